@@ -15,7 +15,7 @@ import pytest
 
 from cli.calling import call
 from samples import sample
-from ticketry.choices import BOUNDS, Bounds, check_bounds, check_numbers, format_value
+from ticketry.choices import BOUNDS, Bounds, check_bounds, check_storable_numbers, format_value
 from ticketry.cli.search import read_arguments, request_by
 from ticketry.errors import TicketryError, UsageError
 from ticketry.evidence.settings import StabilitySettings, VerifySettings
@@ -199,10 +199,10 @@ def test_numbers_are_looked_for_everywhere() -> None:
         flag: bool = True
         text: str = "nan"
 
-    check_numbers(Outer())
+    check_storable_numbers(Outer())
     for odd, name in ((Outer(Inner(math.nan)), "inner.share"), (Outer(several=(1.0, math.inf)), "several")):
         with pytest.raises(UsageError, match=f"{name} must be a finite number"):
-            check_numbers(odd)
+            check_storable_numbers(odd)
 
 
 def test_values_in_messages() -> None:

@@ -19,18 +19,15 @@ from typing import Any, Literal, NamedTuple
 from ticketry.errors import TicketryError, UsageError
 
 _MOST_NAMES = 4
-"""Largest number of names in a message."""
+"""Names that a message lists before it abbreviates the list."""
 
 
 def check_choices(settings: Any, of: str = "") -> None:
-    """Check that every field with a `Literal` annotation has one of its values.
+    """Raise `UsageError` unless every field annotated with `Literal` has one of the listed values.
 
     Args:
-        settings: instance of a dataclass; fields that are tuples hold any number of words.
+        settings: a dataclass instance. If a field is a tuple, each of its elements is checked.
         of: prefix of the field's name in the message, such as "recipe: ".
-
-    Raises:
-        UsageError: if a value is not among the choices, which the message lists.
     """
     kind: Any = type(settings)
     for name, known in _find_choices(kind).items():
@@ -40,22 +37,25 @@ def check_choices(settings: Any, of: str = "") -> None:
 
 
 def check_choice(what: str, word: object, known: Iterable[Any]) -> None:
-    """Raise `UsageError` with the choices unless `word` is one of `known`; `what` precedes the word in the message."""
+    """Raise `UsageError` unless `word` is among the `known` choices. The message starts with `what` and lists the
+    choices.
+    """
     if word not in known:
         raise UsageError(f"{what} {word!r} is not known: {list_choices(word, known)}")
 
 
 def list_choices(word: object, known: Iterable[Any]) -> str:
-    """Return the choices as text for a message, with a suggestion for a word that is not among them."""
+    """Return the choices as text for an error message; for a misspelled word, with a suggestion."""
     names = [str(one) for one in known if one]
     near = did_you_mean(str(word), names).rstrip()
     return f"{', '.join(names)}{near and f'; {near}'}"
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """Return a question with the known names nearest to `name` and a final space; empty if no name is near.
+    """Return a question that suggests the known names closest to `name`, such as "did you mean fc.weight? ".
 
-    ``weight`` and ``fc`` are near to ``fc.weight``: the module's or the parameter's name alone.
+    The text is empty if no name is close. A module's name or a parameter's name alone (``fc``, ``weight``) counts as
+    close to ``fc.weight``.
     """
     known = list(known)
     if longer := [one for one in known if name and (one.startswith(f"{name}.") or one.endswith(f".{name}"))]:
@@ -67,7 +67,7 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 
 
 def require_name(name: object, what: str, error: type[TicketryError]) -> str:
-    """Return a parameter's name; raise `error`, with a message on `what`, unless it is a string that is not empty."""
+    """Return a parameter name if it is a string and not empty; else raise `error`, whose message starts with `what`."""
     if not isinstance(name, str):
         kind = type(name).__name__
         raise error(f"{what} has the name {name!r:.60}, a {kind}: use names of parameters, such as 'fc.weight'")
@@ -77,7 +77,7 @@ def require_name(name: object, what: str, error: type[TicketryError]) -> str:
 
 
 def describe_name_difference(given: Iterable[str], known: Iterable[str]) -> str:
-    """Return how `given` names differ from the `known` ones, for a message; empty if they are the same names."""
+    """Describe for an error message how the `given` names differ from the `known` ones; empty if they are the same."""
     given, known = list(given), list(known)
     if unknown := [name for name in given if name not in set(known)]:
         unused = [name for name in known if name not in set(given)] or known
@@ -87,20 +87,20 @@ def describe_name_difference(given: Iterable[str], known: Iterable[str]) -> str:
 
 
 def format_names(names: Iterable[str]) -> str:
-    """Return the first few names, for a message."""
+    """Return the first few names, separated by commas, for an error message."""
     names = list(names)
     return ", ".join(map(str, names[:_MOST_NAMES])) + (", …" if len(names) > _MOST_NAMES else "")
 
 
 def add_module_names(names: Iterable[str]) -> list[str]:
-    """Return names of parameters and of all modules that they are in."""
+    """Return the names of parameters and of all modules that contain them."""
     parts = [name.split(".") for name in names]
     return list(dict.fromkeys(".".join(one[:length]) for one in parts for length in range(1, len(one) + 1)))
 
 
 @lru_cache(maxsize=256)
 def _find_choices(kind: Any) -> dict[str, tuple[Any, ...]]:
-    """Return the choices of each `Literal` field of a dataclass, by name."""
+    """Return field name -> allowed values, for each field of a dataclass annotated with `Literal`."""
     hints = typing.get_type_hints(kind)
     found = {}
     for field in dataclasses.fields(kind):
@@ -118,19 +118,19 @@ def _find_choices(kind: Any) -> dict[str, tuple[Any, ...]]:
 
 # -- numbers -----------------------------------------------------------------------------------------------------------
 
-LEAST, MOST = -(2**63), 2**63 - 1
-"""Bounds of every whole number, because run files (TOML) cannot hold larger ones."""
+MIN_INTEGER, MAX_INTEGER = -(2**63), 2**63 - 1
+"""Smallest and largest integer accepted anywhere, because TOML run files cannot hold others."""
 
 
 class Bounds(NamedTuple):
-    """Range of a number, including both ends."""
+    """Smallest and largest allowed value of a number, both included."""
 
     low: float
     high: float
     whole: bool = True
 
 
-SEED = Bounds(LEAST, MOST)
+SEED = Bounds(MIN_INTEGER, MAX_INTEGER)
 BOUNDS = {
     "replicates": Bounds(1, 10**6),
     "workers": Bounds(0, 10**4),
@@ -139,16 +139,16 @@ BOUNDS = {
     "checkpoint_seconds": Bounds(1e-9, 1e9, whole=False),
     **dict.fromkeys(("seed", "initialisation_seed", "order_seed", "mask_seed"), SEED),
 }
-"""Bounds of each option, by name."""
+"""Option name -> its bounds."""
 
 
 def check_bounds(name: str, value: Any, bounds: Bounds | None = None) -> None:
-    """Raise `UsageError` unless a number is within its bounds.
+    """Raise `UsageError` unless an option is a number within its bounds.
 
     Args:
-        name: name of the option, as its user writes it.
-        value: value of the option.
-        bounds: bounds of the option; by default its entry in `BOUNDS`.
+        name: the option, as the user writes it.
+        value: its value.
+        bounds: its bounds; by default those in `BOUNDS`.
     """
     low, high, whole = bounds or BOUNDS[name]
     kind = "a whole number" if whole else "a number"
@@ -159,29 +159,29 @@ def check_bounds(name: str, value: Any, bounds: Bounds | None = None) -> None:
         )
 
 
-def check_each(**values: Any) -> None:
-    """Raise `UsageError` unless each of these options is within its bounds in `BOUNDS`."""
+def check_options(**values: Any) -> None:
+    """Raise `UsageError` unless each option is within its bounds in `BOUNDS`."""
     for name, value in values.items():
         check_bounds(name, value)
 
 
-def check_numbers(settings: Any, what: str = "") -> None:
-    """Raise `UsageError` unless all numbers of a dataclass can be written into a run file and read again.
+def check_storable_numbers(settings: Any, what: str = "") -> None:
+    """Raise `UsageError` unless a run file can store all numbers of a dataclass: 64-bit integers and finite floats.
 
     Args:
         settings: a dataclass, whose fields may be dataclasses and tuples.
         what: prefix of each field's name in the message.
     """
     for field in fields(settings):
-        _check_value(f"{what}{field.name}", getattr(settings, field.name))
+        _check_storable(f"{what}{field.name}", getattr(settings, field.name))
 
 
-def _check_value(name: str, value: Any) -> None:
+def _check_storable(name: str, value: Any) -> None:
     if isinstance(value, tuple | list):
         for one in value:
-            _check_value(name, one)
+            _check_storable(name, one)
     elif is_dataclass(value) and not isinstance(value, type):
-        check_numbers(value, f"{name}.")
+        check_storable_numbers(value, f"{name}.")
     elif isinstance(value, int) and not isinstance(value, bool):
         check_bounds(name, value, SEED)
     elif isinstance(value, float) and not math.isfinite(value):
@@ -189,7 +189,7 @@ def _check_value(name: str, value: Any) -> None:
 
 
 def format_value(value: object) -> str:
-    """Return a value as text for a message, short also where it is a number of thousands of digits."""
+    """Return a value as text for an error message, abbreviated if it is long."""
     try:
         text = str(value) if isinstance(value, int | float) else repr(value)
     except ValueError:  # more digits than Python converts
@@ -198,4 +198,4 @@ def format_value(value: object) -> str:
 
 
 def _format_bound(value: float) -> str:
-    return {LEAST: "-2**63", MOST: "2**63 - 1"}.get(int(value), f"{value:g}")
+    return {MIN_INTEGER: "-2**63", MAX_INTEGER: "2**63 - 1"}.get(int(value), f"{value:g}")

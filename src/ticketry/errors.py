@@ -40,13 +40,13 @@ from ticketry_engine.errors import (
 
 
 class LayerCollapseError(MaskError):
-    """A density at which a whole layer would be left without weights.
+    """Raised if pruning would leave a layer without weights.
 
     Attributes:
         what: what is wrong, without advice.
         advice: what to do about it; may be empty.
-        keep: alternative advice that needs an argument of the called function: to keep a weight in each layer.
-        by: that argument, as written in code.
+        keep: further advice: to keep a weight in each layer, by the argument `by`.
+        by: the argument of the called function that does so, such as ``keep_at_least=1``.
 
     Examples:
         >>> error = tk.errors.LayerCollapseError("fc is empty", "spare it", keep="keep a weight")
@@ -66,16 +66,19 @@ class LayerCollapseError(MaskError):
         super().__init__(f"{what}; {ways}" if ways else what)
 
     def with_keep_argument(self, argument: str) -> LayerCollapseError:
-        """Return the error with another argument in its advice, for a function that has a different one."""
+        """Return the error with `argument` as the one that keeps a weight in each layer, for functions that call it
+        differently.
+        """
         return LayerCollapseError(self.what, self.advice, keep=self.keep, by=argument)
 
     def with_prefix(self, where: str) -> LayerCollapseError:
-        """Return the error with the place where it occurred in front of its message."""
+        """Return the error with `where` in front of its message."""
         return LayerCollapseError(f"{where}: {self.what}", self.advice, keep=self.keep, by=self.by)
 
 
 class ScoreError(TicketryError):
-    """A score that cannot rank weights: values are missing, not finite or all 0, or the model lacks derivatives.
+    """Raised if a score cannot rank weights: a value is missing, not finite, or all values are 0, or the model has no
+    derivatives.
 
     Examples:
         >>> loss = lambda model, batch: model(batch).sum()
@@ -87,7 +90,7 @@ class ScoreError(TicketryError):
 
 
 class ControlFlowError(StructureError):
-    """A module whose control flow depends on activations, so that its channels cannot be traced.
+    """Raised if a module's control flow depends on its activations, so that its channels cannot be traced.
 
     Examples:
         >>> class Early(nn.Linear):
@@ -103,11 +106,11 @@ class ControlFlowError(StructureError):
     def __init__(self, message: str, module: str) -> None:
         super().__init__(message)
         self.module = module
-        """Name of the module; empty if it is the model itself."""
+        """Name of the module in the model; empty for the model itself."""
 
 
 class HoldError(TicketryError):
-    """A pruned weight that did not stay at zero.
+    """Raised if pruned weights did not stay at zero.
 
     Examples:
         >>> model = nn.Linear(4, 2)
@@ -120,7 +123,7 @@ class HoldError(TicketryError):
 
 
 class TicketError(TicketryError):
-    """A ticket folder that is incomplete, damaged, too new or hostile.
+    """Raised if a ticket folder is incomplete, damaged, malicious, or written by a newer version.
 
     Examples:
         >>> tk.Ticket.load("nowhere")
@@ -131,7 +134,7 @@ class TicketError(TicketryError):
 
 
 class TrustError(TicketryError):
-    """A file that names code or a path of this machine, which is not used unless the user trusts the file.
+    """Raised if an untrusted file names code to import or a path of this machine.
 
     Examples:
         >>> try:  # a ticket from elsewhere that names code; trust=True, or --trust, lets it be imported
@@ -145,7 +148,7 @@ class TrustError(TicketryError):
 
 
 class OutsideError(TrustError):
-    """A name or link in a file or folder that leads outside its folder.
+    """Raised if a name or link in a stored folder leads outside that folder.
 
     Examples:
         >>> issubclass(tk.errors.OutsideError, tk.errors.TrustError), tk.errors.OutsideError.exit_code
@@ -156,7 +159,7 @@ class OutsideError(TrustError):
 
 
 class StoreError(TicketryError):
-    """The store cannot be read or written: no space, no permission, a format of another version.
+    """Raised if the store cannot be read or written: no space, no permission, or a format of another version.
 
     Examples:
         >>> from pathlib import Path
@@ -169,7 +172,7 @@ class StoreError(TicketryError):
 
 
 class DamagedBlobError(StoreError):
-    """A stored file whose contents no longer match its digest.
+    """Raised if the contents of a stored file no longer match its digest.
 
     Examples:
         >>> from pathlib import Path
@@ -185,7 +188,7 @@ class DamagedBlobError(StoreError):
 
 
 class DataError(TicketryError):
-    """A data set that is absent, incomplete or not what its published digest says.
+    """Raised if a data set is missing, incomplete, or does not match its published digest.
 
     Examples:
         >>> from pathlib import Path
@@ -197,7 +200,7 @@ class DataError(TicketryError):
 
 
 class TaskError(TicketryError):
-    """A task or model that is unknown, or a user's own that does not keep the task's contract.
+    """Raised if a task or model is unknown, or a user's own task or model lacks a required method or property.
 
     Examples:
         >>> tk.task("digit")
@@ -208,7 +211,8 @@ class TaskError(TicketryError):
 
 
 class PluginError(TicketryError):
-    """A plugin of an installed package that cannot be used: an import error, a wrong kind, or an ambiguous name.
+    """Raised if a plugin of an installed package cannot be imported, is not of the expected kind, or has an ambiguous
+    name.
 
     Examples:
         >>> issubclass(tk.errors.PluginError, tk.errors.TicketryError)
@@ -217,7 +221,7 @@ class PluginError(TicketryError):
 
 
 class TrainingError(TicketryError):
-    """Training that cannot continue, such as after a loss of NaN.
+    """Raised if training cannot continue, such as after a loss of NaN.
 
     Examples:
         >>> with tk.Lab() as lab:
@@ -230,7 +234,7 @@ class TrainingError(TicketryError):
 
 
 class NotStoredError(TicketryError):
-    """A result that is not in the store, where training it is not allowed.
+    """Raised if a result is not in the store and training it is not allowed.
 
     Examples:
         >>> with tk.Lab("empty") as lab, lab.training_nothing():
@@ -242,11 +246,11 @@ class NotStoredError(TicketryError):
 
 
 class InterruptedTrainingError(TicketryError):
-    """Training that was stopped on request; its state is stored, and the same command resumes it.
+    """Raised if training was stopped on request. Its state is stored, and the same command resumes it.
 
     Args:
         message: text of the error.
-        number: number of the signal that stopped it, by default that of Ctrl-C. The exit code is 128 + number.
+        number: number of the signal that stopped training, by default that of Ctrl-C. The exit code is 128 + number.
 
     Examples:
         >>> tk.errors.InterruptedTrainingError("training was asked to stop", number=15).exit_code
@@ -263,7 +267,7 @@ class InterruptedTrainingError(TicketryError):
 
 
 class RunnerError(TicketryError):
-    """A worker process that ended without a result.
+    """Raised if a worker process ended without a result.
 
     Examples:
         >>> issubclass(tk.errors.RunnerError, tk.errors.TicketryError)
@@ -272,7 +276,8 @@ class RunnerError(TicketryError):
 
 
 class CostError(TicketryError):
-    """Costs or a machine's profile that are absent, damaged, or of another model, machine or number of threads.
+    """Raised if costs or a machine profile are missing, damaged, or belong to another model, machine or number of
+    threads.
 
     Examples:
         >>> issubclass(tk.errors.CostError, tk.errors.TicketryError)
@@ -281,7 +286,7 @@ class CostError(TicketryError):
 
 
 class BudgetWarning(UserWarning):
-    """A budget was met in a way that the caller may not expect: without pruning, or with hardly any weights left.
+    """Warns that a budget was met in an unexpected way: without any pruning, or with hardly any weights left.
 
     Examples:
         >>> model = nn.Sequential(nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 16)).eval()

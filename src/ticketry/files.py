@@ -1,4 +1,6 @@
-"""Keep paths that are read from files inside their folder; other file helpers are those of `ticketry_engine`."""
+"""Check that paths read from untrusted files stay inside their folder; other file helpers come from
+`ticketry_engine`.
+"""
 
 from __future__ import annotations
 
@@ -47,19 +49,19 @@ from ticketry_engine.support.files import (
 )
 
 _LONGEST_NAME = 255
-_NO_NAMES = ("", ".", "..")
+_INVALID_NAMES = ("", ".", "..")
 _SEPARATORS = "/\\" if os.sep == "/" else "/\\:"
 
 
 def join_inside(root: Path, *names: str) -> Path:
-    """Return `root` / names, for names from an untrusted file; the path is inside `root`.
+    """Return `root` / names, where the names come from an untrusted file.
 
     Raises:
         OutsideError: if a name is not a plain file name (it is a path, ``..``, empty, too long or not printable), or a
-            link on the way leads outside `root`.
+            link on the path leads outside `root`.
     """
     for name in names:
-        plain = isinstance(name, str) and name not in _NO_NAMES and name.isprintable()
+        plain = isinstance(name, str) and name not in _INVALID_NAMES and name.isprintable()
         if not plain or any(letter in name for letter in _SEPARATORS) or len(os.fsencode(name)) > _LONGEST_NAME:
             raise OutsideError(
                 f"{name!r:.80} is not a file name in {root}: the file that contains it is damaged or forged"
@@ -68,11 +70,7 @@ def join_inside(root: Path, *names: str) -> Path:
 
 
 def require_inside(root: Path, path: Path) -> Path:
-    """Return a path if it is below `root` after following links.
-
-    Raises:
-        OutsideError: if it is not.
-    """
+    """Return a path if it is inside `root` after resolving links; else raise `OutsideError`."""
     real = os.path.realpath(root)
     if os.path.commonpath([real, os.path.realpath(path)]) != real:
         raise OutsideError(f"{path} is a link to outside of {root} and is not followed")

@@ -1,7 +1,7 @@
-"""List and delete folders. A folder that cannot be read is an error, and never treated as empty or missing.
+"""List and delete folders. If a folder cannot be read, these functions raise `OSError` instead of treating it as empty.
 
-`pathlib` returns False or nothing if the system denies access. Code that deletes, moves or reports because of such a
-result must use these functions instead. They do not recurse, so that untrusted folders may be nested arbitrarily deep.
+`pathlib` returns False or nothing if the system denies access, so code that deletes or moves files must use these
+functions. They do not recurse, so that an untrusted folder may be nested arbitrarily deep.
 """
 
 from __future__ import annotations
@@ -20,24 +20,24 @@ _MISSING = (FileNotFoundError, NotADirectoryError)
 
 
 def exists(path: Path) -> bool:
-    """Return whether something is at a path, links followed; `OSError` if access is denied."""
+    """Return whether a file or folder exists, following links; raise `OSError` if access is denied."""
     return _stat_mode(path) is not None
 
 
 def is_file(path: Path) -> bool:
-    """Return whether a regular file is at a path, links followed; `OSError` if access is denied."""
+    """Return whether a path is a regular file, following links; raise `OSError` if access is denied."""
     mode = _stat_mode(path)
     return mode is not None and stat.S_ISREG(mode)
 
 
 def is_folder(path: Path) -> bool:
-    """Return whether a folder is at a path, links followed; `OSError` if access is denied."""
+    """Return whether a path is a folder, following links; raise `OSError` if access is denied."""
     mode = _stat_mode(path)
     return mode is not None and stat.S_ISDIR(mode)
 
 
 def _stat_mode(path: Path) -> int | None:
-    """Return the mode bits of what is at a path; None if it is missing."""
+    """Return the mode bits of a file or folder; None if it does not exist."""
     try:
         return os.stat(path).st_mode
     except _MISSING:
@@ -45,10 +45,10 @@ def _stat_mode(path: Path) -> int | None:
 
 
 def list_entries(folder: Path) -> list[os.DirEntry[str]]:
-    """Return what is directly in a folder, by name; nothing if there is no such folder.
+    """Return the entries of a folder, sorted by name; none if the folder does not exist.
 
     Raises:
-        OSError: if it cannot be read, or is a link to a place that is missing.
+        OSError: if the folder cannot be read, or is a link to a missing folder.
     """
     try:
         with os.scandir(folder) as found:
@@ -60,10 +60,10 @@ def list_entries(folder: Path) -> list[os.DirEntry[str]]:
 
 
 def list_matching(folder: Path, pattern: str) -> list[Path]:
-    """Return the paths in a folder that match a pattern such as ``*/*.json``, sorted; links to folders are followed.
+    """Return the paths in a folder that match a pattern such as ``*/*.json``, sorted. Links to folders are followed.
 
     Raises:
-        OSError: if a folder on the way cannot be read.
+        OSError: if one of the folders cannot be read.
     """
     *folders, last = pattern.split("/")
     places = [folder]
@@ -78,7 +78,7 @@ def list_matching(folder: Path, pattern: str) -> list[Path]:
 
 
 def iterate_below(folder: Path) -> Iterator[Path]:
-    """Yield everything below a folder, each folder before what is in it; links are yielded and not followed.
+    """Yield all files and folders below a folder, each folder before its contents. Links are yielded but not followed.
 
     Raises:
         OSError: if a folder cannot be read.
@@ -88,14 +88,14 @@ def iterate_below(folder: Path) -> Iterator[Path]:
 
 
 def iterate_files(folder: Path) -> Iterator[Path]:
-    """Yield the regular files below a folder; links are neither yielded nor followed. `OSError` as `iterate_below`."""
+    """Yield the regular files below a folder. Links are neither yielded nor followed; raises as `iterate_below`."""
     for path, entry in _walk(folder):
         if entry.is_file(follow_symlinks=False):
             yield path
 
 
 def iterate_folders(folder: Path) -> Iterator[Path]:
-    """Yield the folders below a folder, the outer ones first; links are not followed. `OSError` as `iterate_below`."""
+    """Yield the folders below a folder, outer ones first. Links are not followed; raises as `iterate_below`."""
     for path, entry in _walk(folder):
         if entry.is_dir(follow_symlinks=False):
             yield path
@@ -118,16 +118,16 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 
 
 def delete_tree(folder: Path) -> None:
-    """Delete a folder and all that is in it, however deep it is; links in it are deleted and not followed.
+    """Delete a folder and its contents, however deeply nested. Links in it are deleted, not followed.
 
     Raises:
-        OSError: if it is missing, is a link, or cannot be deleted.
+        OSError: if the folder is missing, is a link, or cannot be deleted.
     """
     _delete(folder, lenient=False)
 
 
 def delete_tree_if_possible(folder: Path) -> None:
-    """Delete as much of a folder as the system allows; nothing if there is no such folder."""
+    """Delete as much of a folder as the system allows; do nothing if it does not exist."""
     with contextlib.suppress(OSError):
         _delete(folder, lenient=True)
 
@@ -145,7 +145,7 @@ def _delete(folder: Path, *, lenient: bool) -> None:
 
 
 def _empty_folder(root: int, attempt: contextlib.AbstractContextManager[None]) -> None:
-    """Delete all that is in an open folder. Inner folders are moved up into it, so that no path grows with depth."""
+    """Delete the contents of an open folder. Inner folders are moved up into it first, so that paths stay short."""
     waiting = _unlink_files(root, attempt)
     while waiting:
         with attempt:
@@ -161,7 +161,7 @@ def _empty_folder(root: int, attempt: contextlib.AbstractContextManager[None]) -
 
 
 def _rmdir_or_move_up(name: str, parent: int, root: int) -> list[str]:
-    """Delete a folder if it is empty; else move it from `parent` to `root`, and return its name there."""
+    """Delete a folder if it is empty; else move it from `parent` to `root`, and return its new name."""
     try:
         os.rmdir(name, dir_fd=parent)
     except OSError as error:
@@ -174,7 +174,7 @@ def _rmdir_or_move_up(name: str, parent: int, root: int) -> list[str]:
 
 
 def _unlink_files(handle: int, attempt: contextlib.AbstractContextManager[None]) -> list[str]:
-    """Delete the files and links of an open folder, and return the names of its folders."""
+    """Delete the files and links in an open folder, and return the names of its folders."""
     with os.scandir(handle) as found:
         listed = list(found)
     folders = []

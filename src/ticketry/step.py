@@ -1,4 +1,4 @@
-"""Points in training, written as ``500it``, ``2ep``, ``3%``, ``0`` or ``end``."""
+"""Positions in training, written as ``500it``, ``2ep``, ``3%``, ``0`` or ``end``."""
 
 from __future__ import annotations
 
@@ -14,9 +14,7 @@ _PATTERN = re.compile(r"(?P<number>\d{1,18}(?:\.\d{1,18})?)\s*(?P<unit>it|ep|%)"
 
 @dataclass(frozen=True)
 class Step:
-    """A point in training: an iteration, an epoch or a percentage of the whole training.
-
-    `at` converts epochs and percentages to an iteration, given the length of training.
+    """A position in training: after a number of iterations or epochs, or at a percentage of the whole training.
 
     Examples:
         >>> tk.Step.parse("3%").at(total=1000, per_epoch=100)
@@ -34,7 +32,7 @@ class Step:
     """
 
     value: Fraction
-    """Number of units, exact: 0.1 % has no rounding error."""
+    """Number of units; an exact fraction, so that 0.1 % has no rounding error."""
     unit: str
     """``it`` (iterations), ``ep`` (epochs) or ``%`` (of the whole training)."""
 
@@ -50,26 +48,26 @@ class Step:
 
     @classmethod
     def parse(cls, text: str | Step) -> Step:
-        """Read ``500it``, ``2ep``, ``0.5ep``, ``3%``, ``0`` or ``end`` (= ``100%``).
+        """Parse ``500it``, ``2ep``, ``0.5ep``, ``3%``, ``0`` or ``end`` (= ``100%``).
 
         Args:
-            text: text to read; a `Step` is returned unchanged.
+            text: text to parse; a `Step` is returned unchanged.
 
         Raises:
-            UsageError: for anything else; a bare number other than 0 is refused because it could mean any unit.
+            UsageError: for other text. A bare number other than 0 is refused, because its unit is unclear.
         """
         return text if isinstance(text, Step) else _parse_text(text)
 
     def at(self, *, total: int, per_epoch: int, of: str = "") -> int:
-        """Return the iteration of this point, rounded half up.
+        """Return the iteration at this position, rounded half up.
 
         Args:
             total: iterations of the whole training.
             per_epoch: iterations of an epoch.
-            of: name of the setting with this value, for the error.
+            of: name of the setting that has this value, for the error message.
 
         Raises:
-            UsageError: if the point is beyond the end of training.
+            UsageError: if the position is beyond the end of training.
         """
         iteration = self.iterations(per_epoch=per_epoch, total=total)
         if iteration > total:
@@ -78,14 +76,14 @@ class Step:
         return iteration
 
     def iterations(self, *, per_epoch: int, total: int | None = None) -> int:
-        """Return the number of iterations, without an upper bound.
+        """Return the number of iterations up to this position, which may exceed the length of training.
 
         Args:
             per_epoch: iterations of an epoch.
-            total: iterations of the whole training; needed for a percentage.
+            total: iterations of the whole training; required for a percentage.
 
         Raises:
-            UsageError: for a percentage without a total.
+            UsageError: for a percentage without `total`.
         """
         if self.unit == "it":
             return int(self.value)
@@ -96,10 +94,10 @@ class Step:
         return _round_half_up(self.value * total / 100)
 
     def scaled(self, factor: Fraction, *, per_epoch: int) -> Step:
-        """Return the same point of a training `factor` times as long: percentages unchanged, others in iterations.
+        """Return the corresponding position of a training `factor` times as long; epochs become iterations.
 
         Args:
-            factor: how many times as long; exact.
+            factor: how many times as long, exact.
             per_epoch: iterations of an epoch.
 
         Examples:
@@ -140,7 +138,7 @@ def _round_half_up(value: Fraction) -> int:
 
 
 def _decimal_places(denominator: int) -> int | None:
-    """Return the number of decimals that write 1/denominator exactly; None if no finite number does."""
+    """Return the number of decimals that write 1/denominator exactly; None if no finite number of decimals does."""
     twos = fives = 0
     while denominator % 2 == 0:
         denominator //= 2

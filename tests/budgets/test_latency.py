@@ -18,7 +18,7 @@ from ticketry.budgets.latency import concerns
 from ticketry.budgets.layer_choice import LayerChoice, value_of
 from ticketry.budgets.timing import Meter
 from ticketry.budgets.units import BASES, Latencies
-from ticketry.core.output_change import output_change, with_magnitudes
+from ticketry.core.output_change import add_small_magnitudes, output_change
 from ticketry.errors import BudgetWarning, EngineError, LayerCollapseError, UsageError
 from ticketry_engine.bench.timing import Interval
 
@@ -399,7 +399,7 @@ def test_a_terminal_shows_steps_and_the_time_left(monkeypatch: pytest.MonkeyPatc
 def test_weights_without_importance_rank_last_by_magnitude() -> None:
     scores = {"a": torch.tensor([4.0, 0.0, 0.0, 2.0]), "b": torch.zeros(3), "c": torch.zeros(2)}
     weights = {"a": torch.tensor([0.1, 3.0, -4.0, 0.0]), "b": torch.tensor([1.0, -5.0, 2.0]), "c": torch.zeros(2)}
-    found = with_magnitudes(scores, weights)
+    found = add_small_magnitudes(scores, weights)
     assert found["a"].argsort(descending=True).tolist() == [0, 3, 2, 1]
     assert found["b"].argsort(descending=True).tolist() == [1, 2, 0]
     assert not found["c"].any()
@@ -426,7 +426,7 @@ def test_a_budget_is_spent_on_branches_without_importance() -> None:
     model = Residual().eval()
     values = output_change(model, tk.scope(model), IMAGES)
     assert not values["branch.0.weight"].any()
-    values = with_magnitudes(values, tk.scope(model).parameters(model))
+    values = add_small_magnitudes(values, tk.scope(model).parameters(model))
     sizes = {"stem.weight": 432, "branch.0.weight": 2304}
     curve = {"weights": Curve((0.0, 1.0), (0.0, 1.0))}
     costs = CostModel("seconds", {name: LayerCost(size, 1.0, curve) for name, size in sizes.items()}, 0.0)

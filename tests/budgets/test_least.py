@@ -16,7 +16,7 @@ from torch import nn
 import ticketry as tk
 from ticketry.budgets.cost_model import CostModel, Curve, LayerCost
 from ticketry.core.allocate import allocate
-from ticketry.core.layer_minimum import check_least_of
+from ticketry.core.layer_minimum import check_layer_minimum
 from ticketry.core.structure.channel_masks import check_channels
 from ticketry.core.structure.pattern import Pattern
 from ticketry.errors import LayerCollapseError, UsageError
@@ -71,7 +71,7 @@ def test_minimums_are_refused_exactly_where_allocation_fails(shapes, pattern, di
     density = min(percent / 100, found.densest) if found.m else percent / 100
     late = refused(scores, density, least, pattern=pattern, distribution=distribution)
     try:
-        check_least_of({name: tuple(one.shape) for name, one in scores.items()}, density, least, pattern=found)
+        check_layer_minimum({name: tuple(one.shape) for name, one in scores.items()}, density, least, pattern=found)
     except LayerCollapseError:
         assert late
     else:
@@ -90,19 +90,19 @@ def test_minimums_that_some_scores_permit_are_not_refused(shapes, pattern, perce
     draw = torch.Generator().manual_seed(seed)
     scores = {str(n): torch.rand(shape, generator=draw) for n, shape in enumerate(shapes)}
     if not refused(scores, percent / 100, least, pattern=pattern):
-        check_least_of(dict(enumerate(shapes)), percent / 100, least, pattern=Pattern.parse(pattern))
+        check_layer_minimum(dict(enumerate(shapes)), percent / 100, least, pattern=Pattern.parse(pattern))
 
 
 def test_only_candidates_count():
     """One layer has 8 candidates of 8 weights, the other 2: a minimum of 3 in each is 5 in all."""
     within = tk.Mask({"a": torch.arange(8) < 8, "b": torch.arange(8) < 2})
     shapes = {"a": (8,), "b": (8,)}
-    check_least_of(shapes, 5 / 16, 3, within=within)
+    check_layer_minimum(shapes, 5 / 16, 3, within=within)
     with pytest.raises(LayerCollapseError, match=r"it is 4 weights, and those would be 5, 3 of them in a;"):
-        check_least_of(shapes, 4 / 16, 3, within=within)
+        check_layer_minimum(shapes, 4 / 16, 3, within=within)
     empty = tk.Mask({"a": torch.arange(8) < 8, "b": torch.arange(8) < 0})
     with pytest.raises(LayerCollapseError, match="b has none left"):
-        check_least_of(shapes, 0.5, 1, within=empty)
+        check_layer_minimum(shapes, 0.5, 1, within=empty)
 
 
 @pytest.mark.parametrize(

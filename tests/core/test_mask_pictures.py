@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from ticketry.core.mask import Mask
-from ticketry.core.mask_pictures import first_layer, structure_pictures
+from ticketry.core.mask_pictures import draw_first_layer, draw_structure_pictures
 
 
 def random_mask(*shape: int) -> torch.Tensor:
@@ -18,7 +18,7 @@ def random_mask(*shape: int) -> torch.Tensor:
 
 def test_filters_are_bits() -> None:
     bits = random_mask(5, 3, 3, 3)
-    made = first_layer(Mask({"conv.weight": bits, "fc.weight": random_mask(2, 4)}), (3, 32, 32))
+    made = draw_first_layer(Mask({"conv.weight": bits, "fc.weight": random_mask(2, 4)}), (3, 32, 32))
     assert made is not None
     assert (made["name"], made["kind"], made["shape"]) == ("conv.weight", "filters", [5, 3, 3, 3])
     data = np.frombuffer(base64.b64decode(made["data"]), np.uint8)
@@ -27,7 +27,7 @@ def test_filters_are_bits() -> None:
 
 def test_inputs_are_shares() -> None:
     bits = random_mask(300, 784)
-    made = first_layer(Mask({"fc1.weight": bits}), (1, 28, 28))
+    made = draw_first_layer(Mask({"fc1.weight": bits}), (1, 28, 28))
     assert made is not None
     assert (made["kind"], made["shape"]) == ("inputs", [1, 28, 28])
     data = np.frombuffer(base64.b64decode(made["data"]), np.uint8)
@@ -35,9 +35,9 @@ def test_inputs_are_shares() -> None:
 
 
 def test_what_is_no_picture() -> None:
-    assert first_layer(Mask({"fc.weight": random_mask(3, 7)}), None) is None
-    assert first_layer(Mask({"fc.weight": random_mask(3, 7)}), (1, 2, 3)) is None
-    assert first_layer(Mask({"conv.weight": random_mask(128, 256, 3, 3)}), (3, 32, 32)) is None  # too large
+    assert draw_first_layer(Mask({"fc.weight": random_mask(3, 7)}), None) is None
+    assert draw_first_layer(Mask({"fc.weight": random_mask(3, 7)}), (1, 2, 3)) is None
+    assert draw_first_layer(Mask({"conv.weight": random_mask(128, 256, 3, 3)}), (3, 32, 32)) is None  # too large
 
 
 def bits_of(made: dict[str, Any], when: str) -> np.ndarray[Any, Any]:
@@ -57,7 +57,7 @@ def grouped(rows: int, columns: int, size: int) -> torch.Tensor:
 
 def test_rows_are_sorted_by_group() -> None:
     after, before = grouped(12, 20, 3), random_mask(12, 20)
-    (made,) = structure_pictures(Mask({"fc.weight": before, "fc.bias": before[:, 0]}), Mask({"fc.weight": after}))
+    (made,) = draw_structure_pictures(Mask({"fc.weight": before, "fc.bias": before[:, 0]}), Mask({"fc.weight": after}))
     assert (made["name"], made["rows"], made["columns"], made["every"]) == ("fc.weight", 12, 20, 1)
     assert made["groups"] == [3, 3, 3, 3]
     assert bits_of(made, "after").sum(1).tolist() == [4, 4, 4, 3, 3, 3, 2, 2, 2, 1, 1, 1]
@@ -67,7 +67,7 @@ def test_rows_are_sorted_by_group() -> None:
 
 def test_large_layers_are_thinned_out_and_cut() -> None:
     after = grouped(320, 400, 32)
-    (made,) = structure_pictures(Mask({"w": random_mask(320, 400)}), Mask({"w": after}))
+    (made,) = draw_structure_pictures(Mask({"w": random_mask(320, 400)}), Mask({"w": after}))
     assert (made["every"], made["shape"]) == (3, [107, 256])
     assert sum(made["groups"]) == 107
     assert set(made["groups"]) == {10, 11}
@@ -76,4 +76,4 @@ def test_large_layers_are_thinned_out_and_cut() -> None:
 def test_the_two_largest_of_the_small_layers_are_drawn() -> None:
     shapes = {"a": (8, 4), "b": (600, 90), "c": (128, 3, 3, 3), "d": (16, 9)}
     mask = Mask({name: random_mask(*shape) for name, shape in shapes.items()})
-    assert [made["name"] for made in structure_pictures(mask, mask)] == ["c", "d"]
+    assert [made["name"] for made in draw_structure_pictures(mask, mask)] == ["c", "d"]

@@ -20,8 +20,8 @@ from torch import Tensor
 
 from ticketry.budgets.cost_model import CostModel, Curve
 from ticketry.budgets.units import Unit, format_cost, format_cost_above
-from ticketry.core.allocate import largest
-from ticketry.core.layer_minimum import candidates, check_within
+from ticketry.core.allocate import mask_of_largest
+from ticketry.core.layer_minimum import check_mask_covers_tensors, count_candidates
 from ticketry.core.mask import Mask
 from ticketry.core.structure.pattern import share_of
 from ticketry.errors import LayerCollapseError, MaskError, UsageError
@@ -107,7 +107,7 @@ class FlatScores:
         """Flatten scores. Raises what `allocate_cost` raises for invalid ones."""
         if not scores:
             raise MaskError("there are no scores to allocate by")
-        check_within({name: tuple(score.shape) for name, score in scores.items()}, within)
+        check_mask_covers_tensors({name: tuple(score.shape) for name, score in scores.items()}, within)
         values = []
         for name, score in scores.items():
             check_worth(name, score)
@@ -129,7 +129,7 @@ class FlatScores:
             allowed = value if among is None else torch.where(among, value, -1.0)
             if least:
                 room = len(value) if among is None else int(among.sum())
-                part[largest(allowed, min(least, room))] = torch.inf
+                part[mask_of_largest(allowed, min(least, room))] = torch.inf
             part[allowed < 0] = -1.0
         price = torch.cat(list(prices))
         return affordable(worth, price, budget), worth, price
@@ -335,7 +335,9 @@ def check_multiplications(
     """Raise `LayerCollapseError` if a share of the multiplications does not pay for `least` weights in each layer."""
     if least:
         sizes = {name: prod(shape) for name, shape in shapes.items()}
-        check_floor(sizes, prices, share, least=least, what="multiplications", available=candidates(shapes, within))
+        check_floor(
+            sizes, prices, share, least=least, what="multiplications", available=count_candidates(shapes, within)
+        )
 
 
 def check_floor(

@@ -45,7 +45,7 @@ from ticketry.budgets.request import Request, default_structure_of_latency, scor
 from ticketry.budgets.timing import QUICK, THOROUGH, Meter, measure_costs, time_base
 from ticketry.budgets.units import EAGER, Latencies, format_cost
 from ticketry.core.mask import Mask
-from ticketry.core.output_change import with_magnitudes
+from ticketry.core.output_change import add_small_magnitudes
 from ticketry.core.scope import Scope
 from ticketry.core.scope import scope as scope_of
 from ticketry.core.score import Loss, Score, ScoreInputs
@@ -231,7 +231,7 @@ class _Search:
         if self._request.cost is not None:
             self._request.check_floor(self._request.cost, self._asked)
         parameters = self._request.scope.parameters(self._request.model)
-        self._values = with_magnitudes(self._request.scores(), parameters)
+        self._values = add_small_magnitudes(self._request.scores(), parameters)
         if needs_costs:
             self._costs = self._request.cost or self._measure_costs()
             _warn_of_torch(self._costs)
@@ -366,7 +366,7 @@ def _channel_path(request: Request, values: Mapping[str, Tensor], prices: Mappin
     known = options.known or partial(tried_structure, request.model, request.example_inputs, options.spare)
     choice = ChannelChoice(request.model, known(), request.scope)
     if request.within is not None:
-        choice.check_within(request.within)
+        choice.check_mask_covers_tensors(request.within)
     scores = options.scores(choice) if options.scores else choice.sums(values)
     return ChannelPath(choice, scores, prices, options.order, request.within)
 

@@ -17,13 +17,13 @@ from ticketry.budgets.allocation import allocate_cost, allocate_multiplications,
 from ticketry.budgets.cost_model import CostModel, Prices, mask_cost, required_budget
 from ticketry.budgets.granularity import FINEST, in_blocks, single_granularity
 from ticketry.budgets.layer_choice import LayerChoice, allocate_worth, zero_outside
-from ticketry.core.allocate import allocate, global_counts, layer_counts
-from ticketry.core.layer_minimum import candidates
+from ticketry.core.allocate import allocate, count_largest_per_tensor, count_weights_per_layer
+from ticketry.core.layer_minimum import count_candidates
 from ticketry.core.mask import Mask
 from ticketry.core.prune import densities, while_pruning_to
 from ticketry.core.scope import Scope
 from ticketry.core.score import Score, ScoreInputs, get
-from ticketry.core.score.measurement import cache_batches, measures_at_mask, scores_in
+from ticketry.core.score.measurement import cache_batches, has_mask_option, score_pruned_model
 from ticketry.core.structure.layout import layouts, layouts_or_rows
 from ticketry.core.structure.pattern import check_distribution, share_of
 from ticketry.errors import LayerCollapseError, UsageError
@@ -70,7 +70,7 @@ def allocate_budget(
     if not 0 < wanted <= 1:
         raise UsageError(f"a budget is a share of all {what}, 0 < share <= 1, not {share}")
     sizes = {name: score.numel() for name, score in scores.items()}
-    available = candidates({name: tuple(score.shape) for name, score in scores.items()}, within)
+    available = count_candidates({name: tuple(score.shape) for name, score in scores.items()}, within)
     budget = check_floor(sizes, prices, wanted, least=keep_at_least, what=what, available=available)
     if weighed and distribution == "global":
         return allocate_multiplications(scores, prices, wanted, within=within, keep_at_least=keep_at_least)
@@ -115,14 +115,14 @@ def budget_pruner(
         rule: options of `allocate_budget`.
     """
     function, inputs = get(score), inputs or ScoreInputs(None, None, 0)
-    if regrow and not measures_at_mask(function):
+    if regrow and not has_mask_option(function):
         raise UsageError("regrow needs a score that rates removed weights, by the option `at`")
     if iterations > 1:
         inputs = cache_batches(inputs, model)
 
     @cache
     def first_scores() -> dict[str, Tensor]:
-        return scores_in(function, model, scope, within if measures_at_mask(function) else None, inputs)
+        return score_pruned_model(function, model, scope, within if has_mask_option(function) else None, inputs)
 
     only = single_granularity(structure)
     known = (layouts_or_rows if only == FINEST else layouts)(model, scope) if in_blocks(structure) else {}
@@ -130,7 +130,7 @@ def budget_pruner(
     def prune(share: float) -> Mask:
         mask = within
         for target in densities(share, iterations, schedule):
-            scores = first_scores() if mask is within else scores_in(function, model, scope, mask, inputs)
+            scores = first_scores() if mask is within else score_pruned_model(function, model, scope, mask, inputs)
             among = within if regrow else mask
             if in_blocks(structure):
                 assert isinstance(prices, CostModel)
@@ -241,7 +241,7 @@ def _count_affordable(
     if not isinstance(prices, CostModel):
 
         def price_of(count: int) -> float:
-            shares = layer_counts(scores, available, count, distribution, ())
+            shares = count_weights_per_layer(scores, available, count, distribution, ())
             return sum(prices[name] * kept for name, kept in shares.items())
 
         return _last(lambda count: price_of(count) <= budget, sum(available.values()))
@@ -250,7 +250,9 @@ def _count_affordable(
     left = prices.left_for(scores, budget)
 
     def cost(count: int) -> float:
-        shares = layer_counts(scores, available, count, distribution, ()) or global_counts(finite, count)
+        shares = count_weights_per_layer(scores, available, count, distribution, ()) or count_largest_per_tensor(
+            finite, count
+        )
         return sum(prices.layers[name].at(kept / scores[name].numel()) for name, kept in shares.items())
 
     return _last(lambda count: cost(count) <= left, sum(available.values()))

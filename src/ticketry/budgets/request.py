@@ -13,13 +13,13 @@ from ticketry.budgets.allocation import check_floor_of_costs, check_not_all_kept
 from ticketry.budgets.cost_model import CostModel
 from ticketry.budgets.granularity import BY_MEASUREMENT, FINEST, NONE, adds_scores
 from ticketry.budgets.units import ENGINE, Unit, check_base, parse_share_or_amount
-from ticketry.core.layer_minimum import candidates
+from ticketry.core.layer_minimum import count_candidates
 from ticketry.core.mask import Mask, require_mask
 from ticketry.core.output_change import output_change
 from ticketry.core.scope import Scope
 from ticketry.core.score import Score, ScoreInputs, get
 from ticketry.core.score.kfac import kfac
-from ticketry.core.score.measurement import measures_at_mask, scores_in
+from ticketry.core.score.measurement import has_mask_option, score_pruned_model
 from ticketry.core.score.weight_scores import magnitude
 from ticketry.core.structure.pattern import check_at_least
 from ticketry.errors import UsageError
@@ -115,7 +115,7 @@ class Request:
 
     @property
     def _candidates(self) -> dict[str, int]:
-        return candidates(self.scope.shapes, self.within)
+        return count_candidates(self.scope.shapes, self.within)
 
 
 # -- defaults of structure and score -----------------------------------------------------------------------------------
@@ -165,5 +165,5 @@ def score_finder(
             f"structure {structure} adds scores up and compares layers by them, which magnitudes cannot be: leave the"
             " score out, or take another, such as fisher"
         )
-    seen = within if measures_at_mask(function) else None
-    return partial(scores_in, function, model, scope, seen, inputs)
+    seen = within if has_mask_option(function) else None
+    return partial(score_pruned_model, function, model, scope, seen, inputs)

@@ -1,1 +1,1 @@
-"""Pure functions on modules and tensors, usable in anyone's loop. This room imports no other."""
+"""Pruning for any PyTorch training loop: scopes, scores, masks, mask enforcement, channel pruning and tickets."""

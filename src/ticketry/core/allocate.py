@@ -1,4 +1,4 @@
-"""Masks from scores at a density: how many weights, or blocks of weights, each layer retains, and which."""
+"""Compute masks from scores: how many weights, or blocks of weights, each layer retains, and which ones."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from torch import Tensor
 from ticketry.choices import describe_name_difference
 from ticketry.core.devices.selection import Ranking
 from ticketry.core.devices.sharding import check_shards
-from ticketry.core.layer_minimum import check_least, check_within
+from ticketry.core.layer_minimum import check_mask_covers_tensors, compute_layer_minimums
 from ticketry.core.mask import Mask
 from ticketry.core.scope import match_names
 from ticketry.core.structure.layout import Blocks, Layout, best_of_m
@@ -46,30 +46,31 @@ def allocate(
     pattern: str | Pattern = "unstructured",
     layouts: Mapping[str, Layout] | None = None,
 ) -> Mask:
-    """Return the mask that retains the best-scored weights, exactly round(density * total) of them.
+    """Return the mask that retains the weights with the highest scores, exactly round(density * total) of them.
 
-    Ties go to the earlier element, in the order of `scores`, so the result does not depend on the device or the sort.
+    If scores are equal, the earlier weight is retained, in the order of `scores`. So the mask does not depend on the
+    device.
 
     With a `pattern` of blocks, whole blocks are retained or removed by the mean score of their weights. The number of
-    weights is met within half a block over all layers, and within a block in each layer that has its own share. With
-    N:M, the best N of every M inputs are candidates. At a density of N/M all of them are retained in every layer (a few
-    more if the inputs are no multiple of M); at a lower density the best of them, to the element.
+    retained weights is then accurate to half a block in total, and to one block in each layer that has its own share.
+    With an N:M pattern, only the best N of every M inputs can be retained. At a density of N/M all of them are retained
+    in every layer (a few more if the inputs are no multiple of M); at a lower density, the best of them.
 
     Args:
         scores: parameter name -> score of each weight, in the parameter's shape; the higher, the more important.
         density: fraction retained of all elements of `scores`. With N:M at most N/M, which is the default.
-        sparsity: share removed, instead of density.
+        sparsity: fraction removed, instead of density.
         distribution: how the retained weights are distributed over the layers. ``global``: one threshold over all
-            layers; ``layerwise``: every layer retains the same share of what it still has (in `within`); ``uniform``:
-            every layer ends at the same density; ``erk``: density of a layer proportional to sum(shape) / prod(shape)
-            (Erdos-Renyi-Kernel; Evci et al. 2020, RigL, section 3).
-        within: only weights that this mask retains are candidates (continued pruning).
-        half_rate: names or patterns of layers or parameters, as for `spare` of `scope`, that lose half the share that
-            `within` as a whole loses, such as the output layer in Frankle & Carbin (2019, figure 2); the others lose
-            more instead.
+            layers; ``layerwise``: every layer retains the same share of its candidates (see `within`); ``uniform``:
+            every layer ends at the same density; ``erk``: the density of a layer is proportional to sum(shape) /
+            prod(shape) (Erdos-Renyi-Kernel; Evci et al. 2020, RigL, section 3).
+        within: mask of the candidates: only weights that it retains can be retained (continued pruning).
+        half_rate: names or patterns of layers or parameters, as for `spare` of `scope`. They lose half the share of
+            their weights that all layers together lose, and the others lose more instead. Frankle & Carbin (2019,
+            figure 2) prune the output layer so.
         collapse: what to do if a layer would be left empty: ``raise``, or ``keep`` its best weight instead of the worst
             retained one of the largest layer.
-        keep_at_least: number of weights that every layer retains at least (all it has, if it has fewer), instead of the
+        keep_at_least: smallest number of weights that every layer retains (all it has, if it has fewer), instead of the
             worst retained ones of the layer that retains most. 1 is ``collapse="keep"``. With blocks, rounded up to
             whole blocks.
         pattern: which weights are retained or removed together: ``unstructured``, ``4x1``, ``channel``, ``2:4`` …, see
@@ -108,15 +109,15 @@ def allocate(
     total = sum(score.numel() for score in scores.values())
     kept = kept_elements(wanted, total)
     if pattern.m:
-        within = _n_of_m_candidates(scores, pattern, layouts or {}, within, half_rate)
+        within = _select_n_of_m_candidates(scores, pattern, layouts or {}, within, half_rate)
         if pattern.is_densest(wanted):
             kept = max(kept, within.kept)  # the last group of fewer than m inputs retains n too
     if pattern.blocks_of_rows and within is not None and kept > within.kept:
-        kept = _cap_within_a_block(kept, within, pattern, layouts or {})
-    _check_enough(kept, total, total if within is None else within.kept, wanted)
+        kept = _cap_at_available_weights(kept, within, pattern, layouts or {})
+    _check_enough_candidates(kept, total, total if within is None else within.kept, wanted)
 
     def shares(available: Mapping[str, int], amount: int = kept) -> dict[str, int]:
-        return layer_counts(scores, available, amount, distribution, half_rate)
+        return count_weights_per_layer(scores, available, amount, distribution, half_rate)
 
     if pattern.blocks_of_rows:
         return _allocate_blocks(scores, kept, pattern, layouts or {}, within, targets=shares, least=least)
@@ -134,10 +135,10 @@ def allocate_sharded_magnitudes(
     collapse: str = "raise",
     keep_at_least: int = 0,
 ) -> Mask:
-    """Return the mask that `allocate` returns for the magnitudes of the whole parameters, without gathering them.
+    """Return the mask that `allocate` computes from weight magnitudes, for parameters sharded over several devices.
 
-    All processes that hold shards of the parameters call it with the same arguments, and get the same mask: whole, on
-    the CPU, one byte per weight.
+    The parameters are not gathered. All processes that hold shards call this with the same arguments and get the same
+    mask of the whole parameters, on the CPU (one byte per weight).
 
     Raises:
         UsageError, MaskError, LayerCollapseError: as `allocate`, in all processes.
@@ -146,17 +147,17 @@ def allocate_sharded_magnitudes(
     check_collapse(collapse)
     check_at_least(keep_at_least)
     check_shards(parameters)
-    check_within({name: tuple(parameter.shape) for name, parameter in parameters.items()}, within)
+    check_mask_covers_tensors({name: tuple(parameter.shape) for name, parameter in parameters.items()}, within)
     half_rate = match_names(parameters, half_rate, "half_rate")
     total = sum(parameter.numel() for parameter in parameters.values())
     kept = kept_elements(density, total)
-    _check_enough(kept, total, total if within is None else within.kept, density)
+    _check_enough_candidates(kept, total, total if within is None else within.kept, density)
     return _allocate_ranked(
         Ranking(parameters, within, magnitudes=True),
         parameters,
         density,
         kept,
-        lambda available, amount: layer_counts(parameters, available, amount, distribution, half_rate),
+        lambda available, amount: count_weights_per_layer(parameters, available, amount, distribution, half_rate),
         max(keep_at_least, 1 if collapse == "keep" else 0),
     )
 
@@ -169,20 +170,20 @@ def _allocate_ranked(
     shares: Callable[[Mapping[str, int], int], dict[str, int]],
     least: int,
 ) -> Mask:
-    """Return the mask of single weights that retains the `kept` highest of a ranking.
+    """Return the unstructured mask that retains the `kept` highest weights of a ranking.
 
     Args:
-        ranking: of the tensors.
+        ranking: ranking of the tensors' elements.
         tensors: the ranked tensors, for their shapes.
         density: the requested density, for messages.
         kept: number of weights to retain.
-        shares: number of weights of each layer that has its own share, see `layer_counts`.
-        least: number of weights that each layer retains at least; 0 makes an empty layer an error.
+        shares: computes the number of weights of each layer that has its own share, see `count_weights_per_layer`.
+        least: smallest number of weights that each layer retains; with 0, an empty layer is an error.
 
     Raises:
         LayerCollapseError: if a layer would be left empty.
     """
-    available = {name: ranking.available(name) for name in tensors}
+    available = {name: ranking.count_candidates(name) for name in tensors}
     counts = shares(available, kept)
     together = [name for name in tensors if name not in counts]
     lowest = not counts  # shares are rounded, so a slightly lower density may suffice by chance
@@ -192,27 +193,27 @@ def _allocate_ranked(
     if not least and not all(filled.values()):
         total = sum(tensor.numel() for tensor in tensors.values())
         enough = _lowest_sufficient_density(ranking, available, filled, kept, total, shares)
-        raise _layer_collapse(filled, density, enough, lowest=lowest)
-    for name, count in _raise_to_floor(filled, available, least, density).items():
+        raise _layer_collapse_error(filled, density, enough, lowest=lowest)
+    for name, count in _enforce_layer_minimum(filled, available, least, density).items():
         if name not in chosen or count != counts[name]:
-            chosen[name] = ranking.select(name, ranking.threshold([name], count))[0]
+            chosen[name] = ranking.select_above(name, ranking.find_threshold([name], count))[0]
     for name in tensors.keys() - filled.keys():
         chosen[name] = torch.zeros(tensors[name].shape, dtype=torch.bool)
     return Mask({name: chosen[name] for name in tensors}, copy=False)
 
 
 def _select_jointly(ranking: Ranking, names: list[str], count: int) -> dict[str, Tensor]:
-    """Return name -> bool tensor: the `count` highest elements of all these tensors together."""
+    """Return name -> bool tensor that marks the `count` highest elements of all these tensors together."""
     chosen = {}
-    threshold = ranking.threshold(names, count)
+    threshold = ranking.find_threshold(names, count)
     for name in names:
-        chosen[name], taken = ranking.select(name, threshold)
+        chosen[name], taken = ranking.select_above(name, threshold)
         threshold = replace(threshold, at_key=threshold.at_key - taken)
     return chosen
 
 
-def allocate_or_keep(scores: Mapping[str, Tensor], density: float, *, collapse: str, **more: Any) -> Mask:
-    """Call `allocate` for a caller without the option `keep_at_least`, so that errors advise ``collapse=keep``."""
+def allocate_for_gates(scores: Mapping[str, Tensor], density: float, *, collapse: str, **more: Any) -> Mask:
+    """Call `allocate`; a LayerCollapseError advises ``collapse=keep``, since gates have no option `keep_at_least`."""
     try:
         return allocate(scores, density, collapse=collapse, **more)
     except LayerCollapseError as error:
@@ -220,16 +221,16 @@ def allocate_or_keep(scores: Mapping[str, Tensor], density: float, *, collapse: 
 
 
 def _check_arguments(scores: Mapping[str, Tensor], within: Mask | None, layouts: Mapping[str, Layout]) -> None:
-    """Raise an error if arguments of `allocate` are of different tensors."""
+    """Raise an error if there are no scores, or arguments of `allocate` name different tensors."""
     if not scores:
         raise MaskError("there are no scores to allocate by")
     if unknown := [name for name in layouts if name not in scores]:
         raise UsageError(f"layouts names a tensor without scores: {describe_name_difference(unknown[:1], scores)}")
-    check_within({name: tuple(score.shape) for name, score in scores.items()}, within)
+    check_mask_covers_tensors({name: tuple(score.shape) for name, score in scores.items()}, within)
 
 
-def _check_enough(kept: int, total: int, left: int, density: float) -> None:
-    """Raise `MaskError` if fewer weights are `left` than are to be `kept`."""
+def _check_enough_candidates(kept: int, total: int, left: int, density: float) -> None:
+    """Raise `MaskError` if `kept` weights are to be retained and only `left` are candidates."""
     if kept > left:
         raise MaskError(
             f"density {density:g} keeps {kept} of {total} weights, but the mask to go on from has only {left}: ask for"
@@ -237,40 +238,43 @@ def _check_enough(kept: int, total: int, left: int, density: float) -> None:
         )
 
 
-def _n_of_m_candidates(
+def _select_n_of_m_candidates(
     scores: Mapping[str, Tensor],
     pattern: Pattern,
     layouts: Mapping[str, Layout],
     within: Mask | None,
     half_rate: tuple[str, ...],
 ) -> Mask:
-    """Return the mask of the best N of every M inputs among the candidates."""
+    """Return the mask of the N highest-scored of every M inputs, among the candidates in `within`."""
     if half_rate:
         raise UsageError(
             f"half_rate has no meaning with pattern {pattern}, by which all layers lose alike: leave it out"
         )
     chosen = {}
     for name, score in scores.items():
-        _check_numbers(name, score)
+        _check_no_nan(name, score)
         among = None if within is None else within[name].cpu()
         chosen[name] = best_of_m(score.detach().cpu(), pattern.n, pattern.m, layouts.get(name), among)
     return Mask(chosen, copy=False)
 
 
-def _check_numbers(name: str, score: Tensor) -> None:
+def _check_no_nan(name: str, score: Tensor) -> None:
     if score.is_floating_point() and bool(torch.isnan(score.detach()).any()):
         raise MaskError(f"the scores of {name!r} are not all numbers (NaN)")
 
 
-def layer_counts(
+def count_weights_per_layer(
     scores: Mapping[str, Tensor],
     available: Mapping[str, int],
     kept: int,
     distribution: str,
     half_rate: tuple[str, ...],
 ) -> dict[str, int]:
-    """Return the number of weights of each layer that has its own share; others are ranked together (``global``)."""
-    fixed = _half_rate_counts(available, kept, half_rate)
+    """Return the number of weights to retain in each layer that has its own share.
+
+    With the distribution ``global`` only layers at half rate have one; the caller ranks all other layers together.
+    """
+    fixed = _count_half_rate_weights(available, kept, half_rate)
     if distribution == "global":
         return fixed
     rest = {name: count for name, count in available.items() if name not in fixed}
@@ -279,17 +283,17 @@ def layer_counts(
     elif distribution == "uniform":
         weights = {name: Fraction(scores[name].numel()) for name in rest}
     else:
-        weights = {name: Fraction(_erk_weight(tuple(scores[name].shape))) for name in rest}
+        weights = {name: Fraction(_erk_proportion(tuple(scores[name].shape))) for name in rest}
     return fixed | apportion(kept - sum(fixed.values()), weights, rest)
 
 
-def _erk_weight(shape: tuple[int, ...]) -> int:
+def _erk_proportion(shape: tuple[int, ...]) -> int:
     # Density is proportional to sum / prod, so the number of weights is proportional to the sum. Vectors (biases,
     # norms) and scalars have sum = prod: they stay dense as long as the total allows.
     return max(sum(shape), 1) if prod(shape) else 0
 
 
-def _half_rate_counts(available: Mapping[str, int], kept: int, half_rate: tuple[str, ...]) -> dict[str, int]:
+def _count_half_rate_weights(available: Mapping[str, int], kept: int, half_rate: tuple[str, ...]) -> dict[str, int]:
     total = sum(available.values())
     lost = Fraction(total - kept, total) if total else Fraction(0)
     counts = {name: int(available[name] * (1 - lost / 2) + Fraction(1, 2)) for name in half_rate}
@@ -301,19 +305,20 @@ def _half_rate_counts(available: Mapping[str, int], kept: int, half_rate: tuple[
     return counts
 
 
-def global_counts(values: Mapping[str, Tensor], kept: int) -> dict[str, int]:
-    """Return how many of the `kept` largest of all values each tensor has."""
+def count_largest_per_tensor(values: Mapping[str, Tensor], kept: int) -> dict[str, int]:
+    """Count for each tensor how many of the `kept` largest values of all tensors it contains."""
     if not values:
         return {}
-    chosen = largest(torch.cat(list(values.values())), kept)
+    chosen = mask_of_largest(torch.cat(list(values.values())), kept)
     parts = torch.split(chosen, [len(part) for part in values.values()])
     return {name: int(part.sum()) for name, part in zip(values, parts, strict=True)}
 
 
 def apportion(amount: int, weights: Mapping[str, Fraction], capacity: Mapping[str, int]) -> dict[str, int]:
-    """Divide a whole `amount` in proportion to `weights`, at most `capacity` each, by the largest-remainder method.
+    """Divide an integer `amount` in proportion to `weights`, at most `capacity` for each name.
 
-    The excess over a capacity goes to the others, in proportion. Ties go to the earlier name.
+    The excess over a capacity goes to the other names in proportion. Remainders are rounded by the largest-remainder
+    method; ties go to the earlier name.
     """
     shares: dict[str, Fraction] = {}
     left, open_names = Fraction(amount), [name for name in weights if weights[name] > 0]
@@ -336,10 +341,10 @@ def apportion(amount: int, weights: Mapping[str, Fraction], capacity: Mapping[st
     return counts
 
 
-def _layer_collapse(
+def _layer_collapse_error(
     counts: Mapping[str, int], density: float, enough: float | None, *, lowest: bool
 ) -> LayerCollapseError:
-    """Build the error for layers that would be left empty."""
+    """Build the error that names the empty layers and the lowest density that would leave none empty (`enough`)."""
     empty = ", ".join(name for name, count in counts.items() if not count)
     what = "the lowest that leaves some in each is" if lowest else "some are left in each at"
     higher = "choose a higher one" if enough is None else f"{what} {enough:g}: choose it"
@@ -358,14 +363,14 @@ def _lowest_sufficient_density(
     total: int,
     shares: Callable[[Mapping[str, int], int], dict[str, int]],
 ) -> float | None:
-    """Return the lowest density above `kept / total`, rounded up to four digits, that leaves no `filled` layer empty.
+    """Return the lowest density above `kept / total` that leaves no layer of `filled` empty, rounded up to four digits.
 
-    None if no density does, because a layer has no candidates.
+    None if no density does, because one of the layers has no candidates.
     """
     if not all(available[name] for name in filled):
         return None
     fixed = shares(available, kept)
-    needed = ranking.count_to_reach([name for name in available if name not in fixed])
+    needed = ranking.count_to_include_all([name for name in available if name not in fixed])
 
     def suffices(count: int) -> bool:
         try:
@@ -384,9 +389,11 @@ def _lowest_sufficient_density(
     return float(rounded) if suffices(kept_elements(float(rounded), total)) else high / total
 
 
-def _raise_to_floor(counts: dict[str, int], available: Mapping[str, int], least: int, density: float) -> dict[str, int]:
-    """Raise counts to at least `least` in each layer, and take the excess from the largest layers, one by one."""
-    floor = check_least(counts, available, least, sum(counts.values()), density)
+def _enforce_layer_minimum(
+    counts: dict[str, int], available: Mapping[str, int], least: int, density: float
+) -> dict[str, int]:
+    """Raise each layer's count to at least `least`, and lower the largest counts by as many weights in total."""
+    floor = compute_layer_minimums(counts, available, least, sum(counts.values()), density)
     raised = {name: max(count, floor[name]) for name, count in counts.items()}
     excess = sum(raised.values()) - sum(counts.values())
     # Ties go to the first layer in order. Layers at their floor are left out: the others suffice.
@@ -400,8 +407,8 @@ def _raise_to_floor(counts: dict[str, int], available: Mapping[str, int], least:
     return raised
 
 
-def largest(values: Tensor, count: int) -> Tensor:
-    """Return a bool tensor [n]: the `count` largest of `values` [n], ties going to the earlier. Needs no full sort."""
+def mask_of_largest(values: Tensor, count: int) -> Tensor:
+    """Return a bool tensor [n] that marks the `count` largest of `values` [n]; ties go to the earlier one."""
     if count >= len(values):
         return torch.ones(len(values), dtype=torch.bool)
     if count == 0:
@@ -413,40 +420,40 @@ def largest(values: Tensor, count: int) -> Tensor:
     return chosen
 
 
-def _check_share(value: Any, name: str, model: object) -> object:
+def _check_fraction(value: Any, name: str, model: object) -> object:
     if isinstance(value, Tensor) and value.numel() == 1 and not value.is_complex():
         value = value.item()
     share_of(value, name)
     return value
 
 
-ARGUMENT_CHECKS.update(dict.fromkeys(("density", "sparsity", "flops"), _check_share))
+ARGUMENT_CHECKS.update(dict.fromkeys(("density", "sparsity", "flops"), _check_fraction))
 
 
 # -- blocks ------------------------------------------------------------------------------------------------------------
 
 Targets = Callable[[Mapping[str, int]], dict[str, int]]
-"""Weights available in each layer -> weights to retain, for layers that have their own share."""
+"""Function: number of candidates in each layer -> number to retain, for layers that have their own share."""
 
 
 @dataclass(frozen=True)
 class _LayerBlocks:
-    """The candidate blocks of one weight, the best first."""
+    """The candidate blocks of one weight tensor, sorted by score."""
 
     blocks: Blocks
     means: Tensor
-    """float64 [candidates]: mean score of each block's weights, descending; ties by position."""
+    """float64 [candidates]: mean score of each block's weights, descending; ties are in order of position."""
     positions: Tensor
-    """int64 [candidates]: index of each block among all blocks."""
+    """int64 [candidates]: index of each candidate among all blocks of the tensor."""
     weights: Tensor
-    """int64 [candidates + 1]: number of weights in the first 0, 1, … blocks."""
+    """int64 [candidates + 1]: number of weights in the best 0, 1, … blocks."""
 
     @property
     def available(self) -> int:
         return int(self.weights[-1])
 
-    def mask(self, count: int) -> Tensor:
-        """Return the mask of the best `count` blocks."""
+    def best_blocks_mask(self, count: int) -> Tensor:
+        """Return the mask of the weight tensor that retains its best `count` blocks."""
         kept = torch.zeros(self.blocks.count, dtype=torch.bool)
         kept[self.positions[:count]] = True
         return self.blocks.spread(kept.view(self.blocks.shape))
@@ -462,36 +469,36 @@ def _allocate_blocks(
     targets: Targets,
     least: int,
 ) -> Mask:
-    """Return the mask of the best blocks by mean score whose number of weights is nearest to `wanted`.
+    """Return the mask of the blocks with the highest mean scores whose number of weights is nearest to `wanted`.
 
-    With one joint ranking, blocks are taken from the top as long as that brings the number of weights nearer. Layers
-    with targets take as many of their best blocks as fit; then each may take one more, in the order of how much of it
-    would fit, as long as that brings the sum over layers nearer.
+    Layers without a target are ranked jointly: the best blocks are taken as long as that brings the number of weights
+    nearer to `wanted`. Layers with a target first take as many of their best blocks as fit. Then each may take one more
+    block, in the order of how much of it would fit, as long as that brings the total nearer.
 
     Args:
-        targets: the weights of each layer under the distribution.
-        least: number of weights that each layer retains at least, rounded up to whole blocks; 0 makes an empty layer an
-            error.
+        targets: computes the number of weights of each layer under the distribution.
+        least: smallest number of weights that each layer retains, rounded up to whole blocks; with 0, an empty layer is
+            an error.
 
     Raises:
         MaskError: if `within` retains parts of blocks, or fewer weights than wanted.
-        LayerCollapseError: if a layer would be left empty, or the floors of all layers exceed `wanted`.
+        LayerCollapseError: if a layer would be left empty, or the minimums of all layers exceed `wanted`.
     """
     layers = {name: _rank_blocks(name, score, pattern, layouts.get(name), within) for name, score in scores.items()}
     aims = targets({name: layer.available for name, layer in layers.items()})
-    counts = _blocks_for_targets({name: layers[name] for name in aims}, aims)
+    counts = _count_blocks_for_targets({name: layers[name] for name in aims}, aims)
     ranked = {name: layer for name, layer in layers.items() if name not in aims}
-    counts |= _blocks_by_rank(ranked, wanted - _weights(layers, counts))
+    counts |= _count_blocks_by_joint_ranking(ranked, wanted - _count_weights(layers, counts))
     with_weights = {name: layers[name] for name, score in scores.items() if score.numel()}
-    counts |= _raise_blocks_to_floor(with_weights, counts, wanted, least)
-    return Mask({name: layer.mask(counts[name]) for name, layer in layers.items()}, copy=False)
+    counts |= _enforce_layer_minimum_in_blocks(with_weights, counts, wanted, least)
+    return Mask({name: layer.best_blocks_mask(counts[name]) for name, layer in layers.items()}, copy=False)
 
 
-def _cap_within_a_block(wanted: int, within: Mask, pattern: Pattern, layouts: Mapping[str, Layout]) -> int:
-    """Return all weights of `within` if it lacks less than a block of those `wanted`, else `wanted`.
+def _cap_at_available_weights(wanted: int, within: Mask, pattern: Pattern, layouts: Mapping[str, Layout]) -> int:
+    """Return the number of weights in `within` if `wanted` exceeds it by less than a block, else `wanted`.
 
-    A mask of whole blocks can have fewer weights than its density requested. If the densities of a schedule hardly
-    fall, the next one may request more than the mask has; then the nearest mask is the mask itself.
+    A mask of whole blocks may retain slightly fewer weights than its density requested. The next density of a slowly
+    falling schedule may then request more than the mask has; the nearest mask is the mask itself.
     """
     largest = max(
         (
@@ -520,13 +527,15 @@ def _rank_blocks(
     return _LayerBlocks(blocks, means, positions, weights)
 
 
-def _weights(layers: Mapping[str, _LayerBlocks], counts: Mapping[str, int]) -> int:
-    """Return the number of weights in the best so many blocks of each layer."""
+def _count_weights(layers: Mapping[str, _LayerBlocks], counts: Mapping[str, int]) -> int:
+    """Return the total number of weights in the best `counts[name]` blocks of each layer."""
     return sum(int(layers[name].weights[count]) for name, count in counts.items())
 
 
-def _blocks_by_rank(layers: Mapping[str, _LayerBlocks], wanted: int) -> dict[str, int]:
-    """Return the blocks of each layer in a joint ranking; the fewest whose weights come nearest to `wanted`."""
+def _count_blocks_by_joint_ranking(layers: Mapping[str, _LayerBlocks], wanted: int) -> dict[str, int]:
+    """Rank the blocks of all layers together, and count how many each layer retains to come nearest to `wanted`
+    weights.
+    """
     if not layers:
         return {}
     means = torch.cat([layer.means for layer in layers.values()])
@@ -539,8 +548,8 @@ def _blocks_by_rank(layers: Mapping[str, _LayerBlocks], wanted: int) -> dict[str
     return dict(zip(layers, counts, strict=True))
 
 
-def _blocks_for_targets(layers: Mapping[str, _LayerBlocks], aims: Mapping[str, int]) -> dict[str, int]:
-    """Return the number of blocks of each layer that has its own target."""
+def _count_blocks_for_targets(layers: Mapping[str, _LayerBlocks], aims: Mapping[str, int]) -> dict[str, int]:
+    """Count the blocks that each layer retains to come nearest to its target number of weights."""
     counts = {
         name: int(torch.searchsorted(layer.weights, torch.tensor(aims[name]), right=True)) - 1
         for name, layer in layers.items()
@@ -559,10 +568,10 @@ def _blocks_for_targets(layers: Mapping[str, _LayerBlocks], aims: Mapping[str, i
     return counts
 
 
-def _raise_blocks_to_floor(
+def _enforce_layer_minimum_in_blocks(
     layers: Mapping[str, _LayerBlocks], counts: Mapping[str, int], wanted: int, least: int
 ) -> dict[str, int]:
-    """Raise counts to at least `least` weights in each layer, and take the excess from the largest layers."""
+    """Raise each layer's count of blocks to at least `least` weights, and take the excess from the largest layers."""
     empty = [name for name in layers if counts[name] == 0]
     if empty and not least:
         raise LayerCollapseError(
@@ -575,25 +584,26 @@ def _raise_blocks_to_floor(
         name: int(torch.searchsorted(layer.weights, torch.tensor(min(least, layer.available))))
         for name, layer in layers.items()
     }
-    had = _weights(layers, {name: counts[name] for name in layers})
-    if any(not layers[name].available for name in empty) or _weights(layers, floors) > max(had, wanted):
+    had = _count_weights(layers, {name: counts[name] for name in layers})
+    if any(not layers[name].available for name in empty) or _count_weights(layers, floors) > max(had, wanted):
         largest = max(floors, key=lambda name: int(layers[name].weights[floors[name]]))
         raise LayerCollapseError(
             f"{wanted} weights are too few to keep at least {max(least, 1)} in each of {len(layers)} layers, in whole"
             f" blocks of pattern {next(iter(layers.values())).blocks.pattern}: those would be"
-            f" {_weights(layers, floors):,}, {int(layers[largest].weights[floors[largest]]):,} of them in {largest}",
+            f" {_count_weights(layers, floors):,}, {int(layers[largest].weights[floors[largest]]):,} of them in"
+            f" {largest}",
             "choose a higher density, keep fewer in each (keep_at_least), smaller blocks, or spare layers",
         )
     raised = {name: max(counts[name], floors[name]) for name in layers}
     if any(raised[name] > counts[name] for name in layers):
-        _remove_worst_blocks(layers, raised, floors, _weights(layers, raised) - max(had, wanted))
+        _remove_worst_blocks(layers, raised, floors, _count_weights(layers, raised) - max(had, wanted))
     return raised
 
 
 def _remove_worst_blocks(
     layers: Mapping[str, _LayerBlocks], counts: dict[str, int], floors: Mapping[str, int], excess: int
 ) -> None:
-    """Lower the counts by about `excess` weights: repeatedly by the worst block of the layer that retains most."""
+    """Lower the counts by about `excess` weights, each time by the worst block of the layer that retains most."""
     # Ties go to the first layer in order. A layer whose worst block exceeds the rest of the excess is skipped.
     heap = [(-int(layer.weights[counts[name]]), index, name) for index, (name, layer) in enumerate(layers.items())]
     heapq.heapify(heap)

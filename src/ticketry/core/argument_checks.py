@@ -1,4 +1,7 @@
-"""Checks of arguments that many public functions share, by name: see `ticketry_engine.support.entry_points`."""
+"""Checks of arguments that many public functions share, registered by argument name in `ARGUMENT_CHECKS`.
+
+`ticketry_engine.support.entry_points` runs them when a public function is called.
+"""
 
 from __future__ import annotations
 
@@ -18,11 +21,11 @@ from ticketry_engine.support.entry_points import ARGUMENT_CHECKS
 from ticketry_engine.support.modules import normal_name
 
 
-def whole_number(value: Any, name: str, model: object = None) -> int:
-    """Return a whole number as an int, also from numpy or a tensor with one element.
+def check_whole_number(value: Any, name: str, model: object = None) -> int:
+    """Return a whole number as an int; a float, numpy number or one-element tensor is converted.
 
     Raises:
-        UsageError: for other values.
+        UsageError: for values that are not whole numbers.
     """
     if not isinstance(value, bool):
         with suppress(TypeError):
@@ -32,8 +35,8 @@ def whole_number(value: Any, name: str, model: object = None) -> int:
     raise UsageError(f"{name}= is a whole number, such as 1, not {_describe(value)}")
 
 
-def number(value: Any, name: str, model: object = None) -> float:
-    """Return a number, also from a tensor with one element; raise `UsageError` for other values."""
+def check_number(value: Any, name: str, model: object = None) -> float:
+    """Return a real number; a one-element tensor is converted. Raise `UsageError` for other values."""
     if isinstance(value, Tensor) and value.numel() == 1 and not value.is_complex():
         value = value.item()
     if isinstance(value, bool) or not isinstance(value, Real):
@@ -57,11 +60,11 @@ def _check_score(value: object, name: str, model: object) -> object:
 
 
 def _check_scores(value: object, name: str, model: nn.Module | None) -> object:
-    """Check a mapping from parameter names to scores; with a model, also against its parameters.
+    """Return a mapping from parameter names to tensors of scores, after checking it.
 
     Raises:
         MaskError: for a name that is not a string.
-        UsageError: for anything else that is wrong.
+        UsageError: for anything else that is wrong; with a model, also for unknown names and wrong shapes.
     """
     if not isinstance(value, Mapping):
         raise UsageError(f"{name}= must map parameter names to tensors, got {_describe(value)}")
@@ -114,13 +117,13 @@ def _check_cost(value: object, name: str, model: object) -> object:
     return value
 
 
-def _check_word(value: object, name: str, model: object) -> object:
+def _check_text(value: object, name: str, model: object) -> object:
     if not isinstance(value, str):
         raise UsageError(f"{name}= is a text, not {_describe(value)}")
     return value
 
 
-def _check_point(value: object, name: str, model: object) -> object:
+def _check_training_point(value: object, name: str, model: object) -> object:
     if not isinstance(value, (str, Step, int)):
         raise UsageError(f"{name}= is a point of the training, such as '500it' or '25%', not {_describe(value)}")
     try:
@@ -144,7 +147,7 @@ def _check_target(value: object, name: str, model: object) -> object:
     return value
 
 
-def _check_words(value: object, name: str, model: object) -> tuple[str, ...]:
+def _check_texts(value: object, name: str, model: object) -> tuple[str, ...]:
     words = tuple(value) if isinstance(value, Iterable) and not isinstance(value, (str, bytes)) else (value,)
     for word in words:
         if not isinstance(word, str):
@@ -157,7 +160,7 @@ def _check_words(value: object, name: str, model: object) -> tuple[str, ...]:
 def _check_densities(value: object, name: str, model: object) -> object:
     if isinstance(value, (str, bytes)) or not isinstance(value, Iterable):
         raise UsageError(f"{name}= is a list of densities, such as [0.5, 0.1], not {_describe(value)}")
-    return [number(one, name) for one in value]
+    return [check_number(one, name) for one in value]
 
 
 def _check_names(value: object, name: str, model: object) -> object:
@@ -167,7 +170,7 @@ def _check_names(value: object, name: str, model: object) -> object:
 
 
 def _describe(value: object) -> str:
-    """Return the value if it is short, else its type."""
+    """Return the value itself as text if it is short, else its type."""
     if value is None or isinstance(value, (bool, int, float, complex, str, bytes)):
         return f"{value!r:.60}"
     return f"a {type(value).__name__}"
@@ -187,8 +190,8 @@ _WHOLE = (
 )
 _NUMBERS = ("init", "temperature", "plus")
 
-ARGUMENT_CHECKS.update(dict.fromkeys(_WHOLE, whole_number))
-ARGUMENT_CHECKS.update(dict.fromkeys(_NUMBERS, number))
+ARGUMENT_CHECKS.update(dict.fromkeys(_WHOLE, check_whole_number))
+ARGUMENT_CHECKS.update(dict.fromkeys(_NUMBERS, check_number))
 ARGUMENT_CHECKS.update(
     pattern=_check_pattern,
     score=_check_score,
@@ -201,6 +204,6 @@ ARGUMENT_CHECKS.update(
     target=_check_target,
     densities=_check_densities,
 )
-ARGUMENT_CHECKS.update(dict.fromkeys(("distribution", "precision"), _check_word))
-ARGUMENT_CHECKS.update(dict.fromkeys(("granularities", "bases"), _check_words))
-ARGUMENT_CHECKS.update(dict.fromkeys(("begin", "end", "frequency"), _check_point))
+ARGUMENT_CHECKS.update(dict.fromkeys(("distribution", "precision"), _check_text))
+ARGUMENT_CHECKS.update(dict.fromkeys(("granularities", "bases"), _check_texts))
+ARGUMENT_CHECKS.update(dict.fromkeys(("begin", "end", "frequency"), _check_training_point))

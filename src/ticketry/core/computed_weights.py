@@ -1,12 +1,13 @@
-"""Weights that a layer computes from other parameters: by parametrisations, forward pre-hooks or quantisers.
+"""Weights that a layer computes from other parameters, by a parametrisation, a forward pre-hook or a quantiser.
 
-Parametrisations are those of torch (weight_norm, spectral_norm, orthogonal) and custom ones. Hooks are those of
-torch.nn.utils (the older weight_norm and spectral_norm, pruning) and custom ones of layers without a parameter called
-weight. A quantiser is the `weight_fake_quant` of a layer of quantisation-aware training.
+- Parametrisations: torch's (weight_norm, spectral_norm, orthogonal) and custom ones.
+- Forward pre-hooks: those of torch.nn.utils (the older weight_norm and spectral_norm, pruning), and custom hooks of
+  layers that have no parameter called weight.
+- Quantisers: the `weight_fake_quant` of a layer in quantisation-aware training.
 
-Masks apply to parameters. If a layer computes its weight, a mask of the underlying parameter removes the weight only if
-zeros are preserved: each element that is 0 in the parameter is exactly 0 in the weight. Whether this holds is tried
-with random numbers, so that it works for any parametrisation.
+Masks apply to parameters. A mask of the underlying parameter removes weights only if zeros are preserved: wherever the
+parameter is 0, the computed weight is exactly 0. This is tested with random numbers, so it works for any
+parametrisation.
 """
 
 from __future__ import annotations
@@ -29,20 +30,20 @@ from ticketry.errors import MaskError, ScopeError
 from ticketry_engine.support.seeds import generator
 
 _TRIALS = 3
-"""Number of random tensors tried: a single tensor of a few elements can preserve zeros by chance."""
+"""Number of random tensors tested, because a single small tensor can preserve zeros by chance."""
 
 _SHOWN = 5
-"""Most rows named in an error."""
+"""Number of rows that an error message names."""
 
 
 @dataclass(frozen=True)
 class ComputedWeight:
-    """A weight that `module` computes and holds under the name `local`."""
+    """A weight that `module` computes from parameters and stores as its attribute `local`."""
 
     module: nn.Module
     local: str
     originals: tuple[nn.Parameter, ...]
-    """The parameters it is computed from, which a mask may name."""
+    """The parameters that the weight is computed from; a mask may name them."""
     rule: parametrize.ParametrizationList | WeightNorm | _Hooks | nn.Module
 
     @property
@@ -58,7 +59,7 @@ class ComputedWeight:
 
     @property
     def advice(self) -> str:
-        """How to turn the weight into a parameter, for messages."""
+        """Advice for messages: how to turn the weight into a parameter."""
         if isinstance(self.rule, parametrize.ParametrizationList):
             return "make the weight a parameter first (torch.nn.utils.parametrize.remove_parametrizations)"
         if isinstance(self.rule, WeightNorm):
@@ -69,50 +70,57 @@ class ComputedWeight:
 
     @torch.no_grad()
     def value(self, replaced: Mapping[int, Tensor] | None = None) -> Tensor:
-        """Compute the weight, with other tensors instead of some originals (by position).
+        """Compute the weight, optionally from other tensors in place of some originals.
 
-        The model does not change, nor does any state of a parametrisation.
+        Neither the model nor the parametrisation's state changes.
+
+        Args:
+            replaced: index in `originals` -> tensor to use instead.
         """
         return self._compute(replaced or {}, None)
 
     @torch.no_grad()
-    def preserves_zeros(self, position: int) -> bool:
-        """Return whether elements that are 0 in the original at this position are always 0 in the weight."""
+    def zeros_stay_zero(self, position: int) -> bool:
+        """Return whether the weight is always 0 where the original at index `position` is 0."""
         original = self.originals[position]
         for trial in range(_TRIALS):
             draw = generator(trial, "zeros that pass through", position)
-            removed = _choose_about_half(original, draw)
-            weight = self._compute({position: _random(original, draw).masked_fill(removed, 0)}, draw)
+            removed = _random_half_mask(original, draw)
+            weight = self._compute({position: _random_like(original, draw).masked_fill(removed, 0)}, draw)
             if weight.shape != original.shape or weight[removed].any() or not weight.any():
                 return False
         return True
 
     @torch.no_grad()
     def non_finite_rows(self, replaced: Mapping[int, Tensor]) -> list[int]:
-        """Return the rows (indices of the first dimension) of the weight that are not all finite, see `value`."""
+        """Return the rows (indices of the first dimension) of the weight with infinite or NaN elements; see `value`."""
         weight = self.value(replaced)
         return (~weight.isfinite().reshape(len(weight), -1).all(1)).nonzero().flatten().tolist()
 
     @torch.no_grad()
-    def removes(self, removed: Mapping[int, Tensor]) -> bool:
-        """Return whether zeros at these elements of originals (bool, by position) give zeros, or NaN, in the weight."""
+    def stays_zero_at(self, removed: Mapping[int, Tensor]) -> bool:
+        """Return whether setting elements of originals to 0 makes the same elements of the weight 0 or NaN.
+
+        Args:
+            removed: index in `originals` -> bool tensor, True for elements set to 0.
+        """
         removed = {position: each for position, each in removed.items() if each.any()}
-        if not all(self.preserves_zeros(position) for position in removed):
+        if not all(self.zeros_stay_zero(position) for position in removed):
             return False
         weight = self.value(self.zero_originals(removed)).nan_to_num(0.0, 0.0, 0.0) if removed else torch.empty(0)
         return not any(weight[each].any() for each in removed.values())
 
     def zero_originals(self, removed: Mapping[int, Tensor]) -> dict[int, Tensor]:
-        """Return originals, by position, with zeros at these elements."""
+        """Return copies of originals with the `removed` elements set to 0, by index in `originals`."""
         return {position: self.originals[position].detach().masked_fill(one, 0) for position, one in removed.items()}
 
     def _compute(self, replaced: Mapping[int, Tensor], draw: torch.Generator | None) -> Tensor:
-        """Compute the weight; with `draw`, everything that is not replaced is random, also other parameters."""
+        """Compute the weight; with `draw`, replace all parameters that are not in `replaced` by random numbers."""
 
         def tensor(parameter: Tensor, position: int | None) -> Tensor:
             if position is not None and position in replaced:
                 return replaced[position]
-            return parameter.detach() if draw is None else _random(parameter, draw)
+            return parameter.detach() if draw is None else _random_like(parameter, draw)
 
         if isinstance(self.rule, WeightNorm):  # torch.nn.utils.weight_norm, which is older than parametrisations
             g, v = (tensor(original, position) for position, original in enumerate(self.originals))
@@ -132,13 +140,13 @@ class ComputedWeight:
 
 
 def computed_weights(model: nn.Module) -> Iterator[ComputedWeight]:
-    """Yield all computed weights of a model, in the order of its modules."""
+    """Yield all weights of a model that are computed from parameters, in the order of its modules."""
     for module in model.modules():
-        yield from computed_weights_of(module)
+        yield from computed_weights_in(module)
 
 
-def computed_weights_of(module: nn.Module) -> Iterator[ComputedWeight]:
-    """Yield the computed weights of a module itself; those of TorchScript modules cannot be found."""
+def computed_weights_in(module: nn.Module) -> Iterator[ComputedWeight]:
+    """Yield the computed weights of one module, without those of its children and of TorchScript modules."""
     if isinstance(module, torch.jit.ScriptModule):
         return
     if parametrize.is_parametrized(module):
@@ -146,7 +154,7 @@ def computed_weights_of(module: nn.Module) -> Iterator[ComputedWeight]:
             originals = tuple(rule.parameters(recurse=False))
             if originals:  # not a parametrised buffer
                 yield ComputedWeight(module, local, originals, rule)
-    yield from _computed_by_hooks(module)
+    yield from _find_hook_computed_weights(module)
     quantiser = module._modules.get("weight_fake_quant")
     weight = module._parameters.get("weight")
     if quantiser is not None and weight is not None:
@@ -155,26 +163,30 @@ def computed_weights_of(module: nn.Module) -> Iterator[ComputedWeight]:
 
 @dataclass(frozen=True)
 class _Hooks:
-    """Forward pre-hooks of a module that compute weights, in their order."""
+    """Forward pre-hooks of a module that compute weights."""
 
     hooks: tuple[Callable[..., Any], ...]
     kind: str
     removal: str
-    """How to turn the weight into a parameter."""
+    """How to turn the weight into a parameter, for messages."""
     rounds: int = 1
-    """Runs needed until the weight is up to date: several if a hook reads the result of a later one."""
+    """Number of times to run all hooks: more than once if a hook reads a weight that a later hook computes."""
 
     def run(self, module: nn.Module, local: str, values: Mapping[int, Tensor], draw: torch.Generator | None) -> Tensor:
-        """Return the attribute `local` of a copy of the module, with tensors in place of parameters (by id).
+        """Run the hooks on a copy of the module and return its attribute `local`.
 
-        With `draw`, other parameters are random, and a weight pruned by torch is unpruned.
+        Args:
+            module: the module with the hooks.
+            local: name of the computed weight.
+            values: tensors to use instead of parameters, by the parameter's id.
+            draw: if given, all other parameters are random, and masks of torch.nn.utils.prune are ignored.
         """
         replica = copy.copy(module)
         buffers = {name: None if one is None else one.clone() for name, one in module._buffers.items()}
         parameters = dict(module._parameters)
         for name, parameter in module._parameters.items():
             if parameter is not None:
-                other = parameter.detach() if draw is None else _random(parameter, draw)
+                other = parameter.detach() if draw is None else _random_like(parameter, draw)
                 parameters[name] = values.get(id(parameter), other)  # type: ignore[assignment]
         if draw is not None:
             masks = [f"{hook._tensor_name}_mask" for hook in self.hooks if isinstance(hook, BasePruningMethod)]
@@ -187,11 +199,11 @@ class _Hooks:
         return value.detach()
 
 
-def _computed_by_hooks(module: nn.Module) -> Iterator[ComputedWeight]:
-    """Yield the weights of a module that its hooks compute.
+def _find_hook_computed_weights(module: nn.Module) -> Iterator[ComputedWeight]:
+    """Yield the weights of a module that its forward pre-hooks compute.
 
     Raises:
-        ScopeError: if a custom hook computes the weight of a layer and does not run outside a call.
+        ScopeError: if a custom hook computes a layer's weight and fails outside a forward pass.
     """
     sources: dict[str, tuple[str, ...]] = {}
     known: list[Callable[..., Any]] = []
@@ -211,7 +223,7 @@ def _computed_by_hooks(module: nn.Module) -> Iterator[ComputedWeight]:
         yield ComputedWeight(module, local, originals, known[0])
         return
     if not known:
-        yield from _computed_by_custom_hooks(module)
+        yield from _find_custom_hook_weight(module)
         return
     chained = [name for names in sources.values() for name in names if name in sources]
     kinds = dict.fromkeys(_KINDS[kind][0] for kind in _KINDS if any(isinstance(hook, kind) for hook in known))
@@ -219,7 +231,7 @@ def _computed_by_hooks(module: nn.Module) -> Iterator[ComputedWeight]:
     rule = _Hooks(tuple(known), ", ".join(kinds), ", ".join(removals), 1 + len(chained))
     for local in sources:
         if local not in chained:
-            yield ComputedWeight(module, local, tuple(_originals(module, local, sources)), rule)
+            yield ComputedWeight(module, local, tuple(_source_parameters(module, local, sources)), rule)
 
 
 _KINDS: dict[type, tuple[str, str]] = {
@@ -230,19 +242,19 @@ _KINDS: dict[type, tuple[str, str]] = {
 """Class of a hook -> its name in messages, and the function that removes it."""
 
 
-def _originals(module: nn.Module, local: str, sources: Mapping[str, tuple[str, ...]]) -> Iterator[nn.Parameter]:
-    """Yield the parameters behind a weight, through weights that are computed themselves."""
+def _source_parameters(module: nn.Module, local: str, sources: Mapping[str, tuple[str, ...]]) -> Iterator[nn.Parameter]:
+    """Yield the parameters that a weight is computed from, directly or through other computed weights."""
     for name in sources[local]:
         if name in sources:
-            yield from _originals(module, name, sources)
+            yield from _source_parameters(module, name, sources)
         elif (parameter := module._parameters.get(name)) is not None:
             yield parameter
 
 
-def _computed_by_custom_hooks(module: nn.Module) -> Iterator[ComputedWeight]:
-    """Yield the weight of a layer without a parameter of that name but with custom hooks."""
+def _find_custom_hook_weight(module: nn.Module) -> Iterator[ComputedWeight]:
+    """Yield the weight of a layer that has custom pre-hooks and no parameter called weight."""
     layer = isinstance(module, (nn.Linear, _ConvNd, nn.Embedding, nn.Bilinear)) and "weight" not in module._parameters
-    hooks = tuple(hook for key, hook in module._forward_pre_hooks.items() if key not in _with_keywords(module))
+    hooks = tuple(hook for key, hook in module._forward_pre_hooks.items() if key not in _keyword_hook_ids(module))
     if not layer or not hooks or parametrize.is_parametrized(module, "weight"):
         return
     originals = tuple(one for name, one in module._parameters.items() if one is not None and name != "bias")
@@ -259,15 +271,15 @@ def _computed_by_custom_hooks(module: nn.Module) -> Iterator[ComputedWeight]:
     yield computed
 
 
-def _with_keywords(module: nn.Module) -> Collection[int]:
-    """Return the keys of the hooks that take keyword arguments, which need a call."""
+def _keyword_hook_ids(module: nn.Module) -> Collection[int]:
+    """Return the ids of hooks that take the call's keyword arguments; they cannot run outside a call."""
     return tuple(getattr(module, "_forward_pre_hooks_with_kwargs", ()))
 
 
-def weights_in_use(model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
-    """Return the weights that layers use instead of these parameters, by the same names, detached.
+def effective_weights(model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
+    """Return the weights that layers use in place of these parameters, under the same names, detached.
 
-    A parameter is replaced by the weight computed from it if both have the same shape, such as weight_norm's v.
+    A weight computed from a parameter replaces it if both have the same shape, as for weight_norm's v.
     """
     computed = {id(original): each for each in computed_weights(model) for original in each.originals}
     weights = {}
@@ -280,15 +292,15 @@ def weights_in_use(model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> 
 def check_computed_removed(
     model: nn.Module, parameters: Mapping[str, nn.Parameter], mask: Mapping[str, Tensor]
 ) -> None:
-    """Check that a mask removes the weights that are computed from its parameters.
+    """Check that removing weights by a mask also removes the weights computed from them.
 
     Args:
         model: any module.
-        parameters: of `model`, by name; they may be masked already.
-        mask: bool tensors by the same names, True = retained.
+        parameters: parameters of `model`, by name; they may be masked already.
+        mask: bool tensors under the same names, True = retained.
 
     Raises:
-        MaskError: naming a parameter whose mask would leave the weight computed from it nonzero or NaN.
+        MaskError: naming a parameter whose computed weight would be nonzero or NaN where the mask removes it.
     """
     names = {id(parameter): name for name, parameter in parameters.items()}
     for computed in computed_weights(model):
@@ -299,7 +311,7 @@ def check_computed_removed(
                 f" from parameters sharded over several devices (fully_shard) cannot be masked: {computed.advice}"
             )
         removed = {place: ~mask[name].to(computed.originals[place].device) for place, name in masked.items()}
-        if not computed.removes(removed):
+        if not computed.stays_zero_at(removed):
             raise MaskError(
                 f"the mask of {' and '.join(map(repr, masked.values()))} does not remove the weight computed from it"
                 f" ({computed.local!r} of {type(computed.module).__name__}, by {computed.kind}): {computed.advice}"
@@ -309,7 +321,7 @@ def check_computed_removed(
 
 
 def check_computed_finite(model: nn.Module, parameters: Iterable[Tensor], products: Iterable[Tensor]) -> None:
-    """Check that computed weights of `model` stay finite when gates multiply their parameters.
+    """Check that computed weights stay finite when their parameters are multiplied by gates.
 
     Args:
         model: any module.
@@ -338,12 +350,12 @@ def _check_finite(computed: ComputedWeight, replaced: Mapping[int, Tensor], what
         )
 
 
-def _random(like: Tensor, draw: torch.Generator) -> Tensor:
+def _random_like(like: Tensor, draw: torch.Generator) -> Tensor:
     return torch.randn(like.shape, generator=draw).to(like)
 
 
-def _choose_about_half(like: Tensor, draw: torch.Generator) -> Tensor:
-    """Choose about half of the elements at random, but no whole row (index of the first dimension) or column."""
+def _random_half_mask(like: Tensor, draw: torch.Generator) -> Tensor:
+    """Mark about half of the elements at random, but never a whole row (index of the first dimension) or column."""
     removed = torch.rand(like.shape, generator=draw) < 0.5
     flat = removed.reshape(len(removed), -1) if like.dim() else removed.reshape(1, 1)
     rows, columns = flat.shape

@@ -1,4 +1,4 @@
-"""Calls of a model on example inputs that leave the model, and the random state, unchanged."""
+"""Call a model on example inputs without changing the model or torch's random state."""
 
 from __future__ import annotations
 
@@ -15,8 +15,10 @@ from ticketry_engine.support.process_state import private_random_state
 
 
 @contextmanager
-def frozen_parameters(model: nn.Module) -> Iterator[None]:
-    """Compute no gradients of parameters, which saves time and memory when only those of activations are needed."""
+def without_parameter_gradients(model: nn.Module) -> Iterator[None]:
+    """Within the block, compute no gradients of parameters; this saves time if only gradients of activations are
+    needed.
+    """
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     try:
         for parameter in trainable:
@@ -28,11 +30,11 @@ def frozen_parameters(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def uncompiled(model: nn.Module) -> Iterator[None]:
-    """Run compiled modules uncompiled, and recurrent ones without cuDNN.
+def compilation_disabled(model: nn.Module) -> Iterator[None]:
+    """Within the block, run compiled modules uncompiled, and recurrent modules without cuDNN.
 
-    Compiled code has no second derivatives and is recompiled for each change of mode; cuDNN has no gradients in
-    evaluation mode.
+    Compiled code has no second derivatives and recompiles for each change of mode; cuDNN has no gradients in evaluation
+    mode.
     """
     with ExitStack() as stack:
         if any(hasattr(module, "_orig_mod") or module._compiled_call_impl is not None for module in model.modules()):
@@ -43,12 +45,12 @@ def uncompiled(model: nn.Module) -> Iterator[None]:
 
 
 def call_in_evaluation(model: nn.Module, example_inputs: Any, *, gradients: bool = False) -> Any:
-    """Call a model in evaluation mode and return its output; hooks can observe the call.
+    """Call a model in evaluation mode, with its hooks, and return its output.
 
     Args:
         model: any module.
         example_inputs: a tensor, a tuple of tensors or a dict of keyword arguments.
-        gradients: whether the output needs a graph for gradients.
+        gradients: whether the output must support gradients.
 
     Raises:
         UsageError: if the model fails on these inputs.
@@ -56,7 +58,12 @@ def call_in_evaluation(model: nn.Module, example_inputs: Any, *, gradients: bool
     modes = {module: module.training for module in model.modules()}
     try:
         model.eval()
-        with torch.set_grad_enabled(gradients), private_random_state([]), callers_defaults(), uncompiled(model):
+        with (
+            torch.set_grad_enabled(gradients),
+            private_random_state([]),
+            callers_defaults(),
+            compilation_disabled(model),
+        ):
             if isinstance(example_inputs, Mapping):
                 return model(**example_inputs)
             return model(*(example_inputs if isinstance(example_inputs, (tuple, list)) else (example_inputs,)))

@@ -1,6 +1,6 @@
-"""Weights that each layer retains at least, checked against a density before anything is scored or trained.
+"""Minimum numbers of weights per layer, checked against a density before anything is scored or trained.
 
-Scores decide which weights stay, but not how many a minimum takes, so impossible requests are known without scores.
+Which weights a minimum retains depends on scores, but not how many, so impossible requests are detected without scores.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from ticketry.core.structure.pattern import Pattern, kept_elements
 from ticketry.errors import LayerCollapseError, MaskError
 
 
-def check_least_of(
+def check_layer_minimum(
     shapes: Mapping[str, tuple[int, ...]],
     density: float,
     least: int,
@@ -28,37 +28,39 @@ def check_least_of(
 ) -> None:
     """Raise `LayerCollapseError` if a density cannot retain `least` weights in each layer, whatever the scores.
 
-    Blocks are counted whole. If they have several sizes, requests that miss by less than a block are left to
-    `allocate`, because scores decide between blocks.
+    With blocks, whole blocks are counted. If blocks differ in size, a request that misses by less than a block passes,
+    and `allocate` decides with the scores.
 
     Args:
-        shapes: parameter name -> shape, of everything that the density is of.
-        density: of all of them together.
-        least: weights of each layer; 0 for none.
-        pattern, layouts, within: as of `allocate`.
+        shapes: parameter name -> shape, for all tensors that share the density.
+        density: density of all of them together.
+        least: smallest number of weights of each layer; 0 for no minimum.
+        pattern, layouts, within: see `allocate`.
     """
     sizes = {name: prod(shape) for name, shape in shapes.items() if prod(shape)}
     if not least or not sizes:
         return
     pattern = pattern or Pattern.parse("unstructured")
-    available = candidates(shapes, within)
+    available = count_candidates(shapes, within)
     kept, known = kept_elements(density, sum(sizes.values())), layouts or {}
     if pattern.blocks_of_rows:
         heights = {name: pattern.blocks(shapes[name], known.get(name)).sizes for name in sizes}
-        floors = {name: _in_whole_blocks(least, available[name], heights[name]) for name in sizes}
+        floors = {name: _round_up_to_blocks(least, available[name], heights[name]) for name in sizes}
         # Whole blocks retain at most half a block more than requested.
         if 2 * (sum(floors.values()) - kept) >= max(int(each.max()) for each in heights.values()):
-            raise too_few(density, kept, floors, least, f" in whole blocks of {pattern}")
+            raise too_few_weights_error(density, kept, floors, least, f" in whole blocks of {pattern}")
         return
     if pattern.m:
-        available = {name: _retained_by_n_of_m(shapes[name], pattern, known.get(name), within, name) for name in sizes}
+        available = {
+            name: _count_n_of_m_weights(shapes[name], pattern, known.get(name), within, name) for name in sizes
+        }
         if pattern.is_densest(density):
             return  # every candidate of the pattern is retained
-    check_least(available, available, least, kept, density)
+    compute_layer_minimums(available, available, least, kept, density)
 
 
-def check_within(shapes: Mapping[str, tuple[int, ...]], within: Mask | None) -> None:
-    """Raise `MaskError` if a mask of candidates has other tensors."""
+def check_mask_covers_tensors(shapes: Mapping[str, tuple[int, ...]], within: Mask | None) -> None:
+    """Raise `MaskError` if the mask `within` has other tensors, or other shapes, than those in `shapes`."""
     if within is not None and within.shapes != dict(shapes):
         names = describe_name_difference(within, shapes)
         raise MaskError(
@@ -67,35 +69,39 @@ def check_within(shapes: Mapping[str, tuple[int, ...]], within: Mask | None) -> 
         )
 
 
-def candidates(shapes: Mapping[str, tuple[int, ...]], within: Mask | None) -> dict[str, int]:
-    """Return the number of candidates in each non-empty layer. Raises what `check_within` does."""
-    check_within(shapes, within)
+def count_candidates(shapes: Mapping[str, tuple[int, ...]], within: Mask | None) -> dict[str, int]:
+    """Return the number of weights in each non-empty layer that can be retained: all, or those in `within`.
+
+    Raises:
+        MaskError: see `check_mask_covers_tensors`.
+    """
+    check_mask_covers_tensors(shapes, within)
     sizes = {name: prod(shape) for name, shape in shapes.items() if prod(shape)}
     return sizes if within is None else {name: int(within[name].sum()) for name in sizes}
 
 
-def _in_whole_blocks(least: int, available: int, sizes: torch.Tensor) -> int:
-    """Return the fewest weights, at least `least`, in whole blocks: of full height, and of the last rows."""
+def _round_up_to_blocks(least: int, available: int, sizes: torch.Tensor) -> int:
+    """Return the smallest number of weights, at least `least`, that whole blocks of these `sizes` can have."""
     least = min(least, available)
     full, last = int(sizes.max()), int(sizes.min())
     last_blocks = range(-(-least // last) + 1) if last < full else range(1)
     return min(available, min(count * last + -(-max(least - count * last, 0) // full) * full for count in last_blocks))
 
 
-def _retained_by_n_of_m(
+def _count_n_of_m_weights(
     shape: tuple[int, ...], pattern: Pattern, layout: Layout | None, within: Mask | None, name: str
 ) -> int:
     among = None if within is None else within[name].cpu()
     return int(best_of_m(torch.zeros(shape), pattern.n, pattern.m, layout, among).sum())
 
 
-def check_least(
+def compute_layer_minimums(
     counts: Mapping[str, int], available: Mapping[str, int], least: int, kept: int, density: float
 ) -> dict[str, int]:
-    """Return the weights that each layer retains at least, of those available.
+    """Return the smallest number of weights that each layer retains: `least`, or all candidates if it has fewer.
 
     Raises:
-        LayerCollapseError: if these are more than `kept`, or a layer that would be empty has no candidate.
+        LayerCollapseError: if the minimums add up to more than `kept`, or an empty layer has no candidates.
     """
     floors = {name: min(least, available[name]) for name in counts}
     if none := [name for name, count in counts.items() if not count and not available[name]]:
@@ -105,19 +111,21 @@ def check_least(
             "spare layers",
         )
     if sum(floors.values()) > kept:
-        raise too_few(density, kept, floors, least)
+        raise too_few_weights_error(density, kept, floors, least)
     return floors
 
 
-def too_few(density: float, kept: int, floors: Mapping[str, int], least: int, how: str = "") -> LayerCollapseError:
-    """Return the error for a density that retains fewer weights than the layers need.
+def too_few_weights_error(
+    density: float, kept: int, floors: Mapping[str, int], least: int, how: str = ""
+) -> LayerCollapseError:
+    """Build the error for a density that retains fewer weights than the layers need.
 
     Args:
-        density: as requested.
-        kept: weights that it retains.
-        floors: weights that each layer needs.
+        density: the requested density.
+        kept: number of weights that it retains.
+        floors: number of weights that each layer needs.
         least: requested minimum of each layer.
-        how: further description of the floors.
+        how: how the weights are counted, such as " in whole blocks of 4x1".
     """
     largest = max(floors, key=lambda name: floors[name])
     each, fewer = ("a weight", "") if least == 1 else (f"{least} weights", ", keep fewer in each (keep_at_least)")

@@ -1,4 +1,4 @@
-"""Masks as data: parameter name -> boolean tensor, True = retained; and their files, one bit per weight."""
+"""Masks (parameter name -> bool tensor, True = retained), and their file format with one bit per weight."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ from ticketry_engine.support.seeds import generator
 
 
 class Mask(Mapping[str, Tensor]):
-    """A read-only mapping from parameter names to boolean tensors of the parameters' shapes, True = retained.
+    """A read-only mapping from parameter names to bool tensors in the parameters' shapes, True = retained.
 
-    Masks of the same tensors combine with ``&``, ``|``, ``^`` and ``~`` and compare with ``==``. Names are
-    normalised, so that a mask of a compiled or data-parallel model fits the plain one.
+    Masks of the same tensors combine by ``&``, ``|``, ``^`` and ``~`` and compare by ``==``. Names are normalised, so
+    that a mask of a compiled or data-parallel model fits the original model.
 
     Args:
-        tensors: bool, or numbers 0 and 1.
-        copy: whether boolean tensors are copied, so that later writes to them do not change the mask. Pass False only
-            for tensors that are not used elsewhere.
+        tensors: parameter name -> tensor of bools, or of numbers 0 and 1.
+        copy: whether to copy boolean tensors, so that later writes to them do not change the mask. Pass False only for
+            tensors that are not used elsewhere.
 
     Raises:
         MaskError: if a tensor holds values other than 0 and 1, a name is not a string or empty, or two names are equal
@@ -69,7 +69,7 @@ class Mask(Mapping[str, Tensor]):
             if short in checked:
                 raise MaskError(f"two tensors of the mask are called {short!r}")
             with torch.inference_mode(False):  # a mask outlives the caller's mode
-                checked[short] = _boolean(short, tensor, copy)
+                checked[short] = _to_boolean(short, tensor, copy)
         if not checked:
             raise MaskError("a mask needs at least one tensor")
         if not sum(tensor.numel() for tensor in checked.values()):
@@ -82,7 +82,7 @@ class Mask(Mapping[str, Tensor]):
 
     @classmethod
     def ones(cls, shapes: Scope | Mapping[str, tuple[int, ...]]) -> Mask:
-        """Return the mask that retains everything in a scope (or in a mapping name -> shape).
+        """Return the mask that retains every weight of a scope, or of a mapping name -> shape.
 
         Examples:
             >>> mask = tk.Mask.ones({"weight": (2, 3)})
@@ -107,35 +107,35 @@ class Mask(Mapping[str, Tensor]):
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """name -> shape"""
+        """Parameter name -> shape."""
         return {name: tuple(tensor.shape) for name, tensor in self._tensors.items()}
 
     # -- counts --------------------------------------------------------------------------------------------------
 
     @property
     def kept(self) -> int:
-        """Number of elements retained."""
+        """Number of retained elements."""
         if self._kept is None:
             self._kept = sum(int(tensor.sum()) for tensor in self._tensors.values())
         return self._kept
 
     @property
     def total(self) -> int:
-        """Number of elements in scope, the denominator of `density`."""
+        """Number of all elements, retained or not: the denominator of `density`."""
         return sum(tensor.numel() for tensor in self._tensors.values())
 
     @property
     def density(self) -> float:
-        """Share of the scope that is retained."""
+        """Fraction of all elements that is retained."""
         return self.kept / self.total
 
     @property
     def sparsity(self) -> float:
-        """Share of the scope that is removed."""
+        """Fraction of all elements that is removed."""
         return 1 - self.density
 
     def table(self) -> LayerTable:
-        """Return the retained and total elements of each tensor, in order; the result prints as a table.
+        """Return the number of retained and of all elements of each tensor, in order; the result prints as a table.
 
         Examples:
             >>> mask = tk.Mask.ones({"0.weight": (4, 4), "1.weight": (1, 4)})
@@ -183,7 +183,7 @@ class Mask(Mapping[str, Tensor]):
         return hash(self.digest)
 
     def overlap(self, other: Mask) -> float:
-        """Return the share of this mask's retained elements that the other retains too; 0 if this mask is empty."""
+        """Return the fraction of this mask's retained elements that `other` retains too; 0 if this mask is empty."""
         kept = self.kept
         return (self & other).kept / kept if kept else 0.0
 
@@ -209,10 +209,10 @@ class Mask(Mapping[str, Tensor]):
 
     @entry_point(Need(python=False, floats=False))
     def apply_(self, model: nn.Module) -> nn.Module:
-        """Set the removed weights of `model` to exactly 0, in place, and return it.
+        """Set the removed weights of `model` to exactly 0, in place, and return the model.
 
         Raises:
-            MaskError: if the mask names a parameter that the model lacks or has in another shape, or one behind a
+            MaskError: if the mask names a parameter that the model lacks or has in another shape, or a parameter of a
                 computed weight (weight_norm, a parametrisation) that would not become 0.
         """
         reshard(model)
@@ -226,7 +226,8 @@ class Mask(Mapping[str, Tensor]):
 
     @entry_point(BY_NAME)
     def parameters(self, model: nn.Module) -> dict[str, nn.Parameter]:
-        """Return the masked parameters of `model`, by name; raise `MaskError` if the mask does not fit.
+        """Return the parameters of `model` that the mask names, by name; raise `MaskError` if the mask does not fit the
+        model.
 
         Examples:
             >>> model = nn.Linear(3, 2)
@@ -262,10 +263,9 @@ class Mask(Mapping[str, Tensor]):
 
 
 def shuffled(mask: Mask, seed: int) -> Mask:
-    """Permute the elements of a mask at random within each tensor: a control that preserves each layer's count.
+    """Permute the elements of a mask at random within each tensor, as a control with the same number in each layer.
 
-    Each tensor gets its own permutation, from a generator seeded by (seed, position of the tensor), so that two layers
-    of equal shape differ.
+    Each tensor has its own permutation, seeded by (seed, index of the tensor), so that layers of equal shape differ.
     """
     permuted = {}
     for index, (name, tensor) in enumerate(mask.items()):
@@ -275,7 +275,7 @@ def shuffled(mask: Mask, seed: int) -> Mask:
 
 
 def require_mask(mask: object, name: str = "mask") -> None:
-    """Raise `UsageError`, which says how to create a mask, unless the argument `name` is one."""
+    """Raise `UsageError`, explaining how to create a mask, unless `mask` (the argument `name`) is a `Mask`."""
     if not isinstance(mask, Mask):
         raise UsageError(
             f"{name}= is a tk.Mask, not a {type(mask).__name__}: tk.prune(model, density=0.1) makes one, and"
@@ -292,13 +292,17 @@ ARGUMENT_CHECKS.update(dict.fromkeys(("mask", "within", "at", "structured"), _ch
 
 
 def pack(tensors: Mapping[str, Tensor]) -> tuple[Tensor, str]:
-    """Pack bool tensors as (bits, layout): uint8 [ceil(total / 8)], the first in the lowest bit; JSON name -> shape."""
+    """Pack bool tensors into bits, and describe their shapes.
+
+    Returns:
+        uint8 [ceil(total / 8)], the first element in the lowest bit; and a JSON object name -> shape.
+    """
     flat = torch.cat([tensor.cpu().flatten() for tensor in tensors.values()])
     bits = torch.from_numpy(np.packbits(flat.numpy(), bitorder="little"))
     return bits, json.dumps({name: list(tensor.shape) for name, tensor in tensors.items()}, separators=(",", ":"))
 
 
-def _boolean(name: str, tensor: Tensor, copy: bool) -> Tensor:
+def _to_boolean(name: str, tensor: Tensor, copy: bool) -> Tensor:
     if not isinstance(tensor, Tensor):
         raise MaskError(f"mask {name!r}: a tensor is needed, not {type(tensor).__name__}")
     if tensor.dtype == torch.bool:
@@ -316,12 +320,12 @@ _MOST_DIMENSIONS = 32
 
 
 def unpack(bits: Tensor, layout: str) -> Mask:
-    """Return the mask that `pack` packed.
+    """Return the mask from the bits and the layout that `pack` returned.
 
     Raises:
-        MaskError: if layout is not a JSON object of shapes, or its size does not match the bits.
+        MaskError: if the layout is not a JSON object of shapes, or does not match the number of bits.
     """
-    shapes = _shapes(layout)
+    shapes = _parse_layout(layout)
     total = sum(prod(shape) for shape in shapes.values())
     if bits.dtype != torch.uint8 or bits.dim() != 1 or bits.numel() != (total + 7) // 8:
         raise MaskError(f"the mask's bits are {tuple(bits.shape)} {bits.dtype}, but its layout has {total} elements")
@@ -332,14 +336,14 @@ def unpack(bits: Tensor, layout: str) -> Mask:
 
 
 def to_bytes(mask: Mask) -> bytes:
-    """Return the bytes of a safetensors file of the mask; equal masks give equal bytes."""
+    """Return the mask as the bytes of a safetensors file; equal masks give equal bytes."""
     bits, layout = pack(mask)
     # A single metadata entry, because safetensors writes several in varying order.
     return bytes(safetensors_save({"bits": bits}, metadata={FORMAT: layout}))
 
 
 def from_bytes(data: bytes) -> Mask:
-    """Return the mask in the bytes of a safetensors file.
+    """Read a mask from the bytes of a safetensors file.
 
     Raises:
         MaskError: if they are not a valid mask file.
@@ -356,7 +360,7 @@ def from_bytes(data: bytes) -> Mask:
     return unpack(tensors["bits"], metadata[FORMAT])
 
 
-def _shapes(layout: str) -> dict[str, tuple[int, ...]]:
+def _parse_layout(layout: str) -> dict[str, tuple[int, ...]]:
     try:
         shapes = parse_json(layout)
         found = {str(name): tuple(shape) for name, shape in shapes.items()}

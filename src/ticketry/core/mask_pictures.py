@@ -1,4 +1,4 @@
-"""Small pictures of masks for the report: the first layer, and layers before and after restructuring."""
+"""Small pictures of masks for reports: the first layer, and layers before and after restructuring."""
 
 from __future__ import annotations
 
@@ -11,27 +11,27 @@ import numpy as np
 from ticketry.core.mask import Mask
 from ticketry.core.structure.layout import row_groups
 
-_MOST_BITS = 200_000
-"""Most weights of a first layer that is drawn; it adds 25 kB to a record."""
+_LARGEST_DRAWN_LAYER = 200_000
+"""Largest number of weights of a first layer that is drawn; its bits add 25 kB to a record."""
 
 
-def first_layer(mask: Mask, shape: tuple[int, ...] | None) -> dict[str, Any] | None:
-    """Return the picture of a mask's first tensor as JSON values, or None if it cannot be drawn.
+def draw_first_layer(mask: Mask, shape: tuple[int, ...] | None) -> dict[str, Any] | None:
+    """Return the picture of a mask's first tensor as JSON values; None if it cannot be drawn.
 
     Args:
-        mask: in the order of the model.
-        shape: shape of an input, (channels, height, width), or None if it is not an image.
+        mask: the mask, its tensors in the order of the model.
+        shape: input shape (channels, height, width), or None if inputs are not images.
 
     Returns:
         For a convolution [out, in, height, width] ``filters``: its packed bits in base64. For a linear layer over all
-        pixels of an image ``inputs``: the retained share of each pixel's weights, times 255, in base64.
+        pixels of an image ``inputs``: the retained fraction of each pixel's weights, times 255, in base64.
     """
     name = next(iter(mask))
     bits = mask[name].numpy()
-    if bits.ndim == 4 and bits.size <= _MOST_BITS:
-        return _picture(name, "filters", bits.shape, np.packbits(bits))
+    if bits.ndim == 4 and bits.size <= _LARGEST_DRAWN_LAYER:
+        return _encode_picture(name, "filters", bits.shape, np.packbits(bits))
     if bits.ndim == 2 and shape is not None and len(shape) == 3 and bits.shape[1] == math.prod(shape):
-        return _picture(name, "inputs", shape, np.rint(255 * bits.mean(axis=0)).astype(np.uint8))
+        return _encode_picture(name, "inputs", shape, np.rint(255 * bits.mean(axis=0)).astype(np.uint8))
     return None
 
 
@@ -40,16 +40,16 @@ _ROWS, _COLUMNS = 128, 256
 """Largest picture of a restructured layer; its bits take 4 kB."""
 
 
-def structure_pictures(before: Mask, after: Mask) -> list[dict[str, Any]]:
+def draw_structure_pictures(before: Mask, after: Mask) -> list[dict[str, Any]]:
     """Return pictures of layers before and after restructuring, as JSON values.
 
-    Rows are sorted by their group after restructuring, groups with the most columns first. The layers are the two
-    largest with up to 128 rows, or the smallest if there are none. Of more rows every second, third … is drawn, of more
-    columns the first 256.
+    The two largest layers with up to 128 rows are drawn, or the smallest layer if all have more. Rows are sorted by
+    their group after restructuring, groups with the most columns first. If there are too many rows, every second, third
+    … is drawn; of the columns, the first 256.
 
     Args:
-        before: mask without structure.
-        after: mask with structure, of at least the same tensors.
+        before: the unstructured mask.
+        after: the structured mask, which has at least the same tensors.
 
     Returns:
         For each layer its ``name``, total ``rows`` and ``columns``, ``every`` (step between drawn rows), ``shape``
@@ -59,10 +59,10 @@ def structure_pictures(before: Mask, after: Mask) -> list[dict[str, Any]]:
     banks = sorted((name for name in before if before[name].dim() > 1), key=lambda name: before[name].numel())
     small = [name for name in banks if len(before[name]) <= _ROWS]
     chosen = small[-_PICTURES:] or banks[:1]
-    return [_structure_picture(name, before, after) for name in before if name in chosen]
+    return [_draw_structure_picture(name, before, after) for name in before if name in chosen]
 
 
-def _structure_picture(name: str, before: Mask, after: Mask) -> dict[str, Any]:
+def _draw_structure_picture(name: str, before: Mask, after: Mask) -> dict[str, Any]:
     groups = sorted(row_groups(after[name]), key=lambda group: -group.width)
     order = np.concatenate([group.rows for group in groups])
     every = -(-len(order) // _ROWS)
@@ -83,5 +83,5 @@ def _structure_picture(name: str, before: Mask, after: Mask) -> dict[str, Any]:
     }
 
 
-def _picture(name: str, kind: str, shape: tuple[int, ...], data: np.typing.NDArray[np.uint8]) -> dict[str, Any]:
+def _encode_picture(name: str, kind: str, shape: tuple[int, ...], data: np.typing.NDArray[np.uint8]) -> dict[str, Any]:
     return {"name": name, "kind": kind, "shape": list(shape), "data": base64.b64encode(data.tobytes()).decode("ascii")}

@@ -1,21 +1,21 @@
-"""How far outputs change without single weights: an estimate from one call with its gradients.
+"""Estimate how far a model's outputs change if single weights are removed, from one call and its gradients.
 
-Without weight w an output of its layer changes by w x, where x is the input that w multiplies, and any quantity with
-gradient g there changes by g w x. If gradients, inputs and places are uncorrelated, as K-FAC assumes (Martens & Grosse
-2015; Grosse & Martens 2016), the expected square over examples is
+Removing weight w changes an output of its layer by w x, where x is the input that w multiplies. A quantity with
+gradient g with respect to that output then changes by g w x. If gradients, inputs and positions are uncorrelated, as
+K-FAC assumes (Martens & Grosse 2015; Grosse & Martens 2016), the expected square over examples is
 
-    w^2 · E[x^2] · sum of g^2 over examples and places
+    w^2 · E[x^2] · sum of g^2 over examples and positions
 
-One backward pass gives it per example, where gradients of weights are sums over a batch. A weight of a transposed
-convolution meets each place of the input once, so the sum is scaled by the ratio of input to output places.
+One backward pass gives this for single examples, whereas gradients of weights are sums over a batch. A weight of a
+transposed convolution meets each input position once, so its sum is scaled by the ratio of input to output positions.
 
 `output_change` applies this to the squared distance of outputs: over random combinations of the outputs, the mean
-squared change is the diagonal of the Gauss-Newton matrix (second order in the weights, as the saliency of LeCun et al.
-1990). It needs neither loss nor targets, and can be compared between layers. The score `kfac` uses the loss instead.
+squared change is the diagonal of the Gauss-Newton matrix (second order in the weights, like the saliency of LeCun et
+al. 1990). It needs neither loss nor targets and is comparable between layers. The score `kfac` uses the loss instead.
 
-Supported are linear layers, convolutions, and other products with a weight, some of its rows or its transpose by
-torch's `linear` and `matmul`: attention, or a last layer that shares its weight with an embedding. Any other use of a
-weight is an error, because it would count as no use.
+Supported are linear layers, convolutions, and other products by torch's `linear` or `matmul` with a weight, some of its
+rows or its transpose: attention, or a last layer that shares its weight with an embedding. Any other use of a weight is
+an error, because it would not be counted.
 """
 
 from __future__ import annotations
@@ -32,21 +32,23 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
-from ticketry.core.example_call import call_in_evaluation, frozen_parameters
+from ticketry.core.example_call import call_in_evaluation, without_parameter_gradients
 from ticketry.core.scope import Scope
 from ticketry.errors import UsageError
 from ticketry_engine.support.entry_points import CHANGES, entry_point
 from ticketry_engine.support.seeds import generator
 
 _ENOUGH_EXAMPLES = 8
-"""Examples for which one random combination of the outputs suffices, as sums run over examples and places too."""
+"""With this many examples one random combination of the outputs suffices, as sums run over examples and positions
+too.
+"""
 
 _DRAWS = 16
-"""Random combinations of the outputs for weights whose own gradients are taken: each one is a single draw."""
+"""Number of random combinations of the outputs for weights whose own gradients are used."""
 
 
 class LayerCall:
-    """One call of a layer: mean squares of its inputs by channel, and squared gradients of its outputs."""
+    """One call of a layer: mean squared inputs by channel, and squared gradients of its outputs."""
 
     def __init__(
         self,
@@ -59,44 +61,47 @@ class LayerCall:
         is_layer: bool = True,
         transposed: bool = False,
     ) -> None:
-        """Record a product.
+        """Record a call that multiplies `x` by a weight.
 
         Args:
             x: inputs.
-            output: of the layer.
-            axes: dimensions of the weight.
-            groups: of a convolution.
-            first_row: of the weight, from which on its rows give the output.
+            output: output of the layer.
+            axes: number of dimensions of the weight.
+            groups: groups of a convolution.
+            first_row: first row of the weight that is used, if the call uses only some rows.
             is_layer: whether a module is called, so that the first axis of `x` is examples.
             transposed: whether the weight's first axis is inputs.
         """
         self._groups, self._first_row = groups, first_row
         self._channel = 1 - axes  # counted from the end, where convolutions have places: examples need not be stacked
-        self._inputs = _squares_by_channel(x.detach(), self._channel, mean=True)
+        self._inputs = _sum_squares_by_channel(x.detach(), self._channel, mean=True)
         self._transposed = transposed
         if transposed:
-            self._inputs *= _places(x, self._channel) / max(1, _places(output, self._channel))
+            self._inputs *= _count_positions(x, self._channel) / max(1, _count_positions(output, self._channel))
         self.examples = 0 if not is_layer else len(x) if x.dim() >= axes else 1
-        """0 if unknown."""
-        self.moved = torch.zeros_like(output, requires_grad=True)
-        """Zeros that are added to the output: their gradient is the output's."""
-        self.pulls: Tensor | None = None
-        """float64 [output channels]: squared gradients summed over examples and places; None before any gradient."""
+        """Number of examples; 0 if unknown."""
+        self.output_shift = torch.zeros_like(output, requires_grad=True)
+        """Zeros that are added to the output, so that their gradient is the output's gradient."""
+        self.squared_gradients: Tensor | None = None
+        """float64 [output channels]: squared gradients summed over examples and positions; None before any gradient."""
 
     def add(self, gradient: Tensor, share: float = 1.0) -> None:
-        """Add the squares of a gradient of `moved`, times `share`."""
-        pulls = share * _squares_by_channel(gradient, self._channel, mean=False)
-        self.pulls = pulls if self.pulls is None else self.pulls + pulls
+        """Add the squares of a gradient with respect to the output, times `share`."""
+        squared_gradients = share * _sum_squares_by_channel(gradient, self._channel, mean=False)
+        self.squared_gradients = (
+            squared_gradients if self.squared_gradients is None else self.squared_gradients + squared_gradients
+        )
 
     def add_to(self, factors: Tensor) -> None:
-        """Add the factor of each squared weight to float64 [output channels, input channels of a group].
+        """Add E[x^2] * sum of g^2 of this call, by which squared weights are multiplied, to `factors`.
 
-        The axes are swapped for transposed layers.
+        Args:
+            factors: float64 [output channels, input channels of a group]; axes swapped for transposed layers.
         """
-        if self.pulls is None:
+        if self.squared_gradients is None:
             return
         inputs = self._inputs if bool(self._inputs.any()) else torch.ones_like(self._inputs)  # an example of zeros
-        found = self.pulls.view(self._groups, -1, 1) * inputs.view(self._groups, 1, -1)
+        found = self.squared_gradients.view(self._groups, -1, 1) * inputs.view(self._groups, 1, -1)
         found = (found.transpose(1, 2) if self._transposed else found).flatten(0, 1)
         factors[self._first_row : self._first_row + len(found)] += found
 
@@ -105,15 +110,15 @@ class LayerCall:
 def record_calls(
     model: nn.Module, parameters: Mapping[str, nn.Parameter], others: set[str] | None = None
 ) -> Iterator[dict[str, list[LayerCall]]]:
-    """Record the calls of the layers with these weights during the block; empty lists for weights without a layer.
+    """Within the block, record calls of the layers that use these weights; weights without a layer have empty lists.
 
     Args:
-        model: that is called in the block.
-        parameters: by name.
-        others: receives names of weights that a call uses by another function, instead of an error.
+        model: the model that is called in the block.
+        parameters: its weights, by name.
+        others: receives names of weights that are used by an unsupported function; if None, such a use is an error.
 
     Raises:
-        UsageError: in the block, if a call uses a weight by a function other than its layer or `linear`.
+        UsageError: in the block, if a weight is used by a function other than its layer, `linear` or `matmul`.
     """
     names = {id(parameter): name for name, parameter in parameters.items()}
     calls: dict[str, list[LayerCall]] = {name: [] for name in parameters}
@@ -127,22 +132,24 @@ def record_calls(
         axes, groups = module.get_parameter("weight").dim(), int(getattr(module, "groups", 1))
         x = args[0] if args else named["input"]
         calls[name].append(LayerCall(x, output, axes=axes, groups=groups, transposed=isinstance(module, _TRANSPOSED)))
-        return output + calls[name][-1].moved
+        return output + calls[name][-1].output_shift
 
     with ExitStack() as stack:
         for module in model.modules():
             name = names.get(id(module._parameters.get("weight")))
-            if name is not None and has_factors(module):
+            if name is not None and is_linear_or_convolution(module):
                 stack.callback(module.register_forward_pre_hook(partial(enter, name)).remove)
                 stack.callback(module.register_forward_hook(partial(record, name), with_kwargs=True).remove)
-        products = stack.enter_context(_Products(names, calls, inside, others))
+        products = stack.enter_context(_ProductRecorder(names, calls, inside, others))
         stack.callback(model.register_forward_pre_hook(products.enter).remove)
         stack.callback(model.register_forward_hook(products.leave, always_call=True).remove)
         yield calls
 
 
-class _Products(TorchFunctionMode):
-    """Records products with a weight, some of its rows or its transpose, outside of the weight's own layer."""
+class _ProductRecorder(TorchFunctionMode):
+    """A torch function mode that records products with a weight, its rows or its transpose outside of the weight's
+    layer.
+    """
 
     def __init__(
         self,
@@ -156,7 +163,9 @@ class _Products(TorchFunctionMode):
         self._depth = 0
 
     def enter(self, model: nn.Module, args: object) -> None:
-        """Start checking uses of weights; outside the model, a loss may use them in any way, for a penalty."""
+        """Start checking how weights are used. Outside of the model's call they are not checked, since a loss may
+        use them.
+        """
         self._depth += 1
 
     def leave(self, model: nn.Module, args: object, output: object) -> None:
@@ -174,24 +183,25 @@ class _Products(TorchFunctionMode):
             name, first, transposed = self._find_rows(weight)
             if name:
                 return output if name in self._inside else self._record(name, x, output, first, transposed)
-        if (right := _right_factor(func, args, kwargs)) is not None:
+        if (right := _matrix_product_factors(func, args, kwargs)) is not None:
             x, factor = right
             name, first, transposed = self._find_rows(factor.t()) if factor.dim() == 2 else ("", 0, False)
             if name and name not in self._inside:
                 return self._record(name, x, output, first, transposed)
         if self._depth and torch.is_grad_enabled() and func not in _HARMLESS:
-            self._refuse_others(func, (args, kwargs), output)
+            self._refuse_other_uses(func, (args, kwargs), output)
         return output
 
     def _record(self, name: str, x: Tensor, output: Tensor, first_row: int, transposed: bool) -> Tensor:
         call = LayerCall(x, output, first_row=first_row, is_layer=False, transposed=transposed)
         self._calls[name].append(call)
-        return output + call.moved
+        return output + call.output_shift
 
     def _find_rows(self, weight: Tensor) -> tuple[str, int, bool]:
-        """Return the parameter that a tensor is rows of, their first index, and whether it is the whole transpose.
+        """Return which parameter a tensor is rows of: (name, index of the first row, whether it is the whole
+        transpose).
 
-        ("", 0, False) for any other tensor.
+        The result is ("", 0, False) for any other tensor.
         """
         whole = weight if weight._base is None else weight._base
         name = self._names.get(id(whole), "")
@@ -203,8 +213,8 @@ class _Products(TorchFunctionMode):
             return name, 0, True
         return "", 0, False
 
-    def _refuse_others(self, func: Any, arguments: object, output: object) -> None:
-        """Raise `UsageError` if floats are computed from a weight here. Views are checked where they are used."""
+    def _refuse_other_uses(self, func: Any, arguments: object, output: object) -> None:
+        """Raise `UsageError` if an operation computes floats from a weight. Views are checked where they are used."""
         made = [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
         for leaf in tree_leaves(arguments) if made else ():
             if not isinstance(leaf, Tensor):
@@ -222,8 +232,8 @@ class _Products(TorchFunctionMode):
                 )
 
 
-def _right_factor(func: Any, args: Any, kwargs: Any) -> tuple[Tensor, Tensor] | None:
-    """Return activations and their right factor, for a plain matrix product."""
+def _matrix_product_factors(func: Any, args: Any, kwargs: Any) -> tuple[Tensor, Tensor] | None:
+    """Return (activations, right factor) of a plain matrix product; None for other operations."""
     if kwargs or func not in _MATRIX_PRODUCTS or len(args) != 2 + _MATRIX_PRODUCTS[func]:
         return None
     x, factor = args[_MATRIX_PRODUCTS[func] :]
@@ -234,7 +244,7 @@ _MATRIX_PRODUCTS: dict[Any, int] = {
     **dict.fromkeys((torch.mm, torch.matmul, Tensor.mm, Tensor.matmul, Tensor.__matmul__), 0),
     **dict.fromkeys((torch.addmm, Tensor.addmm), 1),
 }
-"""Function -> position of its first factor."""
+"""Function -> position of its first factor among the arguments."""
 
 _HARMLESS = frozenset(
     (
@@ -242,7 +252,7 @@ _HARMLESS = frozenset(
         Tensor.data.__get__,  # type: ignore[attr-defined]
     )
 )
-"""Uses of a weight that are not products: lookups in a weight that a last layer shares, and copies without gradient."""
+"""Functions that use a weight without multiplying by it: embedding lookups, and copies without gradient."""
 
 _attention = FunctionType(
     F.multi_head_attention_forward.__code__,
@@ -254,51 +264,54 @@ _attention = FunctionType(
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
-def has_factors(module: nn.Module) -> bool:
-    """Return whether a layer is linear or a convolution."""
+def is_linear_or_convolution(module: nn.Module) -> bool:
     return isinstance(module, (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, *_TRANSPOSED))
 
 
-def add_gradients(
+def add_output_gradients(
     value: Tensor, calls: Mapping[str, list[LayerCall]], share: float = 1.0, *, again: bool = False
 ) -> None:
-    """Add to calls the gradients of a number with respect to their outputs.
+    """Compute the gradients of a scalar with respect to the outputs of all calls, and add their squares to the calls.
 
     Args:
-        value: the number.
-        calls: of `record_calls`.
+        value: the scalar.
+        calls: calls recorded by `record_calls`.
         share: factor of the squares.
         again: whether further gradients of the same forward pass follow.
     """
     every = [call for made in calls.values() for call in made]
-    gradients = torch.autograd.grad(value, [call.moved for call in every], retain_graph=again, allow_unused=True)
+    gradients = torch.autograd.grad(value, [call.output_shift for call in every], retain_graph=again, allow_unused=True)
     for call, gradient in zip(every, gradients, strict=True):
         if gradient is not None:
             call.add(gradient, share)
 
 
-def squares(weight: Tensor, calls: list[LayerCall]) -> Tensor:
-    """Return float64 [shape of the weight]: its squares times the sum of the calls' factors."""
+def squared_output_change(weight: Tensor, calls: list[LayerCall]) -> Tensor:
+    """Return the squared output change by removing each weight: float64, the squared weights times the calls'
+    factors.
+    """
     factors = torch.zeros(weight.shape[:2], dtype=torch.float64)
     for call in calls:
         call.add_to(factors)
     return weight.detach().cpu().double().square() * factors.view(*factors.shape, *[1] * (weight.dim() - 2))
 
 
-def _places(values: Tensor, channel: int) -> int:
+def _count_positions(values: Tensor, channel: int) -> int:
     return values.numel() // max(1, values.shape[channel])
 
 
-def _squares_by_channel(values: Tensor, channel: int, *, mean: bool) -> Tensor:
-    """Return float64 [channels] on the CPU: sums or means of squares."""
+def _sum_squares_by_channel(values: Tensor, channel: int, *, mean: bool) -> Tensor:
+    """Return the sums of squares, or with `mean` their means, for each channel: float64 [channels] on the CPU."""
     others = [axis for axis in range(-values.dim(), 0) if axis != channel]
     if not values.numel():  # an expert that received no example
         return torch.zeros(values.shape[channel], dtype=torch.float64)
     values = values.to(torch.promote_types(values.dtype, torch.float32))
-    largest = values.abs().max().clamp_min(torch.finfo(values.dtype).tiny)  # squares of small numbers underflow
+    largest = (
+        values.abs().max().clamp_min(torch.finfo(values.dtype).tiny)
+    )  # squared_output_change of small numbers underflow
     norms = torch.linalg.vector_norm(values / largest, dim=others) if others else values / largest
     found = (norms.double() * largest.double()).square()
-    return (found / _places(values, channel) if mean else found).cpu()
+    return (found / _count_positions(values, channel) if mean else found).cpu()
 
 
 # -- the change of outputs ---------------------------------------------------------------------------------------------
@@ -306,49 +319,49 @@ def _squares_by_channel(values: Tensor, channel: int, *, mean: bool) -> Tensor:
 
 @entry_point(CHANGES)
 def output_change(model: nn.Module, scope: Scope, example_inputs: Any) -> dict[str, Tensor]:
-    """Return parameter name -> share of the outputs' energy by which the model changes without each weight, float64.
+    """Return for each weight the relative squared change of the model's outputs without it: parameter name -> float64.
 
-    One call in evaluation mode and one or two backward passes to the layers' outputs; `model` is unchanged afterwards.
-    All float tensors that the model returns count alike. Memory is that of activations' gradients, not of weights'.
+    One call in evaluation mode and one or two backward passes are needed; `model` is unchanged afterwards. All float
+    tensors that the model returns count equally. Memory is needed for gradients of activations, not of weights.
 
     Weights that are not a factor of a product (recurrent layers, embeddings, scales, computed weights, an einsum) are
-    estimated from their own gradients in a separate call. That is the same estimate with more variance.
+    estimated from their own gradients in a separate call: the same quantity with more variance.
 
     Raises:
-        UsageError: for a weight from which no gradient reaches an output.
+        UsageError: for a weight without a gradient from any output.
     """
     parameters = scope.parameters(model)
     others: set[str] = set()
-    with frozen_parameters(model), record_calls(model, parameters, others) as calls:
+    with without_parameter_gradients(model), record_calls(model, parameters, others) as calls:
         outputs = call_in_evaluation(model, example_inputs, gradients=True)
         others |= {name for name, made in calls.items() if not made}
         known = {name: made for name, made in calls.items() if name not in others}
         if known:
-            _add_output_gradients(outputs, known)
-    found = {name: squares(parameters[name], made) for name, made in known.items()}
+            _add_combined_output_gradients(outputs, known)
+    found = {name: squared_output_change(parameters[name], made) for name, made in known.items()}
     if others:
         rest = {name: parameter for name, parameter in parameters.items() if name in others}
-        found |= _from_weight_gradients(model, rest, example_inputs)
+        found |= _estimate_from_weight_gradients(model, rest, example_inputs)
     return {name: found[name] for name in parameters}
 
 
-def _from_weight_gradients(
+def _estimate_from_weight_gradients(
     model: nn.Module, parameters: Mapping[str, nn.Parameter], example_inputs: Any
 ) -> dict[str, Tensor]:
     """Return squared weights times the mean squared gradient of random combinations of the outputs.
 
-    Over combinations, the mean squared gradient is the sum of the squared gradients of all outputs.
+    The mean over combinations estimates the sum of the squared gradients of all outputs.
     """
     total = {name: torch.zeros(parameter.shape, dtype=torch.float64) for name, parameter in parameters.items()}
     reached: set[str] = set()
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))
-        stack.enter_context(frozen_parameters(model))
+        stack.enter_context(without_parameter_gradients(model))
         stack.enter_context(torch.backends.cudnn.flags(enabled=False))  # no gradients of LSTMs in evaluation mode
         for parameter in parameters.values():
             stack.callback(parameter.requires_grad_, parameter.requires_grad)
             parameter.requires_grad_(True)
-        outputs = _differentiable(call_in_evaluation(model, example_inputs, gradients=True))
+        outputs = _select_differentiable(call_in_evaluation(model, example_inputs, gradients=True))
         for draw in range(_DRAWS if outputs else 0):
             combined, again = _random_combination(outputs, draw), draw + 1 < _DRAWS
             gradients = torch.autograd.grad(combined, list(parameters.values()), retain_graph=again, allow_unused=True)
@@ -357,16 +370,16 @@ def _from_weight_gradients(
                     whole = gradient.to_dense() if gradient.is_sparse else gradient
                     total[name] += whole.detach().cpu().double().square() / _DRAWS
                     reached.add(name)
-    _require_reached([name for name in parameters if name not in reached])
+    _require_gradients([name for name in parameters if name not in reached])
     return {name: total[name] * parameter.detach().cpu().double().square() for name, parameter in parameters.items()}
 
 
-def _differentiable(outputs: Any) -> list[Tensor]:
+def _select_differentiable(outputs: Any) -> list[Tensor]:
     return [leaf for leaf in tree_leaves(outputs) if isinstance(leaf, Tensor) and leaf.requires_grad]
 
 
 def _random_combination(outputs: Sequence[Tensor], draw: int) -> Tensor:
-    """Return a random combination of outputs, each scaled by its energy."""
+    """Return a random linear combination of all outputs, each output tensor scaled to unit norm."""
     combined = torch.zeros(())
     for index, output in enumerate(outputs):
         drawn = torch.randn(output.shape, generator=generator(0, "output change", draw, index)).to(output)
@@ -375,8 +388,8 @@ def _random_combination(outputs: Sequence[Tensor], draw: int) -> Tensor:
     return combined
 
 
-def _require_reached(names: Sequence[str]) -> None:
-    """Raise `UsageError` for parameters from which no gradient reaches an output."""
+def _require_gradients(names: Sequence[str]) -> None:
+    """Raise `UsageError` for named parameters without a gradient from any output."""
     if names:
         raise UsageError(
             f"what {', '.join(names)} does to the model's outputs is not known: no gradient reaches any from there;"
@@ -384,28 +397,30 @@ def _require_reached(names: Sequence[str]) -> None:
         )
 
 
-def _add_output_gradients(outputs: Any, calls: Mapping[str, list[LayerCall]]) -> None:
+def _add_combined_output_gradients(outputs: Any, calls: Mapping[str, list[LayerCall]]) -> None:
     """Add to every call the squared gradients of random combinations of the outputs."""
-    found = _differentiable(outputs)
+    found = _select_differentiable(outputs)
     examples = max((call.examples for made in calls.values() for call in made), default=1)
     draws = (2 if examples < _ENOUGH_EXAMPLES else 1) if found else 0
     for draw in range(draws):
-        add_gradients(_random_combination(found, draw), calls, 1 / draws, again=draw + 1 < draws)
-    _require_reached([name for name, made in calls.items() if all(call.pulls is None for call in made)])
+        add_output_gradients(_random_combination(found, draw), calls, 1 / draws, again=draw + 1 < draws)
+    _require_gradients([name for name, made in calls.items() if all(call.squared_gradients is None for call in made)])
 
 
-_TRACE = 1e-6
-"""Share of a layer's importance that its squared weights get, and of the largest layer's share at least."""
+_MAGNITUDE_SHARE = 1e-6
+"""Share of a layer's total score given to squared weights; a layer's total counts as at least this share of the
+largest.
+"""
 
 
-def with_magnitudes(scores: Mapping[str, Tensor], parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Add a trace of squared weights to scores, in float64.
+def add_small_magnitudes(scores: Mapping[str, Tensor], parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Add a small multiple of the squared weights to scores, in float64.
 
-    Weights without any importance, such as those of a branch whose last norm starts at 0, then rank by magnitude after
-    all others, instead of being removed although the budget would pay for them.
+    Weights of equal score 0, such as those of a branch whose last norm starts at 0, are then ranked by magnitude after
+    all others, instead of being removed although the budget could retain them.
 
     Args:
-        scores: parameter name -> score of each weight, none below 0.
+        scores: parameter name -> score of each weight, not negative.
         parameters: parameter name -> weights.
     """
     sums = {name: float(score.double().sum()) for name, score in scores.items()}
@@ -414,6 +429,6 @@ def with_magnitudes(scores: Mapping[str, Tensor], parameters: Mapping[str, Tenso
     for name, score in scores.items():
         squared = parameters[name].detach().double().square().to(score.device)
         whole = float(squared.sum())
-        trace = _TRACE * max(sums[name], _TRACE * largest) / whole if whole > 0 else 0.0
+        trace = _MAGNITUDE_SHARE * max(sums[name], _MAGNITUDE_SHARE * largest) / whole if whole > 0 else 0.0
         found[name] = score.double() + trace * squared
     return found

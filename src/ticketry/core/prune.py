@@ -1,4 +1,4 @@
-"""Pruning a model: scores, then a mask at a density or under a budget, in one step or several."""
+"""Prune a model: compute scores, then a mask at a density or under a budget, in one step or several."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from ticketry.choices import check_choice
 from ticketry.core.allocate import allocate, allocate_sharded_magnitudes
 from ticketry.core.computed_weights import computed_weights
 from ticketry.core.devices.sharding import is_sharded, reshard
-from ticketry.core.layer_minimum import check_least_of
+from ticketry.core.layer_minimum import check_layer_minimum
 from ticketry.core.mask import Mask
 from ticketry.core.scope import Scope, scope_of_shapes
 from ticketry.core.scope import scope as scope_of
 from ticketry.core.score import Loss, Score, ScoreInputs, get
-from ticketry.core.score.measurement import cache_batches, measures_at_mask, scores_in
+from ticketry.core.score.measurement import cache_batches, has_mask_option, score_pruned_model
 from ticketry.core.score.weight_scores import magnitude
 from ticketry.core.structure.layout import layouts
 from ticketry.core.structure.pattern import Pattern, check_at_least, check_collapse, check_density
@@ -36,16 +36,16 @@ SCHEDULES = ("exponential", "halving")
 
 
 def densities(density: float, steps: int, schedule: str = "exponential", *, initial: float = 1.0) -> tuple[float, ...]:
-    """Return the density after each of `steps` pruning steps, from `initial` (not in the result) to `density`.
+    """Return the density after each of `steps` pruning steps, which go from `initial` (not included) to `density`.
 
     Args:
-        density: the last one.
+        density: the last density.
         steps: number of pruning steps.
         schedule: ``exponential``: each step retains the same share, density^(k/steps) for k = 1 … steps (SynFlow:
             Tanaka et al. 2020; Iter-SNIP and FORCE: de Jorge et al. 2021). ``halving``: the first step goes to a
-            sparsity of 0.5 (0.25 if the last is not above 0.5), then each halves the distance to the last,
-            k - (k - 0.5) * 0.5^i, where k is the final sparsity and i = 0 … steps - 2; the last step is to k itself
-            (published code of EarlyCroP, with 7 steps: Rachwan et al. 2022).
+            sparsity of 0.5 (0.25 if the final one is not above 0.5), then each halves the distance to the final
+            sparsity k: k - (k - 0.5) * 0.5^i for i = 0 … steps - 2, and last k itself (published code of EarlyCroP,
+            with 7 steps: Rachwan et al. 2022).
         initial: density before the first pruning step.
 
         >>> densities(0.01, 4)
@@ -73,7 +73,7 @@ def densities(density: float, steps: int, schedule: str = "exponential", *, init
 def iterated(
     score: str | Score, steps: int = 100, schedule: str = "exponential", *, regrow: bool = False
 ) -> Callable[..., Mask]:
-    """Return `prune` with several iterations of a score: ``iterated(…)(model, density, …) -> Mask``.
+    """Return a function that prunes as `prune` does, but in several steps: ``iterated(…)(model, density, …) -> Mask``.
 
     The function takes the other arguments of `prune`:
 
@@ -88,7 +88,13 @@ def iterated(
 
 @contextmanager
 def while_pruning_to(target: float, wanted: float, what: str = "density") -> Iterator[None]:
-    """Add "on the way to X" to a LayerCollapseError raised by an intermediate pruning step."""
+    """Add "on the way to X" to a LayerCollapseError raised in the block, if this is an intermediate pruning step.
+
+    Args:
+        target: density (or share of costs) of this step.
+        wanted: that of the last step.
+        what: what is measured, for the message.
+    """
     try:
         yield
     except LayerCollapseError as error:
@@ -125,40 +131,40 @@ def prune(
     loss: Loss | None = None,
     seed: int = 0,
 ) -> Mask:
-    """Return the mask that retains a share `density` of the weights of `model`, chosen by `score`.
+    """Return the mask that retains a fraction `density` of the weights of `model`, chosen by `score`.
 
     The model is not changed: see `Mask.apply_` and `hold`. If the model is sharded over several devices
     (`fully_shard`), every process calls this and gets the mask of the whole model, without gathering it.
 
     Args:
         model: any module.
-        density: share of the scope that is retained, 0 < density <= 1 or "10%". It is met to the element; with a
-            pattern of blocks, as closely as whole blocks permit; with N:M it is at most N/M, which is the default.
-        sparsity: share removed, instead of density.
-        flops: share of the multiplications of the layers in scope, instead of density. Single weights are pruned in one
-            step over all layers together. Without a score, no layer is left empty. With a score, the weights with the
-            most score per multiplication are retained, see `budgets.allocation`; plain magnitudes may then leave early
-            layers of deep networks empty, which is an error that names the lowest sufficient share. `keep_at_least`
-            keeps the best weights of each.
-        time: latency budget on this machine, instead of density: a share of the base's latency, 0 < time <= 1 or "50%",
-            or an amount ("5ms"). The mask is compiled, timed and corrected until it meets the budget. If the compiled
-            unpruned model meets it, nothing is pruned and a `BudgetWarning` is given. `ticketry.cost.meet` does the
-            same and returns all measurements. It combines with the arguments of flops, cost and structure.
-        base: the implementation whose latency `time` is a share of: ``eager`` (the model as it runs today),
+        density: fraction of the scope to retain, 0 < density <= 1 or "10%". The number of weights is exact; with a
+            pattern of blocks, as close as whole blocks permit. With N:M it is at most N/M, which is the default.
+        sparsity: fraction to remove, instead of density.
+        flops: fraction of the MACs of the layers in scope to retain, instead of density. Single weights of all layers
+            are pruned together in one step. Without a score, no layer is left empty. With a score, the weights with
+            the highest score per MAC are retained, see `budgets.allocation`; plain magnitudes may then leave early
+            layers of deep networks empty, which is an error that names the lowest sufficient fraction.
+            `keep_at_least` retains the best weights of each.
+        time: latency budget on this machine, instead of density: a fraction of the latency of `base`, 0 < time <= 1 or
+            "50%", or an amount ("5ms"). The mask is compiled, timed and corrected until it meets the budget. If the
+            compiled unpruned model meets it, nothing is pruned and a `BudgetWarning` is given. `ticketry.cost.meet`
+            does the same and returns all measurements. It combines with the arguments of flops, cost and structure.
+        base: the implementation whose latency `time` is a fraction of: ``eager`` (the uncompiled model),
             ``torch.compile``, ``onnxruntime``, ``openvino``, or ``engine`` (compiled by ticketry without pruning).
-        bytes: share of the dense model file that `Compiled.save` writes, or an amount ("2MB"), instead of density.
+        bytes: budget for the model file that `Compiled.save` writes, instead of density: a fraction of the dense
+            model's file, or an amount ("2MB").
         example_inputs: inputs of a call. Required for flops, time and bytes, and for a pattern on weights outside
             torch's layers, such as stacked experts, to find their input dimension.
-        cost: for time and bytes: the cost model, from `ticketry.cost.model`; measured now by default.
+        cost: for time and bytes: the cost model, from `ticketry.cost.model`; by default it is measured now.
         structure: for time: ``auto`` chooses for each layer among single weights and groups of rows; ``weights`` or
             ``rows:16`` (any size) is one granularity for all; ``channels`` removes whole channels; ``none`` retains the
-            single weights with the most score for their time. By default ``auto``, ``weights`` and ``channels`` are
+            single weights with the highest score per latency. By default ``auto``, ``weights`` and ``channels`` are
             each met by measurement, and the one that retains most importance is returned. With a score the default is
             ``none``, with costs or ``within`` it is ``weights``.
         score: a name of `ticketry.score`, or a function of that form; magnitude by default. With a structure, time or
-            flops the default is `kfac` if there are batches and a loss, else the change of the outputs without each
-            weight.
-        scope: the parameters to choose among; by default `ticketry.scope(model)`, or those of `within`.
+            flops the default is `kfac` if there are batches and a loss, else the output change without each weight.
+        scope: the parameters that may be pruned; by default `ticketry.scope(model)`, or those of `within`.
         distribution, within, half_rate, collapse, keep_at_least: see `allocate`. A score with the option `at` (those
             that need data, and synflow) scores the network that `within` leaves.
         pattern: which weights are retained or removed together: ``unstructured``, ``4x1``, ``16x1``, ``channel``,
@@ -167,7 +173,7 @@ def prune(
         schedule: intermediate densities, exponential or halving: see `densities`.
         regrow: whether removed weights may return at a later pruning step (FORCE; de Jorge et al. 2021).
         batches, loss, seed: inputs of the score, if it needs any (magnitude, the default, does not). Several
-            iterations, and scores with second derivatives, keep the batches in memory.
+            iterations, and scores with second derivatives, store the batches in memory.
 
     Raises:
         UsageError: for contradictory arguments, a score that lacks batches or loss, or these without a score. With N:M,
@@ -203,7 +209,7 @@ def prune(
     if scope is None:
         scope = scope_of(model) if within is None else scope_of_shapes(model, within.shapes)
     function = get(score or magnitude)
-    if regrow and not measures_at_mask(function):
+    if regrow and not has_mask_option(function):
         raise UsageError(
             "regrow needs a score that rates removed weights, by the option `at`: such as snip, taylor, fisher, crop,"
             " grasp or synflow"
@@ -286,15 +292,15 @@ def prune(
     initial = max(within.density, wanted) if within is not None and iterations > 1 else 1.0
     known = None if pattern.unstructured else layouts(model, scope, example_inputs)
     least = max(check_at_least(keep_at_least), 1 if check_collapse(collapse) == "keep" else 0)
-    check_least_of(scope.shapes, wanted, least, pattern=pattern, layouts=known, within=within)
+    check_layer_minimum(scope.shapes, wanted, least, pattern=pattern, layouts=known, within=within)
     inputs = ScoreInputs(batches, loss, seed)
     if iterations > 1:
         inputs = cache_batches(inputs, model)
     mask = within
     for target in densities(wanted, iterations, schedule, initial=initial):
         # In the first iteration, a score without `at` sees the model unchanged.
-        seen = None if mask is within and not measures_at_mask(function) else mask
-        scores = scores_in(function, model, scope, seen, inputs)
+        seen = None if mask is within and not has_mask_option(function) else mask
+        scores = score_pruned_model(function, model, scope, seen, inputs)
         with while_pruning_to(target, wanted):
             mask = allocate(
                 scores,
@@ -321,7 +327,9 @@ def _prune_to_multiplications(
     within: Mask | None,
     keep_at_least: int,
 ) -> Mask:
-    """Return the mask of a share of the multiplications; an impossible budget is an error before anything is scored."""
+    """Return the mask that retains a share of the MACs; raise an error for an impossible budget before anything is
+    scored.
+    """
     share, least = parse_flops(amount), check_at_least(keep_at_least)
     prices = count_multiplications(model, scope, example_inputs)
     check_multiplications(scope.shapes, prices, share, within=within, least=least)
@@ -330,13 +338,13 @@ def _prune_to_multiplications(
 
 
 def _require_no_costs(cost: CostModel | None, structure: str | None) -> None:
-    """Raise `UsageError` for options of a latency budget without one."""
+    """Raise `UsageError` for options of latency and size budgets if there is no such budget."""
     if cost is not None or structure not in (None, NONE):
         raise UsageError("cost and structure are for time and bytes: leave them out")
 
 
 def _check_sharded_request(model: nn.Module, score: Score, pattern: Pattern, iterations: int) -> None:
-    """Raise `UsageError` for requests that are not supported for sharded models."""
+    """Raise `UsageError` for options that are not supported for sharded models."""
     if score is not magnitude:
         wrong = "scores other than magnitude are"
     elif not pattern.unstructured:

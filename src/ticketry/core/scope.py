@@ -41,19 +41,20 @@ NORMS = (
 )
 EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
 
-_MANY = 0.01
-"""Smallest share of parameters in unknown stacked weights that gives a warning."""
+_WARNED_SHARE = 0.01
+"""Smallest share of the model's parameters in unknown stacked weights that causes a warning."""
 
 Patterns = str | nn.Module | Iterable[str | nn.Module]
-"""Names or patterns of parameters and modules; a module stands for its name."""
+"""Names or name patterns of parameters and modules, or modules themselves."""
 
-SHOWN = 20
-"""Most names in an error message."""
+MOST_NAMES = 20
+"""Number of names that an error message lists."""
 
 
 @dataclass(frozen=True)
 class Scope:
-    """The prunable parameters of a model: normalised names and shapes, in the order of the model's parameters.
+    """The parameters of a model that may be pruned: normalised names and shapes, in the order of the model's
+    parameters.
 
     A parameter that several modules share (tied weights) is contained once, under its first name. The total number of
     elements, `total`, is the denominator of every density.
@@ -70,9 +71,9 @@ class Scope:
     """
 
     shapes: Mapping[str, tuple[int, ...]]
-    """name -> shape"""
+    """Parameter name -> shape."""
     parameters_total: int
-    """Number of elements of all parameters of the model, prunable or not."""
+    """Number of elements of all parameters of the model, in scope or not."""
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -85,7 +86,7 @@ class Scope:
 
     @property
     def sizes(self) -> dict[str, int]:
-        """name -> number of elements"""
+        """Parameter name -> number of elements."""
         return {name: prod(shape) for name, shape in self.shapes.items()}
 
     def __iter__(self) -> Iterator[str]:
@@ -99,7 +100,7 @@ class Scope:
 
     @entry_point(BY_NAME)
     def parameters(self, model: nn.Module) -> dict[str, nn.Parameter]:
-        """Return the scope's parameters in `model`, by name.
+        """Return the parameters of `model` that are in scope, by name.
 
         Raises:
             ScopeError: if the model lacks one of them, or has it with another shape.
@@ -123,9 +124,9 @@ def scope(
     """Return the parameters of `model` that a mask may prune.
 
     By default these are the weights of linear, convolution, recurrent and attention layers, without biases, norms and
-    embeddings. An embedding that shares its matrix with a linear layer (tied weights) is in scope, once. If a weight is
-    computed from parameters (weight_norm, spectral_norm, a custom parametrisation), the parameter whose zeros are zeros
-    of the weight is in scope; without such a parameter (orthogonal), the layer has to be spared.
+    embeddings. An embedding that shares its matrix with a linear layer (tied weights) is in scope, once. If a layer
+    computes its weight from parameters (weight_norm, spectral_norm, a custom parametrisation), the scope contains the
+    parameter whose zeros make the weight zero. If there is no such parameter (orthogonal), the layer has to be spared.
 
     A warning names stacked weights, such as those of a mixture of experts, that are neither in scope nor in `spare`.
 
@@ -138,6 +139,10 @@ def scope(
         output: whether the last linear or convolution layer (in the order of definition) is in scope.
         biases, norms, embeddings: whether those are in scope too.
         types: further module classes whose weights (parameters of two or more dimensions) are in scope.
+
+    Raises:
+        ScopeError: if a pattern matches nothing, nothing is left in scope, or a computed weight has no parameter whose
+            zeros make it zero.
 
     Raises:
         ScopeError: if a pattern matches nothing, nothing is left in scope, or no parameter's zeros are zeros of a
@@ -156,11 +161,11 @@ def scope(
             ...
         ticketry.errors.ScopeError: spare='fc*' matches no parameter; they are 0.weight, 0.bias, 1.weight, ...
     """
-    spare, include = as_names(spare), as_names(include)
-    choices = _Choices(biases, norms, embeddings, (*_WEIGHTED, *types))
-    owners = _find_owners(model)
+    spare, include = to_name_tuple(spare), to_name_tuple(include)
+    choices = _LayerKinds(biases, norms, embeddings, (*_WEIGHTED, *types))
+    owners = _find_parameters(model)
     spared = _find_spared(model, owners, spare, first_conv=first_conv, output=output)
-    included = set(_match(owners, include, "include"))
+    included = set(_match_patterns(owners, include, "include"))
     selected = (choices.select(owners) | included) - spared
     selected -= _find_ineffective(model, owners, selected, included)
     shapes = {name: tuple(owner.parameter.shape) for name, owner in owners.items() if name in selected}
@@ -174,7 +179,7 @@ def scope(
             f"no parameter of {type(model).__name__} is in scope: it has {len(owners)} parameters, none of them the"
             f" weight of a linear, convolution, recurrent or attention layer; {_advise_empty_scope(model)}"
         )
-    if wrong := [name for name in shapes if not _has_numbers(owners[name].parameter)]:
+    if wrong := [name for name in shapes if not _is_real_or_complex(owners[name].parameter)]:
         raise ScopeError(
             f"{wrong[0]!r} of {type(model).__name__} holds {owners[wrong[0]].parameter.dtype}, as quantised weights do,"
             " which cannot be pruned: prune before the model is quantised, or leave it out with spare="
@@ -184,7 +189,7 @@ def scope(
 
 
 def _advise_empty_scope(model: nn.Module) -> str:
-    """Return advice for a model without parameters in scope."""
+    """Return advice for an error message about a model without parameters in scope."""
     try:
         check_model(model, Need(values=False, floats=False))
     except UsageError as error:
@@ -193,11 +198,12 @@ def _advise_empty_scope(model: nn.Module) -> str:
 
 
 def _warn_of_experts(
-    model: nn.Module, owners: Mapping[str, _Owner], selected: Collection[str], spared: Collection[str]
+    model: nn.Module, owners: Mapping[str, _FoundParameter], selected: Collection[str], spared: Collection[str]
 ) -> None:
-    """Warn of stacked matrices, such as those of a mixture of experts, that are out of scope.
+    """Warn about stacked matrices, such as those of a mixture of experts, that are out of scope.
 
-    These are parameters of unknown layers with three or more dimensions, together at least 1 % of the model.
+    These are parameters with three or more dimensions in layers of unknown types, if they have at least 1 % of the
+    weights.
     """
     known = (*_WEIGHTED, *NORMS, *EMBEDDINGS)
     sizes = {
@@ -209,7 +215,7 @@ def _warn_of_experts(
         and not any(isinstance(place.module, known) or is_transposed_linear(place.module) for place in owner.places)
     }
     total = sum(owner.parameter.numel() for owner in owners.values())
-    if total and sum(sizes.values()) >= _MANY * total:
+    if total and sum(sizes.values()) >= _WARNED_SHARE * total:
         shapes = ", ".join(f"{name} {list(owners[name].parameter.shape)}" for name in list(sizes)[:3])
         warnings.warn(
             f"{sum(sizes.values()) / total:.0%} of the parameters of {type(model).__name__} are out of scope: {shapes}"
@@ -219,26 +225,28 @@ def _warn_of_experts(
         )
 
 
-def scope_among(
+def filter_by_scope_options(
     model: nn.Module, names: Iterable[str], *, spare: Patterns = (), first_conv: bool = True, output: bool = True
 ) -> set[str]:
-    """Return the named parameters that `spare`, `first_conv` and `output` of `scope` leave in."""
-    return set(names) - _find_spared(model, _find_owners(model), as_names(spare), first_conv=first_conv, output=output)
+    """Return the names that remain in scope with these options, which are those of `scope`."""
+    return set(names) - _find_spared(
+        model, _find_parameters(model), to_name_tuple(spare), first_conv=first_conv, output=output
+    )
 
 
-def layer_weights_among(model: nn.Module, names: Iterable[str]) -> set[str]:
-    """Return the named parameters that are in the default `scope`.
+def filter_default_scope(model: nn.Module, names: Iterable[str]) -> set[str]:
+    """Return the names that are in the default `scope` of `model`.
 
     Raises:
         ScopeError: see `scope`.
     """
-    owners = _find_owners(model)
-    selected = _Choices().select(owners) & set(names)
+    owners = _find_parameters(model)
+    selected = _LayerKinds().select(owners) & set(names)
     return selected - _find_ineffective(model, owners, selected, set())
 
 
 def scope_of_shapes(model: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> Scope:
-    """Return the scope of exactly these parameters of `model`, such as those of a mask."""
+    """Return the scope that contains exactly these parameters of `model`, such as those of a mask."""
     return Scope(shapes, sum(parameter.numel() for parameter in named_parameters(model).values()))
 
 
@@ -250,29 +258,29 @@ def _check_scope(value: object, name: str, model: object) -> object:
     return value
 
 
-def as_names(patterns: Patterns) -> tuple[str, ...]:
-    """Return patterns as a tuple of names; `entry_point` has replaced modules by names."""
+def to_name_tuple(patterns: Patterns) -> tuple[str, ...]:
+    """Return names and patterns as a tuple; `entry_point` has already replaced modules by their names."""
     return (patterns,) if isinstance(patterns, str) else tuple(cast("Iterable[str]", patterns))
 
 
 def _check_patterns(value: object, argument: str, model: nn.Module | None) -> tuple[str, ...]:
-    """Return names and patterns as a tuple; modules become their names.
+    """Return names and patterns as a tuple, with modules replaced by their names.
 
     Raises:
-        UsageError: for other values, and for modules that the model does not have.
+        UsageError: for other values, and for modules that the model does not contain.
     """
     single = isinstance(value, (str, nn.Module, Tensor)) or not isinstance(value, Iterable)
     found: list[str] = []
     for one in [value] if single else list(value):  # type: ignore[call-overload]
         if isinstance(one, nn.Module) and model is not None:
-            found.append(_name_in(model, one, argument))
+            found.append(_find_module_name(model, one, argument))
         else:
             found.append(require_name(one, f"{argument}=", UsageError))
     return tuple(found)
 
 
-def _name_in(model: nn.Module, module: nn.Module, argument: str) -> str:
-    """Return the name of a module of `model`, as a pattern that matches it alone."""
+def _find_module_name(model: nn.Module, module: nn.Module, argument: str) -> str:
+    """Return the name of a module in `model`, as a pattern that matches only this module."""
     for name, one in unwrapped(model).named_modules():
         if one is module:
             return escape(normal_name(name)) or "*"
@@ -297,21 +305,21 @@ for _argument in ("types", "bypass"):
 ARGUMENT_CHECKS["scope"] = _check_scope
 
 
-def parameters_of(model: nn.Module, patterns: Patterns, argument: str) -> set[str]:
-    """Return the names of the parameters that patterns match, as in `scope`; errors name the `argument`."""
-    return set(_match(_find_owners(model), as_names(patterns), argument))
+def match_parameter_names(model: nn.Module, patterns: Patterns, argument: str) -> set[str]:
+    """Return the names of the parameters that patterns match, as in `scope`; error messages name the `argument`."""
+    return set(_match_patterns(_find_parameters(model), to_name_tuple(patterns), argument))
 
 
 def match_names(names: Iterable[str], patterns: Iterable[str], argument: str) -> tuple[str, ...]:
-    """Return the names of parameters that patterns match, as in `scope`, in the order of the names.
+    """Return those of `names` that one of the patterns matches, as in `scope`, in the order of the names.
 
     Raises:
-        UsageError: for a pattern that matches none; it names the `argument`.
+        UsageError: for a pattern that matches no name; the message names the `argument`.
     """
     known, found = list(names), set[str]()
     for pattern in (patterns,) if isinstance(patterns, str) else patterns:
         wanted = require_name(pattern, f"{argument}=", UsageError).rstrip(".")
-        named = {name for name in known if name == pattern or _covers(wanted, name)}
+        named = {name for name in known if name == pattern or _pattern_covers(wanted, name)}
         if not named:
             raise UsageError(
                 f"{argument} names {pattern!r}, which is no parameter that is pruned, nor a layer of one: they are"
@@ -321,32 +329,37 @@ def match_names(names: Iterable[str], patterns: Iterable[str], argument: str) ->
     return tuple(name for name in known if name in found)
 
 
-def end_layers(model: nn.Module) -> tuple[set[str], set[str]]:
-    """Return the names of the parameters of the first convolution and of the last linear or convolution layer."""
-    owners = _find_owners(model)
-    first = _weights_of_layer(model, owners, (_ConvNd,), last=False)
-    return set(first), set(_weights_of_layer(model, owners, _OUTPUTS, last=True))
+def first_and_last_layer_parameters(model: nn.Module) -> tuple[set[str], set[str]]:
+    """Return the parameter names of the first convolution, and of the last linear or convolution layer."""
+    owners = _find_parameters(model)
+    first = _parameters_of_end_layer(model, owners, (_ConvNd,), last=False)
+    return set(first), set(_parameters_of_end_layer(model, owners, _OUTPUTS, last=True))
 
 
 def named_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """Return all parameters by normalised name, shared ones once under their first name.
+    """Return all parameters by normalised name; a shared parameter is contained once, under its first name.
 
     Raises:
         ScopeError: if two parameters have the same normalised name.
         UsageError: if `model` is not a module.
     """
     require_model(model)
-    return {name: owner.parameter for name, owner in _find_owners(model).items()}
+    return {name: owner.parameter for name, owner in _find_parameters(model).items()}
 
 
-def first_names(model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> dict[str, str]:
-    """Map each name to the first name of the same parameter, which differs for tied ones."""
+def first_names_of_tied(model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> dict[str, str]:
+    """Return for each name the first name of the same parameter in `model`; they differ for tied weights."""
     first = {id(parameter): name for name, parameter in named_parameters(model).items()}
     return {name: first[id(parameter)] for name, parameter in parameters.items()}
 
 
 def matching_parameters(model: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, nn.Parameter]:
-    """Return the parameters of `model` with these names (any name of a shared one) and exactly these shapes."""
+    """Return the parameters of `model` with exactly these names and shapes; a shared parameter may have any of its
+    names.
+
+    Raises:
+        ScopeError: if a parameter is missing or has another shape.
+    """
     everything = named_parameters(model)
     if any(name not in everything for name in shapes):  # a tied parameter under another of its names
         everything |= {
@@ -367,7 +380,7 @@ def matching_parameters(model: nn.Module, shapes: Mapping[str, tuple[int, ...]])
 
 
 def is_transposed_linear(module: nn.Module) -> bool:
-    """Return whether a module is transformers' Conv1D: a linear layer whose weight is [inputs, outputs]."""
+    """Return whether a module is the Conv1D of transformers: a linear layer whose weight is [inputs, outputs]."""
     outputs = getattr(module, "nf", None)
     if type(module).__name__ != "Conv1D" or not isinstance(outputs, int):
         return False
@@ -375,12 +388,12 @@ def is_transposed_linear(module: nn.Module) -> bool:
     return weight is None or tuple(weight.shape[1:]) == (outputs,)
 
 
-def _has_numbers(parameter: nn.Parameter) -> bool:
+def _is_real_or_complex(parameter: nn.Parameter) -> bool:
     return parameter.is_floating_point() or parameter.is_complex()
 
 
-class _Place(NamedTuple):
-    """A module that holds a parameter, or a weight that is computed from it."""
+class _ParameterLocation(NamedTuple):
+    """A module attribute that holds a parameter, or a weight computed from it."""
 
     module: nn.Module
     local: str
@@ -389,23 +402,23 @@ class _Place(NamedTuple):
 
 
 @dataclass(frozen=True)
-class _Owner:
-    """A parameter, all its normalised names, and the modules that hold it."""
+class _FoundParameter:
+    """A parameter of a model, all its normalised names, and the modules that use it."""
 
     parameter: nn.Parameter
     names: tuple[str, ...]
-    places: tuple[_Place, ...]
+    places: tuple[_ParameterLocation, ...]
 
 
 @dataclass(frozen=True)
-class _Choices:
+class _LayerKinds:
     biases: bool = False
     norms: bool = False
     embeddings: bool = False
     weighted: tuple[type[nn.Module], ...] = _WEIGHTED
 
-    def select(self, owners: Mapping[str, _Owner]) -> set[str]:
-        """Return the names of the parameters in scope."""
+    def select(self, owners: Mapping[str, _FoundParameter]) -> set[str]:
+        """Return the names of the parameters that are in scope by the type of their layer."""
         return {name for name, owner in owners.items() if any(self._includes(*place) for place in owner.places)}
 
     def _includes(self, module: nn.Module, local: str, dimensions: int) -> bool:
@@ -420,38 +433,39 @@ class _Choices:
         return self.biases if is_bias else dimensions >= 2
 
 
-def _find_owners(model: nn.Module) -> dict[str, _Owner]:
-    """Find all parameters of a model, by normalised first name."""
+def _find_parameters(model: nn.Module) -> dict[str, _FoundParameter]:
+    """Return all parameters of a model, by normalised first name."""
     names: dict[int, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         if isinstance(parameter, UninitializedParameter):
             raise ScopeError(f"{name!r} of {type(model).__name__} has no shape yet (a lazy layer): call the model once")
         names.setdefault(id(parameter), []).append(normal_name(name))
-    places: dict[int, list[_Place]] = {}
+    places: dict[int, list[_ParameterLocation]] = {}
     for module in model.modules():
         for local, parameter in module.named_parameters(recurse=False, remove_duplicate=False):
-            places.setdefault(id(parameter), []).append(_Place(module, local, parameter.dim()))
+            places.setdefault(id(parameter), []).append(_ParameterLocation(module, local, parameter.dim()))
     for computed in computed_weights(model):  # as if the layer held the original under the name of the weight
         dimensions = max(original.dim() for original in computed.originals)
         for original in computed.originals:
             elsewhere = [one for one in places[id(original)] if one.module not in (computed.rule, computed.module)]
-            places[id(original)] = [*elsewhere, _Place(computed.module, computed.local, dimensions)]
-    owners: dict[str, _Owner] = {}
+            places[id(original)] = [*elsewhere, _ParameterLocation(computed.module, computed.local, dimensions)]
+    owners: dict[str, _FoundParameter] = {}
     for name, parameter in model.named_parameters():
         short = normal_name(name)
         if short in owners:
             raise ScopeError(f"two parameters of {type(model).__name__} are called {short!r} once wrappers are removed")
-        owners[short] = _Owner(parameter, tuple(names[id(parameter)]), tuple(places[id(parameter)]))
+        owners[short] = _FoundParameter(parameter, tuple(names[id(parameter)]), tuple(places[id(parameter)]))
     return owners
 
 
 def _find_ineffective(
-    model: nn.Module, owners: Mapping[str, _Owner], selected: set[str], included: set[str]
+    model: nn.Module, owners: Mapping[str, _FoundParameter], selected: set[str], included: set[str]
 ) -> set[str]:
-    """Find selected parameters whose zeros are not zeros of the weight computed from them, such as weight_norm's g.
+    """Return the selected parameters whose zeros do not make the weight computed from them zero, such as weight_norm's
+    g.
 
     Raises:
-        ScopeError: naming the layers without any other parameter.
+        ScopeError: naming layers whose weight no selected parameter can make zero.
     """
     names = {id(owner.parameter): name for name, owner in owners.items()}
     layers = {id(module): name or type(model).__name__ for name, module in model.named_modules()}
@@ -464,7 +478,7 @@ def _find_ineffective(
         if not candidates or included & {names[id(one)] for one in computed.originals}:
             ineffective |= candidates.keys()
             continue
-        effective = next((name for name, place in candidates.items() if computed.preserves_zeros(place)), None)
+        effective = next((name for name, place in candidates.items() if computed.zeros_stay_zero(place)), None)
         ineffective |= candidates.keys() - {effective}
         if effective is None:
             refused.append(f"{computed.local!r} of {layers[id(computed.module)]!r} ({computed.kind})")
@@ -478,20 +492,20 @@ def _find_ineffective(
 
 
 def _find_spared(
-    model: nn.Module, owners: Mapping[str, _Owner], spare: Iterable[str], *, first_conv: bool, output: bool
+    model: nn.Module, owners: Mapping[str, _FoundParameter], spare: Iterable[str], *, first_conv: bool, output: bool
 ) -> set[str]:
-    spared = set(_match(owners, spare, "spare"))
+    spared = set(_match_patterns(owners, spare, "spare"))
     if not first_conv:
-        spared.update(_weights_of_layer(model, owners, (_ConvNd,), last=False))
+        spared.update(_parameters_of_end_layer(model, owners, (_ConvNd,), last=False))
     if not output:
-        spared.update(_weights_of_layer(model, owners, _OUTPUTS, last=True))
+        spared.update(_parameters_of_end_layer(model, owners, _OUTPUTS, last=True))
     return spared
 
 
-def _match(owners: Mapping[str, _Owner], patterns: Iterable[str], argument: str) -> Iterator[str]:
+def _match_patterns(owners: Mapping[str, _FoundParameter], patterns: Iterable[str], argument: str) -> Iterator[str]:
     for pattern in (patterns,) if isinstance(patterns, str) else patterns:
         wanted = require_name(pattern, f"{argument}=", UsageError).rstrip(".")
-        found = [name for name, owner in owners.items() if any(_covers(wanted, one) for one in owner.names)]
+        found = [name for name, owner in owners.items() if any(_pattern_covers(wanted, one) for one in owner.names)]
         if not found:
             raise ScopeError(
                 f"{argument}={pattern!r} matches no parameter; {did_you_mean(wanted, add_module_names(owners))}they are"
@@ -501,18 +515,18 @@ def _match(owners: Mapping[str, _Owner], patterns: Iterable[str], argument: str)
 
 
 def _list_names(names: list[str]) -> str:
-    more = len(names) - SHOWN
-    return ", ".join(names[:SHOWN]) + (f" and {more} more" if more > 0 else "")
+    more = len(names) - MOST_NAMES
+    return ", ".join(names[:MOST_NAMES]) + (f" and {more} more" if more > 0 else "")
 
 
-def _covers(pattern: str, name: str) -> bool:
-    """Return whether the pattern matches the parameter, or a module that contains it."""
+def _pattern_covers(pattern: str, name: str) -> bool:
+    """Return whether the pattern matches the parameter's name, or the name of a module that contains it."""
     parts = name.split(".")
     return any(fnmatchcase(".".join(parts[:length]), pattern) for length in range(1, len(parts) + 1))
 
 
-def _weights_of_layer(
-    model: nn.Module, owners: Mapping[str, _Owner], kinds: tuple[type[nn.Module], ...], *, last: bool
+def _parameters_of_end_layer(
+    model: nn.Module, owners: Mapping[str, _FoundParameter], kinds: tuple[type[nn.Module], ...], *, last: bool
 ) -> list[str]:
     layers = [module for module in model.modules() if isinstance(module, kinds)]
     if not layers:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from ticketry.choices import check_choices, check_numbers
+from ticketry.choices import check_choices, check_storable_numbers
 from ticketry.errors import UsageError
 from ticketry.evidence.comparison import INTERIM, InterimAnalyses, check_settings
 from ticketry.evidence.control import CONTROLS, LONGER, check_controls, check_line
@@ -62,7 +62,7 @@ class VerifySettings:
 
     def __post_init__(self) -> None:
         check_choices(self)
-        check_numbers(self)
+        check_storable_numbers(self)
         check_settings(1.0 if self.margin is None else self.margin, self.confidence, None, self.least_spread)
         if self.claim == "wins" and self.controls == ("none",):
             raise UsageError("'wins' needs a control to win against: name controls, or claim 'matches'")
@@ -117,7 +117,7 @@ class StabilitySettings:
         return (None, *(() if self.masks == ("none",) else self.masks))
 
     def __post_init__(self) -> None:
-        check_numbers(self)
+        check_storable_numbers(self)
         if not self.rewinds:
             raise UsageError("rewinds names no rewind step: give some, such as 0,1%,3%")
         for rewind in self.rewinds:

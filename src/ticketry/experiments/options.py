@@ -9,7 +9,7 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from ticketry.choices import check_each, check_numbers
+from ticketry.choices import check_options, check_storable_numbers
 from ticketry.core.structure.structuring import Structuring
 from ticketry.errors import UsageError, needs
 
@@ -70,9 +70,9 @@ class LabOptions:
         return {name: getattr(self, name) for name in ("threads", "devices", "parallel", "norms")}
 
     def __post_init__(self) -> None:
-        check_each(threads=self.threads, devices=self.devices, checkpoint_seconds=self.checkpoint_seconds)
+        check_options(threads=self.threads, devices=self.devices, checkpoint_seconds=self.checkpoint_seconds)
         if self.workers is not None:
-            check_each(workers=self.workers)
+            check_options(workers=self.workers)
         if self.on and self.workers is not None:
             raise UsageError("--on and --workers both choose where to train: give one of the two")
 
@@ -112,8 +112,8 @@ class SearchOptions(LabOptions):
     def __post_init__(self) -> None:
         super().__post_init__()
         seeds = ("seed", "initialisation_seed", "order_seed", "mask_seed")
-        check_each(replicates=self.replicates)
-        check_each(**{name: seed for name in seeds if (seed := getattr(self, name)) is not None})
+        check_options(replicates=self.replicates)
+        check_options(**{name: seed for name in seeds if (seed := getattr(self, name)) is not None})
 
     @property
     def task_options(self) -> tuple[str, ...]:
@@ -172,8 +172,8 @@ class BenchOptions:
     (any rows), groups:ROWS:pairs (neighbouring inputs together), channels."""
 
     def __post_init__(self) -> None:
-        check_numbers(self)
-        check_each(threads=self.threads)
+        check_storable_numbers(self)
+        check_options(threads=self.threads)
         if not self.batch or min(self.batch) < 1:
             raise UsageError(f"batch must be 1 or more, got {min(self.batch, default=0)}")
         if self.cores and len(self.cores) != self.threads:
@@ -206,7 +206,7 @@ class StructureOptions:
     """For regroup: also measure the coverage of masks without structure; --no-null saves the time."""
 
     def __post_init__(self) -> None:
-        check_numbers(self)
+        check_storable_numbers(self)
 
     def structuring(self, kind: str) -> Structuring:
         """Return the structure of a kind; `UsageError` for an option of another kind."""

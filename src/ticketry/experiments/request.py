@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from ticketry import search
 from ticketry.budgets.granularity import NONE
 from ticketry.budgets.units import ENGINE
-from ticketry.choices import check_numbers
+from ticketry.choices import check_storable_numbers
 from ticketry.core.structure.pattern import check_density, share_of
 from ticketry.errors import UsageError
 from ticketry.evidence.control import CONTROLS, check_controls
@@ -87,7 +87,7 @@ class SearchRequest:
     def __post_init__(self) -> None:
         check_replicates(self.replicates)
         if is_dataclass(self.settings):
-            check_numbers(self.settings)
+            check_storable_numbers(self.settings)
         check_controls(self.controls)
         check_label(self.label)
         object.__setattr__(self, "controls", tuple(dict.fromkeys(self.controls)))

@@ -11,7 +11,7 @@ from datetime import date, time
 from pathlib import Path
 from typing import Any
 
-from ticketry.choices import LEAST, MOST
+from ticketry.choices import MAX_INTEGER, MIN_INTEGER
 from ticketry.core.structure.pattern import n_of_m
 from ticketry.errors import OutsideError, UsageError
 from ticketry.evidence.control import CONTROLS
@@ -125,7 +125,7 @@ def _fault_in(tables: dict[str, Any]) -> str:
                     inner += [(f"{key}.{name}" if key else name, one) for name, one in value.items()]
                 case list():
                     inner += [(key, one) for one in value]
-                case int() if not LEAST <= value <= MOST:
+                case int() if not MIN_INTEGER <= value <= MAX_INTEGER:
                     return f"{key:.200} is a number beyond 64 bits: {_RANGE}"
                 case date() | time():  # a datetime is a date
                     return f"{key:.200} is a date or a time, which no entry is: write it as text, in quotes"

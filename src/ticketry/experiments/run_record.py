@@ -13,7 +13,7 @@ from msgspec.structs import replace
 
 from ticketry.budgets.cost_model import CostModel
 from ticketry.core.mask import Mask
-from ticketry.core.mask_pictures import first_layer, structure_pictures
+from ticketry.core.mask_pictures import draw_first_layer, draw_structure_pictures
 from ticketry.core.scope import named_parameters
 from ticketry.core.structure.structuring import Structuring
 from ticketry.core.ticket.ticket import Ticket
@@ -125,12 +125,12 @@ class Points:
         if found.structured:
             before = self._lab.store.get_mask(found.structured.of)
             structure = self._structure(found, before)
-            pictures = structure_pictures(before, mask) if replicate == 0 else []
+            pictures = draw_structure_pictures(before, mask) if replicate == 0 else []
             more["structure"] = replace(structure, pictures=convert(pictures, tuple[LayerPicture, ...]))
         more["ticket"] = str(self._save(replicate, found, mask, phases, structure) or "")
         # After pruning whole channels, every input has the same density, so there is nothing to show.
         single = not found.result.segment.whole_channels
-        if replicate == 0 and single and (picture := first_layer(mask, self._shape)):
+        if replicate == 0 and single and (picture := draw_first_layer(mask, self._shape)):
             more["first_layer"] = convert(picture, FirstLayer)
         counts = {"density": mask.density, "kept": mask.kept, "budget": steps_in_weights(found)}
         self.add(replicate, found.level, "ticket", found.result, phases, **more, **counts)

@@ -23,7 +23,7 @@ from ticketry.core.gates import Gates, Moment, attach
 from ticketry.core.gates.attach import GateOptions
 from ticketry.core.gates.block_gates import BlockGates
 from ticketry.core.mask import Mask, read_metadata
-from ticketry.core.sparse_training.gradual import Choice, Gradual, Schedule, gradual
+from ticketry.core.sparse_training.gradual import Gradual, GradualOptions, PruneOptions, gradual
 from ticketry.core.sparse_training.hold import Hold, hold
 from ticketry.core.sparse_training.leftovers import Attachment, release_leftovers
 from ticketry.core.structure.pattern import check_density
@@ -333,7 +333,7 @@ class GradualJob(Job):
 
     name = "gradual"
 
-    def __init__(self, density: float | None, options: Schedule, kernels: Kernels | None = None) -> None:
+    def __init__(self, density: float | None, options: GradualOptions, kernels: Kernels | None = None) -> None:
         super().__init__()
         self._density, self._options, self._kernels = density, options, kernels or Kernels("dense", None)
         self.one_process = self._kernels.sparse
@@ -424,7 +424,7 @@ class GradualJob(Job):
         self._fresh = False
 
 
-_SCHEDULE_OPTIONS = Schedule.__annotations__.keys() - Choice.__annotations__.keys()
+_SCHEDULE_OPTIONS = GradualOptions.__annotations__.keys() - PruneOptions.__annotations__.keys()
 """Options of gradual pruning that say when and how far it prunes, not which weights."""
 
 

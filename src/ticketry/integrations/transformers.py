@@ -23,7 +23,7 @@ from typing_extensions import Unpack
 from ticketry.core.gates import Gates
 from ticketry.core.gates.attach import GateOptions
 from ticketry.core.mask import Mask
-from ticketry.core.sparse_training.gradual import Schedule
+from ticketry.core.sparse_training.gradual import GradualOptions
 from ticketry.errors import MaskError, MissingExtraError, UsageError
 from ticketry.integrations.jobs import (
     GatesJob,
@@ -165,7 +165,7 @@ class GradualCallback(_JobCallback):
         kernels: str = "dense",
         example_inputs: Any = None,
         precision: str = "fp32",
-        **options: Unpack[Schedule],
+        **options: Unpack[GradualOptions],
     ) -> None:
         """
         Args:

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
-from ticketry.choices import check_each
+from ticketry.choices import check_options
 from ticketry.core.mask import Mask
 from ticketry.core.prune import prune
 from ticketry.core.scope import Scope
@@ -113,7 +113,7 @@ class Lab:
         executor: concurrent.futures.Executor | None = None,
         loggers: Sequence[str | Logger] = (),
     ) -> None:
-        check_each(workers=workers, threads=threads, devices=devices, checkpoint_seconds=checkpoint_seconds)
+        check_options(workers=workers, threads=threads, devices=devices, checkpoint_seconds=checkpoint_seconds)
         if executor is not None and runner:
             raise UsageError("give either a runner or an executor")
         self._chosen = choose_runner(executor or runner, workers)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, get_args
 
-from ticketry.choices import LEAST, MOST, SEED, check_bounds, check_choice
+from ticketry.choices import MAX_INTEGER, MIN_INTEGER, SEED, check_bounds, check_choice
 from ticketry.core.structure.pattern import UNSTRUCTURED
 from ticketry.core.structure.structuring import Structuring
 from ticketry.errors import UsageError
@@ -99,7 +99,7 @@ class Seeds:
             number: number of the replicate: the first is 0.
         """
         seeds = (self.initialisation, self.order, self.mask)
-        return Seeds(*((seed + number - LEAST) % (MOST - LEAST + 1) + LEAST for seed in seeds))
+        return Seeds(*((seed + number - MIN_INTEGER) % (MAX_INTEGER - MIN_INTEGER + 1) + MIN_INTEGER for seed in seeds))
 
 
 @dataclass(frozen=True)

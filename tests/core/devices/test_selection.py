@@ -67,10 +67,10 @@ def test_one_ranking(types: tuple[torch.dtype, ...]) -> None:
         total = sum(each.numel() for each in found.values())
         for count in (1, 17, 60, within.kept):
             chosen = selection.Ranking(found, within if inside else None)
-            cut = chosen.threshold(list(found), count)
+            cut = chosen.find_threshold(list(found), count)
             left, kept = cut.at_key, {}
             for name in found:
-                kept[name], taken = chosen.select(name, selection.Threshold(cut.key, left))
+                kept[name], taken = chosen.select_above(name, selection.Threshold(cut.key, left))
                 left -= taken
             expected = sorted_slowly(found, within if inside else None, count)
             assert all(torch.equal(kept[name], expected[name]) for name in found), (seed, inside, count, total)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ticketry.core.gates.kinds import LARGEST
+from ticketry.core.gates.kinds import LARGEST_BETA
 from ticketry.core.gates.product import sigmoid_product, weighted_sum
 from ticketry.errors import TrainingError
 
@@ -41,7 +41,7 @@ def test_only_one_of_them_needs_a_gradient():
     assert weight.grad is not None
 
 
-@pytest.mark.parametrize("beta", [200.0, LARGEST])
+@pytest.mark.parametrize("beta", [200.0, LARGEST_BETA])
 def test_saturated_gates_are_exactly_0_or_1_and_have_no_gradient(beta):
     weight = torch.full((4,), 3.0, requires_grad=True)
     logits = torch.tensor([1e38, -1e38, float("inf"), -float("inf")], requires_grad=True)

@@ -13,7 +13,7 @@ from ticketry.core import score
 from ticketry.core.mask import Mask
 from ticketry.core.prune import prune
 from ticketry.core.scope import scope
-from ticketry.core.score.measurement import measuring
+from ticketry.core.score.measurement import prepare_for_measurement
 from ticketry.errors import MaskError, ScoreError, UsageError
 from ticketry.testing import check_score
 
@@ -232,13 +232,13 @@ def test_what_is_not_said_is_seed_0_norms_by_batch_and_the_whole_network(name):
 
 def test_a_measurement_is_by_batch_and_of_seed_0_if_nothing_is_said():
     model = Dropping().eval()
-    with measuring(model, scope(model)):
+    with prepare_for_measurement(model, scope(model)):
         assert (model.norm.training, model.drop.training, model.training) == (True, False, False)
         drawn = torch.rand(3)
-    with measuring(model, scope(model), norms="running", seed=0):
+    with prepare_for_measurement(model, scope(model), norms="running", seed=0):
         assert not model.norm.training
         assert torch.equal(torch.rand(3), drawn)
-    with measuring(model, scope(model), seed=1):
+    with prepare_for_measurement(model, scope(model), seed=1):
         assert not torch.equal(torch.rand(3), drawn)
     assert score.ScoreInputs() == score.ScoreInputs(batches=None, loss=None, seed=0)
 

@@ -1,4 +1,4 @@
-"""Models trained on several devices: pruning of sharded parameters, and batch norms synchronised over processes."""
+"""Training on several devices: pruning of sharded parameters, and batch norms synchronised over processes."""
 
 from ticketry.core.devices.norms import SynchronisedBatchNorm, synchronise_norms
 

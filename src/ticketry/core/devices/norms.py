@@ -1,7 +1,7 @@
-"""Batch norms synchronised over all processes, also on a CPU (torch's SyncBatchNorm requires a GPU).
+"""Batch norms that are synchronised over all processes, also on a CPU (torch's SyncBatchNorm requires a GPU).
 
-Mean and variance of the global batch are computed in one exchange from each process's count, mean and sum of squared
-deviations (Chan, Golub and LeVeque 1979). Processes may have batches of different sizes.
+Each process sends its count, mean and sum of squared deviations once; the mean and variance of the global batch follow
+from these (Chan, Golub and LeVeque 1979). Batches may differ in size between processes.
 """
 
 from __future__ import annotations
@@ -21,9 +21,10 @@ if TYPE_CHECKING:
 
 
 class _SynchronisedNormalisation(torch.autograd.Function):
-    """Normalise a batch by the mean and variance of all processes' batches, with one exchange forward and one backward.
+    """Autograd function that normalises a batch by the mean and variance over all processes.
 
-    Gradients of scale and shift are those of the process's own batch, as for all other parameters.
+    It communicates once in the forward and once in the backward pass. Gradients of scale and shift cover the process's
+    own batch, as for all other parameters.
     """
 
     @staticmethod
@@ -79,7 +80,9 @@ class _SynchronisedNormalisation(torch.autograd.Function):
 def _gather_statistics(
     count: int, means: Tensor, variances: Tensor, group: ProcessGroup | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gather each process's count [n, 1] and, per channel, its mean and sum of squared deviations [n, C]."""
+    """Return the statistics of all n processes: counts [n, 1], and means and sums of squared deviations [n,
+    channels].
+    """
     import torch.distributed as dist
 
     own = torch.cat([means.new_full((1,), count), means, variances * count])
@@ -91,9 +94,9 @@ def _gather_statistics(
 
 
 class SynchronisedBatchNorm(_BatchNorm):
-    """A batch norm [N, C, …] whose training statistics are those of all processes' batches together.
+    """A batch norm for inputs [N, C, …] that computes its training statistics over the batches of all processes.
 
-    Parameters and buffers have the names of torch's batch norms. In evaluation it computes what torch's does.
+    Its parameters and buffers have the same names as in torch's batch norms, and it equals them in evaluation mode.
 
     Examples:
         >>> norm = tk.devices.SynchronisedBatchNorm(8).eval()
@@ -102,7 +105,7 @@ class SynchronisedBatchNorm(_BatchNorm):
     """
 
     group: ProcessGroup | None = None
-    """Process group; None: all processes."""
+    """Process group to synchronise over; None means all processes."""
 
     def _check_input_dim(self, input: Tensor) -> None:
         if input.dim() < 2:
@@ -121,7 +124,6 @@ class SynchronisedBatchNorm(_BatchNorm):
 
     @torch.no_grad()
     def _update_running_statistics(self, mean: Tensor, unbiased: Tensor) -> None:
-        """Update the running statistics as torch's batch norms do."""
         if not self.track_running_stats:
             return
         assert self.running_mean is not None
@@ -137,17 +139,17 @@ class SynchronisedBatchNorm(_BatchNorm):
 def synchronise_norms(model: nn.Module, group: ProcessGroup | None = None) -> nn.Module:
     """Replace every batch norm of `model` by a `SynchronisedBatchNorm`, in place, and return the model.
 
-    Call it before DistributedDataParallel, `fully_shard` and the optimiser. Parameters and buffers stay the same
-    objects under the same names; a norm that is used in several places stays one module. Other norms normalise each
-    example alone and need no synchronisation.
+    Call this before creating DistributedDataParallel, `fully_shard` or the optimiser. Parameters and buffers stay the
+    same objects under the same names, and a norm used in several places stays one module. Other kinds of norms treat
+    each example separately and need no synchronisation.
 
     Args:
         model: any module.
-        group: the processes; None: all.
+        group: the process group; None means all processes.
 
     Raises:
         UsageError: if the model itself is a batch norm, a norm has no parameters yet (a lazy one), or its class
-            overrides `forward`, which would be lost. The model is left unchanged then.
+            overrides `forward`, which would be lost. The model is unchanged then.
 
     Examples:
         >>> model = tk.devices.synchronise_norms(nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)))
@@ -174,7 +176,7 @@ def synchronise_norms(model: nn.Module, group: ProcessGroup | None = None) -> nn
 
 
 def _to_synchronised(norm: _BatchNorm, group: ProcessGroup | None) -> SynchronisedBatchNorm:
-    """Return a synchronised norm with the parameters, buffers and settings of `norm`."""
+    """Return a SynchronisedBatchNorm with the parameters, buffers and settings of `norm`."""
     synchronised = SynchronisedBatchNorm(
         norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats, device="meta"
     )

@@ -1,8 +1,9 @@
-"""Exact top-k of many numbers, whole or sharded over several devices, without a copy of them.
+"""Exact selection of the k largest numbers in many tensors, which may be sharded, without copying them.
 
-The order of floats is the order of their bits, apart from the sign. So the threshold is found digit by digit, 16 bits a
-round, from a histogram that all processes add up: 512 KB a round, two rounds for 32-bit floats and four for 64. The
-result is one byte per weight, computed (and gathered, if sharded) one parameter at a time: below, at, or above it.
+The order of floats equals the order of their bits, apart from the sign. So the threshold is found 16 bits at a time,
+each time from a histogram summed over all processes: 512 KB per round, two rounds for 32-bit floats and four for 64.
+The result is one byte per weight: below, at, or above the threshold. It is computed for one parameter at a time, and
+gathered if that is sharded.
 """
 
 from __future__ import annotations
@@ -28,23 +29,25 @@ if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
 _DIGIT = 16
-"""Bits that a round decides."""
+"""Number of bits decided in one round."""
 _BINS = 1 << _DIGIT
 _CHUNK = 1 << 20
-"""Weights processed together; bounds the memory needed beside the parameters."""
+"""Number of weights processed at a time, which bounds the additional memory."""
 _EXACT_IN_FLOAT32 = (torch.float32, torch.bfloat16, torch.float16)
 _UNRANKED = torch.iinfo(torch.int64).min
-"""Key of elements that are not ranked: no number has these bits."""
+"""Key of excluded elements; no number has these bits."""
 
 
 @dataclass(frozen=True)
 class Threshold:
-    """The elements that a ranking retains: all above a key, and the first few at it."""
+    """The elements to retain: all whose key exceeds `key`, and the first `at_key` elements whose key equals it."""
 
     key: int
-    """Bits of a number, mapped to integers of the same order."""
+    """Bits of the threshold number as an integer; larger numbers have larger keys."""
     at_key: int
-    """Number of elements at the key that are retained: the first, in the order of parameters and positions."""
+    """Number of elements equal to the threshold that are retained: the first, in the order of parameters and
+    positions.
+    """
 
 
 _EVERYTHING = Threshold(_UNRANKED, 0)
@@ -52,39 +55,47 @@ _NOTHING = Threshold(torch.iinfo(torch.int64).max, 0)
 
 
 class Ranking:
-    """A joint ranking of named tensors of numbers. All processes that hold shards of them create and call it."""
+    """Ranks the elements of several named tensors together. Processes that hold shards of them must all create and
+    call it.
+    """
 
     def __init__(
         self, numbers: Mapping[str, Tensor], within: Mapping[str, Tensor] | None, *, magnitudes: bool = False
     ) -> None:
-        """`within`: name -> bool, not sharded: only these elements are ranked. `magnitudes`: rank absolute values."""
+        """Create a ranking.
+
+        Args:
+            numbers: the tensors, by name.
+            within: bool tensors by name, not sharded; elements that are False are excluded.
+            magnitudes: whether to rank absolute values.
+        """
         self._numbers = numbers
         self._within = within
         self._magnitudes = magnitudes
         self._bits = 32 if all(each.dtype in _EXACT_IN_FLOAT32 for each in numbers.values()) else 64
-        self._require_numbers()
+        self._check_no_nan()
 
-    def available(self, name: str) -> int:
-        """Return how many elements of a tensor are ranked."""
+    def count_candidates(self, name: str) -> int:
+        """Return the number of elements of a tensor that are not excluded."""
         return self._numbers[name].numel() if self._within is None else int(self._within[name].sum())
 
-    def threshold(self, names: Sequence[str], count: int) -> Threshold:
-        """Return the threshold that retains the `count` largest elements of `names` together."""
+    def find_threshold(self, names: Sequence[str], count: int) -> Threshold:
+        """Return the threshold that retains the `count` largest elements of the named tensors together."""
         if count == 0:
             return _NOTHING
-        if count >= sum(map(self.available, names)):
+        if count >= sum(map(self.count_candidates, names)):
             return _EVERYTHING
-        return self._find_threshold(names, count)
+        return self._search_threshold(names, count)
 
-    def _find_threshold(self, names: Sequence[str], count: int) -> Threshold:
-        if self._fit_in_a_chunk(names):
-            keys = torch.cat([keys.cpu() for name in names for keys in self._keys(name)])
+    def _search_threshold(self, names: Sequence[str], count: int) -> Threshold:
+        if self._are_few(names):
+            keys = torch.cat([keys.cpu() for name in names for keys in self._order_keys(name)])
             ranked = keys[keys != _UNRANKED]
             key = int(ranked.kthvalue(len(ranked) - count + 1).values)
             return Threshold(key, count - int((ranked > key).sum()))
         above: int | None = None  # the digits found so far
         for shift in range(self._bits - _DIGIT, -1, -_DIGIT):
-            histogram = self._histogram(names, shift, above)
+            histogram = self._digit_histogram(names, shift, above)
             at_least = histogram.flip(0).cumsum(0).flip(0)  # how many are in a bin or in a higher one
             place = int((at_least >= count).nonzero()[-1])
             count -= int(at_least[place] - histogram[place])
@@ -92,16 +103,20 @@ class Ranking:
         assert above is not None
         return Threshold(above, count)
 
-    def _fit_in_a_chunk(self, names: Sequence[str]) -> bool:
-        """Return whether these are few enough to sort directly, which is faster than histograms then."""
+    def _are_few(self, names: Sequence[str]) -> bool:
+        """Return whether the tensors are small enough to sort directly, which is then faster than histograms."""
         numbers = [self._numbers[name] for name in names]
         return sum(each.numel() for each in numbers) <= _CHUNK and not any(map(is_sharded, numbers))
 
-    def select(self, name: str, threshold: Threshold) -> tuple[Tensor, int]:
-        """Return the mask (bool, whole, on the CPU) of elements retained, and how many of them are at the threshold."""
+    def select_above(self, name: str, threshold: Threshold) -> tuple[Tensor, int]:
+        """Return a bool tensor of the retained elements (whole, on the CPU), and how many of them equal the
+        threshold.
+        """
         numbers = self._numbers[name]
         codes = torch.zeros(local_shard(numbers).numel(), dtype=torch.uint8, device=local_shard(numbers).device)
-        for keys, piece in zip(self._keys(name), torch.split(codes, _CHUNK), strict=False):  # an empty shard has none
+        for keys, piece in zip(
+            self._order_keys(name), torch.split(codes, _CHUNK), strict=False
+        ):  # an empty shard has none
             piece.copy_(keys >= threshold.key).add_(keys > threshold.key)
         everything = gather_shards(codes.reshape(local_shard(numbers).shape), numbers).cpu().contiguous()
         mask = everything == 2
@@ -109,16 +124,22 @@ class Ranking:
         mask.view(-1)[tied] = True
         return mask, len(tied)
 
-    def count_to_reach(self, names: Sequence[str]) -> int:
-        """Return the smallest k such that the k largest include an element of each non-empty tensor of `names`."""
-        best = [(self._find_threshold([name], 1).key, -i) for i, name in enumerate(names) if self.available(name)]
+    def count_to_include_all(self, names: Sequence[str]) -> int:
+        """Return the smallest k such that the k largest elements include one of each non-empty tensor."""
+        best = [
+            (self._search_threshold([name], 1).key, -i) for i, name in enumerate(names) if self.count_candidates(name)
+        ]
         lowest, last = min(best, default=(_UNRANKED, 0))
-        thresholds = [Threshold(lowest, self.available(name) if i < -last else 0) for i, name in enumerate(names)]
-        counts = (int(self.select(name, each)[0].sum()) for name, each in zip(names, thresholds, strict=True))
+        thresholds = [
+            Threshold(lowest, self.count_candidates(name) if i < -last else 0) for i, name in enumerate(names)
+        ]
+        counts = (int(self.select_above(name, each)[0].sum()) for name, each in zip(names, thresholds, strict=True))
         return sum(counts) + len(best[:1])
 
-    def _keys(self, name: str) -> Iterator[Tensor]:
-        """Yield keys of this process's shard, int64 [at most _CHUNK]: integers in the order of the numbers."""
+    def _order_keys(self, name: str) -> Iterator[Tensor]:
+        """Yield int64 keys of this process's shard in chunks [at most _CHUNK]; keys have the same order as the
+        numbers.
+        """
         numbers = self._numbers[name]
         values = local_shard(numbers.detach()).flatten()
         ranked = None if self._within is None else shard_like(self._within[name], numbers).flatten().to(values.device)
@@ -135,10 +156,11 @@ class Ranking:
             keys ^= negative & ((1 << (self._bits - 1)) - 1)  # of negative numbers the larger magnitude ranks lower
             yield keys if ranked is None else keys.masked_fill_(~ranked[begin : begin + _CHUNK], _UNRANKED)
 
-    def _histogram(self, names: Sequence[str], shift: int, above: int | None) -> Tensor:
-        """Count ranked elements by their digit at `shift`, among those whose higher digits are `above`: int64 [_BINS].
+    def _digit_histogram(self, names: Sequence[str], shift: int, above: int | None) -> Tensor:
+        """Count the keys by their 16-bit digit at bit `shift`, among keys whose higher digits equal `above`: int64
+        [_BINS].
 
-        The highest digit (`above` is None) includes the sign; its bins start with the lowest number.
+        If `above` is None, this is the highest digit, which includes the sign; its bins start at the lowest number.
         """
         total = torch.zeros(_BINS, dtype=torch.int64)
         # One exchange for all parameters sharded over the same processes.
@@ -149,7 +171,7 @@ class Ranking:
             counts = by_groups.setdefault(
                 (device, shard_groups(numbers)), torch.zeros(_BINS, dtype=torch.int64, device=device)
             )
-            for keys in self._keys(name):
+            for keys in self._order_keys(name):
                 if above is None:
                     digits = (keys[keys != _UNRANKED] >> shift) + _BINS // 2
                 else:  # no ranked key starts with the digits of _UNRANKED
@@ -159,7 +181,7 @@ class Ranking:
             total += sum_over_groups(counts, groups).cpu()
         return total
 
-    def _require_numbers(self) -> None:
+    def _check_no_nan(self) -> None:
         for name, numbers in self._numbers.items():
             missing = local_shard(numbers.detach()).isnan().sum().reshape(1)
             if int(sum_over_groups(missing, shard_groups(numbers))):

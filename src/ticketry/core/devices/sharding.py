@@ -1,6 +1,6 @@
-"""Parameters sharded over several devices (DTensor, as `fully_shard` creates them), and the shard of this process.
+"""Access to parameters that are sharded over several devices (DTensors, as created by `fully_shard`).
 
-torch.distributed is imported only where a tensor is sharded, so that single-device users do not wait for it.
+torch.distributed is imported only for sharded tensors, so that single-device users do not wait for the import.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ if TYPE_CHECKING:
 
 
 def is_sharded(tensor: object) -> TypeGuard[DTensor]:
-    """Return whether a tensor is sharded over several devices."""
+    """Return whether a tensor is sharded over several devices (a DTensor)."""
     tensors = sys.modules.get("torch.distributed.tensor")
     return tensors is not None and isinstance(tensor, tensors.DTensor)
 
 
 def local_shard(tensor: Tensor) -> Tensor:
-    """Return this process's shard of a tensor, sharing its memory; a plain tensor is returned unchanged."""
+    """Return this process's shard of a tensor, sharing memory; a tensor that is not sharded is returned unchanged."""
     return tensor.to_local() if is_sharded(tensor) else tensor
 
 
 def shard_like(whole: Tensor, like: Tensor) -> Tensor:
-    """Return the piece of a plain tensor that corresponds to this process's shard of `like`, without communication.
+    """Return the part of `whole` that corresponds to this process's shard of `like`, without communication.
 
-    Every process has the plain tensor whole. If `like` is a plain tensor, the whole is returned.
+    Every process must have `whole`. If `like` is not sharded, `whole` is returned.
     """
     if not is_sharded(like) or is_sharded(whole):
         return local_shard(whole)
@@ -42,14 +42,16 @@ def shard_like(whole: Tensor, like: Tensor) -> Tensor:
 
 
 def distribute_like(whole: Tensor, like: DTensor) -> DTensor:
-    """Shard a plain tensor, which every process has whole, as `like` is sharded, without communication."""
+    """Shard a tensor, which every process has, in the way `like` is sharded, without communication."""
     from torch.distributed.tensor import distribute_tensor
 
     return distribute_tensor(whole, like.device_mesh, like.placements, src_data_rank=None)
 
 
 def gather_shards(local: Tensor, like: Tensor) -> Tensor:
-    """Return the whole tensor whose shards are each process's `local`, placed as `like`; all processes call this."""
+    """Return the whole tensor, given each process's shard `local` of a tensor sharded as `like`; all processes call
+    this.
+    """
     if not is_sharded(like):
         return local
     from torch.distributed.tensor import DTensor
@@ -63,7 +65,7 @@ def gather_shards(local: Tensor, like: Tensor) -> Tensor:
 
 
 def shard_groups(tensor: Tensor) -> tuple[ProcessGroup, ...]:
-    """Return the process groups that hold different shards of a tensor: one per mesh dimension that splits it.
+    """Return the process groups over which a tensor is split, one for each mesh dimension that splits it.
 
     Raises:
         UsageError: for a placement other than `Shard` and `Replicate` (a partial sum, a strided shard).
@@ -83,7 +85,7 @@ def shard_groups(tensor: Tensor) -> tuple[ProcessGroup, ...]:
 
 
 def sum_over_groups(counts: Tensor, groups: Iterable[ProcessGroup]) -> Tensor:
-    """Add up `counts` in place over the processes of each group; all of them call this."""
+    """Add up `counts` in place over the processes of each group; all of these processes must call this."""
     for group in groups:
         import torch.distributed as dist
 
@@ -110,9 +112,9 @@ def check_shards(parameters: Mapping[str, Tensor]) -> None:
 
 
 def reshard(model: nn.Module) -> None:
-    """Shard the parameters of `fully_shard` again, which an evaluation leaves whole.
+    """Shard the parameters of `fully_shard` modules again, which an evaluation left gathered.
 
-    Must not be called within a forward or backward pass.
+    Do not call this within a forward or backward pass.
 
     Raises:
         UsageError: if `model` is not a module.
@@ -127,7 +129,7 @@ def reshard(model: nn.Module) -> None:
 
 
 def process_groups(model: nn.Module, parameters: Iterable[Tensor]) -> Iterator[ProcessGroup]:
-    """Yield the groups of processes that train `model` together; nothing if one process trains it."""
+    """Yield the process groups that train `model` together; nothing if a single process trains it."""
     if isinstance(model, nn.parallel.DistributedDataParallel):
         yield model.process_group
         return
@@ -141,7 +143,7 @@ class _HasDigest(Protocol):
 
 
 def check_same_mask(model: nn.Module, parameters: Mapping[str, Tensor], mask: _HasDigest) -> None:
-    """Check that all processes that train `model` have the same mask; all of them call this.
+    """Check that all processes that train `model` have the same mask; all of them must call this.
 
     Raises:
         MaskError: in all processes, if their masks differ.

@@ -24,7 +24,7 @@ from ticketry_engine.support.entry_points import CHANGES, entry_point
 
 
 class GateOptions(TypedDict, total=False):
-    """Arguments of `attach`, with its defaults."""
+    """Keyword arguments of `attach`."""
 
     init: float
     kind: str | Kind
@@ -36,7 +36,9 @@ class GateOptions(TypedDict, total=False):
 
 
 LARGEST_INIT = 50
-"""Largest absolute init. The papers use -0.3 to 0.3; beyond this a new gate is 0 or 1 in float32 and does not train."""
+"""Largest absolute init. Papers use -0.3 to 0.3; beyond this bound a new gate is 0 or 1 in float32 and does not
+train.
+"""
 
 
 @entry_point(CHANGES)
@@ -54,13 +56,14 @@ def attach(
     """Multiply weights of `model` by trainable gates, until `Gates.detach`.
 
     The model's class, parameters, names and state dict do not change and still hold the weights w; whenever the model
-    or a module of it is called, it computes with w * gate. The gradient reaches both. Attach gates after the model is
-    on its device and in its memory layout. A weight that several modules share has one gate, which all of them use,
-    also those outside of the scope. A deep or pickled copy of the model is a plain model with weights w.
+    or one of its modules is called, it computes with w * gate. Both w and the gate's logit s get gradients. Attach
+    gates after the model is on its device and in its memory layout. A weight that several modules share has one gate,
+    which all of them use, including modules outside the scope. A deep or pickled copy of the model is a model without
+    gates.
 
-    With torch.compile, gates work on compiled modules, which are compiled again; the arithmetic of gates stays outside
-    of the compiled code. DistributedDataParallel ignores `Gates.parameters`: average their gradients yourself. Not
-    supported: nn.DataParallel on several devices, TorchScript modules.
+    torch.compile works, but the multiplication by gates stays outside of compiled code, and compiled modules are
+    recompiled. DistributedDataParallel ignores `Gates.parameters`: average their gradients yourself. Not supported:
+    nn.DataParallel on several devices, TorchScript modules.
 
     Args:
         model: any module.
@@ -135,7 +138,7 @@ def attach(
 
 
 def check_init(init: float) -> None:
-    """Raise `UsageError` for an s0 out of range."""
+    """Raise `UsageError` if the initial logit s0 is out of range."""
     if not -LARGEST_INIT <= init <= LARGEST_INIT:
         raise UsageError(
             f"init is the value that all s begin with, a number from {-LARGEST_INIT} to {LARGEST_INIT}, not {init!r}"
@@ -143,7 +146,7 @@ def check_init(init: float) -> None:
 
 
 def check_attachable(model: nn.Module, parameters: dict[str, nn.Parameter]) -> None:
-    """Check that these parameters can get gates; raise the errors of `attach`."""
+    """Check that these parameters of `model` can get gates; raises as `attach`."""
     release_leftovers(model)
     taken = find_gated_parameters(model)
     for name, parameter in parameters.items():

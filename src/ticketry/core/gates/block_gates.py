@@ -1,4 +1,4 @@
-"""Gates on blocks of weights: one per block of rows at a column, or per whole row."""
+"""Gates on blocks of weights: one gate for several adjacent rows at a column, or for a whole row."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from ticketry.core.allocate import allocate_or_keep
+from ticketry.core.allocate import allocate_for_gates
 from ticketry.core.gates.charges import charge_penalty
-from ticketry.core.gates.gates import Act, Gates, create_logits
+from ticketry.core.gates.gates import GateFunction, Gates, create_logits
 from ticketry.core.gates.kinds import Kind
 from ticketry.core.gates.product import block_product
 from ticketry.core.mask import Mask
@@ -18,10 +18,10 @@ from ticketry.core.structure.pattern import Pattern
 
 
 class BlockGates(Gates):
-    """Gates on blocks, created by `attach` with a pattern.
+    """Gates on blocks of weights, created by `attach` with a pattern.
 
-    There is one s per block: tensors of `Blocks.shape`, by the weight's name. `kept`, densities, masks and the penalty
-    count weights; the penalty charges a gate for each weight that it multiplies. Histograms and ties count gates.
+    Each block has one logit s, in tensors of `Blocks.shape` under the weight's name. `kept`, densities, masks and the
+    penalty count weights; histograms and ties count gates.
     """
 
     def __init__(
@@ -55,13 +55,13 @@ class BlockGates(Gates):
         return sum(int(blocks.sizes.sum()) for blocks in self._blocks)
 
     def penalty(self, coefficient: float) -> Tensor:
-        """Return coefficient * the sum over all weights of how far their gates are open: a scalar to add to the loss.
+        """Return coefficient * the sum over weights of how far their gates are open: a scalar to add to the loss.
 
-        A block's gate counts once for each weight that it multiplies. So the penalty equals that of gates on single
-        weights; for random gates it is the expected number of weights retained (Louizos, Welling & Kingma 2018, arXiv
-        1712.01312, section 2: groups that share a gate). Its share of the gradient of s does not depend on the pattern.
+        A block's gate counts once for each weight that it multiplies, so the penalty equals that of gates on single
+        weights. For random gates it is the expected number of retained weights (Louizos, Welling & Kingma 2018, arXiv
+        1712.01312, section 2: groups that share a gate). The penalty's gradient does not depend on the pattern.
         """
-        opened = zip(self._openness(), self._sizes, strict=True)
+        opened = zip(self._open_amounts(), self._sizes, strict=True)
         return charge_penalty([(value * sizes).sum() for value, sizes in opened], self, coefficient)
 
     def kept(self) -> dict[str, int]:
@@ -77,20 +77,20 @@ class BlockGates(Gates):
 
     @torch.no_grad()
     def soft_density(self) -> float:
-        opened = zip(self._openness(), self._sizes, strict=True)
+        opened = zip(self._open_amounts(), self._sizes, strict=True)
         return sum(float((value.double() * sizes).sum()) for value, sizes in opened) / self.weights
 
     def harden(self, *, collapse: str = "raise") -> Mask:
-        """Return the mask of the gates, in whole blocks: see `Gates.harden`. ``keep`` retains the best block."""
-        return Mask(self._spread(super().harden(collapse=collapse)))
+        """Return the mask of the gates, in whole blocks; see `Gates.harden`. ``keep`` retains the best block."""
+        return Mask(self._expand_to_weights(super().harden(collapse=collapse)))
 
     def allocate(self, density: float, *, collapse: str = "raise") -> Mask:
-        """Return the mask of the blocks with the largest s, as close to a density as whole blocks permit."""
-        more = {"pattern": self.pattern, "layouts": self._layouts, "within": self._mask_within()}
-        return allocate_or_keep(self.by_weight(), density, collapse=collapse, **more)
+        """Return the mask of the blocks with the largest s, as close to `density` as whole blocks permit."""
+        more = {"pattern": self.pattern, "layouts": self._layouts, "within": self._initial_mask()}
+        return allocate_for_gates(self.by_weight(), density, collapse=collapse, **more)
 
     def by_weight(self) -> dict[str, Tensor]:
-        return self._spread(super().by_weight())
+        return self._expand_to_weights(super().by_weight())
 
     def __repr__(self) -> str:
         gates = super().__repr__().removeprefix("Gates(")
@@ -108,25 +108,29 @@ class BlockGates(Gates):
             made[name] = create_logits(nn.Parameter(like, requires_grad=False), self.init)
         return made
 
-    def _products_by(self, numbers: Sequence[int], weights: Sequence[Tensor], act: Act) -> list[Tensor]:
-        return self._gated(numbers, weights, [act(self._logits[number], self._moment) for number in numbers])
+    def _multiply_by(self, numbers: Sequence[int], weights: Sequence[Tensor], act: GateFunction) -> list[Tensor]:
+        return self._multiply_blocks(numbers, weights, [act(self._logits[number], self._moment) for number in numbers])
 
-    def _training_products(self, numbers: Sequence[int], weights: Sequence[Tensor], everything: bool) -> list[Tensor]:
-        gates = [self.kind.gate(self._logits[number], self._moment, self._uniform(number)) for number in numbers]
-        return self._gated(numbers, weights, gates)
+    def _multiply_in_training(
+        self, numbers: Sequence[int], weights: Sequence[Tensor], everything: bool
+    ) -> list[Tensor]:
+        gates = [self.kind.gate(self._logits[number], self._moment, self._draw_uniform(number)) for number in numbers]
+        return self._multiply_blocks(numbers, weights, gates)
 
-    def _gated(self, numbers: Sequence[int], weights: Sequence[Tensor], gates: Sequence[Tensor]) -> list[Tensor]:
+    def _multiply_blocks(
+        self, numbers: Sequence[int], weights: Sequence[Tensor], gates: Sequence[Tensor]
+    ) -> list[Tensor]:
         products = []
         for number, weight, gate in zip(numbers, weights, gates, strict=True):
             kept = self._kept[number]
             products.append(block_product(weight, gate if kept is None else gate * kept, self._blocks[number]))
         return products
 
-    def _mask_within(self) -> Mask | None:
-        blocks = super()._mask_within()
-        return None if blocks is None else Mask(self._spread(blocks))
+    def _initial_mask(self) -> Mask | None:
+        blocks = super()._initial_mask()
+        return None if blocks is None else Mask(self._expand_to_weights(blocks))
 
-    def _spread(self, of_blocks: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def _expand_to_weights(self, of_blocks: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Expand tensors with one entry per block to the shapes of the weights."""
         pairs = zip(of_blocks.items(), self._blocks, strict=True)
         return {name: blocks.spread(values) for (name, values), blocks in pairs}

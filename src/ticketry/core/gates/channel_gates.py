@@ -1,4 +1,4 @@
-"""Gates on whole channels: one per coupled channel, in the weights of all layers that read it."""
+"""Gates on whole channels: one gate per coupled channel, which scales the weights of all layers that read it."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from ticketry.core.gates.attach import check_attachable, check_init
-from ticketry.core.gates.gates import Act, Gates, create_logits
+from ticketry.core.gates.gates import GateFunction, Gates, create_logits
 from ticketry.core.gates.kinds import Kind, make_kind
 from ticketry.core.gates.product import apply_gate, weighted_sum
 from ticketry.core.mask import Mask
 from ticketry.core.scope import Scope, named_parameters
-from ticketry.core.structure.channel_choice import candidates
+from ticketry.core.structure.channel_choice import removable_group_positions
 from ticketry.core.structure.coupling import ChannelGroup, Member, Structure
 from ticketry.errors import UsageError
 from ticketry_engine.support.entry_points import CHANGES, entry_point
@@ -25,19 +25,19 @@ from ticketry_engine.support.entry_points import CHANGES, entry_point
 def attach_channels(
     model: nn.Module, structure: Structure, scope: Scope, *, init: float = 0.0, kind: str | Kind, seed: int = 0
 ) -> ChannelGates:
-    """Multiply each channel by a trainable gate where later layers read it, until `Gates.detach`.
+    """Multiply each channel by a trainable gate at the layers that read it, until `Gates.detach`.
 
-    Channel c of a group has one gate z_c. Every layer that reads the channel gets z_c times its value, after norm and
-    nonlinearity, so that no norm cancels the gate. The gate scales the reading layer's weights for the channel, which
-    is equivalent and does not change the model. A depthwise convolution passes its channel on: its weights are not
-    scaled, but those of the layers after it are. (Louizos, Welling & Kingma 2018, arXiv 1712.01312, section 4: group
-    sparsity for neurons and filters; here for coupled channels.)
+    Each channel c of a group has one gate z_c. Every layer that reads the channel sees its value times z_c, after norm
+    and nonlinearity, so no norm cancels the gate. This is implemented by scaling the reading layer's weights for the
+    channel; the model's modules do not change. Depthwise convolutions are not scaled, but the layers after them are.
+    (Louizos, Welling & Kingma 2018, arXiv 1712.01312, section 4, gates neurons and filters; this function gates coupled
+    channels.)
 
     Args:
         model: on the device where it trains, see `attach`.
         structure: channel structure of the model.
-        scope: channels that are outputs of layers in scope only get gates, if they can be removed. Layers that only
-            read them need not be in scope.
+        scope: a channel gets a gate if it can be removed and is computed by layers in scope only. The layers that read
+            it need not be in scope.
         init: initial value of every s.
         kind, seed: see `attach`.
 
@@ -54,13 +54,13 @@ def attach_channels(
 
 
 def find_readers(model: nn.Module, structure: Structure, scope: Scope) -> dict[str, list[Member]]:
-    """Find the weight dimensions that read the channels of each removable group, by name of the group.
+    """Return for each removable group, by name, the weight dimensions that read its channels.
 
-    Dimensions that are outputs too, as of a depthwise convolution, are left out. Raises the errors of
+    Dimensions that are outputs as well, such as those of a depthwise convolution, are left out. Raises as
     `attach_channels`.
     """
     parts = structure.roles
-    groups = _by_unique_name([structure.groups[position] for position in candidates(structure, scope)])
+    groups = _name_uniquely([structure.groups[position] for position in removable_group_positions(structure, scope)])
     places = parts.inputs - parts.outputs
     readers = {name: group.within(places) for name, group in groups.items()}
     for name, members in readers.items():
@@ -73,20 +73,20 @@ def find_readers(model: nn.Module, structure: Structure, scope: Scope) -> dict[s
 
 
 @dataclass(frozen=True)
-class _Part:
-    """The indices of a group's channels in a weight."""
+class _ChannelIndices:
+    """The position of one group's channels in one weight."""
 
     group: int
     dim: int
     index: Tensor
-    """int64 [channels, indices per channel]"""
+    """int64 [channels, indices per channel], along dimension `dim`"""
 
 
 class ChannelGates(Gates):
     """Gates on channels, created by `attach_channels`.
 
-    There is one s per channel: a tensor [channels] per group, by the group's name. Counts, densities and histograms
-    count channels, the penalty counts weights.
+    Each channel has one logit s, in tensors [channels] under the group's name. Counts, densities and histograms count
+    channels; the penalty counts weights.
     """
 
     def __init__(
@@ -98,26 +98,27 @@ class ChannelGates(Gates):
         init: float,
         seed: int,
     ) -> None:
-        """`readers`: name of each group -> the dimensions of `parameters` that read its channels."""
+        """Create gates; `readers` maps each group's name to the dimensions of `parameters` that read its channels."""
         self._readers = readers
-        parts: dict[str, list[_Part]] = {name: [] for name in parameters}
+        parts: dict[str, list[_ChannelIndices]] = {name: [] for name in parameters}
         for group, members in enumerate(readers.values()):
             for member in members:
                 index = torch.tensor(member.indices, device=parameters[member.name].device)
-                parts[member.name].append(_Part(group, member.dim, index))
-        self._parts = list(parts.values())
+                parts[member.name].append(_ChannelIndices(group, member.dim, index))
+        self._channel_indices = list(parts.values())
         self._weights_per_channel = [
             sum(_count_weights_per_channel(m, parameters[m.name]) for m in members) for members in readers.values()
         ]
         super().__init__(model, parameters, kind, init, None, seed)
 
     def penalty(self, coefficient: float) -> Tensor:
-        """Return coefficient * the sum over gates of |g| * how far each is open, where it multiplies |g| weights.
+        """Return coefficient * the sum over gates of how far each is open, times the number of weights that it
+        multiplies.
 
         For hard-concrete gates this is the expected number of weights that are not multiplied by 0 (Louizos, Welling &
         Kingma 2018, section 2: groups that share a gate). Weights that compute the channels are not counted.
         """
-        opened = zip(self._openness(), self._weights_per_channel, strict=True)
+        opened = zip(self._open_amounts(), self._weights_per_channel, strict=True)
         return weighted_sum([value.sum() * weights for value, weights in opened], coefficient)
 
     @property
@@ -125,22 +126,22 @@ class ChannelGates(Gates):
         return sum(weights * len(s) for weights, s in zip(self._weights_per_channel, self._logits, strict=True))
 
     def harden(self, *, collapse: str = "raise") -> Mask:
-        """Raise `UsageError`: see `structure.channels.cut_channels`."""
+        """Raise `UsageError`, because channel gates become a mask by `structure.channels.cut_channels`."""
         return self.allocate(1.0)
 
     def by_weight(self) -> dict[str, Tensor]:
-        """Raise `UsageError`: some weights are multiplied by several gates."""
+        """Raise `UsageError`, because some weights are multiplied by several gates."""
         raise UsageError("gates on channels multiply what layers read: a weight has that of its input, and of no other")
 
     def allocate(self, density: float, *, collapse: str = "raise") -> Mask:
-        """Raise `UsageError`: see `structure.channels.cut_channels`."""
+        """Raise `UsageError`, because channel gates become a mask by `structure.channels.cut_channels`."""
         raise UsageError(
             "gates on channels rank channels, and become a mask at a density: structure.channels.cut_channels(model,"
             " structure, [s of each group], density)"
         )
 
     def __repr__(self) -> str:
-        return f"ChannelGates({self.kind.name}, {len(self._names)} groups, {self._total:,} channels)"
+        return f"ChannelGates({self.kind.name}, {len(self._names)} groups, {self._gate_count:,} channels)"
 
     # -- inside ----------------------------------------------------------------------------------------------------
 
@@ -152,29 +153,33 @@ class ChannelGates(Gates):
             made[name] = create_logits(channels, self.init)
         return made
 
-    def _products_by(self, numbers: Sequence[int], weights: Sequence[Tensor], act: Act) -> list[Tensor]:
-        return self._spread(numbers, weights, lambda group: act(self._logits[group], self._moment))
+    def _multiply_by(self, numbers: Sequence[int], weights: Sequence[Tensor], act: GateFunction) -> list[Tensor]:
+        return self._multiply_channels(numbers, weights, lambda group: act(self._logits[group], self._moment))
 
-    def _training_products(self, numbers: Sequence[int], weights: Sequence[Tensor], everything: bool) -> list[Tensor]:
+    def _multiply_in_training(
+        self, numbers: Sequence[int], weights: Sequence[Tensor], everything: bool
+    ) -> list[Tensor]:
         def gate(group: int) -> Tensor:
-            return self.kind.gate(self._logits[group], self._moment, self._uniform(group))
+            return self.kind.gate(self._logits[group], self._moment, self._draw_uniform(group))
 
-        return self._spread(numbers, weights, gate)
+        return self._multiply_channels(numbers, weights, gate)
 
-    def _spread(self, numbers: Sequence[int], weights: Sequence[Tensor], gate: Callable[[int], Tensor]) -> list[Tensor]:
-        gates = {part.group: Tensor() for number in numbers for part in self._parts[number]}
+    def _multiply_channels(
+        self, numbers: Sequence[int], weights: Sequence[Tensor], gate: Callable[[int], Tensor]
+    ) -> list[Tensor]:
+        gates = {part.group: Tensor() for number in numbers for part in self._channel_indices[number]}
         for group in gates:
             gates[group] = gate(group)  # once per group, although it multiplies several weights
         products = []
         for number, weight in zip(numbers, weights, strict=True):
-            factors = [_along(weight, part, gates[part.group]) for part in self._parts[number]]
+            factors = [_broadcast_gates(weight, part, gates[part.group]) for part in self._channel_indices[number]]
             products.append(apply_gate(weight, math.prod(factors[1:], start=factors[0]), None))
         return products
 
     def _check_devices(self, numbers: Sequence[int], weights: Sequence[Tensor]) -> None:
         for number, weight in zip(numbers, weights, strict=True):
-            places = {part.index.device for part in self._parts[number]}
-            places |= {self._logits[part.group].device for part in self._parts[number]}
+            places = {part.index.device for part in self._channel_indices[number]}
+            places |= {self._logits[part.group].device for part in self._channel_indices[number]}
             if places != {weight.device}:
                 raise UsageError(
                     f"a weight that has gates on its channels is on {weight.device}, and they are on"
@@ -183,20 +188,22 @@ class ChannelGates(Gates):
                 )
 
 
-def _along(weight: Tensor, part: _Part, gate: Tensor) -> Tensor:
-    """Return the gates of a group at its channels in a weight, 1 elsewhere, broadcastable to the weight."""
+def _broadcast_gates(weight: Tensor, part: _ChannelIndices, gate: Tensor) -> Tensor:
+    """Return a group's gates at the positions of its channels in a weight, and 1 elsewhere, broadcastable to the
+    weight.
+    """
     # Indices are unique, so that neither this nor its gradient depends on an order of summation.
     spread = gate.new_ones(weight.shape[part.dim]).index_put((part.index,), gate[:, None].expand(part.index.shape))
     return spread.view([-1 if dim == part.dim else 1 for dim in range(weight.dim())])
 
 
 def _count_weights_per_channel(member: Member, parameter: Tensor) -> int:
-    """Count the weights of a parameter that read one channel."""
+    """Return the number of weights of a parameter that read one channel."""
     return parameter.numel() // parameter.shape[member.dim] * len(member.indices[0])
 
 
-def _by_unique_name(groups: Sequence[ChannelGroup]) -> dict[str, ChannelGroup]:
-    """Return groups by name; further groups of one layer are numbered."""
+def _name_uniquely(groups: Sequence[ChannelGroup]) -> dict[str, ChannelGroup]:
+    """Return groups by name; a number is appended if several groups have the same name."""
     named: dict[str, ChannelGroup] = {}
     for group in groups:
         name, number = group.name, 1

@@ -1,4 +1,4 @@
-"""What open gates are charged in a penalty."""
+"""Costs of open gates, which a penalty charges instead of their number."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from ticketry.errors import UsageError
 
 @dataclass(frozen=True)
 class Charges:
-    """The cost of each parameter with gates by its share of open gates, which the penalty charges.
+    """For each parameter with gates, the cost that the penalty charges as a function of the share of open gates.
 
-    The penalty of n weights of a layer, of which o are open (possibly a sum of probabilities), is C(o / n), where C is
-    the lower convex hull of the layer's costs. So the gradient charges each gate the marginal cost of its weight. Costs
-    are above those of empty layers and in units of the mean price of a weight: with all gates open the penalty equals
-    their number, as without prices, and a coefficient means the same.
+    For a layer of n weights of which o are open (possibly a sum of probabilities), the penalty is C(o / n), where C is
+    the lower convex hull of the layer's costs. So the gradient charges each gate the marginal cost of its weight. The
+    cost of an empty layer is subtracted, and the unit is the mean price of a weight: with all gates open, the penalty
+    is their number, so a coefficient means the same with and without charges.
 
     Examples:
         >>> charges = tk.gates.Charges.by({"0.weight": 3, "2.weight": 1}, {"0.weight": 4, "2.weight": 4})
@@ -39,17 +39,19 @@ class Charges:
     """
 
     curves: tuple[Curve, ...]
-    """Cost by density of each parameter, in the order of the scope: convex, 0 if empty, in total the weights."""
+    """For each parameter in the order of the scope: its convex cost by density, 0 if empty; all full layers cost
+    `sum(sizes)`.
+    """
     sizes: tuple[int, ...]
     """Number of weights of each parameter."""
 
     @classmethod
     def by(cls, prices: Prices, sizes: Mapping[str, int]) -> Charges:
-        """Compute charges from the cost of a weight of each parameter, or from a cost model.
+        """Compute charges from the price of each parameter's weights, or from a cost model.
 
         Args:
             prices: parameter name -> cost of each of its weights; or a `CostModel`.
-            sizes: parameter name -> number of weights, of those that have gates.
+            sizes: name -> number of weights, for the parameters that have gates.
 
         Raises:
             UsageError: for a parameter without a price, or if no weight costs anything.
@@ -63,34 +65,34 @@ class Charges:
             raise UsageError("no weight with a gate costs anything: there is nothing to charge gates for")
         unit = sum(sizes.values()) / dear
         above = [
-            Curve(hull.densities, tuple(_rounded(unit * (cost - hull.costs[0])) for cost in hull.costs))
+            Curve(hull.densities, tuple(_round_for_keys(unit * (cost - hull.costs[0])) for cost in hull.costs))
             for hull in hulls
         ]
         return cls(tuple(above), tuple(sizes.values()))
 
     def of(self, opened: Sequence[Tensor]) -> list[Tensor]:
-        """Return the charge of each parameter.
+        """Return the charge of each parameter for its open gates.
 
         Args:
             opened: number of open gates of each parameter, as scalar tensors.
         """
-        return [_charge(*each) for each in zip(opened, self.curves, self.sizes, strict=True)]
+        return [_compute_charge(*each) for each in zip(opened, self.curves, self.sizes, strict=True)]
 
     def share(self, density: float) -> float:
-        """Return the share of all charges with every layer at one `density`."""
+        """Return the share of all charges that remains if every layer has this `density`."""
         return sum(curve.at(density) for curve in self.curves) / sum(curve.costs[-1] for curve in self.curves)
 
     def density_for(self, share: float) -> float:
-        """Return the uniform density of layers at which a `share` of all charges is left."""
+        """Return the density, equal in all layers, at which this `share` of all charges remains."""
         low, high = 0.0, 1.0
         for _ in range(60):
             middle = (low + high) / 2
             low, high = (middle, high) if self.share(middle) < share else (low, middle)
-        return _rounded(high)
+        return _round_for_keys(high)
 
 
 def convex_costs(prices: Prices, sizes: Mapping[str, int]) -> dict[str, Curve]:
-    """Return the cost of each parameter by density, as a convex curve."""
+    """Return the cost of each parameter as a function of density, as a convex curve."""
     if isinstance(prices, CostModel):
         curves = prices.curves()
         return {name: curves[name].convex() for name in sizes}
@@ -98,15 +100,15 @@ def convex_costs(prices: Prices, sizes: Mapping[str, int]) -> dict[str, Curve]:
 
 
 def share_above_floor(prices: Prices, sizes: Mapping[str, int], share: float) -> float:
-    """Return the share of the costs that gates can save that a budget leaves: 0 with empty layers, 1 with full ones.
+    """Convert a budget to the share of removable costs that it leaves: 0 with all gated layers empty, 1 with all full.
 
     Args:
         prices: see `Charges.by`.
         sizes: number of weights of each parameter.
-        share: share of the cost of all these weights; with a cost model, of the whole network.
+        share: the budget: share of the cost of all these weights or, with a cost model, of the whole network.
 
     Raises:
-        UsageError: for a budget below the floor.
+        UsageError: for a budget below the cost with empty layers.
     """
     if not isinstance(prices, CostModel):
         return share
@@ -118,19 +120,19 @@ def share_above_floor(prices: Prices, sizes: Mapping[str, int], share: float) ->
         raise UsageError(
             f"a budget of {share:g} of the {prices.unit} is below the {least:.4g} left without a single weight"
         )
-    return _rounded(left / (full - empty))
+    return _round_for_keys(left / (full - empty))
 
 
-class _Gates(Protocol):
+class _HasCharges(Protocol):
     charges: Charges | None
 
 
-def charge_penalty(opened: Sequence[Tensor], gates: _Gates, coefficient: float) -> Tensor:
-    """Return coefficient * the charges for open gates, a scalar; without `charges` all gates cost the same."""
+def charge_penalty(opened: Sequence[Tensor], gates: _HasCharges, coefficient: float) -> Tensor:
+    """Return coefficient * the charges for open gates, a scalar. Without `charges`, each open gate costs 1."""
     return weighted_sum(opened if gates.charges is None else gates.charges.of(opened), coefficient)
 
 
-def _charge(opened: Tensor, curve: Curve, size: int) -> Tensor:
+def _compute_charge(opened: Tensor, curve: Curve, size: int) -> Tensor:
     lines = [
         ((high - low) / (last - first) / size, low - first * (high - low) / (last - first))
         for (first, low), (last, high) in pairwise(zip(curve.densities, curve.costs, strict=True))
@@ -141,6 +143,6 @@ def _charge(opened: Tensor, curve: Curve, size: int) -> Tensor:
     return (opened * slopes + begins).max()  # a convex curve is the highest of its lines
 
 
-def _rounded(value: float) -> float:
-    """Round to the digits that keys use."""
+def _round_for_keys(value: float) -> float:
+    """Round to 12 digits, as in the keys of stored results."""
     return float(f"{value:.12g}")

@@ -1,4 +1,4 @@
-"""The gates of a model: their logits, penalty and temperature, and the mask that they become."""
+"""Gates on a model's weights: their logits s, penalty and temperature, and the mask that they define."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ticketry.choices import describe_name_difference
-from ticketry.core.allocate import allocate_or_keep
+from ticketry.core.allocate import allocate_for_gates
 from ticketry.core.computed_weights import check_computed_finite, computed_weights
 from ticketry.core.gates.charges import Charges, charge_penalty
 from ticketry.core.gates.kinds import Kind, Moment
-from ticketry.core.gates.parameter_swap import Swap, find_places
+from ticketry.core.gates.parameter_swap import ParameterSwap, find_parameter_locations
 from ticketry.core.gates.product import apply_gate
 from ticketry.core.mask import Mask
 from ticketry.core.structure.pattern import check_collapse
@@ -30,7 +30,7 @@ from ticketry_engine.support.seeds import generator
 
 @dataclass(frozen=True)
 class OpenSums:
-    """Sums of gates from the last forward pass, and the state that they belong to."""
+    """Cached sums of how far gates are open, and the state of the gates for which they are valid."""
 
     totals: list[Tensor]
     moment: Moment
@@ -38,27 +38,29 @@ class OpenSums:
 
 
 def create_logits(parameter: nn.Parameter, init: float) -> nn.Parameter:
-    """Create the logits s of a parameter, in at least float32: small steps would not change a bfloat16 s."""
+    """Create the logits s of a parameter, in at least float32, because small steps would not change a bfloat16 s."""
     dtype = torch.promote_types(parameter.dtype, torch.float32)
     return nn.Parameter(torch.full_like(parameter, init, dtype=dtype, requires_grad=False))
 
 
-def mask_factors(logits: Tensor, kept: Tensor) -> Tensor:
-    """Return a mask as 0 and 1 in the type and layout and on the device of s."""
+def mask_as_numbers(logits: Tensor, kept: Tensor) -> Tensor:
+    """Return a mask as numbers 0 and 1, in the dtype, layout and device of the logits."""
     return torch.empty_like(logits, requires_grad=False).copy_(kept)
 
 
 def draw_uniform(logits: Tensor, seed: int, step: int, number: int) -> Tensor:
-    """Draw from (0, 1) for the gates of parameter `number` at a step, equal on any device and in any layout."""
+    """Draw uniform numbers in (0, 1) for the gates of parameter `number` at a step; equal on any device, in any
+    layout.
+    """
     draws = torch.rand(logits.shape, dtype=logits.dtype, generator=generator(seed, "gates", step, number))
     return torch.empty_like(logits, requires_grad=False).copy_(draws.clamp_(min=torch.finfo(draws.dtype).eps))
 
 
-def check_state(state: Mapping[str, Any], own: Mapping[str, Any], kind: Kind) -> None:
-    """Check that gates of this kind, with the state `own`, can resume from `state`.
+def check_resumable(state: Mapping[str, Any], own: Mapping[str, Any], kind: Kind) -> None:
+    """Check that gates of this kind, whose state is `own`, can resume from `state`.
 
     Raises:
-        MaskError: if it is of gates of another kind, of other temperatures or on other weights.
+        MaskError: if `state` belongs to gates of another kind, with other temperatures, or on other weights.
     """
     if missing := own.keys() - state.keys():
         raise MaskError(f"this is no state of gates: it lacks {', '.join(sorted(missing))}")
@@ -69,7 +71,7 @@ def check_state(state: Mapping[str, Any], own: Mapping[str, Any], kind: Kind) ->
             f"the state has the inverse temperature {state['beta']:g} at progress {state['progress']:g}, where these"
             f" gates have {beta:g}: attach them with the same settings of their kind (final)"
         )
-    if _shapes(state) != _shapes(own):
+    if _logit_shapes(state) != _logit_shapes(own):
         names = describe_name_difference(state["gates"], own["gates"])
         raise MaskError(
             "the state is of gates on other weights: attach them to the same model and scope"
@@ -77,12 +79,12 @@ def check_state(state: Mapping[str, Any], own: Mapping[str, Any], kind: Kind) ->
         )
 
 
-def _shapes(state: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+def _logit_shapes(state: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     return {name: tuple(logits.shape) for name, logits in state["gates"].items()}
 
 
-def check_numbers(logits: Iterable[tuple[str, Tensor]], progress: float, rounds: int) -> None:
-    """Check that no s has become NaN.
+def check_no_nan(logits: Iterable[tuple[str, Tensor]], progress: float, rounds: int) -> None:
+    """Check that no logit has become NaN.
 
     Raises:
         TrainingError: naming a parameter with NaN.
@@ -97,7 +99,7 @@ def check_numbers(logits: Iterable[tuple[str, Tensor]], progress: float, rounds:
 
 @contextmanager
 def set_flag(thing: object, flag: str) -> Iterator[None]:
-    """Set an attribute to True within a block."""
+    """Set an attribute of an object to True within the block."""
     before = getattr(thing, flag)
     setattr(thing, flag, True)
     try:
@@ -123,14 +125,14 @@ def check_devices(logits: Sequence[tuple[str, Tensor]], weights: Sequence[Tensor
 def harden_logits(
     logits: Mapping[str, Tensor], kept: Sequence[Tensor | None], threshold: float, collapse: str, where: str
 ) -> Mask:
-    """Return the mask of the gates whose s is above the threshold, within `kept`. See `Gates.harden`.
+    """Return the mask that retains weights whose logit s is above the threshold, within `kept`.
 
     Args:
         logits: parameter name -> s.
-        kept: for each parameter 0 and 1 in its shape, or None if all of it is retained.
-        threshold: of s.
+        kept: for each parameter its initial mask as 0 and 1, or None if it has none.
+        threshold: s above this is on.
         collapse: see `Gates.harden`.
-        where: progress of the search, for the error's message.
+        where: progress of the search, for the error message.
     """
     check_collapse(collapse)
     on = {}
@@ -151,7 +153,7 @@ def harden_logits(
 
 @dataclass(frozen=True)
 class Histogram:
-    """Gates counted by how far they are open, from 0 (off) to 1.
+    """Number of gates by how far they are open, from 0 (off) to 1.
 
     Examples:
         >>> gates = tk.gates.attach(nn.Linear(4, 3), init=2.0)
@@ -161,7 +163,9 @@ class Histogram:
     """
 
     edges: tuple[float, ...]
-    """n + 1 ascending numbers from 0 to 1; bins include their lower edge, and the last its upper edge too."""
+    """Edges of the n bins: n + 1 ascending numbers from 0 to 1. A bin includes its lower edge, the last also its
+    upper edge.
+    """
     counts: Mapping[str, tuple[int, ...]]
     """parameter name -> number of gates in each of the n bins"""
 
@@ -172,7 +176,11 @@ class Histogram:
 
 
 def count_gates(opened: Mapping[str, Tensor], bins: int) -> Histogram:
-    """Count gates by how far each is open, in equal bins; raise `UsageError` for less than one bin."""
+    """Return a histogram of how far gates are open, in `bins` equal bins.
+
+    Raises:
+        UsageError: for less than one bin.
+    """
     if bins < 1:
         raise UsageError(f"a histogram has at least one bin, not {bins!r}")
     counts = {
@@ -182,38 +190,38 @@ def count_gates(opened: Mapping[str, Tensor], bins: int) -> Histogram:
     return Histogram(tuple(edge / bins for edge in range(bins + 1)), counts)
 
 
-class UpdateListener(Protocol):
-    """Listens to the steps of all optimisers."""
+class OptimizerStepListener(Protocol):
+    """An object that is informed of the steps of all optimisers."""
 
-    def _note_update(self, optimizer: Optimizer) -> None:
+    def _count_optimizer_step(self, optimizer: Optimizer) -> None:
         """Handle a step that an optimiser has just made."""
 
 
-def notify_of_updates(listener: UpdateListener) -> None:
-    """Call `_note_update` after each step of any optimiser, for as long as the object lives."""
-    for one in _listening.present:
+def listen_to_optimizer_steps(listener: OptimizerStepListener) -> None:
+    """Call the listener's `_count_optimizer_step` after every optimiser step, as long as the listener lives."""
+    for one in _listeners.present:
         if one() is None:
-            _listening.remove(one)
-    _listening.add(weakref.ref(listener))
+            _listeners.remove(one)
+    _listeners.add(weakref.ref(listener))
 
 
-def _notify(optimizer: Optimizer, args: object, kwargs: object) -> None:
-    for one in _listening.present:
+def _notify_listeners(optimizer: Optimizer, args: object, kwargs: object) -> None:
+    for one in _listeners.present:
         listener = one()
         if listener is not None:
-            listener._note_update(optimizer)
+            listener._count_optimizer_step(optimizer)
 
 
-_listening = Listeners["weakref.ref[UpdateListener]"](lambda: Stepping(after=_notify))
+_listeners = Listeners["weakref.ref[OptimizerStepListener]"](lambda: Stepping(after=_notify_listeners))
 
 
 RESETS = ("paper", "code")
-Act = Callable[[Tensor, Moment], Tensor]
-"""(s, moment) -> gates that are not drawn."""
+GateFunction = Callable[[Tensor, Moment], Tensor]
+"""(logits s, moment) -> deterministic gates."""
 
 
 class Gates:
-    """Gates on the weights of a model, created by `attach`.
+    """Trainable gates on the weights of a model, created by `attach`.
 
     Examples:
         >>> gates = tk.gates.attach(nn.Linear(4, 3), init=2.0)
@@ -245,14 +253,14 @@ class Gates:
     ) -> None:
         self.kind = kind
         self.init = init
-        """s0"""
+        """s0, the initial value of every s."""
         self.seed = seed
         self.round = 0
-        """Number of finished rounds, see `next_round`."""
+        """Number of completed rounds, see `next_round`."""
         self._model = model
         created = self._create_logits(parameters)
         self._names, self._logits = tuple(created), list(created.values())
-        self._kept = [None if within is None else mask_factors(s, within[n]) for n, s in self.named_parameters()]
+        self._kept = [None if within is None else mask_as_numbers(s, within[n]) for n, s in self.named_parameters()]
         self._hard = self._lifted = self._drawing = False
         self._checked = -1  # per cent of progress at which all s were last checked for NaN
         self._set_progress(0.0)
@@ -261,30 +269,32 @@ class Gates:
         self._sums: OpenSums | None = None
         self._updates = 0
         self.charges: Charges | None = None  # of the penalty; None: all weights cost the same
-        notify_of_updates(self)
-        self._swap: Swap | None = Swap(model, find_places(model, parameters), self._products)
+        listen_to_optimizer_steps(self)
+        self._swap: ParameterSwap | None = ParameterSwap(
+            model, find_parameter_locations(model, parameters), self._multiply_for_call
+        )
 
     # -- to train --------------------------------------------------------------------------------------------------
 
     def parameters(self) -> list[nn.Parameter]:
-        """Return the tensors s, for an optimiser, in the shape and layout of their weights, in at least float32.
+        """Return the logits s, for an optimiser: in the shape and layout of their weights, in at least float32.
 
-        Do not use weight decay, which would pull them to 0, the threshold between on and off.
+        Do not use weight decay: it would pull them towards 0, the threshold between on and off.
         """
         return list(self._logits)
 
     def named_parameters(self) -> list[tuple[str, nn.Parameter]]:
-        """Return pairs (name of the weight, its s), in the order of the scope."""
+        """Return pairs (name of the weight, its logits s), in the order of the scope."""
         return list(zip(self._names, self._logits, strict=True))
 
     @property
     def weights(self) -> int:
         """Number of weights that have gates."""
-        return self._total
+        return self._gate_count
 
     @property
     def beta(self) -> float:
-        """The current inverse temperature; 1 for kinds that are not annealed."""
+        """Current inverse temperature; 1 for kinds that are not annealed."""
         return self._moment.beta
 
     @property
@@ -293,36 +303,38 @@ class Gates:
         return self._progress
 
     def penalty(self, coefficient: float) -> Tensor:
-        """Return coefficient * the sum over all weights of how far their gates are open: a scalar to add to the loss.
+        """Return coefficient * the sum over weights of how far their gates are open: a scalar to add to the loss.
 
-        It is a sum, so it grows with the model (Savarese et al. 2020: 1e-8; Louizos et al. 2018: 0.1 / examples); with
-        `charges`, the sum of the costs of open gates. After a forward pass it reuses the sums computed there.
+        Because it is a sum, it grows with the model (coefficients: Savarese et al. 2020: 1e-8; Louizos et al. 2018: 0.1
+        / examples). With `charges`, it is the sum of the costs of open gates. Sums computed in the last forward pass
+        are reused.
         """
         sums, self._sums = self._sums, None
         valid = sums and torch.is_grad_enabled() and (sums.moment, sums.versions) == (self._moment, self._versions)
-        totals = sums.totals if sums and valid else [value.sum() for value in self._openness()]
+        totals = sums.totals if sums and valid else [value.sum() for value in self._open_amounts()]
         return charge_penalty(totals, self, coefficient)
 
     def anneal(self, progress: float) -> None:
-        """Set the temperature: `progress` is the share of the round that is done, from 0 to 1 (`by_step`, `by_epoch`).
+        """Set the temperature for a round's `progress`, the share of its training that is done, from 0 to 1.
 
-        All s are checked for NaN at each further per cent.
+        `by_step` and `by_epoch` compute it. Logits are checked for NaN whenever progress reaches a further per cent.
 
         Raises:
             UsageError: for a progress out of range.
             TrainingError: naming the parameter whose s are NaN.
         """
         if self._swap:
-            self._swap.settle()
+            self._swap.clean_up_interrupted_call()
         self._progress, self._moment = progress, Moment(self.init, self.kind.inverse_temperature(progress))
         if int(100 * progress) != self._checked:
-            check_numbers(self.named_parameters(), self.progress, self.round)
+            check_no_nan(self.named_parameters(), self.progress, self.round)
             self._checked = int(100 * progress)
 
     def set_step(self, step: int) -> None:
-        """Set the step of the next draws, for kinds that draw: they are a pure function of (seed, step, parameter).
+        """Set the step number that seeds the next random draws, which depend only on (seed, step, parameter).
 
-        Not needed in an ordinary loop, where a step begins when the gates have changed. Raises `UsageError` below 0.
+        An ordinary training loop needs no call: the step number increases whenever the logits have changed. Raises
+        `UsageError` below 0.
         """
         if step < 0:
             raise UsageError(f"a step is a number from 0 on, not {step!r}")
@@ -330,33 +342,38 @@ class Gates:
 
     @property
     def step(self) -> int:
-        """The step whose draws the next forward pass will use."""
+        """Step number whose random draws the next forward pass will use."""
         return self._step + (self._drawn_at is not None and self._drawn_at != self._versions)
 
     # -- soft and hard ---------------------------------------------------------------------------------------------
 
     def hard(self, on: bool = True) -> None:
-        """Compute with hard gates (`on`) or not, in training and evaluation mode; s then gets no gradient.
+        """Switch hard gates on or off, in training and evaluation mode; hard gates give s no gradient.
 
-        Without hard gates, training uses soft or random gates, and each kind defines those of evaluation mode. If gates
-        remove a whole row whose norm `weight_norm` divides by, a call raises `MaskError`.
+        Without hard gates, training uses soft or random gates, and each kind defines the gates of evaluation mode. A
+        call raises `MaskError` if gates remove a whole row whose norm `weight_norm` divides by.
         """
         self._hard = on
 
     def hardened(self) -> contextlib.AbstractContextManager[None]:
-        """Use hard gates within a block."""
+        """Use hard gates within the block."""
         return set_flag(self, "_hard")
 
     def lifted(self) -> contextlib.AbstractContextManager[None]:
-        """Use the bare weights, without gates, within a block, such as for a teacher's outputs."""
+        """Disable the gates within the block, so that the model computes with its bare weights, such as for a
+        teacher's outputs.
+        """
         return set_flag(self, "_lifted")
 
     def drawing(self) -> contextlib.AbstractContextManager[None]:
-        """Use the gates of training in evaluation mode too, within a block: to train gates over frozen weights."""
+        """Use the gates of training mode in evaluation mode too, within the block: to train gates over frozen
+        weights.
+        """
         return set_flag(self, "_drawing")
 
     def harden(self, *, collapse: str = "raise") -> Mask:
-        """Return the mask of the gates: 1[s > 0] (hard-concrete: 1[s > log(-gamma / zeta)]). Ties are off, see `ties`.
+        """Return the mask of the gates that are on: s > 0 (hard-concrete: s > log(-gamma / zeta)). Ties are off, see
+        `ties`.
 
         Args:
             collapse: what to do with a parameter without open gates: ``raise``, or ``keep`` the one with the largest s.
@@ -365,57 +382,66 @@ class Gates:
             LayerCollapseError: naming those parameters, if `collapse` is ``raise``.
             TrainingError: naming the parameter whose s are NaN.
         """
-        check_numbers(self.named_parameters(), self.progress, self.round)
+        check_no_nan(self.named_parameters(), self.progress, self.round)
         where = f"progress {self.progress:g}, inverse temperature {self.beta:g}, round {self.round}"
         return harden_logits(dict(self.named_parameters()), self._kept, self.kind.threshold, collapse, where)
 
     def allocate(self, density: float, *, collapse: str = "raise") -> Mask:
-        """Return the mask of the gates with the largest s, at a density; `collapse` and errors as for `tk.allocate`."""
-        return allocate_or_keep(self.by_weight(), density, within=self._mask_within(), collapse=collapse)
+        """Return the mask of the gates with the largest s, at a density; `collapse` and errors are those of
+        `tk.allocate`.
+        """
+        return allocate_for_gates(self.by_weight(), density, within=self._initial_mask(), collapse=collapse)
 
-    def _mask_within(self) -> Mask | None:
-        """Return the mask that gates were attached within, if any."""
+    def _initial_mask(self) -> Mask | None:
+        """Return the mask passed to `attach` as `within`, if any."""
         kept = {name: mask != 0 for name, mask in zip(self._names, self._kept, strict=True) if mask is not None}
         return Mask(kept) if kept else None
 
     def by_weight(self) -> dict[str, Tensor]:
-        """Return the s of each weight, by name, in the weight's shape."""
+        """Return the logit s of each weight, in the weight's shape, by parameter name."""
         return {name: s.detach() for name, s in self.named_parameters()}
 
     def ties(self) -> dict[str, int]:
-        """Return the number of gates exactly at the threshold, by name; `harden` turns them off."""
-        return self._count(torch.eq)
+        """Return the number of gates exactly at the threshold, by parameter name; `harden` turns them off."""
+        return self._count_logits(torch.eq)
 
     def kept(self) -> dict[str, int]:
-        """Return the number of gates that are on, by name."""
-        return self._count(torch.gt)
+        """Return the number of gates that are on, by parameter name."""
+        return self._count_logits(torch.gt)
 
     def density(self) -> float:
-        """Return the share of the weights in scope whose gates are on: the density of the hardened mask."""
-        return sum(self.kept().values()) / self._total
+        """Return the fraction of weights whose gates are on: the density of the mask that `harden` returns."""
+        return sum(self.kept().values()) / self._gate_count
 
     @torch.no_grad()
     def soft_density(self) -> float:
-        """Return how far gates are open on average: the mean of sigmoid(beta s), or of the probability that m != 0."""
-        return sum(float(value.double().sum()) for value in self._openness()) / self._total
+        """Return how far gates are open on average: the mean of sigmoid(beta s), or of the probability that a gate
+        is not 0.
+        """
+        return sum(float(value.double().sum()) for value in self._open_amounts()) / self._gate_count
 
     @torch.no_grad()
     def histogram(self, bins: int = 50) -> Histogram:
-        """Return a histogram of how far gates (those within the mask) are open; raise `UsageError` without bins."""
-        opened = [self.kind.open(logits, self._moment) for logits in self._logits_within()]
+        """Return a histogram of how far the gates within the initial mask are open.
+
+        Raises:
+            UsageError: for less than one bin.
+        """
+        opened = [self.kind.open(logits, self._moment) for logits in self._retained_logits()]
         return count_gates(dict(zip(self._names, opened, strict=True)), bins)
 
     # -- rounds and the end ----------------------------------------------------------------------------------------
 
     @torch.no_grad()
     def next_round(self, *, reset: str = "paper", optimizer: Optimizer | None = None) -> None:
-        """Begin the next round of a search: open gates restart from s0, suppressed ones stay off; beta is 1 again.
+        """Start the next round of a search: reset beta to 1 and open gates to s0, and keep suppressed gates off.
 
         Args:
             reset: ``paper``: s <- min(beta_T s, s0) (Savarese et al. 2020, algorithm 2). ``code``: s <- min(s, s0), as
-                the official code does, because it resets the temperature before it uses it.
-            optimizer: of the gates; its state for them (momentum), which belongs to the last round, is cleared. The
-                official code carries it over.
+                in
+                the official code, which resets the temperature before it uses it.
+            optimizer: the optimiser of the gates; its state for them (momentum) is cleared. The official code retains
+                it.
 
         Raises:
             UsageError: for kinds without rounds.
@@ -425,7 +451,7 @@ class Gates:
             raise UsageError(f"gates of kind {self.kind.name!r} have no rule for a further round")
         if reset not in RESETS:
             raise UsageError(f"reset is {' or '.join(RESETS)}, not {reset!r}")
-        check_numbers(self.named_parameters(), self.progress, self.round)
+        check_no_nan(self.named_parameters(), self.progress, self.round)
         for logits in self._logits:
             if reset == "paper":
                 logits.mul_(self.kind.final)
@@ -437,26 +463,32 @@ class Gates:
 
     @torch.no_grad()
     def detach(self, *, apply: bool = False) -> None:
-        """Remove the gates from the model, once (else `UsageError`). Masks and statistics remain available.
+        """Remove the gates from the model. Masks and statistics of the gates remain available.
 
-        The weights are those that training left; with `apply`, they are multiplied by the hard gates, which may raise
-        `MaskError` (see `hard`).
+        Args:
+            apply: whether to multiply the weights by the hard gates; otherwise they stay as training left them.
+
+        Raises:
+            UsageError: if the gates are detached already.
+            MaskError: with `apply`, see `hard`.
         """
         if self._swap is None:
             raise UsageError("these gates are detached already")
         parameters = self._swap.parameters
         if apply and next(computed_weights(self._model), None):
-            products = self._products_by(range(len(parameters)), parameters, self.kind.hard_gate)
+            products = self._multiply_by(range(len(parameters)), parameters, self.kind.hard_gate)
             check_computed_finite(self._model, parameters, products)
         self._swap.remove()
         self._swap = None
         for number, parameter in enumerate(parameters if apply else ()):
-            parameter.copy_(self._products_by([number], [parameter], self.kind.hard_gate)[0])
+            parameter.copy_(self._multiply_by([number], [parameter], self.kind.hard_gate)[0])
 
     # -- state -----------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the state to resume from, bit for bit: plain numbers, and copies of s by name under ``"gates"``."""
+        """Return the state for resuming bit for bit: plain numbers, and copies of the logits by name under
+        ``"gates"``.
+        """
         return {
             "kind": self.kind.name,
             "init": self.init,
@@ -471,12 +503,12 @@ class Gates:
 
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Resume from a state; the tensors s stay the same objects, so that optimisers remain valid.
+        """Resume from a state. The tensors s stay the same objects, so optimisers remain valid.
 
         Raises:
-            MaskError: if it is of gates of another kind, of other temperatures or on other weights.
+            MaskError: if the state belongs to gates of another kind, with other temperatures, or on other weights.
         """
-        check_state(state, self.state_dict(), self.kind)
+        check_resumable(state, self.state_dict(), self.kind)
         for name, logits in self.named_parameters():
             logits.copy_(state["gates"][name])
         self.init, self.seed, self.round = state["init"], state["seed"], state["round"]
@@ -491,18 +523,17 @@ class Gates:
 
     def __repr__(self) -> str:
         return (
-            f"Gates({self.kind.name}, {len(self._names)} tensors, {self._total:,} weights, round {self.round},"
+            f"Gates({self.kind.name}, {len(self._names)} tensors, {self._gate_count:,} weights, round {self.round},"
             f" beta {self.beta:g}{'' if self._swap else ', detached'})"
         )
 
     # -- inside ----------------------------------------------------------------------------------------------------
 
     def _create_logits(self, parameters: Mapping[str, nn.Parameter]) -> dict[str, nn.Parameter]:
-        """Create the tensors s, by name."""
         return {name: create_logits(parameter, self.init) for name, parameter in parameters.items()}
 
-    def _note_update(self, optimizer: Optimizer) -> None:
-        """Count updates: `optimizer` has just made a step."""
+    def _count_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Count the step if `optimizer` trains any of the logits."""
         mine = {id(logits) for logits in self._logits}
         if any(id(parameter) in mine for group in optimizer.param_groups for parameter in group["params"]):
             self._updates += 1
@@ -513,52 +544,60 @@ class Gates:
 
     @property
     def _versions(self) -> tuple[int, ...]:
-        """Versions of all s. Updates are included, because fused optimisers do not increase tensor versions."""
+        """Tensor versions of all s, and the number of optimiser steps, because fused optimisers do not increase
+        versions.
+        """
         return self._updates, *(logits._version for logits in self._logits)
 
     @property
-    def _total(self) -> int:
+    def _gate_count(self) -> int:
         return sum(logits.numel() for logits in self._logits)
 
-    def _logits_within(self) -> Iterator[Tensor]:
-        """Yield the s of each parameter; with a mask, the retained ones as a 1-d tensor."""
+    def _retained_logits(self) -> Iterator[Tensor]:
+        """Yield the logits of each parameter; with an initial mask, those of the retained weights as a 1-d tensor."""
         for logits, kept in zip(self._logits, self._kept, strict=True):
             yield logits.detach() if kept is None else logits.detach()[kept != 0]
 
-    def _count(self, where: Callable[[Tensor, float], Tensor]) -> dict[str, int]:
-        """Count the gates of each parameter whose s compares to the threshold by `where`."""
+    def _count_logits(self, where: Callable[[Tensor, float], Tensor]) -> dict[str, int]:
+        """Count the logits of each parameter for which `where(s, threshold)` is True."""
         at = self.kind.threshold
-        return {name: int(where(s, at).sum()) for name, s in zip(self._names, self._logits_within(), strict=True)}
+        return {name: int(where(s, at).sum()) for name, s in zip(self._names, self._retained_logits(), strict=True)}
 
-    def _openness(self) -> Iterator[Tensor]:
+    def _open_amounts(self) -> Iterator[Tensor]:
         for logits, kept in zip(self._logits, self._kept, strict=True):
             opened = self.kind.open(logits, self._moment)
             yield opened if kept is None else opened * kept
 
-    def _products(self, numbers: Sequence[int], weights: Sequence[Tensor], everything: bool) -> list[Tensor]:
-        """Return weight * gate of some parameters, for a call of the model in its current mode."""
+    def _multiply_for_call(self, numbers: Sequence[int], weights: Sequence[Tensor], everything: bool) -> list[Tensor]:
+        """Return weight * gate for some parameters, by number, as the model's current mode requires."""
         if self._lifted:
             return list(weights)
         self._check_devices(numbers, weights)
         if self._hard or not (self._model.training or self._drawing):
-            products = self._products_by(numbers, weights, self.kind.hard_gate if self._hard else self.kind.test_gate)
+            products = self._multiply_by(numbers, weights, self.kind.hard_gate if self._hard else self.kind.test_gate)
             check_computed_finite(self._model, weights, products)
             return products
         if self.kind.draws:
             self._step, self._drawn_at = self.step, self._versions
-        return self._training_products(numbers, weights, everything)
+        return self._multiply_in_training(numbers, weights, everything)
 
-    def _products_by(self, numbers: Sequence[int], weights: Sequence[Tensor], act: Act) -> list[Tensor]:
-        """Return products with the gates that `act` computes, outside of training."""
+    def _multiply_by(self, numbers: Sequence[int], weights: Sequence[Tensor], act: GateFunction) -> list[Tensor]:
+        """Return weight * gate, with gates computed by `act`, outside of training."""
         return [
             apply_gate(weight, act(self._logits[number], self._moment), self._kept[number])
             for number, weight in zip(numbers, weights, strict=True)
         ]
 
-    def _training_products(self, numbers: Sequence[int], weights: Sequence[Tensor], everything: bool) -> list[Tensor]:
-        """Return products with the gates of training; if they cover all parameters, their sums are stored."""
+    def _multiply_in_training(
+        self, numbers: Sequence[int], weights: Sequence[Tensor], everything: bool
+    ) -> list[Tensor]:
+        """Return weight * gate of training. If `everything` (all parameters are included), cache the sums for the
+        penalty.
+        """
         pairs = [
-            self.kind.product(weight, self._logits[number], self._kept[number], self._moment, self._uniform(number))
+            self.kind.product(
+                weight, self._logits[number], self._kept[number], self._moment, self._draw_uniform(number)
+            )
             for number, weight in zip(numbers, weights, strict=True)
         ]
         totals = [total for _, total in pairs if total is not None]
@@ -566,8 +605,8 @@ class Gates:
             self._sums = OpenSums(totals, self._moment, self._versions)
         return [product for product, _ in pairs]
 
-    def _uniform(self, number: int) -> Tensor | None:
-        """Draw for the gates of a parameter at this step, if the kind draws."""
+    def _draw_uniform(self, number: int) -> Tensor | None:
+        """Draw the uniform numbers of parameter `number` for this step; None if the kind of gates is not random."""
         return draw_uniform(self._logits[number], self.seed, self._step, number) if self.kind.draws else None
 
     def _check_devices(self, numbers: Sequence[int], weights: Sequence[Tensor]) -> None:

@@ -1,4 +1,4 @@
-"""Kinds of gates: the base class, the four built-in kinds, and the registry `KINDS`."""
+"""Kinds of gates: the base class, four built-in kinds, and the registry `KINDS`."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from ticketry.core.gates.product import apply_gate, sigmoid_product
 from ticketry.errors import UsageError
 from ticketry.registry import Registry
 
-LARGEST = 1e12
-"""No larger inverse temperature is accepted: far above what rounds a float32 sigmoid to 0 or 1, far below overflow."""
+LARGEST_BETA = 1e12
+"""Largest accepted inverse temperature: far above what rounds a float32 sigmoid to 0 or 1, far below overflow."""
 
 
 def inverse_temperature(progress: float, final: float) -> float:
@@ -41,14 +41,16 @@ def inverse_temperature(progress: float, final: float) -> float:
 
 
 def check_final(final: float) -> float:
-    """Return `final`; raise `UsageError` if it is out of range for a final inverse temperature."""
-    if not 1 <= final <= LARGEST:
-        raise UsageError(f"the final inverse temperature is a number from 1 to {LARGEST:g}, not {final!r}")
+    """Return `final`, the inverse temperature at the end of a round; raise `UsageError` if it is out of range."""
+    if not 1 <= final <= LARGEST_BETA:
+        raise UsageError(f"the final inverse temperature is a number from 1 to {LARGEST_BETA:g}, not {final!r}")
     return final
 
 
 def by_step(step: int, steps: int) -> float:
-    """Return the progress after `step` of a round's `steps` updates: the temperature falls at each update (the paper).
+    """Return the progress after `step` of the `steps` updates of a round, so that each update lowers the temperature.
+
+    This is the schedule of the paper.
 
     Examples:
         >>> tk.gates.by_step(50, 100)
@@ -59,9 +61,9 @@ def by_step(step: int, steps: int) -> float:
 
 
 def by_epoch(epoch: int, epochs: int) -> float:
-    """Return the progress in epoch 0, 1, … of `epochs`: 0 in the first epoch, 1 in the last (the official code).
+    """Return the progress in epoch 0, 1, … of `epochs`: 0 in the first epoch, 1 in the last.
 
-    In a round of a single epoch the progress is 1.
+    This is the schedule of the official code. In a round of one epoch the progress is 1.
 
     Examples:
         >>> [tk.gates.by_epoch(epoch, 3) for epoch in range(3)]
@@ -78,7 +80,7 @@ def _check_progress(done: int, last: int, what: str) -> None:
 
 @dataclass(frozen=True)
 class Moment:
-    """State of a round that gates depend on besides their logits s.
+    """The initial logit and current inverse temperature, on which gates depend besides their logits s.
 
     Examples:
         >>> moment = tk.gates.Moment(init=0.0, beta=2.0)
@@ -89,11 +91,12 @@ class Moment:
     init: float
     """s0, the initial value of every s."""
     beta: float
-    """The inverse temperature."""
+    """Current inverse temperature."""
 
 
 class Kind:
-    """A kind of gate. Methods take logits s of any shape and return tensors of that shape, differentiable in s.
+    """Base class of kinds of gates. Methods take logits s of any shape and return tensors of that shape, differentiable
+    in s.
 
     Examples:
         >>> class Square(tk.gates.Kind):
@@ -119,13 +122,13 @@ class Kind:
     draws: ClassVar[bool] = False
     """Whether gates are random in training."""
     rounds: ClassVar[bool] = False
-    """Whether a search may have further rounds, by the rule of Continuous Sparsification."""
+    """Whether a search may have several rounds, by the rule of Continuous Sparsification (`Gates.next_round`)."""
     final: float = 1.0
-    """beta_T: the inverse temperature at the end of a round, and the factor in the rule between rounds."""
+    """beta_T: the inverse temperature at the end of a round, and the factor in the reset between rounds."""
 
     @property
     def threshold(self) -> float:
-        """Gates with s above this are on; s exactly at the threshold is a tie, and off."""
+        """Gates whose s is above this are on; at exactly this value they are tied, and off."""
         return 0.0
 
     def inverse_temperature(self, progress: float) -> float:
@@ -134,12 +137,12 @@ class Kind:
         return 1.0
 
     def gate(self, logits: Tensor, moment: Moment, uniform: Tensor | None) -> Tensor:
-        """Return the gates of training.
+        """Return the gates of training mode.
 
         Args:
             logits: s of a parameter.
             moment: s0 and the inverse temperature.
-            uniform: draws from (0, 1) in the shape of s; None for kinds that do not draw.
+            uniform: uniform random numbers in (0, 1) in the shape of s; None for kinds that are not random.
         """
         raise NotImplementedError
 
@@ -148,30 +151,31 @@ class Kind:
         raise NotImplementedError
 
     def hard_gate(self, logits: Tensor, moment: Moment) -> Tensor:
-        """Return the gates of the hardened network: exactly 0 where the mask is."""
+        """Return the gates of the hardened network, exactly 0 where the mask removes weights."""
         return (logits > self.threshold).to(logits.dtype)
 
     def open(self, logits: Tensor, moment: Moment) -> Tensor:
-        """Return how far each gate is open, from 0 to 1; the penalty sums this, and `soft_density` averages it."""
+        """Return how far each gate is open, from 0 to 1. The penalty is its sum, and `soft_density` its mean."""
         raise NotImplementedError
 
     def product(
         self, weight: Tensor, logits: Tensor, kept: Tensor | None, moment: Moment, uniform: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
-        """Return weight * gate of training in the dtype of the weight, and the sum of `open` if that is free.
+        """Return weight * gate of training in the weight's dtype; also the sum of `open` if it costs nothing, else
+        None.
 
         Args:
-            weight: of the parameter.
+            weight: values of the parameter.
             logits: its s.
-            kept: the mask that gates stay within, as 0 and 1; None for all.
+            kept: the initial mask as 0 and 1; None if there is none.
             moment: s0 and the inverse temperature.
-            uniform: draws; None for kinds that do not draw.
+            uniform: uniform random numbers; None for kinds that are not random.
         """
         return apply_gate(weight, self.gate(logits, moment, uniform), kept), None
 
 
 def sigmoid(logits: Tensor, factor: float = 1.0) -> Tensor:
-    """Return the logistic function of factor * s."""
+    """Return sigmoid(factor * s)."""
     return torch.sigmoid(logits if factor == 1 else logits * factor)
 
 
@@ -182,7 +186,7 @@ class Continuous(Kind):
     Training and evaluation: m = sigmoid(beta s) / sigmoid(s0) with beta = final ** progress. The division, from the
     official code, makes a new gate 1 (to rounding), so that gates attached to a trained network do not change it.
     Hardened: 1[s > 0] / sigmoid(s0), the limit of soft gates as beta grows. Penalty: sum of sigmoid(beta s), as in the
-    paper; the official code sums the divided gates, so its coefficient counts 1 / sigmoid(s0) times as much.
+    paper; the official code sums the divided gates, so the same coefficient counts 1 / sigmoid(s0) times as much there.
 
     Examples:
         >>> kind, s = tk.gates.Continuous(final=100.0), torch.tensor([-1.0, 0.0, 1.0])
@@ -198,7 +202,7 @@ class Continuous(Kind):
     name: ClassVar[str] = "continuous"
     rounds: ClassVar[bool] = True
     final: float = 200.0
-    """beta_T"""
+    """beta_T, the inverse temperature at the end of a round."""
 
     def __post_init__(self) -> None:
         check_final(self.final)
@@ -253,7 +257,7 @@ class Stochastic(Kind):
     draws: ClassVar[bool] = True
     rounds: ClassVar[bool] = True
     final: float = 200.0
-    """Factor in the rule between rounds, which is that of Continuous Sparsification."""
+    """beta_T in the reset between rounds, which is the same as for `Continuous`."""
 
     def __post_init__(self) -> None:
         check_final(self.final)
@@ -273,14 +277,7 @@ class Stochastic(Kind):
 
 @dataclass(frozen=True)
 class BinaryConcrete(Kind):
-    """Gates in (0, 1) whose logits s are those of the retention probabilities sigmoid(s).
-
-    Training: m = sigmoid((log u - log(1 - u) + s) / temperature) with u ~ U(0, 1) drawn once per step (Maddison et al.
-    2017, arXiv 1611.00712, section 3.2 and appendix; Concrete Ticket Search, Arora & Teuscher 2025, arXiv 2512.07142,
-    uses them over frozen weights). P(m > 0.5) = sigmoid(s). Evaluation: the retention probability sigmoid(s); hardened:
-    1[s > 0]. Penalty: sum of sigmoid(s), the expected number of weights retained. Not normalised, not annealed.
-
-    For a mask of an exact density, as in Concrete Ticket Search, pass the logits to `ticketry.allocate`.
+    """Random gates in (0, 1); s is the logit of a weight's retention probability.
 
     Examples:
         >>> kind, s = tk.gates.BinaryConcrete(temperature=1.0), torch.tensor([0.0])
@@ -300,7 +297,7 @@ class BinaryConcrete(Kind):
 
     def gate(self, logits: Tensor, moment: Moment, uniform: Tensor | None) -> Tensor:
         assert uniform is not None
-        return concrete(logits, uniform, self.temperature)
+        return draw_concrete(logits, uniform, self.temperature)
 
     def test_gate(self, logits: Tensor, moment: Moment) -> Tensor:
         return sigmoid(logits)
@@ -309,13 +306,13 @@ class BinaryConcrete(Kind):
         return sigmoid(logits)
 
 
-def concrete(logits: Tensor, uniform: Tensor, temperature: float) -> Tensor:
-    """Return a binary-concrete draw: sigmoid((logistic noise + s) / temperature)."""
+def draw_concrete(logits: Tensor, uniform: Tensor, temperature: float) -> Tensor:
+    """Return binary-concrete random gates: sigmoid((logit(uniform) + s) / temperature)."""
     return torch.sigmoid((torch.logit(uniform) + logits) / temperature)
 
 
 def check_temperature(temperature: float) -> None:
-    """Raise `UsageError` unless 0 < temperature <= 1 (above 1 the density of a concrete gate peaks between 0 and 1)."""
+    """Raise `UsageError` unless 0 < temperature <= 1; above 1, concrete gates concentrate between 0 and 1."""
     if not 0 < temperature <= 1:
         raise UsageError(f"the temperature of a concrete gate is above 0 and at most 1, not {temperature!r}")
 
@@ -323,11 +320,6 @@ def check_temperature(temperature: float) -> None:
 @dataclass(frozen=True)
 class HardConcrete(Kind):
     """Gates of L0 regularisation (Louizos, Welling & Kingma 2018, arXiv 1712.01312, sections 2.2-2.3); s is log alpha.
-
-    Training: m = clip(z (zeta - gamma) + gamma, 0, 1) with z a binary-concrete draw (equations 10 and 11). Evaluation
-    and hardened: m = clip(sigmoid(s) (zeta - gamma) + gamma, 0, 1) (equation 13); its support is the mask, so a weight
-    is retained where s > log(-gamma / zeta) = -2.398. Penalty: sum of P(m != 0) = sigmoid(s - temperature log(-gamma /
-    zeta)) (equation 12), the expected number of weights retained. Not annealed.
 
     Examples:
         >>> kind, s = tk.gates.HardConcrete(), torch.tensor([-3.0, 0.0, 3.0])
@@ -354,7 +346,7 @@ class HardConcrete(Kind):
 
     def gate(self, logits: Tensor, moment: Moment, uniform: Tensor | None) -> Tensor:
         assert uniform is not None
-        return self._stretch(concrete(logits, uniform, self.temperature))
+        return self._stretch(draw_concrete(logits, uniform, self.temperature))
 
     def test_gate(self, logits: Tensor, moment: Moment) -> Tensor:
         return self._stretch(sigmoid(logits))
@@ -370,10 +362,10 @@ class HardConcrete(Kind):
         return (concrete * (self.zeta - self.gamma) + self.gamma).clamp(0, 1)
 
 
-_HERE = "ticketry.core.gates.kinds"
+_MODULE = "ticketry.core.gates.kinds"
 
 
-def _check_class(name: str, found: Any) -> type[Kind]:
+def _check_gate_class(name: str, found: Any) -> type[Kind]:
     if not (isinstance(found, type) and issubclass(found, Kind)):
         raise UsageError(f"{found!r} is no class derived from ticketry.gates.Kind")
     _check_complete(found)
@@ -381,7 +373,7 @@ def _check_class(name: str, found: Any) -> type[Kind]:
 
 
 def _check_complete(kind: type[Kind]) -> None:
-    """Raise `UsageError` if a class of gates lacks a required method or its name."""
+    """Raise `UsageError` if a class of gates lacks a required method or a name."""
     lacks = [f"{name}()" for name in ("gate", "test_gate", "open") if getattr(kind, name) is getattr(Kind, name)]
     if not isinstance(getattr(kind, "name", None), str):
         lacks.append("name, a word")
@@ -390,7 +382,7 @@ def _check_complete(kind: type[Kind]) -> None:
 
 
 def _check_shapes(kind: Kind) -> Kind:
-    """Return the kind; raise `UsageError` if a method does not return one gate per s."""
+    """Return the kind; raise `UsageError` if one of its methods does not return one gate per logit."""
     logits, moment = torch.zeros(3, 2), Moment(0.0, kind.inverse_temperature(0.0))
     given = {
         "gate": kind.gate(logits, moment, torch.full_like(logits, 0.5) if kind.draws else None),
@@ -409,19 +401,23 @@ KINDS: Registry[type[Kind]] = Registry(
     "kind of gates",
     "ticketry.gates",
     {
-        "continuous": f"{_HERE}:Continuous",
-        "stochastic": f"{_HERE}:Stochastic",
-        "hard-concrete": f"{_HERE}:HardConcrete",
-        "binary-concrete": f"{_HERE}:BinaryConcrete",
+        "continuous": f"{_MODULE}:Continuous",
+        "stochastic": f"{_MODULE}:Stochastic",
+        "hard-concrete": f"{_MODULE}:HardConcrete",
+        "binary-concrete": f"{_MODULE}:BinaryConcrete",
     },
-    make=_check_class,
+    make=_check_gate_class,
     unknown="gates of kind {name!r} are not known: {names}",
 )
-"""name -> class. Other packages add kinds by entry points of the group ``ticketry.gates``."""
+"""Name of a kind of gates -> its class. Other packages add kinds by entry points of the group ``ticketry.gates``."""
 
 
 def make_kind(kind: object, **settings: object) -> Kind:
-    """Create the kind of a name, with those of the settings that it has fields for; an object is returned unchanged.
+    """Return the kind of gates with this name; an object of a kind is returned unchanged.
+
+    Args:
+        kind: a name of `KINDS`, or an object.
+        settings: values of the kind's fields; those that it has no field for are ignored.
 
     Raises:
         UsageError: if the name is unknown, the class has required fields, or it does not return one gate per s.

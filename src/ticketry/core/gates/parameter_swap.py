@@ -1,4 +1,4 @@
-"""Substitute other tensors for the parameters of modules while they run."""
+"""Substitute other tensors for the parameters of a model during its calls."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from torch._compile import _disable_dynamo
 from ticketry.errors import UsageError
 
 Products = Callable[[Sequence[int], Sequence[Tensor], bool], Sequence[Tensor]]
-"""(numbers of parameters, their current tensors, whether these are all) -> the tensors to substitute."""
+"""(indices of parameters, their values, whether these are all parameters) -> the tensors to substitute."""
 
 
 @dataclass(frozen=True)
-class Place:
-    """An attribute of a module that holds a parameter."""
+class ParameterLocation:
+    """A parameter's location: the attribute `local` of `module`."""
 
     module: nn.Module
     local: str
@@ -36,24 +36,24 @@ class Place:
         return found
 
 
-class Swap:
-    """Substitutes products for some parameters while `model`, or a module of it, runs.
+class ParameterSwap:
+    """Substitutes products for some parameters during each call of `model` or of one of its modules.
 
-    A product is put into the module's instance dictionary, which Python searches before `nn.Module` searches the
-    parameters. The parameters are never changed: even during a forward pass the state dict, `named_parameters()` and
-    optimisers see only the weights, and an interrupted pass leaves nothing that could be saved or trained.
+    The product is stored in the module's instance dictionary, which Python searches before `nn.Module` searches the
+    parameters. The parameters themselves never change: even during a forward pass, the state dict, `named_parameters()`
+    and optimisers see only the weights, and an interrupted pass leaves nothing behind that could be saved or trained.
 
-    The outermost running module computes the products of all parameters in it at once, and modules inside use them. A
-    module that is called alone (`model.encoder(x)`, or by activation checkpointing in the backward pass) is the
-    outermost one.
+    The outermost module that is called computes the products of all its parameters at once, and inner modules use them.
+    A module that is called alone (`model.encoder(x)`, or by activation checkpointing in the backward pass) is the
+    outermost.
     """
 
-    def __init__(self, model: nn.Module, places: Sequence[Sequence[Place]], products: Products) -> None:
-        """`places`: all places of each parameter (tied weights have several)."""
+    def __init__(self, model: nn.Module, places: Sequence[Sequence[ParameterLocation]], products: Products) -> None:
+        """Register hooks on `model`; `places` lists the locations of each parameter (several for tied weights)."""
         self._model, self._places, self._products = model, places, products
         self._placed: set[int] = set()
-        self._stack: list[_Call] = []
-        sites = [_Site(self, module, self._numbers_within(module)) for module in model.modules()]
+        self._stack: list[_RunningModule] = []
+        sites = [_HookedModule(self, module, self._find_numbers_in(module)) for module in model.modules()]
         self._handles = [handle for site in sites if site.numbers for handle in site.hook()]
         _forget_compiled_code()
 
@@ -64,7 +64,7 @@ class Swap:
 
     def remove(self) -> None:
         """Remove the hooks from the model."""
-        self.settle()
+        self.clean_up_interrupted_call()
         if self._stack:
             raise UsageError("gates cannot be detached while the model runs")
         for handle in self._handles:
@@ -72,17 +72,17 @@ class Swap:
         self._handles = []
         _forget_compiled_code()
 
-    def settle(self) -> None:
-        """Clean up after a pass that was interrupted without calling hooks, as by Ctrl-C.
+    def clean_up_interrupted_call(self) -> None:
+        """Undo substitutions of a call that was interrupted, such as by Ctrl-C, before its hooks ran.
 
-        The next call of the model, or of the interrupted module, does this too.
+        The next call of the model or of the interrupted module does this too.
         """
-        if self._stack and not _runs(self._stack[0].site.module, entered=0):
-            self._clear()
+        if self._stack and not _is_running(self._stack[0].site.module, entered=0):
+            self._undo_all()
 
     # -- around a module's call --------------------------------------------------------------------------------------
 
-    def enter(self, site: _Site, module: nn.Module) -> None:
+    def enter(self, site: _HookedModule, module: nn.Module) -> None:
         if module is not site.module:
             raise UsageError(
                 f"a shallow copy of {type(module).__name__} was called (by nn.DataParallel, copy.copy, …) whose gates"
@@ -90,26 +90,26 @@ class Swap:
             )
         if self._stack and site.module in (self._model, self._stack[0].site.module):
             bottom = self._stack[0].site.module
-            if not _runs(bottom, entered=int(site.module is bottom)):
-                self._clear()
+            if not _is_running(bottom, entered=int(site.module is bottom)):
+                self._undo_all()
         if len(self._placed) == len(self._places):
-            self._stack.append(_Call(site))
+            self._stack.append(_RunningModule(site))
             return
         numbers = [number for number in site.numbers if number not in self._placed]
-        call = _Call(site, numbers)
+        call = _RunningModule(site, numbers)
         if numbers:
             tensors = [self._places[number][0].parameter() for number in numbers]
-            with _unseen_by_checkpointing():
+            with _hide_from_checkpointing():
                 products = self._products(numbers, tensors, len(numbers) == len(self._places))
-            self._place(call, products)
+            self._substitute(call, products)
         self._stack.append(call)
 
-    def leave(self, site: _Site, module: nn.Module) -> None:
+    def leave(self, site: _HookedModule, module: nn.Module) -> None:
         # torch runs this even if `enter`, or another hook before it, raised.
         if self._stack and self._stack[-1].site is site and module is site.module:
-            self._restore(self._stack.pop())
+            self._undo_substitution(self._stack.pop())
 
-    def _place(self, call: _Call, products: Sequence[Tensor]) -> None:
+    def _substitute(self, call: _RunningModule, products: Sequence[Tensor]) -> None:
         for number, product in zip(call.numbers, products, strict=True):
             self._placed.add(number)
             for place in self._places[number]:
@@ -117,7 +117,7 @@ class Swap:
                     call.flat.append((place.module, _flat_weights(place.module)))
                 place.module.__dict__[place.local] = product
 
-    def _restore(self, call: _Call) -> None:
+    def _undo_substitution(self, call: _RunningModule) -> None:
         for number in call.numbers:
             self._placed.discard(number)
             for place in self._places[number]:
@@ -125,50 +125,50 @@ class Swap:
         for module, weights in call.flat:
             module.__dict__.update(weights)
 
-    def _clear(self) -> None:
+    def _undo_all(self) -> None:
         while self._stack:
-            self._restore(self._stack.pop())
+            self._undo_substitution(self._stack.pop())
 
-    def _numbers_within(self, module: nn.Module) -> tuple[int, ...]:
+    def _find_numbers_in(self, module: nn.Module) -> tuple[int, ...]:
         inside = set(module.modules())
         return tuple(
             number for number, places in enumerate(self._places) if any(place.module in inside for place in places)
         )
 
 
-class _Call:
-    """A running module, and the substitutions it made."""
+class _RunningModule:
+    """A module during its call, and the substitutions made for it."""
 
     __slots__ = ("flat", "numbers", "site")
 
-    def __init__(self, site: _Site, numbers: Sequence[int] = ()) -> None:
+    def __init__(self, site: _HookedModule, numbers: Sequence[int] = ()) -> None:
         self.site, self.numbers = site, numbers
         self.flat: list[tuple[nn.Module, dict[str, Any]]] = []
 
 
 @dataclass(frozen=True, eq=False)
-class _Site:
-    """A module with hooks, and the numbers of the parameters in it."""
+class _HookedModule:
+    """A module with hooks, and the indices of the parameters in it."""
 
-    swap: Swap
+    swap: ParameterSwap
     module: nn.Module
     numbers: tuple[int, ...]
 
     def hook(self) -> list[torch.utils.hooks.RemovableHandle]:
-        enter = self.module.register_forward_pre_hook(_Hook(self, Swap.enter), prepend=True)
-        leave = self.module.register_forward_hook(_Hook(self, Swap.leave), always_call=True)
+        enter = self.module.register_forward_pre_hook(_Hook(self, ParameterSwap.enter), prepend=True)
+        leave = self.module.register_forward_hook(_Hook(self, ParameterSwap.leave), always_call=True)
         return [enter, leave]
 
 
 class _Hook:
-    """Calls the swap before or after a module's forward pass. In copies of the model it becomes an `_Inert`."""
+    """A hook that calls the swap before or after a module's forward pass. Copying the model replaces it by `_Inert`."""
 
-    def __init__(self, site: _Site, act: Callable[[Swap, _Site, nn.Module], None]) -> None:
+    def __init__(self, site: _HookedModule, act: Callable[[ParameterSwap, _HookedModule, nn.Module], None]) -> None:
         self.site, self._act = site, act
 
     def __call__(self, module: nn.Module, *args: object) -> None:
         if torch.compiler.is_compiling():
-            self._not_compiled(module)
+            self._run_uncompiled(module)
         else:
             self._run(module)
 
@@ -176,7 +176,7 @@ class _Hook:
         self._act(self.site.swap, self.site, module)
 
     @_disable_dynamo
-    def _not_compiled(self, module: nn.Module) -> None:
+    def _run_uncompiled(self, module: nn.Module) -> None:
         self._run(module)
 
     def __reduce__(self) -> tuple[type[_Inert], tuple[()]]:
@@ -184,25 +184,25 @@ class _Hook:
 
 
 class _Inert:
-    """A hook that does nothing, in copies of a model."""
+    """A hook that does nothing, for copies of a model."""
 
     def __call__(self, *args: object) -> None:
         return None
 
 
-def find_places(model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> list[list[Place]]:
-    """Find all places of each parameter."""
+def find_parameter_locations(model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> list[list[ParameterLocation]]:
+    """Return all locations of each parameter in a model."""
     numbers = {id(parameter): number for number, parameter in enumerate(parameters.values())}
-    places: list[list[Place]] = [[] for _ in parameters]
+    places: list[list[ParameterLocation]] = [[] for _ in parameters]
     for module in model.modules():
         for local, parameter in module._parameters.items():
             if id(parameter) in numbers:
-                places[numbers[id(parameter)]].append(Place(module, local))
+                places[numbers[id(parameter)]].append(ParameterLocation(module, local))
     return places
 
 
 def find_gated_parameters(model: nn.Module) -> set[int]:
-    """Return the ids of the parameters of `model` that are substituted already."""
+    """Return the ids of the parameters of `model` that already have gates."""
     return {
         id(place.parameter())
         for module in model.modules()
@@ -218,23 +218,23 @@ def _flat_weights(module: nn.RNNBase) -> dict[str, Any]:
     return {name: module.__dict__[name] for name in ("_flat_weights", "_flat_weight_refs")}
 
 
-def _unseen_by_checkpointing() -> contextlib.AbstractContextManager[object]:
+def _hide_from_checkpointing() -> contextlib.AbstractContextManager[object]:
     # Checkpointing counts saved tensors, and would count those of the products again when it recomputes the module.
     # Only the innermost hooks are called, so these hide the products from it.
     if torch._C._are_functorch_transforms_active():
         return contextlib.nullcontext()
-    return torch.autograd.graph.saved_tensors_hooks(_same, _same)
+    return torch.autograd.graph.saved_tensors_hooks(_identity, _identity)
 
 
-def _same(tensor: Tensor) -> Tensor:
+def _identity(tensor: Tensor) -> Tensor:
     return tensor
 
 
 _CALL = nn.Module._call_impl.__code__
 
 
-def _runs(module: nn.Module, entered: int) -> bool:
-    """Return whether more than `entered` calls of `module` are running, by the interpreter's stack."""
+def _is_running(module: nn.Module, entered: int) -> bool:
+    """Return whether more than `entered` calls of `module` are on the interpreter's call stack."""
     calls = 0
     frame: FrameType | None = sys._getframe()
     while frame is not None:

@@ -1,4 +1,4 @@
-"""Products of weights and gates as autograd functions, with few passes over memory."""
+"""Autograd functions for products of weights and gates, with few passes over memory."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ticketry.errors import TrainingError
 
 
 def apply_gate(weight: Tensor, gate: Tensor, kept: Tensor | None) -> Tensor:
-    """Return weight * gate (* kept), computed in the dtype of the gate and returned in that of the weight."""
+    """Return weight * gate (* kept), computed in the gate's dtype and returned in the weight's."""
     if kept is not None:
         gate = gate * kept
     return (weight.to(gate.dtype) * gate).to(weight.dtype)
@@ -24,19 +24,19 @@ def sigmoid_product(
 ) -> tuple[Tensor, Tensor]:
     """Return weight * sigmoid(beta * logits) * scale (* kept), and the sum of sigmoid(beta * logits) (* kept).
 
-    With p the product, sg the sigmoid and t the sum, the gradients are
+    With p the product, t the sum and sg the sigmoid, the gradients are
 
         dL/dweight = dL/dp * sg * scale
         dL/dlogits = beta * sg * (1 - sg) * (dL/dp * weight * scale + dL/dt)
 
-    The sigmoid is recomputed in the backward pass instead of stored. The inputs are leaves that outlive the pass, so
-    they are not saved as autograd's saved tensors: activation checkpointing, which counts those, does not see them, and
-    the sum may be differentiated after the product.
+    The backward pass recomputes the sigmoid instead of storing it. The inputs are leaf tensors that outlive the pass,
+    so they are not stored as autograd's saved tensors: activation checkpointing, which counts these, does not see them,
+    and the sum may be differentiated after the product.
 
     Args:
-        weight, logits: of equal shape and dtype.
+        weight, logits: tensors of equal shape and dtype.
         kept: 0 and 1 in that shape and dtype; None retains all.
-        beta: at most `kinds.LARGEST`.
+        beta: at most `kinds.LARGEST_BETA`.
         scale: factor of the product.
     """
     product, total = _SigmoidProduct.apply(weight, logits, kept, beta, scale)  # type: ignore[no-untyped-call]
@@ -44,18 +44,18 @@ def sigmoid_product(
 
 
 def weighted_sum(totals: Sequence[Tensor], coefficient: float) -> Tensor:
-    """Return coefficient * the sum of scalars, with fewer autograd nodes than a stack."""
+    """Return coefficient * the sum of scalar tensors, with fewer autograd nodes than stacking them."""
     total: Tensor = _WeightedSum.apply(coefficient, *totals)  # type: ignore[no-untyped-call]
     return total
 
 
 def block_product(weight: Tensor, gate: Tensor, blocks: Blocks) -> Tensor:
-    """Multiply every weight by the gate of its block, in the dtype of the weight, without expanding the gates.
+    """Multiply every weight by the gate of its block, in the weight's dtype, without expanding the gates.
 
     Args:
         weight: the parameter.
-        gate: of `Blocks.shape`.
-        blocks: of the weight.
+        gate: one gate per block, of shape `Blocks.shape`.
+        blocks: the weight's division into blocks.
     """
     if weight.dtype != gate.dtype or torch._C._are_functorch_transforms_active():
         return apply_gate(weight, blocks.spread(gate), None)
@@ -64,7 +64,7 @@ def block_product(weight: Tensor, gate: Tensor, blocks: Blocks) -> Tensor:
 
 
 _FEW_BLOCKS = 32_768
-"""Below this many blocks, sums take a single operation, whose overhead matters more than its memory traffic."""
+"""Below this number of blocks, sums use a single operation, because overhead then outweighs memory traffic."""
 
 
 class _BlockProduct(torch.autograd.Function):
@@ -87,7 +87,7 @@ class _BlockProduct(torch.autograd.Function):
 
 
 def _block_sums_of_products(grad: Tensor, weight: Tensor, gate: Tensor, blocks: Blocks) -> Tensor:
-    """Sum grad * weight over each block, in `Blocks.shape`."""
+    """Return the sum of grad * weight over each block, in `Blocks.shape`."""
     small = blocks.count < _FEW_BLOCKS or blocks.whole_rows
     if small or torch.is_grad_enabled():  # differentiable again with create_graph=True
         return blocks.pool(grad * weight)
@@ -121,9 +121,9 @@ class _SigmoidProduct(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         ctx.inputs = weight, logits, kept, beta, scale
         ctx.versions = weight._version, logits._version
-        gate = _gate(logits, kept, beta)
+        gate = _compute_gate(logits, kept, beta)
         total = gate.sum()
-        return _multiply_(gate, weight, scale), total
+        return _multiply_in_place(gate, weight, scale), total
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None, grad_total: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -135,29 +135,29 @@ class _SigmoidProduct(torch.autograd.Function):
         if torch.is_grad_enabled():
             return *_differentiable_gradients(ctx, grad, grad_total), None, None, None
         need_weight, need_logits = ctx.needs_input_grad[:2]
-        gate = _gate(logits, kept, beta)
+        gate = _compute_gate(logits, kept, beta)
         grad_weight = grad_logits = None
         if need_logits:
             grad_logits = _gate_gradient(weight, grad, grad_total, beta, scale)
             # Where `kept` is 0, the gate and this product are 0 too.
             torch.ops.aten.sigmoid_backward.grad_input(grad_logits, gate, grad_input=grad_logits)
         if need_weight and grad is not None:
-            grad_weight = _multiply_(gate, grad, scale)
+            grad_weight = _multiply_in_place(gate, grad, scale)
         return grad_weight, grad_logits, None, None, None
 
 
-def _gate(logits: Tensor, kept: Tensor | None, beta: float) -> Tensor:
+def _compute_gate(logits: Tensor, kept: Tensor | None, beta: float) -> Tensor:
     gate = (logits * beta).sigmoid_()
     return gate if kept is None else gate.mul_(kept)
 
 
-def _multiply_(gate: Tensor, other: Tensor, scale: float) -> Tensor:
+def _multiply_in_place(gate: Tensor, other: Tensor, scale: float) -> Tensor:
     """Return gate * other * scale, computed in place of `gate` in one pass."""
     return torch.addcmul(gate.new_zeros(()), gate, other, value=scale, out=gate)
 
 
 def _gate_gradient(weight: Tensor, grad: Tensor | None, grad_total: Tensor | None, beta: float, scale: float) -> Tensor:
-    """Return the gradient of the gate, times beta: a new tensor in the layout of the weight."""
+    """Return beta times the gradient with respect to the gate, as a new tensor in the weight's layout."""
     charge = weight.new_zeros(()) if grad_total is None else grad_total * beta
     if grad is None:
         return torch.empty_like(weight).copy_(charge)
@@ -167,7 +167,7 @@ def _gate_gradient(weight: Tensor, grad: Tensor | None, grad_total: Tensor | Non
 def _differentiable_gradients(
     ctx: Any, grad: Tensor | None, grad_total: Tensor | None
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Return the gradients by operations that can be differentiated again (create_graph=True)."""
+    """Return the gradients of weight and logits by operations that can be differentiated again (create_graph=True)."""
     weight, logits, kept, beta, scale = ctx.inputs
     gate = torch.sigmoid(logits * beta)
     passes = 1 if kept is None else kept

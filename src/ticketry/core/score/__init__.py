@@ -1,20 +1,21 @@
-"""Scores: how important each weight is.
+"""Scores: the importance of each weight for pruning.
 
-A score is a function ``score(model, scope, *, batches=None, loss=None, seed=0) -> {name: tensor}``: for each parameter
-in scope a tensor of its shape, the higher the more important. To add one, write a function here and name it in
-`registry`; or provide an entry point in the group ``ticketry.scores`` (see `ticketry.registry`); or pass the function
-itself. `described` adds facts for lists; `of_gradients` and `of_gradient_flow` turn a formula into a score.
+A score is a function ``score(model, scope, *, batches=None, loss=None, seed=0) -> {name: tensor}``. It returns for each
+parameter in scope a tensor of its shape; the higher, the more important the weight. To add a score, pass the function
+itself; or write it here and name it in `registry`; or provide an entry point in the group ``ticketry.scores`` (see
+`ticketry.registry`). `described` adds facts for lists; `of_gradients` and `of_gradient_flow` turn a formula into a
+score.
 
-Scores that need data take it only from `batches` (of the training data); every batch counts the same.
-``loss(model, batch)`` is its mean loss. The model is restored afterwards, also after an exception. These scores have
-options, to be set with `functools.partial`:
+Scores that need data take it only from `batches` (of training data); every batch counts equally. ``loss(model, batch)``
+is the mean loss of a batch. The model is restored afterwards, also after an exception. These scores have further
+options, which can be set with `functools.partial`:
 
 norms
     ``batch`` (the default): norms use the statistics of each batch, as in training; running statistics are neither used
     nor changed. ``running`` (the default of `kfac`): the running statistics, as in evaluation. Dropout is off in both.
 at
-    A mask: the score is measured in the network that it leaves. Removed weights are 0 in the forward pass and no part
-    of the gradient flow, but have a score for the value that they would return to. Iterated scores use this (`prune`).
+    A mask: the score is measured in the network pruned by it. Removed weights are 0 in the forward pass and excluded
+    from the gradient flow, but get a score for the case that they return. Iterated scores use this (`prune`).
 
 The prefixes ``inverted:`` and ``shuffled:`` of a name give controls: `inverted`, `shuffled`.
 """

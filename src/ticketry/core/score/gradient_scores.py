@@ -1,4 +1,4 @@
-"""Scores from gradients of the loss, most of them formulas of a weight and its gradient or Hessian-gradient product."""
+"""Scores from gradients of the loss. Most are formulas of a weight and its gradient or its Hessian-gradient product."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ticketry.core.score.measurement import (
     average_gradients,
     check_scores,
     hessian_gradient_product,
-    measuring,
+    prepare_for_measurement,
     require_data,
 )
 from ticketry.core.score.protocol import ABOUT, About, Loss, described
@@ -28,7 +28,12 @@ Formula = Callable[[Tensor, Tensor], Tensor]
 
 
 class DataScore(Protocol):
-    """A score that needs batches and a loss, with the options `norms` and `at`: see `ticketry.score`.
+    """A score that needs batches and a loss, and has the options `norms` and `at`: see `ticketry.score`.
+
+    Raises:
+        UsageError: without batches or loss.
+        ScoreError: if all scores are 0 or one is not finite; for scores with second derivatives, if an operation has
+            none.
 
     Raises:
         UsageError: without batches or loss.
@@ -65,7 +70,9 @@ class DataScore(Protocol):
 def of_gradients(
     about: About, each: Callable[[Tensor], Tensor] = lambda gradient: gradient
 ) -> Callable[[Formula], DataScore]:
-    """Return a decorator that turns a formula of w and g into a score; g is the mean over batches of ``each(dL/dw)``.
+    """Return a decorator that turns a formula of weight w and gradient g into a score.
+
+    g is the mean over batches of ``each(dL/dw)``.
 
     Args:
         about: facts for lists, see `described`.
@@ -87,7 +94,9 @@ def of_gradients(
 
 
 def of_gradient_flow(about: About) -> Callable[[Formula], DataScore]:
-    """Return a decorator that turns a formula of w and Hg into a score; g and H are of the mean loss over the batches.
+    """Return a decorator that turns a formula of weight w and Hessian-gradient product Hg into a score.
+
+    The gradient g and the Hessian H are those of the mean loss over the batches.
 
     Args:
         about: facts for lists, see `described`.
@@ -122,7 +131,7 @@ def _build_score(formula: Formula, about: About, measure: Callable[..., dict[str
         at: Mask | None = None,
     ) -> dict[str, Tensor]:
         batches, loss = require_data(name, batches, loss)
-        with measuring(model, scope, norms=norms, at=at, seed=seed) as weights:
+        with prepare_for_measurement(model, scope, norms=norms, at=at, seed=seed) as weights:
             measured = measure(model, weights, batches, loss, at)
             wide = {key: weight.detach().to(measured[key].dtype) for key, weight in weights.items()}
         return check_scores(name, {key: formula(wide[key], measured[key]) for key in weights})
@@ -298,14 +307,17 @@ def grasp(
         {'weight': tensor([[-4.,  6.]])}
     """
     batches, loss = require_data("grasp", batches, loss)
-    with measuring(model, scope, norms=norms, at=at, seed=seed) as weights, _output_divided(model, temperature):
+    with (
+        prepare_for_measurement(model, scope, norms=norms, at=at, seed=seed) as weights,
+        _divide_output(model, temperature),
+    ):
         product = hessian_gradient_product("grasp", model, weights, batches, loss, at)
     return check_scores("grasp", {name: weight.detach() * product[name] for name, weight in weights.items()})
 
 
 @contextmanager
-def _output_divided(model: nn.Module, temperature: float) -> Iterator[None]:
-    """Divide the model's output by a temperature within a block, wherever the loss calls the model."""
+def _divide_output(model: nn.Module, temperature: float) -> Iterator[None]:
+    """Within the block, divide the model's output by a temperature wherever the loss calls the model."""
     if not 0 < temperature < inf:
         raise UsageError(f"a temperature is a positive number, not {temperature}")
     if temperature == 1:

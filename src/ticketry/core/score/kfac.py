@@ -1,4 +1,4 @@
-"""Second-order change of the loss by the diagonal of K-FAC's approximation of the Fisher information."""
+"""Score by the second-order change of the loss, from the diagonal of K-FAC's Fisher approximation."""
 
 from __future__ import annotations
 
@@ -7,9 +7,14 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from ticketry.core.example_call import frozen_parameters
+from ticketry.core.example_call import without_parameter_gradients
 from ticketry.core.mask import Mask
-from ticketry.core.output_change import add_gradients, has_factors, record_calls, squares
+from ticketry.core.output_change import (
+    add_output_gradients,
+    is_linear_or_convolution,
+    record_calls,
+    squared_output_change,
+)
 from ticketry.core.scope import Scope
 from ticketry.core.score.measurement import (
     average_over_processes,
@@ -17,8 +22,8 @@ from ticketry.core.score.measurement import (
     call_loss,
     check_loss,
     check_scores,
-    measuring,
-    missing_batch_error,
+    no_batch_error,
+    prepare_for_measurement,
     require_data,
 )
 from ticketry.core.score.protocol import About, Loss, described
@@ -70,7 +75,10 @@ def kfac(
         {'weight': tensor([[2.0000, 4.5000]], dtype=torch.float64)}
     """
     batches, loss = require_data("kfac", batches, loss)
-    with measuring(model, scope, norms=norms, at=at, seed=seed) as weights, frozen_parameters(model):
+    with (
+        prepare_for_measurement(model, scope, norms=norms, at=at, seed=seed) as weights,
+        without_parameter_gradients(model),
+    ):
         scores = {name: torch.zeros_like(weight, dtype=torch.float64) for name, weight in weights.items()}
         count, others = 0, set[str]()
         for count, batch in enumerate(batches, start=1):
@@ -80,15 +88,15 @@ def kfac(
                 known = {name: made for name, made in calls.items() if name not in others}
                 check_loss(value, count, reached=not others)
                 if value.requires_grad and any(known.values()):
-                    add_gradients(value.reshape(()), known)
+                    add_output_gradients(value.reshape(()), known)
                 size = max((call.examples for made in calls.values() for call in made), default=0) or 1
-            found = {name: squares(weights[name], made) for name, made in known.items()}
+            found = {name: squared_output_change(weights[name], made) for name, made in known.items()}
             theirs = {name: weight for name, weight in weights.items() if name in others}
             found |= _batch_gradient_squares(model, theirs, batch, loss, count)
             for name, values in found.items():  # g of the mean loss is that of one example / size
                 scores[name] += values.to(scores[name].device) * (size / 2)
         if not count:
-            raise missing_batch_error()
+            raise no_batch_error()
         mean = average_over_processes(model, weights, {name: values / count for name, values in scores.items()})
     return check_scores("kfac", mean)
 
@@ -96,7 +104,7 @@ def kfac(
 def _batch_gradient_squares(
     model: nn.Module, weights: Mapping[str, nn.Parameter], batch: object, loss: Loss, count: int
 ) -> dict[str, Tensor]:
-    """Return the squares of weights times the squares of their gradients of a batch's loss."""
+    """Return (weight * gradient)^2 for each weight, with the gradient of one batch's loss."""
     if not weights:
         return {}
     try:
@@ -117,6 +125,6 @@ def _batch_gradient_squares(
 def _find_without_product(
     model: nn.Module, weights: Mapping[str, nn.Parameter], calls: Mapping[str, Sequence[object]]
 ) -> list[str]:
-    """Find weights without an observed product, except those of layers that are unused (their score is 0)."""
-    layers = {id(module._parameters.get("weight")) for module in model.modules() if has_factors(module)}
+    """Return the weights for which no product was recorded, except those of unused layers (whose score is 0)."""
+    layers = {id(module._parameters.get("weight")) for module in model.modules() if is_linear_or_convolution(module)}
     return [name for name, weight in weights.items() if not calls[name] and id(weight) not in layers]

@@ -1,4 +1,4 @@
-"""Measuring a network for a score: its state during measurement, gradients, and Hessian-gradient products."""
+"""Prepare a model for measuring a score, and compute gradients and Hessian-gradient products of its loss."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from ticketry.choices import check_choice
 from ticketry.core.computed_weights import check_computed_removed
 from ticketry.core.devices.sharding import process_groups
-from ticketry.core.example_call import uncompiled
+from ticketry.core.example_call import compilation_disabled
 from ticketry.core.mask import Mask
 from ticketry.core.scope import Scope
 from ticketry.core.score.protocol import Loss, Score, ScoreInputs, evaluate_score
@@ -30,15 +30,15 @@ NORMS = ("batch", "running")
 
 
 @contextmanager
-def measuring(
+def prepare_for_measurement(
     model: nn.Module, scope: Scope, *, norms: str = "batch", at: Mask | None = None, seed: int = 0
 ) -> Iterator[dict[str, nn.Parameter]]:
-    """Prepare a model for measurement and yield the scope's parameters by name; gradients may be taken in the block.
+    """Within the block, prepare a model for measuring gradients; yield the parameters in scope by name.
 
     All layers are in evaluation mode (no dropout), but with ``norms="batch"`` norms use the statistics of the batch.
-    Random numbers depend on `seed` only, weights outside `at` are 0, and compiled modules run eagerly. Afterwards, also
-    after an exception, modes, buffers, weights, ``requires_grad`` and generators are restored. Memory: a copy of the
-    buffers and, with `at`, of the weights.
+    Random numbers depend on `seed` only, weights outside the mask `at` are 0, and compiled modules run eagerly.
+    Afterwards, also after an exception, modes, buffers, weights, ``requires_grad`` and random generators are restored.
+    Memory: a copy of the buffers and, with `at`, of the weights.
 
     Raises:
         UsageError: for `norms` other than batch or running, or an `at` that is not a mask.
@@ -59,25 +59,27 @@ def measuring(
         check_computed_removed(model, parameters, at)  # else the loss could be NaN without an explanation
     with ExitStack() as stack:
         stack.enter_context(seeded_random_state(seed, model))
-        stack.enter_context(uncompiled(model))
-        stack.enter_context(_no_gradient_exchange(model))
-        stack.enter_context(_norm_modes(model, norms))
-        stack.enter_context(_restored_buffers(model))
-        stack.enter_context(pruned_to(at, parameters))
-        stack.enter_context(_all_trainable(parameters))
+        stack.enter_context(compilation_disabled(model))
+        stack.enter_context(_without_gradient_exchange(model))
+        stack.enter_context(_set_norm_modes(model, norms))
+        stack.enter_context(_restore_buffers(model))
+        stack.enter_context(temporarily_pruned(at, parameters))
+        stack.enter_context(_require_all_gradients(parameters))
         yield parameters
 
 
 @contextmanager
-def _no_gradient_exchange(model: nn.Module) -> Iterator[None]:
-    """Disable DistributedDataParallel's exchange of gradients, which would wait for a `backward` that never comes."""
+def _without_gradient_exchange(model: nn.Module) -> Iterator[None]:
+    """Within the block, disable DistributedDataParallel's gradient exchange, which would wait for a `backward` never
+    called.
+    """
     with model.no_sync() if isinstance(model, nn.parallel.DistributedDataParallel) else nullcontext():
         yield
 
 
 @contextmanager
 def seeded_random_state(seed: int, model: nn.Module) -> Iterator[None]:
-    """Seed torch's generators of the CPU and of the model's devices within a block, and restore them afterwards."""
+    """Within the block, seed torch's random generators of the CPU and the model's devices; restore them afterwards."""
     devices = sorted({tensor.device.index for tensor in model.parameters() if tensor.device.type == "cuda"})
     with private_random_state(devices):
         torch.default_generator.manual_seed(mix(seed, "scoring"))
@@ -87,7 +89,7 @@ def seeded_random_state(seed: int, model: nn.Module) -> Iterator[None]:
 
 
 def cache_batches(inputs: ScoreInputs, model: nn.Module) -> ScoreInputs:
-    """Return inputs with the batches in a list, which can be iterated several times."""
+    """Return the inputs with their batches in a list, which can be iterated several times."""
     if inputs.batches is None:
         return inputs
     with seeded_random_state(inputs.seed, model):  # a loader that shuffles draws from the global generator
@@ -95,8 +97,8 @@ def cache_batches(inputs: ScoreInputs, model: nn.Module) -> ScoreInputs:
 
 
 @contextmanager
-def pruned_to(mask: Mask | None, parameters: Mapping[str, nn.Parameter]) -> Iterator[None]:
-    """Set weights outside the mask to 0 within a block, and restore their bits afterwards."""
+def temporarily_pruned(mask: Mask | None, parameters: Mapping[str, nn.Parameter]) -> Iterator[None]:
+    """Within the block, set weights outside the mask to 0; restore them exactly afterwards."""
     if mask is None:
         yield
         return
@@ -113,8 +115,8 @@ def pruned_to(mask: Mask | None, parameters: Mapping[str, nn.Parameter]) -> Iter
 
 
 @contextmanager
-def _all_trainable(parameters: Mapping[str, nn.Parameter]) -> Iterator[None]:
-    """Make all parameters require gradients within a block: frozen weights have a score too."""
+def _require_all_gradients(parameters: Mapping[str, nn.Parameter]) -> Iterator[None]:
+    """Within the block, make all parameters require gradients, because frozen weights have a score too."""
     before = {name: parameter.requires_grad for name, parameter in parameters.items()}
     try:
         for parameter in parameters.values():
@@ -126,7 +128,7 @@ def _all_trainable(parameters: Mapping[str, nn.Parameter]) -> Iterator[None]:
 
 
 @contextmanager
-def _norm_modes(model: nn.Module, norms: str) -> Iterator[None]:
+def _set_norm_modes(model: nn.Module, norms: str) -> Iterator[None]:
     # The flags are set one by one, because an overridden train() may have side effects.
     before = [(module, module.training) for module in model.modules()]
     try:
@@ -139,7 +141,7 @@ def _norm_modes(model: nn.Module, norms: str) -> Iterator[None]:
 
 
 @contextmanager
-def _restored_buffers(model: nn.Module) -> Iterator[None]:
+def _restore_buffers(model: nn.Module) -> Iterator[None]:
     before = [
         (module, name, buffer, None if buffer is None else buffer.detach().clone())
         for module in model.modules()
@@ -149,12 +151,12 @@ def _restored_buffers(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         for module, name, buffer, value in before:
-            _restore(buffer, value)
+            _restore_buffer(buffer, value)
             module._buffers[name] = buffer
 
 
 @torch.no_grad()
-def _restore(buffer: Tensor | None, value: Tensor | None) -> None:
+def _restore_buffer(buffer: Tensor | None, value: Tensor | None) -> None:
     # Only changed buffers are written: expanded views cannot be written to.
     if buffer is not None and value is not None and not torch.equal(buffer, value):
         buffer.copy_(value)
@@ -187,8 +189,8 @@ def call_loss(loss: Loss, model: nn.Module, batch: object) -> Tensor:
         return loss(model, as_normal_tensors(batch))
 
 
-def missing_batch_error() -> UsageError:
-    """Build the error for batches that turn out to be empty."""
+def no_batch_error() -> UsageError:
+    """Build the error for an empty iterable of batches."""
     return UsageError("there is no batch in batches=: an iterator can be read only once; give a list or a loader")
 
 
@@ -199,10 +201,10 @@ def average_gradients(
     loss: Loss,
     transform: Callable[[Tensor], Tensor] = lambda gradient: gradient,
 ) -> dict[str, Tensor]:
-    """Average ``transform(gradient of the batch's loss)`` over the batches, by name; every batch counts the same.
+    """Return the mean over batches of ``transform(gradient of the batch's loss)``, by name; every batch counts equally.
 
-    For a model that several processes train (DistributedDataParallel), the average is over the batches of all of them,
-    which must be equally many: all call this, and get the same result.
+    If several processes train the model (DistributedDataParallel), the mean is over the batches of all of them. All
+    must call this with equally many batches, and get the same result.
 
     Raises:
         UsageError: if there is no batch, or the loss is not a scalar tensor.
@@ -211,22 +213,22 @@ def average_gradients(
     total: dict[str, Tensor] = {}
     count = 0
     for count, batch in enumerate(batches, start=1):
-        found = _gradients(batch_loss(model, batch, loss, count), weights)
+        found = _compute_gradients(batch_loss(model, batch, loss, count), weights)
         for name, weight in weights.items():
             gradient = found[name]
             # Promote first: squares of float16 gradients underflow.
             gradient = torch.zeros_like(weight) if gradient is None else gradient
-            value = transform(gradient.to(_wide(gradient.dtype)))
+            value = transform(gradient.to(_promote_dtype(gradient.dtype)))
             total[name] = total[name].add_(value) if name in total else value.clone()
     if not count:
-        raise missing_batch_error()
+        raise no_batch_error()
     return average_over_processes(model, weights, {name: value.div_(count) for name, value in total.items()})
 
 
 def average_over_processes(
     model: nn.Module, weights: Mapping[str, nn.Parameter], own: dict[str, Tensor]
 ) -> dict[str, Tensor]:
-    """Average tensors over the processes that train a model together, in place."""
+    """Average tensors, in place, over the processes that train a model together."""
     for group in process_groups(model, weights.values()):
         import torch.distributed as dist
 
@@ -246,18 +248,24 @@ def hessian_gradient_product(
     *,
     gradient: dict[str, Tensor] | None = None,
 ) -> dict[str, Tensor]:
-    """Compute Hg of the mean loss over the batches, by name; H and g concern the given weights only (no bias, no norm).
+    """Compute the Hessian-gradient product Hg of the mean loss over the batches, by parameter name.
 
-    g is averaged over all batches first; then the derivative of <g, gradient of a batch>, with g constant, is averaged
-    over the same batches, which therefore stay in memory. With a mask `at`, g is 0 for removed weights. `gradient` is g
-    if it is known, or another direction.
+    H and g are with respect to the given weights only (no bias, no norm). First g is averaged over all batches; then
+    the derivative of <g, gradient of a batch>, with g constant, is averaged over the same batches, which therefore stay
+    in memory.
+
+    Args:
+        score: name of the score, for error messages.
+        model, weights, batches, loss: see `average_gradients`.
+        at: a mask; g is 0 for removed weights.
+        gradient: g if it is already known, or another vector to multiply H by.
 
     Raises:
-        ScoreError: naming the operation, if one has no second derivative; see also `average_gradients`.
+        ScoreError: naming an operation without a second derivative; see also `average_gradients`.
     """
     kept = list(batches)
     try:
-        with _math_attention():
+        with _use_math_attention():
             fixed = average_gradients(model, weights, kept, loss) if gradient is None else gradient
             if at is not None:
                 fixed = {name: value * at[name].to(value.device) for name, value in fixed.items()}
@@ -274,10 +282,10 @@ def _average_products(
         value = batch_loss(model, batch, loss, count)
         if count == 1:
             _check_twice_differentiable(value)
-        moving = _gradients(value, weights, create_graph=True)
+        moving = _compute_gradients(value, weights, create_graph=True)
         product = sum((fixed[name] * each).sum() for name, each in moving.items() if each is not None)
         if isinstance(product, Tensor) and product.requires_grad:  # else the gradient is constant and H is 0
-            for name, each in _gradients(product, weights).items():
+            for name, each in _compute_gradients(product, weights).items():
                 if each is not None:
                     total[name].add_(each)
     return average_over_processes(model, weights, {name: value.div_(len(batches)) for name, value in total.items()})
@@ -304,10 +312,10 @@ def check_scores(score: str, scores: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def batch_loss(model: nn.Module, batch: object, loss: Loss, count: int) -> Tensor:
-    """Return the loss of the `count`-th batch, a scalar.
+    """Return the loss of the `count`-th batch as a scalar tensor.
 
     Raises:
-        UsageError: if it is not a scalar tensor, or the loss does not take a model and a batch.
+        UsageError: if the loss is not a scalar tensor, or does not take a model and a batch.
         ScoreError: if it is not finite, or does not require gradients.
     """
     value = call_loss(loss, model, batch)
@@ -316,7 +324,9 @@ def batch_loss(model: nn.Module, batch: object, loss: Loss, count: int) -> Tenso
 
 
 def check_loss(value: object, count: int, *, reached: bool = True) -> None:
-    """Raise the errors of `batch_loss` for the loss of a batch; without `reached` it need not require gradients."""
+    """Check that the loss of a batch is a finite scalar and, if `reached`, requires gradients; raises as
+    `batch_loss`.
+    """
     if not isinstance(value, Tensor) or value.numel() != 1:
         what = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
         raise UsageError(f"a loss is one number in a tensor, the mean over the batch, not {what}")
@@ -329,18 +339,18 @@ def check_loss(value: object, count: int, *, reached: bool = True) -> None:
         )
 
 
-def _gradients(
+def _compute_gradients(
     value: Tensor, weights: Mapping[str, nn.Parameter], create_graph: bool = False
 ) -> dict[str, Tensor | None]:
     # autograd.grad does not write to .grad. None: the value does not depend on that weight.
-    with _name_operation():
+    with _explain_missing_derivative():
         found = torch.autograd.grad(value, list(weights.values()), create_graph=create_graph, allow_unused=True)
     # Embeddings may have sparse gradients; scores cover all rows.
     dense = [each.to_dense() if each is not None and each.is_sparse else each for each in found]
     return dict(zip(weights, dense, strict=True))
 
 
-def _wide(dtype: torch.dtype) -> torch.dtype:
+def _promote_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
 
 
@@ -348,8 +358,8 @@ def _wide(dtype: torch.dtype) -> torch.dtype:
 
 
 @contextmanager
-def _math_attention() -> Iterator[None]:
-    """Compute attention by its plain formula, because the fused kernels have no second derivative."""
+def _use_math_attention() -> Iterator[None]:
+    """Within the block, compute attention by its plain formula, because fused kernels have no second derivative."""
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
     with sdpa_kernel(SDPBackend.MATH):
@@ -357,7 +367,7 @@ def _math_attention() -> Iterator[None]:
 
 
 @contextmanager
-def _name_operation() -> Iterator[None]:
+def _explain_missing_derivative() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
@@ -369,7 +379,7 @@ def _name_operation() -> Iterator[None]:
 
 
 def _check_twice_differentiable(value: Tensor) -> None:
-    """Raise an error for functions marked once-differentiable, whose second derivative may silently be 0."""
+    """Raise an error if a loss uses a once-differentiable function, whose second derivative may silently be 0."""
     mark = once_differentiable(_check_twice_differentiable).__code__
     seen, waiting = set(), [value.grad_fn]
     while waiting:
@@ -391,19 +401,21 @@ class _OnceDifferentiableError(ScoreError):
         )
 
 
-def measures_at_mask(score: Score) -> bool:
-    """Return whether a score has the option `at`."""
+def has_mask_option(score: Score) -> bool:
+    """Return whether a score has the option `at`, a mask of the network to measure."""
     return "at" in inspect.signature(score).parameters
 
 
-def scores_in(
+def score_pruned_model(
     score: Score, model: nn.Module, scope: Scope, mask: Mask | None, inputs: ScoreInputs
 ) -> dict[str, Tensor]:
-    """Return the scores of the network that a mask leaves: by the option `at`, or else with pruned weights set to 0."""
+    """Return the scores of the model pruned by a mask: by the score's option `at`, or else with pruned weights set
+    to 0.
+    """
     options = vars(inputs)
     if mask is None:
         return evaluate_score(score, model, scope, **options)
-    if measures_at_mask(score):
+    if has_mask_option(score):
         return evaluate_score(score, model, scope, at=mask, **options)
-    with pruned_to(mask, scope.parameters(model)):
+    with temporarily_pruned(mask, scope.parameters(model)):
         return {name: values.clone() for name, values in evaluate_score(score, model, scope, **options).items()}

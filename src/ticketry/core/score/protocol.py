@@ -1,4 +1,4 @@
-"""The protocol of scores: their signature, inputs and facts, and the checked call of a score."""
+"""The protocol of scores: their signature, inputs and facts, and calling a score with checks of its result."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ticketry_engine.support.entry_points import callers_defaults
 
 
 class Loss(Protocol):
-    """The mean loss of a batch: ``loss(model, batch) -> scalar``.
+    """A function that computes the mean loss of a batch: ``loss(model, batch) -> scalar tensor``.
 
     Examples:
         >>> def loss(model, batch):
@@ -32,7 +32,7 @@ class Loss(Protocol):
 
 @dataclass(frozen=True)
 class ScoreInputs:
-    """Inputs of scores that need data; `vars` of it are the arguments of a score.
+    """Inputs of scores that need data; ``score(model, scope, **vars(inputs))`` passes them on.
 
     Examples:
         >>> inputs = tk.score.ScoreInputs(seed=1)
@@ -46,12 +46,12 @@ class ScoreInputs:
     loss: Loss | None = None
     """``loss(model, batch)``, the mean loss of a batch."""
     seed: int = 0
-    """Seed of random numbers."""
+    """Seed of the score's random numbers."""
 
 
 @dataclass(frozen=True)
 class About:
-    """Facts about a score, for lists: see `described`.
+    """Facts about a score that lists show: see `described`.
 
     Examples:
         >>> tk.score.about("snip")
@@ -59,19 +59,21 @@ class About:
     """
 
     paper: str = "not said"
-    """A short citation."""
+    """Short citation."""
     data: str = "not said"
-    """Data that it needs besides the weights: no, shapes (of the inputs) or yes (batches of examples)."""
+    """Data needed besides the weights: no, shapes (of the inputs) or yes (batches of examples)."""
     order: int | None = None
-    """Order of the highest derivative of the loss that it needs."""
+    """Order of the highest derivative of the loss that the score needs."""
     channels: str = "summed"
-    """Its form for whole channels, a score of `structure.channels`; others are summed over each channel."""
+    """Corresponding score of `structure.channels` for whole channels; ``summed``: the sum over each channel's
+    weights.
+    """
     signed: bool = False
-    """Whether it may be below 0; then it cannot be divided by the cost of weights."""
+    """Whether scores may be negative; such scores cannot be divided by the cost of weights."""
 
 
 class Score(Protocol):
-    """A function that rates the importance of each weight.
+    """A function that rates the importance of each weight in scope.
 
     Examples:
         >>> def largest_input(model, scope, *, batches=None, loss=None, seed=0):
@@ -96,7 +98,7 @@ F = TypeVar("F", bound=Callable[..., dict[str, Tensor]])
 
 
 def described(about: About) -> Callable[[F], F]:
-    """Return a decorator that adds facts to a score, which lists show.
+    """Return a decorator that attaches facts to a score, which lists show.
 
     Args:
         about: the facts.
@@ -109,25 +111,25 @@ def described(about: About) -> Callable[[F], F]:
         2
     """
 
-    def tell(score: F) -> F:
+    def set_facts(score: F) -> F:
         setattr(score, ABOUT, about)
         return score
 
-    return tell
+    return set_facts
 
 
 ABOUT = "about"
-"""The attribute of a score that holds its facts."""
+"""Name of the attribute of a score that holds its facts."""
 
 
 def get_facts(score: object) -> About:
-    """Return the facts of a score; defaults if it has none, or its attribute of that name is of another type."""
+    """Return the facts attached to a score, or the defaults."""
     found = getattr(score, ABOUT, None)
     return found if isinstance(found, About) else About()
 
 
 def evaluate_score(score: Score, model: nn.Module, scope: Scope, **options: Any) -> dict[str, Tensor]:
-    """Call a score and return its tensor for each parameter in scope, in the scope's order, detached from any graph.
+    """Call a score and return a detached tensor for each parameter in scope, in the scope's order.
 
     Infinite scores are allowed: such weights are retained or removed before all others.
 
@@ -135,18 +137,18 @@ def evaluate_score(score: Score, model: nn.Module, scope: Scope, **options: Any)
         ScoreError: naming the score, if it does not return a tensor of real numbers in the shape of each parameter in
             scope, or exits the process.
     """
-    found = _call(score, model, scope, options)
+    found = _call_score(score, model, scope, options)
     _check_names(score, found, scope)
     return {name: _check_tensor(score, name, found[name], shape) for name, shape in scope.shapes.items()}
 
 
 def evaluate_partial_score(score: Score, model: nn.Module, scope: Scope, **options: Any) -> dict[str, Tensor]:
-    """Call a score that may rate any parameters of the model, such as scales of norms, to be summed over channels.
+    """Call a score of channels, which may return tensors for any parameters of the model, such as scales of norms.
 
     Raises:
-        ScoreError: see `evaluate_score`; parameters may be missing or out of scope.
+        ScoreError: see `evaluate_score`; but parameters may be missing or out of scope.
     """
-    found = _call(score, model, scope, options)
+    found = _call_score(score, model, scope, options)
     shapes = {name: tuple(one.shape) for name, one in named_parameters(model).items()}
     if not found:
         raise ScoreError(
@@ -160,8 +162,8 @@ def evaluate_partial_score(score: Score, model: nn.Module, scope: Scope, **optio
     return {name: _check_tensor(score, name, values, shapes[name]) for name, values in found.items()}
 
 
-def _call(score: Score, model: nn.Module, scope: Scope, options: Mapping[str, Any]) -> Mapping[str, object]:
-    own = _module_of(score).partition(".")[0] == "ticketry"
+def _call_score(score: Score, model: nn.Module, scope: Scope, options: Mapping[str, Any]) -> Mapping[str, object]:
+    own = _defining_module(score).partition(".")[0] == "ticketry"
     try:
         with nullcontext() if own else callers_defaults():
             found = score(model, scope, **options)
@@ -171,26 +173,26 @@ def _call(score: Score, model: nn.Module, scope: Scope, options: Mapping[str, An
         ) from error
     if not isinstance(found, Mapping):
         raise ScoreError(
-            f"{describe_score(score)} gives {_describe(found)}, and a score gives a mapping name -> tensor"
+            f"{describe_score(score)} gives {_describe_type(found)}, and a score gives a mapping name -> tensor"
         )
     return found
 
 
 def describe_score(score: Score) -> str:
-    """Return the name of a score for messages and, unless it is built in, the module that defines it."""
+    """Return the name of a score for messages and, for custom scores, the module that defines it."""
     plain = score
     while hasattr(plain, "func"):  # a functools.partial
         plain = plain.func
     name = getattr(plain, "__name__", type(plain).__name__)
-    module = _module_of(plain)
+    module = _defining_module(plain)
     return f"the score {name!r}" if module.partition(".")[0] == "ticketry" else f"the score {name!r} of {module}"
 
 
-def _module_of(score: Score) -> str:
+def _defining_module(score: Score) -> str:
     return getattr(score, "__module__", "") or ""
 
 
-def _describe(value: object) -> str:
+def _describe_type(value: object) -> str:
     return "nothing" if value is None else f"a {type(value).__name__}"
 
 
@@ -216,7 +218,7 @@ def _check_names(score: Score, found: Mapping[str, object], scope: Scope) -> Non
 def _check_tensor(score: Score, name: str, values: object, shape: tuple[int, ...]) -> Tensor:
     if not isinstance(values, Tensor):
         raise ScoreError(
-            f"{describe_score(score)} gives {_describe(values)} for {name!r}, and not a tensor: use torch.as_tensor"
+            f"{describe_score(score)} gives {_describe_type(values)} for {name!r}, and not a tensor: use torch.as_tensor"
         )
     if tuple(values.shape) != tuple(shape):
         raise ScoreError(

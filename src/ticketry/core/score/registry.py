@@ -1,4 +1,4 @@
-"""Scores by name: built-in ones, those of installed packages, and controls of any of them."""
+"""Look up scores by name: built-in ones, those of installed packages, and controls derived from a score."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ _BUILT_IN = {
     "synflow": "synflow",
     "taylor": "gradient_scores",
 }
-"""Built-in scores, by the module of their function."""
+"""Name of a built-in score -> module that contains its function."""
 
 _OPTIONS: dict[str, Any] = {"batches": None, "loss": None, "seed": 0}
 
 
 def _check_function(name: str, found: Any) -> Score:
-    """Return a function after checking, before any training, that it can be called as a score."""
+    """Return a function, after checking that it can be called as a score."""
     if not callable(found):
         raise UsageError(f"it is a {type(found).__name__}, and a score is a function")
     if isinstance(found, type):
@@ -65,7 +65,7 @@ SCORES: Registry[Score] = Registry(
 
 
 def names() -> tuple[str, ...]:
-    """Return the names of built-in scores, then those of installed packages.
+    """Return the names of all scores: built-in ones first, then those of installed packages.
 
     Examples:
         >>> tk.score.names()
@@ -75,13 +75,13 @@ def names() -> tuple[str, ...]:
 
 
 def get(score: str | Score) -> Score:
-    """Return the score of a name, or the function itself.
+    """Return the score with this name; a function is returned after a check of its arguments.
+
+    Args:
+        score: a name, which for a control has the prefix ``inverted:`` or ``shuffled:``; or a function.
 
     Raises:
         UsageError: if the name is unknown, or the function does not take the arguments of a score.
-
-    Args:
-        score: a name, for a control with the prefix ``inverted:`` or ``shuffled:``; or a function.
 
     Examples:
         >>> tk.score.get("magnitude") is tk.score.magnitude
@@ -108,7 +108,7 @@ def get(score: str | Score) -> Score:
 
 
 def split_control(score: str) -> tuple[str, str]:
-    """Split a name into (control, score): ("inverted", "snip"); without a control, ("", "package.module:function").
+    """Split a name into (control, score), such as ("inverted", "snip"); the control is "" for a score itself.
 
     Examples:
         >>> tk.score.split_control("inverted:snip"), tk.score.split_control("snip")
@@ -119,7 +119,7 @@ def split_control(score: str) -> tuple[str, str]:
 
 
 def source_of(score: str) -> str:
-    """Return a digest of the source of a custom score, for keys of its results; "" for a built-in one.
+    """Return a digest of a custom score's source code, as part of the key of stored results; "" for a built-in score.
 
     Examples:
         >>> tk.score.source_of("snip")
@@ -132,7 +132,7 @@ def source_of(score: str) -> str:
 
 
 def about(name: str) -> About:
-    """Return the facts of a score, or of the score of a control; raise `UsageError` if the name is unknown.
+    """Return the facts about a score; for a control, those of its score. Raise `UsageError` if the name is unknown.
 
     Args:
         name: name of a score, such as ``snip`` or ``inverted:snip``.
@@ -148,9 +148,10 @@ def about(name: str) -> About:
 
 
 def inverted(score: str | Score) -> Score:
-    """Return the score with its sign inverted: it retains the weights that it would remove. Name: ``inverted:snip``.
+    """Return the score with its sign inverted, as a control that retains the least important weights:
+    ``inverted:snip``.
 
-    An inverted informative score gives a worse network than a random choice.
+    If a score is informative, its inverse gives a worse network than a random choice.
 
     Args:
         score: a name, or a function.
@@ -174,12 +175,12 @@ def inverted(score: str | Score) -> Score:
 
 
 def shuffled(score: str | Score) -> Score:
-    """Return the score with its values permuted within each layer. Name: ``shuffled:snip``.
+    """Return the score with its values permuted within each layer, as a control: ``shuffled:snip``.
 
-    In one shot, each layer retains as many weights as with the score itself, under any distribution; the comparison
-    shows how much of the score is in the layers' densities alone. In several pruning steps densities are only close,
-    because later steps rank the rest at random: shuffle the final mask there (the control ``shuffled`` of searches). A
-    pure function of (seed, position of the tensor).
+    In one pruning step, each layer retains as many weights as with the score itself, under any distribution; so the
+    comparison shows how much of the score lies in the layers' densities alone. In several steps the densities only come
+    close, because later steps rank the remaining weights at random: shuffle the final mask instead (the control
+    ``shuffled`` of searches). The permutation depends only on (seed, index of the tensor).
 
     Args:
         score: a name, or a function.
@@ -210,4 +211,6 @@ def _set_name(control: Any, kind: str, score: Score) -> Score:
 
 
 CONTROLS = {"inverted": inverted, "shuffled": shuffled}
-"""Controls, which should be clearly worse than the score: prefix of the name -> function of the score."""
+"""Name prefix of a control -> function that derives it from a score. A control should be clearly worse than the
+score.
+"""

@@ -1,4 +1,4 @@
-"""Synaptic flow through each weight from inputs of 1 (SynFlow)."""
+"""Score by the synaptic flow through each weight, with inputs of 1 (SynFlow)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch.func import functional_call
 
 from ticketry.core.mask import Mask
 from ticketry.core.scope import EMBEDDINGS, NORMS, Scope, normal_name, unwrapped
-from ticketry.core.score.measurement import call_loss, check_scores, measuring, missing_batch_error
+from ticketry.core.score.measurement import call_loss, check_scores, no_batch_error, prepare_for_measurement
 from ticketry.core.score.protocol import About, Loss, described
 from ticketry.errors import ScoreError, UsageError
 from ticketry_engine.support.entry_points import CHANGES, callers_defaults, entry_point
@@ -67,14 +67,14 @@ def synflow(
     if batches is None:
         raise UsageError("score 'synflow' needs the shape of the inputs: give batches= of one batch")
     passed = (*NORMS, *bypass)
-    with measuring(model, scope, norms="running", seed=seed) as weights, _linearised(model, passed):
-        _check_no_norms(model, weights, passed)
-        args, kwargs = _replace_by_ones(_capture_inputs(model, batches, loss))
+    with prepare_for_measurement(model, scope, norms="running", seed=seed) as weights, _linearise(model, passed):
+        _refuse_norm_parameters(model, weights, passed)
+        args, kwargs = _replace_floats_by_ones(_capture_inputs(model, batches, loss))
         inner = unwrapped(model)  # functional_call takes no nn.DataParallel
-        tensors, leaves = _absolute_tensors(inner, at)
+        tensors, leaves = _copy_absolute_tensors(inner, at)
         wanted = [leaves[id(weight)] for weight in weights.values()]
         with default_dtype(torch.float64), _explain_type_errors():
-            found = functional_call(_Flow(inner, wanted), tensors, args, kwargs, tie_weights=False)
+            found = functional_call(_SummedOutput(inner, wanted), tensors, args, kwargs, tie_weights=False)
     scores = {name: torch.zeros_like(weight, dtype=torch.float64) for name, weight in weights.items()}
     for (name, weight), gradient in zip(weights.items(), found, strict=bool(found)):
         if gradient is not None:
@@ -82,11 +82,11 @@ def synflow(
     return check_scores("synflow", scores)
 
 
-class _Flow(nn.Module):
-    """Sums the outputs of a model and differentiates the sum.
+class _SummedOutput(nn.Module):
+    """Sums the outputs of a model and differentiates the sum with respect to the `wanted` tensors, in one call.
 
-    Both happen in one call with substituted tensors, because activation checkpointing calls parts of the model again in
-    the backward pass.
+    Both must happen in one call with substituted tensors, because activation checkpointing calls parts of the model
+    again in the backward pass.
     """
 
     def __init__(self, model: nn.Module, wanted: Sequence[Tensor]) -> None:
@@ -103,7 +103,7 @@ class _Flow(nn.Module):
 
 @contextmanager
 def _explain_type_errors() -> Iterator[None]:
-    """Turn torch's errors about mismatched types into a `ScoreError` with advice."""
+    """Within the block, replace torch's errors about mismatched dtypes by a `ScoreError` with advice."""
     try:
         yield
     except RuntimeError as error:
@@ -117,8 +117,8 @@ def _explain_type_errors() -> Iterator[None]:
         ) from error
 
 
-class _Reached(Exception):
-    """The model was called, with these arguments."""
+class _ModelCalled(Exception):
+    """Raised to stop a call of the model and pass on its arguments."""
 
     def __init__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         super().__init__()
@@ -128,10 +128,10 @@ class _Reached(Exception):
 def _capture_inputs(
     model: nn.Module, batches: Iterable[object], loss: Loss | None
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Return the arguments of the model's call for the first batch."""
+    """Return the arguments with which the loss calls the model for the first batch."""
     batch: Any = next(iter(batches), None)
     if batch is None:
-        raise missing_batch_error()
+        raise no_batch_error()
     if loss is None:
         args = (batch,) if isinstance(batch, Tensor) else batch
         if not isinstance(args, (tuple, list)) or not all(isinstance(each, Tensor) for each in args):
@@ -139,31 +139,31 @@ def _capture_inputs(
         return tuple(args), {}
 
     def reached(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        raise _Reached(args, kwargs)
+        raise _ModelCalled(args, kwargs)
 
     handle = model.register_forward_pre_hook(reached, prepend=True, with_kwargs=True)
     try:
         call_loss(loss, model, batch)
-    except _Reached as found:
+    except _ModelCalled as found:
         return found.call
     finally:
         handle.remove()
     raise UsageError("the loss does not call the model it is given: give the model's inputs as batches, and no loss")
 
 
-def _replace_by_ones(value: Any) -> Any:
-    """Replace each floating-point tensor in a nested value by ones; indices and masks are unchanged."""
+def _replace_floats_by_ones(value: Any) -> Any:
+    """Replace each floating-point tensor in a nested value by ones; other tensors (indices, masks) are unchanged."""
     if isinstance(value, Tensor):
         return torch.ones_like(value, dtype=torch.float64) if value.is_floating_point() and value.dim() else value
     if isinstance(value, (tuple, list)) and not hasattr(value, "_fields"):
-        return type(value)(_replace_by_ones(each) for each in value)
+        return type(value)(_replace_floats_by_ones(each) for each in value)
     if type(value) is dict:
-        return {name: _replace_by_ones(each) for name, each in value.items()}
+        return {name: _replace_floats_by_ones(each) for name, each in value.items()}
     return value
 
 
-def _absolute_tensors(model: nn.Module, at: Mask | None) -> tuple[dict[str, Tensor], dict[int, Tensor]]:
-    """Return the tensors for a call of `_Flow` in float64, and those that replace the model's parameters, by id."""
+def _copy_absolute_tensors(model: nn.Module, at: Mask | None) -> tuple[dict[str, Tensor], dict[int, Tensor]]:
+    """Return absolute float64 copies of the model's tensors: by name for `functional_call`, and of parameters by id."""
     leaves: dict[int, Tensor] = {}
     for name, parameter in model.named_parameters():
         absolute = parameter.detach().double().abs()
@@ -196,8 +196,8 @@ def _sum_outputs(output: Any) -> Tensor:
 
 
 @contextmanager
-def _linearised(model: nn.Module, passed: tuple[type[nn.Module], ...]) -> Iterator[None]:
-    """Bypass norms within a block, and treat embeddings as linear layers on one-hot vectors."""
+def _linearise(model: nn.Module, passed: tuple[type[nn.Module], ...]) -> Iterator[None]:
+    """Within the block, bypass norms, and treat embeddings as linear layers that are fed a 1 for each row."""
 
     def same(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], __: object) -> Any:
         return args[0] if args else next(iter(kwargs.values()))
@@ -220,7 +220,9 @@ def _linearised(model: nn.Module, passed: tuple[type[nn.Module], ...]) -> Iterat
             handle.remove()
 
 
-def _check_no_norms(model: nn.Module, weights: Mapping[str, nn.Parameter], passed: tuple[type[nn.Module], ...]) -> None:
+def _refuse_norm_parameters(
+    model: nn.Module, weights: Mapping[str, nn.Parameter], passed: tuple[type[nn.Module], ...]
+) -> None:
     names = {id(weight): name for name, weight in weights.items()}
     for module in model.modules():
         if isinstance(module, passed):

@@ -1,4 +1,4 @@
-"""Scores that need no data: weight magnitudes (Han et al. 2015) and random numbers."""
+"""Scores without data: weight magnitudes (Han et al. 2015) and random numbers."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from ticketry.core.computed_weights import weights_in_use
+from ticketry.core.computed_weights import effective_weights
 from ticketry.core.scope import Scope
 from ticketry.core.score.protocol import About, described
 from ticketry_engine.support.entry_points import BY_NAME, Need, entry_point
@@ -37,7 +37,7 @@ def magnitude(
         >>> tk.score.magnitude(model, tk.scope(model))
         {'weight': tensor([[2., 3.]])}
     """
-    return {name: weight.abs() for name, weight in weights_in_use(model, scope.parameters(model)).items()}
+    return {name: weight.abs() for name, weight in effective_weights(model, scope.parameters(model)).items()}
 
 
 @described(About(paper="a control", data="no", order=0, channels="summed"))

@@ -1,4 +1,4 @@
-"""Gradual pruning in any training loop: a mask that shrinks along a schedule and is held in between."""
+"""Gradual pruning in any training loop: a mask shrinks along a schedule and is enforced between pruning steps."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from typing_extensions import Unpack
 
 from ticketry.choices import describe_name_difference
-from ticketry.core.layer_minimum import check_least_of
+from ticketry.core.layer_minimum import check_layer_minimum
 from ticketry.core.mask import Mask
 from ticketry.core.prune import prune, while_pruning_to
 from ticketry.core.scope import Scope
@@ -29,8 +29,8 @@ from ticketry.step import Step
 from ticketry_engine.support.entry_points import Need, entry_point
 
 
-class Choice(TypedDict, total=False):
-    """Arguments of `prune` that choose the weights; defaults are those of `prune`."""
+class PruneOptions(TypedDict, total=False):
+    """Arguments that gradual pruning passes to `prune`, to choose the weights."""
 
     scope: Scope | None
     score: str | Score
@@ -40,12 +40,12 @@ class Choice(TypedDict, total=False):
     collapse: str
     keep_at_least: int
     pattern: str | Pattern
-    """Not N:M, which has no masks of the intermediate densities."""
+    """Any pattern except N:M, which has no masks of the intermediate densities."""
     seed: int
 
 
-class Schedule(Choice, total=False):
-    """Arguments of `gradual` that choose the weights and the pruning steps."""
+class GradualOptions(PruneOptions, total=False):
+    """Arguments of `gradual`: the schedule, and those that choose the weights."""
 
     sparsity: float | None
     begin: str | Step
@@ -54,43 +54,47 @@ class Schedule(Choice, total=False):
 
 
 class Gradual:
-    """Prunes a model while it trains. Created by `gradual`."""
+    """Prunes a model gradually while it trains. Created by `gradual`."""
 
-    def __init__(self, model: nn.Module, cuts: Mapping[int, float], *, steps: int, **choice: Unpack[Choice]) -> None:
+    def __init__(
+        self, model: nn.Module, cuts: Mapping[int, float], *, steps: int, **choice: Unpack[PruneOptions]
+    ) -> None:
         self.cuts = dict(cuts)
-        """Steps done -> density, see `schedule.cuts`."""
+        """Number of optimiser steps -> density after the pruning step that happens then, see `schedule.cuts`."""
         self.steps = steps
-        """Optimiser steps of the whole training, as announced."""
+        """Expected number of optimiser steps of the whole training."""
         self.done = 0
-        """Optimiser steps so far."""
+        """Number of optimiser steps so far."""
         self._model = model
-        if unknown := sorted(choice.keys() - Choice.__annotations__):
-            known = ", ".join(sorted(Choice.__annotations__))
+        if unknown := sorted(choice.keys() - PruneOptions.__annotations__):
+            known = ", ".join(sorted(PruneOptions.__annotations__))
             raise UsageError(f"gradual pruning has no {', '.join(unknown)}: weights are chosen by {known}")
         scope = choice.get("scope") or scope_of(model)
         check_distribution(choice.get("distribution", "global"))
         check_collapse(choice.get("collapse", "raise"))
-        self._choice: Choice = {
+        self._choice: PruneOptions = {
             **choice,
             "scope": scope,
             "score": _require_data_free(choice.get("score", "magnitude")),
-            "pattern": _require_any_density(choice.get("pattern", "unstructured")),
+            "pattern": _parse_pattern_for_any_density(choice.get("pattern", "unstructured")),
         }
-        self._check_floor()
+        self._check_layer_minimum()
         self._mask = Mask.ones(scope)
         self._hold: Hold | None = None
         self._is_copy = False  # of one that held weights, which the copy does not
         release_leftovers(model)
 
-    def _check_floor(self) -> None:
-        """Raise, as `prune` does, if the last density has fewer weights than layers must keep, before any training."""
+    def _check_layer_minimum(self) -> None:
+        """Raise, as `prune` does but before any training, if the final density is too low for the minimum of each
+        layer.
+        """
         choice, scope = self._choice, self._choice["scope"]
         assert isinstance(scope, Scope)
         pattern = choice["pattern"]
         assert isinstance(pattern, Pattern)
         known = None if pattern.unstructured else layouts(self._model, scope)
         least = max(check_at_least(choice.get("keep_at_least", 0)), choice.get("collapse") == "keep")
-        check_least_of(scope.shapes, min(self.cuts.values()), least, pattern=pattern, layouts=known)
+        check_layer_minimum(scope.shapes, min(self.cuts.values()), least, pattern=pattern, layouts=known)
 
     @property
     def mask(self) -> Mask:
@@ -99,14 +103,14 @@ class Gradual:
 
     @entry_point()
     def step(self) -> bool:
-        """Count a step of the optimiser, prune if a pruning step is due, and return whether it was.
+        """Count an optimiser step, prune the model if a pruning step is due, and return whether it was.
 
-        From then on, removed weights are held at exactly 0; the optimiser's state for them is cleared before its next
-        step (`hold`).
+        From then on removed weights are held at exactly 0, and the optimiser's state for them is cleared before its
+        next step (see `hold`).
 
         Raises:
             LayerCollapseError: if a layer would be left without weights.
-            UsageError: for a copy, which holds no weights.
+            UsageError: for a copy of this object, which holds no weights.
         """
         self._require_hold()
         self.done += 1
@@ -119,13 +123,13 @@ class Gradual:
         return True
 
     def check(self, optimizer: Optimizer | None = None) -> None:
-        """Raise `HoldError` if removed weights are not exactly 0. See `Hold.check`."""
+        """Raise `HoldError` if removed weights are not exactly 0; see `Hold.check`."""
         self._require_hold()
         if self._hold:
             self._hold.check(optimizer)
 
     def release(self) -> None:
-        """Stop holding the mask. The weights are unchanged."""
+        """Stop enforcing the mask. The weights do not change."""
         if self._hold:
             self._hold.release()
             self._hold = None
@@ -135,21 +139,22 @@ class Gradual:
     def state_dict(self) -> dict[str, Any]:
         """Return the state to save in a checkpoint, together with those of model and optimiser.
 
-        ``done``: steps so far; ``mask``: by name, on the CPU; ``cuts``: the schedule, as [step, density] in order.
+        ``done``: steps so far; ``mask``: bool tensors by name, on the CPU; ``cuts``: the schedule as [step, density] in
+        order.
         """
         cuts = [[step, density] for step, density in self.cuts.items()]
         return {"done": self.done, "mask": {name: kept.cpu() for name, kept in self._mask.items()}, "cuts": cuts}
 
     @entry_point()
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Resume from a state, on a model that has the weights of the same checkpoint.
+        """Resume from a state, on a model with the weights of the same checkpoint.
 
-        The schedule is part of the state. If pruning has begun, it continues along the schedule of the state, with a
-        warning if that differs from this object's and pruning steps are left. Before the first pruning step, this
-        object's schedule applies.
+        If pruning has begun, it continues along the schedule in the state, with a warning if that differs from this
+        object's schedule and pruning steps are left. Before the first pruning step, this object's schedule applies.
 
         Raises:
-            MaskError: if the state is of another model or scope, ends at another density, or its last pruning step is
+            MaskError: if the state belongs to another model or scope, ends at another density, or its last pruning step
+                is
                 not before the end of this training.
         """
         if not {"done", "mask"} <= state.keys():
@@ -171,7 +176,7 @@ class Gradual:
             self._hold_mask(mask)
 
     def _resume_cuts(self, cuts: dict[int, float], done: int) -> dict[int, float]:
-        """Return the schedule to continue along, from a state with `cuts` after `done` steps."""
+        """Return the schedule to continue along, for a state with the schedule `cuts` after `done` steps."""
         if cuts == self.cuts or done < min(*cuts, *self.cuts):
             return self.cuts
         (last, density), (_, wanted) = list(cuts.items())[-1], list(self.cuts.items())[-1]
@@ -196,7 +201,7 @@ class Gradual:
         return cuts
 
     def _check_reachable(self, mask: Mask, done: int) -> None:
-        """Raise `MaskError` if this schedule cannot reach `mask` after `done` steps."""
+        """Raise `MaskError` if this object's schedule cannot lead to `mask` after `done` steps."""
         left = [density for step, density in self.cuts.items() if step > done]
         shares = [1.0, *self.cuts.values()]
         # Densities are met up to rounding in each layer, or exceeded where layers keep a few weights.
@@ -210,11 +215,11 @@ class Gradual:
             )
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return the state of a copy, which holds nothing: copies of a held model train freely."""
+        """Return the state for a copy, which holds no weights: copies of a model with a held mask train freely."""
         return {**self.__dict__, "_hold": None, "_is_copy": self._is_copy or self._hold is not None}
 
     def _require_hold(self) -> None:
-        """Raise `UsageError` for a copy, whose model would train densely between two pruning steps."""
+        """Raise `UsageError` for a copy, whose model would train densely between pruning steps."""
         if self._is_copy:
             raise UsageError(
                 "this is a copy of gradual pruning, and copies hold no weights: let it hold those of its model,"
@@ -243,7 +248,7 @@ class Gradual:
             )
 
     def describe_early_end(self) -> str:
-        """Return a message if training ends now, before the last pruning step; else an empty string."""
+        """Return a warning text if training ends before the last pruning step; else an empty string."""
         *_, (last, density) = self.cuts.items()
         if self.done >= last:
             return ""
@@ -271,21 +276,22 @@ def gradual(
     begin: str | Step = "25%",
     end: str | Step = "75%",
     frequency: str | Step = "2.5%",
-    **choice: Unpack[Choice],
+    **choice: Unpack[PruneOptions],
 ) -> Gradual:
-    """Prune `model` gradually, along the cubic schedule, while it trains in your own loop.
+    """Prune `model` gradually, along the cubic schedule, while you train it in your own loop.
 
-    Call `Gradual.step` after each step of the optimiser; any number of optimisers of any kind works. Leaving the block
+    Call `Gradual.step` after each optimiser step; any number of optimisers of any kind is supported. Leaving the block
     before the last pruning step gives a warning. Zhu & Gupta, "To prune, or not to prune" (2017, arXiv 1710.01878),
     section 3.
 
     Args:
         model: any module; it keeps its class, names and state dict.
-        density: share of the scope retained at the end. `sparsity`: share removed, instead.
+        density: fraction of the scope retained at the end.
         steps: optimiser steps of the whole training.
-        begin: point where the density begins to fall from 1: ``500it`` or ``25%``.
-        end: point where the final density is reached; the rest of the training is at this density.
-        frequency: steps between two pruning steps, at least one.
+        sparsity: fraction removed at the end, instead of density.
+        begin: position in training from which the density falls below 1: ``500it`` or ``25%``.
+        end: position at which the final density is reached; the rest of the training is at this density.
+        frequency: number of steps between two pruning steps, at least one.
         choice: scope, score, distribution, half_rate, collapse, keep_at_least, pattern, seed: see `prune`. The score
             must not need data.
 
@@ -323,7 +329,7 @@ def _describe_cuts(cuts: Mapping[int, float]) -> str:
 
 
 def _parse_cuts(stored: Any) -> dict[int, float]:
-    """Read a schedule, step -> density, from a state; raise `MaskError` if it is malformed."""
+    """Parse a schedule, step -> density, from a state; raise `MaskError` if it is malformed."""
     try:
         cuts = {int(step): float(density) for step, density in stored}
     except (TypeError, ValueError):
@@ -336,7 +342,7 @@ def _parse_cuts(stored: Any) -> dict[int, float]:
 
 
 def _require_data_free(score: str | Score) -> Score:
-    """Return the score; raise `UsageError` now, not at the first pruning step, if it needs data."""
+    """Return the score; raise `UsageError` if it needs data."""
     found = get(score)
     if get_facts(found).data in ("yes", "shapes"):
         raise UsageError(
@@ -346,8 +352,8 @@ def _require_data_free(score: str | Score) -> Score:
     return found
 
 
-def _require_any_density(pattern: str | Pattern) -> Pattern:
-    """Parse a pattern; raise `UsageError` if it cannot have every density."""
+def _parse_pattern_for_any_density(pattern: str | Pattern) -> Pattern:
+    """Parse a pattern; raise `UsageError` for N:M patterns, which cannot have every density."""
     found = Pattern.parse(pattern)
     if found.m:
         raise UsageError(

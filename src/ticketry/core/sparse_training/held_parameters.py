@@ -1,4 +1,4 @@
-"""The parameters that a mask is held on, found by name, and the optimiser state that belongs to them."""
+"""The parameters that a mask is enforced on, found by name, and the optimiser state that belongs to them."""
 
 from __future__ import annotations
 
@@ -19,26 +19,27 @@ _SCALES = ("exp_inf", "step_size")
 
 
 class HeldParameter:
-    """A parameter, the mask of it that is held, and the hook that masks its gradient."""
+    """A parameter whose mask is enforced, with the hook that masks its gradient."""
 
     masks_gradients = True
-    """Tells the engine that this hook leaves gradients that are masked already unchanged."""
+    """Marks this hook for the engine: it leaves gradients unchanged that are masked already."""
 
     def __init__(self, parameter: nn.Parameter, mask: Tensor, hook: bool) -> None:
         self.parameter, self._mask = parameter, mask
         self._factors: Tensor | None = None
-        self._content = _content_id(parameter)
+        self._content = _tensor_identity(parameter)
         self._handle: torch.utils.hooks.RemovableHandle | None = None
         if hook:
             sharded = is_sharded(parameter)
-            function = self._mask_accumulated if sharded else self._mask_gradient
+            function = self._mask_accumulated_gradient if sharded else self._mask_gradient
             self._handle = _register_hook(parameter, function, accumulated=sharded)
 
     @property
     def factors(self) -> Tensor:
-        """The mask as 0 and 1 in the parameter's type, layout and device; of a sharded one, this process's shard.
+        """The mask as 0 and 1 in the parameter's dtype, layout and device; for a sharded parameter, this process's
+        shard.
 
-        Computed on first use: kernels return masked gradients already, and it is as large as the weights.
+        It is as large as the weights, so it is computed only if needed: kernels return masked gradients already.
         """
         own = local_shard(self.parameter.detach())
         if self._factors is None or self._factors.device != own.device or self._factors.dtype != own.dtype:
@@ -47,11 +48,12 @@ class HeldParameter:
         return self._factors
 
     def factors_like(self, tensor: Tensor, *, once: bool = False) -> Tensor:
-        """Return `factors` in the type and on the device of `tensor`: the parameter, its gradient or its state.
+        """Return `factors` in the dtype and on the device of `tensor`: the parameter, its gradient or its optimiser
+        state.
 
         Args:
-            tensor: of the parameter's shape; of a sharded parameter, this process's shard.
-            once: whether this is not called at each step, so that the result need not be cached.
+            tensor: tensor in the parameter's shape; for a sharded parameter, in that of this process's shard.
+            once: whether the call is not repeated at each step, so that the result need not be cached.
         """
         own = local_shard(self.parameter.detach())
         factors = self._compute_factors(own) if once and self._factors is None else self.factors
@@ -63,20 +65,20 @@ class HeldParameter:
 
     @property
     def gradient(self) -> Tensor | None:
-        """The parameter's gradient; of a sharded one, this process's shard."""
+        """The parameter's gradient; for a sharded parameter, this process's shard."""
         return None if self.parameter.grad is None else local_shard(self.parameter.grad)
 
     def holds(self, parameter: nn.Parameter | None) -> bool:
-        """Return whether `parameter` is the one that is held, with its hook still in effect."""
-        return parameter is self.parameter and _content_id(self.parameter) == self._content
+        """Return whether `parameter` is this parameter and its hook is still in effect."""
+        return parameter is self.parameter and _tensor_identity(self.parameter) == self._content
 
     @torch.no_grad()
     def mask(self) -> None:
-        """Set removed weights, and their gradients, to 0."""
+        """Set removed weights and their gradients to 0."""
         own = local_shard(self.parameter)
         own.masked_fill_(self.factors_like(own, once=True) == 0, 0)
         if is_sharded(self.parameter):
-            self._mask_accumulated(self.parameter)
+            self._mask_accumulated_gradient(self.parameter)
         elif self.parameter.grad is not None:
             self.parameter.grad = self._mask_gradient(self.parameter.grad)
 
@@ -91,15 +93,15 @@ class HeldParameter:
         return gradient if is_masked(gradient, self._mask) else gradient * self.factors_like(gradient)
 
     @torch.no_grad()
-    def _mask_accumulated(self, parameter: Tensor) -> None:
-        """Mask a gradient that `fully_shard` has added up over all processes."""
+    def _mask_accumulated_gradient(self, parameter: Tensor) -> None:
+        """Mask a gradient after `fully_shard` has added it up over all processes."""
         if parameter.grad is not None:
             gradient = local_shard(parameter.grad)
             gradient.mul_(self.factors_like(gradient))
 
 
-class NamedParameters:
-    """The parameters of a model that a mask names, under all their names if they are tied."""
+class MaskedParameters:
+    """The parameters of a model that a mask names, including all further names of tied ones."""
 
     def __init__(self, model: nn.Module, mask: Mask) -> None:
         self.model = model
@@ -107,24 +109,24 @@ class NamedParameters:
         masked = {id(parameter): name for name, parameter in mask.parameters(model).items()}
         everything = [(normal_name(name), one) for name, one in model.named_parameters(remove_duplicate=False)]
         self.masked_by = {name: masked[id(one)] for name, one in everything if id(one) in masked}
-        """Name of a parameter -> name of its mask: another one for tied weights."""
+        """Name of a parameter -> name of its mask, which differs for tied weights."""
         self.masked_by |= {name: name for name in mask}
-        self.remember()
+        self.find_and_remember()
 
-    def remember(self) -> dict[str, nn.Parameter]:
-        """Return `find`, and remember the modules and parameters on the way for `are_unchanged`."""
+    def find_and_remember(self) -> dict[str, nn.Parameter]:
+        """Return the result of `find`, and remember the modules and parameters found for `are_unchanged`."""
         found = self.find()
         self._path: dict[tuple[int, str], tuple[Mapping[str, object], str, object]] = {}
         for raw, _ in self.model.named_parameters(remove_duplicate=False):
             if normal_name(raw) in self.masked_by:
-                self._remember_path(raw)
+                self._remember_module_path(raw)
         return found
 
     def find(self) -> dict[str, nn.Parameter]:
-        """Return the parameters that have the names now, each once.
+        """Return the parameters that now have these names, each once.
 
         Raises:
-            HoldError: if one is missing or has another shape.
+            HoldError: if a parameter is missing or has another shape.
         """
         found: dict[str, nn.Parameter] = {}
         for raw, parameter in self.model.named_parameters(remove_duplicate=False):
@@ -143,20 +145,22 @@ class NamedParameters:
         return {name: one for name, one in found.items() if not tied[name]}
 
     def are_unchanged(self, held: Mapping[str, HeldParameter]) -> bool:
-        """Return whether all modules and parameters are those remembered, and the parameters those held."""
+        """Return whether the model still has the modules and parameters remembered, and they are the parameters in
+        `held`.
+        """
         return all(key in entries and entries[key] is value for entries, key, value in self._path.values()) and all(
-            _content_id(each.parameter) == each._content for each in held.values()
+            _tensor_identity(each.parameter) == each._content for each in held.values()
         )
 
     def has_parameter_of(self, optimizer: Optimizer) -> bool:
-        """Return whether an optimiser steps any parameter that the model has now."""
+        """Return whether an optimiser steps any parameter of the model."""
         own = {id(parameter) for parameter in self.model.parameters()}
         return any(id(parameter) in own for group in optimizer.param_groups for parameter in group["params"])
 
     def _shape(self, name: str) -> tuple[int, ...]:
         return self._shapes[self.masked_by[name]]
 
-    def _remember_path(self, name: str) -> None:
+    def _remember_module_path(self, name: str) -> None:
         module: nn.Module = self.model
         *path, local = name.split(".")
         for key in path:
@@ -167,45 +171,53 @@ class NamedParameters:
         self._path[id(module), local] = (module._parameters, local, module._parameters[local])
 
 
-def state_tensors(optimizer: Optimizer, parameter: nn.Parameter) -> Iterator[Tensor]:
-    """Yield the tensors of an optimiser's state that have one element per weight and can move it (their shards)."""
+def iterate_state_tensors(optimizer: Optimizer, parameter: nn.Parameter) -> Iterator[Tensor]:
+    """Yield the tensors of an optimiser's state that have one element per weight and can move it, or their local
+    shards.
+    """
     state: Mapping[str, object] = optimizer.state.get(parameter, {})
     for key, value in state.items():
         if key not in _SCALES:
-            yield from (local_shard(one) for one in _tensors_in(value) if one.shape == parameter.shape and one.dim())
+            yield from (
+                local_shard(one) for one in _float_tensors_in(value) if one.shape == parameter.shape and one.dim()
+            )
 
 
 @torch.no_grad()
 def clear_dense_history(optimizer: Optimizer, held: Mapping[str, HeldParameter]) -> None:
-    """Clear the history of L-BFGS if it comes from the dense network.
+    """Clear the history of L-BFGS if it dates from before pruning: if a vector is nonzero for removed weights.
 
-    The vectors of the history concatenate all parameters.
+    Each vector of the history concatenates all parameters.
     """
     if not isinstance(optimizer, LBFGS):
         return
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     factors = {id(each.parameter): each.factors_like(each.parameter, once=True) for each in held.values()}
     removed = torch.cat([(factors.get(id(one), torch.ones_like(one)) == 0).flatten() for one in parameters])
-    vectors = (one for state in optimizer.state.values() for one in _tensors_in(state) if one.shape == removed.shape)
+    vectors = (
+        one for state in optimizer.state.values() for one in _float_tensors_in(state) if one.shape == removed.shape
+    )
     if any(vector[removed].any() for vector in vectors):
         optimizer.state.clear()
 
 
-def _tensors_in(value: object) -> Iterator[Tensor]:
-    """Yield the floating-point tensors in a value of an optimiser's state."""
+def _float_tensors_in(value: object) -> Iterator[Tensor]:
+    """Yield the floating-point and complex tensors in a value of an optimiser's state."""
     if isinstance(value, Tensor):
         if value.is_floating_point() or value.is_complex():
             yield value
     elif isinstance(value, (list, tuple)):
         for each in value:
-            yield from _tensors_in(each)
+            yield from _float_tensors_in(each)
     elif isinstance(value, Mapping):
         for each in value.values():
-            yield from _tensors_in(each)
+            yield from _float_tensors_in(each)
 
 
-def _content_id(parameter: nn.Parameter) -> int:
-    """Return a number that changes once `torch.utils.swap_tensors` gave the object another tensor, without hooks."""
+def _tensor_identity(parameter: nn.Parameter) -> int:
+    """Return a number that changes if `torch.utils.swap_tensors` replaces a parameter's tensor, which loses its
+    hooks.
+    """
     content: int = parameter._cdata
     return content
 

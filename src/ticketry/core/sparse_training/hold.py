@@ -22,9 +22,9 @@ from ticketry.core.devices.sharding import (
 from ticketry.core.mask import Mask
 from ticketry.core.sparse_training.held_parameters import (
     HeldParameter,
-    NamedParameters,
+    MaskedParameters,
     clear_dense_history,
-    state_tensors,
+    iterate_state_tensors,
 )
 from ticketry.core.sparse_training.leftovers import release_leftovers
 from ticketry.errors import HoldError, UsageError
@@ -76,10 +76,10 @@ class Hold:
         check_shards(parameters)
         check_same_mask(model, parameters, mask)
         mask.apply_(model)
-        self._named = NamedParameters(model, mask)
+        self._named = MaskedParameters(model, mask)
         self._held = {
             name: HeldParameter(parameter, mask[self._named.masked_by[name]], hooks)
-            for name, parameter in self._named.remember().items()
+            for name, parameter in self._named.find_and_remember().items()
         }
         self._masked_states: weakref.WeakKeyDictionary[Optimizer, object] = weakref.WeakKeyDictionary()
         self._finite_steps = _FiniteSteps(self._held)
@@ -119,7 +119,7 @@ class Hold:
         self._require_original()
         clear_dense_history(optimizer, self._held)
         for held in self._held.values():
-            for tensor in state_tensors(optimizer, held.parameter):
+            for tensor in iterate_state_tensors(optimizer, held.parameter):
                 tensor.mul_(held.factors_like(tensor, once=True))
 
     @torch.no_grad()
@@ -145,7 +145,7 @@ class Hold:
         for name, parameter in self._named.find().items():
             removed = self._removed(name, parameter)
             self._require_zero(f"weights of {name!r}", local_shard(parameter.detach()), removed)
-            for tensor in state_tensors(optimizer, parameter) if optimizer else ():
+            for tensor in iterate_state_tensors(optimizer, parameter) if optimizer else ():
                 self._require_zero(f"optimiser state of {name!r}", tensor, removed.to(tensor.device))
         self._check_computed_weights()
 
@@ -211,7 +211,7 @@ class Hold:
     @torch.no_grad()
     def _hold_replacements(self) -> None:
         """Hold the parameters that have taken the names of others, as those were held."""
-        now = self._named.remember()
+        now = self._named.find_and_remember()
         for name, parameter in now.items():
             if name in self._held and is_sharded(parameter) and not is_sharded(self._held[name].parameter):
                 raise HoldError(

@@ -10,7 +10,7 @@ from itertools import combinations
 import torch
 from torch import Tensor
 
-from ticketry.core.allocate import largest
+from ticketry.core.allocate import mask_of_largest
 from ticketry.core.mask import Mask
 from ticketry.errors import MaskError, UsageError
 
@@ -63,7 +63,7 @@ def _largest_among(values: Tensor, among: Tensor, count: int) -> Tensor:
     """Return a bool tensor [n]: the `count` largest of `values` at the positions where `among` [n] is true."""
     positions = among.nonzero().flatten()
     chosen = torch.zeros_like(among)
-    chosen[positions[largest(values.detach().cpu().flatten()[positions], count)]] = True
+    chosen[positions[mask_of_largest(values.detach().cpu().flatten()[positions], count)]] = True
     return chosen
 
 

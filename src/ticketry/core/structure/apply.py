@@ -8,9 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ticketry.core.computed_weights import weights_in_use
+from ticketry.core.computed_weights import effective_weights
 from ticketry.core.mask import Mask
-from ticketry.core.scope import Patterns, first_names, layer_weights_among, parameters_of, scope_of_shapes
+from ticketry.core.scope import (
+    Patterns,
+    filter_default_scope,
+    first_names_of_tied,
+    match_parameter_names,
+    scope_of_shapes,
+)
 from ticketry.core.score import Loss, about, split_control
 from ticketry.core.structure.channel_masks import channels
 from ticketry.core.structure.channel_scores import CHANNEL_ONLY, check_channel_score
@@ -60,12 +66,12 @@ def n_m(model: nn.Module, mask: Mask, n: int = 2, m: int = 4, *, fill: bool = Tr
     """
     if not 1 <= n < m:
         raise UsageError(f"{n}:{m} is no structure: of m inputs n are kept, 1 <= n < m, as in 2:4")
-    spared = parameters_of(model, spare, "spare")
+    spared = match_parameter_names(model, spare, "spare")
     parameters = mask.parameters(model)
-    known = first_names(model, parameters)
-    of_layers = layer_weights_among(model, set(known.values()) - spared)
+    known = first_names_of_tied(model, parameters)
+    of_layers = filter_default_scope(model, set(known.values()) - spared)
     chosen = [name for name, one in parameters.items() if one.dim() > 1 and known[name] in of_layers]
-    where, weights = layouts(model, chosen), weights_in_use(model, parameters)
+    where, weights = layouts(model, chosen), effective_weights(model, parameters)
     found = {}
     for name, parameter in parameters.items():
         if known[name] in spared or parameter.dim() < 2:

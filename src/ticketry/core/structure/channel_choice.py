@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ticketry.core.mask import Mask
 from ticketry.core.scope import Scope
 from ticketry.core.score import Score, ScoreInputs
-from ticketry.core.score.measurement import pruned_to
+from ticketry.core.score.measurement import temporarily_pruned
 from ticketry.core.structure.channel_scores import channel_scores, sum_over_channels
 from ticketry.core.structure.coupling import ChannelGroup, Structure
 from ticketry.core.structure.layout import Roles
@@ -206,14 +206,14 @@ class Choice:
                 f" that gives a {type(structure).__name__}"
             )
         self.model, self.structure, self.scope, self.roles = model, structure, scope, structure.roles
-        self.positions = candidates(structure, scope)
+        self.positions = removable_group_positions(structure, scope)
         self.groups = [structure.groups[position] for position in self.positions]
         self.shapes = shapes_of(model)
         self.held = held_names(self.groups, self.shapes, scope)
 
     def scores(self, mask: Mask | None, inputs: ScoreInputs, *, score: str | Score, reduce: str) -> list[Tensor]:
         """Return the scores of each group's channels, in the network that a mask leaves."""
-        with pruned_to(mask, mask.parameters(self.model) if mask is not None else {}):
+        with temporarily_pruned(mask, mask.parameters(self.model) if mask is not None else {}):
             found = channel_scores(self.model, self.groups, self.scope, self.roles, inputs, score=score, reduce=reduce)
         self.check_numbers(found)
         return found
@@ -258,7 +258,7 @@ class Choice:
     def mask(self, removed: list[Flags]) -> Mask:
         return channel_mask(self.held, self.structure, self.shapes, dict(zip(self.positions, removed, strict=True)))
 
-    def check_within(self, mask: Mask) -> None:
+    def check_mask_covers_tensors(self, mask: Mask) -> None:
         """Raise `MaskError` unless a mask removes whole channels of these groups only."""
         flags = [np.zeros(group.size, dtype=bool) for group in self.groups]
         if set(mask) == set(self.held):
@@ -277,7 +277,7 @@ def held_names(groups: Iterable[ChannelGroup], shapes: Mapping[str, tuple[int, .
     return [name for name in shapes if name in scope or name in shared]
 
 
-def candidates(structure: Structure, scope: Scope) -> list[int]:
+def removable_group_positions(structure: Structure, scope: Scope) -> list[int]:
     """Return the positions of the groups that may lose channels: prunable, and produced by weights in scope.
 
     Raises:

@@ -14,7 +14,7 @@ from ticketry.budgets.request import Request, score_finder
 from ticketry.budgets.units import EAGER, ENGINE
 from ticketry.core.mask import Mask
 from ticketry.core.prune import densities, while_pruning_to
-from ticketry.core.scope import Patterns, Scope, as_names
+from ticketry.core.scope import Patterns, Scope, to_name_tuple
 from ticketry.core.scope import scope as scope_of
 from ticketry.core.score import Loss, Score, ScoreInputs
 from ticketry.core.score.measurement import cache_batches
@@ -116,7 +116,7 @@ def _multiplications(
     assert options.known is not None
     choice = Choice(model, options.known(), scope)
     if within is not None:
-        choice.check_within(within)
+        choice.check_mask_covers_tensors(within)
     scores = options.scores(choice) if options.scores else choice.sums(by_weights())
     path = ChannelPath(choice, scores, {name: float(price) for name, price in prices.items()}, options.order, within)
     return path.mask(path.step_within(share * path.dense))
@@ -259,13 +259,13 @@ def channels(
             scope=scope_of(model) if scope is None else scope,
             within=within,
             inputs=ScoreInputs(batches, loss, seed),
-            options=ChannelOptions(order, as_names(spare), partial(tried_structure, model, example_inputs, spare)),
+            options=ChannelOptions(order, to_name_tuple(spare), partial(tried_structure, model, example_inputs, spare)),
         )
     wanted, score = check_density(density, sparsity), score or "l1"
     known = example_inputs() if callable(example_inputs) else tried_structure(model, example_inputs, spare)
     choice = Choice(model, known, scope_of(model) if scope is None else scope)
     if within is not None:
-        choice.check_within(within)
+        choice.check_mask_covers_tensors(within)
     choice.check_reachable(within, wanted, order)
     initial = 1.0 if within is None else max(within.density, wanted)
     inputs = ScoreInputs(batches, loss, seed)

@@ -13,15 +13,15 @@ from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils.rnn import PackedSequence
 
 from ticketry.choices import list_choices
-from ticketry.core.computed_weights import weights_in_use
+from ticketry.core.computed_weights import effective_weights
 from ticketry.core.scope import Scope, is_transposed_linear, named_parameters, unwrapped
 from ticketry.core.score import CONTROLS, About, Score, ScoreInputs, get, names, split_control
 from ticketry.core.score.measurement import (
     average_gradients,
     check_scores,
     hessian_gradient_product,
-    measuring,
-    missing_batch_error,
+    no_batch_error,
+    prepare_for_measurement,
     require_data,
 )
 from ticketry.core.score.protocol import evaluate_partial_score
@@ -77,7 +77,7 @@ def activation_scores(
     count = 0
     with ExitStack() as stack:
         stack.enter_context(plain_operations())  # a fused transformer layer does not call its parts
-        stack.enter_context(measuring(model, scope, seed=inputs.seed))
+        stack.enter_context(prepare_for_measurement(model, scope, seed=inputs.seed))
         stack.enter_context(torch.no_grad())
         for reader in readers:
             hook = reader.module.register_forward_pre_hook(reader.look(score), with_kwargs=True)
@@ -86,7 +86,7 @@ def activation_scores(
             run(model, batch)
             count += 1
     if not count:
-        raise missing_batch_error()
+        raise no_batch_error()
     seen: dict[str, list[Tensor]] = {}
     for reader in readers:
         if reader.entries:
@@ -224,7 +224,9 @@ def weight_scores(model: nn.Module, scope: Scope, score: str | Score, inputs: Sc
     """Return a score of every weight in scope; scores of channels are sums of them."""
     if score in ("l1", "l2"):
         power = torch.abs if score == "l1" else torch.square
-        return {name: power(weight.double()) for name, weight in weights_in_use(model, scope.parameters(model)).items()}
+        return {
+            name: power(weight.double()) for name, weight in effective_weights(model, scope.parameters(model)).items()
+        }
     if score == "taylor":
         return {name: effect.abs() for name, effect in _effects(model, scope, score, inputs).items()}
     return evaluate_partial_score(get(score), model, scope, **vars(inputs))
@@ -294,7 +296,7 @@ def _effects(
     batches, loss = require_data(score, inputs.batches, inputs.loss)
     shapes = dict(scope.shapes)
     shapes |= {name: tuple(p.shape) for name, p in named_parameters(model).items() if name in also}
-    with measuring(model, Scope(shapes, scope.parameters_total), seed=inputs.seed) as weights:
+    with prepare_for_measurement(model, Scope(shapes, scope.parameters_total), seed=inputs.seed) as weights:
         batches = list(batches) if second else batches
         gradients = average_gradients(model, weights, batches, loss)
         if not second:

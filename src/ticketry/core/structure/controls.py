@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from ticketry.core.allocate import allocate, largest
+from ticketry.core.allocate import allocate, mask_of_largest
 from ticketry.core.mask import Mask
 from ticketry.core.structure.channel_choice import Count, global_order, remove
 from ticketry.core.structure.coupling import ChannelGroup, Structure
@@ -196,7 +196,7 @@ def _shuffle_blocks(kept: Tensor, name: str, pattern: Pattern, layout: Layout, d
 def _shuffle_n_of_m(kept: Tensor, name: str, pattern: Pattern, layout: Layout, draw: torch.Generator) -> Tensor:
     keys = torch.rand(kept.shape, dtype=torch.float64, generator=draw)
     possible = best_of_m(keys, pattern.n, pattern.m, layout)
-    return largest(keys.masked_fill(~possible, -1.0).flatten(), int(kept.sum())).view(kept.shape)
+    return mask_of_largest(keys.masked_fill(~possible, -1.0).flatten(), int(kept.sum())).view(kept.shape)
 
 
 def random_blocks(model: nn.Module, like: Mask, pattern: str | Pattern, seed: int) -> Mask:

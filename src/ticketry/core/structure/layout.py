@@ -16,18 +16,18 @@ from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils.parametrize import ParametrizationList
 
 from ticketry.choices import did_you_mean, format_names
-from ticketry.core.computed_weights import computed_weights, computed_weights_of, weights_in_use
+from ticketry.core.computed_weights import computed_weights, computed_weights_in, effective_weights
 from ticketry.core.mask import Mask
 from ticketry.core.scope import (
     EMBEDDINGS,
+    MOST_NAMES,
     NORMS,
-    SHOWN,
     Patterns,
-    first_names,
+    filter_by_scope_options,
+    first_names_of_tied,
     is_transposed_linear,
     named_parameters,
     normal_name,
-    scope_among,
     unwrapped,
 )
 from ticketry.core.weight_uses import FactorUse, factor_uses
@@ -237,7 +237,7 @@ def held_parameters(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
     """Yield a module's parameters by local name; for a computed weight, the parameters of the weight's shape."""
     if not isinstance(module, ParametrizationList):
         yield from module.named_parameters(recurse=False)
-    for computed in computed_weights_of(module):
+    for computed in computed_weights_in(module):
         shape = computed.value().shape
         yield from ((computed.local, original) for original in computed.originals if original.shape == shape)
 
@@ -463,8 +463,8 @@ def matrix_views(
         ScopeError: if a pattern matches nothing, or nothing is left.
     """
     parameters = mask.parameters(model)
-    known = first_names(model, parameters)
-    chosen = scope_among(model, known.values(), spare=spare, first_conv=first_conv, output=output)
+    known = first_names_of_tied(model, parameters)
+    chosen = filter_by_scope_options(model, known.values(), spare=spare, first_conv=first_conv, output=output)
     matrices = {
         name: parameter
         for name, parameter in parameters.items()
@@ -473,9 +473,9 @@ def matrix_views(
     known_layouts = layouts(model, matrices)
     views = {name: MatrixView(tuple(one.shape), known_layouts[name]) for name, one in matrices.items()}
     if not views:
-        more = "" if len(mask) <= SHOWN else ", …"
+        more = "" if len(mask) <= MOST_NAMES else ", …"
         raise ScopeError(
-            f"no layer is left that has groups of rows: the mask is of {', '.join(list(mask)[:SHOWN])}{more}, of which"
+            f"no layer is left that has groups of rows: the mask is of {', '.join(list(mask)[:MOST_NAMES])}{more}, of which"
             " some are vectors and the others are left out by spare=, first_conv= or output="
         )
     return views
@@ -488,7 +488,7 @@ def magnitudes(model: nn.Module, mask: Mask, views: dict[str, MatrixView]) -> di
         MaskError: if a weight is not a finite number.
     """
     found = {}
-    for name, weight in weights_in_use(model, mask.parameters(model)).items():
+    for name, weight in effective_weights(model, mask.parameters(model)).items():
         if name in views:
             size = views[name].matrix(weight.cpu()).abs().double()
             if not bool(size.isfinite().all()):

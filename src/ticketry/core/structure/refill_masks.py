@@ -16,11 +16,19 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ticketry.core.computed_weights import weights_in_use
+from ticketry.core.computed_weights import effective_weights
 from ticketry.core.mask import Mask
-from ticketry.core.scope import Patterns, Scope, as_names, end_layers, named_parameters, parameters_of, scope_of_shapes
+from ticketry.core.scope import (
+    Patterns,
+    Scope,
+    first_and_last_layer_parameters,
+    match_parameter_names,
+    named_parameters,
+    scope_of_shapes,
+    to_name_tuple,
+)
 from ticketry.core.score import Loss, Score, ScoreInputs, split_control
-from ticketry.core.score.measurement import pruned_to
+from ticketry.core.score.measurement import temporarily_pruned
 from ticketry.core.structure.channel_choice import Choice, check_counts
 from ticketry.core.structure.channel_scores import CHANNEL_SCORES, apply_control, check_channel_score, weight_scores
 from ticketry.core.structure.coupling import ChannelGroup, Member, Structure
@@ -53,7 +61,7 @@ def refill_scores(choice: Choice, mask: Mask, score: str | Score, inputs: ScoreI
     control, plain = split_control(score) if isinstance(score, str) else ("", score)
     plain = "activation" if plain == "activation_l1" else plain
     if isinstance(plain, str) and plain in OF_CHANNELS:
-        with pruned_to(mask, mask.parameters(choice.model)):
+        with temporarily_pruned(mask, mask.parameters(choice.model)):
             return choice.scores(None, inputs, score=f"{control}:{plain}" if control else plain, reduce="sum")
     layers = _in_layers(choice, mask, plain, inputs)
     found = []
@@ -80,7 +88,7 @@ def _in_layers(choice: Choice, mask: Mask, score: str | Score, inputs: ScoreInpu
     if score == "remaining":
         return {place: _count(mask, member, choice.shapes).double() for place, member in wanted.items()}
     if score in ("l1", "l2"):
-        weights = weights_in_use(choice.model, choice.scope.parameters(choice.model))
+        weights = effective_weights(choice.model, choice.scope.parameters(choice.model))
         kept = {name: _masked(weights[name], mask.get(name)).abs() for name in {name for name, _ in wanted}}
         power = 1 if score == "l1" else 2
         return {
@@ -89,7 +97,7 @@ def _in_layers(choice: Choice, mask: Mask, score: str | Score, inputs: ScoreInpu
             .cpu()
             for name, dim in wanted
         }
-    with pruned_to(mask, mask.parameters(choice.model)):
+    with temporarily_pruned(mask, mask.parameters(choice.model)):
         values = weight_scores(choice.model, choice.scope, score, inputs)
     masked = {name: _masked(values[name].detach(), mask.get(name)) for name in {name for name, _ in wanted}}
     return {
@@ -209,7 +217,7 @@ def refill(
     density = None if density is None else share_of(density)
     _check(plus, density, coupled, keep_at_least, multiple)
     named = _first_names(model, mask)
-    spare = as_names(spare)
+    spare = to_name_tuple(spare)
     known, unseen = structure_around(model, example_inputs, spare) if structure is None else (structure, ())
     _check_structure(known, shapes_of(model))
     stays = _staying(model, known, known.roles, coupled, first, output, _spared(model, spare, unseen))
@@ -261,7 +269,7 @@ def _first_names(model: nn.Module, mask: Mask) -> Mask:
 
 def _scope(model: nn.Module, mask: Mask, first: bool | None, output: bool | None) -> Scope:
     """Return the scope of the mask, with the ends of the network if requested."""
-    asked = [names for names, want in zip(end_layers(model), (first, output), strict=True) if want]
+    asked = [names for names, want in zip(first_and_last_layer_parameters(model), (first, output), strict=True) if want]
     parameters = named_parameters(model)
     shapes = mask.shapes
     for name in parameters:
@@ -280,7 +288,7 @@ def _staying(
     spared: set[str],
 ) -> dict[int, str]:
     """Return the positions of the groups that stay by request, and the reasons."""
-    ends = end_layers(model)
+    ends = first_and_last_layer_parameters(model)
     spared = spared | (ends[0] if first is False else set()) | (ends[1] if output is False else set())
     found: dict[int, str] = {}
     for position, group in enumerate(structure.groups):
@@ -301,7 +309,7 @@ def _spared(model: nn.Module, spare: Sequence[str], unseen: Sequence[str]) -> se
     found: set[str] = set()
     for pattern in spare:
         try:
-            found |= parameters_of(model, (pattern,), "spare")
+            found |= match_parameter_names(model, (pattern,), "spare")
         except ScopeError:
             if not any(fnmatchcase(name, pattern) for name in unseen):
                 raise

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ticketry.choices import did_you_mean
-from ticketry.core.scope import SHOWN, Patterns, as_names, unwrapped
+from ticketry.core.scope import MOST_NAMES, Patterns, to_name_tuple, unwrapped
 from ticketry.core.structure.coupling import ChannelCount, Structure, structure_of
 from ticketry.core.structure.model_copies import (
     Arguments,
@@ -127,13 +127,13 @@ def structure_around(
 def _matching(model: nn.Module, spare: Patterns) -> frozenset[str]:
     names = [name for name, _ in model.named_modules()]
     found: set[str] = set()
-    for pattern in as_names(spare):
+    for pattern in to_name_tuple(spare):
         matching = [name for name in names if fnmatchcase(module_name(name), pattern)]
         if not matching:
             question = did_you_mean(str(pattern), [module_name(name) for name in names]).strip()
             raise UsageError(
                 f"spare={pattern!r} is no module of {type(model).__name__}: its modules are"
-                f" {', '.join(name for name in names[1:SHOWN] if name) or 'none'}{', …' if len(names) > SHOWN else ''}"
+                f" {', '.join(name for name in names[1:MOST_NAMES] if name) or 'none'}{', …' if len(names) > MOST_NAMES else ''}"
                 + (f"; {question}" if question else "")
             )
         found.update(matching)

@@ -12,7 +12,7 @@ import torch
 
 from ticketry.core.scope import scope as scope_of
 from ticketry.core.score import SCORES, ScoreInputs, about, get, names, split_control
-from ticketry.core.score.measurement import scores_in
+from ticketry.core.score.measurement import score_pruned_model
 from ticketry.lab.costs.ledger import SeenExamples
 from ticketry.lab.costs.meters.flops import FlopsByWeight, flops_of, removed_shares
 from ticketry.lab.costs.phases import Phases
@@ -110,7 +110,7 @@ def scoring_flops(lab: Lab, task: Task, score: str, first: int, others: int = 0)
 
         def flops(count: int, size: int) -> tuple[int, int]:
             seen = Sample(count, size).draw(course, model)
-            found = flops_of(lambda: scores_in(function, model, scope, None, ScoreInputs(seen, course.loss)))
+            found = flops_of(lambda: score_pruned_model(function, model, scope, None, ScoreInputs(seen, course.loss)))
             return found, sum(map(course.count, seen))
 
         (few, n), (larger, more), (further, all_) = flops(1, _FEW), flops(1, 2 * _FEW), flops(2, _FEW)

@@ -52,7 +52,7 @@ def prunable(replicate: Replicate, settings: PruningSettings) -> Scope:
 
 def _check_layers(replicate: Replicate, scope: Scope, settings: PruningSettings, least: int) -> None:
     """Raise `UsageError` for names of layers that are not pruned, and for more weights to retain than there are."""
-    from ticketry.core.layer_minimum import check_least_of
+    from ticketry.core.layer_minimum import check_layer_minimum
     from ticketry.core.scope import match_names
     from ticketry.core.structure.layout import layouts
 
@@ -60,7 +60,7 @@ def _check_layers(replicate: Replicate, scope: Scope, settings: PruningSettings,
     pattern = settings.shape.parsed_pattern
     if least and not settings.budget:
         known = None if pattern.unstructured else layouts(replicate.lab.model(replicate.task), scope)
-        check_least_of(scope.shapes, settings.targets[-1], least, pattern=pattern, layouts=known)
+        check_layer_minimum(scope.shapes, settings.targets[-1], least, pattern=pattern, layouts=known)
 
 
 def _check_channels(replicate: Replicate, scope: Scope, settings: PruningSettings, least: int) -> None:
@@ -85,7 +85,7 @@ def _check_channels(replicate: Replicate, scope: Scope, settings: PruningSetting
 def _check_budget(replicate: Replicate, scope: Scope, settings: PruningSettings, least: int) -> None:
     """Raise `UsageError` for a budget below the floor, and for layers without a price."""
     from ticketry.budgets.allocation import check_floor, check_floor_of_costs
-    from ticketry.core.layer_minimum import candidates
+    from ticketry.core.layer_minimum import count_candidates
     from ticketry.lab.budget_masks import prices_of, remember_costs
     from ticketry.lab.measured_time import check_new
 
@@ -99,7 +99,7 @@ def _check_budget(replicate: Replicate, scope: Scope, settings: PruningSettings,
             check_new(replicate.lab, costs)
         remember_costs(replicate.lab, replicate.task, costs, scope)
         # A budget below the cost of empty layers could not be read as a share.
-        check_floor_of_costs(costs, candidates(scope.shapes, None), share * costs.dense, least)
+        check_floor_of_costs(costs, count_candidates(scope.shapes, None), share * costs.dense, least)
         return
     prices = prices_of(replicate.lab, replicate.task, scope)
     check_floor(scope.sizes, prices, share, least=least, what=COUNTED[budget.kind])
@@ -112,11 +112,11 @@ def check_norms(replicate: Replicate, scope: Scope) -> None:
         UsageError: naming the first layer whose channels pass none.
         StructureError: if the network has no channels that can go.
     """
-    from ticketry.core.structure.channel_choice import candidates
+    from ticketry.core.structure.channel_choice import removable_group_positions
 
     lab, task = replicate.lab, replicate.task
     structure = lab.structure(task)
-    for position in candidates(structure, scope):
+    for position in removable_group_positions(structure, scope):
         group = structure.groups[position]
         if not any(member.name in structure.roles.scales for member in group.parameters):
             raise UsageError(
