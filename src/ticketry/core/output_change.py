@@ -87,10 +87,8 @@ class LayerCall:
 
     def add(self, gradient: Tensor, share: float = 1.0) -> None:
         """Add the squares of a gradient with respect to the output, times `share`."""
-        squared_gradients = share * _sum_squares_by_channel(gradient, self._channel, mean=False)
-        self.squared_gradients = (
-            squared_gradients if self.squared_gradients is None else self.squared_gradients + squared_gradients
-        )
+        squares = share * _sum_squares_by_channel(gradient, self._channel, mean=False)
+        self.squared_gradients = squares if self.squared_gradients is None else self.squared_gradients + squares
 
     def add_to(self, factors: Tensor) -> None:
         """Add E[x^2] * sum of g^2 of this call, by which squared weights are multiplied, to `factors`.
@@ -306,9 +304,7 @@ def _sum_squares_by_channel(values: Tensor, channel: int, *, mean: bool) -> Tens
     if not values.numel():  # an expert that received no example
         return torch.zeros(values.shape[channel], dtype=torch.float64)
     values = values.to(torch.promote_types(values.dtype, torch.float32))
-    largest = (
-        values.abs().max().clamp_min(torch.finfo(values.dtype).tiny)
-    )  # squared_output_change of small numbers underflow
+    largest = values.abs().max().clamp_min(torch.finfo(values.dtype).tiny)  # squares of small numbers underflow
     norms = torch.linalg.vector_norm(values / largest, dim=others) if others else values / largest
     found = (norms.double() * largest.double()).square()
     return (found / _count_positions(values, channel) if mean else found).cpu()

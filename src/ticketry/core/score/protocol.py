@@ -218,7 +218,8 @@ def _check_names(score: Score, found: Mapping[str, object], scope: Scope) -> Non
 def _check_tensor(score: Score, name: str, values: object, shape: tuple[int, ...]) -> Tensor:
     if not isinstance(values, Tensor):
         raise ScoreError(
-            f"{describe_score(score)} gives {_describe_type(values)} for {name!r}, and not a tensor: use torch.as_tensor"
+            f"{describe_score(score)} gives {_describe_type(values)} for {name!r}, and not a tensor: use"
+            " torch.as_tensor"
         )
     if tuple(values.shape) != tuple(shape):
         raise ScoreError(

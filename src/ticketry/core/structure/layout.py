@@ -475,8 +475,8 @@ def matrix_views(
     if not views:
         more = "" if len(mask) <= MOST_NAMES else ", …"
         raise ScopeError(
-            f"no layer is left that has groups of rows: the mask is of {', '.join(list(mask)[:MOST_NAMES])}{more}, of which"
-            " some are vectors and the others are left out by spare=, first_conv= or output="
+            f"no layer is left that has groups of rows: the mask is of {', '.join(list(mask)[:MOST_NAMES])}{more}, of"
+            " which some are vectors and the others are left out by spare=, first_conv= or output="
         )
     return views
 

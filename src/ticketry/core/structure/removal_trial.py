@@ -133,8 +133,8 @@ def _matching(model: nn.Module, spare: Patterns) -> frozenset[str]:
             question = did_you_mean(str(pattern), [module_name(name) for name in names]).strip()
             raise UsageError(
                 f"spare={pattern!r} is no module of {type(model).__name__}: its modules are"
-                f" {', '.join(name for name in names[1:MOST_NAMES] if name) or 'none'}{', …' if len(names) > MOST_NAMES else ''}"
-                + (f"; {question}" if question else "")
+                f" {', '.join(name for name in names[1:MOST_NAMES] if name) or 'none'}"
+                f"{', …' if len(names) > MOST_NAMES else ''}" + (f"; {question}" if question else "")
             )
         found.update(matching)
     return frozenset(found)
