@@ -45,13 +45,6 @@ def test_what_is_here(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkey
     assert not (tmp_path / "cache" / "mnist").exists()
 
 
-def test_the_table_fits_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
-    code, out, _ = call(capsys, "doctor")
-    assert code == 0
-    assert all(len(line) <= 100 for line in out.splitlines() if "/" not in line)
-    assert "pip install 'ticketry[" in out or all(f"\n  {extra} " in out for extra in EXTRAS)
-
-
 def test_extras_are_those_of_the_install_page() -> None:
     page = (Path(__file__).parents[2] / "docs" / "install.md").read_text()
     table = page.partition("| extra | what it adds |")[2].partition("\n\n")[0]

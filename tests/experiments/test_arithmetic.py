@@ -50,6 +50,11 @@ def repeated(run: Run, capsys: pytest.CaptureFixture[str], *more: str) -> dict[s
     return found
 
 
+def check_file_repeats(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    again = repeated(run, capsys)
+    assert (again["run"], again["now"]["segments_trained"]) == (run.name, 0)
+
+
 def test_what_is_unusual() -> None:
     assert unusual(precision="fp32", norms="own", parallel="fsdp") == {}, "of one device there is nothing to choose"
     assert unusual(precision="bf16", threads=2) == {"precision": "bf16", "threads": 2}
@@ -58,43 +63,37 @@ def test_what_is_unusual() -> None:
     assert unusual(precision="fp32", devices=2) == {"devices": 2}
 
 
-def test_each_has_its_own_tickets(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """A comparison of several in one store: none takes the place of another, and nothing is said."""
+def test_each_arithmetic_has_its_own_run_which_its_file_repeats(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
     chosen: list[dict[str, Any]] = [{}, {"precision": "bf16"}, {"threads": 2}]
-    runs = [search(tmp_path, **one) for one in chosen]
-    assert len({run.name for run in runs}) == len(list((tmp_path / "runs").iterdir())) == 3
+    runs = [search(tmp_path / "store", **one) for one in chosen]
+    assert len({run.name for run in runs}) == len(list((tmp_path / "store" / "runs").iterdir())) == 3
     assert [run.request.name for run in runs] == [run.name for run in runs]
     weights = [run.tickets[0].load().trained for run in runs]
-    alone = search(tmp_path / "alone").tickets[0].load().trained
-    assert all(torch.equal(weights[0][name], alone[name]) for name in alone)
-    assert not all(torch.equal(weights[0][name], weights[1][name]) for name in alone)
+    alone = search(tmp_path / "alone", threads=1, norms="own")
+    assert alone.name == runs[0].name, "the defaults in words"
+    assert "arithmetic" not in alone.request.identity()
+    assert all(torch.equal(weights[0][name], found) for name, found in alone.tickets[0].load().trained.items())
+    assert not all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
     assert not caplog.records
+    for run in runs:
+        check_file_repeats(run, capsys)
 
 
-def test_usual_words_give_the_name_that_is_given_without_them(tmp_path: Path) -> None:
-    run = search(tmp_path, threads=1, norms="own")
-    assert run.name == tk.run("iterative", store=tmp_path, **SHORT).name
-    assert "arithmetic" not in run.request.identity()
-
-
-@pytest.mark.parametrize("chosen", [{}, {"precision": "bf16"}, {"threads": 2}, {"kernels": "sparse"}], ids=str)
-def test_a_file_repeats_its_run(tmp_path: Path, capsys: pytest.CaptureFixture[str], chosen: dict[str, Any]) -> None:
-    if "kernels" in chosen:
-        pytest.importorskip("llvmlite")
-    run = search(tmp_path, **chosen)
-    again = repeated(run, capsys)
-    assert (again["run"], again["now"]["segments_trained"]) == (run.name, 0)
+def test_a_file_repeats_a_run_in_sparse_kernels(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("llvmlite")
+    check_file_repeats(search(tmp_path, kernels="sparse"), capsys)
 
 
 @pytest.mark.slow  # two processes for each network
 @pytest.mark.parametrize("chosen", [{"devices": 2}, {"devices": 2, "norms": "own"}], ids=str)
-def test_a_file_repeats_its_run_on_several_devices(
+def test_a_file_repeats_a_run_on_several_devices(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], chosen: dict[str, Any]
 ) -> None:
     run = search(tmp_path, **chosen)
     assert run.name != search(tmp_path).name
-    again = repeated(run, capsys)
-    assert (again["run"], again["now"]["segments_trained"]) == (run.name, 0)
+    check_file_repeats(run, capsys)
 
 
 def test_a_file_says_on_which_device_where_that_is_not_left_open(tmp_path: Path) -> None:
@@ -136,7 +135,7 @@ def test_another_arithmetic_of_the_same_name_is_told_before_it_is_replaced(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     pytest.importorskip("llvmlite")
-    for kernels, told in (("dense", 0), ("dense", 0), ("sparse", 1), ("sparse", 0), ("dense", 1)):
+    for kernels, told in (("dense", 0), ("sparse", 1), ("sparse", 0), ("dense", 1)):
         caplog.clear()
         with caplog.at_level(logging.WARNING):
             search(tmp_path, kernels=kernels, task="norms_task:norms", levels=3, rate=0.4)
@@ -161,13 +160,13 @@ title = "Tickets in two precisions"
 interim = [2]
 [scales.demo.base]
 task = "digits"
-recipe = { length = "20it" }
+recipe = { length = "6it" }
 method = "iterative"
 settings = { densities = [0.5] }
 precision = "bf16"
 [scales.demo.bases.plain]
 task = "digits"
-recipe = { length = "20it" }
+recipe = { length = "6it" }
 method = "iterative"
 settings = { densities = [0.5] }
 precision = "fp32"

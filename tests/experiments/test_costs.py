@@ -1,4 +1,4 @@
-"""What every network of a run cost, recomputed by hand from the settings of each method."""
+"""What a run and each of its networks cost, recomputed by hand from the settings of each method."""
 
 from __future__ import annotations
 
@@ -9,12 +9,16 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 import ticketry as tk
+from ticketry.errors import UsageError
+from ticketry.evidence.controls import train_control
 from ticketry.experiments.request import SearchRequest
 from ticketry.experiments.search import execute
 from ticketry.lab import lab as lab_module
 from ticketry.lab.lab import Lab
+from ticketry.lab.search_result import Seeds
 from ticketry.lab.store.files import read_sealed, write_sealed
 from ticketry.records.schema import as_json
 
@@ -41,11 +45,13 @@ def shares(row: dict[str, Any]) -> dict[str, float]:
     return {layer["name"]: layer["kept"] / layer["total"] for layer in row["layers"]}
 
 
-def made(lab: Lab, name: str, *, controls: tuple[str, ...] = (), **settings: Any) -> dict[tuple[int, str], Any]:
+def search(lab: Lab, name: str, *, controls: tuple[str, ...] = (), **settings: Any) -> dict[str, Any]:
     method = tk.search.method(name)
-    record = as_json(
-        execute(lab, SearchRequest(method, TASK, method.Settings(**settings), RECIPE, replicates=1, controls=controls))
-    )
+    request = SearchRequest(method, TASK, method.Settings(**settings), RECIPE, replicates=1, controls=controls)
+    return as_json(execute(lab, request))
+
+
+def rows_of(record: dict[str, Any]) -> dict[tuple[int, str], Any]:
     rows = {(row["level"], row["role"]): row for row in record["points"]}
     dense = rows[0, "dense"]["cost"]
     assert (dense["dense"]["steps"], dense["dense"]["flops"]) == (TOTAL, TOTAL * step())
@@ -53,8 +59,24 @@ def made(lab: Lab, name: str, *, controls: tuple[str, ...] = (), **settings: Any
     return rows
 
 
+def made(lab: Lab, name: str, *, controls: tuple[str, ...] = (), **settings: Any) -> dict[tuple[int, str], Any]:
+    return rows_of(search(lab, name, controls=controls, **settings))
+
+
+def cost_of(record: dict[str, Any]) -> tuple[int, int, int]:
+    """Return the steps of the search, of its controls, and those that were trained."""
+    cost = record["cost"]
+    assert cost["dense_steps"] == TOTAL
+    return cost["search_steps_per_replicate"], cost["control_steps"], cost["steps_trained"]
+
+
 def steps(row: dict[str, Any]) -> list[int]:
     return [row["cost"][phase]["steps"] for phase in ("dense", "search", "sparse")]
+
+
+def key_of(row: dict[str, Any]) -> tuple[str, int]:
+    trajectory, _, step = row["key"].partition("@")
+    return trajectory, int(step)
 
 
 def flops(row: dict[str, Any]) -> list[float]:
@@ -62,33 +84,28 @@ def flops(row: dict[str, Any]) -> list[float]:
 
 
 def test_iterative(lab: Lab) -> None:
-    rows = made(lab, "iterative", levels=3, rewind="25%", controls=("random_reinit", "random_prune", "shuffled"))
+    rows = made(lab, "iterative", levels=2, rewind="25%", controls=("random_reinit", "random_prune", "shuffled"))
     own = TOTAL - TOTAL // 4
     cost = 0.0
-    for level in (1, 2, 3):
+    for level in (1, 2):
         row = rows[level, "ticket"]
         assert steps(row) == [TOTAL, (level - 1) * own, own]
         assert flops(row) == pytest.approx([TOTAL * step(), cost, own * step(shares(row))])
         cost += own * step(shares(row))
-    assert steps(rows[3, "shuffled"]) == [TOTAL, 2 * own, own]
-    assert flops(rows[3, "shuffled"]) == flops(rows[3, "ticket"])
+    assert steps(rows[2, "shuffled"]) == [TOTAL, own, own]
+    assert flops(rows[2, "shuffled"]) == flops(rows[2, "ticket"])
     # A fresh start is trained densely up to the rewind step, beside what the ticket's mask needed.
-    assert steps(rows[3, "random_reinit"]) == [TOTAL + TOTAL // 4, 2 * own, own]
+    assert steps(rows[2, "random_reinit"]) == [TOTAL + TOTAL // 4, own, own]
     # A random mask needs no search, only the early weights.
-    assert steps(rows[3, "random_prune"]) == [TOTAL // 4, 0, own]
-    heights = {rows[3, "ticket"]["cost"][phase]["memory"] for phase in ("search", "sparse")}
+    assert steps(rows[2, "random_prune"]) == [TOTAL // 4, 0, own]
+    heights = {rows[2, "ticket"]["cost"][phase]["memory"] for phase in ("search", "sparse")}
     assert len(heights) == 1
     more = heights.pop() - rows[0, "dense"]["cost"]["dense"]["memory"]
     assert more == pytest.approx(4 * sum(LAYERS.values()), abs=64)
-
-
-def test_seconds_are_those_of_the_trainings(lab: Lab) -> None:
-    rows = made(lab, "iterative", levels=2)
     first, second = rows[1, "ticket"]["cost"], rows[2, "ticket"]["cost"]
     assert first["dense"]["seconds"] == rows[0, "dense"]["seconds"]
     assert first["sparse"]["seconds"] == rows[1, "ticket"]["seconds"]
-    # The level before and making both masks.
-    assert second["search"]["seconds"] >= rows[1, "ticket"]["seconds"]
+    assert second["search"]["seconds"] >= rows[1, "ticket"]["seconds"], "the level before, and making both masks"
 
 
 @pytest.mark.parametrize(("retrain", "own"), [("finetune", 30), ("continue", 30), ("restart", TOTAL)])
@@ -98,22 +115,29 @@ def test_oneshot(lab: Lab, retrain: str, own: int) -> None:
     assert steps(row) == [TOTAL, 0, own]
     assert flops(row) == pytest.approx([TOTAL * step(), 0, own * step(shares(row))])
     assert row["cost"]["search"]["memory"] is None  # scoring is no training step
+    assert (row["search_steps"], row["steps"]) == (TOTAL, own)
     assert steps(rows[1, "random_prune"]) == [TOTAL if retrain == "finetune" else 10, 0, own]
 
 
-@pytest.mark.parametrize("retrain", ["finetune", "rewind_lr"])
-def test_controls_beside_final_weights_have_the_steps_that_their_rows_tell(lab: Lab, retrain: str) -> None:
-    """A ticket of level 3 has been trained three times behind the dense network, and so are its controls."""
+def test_one_shot_pruning_costs_the_dense_training_once(tmp_path: Path) -> None:
+    with Lab(tmp_path, device="cpu") as lab:
+        record = search(lab, "oneshot", density=(0.5, 0.2), rewind="50%")
+    assert cost_of(record) == (2 * TOTAL, 0, 2 * TOTAL)
+    assert record["cost"]["train_seconds"] == pytest.approx(sum(row["seconds"] for row in record["points"]), rel=0.01)
+
+
+def test_controls_beside_final_weights_have_the_steps_that_their_rows_tell(lab: Lab) -> None:
+    """A ticket of level 2 has been trained twice behind the dense network, and so are its controls."""
     controls = ("shuffled", "random_prune", "random_reinit")
-    rows = made(lab, "iterative", levels=3, rewind="25%", retrain=retrain, controls=controls)
+    rows = made(lab, "iterative", levels=2, rewind="25%", retrain="rewind_lr", controls=controls)
     own = TOTAL - TOTAL // 4
-    for level in (1, 2, 3):
+    for level in (1, 2):
         assert rows[level, "ticket"]["budget"] == TOTAL + level * own
         for role in controls:
             row = rows[level, role]
             assert (row["steps"], row["budget"]) == (level * own, TOTAL + level * own)
             assert row["cost"]["sparse"]["steps"] == level * own
-    assert steps(rows[3, "random_prune"]) == [TOTAL, 0, 3 * own]
+    assert steps(rows[2, "random_prune"]) == [TOTAL, 0, 2 * own]
 
 
 def test_early_with_its_scoring(lab: Lab) -> None:
@@ -142,16 +166,50 @@ def test_looks_of_a_detector_take_time_that_is_remembered(
         assert rows[1, "shuffled"]["cost"]["search"]["seconds"] == 4 + 1
 
 
-def test_gradual(lab: Lab) -> None:
-    rows = made(lab, "gradual", begin="5it", end="25it", frequency="10it", controls=("random_reinit", "shuffled"))
+GRADUAL: dict[str, Any] = {"begin": "5it", "end": "25it", "frequency": "10it"}  # a cut at 15 and one at 25
+
+
+def test_gradual(tmp_path: Path) -> None:
+    controls = ("random_reinit", "shuffled")
+    with Lab(tmp_path, device="cpu") as lab:
+        record = search(lab, "gradual", density=(0.5, 0.2), controls=controls, **GRADUAL)
+        rows = rows_of(record)
+        # Up to the first cut tickets are the dense network. A fresh start is dense up to the last cut, once for both.
+        assert cost_of(record) == (15 + 2 * 25, 2 * 2 * 15, TOTAL + 2 * 25 + 25 + 2 * 2 * 15)
+        assert record["settings"]["retrain"] == "gradual"
+        saved = tk.Ticket.load(rows[2, "ticket"]["ticket"])
+        assert (saved.info["rewind_step"], saved.info["search_steps"]) == (25, TOTAL)
+        with pytest.raises(UsageError, match=r"keeps trained weights \(retrain gradual\)"):
+            tk.evidence.verify(lab, saved)
+    for point in record["points"]:
+        if point["level"]:
+            assert (point["steps"], point["budget"]) == (15, TOTAL)
     row = rows[1, "ticket"]
-    assert steps(row) == [15, 10, 15]  # a cut at 15 and one at 25
+    assert steps(row) == [15, 10, 15]
     cost, (final,) = flops(row), [step(shares(row))]
     assert (cost[0], cost[2]) == pytest.approx((15 * step(), 15 * final))
     assert 10 * final < cost[1] < 10 * step()
     assert steps(rows[1, "random_reinit"]) == [25 + 15, 10, 15]
     # Goes on from the dense network at the last cut, ten steps behind the ticket's first.
     assert steps(rows[1, "shuffled"]) == [25, 10, 15]
+
+
+@pytest.mark.parametrize("control", ["random_reinit", "shuffled"])
+def test_controls_go_on_from_a_dense_network_at_the_last_cut(lab: Lab, control: str) -> None:
+    """The ticket's own weights are 0 wherever an earlier mask was, which a shuffled mask would keep as weights."""
+    method = tk.search.gradual
+    found = method(lab, TASK, method.Settings(**GRADUAL), recipe=RECIPE)[0]
+    ticket = found[1]
+    segment = train_control(lab, TASK, RECIPE, control, ticket, Seeds()).segment
+    assert (segment.first, segment.last) == (25, TOTAL)
+    assert segment.start.optimizer is not None
+    if control != "random_reinit":
+        at_cut = lab.at(found[0].result, 25)
+        assert (segment.start.state, segment.start.optimizer) == (at_cut.model, at_cut.training)
+        assert segment.mask != ticket.mask
+    start = lab.store.get_tensors(segment.start.state)
+    assert all(bool(start[name].all()) for name in lab.store.get_mask(ticket.mask))
+    assert lab.store.get_mask(segment.mask).kept == lab.store.get_mask(ticket.mask).kept
 
 
 def test_dynamic(lab: Lab) -> None:
@@ -165,8 +223,29 @@ def test_dynamic(lab: Lab) -> None:
     assert steps(rows[1, "random_prune"]) == [0, 0, TOTAL]
 
 
+@pytest.mark.parametrize(("control", "own"), [("shuffled", True), ("random_reinit", False)])
+def test_controls_of_a_mask_that_moved_hold_one_from_the_first_step(lab: Lab, control: str, own: bool) -> None:
+    row = made(lab, "dynamic", frequency="10it", end="75%", controls=(control,))[1, control]
+    segment = lab.store.result(*key_of(row))["segment"]
+    assert (segment["first"], segment["last"], segment["start"]["optimizer"]) == (0, TOTAL, None)
+    begun = lab.store.get_tensors(segment["start"]["state"])
+    fresh = lab.state(lab.train(lab.segment(TASK, start=0, last=0), measure=False))
+    assert all(torch.equal(begun[name], fresh[name]) for name in fresh) == own
+
+
 def test_acdc(lab: Lab) -> None:
-    rows = made(lab, "acdc", warmup="10it", phase="5it", end="30it", controls=("shuffled",))
+    settings = {"density": (0.5, 0.2), "warmup": "10it", "phase": "5it", "end": "30it"}
+    record = search(lab, "acdc", controls=("shuffled", "random_reinit"), **settings)
+    rows = rows_of(record)
+    assert cost_of(record)[0] == 10 + 2 * 30, "the warm-up is the dense network's"
+    for (level, _), point in rows.items():
+        if level:
+            assert (point["steps"], point["budget"]) == (10, TOTAL)
+    saved = tk.Ticket.load(rows[2, "ticket"]["ticket"])
+    assert (saved.info["rewind_step"], saved.info["search_steps"]) == (30, TOTAL)
+    start = lab.store.get_tensors(lab.store.result(*key_of(rows[2, "shuffled"]))["segment"]["start"]["state"])
+    nonzero = sum(int((start[name] != 0).sum()) for name in saved.mask)
+    assert nonzero > 0.5 * saved.mask.total, "controls go on from a network whose weights are all trained"
     row = rows[1, "ticket"]
     # Dense to 10, compressed to 15, decompressed to 20, compressed to 25, decompressed to 30, compressed.
     assert steps(row) == [10 + 5 + 5, 5 + 5, 10]
@@ -176,9 +255,8 @@ def test_acdc(lab: Lab) -> None:
     assert steps(rows[1, "shuffled"]) == steps(row)
 
 
-@pytest.mark.parametrize("name", ["continuous", "stochastic"])
-def test_gates(lab: Lab, name: str) -> None:
-    rows = made(lab, name, rounds=2, rewind="25%", init=(0.3,), controls=("random_prune",))
+def test_gates(lab: Lab) -> None:
+    rows = made(lab, "stochastic", rounds=2, rewind="25%", init=(0.3,), controls=("random_prune",))
     for number in (1, 2):
         row = rows[number, "ticket"]
         assert steps(row) == [0, number * TOTAL, 30]

@@ -14,7 +14,6 @@ import pytest
 from msgspec import structs
 
 import ticketry as tk
-from samples import sample
 from ticketry.cli import main
 from ticketry.errors import LayerCollapseError, TrainingError
 from ticketry.evidence.level_verdicts import judge
@@ -30,6 +29,7 @@ from ticketry.search.iterative import Settings
 
 ITERATIVE = method("iterative")
 OPTIONS: dict[str, Any] = {"densities": (0.5, 0.2, 0.1), "rewind": "10%", "replicates": 3, "recipe": {"length": "2ep"}}
+QUICK: dict[str, Any] = {"controls": (), "recipe": {"length": "20it"}, "workers": 0}
 TOLD = "replicate 1 cannot go on: fc1.weight is empty; spare it"
 
 
@@ -50,7 +50,7 @@ def stored(store: Path) -> RunRecord:
     return read_run(json.loads(file.read_text()))
 
 
-@pytest.mark.parametrize("workers", sample([0, 2], 1))
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_the_others_go_on_and_all_is_kept(tmp_path: Path, workers: int) -> None:
     collapse = LayerCollapseError("fc1.weight is empty", "spare it")
     with pytest.raises(LayerCollapseError, match=rf"^{TOLD}$"):
@@ -79,21 +79,10 @@ def test_the_others_go_on_and_all_is_kept(tmp_path: Path, workers: int) -> None:
     assert [one.level for one in whole.record.verdicts] == [1, 2, 3]
 
 
-@pytest.mark.parametrize("workers", sample([0, 2], 1))
-def test_a_density_that_cannot_be_takes_no_other_ticket_away(tmp_path: Path, workers: int) -> None:
+def test_a_density_that_cannot_be_takes_no_other_ticket_away(tmp_path: Path) -> None:
     """Of SNIP at the initialisation of LeNet-300-100 one of the three empties a layer at 0.0009."""
     with pytest.raises(LayerCollapseError, match=r"^replicate 2 cannot go on: density 0\.0009 would leave no weight"):
-        tk.run(
-            "oneshot",
-            density=(0.5, 0.2, 0.0009),
-            score="snip",
-            when="0",
-            replicates=3,
-            controls=(),
-            recipe={"length": "20it"},
-            workers=workers,
-            store=tmp_path,
-        )
+        tk.run("oneshot", density=(0.5, 0.2, 0.0009), score="snip", when="0", replicates=3, store=tmp_path, **QUICK)
     record = stored(tmp_path)
     tickets = {(one.replicate, one.level) for one in record.points if one.role == "ticket"}
     assert tickets == {(0, 1), (0, 2), (0, 3), (1, 1), (1, 2), (1, 3), (2, 1), (2, 2)}
@@ -110,16 +99,7 @@ def test_tickets_of_earlier_rounds_are_kept(tmp_path: Path, monkeypatch: pytest.
 
     monkeypatch.setattr(masks, "hardened_mask", empty_at_the_third)
     with pytest.raises(LayerCollapseError, match="no gate"):
-        tk.run(
-            "continuous",
-            rounds=4,
-            rewind="10%",
-            controls=[],
-            replicates=1,
-            recipe={"length": "20it"},
-            workers=0,
-            store=tmp_path,
-        )
+        tk.run("continuous", rounds=4, rewind="10%", replicates=1, store=tmp_path, **QUICK)
     assert [one.level for one in stored(tmp_path).points if one.role == "ticket"] == [1, 2]
 
 

@@ -20,7 +20,7 @@ from ticketry.records.run import read_run
 from ticketry.records.schema import as_json
 from ticketry.search.gating import search as rounds
 
-TOTAL, REWIND = 60, 6
+TOTAL, REWIND = 20, 2
 METHOD = tk.search.continuous
 TASK = tk.task("digits")
 RECIPE = TASK.recipe.changed(length=f"{TOTAL}it")
@@ -28,9 +28,9 @@ RECIPE = TASK.recipe.changed(length=f"{TOTAL}it")
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """Two members of two rounds, two replicates, one control."""
+    """Two members of two rounds, and a control."""
     settings = METHOD.Settings(rounds=2, init=(0.1, -0.1), rewind=f"{REWIND}it", gate_lr=10.0)
-    run = SearchRequest(METHOD, TASK, settings, RECIPE, replicates=2, controls=("shuffled",))
+    run = SearchRequest(METHOD, TASK, settings, RECIPE, replicates=1, controls=("shuffled",))
     with tk.Lab(tmp_path_factory.mktemp("store")) as lab:
         return as_json(execute(lab, run))
 
@@ -40,13 +40,13 @@ def test_the_search_is_its_rounds_and_tickets(made: dict[str, Any]) -> None:
     cost = made["cost"]
     assert cost["dense_steps"] == TOTAL
     assert cost["search_steps_per_replicate"] == 2 * 2 * TOTAL + 4 * ticket
-    assert cost["control_steps"] == 2 * 4 * ticket
-    assert cost["steps_trained"] == 2 * (TOTAL + 4 * TOTAL + 4 * ticket + 4 * ticket)
+    assert cost["control_steps"] == 4 * ticket
+    assert cost["steps_trained"] == TOTAL + 4 * TOTAL + 4 * ticket + 4 * ticket
     assert cost["train_seconds"] > sum(point["seconds"] for point in made["points"])
 
 
 def test_every_ticket_tells_what_it_took_to_find_it(made: dict[str, Any]) -> None:
-    tickets = [point for point in made["points"] if point["role"] == "ticket" and point["replicate"] == 0]
+    tickets = [point for point in made["points"] if point["role"] == "ticket"]
     assert [(p["level"], p["init"], p["search_steps"], p["budget"]) for p in tickets] == [
         (1, 0.1, TOTAL, TOTAL),
         (2, 0.1, 2 * TOTAL, TOTAL),
@@ -60,15 +60,12 @@ def test_every_ticket_tells_what_it_took_to_find_it(made: dict[str, Any]) -> Non
 
 def test_every_round_is_told(made: dict[str, Any]) -> None:
     """Its path and its histogram agree with the masks of the tickets."""
-    tickets = {(p["replicate"], p["level"]): p for p in made["points"] if p["role"] == "ticket"}
+    tickets = {point["level"]: point for point in made["points"] if point["role"] == "ticket"}
     rows = made["rounds"]
-    assert [(row["replicate"], row["level"], row["round"], row["init"]) for row in rows] == [
-        (replicate, level, number, init)
-        for replicate in (0, 1)
-        for level, number, init in ((1, 1, 0.1), (2, 2, 0.1), (3, 1, -0.1), (4, 2, -0.1))
-    ]
+    told = [(row["level"], row["round"], row["init"]) for row in rows]
+    assert told == [(1, 1, 0.1), (2, 2, 0.1), (3, 1, -0.1), (4, 2, -0.1)]
     for row in rows:
-        ticket = tickets[row["replicate"], row["level"]]
+        ticket = tickets[row["level"]]
         assert row["used"]
         assert row["steps"] == TOTAL
         assert row["density"] == ticket["density"]
@@ -90,13 +87,9 @@ def test_a_control_that_cannot_have_its_tickets_steps_is_left_out_and_told(
     assert f"left out shuffled at level 2: {why}" in out
     record = read_run(read_sealed(next(tmp_path.glob("runs/*/run.json"))))
     rows = {(point.level, point.role): point.budget for point in record.points}
-    assert {row: steps for row, steps in rows.items() if row[1] != "cyclic"} == {
-        (0, "dense"): 6,
-        (1, "ticket"): 6,
-        (1, "shuffled"): 6,
-        (2, "ticket"): 12,
-    }
-    assert (2, "cyclic") in rows
+    assert rows.pop((2, "cyclic"))
+    found = {row: steps for row, steps in rows.items() if row[1] != "cyclic"}
+    assert found == {(0, "dense"): 6, (1, "ticket"): 6, (1, "shuffled"): 6, (2, "ticket"): 12}
     assert [(one.level, one.role, one.why) for one in record.left_out] == [(2, "shuffled", why)]
 
 

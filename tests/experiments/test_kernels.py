@@ -34,7 +34,7 @@ def kernels_of(store: Path) -> list[str]:
     return sorted({one.get("kernels", "dense") for one in told})
 
 
-def test_a_search_and_its_controls(tmp_path: Path) -> None:
+def test_a_search_its_controls_and_a_verification(tmp_path: Path) -> None:
     """The first level keeps 60 %, and its layers run in torch; the third 22 %."""
     for kernels in ("dense", "sparse", "auto"):
         store = tmp_path / kernels
@@ -42,32 +42,18 @@ def test_a_search_and_its_controls(tmp_path: Path) -> None:
         run = tk.run("iterative", **asked, kernels=kernels, store=store)
         assert run.record.environment.get("kernels", "dense") == kernels
         assert kernels_of(store) == (["dense"] if kernels == "dense" else ["dense", kernels_here()])
-
-
-def test_a_verification_tells_its_kernels(tmp_path: Path) -> None:
-    """Of all its networks: the dense one trains in torch."""
-    asked = {**ASKED, "kernels": "sparse", "store": tmp_path, "controls": []}
-    run = tk.run("iterative", task="norms_task:norms", replicates=1, **asked)
-    settings = VerifySettings(controls=("shuffled",), seeds=2, noise=False, references=False)
-    made = run.verify(settings, density=0.216)
-    assert made is not None
-    assert made.environment["kernels_used"] == ["dense", kernels_here()]
+        if kernels == "sparse":
+            settings = VerifySettings(controls=("shuffled",), seeds=2, noise=False, references=False)
+            verified = run.verify(settings, density=0.216)
+            assert verified is not None
+            assert verified.environment["kernels_used"] == ["dense", kernels_here()], "the dense one trains in torch"
 
 
 def test_masks_that_move(tmp_path: Path) -> None:
     settings = {**ASKED, "recipe": {"length": "24it", "optimizer": "sgd", "lr": 0.05}}
     del settings["levels"], settings["rate"]
-    tk.run(
-        "dynamic",
-        task="norms_task:norms",
-        replicates=1,
-        controls=[],
-        kernels="sparse",
-        store=tmp_path,
-        density=[0.2],
-        frequency="6it",
-        **settings,
-    )
+    settings |= {"controls": [], "kernels": "sparse", "store": tmp_path, "density": [0.2], "frequency": "6it"}
+    tk.run("dynamic", task="norms_task:norms", replicates=1, **settings)
     assert kernels_of(tmp_path) == ["dense", kernels_here()]
 
 

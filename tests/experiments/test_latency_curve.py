@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from ticketry.errors import EngineError, UsageError
-from ticketry.experiments.bench import DENSITIES, Sweep, curve
+from ticketry.experiments.bench import Sweep, curve
 from ticketry.records.schema import as_json
 from ticketry_engine.bench.dense_engines import Call, Eager
 from ticketry_engine.bench.timing import Case, Timing
 
-DENSE, OVERHEAD = 0.04, 0.01
+DENSE, OVERHEAD = 0.02, 0.005
 
 
 class Slow(Eager):
@@ -61,8 +61,6 @@ def test_points_beside_the_ideal_line(case: Case) -> None:
     assert all(row.error == 0 for row in found.comparison.times), "each density has outputs of its own"
     assert json.loads(json.dumps(as_json(found)))["points"][2]["density"] == 0.1
 
-
-def test_where_nothing_is_won(case: Case) -> None:
     def slower(case: Case) -> Call:
         return waits(case, 2 * DENSE)
 
@@ -76,5 +74,3 @@ def test_wrong_words(case: Case) -> None:
         curve(case, [Slow()], sparse, sweep=Sweep("dots"))
     with pytest.raises(EngineError, match="no dense engine"):
         curve(case, [], sparse, sweep=Sweep(densities=[0.5]), timing=Timing(rounds=2))
-    assert len(DENSITIES) >= 12
-    assert (min(DENSITIES), max(DENSITIES)) == (0.02, 1.0)

@@ -26,7 +26,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def searched(store: Path) -> tuple[Recorded, RunRecord]:
     told, chosen = Recorded(), method("iterative")
     settings = chosen.Settings(densities=(0.5, 0.2))
-    request = request_of(chosen, "digits", settings, replicates=2, controls=["shuffled"], recipe={"length": "1ep"})
+    request = request_of(chosen, "digits", settings, replicates=2, controls=["shuffled"], recipe={"length": "5it"})
     with tk.Lab(store, loggers=[told]) as lab:
         return told, execute(lab, request)
 
@@ -92,9 +92,8 @@ def test_a_verification_is_a_group_by_seed(store: Path, searched: tuple[Recorded
 
 def test_trainings_that_masks_come_from(tmp_path: Path) -> None:
     told, chosen = Recorded(), method("continuous")
-    request = request_of(
-        chosen, "digits", chosen.Settings(rewind="0"), replicates=1, controls=[], recipe={"length": "1ep"}
-    )
+    settings = chosen.Settings(rewind="0", rounds=2)
+    request = request_of(chosen, "digits", settings, replicates=1, controls=[], recipe={"length": "5it"})
     with tk.Lab(tmp_path / "store", loggers=[told]) as lab:
         record = execute(lab, request)
     masks = [one for one in told.runs.values() if one["run"].kind == "mask"]

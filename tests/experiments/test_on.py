@@ -22,13 +22,7 @@ def test_a_run_says_where_it_was_trained(tmp_path: Path) -> None:
     assert first.record.environment["on"] == "in-process"
     assert read_run_file(first.path / "run.toml")["on"] == "in-process"
     again = tk.run("iterative", "digits", store=tmp_path, workers=0, **SMALL)
-    assert again.name == first.name
-    assert again.now["segments_trained"] == 0
-
-
-def test_a_run_without_a_word_of_it(tmp_path: Path) -> None:
-    made = tk.run("iterative", "digits", store=tmp_path, workers=0, **SMALL)
-    assert "on" not in read_run_file(made.path / "run.toml")
+    assert (again.name, again.now["segments_trained"]) == (first.name, 0)
 
 
 @pytest.mark.parametrize("on", ["ray:elsewhere:6379", "dask:elsewhere:8786", "slurm:partition=all", "module:Runner"])

@@ -10,18 +10,16 @@ import pytest
 
 import ticketry as tk
 from cli.calling import call
-from made_records import verify_record
 from search.every_method import METHODS
 from ticketry.errors import TicketError, TrustError, UsageError
 from ticketry.experiments.run import Run
 from ticketry.experiments.run_file import run_file
 from ticketry.experiments.verify import procedure_of, search_of
 from ticketry.lab.search_result import Seeds
-from ticketry.records.evidence import VerifyRecord, read_evidence
+from ticketry.records.evidence import read_evidence
 from ticketry.records.schema import as_json
-from ticketry.records.verdict import Judgement
 
-RECIPE = {"length": "16it"}
+RECIPE = {"length": "8it"}
 OWN: dict[str, dict[str, Any]] = {
     "stochastic": {"rewind": "10%"},
     "early": {"every": "25%"},
@@ -47,8 +45,8 @@ def test_a_run_that_keeps_final_weights_gets_a_verdict_about_its_procedure(run: 
     assert (made.about, made.claims_of, made.n, made.replicate) == ("procedure", "this procedure", 2, None)
     assert (made.run, made.level, round(made.density, 3)) == (run.name, 2, 0.2)
     assert [one.role for one in made.networks] == ["ticket", "dense", "shuffled", "uniform", "erk"]
-    assert {one.budget for one in made.networks} == {32}
-    assert (made.settings["density"], made.recipe["length"]) == ([0.5, 0.2], "16it")
+    assert {one.budget for one in made.networks} == {16}
+    assert (made.settings["density"], made.recipe["length"]) == ([0.5, 0.2], "8it")
     assert made.noise is None
     again = tk.verify(run.tickets[1], store=store, **QUICK)  # the same procedure, named by a ticket
     assert (again.name, again.cost) == (made.name, made.cost)
@@ -65,7 +63,7 @@ def test_the_search_of_a_ticket_is_the_run_s(run: Run) -> None:
 def test_a_budget_s_recipe_is_told_by_the_ticket(tmp_path: Path) -> None:
     made = tk.run("oneshot", density=0.5, equal_cost="steps", recipe=RECIPE, replicates=1, store=tmp_path, workers=0)
     saved = made.tickets[0].load()
-    assert saved.info["recipe"]["length"] != "16it"
+    assert saved.info["recipe"]["length"] != "8it"
     assert search_of(saved).recipe == made.request.recipe
     older = tk.Ticket(saved.mask, saved.start, {k: v for k, v in saved.info.items() if k != "search"})
     with pytest.raises(TicketError, match="older ticketry, and lacks the recipe"):
@@ -131,15 +129,6 @@ def test_a_rewound_ticket_s_procedure_on_request(tmp_path: Path) -> None:
     assert other is not None
     assert (other.about, other.level) == ("procedure", 1)
     assert "this procedure" in made._repr_html_()
-
-
-def test_records_of_before_say_what_they_are_about() -> None:
-    record = verify_record()
-    assert "about" not in record
-    old = read_evidence(record)
-    assert isinstance(old, VerifyRecord)
-    assert isinstance(old, Judgement)
-    assert old.claims_of == "this ticket"
 
 
 def test_levels_of_a_run_are_about_its_procedure(run: Run) -> None:

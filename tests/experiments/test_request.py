@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +11,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import ticketry as tk
 from ticketry.errors import UsageError
 from ticketry.experiments.decoding import decode_settings
 from ticketry.experiments.request import SearchRequest, level_of, request_of
@@ -66,7 +64,7 @@ CHANGES = {
     "rewind": {"settings": ITERATIVE.Settings(rewind="3%")},
     "levels": {"settings": ITERATIVE.Settings(levels=3)},
     "densities": {"settings": ITERATIVE.Settings(densities=(0.5, 0.2))},
-    "spare": {"settings": ITERATIVE.Settings(spare=("fc3",))},
+    "others": {"settings": ITERATIVE.Settings(spare=("a", "b"), half_rate=("c",), retrain="restart")},
 }
 
 
@@ -82,11 +80,6 @@ def test_a_name_is_stable():
     assert run.name == replace(run).name
 
 
-def test_every_setting_changes_the_name():
-    names = {a_run(**changes).name for changes in CHANGES.values()} | {a_run().name}
-    assert len(names) == len(CHANGES) + 1
-
-
 def test_a_name_can_be_a_folder():
     class Odd:
         name = "../my task: 2ü"
@@ -97,19 +90,12 @@ def test_a_name_can_be_a_folder():
     assert re.fullmatch(r"iterative-my-task--2ü-[0-9a-f]{8}", a_run(task=Odd()).name)
 
 
-def test_an_unknown_control_is_refused():
+def test_what_cannot_be_searched_for_is_refused() -> None:
     with pytest.raises(UsageError, match="placebo"):
         a_run(controls=("placebo",))
-
-
-@pytest.mark.parametrize("number", [0, -1])
-def test_a_search_of_no_replicates_is_refused(number: int) -> None:
-    with pytest.raises(UsageError, match=f"replicates must be a whole number from 1 to .*, got {number}"):
-        a_run(replicates=number)
-    with pytest.raises(UsageError, match=f"replicates must be a whole number from 1 to .*, got {number}"):
-        tk.run("iterative", levels=1, replicates=number, workers=0)
-    with pytest.raises(UsageError, match=f"replicates must be a whole number from 1 to .*, got {number}"):
-        ITERATIVE(None, DIGITS, replicates=number)  # type: ignore[arg-type]  # told before there is a lab
+    for search in (a_run, lambda replicates: ITERATIVE(None, DIGITS, replicates=replicates)):  # before there is a lab
+        with pytest.raises(UsageError, match=r"replicates must be a whole number from 1 to .*, got 0"):
+            search(replicates=0)
 
 
 def test_controls_beside_some_tickets_only():
@@ -136,16 +122,10 @@ def test_the_level_of_a_density_is_the_nearest_one():
     assert levels == [3, 2, 1]
     run = a_run(settings=settings, controls=("shuffled",), control_densities=(0.1,))
     assert [run.controls_beside(level, 0.1) for level in (1, 2, 3)] == [(), (), ("shuffled",)]
-
-
-def test_controls_of_a_method_whose_density_is_one_number():
-    """Only the last of its rounds has a planned density, whatever the earlier ones come to."""
-    gates = method("continuous")
-    run = SearchRequest(
-        gates, DIGITS, gates.Settings(density=0.1), DIGITS.recipe, controls=("shuffled",), control_densities=(0.1,)
-    )
-    assert run.controls_beside(5, 0.107) == ("shuffled",)
-    assert run.controls_beside(1, 0.1001) == ()
+    gates = method("continuous")  # only the last of its rounds has a planned density, whatever the earlier ones have
+    chosen: dict[str, Any] = {"controls": ("shuffled",), "control_densities": (0.1,)}
+    run = SearchRequest(gates, DIGITS, gates.Settings(density=0.1), DIGITS.recipe, **chosen)
+    assert [run.controls_beside(level, density) for level, density in ((5, 0.107), (1, 0.1001))] == [("shuffled",), ()]
 
 
 # -- run files ---------------------------------------------------------------------------------------------------------
@@ -156,7 +136,7 @@ def test_a_run_file_repeats_the_run(tmp_path, change):
     run = a_run(**CHANGES[change])
     again = written_and_read(run, tmp_path)
     assert again == run
-    assert again.name == run.name
+    assert again.name == run.name != a_run().name
 
 
 recipes = st.builds(
@@ -195,7 +175,7 @@ class Own(OwnTask):
 """
 
 
-@pytest.mark.parametrize("word", ["plain", 'a "quoted" \\ word', "ünï", "1e5", "true", "#no comment"])
+@pytest.mark.parametrize("word", ['a "quoted" \\ word', "ünï", "1e5", "#no comment"])
 def test_options_of_ones_own_task_come_back(tmp_path, monkeypatch, word):
     (tmp_path / "own_task_of_a_run.py").write_text(OWN)
     monkeypatch.syspath_prepend(str(tmp_path))
@@ -216,17 +196,6 @@ def test_what_is_no_run_file_is_told(tmp_path, data, told):
     with pytest.raises(UsageError, match=told) as caught:
         read_run_file(path)
     assert str(path) in str(caught.value)
-
-
-def test_settings_all_have_a_place_in_the_file(tmp_path):
-    """Whatever a method's settings are, but for what is None."""
-    run = a_run(settings=ITERATIVE.Settings(density=0.1, spare=("a", "b"), half_rate=("c",), retrain="restart"))
-    path = tmp_path / "run.toml"
-    path.write_text(run_file(run.describe(), run.task.spec))
-    tables = read_run_file(path)
-    wanted = {name: value for name, value in dataclasses.asdict(run.settings).items() if value is not None}
-    assert {name: tuple(v) if isinstance(v, list) else v for name, v in tables["settings"].items()} == wanted
-    assert set(tables["recipe"]) == {field.name for field in dataclasses.fields(Recipe)}
 
 
 def test_densities_in_percent_in_keywords_and_run_files(tmp_path):

@@ -53,7 +53,7 @@ class Same(Control):
         return {name: -weights[name] for name in ticket}
 '''
 FILES = {"own_score": SCORE, "own_method": METHOD, "own_kind": KIND, "own_control": CONTROL}
-QUICK: dict[str, Any] = {"recipe": {"length": "16it"}, "replicates": 1, "workers": 0}
+QUICK: dict[str, Any] = {"recipe": {"length": "8it"}, "replicates": 1, "workers": 0}
 
 
 @pytest.fixture
@@ -90,7 +90,10 @@ def asked(module: str) -> Any:
 def test_a_run_of_changed_source_has_another_name(own: Path, module: str) -> None:
     before = {each: asked(each).name for each in FILES}
     assert before == {each: asked(each).name for each in FILES}
+    request = asked(module)
+    assert request.name == before[module]
     change(own, module)
+    assert request.name == before[module] != replace(request).name, "a run keeps its name while it is carried out"
     after = {each: asked(each).name for each in FILES}
     assert {each for each in FILES if before[each] != after[each]} == {module}
 
@@ -112,22 +115,10 @@ def test_a_method_that_is_made_in_python_has_a_source_too(own: Path) -> None:
         names.append(request_of(method, "digits", method.Settings(), controls=()).name)
         change(own, "own_method")
     assert names[0] != names[1]
-
-
-def test_a_method_without_a_file_is_known_by_its_name() -> None:
-    """As one that is made in a notebook."""
-    names: dict[str, Any] = {"__name__": "a_prompt"}
-    exec(METHOD, names)
-    oneshot = tk.search.method("oneshot")
-    method = replace(oneshot, name="mine", search=names["search"])
+    without_file: dict[str, Any] = {"__name__": "a_prompt"}  # as in a notebook
+    exec(METHOD, without_file)
+    method = replace(tk.search.method("oneshot"), name="mine", search=without_file["search"])
     assert request_of(method, "digits", method.Settings()).sources == {}
-
-
-def test_a_run_keeps_its_name_while_it_is_carried_out(own: Path) -> None:
-    request = asked("own_score")
-    name = request.name
-    change(own, "own_score")
-    assert request.name == name != replace(request).name
 
 
 CAMPAIGN = """
@@ -136,7 +127,7 @@ title = "One's own score"
 interim = [2]
 [scales.demo.base]
 task = "digits"
-recipe = { length = "16it" }
+recipe = { length = "8it" }
 [scales.demo.runs.own]
 method = "oneshot"
 settings = { density = 0.2, score = "own_score:largest" }

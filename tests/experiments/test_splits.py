@@ -22,25 +22,12 @@ def searched(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, 
     numbers = np.random.default_rng(0).normal(size=(60, 3))
     path = tmp_path / "table.csv"
     path.write_text("\n".join(["a,b,c", *(",".join(map(str, row)) for row in numbers)]))
-    again = ["--retrain", "restart", "--json"]
     words = ["--task", f"table:{path}", "--target", "c", "--model", "mlp-8", "--replicates", "3", "--density", "0.5"]
-    more = [
-        "--recipe.length",
-        "20it",
-        "--workers",
-        "0",
-        "--controls",
-        "shuffled",
-        "--distribution",
-        "erk",
-        "--rewind",
-        "0",
-        "--json",
-    ]
-    return path, json.loads(printed("search", "oneshot", *words, *more, *again, "--store", str(tmp_path / "store")))
+    more = "--recipe.length 20it --workers 0 --controls shuffled --distribution erk --rewind 0 --retrain restart --json"
+    store = str(tmp_path / "store")
+    return path, json.loads(printed("search", "oneshot", *words, *more.split(), "--store", store))
 
 
-@pytest.mark.slow
 def test_each_replicate_is_trained_and_measured_on_its_split(searched: tuple[Path, dict[str, object]]) -> None:
     path, result = searched
     store = tk.Lab(result["store"]).store  # type: ignore[arg-type]
@@ -48,21 +35,16 @@ def test_each_replicate_is_trained_and_measured_on_its_split(searched: tuple[Pat
     assert record is not None
     assert len(record["points"]) == 9
     for point in record["points"]:
-        described = store.result(*_parts(point["key"]))
-        assert described is not None
-        task = described["segment"]["task"]
-        assert task["split"] == point["replicate"]
-        assert point["test"]["rmse"] > 0
+        trajectory, _, step = point["key"].partition("@")
+        assert store.result(trajectory, int(step))["segment"]["task"]["split"] == point["replicate"]
     assert record["task"]["metric"].items() >= {"name": "rmse", "unit": "", "higher_is_better": False}.items()
     (verdict,) = record["verdicts"]
     assert verdict["n"] == 3
-    differences = [_value(record, "dense", 0, n) - _value(record, "ticket", 1, n) for n in range(3)]
+    errors = {(one["role"], one["replicate"]): one["test"]["rmse"] for one in record["points"]}
+    differences = [errors["dense", n] - errors["ticket", n] for n in range(3)]
     assert verdict["difference"] == pytest.approx(np.mean(differences))  # above 0: the ticket's error is lower
     assert path.name in record["task"]["name"]
-
-
-def test_its_tickets_are_of_their_splits(searched: tuple[Path, dict[str, object]]) -> None:
-    for found in searched[1]["tickets"]:  # type: ignore[attr-defined]
+    for found in result["tickets"]:  # type: ignore[attr-defined]
         spec = tk.Ticket.load(found["path"]).info["task"]["spec"]
         assert spec["options"] == {"split": str(found["replicate"]), "target": "c"}
         assert (
@@ -82,17 +64,3 @@ def test_the_run_file_repeats_it(searched: tuple[Path, dict[str, object]], capsy
     again = json.loads(capsys.readouterr().out)
     assert again["run"] == result["run"]
     assert again["now"]["segments_trained"] == 0
-
-
-def _parts(key: str) -> tuple[str, int]:
-    trajectory, _, step = key.partition("@")
-    return trajectory, int(step)
-
-
-def _value(record: dict[str, object], role: str, level: int, replicate: int) -> float:
-    (found,) = (
-        point["test"]["rmse"]
-        for point in record["points"]  # type: ignore[attr-defined]
-        if (point["role"], point["level"], point["replicate"]) == (role, level, replicate)
-    )
-    return float(found)

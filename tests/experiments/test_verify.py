@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -69,8 +70,6 @@ def test_a_record_is_written_and_nothing_is_done_twice(lab: Lab, run: dict[str, 
 
 
 def test_a_ticket_from_elsewhere_has_no_run(lab: Lab, run: dict[str, Any], tmp_path: Path) -> None:
-    import shutil
-
     ticket = next(row["ticket"] for row in run["points"] if row["role"] == "ticket")
     shutil.copytree(ticket, tmp_path / "mine")
     assert as_json(execute_verify(lab, tmp_path / "mine", QUICK))["run"] == ""

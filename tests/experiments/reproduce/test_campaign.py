@@ -32,7 +32,7 @@ interim = [3]
 [scales.demo.runs.tickets]
 method = "iterative"
 task = "digits"
-recipe = { length = "40it" }
+recipe = { length = "20it" }
 settings = { densities = [0.05] }
 controls = ["random_prune"]
 [claims.beat-random]
@@ -54,7 +54,7 @@ OTHERS = """
 [scales.demo.runs.others]
 method = "iterative"
 task = "digits"
-recipe = { length = "41it" }
+recipe = { length = "21it" }
 settings = { densities = [0.05] }
 controls = ["random_prune"]
 [claims.others-beat-random]
@@ -91,10 +91,10 @@ def test_a_small_campaign(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     beat, cheaper = done.claims
     assert (beat.found, beat.n, beat.limit) == ("confirmed", 3, 3)
     assert beat.difference == pytest.approx(sum(a - b for a, b in zip(beat.a.values, beat.b.values, strict=True)) / 3)
-    assert (cheaper.found, cheaper.difference) == ("refuted", -40.0)  # 40 steps more, with no spread at all
+    assert (cheaper.found, cheaper.difference) == ("refuted", -20.0)  # 20 steps more, with no spread at all
     assert {(row.role, row.n) for row in done.table} == {("dense", 3), ("ticket", 3), ("random_prune", 3)}
-    assert done.steps_trained == 3 * 40 * 4, "dense in two orders, ticket, control"
-    assert done.steps_alone == 3 * 40 * (4 + 3), "the second claim has no control"
+    assert done.steps_trained == 3 * 20 * 4, "dense in two orders, ticket, control"
+    assert done.steps_alone == 3 * 20 * (4 + 3), "the second claim has no control"
     out = capsys.readouterr().out
     assert "beat-random" in out
     assert "confirmed" in out
@@ -110,6 +110,7 @@ def test_a_small_campaign(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert b"beat-random" in page.read_bytes()
     text = (store / "campaigns" / "small-demo.md").read_text()
     assert "| beat-random | confirmed |" in text
+    assert ", before its runs: SHA-256" in text
     assert main(["store", "check", "--store", str(store)]) == 0
 
     # moved without weights, or without masks too: all is told there, and nothing is trained
@@ -136,14 +137,22 @@ def test_a_small_campaign(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert len(changed.files) == 2
     assert "It was changed after that" in (store / "campaigns" / "small-demo.md").read_text()
 
+    # another file that is seen after its runs
+    time.sleep(1.1)  # dates are of whole seconds
+    (tmp_path / "hindsight.toml").write_text(file.read_text())
+    assert main(["reproduce", str(tmp_path / "hindsight.toml"), *words[2:], "--only", "beat-random"]) == 0
+    text = (store / "campaigns" / "hindsight-demo.md").read_text()
+    assert "after 3 replicates of its runs were trained: SHA-256" in text
+    assert "before its runs" not in text
+
 
 EMPTIED = (
-    SMALL
+    SMALL.split("[claims.no-cheaper]")[0]
     + """
 [scales.demo.runs.one-cut]
 method = "early"
 task = "digits"
-recipe = { length = "40it" }
+recipe = { length = "20it" }
 settings = { density = 0.0002, when = "0", iterations = 1, score = "random", distribution = "uniform" }
 [claims.beats-one-cut]
 statement = "Tickets are better than one cut."
@@ -162,7 +171,6 @@ def test_a_run_that_cannot_go_on_stops_no_other(tmp_path: Path, capsys: pytest.C
     done = record_of(store)
     assert {claim.name: claim.found for claim in done.claims} == {
         "beat-random": "confirmed",
-        "no-cheaper": "refuted",
         "beats-one-cut": "undecided",
     }
     assert {run.name for run in done.runs if run.failed} == {"one-cut"}
@@ -193,21 +201,6 @@ def test_two_processes_tell_of_what_both_have_done(tmp_path: Path) -> None:
     assert (done.segments_asked, done.segments_trained) == (24, 24)
 
 
-def test_a_file_that_is_seen_after_its_runs_is_told_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    file, store, words = tmp_path / "small.toml", tmp_path / "store", ("--workers", "0", "--only", "beat-random")
-    file.write_text(SMALL)
-    call(capsys, "reproduce", str(file), "--store", str(store), *words)
-    text = (store / "campaigns" / "small-demo.md").read_text()
-    assert ", before its runs: SHA-256" in text
-    time.sleep(1.1)  # dates are of whole seconds
-    hindsight = tmp_path / "hindsight.toml"
-    hindsight.write_text(SMALL.replace("margin = 5", "margin = 4"))
-    call(capsys, "reproduce", str(hindsight), "--store", str(store), *words)
-    text = (store / "campaigns" / "hindsight-demo.md").read_text()
-    assert "after 3 replicates of its runs were trained: SHA-256" in text
-    assert "before its runs" not in text
-
-
 def test_wrong_words(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "small.toml"
     file.write_text(SMALL)
@@ -221,17 +214,6 @@ def test_wrong_words(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert not (tmp_path / "store" / "results").exists(), "something was trained"
 
 
-def test_runs_of_one_campaign_may_be_trained_in_two_precisions(tmp_path: Path) -> None:
-    file, store = tmp_path / "small.toml", tmp_path / "store"
-    narrow = OTHERS.replace('task = "digits"', 'base = "narrow"')
-    file.write_text(SMALL + '[scales.demo.bases.narrow]\ntask = "digits"\nprecision = "bf16"\n' + narrow)
-    assert main(["reproduce", str(file), "--store", str(store), "--workers", "0", "--device", "cpu"]) == 0
-    runs = {run.name: {(one.precision, one.first, one.last) for one in run.blocks} for run in record_of(store).runs}
-    assert runs == {"tickets": {("fp32", 0, 3)}, "others": {("bf16", 0, 3)}}
-    told = {path.read_text().count('precision = "bf16"') for path in store.glob("runs/*/run.toml")}
-    assert told == {0, 1}
-
-
 @pytest.mark.slow
 def test_blocks_of_another_kind_of_machine_are_taken_as_they_are(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -240,7 +222,7 @@ def test_blocks_of_another_kind_of_machine_are_taken_as_they_are(
     pytest.importorskip("llvmlite")
     file, store = tmp_path / "small.toml", tmp_path / "store"
     text = SMALL.replace("[scales.demo.runs", '[scales.demo.base]\nkernels = "sparse"\n[scales.demo.runs')
-    text = text.replace("digits", "norms_task:norms").replace("40it", "12it").replace("[0.05]", "[0.2]")
+    text = text.replace("digits", "norms_task:norms").replace("20it", "12it").replace("[0.05]", "[0.2]")
     text = text.replace("density = 0.05", "density = 0.2").replace("margin = 5", "margin = 60")  # not decided by three
     words = ["reproduce", str(file), "--store", str(store), "--only", "beat-random", "--trust", "--device", "cpu"]
     words += ["--workers", "0"]
@@ -271,12 +253,6 @@ def test_blocks_of_another_kind_of_machine_are_taken_as_they_are(
     text = (store / "campaigns" / "small-demo.md").read_text()
     assert f"fp32 + dense + sparse 1 other (replicates 1 to 3); fp32 + dense + {own} (replicates 4 to 5)" in text
     assert 'precision = "fp32"\nkernels = "sparse"' in block.with_name("run.toml").read_text()
-
-    # of another precision they are other results: all are trained anew
-    file.write_text(file.read_text().replace('kernels = "sparse"', 'kernels = "dense"\nprecision = "bf16"'))
-    assert main([*words, "--plan"]) == 0
-    other = record_of(store)
-    assert (other.runs[0].replicates, other.claims[0].n) == (0, 0)
 
 
 def test_stability_and_what_networks_differ_by_from_themselves(
@@ -315,7 +291,7 @@ margin = 5
     assert (far.unit, steep.unit, far.noise) == ("", "%", ())
 
     # values are those of the analysis by itself, which trains nothing anew
-    seeds, recipe = 20_000, {"length": "40it"}
+    seeds, recipe = 20_000, {"length": "20it"}
     options = {"precision": "fp32", "device": "cpu", "workers": 0, "store": store}
     asked = {"masks": ["none"], "splits": ["test"], "dense": False, "layers": False, "points": 3, "at": [0.05]}
     alone = tk.stability(
@@ -336,7 +312,7 @@ margin = 5
     assert len(worse.noise) == 3
     assert lab.ledger.segments_trained == 0
     assert done.segments_trained == 3 * 4, "dense, ticket and both again"
-    assert done.steps_alone == 3 * 40 * (4 + 4 + 3), "far, barrier, worse: the last without the ticket again"
+    assert done.steps_alone == 3 * 20 * (4 + 4 + 3), "far, barrier, worse: the last without the ticket again"
 
     # again, and elsewhere without weights: nothing is trained
     capsys.readouterr()
@@ -370,9 +346,6 @@ def test_a_campaign_is_packed_by_its_name_with_all_that_it_needs(
     assert len(done.claims[0].noise) == 3
     assert 0 < done.planned_took <= done.seconds + 60  # what it took by the clock, looking things up included
     assert 0 < done.planned_took_processor <= 1.5 * done.planned_took  # and of it the trainings' own
-    assert done.planned_processor > 0
-    (run,) = done.runs
-    assert (run.planned_processor, run.planned_took_processor) == (done.planned_processor, done.planned_took_processor)
     capsys.readouterr()
     assert main(["store", "pack", "small-demo", "-o", str(bundle), "--store", str(store)]) == 0
     assert "packed 1 run," in capsys.readouterr().out, "the run that is none of the campaign's is left out"
@@ -400,15 +373,9 @@ def test_a_campaign_is_packed_by_its_name_with_all_that_it_needs(
         (other / "results" / trajectory[:2] / trajectory / f"{step}.json").unlink()
     (other / "campaigns" / "small-demo.json").unlink()
     before = networks(other)
-    for more in (["--plan"], []):
-        assert main([*words, str(other), *more]) == 0
-        out, err = capsys.readouterr()
-        assert networks(other) == before
-        assert "trained," not in err
-        told = record_of(other).claims
-        assert [claim.found for claim in told] == [claim.found for claim in done.claims]
-        assert [(claim.noise, claim.noise_missing) for claim in told] == [((), 3), ((), 0)]
-        assert out.count("not trained yet") == 1
+    assert main([*words, str(other)]) == 0
+    assert networks(other) == before
+    assert [(claim.found, claim.noise) for claim in record_of(other).claims] == [(one.found, ()) for one in done.claims]
 
     # where the campaign goes on they are trained with the next replicates, and so they are planned
     file.write_text(SMALL.replace("interim = [3]", "interim = [3, 4]").replace("margin = 5", "margin = 95"))
@@ -419,8 +386,6 @@ def test_a_campaign_is_packed_by_its_name_with_all_that_it_needs(
     assert networks(other) == before
     assert main([*words, str(other)]) == 0
     goes_on = record_of(other)
-    assert goes_on.runs[0].planned_took
-    assert goes_on.runs[0].planned_took < goes_on.runs[0].seconds + 60
     assert goes_on.claims[0].noise[:3] == done.claims[0].noise
     assert len(goes_on.claims[0].noise) == 4
 

@@ -203,46 +203,7 @@ b = { run = "gradual-again" }
 density = "few"
 again = "better"
 """
-
-
-def test_a_claim_may_ask_another_again(tmp_path: Path) -> None:
-    campaign = read_campaign(written(tmp_path, GOOD + FRESH), "demo")
-    assert {claim.name: claim.again for claim in campaign.claims if claim.again} == {"better-again": "better at 10 %"}
-    assert {claim.again for claim in read_campaign(Path("early"), "cpu").claims} >= {
-        "lenet-beats-snip at 5 %",
-        "structured-faster at 20 %",
-    }
-
-
-def test_what_is_asked_again_may_be_of_several_densities_or_of_another_one(tmp_path: Path) -> None:
-    several = FRESH.replace('density = "few"', "density = [0.3, 0.1]")
-    names = {claim.name: claim.again for claim in read_campaign(written(tmp_path, GOOD + several), "demo").claims}
-    assert names["better-again at 30 %"] == "better at 30 %"
-    assert names["better-again at 10 %"] == "better at 10 %"
-    one = GOOD.replace('density = ["few", 0.3]', "density = [0.3]")
-    assert read_campaign(written(tmp_path, one + FRESH), "demo").claims[-1].again == "better"
-
-
-def test_a_claim_that_is_not_there_is_not_asked_again_nor_one_of_the_same_runs(tmp_path: Path) -> None:
-    for again, match in (("best", r"claims\.better-again: .*'best' \(there is none"), ("stable", "'stable' again, of")):
-        text = (GOOD + FRESH).replace('again = "better"', f'again = "{again}"')
-        if again == "stable":
-            text = text.replace('b = { run = "gradual-again" }', "b = { value = 50 }").replace(
-                'iterative-again" }', 'iterative" }'
-            )
-        with pytest.raises(UsageError, match=match):
-            read_campaign(written(tmp_path, text), "demo")
-
-
-@pytest.mark.parametrize("after", ["", "after = 1\n"])
-def test_replicates_that_were_judged_are_not_asked_again(tmp_path: Path, after: str) -> None:
-    text = (GOOD + FRESH).replace("after = 5\n", after)
-    with pytest.raises(UsageError, match=r"claims.better-again: it repeats 'better at 10 %', .* after = 5 or more"):
-        read_campaign(written(tmp_path, text), "demo")
-
-
-def test_nor_by_a_third_claim_that_leads_back_to_the_first(tmp_path: Path) -> None:
-    third = """
+THIRD = """
 [claims.better-once-more]
 statement = "Asked a third time."
 a = { run = "iterative" }
@@ -250,14 +211,46 @@ b = { run = "gradual" }
 density = "few"
 again = "better-again"
 """
-    with pytest.raises(UsageError, match=r"better-once-more: it repeats 'better at 10 %', .* replicates 1 to 5 as"):
-        read_campaign(written(tmp_path, GOOD + FRESH + third), "demo")
 
 
-def test_two_claims_do_not_ask_each_other(tmp_path: Path) -> None:
-    text = GOOD.replace('density = ["few", 0.3]', 'density = "few"\nagain = "better-again"')
-    with pytest.raises(UsageError, match=r"claims.better.*: it leads back to itself, by 'better'"):
-        read_campaign(written(tmp_path, text + FRESH), "demo")
+def test_a_claim_may_repeat_another_at_one_density_or_several(tmp_path: Path) -> None:
+    def repeated(text: str) -> dict[str, str]:
+        claims = read_campaign(written(tmp_path, text), "demo").claims
+        return {claim.name: claim.again for claim in claims if claim.again}
+
+    assert repeated(GOOD + FRESH) == {"better-again": "better at 10 %"}
+    several = repeated(GOOD + FRESH.replace('density = "few"', "density = [0.3, 0.1]"))
+    assert several["better-again at 30 %"] == "better at 30 %"
+    assert several["better-again at 10 %"] == "better at 10 %"
+    assert repeated(GOOD.replace('density = ["few", 0.3]', "density = [0.3]") + FRESH)["better-again"] == "better"
+    block = blocks_of("gradual-again", read_campaign(written(tmp_path, GOOD + FRESH), "demo").plans["gradual-again"])[0]
+    campaign = read_campaign(written(tmp_path, GOOD + FRESH), "demo")
+    assert block.request(campaign).seeds == campaign.runs["iterative"].seeds.replicate(5), "the sixth and on"
+    pairs = FRESH.replace("interim = [3]\n", "").replace('b = { run = "gradual-again" }', 'b = { run = "gradual" }')
+    with pytest.raises(UsageError, match=r"pass over other numbers of replicates \(after\), and make no pairs"):
+        read_campaign(written(tmp_path, GOOD + pairs), "demo")
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "match"),
+    [
+        ('again = "better"', 'again = "best"', r"claims\.better-again: .*'best' \(there is none"),
+        ('b = { run = "gradual-again" }\ndensity = "few"\nagain = "better"',
+         'b = { value = 50 }\ndensity = "few"\nagain = "stable"', "'stable' again, of"),
+        ("after = 5\n", "", r"claims.better-again: it repeats 'better at 10 %', .* after = 5 or more"),
+        ("after = 5\n", "after = 1\n", r"claims.better-again: it repeats 'better at 10 %', .* after = 5 or more"),
+        ("after = 5\n", "after = -1\n", "after"),
+        (FRESH, FRESH + THIRD, r"better-once-more: it repeats 'better at 10 %', .* replicates 1 to 5 as"),
+        ('density = ["few", 0.3]', 'density = "few"\nagain = "better-again"', r"better.*: it leads back to itself"),
+    ],
+)  # fmt: skip
+def test_a_claim_that_cannot_be_repeated_is_told(tmp_path: Path, before: str, after: str, match: str) -> None:
+    assert before in GOOD + FRESH
+    text = (GOOD + FRESH).replace(before, after, 1)
+    if "stable" in after:
+        text = text.replace('a = { run = "iterative-again" }', 'a = { run = "iterative" }')
+    with pytest.raises(UsageError, match=match):
+        read_campaign(written(tmp_path, text), "demo")
 
 
 def test_a_run_may_have_another_base_and_be_judged_at_other_numbers_of_replicates(tmp_path: Path) -> None:
@@ -266,7 +259,7 @@ def test_a_run_may_have_another_base_and_be_judged_at_other_numbers_of_replicate
     campaign = read_campaign(written(tmp_path, text), "demo")
     assert {run.recipe.length for run in campaign.runs.values()} == {"20it"}
     assert {claim.plan.at for claim in campaign.claims} == {(3,)}
-    assert set(campaign.kernels.values()) == {"sparse"}
+    assert {*campaign.kernels.values(), *campaign.precisions.values()} == {"sparse", "fp32"}
     campaign = read_campaign(written(tmp_path, text.replace("interim = [3]\n", "")), "demo")
     assert {claim.plan.at for claim in campaign.claims} == {(3, 5)}
 
@@ -278,16 +271,6 @@ def test_a_side_may_have_a_density_or_a_level_of_its_own(tmp_path: Path) -> None
     assert (first.a.level, first.b.level) == (1, 1)
     text = GOOD.replace('a = { run = "iterative" }', 'a = { run = "iterative", level = -1 }', 1)
     assert read_campaign(written(tmp_path, text), "demo").claims[0].a.level == 2, "the last of its two"
-
-
-@pytest.mark.parametrize(
-    ("said", "precision", "kernels"),
-    [("", "fp32", "dense"), ('precision = "bf16"\n', "bf16", "dense"), ('kernels = "auto"\n', "fp32", "auto")],
-)
-def test_precision_and_kernels_of_the_base(tmp_path: Path, said: str, precision: str, kernels: str) -> None:
-    path = written(tmp_path, GOOD.replace("[scales.demo.base]\n", f"[scales.demo.base]\n{said}"))
-    campaign = read_campaign(path, "demo")
-    assert [*campaign.precisions.values(), *campaign.kernels.values()] == [precision, precision, kernels, kernels]
 
 
 def test_a_base_may_have_a_precision_of_its_own(tmp_path: Path) -> None:
@@ -307,12 +290,6 @@ def test_a_claim_about_a_control_that_is_trained_elsewhere(tmp_path: Path) -> No
     path = written(tmp_path, about.replace('controls = ["shuffled"]', beside))
     with pytest.raises(UsageError, match=r"shuffled beside tickets of density 0.3 alone"):
         read_campaign(path, "demo")
-    level = path.read_text().replace('role = "shuffled" }', 'role = "shuffled", level = 2 }')
-    with pytest.raises(UsageError, match=r"shuffled beside tickets of density 0.3 alone"):
-        read_campaign(written(tmp_path, level), "demo")
-
-
-def test_a_control_by_the_level_of_a_method_with_one_density(tmp_path: Path) -> None:
     run = 'method = "continuous"\nsettings = { density = 0.3 }\ncontrols = ["shuffled"]\ncontrol_densities = [0.3]'
     text = GOOD.replace('method = "gradual"\nsettings = { density = [0.3, 0.1] }', run)
     text = text.replace('b = { run = "gradual" }', 'b = { run = "gradual", role = "shuffled", level = 5 }')
@@ -349,33 +326,3 @@ def test_what_a_file_names_is_data(tmp_path: Path, before: str, after: str) -> N
     text = GOOD.replace(before, after, 1).replace('method = "gradual"', 'base = "other"\nmethod = "gradual"')
     with pytest.raises(TrustError, match="--trust"):
         read_campaign(written(tmp_path, text), "demo")
-
-
-AGAIN = """
-[scales.demo.bases.again]
-method = "iterative"
-task = "digits"
-after = 10
-[scales.demo.runs.again]
-base = "again"
-settings = { densities = [0.3, 0.1] }
-controls = ["random_reinit"]
-[claims.again]
-statement = "On fresh replicates."
-a = { run = "again" }
-b = { run = "again", role = "random_reinit" }
-density = 0.1
-"""
-
-
-def test_fresh_replicates_are_those_that_come_after(tmp_path: Path) -> None:
-    campaign = read_campaign(written(tmp_path, GOOD + AGAIN), "demo")
-    seeds = {name: run.seeds for name, run in campaign.runs.items()}
-    block = blocks_of("again", campaign.plans["again"])[1]  # its fourth and fifth: the fourteenth and fifteenth of all
-    assert block.request(campaign).seeds == seeds["iterative"].replicate(13)
-
-    pairs = AGAIN.replace('b = { run = "again", role = "random_reinit" }', 'b = { run = "iterative" }')
-    with pytest.raises(UsageError, match=r"pass over other numbers of replicates \(after\), and make no pairs"):
-        read_campaign(written(tmp_path, GOOD + pairs), "demo")
-    with pytest.raises(UsageError, match="after"):
-        read_campaign(written(tmp_path, GOOD + AGAIN.replace("after = 10", "after = -1")), "demo")

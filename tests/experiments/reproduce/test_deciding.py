@@ -22,7 +22,6 @@ from ticketry.experiments.reproduce.claims import decide, family_sizes
 from ticketry.records.evidence import Curve, Distances, StabilityRecord, StabilityRow
 from ticketry.records.network import Phase, Phases
 from ticketry.records.run import RunRecord, read_run
-from ticketry.report.campaigns import side_name
 
 CLAIM = a_claim(Side("one", "ticket", 1), Side("other", "ticket", 1), InterimAnalyses((5,)))
 
@@ -52,13 +51,6 @@ def decided(claim: Hypothesis, a: list[list[float]], b: list[list[float]], plan:
         "other": [block(values, claim.metric) for values in b],
     }
     return decide([replace(claim, plan=plan)], records, {"one": 0.01, "other": 0.01})[0]
-
-
-def test_a_side_tells_its_level_where_no_density_tells_which_tickets_it_is_of() -> None:
-    by_level = replace(CLAIM, density=None, a=Side("one", "ticket", 1), b=Side("other", "dense", 0))
-    found = decided(by_level, [A], [B], ONE_LOOK).to_record(0.0)
-    assert (side_name(found.a), side_name(found.b)) == ("tickets of one, level 1", "dense of other")
-    assert side_name(decided(CLAIM, [A], [B], ONE_LOOK).to_record(0.0).a) == "tickets of one"
 
 
 @pytest.mark.parametrize("above", [0.0, 3.0, -0.5, 4.0])
@@ -301,7 +293,6 @@ def test_densities_and_memory_are_better_the_lower_and_what_was_not_measured_dec
 
 
 def costing(name: str, values: list[float], **costs: float) -> RunRecord:
-    """A block whose tickets all need the same."""
     of, nothing = Phase(steps=10, **costs), Phase(steps=0)  # type: ignore[arg-type]
     made = block(values)
     told = Phases(dense=nothing, search=nothing, sparse=of)

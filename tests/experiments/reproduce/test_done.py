@@ -21,7 +21,7 @@ title = "Tickets and gradual pruning"
 interim = [2]
 [scales.demo.base]
 task = "digits"
-recipe = { length = "40it" }
+recipe = { length = "6it" }
 [scales.demo.runs.tickets]
 method = "iterative"
 settings = { densities = [0.05] }

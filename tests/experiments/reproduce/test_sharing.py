@@ -93,22 +93,12 @@ settings = { rewind = "4it", densities = [0.6, 0.2], structure = "regroup:4" }
 method = "iterative"
 settings = { rewind = "4it", densities = [0.6, 0.2] }
 """,
-    "rounds of gates, and a fresh start": """
-[scales.demo.runs.a]
-method = "continuous"
-settings = { rewind = "4it", rounds = 2, density = 0.2 }
-[scales.demo.runs.b]
-method = "iterative"
-settings = { rewind = "4it", densities = [0.2] }
-controls = ["random_reinit"]
-""",
 }
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("sides", SIDES.values(), ids=SIDES)
 def test_a_campaign_of_one_claim_takes_what_the_claim_does_by_itself(sides: str, tmp_path: Path) -> None:
-    role = "random_reinit" if "controls" in sides else "ticket"
     (file := tmp_path / "one.toml").write_text(
         f"""
 title = "One claim"
@@ -116,12 +106,12 @@ title = "One claim"
 interim = [3]
 [scales.demo.base]
 task = "digits"
-recipe = {{ length = "40it" }}
+recipe = {{ length = "12it" }}
 {sides}
 [claims.better]
 statement = "A is better."
 a = {{ run = "a" }}
-b = {{ run = "b", role = "{role}" }}
+b = {{ run = "b" }}
 density = 0.2
 margin = 5
 """

@@ -10,7 +10,7 @@ import pytest
 
 import ticketry as tk
 from ticketry.errors import NotStoredError
-from ticketry.experiments.reproduce.forecast import Stored, Work, dense, stored_work, work_of
+from ticketry.experiments.reproduce.forecast import Work, dense, stored_work, work_of
 
 ASKED: dict[str, Any] = {"recipe": {"length": "10it"}, "replicates": 1, "workers": 0, "device": "cpu"}
 
@@ -22,28 +22,12 @@ def test_what_the_store_has_is_not_planned_again(tmp_path: Path) -> None:
     lab = tk.Lab(tmp_path, device="cpu")
     longer = replace(run.request, settings=replace(run.request.settings, levels=3), replicates=2)
     found = stored_work(lab, longer)
-    whole = dense(lab, run.request)
-    own = whole.total - 3
-    assert found == Stored(Work(2 * 3 * own, 2 * 3, 2 * 3 * own), {})
-    assert found.there.steps == pytest.approx(work_of(lab, run.request).steps, abs=3)
+    assert found == Work(2 * 3 * (dense(lab, run.request).total - 3), 2 * 3)
+    assert found.steps == pytest.approx(work_of(lab, run.request).steps, abs=3)
     assert lab.ledger.segments_asked == 0
     with pytest.raises(NotStoredError, match="not in the store"), lab.training_nothing():
         lab.train(dense(lab, longer, 1))
     assert lab.train(dense(lab, longer, 1).until(2)).segment.last == 2
-
-
-@pytest.mark.parametrize(("begin", "steps"), [("0it", 8), ("2it", 5)])
-def test_states_that_a_dense_network_was_trained_without_are_planned(tmp_path: Path, begin: str, steps: int) -> None:
-    """The searches before kept that of step 3 alone; gradual pruning asks for those of its first and its last cut."""
-    tk.run("iterative", "digits", controls=[], store=tmp_path, levels=1, rewind="3it", **ASKED)
-    lab, other = tk.Lab(tmp_path, device="cpu"), tmp_path / "other"
-    settings = {"density": 0.3, "begin": begin, "end": "8it", "frequency": "2it"}
-    alone = tk.run("gradual", "digits", controls=[], store=other, **settings, **ASKED)
-    (again,) = stored_work(lab, alone.request).again.values()
-    assert again == Work(steps, 1, unmeasured=1)
-    beside = tk.run("gradual", "digits", controls=[], store=tmp_path, **settings, **ASKED)
-    assert beside.record.cost.steps_trained == work_of(lab, alone.request).steps + again.steps
-    assert stored_work(lab, alone.request).again == {}
 
 
 def test_gates_that_tickets_have_in_common_are_there_once(tmp_path: Path) -> None:
@@ -51,8 +35,8 @@ def test_gates_that_tickets_have_in_common_are_there_once(tmp_path: Path) -> Non
     run = tk.run("l0", "digits", controls=[], store=tmp_path, **settings, **ASKED)
     lab = tk.Lab(tmp_path, device="cpu")
     found = stored_work(lab, replace(run.request, replicates=2))
-    assert found == Stored(Work(6 + 2 * 4, 3, 2 * 4, 6), {})
-    assert work_of(lab, run.request).without(found.there) == Work(0, 0), "one replicate of two is there"
+    assert found == Work(6 + 2 * 4, 3)
+    assert work_of(lab, run.request).without(found) == Work(), "one replicate of two is there"
 
 
 def test_of_a_parallel_search_all_members_are_looked_for(tmp_path: Path) -> None:
@@ -62,6 +46,6 @@ def test_of_a_parallel_search_all_members_are_looked_for(tmp_path: Path) -> None
     lab = tk.Lab(tmp_path, device="cpu")
     wider = replace(alone.request, settings=replace(alone.request.settings, init=(0.1, 0.0, -0.01)))
     found = stored_work(lab, wider)
-    assert found == Stored(Work(10 + 7, 2, 7, 10), {}), "a training with gates and a ticket"
+    assert found == Work(10 + 7, 2), "a training with gates and a ticket"
     both = tk.run("continuous", "digits", controls=[], store=tmp_path, init=[0.1, 0.0, -0.01], **settings, **ASKED)
-    assert both.record.cost.steps_trained == work_of(lab, wider).without(found.there).steps
+    assert both.record.cost.steps_trained == work_of(lab, wider).without(found).steps

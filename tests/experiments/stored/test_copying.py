@@ -88,8 +88,6 @@ def test_what_is_there_stays_whole(origin: str, tmp_path: Path, recorded: bool) 
 
 
 def test_a_copy_that_was_ended_goes_on(origin: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from ticketry.lab.store.folder import SharedFolder
-
     target, real, left = str(tmp_path / "target"), SharedFolder.put, [2]
 
     def ended(self: SharedFolder, *more: Any) -> str:
@@ -107,20 +105,19 @@ def test_a_copy_that_was_ended_goes_on(origin: str, tmp_path: Path, monkeypatch:
     assert (done.files, done.known) == (2, 2)
 
 
-def test_a_damaged_file_is_not_copied(origin: str, tmp_path: Path) -> None:
-    (path,) = Path(origin).glob("blobs/*/*")
-    path.write_bytes(b"weighty")
-    with pytest.raises(StoreError, match="do not match"):
-        copy_store(origin, str(tmp_path / "target"))
-    assert not list((tmp_path / "target").glob("blobs/*/*"))
-
-
-def test_a_damaged_ticket_is_not_copied(tmp_path: Path) -> None:
+def test_what_is_damaged_is_not_copied(tmp_path: Path) -> None:
     mask = tk.Mask({"w": torch.ones(3, dtype=torch.bool)})
     ticket = tk.Ticket(mask, {"w": torch.ones(3)}, {}, trained={"w": torch.ones(3)})
     origin = open_store(tmp_path / "origin").paths
     folder = ticket.save(origin.run("a-run") / "tickets" / "level-01")
     assert copy_store(str(origin.root), str(tmp_path / "sound")).files == 4
+    blob = open_store(tmp_path / "origin").put_bytes(b"weights")
+    (path,) = origin.root.glob(f"blobs/*/{blob}*")
+    path.write_bytes(b"weighty")
+    with pytest.raises(StoreError, match="do not match"):
+        copy_store(str(origin.root), str(tmp_path / "target"))
+    assert not list((tmp_path / "target").glob("blobs/*/*"))
+    path.unlink()
     for name in ("mask", "start", "model"):
         path = folder / f"{name}.safetensors"
         data = path.read_bytes()

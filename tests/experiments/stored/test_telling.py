@@ -42,7 +42,7 @@ def test_a_search_tells_how_far_it_is_and_leaves_nothing(tmp_path: Path, monkeyp
 
 def test_a_place_that_cannot_be_written_stops_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(telling, "EVERY", 0.01)
-    asked = {"recipe": {"length": "400it"}, "replicates": 1, "workers": 0, "device": "cpu"}
+    asked = {"recipe": {"length": "20it"}, "replicates": 1, "workers": 0, "device": "cpu"}
     with tk.Lab(tmp_path, device="cpu") as lab:
         (lab.store.paths.root / "live").write_text("no folder")
     run = tk.run("oneshot", "digits", density=0.5, controls=[], store=tmp_path, **asked)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import reduce
 from pathlib import Path
@@ -27,13 +27,12 @@ from ticketry.experiments.reproduce.blocks import (
 )
 from ticketry.experiments.reproduce.campaign_file import Campaign
 from ticketry.experiments.reproduce.claims import Decision, decide, method_table
-from ticketry.experiments.reproduce.forecast import Clock, Elsewhere, Work
+from ticketry.experiments.reproduce.forecast import Clock, Work
 from ticketry.experiments.reproduce.second_orders import SecondOrders, compares_with_luck
 from ticketry.experiments.reproduce.sharing import steps_alone
 from ticketry.experiments.search import execute
 from ticketry.experiments.stability import execute_stability
 from ticketry.lab.lab import Lab
-from ticketry.lab.runners.choice import IN_PROCESS, PROCESSES
 from ticketry.lab.runners.events import OnEvent
 from ticketry.lab.store.address import display_address
 from ticketry.lab.store.files import explained, write_atomically, write_sealed
@@ -125,16 +124,10 @@ def reproduce(
     """
     wanted, campaign = _choose_claims(campaign, tuple(only)), replace(campaign, together=options.together)
     with opened(options, None, on_event) as lab:
-        # Only on this machine can steps be timed in another folder.
-        here = lab.on in (PROCESSES, IN_PROCESS)
-        work = _Progress(lab, campaign, command, say, (lambda folder: _opened_in(folder, options)) if here else None)
+        work = _Progress(lab, campaign, command, say)
         work.write()
         stopped = work.until_decided(wanted, time.monotonic() + budget, dry=dry)
         return Outcome(work.write(), *work.pages(), stopped, frozenset(wanted), work.planned)
-
-
-def _opened_in(folder: Path, options: LabOptions) -> AbstractContextManager[Lab]:
-    return opened(replace(options, store=folder, on="", workers=0, log=()), None)
 
 
 def _choose_claims(campaign: Campaign, only: tuple[str, ...]) -> set[str]:
@@ -149,7 +142,7 @@ def _choose_claims(campaign: Campaign, only: tuple[str, ...]) -> set[str]:
 class _Progress:
     """State of a campaign: finished blocks, decisions, and the record."""
 
-    def __init__(self, lab: Lab, campaign: Campaign, command: str, say: Say, elsewhere: Elsewhere | None) -> None:
+    def __init__(self, lab: Lab, campaign: Campaign, command: str, say: Say) -> None:
         self._lab, self._campaign, self._command, self._say = lab, campaign, command, say
         self._paths = Paths(lab.store.paths.root)
         self._name = f"{campaign.name}-{campaign.scale}"
@@ -162,7 +155,7 @@ class _Progress:
         self._twins = SecondOrders(lab, campaign, earlier.twins if earlier else ())
         for name, done in self._done.runs.items():
             self._twins.find(name, done)
-        self._clock = Clock(lab, campaign, self._twins.missing, elsewhere)
+        self._clock = Clock(lab, campaign, self._twins.missing)
         self._resolution: dict[str, float | None] = {}
         self._decided: list[Decision] = []
         self._failed: dict[str, str] = {}
