@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -16,20 +17,7 @@ import pytest
 from browsers import NEEDS_BROWSER, launched, listened_to
 from cli.calling import call
 
-_SEARCH = [
-    "search",
-    "iterative",
-    "--task",
-    "digits",
-    "--levels",
-    "2",
-    "--replicates",
-    "1",
-    "--recipe.length",
-    "2000it",
-    "--workers",
-    "0",
-]
+_SEARCH = shlex.split("search iterative --task digits --levels 2 --replicates 1 --recipe.length 2000it --workers 0")
 
 
 @pytest.fixture

@@ -108,10 +108,6 @@ class PlannedTime(NamedTuple):
     """Planned wall-clock time."""
     took: float = 0.0
     """Measured wall-clock time."""
-    processor: float = 0.0
-    """Planned processor time, of the blocks for which it is known."""
-    took_processor: float = 0.0
-    """Measured processor time of the same blocks."""
 
     def plus(self, other: PlannedTime) -> PlannedTime:
         """Return the sum of both."""
@@ -139,10 +135,6 @@ class CampaignRun(Part, frozen=True, kw_only=True):
     """Planned wall-clock time in seconds of the blocks that this store planned and trained."""
     planned_took: NotNegative | None = None
     """Measured wall-clock time of the same blocks in seconds."""
-    planned_processor: NotNegative | None = None
-    """Planned processor time of trainings in seconds; unlike wall-clock time it is independent of other load."""
-    planned_took_processor: NotNegative | None = None
-    """Measured processor time in seconds, of the blocks for which both times are known."""
     seconds: NotNegative = 0.0
     """Time of the searches of all blocks in seconds, including imported and earlier ones; without A/A trainings."""
     failed: str = ""
@@ -202,18 +194,12 @@ class CampaignRecord(Part, frozen=True, kw_only=True, tag_field="kind", tag="cam
     """Planned wall-clock time in seconds of all blocks that this store planned and trained."""
     planned_took: NotNegative = 0.0
     """Measured wall-clock time of the same blocks in seconds."""
-    planned_processor: NotNegative = 0.0
-    """Planned processor time in seconds, see `CampaignRun`."""
-    planned_took_processor: NotNegative = 0.0
-    """Measured processor time in seconds, see `CampaignRun`."""
     seconds: NotNegative = 0.0
     """Training time of all blocks in seconds, including blocks from bundles."""
     segments_asked: Count = 0
     segments_trained: Count = 0
     steps_trained: Count = 0
     """Steps trained for all claims together."""
-    steps_alone: Count = 0
-    """Steps that the claims would need if each were trained separately."""
     environment: dict[str, Any] = field(default_factory=dict)
     command: str = ""
     config: str = ""
@@ -224,12 +210,7 @@ class CampaignRecord(Part, frozen=True, kw_only=True, tag_field="kind", tag="cam
     def planned(self) -> dict[str, PlannedTime]:
         """Planned and measured time of each run with blocks of this store, by run name."""
         return {
-            run.name: PlannedTime(
-                run.planned_seconds or 0.0,
-                run.planned_took,
-                run.planned_processor or 0.0,
-                run.planned_took_processor or 0.0,
-            )
+            run.name: PlannedTime(run.planned_seconds or 0.0, run.planned_took)
             for run in self.runs
             if run.planned_took is not None
         }

@@ -160,15 +160,8 @@ def facts(record: CampaignRecord) -> list[str]:
     ]
     if record.planned_took:
         times = f"planned {duration(record.planned_seconds)}, took {duration(record.planned_took)}"
-        if record.planned_took_processor:
-            planned, took = record.planned_processor, record.planned_took_processor
-            times += f"; processor time, which excludes other work: {duration(planned)} and {duration(took)}"
         lines.append(f"Trained in this store: {times}.")
-    if record.steps_alone:
-        lines.append(
-            f"{short_count(record.steps_trained)} steps were trained; without sharing the claims would have needed"
-            f" {short_count(record.steps_alone)} ({record.steps_trained / record.steps_alone:.2f})."
-        )
+    lines.append(f"{short_count(record.steps_trained)} steps were trained.")
     first, *later = record.files
     early = [one for run in record.runs for one in run.blocks if one.date and one.date < first.since]
     if early:

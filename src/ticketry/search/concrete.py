@@ -24,7 +24,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import TYPE_CHECKING, Literal
 
 from ticketry.core.structure.pattern import kept_elements
@@ -108,11 +107,7 @@ class Settings(PruningSettings):
 
 def plan(settings: Settings) -> list[Training]:
     """Plan a training of gates and a ticket for each density."""
-
-    def gates(share: float, replicate: Replicate) -> Gating:
-        return gates_of(replicate, prunable(replicate, settings), settings, share)
-
-    of_masks = [Training(last=settings.mask_length, gates=partial(gates, share)) for share in settings.targets]
+    of_masks = [Training(last=settings.mask_length) for _ in settings.targets]
     return [*of_masks, *settings.plan_tickets(**ticket_span(settings.how_retrained, settings.rewind))]
 
 

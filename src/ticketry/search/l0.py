@@ -89,11 +89,7 @@ class Settings(PruningSettings):
 
 def plan(settings: Settings) -> list[Training]:
     """Plan the training with gates, then the rest of a training for each density."""
-
-    def gates(replicate: Replicate) -> Gating:
-        return gates_of(replicate, prunable(replicate, settings), settings)
-
-    return [Training(last=settings.until, gates=gates), *settings.plan_tickets(first=settings.until)]
+    return [Training(last=settings.until), *settings.plan_tickets(first=settings.until)]
 
 
 @on_replicate

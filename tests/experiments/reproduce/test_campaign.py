@@ -94,7 +94,6 @@ def test_a_small_campaign(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert (cheaper.found, cheaper.difference) == ("refuted", -20.0)  # 20 steps more, with no spread at all
     assert {(row.role, row.n) for row in done.table} == {("dense", 3), ("ticket", 3), ("random_prune", 3)}
     assert done.steps_trained == 3 * 20 * 4, "dense in two orders, ticket, control"
-    assert done.steps_alone == 3 * 20 * (4 + 3), "the second claim has no control"
     out = capsys.readouterr().out
     assert "beat-random" in out
     assert "confirmed" in out
@@ -312,7 +311,6 @@ margin = 5
     assert len(worse.noise) == 3
     assert lab.ledger.segments_trained == 0
     assert done.segments_trained == 3 * 4, "dense, ticket and both again"
-    assert done.steps_alone == 3 * 20 * (4 + 4 + 3), "far, barrier, worse: the last without the ticket again"
 
     # again, and elsewhere without weights: nothing is trained
     capsys.readouterr()
@@ -345,7 +343,6 @@ def test_a_campaign_is_packed_by_its_name_with_all_that_it_needs(
     done = record_of(store)
     assert len(done.claims[0].noise) == 3
     assert 0 < done.planned_took <= done.seconds + 60  # what it took by the clock, looking things up included
-    assert 0 < done.planned_took_processor <= 1.5 * done.planned_took  # and of it the trainings' own
     capsys.readouterr()
     assert main(["store", "pack", "small-demo", "-o", str(bundle), "--store", str(store)]) == 0
     assert "packed 1 run," in capsys.readouterr().out, "the run that is none of the campaign's is left out"
@@ -363,7 +360,6 @@ def test_a_campaign_is_packed_by_its_name_with_all_that_it_needs(
         out, err = capsys.readouterr()
         assert "trained," not in err
         assert ("Trained in this store: planned" in out) == recorded, "what was trained elsewhere was not planned here"
-        assert ("processor time, which excludes other work: " in out) == recorded
         assert networks(other) == before
         assert [claim.noise for claim in record_of(other).claims] == [claim.noise for claim in done.claims]
 

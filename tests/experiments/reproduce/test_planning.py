@@ -160,10 +160,10 @@ def campaign(tmp_path: Path) -> Campaign:
     return read_campaign(file, "demo")
 
 
-def clock_of(lab: tk.Lab, campaign: Campaign, seconds: float, **more: Any) -> Clock:
+def clock_of(lab: tk.Lab, campaign: Campaign, seconds: float) -> Clock:
     """A clock by which each step takes so many seconds, and nothing else any time."""
     clock = Clock(lab, campaign, twins=lambda _: ())
-    clock._measured = lambda _: Pace(seconds, **more)  # type: ignore[method-assign]
+    clock._measured = lambda _: Pace(seconds)  # type: ignore[method-assign]
     return clock
 
 
@@ -175,17 +175,6 @@ def test_what_runs_share_is_planned_once(tmp_path: Path, campaign: Campaign) -> 
         assert clock.estimate(groups) == 2 * (1 + 2 + 3) * 40
         counted = set[str]()
         assert sum(clock.estimate(block, counted) for block in (single, groups)) == 2 * (1 + 3 + 3) * 40
-
-
-def test_the_time_of_processors_is_planned_too(tmp_path: Path, campaign: Campaign) -> None:
-    """Of a machine half of whose time goes to others: by steps that were timed, then by the block before."""
-    with tk.Lab(tmp_path / "store", device="cpu") as lab:
-        block = Block("single", 0, 0, 2)
-        assert clock_of(lab, campaign, 1.0).processor(block, 100.0) is None
-        clock = clock_of(lab, campaign, 1.0, processor=0.5)
-        assert clock.processor(block, 100.0) == 50.0
-        clock.add(block, 140.0, Work(200, 5), Work(0, 0), 0.25)
-        assert clock.processor(block, 100.0) == 25.0
 
 
 CONTROLLED = """
@@ -222,7 +211,6 @@ def test_first_steps_are_timed_in_a_store_that_is_thrown_away(tmp_path: Path, ca
         pace = measure_pace(lab, whole)
         assert 0 < pace.step < 1
         assert pace.training > 0
-        assert 0 < (pace.processor or 0) < 1.5
         assert not list(lab.store.paths.result_files())
         assert lab.ledger.segments_trained == 0
 

@@ -29,7 +29,6 @@ from ticketry.experiments.reproduce.campaign_file import Campaign
 from ticketry.experiments.reproduce.claims import Decision, decide, method_table
 from ticketry.experiments.reproduce.forecast import Clock, Work
 from ticketry.experiments.reproduce.second_orders import SecondOrders, compares_with_luck
-from ticketry.experiments.reproduce.sharing import steps_alone
 from ticketry.experiments.search import execute
 from ticketry.experiments.stability import execute_stability
 from ticketry.lab.lab import Lab
@@ -251,7 +250,6 @@ class _Progress:
 
     def _search(self, block: Block, claims: tuple[str, ...]) -> None:
         planned, shared = self._clock.estimate(block), self._clock.shared(block)
-        processor = self._clock.processor(block, planned)
         many = f"{len(claims)} claims" if len(claims) > 1 else claims[0]
         count = block.last - block.first
         more = f"{count} {'more ' if block.first else ''}replicate{'s' if count > 1 else ''}, {block.last} in all"
@@ -261,10 +259,8 @@ class _Progress:
         self._decided = []
         seconds, did = time.monotonic() - began, self._lab.ledger.since(before)
         if 4 * did.steps_trained > did.steps_asked:  # else much of the time went into reading the store
-            share = did.processor_seconds / seconds if processor is not None else None
-            self._clock.add(block, seconds, Work(did.steps_trained, did.segments_trained), shared, share)
-        known = (0.0, 0.0) if processor is None else (processor, did.processor_seconds)
-        self._unwritten[block.run] = PlannedTime(planned, seconds, *known)
+            self._clock.add(block, seconds, Work(did.steps_trained, did.segments_trained), shared)
+        self._unwritten[block.run] = PlannedTime(planned, seconds)
         self.write()
 
     def _carry_out(self, block: Block) -> None:
@@ -334,13 +330,10 @@ class _Progress:
             metric=run.task.metric.name,
             planned_seconds=times.planned,
             planned_took=times.took,
-            planned_processor=times.processor,
-            planned_took_processor=times.took_processor,
             seconds=sum(seconds.values()) + sum(one.seconds for one in twins),
             segments_asked=sum(one.segments_asked or 0 for one in costs) + len(twins),
             segments_trained=sum(one.segments_trained or 0 for one in costs) + sum(one.trained for one in twins),
             steps_trained=sum(one.steps_trained or 0 for one in costs) + sum(one.trained * one.steps for one in twins),
-            steps_alone=steps_alone(decisions, self._done.runs, campaign.runs),
             environment=environment,
             command=self._command,
             config=campaign.text,
@@ -376,8 +369,6 @@ class _Progress:
             blocks=tuple(trained_on(done)),
             planned_seconds=times and times.planned,
             planned_took=times and times.took,
-            planned_processor=times and times.processor,
-            planned_took_processor=times and times.took_processor,
             seconds=sum(one.cost.wall_seconds or 0.0 for one in self._done.stable.get(name, done)),  # with searches
             failed=self._failed.get(name, ""),
         )

@@ -54,8 +54,6 @@ class Pace:
     """Seconds per step."""
     training: float = 0.0
     """Seconds of a training beside its steps: evaluation, reading, writing."""
-    processor: float | None = None
-    """Processor seconds per second; None if unknown."""
 
     def seconds(self, work: Work) -> float:
         """Return the seconds of some work, one training after the other."""
@@ -82,7 +80,7 @@ class Clock:
         """Of finished blocks, by run."""
         self._there: dict[Block, tuple[Work, Work]] = {}
 
-    def add(self, block: Block, seconds: float, trained: Work, shared: Work, processor: float | None = None) -> None:
+    def add(self, block: Block, seconds: float, trained: Work, shared: Work) -> None:
         """Add the timing of a finished block.
 
         Args:
@@ -90,18 +88,10 @@ class Clock:
             seconds: elapsed time.
             trained: trainings that were not in the store.
             shared: the result of `shared` before it began.
-            processor: processor seconds per second.
         """
         own, seconds = trained.without(shared), seconds - self._seconds(block, shared, dense=True)
         if own.trainings and own.steps and seconds > 0:
-            self._seen[block.run] = Pace(seconds / own.steps, processor=processor)
-
-    def processor(self, block: Block, seconds: float) -> float | None:
-        """Return the estimated processor seconds of a block, which do not depend on other load; None if unknown."""
-        if seen := self._seen.get(block.run):
-            return None if seen.processor is None else seconds * seen.processor
-        share = self._measured(block.run).processor if seconds else 0.0
-        return None if share is None else seconds * self._side_by_side(block.last - block.first) * share
+            self._seen[block.run] = Pace(seconds / own.steps)
 
     def estimate(self, block: Block, counted: set[str] | None = None) -> float:
         """Return the estimated seconds of a block for what the store lacks.
@@ -218,10 +208,10 @@ def measure_pace(lab: Lab, whole: Sequence[Segment]) -> Pace:
         while at < min(last, _MOST) and (at <= _WARM or timed.train_seconds < _LONG_ENOUGH):
             then = min(at + max(4, at), last)
             timed, count, at = train(then), then - at, then
-    sizes, seconds = lab.sizes(whole[0].task), timed.train_seconds + timed.other_seconds
+    sizes = lab.sizes(whole[0].task)
     batches = whole[0].per_epoch * (sizes["validation"] + sizes["test"]) / max(sizes["train"], 1)
     step = timed.train_seconds / count
-    return Pace(step, timed.other_seconds + _FORWARD * step * batches, timed.processor_seconds / max(seconds, 1e-9))
+    return Pace(step, timed.other_seconds + _FORWARD * step * batches)
 
 
 def work_of(lab: Lab, request: SearchRequest, stability: StabilitySettings | None = None) -> Work:

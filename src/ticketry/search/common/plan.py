@@ -4,12 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 from ticketry.step import Step
-
-if TYPE_CHECKING:
-    from ticketry.search.gating.gating import Gating
 
 
 class Schedule(Protocol):
@@ -53,11 +50,6 @@ class Training:
     """Point at which controls of the ticket begin; by default where its final mask is first trained."""
     has_controls: bool = True
     """Whether controls are trained beside the ticket, if the run has controls."""
-    gates: Callable[[Any], Gating] | None = None
-    """Returns the gates that are trained with the weights, for a `Replicate`."""
-    line: str = ""
-    """Name of the trainings that lead to the ticket. Tickets of one line share them: the later ones need more of the
-    same. By default each ticket has its own."""
     shared: Any = None
     """Settings of a plain search that trains the same, so that its runs share the training; None for any other."""
 
@@ -73,12 +65,6 @@ class Training:
     def steps(self, schedule: Schedule) -> int:
         """Return the number of steps."""
         return sum(steps for steps, _ in self.pieces(schedule))
-
-    def masked_steps(self, schedule: Schedule) -> int:
-        """Return the number of steps of networks with a mask."""
-        if not self.level and self.density is None:
-            return 0
-        return sum(steps for steps, density in self.pieces(schedule) if density != 1)
 
     def control_steps(self, schedule: Schedule) -> int:
         """Return the number of steps of each control of the ticket."""

@@ -164,21 +164,15 @@ def plan_by_gates(settings: GateSettings) -> list[Training]:
     span = ticket_span(retrain_after(settings.rewind, settings.retrain), settings.rewind)
     planned: list[Training] = []
     for alone in settings.each_alone():
-
-        def first_gates(replicate: Replicate, alone: GateSettings = alone) -> Gating:
-            return Rounds(replicate, alone).first_gates
-
-        for member in alone.members:
-            for number in range(1, settings.rounds + 1):
-                is_last, level = number == settings.rounds, sum(one.level > 0 for one in planned) + 1
-                ticket = Training(
-                    level=level,
-                    density=alone.target if is_last and not settings.budget else None,
-                    has_controls=is_last or settings.target is None,
-                    line=f"density {alone.target} s0 and penalty {member}",
-                    **span,
-                )
-                planned += [Training(gates=first_gates), ticket]
+        for number in [*range(1, settings.rounds + 1)] * len(alone.members):
+            is_last = number == settings.rounds
+            ticket = Training(
+                level=len(planned) // 2 + 1,
+                density=alone.target if is_last and not settings.budget else None,
+                has_controls=is_last or settings.target is None,
+                **span,
+            )
+            planned += [Training(), ticket]
     return planned
 
 
@@ -284,11 +278,6 @@ class Rounds:
         for init, penalty in settings.members:
             for earlier in (None, "a digest"):  # wrong values raise before anything is trained
                 self._gates(init, penalty, 1, earlier)
-
-    @property
-    def first_gates(self) -> Gating:
-        """The gates of the first member's first round."""
-        return self._gates(*self.settings.members[0], 1, None)
 
     def train(self, init: float, penalty: float, chain: Sequence[Result]) -> Result:
         """Train the round after those of `chain`, which may be empty.
