@@ -21,7 +21,6 @@ from ticketry.lab.runners.choice import IN_PROCESS, PROCESSES
 from ticketry.lab.search_result import Found
 from ticketry.lab.store.second_order import second_order
 from ticketry.lab.store.store import digest_of, open_store
-from ticketry.lab.training.job import Work as Timed
 from ticketry.lab.training.segment import Segment
 from ticketry.search import Training
 from ticketry.search.gating.gating import Gating
@@ -198,20 +197,20 @@ def measure_pace(lab: Lab, whole: Sequence[Segment]) -> Pace:
     with tempfile.TemporaryDirectory(prefix="ticketry-pace-") as folder:
         store = open_store(Path(folder))
 
-        def train(step: int) -> Timed:
+        def train(step: int) -> tuple[float, float]:
             done = lab.train_aside([one.until(step) for one in whole], store.address, measure=False)
-            return Timed(**{name: fmean(getattr(one, name) for one in done) for name in vars(done[0])})
+            return fmean(one.train_seconds for one in done), fmean(one.other_seconds for one in done)
 
         last = whole[0].last
         at = min(_WARM, last - 1)
-        timed, count = train(at), max(at, 1)  # also starts processes and reads the data
-        while at < min(last, _MOST) and (at <= _WARM or timed.train_seconds < _LONG_ENOUGH):
+        (took, beside), count = train(at), max(at, 1)  # also starts processes and reads the data
+        while at < min(last, _MOST) and (at <= _WARM or took < _LONG_ENOUGH):
             then = min(at + max(4, at), last)
-            timed, count, at = train(then), then - at, then
+            (took, beside), count, at = train(then), then - at, then
     sizes = lab.sizes(whole[0].task)
     batches = whole[0].per_epoch * (sizes["validation"] + sizes["test"]) / max(sizes["train"], 1)
-    step = timed.train_seconds / count
-    return Pace(step, timed.other_seconds + _FORWARD * step * batches)
+    step = took / count
+    return Pace(step, beside + _FORWARD * step * batches)
 
 
 def work_of(lab: Lab, request: SearchRequest, stability: StabilitySettings | None = None) -> Work:
