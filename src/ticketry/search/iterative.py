@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from typing_extensions import Self
 
@@ -30,7 +30,7 @@ from ticketry.search.common.method import About, Replicate, on_replicate
 from ticketry.search.common.plan import Training, ticket_span
 from ticketry.search.common.pruning import check_score, prunable, prune, ticket_mask
 from ticketry.search.common.settings import ScoreSettings, Shares, budget_terms, requested_densities
-from ticketry.search.common.shape import NONE, Family
+from ticketry.search.common.shape import Family
 from ticketry.step import Step
 
 if TYPE_CHECKING:
@@ -176,18 +176,14 @@ def _level_densities(settings: Settings) -> tuple[float, ...]:
 def plan(settings: Settings) -> list[Training]:
     """Plan a ticket for each level; with a structure also the network without it that the next level continues from."""
     structured = settings.shape.tickets is not None
-    plain = replace(settings, structure=NONE, structured_levels=0) if structured else settings
-    how: dict[str, Any] = {
-        **ticket_span(settings.how_retrained, settings.rewind),
-        "line": repr(replace(plain, levels=1)),  # the first levels are the same, however many follow
-    }
+    span = ticket_span(settings.how_retrained, settings.rewind)
     planned: list[Training] = []
     for level, target in enumerate(settings.targets, start=1):
         density = None if settings.budget else target
         if level in settings.ticket_levels:
-            planned.append(Training(level=level, density=density, shared=None if structured else plain, **how))
+            planned.append(Training(level=level, density=density, **span))
         if structured and level < len(settings.targets):
-            planned.append(Training(density=density, shared=plain, **how))
+            planned.append(Training(density=density, **span))
     return planned
 
 

@@ -137,7 +137,7 @@ densities = { half = 0.5 }
 [scales.demo.base]
 method = "iterative"
 task = "digits"
-recipe = { length = "40it" }
+recipe = { length = "8it" }
 settings = { densities = [0.6, 0.5, 0.4] }
 
 [scales.demo.runs.single]
@@ -168,13 +168,13 @@ def clock_of(lab: tk.Lab, campaign: Campaign, seconds: float) -> Clock:
 
 
 def test_what_runs_share_is_planned_once(tmp_path: Path, campaign: Campaign) -> None:
-    """Two replicates: dense, three tickets, and three with a structure, whose search goes on from the first two."""
+    """Two replicates: dense, once for both; three tickets; and three with a structure beside two without."""
     with tk.Lab(tmp_path / "store", device="cpu") as lab:
         clock, single, groups = clock_of(lab, campaign, 1.0), Block("single", 0, 0, 2), Block("groups", 0, 0, 2)
-        assert clock.estimate(single) == 2 * (1 + 3) * 40
-        assert clock.estimate(groups) == 2 * (1 + 2 + 3) * 40
+        assert clock.estimate(single) == 2 * (1 + 3) * 8
+        assert clock.estimate(groups) == 2 * (1 + 2 + 3) * 8
         counted = set[str]()
-        assert sum(clock.estimate(block, counted) for block in (single, groups)) == 2 * (1 + 3 + 3) * 40
+        assert sum(clock.estimate(block, counted) for block in (single, groups)) == 2 * (1 + 3 + 2 + 3) * 8
 
 
 CONTROLLED = """
@@ -191,18 +191,17 @@ def test_a_run_with_controls_beside_some_tickets_is_planned(tmp_path: Path) -> N
     (file := tmp_path / "structure.toml").write_text(CAMPAIGN.replace("[claims", CONTROLLED, 1))
     campaign = read_campaign(file, "demo")
     with tk.Lab(tmp_path / "store", device="cpu") as lab:
-        assert clock_of(lab, campaign, 1.0).estimate(Block("controlled", 0, 0, 2)) == 2 * (1 + 2 + 3 + 1) * 40
+        assert clock_of(lab, campaign, 1.0).estimate(Block("controlled", 0, 0, 2)) == 2 * (1 + 2 + 3 + 1) * 8
 
 
-@pytest.mark.slow
 def test_what_another_run_has_trained_is_not_planned(tmp_path: Path, campaign: Campaign) -> None:
     with tk.Lab(tmp_path / "store", device="cpu") as lab:
         execute(lab, Block("single", 0, 0, 2).request(campaign))
         clock, groups = clock_of(lab, campaign, 1.0), Block("groups", 0, 0, 2)
-        assert clock.estimate(groups) == 2 * 3 * 40
+        assert clock.estimate(groups) == 2 * 3 * 8
         before = lab.ledger.copy()
         execute(lab, groups.request(campaign))
-        assert lab.ledger.since(before).steps_trained == 2 * 3 * 40
+        assert lab.ledger.since(before).steps_trained == 2 * 3 * 8
 
 
 def test_first_steps_are_timed_in_a_store_that_is_thrown_away(tmp_path: Path, campaign: Campaign) -> None:
@@ -227,10 +226,10 @@ def test_the_pace_of_a_block_is_that_of_what_it_trained(tmp_path: Path, campaign
     with tk.Lab(tmp_path / "store", device="cpu") as lab:
         clock, block = clock_of(lab, campaign, 1.0), Block("single", 0, 0, 2)
         shared = clock.shared(block)
-        assert shared == Work(2 * 40, 2)
-        # The dense networks took 80 s of these 140; 60 s were for 120 steps, for the rest was in the store.
-        clock.add(block, 140.0, Work(200, 5), shared)
-        assert clock.estimate(block) == 2 * 40 * 1.0 + 2 * 3 * 40 * 0.5
+        assert shared == Work(2 * 8, 2)
+        # The dense networks took 16 s of these 40; 24 s were for 48 steps.
+        clock.add(block, 40.0, Work(64, 8), shared)
+        assert clock.estimate(block) == 2 * 8 * 1.0 + 2 * 3 * 8 * 0.5
 
 
 def test_second_orders_that_a_bundle_lacks_are_planned(tmp_path: Path, campaign: Campaign) -> None:
@@ -238,10 +237,10 @@ def test_second_orders_that_a_bundle_lacks_are_planned(tmp_path: Path, campaign:
     with tk.Lab(tmp_path / "store", device="cpu") as lab:
         clock = Clock(lab, campaign, twins=lambda block: range(block.last))
         later = Block("single", 1, 2, 3)
-        assert clock.shared(later) == Work((1 + 3) * 40, 1 + 3)
+        assert clock.shared(later) == Work((1 + 3) * 8, 1 + 3)
         first = dense(lab, campaign.runs["single"])
         lab.train(replace(first, order_seed=mix(first.order_seed, "second order")))
-        assert clock.shared(later) == Work((1 + 2) * 40, 1 + 2)
+        assert clock.shared(later) == Work((1 + 2) * 8, 1 + 2)
 
 
 def without_dense(record: dict[str, Any]) -> None:

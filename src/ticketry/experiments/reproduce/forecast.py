@@ -18,12 +18,12 @@ from ticketry.experiments.reproduce.campaign_file import Campaign
 from ticketry.experiments.request import SearchRequest
 from ticketry.lab.lab import Lab
 from ticketry.lab.runners.choice import IN_PROCESS, PROCESSES
+from ticketry.lab.runners.events import Event
 from ticketry.lab.search_result import Found
 from ticketry.lab.store.second_order import second_order
-from ticketry.lab.store.store import digest_of, open_store
+from ticketry.lab.store.store import open_store
 from ticketry.lab.training.segment import Segment
 from ticketry.search import Training
-from ticketry.search.gating.gating import Gating
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class Clock:
         """Of the first steps of dense networks."""
         self._seen: dict[str, Pace] = {}
         """Of finished blocks, by run."""
-        self._there: dict[Block, tuple[Work, Work]] = {}
+        self._there: dict[Block, Work] = {}
 
     def add(self, block: Block, seconds: float, trained: Work, shared: Work) -> None:
         """Add the timing of a finished block.
@@ -99,36 +99,19 @@ class Clock:
             block: the block.
             counted: names of trainings that count elsewhere; those of this block are added.
         """
-        request, count = block.request(self._campaign), block.last - block.first
         known = set[str]() if counted is None else counted
-        chain_there, there = self._stored(block)
-        chain = chain_of(self._lab, request)
-        every = work_of(self._lab, request, self._campaign.stability.get(block.run))
-        left = every.without(chain).times(count).without(there)
-        if (name := self._chain_name(block)) not in known:
-            left += chain.times(count).without(chain_there)
-            known.add(name)
+        every = work_of(self._lab, block.request(self._campaign), self._campaign.stability.get(block.run))
+        left = every.times(block.last - block.first).without(self._stored(block))
         return self._seconds(block, left) + self._seconds(block, self.shared(block, known), dense=True)
 
-    def _chain_name(self, block: Block) -> str:
-        """Return a name for the tickets without structure, which other runs of these replicates share."""
-        settings = plain(block.request(self._campaign)).settings
-        replicates = [one.key for one in self._whole(block)]
-        return f"chain of {digest_of([replicates, repr(settings)])}"
-
-    def _stored(self, block: Block) -> tuple[Work, Work]:
-        """Return the work of `chain_of` and other work of a block that the store had at the first call."""
+    def _stored(self, block: Block) -> Work:
+        """Return the work of a block beside its dense networks that the store had at the first call."""
         whole = self._whole(block)
         if len(self._untrained(whole)) == len(whole):
-            return Work(), Work()  # without dense networks there is nothing else
+            return Work()  # without dense networks there is nothing else
         if block not in self._there:
-            request = block.request(self._campaign)
             with self._campaign.training(self._lab, block.run):
-                there, chain = stored_work(self._lab, request), Work()
-                if chain_of(self._lab, request).trainings:
-                    chain = stored_work(self._lab, plain(request))
-            own_tickets = any(one.shared for one in request.tickets)  # which are the chain
-            self._there[block] = chain, there.without(chain) if own_tickets else there
+                self._there[block] = stored_work(self._lab, block.request(self._campaign))
         return self._there[block]
 
     def _whole(self, block: Block) -> list[Segment]:
@@ -231,18 +214,6 @@ def work_of(lab: Lab, request: SearchRequest, stability: StabilitySettings | Non
     return found
 
 
-def chain_of(lab: Lab, request: SearchRequest) -> Work:
-    """Return what a replicate trains of a plain search, which runs that differ in structure alone share."""
-    shared = [one.steps(dense(lab, request)) for one in request.plan if one.shared]
-    return Work(sum(shared), len(shared))
-
-
-def plain(request: SearchRequest) -> SearchRequest:
-    """Return the same search without structure and controls."""
-    settings = next((one.shared for one in request.plan if one.shared), request.settings)
-    return replace(request, settings=settings, controls=(), control_densities=())
-
-
 def dense(lab: Lab, request: SearchRequest, replicate: int = 0) -> Segment:
     """Return the dense training of a replicate, which every method begins with."""
     seeds = request.seeds.replicate(replicate)
@@ -252,41 +223,36 @@ def dense(lab: Lab, request: SearchRequest, replicate: int = 0) -> Segment:
 def stored_work(lab: Lab, request: SearchRequest) -> Work:
     """Return what a store has of a search, by running it up to the first network that must be trained.
 
-    Its masks are computed and stored on the way. Dense networks do not count, nor gates without a ticket. Weights that
-    a bundle left out count as stored.
+    Its masks are computed and stored on the way. Dense networks do not count. Weights that a bundle left out count as
+    stored.
     """
-    there: dict[str, Segment] = {}
+    there: dict[str, int] = {}
+
+    def add(event: Event) -> None:
+        if event.kind == "cached":
+            there[event.key] = event.last - event.first
+
     for number in range(request.replicates):
-        found = _find_stored(lab, replace(request, replicates=1, seeds=request.seeds.replicate(number)))
-        there |= {one.key: one for one in found}
-    return Work(sum(one.steps for one in there.values()), len(there))
+        alone = replace(request, replicates=1, seeds=request.seeds.replicate(number))
+        with lab.training_nothing(), lab.listening(add), contextlib.suppress(NotStoredError):
+            _run_stored(lab, alone)
+    own = {dense(lab, request, number).trajectory for number in range(request.replicates)}
+    steps = [count for key, count in there.items() if key.partition("@")[0] not in own]
+    return Work(sum(steps), len(steps))
 
 
-def _find_stored(lab: Lab, request: SearchRequest) -> list[Segment]:
-    """Return the stored segments of tickets, controls and gates of a replicate."""
-    there: list[Segment] = []
+def _run_stored(lab: Lab, request: SearchRequest) -> None:
+    """Run a search of one replicate with its controls in a lab that trains nothing."""
 
     def add(_: int, found: Found) -> None:
         if found.mask is None:
             return
-        there.append(found.result.segment)
-        there.extend(result.segment for result in found.searched if result.segment.variant(Gating))
         for control in request.controls_beside(found.level, lab.store.get_mask(found.mask).density):
-            if obstacle(control, found):
-                continue
-            with contextlib.suppress(NotStoredError):
-                recipe = found.result.segment.recipe
-                made = trained_control(lab, request.task, recipe, control, found, request.seeds, label=control)
-                there.extend(result.segment for result in made.trainings)
+            if not obstacle(control, found):
+                with contextlib.suppress(NotStoredError):
+                    recipe = found.result.segment.recipe
+                    trained_control(lab, request.task, recipe, control, found, request.seeds, label=control)
 
-    with lab.training_nothing(), contextlib.suppress(NotStoredError):
-        request.method(
-            lab,
-            request.task,
-            request.settings,
-            recipe=request.recipe,
-            replicates=1,
-            seeds=request.seeds,
-            on_found=add,
-        )
-    return there
+    request.method(
+        lab, request.task, request.settings, recipe=request.recipe, replicates=1, seeds=request.seeds, on_found=add
+    )

@@ -50,8 +50,6 @@ class Training:
     """Point at which controls of the ticket begin; by default where its final mask is first trained."""
     has_controls: bool = True
     """Whether controls are trained beside the ticket, if the run has controls."""
-    shared: Any = None
-    """Settings of a plain search that trains the same, so that its runs share the training; None for any other."""
 
     def pieces(self, schedule: Schedule) -> list[tuple[int, float | None]]:
         """Return steps and density of each piece that is trained."""
