@@ -267,7 +267,7 @@ class SearchRequest:
         return {
             "method": self.method.name,
             "task": dict(self.task.key()),
-            "settings": _chosen(self.settings),
+            "settings": _chosen_settings(self.settings),
             "recipe": asdict(self.recipe),
             "replicates": self.replicates,
             "seeds": asdict(self.seeds),
@@ -277,7 +277,7 @@ class SearchRequest:
         }
 
 
-def _chosen(settings: Any) -> dict[str, Any]:
+def _chosen_settings(settings: Any) -> dict[str, Any]:
     """Return the settings that a user can choose, by name."""
     values = asdict(settings)
     return {one.name: values[one.name] for one in fields(settings) if one.init}

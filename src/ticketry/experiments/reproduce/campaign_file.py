@@ -152,7 +152,7 @@ class _CampaignReader:
         if not method:
             raise self._wrong(place, "method is missing")
 
-        def made() -> SearchRequest:
+        def decode_run() -> SearchRequest:
             if not self._trust:
                 code = [*controls, *(masks if isinstance(masks, list) else [masks])]
                 named = {"method": method, "task": task, "model": model, "options": options, "settings": settings}
@@ -173,7 +173,7 @@ class _CampaignReader:
                 recipe=recipe,
             )
 
-        return self._explained(place, made)
+        return self._explained(place, decode_run)
 
     def _stability(self, name: str, run: RunTable) -> StabilitySettings | None:
         place = f"scales.{self._scale_name}.runs.{name}"
@@ -182,7 +182,7 @@ class _CampaignReader:
             return None
         place, words = f"{place}.stability", dict[str, Any](vars(self.runs[name].settings))
 
-        def made() -> StabilitySettings:
+        def decode_stability() -> StabilitySettings:
             if "rewinds" in asked:
                 raise UsageError("the rewind step is the run's own: leave rewinds away")
             if "rewind" not in words or words.get("retrain", "") not in ("", "continue") or words.get("equal_cost"):
@@ -198,7 +198,7 @@ class _CampaignReader:
             found: StabilitySettings = decode_settings(given, StabilitySettings, what=place)[0]
             return found
 
-        return self._explained(place, made)
+        return self._explained(place, decode_stability)
 
     def _base_of(self, run: RunTable, place: str) -> BaseTable | OtherBaseTable:
         if not run.base:

@@ -62,7 +62,7 @@ class Pace:
 class Clock:
     """Estimates the time of blocks.
 
-    A run whose block is finished goes on at that pace. Before that, every step takes as long as the first steps of its
+    A run with a finished block continues at the pace of that block. Before that, every step takes as long as the first steps of its
     dense networks, so that runs in sparse kernels or with gates are estimated roughly.
 
     Args:
@@ -74,9 +74,9 @@ class Clock:
     def __init__(self, lab: Lab, campaign: Campaign, twins: Callable[[Block], Sequence[int]]) -> None:
         self._lab, self._campaign, self._twins = lab, campaign, twins
         self._pace: dict[str, Pace] = {}
-        """Of the first steps of dense networks."""
+        """Pace of the first steps of dense networks, by key of the first."""
         self._seen: dict[str, Pace] = {}
-        """Of finished blocks, by run."""
+        """Pace of the last finished block of each run."""
         self._there: dict[Block, Work] = {}
 
     def add(self, block: Block, seconds: float, trained: Work, shared: Work) -> None:
