@@ -28,7 +28,7 @@ from ticketry.search.gating import masks
 from ticketry.search.iterative import Settings
 
 ITERATIVE = method("iterative")
-OPTIONS: dict[str, Any] = {"densities": (0.5, 0.2, 0.1), "rewind": "10%", "replicates": 3, "recipe": {"length": "2ep"}}
+OPTIONS: dict[str, Any] = {"densities": (0.5, 0.2, 0.1), "rewind": "10%", "replicates": 3, "recipe": {"length": "10it"}}
 QUICK: dict[str, Any] = {"controls": (), "recipe": {"length": "20it"}, "workers": 0}
 TOLD = "replicate 1 cannot go on: fc1.weight is empty; spare it"
 

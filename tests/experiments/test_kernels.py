@@ -20,8 +20,7 @@ pytest.importorskip("llvmlite")
 
 ASKED: dict[str, Any] = {
     "recipe": {"length": "12it", "optimizer": "sgd", "lr": 0.05},
-    "levels": 3,
-    "rate": 0.4,
+    "densities": [0.2],
     "workers": 0,
     "precision": "fp32",
     "device": "cpu",
@@ -35,7 +34,6 @@ def kernels_of(store: Path) -> list[str]:
 
 
 def test_a_search_its_controls_and_a_verification(tmp_path: Path) -> None:
-    """The first level keeps 60 %, and its layers run in torch; the third 22 %."""
     for kernels in ("dense", "sparse", "auto"):
         store = tmp_path / kernels
         asked = {"task": "norms_task:norms", "replicates": 1, "controls": ["shuffled"], **ASKED}
@@ -44,14 +42,14 @@ def test_a_search_its_controls_and_a_verification(tmp_path: Path) -> None:
         assert kernels_of(store) == (["dense"] if kernels == "dense" else ["dense", kernels_here()])
         if kernels == "sparse":
             settings = VerifySettings(controls=("shuffled",), seeds=2, noise=False, references=False)
-            verified = run.verify(settings, density=0.216)
+            verified = run.verify(settings, density=0.2)
             assert verified is not None
             assert verified.environment["kernels_used"] == ["dense", kernels_here()], "the dense one trains in torch"
 
 
 def test_masks_that_move(tmp_path: Path) -> None:
     settings = {**ASKED, "recipe": {"length": "24it", "optimizer": "sgd", "lr": 0.05}}
-    del settings["levels"], settings["rate"]
+    del settings["densities"]
     settings |= {"controls": [], "kernels": "sparse", "store": tmp_path, "density": [0.2], "frequency": "6it"}
     tk.run("dynamic", task="norms_task:norms", replicates=1, **settings)
     assert kernels_of(tmp_path) == ["dense", kernels_here()]

@@ -63,10 +63,10 @@ def met(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
 
 
 def test_all_steps_are_timed_and_compared(met: list[dict[str, Any]]) -> None:
-    model, options = network(), SpeedupOptions(batch=(1, 3), rounds=1, time="5ms", base="eager")
+    model, options = network(), SpeedupOptions(batch=(3,), rounds=1, time="5ms", base="eager")
     before = {name: value.clone() for name, value in model.state_dict().items()}
     found = list(speedups(model, torch.randn(2, 3, 12, 12), options))
-    assert [one.batch for one in found] == [1, 3]
+    assert [one.batch for one in found] == [3]
     for one in found:
         rows = {row.name: row for row in one.rows}
         assert list(rows) == ["eager", *(speedup.UNPRUNED, speedup.CHANNELS_STEP, speedup.WEIGHTS_STEP)]
@@ -80,7 +80,7 @@ def test_all_steps_are_timed_and_compared(met: list[dict[str, Any]]) -> None:
         assert 0 < rows[speedup.CHANNELS_STEP].density < 1
         assert one.machine["processor"]
     structures = [(one["structure"], one["time"], one["base"], one["threads"]) for one in met]
-    assert structures == 2 * [("channels", "5ms", "eager", 1), ("auto", "5ms", "eager", 1)]
+    assert structures == [("channels", "5ms", "eager", 1), ("auto", "5ms", "eager", 1)]
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 

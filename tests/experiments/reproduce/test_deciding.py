@@ -15,7 +15,6 @@ from a_claim import a_claim
 from made_records import search_record
 from ticketry.errors import UsageError
 from ticketry.evidence.comparison import InterimAnalyses, compare, seeds_needed
-from ticketry.evidence.verdict import holm_verdicts
 from ticketry.experiments.reproduce.blocks import Block, in_turn, missing
 from ticketry.experiments.reproduce.campaign_file import Hypothesis, Side
 from ticketry.experiments.reproduce.claims import decide, family_sizes
@@ -354,18 +353,3 @@ def test_a_replication_keeps_the_family_size_of_the_claim_that_it_repeats() -> N
         verdict = found[name]
         assert verdict is not None
         assert verdict.p_as_good == pytest.approx(size * alone)
-
-
-@pytest.mark.parametrize("family", [None, 1, 3, 8])
-def test_a_larger_family_is_holm_s_with_hypotheses_that_show_nothing(family: int | None) -> None:
-    p_values = [0.001, 0.02, 0.3]
-    made = [decided(CLAIM, [A], [B], ONE_LOOK).verdict] * 3
-    given = [
-        part(one, p=p, p_as_good=p, p_loses=p, p_better=p, p_not_better=p)
-        for one, p in zip(made, p_values, strict=True)
-    ]
-    by_hand, largest = [], 0.0
-    for rank, p in enumerate(p_values):
-        largest = max(largest, min(1.0, (max(3, family or 0) - rank) * p))
-        by_hand.append(largest)
-    assert [one.p_as_good for one in holm_verdicts(given, family=family)] == pytest.approx(by_hand)
