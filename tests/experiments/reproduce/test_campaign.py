@@ -32,7 +32,7 @@ interim = [3]
 [scales.demo.runs.tickets]
 method = "iterative"
 task = "digits"
-recipe = { length = "20it" }
+recipe = { length = "40it" }
 settings = { densities = [0.05] }
 controls = ["random_prune"]
 [claims.beat-random]
@@ -54,7 +54,7 @@ OTHERS = """
 [scales.demo.runs.others]
 method = "iterative"
 task = "digits"
-recipe = { length = "21it" }
+recipe = { length = "41it" }
 settings = { densities = [0.05] }
 controls = ["random_prune"]
 [claims.others-beat-random]
@@ -91,9 +91,9 @@ def test_a_small_campaign(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     beat, cheaper = done.claims
     assert (beat.found, beat.n, beat.limit) == ("confirmed", 3, 3)
     assert beat.difference == pytest.approx(sum(a - b for a, b in zip(beat.a.values, beat.b.values, strict=True)) / 3)
-    assert (cheaper.found, cheaper.difference) == ("refuted", -20.0)  # 20 steps more, with no spread at all
+    assert (cheaper.found, cheaper.difference) == ("refuted", -40.0)  # 40 steps more, with no spread at all
     assert {(row.role, row.n) for row in done.table} == {("dense", 3), ("ticket", 3), ("random_prune", 3)}
-    assert done.steps_trained == 3 * 20 * 4, "dense in two orders, ticket, control"
+    assert done.steps_trained == 3 * 40 * 4, "dense in two orders, ticket, control"
     out = capsys.readouterr().out
     assert "beat-random" in out
     assert "confirmed" in out
@@ -151,7 +151,7 @@ EMPTIED = (
 [scales.demo.runs.one-cut]
 method = "early"
 task = "digits"
-recipe = { length = "20it" }
+recipe = { length = "40it" }
 settings = { density = 0.0002, when = "0", iterations = 1, score = "random", distribution = "uniform" }
 [claims.beats-one-cut]
 statement = "Tickets are better than one cut."
@@ -221,7 +221,7 @@ def test_blocks_of_another_kind_of_machine_are_taken_as_they_are(
     pytest.importorskip("llvmlite")
     file, store = tmp_path / "small.toml", tmp_path / "store"
     text = SMALL.replace("[scales.demo.runs", '[scales.demo.base]\nkernels = "sparse"\n[scales.demo.runs')
-    text = text.replace("digits", "norms_task:norms").replace("20it", "12it").replace("[0.05]", "[0.2]")
+    text = text.replace("digits", "norms_task:norms").replace("40it", "12it").replace("[0.05]", "[0.2]")
     text = text.replace("density = 0.05", "density = 0.2").replace("margin = 5", "margin = 60")  # not decided by three
     words = ["reproduce", str(file), "--store", str(store), "--only", "beat-random", "--trust", "--device", "cpu"]
     words += ["--workers", "0"]
@@ -290,7 +290,7 @@ margin = 5
     assert (far.unit, steep.unit, far.noise) == ("", "%", ())
 
     # values are those of the analysis by itself, which trains nothing anew
-    seeds, recipe = 20_000, {"length": "20it"}
+    seeds, recipe = 20_000, {"length": "40it"}
     options = {"precision": "fp32", "device": "cpu", "workers": 0, "store": store}
     asked = {"masks": ["none"], "splits": ["test"], "dense": False, "layers": False, "points": 3, "at": [0.05]}
     alone = tk.stability(

@@ -17,7 +17,6 @@ from ticketry.errors import StoreError
 from ticketry.experiments.reproduce.blocks import Block, blocks_done, blocks_of
 from ticketry.experiments.reproduce.campaign_file import Campaign, read_campaign
 from ticketry.experiments.reproduce.forecast import Clock, Pace, Work, dense, measure_pace, work_of
-from ticketry.experiments.search import execute
 from ticketry.lab.store.files import write_sealed
 from ticketry.lab.store.paths import Paths
 from ticketry_engine.support.seeds import mix
@@ -192,16 +191,6 @@ def test_a_run_with_controls_beside_some_tickets_is_planned(tmp_path: Path) -> N
     campaign = read_campaign(file, "demo")
     with tk.Lab(tmp_path / "store", device="cpu") as lab:
         assert clock_of(lab, campaign, 1.0).estimate(Block("controlled", 0, 0, 2)) == 2 * (1 + 2 + 3 + 1) * 8
-
-
-def test_what_another_run_has_trained_is_not_planned(tmp_path: Path, campaign: Campaign) -> None:
-    with tk.Lab(tmp_path / "store", device="cpu") as lab:
-        execute(lab, Block("single", 0, 0, 2).request(campaign))
-        clock, groups = clock_of(lab, campaign, 1.0), Block("groups", 0, 0, 2)
-        assert clock.estimate(groups) == 2 * 3 * 8
-        before = lab.ledger.copy()
-        execute(lab, groups.request(campaign))
-        assert lab.ledger.since(before).steps_trained == 2 * 3 * 8
 
 
 def test_first_steps_are_timed_in_a_store_that_is_thrown_away(tmp_path: Path, campaign: Campaign) -> None:

@@ -22,9 +22,9 @@ def test_what_the_store_has_is_not_planned_again(tmp_path: Path) -> None:
     lab = tk.Lab(tmp_path, device="cpu")
     longer = replace(run.request, settings=replace(run.request.settings, levels=3), replicates=2)
     found = stored_work(lab, longer)
-    # Both tickets with two controls each, and the fresh starts of random_reinit.
-    assert found == Work(2 * 3 * 7 + 2 * 3, 2 * 3 + 2)
-    assert found.steps == work_of(lab, run.request).steps + 2 * 3
+    # Both tickets with two controls each, and the fresh start of random_reinit.
+    assert found == Work(2 * 3 * 7 + 3, 2 * 3 + 1)
+    assert found.steps == work_of(lab, run.request).steps + 3
     assert lab.ledger.segments_asked == 0
     with pytest.raises(NotStoredError, match="not in the store"), lab.training_nothing():
         lab.train(dense(lab, longer, 1))

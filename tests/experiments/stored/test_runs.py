@@ -209,9 +209,7 @@ def test_commands(store: Path, capsys: pytest.CaptureFixture[str]) -> None:
     where = ("--store", str(store))
     rows = json.loads(call(capsys, "list", "runs", *where, "--json")[1])
     assert [(row["run"], row["state"]) for row in rows] == [(first, "done"), (second, "done")]
-    table = call(capsys, "list", "runs", *where)[1]
-    assert "just now" in table
-    assert max(map(len, table.splitlines())) <= 100
+    assert "just now" in call(capsys, "list", "runs", *where)[1]
     told = json.loads(call(capsys, "store", "du", *where, "--json")[1])
     assert told["bytes"] == on_disk(store)
     assert [row["own_bytes"] for row in told["runs"]] == [row["own_bytes"] for row in rows]

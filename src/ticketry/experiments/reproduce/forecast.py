@@ -62,8 +62,9 @@ class Pace:
 class Clock:
     """Estimates the time of blocks.
 
-    A run with a finished block continues at the pace of that block. Before that, every step takes as long as the first steps of its
-    dense networks, so that runs in sparse kernels or with gates are estimated roughly.
+    A run with a finished block continues at the pace of that block. Before that, every step takes as long as the first
+    steps of its dense networks, so that runs in sparse kernels or with gates are estimated roughly. Trainings that runs
+    share, other than dense networks, count for each of them.
 
     Args:
         lab: where to train.
