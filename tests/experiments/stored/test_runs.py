@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -42,6 +44,9 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def store(trained: Path, tmp_path: Path) -> Path:
     """Two runs, in a store that a test may change."""
     copy_store(str(trained), str(tmp_path / "store"))
+    for age, name in enumerate(reversed(names(trained)), start=1):  # the order of a list is that of its changes
+        for path in (tmp_path / "store" / "runs" / name).rglob("*"):
+            os.utime(path, (time.time() - age,) * 2)
     return tmp_path / "store"
 
 
