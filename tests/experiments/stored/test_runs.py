@@ -45,7 +45,8 @@ def store(trained: Path, tmp_path: Path) -> Path:
     """Two runs, in a store that a test may change."""
     copy_store(str(trained), str(tmp_path / "store"))
     for age, name in enumerate(reversed(names(trained)), start=1):  # the order of a list is that of its changes
-        for path in (tmp_path / "store" / "runs" / name).rglob("*"):
+        folder = tmp_path / "store" / "runs" / name
+        for path in (folder, *folder.rglob("*")):
             os.utime(path, (time.time() - age,) * 2)
     return tmp_path / "store"
 
