@@ -18,7 +18,7 @@ from ticketry.records.evidence import VerifyRecord
 from ticketry.records.schema import as_json
 from ticketry.report.wording import MINUS
 
-SEARCH = ["--rate", "0.5", "--levels", "2", "--recipe.length", "20it", "--workers", "0"]
+SEARCH = ["--rate", "0.5", "--levels", "2", "--recipe.length", "20it", "--workers", "0", "--controls", "shuffled"]
 
 
 @pytest.fixture(scope="module")
