@@ -165,6 +165,17 @@ def test_time_against_density(ticket: Path, tmp_path: Path, capsys: pytest.Captu
         )
 
 
+@pytest.mark.slow
+def test_bf16_is_compared_with_bf16(ticket: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, err = call(capsys, "bench", str(ticket), *FAST, "--precision", "bf16", "--json")
+    if not target().bf16:
+        assert (code > 0, out, "bf16" in err) == (True, "", True)
+        return
+    (*_, comparison) = json.loads(out)["comparisons"]
+    assert comparison["precision"] == "bf16"
+    assert all(row["error"] < 5e-2 for row in comparison["times"])
+
+
 @pytest.mark.skipif(not target().bf16, reason="the processor multiplies no bfloat16")
 def test_a_file_compiled_in_bf16_is_loaded_so(ticket: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["compile", str(ticket), "-o", str(tmp_path / "model.tk"), "--precision", "bf16", "--json"]

@@ -65,10 +65,6 @@ def test_other_words(
     old, model = trained(ticket)
     assert call(capsys, "structure", str(ticket), "--to", "2:4")[0] == 0
     assert tk.Ticket.load(f"{ticket.name}-2-of-4").mask == n_m(model, old.mask, 2, 4)
-    assert call(capsys, "structure", str(ticket), "--to", "regroup", "--spare", "fc2", "-o", "spared")[0] == 0
-    spared = tk.Ticket.load("spared")
-    assert spared.info["structure"]["spare"] == ["fc2"]
-    assert [torch.equal(spared.mask[name], old.mask[name]) for name in ("fc1.weight", "fc2.weight")] == [False, True]
     assert call(capsys, "structure", str(ticket), "--to", "channels", "--density", "0.3")[0] == 0
     assert tk.Ticket.load(f"{ticket.name}-channels").density == pytest.approx(0.3, abs=0.01)
     assert call(capsys, "structure", str(ticket), "--to", "refill", "--score", "activation_l2")[0] == 0
@@ -124,3 +120,18 @@ def test_a_layer_that_is_empty_is_told(tmp_path: Path, ticket: Path, capsys: pyt
         assert code == 1
         assert "fc2" in err
         assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize("kind", ["regroup", "refill", "channels", "2:4"])
+def test_a_spared_layer(kind: str, ticket: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of channels, those that enter it stay too."""
+    made, spared = tmp_path / "made", "fc3" if kind == "channels" else "fc2"
+    words = ["structure", str(ticket), "--to", kind, "--spare", spared, "-o", str(made)]
+    assert call(capsys, *words)[0] == 0
+    old, new = tk.Ticket.load(ticket), tk.Ticket.load(made)
+    assert new.info["structure"]["spare"] == [spared]
+    if kind in ("regroup", "2:4"):
+        assert torch.equal(new.mask["fc2.weight"], old.mask["fc2.weight"])
+    else:
+        assert new.mask["fc2.weight"].any(1).all()
+    assert not torch.equal(new.mask["fc1.weight"], old.mask["fc1.weight"])

@@ -10,13 +10,14 @@ import pytest
 
 import ticketry as tk
 from cli.calling import call
+from made_records import verify_record
 from search.every_method import METHODS
 from ticketry.errors import TicketError, TrustError, UsageError
 from ticketry.experiments.run import Run
 from ticketry.experiments.run_file import run_file
 from ticketry.experiments.verify import procedure_of, search_of
 from ticketry.lab.search_result import Seeds
-from ticketry.records.evidence import read_evidence
+from ticketry.records.evidence import VerifyRecord, read_evidence
 from ticketry.records.schema import as_json
 
 RECIPE = {"length": "8it"}
@@ -129,6 +130,14 @@ def test_a_rewound_ticket_s_procedure_on_request(tmp_path: Path) -> None:
     assert other is not None
     assert (other.about, other.level) == ("procedure", 1)
     assert "this procedure" in made._repr_html_()
+
+
+def test_records_of_before_say_what_they_are_about() -> None:
+    record = verify_record()
+    assert "about" not in record
+    old = read_evidence(record)
+    assert isinstance(old, VerifyRecord)
+    assert old.claims_of == "this ticket"
 
 
 def test_levels_of_a_run_are_about_its_procedure(run: Run) -> None:

@@ -172,3 +172,80 @@ def test_weights_are_trained_again_by_the_plainest_training_that_gave_them(tmp_p
         [*command, "--store", str(store), "--check", "100", "--json"], check=True, capture_output=True
     )
     assert {one["found"] for one in json.loads(told.stdout)} == {"same bits"}
+
+
+OWN_VARIANT = """
+from dataclasses import dataclass
+
+import torch
+
+from ticketry.lab.training.variant import Effect, Variant
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shrinking(Variant):
+    name = "shrinking"
+
+    def effect(self, around):
+        return Smaller(around)
+
+
+class Smaller(Effect):
+    def begin(self, training, carried):
+        self.model = training.model
+
+    def after_step(self):
+        with torch.no_grad():
+            for weight in self.model.parameters():
+                weight *= 0.999
+"""
+OWN_METHOD = '''"""A ticket that is trained in a way of its own, whose module is imported when it is searched for."""
+
+from dataclasses import dataclass
+
+from ticketry.search import Found, Training
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What it is told."""
+
+    density: tuple[float, ...] = (0.3,)
+    """Fractions kept."""
+
+
+def plan(settings):
+    return [Training(level=1, density=settings.density[0])]
+
+
+def search(lab, task, recipe, settings, seeds):
+    from variant_of_mine import Shrinking
+
+    import ticketry as tk
+    from ticketry.lab.retrain import retraining
+
+    whole = lab.segment(task, start=seeds.initialisation, order_seed=seeds.order, recipe=recipe)
+    dense = lab.train(whole, keep=(0,))
+    early = lab.at(dense, 0)
+    yield Found(0, None, early, dense, "continue", dense)
+    mask = lab.store.put_mask(tk.prune(lab.model(task), density=0.3))
+    how = {"retrain": "continue", "rewound": early, "trained": dense, "variants": [Shrinking()]}
+    ticket = lab.train(retraining(lab, task, recipe, mask=mask, order_seed=seeds.order, **how))
+    yield Found(1, mask, early, dense, "continue", ticket, searched=(dense,))
+'''
+
+
+@pytest.mark.slow
+def test_rows_of_a_method_of_ones_own_that_trains_in_a_way_of_its_own(tmp_path: Path) -> None:
+    """In processes of their own, as commands are: nobody has imported its variant before."""
+    (tmp_path / "variant_of_mine.py").write_text(OWN_VARIANT)
+    (tmp_path / "of_mine").mkdir()
+    (tmp_path / "of_mine" / "method.py").write_text(OWN_METHOD)
+    text = SMALL.replace('"iterative"', '"of_mine:method"').replace('densities = [0.3, 0.1], rewind = "4it"', "")
+    text = text.replace("random_reinit", "shuffled").replace("density = 0.1", "density = 0.3")
+    (tmp_path / "small.toml").write_text(text)
+    words = [sys.executable, "-m", "ticketry", "reproduce", "small.toml", "--trust", "--workers", "0", "--store", "new"]
+    for more in ([], ["--check", "5", "--json"]):
+        done = subprocess.run([*words, *more], cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+    assert {one["found"] for one in json.loads(done.stdout)} == {"same bits"}
