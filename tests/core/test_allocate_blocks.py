@@ -133,19 +133,6 @@ def test_layers_keep_their_shares(made, density, text, distribution) -> None:
         assert abs(int(mask[name].sum()) - int(plain[name].sum())) < block + 1
 
 
-@quick
-@given(scored(), st.sampled_from(PATTERNS))
-def test_going_on_from_a_mask_only_shrinks_it(made, text) -> None:
-    scores, layouts = made
-    try:
-        first = allocate(scores, 0.7, pattern=text, layouts=layouts, keep_at_least=1)
-        second = allocate(scores, 0.4, pattern=text, layouts=layouts, within=first, keep_at_least=1)
-    except (LayerCollapseError, MaskError):  # few large blocks: the first may have fewer than 0.4
-        assume(False)
-    assert second <= first
-    counts_of(second, blocks_in(scores, layouts, text))
-
-
 def test_going_on_takes_the_density_of_the_whole() -> None:
     scores = {"a": torch.arange(64.0).view(16, 4)}
     first = allocate(scores, 0.5, pattern="4x1")

@@ -223,24 +223,6 @@ def test_a_column_of_weight_norm_has_its_zeros_in_its_norm():
     assert torch.equal(layer.weight != 0, mask["parametrizations.weight.original0"])
 
 
-def test_magnitude_is_of_the_weight_that_is_computed():
-    """v may be of any size: only its direction counts."""
-    model = nn.Sequential(nn.Linear(4, 4, bias=False), parametrizations.weight_norm(nn.Linear(4, 4, bias=False)))
-    with torch.no_grad():
-        model[0].weight.copy_(torch.arange(1.0, 17).reshape(4, 4))
-        model[1].parametrizations.weight.original0.fill_(0.01)
-        model[1].parametrizations.weight.original1.mul_(1000)
-    assert torch.equal(prune(model, 0.75)["0.weight"], torch.ones(4, 4, dtype=torch.bool))
-
-
-def test_a_mask_made_before_fits_no_longer_once_the_weight_is_computed():
-    model = nn.Linear(8, 8)
-    mask = prune(model, 0.5)
-    parametrizations.spectral_norm(model)
-    with pytest.raises(MaskError, match="the mask does not fit"):
-        hold(model, mask)
-
-
 def test_a_weight_that_is_computed_in_another_way_since_is_told():
     """The parameter behind it has its name and its zeros still."""
     layer = parametrizations.spectral_norm(nn.Linear(8, 8))

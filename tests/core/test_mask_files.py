@@ -3,8 +3,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import subprocess
-import sys
 from math import prod
 
 import pytest
@@ -67,19 +65,9 @@ def test_a_mask_takes_hardly_more_than_one_bit_a_weight():
     assert 8 * len(to_bytes(mask)) <= 1.05 * mask.total
 
 
-def test_equal_masks_give_equal_bytes():
-    bytes_ = {to_bytes(Mask({"a": torch.tensor([1, 0, 1]), "b": torch.ones(2, 2)})) for _ in range(30)}
-    assert len(bytes_) == 1
-
-
-def test_bytes_are_the_same_in_another_process():
-    code = (
-        "import hashlib, torch; from ticketry.core.mask import Mask; from ticketry.core.mask import to_bytes;"
-        "print(hashlib.sha256(to_bytes(Mask({'a': torch.eye(3), 'b': torch.ones(2)}))).hexdigest())"
-    )
-    here = hashlib.sha256(to_bytes(Mask({"a": torch.eye(3), "b": torch.ones(2)}))).hexdigest()
-    there = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert there.stdout.strip() == here
+def test_bytes_are_those_written_before():
+    data = to_bytes(Mask({"a": torch.eye(3), "b": torch.ones(2)}))
+    assert hashlib.sha256(data).hexdigest() == "b1be5490139440be1cb42c56fa32bc4c0a6ecfa18f5a765ed24e3b3799b6d0e9"
 
 
 def mask_file(bits: torch.Tensor, layout: str) -> bytes:

@@ -10,7 +10,6 @@ import torch
 from torch import nn
 
 import ticketry as tk
-from ticketry.choices import describe_name_difference, did_you_mean
 from ticketry.errors import MaskError, TicketError, TicketryError, UsageError
 
 
@@ -130,29 +129,6 @@ def test_steps_of_a_network_without_values() -> None:
         tk.evidence.verdict(
             [1.0, 2.0, 3.0], [1.0, 2.0, 3.0], {"random_reinit": [1.0, 2.0, 3.0]}, steps={"random_renit": [5, 5, 5]}
         )
-
-
-@pytest.mark.parametrize(
-    ("name", "question"),
-    [
-        ("Head.wieght", "did you mean Head.weight? "),
-        ("head.weight", "did you mean Head.weight? "),
-        ("Head", "did you mean Head.weight or Head.bias? "),
-        ("bias", "did you mean Head.bias? "),
-        ("something.else", ""),
-        ("", ""),
-    ],
-)
-def test_nearest_names(name: str, question: str) -> None:
-    assert did_you_mean(name, ["Head.weight", "Head.bias"]) == question
-
-
-def test_how_names_differ() -> None:
-    assert describe_name_difference(["a", "b"], ["b", "a"]) == ""
-    assert describe_name_difference(["a"], ["a", "b"]) == "'b' is missing"
-    assert describe_name_difference(["a", "wieght"], ["a", "weight"]) == (
-        "'wieght' is not one of them, did you mean weight? they are a, weight"
-    )
 
 
 @pytest.mark.parametrize("unit", ["multiplications", "bytes"])

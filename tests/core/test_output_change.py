@@ -167,7 +167,7 @@ OTHERS = {
 @pytest.mark.parametrize("kind", OTHERS)
 def test_other_weights_use_their_own_gradients(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Against the Jacobian of all outputs, whose sum of squares random projections estimate."""
-    monkeypatch.setattr("ticketry.core.output_change._DRAWS", 1500)
+    monkeypatch.setattr("ticketry.core.output_change._DRAWS", 500)
     torch.manual_seed(0)
     make, x, choice = OTHERS[kind]
     model = make()
@@ -180,7 +180,7 @@ def test_other_weights_use_their_own_gradients(kind: str, monkeypatch: pytest.Mo
             continue  # products assume uncorrelated inputs and gradients
         squared = sum(row[number].double().square() for row in rows if row[number] is not None)
         expected = squared * parameter.detach().double().square() / outputs.detach().double().square().sum()
-        torch.testing.assert_close(change[name], expected, rtol=0.2, atol=1e-12)
+        torch.testing.assert_close(change[name], expected, rtol=0.35, atol=1e-12)
     assert all(value.requires_grad for value in model.parameters())
     assert list(change) == list(tk.scope(model, **choice))
 

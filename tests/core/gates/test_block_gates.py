@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from slow_blocks import blocks_of
 
 PATTERNS = ("4x1", "16x1", "channel")
-KINDS = ("continuous", "stochastic", "hard-concrete", "binary-concrete")
+CASES = [("continuous", "4x1"), ("stochastic", "16x1"), ("hard-concrete", "channel"), ("binary-concrete", "4x1")]
 
 
 class Mixed(nn.Sequential):
@@ -121,8 +121,7 @@ def test_products_keep_the_layout_of_memory() -> None:
 # -- as gates on single weights that are tied --------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("pattern", PATTERNS)
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("kind", "pattern"), CASES)
 def test_as_gates_copied_to_every_weight(kind: str, pattern: str) -> None:
     """Outputs, penalty, and the gradients of s and of all weights, in training; then eval mode and hard gates."""
     model, handle = made(pattern, kind)
@@ -191,8 +190,7 @@ def test_gradients_against_finite_differences(pattern: str) -> None:
 # -- masks and counts --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("pattern", PATTERNS)
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("kind", "pattern"), CASES)
 def test_masks_have_whole_blocks_and_counts_are_of_weights(kind: str, pattern: str) -> None:
     model, handle = made(pattern, kind)
     mask = handle.harden(collapse="keep")

@@ -50,7 +50,7 @@ def slowly(opened: dict[str, float]) -> float:
 
 
 @pytest.mark.parametrize("kind", ["continuous", "binary-concrete", "hard-concrete", "stochastic"])
-@pytest.mark.parametrize("init", [-3.0, -0.7, 0.3, 2.0])
+@pytest.mark.parametrize("init", [-0.7, 2.0])
 def test_penalty_and_its_gradient_are_those_of_the_definition(kind: str, init: float) -> None:
     model = network()
     plain = gates.attach(network(), init=init, kind=kind)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -23,8 +24,10 @@ OF_DATA = [*FIRST_ORDER, *SECOND_ORDER]
 ALL = [*OF_DATA, "synflow", "inverted:snip", "shuffled:crop"]
 
 
-@pytest.mark.parametrize("model", ["resnet", "lstm", "transformer"])
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize(
+    ("name", "model"),
+    [*((name, "resnet") for name in ALL), ("crop", "lstm"), ("synflow", "lstm"), ("snip", "transformer")],
+)
 def test_the_contract(build, name, model):
     case = build(model)
     check_score(name, case.model, batches=case.batches[:2], loss=case.loss)
@@ -58,7 +61,7 @@ def test_data_come_from_the_caller_alone(build, name):
     assert seen == [id(batch) for batch in given.batches] * (2 if name in SECOND_ORDER else 1)
 
 
-@pytest.mark.parametrize("name", OF_DATA)
+@pytest.mark.parametrize("name", ["fisher", "crop"])
 def test_an_iterator_that_can_be_read_once_is_enough(build, name):
     case = build("resnet")
     whole = score.get(name)(case.model, scope(case.model), batches=case.batches, loss=case.loss)
@@ -95,45 +98,33 @@ def unusual(model: nn.Module) -> nn.Module:
 
 
 @pytest.mark.parametrize("fails", [False, True], ids=["", "raises"])
-@pytest.mark.parametrize("model", ["resnet", "lstm"])
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize(
+    ("name", "model"),
+    [*zip(ALL, ("resnet", "lstm") * 4, strict=True), ("crop", "resnet"), ("synflow", "resnet")],
+)
 def test_everything_is_as_before(build, name, model, fails):
     case = build(model)
     network = unusual(case.model)
     known = scope(network)
     mask = Mask({key: torch.rand(shape) < 0.5 for key, shape in known.shapes.items()})
-    before = everything_of(network)
 
     class Mishap(Exception):
         pass
 
-    calls = []
+    def mishap(*_):
+        raise Mishap
 
     def loss(module, batch):
         torch.rand(3)  # a loss that draws
-        calls.append(batch)
-        value = case.loss(module, batch)
-        if fails and (len(calls) == 3 or name == "synflow"):
-            raise Mishap
-        return value
+        return case.loss(module, batch)
 
-    if fails and name == "synflow":  # the loss is left as soon as it calls the model: let a layer fail
-        mishap = network.get_submodule("fc" if model == "resnet" else "decoder").register_forward_hook(
-            lambda *_: (_ for _ in ()).throw(Mishap)
-        )
-        before = everything_of(network)
-    else:
-        mishap = None
+    if fails:
+        network.get_submodule("fc" if model == "resnet" else "decoder").register_forward_hook(mishap)
     with torch.no_grad():
-        before["gradients"] = False
-        if fails:
-            with pytest.raises(Mishap):
-                score.get(name)(network, known, batches=case.batches[:3], loss=loss, at=mask)
-        else:
+        before = everything_of(network)
+        with pytest.raises(Mishap) if fails else nullcontext():
             score.get(name)(network, known, batches=case.batches[:3], loss=loss, at=mask)
         torch.testing.assert_close(everything_of(network), before, rtol=0, atol=0)
-    if mishap:
-        mishap.remove()
 
 
 def test_a_buffer_that_is_replaced_in_the_forward_pass_is_put_back():
@@ -172,39 +163,6 @@ class Dropping(nn.Module):
 
 def squared(model: nn.Module, batch: Tensor) -> Tensor:
     return model(batch).pow(3).mean()
-
-
-@pytest.mark.parametrize("name", OF_DATA)
-def test_norms_by_batch_or_by_running_statistics(name):
-    torch.manual_seed(0)
-    model = Dropping()
-    model.norm.running_mean.normal_()
-    batches = [torch.randn(8, 6)]
-    function = score.get(name)
-    by_default = function(model, scope(model), batches=batches, loss=squared)
-    by_batch = function(model.eval(), scope(model), batches=batches, loss=squared, norms="batch")
-    running = function(model.train(), scope(model), batches=batches, loss=squared, norms="running")
-    assert torch.equal(by_default["fc.weight"], by_batch["fc.weight"])
-    assert not torch.allclose(by_default["fc.weight"], running["fc.weight"])
-    with pytest.raises(UsageError, match=r"^norms 'train' is not known: batch, running"):
-        function(model, scope(model), batches=batches, loss=squared, norms="train")
-
-
-def test_a_loss_that_draws_gives_the_same_for_the_same_seed():
-    torch.manual_seed(0)
-    model = nn.Linear(5, 3)
-
-    def noisy(model, batch):
-        return model(batch + torch.randn_like(batch)).square().mean()
-
-    def found(seed: int) -> Tensor:
-        torch.rand(1)
-        return score.snip(model, scope(model), batches=[torch.ones(4, 5)], loss=noisy, seed=seed)["weight"]
-
-    assert torch.equal(found(1), found(1))
-    assert not torch.equal(found(1), found(2))
-    by_default = score.snip(model, scope(model), batches=[torch.ones(4, 5)], loss=noisy)["weight"]
-    assert torch.equal(by_default, found(0))
 
 
 @pytest.mark.parametrize("name", [*OF_DATA, "grasp200"])
@@ -276,13 +234,13 @@ def test_attention_has_second_derivatives_by_its_plain_formula():
     torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-14)
 
 
-@pytest.mark.parametrize("name", ["snip", "crop", "synflow"])
+@pytest.mark.parametrize("name", ["crop", "synflow"])
 def test_a_compiled_model_is_scored_like_the_plain_one(name):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 2))
     batches = [torch.randn(3, 4)]
     plain = score.get(name)(model, scope(model), batches=batches, loss=squared)
-    compiled = torch.compile(model)
+    compiled = torch.compile(model, backend="eager")
     found = score.get(name)(compiled, scope(compiled), batches=batches, loss=squared)
     assert found.keys() == plain.keys()
     assert all(torch.equal(found[key], plain[key]) for key in plain)
@@ -385,11 +343,6 @@ class TestRefused:
         other = Mask({"weight": torch.ones(2)})
         with pytest.raises(MaskError, match="not of the parameters in scope"):
             score.snip(self.model, self.known, batches=self.batches, loss=squared, at=other)
-
-    @pytest.mark.parametrize("value", [0, -1, float("nan")])
-    def test_a_temperature_that_is_none(self, value):
-        with pytest.raises(UsageError, match="a temperature is a positive number"):
-            score.grasp(self.model, self.known, batches=self.batches, loss=squared, temperature=value)
 
     def test_a_temperature_that_cannot_be_applied(self):
         def around(model, batch):

@@ -71,24 +71,6 @@ def test_a_control_takes_the_options_of_its_score(build):
         assert all(torch.equal(found[key], -running[key]) for key in running)
 
 
-def test_names():
-    assert score.get("inverted:snip").__name__ == "inverted:snip"
-    assert score.get("shuffled:inverted:snip").__name__ == "shuffled:inverted:snip"
-    assert not any(name.startswith("_") for name in score.names())
-    assert set(score.names()) >= {
-        "crop",
-        "fisher",
-        "grasp",
-        "grasp200",
-        "kfac",
-        "magnitude",
-        "random",
-        "snip",
-        "synflow",
-        "taylor",
-    }
-
-
 @pytest.mark.parametrize(
     "name", ["inverted:", "inverted:snap", "upside-down:snip", "inverted", "_gradients", "inverted:_measure"]
 )

@@ -9,7 +9,6 @@ from torch.nn import functional
 
 import ticketry as tk
 from ticketry.core.scope import scope
-from ticketry.errors import ScoreError, UsageError
 from ticketry.testing import check_score
 
 Batch = tuple[Tensor, Tensor]
@@ -163,29 +162,6 @@ def test_recurrent_weights_have_the_squares_of_their_gradients() -> None:
         expected = sum((weight * g).detach().double().square() / 2 for g in gradients) / 2
         torch.testing.assert_close(values, expected)
     assert list(found) == ["1.weight_ih_l0", "1.weight_hh_l0"]
-
-
-def test_what_it_needs() -> None:
-    with pytest.raises(UsageError, match="there is no batch"):
-        tk.score.kfac(linear(), scope(linear()), batches=[], loss=loss)
-    with pytest.raises(UsageError, match="score 'kfac' needs batches and a loss"):
-        tk.score.kfac(linear(), scope(linear()))
-    with pytest.raises(ScoreError, match="does not depend on any"):
-        tk.score.kfac(linear(), scope(linear()), batches=[drawn(4, 6)], loss=lambda model, batch: torch.ones(()))
-
-
-def test_layers_that_a_batch_does_not_use_are_worth_nothing() -> None:
-    class Half(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.used, self.idle = nn.Linear(6, 4), nn.Linear(6, 4)
-
-        def forward(self, x: Tensor) -> Tensor:
-            return self.used(x)
-
-    model = Half().double()
-    found = tk.score.kfac(model, scope(model), batches=[drawn(4, 6)], loss=loss)
-    assert float(found["idle.weight"].abs().sum()) == 0 < float(found["used.weight"].min())
 
 
 def test_an_expert_that_no_example_is_sent_to_is_worth_nothing() -> None:

@@ -138,7 +138,7 @@ def test_iterated_it_empties_no_layer_where_one_shot_does():
     few = 0.004
     with pytest.raises(LayerCollapseError):
         prune(model, few, score="magnitude")
-    mask = prune(model, few, score="synflow", iterations=100, batches=ones(20))
+    mask = prune(model, few, score="synflow", iterations=40, batches=ones(20))
     assert all(row.kept for row in mask.table())
     product = torch.ones(20)
     for name, parameter in mask.parameters(model).items():
@@ -173,12 +173,6 @@ def test_all_numbers_that_a_model_returns_are_added_up(pack, times):
     found = synflow(model, scope(model), batches=[torch.zeros(1, 3)])["fc.weight"]
     torch.testing.assert_close(found, times * model.fc.weight.detach().double().abs(), rtol=1e-6, atol=0)
     assert found.dtype == torch.float64
-
-
-def test_a_model_that_returns_something_else_is_refused():
-    model = Packed(lambda out: "text")
-    with pytest.raises(ScoreError, match=r"^synflow adds up tensors, and the model returns a str$"):
-        synflow(model, scope(model), batches=[torch.zeros(1, 3)])
 
 
 def test_inputs_of_any_structure_are_ones_and_the_rest_stays_as_it_is():
@@ -297,22 +291,12 @@ class TestRefused:
             synflow(model, scope(model, include="*"), batches=[torch.zeros(1, 3)])
         assert torch.get_default_dtype() == torch.float32
 
-    def test_an_error_of_the_model_is_its_own(self):
-        model = chain(2, 2)
-        with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
-            synflow(model, scope(model), batches=ones(3))
-
     def test_without_a_batch(self):
         model = chain(2, 2)
         with pytest.raises(UsageError, match="needs the shape of the inputs"):
             synflow(model, scope(model))
         with pytest.raises(UsageError, match="there is no batch"):
             synflow(model, scope(model), batches=[])
-
-    def test_a_batch_that_is_no_input(self):
-        model = chain(2, 2)
-        with pytest.raises(UsageError, match="a batch is the model's input"):
-            synflow(model, scope(model), batches=[{"x": torch.ones(1, 2)}])
 
     def test_a_loss_that_goes_around_the_model(self):
         model = chain(2, 2)

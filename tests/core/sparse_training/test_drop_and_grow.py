@@ -53,27 +53,6 @@ def test_as_weight_by_weight(seed: int, share: float, regrow: bool, coarse: bool
         assert int(after[name].sum()) == int(mask[name].sum()), "each layer keeps its number of weights"
 
 
-def test_what_was_just_dropped_comes_back_only_if_it_may() -> None:
-    mask = Mask({"w": torch.tensor([True, True, True, True, False, False])})
-    weights = {"w": torch.tensor([0.1, -5.0, 0.2, 4.0, 0.0, 0.0])}
-    growth = {"w": torch.tensor([9.0, 0.0, 0.0, 0.0, 1.0, 2.0])}
-    assert drop_and_grow(mask, weights, growth, 0.5)["w"].tolist() == [False, True, False, True, True, True]
-    assert drop_and_grow(mask, weights, growth, 0.5, regrow=True)["w"].tolist() == [
-        True,
-        True,
-        False,
-        True,
-        False,
-        True,
-    ]
-
-
-def test_a_dense_layer_stays_dense() -> None:
-    mask = Mask({"w": torch.ones(8, dtype=torch.bool)})
-    for regrow in (False, True):
-        assert drop_and_grow(mask, {"w": torch.randn(8)}, {"w": torch.rand(8)}, 0.5, regrow=regrow) == mask
-
-
 def test_what_does_not_fit_is_told() -> None:
     mask = Mask({"w": torch.tensor([True, False])})
     fine = {"w": torch.ones(2)}

@@ -278,10 +278,3 @@ def test_a_score_that_needs_data_is_refused_before_anything_is_trained(score):
 @pytest.mark.parametrize("score", ["random", "shuffled:magnitude", lambda model, scope, **_: scope.parameters(model)])
 def test_a_score_without_data_is_taken(score):
     gradual(case()[0], 0.3, steps=STEPS, score=score)
-
-
-def test_layer_collapse_is_told():
-    model, _ = case()
-    pruning = gradual(model, 0.001, steps=STEPS, **CUTS)
-    with pytest.raises(LayerCollapseError):
-        _ = [pruning.step() for _ in range(14)]

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from samples import sample
 from ticketry.core.mask import Mask
 from ticketry.core.prune import prune
 from ticketry.core.scope import scope
@@ -337,7 +338,7 @@ class TestModels:
             assert_zero(averaged.module, mask)
             assert_zero(model, mask)
 
-    @pytest.mark.parametrize("compile_first", [False, True])
+    @pytest.mark.parametrize("compile_first", sample([True, False], 1))
     def test_compiled(self, compile_first):
         model, other, mask = pair()
         train_by_hand(other, mask, momentum(other.parameters()))
@@ -349,8 +350,8 @@ class TestModels:
             held.check(own)
         assert_same(model, other)
 
-    @pytest.mark.parametrize("model_too", ["no", "whole", "a layer"])
-    @pytest.mark.parametrize("whole_step", [False, pytest.param(True, marks=pytest.mark.slow)])
+    @pytest.mark.parametrize("model_too", sample(["whole", "a layer", "no"], 1))
+    @pytest.mark.parametrize("whole_step", sample([False, True], 1))
     def test_a_compiled_step(self, model_too, whole_step):
         """The optimiser's step, or that of the whole training; the model that is held may be compiled as well."""
         torch.compiler.reset()

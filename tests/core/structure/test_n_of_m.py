@@ -127,17 +127,6 @@ def test_a_dense_layer_by_torch_sparsifier() -> None:
     assert torch.equal(found, model[0].parametrizations.weight[0].mask.bool())
 
 
-def test_densities() -> None:
-    model = nn.Sequential(nn.Linear(64, 32), nn.Linear(32, 8))
-    mask = random_mask(model, 0.3)
-    assert tk.structure.n_m(model, mask).density == 0.5
-    assert tk.structure.n_m(model, mask, 1, 16).density == 1 / 16
-    only = tk.structure.n_m(model, mask, fill=False)
-    assert only <= mask
-    assert only <= tk.structure.n_m(model, mask)
-    assert tk.structure.n_m(model, only, fill=False) == only
-
-
 def test_what_has_no_inputs_stays_as_it_is() -> None:
     model = nn.Sequential(nn.Embedding(9, 8), nn.Linear(8, 6))
     mask = random_mask(model, 0.4)

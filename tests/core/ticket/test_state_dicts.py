@@ -38,11 +38,6 @@ def same(one: nn.Module, other: nn.Module) -> bool:
     return all(torch.equal(*pair) for pair in zip(one.parameters(), other.parameters(), strict=True))
 
 
-def test_a_plain_mapping_is_refused_by_the_class_itself() -> None:
-    with pytest.raises(ValueError, match="version"):
-        network().load_state_dict(dict(network(1).state_dict()))
-
-
 def test_it_is_put_back() -> None:
     model, other = network(), network(1)
     load_state(model, dict(other.state_dict()))

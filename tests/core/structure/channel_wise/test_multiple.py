@@ -64,11 +64,6 @@ def test_the_density_is_the_nearest_that_blocks_can_have():
     assert min(abs(each - 0.5) for each in way) == pytest.approx(abs(mask.density - 0.5))
 
 
-def test_one_is_as_before():
-    model = network()
-    assert tk.structure.channels(model, X, 0.3) == tk.structure.channels(model, X, 0.3, multiple=1)
-
-
 def test_too_few_channels_for_the_density():
     with pytest.raises(LayerCollapseError, match=r"with 16 \(the least multiple of 16\) left in each"):
         tk.structure.channels(network(), X, 0.05, multiple=16)

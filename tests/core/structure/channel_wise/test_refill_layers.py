@@ -83,13 +83,6 @@ def test_spared_layers_keep_their_channels() -> None:
 # -- bad input ---------------------------------------------------------------------------------------------------------
 
 
-def test_masks_that_do_not_fit() -> None:
-    with pytest.raises(MaskError, match=r"the mask does not fit.*no parameter 'z'"):
-        chain(tk.Mask({"z": torch.ones(2)}))
-    with pytest.raises(MaskError, match=r"the mask does not fit.*'a.weight' has the shape"):
-        chain(tk.Mask({"a.weight": torch.ones(3, 1, 3, 3)}))
-
-
 def test_a_group_that_would_vanish() -> None:
     mask = {name: kept.clone() for name, kept in random_mask(CHAIN, 0.5).items()}
     mask["b.weight"][:] = False

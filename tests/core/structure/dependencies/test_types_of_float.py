@@ -68,8 +68,7 @@ def test_types_that_the_code_names(dtype: torch.dtype) -> None:
     assert small(x).dtype == torch.float64
 
 
-@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU])
-@pytest.mark.parametrize("both", [False, True])
+@pytest.mark.parametrize(("kind", "both"), [(nn.LSTM, True), (nn.GRU, False)])
 def test_packed_sequences(kind: type[nn.LSTM | nn.GRU], both: bool) -> None:
     """How long sequences are is no activation."""
 

@@ -50,7 +50,7 @@ def masked_copy(model: nn.Module, mask: tk.Mask) -> nn.Module:
     return mask.apply_(copy.deepcopy(model))
 
 
-@pytest.mark.parametrize("name", sample([*PAPERS, *NETWORKS], [*PAPERS, *NETWORKS][::2]))
+@pytest.mark.parametrize("name", sample([*PAPERS, *NETWORKS], ["conv-2@0.1", "resnet-20-8", *[*NETWORKS][::2]]))
 def test_equal_to_the_masked_model(name: str) -> None:
     model, x = case(name)
     mask = tk.structure.channels(model, x, density=0.6, score="random", distribution="uniform")
@@ -66,8 +66,7 @@ def test_equal_to_the_masked_model(name: str) -> None:
     assert list(small.state_dict()) == list(model.state_dict())
 
 
-@pytest.mark.parametrize("name", sample(["separable", "lstm-tied", "norms", "resnet-20-8"], 3))
-@pytest.mark.parametrize("kind", sample(["sgd", "adamw", "adam"], 2))
+@pytest.mark.parametrize(("name", "kind"), [("separable", "sgd"), ("lstm-tied", "adamw"), ("norms", "adam")])
 def test_training_goes_on_as_that_of_the_masked_model(name: str, kind: str) -> None:
     model, x = case(name)
     optimizer = {
@@ -179,14 +178,6 @@ def test_a_mask_of_rows_alone_names_what_keeps_its_part() -> None:
     rows["fc.weight"][1] = False
     with pytest.raises(MaskError, match="channel 1 of fc cannot be removed, for it is an output"):
         tk.shrink(model, tk.Mask({"fc.weight": rows["fc.weight"]}), x)
-
-
-def test_a_mask_of_another_model() -> None:
-    model, x = build("grouped-2")
-    mask = tk.structure.channels(model, x, 0.5)
-    other, _ = build("grouped-8")
-    with pytest.raises(MaskError, match="does not fit"):
-        tk.shrink(other, mask, x)
 
 
 def test_a_mask_that_empties_a_layer() -> None:
