@@ -206,6 +206,11 @@ class TestHalfRate:
         assert int(second["out"].sum()) == 32  # 36 * 0.9 = 32.4
         assert second.kept == 128
 
+    def test_halves_are_rounded_up(self):
+        # Of 20 weights three quarters go; the output layer loses half that share, and keeps 2.5 of 4: 3.
+        small = allocate({"fc": torch.rand(16), "out": torch.rand(4)}, 0.25, half_rate=("out",))
+        assert [row.kept for row in small.table()] == [2, 3]
+
     def test_an_unknown_layer_is_refused(self):
         with pytest.raises(UsageError, match="half_rate names 'fc'"):
             allocate({"a": torch.rand(4)}, 0.5, half_rate=("fc",))
@@ -276,6 +281,10 @@ class TestKeepAtLeast:
         base = Mask({"big": torch.ones(100), "small": torch.tensor([1, 0, 1])})
         mask = allocate(UNEVEN, 0.5, keep_at_least=10, within=base)
         assert mask["small"].tolist() == [True, False, True]
+
+    def test_a_number_below_0_is_refused(self):
+        with pytest.raises(UsageError, match="keep_at_least is a number of weights, 0 or more, not -1"):
+            allocate(UNEVEN, 0.5, keep_at_least=-1)
 
 
 def test_scores_that_are_not_numbers_are_refused():

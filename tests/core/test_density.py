@@ -39,6 +39,12 @@ def test_densities_out_of_bounds_are_refused(value):
         check_density(value)
 
 
+@pytest.mark.parametrize("value", [True, [0.1], torch.tensor(0.1), "a tenth"])
+def test_what_is_no_number_is_no_density(value):
+    with pytest.raises(UsageError, match=r"is no share: write it as 0\.1 or as 10%"):
+        check_density(value)
+
+
 @pytest.mark.parametrize("value", [1, -0.1, 1.5, nan, inf])
 def test_sparsities_out_of_bounds_are_refused(value):
     with pytest.raises(UsageError, match=r"0 <= sparsity < 1, not"):

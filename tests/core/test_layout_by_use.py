@@ -136,6 +136,19 @@ def test_without_a_call_unknown_layouts_are_refused_with_advice(name: str, how: 
         CALLS[name](model, scope)
 
 
+def test_the_advice_can_be_followed() -> None:
+    model = Net((4, 8, 16), in_turn)
+    scope = tk.scope(model, include=["w"])
+    with pytest.raises(StructureError, match=r"example_inputs=.*spare=\['w'\].*pattern='unstructured'"):
+        tk.prune(model, pattern="2:4", scope=scope)
+    tk.prune(model, pattern="2:4", scope=scope, example_inputs=X)
+    tk.prune(model, pattern="2:4", scope=tk.scope(model, spare=["w"]))
+    tk.prune(model, 0.5, pattern="unstructured", scope=scope, collapse="keep")
+    known = tk.structure.layouts(model, scope, X)
+    scores = tk.score.magnitude(model, scope)
+    assert at_most_two(tk.allocate(scores, pattern="2:4", layouts=known)["w"], 2)
+
+
 def test_a_layer_whose_weight_is_used_in_another_way_than_its_own() -> None:
     class Decoder(nn.Module):
         def __init__(self) -> None:
@@ -215,6 +228,12 @@ class TestExperts:
         with pytest.warns(UserWarning, match=r"out of scope: w \[4, 64, 16\].*include=.*spare=") as caught:
             assert tk.scope(self.model()).names == ("first.weight",)
         assert caught[0].filename == __file__
+
+    @pytest.mark.parametrize("choice", [{"include": ["w"]}, {"spare": ["w"]}, {"types": (Net,)}])
+    def test_are_no_news_once_named(self, choice: dict[str, Sequence[object]]) -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            tk.scope(self.model(), **choice)  # type: ignore[arg-type]
 
     def test_what_is_no_stack_of_matrices(self) -> None:
         model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.LayerNorm((8, 6, 6)), nn.Embedding(9, 8))

@@ -68,6 +68,14 @@ def test_counts_and_overlap(a, b):
     assert a.overlap(b) == (both / kept if kept else 0.0)
 
 
+def test_equality_and_digest_do_not_depend_on_the_order_of_names():
+    one = Mask({"a": torch.ones(2), "b": torch.zeros(3)})
+    other = Mask({"b": torch.zeros(3), "a": torch.ones(2)})
+    assert one == other
+    assert one.digest == other.digest
+    assert len({one, other}) == 1
+
+
 def test_digest_depends_on_names_shapes_and_bits():
     digests = {
         Mask({"a": torch.tensor([1, 0, 1, 0])}).digest,
@@ -77,6 +85,13 @@ def test_digest_depends_on_names_shapes_and_bits():
         Mask({"a": torch.tensor([1, 0, 1, 0, 0])}).digest,
     }
     assert len(digests) == 5
+
+
+def test_a_mask_is_not_equal_to_other_things_or_other_shapes():
+    mask = Mask({"a": torch.ones(4)})
+    assert mask != {"a": torch.ones(4, dtype=torch.bool)}
+    assert mask != Mask({"a": torch.ones(2, 2)})
+    assert mask.__eq__(3) is NotImplemented
 
 
 def test_names_are_normalised():
@@ -102,12 +117,24 @@ def test_values_other_than_0_and_1_are_refused(tensor):
         Mask({"w": tensor})
 
 
+@pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.int64, torch.float16, torch.bfloat16, torch.float64])
+def test_any_type_of_0_and_1_will_do(dtype):
+    mask = Mask({"w": torch.tensor([1, 0, 1]).to(dtype)})
+    assert mask["w"].dtype == torch.bool
+    assert mask["w"].tolist() == [True, False, True]
+
+
 @pytest.mark.parametrize(
     ("tensors", "message"), [({}, "at least one tensor"), ({"w": torch.ones(0, 3)}, "one element")]
 )
 def test_an_empty_mask_is_refused(tensors, message):
     with pytest.raises(MaskError, match=message):
         Mask(tensors)
+
+
+def test_a_mask_holds_tensors_only():
+    with pytest.raises(MaskError, match="a tensor is needed, not list"):
+        Mask({"w": [1, 0]})
 
 
 def test_masks_of_different_tensors_do_not_combine():
@@ -126,6 +153,12 @@ def test_masks_of_different_tensors_do_not_combine():
         )
     with pytest.raises(TypeError, match="unsupported operand"):
         one & {"a": torch.ones(2)}
+
+
+def test_a_mask_cannot_be_assigned_to():
+    mask = Mask({"a": torch.ones(2)})
+    with pytest.raises(TypeError):
+        mask["a"] = torch.zeros(2)
 
 
 @pytest.mark.parametrize("dtype", [torch.bool, torch.float32, torch.int64])
@@ -159,6 +192,11 @@ def test_the_table_is_values_and_prints_as_lines_in_columns():
     for column in ("kept", "of", "density"):  # a column ends where its head does
         end = head.index(column) + len(column)
         assert all(line[end - 1] != " " and line[end : end + 1] in ("", " ") for line in (together, *lines))
+
+
+def test_a_tensor_without_elements_has_a_row_in_the_table():
+    rows = Mask({"a": torch.ones(2), "empty": torch.ones(0, 3)}).table()
+    assert [(row.name, row.total, row.density) for row in rows] == [("a", 2, 1.0), ("empty", 0, 0.0)]
 
 
 @pytest.mark.parametrize("name", ["resnet", "lstm", "transformer"])

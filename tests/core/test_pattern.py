@@ -55,6 +55,11 @@ def test_other_words(text: str) -> None:
         Pattern.parse(text)
 
 
+def test_one_word_for_one_thing() -> None:
+    with pytest.raises(UsageError, match="write unstructured"):
+        Pattern.parse("1x1")
+
+
 def test_densities_of_n_of_m() -> None:
     pattern = Pattern.parse("1:3")
     assert pattern.check_density() == pattern.check_density(None, None) == 1 / 3

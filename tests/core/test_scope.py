@@ -42,6 +42,15 @@ def test_the_default_scope_is_the_weights_of_layers(build, name, expected):
     assert found.parameters_total == sum(parameter.numel() for parameter in model.parameters())
 
 
+def test_tied_weights_count_once(build):
+    model = build("lstm").model
+    names = [name for name, _ in model.named_parameters(remove_duplicate=False)]
+    assert {"encoder.weight", "decoder.weight"} < set(names)
+    found = scope(model, embeddings=True, biases=True)
+    assert "decoder.weight" not in found
+    assert found.total == found.parameters_total == sum(p.numel() for p in model.parameters())
+
+
 def test_an_embedding_that_is_not_tied_is_out_of_scope_until_asked_for(build):
     model = build("transformer").model
     assert "embed.weight" not in scope(model)

@@ -344,6 +344,11 @@ class TestRefused:
         with pytest.raises(MaskError, match="not of the parameters in scope"):
             score.snip(self.model, self.known, batches=self.batches, loss=squared, at=other)
 
+    @pytest.mark.parametrize("value", [0, -1, float("nan")])
+    def test_a_temperature_that_is_none(self, value):
+        with pytest.raises(UsageError, match="a temperature is a positive number"):
+            score.grasp(self.model, self.known, batches=self.batches, loss=squared, temperature=value)
+
     def test_a_temperature_that_cannot_be_applied(self):
         def around(model, batch):
             return model[2](model[0](batch)).square().mean()

@@ -175,6 +175,12 @@ def test_all_numbers_that_a_model_returns_are_added_up(pack, times):
     assert found.dtype == torch.float64
 
 
+def test_a_model_that_returns_something_else_is_refused():
+    model = Packed(lambda out: "text")
+    with pytest.raises(ScoreError, match=r"^synflow adds up tensors, and the model returns a str$"):
+        synflow(model, scope(model), batches=[torch.zeros(1, 3)])
+
+
 def test_inputs_of_any_structure_are_ones_and_the_rest_stays_as_it_is():
     """Named arguments, numbers, indices and a scale of 0.5, which is no input, go in as the loss hands them."""
     seen = {}
@@ -291,12 +297,22 @@ class TestRefused:
             synflow(model, scope(model, include="*"), batches=[torch.zeros(1, 3)])
         assert torch.get_default_dtype() == torch.float32
 
+    def test_an_error_of_the_model_is_its_own(self):
+        model = chain(2, 2)
+        with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+            synflow(model, scope(model), batches=ones(3))
+
     def test_without_a_batch(self):
         model = chain(2, 2)
         with pytest.raises(UsageError, match="needs the shape of the inputs"):
             synflow(model, scope(model))
         with pytest.raises(UsageError, match="there is no batch"):
             synflow(model, scope(model), batches=[])
+
+    def test_a_batch_that_is_no_input(self):
+        model = chain(2, 2)
+        with pytest.raises(UsageError, match="a batch is the model's input"):
+            synflow(model, scope(model), batches=[{"x": torch.ones(1, 2)}])
 
     def test_a_loss_that_goes_around_the_model(self):
         model = chain(2, 2)

@@ -53,6 +53,12 @@ def test_as_weight_by_weight(seed: int, share: float, regrow: bool, coarse: bool
         assert int(after[name].sum()) == int(mask[name].sum()), "each layer keeps its number of weights"
 
 
+def test_a_dense_layer_stays_dense() -> None:
+    mask = Mask({"w": torch.ones(8, dtype=torch.bool)})
+    for regrow in (False, True):
+        assert drop_and_grow(mask, {"w": torch.randn(8)}, {"w": torch.rand(8)}, 0.5, regrow=regrow) == mask
+
+
 def test_what_does_not_fit_is_told() -> None:
     mask = Mask({"w": torch.tensor([True, False])})
     fine = {"w": torch.ones(2)}

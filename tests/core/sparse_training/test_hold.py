@@ -12,7 +12,7 @@ from ticketry.core.mask import Mask
 from ticketry.core.prune import prune
 from ticketry.core.scope import scope
 from ticketry.core.sparse_training.hold import Hold, hold
-from ticketry.errors import HoldError, UsageError
+from ticketry.errors import HoldError, MaskError, UsageError
 
 optim = torch.optim
 
@@ -418,6 +418,13 @@ class TestViolations:
         with pytest.raises(ZeroDivisionError), hold(case.model, mask):
             break_both_promises()
         assert all(not parameter._backward_hooks for parameter in case.model.parameters())
+
+    def test_a_mask_of_another_model(self, build):
+        case = build("resnet")
+        before = copy.deepcopy(case.model)
+        with pytest.raises(MaskError, match="the mask does not fit"):
+            hold(case.model, Mask({"conv.weight": torch.zeros(6, 3, 3, 3), "fc.weight": torch.ones(5, 9)}))
+        assert_same(case.model, before)
 
 
 def test_what_is_held_can_be_looked_at_and_let_go_twice():

@@ -136,6 +136,14 @@ def test_blocks_that_are_zero_stay_zero(kind: str) -> None:
     assert not nothing.grad.any()
 
 
+def test_words_of_blocks() -> None:
+    ws = [torch.ones(4, 2)]
+    with pytest.raises(UsageError, match="say which, such as 4x1"):
+        penalty("group_lasso", ws)
+    with pytest.raises(UsageError, match="hoyer_square is not of blocks"):
+        add_gradients_("hoyer_square", 1.0, ws, blocks_of("4x1", ws))
+
+
 def test_hoyer_is_the_same_at_any_scale() -> None:
     (w, *_) = weights()
     assert float(penalty("hoyer_square", [1e3 * w])) == pytest.approx(float(penalty("hoyer_square", [w])))

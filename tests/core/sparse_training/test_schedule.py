@@ -26,6 +26,12 @@ def test_it_is_equation_1_of_the_paper(one, other, done, more):
     assert cubic(done / (done + more), final, initial) == pytest.approx(float(1 - sparsity), abs=1e-14)
 
 
+@pytest.mark.parametrize("density", [0.1, 0.05, 1 / 3, 1.0])
+def test_its_ends_are_exact(density):
+    assert cubic(0, density) == 1.0
+    assert cubic(1, density) == density
+
+
 def test_the_papers_sparsities():
     """Sparsity 0.875 of 1 halfway: three times halved are the weights that still have to go."""
     assert 1 - cubic(0.5, 0.5) == pytest.approx(0.5 * 0.875)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -61,6 +62,18 @@ def test_it_is_told_by_name_and_what_would_be_one(name: str, call: Callable[[Any
     with pytest.raises(UsageError, match=rf"^{name}= is a tk\.Mask, not a {type(given).__name__}: .* makes one"):
         call(given)
     assert all(torch.equal(tensor, before[name]) for name, tensor in MODEL.state_dict().items())
+
+
+def test_every_function_of_the_room_that_takes_a_mask_is_asked():
+    """By the annotations of the public functions, which say who takes one."""
+    takes = {
+        (name, parameter.name)
+        for name, function in ((name, getattr(S, name)) for name in S.__all__)
+        if inspect.isfunction(function)
+        for parameter in inspect.signature(function).parameters.values()
+        if "Mask" in str(parameter.annotation)
+    }
+    assert takes == {(case.split(",")[0], name) for case, (name, _) in MASKS.items() if case.split(",")[0] in S.__all__}
 
 
 @pytest.mark.parametrize("given", [dict(MASK), MASK, None], ids=["dict", "mask", "none"])

@@ -260,6 +260,11 @@ def test_the_model_card(hub):
     assert len([line for line in code.splitlines() if line]) == 3
 
 
+def test_a_card_without_a_license_names_none(hub):
+    push(make(), hub)
+    assert "license" not in hub.repositories["user/ticket"][-1]["README.md"].decode()
+
+
 @pytest.mark.parametrize("name", sorted(FILES))
 def test_a_tampered_file_is_refused(hub, tmp_path, name):
     push(make(), hub)

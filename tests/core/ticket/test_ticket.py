@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import copy
 import json
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -137,6 +139,20 @@ class TestBytes:
         third = Ticket(ticket.mask, shuffled, dict(reversed(list(INFO.items()))), ticket.trained).save(tmp_path / "c")
         for name in ("ticket.json", "mask.safetensors", "start.safetensors", "model.safetensors"):
             assert (first / name).read_bytes() == (second / name).read_bytes() == (third / name).read_bytes()
+
+    @pytest.mark.slow
+    def test_in_another_process_too(self, tmp_path):
+        code = (
+            "import sys, torch\n"
+            "from ticketry.core.mask import Mask\nfrom ticketry.core.ticket.ticket import Ticket\n"
+            "state = {'w': torch.arange(6.0).reshape(2, 3), 'b': torch.ones(2), 'n': torch.tensor(3)}\n"
+            "Ticket(Mask({'w': torch.tensor([[1, 0, 1], [0, 0, 1]])}), state, {'z': 1}, state).save(sys.argv[1])\n"
+        )
+        subprocess.run([sys.executable, "-c", code, str(tmp_path / "there")], check=True)
+        state = {"w": torch.arange(6.0).reshape(2, 3), "b": torch.ones(2), "n": torch.tensor(3)}
+        here = Ticket(Mask({"w": torch.tensor([[1, 0, 1], [0, 0, 1]])}), state, {"z": 1}, state).save(tmp_path / "here")
+        for path in here.iterdir():
+            assert path.read_bytes() == (tmp_path / "there" / path.name).read_bytes()
 
     def test_ticket_json(self, tmp_path):
         state = {"w": torch.arange(6.0).reshape(2, 3), "b": torch.ones(2)}

@@ -15,6 +15,7 @@ import ticketry as tk
 from ticketry.core.score import ScoreInputs
 from ticketry.core.structure.channel_scores import activation_scores
 from ticketry.core.structure.layout import roles
+from ticketry.errors import UsageError
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from small_networks import build, settled
@@ -134,6 +135,25 @@ def test_a_mask_by_activations_shrinks() -> None:
         mask = tk.structure.channels(model, data[0], 0.85, score=score, scope=only, batches=data, loss=loss)
         assert not mask["c.weight"][3].any()
         assert tk.structure.shrink(model, mask, data[0]).c.out_features < 5
+
+
+class Smooth(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(3, 4), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(torch.tanh(self.a(x)))
+
+
+def test_bad_input() -> None:
+    model, x = Smooth(), torch.randn(4, 3)
+    with pytest.raises(UsageError, match="networks with ReLU"):
+        tk.structure.channels(model, x, 0.5, score="apoz", batches=[x], loss=loss)
+    with pytest.raises(UsageError, match="needs batches and a loss"):
+        tk.structure.channels(model, x, 0.5, score="activation")
+    with pytest.raises(UsageError, match="no batch"):
+        tk.structure.channels(model, x, 0.5, score="activation", batches=[], loss=loss)
 
 
 def test_large_activations_in_half_precision() -> None:

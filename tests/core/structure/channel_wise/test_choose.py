@@ -346,3 +346,27 @@ def test_gradients_that_are_all_0(score: str) -> None:
         tk.structure.channels(model, x, 0.5, score=score, batches=batches(), loss=lambda m, b: m(b[0]).sum() * 0)
     with pytest.raises(ScoreError, match="does not depend on any parameter"):
         tk.structure.channels(model, x, 0.5, score=score, batches=batches(), loss=lambda m, b: b[0].sum())
+
+
+class Once(torch.autograd.Function):
+    """The identity, to be differentiated once."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return gradient.clone()
+
+
+def test_gates_of_gradient_flow_need_second_derivatives() -> None:
+    model, x = chain()
+
+    def once(model: nn.Module, batch: Any) -> Tensor:
+        return F.cross_entropy(Once.apply(model(batch[0])), batch[1])
+
+    tk.structure.channels(model, x, 0.5, score="snap", batches=batches(), loss=once)
+    with pytest.raises(ScoreError, match=r"score 'crop_gates' needs second derivatives: Once has no .* snap, taylor"):
+        tk.structure.channels(model, x, 0.5, score="crop_gates", batches=batches(), loss=once)

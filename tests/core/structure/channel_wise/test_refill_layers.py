@@ -80,6 +80,13 @@ def test_spared_layers_keep_their_channels() -> None:
         chain(mask, spare="x")
 
 
+def test_masks_that_do_not_fit() -> None:
+    with pytest.raises(MaskError, match=r"the mask does not fit.*no parameter 'z'"):
+        chain(tk.Mask({"z": torch.ones(2)}))
+    with pytest.raises(MaskError, match=r"the mask does not fit.*'a.weight' has the shape"):
+        chain(tk.Mask({"a.weight": torch.ones(3, 1, 3, 3)}))
+
+
 # -- bad input ---------------------------------------------------------------------------------------------------------
 
 
