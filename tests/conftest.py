@@ -37,7 +37,6 @@ LONGEST = (
     "tests/cli/test_cli.py",
     "tests/lab/runners/test_processes.py",
     "tests/integrations/test_transformers.py",
-    "tests/faults/test_rivals.py",
     "tests/engine/test_export.py",
     "tests/engine/bench/test_dense_engines.py",
     "tests/faults/test_signals.py",

@@ -252,6 +252,11 @@ def without_times(value: Any) -> Any:
     return [without_times(one) for one in value] if isinstance(value, list) else value
 
 
+def without_pages(found: Mapping[str, str]) -> dict[str, str]:
+    """Leave out HTML pages, which are neither shared nor copied: they can be written again from the records."""
+    return {name: digest for name, digest in found.items() if not name.endswith(".html")}
+
+
 def difference(left: Mapping[str, str], right: Mapping[str, str]) -> list[str]:
     """The files that are not alike."""
     return sorted(name for name in {*left, *right} if left.get(name) != right.get(name))

@@ -7,16 +7,15 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ticketry.lab.store.bucket import Bucket
+from ticketry.lab.store.store import open_remote
 
 
-def begun(folder: Path, machine: str, more: Mapping[str, str], *words: str) -> subprocess.Popen[str]:
-    """A command in the folder ``work``, with `more` in its environment."""
-    known = {**os.environ, "TICKETRY_LEASE_SECONDS": "4", "TICKETRY_CACHE": str(folder / machine), **more}
+def begun(folder: Path, machine: str, *words: str) -> subprocess.Popen[str]:
+    """Start a command in the folder ``work``."""
+    known = {**os.environ, "TICKETRY_LEASE_SECONDS": "4", "TICKETRY_CACHE": str(folder / machine)}
     (folder / "work").mkdir(exist_ok=True)
     command = [sys.executable, "-m", "ticketry", *words]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
@@ -30,10 +29,10 @@ def result(process: subprocess.Popen[str], seconds: float = 280) -> Any:
     return json.loads(out)
 
 
-def wait_for_state(bucket: Bucket, process: subprocess.Popen[str]) -> None:
-    """Wait until a state from inside a training is in the bucket, while the process runs."""
-    limit = time.monotonic() + 250
-    while not list(bucket.list("partial/")):
+def wait_for_state(url: str, process: subprocess.Popen[str]) -> None:
+    """Wait until a state from inside a training is in the shared store, while the process runs."""
+    limit, remote = time.monotonic() + 250, open_remote(url)
+    while not list(remote.list("partial/")):
         assert process.poll() is None
         assert time.monotonic() < limit
         time.sleep(0.05)

@@ -25,6 +25,11 @@ QUICK = [
     *("--checkpoint-seconds", "0.05", "--json"),
 ]
 """14 networks, a few seconds of training in all."""
+SMALL = [
+    *(*ITERATIVE, "--rate", "0.5", "--levels", "1", "--rewind", "10%", "--replicates", "1", "--controls", "shuffled"),
+    *("--recipe.length", "200it", "--checkpoint-seconds", "0.01", "--json"),
+]
+"""Three networks."""
 
 
 def language(folder: Path, *, updates: int, replicates: int) -> list[str]:

@@ -14,8 +14,7 @@ from typing import Any
 import pytest
 
 from cli.calling import call
-from faults.searching import HOW_FAR, ITERATIVE, QUICK, Search, assert_same, searched_here, small_disk
-from samples import sample
+from faults.searching import HOW_FAR, ITERATIVE, QUICK, SMALL, Search, assert_same, searched_here, small_disk
 from ticketry.cli import main
 
 
@@ -57,38 +56,34 @@ def test_full_disk(tmp_path: Path, undisturbed: dict[str, Any]) -> None:
         assert_same(searched_here(disk / "store"), undisturbed)
 
 
-@pytest.mark.parametrize("file", sample(["run.json", "mask.safetensors"], 1))
 def test_full_disk_at_what_is_written_last(
-    tmp_path: Path,
-    undisturbed: dict[str, Any],
-    finished_store: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    file: str,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Tickets and the record; every write of a search in turn is tried by benchmarks/full_disk.py."""
+    """The run's record; benchmarks/full_disk.py tries every write of a search in turn."""
     with small_disk(tmp_path, "100m") as disk:
         store, ballast = disk / "store", disk / "ballast"
-        shutil.copytree(finished_store, store)
-        shutil.rmtree(store / "runs")
+        wanted = searched_here(store, quick=SMALL)
+        (store / "runs").rename(tmp_path / "runs")
+        tickets = [{**one, "path": str(tmp_path / Path(one["path"]).relative_to(store))} for one in wanted["tickets"]]
+        wanted |= {"tickets": tickets, "report": str(tmp_path / Path(wanted["report"]).relative_to(store))}
         opened = Path.open
 
         def full(path: Path, mode: str = "r", *args: Any, **named: Any) -> Any:
-            if file in path.name and mode == "wb" and not ballast.exists():
+            if "run.json" in path.name and mode == "wb" and not ballast.exists():
                 left = os.statvfs(disk)
                 with open(ballast, "wb") as filled:
                     os.posix_fallocate(filled.fileno(), 0, left.f_bfree * left.f_frsize)
             return opened(path, mode, *args, **named)
 
         monkeypatch.setattr(Path, "open", full)
-        code, out, err = call(capsys, *QUICK, "--store", str(store), "--workers", "0")
+        code, out, err = call(capsys, *SMALL, "--store", str(store), "--workers", "0")
         assert (code, out) == (1, "")
         assert re.search("no space (is )?left", err.lower())
         assert "Traceback" not in err
         assert not list(disk.glob("**/.*.tmp"))
         ballast.unlink()
         monkeypatch.undo()
-        assert_same(searched_here(store), undisturbed)
+        assert_same(searched_here(store, quick=SMALL), wanted)
 
 
 @pytest.mark.slow  # as a full disk, by another error
@@ -125,16 +120,13 @@ def test_read_only_store(tmp_path: Path, finished_store: Path) -> None:
     ("words", "code", "told"),
     [
         (("--densities", "0"), 2, "0 < density <= 1"),
-        (("--densities", "1.5"), 2, "0 < density <= 1"),
         (("--densities", "0.00005"), 1, "layer collapse"),
-        (("--recipe.optimizer", "adam", "--recipe.momentum", "1.0"), 2, "momentum and beta2 of adam are below 1"),
         (("--recipe.lr", "1e30"), 2, "lr must be a number from 0 to 1e+06"),
         (("--recipe.lr", "1e6", "--recipe.optimizer", "sgd"), 1, "the loss is nan"),
         (("--recipe.lr", "much"), 2, "--recipe.lr"),
         (("--task", "sudoku"), 2, "there is no task 'sudoku'"),
         (("--rewind", "soon"), 2, "500it, 2ep, 3%"),
         (("--model", "gpt"), 1, "gpt"),
-        (("--controls", "placebo"), 2, "placebo"),
         (("--colour", "red"), 2, "colour"),
         (("--task", "mnist", "--data", "/nowhere"), 1, "/nowhere"),
         (("--config", "/nowhere/run.toml"), 2, "cannot be read"),

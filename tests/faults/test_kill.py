@@ -13,12 +13,19 @@ from typing import Any
 import pytest
 from safetensors import safe_open
 
-from faults.searching import QUICK, Search, assert_same, control, finished_results, language, searched_here
-from samples import sample
+from faults.searching import QUICK, SMALL, Search, assert_same, control, finished_results, language, searched_here
 
 
-def test_kill_9_at_a_random_moment(tmp_path: Path, undisturbed: dict[str, Any]) -> None:
-    killed_at_random(tmp_path, 1, undisturbed=undisturbed)
+def test_search_continues_after_kill_9(tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    search = Search(store, quick=SMALL, workers=0)
+    assert search.wait_for("partial/*.safetensors"), "it ended before it could be killed"
+    search.kill_all()
+    assert search.finish()[0] == -signal.SIGKILL
+    finished = finished_results(store)
+    result = searched_here(store, quick=SMALL)
+    assert finished.items() <= finished_results(store).items(), "a finished segment was trained, or written, again"
+    assert_same(result, searched_here(tmp_path / "undisturbed", quick=SMALL))
 
 
 @pytest.mark.slow
@@ -29,8 +36,8 @@ def test_kill_9_at_random_moments(tmp_path: Path) -> None:
 CARRYING = [language, control]
 
 
-@pytest.mark.parametrize("kind", sample(CARRYING, 1))
 @pytest.mark.slow
+@pytest.mark.parametrize("kind", CARRYING)
 def test_kill_9_where_more_than_weights_is_carried(tmp_path: Path, kind: Callable[..., list[str]]) -> None:
     """Once, in the middle of a training, with what it has carried so far."""
     if kind is control:
@@ -56,14 +63,8 @@ def test_kill_9_ten_times_where_more_than_weights_is_carried(tmp_path: Path, kin
     killed_at_random(tmp_path, 10, quick=kind(tmp_path, updates=600, replicates=2))
 
 
-def killed_at_random(
-    tmp_path: Path,
-    moments: int,
-    *long: str,
-    quick: Sequence[str] = QUICK,
-    undisturbed: dict[str, Any] | None = None,
-) -> None:
-    """Kill a search so often, go on each time, and compare with one that nobody killed, searched here if not given."""
+def killed_at_random(tmp_path: Path, moments: int, *long: str, quick: Sequence[str] = QUICK) -> None:
+    """Kill a search so often, continue each time, and compare with an undisturbed one."""
     store, chance = tmp_path / "store", random.Random(moments)
     finished: dict[str, tuple[int, int]] = {}
     killed = 0
@@ -86,15 +87,26 @@ def killed_at_random(
         now = finished_results(store)
         assert finished.items() <= now.items(), "a finished segment was trained, or written, again"
         finished = now
-    # Once it is enough to go on in this process, which starts no workers.
-    result = searched_here(store, *long, quick=quick) if moments == 1 else Search(store, *long, quick=quick).result()
+    result = Search(store, *long, quick=quick).result()
     assert finished.items() <= finished_results(store).items()
     assert killed > moments / 2
-    assert_same(result, undisturbed or searched_here(tmp_path / "undisturbed", *long, quick=quick))
+    assert_same(result, searched_here(tmp_path / "undisturbed", *long, quick=quick))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("workers", [pytest.param(0, marks=pytest.mark.slow), 2])
+def test_killed_search_does_not_block_another(tmp_path: Path, undisturbed: dict[str, Any]) -> None:
+    store = tmp_path / "store"
+    first = Search(store, workers=1)
+    assert first.wait_for("partial/*.safetensors")  # it trains, so it holds a lock
+    second = Search(store, workers=0)
+    time.sleep(3)
+    first.kill_all()
+    first.finish()
+    assert_same(second.result(), undisturbed)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [0, 2])
 def test_ctrl_c(tmp_path: Path, undisturbed: dict[str, Any], workers: int) -> None:
     store = tmp_path / "store"
     search = Search(store, workers=workers)

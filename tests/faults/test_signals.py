@@ -16,7 +16,7 @@ from faults.searching import QUICK, Search, assert_same, searched_here
 
 pytestmark = pytest.mark.skipif("coverage" in sys.modules, reason="coverage handles SIGTERM in its own way")
 
-LONG = ("--recipe.length", "100000it", "--checkpoint-seconds", "1")
+LONG = ("--recipe.length", "100000it", "--checkpoint-seconds", "0.5")
 
 
 def told_to_end(search: Search, number: signal.Signals, to: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,10 +20,10 @@ transformers = pytest.importorskip(
 pytest.importorskip("accelerate", reason="accelerate is not installed: pip install 'ticketry[transformers]'")
 from ticketry.integrations.transformers import GatesCallback, GradualCallback, HoldCallback  # noqa: E402
 
-STEPS, BATCH, ACCUMULATE, WORDS, LENGTH = 16, 4, 2, 23, 12
+STEPS, BATCH, ACCUMULATE, WORDS, LENGTH = 12, 4, 2, 23, 12
 CLIP = 0.7
 GATE_SGD = partial(torch.optim.SGD, lr=40.0, momentum=0.9)
-CUTS = {"begin": "1it", "end": "12it", "frequency": "4it"}
+CUTS = {"begin": "1it", "end": "9it", "frequency": "4it"}
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -98,7 +97,7 @@ class Stop(transformers.TrainerCallback):
     """The power fails."""
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **more: Any) -> None:
-        if state.global_step == 12:
+        if state.global_step == 7:
             raise RuntimeError("power cut")
 
 
@@ -145,7 +144,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path: Path, name: str) ->
     model = network(0.1)
     with pytest.raises(RuntimeError, match="power cut"):
         train(tmp_path / "parts", first, model, others=[Stop()])
-    checkpoint = tmp_path / "parts" / "checkpoint-10"
+    checkpoint = tmp_path / "parts" / "checkpoint-5"
     resumed = train(tmp_path / "parts", second, model, resume=str(checkpoint))
     assert same(resumed, undisturbed)
     assert second.mask == whole.mask
@@ -164,7 +163,7 @@ def test_the_bits_of_a_plain_loop(tmp_path: Path, name: str) -> None:
     if name == "gates":  # the penalty is added up in another order in a plain loop: see test_jobs
         callback = GatesCallback(init=0.02, penalty=0.0, optimizer=GATE_SGD)
     more = {"data_collator": seen.collate, "compute_loss_func": seen.loss}
-    model = train(tmp_path, callback, others=[seen], trainer=more)
+    model = train(tmp_path, callback, others=[seen], trainer=more, save_strategy="no")
     assert len(seen.rates) == STEPS
     plain = network()
     optimizer = transformers.Trainer(plain, arguments(tmp_path)).create_optimizer()
@@ -225,27 +224,6 @@ class Seen(transformers.TrainerCallback):
         self.rates.append(optimizer.param_groups[0]["lr"])
 
 
-@pytest.mark.slow
-def test_checkpoints_from_elsewhere(tmp_path: Path) -> None:
-    train(tmp_path / "one", CALLBACKS["gradual"]())
-    moved = tmp_path / "moved-10"
-    (tmp_path / "one" / "checkpoint-10").rename(moved)
-    with pytest.raises(TicketryError, match=r"ticketry-gradual\.safetensors is missing.*resume_from="):
-        train(tmp_path / "two", CALLBACKS["gradual"](), resume=str(moved))
-    told = GradualCallback(density=0.1, resume_from=moved, **CUTS)
-    train(tmp_path / "two", told, resume=str(moved))
-    assert told.mask.kept == round(0.1 * told.mask.total)
-
-
-@pytest.mark.parametrize("name", sample(CALLBACKS, ["gradual"]))
-def test_autocast(tmp_path: Path, name: str) -> None:
-    callback = CALLBACKS[name]()
-    model = train(tmp_path, callback, bf16=True)
-    assert all(parameter.dtype == torch.float32 for parameter in model.parameters())
-    for key, parameter in callback.mask.parameters(model).items():
-        assert not parameter.detach()[~callback.mask[key]].any()
-
-
 def test_a_part_of_the_model_and_its_ticket(tmp_path: Path) -> None:
     model = network()
     early = {name: value.clone() for name, value in model.transformer.state_dict().items()}
@@ -275,28 +253,24 @@ BROKEN_OFF = {
 }
 
 
-@pytest.mark.parametrize(("left", "name"), sample([("hold", "hold"), ("gates", "gates"), ("hold", "gradual")], 1))
-def test_after_a_training_that_broke_off_another_is_as_on_a_fresh_model(tmp_path: Path, left: str, name: str) -> None:
-    """Two callbacks at once then; and the exception, with all that it has seen, is still there."""
+def test_training_after_one_that_broke_off_is_as_on_a_fresh_model(tmp_path: Path) -> None:
+    """With two callbacks at once, while the exception, with all that it refers to, is still there."""
     model, start = network(), network().state_dict()
     with pytest.raises(RuntimeError, match="power cut") as _:
-        train(tmp_path, BROKEN_OFF[left](), model, others=[Stop()], save_strategy="no")
+        train(tmp_path, BROKEN_OFF["hold"](), model, others=[Stop()], save_strategy="no")
     model.load_state_dict(start)
     results = []
     for one in (model, network()):
-        other = HoldCallback(tk.prune(network(), density=0.5, score="random", seed=4))
-        callback = CALLBACKS[name]()
-        others = [] if name == "gates" else [other]
-        results.append((train(tmp_path, callback, one, others=others, save_strategy="no"), callback.mask))
-        for key, parameter in [*other.mask.parameters(one).items()] if others else []:
+        callback, other = CALLBACKS["gradual"](), HoldCallback(tk.prune(network(), density=0.5, seed=4, score="random"))
+        results.append((train(tmp_path, callback, one, others=[other], save_strategy="no"), callback.mask))
+        for key, parameter in other.mask.parameters(one).items():
             assert not parameter.detach()[~other.mask[key]].any()
     assert same(results[0][0], results[1][0])
     assert results[0][1] == results[1][1]
 
 
-@pytest.mark.parametrize("left", BROKEN_OFF)
-def test_a_plain_loop_after_a_training_that_broke_off(tmp_path: Path, left: str) -> None:
-    for released in (True, False):
+def test_a_plain_loop_after_a_training_that_broke_off(tmp_path: Path) -> None:
+    for left, released in (("gates", True), ("hold", False)):
         model, start, callback = network(), network().state_dict(), BROKEN_OFF[left]()
         with pytest.raises(RuntimeError, match="power cut") as _:
             train(tmp_path, callback, model, others=[Stop()], save_strategy="no")
@@ -320,35 +294,11 @@ def one_step(model: Any) -> Any:
     return model
 
 
-def test_what_a_training_that_still_runs_has_on_its_model_stays(tmp_path: Path) -> None:
-    """One within another, on a part of the model, which breaks off and is begun again."""
-    outer = HoldCallback(tk.prune(network(), density=0.5, score="random", seed=4))
-
-    class Within(transformers.TrainerCallback):
-        def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **more: Any) -> None:
-            if state.global_step == 2:
-                for others in ([Stop()], []):
-                    inner = HoldCallback(tk.prune(network(), density=0.5, score="random", seed=5))
-                    made = transformers.Trainer(
-                        model,
-                        arguments(tmp_path, save_strategy="no"),
-                        train_dataset=sentences(),
-                        callbacks=[inner, *others],
-                    )
-                    with contextlib.suppress(RuntimeError):
-                        made.train()
-                    for mask in (inner.mask, outer.mask):
-                        for name, parameter in mask.parameters(model).items():
-                            assert not parameter.detach()[~mask[name]].any()
-
-    train(tmp_path, outer, others=[Within()], save_strategy="no")
-
-
 def test_a_training_that_never_began_leaves_nothing(tmp_path: Path) -> None:
     model = network()
     with pytest.raises(RuntimeError, match="power cut"):
         train(tmp_path, HoldCallback(tk.prune(network(), density=0.5)), others=[Stop()])
-    (tmp_path / "checkpoint-10" / "ticketry-hold.safetensors").unlink()
+    (tmp_path / "checkpoint-5" / "ticketry-hold.safetensors").unlink()
     with pytest.raises(TicketryError, match="is missing"):
         train(tmp_path, HoldCallback(tk.prune(network(), density=0.5)), model, resume=True)
     assert not any(parameter._backward_hooks for parameter in model.parameters())

@@ -24,6 +24,7 @@ def task() -> tk.Task:
     return tk.task("digits", model="conv-2@0.25")
 
 
+@pytest.mark.slow
 def test_a_search_measures_what_it_is_not_told(tmp_path: Path) -> None:
     run = tk.run("oneshot", task(), time=0.8, base="engine", store=tmp_path, **COMMON)
     file = Path(run.record.settings["profile"])
@@ -34,10 +35,6 @@ def test_a_search_measures_what_it_is_not_told(tmp_path: Path) -> None:
     before = file.read_bytes()
     again = tk.run("oneshot", task(), time=0.8, base="engine", store=tmp_path, **COMMON)
     assert (again.name, again.now["segments_trained"], file.read_bytes()) == (run.name, 0, before)
-
-
-@pytest.mark.slow
-def test_granularities_are_those_that_the_structure_needs(tmp_path: Path) -> None:
     run = tk.run("oneshot", task(), time=0.8, base="engine", structure="rows:4", store=tmp_path, **COMMON)
     costs = CostModel.load(run.record.settings["profile"])
     assert {name for layer in costs.layers.values() for name in layer.curves} == {"rows:4"}

@@ -62,11 +62,6 @@ def test_flops_of_lenet(lab: Lab, digits: Task, batch: int, density: float) -> N
     assert step_flops(lab, segment(lab, digits, batch=batch)) == (dense, dense)
 
 
-def test_a_batch_is_no_larger_than_the_training_set(lab: Lab, digits: Task) -> None:
-    examples = lab.sizes(digits)["train"]
-    assert step_flops(lab, segment(lab, digits, batch=10 * examples))[0] == by_hand(examples)
-
-
 class Draws(Course):
     """A step learns from five rows, whatever the batch."""
 
@@ -105,42 +100,6 @@ def test_steps_of_a_course_of_ones_own_are_not_taken_to_go_by_the_batch(lab: Lab
     named = catalogue.get(f"{__name__}:OfFive")
     for task, batch in (OfFive(), 50), (OfFive(), 10), (named, 50):
         assert step_flops(lab, segment(lab, task, batch=batch))[0] == 2 * 2 * 5 * 4 * 3  # forward and back
-
-
-class Pictures(Classification):
-    """Colour noise of 6 x 6; a convolution, batch norm and a linear layer."""
-
-    name = "pictures"
-    recipe = Recipe(length="4it", batch=8)
-
-    def key(self) -> dict[str, object]:
-        return {"name": "pictures of test_costs"}
-
-    def build(self) -> nn.Module:
-        return nn.Sequential(
-            nn.Conv2d(3, 4, 3, padding=1),
-            nn.BatchNorm2d(4),
-            nn.ReLU(),
-            nn.Conv2d(4, 5, 3),
-            nn.Flatten(),
-            nn.Linear(80, 2),
-        )
-
-    def load(self, data: Path | None = None) -> Splits:
-        split = Split(torch.randn(20, 3, 6, 6), torch.arange(20) % 2)
-        return Splits(split, split, split)
-
-
-def test_flops_of_convolutions(lab: Lab) -> None:
-    task = Pictures()
-    forward = {"0.weight": 36 * 4 * 27, "3.weight": 16 * 5 * 36, "5.weight": 80 * 2}
-    model = lab.model(task)
-    mask = prune(model, 0.4)
-    kept = {row.name: row.kept / row.total for row in mask.table()}
-    dense, flops = step_flops(lab, segment(lab, task, mask))
-    passes = {"0.weight": 2, "3.weight": 3, "5.weight": 3}
-    assert dense == sum(2 * 8 * passes[name] * size for name, size in forward.items())
-    assert flops == pytest.approx(sum(2 * 8 * passes[name] * size * kept[name] for name, size in forward.items()))
 
 
 def gated(lab: Lab, task: Task, **settings: Any) -> Segment:
@@ -188,8 +147,15 @@ def test_what_is_measured_is_remembered(lab: Lab, digits: Task, monkeypatch: pyt
     assert step_flops(lab, again)[1] == pytest.approx(by_hand(digits.recipe.batch, other))
 
 
-class OneByOne(Pictures):
+class OneByOne(Classification):
     """A network that takes one example at a time."""
+
+    name = "one by one"
+    recipe = Recipe(length="4it", batch=8)
+
+    def load(self, data: Path | None = None) -> Splits:
+        split = Split(torch.randn(20, 3, 6, 6), torch.arange(20) % 2)
+        return Splits(split, split, split)
 
     def key(self) -> dict[str, object]:
         return {"name": "one by one"}

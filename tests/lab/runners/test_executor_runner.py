@@ -64,7 +64,7 @@ def away(tmp_path: Path) -> Iterator[Callable[..., Lab]]:
 
 
 def test_a_users_executor_gives_equal_bits(tmp_path, lab, digits):
-    recipe = digits.recipe.changed(length="40it")
+    recipe = digits.recipe.changed(length="20it")
     segments = [lab.segment(digits, start=seed, recipe=recipe) for seed in range(2)]
     wanted = lab.train_many(segments, keep=(7,))
     events: list[Event] = []
@@ -77,17 +77,16 @@ def test_a_users_executor_gives_equal_bits(tmp_path, lab, digits):
             (one.model, one.training, one.metrics) for one in wanted
         ]
         assert other.at(found[0], 7).model == lab.at(wanted[0], 7).model
-        assert other.ledger.steps_trained == 80
+        assert other.ledger.steps_trained == 40
         assert pool.submit(int, "3").result() == 3, "it is not shut down"
     assert not any((tmp_path / "other" / "live").iterdir())
     assert {"started", "progress", "finished"} <= {event.kind for event in events}
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_the_runner_of_the_documentation_gives_equal_bits(tmp_path, lab, digits, workers):
+def test_the_runner_of_the_documentation_gives_equal_bits(tmp_path, lab, digits):
     recipe = digits.recipe.changed(length="20it")
     wanted = lab.train(lab.segment(digits, start=0, recipe=recipe))
-    with Lab(tmp_path / "other", device="cpu", runner="own_runner:Mine", workers=workers) as other:
+    with Lab(tmp_path / "other", device="cpu", runner="own_runner:Mine", workers=2) as other:
         found = other.train(other.segment(digits, start=0, recipe=recipe))
         assert other.ledger.steps_trained == 20
     assert (found.model, found.metrics) == (wanted.model, wanted.metrics)
@@ -141,8 +140,6 @@ def test_an_error_of_the_training_is_not_retried(away, digits):
     ("what", "value", "words"),
     [
         ("ticketry", "9.9", "has ticketry .*, and the search's own process 9.9.*install the same there"),
-        ("numerics", "77", "has ticketry's numbers of version 1, and the search's own process 77"),
-        ("torch", "1.0", "has torch .*, and the search's own process 1.0"),
         ("processor", "riscv64 RVV", "has a processor of the kind .*ATEN_CPU_CAPABILITY"),
     ],
 )

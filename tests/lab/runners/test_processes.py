@@ -21,14 +21,15 @@ pytestmark = pytest.mark.timeout(240)
 
 @pytest.fixture(scope="module")
 def events() -> list[Event]:
-    """What the lab with two workers tells."""
+    """Events of the lab with two workers."""
     return []
 
 
 @pytest.fixture(scope="module")
 def two_workers(tmp_path_factory: pytest.TempPathFactory, events: list[Event]) -> Iterator[Lab]:
-    """One lab for all tests here that need no more: its processes take seconds to start."""
-    with Lab(tmp_path_factory.mktemp("two") / "store", workers=2, device="cpu", on_event=events.append) as lab:
+    """One lab for all tests here, in their order: its processes take seconds to start."""
+    store = tmp_path_factory.mktemp("two") / "store"
+    with Lab(store, workers=2, device="cpu", checkpoint_seconds=1e-3, on_event=events.append) as lab:
         yield lab
 
 
@@ -41,50 +42,30 @@ def wait_until(holds: Callable[[], bool]) -> None:
 
 
 def test_workers_give_the_same_bits(two_workers, events, lab, digits):
-    """Four networks, asked for by several threads and twice over, some with a state kept on the way."""
-    recipe = digits.recipe.changed(length="40it")
-    segments = [lab.segment(digits, start=seed, order_seed=seed, recipe=recipe) for seed in range(4)]
+    """Three networks, requested by several threads and twice, some with an intermediate state."""
+    recipe = digits.recipe.changed(length="20it")
+    segments = [lab.segment(digits, start=seed, order_seed=seed, recipe=recipe) for seed in range(3)]
     wanted = lab.train_many(segments, keep=(7,))
     first = two_workers.gather(
         [
-            lambda: two_workers.train_many(segments[:3], labels=["a", "b", "c"]),
-            lambda: [two_workers.train(segment) for segment in segments[:2]],
+            lambda: two_workers.train_many(segments[:2], labels=["a", "b"]),
+            lambda: [two_workers.train(segments[0])],
             lambda: [two_workers.at(two_workers.train(segments[0], keep=(7,)), 7)],
         ]
     )
     found = two_workers.train_many(segments, keep=(7,))
     assert [(r.model, r.training, r.metrics) for r in found] == [(r.model, r.training, r.metrics) for r in wanted]
-    assert [r.model for part in first[:2] for r in part] == [wanted[i].model for i in (0, 1, 2, 0, 1)]
+    assert [r.model for part in first[:2] for r in part] == [wanted[i].model for i in (0, 1, 0)]
     kept = [lab.at(result, 7).model for result in wanted]
     assert [two_workers.at(result, 7).model for result in found] == kept
     assert first[2][0].model == kept[0]
     ledger = two_workers.ledger
-    assert ledger.segments_asked == 3 + 2 + 1 + 4
-    # Seeds 1 and 2 were trained without step 7 first; for seed 0 it depends on who came first.
-    assert ledger.steps_trained - 4 * 40 - 2 * 7 in (0, 7)
+    assert ledger.segments_asked == 2 + 1 + 1 + 3
+    # Seed 1 was trained without step 7 first; for seed 0 it depends on which request came first.
+    assert ledger.steps_trained - 3 * 20 - 7 in (0, 7)
     told = {segment.key for segment in segments}
     wait_until(lambda: {event.key for event in events if event.kind == "progress"} == told)
-    assert "c" in {event.label for event in events} <= {"", "a", "b", "c"}
-
-
-def test_the_first_error_stops_the_others(two_workers, events, digits):
-    """A loss that explodes beside a training that would take hours. (Its lab trains no more: the last test of it.)"""
-    lab = two_workers
-    long = lab.segment(digits, start=0, recipe=digits.recipe.changed(length="10000000it"))
-    hot = lab.segment(digits, start=1, recipe=digits.recipe.changed(length="200it", optimizer="sgd", lr=1e6))
-
-    def explode() -> None:
-        wait_until(lambda: any(event.key == long.key and event.kind == "progress" for event in events))
-        lab.train(hot)
-
-    with pytest.raises(TrainingError, match="the loss is"):
-        lab.gather([lambda: lab.train(long), explode])
-    assert lab.store.partial(long.trajectory, long.last)[0] > 0, "what was stopped can be gone on with"
-    with pytest.raises(InterruptedTrainingError, match="continue with a new one on the same store"):
-        lab.train(lab.segment(digits, start=2))
-    with Lab(lab.store.paths.root) as other:
-        assert check(other.store).sound
-        assert other.train(other.segment(digits, start=2, last=3)).metrics
+    assert "b" in {event.label for event in events} <= {"", "a", "b"}
 
 
 DEADLY = """
@@ -94,7 +75,7 @@ from ticketry.tasks.user_task import OwnTask
 from ticketry.tasks import catalogue
 
 class Deadly(OwnTask):
-    "Digits; the process that takes the 60th step of a training while there is no flag is killed as by the kernel."
+    "Digits; the process that takes the 20th step of a training while there is no flag is killed as by the kernel."
 
     def __init__(self, flag=""):
         inner = catalogue.get("digits")
@@ -110,7 +91,7 @@ class Deadly(OwnTask):
 
     def loss(self, outputs, targets, *, label_smoothing=0.0):
         self.calls += 1
-        if self.calls == 60 and not Path(self.flag).exists():
+        if self.calls == 20 and not Path(self.flag).exists():
             Path(self.flag).touch()
             os.kill(os.getpid(), signal.SIGKILL)
         return self.inner.loss(outputs, targets)
@@ -118,24 +99,50 @@ class Deadly(OwnTask):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs signals")
-def test_a_killed_worker_is_replaced(tmp_path, monkeypatch):
+def test_killed_worker_is_replaced(two_workers, events, lab, tmp_path, monkeypatch):
     """The pool is rebuilt; the training resumes from its last checkpoint, to equal bits."""
     (tmp_path / "deadly_task.py").write_text(DEADLY)
     monkeypatch.syspath_prepend(str(tmp_path))
     flag = tmp_path / "flag"
     task = catalogue.get("deadly_task:Deadly", options={"flag": str(flag)})
-    short, long = (task.recipe.changed(length=length) for length in ("30it", "80it"))
-    events: list[Event] = []
-    with Lab(tmp_path / "store", workers=1, checkpoint_seconds=1e-3, on_event=events.append) as lab:
-        finished, killed = lab.segment(task, start=0, recipe=short), lab.segment(task, start=0, recipe=long)
-        _, result = lab.train_many([finished, killed])
-        assert 80 - 60 < lab.ledger.steps_trained - 30 < 80, "a finished segment is not trained again"
-        assert check(lab.store).sound
+    short, long = (task.recipe.changed(length=length) for length in ("10it", "30it"))
+    finished, killed = two_workers.segment(task, start=0, recipe=short), two_workers.segment(task, start=0, recipe=long)
+    before = two_workers.ledger.steps_trained
+    two_workers.train(finished)
+    _, result = two_workers.train_many([finished, killed])
+    assert 30 - 20 < two_workers.ledger.steps_trained - before - 10 < 30, "a finished segment is not trained again"
+    assert check(two_workers.store).sound
     assert flag.exists()
     assert [event.key for event in events if event.kind == "lost"] == [killed.key]
-    with Lab(tmp_path / "undisturbed") as lab:
-        wanted = lab.train(killed)
+    wanted = lab.train(killed)
     assert (result.model, result.metrics) == (wanted.model, wanted.metrics)
+
+
+def test_task_that_another_process_cannot_build_is_refused(two_workers, points):
+    with pytest.raises(TaskError) as caught:
+        two_workers.train(two_workers.segment(points, start=0))
+    assert "the task 'points' was made in this process" in str(caught.value)
+    assert "name it as package.module:object, or train in this process (workers=0)" in str(caught.value)
+
+
+def test_first_error_stops_the_others(two_workers, events, digits):
+    """A loss that explodes beside a training that would take hours. This stops the lab: the last test of it."""
+    lab = two_workers
+    long = lab.segment(digits, start=0, recipe=digits.recipe.changed(length="10000000it"))
+    hot = lab.segment(digits, start=1, recipe=digits.recipe.changed(length="200it", optimizer="sgd", lr=1e6))
+
+    def explode() -> None:
+        wait_until(lambda: any(event.key == long.key and event.kind == "progress" for event in events))
+        lab.train(hot)
+
+    with pytest.raises(TrainingError, match="the loss is"):
+        lab.gather([lambda: lab.train(long), explode])
+    assert lab.store.partial(long.trajectory, long.last)[0] > 0, "the stopped training can be resumed"
+    with pytest.raises(InterruptedTrainingError, match="continue with a new one on the same store"):
+        lab.train(lab.segment(digits, start=2))
+    with Lab(lab.store.paths.root) as other:
+        assert check(other.store).sound
+        assert other.train(other.segment(digits, start=2, last=3)).metrics
 
 
 UNGUARDED = """
@@ -149,7 +156,7 @@ with Lab(sys.argv[1], workers=1) as lab:
 
 
 @pytest.mark.slow
-def test_a_script_that_is_not_guarded(tmp_path: Path):
+def test_unguarded_script_is_an_error(tmp_path: Path):
     script = tmp_path / "script.py"
     script.write_text(UNGUARDED)
     done = subprocess.run(
@@ -158,10 +165,3 @@ def test_a_script_that_is_not_guarded(tmp_path: Path):
     assert done.returncode == 1
     assert "RunnerError: 3 workers of processes in a row were lost" in done.stderr
     assert "is not guarded by `if __name__ == '__main__':`" in done.stderr
-
-
-def test_a_task_that_another_process_cannot_make(tmp_path, points):
-    with Lab(tmp_path / "store", workers=1) as lab, pytest.raises(TaskError) as caught:
-        lab.train(lab.segment(points, start=0))
-    assert "the task 'points' was made in this process" in str(caught.value)
-    assert "name it as package.module:object, or train in this process (workers=0)" in str(caught.value)

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -112,12 +113,33 @@ def test_a_job_ends_when_its_folder_is_gone(tmp_path: Path, trains: Callable[...
     assert time.monotonic() - began < 30
 
 
-def test_local_jobs_give_equal_bits(tmp_path: Path, lab: Lab, digits: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two segments, one after the other: one job trains both, and ends with the lab."""
+class ThreadJob:
+    """A job of submitit as the runner sees it, in a thread."""
+
+    def __init__(self, chain: Chain) -> None:
+        self.job_id, self.paths = "7", SimpleNamespace(result_pickle=Path("/nowhere"))
+        self._thread = threading.Thread(target=chain)
+        self._thread.start()
+
+    def done(self) -> bool:
+        return not self._thread.is_alive()
+
+
+def test_one_job_trains_two_segments_to_equal_bits(
+    tmp_path: Path, lab: Lab, digits: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And it ends with the lab; tests/lab/runners/test_schedulers.py has submitit's own jobs."""
     pytest.importorskip("submitit", reason="submitit is not installed")
     monkeypatch.chdir(tmp_path)
+    jobs: list[ThreadJob] = []
+
+    def submit(chain: Chain) -> ThreadJob:
+        jobs.append(ThreadJob(chain))
+        return jobs[-1]
+
+    monkeypatch.setattr(slurm_jobs._Jobs, "_executor", lambda *_: SimpleNamespace(submit=submit))
     segments = [lab.segment(digits, start=seed, last=9) for seed in range(2)]
-    with Lab(tmp_path / "store", device="cpu", runner="slurm:local,jobs=1") as other:
+    with Lab(tmp_path / "other", device="cpu", runner="slurm:local,jobs=1") as other:
         assert [other.train(one).model for one in segments] == [lab.train(one).model for one in segments]
-    assert len(list(Path(".ticketry-slurm").glob("*_submitted.pkl"))) == 1
+    assert [job.done() for job in jobs] == [True]
     assert not list(Path(".ticketry-slurm").glob("search-*"))

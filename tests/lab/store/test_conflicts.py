@@ -30,12 +30,9 @@ OLD, NEW = "2026-11-22T00:00:00Z", "2026-11-23T00:00:00Z"
 @pytest.mark.parametrize(
     ("here", "bundled", "taken", "apart"),
     [
-        (campaign(OLD, one=3), campaign(OLD, one=3), False, False),
         (campaign(NEW, one=0), campaign(OLD, one=3), True, False),
-        (campaign(OLD, one=5), campaign(NEW, one=3), False, False),
         (campaign(OLD, one=3), campaign(NEW, one=3), True, False),
         (campaign(NEW, one=3), campaign(OLD, one=3), False, False),
-        (campaign(NEW, one=3, two=0), campaign(OLD, one=0, two=5), True, True),
         (campaign(OLD, one=3, two=5), campaign(NEW, one=5, two=0), False, True),
     ],
 )
@@ -74,9 +71,7 @@ def _changed(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
         (f"runs/{RUN}/run.json", lambda run: run["points"][0]["test"].update(accuracy=12.5), f"{RUN}: the bundle"),
         (f"runs/{RUN}/run.json", lambda run: run.update(command="another", environment={"date": NEW}), ""),
         (f"results/{KEY[:2]}/{KEY}/5.json", lambda one: one["metrics"]["test"].update(loss=0.5), "1 result or answer"),
-        (f"results/{KEY[:2]}/{KEY}/5.json", lambda one: one["cost"].update(train_seconds=9.0), ""),
         (f"memo/masks/{KEY[:2]}/{KEY}.json", lambda memo: memo.update(seconds=9.0), ""),
-        (f"memo/masks/{KEY[:2]}/{KEY}.json", lambda memo: memo.update(mask="ab" * 32), "1 result or answer"),
     ],
 )
 def test_other_numbers_are_told_and_other_times_are_not(
@@ -119,12 +114,3 @@ def test_metrics_that_the_store_lacks_are_taken(tmp_path: Path) -> None:
     done = tk.store.unpack(lacking, store=store)
     assert (done.renewed, done.differing) == ((), ())
     assert result.read_bytes() == whole
-
-
-def test_what_is_damaged_is_left_to_the_check(tmp_path: Path) -> None:
-    store = made(tmp_path / "store")
-    bundle = tk.store.pack((), tmp_path / "all.tkz", weights=True, store=store).path
-    record = store / "campaigns" / "small-demo.json"
-    record.write_text("{}")
-    assert tk.store.unpack(bundle, store=store).differing == (record,)
-    assert record.read_text() == "{}"

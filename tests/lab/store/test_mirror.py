@@ -91,24 +91,6 @@ def test_a_damaged_answer_is_made_anew_for_all(machine: Machine, caplog: pytest.
     assert machine("three").memo("masks", KEY) == {"mask": "34" * 32}
 
 
-def test_what_was_not_published_is_when_the_store_is_opened_again(
-    machine: Machine, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    one = machine("one")
-    gone = StoreError("no success in 180 s")
-    for name in ("create_if_absent", "put"):
-        monkeypatch.setattr(one.mirror.remote, name, lambda *_: (_ for _ in ()).throw(gone))
-    with pytest.raises(StoreError, match="no success"):
-        one.put_bytes(b"weights")
-    with pytest.raises(StoreError, match="no success"):
-        one.put_result(KEY, 3, record(metrics={"a": 1}))
-    assert machine("two").result(KEY, 3) is None
-    machine("one")
-    found = machine("three").result(KEY, 3)
-    assert found is not None
-    assert machine("three").get_bytes(hashlib.sha256(b"weights").hexdigest()) == b"weights"
-
-
 def test_nor_is_anything_lost_between_a_file_and_its_publication(
     machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -11,12 +11,11 @@ from ticketry.core.mask import Mask
 from ticketry.core.prune import prune
 from ticketry.errors import HoldError, TaskError, TrainingError
 from ticketry.lab.lab import Lab
-from ticketry.lab.training.state import rebuild_model, state_of
 from ticketry.tasks.recipe import Recipe
 from ticketry.tasks.task import Task
 from ticketry_engine.support.seeds import generator, mix
 
-STEPS = 45  # of 19 an epoch: two whole epochs and a part, with their smaller last batches
+STEPS = 23  # of 10 an epoch: two whole epochs and a part, with their smaller last batches
 
 
 def bare_loop(task: Task, recipe: Recipe, mask: Mask | None, *, seed: int, order_seed: int, fused: bool = True):
@@ -61,30 +60,20 @@ def bare_loop(task: Task, recipe: Recipe, mask: Mask | None, *, seed: int, order
 
 
 RECIPES = {
-    "sgd": Recipe(lr=0.05, momentum=0.0),
     "sgd with all of it": Recipe(
         lr=0.05, momentum=0.9, nesterov=True, weight_decay=1e-3, clip=0.7, label_smoothing=0.1, warmup="8it"
     ),
-    "adam": Recipe(optimizer="adam", lr=2e-3, momentum=0.85, beta2=0.99, weight_decay=1e-3),
-    "adam, clipped": Recipe(optimizer="adam", lr=2e-3, clip=0.5, warmup="20it"),
+    "adam": Recipe(optimizer="adam", lr=2e-3, momentum=0.85, beta2=0.99, weight_decay=1e-3, clip=0.5, warmup="20it"),
     "adamw": Recipe(optimizer="adamw", lr=2e-3, weight_decay=0.1, label_smoothing=0.2),
     "augmented": Recipe(lr=0.05, augment=("crop", "flip")),
 }
 
 
 @pytest.mark.parametrize(
-    ("name", "masked"),
-    [
-        ("sgd", False),
-        ("sgd with all of it", True),
-        ("adam", False),
-        ("adam, clipped", True),
-        ("adamw", True),
-        ("augmented", False),
-    ],
+    ("name", "masked"), [("sgd with all of it", True), ("adam", False), ("adamw", True), ("augmented", False)]
 )
 def test_digits_as_in_a_bare_loop(lab, digits, equal_bits, name, masked):
-    recipe = RECIPES[name].changed(length="3ep", batch=64)
+    recipe = RECIPES[name].changed(length="3ep", batch=128)
     mask = prune(digits.build(), 0.3, score="random", seed=4) if masked else None
     wanted, losses, _ = bare_loop(digits, recipe, mask, seed=5, order_seed=6)
     segment = lab.segment(digits, start=5, order_seed=6, recipe=recipe, mask=mask, last=STEPS)
@@ -95,9 +84,8 @@ def test_digits_as_in_a_bare_loop(lab, digits, equal_bits, name, masked):
         assert not any(lab.state(result)[layer][~mask[layer]].any() for layer in mask)
 
 
-@pytest.mark.parametrize("name", ["sgd with all of it", "adamw"])
-def test_the_fused_optimizer_is_the_plain_one_but_for_rounding(lab, digits, name):
-    recipe = RECIPES[name].changed(length="3ep", batch=64)
+def test_the_fused_optimizer_is_the_plain_one_but_for_rounding(lab, digits):
+    recipe = RECIPES["adamw"].changed(length="3ep", batch=128)
     wanted, losses, _ = bare_loop(digits, recipe, None, seed=0, order_seed=0, fused=False)
     result = lab.train(lab.segment(digits, start=0, recipe=recipe, last=STEPS))
     assert lab.store.get_tensors(result.training)["losses"].tolist() == pytest.approx(losses, rel=1e-4)
@@ -129,17 +117,6 @@ def test_the_global_random_state_is_left_alone(lab, points):
     before = torch.get_rng_state()
     lab.train(lab.segment(points, start=0))
     assert torch.equal(torch.get_rng_state(), before)
-
-
-def test_a_state_is_a_copy_and_goes_back(points, equal_bits):
-    model = points.build()
-    with torch.no_grad():
-        model[1].running_mean.fill_(3)
-    state = state_of(model)
-    again = rebuild_model(points, state)
-    assert equal_bits(state, again.state_dict())
-    model[0].weight.data.zero_()
-    assert state["0.weight"].any()
 
 
 class RandomFeatures(nn.Module):
@@ -209,7 +186,7 @@ def _breaks_at(kind: type, step: int, value: float) -> Task:
     return Breaking()
 
 
-@pytest.mark.parametrize(("step", "value"), [(0, float("inf")), (99, float("nan")), (149, float("nan"))])
+@pytest.mark.parametrize(("step", "value"), [(0, float("inf")), (149, float("nan"))])
 def test_a_loss_that_is_no_number_is_told_with_its_step(lab, points_class, step, value):
     """Losses are looked at in hundreds; the step that is named is the one all the same."""
     task = _breaks_at(points_class, step, value)

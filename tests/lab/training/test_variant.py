@@ -9,13 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from torch import nn
 
 from ticketry.errors import UsageError
-from ticketry.lab.training.variant import Effect, Variant, ordered, variant_from
+from ticketry.lab.training.variant import Variant, ordered, variant_from
 from ticketry.lab.training.variants import HeldMask, Penalty
-from ticketry.tasks.recipe import Recipe
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,50 +39,10 @@ class First(Variant):
 PLACE = f"{__name__}:Noise"
 SOURCE = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()
 NOISE = Noise(scale=0.5, layers=("fc",))
-NOWHERE: Any = None
-"""Surroundings and trainings that are not looked at."""
-
-
 # -- a variant that says nothing ---------------------------------------------------------------------------------------
 
 
-def test_a_variant_that_says_nothing_needs_nothing_and_disturbs_nobody() -> None:
-    assert (NOISE.masked_by(), NOISE.blobs(), NOISE.conflict(Alone())) == (None, (), None)
-    assert NOISE.first_state(NOWHERE, {}) == {}
-    assert NOISE.told_of_ticket() == NOISE.told_of_round({"metrics": {}}) == {}
-    assert NOISE.afresh() is NOISE
-    assert (NOISE.decides_flops(), NOISE.decides_memory()) == (None, "noise")
-    for flag in ("outermost", "computes_removed", "whole_channels"):
-        assert getattr(NOISE, flag) is False
-
-
-def test_an_effect_that_says_nothing_changes_nothing() -> None:
-    effect, model, recipe = Effect(NOWHERE), nn.Linear(2, 1), Recipe()
-    state: Any = object()
-    entries = {"one": torch.ones(1)}
-    assert effect.around is NOWHERE
-    assert effect.entering(state) is effect.leaving(state) is state
-    assert effect.recipe(recipe) is recipe
-    assert effect.build(model) is model
-    assert effect.trained(model) is None
-    assert effect.entering_session(entries) is effect.leaving_session(entries) is entries
-    for moment in (effect.before_step, effect.after_backward, effect.after_step, effect.stopped, effect.check):
-        moment()
-    effect.begin(NOWHERE, {})
-    assert effect.loss("batch", lambda: torch.tensor(2.5)) == 2.5
-    assert effect.state() == effect.facts() == {}
-    assert effect.lasting("one") is False
-    assert effect.measured(lambda: {"test": {"accuracy": 0.5}}) == {"metrics": {"test": {"accuracy": 0.5}}}
-    assert effect.tensors() == []
-
-
 # -- in keys -----------------------------------------------------------------------------------------------------------
-
-
-def test_a_description_has_what_is_not_by_default() -> None:
-    assert Noise().describe() == {}
-    assert NOISE.describe() == {"scale": 0.5, "layers": ("fc",)}
-    assert Noise.from_description({"scale": 0.5, "layers": ("fc",)}) == NOISE
 
 
 def test_a_variant_of_ones_own_is_told_by_its_place_and_its_source() -> None:

@@ -33,11 +33,10 @@ def by_layer(forward: list[int], shares: list[float]) -> float:
     )
 
 
-@pytest.mark.parametrize("density", [1.0, 0.05])
-def test_lenet(density: float) -> None:
+def test_lenet() -> None:
     model = LeNet300100((1, 28, 28), 10, scale=lambda units: units)
     forward = [2 * BATCH * size for size in (784 * 300, 300 * 100, 100 * 10)]
-    mask = prune(model, density)
+    mask = prune(model, 0.05)
     dense, sparse = counted(model, torch.randn(BATCH, 1, 28, 28), mask)
     assert dense == by_layer(forward, [1, 1, 1])
     assert sparse == pytest.approx(by_layer(forward, densities(mask)))
@@ -103,8 +102,7 @@ def test_shared_frozen_and_unmasked_weights() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:TF32 acceleration")
-@pytest.mark.parametrize("fused", [True, False])
-@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU])
+@pytest.mark.parametrize(("kind", "fused"), [(nn.LSTM, True), (nn.GRU, False)])
 def test_recurrent_layers(kind: type[nn.RNNBase], fused: bool) -> None:
     """As one operation or as products: a product with each matrix at every step, twice as many backward."""
     model, time = kind(6, 5, num_layers=2), 7

@@ -9,7 +9,6 @@ import torch
 from torch import nn
 
 from rank_trainings import apart, deciding, described, task_of, trained
-from ranks_watches import KillAt, StopAt, children
 from ticketry.errors import InterruptedTrainingError, UsageError
 from ticketry.lab.lab import Lab
 from ticketry.lab.store import parts
@@ -21,6 +20,7 @@ from ticketry.lab.training.precision import FSDP, OWN, choose_arithmetic
 from ticketry.lab.training.ranks.sharded import blocks
 from ticketry.lab.training.state import initial_state
 from ticketry.lab.training.variants import Penalty
+from watches import KillAt, StopAt, children
 
 
 @pytest.fixture

@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 
 from rank_trainings import apart, deciding, described, trained
-from ranks_watches import KillAt, StopAt, children
 from ticketry.errors import InterruptedTrainingError, TaskError
 from ticketry.lab.lab import Lab
 from ticketry.lab.store.store import Store
 from ticketry.lab.training.precision import FSDP
 from ticketry.tasks import catalogue
 from ticketry.tasks.task import Task
+from watches import KillAt, StopAt, children
 
 
 @pytest.fixture

@@ -10,9 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ticketry.core.sparse_training.penalties import BLOCK_PENALTIES, PENALTIES
-from ticketry.errors import InterruptedTrainingError, ScopeError, UsageError
-from ticketry.lab.training.execute import execute
-from ticketry.lab.training.job import Watch
+from ticketry.errors import ScopeError, UsageError
 from ticketry.lab.training.segment import Segment
 from ticketry.lab.training.variants import Penalty
 from ticketry.search.gating.gating import Gating
@@ -77,21 +75,6 @@ def test_as_in_a_bare_loop(lab, points, half, kind, masked):
     assert not torch.allclose(plain[NAMES[kind][0]], state[NAMES[kind][0]], atol=1e-3)
     if kind == "l1_scales":
         assert state["1.weight"].abs().sum() < plain["1.weight"].abs().sum()
-
-
-def test_interrupted_and_gone_on_with(lab, points, tmp_path, equal_bits):
-    segment = lab.segment(points, start=5, order_seed=6, variants=[some("hoyer_square")])
-    wanted = lab.state(lab.train(segment))
-
-    class Stop(Watch):
-        def stop_asked(self) -> bool:
-            return True
-
-    other = type(lab)(tmp_path / "other")
-    for _ in range(2):
-        with pytest.raises(InterruptedTrainingError):
-            execute(other.store, None, segment, (), Stop(checkpoint_seconds=1e-9))
-    assert equal_bits(other.state(other.train(segment)), wanted)
 
 
 @pytest.mark.parametrize("kind", BLOCK_PENALTIES)

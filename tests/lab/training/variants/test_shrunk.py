@@ -24,6 +24,7 @@ from ticketry.lab.training.segment import Segment, Start
 from ticketry.lab.training.state import initial_state
 from ticketry.tasks.recipe import Recipe
 from ticketry.tasks.task import Split, Splits, Task
+from watches import StopAt
 
 SGD = Recipe(length="24it", batch=16, lr=0.1, momentum=0.9, weight_decay=1e-3, clip=1.0)
 ADAM = Recipe(length="24it", batch=16, optimizer="adam", lr=0.01)
@@ -86,7 +87,20 @@ def begun(lab: Lab, task: Task, recipe: Recipe, mask: str, shrunk: bool = True, 
 
 @pytest.mark.parametrize("recipe", [SGD, ADAM], ids=["sgd", "adam"])
 def test_it_is_trained_as_with_the_mask(lab, pictures, mask, recipe):
-    small = lab.train(begun(lab, pictures, recipe, mask), keep=(15,))
+    sizes = []
+    step = Loop._one_step
+
+    def watched(loop, *batch):
+        sizes.append(sum(p.numel() for p in loop.model.parameters()))
+        step(loop, *batch)
+
+    segment = begun(lab, pictures, recipe, mask)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Loop, "_one_step", watched)
+        small = lab.train(segment, keep=(15,))
+    model = pictures.build()
+    rebuilt = rebuild(model, shrink_plan(model, lab.store.get_mask(mask), torch.randn(2, 1, 4, 4)))
+    assert sizes == [sum(p.numel() for p in rebuilt.parameters())] * 18, "the network in training is small"
     masked = lab.train(begun(lab, pictures, recipe, mask, shrunk=False), keep=(15,))
     kept = lab.store.get_mask(mask)
     buffers = {name for name, _ in pictures.build().named_buffers()}
@@ -118,36 +132,6 @@ def test_norm_statistics_of_removed_channels_stay_as_they_were(lab, pictures, ma
     assert after["inner_norm.num_batches_tracked"] == 24
 
 
-def test_the_network_in_training_is_small(lab, pictures, mask, monkeypatch):
-    seen = []
-    original = Loop._one_step
-
-    def looked(loop, *batch):
-        if "shrunk" in loop.effects:
-            seen.append(sum(p.numel() for p in loop.model.parameters()))
-            assert "held_mask" not in loop.effects
-        original(loop, *batch)
-
-    monkeypatch.setattr(Loop, "_one_step", looked)
-    lab.train(begun(lab, pictures, SGD, mask))
-    model = pictures.build()
-    small = rebuild(model, shrink_plan(model, lab.store.get_mask(mask), torch.randn(2, 1, 4, 4)))
-    assert set(seen) == {sum(p.numel() for p in small.parameters())}
-    assert len(seen) == 18
-
-
-class StopAt(Watch):
-    def __init__(self, *steps: int) -> None:
-        super().__init__(checkpoint_seconds=1e9)
-        self.steps, self.step = steps, -1
-
-    def progress(self, segment: Segment, step: int) -> None:
-        self.step = step
-
-    def stop_asked(self) -> bool:
-        return self.step in self.steps
-
-
 def test_interrupted_it_goes_on_bit_for_bit(lab, pictures, mask, tmp_path, monkeypatch, equal_bits):
     monkeypatch.setattr(job_module, "_TICK_SECONDS", 0.0)
     segment = begun(lab, pictures, ADAM, mask)
@@ -158,7 +142,7 @@ def test_interrupted_it_goes_on_bit_for_bit(lab, pictures, mask, tmp_path, monke
     store.put_mask(lab.store.get_mask(mask))
     for stop in (9, 17):
         with pytest.raises(InterruptedTrainingError):
-            execute(store, None, segment, (12,), StopAt(stop))
+            execute(store, None, segment, (12,), StopAt(at=stop, checkpoint_seconds=1e9))
     assert execute(store, None, segment, (12,), Watch()).steps == 24 - 17
     for step in (12, 24):
         mine, other = store.result(segment.trajectory, step), lab.store.result(segment.trajectory, step)
@@ -214,28 +198,6 @@ def test_a_mask_of_single_weights_is_refused(lab, pictures):
     single = lab.store.put_mask(tk.prune(model, 0.5))
     with pytest.raises(MaskError, match="not channel-wise"):
         lab.train(lab.segment(pictures, start=3, mask=single, shrunk=True))
-
-
-def test_in_float64_it_is_the_masked_network_to_rounding(pictures):
-    """The loop's own arithmetic is fp32; what it does, cut, train, expand, in float64."""
-    torch.manual_seed(1)
-    whole = Residual().double().train()
-    x, y = torch.randn(16, 1, 4, 4, dtype=torch.float64), torch.randint(3, (16,))
-    found = made_mask(pictures)
-    found.apply_(whole)
-    small = rebuild(whole, plan := shrink_plan(whole, found, x[:2]))
-    for model in (whole, small):
-        optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
-        kept = tk.hold(model, found) if model is whole else None
-        for _ in range(10):
-            optimizer.zero_grad()
-            nn.functional.cross_entropy(model(x), y).backward()
-            optimizer.step()
-        if kept:
-            kept.release()
-    for (name, one), two in zip(small.named_parameters(), whole.parameters(), strict=True):
-        assert torch.allclose(plan.expand(name, one.detach(), torch.zeros_like(two)), two.detach(), atol=1e-12), name
-        assert torch.equal(plan.cut(name, plan.expand(name, one.detach(), torch.randn_like(two))), one)
 
 
 def test_initial_states_are_the_same(lab, pictures, mask, equal_bits):

@@ -1,4 +1,4 @@
-"""Watches that stop the training of several ranks, or kill one of them."""
+"""Watches that stop a training at a step, or kill one of its ranks."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from ticketry.lab.training.job import Watch
 
 
 def children() -> list[int]:
-    """Processes of ranks, the first first."""
+    """Process numbers of ranks in their order."""
     return sorted(process.pid or 0 for process in multiprocessing.active_children())
 
 
 @dataclass
 class StopAt(Watch):
-    """Asks for a stop once a step is reached."""
+    """Requests a stop once a step is reached."""
 
     at: int = 0
     seen: int = -1
