@@ -129,7 +129,7 @@ def _store(folder: Path, data: bytes) -> Any:
 
 def _shards(folder: Path, data: bytes) -> Any:
     (folder / MANIFEST).write_bytes(data)
-    return open_shards(Source(str(folder)))
+    return open_shards(Source(folder=str(folder)))
 
 
 READERS: dict[str, Callable[[Path, bytes], Any]] = {
