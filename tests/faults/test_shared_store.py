@@ -14,7 +14,7 @@ import pytest
 
 import azurite
 import buckets
-from faults.disturbed import difference, left_behind, without_pages, without_times
+from faults.disturbed import difference, left_behind, without_pages
 from faults.machines import begun, result, wait_for_state
 
 pytestmark = pytest.mark.slow
@@ -98,14 +98,3 @@ def test_search_survives_two_minutes_without_network(
         server.send_signal(signal.SIGCONT)
         assert result(search, 500)["now"]["steps_trained"] == usual["now"]["steps_trained"]
         require_copy(ticketry, url, tmp_path / "work", wanted)
-
-
-def test_two_drivers_train_every_segment_once(ticketry: Ticketry, shared: str, tmp_path: Path) -> None:
-    usual, _ = undisturbed(ticketry, tmp_path / "work")
-    drivers = [ticketry(machine, *SEARCH, "--store", shared) for machine in ("one", "two")]
-    told = [result(driver) for driver in drivers]
-    for name in ("segments_trained", "steps_trained"):
-        assert sum(one["now"][name] for one in told) == usual["now"][name]
-    measured = {"path": "", "relative_cost": None}  # seconds and memory, by the machine that trained it
-    plain = [without_times([{**one, **measured} for one in each["tickets"]]) for each in (*told, usual)]
-    assert plain[0] == plain[1] == plain[2]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+from copy import deepcopy
 from functools import partial
 from pathlib import Path
 
@@ -15,7 +16,15 @@ from torch import nn
 import ticketry as tk
 from ticketry.core.gates import KINDS
 from ticketry.errors import HoldError, MaskError, MissingExtraError, TicketryError, UsageError
-from ticketry.integrations.jobs import GatesJob, GradualJob, HoldJob, check_surroundings, read_state, write_state
+from ticketry.integrations.jobs import (
+    GatesJob,
+    GradualJob,
+    HoldJob,
+    Job,
+    check_surroundings,
+    read_state,
+    write_state,
+)
 from ticketry_engine.support.sealed_files import sealed
 
 
@@ -218,6 +227,111 @@ def test_gates_do_not_go_on_from_a_checkpoint_without_them() -> None:
     job.resume(0)
     with pytest.raises(UsageError, match="step 3, but the checkpoint has no state of gates"):
         job.resume(3)
+
+
+# -- resumed -----------------------------------------------------------------------------------------------------------
+
+CUTS = {"begin": "1it", "end": "19it", "frequency": "3it", "distribution": "layerwise"}
+
+
+def pruned(until: int, total: int = 36, **options: str) -> GradualJob:
+    """Gradual pruning to a fifth that has made some steps."""
+    job = GradualJob(0.2, {**CUTS, **options})  # type: ignore[typeddict-item]
+    job.begin(network(), total)
+    job.after_update(until)
+    return job
+
+
+def resumed(stored: Job, job: Job, done: int, total: int) -> Job:
+    """Go on with a stored state and its weights at a step of a training of another length."""
+    assert stored.model is not None
+    model = network()
+    model.load_state_dict(stored.model.state_dict())
+    job.load(deepcopy(stored.state()))
+    job.begin(model, total)
+    job.resume(done)
+    return job
+
+
+def test_gradual_pruning_keeps_its_schedule_when_resumed() -> None:
+    shares = {"begin": "10%", "end": "70%"}
+    for done in (12, 36):  # on the way, and finished
+        job = resumed(pruned(done, **shares), GradualJob(0.2, {**CUTS, **shares}), done, 72)
+        assert isinstance(job, GradualJob)
+        job.after_update(72)
+        assert job.mask.kept == pytest.approx(0.2 * job.mask.total, abs=1)
+        assert max(job._gradual.cuts) == 25  # type: ignore[union-attr]  # 70 % of 36 steps, and not of 72
+    with pytest.raises(MaskError, match=r"cuts at steps \d+ to 25, and this training has only 24 steps"):
+        resumed(pruned(12, **shares), GradualJob(0.2, {**CUTS, **shares}), 12, 24)
+
+
+@pytest.mark.parametrize("within", [6, 7, 8])
+def test_state_between_the_step_and_its_pruning_resumes(within: int) -> None:
+    """A callback that stands before ours writes such a state: the pruning step is made where training resumes."""
+    job = resumed(pruned(within - 1), GradualJob(0.2, CUTS), within, 36)  # type: ignore[arg-type]
+    assert job.mask == pruned(within).mask
+    job.after_update(30)
+    assert job.mask.kept == pytest.approx(0.2 * job.mask.total, abs=1)
+
+
+def test_weights_and_state_of_two_checkpoints_are_refused() -> None:
+    early, late = pruned(6), pruned(30)
+    with pytest.raises(MaskError, match="not 0 in the model"):
+        early.load(late.state())
+    with pytest.raises(MaskError, match=r"of step 30, and training resumes at step 12"):
+        resumed(late, GradualJob(0.2, CUTS), 12, 36)  # type: ignore[arg-type]
+
+
+def gated(until: int, total: int = 36) -> GatesJob:
+    job = gating(optimizer=partial(torch.optim.SGD, lr=5.0))
+    model = network()
+    job.begin(model, total)
+    for step in range(until):
+        job.before_step(step)
+        model(torch.ones(2, 5) * step).square().mean().backward()
+        job.before_update(None)
+        job.after_update(step + 1)
+    return job
+
+
+def test_gates_keep_their_temperature_when_resumed() -> None:
+    """It follows the first schedule, stays at its end, and never falls back."""
+    stored = gated(12)
+    with pytest.warns(UserWarning, match=r"annealed for a training of 36 steps, and this training has 60"):
+        job = resumed(stored, gating(), 12, 60)
+    assert isinstance(job, GatesJob)
+    for step, progress in ((12, 12 / 36), (35, 35 / 36), (36, 1), (59, 1)):
+        job.before_step(step)
+        assert job.gates.progress == progress
+    with pytest.raises(MaskError, match=r"training of 36 steps, of which 12 are done, and this training has only 24"):
+        resumed(stored, gating(), 12, 24)
+    older = stored.state()
+    for entry in ("total", "done", "applied"):  # of older versions
+        del older[entry]
+    job = gating()
+    job.begin(network(), 72)
+    job.load(older)
+    with pytest.raises(MaskError, match=r"at step 12 of 72, where their temperature would fall back"):
+        job.resume(12)
+
+
+def test_state_after_training_is_complete_and_is_not_resumed() -> None:
+    stored = gated(36)
+    model = stored.model
+    stored.end()
+    stored.model = model  # as a trainer keeps it
+    with pytest.raises(MaskError, match=r"after training had ended, .*step 36 of 60: train on .* HoldCallback"):
+        resumed(stored, gating(), 36, 60)
+    assert resumed(stored, gating(), 36, 36).mask == stored.mask
+
+
+def test_state_loaded_for_a_training_that_never_began_is_forgotten() -> None:
+    for stored, job in ((pruned(30), GradualJob(0.2, CUTS)), (gated(12), gating())):  # type: ignore[arg-type]
+        job.load(stored.state())
+        job.release()
+        job.begin(network(), 36)
+        job.resume(0)
+        assert job.mask.kept == job.mask.total
 
 
 def test_surroundings_in_which_a_job_is_another() -> None:
