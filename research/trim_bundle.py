@@ -15,8 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ticketry.lab.store.bundle import Bundle, Part, Source, write_bundle
-from ticketry.lab.store.references import outputs
-from ticketry.lab.store.second_order import in_second_order
+from ticketry.lab.store.references import in_second_order, outputs
 
 Key = tuple[str, str]
 

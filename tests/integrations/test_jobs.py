@@ -283,7 +283,7 @@ def test_weights_and_state_of_two_checkpoints_are_refused() -> None:
 
 
 def gated(until: int, total: int = 36) -> GatesJob:
-    job = gating(optimizer=partial(torch.optim.SGD, lr=5.0))
+    job = gating(optimizer=partial(torch.optim.SGD, lr=0.05))
     model = network()
     job.begin(model, total)
     for step in range(until):
@@ -344,7 +344,8 @@ def test_surroundings_in_which_a_job_is_another() -> None:
 
 @pytest.mark.parametrize("name", ["lightning", "transformers"])
 def test_missing_library_is_named(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, name, None)
+    for module in {name, *(one for one in sys.modules if one.startswith(f"{name}."))}:
+        monkeypatch.setitem(sys.modules, module, None)
     monkeypatch.delitem(sys.modules, f"ticketry.integrations.{name}", raising=False)
     with pytest.raises(MissingExtraError, match=f"needs {name}, which is not installed: pip"):
         importlib.import_module(f"ticketry.integrations.{name}")

@@ -196,7 +196,7 @@ CALLBACKS = {
     "hold": lambda: HoldCallback(tk.prune(Digits(), density=0.3)),
     "gradual": lambda: GradualCallback(density=0.1, **CUTS),
     "gates": lambda: GatesCallback(
-        penalty=PENALTY, kind="hard-concrete", optimizer=partial(torch.optim.Adam, lr=0.1), seed=2
+        penalty=PENALTY, kind="hard-concrete", optimizer=partial(torch.optim.Adam, lr=0.3), seed=2
     ),
 }
 

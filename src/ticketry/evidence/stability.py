@@ -207,7 +207,7 @@ def children(
     Raises:
         UsageError: if the control is unknown, or the seeds are not those of the search.
     """
-    from ticketry.lab.store.second_order import second_order
+    from ticketry.lab.store.references import second_order
 
     if found.dense.segment.order_seed != seeds.order:
         raise UsageError(

@@ -111,7 +111,7 @@ class Points:
             more["search_steps"] = found.search_steps
             more["search_seconds"] = round(sum(each.train_seconds for each in found.searched), 3)
             for variant in found.searched[-1].segment.variants:
-                more |= variant.told_of_ticket()
+                more |= variant.ticket_fields()
             with self._lock:
                 self._add_rounds(replicate, found)
                 self.searched.update({f"{replicate} {each.segment.key}": each for each in found.searched})
@@ -304,7 +304,7 @@ def structure_of(by: Structuring, before: float, layers: Sequence[Mapping[str, A
 
 def _round(replicate: int, level: int, result: Result) -> Round | None:
     """Return the row of a training if a variant of training records it as a round."""
-    rows = [row for variant in result.segment.variants if (row := variant.told_of_round(result.record))]
+    rows = [row for variant in result.segment.variants if (row := variant.round_fields(result.record))]
     common = {"replicate": replicate, "level": level, "used": False, "key": result.segment.key}
     common |= {"steps": result.segment.steps, "seconds": result.train_seconds}
     return convert({**common, **rows[0]}, Round) if rows else None

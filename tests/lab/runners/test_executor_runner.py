@@ -53,7 +53,7 @@ def away(tmp_path: Path) -> Iterator[Callable[..., Lab]]:
     labs = []
 
     def make(pool: Pool, **options: object) -> Lab:
-        lab = Lab(tmp_path / "away", executor=ThreadPoolExecutor(1), device="cpu", **options)
+        lab = Lab(tmp_path / "away", runner=ThreadPoolExecutor(1), device="cpu", **options)
         lab._chosen = replace(lab._chosen, make=lambda on_event: ExecutorRunner(pool, Place("executor"), on_event))
         labs.append(lab)
         return lab
@@ -70,7 +70,7 @@ def test_a_users_executor_gives_equal_bits(tmp_path, lab, digits):
     events: list[Event] = []
     with (
         ThreadPoolExecutor(2) as pool,
-        Lab(tmp_path / "other", device="cpu", on_event=events.append, executor=pool) as other,
+        Lab(tmp_path / "other", device="cpu", on_event=events.append, runner=pool) as other,
     ):
         found = other.train_many(segments, keep=(7,))
         assert [(one.model, one.training, one.metrics) for one in found] == [

@@ -85,7 +85,7 @@ def test_digits_as_in_a_bare_loop(lab, digits, equal_bits, name, masked):
 
 
 def test_the_fused_optimizer_is_the_plain_one_but_for_rounding(lab, digits):
-    recipe = RECIPES["adamw"].changed(length="3ep", batch=128)
+    recipe = RECIPES["adamw"].changed(length="3ep", batch=64)
     wanted, losses, _ = bare_loop(digits, recipe, None, seed=0, order_seed=0, fused=False)
     result = lab.train(lab.segment(digits, start=0, recipe=recipe, last=STEPS))
     assert lab.store.get_tensors(result.training)["losses"].tolist() == pytest.approx(losses, rel=1e-4)

@@ -20,7 +20,7 @@ from ticketry.lab.lab import Lab
 from ticketry.lab.runners.choice import IN_PROCESS, PROCESSES
 from ticketry.lab.runners.events import Event
 from ticketry.lab.search_result import Found
-from ticketry.lab.store.second_order import second_order
+from ticketry.lab.store.references import second_order
 from ticketry.lab.store.store import open_store
 from ticketry.lab.training.segment import Segment
 from ticketry.search import Training

@@ -15,7 +15,7 @@ from ticketry.experiments.reproduce.campaign_file import COSTS, DENSITY, STABILI
 from ticketry.experiments.reproduce.claims import Decision
 from ticketry.experiments.reproduce.forecast import dense
 from ticketry.lab.lab import Lab
-from ticketry.lab.store.second_order import measured_second, second_order
+from ticketry.lab.store.references import measured_second, second_order
 from ticketry.lab.store.store import digest_of
 from ticketry.lab.training.precision import unusual
 from ticketry.lab.training.segment import Segment

@@ -16,8 +16,7 @@ from ticketry.errors import StoreError
 from ticketry.files import content_of
 from ticketry.lab.store.bundle import Contents, Source, sort_by_similarity, write_bundle
 from ticketry.lab.store.files import digest_of, explained, read_sealed, sealed_bytes
-from ticketry.lab.store.references import Key, Results, keys_of, outputs
-from ticketry.lab.store.second_order import in_second_order
+from ticketry.lab.store.references import Key, Results, in_second_order, keys_of, outputs
 from ticketry.lab.store.store import FORMAT, NUMERICS, Store
 from ticketry.records.campaign import read_campaign_record
 

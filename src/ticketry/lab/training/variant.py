@@ -176,11 +176,11 @@ class Variant:
 
     # -- fields of records ---------------------------------------------------------------------------------------------
 
-    def told_of_ticket(self) -> dict[str, Any]:
+    def ticket_fields(self) -> dict[str, Any]:
         """Return fields of `records.network.Point` for a ticket whose mask comes from a training with it."""
         return {}
 
-    def told_of_round(self, record: Mapping[str, Any]) -> dict[str, Any]:
+    def round_fields(self, record: Mapping[str, Any]) -> dict[str, Any]:
         """Return fields of `records.run.Round` for a training with it, from the record of its result (`Effect.facts`,
         `Effect.measured`); empty if its trainings are not rounds of a search."""
         return {}

@@ -174,10 +174,10 @@ class Gating(Variant):
             **{f"s/{name}": s.detach() for name, s in found.named_parameters()},
         }
 
-    def told_of_ticket(self) -> dict[str, Any]:
+    def ticket_fields(self) -> dict[str, Any]:
         return {} if self.density is not None else {"init": self.init, "penalty": self.penalty}
 
-    def told_of_round(self, record: Mapping[str, Any]) -> dict[str, Any]:
+    def round_fields(self, record: Mapping[str, Any]) -> dict[str, Any]:
         told = record["gating"]
         total = told.get("weights") or sum(told["histogram"])
         same = ("round", "kind", "init", "penalty", "density", "soft_density", "ties", "histogram")
