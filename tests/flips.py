@@ -39,18 +39,19 @@ FILES = (
 """Every kind of file that a command reads in a store, and the page."""
 
 
-def made(folder: Path) -> Path:
-    """A store with one of everything."""
+def made(folder: Path, *, page: bool = True) -> Path:
+    """A store with one of everything, optionally without an HTML page."""
     store = Store(folder)
     run = {**search_record(levels=1, replicates=2), "run": RUN}
     write_sealed(store.paths.run(RUN) / "run.json", run)
     (store.paths.run(RUN) / "run.toml").write_text(run["config"])
     write_sealed(store.paths.evidence("verify-1"), {**verify_record(), "run": RUN})
     write_sealed(store.paths.campaign("small-demo"), campaign_values())
-    page = store.paths.run(RUN) / "report.html"
-    if not _PAGE:
-        _PAGE.append(write_report(run, page).read_bytes())
-    page.write_bytes(_PAGE[0])
+    if page:
+        file = store.paths.run(RUN) / "report.html"
+        if not _PAGE:
+            _PAGE.append(write_report(run, file).read_bytes())
+        file.write_bytes(_PAGE[0])
     model = store.put_tensors({"w": torch.arange(9.0)})
     cost = {"steps": 5, "train_seconds": 1.0}
     metrics = {"test": {"accuracy": 97.25, "loss": 0.125}, "validation": {"accuracy": 96.5, "loss": 0.25}}

@@ -207,7 +207,7 @@ def test_a_run_that_has_not_ended_goes_on_elsewhere_from_a_bundle_of_all(tmp_pat
 @pytest.fixture
 def bundle(tmp_path: Path) -> Path:
     """Of a store with one of everything."""
-    return tk.store.pack((), tmp_path / "results.tkz", store=made(tmp_path / "store")).path
+    return tk.store.pack((), tmp_path / "results.tkz", store=made(tmp_path / "store", page=False)).path
 
 
 def _refused(bundle: Path, tmp_path: Path, match: str) -> None:

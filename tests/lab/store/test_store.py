@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
-import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import filelock
@@ -271,31 +271,15 @@ def test_a_partial_beyond_a_shorter_segment_is_kept(store):
 
 # -- locks -------------------------------------------------------------------------------------------------------------
 
-HOLDER = """
-import sys
-from ticketry.lab.store.store import Store
-store = Store(sys.argv[1])
-for _ in range(2):
-    with store.lock(sys.argv[2]):
-        print("held", flush=True)
-        sys.stdin.readline()
-    print("released", flush=True)
-    sys.stdin.readline()
-"""
 
-
-@pytest.fixture
-def holder(store: Store) -> Iterator[subprocess.Popen[str]]:
-    """Another process that holds the lock, and goes on a step for every line that it is sent."""
-    process = subprocess.Popen(
-        [sys.executable, "-c", HOLDER, str(store.paths.root), TRAJECTORY],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    with process:
-        yield process
-        process.kill()
+def _hold_twice(root: Path, pipe: Connection) -> None:
+    store = Store(root)
+    for _ in range(2):
+        with store.lock(TRAJECTORY):
+            pipe.send("held")
+            pipe.recv()
+        pipe.send("released")
+        pipe.recv()
 
 
 def _is_free(store: Store) -> bool:
@@ -307,19 +291,24 @@ def _is_free(store: Store) -> bool:
         return False
 
 
-def test_a_lock_excludes_another_process_and_dies_with_it(store, holder):
-    def go_on() -> str:
-        holder.stdin.write("\n")
-        holder.stdin.flush()
-        return holder.stdout.readline()
+@pytest.mark.skipif(sys.platform != "linux", reason="needs fork")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # the fork of a process with threads
+def test_a_lock_excludes_another_process_and_dies_with_it(store):
+    pipe, theirs = multiprocessing.Pipe()
+    holder = multiprocessing.get_context("fork").Process(target=_hold_twice, args=[store.paths.root, theirs])
+    holder.start()
 
-    assert holder.stdout.readline() == "held\n"
+    def go_on() -> str:
+        pipe.send("go on")
+        return pipe.recv()
+
+    assert pipe.recv() == "held"
     assert not _is_free(store)
     with store.lock("cd" * 32):
         pass  # another trajectory's is free
-    assert go_on() == "released\n"
+    assert go_on() == "released"
     assert _is_free(store)
-    assert go_on() == "held\n"
+    assert go_on() == "held"
     got = threading.Event()
 
     def wait() -> None:

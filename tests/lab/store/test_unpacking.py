@@ -24,7 +24,7 @@ from ticketry.lab.store.store import Store
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """With one of everything."""
-    return made(tmp_path_factory.mktemp("unpacking") / "store")
+    return made(tmp_path_factory.mktemp("unpacking") / "store", page=False)
 
 
 def record_of(store: Path) -> dict[str, Any]:

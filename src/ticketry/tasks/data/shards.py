@@ -307,7 +307,7 @@ def _described(source: Source) -> tuple[Manifest, Index]:
     try:
         manifest = msgspec.json.decode(content_of(path, most=_LARGEST_MANIFEST), type=Manifest)
     except (OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise DataError(f"{source}/{MANIFEST} is not a manifest of shards: {error}") from error
+        raise DataError(f"{source}/{MANIFEST} is not a manifest of shards: {error}") from None
     if manifest.format != 1:
         raise DataError(f"{source}/{MANIFEST} has format {manifest.format}: a later ticketry wrote it")
     found = source.local(INDEX, manifest.index_sha256)
