@@ -38,7 +38,8 @@ def gating(**settings: object) -> GatesJob:
     return GatesJob(penalty, optimizer, {"init": 0.1, "seed": 3, **settings})  # type: ignore[arg-type,typeddict-item]
 
 
-@pytest.mark.parametrize(("pattern", "within"), [("unstructured", True), ("4x1", False)])
+@pytest.mark.parametrize("pattern", ["unstructured", "4x1"])
+@pytest.mark.parametrize("within", [False, True])
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_penalty_is_that_of_the_loss(kind: str, within: bool, pattern: str) -> None:
     """Gradients of loss + penalty on one side; on the other the job's, which come after the loss's own."""
@@ -305,14 +306,35 @@ def test_gates_keep_their_temperature_when_resumed() -> None:
         assert job.gates.progress == progress
     with pytest.raises(MaskError, match=r"training of 36 steps, of which 12 are done, and this training has only 24"):
         resumed(stored, gating(), 12, 24)
-    older = stored.state()
-    for entry in ("total", "done", "applied"):  # of older versions
+
+
+def test_states_of_older_versions_resume() -> None:
+    """They lack some entries, by which a schedule of another length is recognised."""
+    stored, older = gated(12), gated(12).state()
+    for entry in ("total", "done", "applied"):
         del older[entry]
-    job = gating()
-    job.begin(network(), 72)
-    job.load(older)
-    with pytest.raises(MaskError, match=r"at step 12 of 72, where their temperature would fall back"):
-        job.resume(12)
+    for total in (36, 72):
+        job = gating()
+        job.begin(network(), total)
+        job.load(older)
+        if total == 72:
+            with pytest.raises(MaskError, match=r"at step 12 of 72, where their temperature would fall back"):
+                job.resume(12)
+        else:
+            job.resume(12)
+            assert job.gates.state_dict().keys() == stored.gates.state_dict().keys()
+            assert job.gates.progress == stored.gates.progress
+    pruning, state = pruned(12), pruned(12).state()
+    assert pruning.model is not None
+    state.pop("cuts", None)
+    again = GradualJob(0.2, CUTS)  # type: ignore[arg-type]
+    model = network()
+    model.load_state_dict(pruning.model.state_dict())
+    again.begin(model, 36)
+    again.load(state)
+    again.resume(12)
+    again.after_update(36)
+    assert again.mask == pruned(36).mask
 
 
 def test_state_after_training_is_complete_and_is_not_resumed() -> None:

@@ -244,6 +244,17 @@ class Stop(L.Callback):
             raise Broken
 
 
+@pytest.mark.parametrize("name", CALLBACKS)
+def test_autocast(tmp_path: Path, loader: DataLoader, name: str) -> None:
+    callback = CALLBACKS[name]()
+    module = fit(tmp_path, loader, [callback], precision="bf16-mixed")
+    assert all(parameter.dtype == torch.float32 for parameter in module.parameters())
+    for key, parameter in callback.mask.parameters(module).items():
+        assert not parameter.detach()[~callback.mask[key]].any()
+        assert parameter.detach()[callback.mask[key]].any()
+    assert 0 < callback.mask.density < 1
+
+
 def test_loss_scaling(tmp_path: Path, loader: DataLoader) -> None:
     """Gates see the gradients without the scale: a scale that changes nothing else changes nothing here."""
     from lightning.pytorch.plugins import MixedPrecision

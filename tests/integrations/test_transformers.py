@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -224,6 +225,27 @@ class Seen(transformers.TrainerCallback):
         self.rates.append(optimizer.param_groups[0]["lr"])
 
 
+@pytest.mark.slow
+def test_checkpoints_from_elsewhere(tmp_path: Path) -> None:
+    train(tmp_path / "one", CALLBACKS["gradual"]())
+    moved = tmp_path / "moved-5"
+    (tmp_path / "one" / "checkpoint-5").rename(moved)
+    with pytest.raises(TicketryError, match=r"ticketry-gradual\.safetensors is missing.*resume_from="):
+        train(tmp_path / "two", CALLBACKS["gradual"](), resume=str(moved))
+    told = GradualCallback(density=0.1, resume_from=moved, **CUTS)
+    train(tmp_path / "two", told, resume=str(moved))
+    assert told.mask.kept == round(0.1 * told.mask.total)
+
+
+@pytest.mark.parametrize("name", sample(CALLBACKS, ["gradual"]))
+def test_autocast(tmp_path: Path, name: str) -> None:
+    callback = CALLBACKS[name]()
+    model = train(tmp_path, callback, bf16=True)
+    assert all(parameter.dtype == torch.float32 for parameter in model.parameters())
+    for key, parameter in callback.mask.parameters(model).items():
+        assert not parameter.detach()[~callback.mask[key]].any()
+
+
 def test_a_part_of_the_model_and_its_ticket(tmp_path: Path) -> None:
     model = network()
     early = {name: value.clone() for name, value in model.transformer.state_dict().items()}
@@ -292,6 +314,30 @@ def one_step(model: Any) -> Any:
     model(input_ids=words, labels=words).loss.backward()
     optimizer.step()
     return model
+
+
+def test_what_a_training_that_still_runs_has_on_its_model_stays(tmp_path: Path) -> None:
+    """One within another, on a part of the model, which breaks off and is begun again."""
+    outer = HoldCallback(tk.prune(network(), density=0.5, score="random", seed=4))
+
+    class Within(transformers.TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **more: Any) -> None:
+            if state.global_step == 2:
+                for others in ([Stop()], []):
+                    inner = HoldCallback(tk.prune(network(), density=0.5, score="random", seed=5))
+                    made = transformers.Trainer(
+                        model,
+                        arguments(tmp_path, save_strategy="no"),
+                        train_dataset=sentences(),
+                        callbacks=[inner, *others],
+                    )
+                    with contextlib.suppress(RuntimeError):
+                        made.train()
+                    for mask in (inner.mask, outer.mask):
+                        for name, parameter in mask.parameters(model).items():
+                            assert not parameter.detach()[~mask[name]].any()
+
+    train(tmp_path, outer, others=[Within()], save_strategy="no")
 
 
 def test_a_training_that_never_began_leaves_nothing(tmp_path: Path) -> None:

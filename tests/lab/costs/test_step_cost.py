@@ -60,6 +60,8 @@ def test_flops_of_lenet(lab: Lab, digits: Task, batch: int, density: float) -> N
     assert dense == by_hand(batch)
     assert flops == pytest.approx(by_hand(batch, mask))
     assert step_flops(lab, segment(lab, digits, batch=batch)) == (dense, dense)
+    examples = lab.sizes(digits)["train"]  # a batch is no larger than the training set
+    assert step_flops(lab, segment(lab, digits, batch=10 * examples))[0] == by_hand(examples)
 
 
 class Draws(Course):

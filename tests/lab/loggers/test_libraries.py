@@ -13,7 +13,9 @@ from typing import Any
 
 import pytest
 
+import ticketry as tk
 from ticketry.lab.loggers.logger import LOGGERS, Logged, Logger
+from ticketry.tasks.task import Task
 
 WHOLE = Logged("search-1", "search-1", "search", {"method": "iterative", "settings": {"rate": 0.2}})
 TRAINING = Logged("search-1", "replicate 0 level 01 ticket", "ticket", {"level": 1, "recipe": {"lr": 0.1}})
@@ -228,3 +230,20 @@ print(json.dumps([found, artifacts, again], default=str))
 
 
 # -- all of them -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["trackio", "wandb", "mlflow", "tensorboard"])
+def test_the_same_bits(name: str, tmp_path: Path, points: Task, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip(name, reason=f"the library {name} is not installed")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
+    models = []
+    for loggers in ([name], []):
+        with tk.Lab(tmp_path / f"store-{len(loggers)}", loggers=loggers) as lab:
+            models.append(lab.train(lab.segment(points, start=0), label="dense").model)
+            lab.close()
+            assert len(lab.dashboards.where()) == len(loggers)  # it has not failed
+    assert models[0] == models[1]

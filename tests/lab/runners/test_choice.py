@@ -77,6 +77,8 @@ def test_times_of_slurm(text: str, minutes: float) -> None:
         ("ray:memory=8 parsecs", "memory must be a size such as 8GB, got '8 parsecs'"),
         ("dask", "needs an address: dask:HOST:PORT of a scheduler, or dask:local"),
         ("dask:host:8786,workers=2", "workers= is only for dask:local"),
+        ("dask:host:8786,memory=2GB", "memory= is only for dask:local"),
+        ("slurm:head", "takes options or local, got 'head'"),
         ("slurm:partiton=gpu", r"has no option 'partiton': .*did you mean partition\?"),
         ("slurm:time=soon", "time must be 90 .minutes., 4:00:00 or 2-00:00:00, got 'soon'"),
         ("slurm:local,partition=gpu", "slurm:local has no partition"),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shutil
+import subprocess
 import sys
 from collections.abc import Callable
 from concurrent.futures import Executor, ProcessPoolExecutor
@@ -66,3 +68,34 @@ def test_a_search_gives_the_same_bits(tmp_path: Path, lab: Lab, kind: str, monke
         assert pool.submit(os.path.basename, "a/b").result() == "b", "it stays the user's"
     assert not any((tmp_path / "other" / "live").iterdir())
     assert {"started", "finished"} <= {event.kind for event in events}
+
+
+MPI = """
+import sys
+from mpi4py.futures import MPIPoolExecutor
+from lab.runners import elsewhere
+from ticketry import Lab
+
+if __name__ == "__main__":
+    with MPIPoolExecutor() as pool, Lab(sys.argv[1], device="cpu", runner=pool) as lab:
+        elsewhere.searched(lab)
+        print(pool.num_workers, lab.ledger.segments_trained)
+"""
+
+
+@pytest.mark.slow
+def test_a_search_on_ranks_of_mpi_gives_the_same_bits(tmp_path: Path, lab: Lab) -> None:
+    """A pool of mpi4py, whose ranks are started by MPI: one that hands out, and two that train."""
+    pytest.importorskip("mpi4py", reason="mpi4py is not installed: pip install mpi4py")
+    if (mpirun := shutil.which("mpirun")) is None:
+        pytest.skip("there is no mpirun: apt-get install openmpi-bin")
+    script = tmp_path / "searching.py"
+    script.write_text(MPI)
+    as_root = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
+    environment = {**os.environ, **as_root, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[2]), *sys.path])}
+    words = [mpirun, "--oversubscribe", "-n", "3", sys.executable, "-m", "mpi4py.futures", script, tmp_path / "other"]
+    told = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=300)
+    assert (told.returncode, told.stdout.split()) == (0, ["2", "6"]), told.stderr[-2000:]
+    with Lab(tmp_path / "other", device="cpu") as other:
+        assert elsewhere.searched(other) == elsewhere.searched(lab)
+        assert other.ledger.segments_trained == 0

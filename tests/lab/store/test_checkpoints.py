@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -144,3 +145,23 @@ def test_a_state_that_is_replaced_while_it_is_uploaded_is_whole(
         found = parts.newest(two.paths, KEY, 100)
     assert found is not None
     assert content(found[1]) == expected
+
+
+def test_a_state_that_is_dropped_on_its_way_is_not_left(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While its files are created."""
+    one = machine("one")
+    create, dropped = type(one.mirror.remote).create_if_absent, threading.Event()
+
+    def and_dropped(self: Any, name: str, data: bytes) -> bool:
+        created = create(self, name, data)
+        if threading.current_thread().name == "uploads" and not dropped.is_set():
+            one.drop_partials(KEY, 6)
+            dropped.set()
+        return created
+
+    with one.lock(KEY):
+        folder = made(one, 6)
+        monkeypatch.setattr(type(one.mirror.remote), "create_if_absent", and_dropped)
+        one.upload_partial(KEY, 6, folder)
+        assert dropped.wait(10)
+    assert soon_none(one)

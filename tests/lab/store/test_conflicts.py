@@ -114,3 +114,12 @@ def test_metrics_that_the_store_lacks_are_taken(tmp_path: Path) -> None:
     done = tk.store.unpack(lacking, store=store)
     assert (done.renewed, done.differing) == ((), ())
     assert result.read_bytes() == whole
+
+
+def test_what_is_damaged_is_left_to_the_check(tmp_path: Path) -> None:
+    store = made(tmp_path / "store", page=False)
+    bundle = tk.store.pack((), tmp_path / "all.tkz", weights=True, store=store).path
+    record = store / "campaigns" / "small-demo.json"
+    record.write_text("{}")
+    assert tk.store.unpack(bundle, store=store).differing == (record,)
+    assert record.read_text() == "{}"

@@ -58,6 +58,22 @@ def test_a_failed_write_is_told_and_leaves_the_old_file(tmp_path, monkeypatch, c
         assert everything(tmp_path) == [path]
 
 
+def test_an_interrupt_leaves_nothing_behind(tmp_path, monkeypatch):
+    def interrupt(_: int) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "fsync", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        write_atomically(tmp_path / "file", b"new")
+    assert everything(tmp_path) == []
+
+
+def test_a_file_where_a_folder_is_needed(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StoreError, match="cannot write"):
+        write_atomically(tmp_path / "file" / "inside", b"")
+
+
 def test_json_round_trip(tmp_path):
     value = {"b": [1, 2.5, None, True], "a": {"ü": "\n"}, "c": 0.1 + 0.2}
     write_json(tmp_path / "a.json", value)

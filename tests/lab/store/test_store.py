@@ -53,6 +53,14 @@ def test_a_store_of_another_format_is_left_alone(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["store.json"]
 
 
+@pytest.mark.parametrize("text", ["{", "{}"])
+def test_a_file_of_that_name_that_is_no_stores_is_left_alone(tmp_path, text):
+    (tmp_path / "store.json").write_text(text)
+    with pytest.raises(StoreError, match="no store's: choose another folder with --store"):
+        Store(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["store.json"]
+
+
 def test_a_folder_with_other_things_is_left_alone(tmp_path):
     (tmp_path / "thesis.tex").write_text("")
     with pytest.raises(StoreError, match="other things in it: choose another with --store"):
@@ -71,6 +79,12 @@ def test_a_damaged_store_file_is_told_and_can_be_made_anew(store, text):
     store.paths.format.write_text(text)
     assert repair_format(store.paths.root) == [store.paths.format]
     assert Store(store.paths.root).result(TRAJECTORY, 1) == {"step": 1}
+
+
+def test_two_processes_may_make_one_store(tmp_path):
+    """What the other one leaves for a moment while it writes is not a thing of somebody else."""
+    (tmp_path / ".store.json.abc.tmp").write_text("{")
+    Store(tmp_path)
 
 
 def test_a_store_may_be_made_while_one_looks(tmp_path, monkeypatch):
@@ -321,3 +335,11 @@ def test_a_lock_excludes_another_process_and_dies_with_it(store):
     holder.kill()
     assert got.wait(30), "the lock of a killed process is free"
     waiting.join()
+
+
+def test_a_lock_is_released_after_an_error(store):
+    with store.lock(TRAJECTORY):
+        assert not _is_free(store)
+    with pytest.raises(ZeroDivisionError), store.lock(TRAJECTORY):
+        raise ZeroDivisionError
+    assert _is_free(store)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import zlib
 from pathlib import Path
@@ -14,9 +15,10 @@ import ticketry as tk
 from flips import made
 from forged_bundles import repacked
 from ticketry.errors import StoreError
+from ticketry.lab.store import bundle as bundle_module
 from ticketry.lab.store import unpacking
 from ticketry.lab.store.bundle import Bundle, Source, write_bundle
-from ticketry.lab.store.files import read_sealed, sealed_bytes
+from ticketry.lab.store.files import read_sealed, sealed_bytes, unsealed
 from ticketry.lab.store.maintenance import check, collect
 from ticketry.lab.store.store import Store
 
@@ -44,6 +46,14 @@ def test_half_of_a_letter_is_refused_before_anything_is_written(store: Path, tmp
     with pytest.raises(StoreError, match="is damaged or forged: it is not a record"):
         tk.store.unpack(bundle, store=tmp_path / "mine")
     assert not (tmp_path / "mine").exists()
+
+
+def test_whole_letters_are_no_halves(store: Path, tmp_path: Path) -> None:
+    """JSON writes those beyond 16 bits as two halves."""
+    record = {**record_of(store), "title": "\U0001f3ab and \\ud800"}
+    assert unsealed(sealed_bytes(record), "it") == record
+    tk.store.unpack(bundle_of(tmp_path / "x.tkz", record["run"], sealed_bytes(record)), store=tmp_path / "mine")
+    assert record_of(tmp_path / "mine") == record
 
 
 @pytest.mark.parametrize("doomed", ["run.json", "run.toml"])
@@ -122,3 +132,11 @@ def test_lists_that_swell_are_refused_before_they_are_made(store: Path, tmp_path
     with pytest.raises(StoreError, match="x would take more than 4 MB once unpacked"):
         tk.store.unpack(bundle, store=tmp_path / "mine")
     assert not (tmp_path / "mine").exists()
+
+
+def test_a_record_that_compresses_too_well_is_packed_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bundle_module, "_PLAIN_RECORD", 1 << 12)
+    data = json.dumps({"a": [0.5] * 1_000}).encode()
+    with Bundle(bundle_of(tmp_path / "x.tkz", "x", data)) as opened:
+        assert [part.coding for part in opened.contents.parts] == ["whole"]
+        assert [found for _, found in opened.parts()] == [data]

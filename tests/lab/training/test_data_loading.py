@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,16 +17,21 @@ import pytest
 import torch
 
 from ticketry.errors import DataError, InterruptedTrainingError, RunnerError
+from ticketry.evidence.connectivity import recalibrate_
 from ticketry.lab.lab import Lab
 from ticketry.lab.store.store import Store
 from ticketry.lab.training import data_loading
 from ticketry.lab.training import job as job_module
+from ticketry.lab.training.data_loading import DataOrder
 from ticketry.lab.training.execute import execute
 from ticketry.lab.training.job import Watch
+from ticketry.lab.training.precision import Arithmetic
+from ticketry.lab.training.supervised import Supervised
 from ticketry.tasks import catalogue
 from ticketry.tasks.images.folder import FolderClassification
 from ticketry.tasks.recipe import Recipe
 from ticketry.tasks.task import Split, Splits, Task
+from ticketry_engine.support.seeds import mix
 from watches import StopAt
 
 TRAIN, TEST = 24, 5
@@ -104,6 +110,24 @@ def test_streamed_as_in_memory(folder: Make, tmp_path: Path, equal_bits) -> None
     assert one[1] == other[1]
 
 
+def test_random_crops_change_the_numbers_and_follow_the_order_seed(folder: Make) -> None:
+    task, order = folder(workers=0), DataOrder(5, 66, 16)
+    split = task.load().train
+
+    def batches(seed: int, names: tuple[str, ...], first: int = 0) -> list[torch.Tensor]:
+        found = data_loading.batches(split, order.batch, range(first, 7), "cpu", augment=names, seed=seed)
+        return [inputs for inputs, _ in found]
+
+    one, again, other = (batches(seed, ("resized_crop",)) for seed in (1, 1, 2))
+    for step in range(7):
+        assert torch.equal(one[step], again[step])
+        assert not torch.equal(one[step], other[step])
+        assert not torch.equal(one[step], batches(1, ())[step])
+    for late, early in zip(batches(1, ("resized_crop",), first=3), one[3:], strict=True):
+        assert torch.equal(late, early)
+    assert not torch.equal(one[0], one[5])  # another epoch
+
+
 def test_stopped_in_the_middle_of_an_epoch(folder: Make, tmp_path: Path, equal_bits, monkeypatch) -> None:
     """And read by two processes instead of none."""
     monkeypatch.setattr(job_module, "_TICK_SECONDS", 0.0)
@@ -120,6 +144,27 @@ def test_stopped_in_the_middle_of_an_epoch(folder: Make, tmp_path: Path, equal_b
         assert equal_bits(lab.state(result), whole)
         assert result.metrics == metrics
     assert not readers()
+
+
+def test_recalibrated_as_in_memory(folder: Make) -> None:
+    task, model = folder(workers=2), torch.nn.Sequential(torch.nn.BatchNorm2d(3), torch.nn.Flatten())
+    splits, seen = task.load(), []
+    split = splits.train
+    for each in (split, in_memory(split)):
+        course = Supervised(task, replace(splits, train=each))
+        assert recalibrate_(course, model, Recipe(batch=16, augment=("flip",)), 4, Arithmetic()) == 4
+        seen.append({name: value.clone() for name, value in model.state_dict().items()})
+    assert all(torch.equal(seen[0][name], seen[1][name]) for name in seen[0])
+    order = DataOrder(mix("recalibrate"), len(split), 16)
+    first = task.prepare(in_memory(split).inputs[torch.cat([order.batch(step) for step in range(4)])])
+    torch.testing.assert_close(seen[0]["0.running_mean"], first.mean((0, 2, 3)))
+
+
+def test_the_global_random_state_is_left_alone(folder: Make) -> None:
+    torch.manual_seed(3)
+    before = torch.get_rng_state()
+    assert sum(len(targets) for _, targets in data_loading.in_order(folder(workers=1).load().test, "cpu")) == 15
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_in_order_gives_each_example_once_in_order(folder: Make, monkeypatch) -> None:

@@ -229,6 +229,13 @@ def test_a_shorter_segment_leaves_the_checkpoint_of_a_longer_one(lab, segment, u
 # -- what a record says ------------------------------------------------------------------------------------------------
 
 
+def test_no_steps_at_all(lab, points):
+    segment = lab.segment(points, start=1, last=0)
+    assert train(lab.store, segment) == 0
+    assert everything(lab.store, segment)["loss"] == []
+    assert set(everything(lab.store, segment)["metrics"]) == {"validation", "test"}
+
+
 def test_metrics_by_hand(lab, digits):
     """More examples than one batch of evaluation; in evaluation mode; of the right split."""
     splits = digits.load()

@@ -20,6 +20,7 @@ from ticketry.core.mask import Mask
 from ticketry.core.prune import prune
 from ticketry.core.scope import scope
 from ticketry.errors import CaptureError, EngineError, MissingExtraError, UsageError
+from ticketry.lab.costs.step_cost import step_flops, step_memory
 from ticketry.lab.lab import Lab
 from ticketry.lab.store.store import Store
 from ticketry.lab.training import kernels as kernels_module
@@ -239,6 +240,11 @@ class PickyTask(NormsTask):
         return Picky()
 
 
+def test_unknown_kernels(tmp_path):
+    with pytest.raises(UsageError, match="kernels 'fast' is not known: auto, dense, sparse"):
+        Lab(tmp_path, kernels="fast")
+
+
 def test_a_processor_without_bfloat16(made, monkeypatch):
     here = replace(machine(), bf16=False)
     monkeypatch.setattr(kernels_module, "machine", lambda: here)
@@ -376,6 +382,14 @@ def test_the_gradient_that_masks_grow_by_is_of_removed_weights_too(made):
 
 
 # -- the same bits -----------------------------------------------------------------------------------------------------
+
+
+def test_costs_are_told_as_of_torch(made):
+    lab = made("sparse", precision="fp32")
+    segment = segment_of(lab)
+    plain = replace(segment, arithmetic=lab.arithmetic(segment.task))
+    assert step_flops(lab, segment) == step_flops(lab, plain)
+    assert step_memory(lab, segment) == step_memory(lab, plain)
 
 
 KILLED = """

@@ -97,6 +97,17 @@ def test_settings_are_put_back(strict, device):
         torch.use_deterministic_algorithms(before[2], warn_only=before[3])
 
 
+@pytest.mark.parametrize("before", [False, True])
+def test_denormals_are_what_they_were_afterwards(before):
+    torch.set_flush_denormal(before)
+    try:
+        with denormals_as_zero():
+            assert _denormals_are_zero()
+        assert _denormals_are_zero() == before
+    finally:
+        torch.set_flush_denormal(False)
+
+
 def _denormal_moments(optimizer):
     """By their bits, for arithmetic may take them as zero: an exponent of 0 with a fraction."""
     bits = torch.cat([state["exp_avg"].flatten() for state in optimizer.state.values()]).view(torch.int32)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ticketry.core.prune import prune
 from ticketry.lab.lab import Lab
 from ticketry.lab.training import loop, replays
-from ticketry.lab.training.replays import WARM_UP, Replays, are_alike
+from ticketry.lab.training.replays import MOST, WARM_UP, Replays, are_alike
 from ticketry.lab.training.supervised import SupervisedSession
 from ticketry.lab.training.variant import Variant
 from ticketry.lab.training.variants import HeldMask
@@ -136,6 +136,16 @@ def test_gradients_are_those_of_the_batch_whatever_shape_came_before():
 # -- which steps are alike ---------------------------------------------------------------------------------------------
 
 
+def test_batches_of_many_shapes_do_not_fill_the_memory():
+    model = nn.Linear(3, 2)
+    graphs = Graphs(model)
+    steps = Replays(graphs.parameters, differentiated_of(model), graphs)
+    for count in range(1, MOST + 4):
+        for _ in range(WARM_UP + 2):
+            assert torch.equal(steps(batch(count)), differentiated_of(model)(batch(count)))
+    assert graphs.recorded == MOST
+
+
 class Counting(nn.Linear):
     """A layer of somebody's own, which may do anything."""
 
@@ -156,6 +166,10 @@ def test_only_steps_of_known_code_are_alike(lab, digits, half):
     session, model = session_of(lab, digits), digits.build()
     assert are_alike(digits, session, model, (HeldMask(mask=half),))
     assert not are_alike(digits, session, model, (Annealed(),))
+    carrying = type("Carrying", (SupervisedSession,), {})
+    segment = lab.segment(digits, start=0)
+    other = carrying(digits, digits.load().train, segment.recipe, 0, segment.arithmetic)
+    assert not are_alike(digits, other, model, ())
     assert not are_alike(digits, session, nn.Sequential(model, Counting(10, 10)), ())
     handle = model.register_forward_hook(lambda *given: None)
     assert not are_alike(digits, session, model, ())

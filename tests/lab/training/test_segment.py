@@ -149,6 +149,11 @@ def test_every_field_is_in_the_key(field):
         assert replace(base, **{field: CHANGED[field]}).key != base.key
 
 
+def test_a_network_is_trained_shrunk_by_a_mask(tmp_path, points):
+    with pytest.raises(UsageError, match="has no mask"):
+        Lab(tmp_path).segment(points, start=0, shrunk=True)
+
+
 def test_every_variant_is_in_the_key():
     """Alone, and beside a mask where that can be."""
     segments = [replace(SEGMENT, variants=(one,)) for one in VARIANTS]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import sys
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 import ticketry as tk
 from ticketry.errors import UsageError
 from ticketry.lab.costs.meters import StepCost
-from ticketry.lab.costs.meters.memory import allocated_at_peak, tensor_bytes
+from ticketry.lab.costs.meters.memory import allocated_at_peak, resident_at_peak, tensor_bytes
 from ticketry.lab.costs.meters.step import measure_step
 
 SMALL = 100_000
@@ -57,6 +58,16 @@ def test_the_height_of_some_work() -> None:
         del second, third
 
     assert allocated_at_peak(work, [held]) == pytest.approx(4 * (1000 + 150_000), abs=1000)
+
+
+@pytest.mark.skipif(sys.platform not in ("linux", "darwin"), reason="the system tells no peak")
+def test_the_process_is_as_large_as_what_it_holds() -> None:
+    block = torch.ones(50_000_000, dtype=torch.uint8)
+    peak = resident_at_peak()
+    assert peak is not None
+    assert 5e7 < peak < 1e12
+    del block
+    assert resident_at_peak() >= peak
 
 
 def state(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[Tensor]:

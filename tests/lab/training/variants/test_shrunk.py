@@ -207,3 +207,25 @@ def test_initial_states_are_the_same(lab, pictures, mask, equal_bits):
     kept, dense = dict(lab.store.get_mask(mask)), initial_state(pictures, 3)
     kept["again.weight"] = kept["tied.weight"]
     assert equal_bits(start, {n: t * kept[n] if n in kept else t for n, t in dense.items()})
+
+
+def test_in_float64_it_is_the_masked_network_to_rounding(pictures):
+    """The loop's own arithmetic is fp32; what it does, cut, train, expand, in float64."""
+    torch.manual_seed(1)
+    whole = Residual().double().train()
+    x, y = torch.randn(16, 1, 4, 4, dtype=torch.float64), torch.randint(3, (16,))
+    found = made_mask(pictures)
+    found.apply_(whole)
+    small = rebuild(whole, plan := shrink_plan(whole, found, x[:2]))
+    for model in (whole, small):
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+        kept = tk.hold(model, found) if model is whole else None
+        for _ in range(10):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(model(x), y).backward()
+            optimizer.step()
+        if kept:
+            kept.release()
+    for (name, one), two in zip(small.named_parameters(), whole.parameters(), strict=True):
+        assert torch.allclose(plan.expand(name, one.detach(), torch.zeros_like(two)), two.detach(), atol=1e-12), name
+        assert torch.equal(plan.cut(name, plan.expand(name, one.detach(), torch.randn_like(two))), one)
