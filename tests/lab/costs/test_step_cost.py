@@ -64,6 +64,42 @@ def test_flops_of_lenet(lab: Lab, digits: Task, batch: int, density: float) -> N
     assert step_flops(lab, segment(lab, digits, batch=10 * examples))[0] == by_hand(examples)
 
 
+class Pictures(Classification):
+    """Colour noise of 6 x 6; a convolution, batch norm and a linear layer."""
+
+    name = "pictures"
+    recipe = Recipe(length="4it", batch=8)
+
+    def key(self) -> dict[str, object]:
+        return {"name": "pictures of test_costs"}
+
+    def build(self) -> nn.Module:
+        return nn.Sequential(
+            nn.Conv2d(3, 4, 3, padding=1),
+            nn.BatchNorm2d(4),
+            nn.ReLU(),
+            nn.Conv2d(4, 5, 3),
+            nn.Flatten(),
+            nn.Linear(80, 2),
+        )
+
+    def load(self, data: Path | None = None) -> Splits:
+        split = Split(torch.randn(20, 3, 6, 6), torch.arange(20) % 2)
+        return Splits(split, split, split)
+
+
+def test_flops_of_convolutions(lab: Lab) -> None:
+    task = Pictures()
+    forward = {"0.weight": 36 * 4 * 27, "3.weight": 16 * 5 * 36, "5.weight": 80 * 2}
+    model = lab.model(task)
+    mask = prune(model, 0.4)
+    kept = {row.name: row.kept / row.total for row in mask.table()}
+    dense, flops = step_flops(lab, segment(lab, task, mask))
+    passes = {"0.weight": 2, "3.weight": 3, "5.weight": 3}
+    assert dense == sum(2 * 8 * passes[name] * size for name, size in forward.items())
+    assert flops == pytest.approx(sum(2 * 8 * passes[name] * size * kept[name] for name, size in forward.items()))
+
+
 class Draws(Course):
     """A step learns from five rows, whatever the batch."""
 

@@ -120,6 +120,16 @@ def test_states_kept_on_the_way_change_nothing(lab, segment, undisturbed):
     assert lab.store.stored_steps(segment.trajectory) == [*keep]
 
 
+def test_the_state_at_the_start_is_the_masked_start(lab, segment, points):
+    train(lab.store, segment, (0,))
+    record = lab.store.result(segment.trajectory, 0)
+    dense = lab.state(lab.train(lab.segment(points, start=3, last=0)))
+    mask = lab.store.get_mask(segment.mask)
+    for name, tensor in lab.store.get_tensors(record["model"]).items():
+        assert torch.equal(tensor, dense[name] * mask[name] if name in mask else dense[name])
+    assert not any("optimizer" in name for name in lab.store.get_tensors(record["training"]))
+
+
 def test_training_goes_on_with_a_stored_optimizer(lab, segment, undisturbed):
     """The second half as a segment of its own, from the weights and the optimiser of the first."""
     train(lab.store, segment.until(10))

@@ -28,6 +28,7 @@ from ticketry.lab.training.state import rebuild_model
 from ticketry.search import method
 from ticketry.tasks import catalogue
 from ticketry.tasks.task import Task
+from ticketry.testing import check_search
 from watches import StopAt
 
 LSTM, POINTER, GPT = (
@@ -154,6 +155,13 @@ def test_methods(tmp_path: Path, file: Path, model: str) -> None:
 
 
 # -- what cannot be ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("model", ["lstm-tied@0.04", pytest.param("pointer-lstm@0.04", marks=pytest.mark.slow)])
+def test_every_promise_of_a_search_is_kept(tmp_path: Path, file: Path, model: str) -> None:
+    task = task_of(file, model)
+    settings = method("gradual").Settings(density=(0.5,), frequency="4it", keep_at_least=1)
+    check_search("gradual", tmp_path, settings=settings, densities=(0.5,), task=task, recipe=recipe_of(task))
 
 
 def test_a_text_that_is_too_short_for_a_batch(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from ticketry.core.mask import Mask
 from ticketry.core.prune import prune
 from ticketry.errors import HoldError, TaskError, TrainingError
 from ticketry.lab.lab import Lab
+from ticketry.lab.training.state import rebuild_model, state_of
 from ticketry.tasks.recipe import Recipe
 from ticketry.tasks.task import Task
 from ticketry_engine.support.seeds import generator, mix
@@ -199,6 +200,17 @@ def test_a_loss_that_is_no_number_is_told_with_its_step(lab, points_class, step,
     assert told.startswith(f"the loss is {value} at step {step} (epoch {step / 7:.2f}, learning rate {lr:g}): ")
     assert "lower the learning rate" in told
     assert lab.store.result(segment.trajectory, 150) is None
+
+
+def test_a_state_is_a_copy_and_goes_back(points, equal_bits):
+    model = points.build()
+    with torch.no_grad():
+        model[1].running_mean.fill_(3)
+    state = state_of(model)
+    again = rebuild_model(points, state)
+    assert equal_bits(state, again.state_dict())
+    model[0].weight.data.zero_()
+    assert state["0.weight"].any()
 
 
 def test_the_step_is_counted_from_the_start_of_the_schedule(lab, points_class):

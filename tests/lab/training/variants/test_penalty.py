@@ -10,7 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from ticketry.core.sparse_training.penalties import BLOCK_PENALTIES, PENALTIES
-from ticketry.errors import ScopeError, UsageError
+from ticketry.errors import InterruptedTrainingError, ScopeError, UsageError
+from ticketry.lab.training.execute import execute
+from ticketry.lab.training.job import Watch
 from ticketry.lab.training.segment import Segment
 from ticketry.lab.training.variants import Penalty
 from ticketry.search.gating.gating import Gating
@@ -111,6 +113,21 @@ def test_a_pattern_is_in_the_key_where_there_is_one(lab, points):
         Penalty(kind="group_lasso", strength=1, names=WEIGHTS)
     with pytest.raises(UsageError, match="groups of a penalty need weights that go together"):
         Penalty(kind="group_lasso", strength=1, names=WEIGHTS, pattern="2:4")
+
+
+def test_interrupted_and_gone_on_with(lab, points, tmp_path, equal_bits):
+    segment = lab.segment(points, start=5, order_seed=6, variants=[some("hoyer_square")])
+    wanted = lab.state(lab.train(segment))
+
+    class Stop(Watch):
+        def stop_asked(self) -> bool:
+            return True
+
+    other = type(lab)(tmp_path / "other")
+    for _ in range(2):
+        with pytest.raises(InterruptedTrainingError):
+            execute(other.store, None, segment, (), Stop(checkpoint_seconds=1e-9))
+    assert equal_bits(other.state(other.train(segment)), wanted)
 
 
 def test_refusals(lab, points):
