@@ -14,7 +14,7 @@ import pytest
 
 import azurite
 import buckets
-from faults.disturbed import difference, left_behind, without_pages
+from faults.disturbed import difference, left_behind, without_pages, without_times
 from faults.machines import begun, result, wait_for_state
 
 pytestmark = pytest.mark.slow
@@ -70,6 +70,17 @@ def test_search_resumes_on_another_machine(ticketry: Ticketry, shared: str, tmp_
     assert third["now"]["segments_trained"] == 0
     assert len(result(ticketry("three", "list", "runs", "--store", shared, "--json"))) == 1
     require_copy(ticketry, shared, tmp_path / "work", wanted)
+
+
+def test_two_searches_at_once_train_every_segment_once(ticketry: Ticketry, shared: str, tmp_path: Path) -> None:
+    usual, _ = undisturbed(ticketry, tmp_path / "work")
+    drivers = [ticketry(machine, *SEARCH, "--store", shared) for machine in ("one", "two")]
+    told = [result(driver) for driver in drivers]
+    for name in ("segments_trained", "steps_trained"):
+        assert sum(one["now"][name] for one in told) == usual["now"][name]
+    measured = {"path": "", "relative_cost": None}  # seconds and memory, by who trained it
+    plain = [[{**one, **measured} for one in each["tickets"]] for each in (*told, usual)]
+    assert without_times(plain[0]) == without_times(plain[1]) == without_times(plain[2])
 
 
 def require_copy(ticketry: Ticketry, url: str, work: Path, wanted: dict[str, str]) -> None:

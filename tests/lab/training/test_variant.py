@@ -60,6 +60,12 @@ def test_one_without_a_source_is_told_so() -> None:
         Typed.identity()
 
 
+def test_a_description_has_what_is_not_by_default() -> None:
+    assert Noise().describe() == {}
+    assert NOISE.describe() == {"scale": 0.5, "layers": ("fc",)}
+    assert Noise.from_description({"scale": 0.5, "layers": ("fc",)}) == NOISE
+
+
 def test_a_variant_comes_back_from_its_description() -> None:
     described = {**Noise.identity(), **Noise(scale=0.5).describe()}
     assert variant_from(json.loads(json.dumps(described))) == Noise(scale=0.5)
