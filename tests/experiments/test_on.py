@@ -46,7 +46,7 @@ def test_a_task_of_this_process_alone(tmp_path: Path) -> None:
 
 
 def test_words_of_a_lab(tmp_path: Path) -> None:
-    with ThreadPoolExecutor(1) as pool, Lab(tmp_path / "store", executor=pool) as lab:
+    with ThreadPoolExecutor(1) as pool, Lab(tmp_path / "store", runner=pool) as lab:
         assert lab.on == "ThreadPoolExecutor"
     with Lab(tmp_path / "store", runner="processes:3") as lab:
         assert (lab.on, lab.workers, lab.asked) == ("processes", 3, "processes:3")

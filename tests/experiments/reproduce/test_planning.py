@@ -204,7 +204,7 @@ def test_first_steps_are_timed_in_a_store_that_is_thrown_away(tmp_path: Path, ca
 
 
 def test_first_steps_that_other_machines_train_stay_in_the_store(tmp_path: Path, campaign: Campaign) -> None:
-    with ThreadPoolExecutor(1) as pool, tk.Lab(tmp_path / "store", device="cpu", executor=pool) as lab:
+    with ThreadPoolExecutor(1) as pool, tk.Lab(tmp_path / "store", device="cpu", runner=pool) as lab:
         whole = [dense(lab, campaign.runs["single"])]
         pace = measure_pace(lab, whole)
         assert pace.step == pytest.approx(lab.train(whole[0]).train_seconds / whole[0].last)

@@ -20,8 +20,11 @@ def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("given", "known"),
     [
+        ("s3://bucket", "s3://bucket"),
         ("S3://bucket/", "s3://bucket"),
         ("gs://bucket//a/b/", "gs://bucket/a/b"),
+        ("az://container/a", "az://container/a"),
+        ("file:///data/shared", "file:///data/shared"),
         ("file://localhost/data", "file:///data"),
     ],
 )
@@ -35,11 +38,14 @@ def test_an_address_has_one_form(given: str, known: str) -> None:
     [
         ("ftp://host/a", "ftp://"),
         ("s3://", "s3://bucket/folder"),
+        ("s3:///a", "s3://bucket/folder"),
         ("file://host/a", "file:///path"),
+        ("file:///", "file:///path"),
         ("s3://bucket/../other", "not a plain name"),
         ("s3://bucket/%2e%2e/other", "not a plain name"),
         ("s3://me:hush@bucket/a", "user name or password"),
         ("s3://bucket/a?X-Amz-Signature=hush", "signature"),
+        ("az://container/a#hush", "signature"),
     ],
 )
 def test_what_is_no_address_is_refused_and_no_secret_repeated(address: str, said: str, tmp_path: Path) -> None:
