@@ -104,7 +104,7 @@ def permuted(state: dict[str, torch.Tensor], seed: int) -> dict[str, torch.Tenso
     return {**state, **moved, "fc2.weight": state["fc2.weight"][:, order]}
 
 
-@pytest.mark.parametrize("split", ["train", "validation", "test"])
+@pytest.mark.parametrize("split", ["train", "test"])
 def test_permuted_units_make_a_barrier_as_a_slow_loop_finds_it(lab, split):
     task = catalogue.get("digits")
     one = lab.train(lab.segment(task, start=1, recipe=task.recipe.changed(length="60it")))
@@ -127,14 +127,6 @@ def test_permuted_units_make_a_barrier_as_a_slow_loop_finds_it(lab, split):
     assert found.height == pytest.approx(max(errors) - (errors[0] + errors[-1]) / 2)
     assert found.height > 2
     assert (found.split, found.recalibrated) == (split, 0)
-
-
-def test_the_line_is_the_same_from_either_side(lab):
-    task = Normed()
-    one, other = two(lab, task)
-    found, back = barrier(lab, task, one, other), barrier(lab, task, other, one)
-    assert found.errors == back.errors[::-1]
-    assert found.height == back.height
 
 
 def test_interpolation_keeps_ends_zeros_and_whole_numbers():
@@ -198,7 +190,7 @@ class NormedLoss(Normed):
     metric = Metric("loss", "", higher_is_better=False)
 
 
-@pytest.mark.parametrize("batches", [1, 3, 8])
+@pytest.mark.parametrize("batches", [1, 8])
 def test_recalibration_is_the_average_over_batches_at_every_alpha(lab, batches):
     """8 batches of 20 go beyond the 110 examples of an epoch."""
     task = NormedLoss()
@@ -228,39 +220,30 @@ def test_a_barrier_is_computed_once(lab, monkeypatch):
     module = sys.modules["ticketry.evidence.connectivity"]
     plain = module.evaluate
     monkeypatch.setattr(module, "evaluate", lambda *given: calls.append(1) or plain(*given))
-    variants = [
-        {"points": 5},
-        {"points": 6},
-        {"points": 5, "split": "validation"},
-        {"points": 5, "recalibrate": 2},
-        {"points": 5, "recalibrate": 4},
-    ]
+    variants = [{"points": 5}, {"points": 6}, {"points": 5, "split": "validation"}, {"points": 5, "recalibrate": 2}]
     first = [barrier(lab, task, one, other, **settings) for settings in variants]
-    assert len(calls) == 26
+    assert len(calls) == 21
     assert len({found.errors for found in first}) == len(variants)
     monkeypatch.setattr(NormedLoss, "load", lambda *_: pytest.fail("data loaded again"))
     with Lab(lab.store.paths.root, device="cpu", precision="fp32") as again:
         assert [barrier(again, task, one, other, **settings) for settings in variants] == first
-    assert len(calls) == 26
+    assert len(calls) == 21
 
 
-@pytest.mark.parametrize(
-    ("settings", "said"),
-    [
-        ({"points": 2}, "at least 3, not 2"),
-        ({"split": "holdout"}, "'holdout' is not known: train, validation, test"),
-        ({"recalibrate": -1}, "at least 0, not -1"),
-    ],
-)
-def test_bad_settings_are_refused(lab, settings, said):
+def test_bad_settings_are_refused_before_training(lab):
     task = Logistic()
     one, other = two(lab, task)
-    with pytest.raises(UsageError, match=said):
-        barrier(lab, task, one, other, **settings)
     found = Found(0, None, one, one, "continue", one)
     asked = lab.ledger.segments_asked
-    with pytest.raises(UsageError, match=said):
-        instability(lab, task, task.recipe, found, Seeds(1, 1, 1), **settings)
+    for settings, said in (
+        ({"points": 2}, "at least 3"),
+        ({"split": "x"}, "train"),
+        ({"recalibrate": -1}, "at least 0"),
+    ):
+        with pytest.raises(UsageError, match=said):
+            barrier(lab, task, one, other, **settings)
+        with pytest.raises(UsageError, match=said):
+            instability(lab, task, task.recipe, found, Seeds(1, 1, 1), **settings)
     assert lab.ledger.segments_asked == asked
 
 
@@ -277,12 +260,12 @@ def test_networks_of_two_tasks_have_no_line_between_them(lab):
 def test_instability_is_the_barrier_between_children_and_trains_them_once(tmp_path):
     seeds = Seeds.of(4)
     task = catalogue.get("digits")
-    recipe = task.recipe.changed(length="40it")
+    recipe = task.recipe.changed(length="16it")
     with Lab(tmp_path / "store", device="cpu") as lab:
         chosen = search.iterative.Settings(rewind="6it", densities=(0.2,))
         ((dense, ticket),) = search.iterative(lab, task, chosen, recipe=recipe, seeds=seeds)
         for found, control in (
-            *((ticket, name) for name in (None, "random_reinit", "shuffled", "random_prune")),
+            *((ticket, name) for name in (None, "random_reinit", "shuffled")),
             (dense, None),
         ):
             before = lab.ledger.segments_trained

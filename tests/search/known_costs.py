@@ -1,4 +1,4 @@
-"""A small network, and costs of it that are no one's: what masks of it cost is told by a definition."""
+"""A small network and made-up costs of it, with the cost of a mask written out."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 import ticketry as tk
 from ticketry.budgets.cost_model import CostModel, Curve, LayerCost
 
-COMMON: dict[str, Any] = {"replicates": 1, "recipe": {"length": "4it"}}
+COMMON: dict[str, Any] = {"replicates": 1, "recipe": {"length": "4it"}, "workers": 0}
 
 
 def task() -> tk.Task:

@@ -1,4 +1,4 @@
-"""Concrete Ticket Search: the contract, exact densities, frozen weights, what it costs, and that its tickets win."""
+"""Concrete Ticket Search: exact densities, frozen weights, what it costs, and that its tickets win."""
 
 from __future__ import annotations
 
@@ -12,64 +12,25 @@ import torch
 import ticketry as tk
 from lines import Lines
 from ticketry.core.structure.pattern import kept_elements
-from ticketry.errors import InterruptedTrainingError, LayerCollapseError, TaskError, UsageError
+from ticketry.errors import LayerCollapseError, TaskError, UsageError
 from ticketry.evidence.controls import train_control
-from ticketry.evidence.stability import stability
-from ticketry.experiments.request import SearchRequest
-from ticketry.experiments.search import execute
 from ticketry.lab.lab import Lab
-from ticketry.lab.search_result import Found, Seeds, budget, search_cost
-from ticketry.lab.store.files import read_sealed
-from ticketry.lab.training import job as job_module
-from ticketry.lab.training.execute import execute as execute_segment
-from ticketry.lab.training.job import Watch
-from ticketry.records.run import read_run
-from ticketry.records.schema import as_json
-from ticketry.report.tables.costs import cost_points
-from ticketry.report.tables.results import Results
+from ticketry.lab.search_result import Found, Seeds
 from ticketry.search import concrete
 from ticketry.search.gating.gating import Gating
-from ticketry.testing import check_search
 
 CONCRETE: Any = tk.search.concrete
-TOTAL = 150
+TOTAL = 60
 WEIGHTS = 64 * 300 + 300 * 100 + 100 * 10
 
 
 def found_by(lab: Lab, seeds: Seeds | None = None, length: str = f"{TOTAL}it", **settings: Any) -> list[Found]:
     task = tk.task("digits")
-    chosen = concrete.Settings(**{"rewind": "10%", "density": (0.1,), "mask_length": "60it", **settings})
+    chosen = concrete.Settings(**{"rewind": "10%", "density": (0.1,), "mask_length": "24it", **settings})
     return list(CONCRETE.search(lab, task, task.recipe.changed(length=length), chosen, seeds or Seeds()))
 
 
-def test_discovery() -> None:
-    assert "concrete" in tk.search.methods()
-    assert CONCRETE.title.startswith("Concrete Ticket Search")
-
-
-@pytest.mark.parametrize(
-    ("settings", "densities"),
-    [
-        ({"density": (0.1,)}, (0.1,)),
-        pytest.param(
-            *({"sparsity": (0.95, 0.7), "rewind": "0", "objective": "loss", "mask_length": "50it"}, (0.3, 0.05)),
-            marks=pytest.mark.slow,
-        ),
-        pytest.param(
-            *({"density": (0.2,), "retrain": "restart", "objective": "forward_kl", "mask_length": "40it"}, (0.2,)),
-            marks=pytest.mark.slow,
-        ),
-        pytest.param(*({}, (0.1,)), marks=pytest.mark.slow),
-    ],
-    ids=["one", "two, the task's loss", "restart, forward KL", "defaults"],
-)
-def test_contract(tmp_path: Path, settings: dict[str, Any], densities: tuple[float, ...]) -> None:
-    made = concrete.Settings(**settings)
-    found = check_search("concrete", tmp_path, settings=made, densities=densities)
-    assert len(found) - 1 == len(concrete.tickets(made)) == len(densities)
-
-
-@pytest.mark.parametrize("density", [0.5, 0.12345, 0.02, 0.009])
+@pytest.mark.parametrize("density", [0.12345, 0.009])
 def test_the_density_is_met_to_the_element(shared_store: Path, density: float) -> None:
     with tk.Lab(shared_store) as lab:
         ticket = found_by(lab, density=(density,), length="30it", mask_length="30it")[1]
@@ -93,100 +54,6 @@ def test_weights_are_frozen_and_the_ticket_starts_from_them(shared_store: Path) 
             float(torch.cat([gates[f"s/{name}"].flatten() for name in trained.segment.variant(Gating).scope]).std())
             > 0.1
         )
-
-
-@pytest.mark.slow
-def test_side_by_side_as_one_by_one(tmp_path: Path) -> None:
-    """Bit for bit, in other processes too; the early steps are trained once."""
-    with tk.Lab(tmp_path / "together", workers=2) as lab:
-        together = found_by(lab, density=(0.05, 0.2))
-        assert lab.ledger.steps_trained == TOTAL + 2 * 60 + 2 * (TOTAL - TOTAL // 10)
-    single = []
-    for density in (0.2, 0.05):
-        with tk.Lab(tmp_path / str(density)) as lab:
-            single += found_by(lab, density=(density,))[1:]
-    bits = [[(item.mask, item.result.model) for item in found] for found in (together[1:], single)]
-    assert bits[0] == bits[1]
-    assert [item.level for item in together] == [0, 1, 2]
-
-
-@pytest.mark.slow
-def test_what_a_ticket_costs(tmp_path: Path) -> None:
-    """The first k steps, the mask's training and its own; the rest of the dense training is for comparison."""
-    early = TOTAL // 10
-    with tk.Lab(tmp_path) as lab:
-        found = found_by(lab, density=(0.2, 0.05))
-        at_start = found_by(lab, rewind="0")
-    assert [item.search_steps for item in found] == [0, early + 60, early + 60]
-    assert [search_cost(item) for item in found[1:]] == [TOTAL + 60] * 2
-    assert [budget(item) for item in found] == [TOTAL] * 3
-    assert (at_start[1].search_steps, search_cost(at_start[1])) == (60, TOTAL + 60)
-
-
-@pytest.mark.slow
-def test_a_run_s_record_counts_the_early_steps_once(tmp_path: Path) -> None:
-    task, early = tk.task("digits"), TOTAL // 10
-    settings = concrete.Settings(rewind="10%", density=(0.2, 0.05), mask_length="60it")
-    run = SearchRequest(CONCRETE, task, settings, task.recipe.changed(length=f"{TOTAL}it"), replicates=2)
-    with tk.Lab(tmp_path) as lab:
-        record = as_json(execute(lab, run))
-        results = [read_sealed(path) for path in (tmp_path / "results").rglob("*.json")]
-    cost = record["cost"]
-    assert cost["dense_steps"] == TOTAL
-    assert cost["search_steps_per_replicate"] == early + 2 * 60 + 2 * (TOTAL - early)
-    assert cost["steps_trained"] == 2 * (TOTAL + 2 * 60 + 2 * (TOTAL - early))
-    whole = [one["cost"]["train_seconds"] for one in results if one and one["metrics"]]
-    assert cost["train_seconds"] == pytest.approx(sum(whole), abs=0.01)
-    tickets = [point for point in record["points"] if point["role"] == "ticket"]
-    assert {point["search_steps"] for point in tickets} == {early + 60}
-    assert not any("init" in point for point in tickets)
-    assert tk.Ticket.load(tickets[0]["ticket"]).info["search_steps"] == TOTAL + 60
-    assert [point.steps for point in cost_points(Results(read_run(record)))] == [TOTAL, TOTAL + 60, TOTAL + 60]
-
-
-@pytest.mark.slow
-def test_a_killed_search_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In the middle of the mask's training: from its checkpoint, to the same bits."""
-    monkeypatch.setattr(job_module, "_TICK_SECONDS", 0.0)
-
-    class KilledAt40(Watch):
-        def progress(self, segment: Any, step: int) -> None:
-            if step == 40:
-                raise SystemExit
-
-    class StopAt25(Watch):
-        seen = -1
-
-        def progress(self, segment: Any, step: int) -> None:
-            self.seen = step
-
-        def stop_asked(self) -> bool:
-            return self.seen == 25
-
-    with tk.Lab(tmp_path / "undisturbed") as lab:
-        wanted = found_by(lab)
-    with tk.Lab(tmp_path / "killed") as lab:
-        segment = wanted[1].searched[-1].segment
-        task = tk.task("digits")
-        whole = lab.segment(task, start=0, recipe=task.recipe.changed(length=f"{TOTAL}it"))
-        lab.train(whole, keep=(TOTAL // 10,))
-        with pytest.raises(InterruptedTrainingError):
-            execute_segment(lab.store, None, segment, (), StopAt25(1e9))
-        with pytest.raises(SystemExit):
-            execute_segment(lab.store, None, segment, (), KilledAt40(1e9))
-        before = lab.ledger.steps_trained
-        found = found_by(lab)
-        assert lab.ledger.steps_trained - before == (60 - 25) + (TOTAL - TOTAL // 10)
-    assert [(item.mask, item.result.model) for item in found] == [(item.mask, item.result.model) for item in wanted]
-
-
-def test_stability_is_told_of_its_tickets(shared_store: Path) -> None:
-    """They start from the dense network's own weights."""
-    task = tk.task("digits")
-    with tk.Lab(shared_store) as lab:
-        ticket = found_by(lab)[1]
-        told = stability(lab, task, task.recipe.changed(length=f"{TOTAL}it"), ticket, Seeds())
-    assert told.pruning.l2 > 0
 
 
 @pytest.mark.slow
@@ -236,15 +103,12 @@ def test_tickets_beat_random_and_shuffled_masks(shared_store: Path) -> None:
         ({"density": (0.1,), "sparsity": (0.9,)}, "either density"),
         ({"density": (0.1, 0.1)}, "each share once"),
         ({"density": (1.0, 0.5)}, "the dense network"),
-        ({"density": (1.5,)}, "0 < density <= 1"),
-        ({"density": (0.0,)}, "0 < density <= 1"),
         ({"density": (float("nan"),)}, "0 < density <= 1"),
         ({"sparsity": (1.0,)}, "0 <= sparsity < 1"),
         ({"retrain": "rewind_lr"}, "continue or restart, not rewind_lr"),
         ({"rewind": "end"}, "continue or restart, not finetune"),
         ({"mask_length": "0it"}, "mask_length"),
         ({"collapse": "often"}, "not known: raise, keep"),
-        ({"mask_length": "long"}, "'long'"),
     ],
 )
 def test_settings_that_contradict_are_refused(wrong: dict[str, Any], told: str) -> None:
@@ -256,18 +120,14 @@ def test_settings_that_contradict_are_refused(wrong: dict[str, Any], told: str) 
     ("wrong", "told"),
     [
         ({"objective": "mse"}, "objective 'mse'"),
-        ({"temperature": 0.0}, "temperature"),
         ({"temperature": float("nan")}, "temperature"),
         ({"gate_lr": -0.1}, "lr"),
-        ({"gate_lr": float("nan")}, "lr"),
         ({"spare": ("nothing",)}, "nothing"),
         ({"rewind": "50ep"}, "beyond the end"),
         ({"density": (0.3, 0.00002)}, "keeps 1 of 50200 weights, too few for one in each of the 3 layers"),
     ],
 )
-def test_what_cannot_be_meant_is_told_before_anything_is_trained(
-    tmp_path: Path, wrong: dict[str, Any], told: str
-) -> None:
+def test_bad_settings_are_refused_before_training(tmp_path: Path, wrong: dict[str, Any], told: str) -> None:
     kind = LayerCollapseError if "density" in wrong else UsageError
     with tk.Lab(tmp_path) as lab:
         with pytest.raises(kind, match=told):

@@ -1,4 +1,4 @@
-"""Early pruning as a search: the contract, bare PyTorch, the moment, the data that scores see, what it costs."""
+"""Early pruning as a search: bare PyTorch, the moment, what it costs."""
 
 from __future__ import annotations
 
@@ -12,12 +12,7 @@ from torch.nn.functional import cross_entropy
 
 import ticketry as tk
 from ticketry.errors import UsageError
-from ticketry.lab.scoring_sample import Sample
-from ticketry.lab.search_result import budget, search_cost
-from ticketry.lab.training.segment import Start
 from ticketry.search.early import Settings
-from ticketry.tasks.task import Split, Splits
-from ticketry.testing import check_search
 from ticketry_engine.support.seeds import mix
 
 METHOD = tk.search.early
@@ -28,18 +23,6 @@ SGD = tk.Recipe(length=f"{TOTAL}it", batch=64, optimizer="sgd", lr=0.1, momentum
 def found_by(lab: tk.Lab, task: tk.Task | None = None, **settings: Any) -> list[tk.search.Found]:
     chosen = Settings(**{"iterations": 1, "score": "snip", "density": (0.1,), **settings})
     return METHOD(lab, task or tk.task("digits"), chosen, recipe=SGD, seeds=tk.search.Seeds.of(SEED))[0]
-
-
-@pytest.mark.parametrize(
-    "settings",
-    [
-        Settings(density=(0.2, 0.1), iterations=2, batches=1, batch=16),
-        pytest.param(Settings(density=(0.1,), when="0", score="snip", iterations=1, batches=1), marks=pytest.mark.slow),
-    ],
-    ids=["earlycrop", "snip"],
-)
-def test_contract(tmp_path: Path, settings: Settings) -> None:
-    check_search(METHOD, tmp_path, settings=settings, densities=settings.targets)
 
 
 @pytest.mark.parametrize("when", ["0", "20it"])
@@ -65,23 +48,6 @@ def test_the_mask_is_that_of_plain_pytorch(shared_store: Path, when: str) -> Non
         assert border.sum() < 10
 
 
-def test_training_goes_on_as_if_nothing_were(shared_store: Path) -> None:
-    with tk.Lab(shared_store) as lab:
-        ticket = found_by(lab, when="20it")[1]
-        state = lab.at(ticket.dense, 20)
-        on = lab.segment(
-            tk.task("digits"),
-            start=Start(state=state.model, optimizer=state.training),
-            mask=ticket.mask,
-            first=20,
-            order_seed=SEED,
-            recipe=SGD,
-        )
-        assert on.key == ticket.result.segment.key
-        assert budget(ticket) == TOTAL
-        assert search_cost(ticket) == TOTAL
-
-
 def test_the_moment_is_the_first_slow_look(shared_store: Path) -> None:
     with tk.Lab(shared_store) as lab:
         found = found_by(lab, every="4it", latest="48it", threshold=0.5)
@@ -100,21 +66,15 @@ def test_the_moment_is_the_first_slow_look(shared_store: Path) -> None:
 @pytest.mark.parametrize("detector", ["distance", "masks"])
 def test_what_is_never_slow_is_pruned_at_the_latest(tmp_path: Path, detector: str) -> None:
     with tk.Lab(tmp_path) as lab:
-        found = found_by(lab, every="4it", latest="16it", threshold=1e-6, detector=detector)
+        found = found_by(lab, every="8it", latest="16it", threshold=1e-6, detector=detector)
         assert found[1].behind == 16
         assert lab.ledger.steps_trained == TOTAL + TOTAL - 16  # the dense steps once
-
-
-def test_masks_that_are_alike_tell_the_moment_too(shared_store: Path) -> None:
-    with tk.Lab(shared_store) as lab:
-        assert found_by(lab, every="1it", latest="50it", detector="masks", score="magnitude")[1].behind < 50
 
 
 @pytest.mark.parametrize(
     "chosen",
     [
         {"density": 0.0005, "keep_at_least": 1},
-        {"density": 0.1, "distribution": "layerwise"},
         {"density": 0.1, "half_rate": ("fc3.weight",)},
         {"flops": 0.004, "keep_at_least": 30},
     ],
@@ -125,9 +85,9 @@ def test_the_masks_that_are_compared_are_chosen_as_the_tickets(tmp_path: Path, c
     amounts = {name: (value,) if name in ("density", "flops") else value for name, value in chosen.items()}
     task = tk.task("digits")
     with tk.Lab(tmp_path) as lab:
-        ticket = found_by(lab, **{"density": (), **amounts}, every="1it", latest="6it", detector="masks")[1]
+        ticket = found_by(lab, **{"density": (), **amounts}, every="1it", latest="4it", detector="masks")[1]
         whole = ticket.dense.segment
-        models = [lab.model(task, lab.train(whole.until(step), measure=False)) for step in range(1, 7)]
+        models = [lab.model(task, lab.train(whole.until(step), measure=False)) for step in range(1, 5)]
         more = {"example_inputs": lab.course(task).inputs(1)} if "flops" in chosen else {}
     masks = [tk.prune(model, score="magnitude", **chosen, **more) for model in models]
     differing = [(one ^ other).kept / one.total for one, other in pairwise(masks)]
@@ -136,41 +96,12 @@ def test_the_masks_that_are_compared_are_chosen_as_the_tickets(tmp_path: Path, c
     assert any(differing)
 
 
-class WatchedDigits(tk.Task):
-    """digits whose validation and test examples are poison: a score that saw one would not be a number."""
-
-    def __init__(self) -> None:
-        self._real = tk.task("digits")
-        self.name, self.metric, self.recipe = "watched", self._real.metric, self._real.recipe
-        for part in ("build", "prepare", "augment", "loss", "measure", "summary"):
-            setattr(self, part, getattr(self._real, part))
-
-    def key(self):
-        return {"name": "watched"}
-
-    def load(self, data: Path | None = None) -> Splits:
-        real = self._real.load(data)
-        poison = Split(torch.full_like(real.train.inputs[:10].float(), float("nan")), real.train.targets[:10])
-        return Splits(real.train, poison, poison)
-
-
-def test_scores_see_training_examples_only(shared_store: Path) -> None:
-    with tk.Lab(shared_store) as lab:
-        task = WatchedDigits()
-        ticket = found_by(lab, task, when="0", score="crop", batches=2)[1]
-        plain = found_by(lab, when="0", score="crop", batches=2)[1]
-        assert lab.store.get_mask(ticket.mask) == lab.store.get_mask(plain.mask)
-
-
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
         ({"detector": "luck"}, "distance, masks"),
-        ({"when": "soon"}, "soon"),
         ({"threshold": -1.0}, "at least 0"),
-        ({"batches": 0}, "at least 1"),
         ({"score": "nothing"}, "nothing"),
-        ({"every": "9000it"}, "^every 9000it is iteration 9000, beyond the end"),
         ({"latest": "9000it"}, "^latest 9000it is iteration 9000, beyond the end"),
         ({"when": "9000it"}, "^when 9000it is iteration 9000, beyond the end"),
     ],
@@ -179,21 +110,3 @@ def test_bad_settings(tmp_path: Path, settings: dict[str, Any], said: str) -> No
     with tk.Lab(tmp_path) as lab, pytest.raises(UsageError, match=said):
         found_by(lab, **settings)
     assert lab.ledger.segments_trained == 0
-
-
-def test_synflow_sees_one_example(tmp_path, monkeypatch):
-    """It looks at shapes alone: more examples would make a score cost more, for the same ranking."""
-    drawn: list[int] = []
-    sample = Sample.draw
-
-    def counted(self, *args, **words):
-        batches = sample(self, *args, **words)
-        drawn.append(sum(len(targets) for _, targets in batches))
-        return batches
-
-    monkeypatch.setattr(Sample, "draw", counted)
-    with tk.Lab(tmp_path) as lab:
-        digits = tk.task("digits")
-        words = {"when": "0", "score": "synflow", "iterations": 3, "density": (0.3,)}
-        tk.search.early(lab, digits, tk.search.early.Settings(**words), recipe=digits.recipe.changed(length="1it"))
-    assert set(drawn) == {1}

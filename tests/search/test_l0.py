@@ -1,8 +1,7 @@
-"""L0 regularisation as a search: the contract, the paper's equations in bare PyTorch, what it costs."""
+"""L0 regularisation as a search: the paper's equations in bare PyTorch, what it costs."""
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,18 +10,16 @@ import torch
 from torch.nn.functional import cross_entropy
 
 import ticketry as tk
+from norms_task import NormsTask
+from search.bare import BATCH, SEED, Training
 from ticketry.errors import LayerCollapseError, TicketryError
 from ticketry.lab.search_result import budget, search_cost
 from ticketry.search.gating.gating import Gating
 from ticketry.search.l0 import Settings
-from ticketry.testing import check_search
 from ticketry_engine.support.seeds import generator, mix
 
-sys.path.insert(0, str(Path(__file__).parent))
-from norms_task import NormsTask
-
 METHOD = tk.search.l0
-TOTAL, CUT, SEED, BATCH = 30, 12, 3, 64
+TOTAL, CUT = 30, 12
 SGD = tk.Recipe(length=f"{TOTAL}it", batch=BATCH, optimizer="sgd", lr=0.1, momentum=0.9)
 WEIGHTS = ("fc1.weight", "fc2.weight", "fc3.weight")
 
@@ -32,30 +29,18 @@ def found_by(lab: tk.Lab, task: tk.Task | None = None, **settings: Any) -> list[
     return METHOD(lab, task or tk.task("digits"), chosen, recipe=SGD, seeds=tk.search.Seeds.of(SEED))[0]
 
 
-def test_contract(tmp_path: Path) -> None:
-    settings = Settings(density=(0.3, 0.1))
-    short = tk.task("digits").recipe.changed(length="30it")
-    found = check_search(METHOD, tmp_path, settings=settings, densities=settings.targets, recipe=short)
-    assert len(found) - 1 == len(settings.targets) == 2
-
-
 def test_the_papers_equations_in_a_bare_loop(tmp_path: Path) -> None:
     """Draws, stretch, clip and penalty written out (equations 10 to 13); the best log alpha stay, times their gates."""
     task = tk.task("digits")
     with tk.Lab(tmp_path) as lab:
         _, ticket = found_by(lab, penalty=0.5)
         rewound, mask = lab.state(ticket.rewound), lab.store.get_mask(ticket.mask)
-    data = task.load().train
-    images, per_epoch = task.prepare(data.inputs), -(-len(data) // BATCH)
-    torch.manual_seed(mix(SEED, "initialisation"))
-    model = task.build()
-    weights = {name: model.get_parameter(name) for name in WEIGHTS}
+    training = Training(task, SGD)
+    weights = {name: training.parameters[name] for name in WEIGHTS}
     alphas = {name: torch.zeros_like(w).requires_grad_() for name, w in weights.items()}
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     gates = torch.optim.Adam(alphas.values(), lr=0.1)
     for step in range(CUT):
-        order = torch.randperm(len(data), generator=generator(SEED, "order", step // per_epoch))
-        rows = order.split(BATCH)[step % per_epoch]
+        images, targets = training.batch(step)
         seen, opened = {}, torch.zeros(())
         for number, (name, alpha) in enumerate(alphas.items()):
             u = torch.rand(alpha.shape, generator=generator(mix(SEED, "l0"), "gates", step, number))
@@ -63,11 +48,9 @@ def test_the_papers_equations_in_a_bare_loop(tmp_path: Path) -> None:
             s = torch.sigmoid((u.log() - (1 - u).log() + alpha) / (2 / 3))
             seen[name] = weights[name] * (s * 1.2 - 0.1).clamp(0, 1)
             opened = opened + torch.sigmoid(alpha - 2 / 3 * torch.log(torch.tensor(0.1 / 1.1))).sum()
-        outputs = torch.func.functional_call(model, seen, (images[rows],))
-        optimizer.zero_grad()
+        outputs = torch.func.functional_call(training.model, seen, (images,))
         gates.zero_grad()
-        (cross_entropy(outputs, data.targets[rows]) + 0.5 / len(data) * opened).backward()
-        optimizer.step()
+        training.step(step, cross_entropy(outputs, targets) + 0.5 / len(training.data) * opened)
         gates.step()
     logits = torch.cat([alpha.detach().flatten() for alpha in alphas.values()])
     least = logits.sort(descending=True).values[round(0.3 * len(logits)) - 1]
@@ -76,14 +59,6 @@ def test_the_papers_equations_in_a_bare_loop(tmp_path: Path) -> None:
         assert torch.equal(mask[name][clear], (alpha.detach() > least)[clear])
         wanted = weights[name].detach() * (torch.sigmoid(alpha.detach()) * 1.2 - 0.1).clamp(0, 1)
         assert torch.allclose(rewound[name], wanted, rtol=1e-2, atol=1e-4)
-
-
-@pytest.mark.slow
-def test_contract_of_channels(tmp_path: Path) -> None:
-    task = NormsTask()
-    settings = Settings(density=(0.5,), structure="channels")
-    found = check_search(METHOD, tmp_path, settings=settings, task=task, recipe=task.recipe.changed(length="30it"))
-    assert found[1].result.segment.whole_channels
 
 
 def test_gates_on_channels_in_a_bare_loop(tmp_path: Path) -> None:
@@ -96,26 +71,19 @@ def test_gates_on_channels_in_a_bare_loop(tmp_path: Path) -> None:
         assert (budget(ticket), search_cost(ticket), ticket.behind) == (TOTAL, TOTAL, CUT)
         assert ticket.result.segment.whole_channels
         assert ticket.result.segment.start.optimizer == ticket.searched[0].training
-    data = task.load().train
-    images, per_epoch = task.prepare(data.inputs), -(-len(data) // BATCH)
-    torch.manual_seed(mix(SEED, "initialisation"))
-    model = task.build()
+    training = Training(task, SGD)
+    model = training.model
     alphas = [torch.zeros(8, requires_grad=True), torch.zeros(12, requires_grad=True)]
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     gates = torch.optim.Adam(alphas, lr=0.1)
     for step in range(CUT):
-        order = torch.randperm(len(data), generator=generator(SEED, "order", step // per_epoch))
-        value, opened = images[order.split(BATCH)[step % per_epoch]], torch.zeros(())
+        (value, targets), opened = training.batch(step), torch.zeros(())
         for number, (alpha, weights) in enumerate(zip(alphas, (12 * 9, 10), strict=True)):
             u = torch.rand(alpha.shape, generator=generator(mix(SEED, "l0"), "gates", step, number))
             s = torch.sigmoid((u.log() - (1 - u).log() + alpha) / (2 / 3))
             value = model[3 * number : 3 * number + 3](value) * (s * 1.2 - 0.1).clamp(0, 1).view(1, -1, 1, 1)
             opened = opened + weights * torch.sigmoid(alpha - 2 / 3 * torch.log(torch.tensor(0.1 / 1.1))).sum()
-        optimizer.zero_grad()
         gates.zero_grad()
-        targets = data.targets[order.split(BATCH)[step % per_epoch]]
-        (cross_entropy(model[6:](value), targets) + 0.5 / len(data) * opened).backward()
-        optimizer.step()
+        training.step(step, cross_entropy(model[6:](value), targets) + 0.5 / len(training.data) * opened)
         gates.step()
     kept = [mask["0.weight"].flatten(1).any(1), mask["3.weight"].flatten(1).any(1)]
     logits, stays = torch.cat([alpha.detach() for alpha in alphas]), torch.cat(kept)
@@ -144,11 +112,8 @@ def test_what_it_costs(tmp_path: Path) -> None:
         ({"until": "0"}, "steps with them"),
         ({"until": "100%"}, "steps after them"),
         ({"penalty": -1.0}, "from 0 to 1e6"),
-        ({"init": 1e3}, "init"),
-        ({"collapse": "hope"}, "not known: raise, keep"),
         ({"structure": "channels", "collapse": "keep"}, "single weights"),
         ({"keep_at_least": 2}, "add --structure channels"),
-        ({"structure": "channels:0"}, "a whole number from 1 on"),
         ({"structure": "channels", "spare": ("fc1", "fc2")}, "no channels that can be removed"),
     ],
 )

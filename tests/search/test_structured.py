@@ -1,26 +1,24 @@
-"""Searches that choose whole channels and train on in a smaller network: the contract, bare PyTorch, chains."""
+"""Searches that choose whole channels and train on in a smaller network: bare PyTorch, chains."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import nn
 from torch.nn.functional import cross_entropy
 
 import ticketry as tk
 from samples import sample
+from search.bare import BATCH, SEED, Training
 from ticketry.core.structure import channels, rebuild, shrink_optimizer, shrink_plan
-from ticketry.errors import LayerCollapseError, StructureError, UsageError
+from ticketry.errors import UsageError
 from ticketry.lab.search_result import budget
-from ticketry.testing import check_search
 from ticketry_engine.support.seeds import mix
 
-TOTAL, WHEN, SEED, BATCH = 24, 9, 3, 64
+TOTAL, WHEN = 24, 9
 SGD = tk.Recipe(
     length=f"{TOTAL}it", batch=BATCH, optimizer="sgd", lr=0.05, momentum=0.9, weight_decay=1e-3, schedule="cosine"
 )
@@ -28,13 +26,9 @@ ADAM = SGD.changed(optimizer="adam", lr=2e-3, clip=1.0)
 FILTERS = {"score": "l1", "distribution": "uniform", "structure": "channels"}
 
 
-def slow(method: str, settings: dict[str, Any]) -> Any:
-    return pytest.param(method, settings, marks=pytest.mark.slow)
-
-
 def convolutional() -> tk.Task:
     """Digits with a small residual network that has norms."""
-    return tk.task("digits", model="resnet-20@0.25")
+    return tk.task("digits", model="resnet-20@0.125")
 
 
 def found_by(
@@ -48,42 +42,7 @@ def masks_of(lab: tk.Lab, found: list[tk.search.Found]) -> list[tk.Mask]:
     return [lab.store.get_mask(item.mask) for item in found if item.mask]
 
 
-# -- the contract ------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("method", "settings"),
-    [
-        ("early", {"density": (0.4,), "iterations": 2, "batches": 1, "batch": 16, "every": "10it"}),
-        slow("early", {"density": (0.5, 0.3), "when": "0", "score": "crop", "batches": 1}),
-        slow("oneshot", {"density": (0.4,), "when": "7it", "score": "snip"}),
-        slow("oneshot", {"density": (0.4,), "retrain": "continue", "rewind": "10%", **FILTERS}),
-        slow("gradual", {"density": (0.4,), "score": "l1", "begin": "10it", "end": "40it", "frequency": "15it"}),
-        slow("iterative", {"densities": (0.7, 0.4), "score": "l2"}),
-    ],
-    ids=["earlycrop-s", "crop-s", "snap", "filters", "gradual", "iterative"],
-)
-def test_contract(tmp_path: Path, method: str, settings: dict[str, Any]) -> None:
-    search = getattr(tk.search, method)
-    chosen = search.Settings(**{"structure": "channels", **settings})
-    found = check_search(method, tmp_path, settings=chosen)
-    with tk.Lab(tmp_path / "first") as lab:  # where the found ones are stored
-        for item, mask in zip(found[1:], masks_of(lab, found), strict=True):
-            assert item.result.segment.whole_channels
-            assert any(name.endswith("bias") and not kept.all() for name, kept in mask.items())
-
-
 # -- bare PyTorch ------------------------------------------------------------------------------------------------------
-
-
-def batches_of(task: tk.Task) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    data = task.load().train
-    images, per_epoch = task.prepare(data.inputs), -(-len(data) // BATCH)
-    for step in range(TOTAL):
-        epoch, position = divmod(step, per_epoch)
-        order = torch.randperm(len(data), generator=torch.Generator().manual_seed(mix(SEED, "order", epoch)))
-        rows = order[position * BATCH : (position + 1) * BATCH]
-        yield images[rows], data.targets[rows]
 
 
 def scored(task: tk.Task) -> list[tuple[torch.Tensor, torch.Tensor]]:
@@ -101,15 +60,13 @@ def test_early_pruning_is_that_of_a_plain_loop(tmp_path: Path, recipe: tk.Recipe
         ticket = found_by(lab, tk.search.early, task, recipe, **settings)[1]
         mine, layout = lab.state(ticket.result), ticket.result.segment.arithmetic
         (mask,) = masks_of(lab, [ticket])
-    torch.manual_seed(mix(SEED, "initialisation"))
-    model = layout.place(task.build())
-    if recipe is SGD:
-        optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, weight_decay=1e-3, fused=True)
-    else:
-        optimizer = torch.optim.Adam(model.parameters(), lr=2e-3, weight_decay=1e-3, fused=True)
-    base = optimizer.param_groups[0]["lr"]
-    for step, (images, classes) in enumerate(batches_of(task)):
+    training = Training(task, recipe, TOTAL)
+    layout.place(training.model)
+    training.begin_optimizer()
+    for step in range(TOTAL):
+        images, classes = training.batch(step)
         if step == WHEN:
+            model = training.model
             by_hand = channels(
                 model,
                 images[:2],
@@ -120,20 +77,13 @@ def test_early_pruning_is_that_of_a_plain_loop(tmp_path: Path, recipe: tk.Recipe
             )
             assert by_hand == mask
             plan = shrink_plan(model, mask, images[:2])
-            small = rebuild(model, plan)
-            optimizer, model = shrink_optimizer(optimizer, model, small, plan), small
+            training.model = rebuild(model, plan)
+            training.optimizer = shrink_optimizer(training.optimizer, model, training.model, plan)
+            training.parameters = dict(training.model.named_parameters())
         if layout.channels_last:
             images = images.contiguous(memory_format=torch.channels_last)
-        for group in optimizer.param_groups:
-            group["lr"] = (
-                base * 0.5 * (1 + torch.cos(torch.tensor(torch.pi * step / TOTAL, dtype=torch.float64)).item())
-            )
-        loss = cross_entropy(model(images), classes)
-        optimizer.zero_grad()
-        loss.backward()
-        if recipe.clip:
-            nn.utils.clip_grad_norm_(model.parameters(), recipe.clip)
-        optimizer.step()
+        training.step(step, cross_entropy(training.model(images), classes))
+    model = training.model
     for name, tensor in model.state_dict().items():
         assert torch.allclose(plan.cut(name, mine[name]), tensor, rtol=1e-5, atol=1e-6), name
     assert sum(value.numel() for value in model.parameters()) < 0.45 * sum(mask[name].numel() for name in mask)
@@ -175,30 +125,6 @@ def test_filters_are_cut_layer_by_layer_and_fine_tuned(shared_store: Path) -> No
     assert ticket.retrain == "finetune"
 
 
-def test_channels_leave_a_few_at_a_time(shared_store: Path) -> None:
-    points = {"begin": "2it", "end": "14it", "frequency": "4it"}
-    with tk.Lab(shared_store) as lab:
-        ticket = found_by(lab, tk.search.gradual, score="l1", **points)[1]
-        chain = [*ticket.searched, ticket.result][1:]
-        masks = [lab.store.get_mask(each.segment.mask) for each in chain]
-    assert len(masks) == 3
-    assert all(later <= earlier and later.kept < earlier.kept for earlier, later in pairwise(masks))
-    assert all(each.segment.whole_channels for each in chain)
-    assert abs(masks[-1].density - 0.4) < 0.02
-
-
-@pytest.mark.slow
-def test_several_cuts_at_one_step(tmp_path: Path) -> None:
-    """Each by the scores of what is left: channels that went before stay gone."""
-    task = convolutional()
-    model, x = task.build(), task.prepare(task.load().train.inputs[:2])
-    twice = channels(model, x, 0.3, iterations=2, schedule="exponential")
-    first = channels(model, x, 0.3**0.5)
-    assert twice <= first
-    assert twice == channels(model, x, 0.3, within=first)
-    assert channels(model, x, 0.9, within=first) == first
-
-
 def test_controls_of_channel_scores(shared_store: Path) -> None:
     words = {"when": "0", "iterations": 1, "distribution": "uniform"}
     with tk.Lab(shared_store) as lab:
@@ -214,7 +140,7 @@ def test_controls_of_channel_scores(shared_store: Path) -> None:
 # -- the moment --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("density", [0.5, 0.1, 0.05])
+@pytest.mark.parametrize("density", [0.5, 0.05])
 def test_the_detector_finds_a_moment_at_every_density(shared_store: Path, density: float) -> None:
     """The published structured threshold is 0 or less from density 0.1 down, and never met."""
     words = {"score": "magnitude", "every": "2it", "latest": f"{TOTAL}it", "iterations": 1}
@@ -232,46 +158,6 @@ def test_the_detector_finds_a_moment_at_every_density(shared_store: Path, densit
     assert changes[-1] < moment.threshold * far[0] <= min(changes[:-1], default=1)
 
 
-@pytest.mark.slow
-def test_masks_of_channels_tell_the_moment(tmp_path: Path) -> None:
-    words = {"detector": "masks", "score": "slimming", "every": "1it", "latest": "20it", "iterations": 1}
-    with tk.Lab(tmp_path) as lab:
-        ticket = found_by(lab, tk.search.early, convolutional(), **words)[1]
-        moment = ticket.moment
-        assert moment is not None
-        assert moment.threshold == 0.1
-        assert [step for step, _ in moment.looks] == list(range(2, moment.step + 1))
-        assert moment.detected
-        with pytest.raises(UsageError, match=r"detector masks.*norm.*detector distance"):
-            found_by(lab, tk.search.early, **words)
-
-
-@pytest.mark.slow
-def test_the_channels_that_are_compared_are_chosen_as_the_tickets(tmp_path: Path) -> None:
-    """By hand: the scales that `structure.channels` keeps, in blocks as large as the ticket's."""
-    task = convolutional()
-    chosen = {"keep_at_least": 2, "distribution": "uniform"}
-    words = {"detector": "masks", "every": "2it", "latest": "10it", "iterations": 1, "score": "l1", **chosen}
-    words["structure"] = "channels:2"
-    with tk.Lab(tmp_path) as lab:
-        ticket = found_by(lab, tk.search.early, task, **words)[1]
-        whole, masks = ticket.dense.segment, []
-        for step in range(2, 12, 2):
-            model = lab.model(task, lab.train(whole.until(step), measure=False))
-            x = task.prepare(task.load().train.inputs[:2])
-            mask = channels(model, x, 0.4, score="slimming", multiple=2, **chosen)
-            scales = [f"{name}.weight" for name, one in model.named_modules() if isinstance(one, nn.BatchNorm2d)]
-            masks.append(tk.Mask({name: mask[name] for name in scales}))
-    shares = [(one ^ other).kept / one.total for one, other in pairwise(masks)]
-    assert ticket.moment is not None
-    assert [share for _, share in ticket.moment.looks] == shares[: len(ticket.moment.looks)]
-
-
-def test_a_step_that_is_given_is_no_moment(shared_store: Path) -> None:
-    with tk.Lab(shared_store) as lab:
-        assert found_by(lab, tk.search.early, when="3it", score="l1")[1].moment is None
-
-
 # -- what is refused ---------------------------------------------------------------------------------------------------
 
 
@@ -279,15 +165,11 @@ def test_a_step_that_is_given_is_no_moment(shared_store: Path) -> None:
     ("method", "settings", "said"),
     [
         ("early", {"distribution": "erk"}, "global or uniform"),
-        ("oneshot", {"distribution": "layerwise"}, "global or uniform"),
         ("gradual", {"half_rate": ("fc3.weight",)}, "single weights"),
-        ("iterative", {"half_rate": ("fc3.weight",), "density": 0.5}, "single weights"),
         ("early", {"regrow": True}, "do not return"),
-        ("early", {"score": "l3"}, "l3"),
         ("early", {"score": "twisted:l1"}, "no control of a score"),
         ("early", {"structure": "none", "score": "l1"}, "--structure channels"),
         ("oneshot", {"when": "5it", "retrain": "restart"}, "leave rewind and retrain"),
-        ("oneshot", {"when": "soon"}, "soon"),
     ],
 )
 def test_what_cannot_be_meant(tmp_path: Path, method: str, settings: dict[str, Any], said: str) -> None:
@@ -295,35 +177,3 @@ def test_what_cannot_be_meant(tmp_path: Path, method: str, settings: dict[str, A
         with pytest.raises(UsageError, match=said):
             found_by(lab, getattr(tk.search, method), **settings)
         assert lab.ledger.segments_trained == 0
-
-
-def test_a_density_that_empties_a_layer(tmp_path: Path) -> None:
-    words = {"when": "0", "score": "l1", "iterations": 1}
-    with tk.Lab(tmp_path) as lab:
-        with pytest.raises(LayerCollapseError, match="1 left in each of 2 groups"):
-            found_by(lab, tk.search.early, density=(0.0001,), **words)
-        with pytest.raises(LayerCollapseError, match="40 left in each of 2 groups"):
-            found_by(lab, tk.search.early, density=(0.05,), keep_at_least=40, **words)
-        (mask,) = masks_of(lab, found_by(lab, tk.search.early, density=(0.3,), keep_at_least=20, **words))
-    assert all(mask[name].sum() >= 20 for name in ("fc1.bias", "fc2.bias"))
-
-
-class SingleLayer(tk.Task):
-    """Digits with a network that has no hidden units."""
-
-    def __init__(self) -> None:
-        real = tk.task("digits")
-        self.name, self.metric, self.recipe = "single", real.metric, real.recipe
-        for part in ("prepare", "augment", "loss", "measure", "summary", "load"):
-            setattr(self, part, getattr(real, part))
-
-    def key(self) -> dict[str, object]:
-        return {"name": "single"}
-
-    def build(self) -> nn.Module:
-        return nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
-
-
-def test_a_network_without_channels(tmp_path: Path) -> None:
-    with tk.Lab(tmp_path) as lab, pytest.raises(StructureError, match="no channels that can be removed"):
-        found_by(lab, tk.search.early, SingleLayer(), when="0", score="l1")

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 import ticketry as tk
+from norms_task import NormsTask
 from samples import sample
 from ticketry.errors import UsageError
 from ticketry.experiments.request import SearchRequest
@@ -127,24 +129,15 @@ def test_the_stretched_schedule_is_entered_where_it_was_left(lab: Lab) -> None:
     assert segment.last == segment.total
 
 
-@pytest.mark.parametrize("name", STEPS)
-def test_methods_of_several_trainings_refuse_flops(name: str) -> None:
-    with pytest.raises(UsageError, match="use equal_cost steps, or a method that costs 1 a density"):
-        tk.search.method(name).Settings(equal_cost="flops")
-
-
-@pytest.mark.parametrize("name", [*STEPS, *ONE])
-def test_other_words_are_refused(name: str) -> None:
-    with pytest.raises(UsageError, match="equal_cost 'money' is not known: steps, flops"):
-        tk.search.method(name).Settings(equal_cost="money")
-
-
-def test_rounds_whose_number_is_not_known_have_no_budget() -> None:
+def test_costs_that_cannot_be_equal_are_refused(lab: Lab) -> None:
+    for name in STEPS:
+        with pytest.raises(UsageError, match="use equal_cost steps, or a method that costs 1 a density"):
+            tk.search.method(name).Settings(equal_cost="flops")
+    for name in (*STEPS, *ONE):
+        with pytest.raises(UsageError, match="equal_cost 'money' is not known: steps, flops"):
+            tk.search.method(name).Settings(equal_cost="money")
     with pytest.raises(UsageError, match="not known beforehand"):
         tk.search.continuous.Settings(density=0.1, equal_cost="steps")
-
-
-def test_too_few_steps(lab: Lab) -> None:
     settings = tk.search.iterative.Settings(levels=20, equal_cost="steps")
     with pytest.raises(UsageError, match="10 steps are too few for 21 trainings"):
         tk.search.iterative(lab, TASK, settings, recipe=RECIPE.changed(length="10it"))
@@ -155,9 +148,7 @@ def _sum(total: int, levels: int, rewind: int, length: int) -> int:
     return length + levels * (length - (2 * rewind * length + total) // (2 * total))
 
 
-@pytest.mark.parametrize(
-    ("total", "levels", "rewind"), [(20, 4, 5), (20, 10, 2), (100, 20, 6), (1000, 14, 40), (20, 2, 7), (60, 3, 6)]
-)
+@pytest.mark.parametrize(("total", "levels", "rewind"), [(20, 4, 5), (20, 10, 2), (1000, 14, 40), (20, 2, 7)])
 def test_a_rounded_rewind_step_makes_the_sum_no_more(lab: Lab, total: int, levels: int, rewind: int) -> None:
     """The longest schedule is taken that is no longer than the exact one and fits: the same one where that fits."""
     settings = tk.search.iterative.Settings(levels=levels, rewind=f"{rewind}it", equal_cost="steps")
@@ -171,13 +162,6 @@ def test_a_rounded_rewind_step_makes_the_sum_no_more(lab: Lab, total: int, level
     fitting = [length for length in range(1, exact + 1) if _sum(total, levels, rewind, length) <= total]
     assert own.whole.total == max(fitting)
     assert needed(own.whole, scaled) == _sum(total, levels, rewind, max(fitting)) <= total
-
-
-def test_a_sum_that_was_a_step_more_is_so_no_longer(lab: Lab) -> None:
-    settings = tk.search.iterative.Settings(levels=4, rewind="5it", equal_cost="steps")
-    dense, *tickets = tk.search.iterative(lab, TASK, settings, recipe=RECIPE.changed(length="20it"))[0]
-    assert dense.result.segment.steps == 20
-    assert tickets[0].dense.segment.steps + sum(each.result.segment.steps for each in tickets) <= 20
 
 
 @pytest.mark.parametrize("length", [5, 100, 250])
@@ -197,3 +181,38 @@ def test_names_of_stored_runs_stay() -> None:
     plain = SearchRequest(method, TASK, method.Settings(), RECIPE)
     assert "budget" not in plain.identity()["settings"]
     assert SearchRequest(method, TASK, method.Settings(equal_cost="steps"), RECIPE).name != plain.name
+
+
+# -- trainings with penalties, ticks and gates are search --------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "dense", "search"),
+    [
+        ("regularised", {"penalty": "l1_scales", "until": "50%"}, 0, 20),
+        pytest.param(*("l0", {"until": "50%"}, 0, 20), marks=pytest.mark.slow),
+        # Dense to the first tick at 10; two ticks of 2 steps and the tock between them; its own from the last cut on.
+        ("decorators", {"rounds": 2, "tick": "2it", "begin": "10it", "end": "30it"}, 10, 20),
+    ],
+)
+def test_steps_and_flops_add_up(tmp_path: Path, name: str, settings: Any, dense: int, search: int) -> None:
+    task, method = NormsTask(), tk.search.method(name)
+    recipe = task.recipe.changed(length="40it")
+    own = 40 - dense - search
+    settings = method.Settings(**settings, density=(0.5,))
+    with Lab(tmp_path, device="cpu") as lab:
+        record = as_json(execute(lab, SearchRequest(method, task, settings, recipe, 1, controls=("shuffled",))))
+    whole, ticket, control = (
+        next(row["cost"] for row in record["points"] if row["role"] == role) for role in ("dense", "ticket", "shuffled")
+    )
+    phases = ("dense", "search", "sparse")
+    assert [ticket[phase]["steps"] for phase in phases] == [dense, search, own]
+    assert whole["dense"]["steps"] == 40
+    step = whole["dense"]["flops"] / 40
+    assert ticket["dense"]["flops"] == pytest.approx(dense * step)
+    assert 0 < ticket["search"]["flops"] <= search * step * (1 + 1e-9)
+    assert 0 < ticket["sparse"]["flops"] < own * step
+    assert all(ticket[phase]["memory"] for phase in ("search", "sparse"))
+    # A control goes on from the weights at the last cut: of decorators, the dense network's at step 30.
+    begun = 30 if name == "decorators" else 0
+    assert [control[phase]["steps"] for phase in phases] == [begun, search, own]

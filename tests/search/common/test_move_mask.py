@@ -43,12 +43,6 @@ def test_the_gradient_of_the_next_batch(lab, points, half, equal_bits):
     assert any(bool(found[name][~kept].any()) for name, kept in mask.items()), "of removed weights too"
 
 
-def test_from_an_initialisation(lab, points, equal_bits):
-    fresh = lab.train(lab.segment(points, start=4, last=0), measure=False)
-    one, other = (lab.segment(points, start=start, order_seed=1) for start in (4, Start(state=fresh.model)))
-    assert equal_bits(first_gradient(lab, one), first_gradient(lab, other))
-
-
 def test_a_move_is_made_once(lab, points, half, monkeypatch):
     segment = onward(lab, points, half)
     digest = move_mask(lab, segment, 0.3, grow="gradient")

@@ -8,10 +8,11 @@ from torch import nn
 from torch.distributions import Categorical, kl_divergence
 from torch.func import functional_call
 
+from search.gating.test_gating import StopAt
 from ticketry.core.allocate import allocate
 from ticketry.core.scope import scope
 from ticketry.core.structure.pattern import kept_elements
-from ticketry.errors import InterruptedTrainingError, LayerCollapseError, TaskError, UsageError
+from ticketry.errors import InterruptedTrainingError, LayerCollapseError, UsageError
 from ticketry.lab.lab import Lab
 from ticketry.lab.training import job as job_module
 from ticketry.lab.training.execute import execute
@@ -112,10 +113,9 @@ def test_as_written_out(lab, points, changes):
     assert [loss for _, loss in result.record["loss"]] == pytest.approx(losses, rel=1e-3, abs=1e-5)
 
 
-@pytest.mark.parametrize("objective", ["reverse_kl", "loss"])
-def test_nothing_but_the_gates_changes(lab, points, equal_bits, objective):
+def test_nothing_but_the_gates_changes(lab, points, equal_bits):
     """Weights, running statistics, the count of batches: bit for bit. The gates all move."""
-    segment = frozen_segment(lab, points, objective=objective)
+    segment = frozen_segment(lab, points)
     result = lab.train(segment, keep=(10,))
     before = lab.store.get_tensors(segment.start.state)
     assert any("running_var" in name for name in before)
@@ -131,7 +131,7 @@ def test_the_objective_falls_and_the_density_is_near(lab, digits):
     """A longer search, over more weights."""
     dense = lab.train(lab.segment(digits, start=0, recipe=digits.recipe.changed(length="30it")))
     settings = gating(digits, density=0.1, init=-2.2)
-    recipe = RECIPE.changed(length="400it", batch=64)
+    recipe = RECIPE.changed(length="250it", batch=64)
     result = lab.train(lab.segment(digits, start=Start(state=dense.model), recipe=recipe, variants=[settings]))
     losses = [loss for _, loss in result.record["loss"]]
     assert sum(losses[-10:]) < 0.5 * sum(losses[:10])
@@ -158,18 +158,6 @@ def test_a_mask_of_exactly_the_density(lab, points):
 # -- stopping and going on ---------------------------------------------------------------------------------------------
 
 
-class StopAt(Watch):
-    def __init__(self, at: int) -> None:
-        super().__init__(1e9)
-        self.at, self.seen = at, -1
-
-    def progress(self, segment, step):
-        self.seen = step
-
-    def stop_asked(self):
-        return self.seen == self.at
-
-
 def test_going_on_gives_the_same_bits(tmp_path, points, monkeypatch):
     """Stopped before, at and after the first steps of the balance, with a state on the way."""
     monkeypatch.setattr(job_module, "_TICK_SECONDS", 0.0)
@@ -186,16 +174,6 @@ def test_going_on_gives_the_same_bits(tmp_path, points, monkeypatch):
             records = [lab.store.result(segment.trajectory, step) for step in (10, TOTAL)]
             found.append([{name: record.get(name) for name in names} for record in records])
     assert found[0] == found[1]
-
-
-def test_longer_goes_on_from_shorter(lab, points, tmp_path):
-    segment = frozen_segment(lab, points)
-    lab.train(segment.until(15))
-    before = lab.ledger.steps_trained
-    result = lab.train(segment)
-    assert lab.ledger.steps_trained - before == TOTAL - 15
-    with Lab(tmp_path / "other") as other:
-        assert other.train(frozen_segment(other, points)).variants["gates"] == result.variants["gates"]
 
 
 def test_metrics_are_of_gates_that_are_not_drawn(lab, points):
@@ -223,38 +201,14 @@ def test_metrics_are_of_gates_that_are_not_drawn(lab, points):
     [
         ({"objective": "mse"}, "objective 'mse' is not known: loss, reverse_kl, forward_kl"),
         ({"frozen": False}, "freeze them"),
-        ({"density": 0.0}, "density above 0 and below 1"),
         ({"density": 1.0}, "density above 0 and below 1"),
         ({"density": float("nan")}, "density above 0 and below 1"),
-        ({"temperature": 0.0}, "temperature"),
-        ({"temperature": 1.5}, "temperature"),
         ({"temperature": float("nan")}, "temperature"),
     ],
 )
 def test_what_cannot_be_meant_is_refused(points, wrong, told):
     with pytest.raises(UsageError, match=told):
         gating(points, **wrong)
-
-
-def test_without_class_scores_it_ends_at_once(lab, points_class):
-    class Single(points_class):
-        def load(self, data=None):
-            splits = super().load(data)
-            for split in (splits.train, splits.validation, splits.test):
-                object.__setattr__(split, "targets", split.targets.float())
-            return splits
-
-        def loss(self, outputs, targets, *, label_smoothing=0.0):
-            return nn.functional.mse_loss(outputs[:, 0], targets)
-
-        def measure(self, outputs, targets):
-            return {"correct": outputs.sum() * 0, "loss": outputs.sum() * 0}
-
-    task = Single()
-    start = lab.train(lab.segment(task, start=0))
-    segment = lab.segment(task, start=Start(state=start.model), recipe=RECIPE, variants=[gating(task)])
-    with pytest.raises(TaskError, match="score for each class"):
-        lab.train(segment)
 
 
 def test_a_description_comes_back(lab, points):

@@ -1,20 +1,63 @@
-"""Methods of one's own that do not do what a search does are told of it by name, before anything is written."""
+"""A method that a user writes: what is refused as one, and checks of what it yields."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import ticketry as tk
-from samples import sample
 from ticketry.errors import UsageError
 from ticketry.lab.retrain import retraining
 from ticketry.search import Found, Method
 from ticketry.testing import check_search
+
+
+class Right:
+    """Finds nothing."""
+
+    ABOUT = "a text of one's own"
+
+    @dataclass(frozen=True)
+    class Settings:
+        """None."""
+
+    @staticmethod
+    def search(lab: Any, task: Any, recipe: Any, settings: Any, seeds: Any) -> Any:
+        yield from ()
+
+
+class OfAnother(Right):
+    @staticmethod
+    def search(lab: Any) -> Any:  # type: ignore[override]
+        yield from ()
+
+
+class OfAnObject(Right):
+    def search(self, lab: Any, task: Any, recipe: Any, settings: Any, seeds: Any) -> Any:  # type: ignore[override]
+        yield from ()
+
+
+@pytest.mark.parametrize("found", [OfAnother, OfAnObject])
+def test_a_search_of_other_arguments_is_refused(found: type) -> None:
+    called = r"its search is called as search\(lab, task, recipe, settings, seeds\): "
+    with pytest.raises(UsageError, match=rf"^{found.__name__} is no search method: {called}"):
+        Method.of("mine", found)
+
+
+def test_one_behind_a_decorator_is_taken_as_it_is_called() -> None:
+    class Wrapped(Right):
+        @staticmethod
+        @wraps(OfAnother.search)
+        def search(*arguments: Any) -> Any:
+            yield from ()
+
+    assert Method.of("mine", Wrapped).search is Wrapped.search
+
 
 RECIPE = {"length": "4it"}
 
@@ -69,24 +112,24 @@ WRONG = {
 }
 
 
-@pytest.mark.parametrize("name", sample(WRONG, 4))
-def test_what_is_no_search_is_told_by_the_methods_name(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", WRONG)
+def test_wrong_yields_are_refused_by_the_name_of_the_method(name: str, shared_store: Path) -> None:
     change, message = WRONG[name]
-    asked: dict[str, Any] = {"task": "digits", "store": tmp_path, "recipe": RECIPE, "workers": 0, "replicates": 1}
-    with pytest.raises(UsageError, match=f"the search method mine yields .*{message}"):
-        tk.run(changed(change), **asked)
+    task = tk.task("digits")
+    with tk.Lab(shared_store) as lab, pytest.raises(UsageError, match=f"the search method mine yields .*{message}"):
+        changed(change)(lab, task, recipe=task.recipe.changed(**RECIPE))
+
+
+def test_nothing_is_written_of_a_run_whose_method_is_wrong(tmp_path: Path) -> None:
+    options: dict[str, Any] = {"task": "digits", "store": tmp_path, "recipe": RECIPE, "workers": 0, "replicates": 1}
+    wrong = changed(lambda d, a, b: [d, b, a])
+    with pytest.raises(UsageError, match="level 1 after one of level 2"):
+        tk.run(wrong, **options)
     assert not list(tmp_path.glob("runs/*/run.json"))
     with pytest.raises(AssertionError):
-        check_search(changed(change), tmp_path / "check")
-
-
-def test_what_is_as_it_should_be_passes(tmp_path: Path) -> None:
+        check_search(wrong, tmp_path / "check")
     good = changed(lambda d, a, b: [d, a, b])
-    asked: dict[str, Any] = {"task": "digits", "store": tmp_path, "recipe": RECIPE, "workers": 0, "replicates": 1}
-    assert [one.level for one in tk.run(good, **asked).tickets] == [1, 2]
-
-
-def test_a_search_that_yields_nothing_at_all_is_told(tmp_path: Path) -> None:
+    assert [one.level for one in tk.run(good, **options).tickets] == [1, 2]
     with tk.Lab(tmp_path) as lab, pytest.raises(UsageError, match="the search method mine returns a NoneType"):
         method(lambda *given: None)(lab, tk.task("digits"))
 

@@ -1,4 +1,4 @@
-"""Several densities mean the same for every method: a ticket of each, as a search for it alone finds it."""
+"""Densities as people write them: one or several mean the same for every method."""
 
 from __future__ import annotations
 
@@ -12,22 +12,64 @@ import ticketry as tk
 from ticketry.cli.search import read_arguments
 from ticketry.errors import UsageError
 from ticketry.experiments.request import request_of
-from ticketry.search import ALIASES, METHODS, method
+from ticketry.search import METHODS, method
 
-WITH_DENSITY = [name for name in (*METHODS.built_in, *ALIASES) if name != "iterative"]
+SIDE_BY_SIDE = ("acdc", "concrete", "dynamic", "early", "gradual", "l0", "oneshot", "regularised")
+ONE = ("continuous", "decorators", "iterative", "stochastic")
+WRITTEN: list[tuple[Any, tuple[float, ...]]] = [
+    (0.2, (0.2,)),
+    ("20%", (0.2,)),
+    ("0.2", (0.2,)),
+    (("50%", 0.2), (0.5, 0.2)),
+    ([0.5, "20%"], (0.5, 0.2)),
+    ("50%,20%", (0.5, 0.2)),
+    (("64.3%",), (0.643,)),
+]
+
+
+def settings(method: str, **given: Any) -> Any:
+    return tk.search.method(method).Settings(**given)
+
+
+@pytest.mark.parametrize("method", SIDE_BY_SIDE + ONE)
+def test_one_density_or_several(method: str) -> None:
+    for written, density in WRITTEN:
+        if method in SIDE_BY_SIDE or len(density) == 1:
+            made = settings(method, density=written)
+            assert made.density in (density, density[0])
+            assert made == settings(method, density=density)
+    for name, written in (("density", "10"), ("density", 10), ("sparsity", "a tenth")):
+        with pytest.raises(UsageError, match="write it as 0.1" if name == "sparsity" else r"10 %\? write 10% or 0.1"):
+            settings(method, **{name: written})
+
+
+def test_sparsity_levels_and_budgets() -> None:
+    assert settings("oneshot", sparsity="80%").targets == (0.2,)
+    assert settings("iterative", densities="50%,20%").densities == (0.5, 0.2)
+    assert settings("iterative", flops="25%").flops == (0.25,)
+    assert settings("oneshot", flops=0.25).flops == (0.25,)
+
+
+def test_names_and_numbers_of_gates_alone() -> None:
+    assert settings("oneshot", spare="fc3").spare == ("fc3",)
+    assert settings("oneshot", half_rate=["fc3.weight"]).half_rate == ("fc3.weight",)
+    assert settings("continuous", init=0.1, penalty=1e-7).members == ((0.1, 1e-7),)
+
+
+def test_an_integer_is_the_same_run() -> None:
+    (made,) = settings("oneshot", density=1).density
+    assert repr(made) == "1.0"
+
+
 FORMS = ["--density 0.2,0.1", "--density 0.2 0.1", "--density 20%,10%", "--density=0.1,0.2", "--sparsity 80%,0.9"]
 
 
-def requested(settings: Any) -> tuple[float, ...]:
-    """The densities of the tickets that were requested."""
-    return settings.targets
-
-
-@pytest.mark.parametrize("words", FORMS)
-@pytest.mark.parametrize("name", ["iterative", *WITH_DENSITY])
+@pytest.mark.parametrize(
+    ("name", "words"), [*(("iterative", words) for words in FORMS), *((name, FORMS[0]) for name in METHODS.built_in)]
+)
 def test_every_method_takes_them_in_every_form(name: str, words: str) -> None:
     settings = read_arguments([name, *words.split()], command="search")[1].settings
-    assert [one for one in requested(settings) if one in (0.2, 0.1)] == [0.2, 0.1]
+    assert [one for one in settings.targets if one in (0.2, 0.1)] == [0.2, 0.1]
 
 
 @pytest.mark.parametrize("name", ["iterative", "continuous", "stochastic"])
@@ -60,7 +102,7 @@ def test_iterative_levels_pass_through_each() -> None:
         kind(density=(0.5, 1e-9), rate=0.01)
 
 
-OPTIONS: dict[str, Any] = {"replicates": 1, "controls": (), "recipe": {"length": "20it"}, "workers": 0}
+OPTIONS: dict[str, Any] = {"replicates": 1, "controls": (), "recipe": {"length": "8it"}, "workers": 0}
 
 
 def found(store: Path, name: str, **settings: Any) -> tk.Run:
@@ -80,7 +122,7 @@ def test_an_iterative_ticket_is_that_of_its_density_alone(tmp_path: Path) -> Non
 
 
 def test_gates_search_for_each_alone(tmp_path: Path) -> None:
-    settings: dict[str, Any] = {"rounds": 2, "rewind": "0", "gate_lr": 20.0, "recipe": {"length": "60it"}}
+    settings: dict[str, Any] = {"rounds": 2, "rewind": "0", "gate_lr": 20.0, "recipe": {"length": "40it"}}
     options = {**OPTIONS, **settings, "store": tmp_path}
     both = tk.run("continuous", density=(0.6, 0.4), **options)
     assert [one.level for one in both.tickets] == [1, 2, 3, 4]

@@ -136,13 +136,6 @@ def test_with_a_budget_of_the_search_the_dense_network_is_judged_with_its_own_st
     assert (error.startswith("unequal budgets (ticket:"), "ticketry verify" in error) == (True, False)
 
 
-@pytest.mark.parametrize(("steps", "advised"), [(90, False), (110, True)])
-def test_equal_budgets_are_advised_where_tickets_have_more(steps: int, advised: bool) -> None:
-    error = told([one if one.role == "dense" else replace(one, budget=steps) for one in rows()]).verdict_error
-    assert error.startswith("unequal budgets (dense: 100 steps;")
-    assert ("Weights of the search are in these tickets" in error) == advised
-
-
 def test_verdicts_of_an_earlier_rule_are_computed_again_and_the_file_s_word_is_named() -> None:
     made = told(rows())
     assert with_current_verdicts(made) is made
