@@ -38,7 +38,7 @@ from ticketry.evidence.significance import (
     guarded,
     pool,
     pooled_p_values,
-    unseen_collapse_of,
+    unseen_collapse,
 )
 from ticketry.evidence.verdict import holm
 from ticketry.lab.store.bundle import Bundle
@@ -72,7 +72,7 @@ def pooled(differences: Any, edge: float) -> Any:
     spread = np.sqrt(np.maximum(np.maximum(variances, of_all), (SD_FLOOR * MARGIN) ** 2))
     distance = differences.mean(axis=2) - edge
     students = stdtr(np.clip(count, 1, POOLED_LEVELS) * (n - 1), -distance / (spread / np.sqrt(n)))
-    return np.maximum(students, unseen_collapse_of(distance, n, UNSEEN_FALL * MARGIN, spread))
+    return np.maximum(students, unseen_collapse(distance, n, UNSEEN_FALL * MARGIN, spread))
 
 
 def level_by_level(differences: Any, edge: float) -> Any:

@@ -48,7 +48,7 @@ def behind(made: Trained, dense: list[Result]) -> int:
 def test_what_a_whole_training_is_too_much_for_is_trained_over_the_schedule_s_end(lab: tk.Lab, control: str) -> None:
     found = gates(lab, rounds=2, rewind="3it", retrain="rewind_lr")
     assert budget(found) == 2 * TOTAL + TOTAL - 3
-    made = trained_control(lab, TASK, RECIPE, control, found, SEEDS)
+    made = trained_control(lab, TASK, control, found, SEEDS)
     assert [(each.segment.first, each.segment.last) for each in made.trainings] == [(3, 12), (3, 12), (9, 12)]
     assert len({each.segment.order_seed for each in made.trainings}) == 3
     assert made.budget == budget(found) == behind(made, [made.fresh or found.dense])
@@ -61,7 +61,7 @@ def test_under_a_budget_it_begins_with_a_dense_network_of_the_tickets_schedule(l
     found = gates(lab, rounds=rounds, rewind="0", retrain="rewind_lr", equal_cost="steps")
     short = TOTAL // (rounds + 1)
     assert budget(found) == TOTAL
-    made = trained_control(lab, TASK, RECIPE, control, found, SEEDS)
+    made = trained_control(lab, TASK, control, found, SEEDS)
     assert made.fresh is not None
     assert (made.fresh.segment.mask, made.fresh.segment.recipe) == (None, found.result.segment.recipe)
     assert (made.fresh.segment.start.seed == SEEDS.initialisation) == (control == "shuffled")
@@ -76,7 +76,7 @@ def test_what_cannot_have_as_many_steps_is_refused(lab: tk.Lab) -> None:
     assert not obstacle("cyclic", found)
     assert not obstacle("dense_of_flops", found)
     first = gates(lab, rounds=1, rewind="3it", retrain="none")
-    assert trained_control(lab, TASK, RECIPE, "shuffled", first, SEEDS).budget == budget(first) == TOTAL
+    assert trained_control(lab, TASK, "shuffled", first, SEEDS).budget == budget(first) == TOTAL
 
 
 @pytest.mark.parametrize(

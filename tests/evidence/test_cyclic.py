@@ -12,7 +12,7 @@ import ticketry as tk
 from ticketry.core.mask import Mask
 from ticketry.errors import UsageError
 from ticketry.evidence.control import LONGER
-from ticketry.evidence.controls import control_mask, control_trainings, cycles, train_control
+from ticketry.evidence.controls import control_mask, cycles, train_control, trained_control
 from ticketry.evidence.settings import StabilitySettings
 from ticketry.evidence.stability import stability
 from ticketry.experiments.request import SearchRequest
@@ -39,7 +39,7 @@ def imp(lab: Lab, **settings: Any) -> list[Found]:
 
 
 def trainings(lab: Lab, control: str, ticket: Found) -> Any:
-    return control_trainings(lab, TASK, RECIPE, control, ticket, SEEDS)
+    return trained_control(lab, TASK, control, ticket, SEEDS).trainings
 
 
 # -- what is trained ---------------------------------------------------------------------------------------------------

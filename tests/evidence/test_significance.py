@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from scipy import optimize, stats
 
 from slow_p_values import slow_p, slow_pooled
-from ticketry.evidence.comparison import compare, seeds_needed, with_pooled_sd
+from ticketry.evidence.comparison import compare, seeds_needed
 from ticketry.evidence.significance import (
     UNSEEN_FALL,
     UNSEEN_RATE,
@@ -102,7 +102,8 @@ def test_an_unseen_collapse_errs_at_most_at_its_level(rate: float, n: int) -> No
     """
     for alpha in (0.001, 0.0328, 0.05):
         shift = rate * UNSEEN_FALL * 0.5
-        reached = (1 - rate) ** n * stats.norm.sf((collapse_edge(n, alpha, 0.5) - shift) / (0.5 / n**0.5))
+        edge = collapse_edge(n, alpha, 0.5 * UNSEEN_FALL, 0.5)
+        reached = (1 - rate) ** n * stats.norm.sf((edge - shift) / (0.5 / n**0.5))
         assert reached <= alpha * (1 + 1e-9)
     assert rate <= UNSEEN_RATE
 
@@ -110,8 +111,10 @@ def test_an_unseen_collapse_errs_at_most_at_its_level(rate: float, n: int) -> No
 @pytest.mark.parametrize("n", [3, 100])
 @pytest.mark.parametrize("alpha", [0.001, 0.05])
 def test_the_edge_is_where_p_is_alpha(n: int, alpha: float) -> None:
-    assert unseen_collapse(collapse_edge(n, alpha, 0.5), n, 0.5) == pytest.approx(alpha)
-    assert collapse_edge(n, alpha, 1.0) == pytest.approx(2 * collapse_edge(n, alpha, 0.5))
+    for fall, spread in ((2.5, 0.5), (2.5, 1.5)):
+        edge = collapse_edge(n, alpha, fall, spread)
+        assert unseen_collapse(edge, n, fall, spread) == pytest.approx(alpha)
+        assert collapse_edge(n, alpha, 2 * fall, 2 * spread) == pytest.approx(2 * edge)
 
 
 # -- skewness ----------------------------------------------------------------------------------------------------------
@@ -201,12 +204,6 @@ def test_what_is_shown_is_what_the_p_value_says(n: int, spread: float) -> None:
         assert np.array_equal(shown_above(sample_of(drawn), LEAST, alpha), guarded(drawn, 0.0, LEAST)[0] <= alpha)
 
 
-@pytest.mark.parametrize("ordered", [0.0, 1.5])
-def test_at_its_edge_an_unseen_collapse_is_as_likely_as_alpha(ordered: float) -> None:
-    edge = collapse_edge(7, 0.02, LEAST, ordered)
-    assert unseen_collapse(edge, 7, LEAST, ordered) == pytest.approx(0.02)
-
-
 @pytest.mark.parametrize(
     ("distance", "spread", "alpha", "by_t_alone"),
     [(2.0, 0.8, 0.05, 3), (1.0, 0.5, 0.033, 4)],
@@ -239,8 +236,7 @@ MARGIN = 0.5
 
 def compared(levels: Any, index: int) -> Any:
     own = [float(value) for value in levels[index]]
-    found = compare(own, [0.0] * len(own), margin=MARGIN, least_spread=0.3)
-    return with_pooled_sd(found, pool(levels, MARGIN), None)
+    return compare(own, [0.0] * len(own), margin=MARGIN, least_spread=0.3, pooled=pool(levels, MARGIN))
 
 
 @pytest.mark.parametrize("shape", [(1, 5), (2, 3), (7, 5)])

@@ -11,7 +11,6 @@ import torch
 
 import ticketry as tk
 from search.bare import ADAMW, SEED, SGD, TOTAL, Training, largest
-from ticketry.errors import LayerCollapseError, TicketryError, UsageError
 from ticketry.lab.search_result import GRADUAL, budget
 from ticketry.search.acdc import Settings
 
@@ -75,16 +74,3 @@ def test_phases_and_what_they_cost(tmp_path: Path) -> None:
     assert ticket.rewound == chain[-2]
     assert (ticket.retrain, budget(ticket), ticket.search_steps) == (GRADUAL, TOTAL, COMPRESSED[-1])
     assert not any(each.metrics for each in chain[:-1]), "states on the way are not measured"
-
-
-def test_bad_settings_are_refused_before_training(tmp_path: Path) -> None:
-    for wrong in ({"warmup": "soon"}, {"density": (0.5, 0.5)}, {"distribution": "fair"}):
-        with pytest.raises(UsageError):
-            Settings(**wrong)
-    with tk.Lab(tmp_path) as lab:
-        for wrong in ({"end": "end"}, {"phase": "20it"}, {"score": "importance"}, {"spare": ("nothing",)}):
-            with pytest.raises(TicketryError):
-                found_by(lab, **{"density": (0.5,), **wrong})
-        assert lab.ledger.steps_trained == 0
-        with pytest.raises(LayerCollapseError, match="layer collapse"):
-            found_by(lab, density=(0.0001,))

@@ -12,7 +12,7 @@ import torch
 import ticketry as tk
 from lines import Lines
 from ticketry.core.structure.pattern import kept_elements
-from ticketry.errors import LayerCollapseError, TaskError, UsageError
+from ticketry.errors import LayerCollapseError, TaskError
 from ticketry.evidence.controls import train_control
 from ticketry.lab.lab import Lab
 from ticketry.lab.search_result import Found, Seeds
@@ -95,44 +95,6 @@ def test_tickets_beat_random_and_shuffled_masks(shared_store: Path) -> None:
 
 
 # -- what cannot be ----------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("wrong", "told"),
-    [
-        ({"density": (0.1,), "sparsity": (0.9,)}, "either density"),
-        ({"density": (0.1, 0.1)}, "each share once"),
-        ({"density": (1.0, 0.5)}, "the dense network"),
-        ({"density": (float("nan"),)}, "0 < density <= 1"),
-        ({"sparsity": (1.0,)}, "0 <= sparsity < 1"),
-        ({"retrain": "rewind_lr"}, "continue or restart, not rewind_lr"),
-        ({"rewind": "end"}, "continue or restart, not finetune"),
-        ({"mask_length": "0it"}, "mask_length"),
-        ({"collapse": "often"}, "not known: raise, keep"),
-    ],
-)
-def test_settings_that_contradict_are_refused(wrong: dict[str, Any], told: str) -> None:
-    with pytest.raises(UsageError, match=told):
-        concrete.Settings(**wrong)
-
-
-@pytest.mark.parametrize(
-    ("wrong", "told"),
-    [
-        ({"objective": "mse"}, "objective 'mse'"),
-        ({"temperature": float("nan")}, "temperature"),
-        ({"gate_lr": -0.1}, "lr"),
-        ({"spare": ("nothing",)}, "nothing"),
-        ({"rewind": "50ep"}, "beyond the end"),
-        ({"density": (0.3, 0.00002)}, "keeps 1 of 50200 weights, too few for one in each of the 3 layers"),
-    ],
-)
-def test_bad_settings_are_refused_before_training(tmp_path: Path, wrong: dict[str, Any], told: str) -> None:
-    kind = LayerCollapseError if "density" in wrong else UsageError
-    with tk.Lab(tmp_path) as lab:
-        with pytest.raises(kind, match=told):
-            found_by(lab, **wrong)
-        assert lab.ledger.segments_asked == 0
 
 
 def test_a_layer_that_comes_out_empty_is_named(tmp_path: Path) -> None:

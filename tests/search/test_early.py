@@ -11,7 +11,6 @@ import torch
 from torch.nn.functional import cross_entropy
 
 import ticketry as tk
-from ticketry.errors import UsageError
 from ticketry.search.early import Settings
 from ticketry_engine.support.seeds import mix
 
@@ -94,19 +93,3 @@ def test_the_masks_that_are_compared_are_chosen_as_the_tickets(tmp_path: Path, c
     assert ticket.moment is not None
     assert [share for _, share in ticket.moment.looks] == differing[: len(ticket.moment.looks)]
     assert any(differing)
-
-
-@pytest.mark.parametrize(
-    ("settings", "said"),
-    [
-        ({"detector": "luck"}, "distance, masks"),
-        ({"threshold": -1.0}, "at least 0"),
-        ({"score": "nothing"}, "nothing"),
-        ({"latest": "9000it"}, "^latest 9000it is iteration 9000, beyond the end"),
-        ({"when": "9000it"}, "^when 9000it is iteration 9000, beyond the end"),
-    ],
-)
-def test_bad_settings(tmp_path: Path, settings: dict[str, Any], said: str) -> None:
-    with tk.Lab(tmp_path) as lab, pytest.raises(UsageError, match=said):
-        found_by(lab, **settings)
-    assert lab.ledger.segments_trained == 0

@@ -12,7 +12,6 @@ import torch
 import ticketry as tk
 from search.bare import ADAMW, SEED, SGD, TOTAL, Training, largest
 from ticketry.core.sparse_training.schedule import cuts
-from ticketry.errors import LayerCollapseError, TicketryError, UsageError
 from ticketry.lab.search_result import GRADUAL, budget
 from ticketry.lab.training.segment import Start
 from ticketry.search.gradual import Settings
@@ -92,16 +91,3 @@ def test_the_way_to_a_density(tmp_path: Path) -> None:
     assert all(after.segment.start.optimizer == before.training for before, after in pairwise(chain))
     assert (ticket.retrain, budget(ticket), ticket.search_steps) == (GRADUAL, TOTAL, END)
     assert not any(each.metrics for each in chain[:-1]), "states on the way are not measured"
-
-
-def test_bad_settings_are_refused_before_training(tmp_path: Path) -> None:
-    for wrong in ({"density": (1.5,)}, {"density": (0.5,), "sparsity": (0.5,)}, {"begin": "soon"}):
-        with pytest.raises(UsageError):
-            Settings(**wrong)
-    with tk.Lab(tmp_path) as lab:
-        for wrong in ({"end": "end"}, {"begin": "90%"}, {"score": "importance"}, {"begin": "50ep"}):
-            with pytest.raises(TicketryError):
-                found_by(lab, **{"density": (0.5,), **wrong})
-        assert lab.ledger.steps_trained == 0
-        with pytest.raises(LayerCollapseError, match="layer collapse"):
-            found_by(lab, density=(0.0001,))

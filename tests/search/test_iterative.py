@@ -11,7 +11,7 @@ import torch
 import ticketry as tk
 from lab_fixtures import PointsTask
 from search.bare import SEED, SGD, TOTAL, Training, largest
-from ticketry.errors import LayerCollapseError, TicketryError, UsageError
+from ticketry.errors import LayerCollapseError, UsageError
 from ticketry.search import method, methods
 from ticketry.search.iterative import Settings
 
@@ -75,31 +75,6 @@ def test_levels_are_powers_of_the_rate_and_end_at_the_density() -> None:
     assert Settings(rate=0.2, density=0.64).targets == (0.8, 0.64), "a power is not visited twice"
 
 
-@pytest.mark.parametrize(
-    ("wrong", "said"),
-    [
-        ({"rate": 0.0}, "rate"),
-        ({"rate": 1.0}, "rate"),
-        ({"levels": 0}, "levels"),
-        ({"density": 1.5}, "density"),
-        ({"density": 0.5, "sparsity": 0.5}, "either density"),
-        ({"densities": (0.5, 0.6)}, "densities"),
-        ({"densities": (0.5,), "density": 0.2}, "densities"),
-        ({"retrain": "again"}, "again"),
-        ({"rewind": "soon"}, "soon"),
-        ({"distribution": "fair"}, "fair"),
-        ({"density": 1e-30}, "1e-30"),
-        ({"levels": 3, "density": 0.1}, "density stands in place of levels"),
-        ({"levels": 3, "time": 0.5}, "time stands in place of levels"),
-        ({"rate": 0.5, "levels": 2, "densities": (0.5,)}, "densities stands in place of rate and levels"),
-        ({"rewind": "end", "retrain": "continue"}, "finetune, restart or none"),
-    ],
-)
-def test_settings_that_contradict_are_refused(wrong: dict[str, Any], said: str) -> None:
-    with pytest.raises(UsageError, match=said):
-        _ = Settings(**wrong).how_retrained
-
-
 def test_rewind_points_share_the_dense_training(tmp_path: Path) -> None:
     with tk.Lab(tmp_path) as lab:
         first = run(lab, densities=(0.5,), rewind="0")
@@ -124,14 +99,14 @@ def test_spared_layers_are_not_in_the_denominator_and_half_rate_layers_lose_half
     assert half.table()[-1].density == pytest.approx(0.8, abs=1 / half.table()[-1].total)
 
 
-@pytest.mark.parametrize(
-    "wrong", [{"score": "importance"}, {"spare": ("nothing",)}, {"rewind": "50ep"}, {"half_rate": ("nothing",)}]
-)
-def test_unknown_names_are_refused_before_training(tmp_path: Path, wrong: dict[str, Any]) -> None:
-    with tk.Lab(tmp_path) as lab:
-        with pytest.raises(TicketryError):
-            run(lab, **{"densities": (0.5,), **wrong})
-        assert lab.ledger.segments_trained == 0
+def test_settings_that_replace_others_exclude_them(tmp_path: Path) -> None:
+    for twice, said in (
+        ({"levels": 3, "density": 0.1}, "density stands in place of levels"),
+        ({"levels": 3, "time": 0.5}, "time stands in place of levels"),
+        ({"rate": 0.5, "levels": 2, "densities": (0.5,)}, "densities stands in place of rate and levels"),
+    ):
+        with pytest.raises(UsageError, match=said):
+            tk.run("iterative", store=tmp_path, **twice)
 
 
 def test_layer_collapse_is_reported_before_the_ticket_is_trained(tmp_path: Path) -> None:

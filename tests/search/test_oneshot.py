@@ -44,14 +44,6 @@ def test_steps_of_the_search_are_told(tmp_path: Path) -> None:
     assert [(item.result.segment.first, item.result.segment.last) for item in found[1:]] == [(20, 34)] * 3
 
 
-def test_nothing_is_left_to_rewind_to_at_the_end() -> None:
-    assert Settings(rewind="end").how_retrained(tk.Recipe()) == "finetune"
-    with pytest.raises(UsageError, match="finetune, restart or none"):
-        Settings(rewind="end", retrain="rewind_lr")
-    with pytest.raises(UsageError, match="not known"):
-        Settings(retrain="again")
-
-
 @pytest.mark.parametrize("written", ["20it", "99.9%"])
 def test_nothing_is_left_to_train_at_the_end_however_it_is_written(tmp_path: Path, written: str) -> None:
     """Else a ticket would be the dense network, cut, and judged beside itself."""

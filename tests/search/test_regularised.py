@@ -12,7 +12,6 @@ from torch import Tensor, nn
 import ticketry as tk
 from norms_task import NormsTask
 from search.bare import BATCH, SEED, Training
-from ticketry.errors import TicketryError
 from ticketry.lab.search_result import budget, search_cost
 from ticketry.lab.training.variants import Penalty
 from ticketry.search.regularised import Settings
@@ -129,23 +128,3 @@ def test_a_penalty_makes_small(tmp_path: Path) -> None:
             sizes = weights.abs().sort().values
             parts.append(float(sizes[: int(0.7 * len(sizes))].sum() / sizes.sum()))
         assert parts[1] < 0.7 * parts[0]
-
-
-@pytest.mark.parametrize(
-    ("settings", "said"),
-    [
-        ({"penalty": "l3"}, "l1_scales, hoyer_square"),
-        ({"strength": 0.0}, "above 0"),
-        ({"until": "0"}, "steps with it"),
-        ({"until": "100%"}, "steps after it"),
-        ({"score": "slimming"}, "whole channels"),
-        ({"penalty": "l1_scales"}, "has none"),
-        ({"penalty": "group_hoyer_square", "score": "slimming"}, "pass no norm"),
-        ({"penalty": "group_hoyer_square", "distribution": "erk"}, "global or uniform"),
-    ],
-)
-def test_bad_settings(tmp_path: Path, settings: dict[str, Any], said: str) -> None:
-    """digits' own network has no norms."""
-    with tk.Lab(tmp_path) as lab, pytest.raises(TicketryError, match=said):
-        found_by(lab, tk.task("digits"), **settings)
-    assert lab.ledger.segments_trained == 0

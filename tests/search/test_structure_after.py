@@ -149,26 +149,6 @@ def test_one_shot(shared_store: Path) -> None:
 # -- words -------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("wrong", "told"),
-    [
-        ({"structure": "4:2"}, "is not offered"),
-        ({"structured_levels": 1}, "needs a structure"),
-        ({"structured_levels": 4, "structure": "2:4", "densities": DENSITIES}, "0 … 3"),
-        ({"structure": "refill:0.3"}, r"write refill, or refill\+:0.3"),
-        ({"structure": "refill+:1.5"}, "0 < plus <= 1"),
-        ({"structure": "refill+:some"}, "a share such as 0.2, or match"),
-        ({"structure": "regroup,collapse=hope"}, "raise or keep"),
-        ({"structure": "2:4,rows=8"}, "the options of 2:4 are none"),
-        ({"structure": "regroup,method=luck"}, "similarity, hypergraph, paper, random"),
-        ({"structure": "refill,coupled=outer"}, "agree or inner"),
-    ],
-)
-def test_what_cannot_be_meant_is_refused(wrong: dict[str, Any], told: str) -> None:
-    with pytest.raises(UsageError, match=told):
-        tk.search.iterative.Settings(**wrong)
-
-
 def test_seeds_decide_what_is_random(shared_store: Path) -> None:
     search, task = method_called("iterative"), tk.task("digits")
     settings = search.Settings(densities=(0.5,), structure="regroup:4,method=random")

@@ -14,7 +14,6 @@ import ticketry as tk
 from samples import sample
 from search.bare import BATCH, SEED, Training
 from ticketry.core.structure import channels, rebuild, shrink_optimizer, shrink_plan
-from ticketry.errors import UsageError
 from ticketry.lab.search_result import budget
 from ticketry_engine.support.seeds import mix
 
@@ -159,21 +158,3 @@ def test_the_detector_finds_a_moment_at_every_density(shared_store: Path, densit
 
 
 # -- what is refused ---------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("method", "settings", "said"),
-    [
-        ("early", {"distribution": "erk"}, "global or uniform"),
-        ("gradual", {"half_rate": ("fc3.weight",)}, "single weights"),
-        ("early", {"regrow": True}, "do not return"),
-        ("early", {"score": "twisted:l1"}, "no control of a score"),
-        ("early", {"structure": "none", "score": "l1"}, "--structure channels"),
-        ("oneshot", {"when": "5it", "retrain": "restart"}, "leave rewind and retrain"),
-    ],
-)
-def test_what_cannot_be_meant(tmp_path: Path, method: str, settings: dict[str, Any], said: str) -> None:
-    with tk.Lab(tmp_path) as lab:
-        with pytest.raises(UsageError, match=said):
-            found_by(lab, getattr(tk.search, method), **settings)
-        assert lab.ledger.segments_trained == 0

@@ -1,4 +1,4 @@
-"""What shows that a ticket wins: verdicts, controls that should lose, stability, and error barriers.
+"""Evidence that a ticket wins: verdicts, controls that should lose, stability, and error barriers.
 
 The names below are imported when they are first used, so that ``import ticketry.evidence`` does not wait for torch.
 """

@@ -23,6 +23,7 @@ from ticketry.evidence.significance import (
     LEAST_SEEDS,
     ROUNDING,
     SIMULATED,
+    UNSEEN_FALL,
     Diagnosis,
     PooledSD,
     collapse_edge,
@@ -146,6 +147,7 @@ def compare(
     higher_is_better: bool = True,
     resolution: float | None = None,
     least_spread: float | None = None,
+    pooled: PooledSD | None = None,
     name: str = "the other network",
 ) -> Comparison:
     """Compare two networks over paired seeds: `ticket[i]` and `other[i]` are from the same seed.
@@ -159,8 +161,8 @@ def compare(
         resolution: the metric's smallest step: 100 / number of test examples for an accuracy in %. It is a lower bound
             of the SD, so that equal differences do not pass for perfect certainty.
         least_spread: SD floor in the metric's unit, for the tests of `significance`; without it plain t tests, by which
-            equal differences without a resolution show nothing. The interval is always the t interval of the observed
-            SD.
+            equal differences without a resolution show nothing. The interval is the t interval of the observed SD.
+        pooled: SD over the levels of one search, for tests and interval of `significance.pooled_p_values`.
         name: the other network's name in messages.
 
     Raises:
@@ -176,6 +178,8 @@ def compare(
     n, mean, sd = len(differences), *_moments(differences)
     scale = max(abs(value) for value in (*ticket, *other))
     spread, note = _spread(sd, scale, resolution, least_spread, name)
+    if pooled is not None and sd is not None:
+        spread = max(sd, pooled.sd, pooled.floor, resolution or 0.0)
     found = Comparison(
         n=n,
         mean=mean,
@@ -186,18 +190,21 @@ def compare(
         least_spread=least_spread,
         differences=differences,
         name=name,
+        pooled=pooled,
     )
     if spread is None:
         return found
 
     def p_values(null: float) -> tuple[Any, Any]:
+        if pooled is not None:
+            return pooled_p_values(mean - null, spread, n, pooled)
         if least_spread is None:
             return one_sided(mean, spread, n, null)
         return guarded(differences, null, max(least_spread, resolution or 0.0))
 
     p_noninferior, p_inferior = p_values(-margin)
     p_superior, p_worse = p_values(0.0)
-    half = _half_width(spread, n, confidence) if spread else None
+    half = _half_width(spread, n, confidence, n - 1 if pooled is None else pooled.freedom(n)) if spread else None
     return replace(
         found,
         spread=spread,
@@ -207,33 +214,6 @@ def compare(
         p_superior=float(p_superior),
         p_inferior=float(p_inferior),
         p_worse=float(p_worse),
-    )
-
-
-def with_pooled_sd(one: Comparison, pooled: PooledSD, resolution: float | None) -> Comparison:
-    """Return the comparison with interval and p-values of `significance.pooled_p_values`.
-
-    Args:
-        one: a result of `compare`.
-        pooled: the SD over the levels of the search.
-        resolution: the metric's smallest step, see `compare`.
-    """
-    if one.sd is None:
-        return replace(one, pooled=pooled)
-    spread = max(one.sd, pooled.sd, pooled.floor, resolution or 0.0)
-    p_noninferior, p_inferior = pooled_p_values(one.mean + one.margin, spread, one.n, pooled)
-    p_superior, p_worse = pooled_p_values(one.mean, spread, one.n, pooled)
-    half = _half_width(spread, one.n, one.confidence, pooled.freedom(one.n))
-    return replace(
-        one,
-        pooled=pooled,
-        spread=spread,
-        low=one.mean - half,
-        high=one.mean + half,
-        p_noninferior=p_noninferior,
-        p_superior=p_superior,
-        p_inferior=p_inferior,
-        p_worse=p_worse,
     )
 
 
@@ -270,7 +250,10 @@ def seeds_needed(
         """Return whether each part of the test alone has that power."""
         error = spread / sqrt(n)
         lift = float(ndtri(power)) * error
-        if least_spread is not None and distance - collapse_edge(n, alpha, least_spread) < lift:
+        if (
+            least_spread is not None
+            and distance - collapse_edge(n, alpha, UNSEEN_FALL * least_spread, least_spread) < lift
+        ):
             return False
         enough = float(stdtrit(n - 1, 1 - alpha))
         if least_spread is None or spread >= least_spread:
@@ -351,6 +334,5 @@ def _spread(
     return 0.0, f"{equal} (do the seeds take effect?): no interval; tested as if they spread by {least_spread:g}"
 
 
-def _half_width(spread: float, n: int, confidence: float, freedom: int | None = None) -> float:
-    quantile = float(special().stdtrit(n - 1 if freedom is None else freedom, (1 - confidence) / 2))
-    return -quantile * spread / sqrt(n)
+def _half_width(spread: float, n: int, confidence: float, freedom: int) -> float:
+    return -float(special().stdtrit(freedom, (1 - confidence) / 2)) * spread / sqrt(n)

@@ -1,7 +1,7 @@
 """Linear mode connectivity: the error along the straight line between two trained networks.
 
 Frankle, Dziugaite, Roy & Carbin, "Linear Mode Connectivity and the Lottery Ticket Hypothesis" (ICML 2020, section 2).
-Two networks with no barrier between them lie in one linearly connected minimum. A start whose children under different
+Two networks with no barrier between them are in one linearly connected minimum. A start whose children under different
 data orders have none is *stable* (the paper: a height below 2 percentage points).
 """
 

@@ -39,7 +39,7 @@ class Form:
     """The mask's budget (flops), for weights; controls have the same budget instead of the same density."""
 
     @classmethod
-    def of(cls, structure: str, *, shrunk: bool, pattern: str = UNSTRUCTURED, aim: str = "") -> Form:
+    def from_structure(cls, structure: str, *, shrunk: bool, pattern: str = UNSTRUCTURED, aim: str = "") -> Form:
         """Return the form of a ticket's mask.
 
         Args:
@@ -58,8 +58,8 @@ class Form:
     @classmethod
     def of_found(cls, found: Found) -> Form:
         """Return the form of a found ticket's mask."""
-        kind = found.structured.by.kind if found.structured else ""
-        return cls.of(kind, shrunk=found.result.segment.whole_channels, pattern=found.pattern, aim=found.aim)
+        kind, shrunk = found.structured.by.kind if found.structured else "", found.result.segment.whole_channels
+        return cls.from_structure(kind, shrunk=shrunk, pattern=found.pattern, aim=found.aim)
 
     def key(self) -> dict[str, Any]:
         """Return JSON values that distinguish a control's mask from those of other forms."""
@@ -315,7 +315,7 @@ PROCEDURE_RIVALS = ("shuffled", *STATIC)
 """Controls that a verified procedure should beat: random masks with its layers' densities, trained as its tickets are,
 and masks that need no search (Liu et al., "The Unreasonable Effectiveness of Random Pruning", 2022)."""
 STRUCTURED_RIVALS = ("shuffled", "random_prune")
-"""The same for masks with a structure, which `STATIC` masks lack."""
+"""Controls that a verified procedure whose masks have a structure should beat; `STATIC` masks have none."""
 
 
 def check_rivals(names: tuple[str, ...], known: tuple[str, ...] = RIVALS) -> None:

@@ -140,15 +140,6 @@ def _of_time(lab: Lab, task: Task, role: str, mask: Mask, terms: str, of_steps: 
     return of_steps(least * STEPS // HUNDRED)
 
 
-def train_dense_of_cost(
-    lab: Lab, task: Task, recipe: Recipe, role: str, found: Found, seeds: Seeds, *, label: str = ""
-) -> Result:
-    """Train the dense rival of a found ticket: from its own initialisation, for the ticket's total steps."""
-    assert found.mask is not None
-    rival = dense_of_cost(lab, task, role, lab.store.get_mask(found.mask), found.aim)
-    return train_for(lab, rival, recipe, budget(found), seeds, label=label)
-
-
 def train_cycles(
     lab: Lab, task: Task, recipe: Recipe, mask: str, found: Found, seeds: Seeds, label: str = ""
 ) -> list[Result]:
@@ -311,7 +302,7 @@ def train_control(
         >>> made.kept == found.kept, made == found
         (True, False)
     """
-    return control_trainings(lab, task, recipe, control, found, seeds, label)[-1]
+    return trained_control(lab, task, control, found, seeds, label).trainings[-1]
 
 
 @dataclass(frozen=True)
@@ -333,25 +324,19 @@ class Trained:
         return self.begun + sum(each.segment.steps for each in self.trainings)
 
 
-def control_trainings(
-    lab: Lab, task: Task, recipe: Recipe, control: str, found: Found, seeds: Seeds, label: str = ""
-) -> list[Result]:
-    """Return the trainings of `train_control`, each of which continues the previous one."""
-    return trained_control(lab, task, recipe, control, found, seeds, label).trainings
+def trained_control(lab: Lab, task: Task, control: str, found: Found, seeds: Seeds, label: str = "") -> Trained:
+    """Train a control, see `train_control`, or one of `records.network.MATCHED_DENSE`; return all trainings.
 
-
-def trained_control(
-    lab: Lab, task: Task, recipe: Recipe, control: str, found: Found, seeds: Seeds, label: str = ""
-) -> Trained:
-    """Train a control, see `train_control`, or one of `records.network.MATCHED_DENSE`; return all trainings."""
+    A dense network of the ticket's cost starts from its own initialisation and has the ticket's total steps.
+    """
     assert found.mask is not None
-    recipe = found.result.segment.recipe  # a budget may have changed the ticket's recipe
+    recipe = found.result.segment.recipe  # a budget may have changed that of the search
+    ticket = mask = found.mask
     if is_matched_dense(control):
-        rival = train_dense_of_cost(lab, task, recipe, control, found, seeds, label=label)
-        return Trained([rival], fresh=rival, searched=False)
-    ticket = found.mask
+        rival = dense_of_cost(lab, task, control, lab.store.get_mask(ticket), found.aim)
+        trained = train_for(lab, rival, recipe, budget(found), seeds, label=label)
+        return Trained([trained], fresh=trained, searched=False)
     chosen = CONTROLS.get(control)
-    mask = ticket
     if chosen.changes_mask:
         mask = stored_control_mask(lab, task, control, ticket, seeds, Form.of_found(found))
     if control in LONGER:

@@ -50,15 +50,14 @@ def resolution(unit: str, examples: int | None) -> float | None:
     return 100 / examples if unit == "%" and examples else None
 
 
-def with_verdicts(record: RunRecord, examples: int) -> RunRecord:
-    """Add the verdicts of the levels to a run's record, or the reason why there are none.
+def with_verdicts(record: RunRecord, examples: int | None) -> RunRecord:
+    """Add the verdicts of the levels to a run's record, or the reason why there is no verdict.
 
     For a run that ended early, verdicts cover only levels that every replicate reached, to avoid survivorship bias.
+
+    Args:
+        examples: number of test examples; None if unknown.
     """
-    return _with_judgement(record, examples)
-
-
-def _with_judgement(record: RunRecord, examples: int | None) -> RunRecord:
     bounded = bool(upgrade_settings(record.settings).get("equal_cost"))
     try:
         points = _reached_by_all(record.points, record.replicates) if record.ended else record.points
@@ -94,19 +93,17 @@ def with_current_verdicts(record: RunRecord) -> RunRecord:
     if not record.verdicts or all(one.rule == RULE for one in record.verdicts):
         return record
     stored = {one.level: one for one in record.verdicts}
-    found = _with_judgement(record, None)
+    found = with_verdicts(record, None)
     if found.verdict_error:
         return record
-    verdicts = [_with_stored_verdict(one, stored.get(one.level)) for one in found.verdicts]
+    why = "the record stores {!r}, by the rule of an earlier version, which did not pool levels"
+    verdicts = [
+        structs.replace(one, reasons=(*one.reasons, why.format(stored[one.level].verdict)))
+        if one.level in stored and stored[one.level].verdict != one.verdict
+        else one
+        for one in found.verdicts
+    ]
     return structs.replace(found, verdicts=tuple(verdicts))
-
-
-def _with_stored_verdict(one: LevelVerdict, stored: LevelVerdict | None) -> LevelVerdict:
-    """Add a note to a verdict if the record stores a different one."""
-    if stored is None or stored.verdict == one.verdict:
-        return one
-    why = f"the record stores {stored.verdict!r}, by the rule of an earlier version, which did not pool levels"
-    return structs.replace(one, reasons=(*one.reasons, why))
 
 
 def judge(

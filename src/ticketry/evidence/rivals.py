@@ -72,12 +72,6 @@ def references(subject: Subject) -> list[Reference]:
     return [*made, Reference("dense_at_flops", steps, note)]
 
 
-def train_reference(subject: Subject, reference: Reference, seeds: Seeds) -> Result:
-    """Train the dense network of the ticket's initialisation for the reference's steps."""
-    own = replace(seeds, initialisation=subject.seeds.initialisation)
-    return train_for(subject.lab, subject.task, subject.recipe, reference.steps, own, label=reference.role)
-
-
 def flops_share(lab: Lab, task: Task, mask: Mask) -> float:
     """Return the masked network's FLOPs as a share of the dense one's, if removed weights need none. Cached.
 
@@ -87,19 +81,13 @@ def flops_share(lab: Lab, task: Task, mask: Mask) -> float:
     key = digest_of({"flops": 2, "task": dict(task.key())})
     known = lab.store.memo("flops", key)
     if known is None:
-        found = _count_flops(lab, task)
+        model, inputs = lab.model(task).eval(), lab.course(task).inputs(1)
+        arguments = inputs if isinstance(inputs, tuple) else (inputs,)
+        found = forward_flops(named_parameters(model), lambda: model(*arguments))
         known = {"dense": found.dense, "products": [[list(names), flops] for names, flops in found.products.items()]}
         lab.store.put_memo("flops", key, known)
     by_weight = FlopsByWeight(known["dense"], {tuple(names): flops for names, flops in known["products"]})
     return by_weight.left(removed_shares(mask)) / by_weight.dense if by_weight.dense else 1.0
-
-
-def _count_flops(lab: Lab, task: Task) -> FlopsByWeight:
-    """Count the FLOPs of the forward pass of one example."""
-    model = lab.model(task).eval()
-    inputs = lab.course(task).inputs(1)
-    arguments = inputs if isinstance(inputs, tuple) else (inputs,)
-    return forward_flops(named_parameters(model), lambda: model(*arguments))
 
 
 Search = Callable[[Lab, Task, Recipe, Any, Seeds], Iterator[Found]]
@@ -114,6 +102,7 @@ class Replicate:
     seeds: Seeds
     dense: Found
     ticket: Found
+    mask: Mask
     cost: int
     """Training steps of everything that the ticket needed, see `lab.costs.phases`."""
 
@@ -197,7 +186,8 @@ class Procedure:
                 f"seed number {number + 1}: the search found {len(found) - 1} tickets, none of level {self.level}, so"
                 " its procedure cannot be judged at that level"
             )
-        return Replicate(task, seeds, found[0], ticket, phases_of(ticket, before).steps)
+        mask = self.lab.store.get_mask(ticket.mask)
+        return Replicate(task, seeds, found[0], ticket, mask, phases_of(ticket, before).steps)
 
 
 @dataclass(frozen=True)
@@ -232,9 +222,13 @@ class Rivals:
         self.subject, self.lab, self.task = subject, subject.lab, subject.task
         self.left_out: dict[str, str] = {}
         """Undefined controls, with the reason."""
-        small = self._narrower() if SMALL_DENSE in controls else None
-        self._dense_tasks = {SMALL_DENSE: small} if small else {}
+        self._dense_tasks: dict[str, Task] = {}
         """Tasks of dense networks other than the ticket's, by role."""
+        if SMALL_DENSE in controls:
+            if small := narrower(self.task, subject.remaining):
+                self._dense_tasks[SMALL_DENSE] = small
+            else:
+                self.left_out[SMALL_DENSE] = no_narrower(self.task, subject.remaining)
         for name in filter(is_matched_dense, controls):
             self._dense_tasks[name] = dense_of_cost(self.lab, self.task, name, subject.mask, subject.form.aim)
         self.controls = tuple(name for name in controls if name not in self.left_out)
@@ -257,9 +251,12 @@ class Rivals:
 
         def one(reference: Reference, seeds: Seeds) -> float:
             with self.lab.telling("reference "):
-                return float(train_reference(self.subject, reference, seeds).metrics["test"][metric])
+                steps, recipe = reference.steps, self.subject.recipe
+                trained = train_for(self.lab, self.task, recipe, steps, seeds, label=reference.role)
+                return float(trained.metrics["test"][metric])
 
-        seeds = [self.subject.fresh_seeds(number) for number in range(count)]
+        begun = self.subject.seeds.initialisation  # the dense networks have the ticket's
+        seeds = [replace(self.subject.fresh_seeds(number), initialisation=begun) for number in range(count)]
         values = self.lab.gather([partial(one, reference, each) for reference in shown for each in seeds])
         return [(reference, values[index * count : (index + 1) * count]) for index, reference in enumerate(shown)]
 
@@ -312,13 +309,6 @@ class Rivals:
             return Start(seed=seed)
         segment = lab.segment(begun, start=seed, last=subject.step, order_seed=seeds.order, recipe=subject.recipe)
         return Start(state=lab.train(segment, label=f"{role} (fresh start)").model)
-
-    def _narrower(self) -> Task | None:
-        task, most = self.subject.task, self.subject.remaining
-        small = narrower(task, most)
-        if small is None:
-            self.left_out[SMALL_DENSE] = no_narrower(task, most)
-        return small
 
 
 def narrower(task: Task, most: int) -> Task | None:
@@ -382,20 +372,17 @@ class ProcedureRivals:
 
     def model(self, role: str) -> str:
         """Return the name of a role's network at the first seed."""
-        one = self.replicates[0]
-        task = self._rival(role, one)
-        assert task is not None
-        return str(task.key().get("model", ""))
+        return str(self._rival(role, self.replicates[0]).key().get("model", ""))
 
     @property
     def kept_weights(self) -> int:
         """Mean number of retained weights over seeds."""
-        return round(fmean(self._mask_kept(one) for one in self.replicates.values()))
+        return round(fmean(one.mask.kept for one in self.replicates.values()))
 
     @property
     def total(self) -> int:
         """Number of weights in the masks' scope."""
-        return self.lab.store.get_mask(_mask(self.replicates[0])).total
+        return self.replicates[0].mask.total
 
     def references(self, count: int) -> list[tuple[Reference, Sequence[float]]]:
         """Train the dense network by the recipe, and at the whole search's cost with `count` seeds."""
@@ -409,7 +396,7 @@ class ProcedureRivals:
             note = f"the {first.cost:,} steps of the whole search, {first.cost / planned:.1f} trainings by the recipe"
             reference = Reference("dense_at_cost", first.cost, note)
             pieces = [
-                partial(self._dense, self.replicates[number], first.cost, reference.role) for number in range(count)
+                partial(self._train_for, self.replicates[number], first.cost, reference.role) for number in range(count)
             ]
             results = self.lab.gather(pieces)
             shown.append((reference, [float(one.metrics["test"][metric]) for one in results]))
@@ -439,61 +426,46 @@ class ProcedureRivals:
             return Trained(one.ticket.result, one.budget)
         if role == "dense":
             steps = self._dense_steps(one)
-            return Trained(self._dense(one, steps, role), steps)
+            return Trained(self._train_for(one, steps, role), steps)
         if role in STATIC:
-            ticket, seed = self.lab.store.get_mask(_mask(one)), mix(one.seeds.mask, role)
+            seed = mix(one.seeds.mask, role)
             if one.form.aim:
-                mask = random_mask_of_equal_cost(ticket, terms_in(self.lab, one.task, ticket, one.form.aim), seed, role)
+                prices = terms_in(self.lab, one.task, one.mask, one.form.aim)
+                mask = random_mask_of_equal_cost(one.mask, prices, seed, role)
             else:
-                mask = random_mask(ticket, seed, role)
+                mask = random_mask(one.mask, seed, role)
             variants = under_mask(one.ticket.result.segment.variants, self.lab.store.put_mask(mask))
-            return Trained(self._for_budget(one, one.task, role, variants), one.budget)
+            return Trained(self._train_for(one, one.budget, role, variants=variants), one.budget)
         if role == SMALL_DENSE or is_matched_dense(role):
-            task = self._rival(role, one)
-            assert task is not None
-            return Trained(self._for_budget(one, task, role), one.budget)
-        return self._like_the_ticket(role, one)
+            return Trained(self._train_for(one, one.budget, role, task=self._rival(role, one)), one.budget)
+        # A control of the ticket, trained repeatedly if the ticket was trained at each level.
+        made = trained_control(self.lab, one.task, role, one.ticket, one.seeds, label=role)
+        return Trained(made.trainings[-1], made.budget)
 
     def _dense_steps(self, one: Replicate) -> int:
         if self.subject.bounded:
             return one.dense.result.segment.steps
         return one.cost if self._settings.dense_at == "cost" else one.budget
 
-    def _dense(self, one: Replicate, steps: int, label: str) -> Result:
-        return train_for(self.lab, one.task, self.subject.recipe, steps, one.seeds, label=label)
+    def _train_for(
+        self, one: Replicate, steps: int, label: str, *, task: Task | None = None, variants: Sequence[Variant] = ()
+    ) -> Result:
+        recipe = self.subject.recipe
+        return train_for(self.lab, task or one.task, recipe, steps, one.seeds, variants=variants, label=label)
 
-    def _for_budget(self, one: Replicate, task: Task, role: str, variants: Sequence[Variant] = ()) -> Result:
-        return train_for(self.lab, task, self.subject.recipe, one.budget, one.seeds, variants=variants, label=role)
-
-    def _like_the_ticket(self, role: str, one: Replicate) -> Trained:
-        """Train a control as the ticket was, repeatedly if the ticket was trained at each level."""
-        recipe = one.ticket.result.segment.recipe
-        made = trained_control(self.lab, one.task, recipe, role, one.ticket, one.seeds, label=role)
-        return Trained(made.trainings[-1], made.budget)
-
-    def _rival(self, role: str, one: Replicate) -> Task | None:
+    def _rival(self, role: str, one: Replicate) -> Task:
         """Return the task with a role's network."""
         if is_matched_dense(role):
-            mask = self.lab.store.get_mask(_mask(one))
-            return dense_of_cost(self.lab, one.task, role, mask, one.form.aim)
-        return self._narrower(one) if role == SMALL_DENSE else one.task
+            return dense_of_cost(self.lab, one.task, role, one.mask, one.form.aim)
+        found = self._narrower(one) if role == SMALL_DENSE else one.task
+        assert found is not None
+        return found
 
     def _narrower(self, one: Replicate) -> Task | None:
         return narrower(one.task, self._parameters("ticket", one))
 
     def _parameters(self, role: str, one: Replicate) -> int:
-        task = self._rival(role, one)
-        assert task is not None
-        everything = sum(value.numel() for value in named_parameters(self.lab.model(task)).values())
+        everything = sum(value.numel() for value in named_parameters(self.lab.model(self._rival(role, one))).values())
         if role in ("dense", SMALL_DENSE) or is_matched_dense(role):
             return everything
-        mask = self.lab.store.get_mask(_mask(one))
-        return everything - mask.total + mask.kept
-
-    def _mask_kept(self, one: Replicate) -> int:
-        return self.lab.store.get_mask(_mask(one)).kept
-
-
-def _mask(one: Replicate) -> str:
-    assert one.ticket.mask is not None
-    return one.ticket.mask
+        return everything - one.mask.total + one.mask.kept

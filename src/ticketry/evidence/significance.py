@@ -101,7 +101,7 @@ def guarded(differences: Any, null: float, least_spread: float) -> tuple[Any, An
     distance, (statistic, corrected), ordered = _statistics(sample_of(values), null, least_spread)
     stdtr = special().stdtr
     students = stdtr(n - 1, -np.minimum(statistic, corrected)), stdtr(n - 1, np.maximum(statistic, corrected))
-    collapse = [unseen_collapse(side * distance, n, least_spread, ordered) for side in (1, -1)]
+    collapse = [unseen_collapse(side * distance, n, UNSEEN_FALL * least_spread, ordered) for side in (1, -1)]
     above, below = (np.maximum(*both) for both in zip(students, collapse, strict=True))
     return above, below
 
@@ -112,11 +112,12 @@ def shown_above(sample: Sample, least_spread: float, alpha: float) -> Any:
 
     distance, both, ordered = _statistics(sample, 0.0, least_spread)
     enough = special().stdtrit(sample.n - 1, 1 - alpha)
-    return (np.minimum(*both) >= enough) & (distance >= collapse_edge(sample.n, alpha, least_spread, ordered))
+    edge = collapse_edge(sample.n, alpha, UNSEEN_FALL * least_spread, ordered)
+    return (np.minimum(*both) >= enough) & (distance >= edge)
 
 
 def _statistics(sample: Sample, null: float, least_spread: float) -> tuple[Any, tuple[Any, Any], Any]:
-    """Return the distance from the null hypothesis, t and skewness-corrected t, and the SD of correlated seeds."""
+    """Return the distance from the null hypothesis, t and skewness-corrected t, and the SD without collapses."""
     import numpy as np
 
     distance = sample.mean - null
@@ -124,33 +125,22 @@ def _statistics(sample: Sample, null: float, least_spread: float) -> tuple[Any, 
     # Differences with few decimals often have exactly the SD floor: rounding must not decide.
     larger = sample.sd > least_spread * (1 + ROUNDING)
     corrected = np.where(larger, hall(statistic, sample.skew, sample.n), statistic)
-    return distance, (statistic, corrected), np.where(sample.larger > 1, sample.sd * sample.larger, 0.0)
+    ordered = np.where(sample.larger > 1, sample.sd * sample.larger, 0.0)
+    return distance, (statistic, corrected), np.maximum(ordered, least_spread)
 
 
-def unseen_collapse(distance: Any, n: int, least_spread: float, ordered: Any = 0.0) -> Any:
+def unseen_collapse(distance: Any, n: int, fall: float, spread: Any) -> Any:
     """Return the p-value of the null hypothesis that a share of seeds collapses, but none of these n did.
 
-    A share r of all seeds, up to `UNSEEN_RATE`, falls `UNSEEN_FALL` SD floors below the others, which are normal with
-    the SD floor. With probability (1 - r)^n none of n seeds collapses, and the observed mean is r * fall above the true
-    one. p is the largest, over r, of (1 - r)^n * P(Z >= (distance - r * fall) / (SD / sqrt(n))). Its error rate without
-    an observed collapse is at most alpha, because the true r is among them.
+    A share r of all seeds, up to `UNSEEN_RATE`, falls below the others, which are normal. With probability (1 - r)^n
+    none of n seeds collapses, and the observed mean is r * fall above the true one. p is the largest, over r, of
+    (1 - r)^n * P(Z >= (distance - r * fall) / (spread / sqrt(n))). Its error rate without an observed collapse is at
+    most alpha, because the true r is among them.
 
     Args:
         distance: observed mean minus null hypothesis, in the direction of the claim.
-        ordered: SD of seeds that are correlated in their order, used if it is larger than the floor.
-    """
-    import numpy as np
-
-    return unseen_collapse_of(distance, n, UNSEEN_FALL * least_spread, np.maximum(ordered, least_spread))
-
-
-def unseen_collapse_of(distance: Any, n: int, fall: float, spread: Any) -> Any:
-    """Return the p-value of `unseen_collapse` for a fall and a standard deviation of the other seeds.
-
-    Args:
-        distance: of the observed mean from the null hypothesis, in the direction of the claim.
-        fall: how far a collapsed seed lies below the others.
-        spread: the standard deviation of the others.
+        fall: how far a collapsed seed falls below the others, as a rule `UNSEEN_FALL` SD floors.
+        spread: SD of the others.
     """
     import numpy as np
 
@@ -160,15 +150,8 @@ def unseen_collapse_of(distance: Any, n: int, fall: float, spread: Any) -> Any:
     return ((1 - rates) ** n * special().ndtr(-short / error)).max(axis=-1)
 
 
-def collapse_edge(n: int, alpha: float, least_spread: float, ordered: Any = 0.0) -> Any:
+def collapse_edge(n: int, alpha: float, fall: float, spread: Any) -> Any:
     """Return the distance from the null hypothesis at which `unseen_collapse` is alpha."""
-    import numpy as np
-
-    return edge_of_collapse(n, alpha, UNSEEN_FALL * least_spread, np.maximum(ordered, least_spread))
-
-
-def edge_of_collapse(n: int, alpha: float, fall: float, spread: Any) -> Any:
-    """Return the distance at which `unseen_collapse_of` is alpha."""
     import numpy as np
 
     rates = np.linspace(0, UNSEEN_RATE, _RATES)
@@ -305,7 +288,7 @@ def pooled_p_values(distance: float, spread: float, n: int, pooled: PooledSD) ->
     above, below = (
         max(
             float(special().stdtr(freedom, -side * statistic)),
-            float(unseen_collapse_of(side * distance, n, pooled.fall, spread)),
+            float(unseen_collapse(side * distance, n, pooled.fall, spread)),
         )
         for side in (1, -1)
     )
@@ -328,7 +311,7 @@ def replicates_needed(
 
     def reached(n: int) -> bool:
         quantile = float(special().stdtrit(pooled.freedom(n), 1 - alpha))
-        edge = float(edge_of_collapse(n, alpha, pooled.fall, spread))
+        edge = float(collapse_edge(n, alpha, pooled.fall, spread))
         return distance >= max(quantile * spread / sqrt(n), edge) + lift / sqrt(n)
 
     return next((n for n in range(LEAST_SEEDS, most + 1) if reached(n)), None)

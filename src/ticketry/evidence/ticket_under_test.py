@@ -257,7 +257,9 @@ def subject(lab: Lab, ticket: Ticket, task: Task | None = None) -> Subject:
 def _form(training: RetrainingInfo, mask: Mask, of: str) -> Form:
     """Return the form of the ticket's mask; `TicketError` if its groups are larger than any layer."""
     pattern = Pattern.parse(training.mask_pattern)
-    form = Form.of(training.structure.kind, shrunk=training.segment.shrunk, pattern=str(pattern), aim=training.aim)
+    form = Form.from_structure(
+        training.structure.kind, shrunk=training.segment.shrunk, pattern=str(pattern), aim=training.aim
+    )
     largest = max((size for shape in mask.shapes.values() for size in shape), default=0)
     if max(form.m, pattern.m, pattern.rows) > max(largest, 1):
         raise TicketError(

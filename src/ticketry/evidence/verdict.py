@@ -21,7 +21,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from math import floor, inf, log10
-from typing import NoReturn, get_args
+from typing import Any, NoReturn, get_args
 
 from msgspec.structs import replace
 
@@ -35,7 +35,6 @@ from ticketry.evidence.comparison import (
     check_settings,
     compare,
     seeds_needed,
-    with_pooled_sd,
 )
 from ticketry.evidence.comparison import InterimAnalyses as InterimAnalyses
 from ticketry.evidence.significance import (
@@ -147,7 +146,16 @@ def verdict(
     networks = ["ticket", DENSE, *(controls or {})]
     if unknown := [name for name in steps or {} if name not in networks]:
         raise UsageError(f"steps names a network without values: {describe_name_difference(unknown, networks)}")
-    rules = _Rules(claim, margin, confidence, higher_is_better, resolution, least_spread, interim, unit)
+    rules = _Rules(
+        claim=claim,
+        margin=margin,
+        confidence=confidence,
+        higher_is_better=higher_is_better,
+        resolution=resolution,
+        least_spread=least_spread,
+        interim=interim,
+        unit=unit,
+    )
     _check_planned(len(ticket), interim)
     return _with_reasons(_analysis(rules, ticket, {DENSE: dense, **(controls or {})}, parents), interim)
 
@@ -158,24 +166,19 @@ def level_verdict(
     controls: Mapping[str, Sequence[float]],
     *,
     pooled: Mapping[str, PooledSD],
-    claim: Claim,
-    margin: float,
-    confidence: float = 0.95,
-    higher_is_better: bool = True,
-    resolution: float | None = None,
     steps: Mapping[str, Sequence[int]] | None = None,
     parents: Sequence[Hashable] | None = None,
-    unit: str | None = None,
+    **rules: Any,
 ) -> Verdict:
-    """Judge one level of a search by the pooled tests of `significance`. Arguments are those of `verdict`.
+    """Judge one level of a search by the pooled tests of `significance`.
 
     Args:
         pooled: pooled SD over the levels of the search, by network.
+        rules: further arguments of `verdict`, as are the others.
     """
     check_budgets(steps or {})
-    floor = next(iter(pooled.values())).floor
-    rules = _Rules(claim, margin, confidence, higher_is_better, resolution, floor, None, unit, pooled)
-    return _with_reasons(_analysis(rules, ticket, {DENSE: dense, **controls}, parents), None)
+    chosen = _Rules(least_spread=next(iter(pooled.values())).floor, pooled=pooled, **rules)
+    return _with_reasons(_analysis(chosen, ticket, {DENSE: dense, **controls}, parents), None)
 
 
 def decide_after(
@@ -184,15 +187,9 @@ def decide_after(
     controls: Mapping[str, Sequence[float]] | None = None,
     *,
     interim: InterimAnalyses,
-    claim: Claim = "wins",
-    margin: float = 0.5,
-    confidence: float = 0.95,
-    higher_is_better: bool = True,
-    resolution: float | None = None,
-    least_spread: float | None = None,
     parents: Sequence[Hashable] | None = None,
-    unit: str | None = None,
     stop: bool = True,
+    **rules: Any,
 ) -> Verdict:
     """Return the verdict of the first planned interim analysis that decides, or of all available seeds.
 
@@ -202,11 +199,12 @@ def decide_after(
         stop: False uses all seeds, for a verdict that is corrected together with others (`holm_verdicts`): a decision
             alone may not hold among them, and later seeds then count. Its p-values are the smallest of all analyses,
             each divided by its share of alpha, and so are valid at any time (union bound).
+        rules: further arguments of `verdict`, as are the others.
 
     Raises:
         UsageError: as `verdict`.
     """
-    rules = _Rules(claim, margin, confidence, higher_is_better, resolution, least_spread, interim, unit)
+    chosen = _Rules(interim=interim, **rules)
     n, others = len(ticket), {DENSE: dense, **(controls or {})}
     _check_planned(n, interim)
     made: Verdict | None = None
@@ -214,7 +212,7 @@ def decide_after(
         if count < n:  # report unequal numbers of values early
             _check_pairs(n, others)
         first = {name: values[:count] for name, values in others.items()}
-        now = _analysis(rules, ticket[:count], first, None if parents is None else parents[:count])
+        now = _analysis(chosen, ticket[:count], first, None if parents is None else parents[:count])
         made = now if made is None else _with_answers(_combine(made, now, stop), interim)
         if made.decided and stop:
             break
@@ -289,18 +287,18 @@ def holm_verdicts(
 # -- one analysis ------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class _Rules:
     """Rules of a verdict, see `verdict`."""
 
-    claim: Claim
-    margin: float
-    confidence: float
-    higher_is_better: bool
-    resolution: float | None
-    least_spread: float | None
-    interim: InterimAnalyses | None
-    unit: str | None
+    claim: Claim = "wins"
+    margin: float = 0.5
+    confidence: float = 0.95
+    higher_is_better: bool = True
+    resolution: float | None = None
+    least_spread: float | None = None
+    interim: InterimAnalyses | None = None
+    unit: str | None = None
     pooled: Mapping[str, PooledSD] | None = None
     """Pooled SD over the levels of a search, by network; None for a verdict of a single ticket."""
 
@@ -314,7 +312,7 @@ class _Rules:
         check_settings(self.margin, self.confidence, self.resolution, self.least_spread)
 
     def compared(self, ticket: Sequence[float], other: Sequence[float], name: str) -> Comparison:
-        found = compare(
+        return compare(
             ticket,
             other,
             margin=self.margin,
@@ -322,9 +320,9 @@ class _Rules:
             higher_is_better=self.higher_is_better,
             resolution=self.resolution,
             least_spread=LEAST_SPREAD * self.margin if self.least_spread is None else self.least_spread,
+            pooled=None if self.pooled is None else self.pooled[name],
             name=name,
         )
-        return found if self.pooled is None else with_pooled_sd(found, self.pooled[name], self.resolution)
 
 
 def _analysis(

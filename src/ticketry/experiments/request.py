@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from ticketry import search
 from ticketry.budgets.granularity import NONE
 from ticketry.budgets.units import ENGINE
-from ticketry.choices import check_storable_numbers
+from ticketry.choices import check_bounds, check_storable_numbers
 from ticketry.core.structure.pattern import check_density, share_of
 from ticketry.errors import UsageError
 from ticketry.evidence.control import CONTROLS, check_controls
@@ -25,9 +25,9 @@ from ticketry.records.run import RunRecord
 from ticketry.records.settings import FORMAT_1_DEFAULTS
 from ticketry.search import METHODS, Method, Training
 from ticketry.search.common.aliases import known_as
-from ticketry.search.common.method import check_replicates, procedure_sources
+from ticketry.search.common.method import procedure_sources
 from ticketry.search.common.plan import tickets_in
-from ticketry.search.common.settings import budget_kind, budget_of
+from ticketry.search.common.settings import budget_of
 from ticketry.search.common.shape import shape_of
 from ticketry.tasks import catalogue
 from ticketry.tasks.recipe import Recipe, recipe_from
@@ -85,20 +85,21 @@ class SearchRequest:
     """Name of the run in a store, if it is not `default_name`. See `named_in`."""
 
     def __post_init__(self) -> None:
-        check_replicates(self.replicates)
+        check_bounds("replicates", self.replicates)
         if is_dataclass(self.settings):
             check_storable_numbers(self.settings)
         check_controls(self.controls)
         check_label(self.label)
         object.__setattr__(self, "controls", tuple(dict.fromkeys(self.controls)))
-        if budget_kind(self.settings) != "time" and (
+        budget = budget_of(self.settings)
+        if not (budget and budget.kind == "time") and (
             odd := [one for one in self.controls if one.startswith(LATENCY_MATCHED)]
         ):
             raise UsageError(f"{odd[0]} needs tickets with a latency budget: search with --time, or use dense_of_flops")
         if self.control_densities and not self.controls:
             raise UsageError("control_densities needs controls, got none")
-        if self.control_densities and budget_of(self.settings):
-            raise UsageError(f"control_densities needs a search by density, got one by {budget_kind(self.settings)}")
+        if self.control_densities and budget:
+            raise UsageError(f"control_densities needs a search by density, got one by {budget.kind}")
         planned = self.planned_densities
         for density in self.control_densities:
             check_density(density)

@@ -162,7 +162,6 @@ class _Controls:
             control_of = trained_control(
                 self._lab,
                 run.task_of(replicate),
-                found.result.segment.recipe,
                 control,
                 found,
                 run.seeds.replicate(replicate),

@@ -130,7 +130,7 @@ class Phases(Part, frozen=True):
 
 
 def _sum(numbers: Sequence[float | None]) -> float | None:
-    """Return the sum of numbers, or None if any is None or there are none."""
+    """Return the sum of numbers, or None if any is None or none is given."""
     known = [number for number in numbers if number is not None]
     return sum(known) if known and len(known) == len(numbers) else None
 

@@ -39,7 +39,7 @@ def upgrade_settings(stored: Mapping[str, Any], known: Container[str] = ()) -> d
 
     Args:
         stored: settings by name.
-        known: names that the method has as settings of its own, whatever format 1 meant by them.
+        known: names of the method's settings, which are not upgraded even if format 1 had the same names.
     """
     settings = dict(stored)
     if settings.get("time") and "base" not in settings:

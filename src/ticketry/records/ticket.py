@@ -63,13 +63,15 @@ class ControlSettings(Part, frozen=True):
     pattern: str = "unstructured"
     """Pattern of the search's masks in format 1."""
     structure: Any = "none"
-    """What is removed together, in today's format; of a user's method anything."""
+    """Weights that are removed together, in today's format; a user's method may store any value."""
 
 
-class StructureKind(Part, frozen=True):
-    """The structure that was applied to a mask."""
+class TicketStructure(Part, frozen=True):
+    """The structure that was applied to a ticket's mask."""
 
     kind: str = ""
+    of: str = ""
+    """Digest of the mask before structuring."""
 
 
 class TrainingInfo(Part, frozen=True, kw_only=True):
@@ -87,7 +89,7 @@ class RetrainingInfo(TrainingInfo, frozen=True, kw_only=True):
     retrain: str
     rewind_step: Count
     settings: ControlSettings = ControlSettings()
-    structure: StructureKind = StructureKind()
+    structure: TicketStructure = TicketStructure()
     aim: str = ""
     """Quantity and costs of the mask's budget; empty if it was pruned to a density."""
     method: str = ""
@@ -115,12 +117,6 @@ class SearchRequest(Part, frozen=True):
     """Source digests of user-defined parts (method, score, kind of gates) by name."""
 
 
-class StructureOrigin(Part, frozen=True):
-    """The origin of a structured mask: `of` is the digest of the mask before structuring."""
-
-    of: str = ""
-
-
 class SearchInfo(TrainingInfo, frozen=True, kw_only=True):
     """The entries of a ticket that repeating its search needs."""
 
@@ -129,7 +125,7 @@ class SearchInfo(TrainingInfo, frozen=True, kw_only=True):
     replicate: Count
     level: AtLeastOne
     search: SearchRequest | None = None
-    structure: StructureOrigin = StructureOrigin()
+    structure: TicketStructure = TicketStructure()
 
 
 class TaskInfo(Part, frozen=True):

@@ -24,7 +24,7 @@ from ticketry.search.common.equal_cost import stretched
 from ticketry.search.common.method import About, Replicate, on_replicate
 from ticketry.search.common.plan import Schedule, Training
 from ticketry.search.common.pruning import check_score, prunable, prune
-from ticketry.search.common.settings import ScoreSettings, budget_terms
+from ticketry.search.common.settings import ScoreSettings
 
 ABOUT = About(
     paper="Peste et al. 2021",
@@ -102,7 +102,7 @@ def search(replicate: Replicate, settings: Settings) -> Iterator[Found]:
             *(level, mask, searched[-1], dense.result, GRADUAL, result),
             searched=tuple(searched),
             behind=last,
-            aim=budget_terms(settings),
+            aim=settings.budget_terms,
         )
 
     yield from replicate.side_by_side(member, settings.targets)

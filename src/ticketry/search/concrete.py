@@ -33,8 +33,8 @@ from ticketry.search.common.equal_cost import compressed, own_steps
 from ticketry.search.common.method import About, Replicate, on_replicate
 from ticketry.search.common.plan import Schedule, Training, ticket_span
 from ticketry.search.common.pruning import prunable
-from ticketry.search.common.settings import PruningSettings, budget_terms
-from ticketry.search.gating.choices import Objective
+from ticketry.search.common.settings import PruningSettings
+from ticketry.search.gating import Objective
 from ticketry.step import Step
 
 if TYPE_CHECKING:
@@ -121,11 +121,11 @@ def search(replicate: Replicate, settings: Settings) -> Iterator[Found]:
     full, retrain = replicate.whole, settings.how_retrained
     kept = full.at(settings.rewind, "rewind")
 
-    def needed(whole: Segment, settings: Settings) -> int:
+    def steps_needed(whole: Segment, settings: Settings) -> int:
         step = whole.at(settings.rewind, "rewind")
         return step + mask_steps(settings, whole) + own_steps(retrain, step, whole.total)
 
-    own, settings = compressed(replicate, settings, needed, ("rewind", "mask_length"))
+    own, settings = compressed(replicate, settings, steps_needed, ("rewind", "mask_length"))
     whole = own.whole
     pieces = [(share, gates_of(replicate, scope, settings, share)) for share in settings.targets]
     recipe = _mask_recipe(own.recipe, settings, mask_steps(settings, whole))
@@ -149,7 +149,7 @@ def search(replicate: Replicate, settings: Settings) -> Iterator[Found]:
         segment = own.retrained(mask, retrain=retrain, rewound=early, trained=early)
         result = lab.train(segment, label=f"level {level} ticket")
         searched = (early, trained) if early.segment.steps else (trained,)
-        return replace(dense, level=level, mask=mask, result=result, searched=searched, aim=budget_terms(settings))
+        return replace(dense, level=level, mask=mask, result=result, searched=searched, aim=settings.budget_terms)
 
     yield from replicate.side_by_side(member, pieces)
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ticketry.search.common.method import About
-from ticketry.search.gating.choices import Anneal
+from ticketry.search.gating import Anneal
 from ticketry.search.gating.search import GateSettings, plan_by_gates, search_by_gates
 
 ABOUT = About(

@@ -119,17 +119,17 @@ def _tick_steps(settings: Settings, schedule: Schedule) -> int:
 def _cut_steps(settings: Settings, schedule: Schedule) -> list[int]:
     """Return the steps at which channels go, each at the end of a tick."""
 
-    def at(name: str) -> int:
+    def step_of(name: str) -> int:
         point = Step.parse(getattr(settings, name))
         return point.at(total=schedule.total, per_epoch=schedule.per_epoch, of=name)
 
-    length, last, gaps = _tick_steps(settings, schedule), at("end"), settings.rounds - 1
-    first = at("begin") + length if gaps else last
+    length, last, gaps = _tick_steps(settings, schedule), step_of("end"), settings.rounds - 1
+    first = step_of("begin") + length if gaps else last
     cuts = [first + (last - first) * number // max(gaps, 1) for number in range(gaps)] + [last]
     if any(two - one <= length for one, two in pairwise(cuts)) or first < length:
         raise UsageError(
             f"{settings.rounds} ticks of {length} steps with tocks between them do not fit between"
-            f" {settings.begin} and {settings.end}, steps {at('begin')} and {last}: fewer rounds,"
+            f" {settings.begin} and {settings.end}, steps {step_of('begin')} and {last}: fewer rounds,"
             " shorter ticks, or more steps"
         )
     if last >= schedule.total:
@@ -184,7 +184,7 @@ class _Rounds:
 
         self.replicate, self.settings, self.scope, whole = replicate, settings, scope, replicate.whole
         self.length, self.cuts = _tick_steps(settings, whole), _cut_steps(settings, whole)
-        self.ticking: Tick = Tick.of(replicate.lab.model(replicate.task), lr=settings.tick_lr)
+        self.ticking: Tick = Tick.for_model(replicate.lab.model(replicate.task), lr=settings.tick_lr)
         self.penalties: list[Penalty] = []
         """Penalties of a tock."""
         if settings.strength:

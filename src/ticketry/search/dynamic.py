@@ -32,7 +32,7 @@ from ticketry.lab.search_result import DYNAMIC, Found, Growth
 from ticketry.search.common.method import About, Replicate, on_replicate
 from ticketry.search.common.plan import Schedule, Training
 from ticketry.search.common.pruning import draw_mask, prunable
-from ticketry.search.common.settings import PruningSettings, budget_terms
+from ticketry.search.common.settings import PruningSettings
 from ticketry.step import Step
 
 if TYPE_CHECKING:
@@ -111,16 +111,14 @@ def search(replicate: Replicate, settings: Settings) -> Iterator[Found]:
     scope = prunable(replicate, settings)
     initial = lab.train(whole.until(0), label="initialisation", measure=False)
     chosen = {"score": "random", "distribution": settings.distribution}
-    masks = [
-        draw_mask(replicate, initial, scope, share, budget_terms(settings), **chosen) for share in settings.targets
-    ]
+    masks = [draw_mask(replicate, initial, scope, share, settings.budget_terms, **chosen) for share in settings.targets]
     dense = lab.train(whole, label="dense")
     yield Found(0, None, initial, dense, DYNAMIC, dense)
 
     def member(level: int, piece: tuple[float, str]) -> Found:
         density, mask = piece
-        own = replace(replicate, recipe=_stretched(lab, replicate.begun(mask), settings))
-        begun = own.begun(mask)
+        own = replace(replicate, recipe=_stretched(lab, replicate.from_initialisation(mask), settings))
+        begun = own.from_initialisation(mask)
         moves = _moves(settings, whole, begun.total)
         goal = settings.goal(density)
         chain = [lab.train(begun.until(min(moves)), label=f"{goal} from step 0", measure=False)]
@@ -142,7 +140,7 @@ def search(replicate: Replicate, settings: Settings) -> Iterator[Found]:
             tuple(searched),
             behind=result.segment.first,
             gradients=settings.gradients * len(moves),
-            aim=budget_terms(settings),
+            aim=settings.budget_terms,
         )
 
     pieces = zip(settings.targets, masks, strict=True)

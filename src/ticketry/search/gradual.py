@@ -25,7 +25,7 @@ from ticketry.search.common.equal_cost import stretched
 from ticketry.search.common.method import About, Replicate, on_replicate
 from ticketry.search.common.plan import Schedule, Training
 from ticketry.search.common.pruning import check_score, prunable, prune
-from ticketry.search.common.settings import ScoreSettings, budget_terms
+from ticketry.search.common.settings import ScoreSettings
 from ticketry.search.common.shape import Family
 
 ABOUT = About(
@@ -112,7 +112,7 @@ def search(replicate: Replicate, settings: Settings) -> Iterator[Found]:
             searched=tuple(searched),
             behind=last,
             pattern=settings.shape.pattern,
-            aim=budget_terms(settings),
+            aim=settings.budget_terms,
         )
 
     yield from replicate.side_by_side(member, schedules)

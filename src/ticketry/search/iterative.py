@@ -24,17 +24,17 @@ from typing_extensions import Self
 from ticketry.choices import format_value
 from ticketry.core.structure.pattern import check_density
 from ticketry.errors import UsageError
-from ticketry.lab.search_result import REWINDING, Found, Retrain, Structured, check_rates, retrain_after
+from ticketry.lab.search_result import REWINDING, Found, Retrain, check_rates, retrain_after
 from ticketry.search.common.equal_cost import compared, compressed, own_steps
 from ticketry.search.common.method import About, Replicate, on_replicate
 from ticketry.search.common.plan import Training, ticket_span
 from ticketry.search.common.pruning import check_score, prunable, prune, ticket_mask
-from ticketry.search.common.settings import ScoreSettings, Shares, budget_terms, requested_densities
+from ticketry.search.common.settings import ScoreSettings, Shares, requested_densities
 from ticketry.search.common.shape import Family
 from ticketry.step import Step
 
 if TYPE_CHECKING:
-    from ticketry.lab.training.segment import Result, Segment
+    from ticketry.lab.training.segment import Segment
 
 _MOST_LEVELS = 200
 
@@ -195,81 +195,49 @@ def search(replicate: Replicate, settings: Settings) -> Iterator[Found]:
     check_rates(retrain, replicate.recipe.schedule)
     prunable(replicate, settings)  # an error for a budget that cannot be met
 
-    def needed(whole: Segment, settings: Settings) -> int:
+    def steps_needed(whole: Segment, settings: Settings) -> int:
         tickets = len(settings.targets) * own_steps(retrain, whole.at(settings.rewind, "rewind"), whole.total)
         return whole.total + tickets
 
-    own, settings = compressed(replicate, settings, needed, ("rewind",))
+    own, settings = compressed(replicate, settings, steps_needed, ("rewind",))
     whole = own.whole
     dense = own.dense(whole.at(settings.rewind, "rewind"), retrain=retrain)
     yield compared(replicate, dense)
-    tickets = _Tickets(own, settings, dense)
-    yield from tickets.train() if settings.shape.tickets is None else tickets.train_structured()
+    yield from _train_levels(own, settings, dense)
 
 
-class _Tickets:
-    """The levels of a replicate."""
+def _train_levels(replicate: Replicate, settings: Settings, dense: Found) -> Iterator[Found]:
+    """Yield the ticket of each level.
 
-    def __init__(self, replicate: Replicate, settings: Settings, dense: Found) -> None:
-        self._replicate, self._settings, self._dense = replicate, settings, dense
-        self._scope = prunable(replicate, settings)
+    With a structure its mask is derived from the one that the next level continues from; both are trained.
+    """
+    scope, with_ticket, structured = prunable(replicate, settings), settings.ticket_levels, settings.shape.tickets
+    name = f"{settings.structure} ticket" if structured else "ticket"
+    mask, chain = None, [dense.result]
 
-    def train(self) -> Iterator[Found]:
-        """Yield tickets whose masks the next level continues from."""
-        mask, trained, settings = None, self._dense.result, self._settings
-        for level, density in enumerate(settings.targets, start=1):
-            mask = prune(self._replicate, trained, self._scope, density, settings, within=mask)
-            segment = self._segment(mask, trained, shrunk=settings.shape.shrinks)
-            trained = self._replicate.lab.train(segment, label=f"level {level} ticket")
-            yield replace(
-                self._dense,
-                level=level,
-                mask=mask,
-                result=trained,
-                pattern=settings.shape.pattern,
-                aim=budget_terms(settings),
-            )
+    def segment(mask: str, shrunk: bool) -> Segment:
+        rewound, trained = dense.rewound, chain[-1]
+        return replicate.retrained(mask, retrain=dense.retrain, rewound=rewound, trained=trained, shrunk=shrunk)
 
-    def train_structured(self) -> Iterator[Found]:
-        """Yield tickets whose masks are derived from those that the next level continues from; both are trained."""
-        settings, with_ticket = self._settings, self._settings.ticket_levels
-        last, mask, chain = len(settings.targets), None, [self._dense.result]
-        for level, density in enumerate(settings.targets, start=1):
-            trained = chain[-1]
-            mask = prune(self._replicate, trained, self._scope, density, settings, within=mask)
-            segments = {}
-            if level in with_ticket:
-                own, derived = ticket_mask(self._replicate, trained, mask, settings)
-                label = f"level {level} {settings.structure} ticket"
-                segments[label] = self._segment(own, trained, shrunk=settings.shape.shrinks)
-            if level < last:
-                segments[f"level {level} without structure"] = self._segment(mask, trained, shrunk=False)
-            found = self._replicate.lab.train_many([*segments.values()], labels=[*segments])
-            if level in with_ticket:
-                yield self._ticket(level, own, found[0], derived, chain)
-            if level < last:
-                chain.append(found[-1])
-
-    def _ticket(self, level: int, mask: str, found: Result, derived: Structured | None, chain: list[Result]) -> Found:
-        """Return a ticket with a structure, and all trainings that led to it."""
-        behind = self._dense.rewound.segment.last
-        if self._dense.retrain not in REWINDING:
-            behind = sum(each.segment.steps for each in chain)
-        return replace(
-            self._dense,
-            level=level,
-            mask=mask,
-            result=found,
-            searched=tuple(chain),
-            behind=behind,
-            structured=derived,
-        )
-
-    def _segment(self, mask: str, trained: Result, *, shrunk: bool) -> Segment:
-        begun = self._dense
-        return self._replicate.retrained(
-            mask, retrain=begun.retrain, rewound=begun.rewound, trained=trained, shrunk=shrunk
-        )
+    for level, density in enumerate(settings.targets, start=1):
+        mask = prune(replicate, chain[-1], scope, density, settings, within=mask)
+        segments = {}
+        if level in with_ticket:
+            own, derived = ticket_mask(replicate, chain[-1], mask, settings)
+            segments[f"level {level} {name}"] = segment(own, settings.shape.shrinks)
+        if structured and level < len(settings.targets):
+            segments[f"level {level} without structure"] = segment(mask, False)
+        found = replicate.lab.train_many([*segments.values()], labels=[*segments])
+        if level in with_ticket:
+            ticket = replace(dense, level=level, mask=own, result=found[0], structured=derived)
+            if structured:
+                behind = dense.rewound.segment.last
+                if dense.retrain not in REWINDING:
+                    behind = sum(each.segment.steps for each in chain)
+                yield replace(ticket, searched=tuple(chain), behind=behind)
+            else:
+                yield replace(ticket, pattern=settings.shape.pattern, aim=settings.budget_terms)
+        chain.append(found[-1])
 
 
 def _clean(density: float) -> float:

@@ -100,7 +100,7 @@ def search(replicate: Replicate, settings: Settings) -> Iterator[Found]:
 
     lab, task, whole, scope = replicate.lab, replicate.task, replicate.whole, prunable(replicate, settings)
     step = cut_step(whole, settings.until, "gates are trained", "them")
-    soft = replicate.begun(variants=[gates_of(replicate, scope, settings)]).until(step)
+    soft = replicate.from_initialisation(variants=[gates_of(replicate, scope, settings)]).until(step)
     if settings.shape.channels:
         find_readers(lab.model(task), lab.structure(task), scope)  # an error before the dense network is trained
     dense = replicate.dense(step)

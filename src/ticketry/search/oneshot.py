@@ -28,7 +28,7 @@ from ticketry.search.common.equal_cost import compared, compressed, own_steps
 from ticketry.search.common.method import About, Replicate, on_replicate
 from ticketry.search.common.plan import Training, ticket_span
 from ticketry.search.common.pruning import check_score, prunable, prune, prune_once, ticket_mask
-from ticketry.search.common.settings import ScoreSettings, budget_terms
+from ticketry.search.common.settings import ScoreSettings
 from ticketry.search.common.shape import Family
 from ticketry.step import Step
 from ticketry.tasks.recipe import TO_ZERO, Recipe
@@ -118,10 +118,10 @@ def search(replicate: Replicate, settings: Settings) -> Iterator[Found]:
     retrain = settings.how_retrained(recipe)
     check_rates(retrain, recipe.schedule)
 
-    def needed(whole: Segment, settings: Settings) -> int:
+    def steps_needed(whole: Segment, settings: Settings) -> int:
         return whole.total + own_steps(retrain, whole.at(settings.rewind, "rewind"), whole.total)
 
-    own, settings = compressed(replicate, settings, needed, ("rewind",))
+    own, settings = compressed(replicate, settings, steps_needed, ("rewind",))
     step = own.whole.at(settings.rewind, "rewind")
     begun = own.dense(step, retrain=retrain)
     rewound, dense = begun.rewound, begun.dense
@@ -140,7 +140,7 @@ def search(replicate: Replicate, settings: Settings) -> Iterator[Found]:
             behind=step if retrain in REWINDING else own.whole.total,
             structured=derived,
             pattern=settings.shape.pattern,
-            aim=budget_terms(settings),
+            aim=settings.budget_terms,
         )
 
     yield from replicate.side_by_side(member, settings.targets)

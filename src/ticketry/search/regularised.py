@@ -129,7 +129,7 @@ def search(replicate: Replicate, settings: Settings) -> Iterator[Found]:
         check_norms(replicate, scope)
     dense = replicate.dense(step)
     yield dense
-    shrinking = replicate.begun(variants=[penalty]).until(step)
+    shrinking = replicate.from_initialisation(variants=[penalty]).until(step)
     state = lab.train(shrinking, label=f"with {settings.penalty}", measure=False)
 
     def member(level: int, density: float) -> Found:

@@ -12,7 +12,7 @@ import torch
 import ticketry as tk
 from ticketry.core.sparse_training.penalties import BLOCK_PENALTIES
 from ticketry.core.structure.pattern import Pattern
-from ticketry.errors import TicketryError, UsageError
+from ticketry.errors import TicketryError
 from ticketry.experiments.request import SearchRequest
 from ticketry.search import method as method_called
 from ticketry.search.gating.gating import Gating
@@ -94,25 +94,6 @@ def test_names_and_keys_are_older_than_patterns(method: str) -> None:
 
 
 # -- refusals ----------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("method", "settings", "said"),
-    [
-        ("iterative", {"structure": "rows:1"}, "a whole number from 2 on"),
-        ("iterative", {"structure": "search:2:4"}, r"at most 2 of 4 weights, a density of 0.5, and 0.8 is asked for"),
-        ("iterative", {"structure": "search:2:4", "densities": (0.5,), "half_rate": ("fc3.weight",)}, "no meaning"),
-        ("oneshot", {"structure": "search:1:4", "density": (0.5, 0.25)}, "0.5 is asked for: ask for 0.25 or less"),
-        ("gradual", {"structure": "2:4", "density": (0.2,)}, "is not offered"),
-        ("early", {"structure": "2:4", "density": (0.5,)}, "0.75 is asked for"),
-        ("stochastic", {"structure": "channels"}, "is not offered"),
-        ("regularised", {"structure": "rows:4"}, "with a structure, such as rows:4, the penalty is group_hoyer_square"),
-        ("regularised", {"penalty": "group_lasso"}, "without one l1_scales"),
-    ],
-)
-def test_bad_settings(method: str, settings: dict[str, Any], said: str) -> None:
-    with pytest.raises(UsageError, match=said):
-        method_called(method).Settings(**settings)
 
 
 def test_what_goes() -> None:

@@ -155,23 +155,6 @@ def test_what_is_trained_when(tmp_path: Path) -> None:
         assert lab.ledger.steps_trained == TOTAL + 4 + 2 * 26
 
 
-@pytest.mark.parametrize(
-    ("settings", "said"),
-    [
-        ({"rounds": 0}, "at least 1"),
-        ({"rounds": 8}, "do not fit"),
-        ({"tick": "25it"}, "do not fit"),
-        ({"end": "100%"}, "nothing to train"),
-        ({"strength": -1.0}, "from 0 to 1e6"),
-        ({"keep_at_least": 0}, "at least 1"),
-        ({"density": (0.01,), "keep_at_least": 8}, "cannot be reached"),
-    ],
-)
-def test_bad_settings(tmp_path: Path, settings: dict[str, Any], said: str) -> None:
-    with tk.Lab(tmp_path) as lab, pytest.raises(TicketryError, match=said):
-        found_by(lab, **settings)
-
-
 def test_networks_without_norms(tmp_path: Path) -> None:
     with tk.Lab(tmp_path) as lab, pytest.raises(TicketryError, match="no norm with a scale"):
         METHOD(lab, tk.task("digits"), Settings(**POINTS), recipe=SGD)

@@ -12,7 +12,7 @@ import torch
 
 import ticketry as tk
 from samples import sample
-from ticketry.errors import LayerCollapseError, UsageError
+from ticketry.errors import LayerCollapseError
 from ticketry.lab.search_result import budget
 from ticketry.search import continuous, stochastic
 from ticketry.search.gating import search as rounds
@@ -185,32 +185,3 @@ def test_a_penalty_that_empties_a_layer_is_told_with_when(tmp_path: Path) -> Non
     assert "'fc1.weight' has been empty from step " in told
     assert f" of {TOTAL} (epoch " in told
     assert "of round 1 on" in told
-
-
-@pytest.mark.parametrize(
-    "wrong", [{"final_temperature": 0.1}, {"gate_optimizer": "muon"}, {"spare": ("nothing",)}, {"rewind": "50ep"}]
-)
-def test_bad_settings_are_refused_before_training(tmp_path: Path, wrong: dict[str, Any]) -> None:
-    with tk.Lab(tmp_path) as lab:
-        with pytest.raises(UsageError):
-            found_by(lab, **wrong)
-        assert lab.ledger.steps_trained == 0
-
-
-@pytest.mark.parametrize(
-    "wrong",
-    [
-        {"rounds": 0},
-        {"init": ()},
-        {"init": (0.1, 0.1)},
-        {"init": (0.1, 0.2), "density": 0.1},
-        {"penalty": (1e-8, 1e-8)},
-        {"weights_between": "forget"},
-        {"density": 0.1, "sparsity": 0.9},
-        {"density": 1.5},
-        {"rewind": "end", "retrain": "continue"},
-    ],
-)
-def test_settings_that_contradict_are_refused(wrong: dict[str, Any]) -> None:
-    with pytest.raises(UsageError):
-        continuous.Settings(**wrong)

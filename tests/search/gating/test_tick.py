@@ -92,9 +92,9 @@ def test_every_setting_is_in_the_key(lab, points, begun):
 
 
 def test_names_and_refusals(lab, points, digits):
-    assert Tick.of(points.build(), lr=0.02) == TICK
+    assert Tick.for_model(points.build(), lr=0.02) == TICK
     with pytest.raises(ScopeError, match="no norm with a scale"):
-        Tick.of(digits.build())
+        Tick.for_model(digits.build())
     with pytest.raises(UsageError, match="none is named"):
         Tick(norms=())
     with pytest.raises(UsageError, match="momentum"):

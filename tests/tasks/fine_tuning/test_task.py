@@ -17,7 +17,7 @@ import ticketry as tk
 from a_classifier import GOOD, rows, saved, transformers, written
 from samples import sample
 from ticketry.errors import DataError, TaskError
-from ticketry.evidence.controls import control_trainings
+from ticketry.evidence.controls import train_control
 from ticketry.experiments.ticket_model import source_of
 from ticketry.lab.lab import Lab
 from ticketry.lab.search_result import Seeds
@@ -149,7 +149,7 @@ def test_a_tickets_training_starts_from_the_folders_weights(folder: Path, texts:
             begun = lab.state(found.rewound)
             assert all(torch.equal(begun[name], value) for name, value in stored.items())
         found = tickets[-1]
-        fresh = control_trainings(lab, task, recipe, "random_reinit", found, Seeds())[-1]
+        fresh = train_control(lab, task, recipe, "random_reinit", found, Seeds())
         assert fresh.segment.mask == found.mask
         drawn = lab.store.get_tensors(str(fresh.segment.start.state))
         assert not torch.equal(

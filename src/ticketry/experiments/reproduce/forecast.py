@@ -251,8 +251,7 @@ def _run_stored(lab: Lab, request: SearchRequest) -> None:
         for control in request.controls_beside(found.level, lab.store.get_mask(found.mask).density):
             if not obstacle(control, found):
                 with contextlib.suppress(NotStoredError):
-                    recipe = found.result.segment.recipe
-                    trained_control(lab, request.task, recipe, control, found, request.seeds, label=control)
+                    trained_control(lab, request.task, control, found, request.seeds, label=control)
 
     request.method(
         lab, request.task, request.settings, recipe=request.recipe, replicates=1, seeds=request.seeds, on_found=add

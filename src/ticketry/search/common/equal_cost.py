@@ -43,7 +43,7 @@ def own_steps(retrain: str, step: int, total: int) -> int:
 def compressed(
     replicate: Replicate,
     settings: AnySettings,
-    needed: Callable[[Segment, AnySettings], int],
+    steps_needed: Callable[[Segment, AnySettings], int],
     points: tuple[str, ...],
 ) -> tuple[Replicate, AnySettings]:
     """Return a replicate and settings with a shorter schedule, by which a search of several trainings costs `steps`.
@@ -52,16 +52,16 @@ def compressed(
     in whole iterations too. Where this rounding makes the sum more than T, the length is reduced by as much.
 
     Args:
-        needed: steps of everything that the sparsest ticket needs, for the dense training of a schedule and the
+        steps_needed: steps of everything that the sparsest ticket needs, for the dense training of a schedule and the
             settings with their points in it.
         points: names of the settings that are points of the schedule.
     """
-    total, steps = replicate.whole.total, needed(replicate.whole, settings)  # raises for a rewind step at the end
+    total, steps = replicate.whole.total, steps_needed(replicate.whole, settings)  # raises for a rewind step at the end
     if settings.equal_cost != "steps":
         return replicate, settings
     for length in range(total * total // steps, 0, -1):
         own, scaled = _with_length(replicate, settings, length, points)
-        if needed(own.whole, scaled) <= total:
+        if steps_needed(own.whole, scaled) <= total:
             return own, scaled
     raise UsageError(f"with equal_cost steps {total} steps are too few for {steps / total:.3g} trainings of them")
 

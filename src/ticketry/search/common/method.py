@@ -46,9 +46,9 @@ class Replicate:
     @cached_property
     def whole(self) -> Segment:
         """The dense training by the recipe."""
-        return self.begun()
+        return self.from_initialisation()
 
-    def begun(self, mask: str | None = None, variants: Sequence[Variant] = ()) -> Segment:
+    def from_initialisation(self, mask: str | None = None, variants: Sequence[Variant] = ()) -> Segment:
         """Return a training by the recipe from the initialisation to the end, with a mask or variants.
 
         It is not `whole` with other variants, because variants decide in which kernels a network can be trained.
@@ -105,14 +105,14 @@ class Replicate:
         )
 
     def side_by_side(self, member: Callable[[int, T], Found], pieces: Iterable[T]) -> Iterator[Found]:
-        """Yield what `member(level, piece)` finds for each piece, with levels from 1 on; see `together`."""
+        """Yield what `member(level, piece)` finds for each piece, with levels from 1 on; see `gather`."""
 
-        def alone(level: int, piece: T) -> Iterator[Found]:
+        def find_one(level: int, piece: T) -> Iterator[Found]:
             yield member(level, piece)
 
-        return self.together([partial(alone, level, piece) for level, piece in enumerate(pieces, start=1)])
+        return self.gather([partial(find_one, level, piece) for level, piece in enumerate(pieces, start=1)])
 
-    def together(self, members: Iterable[Callable[[], Iterable[Found]]]) -> Iterator[Found]:
+    def gather(self, members: Iterable[Callable[[], Iterable[Found]]]) -> Iterator[Found]:
         """Yield what each member finds, in their order; they run side by side where the lab has workers.
 
         Raises:
@@ -147,11 +147,6 @@ def on_replicate(
         return found(Replicate(lab, task, recipe, seeds), settings)
 
     return search
-
-
-def check_replicates(replicates: int) -> None:
-    """Raise `UsageError` for a number of replicates out of bounds."""
-    check_bounds("replicates", replicates)
 
 
 NOT_SAID = "not said"
@@ -313,7 +308,7 @@ class Method(Generic[S]):
         """
         from ticketry.tasks.catalogue import of_replicate, resolve_task
 
-        check_replicates(replicates)
+        check_bounds("replicates", replicates)
         task = resolve_task(task)
         first = seeds or Seeds()
         settings = self.Settings() if settings is None else settings

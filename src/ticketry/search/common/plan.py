@@ -53,7 +53,7 @@ class Training:
 
     def pieces(self, schedule: Schedule) -> list[tuple[int, float | None]]:
         """Return steps and density of each piece that is trained."""
-        first, last = self._at(self.first, schedule), self._at(self.last, schedule)
+        first, last = self._iteration(self.first, schedule), self._iteration(self.last, schedule)
         if self.cuts is None:
             return [(max(last - first, 0), self.density)]
         cuts = dict(self.cuts(schedule))
@@ -67,11 +67,11 @@ class Training:
     def control_steps(self, schedule: Schedule) -> int:
         """Return the number of steps of each control of the ticket."""
         if self.controls_from:
-            return self._at(self.last, schedule) - self._at(self.controls_from, schedule)
+            return self._iteration(self.last, schedule) - self._iteration(self.controls_from, schedule)
         return self.pieces(schedule)[-1][0]
 
     @staticmethod
-    def _at(point: str, schedule: Schedule) -> int:
+    def _iteration(point: str, schedule: Schedule) -> int:
         return Step.parse(point).iterations(total=schedule.total, per_epoch=schedule.per_epoch)
 
 

@@ -17,7 +17,6 @@ from ticketry.search.common.settings import (
     MEASURED,
     PruningSettings,
     ScoreSettings,
-    budget_terms,
 )
 
 if TYPE_CHECKING:
@@ -227,7 +226,7 @@ def prune(
         more |= {"score": settings.score, "half_rate": settings.half_rate}
         if shape.pattern != UNSTRUCTURED:  # masks are remembered since before there were patterns
             more["pattern"] = shape.pattern
-    return draw_mask(replicate, trained, scope, density, budget_terms(settings), **more)
+    return draw_mask(replicate, trained, scope, density, settings.budget_terms, **more)
 
 
 def draw_mask(replicate: Replicate, weights: Result, scope: Scope, share: float, terms: str = "", **chosen: Any) -> str:
@@ -336,5 +335,5 @@ def train_on(
         searched=(source,),
         behind=step,
         pattern=settings.shape.pattern,
-        aim=budget_terms(settings),
+        aim=settings.budget_terms,
     )

@@ -82,7 +82,15 @@ class Budget:
 
     def costs(self) -> CostModel:
         """Return the costs in the profile; `UsageError` without one, or for costs in another unit."""
-        return costs_for(self.kind, self.profile)
+        unit = UNITS[self.kind]
+        if not self.profile:
+            raise UsageError(
+                f"{self.kind} needs the costs of this network: --profile FILE, which ticketry cost --unit {unit} writes"
+            )
+        costs = costs_in(self.profile)
+        if costs.unit != unit:
+            raise UsageError(f"the costs in {self.profile} are in {costs.unit}, and {self.kind} is asked for")
+        return costs
 
     def check_shares(self) -> None:
         """Raise `UsageError` for shares outside (0, 1] or named twice."""
@@ -174,6 +182,11 @@ class PruningSettings:
             return None
         common = {name: getattr(self, name) for name in ("base", "profile", "measured", "unweighed")}
         return Budget(kind=named[0], amounts=getattr(self, named[0]), **common)
+
+    @property
+    def budget_terms(self) -> str:
+        """`Budget.terms`; empty without a budget."""
+        return self.budget.terms if self.budget else ""
 
     @cached_property
     def shape(self) -> Shape:
@@ -334,18 +347,6 @@ def budget_of(settings: object) -> Budget | None:
     return found if isinstance(found, Budget) else None
 
 
-def budget_kind(settings: object) -> str:
-    """Return flops, time or bytes; empty for settings without a budget."""
-    budget = budget_of(settings)
-    return budget.kind if budget else ""
-
-
-def budget_terms(settings: object) -> str:
-    """Return `Budget.terms`; empty for settings without a budget."""
-    budget = budget_of(settings)
-    return budget.terms if budget else ""
-
-
 # -- values as users write them ----------------------------------------------------------------------------------------
 
 
@@ -407,18 +408,6 @@ def _as_tuple(shares: Shares) -> tuple[float, ...]:
 # -- costs -------------------------------------------------------------------------------------------------------------
 
 
-def costs_for(kind: str, profile: str) -> CostModel:
-    """Return the costs in a file; `UsageError` without a file, or for costs in another unit than that of the budget."""
-    if not profile:
-        raise UsageError(
-            f"{kind} needs the costs of this network: --profile FILE, which ticketry cost --unit {UNITS[kind]} writes"
-        )
-    costs = costs_in(profile)
-    if costs.unit != UNITS[kind]:
-        raise UsageError(f"the costs in {profile} are in {costs.unit}, and {kind} is asked for")
-    return costs
-
-
 def costs_in(profile: str) -> CostModel:
     """Read the costs in a file; `CostError` if it has none."""
     from ticketry.budgets.cost_model import CostModel
@@ -455,7 +444,7 @@ def _share_of(costs: CostModel, requested: float | str, base: str) -> float:
 def _stand_ins(kind: str, requested: Sequence[float | str]) -> list[float]:
     """Return shares unchanged, and placeholder shares for amounts (5ms) until the costs are measured.
 
-    They are only checked: no mask is chosen by them, see `costs_for`.
+    They are only checked: no mask is chosen by them, see `Budget.costs`.
     """
     read = [parse_share_or_amount(one, UNITS[kind]) for one in requested]
     largest = max((number for number, is_share in read if not is_share), default=1.0)

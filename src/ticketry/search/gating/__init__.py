@@ -1,1 +1,8 @@
-"""Soft masks: gates that are trained with the weights, and the searches whose masks they become."""
+"""Soft masks: gates that are trained with the weights, and the searches whose masks they become. Needs no torch."""
+
+from typing import Literal
+
+Anneal = Literal["step", "epoch"]
+LearningRates = Literal["recipe", "constant"]
+Objective = Literal["loss", "reverse_kl", "forward_kl"]
+Reset = Literal["paper", "code"]

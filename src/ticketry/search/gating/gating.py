@@ -31,7 +31,7 @@ from ticketry.lab.training.segment import Segment
 from ticketry.lab.training.state import part_of, rebuild_model
 from ticketry.lab.training.variant import Effect, InTraining, Metrics, Surroundings, Variant
 from ticketry.lab.training.variants import Penalty, task_structure
-from ticketry.search.gating.choices import Anneal, LearningRates, Objective, Reset
+from ticketry.search.gating import Anneal, LearningRates, Objective, Reset
 from ticketry.tasks.recipe import Optimizer, Recipe
 from ticketry.tasks.task import Task
 

@@ -20,7 +20,7 @@ from ticketry.errors import LayerCollapseError
 from ticketry.lab.lab import Lab
 from ticketry.lab.training.segment import Result
 from ticketry.lab.training.state import rebuild_model, state_of
-from ticketry.search.common.settings import PruningSettings, budget_terms
+from ticketry.search.common.settings import PruningSettings
 from ticketry.search.gating.gating import Gating, attach_gates, gating_of, scope_of_names
 
 if TYPE_CHECKING:
@@ -191,7 +191,7 @@ def budget_mask(lab: Lab, result: Result, settings: PruningSettings, share: floa
     from ticketry.budgets.pruner import allocate_budget
     from ticketry.lab.budget_masks import as_asked, terms_in
 
-    terms, task, least = budget_terms(settings), result.segment.task, int(collapse == "keep")
+    terms, task, least = settings.budget_terms, result.segment.task, int(collapse == "keep")
 
     def compute_mask() -> Mask:
         scores = gates_of(lab, result).by_weight()
@@ -213,4 +213,4 @@ def _charges(replicate: Replicate, settings: PruningSettings, scope: Scope) -> C
     from ticketry.core.gates import Charges
     from ticketry.lab.budget_masks import terms_in
 
-    return Charges.by(terms_in(replicate.lab, replicate.task, scope, budget_terms(settings)), scope.sizes)
+    return Charges.by(terms_in(replicate.lab, replicate.task, scope, settings.budget_terms), scope.sizes)

@@ -38,9 +38,9 @@ from ticketry.search.common.equal_cost import compressed, own_steps
 from ticketry.search.common.method import Replicate, on_replicate
 from ticketry.search.common.plan import Training, ticket_span
 from ticketry.search.common.pruning import prunable
-from ticketry.search.common.settings import PruningSettings, Shares, budget_terms, requested_densities
+from ticketry.search.common.settings import PruningSettings, Shares, requested_densities
 from ticketry.search.common.shape import Family
-from ticketry.search.gating.choices import LearningRates, Reset
+from ticketry.search.gating import LearningRates, Reset
 from ticketry.tasks.recipe import Optimizer
 
 if TYPE_CHECKING:
@@ -190,7 +190,7 @@ def search_by_gates(replicate: Replicate, settings: GateSettings) -> Iterator[Fo
             if found.level:
                 yield replace(found, level=position * one.rounds + found.level)
 
-    yield from replicate.together(partial(member, *each) for each in enumerate(alone))
+    yield from replicate.gather(partial(member, *each) for each in enumerate(alone))
 
 
 def _search(replicate: Replicate, settings: GateSettings) -> Iterator[Found]:
@@ -199,10 +199,10 @@ def _search(replicate: Replicate, settings: GateSettings) -> Iterator[Found]:
     check_rates(retrain, replicate.recipe.schedule)
     step = replicate.whole.at(settings.rewind, "rewind")
 
-    def needed(whole: Segment, settings: GateSettings) -> int:
+    def steps_needed(whole: Segment, settings: GateSettings) -> int:
         return settings.rounds * whole.total + own_steps(retrain, whole.at(settings.rewind, "rewind"), whole.total)
 
-    rounds = Rounds(*compressed(replicate, settings, needed, ("rewind",)))
+    rounds = Rounds(*compressed(replicate, settings, steps_needed, ("rewind",)))
     dense = replicate.dense(step, retrain=retrain)
     yield dense
 
@@ -220,7 +220,7 @@ def _search(replicate: Replicate, settings: GateSettings) -> Iterator[Found]:
             chain = [*chain, rounds.train(init, penalty, chain)]
             yield ticket(position * settings.rounds + number, chain, chain)
 
-    yield from replicate.together(partial(member, position, *knobs) for position, knobs in enumerate(settings.members))
+    yield from replicate.gather(partial(member, position, *knobs) for position, knobs in enumerate(settings.members))
 
 
 def _ticket(rounds: Rounds, level: int, chain: list[Result], searched: list[Result], dense: Found) -> Found:
@@ -246,7 +246,7 @@ def _ticket(rounds: Rounds, level: int, chain: list[Result], searched: list[Resu
         searched=tuple(searched),
         behind=None if retrain in REWINDING else _steps_in(chain, rewound),
         pattern=settings.shape.pattern,
-        aim=budget_terms(settings),
+        aim=settings.budget_terms,
         cut_to=cut_to,
     )
 
@@ -287,7 +287,7 @@ class Rounds:
         number = len(chain) + 1
         gates = self._gates(init, penalty, number, chain[-1].variants[self._gating.name] if chain else None)
         if not chain:
-            segment = self.replicate.begun(variants=[gates])
+            segment = self.replicate.from_initialisation(variants=[gates])
         else:
             weights = self.rewound(chain) if self.settings.weights_between == "rewind" else chain[-1]
             segment = self.replicate.reordered("round", number).onward(weights, 0, variants=[gates])
@@ -295,7 +295,7 @@ class Rounds:
         label = f"s0 {init:.4g}" + (f" penalty {penalty:.4g}" if len(self.settings.penalty) > 1 else "")
         return self.lab.train(segment, keep=keep, label=f"{label} round {number}")
 
-    def left(self, result: Result) -> float:
+    def remaining_share(self, result: Result) -> float:
         """Return the density that the gates of a round leave; under a budget the share of its costs."""
         if self.settings.budget:
             from ticketry.search.gating.masks import budget_left
@@ -317,7 +317,7 @@ class Rounds:
 
 def is_met(rounds: Rounds, result: Result, density: float) -> bool:
     """Return whether the gates of the last round leave the density to within `TOLERANCE`."""
-    return abs(rounds.left(result) / density - 1) <= TOLERANCE
+    return abs(rounds.remaining_share(result) / density - 1) <= TOLERANCE
 
 
 def steered(rounds: Rounds, density: float) -> Iterator[tuple[list[Result], list[Result]]]:
@@ -330,7 +330,7 @@ def steered(rounds: Rounds, density: float) -> Iterator[tuple[list[Result], list
     searched: list[Result] = []
     for number in range(1, count + 1):
         before = chain[-1] if chain else None
-        had = rounds.left(before) if before else 1.0
+        had = rounds.remaining_share(before) if before else 1.0
         aim = had * (density / had) ** (1 / (count - number + 1))
         if before is not None:
             init = _Moves(rounds.lab, before, chain[-2] if len(chain) > 1 else None).init_for(aim / had)
@@ -348,7 +348,7 @@ def _tries(rounds: Rounds, chain: list[Result], init: float, aim: float, density
     """
     before, number = chain[-1] if chain else None, len(chain) + 1
     last = number == rounds.settings.rounds
-    had = rounds.left(before) if before else 1.0
+    had = rounds.remaining_share(before) if before else 1.0
     low: tuple[float, float] | None = None  # (s0, density) that is too sparse
     high: tuple[float, float] | None = None
     side: bool | None = None  # whether the last try was too sparse
@@ -357,7 +357,7 @@ def _tries(rounds: Rounds, chain: list[Result], init: float, aim: float, density
     for _ in range(_TRIES):
         result = rounds.train(init, rounds.settings.penalty[0], chain)
         results.append(result)
-        found = rounds.left(result)
+        found = rounds.remaining_share(result)
         if is_met(rounds, result, density) if last else found >= density:
             return results
         stuck, side = side == (found < aim), found < aim

@@ -78,7 +78,7 @@ class Tick(Variant):
         return True
 
     @classmethod
-    def of(cls, model: nn.Module, **values: float) -> Tick:
+    def for_model(cls, model: nn.Module, **values: float) -> Tick:
         """Return a tick of the gates of all norms of a model that have a scale.
 
         Raises:
@@ -123,7 +123,7 @@ class TickEffect(Effect):
         return recipe.changed(optimizer="sgd", schedule="constant", warmup="0it", **own)
 
     def trained(self, model: nn.Module) -> Trainable:
-        gates = _Chosen(model, {*self._tick.scales, *self._tick.head})
+        gates = _Subset(model, {*self._tick.scales, *self._tick.head})
         shifts = {shift for _, shift in self._tick.norms}
         for name, parameter in named_parameters(model).items():
             parameter.requires_grad_(name in gates.names or name in shifts)
@@ -176,7 +176,7 @@ def _ratio(scale: Tensor, shift: Tensor | None) -> Tensor:
     return torch.where(scale.detach() == 0, 0.0, ratio).clamp_(-_LARGEST_RATIO, _LARGEST_RATIO)
 
 
-class _Chosen:
+class _Subset:
     """A subset of a model's parameters, for an optimiser."""
 
     def __init__(self, model: nn.Module, names: set[str]) -> None:
