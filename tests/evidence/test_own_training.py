@@ -180,14 +180,3 @@ def test_variants_that_cannot_be_are_refused(searched: Searched, told: dict[str,
     info = {**ticket.info, "segment": {**ticket.info["segment"], "variants": [told]}}
     with pytest.raises(TicketError, match=said):
         verify(searched.lab, Ticket(ticket.mask, ticket.start, info), VerifySettings(**QUICK))
-
-
-def test_of_a_ticket_that_was_given_a_structure_the_mask_alone_is_another(searched: Searched, own: Any) -> None:
-    ticket = Ticket.load(searched.saved)
-    other = searched.lab.store.get_mask(
-        stored_control_mask(searched.lab, searched.task, "shuffled", searched.ticket.mask, Seeds.of(9))
-    )
-    settings = VerifySettings(**{**QUICK, "controls": ("random_reinit",)})
-    made = verify(searched.lab, Ticket(other, ticket.start, ticket.info), settings)
-    start, order = Start(state=searched.ticket.rewound.model), made.compared.subject.fresh_seeds(0).order
-    assert list(made.values["ticket"]) == [by_hand(searched, own, start=start, mask=other, order_seed=order)]

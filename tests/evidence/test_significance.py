@@ -332,28 +332,12 @@ def test_an_outlier_lies_beyond_three_least_spreads_and_not_at_them() -> None:
     ]
 
 
-def test_without_collapses_a_rate_of_1_minus_5_percent_to_the_nth_is_not_excluded() -> None:
-    for n in (3, 5, 30):
-        found = told(*np.linspace(-0.1, 0.1, n), least=5.0)
-        assert found.collapse_rate == pytest.approx(1 - 0.05 ** (1 / n))
-        assert (found.low, found.high) == ((), ())
-
-
 def test_skewness_and_correlation_are_scipys_and_pearsons_of_a_series_with_itself() -> None:
     values = (0.3, -0.2, 0.9, 0.1, -0.4, 0.2)
     found = told(*values, least=1.0)
     centred = np.array(values) - np.mean(values)
     assert found.skewness == pytest.approx(stats.skew(values, bias=False))
     assert found.correlation == pytest.approx((centred[1:] @ centred[:-1]) / (centred @ centred))
-
-
-def test_skewed_differences_are_told_with_their_skewness() -> None:
-    values = (0.0, 0.1, -0.1, 0.05, -0.05, 0.0, 0.1, 4.0)
-    found = told(*values, least=5.0)
-    skew = stats.skew(values, bias=False)
-    assert found.reasons == (
-        f"dense: differences are skewed ({skew:+.1f}), so their mean is less certain than it seems",
-    )
 
 
 def test_differences_of_rounding_hang_together_in_no_order() -> None:

@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 
 from ticketry import search
 from ticketry.core.mask import Mask
-from ticketry.core.scope import Scope
 from ticketry.errors import MaskError, UsageError
 from ticketry.evidence.controls import control_mask
 from ticketry.evidence.stability import children, distance, stability
@@ -64,17 +63,6 @@ def test_distance_is_numpys_over_the_weights_kept_whole_and_by_layer(seed, other
     assert list(found.layers) == list(mask)
     for name, layer in found.layers.items():
         assert agrees(layer, by_numpy(one, other, {name: kept[name]}))
-
-
-def test_what_is_compared():
-    one, other = some_state(1), some_state(2)
-    everything = {name: np.ones(shape, bool) for name, shape in SHAPES.items()}
-    weights = {name: everything[name] for name in ("a.weight", "b.weight")}
-    scope = Scope({name: SHAPES[name] for name in weights}, 36)
-    assert agrees(distance(one, other, scope), by_numpy(one, other, weights))
-    assert agrees(distance(one, other, ["a.weight", "b.weight"]), by_numpy(one, other, weights))
-    counted = {**one, "steps": torch.tensor(3)}, {**other, "steps": torch.tensor(7)}
-    assert agrees(distance(*counted), by_numpy(one, other, everything))
 
 
 @pytest.mark.parametrize("scale", [1e-20, 1e20])

@@ -284,24 +284,6 @@ def power_of(n: int, distance: float, spread: float, alpha: float) -> float:
     return float((guarded(drawn, 0.0, 0.5)[0] <= alpha).mean())
 
 
-def test_more_seeds_than_a_plan_has_take_a_new_one() -> None:
-    ticket, dense, control = [88.9, 87.3, 88.5], DENSE[:3], [87.9, 86.9, 87.1]
-    beyond, within = (
-        verdict(ticket, dense, {"shuffled": control}, interim=InterimAnalyses(at)) for at in ((3, 4), (3, 900))
-    )
-    assert beyond.more_seeds is not None
-    assert beyond.more_seeds > 1
-    assert beyond.reasons[3:] == (
-        "next interim analysis at 4 seeds",
-        f"likely to decide: about {beyond.more_seeds} more seeds, beyond the plan's 4: that takes a new plan of"
-        f" {3 + beyond.more_seeds} fresh seeds",
-    )
-    assert within.reasons[3:] == (
-        "next interim analysis at 900 seeds",
-        "likely to decide: about 897 more seeds",  # the plan's end, and not beyond it
-    )
-
-
 # -- what is reported ------------------------------------------------------------------------------------------------
 
 
@@ -321,32 +303,6 @@ def test_a_win_gives_its_answers_and_a_line_for_each_comparison() -> None:
         line("dense", NEAR, DENSE, "8 seeds"),
         line("shuffled", NEAR, FAR, "8 seeds"),
         line("random_prune", NEAR, FAR[1:] + FAR[:1], "8 seeds"),
-    )
-
-
-def test_a_single_seed_says_what_it_assumes() -> None:
-    found = verdict([88.9], [88.2], {"shuffled": [87.0]}, interim=InterimAnalyses((2, 40)))
-    assert (seeds_needed(0.5, 0.4, 0.05 * (1 - (2 / 40) ** 3), least_spread=0.5) or 41) < 40  # between two analyses
-    assert found.reasons == (
-        "as good as dense: undecided; better than every control: undecided (not shown to beat shuffled)",
-        "ticket - dense: +0.70 over 1 seed; within 0.5 of it with p = 1",
-        "dense: one seed has no spread, so nothing can be decided",
-        "ticket - shuffled: +1.90 over 1 seed; above it with p = 1",
-        "shuffled: one seed has no spread, so nothing can be decided",
-        "no decision is planned at 1 seed",
-        "next interim analysis at 2 seeds",
-        "likely to decide: about 39 more seeds, for a true difference of 0 to dense and a spread of 0.4 (assumed)",
-    )
-
-
-def test_what_a_verdict_assumes() -> None:
-    """1 - 0.05^(1/8) = 31.2 %: the rate of collapses that eight seeds without one do not exclude."""
-    assert verdict(NEAR, DENSE, claim="matches", margin=0.25).assumptions == (
-        "seeds share no randomness",
-        "the standard deviation of seeds is taken to be at least 0.25",
-        "up to 5 % of seeds may fall 1.25 below the others undetected",
-        "none of 8 collapsed: a rate of up to 31 % is not excluded (at 95 %)",
-        "their number was fixed beforehand: repeated verdicts as seeds are added err more often",
     )
 
 

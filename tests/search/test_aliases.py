@@ -79,22 +79,22 @@ def test_a_run_by_an_alias_is_that_of_its_method_and_shows_the_alias(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     by_alias = answer(capsys, "search", "snip", "--density", "0.2", *FAST, "--json")
-    by_method = answer(capsys, "search", *PAPERS["snip"].split(), "--density", "0.2", *FAST, "--json")
-    assert by_method["now"]["steps_trained"] == 0, "the same trainings"
+    options: dict[str, Any] = {"replicates": 1, "controls": (), "recipe": {"length": "4it"}, "workers": 0}
+    by_method = tk.run("early", when="0", iterations=1, score="snip", density=0.2, **options)
+    assert by_method.now["steps_trained"] == 0, "the same trainings"
     assert by_alias["run"].startswith("snip-digits-")
-    assert by_method["run"] == f"early-{by_alias['run']}", "the same digest"
+    assert by_method.name == f"early-{by_alias['run']}", "the same digest"
     folder = Path(by_alias["report"]).parent
     record = json.loads((folder / "run.json").read_text())
     assert (record["method"], record["alias"], record["settings"]["score"]) == ("early", "snip", "snip")
     assert 'method = "snip"' in (folder / "run.toml").read_text()
     assert "SNIP (Lee et al. 2019)" in (folder / "report.html").read_text()
 
-    options = {"replicates": 1, "controls": (), "recipe": {"length": "4it"}, "workers": 0}
     run = tk.run("snip", density=0.2, **options)
     assert (run.name, run.now["steps_trained"]) == (by_alias["run"], 0)
     assert {row["method"] for row in point_rows([Results(run.record)])} == {"snip"}
     listed = {row["run"]: row["method"] for row in answer(capsys, "list", "runs", "--json")}
-    assert (listed[by_alias["run"]], listed[by_method["run"]]) == ("snip", "early")
+    assert (listed[by_alias["run"]], listed[by_method.name]) == ("snip", "early")
     changed = tk.run("snip", density=0.2, iterations=3, **options)
     assert changed.name.startswith("early-snip-digits-"), "in three cuts it is no longer what the paper calls SNIP"
     assert (changed.record.alias, changed.record.title) == ("", method("early").title)

@@ -57,22 +57,6 @@ def test_weights_are_frozen_and_the_ticket_starts_from_them(shared_store: Path) 
 
 
 @pytest.mark.slow
-def test_batch_norm_keeps_its_statistics_and_uses_the_batch_s(shared_store: Path) -> None:
-    """A residual network: by the dense network's statistics the divergence hardly falls, by the batch's it does."""
-    task = tk.task("digits", model="resnet-20@0.125")
-    settings = concrete.Settings(density=(0.3,), rewind="50%", mask_length="60it")
-    with tk.Lab(shared_store) as lab:
-        found = CONCRETE.search(lab, task, task.recipe.changed(length="60it"), settings, Seeds())
-        early = lab.state(next(found).rewound)
-        trained = next(found).searched[-1]
-        after = lab.state(trained)
-        assert any("running_mean" in name for name in early)
-        assert all(torch.equal(after[name], early[name]) for name in early)
-        losses = [loss for _, loss in trained.record["loss"]]
-    assert fmean(losses[-10:]) < 0.8 * fmean(losses[:10])
-
-
-@pytest.mark.slow
 def test_tickets_beat_random_and_shuffled_masks(shared_store: Path) -> None:
     """At 2 %, over three seeds, at the built-in recipe's length; and the divergence falls."""
     task = tk.task("digits")

@@ -59,21 +59,6 @@ def describe_answers(as_good: str | None, better: str | None, not_beaten: Sequen
     return f"{text} (not shown to beat {', '.join(not_beaten)})" if not_beaten and better != "yes" else text
 
 
-def build_verdict_table(
-    outcome: str,
-    *,
-    claim: str,
-    margin: float,
-    confidence: float,
-    n: int,
-    rows: Iterable[Sequence[Cell]],
-    reasons: Iterable[str],
-) -> str:
-    """Build the HTML table of a verdict and its differences; each row is ``(network, mean, low, high, p)``."""
-    caption = f"{outcome} (claim: {claim}; margin {margin:g}, confidence {100 * confidence:g} %, n = {n})"
-    return build_html_table(caption, ("ticket minus", "mean", "from", "to", "p"), rows, reasons)
-
-
 def _format_cell(cell: Cell) -> str:
     if cell is None:
         return "–"

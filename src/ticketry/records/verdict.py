@@ -7,7 +7,7 @@ from typing import Annotated, Any, Generic, Literal, TypeVar, get_args
 
 from msgspec import Meta, field
 
-from ticketry.records.display import Cell, build_verdict_table, describe_answers
+from ticketry.records.display import Cell, build_html_table, describe_answers
 from ticketry.records.metric import Metric
 from ticketry.records.schema import Count, Density, Number, Part, Role, reject
 
@@ -164,16 +164,10 @@ class VerdictAnswers(Part, Generic[Missing], frozen=True, kw_only=True):
         return self.as_good_as_dense == "no" or (self.as_good_as_dense == "yes" and answered)
 
     def to_html(self, outcome: str, rows: Iterable[Sequence[Cell]]) -> str:
-        """Return the HTML that notebooks show, with a row for each comparison, see `build_verdict_table`."""
-        return build_verdict_table(
-            outcome,
-            claim=self.claim,
-            margin=self.margin,
-            confidence=self.confidence,
-            n=self.n,
-            rows=rows,
-            reasons=self.reasons,
-        )
+        """Return the HTML table that notebooks show; each row is ``(network, mean, low, high, p)``."""
+        confidence = f"confidence {100 * self.confidence:g} %"
+        caption = f"{outcome} (claim: {self.claim}; margin {self.margin:g}, {confidence}, n = {self.n})"
+        return build_html_table(caption, ("ticket minus", "mean", "from", "to", "p"), rows, self.reasons)
 
 
 class Judgement(VerdictAnswers[None], frozen=True, kw_only=True):

@@ -11,8 +11,13 @@ from torch import Tensor, nn
 from ticketry.core.prune import prune
 from ticketry.core.scope import scope as scope_of
 from ticketry.core.score import Loss, Score, get
-from ticketry.testing.require import require
 from ticketry_engine.support.entry_points import Need, entry_point
+
+
+def require(holds: bool, promise: str) -> None:
+    """Raise `AssertionError` with the promise if it does not hold (unlike assert, also under python -O)."""
+    if not holds:
+        raise AssertionError(promise)
 
 
 @entry_point(Need(python=False))

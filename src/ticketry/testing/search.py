@@ -27,7 +27,7 @@ from ticketry.tasks import catalogue
 from ticketry.tasks.recipe import Recipe
 from ticketry.tasks.task import Course, Splits, Task
 from ticketry.tasks.user_task import OwnTask
-from ticketry.testing.require import require
+from ticketry.testing.score import require
 
 _QUICK = "60it"
 

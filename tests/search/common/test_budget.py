@@ -176,13 +176,6 @@ def test_a_scaled_recipe_keeps_its_shape(length: int) -> None:
     assert recipe.scaled(100, per_epoch=10) is recipe
 
 
-def test_names_of_stored_runs_stay() -> None:
-    method = tk.search.iterative
-    plain = SearchRequest(method, TASK, method.Settings(), RECIPE)
-    assert "budget" not in plain.identity()["settings"]
-    assert SearchRequest(method, TASK, method.Settings(equal_cost="steps"), RECIPE).name != plain.name
-
-
 # -- trainings with penalties, ticks and gates are search --------------------------------------------------------------
 
 

@@ -79,22 +79,6 @@ def test_charged_gates_leave_the_dear_weights(tmp_path: Path) -> None:
     assert kept[False].kept > 1.2 * kept[True].kept  # more weights for the same multiplications
 
 
-@pytest.mark.slow
-def test_s0_is_found_by_the_costs_of_the_hard_gates(tmp_path: Path) -> None:
-    """The gates themselves end within 10 % of the budget; the cut spends what is left."""
-    from ticketry.search.gating.masks import hardened_mask
-
-    with tk.Lab(tmp_path) as lab:
-        dense, *tickets = found_by(lab, "continuous", flops=0.3, rounds=2, init=0.0)
-        assert dense.aim == ""
-        ends = lab.store.get_mask(hardened_mask(lab, tickets[-1].searched[-1]))
-        full = dense_multiplications(lab, task())
-        assert left_multiplications(lab, task(), ends) == pytest.approx(0.3 * full, rel=0.1)
-        mask = lab.store.get_mask(str(tickets[-1].mask))
-        smaller, larger = sorted((ends, mask), key=lambda one: one.kept)
-        assert smaller & larger == smaller  # one threshold, moved
-
-
 def test_prices_are_plain_values_of_a_key() -> None:
     prices = (((0.0, 0.5, 1.0), (0.0, 1.0, 3.0)),)
     gating = Gating(scope=("0.weight",), prices=prices)
