@@ -16,7 +16,7 @@ from ticketry.core.mask import Mask
 from ticketry.core.ticket.ticket import Ticket
 from ticketry.errors import TicketError, TrustError, UsageError
 from ticketry.evidence import rivals as rivals_module
-from ticketry.evidence.controls import control_mask, stretched
+from ticketry.evidence.controls import control_mask, scale_recipe
 from ticketry.evidence.rivals import Trained, flops_share
 from ticketry.evidence.settings import VerifySettings
 from ticketry.evidence.ticket_under_test import made_task, subject
@@ -155,9 +155,9 @@ def _first(shape: torch.Size, share: float) -> torch.Tensor:
 
 def test_a_stretched_recipe_keeps_its_proportions() -> None:
     recipe = Recipe(length="10ep", schedule="multistep", milestones=("50%", "8ep"), warmup="100it")
-    long = stretched(recipe, per_epoch=100, steps=3000)
+    long = scale_recipe(recipe, per_epoch=100, steps=3000)
     assert (long.steps(100), long.milestones, long.warmup) == (3000, ("50%", "2400it"), "300it")
-    assert stretched(recipe, per_epoch=100, steps=1000) == recipe.changed(
+    assert scale_recipe(recipe, per_epoch=100, steps=1000) == recipe.changed(
         length="1000it", milestones=("50%", "800it"), warmup="100it"
     )
 

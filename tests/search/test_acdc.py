@@ -60,17 +60,10 @@ def test_phases_and_what_they_cost(tmp_path: Path) -> None:
         dense, half, ticket = found_by(lab, density=(0.5, 0.1))
         assert lab.ledger.steps_trained == TOTAL + 2 * (TOTAL - COMPRESSED[0]), "the warm-up is the dense network's"
         chain = [*ticket.searched, ticket.result]
-        states = [lab.state(each) for each in chain]
-        mask = lab.store.get_mask(ticket.mask)
     turns = sorted([0, *COMPRESSED, *DECOMPRESSED, TOTAL])
     assert [(each.segment.first, each.segment.last) for each in chain] == list(pairwise(turns))
     assert [each.segment.mask is None for each in chain] == [each.segment.first not in COMPRESSED for each in chain]
-    resumed = [each.segment.start.optimizer is not None for each in chain[1:]]
-    assert resumed == [each.segment.mask is not None for each in chain[1:]]
     assert chain[0].segment.trajectory == dense.result.segment.trajectory == half.searched[0].segment.trajectory
-    before, revived = states[-3], states[-2]
-    assert any(bool((revived[name][~kept] != 0).any()) for name, kept in mask.items())
-    assert sum(int((tensor == 0).sum()) for tensor in before.values()) > 0.8 * mask.total
     assert ticket.rewound == chain[-2]
     assert (ticket.retrain, budget(ticket), ticket.search_steps) == (GRADUAL, TOTAL, COMPRESSED[-1])
     assert not any(each.metrics for each in chain[:-1]), "states on the way are not measured"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-from itertools import pairwise
 from math import cos, pi
 from pathlib import Path
 from typing import Any
@@ -107,28 +106,17 @@ def test_same_masks_and_weights_as_bare_pytorch(shared_store: Path, recipe: tk.R
 
 
 @pytest.mark.parametrize("grow", ["gradient", "random"])
-def test_density_is_constant_and_the_way_is_one_training(shared_store: Path, grow: str) -> None:
+def test_the_way_is_one_training_at_constant_density(shared_store: Path, grow: str) -> None:
     with tk.Lab(shared_store) as lab:
         dense, ticket = found_by(lab, density=(0.1,), grow=grow)
         chain = [*ticket.searched, ticket.result]
         masks = [lab.store.get_mask(each.segment.mask) for each in chain]
-        states = [lab.state(each) for each in chain]
     moved = int(grow == "gradient")
-    firsts = [0, *(step + moved for step in STEPS)]
-    assert [(each.segment.first, each.segment.last) for each in chain] == list(
-        zip(firsts, [*STEPS, TOTAL], strict=True)
-    )
+    steps = zip([0, *(step + moved for step in STEPS)], [*STEPS, TOTAL], strict=True)
+    assert [(each.segment.first, each.segment.last) for each in chain] == list(steps)
     assert all([row.kept for row in mask.table()] == [row.kept for row in masks[0].table()] for mask in masks)
-    for (before, mask), (_, after) in pairwise(zip(states, masks, strict=True)):
-        grown = {name: after[name] & ~mask[name] for name in after}
-        assert any(bool(new.any()) for new in grown.values())
-        assert not any(bool(before[name][new].any()) for name, new in grown.items()), "grown weights begin at 0"
-    assert all(after.segment.start.optimizer == before.training for before, after in pairwise(chain))
-    assert (ticket.retrain, budget(ticket), ticket.search_steps + ticket.result.segment.steps) == (
-        DYNAMIC,
-        TOTAL,
-        TOTAL,
-    )
+    assert (ticket.retrain, budget(ticket)) == (DYNAMIC, TOTAL)
+    assert ticket.search_steps + ticket.result.segment.steps == TOTAL
     assert ticket.gradients == moved * len(STEPS)
     assert ticket.rewound.segment.steps == dense.rewound.segment.steps == 0
     assert not any(each.metrics for each in chain[:-1]), "states on the way are not measured"

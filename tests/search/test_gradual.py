@@ -11,7 +11,6 @@ import torch
 
 import ticketry as tk
 from search.bare import ADAMW, SEED, SGD, TOTAL, Training, largest
-from ticketry.core.sparse_training.schedule import cuts
 from ticketry.lab.search_result import GRADUAL, budget
 from ticketry.lab.training.segment import Start
 from ticketry.search.gradual import Settings
@@ -64,30 +63,17 @@ def test_same_mask_and_weights_as_bare_pytorch(tmp_path: Path, recipe: tk.Recipe
     assert any(not torch.equal(fresh[name], tensor) for name, tensor in state.items())
 
 
-def test_nothing_is_trained_twice(tmp_path: Path) -> None:
-    """Of each density the steps from the first cut on; those before are the dense network's, as its own search has."""
+def test_each_density_is_trained_from_the_first_cut_on_and_nothing_twice(tmp_path: Path) -> None:
     own = TOTAL - STEPS[0]
     with tk.Lab(tmp_path) as lab:
-        found_by(lab, density=(0.5, 0.2))
+        ticket = found_by(lab, density=(0.5, 0.2))[-1]
+        chain = [*ticket.searched, ticket.result]
+        assert [(each.segment.first, each.segment.last) for each in chain] == list(pairwise([0, *STEPS, TOTAL]))
+        assert (ticket.retrain, budget(ticket), ticket.search_steps) == (GRADUAL, TOTAL, END)
+        assert not any(each.metrics for each in chain[:-1]), "states on the way are not measured"
         assert lab.ledger.steps_trained == TOTAL + 2 * own
         found_by(lab, density=(0.5, 0.2, 0.1))
         assert lab.ledger.steps_trained == TOTAL + 3 * own
         imp = tk.search.iterative.Settings(densities=(0.5,), rewind=f"{STEPS[0]}it")
         tk.search.iterative(lab, tk.task("digits"), imp, recipe=SGD, seeds=tk.search.Seeds.of(SEED))
         assert lab.ledger.steps_trained == TOTAL + 3 * own + TOTAL - STEPS[0]
-
-
-def test_the_way_to_a_density(tmp_path: Path) -> None:
-    with tk.Lab(tmp_path) as lab:
-        dense, ticket = found_by(lab, density=(0.1,))
-        chain = [*ticket.searched, ticket.result]
-        masks = [lab.store.get_mask(each.segment.mask) for each in chain[1:]]
-    assert dense.result.segment.mask is chain[0].segment.mask is None
-    assert [(each.segment.first, each.segment.last) for each in chain] == list(pairwise([0, *STEPS, TOTAL]))
-    wanted = cuts(0.1, begin=BEGIN, end=END, frequency=EVERY)
-    assert [mask.kept for mask in masks] == [round(share * masks[0].total) for share in wanted.values()]
-    assert all(later <= earlier for earlier, later in pairwise(masks))
-    assert all(after.segment.start.state == before.model for before, after in pairwise(chain))
-    assert all(after.segment.start.optimizer == before.training for before, after in pairwise(chain))
-    assert (ticket.retrain, budget(ticket), ticket.search_steps) == (GRADUAL, TOTAL, END)
-    assert not any(each.metrics for each in chain[:-1]), "states on the way are not measured"

@@ -52,12 +52,12 @@ def train_for(
     """
     per_epoch = lab.per_epoch(task, recipe)
     if steps != recipe.steps(per_epoch):
-        recipe = stretched(recipe, per_epoch, steps)
+        recipe = scale_recipe(recipe, per_epoch, steps)
     segment = lab.segment(task, start=seeds.initialisation, variants=variants, order_seed=seeds.order, recipe=recipe)
     return lab.train(segment, label=label)
 
 
-def stretched(recipe: Recipe, per_epoch: int, steps: int) -> Recipe:
+def scale_recipe(recipe: Recipe, per_epoch: int, steps: int) -> Recipe:
     """Scale a recipe to `steps` iterations, with its milestones and warm-up."""
     scale = Fraction(steps, recipe.steps(per_epoch))
 

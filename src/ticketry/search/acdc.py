@@ -20,7 +20,7 @@ from typing import ClassVar
 
 from ticketry.core.sparse_training.schedule import phases_within
 from ticketry.lab.search_result import GRADUAL, Found
-from ticketry.search.common.equal_cost import stretched
+from ticketry.search.common.equal_cost import stretch_to_flops
 from ticketry.search.common.method import About, Replicate, on_replicate
 from ticketry.search.common.plan import Schedule, Training
 from ticketry.search.common.pruning import check_score, prunable, prune
@@ -94,7 +94,7 @@ def search(replicate: Replicate, settings: Settings) -> Iterator[Found]:
             mask = prune(replicate, before, scope, density, settings) if sparse else None
             segment = replicate.onward(before, step, mask=mask, last=after, optimizer=before if sparse else None)
             if step == last:
-                segment = stretched(lab, segment, chain, settings.equal_cost)
+                segment = stretch_to_flops(lab, segment, chain, settings.equal_cost)
             label = f"{settings.goal(density)} {'compressed' if sparse else 'decompressed'} from step {step}"
             chain.append(lab.train(segment, label=label, measure=step == last))
         *searched, result = chain

@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Literal
 from ticketry.core.structure.pattern import kept_elements
 from ticketry.errors import LayerCollapseError, UsageError
 from ticketry.lab.search_result import REWINDING, Found, Retrain, retrain_after
-from ticketry.search.common.equal_cost import compressed, own_steps
+from ticketry.search.common.equal_cost import compress_to_steps, own_steps
 from ticketry.search.common.method import About, Replicate, on_replicate
 from ticketry.search.common.plan import Schedule, Training, ticket_span
 from ticketry.search.common.pruning import prunable
@@ -125,7 +125,7 @@ def search(replicate: Replicate, settings: Settings) -> Iterator[Found]:
         step = whole.at(settings.rewind, "rewind")
         return step + mask_steps(settings, whole) + own_steps(retrain, step, whole.total)
 
-    own, settings = compressed(replicate, settings, steps_needed, ("rewind", "mask_length"))
+    own, settings = compress_to_steps(replicate, settings, steps_needed, ("rewind", "mask_length"))
     whole = own.whole
     pieces = [(share, gates_of(replicate, scope, settings, share)) for share in settings.targets]
     recipe = _mask_recipe(own.recipe, settings, mask_steps(settings, whole))

@@ -30,7 +30,7 @@ from ticketry.budgets.units import Base
 from ticketry.core.structure.pattern import check_at_least
 from ticketry.errors import UsageError
 from ticketry.lab.search_result import Found
-from ticketry.search.common.equal_cost import stretched
+from ticketry.search.common.equal_cost import stretch_to_flops
 from ticketry.search.common.method import About, Replicate, on_replicate
 from ticketry.search.common.plan import Schedule, Training
 from ticketry.search.common.pruning import check_norms, prunable
@@ -220,7 +220,7 @@ class _Rounds:
                 variants=[] if final else self.penalties,
             )
             if final:
-                segment = stretched(lab, segment, searched, self.settings.equal_cost)
+                segment = stretch_to_flops(lab, segment, searched, self.settings.equal_cost)
             searched.append(lab.train(segment, label=f"{goal} from step {cut}", measure=final))
         assert mask is not None
         return tuple(searched[:-1]), mask, searched[-1]
@@ -228,11 +228,12 @@ class _Rounds:
 
 def channel_importance(lab: Lab, result: Result) -> dict[str, Tensor]:
     """Return the importance of the channels of each norm in a tick, float64, by the name of its scale."""
-    from ticketry.search.gating.tick import Tick, importance_in
+    from ticketry.search.gating.tick import IMPORTANCE, Tick
 
     tick = result.segment.variant(Tick)
     assert tick is not None
-    return importance_in(lab.store.get_tensors(result.variants[Tick.name]), tick)
+    state = lab.store.get_tensors(result.variants[Tick.name])
+    return {name: state[f"{name}/{IMPORTANCE}"] for name in tick.scales}
 
 
 def tick_mask(lab: Lab, result: Result, scope: Scope, density: float, *, within: str | None, keep_at_least: int) -> str:

@@ -117,7 +117,7 @@ def search(replicate: Replicate, settings: Settings) -> Iterator[Found]:
 
     def member(level: int, piece: tuple[float, str]) -> Found:
         density, mask = piece
-        own = replace(replicate, recipe=_stretched(lab, replicate.from_initialisation(mask), settings))
+        own = replace(replicate, recipe=_recipe_of_equal_flops(lab, replicate.from_initialisation(mask), settings))
         begun = own.from_initialisation(mask)
         moves = _moves(settings, whole, begun.total)
         goal = settings.goal(density)
@@ -155,7 +155,7 @@ def _moves(settings: Settings, whole: Schedule, length: int) -> dict[int, float]
     )
 
 
-def _stretched(lab: Lab, begun: Segment, settings: Settings) -> Recipe:
+def _recipe_of_equal_flops(lab: Lab, begun: Segment, settings: Settings) -> Recipe:
     """Return the recipe; for equal cost in FLOPs a longer one, moves included, as in RigL 5x (Evci et al. 2020).
 
     It has as many steps as the FLOPs of one dense training pay for.

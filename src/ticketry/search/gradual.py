@@ -21,7 +21,7 @@ from typing import ClassVar
 
 from ticketry.core.sparse_training.schedule import cuts_within
 from ticketry.lab.search_result import Found
-from ticketry.search.common.equal_cost import stretched
+from ticketry.search.common.equal_cost import stretch_to_flops
 from ticketry.search.common.method import About, Replicate, on_replicate
 from ticketry.search.common.plan import Schedule, Training
 from ticketry.search.common.pruning import check_score, prunable, prune
@@ -100,7 +100,7 @@ def search(replicate: Replicate, settings: Settings) -> Iterator[Found]:
             segment = replicate.retrained(mask, rewound=chain[-1], trained=chain[-1], shrunk=settings.shape.channels)
             segment = segment.until(after)
             if step == last:
-                segment = stretched(lab, segment, chain, settings.equal_cost)
+                segment = stretch_to_flops(lab, segment, chain, settings.equal_cost)
             label = f"{settings.goal(schedule[last])} from step {step}"
             chain.append(lab.train(segment, label=label, measure=step == last))
         *searched, result = chain

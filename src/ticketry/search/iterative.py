@@ -25,7 +25,7 @@ from ticketry.choices import format_value
 from ticketry.core.structure.pattern import check_density
 from ticketry.errors import UsageError
 from ticketry.lab.search_result import REWINDING, Found, Retrain, check_rates, retrain_after
-from ticketry.search.common.equal_cost import compared, compressed, own_steps
+from ticketry.search.common.equal_cost import comparable_dense, compress_to_steps, own_steps
 from ticketry.search.common.method import About, Replicate, on_replicate
 from ticketry.search.common.plan import Training, ticket_span
 from ticketry.search.common.pruning import check_score, prunable, prune, ticket_mask
@@ -199,10 +199,10 @@ def search(replicate: Replicate, settings: Settings) -> Iterator[Found]:
         tickets = len(settings.targets) * own_steps(retrain, whole.at(settings.rewind, "rewind"), whole.total)
         return whole.total + tickets
 
-    own, settings = compressed(replicate, settings, steps_needed, ("rewind",))
+    own, settings = compress_to_steps(replicate, settings, steps_needed, ("rewind",))
     whole = own.whole
     dense = own.dense(whole.at(settings.rewind, "rewind"), retrain=retrain)
-    yield compared(replicate, dense)
+    yield comparable_dense(replicate, dense)
     yield from _train_levels(own, settings, dense)
 
 

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from ticketry.errors import UsageError
 from ticketry.lab.search_result import REWINDING, Found, Retrain, check_rates, retrain_after
-from ticketry.search.common.equal_cost import compared, compressed, own_steps
+from ticketry.search.common.equal_cost import comparable_dense, compress_to_steps, own_steps
 from ticketry.search.common.method import About, Replicate, on_replicate
 from ticketry.search.common.plan import Training, ticket_span
 from ticketry.search.common.pruning import check_score, prunable, prune, prune_once, ticket_mask
@@ -121,11 +121,11 @@ def search(replicate: Replicate, settings: Settings) -> Iterator[Found]:
     def steps_needed(whole: Segment, settings: Settings) -> int:
         return whole.total + own_steps(retrain, whole.at(settings.rewind, "rewind"), whole.total)
 
-    own, settings = compressed(replicate, settings, steps_needed, ("rewind",))
+    own, settings = compress_to_steps(replicate, settings, steps_needed, ("rewind",))
     step = own.whole.at(settings.rewind, "rewind")
     begun = own.dense(step, retrain=retrain)
     rewound, dense = begun.rewound, begun.dense
-    yield compared(replicate, begun)
+    yield comparable_dense(replicate, begun)
 
     def member(level: int, density: float) -> Found:
         mask, derived = ticket_mask(own, dense, prune(own, dense, scope, density, settings), settings)

@@ -19,7 +19,7 @@ from ticketry.lab.search_result import Seeds
 from ticketry.lab.training.optimizer import learning_rate
 from ticketry.lab.training.segment import Segment
 from ticketry.records.schema import as_json
-from ticketry.search.common.equal_cost import compressed
+from ticketry.search.common.equal_cost import compress_to_steps
 from ticketry.search.common.method import Replicate
 from ticketry.tasks.recipe import Recipe
 
@@ -157,7 +157,7 @@ def test_a_rounded_rewind_step_makes_the_sum_no_more(lab: Lab, total: int, level
         return whole.total + len(settings.targets) * (whole.total - whole.at(settings.rewind))
 
     whole = Replicate(lab, TASK, RECIPE.changed(length=f"{total}it"), Seeds())
-    own, scaled = compressed(whole, settings, needed, ("rewind",))
+    own, scaled = compress_to_steps(whole, settings, needed, ("rewind",))
     exact = total * total // (total + levels * (total - rewind))
     fitting = [length for length in range(1, exact + 1) if _sum(total, levels, rewind, length) <= total]
     assert own.whole.total == max(fitting)

@@ -40,7 +40,7 @@ def own_steps(retrain: str, step: int, total: int) -> int:
     return {"restart": total, "none": 0, "finetune": total - step or total}.get(retrain, total - step)
 
 
-def compressed(
+def compress_to_steps(
     replicate: Replicate,
     settings: AnySettings,
     steps_needed: Callable[[Segment, AnySettings], int],
@@ -77,7 +77,7 @@ def _with_length(
     return replace(replicate, recipe=recipe), replace(settings, **scaled)
 
 
-def compared(replicate: Replicate, found: Found) -> Found:
+def comparable_dense(replicate: Replicate, found: Found) -> Found:
     """Return the dense network to compare with: the search's own if that has the recipe's schedule, else another."""
     if found.result.segment.recipe == replicate.recipe:
         return found
@@ -85,7 +85,7 @@ def compared(replicate: Replicate, found: Found) -> Found:
     return replace(found, dense=dense, result=dense)
 
 
-def stretched(lab: Lab, rest: Segment, before: list[Result], equal_cost: str) -> Segment:
+def stretch_to_flops(lab: Lab, rest: Segment, before: list[Result], equal_cost: str) -> Segment:
     """Return the last stretch of a training, with as many steps as the FLOPs of one dense training pay for.
 
     With equal cost in ``flops`` the schedule is as much longer as its rest gets. It continues at the same share

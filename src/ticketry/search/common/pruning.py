@@ -11,7 +11,7 @@ from ticketry.core.structure.pattern import UNSTRUCTURED
 from ticketry.errors import UsageError
 from ticketry.lab.search_result import GRADUAL, Found, Structured
 from ticketry.records.network import Moment
-from ticketry.search.common.equal_cost import stretched
+from ticketry.search.common.equal_cost import stretch_to_flops
 from ticketry.search.common.settings import (
     COUNTED,
     MEASURED,
@@ -328,7 +328,7 @@ def train_on(
     """
     step, source = state.segment.last, searched or state
     segment = replicate.retrained(mask, rewound=state, trained=state, shrunk=settings.shape.shrinks)
-    segment = stretched(replicate.lab, segment, [source], settings.equal_cost)
+    segment = stretch_to_flops(replicate.lab, segment, [source], settings.equal_cost)
     result = replicate.lab.train(segment, label=f"{settings.goal(density)} from step {step}")
     return Found(
         *(level, mask, state, dense, GRADUAL, result),

@@ -34,7 +34,7 @@ from ticketry.choices import format_value
 from ticketry.core.structure.pattern import UNSTRUCTURED
 from ticketry.errors import UsageError
 from ticketry.lab.search_result import REWINDING, Found, Retrain, check_rates, retrain_after
-from ticketry.search.common.equal_cost import compressed, own_steps
+from ticketry.search.common.equal_cost import compress_to_steps, own_steps
 from ticketry.search.common.method import Replicate, on_replicate
 from ticketry.search.common.plan import Training, ticket_span
 from ticketry.search.common.pruning import prunable
@@ -202,7 +202,7 @@ def _search(replicate: Replicate, settings: GateSettings) -> Iterator[Found]:
     def steps_needed(whole: Segment, settings: GateSettings) -> int:
         return settings.rounds * whole.total + own_steps(retrain, whole.at(settings.rewind, "rewind"), whole.total)
 
-    rounds = Rounds(*compressed(replicate, settings, steps_needed, ("rewind",)))
+    rounds = Rounds(*compress_to_steps(replicate, settings, steps_needed, ("rewind",)))
     dense = replicate.dense(step, retrain=retrain)
     yield dense
 

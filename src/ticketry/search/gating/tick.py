@@ -25,7 +25,8 @@ from ticketry.lab.training.optimizer import Trainable
 from ticketry.lab.training.variant import Effect, InTraining, Surroundings, Variant
 from ticketry.tasks.recipe import Recipe
 
-_IMPORTANCE = "worth"
+IMPORTANCE = "worth"
+"""Entry of a tick's state with the importance of the channels of a norm."""
 _RATIO = "ratio"
 _LARGEST_RATIO = 10.0
 
@@ -101,11 +102,6 @@ class Tick(Variant):
         return cls(norms=tuple(norms), head=head, **values)
 
 
-def importance_in(state: Mapping[str, Tensor], tick: Tick) -> dict[str, Tensor]:
-    """Return the importance of the channels of each norm, float64, by the name of its scale, from a tick's state."""
-    return {name: state[f"{name}/{_IMPORTANCE}"] for name in tick.scales}
-
-
 class TickEffect(Effect):
     """A tick in training.
 
@@ -134,7 +130,7 @@ class TickEffect(Effect):
         self._norms = [(known[scale], known[shift] if shift else None) for scale, shift in self._tick.norms]
         self._importance, self._ratios = [], []
         for name, (scale, shift) in zip(self._tick.scales, self._norms, strict=True):
-            importance, ratio = (carried.get(f"{name}/{entry}") for entry in (_IMPORTANCE, _RATIO))
+            importance, ratio = (carried.get(f"{name}/{entry}") for entry in (IMPORTANCE, _RATIO))
             zeros = torch.zeros(scale.shape, dtype=torch.float64)
             importance = zeros if importance is None else importance.clone()
             self._importance.append(importance.to(scale.device))
@@ -161,11 +157,11 @@ class TickEffect(Effect):
     def state(self) -> dict[str, Tensor]:
         found: dict[str, Tensor] = {}
         for name, importance, ratio in zip(self._tick.scales, self._importance, self._ratios, strict=True):
-            found |= {f"{name}/{_IMPORTANCE}": importance.cpu().clone(), f"{name}/{_RATIO}": ratio.cpu().clone()}
+            found |= {f"{name}/{IMPORTANCE}": importance.cpu().clone(), f"{name}/{_RATIO}": ratio.cpu().clone()}
         return found
 
     def lasting(self, name: str) -> bool:
-        return name.endswith(f"/{_IMPORTANCE}")
+        return name.endswith(f"/{IMPORTANCE}")
 
 
 def _ratio(scale: Tensor, shift: Tensor | None) -> Tensor:
