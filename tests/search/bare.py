@@ -23,11 +23,13 @@ ADAMW = SGD.changed(optimizer="adamw", lr=1e-3, weight_decay=0.1, clip=1.0)
 class Training:
     """A network, its optimiser and the mask under which it is trained."""
 
-    def __init__(self, task: tk.Task, recipe: tk.Recipe = SGD, total: int = TOTAL) -> None:
-        self.task, self.recipe, self.total = task, recipe, total
+    def __init__(
+        self, task: tk.Task, recipe: tk.Recipe = SGD, total: int = TOTAL, *, seed: int = SEED, order_seed: int = SEED
+    ) -> None:
+        self.task, self.recipe, self.total, self.order_seed = task, recipe, total, order_seed
         self.data = task.load().train
         self.images = task.prepare(self.data.inputs)
-        torch.manual_seed(mix(SEED, "initialisation"))
+        torch.manual_seed(mix(seed, "initialisation"))
         self.model = task.build()
         self.parameters = dict(self.model.named_parameters())
         self.mask: Mapping[str, Tensor] = {}
@@ -44,14 +46,19 @@ class Training:
         self.optimizer = kinds[recipe.optimizer](self.parameters.values(), **options)
 
     def batch(self, step: int) -> tuple[Tensor, Tensor]:
-        epoch, position = divmod(step, -(-len(self.data) // BATCH))
-        order = torch.randperm(len(self.data), generator=generator(SEED, "order", epoch))
-        rows = order[position * BATCH : (position + 1) * BATCH]
+        size = self.recipe.batch
+        epoch, position = divmod(step, -(-len(self.data) // size))
+        order = torch.randperm(len(self.data), generator=generator(self.order_seed, "order", epoch))
+        rows = order[position * size : (position + 1) * size]
         return self.images[rows], self.data.targets[rows]
 
     def loss(self, step: int) -> Tensor:
         images, targets = self.batch(step)
         return cross_entropy(self.model(images), targets)
+
+    def rate(self, step: int) -> float:
+        """Share of the peak learning rate."""
+        return (1 + np.cos(np.pi * step / self.total)) / 2 if self.recipe.schedule == "cosine" else 1.0
 
     def cut(self, mask: Mapping[str, Tensor]) -> None:
         """Set weights and optimiser state that the mask removes to 0, and hold the weights there."""
@@ -69,8 +76,7 @@ class Training:
             self.parameters[name].grad[~kept] = 0  # type: ignore[index]
         if self.recipe.clip:
             torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.recipe.clip)
-        if self.recipe.schedule == "cosine":
-            self.optimizer.param_groups[0]["lr"] = self.recipe.lr * (1 + np.cos(np.pi * step / self.total)) / 2
+        self.optimizer.param_groups[0]["lr"] = self.recipe.lr * self.rate(step)
         self.optimizer.step()
 
 

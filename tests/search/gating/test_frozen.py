@@ -8,6 +8,7 @@ from torch import nn
 from torch.distributions import Categorical, kl_divergence
 from torch.func import functional_call
 
+from search.bare import Training
 from search.gating.test_gating import StopAt
 from ticketry.core.allocate import allocate
 from ticketry.core.scope import scope
@@ -56,15 +57,9 @@ def written_out(task, state, settings: Gating) -> tuple[dict[str, torch.Tensor],
     s = {name: torch.full_like(weight, settings.init).requires_grad_() for name, weight in weights.items()}
     adam = torch.optim.Adam(s.values(), lr=settings.lr)
     count = sum(value.numel() for value in s.values())
-    train, losses, smooth = task.load().train, [], None
-    order = [
-        batch
-        for epoch in range(TOTAL)
-        for batch in torch.randperm(len(train), generator=generator(6, "order", epoch)).split(RECIPE.batch)
-    ]
+    data, losses, smooth = Training(task, RECIPE, order_seed=6), [], None
     for step in range(TOTAL):
-        inputs, targets = task.prepare(train.inputs[order[step]]), train.targets[order[step]]
-        products = {}
+        (inputs, targets), products = data.batch(step), {}
         for number, (name, weight) in enumerate(weights.items()):
             u = torch.rand(weight.shape, generator=generator(settings.seed, "gates", step, number)).clamp(min=1.2e-7)
             noise = torch.log(u) - torch.log1p(-u)

@@ -10,6 +10,7 @@ from torch import nn
 from torch.func import functional_call
 
 from samples import sample
+from search.bare import Training
 from ticketry.core.prune import prune
 from ticketry.core.scope import scope
 from ticketry.errors import InterruptedTrainingError, ScopeError, TrainingError
@@ -22,7 +23,6 @@ from ticketry.lab.training.job import Watch
 from ticketry.lab.training.segment import Start
 from ticketry.search.gating.gating import Gating
 from ticketry.tasks.recipe import Recipe
-from ticketry_engine.support.seeds import generator, mix
 
 TOTAL = 50
 RECIPE = Recipe(
@@ -36,61 +36,52 @@ def gating(task, **changes) -> Gating:
     )
 
 
-class Slow:
-    """Two optimisers, and weight * sigmoid(beta s) / sigmoid(s0) written out. SGD only."""
+class Slow(Training):
+    """Two optimisers, and weight * sigmoid(beta s) / sigmoid(s0) written out."""
 
-    def __init__(self, task, settings: Gating, *, kept=None, start=None, seed=0, order_seed=0, recipe=RECIPE) -> None:
-        torch.manual_seed(mix(seed, "initialisation"))
-        self.task, self.settings, self.order_seed, self.recipe = task, settings, order_seed, recipe
-        self.model = task.build()
+    def __init__(self, task, settings: Gating, *, kept=None, start=None, seed=0, order_seed=0) -> None:
+        super().__init__(task, RECIPE, TOTAL, seed=seed, order_seed=order_seed)
+        self.settings, self.losses = settings, []
         if start:
             self.model.load_state_dict(start)
-        self.weights = {name: dict(self.model.named_parameters())[name] for name in settings.scope}
-        self.kept = {name: 1.0 if kept is None else kept[name].float() for name in self.weights}
-        for name, weight in self.weights.items():
-            weight.data *= self.kept[name]
-        self.s = {n: nn.Parameter(torch.full_like(w, settings.init)) for n, w in self.weights.items()}
-        self.losses: list[float] = []
+        self.kept = {name: 1.0 if kept is None else kept[name].float() for name in settings.scope}
+        for name, keep in self.kept.items():
+            self.parameters[name].data *= keep
+        self.s = {n: nn.Parameter(torch.full_like(self.parameters[n], settings.init)) for n in settings.scope}
+
+    def rate(self, step: int) -> float:
+        return 0.1 if step >= 30 else 1.0
 
     def beta(self, step: int) -> float:
-        per_epoch = -(-len(self.task.load().train) // self.recipe.batch)
+        per_epoch = -(-len(self.data) // RECIPE.batch)
         epochs = -(-TOTAL // per_epoch)
         done = step / TOTAL if self.settings.anneal == "step" else (step // per_epoch) / (epochs - 1)
         return self.settings.final ** min(done, 1.0)
 
-    def products(self, beta: float):
+    def products(self, gate):
+        """Weights times a function of s."""
         scale = torch.sigmoid(torch.tensor(self.settings.init))
-        return {n: self.weights[n] * torch.sigmoid(beta * s) / scale * self.kept[n] for n, s in self.s.items()}
+        return {n: self.parameters[n] * gate(s) / scale * self.kept[n] for n, s in self.s.items()}
 
-    def train(self, last: int = TOTAL) -> Slow:
-        train, model, settings, recipe = self.task.load().train, self.model, self.settings, self.recipe
-        weights = torch.optim.SGD(model.parameters(), lr=0, momentum=recipe.momentum, weight_decay=recipe.weight_decay)
+    def train(self) -> Slow:
+        settings = self.settings
         gates = torch.optim.SGD(self.s.values(), lr=0, momentum=settings.momentum, weight_decay=settings.weight_decay)
-        epoch = -1
-        while len(self.losses) < last:
-            epoch += 1
-            order = torch.randperm(len(train), generator=generator(self.order_seed, "order", epoch))
-            for batch in order.split(recipe.batch)[: last - len(self.losses)]:
-                step = len(self.losses)
-                beta = self.beta(step)
-                outputs = functional_call(model, self.products(beta), (self.task.prepare(train.inputs[batch]),))
-                loss = nn.functional.cross_entropy(outputs, train.targets[batch])
-                opened = sum((torch.sigmoid(beta * s) * self.kept[n]).sum() for n, s in self.s.items())
-                loss = loss + settings.penalty * opened
-                weights.zero_grad()
-                gates.zero_grad()
-                loss.backward()
-                factor = 0.1 if step >= 30 else 1.0
-                weights.param_groups[0]["lr"] = recipe.lr * factor
-                gates.param_groups[0]["lr"] = settings.lr * (factor if settings.lr_schedule == "recipe" else 1.0)
-                weights.step()
-                gates.step()
-                self.losses.append(float(loss.detach()))
+        for step in range(TOTAL):
+            beta, (images, targets) = self.beta(step), self.batch(step)
+            outputs = functional_call(
+                self.model, self.products(lambda s, beta=beta: torch.sigmoid(beta * s)), (images,)
+            )
+            opened = sum((torch.sigmoid(beta * s) * self.kept[n]).sum() for n, s in self.s.items())
+            loss = nn.functional.cross_entropy(outputs, targets) + settings.penalty * opened
+            gates.zero_grad()
+            self.step(step, loss)
+            gates.param_groups[0]["lr"] = settings.lr * (self.rate(step) if settings.lr_schedule == "recipe" else 1.0)
+            gates.step()
+            self.losses.append(float(loss.detach()))
         return self
 
     def accuracy(self, split) -> float:
-        scale = torch.sigmoid(torch.tensor(self.settings.init))
-        hard = {n: self.weights[n] * (s > 0) / scale * self.kept[n] for n, s in self.s.items()}
+        hard = self.products(lambda s: s > 0)
         outputs = functional_call(self.model.eval(), hard, (self.task.prepare(split.inputs),))
         return 100 * float((outputs.argmax(1) == split.targets).double().mean())
 
