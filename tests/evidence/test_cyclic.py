@@ -144,3 +144,18 @@ def test_a_verification_and_a_stability_analysis_refuse_them(tmp_path: Path) -> 
             tk.evidence.verify(lab, saved, tk.evidence.VerifySettings(controls=("cyclic",)))
     with pytest.raises(UsageError, match="cyclic_random is trained for longer"):
         StabilitySettings(masks=("cyclic_random",))
+
+
+def test_a_ticket_of_final_weights_has_a_control_of_early_ones(tmp_path: Path) -> None:
+    with tk.Lab(tmp_path) as lab:
+        for settings, span in (({"retrain": "finetune"}, (K, T)), ({"retrain": "restart"}, (0, T))):
+            ticket = imp(lab, **settings)[1]
+            first, *_ = trainings(lab, "cyclic", ticket)
+            assert first.segment.start == Start(state=ticket.rewound.model)
+            assert (first.segment.first, first.segment.last) == span
+        chosen = tk.search.method("iterative")
+        at_end = chosen.Settings(rewind="end", levels=1)
+        ticket = list(chosen.search(lab, TASK, RECIPE, at_end, SEEDS))[1]
+        chain = trainings(lab, "cyclic", ticket)
+        assert [(result.segment.first, result.segment.last) for result in chain] == [(0, T)]
+        assert chain[0].segment.start == Start(state=ticket.dense.model)

@@ -155,3 +155,10 @@ def test_a_record_whose_networks_cannot_be_compared_keeps_its_stored_verdicts() 
     old = tuple(replace(one, rule="") for one in told(rows()).verdicts)
     stored = replace(told(rows(budget=90)), verdicts=old)
     assert with_current_verdicts(stored) is stored
+
+
+@pytest.mark.parametrize(("steps", "advised"), [(90, False), (110, True)])
+def test_equal_budgets_are_advised_where_tickets_have_more(steps: int, advised: bool) -> None:
+    error = told([one if one.role == "dense" else replace(one, budget=steps) for one in rows()]).verdict_error
+    assert error.startswith("unequal budgets (dense: 100 steps;")
+    assert ("Weights of the search are in these tickets" in error) == advised

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +14,15 @@ import pytest
 import ticketry as tk
 from ticketry.core.ticket.ticket import Ticket
 from ticketry.errors import TicketError, TrustError
+from ticketry.evidence.control import obstacle
 from ticketry.evidence.controls import stored_control_mask, train_control
 from ticketry.evidence.settings import VerifySettings
 from ticketry.evidence.verification import verify
 from ticketry.experiments.verify import execute_verify
 from ticketry.lab.lab import Lab
 from ticketry.lab.search_result import Found, Seeds
-from ticketry.lab.training.segment import Start
-from ticketry.lab.training.variant import _KNOWN
+from ticketry.lab.training.segment import Segment, Start
+from ticketry.lab.training.variant import _KNOWN, Effect, Variant
 from ticketry.records.schema import as_json
 
 OWN = '''
@@ -180,3 +181,44 @@ def test_variants_that_cannot_be_are_refused(searched: Searched, told: dict[str,
     info = {**ticket.info, "segment": {**ticket.info["segment"], "variants": [told]}}
     with pytest.raises(TicketError, match=said):
         verify(searched.lab, Ticket(ticket.mask, ticket.start, info), VerifySettings(**QUICK))
+
+
+def test_of_a_ticket_that_was_given_a_structure_the_mask_alone_is_another(searched: Searched, own: Any) -> None:
+    ticket = Ticket.load(searched.saved)
+    other = searched.lab.store.get_mask(
+        stored_control_mask(searched.lab, searched.task, "shuffled", searched.ticket.mask, Seeds.of(9))
+    )
+    settings = VerifySettings(**{**QUICK, "controls": ("random_reinit",)})
+    made = verify(searched.lab, Ticket(other, ticket.start, ticket.info), settings)
+    start, order = Start(state=searched.ticket.rewound.model), made.compared.subject.fresh_seeds(0).order
+    assert list(made.values["ticket"]) == [by_hand(searched, own, start=start, mask=other, order_seed=order)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Holding(Variant):
+    """Removes weights by a field, of a text, or both."""
+
+    name = "holding"
+    mask: str = ""
+    text: str = ""
+
+    def masked_by(self) -> str:
+        return self.mask or self.text.removeprefix("mask ")
+
+    def effect(self, around: Any) -> Effect:
+        return Effect(around)
+
+
+def held(segment: Segment, mask: str) -> Segment:
+    return replace(segment, variants=(Holding(text=f"mask {mask}"),))
+
+
+def test_where_it_cannot_be_that_is_said_of_each_control(searched: Searched, tmp_path: Path) -> None:
+    mask = searched.ticket.mask
+    assert mask is not None
+    result = replace(searched.ticket.result, segment=held(searched.ticket.result.segment, mask))
+    ticket = replace(searched.ticket, result=result)
+    assert "'holding' needs the mask" in obstacle("shuffled", ticket)
+    assert "'holding' needs the mask" in obstacle("cyclic_random", ticket)
+    assert obstacle("random_reinit", ticket) == obstacle("dense_of_flops", ticket) == ""
+    assert obstacle("shuffled", searched.ticket) == ""

@@ -345,3 +345,11 @@ def test_differences_of_rounding_hang_together_in_no_order() -> None:
     found = told(*noise, least=0.5)
     assert (found.skewness, found.correlation, found.reasons) == (0, 0, ())
     assert told(*(1e12 * value for value in noise), least=0.5).correlation > 0.5
+
+
+def test_what_was_not_seen_is_not_excluded() -> None:
+    """With none of n, 1 - 0.05^(1/n)."""
+    for n in (3, 5, 30):
+        found = told(*np.linspace(-0.1, 0.1, n), least=5.0)
+        assert found.collapse_rate == pytest.approx(1 - 0.05 ** (1 / n))
+        assert (found.low, found.high) == ((), ())

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from ticketry import search
 from ticketry.core.mask import Mask
+from ticketry.core.scope import Scope
 from ticketry.errors import MaskError, UsageError
 from ticketry.evidence.controls import control_mask
 from ticketry.evidence.stability import children, distance, stability
@@ -220,3 +221,14 @@ def test_public_names_stay_what_they_are_whatever_is_imported_first():
         "assert set(e.CONTROLS) >= {'random_reinit', 'shuffled', 'random_prune'} and not hasattr(e, 'nonsense')"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_what_is_compared():
+    one, other = some_state(1), some_state(2)
+    everything = {name: np.ones(shape, bool) for name, shape in SHAPES.items()}
+    weights = {name: everything[name] for name in ("a.weight", "b.weight")}
+    scope = Scope({name: SHAPES[name] for name in weights}, 36)
+    assert agrees(distance(one, other, scope), by_numpy(one, other, weights))
+    assert agrees(distance(one, other, ["a.weight", "b.weight"]), by_numpy(one, other, weights))
+    counted = {**one, "steps": torch.tensor(3)}, {**other, "steps": torch.tensor(7)}
+    assert agrees(distance(*counted), by_numpy(one, other, everything))

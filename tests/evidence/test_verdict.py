@@ -296,6 +296,24 @@ def line(name: str, ticket: Sequence[float], other: Sequence[float], over: str, 
     return f"ticket - {name}: {gaps.mean():+.2f} [{low:+.2f}, {high:+.2f}] over {over}; {wanted} it with p = {p:.2g}"
 
 
+def test_a_single_seed_is_estimated_with_the_assumed_spread_up_to_an_analysis_of_the_plan() -> None:
+    plan = InterimAnalyses((2, 40))
+    found = verdict([88.9], [88.2], {"shuffled": [87.0]}, interim=plan)
+    alpha = 0.05 * (1 - (2 / 40) ** 3)
+    assert (seeds_needed(0.5, 0.4, alpha, least_spread=0.5) or 41) < 40  # between two analyses
+    assert (found.outcome, found.more_seeds, found.next_analysis) == ("undecided", 39, 2)
+    assert "no decision is planned at 1 seed" in found.reasons
+
+
+def test_more_seeds_than_a_plan_has_take_a_new_one() -> None:
+    ticket, dense, control = [88.9, 87.3, 88.5], DENSE[:3], {"shuffled": [87.9, 86.9, 87.1]}
+    beyond, within = (verdict(ticket, dense, control, interim=InterimAnalyses(at)) for at in ((3, 4), (3, 900)))
+    assert beyond.more_seeds is not None
+    assert beyond.more_seeds > 1
+    assert f"beyond the plan's 4: that takes a new plan of {3 + beyond.more_seeds} fresh seeds" in beyond.reasons[-1]
+    assert (within.more_seeds, within.next_analysis) == (897, 900)  # the plan's end, and not beyond it
+
+
 def test_a_win_gives_its_answers_and_a_line_for_each_comparison() -> None:
     found = verdict(NEAR, DENSE, {"shuffled": FAR, "random_prune": FAR[1:] + FAR[:1]})
     assert found.reasons == (
@@ -496,3 +514,65 @@ def test_bad_input_is_refused_in_words(change: dict[str, Any], message: str) -> 
 def test_holm_refuses_what_is_no_p_value(p: float) -> None:
     with pytest.raises(UsageError, match="not a p-value"):
         holm([0.1, p])
+
+
+TICKET = [88.1, 88.1, 88.3, 88.2, 88.6]
+
+
+LEVEL = [88.2, 88.5, 88.2, 88.0, 88.8]
+
+
+LOW = [87.5, 88.8, 88.1, 87.6, 88.2]
+
+
+def needed(ticket: Sequence[float], other: Sequence[float], shift: float, sign: int = 1, alpha: float = 0.05) -> float:
+    """Seeds until the mean difference as it is, plus `shift`, is shown to lie above 0 (sign -1: below)."""
+    gap = np.subtract(ticket, other)
+    distance = sign * (float(gap.mean()) + shift)
+    found = seeds_needed(distance, float(gap.std(ddof=1)), alpha, least_spread=0.5)
+    return inf if found is None else found
+
+
+def test_a_second_question_is_asked_of_every_control_and_the_slowest_counts() -> None:
+    slow = [value - 0.2 for value in LEVEL]
+    made = verdict(TICKET, LEVEL, {"low": LOW, "slow": slow})
+    parts = [needed(TICKET, LEVEL, 0.5), needed(TICKET, LOW, 0.0), needed(TICKET, slow, 0.0)]
+    assert made.outcome == "undecided"
+    assert made.more_seeds == max(parts) - 5
+    assert parts[2] == max(parts)
+
+
+def test_a_control_that_is_better_is_shown_so_at_its_share_of_the_level() -> None:
+    """As good as dense already; of two controls one is above the ticket, which is shown by Bonferroni's half."""
+    ticket = [88.5, 88.0, 88.9, 88.2, 88.6, 88.3, 88.7, 88.4, 88.1, 88.8]
+    above = [
+        value + gap for value, gap in zip(ticket, [0.1, 0.4, -0.2, 0.5, 0.0, 0.6, 0.2, -0.1, 0.4, 0.1], strict=True)
+    ]
+    level = [
+        value + gap for value, gap in zip(ticket, [0.2, -0.2, 0.1, -0.1, 0.3, -0.3, 0.2, -0.2, 0.1, -0.1], strict=True)
+    ]
+    dense = [value - 0.6 + gap for value, gap in zip(ticket, [0.1, -0.1] * 5, strict=True)]
+    made = verdict(ticket, dense, {"above": above, "level": level})
+    assert (made.as_good_as_dense, made.better_than_controls) == ("yes", "undecided")
+    refuted = needed(ticket, above, 0.0, sign=-1, alpha=0.025)
+    assert made.more_seeds == refuted - 10
+    assert needed(ticket, level, 0.0) == needed(ticket, level, 0.0, sign=-1, alpha=0.025) == inf
+
+
+def test_a_ticket_that_is_shown_to_lose_needs_no_controls() -> None:
+    """Far below dense: the loss is shown long before the control, with which it is level, is told apart."""
+    dense = [value + gap for value, gap in zip(TICKET, [0.9, 1.1, 0.2, 1.6, 0.6], strict=True)]
+    level = [value + gap for value, gap in zip(TICKET, [0.02, -0.01, 0.02, -0.02, 0.0], strict=True)]
+    made = verdict(TICKET, dense, {"level": level})
+    assert made.outcome == "undecided"
+    assert made.more_seeds == needed(TICKET, dense, 0.5, sign=-1) - 5
+    assert needed(TICKET, level, 0.0) > 500
+
+
+def test_seeds_that_hang_together_decide_nothing_where_as_many_others_would() -> None:
+    """Differences that rise from seed to seed: their error is taken to be larger, the estimate is of what it would be
+    without that. One more is the least that is asked for."""
+    ticket, rising = np.linspace(88, 89, 12), np.linspace(-0.45, 0.35, 12)
+    made = verdict(ticket.tolist(), (ticket - rising).tolist(), claim="matches", margin=0.4)
+    assert (made.outcome, made.more_seeds) == ("undecided", 1)
+    assert (seeds_needed(0.35, float(rising.std(ddof=1)), 0.05, least_spread=0.4) or 0) < 12

@@ -161,10 +161,16 @@ def test_masks_by_density_have_the_keys_that_they_had(name: str, tmp_path: Path)
 
 def test_another_budget_is_another_key() -> None:
     names = set()
-    for settings in ({"flops": 0.5}, {"flops": 0.4}, {"flops": 0.5, "unweighed": True}, {"density": 0.5}):
+    for settings in (
+        {"flops": 0.5},
+        {"flops": 0.4},
+        {"flops": 0.5, "unweighed": True},
+        {"density": 0.5},
+        {"density": 0.5, "equal_cost": "steps"},
+    ):
         chosen = decode_settings(settings, tk.search.oneshot.Settings, what="")[0]
         names.add(request_of("oneshot", "digits", chosen).name)
-    assert len(names) == 4
+    assert len(names) == 5
 
 
 # -- what cannot be meant ----------------------------------------------------------------------------------------------
@@ -201,3 +207,30 @@ def test_a_control_that_costs_more_is_refused() -> None:
     ticket = Mask({"a": torch.tensor([True, False]), "b": torch.tensor([True, False])})
     made = _draw_mask("random_prune", ticket, tk.search.Seeds(), Drawing(0, prices={"a": 3, "b": 1}))
     assert made.kept >= 2
+
+
+@pytest.mark.slow
+def test_a_ticket_of_a_budget_is_verified_beside_dense_networks_of_its_cost(tmp_path: Path) -> None:
+    common: dict[str, Any] = {"controls": (), "store": tmp_path, "replicates": 1, "recipe": {"length": "8it"}}
+    run = tk.run("iterative", task(), flops=0.7, rate=0.3, **common)
+    ticket = run.tickets[-1].path
+    told = tk.verify(ticket, store=tmp_path, seeds=2, controls=("random_prune", "dense_of_flops"))
+    networks = {one.role: one for one in told.networks}
+    assert networks["dense_of_flops"].model.startswith("conv-2@")
+    assert networks["dense_of_flops"].budget == networks["ticket"].budget
+    about = tk.verify(ticket, store=tmp_path, seeds=2, about="procedure", controls=("uniform", "erk", "dense_of_flops"))
+    assert {one.role for one in about.networks} == {"ticket", "dense", "uniform", "erk", "dense_of_flops"}
+
+
+@pytest.mark.slow
+def test_a_dense_network_that_has_no_other_widths_is_refused(tmp_path: Path) -> None:
+    common: dict[str, Any] = {"store": tmp_path, "recipe": {"length": "2it"}, "replicates": 1}
+    with pytest.raises(UsageError, match="dense_of_flops:conv-99"):
+        tk.run("oneshot", task(), flops=0.5, controls=("dense_of_flops:conv-99",), **common)
+
+
+def test_the_network_of_a_dense_rival_is_no_module() -> None:
+    settings = decode_settings({"flops": (0.5,)}, tk.search.method("oneshot").Settings, what="oneshot")[0]
+    request = replace(request_of("oneshot", "digits", settings), controls=("dense_of_flops:conv-4",))
+    assert request.sources == {}
+    assert request.name.startswith("oneshot-digits-")

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from msgspec.structs import replace
 
 import ticketry as tk
 from samples import sample
@@ -125,3 +126,12 @@ def test_the_best_ticket_of_a_time_or_of_multiplications(tmp_path: Path) -> None
         run.best(time=0.5)
     with pytest.raises(UsageError, match="density, time and flops exclude each other"):
         run.best(0.5, flops=0.5)
+
+
+def test_costs_without_single_weights_are_told_before_anything_is_trained(tmp_path: Path) -> None:
+    model = costs()
+    layers = {name: replace(layer, curves={"rows:4": layer.curves["weights"]}) for name, layer in model.layers.items()}
+    file = replace(model, layers=layers).save(tmp_path / "costs.json")
+    with pytest.raises(UsageError, match="weights"):
+        tk.run("oneshot", task(), time=0.5, base="engine", profile=str(file), store=tmp_path / "store")
+    assert not (tmp_path / "store" / "results").exists()

@@ -178,3 +178,17 @@ def test_the_best_ticket_is_one_of_a_share_of_the_base(file: Path) -> None:
     assert tickets_within(tickets, "time", "12%", "run", base=share) == tickets[1:]
     with pytest.raises(UsageError, match=r"no ticket within 0\.05 of the time; there are: 0\.1, 0\.25"):
         tickets_within(tickets, "time", 0.05, "run", base=share)
+
+
+def test_another_base_is_another_run(file: Path) -> None:
+    names = {
+        request_of("oneshot", task(), Settings(time=(0.3,), base=base, profile=str(file))).name
+        for base in ("eager", "onnxruntime", "engine")
+    }
+    assert len(names) == 3
+
+
+def test_bases_are_scaled_with_the_costs(file: Path) -> None:
+    known = tk.cost.load(file)
+    assert known.scaled(3.0).base_seconds("eager") == pytest.approx(6 * known.dense)
+    assert known.scaled(3.0).base_seconds("engine") == pytest.approx(3 * known.dense)

@@ -11,7 +11,9 @@ import torch
 from torch.nn.functional import cross_entropy
 
 import ticketry as tk
+from ticketry.lab.scoring_sample import Sample
 from ticketry.search.early import Settings
+from ticketry.tasks.task import Split, Splits
 from ticketry_engine.support.seeds import mix
 
 METHOD = tk.search.early
@@ -93,3 +95,52 @@ def test_the_masks_that_are_compared_are_chosen_as_the_tickets(tmp_path: Path, c
     assert ticket.moment is not None
     assert [share for _, share in ticket.moment.looks] == differing[: len(ticket.moment.looks)]
     assert any(differing)
+
+
+def test_masks_that_are_alike_tell_the_moment_too(shared_store: Path) -> None:
+    with tk.Lab(shared_store) as lab:
+        assert found_by(lab, every="1it", latest="50it", detector="masks", score="magnitude")[1].behind < 50
+
+
+class WatchedDigits(tk.Task):
+    """digits whose validation and test examples are poison: a score that saw one would not be a number."""
+
+    def __init__(self) -> None:
+        self._real = tk.task("digits")
+        self.name, self.metric, self.recipe = "watched", self._real.metric, self._real.recipe
+        for part in ("build", "prepare", "augment", "loss", "measure", "summary"):
+            setattr(self, part, getattr(self._real, part))
+
+    def key(self):
+        return {"name": "watched"}
+
+    def load(self, data: Path | None = None) -> Splits:
+        real = self._real.load(data)
+        poison = Split(torch.full_like(real.train.inputs[:10].float(), float("nan")), real.train.targets[:10])
+        return Splits(real.train, poison, poison)
+
+
+def test_scores_see_training_examples_only(shared_store: Path) -> None:
+    with tk.Lab(shared_store) as lab:
+        task = WatchedDigits()
+        ticket = found_by(lab, task, when="0", score="crop", batches=2)[1]
+        plain = found_by(lab, when="0", score="crop", batches=2)[1]
+        assert lab.store.get_mask(ticket.mask) == lab.store.get_mask(plain.mask)
+
+
+def test_synflow_sees_one_example(tmp_path, monkeypatch):
+    """It looks at shapes alone: more examples would make a score cost more, for the same ranking."""
+    drawn: list[int] = []
+    sample = Sample.draw
+
+    def counted(self, *args, **words):
+        batches = sample(self, *args, **words)
+        drawn.append(sum(len(targets) for _, targets in batches))
+        return batches
+
+    monkeypatch.setattr(Sample, "draw", counted)
+    with tk.Lab(tmp_path) as lab:
+        digits = tk.task("digits")
+        words = {"when": "0", "score": "synflow", "iterations": 3, "density": (0.3,)}
+        tk.search.early(lab, digits, tk.search.early.Settings(**words), recipe=digits.recipe.changed(length="1it"))
+    assert set(drawn) == {1}

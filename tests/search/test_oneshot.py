@@ -76,13 +76,14 @@ def test_a_schedule_that_ends_at_zero_is_gone_through_again(tmp_path: Path, sche
                 search(lab, task, settings, recipe=recipe, seeds=seeds)
 
 
-@pytest.mark.parametrize("method", ["iterative", "oneshot", "gradual", "early"])
+@pytest.mark.parametrize("method", ["iterative", "oneshot", "gradual", "early", "acdc"])
 def test_a_density_that_empties_a_layer_may_keep_some_of_each(tmp_path: Path, method: str) -> None:
     """Five weights of 50,000: the small layers' are not among the best, unless each layer keeps one."""
     search = getattr(tk.search, method)
     densities = {"densities" if method == "iterative" else "density": (0.0001,)}
     recipe = tk.task("digits").recipe.changed(length="8it")
-    more = {"score": "magnitude", "when": "4it"} if method == "early" else {}
+    own = {"early": {"score": "magnitude", "when": "4it"}, "acdc": {"warmup": "2it", "phase": "2it", "end": "6it"}}
+    more: dict[str, Any] = own.get(method, {})
     with tk.Lab(tmp_path) as lab:
         with pytest.raises(LayerCollapseError, match="keep"):
             search(lab, tk.task("digits"), search.Settings(**densities, **more), recipe=recipe)

@@ -119,6 +119,7 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("regularised", {"penalty": "group_hoyer_square", "distribution": "erk"}, "global or uniform"),
     ("regularised", {"structure": "rows:4"}, "with a structure, such as rows:4, the penalty is group_hoyer_square"),
     ("regularised", {"penalty": "group_lasso"}, "without one l1_scales"),
+    ("regularised", {"penalty": "l1_scales", "half_rate": ("fc3",)}, "single weights"),
     ("stochastic", {"structure": "channels"}, "is not offered"),
 ]
 

@@ -11,6 +11,7 @@ import torch
 
 import ticketry as tk
 from ticketry.core.structure import groups, shrink_plan
+from ticketry.errors import UsageError
 from ticketry.lab.costs.phases import phases_of
 from ticketry.lab.search_result import Found, Seeds, budget, search_cost
 from ticketry.search import method as method_called
@@ -155,3 +156,26 @@ def test_seeds_decide_what_is_random(shared_store: Path) -> None:
         found = [list(search.search(lab, task, RECIPE, settings, Seeds(mask=seed))) for seed in (0, 0, 1)]
     assert found[0][0].result.model == found[2][0].result.model, "the dense network is the same"
     assert found[0][1].mask == found[1][1].mask != found[2][1].mask
+
+
+def test_scores_that_look_at_examples(tmp_path: Path) -> None:
+    with tk.Lab(tmp_path) as lab:
+        found = found_by(lab, densities=(0.5,), structure="refill,score=activation_l1")[1]
+        plain = found_by(lab, densities=(0.5,), structure="refill")[1]
+        assert found.mask is not None
+        assert plain.mask is not None
+        seen = lab.makings.get(found.mask).seen
+        assert seen is not None
+        assert (seen.score, seen.first, seen.others) == ("activation_l1", 128, 512)
+        assert lab.makings.get(plain.mask).seen is None
+        trained = lab.ledger.segments_trained
+        with pytest.raises(UsageError, match="importance"):
+            found_by(lab, structure="refill,score=importance")
+        assert lab.ledger.segments_trained == trained
+
+
+def test_so_many_last_levels_have_tickets(shared_store: Path) -> None:
+    with tk.Lab(shared_store) as lab:
+        found = found_by(lab, structure="2:4", structured_levels=2)
+    assert [item.level for item in found] == [0, 2, 3]
+    assert found[1].result.segment.key != found[2].result.segment.key

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 from torch.nn.functional import cross_entropy
 
 import ticketry as tk
@@ -158,3 +159,48 @@ def test_the_detector_finds_a_moment_at_every_density(shared_store: Path, densit
 
 
 # -- what is refused ---------------------------------------------------------------------------------------------------
+
+
+def test_channels_leave_a_few_at_a_time(shared_store: Path) -> None:
+    points = {"begin": "2it", "end": "14it", "frequency": "4it"}
+    with tk.Lab(shared_store) as lab:
+        ticket = found_by(lab, tk.search.gradual, score="l1", **points)[1]
+        chain = [*ticket.searched, ticket.result][1:]
+        masks = [lab.store.get_mask(each.segment.mask) for each in chain]
+    assert len(masks) == 3
+    assert all(later <= earlier and later.kept < earlier.kept for earlier, later in pairwise(masks))
+    assert all(each.segment.whole_channels for each in chain)
+    assert abs(masks[-1].density - 0.4) < 0.02
+
+
+@pytest.mark.slow
+def test_the_channels_that_are_compared_are_chosen_as_the_tickets(tmp_path: Path) -> None:
+    """By hand: the scales that `structure.channels` keeps, in blocks as large as the ticket's."""
+    task = convolutional()
+    chosen = {"keep_at_least": 2, "distribution": "uniform"}
+    words = {"detector": "masks", "every": "2it", "latest": "10it", "iterations": 1, "score": "l1", **chosen}
+    words["structure"] = "channels:2"
+    with tk.Lab(tmp_path) as lab:
+        ticket = found_by(lab, tk.search.early, task, **words)[1]
+        whole, masks = ticket.dense.segment, []
+        for step in range(2, 12, 2):
+            model = lab.model(task, lab.train(whole.until(step), measure=False))
+            x = task.prepare(task.load().train.inputs[:2])
+            mask = channels(model, x, 0.4, score="slimming", multiple=2, **chosen)
+            scales = [f"{name}.weight" for name, one in model.named_modules() if isinstance(one, nn.BatchNorm2d)]
+            masks.append(tk.Mask({name: mask[name] for name in scales}))
+    shares = [(one ^ other).kept / one.total for one, other in pairwise(masks)]
+    assert ticket.moment is not None
+    assert [share for _, share in ticket.moment.looks] == shares[: len(ticket.moment.looks)]
+
+
+@pytest.mark.slow
+def test_several_cuts_at_one_step(tmp_path: Path) -> None:
+    """Each by the scores of what is left: channels that went before stay gone."""
+    task = convolutional()
+    model, x = task.build(), task.prepare(task.load().train.inputs[:2])
+    twice = channels(model, x, 0.3, iterations=2, schedule="exponential")
+    first = channels(model, x, 0.3**0.5)
+    assert twice <= first
+    assert twice == channels(model, x, 0.3, within=first)
+    assert channels(model, x, 0.9, within=first) == first

@@ -74,3 +74,9 @@ def test_a_gradient_that_is_no_number_is_told(lab, points, half):
     )
     with pytest.raises(TrainingError, match=f"gradient of '0.weight' at step {STEP} is not finite: lower the learning"):
         first_gradient(lab, lab.segment(points, start=Start(state=broken), mask=half, first=STEP))
+
+
+def test_from_an_initialisation(lab, points, equal_bits):
+    fresh = lab.train(lab.segment(points, start=4, last=0), measure=False)
+    one, other = (lab.segment(points, start=start, order_seed=1) for start in (4, Start(state=fresh.model)))
+    assert equal_bits(first_gradient(lab, one), first_gradient(lab, other))

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import ticketry as tk
+from search.test_contract import check_pattern
 from ticketry.core.sparse_training.penalties import BLOCK_PENALTIES
 from ticketry.core.structure.pattern import Pattern
 from ticketry.errors import TicketryError
@@ -103,3 +104,29 @@ def test_what_goes() -> None:
     assert _OF_BLOCKS == BLOCK_PENALTIES
     with pytest.raises(TicketryError, match="gates are on coupled channels"):
         Gating(scope=("a",), structured=True, pattern="4x1")
+
+
+@pytest.mark.slow
+def test_a_density_asked_of_gates_on_blocks(shared_store: Path) -> None:
+    with tk.Lab(shared_store) as lab:
+        found = found_by(lab, "continuous", length="150it", density=0.3, rounds=2, structure="filters", **GATES)
+        assert masks_of(lab, found)[-1].density == pytest.approx(0.3, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("method", "settings"),
+    [
+        ("oneshot", {"density": (0.5, 0.1), "structure": "search:2:4"}),
+        ("early", {"density": (0.3,), "every": "2it", "latest": "6it", "detector": "masks", "structure": "rows:4"}),
+        ("gradual", {"density": (0.3,), "begin": "5it", "end": "16it", "frequency": "8it", "structure": "filters"}),
+        ("regularised", {"density": (0.2,), "penalty": "group_hoyer_square", "structure": "rows:16"}),
+    ],
+)
+def test_masks_are_of_the_pattern(shared_store: Path, method: str, settings: dict[str, Any]) -> None:
+    with tk.Lab(shared_store) as lab:
+        found = found_by(lab, method, **{"score": "magnitude", **settings})
+        pattern, model = method_called(method).Settings(**settings).shape.pattern, lab.model(tk.task("digits"))
+        for mask, density in zip(masks_of(lab, found), settings["density"], strict=True):
+            check_pattern(mask, pattern, model)
+            assert mask.density == pytest.approx(density, abs=0.01)
+        assert not any(item.result.segment.whole_channels for item in found)

@@ -14,6 +14,7 @@ import ticketry as tk
 from ticketry.errors import UsageError
 from ticketry.lab.retrain import retraining
 from ticketry.search import Found, Method
+from ticketry.search.common.method import About
 from ticketry.testing import check_search
 
 
@@ -161,3 +162,7 @@ def test_a_setting_without_a_default_is_told() -> None:
 
     with pytest.raises(UsageError, match="its setting 'fade' has no default"):
         Method.of("mine", Mine)
+
+
+def test_facts_that_are_none_are_not_said() -> None:
+    assert Method.of("mine", Right).about == About()

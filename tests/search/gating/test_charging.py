@@ -12,9 +12,11 @@ import ticketry as tk
 from samples import sample
 from search.known_costs import costs, slowly, task
 from search.test_aims import slowly as multiplied
+from search.test_measured_time import Scripted
 from ticketry.core.gates import Charges
 from ticketry.errors import LayerCollapseError, UsageError
 from ticketry.experiments.decoding import decode_settings
+from ticketry.lab import measured_time
 from ticketry.lab.budget_masks import dense_multiplications, left_multiplications, multiplications
 from ticketry.search.gating.gating import Gating, gating_of
 
@@ -120,3 +122,43 @@ def test_a_budget_below_the_floor_is_refused_before_training(tmp_path: Path) -> 
     with pytest.raises(LayerCollapseError, match=r"one weight in each of 5 layers"):
         tk.run("concrete", task(), flops=0.0001, store=tmp_path, **SETTINGS["concrete"])
     assert not list(tmp_path.rglob("segments/**/*.safetensors"))
+
+
+@pytest.mark.slow
+def test_s0_is_found_by_the_costs_of_the_hard_gates(tmp_path: Path) -> None:
+    """The gates themselves end within 10 % of the budget; the cut spends what is left."""
+    from ticketry.search.gating.masks import hardened_mask
+
+    with tk.Lab(tmp_path) as lab:
+        dense, *tickets = found_by(lab, "continuous", flops=0.3, rounds=2, init=0.0)
+        assert dense.aim == ""
+        ends = lab.store.get_mask(hardened_mask(lab, tickets[-1].searched[-1]))
+        full = dense_multiplications(lab, task())
+        assert left_multiplications(lab, task(), ends) == pytest.approx(0.3 * full, rel=0.1)
+        mask = lab.store.get_mask(str(tickets[-1].mask))
+        smaller, larger = sorted((ends, mask), key=lambda one: one.kept)
+        assert smaller & larger == smaller  # one threshold, moved
+
+
+@pytest.mark.slow
+def test_the_time_of_gates_is_met_by_measurement(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(measured_time, "_meter", lambda lab, of, costs: Scripted(lab, of, 1.25))
+    monkeypatch.setattr(measured_time, "check_here", lambda costs: None)
+    file = costs().save(tmp_path / "costs.json")
+    common: dict[str, Any] = {"replicates": 1, "recipe": {"length": LENGTH}, "store": tmp_path / "store"}
+    asked = {
+        "time": 0.5,
+        "base": "engine",
+        "profile": str(file),
+        "measured": True,
+        "controls": ("random_prune", "dense_of_time"),
+    }
+    run = tk.run("concrete", task(), **SETTINGS["concrete"], **asked, **common)
+    points = {point.role: point for point in run.record.points}
+    achieved = 1.25 * slowly(run.tickets[0].load().mask, costs()) / costs().dense
+    assert achieved == pytest.approx(0.5, rel=0.016)
+    assert points["ticket"].timed.share == pytest.approx(achieved)
+    assert points["dense_of_time"].timed.share >= points["ticket"].timed.share
+    again = tk.run("concrete", task(), **SETTINGS["concrete"], **asked, **common)
+    assert again.now["segments_trained"] == 0
+    assert again.record == run.record

@@ -159,3 +159,9 @@ def test_networks_without_norms(tmp_path: Path) -> None:
     with tk.Lab(tmp_path) as lab, pytest.raises(TicketryError, match="no norm with a scale"):
         METHOD(lab, tk.task("digits"), Settings(**POINTS), recipe=SGD)
     assert lab.ledger.segments_trained == 0
+
+
+def test_a_single_round_ticks_before_the_end(tmp_path: Path) -> None:
+    with tk.Lab(tmp_path) as lab:
+        ticket = found_by(lab, rounds=1)[1]
+        assert [(each.segment.first, each.segment.last) for each in ticket.searched] == [(0, 26), (26, 30)]

@@ -17,6 +17,7 @@ from ticketry.errors import InterruptedTrainingError, ScopeError, TrainingError
 from ticketry.lab.lab import Lab
 from ticketry.lab.store.maintenance import check, collect
 from ticketry.lab.store.references import blobs_of
+from ticketry.lab.store.store import Store
 from ticketry.lab.training import job as job_module
 from ticketry.lab.training.execute import execute
 from ticketry.lab.training.job import Watch
@@ -263,3 +264,47 @@ def test_a_loss_that_is_no_number_is_told_before_gates_are(lab, points_class):
 def test_gates_on_what_is_not_there(lab, points):
     with pytest.raises(ScopeError, match=r"'9\.weight'"):
         lab.train(lab.segment(points, start=0, variants=[Gating(scope=("9.weight",))]))
+
+
+class KilledAt12(Watch):
+    def progress(self, segment, step):
+        if step == 12:
+            raise SystemExit
+
+
+def test_a_killed_round_loses_only_its_last_seconds(tmp_path, points):
+    """Killed at step 12: there is a checkpoint of step 5, with gates and their optimiser in it."""
+    found = []
+    for name in ("undisturbed", "killed"):
+        with Lab(tmp_path / name) as lab:
+            segment = lab.segment(points, start=3, variants=[gating(points, lr=0.05)])
+            if name == "killed":
+                with pytest.raises(InterruptedTrainingError):
+                    execute(lab.store, None, segment, (), StopAt(5))
+                with pytest.raises(SystemExit):
+                    execute(lab.store, None, segment, (), KilledAt12(1e9))
+                assert execute(lab.store, None, segment, (), Watch()).steps == 24 - 5
+            else:
+                execute(lab.store, None, segment, (), Watch())
+            found.append(everything(lab.store, segment))
+    assert found[0] == found[1]
+
+
+def test_a_state_on_the_way_is_gone_on_from_and_measured(lab, points, tmp_path):
+    segment = lab.segment(points, start=3, variants=[gating(points)])
+    lab.train(segment, keep=(10,))
+    assert execute(lab.store, None, segment.until(10), (), Watch()).steps == 0
+    other = Store(tmp_path / "other")
+    assert execute(other, None, segment.until(10), (), Watch()).steps == 10
+    assert execute(other, None, segment, (), Watch()).steps == 14
+    for part in (segment.until(10), segment):
+        assert everything(lab.store, part) == everything(other, part)
+
+
+def test_without_gates_nothing_of_them_is_stored(lab, points):
+    result = lab.train(lab.segment(points, start=3), keep=(10,))
+    kept = lab.at(result, 10)
+    for each in (result, kept):
+        assert not {"gating", "soft_metrics"} & each.record.keys()
+        assert each.variants == {}
+    assert not any(name.startswith("variants") for name in lab.store.get_tensors(kept.training))

@@ -185,3 +185,18 @@ def test_a_penalty_that_empties_a_layer_is_told_with_when(tmp_path: Path) -> Non
     assert "'fc1.weight' has been empty from step " in told
     assert f" of {TOTAL} (epoch " in told
     assert "of round 1 on" in told
+
+
+@pytest.mark.slow
+def test_s0_decides_the_density_and_the_penalty_hardly(shared_store: Path) -> None:
+    def density(item: tk.search.Found) -> float:
+        return float(item.searched[-1].record["gating"]["density"])
+
+    with tk.Lab(shared_store) as lab:
+        side_by_side = found_by(lab, init=(-0.1, 0.1, 0.0), rounds=1, length="150it")
+        penalised = found_by(lab, init=(0.1,), rounds=1, penalty=(1e-7, 1e-9), length="150it")[1:]
+    densities = [density(item) for item in side_by_side[1:]]
+    assert densities == sorted(densities, reverse=True)
+    assert densities[0] - densities[-1] > 0.2
+    assert abs(density(penalised[0]) - density(penalised[1])) < 0.01
+    assert [item.searched[-1].segment.variant(Gating).penalty for item in penalised] == [1e-9, 1e-7]

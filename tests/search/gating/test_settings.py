@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -212,3 +213,19 @@ def test_another_process_trains_the_same_bits(kind: str, tmp_path: Path) -> None
     here, there = states[0], states[1]
     assert here.keys() == there.keys()
     assert all(torch.equal(here[name], there[name]) for name in here)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Derived(Gating):
+    name = "derived"
+
+
+def test_a_variant_of_ones_own_may_derive_from_them(kind: str) -> None:
+    for own in (Derived(scope=("fc.weight",), kind=kind), Derived(scope=("fc.weight",))):
+        assert variant_from(described(own)) == own
+
+
+def test_what_is_known_is_not_loaded_again(lab, digits, monkeypatch) -> None:
+    check_task(lab, digits)
+    monkeypatch.setattr(type(digits), "load", lambda self, data=None: pytest.fail("loaded again"))
+    check_task(lab, digits)
