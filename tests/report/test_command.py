@@ -12,7 +12,7 @@ from ticketry.report.subject import evidence_of
 
 
 @pytest.fixture
-def store(tmp_path, make_record, make_verify):
+def store(tmp_path, make_record, make_verify, dots):
     """Three finished runs, the newest last by name, and a verification of the first."""
     folder = tmp_path / "store"
     (folder / "evidence").mkdir(parents=True)

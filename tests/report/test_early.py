@@ -16,24 +16,24 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from ticketry.errors import StoreError
 from ticketry.records.network import Moment
 from ticketry.records.run import read_run
-from ticketry.report import export, figure_svgs
-from ticketry.report.figures import METRIC_BY_SPENT, MOMENT, comparison_figures, drawn, run_figures
-from ticketry.report.html.page import Place, macro, render
+from ticketry.report import export
+from ticketry.report.figures import METRIC_BY_SPENT, MOMENT, comparison_figures, draw_figures, run_figures
+from ticketry.report.html.page import PagePart, template_macro
 from ticketry.report.subject import subject_of
-from ticketry.report.tables.costs import spent_points
+from ticketry.report.tables.costs import training_cost_points
 from ticketry.report.tables.results import Results
-from ticketry.report.tables.rows import look_rows
-from ticketry.report.tables.same_density import matches
+from ticketry.report.tables.rows import detector_rows
+from ticketry.report.tables.same_density import density_matches
 
 _RUNS = json.loads((Path(__file__).parent / "data" / "early_runs.json").read_text())
 """Three runs on digits with two replicates at densities 0.3 and 0.1: EarlyCroP, gradual pruning, SNIP at step 0. Steps,
 seconds, accuracies and distances are real; FLOPs, memory and energy were added by a formula."""
 
 
-moment_section = macro("masks.html", "moment_section")
+moment_section = template_macro("masks.html", "moment_section")
+cost_section = template_macro("results.html", "cost_section")
 
 
 @pytest.fixture
@@ -46,17 +46,15 @@ def early(runs):
     return runs[0]
 
 
-@pytest.fixture(scope="module")
-def page():
-    """Of the first run alone."""
-    return render(subject_of([_RUNS[0]]))
+def _drawn(record, name):
+    return draw_figures({name: run_figures(Results(read_run(record)))[name]})[name].wide
 
 
 def _by_method(runs):
     """The section of tables by method; the whole page would take long to draw."""
     subject = subject_of(runs)
     ((task, indices),) = subject.by_task.items()
-    return macro("comparison.html", "methods_section")(subject, task, indices, Place())
+    return template_macro("comparison.html", "methods_section")(subject, task, indices, PagePart())
 
 
 def _texts(svg):
@@ -110,7 +108,7 @@ def test_what_is_shown_falls_below_the_threshold_where_the_detector_stops(distan
 
 
 def test_the_figure_names_thresholds_moments_and_axes(early):
-    texts = _texts(figure_svgs(early)[MOMENT])
+    texts = _texts(_drawn(early, MOMENT))
     for text in (
         "30 %: threshold 0.3",
         "10 %: threshold 0.1",
@@ -126,8 +124,8 @@ def test_the_figure_names_thresholds_moments_and_axes(early):
     assert texts.count("57") == texts.count("3 ep") == 2
 
 
-def test_the_moments_as_a_table(early, page):
-    table = _table(page, "table-moments")
+def test_the_moments_as_a_table(early):
+    table = _table(moment_section(Results(read_run(early)), {}, PagePart()), "table-moments")
     assert table[0] == ["weights remaining, %", "threshold", "replicate 0", "replicate 1"]
     for shown, level in zip(table[1:], (1, 2), strict=True):
         for text, row in zip(shown[2:], _rows(early, "ticket", level), strict=True):
@@ -144,14 +142,14 @@ def test_masks_have_a_panel_for_each_density(early):
         looks = [[19 * (n + 2), 0.4 / (n + 1) + 0.01 * row["level"]] for n in range(4)]
         row["moment"].update(detector="masks", threshold=0.1, looks=looks)
     results = Results(read_run(early))
-    drawings = drawn({MOMENT: run_figures(results)[MOMENT]})
+    drawings = draw_figures({MOMENT: run_figures(results)[MOMENT]})
     texts = _texts(drawings[MOMENT].wide)
     assert "30 % of weights: mask's difference to the one before" in texts
     assert "10 % of weights: mask's difference to the one before" in texts
     assert "distance from the initialisation" not in texts
-    rows = look_rows([results])
+    rows = detector_rows([results])
     assert [row["compared"] for row in rows] == [row["value"] for row in rows]
-    assert "any two of the last five" in moment_section(results, drawings, Place())
+    assert "any two of the last five" in moment_section(results, drawings, PagePart())
 
 
 @pytest.mark.parametrize("looks", [[[19, 0.0]], [[19, 0.0], [38, 0.0]], [[19, None], [38, 0.2]], [[19, 0.3]]])
@@ -159,15 +157,15 @@ def test_odd_looks_do_no_harm(early, looks):
     for row in _rows(early, "ticket"):
         row["moment"]["looks"] = looks
     results = Results(read_run(early))
-    drawings = drawn({MOMENT: run_figures(results)[MOMENT]})
+    drawings = draw_figures({MOMENT: run_figures(results)[MOMENT]})
     ElementTree.fromstring(drawings[MOMENT].wide)
     ElementTree.fromstring(drawings[MOMENT].narrow)
-    moment_section(results, drawings, Place())
+    moment_section(results, drawings, PagePart())
 
 
 def test_costs_are_those_of_the_rows(runs):
     for record in runs:
-        for point in spent_points(Results(read_run(record))):
+        for point in training_cost_points(Results(read_run(record))):
             for name, what in {"FLOPs": "flops", "seconds": "seconds", "memory": "memory"}.items():
                 assert point.times_dense[name] == pytest.approx(_ratio(record, point.level, what))
             assert point.values == tuple(row["test"]["accuracy"] for row in _rows(record, "ticket", point.level))
@@ -190,8 +188,7 @@ def test_an_estimate_is_called_one_and_what_was_not_measured_is_not_drawn(early,
     early["cost"]["energy_by"] = by
     if by is None:
         del early["cost"]["energy_kwh"]
-    makers = run_figures(Results(read_run(early)))
-    texts = _texts(drawn({METRIC_BY_SPENT: makers[METRIC_BY_SPENT]})[METRIC_BY_SPENT].wide)
+    texts = _texts(_drawn(early, METRIC_BY_SPENT))
     for text in (title, "FLOPs, × dense", "training seconds, × dense", "memory at the highest, × dense"):
         assert texts.count(text) == 1
     assert texts.count("not measured") == (by is None)
@@ -205,12 +202,12 @@ def test_runs_are_compared_with_their_names_and_gaps(runs):
         "early, snip, iterations 1, when 0",
     )
     (makers,) = comparison_figures(subject)
-    texts = _texts(drawn({METRIC_BY_SPENT: makers[METRIC_BY_SPENT]})[METRIC_BY_SPENT].wide)
+    texts = _texts(draw_figures({METRIC_BY_SPENT: makers[METRIC_BY_SPENT]})[METRIC_BY_SPENT].wide)
     assert {*subject.labels, "energy, mWh; 1 of 3 runs not measured"} <= set(texts)
 
 
-def test_the_ledger_has_the_phases(early, page):
-    table = _table(page, "table-ledger")
+def test_the_ledger_has_the_phases(early):
+    table = _table(cost_section(Results(read_run(early)), {}, PagePart()), "table-ledger")
     assert table[0] == ["network", "phase", "steps", "FLOPs", "seconds", "memory", "energy"]
     assert [row[-6] for row in table[1:]] == ["dense", *2 * ["dense", "search", "sparse", "whole"]]
     rows = _rows(early, "ticket", 2)
@@ -254,7 +251,7 @@ def test_densities_within_five_per_cent_stand_in_one_table(runs):
     for row in _rows(runs[2], "ticket", 1):
         row["density"] = 0.316
     subject = subject_of(runs)
-    first, second = matches(subject.runs)
+    first, second = density_matches(subject.runs)
     assert (first.density, [place for place, _ in first.members], first.nearest) == (0.3, [0, 1], ((2, 0.316),))
     assert [place for place, _ in second.members] == [0, 1, 2]
     words = "Without networks of this density: early, snip, iterations 1, when 0 (nearest: 31.6\N{NO-BREAK SPACE}%)"
@@ -292,8 +289,8 @@ def _old(record):
 def test_older_records_are_shown_without_invented_numbers(runs):
     results = Results(read_run(_old(runs[0])))
     assert not {MOMENT, METRIC_BY_SPENT} & run_figures(results).keys()
-    assert not moment_section(results, {}, Place()).strip()
-    section = macro("results.html", "cost_section")(results, {}, Place())
+    assert not moment_section(results, {}, PagePart()).strip()
+    section = cost_section(results, {}, PagePart())
     assert "FLOPs, seconds and memory of each phase: not measured in this run" in section
     assert 'id="table-ledger"' not in section
     table = _table(_by_method(runs), "density-1-table")
@@ -320,24 +317,3 @@ def test_the_new_columns_are_exported(early, tmp_path):
         assert float(shown["energy_wh"]) == pytest.approx(_whole(early, row, "energy_wh"))
     looks = [look for row in _rows(early, "ticket") for look in row["moment"]["looks"]]
     assert [[int(row["step"]), float(row["value"])] for row in rows("looks.csv")] == looks
-
-
-@pytest.mark.parametrize(
-    ("where", "change", "reason"),
-    [
-        ("moment", {"step": -1}, "less than 0"),
-        ("moment", {"detected": "yes"}, "not true or false"),
-        ("moment", {"looks": [[19]]}, "is not a step and a value"),
-        ("moment", {"looks": [19]}, "is a number, not a list"),
-        ("moment", {"looks": [[38, 1.0], [19, 1.0]]}, "not in the order of steps"),
-        ("moment", {"threshold": None}, "is missing, not a number"),
-        ("cost", {"dense": None}, "is missing, not an object"),
-        ("cost", {"search": {"steps": 1.5}}, "not a whole number"),
-        ("cost", {"sparse": {"steps": 1, "seconds": -1.0}}, "is less than 0"),
-        ("cost", {"sparse": {"steps": 1, "memory": -1}}, "less than 0"),
-    ],
-)
-def test_what_is_wrong_in_a_record_is_named(early, where, change, reason):
-    _rows(early, "ticket")[0][where].update(change)
-    with pytest.raises(StoreError, match=reason):
-        read_run(early)

@@ -11,6 +11,7 @@ import numpy
 import pytest
 
 from ticketry.report import export
+from ticketry.report.figures import svg
 
 
 def _read(path):
@@ -20,9 +21,19 @@ def _read(path):
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory, full_record, make_verify, make_stability, make_bench):
+    """Every PNG is the first one, and so is every PDF: drawing them takes seconds."""
     folder = tmp_path_factory.mktemp("export") / "new"
-    files = export(full_record, folder, [make_verify(), make_stability(), make_bench(), make_bench(curves=True)])
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("to_png", "to_pdf"):
+            patch.setattr(svg, name, first_of(getattr(svg, name)))
+        files = export(full_record, folder, [make_verify(), make_stability(), make_bench(), make_bench(curves=True)])
     return folder, files
+
+
+def first_of(draw):
+    """Return a function that calls another once, and gives what that returned ever after."""
+    found = []
+    return lambda figure: found[0] if found else found.append(draw(figure)) or found[0]
 
 
 def test_all_files_are_there_and_named(exported):

@@ -12,26 +12,26 @@ import pytest
 from scipy import stats
 
 from made_records import benches_of, plain_record, structured_record
-from ticketry.errors import StoreError
 from ticketry.records.evidence import read_evidence
 from ticketry.records.run import read_run
 from ticketry.records.speed import SpeedRecord
-from ticketry.report import export, write_report
-from ticketry.report.figures.costs import metric_by_time
+from ticketry.report import export
+from ticketry.report.figures.costs import metric_by_latency
+from ticketry.report.html.page import render
 from ticketry.report.subject import subject_of
 from ticketry.report.tables.results import Results
 from ticketry.report.tables.speed import (
-    Setup,
-    at_equal_time,
-    compared_panels,
-    granularity,
-    panels_of,
-    series_names,
-    setups,
-    timed_points,
+    TimingSetup,
+    compare_at_equal_time,
+    compare_panels,
+    latency_panels,
+    latency_points,
+    structure_labels,
+    structure_name,
+    timing_setups,
 )
 
-SETUP = Setup(1, "fp32", 1, False)
+SETUP = TimingSetup(1, "fp32", 1, False)
 
 
 @pytest.fixture(scope="module")
@@ -65,35 +65,17 @@ def test_structure_is_read(runs: list[dict[str, Any]]) -> None:
     assert (picture.shape, sum(picture.groups)) == ((64, 256), 64)
 
 
-@pytest.mark.parametrize(
-    ("damage", "told"),
-    [
-        (lambda made: made.update(density_before=1.5), "density_before is 1.5, which is no share"),
-        (lambda made: made["layers"][0].update(coverage="much"), r"coverage is text, not a number"),
-        (lambda made: made["pictures"][0].update(groups=[3, 4]), "groups do not add up"),
-        (lambda made: made["pictures"][0].update(before="AAAA"), "before is 3 bytes long"),
-        (lambda made: made["pictures"][0].update(after="?"), "after is not base64"),
-        (lambda made: made["pictures"][0].update(shape=[1 << 12, 1 << 12]), "shape is not that of a picture"),
-    ],
-)
-def test_damage_is_named(damage: Any, told: str) -> None:
-    record = structured_record("damaged")
-    damage(next(point["structure"] for point in record["points"] if "structure" in point))
-    with pytest.raises(StoreError, match=told):
-        read_run(record)
-
-
 def test_granularities_have_names(runs: list[dict[str, Any]]) -> None:
     results = [Results(read_run(record)) for record in runs]
-    assert [granularity(one) for one in results] == ["unstructured", "regroup, 16 rows", "regroup, 4 rows"]
-    assert series_names(results) == ("unstructured", "regroup, 16 rows", "regroup, 4 rows")
+    assert [structure_name(one) for one in results] == ["unstructured", "regroup, 16 rows", "regroup, 4 rows"]
+    assert structure_labels(results) == ("unstructured", "regroup, 16 rows", "regroup, 4 rows")
     for settings, name in (({"structured": True}, "channels in the search"), ({"pattern": "16x1"}, "rows:16")):
         other = copy.deepcopy(runs[0])
         other |= {"run": "other", "settings": {**other["settings"], **settings}}
-        assert granularity(Results(read_run(other))) == name
+        assert structure_name(Results(read_run(other))) == name
     twice = copy.deepcopy(runs[1])
     twice |= {"run": "twice", "settings": {**twice["settings"], "regroup_method": "random"}}
-    names = series_names([*results, Results(read_run(twice))])
+    names = structure_labels([*results, Results(read_run(twice))])
     assert names[0] == "unstructured"
     assert names[2] == "regroup, 4 rows"
     assert len(set(names)) == 4
@@ -105,16 +87,16 @@ def test_granularities_have_names(runs: list[dict[str, Any]]) -> None:
 
 def test_tickets_find_their_times(runs: list[dict[str, Any]], evidence: list[dict[str, Any]]) -> None:
     results, speeds = Results(read_run(runs[1])), speeds_of(evidence)
-    assert setups([results], speeds) == [SETUP, Setup(64, "fp32", 1, False)]
-    points = timed_points(results, speeds, SETUP)
+    assert timing_setups([results], speeds) == [SETUP, TimingSetup(64, "fp32", 1, False)]
+    points = latency_points(results, speeds, SETUP)
     assert [point.group.level for point in points] == [1, 2, 3, 4, 5, 6], "the slowest first"
     for point in points:
         share = 0.6 * point.group.density + 0.08
         assert point.time == pytest.approx(share)
         assert (point.low, point.high) == pytest.approx((share - 0.02, share + 0.03))
         assert (point.timed, point.engines) == (1, ("ticketry",))
-    assert timed_points(results, speeds, Setup(1, "bf16", 1, False)) == []
-    assert timed_points(results, speeds_of(benches_of(runs[0], 0.9)), SETUP) == [], "of another run"
+    assert latency_points(results, speeds, TimingSetup(1, "bf16", 1, False)) == []
+    assert latency_points(results, speeds_of(benches_of(runs[0], 0.9)), SETUP) == [], "of another run"
 
 
 def test_the_fastest_form_of_a_ticket_counts(runs: list[dict[str, Any]]) -> None:
@@ -124,9 +106,9 @@ def test_the_fastest_form_of_a_ticket_counts(runs: list[dict[str, Any]]) -> None
         shrunk = {**bench["comparisons"][0]["saved"][0], "engine": "openvino, shrunk", "saved": 0.99}
         bench["comparisons"][0]["saved"].append(shrunk)
     results = Results(read_run(runs[1]))
-    assert {point.engines for point in timed_points(results, speeds_of(slow), SETUP)} == {("openvino, shrunk",)}
-    both = timed_points(results, speeds_of([*benches_of(runs[1], 0.6), *fast]), SETUP)
-    assert [point.time for point in both] == [point.time for point in timed_points(results, speeds_of(fast), SETUP)]
+    assert {point.engines for point in latency_points(results, speeds_of(slow), SETUP)} == {("openvino, shrunk",)}
+    both = latency_points(results, speeds_of([*benches_of(runs[1], 0.6), *fast]), SETUP)
+    assert [point.time for point in both] == [point.time for point in latency_points(results, speeds_of(fast), SETUP)]
 
 
 def test_a_slow_opponent_alone_makes_no_ticket_faster(runs: list[dict[str, Any]]) -> None:
@@ -139,15 +121,15 @@ def test_a_slow_opponent_alone_makes_no_ticket_faster(runs: list[dict[str, Any]]
             ][:1]
     results = Results(read_run(runs[1]))
     assert sum(not one["sparse"] for one in fair[0]["comparisons"][0]["times"]) > 1
-    both = timed_points(results, speeds_of([*fair, *easy]), SETUP)
-    assert [point.time for point in both] == [point.time for point in timed_points(results, speeds_of(fair), SETUP)]
+    both = latency_points(results, speeds_of([*fair, *easy]), SETUP)
+    assert [point.time for point in both] == [point.time for point in latency_points(results, speeds_of(fair), SETUP)]
 
 
 def test_at_equal_time(runs: list[dict[str, Any]], evidence: list[dict[str, Any]]) -> None:
     """Against numpy's interpolation, replicate by replicate, and every faster level."""
     plain, grouped = (Results(read_run(record)) for record in runs[:2])
-    found = at_equal_time(grouped, plain, speeds_of(evidence), SETUP)
-    levels = [group.level for group in plain.of_role("ticket")]
+    found = compare_at_equal_time(grouped, plain, speeds_of(evidence), SETUP)
+    levels = [group.level for group in plain.groups_of_role("ticket")]
     times = [0.9 * 0.8**level + 0.08 for level in levels]
     replicates = range(3)
 
@@ -190,7 +172,7 @@ def test_only_like_is_compared_with_like(
 
     def compared(*records: dict[str, Any]) -> dict[str, Any]:
         subject = subject_of(records, benches)
-        made = compared_panels(panels_of(subject, range(len(records))), subject.speeds)
+        made = compare_panels(latency_panels(subject, range(len(records))), subject.speeds)
         return {name: found for (setup, name), found in made.items() if setup == SETUP}
 
     name = runs[1]["run"]
@@ -202,30 +184,27 @@ def test_only_like_is_compared_with_like(
 # -- pages and files ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
-def test_the_page_of_a_run(runs: list[dict[str, Any]], tmp_path: Path) -> None:
-    text = write_report(runs[1], tmp_path / "one.html", evidence=benches_of(runs[1], 0.6)).read_text(encoding="utf-8")
+@pytest.mark.usefixtures("dots")
+def test_the_page_of_a_run(runs: list[dict[str, Any]]) -> None:
+    text = render(subject_of(runs[1], benches_of(runs[1], 0.6)))
     for told in ("Structure", "regroup, 16 rows", "Accuracy against measured time", "coverage, %", "no structure, %"):
         assert told in text
     assert text.count("What it saves, ticket by ticket") == 1
-    assert "at equal time the" not in text, "there is nothing to compare with"
-    assert "At equal time" not in text
-    assert 'id="structure-wide' in text
-    few = write_report(runs[1], tmp_path / "few.html", evidence=benches_of(runs[1], 0.6)[:2]).read_text("utf-8")
+    assert "t equal time" not in text, "there is nothing to compare with"
+    few = render(subject_of(runs[1], benches_of(runs[1], 0.6)[:2]))
     assert "ticket by ticket" not in few
     assert few.count("<h2>What it saves</h2>") == 2
-    plain = write_report(runs[0], tmp_path / "plain.html").read_text(encoding="utf-8")
+    plain = render(subject_of(runs[0]))
     assert "<h2>Structure</h2>" not in plain
     assert "measured time" not in plain
 
 
-@pytest.mark.slow
-def test_the_page_of_several(runs: list[dict[str, Any]], evidence: list[dict[str, Any]], tmp_path: Path) -> None:
-    text = write_report(runs, tmp_path / "several.html", evidence=evidence).read_text(encoding="utf-8")
-    assert text.count("at equal time the") == 2, "a sentence a batch"
+@pytest.mark.usefixtures("dots")
+def test_the_page_of_several(runs: list[dict[str, Any]], evidence: list[dict[str, Any]]) -> None:
     subject = subject_of(runs, evidence)
+    assert render(subject).count("at equal time the") == 2, "a sentence a batch"
     (indices,) = subject.by_task.values()
-    panels = panels_of(subject, indices)
+    panels = latency_panels(subject, indices)
     assert [panel.setup.batch for panel in panels] == [1, 64]
     assert [one.label for one, _ in panels[0].curves] == ["unstructured", "regroup, 16 rows", "regroup, 4 rows"]
 
@@ -237,7 +216,7 @@ def test_bars_are_whole_intervals(runs: list[dict[str, Any]], replicates: int) -
     run["points"] = [point for point in run["points"] if point["replicate"] < replicates]
     subject = subject_of([run], benches_of(run, 0.6))
     (indices,) = subject.by_task.values()
-    axes = metric_by_time(panels_of(subject, indices)).axes[0]
+    axes = metric_by_latency(latency_panels(subject, indices)).axes[0]
     drawn = {tuple(line.get_ydata()) for line in axes.lines if len(set(line.get_xdata())) == 1}
     for level in range(1, 7):
         values = [p["test"]["accuracy"] for p in run["points"] if p["role"] == "ticket" and p["level"] == level]
@@ -257,15 +236,3 @@ def test_files(runs: list[dict[str, Any]], evidence: list[dict[str, Any]], tmp_p
     assert lines[0].startswith("run,masks,level,density,batch")
     fits = (tmp_path / "structure.csv").read_text().splitlines()
     assert len(fits) == 1 + 2 * 6 * 3 * 4
-
-
-def test_layers_tell_what_they_save(runs: list[dict[str, Any]], tmp_path: Path) -> None:
-    (bench, *_) = benches_of(runs[1], 0.6)
-    for row in bench["layers"]:
-        row["dense_seconds"] = 4 * row["seconds"]
-    text = write_report(runs[1], tmp_path / "one.html", evidence=[bench]).read_text(encoding="utf-8")
-    assert "<td>75 %</td>" in text
-    older = benches_of(runs[1], 0.6)[:1]
-    for row in older[0]["layers"]:
-        del row["dense_seconds"]
-    assert "<td>75 %</td>" not in write_report(runs[1], tmp_path / "old.html", evidence=older).read_text("utf-8")

@@ -14,7 +14,7 @@ import pytest
 
 from ticketry.lab.store.files import read_sealed, write_sealed
 from ticketry.records.progress import FILE, ActiveSegment, Progress, ProgressPoint
-from ticketry.report.watching import MOST_DONE, Watch, write_look
+from ticketry.report.watching import MOST_DONE, Watch, write_state
 
 
 def progress(**changed: Any) -> Progress:
@@ -52,7 +52,7 @@ def test_a_running_search_is_told_by_level(tmp_path: Path, watch: Watch) -> None
         tmp_path,
         progress(expected=8, trained=2, began=100.0, at=time.time(), active=(ActiveSegment("level 2", 5, 40),)),
     )
-    (run,) = watch.look()["runs"]
+    (run,) = watch.current_state()["runs"]
     assert (run["state"], run["networks"], run["expected"]) == ("running", 3, 8)
     assert run["active"] == [{"label": "level 2", "done": 5, "of": 40, "waiting": False}]
     dense, ticket = run["levels"]
@@ -91,16 +91,16 @@ def test_a_file_is_read_again_only_when_it_has_changed(
     monkeypatch.setattr(watch, "_read", lambda file: read.append(file) or read_sealed(file))
     path.parent.mkdir(parents=True)
     write_sealed(path, record)
-    first = watch.look()["runs"]
-    assert first == watch.look()["runs"]
+    first = watch.current_state()["runs"]
+    assert first == watch.current_state()["runs"]
     assert read == [path]
     assert first[0]["networks"] == len(record["points"])
     write_sealed(path, {**record, "title": "Renamed"})
-    assert [run["title"] for run in watch.look()["runs"]] == ["Renamed"]
+    assert [run["title"] for run in watch.current_state()["runs"]] == ["Renamed"]
     path.write_bytes(path.read_bytes().replace(b"Renamed", b"Changed"))  # its digest is wrong now
-    assert watch.look()["runs"] == []
+    assert watch.current_state()["runs"] == []
     path.unlink()
-    assert watch.look()["runs"] == []
+    assert watch.current_state()["runs"] == []
 
 
 def test_the_newest_of_many_finished_runs_are_shown(tmp_path: Path, watch: Watch, make_record: Any) -> None:
@@ -110,7 +110,7 @@ def test_the_newest_of_many_finished_runs_are_shown(tmp_path: Path, watch: Watch
         path.parent.mkdir(parents=True)
         write_sealed(path, {**record, "run": path.parent.name})
         os.utime(path, (1e9 + number, 1e9 + number))
-    assert [run["name"] for run in watch.look()["runs"]] == [
+    assert [run["name"] for run in watch.current_state()["runs"]] == [
         f"run-{MOST_DONE + 2 - one:02d}" for one in range(MOST_DONE)
     ]
 
@@ -119,13 +119,13 @@ def test_half_a_file_is_left_out_until_it_is_whole(tmp_path: Path, watch: Watch)
     path = write(tmp_path, progress())
     whole = path.read_bytes()
     path.write_bytes(whole[:50])
-    assert watch.look()["runs"] == []
+    assert watch.current_state()["runs"] == []
     path.write_bytes(whole)
-    assert [run["name"] for run in watch.look()["runs"]] == ["one"]
+    assert [run["name"] for run in watch.current_state()["runs"]] == ["one"]
 
 
 def test_what_is_written_is_a_call_with_plain_values(tmp_path: Path, watch: Watch) -> None:
     write(tmp_path, progress(title="</script>\u2028\"'"))
-    write_look(tmp_path / "watch.js", watch.look())
+    write_state(tmp_path / "watch.js", watch.current_state())
     text = (tmp_path / "watch.js").read_text(encoding="ascii")
     assert json.loads(text.removeprefix("show(").removesuffix(");\n"))["runs"][0]["title"] == "</script>\u2028\"'"

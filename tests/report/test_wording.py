@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from ticketry.records.run import read_run
 from ticketry.report.tables.results import Results, Summary
-from ticketry.report.wording import Style, clean, duration, percent, role_name, sparsity, value
+from ticketry.report.wording import Style, clean, duration, json_text, percent, removed_percent
 
 
 @pytest.mark.parametrize(
@@ -25,19 +25,19 @@ from ticketry.report.wording import Style, clean, duration, percent, role_name, 
     ],
 )
 def test_density_and_sparsity(density, remaining, removed):
-    assert (percent(density), sparsity(density)) == (remaining, removed)
+    assert (percent(density), removed_percent(density)) == (remaining, removed)
 
 
 @given(st.floats(1e-9, 1))
 def test_density_and_sparsity_add_up_to_100(density):
-    assert Decimal(percent(density)) + Decimal(sparsity(density)) == 100
+    assert Decimal(percent(density)) + Decimal(removed_percent(density)) == 100
 
 
 def _style(make_record, sd, **options):
     record = make_record(levels=1, replicates=2, controls=(), **options)
     for point in record["points"]:
         point["test"][record["task"]["metric"]["name"]] = 50 + point["replicate"] * sd * 2**0.5
-    return Style.of(Results(read_run(record)))
+    return Style.for_results(Results(read_run(record)))
 
 
 @pytest.mark.parametrize(("sd", "decimals"), [(0.41, 2), (0.043, 3), (2.3, 1), (12.0, 0), (120.0, 0)])
@@ -58,7 +58,7 @@ def test_decimals_show_two_digits_of_the_spread(make_record, sd, decimals):
 )
 def test_small_numbers_are_not_zero(means, sd, told):
     summaries = [Summary(mean, sd, 3) for mean in means]
-    assert [Style.fitting(summaries, "").summary(one) for one in summaries] == told
+    assert [Style.for_summaries(summaries, "").summary(one) for one in summaries] == told
 
 
 def test_a_summary_in_full():
@@ -89,15 +89,9 @@ def test_durations(seconds, text):
     ],
 )
 def test_values(item, text):
-    assert value(item) == text
+    assert json_text(item) == text
 
 
 def test_clean_takes_what_steers_a_terminal_or_breaks_xml():
     assert clean("a\x1b[31mb\x00\ud800\ufffe\u202e") == "a\ufffd[31mb\ufffd\ufffd\ufffd\ufffd"
     assert clean("tab\tline\nœ 漢 🎟") == "tab\tline\nœ 漢 🎟"
-
-
-def test_roles():
-    assert role_name("random_reinit") == "random re-initialisation"
-    assert role_name("small_dense") == "small dense network"
-    assert role_name("my_control") == "my control"

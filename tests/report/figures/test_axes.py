@@ -11,27 +11,25 @@ from hypothesis import strategies as st
 from matplotlib.figure import Figure
 
 from made_records import with_verdicts
-from ticketry.records.metric import Metric
 from ticketry.records.run import read_run
 from ticketry.report import figure_svgs
 from ticketry.report.figures import METRIC_BY_DENSITY
-from ticketry.report.figures.layout import Scale, density_axis, log_axis, panels, settle, ticks
-from ticketry.report.figures.metric_by_density import near_dense, whole_range
-from ticketry.report.html.page import Place, macro
+from ticketry.report.figures.layout import Scale, density_axis, figure_with_panels, finish_layout, log_axis, round_ticks
+from ticketry.report.figures.metric_by_density import full_limits, limits_near_dense
+from ticketry.report.html.page import PagePart, template_macro
 from ticketry.report.tables.results import Results, Summary
 
-PERPLEXITY = Metric("perplexity", "", False, "log")
 _AXES = Figure().subplots()
 
 
 @pytest.mark.parametrize("log", [True, False])
 def test_room_is_the_same_share_on_both_sides(log: bool) -> None:
     scale = Scale(log)
-    low, high = scale.padded(80.0, 640.0, 0.1)
+    low, high = scale.limits_with_room(80.0, 640.0, 0.1)
     edges = [scale.place(value) for value in (low, 80.0, 640.0, high)]
     assert edges[1] - edges[0] == pytest.approx(0.1 * (edges[2] - edges[1]))
     assert edges[3] - edges[2] == pytest.approx(0.1 * (edges[2] - edges[1]))
-    one, other = scale.padded(80.0, 80.0, 0.1)
+    one, other = scale.limits_with_room(80.0, 80.0, 0.1)
     assert one < 80 < other
 
 
@@ -47,7 +45,7 @@ def test_bands_that_reach_below_0_end_at_half_the_mean() -> None:
     most=st.integers(3, 9),
 )
 def test_ticks_are_few_round_numbers_in_the_range(low: float, ratio: float, most: int) -> None:
-    found = ticks(low, low * ratio, most)
+    found = round_ticks(low, low * ratio, most)
     assert found == sorted(set(found))
     assert 1 <= len(found) <= most
     assert all(low <= tick <= low * ratio for tick in found)
@@ -77,9 +75,9 @@ def perplexities(make_record, **changes):
 def test_the_figure_of_a_perplexity(make_record) -> None:
     record = perplexities(make_record)
     results = Results(read_run(record))
-    low, high = whole_range(results)
+    low, high = full_limits(results)
     assert 0 < low < high
-    near = near_dense(results)
+    near = limits_near_dense(results)
     assert near is None or ((low <= near[0] or near[0] > 0) and near[0] < near[1] <= high * 1.2)
     svg = figure_svgs(record)[METRIC_BY_DENSITY]
     texts = ["".join(text.itertext()) for text in ElementTree.fromstring(svg).iter("{http://www.w3.org/2000/svg}text")]
@@ -93,15 +91,15 @@ def test_verdicts_name_differences_as_they_are_counted(make_record) -> None:
         (with_verdicts(perplexities(make_record)), ("dense minus tickets", "shuffled masks minus tickets")),
         (with_verdicts(make_record(levels=6)), ("tickets minus dense", "minus shuffled masks")),
     ):
-        found = macro("results.html", "verdicts_section")(Results(read_run(record)), Place())
+        found = template_macro("results.html", "verdicts_section")(Results(read_run(record)), PagePart())
         assert all(f">{head}<" in found for head in heads)
 
 
 def test_a_picture_of_twice_the_pixels_has_the_same_labels() -> None:
     """Twenty densities on a narrow figure: labels that have no room at its own size have none at twice that size."""
-    figure, (axes,) = panels(1, True, 200)
+    figure, (axes,) = figure_with_panels(1, True, 200)
     density_axis(axes, [0.8**level for level in range(20)])
-    settle(figure)
+    finish_layout(figure)
     shown = list(axes.xaxis.get_major_locator()())
     assert 3 < len(shown) < 20
     figure.set_dpi(2 * figure.dpi)

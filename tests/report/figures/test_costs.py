@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from ticketry.report.figures.costs import increasing_lines, metric_by_spent
+from ticketry.report.figures.costs import increasing_lines, metric_by_training_cost
 from ticketry.report.subject import series_of, subject_of
 
 
@@ -48,6 +48,6 @@ def test_levels_that_stand_above_each_other_have_no_names() -> None:
 
 
 def _names_over_memory(record: dict[str, Any]) -> list[str]:
-    axes = metric_by_spent(series_of(subject_of([record]), [0])).axes[2]
+    axes = metric_by_training_cost(series_of(subject_of([record]), [0])).axes[2]
     assert axes.get_xlabel().startswith("memory")
     return [text.get_text() for text in axes.texts]

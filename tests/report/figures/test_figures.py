@@ -16,7 +16,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from matplotlib.lines import Line2D
 
-from samples import sample
 from ticketry.records.evidence import read_evidence
 from ticketry.records.run import read_run
 from ticketry.report import figure_svgs
@@ -29,20 +28,20 @@ from ticketry.report.figures import (
     METRIC_BY_DENSITY,
     STABILITY,
     comparison_figures,
-    drawn,
+    draw_figures,
     run_figures,
     stability_figures,
     verify_figures,
 )
-from ticketry.report.figures.layout import fitting, legend, sheet, spread
+from ticketry.report.figures.layout import add_legend, empty_figure, fitting_labels, move_apart
 from ticketry.report.figures.masks import short_names
-from ticketry.report.figures.metric_by_density import near_dense, whole_range
+from ticketry.report.figures.metric_by_density import full_limits, limits_near_dense
 from ticketry.report.figures.style import COLOURS, run_look
-from ticketry.report.figures.style import drawing as drawing_style
-from ticketry.report.figures.svg import inline
+from ticketry.report.figures.style import figure_style as drawing_style
+from ticketry.report.figures.svg import to_inline_element
 from ticketry.report.subject import subject_of
-from ticketry.report.tables.costs import cost_points
-from ticketry.report.tables.masks import image, kept_of, pictures
+from ticketry.report.tables.costs import search_cost_points
+from ticketry.report.tables.masks import mask_pixels, mean_retained_share, pictures
 from ticketry.report.tables.results import Results
 
 _SVG = "{http://www.w3.org/2000/svg}"
@@ -53,7 +52,7 @@ def _texts(svg):
 
 
 def test_the_figures_are_valid_svg_that_loads_nothing(make_record):
-    figures = figure_svgs(make_record(levels=6))
+    figures = figure_svgs(make_record(levels=2))
     assert list(figures) == [METRIC_BY_DENSITY, DENSITY_BY_LAYER, METRIC_BY_COST]
     for svg in figures.values():
         root = ElementTree.fromstring(svg)
@@ -65,33 +64,27 @@ def test_the_figures_are_valid_svg_that_loads_nothing(make_record):
                     assert value.startswith("#")
 
 
-def test_same_record_same_bytes_in_another_process_without_pyplot(make_record, tmp_path):
-    record = make_record(levels=3)
+def test_another_process_imports_little_and_draws_the_same_bytes(make_record, tmp_path):
+    record = make_record(levels=1, replicates=2)
     path = tmp_path / "run.json"
     path.write_text(json.dumps(record))
     code = (
-        "import hashlib, json, sys; from ticketry.report import figure_svgs;"
+        "import hashlib, json, sys, ticketry; before = set(sys.modules); import ticketry.report;"
+        "early = sorted({'torch', 'matplotlib', 'rich'} & (set(sys.modules) - before));"
+        "from ticketry.report import figure_svgs;"
         "figures = figure_svgs(json.load(open(sys.argv[1])));"
-        "print(hashlib.sha256(''.join(figures.values()).encode()).hexdigest(), 'matplotlib.pyplot' in sys.modules)"
+        "digest = hashlib.sha256(''.join(figures.values()).encode()).hexdigest();"
+        "print(early, digest, 'matplotlib.pyplot' in sys.modules)"
     )
     command = [sys.executable, "-W", "ignore", "-c", code, str(path)]
     other = subprocess.run(command, capture_output=True, text=True, check=True)
     digest = hashlib.sha256("".join(figure_svgs(record).values()).encode()).hexdigest()
-    assert other.stdout.split() == [digest, "False"]
-
-
-def test_neither_torch_nor_matplotlib_nor_pyplot_is_imported_early():
-    code = (
-        "import sys, ticketry; before = set(sys.modules); import ticketry.report;"
-        "print(sorted({'torch', 'matplotlib', 'rich'} & (set(sys.modules) - before)))"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
+    assert other.stdout.split() == ["[]", digest, "False"]
 
 
 def test_the_inlined_figure_has_variables_for_colours_and_ids_of_its_own(make_record):
     svg = figure_svgs(make_record(levels=2))[METRIC_BY_DENSITY]
-    element = inline(svg, "mine")
+    element = to_inline_element(svg, "mine")
     assert "var(--ticket)" in element
     assert not any(colour in element for colour in COLOURS.values())
     ids = [part.split('"')[0] for part in element.split(' id="')[1:]]
@@ -102,36 +95,32 @@ def test_the_inlined_figure_has_variables_for_colours_and_ids_of_its_own(make_re
     ElementTree.fromstring(element.replace("xlink:href", "href"))
 
 
-@pytest.mark.parametrize(
-    "name", sample(["$\\frac", "<script>", "\x00\x1b", "a&b", "漢字", "_hidden", "x" * 300, ""], 3)
-)
+@pytest.mark.parametrize("name", ["_$\\frac<script>\x00\x1b a&b 漢字" + 300 * "x", ""])
 def test_hostile_names_are_drawn_as_text(make_record, name):
     record = make_record(levels=1, replicates=1, metric=(name, "$", True), shapes={name: (4, 4), "other": (2, 2)})
-    for drawing in drawn(run_figures(Results(read_run(record)))).values():
-        ElementTree.fromstring(drawing.wide)
-        ElementTree.fromstring(drawing.narrow)
+    for svg in figure_svgs(record).values():
+        ElementTree.fromstring(svg)
 
 
 @pytest.mark.parametrize("higher_is_better", [True, False])
 def test_the_main_panel_shows_the_better_half(make_record, higher_is_better):
     results = Results(read_run(make_record(metric=("score", "", higher_is_better))))
-    (low, high), (lowest, highest) = near_dense(results), whole_range(results)
+    (low, high), (lowest, highest) = limits_near_dense(results), full_limits(results)
     assert lowest <= low < high <= highest + 1e-9
     assert high - low < 0.5 * (highest - lowest)
     assert low < results.dense.metric().mean < high
-    means = [group.metric().mean for role in results.roles for group in results.of_role(role)]
+    means = [group.metric().mean for role in results.roles for group in results.groups_of_role(role)]
     assert sum(low <= mean <= high for mean in means) >= len(means) / 2
 
 
-@pytest.mark.parametrize(
-    ("densities", "accuracy"), [([0.1], 50.0), ([1.0], 50.0), ([0.5, 0.5000001], 50.0), ([1e-7, 0.9], 0.0)]
-)
+@pytest.mark.parametrize(("densities", "accuracy"), [([1.0], 50.0), ([0.5, 0.5000001], 50.0), ([1e-7, 0.9], 0.0)])
 def test_odd_axes(make_record, densities, accuracy):
     record = make_record(levels=len(densities), replicates=1, controls=())
     for point in record["points"]:
         point["test"]["accuracy"] = accuracy
         point["density"] = densities[point["level"] - 1] if point["level"] else 1.0
-    ElementTree.fromstring(figure_svgs(record)[METRIC_BY_DENSITY])
+    with drawing_style():
+        run_figures(Results(read_run(record)))[METRIC_BY_DENSITY](False)
 
 
 def test_an_empty_layer_is_drawn_as_0(make_record):
@@ -153,7 +142,7 @@ def test_figures_without_data_are_left_out(make_record):
 def test_labels_never_touch(positions, data):
     positions.sort()
     labels = [data.draw(st.text("0123456789.", min_size=1, max_size=6)) for _ in positions]
-    chosen = fitting(positions, labels)
+    chosen = fitting_labels(positions, labels)
     assert chosen[0] == 0
     assert chosen == sorted(set(chosen))
     for i, j in itertools.pairwise(chosen):
@@ -166,21 +155,19 @@ def test_names_of_layers_keep_what_tells_them_apart():
     assert short_names(["transformer.h.11.mlp.c_proj"], 12) == ["….mlp.c_proj"]
 
 
-@pytest.mark.parametrize("narrow", [False, True])
-def test_the_forest_shows_every_difference_and_the_margin(make_verify, narrow):
-    verify = read_evidence(make_verify())
-    drawing = drawn(verify_figures(verify))[FOREST]
-    texts = _texts(drawing.narrow if narrow else drawing.wide)
-    for name in ("dense", "random re-initialisation", "shuffled masks", "small dense network", "margin −0.50"):
-        assert name in texts
-    assert "ticket, other seeds (A/A)" in texts
-    (written,) = [text for text in texts if text.startswith("+0.27")]
-    assert written.endswith("p = 0.004")
+def test_the_forest_shows_every_difference_and_the_margin(make_verify):
+    drawing = draw_figures(verify_figures(read_evidence(make_verify())))[FOREST]
+    for texts in (_texts(drawing.wide), _texts(drawing.narrow)):
+        for name in ("dense", "random re-initialisation", "shuffled masks", "small dense network", "margin −0.50"):
+            assert name in texts
+        assert "ticket, other seeds (A/A)" in texts
+        (written,) = [text for text in texts if text.startswith("+0.27")]
+        assert written.endswith("p = 0.004")
 
 
 def test_a_study_has_a_row_for_each_density_and_a_column_for_each_quantity(make_stability):
     study = read_evidence(make_stability(levels=(3, 7)))
-    figures = drawn(stability_figures(study))
+    figures = draw_figures(stability_figures(study))
     texts = _texts(figures[STABILITY].wide)
     assert [text for text in texts if text.startswith("weights remaining")] == [
         "weights remaining: 51.2 %",
@@ -208,18 +195,18 @@ def test_costs_are_the_sums_of_dense_and_tickets(make_record):
     record = make_record(levels=3, replicates=2)
     for point in record["points"]:
         point["steps"], point["seconds"] = 100 * (point["level"] + 1), 1.5 * (point["replicate"] + 1)
-    points = cost_points(Results(read_run(record)))
+    points = search_cost_points(Results(read_run(record)))
     assert [point.steps for point in points] == [100, 300, 600, 1000]
     assert [point.seconds for point in points] == [2.25, 4.5, 6.75, 9.0]
     assert [point.n for point in points] == [2] * 4
     del record["points"][0]["steps"]
-    assert [point.n for point in cost_points(Results(read_run(record)))] == [1] * 4
+    assert [point.n for point in search_cost_points(Results(read_run(record)))] == [1] * 4
 
 
 def test_filters_are_tiles_in_the_colours_of_the_channels_kept(make_record):
     record = with_filters(make_record(levels=2, replicates=1))
     picture = pictures(Results(read_run(record)))[0].layer
-    pixels = image(picture)
+    pixels = mask_pixels(picture)
     bits = numpy.array([[(byte >> (7 - bit)) & 1 for bit in range(8)] for byte in picture.data]).reshape(-1)[
         : 5 * 3 * 4
     ]
@@ -229,7 +216,7 @@ def test_filters_are_tiles_in_the_colours_of_the_channels_kept(make_record):
         assert (tile[:, :, :3] == 255 * kept.transpose(1, 2, 0)).all()
         assert (tile[:, :, 3] == 255).all()
     assert (tiles[5] == 0).all()  # no sixth filter
-    assert kept_of(picture) == pytest.approx(bits.mean())
+    assert mean_retained_share(picture) == pytest.approx(bits.mean())
     assert FIRST_LAYER in figure_svgs(record)
 
 
@@ -249,7 +236,7 @@ def with_filters(record):
 @given(st.lists(st.floats(0, 300), min_size=1, max_size=12))
 def test_labels_at_line_ends_are_apart_and_in_order(places):
     places.sort()
-    spots = spread(places, 14, 0, 300)
+    spots = move_apart(places, 14, 0, 300)
     assert all(b - a >= 14 - 1e-6 for a, b in itertools.pairwise(spots))
     assert spots[-1] <= 300 + 1e-6
 
@@ -263,20 +250,19 @@ def test_one_collapsed_control_does_not_set_the_scale_of_the_tickets(make_record
         short = {"dense": 0.0, "ticket": 0.4, "shuffled": 60.0}[point["role"]] + 0.05 * point["replicate"]
         point["test"]["accuracy"] = 80 - sign * short
     results = Results(read_run(record))
-    low, high = near_dense(results)
+    low, high = limits_near_dense(results)
     assert low < 80 - sign * 0.5 < high
     assert high - low < 5
-    assert whole_range(results)[sign < 0] * sign < (80 - sign * 55) * sign
+    assert full_limits(results)[sign < 0] * sign < (80 - sign * 55) * sign
 
 
-@pytest.mark.parametrize("narrow", [False, True])
-def test_runs_are_overlaid_with_their_names(rewind_runs, narrow):
+def test_runs_are_overlaid_with_their_names(rewind_runs):
     subject = subject_of(rewind_runs)
     assert subject.labels == tuple(f"iterative, rewind {step}" for step in ("0", "1%", "3%", "10%"))
     (makers,) = comparison_figures(subject)
-    drawing = drawn(makers)[METRIC_BY_DENSITY]
-    texts = _texts(drawing.narrow if narrow else drawing.wide)
-    assert {*subject.labels, "shuffled masks", "random pruning"} <= set(texts)
+    drawing = draw_figures({METRIC_BY_DENSITY: makers[METRIC_BY_DENSITY]})[METRIC_BY_DENSITY]
+    for svg in (drawing.wide, drawing.narrow):
+        assert {*subject.labels, "shuffled masks", "random pruning"} <= set(_texts(svg))
 
 
 def test_colour_and_marker_tell_runs_apart():
@@ -348,8 +334,8 @@ def test_runs_are_named_by_the_fewest_facts_that_tell_them_apart(make_record):
 def test_a_legend_has_as_many_columns_as_fit(labels):
     with drawing_style():
         marks = {label: Line2D([], []) for label in labels}
-        figure = sheet(False, 300)
-        legend(figure, marks)
+        figure = empty_figure(False, 300)
+        add_legend(figure, marks)
         (made,) = figure.legends
         columns = len(made.get_children()[0].get_children()[1].get_children())
         assert columns == 1 or made.get_window_extent().width <= figure.bbox.width
@@ -362,6 +348,6 @@ def test_a_legend_has_as_many_columns_as_fit(labels):
 def test_a_standalone_figure_has_a_title_and_the_inlined_one_refers_to_its_caption(make_record):
     svg = figure_svgs(make_record(levels=2))[METRIC_BY_DENSITY]
     assert ElementTree.fromstring(svg)[0].text == "metric by density"
-    element = ElementTree.fromstring(inline(svg, "mine", "the-caption"))
+    element = ElementTree.fromstring(to_inline_element(svg, "mine", "the-caption"))
     assert (element.get("role"), element.get("aria-labelledby")) == ("img", "the-caption")
     assert not list(element.iter("title"))

@@ -42,58 +42,38 @@ def browser():
         yield browser
 
 
-_SLOW = pytest.mark.slow
-_MORE_REPORTS = ["fifty layers", "no controls", "in progress", "perplexity"]
-_WINDOWS = [(400, "light"), (1400, "dark")]
-
-
 @pytest.fixture(scope="module")
-def everything(tmp_path_factory, full_record, make_verify, make_stability):
+def everything(tmp_path_factory, whole_page):
     path = tmp_path_factory.mktemp("everything") / "report.html"
-    return write_report(full_record, path, evidence=[make_verify(), make_stability()])
+    path.write_text(whole_page, encoding="utf-8")
+    return path
 
 
-@pytest.fixture(scope="module", params=["everything", *(pytest.param(name, marks=_SLOW) for name in _MORE_REPORTS)])
-def report(request, tmp_path_factory, make_record, many_layers, partial_record):
+@pytest.fixture(params=["everything", *(pytest.param(name, marks=pytest.mark.slow) for name in ("large", "early"))])
+def report(request, tmp_path, rewind_runs, many_layers, make_record):
+    """Sections of all kinds, a thousand networks of two tasks, and early pruning with its rivals."""
     if request.param == "everything":
         return request.getfixturevalue("everything")
-    record = {
-        "fifty layers": lambda: make_record(levels=12, shapes=many_layers),
-        "no controls": lambda: make_record(levels=5, replicates=1, controls=()),
-        "in progress": lambda: partial_record,
-        "perplexity": lambda: make_record(metric=("perplexity", "", False)),
-    }[request.param]()
-    return write_report(record, tmp_path_factory.mktemp("report") / "report.html")
+    runs = json.loads((Path(__file__).parent.parent / "data" / "early_runs.json").read_text())
+    if request.param == "large":
+        runs = [*rewind_runs, make_record(replicates=9, controls=("shuffled", "random_prune"), shapes=many_layers)]
+        runs[-1]["run"], runs[-1]["task"]["name"] = "oneshot-" + "a-very-long-name-" * 6, "cifar10"
+    return write_report(runs, tmp_path / "report.html")
 
 
-@pytest.fixture(scope="module")
-def comparison(tmp_path_factory, rewind_runs, many_layers, make_record):
-    """Five runs of two tasks with 1,041 networks."""
-    runs = [
-        *rewind_runs,
-        make_record(levels=20, replicates=9, controls=("shuffled", "random_prune"), shapes=many_layers),
-    ]
-    runs[-1]["run"], runs[-1]["task"]["name"] = "oneshot-" + "a-very-long-name-" * 6, "cifar10"
-    path = write_report(runs, tmp_path_factory.mktemp("comparison") / "report.html")
-    return path, sum(len(run["points"]) for run in runs)
-
-
-@pytest.fixture(scope="module")
-def few(tmp_path_factory, make_record):
-    """Two runs of two tasks with few networks, without figures: they are drawn in a moment."""
+@pytest.fixture
+def few(tmp_path, make_record, dots):
+    """Two runs of two tasks with few networks."""
     runs = [make_record(levels=3), make_record(levels=2, replicates=2, controls=("shuffled", "random_prune"))]
     runs[-1]["run"], runs[-1]["task"]["name"] = "oneshot", "cifar10"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(page_module, "drawn", lambda makers: {})
-        path = write_report(runs, tmp_path_factory.mktemp("few") / "report.html")
-    return path, sum(len(run["points"]) for run in runs)
+    return write_report(runs, tmp_path / "report.html"), sum(len(run["points"]) for run in runs)
 
 
-@pytest.fixture(scope="module")
-def early(tmp_path_factory):
+@pytest.fixture
+def early(tmp_path, dots):
     """Three runs of early pruning and its rivals."""
     runs = json.loads((Path(__file__).parent.parent / "data" / "early_runs.json").read_text())
-    return write_report(runs, tmp_path_factory.mktemp("early") / "report.html")
+    return write_report(runs, tmp_path / "report.html")
 
 
 @contextmanager
@@ -114,39 +94,32 @@ def _opened(browser, path, width=1400, scheme="light"):
     assert set(loaded) == {path.as_uri()}
 
 
-def _assert_fits(page, width):
-    """With all details open nothing but tables and code scrolls sideways, and no labels of figures touch."""
-    page.evaluate("document.querySelectorAll('details').forEach(details => details.open = true)")
-    assert page.evaluate("document.documentElement.scrollWidth") <= width
-    for svg in page.locator(f".drawing.{'narrow' if width == 400 else 'wide'} svg").all():
-        found = svg.evaluate(_CLASHES)
-        assert found["count"] > 2
-        assert found["clashes"] == []
-        assert found["outside"] == []
-
-
-@pytest.mark.parametrize(("width", "scheme"), _WINDOWS)
+@pytest.mark.parametrize(("width", "scheme"), [(400, "light"), (1400, "dark")])
 def test_it_can_be_seen_and_fits(browser, report, width, scheme):
+    """With all details open nothing but tables and code scrolls sideways, and no labels of figures touch."""
     with _opened(browser, report, width, scheme) as page:
-        _assert_fits(page, width)
+        page.evaluate("document.querySelectorAll('details').forEach(details => details.open = true)")
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
         assert page.get_by_role("heading", level=1).is_visible()
-        assert page.locator("#results table").first.is_visible()
         shown, hidden = ("narrow", "wide") if width == 400 else ("wide", "narrow")
-        for name in ("metric-by-density", "density-by-layer"):
-            box = page.locator(f"#{name} .{shown} svg").bounding_box()
+        assert not page.locator(f".drawing.{hidden} svg").first.is_visible()
+        for svg in page.locator(f".drawing.{shown} svg").all():
+            box = svg.bounding_box()
             assert min(box["width"], box["height"]) > 100
-            assert box["x"] >= 0
-            assert box["x"] + box["width"] <= width
-            assert not page.locator(f"#{name} .{hidden} svg").is_visible()
+            assert 0 <= box["x"] <= box["x"] + box["width"] <= width
+            found = svg.evaluate(_CLASHES)
+            assert found["count"] > 2
+            assert found["clashes"] == []
+            assert found["outside"] == []
         background = page.evaluate("getComputedStyle(document.body).backgroundColor")
         assert background == ("rgb(255, 255, 254)" if scheme == "light" else "rgb(20, 24, 28)")
-        paper = page.locator(f"#metric-by-density .{shown} svg path").first
+        paper = page.locator(f".drawing.{shown} svg path").first
         assert paper.evaluate("path => getComputedStyle(path).fill") == background
 
 
-def test_on_paper_nothing_is_hidden_in_a_scroll_box(browser, report):
+def test_on_paper_nothing_is_hidden_in_a_scroll_box(browser, everything):
     """A4 with Chromium's margins is 718 pixels wide."""
-    with _opened(browser, report, 718) as page:
+    with _opened(browser, everything, 718) as page:
         page.evaluate("document.querySelectorAll('details').forEach(details => details.open = true)")
         assert page.locator(".filters").is_visible()
         page.emulate_media(media="print")
@@ -155,29 +128,6 @@ def test_on_paper_nothing_is_hidden_in_a_scroll_box(browser, report):
         assert not page.locator(".filters").is_visible()
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("width", "scheme"), _WINDOWS)
-def test_a_comparison_of_a_thousand_networks_fits(browser, comparison, width, scheme):
-    path, count = comparison
-    assert count > 1000
-    assert path.stat().st_size < 5_000_000
-    with _opened(browser, path, width, scheme) as page:
-        assert page.locator("details.run[open]").count() == 0
-        _assert_fits(page, width)
-        assert page.locator("table.networks tbody tr").count() == count
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("width", "scheme"), _WINDOWS)
-def test_moments_and_costs_fit(browser, early, width, scheme):
-    with _opened(browser, early, width, scheme) as page:
-        _assert_fits(page, width)
-        shown = "narrow" if width == 400 else "wide"
-        for name in ("run-1-moment", "run-1-metric-by-whole-cost", "task-1-metric-by-whole-cost"):
-            assert page.locator(f"#{name} .{shown} svg").is_visible()
-
-
-@pytest.mark.slow
 def test_tables_by_method_sort_separately(browser, early):
     with _opened(browser, early) as page:
         tables = page.locator("table.methods")
@@ -230,9 +180,8 @@ def test_the_table_sorts_by_mouse_and_keyboard_and_filters_by_words_and_role(bro
         assert _column(page, "role") == []
 
 
-@pytest.mark.slow
-def test_without_scripts_the_table_is_there_and_the_tools_are_not(browser, comparison):
-    path, count = comparison
+def test_without_scripts_the_table_is_there_and_the_tools_are_not(browser, few):
+    path, count = few
     context = browser.new_context(java_script_enabled=False, offline=True)
     page = context.new_page()
     page.goto(path.as_uri())
@@ -243,9 +192,9 @@ def test_without_scripts_the_table_is_there_and_the_tools_are_not(browser, compa
     context.close()
 
 
-@pytest.mark.slow
-def test_a_link_to_a_run_opens_it(browser, comparison):
-    with _opened(browser, comparison[0]) as page:
+def test_a_link_to_a_run_opens_it(browser, few):
+    with _opened(browser, few[0]) as page:
+        assert page.locator("details.run[open]").count() == 0
         page.locator("table.summary a").nth(1).click()
         page.locator("details.run[open]").wait_for()  # a click returns before the page handles it
         assert page.locator("details.run[open]").count() == 1

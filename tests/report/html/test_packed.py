@@ -13,7 +13,6 @@ import pytest
 
 from browsers import NEEDS_BROWSER, launched, listened_to
 from ticketry.report import write_report
-from ticketry.report.figures import Drawing
 from ticketry.report.html import page as page_module
 from ticketry.report.html.page import render
 from ticketry.report.subject import subject_of
@@ -31,11 +30,7 @@ def runs(make_record):
     return made
 
 
-@pytest.fixture(autouse=True)
-def _dots(monkeypatch):
-    """Drawing takes seconds."""
-    dot = Drawing(*2 * ('<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 1 1"></svg>',))
-    monkeypatch.setattr(page_module, "drawn", lambda makers: dict.fromkeys(makers, dot))
+pytestmark = pytest.mark.usefixtures("dots")
 
 
 @pytest.fixture
@@ -53,13 +48,12 @@ def chunks(page):
     return [unpacked(found) for found in re.findall(r'<script type="text/plain">([^<]*)</script>', page)]
 
 
-def test_what_is_packed_is_what_a_small_report_has(runs, monkeypatch):
+def test_what_is_packed_is_what_a_small_report_has(runs, request):
     subject = subject_of(runs)
     plain = render(subject)
     assert "text/plain" not in plain
     assert "DecompressionStream" not in plain
-    monkeypatch.setattr(page_module, "_MOST_NETWORKS", 50)
-    monkeypatch.setattr(page_module, "_MOST_RUNS", 2)
+    request.getfixturevalue("packed")
     page = render(subject)
     assert render(subject_of(runs)) == page
     found = chunks(page)

@@ -10,7 +10,7 @@ from made_records import bench_record
 from ticketry.records.evidence import read_evidence
 from ticketry.records.speed import SpeedRecord
 from ticketry.report.figures import TIME_BY_ENGINE, Drawing
-from ticketry.report.html.page import Place, macro
+from ticketry.report.html.page import PagePart, template_macro
 
 _DOT = Drawing(*2 * ('<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 1 1"></svg>',))
 
@@ -18,7 +18,7 @@ _DOT = Drawing(*2 * ('<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 1 1">
 def _told(record: dict[str, Any]) -> str:
     speed = read_evidence(record)
     assert isinstance(speed, SpeedRecord)
-    return macro("evidence.html", "saved_section")(speed, {TIME_BY_ENGINE: _DOT}, Place()).replace(
+    return template_macro("evidence.html", "saved_section")(speed, {TIME_BY_ENGINE: _DOT}, PagePart()).replace(
         "\N{NO-BREAK SPACE}", " "
     )
 
@@ -63,3 +63,13 @@ def test_quartiles_far_apart_are_told() -> None:
     record = _bench(0.75, 0.7, 0.8)
     _row(record, "eager").update(low=0.0001, high=0.002)
     assert "varied" not in _told(record), "it is not compared with"
+
+
+def test_layers_show_what_they_save() -> None:
+    record = bench_record(batches=(1,))
+    for row in record["layers"]:
+        row["dense_seconds"] = 4 * row["seconds"]
+    assert "<td>75 %</td>" in _told(record)
+    for row in record["layers"]:
+        del row["dense_seconds"]
+    assert "<td>75 %</td>" not in _told(record)

@@ -18,16 +18,17 @@ from ticketry.report.subject import subject_of
 from ticketry.report.tables.frontier import (
     MULTIPLICATIONS,
     TIME,
-    at_equal_cost,
-    call_points,
+    call_cost_points,
+    compare_at_equal_cost,
+    frontier_lines,
     frontier_rows,
-    lines_of,
     recorded_measures,
 )
 from ticketry.report.tables.observation import observe
 from ticketry.report.tables.results import Results
 
 FULL = 1000
+pytestmark = pytest.mark.usefixtures("dots")
 
 
 def record(name: str = "one", shift: float = 0.0, **settings: Any) -> Any:
@@ -50,15 +51,19 @@ def record(name: str = "one", shift: float = 0.0, **settings: Any) -> Any:
 
 def test_shares_are_of_the_dense_networks_multiplications() -> None:
     results = Results(record())
-    assert [point.cost for point in call_points(results, "ticket", MULTIPLICATIONS)] == [0.5, 0.25, 0.125]
-    assert [point.cost for point in call_points(results, "dense_of_flops", MULTIPLICATIONS)] == [0.505, 0.255, 0.13]
-    assert call_points(results, "dense_of_flops", MULTIPLICATIONS)[1].networks == ("lenet@0.2",)
+    assert [point.cost for point in call_cost_points(results, "ticket", MULTIPLICATIONS)] == [0.5, 0.25, 0.125]
+    assert [point.cost for point in call_cost_points(results, "dense_of_flops", MULTIPLICATIONS)] == [
+        0.505,
+        0.255,
+        0.13,
+    ]
+    assert call_cost_points(results, "dense_of_flops", MULTIPLICATIONS)[1].networks == ("lenet@0.2",)
 
 
 def test_differences_are_taken_replicate_by_replicate_to_the_dense_network_of_the_same_level() -> None:
     results = Results(record())
-    for point in call_points(results, "ticket", MULTIPLICATIONS):
-        against = at_equal_cost(results, point, [results], MULTIPLICATIONS)
+    for point in call_cost_points(results, "ticket", MULTIPLICATIONS):
+        against = compare_at_equal_cost(results, point, [results], MULTIPLICATIONS)
         assert against is not None
         assert against.rival.group.level == point.group.level
         assert against.difference.mean == pytest.approx(1.0)
@@ -67,7 +72,7 @@ def test_differences_are_taken_replicate_by_replicate_to_the_dense_network_of_th
 
 def test_of_several_runs_the_dense_networks_are_one_curve_and_serve_all_of_the_same_seeds() -> None:
     both = [Results(record()), Results(record("two", shift=-2.0, unweighed=True))]
-    lines = lines_of(both, [0, 1], MULTIPLICATIONS)
+    lines = frontier_lines(both, [0, 1], MULTIPLICATIONS)
     assert [(line.run, line.role) for line in lines] == [(0, "ticket"), (1, "ticket"), (None, "dense_of_flops")]
     assert [point.cost for point in lines[-1].points] == [1.0, 0.505, 0.255, 0.13]  # each once, the dense one too
     rows = frontier_rows(both, lines, MULTIPLICATIONS)
@@ -75,21 +80,20 @@ def test_of_several_runs_the_dense_networks_are_one_curve_and_serve_all_of_the_s
     assert {row["run"] for row in rows} == {"one", "two", ""}
     bare = structs.replace(both[1].run, points=tuple(p for p in both[1].run.points if p.role != "dense_of_flops"))
     other = Results(bare)
-    point = call_points(other, "ticket", MULTIPLICATIONS)[0]
-    assert at_equal_cost(other, point, [other], MULTIPLICATIONS) is None
-    against = at_equal_cost(other, point, [both[0], other], MULTIPLICATIONS)
+    point = call_cost_points(other, "ticket", MULTIPLICATIONS)[0]
+    assert compare_at_equal_cost(other, point, [other], MULTIPLICATIONS) is None
+    against = compare_at_equal_cost(other, point, [both[0], other], MULTIPLICATIONS)
     assert against is not None
     assert against.difference.mean == pytest.approx(-1.0)
 
 
 def test_alone_a_run_shows_its_controls_and_the_page_begins_with_the_frontier() -> None:
     made = record()
-    lines = lines_of([Results(made)], [0], MULTIPLICATIONS)
+    lines = frontier_lines([Results(made)], [0], MULTIPLICATIONS)
     assert [line.role for line in lines] == ["ticket", "shuffled", "dense_of_flops"]
     page = render(subject_of(made))
     assert page.index('id="frontier"') < page.index('id="results"')
     assert "Tickets minus dense networks of equal cost" in page
-    assert page.index("MACs of a call") < page.index("weights remaining, % of the prunable")
     assert " % of the MACs (" in observe(Results(made)).finding
 
 
@@ -108,8 +112,8 @@ def timed(name: str = "one", **settings: Any) -> Any:
 def test_what_was_measured_comes_before_what_was_counted() -> None:
     results = Results(timed())
     assert recorded_measures(results) == [TIME, MULTIPLICATIONS]
-    assert [point.cost for point in call_points(results, "dense", TIME)] == [1.0]
-    assert [point.cost for point in call_points(results, "ticket", TIME)] == pytest.approx([0.61, 0.41, 0.26])
+    assert [point.cost for point in call_cost_points(results, "dense", TIME)] == [1.0]
+    assert [point.cost for point in call_cost_points(results, "ticket", TIME)] == pytest.approx([0.61, 0.41, 0.26])
     page = render(subject_of(timed()))
     assert page.index('id="frontier"') < page.index('id="frontier-multiplications"') < page.index('id="results"')
     assert page.index("time of a call") < page.index("MACs of a call")
@@ -122,7 +126,7 @@ def test_a_level_with_a_network_that_was_not_timed_is_left_out() -> None:
         structs.replace(point, timed=None) if (point.level, point.replicate, point.role) == (2, 1, "ticket") else point
         for point in made.points
     ]
-    found = call_points(Results(structs.replace(made, points=tuple(points))), "ticket", TIME)
+    found = call_cost_points(Results(structs.replace(made, points=tuple(points))), "ticket", TIME)
     assert [point.group.level for point in found] == [1, 3]
 
 

@@ -15,7 +15,7 @@ from ticketry.records.network import RelativeLatency
 from ticketry.records.run import read_run
 from ticketry.report.html.page import render
 from ticketry.report.subject import subject_of
-from ticketry.report.tables.frontier import MULTIPLICATIONS, TIME, least_cost, least_cost_ratio
+from ticketry.report.tables.frontier import MULTIPLICATIONS, TIME, lowest_cost_ratio, lowest_matching_cost
 from ticketry.report.tables.results import Results
 
 SHARES = (0.5, 0.25, 0.125)
@@ -50,18 +50,18 @@ def crossing(means: Sequence[float], shares: Sequence[float], margin: float) -> 
 
 @pytest.mark.parametrize(
     "means",
-    [(0.3, -0.2, -1.7), (-0.4, -0.6, -2.0), (-3.0, 0.5, 0.5), (1.0, 0.0, -0.5), (0.2, 0.1, 0.0)],
+    [(0.3, -0.2, -1.7), (-3.0, 0.5, 0.5), (0.2, 0.1, 0.0)],
 )
 def test_it_is_where_lines_between_levels_cross_the_margin_first(means: Sequence[float]) -> None:
     spread = np.array([-0.1, 0.0, 0.1])
-    found = least_cost(run([[mean + by for mean in means] for by in spread]), TIME, 0.5)
+    found = lowest_matching_cost(run([[mean + by for mean in means] for by in spread]), TIME, 0.5)
     assert found is not None
     assert found.value == pytest.approx(crossing(means, SHARES, 0.5), rel=1e-4)
     assert found.reached == (min(means) < -0.5)
 
 
 def test_a_loss_is_better_where_it_is_lower() -> None:
-    found = least_cost(run([[-0.3, 0.2, 1.7]] * 3, metric=("accuracy", "", False)), TIME, 0.5)
+    found = lowest_matching_cost(run([[-0.3, 0.2, 1.7]] * 3, metric=("accuracy", "", False)), TIME, 0.5)
     assert found is not None
     assert found.value == pytest.approx(crossing((0.3, -0.2, -1.7), SHARES, 0.5), rel=1e-4)
 
@@ -80,7 +80,7 @@ def test_the_interval_covers_what_it_should() -> None:
             )
             for point in base.points
         )
-        found = least_cost(Results(structs.replace(base, points=points)), TIME, 0.5)
+        found = lowest_matching_cost(Results(structs.replace(base, points=points)), TIME, 0.5)
         assert found is not None
         assert found.interval is not None
         inside += found.interval[0] <= truth <= found.interval[1]
@@ -92,12 +92,12 @@ def test_a_ratio_is_paired_by_replicate() -> None:
     shifts = np.array([-0.3, 0.0, 0.3])
     one = run([[s, -0.5 + s, -2.0 + s] for s in shifts])
     other = run([[s, -0.5 + s, -2.0 + s] for s in shifts], shares=[0.8, 0.4, 0.2], name="two")
-    found = least_cost_ratio(one, other, TIME, 0.5)
+    found = lowest_cost_ratio(one, other, TIME, 0.5)
     assert found is not None
     assert found.interval is not None
     assert found.value == pytest.approx(0.25 / 0.4)
     assert math.log(found.interval[1] / found.interval[0]) < math.log(2)
-    alone = least_cost(one, TIME, 0.5)
+    alone = lowest_matching_cost(one, TIME, 0.5)
     assert alone is not None
     assert alone.interval is not None
     assert found.interval[1] / found.interval[0] < alone.interval[1] / alone.interval[0]
@@ -107,28 +107,28 @@ def test_a_ratio_by_what_falls_short_nowhere_is_a_bound() -> None:
     """Tickets that still match at the cheapest level may match below it: they may need less than they are seen to."""
     falls = run([[s, -0.5 + s, -2.0 + s] for s in (-0.1, 0.0, 0.1)], shares=[0.4, 0.2, 0.1])
     holds = run([[s, s, s] for s in (-0.1, 0.0, 0.1)], shares=[0.8, 0.6, 0.4], name="two")
-    least = least_cost(holds, TIME, 0.5)
+    least = lowest_matching_cost(holds, TIME, 0.5)
     assert least is not None
     assert (least.value, least.words, least.interval) == (pytest.approx(0.4), "at most ", None)
-    low, high = least_cost_ratio(falls, holds, TIME, 0.5), least_cost_ratio(holds, falls, TIME, 0.5)
+    low, high = lowest_cost_ratio(falls, holds, TIME, 0.5), lowest_cost_ratio(holds, falls, TIME, 0.5)
     assert low is not None
     assert high is not None
     assert (low.value, low.words, low.interval) == (pytest.approx(0.5), "at least ", None)
     assert (high.value, high.words, high.interval) == (pytest.approx(2.0), "at most ", None)
-    assert least_cost_ratio(holds, holds, TIME, 0.5) is None
+    assert lowest_cost_ratio(holds, holds, TIME, 0.5) is None
 
 
 def test_other_seeds_make_no_ratio_and_two_replicates_no_interval() -> None:
     one = run([[0.0, -1.0, -2.0]] * 2)
     other = run([[0.0, -1.0, -2.0]] * 2, name="two", seeds={**one.run.seeds, "master": 77})
-    assert least_cost_ratio(one, other, TIME, 0.5) is None
-    found = least_cost(one, TIME, 0.5)
+    assert lowest_cost_ratio(one, other, TIME, 0.5) is None
+    found = lowest_matching_cost(one, TIME, 0.5)
     assert found is not None
     assert found.interval is None
-    assert least_cost(one, MULTIPLICATIONS, 0.5) is None
+    assert lowest_matching_cost(one, MULTIPLICATIONS, 0.5) is None
 
 
-@pytest.mark.slow
+@pytest.mark.usefixtures("dots")
 def test_the_page_tells_it_of_each_run_and_lays_them_side_by_side() -> None:
     one = run([[0.1, -0.2, -2.0], [0.2, -0.1, -1.5], [0.0, -0.3, -1.8]])
     other = run([[-0.1, -1.2, -2.0], [-0.2, -1.1, -2.5], [0.0, -1.3, -2.8]], name="two")

@@ -42,7 +42,7 @@ def test_rich_table_says_the_same(make_record):
             assert cell.strip() in text
 
 
-@pytest.mark.parametrize("width", range(28, 100, 3))
+@pytest.mark.parametrize("width", [28, 40, 61, 97])
 def test_a_narrow_terminal_gets_fewer_columns_and_no_cut_number(make_record, width):
     record = make_record(levels=3, replicates=3)
     record["points"] = [one for one in record["points"] if (one["role"], one["replicate"]) != ("shuffled", 1)]
