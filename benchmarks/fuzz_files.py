@@ -52,7 +52,7 @@ from ticketry.records.campaign import read_campaign_record
 from ticketry.records.ticket import RetrainingInfo, read_info
 from ticketry.report import evidence_of, summary_lines, verdict_line
 from ticketry.report.campaigns import markdown
-from ticketry.report.exporting import _tables
+from ticketry.report.exporting import _csv_files
 from ticketry.report.subject import subject_of
 from ticketry.tasks.recipe import recipe_from
 
@@ -107,7 +107,7 @@ def record(store: Path, draw: random.Random) -> Callable[[], object]:
             markdown(read_campaign_record(read_sealed(path) or {}, str(path)))
         run = read_record(next(store.glob("runs/*/run.json")))
         subject = subject_of(run, evidence_of(store, [RUN]))
-        list(_tables(subject))
+        list(_csv_files(subject))
         summary_lines(run)
         verdict_line(run)
 

@@ -45,7 +45,7 @@ from ticketry.records.run import read_run
 from ticketry.records.schema import as_json
 from ticketry.records.ticket import RetrainingInfo, SearchInfo, read_info
 from ticketry.report import evidence_of, summary_lines, verdict_line
-from ticketry.report.exporting import _tables
+from ticketry.report.exporting import _csv_files
 from ticketry.report.subject import subject_of
 from ticketry.tasks.data.tables import read_table
 from ticketry.tasks.fine_tuning import read_texts
@@ -163,7 +163,7 @@ def _records(folder: Path) -> Iterator[Format]:
 
         def read(path: Path = path) -> Any:
             run = read_record(path)
-            list(_tables(subject_of(run)))
+            list(_csv_files(subject_of(run)))
             summary_lines(run)
             verdict_line(run)
             return run
@@ -185,7 +185,7 @@ def _evidence(folder: Path) -> Iterator[Format]:
         good = {**record, "run": RUN}
 
         def read(path: Path = path) -> Any:
-            list(_tables(subject_of(run, evidence_of(path.parents[1], [RUN]))))
+            list(_csv_files(subject_of(run, evidence_of(path.parents[1], [RUN]))))
             return read_evidence(read_sealed(path) or {})
 
         yield Format(f"evidence of {name}", _json_put(path, good), read, lambda found: _text(as_json(found)))

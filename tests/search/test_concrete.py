@@ -22,7 +22,7 @@ from ticketry.lab.search_result import Found, Seeds
 from ticketry.lab.store.files import read_sealed
 from ticketry.records.run import read_run
 from ticketry.records.schema import as_json
-from ticketry.report.tables.costs import cost_points
+from ticketry.report.tables.costs import search_cost_points
 from ticketry.report.tables.results import Results
 from ticketry.search import concrete
 from ticketry.search.gating.gating import Gating
@@ -127,7 +127,7 @@ def test_a_run_s_record_counts_the_early_steps_once(tmp_path: Path) -> None:
     assert {point["search_steps"] for point in tickets} == {early + 24}
     assert not any("init" in point for point in tickets)
     assert tk.Ticket.load(tickets[0]["ticket"]).info["search_steps"] == TOTAL + 24
-    assert [point.steps for point in cost_points(Results(read_run(record)))] == [TOTAL, TOTAL + 24, TOTAL + 24]
+    assert [point.steps for point in search_cost_points(Results(read_run(record)))] == [TOTAL, TOTAL + 24, TOTAL + 24]
 
 
 @pytest.mark.slow

@@ -75,19 +75,19 @@ def main(words: Sequence[str]) -> int:
 
 
 def _print_table(rows: list[dict[str, Any]]) -> None:
-    from ticketry.report.wording import aligned
+    from ticketry.report.wording import align_columns
 
-    print("\n".join(aligned([[shown(value) for value in row.values()] for row in rows])))
+    print("\n".join(align_columns([[shown(value) for value in row.values()] for row in rows])))
 
 
 def _print_tickets(rows: list[dict[str, Any]]) -> None:
     """Print tickets with a column for each metric of any task."""
-    from ticketry.report.wording import NONE, aligned
+    from ticketry.report.wording import NONE, align_columns
 
     heads = {"path": "ticket", "weights_remaining": "weights left"}
     names = list(dict.fromkeys(name for row in rows for name in row))
     lines = [[NONE if (value := row.get(name)) is None else _cell(value) for name in names] for row in rows]
-    print("\n".join(aligned([[shown(heads.get(name, name)) for name in names], *lines])))
+    print("\n".join(align_columns([[shown(heads.get(name, name)) for name in names], *lines])))
 
 
 def _cell(value: object) -> str:
@@ -142,9 +142,9 @@ def _whence(row: Mapping[str, Any]) -> str:
 
 def _print_with_more(table: list[tuple[str, ...]], more: list[str]) -> None:
     """Print a table with a header, and text below each row, no wider than 80 columns."""
-    from ticketry.report.wording import aligned
+    from ticketry.report.wording import align_columns
 
-    head, *lines = aligned(table)
+    head, *lines = align_columns(table)
     print(head)
     for line, text in zip(lines, more, strict=True):
         print(f"\n{line}\n{textwrap.fill(text, 78, initial_indent='  ', subsequent_indent='  ')}")
@@ -394,7 +394,7 @@ def describe_run(record: RunRecord | None) -> dict[str, Any]:
     return {
         "method": record.known_as,
         "score": score if isinstance(score, str) else "",
-        "densities": [round(results.any_at(level).density, 6) for level in results.levels],
+        "densities": [round(results.tickets_or_control_at(level).density, 6) for level in results.levels],
         "best": None if best is None else best.metric().mean,
         "metric": metric.words,
         "unit": metric.unit,
@@ -410,7 +410,7 @@ def run_lines(rows: Sequence[Mapping[str, Any]], *, sizes: bool) -> list[str]:
         sizes: with the columns that a list of the whole store has.
     """
     from ticketry.core.tables import one_line
-    from ticketry.report.wording import aligned
+    from ticketry.report.wording import align_columns
 
     head = ["run", "method", "score", "weights, %", "best", "n", "changed"]
     table = [[*head[:-1], *(["state", "size", "its own"] if sizes else []), head[-1]]]
@@ -421,7 +421,7 @@ def run_lines(rows: Sequence[Mapping[str, Any]], *, sizes: bool) -> list[str]:
         table.append(
             [one_line(str(cell)) for cell in (*cells, row["replicates"] or NONE, *more, ago(row["age_seconds"]))]
         )
-    return aligned(table)
+    return align_columns(table)
 
 
 _MOST_DENSITIES = 3

@@ -89,19 +89,19 @@ def _watch(store: Path, page: Path | None) -> int:
     from ticketry.lab.store.store import open_store
     from ticketry.records.progress import EVERY, FILE
     from ticketry.report.html.page import render_watch
-    from ticketry.report.watching import Watch, write_look
+    from ticketry.report.watching import Watch, write_state
 
     paths = open_store(store).paths  # of a shared store: of its mirror, for what this machine does
     page = page or paths.root / "watch.html"
     script = page.with_suffix(".js")
     looking = Watch(lambda: paths.live_files(FILE), paths.run_records, paths.campaign_records, read_sealed)
     try:
-        write_look(script, looking.look())
+        write_state(script, looking.current_state())
         write_atomically(page, render_watch(f"Searches in {paths.root.resolve().name}", script.name).encode())
         print(f"watch  {page}\nrenewed every {EVERY:g} s until Ctrl-C; open it in a browser", flush=True)
         while True:
             time.sleep(EVERY)
-            write_look(script, looking.look())
+            write_state(script, looking.current_state())
     except KeyboardInterrupt:
         return 0
     except OSError as error:

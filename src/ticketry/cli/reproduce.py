@@ -107,7 +107,7 @@ def _check(arguments: Any, chosen: Mapping[str, Any]) -> int:
     """Check finished rows of campaigns; return 1 if one does not hold."""
     from ticketry.cli.screen.progress import Progress
     from ticketry.experiments.reproduce.checking import ROWS, check
-    from ticketry.report.wording import aligned
+    from ticketry.report.wording import align_columns
 
     found = []
     for campaign in _campaigns(arguments):
@@ -123,7 +123,7 @@ def _check(arguments: Any, chosen: Mapping[str, Any]) -> int:
     if arguments.json:
         print(json.dumps([one.as_json() for one in found]))
     else:
-        print("\n".join(aligned([list(ROWS), *(one.cells() for one in found)])))
+        print("\n".join(align_columns([list(ROWS), *(one.cells() for one in found)])))
     return int(any(one.found == "outside" for one in found))
 
 
@@ -186,17 +186,17 @@ def summarise_campaign(outcome: Outcome, width: int | None = None) -> list[str]:
         outcome: result of the campaign.
         width: width of the terminal, to which columns are omitted; None outside a terminal.
     """
-    from ticketry.report.campaigns import claims_table, facts
-    from ticketry.report.wording import aligned
+    from ticketry.report.campaigns import campaign_sentences, claims_table
+    from ticketry.report.wording import align_columns
 
     record = outcome.record
     rows, gone = claims_table([claim for claim in record.claims if claim.name in outcome.wanted], width)
-    lines = [f"{record.title}, scale {record.scale}", "", *aligned(rows), ""]
+    lines = [f"{record.title}, scale {record.scale}", "", *align_columns(rows), ""]
     if others := len(record.claims) - len(rows) + 1:
         lines.append("One other claim is on the page." if others == 1 else f"{others} other claims are on the page.")
     if gone:
         lines.append(f"Columns on the page alone: {'; '.join(gone)}.")
-    lines += [*facts(record)[:3], *_planned_rows(outcome)]
+    lines += [*campaign_sentences(record)[:3], *_planned_rows(outcome)]
     lines += [f"failed   {run}: {why}" for run, why in outcome.failed.items()]
     stuck = [claim for claim in record.claims if claim.unknown and claim.name in outcome.wanted]
     lines += [f"unknown  {claim.name}: {claim.unknown}; no more replicates decide it" for claim in stuck]
@@ -207,7 +207,7 @@ def summarise_campaign(outcome: Outcome, width: int | None = None) -> list[str]:
 
 def _planned_rows(outcome: Outcome) -> list[str]:
     """Return the planned trainings as rows of text, one for each run."""
-    from ticketry.report.wording import aligned, duration
+    from ticketry.report.wording import align_columns, duration
 
     if not outcome.planned:
         return []
@@ -220,4 +220,4 @@ def _planned_rows(outcome: Outcome) -> list[str]:
         )
         for one in outcome.planned
     ]
-    return ["", *aligned([("next", "replicates", "takes about", "claims that wait for it"), *rows]), ""]
+    return ["", *align_columns([("next", "replicates", "takes about", "claims that wait for it"), *rows]), ""]

@@ -191,7 +191,7 @@ def _collect(arguments: _Collect) -> int:
 
 def _usage(arguments: _Usage) -> int:
     from ticketry.experiments.stored_runs import stored_runs, usage_of
-    from ticketry.report.wording import aligned
+    from ticketry.report.wording import align_columns
 
     folder = require_store(arguments.store)
     kinds, runs = usage_of(folder), stored_runs(folder)
@@ -201,10 +201,10 @@ def _usage(arguments: _Usage) -> int:
         print(json.dumps({"bytes": total, "kinds": kinds, "runs": of_runs}))
         return 0
     rows = [(kind["what"], f"{kind['files']:,} files", megabytes(kind["bytes"])) for kind in kinds]
-    print("\n".join(aligned([*rows, ("together", "", megabytes(total))])))
+    print("\n".join(align_columns([*rows, ("together", "", megabytes(total))])))
     if runs:
         of_run = [(one.name, megabytes(one.bytes), megabytes(one.own_bytes)) for one in runs]
-        print("\n".join(["", *aligned([("run", "stands on", "its own"), *of_run])]))
+        print("\n".join(["", *align_columns([("run", "stands on", "its own"), *of_run])]))
     return 0
 
 

@@ -11,34 +11,34 @@ from ticketry.report.tables.results import Summary
 from ticketry.report.wording import (
     NONE,
     Style,
-    aligned,
-    amount,
+    align_columns,
+    cost_text,
     duration,
+    json_text,
     percent,
     role_name,
     short_count,
     short_p,
-    value,
 )
 
 CLAIMS = (
     *("claim", "verdict", "A minus B", "bound", "interval", "n", "sd", "sd of A, of B", "A/A", "p", "more needed"),
     "training",
 )
-TURNED = "The sign of differences is such that A is better above 0, for instance where its perplexity is lower"
-LEFT_OUT = ("sd of A, of B", "sd", "training", "A/A", "bound", "p", "more needed", "interval")
+SIGN_NOTE = "The sign of differences is such that A is better above 0, for instance where its perplexity is lower"
+OMITTED_FIRST = ("sd of A, of B", "sd", "training", "A/A", "bound", "p", "more needed", "interval")
 """Columns that a table that is too wide omits, in this order."""
 METHODS = ("run", "network", "weights retained, %", "test", "95 % interval", "n", "steps", "FLOPs", "seconds")
 RUNS = ("run", "method", "task", "network", "replicates", "planned here", "took here", "searches took", "trained in")
 
 FIGURE = "claims"
 _VERDICTS = ("confirmed", "refuted", "undecided")
-_LEAST = 2
+_FEWEST_VALUES = 2
 """Fewest values with a spread."""
 
 
 def side_name(side: Side) -> str:
-    """Describe one side of a claim."""
+    """Name one side of a claim: a number, or a role of a run and its level."""
     if not side.run:
         return f"the number {side.values[0]:g}" if side.values else role_name(side.role)
     return f"{role_name(side.role)} of {side.run}" + (f", level {side.level}" if side.level else "")
@@ -46,11 +46,11 @@ def side_name(side: Side) -> str:
 
 def style_of(claim: Claim) -> Style:
     """Return the format of a claim's numbers."""
-    return Style.fitting([Summary(claim.difference or 0.0, claim.sd, claim.n)], claim.unit)
+    return Style.for_summaries([Summary(claim.difference or 0.0, claim.sd, claim.n)], claim.unit)
 
 
 def claim_cells(claim: Claim) -> list[str]:
-    """Return a row of `CLAIMS`."""
+    """Return the cells of a claim, in the columns of `CLAIMS`."""
     style = style_of(claim)
     p = claim.p_refuted if claim.found == "refuted" else claim.p_confirmed
     return [
@@ -61,10 +61,10 @@ def claim_cells(claim: Claim) -> list[str]:
         style.interval(claim.interval),
         f"{claim.n} of {claim.limit}",
         NONE if claim.sd is None else style.number(claim.sd),
-        spread_of_seeds(claim, style),
+        seed_deviations_text(claim, style),
         noise_text(claim, style),
         short_p(p) if claim.n else NONE,
-        more_needed(claim),
+        replicates_needed_text(claim),
         duration(claim.seconds) if claim.seconds else NONE,
     ]
 
@@ -72,8 +72,8 @@ def claim_cells(claim: Claim) -> list[str]:
 def claims_table(claims: Sequence[Claim], width: int | None = None) -> tuple[list[list[str]], list[str]]:
     """Return the claims with a head as rows of cells, and the columns omitted to keep lines within `width`."""
     rows, omitted = [list(CLAIMS), *map(claim_cells, claims)], list[str]()
-    for name in LEFT_OUT:
-        if width is None or max(map(len, aligned(rows))) <= width:
+    for name in OMITTED_FIRST:
+        if width is None or max(map(len, align_columns(rows))) <= width:
             break
         omitted.append(name)
         at = rows[0].index(name)
@@ -81,7 +81,7 @@ def claims_table(claims: Sequence[Claim], width: int | None = None) -> tuple[lis
     return rows, omitted
 
 
-def more_needed(claim: Claim) -> str:
+def replicates_needed_text(claim: Claim) -> str:
     """Say how many more replicates would likely decide a claim; a dash if none were judged or no more can be trained.
 
     A claim at its limit gets no more: then the number of fresh ones that would decide a replication.
@@ -95,16 +95,16 @@ def more_needed(claim: Claim) -> str:
     return f"about {claim.more}" if claim.n < claim.limit else f"about {claim.n + claim.more} fresh"
 
 
-def spread_of_seeds(claim: Claim, style: Style) -> str:
+def seed_deviations_text(claim: Claim, style: Style) -> str:
     """Return the standard deviation of each side's values."""
-    if claim.n < _LEAST:
+    if claim.n < _FEWEST_VALUES:
         return NONE
     return ", ".join(style.number(stdev(side.values)) if side.run else NONE for side in (claim.a, claim.b))
 
 
 def noise_text(claim: Claim, style: Style) -> str:
-    """Return mean and standard deviation of the differences of one network to itself, trained in two orders."""
-    if len(claim.noise) < _LEAST:
+    """Return mean ± sd of the A/A differences: dense networks in a second data order minus themselves."""
+    if len(claim.noise) < _FEWEST_VALUES:
         return "not trained yet" if claim.noise_missing else NONE
     return f"{style.number(fmean(claim.noise), sign=True)} ± {style.number(stdev(claim.noise))}"
 
@@ -112,7 +112,7 @@ def noise_text(claim: Claim, style: Style) -> str:
 def method_rows(record: CampaignRecord) -> list[list[str]]:
     """Return rows of `METHODS`: dense networks first, then by density."""
     rows = sorted(record.table, key=lambda row: (row.role != DENSE, -row.density))
-    style = Style.fitting([Summary(row.mean, row.sd, row.n) for row in rows], "")
+    style = Style.for_summaries([Summary(row.mean, row.sd, row.n) for row in rows], "")
     return [_method_cells(row, style) for row in rows]
 
 
@@ -128,13 +128,13 @@ def run_rows(record: CampaignRecord) -> list[list[str]]:
             NONE if run.planned_seconds is None else duration(run.planned_seconds),
             NONE if run.planned_took is None else duration(run.planned_took),
             duration(run.seconds),
-            trained_in(run),
+            precision_and_kernels(run),
         ]
         for run in record.runs
     ]
 
 
-def trained_in(run: CampaignRun) -> str:
+def precision_and_kernels(run: CampaignRun) -> str:
     """Return precision and kernels of a run's networks, with the replicates where they differ."""
     blocks: dict[str, list[BlockProvenance]] = {}
     for one in run.blocks:
@@ -148,13 +148,13 @@ def trained_in(run: CampaignRun) -> str:
     return "; ".join(texts)
 
 
-def facts(record: CampaignRecord) -> list[str]:
+def campaign_sentences(record: CampaignRecord) -> list[str]:
     """Summarise a campaign in a few sentences."""
     found = {word: sum(claim.found == word for claim in record.claims) for word in _VERDICTS}
     counts = ", ".join(f"{count} {word}" for word, count in found.items() if count)
     share = record.segments_trained / max(record.segments_asked, 1)
     lines = [
-        f"{record.decided} of {len(record.claims)} claims decided: {counts}.{_replications(record)}",
+        f"{record.decided} of {len(record.claims)} claims decided: {counts}.{_replication_sentence(record)}",
         f"{record.segments_trained} trainings run out of {record.segments_asked} requested ({share:.2f}); searches took"
         f" {duration(record.seconds)} in total.",
     ]
@@ -176,8 +176,11 @@ def facts(record: CampaignRecord) -> list[str]:
     return lines
 
 
-def _replications(record: CampaignRecord) -> str:
-    """Count the decided hypotheses, a claim and its replications being one, and their error; empty without any."""
+def _replication_sentence(record: CampaignRecord) -> str:
+    """Return how many hypotheses are decided and how often they err; empty without replications.
+
+    A claim and its replications are one hypothesis.
+    """
     decided, hypotheses = record.hypotheses
     count = len(record.claims) - hypotheses
     if not count:
@@ -198,14 +201,17 @@ def _method_cells(row: MethodRow, style: Style) -> list[str]:
         style.summary(Summary(row.mean, row.sd, row.n)),
         NONE if row.interval is None else " to ".join(style.number(end) for end in row.interval),
         str(row.n),
-        *(_cost(value, what) for value, what in ((row.steps, "steps"), (row.flops, "flops"), (row.seconds, "seconds"))),
+        *(
+            _cost_text(value, what)
+            for value, what in ((row.steps, "steps"), (row.flops, "flops"), (row.seconds, "seconds"))
+        ),
     ]
 
 
-def _cost(value: float | None, what: str) -> str:
+def _cost_text(value: float | None, what: str) -> str:
     if value is None:
         return NONE
-    return short_count(value) if what == "steps" else amount(value, what)
+    return short_count(value) if what == "steps" else cost_text(value, what)
 
 
 def run_settings(record: CampaignRecord) -> list[tuple[str, dict[str, object]]]:
@@ -227,12 +233,12 @@ def claim_figure_rows(record: CampaignRecord) -> list[dict[str, str | float | No
 
 
 def claim_notes(record: CampaignRecord) -> list[tuple[str, str, str]]:
-    """Describe each claim with its source and its replications, in the form of notes."""
+    """Return (name, description with source and replications, verdict) of each claim."""
     replications = {claim.again: claim for claim in record.claims if claim.again}
-    return [(claim.name, _in_words(claim, replications.get(claim.name)), claim.found) for claim in record.claims]
+    return [(claim.name, _describe_claim(claim, replications.get(claim.name)), claim.found) for claim in record.claims]
 
 
-def _in_words(claim: Claim, replication: Claim | None) -> str:
+def _describe_claim(claim: Claim, replication: Claim | None) -> str:
     at = "" if claim.density is None else f" at {percent(claim.density)} % of the weights"
     words = [
         claim.statement,
@@ -253,10 +259,10 @@ def markdown(record: CampaignRecord) -> str:
     """Return a campaign as Markdown: claims, all methods, runs, and a description of each claim."""
     lines = [f"# {record.title}: {record.scale}", ""]
     lines += [f"{record.paper}."] if record.paper else []
-    lines += ["", *(f"- {fact}" for fact in facts(record)), "", "## Claims", ""]
+    lines += ["", *(f"- {fact}" for fact in campaign_sentences(record)), "", "## Claims", ""]
     lines += markdown_table(CLAIMS, [claim_cells(claim) for claim in record.claims])
     lines += ["", "A is better than B by more than the bound: corrected for interim analyses and within families."]
-    lines += [f"{TURNED}.", ""]
+    lines += [f"{SIGN_NOTE}.", ""]
     lines += [
         "sd: of the differences, and of each side over seeds. A/A: dense networks in a second order minus themselves.",
         "",
@@ -269,7 +275,7 @@ def markdown(record: CampaignRecord) -> str:
         lines.append(f"- **{claim.name}** ({claim.found}): {claim.statement} {of}{source}{figure}")
     lines += ["", "## All methods", "", *markdown_table(METHODS, method_rows(record))]
     lines += ["", "## Runs", "", *markdown_table(RUNS, run_rows(record))]
-    environment = [f"{name}: {value(item)}" for name, item in record.environment.items()]
+    environment = [f"{name}: {json_text(item)}" for name, item in record.environment.items()]
     lines += ["", "## How this was made", "", f"`{record.command}`", "", *(f"- {line}" for line in environment), ""]
     return "\n".join(lines)
 

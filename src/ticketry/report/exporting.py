@@ -11,18 +11,18 @@ from ticketry.records.run import RunValues
 from ticketry.report.figures import (
     Maker,
     comparison_figures,
+    latency_figures,
     run_figures,
     speed_figures,
     stability_figures,
     svg,
-    timed_figures,
     verify_figures,
 )
-from ticketry.report.figures.style import drawing
+from ticketry.report.figures.style import figure_style
 from ticketry.report.subject import Subject, subject_of
 from ticketry.report.tables import latex, rows
-from ticketry.report.tables.frontier import COSTS_OF_CALL, frontier_rows, lines_of
-from ticketry.report.tables.speed import compared_panels, panels_of
+from ticketry.report.tables.frontier import COSTS_OF_CALL, frontier_lines, frontier_rows
+from ticketry.report.tables.speed import compare_panels, latency_panels
 
 
 def export(
@@ -49,22 +49,22 @@ def export(
 
     subject = subject_of(records, evidence)
     written = []
-    for name, data in (*_figures(subject), *_tables(subject), *_latex(subject)):
+    for name, data in (*_figure_files(subject), *_csv_files(subject), *_latex_files(subject)):
         written.append(join_inside(folder, name))
         write_atomically(written[-1], data)
     return written
 
 
-def _figures(subject: Subject) -> Iterator[tuple[str, bytes]]:
-    with drawing():
-        for name, make in _makers(subject):
+def _figure_files(subject: Subject) -> Iterator[tuple[str, bytes]]:
+    with figure_style():
+        for name, make in _figure_makers(subject):
             figure = make(False)
             yield f"{name}.svg", svg.to_svg(figure, name.replace("-", " ")).encode()
             yield f"{name}.png", svg.to_png(figure)
             yield f"{name}.pdf", svg.to_pdf(figure)
 
 
-def _makers(subject: Subject) -> Iterator[tuple[str, Maker]]:
+def _figure_makers(subject: Subject) -> Iterator[tuple[str, Maker]]:
     """Yield every figure of the page, with a prefix where several would have the same name."""
     several = len(subject.runs) > 1
     for number, makers in enumerate(comparison_figures(subject) if several else [], start=1):
@@ -72,7 +72,9 @@ def _makers(subject: Subject) -> Iterator[tuple[str, Maker]]:
         yield from ((f"comparison{middle}-{name}", make) for name, make in makers.items())
     for number, indices in enumerate(subject.by_task.values(), start=1):
         after = f"-{number}" if len(subject.by_task) > 1 else ""
-        yield from ((f"{name}{after}", make) for name, make in timed_figures(panels_of(subject, indices)).items())
+        yield from (
+            (f"{name}{after}", make) for name, make in latency_figures(latency_panels(subject, indices)).items()
+        )
     for number, results in enumerate(subject.runs, start=1):
         before = f"run-{number}-" if several else ""
         yield from ((f"{before}{name}", make) for name, make in run_figures(results).items())
@@ -84,37 +86,37 @@ def _makers(subject: Subject) -> Iterator[tuple[str, Maker]]:
         yield from ((f"saved-{number}-{name}", make) for name, make in speed_figures(speed).items())
 
 
-def _times(subject: Subject) -> rows.Rows:
+def _latency_rows(subject: Subject) -> rows.Rows:
     found: list[Mapping[str, rows.Cell]] = []
     for indices in subject.by_task.values():
-        panels = panels_of(subject, indices)
-        found += rows.time_rows(panels, compared_panels(panels, subject.speeds))
+        panels = latency_panels(subject, indices)
+        found += rows.latency_rows(panels, compare_panels(panels, subject.speeds))
     return found
 
 
-def _frontier(subject: Subject) -> rows.Rows:
+def _frontier_rows(subject: Subject) -> rows.Rows:
     return [
         row
         for indices in subject.by_task.values()
         for measure in COSTS_OF_CALL
-        for row in frontier_rows(subject.runs, lines_of(subject.runs, indices, measure), measure)
+        for row in frontier_rows(subject.runs, frontier_lines(subject.runs, indices, measure), measure)
     ]
 
 
-def _latex(subject: Subject) -> Iterator[tuple[str, bytes]]:
-    yield from ((f"{name}.tex", text.encode()) for name, text in latex.tables(subject).items())
+def _latex_files(subject: Subject) -> Iterator[tuple[str, bytes]]:
+    yield from ((f"{name}.tex", text.encode()) for name, text in latex.latex_tables(subject).items())
 
 
-def _tables(subject: Subject) -> Iterator[tuple[str, bytes]]:
+def _csv_files(subject: Subject) -> Iterator[tuple[str, bytes]]:
     tables = {
         "points": rows.point_rows(subject.runs),
         "summary": rows.summary_rows(subject.runs),
-        "rounds": rows.round_rows(subject.runs),
-        "looks": rows.look_rows(subject.runs),
-        "structure": rows.fit_rows(subject.runs),
-        "times": _times(subject),
-        "frontier": _frontier(subject),
-        "costs": rows.spent_rows(subject.runs),
+        "rounds": rows.gate_round_rows(subject.runs),
+        "looks": rows.detector_rows(subject.runs),
+        "structure": rows.structure_fit_rows(subject.runs),
+        "times": _latency_rows(subject),
+        "frontier": _frontier_rows(subject),
+        "costs": rows.training_cost_rows(subject.runs),
         "methods": rows.method_rows(subject),
         "verdicts": rows.verdict_rows(subject.runs),
         "verify": rows.verify_rows(subject.verifications),
@@ -122,6 +124,6 @@ def _tables(subject: Subject) -> Iterator[tuple[str, bytes]]:
         "stability": rows.stability_rows(subject.studies),
         "barriers": rows.barrier_rows(subject.studies),
         "engines": rows.speed_rows(subject.speeds),
-        "time-by-density": rows.curve_rows(subject.speeds),
+        "time-by-density": rows.time_by_density_rows(subject.speeds),
     }
     yield from ((f"{name}.csv", rows.csv_text(table).encode()) for name, table in tables.items() if table)

@@ -17,7 +17,7 @@ from ticketry.records.run import RunValues
 from ticketry.records.speed import SpeedRecord
 from ticketry.records.verdict import Task
 from ticketry.report.tables.results import Results, results_of
-from ticketry.report.wording import NONE, clean, shortened
+from ticketry.report.wording import NONE, clean, shorten_middle
 
 _LONGEST = 28
 
@@ -45,12 +45,12 @@ class Subject:
             found.setdefault(task, []).append(index)
         return {task: tuple(indices) for task, indices in found.items()}
 
-    def pick(self, indices: Sequence[int]) -> list[Results]:
+    def runs_at(self, indices: Sequence[int]) -> list[Results]:
         return [self.runs[index] for index in indices]
 
     def labels_among(self, indices: Sequence[int]) -> tuple[str, ...]:
         """Return labels that distinguish some runs from each other alone."""
-        return labels_of(self.pick(indices))
+        return labels_of(self.runs_at(indices))
 
     @property
     def networks(self) -> int:
@@ -129,26 +129,26 @@ def labels_of(runs: Sequence[Results]) -> tuple[str, ...]:
     A run that the user has named has that name. The others have their method and the fewest facts that distinguish
     them, else their default names.
     """
-    own = [shortened(results.run.label, 2 * _LONGEST) for results in runs]
-    for facts in _facts(runs):
-        described = [shortened(", ".join(parts), 2 * _LONGEST) for parts in zip(*facts, strict=True)]
+    own = [shorten_middle(results.run.label, 2 * _LONGEST) for results in runs]
+    for facts in _label_candidates(runs):
+        described = [shorten_middle(", ".join(parts), 2 * _LONGEST) for parts in zip(*facts, strict=True)]
         labels = [name or label for name, label in zip(own, described, strict=True)]
         if len(set(labels)) == len(runs):
             return tuple(labels)
-    short = [shortened(results.run.name, _LONGEST) for results in runs]
+    short = [shorten_middle(results.run.name, _LONGEST) for results in runs]
     return tuple(f"{name} ({i})" if short.count(name) > 1 else name for i, name in enumerate(short, start=1))
 
 
-def _facts(runs: Sequence[Results]) -> Iterator[Sequence[Sequence[str]]]:
+def _label_candidates(runs: Sequence[Results]) -> Iterator[Sequence[Sequence[str]]]:
     """Yield combinations of facts that may distinguish the runs, each fact a text for every run.
 
     The method is always one of them. Task, rewind step and settings come before the number of replicates.
     """
     tasks = [results.run.task.title for results in runs]
     methods = [results.run.known_as for results in runs]
-    rewinds = [f"rewind {rewind_of(results) or NONE}" for results in runs] if _rewound(runs) else []
+    rewinds = [f"rewind {rewind_text(results) or NONE}" for results in runs] if _have_rewind_setting(runs) else []
     replicates = [f"n = {results.replicates}" for results in runs]
-    settings = list(_distinguished_methods(runs))
+    settings = list(_method_labels(runs))
     telling = [texts for texts in (tasks, rewinds) if len(set(texts)) > 1]
     chosen = [facts for count in range(len(telling) + 1) for facts in itertools.combinations(telling, count)]
     some = [[*(each for each in (tasks, methods, rewinds) if each is methods or each in facts)] for facts in chosen]
@@ -158,7 +158,7 @@ def _facts(runs: Sequence[Results]) -> Iterator[Sequence[Sequence[str]]]:
     yield from ([settings, replicates], [tasks, settings, replicates])
 
 
-def _rewound(runs: Sequence[Results]) -> bool:
+def _have_rewind_setting(runs: Sequence[Results]) -> bool:
     """Whether all have a requested rewind step; other methods choose their own, which identifies nothing."""
     return all("rewind" in results.run.settings for results in runs)
 
@@ -167,7 +167,7 @@ _PLACES = {"profile"}
 """Settings that are paths of files: two paths may have the same content."""
 
 
-def _distinguished_methods(runs: Sequence[Results]) -> Iterator[str]:
+def _method_labels(runs: Sequence[Results]) -> Iterator[str]:
     """Yield each run's method with the settings that differ among runs of that method, the score first.
 
     A setting that most of these runs share is not repeated for each; the score is, because it identifies a run best. A
@@ -176,12 +176,12 @@ def _distinguished_methods(runs: Sequence[Results]) -> Iterator[str]:
     for results in runs:
         settings = results.run.effective_settings
         alike = [other.run.effective_settings for other in runs if other.run.known_as == results.run.known_as]
-        own = [name for name in settings if name not in _PLACES and _is_own(name, settings[name], alike)]
+        own = [name for name in settings if name not in _PLACES and _distinguishes_run(name, settings[name], alike)]
         own.sort(key=lambda name: name != "score")
-        yield ", ".join([results.run.known_as, *(_setting(name, settings[name]) for name in own)])
+        yield ", ".join([results.run.known_as, *(_setting_text(name, settings[name]) for name in own)])
 
 
-def _is_own(name: str, value: object, alike: Sequence[Mapping[str, Any]]) -> bool:
+def _distinguishes_run(name: str, value: object, alike: Sequence[Mapping[str, Any]]) -> bool:
     """Whether the value distinguishes a run from others of its method: not all have it, nor is it the most common."""
     values = [settings[name] for settings in alike if name in settings]
     counts = [values.count(one) for one in values]
@@ -192,24 +192,24 @@ def _is_own(name: str, value: object, alike: Sequence[Mapping[str, Any]]) -> boo
     return name == "score" or several or values.count(value) < commonest
 
 
-def _setting(name: str, value: object) -> str:
+def _setting_text(name: str, value: object) -> str:
     """Describe a setting: `score` by its value alone, a switch by its name."""
     words = name.replace("_", " ")
     if isinstance(value, bool):
-        return words if value else _opposite(words)
-    return _in_words(value) if name == "score" and value else f"{words} {_in_words(value) or NONE}"
+        return words if value else _negated_words(words)
+    return _plain_text(value) if name == "score" and value else f"{words} {_plain_text(value) or NONE}"
 
 
-def _opposite(words: str) -> str:
+def _negated_words(words: str) -> str:
     """Return the words for a switch that is off: "weighed" for `unweighed`, "no structured" for `structured`."""
     return words.removeprefix("un") if words.startswith("un") else f"no {words}"
 
 
-def _in_words(value: object) -> str:
-    return " ".join(map(_in_words, value)) if isinstance(value, (list, tuple)) else f"{value}".removesuffix(".0")
+def _plain_text(value: object) -> str:
+    return " ".join(map(_plain_text, value)) if isinstance(value, (list, tuple)) else f"{value}".removesuffix(".0")
 
 
-def rewind_of(results: Results) -> str:
+def rewind_text(results: Results) -> str:
     """Return the requested rewind step, or else its number; empty if the record has neither."""
     requested, step = results.run.settings.get("rewind"), results.run.steps.rewind
     if isinstance(requested, str) and requested:
@@ -231,12 +231,12 @@ def evidence_of(store_root: Path, run_names: Collection[str]) -> list[dict[str, 
         record = read_sealed(path)
         if record is None:  # it was removed in the meantime
             continue
-        if str(record.get("kind")) in KINDS and wanted & _runs(record):
+        if str(record.get("kind")) in KINDS and wanted & _run_names(record):
             found.append(record)
     return found
 
 
-def _runs(record: dict[str, Any]) -> set[str]:
+def _run_names(record: dict[str, Any]) -> set[str]:
     several = record.get("runs")
     named = [record.get("run"), *(several if isinstance(several, list) else [])]
     return {name for name in named if isinstance(name, str) and name}

@@ -52,15 +52,15 @@ class Watch:
         self._known: dict[Path, tuple[tuple[int, int], Any]] = {}
         """Modification time and size of each file, and the values derived from it."""
 
-    def look(self) -> dict[str, Any]:
+    def current_state(self) -> dict[str, Any]:
         """Return everything that the page shows as JSON values."""
         running, done, campaigns = (list(place()) for place in self._places)
         self._known = {path: self._known[path] for path in (*running, *done, *campaigns) if path in self._known}
         now = time.time()
         alive = [one for one in self._each(running, _read_progress, _running_values) if now - one["at"] < _DEAD]
         names = {one["name"] for one in alive}
-        newest = sorted(done, key=_changed, reverse=True)[:MOST_DONE]
-        campaigns.sort(key=_changed, reverse=True)
+        newest = sorted(done, key=_modified_at, reverse=True)[:MOST_DONE]
+        campaigns.sort(key=_modified_at, reverse=True)
         return {
             "at": now,
             "every": EVERY,
@@ -78,17 +78,17 @@ class Watch:
                 status = path.stat()
                 stamp = status.st_mtime_ns, status.st_size
                 if self._known.get(path, (None, None))[0] != stamp:
-                    self._known[path] = stamp, _or_none(lambda path=path: made(read(path)))  # type: ignore[misc]
+                    self._known[path] = stamp, _none_if_invalid(lambda path=path: made(read(path)))  # type: ignore[misc]
                 if (found := self._known[path][1]) is not None:
                     yield found
 
 
-def write_look(path: Path, looked: Mapping[str, Any]) -> None:
+def write_state(path: Path, looked: Mapping[str, Any]) -> None:
     """Write the file that the page loads: a call of its script's function with these values."""
     write_atomically(path, f"show({json.dumps(looked)});\n".encode())
 
 
-def _or_none(make: Callable[[], dict[str, Any]]) -> dict[str, Any] | None:
+def _none_if_invalid(make: Callable[[], dict[str, Any]]) -> dict[str, Any] | None:
     try:
         return make()
     except (StoreError, msgspec.MsgspecError, ValueError, RecursionError):
@@ -99,7 +99,7 @@ def _read_progress(path: Path) -> Progress:
     return msgspec.json.decode(content_of(path, most=_LARGEST), type=Progress)
 
 
-def _changed(path: Path) -> float:
+def _modified_at(path: Path) -> float:
     with contextlib.suppress(OSError):
         return path.stat().st_mtime
     return 0.0
@@ -107,7 +107,9 @@ def _changed(path: Path) -> float:
 
 def _running_values(progress: Progress) -> dict[str, Any]:
     return {
-        **_head(progress.run, progress.title, progress.task, progress.metric, progress.unit, progress.higher_is_better),
+        **_common_values(
+            progress.run, progress.title, progress.task, progress.metric, progress.unit, progress.higher_is_better
+        ),
         "state": "running",
         "at": progress.at,
         "began": progress.began,
@@ -115,7 +117,7 @@ def _running_values(progress: Progress) -> dict[str, Any]:
         "expected": progress.expected,
         "networks": len(progress.points),
         "active": [msgspec.to_builtins(one) for one in progress.active],
-        "levels": _levels(progress.points),
+        "levels": _level_summaries(progress.points),
     }
 
 
@@ -124,20 +126,22 @@ def _finished_values(values: object) -> dict[str, Any]:
     metric = record.task.metric
     points = [ProgressPoint(p.replicate, p.level, p.role, p.density, p.metric(metric.name)) for p in record.points]
     return {
-        **_head(record.name, record.title, record.task.name, metric.words, metric.unit, metric.higher_is_better),
+        **_common_values(
+            record.name, record.title, record.task.name, metric.words, metric.unit, metric.higher_is_better
+        ),
         "state": "done",
         "expected": len(points),
         "networks": len(points),
         "active": [],
-        "levels": _levels(points),
+        "levels": _level_summaries(points),
     }
 
 
-def _head(name: str, title: str, task: str, metric: str, unit: str, higher: bool) -> dict[str, Any]:
+def _common_values(name: str, title: str, task: str, metric: str, unit: str, higher: bool) -> dict[str, Any]:
     return {"name": name, "title": title, "task": task, "metric": metric, "unit": unit, "higher": higher}
 
 
-def _levels(points: Iterable[ProgressPoint]) -> list[dict[str, Any]]:
+def _level_summaries(points: Iterable[ProgressPoint]) -> list[dict[str, Any]]:
     """Return mean, standard deviation and number of replicates of each level and role."""
     found: dict[tuple[int, str], list[ProgressPoint]] = {}
     for point in points:

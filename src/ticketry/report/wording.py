@@ -16,7 +16,7 @@ from ticketry.records.verdict import Task
 from ticketry.report.tables.results import Results, Split, Summary
 
 MINUS, NONE = "−", "–"
-_UNSHOWABLE = frozenset(("Cc", "Cf", "Cs", "Cn", "Zl", "Zp"))
+_UNPRINTABLE = frozenset(("Cc", "Cf", "Cs", "Cn", "Zl", "Zp"))
 """Unicode categories: controls, invisible formatting, surrogates, unassigned, separators of lines and paragraphs."""
 _ROLES = {
     "dense": "dense",
@@ -45,14 +45,14 @@ class Style:
     unit: str
 
     @classmethod
-    def of(cls, results: Results, split: Split = "test") -> Style:
+    def for_results(cls, results: Results, split: Split = "test") -> Style:
         """Return a style that shows the typical standard deviation with two digits; without one, four digits."""
-        summaries = [group.metric(split) for role in results.roles for group in results.of_role(role)]
-        return cls.fitting(summaries, results.run.task.metric.unit)
+        summaries = [group.metric(split) for role in results.roles for group in results.groups_of_role(role)]
+        return cls.for_summaries(summaries, results.run.task.metric.unit)
 
     @classmethod
-    def fitting(cls, summaries: Sequence[Summary], unit: str) -> Style:
-        """Return a style for any summaries: at most seven digits of the largest mean, or six decimals above 1."""
+    def for_summaries(cls, summaries: Sequence[Summary], unit: str) -> Style:
+        """Return a format with enough decimals for the spread: at most seven digits, or six decimals above 1."""
         spreads = [summary.sd for summary in summaries if summary.sd]
         largest = max((abs(summary.mean) for summary in summaries), default=1.0)
         digits, size = (2, statistics.median(spreads)) if spreads else (4, largest)
@@ -69,9 +69,9 @@ class Style:
 
     def summary(self, summary: Summary, sign: bool = False) -> str:
         """Format ``96.23 ± 0.41``, ``483 [451, 498]`` for an interquartile mean, or the mean alone if n is 1."""
-        return self.number(summary.mean, sign) + self.spread(summary)
+        return self.number(summary.mean, sign) + self.spread_text(summary)
 
-    def spread(self, summary: Summary) -> str:
+    def spread_text(self, summary: Summary) -> str:
         """Format what follows a mean: `` ± 0.41``, `` [451, 498]``, or nothing."""
         if summary.sd is None:
             return ""
@@ -105,21 +105,21 @@ def metric_label(metric: Metric) -> str:
 
 def short_metric(metric: Metric) -> str:
     """Return `metric_label` for the axes of figures, shortened to 40 letters."""
-    return shortened(metric_label(metric), 40)
+    return shorten_middle(metric_label(metric), 40)
 
 
-def shortened(name: str, most: int = 28) -> str:
+def shorten_middle(name: str, most: int = 28) -> str:
     """Return the text on one line, without its middle if it is too long."""
     name = clean(name).replace("\n", " ")
     return name if len(name) <= most else f"{name[: most // 2 - 4]}…{name[-most // 2 - 3 :]}"
 
 
-def better(metric: Metric) -> str:
+def direction_text(metric: Metric) -> str:
     """Return the direction in which a metric improves."""
     return "more is better" if metric.higher_is_better else "less is better"
 
 
-def points(metric: Metric) -> str:
+def difference_unit(metric: Metric) -> str:
     """Return the unit of a difference in the metric: points for per cent, or nothing."""
     return " points" if metric.unit == "%" else ""
 
@@ -136,7 +136,7 @@ def percent(density: float, decimals: int | None = None) -> str:
     return f"{100 * density:.{density_decimals(density) if decimals is None else decimals}f}"
 
 
-def sparsity(density: float) -> str:
+def removed_percent(density: float) -> str:
     """Format the removed share in per cent with the decimals of `percent`, so that both add up to 100."""
     decimals = density_decimals(density)
     return f"{max(0.0, 100 - float(percent(density, decimals))):.{decimals}f}"
@@ -147,7 +147,7 @@ def density_decimals(density: float) -> int:
     return 1 if density >= 0.01 or density == 0 else 1 - math.floor(math.log10(100 * density))
 
 
-def times(ratio: float) -> str:
+def factor_text(ratio: float) -> str:
     """Format a factor: 1.2, 18, 1,085."""
     return f"{ratio:.1f}" if ratio < 9.95 else f"{ratio:,.0f}"
 
@@ -198,27 +198,27 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600:,} h {whole % 3600 // 60:02d} min"
 
 
-def value(item: Any) -> str:
+def json_text(item: Any) -> str:
     """Format any JSON value on one line: text unchanged, lists with commas, objects as JSON."""
     if isinstance(item, str):
         return clean(item) or NONE
     if isinstance(item, bool) or item is None:
         return {True: "yes", False: "no", None: NONE}[item]
     if isinstance(item, list | tuple):
-        return ", ".join(value(part) for part in item) or NONE
+        return ", ".join(json_text(part) for part in item) or NONE
     if isinstance(item, Mapping):
         return clean(json.dumps(item, ensure_ascii=False, default=str))
     return f"{item:,}" if isinstance(item, int) else f"{item!r}"
 
 
-def in_words(item: Any) -> str:
+def readable_text(item: Any) -> str:
     """Format a value of a record for readers: ``torch 2.13.0, openvino 2026.4.1`` instead of JSON."""
     if isinstance(item, Mapping) and not any(isinstance(part, Mapping | list | tuple) for part in item.values()):
-        return ", ".join(f"{name} {value(part)}" for name, part in item.items()) or NONE
-    return value(item)
+        return ", ".join(f"{name} {json_text(part)}" for name, part in item.items()) or NONE
+    return json_text(item)
 
 
-def retained(density: float | None) -> str:
+def retained_percent(density: float | None) -> str:
     """Format a layer's density in per cent: ``51.2``, ``0`` for an empty layer, a dash for None."""
     return NONE if density is None else percent(density) if density > 0 else "0"
 
@@ -245,33 +245,33 @@ def clean(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(
-        "\N{REPLACEMENT CHARACTER}" if unicodedata.category(c) in _UNSHOWABLE and c not in "\n\t" else c for c in text
+        "\N{REPLACEMENT CHARACTER}" if unicodedata.category(c) in _UNPRINTABLE and c not in "\n\t" else c for c in text
     )
 
 
-def aligned(rows: Sequence[Sequence[str]], justify: Callable[[str, int], str] = str.ljust) -> list[str]:
+def align_columns(rows: Sequence[Sequence[str]], justify: Callable[[str, int], str] = str.ljust) -> list[str]:
     """Return the rows of a plain table as lines, each column as wide as its longest cell."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return ["  ".join(map(justify, row, widths)).rstrip() for row in rows]
 
 
-def amount(number: float, measure: str) -> str:
+def cost_text(number: float, measure: str) -> str:
     """Format a cost with its unit: ``1.24 TFLOP``, ``0.42 s``, ``3.1 MiB``, ``1.2 Wh``."""
     if measure == "seconds":
         return f"{number:,.2f} s" if number < 100 else f"{number:,.0f} s"
     if measure == "memory":
-        return _scaled(number, 1024.0, ("B", "KiB", "MiB", "GiB", "TiB"))
+        return _with_largest_unit(number, 1024.0, ("B", "KiB", "MiB", "GiB", "TiB"))
     if measure == "energy":
-        return _scaled(1e3 * number, 1e3, ("mWh", "Wh", "kWh"))
-    return _scaled(number, 1e3, ("FLOP", "kFLOP", "MFLOP", "GFLOP", "TFLOP", "PFLOP", "EFLOP"))
+        return _with_largest_unit(1e3 * number, 1e3, ("mWh", "Wh", "kWh"))
+    return _with_largest_unit(number, 1e3, ("FLOP", "kFLOP", "MFLOP", "GFLOP", "TFLOP", "PFLOP", "EFLOP"))
 
 
-def ratio(number: float) -> str:
+def ratio_text(number: float) -> str:
     """Format a cost as a multiple of the dense network's: ``0.48``, ``1.00``, ``12.3``."""
     return f"{number:.2f}" if number < 9.995 else f"{number:,.1f}"
 
 
-def _scaled(number: float, step: float, units: Sequence[str]) -> str:
+def _with_largest_unit(number: float, step: float, units: Sequence[str]) -> str:
     """Format a number with three digits and the largest unit that fits."""
     power = 0
     while number >= 0.9995 * step and power < len(units) - 1:

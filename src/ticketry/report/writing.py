@@ -57,7 +57,7 @@ def write_campaign_page(record: CampaignRecord, path: Path) -> Path:
 def write_page(path: Path, page: str) -> Path:
     """Write a page, replacing an existing file; `StoreError` if that fails."""
     try:
-        write_atomically(path, _sealed(page.encode()))
+        write_atomically(path, _with_digest(page.encode()))
     except OSError as error:
         raise StoreError(f"cannot write the report {path}: {error.strerror}; choose another place for it") from error
     return path
@@ -77,10 +77,10 @@ def is_whole(page: Path) -> bool:
     except StoreError:
         return False
     body = data[: -len(_END) - _COMMENT]
-    return data == _sealed(body + _END)
+    return data == _with_digest(body + _END)
 
 
-def _sealed(page: bytes) -> bytes:
+def _with_digest(page: bytes) -> bytes:
     """Return a page with its digest as a comment before its end."""
     body = page.removesuffix(_END)
     return body + b"<!-- " + hashlib.sha256(body).hexdigest().encode() + b" -->" + _END

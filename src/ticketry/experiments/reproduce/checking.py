@@ -94,7 +94,7 @@ class Checked:
     def cells(self) -> list[str]:
         """Return the cells of a table with the header `ROWS`."""
         row = self.row
-        style = Style.fitting([summarise(row.others)], "")
+        style = Style.for_summaries([summarise(row.others)], "")
         interval = "–" if self.interval is None else " to ".join(map(style.number, self.interval))
         named = [row.run, role_name(row.role), str(row.replicate + 1), percent(row.density)]
         return [*named, style.number(row.value), style.number(self.value), interval, self.found]

@@ -11,12 +11,12 @@ from ticketry.records.evidence import StabilityRecord, VerifyRecord
 from ticketry.records.run import RunValues
 from ticketry.records.speed import SpeedRecord
 from ticketry.report.subject import Series, Subject, series_of
-from ticketry.report.tables.costs import cost_points, spent_points, tickets_by_density
-from ticketry.report.tables.evidence import quantities
-from ticketry.report.tables.frontier import MULTIPLICATIONS, TIME, Measure, recorded_measures
-from ticketry.report.tables.masks import chains, drawn_level, pictures, watched
+from ticketry.report.tables.costs import search_cost_points, ticket_cost_points, training_cost_points
+from ticketry.report.tables.evidence import stability_quantities
+from ticketry.report.tables.frontier import MULTIPLICATIONS, TIME, CostMeasure, recorded_measures
+from ticketry.report.tables.masks import detector_moments, level_to_draw, pictures, round_chains
 from ticketry.report.tables.results import Results, layer_profiles, results_of
-from ticketry.report.tables.speed import Panel
+from ticketry.report.tables.speed import LatencyPanel
 
 try:
     from matplotlib.figure import Figure
@@ -25,16 +25,16 @@ except ImportError as error:
 
 from ticketry.report.figures import svg
 from ticketry.report.figures.costs import (
-    metric_by_call,
-    metric_by_cost,
-    metric_by_spent,
-    metric_by_time,
+    metric_by_call_cost,
+    metric_by_latency,
+    metric_by_search_cost,
+    metric_by_training_cost,
     steps_to_ticket,
 )
 from ticketry.report.figures.evidence import (
     barrier_curves,
-    forest,
-    seeds,
+    difference_figure,
+    seed_figure,
     stability_panels,
     time_by_density,
     time_by_engine,
@@ -47,8 +47,8 @@ from ticketry.report.figures.masks import (
     moment_figure,
     structure_pictures,
 )
-from ticketry.report.figures.metric_by_density import metric_by_density, overlay
-from ticketry.report.figures.style import drawing
+from ticketry.report.figures.metric_by_density import metric_by_density, overlay_runs
+from ticketry.report.figures.style import figure_style
 
 METRIC_BY_DENSITY, DENSITY_BY_LAYER = "metric-by-density", "density-by-layer"
 FIRST_LAYER, METRIC_BY_COST = "first-layer", "metric-by-cost"
@@ -63,11 +63,11 @@ METRIC_BY = {TIME: "metric-by-share-of-time", MULTIPLICATIONS: "metric-by-multip
 STABILITY, BARRIERS = "stability-by-rewind-step", "error-barriers"
 
 Maker = Callable[[bool], Figure]
-"""Draws a figure; True draws the narrow one."""
+"""Draws a figure; the argument says whether it is the narrow one, for phones."""
 
 
-def drawn_measures(drawings: Mapping[str, Drawing]) -> list[Measure]:
-    """Return the costs of a call for which a figure was drawn."""
+def measures_with_figures(drawings: Mapping[str, Drawing]) -> list[CostMeasure]:
+    """Return the measures (latency, MACs of a call) for which a figure was drawn."""
     return [measure for measure, name in METRIC_BY.items() if name in drawings]
 
 
@@ -80,82 +80,85 @@ class Drawing:
     """For a phone: fewer labels, letters of the same size."""
 
 
-def drawn(makers: Mapping[str, Maker]) -> dict[str, Drawing]:
+def draw_figures(makers: Mapping[str, Maker]) -> dict[str, Drawing]:
     """Draw figures as SVG in both widths."""
-    with drawing():
+    with figure_style():
         return {name: Drawing(*(svg.to_svg(make(narrow)) for narrow in (False, True))) for name, make in makers.items()}
 
 
-def _with_data(*figures: tuple[str, object, Callable[..., Figure]]) -> dict[str, Maker]:
-    """Keep the figures that have data, given their names, data and drawing functions."""
+def _makers_with_data(*figures: tuple[str, object, Callable[..., Figure]]) -> dict[str, Maker]:
+    """Return makers of the figures that have data; each argument is (name, data, drawing function)."""
     return {name: partial(draw, shown) for name, shown, draw in figures if shown}
 
 
-def _by_call(series: Sequence[Series]) -> Iterator[tuple[str, object, Callable[..., Figure]]]:
-    """Yield a figure for each measure of the cost of a call, with the runs that have it."""
+def _cost_of_call_figures(series: Sequence[Series]) -> Iterator[tuple[str, object, Callable[..., Figure]]]:
+    """Yield (name, runs with data, drawing function) for the latency and for the MACs of a call."""
     for measure, name in METRIC_BY.items():
         told = [one for one in series if measure in recorded_measures(one.results)]
-        yield name, told, partial(metric_by_call, measure)
+        yield name, told, partial(metric_by_call_cost, measure)
 
 
 def run_figures(results: Results) -> dict[str, Maker]:
     """Return the figures that a run has data for, by name."""
     alone = [Series("", 0, results)]
-    return _with_data(
-        *_by_call(alone),
+    return _makers_with_data(
+        *_cost_of_call_figures(alone),
         (METRIC_BY_DENSITY, results.levels and results, metric_by_density),
         (DENSITY_BY_LAYER, layer_profiles(results), density_by_layer),
         (FIRST_LAYER, pictures(results), mask_pictures),
-        (STRUCTURE, drawn_level(results), structure_pictures),
-        (DENSITY_OVER_TRAINING, chains(results), density_over_training),
-        (GATE_HISTOGRAMS, chains(results), gate_histograms),
-        (MOMENT, watched(results), partial(moment_figure, results)),
-        (METRIC_BY_SPENT, spent_points(results) and alone, metric_by_spent),
-        (METRIC_BY_COST, cost_points(results) and alone, metric_by_cost),
+        (STRUCTURE, level_to_draw(results), structure_pictures),
+        (DENSITY_OVER_TRAINING, round_chains(results), density_over_training),
+        (GATE_HISTOGRAMS, round_chains(results), gate_histograms),
+        (MOMENT, detector_moments(results), partial(moment_figure, results)),
+        (METRIC_BY_SPENT, training_cost_points(results) and alone, metric_by_training_cost),
+        (METRIC_BY_COST, search_cost_points(results) and alone, metric_by_search_cost),
     )
 
 
 def comparison_figures(subject: Subject) -> list[dict[str, Maker]]:
     """Return the figures that overlay the runs of each task."""
-    return [_comparison(series_of(subject, indices)) for indices in subject.by_task.values()]
+    return [_overlay_figures(series_of(subject, indices)) for indices in subject.by_task.values()]
 
 
-def _comparison(series: list[Series]) -> dict[str, Maker]:
+def _overlay_figures(series: list[Series]) -> dict[str, Maker]:
     def having(told: Callable[[Results], object]) -> list[Series]:
         return series if any(told(one.results) for one in series) else []
 
-    return _with_data(
-        *_by_call(series),
-        (METRIC_BY_DENSITY, having(lambda results: results.levels), overlay),
-        (METRIC_BY_SPENT, having(spent_points), metric_by_spent),
-        (METRIC_BY_COST, having(cost_points), metric_by_cost),
-        (STEPS_TO_TICKET, having(tickets_by_density), steps_to_ticket),
+    return _makers_with_data(
+        *_cost_of_call_figures(series),
+        (METRIC_BY_DENSITY, having(lambda results: results.levels), overlay_runs),
+        (METRIC_BY_SPENT, having(training_cost_points), metric_by_training_cost),
+        (METRIC_BY_COST, having(search_cost_points), metric_by_search_cost),
+        (STEPS_TO_TICKET, having(ticket_cost_points), steps_to_ticket),
     )
 
 
-def timed_figures(panels: Sequence[Panel]) -> dict[str, Maker]:
-    """Return the metric against measured time, if any ticket was timed."""
-    return _with_data((METRIC_BY_TIME, panels, metric_by_time))
+def latency_figures(panels: Sequence[LatencyPanel]) -> dict[str, Maker]:
+    """Return the figure of the metric against measured latency, if any ticket was timed."""
+    return _makers_with_data((METRIC_BY_TIME, panels, metric_by_latency))
 
 
 def verify_figures(verify: VerifyRecord) -> dict[str, Maker]:
-    """Return the differences, and the seeds if the record has their values."""
-    return _with_data((FOREST, verify, forest), (SEEDS, verify.networks and verify, seeds))
+    """Return the figures of a verification: mean differences, and single seeds if they are recorded."""
+    return _makers_with_data((FOREST, verify, difference_figure), (SEEDS, verify.networks and verify, seed_figure))
 
 
 def stability_figures(study: StabilityRecord) -> dict[str, Maker]:
-    """Return the panels over rewind steps, and the curves of the barriers if there are any."""
+    """Return the figures of a stability study: panels over rewind steps, and error barriers if recorded."""
     curves = [row for row in study.rows if row.barrier]
-    return _with_data(
-        (STABILITY, quantities(study) and study, stability_panels), (BARRIERS, curves and study, barrier_curves)
+    return _makers_with_data(
+        (STABILITY, stability_quantities(study) and study, stability_panels),
+        (BARRIERS, curves and study, barrier_curves),
     )
 
 
 def speed_figures(speed: SpeedRecord) -> dict[str, Maker]:
-    """Return the engines side by side, and time against density if the record has it."""
+    """Return the figures of a timing: engines side by side, and latency against density if recorded."""
     timed = [row for compared in speed.comparisons for row in compared.times if row.timed]
     curves = speed.curves if any(curve.points for curve in speed.curves) else ()
-    return _with_data((TIME_BY_ENGINE, timed and speed, time_by_engine), (TIME_BY_DENSITY, curves, time_by_density))
+    return _makers_with_data(
+        (TIME_BY_ENGINE, timed and speed, time_by_engine), (TIME_BY_DENSITY, curves, time_by_density)
+    )
 
 
 def figure_svgs(record: RunValues) -> dict[str, str]:
@@ -169,7 +172,7 @@ def figure_svgs(record: RunValues) -> dict[str, str]:
         StoreError: if the record is malformed.
     """
     makers = run_figures(results_of(record))
-    with drawing():
+    with figure_style():
         return {name: svg.to_svg(make(False), name.replace("-", " ")) for name, make in makers.items()}
 
 
@@ -178,5 +181,5 @@ def figure_png(record: RunValues, name: str) -> bytes | None:
     make = run_figures(results_of(record)).get(name)
     if make is None:
         return None
-    with drawing():
+    with figure_style():
         return svg.to_png(make(False))

@@ -16,19 +16,19 @@ from ticketry.records.metric import Metric
 from ticketry.records.network import TICKET, is_matched_dense
 from ticketry.report.figures.layout import (
     Scale,
+    add_legend,
     density_axis,
+    empty_figure,
+    figure_with_panels,
+    finish_layout,
     label_places,
-    legend,
+    label_points,
     log_axis,
-    name_points,
-    panels,
     run_handles,
-    settle,
-    sheet,
     tick_label,
 )
 from ticketry.report.figures.metric_by_density import limits_of, scale_of
-from ticketry.report.figures.style import COLOURS, look_of, run_look
+from ticketry.report.figures.style import COLOURS, role_look, run_look
 from ticketry.report.subject import Series
 from ticketry.report.tables.costs import (
     ENERGY,
@@ -37,15 +37,15 @@ from ticketry.report.tables.costs import (
     MEMORY,
     NOT_MEASURED,
     SECONDS,
-    CostPoint,
-    SpentPoint,
-    cost_points,
-    mean_spent,
-    spent_points,
-    tickets_by_density,
+    SearchCostPoint,
+    TrainingCostPoint,
+    mean_total_cost,
+    search_cost_points,
+    ticket_cost_points,
+    training_cost_points,
 )
-from ticketry.report.tables.frontier import MULTIPLICATIONS, TIME, Line, Measure, lines_of
-from ticketry.report.tables.speed import Panel, TimedPoint
+from ticketry.report.tables.frontier import MULTIPLICATIONS, TIME, CostMeasure, FrontierLine, frontier_lines
+from ticketry.report.tables.speed import LatencyPanel, LatencyPoint
 from ticketry.report.wording import role_name, short_count, short_metric
 
 P = TypeVar("P")
@@ -53,8 +53,8 @@ Range = tuple[float, float]
 
 
 @dataclass(frozen=True)
-class Spot:
-    """A network in a panel: its cost and its metric."""
+class PlottedNetwork:
+    """Position of a network (or a mean over replicates) in a panel: cost and metric."""
 
     cost: float
     metric: float
@@ -69,16 +69,16 @@ class Spot:
 
 @dataclass(frozen=True)
 class Curve:
-    """A run in a panel: its points, in lines, and its dense network."""
+    """Networks of one run in a panel, grouped into lines, and its dense network."""
 
     look: dict[str, Any]
-    lines: Sequence[Sequence[Spot]]
+    lines: Sequence[Sequence[PlottedNetwork]]
     dense: tuple[float, float] | None
     """Cost and metric."""
     dense_colour: str = COLOURS["muted"]
 
     @property
-    def spots(self) -> list[Spot]:
+    def spots(self) -> list[PlottedNetwork]:
         return [spot for line in self.lines for spot in line]
 
 
@@ -98,18 +98,18 @@ def _panel_figure(
     shown: Sequence[CostPanel], metric: Metric, scale: Scale, limits: Range, narrow: bool, height: float
 ) -> tuple[Figure, list[Axes]]:
     """Draw panels that share the metric's axis."""
-    figure, axes = panels(len(shown), narrow, height, sharey=not narrow)
+    figure, axes = figure_with_panels(len(shown), narrow, height, sharey=not narrow)
     for number, (each, panel) in enumerate(zip(axes, shown, strict=True)):
-        scale.set(each, limits, 6)
+        scale.set_limits(each, limits, 6)
         own = (narrow and panel.curves) or number % 2 == 0
         name = f"test {short_metric(metric)}{scale.note}" if own else ""
         each.set_title(": ".join(filter(None, (panel.title, name))))
         each.set_xlabel(panel.name)
-        _draw(each, panel)
+        _draw_panel(each, panel)
     return figure, axes
 
 
-def _draw(axes: Axes, panel: CostPanel) -> None:
+def _draw_panel(axes: Axes, panel: CostPanel) -> None:
     """Draw lines with marks and thin bars; grey lines at the dense networks' metrics and at the unit of cost."""
     for level in sorted({curve.dense[1] for curve in panel.curves if curve.dense is not None}):
         axes.axhline(level, color=COLOURS["muted"], lw=0.8, zorder=1)
@@ -131,28 +131,30 @@ def _draw(axes: Axes, panel: CostPanel) -> None:
             axes.scatter(*curve.dense, 49, color=curve.dense_colour, marker="s", zorder=5, **edge)
 
 
-def _finished(figure: Figure, axes: Sequence[Axes], shown: Sequence[CostPanel], series: Sequence[Series]) -> Figure:
+def _add_legend_or_names(
+    figure: Figure, axes: Sequence[Axes], shown: Sequence[CostPanel], series: Sequence[Series]
+) -> Figure:
     """Add a legend of several runs, or for one run names beside its points and its dense network."""
     if len(series) > 1:
-        legend(figure, run_handles(series))
+        add_legend(figure, run_handles(series))
         return figure
-    settle(figure)
+    finish_layout(figure)
     for each, panel in zip(axes, shown, strict=True):
         named = [(*curve.dense, "dense", COLOURS["muted"]) for curve in panel.curves if curve.dense]
-        if not _in_a_column(each, panel):
-            named += [(*name, COLOURS["muted"]) for curve in panel.curves for name in _names(curve)]
-        name_points(each, named)
+        if not _points_share_column(each, panel):
+            named += [(*name, COLOURS["muted"]) for curve in panel.curves for name in _named_spots(curve)]
+        label_points(each, named)
     return figure
 
 
-def _in_a_column(axes: Axes, panel: CostPanel) -> bool:
-    """Whether all points are above each other, so that a name beside one would be read as that of the next."""
+def _points_share_column(axes: Axes, panel: CostPanel) -> bool:
+    """Whether all points have nearly the same cost, so that a name beside one could be read as its neighbour's."""
     spots = [spot for curve in panel.curves for spot in curve.spots]
     across = axes.transData.transform([(spot.cost, spot.metric) for spot in spots])[:, 0] if spots else [0.0]
     return len(spots) > 1 and max(across) - min(across) < max(spot.size for spot in spots)
 
 
-def _names(curve: Curve) -> list[tuple[float, float, str]]:
+def _named_spots(curve: Curve) -> list[tuple[float, float, str]]:
     return [(spot.cost, spot.metric, spot.name) for spot in curve.spots if spot.name]
 
 
@@ -165,30 +167,35 @@ _TITLES = {
     ENERGY: "energy",
 }
 _UNITS = {"mWh": 1e3, "Wh": 1.0, "kWh": 1e-3}
-_MUCH = 4
+_MOST_LINEAR = 4
 """Multiple of the dense network's cost beyond which the axis is logarithmic; otherwise it begins at 0."""
 
-Spent = Sequence[tuple[Series, Sequence[SpentPoint]]]
+TrainingCosts = Sequence[tuple[Series, Sequence[TrainingCostPoint]]]
 
 
-def metric_by_spent(series: Sequence[Series], narrow: bool = False) -> Figure:
-    """Draw means over replicates with bars from the lowest to the highest; square: the dense network."""
-    found = [(one, points) for one in series if (points := spent_points(one.results))]
-    shown = [_spent_panel(found, measure) for measure in MEASURES]
-    roles = [(*one.results.of_role(TICKET), one.results.dense) for one, _ in found]
+def metric_by_training_cost(series: Sequence[Series], narrow: bool = False) -> Figure:
+    """Draw the metric against FLOPs, time, memory and energy of whole trainings.
+
+    Points are means over replicates, bars go from the lowest to the highest, squares are dense networks.
+    """
+    found = [(one, points) for one in series if (points := training_cost_points(one.results))]
+    shown = [_training_cost_panel(found, measure) for measure in MEASURES]
+    roles = [(*one.results.groups_of_role(TICKET), one.results.dense) for one, _ in found]
     values = [value for groups in roles for group in groups if group is not None for value in group.values().values()]
     metric = found[0][0].results.run.task.metric
     scale = Scale.of(metric, values)
-    figure, axes = _panel_figure(shown, metric, scale, scale.padded(min(values), max(values), 0.08), narrow, 250)
+    figure, axes = _panel_figure(
+        shown, metric, scale, scale.limits_with_room(min(values), max(values), 0.08), narrow, 250
+    )
     for each, panel in zip(axes, shown, strict=True):
         if panel.curves:
-            each.set_xlabel(panel.name + _cost_axis(each, panel.curves))
+            each.set_xlabel(panel.name + _set_up_cost_axis(each, panel.curves))
         else:
-            _write_instead(each, NOT_MEASURED)
-    return _finished(figure, axes, shown, [one for one, _ in found])
+            _write_placeholder(each, NOT_MEASURED)
+    return _add_legend_or_names(figure, axes, shown, [one for one, _ in found])
 
 
-def _spent_panel(found: Spent, measure: str) -> CostPanel:
+def _training_cost_panel(found: TrainingCosts, measure: str) -> CostPanel:
     """Build the panel of a measure from the runs that have it."""
     known = [(one, [point for point in points if point.on_axis(measure) is not None]) for one, points in found]
     known = [(one, points) for one, points in known if points]
@@ -201,14 +208,16 @@ def _spent_panel(found: Spent, measure: str) -> CostPanel:
             name += " (an estimate)"
     if known and len(known) < len(found):
         name += f"; {len(found) - len(known)} of {len(found)} runs {NOT_MEASURED}"
-    curves = [_spent_curve(one, points, measure, factor, len(found) > 1) for one, points in known]
+    curves = [_training_cost_curve(one, points, measure, factor, len(found) > 1) for one, points in known]
     return CostPanel(name, curves, unit=None if measure == ENERGY else 1.0)  # only multiples share a unit
 
 
-def _spent_curve(one: Series, points: Sequence[SpentPoint], measure: str, factor: float, several: bool) -> Curve:
+def _training_cost_curve(
+    one: Series, points: Sequence[TrainingCostPoint], measure: str, factor: float, several: bool
+) -> Curve:
     """Build a run's curve from the densest to the sparsest level, which has the smallest mark."""
     spots = [
-        Spot(
+        PlottedNetwork(
             factor * (point.on_axis(measure) or 0.0),
             point.metric,
             f"{tick_label(point.density)} %",
@@ -218,12 +227,12 @@ def _spent_curve(one: Series, points: Sequence[SpentPoint], measure: str, factor
         for rank, point in enumerate(points)
     ]
     look, dense = run_look(one.index, several), one.results.dense
-    cost = mean_spent(one.results, dense, ENERGY) if measure == ENERGY and dense is not None else 1.0
+    cost = mean_total_cost(one.results, dense, ENERGY) if measure == ENERGY and dense is not None else 1.0
     place = None if dense is None or cost is None else (factor * cost, dense.metric().mean)
     return Curve(look, [spots], place, look["color"] if several and measure == ENERGY else COLOURS["muted"])
 
 
-def _write_instead(axes: Axes, words: str) -> None:
+def _write_placeholder(axes: Axes, words: str) -> None:
     """Write words into a panel without data."""
     axes.set_facecolor(COLOURS["shade"])
     axes.tick_params(labelleft=False, labelbottom=False, length=0)
@@ -232,7 +241,7 @@ def _write_instead(axes: Axes, words: str) -> None:
     axes.text(0.5, 0.5, words, transform=axes.transAxes, ha="center", va="center", color=COLOURS["muted"])
 
 
-def _cost_axis(axes: Axes, curves: Sequence[Curve]) -> str:
+def _set_up_cost_axis(axes: Axes, curves: Sequence[Curve]) -> str:
     """Start the axis at 0 if all costs are similar to the dense network's, else make it logarithmic.
 
     Returns:
@@ -241,7 +250,7 @@ def _cost_axis(axes: Axes, curves: Sequence[Curve]) -> str:
     dense = [curve.dense[0] for curve in curves if curve.dense]
     costs = [*dense, *(spot.cost for curve in curves for spot in curve.spots)]
     low, high = min(costs), max(costs)
-    if low > 0 and high > _MUCH * max(dense, default=high):
+    if low > 0 and high > _MOST_LINEAR * max(dense, default=high):
         log_axis(axes, "x", low / 1.15, high * 1.15)
         return " (log scale)"
     end = 1.08 * high or 1.0
@@ -272,35 +281,36 @@ def increasing_lines(points: Sequence[P], steps: Callable[[P], float]) -> list[l
     return list(lines.values())
 
 
-def metric_by_cost(series: Sequence[Series], narrow: bool = False) -> Figure:
-    """Draw a panel over steps and, if every run has them, one over seconds."""
-    found = [(one, points) for one in series if (points := cost_points(one.results))]
+def metric_by_search_cost(series: Sequence[Series], narrow: bool = False) -> Figure:
+    """Draw the metric against training steps of the search, and against seconds if every run has them."""
+    found = [(one, points) for one in series if (points := search_cost_points(one.results))]
     names = {"steps": "training steps of the search"}
     if all(point.seconds is not None for _, points in found for point in points):
         names["seconds"] = "seconds of training"
     shown = [
         CostPanel(
-            f"{words} so far (log scale)", [_cost_curve(one, points, name, len(found) > 1) for one, points in found]
+            f"{words} so far (log scale)",
+            [_search_cost_curve(one, points, name, len(found) > 1) for one, points in found],
         )
         for name, words in names.items()
     ]
     metric, means = found[0][0].results.run.task.metric, [point.metric for _, points in found for point in points]
     scale = Scale.of(metric, means)
     figure, axes = _panel_figure(
-        shown, metric, scale, scale.padded(min(means), max(means), 0.08), narrow, 260 if narrow else 300
+        shown, metric, scale, scale.limits_with_room(min(means), max(means), 0.08), narrow, 260 if narrow else 300
     )
     for each, panel in zip(axes, shown, strict=True):
         costs = [spot.cost for curve in panel.curves for spot in curve.spots]
         log_axis(each, "x", min(costs) / 1.12, max(costs) * 1.12)
-    return _finished(figure, axes, shown, [one for one, _ in found])
+    return _add_legend_or_names(figure, axes, shown, [one for one, _ in found])
 
 
-def _cost_curve(one: Series, points: Sequence[CostPoint], name: str, several: bool) -> Curve:
+def _search_cost_curve(one: Series, points: Sequence[SearchCostPoint], name: str, several: bool) -> Curve:
     """Build a run's curve over steps or seconds; `points` begin with the dense network, if it exists."""
 
-    def spot(point: CostPoint) -> Spot:
+    def spot(point: SearchCostPoint) -> PlottedNetwork:
         cost = max((point.steps if name == "steps" else point.seconds) or 0.0, 1e-3)
-        return Spot(cost, point.metric, f"{tick_label(point.density)} %" if point.level else "")
+        return PlottedNetwork(cost, point.metric, f"{tick_label(point.density)} %" if point.level else "")
 
     lines = [[spot(point) for point in line] for line in increasing_lines(points, lambda point: point.steps)]
     dense = spot(points[0])
@@ -308,9 +318,9 @@ def _cost_curve(one: Series, points: Sequence[CostPoint], name: str, several: bo
 
 
 def steps_to_ticket(series: Sequence[Series], narrow: bool = False) -> Figure:
-    """Draw steps until a mask was known against its density, both on log scales, in `increasing_lines`."""
-    shown = [(one, points) for one in series if (points := tickets_by_density(one.results))]
-    figure, (axes,) = panels(1, narrow, 290 if narrow else 350)
+    """Draw the training steps until a mask was known against the mask's density, on log scales."""
+    shown = [(one, points) for one in series if (points := ticket_cost_points(one.results))]
+    figure, (axes,) = figure_with_panels(1, narrow, 290 if narrow else 350)
     steps = [max(point.known, 1.0) for _, points in shown for point in points]
     log_axis(axes, "y", min(steps) / 1.3, max(steps) * 1.3)
     density_axis(axes, [point.density for _, points in shown for point in points])
@@ -319,19 +329,19 @@ def steps_to_ticket(series: Sequence[Series], narrow: bool = False) -> Figure:
         for line in increasing_lines(points, lambda point: point.known):
             x, y = [100 * point.density for point in line], [max(point.known, 1.0) for point in line]
             axes.plot(x, y, lw=1.6, clip_on=False, **run_look(one.index))
-    legend(figure, run_handles([one for one, _ in shown]))
+    add_legend(figure, run_handles([one for one, _ in shown]))
     return figure
 
 
 # -- of a call ---------------------------------------------------------------------------------------------------------
 
-_ONE_STEP = 0.05
+_TIME_ROOM = 0.05
 """Share of time by which the axis extends beyond the fastest and the slowest call."""
 _ROOM_SD = 2.5
 """Standard deviations that fit on the metric's axis: whole intervals from three replicates on."""
 
 
-def metric_by_time(timed: Sequence[Panel], narrow: bool = False) -> Figure:
+def metric_by_latency(timed: Sequence[LatencyPanel], narrow: bool = False) -> Figure:
     """Draw means with intervals of metric and measured time, one panel per batch, to compare granularities.
 
     The square is the dense network in the fastest dense engine, at 1.
@@ -341,7 +351,7 @@ def metric_by_time(timed: Sequence[Panel], narrow: bool = False) -> Figure:
     shown = [
         CostPanel(
             "time of a call, × the fastest dense engine's",
-            [_timed_curve(one, points) for one, points in panel.curves],
+            [_latency_curve(one, points) for one, points in panel.curves],
             f"batch {panel.setup.batch}{f', {panel.setup.how}' if mixed else ''}",
             unit=1.0,
         )
@@ -353,20 +363,20 @@ def metric_by_time(timed: Sequence[Panel], narrow: bool = False) -> Figure:
     figure, axes = _panel_figure(shown, metric, Scale(), limits, narrow, 280 if narrow else 320)
     for each, panel in zip(axes, shown, strict=True):
         times = [1.0, *(edge for curve in panel.curves for spot in curve.spots for edge in spot.costs or ())]
-        each.set_xlim(max(0.0, min(times) - _ONE_STEP), max(times) + _ONE_STEP)
+        each.set_xlim(max(0.0, min(times) - _TIME_ROOM), max(times) + _TIME_ROOM)
         each.locator_params(axis="x", nbins=7)
     square = Line2D([], [], color=COLOURS["muted"], marker="s", markersize=7, lw=0)
-    legend(figure, {**run_handles(series), "dense": square})
-    settle(figure)
+    add_legend(figure, {**run_handles(series), "dense": square})
+    finish_layout(figure)
     for each, panel in zip(axes, shown, strict=True):
-        name_points(each, [(*named, curve.look["color"]) for curve in panel.curves for named in _names(curve)])
+        label_points(each, [(*named, curve.look["color"]) for curve in panel.curves for named in _named_spots(curve)])
     return figure
 
 
-def _timed_curve(one: Series, points: Sequence[TimedPoint]) -> Curve:
+def _latency_curve(one: Series, points: Sequence[LatencyPoint]) -> Curve:
     """Build a run's curve; both ends are named by their density."""
     spots = [
-        Spot(
+        PlottedNetwork(
             point.time,
             point.metric.mean,
             f"{tick_label(point.group.density)} %" if point in (points[0], points[-1]) else "",
@@ -386,16 +396,16 @@ _AXES = {
 }
 
 
-def metric_by_call(measure: Measure, series: Sequence[Series], narrow: bool = False) -> Figure:
-    """Draw means with bands: one run with its controls, or tickets of several runs, and dense networks."""
+def metric_by_call_cost(measure: CostMeasure, series: Sequence[Series], narrow: bool = False) -> Figure:
+    """Draw the metric against latency or MACs of a call: tickets, dense networks, controls of a single run."""
     runs = {one.index: one.results for one in series}
-    shown = lines_of(runs, sorted(runs), measure)
-    figure = sheet(narrow, 340 if narrow else 390)
+    shown = frontier_lines(runs, sorted(runs), measure)
+    figure = empty_figure(narrow, 340 if narrow else 390)
     axes = figure.subplots()
     scale = scale_of(*runs.values())
     costs = [100 * point.cost for line in shown for point in line.points]
     log_axis(axes, "x", min(costs) / 1.12, max(costs) * 1.12, lambda value: tick_label(value / 100))
-    scale.set(axes, limits_of([point.group for line in shown for point in line.points], scale))
+    scale.set_limits(axes, limits_of([point.group for line in shown for point in line.points], scale))
     axes.set_title(f"test {short_metric(series[0].results.run.task.metric)}{scale.note}")
     axes.set_xlabel(_AXES[measure])
     dense = next(one.results.dense for one in series if one.results.dense is not None)
@@ -405,11 +415,11 @@ def metric_by_call(measure: Measure, series: Sequence[Series], narrow: bool = Fa
     for line in reversed(shown):
         name = role_name(line.role) if line.run is None or len(series) == 1 else names[line.run]
         entries[name] = _draw_line(axes, line, shown, len(series) > 1, scale)
-    legend(figure, dict(reversed(entries.items())), fontsize=12)
+    add_legend(figure, dict(reversed(entries.items())), fontsize=12)
     return figure
 
 
-def _draw_line(axes: Any, line: Line, shown: Sequence[Line], several: bool, scale: Any) -> Any:
+def _draw_line(axes: Any, line: FrontierLine, shown: Sequence[FrontierLine], several: bool, scale: Any) -> Any:
     """Draw a line with markers over the band of its intervals and return its legend handle."""
     ordered, front = sorted(line.points, key=lambda point: point.cost), line.role == TICKET
     if is_matched_dense(line.role):
@@ -422,7 +432,7 @@ def _draw_line(axes: Any, line: Line, shown: Sequence[Line], several: bool, scal
     elif several:
         look = run_look(line.run or 0)
     else:
-        look = look_of(line.role, [one.role for one in shown if one.run is not None])
+        look = role_look(line.role, [one.role for one in shown if one.run is not None])
     x = [100 * point.cost for point in ordered]
     bands = [(point.metric.mean, point.metric.interval or (point.metric.mean,) * 2) for point in ordered]
     lows = [scale.clip(low, point.metric) for (_, (low, _)), point in zip(bands, ordered, strict=True)]

@@ -20,30 +20,30 @@ from ticketry.records.speed import CurveRecord, EngineTime, SpeedRecord, TimeCur
 from ticketry.records.verdict import Difference
 from ticketry.report.campaigns import style_of
 from ticketry.report.figures.layout import (
+    add_legend,
     density_axis,
-    general,
+    figure_with_panels,
+    label_line_ends,
     label_places,
-    legend,
     log_axis,
-    name_below,
-    name_ends,
-    note,
-    panels,
+    number_label,
+    set_shared_x_label,
+    write_note,
 )
-from ticketry.report.figures.style import COLOURS, TINY, drawing, look_of, role_colour
+from ticketry.report.figures.style import COLOURS, TINY, figure_style, role_colour, role_look
 from ticketry.report.figures.svg import to_svg
 from ticketry.report.tables.evidence import (
     NOISE,
     Quantity,
     Reader,
-    at_density,
-    densities,
-    differences,
     network_name,
-    quantities,
-    roles,
+    rows_at_density,
     seed_style,
-    sparsest,
+    sparsest_level_study,
+    stability_quantities,
+    study_densities,
+    study_roles,
+    verify_differences,
 )
 from ticketry.report.tables.results import summarise
 from ticketry.report.wording import (
@@ -55,17 +55,19 @@ from ticketry.report.wording import (
     role_name,
     short_count,
     short_metric,
-    shortened,
+    shorten_middle,
 )
 
 
-def forest(verify: VerifyRecord, narrow: bool = False) -> Figure:
+def difference_figure(verify: VerifyRecord, narrow: bool = False) -> Figure:
     """Draw mean differences with intervals, the line of no difference and the margin below which a ticket loses."""
-    found, margin, style = differences(verify), verify.margin, seed_style(verify)
-    names = ["ticket, other seeds (A/A)" if row.role == NOISE else shortened(role_name(row.role), 40) for row in found]
+    found, margin, style = verify_differences(verify), verify.margin, seed_style(verify)
+    names = [
+        "ticket, other seeds (A/A)" if row.role == NOISE else shorten_middle(role_name(row.role), 40) for row in found
+    ]
     labels = [(name, _difference_text(style, row)) for name, row in zip(names, found, strict=True)]
     taken = "ticket minus …" if verify.task.metric.higher_is_better else "… minus ticket"
-    figure, axes, middles = named_rows(labels, narrow, f"difference in test {short_metric(verify.task.metric)}")
+    figure, axes, middles = row_figure(labels, narrow, f"difference in test {short_metric(verify.task.metric)}")
     ends = [end for row in found for end in (row.mean, row.low, row.high) if end is not None]
     low, high = min([*ends, 0.0, -margin]), max([*ends, 0.0])
     room = 0.08 * (high - low) or 1.0
@@ -77,7 +79,7 @@ def forest(verify: VerifyRecord, narrow: bool = False) -> Figure:
         axes.vlines([-margin], top, foot, color=COLOURS["muted"], lw=1, linestyle=(0, (4, 3)), zorder=1)
     left = low < -margin
     mark, shift = f"margin {style.number(-margin)}", -4 if left else 4
-    note(axes, mark, (-margin, 1), (shift, 6), ("data", "axes fraction"), ha="right" if left else "left")
+    write_note(axes, mark, (-margin, 1), (shift, 6), ("data", "axes fraction"), ha="right" if left else "left")
     axes.set_title(taken, pad=24)
     for middle, row in zip(middles, found, strict=True):
         _draw_difference(axes, middle, row)
@@ -96,13 +98,13 @@ def _draw_difference(axes: Axes, middle: float, row: Difference) -> None:
     axes.plot([row.mean], [middle], zorder=4, **mark)
 
 
-def seeds(verify: VerifyRecord, narrow: bool = False) -> Figure:
+def seed_figure(verify: VerifyRecord, narrow: bool = False) -> Figure:
     """Draw the test metric of every seed of every network, with the mean of each as a tick."""
     groups = [(one.role, one.values) for one in verify.networks]
     groups += [(one.role, one.values) for one in verify.references if one.values]
     style = seed_style(verify)
-    labels = [(shortened(network_name(role), 40), style.summary(summarise(values))) for role, values in groups]
-    figure, axes, middles = named_rows(
+    labels = [(shorten_middle(network_name(role), 40), style.summary(summarise(values))) for role, values in groups]
+    figure, axes, middles = row_figure(
         labels, narrow, f"test {short_metric(verify.task.metric)}, a dot a seed; bar: mean"
     )
     everything = [value for _, values in groups for value in values]
@@ -122,12 +124,12 @@ def _difference_text(style: Style, row: Difference) -> str:
     return f"{mean}{interval}" + ("" if row.p is None else f"  {p_value(row.p)}")
 
 
-def named_rows(labels: Sequence[tuple[str, str]], narrow: bool, x_name: str) -> tuple[Figure, Axes, list[float]]:
+def row_figure(labels: Sequence[tuple[str, str]], narrow: bool, x_name: str) -> tuple[Figure, Axes, list[float]]:
     """Return a figure, axes with horizontal rows, and the vertical position of each row's marks.
 
     Names are on the left and numbers on the right; on a narrow figure both are above the marks.
     """
-    figure, (axes,) = panels(1, narrow, (46 if narrow else 32) * len(labels) + 80)
+    figure, (axes,) = figure_with_panels(1, narrow, (46 if narrow else 32) * len(labels) + 80)
     axes.set_ylim(len(labels) - 0.5, -0.5)
     axes.locator_params(axis="x", nbins=5 if narrow else 8)
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}".replace("-", MINUS))
@@ -140,10 +142,10 @@ def named_rows(labels: Sequence[tuple[str, str]], narrow: bool, x_name: str) -> 
     beside: Any = ("axes fraction", "data")
     for index, (name, text) in enumerate(labels):
         if narrow:
-            note(axes, name or NONE, (0, index), (0, 11), beside, color=COLOURS["ink"], va="center")
-            note(axes, text, (1, index), (0, 11), beside, size=TINY, ha="right", va="center")
+            write_note(axes, name or NONE, (0, index), (0, 11), beside, color=COLOURS["ink"], va="center")
+            write_note(axes, text, (1, index), (0, 11), beside, size=TINY, ha="right", va="center")
         else:
-            note(axes, text, (1, index), (14, 0), beside, va="center")
+            write_note(axes, text, (1, index), (14, 0), beside, va="center")
     return figure, axes, [index + (0.22 if narrow else 0) for index in range(len(labels))]
 
 
@@ -160,17 +162,17 @@ def claims_figure(claims: Sequence[Claim], narrow: bool = False) -> Figure:
 
     Claims of different metrics thus share an axis: 0 is the bound, and to the right the claim holds.
     """
-    labels = [(shortened(claim.name, 40), _claim_text(claim)) for claim in claims]
-    figure, axes, middles = named_rows(labels, narrow, _LABEL)
+    labels = [(shorten_middle(claim.name, 40), _claim_text(claim)) for claim in claims]
+    figure, axes, middles = row_figure(labels, narrow, _LABEL)
     drawn: list[float] = []
     for middle, claim in zip(middles, claims, strict=True):
         colour = COLOURS[_COLOURS[claim.found]]
         if claim.interval is not None:
-            ends = [_margins(claim, end) for end in claim.interval]
+            ends = [_in_margins(claim, end) for end in claim.interval]
             drawn += ends
             axes.plot(ends, [middle, middle], color=colour, lw=2.4, solid_capstyle="round", zorder=3)
         if claim.difference is not None:
-            drawn.append(_margins(claim, claim.difference))
+            drawn.append(_in_margins(claim, claim.difference))
             axes.plot(drawn[-1:], [middle], color=colour, marker="o", markersize=7.5, zorder=4)
     low, high = min([0.0, *drawn]), max([0.0, *drawn])
     if max(-low, high) > _FAR:
@@ -179,7 +181,7 @@ def claims_figure(claims: Sequence[Claim], narrow: bool = False) -> Figure:
         axes.set_xticks([tick for tick in _TICKS if low <= tick <= high], minor=False)
         axes.set_xticks([], minor=True)
         axes.xaxis.set_major_formatter("{x:g}")
-        axes.set_xlim(-_beyond(-low), _beyond(high))
+        axes.set_xlim(-_axis_end(-low), _axis_end(high))
     else:
         room = 0.06 * (high - low) or 1.0
         axes.set_xlim(low - room, high + room)
@@ -187,12 +189,12 @@ def claims_figure(claims: Sequence[Claim], narrow: bool = False) -> Figure:
     return figure
 
 
-def _beyond(distance: float) -> float:
+def _axis_end(distance: float) -> float:
     """Return the end of an axis for a distance from 0, with room; logarithmic beyond `_NEAR`."""
     return 1.8 * distance if distance > _NEAR else distance + 1
 
 
-def _margins(claim: Claim, difference: float) -> float:
+def _in_margins(claim: Claim, difference: float) -> float:
     return (difference - claim.above) / claim.margin
 
 
@@ -204,32 +206,32 @@ def _claim_text(claim: Claim) -> str:
 
 def stability_panels(study: StabilityRecord, narrow: bool = False) -> Figure:
     """Draw a column for each quantity and a row for each density, with rewind steps at equal distances."""
-    shown, levels = quantities(study), densities(study) or [1.0]
+    shown, levels = stability_quantities(study), study_densities(study) or [1.0]
     columns = min(2, len(shown)) if narrow else len(shown)
     bands = -(-len(shown) // columns)
-    figure, grid = panels(columns * bands * len(levels), narrow, 185 if narrow else 205, (columns, columns))
+    figure, grid = figure_with_panels(columns * bands * len(levels), narrow, 185 if narrow else 205, (columns, columns))
     steps = sorted({row.step for row in study.rows})
     for index, density in enumerate(levels):
-        rows, band = at_density(study, density), grid[index * columns * bands : (index + 1) * columns * bands]
+        rows, band = rows_at_density(study, density), grid[index * columns * bands : (index + 1) * columns * bands]
         for axes, quantity in zip(band, shown, strict=False):
             _draw_quantity(axes, study, rows, quantity, steps)
-            _step_axis(axes, steps, study)
+            _set_up_step_axis(axes, steps, study)
             axes.set_title(quantity.name)
         for spare in band[len(shown) :]:
             spare.remove()
         above = ("axes fraction", "axes fraction")
         words = f"weights remaining: {percent(density)} %"
-        note(band[0], words, (0, 1), (0, 26), above, color=COLOURS["ink"], weight="bold")
-    legend(figure, _entries(study), columnspacing=1.2)
+        write_note(band[0], words, (0, 1), (0, 26), above, color=COLOURS["ink"], weight="bold")
+    add_legend(figure, _legend_entries(study), columnspacing=1.2)
     return figure
 
 
 def barrier_curves(study: StabilityRecord, narrow: bool = False) -> Figure:
     """Draw the error along the line between two trained networks at the sparsest level, a panel per rewind step."""
-    rows = [row for row in sparsest(study).rows if row.barriers]
+    rows = [row for row in sparsest_level_study(study).rows if row.barriers]
     steps = sorted({row.step for row in rows})
     columns = 2 if narrow else len(steps) if len(steps) <= 5 else min(5, -(-len(steps) // 2))
-    figure, grid = panels(len(steps), narrow, 160 if narrow else 185, (columns, columns), sharey=True)
+    figure, grid = figure_with_panels(len(steps), narrow, 160 if narrow else 185, (columns, columns), sharey=True)
     errors = [e for row in rows for curve in [row.barrier] if curve for e in curve.errors if not math.isnan(e)]
     low, high = (min(errors), max(errors)) if errors else (0.0, 1.0)
     room = 0.06 * (high - low) or 1.0
@@ -237,17 +239,17 @@ def barrier_curves(study: StabilityRecord, narrow: bool = False) -> Figure:
         axes.set(xlim=(0, 1), ylim=(low - room, high + room))
         axes.locator_params(axis="y", nbins=4)
         label_places(axes.xaxis, [0, 0.5, 1], ["0", "½", "1"])
-        for role in reversed(roles(study)):
+        for role in reversed(study_roles(study)):
             _draw_barrier(axes, [row for row in rows if row.step == step and row.role == role], role)
-        axes.set_title(f"step {step:,} ({_share(step, study)})", color=COLOURS["ink"])
-    name_below(figure, "from the one network (0) to the other (1)")
+        axes.set_title(f"step {step:,} ({_rewind_share_text(step, study)})", color=COLOURS["ink"])
+    set_shared_x_label(figure, "from the one network (0) to the other (1)")
     return figure
 
 
 def _draw_quantity(
     axes: Axes, study: StabilityRecord, rows: Sequence[StabilityRow], quantity: Quantity, steps: Sequence[int]
 ) -> None:
-    for role in reversed(roles(study)):
+    for role in reversed(study_roles(study)):
         for reader, line in ((quantity.solid, "-"), (quantity.dashed, (0, (3, 2)))):
             if reader is not None:
                 _draw_line(axes, [row for row in rows if row.role == role], role, reader, line, steps)
@@ -259,7 +261,7 @@ def _draw_line(
 ) -> None:
     """Draw means over replicates, with a thin bar from the lowest to the highest."""
     solid = line == "-"
-    options = look_of(role, size=0.75 if solid else 0.55) | {"linestyle": line, "lw": 1.7 if solid else 1.2}
+    options = role_look(role, size=0.75 if solid else 0.55) | {"linestyle": line, "lw": 1.7 if solid else 1.2}
     found = {
         index: values
         for index, step in enumerate(steps)
@@ -277,7 +279,7 @@ def _draw_line(
 
 def _draw_barrier(axes: Axes, rows: Sequence[StabilityRow], role: str) -> None:
     """Draw the mean over replicates, and each of them as a thin line."""
-    look = {name: look_of(role)[name] for name in ("color", "linestyle")}
+    look = {name: role_look(role)[name] for name in ("color", "linestyle")}
     curves = [curve for row in rows if (curve := row.barrier) is not None]
     if not curves:
         return
@@ -289,13 +291,13 @@ def _draw_barrier(axes: Axes, rows: Sequence[StabilityRow], role: str) -> None:
     axes.plot(curves[0].alphas, means, lw=1.9 if front else 1.5, zorder=3 + front, **look)
 
 
-def _step_axis(axes: Axes, steps: Sequence[int], study: StabilityRecord) -> None:
+def _set_up_step_axis(axes: Axes, steps: Sequence[int], study: StabilityRecord) -> None:
     axes.set_xlim(-0.25, len(steps) - 0.75)
-    labels = [f"{short_count(step)}\n{_share(step, study)}" for step in steps]
+    labels = [f"{short_count(step)}\n{_rewind_share_text(step, study)}" for step in steps]
     label_places(axes.xaxis, range(len(steps)), labels, fit=True)
 
 
-def _share(step: int, study: StabilityRecord) -> str:
+def _rewind_share_text(step: int, study: StabilityRecord) -> str:
     """Return the share of training: the requested text, otherwise at most two digits."""
     asked = next((rewind.asked for rewind in study.rewinds if rewind.step == step), "")
     if re.fullmatch(r"\d{1,3}(\.\d{1,3})?%", asked):
@@ -303,8 +305,8 @@ def _share(step: int, study: StabilityRecord) -> str:
     return f"{100 * step / study.total_steps:.2g}%" if step < study.total_steps else "100%"
 
 
-def _entries(study: StabilityRecord) -> dict[str, Line2D]:
-    roles_shown = {role_name(role): look_of(role, size=0.8) | {"linestyle": "-"} for role in roles(study)}
+def _legend_entries(study: StabilityRecord) -> dict[str, Line2D]:
+    roles_shown = {role_name(role): role_look(role, size=0.8) | {"linestyle": "-"} for role in study_roles(study)}
     muted: dict[str, Any] = {"color": COLOURS["muted"]}
     kinds = {"pruning (solid)": muted, "data order (dashed)": muted | {"linestyle": (0, (3, 2)), "lw": 1.2}}
     return {name: Line2D([], [], **({"lw": 1.7} | look)) for name, look in (roles_shown | kinds).items()}
@@ -322,30 +324,30 @@ def time_by_engine(speed: SpeedRecord, narrow: bool = False) -> Figure:
         (timed, {row.engine: row for row in timed.times if row.seconds is not None}) for timed in speed.comparisons
     ]
     names = list(dict.fromkeys(name for _, rows in shown for name in rows))
-    figure, axes = panels(len(shown), narrow, _BAR * len(names) + 44, (3, 1), sharey=True)
+    figure, axes = figure_with_panels(len(shown), narrow, _BAR * len(names) + 44, (3, 1), sharey=True)
     for each, (timed, rows) in zip(axes, shown, strict=True):
-        _bars(each, timed, [(names.index(name), row) for name, row in rows.items()])
+        _draw_bars(each, timed, [(names.index(name), row) for name, row in rows.items()])
         each.set_title(f"batch {timed.batch}: ms of a call")
     axes[0].set_ylim(len(names) - 0.5, -0.5)
-    label_places(axes[0].yaxis, range(len(names)), [shortened(name, _LONGEST) for name in names])
+    label_places(axes[0].yaxis, range(len(names)), [shorten_middle(name, _LONGEST) for name in names])
     return figure
 
 
-def _bars(axes: Axes, timed: Timed, rows: Sequence[tuple[int, EngineTime]]) -> None:
+def _draw_bars(axes: Axes, timed: Timed, rows: Sequence[tuple[int, EngineTime]]) -> None:
     places, times = [place for place, _ in rows], [1e3 * (row.seconds or 0) for _, row in rows]
-    axes.barh(places, times, height=0.65, color=[_colour(timed, row) for _, row in rows])
+    axes.barh(places, times, height=0.65, color=[_bar_colour(timed, row) for _, row in rows])
     for (place, row), time in zip(rows, times, strict=True):
         if row.low is not None and row.high is not None:
             axes.hlines(place, 1e3 * row.low, 1e3 * row.high, color=COLOURS["ink"], lw=1)
         end = (max(time, 1e3 * (row.high or 0)), place)
-        note(axes, f"{time:.3g}", end, (5, 0), va="center", color=COLOURS["ink"])
+        write_note(axes, f"{time:.3g}", end, (5, 0), va="center", color=COLOURS["ink"])
     axes.set_xlim(0, max([*times, *(1e3 * (row.high or 0) for _, row in rows)]))
     axes.set_xticks([])
     axes.grid(visible=False)
     axes.spines["bottom"].set_visible(False)
 
 
-def _colour(timed: Timed, row: EngineTime) -> str:
+def _bar_colour(timed: Timed, row: EngineTime) -> str:
     if row.sparse:
         return COLOURS["ticket"]
     return COLOURS["muted" if row.engine == timed.fastest_dense else "rule"]
@@ -353,7 +355,7 @@ def _colour(timed: Timed, row: EngineTime) -> str:
 
 def time_by_density(curves: Sequence[TimeCurve], narrow: bool = False) -> Figure:
     """Draw a panel per batch size: milliseconds against density on log scales; dense engines are horizontal lines."""
-    figure, axes = panels(len(curves), narrow, 290 if narrow else 330)
+    figure, axes = figure_with_panels(len(curves), narrow, 290 if narrow else 330)
     for each, curve in zip(axes, curves, strict=True):
         _draw_times(each, curve)
         each.set_title(f"batch {curve.comparison.batch}: ms of a call (log scale)")
@@ -362,8 +364,8 @@ def time_by_density(curves: Sequence[TimeCurve], narrow: bool = False) -> Figure
         "ideal: density × fastest dense": Line2D([], [], color=COLOURS["muted"], lw=1.2, dashes=(4, 3)),
         "dense": Line2D([], [], color=COLOURS["muted"], lw=1.4),
     }
-    legend(figure, handles)
-    name_ends(figure, [(each, _engine_names(curve)) for each, curve in zip(axes, curves, strict=True)])
+    add_legend(figure, handles)
+    label_line_ends(figure, [(each, _engine_labels(curve)) for each, curve in zip(axes, curves, strict=True)])
     return figure
 
 
@@ -376,12 +378,12 @@ def time_by_density_svg(record: EvidenceValues) -> str:
     timed = read_evidence(record, "record of time against density")
     if not isinstance(timed, CurveRecord):
         raise StoreError("a record of time against density is of kind bench-curve: measure it with --densities")
-    with drawing():
+    with figure_style():
         return to_svg(time_by_density(timed.curves), "time by density")
 
 
 def _draw_times(axes: Axes, curve: TimeCurve) -> None:
-    points, dense = curve.points, _dense(curve)
+    points, dense = curve.points, _dense_milliseconds(curve)
     x, times, ideal = zip(*((100 * p.density, 1e3 * p.seconds, 1e3 * p.ideal) for p in points), strict=True)
     axes.plot(x, ideal, color=COLOURS["muted"], lw=1.2, dashes=(4, 3))
     for name, milliseconds in dense:
@@ -390,16 +392,19 @@ def _draw_times(axes: Axes, curve: TimeCurve) -> None:
     axes.vlines(x, [1e3 * p.low for p in points], [1e3 * p.high for p in points], color=COLOURS["ticket"], lw=1)
     axes.plot(x, times, color=COLOURS["ticket"], lw=1.8, marker="o", markersize=5.5, clip_on=False, zorder=3)
     everything = [*times, *ideal, *(milliseconds for _, milliseconds in dense)]
-    log_axis(axes, "y", min(everything) / 1.25, max(everything) * 1.25, general)
+    log_axis(axes, "y", min(everything) / 1.25, max(everything) * 1.25, number_label)
     density_axis(axes, [point.density for point in points])
 
 
-def _dense(curve: TimeCurve) -> list[tuple[str, float]]:
+def _dense_milliseconds(curve: TimeCurve) -> list[tuple[str, float]]:
     """Return name and milliseconds of each timed dense engine."""
     rows = curve.comparison.times
     return [(row.engine, 1e3 * row.seconds) for row in rows if not row.sparse and row.seconds is not None]
 
 
-def _engine_names(curve: TimeCurve) -> list[tuple[float, str, str]]:
+def _engine_labels(curve: TimeCurve) -> list[tuple[float, str, str]]:
     fastest = curve.comparison.fastest_dense
-    return [(time, shortened(name, _LONGEST), "ink" if name == fastest else "muted") for name, time in _dense(curve)]
+    return [
+        (time, shorten_middle(name, _LONGEST), "ink" if name == fastest else "muted")
+        for name, time in _dense_milliseconds(curve)
+    ]

@@ -1,6 +1,6 @@
 """Panels, legends, axes and labels of figures, in the page's two widths.
 
-matplotlib's constrained layout places the panels. Labels that must not touch are placed after that (`settle`)."""
+matplotlib's constrained layout places the panels. `finish_layout` then places labels that must not touch."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ WIDE, NARROW = 860, 360
 """Width in pixels on the page and on a phone."""
 
 
-def sheet(narrow: bool, height: float) -> Figure:
+def empty_figure(narrow: bool, height: float) -> Figure:
     """Return an empty figure, `height` pixels high."""
     size = ((NARROW if narrow else WIDE) / INCH, height / INCH)
     figure = Figure(figsize=size, dpi=INCH, layout="constrained")
@@ -39,7 +39,7 @@ def sheet(narrow: bool, height: float) -> Figure:
     return figure
 
 
-def panels(
+def figure_with_panels(
     count: int, narrow: bool, height: float, across: tuple[int, int] = (2, 1), **options: Any
 ) -> tuple[Figure, list[Axes]]:
     """Return a figure of `count` panels, each `height` pixels high with its labels, and the panels, row by row.
@@ -49,19 +49,19 @@ def panels(
     """
     columns = min(count, across[narrow])
     rows = -(-count // columns)
-    figure = sheet(narrow, rows * height)
+    figure = empty_figure(narrow, rows * height)
     grid = list(figure.subplots(rows, columns, squeeze=False, **options).flat)
     for spare in grid[count:]:
         spare.remove()
     return figure, grid[:count]
 
 
-def name_below(figure: Figure, text: str) -> None:
+def set_shared_x_label(figure: Figure, text: str) -> None:
     """Write the name of the x axis that all panels share."""
     figure.supxlabel(text, x=0.99, ha="right", size=SMALL, color=COLOURS["muted"])
 
 
-def legend(figure: Figure, entries: Mapping[str, Any], title: str = "", **options: Any) -> None:
+def add_legend(figure: Figure, entries: Mapping[str, Any], title: str = "", **options: Any) -> None:
     """Add names with their marks above all panels, in as many columns as fit; the figure grows by their height."""
     for columns in range(len(entries), 0, -1):
         made = figure.legend(
@@ -80,8 +80,8 @@ def run_handles(series: Sequence[Series]) -> dict[str, Any]:
     return {one.label: Line2D([], [], lw=2, **run_look(one.index)) for one in series}
 
 
-def settle(figure: Figure) -> None:
-    """Lay the figure out once: afterwards, pixel positions are final."""
+def finish_layout(figure: Figure) -> None:
+    """Run the constrained layout once and switch it off: pixel positions are then final."""
     engine = figure.get_layout_engine()
     if isinstance(engine, ConstrainedLayoutEngine):
         engine.execute(figure)
@@ -91,7 +91,7 @@ def settle(figure: Figure) -> None:
 # -- names that do not touch -------------------------------------------------------------------------------------------
 
 
-def note(
+def write_note(
     axes: Axes,
     text: str,
     spot: tuple[float, float],
@@ -99,7 +99,7 @@ def note(
     frame: Any = ("data", "data"),
     **options: Any,
 ) -> Annotation:
-    """Write words at an offset in pixels from a spot, whose coordinates are data or axes fractions."""
+    """Write text at an offset in pixels from a point in data coordinates or axes fractions."""
     options = {"size": SMALL, "color": COLOURS["muted"], **options}
     return axes.annotate(
         text, spot, shift, xycoords=frame, textcoords="offset points", annotation_clip=False, **options
@@ -110,7 +110,7 @@ Ends = Sequence[tuple[float, str, str]]
 """Ends of lines: y in data coordinates, text, name of a colour."""
 
 
-def name_ends(figure: Figure, named: Sequence[tuple[Axes, Ends]], least: float = 14) -> None:
+def label_line_ends(figure: Figure, named: Sequence[tuple[Axes, Ends]], least: float = 14) -> None:
     """Write names to the right of lines' ends, moved apart so that none touch, in the order of the ends.
 
     Args:
@@ -123,19 +123,21 @@ def name_ends(figure: Figure, named: Sequence[tuple[Axes, Ends]], least: float =
         low, high = axes.get_ylim()
         for y, text, colour in sorted(ends):
             shown = min(max(y, low), high)
-            made = note(axes, text, (1, shown), (8, 0), ("axes fraction", "data"), color=COLOURS[colour], va="center")
+            made = write_note(
+                axes, text, (1, shown), (8, 0), ("axes fraction", "data"), color=COLOURS[colour], va="center"
+            )
             notes.append((axes, shown, made))
-    settle(figure)
+    finish_layout(figure)
     for axes, _ in named:
         own = [(float(axes.transData.transform((1, y))[1]), made) for each, y, made in notes if each is axes]
         box = axes.get_window_extent()
         if own:
-            spots = spread([end for end, _ in own], least, box.y0, max(box.y1, box.y0 + least))
+            spots = move_apart([end for end, _ in own], least, box.y0, max(box.y1, box.y0 + least))
             for spot, (end, made) in zip(spots, own, strict=True):
                 made.set_position((8, spot - end))
 
 
-def spread(places: Sequence[float], least: float, low: float, high: float) -> list[float]:
+def move_apart(places: Sequence[float], least: float, low: float, high: float) -> list[float]:
     """Move ascending places as little as needed to be `least` apart, within the limits if there is room."""
     spots: list[float] = []
     for place in places:
@@ -152,7 +154,7 @@ _SIDES = ((0, 13), (0, -13), (1, 0), (-1, 0), (1, 11), (-1, 11), (1, -11), (-1, 
 """Positions of a name beside its point: right (1) or left (-1), and pixels above."""
 
 
-def name_points(axes: Axes, named: Sequence[tuple[float, float, str, str]]) -> None:
+def label_points(axes: Axes, named: Sequence[tuple[float, float, str, str]]) -> None:
     """Write names beside as many points as have room, touching neither each other nor a line.
 
     The figure must be laid out. `named` are x and y in data coordinates, text and colour, the more important first.
@@ -161,7 +163,7 @@ def name_points(axes: Axes, named: Sequence[tuple[float, float, str, str]]) -> N
     taken = [Bbox.from_bounds(x - 5, y - 5, 10, 10) for x, y in axes.transData.transform([one[:2] for one in named])]
     lines = [line.get_path().transformed(line.get_transform()) for line in axes.lines]
     for x, y, text, colour in named:
-        made = note(axes, text, (x, y), (0, 0), color=colour, size=TINY, ha="center", va="center", zorder=6)
+        made = write_note(axes, text, (x, y), (0, 0), color=colour, size=TINY, ha="center", va="center", zorder=6)
         size = made.get_window_extent().padded(1)
         for side, up in _SIDES:
             shift = (side * (size.width / 2 + 9), up)
@@ -179,7 +181,7 @@ _DIGIT = 7.4
 """Largest width of a digit in pixels at size 12."""
 
 
-def fitting(positions: Sequence[float], labels: Sequence[str]) -> list[int]:
+def fitting_labels(positions: Sequence[float], labels: Sequence[str]) -> list[int]:
     """Return the indices of centred labels that do not touch: the first, the last and as many as fit between.
 
     `positions` are ascending pixels; a label of two lines is as wide as the longer one.
@@ -207,11 +209,11 @@ class _FittingTicks(FixedLocator):
     def __call__(self) -> Any:
         pixels = self._axes.transData.transform([(place, 1) for place in self._places])[:, 0]
         pixels *= INCH / self._axes.figure.dpi  # a PNG has a higher resolution
-        return [self._places[index] for index in fitting(pixels.tolist(), self._labels)]
+        return [self._places[index] for index in fitting_labels(pixels.tolist(), self._labels)]
 
 
 def label_places(axis: Axis, places: Sequence[float], labels: Sequence[str], fit: bool = False) -> None:
-    """Mark and label places of an axis: all, or on an x axis from left to right as many as fit."""
+    """Set labelled ticks on an axis: all, or with `fit` (x axes) as many as do not overlap."""
     names = dict(zip(places, labels, strict=True))
     axis.set_major_locator(_FittingTicks(axis.axes, places, labels) if fit else FixedLocator(places))
     axis.set_major_formatter(lambda value, _: names.get(value, ""))
@@ -231,7 +233,7 @@ def density_axis(axes: Axes, densities: Iterable[float], name: str = "weights re
 
 
 def tick_label(density: float) -> str:
-    """100, 51.2, 41, 0.92: `percent` without a trailing .0."""
+    """Format a density in per cent without a trailing .0: 100, 51.2, 0.92."""
     return percent(density).removesuffix(".0")
 
 
@@ -250,7 +252,7 @@ def log_axis(
     familiar = [digit * 10.0**power for power in range(-9, 16) for digit in (1, 2, 5)]
     inside = [tick for tick in familiar if lowest <= tick <= highest]
     if len(inside) < 2:
-        inside = ticks(lowest, highest, 6)
+        inside = round_ticks(lowest, highest, 6)
     if len(inside) > 9:
         inside = [tick for tick in inside if f"{tick:.0e}".startswith("1")]
     if low > high:
@@ -259,8 +261,8 @@ def log_axis(
     return inside
 
 
-def general(value: float) -> str:
-    """0.05, 2, 500: as few digits as there are."""
+def number_label(value: float) -> str:
+    """Format a number with as few digits as it needs: 0.05, 2, 500."""
     return f"{value:.6g}"
 
 
@@ -307,7 +309,7 @@ class Scale:
         """Clip the lower end of a mean's band to the axis."""
         return max(low, _LOWEST * summary.mean) if self.log else low
 
-    def padded(self, low: float, high: float, share: float) -> tuple[float, float]:
+    def limits_with_room(self, low: float, high: float, share: float) -> tuple[float, float]:
         """Return limits that leave a share of the range free at both ends."""
         if not self.log:
             room = share * (high - low) or 0.01 * abs(high) or 1.0
@@ -315,7 +317,7 @@ class Scale:
         room = (high / low) ** share if high > low else 1.01
         return low / room, high * room
 
-    def set(self, axes: Axes, limits: tuple[float, float], most: int | None = None) -> None:
+    def set_limits(self, axes: Axes, limits: tuple[float, float], most: int | None = None) -> None:
         """Set scale, limits and at most `most` ticks of a y axis."""
         if not self.log:
             axes.set_ylim(*limits)
@@ -324,26 +326,26 @@ class Scale:
             return
         axes.set_yscale("log")
         axes.set_ylim(*limits)
-        found = ticks(*limits, most or 8)
+        found = round_ticks(*limits, most or 8)
         label_places(axes.yaxis, found, [f"{tick:,.10g}" for tick in found])
 
 
-def ticks(low: float, high: float, most: int) -> list[float]:
+def round_ticks(low: float, high: float, most: int) -> list[float]:
     """Return at most `most` round numbers from `low` to `high`, at least three if possible."""
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
 
     def inside(digits: Iterable[float]) -> list[float]:
         return [tick for power in powers for d in digits if low <= (tick := d * 10.0**power) <= high]
 
-    decades = _thinned(inside((1.0,)), most)
+    decades = _every_nth(inside((1.0,)), most)
     for digits in _DIGITS:
         if _FEWEST <= len(found := inside(digits)) <= most:
             return found
     values = MaxNLocator(max(most - 1, 1), steps=[1, 2, 5, 10]).tick_values(low, high)
-    even = _thinned([tick for tick in map(float, values) if low <= tick <= high], most)
+    even = _every_nth([tick for tick in map(float, values) if low <= tick <= high], most)
     return max(decades, even, key=len)
 
 
-def _thinned(found: list[float], most: int) -> list[float]:
-    """Return at most `most` of them, at equal distances."""
+def _every_nth(found: list[float], most: int) -> list[float]:
+    """Return at most `most` of the values, at equal distances."""
     return found[:: -(-len(found) // most)] if found else []

@@ -14,20 +14,28 @@ from matplotlib.ticker import MaxNLocator
 
 from ticketry.records.network import Moment
 from ticketry.records.structure import LayerPicture
-from ticketry.report.figures.layout import general, label_places, legend, log_axis, name_below, panels, tick_label
-from ticketry.report.figures.style import COLOURS, SHADES, shade
+from ticketry.report.figures.layout import (
+    add_legend,
+    figure_with_panels,
+    label_places,
+    log_axis,
+    number_label,
+    set_shared_x_label,
+    tick_label,
+)
+from ticketry.report.figures.style import COLOURS, SHADES, sequence_colour
 from ticketry.report.tables.masks import (
-    Chain,
+    DetectorMoments,
     Picture,
+    RoundChain,
     StructuredLevel,
-    Watched,
-    bits,
-    grey,
-    image,
-    kept_of,
-    opaque,
-    shares,
-    spread_out,
+    mask_pixels,
+    mean_retained_share,
+    pick_evenly,
+    retained_shares,
+    to_grey_pixels,
+    to_opaque_pixels,
+    unpack_bits,
 )
 from ticketry.report.tables.results import LayerProfile, Results
 from ticketry.report.wording import clean, percent, short_count
@@ -35,10 +43,10 @@ from ticketry.report.wording import clean, percent, short_count
 
 def density_by_layer(profiles: Sequence[LayerProfile], narrow: bool = False) -> Figure:
     """Draw the retained share of each layer, mean over replicates, at up to six levels spread over the run."""
-    shown = spread_out(profiles, 4 if narrow else SHADES)
+    shown = pick_evenly(profiles, 4 if narrow else SHADES)
     names = list(dict.fromkeys(name for profile in shown for name in profile.layers))
     row = 30 if len(names) <= 8 else 20 if len(names) <= 24 else 15
-    figure, (axes,) = panels(1, narrow, row * len(names) + 52)
+    figure, (axes,) = figure_with_panels(1, narrow, row * len(names) + 52)
     axes.set_ylim(len(names) - 0.5, -0.5)
     label_places(axes.yaxis, range(len(names)), short_names(names, 16 if narrow else 34))
     axes.tick_params(axis="y", labelcolor=COLOURS["ink"])
@@ -46,19 +54,19 @@ def density_by_layer(profiles: Sequence[LayerProfile], narrow: bool = False) -> 
     lowest = min((density for density in densities if density > 0), default=0.5)
     empty = lowest / 2  # position of an empty layer on the logarithmic axis
     floor = empty if min(densities) == 0 else lowest
-    ticks = log_axis(axes, "x", 100, 100 * min(floor, 0.5) / 1.06, general)
+    ticks = log_axis(axes, "x", 100, 100 * min(floor, 0.5) / 1.06, number_label)
     if floor == empty:
         ticks = [*(tick for tick in ticks if tick > 100 * empty), 100 * empty]
-        label_places(axes.xaxis, ticks, [*map(general, ticks[:-1]), "0"], fit=True)
+        label_places(axes.xaxis, ticks, [*map(number_label, ticks[:-1]), "0"], fit=True)
     axes.grid(axis="x")
     axes.set_xlabel("weights remaining in the layer, % (log scale)")
     lines = {}
     for index, profile in enumerate(shown):
         shares = [100 * max(profile.layers.get(name, math.nan), floor) for name in names]
-        colour = shade(index, len(shown))
+        colour = sequence_colour(index, len(shown))
         (line,) = axes.plot(shares, range(len(names)), color=colour, lw=1.2, marker="o", clip_on=False)
         lines[tick_label(profile.density)] = line
-    legend(figure, lines, "all prunable weights together, % remaining:", handlelength=1.2)
+    add_legend(figure, lines, "all prunable weights together, % remaining:", handlelength=1.2)
     return figure
 
 
@@ -74,10 +82,10 @@ def short_names(names: Sequence[str], most: int) -> list[str]:
 
 def mask_pictures(shown: Sequence[Picture], narrow: bool = False) -> Figure:
     """Draw masks: white is retained (in colour: the retained channels), black is removed."""
-    images = [image(picture.layer) for picture in shown]
+    images = [mask_pixels(picture.layer) for picture in shown]
     lines = [_captions(picture, narrow) for picture in shown]
     tall = (170 if narrow else 270) * max(pixels.shape[0] / pixels.shape[1] for pixels in images)
-    figure, axes = panels(3, narrow, min(tall, 500) + 15 * max(map(len, lines)) + 16, (3, 2))
+    figure, axes = figure_with_panels(3, narrow, min(tall, 500) + 15 * max(map(len, lines)) + 16, (3, 2))
     for spare in axes[len(shown) :]:
         spare.remove()
     for each, pixels, words in zip(axes, images, lines, strict=False):
@@ -91,14 +99,17 @@ def mask_pictures(shown: Sequence[Picture], narrow: bool = False) -> Figure:
 def _captions(picture: Picture, narrow: bool) -> list[str]:
     """Return the retained shares; for inputs, also the share that white stands for."""
     layer = picture.layer
-    lines = [f"{percent(picture.density)} % of all weights", f"of this layer: {_percent(kept_of(layer))} %"]
+    lines = [
+        f"{percent(picture.density)} % of all weights",
+        f"of this layer: {_percent_text(mean_retained_share(layer))} %",
+    ]
     if layer.kind == "inputs":
-        white = f"white: {_percent(float(shares(layer).mean(axis=0).max()))} %"
+        white = f"white: {_percent_text(float(retained_shares(layer).mean(axis=0).max()))} %"
         lines[1:] = [lines[1], white] if narrow else [f"{lines[1]}; {white}"]
     return lines
 
 
-def _percent(share: float) -> str:
+def _percent_text(share: float) -> str:
     return percent(share) if share > 0 else "0"
 
 
@@ -111,28 +122,31 @@ _MOST_EDGES = 48
 def structure_pictures(shown: StructuredLevel, narrow: bool = False) -> Figure:
     """Draw two pictures of each layer, before and after; white is retained, marks at the left are starts of groups."""
     found, copies = shown.structures[0].pictures, 2 if narrow else 1
-    heights = [_height(picture, 340 if narrow else 400) + 16 * len(_title(picture, narrow)) + 36 for picture in found]
+    heights = [
+        _picture_height(picture, 340 if narrow else 400) + 16 * len(_picture_title(picture, narrow)) + 36
+        for picture in found
+    ]
     heights = [height for height in heights for _ in range(copies)]
     options = {"height_ratios": heights}
-    figure, axes = panels(2 * len(found), narrow, sum(heights) / len(heights), (2, 1), **options)
+    figure, axes = figure_with_panels(2 * len(found), narrow, sum(heights) / len(heights), (2, 1), **options)
     for number, picture in enumerate(found):
         for each, when in zip(axes[2 * number :], ("before", "after"), strict=False):
-            pixels = bits(picture.before if when == "before" else picture.after, picture.shape)
+            pixels = unpack_bits(picture.before if when == "before" else picture.after, picture.shape)
             words = f"{when}: {percent(float(pixels.mean()))} % of the weights shown"
-            title = _title(picture, narrow) if when == "before" else [] if narrow else [""]
+            title = _picture_title(picture, narrow) if when == "before" else [] if narrow else [""]
             each.set_title("\n".join([*title, words]), color=COLOURS["ink"])
-            _draw(each, pixels, picture.groups)
+            _draw_mask_picture(each, pixels, picture.groups)
     return figure
 
 
-def _height(picture: LayerPicture, wide: float) -> float:
+def _picture_height(picture: LayerPicture, wide: float) -> float:
     """Return a picture's height: square weights within limits."""
     rows, columns = picture.shape
     return min(max(wide * rows / columns, 60.0), 260.0)
 
 
-def _title(picture: LayerPicture, narrow: bool) -> list[str]:
-    """Return one line, or two on a narrow figure."""
+def _picture_title(picture: LayerPicture, narrow: bool) -> list[str]:
+    """Return the lines of a picture's title: one, or two on a narrow figure."""
     width = picture.shape[1]
     parts = [f"{picture.name}: {picture.rows} rows, {picture.columns} columns"]
     if picture.every > 1:
@@ -145,24 +159,24 @@ def _title(picture: LayerPicture, narrow: bool) -> list[str]:
     return [parts[0], shown] if narrow else [f"{parts[0]}; {shown}"]
 
 
-def _draw(axes: Axes, pixels: numpy.ndarray, groups: Sequence[int]) -> None:
+def _draw_mask_picture(axes: Axes, pixels: numpy.ndarray, groups: Sequence[int]) -> None:
     axes.set_axis_off()
-    axes.imshow(opaque(grey(pixels)), interpolation="none", aspect="auto")
+    axes.imshow(to_opaque_pixels(to_grey_pixels(pixels)), interpolation="none", aspect="auto")
     if len(groups) <= _MOST_EDGES:
         starts = numpy.cumsum([0, *groups]) / len(pixels)
         axes.hlines(1 - starts, -0.02, -0.005, color=COLOURS["ticket"], lw=1, clip_on=False, transform=axes.transAxes)
 
 
-def density_over_training(shown: Sequence[Chain], narrow: bool = False) -> Figure:
+def density_over_training(shown: Sequence[RoundChain], narrow: bool = False) -> Figure:
     """Draw the share of gates that are on against the steps of the search, a line per search."""
-    figure, (axes,) = panels(1, narrow, 290 if narrow else 350)
+    figure, (axes,) = figure_with_panels(1, narrow, 290 if narrow else 350)
     paths = [chain.path for chain in shown]
     low = 100 * min((share for _, each in paths for share in each if share > 0), default=1.0)
-    log_axis(axes, "y", max(low, 1e-4) / 1.25, 112, general)
+    log_axis(axes, "y", max(low, 1e-4) / 1.25, 112, number_label)
     lines = {}
     for index, (chain, (steps, open_shares)) in enumerate(zip(shown, paths, strict=True)):
         on = [100 * max(share, 1e-9) for share in open_shares]
-        (lines[chain.name],) = axes.plot(steps, on, color=shade(index, len(shown)), lw=1.8)
+        (lines[chain.name],) = axes.plot(steps, on, color=sequence_colour(index, len(shown)), lw=1.8)
     axes.set_xlim(0, max(1, *(steps[-1] for steps, _ in paths)))
     boundary = 0
     for one in max(shown, key=lambda chain: len(chain.rounds)).rounds[:-1]:
@@ -172,25 +186,25 @@ def density_over_training(shown: Sequence[Chain], narrow: bool = False) -> Figur
     axes.xaxis.set_major_formatter(lambda step, _: short_count(step))
     axes.set_title("gates that are on, % (log scale)")
     axes.set_xlabel("training steps of the search; vertical lines: a new round")
-    legend(figure, lines, "s0 (density at the end):", handlelength=1.4)
+    add_legend(figure, lines, "s0 (density at the end):", handlelength=1.4)
     return figure
 
 
-def gate_histograms(shown: Sequence[Chain], narrow: bool = False) -> Figure:
+def gate_histograms(shown: Sequence[RoundChain], narrow: bool = False) -> Figure:
     """Draw histograms of how far gates are open after the last round, a panel per search."""
-    figure, axes = panels(len(shown), narrow, 140 if narrow else 180, (3, 1), sharey=True)
+    figure, axes = figure_with_panels(len(shown), narrow, 140 if narrow else 180, (3, 1), sharey=True)
     most = max(1.0, *(max(chain.rounds[-1].histogram) for chain in shown))
     powers = [10.0**power for power in range(0, math.ceil(math.log10(most)) + 1, 2)]
     for index, (panel, chain) in enumerate(zip(axes, shown, strict=True)):
         counts = chain.rounds[-1].histogram
         size = 1 / len(counts)
         middles, heights = [(bin_ + 0.5) * size for bin_ in range(len(counts))], [max(count, 0.1) for count in counts]
-        panel.bar(middles, heights, width=0.9 * size, color=shade(index, len(shown)))
+        panel.bar(middles, heights, width=0.9 * size, color=sequence_colour(index, len(shown)))
         panel.set(yscale="log", ylim=(0.5, 2 * most), xlim=(0, 1))
         label_places(panel.xaxis, [0, 0.5, 1], ["0", "0.5", "1"])
         label_places(panel.yaxis, powers, [short_count(power) for power in powers])
         panel.set_title(chain.name, color=COLOURS["ink"])
-    name_below(figure, "gate, from 0 (off) to 1; heights: number of gates (log scale)")
+    set_shared_x_label(figure, "gate, from 0 (off) to 1; heights: number of gates (log scale)")
     return figure
 
 
@@ -205,60 +219,63 @@ _FULL: Mapping[str, Any] = {"marker": "o", "markersize": 8, "markeredgewidth": 0
 _HOLLOW: Mapping[str, Any] = {"marker": "D", "markersize": 7, "markeredgewidth": 1.6, "linestyle": "none"}
 
 
-def moment_figure(results: Results, shown: Sequence[Watched], narrow: bool = False) -> Figure:
-    """Draw a panel for all densities and one of the distance, or for detectors by masks a panel per density."""
+def moment_figure(results: Results, shown: Sequence[DetectorMoments], narrow: bool = False) -> Figure:
+    """Draw what the detector of the pruning moment measured, and when each replicate was pruned.
+
+    The distance detector has a panel of changes and one of distances, the mask detector a panel per density.
+    """
     per_epoch = results.run.steps.per_epoch
     epoch = per_epoch if isinstance(per_epoch, int) and per_epoch > 0 else 0
     together = all(one.by_distance for one in shown)
     groups = [list(shown)] if together else [[one] for one in shown]
-    figure, axes = panels(len(groups) + together, narrow, 265 if narrow else 310)
-    colours = [shade(index, len(shown), 1 if len(shown) == SHADES else 2) for index in range(len(shown))]
+    figure, axes = figure_with_panels(len(groups) + together, narrow, 265 if narrow else 310)
+    colours = [sequence_colour(index, len(shown), 1 if len(shown) == SHADES else 2) for index in range(len(shown))]
     last = max(max(m.step, m.looks[-1][0]) for one in shown for m in one.moments.values())
     for each in axes:
-        _training_axis(each, last, epoch)
+        _set_up_training_axis(each, last, epoch)
     for each, group in zip(axes, groups, strict=False):
-        _compared(each, group, colours if together else [colours[shown.index(group[0])]])
+        _draw_compared_values(each, group, colours if together else [colours[shown.index(group[0])]])
         what = "change of the distance since the measurement before, share of the first"
         if not together:
             what = f"{tick_label(group[0].density)} % of weights: mask's difference to the one before"
         each.set_title(what.replace("change of the distance since", "change since") if narrow else what)
     if together:
-        _distances(axes[-1], shown, colours)
+        _draw_distances(axes[-1], shown, colours)
         axes[-1].set_title("distance from the initialisation")
-    name_below(figure, "training steps (and epochs) before pruning" if epoch else "training steps")
-    legend(figure, _entries(shown, colours))
+    set_shared_x_label(figure, "training steps (and epochs) before pruning" if epoch else "training steps")
+    add_legend(figure, _legend_entries(shown, colours))
     return figure
 
 
-def _compared(axes: Axes, group: Sequence[Watched], colours: Sequence[str]) -> None:
+def _draw_compared_values(axes: Axes, group: Sequence[DetectorMoments], colours: Sequence[str]) -> None:
     """Draw lines on a log scale, thresholds, and a mark where each replicate was pruned."""
     values = [one.threshold for one in group]
-    for replicate, moment in _longest(group).items():
+    for replicate, moment in _longest_measurements(group).items():
         points = [(step, max(value, _LOW)) for step, value in moment.compared if not math.isnan(value)]
         values += [value for _, value in points]
-        _line(axes, points, replicate)
+        _draw_measurements(axes, points, replicate)
     for one, colour in zip(group, colours, strict=True):
         axes.axhline(max(one.threshold, _LOW), color=colour, lw=1.3, zorder=2)
         for moment in one.moments.values():
             at = one.threshold if math.isnan(moment.value_at_pruning) else moment.value_at_pruning
-            _mark(axes, (moment.step, max(at, _LOW)), moment, colour)
-    log_axis(axes, "y", max(min(values), _LOW) / 1.35, max(values) * 1.35, general)
+            _mark_moment(axes, (moment.step, max(at, _LOW)), moment, colour)
+    log_axis(axes, "y", max(min(values), _LOW) / 1.35, max(values) * 1.35, number_label)
 
 
-def _distances(axes: Axes, shown: Sequence[Watched], colours: Sequence[str]) -> None:
-    for replicate, moment in _longest(shown).items():
-        _line(axes, [(0, 0.0), *(look for look in moment.looks if not math.isnan(look[1]))], replicate)
+def _draw_distances(axes: Axes, shown: Sequence[DetectorMoments], colours: Sequence[str]) -> None:
+    for replicate, moment in _longest_measurements(shown).items():
+        _draw_measurements(axes, [(0, 0.0), *(look for look in moment.looks if not math.isnan(look[1]))], replicate)
     for one, colour in zip(shown, colours, strict=True):
         for moment in one.moments.values():
             value = next((value for step, value in reversed(moment.looks) if step <= moment.step), 0.0)
             if not math.isnan(value):
-                _mark(axes, (moment.step, value), moment, colour)
+                _mark_moment(axes, (moment.step, value), moment, colour)
     axes.set_ylim(bottom=0)
     axes.locator_params(axis="y", nbins=6)
 
 
-def _longest(group: Sequence[Watched]) -> dict[int, Moment]:
-    """Return each replicate's longest series of measurements; other densities have the beginning of the same line."""
+def _longest_measurements(group: Sequence[DetectorMoments]) -> dict[int, Moment]:
+    """Return each replicate's longest series of measurements; those of other densities are its first part."""
     found: dict[int, Moment] = {}
     for one in group:
         for replicate, moment in one.moments.items():
@@ -267,23 +284,23 @@ def _longest(group: Sequence[Watched]) -> dict[int, Moment]:
     return dict(sorted(found.items()))
 
 
-def _line(axes: Axes, points: Sequence[tuple[float, float]], replicate: int) -> None:
+def _draw_measurements(axes: Axes, points: Sequence[tuple[float, float]], replicate: int) -> None:
     options = {"color": COLOURS["muted"], "lw": 1.3, "linestyle": _LINES[replicate % len(_LINES)], "zorder": 3}
     axes.plot([x for x, _ in points], [y for _, y in points], marker="o", markersize=2.4, markeredgewidth=0, **options)
 
 
-def _mark(axes: Axes, spot: tuple[float, float], moment: Moment, colour: str) -> None:
-    axes.plot(*spot, clip_on=False, zorder=5, **_moment_mark(moment.detected, colour))
+def _mark_moment(axes: Axes, spot: tuple[float, float], moment: Moment, colour: str) -> None:
+    axes.plot(*spot, clip_on=False, zorder=5, **_moment_marker(moment.detected, colour))
 
 
-def _moment_mark(detected: bool, colour: str) -> dict[str, Any]:
+def _moment_marker(detected: bool, colour: str) -> dict[str, Any]:
     """Return a full mark if it was detected, a hollow one at the latest allowed step."""
     if detected:
         return {**_FULL, "markerfacecolor": colour, "markeredgecolor": COLOURS["paper"]}
     return {**_HOLLOW, "markerfacecolor": COLOURS["paper"], "markeredgecolor": colour}
 
 
-def _entries(shown: Sequence[Watched], colours: Sequence[str]) -> dict[str, Line2D]:
+def _legend_entries(shown: Sequence[DetectorMoments], colours: Sequence[str]) -> dict[str, Line2D]:
     """Return legend handles of densities with thresholds, the two marks, and the lines of a few replicates."""
     entries = {
         f"{tick_label(one.density)} %: threshold {one.threshold:.3g}": Line2D([], [], color=colour, lw=2.4)
@@ -292,7 +309,7 @@ def _entries(shown: Sequence[Watched], colours: Sequence[str]) -> dict[str, Line
     found = {moment.detected for one in shown for moment in one.moments.values()}
     for detected, words in ((True, "pruned: detected"), (False, "pruned: latest allowed")):
         if detected in found:
-            entries[words] = Line2D([], [], **_moment_mark(detected, COLOURS["muted"]))
+            entries[words] = Line2D([], [], **_moment_marker(detected, COLOURS["muted"]))
     replicates = sorted({replicate for one in shown for replicate in one.moments})
     if 1 < len(replicates) <= _MOST_NAMED:
         for replicate in replicates:
@@ -301,7 +318,7 @@ def _entries(shown: Sequence[Watched], colours: Sequence[str]) -> dict[str, Line
     return entries
 
 
-def _training_axis(axes: Axes, last: float, epoch: int) -> None:
+def _set_up_training_axis(axes: Axes, last: float, epoch: int) -> None:
     """Set up the axis up to a little beyond the last moment, with ticks at whole epochs if known."""
     axes.set_xlim(0, 1.04 * max(last, 1))
     unit = epoch if epoch and last >= 2 * epoch else 1

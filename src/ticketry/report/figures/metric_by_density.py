@@ -12,8 +12,16 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from ticketry.records.network import TICKET
-from ticketry.report.figures.layout import Scale, density_axis, legend, name_below, name_ends, run_handles, sheet
-from ticketry.report.figures.style import COLOURS, look_of, run_colour, run_look
+from ticketry.report.figures.layout import (
+    Scale,
+    add_legend,
+    density_axis,
+    empty_figure,
+    label_line_ends,
+    run_handles,
+    set_shared_x_label,
+)
+from ticketry.report.figures.style import COLOURS, role_look, run_colour, run_look
 from ticketry.report.subject import Series
 from ticketry.report.tables.results import CONTROLS, Group, Results, Summary
 from ticketry.report.wording import role_name, short_metric
@@ -27,42 +35,44 @@ X_NAME = "weights remaining, % of the prunable ones (log scale)"
 
 
 def metric_by_density(results: Results, narrow: bool = False) -> Figure:
-    """Draw means with bands of their 95 % t intervals; the run must have a level other than the dense one.
+    """Draw the test metric against density: means with bands of their 95 % t intervals.
 
-    If some networks fall far below the rest, as controls at high sparsity do, the main panel shows the range near the
-    dense network and a strip beneath it the whole range.
+    The run must have a level other than the dense one. If some networks fall far below the rest, as controls at high
+    sparsity do, the main panel shows the range near the dense network and a strip beneath it the whole range.
     """
-    whole, near, scale = whole_range(results), near_dense(results), scale_of(results)
+    whole, near, scale = full_limits(results), limits_near_dense(results), scale_of(results)
     tall, strip = (340, 130) if narrow else (390, 150)
-    figure = sheet(narrow, tall + (strip - 20 if near else 0))
+    figure = empty_figure(narrow, tall + (strip - 20 if near else 0))
     heights = [tall - 60, strip - 60] if near else [1]
     panels = list(figure.subplots(len(heights), 1, squeeze=False, sharex=True, height_ratios=heights).flat)
-    _draw_all(figure, panels, results)
-    densities = [group.density for role in results.roles for group in results.of_role(role)]
+    _draw_roles(figure, panels, results)
+    densities = [group.density for role in results.roles for group in results.groups_of_role(role)]
     density_axis(panels[-1], densities, X_NAME)
-    scale.set(panels[0], near or whole)
+    scale.set_limits(panels[0], near or whole)
     panels[0].set_title(f"test {short_metric(results.run.task.metric)}{scale.note}")
     if near:
         panels[0].tick_params(axis="x", which="both", length=4)
-        scale.set(panels[1], whole, 3)
+        scale.set_limits(panels[1], whole, 3)
         panels[1].axhspan(*near, color=COLOURS["shade"], lw=0, zorder=0)
         panels[1].set_title("the whole range (shaded: the part shown above)")
     return figure
 
 
-def whole_range(results: Results) -> tuple[float, float]:
+def full_limits(results: Results) -> tuple[float, float]:
     """Return limits of the y axis that show every mean with its band, up to `_MOST_SD`."""
-    groups = [group for role in results.roles for group in results.of_role(role)]
+    groups = [group for role in results.roles for group in results.groups_of_role(role)]
     return limits_of(groups, scale_of(results), _ROOM)
 
 
 def scale_of(*runs: Results) -> Scale:
     """Return the scale of the metric's axis."""
-    means = [group.metric().mean for results in runs for role in results.roles for group in results.of_role(role)]
+    means = [
+        group.metric().mean for results in runs for role in results.roles for group in results.groups_of_role(role)
+    ]
     return Scale.of(runs[0].run.task.metric, means)
 
 
-def near_dense(results: Results) -> tuple[float, float] | None:
+def limits_near_dense(results: Results) -> tuple[float, float] | None:
     """Return limits of the y axis that show the better networks well, or None if the whole range does.
 
     They extend below dense (above, if less is better) by 2.5 times the median shortfall of all other networks, or of
@@ -73,28 +83,30 @@ def near_dense(results: Results) -> tuple[float, float] | None:
     sign, scale = results.run.task.metric.sign, scale_of(results)
     dense = results.dense.metric()
     at = scale.place(dense.mean)
-    others = [group for role in results.roles[1:] for group in results.of_role(role)]
+    others = [group for role in results.roles[1:] for group in results.groups_of_role(role)]
 
     def short_of_dense(groups: Sequence[Group]) -> float:
         return statistics.median(sign * (at - scale.place(group.metric().mean)) for group in groups)
 
-    by_role = statistics.median_low(short_of_dense(results.of_role(role)) for role in results.roles[1:])
+    by_role = statistics.median_low(short_of_dense(results.groups_of_role(role)) for role in results.roles[1:])
     shortfall = min(short_of_dense(others), by_role)
-    best = max(sign * scale.place(edge) for group in [results.dense, *others] for edge in _edges(group, scale))
+    best = max(
+        sign * scale.place(edge) for group in [results.dense, *others] for edge in _interval_on_axis(group, scale)
+    )
     depth = max(2.5 * shortfall, 4 * scale.spread(dense), best - sign * at)
     one, other = scale.value(at - sign * depth), scale.value(sign * best)
-    low, high = scale.padded(min(one, other), max(one, other), _ROOM)
-    lowest, highest = (scale.place(limit) for limit in whole_range(results))
+    low, high = scale.limits_with_room(min(one, other), max(one, other), _ROOM)
+    lowest, highest = (scale.place(limit) for limit in full_limits(results))
     worth = _WORTH_A_PANEL * (highest - lowest)
     return (low, high) if 0 < scale.place(high) - scale.place(low) < worth else None
 
 
-def _edges(group: Group, scale: Scale, most_sd: float = _MOST_SD) -> tuple[float, float]:
-    low, high = _with_room(group.metric(), most_sd)
+def _interval_on_axis(group: Group, scale: Scale, most_sd: float = _MOST_SD) -> tuple[float, float]:
+    low, high = _cropped_interval(group.metric(), most_sd)
     return scale.clip(low, group.metric()), high
 
 
-def _with_room(summary: Summary, most_sd: float) -> tuple[float, float]:
+def _cropped_interval(summary: Summary, most_sd: float) -> tuple[float, float]:
     """Return the part of a mean's interval that fits on axes; the whole is drawn."""
     low, high = summary.interval or (summary.mean, summary.mean)
     most = most_sd * (summary.sd or 0)
@@ -105,11 +117,11 @@ def limits_of(
     groups: Iterable[Group], scale: Scale, room: float = 0.05, most_sd: float = _MOST_SD
 ) -> tuple[float, float]:
     """Return limits that show every mean with its interval, up to `most_sd` standard deviations."""
-    edges = [_edges(group, scale, most_sd) for group in groups]
-    return scale.padded(min(low for low, _ in edges), max(high for _, high in edges), room)
+    edges = [_interval_on_axis(group, scale, most_sd) for group in groups]
+    return scale.limits_with_room(min(low for low, _ in edges), max(high for _, high in edges), room)
 
 
-def draw_line(axes: Axes, groups: Sequence[Group], scale: Scale, alpha: float, front: bool, **options: Any) -> Any:
+def draw_means(axes: Axes, groups: Sequence[Group], scale: Scale, alpha: float, front: bool, **options: Any) -> Any:
     """Draw means over density with the band of their intervals and return the legend handle."""
     ordered = sorted(groups, key=lambda group: -group.density)
     x, summaries = [100 * group.density for group in ordered], [group.metric() for group in ordered]
@@ -119,23 +131,23 @@ def draw_line(axes: Axes, groups: Sequence[Group], scale: Scale, alpha: float, f
     return axes.plot(x, [summary.mean for summary in summaries], zorder=4 + front, **options)[0]
 
 
-def _draw_all(figure: Figure, panels: Sequence[Axes], results: Results) -> None:
+def _draw_roles(figure: Figure, panels: Sequence[Axes], results: Results) -> None:
     """Draw controls first, tickets last and so on top; in the legend tickets come first."""
     roles, scale = [TICKET, *results.controls], scale_of(results)
     entries: dict[str, Any] = {}
-    for role in (role for role in reversed(roles) if results.of_role(role)):
+    for role in (role for role in reversed(roles) if results.groups_of_role(role)):
         front = role == TICKET
         for panel in reversed(panels):
             strip = panel is not panels[0]
-            options = look_of(role, results.controls, 0.6 if strip else 1)
+            options = role_look(role, results.controls, 0.6 if strip else 1)
             options["lw"] = 1.2 if strip else 2.2 if front else 1.6
             options["markeredgewidth"] = 0.5 if strip else 1.0
             alpha = 0.16 if front else 0.09
-            entries[role_name(role)] = draw_line(panel, results.of_role(role), scale, alpha, front, **options)
+            entries[role_name(role)] = draw_means(panel, results.groups_of_role(role), scale, alpha, front, **options)
     entries = dict(reversed(entries.items()))
     if results.dense is not None:
         entries["dense"] = _draw_dense(panels, results.dense, scale)
-    legend(figure, entries, fontsize=12)
+    add_legend(figure, entries, fontsize=12)
 
 
 def _draw_dense(panels: Sequence[Axes], dense: Group, scale: Scale) -> Any:
@@ -158,45 +170,45 @@ _MOST_LETTERS = 28
 """Longest label beside a line; longer ones are in a legend."""
 
 
-def overlay(series: Sequence[Series], narrow: bool = False) -> Figure:
+def overlay_runs(series: Sequence[Series], narrow: bool = False) -> Figure:
     """Draw tickets of several runs in a large panel, and each control in a small one beneath."""
     shown = [one for one in series if one.results.levels]
-    controls = _controls(shown)
+    controls = _all_controls(shown)
     beside = not narrow and max(len(one.label) for one in shown) <= _MOST_LETTERS
     columns = 1 if narrow else max(len(controls), 1)
     rows = [controls[start : start + columns] for start in range(0, len(controls), columns)]
     tall, small = (350, 170) if narrow else (400, 220)
-    figure = sheet(narrow, tall + small * len(rows))
+    figure = empty_figure(narrow, tall + small * len(rows))
     layout: list[Any] = [[TICKET] * columns, *rows]
     panels = figure.subplot_mosaic(layout, height_ratios=[tall] + [small] * len(rows))
     scale = scale_of(*(one.results for one in shown))
-    densities = [g.density for one in shown for role in (TICKET, *controls) for g in one.results.of_role(role)]
+    densities = [g.density for one in shown for role in (TICKET, *controls) for g in one.results.groups_of_role(role)]
     for role, axes in panels.items():
         _draw_role(axes, shown, role, scale)
         own = [TICKET] if role == TICKET else controls
-        limits = limits_of([group for one in shown for group in _groups(one, own)], scale)
-        scale.set(axes, limits, None if role == TICKET else 4)
+        limits = limits_of([group for one in shown for group in _groups_and_dense(one, own)], scale)
+        scale.set_limits(axes, limits, None if role == TICKET else 4)
         density_axis(axes, densities, "")
         if role == TICKET:
             axes.set_title(f"tickets: test {short_metric(shown[0].results.run.task.metric)}{scale.note}")
         else:
             axes.set_title(role_name(role), color=COLOURS["ink"])
-    name_below(figure, X_NAME)
+    set_shared_x_label(figure, X_NAME)
     if beside:
-        name_ends(figure, [(panels[TICKET], _ends(shown))])
+        label_line_ends(figure, [(panels[TICKET], _line_ends(shown))])
     else:
-        legend(figure, run_handles(shown))
+        add_legend(figure, run_handles(shown))
     return figure
 
 
-def _controls(series: Sequence[Series]) -> list[str]:
+def _all_controls(series: Sequence[Series]) -> list[str]:
     found = {role for one in series for role in one.results.controls}
     return [role for role in CONTROLS if role in found] + sorted(found - set(CONTROLS))
 
 
-def _groups(one: Series, roles: Sequence[str]) -> list[Group]:
+def _groups_and_dense(one: Series, roles: Sequence[str]) -> list[Group]:
     """Return the groups of the roles and the dense network."""
-    groups = [group for role in roles for group in one.results.of_role(role)]
+    groups = [group for role in roles for group in one.results.groups_of_role(role)]
     return groups if one.results.dense is None else [*groups, one.results.dense]
 
 
@@ -207,16 +219,16 @@ def _draw_role(axes: Axes, series: Sequence[Series], role: str, scale: Scale) ->
         axes.axhline(mean, color=COLOURS["muted"], lw=1.2 if large and len(means) == 1 else 0.8, zorder=1)
     options = {"lw": 2.0, "markersize": 6.2} if large else {"lw": 1.2, "markersize": 3.2, "markeredgewidth": 0.4}
     for one in series:
-        if groups := one.results.of_role(role):
+        if groups := one.results.groups_of_role(role):
             alpha = 0.12 if large and len(series) < 4 else 0.07
-            draw_line(axes, groups, scale, alpha, front=False, **run_look(one.index), **options)
+            draw_means(axes, groups, scale, alpha, front=False, **run_look(one.index), **options)
 
 
-def _ends(series: Sequence[Series]) -> list[tuple[float, str, str]]:
+def _line_ends(series: Sequence[Series]) -> list[tuple[float, str, str]]:
     """Return the ends of the tickets' lines and of the dense network's."""
     ends = []
     for one in series:
-        if tickets := one.results.of_role(TICKET):
+        if tickets := one.results.groups_of_role(TICKET):
             sparsest = min(tickets, key=lambda group: group.density)
             ends.append((sparsest.metric().mean, one.label, run_colour(one.index)))
     dense = next((one.results.dense for one in series if one.results.dense is not None), None)

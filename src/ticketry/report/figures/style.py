@@ -96,7 +96,7 @@ _SETTINGS: dict[Any, Any] = {
 
 
 @contextmanager
-def drawing() -> Iterator[None]:
+def figure_style() -> Iterator[None]:
     """Apply the settings of figures within the block, then restore the user's."""
     import warnings
 
@@ -129,7 +129,7 @@ _LOOKS: dict[str, tuple[str, str, float, Any]] = {
 """Colour, marker, its size and line of each role. Unusual controls alternate between two."""
 
 
-def look_of(role: str, controls: Sequence[str] = (), size: float = 1.0) -> dict[str, Any]:
+def role_look(role: str, controls: Sequence[str] = (), size: float = 1.0) -> dict[str, Any]:
     """Return the options of `Axes.plot` for a role, the same in every figure, with markers scaled by `size`.
 
     An unusual control is drawn by its position among the unusual ones in `controls`.
@@ -143,7 +143,7 @@ def look_of(role: str, controls: Sequence[str] = (), size: float = 1.0) -> dict[
 
 def role_colour(role: str) -> str:
     """Return the colour of a role."""
-    return str(look_of(role)["color"])
+    return str(role_look(role)["color"])
 
 
 _RUN_MARKERS = "osD^vPX*"
@@ -164,7 +164,7 @@ def run_look(index: int, several: bool = True) -> dict[str, Any]:
     return {"color": COLOURS[run_colour(index)], "marker": _RUN_MARKERS[(index + index // 8) % len(_RUN_MARKERS)]}
 
 
-def shade(index: int, count: int, palest: int = 1) -> str:
+def sequence_colour(index: int, count: int, palest: int = 1) -> str:
     """Return the colour of item `index` of `count` in order: later ones are darker."""
     step = palest + index * (SHADES - palest) // (count - 1) if count > 1 else SHADES
     return COLOURS[f"step-{step}"]

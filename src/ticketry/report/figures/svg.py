@@ -14,7 +14,7 @@ from xml.sax.saxutils import escape
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
-from ticketry.report.figures.layout import settle
+from ticketry.report.figures.layout import finish_layout
 from ticketry.report.figures.style import COLOURS
 
 _FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
@@ -23,20 +23,20 @@ _VARIABLES = {colour: f"var(--{name})" for name, colour in COLOURS.items()}
 
 def to_png(figure: Figure) -> bytes:
     """Return the figure as a PNG of twice its size in pixels, without date and version."""
-    return _saved(figure, "png", ("Software",), dpi=2 * figure.dpi)
+    return _save_figure(figure, "png", ("Software",), dpi=2 * figure.dpi)
 
 
 def to_pdf(figure: Figure) -> bytes:
     """Return the figure as a PDF with text as text, without date and version."""
     with rc_context({"pdf.fonttype": 42}):
-        return _saved(figure, "pdf", ("Creator", "Producer", "CreationDate"))
+        return _save_figure(figure, "pdf", ("Creator", "Producer", "CreationDate"))
 
 
 def to_svg(figure: Figure, title: str = "") -> str:
     """Return the figure as a standalone SVG document with a title for screen readers, without date and version."""
-    document = _saved(figure, "svg", ("Creator", "Date", "Format", "Type")).decode()
+    document = _save_figure(figure, "svg", ("Creator", "Date", "Format", "Type")).decode()
     document = re.sub(r"<!DOCTYPE[^>]*>\s*", "", document)
-    document = re.sub(r' style="[^"]*font[^"]*"', _without_family, document)
+    document = re.sub(r' style="[^"]*font[^"]*"', _remove_font_family, document)
     return re.sub(
         r"<svg [^>]*>",
         lambda start: f'{start[0][:-1]} font-family="{_FONT}">' + (f"<title>{escape(title)}</title>" if title else ""),
@@ -45,15 +45,15 @@ def to_svg(figure: Figure, title: str = "") -> str:
     )
 
 
-def _saved(figure: Figure, kind: str, metadata: tuple[str, ...], **options: Any) -> bytes:
-    settle(figure)
+def _save_figure(figure: Figure, kind: str, metadata: tuple[str, ...], **options: Any) -> bytes:
+    finish_layout(figure)
     buffer = io.BytesIO()
     blank = dict.fromkeys(metadata)
     figure.savefig(buffer, format=kind, metadata=blank, facecolor=COLOURS["paper"], **options)
     return buffer.getvalue()
 
 
-def inline(svg: str, prefix: str, caption: str = "") -> str:
+def to_inline_element(svg: str, prefix: str, caption: str = "") -> str:
     """Return a document of `to_svg` as an element of a page: themed, scalable, with its own ids.
 
     Args:
@@ -69,24 +69,24 @@ def inline(svg: str, prefix: str, caption: str = "") -> str:
     body = re.sub(r">\s+<", "><", body).replace("<defs></defs>", "").replace(" xlink:href=", " href=")
     body = re.sub(r'<g id="[^"]*"', "<g", body)
     body = re.sub(r'(?<= id=")|(?<= href="#)|(?<=url\(#)', f"{prefix}-", body)
-    body = re.sub(r' (?:d|x|y|width|height)="[^"]*"', lambda found: _NUMBER.sub(_rounded, found[0]), body)
-    body = re.sub(r' style="[^"]*"', lambda found: _COLOUR.sub(_themed, found[0]), body)
+    body = re.sub(r' (?:d|x|y|width|height)="[^"]*"', lambda found: _NUMBER.sub(_round_number, found[0]), body)
+    body = re.sub(r' style="[^"]*"', lambda found: _COLOUR.sub(_theme_colour, found[0]), body)
     return f'<svg {view[0] if view else ""} focusable="false" {seen}>{body}'
 
 
 _NUMBER, _COLOUR = re.compile(r"\d+\.\d+"), re.compile(r"#[0-9a-f]{6}")
 
 
-def _rounded(number: re.Match[str]) -> str:
+def _round_number(number: re.Match[str]) -> str:
     """Round to a hundredth of a pixel."""
     return f"{float(number[0]):.2f}".rstrip("0").rstrip(".")
 
 
-def _themed(colour: re.Match[str]) -> str:
+def _theme_colour(colour: re.Match[str]) -> str:
     return _VARIABLES.get(colour[0], colour[0])
 
 
-def _without_family(style: re.Match[str]) -> str:
+def _remove_font_family(style: re.Match[str]) -> str:
     """Remove the font's family: text has that of its surroundings. Older matplotlib writes one ``font`` for all."""
     text = re.sub(r"font-family: [^;\"]*;? ?", "", style[0])
     return re.sub(

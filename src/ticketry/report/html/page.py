@@ -26,10 +26,10 @@ from ticketry.records.network import DISTANCE, MASKS
 from ticketry.records.schema import as_json
 from ticketry.records.verdict import Task
 from ticketry.report import campaigns, figures, wording
-from ticketry.report.figures import Drawing, drawn
+from ticketry.report.figures import Drawing, draw_figures
 from ticketry.report.figures.evidence import claims_figure
 from ticketry.report.figures.style import COLOURS, run_colour
-from ticketry.report.subject import Subject, rewind_of
+from ticketry.report.subject import Subject, rewind_text
 from ticketry.report.tables import (
     costs,
     evidence,
@@ -53,7 +53,7 @@ _MOST_NETWORKS = 5_000
 
 
 @dataclass(frozen=True)
-class Place:
+class PagePart:
     """A part of the page: the prefix of its ids, the next figure's number and the table of contents."""
 
     prefix: str = ""
@@ -61,9 +61,9 @@ class Place:
     """(id, title) of each section."""
     _numbers: Iterator[int] = field(default_factory=lambda: itertools.count(1))
 
-    def within(self, prefix: str, listed: bool = True) -> Place:
+    def within(self, prefix: str, listed: bool = True) -> PagePart:
         """Return a part with its own ids; figure numbers continue. Its sections are not in the contents if unlisted."""
-        return Place(f"{self.prefix}{prefix}-", self.contents if listed else [], self._numbers)
+        return PagePart(f"{self.prefix}{prefix}-", self.contents if listed else [], self._numbers)
 
     def id(self, name: str) -> str:
         return f"{self.prefix}{name}"
@@ -77,7 +77,7 @@ class Place:
         """Return a figure's id, number, SVG in both widths, and a link to its data as CSV."""
         one, drawing = self.id(name), drawings[name]
         wide, narrow = (
-            Markup(figures.svg.inline(svg, f"{one}-{width}", f"{one}-caption"))
+            Markup(figures.svg.to_inline_element(svg, f"{one}-{width}", f"{one}-caption"))
             for svg, width in ((drawing.wide, "wide"), (drawing.narrow, "narrow"))
         )
         csv = quote(rows.csv_text(data), safe=" ,;:/?@-_.!~*'()+=")
@@ -90,27 +90,27 @@ class Place:
 
 def render(subject: Subject) -> str:
     """Return the page of one run or several. The same records give the same bytes."""
-    place, several = Place(), len(subject.runs) > 1
-    body = macro("report.html", "several" if several else "single")(subject, place)
-    head = _head_of_several(subject) if several else _head(subject)
-    return _document(body, place, head)
+    place, several = PagePart(), len(subject.runs) > 1
+    body = template_macro("report.html", "several" if several else "single")(subject, place)
+    head = _comparison_head(subject) if several else _run_head(subject)
+    return _render_document(body, place, head)
 
 
 def render_campaign(record: CampaignRecord) -> str:
     """Return the page of a campaign. The same record gives the same bytes."""
-    place = Place()
+    place = PagePart()
     judged = [claim for claim in record.claims if claim.difference is not None]
-    drawings = drawn({campaigns.FIGURE: partial(claims_figure, judged)} if judged else {})
-    date = wording.value(record.environment.get("date", ""))
+    drawings = draw_figures({campaigns.FIGURE: partial(claims_figure, judged)} if judged else {})
+    date = wording.json_text(record.environment.get("date", ""))
     head = {
         "title": f"{record.title}, {record.scale}",
         "eyebrow": "ticketry reproduce",
         "heading": record.title,
         "facts": [record.paper or wording.NONE, f"scale {record.scale}", date],
         "name": record.name,
-        "lead": macro("campaign.html", "lead")(record),
+        "lead": template_macro("campaign.html", "lead")(record),
     }
-    return _document(macro("campaign.html", "sections")(record, drawings, place), place, head)
+    return _render_document(template_macro("campaign.html", "sections")(record, drawings, place), place, head)
 
 
 def render_watch(title: str, source: str) -> str:
@@ -119,41 +119,41 @@ def render_watch(title: str, source: str) -> str:
     Args:
         source: name of the file beside it that `report.watching` writes.
     """
-    script = _source("watch.js")
+    script = _read_asset("watch.js")
     # 'self' matches nothing where a page is opened from a disk, so that scheme is named.
     policy = (
         f"default-src 'none'; base-uri 'none'; form-action 'none'; style-src 'unsafe-inline'; "
-        f"script-src {_hashed(script)} 'self' file:"
+        f"script-src {_script_hash(script)} 'self' file:"
     )
-    context = {"script": script, "style": _style() + _source("watch.css"), "policy": policy}
+    context = {"script": script, "style": _style_sheet() + _read_asset("watch.css"), "policy": policy}
     template = _environment().get_template("watch.html")
     return template.render(title=title, source=source, **{name: Markup(text) for name, text in context.items()})
 
 
-def _document(body: str, place: Place, head: Mapping[str, object]) -> str:
-    script = _script(unpacks='<details class="packed' in body or '<details class="run packed' in body)
-    fixed = {"script": script, "style": _style(), "policy": _policy(script)}
+def _render_document(body: str, place: PagePart, head: Mapping[str, object]) -> str:
+    script = _page_script(unpacks='<details class="packed' in body or '<details class="run packed' in body)
+    fixed = {"script": script, "style": _style_sheet(), "policy": _security_policy(script)}
     context = {name: Markup(text) for name, text in fixed.items()}
     return _environment().get_template("page.html").render(body=body, contents=place.contents, **head, **context)
 
 
-def _head(subject: Subject) -> dict[str, object]:
+def _run_head(subject: Subject) -> dict[str, object]:
     one = subject.runs[0]
     run, count = one.run, one.replicates
     facts = [run.task.title, run.known_as, f"{count} replicate{'' if count == 1 else 's'}"]
     if "date" in run.environment:
-        facts.append(wording.value(run.environment["date"]).replace("T", " ").removesuffix("Z"))
+        facts.append(wording.json_text(run.environment["date"]).replace("T", " ").removesuffix("Z"))
     return {
         "title": f"{run.title}: {run.task.name}",
         "eyebrow": "ticketry search",
         "heading": run.title,
         "facts": facts,
         "name": run.name,
-        "lead": macro("results.html", "observed")(one),
+        "lead": template_macro("results.html", "observed")(one),
     }
 
 
-def _head_of_several(subject: Subject) -> dict[str, object]:
+def _comparison_head(subject: Subject) -> dict[str, object]:
     count = f"{len(subject.runs)} runs"
     titles = list(dict.fromkeys(one.run.title for one in subject.runs))
     tasks = list(dict.fromkeys(task.title for task in subject.by_task))
@@ -170,35 +170,35 @@ def _head_of_several(subject: Subject) -> dict[str, object]:
 # -- style and script --------------------------------------------------------------------------------------------------
 
 
-def _source(name: str) -> str:
+def _read_asset(name: str) -> str:
     return files("ticketry.report.html").joinpath(name).read_text(encoding="utf-8")
 
 
-def _style() -> str:
+def _style_sheet() -> str:
     """Return the style sheet, with the figures' colours as the variables of the light theme."""
     light = "".join(f"--{name}: {colour}; " for name, colour in COLOURS.items())
     runs = "".join(f".swatch.run-{number} {{ background: var(--run-{number}); }}\n" for number in range(1, 9))
-    return f":root {{ {light}}}\n{_source('style.css')}\n{runs}"
+    return f":root {{ {light}}}\n{_read_asset('style.css')}\n{runs}"
 
 
-def _script(unpacks: bool) -> str:
+def _page_script(unpacks: bool) -> str:
     """Return the page's script, with the code that unpacks compressed parts if there are any."""
-    end, source = "})();\n", _source("report.js")
+    end, source = "})();\n", _read_asset("report.js")
     if unpacks:
-        source = source.removesuffix(end) + _source("packed.js") + end
+        source = source.removesuffix(end) + _read_asset("packed.js") + end
     return source.replace("= COLOURS;", f"= {json.dumps(COLOURS)};")
 
 
-def _policy(script: str) -> str:
-    """Let the browser run this one script and load nothing."""
+def _security_policy(script: str) -> str:
+    """Return a content security policy: the browser runs this script only and loads nothing."""
     return (
         f"default-src 'none'; base-uri 'none'; form-action 'none'; img-src data:; style-src 'unsafe-inline'; "
-        f"script-src {_hashed(script)}"
+        f"script-src {_script_hash(script)}"
     )
 
 
-def _hashed(script: str) -> str:
-    """Return a script's name in a content security policy."""
+def _script_hash(script: str) -> str:
+    """Return the hash that stands for a script in a content security policy."""
     return f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"
 
 
@@ -207,7 +207,7 @@ def _hashed(script: str) -> str:
 
 @cache
 def _environment() -> Environment:
-    """Return the templates, with functions that compute and filters that format."""
+    """Return the Jinja environment: templates, functions that compute tables, filters that format."""
     made = Environment(
         loader=PackageLoader("ticketry.report.html"),
         extensions=["jinja2.ext.do"],
@@ -219,42 +219,44 @@ def _environment() -> Environment:
     for module in (wording, *tables):
         made.globals |= {name: item for name, item in vars(module).items() if not name.startswith("_")}
     made.globals |= {name: item for name, item in vars(figures).items() if name.isupper()}
-    made.globals |= {"drawn_measures": figures.drawn_measures, "campaigns": campaigns}
+    made.globals |= {"measures_with_figures": figures.measures_with_figures, "campaigns": campaigns}
     made.globals |= {"DISTANCE": DISTANCE, "MASKS": MASKS, "MOST_SAVED": _MOST_SAVED}
-    made.globals |= {"run_colour": run_colour, "rewind_of": rewind_of}
+    made.globals |= {"run_colour": run_colour, "rewind_text": rewind_text}
     made.globals |= {
         "has_many_runs": lambda subject: len(subject.runs) > _MOST_RUNS,
         "has_many_networks": lambda subject: subject.networks > _MOST_NETWORKS,
-        "style_of": wording.Style.of,
-        "packed_networks": lambda one: packed(json.dumps(networks.columns_of(one), ensure_ascii=False)),
-        "run_drawings": lambda one: drawn(figures.run_figures(one)),
+        "style_of": wording.Style.for_results,
+        "packed_networks": lambda one: compress_text(json.dumps(networks.columns_of(one), ensure_ascii=False)),
+        "run_drawings": lambda one: draw_figures(figures.run_figures(one)),
         "comparison_drawings": _comparison_drawings,
-        "timed_drawings": lambda subject, indices: drawn(figures.timed_figures(speed.panels_of(subject, indices))),
-        "verify_drawings": lambda record: drawn(figures.verify_figures(record)),
-        "stability_drawings": lambda record: drawn(figures.stability_figures(record)),
-        "speed_drawings": lambda record: drawn(figures.speed_figures(record)),
+        "timed_drawings": lambda subject, indices: draw_figures(
+            figures.latency_figures(speed.latency_panels(subject, indices))
+        ),
+        "verify_drawings": lambda record: draw_figures(figures.verify_figures(record)),
+        "stability_drawings": lambda record: draw_figures(figures.stability_figures(record)),
+        "speed_drawings": lambda record: draw_figures(figures.speed_figures(record)),
     }
-    filters = "better metric_label percent points probability_text role_name short_p shortened sparsity summary_label"
-    filters += " in_words retained share_percent thousands"
+    filters = "direction_text metric_label percent difference_unit probability_text role_name short_p shorten_middle"
+    filters += " removed_percent summary_label readable_text retained_percent share_percent thousands"
     made.filters |= {name: getattr(wording, name) for name in filters.split()}
     made.filters |= {"network_name": evidence.network_name, "seeds_text": evidence.seeds_text}
-    made.filters |= {"as_json": as_json, "prose": prose, "packed": packed}
+    made.filters |= {"as_json": as_json, "to_prose": to_prose, "compress_text": compress_text}
     return made
 
 
-def macro(template: str, name: str) -> Callable[..., Markup]:
+def template_macro(template: str, name: str) -> Callable[..., Markup]:
     """Return a macro of a template as a function."""
     function: Callable[..., Markup] = getattr(_environment().get_template(template).module, name)
     return function
 
 
 def _comparison_drawings(subject: Subject) -> Iterable[tuple[tuple[Task, Sequence[int]], dict[str, Drawing]]]:
-    """Yield the runs of each task with the drawn figures that compare them."""
+    """Yield (task and numbers of its runs, figures that compare these runs) for each task."""
     for one, makers in zip(subject.by_task.items(), figures.comparison_figures(subject), strict=True):
-        yield one, drawn(makers)
+        yield one, draw_figures(makers)
 
 
-def prose(text: Any) -> Markup:
+def to_prose(text: Any) -> Markup:
     """Put a sentence on one line and join numbers to their signs and units with no-break spaces."""
     if not isinstance(text, Markup):
         text = escape(clean(str(text)))
@@ -263,7 +265,7 @@ def prose(text: Any) -> Markup:
     return Markup(re.sub(kept_together, "\N{NO-BREAK SPACE}", text))
 
 
-def packed(text: str) -> str:
+def compress_text(text: str) -> str:
     """Compress (raw deflate) and encode in base64, as a browser's DecompressionStream reads it."""
     deflate = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS)
     return base64.b64encode(deflate.compress(text.encode()) + deflate.flush()).decode()

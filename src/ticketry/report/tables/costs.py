@@ -10,34 +10,34 @@ from ticketry.records.network import DENSE, PHASES, TICKET, Phase, Point
 from ticketry.records.run import RunRecord
 from ticketry.records.schema import as_json
 from ticketry.report.tables.results import Group, Results, Summary, summarise
-from ticketry.report.wording import NONE, amount, duration, times
+from ticketry.report.wording import NONE, cost_text, duration, factor_text
 
 FLOPS, SECONDS, MEMORY, ENERGY = "FLOPs", "seconds", "memory", "energy"
 MEASURES = (FLOPS, SECONDS, MEMORY, ENERGY)
 NOT_MEASURED = "not measured"
 
 
-def power(run: RunRecord) -> float | None:
+def watt_hours_per_second(run: RunRecord) -> float | None:
     """Return watt-hours per second of training while energy was measured; None if it was not."""
-    cost = counts(run)
+    cost = numeric_costs(run)
     kwh, seconds = cost.get("energy_kwh"), cost.get("train_seconds_now")
     return 1000 * kwh / seconds if kwh is not None and seconds else None
 
 
-def in_phase(run: RunRecord, phase: Phase, measure: str) -> float | None:
+def phase_cost(run: RunRecord, phase: Phase, measure: str) -> float | None:
     """Return a phase's operations, seconds, bytes or watt-hours (a share of the run's, by seconds)."""
     if measure == ENERGY:
-        hourly = power(run)
+        hourly = watt_hours_per_second(run)
         return hourly * phase.seconds if hourly is not None and phase.seconds is not None else None
     return {FLOPS: phase.flops, SECONDS: phase.seconds, MEMORY: phase.memory}[measure]
 
 
 def total_cost(run: RunRecord, point: Point, measure: str) -> float | None:
     """Return the cost of a network's whole training; None if it was not measured."""
-    return None if point.phases is None else in_phase(run, point.phases.total, measure)
+    return None if point.phases is None else phase_cost(run, point.phases.total, measure)
 
 
-def relative(results: Results, group: Group, measure: str) -> Summary | None:
+def cost_relative_to_dense(results: Results, group: Group, measure: str) -> Summary | None:
     """Return the cost as a multiple of the dense network's, replicate by replicate; None if either is not measured."""
     dense = results.dense
     ratios = []
@@ -50,7 +50,7 @@ def relative(results: Results, group: Group, measure: str) -> Summary | None:
     return summarise(ratios) if len(ratios) == len(group.points) else None
 
 
-def mean_spent(results: Results, group: Group, measure: str) -> float | None:
+def mean_total_cost(results: Results, group: Group, measure: str) -> float | None:
     """Return the mean cost over replicates; None if some were not measured."""
     found = [total_cost(results.run, point, measure) for point in group.points.values()]
     return mean_or_none(found)
@@ -61,17 +61,17 @@ def mean_or_none(found: list[float | None]) -> float | None:
     return statistics.fmean(known) if known and len(known) == len(found) else None
 
 
-def is_measured(runs: Sequence[Results]) -> bool:
+def has_measured_energy(runs: Sequence[Results]) -> bool:
     """Whether the energy of any run was measured."""
-    return any(power(results.run) is not None for results in runs)
+    return any(watt_hours_per_second(results.run) is not None for results in runs)
 
 
 def cost_facts(results: Results) -> list[tuple[str, str, str]]:
     """Return search, controls, store, time and energy as (name, number, remark), as far as they are recorded."""
-    cost, found = counts(results.run), []
+    cost, found = numeric_costs(results.run), []
     if "search_steps_per_replicate" in cost:
         steps, dense = cost["search_steps_per_replicate"], cost.get("dense_steps", 0)
-        ratio = (f"{times(steps / dense)} × dense", f"{steps:,.0f} steps; dense: {dense:,.0f}") if dense else None
+        ratio = (f"{factor_text(steps / dense)} × dense", f"{steps:,.0f} steps; dense: {dense:,.0f}") if dense else None
         found.append(("Search, per replicate", *(ratio or (f"{steps:,.0f} steps", ""))))
     if "control_steps" in cost:
         found.append(("Controls, all replicates", f"{cost['control_steps']:,.0f} steps", "not part of the search"))
@@ -88,13 +88,13 @@ def cost_facts(results: Results) -> list[tuple[str, str, str]]:
         found.append(("Time", duration(cost["wall_seconds"]), detail))
     if "energy_kwh" in cost:
         kwh = cost["energy_kwh"]
-        number = f"{kwh:.3g} kWh" if kwh >= 0.001 else amount(1000 * kwh, ENERGY)
+        number = f"{kwh:.3g} kWh" if kwh >= 0.001 else cost_text(1000 * kwh, ENERGY)
         found.append(("Energy", number, results.run.cost.energy_by))
     return found
 
 
 @dataclass(frozen=True)
-class SpentPoint:
+class TrainingCostPoint:
     """The tickets of one level: their metric and their cost."""
 
     level: int
@@ -114,18 +114,18 @@ class SpentPoint:
         return self.watt_hours if measure == ENERGY else self.times_dense.get(measure)
 
 
-def spent_points(results: Results) -> list[SpentPoint]:
+def training_cost_points(results: Results) -> list[TrainingCostPoint]:
     """Return a point for each level of tickets, densest first; empty if the record has no cost by phase."""
     found = []
-    for group in sorted(results.of_role(TICKET), key=lambda group: -group.density):
-        ratios = {measure: relative(results, group, measure) for measure in MEASURES}
+    for group in sorted(results.groups_of_role(TICKET), key=lambda group: -group.density):
+        ratios = {measure: cost_relative_to_dense(results, group, measure) for measure in MEASURES}
         found.append(
-            SpentPoint(
+            TrainingCostPoint(
                 group.level,
                 group.density,
                 tuple(group.values().values()),
                 {measure: ratio.mean for measure, ratio in ratios.items() if ratio is not None},
-                mean_spent(results, group, ENERGY),
+                mean_total_cost(results, group, ENERGY),
             )
         )
     return found if any(point.times_dense for point in found) else []
@@ -148,10 +148,10 @@ class MeanPhase:
         found = self.amounts[measure]
         if not found and (found is None or measure == MEMORY):
             return NONE if self.empty else NOT_MEASURED
-        return amount(found, measure)
+        return cost_text(found, measure)
 
 
-def ledger(results: Results, group: Group) -> dict[str, MeanPhase]:
+def phase_costs(results: Results, group: Group) -> dict[str, MeanPhase]:
     """Return the phases ``dense``, ``search``, ``sparse`` and ``whole`` of a level; empty if the record lacks them."""
     recorded = [point.phases for point in group.points.values() if point.phases is not None]
     if len(recorded) < len(group.points):
@@ -161,11 +161,14 @@ def ledger(results: Results, group: Group) -> dict[str, MeanPhase]:
     return {name: _mean_phase(results.run, phases) for name, phases in by_name.items()}
 
 
-def ledgers(results: Results) -> list[tuple[Group, dict[str, MeanPhase]]]:
-    """Return the phases that took anything, for the dense network and each level; ``whole`` only beside several."""
+def phase_costs_by_level(results: Results) -> list[tuple[Group, dict[str, MeanPhase]]]:
+    """Return (level, its non-empty phases by name) for dense and each level; ``whole`` if there are several phases."""
     found = []
-    for group in (*results.of_role(DENSE), *sorted(results.of_role(TICKET), key=lambda group: -group.density)):
-        phases = {name: phase for name, phase in ledger(results, group).items() if not phase.empty}
+    for group in (
+        *results.groups_of_role(DENSE),
+        *sorted(results.groups_of_role(TICKET), key=lambda group: -group.density),
+    ):
+        phases = {name: phase for name, phase in phase_costs(results, group).items() if not phase.empty}
         if len(phases) == 2:
             del phases["whole"]
         if phases:
@@ -174,17 +177,17 @@ def ledgers(results: Results) -> list[tuple[Group, dict[str, MeanPhase]]]:
 
 
 def _mean_phase(run: RunRecord, phases: list[Phase]) -> MeanPhase:
-    amounts = {measure: mean_or_none([in_phase(run, phase, measure) for phase in phases]) for measure in MEASURES}
+    amounts = {measure: mean_or_none([phase_cost(run, phase, measure) for phase in phases]) for measure in MEASURES}
     return MeanPhase(statistics.fmean(phase.steps for phase in phases), amounts)
 
 
-def counts(run: RunRecord) -> dict[str, float]:
+def numeric_costs(run: RunRecord) -> dict[str, float]:
     """Return the numeric costs of a run by name."""
     return {name: float(item) for name, item in as_json(run.cost).items() if not isinstance(item, str)}
 
 
 @dataclass(frozen=True)
-class CostPoint:
+class SearchCostPoint:
     """The search up to one level, mean over the replicates that got there."""
 
     level: int
@@ -199,8 +202,8 @@ class CostPoint:
     n: int
 
 
-def cost_points(results: Results) -> list[CostPoint]:
-    """Return dense and then each ticket, densest first; controls are not part of a search. Empty without steps."""
+def search_cost_points(results: Results) -> list[SearchCostPoint]:
+    """Return a point for the dense network and each level of tickets, densest first; empty if no steps are recorded."""
     paths: dict[int, list[tuple[Point, float, float | None]]] = {}
     for replicate in sorted({point.replicate for point in results.run.points}):
         steps, seconds = 0.0, 0.0
@@ -218,7 +221,7 @@ def cost_points(results: Results) -> list[CostPoint]:
     found, name = [], results.run.task.metric.name
     for level, entries in sorted(paths.items()):
         found.append(
-            CostPoint(
+            SearchCostPoint(
                 level,
                 density=statistics.fmean(point.density for point, _, _ in entries),
                 metric=statistics.fmean(point.metric(name) for point, _, _ in entries),
@@ -231,6 +234,6 @@ def cost_points(results: Results) -> list[CostPoint]:
     return found if any(point.level for point in found) else []
 
 
-def tickets_by_density(results: Results) -> list[CostPoint]:
-    """Return the tickets among `cost_points`, densest first."""
-    return sorted((point for point in cost_points(results) if point.level), key=lambda point: -point.density)
+def ticket_cost_points(results: Results) -> list[SearchCostPoint]:
+    """Return the tickets among `search_cost_points`, densest first."""
+    return sorted((point for point in search_cost_points(results) if point.level), key=lambda point: -point.density)

@@ -13,9 +13,9 @@ from ticketry.records.evidence import Curve, Distances, StabilityRecord, Stabili
 from ticketry.records.network import DENSE, TICKET
 from ticketry.records.run import LeftOutAtLevel, RunRecord
 from ticketry.records.verdict import Difference, Judgement, LevelVerdict
-from ticketry.report.tables.masks import spread_out
+from ticketry.report.tables.masks import pick_evenly
 from ticketry.report.tables.results import CONTROLS, Summary, summarise
-from ticketry.report.wording import NONE, Style, p_value, percent, points, role_name, short_metric
+from ticketry.report.wording import NONE, Style, difference_unit, p_value, percent, role_name, short_metric
 
 NOISE = "noise"
 """Stands for the ticket itself under other seeds."""
@@ -23,7 +23,7 @@ MOST_LEVELS = 4
 """Levels of a study that are drawn."""
 
 
-def differences(verify: VerifyRecord) -> list[Difference]:
+def verify_differences(verify: VerifyRecord) -> list[Difference]:
     """Return ticket minus dense, minus each control, and last the ticket minus itself under other seeds."""
     found = {one.role: one for one in verify.comparisons}
     if DENSE not in found:
@@ -38,7 +38,7 @@ def differences(verify: VerifyRecord) -> list[Difference]:
 def seed_style(verify: VerifyRecord) -> Style:
     """Return a style with as many decimals as the spread of the seeds supports."""
     summaries: list[Summary] = [summarise(one.values) for one in verify.networks]
-    return Style.fitting(summaries, verify.task.metric.unit)
+    return Style.for_summaries(summaries, verify.task.metric.unit)
 
 
 def network_name(role: str) -> str:
@@ -53,8 +53,8 @@ def seeds_text(judged: Judgement) -> str:
     return "too many" if judged.more_seeds is None else f"about {judged.more_seeds:,}"
 
 
-def left_out(record: RunRecord | VerifyRecord) -> list[tuple[str, str, str]]:
-    """Return the missing controls and the reason for each, in the form of notes."""
+def missing_controls(record: RunRecord | VerifyRecord) -> list[tuple[str, str, str]]:
+    """Return (control, reason, "") for each missing control."""
     levels = [f", level {one.level}" if isinstance(one, LeftOutAtLevel) else "" for one in record.left_out]
     return [(f"{role_name(one.role)}{at}", one.why, "") for one, at in zip(record.left_out, levels, strict=True)]
 
@@ -68,7 +68,7 @@ def fullest_verdict(run: RunRecord) -> LevelVerdict:
 
 
 def verdict_reasons(run: RunRecord) -> list[tuple[str, str, str]]:
-    """Return the reasons of each level's verdict, in the form of notes."""
+    """Return (level, reasons, verdict) for each level whose verdict has reasons."""
     return [
         (f"level {one.level}, {percent(one.density)} %", "; ".join(one.reasons), one.verdict)
         for one in run.verdicts
@@ -100,7 +100,7 @@ def verify_sentence(verify: VerifyRecord, style: Style) -> str:
     whose = "the ticket's" if verify.about == "ticket" else "its tickets'"
     return (
         f"Over {verify.n} paired seeds {whose} test {metric.words} is "
-        f"{style.number(abs(verify.difference))}{points(metric)} {side} than the dense network's{interval}."
+        f"{style.number(abs(verify.difference))}{difference_unit(metric)} {side} than the dense network's{interval}."
     )
 
 
@@ -111,7 +111,7 @@ def verify_facts(verify: VerifyRecord, style: Style) -> list[tuple[str, str, str
     if noise is not None and noise.sd is None:
         number, remark = style.number(noise.mean, sign=True), "the same ticket, other seeds"
     elif noise is not None and noise.sd is not None:
-        number = f"± {style.number(noise.sd)}{points(verify.task.metric)}"
+        number = f"± {style.number(noise.sd)}{difference_unit(verify.task.metric)}"
         remark = f"the same ticket, other seeds; sd of {noise.n} differences"
     analyses = f"interim analyses planned at {', '.join(map(str, verify.interim))} seeds" if verify.interim else ""
     skipped = f"the first {verify.after} fresh ones skipped" if verify.after else ""
@@ -158,33 +158,33 @@ def barrier_height(row: StabilityRow) -> float | None:
     return None if curve is None or math.isnan(curve.height) else curve.height
 
 
-def densities(study: StabilityRecord) -> list[float]:
+def study_densities(study: StabilityRecord) -> list[float]:
     """Return the mean densities of at most four levels spread over the study, densest first."""
     levels = sorted({row.level for row in study.rows if row.role != DENSE})
-    return [_density(study, level) for level in spread_out(levels, MOST_LEVELS)]
+    return [_density(study, level) for level in pick_evenly(levels, MOST_LEVELS)]
 
 
 def _density(study: StabilityRecord, level: int) -> float:
     return statistics.fmean(row.density for row in study.rows if row.level == level)
 
 
-def roles(study: StabilityRecord) -> list[str]:
+def study_roles(study: StabilityRecord) -> list[str]:
     """Return every role: tickets, the usual controls, dense, then others by name."""
     found = {row.role for row in study.rows}
     return [role for role in (TICKET, *CONTROLS, DENSE) if role in found] + sorted(found - {TICKET, DENSE, *CONTROLS})
 
 
-def at_density(study: StabilityRecord, density: float) -> list[StabilityRow]:
+def rows_at_density(study: StabilityRecord, density: float) -> list[StabilityRow]:
     """Return the rows of the level with that mean density, and the dense network's."""
     levels = {row.level for row in study.rows if row.role != DENSE}
     level = min(levels, key=lambda level: abs(_density(study, level) - density), default=0)
     return [row for row in study.rows if row.level == level or row.role == DENSE]
 
 
-def sparsest(study: StabilityRecord) -> StabilityRecord:
-    """Return the study with its sparsest level and the dense network only, one barrier each: the data of the curves."""
-    levels = densities(study)
-    rows = at_density(study, levels[-1]) if levels else study.rows
+def sparsest_level_study(study: StabilityRecord) -> StabilityRecord:
+    """Return a study reduced to its sparsest level and the dense network, with one barrier each."""
+    levels = study_densities(study)
+    rows = rows_at_density(study, levels[-1]) if levels else study.rows
     kept = [structs.replace(row, barriers=(curve,) if (curve := row.barrier) else ()) for row in rows]
     return structs.replace(study, rows=tuple(kept))
 
@@ -217,8 +217,8 @@ class HeatTable:
 
 def layer_distances(study: StabilityRecord) -> list[HeatTable]:
     """Return L2 distances of the tickets at the sparsest level, mean over replicates, under pruning and data order."""
-    levels = densities(study)
-    rows = [row for row in at_density(study, levels[-1]) if row.role == TICKET and row.layers] if levels else []
+    levels = study_densities(study)
+    rows = [row for row in rows_at_density(study, levels[-1]) if row.role == TICKET and row.layers] if levels else []
     steps, tables = sorted({row.step for row in rows}), []
     for kind, title in (("pruning", "under pruning"), ("data_order", "under another data order")):
         found: dict[str, dict[int, list[float]]] = {}
@@ -228,13 +228,13 @@ def layer_distances(study: StabilityRecord) -> list[HeatTable]:
                     found.setdefault(layer.name, {}).setdefault(row.step, []).append(number)
         means = {name: {at: statistics.fmean(those) for at, those in each.items()} for name, each in found.items()}
         largest = max((max(each.values()) for each in means.values()), default=0.0) or 1.0
-        cells = {name: [_heat(each.get(step), largest) for step in steps] for name, each in means.items()}
+        cells = {name: [_shaded_distance(each.get(step), largest) for step in steps] for name, each in means.items()}
         if cells:
             tables.append(HeatTable(kind.removeprefix("data_"), title, steps, cells))
     return tables
 
 
-def _heat(distance: float | None, largest: float) -> Heat | None:
+def _shaded_distance(distance: float | None, largest: float) -> Heat | None:
     if distance is None:
         return None
     return Heat(distance, min(_SHADES, int(_SHADES * max(distance, 0) / largest + 0.5)))
@@ -257,7 +257,7 @@ class Quantity:
         return self.solid(row) is not None or (self.dashed is not None and self.dashed(row) is not None)
 
 
-def quantities(study: StabilityRecord) -> list[Quantity]:
+def stability_quantities(study: StabilityRecord) -> list[Quantity]:
     """Return the columns that the record has data for."""
     name = study.task.metric.name
     unit = f" ({study.task.metric.unit})" if study.task.metric.unit else ""

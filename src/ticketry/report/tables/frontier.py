@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from ticketry.records.network import DENSE, LATENCY_MATCHED, TICKET, Point, is_matched_dense
 from ticketry.report.subject import Subject
-from ticketry.report.tables.results import Group, Results, Summary, margin_of, summarise
+from ticketry.report.tables.results import Group, Results, Summary, margin_and_text, summarise
 from ticketry.report.tables.rows import Cell, Rows
 from ticketry.report.wording import NONE, Style, percent
 
@@ -18,7 +18,7 @@ EQUAL_COST = 0.03
 
 
 @dataclass(frozen=True)
-class Measure:
+class CostMeasure:
     """A cost of a call, as a share of the dense network's."""
 
     name: str
@@ -31,14 +31,14 @@ class Measure:
     """None if the record lacks it."""
 
 
-MULTIPLICATIONS = Measure("multiplications", "dense_of_flops", "flops", lambda point: point.multiplications)
-TIME = Measure("time", LATENCY_MATCHED, "time", lambda point: None if point.timed is None else point.timed.share)
+MULTIPLICATIONS = CostMeasure("multiplications", "dense_of_flops", "flops", lambda point: point.multiplications)
+TIME = CostMeasure("time", LATENCY_MATCHED, "time", lambda point: None if point.timed is None else point.timed.share)
 COSTS_OF_CALL = (TIME, MULTIPLICATIONS)
 """In the order in which a page shows them."""
 
 
 @dataclass(frozen=True)
-class CallPoint:
+class CallCostPoint:
     """The networks of a role at a level: their metric and the cost of a call."""
 
     group: Group
@@ -57,102 +57,112 @@ class CallPoint:
         return tuple(dict.fromkeys(point.model for point in self.group.points.values() if point.model))
 
 
-def call_points(results: Results, role: str, measure: Measure) -> list[CallPoint]:
+def call_cost_points(results: Results, role: str, measure: CostMeasure) -> list[CallCostPoint]:
     """Return a point for each level whose networks all have a recorded cost, the most expensive first."""
     dense = results.dense
-    full = statistics.fmean([_cost(one, measure) or 0 for one in dense.points.values()]) if dense else 0.0
+    full = statistics.fmean([_point_cost(one, measure) or 0 for one in dense.points.values()]) if dense else 0.0
     found = []
-    for group in results.of_role(role) if full else ():
-        recorded = {replicate: _cost(point, measure) for replicate, point in group.points.items()}
+    for group in results.groups_of_role(role) if full else ():
+        recorded = {replicate: _point_cost(point, measure) for replicate, point in group.points.items()}
         known = {replicate: cost / full for replicate, cost in recorded.items() if cost is not None}
         if len(known) == len(recorded):
-            found.append(CallPoint(group, statistics.fmean(known.values()), known))
+            found.append(CallCostPoint(group, statistics.fmean(known.values()), known))
     return sorted(found, key=lambda point: -point.cost)
 
 
-def _cost(point: Point, measure: Measure) -> float | None:
+def _point_cost(point: Point, measure: CostMeasure) -> float | None:
     """Return a point's cost; a latency is recorded as a share of the dense network's, which is 1 itself."""
     return 1.0 if measure is TIME and point.role == DENSE and point.timed is None else measure.of(point)
 
 
-def cost_of(results: Results, group: Group, measure: Measure) -> float | None:
+def relative_call_cost(results: Results, group: Group, measure: CostMeasure) -> float | None:
     """Return the cost of a level's networks as a share of dense; None if it is not recorded."""
-    found = (point.cost for point in call_points(results, group.role, measure) if point.group.level == group.level)
+    found = (point.cost for point in call_cost_points(results, group.role, measure) if point.group.level == group.level)
     return next(found, None)
 
 
-def recorded_measures(results: Results) -> list[Measure]:
+def recorded_measures(results: Results) -> list[CostMeasure]:
     """Return the measures that a run has for its tickets and its dense network."""
     return [
-        measure for measure in COSTS_OF_CALL if all(call_points(results, role, measure) for role in (TICKET, DENSE))
+        measure
+        for measure in COSTS_OF_CALL
+        if all(call_cost_points(results, role, measure) for role in (TICKET, DENSE))
     ]
 
 
-def budget_measure(results: Results) -> Measure | None:
+def budget_measure(results: Results) -> CostMeasure | None:
     """Return the measure of the run's budget, if the record has its costs; None for a search by density."""
     found = (measure for measure in recorded_measures(results) if results.run.settings.get(measure.setting))
     return next(found, None)
 
 
 @dataclass(frozen=True)
-class Line:
+class FrontierLine:
     """A curve: networks of one role of one run, or dense networks of one kind."""
 
     run: int | None
     """Number of the run; None for dense networks, which all runs share."""
     role: str
-    points: tuple[CallPoint, ...]
+    points: tuple[CallCostPoint, ...]
 
 
-def lines_of(runs: Sequence[Results] | Mapping[int, Results], indices: Sequence[int], measure: Measure) -> list[Line]:
+def frontier_lines(
+    runs: Sequence[Results] | Mapping[int, Results], indices: Sequence[int], measure: CostMeasure
+) -> list[FrontierLine]:
     """Return the curves of some runs of one task; a single run also shows its controls.
 
     Dense networks of one kind are one curve, whichever run trained them; it ends at the dense network itself.
     """
     shown = [(index, runs[index]) for index in indices if measure in recorded_measures(runs[index])]
-    lines = [Line(index, TICKET, tuple(call_points(results, TICKET, measure))) for index, results in shown]
+    lines = [FrontierLine(index, TICKET, tuple(call_cost_points(results, TICKET, measure))) for index, results in shown]
     for index, results in shown if len(shown) == 1 else ():
         plain = [role for role in results.controls if not is_matched_dense(role)]
-        lines += [Line(index, role, tuple(points)) for role in plain if (points := call_points(results, role, measure))]
+        lines += [
+            FrontierLine(index, role, tuple(points))
+            for role in plain
+            if (points := call_cost_points(results, role, measure))
+        ]
     for role in dict.fromkeys(role for _, results in shown for role in results.roles if is_matched_dense(role)):
-        whole = call_points(shown[0][1], DENSE, measure) if ":" not in role else []
-        if narrower := _dense_points(role, (results for _, results in shown), measure):
-            lines.append(Line(None, role, (*whole, *narrower)))
+        whole = call_cost_points(shown[0][1], DENSE, measure) if ":" not in role else []
+        if narrower := _matched_dense_points(role, (results for _, results in shown), measure):
+            lines.append(FrontierLine(None, role, (*whole, *narrower)))
     return lines
 
 
-def _dense_points(role: str, runs: Iterable[Results], measure: Measure) -> list[CallPoint]:
+def _matched_dense_points(role: str, runs: Iterable[Results], measure: CostMeasure) -> list[CallCostPoint]:
     """Return the points of a kind of dense networks, without duplicates."""
-    found: dict[tuple[str, ...], CallPoint] = {}
+    found: dict[tuple[str, ...], CallCostPoint] = {}
     for results in runs:
-        for point in call_points(results, role, measure):
+        for point in call_cost_points(results, role, measure):
             found.setdefault(tuple(sorted(one.key for one in point.group.points.values())), point)
     return sorted(found.values(), key=lambda point: -point.cost)
 
 
 @dataclass(frozen=True)
-class AtEqualCost:
+class EqualCostComparison:
     """Tickets minus dense networks of the same cost."""
 
-    rival: CallPoint
+    rival: CallCostPoint
     difference: Summary
     """Above 0 the tickets are better."""
 
 
-def at_equal_cost(results: Results, point: CallPoint, runs: Sequence[Results], measure: Measure) -> AtEqualCost | None:
+def compare_at_equal_cost(
+    results: Results, point: CallCostPoint, runs: Sequence[Results], measure: CostMeasure
+) -> EqualCostComparison | None:
     """Compare tickets with the best dense network of the same cost, replicate by replicate.
 
     Candidates are the matched dense networks of the same run and level, and those of runs from the same seeds by the
     same recipe whose cost differs by at most `EQUAL_COST`.
     """
-    metric, found = results.run.task.metric, list[CallPoint]()
+    metric, found = results.run.task.metric, list[CallCostPoint]()
     for other in runs:
         for role in other.roles if results.pairs_with(other) else ():
             if is_matched_dense(role):
                 beside = other is results and role.partition(":")[0] == measure.rival
                 found += [
                     one
-                    for one in call_points(other, role, measure)
+                    for one in call_cost_points(other, role, measure)
                     if (beside and one.group.level == point.group.level)
                     or (other is not results and abs(one.cost / point.cost - 1) <= EQUAL_COST)
                 ]
@@ -161,10 +171,12 @@ def at_equal_cost(results: Results, point: CallPoint, runs: Sequence[Results], m
         return None
     best = max(shared, key=lambda one: metric.sign * one.metric.mean)
     own, theirs = point.group.values(), best.group.values()
-    return AtEqualCost(best, summarise(metric.sign * (own[r] - theirs[r]) for r in sorted(own.keys() & theirs.keys())))
+    return EqualCostComparison(
+        best, summarise(metric.sign * (own[r] - theirs[r]) for r in sorted(own.keys() & theirs.keys()))
+    )
 
 
-def frontier_rows(runs: Sequence[Results], lines: Sequence[Line], measure: Measure) -> Rows:
+def frontier_rows(runs: Sequence[Results], lines: Sequence[FrontierLine], measure: CostMeasure) -> Rows:
     """Return metric and cost of every point of the frontier."""
     rows: list[dict[str, Cell]] = []
     for line in lines:
@@ -193,7 +205,7 @@ def frontier_rows(runs: Sequence[Results], lines: Sequence[Line], measure: Measu
 
 
 @dataclass(frozen=True)
-class LeastCost:
+class LowestCost:
     """A share of the dense network's cost, or a ratio of two."""
 
     value: float
@@ -218,10 +230,10 @@ class LeastCost:
 
 
 @dataclass(frozen=True)
-class _Curve:
+class _DifferenceCurve:
     """Differences to the dense network, higher is better, by replicate and level, the most expensive level first."""
 
-    costs: Sequence[CallPoint]
+    costs: Sequence[CallCostPoint]
     differences: Sequence[dict[int, float]]
     replicates: frozenset[int]
 
@@ -241,7 +253,7 @@ class _Curve:
         return above[0], False
 
 
-def least_cost(results: Results, measure: Measure, margin: float) -> LeastCost | None:
+def lowest_matching_cost(results: Results, measure: CostMeasure, margin: float) -> LowestCost | None:
     """Return the lowest cost at which the mean of the tickets is at most a margin below the dense network's.
 
     The curve of mean differences runs from the dense network (cost 1, difference 0) through all levels; its first
@@ -250,17 +262,17 @@ def least_cost(results: Results, measure: Measure, margin: float) -> LeastCost |
     Returns:
         None if no level has a recorded cost, or no replicate has all of them.
     """
-    curve = _curve(results, measure)
+    curve = _difference_curve(results, measure)
     if curve is None:
         return None
     (value, reached), ends = _jackknife(sorted(curve.replicates), lambda some: curve.least(some, margin))
     if ends is None or not reached:
-        return LeastCost(math.exp(value), None, reached)
+        return LowestCost(math.exp(value), None, reached)
     # There is no doubt at the cost of the dense network.
-    return LeastCost(math.exp(value), (ends[0], min(1.0, ends[1])), reached)
+    return LowestCost(math.exp(value), (ends[0], min(1.0, ends[1])), reached)
 
 
-def least_cost_ratio(one: Results, other: Results, measure: Measure, margin: float) -> LeastCost | None:
+def lowest_cost_ratio(one: Results, other: Results, measure: CostMeasure, margin: float) -> LowestCost | None:
     """Return the lowest cost of one run divided by that of another, over the replicates that both have.
 
     If only one of them falls below the margin, the ratio is a bound.
@@ -268,7 +280,7 @@ def least_cost_ratio(one: Results, other: Results, measure: Measure, margin: flo
     Returns:
         None if one of them has no cost, neither falls below the margin, or they have different seeds or recipes.
     """
-    first, second = _curve(one, measure), _curve(other, measure)
+    first, second = _difference_curve(one, measure), _difference_curve(other, measure)
     if first is None or second is None or not one.pairs_with(other):
         return None
     shared = sorted(first.replicates & second.replicates)
@@ -283,11 +295,11 @@ def least_cost_ratio(one: Results, other: Results, measure: Measure, margin: flo
     if not fell and not also:
         return None
     (value, reached), ends = _jackknife(shared, ratio)
-    return LeastCost(math.exp(value), ends if reached else None, reached, at_least=fell and not reached)
+    return LowestCost(math.exp(value), ends if reached else None, reached, at_least=fell and not reached)
 
 
-def _curve(results: Results, measure: Measure) -> _Curve | None:
-    points, dense = call_points(results, TICKET, measure), results.dense
+def _difference_curve(results: Results, measure: CostMeasure) -> _DifferenceCurve | None:
+    points, dense = call_cost_points(results, TICKET, measure), results.dense
     if not points or dense is None:
         return None
     sign, whole = results.run.task.metric.sign, dense.values()
@@ -295,7 +307,9 @@ def _curve(results: Results, measure: Measure) -> _Curve | None:
     shared = frozenset(whole).intersection(*values)
     if not shared:
         return None
-    return _Curve(points, [{one: sign * (each[one] - whole[one]) for one in shared} for each in values], shared)
+    return _DifferenceCurve(
+        points, [{one: sign * (each[one] - whole[one]) for one in shared} for each in values], shared
+    )
 
 
 def _jackknife(
@@ -314,12 +328,12 @@ def _jackknife(
 # -- text --------------------------------------------------------------------------------------------------------------
 
 
-def frontier_sentences(results: Results, measure: Measure, name: str, alone: bool) -> str:
+def frontier_sentences(results: Results, measure: CostMeasure, name: str, alone: bool) -> str:
     """Say down to which cost a single run's tickets are as good as dense, and how they compare with dense rivals."""
-    sentences, style = [], Style.of(results)
+    sentences, style = [], Style.for_results(results)
     if alone and results.dense is not None:
-        margin, margin_text = margin_of(results, results.dense)
-        found = least_cost(results, measure, margin)
+        margin, margin_text = margin_and_text(results, results.dense)
+        found = lowest_matching_cost(results, measure, margin)
         if found is not None and found.value < 1:
             how = "" if found.reached else ", the lowest that was tried"
             sentences.append(
@@ -327,8 +341,8 @@ def frontier_sentences(results: Results, measure: Measure, name: str, alone: boo
                 f" {name}{how}."
             )
     rivals = []
-    for point in call_points(results, TICKET, measure):
-        against = at_equal_cost(results, point, [results], measure)
+    for point in call_cost_points(results, TICKET, measure):
+        against = compare_at_equal_cost(results, point, [results], measure)
         if against is not None:
             ends = against.difference.interval
             interval = f" [{style.interval(ends)}]" if ends else ""
@@ -339,7 +353,7 @@ def frontier_sentences(results: Results, measure: Measure, name: str, alone: boo
     return " ".join(sentences)
 
 
-def requested_budgets(runs: Sequence[Results], measure: Measure) -> list[str]:
+def requested_budgets(runs: Sequence[Results], measure: CostMeasure) -> list[str]:
     """Return the budgets that the runs were given, each once: ``flops 0.25, 0.125``."""
     found = []
     for results in runs:
@@ -350,17 +364,19 @@ def requested_budgets(runs: Sequence[Results], measure: Measure) -> list[str]:
     return list(dict.fromkeys(found))
 
 
-def least_cost_table(subject: Subject, numbers: Sequence[int], measure: Measure) -> tuple[str, list[list[str]]]:
+def lowest_cost_table(subject: Subject, numbers: Sequence[int], measure: CostMeasure) -> tuple[str, list[list[str]]]:
     """Return the margin as text, and for each run its lowest cost and its ratio to the best run, the best first."""
     runs = {index: subject.runs[index] for index in numbers}
-    margins = {index: margin_of(results, results.dense) for index, results in runs.items() if results.dense is not None}
-    costs = {index: least_cost(runs[index], measure, margin) for index, (margin, _) in margins.items()}
+    margins = {
+        index: margin_and_text(results, results.dense) for index, results in runs.items() if results.dense is not None
+    }
+    costs = {index: lowest_matching_cost(runs[index], measure, margin) for index, (margin, _) in margins.items()}
     found = {index: least for index, least in costs.items() if least is not None}
     ordered, lines = sorted(found, key=lambda index: found[index].value), []
     for index in ordered:
         ratio = None
         if index != ordered[0]:
-            ratio = least_cost_ratio(runs[ordered[0]], runs[index], measure, margins[index][0])
+            ratio = lowest_cost_ratio(runs[ordered[0]], runs[index], measure, margins[index][0])
         ends = NONE if ratio is None or ratio.interval is None else "{:.2f} to {:.2f}".format(*ratio.interval)
         least = f"{found[index].words}{found[index].text}"
         lines.append([subject.labels[index], least, f"{ratio.words}{ratio.value:.2f}" if ratio else NONE, ends])

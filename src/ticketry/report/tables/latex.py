@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from ticketry.records.network import DENSE, TICKET
 from ticketry.report.subject import Subject
 from ticketry.report.tables.results import Group, Results
-from ticketry.report.tables.same_density import matches
+from ticketry.report.tables.same_density import density_matches
 from ticketry.report.wording import (
     Style,
     metric_label,
@@ -38,13 +38,13 @@ _SPECIAL = {
 }
 
 
-def tables(subject: Subject) -> dict[str, str]:
+def latex_tables(subject: Subject) -> dict[str, str]:
     """Return the tables of a page by name: `results` and, where there are any, `verdicts`."""
-    found = {"results": _results(subject), "verdicts": _verdicts(subject)}
+    found = {"results": _results_tables(subject), "verdicts": _verdict_table(subject)}
     return {name: text for name, text in found.items() if text}
 
 
-def escape(text: str) -> str:
+def escape_latex(text: str) -> str:
     """Return the text with LaTeX's special characters escaped."""
     return "".join(_SPECIAL.get(letter, letter) for letter in text)
 
@@ -53,7 +53,7 @@ def _tabular(columns: str, head: Sequence[str], groups: Sequence[Sequence[Sequen
     """Return a tabular with a rule between groups of rows; escapes the cells."""
 
     def line(cells: Sequence[str]) -> str:
-        return " & ".join(map(escape, cells)) + r" \\"
+        return " & ".join(map(escape_latex, cells)) + r" \\"
 
     rules = [[r"\midrule", *map(line, rows)] for rows in groups if rows]
     return "\n".join(
@@ -70,37 +70,40 @@ def _tabular(columns: str, head: Sequence[str], groups: Sequence[Sequence[Sequen
     )
 
 
-def _results(subject: Subject) -> str:
+def _results_tables(subject: Subject) -> str:
     """Return a table for each task: a column per density that its runs share, or a row per level of a single run."""
     texts = []
     for task, indices in subject.by_task.items():
         runs = [subject.runs[index] for index in indices]
         labels = [subject.labels[index] for index in indices]
-        style = Style.of(runs[0])
+        style = Style.for_results(runs[0])
         note = f"{task.title}; test {metric_label(task.metric)}: {summary_label(task.metric)}; replicates in brackets"
         if len(runs) == 1:
-            texts.append(_by_level(runs[0], style, note))
+            texts.append(_table_of_levels(runs[0], style, note))
         else:
-            texts.append(_by_run(runs, labels, style, note))
+            texts.append(_table_of_runs(runs, labels, style, note))
     return "\n".join(texts)
 
 
-def _by_level(results: Results, style: Style, note: str) -> str:
+def _table_of_levels(results: Results, style: Style, note: str) -> str:
     """Return a row for each level of a single run, a column for each role."""
     roles = [role for role in results.roles if role != DENSE]
     head = ["weights (%)", *("ticket" if role == TICKET else role_name(role) for role in roles)]
     dense = results.dense
     rows = [
-        [percent(results.any_at(level).density), *(_cell(style, results.group(level, role)) for role in roles)]
+        [
+            percent(results.tickets_or_control_at(level).density),
+            *(_cell(style, results.group(level, role)) for role in roles),
+        ]
         for level in results.levels
     ]
     first = [[percent(1.0), *(_cell(style, dense) if role == TICKET else "–" for role in roles)]]
     return _tabular("r" * len(head), head, [first, rows], f"{note}; 100 %: the dense network")
 
 
-def _by_run(runs: Sequence[Results], labels: Sequence[str], style: Style, note: str) -> str:
+def _table_of_runs(runs: Sequence[Results], labels: Sequence[str], style: Style, note: str) -> str:
     """Return a row for each of several runs, a column for each density that at least two have."""
-    shared = matches(runs)
+    shared = density_matches(runs)
     head = ["method", "dense", *(f"{percent(one.density)} %" for one in shared)]
     rows = []
     for place, results in enumerate(runs):
@@ -113,7 +116,7 @@ def _cell(style: Style, group: Group | None) -> str:
     return "–" if group is None else f"{style.summary(group.metric())} ({group.metric().n})"
 
 
-def _verdicts(subject: Subject) -> str:
+def _verdict_table(subject: Subject) -> str:
     """Return a row for each level of each run, grouped by run."""
     judged = [
         (label, results) for label, results in zip(subject.labels, subject.runs, strict=True) if results.run.verdicts
@@ -123,7 +126,7 @@ def _verdicts(subject: Subject) -> str:
     head = ["method", "weights (%)", "minus dense", "interval", "P(> −margin)", "p (Holm)", "verdict"]
     groups = []
     for label, results in judged:
-        style = Style.of(results)
+        style = Style.for_results(results)
         name = label if len(subject.runs) > 1 else results.run.method
         groups.append(
             [

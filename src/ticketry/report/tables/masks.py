@@ -19,7 +19,7 @@ from ticketry.report.wording import MINUS, NONE
 T = TypeVar("T")
 
 
-def spread_out(found: Sequence[T], most: int = 6) -> list[T]:
+def pick_evenly(found: Sequence[T], most: int = 6) -> list[T]:
     """Return at most `most` evenly spread items, the first and last among them."""
     if len(found) <= most:
         return list(found)
@@ -48,7 +48,7 @@ class Picture:
 def pictures(results: Results) -> list[Picture]:
     """Return the densest, the middle and the sparsest recorded picture, each of the first replicate that has one."""
     found: dict[int, Picture] = {}
-    for group in results.of_role(TICKET):
+    for group in results.groups_of_role(TICKET):
         for point in group.points.values():
             if point.first_layer is not None:
                 found.setdefault(group.level, Picture(group.level, point.density, point.first_layer))
@@ -57,30 +57,30 @@ def pictures(results: Results) -> list[Picture]:
     return [found[level] for level in chosen]
 
 
-def kept_of(layer: FirstLayer) -> float:
+def mean_retained_share(layer: FirstLayer) -> float:
     """Return the retained share of the layer's weights (for inputs: the mean of their shares)."""
-    return float(shares(layer).mean())
+    return float(retained_shares(layer).mean())
 
 
-def shares(layer: FirstLayer) -> numpy.ndarray:
+def retained_shares(layer: FirstLayer) -> numpy.ndarray:
     """Return 0 or 1 in the layer's shape for filters, shares in [0, 1] of (channels, height, width) for inputs."""
     if layer.kind == "filters":
-        return bits(layer.data, layer.shape).astype(float)
+        return unpack_bits(layer.data, layer.shape).astype(float)
     return numpy.frombuffer(layer.data, dtype=numpy.uint8).reshape(layer.shape) / 255.0
 
 
-def bits(data: bytes, shape: Sequence[int]) -> numpy.ndarray:
+def unpack_bits(data: bytes, shape: Sequence[int]) -> numpy.ndarray:
     """Unpack bits, the highest of each byte first, into an array of a shape."""
     raw = numpy.frombuffer(data, dtype=numpy.uint8)
     return numpy.unpackbits(raw, count=math.prod(shape)).reshape(shape)
 
 
-def image(layer: FirstLayer) -> numpy.ndarray:
+def mask_pixels(layer: FirstLayer) -> numpy.ndarray:
     """Return RGBA pixels: tiles of filters with transparent gaps, or the inputs scaled to their largest."""
-    values = shares(layer)
+    values = retained_shares(layer)
     if layer.kind == "inputs":
         mean = values.mean(axis=0)
-        return opaque(grey(mean / (mean.max() or 1)))
+        return to_opaque_pixels(to_grey_pixels(mean / (mean.max() or 1)))
     filters = values[:MOST_FILTERS]
     if filters.shape[1] != 3:
         filters = numpy.repeat(filters.mean(axis=1, keepdims=True), 3, axis=1)
@@ -90,15 +90,15 @@ def image(layer: FirstLayer) -> numpy.ndarray:
     sheet = numpy.zeros((rows * (height + 1) - 1, columns * (width + 1) - 1, 4), dtype=numpy.uint8)
     for index, tile in enumerate(filters):
         y, x = (index // columns) * (height + 1), (index % columns) * (width + 1)
-        sheet[y : y + height, x : x + width] = opaque(tile.transpose(1, 2, 0))
+        sheet[y : y + height, x : x + width] = to_opaque_pixels(tile.transpose(1, 2, 0))
     return sheet
 
 
-def grey(values: numpy.ndarray) -> numpy.ndarray:
+def to_grey_pixels(values: numpy.ndarray) -> numpy.ndarray:
     return numpy.repeat(values[:, :, None], 3, axis=2)
 
 
-def opaque(colours: numpy.ndarray) -> numpy.ndarray:
+def to_opaque_pixels(colours: numpy.ndarray) -> numpy.ndarray:
     pixels = numpy.full((*colours.shape[:2], 4), 255, dtype=numpy.uint8)
     pixels[:, :, :3] = numpy.round(255 * colours)
     return pixels
@@ -133,7 +133,7 @@ def structured_levels(results: Results) -> list[StructuredLevel]:
     """Return the levels whose tickets have a structure."""
     found = (
         StructuredLevel(group, tuple(point.structure for point in group.points.values() if point.structure))
-        for group in results.of_role(TICKET)
+        for group in results.groups_of_role(TICKET)
     )
     return [one for one in found if one.structures]
 
@@ -154,7 +154,7 @@ def structure_shares(results: Results) -> dict[str, tuple[str, str]]:
     return {share: words for share, words in _SHARES.items() if any(getattr(fit, share) is not None for fit in fits)}
 
 
-def drawn_level(results: Results) -> StructuredLevel | None:
+def level_to_draw(results: Results) -> StructuredLevel | None:
     """Return the middle level with pictures; its first structure is the one to draw."""
     found = [
         StructuredLevel(level.group, with_pictures)
@@ -168,7 +168,7 @@ def drawn_level(results: Results) -> StructuredLevel | None:
 
 
 @dataclass(frozen=True)
-class Chain:
+class RoundChain:
     """The rounds that led to the last ticket of one of several parallel searches, in one replicate."""
 
     name: str
@@ -193,7 +193,7 @@ class Chain:
         return steps, open_shares
 
 
-def chains(results: Results) -> list[Chain]:
+def round_chains(results: Results) -> list[RoundChain]:
     """Return the chains of the first replicate, the densest first; at most six, evenly spread."""
     first = min((one.replicate for one in results.run.rounds), default=0)
     used = sorted((one for one in results.run.rounds if one.used and one.replicate == first), key=lambda one: one.level)
@@ -203,8 +203,8 @@ def chains(results: Results) -> list[Chain]:
             groups.append([])
         groups[-1].append(one)
     penalties = len({one.penalty for one in used}) > 1
-    found = [Chain(_chain_name(group, penalties), tuple(group)) for group in groups]
-    return spread_out(sorted(found, key=lambda chain: -chain.density))
+    found = [RoundChain(_chain_name(group, penalties), tuple(group)) for group in groups]
+    return pick_evenly(sorted(found, key=lambda chain: -chain.density))
 
 
 def _chain_name(rounds: Sequence[Round], penalties: bool) -> str:
@@ -218,7 +218,7 @@ def _chain_name(rounds: Sequence[Round], penalties: bool) -> str:
 
 
 @dataclass(frozen=True)
-class Watched:
+class DetectorMoments:
     """The pruning moment of each replicate at one density."""
 
     level: int
@@ -235,19 +235,19 @@ class Watched:
         return all(moment.detector == DISTANCE for moment in self.moments.values())
 
 
-def watched(results: Results) -> list[Watched]:
+def detector_moments(results: Results) -> list[DetectorMoments]:
     """Return the densities with detector measurements, densest first; at most six, evenly spread."""
     found = []
-    for group in pruned_groups(results):
+    for group in groups_with_moment(results):
         moments = {r: point.moment for r, point in group.points.items() if point.moment and point.moment.looks}
         if moments:
-            found.append(Watched(group.level, group.density, moments))
-    return spread_out(found)
+            found.append(DetectorMoments(group.level, group.density, moments))
+    return pick_evenly(found)
 
 
-def pruned_groups(results: Results) -> list[Group]:
+def groups_with_moment(results: Results) -> list[Group]:
     """Return the levels with a recorded pruning moment, densest first."""
-    found = [group for group in results.of_role(TICKET) if any(point.moment for point in group.points.values())]
+    found = [group for group in results.groups_of_role(TICKET) if any(point.moment for point in group.points.values())]
     return sorted(found, key=lambda group: -group.density)
 
 
@@ -261,14 +261,14 @@ def replicates_of(groups: Sequence[Group]) -> list[int]:
     return sorted({replicate for group in groups for replicate in group.points})
 
 
-def threshold_of(group: Group) -> str:
+def threshold_text(group: Group) -> str:
     """Return a level's detector threshold; a dash if replicates differ or have none."""
     found = {p.moment.threshold for p in group.points.values() if p.moment and p.moment.looks}
     return f"{found.pop():.3g}" if len(found) == 1 else NONE
 
 
 def moment_text(results: Results, point: Point | None) -> str:
-    """``step 57 (3 ep), detected: 0.22``."""
+    """Format when a network was pruned and why: ``step 57 (3 ep), detected: 0.22``."""
     moment = point.moment if point else None
     if moment is None:
         return NONE

@@ -46,7 +46,7 @@ def network_cells(results: Results, point: Point, test: Style, validation: Style
 
 def columns_of(results: Results) -> dict[str, object]:
     """Return a run's table as the page's script reads it: column by column, which compresses better than rows."""
-    styles = Style.of(results), Style.of(results, "validation")
+    styles = Style.for_results(results), Style.for_results(results, "validation")
     rows = [network_cells(results, point, *styles) for point in results.run.points]
     cleaned = ([clean(cell).replace("\n", " ") for cell in row] for row in rows)
     return {
@@ -75,15 +75,18 @@ def summarised_networks(subject: Subject) -> Iterator[MethodSummary]:
     """Yield a summary for each method, role and level of a task, over all its runs."""
     for task, indices in subject.by_task.items():
         groups: dict[tuple[str, str, int], list[tuple[Results, list[Point]]]] = {}
-        for results in subject.pick(indices):
+        for results in subject.runs_at(indices):
             for role in results.roles:
-                for group in results.of_role(role):
+                for group in results.groups_of_role(role):
                     members = groups.setdefault((results.run.known_as, role, group.level), [])
                     members.append((results, list(group.points.values())))
         for (method, role, level), members in groups.items():
             points = [point for _, some in members for point in some]
             summaries = tuple(
-                (Style.of(members[0][0], split), summarise(point.metric(task.metric.name, split) for point in points))
+                (
+                    Style.for_results(members[0][0], split),
+                    summarise(point.metric(task.metric.name, split) for point in points),
+                )
                 for split in ("validation", "test")
             )
             density = statistics.fmean(point.density for point in points)

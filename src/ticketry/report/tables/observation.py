@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from ticketry.records.network import TICKET
 from ticketry.records.run import RunRecord
 from ticketry.records.verdict import VERDICTS
-from ticketry.report.tables.frontier import TIME, budget_measure, cost_of
-from ticketry.report.tables.results import Group, Results, margin_of
-from ticketry.report.wording import Style, clean, percent, role_name, times
+from ticketry.report.tables.frontier import TIME, budget_measure, relative_call_cost
+from ticketry.report.tables.results import Group, Results, margin_and_text
+from ticketry.report.wording import Style, clean, factor_text, percent, role_name
 
 CAVEAT = "These are means over replicates, not yet a statistical verdict."
 ALONE = "There is one replicate only, which shows no spread: this is not yet evidence."
@@ -39,18 +39,18 @@ def observe(results: Results) -> Observation:
     difference to each finished control is above 0; a run with controls needs at least one. The margin is 0.5 points for
     a metric in %, otherwise 1 % of the dense network's mean. Only controls with the tickets' budget count.
     """
-    style = Style.of(results)
-    dense, tickets = results.dense, results.of_role(TICKET)
+    style = Style.for_results(results)
+    dense, tickets = results.dense, results.groups_of_role(TICKET)
     if dense is None:
         return Observation("No dense network has finished yet, so there is nothing to compare with.")
     if not tickets:
         text = f"Only the dense network has finished so far: {style.with_count(dense.metric())} on the test set."
         return Observation(text)
-    margin, margin_text = margin_of(results, dense)
+    margin, margin_text = margin_and_text(results, dense)
     matching = [group for group in tickets if _matches(results, group, dense, margin)]
     if matching:
         shown = min(matching, key=lambda group: group.density)
-        remark = _remark(results, margin_text)
+        remark = _match_remark(results, margin_text)
     else:
         shown = best_tickets(results) or tickets[0]
         remark = (
@@ -58,12 +58,14 @@ def observe(results: Results) -> Observation:
             f"{' and better than every control at that level' if results.rivals else ''}."
         )
     caveat = verdict_sentence(results.run) or (CAVEAT if results.replicates > 1 else ALONE)
-    return Observation(_sentence(results, style, shown, dense), f"{remark} {caveat}", shown.level if matching else None)
+    return Observation(
+        _level_sentence(results, style, shown, dense), f"{remark} {caveat}", shown.level if matching else None
+    )
 
 
 def best_tickets(results: Results) -> Group | None:
     """Return the tickets of the level with the best mean on the test split; None without tickets."""
-    return max(results.of_role(TICKET), key=_goodness(results), default=None)
+    return max(results.groups_of_role(TICKET), key=_signed_mean(results), default=None)
 
 
 def verdict_sentence(run: RunRecord) -> str:
@@ -85,7 +87,7 @@ def verdict_sentence(run: RunRecord) -> str:
 
 
 def controls_at(results: Results, level: int) -> list[Group]:
-    """Return the finished controls of a level that have the tickets' budget."""
+    """Return the controls of a level that were trained for as many steps as the tickets."""
     return [group for role in results.rivals if (group := results.group(level, role))]
 
 
@@ -101,17 +103,17 @@ def _matches(results: Results, group: Group, dense: Group, margin: float) -> boo
     )
 
 
-def _goodness(results: Results) -> Callable[[Group], float]:
+def _signed_mean(results: Results) -> Callable[[Group], float]:
     sign = results.run.task.metric.sign
     return lambda group: sign * group.metric().mean
 
 
-def _sentence(results: Results, style: Style, shown: Group, dense: Group) -> str:
+def _level_sentence(results: Results, style: Style, shown: Group, dense: Group) -> str:
     """``At 5.5 % of the prunable weights (1 in 18) the tickets reach ...; the dense network reaches ...``"""
-    share = f" (1 in {times(1 / shown.density)})" if shown.density <= 0.5 else ""
+    share = f" (1 in {factor_text(1 / shown.density)})" if shown.density <= 0.5 else ""
     place = f"{percent(shown.density)} % of the prunable weights{share}"
     measure = budget_measure(results)
-    if measure is not None and (cost := cost_of(results, shown, measure)) is not None:
+    if measure is not None and (cost := relative_call_cost(results, shown, measure)) is not None:
         of = "dense network's time" if measure is TIME else "MACs"
         place = f"{percent(cost)} % of the {of} ({percent(shown.density)} % of the prunable weights)"
     parts = [
@@ -121,7 +123,7 @@ def _sentence(results: Results, style: Style, shown: Group, dense: Group) -> str
     ]
     controls = controls_at(results, shown.level)
     if controls:
-        best = max(controls, key=_goodness(results))
+        best = max(controls, key=_signed_mean(results))
         parts.append(
             f"the {'best ' if len(controls) > 1 else ''}control, {role_name(best.role)}, "
             f"reaches {style.with_count(best.metric())}"
@@ -129,7 +131,7 @@ def _sentence(results: Results, style: Style, shown: Group, dense: Group) -> str
     return "; ".join(parts) + "."
 
 
-def _remark(results: Results, margin_text: str) -> str:
+def _match_remark(results: Results, margin_text: str) -> str:
     worse = f"It is the sparsest level at which the tickets' mean is no more than {margin_text} worse than dense"
     if not results.rivals:
         return f"{worse}; no controls were trained."

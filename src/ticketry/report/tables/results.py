@@ -15,7 +15,7 @@ from ticketry.records.run import RunRecord, RunValues, read_run
 
 Split = Literal["test", "validation"]
 CONTROLS = ("random_reinit", "shuffled", "random_prune")
-LONGER = ("cyclic", "cyclic_random")
+CONTROLS_WITH_MORE_STEPS = ("cyclic", "cyclic_random")
 """Controls with more training steps than the tickets: shown, but no rivals."""
 
 
@@ -69,7 +69,7 @@ class Group:
 
     def metric(self, split: Split = "test") -> Summary:
         values = tuple(self.values(split).values())
-        return interquartile(values) if self.compared.summary == "iqm" else mean_of(values)
+        return interquartile(values) if self.compared.summary == "iqm" else cached_summary(values)
 
     def values(self, split: Split = "test") -> dict[int, float]:
         """Return the metric by replicate."""
@@ -116,7 +116,7 @@ class Results:
     @property
     def rivals(self) -> list[str]:
         """The controls with the tickets' budget, which a ticket should beat."""
-        return [role for role in self.controls if role not in LONGER]
+        return [role for role in self.controls if role not in CONTROLS_WITH_MORE_STEPS]
 
     @property
     def roles(self) -> list[str]:
@@ -131,17 +131,17 @@ class Results:
     def group(self, level: int, role: str) -> Group | None:
         return self._groups.get((level, role))
 
-    def of_role(self, role: str) -> list[Group]:
+    def groups_of_role(self, role: str) -> list[Group]:
         """Return one group for each level, in the order of levels."""
         return [group for group in self._groups.values() if group.role == role]
 
-    def any_at(self, level: int) -> Group:
+    def tickets_or_control_at(self, level: int) -> Group:
         """Return the tickets of a level, or the first control if there are none yet: both have the level's density."""
         return next(group for role in (TICKET, *self.controls) if (group := self.group(level, role)))
 
     def common_count(self, role: str) -> int | None:
         """Return the number of replicates of a role if it is the same at all levels."""
-        counts = {len(group.points) for group in self.of_role(role)}
+        counts = {len(group.points) for group in self.groups_of_role(role)}
         return counts.pop() if len(counts) == 1 else None
 
     @property
@@ -177,19 +177,19 @@ MARGIN_POINTS = 0.5
 MARGIN_SHARE = 0.01
 
 
-def margin_of(results: Results, dense: Group) -> tuple[float, str]:
+def margin_and_text(results: Results, dense: Group) -> tuple[float, str]:
     """Return how much worse than the dense network still counts as good, in the metric's unit, and as text."""
     if results.run.task.metric.unit == "%":
         return MARGIN_POINTS, f"{MARGIN_POINTS:g} points"
     return MARGIN_SHARE * abs(dense.metric().mean), f"{100 * MARGIN_SHARE:g} %"
 
 
-def bands(runs: Sequence[Results]) -> str:
+def band_caption(runs: Sequence[Results]) -> str:
     """Describe points and bands of a figure of these runs."""
     if all(results.replicates <= 1 for results in runs):
         return "one replicate, so there is no band"
     counts = sorted(
-        {len(group.points) for results in runs for role in results.roles for group in results.of_role(role)}
+        {len(group.points) for results in runs for role in results.roles for group in results.groups_of_role(role)}
     )
     n = f"n = {counts[0]}" if len(counts) == 1 else f"n = {counts[0]} to {counts[-1]}"
     if any(results.run.task.metric.summary == "iqm" for results in runs):
@@ -198,7 +198,7 @@ def bands(runs: Sequence[Results]) -> str:
 
 
 @lru_cache(maxsize=4096)  # a page needs the same groups many times
-def mean_of(values: tuple[float, ...]) -> Summary:
+def cached_summary(values: tuple[float, ...]) -> Summary:
     """`summarise`, cached."""
     return summarise(values)
 
@@ -211,7 +211,7 @@ def interquartile(values: tuple[float, ...]) -> Summary:
     would stay between the smallest and the largest value and cover the true mean too rarely.
     """
     found = summarise(values)
-    few = len(values) < _FIRST_CUT
+    few = len(values) < _FEWEST_TRIMMED
     bounds = found.interval if few else bootstrap_interval(values, CONFIDENCE)
     return replace(found, mean=interquartile_mean(values), bounds=bounds)
 
@@ -230,7 +230,7 @@ class LayerProfile:
 def layer_profiles(results: Results) -> list[LayerProfile]:
     """Return the density by layer of every level whose tickets record it, averaged over replicates."""
     profiles = []
-    for group in results.of_role(TICKET):
+    for group in results.groups_of_role(TICKET):
         by_layer: dict[str, list[LayerDensity]] = {}
         for point in group.points.values():
             for layer in point.layers:
@@ -244,7 +244,7 @@ def layer_profiles(results: Results) -> list[LayerProfile]:
 RESAMPLED = 10_000
 """Bootstrap draws: the ends of an interval then vary by about a hundredth of its width between sets of draws."""
 _SEED = 0
-_FIRST_CUT = 4
+_FEWEST_TRIMMED = 4
 """The fewest values of which a quarter is at least one value."""
 
 

@@ -9,20 +9,20 @@ from collections.abc import Mapping, Sequence
 from ticketry.records.evidence import StabilityRecord, VerifyRecord
 from ticketry.records.network import PHASES, TICKET
 from ticketry.records.speed import SpeedRecord
-from ticketry.report.subject import Subject, rewind_of
+from ticketry.report.subject import Subject, rewind_text
 from ticketry.report.tables.costs import (
     ENERGY,
     MEASURES,
-    cost_points,
-    relative,
-    spent_points,
-    tickets_by_density,
+    cost_relative_to_dense,
+    search_cost_points,
+    ticket_cost_points,
     total_cost,
+    training_cost_points,
 )
-from ticketry.report.tables.evidence import differences
+from ticketry.report.tables.evidence import verify_differences
 from ticketry.report.tables.results import Results, layer_profiles
-from ticketry.report.tables.same_density import matches
-from ticketry.report.tables.speed import Compared, Panel
+from ticketry.report.tables.same_density import density_matches
+from ticketry.report.tables.speed import ComparisonsBySetup, LatencyPanel
 
 Cell = str | int | float | None
 Rows = Sequence[Mapping[str, Cell]]
@@ -42,16 +42,16 @@ def csv_text(rows: Sequence[Mapping[str, Cell]]) -> str:
     buffer = io.StringIO()
     writer = csv.DictWriter(buffer, list(rows[0]), lineterminator="\n")
     writer.writeheader()
-    writer.writerows({name: _no_formula(cell) for name, cell in row.items()} for row in rows)
+    writer.writerows({name: _escape_formula(cell) for name, cell in row.items()} for row in rows)
     return buffer.getvalue()
 
 
-def _no_formula(cell: Cell) -> Cell:
+def _escape_formula(cell: Cell) -> Cell:
     plain = cell.replace("\r", " ") if isinstance(cell, str) else cell  # else the row ends there
     return f"'{plain}" if isinstance(cell, str) and cell.startswith(_FORMULAS) else plain
 
 
-def _fields(item: object, names: str) -> dict[str, Cell]:
+def _columns_of(item: object, names: str) -> dict[str, Cell]:
     """Return fields of an object as columns; ``low=first`` names the field `first` ``low``.
 
     The fields of None are None; a truth value becomes 1 or 0.
@@ -64,7 +64,7 @@ def _fields(item: object, names: str) -> dict[str, Cell]:
     return cells
 
 
-def _ends(names: str, interval: tuple[float, float] | None) -> dict[str, Cell]:
+def _interval_columns(names: str, interval: tuple[float, float] | None) -> dict[str, Cell]:
     """Return both ends of an interval as two columns."""
     return dict(zip(names.split(), interval or (None, None), strict=True))
 
@@ -77,38 +77,40 @@ def point_rows(runs: Sequence[Results]) -> Rows:
     rows = []
     for results in runs:
         run, metric = results.run, results.run.task.metric
-        named = {"run": run.name, "method": run.known_as, "task": run.task.name, "rewind": rewind_of(results)}
+        named = {"run": run.name, "method": run.known_as, "task": run.task.name, "rewind": rewind_text(results)}
         for point in run.points:
             phases = point.phases.by_name if point.phases else {}
             rows.append(
                 {
                     **named,
-                    **_fields(point, "replicate level role density"),
+                    **_columns_of(point, "replicate level role density"),
                     "metric": metric.name,
                     "unit": metric.unit,
                     **{split: point.metric(metric.name, split) for split in ("validation", "test")},
-                    **_fields(point, "steps budget seconds key"),
+                    **_columns_of(point, "steps budget seconds key"),
                     **{
                         f"phase_{name}_{part}": cell
                         for name in PHASES
-                        for part, cell in _fields(phases.get(name), "steps flops seconds memory").items()
+                        for part, cell in _columns_of(phases.get(name), "steps flops seconds memory").items()
                     },
                     "energy_wh": total_cost(run, point, ENERGY),
                     **{
                         f"pruned_{column}": cell
-                        for column, cell in _fields(point.moment, "at_step=step detected detector threshold").items()
+                        for column, cell in _columns_of(
+                            point.moment, "at_step=step detected detector threshold"
+                        ).items()
                     },
                 }
             )
     return rows
 
 
-def look_rows(runs: Sequence[Results]) -> Rows:
+def detector_rows(runs: Sequence[Results]) -> Rows:
     """Return every measurement of every detector, and the value that it compared with the threshold."""
     return [
         {
             "run": results.run.name,
-            **_fields(point, "replicate level density"),
+            **_columns_of(point, "replicate level density"),
             "detector": point.moment.detector,
             "step": step,
             "value": value,
@@ -128,15 +130,15 @@ def summary_rows(runs: Sequence[Results]) -> Rows:
     return [
         {
             "run": results.run.name,
-            **_fields(group, "role level density"),
+            **_columns_of(group, "role level density"),
             "n": summary.n,
             "statistic": group.compared.summary,
-            **_fields(summary, "mean sd"),
-            **_ends("low high", summary.interval),
+            **_columns_of(summary, "mean sd"),
+            **_interval_columns("low high", summary.interval),
         }
         for results in runs
         for role in results.roles
-        for group in results.of_role(role)
+        for group in results.groups_of_role(role)
         for summary in [group.metric()]
     ]
 
@@ -144,14 +146,14 @@ def summary_rows(runs: Sequence[Results]) -> Rows:
 def layer_rows(results: Results) -> Rows:
     """Return the density of each layer at each level, mean over replicates."""
     return [
-        {"run": results.run.name, **_fields(profile, "level density"), "layer": name, "kept_share": share}
+        {"run": results.run.name, **_columns_of(profile, "level density"), "layer": name, "kept_share": share}
         for profile in layer_profiles(results)
         for name, share in profile.layers.items()
     ]
 
 
-def fit_rows(runs: Sequence[Results]) -> Rows:
-    """Return how well structure fits each layer of each structured ticket, and all layers together."""
+def structure_fit_rows(runs: Sequence[Results]) -> Rows:
+    """Return how much magnitude each structured mask retains, by layer and over all layers."""
     names = (
         "layer=name rows columns groups rows_per_group density_before density_after coverage null_coverage "
         "random_coverage fill"
@@ -159,9 +161,9 @@ def fit_rows(runs: Sequence[Results]) -> Rows:
     return [
         {
             "run": results.run.name,
-            **_fields(point, "replicate level"),
+            **_columns_of(point, "replicate level"),
             "structure": point.structure.name,
-            **_fields(fit, names),
+            **_columns_of(fit, names),
         }
         for results in runs
         for point in results.run.points
@@ -170,12 +172,12 @@ def fit_rows(runs: Sequence[Results]) -> Rows:
     ]
 
 
-def round_rows(runs: Sequence[Results]) -> Rows:
-    """Return every training of gates."""
+def gate_round_rows(runs: Sequence[Results]) -> Rows:
+    """Return every round of training gates, with the final histogram of gate values."""
     return [
         {
             "run": results.run.name,
-            **_fields(one, "replicate level used round=number init penalty steps density"),
+            **_columns_of(one, "replicate level used round=number init penalty steps density"),
             "validation_hard": one.metric(results.run.task.metric.name, soft=False),
             "validation_soft": one.metric(results.run.task.metric.name, soft=True),
             **{f"gates_{number}_of_{len(one.histogram)}": count for number, count in enumerate(one.histogram, start=1)},
@@ -185,12 +187,12 @@ def round_rows(runs: Sequence[Results]) -> Rows:
     ]
 
 
-def path_rows(results: Results) -> Rows:
+def gate_density_rows(results: Results) -> Rows:
     """Return the density of the gates during every round."""
     return [
         {
             "run": results.run.name,
-            **_fields(one, "replicate level round=number init"),
+            **_columns_of(one, "replicate level round=number init"),
             "step": step,
             "density": share,
         }
@@ -199,27 +201,31 @@ def path_rows(results: Results) -> Rows:
     ]
 
 
-def known_rows(runs: Sequence[Results]) -> Rows:
-    """Return the training until the mask of each level was known, mean over replicates."""
+def steps_to_mask_rows(runs: Sequence[Results]) -> Rows:
+    """Return the training steps until the mask of each level was known, mean over replicates."""
     return [
-        {"run": results.run.name, **_fields(point, "level density steps=known n")}
+        {"run": results.run.name, **_columns_of(point, "level density steps=known n")}
         for results in runs
-        for point in tickets_by_density(results)
+        for point in ticket_cost_points(results)
     ]
 
 
-def cost_rows(runs: Sequence[Results]) -> Rows:
-    """Return the training of the search up to each level, mean over replicates."""
+def search_cost_rows(runs: Sequence[Results]) -> Rows:
+    """Return steps and seconds of the search up to each level, mean over replicates."""
     names = "level density test=metric search_steps=steps search_seconds=seconds n"
-    return [{"run": results.run.name, **_fields(point, names)} for results in runs for point in cost_points(results)]
+    return [
+        {"run": results.run.name, **_columns_of(point, names)}
+        for results in runs
+        for point in search_cost_points(results)
+    ]
 
 
-def spent_rows(runs: Sequence[Results]) -> Rows:
-    """Return the whole training of each level as a multiple of the dense network's, mean over replicates."""
+def training_cost_rows(runs: Sequence[Results]) -> Rows:
+    """Return the cost of each level's whole training relative to dense, mean over replicates."""
     return [
         {
             "run": results.run.name,
-            **_fields(point, "level density"),
+            **_columns_of(point, "level density"),
             "n": len(point.values),
             "test": point.metric,
             "least": min(point.values),
@@ -228,19 +234,19 @@ def spent_rows(runs: Sequence[Results]) -> Rows:
             "energy_wh": point.watt_hours,
         }
         for results in runs
-        for point in spent_points(results)
+        for point in training_cost_points(results)
     ]
 
 
 def method_rows(subject: Subject) -> Rows:
-    """Return the tables by method: runs at one density, see `same_density`."""
+    """Return runs that reached the same density, with metric and relative costs (see `same_density`)."""
     rows = []
     for task, indices in subject.by_task.items():
-        for match in matches([subject.runs[index] for index in indices]):
+        for match in density_matches([subject.runs[index] for index in indices]):
             for place, group in match.members:
                 results = subject.runs[indices[place]]
                 difference = group.minus(results.dense) if results.dense else None
-                ratios = {name: relative(results, group, name) for name in MEASURES}
+                ratios = {name: cost_relative_to_dense(results, group, name) for name in MEASURES}
                 rows.append(
                     {
                         "task": task.name,
@@ -249,9 +255,9 @@ def method_rows(subject: Subject) -> Rows:
                         "run": results.run.name,
                         "label": subject.labels[indices[place]],
                         "method": results.run.known_as,
-                        **_fields(group, "level density"),
-                        **_fields(group.metric(), "mean sd n"),
-                        **_fields(difference, "minus_dense=mean"),
+                        **_columns_of(group, "level density"),
+                        **_columns_of(group.metric(), "mean sd n"),
+                        **_columns_of(difference, "minus_dense=mean"),
                         **{f"{name.lower()}_times_dense": one.mean if one else None for name, one in ratios.items()},
                     }
                 )
@@ -263,11 +269,11 @@ def verdict_rows(runs: Sequence[Results]) -> Rows:
     return [
         {
             "run": results.run.name,
-            **_fields(one, "about level density verdict as_good_as_dense better_than_controls"),
+            **_columns_of(one, "about level density verdict as_good_as_dense better_than_controls"),
             "not_beaten": "; ".join(one.not_beaten),
-            **_fields(one, "claim margin confidence n difference"),
-            **_ends("low high", one.interval),
-            **_fields(one, "probability p p_holm p_as_good p_better more_seeds rule"),
+            **_columns_of(one, "claim margin confidence n difference"),
+            **_interval_columns("low high", one.interval),
+            **_columns_of(one, "probability p p_holm p_as_good p_better more_seeds rule"),
             "reasons": "; ".join(one.reasons),
         }
         for results in runs
@@ -282,12 +288,12 @@ def verify_rows(verifications: Sequence[VerifyRecord]) -> Rows:
     """Return every difference of every verification: ticket minus the network named in `role`."""
     return [
         {
-            **_fields(verify, "verify=name run about replicate level density verdict as_good_as_dense"),
-            **_fields(verify, "better_than_controls claim margin confidence n"),
-            **_fields(row, "role mean low high p"),
+            **_columns_of(verify, "verify=name run about replicate level density verdict as_good_as_dense"),
+            **_columns_of(verify, "better_than_controls claim margin confidence n"),
+            **_columns_of(row, "role mean low high p"),
         }
         for verify in verifications
-        for row in differences(verify)
+        for row in verify_differences(verify)
     ]
 
 
@@ -305,13 +311,13 @@ def seed_rows(verifications: Sequence[VerifyRecord]) -> Rows:
 
 
 def stability_rows(studies: Sequence[StabilityRecord]) -> Rows:
-    """Return every network of every study with its distances."""
+    """Return every network of every stability study with its distances under pruning and data order."""
     return [
         {
             "stability": study.name,
-            **_fields(row, "replicate step level density role test=value"),
-            **_fields(row.pruning, "pruning_l2=l2 pruning_angle=angle"),
-            **_fields(row.data_order, "data_order_l2=l2 data_order_angle=angle"),
+            **_columns_of(row, "replicate step level density role test=value"),
+            **_columns_of(row.pruning, "pruning_l2=l2 pruning_angle=angle"),
+            **_columns_of(row.data_order, "data_order_l2=l2 data_order_angle=angle"),
         }
         for study in studies
         for row in study.rows
@@ -319,12 +325,12 @@ def stability_rows(studies: Sequence[StabilityRecord]) -> Rows:
 
 
 def barrier_rows(studies: Sequence[StabilityRecord]) -> Rows:
-    """Return every point of every barrier's line."""
+    """Return the error at each point on the line between two trained networks."""
     return [
         {
             "stability": study.name,
-            **_fields(row, "replicate step level density role"),
-            **_fields(curve, "split recalibrated height"),
+            **_columns_of(row, "replicate step level density role"),
+            **_columns_of(curve, "split recalibrated height"),
             "alpha": alpha,
             "error": error,
         }
@@ -345,11 +351,11 @@ def speed_rows(speeds: Sequence[SpeedRecord]) -> Rows:
                 one = saved.get(row.engine)
                 rows.append(
                     {
-                        **_fields(speed, "record=name ticket density"),
-                        **_fields(timed, "batch precision threads"),
+                        **_columns_of(speed, "record=name ticket density"),
+                        **_columns_of(timed, "batch precision threads"),
                         "caches": "cold" if timed.cold else "hot",
-                        **_fields(row, "engine seconds first_quartile=low third_quartile=high"),
-                        **_fields(one, "saved saved_low=low saved_high=high"),
+                        **_columns_of(row, "engine seconds first_quartile=low third_quartile=high"),
+                        **_columns_of(one, "saved saved_low=low saved_high=high"),
                         "against": one.against if one else "",
                         "not_timed": row.why,
                     }
@@ -357,14 +363,14 @@ def speed_rows(speeds: Sequence[SpeedRecord]) -> Rows:
     return rows
 
 
-def curve_rows(speeds: Sequence[SpeedRecord]) -> Rows:
-    """Return time against density."""
+def time_by_density_rows(speeds: Sequence[SpeedRecord]) -> Rows:
+    """Return the latency of synthetic masks at each density, and the ideal one."""
     return [
         {
             "record": speed.name,
             "pattern": curve.pattern,
-            **_fields(curve.comparison, "batch precision threads"),
-            **_fields(point, "density seconds first_quartile=low third_quartile=high ideal_seconds=ideal saved"),
+            **_columns_of(curve.comparison, "batch precision threads"),
+            **_columns_of(point, "density seconds first_quartile=low third_quartile=high ideal_seconds=ideal saved"),
             "against": curve.comparison.fastest_dense,
         }
         for speed in speeds
@@ -373,7 +379,7 @@ def curve_rows(speeds: Sequence[SpeedRecord]) -> Rows:
     ]
 
 
-def time_rows(panels: Sequence[Panel], compared: Compared) -> Rows:
+def latency_rows(panels: Sequence[LatencyPanel], compared: ComparisonsBySetup) -> Rows:
     """Return metric and time of every timed level, and its gain over unstructured tickets of the same time."""
     rows = []
     for panel in panels:
@@ -386,14 +392,14 @@ def time_rows(panels: Sequence[Panel], compared: Compared) -> Rows:
                     {
                         "run": one.results.run.name,
                         "masks": one.label,
-                        **_fields(point.group, "level density"),
-                        **_fields(panel.setup, "batch precision threads cold"),
-                        **_fields(point, "time_by_dense=time time_low=low time_high=high timed"),
+                        **_columns_of(point.group, "level density"),
+                        **_columns_of(panel.setup, "batch precision threads cold"),
+                        **_columns_of(point, "time_by_dense=time time_low=low time_high=high timed"),
                         "engine": ", ".join(point.engines),
                         "metric": one.results.run.task.metric.name,
-                        **_fields(point.metric, "n mean sd"),
-                        **_fields(difference, "over_unstructured=mean"),
-                        **_ends("over_low over_high", difference.interval if difference else None),
+                        **_columns_of(point.metric, "n mean sd"),
+                        **_columns_of(difference, "over_unstructured=mean"),
+                        **_interval_columns("over_low over_high", difference.interval if difference else None),
                     }
                 )
     return rows

@@ -8,9 +8,9 @@ from typing import Any
 
 from ticketry.records.metric import Metric
 from ticketry.records.network import TICKET
-from ticketry.report.tables.costs import ENERGY, relative
+from ticketry.report.tables.costs import ENERGY, cost_relative_to_dense
 from ticketry.report.tables.results import Group, Results
-from ticketry.report.wording import Style, value
+from ticketry.report.wording import Style, json_text
 
 TOLERANCE = 0.05
 """Relative deviation from the requested density."""
@@ -21,7 +21,7 @@ _DEFAULTS = {"kernels": "dense", "devices": 1}
 
 
 @dataclass(frozen=True)
-class Match:
+class DensityMatch:
     """One density, and the tickets of the runs that reached it."""
 
     density: float
@@ -33,92 +33,96 @@ class Match:
 
     def style(self, metric: Metric) -> Style:
         """Return a format for the metric of all members."""
-        return Style.fitting([group.metric() for _, group in self.members], metric.unit)
+        return Style.for_summaries([group.metric() for _, group in self.members], metric.unit)
 
 
-def matches(runs: Sequence[Results]) -> list[Match]:
+def density_matches(runs: Sequence[Results]) -> list[DensityMatch]:
     """Return a match for each requested density that at least two runs reached, the densest first."""
-    return [match for density in _all_requested(runs) if len((match := _match(runs, density)).members) > 1]
+    return [
+        match for density in _all_requested_densities(runs) if len((match := _match_density(runs, density)).members) > 1
+    ]
 
 
-def unmatched(runs: Sequence[Results]) -> list[float]:
+def unmatched_densities(runs: Sequence[Results]) -> list[float]:
     """Return the requested densities that fewer than two runs reached."""
-    return [density for density in _all_requested(runs) if len(_match(runs, density).members) < 2]
+    return [density for density in _all_requested_densities(runs) if len(_match_density(runs, density).members) < 2]
 
 
-def _match(runs: Sequence[Results], density: float) -> Match:
+def _match_density(runs: Sequence[Results], density: float) -> DensityMatch:
     members, others = [], []
     for place, results in enumerate(runs):
-        near = min(results.of_role(TICKET), key=lambda group: abs(group.density - density), default=None)
+        near = min(results.groups_of_role(TICKET), key=lambda group: abs(group.density - density), default=None)
         if near is None:
             continue
         if abs(near.density - density) <= TOLERANCE * density:
             members.append((place, near))
         else:
             others.append((place, near.density))
-    return Match(density, tuple(members), tuple(others))
+    return DensityMatch(density, tuple(members), tuple(others))
 
 
-def _all_requested(runs: Sequence[Results]) -> list[float]:
+def _all_requested_densities(runs: Sequence[Results]) -> list[float]:
     """Return the requested densities in descending order, without near duplicates."""
     distinct: list[float] = []
-    for density in sorted({one for results in runs for one in requested(results)}, reverse=True):
+    for density in sorted({one for results in runs for one in requested_densities(results)}, reverse=True):
         if not distinct or abs(density - distinct[-1]) > TOLERANCE * distinct[-1]:
             distinct.append(density)
     return distinct
 
 
-def requested(results: Results) -> list[float]:
+def requested_densities(results: Results) -> list[float]:
     """Return the densities that a run requested; if its method chose them, those that it reached; else none."""
     settings = results.run.settings
-    given, removed = _numbers(settings.get("density")), [1 - share for share in _numbers(settings.get("sparsity"))]
+    given, removed = _shares_in(settings.get("density")), [1 - share for share in _shares_in(settings.get("sparsity"))]
     if given or removed:
         return given or removed
     if settings.get("density") is not None:  # empty: the default
-        return [group.density for group in results.of_role(TICKET)]
+        return [group.density for group in results.groups_of_role(TICKET)]
     return []
 
 
-def has_energy(found: Sequence[Match], runs: Sequence[Results]) -> bool:
-    return any(relative(runs[i], group, ENERGY) for match in found for i, group in match.members)
+def has_energy(found: Sequence[DensityMatch], runs: Sequence[Results]) -> bool:
+    return any(cost_relative_to_dense(runs[i], group, ENERGY) for match in found for i, group in match.members)
 
 
-def schedules(match: Match, labels: Sequence[str], runs: Sequence[Results]) -> list[str]:
+def schedule_differences(match: DensityMatch, labels: Sequence[str], runs: Sequence[Results]) -> list[str]:
     """Describe differences in the training of the members, ``lr: 0.1 (one), 0.05 (other)``; empty without any."""
     members = [runs[i].run for i, _ in match.members]
     recipes = [run.recipe for run in members]
     keys = [key for key in recipes[0] if all(key in recipe for recipe in recipes)]
     values: list[tuple[str, Sequence[Any]]] = [(key, [recipe[key] for recipe in recipes]) for key in keys]
     values.append(("steps of the schedule", [run.steps.total for run in members]))
-    values.append(("training steps in the weights", [_budget(group) for _, group in match.members]))
-    return _differing(match, labels, values)
+    values.append(("training steps in the weights", [_largest_budget(group) for _, group in match.members]))
+    return _describe_differences(match, labels, values)
 
 
-def conditions(match: Match, labels: Sequence[str], runs: Sequence[Results]) -> list[str]:
+def condition_differences(match: DensityMatch, labels: Sequence[str], runs: Sequence[Results]) -> list[str]:
     """Describe differences in machines and their use; empty without any."""
     environments = [runs[i].run.environment for i, _ in match.members]
     values = [
         (key.replace("_", " "), [one.get(key, _DEFAULTS.get(key)) for one in environments]) for key in _MEASURED_BY
     ]
-    return _differing(match, labels, values)
+    return _describe_differences(match, labels, values)
 
 
-def _differing(match: Match, labels: Sequence[str], values: Sequence[tuple[str, Sequence[Any]]]) -> list[str]:
+def _describe_differences(
+    match: DensityMatch, labels: Sequence[str], values: Sequence[tuple[str, Sequence[Any]]]
+) -> list[str]:
     texts = []
     for name, each in values:
         found: dict[str, list[str]] = {}
         for (i, _), item in zip(match.members, each, strict=True):
-            found.setdefault("not recorded" if item is None else value(item), []).append(labels[i])
+            found.setdefault("not recorded" if item is None else json_text(item), []).append(labels[i])
         if len(found) > 1:
             texts.append(f"{name}: " + ", ".join(f"{item} ({'; '.join(those)})" for item, those in found.items()))
     return texts
 
 
-def _budget(group: Group) -> int | None:
+def _largest_budget(group: Group) -> int | None:
     budgets = {point.budget for point in group.points.values()}
     return max((one for one in budgets if one is not None), default=None) if None not in budgets else None
 
 
-def _numbers(item: Any) -> list[float]:
+def _shares_in(item: Any) -> list[float]:
     found = item if isinstance(item, list | tuple) else [item]
     return [float(x) for x in found if isinstance(x, int | float) and not isinstance(x, bool) and 0 < x < 1]

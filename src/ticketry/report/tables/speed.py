@@ -16,7 +16,7 @@ from ticketry.report.wording import MINUS, NONE, Style, clean, percent
 
 
 @dataclass(frozen=True, order=True)
-class Setup:
+class TimingSetup:
     """The conditions under which times are comparable."""
 
     batch: int
@@ -25,7 +25,7 @@ class Setup:
     cold: bool
 
     @classmethod
-    def of(cls, timed: Timed) -> Setup:
+    def of(cls, timed: Timed) -> TimingSetup:
         return cls(timed.batch, timed.precision, timed.threads, timed.cold)
 
     @property
@@ -36,7 +36,7 @@ class Setup:
 
 
 @dataclass(frozen=True)
-class TimedPoint:
+class LatencyPoint:
     """The tickets of a level: their metric, and their latency relative to the fastest dense engine."""
 
     group: Group
@@ -55,13 +55,13 @@ class TimedPoint:
         return self.group.metric()
 
 
-def setups(runs: Iterable[Results], speeds: Sequence[SpeedRecord]) -> list[Setup]:
+def timing_setups(runs: Iterable[Results], speeds: Sequence[SpeedRecord]) -> list[TimingSetup]:
     """Return all setups in which a ticket of the runs was timed, smaller batches first."""
     names = {results.run.name for results in runs}
-    return sorted({Setup.of(timed) for speed in speeds if speed.run in names for timed in speed.comparisons})
+    return sorted({TimingSetup.of(timed) for speed in speeds if speed.run in names for timed in speed.comparisons})
 
 
-def timed_points(results: Results, speeds: Sequence[SpeedRecord], setup: Setup) -> list[TimedPoint]:
+def latency_points(results: Results, speeds: Sequence[SpeedRecord], setup: TimingSetup) -> list[LatencyPoint]:
     """Return a point for each level of which a ticket was timed in that setup, the slowest first.
 
     Each ticket has the time of its fastest form: in sparse kernels, or, for whole channels, as a smaller network in a
@@ -69,11 +69,11 @@ def timed_points(results: Results, speeds: Sequence[SpeedRecord], setup: Setup) 
     fastest.
     """
     found = []
-    for group in results.of_role(TICKET):
+    for group in results.groups_of_role(TICKET):
         best = [one for point in group.points.values() if (one := _best_saving(results, point, speeds, setup))]
         if best:
             found.append(
-                TimedPoint(
+                LatencyPoint(
                     group=group,
                     time=statistics.fmean(1 - one.saved for one in best),
                     low=min(1 - one.high for one in best),
@@ -85,7 +85,7 @@ def timed_points(results: Results, speeds: Sequence[SpeedRecord], setup: Setup) 
     return sorted(found, key=lambda point: -point.time)
 
 
-def _best_saving(results: Results, point: Point, speeds: Sequence[SpeedRecord], setup: Setup) -> Saved | None:
+def _best_saving(results: Results, point: Point, speeds: Sequence[SpeedRecord], setup: TimingSetup) -> Saved | None:
     """Return the largest saving among the comparisons with the most dense engines.
 
     A ticket that was also timed against a single slow engine is not faster for that.
@@ -93,20 +93,20 @@ def _best_saving(results: Results, point: Point, speeds: Sequence[SpeedRecord], 
     timings = [
         timed
         for speed in speeds
-        if speed.run == results.run.name and point.ticket and _folder(speed.ticket) == _folder(point.ticket)
+        if speed.run == results.run.name and point.ticket and _last_folder(speed.ticket) == _last_folder(point.ticket)
         for timed in speed.comparisons
-        if Setup.of(timed) == setup and timed.saved
+        if TimingSetup.of(timed) == setup and timed.saved
     ]
-    most = max(map(_dense_engines, timings), default=0)
-    saved = [one for timed in timings if _dense_engines(timed) == most for one in timed.saved]
+    most = max(map(_dense_engine_count, timings), default=0)
+    saved = [one for timed in timings if _dense_engine_count(timed) == most for one in timed.saved]
     return max(saved, key=lambda one: one.saved, default=None)
 
 
-def _dense_engines(timed: Timed) -> int:
+def _dense_engine_count(timed: Timed) -> int:
     return sum(one.timed and not one.sparse for one in timed.times)
 
 
-def _folder(path: str) -> str:
+def _last_folder(path: str) -> str:
     """Return the last part of a path: it identifies a run's ticket, wherever the store was when it was timed."""
     return path.replace("\\", "/").rstrip("/").rpartition("/")[2]
 
@@ -115,51 +115,53 @@ def _folder(path: str) -> str:
 
 
 @dataclass(frozen=True)
-class AtEqualTime:
+class EqualTimeComparison:
     """A timed level against unstructured tickets that take no longer."""
 
-    point: TimedPoint
+    point: LatencyPoint
     difference: Summary
     """Metric minus theirs, replicate by replicate; above 0 this level is better."""
 
 
-Compared = Mapping[tuple[Setup, str], Mapping[int, AtEqualTime]]
+ComparisonsBySetup = Mapping[tuple[TimingSetup, str], Mapping[int, EqualTimeComparison]]
 """By setup and name of a run, for each of its levels."""
-Values = Mapping[int, float]
+MetricByReplicate = Mapping[int, float]
 """The test metric by replicate."""
 UNSTRUCTURED = "unstructured"
 
 
-def unstructured(results: Results, runs: Sequence[Results]) -> Results | None:
-    """Return the first run without structure that pairs with a run: same seeds, same recipe."""
-    return next((one for one in runs if results.pairs_with(one) and granularity(one) == UNSTRUCTURED), None)
+def paired_unstructured_run(results: Results, runs: Sequence[Results]) -> Results | None:
+    """Return the first run of unstructured masks with the same seeds and recipe as a run."""
+    return next((one for one in runs if results.pairs_with(one) and structure_name(one) == UNSTRUCTURED), None)
 
 
-def at_equal_time(
-    results: Results, base: Results, speeds: Sequence[SpeedRecord], setup: Setup
-) -> Mapping[int, AtEqualTime]:
+def compare_at_equal_time(
+    results: Results, base: Results, speeds: Sequence[SpeedRecord], setup: TimingSetup
+) -> Mapping[int, EqualTimeComparison]:
     """Compare each level of a run with unstructured tickets that take no longer.
 
     Unstructured tickets of a given time are those of a level that is as fast, or an interpolation between two levels.
     The comparison is with the best (by mean) of all that take no longer, so that a denser ticket that is worse by
     chance does not count. Levels faster than any unstructured one are left out.
     """
-    curve = _curve(base, timed_points(base, speeds, setup))
+    curve = _latency_curve(base, latency_points(base, speeds, setup))
     found = {}
-    for point in timed_points(results, speeds, setup):
+    for point in latency_points(results, speeds, setup):
         rivals = [values for time, values in curve if time <= point.time]
-        between = _between(curve, point.time)
+        between = _interpolate_metric(curve, point.time)
         rivals += [between] if between else []
         sign = base.run.task.metric.sign
         best = max(rivals, key=lambda values: sign * statistics.fmean(values.values()), default=None)
         shared = sorted(point.group.points.keys() & (best or {}).keys())
         if best and shared:
             own = point.group.values()
-            found[point.group.level] = AtEqualTime(point, summarise([sign * (own[r] - best[r]) for r in shared]))
+            found[point.group.level] = EqualTimeComparison(
+                point, summarise([sign * (own[r] - best[r]) for r in shared])
+            )
     return found
 
 
-def _curve(base: Results, points: Sequence[TimedPoint]) -> list[tuple[float, Values]]:
+def _latency_curve(base: Results, points: Sequence[LatencyPoint]) -> list[tuple[float, MetricByReplicate]]:
     """Return time and metric of a run's levels and its dense network, the fastest first."""
     found = [(point.time, point.group.values()) for point in points]
     if base.dense is not None:
@@ -167,7 +169,7 @@ def _curve(base: Results, points: Sequence[TimedPoint]) -> list[tuple[float, Val
     return sorted(found, key=lambda one: one[0])
 
 
-def _between(curve: Sequence[tuple[float, Values]], time: float) -> Values | None:
+def _interpolate_metric(curve: Sequence[tuple[float, MetricByReplicate]], time: float) -> MetricByReplicate | None:
     """Interpolate the metric between the neighbours of a time; None if one is missing."""
     slower = next((one for one in curve if one[0] >= time), None)
     faster = next((one for one in reversed(curve) if one[0] < time), None)
@@ -178,9 +180,9 @@ def _between(curve: Sequence[tuple[float, Values]], time: float) -> Values | Non
     return {r: (1 - share) * faster[1][r] + share * slower[1][r] for r in shared} or None
 
 
-def granularity(results: Results) -> str:
-    """Name the structure of a run's masks; ``unstructured`` if tickets and settings name none."""
-    for group in results.of_role(TICKET):
+def structure_name(results: Results) -> str:
+    """Return the name of the structure of a run's masks; ``unstructured`` if no ticket or setting names one."""
+    for group in results.groups_of_role(TICKET):
         for point in group.points.values():
             if point.structure is not None:
                 return clean(point.structure.name)
@@ -191,9 +193,9 @@ def granularity(results: Results) -> str:
     return UNSTRUCTURED if structure == "none" or settings.get("time") else clean(structure)
 
 
-def series_names(runs: Sequence[Results]) -> tuple[str, ...]:
-    """Name each run by its granularity, with its label where several have the same."""
-    kinds = [granularity(results) for results in runs]
+def structure_labels(runs: Sequence[Results]) -> tuple[str, ...]:
+    """Return the structure of each run's masks as its label, with the run's label where several have the same."""
+    kinds = [structure_name(results) for results in runs]
     return tuple(
         kind if kinds.count(kind) == 1 else f"{kind} ({label})"
         for kind, label in zip(kinds, labels_of(runs), strict=True)
@@ -201,47 +203,47 @@ def series_names(runs: Sequence[Results]) -> tuple[str, ...]:
 
 
 @dataclass(frozen=True)
-class Panel:
+class LatencyPanel:
     """One setup with the runs that have tickets timed in it."""
 
-    setup: Setup
-    curves: tuple[tuple[Series, tuple[TimedPoint, ...]], ...]
+    setup: TimingSetup
+    curves: tuple[tuple[Series, tuple[LatencyPoint, ...]], ...]
 
     @property
     def metric(self) -> Metric:
         return self.curves[0][0].results.run.task.metric
 
 
-def panels_of(subject: Subject, indices: Sequence[int]) -> list[Panel]:
+def latency_panels(subject: Subject, indices: Sequence[int]) -> list[LatencyPanel]:
     """Return a panel for each setup in which a ticket of these runs (of one task) was timed."""
-    runs = subject.pick(indices)
-    series = [Series(*one) for one in zip(series_names(runs), indices, runs, strict=True)]
+    runs = subject.runs_at(indices)
+    series = [Series(*one) for one in zip(structure_labels(runs), indices, runs, strict=True)]
     found = []
-    for setup in setups(runs, subject.speeds):
-        curves = [(one, tuple(timed_points(one.results, subject.speeds, setup))) for one in series]
+    for setup in timing_setups(runs, subject.speeds):
+        curves = [(one, tuple(latency_points(one.results, subject.speeds, setup))) for one in series]
         if any(points for _, points in curves):
-            found.append(Panel(setup, tuple((one, points) for one, points in curves if points)))
+            found.append(LatencyPanel(setup, tuple((one, points) for one, points in curves if points)))
     return found
 
 
-def compared_panels(panels: Sequence[Panel], speeds: Sequence[SpeedRecord]) -> Compared:
+def compare_panels(panels: Sequence[LatencyPanel], speeds: Sequence[SpeedRecord]) -> ComparisonsBySetup:
     """Compare tickets with structure to those without, in each panel that has both."""
-    found: dict[tuple[Setup, str], Mapping[int, AtEqualTime]] = {}
+    found: dict[tuple[TimingSetup, str], Mapping[int, EqualTimeComparison]] = {}
     for panel in panels:
         runs = [one.results for one, _ in panel.curves]
         for results in runs:
-            base = unstructured(results, runs)
-            if base is not None and granularity(results) != UNSTRUCTURED:
-                found[panel.setup, results.run.name] = at_equal_time(results, base, speeds, panel.setup)
+            base = paired_unstructured_run(results, runs)
+            if base is not None and structure_name(results) != UNSTRUCTURED:
+                found[panel.setup, results.run.name] = compare_at_equal_time(results, base, speeds, panel.setup)
     return found
 
 
-def has_comparison(panel: Panel, compared: Compared) -> bool:
+def has_comparison(panel: LatencyPanel, compared: ComparisonsBySetup) -> bool:
     return any(compared.get((panel.setup, one.results.run.name)) for one, _ in panel.curves)
 
 
-def best_at_equal_time(panel: Panel, compared: Compared) -> str:
-    """Name the structured level that gains most over unstructured tickets of the same time."""
+def best_equal_time_sentence(panel: LatencyPanel, compared: ComparisonsBySetup) -> str:
+    """Return a sentence on the structured level that gains most over unstructured tickets of equal latency."""
     found = [
         (one, level)
         for one, _ in panel.curves
@@ -250,7 +252,7 @@ def best_at_equal_time(panel: Panel, compared: Compared) -> str:
     if not found:
         return ""
     one, best = max(found, key=lambda each: each[1].difference.mean)
-    style, ends = Style.of(one.results), best.difference.interval
+    style, ends = Style.for_results(one.results), best.difference.interval
     interval = f" (95 % interval {style.interval(ends)})" if ends else ""
     what = "largest gain of a structured level" if best.difference.mean > 0 else "smallest loss of a structured level"
     count = (
@@ -274,16 +276,16 @@ _STEADY = 2
 """Largest ratio of the third to the first quartile of a steady engine's times."""
 
 
-def saved_sentence(speed: SpeedRecord) -> str:
+def savings_sentence(speed: SpeedRecord) -> str:
     """Say how much less time a call takes at each batch, and where no difference was shown (the interval has 0)."""
     takes, unknown = [], []
     for timed in speed.comparisons:
         if (best := _first_saving(timed)) is None:
             continue
         if best.low <= 0 <= best.high:
-            unknown.append(f"at batch {timed.batch} (saved: {_range(best)}; against {best.against})")
+            unknown.append(f"at batch {timed.batch} (saved: {_saving_range(best)}; against {best.against})")
         else:
-            takes.append(f"{_less(best.saved)} at batch {timed.batch} (against {best.against})")
+            takes.append(f"{_less_or_more(best.saved)} at batch {timed.batch} (against {best.against})")
     shown = [f"a call takes {', '.join(takes)}"] if takes else []
     shown += [f"no difference is shown {', '.join(unknown)}"] if unknown else []
     if not shown:
@@ -291,11 +293,11 @@ def saved_sentence(speed: SpeedRecord) -> str:
     return f"Against the fastest dense engine in the same rounds, {'; '.join(shown)}."
 
 
-def _less(saved: float) -> str:
+def _less_or_more(saved: float) -> str:
     return f"{abs(100 * saved):.0f} % {'less' if saved >= 0 else 'more'}"
 
 
-def _range(best: Saved) -> str:
+def _saving_range(best: Saved) -> str:
     return f"{100 * best.low:.1f} to {100 * best.high:.1f} %".replace("-", MINUS)
 
 
@@ -306,8 +308,12 @@ def _first_saving(timed: Timed) -> Saved | None:
 
 def unsteady_sentence(speed: SpeedRecord) -> str:
     """Explain numbers that disagree because other work ran on the machine; empty if none do."""
-    apart = {timed.batch: _less(saved) for timed in speed.comparisons if (saved := _by_medians(timed)) is not None}
-    batches = [str(timed.batch) for timed in speed.comparisons if timed.batch in apart or _varied(timed)]
+    apart = {
+        timed.batch: _less_or_more(saved)
+        for timed in speed.comparisons
+        if (saved := _contradicting_saving(timed)) is not None
+    }
+    batches = [str(timed.batch) for timed in speed.comparisons if timed.batch in apart or _is_unsteady(timed)]
     if not batches:
         return ""
     medians = ", ".join(f"{less} at batch {batch}" for batch, less in apart.items())
@@ -318,26 +324,26 @@ def unsteady_sentence(speed: SpeedRecord) -> str:
     )
 
 
-def _by_medians(timed: Timed) -> float | None:
-    """Return the saving by both medians; None if it is within the interval, or nearly."""
-    best, seconds = _first_saving(timed), [row.seconds for row in _both(timed) if row.seconds is not None]
+def _contradicting_saving(timed: Timed) -> float | None:
+    """Return the saving computed from two median times if it contradicts the recorded interval, else None."""
+    best, seconds = _first_saving(timed), [row.seconds for row in _compared_times(timed) if row.seconds is not None]
     if best is None or len(seconds) < 2:
         return None
     saved = 1 - seconds[0] / seconds[1]
     return None if best.low - _CLOSE <= saved <= best.high + _CLOSE else saved
 
 
-def _varied(timed: Timed) -> bool:
-    return any(row.low and row.high and row.high > _STEADY * row.low for row in _both(timed))
+def _is_unsteady(timed: Timed) -> bool:
+    return any(row.low and row.high and row.high > _STEADY * row.low for row in _compared_times(timed))
 
 
-def _both(timed: Timed) -> list[EngineTime]:
+def _compared_times(timed: Timed) -> list[EngineTime]:
     """Return the times of the sparse engine and of the dense one that it is compared with."""
     best, rows = _first_saving(timed), {row.engine: row for row in timed.times}
     return [rows[name] for name in (best.engine, best.against) if name in rows] if best else []
 
 
-def saved_facts(speed: SpeedRecord) -> list[tuple[str, str, str]]:
+def savings_facts(speed: SpeedRecord) -> list[tuple[str, str, str]]:
     """Return the saving at each batch and the compile time as (name, number, remark)."""
     found = []
     for timed in speed.comparisons:
@@ -346,7 +352,7 @@ def saved_facts(speed: SpeedRecord) -> list[tuple[str, str, str]]:
             found.append((f"Batch {timed.batch}", NONE, "not compared"))
         else:
             number = f"{100 * best.saved:.1f} %".replace("-", MINUS)
-            found.append((f"Time saved, batch {timed.batch}", number, f"{_range(best)}; against {best.against}"))
+            found.append((f"Time saved, batch {timed.batch}", number, f"{_saving_range(best)}; against {best.against}"))
     if isinstance(speed, BenchRecord) and speed.compile_seconds is not None:
         found.append(
             ("Compiled in", f"{speed.compile_seconds:.2f} s", "kernels and their tables; later ones are cached")
@@ -354,13 +360,13 @@ def saved_facts(speed: SpeedRecord) -> list[tuple[str, str, str]]:
     return found
 
 
-def engine_times(speed: SpeedRecord) -> list[list[str]]:
+def engine_time_rows(speed: SpeedRecord) -> list[list[str]]:
     """Return a line for each engine: its median milliseconds and quartiles at each batch, or why it has none."""
     names = dict.fromkeys(row.engine for timed in speed.comparisons for row in timed.times)
-    return [[name, *(_engine_time(timed, name) for timed in speed.comparisons)] for name in names]
+    return [[name, *(_engine_time_text(timed, name) for timed in speed.comparisons)] for name in names]
 
 
-def _engine_time(timed: Timed, name: str) -> str:
+def _engine_time_text(timed: Timed, name: str) -> str:
     row = next((row for row in timed.times if row.engine == name), None)
     if row is None or row.seconds is None:
         return row.why if row else NONE

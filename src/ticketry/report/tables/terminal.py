@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 from ticketry.records.network import DENSE, TICKET, Phase, Phases, Point, share_of
 from ticketry.records.run import RunValues, read_run
 from ticketry.records.verdict import LevelVerdict
-from ticketry.report.tables.frontier import budget_measure, cost_of
+from ticketry.report.tables.frontier import budget_measure, relative_call_cost
 from ticketry.report.tables.observation import observe
 from ticketry.report.tables.results import Group, Results, results_of
 from ticketry.report.wording import (
     NONE,
     Style,
-    aligned,
+    align_columns,
     clean,
     metric_label,
     percent,
@@ -43,7 +43,7 @@ def summary_lines(record: RunValues) -> list[str]:
         StoreError: if the record is malformed.
     """
     title, header, rows = summary_cells(record)
-    return [title, *aligned([header, *rows], str.rjust)]
+    return [title, *align_columns([header, *rows], str.rjust)]
 
 
 def summary_cells(record: RunValues) -> tuple[str, list[str], list[list[str]]]:
@@ -53,7 +53,7 @@ def summary_cells(record: RunValues) -> tuple[str, list[str], list[list[str]]]:
         StoreError: if the record is malformed.
     """
     results = results_of(record)
-    return _title(results), *_cells(results)
+    return _table_title(results), *_table_cells(results)
 
 
 def summary_table(record: RunValues, width: int | None = None) -> Table:
@@ -70,14 +70,16 @@ def summary_table(record: RunValues, width: int | None = None) -> Table:
     from rich.text import Text  # Text is not parsed as rich's markup
 
     results = results_of(record)
-    header, rows = _cells(results)
+    header, rows = _table_cells(results)
     # Tight, with headers on two lines: tickets, three controls and dense fit into 80 columns, beside one for the
     # remaining weights or, for a budget, the remaining cost.
     if (place := header.index(_WEIGHTS)) > 1:
         for row in (header, *rows):
             del row[place]
-    header, rows, omitted = _fitting(header, rows, width)
-    table = Table(title=Text(_title(results)), title_justify="left", box=box.SIMPLE_HEAD, show_edge=False, padding=0)
+    header, rows, omitted = _drop_wide_columns(header, rows, width)
+    table = Table(
+        title=Text(_table_title(results)), title_justify="left", box=box.SIMPLE_HEAD, show_edge=False, padding=0
+    )
     for name in header:
         table.add_column(Text(name.replace(" ", "\n")), justify="right", overflow="fold")
     for row in rows:
@@ -87,7 +89,7 @@ def summary_table(record: RunValues, width: int | None = None) -> Table:
     return table
 
 
-def _fitting(
+def _drop_wide_columns(
     header: list[str], rows: list[list[str]], width: int | None
 ) -> tuple[list[str], list[list[str]], list[str]]:
     """Return header, rows, and the omitted columns: the last controls, then the dense network."""
@@ -112,7 +114,7 @@ def verdict_lines(record: RunValues) -> list[str]:
     verdicts = results.run.verdicts
     if not verdicts:
         return []
-    style, first = Style.of(results), verdicts[0]
+    style, first = Style.for_results(results), verdicts[0]
     head = (
         *("level", "weights remaining", "verdict", "minus dense", f"{percent(first.confidence, 0)} % interval"),
         *(f"P(> {style.number(-first.margin)})", "replicates needed"),
@@ -126,7 +128,7 @@ def verdict_lines(record: RunValues) -> list[str]:
         for one in verdicts
     ]
     title = f"verdicts, corrected for {len(verdicts)} level{'s' if len(verdicts) > 1 else ''}"
-    return [title, *aligned([head, *table], str.rjust)]
+    return [title, *align_columns([head, *table], str.rjust)]
 
 
 def _replicates_needed(one: LevelVerdict) -> str:
@@ -146,24 +148,24 @@ def moment_lines(record: RunValues) -> list[str]:
     return [f"level {level} at step {', '.join(steps)}" for level, steps in sorted(levels.items())]
 
 
-def _title(results: Results) -> str:
+def _table_title(results: Results) -> str:
     count = f", n = {results.replicates}" if results.run.points else ""
     return f"{metric_label(results.run.task.metric)} on the test set: {summary_label(results.run.task.metric)}{count}"
 
 
-def _cells(results: Results) -> tuple[list[str], list[list[str]]]:
-    style = Style.of(results)
+def _table_cells(results: Results) -> tuple[list[str], list[list[str]]]:
+    style = Style.for_results(results)
     roles = [TICKET, *results.controls]
     asked = budget_measure(results)
     controls = [clean(role).replace("_", " ") for role in roles[1:]]
     header = ["level", *([_HEADERS[asked.name]] if asked else []), _WEIGHTS, "tickets", *controls, "dense"]
     usual = results.replicates
-    dense = _cell(style, results.dense, usual)
+    dense = _summary_text(style, results.dense, usual)
     rows = []
     for level in results.levels:
-        cells = [_cell(style, results.group(level, role), usual) for role in roles]
-        share = [_of_dense(cost_of(results, results.any_at(level), asked))] if asked else []
-        rows.append([str(level), *share, f"{percent(results.any_at(level).density)} %", *cells, dense])
+        cells = [_summary_text(style, results.group(level, role), usual) for role in roles]
+        share = [_share_text(relative_call_cost(results, results.tickets_or_control_at(level), asked))] if asked else []
+        rows.append([str(level), *share, f"{percent(results.tickets_or_control_at(level).density)} %", *cells, dense])
     return header, rows or [["0", *(["100.0 %"] if asked else []), "100.0 %", *([NONE] * len(roles)), dense]]
 
 
@@ -172,11 +174,11 @@ _HEADERS = {"time": "time", "multiplications": "FLOPs"}
 """Headers of the cost of a call, as a share of the dense network's."""
 
 
-def _of_dense(cost: float | None) -> str:
+def _share_text(cost: float | None) -> str:
     return NONE if cost is None else f"{percent(cost)} %"
 
 
-def _cell(style: Style, group: Group | None, usual: int) -> str:
+def _summary_text(style: Style, group: Group | None, usual: int) -> str:
     """Format ``96.23 ± 0.41``, with ``(2)`` if the number of replicates is unusual."""
     if group is None:
         return NONE
@@ -194,7 +196,7 @@ def relative_costs(record: RunValues) -> list[dict[str, Any]]:
     points = read_run(record).points
     dense = {point.replicate: point.phases.dense for point in points if point.role == DENSE and point.phases}
     return [
-        _relative(point, point.phases, dense[point.replicate])
+        _ticket_costs(point, point.phases, dense[point.replicate])
         for point in points
         if point.role == TICKET and point.phases and point.replicate in dense
     ]
@@ -217,10 +219,10 @@ def cost_lines(record: RunValues) -> list[str]:
             (str(level), f"{percent(fmean(several))} %", *times, _times_cell([one["seconds"] for one in own], ""))
         )
     title = "costs of tickets, search included (x: of dense; memory: peak of training steps)"
-    return [title, *aligned(table, str.rjust)]
+    return [title, *align_columns(table, str.rjust)]
 
 
-def _relative(point: Point, phases: Phases, dense: Phase) -> dict[str, Any]:
+def _ticket_costs(point: Point, phases: Phases, dense: Phase) -> dict[str, Any]:
     whole = phases.total
     return {
         "replicate": point.replicate,
