@@ -29,14 +29,25 @@ def ticket(record: dict[str, Any], part: str) -> Any:
         ("moment", {"step": -1}, "less than 0"),
         ("moment", {"detected": "yes"}, "not true or false"),
         ("moment", {"looks": [[19]]}, "is not a step and a value"),
+        ("moment", {"looks": [19]}, "is a number, not a list"),
+        ("moment", {"threshold": None}, "is missing, not a number"),
         ("moment", {"looks": [[38, 1.0], [19, 1.0]]}, "not in the order of steps"),
         ("cost", {"dense": None}, "is missing, not an object"),
         ("cost", {"sparse": {"steps": 1, "seconds": -1.0}}, "is less than 0"),
+        ("cost", {"sparse": {"steps": 1, "memory": -1}}, "less than 0"),
+        ("cost", {"search": {"steps": 1.5}}, "not a whole number"),
         ("rounds", {"density": 1.2}, "does not lie in"),
         ("rounds", {"path": [[43]]}, "is not a step and a share"),
+        ("rounds", {"path": [[43, 2.0]]}, "does not lie in"),
+        ("rounds", {"path": [43]}, "is a number, not a list"),
+        ("rounds", {"used": "yes"}, "not true or false"),
+        ("rounds", {"round": 0}, "less than 1"),
+        ("rounds", {"init": None}, "missing, not a number"),
+        ("rounds", {"histogram": [-1] * 20}, "below 0"),
         ("rounds", {"histogram": []}, "is empty"),
         ("rounds", {"histogram": [1] * 19}, "different bins"),
         ("structure", {"density_before": 1.5}, "density_before is 1.5, which is no share"),
+        ("fit", {"coverage": "much"}, "coverage is text, not a number"),
         ("picture", {"groups": [3, 4]}, "groups do not add up"),
         ("picture", {"before": "AAAA"}, "before is 3 bytes long"),
         ("picture", {"after": "?"}, "after is not base64"),
@@ -46,6 +57,7 @@ def ticket(record: dict[str, Any], part: str) -> Any:
 def test_what_is_wrong_in_a_record_is_named(where: str, change: dict[str, Any], reason: str) -> None:
     part: dict[str, Callable[[dict[str, Any]], Any]] = {
         "rounds": lambda record: record["rounds"][2],
+        "fit": lambda record: ticket(record, "structure")["layers"][0],
         "picture": lambda record: ticket(record, "structure")["pictures"][0],
     }
     make = {"rounds": lambda: with_rounds(search_record(levels=2)), "moment": early, "cost": early}

@@ -9,6 +9,7 @@ from html.parser import HTMLParser
 from xml.etree import ElementTree
 
 import pytest
+from jinja2 import UndefinedError
 
 from report.made_campaign import claim
 from report.made_campaign import record as campaign
@@ -376,6 +377,11 @@ def test_text_of_macros_is_escaped_and_cleaned():
     assert str(rows).strip() == '<tr><th scope="row">&lt;tr&gt;</th><td>1 &lt; 2</td><td>a\ufffd</td></tr>'
     assert to_prose("96.2 ± 0.4 % (n = 3)") == "96.2_±_0.4_% (n_=_3)".replace("_", "\N{NO-BREAK SPACE}")
     assert to_prose("a <\n  b") == "a &lt; b"
+
+
+def test_what_a_template_does_not_get_is_an_error():
+    with pytest.raises(UndefinedError):
+        page_module._environment().get_template("page.html").render()
 
 
 def test_versions_are_shown_as_people_read_them():

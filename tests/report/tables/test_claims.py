@@ -42,3 +42,8 @@ def test_what_was_not_measured_is_said_and_asks_for_no_replicates() -> None:
     stuck = replace(claim("x", "undecided"), unknown=why, n=3, more=7)
     assert campaign_sentences(record(stuck))[-1] == f"No more replicates decide x: {why}."
     assert replicates_needed_text(stuck) == "–"
+
+
+def test_where_nothing_is_asked_again_only_claims_are_counted() -> None:
+    made = record(claim("x", "confirmed"), claim("y", "undecided"))
+    assert campaign_sentences(made)[0] == "1 of 2 claims decided: 1 confirmed, 1 undecided."
