@@ -17,7 +17,7 @@ import ticketry as tk
 from ticketry.budgets.cost_model import CostModel, Curve, LayerCost
 from ticketry.core.allocate import allocate
 from ticketry.core.layer_minimum import check_layer_minimum
-from ticketry.core.structure.channel_masks import check_channels
+from ticketry.core.structure.channel_masks import check_channel_density
 from ticketry.core.structure.pattern import Pattern
 from ticketry.errors import LayerCollapseError, UsageError
 
@@ -175,9 +175,9 @@ def test_channels_are_refused_before_scoring():
     with pytest.raises(LayerCollapseError, match=r"12 \(the least multiple of 4\) left"):
         tk.structure.channels(network(), X, 0.5, score=never, keep_at_least=9, multiple=4)
     structure, scope = tk.structure.tried_structure(network(), X), tk.scope(network())
-    check_channels(network(), structure, 156 / 208, scope=scope, keep_at_least=12)
+    check_channel_density(network(), structure, 156 / 208, scope=scope, keep_at_least=12)
     with pytest.raises(LayerCollapseError, match="12 left"):
-        check_channels(network(), structure, 0.7, scope=scope, keep_at_least=12)
+        check_channel_density(network(), structure, 0.7, scope=scope, keep_at_least=12)
 
 
 def test_gradual_pruning_refuses_before_training():

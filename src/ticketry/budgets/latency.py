@@ -49,8 +49,7 @@ from ticketry.core.output_change import add_small_magnitudes
 from ticketry.core.scope import Scope
 from ticketry.core.scope import scope as scope_of
 from ticketry.core.score import Loss, Score, ScoreInputs
-from ticketry.core.structure.channel_choice import ChannelOptions, ChannelOrder, ChannelPath
-from ticketry.core.structure.channel_choice import Choice as ChannelChoice
+from ticketry.core.structure.channel_choice import ChannelChoice, ChannelOptions, ChannelOrder, ChannelPath
 from ticketry.core.structure.layout import layouts, layouts_or_rows
 from ticketry.core.structure.removal_trial import tried_structure
 from ticketry.errors import BudgetWarning, CostError, LayerCollapseError, StructureError, UsageError
@@ -354,7 +353,7 @@ def _channel_masks(request: Request, meter: Meter, values: Mapping[str, Tensor])
     fixed = dense - path.costs[0]
 
     def mask_at(aim: float) -> tuple[Mask, float]:
-        step = path.step_within(max(aim * dense - fixed, path.floor))
+        step = path.first_step_within(max(aim * dense - fixed, path.floor))
         return path.mask(step), (fixed + path.costs[step]) / dense
 
     return mask_at, (fixed + path.floor) / dense
@@ -366,8 +365,8 @@ def _channel_path(request: Request, values: Mapping[str, Tensor], prices: Mappin
     known = options.known or partial(tried_structure, request.model, request.example_inputs, options.spare)
     choice = ChannelChoice(request.model, known(), request.scope)
     if request.within is not None:
-        choice.check_mask_covers_tensors(request.within)
-    scores = options.scores(choice) if options.scores else choice.sums(values)
+        choice.check_whole_channel_mask(request.within)
+    scores = options.scores(choice) if options.scores else choice.sum_weight_scores(values)
     return ChannelPath(choice, scores, prices, options.order, request.within)
 
 
@@ -383,7 +382,7 @@ def _channels_within(request: Request, costs: CostModel) -> Mask:
         return costs.estimate(Mask({name: mask[name] for name in costs.layers})).value
 
     if cost(high) > budget:
-        path.step_within(-math.inf)
+        path.first_step_within(-math.inf)
     while low < high:
         middle = (low + high) // 2
         low, high = (low, middle) if cost(middle) <= budget else (middle + 1, high)

@@ -10,7 +10,7 @@ from typing import Any
 
 from ticketry.core.mask import Mask
 from ticketry.core.structure import coverage, together
-from ticketry.core.structure.apply import apply_structuring, check_structure_score, needs_data
+from ticketry.core.structure.apply import apply_structuring, channel_score_needs_data, check_structure_score
 from ticketry.core.structure.structuring import Structuring
 from ticketry.core.ticket.ticket import Ticket
 from ticketry.experiments.decoding import decode_settings
@@ -95,7 +95,7 @@ def give_structure(
 def _restructure_mask(source: Source, by: Structuring, seed: int, data: Path | None) -> Mask:
     model = source.ticket.apply(source.task.build(), source.weights)
     examples: dict[str, Any] = {}
-    if needs_data(by):
+    if channel_score_needs_data(by):
         course = course_of(source.task, data)
         examples = {"batches": Sample(seed=seed).draw(course, model), "loss": course.loss}
     return apply_structuring(by, model, source.mask, source.inputs, seed=seed, **examples)

@@ -10,7 +10,7 @@ from torch.utils._pytree import tree_map_only
 
 from ticketry.core.mask import Mask
 from ticketry.core.structure import coverage, together
-from ticketry.core.structure.apply import apply_structuring, needs_data
+from ticketry.core.structure.apply import apply_structuring, channel_score_needs_data
 from ticketry.core.structure.structuring import Structuring
 from ticketry.lab.costs.ledger import SeenExamples
 from ticketry.lab.lab import Lab
@@ -33,7 +33,7 @@ def structured_mask(lab: Lab, task: Task, found: Result, mask: str, by: Structur
         by: the structure.
         seeds: their `mask` decides random choices.
     """
-    sample = Sample(seed=seeds.mask) if needs_data(by) else None
+    sample = Sample(seed=seeds.mask) if channel_score_needs_data(by) else None
 
     def compute_mask() -> Mask:
         course, model, seen = lab.course(task), lab.model(task, found), dict[str, Any]()

@@ -155,7 +155,7 @@ class _Detector:
         return self._by_masks(density) if self._settings.detector == "masks" else self._by_distance(density)
 
     def _by_distance(self, density: float) -> Moment:
-        from ticketry.core.sparse_training.mask_dynamics import first_slow_change
+        from ticketry.core.sparse_training.mask_dynamics import first_slow_checkpoint
 
         threshold = self._settings.threshold or max(density, SLOWEST)
         start, spent = self._train_to(0), 0.0
@@ -164,15 +164,15 @@ class _Detector:
             distance, seconds = self._lab.distance(self._train_to(step), start, self._scope)
             measured.append((step, distance))
             spent += seconds
-            if first_slow_change([value for _, value in measured], threshold) is not None:
+            if first_slow_checkpoint([value for _, value in measured], threshold) is not None:
                 return Moment(step, True, "distance", threshold, tuple(measured), round(spent, 3))
         return Moment(self._latest, False, "distance", threshold, tuple(measured), round(spent, 3))
 
     def _by_masks(self, density: float) -> Moment:
         from ticketry.core.sparse_training.mask_dynamics import (
             COMPARED_MASKS,
-            MOST_DIFFERENT,
-            first_stable_mask,
+            LARGEST_MASK_DISTANCE,
+            first_stable_checkpoint,
             hamming_distance,
         )
 
@@ -185,9 +185,9 @@ class _Detector:
             spent += seconds
             if len(masks) > 1:
                 measured.append((step, hamming_distance(masks[-2], masks[-1])))
-            if first_stable_mask(masks) is not None:
-                return Moment(step, True, "masks", MOST_DIFFERENT, tuple(measured), round(spent, 3))
-        return Moment(self._latest, False, "masks", MOST_DIFFERENT, tuple(measured), round(spent, 3))
+            if first_stable_checkpoint(masks) is not None:
+                return Moment(step, True, "masks", LARGEST_MASK_DISTANCE, tuple(measured), round(spent, 3))
+        return Moment(self._latest, False, "masks", LARGEST_MASK_DISTANCE, tuple(measured), round(spent, 3))
 
     def _train_to(self, step: int) -> Result:
         return self._lab.train(self._whole.until(step), label=f"dense to step {step}", measure=False)

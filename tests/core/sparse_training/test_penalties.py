@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ticketry.core.sparse_training.penalties import BLOCK_PENALTIES, PENALTIES, add_gradients_, penalty
+from ticketry.core.sparse_training.penalties import BLOCK_PENALTIES, PENALTIES, add_penalty_gradients_, penalty
 from ticketry.core.structure.pattern import Pattern
 from ticketry.errors import UsageError
 
@@ -40,7 +40,7 @@ def test_values_and_gradients(kind: str) -> None:
     wanted.backward()
     for w in closed:
         w.grad = torch.ones_like(w)
-    add_gradients_(kind, 0.25, closed)
+    add_penalty_gradients_(kind, 0.25, closed)
     for one, other, third in zip(ours, theirs, closed, strict=True):
         assert torch.allclose(one.grad, other.grad, rtol=1e-11, atol=1e-14)
         assert torch.allclose(third.grad, 1 + 0.25 * other.grad, rtol=1e-11, atol=1e-14)
@@ -51,7 +51,7 @@ def test_by_hand() -> None:
     assert float(penalty("l1_scales", [w])) == 7
     assert float(penalty("hoyer_square", [w])) == pytest.approx(49 / 25)
     assert float(penalty("group_hoyer_square", [w])) == pytest.approx(2 * 49 / 25)
-    add_gradients_("hoyer_square", 1.0, [w])  # 2 S/Q sign(w) - 2 S²/Q² w
+    add_penalty_gradients_("hoyer_square", 1.0, [w])  # 2 S/Q sign(w) - 2 S²/Q² w
     wanted = [[2 * 7 / 25 - 2 * 49 / 625 * 3, 0], [0, -2 * 7 / 25 + 2 * 49 / 625 * 4]]
     assert torch.allclose(w.grad, torch.tensor(wanted, dtype=torch.float64))
 
@@ -69,7 +69,7 @@ def test_what_is_zero_stays_zero(kind: str) -> None:
     assert not w.grad[1].any()
     assert bool(torch.isfinite(w.grad).all())
     w.grad = nothing.grad = None
-    add_gradients_(kind, 1.0, [w, nothing])
+    add_penalty_gradients_(kind, 1.0, [w, nothing])
     assert not w.grad[1].any()
     assert not w.grad[:, 2].any()
     assert not nothing.grad.any()
@@ -108,7 +108,7 @@ def test_values_and_gradients_of_blocks(kind: str, text: str) -> None:
     wanted.backward()
     for w in closed:
         w.grad = torch.ones_like(w)
-    add_gradients_(kind, 0.25, closed, blocks)
+    add_penalty_gradients_(kind, 0.25, closed, blocks)
     for one, other, third in zip(ours, theirs, closed, strict=True):
         assert torch.allclose(one.grad, other.grad, rtol=1e-11, atol=1e-14)
         assert torch.allclose(third.grad, 1 + 0.25 * other.grad, rtol=1e-11, atol=1e-14)
@@ -127,7 +127,7 @@ def test_blocks_that_are_zero_stay_zero(kind: str) -> None:
     gradients = [w.grad.clone()]
     for one in both:
         one.grad = None
-    add_gradients_(kind, 1.0, both, blocks)
+    add_penalty_gradients_(kind, 1.0, both, blocks)
     for gradient in (*gradients, w.grad):
         assert not gradient[:4, 1, 0, 0].any()
         assert not gradient[4:, 2, 1, 1].any()
@@ -141,7 +141,7 @@ def test_words_of_blocks() -> None:
     with pytest.raises(UsageError, match="say which, such as 4x1"):
         penalty("group_lasso", ws)
     with pytest.raises(UsageError, match="hoyer_square is not of blocks"):
-        add_gradients_("hoyer_square", 1.0, ws, blocks_of("4x1", ws))
+        add_penalty_gradients_("hoyer_square", 1.0, ws, blocks_of("4x1", ws))
 
 
 def test_hoyer_is_the_same_at_any_scale() -> None:

@@ -8,7 +8,11 @@ import pytest
 import torch
 
 import ticketry as tk
-from ticketry.core.sparse_training.mask_dynamics import first_slow_change, first_stable_mask, relative_distance
+from ticketry.core.sparse_training.mask_dynamics import (
+    first_slow_checkpoint,
+    first_stable_checkpoint,
+    relative_distance,
+)
 from ticketry.errors import MaskError, UsageError
 
 
@@ -45,12 +49,12 @@ def test_distance_names_what_is_wrong() -> None:
     ],
 )
 def test_settled(distances: list[float], threshold: float, look: int | None) -> None:
-    assert first_slow_change(distances, threshold) == look
+    assert first_slow_checkpoint(distances, threshold) == look
 
 
 def test_a_threshold_is_a_share() -> None:
     with pytest.raises(UsageError, match="above 0"):
-        first_slow_change([1.0, 1.1], 0.0)
+        first_slow_checkpoint([1.0, 1.1], 0.0)
 
 
 def masks(*kept: int) -> list[tk.Mask]:
@@ -69,4 +73,4 @@ def masks(*kept: int) -> list[tk.Mask]:
     ],
 )
 def test_alike(kept: tuple[int, ...], look: int | None) -> None:
-    assert first_stable_mask(masks(*kept)) == look
+    assert first_stable_checkpoint(masks(*kept)) == look

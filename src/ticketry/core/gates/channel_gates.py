@@ -126,7 +126,7 @@ class ChannelGates(Gates):
         return sum(weights * len(s) for weights, s in zip(self._weights_per_channel, self._logits, strict=True))
 
     def harden(self, *, collapse: str = "raise") -> Mask:
-        """Raise `UsageError`, because channel gates become a mask by `structure.channels.cut_channels`."""
+        """Raise `UsageError`, because channel gates become a mask by `structure.channel_masks.cut_channels`."""
         return self.allocate(1.0)
 
     def by_weight(self) -> dict[str, Tensor]:
@@ -134,10 +134,10 @@ class ChannelGates(Gates):
         raise UsageError("gates on channels multiply what layers read: a weight has that of its input, and of no other")
 
     def allocate(self, density: float, *, collapse: str = "raise") -> Mask:
-        """Raise `UsageError`, because channel gates become a mask by `structure.channels.cut_channels`."""
+        """Raise `UsageError`, because channel gates become a mask by `structure.channel_masks.cut_channels`."""
         raise UsageError(
-            "gates on channels rank channels, and become a mask at a density: structure.channels.cut_channels(model,"
-            " structure, [s of each group], density)"
+            "gates on channels rank channels, and become a mask at a density:"
+            " structure.channel_masks.cut_channels(model, structure, [s of each group], density)"
         )
 
     def __repr__(self) -> str:

@@ -47,7 +47,7 @@ _ELEMENTWISE: tuple[type[Optimizer], ...] = (
 
 
 class Hold:
-    """Holds a mask on a model while it trains: removed weights stay exactly 0. See `hold`.
+    """Enforces a mask on a model while it trains: removed weights stay exactly 0. See `hold`.
 
     Examples:
         >>> model = nn.Linear(10, 5)
@@ -68,7 +68,13 @@ class Hold:
 
     @entry_point(Need(python=False, floats=False, training=True))
     def __init__(self, model: nn.Module, mask: Mask, *, hooks: bool = True) -> None:
-        """`hooks=False` is for a loop that calls `mask_gradients` and `mask_state` itself, which costs less."""
+        """Start enforcing a mask.
+
+        Args:
+            model: see `hold`.
+            mask: see `hold`.
+            hooks: False for a loop that calls `mask_gradients` and `mask_state` itself, which takes less time.
+        """
         release_leftovers(model)
         self._mask, self._hooks, self._is_copy = mask, hooks, False
         reshard(model)
@@ -82,25 +88,25 @@ class Hold:
             for name, parameter in self._named.find_and_remember().items()
         }
         self._masked_states: weakref.WeakKeyDictionary[Optimizer, object] = weakref.WeakKeyDictionary()
-        self._finite_steps = _FiniteSteps(self._held)
+        self._non_finite_search = _FirstNonFiniteStep(self._held)
         self.mask_gradients()  # of a backward pass before the mask was held
         self._listener: Stepping | None = None
         if hooks:
             # Not compiled into a compiled step: they read the model's modules, which may be compiled as well.
-            before, after = map(torch.compiler.disable, (self._before_step, self._after_step))
+            before, after = map(torch.compiler.disable, (self._mask_state_before_step, self._mask_weights_after_step))
             self._listener = Stepping(before=before, after=after)
 
     # -- for custom loops ------------------------------------------------------------------------------------------
 
     @property
     def tensors(self) -> list[Tensor]:
-        """The mask as 0 and 1 in the type of the weights, one tensor per parameter."""
+        """The mask as numbers 0 and 1 in the weights' dtype, one tensor per parameter."""
         self._require_original()
         return [held.factors for held in self._held.values()]
 
     @torch.no_grad()
     def mask_gradients(self) -> None:
-        """Set the gradients of removed weights to 0, before clipping and stepping."""
+        """Set the gradients of removed weights to 0; call this before clipping gradients and stepping."""
         self._require_original()
         pairs = [(held.gradient, held) for held in self._held.values()]
         dense = [(gradient, held) for gradient, held in pairs if gradient is not None and not gradient.is_sparse]
@@ -112,9 +118,9 @@ class Hold:
 
     @torch.no_grad()
     def mask_state(self, optimizer: Optimizer) -> None:
-        """Set the optimiser's state (momentum, moments) of removed weights to 0.
+        """Set the optimiser's state (momentum, moments) for removed weights to 0.
 
-        The history of L-BFGS is cleared if it comes from the dense network, because it mixes weights.
+        The history of L-BFGS mixes weights, so it is cleared as a whole if it dates from before pruning.
         """
         self._require_original()
         clear_dense_history(optimizer, self._held)
@@ -134,23 +140,24 @@ class Hold:
     # -- checks ----------------------------------------------------------------------------------------------------
 
     def check(self, optimizer: Optimizer | None = None) -> None:
-        """Check that removed weights, and the optimiser's state for them, are exactly 0 in the model at present.
+        """Check that removed weights, and the optimiser's state for them, are exactly 0 now.
 
         Raises:
             HoldError: naming the parameter, how many of its removed weights are not 0, and the largest; or that the
-                model no longer has such a parameter.
+                model
+                no longer has the parameter.
         """
         self._require_original()
         reshard(self._named.model)
         for name, parameter in self._named.find().items():
-            removed = self._removed(name, parameter)
+            removed = self._removed_elements(name, parameter)
             self._require_zero(f"weights of {name!r}", local_shard(parameter.detach()), removed)
             for tensor in iterate_state_tensors(optimizer, parameter) if optimizer else ():
                 self._require_zero(f"optimiser state of {name!r}", tensor, removed.to(tensor.device))
         self._check_computed_weights()
 
     def release(self) -> None:
-        """Stop holding the mask. The weights are unchanged."""
+        """Stop enforcing the mask. The weights do not change."""
         if self._listener is not None:
             self._listener.remove()
             self._listener = None
@@ -169,11 +176,11 @@ class Hold:
             self.check()
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return the state of a copy, which holds nothing: copies of a held model train freely."""
+        """Return the state of a copy, which enforces nothing: copies of the model train freely."""
         return {"_is_copy": True, "_held": {}, "_listener": None}
 
     def _require_original(self) -> None:
-        """Raise `UsageError` for a copy, whose model would train densely."""
+        """Raise `UsageError` for a copy of this object, whose model would train densely."""
         if self._is_copy:
             raise UsageError(
                 "this is a copy of a held mask, and copies hold no weights: hold the mask on the copied model, with"
@@ -182,35 +189,35 @@ class Hold:
 
     # -- steps of optimisers ---------------------------------------------------------------------------------------
 
-    def _before_step(self, optimizer: Optimizer, args: object, kwargs: object) -> None:
+    def _mask_state_before_step(self, optimizer: Optimizer, args: object, kwargs: object) -> None:
         if not self._named.are_unchanged(self._held):
             reshard(self._named.model)
             try:
                 self._hold_replacements()
             except HoldError:
-                if self._steps_held(optimizer) or self._named.has_parameter_of(optimizer):
+                if self._steps_held_parameter(optimizer) or self._named.has_parameter_of(optimizer):
                     raise
                 return  # the step of another model; the next step of this model, or the check, raises
         # State from before the mask would move removed weights. Loading a state creates a new dictionary.
-        if self._masked_states.get(optimizer) is not optimizer.state and self._steps_held(optimizer):
+        if self._masked_states.get(optimizer) is not optimizer.state and self._steps_held_parameter(optimizer):
             self._masked_states[optimizer] = optimizer.state
             self.mask_state(optimizer)
 
-    def _after_step(self, optimizer: Optimizer, args: object, kwargs: object) -> None:
-        if optimizer not in self._masked_states and not self._steps_held(optimizer):
+    def _mask_weights_after_step(self, optimizer: Optimizer, args: object, kwargs: object) -> None:
+        if optimizer not in self._masked_states and not self._steps_held_parameter(optimizer):
             return
         if type(optimizer) not in _ELEMENTWISE:
             self.mask_weights()
-        self._finite_steps.after_step(optimizer)
+        self._non_finite_search.record_step(optimizer)
 
-    def _steps_held(self, optimizer: Optimizer) -> bool:
-        """Return whether the optimiser steps any held parameter."""
+    def _steps_held_parameter(self, optimizer: Optimizer) -> bool:
+        """Return whether the optimiser updates any parameter of the mask."""
         own = {id(held.parameter) for held in self._held.values()}
         return any(id(parameter) in own for group in optimizer.param_groups for parameter in group["params"])
 
     @torch.no_grad()
     def _hold_replacements(self) -> None:
-        """Hold the parameters that have taken the names of others, as those were held."""
+        """Mask parameters that have replaced others of the same name, and enforce the mask on them instead."""
         now = self._named.find_and_remember()
         for name, parameter in now.items():
             if name in self._held and is_sharded(parameter) and not is_sharded(self._held[name].parameter):
@@ -224,11 +231,11 @@ class Hold:
             held = self._held[name] = HeldParameter(now[name], self._mask[self._named.masked_by[name]], self._hooks)
             held.mask()
         self._masked_states.clear()
-        self._finite_steps.watch(self._held)
+        self._non_finite_search.watch_smallest(self._held)
 
     # -- details of the check --------------------------------------------------------------------------------------
 
-    def _removed(self, name: str, parameter: nn.Parameter) -> Tensor:
+    def _removed_elements(self, name: str, parameter: nn.Parameter) -> Tensor:
         held = self._held.get(name)
         if held is not None and held.parameter is parameter:
             return held.factors_like(local_shard(parameter), once=True) == 0
@@ -240,7 +247,7 @@ class Hold:
             for original in computed.originals:
                 if id(original) in names:
                     name = names[id(original)]
-                    removed = self._removed(name, original)
+                    removed = self._removed_elements(name, original)
                     self._require_zero(f"weights computed from {name!r}", computed.value(), removed)
 
     def _require_zero(self, what: str, tensor: Tensor, removed: Tensor) -> None:
@@ -248,14 +255,14 @@ class Hold:
         if stray.any():
             raise HoldError(
                 f"{int(stray.count_nonzero())} of {int(removed.sum())} pruned {what} are not 0 (up to"
-                f" {float(stray.abs().max()):.3g}): {self._explain(bool(stray.isfinite().all()))}"
+                f" {float(stray.abs().max()):.3g}): {self._explain_nonzero_weights(bool(stray.isfinite().all()))}"
             )
 
-    def _explain(self, finite: bool) -> str:
+    def _explain_nonzero_weights(self, finite: bool) -> str:
         outside = "something outside the optimiser's step wrote them, such as a load of weights or an average of models"
-        if finite or (self._hooks and not self._finite_steps.count):
+        if finite or (self._hooks and not self._non_finite_search.count):
             return outside
-        first = self._finite_steps.first_not_finite()
+        first = self._non_finite_search.find_first()
         if first is None:
             return f"the loss or its gradient was not finite, or {outside}"
         return (
@@ -264,11 +271,11 @@ class Hold:
         )
 
 
-class _FiniteSteps:
-    """Finds the first step after which a weight was not finite.
+class _FirstNonFiniteStep:
+    """Finds the first optimiser step after which a weight is infinite or NaN.
 
-    A loss that is not finite reaches every weight, and what is not finite stays so. So it suffices to record the sum of
-    the smallest held parameter after each step. Sums are read in batches, so that no step waits for a GPU.
+    A loss that is not finite reaches every weight and stays, so it suffices to record the sum of the smallest parameter
+    after each step. Sums are read in batches, so that no step waits for a GPU.
     """
 
     _BATCH = 64
@@ -278,13 +285,13 @@ class _FiniteSteps:
         self._optimizer: weakref.ref[Optimizer] | None = None
         self._finite = torch.zeros((), dtype=torch.long)
         self._sums: list[Tensor] = []
-        self.watch(held)
+        self.watch_smallest(held)
 
-    def watch(self, held: dict[str, HeldParameter]) -> None:
-        """Watch the smallest of these parameters from now on."""
+    def watch_smallest(self, held: dict[str, HeldParameter]) -> None:
+        """Record the smallest of these parameters from now on."""
         self._probe = min((each.parameter for each in held.values()), key=lambda parameter: parameter.numel())
 
-    def after_step(self, optimizer: Optimizer) -> None:
+    def record_step(self, optimizer: Optimizer) -> None:
         # Only one optimiser's steps count: another may step inside it (SAM), or beside it.
         if self._optimizer is None or self._optimizer() is None:
             self._optimizer = weakref.ref(optimizer)
@@ -296,8 +303,8 @@ class _FiniteSteps:
             self._read_sums()
         self._sums.append(total)
 
-    def first_not_finite(self) -> int | None:
-        """Return the number of the step, from 1 on; None if all were finite."""
+    def find_first(self) -> int | None:
+        """Return the number of the step, counted from 1; None if all were finite."""
         self._read_sums()
         finite = int(self._finite)
         return finite + 1 if finite < self.count else None
@@ -310,21 +317,27 @@ class _FiniteSteps:
 
 
 def hold(model: nn.Module, mask: Mask) -> Hold:
-    """Keep the weights that `mask` removes at exactly 0 while `model` trains, in any loop.
+    """Keep the weights that `mask` removes at exactly 0 while `model` trains, in any training loop.
 
-    Removed weights are set to 0 once; from then on their gradients are set to 0 as they are accumulated. So clipping
-    and gradient norms see the masked gradient, and SGD (momentum, weight decay) and the Adam family leave the weights
-    at 0. Momentum from before is cleared, and so is the history of L-BFGS. For optimisers that mix weights (Muon,
-    L-BFGS, custom ones) the weights are masked after each step as well. Leaving the block checks that removed weights
-    are 0.
+    Removed weights are set to 0 once. From then on their gradients are set to 0 whenever gradients are accumulated, so
+    that clipping and gradient norms see the masked gradient, and SGD (momentum, weight decay) and the Adam family leave
+    the weights at 0. Earlier momentum and the history of L-BFGS are cleared. For optimisers that mix weights (Muon,
+    L-BFGS, custom ones), the weights are also masked after each step. At the end of the block, removed weights are
+    checked to be 0.
 
-    The mask is held by parameter name: a parameter that replaces another (a load with ``assign=True``, a layer that is
-    rebuilt) is masked and held from the optimiser's next step on. docs/optimisers.md has a table of optimisers and
-    wrappers.
+    The mask applies to parameter names: a parameter that replaces another (a load with ``assign=True``, a layer that is
+    rebuilt) is masked from the optimiser's next step on. docs/optimisers.md has a table of optimisers and wrappers.
 
     Args:
         model: any module; it keeps its class, names and state dict.
-        mask: of parameters of this model.
+        mask: a mask of parameters of this model.
+
+    Raises:
+        MaskError: if the mask does not fit the model; or, for a model that several processes train
+            (DistributedDataParallel, `fully_shard`), if they have different masks. Each of them calls this.
+        UsageError: if `mask` is not a `Mask`, or sharded parameters have no values yet or are not sharded evenly.
+        HoldError: at the end of the block, if a removed weight is not 0; after a loss that was not finite, it names the
+            step. At an optimiser step, if the model no longer has a parameter of the mask.
 
     Raises:
         MaskError: if the mask does not fit the model; or, for a model that several processes train

@@ -1,7 +1,7 @@
-"""Removes masks and gates that an interrupted training left on a model.
+"""Remove masks and gates that an interrupted training left on a model.
 
-Some trainers do not report that a training was interrupted (Ctrl-C, an exception). A mask or gates that it leaves on
-the model would silently change later computations.
+Some trainers do not report that a training was interrupted (by Ctrl-C or an exception). A mask or gates left on the
+model would silently change later computations.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from ticketry_engine.support.listeners import Listeners, Stepping
 
 
 class Attachment:
-    """Registers what a training has attached to a model, until `remove`.
+    """A registered mask or gates that a training has attached to a model; `remove` ends the registration.
 
     Args:
-        model: that it is attached to.
+        model: the model.
         what: one word for messages, such as "hold".
         is_running: whether the training still runs.
-        is_active: whether it changes a step of the model at present.
-        release: takes it off the model, and calls `remove`.
+        is_active: whether the attachment changes a training step now.
+        release: removes the attachment from the model, and calls `remove`.
     """
 
     def __init__(
@@ -41,29 +41,29 @@ class Attachment:
         _attachments.add(self)
 
     def remove(self) -> None:
-        """Forget the attachment once it is off the model; may be called repeatedly."""
+        """End the registration, once the attachment is off the model; may be called repeatedly."""
         _attachments.remove(self)
 
 
 def release_leftovers(model: nn.Module) -> None:
     """Release what interrupted trainings left on `model`, or on a model that shares parameters with it.
 
-    Attachments of trainings that still run stay.
+    Attachments of trainings that still run are not released.
     """
-    for one in _leftovers_on({id(parameter) for parameter in model.parameters()}):
+    for one in _find_leftovers({id(parameter) for parameter in model.parameters()}):
         one.release()
 
 
-def _leftovers_on(parameters: set[int]) -> list[Attachment]:
+def _find_leftovers(parameters: set[int]) -> list[Attachment]:
     left = [one for one in _attachments.present if not one.is_running()]
     return [one for one in left if any(id(parameter) in parameters for parameter in one.model.parameters())]
 
 
-def _before_step(optimizer: Optimizer, args: object, kwargs: object) -> None:
-    """Release leftovers on the parameters of an optimiser; raise `HoldError` if they changed the gradients."""
+def _release_before_step(optimizer: Optimizer, args: object, kwargs: object) -> None:
+    """Release leftovers on the parameters of an optimiser; raise `HoldError` if they have changed the gradients."""
     if all(one.is_running() for one in _attachments.present):
         return
-    left = _leftovers_on({id(parameter) for group in optimizer.param_groups for parameter in group["params"]})
+    left = _find_leftovers({id(parameter) for group in optimizer.param_groups for parameter in group["params"]})
     acting = [one.what for one in left if one.is_active()]
     for one in left:
         one.release()
@@ -76,7 +76,7 @@ def _before_step(optimizer: Optimizer, args: object, kwargs: object) -> None:
 
 
 def _register_step_hook() -> None:
-    Stepping(before=torch.compiler.disable(_before_step))  # type: ignore[no-untyped-call]
+    Stepping(before=torch.compiler.disable(_release_before_step))  # type: ignore[no-untyped-call]
 
 
 _attachments = Listeners[Attachment](_register_step_hook)

@@ -1,4 +1,4 @@
-"""How masks change during training: drop-and-grow updates, and measures of change that decide when to prune."""
+"""Changes of masks during training: drop-and-grow updates, and measures of change that decide when to prune."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ def drop_and_grow(
 ) -> Mask:
     """Return the mask after one update of dynamic sparse training; each layer retains as many weights as before.
 
-    Each layer drops its floor(share * retained) weights of smallest magnitude and grows as many of largest `growth`; a
-    nearly dense layer drops at most as many as it has removed weights. Ties go to the earlier position. Evci et al.,
-    "Rigging the Lottery" (2020, arXiv 1911.11134), section 3, where growth is |gradient|. Random growth gives SET
-    (Mocanu et al. 2018).
+    Each layer drops its floor(share * retained) weights of smallest magnitude and grows as many with the largest
+    `growth`; a nearly dense layer drops at most as many as it has removed weights. Ties go to the earlier position.
+    With |gradient| as growth this is RigL (Evci et al., "Rigging the Lottery", 2020, arXiv 1911.11134, section 3), with
+    random numbers SET (Mocanu et al. 2018).
 
     Args:
         mask: the current mask.
-        weights, growth: parameter name -> tensor of the mask's shapes; more names are allowed.
-        share: share of the retained weights to drop, 0 <= share < 1.
+        weights, growth: parameter name -> tensor in the mask's shape; further names are ignored.
+        share: fraction of the retained weights to drop, 0 <= share < 1.
         regrow: whether weights that have just been dropped may grow again.
 
     Raises:
@@ -55,12 +55,14 @@ def _update_layer(kept: Tensor, sizes: Tensor, growth: Tensor, share: float, reg
     count = int(Fraction(str(share)) * active)
     if not regrow:
         count = min(count, len(now) - active)
-    left = _largest_among(sizes, now, active - count)
-    return (left | _largest_among(growth, ~(left if regrow else now), count)).reshape(kept.shape)
+    left = _mark_largest_among(sizes, now, active - count)
+    return (left | _mark_largest_among(growth, ~(left if regrow else now), count)).reshape(kept.shape)
 
 
-def _largest_among(values: Tensor, among: Tensor, count: int) -> Tensor:
-    """Return a bool tensor [n]: the `count` largest of `values` at the positions where `among` [n] is true."""
+def _mark_largest_among(values: Tensor, among: Tensor, count: int) -> Tensor:
+    """Return a bool tensor [n] that marks the `count` largest of `values`, among positions where `among` [n] is
+    true.
+    """
     positions = among.nonzero().flatten()
     chosen = torch.zeros_like(among)
     chosen[positions[mask_of_largest(values.detach().cpu().flatten()[positions], count)]] = True
@@ -69,16 +71,17 @@ def _largest_among(values: Tensor, among: Tensor, count: int) -> Tensor:
 
 COMPARED_MASKS = 5
 """Number of recent masks that Early-Bird compares (You et al. 2020)."""
-MOST_DIFFERENT = 0.1
-"""Share of elements in which any two of them may differ."""
+LARGEST_MASK_DISTANCE = 0.1
+"""Largest fraction of elements in which any two of these masks may differ."""
 
 
 @torch.no_grad()
 def relative_distance(state: Mapping[str, Tensor], reference: Mapping[str, Tensor], names: Iterable[str]) -> float:
-    """Compute ||w - w0|| / ||w0|| over all named tensors together, in float64.
+    """Return ||w - w0|| / ||w0|| over all named tensors together, computed in float64.
 
     Args:
-        state, reference: w and w0, name -> tensor.
+        state: w, name -> tensor.
+        reference: w0, name -> tensor.
         names: tensors to compare.
 
     Raises:
@@ -97,12 +100,12 @@ def relative_distance(state: Mapping[str, Tensor], reference: Mapping[str, Tenso
     return float((moved / size) ** 0.5)
 
 
-def first_slow_change(distances: Sequence[float], threshold: float) -> int | None:
-    """Return the checkpoint at which EarlyCroP prunes, counted from 1; None if the weights still change fast.
+def first_slow_checkpoint(distances: Sequence[float], threshold: float) -> int | None:
+    """Return the checkpoint (counted from 1) at which EarlyCroP prunes; None if weights still change too fast.
 
-    With d_t the distance from the initialisation at checkpoint t and d_0 = 0, that is the first t > 1 with
-    |d_t - d_(t-1)| < threshold * d_1. Rachwan et al. 2022 (arXiv 2206.10451); in their published code the threshold is
-    the density.
+    With d_t the distance from the initialisation at checkpoint t and d_0 = 0, it is the first t > 1 with |d_t -
+    d_(t-1)| < threshold * d_1. Rachwan et al. 2022 (arXiv 2206.10451); in their published code the threshold is the
+    density.
 
     Args:
         distances: d_1, d_2, ….
@@ -116,13 +119,13 @@ def first_slow_change(distances: Sequence[float], threshold: float) -> int | Non
     return None
 
 
-def first_stable_mask(
-    masks: Sequence[Mask], share: float = MOST_DIFFERENT, compared: int = COMPARED_MASKS
+def first_stable_checkpoint(
+    masks: Sequence[Mask], share: float = LARGEST_MASK_DISTANCE, compared: int = COMPARED_MASKS
 ) -> int | None:
-    """Return the checkpoint at which Early-Bird prunes, counted from 1; None if masks still differ.
+    """Return the checkpoint (counted from 1) at which Early-Bird prunes; None if masks still differ too much.
 
-    That is the first at which any two of the last `compared` masks have a normalised Hamming distance of at most
-    `share`. You et al. 2020, "Drawing Early-Bird Tickets" (arXiv 1909.11957), section 3.3.
+    It is the first checkpoint at which any two of the last `compared` masks differ in at most a fraction `share` of
+    elements. You et al. 2020, "Drawing Early-Bird Tickets" (arXiv 1909.11957), section 3.3.
     """
     last: deque[Mask] = deque(maxlen=compared)
     for place, mask in enumerate(masks, start=1):
@@ -133,5 +136,5 @@ def first_stable_mask(
 
 
 def hamming_distance(one: Mask, other: Mask) -> float:
-    """Compute the share of elements in which two masks of the same tensors differ."""
+    """Return the fraction of elements in which two masks of the same tensors differ."""
     return (one ^ other).kept / one.total

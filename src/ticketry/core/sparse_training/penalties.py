@@ -1,4 +1,4 @@
-"""Sparsity penalties: they shrink weights, blocks, filters or norm scales, so that these can be pruned."""
+"""Sparsity penalties, which shrink weights, blocks, filters or norm scales so that these can be pruned."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from ticketry.errors import UsageError
 
 PENALTIES = ("l1_scales", "hoyer_square", "group_hoyer_square", "group_lasso")
 BLOCK_PENALTIES = ("group_hoyer_square", "group_lasso")
-"""Penalties that can apply to the blocks of a pattern."""
+"""Penalties that can be applied to the blocks of a pattern."""
 
 
 def check_penalty(kind: str, *, blocks: bool | None = None) -> str:
-    """Return the name of a penalty.
+    """Return the name of a penalty if it is valid.
 
     Args:
         kind: the name.
-        blocks: whether it is to apply to the blocks of a pattern; None: not known yet.
+        blocks: whether the penalty will be applied to the blocks of a pattern; None if this is not known yet.
 
     Raises:
         UsageError: if the name is unknown, the penalty does not support blocks, or it requires them.
@@ -36,19 +36,19 @@ def check_penalty(kind: str, *, blocks: bool | None = None) -> str:
 
 
 def penalty(kind: str, weights: Iterable[Tensor], blocks: Iterable[Blocks] | None = None) -> Tensor:
-    """Compute the term that a penalty of strength 1 adds to the loss: a scalar, differentiable in the weights.
+    """Return the term that a penalty of strength 1 adds to the loss: a scalar, differentiable in the weights.
 
-    - ``l1_scales``: the sum of |w|. On the scales of norms: network slimming (Liu et al. 2017, arXiv 1708.06519,
-      equation 1), and the penalty of Gate Decorators on their gates (You et al. 2019, arXiv 1909.08174).
+    - ``l1_scales``: the sum of |w|. On the scales of norms it is network slimming (Liu et al. 2017, arXiv 1708.06519,
+      equation 1), or the penalty of Gate Decorators on their gates (You et al. 2019, arXiv 1909.08174).
     - ``hoyer_square``: (sum |w|)² / sum w² of each tensor, summed over tensors. It is between 1 and the number of
-      elements at any scale (Yang, Wen & Li, "DeepHoyer", 2020, arXiv 1908.09979, section 3.1).
+      elements, at any scale (Yang, Wen & Li, "DeepHoyer", 2020, arXiv 1908.09979, section 3.1).
     - ``group_hoyer_square``: ``hoyer_square`` of the L2 norms of rows (filters, units; dimension 0) plus that of
       columns (input channels; dimension 1) of each tensor (section 3.2 and the authors' code). Coupled tensors are not
       joined. With `blocks`: of the L2 norms of the blocks.
-    - ``group_lasso``, with `blocks` only: the sum of sqrt(size) * L2 norm over blocks (Yuan & Lin 2006; on filters and
-      channels of networks Wen et al. 2016, arXiv 1608.03665, without the size).
+    - ``group_lasso``, with `blocks` only: the sum of sqrt(size) * L2 norm over blocks (Yuan & Lin 2006; Wen et al.
+      2016, arXiv 1608.03665, use it on filters and channels, without the size).
 
-    A tensor that is all 0 adds nothing.
+    A tensor of zeros adds nothing.
 
     Args:
         kind: one of `PENALTIES`.
@@ -67,25 +67,30 @@ def penalty(kind: str, weights: Iterable[Tensor], blocks: Iterable[Blocks] | Non
             continue
         if kind == "group_lasso":
             assert own is not None
-            values.append((_block_norms(weight, own) * _roots(own, weight)).sum())
+            values.append((_block_norms(weight, own) * _block_size_roots(own, weight)).sum())
             continue
         squares = weight.square().sum()
         if own is not None:
             sums = [_block_norms(weight, own).sum()]
         else:
-            sums = [weight.abs().sum()] if kind == "hoyer_square" else [norms.sum() for norms in _group_norms(weight)]
-        values.append(sum((one.square() for one in sums), torch.zeros_like(squares)) / _not_zero(squares))
+            sums = (
+                [weight.abs().sum()]
+                if kind == "hoyer_square"
+                else [norms.sum() for norms in _row_and_column_norms(weight)]
+            )
+        values.append(sum((one.square() for one in sums), torch.zeros_like(squares)) / _at_least_tiny(squares))
     return torch.stack(values).sum() if values else torch.zeros(())
 
 
 @torch.no_grad()
-def add_gradients_(
+def add_penalty_gradients_(
     kind: str, strength: float, parameters: Iterable[Tensor], blocks: Iterable[Blocks] | None = None
 ) -> None:
-    """Add strength times the gradient of `penalty` to each `parameter.grad`, in place; a missing one is created.
+    """Add strength times the gradient of `penalty` to the gradient of each parameter, in place; create missing
+    gradients.
 
-    The gradient is computed in closed form, which takes less time and memory than autograd. A weight, or a group, that
-    is exactly 0 gets no gradient, so that pruned weights stay 0.
+    The closed form takes less time and memory than autograd. A weight or group that is exactly 0 gets no gradient, so
+    pruned weights stay 0.
 
     Raises:
         UsageError: see `penalty`.
@@ -100,13 +105,13 @@ def add_gradients_(
         if own is not None:
             _add_block_gradients_(kind, strength, parameter, own)
             continue
-        squares = _not_zero(parameter.square().sum())
+        squares = _at_least_tiny(parameter.square().sum())
         if kind == "hoyer_square":
             total = parameter.abs().sum() / squares
             parameter.grad.addcmul_(parameter.sign(), total, value=2 * strength)
             parameter.grad.addcmul_(parameter, total.square(), value=-2 * strength)
             continue
-        rows, columns = _group_norms(parameter)
+        rows, columns = _row_and_column_norms(parameter)
         one, other = rows.sum(), columns.sum()
         shape = [1] * (parameter.dim() - 2)
         factor = (
@@ -121,9 +126,9 @@ def _add_block_gradients_(kind: str, strength: float, parameter: Tensor, blocks:
     assert parameter.grad is not None
     norms = _block_norms(parameter, blocks)
     if kind == "group_lasso":
-        factor = (_roots(blocks, parameter) / norms).masked_fill_(norms == 0, 0)
+        factor = (_block_size_roots(blocks, parameter) / norms).masked_fill_(norms == 0, 0)
     else:
-        total, squares = norms.sum(), _not_zero(parameter.square().sum())
+        total, squares = norms.sum(), _at_least_tiny(parameter.square().sum())
         factor = ((total / norms).masked_fill_(norms == 0, 0) - total.square() / squares).mul_(2 / squares)
     views = zip(blocks.views(parameter.grad), blocks.views(parameter), blocks.own_views(factor), strict=True)
     for gradient, weight, own in views:
@@ -131,19 +136,19 @@ def _add_block_gradients_(kind: str, strength: float, parameter: Tensor, blocks:
 
 
 def _block_norms(weight: Tensor, blocks: Blocks) -> Tensor:
-    """Compute the L2 norm of each block, in `Blocks.shape`; the gradient at a block of zeros is 0."""
+    """Return the L2 norm of each block, in `Blocks.shape`; its gradient at a block of zeros is 0."""
     squares = blocks.pool(weight.square())
     zero = squares == 0
     return squares.masked_fill(zero, 1).sqrt().masked_fill(zero, 0)
 
 
-def _roots(blocks: Blocks, like: Tensor) -> Tensor:
-    """Compute the square root of each block's size."""
+def _block_size_roots(blocks: Blocks, like: Tensor) -> Tensor:
+    """Return the square root of each block's size."""
     return blocks.sizes.to(like).sqrt()
 
 
-def _group_norms(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Compute the L2 norms of rows and of columns."""
+def _row_and_column_norms(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the L2 norms of rows (dimension 0) and of columns (dimension 1)."""
     if weight.dim() < 2:
         raise UsageError(
             f"a group penalty needs weights with rows and columns, got shape {tuple(weight.shape)}: leave biases and"
@@ -153,5 +158,5 @@ def _group_norms(weight: Tensor) -> tuple[Tensor, Tensor]:
     return torch.linalg.vector_norm(weight, dim=[1, *inner]), torch.linalg.vector_norm(weight, dim=[0, *inner])
 
 
-def _not_zero(squares: Tensor) -> Tensor:
+def _at_least_tiny(squares: Tensor) -> Tensor:
     return squares.clamp_min(torch.finfo(squares.dtype).tiny)

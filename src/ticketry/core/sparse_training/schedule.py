@@ -1,4 +1,6 @@
-"""Schedules of mask changes during training: densities, shares of weights that move, phases. Does not import torch."""
+"""Schedules of mask changes during training: densities, fractions of weights to replace, phases. Does not import
+torch.
+"""
 
 from __future__ import annotations
 
@@ -12,10 +14,7 @@ from ticketry.step import Step
 
 
 def cubic(progress: float, density: float, initial: float = 1.0) -> float:
-    """Return the density at `progress` on the cubic schedule from `initial` to `density`.
-
-    density + (initial - density) * (1 - progress)^3: equation 1 of Zhu & Gupta, "To prune, or not to prune" (2017,
-    arXiv 1710.01878), whose sparsities are 1 - density. Most weights are removed early, when many are redundant.
+    """Return the density at `progress` along the cubic schedule from `initial` to `density`.
 
     Args:
         progress: from 0 (nothing is removed yet) to 1 (the end).
@@ -40,10 +39,10 @@ def cubic(progress: float, density: float, initial: float = 1.0) -> float:
 
 
 def cuts(density: float, *, begin: int, end: int, frequency: int, initial: float = 1.0) -> dict[int, float]:
-    """Return the pruning steps of gradual pruning: training step -> density, in order; the last is `end` -> `density`.
+    """Return the pruning steps of gradual pruning, in order: training step -> density; the last is `end` -> `density`.
 
-    Pruning steps follow `begin` (where the density is still `initial`) every `frequency` steps up to `end`, with one at
-    `end` itself. Zhu & Gupta (2017) found frequencies of 100 to 1000 steps equally good.
+    Pruning steps happen every `frequency` steps after `begin`, where the density is still `initial`, and at `end`. Zhu
+    & Gupta (2017) found frequencies of 100 to 1000 steps equally good.
 
     Args:
         density: fraction of weights retained at the end.
@@ -64,7 +63,9 @@ def cuts(density: float, *, begin: int, end: int, frequency: int, initial: float
     if frequency < 1:
         raise UsageError(f"frequency, the number of steps between two cuts, must be at least 1, got {frequency}")
     steps = [*range(begin + frequency, end, frequency), end]
-    return {step: _rounded(cubic((step - begin) / (end - begin), density, initial)) for step in steps} | {end: density}
+    return {step: _round_last_bits(cubic((step - begin) / (end - begin), density, initial)) for step in steps} | {
+        end: density
+    }
 
 
 def cuts_within(
@@ -76,26 +77,26 @@ def cuts_within(
     total: int,
     per_epoch: int | None = None,
 ) -> dict[int, float]:
-    """Return the `cuts` of a training of `total` steps, with points written ``500it``, ``2ep`` or ``3%``.
+    """Return `cuts` for a training of `total` steps, with positions written as ``500it``, ``2ep`` or ``3%``.
 
     A frequency below one step counts as one step.
 
     Args:
         density: fraction of weights retained at the end.
-        begin: point where the density begins to fall.
-        end: point where it is reached.
-        frequency: time between two pruning steps.
+        begin: position at which the density begins to fall.
+        end: position at which `density` is reached.
+        frequency: distance between two pruning steps.
         total: steps of the whole training.
-        per_epoch: steps of an epoch, if a point is in epochs.
+        per_epoch: steps of an epoch, required if a position is in epochs.
 
     Raises:
-        UsageError: if no step is left at the final density, or a point is in epochs without `per_epoch`; see `cuts`.
+        UsageError: if no step is left at the final density, or a position is in epochs without `per_epoch`; see `cuts`.
 
     Examples:
         >>> tk.schedule.cuts_within(0.2, begin="0%", end="40%", frequency="20%", total=100)
         {20: 0.3, 40: 0.2}
     """
-    first, last, every = (_iterations(point, total, per_epoch) for point in (begin, end, frequency))
+    first, last, every = (_to_iterations(point, total, per_epoch) for point in (begin, end, frequency))
     if last >= total:
         raise UsageError(
             f"pruning ends at {Step.parse(end)}, step {last} of {total}, which leaves nothing to train at the final"
@@ -110,14 +111,14 @@ def cuts_within(
 
 
 def cosine(progress: float, share: float) -> float:
-    """Return the share of a layer's weights to move at `progress`: share / 2 * (1 + cos(pi * progress)).
+    """Return the fraction of a layer's weights to replace at `progress`: share / 2 * (1 + cos(pi * progress)).
 
-    The update schedule of Evci et al., "Rigging the Lottery" (2020, arXiv 1911.11134), section 3, where `share` is
-    called alpha.
+    This is the update schedule of Evci et al., "Rigging the Lottery" (2020, arXiv 1911.11134), section 3, where `share`
+    is called alpha.
 
     Args:
-        progress: share of the schedule that is over, 0 … 1.
-        share: share of the weights that move at the beginning.
+        progress: fraction of the schedule that has passed, 0 to 1.
+        share: fraction of the weights to replace at the beginning.
 
     Examples:
         >>> [round(tk.schedule.cosine(progress, share=0.3), 4) for progress in (0.0, 0.5, 1.0)]
@@ -129,19 +130,19 @@ def cosine(progress: float, share: float) -> float:
 def moves_within(
     share: float, *, end: str | Step, frequency: str | Step, total: int, per_epoch: int | None = None
 ) -> dict[int, float]:
-    """Return the mask updates of dynamic sparse training: step -> share of each layer's weights that moves.
+    """Return the mask updates of dynamic sparse training: step -> fraction of each layer's weights to replace.
 
-    Updates follow every `frequency` steps (at least one) before `end`; the shares fall along `cosine`.
+    Updates happen every `frequency` steps (at least one) before `end`; the fractions fall along `cosine`.
 
     Args:
-        share: share at the beginning of the schedule, in (0, 1).
-        end: point from which on the mask is fixed.
-        frequency: time between two updates.
+        share: fraction at the beginning of the schedule, in (0, 1).
+        end: position from which the mask no longer changes.
+        frequency: distance between two updates.
         total: steps of the whole training.
-        per_epoch: steps of an epoch, if a point is in epochs.
+        per_epoch: steps of an epoch, required if a position is in epochs.
 
     Raises:
-        UsageError: unless 0 < share < 1 and the mask moves at least once before the last step.
+        UsageError: unless 0 < share < 1 and there is at least one update before the last step.
 
     Examples:
         >>> tk.schedule.moves_within(0.3, end="75%", frequency="100it", total=400)
@@ -149,14 +150,14 @@ def moves_within(
     """
     if not 0 < share < 1:
         raise UsageError(f"the share of weights that move must be in (0, 1), got {share}")
-    last, every = (_iterations(point, total, per_epoch) for point in (end, frequency))
+    last, every = (_to_iterations(point, total, per_epoch) for point in (end, frequency))
     steps = range(max(1, every), min(last, total), max(1, every))
     if not steps:
         raise UsageError(
             f"the mask would never move: every {Step.parse(frequency)} is every {every} steps, and it is fixed from"
             f" {Step.parse(end)}, step {last} of {total}, on: let it move more often, or for longer"
         )
-    return {step: _rounded(cosine(step / last, share)) for step in steps}
+    return {step: _round_last_bits(cosine(step / last, share)) for step in steps}
 
 
 def phases_within(
@@ -165,15 +166,15 @@ def phases_within(
     """Return the phases of alternating compressed and decompressed training: (first step, whether it is compressed).
 
     After a dense `warmup`, compressed and decompressed phases of length `phase` alternate. The last compressed phase
-    begins at `end`; the decompressed one before it is extended by the steps that no full pair fits in. Peste et al.,
-    "AC/DC" (2021, arXiv 2106.12379), algorithm 1, and the schedules in the authors' code.
+    begins at `end`; the decompressed phase before it is extended if no full pair fits. Peste et al., "AC/DC" (2021,
+    arXiv 2106.12379), algorithm 1, and the schedules in the authors' code.
 
     Args:
-        warmup: length of the dense training before.
+        warmup: length of the dense training at the beginning.
         phase: length of a phase.
-        end: point where the last compressed phase begins.
+        end: position at which the last compressed phase begins.
         total: steps of the whole training.
-        per_epoch: steps of an epoch, if a point is in epochs.
+        per_epoch: steps of an epoch, required if a position is in epochs.
 
     Raises:
         UsageError: unless a compressed and a decompressed phase of this length fit between `warmup` and `end`, and
@@ -183,7 +184,7 @@ def phases_within(
         >>> tk.schedule.phases_within(warmup="10ep", phase="5ep", end="28ep", total=40, per_epoch=1)
         [(0, False), (10, True), (15, False), (28, True)]
     """
-    first, length, last = (_iterations(point, total, per_epoch) for point in (warmup, phase, end))
+    first, length, last = (_to_iterations(point, total, per_epoch) for point in (warmup, phase, end))
     if length < 1 or first + 2 * length > last or last >= total:
         raise UsageError(
             f"between the warm-up ({Step.parse(warmup)}, {first} steps) and the last phase (from {Step.parse(end)},"
@@ -196,12 +197,12 @@ def phases_within(
     return [*found, (last, True)]
 
 
-def _rounded(density: float) -> float:
-    """Round off the last bits, in which machines may differ: 0.3 for 0.30000000000000004."""
+def _round_last_bits(density: float) -> float:
+    """Round to 12 digits, such as 0.3 for 0.30000000000000004, because the last bits may differ between machines."""
     return float(f"{density:.12g}")
 
 
-def _iterations(point: str | Step, total: int, per_epoch: int | None) -> int:
+def _to_iterations(point: str | Step, total: int, per_epoch: int | None) -> int:
     step = Step.parse(point)
     if step.unit == "ep" and per_epoch is None:
         raise UsageError(

@@ -1,8 +1,8 @@
-"""Structure that hardware can use: whole coupled channels, a smaller model without them, groups of rows, N:M.
+"""Structured pruning: whole coupled channels, smaller models without them, groups of rows, and N:M patterns.
 
-`layout`, `pattern` and `structuring` have the terms. `trace`, `shape_rules`, `layer_rules`, `coupling` and
+`layout`, `pattern` and `structuring` define the terms. `trace`, `shape_rules`, `layer_rules`, `coupling` and
 `removal_trial` find coupled channels; `channel_scores`, `channel_choice`, `channel_masks` and `refill_masks` choose
-among them; `plans` and `smaller_model` remove them. `group_masks` and `mask_fit` are about groups of rows.
+channels to remove; `plans` and `smaller_model` remove them. `group_masks` and `mask_fit` handle groups of rows.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Structured masks from unstructured ones: N:M (as sparse tensor cores need, 2:4), and the dispatch by kind."""
+"""Structured masks from unstructured ones: N:M masks (such as 2:4 for sparse tensor cores), and dispatch by kind."""
 
 from __future__ import annotations
 
@@ -32,25 +32,25 @@ from ticketry_engine.support.entry_points import entry_point
 
 @entry_point()
 def n_m(model: nn.Module, mask: Mask, n: int = 2, m: int = 4, *, fill: bool = True, spare: Patterns = ()) -> Mask:
-    """Return an N:M mask from an unstructured one: n of every m consecutive inputs.
+    """Return an N:M mask from an unstructured one: of every m consecutive inputs, n are retained.
 
-    Runs go along a layer's inputs, separately for each output: along dimension 1 of linear and recurrent weights
-    (as `torch.sparse.to_sparse_semi_structured` needs a 2:4 matrix), and along the input channels of a convolution (of
-    its group) at each kernel position. A last run shorter than m retains n too, as if padded with zeros.
+    The m inputs (a run) are consecutive inputs of one output: along dimension 1 of linear and recurrent weights (as
+    `torch.sparse.to_sparse_semi_structured` needs a 2:4 matrix), and along the input channels of a convolution (of its
+    group) at each kernel position. A last run shorter than m retains n too, as if padded with zeros.
 
-    Each run retains the n weights of largest magnitude, those in `mask` first; ties break by position.
+    Each run retains the n weights of largest magnitude, first those in `mask`; ties go to the earlier position.
 
     Args:
-        model: with the weights trained under `mask`.
-        mask: unstructured, of any of the model's parameters; vectors, such as biases, stay unchanged.
+        model: the model, with the weights trained under `mask`.
+        mask: unstructured mask of any of the model's parameters; vectors, such as biases, are unchanged.
         n: weights retained in a run, 1 <= n < m.
         m: inputs in a run.
         fill: whether removed weights return where `mask` retains fewer than n, so that every run has exactly n (the
             density is n/m, but for short last runs).
-        spare: names or patterns, as in `ticketry.scope`, of layers that stay as in `mask`.
+        spare: names or patterns, as in `ticketry.scope`, of layers whose mask is unchanged.
 
     Returns:
-        A mask of the tensors of `mask`.
+        A mask of the same tensors as `mask`.
 
     Raises:
         UsageError: if `mask` is not a mask, not 1 <= n < m, or a pattern of `spare` matches nothing.
@@ -82,11 +82,11 @@ def n_m(model: nn.Module, mask: Mask, n: int = 2, m: int = 4, *, fill: bool = Tr
                 f" as the mask has it with spare={name!r}"
             )
         else:
-            found[name] = _largest(name, weights[name].abs(), mask[name], n, m, where[name], fill)
+            found[name] = _retain_n_of_m(name, weights[name].abs(), mask[name], n, m, where[name], fill)
     return Mask(found)
 
 
-def _largest(name: str, size: Tensor, kept: Tensor, n: int, m: int, layout: Layout, fill: bool) -> Tensor:
+def _retain_n_of_m(name: str, size: Tensor, kept: Tensor, n: int, m: int, layout: Layout, fill: bool) -> Tensor:
     if not bool(size.isfinite().all()):
         raise MaskError(f"{name!r} has weights that are no finite numbers: they cannot be compared")
     chosen = best_of_m(size, n, m, layout, among=kept.to(size.device))
@@ -104,14 +104,14 @@ def apply_structuring(
     seed: int = 0,
     structure: Structure | None = None,
 ) -> Mask:
-    """Return the structured mask of an unstructured one, see `ticketry.structure`.
+    """Return the structured mask derived from an unstructured one, see `ticketry.structure`.
 
     Args:
         by: kind of structure.
-        model: with the weights by which the mask was chosen.
-        mask: of single weights.
+        model: the model, with the weights by which the mask was chosen.
+        mask: unstructured mask.
         example_inputs: a tensor, or a tuple of the model's arguments.
-        batches, loss, seed: what the score needs, if anything.
+        batches, loss, seed: inputs of the score, if it needs any.
         structure: the model's coupled channels, if known; finding them takes seconds.
     """
     seen: dict[str, Any] = {"batches": batches, "loss": loss, "seed": seed, "spare": by.spare}
@@ -131,13 +131,13 @@ def apply_structuring(
 
 
 def check_structure_score(by: Structuring) -> None:
-    """Raise `UsageError` for an unknown score of channels."""
+    """Raise `UsageError` if the structure is chosen by an unknown score of channels."""
     if by.whole_channels:
         (check_channel_score if by.kind == "channels" else check_refill_score)(by.score)
 
 
-def needs_data(by: Structuring) -> bool:
-    """Return whether channels are ranked by a score that needs data."""
+def channel_score_needs_data(by: Structuring) -> bool:
+    """Return whether the structure is chosen by a score of channels that needs data."""
     plain = split_control(by.score)[1]
     plain = "activation" if plain == "activation_l1" else plain
     if not by.whole_channels or plain == "remaining":

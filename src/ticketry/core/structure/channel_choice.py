@@ -1,4 +1,4 @@
-"""Which channels are removed: orders by score, masks at a density, and a path of masks with falling cost."""
+"""Choose which channels are removed: rankings by score, masks at a density, and a path of masks with falling cost."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ from ticketry.core.structure.layout import Roles
 from ticketry.core.structure.plans import Flags, channel_mask, dead_channels, dead_indices, shapes_of
 from ticketry.errors import LayerCollapseError, MaskError, StructureError, UsageError
 
-Step = tuple[int, int]
-"""(position in the list of groups, channel)"""
+Channel = tuple[int, int]
+"""(index of the group in a list of groups, index of the channel in the group)"""
 
 
-def check_counts(keep_at_least: int, multiple: int) -> None:
+def check_channel_limits(keep_at_least: int, multiple: int) -> None:
     """Raise `UsageError` for numbers of channels below 1."""
     for what, count in (("keep_at_least", keep_at_least), ("multiple", multiple)):
         if count < 1:
             raise UsageError(f"{what} is 1 or more channels, not {count}")
 
 
-class Count:
-    """Removed channels of some groups and the number and cost of the remaining weights, updated channel by channel.
+class RemainingWeights:
+    """Number and cost of the weights that remain while channels are removed and restored one by one.
 
-    A tensor retains the product over its dimensions of the remaining indices.
+    The number of remaining weights in a tensor is the product of its remaining indices over all dimensions.
     """
 
     def __init__(
@@ -45,7 +45,13 @@ class Count:
         shapes: Mapping[str, tuple[int, ...]],
         prices: Mapping[str, float] | None = None,
     ) -> None:
-        """Start with all channels; `prices` maps tensor names to the cost of one weight, for `cost`."""
+        """Start with all channels.
+
+        Args:
+            groups: the groups of channels.
+            shapes: shapes of the tensors to count, by name.
+            prices: tensor name -> cost of one of its weights.
+        """
         self.groups = groups
         self.removed: list[Flags] = [np.zeros(group.size, dtype=bool) for group in groups]
         self._left = {name: list(shape) for name, shape in shapes.items()}
@@ -56,11 +62,11 @@ class Count:
 
     def remove(self, group: int, channel: int) -> None:
         self.removed[group][channel] = True
-        self._change(group, channel, -1)
+        self._update_counts(group, channel, -1)
 
-    def put_back(self, group: int, channel: int) -> None:
+    def restore(self, group: int, channel: int) -> None:
         self.removed[group][channel] = False
-        self._change(group, channel, 1)
+        self._update_counts(group, channel, 1)
 
     def remaining(self, group: int) -> int:
         """Return the number of remaining channels of a group."""
@@ -68,10 +74,10 @@ class Count:
 
     @property
     def largest(self) -> str:
-        """The tensor with most remaining weights."""
+        """Name of the tensor with most remaining weights."""
         return max(self._left, key=lambda name: prod(self._left[name]))
 
-    def _change(self, group: int, channel: int, sign: int) -> None:
+    def _update_counts(self, group: int, channel: int, sign: int) -> None:
         for member in self.groups[group].parameters:
             left = self._left[member.name]
             before = prod(left)
@@ -81,8 +87,10 @@ class Count:
             self.cost += change * self._prices.get(member.name, 0.0)
 
 
-def global_order(count: Count, scores: Sequence[Tensor], keep_at_least: int) -> list[Step]:
-    """Return the remaining channels one by one, the worst first; ties by position, the later first."""
+def rank_channels_globally(count: RemainingWeights, scores: Sequence[Tensor], keep_at_least: int) -> list[Channel]:
+    """Return the remaining channels in the order of removal: lowest score first; of equal scores the later one
+    first.
+    """
     ranked = sorted(
         (float(value), -g, -c)
         for g, values in enumerate(scores)
@@ -98,8 +106,11 @@ def global_order(count: Count, scores: Sequence[Tensor], keep_at_least: int) -> 
     return steps
 
 
-def uniform_order(count: Count, scores: Sequence[Tensor], keep_at_least: int) -> list[Step]:
-    """Return each group's worst channel in turn, so that all groups have about the same share left."""
+def rank_channels_uniformly(count: RemainingWeights, scores: Sequence[Tensor], keep_at_least: int) -> list[Channel]:
+    """Return the remaining channels in an order of removal by which all groups retain about the same fraction.
+
+    Within each group, channels are ordered by score, lowest first.
+    """
     ranked = []
     for g, (group, values) in enumerate(zip(count.groups, scores, strict=True)):
         gone = group.size - count.remaining(g)
@@ -110,12 +121,12 @@ def uniform_order(count: Count, scores: Sequence[Tensor], keep_at_least: int) ->
     return [(g, channel) for _, g, channel in sorted(ranked)]
 
 
-DISTRIBUTIONS = {"global": global_order, "uniform": uniform_order}
+DISTRIBUTIONS = {"global": rank_channels_globally, "uniform": rank_channels_uniformly}
 
 
 @dataclass(frozen=True)
 class ChannelOrder:
-    """The order in which scored channels are removed, and how many stay for any scores.
+    """Settings of the order in which channels are removed, and how many each group retains whatever the scores.
 
     Raises:
         UsageError: for an unknown distribution, or numbers below 1.
@@ -123,36 +134,36 @@ class ChannelOrder:
 
     distribution: str
     keep_at_least: int
-    """Channels of each group that stay."""
+    """Smallest number of channels that each group retains."""
     multiple: int
-    """Channels are removed in blocks that leave a group a multiple of this number."""
+    """Channels are removed in blocks, after which the group has a multiple of this number."""
 
     def __post_init__(self) -> None:
         if self.distribution not in DISTRIBUTIONS:
             raise UsageError(f"channels are distributed {' or '.join(DISTRIBUTIONS)}, not {self.distribution!r}")
-        check_counts(self.keep_at_least, self.multiple)
+        check_channel_limits(self.keep_at_least, self.multiple)
 
     @property
     def limits(self) -> str:
-        """Description of the channels of a group that stay."""
+        """Text for messages: how many channels each group retains."""
         least = -(-self.keep_at_least // self.multiple) * self.multiple
         return f"{least}{f' (the least multiple of {self.multiple})' if self.multiple > 1 else ''}"
 
-    def blocks(self, count: Count, scores: Sequence[Tensor]) -> list[list[Step]]:
-        """Return blocks of remaining channels that may be removed, the worst first."""
+    def blocks(self, count: RemainingWeights, scores: Sequence[Tensor]) -> list[list[Channel]]:
+        """Return the blocks of remaining channels that may be removed, in the order of removal."""
         steps = DISTRIBUTIONS[self.distribution](count, scores, self.keep_at_least)
-        return in_blocks(count, steps, self.multiple)
+        return split_into_blocks(count, steps, self.multiple)
 
 
-def in_blocks(count: Count, steps: Sequence[Step], multiple: int) -> list[list[Step]]:
-    """Return an order of channels as blocks, each of which leaves its group a multiple of channels.
+def split_into_blocks(count: RemainingWeights, steps: Sequence[Channel], multiple: int) -> list[list[Channel]]:
+    """Divide an order of channels into blocks; removing a block leaves its group a multiple of `multiple` channels.
 
-    A block has a group's next channels in the order, and their mean position. A group whose size is not a multiple
-    starts with a smaller block. Channels outside of complete blocks stay.
+    A block contains the next channels of one group, and blocks are sorted by the mean position of their channels. The
+    first block of a group is smaller if its size is not a multiple. Channels outside of complete blocks are left out.
     """
     waiting: dict[int, list[tuple[int, int]]] = {}
     left = [count.remaining(g) for g in range(len(count.groups))]
-    blocks: list[tuple[float, list[Step]]] = []
+    blocks: list[tuple[float, list[Channel]]] = []
     for place, (g, channel) in enumerate(steps):
         block = waiting.setdefault(g, [])
         block.append((place, channel))
@@ -163,17 +174,19 @@ def in_blocks(count: Count, steps: Sequence[Step], multiple: int) -> list[list[S
     return [block for _, block in sorted(blocks)]
 
 
-def remove(count: Count, blocks: Sequence[Sequence[Step]], density: float, limits: str) -> list[Flags]:
-    """Follow an order to the nearest density and return the removed channels of each group.
+def remove_to_density(
+    count: RemainingWeights, blocks: Sequence[Sequence[Channel]], density: float, limits: str
+) -> list[Flags]:
+    """Remove blocks in order up to the nearest density; return flags of the removed channels for each group.
 
     Args:
-        count: of the remaining weights; it is changed.
-        blocks: the order.
+        count: the remaining weights, which are updated.
+        blocks: the blocks in the order of removal.
         density: the target.
-        limits: description of the channels that stay, for the error.
+        limits: how many channels each group retains, for the error message.
 
     Raises:
-        LayerCollapseError: if the order ends above the density.
+        LayerCollapseError: if all blocks are removed and the density is still higher.
     """
     target = density * count.total
     for block in blocks:
@@ -184,7 +197,7 @@ def remove(count: Count, blocks: Sequence[Sequence[Step]], density: float, limit
             count.remove(*step)
         if target - count.kept > before - target:  # nearer with these channels
             for step in block:
-                count.put_back(*step)
+                count.restore(*step)
             return count.removed
     if count.kept > target:
         raise LayerCollapseError(
@@ -196,8 +209,8 @@ def remove(count: Count, blocks: Sequence[Sequence[Step]], density: float, limit
     return count.removed
 
 
-class Choice:
-    """The channels of a model that may be removed in a scope."""
+class ChannelChoice:
+    """The channels of a model that may be removed in a scope, and their scores and masks."""
 
     def __init__(self, model: nn.Module, structure: Structure, scope: Scope) -> None:
         if not isinstance(structure, Structure):
@@ -209,17 +222,19 @@ class Choice:
         self.positions = removable_group_positions(structure, scope)
         self.groups = [structure.groups[position] for position in self.positions]
         self.shapes = shapes_of(model)
-        self.held = held_names(self.groups, self.shapes, scope)
+        self.masked_names = masked_tensor_names(self.groups, self.shapes, scope)
 
-    def scores(self, mask: Mask | None, inputs: ScoreInputs, *, score: str | Score, reduce: str) -> list[Tensor]:
-        """Return the scores of each group's channels, in the network that a mask leaves."""
+    def score_channels(
+        self, mask: Mask | None, inputs: ScoreInputs, *, score: str | Score, reduce: str
+    ) -> list[Tensor]:
+        """Return the scores of each group's channels in the network pruned by `mask`."""
         with temporarily_pruned(mask, mask.parameters(self.model) if mask is not None else {}):
             found = channel_scores(self.model, self.groups, self.scope, self.roles, inputs, score=score, reduce=reduce)
-        self.check_numbers(found)
+        self.check_no_nan(found)
         return found
 
-    def sums(self, values: Mapping[str, Tensor]) -> list[Tensor]:
-        """Return the sum of each channel's scores of weights for each group, float64 [channels]."""
+    def sum_weight_scores(self, values: Mapping[str, Tensor]) -> list[Tensor]:
+        """Return for each group the sum of the weights' scores in each channel, float64 [channels]."""
         return [
             sum_over_channels(values, [one for one in group.parameters if one.name in values])
             .double()
@@ -227,52 +242,60 @@ class Choice:
             for group in self.groups
         ]
 
-    def check_numbers(self, scores: Sequence[Tensor]) -> None:
-        """Raise `MaskError` for scores that are NaN."""
+    def check_no_nan(self, scores: Sequence[Tensor]) -> None:
+        """Raise `MaskError` if a score is NaN."""
         for group, values in zip(self.groups, scores, strict=True):
             if bool(torch.isnan(values).any()):
                 raise MaskError(f"the scores of the channels of {group.name} are not all numbers (NaN)")
 
     def check_reachable(self, within: Mask | None, density: float, order: ChannelOrder) -> None:
-        """Raise `LayerCollapseError` if a density cannot be reached for any scores."""
+        """Raise `LayerCollapseError` if a density cannot be reached, whatever the scores."""
         # With the largest channels removed first, those that must stay are as small as possible.
         sizes = [
             -torch.tensor([sum(len(member.indices[c]) for member in group.parameters) for c in range(group.size)])
             for group in self.groups
         ]
-        self.cut(sizes, within, density, order)
+        self.prune_to_density(sizes, within, density, order)
 
-    def cut(self, scores: list[Tensor], within: Mask | None, density: float, order: ChannelOrder) -> Mask:
-        """Return the mask at a density, from `within`."""
-        count = Count(self.groups, {name: self.shapes[name] for name in self.held})
+    def prune_to_density(self, scores: list[Tensor], within: Mask | None, density: float, order: ChannelOrder) -> Mask:
+        """Return the mask at a density that removes the channels of lowest score, and those that `within` removes."""
+        count = RemainingWeights(self.groups, {name: self.shapes[name] for name in self.masked_names})
         if within is not None:
             for g, channel in self.removed_channels(within):
                 count.remove(g, channel)
-        return self.mask(remove(count, order.blocks(count, scores), density, order.limits))
+        return self.mask(remove_to_density(count, order.blocks(count, scores), density, order.limits))
 
-    def removed_channels(self, mask: Mask) -> list[Step]:
+    def removed_channels(self, mask: Mask) -> list[Channel]:
         """Return the channels that a mask removes."""
         dead = dead_indices(mask)
         return [(g, int(c)) for g, group in enumerate(self.groups) for c in np.flatnonzero(dead_channels(group, dead))]
 
     def mask(self, removed: list[Flags]) -> Mask:
-        return channel_mask(self.held, self.structure, self.shapes, dict(zip(self.positions, removed, strict=True)))
+        return channel_mask(
+            self.masked_names, self.structure, self.shapes, dict(zip(self.positions, removed, strict=True))
+        )
 
-    def check_mask_covers_tensors(self, mask: Mask) -> None:
-        """Raise `MaskError` unless a mask removes whole channels of these groups only."""
+    def check_whole_channel_mask(self, mask: Mask) -> None:
+        """Raise `MaskError` unless a mask removes whole channels, of these groups only."""
         flags = [np.zeros(group.size, dtype=bool) for group in self.groups]
-        if set(mask) == set(self.held):
+        if set(mask) == set(self.masked_names):
             for g, channel in self.removed_channels(mask):
                 flags[g][channel] = True
-        if set(mask) != set(self.held) or self.mask(flags) != Mask({name: mask[name] for name in self.held}):
+        if set(mask) != set(self.masked_names) or self.mask(flags) != Mask(
+            {name: mask[name] for name in self.masked_names}
+        ):
             raise MaskError(
                 "the mask to go on from is not of whole channels of this model in this scope: make it with"
                 " structure.channels and the same scope"
             )
 
 
-def held_names(groups: Iterable[ChannelGroup], shapes: Mapping[str, tuple[int, ...]], scope: Scope) -> list[str]:
-    """Return the tensors of a mask of these channels: those in scope, and others with these channels."""
+def masked_tensor_names(
+    groups: Iterable[ChannelGroup], shapes: Mapping[str, tuple[int, ...]], scope: Scope
+) -> list[str]:
+    """Return the names of all tensors in a mask of these channels: those in scope, and others that have these
+    channels.
+    """
     shared = {member.name for group in groups for member in group.parameters}
     return [name for name in shapes if name in scope or name in shared]
 
@@ -281,9 +304,9 @@ def removable_group_positions(structure: Structure, scope: Scope) -> list[int]:
     """Return the positions of the groups that may lose channels: prunable, and produced by weights in scope.
 
     Raises:
-        StructureError: if no group may lose channels, with the reasons.
+        StructureError: if no group may lose channels; it gives the reasons.
     """
-    reasons = [group.reason or out_of_scope(group, structure.roles, scope) for group in structure.groups]
+    reasons = [group.reason or explain_out_of_scope(group, structure.roles, scope) for group in structure.groups]
     found = [position for position, reason in enumerate(reasons) if not reason]
     if not found:
         shown = [f"{group.name}: {why}" for group, why in zip(structure.groups, reasons, strict=True)][:6]
@@ -291,8 +314,8 @@ def removable_group_positions(structure: Structure, scope: Scope) -> list[int]:
     return found
 
 
-def out_of_scope(group: ChannelGroup, parts: Roles, scope: Scope) -> str:
-    """Return why a group's channels stay in a scope, with the parameter's name; empty if they may be removed."""
+def explain_out_of_scope(group: ChannelGroup, parts: Roles, scope: Scope) -> str:
+    """Return why a group's channels cannot be removed in a scope, naming the parameters; empty if they can."""
     makers = list(dict.fromkeys(member.name for member in group.within(parts.outputs)))
     if not makers:
         return "no weight of a layer makes them"
@@ -305,32 +328,31 @@ def out_of_scope(group: ChannelGroup, parts: Roles, scope: Scope) -> str:
 
 
 _LEAST_SHARE = 1e-12
-"""Lower bound of a group's share of importance in the logarithm, and of a channel's share of all costs."""
+"""Smallest fraction of a group's importance inside the logarithm, and of all costs as the cost of one channel."""
 
 
 @dataclass(frozen=True)
 class ChannelOptions:
-    """How whole channels are chosen under a budget."""
+    """Settings for choosing whole channels under a budget."""
 
     order: ChannelOrder
     spare: tuple[str, ...] = ()
     known: Callable[[], Structure] | None = None
-    """Returns the model's structure, if known."""
-    scores: Callable[[Choice], list[Tensor]] | None = None
-    """Returns the importance of each channel; by default the sum of that of its weights."""
+    """Returns the model's channel structure."""
+    scores: Callable[[ChannelChoice], list[Tensor]] | None = None
+    """Returns the importance of each channel; by default it is the sum of its weights' importance."""
 
 
 class ChannelPath:
-    """Masks of whole channels, from all channels to as few as may stay, each with its cost.
+    """A sequence of masks of whole channels with falling cost, from all channels to as few as allowed.
 
-    A group whose importance sums to S and that retains s has the value S log(s / S), as layers in
-    `budgets.layer_choice`: the emptier a group, the more expensive its next channel. Channels are removed in the order
-    of value per cost saved.
+    A group with total importance S that retains s has the value S log(s / S), as layers in `budgets.layer_choice`: the
+    fewer channels a group has left, the more each is worth. Channels are removed in the order of value per cost saved.
     """
 
     def __init__(
         self,
-        choice: Choice,
+        choice: ChannelChoice,
         scores: Sequence[Tensor],
         prices: Mapping[str, float],
         order: ChannelOrder,
@@ -339,23 +361,23 @@ class ChannelPath:
         """Order the channels.
 
         Args:
-            choice: the channels that may go.
-            scores: importance of each channel of each group, none below 0.
+            choice: the channels that may be removed.
+            scores: importance of each channel of each group, not negative.
             prices: parameter name -> cost of one of its weights; parameters without a price cost nothing.
-            order: how many channels of each group stay, and in which multiples.
+            order: how many channels each group retains at least, and in which multiples.
             within: a mask of whole channels to continue from.
         """
-        choice.check_numbers(scores)
+        choice.check_no_nan(scores)
         self._choice, self._order = choice, order
-        shapes = {name: choice.shapes[name] for name in choice.held}
+        shapes = {name: choice.shapes[name] for name in choice.masked_names}
         self._prices = {name: float(prices.get(name, 0.0)) for name in shapes}
-        self.dense = Count(choice.groups, shapes, self._prices).cost
+        self.dense = RemainingWeights(choice.groups, shapes, self._prices).cost
         """Cost of all channels."""
         self._start = choice.removed_channels(within) if within is not None else []
-        count = self._count()
-        self._blocks = in_blocks(count, self._steps(count, scores), order.multiple)
+        count = self._count_start()
+        self._blocks = split_into_blocks(count, self._rank_by_value_per_cost(count, scores), order.multiple)
         self.costs = [count.cost]
-        """Cost after each step, falling; the first is that of all candidates."""
+        """Cost after each step, falling; the first is the cost before any step."""
         for block in self._blocks:
             for step in block:
                 count.remove(*step)
@@ -371,15 +393,15 @@ class ChannelPath:
         return self.costs[-1]
 
     def mask(self, step: int) -> Mask:
-        """Return the mask after a number of steps."""
-        count = self._count()
+        """Return the mask after this many steps."""
+        count = self._count_start()
         for block in self._blocks[:step]:
             for one in block:
                 count.remove(*one)
         return self._choice.mask(count.removed)
 
-    def step_within(self, cost: float) -> int:
-        """Return the first step whose cost is at most `cost`.
+    def first_step_within(self, cost: float) -> int:
+        """Return the first step after which the cost is at most `cost`.
 
         Raises:
             LayerCollapseError: if the sparsest mask costs more.
@@ -393,15 +415,15 @@ class ChannelPath:
             )
         return step
 
-    def _count(self) -> Count:
-        shapes = {name: self._choice.shapes[name] for name in self._choice.held}
-        count = Count(self._choice.groups, shapes, self._prices)
+    def _count_start(self) -> RemainingWeights:
+        shapes = {name: self._choice.shapes[name] for name in self._choice.masked_names}
+        count = RemainingWeights(self._choice.groups, shapes, self._prices)
         for step in self._start:
             count.remove(*step)
         return count
 
-    def _steps(self, count: Count, scores: Sequence[Tensor]) -> list[Step]:
-        """Return single channels by falling value per cost, the worst first; ties by position, the later first."""
+    def _rank_by_value_per_cost(self, count: RemainingWeights, scores: Sequence[Tensor]) -> list[Channel]:
+        """Return the channels in the order of removal: lowest value per cost first; of equal ones the later first."""
         ranked: list[tuple[float, int, int]] = []
         for g, (group, values) in enumerate(zip(count.groups, scores, strict=True)):
             worth = np.maximum(values.detach().cpu().double().numpy(), 0.0)
@@ -411,13 +433,15 @@ class ChannelPath:
             left = whole - np.cumsum(worth[worst_first])
             logs = np.log(np.maximum(np.concatenate([[whole], left]) / whole, _LEAST_SHARE)) if whole > 0 else None
             losses = whole * -np.diff(logs) if logs is not None else np.zeros(len(worst_first))
-            rates = accumulate((loss / self._price(group, c) for loss, c in zip(losses, worst_first, strict=True)), max)
+            rates = accumulate(
+                (loss / self._cost_saved(group, c) for loss, c in zip(losses, worst_first, strict=True)), max
+            )
             may_go = max(len(there) - self._order.keep_at_least, 0)
             ranked += [(rate, -g, -c) for rate, c in list(zip(rates, worst_first, strict=True))[:may_go]]
-        return [(-g, -c) for _, g, c in _in_order(ranked)]
+        return [(-g, -c) for _, g, c in _sort_by_rate(ranked)]
 
-    def _price(self, group: ChannelGroup, channel: int) -> float:
-        """Return the cost saved by removing one channel of the whole network."""
+    def _cost_saved(self, group: ChannelGroup, channel: int) -> float:
+        """Return the cost saved by removing one channel from the unpruned network."""
         saved = 0.0
         for member in group.parameters:
             shape = self._choice.shapes[member.name]
@@ -426,6 +450,8 @@ class ChannelPath:
         return max(saved, _LEAST_SHARE * max(self.dense, _LEAST_SHARE))
 
 
-def _in_order(ranked: list[tuple[float, int, int]]) -> list[tuple[float, int, int]]:
-    """Sort by rate; stable, so that channels of a group with equal rates stay in order."""
+def _sort_by_rate(ranked: list[tuple[float, int, int]]) -> list[tuple[float, int, int]]:
+    """Sort (rate, -group, -channel) by rate and group; stable, so channels of a group with equal rates stay in
+    order.
+    """
     return sorted(ranked, key=lambda one: (one[0], one[1]))

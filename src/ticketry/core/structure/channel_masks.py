@@ -1,4 +1,4 @@
-"""Masks of whole coupled channels at a density or under a budget."""
+"""Masks that remove whole coupled channels, at a density or under a budget."""
 
 from __future__ import annotations
 
@@ -18,7 +18,13 @@ from ticketry.core.scope import Patterns, Scope, to_name_tuple
 from ticketry.core.scope import scope as scope_of
 from ticketry.core.score import Loss, Score, ScoreInputs
 from ticketry.core.score.measurement import cache_batches
-from ticketry.core.structure.channel_choice import ChannelOptions, ChannelOrder, ChannelPath, Choice, out_of_scope
+from ticketry.core.structure.channel_choice import (
+    ChannelChoice,
+    ChannelOptions,
+    ChannelOrder,
+    ChannelPath,
+    explain_out_of_scope,
+)
 from ticketry.core.structure.channel_scores import check_channel_score
 from ticketry.core.structure.coupling import ChannelGroup, Structure
 from ticketry.core.structure.model_copies import Inputs
@@ -29,13 +35,13 @@ from ticketry.errors import MaskError, UsageError
 from ticketry_engine.support.entry_points import entry_point
 
 
-def check_budget(
+def parse_budget(
     budgets: Mapping[str, float | str | None], base: str, density: object, sparsity: object
 ) -> tuple[str, float | str] | None:
-    """Return the name and amount of the only budget; None if a density is requested.
+    """Return the name and amount of the requested budget; None if a density is requested instead.
 
     Raises:
-        UsageError: for several budgets, a budget beside a density, or a base without a latency budget.
+        UsageError: for several budgets, a budget together with a density, or `base` without a latency budget.
     """
     given = [(name, amount) for name, amount in budgets.items() if amount is not None]
     if base != EAGER and "time" not in dict(given):
@@ -47,7 +53,7 @@ def check_budget(
     return given[0] if given else None
 
 
-def channels_for(
+def channels_within_budget(
     model: nn.Module,
     example_inputs: Any,
     unit: str,
@@ -60,30 +66,30 @@ def channels_for(
     inputs: ScoreInputs,
     options: ChannelOptions,
 ) -> Mask:
-    """Return the mask of whole channels for a budget.
+    """Return the mask of whole channels that meets a budget.
 
     Args:
-        model, example_inputs, base, scope, within: as of `channels`.
+        model, example_inputs, base, scope, within: see `channels`.
         unit: time, flops or bytes.
-        amount: a share of the unpruned model's cost or of the base's latency, or an amount.
-        score: of weights or channels; by default the change of the loss, or of the outputs without a loss.
-        inputs: of the score.
-        options: how channels are chosen.
+        amount: a fraction of the unpruned model's cost or of the latency of `base`, or an absolute amount.
+        score: score of weights or channels; by default the change of the loss, or of the outputs without a loss.
+        inputs: inputs of the score.
+        options: settings for choosing channels.
     """
 
-    def by_weights() -> dict[str, Tensor]:
+    def weight_importance() -> dict[str, Tensor]:
         if options.scores is not None:
             return {}
         return score_finder(None, model, scope, within, inputs, CHANNELS, example_inputs)()
 
     if score is not None:
 
-        def scored(choice: Choice) -> list[Tensor]:
-            return choice.scores(within, inputs, score=score, reduce="sum")
+        def score_channels(choice: ChannelChoice) -> list[Tensor]:
+            return choice.score_channels(within, inputs, score=score, reduce="sum")
 
-        options = ChannelOptions(options.order, options.spare, options.known, scored)
+        options = ChannelOptions(options.order, options.spare, options.known, score_channels)
     if unit == "flops":
-        return _multiplications(model, example_inputs, amount, scope, within, options, by_weights)
+        return _channels_within_macs(model, example_inputs, amount, scope, within, options, weight_importance)
     from ticketry.budgets.latency import mask_for
 
     request = Request(
@@ -92,7 +98,7 @@ def channels_for(
         scope=scope,
         unit="seconds" if unit == "time" else "bytes",
         amount=amount,
-        scores=by_weights,
+        scores=weight_importance,
         structure=CHANNELS,
         within=within,
         base=base if unit == "time" else ENGINE,
@@ -101,44 +107,45 @@ def channels_for(
     return mask_for(request)
 
 
-def _multiplications(
+def _channels_within_macs(
     model: nn.Module,
     example_inputs: Any,
     amount: float | str,
     scope: Scope,
     within: Mask | None,
     options: ChannelOptions,
-    by_weights: Any,
+    weight_importance: Any,
 ) -> Mask:
-    """Return the densest mask of whole channels with at most a share of the multiplications of the layers in scope."""
+    """Return the densest mask of whole channels with at most a fraction of the MACs of the layers in scope."""
     share, parameters = parse_flops(amount), scope.parameters(model)
     prices = times_used(model, {name: parameters[name] for name in countable_parameters(model, scope)}, example_inputs)
     assert options.known is not None
-    choice = Choice(model, options.known(), scope)
+    choice = ChannelChoice(model, options.known(), scope)
     if within is not None:
-        choice.check_mask_covers_tensors(within)
-    scores = options.scores(choice) if options.scores else choice.sums(by_weights())
+        choice.check_whole_channel_mask(within)
+    scores = options.scores(choice) if options.scores else choice.sum_weight_scores(weight_importance())
     path = ChannelPath(choice, scores, {name: float(price) for name, price in prices.items()}, options.order, within)
-    return path.mask(path.step_within(share * path.dense))
+    return path.mask(path.first_step_within(share * path.dense))
 
 
 @entry_point()
 def channel_groups(
     model: nn.Module, example_inputs: Inputs, *, spare: Patterns = (), scope: Scope | None = None
 ) -> tuple[ChannelGroup, ...]:
-    """Return all groups of coupled channels of `model`; groups that stay have a reason.
+    """Return all groups of coupled channels of `model`; groups that cannot lose channels have a reason.
 
-    A copy runs on the example inputs while every index of every parameter is traced through each operation: additions,
-    concatenations, flattening, grouped convolutions, norms, attention, recurrent layers. Then some channels of each
-    group are removed on trial. A group stays if its removal breaks the model or changes its outputs, or if a weight
-    outside of the scope produces it. `channels` removes exactly the groups that are prunable here.
+    A copy of the model runs on the example inputs while every index of every parameter is traced through each
+    operation: additions, concatenations, flattening, grouped convolutions, norms, attention, recurrent layers. Then
+    some channels of each group are removed as a trial. A group is not prunable if its removal breaks the model or
+    changes its outputs, or if a weight outside of the scope produces it. `channels` removes channels of exactly the
+    prunable groups.
 
     Args:
-        model: is not changed.
+        model: any module; it is not changed.
         example_inputs: a tensor, a tuple of the model's arguments, or a dictionary of them; two examples or more.
         spare: names or patterns (``blocks.3``, ``*.router``) of modules that are not traced: all channels that enter or
-            leave them stay. For modules whose control flow depends on activations.
-        scope: candidates of `channels`, by default `ticketry.scope(model)`.
+            leave them are retained. For modules whose control flow depends on activations.
+        scope: the weights that `channels` may prune, by default `ticketry.scope(model)`.
 
     Raises:
         ScopeError: if the model has no scope, see `ticketry.scope`.
@@ -155,7 +162,10 @@ def channel_groups(
     """
     structure = tried_structure(model, example_inputs, spare)
     known = scope_of(model) if scope is None else scope
-    why = {i: group.reason or out_of_scope(group, structure.roles, known) for i, group in enumerate(structure.groups)}
+    why = {
+        i: group.reason or explain_out_of_scope(group, structure.roles, known)
+        for i, group in enumerate(structure.groups)
+    }
     return structure.staying(why).groups
 
 
@@ -184,44 +194,47 @@ def channels(
     seed: int = 0,
     spare: Patterns = (),
 ) -> Mask:
-    """Return a mask of whole coupled channels, which `shrink` can take out.
+    """Return a mask that removes whole coupled channels, which `shrink` can take out of the model.
 
-    The mask has the weights in scope and all other parameters of channels (biases, norm scales and shifts). A removed
-    channel is removed from all of them, and from the weights of all later layers that read it, so that it is exactly 0
-    everywhere. The density is of all these tensors, and is met as closely as whole channels permit.
+    The mask contains the weights in scope and all other parameters of channels (biases, norm scales and shifts). A
+    removed channel is removed from all of them and from the weights of all later layers that read it, so that it is
+    exactly 0 everywhere. The density refers to all these tensors, and is met as closely as whole channels permit.
 
     Args:
-        model: is not changed.
+        model: any module; it is not changed.
         example_inputs: a tensor, a tuple of the model's arguments, or a dictionary of them; or a function that returns
             the model's structure, which takes most of the time to find.
         density: fraction retained, 0 < density <= 1, or "10%".
-        sparsity: share removed, instead of density.
-        time: latency budget on this machine instead of density: a share of the base's latency (0.5, "50%") or an amount
-            ("5ms"). The mask is compiled, timed and corrected until it meets the budget. If the unpruned model meets it
-            once compiled, no channel is removed and a `BudgetWarning` says so.
-        base: whose latency a share is of: ``eager``, ``torch.compile``, ``onnxruntime``, ``openvino`` or ``engine``.
-        flops: largest share of the multiplications of the layers in scope, instead of density.
-        bytes: share of the model file that `Compiled.save` writes, or an amount ("2MB"), instead of density. Under
+        sparsity: fraction removed, instead of density.
+        time: latency budget on this machine instead of density: a fraction of the latency of `base` (0.5, "50%") or an
+            amount ("5ms"). The mask is compiled, timed and corrected until it meets the budget. If the unpruned model
+            meets it once compiled, no channel is removed and a `BudgetWarning` says so.
+        base: implementation that `time` is a fraction of: ``eager``, ``torch.compile``, ``onnxruntime``, ``openvino``
+            or ``engine``.
+        flops: largest fraction of the MACs of the layers in scope, instead of density.
+        bytes: fraction of the model file that `Compiled.save` writes, or an amount ("2MB"), instead of density. Under
             these budgets channels are removed by importance per cost saved.
         score: ``l1``, ``l2`` (norm of a channel's weights, in all layers that share it), ``slimming`` (|scale| of its
             norms; Liu et al. 2017), ``taylor`` (sum of |w dL/dw|; Molchanov et al. 2019), ``snap`` (|dL/dc| of a gate
             c = 1 on the channel; Verdenius et al. 2020), ``crop_gates`` (change of gradient flow by such a gate;
             Rachwan et al. 2022), ``activation``, ``activation_l2`` (mean |value|, root mean square of the inputs of
-            later layers), ``apoz`` (share of these inputs that are not 0; Hu et al. 2016), or any score of weights, by
-            name or as a function, summed over each channel. The prefixes ``inverted:`` and ``shuffled:`` negate or
-            permute the scores within groups, as controls. By default ``l1``, or under a budget the importance of
+            later layers), ``apoz`` (fraction of these inputs that are not 0; Hu et al. 2016), or any score of weights,
+            by name or as a function, summed over each channel. The prefixes ``inverted:`` and ``shuffled:`` negate or
+            permute the scores within groups, as controls. By default ``l1``, or under a budget the importance used by
             `prune`: change of the loss, or of the outputs without a loss.
-        reduce: ``mean`` over a channel's weights (worth per weight) or their ``sum``. Gates and activations ignore it.
-        distribution: ``global``: one ranking of all channels; ``uniform``: each group retains the same share.
-        scope: candidates, by default `ticketry.scope(model)`. Channels that a layer outside of it produces stay.
-        within: such a mask to continue from: channels that it removes stay removed (and count), and scores are of the
-            network that it leaves. If it has the density already, it is returned unchanged.
-        keep_at_least: channels that each group retains for any scores.
+        reduce: ``mean`` over a channel's weights or their ``sum``. Gates and activations ignore it.
+        distribution: ``global``: one ranking of all channels; ``uniform``: each group retains the same fraction.
+        scope: weights that may be pruned, by default `ticketry.scope(model)`. Channels that a layer outside of it
+            produces are retained.
+        within: a mask of whole channels to continue from: channels that it removes stay removed (and count), and scores
+            are measured in the network pruned by it. If it has the density already, it is returned unchanged.
+        keep_at_least: number of channels that each group retains whatever the scores.
         multiple: channels are removed in blocks, so that each group that loses any retains a multiple of this number.
             Processors compute in blocks too: with 16, a step in bf16 saves nearly as much time as FLOPs.
-        iterations: pruning steps, each by the scores of the network that the one before leaves, on the same batches.
+        iterations: number of pruning steps; each uses scores of the network that the last one left, on the same
+            batches.
         schedule: densities of the steps, exponential or halving: see `prune.densities`.
-        batches, loss, seed: what the score needs, if anything. Gradients are computed as in `ticketry.score`: in
+        batches, loss, seed: inputs of the score, if it needs any. Gradients are computed as in `ticketry.score`: in
             evaluation mode, but with batch statistics in norms.
         spare: modules that are not traced, see `channel_groups`.
 
@@ -244,13 +257,13 @@ def channels(
     order = ChannelOrder(distribution, keep_at_least, multiple)
     if score is not None:
         check_channel_score(score)
-    if budget := check_budget({"time": time, "flops": flops, "bytes": bytes}, base, density, sparsity):
+    if budget := parse_budget({"time": time, "flops": flops, "bytes": bytes}, base, density, sparsity):
         if callable(example_inputs) or iterations > 1 or distribution != "global":
             raise UsageError(
                 f"{budget[0]} is met in one cut by one ranking of all channels, for a call with example inputs: leave"
                 " iterations and distribution out, and give inputs"
             )
-        return channels_for(
+        return channels_within_budget(
             model,
             example_inputs,
             *budget,
@@ -263,9 +276,9 @@ def channels(
         )
     wanted, score = check_density(density, sparsity), score or "l1"
     known = example_inputs() if callable(example_inputs) else tried_structure(model, example_inputs, spare)
-    choice = Choice(model, known, scope_of(model) if scope is None else scope)
+    choice = ChannelChoice(model, known, scope_of(model) if scope is None else scope)
     if within is not None:
-        choice.check_mask_covers_tensors(within)
+        choice.check_whole_channel_mask(within)
     choice.check_reachable(within, wanted, order)
     initial = 1.0 if within is None else max(within.density, wanted)
     inputs = ScoreInputs(batches, loss, seed)
@@ -273,14 +286,14 @@ def channels(
         inputs = cache_batches(inputs, model)
     mask = within
     for target in densities(wanted, iterations, schedule, initial=initial):
-        scores = choice.scores(mask, inputs, score=score, reduce=reduce)
+        scores = choice.score_channels(mask, inputs, score=score, reduce=reduce)
         with while_pruning_to(target, wanted):
-            mask = choice.cut(scores, mask, target, order)
+            mask = choice.prune_to_density(scores, mask, target, order)
     assert mask is not None
     return mask
 
 
-def check_channels(
+def check_channel_density(
     model: nn.Module,
     structure: Structure,
     density: float,
@@ -289,9 +302,9 @@ def check_channels(
     keep_at_least: int = 1,
     multiple: int = 1,
 ) -> None:
-    """Raise what `channels` raises if it cannot reach a density for any scores."""
+    """Raise the errors of `channels` if no scores allow it to reach a density."""
     order = ChannelOrder("global", keep_at_least, multiple)
-    Choice(model, structure, scope).check_reachable(None, check_density(density), order)
+    ChannelChoice(model, structure, scope).check_reachable(None, check_density(density), order)
 
 
 def cut_channels(
@@ -304,10 +317,12 @@ def cut_channels(
     keep_at_least: int = 1,
     multiple: int = 1,
 ) -> Mask:
-    """Return `channels` for given scores, one tensor [channels] for each group that may lose channels."""
+    """Return the mask of `channels` at a density for given scores: one tensor [channels] per group that may lose
+    channels.
+    """
     order = ChannelOrder("global", keep_at_least, multiple)
-    choice = Choice(model, structure, scope_of(model) if scope is None else scope)
+    choice = ChannelChoice(model, structure, scope_of(model) if scope is None else scope)
     if (wanted := [group.size for group in choice.groups]) != [len(values) for values in scores]:
         raise MaskError(f"scores are of {[len(values) for values in scores]} channels, and the groups have {wanted}")
-    choice.check_numbers(scores)
-    return choice.cut(list(scores), None, check_density(density), order)
+    choice.check_no_nan(scores)
+    return choice.prune_to_density(list(scores), None, check_density(density), order)

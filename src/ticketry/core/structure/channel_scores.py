@@ -1,4 +1,4 @@
-"""Scores of channels: by weights, norms, gradients, or the activations that later layers read."""
+"""Scores of channels, from weights, norms, gradients, or the activations that later layers read."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _INPUT_STATISTICS: dict[str, Callable[[Tensor], Tensor]] = {
     "activation_l2": torch.square,
     "apoz": lambda inputs: inputs != 0,
 }
-"""Score -> function of the inputs that is averaged."""
+"""Name of a score -> function of a layer's inputs whose mean is the score."""
 
 ACTIVATION_SCORES = tuple(_INPUT_STATISTICS)
 
@@ -52,13 +52,13 @@ def activation_scores(
 ) -> list[Tensor]:
     """Return a score of each channel of each group, float64 [size], from the inputs of the layers that read it.
 
-    There a channel has passed its norm, nonlinearity, pooling and shortcut. ``activation`` is the mean |input| over all
-    examples, positions and layers that read the channel, ``activation_l2`` the root mean square. ``apoz`` is the share
-    of inputs that are not 0: one minus the average percentage of zeros (Hu, Peng, Tai & Tang, "Network Trimming", 2016,
-    arXiv 1607.03250), which counts zeros directly after the ReLU, before pooling.
+    At these inputs a channel has passed its norm, nonlinearity, pooling and shortcut. ``activation`` is the mean
+    |input| over all examples, positions and layers that read the channel, ``activation_l2`` the root mean square.
+    ``apoz`` is the fraction of inputs that are not 0: one minus the average percentage of zeros (Hu, Peng, Tai & Tang,
+    "Network Trimming", 2016, arXiv 1607.03250), which counts zeros directly after the ReLU, before pooling.
 
     Layers are in evaluation mode, but norms use batch statistics, see `ticketry.score`. Modes, buffers and random state
-    are restored. No gradient is computed: `loss(model, batch)` runs the model on a batch.
+    are restored. No gradient is computed: `loss(model, batch)` only runs the model.
 
     Raises:
         UsageError: if batches or loss are missing, no linear, convolution or recurrent layer reads a group, or no input
@@ -69,10 +69,10 @@ def activation_scores(
     names = {id(parameter): name for name, parameter in named_parameters(inner).items()}
     wanted = {member.name for group in groups for member in group.within(roles.inputs)}
     readers = [
-        _Reader(names[id(parameter)], module, local)
+        _InputStatistics(names[id(parameter)], module, local)
         for module in inner.modules()
         for local, parameter in held_parameters(module)
-        if names.get(id(parameter)) in wanted and _readable(module, local)
+        if names.get(id(parameter)) in wanted and _multiplies_input(module, local)
     ]
     count = 0
     with ExitStack() as stack:
@@ -80,7 +80,7 @@ def activation_scores(
         stack.enter_context(prepare_for_measurement(model, scope, seed=inputs.seed))
         stack.enter_context(torch.no_grad())
         for reader in readers:
-            hook = reader.module.register_forward_pre_hook(reader.look(score), with_kwargs=True)
+            hook = reader.module.register_forward_pre_hook(reader.create_hook(score), with_kwargs=True)
             stack.callback(hook.remove)
         for batch in data:
             run(model, batch)
@@ -93,10 +93,10 @@ def activation_scores(
             seen.setdefault(reader.name, []).append(reader.mean())
     if score == "apoz" and all(bool((value == 1).all()) for values in seen.values() for value in values):
         raise UsageError("score 'apoz' counts zeros, and no input of any layer is 0: it is for networks with ReLU")
-    return [_group_score(group, seen, roles, score) for group in groups]
+    return [_score_group(group, seen, roles, score) for group in groups]
 
 
-def _group_score(group: ChannelGroup, seen: Mapping[str, Sequence[Tensor]], roles: Roles, score: str) -> Tensor:
+def _score_group(group: ChannelGroup, seen: Mapping[str, Sequence[Tensor]], roles: Roles, score: str) -> Tensor:
     read = group.within(roles.inputs)
     found = [value[torch.tensor(member.indices)].mean(1) for member in read for value in seen.get(member.name, ())]
     if not found:
@@ -111,23 +111,23 @@ def _group_score(group: ChannelGroup, seen: Mapping[str, Sequence[Tensor]], role
 # -- inputs of layers --------------------------------------------------------------------------------------------------
 
 
-def _readable(module: nn.Module, local: str) -> bool:
-    """Return whether a module multiplies its input by this weight."""
+def _multiplies_input(module: nn.Module, local: str) -> bool:
+    """Return whether a module multiplies its input by its weight `local`."""
     if isinstance(module, nn.RNNBase):
         return local.startswith("weight_ih_l0")
     return local == "weight" and (isinstance(module, (nn.Linear, _ConvNd)) or is_transposed_linear(module))
 
 
-class _Reader:
-    """Sums of one module's inputs by the index along its weight's input dimension."""
+class _InputStatistics:
+    """Sums one module's inputs separately for each index of its weight's input dimension."""
 
     def __init__(self, name: str, module: nn.Module, local: str) -> None:
         self.name, self.module, self.local = name, module, local
         self.total: Tensor | float = 0.0
         self.entries = 0
-        """Number of inputs of each index so far."""
+        """Number of inputs summed so far for each index."""
 
-    def look(self, score: str) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
+    def create_hook(self, score: str) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             inputs = args[0] if args else next(iter(kwargs.values()))
             inputs = (inputs.data if isinstance(inputs, PackedSequence) else inputs).detach()
@@ -143,7 +143,7 @@ class _Reader:
         return hook
 
     def mean(self) -> Tensor:
-        """Return the mean for each index along the weight's input dimension, float64."""
+        """Return the mean for each index of the weight's input dimension, float64."""
         assert isinstance(self.total, Tensor)
         mean, module = self.total / self.entries, self.module
         if isinstance(module, _ConvNd) and module.groups > 1 and not module.transposed:
@@ -154,13 +154,13 @@ class _Reader:
 
 
 CHANNEL_SCORES = ("l1", "l2", "slimming", "taylor", "snap", "crop_gates", *ACTIVATION_SCORES)
-"""Scores of channels; any score of weights (`ticketry.score`) can be used too."""
+"""Scores of channels; any score of weights (`ticketry.score`) can be used as well."""
 
 REDUCTIONS = ("mean", "sum")
 
 
 def check_channel_score(score: str | Score, more: Sequence[str] = ()) -> None:
-    """Raise `UsageError` for an unknown score of channels; `more` names are known too."""
+    """Raise `UsageError` for an unknown score of channels; the names in `more` are accepted too."""
     if not isinstance(score, str):
         return
     plain, known = split_control(score)[1], tuple(dict.fromkeys((*more, *CHANNEL_SCORES, *names())))
@@ -196,22 +196,22 @@ def channel_scores(
     if plain == "slimming":
         parameters = named_parameters(model)
         scales = {name: parameters[name].detach().abs() for name in roles.scales}
-        found = [_slimming(scales, group, reduce) for group in groups]
+        found = [_slimming_scores(scales, group, reduce) for group in groups]
     elif isinstance(plain, str) and plain in ACTIVATION_SCORES:
         found = activation_scores(model, groups, scope, roles, inputs, score=plain)
     elif plain in ("snap", "crop_gates"):
-        read = [_consumers(group, roles) for group in groups]
+        read = [_find_reading_weights(group, roles) for group in groups]
         names = {member.name for members in read for member in members}
-        effects = _effects(model, scope, plain, inputs, also=names, second=plain == "crop_gates")
+        effects = _gate_effects(model, scope, plain, inputs, also=names, second=plain == "crop_gates")
         found = [sum_over_channels(effects, members).abs() for members in read]
     else:
         values = weight_scores(model, scope, plain, inputs)
-        found = [_reduce(values, group, reduce, root=plain == "l2") for group in groups]
+        found = [_reduce_to_channels(values, group, reduce, root=plain == "l2") for group in groups]
     return apply_control(control, found, inputs.seed)
 
 
 def apply_control(control: str, scores: list[Tensor], seed: int) -> list[Tensor]:
-    """Return the scores negated ("inverted"), permuted within each group ("shuffled"), or unchanged."""
+    """Return the scores negated ("inverted"), permuted within each group ("shuffled"), or unchanged ("")."""
     if control == "inverted":
         return [-values for values in scores]
     if control == "shuffled":
@@ -221,18 +221,18 @@ def apply_control(control: str, scores: list[Tensor], seed: int) -> list[Tensor]
 
 
 def weight_scores(model: nn.Module, scope: Scope, score: str | Score, inputs: ScoreInputs) -> Mapping[str, Tensor]:
-    """Return a score of every weight in scope; scores of channels are sums of them."""
+    """Return the score of each weight in scope, to be summed over channels."""
     if score in ("l1", "l2"):
         power = torch.abs if score == "l1" else torch.square
         return {
             name: power(weight.double()) for name, weight in effective_weights(model, scope.parameters(model)).items()
         }
     if score == "taylor":
-        return {name: effect.abs() for name, effect in _effects(model, scope, score, inputs).items()}
+        return {name: effect.abs() for name, effect in _gate_effects(model, scope, score, inputs).items()}
     return evaluate_partial_score(get(score), model, scope, **vars(inputs))
 
 
-def _reduce(values: Mapping[str, Tensor], group: ChannelGroup, reduce: str, root: bool) -> Tensor:
+def _reduce_to_channels(values: Mapping[str, Tensor], group: ChannelGroup, reduce: str, root: bool) -> Tensor:
     members = [member for member in group.parameters if member.name in values]
     total = sum_over_channels(values, members)
     if reduce == "mean":
@@ -242,7 +242,7 @@ def _reduce(values: Mapping[str, Tensor], group: ChannelGroup, reduce: str, root
 
 
 def sum_over_channels(values: Mapping[str, Tensor], members: Sequence[Member]) -> Tensor:
-    """Return the sum of values over each channel's indices in these members, float64 [channels]."""
+    """Return for each channel the sum of its values in these members, float64 [channels]."""
     total = torch.zeros(())
     for member in members:
         value = values[member.name].detach().cpu().double()
@@ -251,8 +251,8 @@ def sum_over_channels(values: Mapping[str, Tensor], members: Sequence[Member]) -
     return total
 
 
-def _slimming(scales: Mapping[str, Tensor], group: ChannelGroup, reduce: str) -> Tensor:
-    """Return |scale| of the norms of each channel (Liu et al. 2017, section 3)."""
+def _slimming_scores(scales: Mapping[str, Tensor], group: ChannelGroup, reduce: str) -> Tensor:
+    """Return |scale| of each channel's norms (Liu et al. 2017, section 3)."""
     members = [member for member in group.parameters if member.name in scales]
     if not members:
         raise UsageError(
@@ -266,8 +266,8 @@ def _slimming(scales: Mapping[str, Tensor], group: ChannelGroup, reduce: str) ->
 # -- gradients --------------------------------------------------------------------------------------------------------
 
 
-def _consumers(group: ChannelGroup, roles: Roles) -> list[Member]:
-    """Return the weights of the layers that read a group, in scope or not."""
+def _find_reading_weights(group: ChannelGroup, roles: Roles) -> list[Member]:
+    """Return the weights of the layers that read a group's channels, in scope or not."""
     found = group.within(roles.inputs)
     if not found:
         raise UsageError(
@@ -277,7 +277,7 @@ def _consumers(group: ChannelGroup, roles: Roles) -> list[Member]:
     return found
 
 
-def _effects(
+def _gate_effects(
     model: nn.Module,
     scope: Scope,
     score: str,
@@ -286,12 +286,12 @@ def _effects(
     also: Collection[str] = (),
     second: bool = False,
 ) -> dict[str, Tensor]:
-    """Return w g for each weight w, with g the gradient of the mean loss, or g² + w (H g) if `second`.
+    """Return w g for each weight w, with g the gradient of the mean loss; if `second`, g² + w (H g).
 
     A gate c = 1 on a channel scales all weights of later layers that read it. So dL/dc is the sum of w g over these
-    (SNAP; Verdenius et al. 2020), and d/dc of z = <stopgrad(g), g> is the sum of g² + w (H g) (structured CroP; Rachwan
-    et al. 2022), without adding a gate. The gradient flow z is that of the weights in scope. Weights outside of it, in
-    `also`, scale it by w (H g), as z has no g² of theirs.
+    weights (SNAP; Verdenius et al. 2020), and d/dc of z = <stopgrad(g), g> is the sum of g² + w (H g) (structured CroP;
+    Rachwan et al. 2022), without adding a gate. The gradient flow z covers the weights in scope. Weights in `also`,
+    outside of the scope, contribute only w (H g).
     """
     batches, loss = require_data(score, inputs.batches, inputs.loss)
     shapes = dict(scope.shapes)
@@ -317,29 +317,33 @@ class ChannelScore:
     about: About
 
 
-def _only(description: str, paper: str, *, data: str = "yes", order: int = 0) -> ChannelScore:
+def _describe_score(description: str, paper: str, *, data: str = "yes", order: int = 0) -> ChannelScore:
     return ChannelScore(description, About(paper, data, order, "only"))
 
 
 CHANNEL_ONLY = {
-    "activation": _only("Mean of |input| where layers read the channel; needs data.", "Molchanov et al. 2017"),
-    "activation_l2": _only("Root of the mean of input² where layers read the channel; needs data.", "Chen et al. 2022"),
-    "apoz": _only(
+    "activation": _describe_score(
+        "Mean of |input| where layers read the channel; needs data.", "Molchanov et al. 2017"
+    ),
+    "activation_l2": _describe_score(
+        "Root of the mean of input² where layers read the channel; needs data.", "Chen et al. 2022"
+    ),
+    "apoz": _describe_score(
         "Share of a channel's inputs to the layers that read it that are not 0: one less the average percentage of"
         " zeros; needs data.",
         "Hu et al. 2016",
     ),
-    "crop_gates": _only(
+    "crop_gates": _describe_score(
         "Effect on the gradient flow of a gate on each channel (structured CroP); needs data.",
         "Rachwan et al. 2022",
         order=2,
     ),
-    "l1": _only("L1 norm of all weights of a channel; needs no data.", "Li et al. 2017", data="no"),
-    "l2": _only("L2 norm of all weights of a channel; needs no data.", "He et al. 2018", data="no"),
-    "slimming": _only(
+    "l1": _describe_score("L1 norm of all weights of a channel; needs no data.", "Li et al. 2017", data="no"),
+    "l2": _describe_score("L2 norm of all weights of a channel; needs no data.", "He et al. 2018", data="no"),
+    "slimming": _describe_score(
         "|scale| of the norms that a channel passes (network slimming); needs no data.", "Liu et al. 2017", data="no"
     ),
-    "snap": _only(
+    "snap": _describe_score(
         "|dL/dgate| of a gate on each channel (SNAP, structured SNIP); needs data.", "Verdenius et al. 2020", order=1
     ),
 }

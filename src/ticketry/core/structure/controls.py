@@ -1,4 +1,4 @@
-"""Random masks as controls: with the density and structure of a mask, but without its choices."""
+"""Random masks as controls, which have the density and structure of a mask but not its choice of weights."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch.nn.functional import pad
 
 from ticketry.core.allocate import allocate, mask_of_largest
 from ticketry.core.mask import Mask
-from ticketry.core.structure.channel_choice import Count, global_order, remove
+from ticketry.core.structure.channel_choice import RemainingWeights, rank_channels_globally, remove_to_density
 from ticketry.core.structure.coupling import ChannelGroup, Structure
 from ticketry.core.structure.layout import Layout, MatrixView, best_of_m, layouts, matrix_views, row_groups
 from ticketry.core.structure.pattern import Pattern
@@ -24,12 +24,13 @@ from ticketry_engine.support.seeds import generator
 
 
 def random_mask(like: Mask, seed: int, distribution: str = "global") -> Mask:
-    """Return a random mask with the number of weights of `like`; no layer is left empty.
+    """Return a random mask with the same number of weights as `like`; no layer is left empty.
 
     Args:
         like: the mask.
-        seed: of the random scores.
-        distribution: of the weights over the layers: ``global`` (random), ``uniform`` or ``erk``, see `core.allocate`.
+        seed: seed of the random scores.
+        distribution: distribution of the weights over the layers: ``global`` (random), ``uniform`` or ``erk``, see
+            `core.allocate`.
     """
     scores = {
         name: torch.rand(shape, dtype=torch.float64, generator=generator(seed, "random_prune", index))
@@ -40,13 +41,15 @@ def random_mask(like: Mask, seed: int, distribution: str = "global") -> Mask:
 
 @entry_point(Need(values=False))
 def shuffled_structure(mask: Mask, seed: int, *, model: nn.Module | None = None) -> Mask:
-    """Return a mask with the same groups of rows as `mask` in size and width, but random rows and columns.
+    """Return a mask with groups of rows of the same sizes and widths as in `mask`, but of random rows and columns.
 
-    Every layer keeps its density and number of empty rows. The draw is seeded by (seed, the layer's name).
+    Every layer keeps its density and its number of empty rows. The random numbers are seeded by (seed, the layer's
+    name).
 
     Args:
-        mask: from `regroup` or `refill`, for example. Of an N:M mask only the number of weights of each row remains.
-        seed: of the draw.
+        mask: a mask from `regroup` or `refill`, for example. For an N:M mask, only the number of weights of each row is
+            preserved.
+        seed: seed of the random numbers.
         model: gives the layout of transposed convolutions and the groups of grouped ones; without it, rows are in
             dimension 0 and read the same inputs.
 
@@ -64,13 +67,15 @@ def shuffled_structure(mask: Mask, seed: int, *, model: nn.Module | None = None)
     views = {} if model is None else matrix_views(model, mask)
     return Mask(
         {
-            name: _redraw(name, kept, views.get(name, MatrixView(tuple(kept.shape))), seed) if kept.dim() else kept
+            name: _shuffle_row_groups(name, kept, views.get(name, MatrixView(tuple(kept.shape))), seed)
+            if kept.dim()
+            else kept
             for name, kept in mask.items()
         }
     )
 
 
-def _redraw(name: str, kept: Tensor, view: MatrixView, seed: int) -> Tensor:
+def _shuffle_row_groups(name: str, kept: Tensor, view: MatrixView, seed: int) -> Tensor:
     matrix = view.matrix(kept.cpu())
     new = torch.zeros_like(matrix)
     draw = generator(seed, "structure", name)
@@ -84,17 +89,16 @@ def _redraw(name: str, kept: Tensor, view: MatrixView, seed: int) -> Tensor:
 
 
 def random_structure(model: nn.Module, mask: Mask, seed: int) -> Mask:
-    """Return random groups of rows with random columns over all layers, with the mask's number of weights.
+    """Return a mask of random groups of rows with random columns over all layers, with as many weights as `mask`.
 
-    Rows are put into random groups of the mask's usual size. Every group gets one column; then columns of all groups
-    are added in one random order, as far as the number of weights allows. Layers do not keep their densities. Vectors
-    are as in the mask.
+    Rows form random groups of the median size in `mask`. Every group gets one column; then columns of all groups are
+    added in random order, up to the number of weights. Layers do not keep their densities; vectors are unchanged.
     """
     views = matrix_views(model, mask)
-    size = _usual_size(mask, views)
-    drawn = {name: _groups_of(name, view, size, seed) for name, view in views.items()}
+    size = _median_group_size(mask, views)
+    drawn = {name: _draw_row_groups(name, view, size, seed) for name, view in views.items()}
     budget = sum(int(mask[name].sum()) for name in views)
-    columns = _random_columns(views, drawn, budget, seed)
+    columns = _draw_columns(views, drawn, budget, seed)
     new = {name: torch.zeros(view.rows, view.columns, dtype=torch.bool) for name, view in views.items()}
     for name, groups in drawn.items():
         for rows, kept in zip(groups, columns[name], strict=True):
@@ -104,8 +108,8 @@ def random_structure(model: nn.Module, mask: Mask, seed: int) -> Mask:
     )
 
 
-def _usual_size(mask: Mask, views: dict[str, MatrixView]) -> int:
-    """Return the median size of a row's group, over non-empty rows."""
+def _median_group_size(mask: Mask, views: dict[str, MatrixView]) -> int:
+    """Return the median over non-empty rows of the size of their group."""
     sizes = [
         len(group.rows)
         for name, view in views.items()
@@ -116,7 +120,7 @@ def _usual_size(mask: Mask, views: dict[str, MatrixView]) -> int:
     return int(np.median(np.repeat(sizes, sizes))) if sizes else 1
 
 
-def _groups_of(name: str, view: MatrixView, size: int, seed: int) -> list[Tensor]:
+def _draw_row_groups(name: str, view: MatrixView, size: int, seed: int) -> list[Tensor]:
     draw = generator(seed, "groups", name)
     return [
         part
@@ -125,10 +129,10 @@ def _groups_of(name: str, view: MatrixView, size: int, seed: int) -> list[Tensor
     ]
 
 
-def _random_columns(
+def _draw_columns(
     views: dict[str, MatrixView], groups: dict[str, list[Tensor]], budget: int, seed: int
 ) -> dict[str, Tensor]:
-    """Return bool [groups, columns] for each layer: one column of each group, and random ones within the budget."""
+    """Return for each layer bool [groups, columns]: one column of each group, and random ones within the budget."""
     keys = {
         name: torch.rand(len(groups[name]), view.columns, dtype=torch.float64, generator=generator(seed, "keys", name))
         for name, view in views.items()
@@ -145,9 +149,9 @@ def _random_columns(
 
 
 def shuffled_n_m(model: nn.Module, mask: Mask, m: int, seed: int) -> Mask:
-    """Shuffle a mask within every run of m neighbouring inputs, at one kernel position of one row.
+    """Return a mask that is shuffled within every run of m neighbouring inputs, at one kernel position of one row.
 
-    A shorter last run is shuffled in itself. Vectors are as in the mask.
+    A shorter last run is shuffled too. Vectors are unchanged.
     """
     views = matrix_views(model, mask)
     made = {}
@@ -166,10 +170,10 @@ def shuffled_n_m(model: nn.Module, mask: Mask, m: int, seed: int) -> Mask:
 
 
 def shuffled_blocks(model: nn.Module, mask: Mask, pattern: str | Pattern, seed: int) -> Mask:
-    """Return a mask with the same number of blocks of each size in each layer, at random places.
+    """Return a mask with the same number of blocks of each size in each layer, at random positions.
 
-    For N:M, the same number of weights in each layer, at most N of every M inputs. Every layer has a generator seeded
-    by (seed, position of the layer).
+    For N:M patterns it has the same number of weights in each layer, at most N of every M inputs. The generator of each
+    layer is seeded by (seed, index of the layer).
 
     Raises:
         MaskError: if the mask does not have the pattern.
@@ -200,7 +204,7 @@ def _shuffle_n_of_m(kept: Tensor, name: str, pattern: Pattern, layout: Layout, d
 
 
 def random_blocks(model: nn.Module, like: Mask, pattern: str | Pattern, seed: int) -> Mask:
-    """Return random blocks over all layers with about the density of `like`; no layer is left empty."""
+    """Return a mask of random blocks over all layers with about the density of `like`; no layer is left empty."""
     pattern, known = Pattern.parse(pattern), layouts(model, like)
     scores = {}
     for index, (name, shape) in enumerate(like.shapes.items()):
@@ -213,9 +217,9 @@ def random_blocks(model: nn.Module, like: Mask, pattern: str | Pattern, seed: in
 
 
 def shuffled_channels(model: nn.Module, structure: Structure, mask: Mask, seed: int) -> Mask:
-    """Return a mask that removes the same number of channels of each group, at random places.
+    """Return a mask that removes as many channels of each group as `mask` does, chosen at random.
 
-    Every group has a generator seeded by (seed, position of the group).
+    The generator of each group is seeded by (seed, index of the group).
     """
     dead, removed = dead_indices(mask), {}
     for position, group in enumerate(structure.groups):
@@ -229,21 +233,24 @@ def shuffled_channels(model: nn.Module, structure: Structure, mask: Mask, seed: 
 
 
 def random_channels(model: nn.Module, structure: Structure, mask: Mask, seed: int) -> Mask:
-    """Return a mask of random channels over all groups, with the density of `mask`; one of each group stays.
+    """Return a mask that removes random channels of all groups, to the density of `mask`; each group retains at least
+    one.
 
-    Only groups whose parameters are all in the mask take part.
+    Only groups whose parameters are all in the mask lose channels.
     """
-    positions = [position for position, group in enumerate(structure.groups) if group.prunable and _covers(mask, group)]
+    positions = [
+        position for position, group in enumerate(structure.groups) if group.prunable and _contains_group(mask, group)
+    ]
     groups = [structure.groups[position] for position in positions]
     scores = [
         torch.rand(group.size, dtype=torch.float64, generator=generator(seed, "random_prune", position))
         for position, group in zip(positions, groups, strict=True)
     ]
-    count = Count(groups, mask.shapes)
-    steps = [[step] for step in global_order(count, scores, 1)]
-    removed = remove(count, steps, mask.density, "1")
+    count = RemainingWeights(groups, mask.shapes)
+    steps = [[step] for step in rank_channels_globally(count, scores, 1)]
+    removed = remove_to_density(count, steps, mask.density, "1")
     return channel_mask(mask, structure, shapes_of(model), dict(zip(positions, removed, strict=True)))
 
 
-def _covers(mask: Mask, group: ChannelGroup) -> bool:
+def _contains_group(mask: Mask, group: ChannelGroup) -> bool:
     return all(member.name in mask for member in group.parameters)

@@ -1,8 +1,9 @@
-"""Groups of coupled channels, found by following every index of every parameter through one run of a model.
+"""Find groups of coupled channels by tracing every index of every parameter through a run of a model.
 
-The model runs on real numbers under a dispatch mode that sees each ATen operation. A rule for each operation says which
-labels become one channel and which must stay. An operation without a rule freezes everything that flows into it. So
-channels that are left free can be removed from all tensors at once without changing anything else.
+The model runs on real numbers under a dispatch mode that sees each ATen operation. Every index of every parameter has a
+label. A rule for each operation says which labels belong to one channel and which must stay (are frozen). An operation
+without a rule freezes all labels that reach it. So channels that are not frozen can be removed from all tensors
+together without changing anything else.
 """
 
 from __future__ import annotations
@@ -47,37 +48,37 @@ from ticketry.core.structure.trace import (
 from ticketry.errors import ControlFlowError, StructureError
 
 
-def follow(
+def trace_channels(
     twin: nn.Module, arguments: Arguments, choices: Mapping[Site, int], spared: frozenset[str] = frozenset()
 ) -> Trace:
-    """Trace a copy of `twin` in evaluation and in training mode.
+    """Trace a copy of `twin` in evaluation mode and in training mode.
 
     Args:
-        twin: see `twin_of`; it is not changed.
-        arguments: of a call.
+        twin: copy of a model, see `twin_of`; it is not changed.
+        arguments: arguments of a call.
         choices: see `Trace.choices`.
         spared: names of modules that are not traced.
 
     Raises:
-        StructureError: if the model does not run on the arguments, or decides by activations what to run.
+        StructureError: if the model does not run on the arguments, or its control flow depends on activations.
     """
     found = Trace(sharing(twin), choices=choices, spared=spared)
-    _label(found)
-    _run(found, arguments, training=False)
-    unused = _unused(found)
+    _label_parameters(found)
+    _trace_run(found, arguments, training=False)
+    unused = _find_unused_parameters(found)
     try:
-        _run(found, arguments, training=True)
+        _trace_run(found, arguments, training=True)
     except StructureError:  # a batch norm of one example and one pixel has no variance
         if unused:
             raise
-    for name in _unused(found):
+    for name in _find_unused_parameters(found):
         for (other, _), ids in found.tensors.items():
             if other == name:
                 found.labels.freeze(ids, "the model does not use it on the example inputs")
     return found
 
 
-def _label(found: Trace) -> None:
+def _label_parameters(found: Trace) -> None:
     tensors = {**dict(found.model.named_parameters()), **dict(found.model.named_buffers())}
     parameters = {id(parameter) for parameter in found.model.parameters()}
     for name, tensor in tensors.items():
@@ -90,14 +91,14 @@ def _label(found: Trace) -> None:
             found.derived[tensor.untyped_storage().data_ptr()] = frozenset((normal_name(name),))
     found.labels.name_all()
     for name, module in found.model.named_modules():
-        _tie(found, name, module)
+        _apply_module_constraints(found, name, module)
         if name in found.spared:
             for parameter in module.parameters():
                 found.freeze_axes(found.book.get(parameter), range(parameter.dim()), f"{name} is spared")
 
 
-def _tie(found: Trace, name: str, module: nn.Module) -> None:
-    """Apply constraints of a module's class on its parameters."""
+def _apply_module_constraints(found: Trace, name: str, module: nn.Module) -> None:
+    """Freeze or unite labels of a module's parameters as its class requires."""
     if isinstance(module, nn.MultiheadAttention):
         why = f"nn.MultiheadAttention has one width for inputs, heads and outputs ({name})"
         for parameter in module.parameters():
@@ -107,12 +108,12 @@ def _tie(found: Trace, name: str, module: nn.Module) -> None:
             if ids is not None:
                 found.labels.freeze(ids, NO_CHANNEL)
     if isinstance(module, nn.RNNBase):
-        _tie_recurrent(found, module)
+        _unite_recurrent_units(found, module)
 
 
-def _tie_recurrent(found: Trace, module: nn.RNNBase) -> None:
-    """Unite unit j of every layer, direction and gate: a recurrent module has one hidden size."""
-    first = found.book.get(_tensor(module, "weight_hh_l0")).labels[0]
+def _unite_recurrent_units(found: Trace, module: nn.RNNBase) -> None:
+    """Unite the labels of unit j in every layer, direction and gate, because a recurrent module has one hidden size."""
+    first = found.book.get(_get_tensor(module, "weight_hh_l0")).labels[0]
     assert isinstance(module.hidden_size, int)
     if first is None:
         return
@@ -120,18 +121,18 @@ def _tie_recurrent(found: Trace, module: nn.RNNBase) -> None:
     for name, parameter in module.named_parameters(recurse=False):
         labels = found.book.get(parameter).labels
         if "weight_hr" in name:
-            found.join(found.book.get(_tensor(module, "weight_hr_l0")).labels[0], labels[0])
+            found.join(found.book.get(_get_tensor(module, "weight_hr_l0")).labels[0], labels[0])
         elif labels[0] is not None:
             found.labels.unite(np.tile(units, len(labels[0]) // len(units)), labels[0], "")
 
 
-def _tensor(module: nn.Module, name: str) -> Tensor:
+def _get_tensor(module: nn.Module, name: str) -> Tensor:
     value = getattr(module, name)
     assert isinstance(value, Tensor)
     return value
 
 
-def _run(found: Trace, arguments: Arguments, *, training: bool) -> None:
+def _trace_run(found: Trace, arguments: Arguments, *, training: bool) -> None:
     found.model.train(training)
     found.stack.clear()
     arguments = fresh(arguments)
@@ -153,8 +154,8 @@ def _run(found: Trace, arguments: Arguments, *, training: bool) -> None:
         exits.callback(register_module_forward_pre_hook(enter).remove)
         exits.callback(register_module_forward_hook(leave, always_call=True).remove)
         exits.enter_context(plain_operations(found.model))
-        exits.enter_context(_Watch(found))
-        exits.enter_context(_WatchAttention(found))
+        exits.enter_context(_RuleMode(found))
+        exits.enter_context(_AttentionScaleMode(found))
         outputs = run_model(found.model, arguments)
     found.stack.clear()
     for value in outputs:
@@ -168,10 +169,10 @@ RULES: dict[str, Rule] = {
 }
 """Name of an operation, see `Call` -> its rule."""
 
-READS = ("_local_scalar_dense", "equal")
-"""Operations that return values to Python: `if x.sum() > 0`, `x.item()`, `torch.equal`."""
+READING_OPERATIONS = ("_local_scalar_dense", "equal")
+"""Operations that return values to Python, as in `if x.sum() > 0`, `x.item()`, `torch.equal`."""
 
-PACKING = ("_pack_padded_sequence", "_pad_packed_sequence")
+PACKING_OPERATIONS = ("_pack_padded_sequence", "_pad_packed_sequence")
 """Operations that return sequences and their lengths."""
 
 
@@ -187,8 +188,8 @@ def _control_flow_error(t: Trace, call: Call) -> ControlFlowError:
     )
 
 
-class _Watch(EagerMode):
-    """Applies a rule to every operation of a run."""
+class _RuleMode(EagerMode):
+    """A dispatch mode that applies the rule of every operation in a run."""
 
     def __init__(self, found: Trace) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -205,7 +206,7 @@ class _Watch(EagerMode):
         rule = RULES.get(call.name)
         if t.sparing is not None:
             rule = unknown
-        elif call.name in READS and t.provenance.activation(tensors):
+        elif call.name in READING_OPERATIONS and t.provenance.activation(tensors):
             raise _control_flow_error(t, call)
         elif rule is None:
             rule = layer_rules.pointwise if torch.Tag.pointwise in func.tags else unknown
@@ -213,13 +214,13 @@ class _Watch(EagerMode):
         outputs = outputs_of(result)
         t.provenance.computed(tensors, outputs)
         t.note_derived(tensors, outputs)
-        if call.name in PACKING:  # lengths of sequences depend on no activation
+        if call.name in PACKING_OPERATIONS:  # lengths of sequences depend on no activation
             t.provenance.computed(tensors[1:], outputs[1:])
         return result
 
 
-class _WatchAttention(TorchFunctionMode):
-    """Notices attention that takes its scale from a width, before it is decomposed into products and a softmax."""
+class _AttentionScaleMode(TorchFunctionMode):
+    """Detects attention whose scale depends on a width, before it is decomposed into products and a softmax."""
 
     def __init__(self, found: Trace) -> None:
         super().__init__()
@@ -235,8 +236,8 @@ class _WatchAttention(TorchFunctionMode):
         return func(*args, **named)
 
 
-def _unused(found: Trace) -> list[str]:
-    """Return the parameters that no operation has read."""
+def _find_unused_parameters(found: Trace) -> list[str]:
+    """Return the names of parameters that no operation has used."""
     return [
         normal_name(name)
         for name, parameter in found.model.named_parameters()
@@ -246,7 +247,7 @@ def _unused(found: Trace) -> list[str]:
 
 @dataclass(frozen=True, eq=False)
 class Member:
-    """One dimension of one tensor in which a group has its channels.
+    """A dimension of a tensor along which a group has its channels.
 
     Examples:
         >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
@@ -261,7 +262,7 @@ class Member:
     dim: int
     """The dimension."""
     array: Ids
-    """Indices of each channel along `dim` [channels, indices]."""
+    """Indices of each channel along `dim`: [channels, indices]."""
     buffer: bool = False
     """Whether it is a buffer, such as a running mean."""
 
@@ -283,10 +284,10 @@ class Member:
 
 @dataclass(frozen=True)
 class ChannelGroup:
-    """Channels in the same dimensions of the same tensors.
+    """Channels that are stored in the same dimensions of the same tensors.
 
-    Channel i is `indices[i]` of every member and can only be removed from all of them together. Channels of one layer
-    are in different groups if different tensors read them, as after a concatenation.
+    Channel i consists of `indices[i]` of every member and can only be removed from all of them together. Channels of
+    one layer are in different groups if different tensors read them, as after a concatenation.
 
     Examples:
         >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
@@ -300,15 +301,17 @@ class ChannelGroup:
     """
 
     name: str
-    """Name of the first layer that produces the channels, or of one that reads them with "(inputs)" added."""
+    """Name of the first layer that produces the channels; if none does, of one that reads them, with "(inputs)"
+    added.
+    """
     members: tuple[Member, ...]
     """All parameters and buffers with these channels."""
     size: int
     """Number of channels."""
     reason: str = ""
-    """Why its channels cannot be removed; empty if they can."""
+    """Why the channels cannot be removed; empty if they can."""
     residual: bool = False
-    """Whether they are sums over several layers: a residual stream."""
+    """Whether the channels are sums over several layers, as in a residual stream."""
 
     @property
     def prunable(self) -> bool:
@@ -316,11 +319,11 @@ class ChannelGroup:
 
     @property
     def parameters(self) -> tuple[Member, ...]:
-        """Members in parameters."""
+        """Members that are dimensions of parameters, not of buffers."""
         return tuple(member for member in self.members if not member.buffer)
 
     def within(self, places: Collection[tuple[str, int]]) -> list[Member]:
-        """Return the parameters' members in some (name, dimension) places, such as `Roles.outputs`."""
+        """Return the members in parameters whose (name, dimension) is among `places`, such as `Roles.outputs`."""
         return [member for member in self.parameters if (member.name, member.dim) in places]
 
     def __repr__(self) -> str:
@@ -330,30 +333,30 @@ class ChannelGroup:
 
 @dataclass(frozen=True)
 class ChannelCount:
-    """An attribute of a module that counts units: after pruning, those with a channel left."""
+    """A module attribute that counts units, such as `out_features`: after pruning, the units with a channel left."""
 
     module: str
     attribute: str
     units: tuple[tuple[int, int] | None, ...]
-    """(group, channel) of each unit, or None if it always stays."""
+    """(group, channel) of each unit; None for a unit that cannot be removed."""
     guessed: bool = False
-    """Whether the relation is inferred from the attribute's number alone."""
+    """Whether the relation is only inferred from the attribute's value."""
 
 
 @dataclass(frozen=True)
-class Cut:
-    """A split of a dimension into several; one of them was assumed to be the one that can be narrower."""
+class DimensionSplit:
+    """A reshape that splits a dimension into several, of which one is assumed to become narrower by pruning."""
 
     site: Site
     options: int
     """Number of resulting dimensions."""
     groups: frozenset[int]
-    """Positions of the groups that are split."""
+    """Indices of the groups whose dimension is split."""
 
 
 @dataclass(frozen=True)
 class Structure:
-    """All groups of a model, and the attributes of modules that depend on them.
+    """The channel structure of a model: all groups, and the module attributes that depend on them.
 
     Examples:
         >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
@@ -367,13 +370,13 @@ class Structure:
 
     groups: tuple[ChannelGroup, ...]
     counted: tuple[ChannelCount, ...]
-    """Attributes of modules that count channels."""
-    cuts: tuple[Cut, ...] = ()
+    """Module attributes that count channels."""
+    cuts: tuple[DimensionSplit, ...] = ()
     """Dimensions that are split into several, such as attention heads."""
     written: Mapping[str, frozenset[int]] = field(default_factory=dict)
-    """Name of a module -> positions of the groups whose width its code may contain as a number."""
+    """Name of a module -> indices of the groups whose width its code may contain as a number."""
     roles: Roles = field(default_factory=Roles)
-    """Places where layers produce and read channels, by how the model uses its parameters."""
+    """The (name, dimension) pairs in which layers produce and read channels."""
 
     @property
     def free(self) -> int:
@@ -381,45 +384,48 @@ class Structure:
         return sum(group.size for group in self.groups if group.prunable)
 
     def staying(self, why: dict[int, str]) -> Structure:
-        """Return the structure with some groups (by position) that stay.
+        """Return the structure with some groups marked as not prunable.
 
         Args:
-            why: position of a group -> the reason.
+            why: index of a group -> the reason.
         """
         groups = [replace(group, reason=why.get(i, group.reason)) for i, group in enumerate(self.groups)]
         return replace(self, groups=tuple(groups))
 
 
-def structure_of(
+def find_structure(
     twin: nn.Module, arguments: Arguments, choices: Mapping[Site, int], spared: frozenset[str] = frozenset()
 ) -> Structure:
-    """Return the groups found by tracing a copy of a model, see `follow`; they are not tried out."""
-    found = follow(twin, arguments, choices, spared)
+    """Find a model's channel structure by tracing a copy of it, see `trace_channels`; removals are not tested."""
+    found = trace_channels(twin, arguments, choices, spared)
     parts = roles(found.model, found.factors)
     buffers = {name for name, _ in found.model.named_buffers()}
     made: list[ChannelGroup] = []
     channel_of: dict[int, tuple[int, int]] = {}
     sums = set(found.labels.find(np.concatenate(found.sums)).tolist()) if found.sums else set()
-    for alike in _alike(found):
+    for alike in _classify_channels(found):
         reason = found.labels.reason(alike.roots[0])
         if reason == NO_CHANNEL or all(name in buffers for name, _ in alike.places):
             continue
         channel_of |= {root: (len(made), channel) for channel, root in enumerate(alike.roots)}
-        made.append(_group(alike, reason or "", buffers, parts, residual=alike.roots[0] in sums))
-    written = {module: _groups_of(found, channel_of, several) for module, several in found.written.items()}
+        made.append(_build_group(alike, reason or "", buffers, parts, residual=alike.roots[0] in sums))
+    written = {module: _find_groups(found, channel_of, several) for module, several in found.written.items()}
     cuts = tuple(
-        Cut(site, options, _groups_of(found, channel_of, [ids])) for site, (ids, options) in found.cuts.items()
+        DimensionSplit(site, options, _find_groups(found, channel_of, [ids]))
+        for site, (ids, options) in found.cuts.items()
     )
-    return Structure(tuple(made), _find_counts(found, channel_of), cuts, written, parts)
+    return Structure(tuple(made), _find_channel_counts(found, channel_of), cuts, written, parts)
 
 
-def _groups_of(found: Trace, channel_of: Mapping[int, tuple[int, int]], several: list[Ids]) -> frozenset[int]:
+def _find_groups(found: Trace, channel_of: Mapping[int, tuple[int, int]], several: list[Ids]) -> frozenset[int]:
     roots = np.unique(found.labels.find(np.concatenate(several))).tolist()
     return frozenset(channel_of[root][0] for root in roots if root in channel_of)
 
 
-def _find_counts(found: Trace, channel_of: Mapping[int, tuple[int, int]]) -> tuple[ChannelCount, ...]:
-    """Return attributes that count channels, and those that may because they always stand for the same ones."""
+def _find_channel_counts(found: Trace, channel_of: Mapping[int, tuple[int, int]]) -> tuple[ChannelCount, ...]:
+    """Return the attributes that count channels, and those that may count them because they always match the same
+    ones.
+    """
     guesses: dict[tuple[str, str], Ids] = {}
     for key, several in found.numbers.items():
         roots = [found.labels.find(ids) for ids in several]
@@ -433,17 +439,17 @@ def _find_counts(found: Trace, channel_of: Mapping[int, tuple[int, int]]) -> tup
 
 
 @dataclass(frozen=True)
-class _Alike:
+class _ChannelClass:
     """Channels in the same dimensions of the same tensors, with equal numbers of indices."""
 
     roots: list[int]
     """Root of each channel's labels, in the model's order."""
     places: dict[tuple[str, int], Ids]
-    """(name, dimension), in the model's order -> indices [channels, indices]"""
+    """(name, dimension) -> indices [channels, indices], in the model's order."""
 
 
-def _alike(found: Trace) -> list[_Alike]:
-    """Return all channels by their tensors and by the reason why they stay."""
+def _classify_channels(found: Trace) -> list[_ChannelClass]:
+    """Classify all channels by the tensors that contain them and by the reason why they cannot be removed."""
     keys = list(found.tensors)
     sizes = [len(ids) for ids in found.tensors.values()]
     if not keys:
@@ -462,11 +468,11 @@ def _alike(found: Trace) -> list[_Alike]:
         parts = np.stack([order[first[run] : last[run]] for run in runs])
         where = tensor[parts[0]]
         places = {keys[key]: index[parts[:, where == key]] for key in dict.fromkeys(where.tolist())}
-        alike.append(_Alike(roots[parts[:, 0]].tolist(), places))
+        alike.append(_ChannelClass(roots[parts[:, 0]].tolist(), places))
     return alike
 
 
-def _group(alike: _Alike, reason: str, buffers: set[str], parts: Roles, *, residual: bool) -> ChannelGroup:
+def _build_group(alike: _ChannelClass, reason: str, buffers: set[str], parts: Roles, *, residual: bool) -> ChannelGroup:
     members = tuple(Member(name, dim, indices, name in buffers) for (name, dim), indices in alike.places.items())
     if not reason and len(alike.roots) == 1:
         reason = "its channels can only go all together"

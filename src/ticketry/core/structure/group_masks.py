@@ -1,7 +1,7 @@
-"""Group-wise masks: rows of a group retain exactly the same columns.
+"""Group-wise masks, in which all rows of a group retain exactly the same columns.
 
-Rows are put into groups by similarity or by partitioning a hypergraph (rows are its nodes, columns its edges); then the
-columns of most worth per weight are chosen for each group.
+Rows are grouped by similarity or by partitioning a hypergraph (rows are its nodes, columns its edges). Then the columns
+of highest worth per weight are chosen for each group.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ WORTHS = ("kept", "all", "squares", "count")
 
 @dataclass(frozen=True)
 class GroupWorth:
-    """Worth and cost of each column for each group of a layer."""
+    """The worth and cost of retaining each column in each group of rows of a layer."""
 
     worth: Tensor
     """[groups, columns]: worth of a column, summed over the group's rows."""
@@ -44,17 +44,17 @@ class GroupWorth:
 
     @property
     def least(self) -> int:
-        """Number of weights in one column of each group."""
+        """Number of weights if each group retains one column."""
         return int(self.sizes.sum())
 
 
-def worth_of(size: Tensor, kept: Tensor, by: str) -> Tensor:
-    """Return what each weight adds to the worth of its group's column [rows, columns].
+def weigh_by(size: Tensor, kept: Tensor, by: str) -> Tensor:
+    """Return what each weight contributes to the worth of its column, [rows, columns].
 
     Args:
         size: |w|.
         kept: the unstructured mask.
-        by: ``kept``: |w| of retained weights, which for given groups retains most magnitude; ``all``: |w| of all
+        by: ``kept``: |w| of retained weights, which retains most magnitude for given groups; ``all``: |w| of all
             weights; ``squares``: w ** 2 of retained weights; ``count``: 1 for each retained weight.
     """
     if by == "all":
@@ -64,19 +64,24 @@ def worth_of(size: Tensor, kept: Tensor, by: str) -> Tensor:
     return torch.where(kept, size.square() if by == "squares" else size, 0.0)
 
 
-def group_worth(worth: Tensor, second: Tensor, groups: Sequence[Indices]) -> GroupWorth:
-    """Sum the worth [rows, columns] over groups of rows."""
-    return GroupWorth(_summed(worth, groups), _summed(second, groups), torch.tensor([len(rows) for rows in groups]))
+def sum_group_worth(worth: Tensor, second: Tensor, groups: Sequence[Indices]) -> GroupWorth:
+    """Sum the weights' worth and tie-breaker [rows, columns] over each group's rows."""
+    return GroupWorth(
+        _sum_rows_by_group(worth, groups),
+        _sum_rows_by_group(second, groups),
+        torch.tensor([len(rows) for rows in groups]),
+    )
 
 
-def choose(layers: Sequence[GroupWorth], budget: int, *, every_group: bool = True) -> list[Tensor]:
-    """Return the retained columns of each layer, bool [groups, columns], by one threshold over all these layers.
+def choose_columns(layers: Sequence[GroupWorth], budget: int, *, every_group: bool = True) -> list[Tensor]:
+    """Return the columns that each group retains, bool [groups, columns] for each layer, by one threshold for all
+    layers.
 
-    The threshold is on the worth per weight (the mean over the group's rows); ties break by `second`, then by position.
-    The best column of each group (or of each layer, if not `every_group`) is always retained. The number of weights is
-    as near to `budget` as whole columns allow, unless the best columns exceed it.
+    The threshold applies to the worth per weight (the mean over the group's rows); ties are broken by `second`, then by
+    position. The best column of each group (or of each layer, if not `every_group`) is always retained. The number of
+    weights is as close to `budget` as whole columns allow, unless the best columns exceed it.
     """
-    first = torch.cat([_best(layer, every_group).flatten() for layer in layers])
+    first = torch.cat([_mark_best_columns(layer, every_group).flatten() for layer in layers])
     worth = torch.cat([(layer.worth / layer.sizes[:, None]).flatten() for layer in layers])
     cost = torch.cat([layer.sizes[:, None].expand_as(layer.worth).flatten() for layer in layers])
     order = torch.arange(len(worth))
@@ -93,14 +98,14 @@ def choose(layers: Sequence[GroupWorth], budget: int, *, every_group: bool = Tru
     return [part.reshape(layer.worth.shape) for part, layer in zip(parts, layers, strict=True)]
 
 
-def _summed(worth: Tensor, groups: Sequence[Indices]) -> Tensor:
+def _sum_rows_by_group(worth: Tensor, groups: Sequence[Indices]) -> Tensor:
     rows = torch.cat([torch.as_tensor(one) for one in groups])
     of = torch.repeat_interleave(torch.tensor([len(one) for one in groups]))
     return torch.zeros(len(groups), worth.shape[1], dtype=worth.dtype).index_add_(0, of, worth[rows])
 
 
-def _best(layer: GroupWorth, every_group: bool) -> Tensor:
-    """Return the best column of each group, or of the layer."""
+def _mark_best_columns(layer: GroupWorth, every_group: bool) -> Tensor:
+    """Return bool [groups, columns] that marks the best column of each group, or only the best of the layer."""
     best = torch.zeros(layer.worth.shape, dtype=torch.bool)
     if every_group:
         return best.scatter_(1, layer.worth.argmax(1, keepdim=True), True)
@@ -112,19 +117,19 @@ Values = np.ndarray[Any, np.dtype[np.float64]]
 
 ROUNDS = 40
 BLOCK = 64
-"""Rows computed together, so that intermediate results stay in the cache."""
-LEAST_GAIN = 5e-4
-"""Relative gain of similarity below which rounds of exchanges end."""
+"""Number of rows computed together, so that intermediate results stay in the cache."""
+SMALLEST_GAIN = 5e-4
+"""Relative gain of similarity below which the rounds of exchanges end."""
 
 
-def similar_rows(worth: Tensor, sizes: Sequence[int]) -> list[Indices]:
-    """Put the rows of `worth` [rows, columns] (not negative) into groups of `sizes`, which sum to the rows.
+def group_similar_rows(worth: Tensor, sizes: Sequence[int]) -> list[Indices]:
+    """Group the rows of `worth` [rows, columns] (not negative) by similarity into groups of these `sizes`.
 
-    A group starts from the remaining row of greatest norm and takes the row with the greatest mean cosine similarity to
-    it, one by one. Then pairs of rows are exchanged where that raises the sum of inner products within groups. Cosines
-    match rows that retain the same columns, of any size; inner products weigh rows by their size.
+    A group starts with the remaining row of largest norm and repeatedly adds the row with the highest mean cosine
+    similarity to it. Then pairs of rows are exchanged if that raises the sum of inner products within groups. Cosines
+    match rows that retain the same columns, whatever their magnitude; inner products weight rows by magnitude.
 
-    Deterministic: ties go to the earlier row. Takes O(rows^2 columns) time and O(rows^2) memory.
+    The result is deterministic: ties go to the earlier row. Takes O(rows^2 columns) time and O(rows^2) memory.
     """
     alike = (worth @ worth.T).numpy()
     groups = _match_rows(alike, sorted(sizes, reverse=True))
@@ -163,13 +168,16 @@ def _exchange_rows(alike: Values, groups: list[Indices]) -> list[Indices]:
     for _ in range(ROUNDS):
         within = float(to[np.arange(count), of].sum())
         gains, partners = _best_exchanges(alike, to, of)
-        if _apply_exchanges(gains, partners, alike, to, of) <= LEAST_GAIN * within:
+        if _apply_exchanges(gains, partners, alike, to, of) <= SMALLEST_GAIN * within:
             break
     return [np.flatnonzero(of == group) for group in range(len(groups))]
 
 
 def _best_exchanges(alike: Values, to: Values, of: Indices) -> tuple[Values, Indices]:
-    """Return the gain of each row's best exchange and its partner; within a group the gain is at most 0."""
+    """Return for each row the gain of its best exchange, and the row to exchange it with.
+
+    Within a group the gain is at most 0.
+    """
     group = torch.from_numpy(of)
     places = torch.from_numpy(to)
     moving = places - places.gather(1, group[:, None])  # [rows, groups]: gain of a row by moving
@@ -186,9 +194,10 @@ def _best_exchanges(alike: Values, to: Values, of: Indices) -> tuple[Values, Ind
 
 
 def _apply_exchanges(gains: Values, partners: Indices, alike: Values, to: Values, of: Indices) -> float:
-    """Apply exchanges, the best first and each row at most once; return the gain of similarity within groups.
+    """Apply exchanges, the best first and each row at most once; return the total gain of similarity within groups.
 
-    Exchanges change the gains of others, so each gain is computed again; an exchange is applied if half of it is left.
+    An exchange changes the gains of others, so each gain is recomputed, and exchanges with less than half of theirs
+    left are skipped.
     """
     free = np.ones(len(of), dtype=bool)
     total = 0.0
@@ -211,11 +220,11 @@ def _apply_exchanges(gains: Values, partners: Indices, alike: Values, to: Values
     return 2 * total
 
 
-def partitioned_rows(kept: Tensor, sizes: Sequence[int], seed: int) -> list[Indices]:
-    """Partition the rows of `kept` (bool [rows, columns]) into parts of exactly these sizes; few columns span parts.
+def partition_rows(kept: Tensor, sizes: Sequence[int], seed: int) -> list[Indices]:
+    """Partition the rows of `kept` (bool [rows, columns]) into parts of these sizes, so that few columns span parts.
 
-    Minimised is the sum over columns of (parts with retained weights of the column - 1), by the deterministic preset of
-    Mt-KaHyPar (Gottesbüren et al. 2021) with one thread. Sizes must not be 0.
+    Mt-KaHyPar (Gottesbüren et al. 2021), in its deterministic preset with one thread, minimises the sum over columns of
+    (number of parts that retain weights of the column - 1). Sizes must not be 0.
 
     Raises:
         MissingExtraError: if mtkahypar is not installed.
@@ -223,7 +232,7 @@ def partitioned_rows(kept: Tensor, sizes: Sequence[int], seed: int) -> list[Indi
     """
     if len(sizes) == 1:
         return [np.arange(len(kept))]
-    mtkahypar = _library()
+    mtkahypar = _import_mtkahypar()
     made = mtkahypar.initialize(1, print_warnings=False)
     mtkahypar.set_seed(seed % 2**31)
     context = made.context_from_preset(mtkahypar.PresetType.DETERMINISTIC)
@@ -242,22 +251,22 @@ def partitioned_rows(kept: Tensor, sizes: Sequence[int], seed: int) -> list[Indi
     return [np.flatnonzero(parts == part) for part in range(len(sizes))]
 
 
-def _library() -> ModuleType:
+def _import_mtkahypar() -> ModuleType:
     try:
         return importlib.import_module("mtkahypar")
     except ImportError as error:
         raise MissingExtraError("mtkahypar", "hypergraph", "grouping rows by a hypergraph") from error
 
 
-def sizes_of(count: int, rows: int) -> list[int]:
-    """Return the sizes of groups of `rows` rows; the remainder is one smaller group."""
+def split_group_sizes(count: int, rows: int) -> list[int]:
+    """Return the sizes of groups if `count` rows are divided into groups of `rows`; the last may be smaller."""
     whole, rest = divmod(count, rows)
     return [rows] * whole + [rest] * (rest > 0)
 
 
 @dataclass
 class PaperBlocks:
-    """The paper's heuristic on one matrix (Chen et al. 2022, section 3.2, after Rumi et al. 2020).
+    """The heuristic of Chen et al. (2022, section 3.2, after Rumi et al. 2020) on one matrix.
 
     Rows are partitioned by a hypergraph. In each part of at least b1 rows, the columns that at least t2 rows retain
     become a dense block, if there are at least b2. Rows without a block are partitioned again until no block is found,
@@ -267,26 +276,27 @@ class PaperBlocks:
     kept: Tensor
     """bool [rows, columns]; no row is empty."""
     rows: int
-    """Rows of a group."""
+    """Number of rows of a group."""
     b1: int
     b2: int
     seed: int
     _parts: dict[tuple[int, ...], list[Indices]] = field(default_factory=dict)
 
-    def select(self, budget: int) -> Tensor:
-        """Return bool [rows, columns]: the blocks with the greatest t2 that gives `budget` weights, or with t2 = 1.
+    def select_blocks(self, budget: int) -> Tensor:
+        """Return the mask of blocks, bool [rows, columns], for the largest t2 with at least `budget` weights, or else
+        t2 = 1.
 
-        Of the columns that exactly t2 rows retain, the later ones are left out so far as the budget is exceeded.
+        If that exceeds the budget, later columns that exactly t2 rows retain are left out.
         """
         found: list[tuple[Indices, Tensor]] = []
         for threshold in range(min(self.rows, len(self.kept)), 0, -1):
-            found = self._blocks(threshold)
+            found = self._find_blocks(threshold)
             if sum(len(rows) * int((counts >= threshold).sum()) for rows, counts in found) >= budget:
-                return self._dense(found, threshold, budget)
-        return self._dense(found, 1, budget)
+                return self._build_mask(found, threshold, budget)
+        return self._build_mask(found, 1, budget)
 
-    def _blocks(self, threshold: int) -> list[tuple[Indices, Tensor]]:
-        """Return (rows, number of them that retain each column) of each block."""
+    def _find_blocks(self, threshold: int) -> list[tuple[Indices, Tensor]]:
+        """Return (rows, number of them that retain each column) for each block."""
         left, blocks = np.arange(len(self.kept)), []
         while len(left):
             without = []
@@ -305,11 +315,11 @@ class PaperBlocks:
 
     def _partition(self, rows: tuple[int, ...]) -> list[Indices]:
         if rows not in self._parts:
-            sizes = sizes_of(len(rows), self.rows)
-            self._parts[rows] = partitioned_rows(self.kept[list(rows)], sizes, self.seed)
+            sizes = split_group_sizes(len(rows), self.rows)
+            self._parts[rows] = partition_rows(self.kept[list(rows)], sizes, self.seed)
         return self._parts[rows]
 
-    def _dense(self, found: list[tuple[Indices, Tensor]], threshold: int, budget: int) -> Tensor:
+    def _build_mask(self, found: list[tuple[Indices, Tensor]], threshold: int, budget: int) -> Tensor:
         dense = torch.zeros_like(self.kept)
         excess = sum(len(rows) * int((counts >= threshold).sum()) for rows, counts in found) - budget
         for rows, counts in reversed(found):
@@ -344,35 +354,36 @@ def regroup(
     block_columns: int = 1,
     seed: int = 0,
 ) -> Mask:
-    """Return a mask near an unstructured one, in which groups of `rows` rows retain the same columns.
+    """Return a mask close to an unstructured one in which groups of `rows` rows retain the same columns.
 
-    Rows are a layer's outputs; columns are (input channel, kernel height, kernel width). The rows of each layer are put
-    into groups, and the last group may be smaller. Then columns are chosen for each group by the worth of its rows,
-    with one threshold per layer, so that groups of more worth retain more columns (Chen et al. 2022, "Coarsening the
-    Granularity: Towards Structurally Sparse Lottery Tickets", section 3.2; the choice of columns differs).
+    Rows are a layer's outputs; columns are (input channel, kernel height, kernel width). The rows of each layer are
+    divided into groups, of which the last may be smaller. Then each group's columns are chosen by the worth of its
+    rows, with one threshold per layer, so that groups of higher worth retain more columns (Chen et al. 2022,
+    "Coarsening the Granularity: Towards Structurally Sparse Lottery Tickets", section 3.2; the choice of columns
+    differs).
 
     Empty rows stay empty; no other row becomes empty. Outputs of a grouped convolution are grouped within its groups,
-    so a depthwise one stays unchanged. Transposed convolutions have their outputs in dimension 1, which `groups` does
-    not show. Biases and norms stay unchanged.
+    so a depthwise convolution is unchanged. Transposed convolutions have their outputs in dimension 1, which `groups`
+    does not show. Biases and norms are unchanged.
 
     Args:
-        model: with the weights by which the mask was chosen, not those it is rewound to.
+        model: the model with the weights by which the mask was chosen, not those it is rewound to.
         mask: the unstructured mask.
         density: fraction retained of everything in the mask, unchanged layers included; layers keep their proportions,
             up to their dense size. By default each layer retains its number of weights.
         rows: rows of a group, 1 or more.
-        sparsity: share removed, instead of density.
+        sparsity: fraction removed, instead of density.
         method: how rows are grouped. ``similarity``: by cosine similarity of retained weights, then exchanges (see
-            `group_masks.similar_rows`); ``hypergraph``: by Mt-KaHyPar over retained columns (extra `hypergraph`; slow);
-            ``paper``: likewise, with columns by counts, and rows without a block removed; ``random``: a control.
+            `group_masks.group_similar_rows`); ``hypergraph``: by Mt-KaHyPar over retained columns (extra `hypergraph`;
+            slow); ``paper``: likewise, with columns by counts, and rows without a block removed; ``random``: a control.
         budget: ``layer``: each layer retains its number of weights, up to half a column of a group; ``global``: one
             threshold over all layers, and the whole mask retains its number.
-        by: worth of columns: ``kept`` (the default), ``all``, ``squares``, ``count`` (see `group_masks.worth_of`).
-        spare, first_conv, output: layers that stay unchanged, as in `ticketry.scope`.
-        collapse: if a layer's weights do not suffice for one column of each group: ``raise``, or ``keep`` as many
-            columns as they pay for, at least one; the other groups become empty.
-        block_rows, block_columns: least rows and columns of a block, for the method ``paper`` (b1, b2).
-        seed: of the methods ``random``, ``hypergraph`` and ``paper``.
+        by: worth of columns: ``kept`` (the default), ``all``, ``squares``, ``count`` (see `group_masks.weigh_by`).
+        spare, first_conv, output: layers that are unchanged, as in `ticketry.scope`.
+        collapse: if a layer has too few weights for one column of each group: ``raise``, or ``keep`` as many columns as
+            its weights allow, at least one; the other groups become empty.
+        block_rows, block_columns: smallest rows and columns of a block, for the method ``paper`` (b1, b2).
+        seed: seed of the methods ``random``, ``hypergraph`` and ``paper``.
 
     Raises:
         UsageError: for contradictory options.
@@ -392,74 +403,79 @@ def regroup(
     by = _check_options(method, budget, by, rows, collapse, (block_rows, block_columns))
     views = matrix_views(model, mask, spare=spare, first_conv=first_conv, output=output)
     layers = {
-        name: Layer(name, views[name], size, views[name].matrix(mask[name].cpu()), mix(seed, "regroup", name))
+        name: LayerMatrix(name, views[name], size, views[name].matrix(mask[name].cpu()), mix(seed, "regroup", name))
         for name, size in magnitudes(model, mask, views).items()
     }
     for name, layer in layers.items():
-        if not len(layer.alive):
+        if not len(layer.nonempty_rows):
             raise LayerCollapseError(
                 f"the mask keeps nothing in {name!r}, which leaves no rows to group: spare the layer"
             )
-    budgets = budgets_of(mask, layers, density, sparsity)
+    budgets = layer_budgets(mask, layers, density, sparsity)
     if method == "paper":
-        new = {name: _by_paper(layer, budgets[name], rows, block_rows, block_columns) for name, layer in layers.items()}
+        new = {
+            name: _regroup_by_paper(layer, budgets[name], rows, block_rows, block_columns)
+            for name, layer in layers.items()
+        }
     else:
-        grouped = {name: layer.grouped(method, rows) for name, layer in layers.items()}
-        new = with_columns(layers, grouped, budgets, by, budget, collapse)
+        grouped = {name: layer.group_rows(method, rows) for name, layer in layers.items()}
+        new = choose_layer_masks(layers, grouped, budgets, by, budget, collapse)
     made = {name: views[name].weight(kept).to(mask[name].device) for name, kept in new.items()}
     return Mask({name: made.get(name, kept) for name, kept in mask.items()})
 
 
 @dataclass(frozen=True)
-class Layer:
-    """A weight and its mask as matrices."""
+class LayerMatrix:
+    """A weight tensor and its mask as matrices."""
 
     name: str
     view: MatrixView
     size: Tensor
     """|w| [rows, columns]."""
     kept: Tensor
-    """[rows, columns]"""
+    """Mask [rows, columns]."""
     seed: int
 
     @property
-    def alive(self) -> Tensor:
-        """Rows that are not empty, ascending."""
+    def nonempty_rows(self) -> Tensor:
+        """Indices of the rows that retain weights, ascending."""
         return self.kept.any(1).nonzero().flatten()
 
-    def grouped(self, method: str, rows: int) -> list[Indices]:
-        """Return the rows that are not empty in groups of `rows`, within each run of rows that read the same inputs."""
+    def group_rows(self, method: str, rows: int) -> list[Indices]:
+        """Divide the nonempty rows into groups of `rows`, within each run of rows that read the same inputs."""
         if rows == 1 or len(self.view.runs[0]) == 1:
-            return list(self.alive[:, None].numpy())
-        alive = self.alive.numpy()
+            return list(self.nonempty_rows[:, None].numpy())
+        nonempty = self.nonempty_rows.numpy()
         found = []
         for number, run in enumerate(self.view.runs):
-            members = alive[(alive >= run.start) & (alive < run.stop)]
+            members = nonempty[(nonempty >= run.start) & (nonempty < run.stop)]
             if not len(members):
                 continue
             size, kept = self.size[members], self.kept[members]
-            sizes = sizes_of(len(members), rows)
+            sizes = split_group_sizes(len(members), rows)
             if method == "random":
                 order = torch.randperm(len(members), generator=generator(self.seed, number)).numpy()
                 local = [np.sort(part) for part in np.split(order, np.cumsum(sizes)[:-1])]
             elif method == "hypergraph":
-                local = partitioned_rows(kept, sizes, mix(self.seed, number))
+                local = partition_rows(kept, sizes, mix(self.seed, number))
             else:
-                local = similar_rows(torch.where(kept, size, 0.0), sizes)
+                local = group_similar_rows(torch.where(kept, size, 0.0), sizes)
             found += [members[part] for part in local]
         return found
 
 
-def budgets_of(
-    mask: Mask, layers: Mapping[str, Layer], density: float | str | None, sparsity: float | str | None = None
+def layer_budgets(
+    mask: Mask, layers: Mapping[str, LayerMatrix], density: float | str | None, sparsity: float | str | None = None
 ) -> dict[str, int]:
-    """Return the number of weights of each layer: unchanged, or in proportion so that the mask has a density."""
+    """Return the number of weights of each layer: unchanged, or scaled in proportion so that the whole mask has a
+    density.
+    """
     own = {name: int(layer.kept.sum()) for name, layer in layers.items()}
     if density is None and sparsity is None:
         return own
     wanted = kept_elements(check_density(density, sparsity), mask.total)
     fixed = mask.kept - sum(own.values())
-    room = {name: len(layer.alive) * layer.view.columns for name, layer in layers.items()}
+    room = {name: len(layer.nonempty_rows) * layer.view.columns for name, layer in layers.items()}
     if not fixed < wanted <= fixed + sum(room.values()):
         raise MaskError(
             f"density {wanted / mask.total:.4g} cannot be met: layers that are left as they are keep"
@@ -469,17 +485,19 @@ def budgets_of(
     return apportion(wanted - fixed, {name: Fraction(count) for name, count in own.items()}, room)
 
 
-def with_columns(
-    layers: Mapping[str, Layer],
+def choose_layer_masks(
+    layers: Mapping[str, LayerMatrix],
     grouped: Mapping[str, Sequence[Indices]],
     budgets: Mapping[str, int],
     by: str,
     budget: str,
     collapse: str,
 ) -> dict[str, Tensor]:
-    """Return the mask of each layer, bool [rows, columns]: its groups with the columns that the budgets pay for."""
+    """Choose columns for the groups of each layer within the budgets; return each layer's mask, bool [rows,
+    columns].
+    """
     made = {
-        name: group_worth(worth_of(layer.size, layer.kept, by), layer.size, grouped[name])
+        name: sum_group_worth(weigh_by(layer.size, layer.kept, by), layer.size, grouped[name])
         for name, layer in layers.items()
     }
     together = [list(layers)] if budget == "global" else [[name] for name in layers]
@@ -492,7 +510,7 @@ def with_columns(
                 f"{pays} weights of {which} do not pay for one column of each group of rows ({least}), so that"
                 " groups would vanish: choose a higher density or fewer rows, spare the layer, or collapse=keep"
             )
-        chosen = choose([made[name] for name in names], pays, every_group=least <= pays)
+        chosen = choose_columns([made[name] for name in names], pays, every_group=least <= pays)
         for name, columns in zip(names, chosen, strict=True):
             new[name] = torch.zeros_like(layers[name].kept)
             for rows, kept in zip(grouped[name], columns, strict=True):
@@ -500,15 +518,15 @@ def with_columns(
     return new
 
 
-def _by_paper(layer: Layer, budget: int, rows: int, b1: int, b2: int) -> Tensor:
+def _regroup_by_paper(layer: LayerMatrix, budget: int, rows: int, b1: int, b2: int) -> Tensor:
     new = torch.zeros_like(layer.kept)
     total = int(layer.kept.sum())
     for number, run in enumerate(layer.view.runs):
-        members = layer.alive[(layer.alive >= run.start) & (layer.alive < run.stop)]
+        members = layer.nonempty_rows[(layer.nonempty_rows >= run.start) & (layer.nonempty_rows < run.stop)]
         if len(members):
             kept = layer.kept[members]
             heuristic = PaperBlocks(kept, rows, b1, b2, mix(layer.seed, number))
-            new[members] = heuristic.select(round(budget * int(kept.sum()) / total))
+            new[members] = heuristic.select_blocks(round(budget * int(kept.sum()) / total))
     if not new.any():
         raise LayerCollapseError(
             f"no group of {layer.name!r} makes a block of {b1} rows and {b2} columns: lower block_rows= and"
@@ -518,7 +536,7 @@ def _by_paper(layer: Layer, budget: int, rows: int, b1: int, b2: int) -> Tensor:
 
 
 def _check_options(method: str, budget: str, by: str | None, rows: int, collapse: str, least: tuple[int, int]) -> str:
-    """Return what chooses columns. Raises `UsageError` for invalid or contradictory options."""
+    """Return the worth of columns to use. Raise `UsageError` for invalid or contradictory options."""
     for what, word, known in (
         ("method", method, REGROUP_METHODS),
         ("budget", budget, BUDGETS),

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ticketry.core.mask import Mask
-from ticketry.core.structure.group_masks import choose, group_worth, similar_rows
+from ticketry.core.structure.group_masks import choose_columns, group_similar_rows, sum_group_worth
 from ticketry.core.structure.layout import Indices, MatrixView, magnitudes, matrix_views, row_groups
 from ticketry.core.structure.model_copies import copied
 from ticketry.core.structure.structuring import LayerFit
@@ -178,7 +178,7 @@ class _Layer:
         for run, sizes in zip(self._view.runs, self._sizes, strict=True):
             part = worth[run.start : run.stop]
             rows = part.sum(1).argsort(descending=True, stable=True)[: sum(sizes)].sort().values
-            groups = similar_rows(part[rows], sizes) if sizes else []
+            groups = group_similar_rows(part[rows], sizes) if sizes else []
             grouped += [rows.numpy()[group] + run.start for group in groups]
         return self._covered(worth, grouped)
 
@@ -194,8 +194,8 @@ class _Layer:
         return self._covered(self._worth, grouped)
 
     def _covered(self, worth: Tensor, grouped: list[Indices]) -> float:
-        made = group_worth(worth, worth, grouped)
-        (columns,) = choose([made], int(self._new.sum()))
+        made = sum_group_worth(worth, worth, grouped)
+        (columns,) = choose_columns([made], int(self._new.sum()))
         total = float(worth.sum())
         return float(made.worth[columns].sum()) / total if total else 1.0
 

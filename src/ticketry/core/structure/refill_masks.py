@@ -29,7 +29,7 @@ from ticketry.core.scope import (
 )
 from ticketry.core.score import Loss, Score, ScoreInputs, split_control
 from ticketry.core.score.measurement import temporarily_pruned
-from ticketry.core.structure.channel_choice import Choice, check_counts
+from ticketry.core.structure.channel_choice import ChannelChoice, check_channel_limits
 from ticketry.core.structure.channel_scores import CHANNEL_SCORES, apply_control, check_channel_score, weight_scores
 from ticketry.core.structure.coupling import ChannelGroup, Member, Structure
 from ticketry.core.structure.layout import Roles
@@ -56,13 +56,13 @@ def check_refill_score(score: str | Score) -> None:
     check_channel_score(score, REFILL_SCORES)
 
 
-def refill_scores(choice: Choice, mask: Mask, score: str | Score, inputs: ScoreInputs) -> list[Tensor]:
+def refill_scores(choice: ChannelChoice, mask: Mask, score: str | Score, inputs: ScoreInputs) -> list[Tensor]:
     """Return a score of each channel of each group, float64 [size], in the network that the mask leaves."""
     control, plain = split_control(score) if isinstance(score, str) else ("", score)
     plain = "activation" if plain == "activation_l1" else plain
     if isinstance(plain, str) and plain in OF_CHANNELS:
         with temporarily_pruned(mask, mask.parameters(choice.model)):
-            return choice.scores(None, inputs, score=f"{control}:{plain}" if control else plain, reduce="sum")
+            return choice.score_channels(None, inputs, score=f"{control}:{plain}" if control else plain, reduce="sum")
     layers = _in_layers(choice, mask, plain, inputs)
     found = []
     for group in choice.groups:
@@ -79,7 +79,9 @@ def kept_counts(mask: Mask, member: Member, shapes: Mapping[str, tuple[int, ...]
 # -- scores in single layers -------------------------------------------------------------------------------------------
 
 
-def _in_layers(choice: Choice, mask: Mask, score: str | Score, inputs: ScoreInputs) -> dict[tuple[str, int], Tensor]:
+def _in_layers(
+    choice: ChannelChoice, mask: Mask, score: str | Score, inputs: ScoreInputs
+) -> dict[tuple[str, int], Tensor]:
     """Return (name, dimension) of weights that produce channels -> sum of the score over each index, float64.
 
     For ``l2``, the sum of squares.
@@ -221,7 +223,7 @@ def refill(
     known, unseen = structure_around(model, example_inputs, spare) if structure is None else (structure, ())
     _check_structure(known, shapes_of(model))
     stays = _staying(model, known, known.roles, coupled, first, output, _spared(model, spare, unseen))
-    choice = Choice(model, known.staying(stays), _scope(model, named, first, output))
+    choice = ChannelChoice(model, known.staying(stays), _scope(model, named, first, output))
     budgets = [_budget(group, choice.roles, named, choice.shapes) for group in choice.groups]
 
     def channels(share: float) -> list[int]:
@@ -229,7 +231,7 @@ def refill(
 
     filled = channels(plus) if density is None else _nearest(choice, channels, density)
     scores = refill_scores(choice, named, score, ScoreInputs(batches, loss, seed))
-    choice.check_numbers(scores)
+    choice.check_no_nan(scores)
     return choice.mask([_lowest(values, count) for values, count in zip(scores, filled, strict=True)])
 
 
@@ -240,7 +242,7 @@ def _check(plus: float, density: float | None, coupled: str, keep_at_least: int,
         raise UsageError("plus= says how many channels are filled back, and so does density=: give one of them")
     if coupled not in COUPLINGS:
         raise UsageError(f"coupled is {' or '.join(COUPLINGS)}, not {coupled!r}")
-    check_counts(keep_at_least, multiple)
+    check_channel_limits(keep_at_least, multiple)
 
 
 def _check_structure(structure: Structure, shapes: Mapping[str, tuple[int, ...]]) -> None:
@@ -351,7 +353,7 @@ def _budget(group: ChannelGroup, parts: Roles, mask: Mask, shapes: Mapping[str, 
     return _Budget(group.size, kept, total)
 
 
-def _nearest(choice: Choice, channels: Callable[[float], list[int]], density: float) -> list[int]:
+def _nearest(choice: ChannelChoice, channels: Callable[[float], list[int]], density: float) -> list[int]:
     """Return the filled channels of each group for the `plus` whose density is nearest."""
     low, high = 0.0, 1.0
     while high - low > 1e-6:
@@ -360,9 +362,9 @@ def _nearest(choice: Choice, channels: Callable[[float], list[int]], density: fl
     return min((channels(low), channels(high)), key=lambda filled: abs(_density(choice, filled) - density))
 
 
-def _density(choice: Choice, filled: Sequence[int]) -> float:
+def _density(choice: ChannelChoice, filled: Sequence[int]) -> float:
     """Return the density of a mask with these numbers of channels."""
-    left = {name: list(choice.shapes[name]) for name in choice.held}
+    left = {name: list(choice.shapes[name]) for name in choice.masked_names}
     for group, count in zip(choice.groups, filled, strict=True):
         for member in group.parameters:
             left[member.name][member.dim] -= (group.size - count) * len(member.indices[0])

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ticketry.choices import did_you_mean
 from ticketry.core.scope import MOST_NAMES, Patterns, to_name_tuple, unwrapped
-from ticketry.core.structure.coupling import ChannelCount, Structure, structure_of
+from ticketry.core.structure.coupling import ChannelCount, Structure, find_structure
 from ticketry.core.structure.model_copies import (
     Arguments,
     Inputs,
@@ -72,7 +72,7 @@ def tried_structure(model: nn.Module, example_inputs: Inputs, spare: Patterns = 
     twin, arguments = twin_of(inner, dtype), arguments_of(example_inputs, dtype)
     scrambled = _add_noise(twin).eval()
     choices: dict[Site, int] = {}
-    best = last = _Trial(scrambled, arguments, structure_of(twin, arguments, choices, spared)).settle()
+    best = last = _Trial(scrambled, arguments, find_structure(twin, arguments, choices, spared)).settle()
     for _ in range(_MOST_CHOICES):
         closed = [cut for cut in last.cuts if not all(last.groups[position].prunable for position in cut.groups)]
         others = {
@@ -81,7 +81,7 @@ def tried_structure(model: nn.Module, example_inputs: Inputs, spare: Patterns = 
         if not others:
             break
         choices |= others
-        last = _Trial(scrambled, arguments, structure_of(twin, arguments, choices, spared)).settle()
+        last = _Trial(scrambled, arguments, find_structure(twin, arguments, choices, spared)).settle()
         best = last if last.free > best.free else best
     if dtype != torch.float64:
         best = _try_in_double(best, scrambled, arguments)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ticketry.core.scope import named_parameters, normal_name
 from ticketry.core.sparse_training.hold import Hold
-from ticketry.core.sparse_training.penalties import add_gradients_, check_penalty
+from ticketry.core.sparse_training.penalties import add_penalty_gradients_, check_penalty
 from ticketry.core.structure import ShrinkPlan, rebuild
 from ticketry.core.structure.coupling import Structure
 from ticketry.core.structure.layout import Blocks, layouts
@@ -142,7 +142,7 @@ class Penalised:
 
     def add_gradients(self) -> None:
         """Add the penalty's gradients to those of the loss."""
-        add_gradients_(self.by.kind, self.by.strength, self.parameters, self.blocks)
+        add_penalty_gradients_(self.by.kind, self.by.strength, self.parameters, self.blocks)
 
 
 class PenaltyEffect(Effect):

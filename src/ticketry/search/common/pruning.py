@@ -68,10 +68,10 @@ def _check_channels(replicate: Replicate, scope: Scope, settings: PruningSetting
     Where one channel of each group is enough, as it mostly is, the first pruning step reports it: following the network
     takes seconds, which a repeated run would need too.
     """
-    from ticketry.core.structure.channel_masks import check_channels
+    from ticketry.core.structure.channel_masks import check_channel_density
 
     lab, task = replicate.lab, replicate.task
-    check_channels(
+    check_channel_density(
         lab.model(task),
         lab.structure(task),
         settings.targets[-1],

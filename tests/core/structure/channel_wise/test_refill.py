@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 import ticketry as tk
 from ticketry.core.score import ScoreInputs
-from ticketry.core.structure.channel_choice import Choice
+from ticketry.core.structure.channel_choice import ChannelChoice
 from ticketry.core.structure.refill_masks import refill_scores
 from ticketry.errors import LayerCollapseError
 from ticketry.tasks.models import networks
@@ -146,7 +146,7 @@ def test_a_stream_agrees(density: float, seed: int, score: str) -> None:
 @pytest.mark.parametrize("score", ["remaining", "l1", "l2"])
 def test_scores_of_a_stream(score: str) -> None:
     mask = random_mask(RESIDUAL, 0.5)
-    choice = Choice(RESIDUAL, RESIDUAL_STRUCTURE, tk.scope(RESIDUAL))
+    choice = ChannelChoice(RESIDUAL, RESIDUAL_STRUCTURE, tk.scope(RESIDUAL))
     found = refill_scores(choice, mask, score, ScoreInputs())
     position = [group.name for group in choice.groups].index("stem")
     rows = [

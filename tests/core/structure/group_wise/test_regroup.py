@@ -15,7 +15,7 @@ from torch import Tensor, nn
 import ticketry as tk
 from group_wise import Bank, drawn, in_groups, linear, planted, share_inside
 from ticketry.core.structure import group_masks as similarity
-from ticketry.core.structure.group_masks import similar_rows
+from ticketry.core.structure.group_masks import group_similar_rows
 from ticketry.errors import LayerCollapseError, MaskError, MissingExtraError, ScopeError, UsageError
 
 NAME = "layer.weight"
@@ -118,7 +118,7 @@ def test_similar_rows_cover_nearly_as_much_as_the_best_groups() -> None:
         worth = torch.where(mask[NAME], weight.abs(), 0.0)
         covered = [covered_by(worth, pairs, mask.kept) for pairs in all_pairs(tuple(range(8)))]
         assert len(covered) == 105
-        found = [tuple(rows.tolist()) for rows in similar_rows(worth.double(), [2, 2, 2, 2])]
+        found = [tuple(rows.tolist()) for rows in group_similar_rows(worth.double(), [2, 2, 2, 2])]
         places.append(sum(other > covered_by(worth, found, mask.kept) for other in covered))
     assert sum(places) / len(places) < 10
     assert max(places) < 50
@@ -145,10 +145,13 @@ def test_exchanges_raise_likeness_and_coverage(monkeypatch: pytest.MonkeyPatch) 
         weight = drawn(48, 100, seed=seed) * drawn(100, seed=seed + 50).exp()
         model, mask = linear(weight), tk.prune(linear(weight), 0.25)
         worth = torch.where(mask[NAME], weight.abs(), 0.0).double()
-        after = similar_rows(worth, [8] * 6), share_inside(weight, mask[NAME], regroup(model, mask, rows=8)[NAME])
+        after = group_similar_rows(worth, [8] * 6), share_inside(weight, mask[NAME], regroup(model, mask, rows=8)[NAME])
         with monkeypatch.context() as patch:
             patch.setattr(similarity, "ROUNDS", 0)
-            before = similar_rows(worth, [8] * 6), share_inside(weight, mask[NAME], regroup(model, mask, rows=8)[NAME])
+            before = (
+                group_similar_rows(worth, [8] * 6),
+                share_inside(weight, mask[NAME], regroup(model, mask, rows=8)[NAME]),
+            )
         assert likeness(worth, after[0]) > likeness(worth, before[0])
         gained.append(after[1] - before[1])
     assert sum(gained) / 2 > 0.001
@@ -162,7 +165,7 @@ def test_no_exchange_gains_more(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(similarity, "LEAST_GAIN", 0.0)
     monkeypatch.setattr(similarity, "ROUNDS", 1000)
     worth = drawn(24, 50).double().abs()
-    groups = similar_rows(worth, [5, 5, 5, 5, 4])
+    groups = group_similar_rows(worth, [5, 5, 5, 5, 4])
     best = likeness(worth, groups)
     for one, two in itertools.combinations(range(5), 2):
         for a, b in itertools.product(range(len(groups[one])), range(len(groups[two]))):
