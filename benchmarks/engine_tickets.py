@@ -68,7 +68,7 @@ def rows_of(
     rows = []
     for told, mask in masks.items():
         row = next(row for row in found.times if row.engine == told)
-        share, saved = share_of(model, mask, x[:2]), saved_against(row, base, timing)
+        share, saved = parse_share(model, mask, x[:2]), saved_against(row, base, timing)
         within = 1 - saved_against(row, own, timing).saved
         kept = sorted(float(flags.float().mean()) for flags in mask.values())
         rows.append(
@@ -89,7 +89,7 @@ def rows_of(
     return rows
 
 
-def share_of(model: torch.nn.Module, mask: Mask, x: torch.Tensor) -> float:
+def parse_share(model: torch.nn.Module, mask: Mask, x: torch.Tensor) -> float:
     """Return the share of the MACs of a forward pass that the mask retains."""
     twin = copy.deepcopy(model).requires_grad_(True)
     flops = forward_flops(mask.parameters(twin), lambda: twin(x))

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 import ticketry as tk
 from ticketry.core.allocate import allocate
 from ticketry.core.mask import Mask
-from ticketry.core.structure.layout import Layout, best_of_m
+from ticketry.core.structure.layout import Layout, mark_best_n_of_m
 from ticketry.core.structure.pattern import DISTRIBUTIONS, Pattern
 from ticketry.errors import LayerCollapseError, MaskError, UsageError
 
@@ -208,7 +208,7 @@ def test_n_of_m(made, text, density, distribution) -> None:
     """At N/M every M inputs keep N; below, the best of these, to the element; above, it is refused."""
     scores, layouts = made
     pattern = Pattern.parse(text)
-    most = Mask({name: best_of_m(score, pattern.n, pattern.m, layouts[name]) for name, score in scores.items()})
+    most = Mask({name: mark_best_n_of_m(score, pattern.n, pattern.m, layouts[name]) for name, score in scores.items()})
     chosen = {"pattern": text, "layouts": layouts, "distribution": distribution}
     assert allocate(scores, **chosen) == most
     assert allocate(scores, pattern.densest, **chosen) == most

@@ -13,17 +13,17 @@ from ticketry.core.structure.pattern import (
     DISTRIBUTIONS,
     check_density,
     check_distribution,
-    check_share,
-    kept_elements,
-    share_of,
+    count_retained,
+    parse_share,
+    parse_share_option,
 )
 from ticketry.errors import UsageError
 
 
 @given(st.integers(0, 999), st.integers(1, 500))
 def test_sparsity_is_what_density_leaves(thousandths, total):
-    by_sparsity = kept_elements(check_density(sparsity=thousandths / 1000), total)
-    assert by_sparsity == kept_elements(check_density((1000 - thousandths) / 1000), total)
+    by_sparsity = count_retained(check_density(sparsity=thousandths / 1000), total)
+    assert by_sparsity == count_retained(check_density((1000 - thousandths) / 1000), total)
     assert by_sparsity == (2 * (1000 - thousandths) * total + 1000) // 2000
 
 
@@ -60,7 +60,7 @@ def test_a_sparsity_is_the_density_that_is_written_so(sparsity, density):
     ("density", "total", "kept"), [(0.5, 5, 3), (0.15, 10, 2), (0.1, 5, 1), (0.05, 10, 1), (0.35, 10, 4), (1e-9, 10, 0)]
 )
 def test_half_an_element_is_rounded_up(density, total, kept):
-    assert kept_elements(density, total) == kept
+    assert count_retained(density, total) == kept
 
 
 def test_distributions_are_known_by_name():
@@ -73,13 +73,13 @@ def test_distributions_are_known_by_name():
     ("text", "share"), [("10%", 0.1), (" 64.3 %", 0.643), ("0.25", 0.25), ("100%", 1.0), ("1e-1%", 0.001)]
 )
 def test_percentages_are_exact_in_their_decimals(text, share):
-    assert check_density(text) == share_of(text) == share
-    assert check_share("density", text) == share
+    assert check_density(text) == parse_share(text) == share
+    assert parse_share_option("density", text) == share
 
 
 def test_a_sparsity_in_percent():
     assert check_density(sparsity="90%") == 0.1
-    assert check_share("sparsity", "90%") == 0.9
+    assert parse_share_option("sparsity", "90%") == 0.9
 
 
 @pytest.mark.parametrize("text", ["ten", "%", "", "1/3", "1,5%", "1e999999999%"])

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import ticketry as tk
-from ticketry.core.weight_uses import factor_uses
+from ticketry.core.weight_uses import find_factor_uses
 from ticketry.errors import StructureError, TicketryError
 
 X = torch.randn(5, 16)
@@ -213,7 +213,7 @@ def test_rows_of_stacked_matrices(inputs_first: bool) -> None:
 def test_the_model_is_left_as_it_was() -> None:
     model = nn.Sequential(nn.Linear(16, 8), nn.BatchNorm1d(8), nn.Dropout(0.5)).train()
     before, state = {name: value.clone() for name, value in model.state_dict().items()}, torch.get_rng_state()
-    uses = factor_uses(model, dict(model.named_parameters()), X)
+    uses = find_factor_uses(model, dict(model.named_parameters()), X)
     assert [name for name, found in uses.items() if found] == ["0.weight"]
     assert model.training
     assert torch.equal(torch.get_rng_state(), state)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import ticketry as tk
-from ticketry.core.structure.layout import Layout, best_of_m, layouts
+from ticketry.core.structure.layout import Layout, layouts, mark_best_n_of_m
 from ticketry.core.structure.pattern import Pattern
 from ticketry.errors import MaskError, ScopeError, UsageError
 
@@ -146,7 +146,7 @@ def test_n_of_m_are_those_of_plain_loops(weight: tuple[Tensor, Layout], ratio: t
         candidates = sorted((p for p in members if among[p]), key=lambda p: row_and_column(p, shape, layout)[2])
         for place in sorted(candidates, key=lambda p: -at(scores, p))[:n]:  # sorted is stable
             expected[place] = True
-    assert torch.equal(best_of_m(scores, n, m, layout, among if some else None), expected)
+    assert torch.equal(mark_best_n_of_m(scores, n, m, layout, among if some else None), expected)
 
 
 # -- layouts, against what layers compute ------------------------------------------------------------------------------

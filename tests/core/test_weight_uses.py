@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 import ticketry as tk
-from ticketry.core.weight_uses import count_multiplications, times_used
+from ticketry.core.weight_uses import count_multiplications, multiplications_per_weight
 
 
 class Sliced(nn.Module):
@@ -27,7 +27,7 @@ class Sliced(nn.Module):
 
 def _total(model: nn.Module, inputs: tuple[Tensor, ...]) -> int:
     parameters = {name: one for name, one in model.named_parameters() if one.dim() > 1}
-    found = times_used(model, parameters, inputs)
+    found = multiplications_per_weight(model, parameters, inputs)
     return sum(found[name] * one.numel() for name, one in parameters.items())
 
 
@@ -52,7 +52,7 @@ def test_a_part_of_a_weight(name: str) -> None:
     model, x = Sliced(make, *shape), torch.randn(size)
     with FlopCounterMode(display=False) as counter:
         model(x)
-    uses = times_used(model, dict(model.named_parameters()), x)["weight"]
+    uses = multiplications_per_weight(model, dict(model.named_parameters()), x)["weight"]
     assert uses == counter.get_total_flops() // 2 // model.weight.numel() > 0
 
 

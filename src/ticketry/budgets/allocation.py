@@ -23,7 +23,7 @@ from ticketry.budgets.units import Unit, format_cost, format_cost_above
 from ticketry.core.allocate import mask_of_largest
 from ticketry.core.layer_minimum import check_mask_covers_tensors, count_candidates
 from ticketry.core.mask import Mask
-from ticketry.core.structure.pattern import share_of
+from ticketry.core.structure.pattern import parse_share
 from ticketry.errors import LayerCollapseError, MaskError, UsageError
 
 _PRICE_UNITS = 1 << 50
@@ -305,7 +305,7 @@ def allocate_multiplications(
 
 def parse_flops(flops: float | str) -> float:
     """Return the share as a number. Raises `UsageError` outside (0, 1]."""
-    share = share_of(flops)
+    share = parse_share(flops)
     if not 0 < share <= 1:
         raise UsageError(f"flops is the share of multiplications that is left, 0 < flops <= 1, not {flops}")
     return share

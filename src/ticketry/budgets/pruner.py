@@ -25,7 +25,7 @@ from ticketry.core.scope import Scope
 from ticketry.core.score import Score, ScoreInputs, get
 from ticketry.core.score.measurement import cache_batches, has_mask_option, score_pruned_model
 from ticketry.core.structure.layout import layouts, layouts_or_rows
-from ticketry.core.structure.pattern import check_distribution, share_of
+from ticketry.core.structure.pattern import check_distribution, parse_share
 from ticketry.errors import LayerCollapseError, UsageError
 from ticketry_engine.support.seeds import generator
 
@@ -66,7 +66,7 @@ def allocate_budget(
         if weighed and distribution == "global":
             return _allocate_by_hulls(scores, prices, amount, within, keep_at_least)
         return _allocate_by_rule(scores, prices, amount, distribution, within, keep_at_least)
-    wanted = share_of(share)
+    wanted = parse_share(share)
     if not 0 < wanted <= 1:
         raise UsageError(f"a budget is a share of all {what}, 0 < share <= 1, not {share}")
     sizes = {name: score.numel() for name, score in scores.items()}

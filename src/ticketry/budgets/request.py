@@ -21,7 +21,7 @@ from ticketry.core.score import Score, ScoreInputs, get
 from ticketry.core.score.kfac import kfac
 from ticketry.core.score.measurement import has_mask_option, score_pruned_model
 from ticketry.core.score.weight_scores import magnitude
-from ticketry.core.structure.pattern import check_at_least
+from ticketry.core.structure.pattern import check_layer_minimum_option
 from ticketry.errors import UsageError
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ class Request:
             raise UsageError(
                 f"what goes together makes no difference in {self.unit}: structure {self.structure} is for a time"
             )
-        check_at_least(self.keep_at_least)
+        check_layer_minimum_option(self.keep_at_least)
         share, is_share = parse_share_or_amount(self.amount, self.unit)
         if is_share and (self.unit != "seconds" or self.base == ENGINE):
             self.check_retained(share)

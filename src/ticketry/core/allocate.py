@@ -19,14 +19,14 @@ from ticketry.core.devices.sharding import check_shards
 from ticketry.core.layer_minimum import check_mask_covers_tensors, compute_layer_minimums
 from ticketry.core.mask import Mask
 from ticketry.core.scope import match_names
-from ticketry.core.structure.layout import Blocks, Layout, best_of_m
+from ticketry.core.structure.layout import Blocks, Layout, mark_best_n_of_m
 from ticketry.core.structure.pattern import (
     Pattern,
-    check_at_least,
     check_collapse,
     check_distribution,
-    kept_elements,
-    share_of,
+    check_layer_minimum_option,
+    count_retained,
+    parse_share,
 )
 from ticketry.errors import LayerCollapseError, MaskError, UsageError
 from ticketry_engine.support.entry_points import ARGUMENT_CHECKS, entry_point
@@ -102,12 +102,12 @@ def allocate(
     wanted = pattern.check_density(density, sparsity)
     check_distribution(distribution)
     check_collapse(collapse)
-    check_at_least(keep_at_least)
+    check_layer_minimum_option(keep_at_least)
     _check_arguments(scores, within, layouts or {})
     half_rate = match_names(scores, half_rate, "half_rate")
     least = max(keep_at_least, 1 if collapse == "keep" else 0)
     total = sum(score.numel() for score in scores.values())
-    kept = kept_elements(wanted, total)
+    kept = count_retained(wanted, total)
     if pattern.m:
         within = _select_n_of_m_candidates(scores, pattern, layouts or {}, within, half_rate)
         if pattern.is_densest(wanted):
@@ -145,12 +145,12 @@ def allocate_sharded_magnitudes(
     """
     check_distribution(distribution)
     check_collapse(collapse)
-    check_at_least(keep_at_least)
+    check_layer_minimum_option(keep_at_least)
     check_shards(parameters)
     check_mask_covers_tensors({name: tuple(parameter.shape) for name, parameter in parameters.items()}, within)
     half_rate = match_names(parameters, half_rate, "half_rate")
     total = sum(parameter.numel() for parameter in parameters.values())
-    kept = kept_elements(density, total)
+    kept = count_retained(density, total)
     _check_enough_candidates(kept, total, total if within is None else within.kept, density)
     return _allocate_ranked(
         Ranking(parameters, within, magnitudes=True),
@@ -254,7 +254,7 @@ def _select_n_of_m_candidates(
     for name, score in scores.items():
         _check_no_nan(name, score)
         among = None if within is None else within[name].cpu()
-        chosen[name] = best_of_m(score.detach().cpu(), pattern.n, pattern.m, layouts.get(name), among)
+        chosen[name] = mark_best_n_of_m(score.detach().cpu(), pattern.n, pattern.m, layouts.get(name), among)
     return Mask(chosen, copy=False)
 
 
@@ -386,7 +386,7 @@ def _lowest_sufficient_density(
         middle = (low + high) // 2
         low, high = (low, middle) if suffices(middle) else (middle, high)
     rounded = Context(prec=4, rounding=ROUND_CEILING).divide(Decimal(high), Decimal(total))
-    return float(rounded) if suffices(kept_elements(float(rounded), total)) else high / total
+    return float(rounded) if suffices(count_retained(float(rounded), total)) else high / total
 
 
 def _enforce_layer_minimum(
@@ -423,7 +423,7 @@ def mask_of_largest(values: Tensor, count: int) -> Tensor:
 def _check_fraction(value: Any, name: str, model: object) -> object:
     if isinstance(value, Tensor) and value.numel() == 1 and not value.is_complex():
         value = value.item()
-    share_of(value, name)
+    parse_share(value, name)
     return value
 
 

@@ -12,8 +12,8 @@ import torch
 
 from ticketry.choices import describe_name_difference
 from ticketry.core.mask import Mask
-from ticketry.core.structure.layout import Layout, best_of_m
-from ticketry.core.structure.pattern import Pattern, kept_elements
+from ticketry.core.structure.layout import Layout, mark_best_n_of_m
+from ticketry.core.structure.pattern import Pattern, count_retained
 from ticketry.errors import LayerCollapseError, MaskError
 
 
@@ -42,7 +42,7 @@ def check_layer_minimum(
         return
     pattern = pattern or Pattern.parse("unstructured")
     available = count_candidates(shapes, within)
-    kept, known = kept_elements(density, sum(sizes.values())), layouts or {}
+    kept, known = count_retained(density, sum(sizes.values())), layouts or {}
     if pattern.blocks_of_rows:
         heights = {name: pattern.blocks(shapes[name], known.get(name)).sizes for name in sizes}
         floors = {name: _round_up_to_blocks(least, available[name], heights[name]) for name in sizes}
@@ -92,7 +92,7 @@ def _count_n_of_m_weights(
     shape: tuple[int, ...], pattern: Pattern, layout: Layout | None, within: Mask | None, name: str
 ) -> int:
     among = None if within is None else within[name].cpu()
-    return int(best_of_m(torch.zeros(shape), pattern.n, pattern.m, layout, among).sum())
+    return int(mark_best_n_of_m(torch.zeros(shape), pattern.n, pattern.m, layout, among).sum())
 
 
 def compute_layer_minimums(

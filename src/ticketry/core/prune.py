@@ -27,7 +27,7 @@ from ticketry.core.score import Loss, Score, ScoreInputs, get
 from ticketry.core.score.measurement import cache_batches, has_mask_option, score_pruned_model
 from ticketry.core.score.weight_scores import magnitude
 from ticketry.core.structure.layout import layouts
-from ticketry.core.structure.pattern import Pattern, check_at_least, check_collapse, check_density
+from ticketry.core.structure.pattern import Pattern, check_collapse, check_density, check_layer_minimum_option
 from ticketry.core.weight_uses import count_multiplications
 from ticketry.errors import LayerCollapseError, UsageError
 from ticketry_engine.support.entry_points import Need, entry_point
@@ -291,7 +291,7 @@ def prune(
     # `within` may already have the density, up to rounding to whole weights.
     initial = max(within.density, wanted) if within is not None and iterations > 1 else 1.0
     known = None if pattern.unstructured else layouts(model, scope, example_inputs)
-    least = max(check_at_least(keep_at_least), 1 if check_collapse(collapse) == "keep" else 0)
+    least = max(check_layer_minimum_option(keep_at_least), 1 if check_collapse(collapse) == "keep" else 0)
     check_layer_minimum(scope.shapes, wanted, least, pattern=pattern, layouts=known, within=within)
     inputs = ScoreInputs(batches, loss, seed)
     if iterations > 1:
@@ -330,7 +330,7 @@ def _prune_to_multiplications(
     """Return the mask that retains a share of the MACs; raise an error for an impossible budget before anything is
     scored.
     """
-    share, least = parse_flops(amount), check_at_least(keep_at_least)
+    share, least = parse_flops(amount), check_layer_minimum_option(keep_at_least)
     prices = count_multiplications(model, scope, example_inputs)
     check_multiplications(scope.shapes, prices, share, within=within, least=least)
     allocated = allocate_worth if in_blocks(structure) else allocate_multiplications

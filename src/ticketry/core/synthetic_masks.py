@@ -1,4 +1,4 @@
-"""Synthetic masks of a given density, for timing: random weights, or random columns of groups of rows."""
+"""Synthetic masks for timing, with random weights or random columns of groups of rows."""
 
 from __future__ import annotations
 
@@ -16,26 +16,28 @@ from ticketry_engine.errors import UsageError
 
 @dataclass(frozen=True)
 class Pattern:
-    """The pattern of the weights that a synthetic mask retains."""
+    """The pattern of weights that a synthetic mask retains."""
 
     kind: str
     """unstructured, groups or channels."""
     rows: int = 1
-    """Fewest rows of a group, if the layer has that many."""
+    """Smallest number of rows of a group, if the layer has that many."""
     any_order: bool = False
-    """Whether the rows of a group may be anywhere in the layer; else they are adjacent."""
+    """Whether the rows of a group may be anywhere in the layer; otherwise they are adjacent."""
     pairs: bool = False
-    """Whether adjacent inputs (2c and 2c + 1 of a kernel position) are retained or pruned together, as bf16 kernels
-    multiply them in pairs."""
+    """Whether adjacent inputs (2c and 2c + 1 of a kernel position) are retained or removed together, because bf16
+    kernels multiply them in pairs.
+    """
 
     @classmethod
     def parse(cls, text: str) -> Pattern:
-        """Parse ``unstructured``, ``channels``, ``groups:16`` (16 adjacent rows share columns) or ``groups:4:any``.
+        """Parse ``unstructured``, ``channels``, ``groups:16`` (16 adjacent rows share columns) or ``groups:4:any`` (any
+        rows).
 
-        In ``groups:32:pairs`` and ``groups:32:any:pairs`` adjacent inputs are retained or pruned together.
+        In ``groups:32:pairs`` and ``groups:32:any:pairs`` adjacent inputs are retained or removed together.
 
         Raises:
-            UsageError: for anything else.
+            UsageError: for any other text.
         """
         kind, _, rest = text.partition(":")
         rows, _, order = rest.partition(":")
@@ -58,11 +60,11 @@ class Pattern:
 def synthetic(model: nn.Module, pattern: Pattern | str, density: float, *, seed: int = 0) -> Mask:
     """Return a random mask with the same density in every weight of `ticketry.scope(model)`.
 
-    A weight is seen as rows (outputs) times columns (inputs times kernel positions). Of n columns a group of rows
-    retains round(density * n), at least one. Unstructured masks retain that share of each weight as a whole.
+    A weight is viewed as rows (outputs) times columns (inputs times kernel positions). Of n columns, a group of rows
+    retains round(density * n), at least one. Unstructured masks retain that fraction of each weight tensor.
 
     Raises:
-        UsageError: for an invalid pattern, one of whole channels, or a density outside (0, 1].
+        UsageError: for an invalid pattern, whole channels, or a density outside (0, 1].
     """
     pattern = Pattern.parse(pattern) if isinstance(pattern, str) else pattern
     if not 0 < density <= 1:
@@ -85,7 +87,7 @@ def synthetic(model: nn.Module, pattern: Pattern | str, density: float, *, seed:
 
 
 def split_rows(rows: int, pattern: Pattern, generator: torch.Generator) -> list[Tensor]:
-    """Split rows into as many groups as `pattern.rows` permits, of sizes as even as possible.
+    """Divide rows into as many groups as `pattern.rows` permits, of sizes as equal as possible.
 
     If both the group size and the number of rows are multiples of 16, so are the sizes of all groups.
     """
@@ -98,7 +100,7 @@ def split_rows(rows: int, pattern: Pattern, generator: torch.Generator) -> list[
 
 
 def _random_columns(shape: torch.Size, pairs: bool, density: float, generator: torch.Generator) -> Tensor:
-    """Choose the columns [inputs, kernel positions...] that a group retains, flattened."""
+    """Return bool [inputs * kernel positions] that marks the random columns which a group retains."""
     inputs, positions = shape[0] if shape else 1, shape[1:].numel()
     if not pairs:
         return _random_flags(inputs * positions, density, generator)
@@ -107,7 +109,7 @@ def _random_columns(shape: torch.Size, pairs: bool, density: float, generator: t
 
 
 def _random_flags(count: int, density: float, generator: torch.Generator) -> Tensor:
-    """Return a bool tensor [count] with round(density * count) true elements, at least one."""
+    """Return a bool tensor [count] with round(density * count) random true elements, at least one."""
     flags = torch.zeros(count, dtype=torch.bool)
     flags[torch.randperm(count, generator=generator)[: max(1, round(density * count))]] = True
     return flags

@@ -1,4 +1,4 @@
-"""Tables of masks and other objects, as text and as HTML for notebooks. Needs no torch."""
+"""Tables of masks and other objects, as text and as HTML for notebooks. Does not import torch."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from msgspec import Meta, Struct
 
 from ticketry_engine.support.files import one_line as one_line
 
-_MOST = 10**18
+_LARGEST_COUNT = 10**18
 
 
 class LayerDensity(Struct, frozen=True):
-    """A tensor of the scope and the number of its elements that a mask retains."""
+    """The number of elements of a tensor in scope, and how many of them a mask retains."""
 
     name: str
-    kept: Annotated[int, Meta(ge=0, le=_MOST)]
-    total: Annotated[int, Meta(ge=1, le=_MOST)]
-    shape: tuple[Annotated[int, Meta(ge=0, le=_MOST)], ...] = ()
+    kept: Annotated[int, Meta(ge=0, le=_LARGEST_COUNT)]
+    total: Annotated[int, Meta(ge=1, le=_LARGEST_COUNT)]
+    shape: tuple[Annotated[int, Meta(ge=0, le=_LARGEST_COUNT)], ...] = ()
 
     def __post_init__(self) -> None:
         if self.kept > self.total:
@@ -27,22 +27,22 @@ class LayerDensity(Struct, frozen=True):
 
     @property
     def density(self) -> float:
-        """Share that is retained; 0 for an empty tensor."""
+        """Fraction retained; 0 for an empty tensor."""
         return self.kept / self.total if self.total else 0.0
 
 
 class LayerTable(tuple[LayerDensity, ...]):
-    """The tensors of a mask in order; prints as a table of all together, then each."""
+    """The tensors of a mask in order; prints as a table with a row for all together, then one for each."""
 
     __slots__ = ()
 
     def __str__(self) -> str:
         together = LayerDensity("all layers", sum(row.kept for row in self), sum(row.total for row in self))
-        return "\n".join(layer_lines([together, *self]))
+        return "\n".join(format_layer_lines([together, *self]))
 
 
-def layer_lines(rows: Iterable[LayerDensity]) -> list[str]:
-    """Format a header and one line per row, in columns."""
+def format_layer_lines(rows: Iterable[LayerDensity]) -> list[str]:
+    """Return a header and one line per row, in columns."""
     named = [(one_line(row.name), row) for row in rows]
     width = max(len(name) for name in ("layer", *(name for name, _ in named)))
     return [
@@ -55,11 +55,11 @@ def layer_lines(rows: Iterable[LayerDensity]) -> list[str]:
 
 
 MOST_ROWS = 30
-"""Largest number of rows of a table; a last line counts the others."""
+"""Largest number of rows of a table; a last line states how many are left out."""
 
 
 def html_table(title: str, head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """Return the HTML of a table with a title; numbers are aligned to the right, and text is escaped.
+    """Return an HTML table with a title; numbers are aligned to the right, and text is escaped.
 
     Args:
         title: caption of the table.
@@ -67,7 +67,7 @@ def html_table(title: str, head: Sequence[str], rows: Iterable[Sequence[object]]
         rows: cells. Whole numbers get thousands separators, other numbers four digits.
     """
     every = list(rows)
-    shown = [f"<tr>{''.join(_cell(value) for value in row)}</tr>" for row in every[:MOST_ROWS]]
+    shown = [f"<tr>{''.join(_format_cell(value) for value in row)}</tr>" for row in every[:MOST_ROWS]]
     if len(every) > MOST_ROWS:
         width = max(len(row) for row in every)
         shown.append(f'<tr><td colspan="{width}">… and {len(every) - MOST_ROWS:,} more</td></tr>')
@@ -77,7 +77,7 @@ def html_table(title: str, head: Sequence[str], rows: Iterable[Sequence[object]]
     return f"<table>{caption}{top}<tbody>{''.join(shown)}</tbody></table>"
 
 
-def _cell(value: object) -> str:
+def _format_cell(value: object) -> str:
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         text = f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
         return f'<td style="text-align: right">{text}</td>'

@@ -18,16 +18,16 @@ from ticketry.core.example_call import call_in_evaluation
 from ticketry.core.scope import Scope
 from ticketry.errors import UsageError
 
-COUNTED = (
+COUNTED_LAYERS = (
     *(nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d),
     *(nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d),
 )
-"""Layers whose multiplications are counted from their outputs."""
+"""Layers whose multiplications are counted from the size of their outputs."""
 
-_TRANSPOSED = COUNTED[4:]
+_TRANSPOSED = COUNTED_LAYERS[4:]
 
 _GROUPED = "_grouped_mm"
-_FACTORS = {
+_FACTOR_POSITIONS = {
     "mm": (0, 1),
     _GROUPED: (0, 1),
     "addmm": (1, 2),
@@ -36,39 +36,45 @@ _FACTORS = {
     "mv": (0, 1),
     "addmv": (1, 2),
 }
-"""Operation -> positions of its two factors. It sums over the last axis of the first and the second last of the second.
+"""Operation -> argument positions of its two factors.
+
+The operation sums over the last axis of the first factor and the second last of the second.
 """
 
 
 @dataclass(frozen=True)
 class FactorUse:
-    """How a product uses a parameter or a part of it."""
+    """How a matrix product or convolution uses a parameter or a part of it."""
 
     summed: frozenset[int]
     """Dimensions of the parameter that are summed over: its inputs."""
     rows: frozenset[int]
-    """Dimensions along which each index gives an output; the others count separate products."""
+    """Dimensions along which each index gives an output; the remaining ones index separate products."""
     convolution: bool = False
     groups: int = 1
 
 
-def factor_uses(model: nn.Module, parameters: Mapping[str, Tensor], example_inputs: Any) -> dict[str, set[FactorUse]]:
+def find_factor_uses(
+    model: nn.Module, parameters: Mapping[str, Tensor], example_inputs: Any
+) -> dict[str, set[FactorUse]]:
     """Return how products in a call of `model` use each parameter; an empty set if none does.
 
-    Parameters are recognised by their memory: a product with a tensor that is computed from one does not count.
+    Parameters are recognised by their memory, so a product with a tensor computed from a parameter does not count.
     """
-    products = _Products(parameters)
+    products = _ProductRecorder(parameters)
     with torch.inference_mode(False), _without_fused_layers(), products:
         call_in_evaluation(model, example_inputs)
     return products.uses
 
 
-def times_used(model: nn.Module, parameters: Mapping[str, Tensor], example_inputs: Any) -> dict[str, int]:
-    """Return parameter name -> multiplications by one of its weights in a call of `model` in evaluation mode.
+def multiplications_per_weight(
+    model: nn.Module, parameters: Mapping[str, Tensor], example_inputs: Any
+) -> dict[str, int]:
+    """Return parameter name -> number of multiplications by each of its weights in one call, in evaluation mode.
 
-    Layers in `COUNTED` are counted from the size of their outputs, also for models in parts on several devices. Other
-    uses, such as `linear(x, self.encoder.weight.t())`, are counted from the products that torch computes. The larger
-    count holds.
+    `COUNTED_LAYERS` are counted from the size of their outputs, even if the model is sharded over several devices.
+    Other uses, such as `linear(x, self.encoder.weight.t())`, are counted from the products that torch computes. The
+    larger count applies.
     """
     by_layers = dict.fromkeys(parameters, 0)
     names = {id(parameter): name for name, parameter in parameters.items()}
@@ -77,10 +83,10 @@ def times_used(model: nn.Module, parameters: Mapping[str, Tensor], example_input
         made = inputs[0] if isinstance(module, _TRANSPOSED) and inputs else output
         by_layers[name] += made.numel() // int(getattr(module, "weight").shape[0])  # noqa: B009
 
-    handles, products = [], _Products(parameters)
+    handles, products = [], _ProductRecorder(parameters)
     for module in model.modules():
         name = names.get(id(module._parameters.get("weight")))
-        if name is not None and isinstance(module, COUNTED):
+        if name is not None and isinstance(module, COUNTED_LAYERS):
             handles.append(module.register_forward_hook(partial(count, name)))
     try:
         with _without_fused_layers(), products:
@@ -93,20 +99,22 @@ def times_used(model: nn.Module, parameters: Mapping[str, Tensor], example_input
 
 
 def count_multiplications(model: nn.Module, scope: Scope, example_inputs: Any) -> dict[str, int]:
-    """Return parameter name -> multiplications by one of its weights in a call of `model` in evaluation mode.
+    """Return parameter name -> number of multiplications by each of its weights; raise an error if a parameter has
+    none.
 
-    Padding counts like any other input. All calls of a layer count, and so do other uses of its weight.
+    All calls of a layer and other uses of its weight in one call of `model` in evaluation mode are counted. Padding
+    counts like any other input.
 
     Args:
-        model: with the parameters.
-        scope: of the parameters.
+        model: the model with the parameters.
+        scope: scope of the parameters.
         example_inputs: a tensor, a tuple of tensors or a dict of keyword arguments.
 
     Raises:
         UsageError: for a parameter in scope that is not a factor of any product in the call.
     """
     parameters, known = scope.parameters(model), countable_parameters(model, scope)
-    found = times_used(model, parameters, example_inputs)
+    found = multiplications_per_weight(model, parameters, example_inputs)
     if unknown := [name for name in parameters if name not in known and not found[name]]:
         raise UsageError(
             f"multiplications are counted of linear and convolution layers and other products, not of"
@@ -118,18 +126,18 @@ def count_multiplications(model: nn.Module, scope: Scope, example_inputs: Any) -
 
 
 def countable_parameters(model: nn.Module, scope: Scope) -> list[str]:
-    """Return the parameters in scope that are weights of linear or convolution layers."""
+    """Return the names of parameters in scope that are weights of linear or convolution layers."""
     weights = {
         id(weight)
         for module in model.modules()
-        if isinstance(module, COUNTED) and (weight := module._parameters.get("weight")) is not None
+        if isinstance(module, COUNTED_LAYERS) and (weight := module._parameters.get("weight")) is not None
     }
     return [name for name, parameter in scope.parameters(model).items() if id(parameter) in weights]
 
 
 @contextmanager
 def _without_fused_layers() -> Iterator[None]:
-    """Disable torch's fused transformer layer, whose products a dispatch mode does not see."""
+    """Within the block, disable torch's fused transformer layer, whose products a dispatch mode does not see."""
     enabled = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
@@ -138,10 +146,10 @@ def _without_fused_layers() -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(enabled)
 
 
-class _Products(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Records products of a call that have a parameter, or a view of one, as a factor.
+class _ProductRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """A dispatch mode that records products in which a parameter, or a view of one, is a factor.
 
-    Views matter: attention reads keys and values from one part of a weight and queries from another.
+    Views matter, because attention reads keys and values from one part of a weight and queries from another.
     """
 
     def __init__(self, parameters: Mapping[str, Tensor]) -> None:
@@ -149,7 +157,7 @@ class _Products(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.uses: dict[str, set[FactorUse]] = {name: set() for name in parameters}
         self.multiplications = dict.fromkeys(parameters, 0)
         self._parameters = parameters
-        addresses = sorted((_address(one), one.nbytes, name) for name, one in parameters.items())
+        addresses = sorted((_data_address(one), one.nbytes, name) for name, one in parameters.items())
         self._addresses = [address for address in addresses if address[0]]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -157,18 +165,18 @@ class _Products(TorchDispatchMode):  # type: ignore[no-untyped-call]
         operation = func.overloadpacket.__name__
         if operation == "convolution":
             self._record_convolution(args[0], args[1], output, transposed=bool(args[6]), groups=int(args[8]))
-        elif operation in _FACTORS:
-            one, other = (args[position] for position in _FACTORS[operation])
+        elif operation in _FACTOR_POSITIONS:
+            one, other = (args[position] for position in _FACTOR_POSITIONS[operation])
             multiplications = one.numel() * (int(other.shape[-1]) if other.dim() > 1 else 1)
             if operation == _GROUPED:  # multiplications of experts depend on the data
                 multiplications = 0
-            self._record(one, multiplications, summed=one.dim() - 1, row=one.dim() - 2)
+            self._record_product(one, multiplications, summed=one.dim() - 1, row=one.dim() - 2)
             row = other.dim() - 1 if other.dim() > 1 else -1
-            self._record(other, multiplications, summed=max(0, other.dim() - 2), row=row)
+            self._record_product(other, multiplications, summed=max(0, other.dim() - 2), row=row)
         return output
 
     def _record_convolution(self, x: Tensor, weight: Tensor, output: Tensor, *, transposed: bool, groups: int) -> None:
-        name = self._name(weight)
+        name = self._find_parameter(weight)
         if not name:
             return
         self.multiplications[name] += (x if transposed else output).numel() * weight[0].numel()
@@ -176,26 +184,26 @@ class _Products(TorchDispatchMode):  # type: ignore[no-untyped-call]
             inputs, outputs = (0, 1) if transposed else (1, 0)
             self.uses[name].add(FactorUse(frozenset((inputs,)), frozenset((outputs,)), True, groups))
 
-    def _record(self, factor: Tensor, multiplications: int, *, summed: int, row: int) -> None:
-        name = self._name(factor)
+    def _record_product(self, factor: Tensor, multiplications: int, *, summed: int, row: int) -> None:
+        name = self._find_parameter(factor)
         if not name:
             return
         self.multiplications[name] += multiplications
         parameter = self._parameters[name]
-        rows = _dimensions(parameter, factor, row) if row >= 0 else frozenset[int]()
-        self.uses[name].add(FactorUse(_dimensions(parameter, factor, summed), rows))
+        rows = _covered_dimensions(parameter, factor, row) if row >= 0 else frozenset[int]()
+        self.uses[name].add(FactorUse(_covered_dimensions(parameter, factor, summed), rows))
 
-    def _name(self, tensor: Any) -> str | None:
-        """Return the name of the parameter that a tensor is a view of, or None."""
-        if not isinstance(tensor, Tensor) or not (address := _address(tensor)):
+    def _find_parameter(self, tensor: Any) -> str | None:
+        """Return the name of the parameter that a tensor is a view of; None if it is of none."""
+        if not isinstance(tensor, Tensor) or not (address := _data_address(tensor)):
             return None
         before = bisect_right(self._addresses, address, key=itemgetter(0)) - 1
         begin, size, name = self._addresses[before] if before >= 0 else (0, 0, "")
         return name if address < begin + size else None
 
 
-def _dimensions(parameter: Tensor, view: Tensor, axis: int) -> frozenset[int]:
-    """Return the dimensions of a parameter that an axis of a view of it covers; several if the view joins them."""
+def _covered_dimensions(parameter: Tensor, view: Tensor, axis: int) -> frozenset[int]:
+    """Return the dimensions of a parameter that an axis of a view of it covers; several if the view merges them."""
     length, stride = view.shape[axis], view.stride(axis)
     found: set[int] = set()
     while length > 1:
@@ -212,7 +220,7 @@ def _dimensions(parameter: Tensor, view: Tensor, axis: int) -> frozenset[int]:
     return frozenset(found)
 
 
-def _address(tensor: Tensor) -> int:
+def _data_address(tensor: Tensor) -> int:
     """Return the memory address of a tensor's data; 0 if it has none."""
     try:
         return tensor.data_ptr()

@@ -12,7 +12,7 @@ from msgspec import convert, structs
 from ticketry.core.mask import Mask
 from ticketry.core.scope import named_parameters, normal_name
 from ticketry.core.structure.pattern import Pattern
-from ticketry.core.ticket.state_dicts import state_for
+from ticketry.core.ticket.state_dicts import match_state_to_model
 from ticketry.core.ticket.ticket import Ticket
 from ticketry.errors import MaskError, TaskError, TicketError, UsageError
 from ticketry.evidence.control import WEIGHTS, Form
@@ -232,7 +232,7 @@ def subject(lab: Lab, ticket: Ticket, task: Task | None = None) -> Subject:
     model = lab.model(task)
     try:
         ticket.mask.parameters(model)
-        state_for(model, ticket.start)
+        match_state_to_model(model, ticket.start)
     except (MaskError, TicketError) as error:
         raise TicketError(f"the ticket does not fit the network {_model_of(task)}: {error}") from None
     _check_steps(training, recipe.steps(lab.per_epoch(task, recipe)), name_of(ticket))

@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 import msgspec
 
 from ticketry.choices import check_choice, did_you_mean, format_value
-from ticketry.core.structure.pattern import SHARES, check_share
+from ticketry.core.structure.pattern import SHARES, parse_share_option
 from ticketry.errors import UsageError
 from ticketry.lab.store.address import place_of
 
@@ -125,7 +125,7 @@ def _decode_shares(name: str, value: Any) -> Any:
     """Return one or several densities as numbers; anything else is left to the check of types."""
     if isinstance(value, (list, tuple)):
         return tuple(_decode_shares(name, one) for one in value)
-    return check_share(name, value) if isinstance(value, str | int | float) else value
+    return parse_share_option(name, value) if isinstance(value, str | int | float) else value
 
 
 def _parse_number(word: str) -> float | str:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from msgspec.structs import replace
 
 from ticketry.budgets.units import ENGINE
-from ticketry.core.structure.pattern import share_of
+from ticketry.core.structure.pattern import parse_share
 from ticketry.errors import TicketryError, UsageError
 from ticketry.evidence.control import LONGER, SMALL_DENSE
 from ticketry.evidence.settings import VerifySettings
@@ -484,7 +484,7 @@ def tickets_within(
     Raises:
         UsageError: if there is no such ticket.
     """
-    limit = MET * share_of(asked) * base
+    limit = MET * parse_share(asked) * base
     known = {one: share for one in tickets if (share := getattr(one, what)) is not None}
     found = tuple(one for one, share in known.items() if share <= limit)
     if not found:

@@ -26,7 +26,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
-from ticketry.core.structure.pattern import kept_elements
+from ticketry.core.structure.pattern import count_retained
 from ticketry.errors import LayerCollapseError, UsageError
 from ticketry.lab.search_result import REWINDING, Found, Retrain, retrain_after
 from ticketry.search.common.equal_cost import compress_to_steps, own_steps
@@ -162,7 +162,7 @@ def gates_of(replicate: Replicate, scope: Scope, settings: Settings, share: floa
     from ticketry_engine.support.seeds import mix
 
     target, density = gate_target(replicate, settings, scope, share)
-    kept = kept_elements(density, scope.total)
+    kept = count_retained(density, scope.total)
     if kept < len(scope):
         raise LayerCollapseError(
             f"{settings.goal(share)} keeps {kept} of {scope.total} weights, too few for one in each of the"

@@ -27,7 +27,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ticketry.budgets.units import Base
-from ticketry.core.structure.pattern import check_at_least
+from ticketry.core.structure.pattern import check_layer_minimum_option
 from ticketry.errors import UsageError
 from ticketry.lab.search_result import Found
 from ticketry.search.common.equal_cost import stretch_to_flops
@@ -97,7 +97,7 @@ class Settings(PruningSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_at_least(self.keep_at_least)
+        check_layer_minimum_option(self.keep_at_least)
         if self.rounds < 1 or self.keep_at_least < 1:
             raise UsageError("rounds and keep_at_least are at least 1")
         if not (0 <= self.strength <= 1e6 and 0 <= self.tick_lr <= 1e6):

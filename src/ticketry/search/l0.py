@@ -24,7 +24,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from ticketry.core.structure.pattern import check_at_least
+from ticketry.core.structure.pattern import check_layer_minimum_option
 from ticketry.errors import UsageError
 from ticketry.lab.search_result import Found
 from ticketry.search.common.method import About, Replicate, on_replicate
@@ -80,7 +80,7 @@ class Settings(PruningSettings):
         super().__post_init__()
         if not 0 <= self.penalty <= 1e6:
             raise UsageError(f"penalty is a number from 0 to 1e6, not {self.penalty}")
-        check_at_least(self.keep_at_least)
+        check_layer_minimum_option(self.keep_at_least)
         if self.keep_at_least and not self.shape.channels:
             raise UsageError("keep_at_least counts channels here: add --structure channels, or use --collapse keep")
         if self.shape.channels and self.collapse != "raise":

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from ticketry.core.scope import normal_name
-from ticketry.core.structure.pattern import kept_elements
+from ticketry.core.structure.pattern import count_retained
 from ticketry.lab.lab import Lab
 from ticketry.lab.runners.events import Event
 from ticketry.lab.search_result import HOW_TRAINED, REWINDING, Found, Seeds
@@ -159,7 +159,7 @@ def _check_levels(lab: Lab, found: Sequence[Found], densities: Sequence[float] |
     masks = [lab.store.get_mask(str(item.mask)) for item in found[1:]]
     if densities is not None:
         kept = [mask.kept for mask in masks]
-        wanted = [kept_elements(density, mask.total) for density, mask in zip(densities, masks, strict=True)]
+        wanted = [count_retained(density, mask.total) for density, mask in zip(densities, masks, strict=True)]
         require(kept == wanted, f"densities are as asked: {wanted} weights, not {kept}")
 
 

@@ -23,7 +23,13 @@ from ticketry.core.sparse_training.hold import Hold, hold
 from ticketry.core.sparse_training.leftovers import release_leftovers
 from ticketry.core.sparse_training.schedule import cuts_within
 from ticketry.core.structure.layout import layouts
-from ticketry.core.structure.pattern import Pattern, check_at_least, check_collapse, check_density, check_distribution
+from ticketry.core.structure.pattern import (
+    Pattern,
+    check_collapse,
+    check_density,
+    check_distribution,
+    check_layer_minimum_option,
+)
 from ticketry.errors import MaskError, UsageError
 from ticketry.step import Step
 from ticketry_engine.support.entry_points import Need, entry_point
@@ -93,7 +99,7 @@ class Gradual:
         pattern = choice["pattern"]
         assert isinstance(pattern, Pattern)
         known = None if pattern.unstructured else layouts(self._model, scope)
-        least = max(check_at_least(choice.get("keep_at_least", 0)), choice.get("collapse") == "keep")
+        least = max(check_layer_minimum_option(choice.get("keep_at_least", 0)), choice.get("collapse") == "keep")
         check_layer_minimum(scope.shapes, min(self.cuts.values()), least, pattern=pattern, layouts=known)
 
     @property

@@ -22,7 +22,7 @@ from ticketry.core.structure.channel_masks import channels
 from ticketry.core.structure.channel_scores import CHANNEL_ONLY, check_channel_score
 from ticketry.core.structure.coupling import Structure
 from ticketry.core.structure.group_masks import regroup
-from ticketry.core.structure.layout import Layout, best_of_m, layouts
+from ticketry.core.structure.layout import Layout, layouts, mark_best_n_of_m
 from ticketry.core.structure.model_copies import Inputs
 from ticketry.core.structure.refill_masks import check_refill_score, refill
 from ticketry.core.structure.structuring import Structuring
@@ -89,8 +89,8 @@ def n_m(model: nn.Module, mask: Mask, n: int = 2, m: int = 4, *, fill: bool = Tr
 def _retain_n_of_m(name: str, size: Tensor, kept: Tensor, n: int, m: int, layout: Layout, fill: bool) -> Tensor:
     if not bool(size.isfinite().all()):
         raise MaskError(f"{name!r} has weights that are no finite numbers: they cannot be compared")
-    chosen = best_of_m(size, n, m, layout, among=kept.to(size.device))
-    return best_of_m(size.masked_fill(chosen, torch.inf), n, m, layout) if fill else chosen
+    chosen = mark_best_n_of_m(size, n, m, layout, among=kept.to(size.device))
+    return mark_best_n_of_m(size.masked_fill(chosen, torch.inf), n, m, layout) if fill else chosen
 
 
 def apply_structuring(

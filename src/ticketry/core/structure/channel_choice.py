@@ -19,7 +19,7 @@ from ticketry.core.score.measurement import temporarily_pruned
 from ticketry.core.structure.channel_scores import channel_scores, sum_over_channels
 from ticketry.core.structure.coupling import ChannelGroup, Structure
 from ticketry.core.structure.layout import Roles
-from ticketry.core.structure.plans import Flags, channel_mask, dead_channels, dead_indices, shapes_of
+from ticketry.core.structure.plans import Flags, channel_mask, flag_removed_channels, flag_removed_indices, named_shapes
 from ticketry.errors import LayerCollapseError, MaskError, StructureError, UsageError
 
 Channel = tuple[int, int]
@@ -221,7 +221,7 @@ class ChannelChoice:
         self.model, self.structure, self.scope, self.roles = model, structure, scope, structure.roles
         self.positions = removable_group_positions(structure, scope)
         self.groups = [structure.groups[position] for position in self.positions]
-        self.shapes = shapes_of(model)
+        self.shapes = named_shapes(model)
         self.masked_names = masked_tensor_names(self.groups, self.shapes, scope)
 
     def score_channels(
@@ -267,8 +267,12 @@ class ChannelChoice:
 
     def removed_channels(self, mask: Mask) -> list[Channel]:
         """Return the channels that a mask removes."""
-        dead = dead_indices(mask)
-        return [(g, int(c)) for g, group in enumerate(self.groups) for c in np.flatnonzero(dead_channels(group, dead))]
+        dead = flag_removed_indices(mask)
+        return [
+            (g, int(c))
+            for g, group in enumerate(self.groups)
+            for c in np.flatnonzero(flag_removed_channels(group, dead))
+        ]
 
     def mask(self, removed: list[Flags]) -> Mask:
         return channel_mask(

@@ -30,7 +30,7 @@ from ticketry.core.structure.coupling import ChannelGroup, Structure
 from ticketry.core.structure.model_copies import Inputs
 from ticketry.core.structure.pattern import check_density
 from ticketry.core.structure.removal_trial import tried_structure
-from ticketry.core.weight_uses import countable_parameters, times_used
+from ticketry.core.weight_uses import countable_parameters, multiplications_per_weight
 from ticketry.errors import MaskError, UsageError
 from ticketry_engine.support.entry_points import entry_point
 
@@ -118,7 +118,9 @@ def _channels_within_macs(
 ) -> Mask:
     """Return the densest mask of whole channels with at most a fraction of the MACs of the layers in scope."""
     share, parameters = parse_flops(amount), scope.parameters(model)
-    prices = times_used(model, {name: parameters[name] for name in countable_parameters(model, scope)}, example_inputs)
+    prices = multiplications_per_weight(
+        model, {name: parameters[name] for name in countable_parameters(model, scope)}, example_inputs
+    )
     assert options.known is not None
     choice = ChannelChoice(model, options.known(), scope)
     if within is not None:

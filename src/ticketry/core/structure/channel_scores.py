@@ -26,8 +26,8 @@ from ticketry.core.score.measurement import (
 )
 from ticketry.core.score.protocol import evaluate_partial_score
 from ticketry.core.structure.coupling import ChannelGroup, Member
-from ticketry.core.structure.layout import Roles, held_parameters
-from ticketry.core.structure.model_copies import plain_operations
+from ticketry.core.structure.layout import Roles, iterate_layer_parameters
+from ticketry.core.structure.model_copies import traceable_operations
 from ticketry.errors import UsageError
 from ticketry_engine.support.seeds import generator
 
@@ -71,12 +71,12 @@ def activation_scores(
     readers = [
         _InputStatistics(names[id(parameter)], module, local)
         for module in inner.modules()
-        for local, parameter in held_parameters(module)
+        for local, parameter in iterate_layer_parameters(module)
         if names.get(id(parameter)) in wanted and _multiplies_input(module, local)
     ]
     count = 0
     with ExitStack() as stack:
-        stack.enter_context(plain_operations())  # a fused transformer layer does not call its parts
+        stack.enter_context(traceable_operations())  # a fused transformer layer does not call its parts
         stack.enter_context(prepare_for_measurement(model, scope, seed=inputs.seed))
         stack.enter_context(torch.no_grad())
         for reader in readers:

@@ -11,13 +11,13 @@ from ticketry.core.allocate import allocate, mask_of_largest
 from ticketry.core.mask import Mask
 from ticketry.core.structure.channel_choice import RemainingWeights, rank_channels_globally, remove_to_density
 from ticketry.core.structure.coupling import ChannelGroup, Structure
-from ticketry.core.structure.layout import Layout, MatrixView, best_of_m, layouts, matrix_views, row_groups
+from ticketry.core.structure.layout import Layout, MatrixView, layouts, mark_best_n_of_m, matrix_views, row_groups
 from ticketry.core.structure.pattern import Pattern
 from ticketry.core.structure.plans import (
     channel_mask,
-    dead_channels,
-    dead_indices,
-    shapes_of,
+    flag_removed_channels,
+    flag_removed_indices,
+    named_shapes,
 )
 from ticketry_engine.support.entry_points import Need, entry_point
 from ticketry_engine.support.seeds import generator
@@ -199,7 +199,7 @@ def _shuffle_blocks(kept: Tensor, name: str, pattern: Pattern, layout: Layout, d
 
 def _shuffle_n_of_m(kept: Tensor, name: str, pattern: Pattern, layout: Layout, draw: torch.Generator) -> Tensor:
     keys = torch.rand(kept.shape, dtype=torch.float64, generator=draw)
-    possible = best_of_m(keys, pattern.n, pattern.m, layout)
+    possible = mark_best_n_of_m(keys, pattern.n, pattern.m, layout)
     return mask_of_largest(keys.masked_fill(~possible, -1.0).flatten(), int(kept.sum())).view(kept.shape)
 
 
@@ -221,15 +221,15 @@ def shuffled_channels(model: nn.Module, structure: Structure, mask: Mask, seed: 
 
     The generator of each group is seeded by (seed, index of the group).
     """
-    dead, removed = dead_indices(mask), {}
+    dead, removed = flag_removed_indices(mask), {}
     for position, group in enumerate(structure.groups):
         if group.prunable:
-            gone = int(dead_channels(group, dead).sum())
+            gone = int(flag_removed_channels(group, dead).sum())
             flags = np.zeros(group.size, dtype=bool)
             order = torch.randperm(group.size, generator=generator(seed, "shuffled", position))
             flags[order[:gone].numpy()] = True
             removed[position] = flags
-    return channel_mask(mask, structure, shapes_of(model), removed)
+    return channel_mask(mask, structure, named_shapes(model), removed)
 
 
 def random_channels(model: nn.Module, structure: Structure, mask: Mask, seed: int) -> Mask:
@@ -249,7 +249,7 @@ def random_channels(model: nn.Module, structure: Structure, mask: Mask, seed: in
     count = RemainingWeights(groups, mask.shapes)
     steps = [[step] for step in rank_channels_globally(count, scores, 1)]
     removed = remove_to_density(count, steps, mask.density, "1")
-    return channel_mask(mask, structure, shapes_of(model), dict(zip(positions, removed, strict=True)))
+    return channel_mask(mask, structure, named_shapes(model), dict(zip(positions, removed, strict=True)))
 
 
 def _contains_group(mask: Mask, group: ChannelGroup) -> bool:

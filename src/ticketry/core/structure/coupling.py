@@ -28,10 +28,10 @@ from ticketry.core.structure.layout import Roles, roles
 from ticketry.core.structure.model_copies import (
     Arguments,
     EagerMode,
-    fresh,
-    plain_operations,
+    clone_arguments,
+    copy_sharing_parameters,
     run_model,
-    sharing,
+    traceable_operations,
 )
 from ticketry.core.structure.trace import (
     NO_CHANNEL,
@@ -40,21 +40,21 @@ from ticketry.core.structure.trace import (
     Ids,
     Provenance,
     Rule,
-    Site,
     Trace,
-    outputs_of,
-    unknown,
+    ViewCall,
+    freeze_operands,
+    list_tensors,
 )
 from ticketry.errors import ControlFlowError, StructureError
 
 
 def trace_channels(
-    twin: nn.Module, arguments: Arguments, choices: Mapping[Site, int], spared: frozenset[str] = frozenset()
+    twin: nn.Module, arguments: Arguments, choices: Mapping[ViewCall, int], spared: frozenset[str] = frozenset()
 ) -> Trace:
     """Trace a copy of `twin` in evaluation mode and in training mode.
 
     Args:
-        twin: copy of a model, see `twin_of`; it is not changed.
+        twin: copy of a model, see `copy_in_dtype`; it is not changed.
         arguments: arguments of a call.
         choices: see `Trace.choices`.
         spared: names of modules that are not traced.
@@ -62,7 +62,7 @@ def trace_channels(
     Raises:
         StructureError: if the model does not run on the arguments, or its control flow depends on activations.
     """
-    found = Trace(sharing(twin), choices=choices, spared=spared)
+    found = Trace(copy_sharing_parameters(twin), choices=choices, spared=spared)
     _label_parameters(found)
     _trace_run(found, arguments, training=False)
     unused = _find_unused_parameters(found)
@@ -82,14 +82,14 @@ def _label_parameters(found: Trace) -> None:
     tensors = {**dict(found.model.named_parameters()), **dict(found.model.named_buffers())}
     parameters = {id(parameter) for parameter in found.model.parameters()}
     for name, tensor in tensors.items():
-        labels = [found.labels.new(size) if size > 1 else None for size in tensor.shape]
+        labels = [found.labels.create(size) if size > 1 else None for size in tensor.shape]
         found.tensors |= {
             (normal_name(name), dimension): ids for dimension, ids in enumerate(labels) if ids is not None
         }
         found.book.set(tensor, Axes(list(labels), [id(tensor) in parameters] * tensor.dim()))
         if id(tensor) in parameters:
             found.derived[tensor.untyped_storage().data_ptr()] = frozenset((normal_name(name),))
-    found.labels.name_all()
+    found.labels.mark_as_model_labels()
     for name, module in found.model.named_modules():
         _apply_module_constraints(found, name, module)
         if name in found.spared:
@@ -121,7 +121,7 @@ def _unite_recurrent_units(found: Trace, module: nn.RNNBase) -> None:
     for name, parameter in module.named_parameters(recurse=False):
         labels = found.book.get(parameter).labels
         if "weight_hr" in name:
-            found.join(found.book.get(_get_tensor(module, "weight_hr_l0")).labels[0], labels[0])
+            found.unite_axes(found.book.get(_get_tensor(module, "weight_hr_l0")).labels[0], labels[0])
         elif labels[0] is not None:
             found.labels.unite(np.tile(units, len(labels[0]) // len(units)), labels[0], "")
 
@@ -135,10 +135,10 @@ def _get_tensor(module: nn.Module, name: str) -> Tensor:
 def _trace_run(found: Trace, arguments: Arguments, *, training: bool) -> None:
     found.model.train(training)
     found.stack.clear()
-    arguments = fresh(arguments)
+    arguments = clone_arguments(arguments)
     for value in tree_flatten(arguments)[0]:
         if isinstance(value, Tensor):
-            found.book.set(value, Axes.plain(value.dim()))
+            found.book.set(value, Axes.unlabelled(value.dim()))
     found.provenance = Provenance.from_arguments(arguments)
     with ExitStack() as exits:
         names = {id(module): name for name, module in found.model.named_modules()}
@@ -153,7 +153,7 @@ def _trace_run(found: Trace, arguments: Arguments, *, training: bool) -> None:
 
         exits.callback(register_module_forward_pre_hook(enter).remove)
         exits.callback(register_module_forward_hook(leave, always_call=True).remove)
-        exits.enter_context(plain_operations(found.model))
+        exits.enter_context(traceable_operations(found.model))
         exits.enter_context(_RuleMode(found))
         exits.enter_context(_AttentionScaleMode(found))
         outputs = run_model(found.model, arguments)
@@ -178,13 +178,13 @@ PACKING_OPERATIONS = ("_pack_padded_sequence", "_pad_packed_sequence")
 
 def _control_flow_error(t: Trace, call: Call) -> ControlFlowError:
     model = type(t.model).__name__
-    advice = f"spare=({t.running!r},) spares it: all channels that enter or leave it stay"
-    if not t.running:
+    advice = f"spare=({t.running_name!r},) spares it: all channels that enter or leave it stay"
+    if not t.running_name:
         advice = "move that decision into a module of its own, whose name `spare=` then takes"
     return ControlFlowError(
-        f"{model} looks at its activations to decide what to do ({call.func} in {t.running or model}): what it would do"
-        f" with other inputs cannot be followed; {advice}",
-        t.running,
+        f"{model} looks at its activations to decide what to do ({call.func} in {t.running_name or model}): what it would"
+        f" do with other inputs cannot be followed; {advice}",
+        t.running_name,
     )
 
 
@@ -204,18 +204,18 @@ class _RuleMode(EagerMode):
             if tensor.layout == torch.strided:
                 t.seen.add(tensor.untyped_storage().data_ptr())
         rule = RULES.get(call.name)
-        if t.sparing is not None:
-            rule = unknown
-        elif call.name in READING_OPERATIONS and t.provenance.activation(tensors):
+        if t.spared_module is not None:
+            rule = freeze_operands
+        elif call.name in READING_OPERATIONS and t.provenance.depend_on_activations(tensors):
             raise _control_flow_error(t, call)
         elif rule is None:
-            rule = layer_rules.pointwise if torch.Tag.pointwise in func.tags else unknown
+            rule = layer_rules.trace_pointwise if torch.Tag.pointwise in func.tags else freeze_operands
         result = rule(t, call)
-        outputs = outputs_of(result)
-        t.provenance.computed(tensors, outputs)
-        t.note_derived(tensors, outputs)
+        outputs = list_tensors(result)
+        t.provenance.record_operation(tensors, outputs)
+        t.record_derivation(tensors, outputs)
         if call.name in PACKING_OPERATIONS:  # lengths of sequences depend on no activation
-            t.provenance.computed(tensors[1:], outputs[1:])
+            t.provenance.record_operation(tensors[1:], outputs[1:])
         return result
 
 
@@ -232,7 +232,7 @@ class _AttentionScaleMode(TorchFunctionMode):
         named = dict(kwargs or {})
         if func is nn.functional.scaled_dot_product_attention and named.get("scale") is None:
             query, key = (*args, *(named[name] for name in ("query", "key") if name in named))[:2]
-            layer_rules.freeze_scaled(self._trace, self._trace.book.get(query), self._trace.book.get(key))
+            layer_rules.freeze_query_and_key_widths(self._trace, self._trace.book.get(query), self._trace.book.get(key))
         return func(*args, **named)
 
 
@@ -347,7 +347,7 @@ class ChannelCount:
 class DimensionSplit:
     """A reshape that splits a dimension into several, of which one is assumed to become narrower by pruning."""
 
-    site: Site
+    site: ViewCall
     options: int
     """Number of resulting dimensions."""
     groups: frozenset[int]
@@ -394,7 +394,7 @@ class Structure:
 
 
 def find_structure(
-    twin: nn.Module, arguments: Arguments, choices: Mapping[Site, int], spared: frozenset[str] = frozenset()
+    twin: nn.Module, arguments: Arguments, choices: Mapping[ViewCall, int], spared: frozenset[str] = frozenset()
 ) -> Structure:
     """Find a model's channel structure by tracing a copy of it, see `trace_channels`; removals are not tested."""
     found = trace_channels(twin, arguments, choices, spared)
@@ -402,7 +402,7 @@ def find_structure(
     buffers = {name for name, _ in found.model.named_buffers()}
     made: list[ChannelGroup] = []
     channel_of: dict[int, tuple[int, int]] = {}
-    sums = set(found.labels.find(np.concatenate(found.sums)).tolist()) if found.sums else set()
+    sums = set(found.labels.find_roots(np.concatenate(found.sums)).tolist()) if found.sums else set()
     for alike in _classify_channels(found):
         reason = found.labels.reason(alike.roots[0])
         if reason == NO_CHANNEL or all(name in buffers for name, _ in alike.places):
@@ -418,7 +418,7 @@ def find_structure(
 
 
 def _find_groups(found: Trace, channel_of: Mapping[int, tuple[int, int]], several: list[Ids]) -> frozenset[int]:
-    roots = np.unique(found.labels.find(np.concatenate(several))).tolist()
+    roots = np.unique(found.labels.find_roots(np.concatenate(several))).tolist()
     return frozenset(channel_of[root][0] for root in roots if root in channel_of)
 
 
@@ -428,12 +428,14 @@ def _find_channel_counts(found: Trace, channel_of: Mapping[int, tuple[int, int]]
     """
     guesses: dict[tuple[str, str], Ids] = {}
     for key, several in found.numbers.items():
-        roots = [found.labels.find(ids) for ids in several]
+        roots = [found.labels.find_roots(ids) for ids in several]
         ours = [each for each in roots if any(root in channel_of for root in each.tolist())]
         if ours and key not in found.attributes and all(np.array_equal(each, ours[0]) for each in ours):
             guesses[key] = ours[0]
     return tuple(
-        ChannelCount(*key, tuple(channel_of.get(root) for root in found.labels.find(ids).tolist()), key in guesses)
+        ChannelCount(
+            *key, tuple(channel_of.get(root) for root in found.labels.find_roots(ids).tolist()), key in guesses
+        )
         for key, ids in (*found.attributes.items(), *guesses.items())
     )
 
@@ -454,7 +456,7 @@ def _classify_channels(found: Trace) -> list[_ChannelClass]:
     sizes = [len(ids) for ids in found.tensors.values()]
     if not keys:
         return []
-    roots = np.concatenate([found.labels.find(ids) for ids in found.tensors.values()])
+    roots = np.concatenate([found.labels.find_roots(ids) for ids in found.tensors.values()])
     tensor, index = np.repeat(np.arange(len(keys)), sizes), np.concatenate([np.arange(size) for size in sizes])
     order = np.argsort(roots, kind="stable")  # indices of each channel, tensor by tensor
     first = np.flatnonzero(np.diff(roots[order], prepend=-1))

@@ -21,8 +21,8 @@ from ticketry.choices import check_choice
 from ticketry.core.allocate import apportion
 from ticketry.core.mask import Mask
 from ticketry.core.scope import Patterns
-from ticketry.core.structure.layout import Indices, MatrixView, magnitudes, matrix_views
-from ticketry.core.structure.pattern import check_collapse, check_density, kept_elements
+from ticketry.core.structure.layout import Indices, MatrixView, matrix_views, weight_magnitudes
+from ticketry.core.structure.pattern import check_collapse, check_density, count_retained
 from ticketry.core.structure.structuring import REGROUP_METHODS
 from ticketry.errors import LayerCollapseError, MaskError, MissingExtraError, StructureError, UsageError
 from ticketry_engine.support.entry_points import entry_point
@@ -404,7 +404,7 @@ def regroup(
     views = matrix_views(model, mask, spare=spare, first_conv=first_conv, output=output)
     layers = {
         name: LayerMatrix(name, views[name], size, views[name].matrix(mask[name].cpu()), mix(seed, "regroup", name))
-        for name, size in magnitudes(model, mask, views).items()
+        for name, size in weight_magnitudes(model, mask, views).items()
     }
     for name, layer in layers.items():
         if not len(layer.nonempty_rows):
@@ -473,7 +473,7 @@ def layer_budgets(
     own = {name: int(layer.kept.sum()) for name, layer in layers.items()}
     if density is None and sparsity is None:
         return own
-    wanted = kept_elements(check_density(density, sparsity), mask.total)
+    wanted = count_retained(check_density(density, sparsity), mask.total)
     fixed = mask.kept - sum(own.values())
     room = {name: len(layer.nonempty_rows) * layer.view.columns for name, layer in layers.items()}
     if not fixed < wanted <= fixed + sum(room.values()):

@@ -1,4 +1,7 @@
-"""Tracing rules for operations that compute: elementwise, reductions, products, convolutions, norms, attention."""
+"""Tracing rules for operations that compute: elementwise, reductions, products, convolutions, norms, attention.
+
+Each rule runs an operation and sets the axes of its outputs: see `trace`.
+"""
 
 from __future__ import annotations
 
@@ -19,22 +22,22 @@ from ticketry.core.structure.trace import (
     Ids,
     Rule,
     Trace,
-    merge,
-    outputs_of,
-    set_axes,
-    unary,
-    unlabelled,
+    list_tensors,
+    rule_for_one_tensor,
+    run_without_labels,
+    set_output_axes,
+    unite_all,
 )
 from ticketry_engine.support.process_state import private_random_state
 
 
-def pointwise(t: Trace, call: Call) -> Any:
-    """Elementwise operation: operands are united index by index."""
+def trace_pointwise(t: Trace, call: Call) -> Any:
+    """Rule for elementwise operations: unite the labels of the operands index by index."""
     operands = [(tensor, t.book.get(tensor)) for tensor in call.tensors]
     if not any(ids is not None for _, axes in operands for ids in axes.labels):
-        return unlabelled(t, call)
+        return run_without_labels(t, call)
     shape = np.broadcast_shapes(*(tuple(tensor.shape) for tensor, _ in operands))
-    merged = Axes.plain(len(shape))
+    merged = Axes.unlabelled(len(shape))
     zeros: dict[int, tuple[int, ...]] = {}
     for dimension in range(-len(shape), 0):
         parts = [
@@ -43,12 +46,12 @@ def pointwise(t: Trace, call: Call) -> Any:
             if tensor.dim() >= -dimension and tensor.shape[dimension] == shape[dimension] > 1
         ]
         if call.name in ("add", "sub"):
-            note_sum(t, [(operands[index][0], ids) for index, ids, _ in parts])
-        ids = merge(t, [ids for _, ids, _ in parts])
+            record_sum(t, [(operands[index][0], ids) for index, ids, _ in parts])
+        ids = unite_all(t, [ids for _, ids, _ in parts])
         merged.labels[dimension] = ids
         if ids is not None:
             zeros[dimension] = tuple(index for index, _, zero in parts if zero)
-    values = {choice: _value_at_zero(call, choice) for choice in set(zeros.values())}
+    values = {choice: _evaluate_at_zero(call, choice) for choice in set(zeros.values())}
     for dimension, choice in zeros.items():
         merged.zero[dimension] = values[choice] == 0
         if values[choice] is None:
@@ -57,23 +60,26 @@ def pointwise(t: Trace, call: Call) -> Any:
     if call.writes and not all(merged.zero[dimension] for dimension in zeros):
         for tensor in call.tensors[:1]:
             t.book.forget_zeros(tensor)
-    for output in outputs_of(result):
-        t.book.set(output, merged if tuple(output.shape) == tuple(shape) else Axes.plain(output.dim()))
+    for output in list_tensors(result):
+        t.book.set(output, merged if tuple(output.shape) == tuple(shape) else Axes.unlabelled(output.dim()))
     return result
 
 
-def note_sum(t: Trace, parts: Iterable[tuple[Tensor, Ids | None]]) -> None:
-    """Note a sum of activations of different channels: a residual stream."""
+def record_sum(t: Trace, parts: Iterable[tuple[Tensor, Ids | None]]) -> None:
+    """Record that labels of different channels are added up, as in a residual stream."""
     met = [ids for tensor, ids in parts if ids is not None and tensor.untyped_storage().data_ptr() not in t.weights]
     t.sums += [
-        other[t.labels.find(other) != t.labels.find(one)] for one, other in pairwise(met) if len(one) == len(other)
+        other[t.labels.find_roots(other) != t.labels.find_roots(one)]
+        for one, other in pairwise(met)
+        if len(one) == len(other)
     ]
 
 
-def _value_at_zero(call: Call, choice: tuple[int, ...]) -> float | None:
-    """Return the result where the chosen operands are 0: 0, another value (1), or not finite (None).
+def _evaluate_at_zero(call: Call, choice: tuple[int, ...]) -> float | None:
+    """Return an operation's result where the chosen operands are 0: 0, another value (returned as 1), or not finite
+    (None).
 
-    Evaluated with the other operands unchanged and with random ones (negated masks).
+    It is evaluated once with the other operands unchanged and once with random ones (masks negated).
     """
     if not choice:
         return 1
@@ -101,53 +107,57 @@ def _evaluate(call: Call, choice: tuple[int, ...], scrambled: bool) -> Tensor:
 
     with private_random_state([]):
         arguments, options = tree_map(twin, (call.args, call.kwargs))
-        return outputs_of(call.func(*arguments, **options))[0]
+        return list_tensors(call.func(*arguments, **options))[0]
 
 
-def created(t: Trace, call: Call) -> Any:
-    """A tensor created during the run, such as an initial hidden state; its width may be that of any channels."""
+def trace_creation(t: Trace, call: Call) -> Any:
+    """Rule for tensors created during the run, such as an initial hidden state; their width may be that of any
+    channels.
+    """
     result = call.run()
-    labels = [t.labels.new(size) if size > 1 else None for size in result.shape]
+    labels = [t.labels.create(size) if size > 1 else None for size in result.shape]
     for ids in labels:
-        t.note_number(ids)
+        t.record_width_use(ids)
     t.book.set(result, Axes(labels, [call.name in ("zeros", "new_zeros")] * result.dim()))
     return result
 
 
-@unary
-def like(t: Trace, call: Call, axes: Axes, shape: tuple[int, ...], result: Tensor) -> Axes:
-    """A tensor with the shape of another."""
+@rule_for_one_tensor
+def trace_like(t: Trace, call: Call, axes: Axes, shape: tuple[int, ...], result: Tensor) -> Axes:
+    """Rule for operations that create a tensor with the shape of another, such as `zeros_like`."""
     axes.zero = [call.name == "zeros_like"] * result.dim()
     return axes
 
 
-def overwritten(t: Trace, call: Call) -> Any:
-    """Random numbers or a constant are written to a tensor."""
+def trace_overwriting(t: Trace, call: Call) -> Any:
+    """Rule for operations that fill a tensor with random numbers or a constant."""
     result = call.run()
     t.book.forget_zeros(call.tensors[0])
     return result
 
 
-def reduction(t: Trace, call: Call) -> Any:
-    """Reduction of some dimensions; only sums and norms do not depend on the zeros of removed channels."""
+def trace_reduction(t: Trace, call: Call) -> Any:
+    """Rule for reductions over some dimensions; only sums and norms are independent of the zeros of removed
+    channels.
+    """
     tensor = call.tensors[0]
     axes = t.book.get(tensor)
     reduced = reduced_dimensions(call.argument("dim"), tensor.dim())
     for dimension in reduced:
-        if not (_sums(call) and axes.zero[dimension]):
+        if not (_is_sum_like(call) and axes.zero[dimension]):
             t.freeze(axes.labels[dimension], f"{call.func} reduces it")
     result = call.run()
-    for output in outputs_of(result):
+    for output in list_tensors(result):
         keeps = output.dim() == tensor.dim()
         order = [-1 if d in reduced else d for d in range(tensor.dim()) if keeps or d not in reduced]
         axes_out = axes.take(order)
         if call.name not in ("sum", "mean", "amax", "amin", "var", "std", "linalg_vector_norm", "norm"):
             axes_out.zero = [False] * len(order)
-        t.book.set(output, axes_out if len(order) == output.dim() else Axes.plain(output.dim()))
+        t.book.set(output, axes_out if len(order) == output.dim() else Axes.unlabelled(output.dim()))
     return result
 
 
-def _sums(call: Call) -> bool:
+def _is_sum_like(call: Call) -> bool:
     power = {"linalg_vector_norm": call.argument("ord"), "norm": call.argument("p")}
     return call.name == "sum" or (call.name in power and float(2 if power[call.name] is None else power[call.name]) > 0)
 
@@ -159,9 +169,11 @@ def reduced_dimensions(dim: object, dimensions: int) -> list[int]:
     return [int(d) % dimensions for d in listed] if dimensions else []
 
 
-@unary
-def softmax(t: Trace, call: Call, axes: Axes, shape: tuple[int, ...], result: Tensor) -> Axes:
-    """Normalisation over one dimension, in which a removed channel would take a share."""
+@rule_for_one_tensor
+def trace_softmax(t: Trace, call: Call, axes: Axes, shape: tuple[int, ...], result: Tensor) -> Axes:
+    """Rule for a softmax, which freezes its dimension, because a removed channel would still take part in the
+    normalisation.
+    """
     dimension = int(call.argument("dim")) % max(len(shape), 1)
     t.freeze(axes.labels[dimension], f"{call.func} normalises over it")
     axes.labels[dimension] = None
@@ -170,43 +182,47 @@ def softmax(t: Trace, call: Call, axes: Axes, shape: tuple[int, ...], result: Te
 
 
 _ELEMENTWISE: dict[str, Rule] = {
-    **dict.fromkeys(("clone", "_to_copy", "detach", "alias", "copy", "_prelu_kernel"), pointwise),
-    **dict.fromkeys(("native_dropout", "hardswish", "hardsigmoid", "silu", "mish", "contiguous"), pointwise),
-    **dict.fromkeys(("zeros", "ones", "full", "empty", "rand", "randn"), created),
-    **dict.fromkeys(("new_zeros", "new_ones", "new_full", "new_empty"), created),
-    **dict.fromkeys(("zeros_like", "ones_like", "empty_like", "full_like", "rand_like", "randn_like"), like),
-    **dict.fromkeys(("bernoulli", "fill", "uniform", "normal", "zero"), overwritten),
-    **dict.fromkeys(("sum", "mean", "amax", "amin", "var", "std", "max", "min", "logsumexp", "any", "all"), reduction),
-    **dict.fromkeys(("argmax", "argmin", "var_mean", "linalg_vector_norm", "norm"), reduction),
-    **dict.fromkeys(("_softmax", "_log_softmax", "_safe_softmax"), softmax),
-    **dict.fromkeys(("lift_fresh", "arange", "scalar_tensor", "linspace", "eye"), unlabelled),
+    **dict.fromkeys(("clone", "_to_copy", "detach", "alias", "copy", "_prelu_kernel"), trace_pointwise),
+    **dict.fromkeys(("native_dropout", "hardswish", "hardsigmoid", "silu", "mish", "contiguous"), trace_pointwise),
+    **dict.fromkeys(("zeros", "ones", "full", "empty", "rand", "randn"), trace_creation),
+    **dict.fromkeys(("new_zeros", "new_ones", "new_full", "new_empty"), trace_creation),
+    **dict.fromkeys(("zeros_like", "ones_like", "empty_like", "full_like", "rand_like", "randn_like"), trace_like),
+    **dict.fromkeys(("bernoulli", "fill", "uniform", "normal", "zero"), trace_overwriting),
+    **dict.fromkeys(
+        ("sum", "mean", "amax", "amin", "var", "std", "max", "min", "logsumexp", "any", "all"), trace_reduction
+    ),
+    **dict.fromkeys(("argmax", "argmin", "var_mean", "linalg_vector_norm", "norm"), trace_reduction),
+    **dict.fromkeys(("_softmax", "_log_softmax", "_safe_softmax"), trace_softmax),
+    **dict.fromkeys(("lift_fresh", "arange", "scalar_tensor", "linspace", "eye"), run_without_labels),
 }
 
 
 # -- products ---------------------------------------------------------------------------------------------------------
 
 
-def contract(t: Trace, one: Axes, axis: int, other: Axes, other_axis: int) -> None:
-    """Unite a dimension that is summed over: a removed channel adds nothing if it is 0 in either operand."""
-    ids = t.join(one.labels[axis], other.labels[other_axis])
+def unite_summed_dimensions(t: Trace, one: Axes, axis: int, other: Axes, other_axis: int) -> None:
+    """Unite the labels of two dimensions that a product sums over; freeze them if a removed channel is 0 in neither
+    operand.
+    """
+    ids = t.unite_axes(one.labels[axis], other.labels[other_axis])
     if not (one.zero[axis] or other.zero[other_axis]):
         t.freeze(ids, "it is summed over, and a removed channel of it is not 0 there")
 
 
-def product(t: Trace, call: Call) -> Any:
-    """mm, bmm, mv, dot, and addmm, baddbmm, addmv."""
+def trace_product(t: Trace, call: Call) -> Any:
+    """Rule for matrix products: mm, bmm, mv, dot, and addmm, baddbmm, addmv."""
     added, left, right = ([None] * (3 - len(call.tensors)) + call.tensors)[:3]
     assert left is not None
     assert right is not None
     one, other = t.book.get(left), t.book.get(right)
     if t.provenance.depend_on_inputs([left]):
-        t.note_factor(right, other.labels[max(-2, -right.dim())])
+        t.record_factor(right, other.labels[max(-2, -right.dim())])
     if t.provenance.depend_on_inputs([right]):
-        t.note_factor(left, one.labels[-1])
-    contract(t, one, -1, other, max(-2, -right.dim()))
-    batch = [merge(t, [one.labels[d], other.labels[d]]) for d in range(left.dim() - 2)]
+        t.record_factor(left, one.labels[-1])
+    unite_summed_dimensions(t, one, -1, other, max(-2, -right.dim()))
+    batch = [unite_all(t, [one.labels[d], other.labels[d]]) for d in range(left.dim() - 2)]
     result = call.run()
-    found = Axes.plain(result.dim())
+    found = Axes.unlabelled(result.dim())
     for d, ids in enumerate(batch):
         found.labels[d], found.zero[d] = ids, one.zero[d] or other.zero[d]
     rest = [(one.labels[-2], one.zero[-2])] if left.dim() > 1 else []
@@ -214,21 +230,21 @@ def product(t: Trace, call: Call) -> Any:
     for d, (ids, zero) in enumerate(rest, start=len(batch)):
         found.labels[d], found.zero[d] = ids, zero
     if added is not None:
-        _add(t, found, result, added)
+        _trace_added(t, found, result, added)
     t.book.set(result, found)
     return result
 
 
-def _add(t: Trace, found: Axes, result: Tensor, added: Tensor) -> None:
+def _trace_added(t: Trace, found: Axes, result: Tensor, added: Tensor) -> None:
     axes = t.book.get(added)
     for d in range(-result.dim(), 0):
         covers = added.dim() >= -d and added.shape[d] == result.shape[d] and result.shape[d] > 1
         if covers:
-            found.labels[d] = t.join(found.labels[d], axes.labels[d])
+            found.labels[d] = t.unite_axes(found.labels[d], axes.labels[d])
         found.zero[d] = found.zero[d] and covers and axes.zero[d]
 
 
-def convolution(t: Trace, call: Call) -> Any:
+def trace_convolution(t: Trace, call: Call) -> Any:
     inputs, weight, bias = (call.argument(name) for name in ("input", "weight", "bias"))
     transposed, groups = bool(call.argument("transposed")), int(call.argument("groups"))
     x, w = t.book.get(inputs), t.book.get(weight)
@@ -236,29 +252,34 @@ def convolution(t: Trace, call: Call) -> Any:
     t.freeze_axes(w, range(2, weight.dim()), NO_CHANNEL)
     into, out_of = (0, 1) if transposed else (1, 0)
     if groups == 1 or not transposed:
-        t.note_factor(weight, w.labels[into])
+        t.record_factor(weight, w.labels[into])
     if groups == 1:
-        contract(t, x, 1, w, into)
+        unite_summed_dimensions(t, x, 1, w, into)
         out, zero = w.labels[out_of], w.zero[out_of]
     else:
-        out, zero = _grouped(t, x, w, weight, groups, transposed)
+        out, zero = _unite_grouped_channels(t, x, w, weight, groups, transposed)
         if not zero:
             t.freeze(out, "the weight of a grouped convolution is computed")
     if bias is not None:
         b = t.book.get(bias)
-        out, zero = t.join(out, b.labels[0]), zero and b.zero[0]
+        out, zero = t.unite_axes(out, b.labels[0]), zero and b.zero[0]
     result = call.run()
-    found = Axes.plain(result.dim())
+    found = Axes.unlabelled(result.dim())
     found.labels[1], found.zero[1] = out, zero
     t.book.set(result, found)
     return result
 
 
-def _grouped(t: Trace, x: Axes, w: Axes, weight: Tensor, groups: int, transposed: bool) -> tuple[Ids | None, bool]:
-    """Unite channels of a grouped convolution: whole groups if these are more, else the same channels of every group.
+def _unite_grouped_channels(
+    t: Trace, x: Axes, w: Axes, weight: Tensor, groups: int, transposed: bool
+) -> tuple[Ids | None, bool]:
+    """Unite labels of a grouped convolution so that whole groups go together, or else the same channels of every group.
 
-    Removing whole groups changes the module's `groups`. Returns the labels of the outputs, and whether those of a
-    removed channel are 0.
+    Whole groups go together if there are at least as many groups as inputs of a group; the module's `groups` then
+    changes.
+
+    Returns:
+        The labels of the outputs, and whether a removed channel's outputs are 0.
     """
     inputs = weight.shape[0] // groups if transposed else weight.shape[1]
     outputs = weight.shape[1] if transposed else weight.shape[0] // groups
@@ -270,16 +291,16 @@ def _grouped(t: Trace, x: Axes, w: Axes, weight: Tensor, groups: int, transposed
         t.freeze(w.labels[0], why)
         t.freeze(w.labels[1], why)
         return None, False
-    stays = t.reason("its group of the convolution stays")
+    stays = t.with_location("its group of the convolution stays")
     taken = ids.reshape(groups, inputs)
     if whole:
         t.labels.unite(np.repeat(taken[:, 0], inputs), ids, stays)
         t.labels.unite(np.repeat(taken[:, 0], weight.shape[0] // groups), w.labels[0], stays)
         t.freeze(w.labels[1], "groups of a convolution go as a whole")
         if isinstance(t.module, _ConvNd):
-            t.count("groups", taken[:, 0])
+            t.record_count("groups", taken[:, 0])
         else:
-            t.note_number(taken[:, 0])
+            t.record_width_use(taken[:, 0])
         return np.repeat(taken[:, 0], outputs), x.zero[1] or (w.zero[0] and w.zero[1])
     assert w.labels[1] is not None
     if transposed:  # [inputs of all groups, outputs of one]
@@ -299,56 +320,58 @@ def _grouped(t: Trace, x: Axes, w: Axes, weight: Tensor, groups: int, transposed
 # -- norms ------------------------------------------------------------------------------------------------------------
 
 
-def batch_norm(t: Trace, call: Call) -> Any:
-    """Statistics of each channel (dimension 1) over all other dimensions."""
+def trace_batch_norm(t: Trace, call: Call) -> Any:
+    """Rule for norms with separate statistics for each channel (dimension 1)."""
     tensor = call.tensors[0]
     axes = t.book.get(tensor)
     t.freeze_axes(axes, [d for d in range(tensor.dim()) if d != 1], "a norm runs over it")
     vectors = [t.book.get(vector) for vector in call.tensors[1:] if vector.dim() == 1]
-    ids = merge(t, [axes.labels[1], *(vector.labels[0] for vector in vectors)])
+    ids = unite_all(t, [axes.labels[1], *(vector.labels[0] for vector in vectors)])
     if ids is not None and isinstance(t.module, nn.modules.batchnorm._NormBase):
-        t.count("num_features", ids[: t.module.num_features])  # instance norms repeat their channels for each example
+        t.record_count(
+            "num_features", ids[: t.module.num_features]
+        )  # instance norms repeat their channels for each example
     result = call.run()
-    outputs = outputs_of(result)
-    found = Axes.plain(tensor.dim())
-    found.labels[1], found.zero[1] = ids, _scaled(t, call)
+    outputs = list_tensors(result)
+    found = Axes.unlabelled(tensor.dim())
+    found.labels[1], found.zero[1] = ids, _is_zero_after_norm(t, call)
     t.book.set(outputs[0], found)
     for statistic in outputs[1:]:
         per_channel = statistic.dim() == 1 and statistic.shape[0] == tensor.shape[1]
-        t.book.set(statistic, Axes([ids], [False]) if per_channel else Axes.plain(statistic.dim()))
+        t.book.set(statistic, Axes([ids], [False]) if per_channel else Axes.unlabelled(statistic.dim()))
     return result
 
 
-def _scaled(t: Trace, call: Call) -> bool:
-    """Return whether a removed channel is 0 after the norm, because its scale and shift are."""
+def _is_zero_after_norm(t: Trace, call: Call) -> bool:
+    """Return whether a removed channel is 0 after the norm, because its scale and shift are 0."""
     pair = call.argument("weight"), call.argument("bias")
     return all(tensor is not None and t.book.get(tensor).zero[0] for tensor in pair)
 
 
-def group_norm(t: Trace, call: Call) -> Any:
-    """Statistics of groups of channels: whole groups are removed, and the module's `num_groups` changes."""
+def trace_group_norm(t: Trace, call: Call) -> Any:
+    """Rule for group norms: whole groups of channels are removed, and the module's `num_groups` changes."""
     tensor = call.tensors[0]
     axes = t.book.get(tensor)
     t.freeze_axes(axes, [d for d in range(tensor.dim()) if d != 1], "a norm runs over it")
     vectors = [t.book.get(vector) for vector in call.tensors[1:]]
-    ids = merge(t, [axes.labels[1], *(vector.labels[0] for vector in vectors)])
+    ids = unite_all(t, [axes.labels[1], *(vector.labels[0] for vector in vectors)])
     if ids is not None:
         groups = ids.reshape(int(call.argument("group")), -1)
-        t.labels.unite(np.repeat(groups[:, 0], groups.shape[1]), ids, t.reason("its group of the norm stays"))
+        t.labels.unite(np.repeat(groups[:, 0], groups.shape[1]), ids, t.with_location("its group of the norm stays"))
         if isinstance(t.module, nn.GroupNorm):
-            t.count("num_groups", groups[:, 0])
-            t.count("num_channels", ids)
-        elif not t.note_number(groups[:, 0]):
+            t.record_count("num_groups", groups[:, 0])
+            t.record_count("num_channels", ids)
+        elif not t.record_width_use(groups[:, 0]):
             t.freeze(ids, "the number of groups of a group norm stays")
     result = call.run()
-    found = Axes.plain(tensor.dim())
-    found.labels[1], found.zero[1] = ids, _scaled(t, call)
-    set_axes(t, outputs_of(result), found)
+    found = Axes.unlabelled(tensor.dim())
+    found.labels[1], found.zero[1] = ids, _is_zero_after_norm(t, call)
+    set_output_axes(t, list_tensors(result), found)
     return result
 
 
-def layer_norm(t: Trace, call: Call) -> Any:
-    """Statistics over all features, including zeros of removed ones: features stay."""
+def trace_layer_norm(t: Trace, call: Call) -> Any:
+    """Rule for layer norms, which freeze all features, because zeros of removed ones would change the statistics."""
     tensor = call.tensors[0]
     axes = t.book.get(tensor)
     count = len(call.argument("normalized_shape"))
@@ -359,16 +382,16 @@ def layer_norm(t: Trace, call: Call) -> Any:
     result = call.run()
     found = axes.take([d if d < tensor.dim() - count else -1 for d in range(tensor.dim())])
     found.zero = [False] * tensor.dim()
-    set_axes(t, outputs_of(result), found)
+    set_output_axes(t, list_tensors(result), found)
     return result
 
 
-def weight_norm(t: Trace, call: Call) -> Any:
-    """A weight g v / |v|, with one norm for each index of a dimension."""
+def trace_weight_norm(t: Trace, call: Call) -> Any:
+    """Rule for weight_norm, which computes a weight g v / |v| with one norm for each index of a dimension."""
     v, g = (t.book.get(call.argument(name)) for name in ("v", "g"))
     for d, ids in enumerate(v.labels):
         if d == call.argument("dim"):
-            v.labels[d] = t.join(ids, g.labels[d])
+            v.labels[d] = t.unite_axes(ids, g.labels[d])
             t.freeze(
                 v.labels[d],
                 "weight_norm divides by its norm, which is 0 without it: make the weight a parameter first"
@@ -377,22 +400,22 @@ def weight_norm(t: Trace, call: Call) -> Any:
         elif not v.zero[d]:
             t.freeze(ids, f"{call.func} sums over it")
     result = call.run()
-    set_axes(t, outputs_of(result), v)
+    set_output_axes(t, list_tensors(result), v)
     return result
 
 
 # -- pooling and resizing ---------------------------------------------------------------------------------------------
 
 
-def spatial(t: Trace, call: Call) -> Any:
-    """Pooling, resizing and padding by reflection over the last dimensions, separately for each channel."""
+def trace_pooling(t: Trace, call: Call) -> Any:
+    """Rule for pooling, resizing and padding by reflection, which treat each channel separately."""
     tensor = call.tensors[0]
     axes = t.book.get(tensor)
     result = call.run()
     count = int("".join(c for c in call.name if c.isdigit())[:1] or 2)  # max_pool2d, upsample_linear1d, …
     t.freeze_axes(axes, range(max(tensor.dim() - count, 0), tensor.dim()), "pooling or resizing runs over it")
     order = [d if d < tensor.dim() - count else -1 for d in range(tensor.dim())]
-    for index, output in enumerate(outputs_of(result)):
+    for index, output in enumerate(list_tensors(result)):
         found = axes.take(order)
         found.zero = [zero and index == 0 for zero in found.zero]
         t.book.set(output, found)
@@ -402,58 +425,58 @@ def spatial(t: Trace, call: Call) -> Any:
 # -- attention and embeddings -----------------------------------------------------------------------------------------
 
 
-def freeze_scaled(t: Trace, *several: Axes) -> None:
-    """Freeze the widths of query and key, from which attention takes its scale."""
+def freeze_query_and_key_widths(t: Trace, *several: Axes) -> None:
+    """Freeze the widths of query and key, from which attention computes its scale."""
     for axes in several:
         t.freeze(axes.labels[-1], "attention scales its scores by the width of query and key")
 
 
-def attention(t: Trace, call: Call) -> Any:
-    """Attention over query, key and value [batch, heads, length, width].
+def trace_attention(t: Trace, call: Call) -> Any:
+    """Rule for attention over query, key and value [batch, heads, length, width].
 
-    The width of query and key stays unless the scale is given, because it scales the scores.
+    The width of query and key is frozen unless the scale is given, because the default scale depends on it.
     """
     q, k, v = (t.book.get(call.argument(name)) for name in ("query", "key", "value"))
     if call.argument("scale") is None:
-        freeze_scaled(t, q, k)
-    contract(t, q, -1, k, -1)
+        freeze_query_and_key_widths(t, q, k)
+    unite_summed_dimensions(t, q, -1, k, -1)
     for axes in (q, k, v):
         t.freeze(axes.labels[-2], "attention runs over it")
-    heads = merge(t, [q.labels[-3], k.labels[-3], v.labels[-3]]) if len(q.labels) > 2 else None
+    heads = unite_all(t, [q.labels[-3], k.labels[-3], v.labels[-3]]) if len(q.labels) > 2 else None
     mask = call.argument("attn_mask")
     if isinstance(mask, Tensor):
         axes = t.book.get(mask)
         t.freeze_axes(axes, [d for d in range(-mask.dim(), 0) if d != -3], "it is a mask of attention")
         if mask.dim() > 2 and mask.shape[-3] > 1:
-            heads = t.join(heads, axes.labels[-3])
+            heads = t.unite_axes(heads, axes.labels[-3])
     result = call.run()
-    outputs = outputs_of(result)
-    found = Axes.plain(outputs[0].dim())
+    outputs = list_tensors(result)
+    found = Axes.unlabelled(outputs[0].dim())
     if outputs[0].dim() > 2:
         found.labels[-3], found.zero[-3] = heads, v.zero[-3]
     found.labels[-1], found.zero[-1] = v.labels[-1], v.zero[-1]
-    set_axes(t, outputs, found)
+    set_output_axes(t, outputs, found)
     return result
 
 
-def embedding(t: Trace, call: Call) -> Any:
+def trace_embedding(t: Trace, call: Call) -> Any:
     weight = call.argument("weight")
     axes = t.book.get(weight)
-    t.note_factor(weight, axes.labels[0])
+    t.record_factor(weight, axes.labels[0])
     t.freeze(axes.labels[0], "entries of an embedding are looked up")
     result = call.run()
-    found = Axes.plain(result.dim())
+    found = Axes.unlabelled(result.dim())
     found.labels[-1], found.zero[-1] = axes.labels[1], axes.zero[1]
     t.book.set(result, found)
     return result
 
 
 _LAYERS: dict[str, Rule] = {
-    **dict.fromkeys(("mm", "bmm", "mv", "dot", "addmm", "baddbmm", "addmv"), product),
-    **dict.fromkeys(("convolution", "_convolution"), convolution),
-    **dict.fromkeys(("native_batch_norm", "_native_batch_norm_legit"), batch_norm),
-    **dict.fromkeys(("_native_batch_norm_legit_no_training", "_batch_norm_with_update"), batch_norm),
-    **dict.fromkeys(("_batch_norm_no_update", "cudnn_batch_norm"), batch_norm),
+    **dict.fromkeys(("mm", "bmm", "mv", "dot", "addmm", "baddbmm", "addmv"), trace_product),
+    **dict.fromkeys(("convolution", "_convolution"), trace_convolution),
+    **dict.fromkeys(("native_batch_norm", "_native_batch_norm_legit"), trace_batch_norm),
+    **dict.fromkeys(("_native_batch_norm_legit_no_training", "_batch_norm_with_update"), trace_batch_norm),
+    **dict.fromkeys(("_batch_norm_no_update", "cudnn_batch_norm"), trace_batch_norm),
     **dict.fromkeys(
         (
             *(f"{kind}_pool{n}d" for kind in ("max", "avg", "adaptive_max", "_adaptive_avg") for n in (1, 2, 3)),
@@ -464,7 +487,7 @@ _LAYERS: dict[str, Rule] = {
             *(f"_upsample_{kind}" for kind in ("bilinear2d_aa", "bicubic2d_aa")),
             *(f"{kind}_pad{n}d" for kind in ("reflection", "replication") for n in (1, 2, 3)),
         ),
-        spatial,
+        trace_pooling,
     ),
     **dict.fromkeys(
         (
@@ -472,12 +495,12 @@ _LAYERS: dict[str, Rule] = {
             "_scaled_dot_product_attention_math",
             "_scaled_dot_product_fused_attention_overrideable",
         ),
-        attention,
+        trace_attention,
     ),
-    "native_group_norm": group_norm,
-    "native_layer_norm": layer_norm,
-    "_weight_norm_interface": weight_norm,
-    "embedding": embedding,
+    "native_group_norm": trace_group_norm,
+    "native_layer_norm": trace_layer_norm,
+    "_weight_norm_interface": trace_weight_norm,
+    "embedding": trace_embedding,
 }
 
 

@@ -1,4 +1,4 @@
-"""Weights as rows (outputs) and columns (inputs): layouts of layers, blocks, N:M runs, matrices, roles."""
+"""Weights as rows (outputs) and columns (inputs): layouts of layers, blocks, N:M runs, matrices and roles."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from ticketry.core.scope import (
     normal_name,
     unwrapped,
 )
-from ticketry.core.weight_uses import FactorUse, factor_uses
+from ticketry.core.weight_uses import FactorUse, find_factor_uses
 from ticketry.errors import MaskError, ScopeError, StructureError, UsageError
 from ticketry_engine.support.entry_points import Need, entry_point
 from ticketry_engine.support.row_groups import Indices as Indices
@@ -43,10 +43,10 @@ _ROWS_FIRST = (nn.Linear, nn.Bilinear, nn.RNNBase, nn.RNNCellBase, nn.MultiheadA
 
 @dataclass(frozen=True)
 class Layout:
-    """How a weight is seen as rows (outputs) times columns (inputs, then taps: the kernel positions).
+    """How a weight is viewed as rows (outputs) times columns (inputs, then taps: the kernel positions).
 
-    Linear, recurrent and attention layers and convolutions have (outputs, inputs, taps …). Transposed convolutions have
-    (inputs, outputs of a group, taps …); embeddings and transformers' Conv1D have (inputs, outputs).
+    Linear, recurrent and attention layers and convolutions have dimensions (outputs, inputs, taps …). Transposed
+    convolutions have (inputs, outputs of a group, taps …); embeddings and transformers' Conv1D have (inputs, outputs).
 
     Examples:
         >>> weight = torch.arange(24.0).reshape(4, 6)
@@ -65,7 +65,7 @@ class Layout:
     groups: int = 1
     """Groups of a convolution; rows of different groups read different inputs."""
     stacked: bool = False
-    """Whether dimension 0 counts matrices, such as experts, whose outputs and inputs are in dimensions 1 and 2."""
+    """Whether dimension 0 indexes separate matrices, such as experts, with outputs and inputs in dimensions 1 and 2."""
 
     def rows(self, weight: Tensor) -> Tensor:
         """Return a view of the weight as [groups, rows of a group, inputs of a group, taps …].
@@ -87,7 +87,7 @@ class Layout:
         return parted.transpose(1, 2) if self.inputs_first else parted
 
     def weight(self, rows: Tensor, shape: tuple[int, ...]) -> Tensor:
-        """Return the weight of this shape from its `rows`."""
+        """Return the weight of this shape, given its `rows`: the inverse of `rows`."""
         if len(shape) < 2:
             return rows.reshape(shape)
         if self.stacked:
@@ -100,13 +100,14 @@ def layouts(model: nn.Module, names: Iterable[str], example_inputs: Any = None) 
     """Return the layout of each named parameter, as its layer uses it.
 
     A shared parameter has the layout of the layer that multiplies by it, such as the linear layer that an embedding is
-    tied to. Vectors and numbers have no inputs.
+    tied to. Vectors and scalars have no inputs.
 
     Args:
-        model: with the parameters.
-        names: of the parameters.
-        example_inputs: of a call that shows how the model multiplies by its parameters. Needed for parameters with two
-            or more dimensions outside of torch's layers. A tensor, a tuple of arguments or a dict of them by name.
+        model: the model with the parameters.
+        names: names of the parameters.
+        example_inputs: inputs of a call that shows how the model multiplies by its parameters: a tensor, a tuple of
+            arguments or a dict of them by name. Needed for parameters with two or more dimensions outside of torch's
+            layers.
 
     Raises:
         ScopeError: for a name that the model does not have.
@@ -119,33 +120,33 @@ def layouts(model: nn.Module, names: Iterable[str], example_inputs: Any = None) 
         {'0.weight': Layout(inputs_first=False, groups=4, stacked=False), '1.weight': Layout(inputs_first=True, ...
     """
     names = list(names)
-    found = _by_class(model, names)
+    found = _layouts_by_class(model, names)
     if example_inputs is not None:
         parameters = {normal_name(name): one for name, one in model.named_parameters(remove_duplicate=False)}
-        uses = factor_uses(model, {name: parameters[name] for name in names}, example_inputs)
+        uses = find_factor_uses(model, {name: parameters[name] for name in names}, example_inputs)
         for name, layout in found.items():
-            seen = {_by_use(use, parameters[name].dim()) for use in uses[name]}
+            seen = {_layout_from_use(use, parameters[name].dim()) for use in uses[name]}
             if seen and layout not in seen:
                 found[name] = seen.pop() if len(seen) == 1 else None
     if unknown := [name for name, layout in found.items() if layout is None]:
-        raise StructureError(_unknown(model, unknown[0], called=example_inputs is not None))
+        raise StructureError(_describe_unknown_layout(model, unknown[0], called=example_inputs is not None))
     return {name: layout for name, layout in found.items() if layout is not None}
 
 
 def layouts_or_rows(model: nn.Module, names: Iterable[str]) -> dict[str, Layout]:
-    """Return `layouts`, with outputs in dimension 0 where unknown: sufficient for single weights."""
-    return {name: layout or Layout() for name, layout in _by_class(model, list(names)).items()}
+    """Return `layouts`, assuming outputs in dimension 0 if the layout is unknown; this suffices for single weights."""
+    return {name: layout or Layout() for name, layout in _layouts_by_class(model, list(names)).items()}
 
 
-def _by_class(model: nn.Module, names: list[str]) -> dict[str, Layout | None]:
-    """Return the layout by the class of a parameter's layer; None for an unknown class."""
+def _layouts_by_class(model: nn.Module, names: list[str]) -> dict[str, Layout | None]:
+    """Return each parameter's layout by the class of its layer; None for an unknown class."""
     found: dict[int, Layout | None] = {}
     for module in model.modules():
         for parameter in module.parameters(recurse=False):
             if found.get(id(parameter)) is None or not isinstance(module, EMBEDDINGS):
-                found[id(parameter)] = _layout(module, parameter) or found.get(id(parameter))
+                found[id(parameter)] = _layout_of_layer(module, parameter) or found.get(id(parameter))
     for computed in computed_weights(model):
-        found |= {id(original): _layout(computed.module, original) for original in computed.originals}
+        found |= {id(original): _layout_of_layer(computed.module, original) for original in computed.originals}
     every = {normal_name(name): p for name, p in model.named_parameters(remove_duplicate=False)}
     if unknown := [name for name in names if name not in every]:
         question = did_you_mean(str(unknown[0]), every)
@@ -155,7 +156,7 @@ def _by_class(model: nn.Module, names: list[str]) -> dict[str, Layout | None]:
     return {name: found[id(every[name])] for name in names}
 
 
-def _layout(module: nn.Module, parameter: Tensor) -> Layout | None:
+def _layout_of_layer(module: nn.Module, parameter: Tensor) -> Layout | None:
     if isinstance(module, _ConvNd):
         return Layout(module.transposed, module.groups)
     if isinstance(module, EMBEDDINGS) or is_transposed_linear(module):
@@ -163,8 +164,8 @@ def _layout(module: nn.Module, parameter: Tensor) -> Layout | None:
     return Layout() if isinstance(module, _ROWS_FIRST) or parameter.dim() < 2 else None
 
 
-def _by_use(use: FactorUse, dimensions: int) -> Layout | None:
-    """Return the layout that a product implies for a parameter; None if `Layout` cannot express it."""
+def _layout_from_use(use: FactorUse, dimensions: int) -> Layout | None:
+    """Return the layout of a parameter that a product implies; None if `Layout` cannot express it."""
     if use.convolution:
         return Layout(0 in use.summed, use.groups)
     if dimensions == 2 and len(use.summed) == 1:
@@ -176,8 +177,8 @@ def _by_use(use: FactorUse, dimensions: int) -> Layout | None:
     return None
 
 
-def _unknown(model: nn.Module, name: str, *, called: bool) -> str:
-    """Return the message on a parameter whose layout is unknown."""
+def _describe_unknown_layout(model: nn.Module, name: str, *, called: bool) -> str:
+    """Return the error message for a parameter whose layout is unknown."""
     shape = tuple(named_parameters(model)[name].shape) if name in named_parameters(model) else ()
     advice = f"leave it out (spare=[{name!r}]), or prune single weights (pattern='unstructured')"
     if called:
@@ -193,24 +194,25 @@ def _unknown(model: nn.Module, name: str, *, called: bool) -> str:
 
 @dataclass(frozen=True)
 class Roles:
-    """Places (parameter, dimension) where layers produce and read channels, and the scales of norms."""
+    """The (parameter, dimension) pairs along which layers produce or read channels, and the scales of norms."""
 
     outputs: frozenset[tuple[str, int]] = frozenset()
-    """Dimensions of weights along which a layer has its outputs."""
+    """Dimensions of weights along which a layer produces channels."""
     inputs: frozenset[tuple[str, int]] = frozenset()
-    """Dimensions along which it has its inputs. A depthwise convolution has both in dimension 0."""
+    """Dimensions along which a layer reads channels; a depthwise convolution does both in dimension 0."""
     scales: frozenset[str] = frozenset()
-    """Scales of norms."""
+    """Names of scales of norms."""
 
 
 def roles(model: nn.Module, factors: Mapping[str, Collection[int]] | None = None) -> Roles:
-    """Return the roles of all parameters.
+    """Return the roles of all parameters of a model.
 
     Args:
-        model: with the parameters.
-        factors: parameter that activations are multiplied by -> dimensions that are summed over, as seen in a call.
-            They give the roles of parameters of unknown layers. A parameter that is not a factor, such as a scale or a
-            position embedding, produces no channels. Without `factors`, all dimensions of unknown layers are outputs.
+        model: the model.
+        factors: name of each parameter that activations are multiplied by -> dimensions that are summed over, as seen
+            in a call. They determine the roles in layers of unknown classes. A parameter that is not a factor, such as
+            a scale or a position embedding, produces no channels. Without `factors`, all dimensions of unknown layers
+            are outputs.
     """
     inner = unwrapped(model)
     names = {id(parameter): name for name, parameter in named_parameters(inner).items()}
@@ -218,12 +220,12 @@ def roles(model: nn.Module, factors: Mapping[str, Collection[int]] | None = None
     inputs: set[tuple[str, int]] = set()
     scales: set[str] = set()
     for module in inner.modules():
-        for local, parameter in held_parameters(module):
+        for local, parameter in iterate_layer_parameters(module):
             name = names[id(parameter)]
             if isinstance(module, NORMS):
                 scales |= {name} if local == "weight" else set()
             elif parameter.dim() > 1:
-                known = _dimensions(module)
+                known = _output_and_input_dimensions(module)
                 made, taken = known or (tuple(range(parameter.dim())), ())
                 if known is None and factors is not None:
                     taken = tuple(factors.get(name, ()))
@@ -233,8 +235,8 @@ def roles(model: nn.Module, factors: Mapping[str, Collection[int]] | None = None
     return Roles(frozenset(outputs), frozenset(inputs), frozenset(scales))
 
 
-def held_parameters(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
-    """Yield a module's parameters by local name; for a computed weight, the parameters of the weight's shape."""
+def iterate_layer_parameters(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """Yield (local name, parameter) of a module; for a computed weight, the parameters that have the weight's shape."""
     if not isinstance(module, ParametrizationList):
         yield from module.named_parameters(recurse=False)
     for computed in computed_weights_in(module):
@@ -242,8 +244,8 @@ def held_parameters(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
         yield from ((computed.local, original) for original in computed.originals if original.shape == shape)
 
 
-def _dimensions(module: nn.Module) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
-    """Return the (outputs, inputs) dimensions of a layer's weights; None for an unknown layer."""
+def _output_and_input_dimensions(module: nn.Module) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
+    """Return the (outputs, inputs) dimensions of a layer's weights; None for a layer of unknown class."""
     if isinstance(module, _ConvNd):
         if module.groups > 1 and module.in_channels == module.groups:
             return (0, 1) if module.transposed else (0,), (0,)
@@ -258,11 +260,11 @@ def _dimensions(module: nn.Module) -> tuple[tuple[int, ...], tuple[int, ...]] | 
 
 
 class Blocks:
-    """The blocks of a weight under a pattern, created by `Pattern.blocks`.
+    """The division of a weight into blocks by a pattern, created by `Pattern.blocks`.
 
     A tensor with one entry per block has the shape [blocks of rows, inputs, taps …], or [rows] for whole rows. The last
-    block of each column (in each group of a convolution) may have fewer rows. So **compare blocks by `mean`**, their
-    worth per weight, and count them by `sizes`.
+    block of each column (in each group of a convolution) may have fewer rows. So compare blocks by `mean`, their score
+    per weight, and count their weights by `sizes`.
     """
 
     def __init__(self, pattern: str, rows: int, whole_rows: bool, shape: tuple[int, ...], layout: Layout) -> None:
@@ -292,9 +294,9 @@ class Blocks:
         return heights.flatten()[(...,) + (None,) * len(self._columns)].expand(self.shape)
 
     def views(self, weight: Tensor) -> list[Tensor]:
-        """Return the weight by blocks, as views [groups, blocks of rows, rows of a block, inputs, taps …].
+        """Return views of the weight by blocks: [groups, blocks of rows, rows of a block, inputs, taps …].
 
-        Blocks of full height first, then those of the last rows, if any.
+        The first view has all blocks of full height; a second view has the smaller blocks of the last rows, if any.
         """
         height, whole = self.height, self._whole
         if self._high == whole and not self.layout.inputs_first and weight.dim():  # the common case
@@ -303,14 +305,14 @@ class Blocks:
         full = torch.unflatten(rows[:, : whole * height], 1, (whole, height))
         return [full, rows[:, whole * height :].unsqueeze(1)] if self._high > whole else [full]
 
-    def own_views(self, blocks: Tensor) -> list[Tensor]:
+    def block_views(self, blocks: Tensor) -> list[Tensor]:
         """Return views of a tensor with one entry per block that broadcast against `views`."""
         columns = (1,) * len(self._columns) if self.whole_rows else self._columns
         parted = blocks.view(self._groups, self._high, 1, *columns)
         return [parted[:, : self._whole], parted[:, self._whole :]] if self._high > self._whole else [parted]
 
     def pool(self, weights: Tensor) -> Tensor:
-        """Return sums over blocks [`shape`]. Differentiable."""
+        """Return the sum of the values over each block, in `shape`; differentiable."""
         over = list(range(2, 3 + len(self._columns))) if self.whole_rows else [2]
         sums = [view.sum(over) for view in self.views(weights)]
         return (torch.cat(sums, 1) if len(sums) > 1 else sums[0]).flatten(0, 1)
@@ -320,15 +322,15 @@ class Blocks:
         return self.pool(scores.double()) / self.sizes.to(scores.device)
 
     def spread(self, blocks: Tensor) -> Tensor:
-        """Return a tensor in the weight's shape with the entry of each weight's block. Differentiable."""
+        """Return a tensor in the weight's shape with the entry of each weight's block; differentiable."""
         parts = [
             own.expand(self._groups, own.shape[1], height, *self._columns).flatten(1, 2)
-            for own, height in zip(self.own_views(blocks), self._heights(), strict=True)
+            for own, height in zip(self.block_views(blocks), self._block_heights(), strict=True)
         ]
         return self.layout.weight(torch.cat(parts, 1) if len(parts) > 1 else parts[0], self.weight_shape)
 
     def whole(self, mask: Tensor, name: str) -> Tensor:
-        """Return bool [`shape`]: the blocks that a mask retains.
+        """Return bool [`shape`] that marks the blocks which a mask retains.
 
         Raises:
             MaskError: if it retains a part of a block.
@@ -341,32 +343,34 @@ class Blocks:
             )
         return (kept == sizes) & (sizes > 0)
 
-    def _heights(self) -> Iterator[int]:
+    def _block_heights(self) -> Iterator[int]:
         yield self.height
         if self._high > self._whole:
             yield self._rows - self._whole * self.height
 
 
-def best_of_m(scores: Tensor, n: int, m: int, layout: Layout | None = None, among: Tensor | None = None) -> Tensor:
-    """Return bool [shape of `scores`]: the n best of every m neighbouring inputs, at one tap of one row.
+def mark_best_n_of_m(
+    scores: Tensor, n: int, m: int, layout: Layout | None = None, among: Tensor | None = None
+) -> Tensor:
+    """Return bool in the shape of `scores` that marks the n best of every m neighbouring inputs of a row at one tap.
 
-    Runs are inputs 0 … m - 1, then m … 2m - 1, and so on; a shorter last run retains n too. Ties go to the earlier
-    input. A tensor without inputs (a vector, a number) is retained whole.
+    The inputs are divided into runs 0 … m - 1, m … 2m - 1, and so on; a shorter last run retains n too. Ties go to the
+    earlier input. A tensor without inputs (a vector, a scalar) is retained completely.
 
     Args:
-        scores: of a weight, in its shape.
-        n: weights retained in a run.
-        m: inputs of a run.
-        layout: of the weight, see `layouts`; inputs in dimension 1 by default.
-        among: bool, same shape: the candidates.
+        scores: scores of a weight, in its shape.
+        n: number of weights retained in a run.
+        m: number of inputs in a run.
+        layout: layout of the weight, see `layouts`; by default inputs are in dimension 1.
+        among: bool in the same shape: the candidates.
     """
     layout = layout or Layout()
     among = torch.ones_like(scores, dtype=torch.bool) if among is None else among
     if scores.dim() < 2:
         return among.clone()
     rows = layout.rows(scores)
-    values = _by_m(rows, m)
-    candidates = _by_m(layout.rows(among), m)
+    values = _split_runs(rows, m)
+    candidates = _split_runs(layout.rows(among), m)
     # Counting better candidates takes a tenth of the time of sorting for small m.
     chosen = []
     for place, (own, candidate) in enumerate(zip(values, candidates, strict=True)):
@@ -379,8 +383,8 @@ def best_of_m(scores: Tensor, n: int, m: int, layout: Layout | None = None, amon
     return layout.weight(found, tuple(scores.shape))
 
 
-def _by_m(rows: Tensor, m: int) -> tuple[Tensor, ...]:
-    """Return m views [groups, rows, inputs / m, taps …] of [groups, rows, inputs, taps …], padded with 0 or False."""
+def _split_runs(rows: Tensor, m: int) -> tuple[Tensor, ...]:
+    """Return m views [groups, rows, inputs / m, taps …], one for each position in a run, padded with 0 or False."""
     inputs = rows.shape[2]
     filled = functional.pad(rows, (0, 0) * (rows.dim() - 3) + (0, -inputs % m)) if inputs % m else rows
     return torch.unflatten(filled, 2, (filled.shape[2] // m, m)).unbind(3)
@@ -391,7 +395,7 @@ def groups(mask: Mask) -> dict[str, list[RowGroup]]:
     """Return the groups of equal rows of each parameter of a mask.
 
     Args:
-        mask: of any parameters; rows are in dimension 0.
+        mask: a mask of any parameters; rows are in dimension 0.
 
     Raises:
         UsageError: if it is not a mask.
@@ -406,7 +410,7 @@ def groups(mask: Mask) -> dict[str, list[RowGroup]]:
 
 @dataclass(frozen=True)
 class MatrixView:
-    """A weight of two or more dimensions as a matrix [rows, columns], and back.
+    """Conversion of a weight of two or more dimensions to a matrix [rows, columns], and back.
 
     Rows are the layer's outputs; columns are (input channel, kernel height, kernel width), flattened in that order.
     """
@@ -429,16 +433,16 @@ class MatrixView:
 
     @property
     def runs(self) -> list[range]:
-        """Runs of rows that read the same inputs: all rows, or those of each group of a grouped convolution."""
+        """Ranges of rows that read the same inputs: all rows, or those of each group of a grouped convolution."""
         length = self.rows // self.layout.groups
         return [range(start, start + length) for start in range(0, self.rows, length)] if length else []
 
     def matrix(self, weight: Tensor) -> Tensor:
-        """Return the matrix [rows, columns], as a view if possible."""
+        """Return a weight as a matrix [rows, columns], as a view if possible."""
         return self.layout.rows(weight).reshape(self.rows, self.columns)
 
     def weight(self, matrix: Tensor) -> Tensor:
-        """Return the contiguous weight of a matrix."""
+        """Return a matrix as a contiguous weight."""
         if not self.layout.inputs_first:
             return matrix.reshape(self.shape)
         groups, taps = self.layout.groups, self.shape[2:]
@@ -448,14 +452,12 @@ class MatrixView:
 def matrix_views(
     model: nn.Module, mask: Mask, *, spare: Patterns = (), first_conv: bool = True, output: bool = True
 ) -> dict[str, MatrixView]:
-    """Return the matrix view of each parameter of a mask that is a matrix or a filter bank.
-
-    Vectors (biases, norms) have no columns and are left out.
+    """Return the matrix view of each parameter in a mask that has two or more dimensions.
 
     Args:
-        model: with the parameters.
-        mask: of these parameters.
-        spare: names or patterns left out; a module's name spares all its parameters.
+        model: the model with the parameters.
+        mask: a mask of these parameters.
+        spare: names or patterns to leave out; a module's name spares all its parameters.
         first_conv, output: whether the first convolution, and the last linear or convolution layer, are included.
 
     Raises:
@@ -481,8 +483,8 @@ def matrix_views(
     return views
 
 
-def magnitudes(model: nn.Module, mask: Mask, views: dict[str, MatrixView]) -> dict[str, Tensor]:
-    """Return |w| of each layer, float64 [rows, columns] on the CPU.
+def weight_magnitudes(model: nn.Module, mask: Mask, views: dict[str, MatrixView]) -> dict[str, Tensor]:
+    """Return |w| of each layer in `views`, float64 [rows, columns] on the CPU.
 
     Raises:
         MaskError: if a weight is not a finite number.

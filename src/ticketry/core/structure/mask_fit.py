@@ -1,4 +1,4 @@
-"""How much of an unstructured mask a structured one retains, and how much it would retain without any structure."""
+"""Measure how much of an unstructured mask a structured one retains, and compare it with masks without structure."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ticketry.core.mask import Mask
 from ticketry.core.structure.group_masks import choose_columns, group_similar_rows, sum_group_worth
-from ticketry.core.structure.layout import Indices, MatrixView, magnitudes, matrix_views, row_groups
+from ticketry.core.structure.layout import Indices, MatrixView, matrix_views, row_groups, weight_magnitudes
 from ticketry.core.structure.model_copies import copied
 from ticketry.core.structure.structuring import LayerFit
 from ticketry.errors import MaskError, UsageError
@@ -24,20 +24,20 @@ Procedure = Callable[[nn.Module, Mask], Mask]
 def coverage(
     model: nn.Module, mask: Mask, structured: Mask, *, null: bool | Procedure = True, seed: int = 0
 ) -> dict[str, LayerFit]:
-    """Return how much of a mask a structured mask retains, for each matrix and filter bank.
+    """Return how much of a mask a structured mask retains, for each parameter with two or more dimensions.
 
-    Two references show what coverage is worth. `null_coverage` is that of a mask without common structure: the entries
-    of each column are shuffled among the layer's rows (in mask and weights); then rows are grouped by similarity and
-    columns chosen, with the structured mask's group sizes and number of weights. `random_coverage` is that of the mask
-    itself with random groups of these sizes. Both are None where rows share no columns, as in N:M masks.
+    Two references help to interpret coverage. `null_coverage` is the coverage without common structure: the entries of
+    each column are shuffled among the layer's rows (in mask and weights); then rows are grouped by similarity and
+    columns chosen, with the structured mask's group sizes and number of weights. `random_coverage` is the coverage of
+    the original mask by random groups of these sizes. Both are None where rows share no columns, as in N:M masks.
 
     Args:
-        model: with the weights.
+        model: the model with the weights.
         mask: the unstructured mask.
-        structured: derived from it, by `regroup`, `refill` or otherwise; of at least the same tensors.
-        null: whether the two references are measured; or the procedure that built `structured`, a function of a model
-            and a mask, which is then called with a shuffled copy of the model and the mask.
-        seed: of shuffling and drawing.
+        structured: the mask derived from it, by `regroup`, `refill` or otherwise; of at least the same tensors.
+        null: whether to measure the two references; or the function (model, mask) -> mask that built `structured`,
+            which is then called with a shuffled copy of the model and the mask.
+        seed: seed of shuffling and random groups.
 
     Raises:
         MaskError: if a mask does not fit the model, or the masks have different tensors.
@@ -53,39 +53,40 @@ def coverage(
         True
     """
     views = matrix_views(model, mask)
-    _check_same(mask, structured, views)
-    sizes = magnitudes(model, mask, views)
+    _check_same_shapes(mask, structured, views)
+    sizes = weight_magnitudes(model, mask, views)
     shuffled = None
     if callable(null):
-        shuffled = with_shuffled_columns(model, mask, views, seed)
+        shuffled = copy_with_shuffled_columns(model, mask, views, seed)
         other = null(*shuffled)
-        _check_same(mask, other, views)
+        _check_same_shapes(mask, other, views)
     elif not isinstance(null, bool):
         raise UsageError(f"null= is True, False or a function of a model and a mask, not {null!r}")
     found = {}
     for name, view in views.items():
         kept, new = (view.matrix(one[name].cpu()) for one in (mask, structured))
-        layer = _Layer(name, view, torch.where(kept, sizes[name], 0.0), new)
+        layer = _LayerComparison(name, view, torch.where(kept, sizes[name], 0.0), new)
         expected: tuple[float | None, float | None] = (None, None)
         if null and layer.shared:
             expected = layer.null(seed) if shuffled is None else None, layer.random(seed)
         if shuffled is not None:
-            worth = magnitudes(shuffled[0], mask, {name: view})[name]
+            worth = weight_magnitudes(shuffled[0], mask, {name: view})[name]
             before, after = (view.matrix(one[name].cpu()) for one in (shuffled[1], other))
-            expected = _share(torch.where(before, worth, 0.0), after), expected[1]
+            expected = _covered_share(torch.where(before, worth, 0.0), after), expected[1]
         found[name] = layer.fit(kept, *expected)
     return found
 
 
 @entry_point()
 def together(fits: Mapping[str, LayerFit] | Iterable[LayerFit], name: str = "all layers") -> LayerFit:
-    """Combine the fits of several layers: sums of rows, columns, groups; densities, fill and coverage of all weights.
+    """Combine the fits of several layers: add up rows, columns and groups; average densities, fill and coverage by
+    weights.
 
     References that were not measured for a layer count as its coverage.
 
     Args:
-        fits: of layers, from `coverage`.
-        name: of the combination.
+        fits: fits of layers, from `coverage`.
+        name: name of the combination.
 
     Raises:
         UsageError: without fits, or if some are not `LayerFit`s.
@@ -135,8 +136,8 @@ def together(fits: Mapping[str, LayerFit] | Iterable[LayerFit], name: str = "all
     )
 
 
-class _Layer:
-    """One layer's magnitudes and structured mask."""
+class _LayerComparison:
+    """One layer's magnitudes and structured mask, to measure its coverage and references."""
 
     def __init__(self, name: str, view: MatrixView, worth: Tensor, new: Tensor) -> None:
         self._name, self._view, self._worth, self._new = name, view, worth, new
@@ -146,13 +147,13 @@ class _Layer:
         self._flat = sorted(size for sizes in self._sizes for size in sizes)
 
     @property
-    def _typical(self) -> int:
+    def _median_group_size(self) -> int:
         return int(np.median(np.repeat(self._flat, self._flat))) if self._flat else 0
 
     @property
     def shared(self) -> bool:
         """Whether most rows share their columns with other rows."""
-        return self._typical > 1
+        return self._median_group_size > 1
 
     def fit(self, kept: Tensor, null: float | None, random: float | None) -> LayerFit:
         after = int(self._new.sum())
@@ -161,11 +162,11 @@ class _Layer:
             rows=self._view.rows,
             columns=self._view.columns,
             groups=len(self._flat),
-            rows_per_group=self._typical,
+            rows_per_group=self._median_group_size,
             density_before=int(kept.sum()) / kept.numel(),
             density_after=after / kept.numel(),
             magnitude=float(self._worth.sum()),
-            coverage=_share(self._worth, self._new),
+            coverage=_covered_share(self._worth, self._new),
             fill=int((self._new & ~kept).sum()) / after if after else 0.0,
             null_coverage=null,
             random_coverage=random,
@@ -173,17 +174,17 @@ class _Layer:
 
     def null(self, seed: int) -> float:
         """Return the coverage by groups of the same sizes after the entries of each column are shuffled."""
-        worth = shuffled_columns(self._worth, self._view, self._name, seed)
+        worth = shuffle_columns(self._worth, self._view, self._name, seed)
         grouped: list[Indices] = []
         for run, sizes in zip(self._view.runs, self._sizes, strict=True):
             part = worth[run.start : run.stop]
             rows = part.sum(1).argsort(descending=True, stable=True)[: sum(sizes)].sort().values
             groups = group_similar_rows(part[rows], sizes) if sizes else []
             grouped += [rows.numpy()[group] + run.start for group in groups]
-        return self._covered(worth, grouped)
+        return self._coverage_of_groups(worth, grouped)
 
     def random(self, seed: int) -> float:
-        """Return the coverage by random groups of the same sizes, from non-empty rows if they suffice."""
+        """Return the coverage by random groups of the same sizes, of non-empty rows if there are enough."""
         grouped: list[Indices] = []
         for number, (run, sizes) in enumerate(zip(self._view.runs, self._sizes, strict=True)):
             rows = self._worth[run.start : run.stop].any(1).nonzero().flatten().numpy() + run.start
@@ -191,30 +192,30 @@ class _Layer:
                 rows = np.arange(run.start, run.stop)
             order = torch.randperm(len(rows), generator=generator(seed, "random", self._name, number)).numpy()
             grouped += np.split(rows[order[: sum(sizes)]], np.cumsum(sizes)[:-1]) if sizes else []
-        return self._covered(self._worth, grouped)
+        return self._coverage_of_groups(self._worth, grouped)
 
-    def _covered(self, worth: Tensor, grouped: list[Indices]) -> float:
+    def _coverage_of_groups(self, worth: Tensor, grouped: list[Indices]) -> float:
         made = sum_group_worth(worth, worth, grouped)
         (columns,) = choose_columns([made], int(self._new.sum()))
         total = float(worth.sum())
         return float(made.worth[columns].sum()) / total if total else 1.0
 
 
-def _share(worth: Tensor, new: Tensor) -> float:
+def _covered_share(worth: Tensor, new: Tensor) -> float:
     total = float(worth.sum())
     return float(worth[new].sum()) / total if total else 1.0
 
 
-def _check_same(mask: Mask, structured: Mask, views: Mapping[str, MatrixView]) -> None:
+def _check_same_shapes(mask: Mask, structured: Mask, views: Mapping[str, MatrixView]) -> None:
     for name in views:
         if name not in structured or structured[name].shape != mask[name].shape:
             raise MaskError(f"the structured mask has no tensor {name!r} of the shape {tuple(mask[name].shape)}")
 
 
-def shuffled_columns(matrix: Tensor, view: MatrixView, name: str, seed: int) -> Tensor:
+def shuffle_columns(matrix: Tensor, view: MatrixView, name: str, seed: int) -> Tensor:
     """Shuffle the entries of each column of a matrix [rows, columns] among rows that read the same inputs.
 
-    The order is independent between columns and depends on the layer's name and the seed only.
+    Each column is shuffled independently; the order depends only on the layer's name and the seed.
     """
     shuffled = torch.empty_like(matrix)
     for number, run in enumerate(view.runs):
@@ -224,15 +225,15 @@ def shuffled_columns(matrix: Tensor, view: MatrixView, name: str, seed: int) -> 
 
 
 @torch.no_grad()
-def with_shuffled_columns(
+def copy_with_shuffled_columns(
     model: nn.Module, mask: Mask, views: Mapping[str, MatrixView], seed: int
 ) -> tuple[nn.Module, Mask]:
-    """Return copies of the model and the mask with the same shuffled columns in `views`."""
+    """Return copies of the model and the mask whose columns in `views` are shuffled in the same way."""
     other = copied(model, {})
     kept = dict(mask)
     parameters = mask.parameters(other)
     for name, view in views.items():
         parameter = parameters[name]
-        parameter.copy_(view.weight(shuffled_columns(view.matrix(parameter.cpu()), view, name, seed)))
-        kept[name] = view.weight(shuffled_columns(view.matrix(kept[name].cpu()), view, name, seed))
+        parameter.copy_(view.weight(shuffle_columns(view.matrix(parameter.cpu()), view, name, seed)))
+        kept[name] = view.weight(shuffle_columns(view.matrix(kept[name].cpu()), view, name, seed))
     return other, Mask({name: tensor.to(mask[name].device) for name, tensor in kept.items()})

@@ -1,4 +1,4 @@
-"""Copies of a model: their float type, shared weights and inputs; and comparisons of outputs."""
+"""Copies of a model in one float type that may share weights, their inputs, and comparisons of their outputs."""
 
 from __future__ import annotations
 
@@ -20,38 +20,39 @@ from ticketry_engine.support.process_state import default_dtype, private_random_
 from ticketry_engine.support.seeds import seed_torch
 
 Inputs = Tensor | tuple[Any, ...] | Mapping[str, Any]
-"""Example inputs: a single argument, a tuple of all, or a mapping by name."""
+"""Example inputs: a single argument, a tuple of all arguments, or a mapping of them by name."""
 
 Arguments = tuple[Any, ...] | dict[str, Any]
 
 
-def natural_dtype(model: nn.Module) -> torch.dtype:
-    """Return the float type in which a model is traced: float64 if it has any, else float32.
+def choose_tracing_dtype(model: nn.Module) -> torch.dtype:
+    """Return the float type in which a model is traced: float64 if it contains float64 or recurrent layers, else
+    float32.
 
-    Models have constants that no conversion reaches, and convolutions in float64 are slow. Recurrent layers are traced
-    in float64, because fused float32 kernels store their weights in another order.
+    Some models have constants that cannot be converted, and convolutions in float64 are slow. Recurrent layers need
+    float64, because fused float32 kernels store their weights in another order.
     """
     double = any(parameter.dtype == torch.float64 for parameter in model.parameters())
     recurrent = any(isinstance(module, nn.RNNBase) for module in model.modules())
     return torch.float64 if double or recurrent else torch.float32
 
 
-def twin_of(model: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """Return a copy of the model on the CPU with floats of this type, without gradients.
+def copy_in_dtype(model: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """Return a copy of the model on the CPU, with all floats converted to `dtype` and without gradients.
 
     Raises:
         StructureError: if the model cannot be copied.
     """
 
     def convert(tensor: Tensor) -> Tensor:
-        return tensor.detach().to("cpu", _like(tensor, dtype), copy=True)
+        return tensor.detach().to("cpu", _converted_dtype(tensor, dtype), copy=True)
 
     plain = [tensor for tensor in parameters_and_buffers(model) if type(tensor) in (nn.Parameter, Tensor)]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # recurrent layers warn of weights that are not contiguous
         try:
             twin = copied(model, {id(tensor): convert(tensor) for tensor in plain})
-            twin._apply(lambda tensor: tensor.to("cpu", _like(tensor, dtype)))  # type: ignore[no-untyped-call]
+            twin._apply(lambda tensor: tensor.to("cpu", _converted_dtype(tensor, dtype)))  # type: ignore[no-untyped-call]
         except Exception as error:  # a user's model may contain anything
             raise StructureError(
                 f"{type(model).__name__} cannot be copied ({type(error).__name__}: {str(error)[:120]}):"
@@ -60,25 +61,25 @@ def twin_of(model: nn.Module, dtype: torch.dtype) -> nn.Module:
     return twin.requires_grad_(False)
 
 
-def _like(tensor: Tensor, dtype: torch.dtype) -> torch.dtype | None:
+def _converted_dtype(tensor: Tensor, dtype: torch.dtype) -> torch.dtype | None:
     """Return the type of a tensor in a copy whose floats are `dtype`; complex tensors stay complex."""
     if tensor.is_complex():
         return dtype.to_complex()
     return dtype if tensor.is_floating_point() else None
 
 
-def sharing(model: nn.Module, tensors: Mapping[int, Tensor] | None = None) -> nn.Module:
-    """Return a copy that shares all parameters with `model`, except for `tensors` (by `id`)."""
+def copy_sharing_parameters(model: nn.Module, tensors: Mapping[int, Tensor] | None = None) -> nn.Module:
+    """Return a copy that shares all parameters with `model`, except for those in `tensors` (by `id`)."""
     return copied(model, {**{id(parameter): parameter for parameter in model.parameters()}, **(tensors or {})})
 
 
-def arguments_of(inputs: Inputs, dtype: torch.dtype) -> Arguments:
-    """Return example inputs as a tuple or dict of arguments: copies on the CPU with floats of a type."""
+def copy_arguments(inputs: Inputs, dtype: torch.dtype) -> Arguments:
+    """Return example inputs as a tuple or dict of arguments, copied to the CPU with floats converted to `dtype`."""
 
     def convert(value: object) -> object:
         if not isinstance(value, Tensor):
             return value
-        return value.detach().to("cpu", _like(value, dtype), copy=True)
+        return value.detach().to("cpu", _converted_dtype(value, dtype), copy=True)
 
     if isinstance(inputs, Mapping):  # a tokenizer's own mapping type would be a leaf
         converted: Arguments = tree_map(convert, dict(inputs))
@@ -87,25 +88,25 @@ def arguments_of(inputs: Inputs, dtype: torch.dtype) -> Arguments:
     return converted
 
 
-def fresh(arguments: Arguments) -> Arguments:
-    """Return copies of arguments, which a model may write to."""
+def clone_arguments(arguments: Arguments) -> Arguments:
+    """Return copies of arguments, because a model may write to them."""
     copies: Arguments = tree_map(lambda value: value.clone() if isinstance(value, Tensor) else value, arguments)
     return copies
 
 
 @contextmanager
-def plain_operations(twin: nn.Module | None = None) -> Iterator[None]:
-    """Disable gradients and fused transformer layers, and restore torch's random state afterwards.
+def traceable_operations(twin: nn.Module | None = None) -> Iterator[None]:
+    """Within the block, disable gradients and fused transformer layers; restore torch's random state afterwards.
 
     Args:
-        twin: a copy in one float type, see `twin_of`; all floats that its code creates get this type.
+        twin: a copy in one float type, see `copy_in_dtype`; all floats that its code creates get this type.
     """
     fast = torch.backends.mha.get_fastpath_enabled()
     dtype = next((one.dtype for one in twin.parameters() if one.dtype in _FLOATS), None) if twin else None
     with torch.no_grad(), private_random_state([]), ExitStack() as exits:
         if dtype:
             exits.enter_context(default_dtype(dtype))
-            exits.enter_context(_OneType(dtype))
+            exits.enter_context(_FloatTypeMode(dtype))
         torch.backends.mha.set_fastpath_enabled(False)
         exits.callback(torch.backends.mha.set_fastpath_enabled, fast)
         seed_torch(0)
@@ -117,15 +118,15 @@ _COMPLEX = (torch.complex128, torch.complex64)
 
 
 class EagerMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """A dispatch mode in which a model runs uncompiled."""
+    """Base of dispatch modes in which a model runs uncompiled."""
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
         return False  # else torch imports its compiler, which takes seconds
 
 
-class _OneType(EagerMode):
-    """Replaces float types named in code, `.half()` or `dtype=torch.float32`, by the type of the running copy."""
+class _FloatTypeMode(EagerMode):
+    """A dispatch mode that replaces float types named in code, such as `dtype=torch.float32`, by the copy's type."""
 
     def __init__(self, dtype: torch.dtype) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -142,7 +143,11 @@ class _OneType(EagerMode):
 
 
 def run_model(model: nn.Module, arguments: Arguments) -> list[Tensor]:
-    """Return all tensors in the model's outputs. Raises `StructureError` if it fails, or returns none."""
+    """Run a model and return all tensors in its outputs.
+
+    Raises:
+        StructureError: if it fails, or returns no tensor.
+    """
     try:
         outputs = model(**arguments) if isinstance(arguments, dict) else model(*arguments)
     except StructureError:
@@ -151,36 +156,37 @@ def run_model(model: nn.Module, arguments: Arguments) -> list[Tensor]:
         raise StructureError(
             f"{type(model).__name__} does not run on the example inputs in"
             f" {'training' if model.training else 'evaluation'} mode: {type(error).__name__}: {first_line(error)}"
-            f"{in_module(model, error)}; give a tensor, a tuple or a dictionary of its arguments, two examples or more"
+            f"{describe_failing_module(model, error)}; give a tensor, a tuple or a dictionary of its arguments, two"
+            " examples or more"
         ) from error
-    found = list(_tensors_in(outputs, set()))
+    found = list(_iterate_tensors(outputs, set()))
     if not found:  # nothing to compare
         raise StructureError(f"{type(model).__name__} returns no tensor on the example inputs but {outputs!r:.60}")
     return found
 
 
-def _tensors_in(outputs: object, seen: set[int]) -> Iterator[Tensor]:
-    """Yield all tensors in a model's outputs, also in unregistered containers such as a dataclass."""
+def _iterate_tensors(outputs: object, seen: set[int]) -> Iterator[Tensor]:
+    """Yield all tensors in a model's outputs, including those in unregistered containers such as a dataclass."""
     for value in tree_flatten(outputs)[0]:
         if isinstance(value, Tensor):
             yield value
         elif id(value) not in seen and not isinstance(value, (nn.Module, type)):
             seen.add(id(value))
             inside = value if isinstance(value, Mapping) else getattr(value, "__dict__", {})
-            yield from (each for one in list(inside.values()) for each in _tensors_in(one, seen))
+            yield from (each for one in list(inside.values()) for each in _iterate_tensors(one, seen))
 
 
 def first_line(error: BaseException) -> str:
     return (str(error).splitlines() or [""])[0]
 
 
-def in_module(model: nn.Module, error: BaseException) -> str:
-    name = failing_module(model, error)
+def describe_failing_module(model: nn.Module, error: BaseException) -> str:
+    name = find_failing_module(model, error)
     return f" (in {name})" if name else ""
 
 
-def failing_module(model: nn.Module, error: BaseException) -> str:
-    """Return the innermost module in whose code an exception was raised; empty for the model itself."""
+def find_failing_module(model: nn.Module, error: BaseException) -> str:
+    """Return the name of the innermost module in whose code an exception was raised; empty for the model itself."""
     names = {id(module): name for name, module in model.named_modules()}
     found, frame = "", error.__traceback__
     while frame is not None:
@@ -190,10 +196,10 @@ def failing_module(model: nn.Module, error: BaseException) -> str:
 
 
 class PartialCopies:
-    """Many copies of a model that share all modules in which nothing changes.
+    """Creates many copies of a model that share all modules in which nothing changes.
 
-    Sharing is safe only if modules store nothing during a run, such as a width or a result, and refer to no module
-    outside of themselves. Otherwise all modules are copied.
+    Sharing is safe only if modules store nothing during a run, such as a width or a result, and refer to no other
+    modules except their children. Otherwise all modules are copied.
     """
 
     def __init__(self, model: nn.Module, arguments: Arguments) -> None:
@@ -204,84 +210,88 @@ class PartialCopies:
             for tensor in (*module._parameters.values(), *module._buffers.values()):
                 if tensor is not None:
                     self._owners.setdefault(id(tensor), []).append(module)
-        self._apart = not any(_knows_others(module) for module in model.modules()) and _keeps_nothing(model, arguments)
+        self._can_share = not any(
+            _refers_to_other_modules(module) for module in model.modules()
+        ) and _stores_nothing_in_run(model, arguments)
 
     def copy(self, tensors: Mapping[int, Tensor], modules: Iterable[nn.Module] = ()) -> nn.Module:
-        """Return a copy with some parameters and buffers (by `id`) replaced, in which `modules` may be changed too."""
+        """Return a copy with some parameters and buffers (by `id`) replaced, and separate copies of `modules`."""
         shared: dict[int, nn.Module] = {}
-        if self._apart:
+        if self._can_share:
             changed = {id(module) for module in modules}
             changed |= {id(owner) for tensor in tensors for owner in self._owners[tensor]}
-            _share(self._model, changed, shared, {})
+            _collect_unchanged_modules(self._model, changed, shared, {})
         return copied(self._model, {**self._parameters, **tensors}, shared)
 
 
-def _share(module: nn.Module, changed: set[int], shared: dict[int, nn.Module], known: dict[int, bool]) -> bool:
-    """Add unchanged modules below a module to `shared`; return whether the module itself is unchanged."""
+def _collect_unchanged_modules(
+    module: nn.Module, changed: set[int], shared: dict[int, nn.Module], known: dict[int, bool]
+) -> bool:
+    """Add a module and all modules below it that are unchanged to `shared`; return whether the module itself is."""
     if id(module) not in known:
-        same = [_share(child, changed, shared, known) for child in module.children()]
+        same = [_collect_unchanged_modules(child, changed, shared, known) for child in module.children()]
         known[id(module)] = all(same) and id(module) not in changed
         if known[id(module)]:
             shared[id(module)] = module
     return known[id(module)]
 
 
-def _knows_others(module: nn.Module) -> bool:
-    """Return whether a module refers to another one, or a method of one, besides its children."""
+def _refers_to_other_modules(module: nn.Module) -> bool:
+    """Return whether an attribute of a module refers to another module, or to a method of one, besides its children."""
     held = (value for name, value in vars(module).items() if name != "_modules")
-    found = (getattr(part, "__self__", part) for value in held for part in _parts(value))
+    found = (getattr(part, "__self__", part) for value in held for part in _iterate_nested(value))
     return any(isinstance(part, nn.Module) and part is not module for part in found)
 
 
-def _keeps_nothing(model: nn.Module, arguments: Arguments) -> bool:
-    """Return whether a run leaves all modules unchanged."""
-    twin = sharing(model).eval()
-    before = list(_state(twin))
+def _stores_nothing_in_run(model: nn.Module, arguments: Arguments) -> bool:
+    """Return whether running the model leaves the attributes of all modules unchanged."""
+    twin = copy_sharing_parameters(model).eval()
+    before = list(_iterate_stored_values(twin))
     try:
-        with plain_operations(twin):
-            run_model(twin, fresh(arguments))
+        with traceable_operations(twin):
+            run_model(twin, clone_arguments(arguments))
     except StructureError:  # reported by the trial
         return False
-    after = list(_state(twin))
+    after = list(_iterate_stored_values(twin))
     return len(before) == len(after) and all(
         one is other and version == later for (one, version), (other, later) in zip(before, after, strict=True)
     )
 
 
-def _state(model: nn.Module) -> Iterator[tuple[Any, int]]:
-    """Yield all values in modules, with the version counter of tensors."""
+def _iterate_stored_values(model: nn.Module) -> Iterator[tuple[Any, int]]:
+    """Yield all values stored in modules, with the version counter of tensors."""
     for module in model.modules():
         for name, value in vars(module).items():
-            for part in (name, *_parts(value)):
+            for part in (name, *_iterate_nested(value)):
                 yield part, part._version if isinstance(part, Tensor) else 0
 
 
-def _parts(value: object) -> Iterator[object]:
+def _iterate_nested(value: object) -> Iterator[object]:
     """Yield a value and, for containers, all values in it."""
     yield value
     if isinstance(value, dict):
         value = [*value.keys(), *value.values()]
     if isinstance(value, (list, tuple, set, frozenset)):
         for part in value:
-            yield from _parts(part)
+            yield from _iterate_nested(part)
 
 
-TOLERANCE = 1e-6
+FLOAT64_TOLERANCE = 1e-6
 """Largest difference in float64, relative to the largest output. It allows for casts to float32 inside models."""
 
-CLOSE = 1e-5
-"""Largest difference in float32; beyond it, outputs are compared in float64."""
+RETRY_IN_FLOAT64 = 1e-5
+"""Difference in float32 above which outputs are compared in float64."""
 
-NEAR = 1e-3
+FLOAT32_TOLERANCE = 1e-3
 """Largest difference in float32, for models that do not run in float64."""
 
-ROUGH = 3e-2
+TRAINING_TOLERANCE = 3e-2
 """Largest difference in training mode, where norms over few examples amplify errors."""
 
 
 @dataclass(frozen=True)
 class Problem:
-    """Why a model differs without some channels."""
+    """The reason why a model without some channels differs from the masked model."""
 
     text: str
     where: str = ""
@@ -290,7 +300,9 @@ class Problem:
     """Whether both models ran and only their outputs differ."""
 
 
-def compare(masked: nn.Module, small: nn.Module, arguments: Arguments, *, training: bool = False) -> Problem | None:
+def compare_models(
+    masked: nn.Module, small: nn.Module, arguments: Arguments, *, training: bool = False
+) -> Problem | None:
     """Return how the outputs of a smaller model differ from those of the masked one; None if they are equal.
 
     Outputs that differ in float32 are computed again in float64.
@@ -298,27 +310,27 @@ def compare(masked: nn.Module, small: nn.Module, arguments: Arguments, *, traini
     Args:
         masked: the model with zeros.
         small: the smaller model, in the same float type.
-        arguments: of a call.
-        training: compare in training mode, with random draws replaced by the middle of their range. Then also None if
-            the masked model does not run (a norm over one example) or is not deterministic.
+        arguments: arguments of a call.
+        training: compare in training mode, with random numbers replaced by the middle of their range. Then the result
+            is also None if the masked model does not run (a norm over one example) or is not deterministic.
     """
     try:
-        wanted = _outputs(masked, arguments, training)
+        wanted = _run_for_outputs(masked, arguments, training)
     except StructureError as error:
-        return None if training else _failed(masked, error, training)
+        return None if training else _describe_failure(masked, error, training)
     try:
-        found = _outputs(small, arguments, training)
+        found = _run_for_outputs(small, arguments, training)
     except StructureError as error:
-        return _failed(small, error, training)
+        return _describe_failure(small, error, training)
     problem = _compare_outputs(masked, small, arguments, wanted, found, training)
-    if problem and training and _distances(wanted, _outputs(masked, arguments, training, seed=1)) != 0:
+    if problem and training and _largest_difference(wanted, _run_for_outputs(masked, arguments, training, seed=1)) != 0:
         return None
     return problem
 
 
-def _failed(model: nn.Module, error: StructureError, training: bool) -> Problem:
+def _describe_failure(model: nn.Module, error: StructureError, training: bool) -> Problem:
     cause = error.__cause__
-    where = failing_module(model, cause) if cause else ""
+    where = find_failing_module(model, cause) if cause else ""
     text = first_line(cause) if cause and str(cause) else str(error)
     return Problem(f"in training mode, {text}" if training else text, where, ran=False)
 
@@ -334,43 +346,45 @@ def _compare_outputs(
     mode = " in training mode" if training else ""
     if [tensor.shape for tensor in wanted] != [tensor.shape for tensor in found]:
         return Problem(f"its outputs have other shapes{mode}")
-    worst, double = _distances(wanted, found), natural_dtype(masked) == torch.float64
-    if not double and (worst > CLOSE or not all(bool(tensor.isfinite().all()) for tensor in wanted)):
-        worst, double = _distances_in_double(masked, small, arguments, worst, training)
-    most = TOLERANCE if double else ROUGH if training else NEAR
+    worst, double = _largest_difference(wanted, found), choose_tracing_dtype(masked) == torch.float64
+    if not double and (worst > RETRY_IN_FLOAT64 or not all(bool(tensor.isfinite().all()) for tensor in wanted)):
+        worst, double = _largest_difference_in_double(masked, small, arguments, worst, training)
+    most = FLOAT64_TOLERANCE if double else TRAINING_TOLERANCE if training else FLOAT32_TOLERANCE
     return None if worst <= most else Problem(f"its outputs{mode} differ by {worst:.2g} of the largest")
 
 
-def _distances_in_double(
+def _largest_difference_in_double(
     masked: nn.Module, small: nn.Module, arguments: Arguments, worst: float, training: bool
 ) -> tuple[float, bool]:
-    """Return the largest difference in float64 and True; `worst` and False if the models only run in float32."""
-    exact = arguments_of(arguments, torch.float64)
+    """Return the largest difference in float64 and True; or `worst` and False if the models only run in float32."""
+    exact = copy_arguments(arguments, torch.float64)
     try:
-        wanted, found = (_outputs(twin_of(model, torch.float64), exact, training) for model in (masked, small))
-        return _distances(wanted, found), True
+        wanted, found = (
+            _run_for_outputs(copy_in_dtype(model, torch.float64), exact, training) for model in (masked, small)
+        )
+        return _largest_difference(wanted, found), True
     except StructureError:
         return worst, False
 
 
-def _outputs(model: nn.Module, arguments: Arguments, training: bool, seed: int = 0) -> list[Tensor]:
+def _run_for_outputs(model: nn.Module, arguments: Arguments, training: bool, seed: int = 0) -> list[Tensor]:
     if not training:
-        with plain_operations(model):
-            return run_model(model, fresh(arguments))
-    learning = sharing(model).train()  # running statistics are not shared
-    with plain_operations(learning), _WithoutChance():  # type: ignore[no-untyped-call]
+        with traceable_operations(model):
+            return run_model(model, clone_arguments(arguments))
+    learning = copy_sharing_parameters(model).train()  # running statistics are not shared
+    with traceable_operations(learning), _ConstantDrawsMode():  # type: ignore[no-untyped-call]
         seed_torch(seed)
-        return run_model(learning, fresh(arguments))
+        return run_model(learning, clone_arguments(arguments))
 
 
-def _distances(wanted: list[Tensor], found: list[Tensor]) -> float:
+def _largest_difference(wanted: list[Tensor], found: list[Tensor]) -> float:
     """Return the largest difference relative to the largest output; infinite if shapes differ."""
     if [tensor.shape for tensor in wanted] != [tensor.shape for tensor in found]:
         return float("inf")
-    return max((_distance(*pair) for pair in zip(wanted, found, strict=True)), default=0.0)
+    return max((_relative_difference(*pair) for pair in zip(wanted, found, strict=True)), default=0.0)
 
 
-def _distance(one: Tensor, other: Tensor) -> float:
+def _relative_difference(one: Tensor, other: Tensor) -> float:
     if not one.numel():
         return 0.0
     same = (one == other) | (one.isnan() & other.isnan())
@@ -382,13 +396,15 @@ def _distance(one: Tensor, other: Tensor) -> float:
 # -- without chance ---------------------------------------------------------------------------------------------------
 
 
-class _WithoutChance(EagerMode):  # type: ignore[no-untyped-call]
-    """Replaces random draws by constants, because tensors of two shapes would be drawn differently."""
+class _ConstantDrawsMode(EagerMode):  # type: ignore[no-untyped-call]
+    """A dispatch mode that replaces random numbers by constants, because tensors of two shapes get different
+    numbers.
+    """
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        steady = _STEADY.get(func._schema.name.removeprefix("aten::"))
+        steady = _CONSTANT_DRAWS.get(func._schema.name.removeprefix("aten::"))
         named = dict(kwargs or {})
         if steady is None:
             return func(*args, **named)
@@ -396,24 +412,24 @@ class _WithoutChance(EagerMode):  # type: ignore[no-untyped-call]
         return steady(*args, **named)
 
 
-def _constant(value: float) -> Callable[..., Tensor]:
+def _fill_size(value: float) -> Callable[..., Tensor]:
     return lambda size, **named: torch.full(size, value, **named)
 
 
-def _constant_like(value: float) -> Callable[..., Tensor]:
+def _fill_like(value: float) -> Callable[..., Tensor]:
     return lambda other, **named: torch.full_like(other, value, **named)
 
 
-_STEADY: dict[str, Callable[..., Any]] = {
+_CONSTANT_DRAWS: dict[str, Callable[..., Any]] = {
     "bernoulli": lambda share, *_, **__: torch.ones_like(share),
     "bernoulli_": lambda tensor, *_, **__: tensor.fill_(1),
     "native_dropout": lambda tensor, *_: (tensor.clone(), torch.ones_like(tensor, dtype=torch.bool)),
-    "rand": _constant(0.5),
-    "randn": _constant(0.0),
-    "rand_like": _constant_like(0.5),
-    "randn_like": _constant_like(0.0),
+    "rand": _fill_size(0.5),
+    "randn": _fill_size(0.0),
+    "rand_like": _fill_like(0.5),
+    "randn_like": _fill_like(0.0),
     "uniform_": lambda tensor, low=0.0, high=1.0: tensor.fill_((low + high) / 2),
     "normal_": lambda tensor, mean=0.0, std=1.0: tensor.fill_(mean),
     "exponential_": lambda tensor, rate=1.0: tensor.fill_(1 / rate),
 }
-"""Random operation -> its replacement, with the same arguments."""
+"""Name of a random operation -> its replacement, with the same arguments."""

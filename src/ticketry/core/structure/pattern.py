@@ -1,7 +1,7 @@
-"""Patterns of masks: which weights are retained or removed together. Needs no torch.
+"""Patterns of masks: which weights are retained or removed together. Does not import torch.
 
-Single weights, blocks of rows, whole rows, or n of every m inputs. A pattern means the same in `allocate` and `prune`,
-on gates, in penalties, and as an option of searches.
+A pattern is single weights, blocks of rows, whole rows, or n of every m inputs. It means the same in `allocate` and
+`prune`, for gates, in penalties, and as an option of searches.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ DISTRIBUTIONS: tuple[Distribution, ...] = get_args(Distribution)
 
 
 SHARES = frozenset(("density", "densities", "sparsity", "control_densities", "at", "flops"))
-"""Settings and options that are densities, sparsities or shares of a cost, which may be written as ``10%``."""
+"""Settings and options that are densities, sparsities or fractions of a cost, which may be written as ``10%``."""
 
 
-def share_of(value: object, name: str = "") -> float:
-    """Return a share as a number: 0.1, ``"0.1"`` and ``"10%"`` are the same.
+def parse_share(value: object, name: str = "") -> float:
+    """Return a fraction as a number: 0.1, ``"0.1"`` and ``"10%"`` are equivalent.
 
     Args:
-        value: the share.
-        name: of the share, for the message.
+        value: the fraction.
+        name: its name, for the error message.
 
     Raises:
         UsageError: if it is neither a number nor a percentage.
@@ -51,42 +51,43 @@ def share_of(value: object, name: str = "") -> float:
 
 
 def check_density(density: float | str | None = None, sparsity: float | str | None = None) -> float:
-    """Return the density, 0 < density <= 1 or ``10%``, from exactly one of both arguments.
+    """Return the density, 0 < density <= 1 or ``10%``, given exactly one of density and sparsity.
 
     Raises:
-        UsageError: otherwise.
+        UsageError: if both or none are given, or the value is out of range.
     """
     if (density is None) == (sparsity is None):
         raise UsageError("give either density= (fraction kept) or sparsity= (fraction removed), and only one of them")
     if density is None:
         assert sparsity is not None
-        removed = share_of(sparsity, "sparsity")
+        removed = parse_share(sparsity, "sparsity")
         if not 0 <= removed < 1:
             raise UsageError(
                 f"a sparsity is the fraction of weights removed, 0 <= sparsity < 1, not {_format(sparsity)}"
-                f"{_percent(removed)}"
+                f"{_hint_at_percentage(removed)}"
             )
         return float(1 - Fraction(str(removed)))  # exact in decimal digits: 1 - 0.9 as floats is not 0.1
-    kept = share_of(density, "density")
+    kept = parse_share(density, "density")
     if not 0 < kept <= 1:
         raise UsageError(
-            f"a density is the fraction of weights kept, 0 < density <= 1, not {_format(density)}{_percent(kept)}"
+            f"a density is the fraction of weights kept, 0 < density <= 1, not {_format(density)}"
+            f"{_hint_at_percentage(kept)}"
         )
     return kept
 
 
-def check_share(name: str, value: float | str) -> float:
-    """Return the value of an option in `SHARES` as a number. Raises what `check_density` does."""
+def parse_share_option(name: str, value: float | str) -> float:
+    """Return the value of an option in `SHARES` as a number; raises as `check_density`."""
     if name == "sparsity":
         check_density(sparsity=value)
-        return share_of(value)
+        return parse_share(value)
     if name == "flops":
-        if not 0 < share_of(value) <= 1:
+        if not 0 < parse_share(value) <= 1:
             raise UsageError(
                 "flops is the share of the dense network's multiplications that is left, 0 < flops <= 1, not"
-                f" {_format(value)}{_percent(share_of(value))}"
+                f" {_format(value)}{_hint_at_percentage(parse_share(value))}"
             )
-        return share_of(value)
+        return parse_share(value)
     return check_density(value)
 
 
@@ -94,32 +95,32 @@ def _format(value: float | str) -> str:
     return value if isinstance(value, str) else format_value(value)
 
 
-def _percent(share: float) -> str:
-    """Return a hint for a share above 1, which is probably a percentage."""
+def _hint_at_percentage(share: float) -> str:
+    """Return a hint for a fraction above 1, which was probably meant as a percentage."""
     return f": {share:g} %? write {share:g}% or {share / 100:g}" if 1 < share <= 100 else ""
 
 
-def kept_elements(density: float, total: int) -> int:
+def count_retained(density: float, total: int) -> int:
     """Return `density * total` rounded half up, exact in the density's decimal digits."""
     return int(Fraction(str(density)) * total + Fraction(1, 2))
 
 
-def check_at_least(count: int) -> int:
-    """Return the least number of weights of each layer. Raises `UsageError` if it is below 0."""
+def check_layer_minimum_option(count: int) -> int:
+    """Return the smallest number of weights of each layer; raise `UsageError` if it is below 0."""
     if not isinstance(count, int) or count < 0:
         raise UsageError(f"keep_at_least is a number of weights, 0 or more, not {count}")
     return count
 
 
 def check_collapse(collapse: str) -> str:
-    """Return the action for layers that would be left empty. Raises `UsageError` if it is unknown."""
+    """Return the action for layers that would be left empty; raise `UsageError` if it is unknown."""
     if collapse not in ("raise", "keep"):
         raise UsageError(f"collapse is raise or keep, not {collapse!r}")
     return collapse
 
 
 def check_distribution(distribution: str) -> str:
-    """Return the distribution. Raises `UsageError` if it is unknown."""
+    """Return the name of a distribution; raise `UsageError` if it is unknown."""
     check_choice("distribution", distribution, DISTRIBUTIONS)
     return distribution
 
@@ -132,23 +133,24 @@ POSSIBLE = (
 
 
 def n_of_m(text: str) -> tuple[int, int] | None:
-    """Return N and M of ``2:4``, 1 <= N < M; None for any other text."""
+    """Return N and M of a text such as ``2:4``, 1 <= N < M; None for any other text."""
     match = re.fullmatch(r"([1-9]\d*):([1-9]\d*)", text)
     return (int(match[1]), int(match[2])) if match and int(match[1]) < int(match[2]) else None
 
 
 @dataclass(frozen=True)
 class Pattern:
-    """A pattern of masks. A weight is seen as rows (one per output) times columns (one per input and kernel position).
+    """A pattern of masks, for weights viewed as rows (one per output) times columns (one per input and kernel
+    position).
 
     - ``unstructured``: single weights.
-    - ``4x1``: blocks of 4 neighbouring rows (0-3, 4-7, …) at one column; any number from 2 on. All rows of a block of
-      rows retain the same columns and form a group of `structure.groups`. The last block may have fewer rows. Blocks
-      do not cross the groups of a grouped convolution (in a depthwise one they are single weights).
-    - ``channel``: whole rows, the filter or neuron of one layer. Coupled channels (`structure.channels`) differ: they
-      include bias, norm and the inputs of later layers.
-    - ``2:4``: at most 2 of every 4 neighbouring inputs (0-3, 4-7, …) at one kernel position of one row; any N < M.
-      The last inputs, if fewer than M, may retain N too.
+    - ``4x1``: blocks of 4 neighbouring rows (0-3, 4-7, …) at one column; any number from 2 on. The rows of a block of
+      rows retain the same columns and form a group of `structure.groups`. The last block may have fewer rows. Blocks do
+      not cross the groups of a grouped convolution (in a depthwise convolution they are single weights).
+    - ``channel``: whole rows, that is the filter or neuron of one layer. Coupled channels (`structure.channels`)
+      differ: they include bias, norm and the inputs of later layers.
+    - ``2:4``: at most 2 of every 4 neighbouring inputs (0-3, 4-7, …) at one kernel position of one row; any N < M. The
+      last inputs, if fewer than M, may retain N too.
 
     Examples:
         >>> two_of_four = tk.structure.Pattern.parse("2:4")
@@ -173,17 +175,17 @@ class Pattern:
     text: str = UNSTRUCTURED
     """The pattern as users write it."""
     rows: int = 1
-    """Rows of a block (Rx1)."""
+    """Number of rows of a block (Rx1)."""
     whole_rows: bool = False
-    """Whether a block has all columns (``channel``)."""
+    """Whether a block contains all columns (``channel``)."""
     n: int = 0
-    """Weights retained of `m`; 0 for other patterns."""
+    """Number of weights retained of `m`; 0 for other patterns."""
     m: int = 0
-    """Inputs of a run (N:M); 0 for other patterns."""
+    """Number of inputs in a run (N:M); 0 for other patterns."""
 
     @classmethod
     def parse(cls, text: str | Pattern) -> Pattern:
-        """Return the pattern of a text; a pattern is returned unchanged.
+        """Parse the text of a pattern; a `Pattern` is returned unchanged.
 
         Args:
             text: ``unstructured``, ``channel``, ``4x1``, ``2:4`` …
@@ -210,7 +212,7 @@ class Pattern:
 
     @property
     def unstructured(self) -> bool:
-        """Whether weights are retained or removed singly."""
+        """Whether weights are retained or removed one by one."""
         return self.text == UNSTRUCTURED
 
     @property
@@ -220,11 +222,17 @@ class Pattern:
 
     @property
     def densest(self) -> float:
-        """Largest density of a mask: n / m (slightly more if inputs are not a multiple of m), else 1."""
+        """Largest density of a mask: n / m (slightly more if inputs are not a multiple of m), or 1 for other
+        patterns.
+        """
         return self.n / self.m if self.m else 1.0
 
     def check_blocks(self, of: str) -> Pattern:
-        """Return the pattern. Raises `UsageError` for N:M, which has no blocks; `of` names what needs them."""
+        """Return the pattern; raise `UsageError` for N:M, which has no blocks.
+
+        Args:
+            of: what needs blocks, for the error message.
+        """
         if self.m:
             raise UsageError(
                 f"{of} need weights that go together, and of pattern {self} any {self.n} of {self.m} may stay: choose"
@@ -233,11 +241,11 @@ class Pattern:
         return self
 
     def check_density(self, density: float | str | None = None, sparsity: float | str | None = None) -> float:
-        """Return the density from one of both arguments; N:M has the default n / m.
+        """Return the density, given density or sparsity; for N:M the default is n / m.
 
         Args:
-            density: fraction kept.
-            sparsity: share removed, instead.
+            density: fraction retained.
+            sparsity: fraction removed, instead.
 
         Raises:
             UsageError: for an invalid density, or one that the pattern cannot reach.
@@ -253,15 +261,15 @@ class Pattern:
         return found
 
     def is_densest(self, density: float) -> bool:
-        """Return whether a density of N:M is n / m, up to rounding (0.333333)."""
+        """Return whether this is an N:M pattern and `density` is n / m, up to rounding (0.333333)."""
         return bool(self.m) and math.isclose(density, self.densest, rel_tol=1e-5)
 
     def blocks(self, shape: tuple[int, ...], layout: Layout | None = None) -> Blocks:
-        """Return the blocks of a weight, into which scores are pooled and from which decisions are spread.
+        """Return the division of a weight into blocks.
 
         Args:
-            shape: of the weight.
-            layout: of its outputs and inputs, see `layout.layouts`; outputs in dimension 0 by default.
+            shape: shape of the weight.
+            layout: its output and input dimensions, see `layout.layouts`; by default outputs are in dimension 0.
 
         Raises:
             UsageError: for N:M, which has no blocks.

@@ -1,4 +1,4 @@
-"""Which part of a model a smaller one retains, as data; and masks of channels, plans, and channels of masks."""
+"""Plans: which part of a model a smaller one retains, as data; and masks of channels."""
 
 from __future__ import annotations
 
@@ -35,14 +35,19 @@ from ticketry_engine.support.sealed_files import sealed, unsealed
 FORMAT = "ticketry.shrink.1"
 
 _ATTRIBUTE = re.compile(r"[A-Za-z]\w*(\.\d+)?")
-"""An attribute of a module that a plan may set: a number, or `name.i`, an entry of a list or tuple."""
+"""Name of a module attribute that a plan may set: of a number, or `name.i` for an entry of a list or tuple."""
 
 Kept = dict[str, dict[int, tuple[int, ...]]]
 
 
 @dataclass(frozen=True)
 class ShrinkPlan:
-    """The indices that remain of each dimension of each tensor.
+    """The indices that a smaller model retains of each dimension of each tensor.
+
+    Attributes:
+        shapes: name of each parameter and buffer that becomes smaller -> its shape before.
+        kept: name -> dimension -> remaining indices, ascending.
+        attributes: name of a module -> attribute that counts channels (`name.i` for an entry) -> its value afterwards.
 
     Attributes:
         shapes: name of each parameter and buffer that becomes smaller -> its shape before.
@@ -77,14 +82,14 @@ class ShrinkPlan:
         """Return a copy of `into` with `part` at the remaining indices: the inverse of `cut`.
 
         Args:
-            name: of the parameter or buffer.
-            part: of the tensor.
-            into: in the shape before, on the device of `part`.
+            name: name of the parameter or buffer.
+            part: the remaining part of the tensor.
+            into: tensor in the shape before, on the device of `part`.
         """
-        return _insert(into, part, list(self.kept.get(name, {}).items()))
+        return _insert_part(into, part, list(self.kept.get(name, {}).items()))
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """Return the shape afterwards."""
+        """Return the shape of the parameter or buffer `name` afterwards."""
         kept = self.kept.get(name, {})
         return tuple(len(kept[dim]) if dim in kept else size for dim, size in enumerate(self.shapes[name]))
 
@@ -96,7 +101,9 @@ class ShrinkPlan:
     # -- a file --------------------------------------------------------------------------------------------------------
 
     def to_bytes(self) -> bytes:
-        """Return the plan as a safetensors file: indices as tensors, the rest as JSON in its header."""
+        """Return the plan as the bytes of a safetensors file, with indices as tensors and the rest as JSON in the
+        header.
+        """
         tensors = {
             f"{name}:{dim}": torch.tensor(indices, dtype=torch.int64)
             for name, dims in self.kept.items()
@@ -107,11 +114,11 @@ class ShrinkPlan:
 
     @classmethod
     def from_bytes(cls, data: bytes, where: object = "this") -> ShrinkPlan:
-        """Return the plan from the bytes of `to_bytes`, without pickle.
+        """Read a plan from the bytes that `to_bytes` returned; pickle is not used.
 
         Args:
             data: the bytes.
-            where: name of the data in errors.
+            where: name of the data in error messages.
 
         Raises:
             StructureError: if the data is damaged or not a plan.
@@ -119,24 +126,24 @@ class ShrinkPlan:
         try:
             tensors = safetensors_load(data)
             text = parse_json(read_metadata(data)[FORMAT])
-            shapes = {str(name): tuple(map(_count, shape)) for name, shape in text["shapes"].items()}
+            shapes = {str(name): tuple(map(_check_count, shape)) for name, shape in text["shapes"].items()}
             attributes = {
-                str(module): {_attribute(name): _count(value) for name, value in values.items()}
+                str(module): {_check_attribute(name): _check_count(value) for name, value in values.items()}
                 for module, values in text["attributes"].items()
             }
             kept: Kept = {}
             for key, indices in tensors.items():
                 name, _, dim = key.rpartition(":")
-                kept.setdefault(name, {})[int(dim)] = _indices(indices, shapes[name][int(dim)])
+                kept.setdefault(name, {})[int(dim)] = _check_indices(indices, shapes[name][int(dim)])
         except (SafetensorError, ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
             raise StructureError(f"{where} is no plan of the format {FORMAT}: {str(error)[:120]}") from None
         return cls(shapes, {name: dict(sorted(dims.items())) for name, dims in sorted(kept.items())}, attributes)
 
     def save(self, path: str | Path) -> Path:
-        """Write the plan to a file, see `to_bytes`.
+        """Write the plan to a file, see `to_bytes`, and return its path.
 
         Args:
-            path: of the file; an existing one is replaced.
+            path: path of the file; an existing one is replaced.
 
         Raises:
             StructureError: if it cannot be written.
@@ -150,7 +157,7 @@ class ShrinkPlan:
 
     @classmethod
     def load(cls, path: str | Path) -> ShrinkPlan:
-        """Return the plan in a file that `save` wrote, without pickle.
+        """Read a plan from a file that `save` wrote; pickle is not used.
 
         Args:
             path: the file.
@@ -168,27 +175,27 @@ class ShrinkPlan:
             raise StructureError(f"{path} is no plan of the format {FORMAT}: {str(error)[:120]}") from None
 
 
-def _insert(into: Tensor, part: Tensor, places: list[tuple[int, tuple[int, ...]]]) -> Tensor:
+def _insert_part(into: Tensor, part: Tensor, places: list[tuple[int, tuple[int, ...]]]) -> Tensor:
     if not places:
         return part.clone()
     (dim, indices), *others = places
     index = torch.tensor(indices, device=into.device)
-    return into.index_copy(dim, index, _insert(into.index_select(dim, index), part, others))
+    return into.index_copy(dim, index, _insert_part(into.index_select(dim, index), part, others))
 
 
-def _count(value: object) -> int:
+def _check_count(value: object) -> int:
     if type(value) is not int or value < 0:
         raise ValueError(f"{value!r} is no number of channels")
     return value
 
 
-def _attribute(name: str) -> str:
+def _check_attribute(name: str) -> str:
     if not _ATTRIBUTE.fullmatch(name):
         raise ValueError(f"{name!r} is no attribute that a plan may set")
     return name
 
 
-def _indices(tensor: Tensor, size: int) -> tuple[int, ...]:
+def _check_indices(tensor: Tensor, size: int) -> tuple[int, ...]:
     if tensor.dtype != torch.int64 or tensor.dim() != 1 or not len(tensor):
         raise ValueError("indices must be whole numbers in a row")
     values = tensor.tolist()
@@ -203,14 +210,14 @@ def _indices(tensor: Tensor, size: int) -> tuple[int, ...]:
 
 @entry_point(Need(values=False))
 def rebuild(model: nn.Module, plan: ShrinkPlan) -> nn.Module:
-    """Return a smaller copy of `model` by a plan: parameters, buffers, and sizes stored in modules.
+    """Return a smaller copy of `model`, built by a plan: its parameters, buffers, and the sizes stored in its modules.
 
     Parameters keep their type, device, `requires_grad` and ties, but not their gradients. `model` is not changed. To
-    load weights of a smaller model, rebuild a new model of the same class first.
+    load weights of a smaller model, first rebuild a new model of the same class.
 
     Args:
-        model: of the plan, or another of its class.
-        plan: from `shrink_plan`.
+        model: the model of the plan, or another of its class.
+        plan: a plan from `shrink_plan`.
 
     Raises:
         UsageError: if `plan` is not a plan.
@@ -229,11 +236,11 @@ def rebuild(model: nn.Module, plan: ShrinkPlan) -> nn.Module:
     """
     require_plan(plan)
     inner = unwrapped(model)
-    return set_sizes(copied(inner, cut_tensors(inner, plan)), plan)
+    return set_sizes(copied(inner, cut_model_tensors(inner, plan)), plan)
 
 
 def require_plan(plan: object) -> None:
-    """Raise `UsageError` if an argument is not a plan."""
+    """Raise `UsageError` unless the argument is a plan."""
     if not isinstance(plan, ShrinkPlan):
         raise UsageError(
             f"plan= is a tk.structure.ShrinkPlan, not a {type(plan).__name__}: tk.structure.shrink_plan(model, mask,"
@@ -241,9 +248,9 @@ def require_plan(plan: object) -> None:
         )
 
 
-def cut_tensors(model: nn.Module, plan: ShrinkPlan) -> dict[int, Tensor]:
-    """Return `id` of each parameter and buffer that becomes smaller -> its remaining part."""
-    places = list(_places(model))
+def cut_model_tensors(model: nn.Module, plan: ShrinkPlan) -> dict[int, Tensor]:
+    """Return the `id` of each parameter and buffer that becomes smaller -> its remaining part."""
+    places = list(_iterate_named_tensors(model))
     tensors = dict(places)
     for name, shape in plan.shapes.items():
         if name not in tensors or tuple(tensors[name].shape) != tuple(shape):
@@ -256,12 +263,14 @@ def cut_tensors(model: nn.Module, plan: ShrinkPlan) -> dict[int, Tensor]:
     first_name: dict[int, str] = {}
     for name, tensor in places:
         first_name.setdefault(id(tensor), name)
-    return {id(tensors[name]): _cut(plan, name, tensors[name]) for name in first_name.values() if name in plan.kept}
+    return {
+        id(tensors[name]): _cut_tensor(plan, name, tensors[name]) for name in first_name.values() if name in plan.kept
+    }
 
 
 def set_sizes(small: nn.Module, plan: ShrinkPlan) -> nn.Module:
-    """Set the sizes stored in the modules of a model whose tensors are cut, and return it."""
-    modules = {module_name(name): module for name, module in small.named_modules(remove_duplicate=False)}
+    """Set the sizes stored in the modules of a model whose tensors are already cut; return the model."""
+    modules = {normal_module_name(name): module for name, module in small.named_modules(remove_duplicate=False)}
     for name, values in plan.attributes.items():
         if name not in modules:
             raise StructureError(f"the plan is another model's: it has the module {name!r}")
@@ -274,7 +283,7 @@ def set_sizes(small: nn.Module, plan: ShrinkPlan) -> nn.Module:
 
 
 def read_number(module: nn.Module, attribute: str) -> int | None:
-    """Return an attribute of a module, or an entry of one (`name.i`), if it is a number; else None."""
+    """Return the value of a module attribute, or of an entry (`name.i`), if it is an integer; else None."""
     name, _, index = attribute.partition(".")
     value: Any = getattr(module, name, None)
     if index:
@@ -295,20 +304,20 @@ def _set_number(where: str, module: nn.Module, attribute: str, number: int) -> N
     setattr(module, name, type(getattr(module, name))(several))
 
 
-def _places(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Yield (name, tensor) of every parameter and buffer, shared ones under all their names."""
+def _iterate_named_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Yield (name, tensor) of every parameter and buffer; shared ones under all their names."""
     for prefix, module in model.named_modules(remove_duplicate=False):
         for local, tensor in (*module._parameters.items(), *module._buffers.items()):
             if tensor is not None:
                 yield normal_name(f"{prefix}.{local}" if prefix else local), tensor
 
 
-def module_name(name: str) -> str:
+def normal_module_name(name: str) -> str:
     """Return a module's name without prefixes of wrappers."""
     return normal_name(f"{name}.weight")[: -len(".weight")] if name else ""
 
 
-def _cut(plan: ShrinkPlan, name: str, tensor: Tensor) -> Tensor:
+def _cut_tensor(plan: ShrinkPlan, name: str, tensor: Tensor) -> Tensor:
     part = plan.cut(name, tensor.detach())
     if tensor.dim() == 4 and tensor.is_contiguous(memory_format=torch.channels_last) and not tensor.is_contiguous():
         part = part.contiguous(memory_format=torch.channels_last)
@@ -318,25 +327,25 @@ def _cut(plan: ShrinkPlan, name: str, tensor: Tensor) -> Tensor:
 Flags = NDArray[np.bool_]
 
 Removed = Mapping[int, Flags]
-"""Position of a group -> whether each of its channels is removed."""
+"""Index of a group -> whether each of its channels is removed."""
 
 
-def tensors_of(model: nn.Module) -> dict[str, Tensor]:
-    """Return parameters and buffers by normalised name, shared ones under their first name only."""
+def named_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Return parameters and buffers by normalised name; shared ones only under their first name."""
     inner = unwrapped(model)
     buffers = {normal_name(name): buffer for name, buffer in inner.named_buffers()}
     return {**named_parameters(inner), **buffers}
 
 
-def shapes_of(model: nn.Module) -> dict[str, tuple[int, ...]]:
+def named_shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
     """Return the shapes of parameters and buffers by normalised name."""
-    return {name: tuple(tensor.shape) for name, tensor in tensors_of(model).items()}
+    return {name: tuple(tensor.shape) for name, tensor in named_tensors(model).items()}
 
 
-def kept_indices(
+def flag_retained_indices(
     structure: Structure, shapes: Mapping[str, tuple[int, ...]], removed: Removed
 ) -> dict[tuple[str, int], Flags]:
-    """Return (name, dimension) -> whether each index stays, for dimensions that lose any."""
+    """Return (name, dimension) -> whether each index is retained, for the dimensions that lose any."""
     kept: dict[tuple[str, int], Flags] = {}
     for position, flags in removed.items():
         for member in structure.groups[position].members if flags.any() else ():
@@ -348,8 +357,10 @@ def kept_indices(
 def channel_mask(
     names: Iterable[str], structure: Structure, shapes: Mapping[str, tuple[int, ...]], removed: Removed
 ) -> Mask:
-    """Return the mask of these tensors without the removed channels: an element stays if all its indices stay."""
-    kept, tensors = kept_indices(structure, shapes, removed), {}
+    """Return the mask of the named tensors that removes an element if any of its indices belongs to a removed
+    channel.
+    """
+    kept, tensors = flag_retained_indices(structure, shapes, removed), {}
     for name in names:
         mask = torch.ones(shapes[name], dtype=torch.bool)
         for dim in range(len(shapes[name])):
@@ -364,21 +375,21 @@ def channel_mask(
 
 
 @dataclass(frozen=True)
-class Sizes:
+class ModelSizes:
     """The tensors of a model and the modules that store their sizes, collected once for many plans."""
 
     tensors: Mapping[str, Tensor]
     modules: Sequence[tuple[str, nn.Module]]
     behind: Mapping[tuple[int, str], Tensor]
-    """(`id` of a module, local name of a computed weight) -> the parameter of its shape."""
+    """(`id` of a module, local name of a computed weight) -> the parameter of the weight's shape."""
 
     @classmethod
-    def collect(cls, model: nn.Module) -> Sizes:
+    def collect(cls, model: nn.Module) -> ModelSizes:
         inner, behind = unwrapped(model), dict[tuple[int, str], Tensor]()
         for computed in computed_weights(inner):
             shape = computed.value().shape
             behind |= {(id(computed.module), computed.local): one for one in computed.originals if one.shape == shape}
-        return cls(tensors_of(inner), list(inner.named_modules()), behind)
+        return cls(named_tensors(inner), list(inner.named_modules()), behind)
 
     @cached_property
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -389,15 +400,17 @@ class Sizes:
         return {id(tensor): name for name, tensor in self.tensors.items()}
 
     def plan(self, structure: Structure, removed: Removed) -> ShrinkPlan:
-        """Return the plan without the removed channels."""
+        """Return the plan that removes these channels."""
         kept: Kept = {}
-        for (name, dim), stay in sorted(kept_indices(structure, self.shapes, removed).items()):
+        for (name, dim), stay in sorted(flag_retained_indices(structure, self.shapes, removed).items()):
             kept.setdefault(name, {})[dim] = tuple(np.flatnonzero(stay).tolist())
         plan = ShrinkPlan({name: self.shapes[name] for name in kept}, kept, {})
-        return ShrinkPlan(plan.shapes, kept, self._attributes(structure, removed, plan))
+        return ShrinkPlan(plan.shapes, kept, self._changed_attributes(structure, removed, plan))
 
-    def _attributes(self, structure: Structure, removed: Removed, plan: ShrinkPlan) -> dict[str, dict[str, int]]:
-        """Return module -> attribute -> value of the attributes that change."""
+    def _changed_attributes(
+        self, structure: Structure, removed: Removed, plan: ShrinkPlan
+    ) -> dict[str, dict[str, int]]:
+        """Return module -> attribute -> new value, for the attributes that change."""
         counted: dict[str, dict[str, int]] = {}
         for entry in structure.counted:
             stays = [unit is None or unit[0] not in removed or not removed[unit[0]][unit[1]] for unit in entry.units]
@@ -411,14 +424,16 @@ class Sizes:
                 first = self._first_names.get(id(tensor), "")
                 return plan.shape(first) if first in plan.shapes else tuple(tensor.shape)
 
-            values = _sizes(module, shape, counted.get(name, {}))
+            values = _sizes_of_module(module, shape, counted.get(name, {}))
             new = {key: value for key, value in values.items() if read_number(module, key) not in (None, value)}
             if new:
-                changed[module_name(name)] = new
+                changed[normal_module_name(name)] = new
         return changed
 
 
-def _sizes(module: nn.Module, shape: Callable[[str], tuple[int, ...]], counted: dict[str, int]) -> dict[str, int]:
+def _sizes_of_module(
+    module: nn.Module, shape: Callable[[str], tuple[int, ...]], counted: dict[str, int]
+) -> dict[str, int]:
     if isinstance(module, _ConvNd):
         return {**counted, **_convolution_sizes(module, shape("weight"), counted.get("groups", module.groups))}
     if isinstance(module, nn.Linear):
@@ -451,12 +466,12 @@ def _convolution_sizes(module: _ConvNd, weight: tuple[int, ...], groups: int) ->
 # -- from a mask ------------------------------------------------------------------------------------------------------
 
 
-def dead_channels(group: ChannelGroup, dead: Mapping[tuple[str, int], Flags]) -> Flags:
-    """Return the channels that a mask removes from every parameter.
+def flag_removed_channels(group: ChannelGroup, dead: Mapping[tuple[str, int], Flags]) -> Flags:
+    """Return which channels of a group a mask removes from every parameter.
 
     Args:
-        group: of the channels.
-        dead: of the mask, see `dead_indices`.
+        group: the group.
+        dead: removed indices of the mask, see `flag_removed_indices`.
     """
     gone = np.ones(group.size, dtype=bool)
     for member in group.parameters:
@@ -465,7 +480,7 @@ def dead_channels(group: ChannelGroup, dead: Mapping[tuple[str, int], Flags]) ->
     return gone
 
 
-def dead_indices(mask: Mapping[str, Tensor]) -> dict[tuple[str, int], Flags]:
+def flag_removed_indices(mask: Mapping[str, Tensor]) -> dict[tuple[str, int], Flags]:
     """Return (name, dimension) -> whether the mask removes everything at each index."""
     found = {}
     for name, tensor in mask.items():

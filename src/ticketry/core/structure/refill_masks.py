@@ -1,8 +1,8 @@
-"""Refill: whole channels from an unstructured mask, as many as its retained weights pay for.
+"""Refill: derive a mask of whole channels from an unstructured one, as many as its retained weights would fill.
 
 Chen, Chen, Ma, Wang, Wang, "Coarsening the Granularity: Towards Structurally Sparse Lottery Tickets", ICML 2022,
-section 3.2. The paper only zeroes filters that are not filled. Here everything that belongs to a channel goes with it
-(bias, norm, inputs of later layers), so that the network can be shrunk and stays the same.
+section 3.2. The paper only zeroes the filters that are not filled. This implementation removes everything that belongs
+to such a channel (bias, norm, inputs of later layers), so that the network can be shrunk without changing its outputs.
 """
 
 from __future__ import annotations
@@ -34,21 +34,21 @@ from ticketry.core.structure.channel_scores import CHANNEL_SCORES, apply_control
 from ticketry.core.structure.coupling import ChannelGroup, Member, Structure
 from ticketry.core.structure.layout import Roles
 from ticketry.core.structure.model_copies import Inputs
-from ticketry.core.structure.pattern import check_density, share_of
-from ticketry.core.structure.plans import Flags, shapes_of
-from ticketry.core.structure.removal_trial import structure_around
+from ticketry.core.structure.pattern import check_density, parse_share
+from ticketry.core.structure.plans import Flags, named_shapes
+from ticketry.core.structure.removal_trial import find_structure_sparing_untraceable
 from ticketry.core.structure.structuring import COUPLINGS
 from ticketry.errors import LayerCollapseError, ScopeError, StructureError, UsageError
 from ticketry_engine.support.entry_points import entry_point
 
 REFILL_SCORES = ("remaining", "l1", "l2", "taylor", "activation_l1", "activation_l2")
-"""Scores of the paper; any other of `structure.channels` can be used too."""
+"""Scores of the paper; any other score of `structure.channels` can be used too."""
 
-OF_CHANNELS = frozenset(CHANNEL_SCORES) - {"l1", "l2", "taylor"}
-"""Scores that a channel has once, not in each layer that produces it."""
+CHANNEL_WISE_SCORES = frozenset(CHANNEL_SCORES) - {"l1", "l2", "taylor"}
+"""Scores of a whole channel, which are not computed separately for each layer that produces it."""
 
-ADDITIVE = ("remaining", "taylor")
-"""Scores with a common unit in all layers."""
+ADDITIVE_SCORES = ("remaining", "taylor")
+"""Scores that have the same unit in all layers."""
 
 
 def check_refill_score(score: str | Score) -> None:
@@ -56,14 +56,14 @@ def check_refill_score(score: str | Score) -> None:
     check_channel_score(score, REFILL_SCORES)
 
 
-def refill_scores(choice: ChannelChoice, mask: Mask, score: str | Score, inputs: ScoreInputs) -> list[Tensor]:
-    """Return a score of each channel of each group, float64 [size], in the network that the mask leaves."""
+def score_for_refill(choice: ChannelChoice, mask: Mask, score: str | Score, inputs: ScoreInputs) -> list[Tensor]:
+    """Return a score of each channel of each group, float64 [size], in the network pruned by the mask."""
     control, plain = split_control(score) if isinstance(score, str) else ("", score)
     plain = "activation" if plain == "activation_l1" else plain
-    if isinstance(plain, str) and plain in OF_CHANNELS:
+    if isinstance(plain, str) and plain in CHANNEL_WISE_SCORES:
         with temporarily_pruned(mask, mask.parameters(choice.model)):
             return choice.score_channels(None, inputs, score=f"{control}:{plain}" if control else plain, reduce="sum")
-    layers = _in_layers(choice, mask, plain, inputs)
+    layers = _score_indices_in_layers(choice, mask, plain, inputs)
     found = []
     for group in choice.groups:
         members = group.within(choice.roles.outputs)
@@ -71,54 +71,61 @@ def refill_scores(choice: ChannelChoice, mask: Mask, score: str | Score, inputs:
     return apply_control(control, found, inputs.seed)
 
 
-def kept_counts(mask: Mask, member: Member, shapes: Mapping[str, tuple[int, ...]]) -> Tensor:
-    """Return the retained weights of each channel in one tensor, int64 [channels]; all if it is not in the mask."""
-    return _count(mask, member, shapes)[torch.from_numpy(member.array)].sum(1)
+def count_retained_weights(mask: Mask, member: Member, shapes: Mapping[str, tuple[int, ...]]) -> Tensor:
+    """Return the number of weights that each channel retains in one tensor, int64 [channels]; all if it is not in
+    the mask.
+    """
+    return _count_retained_by_index(mask, member, shapes)[torch.from_numpy(member.array)].sum(1)
 
 
 # -- scores in single layers -------------------------------------------------------------------------------------------
 
 
-def _in_layers(
+def _score_indices_in_layers(
     choice: ChannelChoice, mask: Mask, score: str | Score, inputs: ScoreInputs
 ) -> dict[tuple[str, int], Tensor]:
     """Return (name, dimension) of weights that produce channels -> sum of the score over each index, float64.
 
-    For ``l2``, the sum of squares.
+    For ``l2`` it is the sum of squares.
     """
     wanted = {(m.name, m.dim): m for group in choice.groups for m in group.within(choice.roles.outputs)}
     if score == "remaining":
-        return {place: _count(mask, member, choice.shapes).double() for place, member in wanted.items()}
+        return {
+            place: _count_retained_by_index(mask, member, choice.shapes).double() for place, member in wanted.items()
+        }
     if score in ("l1", "l2"):
         weights = effective_weights(choice.model, choice.scope.parameters(choice.model))
-        kept = {name: _masked(weights[name], mask.get(name)).abs() for name in {name for name, _ in wanted}}
+        kept = {name: _zero_removed(weights[name], mask.get(name)).abs() for name in {name for name, _ in wanted}}
         power = 1 if score == "l1" else 2
         return {
-            (name, dim): torch.linalg.vector_norm(kept[name], power, _others(kept[name], dim), dtype=torch.float64)
+            (name, dim): torch.linalg.vector_norm(
+                kept[name], power, _other_dimensions(kept[name], dim), dtype=torch.float64
+            )
             .pow(power)
             .cpu()
             for name, dim in wanted
         }
     with temporarily_pruned(mask, mask.parameters(choice.model)):
         values = weight_scores(choice.model, choice.scope, score, inputs)
-    masked = {name: _masked(values[name].detach(), mask.get(name)) for name in {name for name, _ in wanted}}
+    masked = {name: _zero_removed(values[name].detach(), mask.get(name)) for name in {name for name, _ in wanted}}
     return {
-        (name, dim): masked[name].sum(_others(masked[name], dim), dtype=torch.float64).cpu() for name, dim in wanted
+        (name, dim): masked[name].sum(_other_dimensions(masked[name], dim), dtype=torch.float64).cpu()
+        for name, dim in wanted
     }
 
 
-def _count(mask: Mask, member: Member, shapes: Mapping[str, tuple[int, ...]]) -> Tensor:
+def _count_retained_by_index(mask: Mask, member: Member, shapes: Mapping[str, tuple[int, ...]]) -> Tensor:
     shape, dim = shapes[member.name], member.dim
     if member.name not in mask:
         return torch.full((shape[dim],), math.prod(shape) // shape[dim])
-    return mask[member.name].sum(_others(mask[member.name], dim)).cpu()
+    return mask[member.name].sum(_other_dimensions(mask[member.name], dim)).cpu()
 
 
-def _masked(values: Tensor, kept: Tensor | None) -> Tensor:
+def _zero_removed(values: Tensor, kept: Tensor | None) -> Tensor:
     return values if kept is None else values.masked_fill(~kept.to(values.device), 0)
 
 
-def _others(tensor: Tensor, dim: int) -> list[int]:
+def _other_dimensions(tensor: Tensor, dim: int) -> list[int]:
     return [other for other in range(tensor.dim()) if other != dim]
 
 
@@ -131,8 +138,10 @@ def _sum_by_channel(by_index: Tensor, member: Member, score: str | Score) -> Ten
 
 
 def _combine_layers(layers: list[Tensor], score: str | Score) -> Tensor:
-    """Combine the scores of layers that produce the same channels: as shares of each layer, unless in one unit."""
-    if len(layers) > 1 and score not in ADDITIVE:
+    """Add up the scores of layers that produce the same channels; scores without a common unit are first divided by
+    their sum.
+    """
+    if len(layers) > 1 and score not in ADDITIVE_SCORES:
         layers = [values / torch.clamp(values.abs().sum(), min=torch.finfo(torch.float64).tiny) for values in layers]
     return torch.stack(layers).sum(0)
 
@@ -157,30 +166,31 @@ def refill(
     seed: int = 0,
     structure: Structure | None = None,
 ) -> Mask:
-    """Return a mask of whole channels from an unstructured one, which `shrink` can take out.
+    """Return a mask of whole channels derived from an unstructured one; `shrink` can take out the removed channels.
 
-    Each layer retains k0 = floor(density · channels) channels, at least one, where density is the retained share of its
-    weights. The channels with the highest scores are filled back whole (ties by position). The others are emptied with
-    everything that belongs to them: biases, norm scales and shifts, and inputs of later layers. These inputs are not
-    counted, as in the paper, so the density is below the mask's, down to its square; `density` fills back more.
+    Each layer retains k0 = floor(density · channels) channels, at least one, where density is the retained fraction of
+    its weights. The channels with the highest scores are filled, that is, all their weights are retained (ties by
+    position). The other channels are emptied, with everything that belongs to them: biases, norm scales and shifts, and
+    inputs of later layers. As in the paper, these inputs are not counted, so the density is below the mask's, down to
+    its square; with `density`, more channels are filled.
 
-    If several layers produce the same channels, as in a residual stream, k0 is that of all their weights together.
-    Channels are then ranked by each layer's scores divided by their sum, so that layers have equal weight; else a layer
-    with larger weights would decide alone, although the scale of weights before a norm has no meaning. Weight counts
-    and ``taylor`` have a common unit (weights, loss) and are summed directly.
+    If several layers produce the same channels, as in a residual stream, k0 follows from all their weights together.
+    Channels are then ranked by each layer's scores divided by their sum, so that layers have equal weight; otherwise a
+    layer with larger weights would decide alone, although the scale of weights before a norm has no meaning. Weight
+    counts and ``taylor`` have a common unit (weights, loss) and are added directly.
 
     Layers outside of the mask, and those that share their channels, retain all channels. A layer in the mask whose
-    channels cannot be removed, such as the classifier, is filled back whole except for removed inputs.
+    channels cannot be removed, such as the classifier, is filled completely except for removed inputs.
 
     Args:
-        model: with the weights trained under `mask`.
-        mask: unstructured, of any of the model's parameters.
+        model: the model with the weights trained under `mask`.
+        mask: unstructured mask of any of the model's parameters.
         example_inputs: a tensor, or a tuple of the model's arguments; two examples or more.
-        score: of a channel, by its retained weights in the layers that produce it: ``remaining`` (number), ``l1``,
+        score: score of a channel by its retained weights in the layers that produce it: ``remaining`` (number), ``l1``,
             ``l2`` (norm), ``taylor`` (sum of |w dL/dw|); ``activation_l1``, ``activation_l2`` (mean |value|, root mean
             square of the inputs of later layers, in the masked network); or any other of `structure.channels`, in the
             masked network. ``shuffled:l1`` fills random channels, as a control.
-        plus: refill+: share of the emptied channels that is filled back too, the best first:
+        plus: refill+: fraction of the emptied channels that is filled too, the best first:
             k = floor(k0 + (channels - k0) · plus).
         density: choose `plus` so that the result's density is nearest to this one, but at least k0 channels.
         coupled: ``agree``: the layers of a residual stream retain the same channels; ``inner``: residual streams
@@ -190,10 +200,11 @@ def refill(
         output: likewise for the last linear or convolution layer, if its channels are not the model's outputs.
         spare: names or patterns, as in `ticketry.scope`, of layers that retain all their channels. Modules that cannot
             be traced also retain all channels that enter them.
-        keep_at_least: channels that each layer retains.
+        keep_at_least: number of channels that each layer retains at least.
         multiple: the number of channels is rounded to the nearest multiple (at least one): see `channels`.
-        batches, loss, seed: what the score needs, if anything: see `channels`.
-        structure: of the model, if known (`structure.tried_structure`); finding it takes most of the time.
+        batches, loss, seed: inputs of the score, if it needs any: see `channels`.
+        structure: channel structure of the model, if known (`structure.tried_structure`); finding it takes most of the
+            time.
 
     Raises:
         UsageError: for an unknown score or option, `plus` outside [0, 1], or patterns that match nothing.
@@ -216,26 +227,30 @@ def refill(
         )
     """
     check_refill_score(score)
-    density = None if density is None else share_of(density)
-    _check(plus, density, coupled, keep_at_least, multiple)
-    named = _first_names(model, mask)
+    density = None if density is None else parse_share(density)
+    _check_options(plus, density, coupled, keep_at_least, multiple)
+    named = _rename_to_first_names(model, mask)
     spare = to_name_tuple(spare)
-    known, unseen = structure_around(model, example_inputs, spare) if structure is None else (structure, ())
-    _check_structure(known, shapes_of(model))
-    stays = _staying(model, known, known.roles, coupled, first, output, _spared(model, spare, unseen))
-    choice = ChannelChoice(model, known.staying(stays), _scope(model, named, first, output))
-    budgets = [_budget(group, choice.roles, named, choice.shapes) for group in choice.groups]
+    known, unseen = (
+        find_structure_sparing_untraceable(model, example_inputs, spare) if structure is None else (structure, ())
+    )
+    _check_structure(known, named_shapes(model))
+    stays = _find_retained_groups(
+        model, known, known.roles, coupled, first, output, _match_spared_parameters(model, spare, unseen)
+    )
+    choice = ChannelChoice(model, known.staying(stays), _scope_with_ends(model, named, first, output))
+    budgets = [_compute_group_budget(group, choice.roles, named, choice.shapes) for group in choice.groups]
 
     def channels(share: float) -> list[int]:
         return [budget.channels(share, keep_at_least, multiple) for budget in budgets]
 
-    filled = channels(plus) if density is None else _nearest(choice, channels, density)
-    scores = refill_scores(choice, named, score, ScoreInputs(batches, loss, seed))
+    filled = channels(plus) if density is None else _fill_to_density(choice, channels, density)
+    scores = score_for_refill(choice, named, score, ScoreInputs(batches, loss, seed))
     choice.check_no_nan(scores)
-    return choice.mask([_lowest(values, count) for values, count in zip(scores, filled, strict=True)])
+    return choice.mask([_flag_removed(values, count) for values, count in zip(scores, filled, strict=True)])
 
 
-def _check(plus: float, density: float | None, coupled: str, keep_at_least: int, multiple: int) -> None:
+def _check_options(plus: float, density: float | None, coupled: str, keep_at_least: int, multiple: int) -> None:
     if not 0 <= plus <= 1:
         raise UsageError(f"plus is the share of the emptied channels that is filled back, 0 to 1, not {plus:g}")
     if density is not None and check_density(density) and plus:
@@ -263,14 +278,14 @@ def _check_structure(structure: Structure, shapes: Mapping[str, tuple[int, ...]]
 # -- channels that may be removed --------------------------------------------------------------------------------------
 
 
-def _first_names(model: nn.Module, mask: Mask) -> Mask:
-    """Return the mask under the first names of shared parameters. Raises `MaskError` if it does not fit."""
+def _rename_to_first_names(model: nn.Module, mask: Mask) -> Mask:
+    """Return the mask under the first names of shared parameters; raise `MaskError` if it does not fit the model."""
     names = {id(parameter): name for name, parameter in named_parameters(model).items()}
     return Mask({names[id(parameter)]: mask[name].cpu() for name, parameter in mask.parameters(model).items()})
 
 
-def _scope(model: nn.Module, mask: Mask, first: bool | None, output: bool | None) -> Scope:
-    """Return the scope of the mask, with the ends of the network if requested."""
+def _scope_with_ends(model: nn.Module, mask: Mask, first: bool | None, output: bool | None) -> Scope:
+    """Return the scope of the mask; `first` and `output` add the first and last layer."""
     asked = [names for names, want in zip(first_and_last_layer_parameters(model), (first, output), strict=True) if want]
     parameters = named_parameters(model)
     shapes = mask.shapes
@@ -280,7 +295,7 @@ def _scope(model: nn.Module, mask: Mask, first: bool | None, output: bool | None
     return scope_of_shapes(model, shapes)
 
 
-def _staying(
+def _find_retained_groups(
     model: nn.Module,
     structure: Structure,
     parts: Roles,
@@ -289,7 +304,7 @@ def _staying(
     output: bool | None,
     spared: set[str],
 ) -> dict[int, str]:
-    """Return the positions of the groups that stay by request, and the reasons."""
+    """Return the indices of the groups that retain all channels because of the options, with the reasons."""
     ends = first_and_last_layer_parameters(model)
     spared = spared | (ends[0] if first is False else set()) | (ends[1] if output is False else set())
     found: dict[int, str] = {}
@@ -306,8 +321,8 @@ def _staying(
     return found
 
 
-def _spared(model: nn.Module, spare: Sequence[str], unseen: Sequence[str]) -> set[str]:
-    """Return the parameters that patterns match; a pattern of a module that is not traced may match none."""
+def _match_spared_parameters(model: nn.Module, spare: Sequence[str], unseen: Sequence[str]) -> set[str]:
+    """Return the parameters that patterns match; a pattern for a module that is not traced may match none."""
     found: set[str] = set()
     for pattern in spare:
         try:
@@ -322,48 +337,50 @@ def _spared(model: nn.Module, spare: Sequence[str], unseen: Sequence[str]) -> se
 
 
 @dataclass(frozen=True)
-class _Budget:
-    """Channels of a group, and the total and retained weights that produce them."""
+class _GroupBudget:
+    """Number of channels of a group, and of all and retained weights that produce them."""
 
     size: int
     kept: int
     total: int
 
     def channels(self, plus: float, keep_at_least: int, multiple: int) -> int:
-        """Return the number of filled channels."""
+        """Return the number of channels to fill."""
         paid = max(self.kept * self.size // self.total, 1)
         filled = paid + math.floor((self.size - paid) * plus + 1e-9)  # tolerance for rounding of `plus`
         whole = max((filled + multiple // 2) // multiple, 1) * multiple
         return min(max(whole, keep_at_least), self.size)
 
 
-def _budget(group: ChannelGroup, parts: Roles, mask: Mask, shapes: Mapping[str, tuple[int, ...]]) -> _Budget:
+def _compute_group_budget(
+    group: ChannelGroup, parts: Roles, mask: Mask, shapes: Mapping[str, tuple[int, ...]]
+) -> _GroupBudget:
     kept = total = 0
     for member in group.within(parts.outputs):
         shape = shapes[member.name]
         each = math.prod(shape) // shape[member.dim] * len(member.indices[0])
         total += each * group.size
-        kept += int(kept_counts(mask, member, shapes).sum())
+        kept += int(count_retained_weights(mask, member, shapes).sum())
     if not kept:
         layers = ", ".join(repr(member.name) for member in group.within(parts.outputs))
         raise LayerCollapseError(
             f"the mask keeps nothing of {layers}: none of the {group.size} channels of {group.name} would be filled"
             f" (layer collapse); choose a mask of higher density, or leave them whole with spare={group.name!r}"
         )
-    return _Budget(group.size, kept, total)
+    return _GroupBudget(group.size, kept, total)
 
 
-def _nearest(choice: ChannelChoice, channels: Callable[[float], list[int]], density: float) -> list[int]:
-    """Return the filled channels of each group for the `plus` whose density is nearest."""
+def _fill_to_density(choice: ChannelChoice, channels: Callable[[float], list[int]], density: float) -> list[int]:
+    """Return the number of channels to fill in each group, for the `plus` whose density is nearest."""
     low, high = 0.0, 1.0
     while high - low > 1e-6:
         middle = (low + high) / 2
-        low, high = (middle, high) if _density(choice, channels(middle)) < density else (low, middle)
-    return min((channels(low), channels(high)), key=lambda filled: abs(_density(choice, filled) - density))
+        low, high = (middle, high) if _density_if_filled(choice, channels(middle)) < density else (low, middle)
+    return min((channels(low), channels(high)), key=lambda filled: abs(_density_if_filled(choice, filled) - density))
 
 
-def _density(choice: ChannelChoice, filled: Sequence[int]) -> float:
-    """Return the density of a mask with these numbers of channels."""
+def _density_if_filled(choice: ChannelChoice, filled: Sequence[int]) -> float:
+    """Return the density of a mask with these numbers of filled channels."""
     left = {name: list(choice.shapes[name]) for name in choice.masked_names}
     for group, count in zip(choice.groups, filled, strict=True):
         for member in group.parameters:
@@ -371,8 +388,8 @@ def _density(choice: ChannelChoice, filled: Sequence[int]) -> float:
     return sum(map(math.prod, left.values())) / sum(math.prod(choice.shapes[name]) for name in left)
 
 
-def _lowest(scores: Tensor, filled: int) -> Flags:
-    """Return whether each channel is removed: all but the `filled` best, ties by position."""
+def _flag_removed(scores: Tensor, filled: int) -> Flags:
+    """Return whether each channel is removed: all except the `filled` ones of highest score; ties go to the earlier."""
     removed = np.ones(len(scores), dtype=bool)
     removed[torch.argsort(scores, descending=True, stable=True)[:filled].numpy()] = False
     return removed

@@ -1,7 +1,7 @@
-"""Trial removal of channel groups: the outputs are compared with those of the masked model.
+"""Test which channel groups can be removed, by comparing the smaller model's outputs with the masked model's.
 
 Tracing cannot see numbers in the user's code: a width written out in a `view`, or a scale computed from a width. A
-model with such a number fails to run without its channels, or returns other outputs.
+model with such a number fails without its channels, or returns other outputs.
 """
 
 from __future__ import annotations
@@ -23,38 +23,38 @@ from ticketry.core.structure.model_copies import (
     Inputs,
     PartialCopies,
     Problem,
-    arguments_of,
-    compare,
-    natural_dtype,
-    sharing,
-    twin_of,
+    choose_tracing_dtype,
+    compare_models,
+    copy_arguments,
+    copy_in_dtype,
+    copy_sharing_parameters,
 )
 from ticketry.core.structure.plans import (
     Flags,
+    ModelSizes,
     Removed,
     ShrinkPlan,
-    Sizes,
-    cut_tensors,
-    kept_indices,
-    module_name,
+    cut_model_tensors,
+    flag_retained_indices,
+    normal_module_name,
     set_sizes,
 )
-from ticketry.core.structure.trace import Site
+from ticketry.core.structure.trace import ViewCall
 from ticketry.errors import ControlFlowError, UsageError
 from ticketry_engine.support.entry_points import entry_point
 
 
 @entry_point()
 def tried_structure(model: nn.Module, example_inputs: Inputs, spare: Patterns = ()) -> Structure:
-    """Return the groups of `model`; those whose removal breaks it or changes its outputs stay.
+    """Return the channel structure of `model`; groups whose removal breaks it or changes its outputs are not prunable.
 
-    If channels of a dimension that is split into several turn out to stay, another of these is tried as the narrower
-    one: after the width of attention heads, their number.
+    When a dimension is split into several, one of them is assumed to become narrower, first the last one (the width of
+    attention heads). If its channels cannot be removed, another is tried (the number of heads).
 
     Args:
-        model: is not changed.
+        model: any module; it is not changed.
         example_inputs: a tensor, a tuple of the model's arguments, or a dictionary of them.
-        spare: names or patterns of modules that are not traced: all channels that enter or leave them stay.
+        spare: names or patterns of modules that are not traced: all channels that enter or leave them are retained.
 
     Raises:
         UsageError: if a pattern of `spare` matches no module.
@@ -67,12 +67,12 @@ def tried_structure(model: nn.Module, example_inputs: Inputs, spare: Patterns = 
         [8]
     """
     inner = unwrapped(model)
-    spared = _matching(inner, spare)
-    dtype = natural_dtype(inner)
-    twin, arguments = twin_of(inner, dtype), arguments_of(example_inputs, dtype)
+    spared = _match_modules(inner, spare)
+    dtype = choose_tracing_dtype(inner)
+    twin, arguments = copy_in_dtype(inner, dtype), copy_arguments(example_inputs, dtype)
     scrambled = _add_noise(twin).eval()
-    choices: dict[Site, int] = {}
-    best = last = _Trial(scrambled, arguments, find_structure(twin, arguments, choices, spared)).settle()
+    choices: dict[ViewCall, int] = {}
+    best = last = _Trial(scrambled, arguments, find_structure(twin, arguments, choices, spared)).find_removable_groups()
     for _ in range(_MOST_CHOICES):
         closed = [cut for cut in last.cuts if not all(last.groups[position].prunable for position in cut.groups)]
         others = {
@@ -81,33 +81,33 @@ def tried_structure(model: nn.Module, example_inputs: Inputs, spare: Patterns = 
         if not others:
             break
         choices |= others
-        last = _Trial(scrambled, arguments, find_structure(twin, arguments, choices, spared)).settle()
+        last = _Trial(scrambled, arguments, find_structure(twin, arguments, choices, spared)).find_removable_groups()
         best = last if last.free > best.free else best
     if dtype != torch.float64:
         best = _try_in_double(best, scrambled, arguments)
-    return _Trial(scrambled, arguments, best).confirm()
+    return _Trial(scrambled, arguments, best).confirm_in_training_mode()
 
 
 def _try_in_double(structure: Structure, scrambled: nn.Module, arguments: Arguments) -> Structure:
-    """Repeat the trial in float64 if the model runs in it, because float32 hides small differences."""
-    exact = _Trial(twin_of(scrambled, torch.float64), arguments_of(arguments, torch.float64), structure)
-    problem = exact.problem([*exact.half])
-    return structure if problem is None or not problem.ran else exact.settle()
+    """Repeat the test in float64, if the model runs in it, because float32 hides small differences."""
+    exact = _Trial(copy_in_dtype(scrambled, torch.float64), copy_arguments(arguments, torch.float64), structure)
+    problem = exact.find_problem([*exact.half_channels])
+    return structure if problem is None or not problem.ran else exact.find_removable_groups()
 
 
-def structure_around(
+def find_structure_sparing_untraceable(
     model: nn.Module, example_inputs: Inputs, spare: Sequence[str]
 ) -> tuple[Structure, tuple[str, ...]]:
-    """Return `tried_structure`, sparing only modules that cannot be traced.
+    """Return the result of `tried_structure`, sparing those modules that cannot be traced.
 
     Args:
-        model: is not changed.
-        example_inputs: as of `tried_structure`.
+        model: any module; it is not changed.
+        example_inputs: see `tried_structure`.
         spare: names or patterns of modules, or of modules around them, whose control flow may depend on activations.
             Other names are ignored.
 
     Returns:
-        The structure, and the modules that were not traced.
+        The structure, and the names of modules that were not traced.
 
     Raises:
         StructureError: see `tried_structure`.
@@ -117,20 +117,20 @@ def structure_around(
         try:
             return tried_structure(model, example_inputs, unseen), tuple(unseen)
         except ControlFlowError as error:
-            parts = module_name(error.module).split(".")
+            parts = normal_module_name(error.module).split(".")
             around = [".".join(parts[: count + 1]) for count in range(len(parts))]
             if not error.module or not any(fnmatchcase(name, pattern) for name in around for pattern in spare):
                 raise
             unseen.append(around[-1])
 
 
-def _matching(model: nn.Module, spare: Patterns) -> frozenset[str]:
+def _match_modules(model: nn.Module, spare: Patterns) -> frozenset[str]:
     names = [name for name, _ in model.named_modules()]
     found: set[str] = set()
     for pattern in to_name_tuple(spare):
-        matching = [name for name in names if fnmatchcase(module_name(name), pattern)]
+        matching = [name for name in names if fnmatchcase(normal_module_name(name), pattern)]
         if not matching:
-            question = did_you_mean(str(pattern), [module_name(name) for name in names]).strip()
+            question = did_you_mean(str(pattern), [normal_module_name(name) for name in names]).strip()
             raise UsageError(
                 f"spare={pattern!r} is no module of {type(model).__name__}: its modules are"
                 f" {', '.join(name for name in names[1:MOST_NAMES] if name) or 'none'}"
@@ -141,29 +141,31 @@ def _matching(model: nn.Module, spare: Patterns) -> frozenset[str]:
 
 
 _MOST_GUESSES = 4
-"""Most attributes that are left unchanged in turn for one group."""
+"""Number of attributes that are left unchanged in turn, at most, for one group."""
 
 _MOST_CHOICES = 2
-"""Most further choices for a split dimension; splits into more than three (query, key and value of heads) are rare."""
+"""Number of further choices for a split dimension; splits into more than three (query, key and value of heads) are
+rare.
+"""
 
 
 @dataclass
 class _Trial:
-    """A trial of a model's groups, each with half of its channels removed."""
+    """A test of a model's groups, with half of the channels removed in each."""
 
     twin: nn.Module
     arguments: Arguments
     structure: Structure
-    good: list[int] = field(default_factory=list)
-    """Positions of groups that can be removed together."""
-    bad: dict[int, str] = field(default_factory=dict)
-    """Position of a group -> why it stays."""
+    removable: list[int] = field(default_factory=list)
+    """Indices of groups that can be removed together."""
+    not_removable: dict[int, str] = field(default_factory=dict)
+    """Index of a group -> why it cannot be removed."""
     training: bool = False
     """Whether outputs in training mode are compared too."""
 
     @cached_property
-    def half(self) -> dict[int, Flags]:
-        """Position of each prunable group -> half of its channels."""
+    def half_channels(self) -> dict[int, Flags]:
+        """Index of each prunable group -> flags of a random half of its channels."""
         draw = np.random.default_rng(0)
         return {
             position: _draw_half(group.size, draw)
@@ -176,62 +178,65 @@ class _Trial:
         return PartialCopies(self.twin, self.arguments)
 
     @cached_property
-    def sizes(self) -> Sizes:
-        return Sizes.collect(self.twin)
+    def sizes(self) -> ModelSizes:
+        return ModelSizes.collect(self.twin)
 
-    def settle(self) -> Structure:
-        """Return the structure with the groups whose removal does not change outputs in evaluation mode."""
-        self._settle([*self.half])
-        return self.structure.staying(self.bad)
+    def find_removable_groups(self) -> Structure:
+        """Return the structure; groups whose removal changes the outputs in evaluation mode are no longer prunable."""
+        self._test_groups([*self.half_channels])
+        return self.structure.staying(self.not_removable)
 
-    def confirm(self) -> Structure:
-        """Return the structure of settled groups whose removal does not change outputs in training mode either.
+    def confirm_in_training_mode(self) -> Structure:
+        """Return the structure; groups whose removal changes the outputs in training mode are no longer prunable
+        either.
 
-        Attributes that equal a width by chance keep their number.
+        Attributes that equal a width by chance keep their value.
         """
-        self.good = [*self.half]
-        if self.good and self.problem(self.good, training=True, evaluation=False):
-            settled, self.good, self.training = self.good, [], True
-            self._settle(settled)
+        self.removable = [*self.half_channels]
+        if self.removable and self.find_problem(self.removable, training=True, evaluation=False):
+            settled, self.removable, self.training = self.removable, [], True
+            self._test_groups(settled)
         self._drop_guesses()
-        return self.structure.staying(self.bad)
+        return self.structure.staying(self.not_removable)
 
     def _drop_guesses(self) -> None:
-        """Stop changing attributes that the model does not need changed, in all modules of a class at once.
+        """Stop changing guessed attributes that the model does not need changed, in all modules of a class at once.
 
         Such an attribute may count something else: the longest text, or the pixels of an attention window.
         """
         kinds: dict[tuple[type[nn.Module], str], list[ChannelCount]] = {}
         classes = {name: type(module) for name, module in self.twin.named_modules()}
         for one in self.structure.counted:
-            if one.guessed and any(unit and unit[0] in self.good for unit in one.units):
+            if one.guessed and any(unit and unit[0] in self.removable for unit in one.units):
                 kinds.setdefault((classes[one.module], one.attribute), []).append(one)
         for alike in kinds.values():
             before = self.structure
             self.structure = replace(before, counted=tuple(one for one in before.counted if one not in alike))
-            if self.problem(self.good, training=True):
+            if self.find_problem(self.removable, training=True):
                 self.structure = before
 
-    def _settle(self, positions: list[int]) -> None:
-        """Try all groups together; on failure without those of the failing module, or in halves."""
+    def _test_groups(self, positions: list[int]) -> None:
+        """Test all groups together; if that fails, without those of the failing module, or in halves."""
         waiting = [(positions, False)] if positions else []
         while waiting:
             several, suspected = waiting.pop()
             if suspected and len(several) == 1 and self._fails_alone(several[0]):
                 continue
-            problem = self.problem([*self.good, *several])
+            problem = self.find_problem([*self.removable, *several])
             if problem is None:
-                self.good += several
+                self.removable += several
             elif len(several) == 1:
-                self._judge(several[0], problem)
+                self._mark_not_removable(several[0], problem)
             else:
-                waiting += self._divide(several, problem)
+                waiting += self._divide_failing_groups(several, problem)
 
-    def _divide(self, several: list[int], problem: Problem) -> list[tuple[list[int], bool]]:
-        """Return parts to try, the first one last."""
-        suspects = self._touching(several, problem.where)
+    def _divide_failing_groups(self, several: list[int], problem: Problem) -> list[tuple[list[int], bool]]:
+        """Return the parts to test instead, each with whether it is suspected to fail; the last part is tested
+        first.
+        """
+        suspects = self._find_suspects(several, problem.where)
         if len(suspects) == 1 and suspects[0] in self.structure.written.get(problem.where, ()):
-            self._judge(suspects[0], problem)
+            self._mark_not_removable(suspects[0], problem)
             return [([position for position in several if position not in suspects], False)]
         if 0 < len(suspects) < len(several):
             alone = [([position], True) for position in suspects]
@@ -239,12 +244,14 @@ class _Trial:
         middle = len(several) // 2
         return [(several[middle:], False), (several[:middle], False)]
 
-    def _touching(self, several: list[int], where: str) -> list[int]:
-        """Return groups whose width a module's code may contain; else those with channels in it or around it."""
+    def _find_suspects(self, several: list[int], where: str) -> list[int]:
+        """Return groups whose width a module's code may contain; if there are none, groups with channels in or
+        around it.
+        """
         written = self.structure.written.get(where, frozenset())
         touching = [position for position in several if position in written]
         while where and not touching:
-            prefix = f"{module_name(where)}."
+            prefix = f"{normal_module_name(where)}."
             touching = [
                 position
                 for position in several
@@ -254,57 +261,57 @@ class _Trial:
         return touching
 
     def _fails_alone(self, position: int) -> bool:
-        """Return whether a group fails alone, and judge it then."""
-        problem = self.problem([position])
+        """Return whether a group fails alone; if so, mark it as not removable."""
+        problem = self.find_problem([position])
         if problem is not None:
-            self._judge(position, problem)
+            self._mark_not_removable(position, problem)
         return problem is not None
 
-    def _judge(self, position: int, problem: Problem) -> None:
-        """Make a failing group stay, unless it passes with an attribute unchanged that only equals its width."""
+    def _mark_not_removable(self, position: int, problem: Problem) -> None:
+        """Mark a failing group as not removable, unless it passes when guessed attributes are left unchanged."""
         guesses = [c for c in self.structure.counted if c.guessed and any(u and u[0] == position for u in c.units)]
         counted = self.structure.counted
         for dropped in (*([guess] for guess in guesses), guesses)[:_MOST_GUESSES] if guesses else ():
             self.structure = replace(self.structure, counted=tuple(c for c in counted if c not in dropped))
-            if self.problem([*self.good, position]) is None:
-                self.good.append(position)
+            if self.find_problem([*self.removable, position]) is None:
+                self.removable.append(position)
                 return
         self.structure = replace(self.structure, counted=counted)
         where = f" (in {problem.where})" if problem.where else ""
-        self.bad[position] = f"the model is not the same without its channels: {problem.text}{where}"
+        self.not_removable[position] = f"the model is not the same without its channels: {problem.text}{where}"
 
-    def problem(
+    def find_problem(
         self, positions: Sequence[int], *, training: bool | None = None, evaluation: bool = True
     ) -> Problem | None:
         """Return how the model differs without half of the channels of these groups; None if it does not.
 
         Args:
-            positions: of the groups.
+            positions: indices of the groups.
             training: whether to compare in training mode; `self.training` by default.
             evaluation: whether to compare in evaluation mode.
         """
-        removed = {position: self.half[position] for position in positions}
+        removed = {position: self.half_channels[position] for position in positions}
         plan = self.sizes.plan(self.structure, removed)
-        masked, small = self._masked(removed), self._smaller(plan)
-        found = compare(masked, small, self.arguments) if evaluation else None
+        masked, small = self._build_masked_model(removed), self._build_smaller_model(plan)
+        found = compare_models(masked, small, self.arguments) if evaluation else None
         if found is None and (self.training if training is None else training):
-            found = compare(masked, small, self.arguments, training=True)
+            found = compare_models(masked, small, self.arguments, training=True)
         return found
 
-    def _masked(self, removed: Removed) -> nn.Module:
-        """Return the model with zeros instead of these channels."""
+    def _build_masked_model(self, removed: Removed) -> nn.Module:
+        """Return the model with these channels set to 0."""
         masked: dict[int, Tensor] = {}
-        for (name, dim), stay in kept_indices(self.structure, self.sizes.shapes, removed).items():
+        for (name, dim), stay in flag_retained_indices(self.structure, self.sizes.shapes, removed).items():
             whole = self.sizes.tensors[name]
             if isinstance(whole, nn.Parameter):
                 tensor = masked.setdefault(id(whole), whole.detach().clone())
                 tensor.index_fill_(dim, torch.from_numpy(np.flatnonzero(~stay)), 0)
         return self.copies.copy(masked)
 
-    def _smaller(self, plan: ShrinkPlan) -> nn.Module:
-        """Return the smaller model, sharing everything that is not cut."""
+    def _build_smaller_model(self, plan: ShrinkPlan) -> nn.Module:
+        """Return the smaller model, which shares everything that is not cut."""
         cut = {id(self.sizes.tensors[name]): plan.cut(name, self.sizes.tensors[name].detach()) for name in plan.kept}
-        counting = [module for name, module in self.sizes.modules if module_name(name) in plan.attributes]
+        counting = [module for name, module in self.sizes.modules if normal_module_name(name) in plan.attributes]
         return set_sizes(self.copies.copy(cut, counting), plan)
 
 
@@ -315,27 +322,29 @@ def _draw_half(size: int, draw: np.random.Generator) -> Flags:
 
 
 def build_smaller(twin: nn.Module, plan: ShrinkPlan) -> nn.Module:
-    """Return the smaller model, sharing all parameters that are not cut with `twin`."""
-    return set_sizes(sharing(twin, cut_tensors(twin, plan)), plan)
+    """Return the smaller model, which shares all parameters that are not cut with `twin`."""
+    return set_sizes(copy_sharing_parameters(twin, cut_model_tensors(twin, plan)), plan)
 
 
 # -- noisy weights -----------------------------------------------------------------------------------------------------
 
 
 def _least_noise(parameter: Tensor, spread: float) -> float:
-    """Return the noise that small weights need for outputs as large as inputs; 0 for larger weights."""
+    """Return the noise that very small weights need so that outputs are as large as inputs; 0 for larger weights."""
     usual = parameter[0].numel() ** -0.5 if parameter.dim() > 1 and len(parameter) else 0.0
     return usual if spread < 0.5 * usual else 0.0
 
 
 _MOST_NUMBERS = 65521
-"""Random numbers for one tensor, then repeated. It is a prime, so that no two channels get the same ones."""
+"""Number of random numbers drawn for one tensor; then they repeat. It is prime, so that no two channels get the
+same.
+"""
 
 
 def _add_noise(twin: nn.Module) -> nn.Module:
-    """Return a copy with noise on its weights, because zeros and ones would hide errors.
+    """Return a copy with noise added to its weights, because zeros and ones would hide errors.
 
-    Examples are new biases, norms and last layers of residual branches, and weights so small that attention is uniform.
+    Examples are new biases and norms, last layers of residual branches, and weights so small that attention is uniform.
     """
     draw = torch.Generator().manual_seed(0)
 
@@ -353,7 +362,7 @@ def _add_noise(twin: nn.Module) -> nn.Module:
             spread = float(parameter.std()) if parameter.numel() > 1 else 0.0
             amount = max(0.5 * spread if spread > 0 else 0.1, _least_noise(parameter, spread))
             weights[id(parameter)] = noisy(parameter.detach(), amount)
-    model = sharing(twin, weights)
+    model = copy_sharing_parameters(twin, weights)
     for module in model.modules():
         if isinstance(module, nn.modules.batchnorm._NormBase) and module.running_mean is not None:
             assert module.running_var is not None

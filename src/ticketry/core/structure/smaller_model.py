@@ -1,4 +1,4 @@
-"""A physically smaller model from a channel-wise mask, and the optimiser that continues with it."""
+"""Build a physically smaller model from a channel-wise mask, and the optimiser to continue training it."""
 
 from __future__ import annotations
 
@@ -13,18 +13,25 @@ from torch.optim import Optimizer
 from ticketry.core.mask import Mask
 from ticketry.core.scope import Patterns, named_parameters, unwrapped
 from ticketry.core.structure.coupling import ChannelGroup, Structure
-from ticketry.core.structure.model_copies import Inputs, Problem, arguments_of, compare, natural_dtype, twin_of
+from ticketry.core.structure.model_copies import (
+    Inputs,
+    Problem,
+    choose_tracing_dtype,
+    compare_models,
+    copy_arguments,
+    copy_in_dtype,
+)
 from ticketry.core.structure.plans import (
     Flags,
+    ModelSizes,
     ShrinkPlan,
-    Sizes,
     channel_mask,
-    dead_channels,
-    dead_indices,
+    flag_removed_channels,
+    flag_removed_indices,
+    named_shapes,
+    named_tensors,
     rebuild,
     require_plan,
-    shapes_of,
-    tensors_of,
 )
 from ticketry.core.structure.removal_trial import build_smaller, tried_structure
 from ticketry.errors import LayerCollapseError, MaskError, StructureError
@@ -33,19 +40,26 @@ from ticketry_engine.support.entry_points import entry_point
 
 @entry_point()
 def shrink(model: nn.Module, mask: Mask, example_inputs: Inputs, *, spare: Patterns = ()) -> nn.Module:
-    """Return a smaller copy of `model` without the channels that `mask` removes; outputs equal the masked model's.
+    """Return a smaller copy of `model` without the channels that `mask` removes; its outputs equal the masked model's.
 
     The copy keeps class, names, devices and types; weights, norm statistics and other buffers are cut. Before it is
     returned, its outputs are compared with the masked model's on the example inputs, in float64, in evaluation and in
-    training mode. To continue training use `shrink_optimizer`; dropout draws other random numbers. Attributes that
-    equal a width are changed only if the model needs it on these inputs.
+    training mode. To continue training use `shrink_optimizer`; dropout draws other random numbers than before.
+    Attributes that equal a width are changed only if the model needs it on these inputs.
 
     Args:
-        model: is not changed.
-        mask: channel-wise, as from `structure.channels`: it removes all coupled weights, biases, norm scales and shifts
-            of each removed channel.
+        model: any module; it is not changed.
+        mask: channel-wise mask, as from `structure.channels`: it removes all coupled weights, biases, norm scales and
+            shifts of each removed channel.
         example_inputs: a tensor, a tuple of the model's arguments, or a dictionary of them.
         spare: modules that are not traced, see `structure.channel_groups`.
+
+    Raises:
+        UsageError: if `mask` is not a mask.
+        MaskError: if the mask does not fit the model or is not channel-wise; it names the layer and the number of
+            weights.
+        LayerCollapseError: if it removes all channels of a group.
+        StructureError: if the model cannot be traced, or differs without the channels.
 
     Raises:
         UsageError: if `mask` is not a mask.
@@ -69,11 +83,11 @@ def shrink(model: nn.Module, mask: Mask, example_inputs: Inputs, *, spare: Patte
 
 @entry_point()
 def shrink_plan(model: nn.Module, mask: Mask, example_inputs: Inputs, *, spare: Patterns = ()) -> ShrinkPlan:
-    """Return the plan of `shrink` as data, for `rebuild`. The errors are those of `shrink`.
+    """Return the plan by which `shrink` builds the smaller model, for `rebuild`. The errors are those of `shrink`.
 
     Args:
-        model: is not changed.
-        mask: channel-wise, as from `structure.channels`.
+        model: any module; it is not changed.
+        mask: channel-wise mask, as from `structure.channels`.
         example_inputs: a tensor, a tuple of the model's arguments, or a dictionary of them.
         spare: modules that are not traced, see `structure.channel_groups`.
 
@@ -85,34 +99,34 @@ def shrink_plan(model: nn.Module, mask: Mask, example_inputs: Inputs, *, spare: 
         {'0.bias': (4,), '0.weight': (4, 4), '2.weight': (2, 4)}
     """
     mask.parameters(model)
-    return plan_of(model, mask, example_inputs, tried_structure(model, example_inputs, spare))
+    return plan_for_structure(model, mask, example_inputs, tried_structure(model, example_inputs, spare))
 
 
-def plan_of(model: nn.Module, mask: Mask, example_inputs: Inputs, structure: Structure) -> ShrinkPlan:
-    """Return `shrink_plan` for a known structure."""
-    dead = dead_indices(mask)
-    removed = {position: dead_channels(group, dead) for position, group in enumerate(structure.groups)}
+def plan_for_structure(model: nn.Module, mask: Mask, example_inputs: Inputs, structure: Structure) -> ShrinkPlan:
+    """Return the plan of `shrink_plan` for a known channel structure."""
+    dead = flag_removed_indices(mask)
+    removed = {position: flag_removed_channels(group, dead) for position, group in enumerate(structure.groups)}
     for position, group in enumerate(structure.groups):
         if not group.prunable:
             removed[position] = removed[position] & False
-    names = {id(parameter): name for name, parameter in tensors_of(model).items()}
+    names = {id(parameter): name for name, parameter in named_tensors(model).items()}
     named = Mask({names[id(parameter)]: mask[name] for name, parameter in mask.parameters(model).items()})
-    implied = channel_mask(named, structure, shapes_of(model), removed)
+    implied = channel_mask(named, structure, named_shapes(model), removed)
     if implied != named:
-        raise MaskError(_not_channel_wise(named, implied, structure, dead))
+        raise MaskError(_describe_not_channel_wise(named, implied, structure, dead))
     for position, group in enumerate(structure.groups):
         if removed[position].all():
             raise LayerCollapseError(f"the mask removes all {group.size} channels of {group.name} (layer collapse)")
-    found = Sizes.collect(model).plan(structure, removed)
-    _check(model, named, found, example_inputs)
+    found = ModelSizes.collect(model).plan(structure, removed)
+    _check_same_outputs(model, named, found, example_inputs)
     return found
 
 
-def _check(model: nn.Module, mask: Mask, found: ShrinkPlan, example_inputs: Inputs) -> None:
+def _check_same_outputs(model: nn.Module, mask: Mask, found: ShrinkPlan, example_inputs: Inputs) -> None:
     inner = unwrapped(model)
-    problem = _difference(inner, mask, found, example_inputs, torch.float64)
+    problem = _compare_to_masked(inner, mask, found, example_inputs, torch.float64)
     if problem is not None and not problem.ran:  # other contents of the model may have their own type
-        problem = _difference(inner, mask, found, example_inputs, natural_dtype(inner))
+        problem = _compare_to_masked(inner, mask, found, example_inputs, choose_tracing_dtype(inner))
     if problem is not None:
         where = f" (in {problem.where})" if problem.where else ""
         raise StructureError(
@@ -122,17 +136,19 @@ def _check(model: nn.Module, mask: Mask, found: ShrinkPlan, example_inputs: Inpu
         )
 
 
-def _difference(
+def _compare_to_masked(
     model: nn.Module, mask: Mask, found: ShrinkPlan, example_inputs: Inputs, dtype: torch.dtype
 ) -> Problem | None:
-    masked = twin_of(model, dtype).eval()
+    masked = copy_in_dtype(model, dtype).eval()
     with torch.no_grad():
         mask.apply_(masked)
-    small, arguments = build_smaller(masked, found), arguments_of(example_inputs, dtype)
-    return compare(masked, small, arguments) or compare(masked, small, arguments, training=True)
+    small, arguments = build_smaller(masked, found), copy_arguments(example_inputs, dtype)
+    return compare_models(masked, small, arguments) or compare_models(masked, small, arguments, training=True)
 
 
-def _not_channel_wise(mask: Mask, implied: Mask, structure: Structure, dead: dict[tuple[str, int], Flags]) -> str:
+def _describe_not_channel_wise(
+    mask: Mask, implied: Mask, structure: Structure, dead: dict[tuple[str, int], Flags]
+) -> str:
     rows = []
     for name, kept in mask.items():
         stray = int((implied[name].cpu() & ~kept.cpu()).sum())
@@ -141,23 +157,23 @@ def _not_channel_wise(mask: Mask, implied: Mask, structure: Structure, dead: dic
     stray, removed, name = max(rows, key=lambda row: row[0])
     return (
         f"the mask is not channel-wise: {stray:,} of the {removed:,} weights that it removes from {name!r} are in"
-        f" channels that are not removed as a whole{_example(name, mask, structure, dead)}. So it is in {len(rows)} of"
-        f" {len(mask)} tensors. Make a channel-wise mask, with structure.channels"
+        f" channels that are not removed as a whole{_describe_example_channel(name, mask, structure, dead)}. So it is in"
+        f" {len(rows)} of {len(mask)} tensors. Make a channel-wise mask, with structure.channels"
     )
 
 
-def _example(name: str, mask: Mask, structure: Structure, dead: dict[tuple[str, int], Flags]) -> str:
-    """Return why a channel that the mask removes from this tensor is not removed."""
+def _describe_example_channel(name: str, mask: Mask, structure: Structure, dead: dict[tuple[str, int], Flags]) -> str:
+    """Return a text that names a channel which the mask removes from this tensor but not as a whole, and why."""
     for group in structure.groups:
         for member in group.parameters:
             flags = dead.get((name, member.dim)) if member.name == name else None
             for channel, indices in enumerate(member.indices if flags is not None else ()):
                 if flags is not None and all(flags[i] for i in indices):
-                    return f": channel {channel} of {group.name} {_why(group, channel, dead)}"
+                    return f": channel {channel} of {group.name} {_explain_why_retained(group, channel, dead)}"
     return ""
 
 
-def _why(group: ChannelGroup, channel: int, dead: dict[tuple[str, int], Flags]) -> str:
+def _explain_why_retained(group: ChannelGroup, channel: int, dead: dict[tuple[str, int], Flags]) -> str:
     if not group.prunable:
         return f"cannot be removed, for {group.reason}"
     for member in group.parameters:
@@ -173,14 +189,14 @@ def _why(group: ChannelGroup, channel: int, dead: dict[tuple[str, int], Flags]) 
 def shrink_optimizer(optimizer: Optimizer, model: nn.Module, small: nn.Module, plan: ShrinkPlan) -> Optimizer:
     """Return an optimiser for `small` with the settings and state (momentum, moments, step counts) of `optimizer`.
 
-    State with an entry for each weight is cut like the weights, so the next steps are those of the masked model.
+    State with an entry for each weight is cut like the weights, so the next steps equal those of the masked model.
     Learning rate schedules must be created again for the new optimiser.
 
     Args:
-        optimizer: of parameters of `model`; it is not changed.
+        optimizer: optimiser of parameters of `model`; it is not changed.
         model: the model that was shrunk.
-        small: from `rebuild(model, plan)` or `shrink`.
-        plan: from `shrink_plan`.
+        small: the smaller model, from `rebuild(model, plan)` or `shrink`.
+        plan: the plan, from `shrink_plan`.
 
     Raises:
         UsageError: if `plan` is not a plan.
@@ -225,7 +241,7 @@ def shrink_optimizer(optimizer: Optimizer, model: nn.Module, small: nn.Module, p
 def _cut_state(state: dict[str, Any], parameter: Tensor, name: str, plan: ShrinkPlan) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for key, value in state.items():
-        if plan.kept and any(one.numel() > max(parameter.numel(), 1) for one in _tensors_of(value)):
+        if plan.kept and any(one.numel() > max(parameter.numel(), 1) for one in _list_state_tensors(value)):
             raise StructureError(
                 f"the optimiser's {key!r} is of several parameters at once (LBFGS): it cannot be cut; start a new"
                 " optimiser for the smaller model"
@@ -244,6 +260,6 @@ def _cut_state(state: dict[str, Any], parameter: Tensor, name: str, plan: Shrink
     return found
 
 
-def _tensors_of(value: object) -> list[Tensor]:
-    """Return the tensors of a value, or of its list, in an optimiser's state."""
+def _list_state_tensors(value: object) -> list[Tensor]:
+    """Return a value of an optimiser's state, or the entries of a list, as far as they are tensors."""
     return [one for one in (value if isinstance(value, list) else [value]) if isinstance(one, Tensor)]

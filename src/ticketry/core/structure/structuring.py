@@ -1,6 +1,6 @@
-"""Kinds of structure that an unstructured mask is turned into, and how well it fits, as values. Needs no torch.
+"""Kinds of structure that an unstructured mask can be turned into, and measures of fit, as plain data. Needs no torch.
 
-`structure.apply` builds the mask, `structure.coverage` measures the fit.
+`structure.apply` builds the mask, and `structure.coverage` measures the fit.
 """
 
 from __future__ import annotations
@@ -16,11 +16,12 @@ from ticketry.errors import UsageError
 CHANNEL_KINDS = ("refill", "refill+", CHANNELS)
 KINDS = (*CHANNEL_KINDS, "regroup", "2:4")
 PLUS = 0.2
-"""Default share of the dropped channels that refill+ fills back. The paper does not state it; the densities of its two
-networks in one table, 32.84 % and 46.41 %, imply it."""
+"""Default fraction of the dropped channels that refill+ fills back. The paper does not state it; the densities of
+its two networks in one table, 32.84 % and 46.41 %, imply it.
+"""
 REGROUP_METHODS = ("similarity", "hypergraph", "paper", "random")
 COUPLINGS = ("agree", "inner")
-_OF = {
+_KINDS_WITH_OPTION = {
     "plus": ("refill+",),
     "match": ("refill+",),
     "score": CHANNEL_KINDS,
@@ -30,14 +31,14 @@ _OF = {
     "collapse": ("regroup",),
     "density": ("refill+", "regroup", "channels"),
 }
-"""Option -> kinds that have it."""
+"""Option -> kinds of structure that have it."""
 _ROUNDING = 1e-9
-"""Rounding error that a share may have."""
+"""Rounding error allowed for a fraction."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Structuring:
-    """A kind of structure with its options. Options of other kinds keep their defaults.
+    """A kind of structure with its options; options of other kinds keep their defaults.
 
     Raises:
         UsageError: for an unknown kind or option, or an option of another kind.
@@ -47,30 +48,32 @@ class Structuring:
     """refill, refill+ (as many whole channels as the layer's retained weights fill), channels (whole channels by score
     alone), regroup (groups of rows), or N:M such as 2:4 (N of M consecutive weights)."""
     plus: float = 0.0
-    """refill+: share of the channels dropped by refill that is filled back; 0 stands for `PLUS`."""
+    """refill+: fraction of the channels dropped by refill that is filled back; 0 means the default, `PLUS`."""
     match: bool = False
-    """refill+: fill back as many channels as give the density of the unstructured mask, instead of plus."""
+    """refill+: instead of plus, fill back as many channels as give the density of the unstructured mask."""
     score: str = "l1"
-    """Whole channels: the score that ranks them."""
+    """For whole channels: the score that ranks them."""
     coupled: str = "agree"
     """refill: agree (coupled channels are removed together) or inner (only channels of a single layer are removed)."""
     rows: int = 16
-    """regroup: rows of a group."""
+    """regroup: number of rows of a group."""
     method: str = "similarity"
     """regroup: how rows are grouped."""
     collapse: str = "raise"
-    """regroup, if a layer's weights do not suffice for one column of each group: raise, or keep (fewer groups)."""
+    """regroup: what to do if a layer has too few weights for one column per group: raise, or keep (fewer groups)."""
     density: float | None = None
-    """Target density; None for that of the unstructured mask (refill+: for the result of `plus` or `match`)."""
+    """Target density; None means that of the unstructured mask (refill+: the result of `plus` or `match`)."""
     spare: tuple[str, ...] = ()
-    """Names or patterns of layers that stay as in the mask; for refill and channels, that retain all channels."""
+    """Names or patterns of layers whose mask is unchanged; for refill and channels, of layers that retain all
+    channels.
+    """
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS and self.n_of_m is None:
             raise UsageError(
                 f"structure {self.kind!r} is not known: {list_choices(self.kind, KINDS)} (or another N:M, 1 <= N < M)"
             )
-        for option, kinds in _OF.items():
+        for option, kinds in _KINDS_WITH_OPTION.items():
             if self.kind not in kinds and getattr(self, option) != getattr(type(self), option):
                 raise UsageError(f"{option} is an option of {' and '.join(kinds)}, not of {self.kind}: leave it out")
         if not 0 <= self.plus <= 1:
@@ -88,33 +91,33 @@ class Structuring:
 
     @property
     def n_of_m(self) -> tuple[int, int] | None:
-        """N and M of N:M; None for another kind."""
+        """N and M of an N:M structure; None for another kind."""
         return n_of_m(self.kind)
 
     @property
     def whole_channels(self) -> bool:
-        """Whether its masks remove whole channels, which `shrink` can take out."""
+        """Whether masks of this kind remove whole channels, which `shrink` can take out."""
         return self.kind in CHANNEL_KINDS
 
     @property
     def has_null(self) -> bool:
-        """Whether coverage by chance is defined: rows share columns, independently of other layers."""
+        """Whether coverage by chance is defined: whether rows share columns, independently of other layers."""
         return self.kind == "regroup"
 
     @property
     def share(self) -> float:
-        """Effective `plus`; 0 if a density is met instead."""
+        """Effective value of `plus`; 0 if a density is met instead."""
         met = self.kind != "refill+" or self.match or self.density is not None
         return 0.0 if met else self.plus or PLUS
 
     def describe(self) -> dict[str, Any]:
         """Return the kind and its options as JSON values."""
-        options = {option: getattr(self, option) for option, kinds in _OF.items() if self.kind in kinds}
+        options = {option: getattr(self, option) for option, kinds in _KINDS_WITH_OPTION.items() if self.kind in kinds}
         options |= {"plus": self.share} if "plus" in options else {}
         return {"kind": self.kind, **options, **({"spare": list(self.spare)} if self.spare else {})}
 
     def __str__(self) -> str:
-        """Return a description: ``regroup, 16 rows``."""
+        """Return a short description, such as ``regroup, 16 rows``."""
         more = {
             "refill+": f", {100 * self.share:g} % more" if self.share else ", density met",
             "regroup": f", {self.rows} rows" + (f", {self.method}" if self.method != "similarity" else ""),
@@ -124,7 +127,7 @@ class Structuring:
 
 @dataclass(frozen=True)
 class LayerFit:
-    """How well a structured mask of one layer, or of all layers, fits the unstructured one; shares are in 0 … 1.
+    """How well a structured mask fits the unstructured one, for one layer or all layers; fractions are from 0 to 1.
 
     Examples:
         >>> model = nn.Linear(4, 2, bias=False)
@@ -136,29 +139,29 @@ class LayerFit:
     """
 
     name: str
-    """The weight's name."""
+    """Name of the weight."""
     rows: int
-    """Outputs of the layer."""
+    """Number of outputs of the layer."""
     columns: int
-    """Weights of one output: input channels x kernel height x kernel width."""
+    """Number of weights of one output: input channels x kernel height x kernel width."""
     groups: int
-    """Groups of rows that retain the same columns; empty rows are not counted."""
+    """Number of groups of rows that retain the same columns; empty rows are not counted."""
     rows_per_group: int
-    """Median size of a row's group, over non-empty rows. 1 if rows share no columns."""
+    """Median over non-empty rows of the size of a row's group; 1 if rows share no columns."""
     density_before: float
-    """Share of the layer that the unstructured mask retains."""
+    """Fraction of the layer that the unstructured mask retains."""
     density_after: float
-    """Share that the structured mask retains."""
+    """Fraction of the layer that the structured mask retains."""
     coverage: float
-    """Share of `magnitude` inside the structured mask; 1 if that is 0."""
+    """Fraction of `magnitude` that the structured mask retains; 1 if `magnitude` is 0."""
     fill: float
-    """Share of the structured mask's weights that the unstructured one removed."""
+    """Fraction of the structured mask's weights that the unstructured mask removes."""
     magnitude: float
     """Sum of |w| over the weights that the unstructured mask retains."""
     null_coverage: float | None = None
-    """Coverage of the same procedure on rows without common structure; None if not measured."""
+    """Coverage by the same procedure if rows have no common structure; None if not measured."""
     random_coverage: float | None = None
-    """Coverage with rows grouped (and removed) at random and columns chosen for them; None if not measured."""
+    """Coverage by random groups (and removals) of rows with columns chosen for them; None if not measured."""
 
     def __post_init__(self) -> None:
         if min(self.rows, self.columns, self.groups, self.rows_per_group) < 0:

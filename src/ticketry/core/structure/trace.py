@@ -1,7 +1,9 @@
-"""State of a traced run: the channels of tensors, and the sources of their numbers.
+"""State of a traced run: the labels of all tensors, and where their numbers come from.
 
-A rule for an ATen operation runs it once and sets the axes of its outputs. Whatever channels are removed, the remaining
-part of each output in the masked model must equal the output of the shrunk model.
+Every index of every parameter has a label. Labels that must be removed together are united; labels that cannot be
+removed are frozen. A rule for an ATen operation runs it once and sets the axes (labels of each dimension) of its
+outputs. Whatever channels are removed, the remaining part of each output in the masked model must equal the output of
+the shrunk model.
 """
 
 from __future__ import annotations
@@ -22,14 +24,14 @@ from ticketry.core.structure.model_copies import Arguments
 Ids = NDArray[np.int64]
 
 FIXED = 0
-"""Label of an index that always stays, as in the model's inputs or a constant."""
+"""Label of indices that are never removed, such as those of the model's inputs or of a constant."""
 
 
 class Labels:
-    """Classes of labels that are removed together, and the reasons why some always stay.
+    """Classes of labels that are removed together, and the reasons why some cannot be removed (are frozen).
 
-    Every index of every dimension of a parameter starts with a separate label. An addition of two activations unites
-    their labels index by index; an operation that needs an index freezes its label.
+    Every index of every dimension of a parameter starts with its own label. An addition of two activations unites their
+    labels index by index; an operation that needs an index freezes its label.
     """
 
     def __init__(self) -> None:
@@ -38,7 +40,7 @@ class Labels:
         self._named = 1
         self._reasons: dict[int, str] = {FIXED: "it is fixed"}
 
-    def new(self, count: int) -> Ids:
+    def create(self, count: int) -> Ids:
         """Return `count` new labels in separate classes."""
         if self._used + count > len(self._parent):
             grown = np.arange(2 * (self._used + count), dtype=np.int64)
@@ -48,15 +50,17 @@ class Labels:
         self._used += count
         return ids
 
-    def name_all(self) -> None:
-        """Mark the labels so far as the model's; later ones belong to tensors created during the run."""
+    def mark_as_model_labels(self) -> None:
+        """Mark all labels so far as those of the model's tensors; later ones belong to tensors created during the
+        run.
+        """
         self._named = self._used
 
-    def loose(self, ids: Ids) -> bool:
-        """Return whether none of these labels is a channel of the model."""
-        return bool((self.find(ids) >= self._named).all())
+    def are_outside_model(self, ids: Ids) -> bool:
+        """Return whether none of these labels belongs to a tensor of the model."""
+        return bool((self.find_roots(ids) >= self._named).all())
 
-    def find(self, ids: Ids) -> Ids:
+    def find_roots(self, ids: Ids) -> Ids:
         """Return the root of each label's class: its smallest label."""
         roots = self._parent[ids]
         while True:
@@ -67,18 +71,20 @@ class Labels:
             roots = above
 
     def unite(self, one: Ids, other: Ids, reason: str) -> None:
-        """Unite the classes at each position; classes united with `FIXED` are frozen for `reason`."""
-        one, other = self.find(one), self.find(other)
+        """Unite the classes of `one` and `other` at each position; a class united with `FIXED` is frozen for
+        `reason`.
+        """
+        one, other = self.find_roots(one), self.find_roots(other)
         different = one != other
         if not different.any():
             return
         one, other = one[different], other[different]
         self.freeze(np.concatenate([one[other == FIXED], other[one == FIXED]]), reason)
         free = (one != FIXED) & (other != FIXED)
-        self._join(np.minimum(one[free], other[free]), np.maximum(one[free], other[free]))
+        self._unite_roots(np.minimum(one[free], other[free]), np.maximum(one[free], other[free]))
 
-    def _join(self, low: Ids, high: Ids) -> None:
-        """Unite pairs of classes by their roots, `low` < `high`."""
+    def _unite_roots(self, low: Ids, high: Ids) -> None:
+        """Unite pairs of classes, given by their roots with `low` < `high`."""
         if not len(low):
             return
         if len(np.unique(high)) < len(high) or np.isin(low, high).any():  # chains of pairs
@@ -90,21 +96,23 @@ class Labels:
                 self._reasons.setdefault(above, self._reasons.pop(root))
 
     def freeze(self, ids: Ids, reason: str) -> None:
-        """Make the channels of these labels stay; the first reason is stored."""
-        for root in np.unique(self.find(ids)):
+        """Freeze the classes of these labels; if frozen again, the first reason is kept."""
+        for root in np.unique(self.find_roots(ids)):
             self._reasons.setdefault(int(root), reason)
 
-    def frozen(self, ids: Ids) -> NDArray[np.bool_]:
-        """Return whether the channel of each label stays."""
-        return np.asarray([root in self._reasons for root in self.find(ids).tolist()], dtype=bool)
+    def are_frozen(self, ids: Ids) -> NDArray[np.bool_]:
+        """Return whether each label is frozen."""
+        return np.asarray([root in self._reasons for root in self.find_roots(ids).tolist()], dtype=bool)
 
     def reason(self, root: int) -> str | None:
-        """Return why a class (by its root) stays; None if it may be removed."""
+        """Return why the class with this root is frozen; None if it is not."""
         return self._reasons.get(root)
 
 
 def smallest_connected(edges: Ids, count: int) -> Ids:
-    """Return the smallest node connected with each of `count` nodes; each column of `edges` is a pair."""
+    """Return for each of `count` nodes the smallest node connected with it; each column of `edges` is a pair of
+    nodes.
+    """
     roots = np.arange(count)
     while True:
         low, high = np.sort(roots[edges], axis=0)
@@ -117,24 +125,24 @@ def smallest_connected(edges: Ids, count: int) -> Ids:
 
 @dataclass
 class Axes:
-    """Facts about a tensor, one entry per dimension.
+    """The labels of a tensor, with one entry per dimension.
 
-    labels: the label of each index; None if all of them always stay (batch, space, time).
-    zero: whether the slices of a removed channel are exactly 0 in the masked model, for any inputs.
+    labels: the label of each index; None for a dimension without channels (batch, space, time). zero: whether the
+    slices of a removed channel are exactly 0 in the masked model, for any inputs.
     """
 
     labels: list[Ids | None]
     zero: list[bool]
 
     @classmethod
-    def plain(cls, dimensions: int) -> Axes:
+    def unlabelled(cls, dimensions: int) -> Axes:
         return cls([None] * dimensions, [False] * dimensions)
 
     def copy(self) -> Axes:
         return Axes(list(self.labels), list(self.zero))
 
     def take(self, order: list[int]) -> Axes:
-        """Return the axes in another order; -1 stands for an axis that stays."""
+        """Return the axes in another order; -1 means an axis without labels."""
         return Axes(
             [None if axis < 0 else self.labels[axis] for axis in order],
             [False if axis < 0 else self.zero[axis] for axis in order],
@@ -144,10 +152,10 @@ class Axes:
 View = tuple[int, tuple[int, ...], tuple[int, ...]]
 
 
-class Book:
-    """The axes of every tensor seen.
+class AxesByTensor:
+    """The axes of every tensor seen so far.
 
-    Tensors are identified by their memory (storage, offset, sizes, strides), not by object: views get new objects, and
+    Tensors are identified by their memory (storage, offset, sizes, strides), not by object: views are new objects, and
     in-place operations write to the same memory.
     """
 
@@ -155,9 +163,9 @@ class Book:
         self._axes: dict[int, dict[View, Axes]] = {}
 
     def get(self, tensor: Tensor) -> Axes:
-        """Return the tensor's axes; all axes of an unknown tensor stay."""
+        """Return a copy of the tensor's axes; axes without labels for an unknown tensor."""
         found = self._views(tensor).get(_view(tensor))
-        return found.copy() if found else Axes.plain(tensor.dim())
+        return found.copy() if found else Axes.unlabelled(tensor.dim())
 
     def set(self, tensor: Tensor, axes: Axes) -> None:
         self._views(tensor)[_view(tensor)] = axes.copy()
@@ -180,7 +188,7 @@ def _view(tensor: Tensor) -> View:
 
 
 class Provenance:
-    """Which tensors were computed from the model's inputs, and which of these are, or depend on, floats."""
+    """Records which tensors depend on the model's inputs, and which of these depend on floats (are activations)."""
 
     def __init__(self) -> None:
         self._inputs: set[int] = set()
@@ -193,14 +201,14 @@ class Provenance:
         return found
 
     def depend_on_inputs(self, tensors: Iterable[Tensor]) -> bool:
-        """Return whether any of these is computed from the inputs."""
+        """Return whether any of these tensors is computed from the inputs."""
         return any(_storage(tensor) in self._inputs for tensor in tensors)
 
-    def activation(self, tensors: Iterable[Tensor]) -> bool:
-        """Return whether any of these is computed from floats that depend on the inputs."""
+    def depend_on_activations(self, tensors: Iterable[Tensor]) -> bool:
+        """Return whether any of these tensors is computed from floats that depend on the inputs."""
         return any(_storage(tensor) in self._activations for tensor in tensors)
 
-    def computed(self, operands: Iterable[Tensor], results: Iterable[Tensor]) -> None:
+    def record_operation(self, operands: Iterable[Tensor], results: Iterable[Tensor]) -> None:
         """Record that an operation computed `results` from `operands`."""
         storages = {_storage(tensor) for tensor in operands}
         self._add(results, bool(storages & self._inputs), bool(storages & self._activations))
@@ -213,82 +221,88 @@ class Provenance:
             (set.add if floats else set.discard)(self._activations, storage)
 
 
-Site = tuple[str, tuple[int, ...], tuple[int, ...]]
+ViewCall = tuple[str, tuple[int, ...], tuple[int, ...]]
 """A call of `view`: name of the module that runs it, shapes before and after."""
 
 NO_CHANNEL = ""
-"""Reason of labels that are not channels: the height and width of a kernel."""
+"""Reason for freezing labels that are not channels: the height and width of a kernel."""
 
 
 @dataclass
 class Trace:
-    """Findings of a run."""
+    """Everything found while tracing a run."""
 
     model: nn.Module
-    """The copy that ran, on the CPU."""
+    """The copy of the model that runs, on the CPU."""
     labels: Labels = field(default_factory=Labels)
-    book: Book = field(default_factory=Book)
+    book: AxesByTensor = field(default_factory=AxesByTensor)
     tensors: dict[tuple[str, int], Ids] = field(default_factory=dict)
-    """(name of a parameter or buffer, dimension) -> label of each index"""
+    """(name of a parameter or buffer, dimension) -> label of each index."""
     attributes: dict[tuple[str, str], Ids] = field(default_factory=dict)
-    """(name of a module, attribute) -> one label for each unit that the attribute counts"""
-    choices: Mapping[Site, int] = field(default_factory=dict)
-    """Split of a dimension -> which part can be narrower, counted from the last; by default 0."""
-    cuts: dict[Site, tuple[Ids, int]] = field(default_factory=dict)
-    """Such splits: labels of the dimension, and number of resulting dimensions."""
+    """(name of a module, attribute) -> one label for each unit that the attribute counts."""
+    choices: Mapping[ViewCall, int] = field(default_factory=dict)
+    """Call that splits a dimension -> which resulting dimension can be narrower, counted from the last; by default
+    0.
+    """
+    cuts: dict[ViewCall, tuple[Ids, int]] = field(default_factory=dict)
+    """Call that splits a dimension -> labels of the dimension, and number of resulting dimensions."""
     stack: list[str] = field(default_factory=list)
     """Names of the running modules, the innermost last."""
     spared: frozenset[str] = frozenset()
-    """Names of modules that are not traced: what enters or leaves them stays."""
+    """Names of modules that are not traced: all channels that enter or leave them are frozen."""
     provenance: Provenance = field(default_factory=Provenance)
     numbers: dict[tuple[str, str], list[Ids]] = field(default_factory=dict)
-    """(name of a module, attribute) -> labels of each dimension for whose width its code may have used it."""
+    """(name of a module, attribute) -> labels of each dimension whose width its code may have read from the
+    attribute.
+    """
     written: dict[str, list[Ids]] = field(default_factory=dict)
     """Name of a module -> labels of all dimensions whose width its code may contain as a number."""
     sums: list[Ids] = field(default_factory=list)
     """Labels of channels of different layers that an addition united."""
     seen: set[int] = field(default_factory=set)
-    """Storages of all operands of operations."""
+    """Addresses of the storages of all operands."""
     derived: dict[int, frozenset[str]] = field(default_factory=dict)
-    """Storage of a tensor that depends on no input -> the parameters that it is computed from."""
+    """Storage of a tensor that depends on no input -> names of the parameters that it is computed from."""
     factors: dict[str, set[int]] = field(default_factory=dict)
-    """Parameter that activations are multiplied by -> dimensions that are summed over, where its layer reads channels;
-    along the others it produces them."""
+    """Name of a parameter that activations are multiplied by -> dimensions that are summed over.
+
+    A layer reads channels along these dimensions, and produces channels along the others.
+    """
 
     @cached_property
     def weights(self) -> frozenset[int]:
-        """Storages of all parameters."""
+        """Addresses of the storages of all parameters."""
         return frozenset(parameter.untyped_storage().data_ptr() for parameter in self.model.parameters())
 
     @property
-    def running(self) -> str:
+    def running_name(self) -> str:
         return self.stack[-1] if self.stack else ""
 
     @property
     def module(self) -> nn.Module:
         """The innermost running module."""
-        return self.model.get_submodule(self.running)
+        return self.model.get_submodule(self.running_name)
 
     @property
-    def sparing(self) -> str | None:
-        """The outermost running module that is not traced."""
+    def spared_module(self) -> str | None:
+        """Name of the outermost running module that is not traced, if any."""
         return next((name for name in self.stack if name in self.spared), None)
 
-    def reason(self, why: str) -> str:
-        return f"{why} (in {self.running})" if self.running else why
+    def with_location(self, why: str) -> str:
+        return f"{why} (in {self.running_name})" if self.running_name else why
 
     # -- what rules do -------------------------------------------------------------------------------------------------
 
     def freeze(self, ids: Ids | None, why: str) -> None:
         if ids is not None:
-            self.labels.freeze(ids, why and self.reason(why))
+            self.labels.freeze(ids, why and self.with_location(why))
 
     def freeze_axes(self, axes: Axes, dimensions: Iterable[int], why: str) -> None:
         for dimension in dimensions:
             self.freeze(axes.labels[dimension], why)
 
-    def join(self, one: Ids | None, other: Ids | None) -> Ids | None:
-        """Unite two axes index by index; if one of them stays, so does the other."""
+    def unite_axes(self, one: Ids | None, other: Ids | None) -> Ids | None:
+        """Unite the labels of two dimensions index by index; if one has no labels or another size, freeze the other."""
         if one is None or other is None:
             self.freeze(
                 other if one is None else one,
@@ -298,25 +312,25 @@ class Trace:
         if len(one) != len(other):
             self.freeze(np.concatenate([one, other]), "it meets a channel's dimension of another size")
             return None
-        self.labels.unite(one, other, self.reason("it meets a channel that stays"))
+        self.labels.unite(one, other, self.with_location("it meets a channel that stays"))
         return one
 
-    def count(self, attribute: str, ids: Ids | None) -> None:
+    def record_count(self, attribute: str, ids: Ids | None) -> None:
         """Record that an attribute of the running module counts the units of these labels."""
         if ids is not None:
-            known = self.attributes.setdefault((self.running, attribute), ids)
+            known = self.attributes.setdefault((self.running_name, attribute), ids)
             if len(known) == len(ids):  # a module that runs twice
-                self.labels.unite(known, ids, self.reason("it meets a channel that stays"))
+                self.labels.unite(known, ids, self.with_location("it meets a channel that stays"))
 
-    def note_derived(self, operands: Sequence[Tensor], results: Iterable[Tensor]) -> None:
-        """Note the parameters that results are computed from; none if they depend on the model's inputs."""
+    def record_derivation(self, operands: Sequence[Tensor], results: Iterable[Tensor]) -> None:
+        """Record which parameters the results are computed from; none if they depend on the model's inputs."""
         names: frozenset[str] = frozenset()
         if not self.provenance.depend_on_inputs(operands):
             names = names.union(*(self.derived.get(_storage(tensor), ()) for tensor in operands))
         for tensor in results:
             self.derived[_storage(tensor)] = names
 
-    def note_factor(self, tensor: Tensor, summed: Ids | None) -> None:
+    def record_factor(self, tensor: Tensor, summed: Ids | None) -> None:
         """Record that activations are multiplied by a tensor and summed over an axis with these labels."""
         for name in self.derived.get(_storage(tensor), ()):
             dimensions = self.factors.setdefault(name, set())
@@ -324,18 +338,17 @@ class Trace:
                 if other == name and summed is not None and bool(np.isin(summed, own).any()):
                     dimensions.add(dimension)
 
-    def note_number(self, ids: Ids | None) -> bool:
-        """Record that the running module's code needed the number of these labels.
+    def record_width_use(self, ids: Ids | None) -> bool:
+        """Record that the running module's code needed the number of these labels; return whether an attribute has it.
 
         Attributes with this number may be its source; they are changed with it unless they also count other channels.
-        Returns whether there are any.
         """
         if ids is None:
             return False
-        self.written.setdefault(self.running, []).append(ids)
-        names = numbers_of(self.module, len(ids))
+        self.written.setdefault(self.running_name, []).append(ids)
+        names = find_equal_attributes(self.module, len(ids))
         for name in names:
-            self.numbers.setdefault((self.running, name), []).append(ids)
+            self.numbers.setdefault((self.running_name, name), []).append(ids)
         return bool(names)
 
 
@@ -343,8 +356,10 @@ def _storage(tensor: Tensor) -> int:
     return tensor.untyped_storage().data_ptr() if tensor.layout == torch.strided else 0
 
 
-def numbers_of(module: nn.Module, number: int) -> list[str]:
-    """Return the attributes of a user's module that equal a number, in the notation of `plans.read_number`."""
+def find_equal_attributes(module: nn.Module, number: int) -> list[str]:
+    """Return the attributes of a user-defined module that equal a number, as `name` or `name.i` (see
+    `plans.read_number`).
+    """
     if number < 2 or type(module).__module__.startswith("torch.nn."):  # attributes of torch's layers are known
         return []
     found = []
@@ -360,11 +375,11 @@ def numbers_of(module: nn.Module, number: int) -> list[str]:
 
 @dataclass(frozen=True)
 class Call:
-    """An ATen operation about to run."""
+    """An ATen operation that is about to run."""
 
     func: Any
     name: str
-    """Name without namespace, overload and the underscore of in-place forms."""
+    """Name without namespace, overload and the trailing underscore of in-place forms."""
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
 
@@ -398,12 +413,12 @@ class Call:
 Rule = Callable[[Trace, Call], Any]
 
 
-def outputs_of(result: Any) -> list[Tensor]:
+def list_tensors(result: Any) -> list[Tensor]:
     return _tensors([result])
 
 
 def _tensors(values: Iterable[Any]) -> list[Tensor]:
-    """Return all tensors among arguments or results, also in lists."""
+    """Return all tensors among arguments or results, including those in lists."""
     found: list[Tensor] = []
     for value in values:
         if isinstance(value, Tensor):
@@ -413,10 +428,10 @@ def _tensors(values: Iterable[Any]) -> list[Tensor]:
     return found
 
 
-def unary(rule: Callable[[Trace, Call, Axes, tuple[int, ...], Tensor], Axes]) -> Rule:
-    """Return a rule for an operation from one tensor to one, given a function from axes and shape to the result's axes.
+def rule_for_one_tensor(rule: Callable[[Trace, Call, Axes, tuple[int, ...], Tensor], Axes]) -> Rule:
+    """Return a rule for operations from one tensor to one, given a function that computes the result's axes.
 
-    Axes and shape are read before the operation runs, because it may change the tensor in place.
+    Axes and shape of the operand are read before the operation runs, because it may change the tensor in place.
     """
 
     def apply(t: Trace, call: Call) -> Tensor:
@@ -429,43 +444,43 @@ def unary(rule: Callable[[Trace, Call, Axes, tuple[int, ...], Tensor], Axes]) ->
 
 
 def unite_pieces(t: Trace, pieces: Ids) -> None:
-    """Make all rows [pieces, labels] lose the same channels."""
+    """Unite the labels of all rows [pieces, labels], so that all pieces lose the same channels."""
     for piece in pieces[1:]:
-        t.labels.unite(pieces[0], piece, t.reason("it is one of several that must lose the same channels"))
+        t.labels.unite(pieces[0], piece, t.with_location("it is one of several that must lose the same channels"))
 
 
-def unknown(t: Trace, call: Call) -> Any:
-    """Freeze all operands of an operation without a rule, or in a module that is not traced."""
-    why = f"{call.func} cannot be followed" if t.sparing is None else f"{t.sparing} is spared"
+def freeze_operands(t: Trace, call: Call) -> Any:
+    """Rule that freezes all operands, for operations without a rule and in modules that are not traced."""
+    why = f"{call.func} cannot be followed" if t.spared_module is None else f"{t.spared_module} is spared"
     for tensor in call.tensors:
         t.freeze_axes(t.book.get(tensor), range(tensor.dim()), why)
         if call.writes:
             t.book.forget_zeros(tensor)
-    return unlabelled(t, call)
+    return run_without_labels(t, call)
 
 
-def unlabelled(t: Trace, call: Call) -> Any:
-    """Run an operation whose results always stay."""
+def run_without_labels(t: Trace, call: Call) -> Any:
+    """Run an operation whose results have no labels."""
     result = call.run()
-    set_axes(t, outputs_of(result))
+    set_output_axes(t, list_tensors(result))
     return result
 
 
-def set_axes(t: Trace, outputs: Sequence[Tensor], *known: Axes) -> None:
-    """Set the axes of the first results; all dimensions of the others always stay."""
+def set_output_axes(t: Trace, outputs: Sequence[Tensor], *known: Axes) -> None:
+    """Set the axes of the first outputs to `known`; further outputs have no labels."""
     for index, output in enumerate(outputs):
-        t.book.set(output, known[index] if index < len(known) else Axes.plain(output.dim()))
+        t.book.set(output, known[index] if index < len(known) else Axes.unlabelled(output.dim()))
 
 
-def merge(t: Trace, several: Iterable[Ids | None]) -> Ids | None:
-    """Unite the labels of several axes index by index; None without axes."""
+def unite_all(t: Trace, several: Iterable[Ids | None]) -> Ids | None:
+    """Unite the labels of several dimensions index by index; return None if any has no labels."""
     parts = list(several)
     if not parts:
         return None
     ids = parts[0]
     for other in parts[1:]:
-        ids = t.join(ids, other)
+        ids = t.unite_axes(ids, other)
     if ids is None:
         for other in parts:
-            t.join(None, other)
+            t.unite_axes(None, other)
     return ids

@@ -1,7 +1,7 @@
-"""A ticket's folder: written as a whole or not at all, and checked before anything in it is used.
+"""A ticket's folder: written completely or not at all, and checked before anything in it is used.
 
-If states are in parts on several devices, all processes write the folder together and one tensor at a time is gathered.
-The bytes are those of the same ticket written by one process.
+If tensors are sharded over several devices, all processes write the folder together and gather one tensor at a time.
+The bytes equal those of the same ticket written by one process.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from ticketry.core.devices.sharding import gather_shards, is_sharded
-from ticketry.core.ticket.state_dicts import state_bytes
+from ticketry.core.ticket.state_dicts import state_to_bytes
 from ticketry.errors import TicketError
 from ticketry.files import flush, parse_json, reason_of
 from ticketry.folders import delete_tree_if_possible, exists, is_file
@@ -32,7 +32,7 @@ _DEEPEST = 32
 _LONGEST_INTEGER = 10**300  # beyond it Python's JSON writer may refuse what its reader accepted
 
 
-def plain(value: object, where: str, depth: int = 0) -> Any:
+def to_json_values(value: object, where: str, depth: int = 0) -> Any:
     """Return a copy of `value` as plain JSON values; tuples become lists, and keys are sorted.
 
     Args:
@@ -41,36 +41,36 @@ def plain(value: object, where: str, depth: int = 0) -> Any:
         depth: number of levels above `value`.
 
     Raises:
-        TicketError: with the place of a value that JSON cannot hold: a tensor, NaN or infinity, a key that is not text,
-            invalid Unicode, more than 32 levels (so also a cyclic structure).
+        TicketError: naming a value that JSON cannot hold: a tensor, NaN or infinity, a key that is not text, invalid
+            Unicode, more than 32 levels (including a cyclic structure).
     """
     if depth > _DEEPEST:
         raise TicketError(f"{where:.80}… is nested more than {_DEEPEST} levels deep: make it flatter")
     if value is None or isinstance(value, bool):
         return value
     if isinstance(value, str):
-        return _text(value, where)
+        return _check_unicode(value, where)
     if isinstance(value, int) and abs(value) < _LONGEST_INTEGER:
         return int(value)
     if isinstance(value, float) and math.isfinite(value):
         return float(value)
     if isinstance(value, Mapping):
-        keys = sorted(_key(key, where) for key in value)
-        return {key: plain(value[key], f"{where}.{key}", depth + 1) for key in keys}
+        keys = sorted(_check_key(key, where) for key in value)
+        return {key: to_json_values(value[key], f"{where}.{key}", depth + 1) for key in keys}
     if isinstance(value, (list, tuple)):
-        return [plain(item, f"{where}[{index}]", depth + 1) for index, item in enumerate(value)]
+        return [to_json_values(item, f"{where}[{index}]", depth + 1) for index, item in enumerate(value)]
     if isinstance(value, (int, float)):
         raise TicketError(f"{where:.80} is not a number that JSON can hold (NaN, infinity or too long): use null")
     raise TicketError(f"{where:.80} is a {type(value).__name__}, which JSON cannot hold: give text or numbers")
 
 
-def _key(key: object, where: str) -> str:
+def _check_key(key: object, where: str) -> str:
     if not isinstance(key, str):
         raise TicketError(f"{where:.80} has the key {key!r:.80}, which is not text")
-    return _text(key, where)
+    return _check_unicode(key, where)
 
 
-def _text(text: str, where: str) -> str:
+def _check_unicode(text: str, where: str) -> str:
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -87,7 +87,7 @@ MODEL = "model.safetensors"
 FILES = (MANIFEST, MASK, START, MODEL)
 
 _SEAL = "sha256"
-"""Entry of ticket.json with the digest of all others."""
+"""Key in ticket.json of the digest of all other entries."""
 _LARGEST_MANIFEST = 16 << 20
 _TRIES = 8
 _SHA256 = re.compile("[0-9a-f]{64}")
@@ -95,10 +95,10 @@ _SHA256 = re.compile("[0-9a-f]{64}")
 
 @dataclass(frozen=True)
 class FileFact:
-    """Size and digest of another file of the ticket, as in ticket.json."""
+    """Size and digest of another file of the ticket, as listed in ticket.json."""
 
     size: int
-    """Bytes."""
+    """Number of bytes."""
     sha256: str
     """Hexadecimal digest."""
 
@@ -111,13 +111,14 @@ def write_folder(
     payloads: Iterable[tuple[str, bytes | Iterable[bytes]]],
     manifest: Callable[[Mapping[str, FileFact]], bytes],
 ) -> Path:
-    """Write a ticket's files beside `path` and move them into place together.
+    """Write a ticket's files to a temporary folder next to `path`, and move that into place.
 
     An existing ticket is left unchanged if it has the same bytes, and replaced otherwise.
 
     Args:
-        path: of the ticket's folder; missing parents are created.
-        payloads: name and contents, whole or in pieces, of every file but ticket.json, consumed one at a time.
+        path: path of the ticket's folder; missing parents are created.
+        payloads: name and contents, as one or several byte strings, of every file except ticket.json; consumed one at a
+            time.
         manifest: returns the contents of ticket.json from the facts of all other files.
 
     Raises:
@@ -132,10 +133,10 @@ def write_folder(
         temporary.mkdir()
         facts = {}
         for name, data in payloads:
-            facts[name] = _write(temporary / name, (data,) if isinstance(data, bytes) else data)
-        _write(temporary / MANIFEST, (manifest(facts),))
+            facts[name] = _write_file(temporary / name, (data,) if isinstance(data, bytes) else data)
+        _write_file(temporary / MANIFEST, (manifest(facts),))
         flush(temporary)
-        _place(temporary, target)
+        _move_into_place(temporary, target)
         flush(target.parent)
     except OSError as error:
         raise TicketError(
@@ -147,7 +148,7 @@ def write_folder(
     return target
 
 
-def _write(path: Path, pieces: Iterable[bytes]) -> FileFact:
+def _write_file(path: Path, pieces: Iterable[bytes]) -> FileFact:
     size, digest = 0, hashlib.sha256()
     with path.open("wb") as file:
         for piece in pieces:
@@ -158,12 +159,12 @@ def _write(path: Path, pieces: Iterable[bytes]) -> FileFact:
     return FileFact(size, digest.hexdigest())
 
 
-def _place(temporary: Path, target: Path) -> None:
+def _move_into_place(temporary: Path, target: Path) -> None:
     aside = temporary.with_suffix(".old")
     for tries_left in reversed(range(_TRIES)):
         try:
             if exists(target):
-                if _same(temporary, target):
+                if _have_same_files(temporary, target):
                     return
                 _require_replaceable(target)
                 target.rename(aside)  # a folder cannot replace one with files
@@ -173,11 +174,11 @@ def _place(temporary: Path, target: Path) -> None:
             if not tries_left:
                 raise
         finally:
-            _settle(aside, target)
+            _restore_or_delete(aside, target)
 
 
-def _settle(aside: Path, target: Path) -> None:
-    """Restore the replaced ticket if the new one is missing, else delete it."""
+def _restore_or_delete(aside: Path, target: Path) -> None:
+    """Restore the replaced ticket `aside` if the new one is missing, else delete it."""
     if exists(aside) and not exists(target):
         with contextlib.suppress(OSError):
             aside.rename(target)
@@ -185,7 +186,7 @@ def _settle(aside: Path, target: Path) -> None:
         delete_tree_if_possible(aside)
 
 
-def _same(one: Path, other: Path) -> bool:
+def _have_same_files(one: Path, other: Path) -> bool:
     names = [name for name in FILES if exists(one / name)]
     if names != [name for name in FILES if exists(other / name)]:
         return False
@@ -207,13 +208,13 @@ def _require_replaceable(target: Path) -> None:
 
 def _is_ticket(folder: Path) -> bool:
     try:
-        return bool(_json(_read(folder, folder, MANIFEST)).get("kind") == KIND)
+        return bool(_parse_json_object(_read_checked_file(folder, folder, MANIFEST)).get("kind") == KIND)
     except TicketError:
         return False
 
 
 def sealed_manifest(values: Mapping[str, Any]) -> bytes:
-    """Return ticket.json with these values and their digest."""
+    """Return the bytes of ticket.json with these values and their digest."""
     whole = {**values, _SEAL: _digest_of(values)}
     return (json.dumps(whole, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
 
@@ -230,7 +231,7 @@ def read_manifest(folder: Path, root: Path) -> tuple[dict[str, Any], dict[str, F
     """Return ticket.json of `folder` as plain values, and the facts of the other files.
 
     Args:
-        folder: of the ticket.
+        folder: the ticket's folder.
         root: folder that links may not leave.
 
     Raises:
@@ -239,7 +240,7 @@ def read_manifest(folder: Path, root: Path) -> tuple[dict[str, Any], dict[str, F
     """
     if not os.path.isdir(folder):
         raise TicketError(f"there is no ticket at {folder}: a ticket is a folder with a {MANIFEST}")
-    manifest: dict[str, Any] = plain(_json(_read(folder, root, MANIFEST)), MANIFEST)
+    manifest: dict[str, Any] = to_json_values(_parse_json_object(_read_checked_file(folder, root, MANIFEST)), MANIFEST)
     if manifest.get("kind") != KIND:
         raise TicketError(f"{folder / MANIFEST} is not a ticket's: its kind is {str(manifest.get('kind'))[:80]!r}")
     number = manifest.get("format")
@@ -254,7 +255,7 @@ def read_manifest(folder: Path, root: Path) -> tuple[dict[str, Any], dict[str, F
         raise TicketError(
             f"{folder / MANIFEST} is damaged: its contents do not match its digest; fetch the ticket anew"
         )
-    facts = _facts(manifest.get("files"), folder)
+    facts = _parse_file_facts(manifest.get("files"), folder)
     if MODEL not in facts and os.path.lexists(folder / MODEL):
         raise TicketError(
             f"{folder} has a {MODEL} that its {MANIFEST} does not list: remove it or fetch the ticket anew"
@@ -264,12 +265,12 @@ def read_manifest(folder: Path, root: Path) -> tuple[dict[str, Any], dict[str, F
 
 def manifest_bytes(folder: Path) -> bytes:
     """Return the bytes of ticket.json."""
-    return _read(folder, folder, MANIFEST)
+    return _read_checked_file(folder, folder, MANIFEST)
 
 
 def read_file(folder: Path, root: Path, name: str, fact: FileFact) -> bytes:
-    """Return the contents of a file. Raises `TicketError` if its size or digest differs from ticket.json."""
-    data = _read(folder, root, name, fact.size)
+    """Return the contents of a file; raise `TicketError` if its size or digest differs from ticket.json."""
+    data = _read_checked_file(folder, root, name, fact.size)
     if hashlib.sha256(data).hexdigest() != fact.sha256:
         raise TicketError(
             f"{folder / name} is damaged: its SHA-256 is not the one in {MANIFEST}; fetch the ticket anew"
@@ -277,7 +278,7 @@ def read_file(folder: Path, root: Path, name: str, fact: FileFact) -> bytes:
     return data
 
 
-def _facts(files: object, folder: Path) -> dict[str, FileFact]:
+def _parse_file_facts(files: object, folder: Path) -> dict[str, FileFact]:
     if not isinstance(files, dict) or MASK not in files or START not in files:
         raise TicketError(f"{folder / MANIFEST} does not list {MASK} and {START}: the ticket is damaged")
     facts = {}
@@ -291,8 +292,8 @@ def _facts(files: object, folder: Path) -> dict[str, FileFact]:
     return facts
 
 
-def _read(folder: Path, root: Path, name: str, size: int | None = None) -> bytes:
-    """Return the bytes of a regular file under `root`, links resolved; only its actual size is allocated."""
+def _read_checked_file(folder: Path, root: Path, name: str, size: int | None = None) -> bytes:
+    """Return the bytes of a regular file below `root`, links resolved; memory is allocated for its actual size only."""
     path = Path(os.path.realpath(folder / name))
     if Path(os.path.realpath(root)) not in path.parents:
         raise TicketError(f"{folder / name} is a link to outside of the ticket and is not followed")
@@ -310,7 +311,7 @@ def _read(folder: Path, root: Path, name: str, size: int | None = None) -> bytes
         raise TicketError(f"{folder / name} cannot be read: {reason}") from error
 
 
-def _json(data: bytes) -> dict[str, Any]:
+def _parse_json_object(data: bytes) -> dict[str, Any]:
     try:
         value = parse_json(data.decode(), parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:
@@ -324,33 +325,33 @@ def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is no JSON number")
 
 
-_Written = Callable[[Mapping[str, Tensor]], bytes]
+_Serialiser = Callable[[Mapping[str, Tensor]], bytes]
 """Converts tensors to the bytes of a safetensors file."""
 
 
-def any_in_parts(*states: Mapping[str, Tensor] | None) -> bool:
-    """Return whether any tensor of these states is in parts on several devices."""
+def any_sharded(*states: Mapping[str, Tensor] | None) -> bool:
+    """Return whether any tensor in these state dicts is sharded over several devices."""
     return any(is_sharded(tensor) for state in states if state for tensor in state.values())
 
 
-def save_together(
+def write_folder_from_all_ranks(
     path: str | Path,
     files: Iterable[tuple[str, Callable[[], bytes] | Mapping[str, Tensor]]],
     manifest: Callable[[Mapping[str, FileFact]], bytes],
 ) -> Path:
-    """Call `write_folder` from all processes; rank 0 writes.
+    """Write a ticket's folder as `write_folder` does, called by all processes; rank 0 writes.
 
     Args:
-        path: of the ticket's folder, for rank 0.
-        files: name and either a function that returns the contents (called by rank 0), or a state in parts.
+        path: path of the ticket's folder, for rank 0.
+        files: name, and either a function that returns the contents (called by rank 0) or a sharded state dict.
         manifest: see `write_folder`.
 
     Raises:
-        TicketError: in all processes, if a state is on some of them only, or the folder cannot be written.
+        TicketError: in all processes, if a state dict is on some of them only, or the folder cannot be written.
     """
     import torch.distributed as dist
 
-    made = {name: pieces_of(each) if isinstance(each, Mapping) else each for name, each in files}
+    made = {name: iterate_file_bytes(each) if isinstance(each, Mapping) else each for name, each in files}
     streams = [each for each in made.values() if not callable(each)]
     for each in files:
         if isinstance(each[1], Mapping):
@@ -382,12 +383,12 @@ def _require_all_processes(state: Mapping[str, Tensor], world: int) -> None:
             )
 
 
-def pieces_of(state: Mapping[str, Tensor], written: _Written = state_bytes) -> Iterator[bytes]:
-    """Yield a state as the bytes of a safetensors file, a tensor at a time.
+def iterate_file_bytes(state: Mapping[str, Tensor], written: _Serialiser = state_to_bytes) -> Iterator[bytes]:
+    """Yield the bytes of a state dict's safetensors file, one tensor at a time.
 
-    All processes with parts of the state must consume the iterator.
+    All processes that hold shards of the state dict must consume the iterator.
     """
-    names, header = _header(state, written)
+    names, header = _build_header(state, written)
     yield header
     for name in names:
         tensor = state[name]
@@ -395,10 +396,10 @@ def pieces_of(state: Mapping[str, Tensor], written: _Written = state_bytes) -> I
         yield everything.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
 
 
-def _header(state: Mapping[str, Tensor], written: _Written) -> tuple[list[str], bytes]:
-    """Return the names in the order of the file, and the head of the safetensors file.
+def _build_header(state: Mapping[str, Tensor], written: _Serialiser) -> tuple[list[str], bytes]:
+    """Return the names in the order of the file, and the header of the safetensors file.
 
-    The order is that of the library for empty tensors of the same names and types.
+    The order is the one that safetensors uses for empty tensors of the same names and types.
     """
     hollow = written({name: torch.empty(0, dtype=tensor.dtype) for name, tensor in state.items()})
     entries: dict[str, Any] = parse_json(hollow[8:])

@@ -1,4 +1,4 @@
-"""Tickets on the Hugging Face hub: the ticket's files, a model card, and a config for other loaders."""
+"""Tickets on the Hugging Face hub: the ticket's files, a model card, and a config for other libraries' loaders."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ticketry.version import __version__
 CARD = "README.md"
 FIGURE = "figure.png"
 CONFIG = "config.json"
-"""File that loaders of transformers and timm read beside ``model.safetensors``."""
+"""File that loaders of transformers and timm read together with ``model.safetensors``."""
 
 
 def download(
@@ -29,16 +29,16 @@ def download(
     token: str | bool | None,
     cache_dir: str | Path | None,
 ) -> tuple[Path, Path]:
-    """Download a ticket's files, and no others, into the hub's cache.
+    """Download the files of a ticket, and no others, into the hub's cache.
 
     Returns:
-        The folder of the files, and the cache of this repository, which their links do not leave.
+        The folder of the files, and the cache folder of this repository, which their links do not leave.
 
     Raises:
         MissingExtraError: without huggingface_hub.
         TicketError: if the hub refuses or cannot be reached, with advice.
     """
-    hub = _hub("fetching a ticket from the hub")
+    hub = _import_hub("fetching a ticket from the hub")
     try:
         folder = hub.snapshot_download(
             repo_id,
@@ -51,7 +51,7 @@ def download(
             library_version=__version__,
         )
     except Exception as error:  # the hub's client has no common base of its errors
-        raise _refusal(error, f"the ticket {repo_id!r} cannot be fetched") from error
+        raise _explain_hub_error(error, f"the ticket {repo_id!r} cannot be fetched") from error
     return Path(folder), Path(folder).parents[1]
 
 
@@ -65,20 +65,20 @@ def upload(
     token: str | bool | None,
     message: str,
 ) -> str:
-    """Upload a ticket and its card to a repository in one commit; return the repository's URL.
+    """Upload a ticket and its model card to a repository in one commit; return the repository's URL.
 
     Args:
         repo_id: ``user/name``.
         save: writes the ticket to a folder and returns its path.
-        beside: further files by name: the card, a figure, a model's config.
-        private, endpoint, token: as in huggingface_hub.
-        message: of the commit.
+        beside: further files by name: the model card, a figure, a model's config.
+        private, endpoint, token: see huggingface_hub.
+        message: message of the commit.
 
     Raises:
         MissingExtraError: without huggingface_hub.
         TicketError: if the repository has other weights, or the hub refuses or cannot be reached.
     """
-    hub = _hub("pushing a ticket to the hub")
+    hub = _import_hub("pushing a ticket to the hub")
     try:
         with tempfile.TemporaryDirectory(prefix="ticketry-") as folder:
             path = save(Path(folder) / "ticket")
@@ -86,16 +86,16 @@ def upload(
                 (path / name).write_bytes(data)
             api = hub.HfApi(endpoint=endpoint, token=token, library_name="ticketry", library_version=__version__)
             url = str(api.create_repo(repo_id, private=private, exist_ok=True))
-            _commit(hub, api, repo_id, path, message)
+            _commit_files(hub, api, repo_id, path, message)
     except TicketError:
         raise
     except Exception as error:  # as in `download`
-        raise _refusal(error, f"the ticket cannot be pushed to {repo_id!r}") from error
+        raise _explain_hub_error(error, f"the ticket cannot be pushed to {repo_id!r}") from error
     return url
 
 
-def config_of(model: nn.Module) -> bytes:
-    """Return the ``config.json`` from which transformers or timm builds this model.
+def export_config(model: nn.Module) -> bytes:
+    """Return the ``config.json`` from which transformers or timm can build this model.
 
     Raises:
         TicketError: if the model is from another library.
@@ -118,7 +118,7 @@ def config_of(model: nn.Module) -> bytes:
     )
 
 
-def _commit(hub: Any, api: Any, repo_id: str, folder: Path, message: str) -> None:
+def _commit_files(hub: Any, api: Any, repo_id: str, folder: Path, message: str) -> None:
     there = set(api.list_repo_files(repo_id))
     if MANIFEST not in there and there & set(FILES):
         raise TicketError(f"the repository {repo_id!r} holds weights that are not a ticket's: choose another")
@@ -129,7 +129,7 @@ def _commit(hub: Any, api: Any, repo_id: str, folder: Path, message: str) -> Non
     api.create_commit(repo_id, changes, commit_message=message)
 
 
-def _hub(purpose: str) -> Any:
+def _import_hub(purpose: str) -> Any:
     try:
         import huggingface_hub
     except ImportError:
@@ -137,8 +137,8 @@ def _hub(purpose: str) -> Any:
     return huggingface_hub
 
 
-def _refusal(error: Exception, what: str) -> TicketError:
-    """Return an error with advice for an error of the hub's client."""
+def _explain_hub_error(error: Exception, what: str) -> TicketError:
+    """Return a TicketError with advice for an error of the hub's client."""
     from huggingface_hub import errors
 
     status = getattr(getattr(error, "response", None), "status_code", None)

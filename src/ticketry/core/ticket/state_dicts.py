@@ -1,4 +1,4 @@
-"""State dicts: copies, checks, masking, safetensors files, and loading into a model."""
+"""State dicts: copying, checking, masking, safetensors files, and loading into a model."""
 
 from __future__ import annotations
 
@@ -28,10 +28,9 @@ from ticketry.errors import TicketError
 _MOST_DIMENSIONS = 32
 
 
-def state_copy(tensors: Mapping[str, Tensor], what: str) -> dict[str, Tensor]:
-    """Return a state dict as contiguous copies on the CPU, with normalised names.
-
-    Tensors in parts on several devices are copied there.
+def copy_state(tensors: Mapping[str, Tensor], what: str) -> dict[str, Tensor]:
+    """Return a state dict as contiguous copies on the CPU, with normalised names; sharded tensors stay on their
+    devices.
     """
     state: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
@@ -51,7 +50,7 @@ def state_copy(tensors: Mapping[str, Tensor], what: str) -> dict[str, Tensor]:
     return state
 
 
-def require_fit(mask: Mask, start: Mapping[str, Tensor]) -> None:
+def require_masked_tensors(mask: Mask, start: Mapping[str, Tensor]) -> None:
     """Raise `TicketError` unless `start` has every tensor of the mask in its shape."""
     for name, shape in mask.shapes.items():
         if name not in start:
@@ -63,8 +62,8 @@ def require_fit(mask: Mask, start: Mapping[str, Tensor]) -> None:
             raise TicketError(f"the mask of {name!r} has the shape {shape}, but start {tuple(start[name].shape)}")
 
 
-def require_alike(start: Mapping[str, Tensor], trained: Mapping[str, Tensor]) -> None:
-    """Raise `TicketError` unless both states have the same names and shapes."""
+def require_same_shapes(start: Mapping[str, Tensor], trained: Mapping[str, Tensor]) -> None:
+    """Raise `TicketError` unless both state dicts have the same names and shapes."""
     for name in (*start, *trained):
         if name not in start or name not in trained:
             lacks, other = ("trained", trained) if name in start else ("start", start)
@@ -84,12 +83,12 @@ def warn_of_same_weights(
     trained_copy: Mapping[str, Tensor],
     mask: Mask,
 ) -> None:
-    """Warn if `start` shares memory or all values with `trained`, as an uncopied state dict does.
+    """Warn if `start` has the trained weights, because it was taken from the model without a copy.
 
     Args:
-        start, trained: the caller's, which may share memory.
-        start_copy, trained_copy: the ticket's, by normalised names, `trained_copy` masked.
-        mask: of the ticket.
+        start, trained: the caller's state dicts, which may share memory.
+        start_copy, trained_copy: the ticket's copies, by normalised names; `trained_copy` is masked.
+        mask: the ticket's mask.
     """
     shared = [name for name, tensor in start.items() if name in trained and share_memory(tensor, trained[name])]
     if shared:
@@ -110,12 +109,12 @@ def warn_of_same_weights(
 
 def share_memory(one: Tensor, other: Tensor) -> bool:
     """Return whether writing to one tensor would change the other."""
-    first, second = _bytes_of(one), _bytes_of(other)
+    first, second = _address_range(one), _address_range(other)
     return first is not None and second is not None and first[0] < second[1] and second[0] < first[1]
 
 
-def _bytes_of(tensor: Tensor) -> tuple[int, int] | None:
-    """Return the first and the last address of a tensor's elements; None if it has none."""
+def _address_range(tensor: Tensor) -> tuple[int, int] | None:
+    """Return the first and the last memory address of a tensor's elements; None if it has none."""
     own = local_shard(tensor)
     if own.layout != torch.strided or own.is_meta or not own.numel():
         return None
@@ -125,21 +124,22 @@ def _bytes_of(tensor: Tensor) -> tuple[int, int] | None:
 
 
 def mask_state(state: dict[str, Tensor], mask: Mask) -> dict[str, Tensor]:
-    """Set removed weights to 0 in place and return the state.
+    """Set removed weights in a state dict to 0, in place, and return it.
 
-    A tied tensor has several names, of which the mask has one. All are masked, because load_state_dict uses the last.
+    A tied tensor has several names, of which the mask has one. All of them are masked, because load_state_dict uses the
+    last.
 
     Raises:
         TicketError: if a removed weight has a data type without 0.
     """
     unmasked = [name for name in state if name not in mask and state[name].dim() > 1]
     for name, kept in mask.items():
-        twins = [other for other in unmasked if _same_bits(state[name], state[other])]
+        twins = [other for other in unmasked if _have_same_bits(state[name], state[other])]
         for twin in (name, *twins):
             own = local_shard(state[twin])
             if own.dtype == _WITHOUT_ZERO and not kept.all():
                 raise TicketError(f"{twin!r} is of {own.dtype}, which has no 0: its removed weights cannot be stored")
-            _bits(own).masked_fill_(~shard_like(kept, state[twin]).to(own.device), 0)
+            _view_as_integers(own).masked_fill_(~shard_like(kept, state[twin]).to(own.device), 0)
     return state
 
 
@@ -147,35 +147,39 @@ _WITHOUT_ZERO = getattr(torch, "float8_e8m0fnu", None)
 _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
-def _bits(tensor: Tensor) -> Tensor:
-    """View a tensor as integers, because torch cannot fill float8 and large unsigned integers."""
+def _view_as_integers(tensor: Tensor) -> Tensor:
+    """View a tensor as integers of the same size, because torch cannot fill float8 and large unsigned integers."""
     return tensor.view(_INTEGERS[tensor.itemsize]) if tensor.itemsize in _INTEGERS else tensor
 
 
-def _same_bits(one: Tensor, other: Tensor) -> bool:
+def _have_same_bits(one: Tensor, other: Tensor) -> bool:
     if one.dtype != other.dtype or one.shape != other.shape:
         return False
     if is_sharded(one) != is_sharded(other):
         return False
     if is_sharded(one) and is_sharded(other):
-        return one.device_mesh == other.device_mesh and one.placements == other.placements and _same_in_all(one, other)
+        return (
+            one.device_mesh == other.device_mesh
+            and one.placements == other.placements
+            and _are_equal_in_all_processes(one, other)
+        )
     return torch.equal(one.flatten().view(torch.uint8), other.flatten().view(torch.uint8))
 
 
-def _same_in_all(one: Tensor, other: Tensor) -> bool:
+def _are_equal_in_all_processes(one: Tensor, other: Tensor) -> bool:
     """Return whether two tensors with equal placements are equal in all processes; all must call this."""
     own = local_shard(one)
-    differ = torch.tensor([not _same_bits(own, local_shard(other))], dtype=torch.int64, device=own.device)
+    differ = torch.tensor([not _have_same_bits(own, local_shard(other))], dtype=torch.int64, device=own.device)
     return not int(sum_over_groups(differ, shard_groups(one)))
 
 
-def state_for(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the state under the names of `model`.
+def match_state_to_model(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the state dict under the names of `model`.
 
-    A tied tensor may have one name in the state, or several with equal values.
+    A tied tensor may have one name in the state dict, or several with equal values.
 
     Raises:
-        TicketError: if the state does not fit the model.
+        TicketError: if the state dict does not fit the model.
     """
     own = model.state_dict(keep_vars=True)  # keep_vars: a tied parameter is one object
     short = {name: normal_name(name) for name in own}
@@ -190,7 +194,7 @@ def state_for(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor
     last = {id(tensor): name for name, tensor in own.items()}
     for name, tensor in own.items():
         twin = last[id(tensor)]
-        if filled[twin] is not filled[name] and not _same_bits(filled[twin], filled[name]):
+        if filled[twin] is not filled[name] and not _have_same_bits(filled[twin], filled[name]):
             raise TicketError(
                 f"the ticket does not fit: {short[name]!r} and {short[twin]!r} are one tensor in"
                 f" {type(model).__name__} (tied), but two in the ticket, with other values"
@@ -213,8 +217,8 @@ def state_for(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor
     }
 
 
-def state_bytes(state: Mapping[str, Tensor]) -> bytes:
-    """Return a state as the bytes of a safetensors file, independent of the order of names."""
+def state_to_bytes(state: Mapping[str, Tensor]) -> bytes:
+    """Return a state dict as the bytes of a safetensors file, independent of the order of names."""
     try:
         return bytes(safetensors_save(dict(state), metadata={"format": "pt"}))  # transformers needs this entry
     except (SafetensorError, ValueError, TypeError, LookupError, RuntimeError) as error:
@@ -222,7 +226,7 @@ def state_bytes(state: Mapping[str, Tensor]) -> bytes:
 
 
 def state_from_bytes(data: bytes, path: Path) -> dict[str, Tensor]:
-    """Return the state in the bytes of a safetensors file; `path` is for messages."""
+    """Read a state dict from the bytes of a safetensors file; `path` is for messages."""
     try:
         return dict(safetensors_load(data))
     except (SafetensorError, ValueError, TypeError, LookupError, RuntimeError) as error:
@@ -230,13 +234,13 @@ def state_from_bytes(data: bytes, path: Path) -> dict[str, Tensor]:
 
 
 def load_state(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Load tensors from `model`, or from an equal model, with `load_state_dict`.
+    """Load tensors into a model as `load_state_dict` does, with the versions of its module classes.
 
     A plain mapping lacks the versions of module classes that a state dict has, so a class may convert or refuse it
-    (torchvision's MNASNet). Here the versions are those of `model`.
+    (torchvision's MNASNet). This function adds the versions of `model`.
 
     Args:
-        model: that is changed.
+        model: the model, which is changed.
         tensors: all tensors by the names of `model`.
 
     Raises:

@@ -1,4 +1,4 @@
-"""A ticket: a mask, the state its training starts from, and what is known about it."""
+"""A ticket: a mask, the weights that its training starts from, and information about it."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from ticketry.core.devices.sharding import reshard
 from ticketry.core.mask import Mask, from_bytes, require_mask, to_bytes
 from ticketry.core.tables import html_table
 from ticketry.core.ticket import folder as files
-from ticketry.core.ticket.folder import any_in_parts, plain, save_together
-from ticketry.core.ticket.hub import CARD, CONFIG, FIGURE, config_of, download, upload
+from ticketry.core.ticket.folder import any_sharded, to_json_values, write_folder_from_all_ranks
+from ticketry.core.ticket.hub import CARD, CONFIG, FIGURE, download, export_config, upload
 from ticketry.core.ticket.state_dicts import (
+    copy_state,
     load_state,
     mask_state,
-    require_alike,
-    require_fit,
-    state_bytes,
-    state_copy,
-    state_for,
+    match_state_to_model,
+    require_masked_tensors,
+    require_same_shapes,
     state_from_bytes,
+    state_to_bytes,
     warn_of_same_weights,
 )
-from ticketry.core.ticket.text import describe, facts_of, model_card
+from ticketry.core.ticket.text import describe, list_facts, model_card
 from ticketry.errors import MaskError, TicketError, UsageError
 from ticketry_engine.support.entry_points import Need, entry_point, writing_to
 
@@ -72,20 +72,20 @@ class Ticket:
         info: Mapping[str, Any],
         trained: Mapping[str, Tensor] | None = None,
     ) -> None:
-        """Create a ticket.
+        """Create a ticket; all tensors are copied.
 
         Raises:
             UsageError: if the mask is not a `Mask`, a state is not a state dict, or `info` is not a mapping.
             TicketError: if the states differ from the mask or from each other in names or shapes, contain anything but
                 dense tensors, or `info` has values that JSON cannot hold.
 
-        Warns (`UserWarning`) if start has the trained weights, as a state dict that was taken early without a copy.
+        Warns (`UserWarning`) if `start` has the trained weights, because the state dict was taken early but not copied.
         """
-        self._fill(mask, start, info, trained)
+        self._set_contents(mask, start, info, trained)
         if trained is not None and self.trained is not None:
             warn_of_same_weights(start, trained, self.start, self.trained, self.mask)
 
-    def _fill(
+    def _set_contents(
         self,
         mask: Mask,
         start: Mapping[str, Tensor],
@@ -100,41 +100,42 @@ class Ticket:
         if trained is not None:
             _require_mapping("trained", trained, "a state dict, such as model.state_dict() gives after training")
         self.mask = mask.to("cpu")
-        self.start = state_copy(start, "start")
-        self.info: dict[str, Any] = plain(dict(info), "info")
-        require_fit(self.mask, self.start)
+        self.start = copy_state(start, "start")
+        self.info: dict[str, Any] = to_json_values(dict(info), "info")
+        require_masked_tensors(self.mask, self.start)
         self.trained: dict[str, Tensor] | None = None
         if trained is not None:
-            state = state_copy(trained, "trained")
-            require_alike(self.start, state)
+            state = copy_state(trained, "trained")
+            require_same_shapes(self.start, state)
             self.trained = mask_state(state, self.mask)
 
     @property
     def density(self) -> float:
-        """Share of the prunable weights that is retained."""
+        """Fraction of the prunable weights that is retained."""
         return self.mask.density
 
     def describe(self) -> str:
-        """Return method, density and its denominators, metric, seeds and the table of layers as plain text."""
+        """Return the method, density, metric, seeds and table of layers as plain text."""
         return describe(self.mask, self.info, self.trained is not None)
 
     def __repr__(self) -> str:
         return f"Ticket({self.mask!r}, {'trained' if self.trained is not None else 'not trained'})"
 
     def _repr_html_(self) -> str:
-        facts = facts_of(self.mask, self.info, self.trained is not None)
+        facts = list_facts(self.mask, self.info, self.trained is not None)
         return html_table("Ticket", (), facts) + self.mask._repr_html_()
 
     # -- a model -------------------------------------------------------------------------------------------------------
 
     @entry_point(Need(python=False, floats=False))
     def apply(self, model: nn.Module, which: str = "start") -> nn.Module:
-        """Load the ticket's weights and buffers into `model`, set removed weights to exactly 0, and return it.
+        """Load the ticket's weights and buffers into `model`, set removed weights to exactly 0, and return the model.
 
         Args:
-            model: any module with the ticket's parameters and buffers; wrappers (data-parallel, compiled) are allowed.
-                It is not changed if it does not fit.
-            which: ``start`` (the start of the ticket's training) or ``trained``.
+            model: any module with the ticket's parameters and buffers; it may be wrapped (data-parallel, compiled). It
+                is
+                not changed if it does not fit.
+            which: ``start`` (the weights that the ticket's training starts from) or ``trained``.
 
         Raises:
             TicketError: if `model` has other tensors or shapes than the ticket, or ties two that differ in the ticket;
@@ -150,7 +151,7 @@ class Ticket:
             self.mask.parameters(model)
         except MaskError as error:
             raise TicketError(f"the ticket does not fit the model: {error}") from None
-        filled = state_for(model, state)
+        filled = match_state_to_model(model, state)
         first = next(iter(model.state_dict().values()))
         try:
             with writing_to(first):
@@ -162,18 +163,18 @@ class Ticket:
     # -- a folder ------------------------------------------------------------------------------------------------------
 
     def save(self, path: str | Path) -> Path:
-        """Write the ticket as a folder, completely or not at all, and return its path.
+        """Write the ticket to a folder, completely or not at all, and return its path.
 
-        Equal tickets give equal bytes. A folder at `path` is left unchanged if it has this ticket, and replaced if it
-        has another ticket and nothing else. A ticket with states in parts on several devices (`fully_shard`) is saved
-        by all processes together: rank 0 writes, and one tensor at a time is gathered.
+        Equal tickets give equal bytes. A folder at `path` is left unchanged if it contains this ticket, and replaced if
+        it contains another ticket and nothing else. A ticket with sharded tensors (`fully_shard`) is saved by all
+        processes together: rank 0 writes, and one tensor at a time is gathered.
 
         Raises:
             TicketError: if something else is at `path`, or it cannot be written (disk full, no permission).
         """
-        if any_in_parts(self.start, self.trained):
-            return save_together(path, self._payloads_in_parts(), self._manifest)
-        return files.write_folder(path, self._payloads(), self._manifest)
+        if any_sharded(self.start, self.trained):
+            return write_folder_from_all_ranks(path, self._list_sharded_files(), self._build_manifest)
+        return files.write_folder(path, self._iterate_files(), self._build_manifest)
 
     @staticmethod
     def is_saved(path: str | Path, info: Mapping[str, Any]) -> bool:
@@ -185,25 +186,27 @@ class Ticket:
                 files.read_file(folder, folder, name, fact)
         except TicketError:
             return False
-        return bool(manifest.get("info") == json.loads(json.dumps(plain(dict(info), "info"))))
+        return bool(manifest.get("info") == json.loads(json.dumps(to_json_values(dict(info), "info"))))
 
     def is_as_written(self, path: str | Path) -> bool:
-        """Return whether ticket.json at `path`, from which the ticket was read, has the bytes that `save` writes."""
+        """Return whether ticket.json at `path`, from which this ticket was read, has the same bytes that `save`
+        would write.
+        """
         folder = Path(path)
         _, facts = files.read_manifest(folder, folder)
-        written = {name: facts[name] for name in files.FILES if name in facts}  # in the order of `_payloads`
-        return files.manifest_bytes(folder) == self._manifest(written)
+        written = {name: facts[name] for name in files.FILES if name in facts}  # in the order of `_iterate_files`
+        return files.manifest_bytes(folder) == self._build_manifest(written)
 
     @classmethod
     def load(cls, path: str | Path, *, trained: bool = True) -> Ticket:
-        """Return the ticket in a folder. Sizes and digests are checked before parsing; pickle is not used.
+        """Read a ticket from a folder. Sizes and digests are checked before parsing; pickle is not used.
 
         Args:
-            path: of the folder. Links that lead out of it are not followed: see `from_hub` for a repository.
+            path: path of the folder. Links that lead out of it are not followed: see `from_hub` for a repository.
             trained: whether to read the trained weights too, if any.
 
         Raises:
-            TicketError: if the ticket is missing, incomplete, damaged, hostile or written by a newer ticketry.
+            TicketError: if the ticket is missing, incomplete, damaged, malicious or written by a newer ticketry.
         """
         return cls._load(Path(path), Path(path), trained=trained)
 
@@ -223,36 +226,36 @@ class Ticket:
             if name in facts and (trained or name == files.START)
         }
         ticket = cls.__new__(cls)
-        ticket._fill(mask, states[files.START], info, states.get(files.MODEL))
-        for key, value in ticket._counts().items():
+        ticket._set_contents(mask, states[files.START], info, states.get(files.MODEL))
+        for key, value in ticket._summarise_counts().items():
             if manifest.get(key) != value:
                 raise TicketError(f"{folder / files.MANIFEST} is damaged: its {key} is not that of the mask")
         ticket.path = folder
         return ticket
 
-    def _payloads(self) -> Iterator[tuple[str, bytes]]:
+    def _iterate_files(self) -> Iterator[tuple[str, bytes]]:
         yield files.MASK, to_bytes(self.mask)
-        yield files.START, state_bytes(self.start)
+        yield files.START, state_to_bytes(self.start)
         if self.trained is not None:
-            yield files.MODEL, state_bytes(self.trained)
+            yield files.MODEL, state_to_bytes(self.trained)
 
-    def _payloads_in_parts(self) -> list[tuple[str, Callable[[], bytes] | Mapping[str, Tensor]]]:
+    def _list_sharded_files(self) -> list[tuple[str, Callable[[], bytes] | Mapping[str, Tensor]]]:
         states = [(files.START, self.start), (files.MODEL, self.trained)]
         given = [(name, state) for name, state in states if state is not None]
         return [(files.MASK, partial(to_bytes, self.mask)), *given]
 
-    def _manifest(self, facts: Mapping[str, files.FileFact]) -> bytes:
+    def _build_manifest(self, facts: Mapping[str, files.FileFact]) -> bytes:
         manifest = {
             "kind": files.KIND,
             "format": files.FORMAT,
             "info": self.info,
-            **self._counts(),
+            **self._summarise_counts(),
             "files": {name: {"size": fact.size, "sha256": fact.sha256} for name, fact in facts.items()},
         }
         return files.sealed_manifest(manifest)
 
-    def _counts(self) -> dict[str, Any]:
-        """Return facts about mask and start for ticket.json; they are checked on loading."""
+    def _summarise_counts(self) -> dict[str, Any]:
+        """Return counts and densities of mask and start for ticket.json; they are checked on loading."""
         return {
             "density": self.mask.density,
             "sparsity": self.mask.sparsity,
@@ -311,16 +314,17 @@ class Ticket:
         """Upload the ticket with a model card to a repository of the Hugging Face hub in one commit; return its URL.
 
         A missing repository is created. An existing ticket and README.md are replaced and other files stay; a
-        repository with other weights is refused. `Run.push` fills in verdict and figure.
+        repository with other weights is refused. `Run.push` adds verdict and figure.
 
         Args:
             repo_id: ``user/name``.
-            private, endpoint, token: as in huggingface_hub, whose environment variables apply too.
-            message: of the commit.
+            private, endpoint, token: see huggingface_hub, whose environment variables apply too.
+            message: message of the commit.
             verdict: whether the ticket wins, as a sentence for the card.
             figure: a PNG for the card.
-            model: of transformers or timm, with the ticket's tensors. Their own loaders
-                (``AutoModel.from_pretrained("user/name")``, ``timm.create_model("hf-hub:user/name")``) then open the
+            model: a model of transformers or timm, with the ticket's tensors. Their own loaders
+                (``AutoModel.from_pretrained("user/name")``, ``timm.create_model("hf-hub:user/name")``) can then open
+                the
                 trained weights of the repository.
 
         Raises:
@@ -328,7 +332,7 @@ class Ticket:
             TicketError: if the hub refuses or cannot be reached; if `model` is from another library, or the ticket
                 does not fit it or was never trained.
         """
-        if any_in_parts(self.start, self.trained):
+        if any_sharded(self.start, self.trained):
             raise TicketError(
                 "this ticket's states lie in parts on several devices: save it, and push what Ticket.load reads"
             )
@@ -338,12 +342,12 @@ class Ticket:
         if model is not None:
             if self.trained is None:
                 raise TicketError("this ticket has not been trained: other libraries' loaders would find no weights")
-            state_for(model, self.trained)
-            beside[CONFIG] = config_of(model)
+            match_state_to_model(model, self.trained)
+            beside[CONFIG] = export_config(model)
         return upload(repo_id, self.save, beside, private=private, endpoint=endpoint, token=token, message=message)
 
 
 def _require_mapping(name: str, given: object, what: str) -> None:
-    """Raise `UsageError` if the argument `name` is not a mapping."""
+    """Raise `UsageError` if the argument `name` is not a mapping; `what` describes it in the message."""
     if not isinstance(given, Mapping):
         raise UsageError(f"{name}= is {what}, not a {type(given).__name__}")

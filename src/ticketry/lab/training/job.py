@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ticketry.core.ticket.folder import pieces_of
+from ticketry.core.ticket.folder import iterate_file_bytes
 from ticketry.errors import InterruptedTrainingError
 from ticketry.lab.environment import environment
 from ticketry.lab.signals import Stopped, defer_signals, raise_if_stopped, stop_signal
@@ -238,7 +238,7 @@ class Job:
 
     def put_gathered(self, tensors: Mapping[str, Tensor]) -> str:
         """Store sharded tensors, one at a time; all ranks call this."""
-        return self.store.put_pieces(pieces_of(tensors, tensors_to_bytes))
+        return self.store.put_pieces(iterate_file_bytes(tensors, tensors_to_bytes))
 
     def drop_partials(self) -> None:
         """Delete checkpoints inside the segment."""

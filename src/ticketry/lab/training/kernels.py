@@ -167,7 +167,7 @@ class Kernels:
             model = rebuild_model(task, initial_state(task, 0))
             kept = self._store.get_mask(mask) if mask else Mask.ones(scope(model))
             try:
-                return asdict(share_of(model, kept, self._course(task).inputs(examples), precision))
+                return asdict(parse_share(model, kept, self._course(task).inputs(examples), precision))
             except (CaptureError, EngineError) as error:
                 return {"why": str(error)}
 
@@ -182,7 +182,7 @@ def kernels_here(precision: str = "fp32") -> str:
     return f"sparse {here.numerics} {here.kernels}{half}"
 
 
-def share_of(model: nn.Module, mask: Mask, inputs: Any, precision: str = "fp32") -> Share:
+def parse_share(model: nn.Module, mask: Mask, inputs: Any, precision: str = "fp32") -> Share:
     """Return the kernels' share of a forward pass. The model's weights are masked.
 
     Raises:

@@ -16,8 +16,8 @@ from ticketry.core.structure import ShrinkPlan, rebuild
 from ticketry.core.structure.coupling import Structure
 from ticketry.core.structure.layout import Blocks, layouts
 from ticketry.core.structure.pattern import UNSTRUCTURED, Pattern
-from ticketry.core.structure.removal_trial import structure_around
-from ticketry.core.structure.smaller_model import plan_of
+from ticketry.core.structure.removal_trial import find_structure_sparing_untraceable
+from ticketry.core.structure.smaller_model import plan_for_structure
 from ticketry.errors import ScopeError, UsageError
 from ticketry.lab.store.store import NUMERICS, Store, digest_of
 from ticketry.lab.training.state import TrainingState, initial_state, rebuild_model
@@ -305,7 +305,7 @@ def remembered_plan(store: Store, task: Task, mask: str, course: Course) -> Shri
 
     def compute() -> dict[str, str]:
         model = rebuild_model(task, initial_state(task, 0))
-        plan = plan_of(model, store.get_mask(mask), course.inputs(FOLLOWED), task_structure(task, course))
+        plan = plan_for_structure(model, store.get_mask(mask), course.inputs(FOLLOWED), task_structure(task, course))
         return {"plan": store.put_bytes(plan.to_bytes()), "mask": mask}
 
     known = store.remembered("plans", key, compute)
@@ -317,4 +317,6 @@ def task_structure(task: Task, course: Course) -> Structure:
 
     Modules that choose their computation by their activations are not traced: their channels stay.
     """
-    return structure_around(rebuild_model(task, initial_state(task, 0)), course.inputs(FOLLOWED), ("*",))[0]
+    return find_structure_sparing_untraceable(
+        rebuild_model(task, initial_state(task, 0)), course.inputs(FOLLOWED), ("*",)
+    )[0]

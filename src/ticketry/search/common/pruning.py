@@ -126,7 +126,7 @@ def check_norms(replicate: Replicate, scope: Scope) -> None:
 
 # -- scores ------------------------------------------------------------------------------------------------------------
 
-OF_CHANNELS = {"crop": "crop_gates", "snip": "snap"}
+CHANNEL_WISE_SCORES = {"crop": "crop_gates", "snip": "snap"}
 """Names of scores of weights in their published structured forms."""
 
 
@@ -164,7 +164,7 @@ def _channel_score(score: str) -> str:
     from ticketry.core.score import split_control
 
     control, plain = split_control(score)
-    named = OF_CHANNELS.get(plain, plain)
+    named = CHANNEL_WISE_SCORES.get(plain, plain)
     return f"{control}:{named}" if control else named
 
 

@@ -16,7 +16,13 @@ from typing_extensions import Self
 from ticketry.budgets.granularity import FINEST, single_granularity
 from ticketry.budgets.units import EAGER, ENGINE, Base, Latencies, Unit, format_cost, parse_share_or_amount
 from ticketry.choices import check_choices
-from ticketry.core.structure.pattern import SHARES, Distribution, check_at_least, check_density, check_share
+from ticketry.core.structure.pattern import (
+    SHARES,
+    Distribution,
+    check_density,
+    check_layer_minimum_option,
+    parse_share_option,
+)
 from ticketry.errors import UsageError
 from ticketry.search.common.plan import Training
 from ticketry.search.common.shape import NONE, Family, Shape
@@ -301,7 +307,7 @@ class ScoreSettings(PruningSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_at_least(self.keep_at_least)
+        check_layer_minimum_option(self.keep_at_least)
         if self.shape.channels:
             if self.distribution not in ("global", "uniform"):
                 raise UsageError(
@@ -383,7 +389,7 @@ def _several(value: Any, *, apart: bool) -> tuple[Any, ...]:
 def _share(name: str, value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         raise UsageError(f"{name} is a number or a text such as 20%, not {value!r:.60}")
-    return float(check_share(name, value))
+    return float(parse_share_option(name, value))
 
 
 def requested_densities(density: Shares, sparsity: Shares) -> tuple[float, ...]:

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 import ticketry as tk
 from ticketry.core.score import ScoreInputs
 from ticketry.core.structure.channel_choice import ChannelChoice
-from ticketry.core.structure.refill_masks import refill_scores
+from ticketry.core.structure.refill_masks import score_for_refill
 from ticketry.errors import LayerCollapseError
 from ticketry.tasks.models import networks
 
@@ -147,7 +147,7 @@ def test_a_stream_agrees(density: float, seed: int, score: str) -> None:
 def test_scores_of_a_stream(score: str) -> None:
     mask = random_mask(RESIDUAL, 0.5)
     choice = ChannelChoice(RESIDUAL, RESIDUAL_STRUCTURE, tk.scope(RESIDUAL))
-    found = refill_scores(choice, mask, score, ScoreInputs())
+    found = score_for_refill(choice, mask, score, ScoreInputs())
     position = [group.name for group in choice.groups].index("stem")
     rows = [
         [row_score(RESIDUAL.get_submodule(name).weight, mask[f"{name}.weight"], row, score) for row in range(8)]

@@ -8,7 +8,7 @@ from torch import nn
 
 import ticketry as tk
 from ticketry.core.structure.controls import random_blocks, shuffled_blocks
-from ticketry.core.structure.layout import best_of_m, layouts
+from ticketry.core.structure.layout import layouts, mark_best_n_of_m
 from ticketry.core.structure.pattern import Pattern
 from ticketry.errors import MaskError
 
@@ -29,7 +29,7 @@ def of_pattern(model: nn.Module, mask: tk.Mask, text: str) -> bool:
     pattern, known = Pattern.parse(text), layouts(model, mask)
     if pattern.m:
         return all(
-            bool((best_of_m(kept.int(), pattern.n, pattern.m, known[name]) | ~kept).all())
+            bool((mark_best_n_of_m(kept.int(), pattern.n, pattern.m, known[name]) | ~kept).all())
             for name, kept in mask.items()
         )
     for name, kept in mask.items():

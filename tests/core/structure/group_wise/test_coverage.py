@@ -11,7 +11,7 @@ from torch import nn
 import ticketry as tk
 from group_wise import Bank, drawn, linear, planted, share_inside
 from ticketry.core.structure.layout import Layout, MatrixView
-from ticketry.core.structure.mask_fit import shuffled_columns
+from ticketry.core.structure.mask_fit import shuffle_columns
 from ticketry.errors import MaskError, UsageError
 
 NAME = "layer.weight"
@@ -174,11 +174,11 @@ def test_what_is_refused() -> None:
 def test_shuffled_columns_keep_their_entries_and_lose_their_rows() -> None:
     matrix = drawn(60, 500)
     view = MatrixView((60, 500), Layout(groups=2))
-    shuffled = shuffled_columns(matrix, view, "a", 0)
+    shuffled = shuffle_columns(matrix, view, "a", 0)
     for run in (slice(0, 30), slice(30, 60)):
         assert torch.equal(shuffled[run].sort(0).values, matrix[run].sort(0).values)
         stays = (shuffled[run] == matrix[run]).float().mean()
         assert abs(float(stays) - 1 / 30) < 0.01
-    assert torch.equal(shuffled, shuffled_columns(matrix, view, "a", 0))
-    assert not torch.equal(shuffled, shuffled_columns(matrix, view, "a", 1))
-    assert not torch.equal(shuffled, shuffled_columns(matrix, view, "b", 0))
+    assert torch.equal(shuffled, shuffle_columns(matrix, view, "a", 0))
+    assert not torch.equal(shuffled, shuffle_columns(matrix, view, "a", 1))
+    assert not torch.equal(shuffled, shuffle_columns(matrix, view, "b", 0))

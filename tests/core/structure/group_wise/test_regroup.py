@@ -162,7 +162,7 @@ def likeness(worth: Tensor, groups: list[np.ndarray]) -> float:
 
 
 def test_no_exchange_gains_more(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(similarity, "LEAST_GAIN", 0.0)
+    monkeypatch.setattr(similarity, "SMALLEST_GAIN", 0.0)
     monkeypatch.setattr(similarity, "ROUNDS", 1000)
     worth = drawn(24, 50).double().abs()
     groups = group_similar_rows(worth, [5, 5, 5, 5, 4])

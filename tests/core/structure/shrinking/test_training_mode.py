@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import ticketry as tk
-from ticketry.core.structure.model_copies import compare
+from ticketry.core.structure.model_copies import compare_models
 from ticketry.errors import MaskError
 
 
@@ -111,7 +111,7 @@ def test_dropout_noise_and_statistics_of_training_are_no_differences() -> None:
 
 def test_a_model_that_does_not_train_on_the_examples_is_compared_in_evaluation_alone() -> None:
     model = nn.Sequential(nn.Linear(3, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 2))
-    assert compare(model, model, (torch.randn(1, 3),), training=True) is None
+    assert compare_models(model, model, (torch.randn(1, 3),), training=True) is None
     assert tk.structure.channels(model, torch.randn(1, 3), density=0.5).density < 0.6
 
 

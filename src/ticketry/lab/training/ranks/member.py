@@ -16,7 +16,7 @@ from typing import Any, cast
 
 from torch import Tensor
 
-from ticketry.core.ticket.folder import pieces_of
+from ticketry.core.ticket.folder import iterate_file_bytes
 from ticketry.errors import InterruptedTrainingError
 from ticketry.lab.process_guard import (
     end_with_parent,
@@ -155,7 +155,7 @@ class _OtherJob(Job):
             super().store_partial(state)
 
     def put_gathered(self, tensors: Mapping[str, Tensor]) -> str:
-        for _ in pieces_of(tensors, tensors_to_bytes):
+        for _ in iterate_file_bytes(tensors, tensors_to_bytes):
             pass
         return ""
 
