@@ -182,8 +182,8 @@ def _control_flow_error(t: Trace, call: Call) -> ControlFlowError:
     if not t.running_name:
         advice = "move that decision into a module of its own, whose name `spare=` then takes"
     return ControlFlowError(
-        f"{model} looks at its activations to decide what to do ({call.func} in {t.running_name or model}): what it would"
-        f" do with other inputs cannot be followed; {advice}",
+        f"{model} looks at its activations to decide what to do ({call.func} in {t.running_name or model}): what it"
+        f" would do with other inputs cannot be followed; {advice}",
         t.running_name,
     )
 

@@ -157,8 +157,8 @@ def _describe_not_channel_wise(
     stray, removed, name = max(rows, key=lambda row: row[0])
     return (
         f"the mask is not channel-wise: {stray:,} of the {removed:,} weights that it removes from {name!r} are in"
-        f" channels that are not removed as a whole{_describe_example_channel(name, mask, structure, dead)}. So it is in"
-        f" {len(rows)} of {len(mask)} tensors. Make a channel-wise mask, with structure.channels"
+        f" channels that are not removed as a whole{_describe_example_channel(name, mask, structure, dead)}. So it is"
+        f" in {len(rows)} of {len(mask)} tensors. Make a channel-wise mask, with structure.channels"
     )
 
 
