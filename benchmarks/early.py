@@ -29,7 +29,7 @@ from torch.autograd.functional import hessian, jacobian
 import ticketry as tk
 from ticketry.core.sparse_training.mask_dynamics import relative_distance
 from ticketry.core.structure.channel_scores import channel_scores
-from ticketry.core.structure.layout import roles
+from ticketry.core.structure.layout import find_roles
 from ticketry.lab.costs.meters import allocated_at_peak, step_flops
 from ticketry.lab.training.precision import Arithmetic, choose_arithmetic
 from ticketry.tasks.catalogue import create_task
@@ -284,7 +284,7 @@ def _gates(model: nn.Module, batches: list[Any], flat: Tensor, loss_at: Callable
             model,
             groups,
             tk.scope(model),
-            roles(model),
+            find_roles(model),
             score=name,
             reduce="mean",
             batches=batches,

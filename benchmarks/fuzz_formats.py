@@ -129,7 +129,7 @@ def _tickets(folder: Path) -> Iterator[Format]:
         return read
 
     def summary(found: tk.Ticket) -> str:
-        parts = [hashlib.sha256(data).hexdigest() for _, data in found._payloads()]
+        parts = [hashlib.sha256(data).hexdigest() for _, data in found._iterate_files()]
         return _text([found.info, parts])
 
     put = _json_put(of_manifest / "ticket.json", manifest, sealed_manifest)

@@ -149,7 +149,7 @@ def measured(family: str) -> dict[str, Any]:
     import ticketry as tk
     from tasks.models.library_support import import_or_skip
     from ticketry.core.structure.removal_trial import tried_structure
-    from ticketry.core.structure.smaller_model import plan_of
+    from ticketry.core.structure.smaller_model import plan_for_structure
     from ticketry.errors import TicketryError
 
     name, size, options = FAMILIES[family]
@@ -168,7 +168,7 @@ def measured(family: str) -> dict[str, Any]:
         found["channels"] = sum(group.size for group in free)
         found["stays"] = dict(Counter(group.reason.partition(" (in ")[0] for group in structure.groups if group.reason))
         mask = halved(model, structure)
-        plan = plan_of(model, mask, x, structure)
+        plan = plan_for_structure(model, mask, x, structure)
     except TicketryError as error:
         return {**found, "outcome": "refused", "error": f"{type(error).__name__}: {error}"}
     small = tk.structure.rebuild(model, plan)

@@ -12,7 +12,7 @@ import torch
 import ticketry as tk
 from made_records import search_record, verify_record
 from strangers import forged, info_of_digits
-from ticketry.core.ticket.folder import plain
+from ticketry.core.ticket.folder import to_json_values
 from ticketry.errors import TicketryError
 from ticketry.lab.store.files import read_sealed, write_sealed
 from ticketry.lab.store.store import NUMERICS, Store, digest_of
@@ -140,7 +140,7 @@ def _reads_right(folder: Path, path: Path) -> bool:
         known = store.partial("cd" * 32, 10)
         return known is None or torch.equal(known[1]["w"], torch.arange(4.0))
     if "tickets" in path.parts:
-        return tk.Ticket.load(path.parent).info == plain(info_of_digits(), "info")
+        return tk.Ticket.load(path.parent).info == to_json_values(info_of_digits(), "info")
     values = read_sealed(path) or {}
     if place == "campaigns":
         return all(values.get(name) == value for name, value in campaign_values().items())

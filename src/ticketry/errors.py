@@ -134,7 +134,7 @@ class TicketError(TicketryError):
 
 
 class TrustError(TicketryError):
-    """Raised if an untrusted file names code to import or a path of this machine.
+    """Raised if a file that the user does not trust names code to import or a path of this machine.
 
     Examples:
         >>> try:  # a ticket from elsewhere that names code; trust=True, or --trust, lets it be imported

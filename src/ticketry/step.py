@@ -16,6 +16,8 @@ _PATTERN = re.compile(r"(?P<number>\d{1,18}(?:\.\d{1,18})?)\s*(?P<unit>it|ep|%)"
 class Step:
     """A position in training: after a number of iterations or epochs, or at a percentage of the whole training.
 
+    `at` converts epochs and percentages to iterations, given the length of training.
+
     Examples:
         >>> tk.Step.parse("3%").at(total=1000, per_epoch=100)
         30

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save
 
-from ticketry.core.mask import FORMAT, Mask, from_bytes, pack, to_bytes, unpack
+from ticketry.core.mask import FORMAT, Mask, from_bytes, pack_bits, to_bytes, unpack_bits
 from ticketry.errors import MaskError
 
 shapes = st.dictionaries(
@@ -28,7 +28,7 @@ def masks(draw):
 @settings(deadline=None, max_examples=30)
 @given(masks())
 def test_what_is_packed_is_unpacked(mask):
-    assert unpack(*pack(mask)) == mask
+    assert unpack_bits(*pack_bits(mask)) == mask
     again = from_bytes(to_bytes(mask))
     assert again == mask
     assert list(again) == list(mask)
@@ -41,7 +41,7 @@ def test_element_i_is_bit_i_from_the_lowest(mask):
     expected = [0] * ((mask.total + 7) // 8)
     for index, bit in enumerate(bit for tensor in mask.values() for bit in tensor.flatten().tolist()):
         expected[index // 8] += bit * 2 ** (index % 8)
-    packed, layout = pack(mask)
+    packed, layout = pack_bits(mask)
     assert packed.dtype == torch.uint8
     assert packed.tolist() == expected
     assert {name: tuple(shape) for name, shape in json.loads(layout).items()} == mask.shapes
@@ -165,8 +165,8 @@ def test_a_hostile_layout_is_refused(layout):
     with pytest.raises(MaskError):
         from_bytes(mask_file(BYTE, layout))
     with pytest.raises(MaskError):
-        unpack(BYTE, layout)
+        unpack_bits(BYTE, layout)
 
 
 def test_the_bits_after_the_last_element_do_not_matter():
-    assert unpack(torch.tensor([0b11111101], dtype=torch.uint8), '{"a":[3]}')["a"].tolist() == [True, False, True]
+    assert unpack_bits(torch.tensor([0b11111101], dtype=torch.uint8), '{"a":[3]}')["a"].tolist() == [True, False, True]

@@ -89,16 +89,16 @@ def test_blocks_are_those_of_plain_loops(weight: tuple[Tensor, Layout], text: st
     assert blocks.count == len(slow)
     assert blocks.sizes.flatten().tolist() == [len(members) for members in slow]
     sums = [sum(at(scores, place) for place in members) for members in slow]
-    assert blocks.pool(scores).flatten().tolist() == sums
+    assert blocks.sum_by_block(scores).flatten().tolist() == sums
     means = [total / len(members) for total, members in zip(sums, slow, strict=True)]
-    assert blocks.mean(scores).flatten().tolist() == means
+    assert blocks.mean_by_block(scores).flatten().tolist() == means
     numbers = torch.arange(blocks.count).view(blocks.shape)
-    spread = blocks.spread(numbers)
+    spread = blocks.expand_to_weights(numbers)
     assert spread.shape == scores.shape
     for number, members in enumerate(slow):
         assert all(at(spread, place) == number for place in members)
     kept = torch.rand(blocks.shape) < 0.5
-    assert torch.equal(blocks.whole(blocks.spread(kept), "w"), kept)
+    assert torch.equal(blocks.retained_blocks(blocks.expand_to_weights(kept), "w"), kept)
 
 
 @quick
@@ -111,7 +111,7 @@ def test_half_a_block_is_none(weight: tuple[Tensor, Layout], text: str) -> None:
         mask = torch.ones(scores.shape, dtype=torch.bool)
         mask[large[0][-1]] = False
         with pytest.raises(MaskError, match=f"parts of blocks of 'fc.weight': it is not of pattern {text}"):
-            blocks.whole(mask, "fc.weight")
+            blocks.retained_blocks(mask, "fc.weight")
 
 
 def test_pooling_and_spreading_are_each_others_gradient() -> None:
@@ -120,10 +120,10 @@ def test_pooling_and_spreading_are_each_others_gradient() -> None:
         blocks = Pattern.parse(text).blocks((10, 3, 2, 2))
         x = torch.randn(10, 3, 2, 2, dtype=torch.float64).to(memory_format=torch.channels_last).requires_grad_()
         b = torch.randn(blocks.shape, dtype=torch.float64, requires_grad=True)
-        (grad_x,) = torch.autograd.grad((blocks.pool(x) * b.detach()).sum(), x)
-        (grad_b,) = torch.autograd.grad((blocks.spread(b) * x.detach()).sum(), b)
-        torch.testing.assert_close(grad_x, blocks.spread(b.detach()))
-        torch.testing.assert_close(grad_b, blocks.pool(x.detach()))
+        (grad_x,) = torch.autograd.grad((blocks.sum_by_block(x) * b.detach()).sum(), x)
+        (grad_b,) = torch.autograd.grad((blocks.expand_to_weights(b) * x.detach()).sum(), b)
+        torch.testing.assert_close(grad_x, blocks.expand_to_weights(b.detach()))
+        torch.testing.assert_close(grad_b, blocks.sum_by_block(x.detach()))
 
 
 # -- N:M ---------------------------------------------------------------------------------------------------------------

@@ -97,14 +97,14 @@ def _ratio(record, level, what):
     st.sampled_from([0.05, 0.1, 0.3, 0.9]),
 )
 def test_what_is_shown_falls_below_the_threshold_where_the_detector_stops(distances, threshold):
-    from ticketry.core.sparse_training.mask_dynamics import first_slow_change
+    from ticketry.core.sparse_training.mask_dynamics import first_slow_checkpoint
 
     moment = Moment(0, True, "distance", threshold, tuple(enumerate(distances, start=1)))
     compared = [value for _, value in moment.compared]
     assume(all(not math.isclose(value, threshold, rel_tol=1e-9) for value in compared))
     assert compared[0] == 1
     below = [look for look, value in enumerate(compared, start=1) if look > 1 and value < threshold]
-    assert first_slow_change(distances, threshold) == (below[0] if below else None)
+    assert first_slow_checkpoint(distances, threshold) == (below[0] if below else None)
 
 
 def test_the_figure_names_thresholds_moments_and_axes(early):

@@ -66,7 +66,7 @@ class LayerOptions:
         if granularity not in self._cache:
             rows = Granularity.parse(granularity).rows
             blocks = Pattern(f"{rows}x1", rows=rows).blocks(tuple(self.scores.shape), self.layout)
-            sums, sizes = blocks.pool(self.scores.double()).flatten(), blocks.sizes.flatten()
+            sums, sizes = blocks.sum_by_block(self.scores.double()).flatten(), blocks.sizes.flatten()
             order = (sums / sizes).argsort(descending=True, stable=True)
             value = _value(np.concatenate([[0.0], sums[order].cumsum(0).numpy()]))
             weights = np.concatenate([[0], sizes[order].cumsum(0).numpy()])
@@ -107,7 +107,7 @@ class LayerOptions:
         blocks, order, _, _ = self.blocks(option.granularity)
         kept = torch.zeros(blocks.count, dtype=torch.bool)
         kept[order[: option.blocks]] = True
-        return blocks.spread(kept.view(blocks.shape))
+        return blocks.expand_to_weights(kept.view(blocks.shape))
 
 
 @dataclass(frozen=True)

@@ -323,12 +323,12 @@ class ScoredMasks:
             name: pattern.blocks(tuple(score.shape), self._layouts.get(name, Layout()))
             for name, score in self._scores.items()
         }
-        sums = {name: blocks[name].pool(score.detach().cpu().double()) for name, score in self._scores.items()}
+        sums = {name: blocks[name].sum_by_block(score.detach().cpu().double()) for name, score in self._scores.items()}
         total = sum(seconds[name] for name in sums)
         least = sum(seconds[name] / max(1, each.count) for name, each in blocks.items())
         curves = {name: Curve((0.0, 1.0), (0.0, max(seconds[name], 1e-9 * total))) for name in sums}
         kept = allocate_cost(sums, curves, max(amount * total, 1.01 * least) * (1 + 1e-6), keep_at_least=1)
-        return Mask({name: blocks[name].spread(part) for name, part in kept.items()})
+        return Mask({name: blocks[name].expand_to_weights(part) for name, part in kept.items()})
 
 
 # -- cost models -------------------------------------------------------------------------------------------------------

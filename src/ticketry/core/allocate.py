@@ -456,7 +456,7 @@ class _LayerBlocks:
         """Return the mask of the weight tensor that retains its best `count` blocks."""
         kept = torch.zeros(self.blocks.count, dtype=torch.bool)
         kept[self.positions[:count]] = True
-        return self.blocks.spread(kept.view(self.blocks.shape))
+        return self.blocks.expand_to_weights(kept.view(self.blocks.shape))
 
 
 def _allocate_blocks(
@@ -515,8 +515,8 @@ def _rank_blocks(
     name: str, score: Tensor, pattern: Pattern, layout: Layout | None, within: Mask | None
 ) -> _LayerBlocks:
     blocks = pattern.blocks(tuple(score.shape), layout)
-    means = blocks.mean(score.detach().cpu()).flatten()
-    candidates = torch.ones_like(means) if within is None else blocks.whole(within[name], name).flatten()
+    means = blocks.mean_by_block(score.detach().cpu()).flatten()
+    candidates = torch.ones_like(means) if within is None else blocks.retained_blocks(within[name], name).flatten()
     positions = candidates.nonzero()[:, 0]
     means = means[positions]
     if bool(torch.isnan(means).any()):

@@ -80,7 +80,7 @@ class ComputedWeight:
         return self._compute(replaced or {}, None)
 
     @torch.no_grad()
-    def zeros_stay_zero(self, position: int) -> bool:
+    def preserves_zeros(self, position: int) -> bool:
         """Return whether the weight is always 0 where the original at index `position` is 0."""
         original = self.originals[position]
         for trial in range(_TRIALS):
@@ -98,14 +98,14 @@ class ComputedWeight:
         return (~weight.isfinite().reshape(len(weight), -1).all(1)).nonzero().flatten().tolist()
 
     @torch.no_grad()
-    def stays_zero_at(self, removed: Mapping[int, Tensor]) -> bool:
+    def is_zero_where_removed(self, removed: Mapping[int, Tensor]) -> bool:
         """Return whether setting elements of originals to 0 makes the same elements of the weight 0 or NaN.
 
         Args:
             removed: index in `originals` -> bool tensor, True for elements set to 0.
         """
         removed = {position: each for position, each in removed.items() if each.any()}
-        if not all(self.zeros_stay_zero(position) for position in removed):
+        if not all(self.preserves_zeros(position) for position in removed):
             return False
         weight = self.value(self.zero_originals(removed)).nan_to_num(0.0, 0.0, 0.0) if removed else torch.empty(0)
         return not any(weight[each].any() for each in removed.values())
@@ -311,7 +311,7 @@ def check_computed_removed(
                 f" from parameters sharded over several devices (fully_shard) cannot be masked: {computed.advice}"
             )
         removed = {place: ~mask[name].to(computed.originals[place].device) for place, name in masked.items()}
-        if not computed.stays_zero_at(removed):
+        if not computed.is_zero_where_removed(removed):
             raise MaskError(
                 f"the mask of {' and '.join(map(repr, masked.values()))} does not remove the weight computed from it"
                 f" ({computed.local!r} of {type(computed.module).__name__}, by {computed.kind}): {computed.advice}"

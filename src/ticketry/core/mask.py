@@ -201,7 +201,7 @@ class Mask(Mapping[str, Tensor]):
     def digest(self) -> str:
         """SHA-256 (hex) of names, shapes and bits: equal masks have equal digests, on any device."""
         if self._digest is None:
-            bits, layout = pack(dict(sorted(self._tensors.items())))  # == ignores the order too
+            bits, layout = pack_bits(dict(sorted(self._tensors.items())))  # == ignores the order too
             self._digest = hashlib.sha256(layout.encode() + b"\0" + bits.numpy().tobytes()).hexdigest()
         return self._digest
 
@@ -291,7 +291,7 @@ def _check_mask(value: Mask, name: str, model: object) -> Mask:
 ARGUMENT_CHECKS.update(dict.fromkeys(("mask", "within", "at", "structured"), _check_mask))
 
 
-def pack(tensors: Mapping[str, Tensor]) -> tuple[Tensor, str]:
+def pack_bits(tensors: Mapping[str, Tensor]) -> tuple[Tensor, str]:
     """Pack bool tensors into bits, and describe their shapes.
 
     Returns:
@@ -319,8 +319,8 @@ _LARGEST = 1 << 40
 _MOST_DIMENSIONS = 32
 
 
-def unpack(bits: Tensor, layout: str) -> Mask:
-    """Return the mask from the bits and the layout that `pack` returned.
+def unpack_bits(bits: Tensor, layout: str) -> Mask:
+    """Return the mask from the bits and the layout that `pack_bits` returned.
 
     Raises:
         MaskError: if the layout is not a JSON object of shapes, or does not match the number of bits.
@@ -337,7 +337,7 @@ def unpack(bits: Tensor, layout: str) -> Mask:
 
 def to_bytes(mask: Mask) -> bytes:
     """Return the mask as the bytes of a safetensors file; equal masks give equal bytes."""
-    bits, layout = pack(mask)
+    bits, layout = pack_bits(mask)
     # A single metadata entry, because safetensors writes several in varying order.
     return bytes(safetensors_save({"bits": bits}, metadata={FORMAT: layout}))
 
@@ -357,7 +357,7 @@ def from_bytes(data: bytes) -> Mask:
         raise MaskError(f"this is no mask file of the format {FORMAT}: its metadata has {sorted(metadata)[:4]}")
     if set(tensors) != {"bits"}:
         raise MaskError(f"a mask file holds one tensor, bits, not {sorted(tensors)}")
-    return unpack(tensors["bits"], metadata[FORMAT])
+    return unpack_bits(tensors["bits"], metadata[FORMAT])
 
 
 def _parse_layout(layout: str) -> dict[str, tuple[int, ...]]:

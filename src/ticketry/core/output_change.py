@@ -85,12 +85,12 @@ class LayerCall:
         self.squared_gradients: Tensor | None = None
         """float64 [output channels]: squared gradients summed over examples and positions; None before any gradient."""
 
-    def add(self, gradient: Tensor, share: float = 1.0) -> None:
+    def add_gradient(self, gradient: Tensor, share: float = 1.0) -> None:
         """Add the squares of a gradient with respect to the output, times `share`."""
         squares = share * _sum_squares_by_channel(gradient, self._channel, mean=False)
         self.squared_gradients = squares if self.squared_gradients is None else self.squared_gradients + squares
 
-    def add_to(self, factors: Tensor) -> None:
+    def add_factors_to(self, factors: Tensor) -> None:
         """Add E[x^2] * sum of g^2 of this call, by which squared weights are multiplied, to `factors`.
 
         Args:
@@ -281,7 +281,7 @@ def add_output_gradients(
     gradients = torch.autograd.grad(value, [call.output_shift for call in every], retain_graph=again, allow_unused=True)
     for call, gradient in zip(every, gradients, strict=True):
         if gradient is not None:
-            call.add(gradient, share)
+            call.add_gradient(gradient, share)
 
 
 def squared_output_change(weight: Tensor, calls: list[LayerCall]) -> Tensor:
@@ -290,7 +290,7 @@ def squared_output_change(weight: Tensor, calls: list[LayerCall]) -> Tensor:
     """
     factors = torch.zeros(weight.shape[:2], dtype=torch.float64)
     for call in calls:
-        call.add_to(factors)
+        call.add_factors_to(factors)
     return weight.detach().cpu().double().square() * factors.view(*factors.shape, *[1] * (weight.dim() - 2))
 
 

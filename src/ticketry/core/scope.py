@@ -166,7 +166,7 @@ def scope(
     owners = _find_parameters(model)
     spared = _find_spared(model, owners, spare, first_conv=first_conv, output=output)
     included = set(_match_patterns(owners, include, "include"))
-    selected = (choices.select(owners) | included) - spared
+    selected = (choices.select_parameters(owners) | included) - spared
     selected -= _find_ineffective(model, owners, selected, included)
     shapes = {name: tuple(owner.parameter.shape) for name, owner in owners.items() if name in selected}
     if not shapes:
@@ -241,7 +241,7 @@ def filter_default_scope(model: nn.Module, names: Iterable[str]) -> set[str]:
         ScopeError: see `scope`.
     """
     owners = _find_parameters(model)
-    selected = _LayerKinds().select(owners) & set(names)
+    selected = _LayerKinds().select_parameters(owners) & set(names)
     return selected - _find_ineffective(model, owners, selected, set())
 
 
@@ -417,7 +417,7 @@ class _LayerKinds:
     embeddings: bool = False
     weighted: tuple[type[nn.Module], ...] = _WEIGHTED
 
-    def select(self, owners: Mapping[str, _FoundParameter]) -> set[str]:
+    def select_parameters(self, owners: Mapping[str, _FoundParameter]) -> set[str]:
         """Return the names of the parameters that are in scope by the type of their layer."""
         return {name for name, owner in owners.items() if any(self._includes(*place) for place in owner.places)}
 
@@ -478,7 +478,7 @@ def _find_ineffective(
         if not candidates or included & {names[id(one)] for one in computed.originals}:
             ineffective |= candidates.keys()
             continue
-        effective = next((name for name, place in candidates.items() if computed.zeros_stay_zero(place)), None)
+        effective = next((name for name, place in candidates.items() if computed.preserves_zeros(place)), None)
         ineffective |= candidates.keys() - {effective}
         if effective is None:
             refused.append(f"{computed.local!r} of {layers[id(computed.module)]!r} ({computed.kind})")

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ticketry.choices import MAX_INTEGER, MIN_INTEGER
-from ticketry.core.structure.pattern import n_of_m
+from ticketry.core.structure.pattern import parse_n_of_m
 from ticketry.errors import OutsideError, UsageError
 from ticketry.evidence.control import CONTROLS
 from ticketry.experiments.decoding import check_names, decode_settings, decode_value
@@ -275,7 +275,7 @@ def _words_in(name: str, value: Any) -> Iterator[str]:
 def _names_code(word: str) -> bool:
     """Return whether a setting, such as a score, could name an object of a package or of the user."""
     plain = word.removeprefix("inverted:").removeprefix("shuffled:")  # controls of a score
-    return is_offered(plain) or (":" in plain and n_of_m(plain) is None)
+    return is_offered(plain) or (":" in plain and parse_n_of_m(plain) is None)
 
 
 def _assignments(table: Mapping[str, Any]) -> list[str]:

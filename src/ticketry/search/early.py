@@ -210,7 +210,7 @@ class _Detector:
     def _scales(self, mask: Mask) -> Mask:
         """Return the mask of the scales of norms, one for each channel."""
         from ticketry.core.mask import Mask
-        from ticketry.core.structure.layout import roles
+        from ticketry.core.structure.layout import find_roles
 
-        scales = roles(self._lab.model(self._whole.task)).scales
+        scales = find_roles(self._lab.model(self._whole.task)).scales
         return Mask({name: mask[name] for name in mask if name in scales})

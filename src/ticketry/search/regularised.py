@@ -140,12 +140,12 @@ def search(replicate: Replicate, settings: Settings) -> Iterator[Found]:
 
 
 def _penalty(replicate: Replicate, scope: Scope, settings: Settings) -> Penalty:
-    from ticketry.core.structure.layout import roles
+    from ticketry.core.structure.layout import find_roles
     from ticketry.lab.training.variants import Penalty
 
     model = replicate.lab.model(replicate.task)
     if settings.penalty == "l1_scales":
-        scales = roles(model).scales
+        scales = find_roles(model).scales
         names = tuple(name for name, _ in model.named_parameters() if name in scales)
         if not names:
             raise UsageError(

@@ -88,7 +88,7 @@ def test_derivatives_of_odd_shapes(text: str, rows: int, inputs: int, groups: in
     blocks = Pattern.parse(text).blocks(shape, layout)
     weight = torch.randn(shape, dtype=torch.float64, requires_grad=True)
     gate = torch.randn(blocks.shape, dtype=torch.float64, requires_grad=True)
-    torch.testing.assert_close(block_product(weight, gate, blocks), weight * blocks.spread(gate))
+    torch.testing.assert_close(block_product(weight, gate, blocks), weight * blocks.expand_to_weights(gate))
     assert torch.autograd.gradcheck(lambda *both: block_product(*both, blocks), (weight, gate))
     assert torch.autograd.gradgradcheck(lambda *both: block_product(*both, blocks), (weight, gate))
 
@@ -104,7 +104,7 @@ def test_many_blocks() -> None:
         gate = torch.rand(blocks.shape, dtype=torch.float64, requires_grad=True)
         other = torch.randn(shape, dtype=torch.float64)
         (grad,) = torch.autograd.grad((block_product(weight, gate, blocks) * other).sum(), gate)
-        torch.testing.assert_close(grad, blocks.pool(weight * other))
+        torch.testing.assert_close(grad, blocks.sum_by_block(weight * other))
 
 
 def test_products_keep_the_layout_of_memory() -> None:
@@ -196,7 +196,7 @@ def test_masks_have_whole_blocks_and_counts_are_of_weights(kind: str, pattern: s
     mask = handle.harden(collapse="keep")
     known = layouts(model, mask)
     for name, kept in mask.items():
-        pool = Pattern.parse(pattern).blocks(tuple(kept.shape), known[name]).whole(kept, name)
+        pool = Pattern.parse(pattern).blocks(tuple(kept.shape), known[name]).retained_blocks(kept, name)
         on = dict(handle.named_parameters())[name] > handle.kind.threshold
         assert torch.equal(pool, on) or int(on.sum()) == 0
     mask = handle.harden()
@@ -224,7 +224,7 @@ def test_a_density_of_ones_choice() -> None:
 def _by_block(model: nn.Module, handle: BlockGates, mask: tk.Mask) -> list[tuple[Tensor, Tensor]]:
     known = layouts(model, mask)
     return [
-        (s.detach(), handle.pattern.blocks(tuple(mask[name].shape), known[name]).whole(mask[name], name))
+        (s.detach(), handle.pattern.blocks(tuple(mask[name].shape), known[name]).retained_blocks(mask[name], name))
         for name, s in handle.named_parameters()
     ]
 
@@ -269,7 +269,7 @@ def test_within_a_mask() -> None:
     model(images()).sum().backward()
     for name, s in handle.named_parameters():
         blocks = Pattern.parse("4x1").blocks(tuple(mask[name].shape), layouts(model, mask)[name])
-        assert not s.grad[~blocks.whole(mask[name], name)].any()
+        assert not s.grad[~blocks.retained_blocks(mask[name], name)].any()
     handle.detach()
     with pytest.raises(MaskError, match=r"parts of blocks of '0\.weight'"):
         gates.attach(model, pattern="4x1", within=tk.prune(model, 0.5))

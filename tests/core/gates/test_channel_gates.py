@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 import ticketry as tk
 from ticketry.core.gates.channel_gates import ChannelGates, attach_channels
-from ticketry.core.structure.channel_masks import cut_channels
+from ticketry.core.structure.channel_masks import prune_channels_by_scores
 from ticketry.core.structure.removal_trial import tried_structure
 from ticketry.errors import MaskError, StructureError, UsageError
 from ticketry_engine.support.seeds import generator
@@ -122,15 +122,15 @@ def test_cut_by_the_logits() -> None:
     model, gates = made()
     structure = tried_structure(model, torch.randn(2, 1, 6, 6, dtype=torch.float64))
     scores = [s.detach() for s in gates.parameters()]
-    mask = cut_channels(model, structure, scores, 0.5)
+    mask = prune_channels_by_scores(model, structure, scores, 0.5)
     stays = {"stem": mask["stem.weight"].flatten(1).any(1), "inner": mask["inner.weight"].flatten(1).any(1)}
     least = min(float(scores[i][kept].min()) for i, kept in enumerate(stays.values()))
     assert all(bool((scores[i][~kept] <= least).all()) for i, kept in enumerate(stays.values()) if kept.sum() > 1)
     assert mask.density == pytest.approx(0.5, abs=0.1)
     with pytest.raises(MaskError, match="the groups have"):
-        cut_channels(model, structure, scores[1:], 0.5)
+        prune_channels_by_scores(model, structure, scores[1:], 0.5)
     with pytest.raises(MaskError, match="not all numbers"):
-        cut_channels(model, structure, [s * torch.nan for s in scores], 0.5)
+        prune_channels_by_scores(model, structure, [s * torch.nan for s in scores], 0.5)
 
 
 def test_what_is_refused() -> None:
@@ -138,7 +138,7 @@ def test_what_is_refused() -> None:
     structure = tried_structure(model, torch.randn(2, 1, 6, 6, dtype=torch.float64))
     with pytest.raises(UsageError, match="detach them first"):
         attach_channels(model, structure, tk.scope(model), kind="hard-concrete")
-    with pytest.raises(UsageError, match="cut_channels"):
+    with pytest.raises(UsageError, match="prune_channels_by_scores"):
         gates.harden()
     gates.detach()
     with pytest.raises(UsageError, match="init"):

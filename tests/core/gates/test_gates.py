@@ -354,9 +354,9 @@ def test_gates_may_be_collected_during_an_optimizers_step(build):
     first = register_optimizer_step_post_hook(lambda *_: (gone.clear(), gc.collect()))
     g = tk.gates.attach(case.model)
     optimizer = torch.optim.SGD(g.parameters(), lr=0.1, fused=True)
-    before = g._versions
+    before = g._logit_versions
     sum(s.sum() for s in g.parameters()).backward()
     optimizer.step()
     first.remove()
     assert not gone
-    assert g._versions != before
+    assert g._logit_versions != before

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 import ticketry as tk
-from ticketry.core.sparse_training.gradual import Choice, gradual
+from ticketry.core.sparse_training.gradual import PruneOptions, gradual
 from ticketry.errors import HoldError, LayerCollapseError, MaskError, UsageError
 
 STEPS, CUTS = 20, {"begin": "2it", "end": "14it", "frequency": "3it"}
@@ -186,7 +186,7 @@ def test_a_layer_that_is_emptied_on_the_way_or_kept():
         run_through(tk.gradual(copy.deepcopy(model), 0.02, steps=STEPS, **CUTS))
     kept = run_through(tk.gradual(model, 0.02, steps=STEPS, keep_at_least=2, **CUTS))
     assert [layer.kept for layer in kept.table()][1] == 2
-    assert {"collapse", "keep_at_least"} <= Choice.__annotations__.keys(), "what a type checker lets through"
+    assert {"collapse", "keep_at_least"} <= PruneOptions.__annotations__.keys(), "what a type checker lets through"
 
 
 def run_through(pruning):

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ticketry.core.ticket.folder import plain
+from ticketry.core.ticket.folder import to_json_values
 from ticketry.errors import TicketError
 
 scalars = st.one_of(
@@ -25,17 +25,17 @@ values = st.recursive(
 
 @given(values)
 def test_json_values_stay_as_they_are(value):
-    assert plain(value, "info") == value
-    assert json.loads(json.dumps(plain(value, "info"), allow_nan=False)) == value
+    assert to_json_values(value, "info") == value
+    assert json.loads(json.dumps(to_json_values(value, "info"), allow_nan=False)) == value
 
 
 def test_tuples_become_lists_and_keys_are_sorted():
-    assert json.dumps(plain({"b": (1, (2,)), "a": {}}, "info")) == '{"a": {}, "b": [1, [2]]}'
+    assert json.dumps(to_json_values({"b": (1, (2,)), "a": {}}, "info")) == '{"a": {}, "b": [1, [2]]}'
 
 
 def test_the_result_is_a_copy():
     value = {"a": [1]}
-    copied = plain(value, "info")
+    copied = to_json_values(value, "info")
     value["a"].append(2)
     assert copied == {"a": [1]}
 
@@ -57,18 +57,18 @@ def test_the_result_is_a_copy():
 )
 def test_what_json_cannot_hold_is_refused(value, message):
     with pytest.raises(TicketError, match=message):
-        plain(value, "info")
+        to_json_values(value, "info")
 
 
 def test_depth_is_bounded():
     value: list = []
     value.append(value)
     with pytest.raises(TicketError, match="nested more than 32 levels"):
-        plain(value, "info")
+        to_json_values(value, "info")
 
 
 def test_messages_stay_short():
     for value in ({"k" * 10_000: nan}, {"k" * 10_000: object()}, {"k" * 10_000: {1: 1}}, {"k" * 10_000: "\ud800"}):
         with pytest.raises(TicketError) as caught:
-            plain(value, "info")
+            to_json_values(value, "info")
         assert len(str(caught.value)) < 300

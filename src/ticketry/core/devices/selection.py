@@ -88,7 +88,7 @@ class Ranking:
         return self._search_threshold(names, count)
 
     def _search_threshold(self, names: Sequence[str], count: int) -> Threshold:
-        if self._are_few(names):
+        if self._are_small_enough_to_sort(names):
             keys = torch.cat([keys.cpu() for name in names for keys in self._order_keys(name)])
             ranked = keys[keys != _UNRANKED]
             key = int(ranked.kthvalue(len(ranked) - count + 1).values)
@@ -103,7 +103,7 @@ class Ranking:
         assert above is not None
         return Threshold(above, count)
 
-    def _are_few(self, names: Sequence[str]) -> bool:
+    def _are_small_enough_to_sort(self, names: Sequence[str]) -> bool:
         """Return whether the tensors are small enough to sort directly, which is then faster than histograms."""
         numbers = [self._numbers[name] for name in names]
         return sum(each.numel() for each in numbers) <= _CHUNK and not any(map(is_sharded, numbers))

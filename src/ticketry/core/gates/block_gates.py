@@ -43,7 +43,7 @@ class BlockGates(Gates):
         kept = None
         if within is not None:
             flags = zip(parameters, self._blocks, strict=True)
-            kept = Mask({name: blocks.whole(within[name], name) for name, blocks in flags})
+            kept = Mask({name: blocks.retained_blocks(within[name], name) for name, blocks in flags})
         super().__init__(model, parameters, kind, init, kept, seed)
         self._sizes = [
             torch.empty_like(s, requires_grad=False).copy_(blocks.sizes)
@@ -61,7 +61,7 @@ class BlockGates(Gates):
         weights. For random gates it is the expected number of retained weights (Louizos, Welling & Kingma 2018, arXiv
         1712.01312, section 2: groups that share a gate). The penalty's gradient does not depend on the pattern.
         """
-        opened = zip(self._open_amounts(), self._sizes, strict=True)
+        opened = zip(self._compute_openness(), self._sizes, strict=True)
         return charge_penalty([(value * sizes).sum() for value, sizes in opened], self, coefficient)
 
     def kept(self) -> dict[str, int]:
@@ -77,7 +77,7 @@ class BlockGates(Gates):
 
     @torch.no_grad()
     def soft_density(self) -> float:
-        opened = zip(self._open_amounts(), self._sizes, strict=True)
+        opened = zip(self._compute_openness(), self._sizes, strict=True)
         return sum(float((value.double() * sizes).sum()) for value, sizes in opened) / self.weights
 
     def harden(self, *, collapse: str = "raise") -> Mask:
@@ -108,16 +108,20 @@ class BlockGates(Gates):
             made[name] = create_logits(nn.Parameter(like, requires_grad=False), self.init)
         return made
 
-    def _multiply_by(self, numbers: Sequence[int], weights: Sequence[Tensor], act: GateFunction) -> list[Tensor]:
-        return self._multiply_blocks(numbers, weights, [act(self._logits[number], self._moment) for number in numbers])
+    def _apply_gate_function(
+        self, numbers: Sequence[int], weights: Sequence[Tensor], act: GateFunction
+    ) -> list[Tensor]:
+        return self._apply_block_gates(
+            numbers, weights, [act(self._logits[number], self._moment) for number in numbers]
+        )
 
-    def _multiply_in_training(
+    def _apply_training_gates(
         self, numbers: Sequence[int], weights: Sequence[Tensor], everything: bool
     ) -> list[Tensor]:
         gates = [self.kind.gate(self._logits[number], self._moment, self._draw_uniform(number)) for number in numbers]
-        return self._multiply_blocks(numbers, weights, gates)
+        return self._apply_block_gates(numbers, weights, gates)
 
-    def _multiply_blocks(
+    def _apply_block_gates(
         self, numbers: Sequence[int], weights: Sequence[Tensor], gates: Sequence[Tensor]
     ) -> list[Tensor]:
         products = []
@@ -133,4 +137,4 @@ class BlockGates(Gates):
     def _expand_to_weights(self, of_blocks: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Expand tensors with one entry per block to the shapes of the weights."""
         pairs = zip(of_blocks.items(), self._blocks, strict=True)
-        return {name: blocks.spread(values) for (name, values), blocks in pairs}
+        return {name: blocks.expand_to_weights(values) for (name, values), blocks in pairs}

@@ -118,7 +118,7 @@ class ChannelGates(Gates):
         For hard-concrete gates this is the expected number of weights that are not multiplied by 0 (Louizos, Welling &
         Kingma 2018, section 2: groups that share a gate). Weights that compute the channels are not counted.
         """
-        opened = zip(self._open_amounts(), self._weights_per_channel, strict=True)
+        opened = zip(self._compute_openness(), self._weights_per_channel, strict=True)
         return weighted_sum([value.sum() * weights for value, weights in opened], coefficient)
 
     @property
@@ -126,7 +126,7 @@ class ChannelGates(Gates):
         return sum(weights * len(s) for weights, s in zip(self._weights_per_channel, self._logits, strict=True))
 
     def harden(self, *, collapse: str = "raise") -> Mask:
-        """Raise `UsageError`, because channel gates become a mask by `structure.channel_masks.cut_channels`."""
+        """Raise `UsageError`: channel gates become a mask by `channel_masks.prune_channels_by_scores`."""
         return self.allocate(1.0)
 
     def by_weight(self) -> dict[str, Tensor]:
@@ -134,10 +134,10 @@ class ChannelGates(Gates):
         raise UsageError("gates on channels multiply what layers read: a weight has that of its input, and of no other")
 
     def allocate(self, density: float, *, collapse: str = "raise") -> Mask:
-        """Raise `UsageError`, because channel gates become a mask by `structure.channel_masks.cut_channels`."""
+        """Raise `UsageError`: channel gates become a mask by `channel_masks.prune_channels_by_scores`."""
         raise UsageError(
             "gates on channels rank channels, and become a mask at a density:"
-            " structure.channel_masks.cut_channels(model, structure, [s of each group], density)"
+            " structure.channel_masks.prune_channels_by_scores(model, structure, [s of each group], density)"
         )
 
     def __repr__(self) -> str:
@@ -153,18 +153,20 @@ class ChannelGates(Gates):
             made[name] = create_logits(channels, self.init)
         return made
 
-    def _multiply_by(self, numbers: Sequence[int], weights: Sequence[Tensor], act: GateFunction) -> list[Tensor]:
-        return self._multiply_channels(numbers, weights, lambda group: act(self._logits[group], self._moment))
+    def _apply_gate_function(
+        self, numbers: Sequence[int], weights: Sequence[Tensor], act: GateFunction
+    ) -> list[Tensor]:
+        return self._apply_channel_gates(numbers, weights, lambda group: act(self._logits[group], self._moment))
 
-    def _multiply_in_training(
+    def _apply_training_gates(
         self, numbers: Sequence[int], weights: Sequence[Tensor], everything: bool
     ) -> list[Tensor]:
         def gate(group: int) -> Tensor:
             return self.kind.gate(self._logits[group], self._moment, self._draw_uniform(group))
 
-        return self._multiply_channels(numbers, weights, gate)
+        return self._apply_channel_gates(numbers, weights, gate)
 
-    def _multiply_channels(
+    def _apply_channel_gates(
         self, numbers: Sequence[int], weights: Sequence[Tensor], gate: Callable[[int], Tensor]
     ) -> list[Tensor]:
         gates = {part.group: Tensor() for number in numbers for part in self._channel_indices[number]}

@@ -98,7 +98,7 @@ def check_no_nan(logits: Iterable[tuple[str, Tensor]], progress: float, rounds: 
 
 
 @contextmanager
-def set_flag(thing: object, flag: str) -> Iterator[None]:
+def temporarily_set(thing: object, flag: str) -> Iterator[None]:
     """Set an attribute of an object to True within the block."""
     before = getattr(thing, flag)
     setattr(thing, flag, True)
@@ -271,7 +271,7 @@ class Gates:
         self.charges: Charges | None = None  # of the penalty; None: all weights cost the same
         listen_to_optimizer_steps(self)
         self._swap: ParameterSwap | None = ParameterSwap(
-            model, find_parameter_locations(model, parameters), self._multiply_for_call
+            model, find_parameter_locations(model, parameters), self._apply_gates
         )
 
     # -- to train --------------------------------------------------------------------------------------------------
@@ -310,8 +310,10 @@ class Gates:
         are reused.
         """
         sums, self._sums = self._sums, None
-        valid = sums and torch.is_grad_enabled() and (sums.moment, sums.versions) == (self._moment, self._versions)
-        totals = sums.totals if sums and valid else [value.sum() for value in self._open_amounts()]
+        valid = (
+            sums and torch.is_grad_enabled() and (sums.moment, sums.versions) == (self._moment, self._logit_versions)
+        )
+        totals = sums.totals if sums and valid else [value.sum() for value in self._compute_openness()]
         return charge_penalty(totals, self, coefficient)
 
     def anneal(self, progress: float) -> None:
@@ -343,7 +345,7 @@ class Gates:
     @property
     def step(self) -> int:
         """Step number whose random draws the next forward pass will use."""
-        return self._step + (self._drawn_at is not None and self._drawn_at != self._versions)
+        return self._step + (self._drawn_at is not None and self._drawn_at != self._logit_versions)
 
     # -- soft and hard ---------------------------------------------------------------------------------------------
 
@@ -357,19 +359,19 @@ class Gates:
 
     def hardened(self) -> contextlib.AbstractContextManager[None]:
         """Use hard gates within the block."""
-        return set_flag(self, "_hard")
+        return temporarily_set(self, "_hard")
 
     def lifted(self) -> contextlib.AbstractContextManager[None]:
         """Disable the gates within the block, so that the model computes with its bare weights, such as for a
         teacher's outputs.
         """
-        return set_flag(self, "_lifted")
+        return temporarily_set(self, "_lifted")
 
     def drawing(self) -> contextlib.AbstractContextManager[None]:
         """Use the gates of training mode in evaluation mode too, within the block: to train gates over frozen
         weights.
         """
-        return set_flag(self, "_drawing")
+        return temporarily_set(self, "_drawing")
 
     def harden(self, *, collapse: str = "raise") -> Mask:
         """Return the mask of the gates that are on: s > 0 (hard-concrete: s > log(-gamma / zeta)). Ties are off, see
@@ -418,7 +420,7 @@ class Gates:
         """Return how far gates are open on average: the mean of sigmoid(beta s), or of the probability that a gate
         is not 0.
         """
-        return sum(float(value.double().sum()) for value in self._open_amounts()) / self._gate_count
+        return sum(float(value.double().sum()) for value in self._compute_openness()) / self._gate_count
 
     @torch.no_grad()
     def histogram(self, bins: int = 50) -> Histogram:
@@ -476,12 +478,12 @@ class Gates:
             raise UsageError("these gates are detached already")
         parameters = self._swap.parameters
         if apply and next(computed_weights(self._model), None):
-            products = self._multiply_by(range(len(parameters)), parameters, self.kind.hard_gate)
+            products = self._apply_gate_function(range(len(parameters)), parameters, self.kind.hard_gate)
             check_computed_finite(self._model, parameters, products)
         self._swap.remove()
         self._swap = None
         for number, parameter in enumerate(parameters if apply else ()):
-            parameter.copy_(self._multiply_by([number], [parameter], self.kind.hard_gate)[0])
+            parameter.copy_(self._apply_gate_function([number], [parameter], self.kind.hard_gate)[0])
 
     # -- state -----------------------------------------------------------------------------------------------------
 
@@ -543,7 +545,7 @@ class Gates:
         self._checked = -1
 
     @property
-    def _versions(self) -> tuple[int, ...]:
+    def _logit_versions(self) -> tuple[int, ...]:
         """Tensor versions of all s, and the number of optimiser steps, because fused optimisers do not increase
         versions.
         """
@@ -563,32 +565,36 @@ class Gates:
         at = self.kind.threshold
         return {name: int(where(s, at).sum()) for name, s in zip(self._names, self._retained_logits(), strict=True)}
 
-    def _open_amounts(self) -> Iterator[Tensor]:
+    def _compute_openness(self) -> Iterator[Tensor]:
         for logits, kept in zip(self._logits, self._kept, strict=True):
             opened = self.kind.open(logits, self._moment)
             yield opened if kept is None else opened * kept
 
-    def _multiply_for_call(self, numbers: Sequence[int], weights: Sequence[Tensor], everything: bool) -> list[Tensor]:
+    def _apply_gates(self, numbers: Sequence[int], weights: Sequence[Tensor], everything: bool) -> list[Tensor]:
         """Return weight * gate for some parameters, by number, as the model's current mode requires."""
         if self._lifted:
             return list(weights)
         self._check_devices(numbers, weights)
         if self._hard or not (self._model.training or self._drawing):
-            products = self._multiply_by(numbers, weights, self.kind.hard_gate if self._hard else self.kind.test_gate)
+            products = self._apply_gate_function(
+                numbers, weights, self.kind.hard_gate if self._hard else self.kind.test_gate
+            )
             check_computed_finite(self._model, weights, products)
             return products
         if self.kind.draws:
-            self._step, self._drawn_at = self.step, self._versions
-        return self._multiply_in_training(numbers, weights, everything)
+            self._step, self._drawn_at = self.step, self._logit_versions
+        return self._apply_training_gates(numbers, weights, everything)
 
-    def _multiply_by(self, numbers: Sequence[int], weights: Sequence[Tensor], act: GateFunction) -> list[Tensor]:
+    def _apply_gate_function(
+        self, numbers: Sequence[int], weights: Sequence[Tensor], act: GateFunction
+    ) -> list[Tensor]:
         """Return weight * gate, with gates computed by `act`, outside of training."""
         return [
             apply_gate(weight, act(self._logits[number], self._moment), self._kept[number])
             for number, weight in zip(numbers, weights, strict=True)
         ]
 
-    def _multiply_in_training(
+    def _apply_training_gates(
         self, numbers: Sequence[int], weights: Sequence[Tensor], everything: bool
     ) -> list[Tensor]:
         """Return weight * gate of training. If `everything` (all parameters are included), cache the sums for the
@@ -602,7 +608,7 @@ class Gates:
         ]
         totals = [total for _, total in pairs if total is not None]
         if everything and len(totals) == len(pairs) and torch.is_grad_enabled():
-            self._sums = OpenSums(totals, self._moment, self._versions)
+            self._sums = OpenSums(totals, self._moment, self._logit_versions)
         return [product for product, _ in pairs]
 
     def _draw_uniform(self, number: int) -> Tensor | None:

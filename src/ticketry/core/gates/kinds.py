@@ -279,6 +279,13 @@ class Stochastic(Kind):
 class BinaryConcrete(Kind):
     """Random gates in (0, 1); s is the logit of a weight's retention probability.
 
+    Training: m = sigmoid((log u - log(1 - u) + s) / temperature) with u ~ U(0, 1) drawn once per step (Maddison et al.
+    2017, arXiv 1611.00712, section 3.2 and appendix; Concrete Ticket Search, Arora & Teuscher 2025, arXiv 2512.07142,
+    uses them over frozen weights). P(m > 0.5) = sigmoid(s). Evaluation: the retention probability sigmoid(s); hardened:
+    1[s > 0]. Penalty: sum of sigmoid(s), the expected number of retained weights. Not normalised, not annealed.
+
+    For a mask of an exact density, as in Concrete Ticket Search, pass the logits to `ticketry.allocate`.
+
     Examples:
         >>> kind, s = tk.gates.BinaryConcrete(temperature=1.0), torch.tensor([0.0])
         >>> moment = tk.gates.Moment(init=0.0, beta=1.0)
@@ -320,6 +327,11 @@ def check_temperature(temperature: float) -> None:
 @dataclass(frozen=True)
 class HardConcrete(Kind):
     """Gates of L0 regularisation (Louizos, Welling & Kingma 2018, arXiv 1712.01312, sections 2.2-2.3); s is log alpha.
+
+    Training: m = clip(z (zeta - gamma) + gamma, 0, 1) with z a binary-concrete random number (equations 10 and 11).
+    Evaluation and hardened: m = clip(sigmoid(s) (zeta - gamma) + gamma, 0, 1) (equation 13); its support is the mask,
+    so a weight is retained where s > log(-gamma / zeta) = -2.398. Penalty: sum of P(m != 0) = sigmoid(s - temperature
+    log(-gamma / zeta)) (equation 12), the expected number of retained weights. Not annealed.
 
     Examples:
         >>> kind, s = tk.gates.HardConcrete(), torch.tensor([-3.0, 0.0, 3.0])
@@ -368,11 +380,11 @@ _MODULE = "ticketry.core.gates.kinds"
 def _check_gate_class(name: str, found: Any) -> type[Kind]:
     if not (isinstance(found, type) and issubclass(found, Kind)):
         raise UsageError(f"{found!r} is no class derived from ticketry.gates.Kind")
-    _check_complete(found)
+    _check_required_methods(found)
     return found
 
 
-def _check_complete(kind: type[Kind]) -> None:
+def _check_required_methods(kind: type[Kind]) -> None:
     """Raise `UsageError` if a class of gates lacks a required method or a name."""
     lacks = [f"{name}()" for name in ("gate", "test_gate", "open") if getattr(kind, name) is getattr(Kind, name)]
     if not isinstance(getattr(kind, "name", None), str):
@@ -381,7 +393,7 @@ def _check_complete(kind: type[Kind]) -> None:
         raise UsageError(f"the kind of gates {kind.__name__} lacks {', '.join(lacks)}")
 
 
-def _check_shapes(kind: Kind) -> Kind:
+def _check_gate_shapes(kind: Kind) -> Kind:
     """Return the kind; raise `UsageError` if one of its methods does not return one gate per logit."""
     logits, moment = torch.zeros(3, 2), Moment(0.0, kind.inverse_temperature(0.0))
     given = {
@@ -423,8 +435,8 @@ def make_kind(kind: object, **settings: object) -> Kind:
         UsageError: if the name is unknown, the class has required fields, or it does not return one gate per s.
     """
     if isinstance(kind, Kind):
-        _check_complete(type(kind))
-        return _check_shapes(kind)
+        _check_required_methods(type(kind))
+        return _check_gate_shapes(kind)
     if not isinstance(kind, str):
         what = f"the class {kind.__name__}: call it" if isinstance(kind, type) else f"a {type(kind).__name__}"
         raise UsageError(f"kind= is a name ({', '.join(KINDS.built_in)}, …) or an object of a kind's class, not {what}")
@@ -434,4 +446,4 @@ def make_kind(kind: object, **settings: object) -> Kind:
         created = found(**{name: value for name, value in settings.items() if name in own})
     except TypeError as error:
         raise UsageError(f"the kind of gates {kind!r} cannot be made by its name alone: {error}") from error
-    return _check_shapes(created)
+    return _check_gate_shapes(created)

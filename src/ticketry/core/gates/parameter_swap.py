@@ -53,8 +53,8 @@ class ParameterSwap:
         self._model, self._places, self._products = model, places, products
         self._placed: set[int] = set()
         self._stack: list[_RunningModule] = []
-        sites = [_HookedModule(self, module, self._find_numbers_in(module)) for module in model.modules()]
-        self._handles = [handle for site in sites if site.numbers for handle in site.hook()]
+        sites = [_HookedModule(self, module, self._find_parameter_indices(module)) for module in model.modules()]
+        self._handles = [handle for site in sites if site.numbers for handle in site.register_hooks()]
         _forget_compiled_code()
 
     @property
@@ -82,7 +82,7 @@ class ParameterSwap:
 
     # -- around a module's call --------------------------------------------------------------------------------------
 
-    def enter(self, site: _HookedModule, module: nn.Module) -> None:
+    def enter_module(self, site: _HookedModule, module: nn.Module) -> None:
         if module is not site.module:
             raise UsageError(
                 f"a shallow copy of {type(module).__name__} was called (by nn.DataParallel, copy.copy, …) whose gates"
@@ -104,7 +104,7 @@ class ParameterSwap:
             self._substitute(call, products)
         self._stack.append(call)
 
-    def leave(self, site: _HookedModule, module: nn.Module) -> None:
+    def leave_module(self, site: _HookedModule, module: nn.Module) -> None:
         # torch runs this even if `enter`, or another hook before it, raised.
         if self._stack and self._stack[-1].site is site and module is site.module:
             self._undo_substitution(self._stack.pop())
@@ -114,7 +114,7 @@ class ParameterSwap:
             self._placed.add(number)
             for place in self._places[number]:
                 if isinstance(place.module, nn.RNNBase) and place.module not in [module for module, _ in call.flat]:
-                    call.flat.append((place.module, _flat_weights(place.module)))
+                    call.flat.append((place.module, _get_flat_weights(place.module)))
                 place.module.__dict__[place.local] = product
 
     def _undo_substitution(self, call: _RunningModule) -> None:
@@ -129,7 +129,7 @@ class ParameterSwap:
         while self._stack:
             self._undo_substitution(self._stack.pop())
 
-    def _find_numbers_in(self, module: nn.Module) -> tuple[int, ...]:
+    def _find_parameter_indices(self, module: nn.Module) -> tuple[int, ...]:
         inside = set(module.modules())
         return tuple(
             number for number, places in enumerate(self._places) if any(place.module in inside for place in places)
@@ -154,9 +154,9 @@ class _HookedModule:
     module: nn.Module
     numbers: tuple[int, ...]
 
-    def hook(self) -> list[torch.utils.hooks.RemovableHandle]:
-        enter = self.module.register_forward_pre_hook(_Hook(self, ParameterSwap.enter), prepend=True)
-        leave = self.module.register_forward_hook(_Hook(self, ParameterSwap.leave), always_call=True)
+    def register_hooks(self) -> list[torch.utils.hooks.RemovableHandle]:
+        enter = self.module.register_forward_pre_hook(_Hook(self, ParameterSwap.enter_module), prepend=True)
+        leave = self.module.register_forward_hook(_Hook(self, ParameterSwap.leave_module), always_call=True)
         return [enter, leave]
 
 
@@ -206,14 +206,14 @@ def find_gated_parameters(model: nn.Module) -> set[int]:
     return {
         id(place.parameter())
         for module in model.modules()
-        for hook in module._forward_pre_hooks.values()
-        if isinstance(hook, _Hook)
-        for number in hook.site.numbers
-        for place in hook.site.swap._places[number]
+        for register_hooks in module._forward_pre_hooks.values()
+        if isinstance(register_hooks, _Hook)
+        for number in register_hooks.site.numbers
+        for place in register_hooks.site.swap._places[number]
     }
 
 
-def _flat_weights(module: nn.RNNBase) -> dict[str, Any]:
+def _get_flat_weights(module: nn.RNNBase) -> dict[str, Any]:
     # A recurrent module refreshes its list of weights when it finds others, but not when the originals are back.
     return {name: module.__dict__[name] for name in ("_flat_weights", "_flat_weight_refs")}
 

@@ -58,7 +58,7 @@ def block_product(weight: Tensor, gate: Tensor, blocks: Blocks) -> Tensor:
         blocks: the weight's division into blocks.
     """
     if weight.dtype != gate.dtype or torch._C._are_functorch_transforms_active():
-        return apply_gate(weight, blocks.spread(gate), None)
+        return apply_gate(weight, blocks.expand_to_weights(gate), None)
     product: Tensor = _BlockProduct.apply(weight, gate, blocks)  # type: ignore[no-untyped-call]
     return product
 
@@ -90,7 +90,7 @@ def _block_sums_of_products(grad: Tensor, weight: Tensor, gate: Tensor, blocks: 
     """Return the sum of grad * weight over each block, in `Blocks.shape`."""
     small = blocks.count < _FEW_BLOCKS or blocks.whole_rows
     if small or torch.is_grad_enabled():  # differentiable again with create_graph=True
-        return blocks.pool(grad * weight)
+        return blocks.sum_by_block(grad * weight)
     # Row by row of the blocks, which is three times as fast as a sum along a middle dimension.
     found = torch.empty_like(gate)
     for one, other, place in zip(blocks.views(grad), blocks.views(weight), blocks.block_views(found), strict=True):

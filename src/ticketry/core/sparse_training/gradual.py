@@ -118,7 +118,7 @@ class Gradual:
             LayerCollapseError: if a layer would be left without weights.
             UsageError: for a copy of this object, which holds no weights.
         """
-        self._require_hold()
+        self._refuse_copy()
         self.done += 1
         if self.done not in self.cuts:
             return False
@@ -130,7 +130,7 @@ class Gradual:
 
     def check(self, optimizer: Optimizer | None = None) -> None:
         """Raise `HoldError` if removed weights are not exactly 0; see `Hold.check`."""
-        self._require_hold()
+        self._refuse_copy()
         if self._hold:
             self._hold.check(optimizer)
 
@@ -224,7 +224,7 @@ class Gradual:
         """Return the state for a copy, which holds no weights: copies of a model with a held mask train freely."""
         return {**self.__dict__, "_hold": None, "_is_copy": self._is_copy or self._hold is not None}
 
-    def _require_hold(self) -> None:
+    def _refuse_copy(self) -> None:
         """Raise `UsageError` for a copy, whose model would train densely between pruning steps."""
         if self._is_copy:
             raise UsageError(

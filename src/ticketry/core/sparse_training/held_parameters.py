@@ -68,12 +68,12 @@ class HeldParameter:
         """The parameter's gradient; for a sharded parameter, this process's shard."""
         return None if self.parameter.grad is None else local_shard(self.parameter.grad)
 
-    def holds(self, parameter: nn.Parameter | None) -> bool:
+    def is_held(self, parameter: nn.Parameter | None) -> bool:
         """Return whether `parameter` is this parameter and its hook is still in effect."""
         return parameter is self.parameter and _tensor_identity(self.parameter) == self._content
 
     @torch.no_grad()
-    def mask(self) -> None:
+    def mask_weight_and_gradient(self) -> None:
         """Set removed weights and their gradients to 0."""
         own = local_shard(self.parameter)
         own.masked_fill_(self.factors_like(own, once=True) == 0, 0)
@@ -114,15 +114,15 @@ class MaskedParameters:
         self.find_and_remember()
 
     def find_and_remember(self) -> dict[str, nn.Parameter]:
-        """Return the result of `find`, and remember the modules and parameters found for `are_unchanged`."""
-        found = self.find()
+        """Return the result of `find_parameters`, and remember the modules and parameters found for `are_unchanged`."""
+        found = self.find_parameters()
         self._path: dict[tuple[int, str], tuple[Mapping[str, object], str, object]] = {}
         for raw, _ in self.model.named_parameters(remove_duplicate=False):
             if normal_name(raw) in self.masked_by:
                 self._remember_module_path(raw)
         return found
 
-    def find(self) -> dict[str, nn.Parameter]:
+    def find_parameters(self) -> dict[str, nn.Parameter]:
         """Return the parameters that now have these names, each once.
 
         Raises:

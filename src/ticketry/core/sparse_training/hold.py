@@ -101,13 +101,13 @@ class Hold:
     @property
     def tensors(self) -> list[Tensor]:
         """The mask as numbers 0 and 1 in the weights' dtype, one tensor per parameter."""
-        self._require_original()
+        self._refuse_copy()
         return [held.factors for held in self._held.values()]
 
     @torch.no_grad()
     def mask_gradients(self) -> None:
         """Set the gradients of removed weights to 0; call this before clipping gradients and stepping."""
-        self._require_original()
+        self._refuse_copy()
         pairs = [(held.gradient, held) for held in self._held.values()]
         dense = [(gradient, held) for gradient, held in pairs if gradient is not None and not gradient.is_sparse]
         if dense:
@@ -122,7 +122,7 @@ class Hold:
 
         The history of L-BFGS mixes weights, so it is cleared as a whole if it dates from before pruning.
         """
-        self._require_original()
+        self._refuse_copy()
         clear_dense_history(optimizer, self._held)
         for held in self._held.values():
             for tensor in iterate_state_tensors(optimizer, held.parameter):
@@ -131,7 +131,7 @@ class Hold:
     @torch.no_grad()
     def mask_weights(self) -> None:
         """Set removed weights to 0."""
-        self._require_original()
+        self._refuse_copy()
         parameters: list[Tensor] = [local_shard(held.parameter) for held in self._held.values()]
         factors = [held.factors_like(own) for held, own in zip(self._held.values(), parameters, strict=True)]
         torch._foreach_mul_(parameters, factors)
@@ -147,9 +147,9 @@ class Hold:
                 model
                 no longer has the parameter.
         """
-        self._require_original()
+        self._refuse_copy()
         reshard(self._named.model)
-        for name, parameter in self._named.find().items():
+        for name, parameter in self._named.find_parameters().items():
             removed = self._removed_elements(name, parameter)
             self._require_zero(f"weights of {name!r}", local_shard(parameter.detach()), removed)
             for tensor in iterate_state_tensors(optimizer, parameter) if optimizer else ():
@@ -165,7 +165,7 @@ class Hold:
             held.remove_hook()
 
     def __enter__(self) -> Hold:
-        self._require_original()
+        self._refuse_copy()
         return self
 
     def __exit__(
@@ -179,7 +179,7 @@ class Hold:
         """Return the state of a copy, which enforces nothing: copies of the model train freely."""
         return {"_is_copy": True, "_held": {}, "_listener": None}
 
-    def _require_original(self) -> None:
+    def _refuse_copy(self) -> None:
         """Raise `UsageError` for a copy of this object, whose model would train densely."""
         if self._is_copy:
             raise UsageError(
@@ -225,11 +225,11 @@ class Hold:
                     f"{name!r} was held whole and is sharded over several devices now: call fully_shard first, create"
                     " the optimiser, and hold the mask then"
                 )
-        for name in [name for name, held in self._held.items() if not held.holds(now.get(name))]:
+        for name in [name for name, held in self._held.items() if not held.is_held(now.get(name))]:
             self._held.pop(name).remove_hook()
         for name in now.keys() - self._held.keys():
             held = self._held[name] = HeldParameter(now[name], self._mask[self._named.masked_by[name]], self._hooks)
-            held.mask()
+            held.mask_weight_and_gradient()
         self._masked_states.clear()
         self._non_finite_search.watch_smallest(self._held)
 
@@ -242,7 +242,7 @@ class Hold:
         return ~shard_like(self._mask[self._named.masked_by[name]], parameter).to(parameter.device)
 
     def _check_computed_weights(self) -> None:
-        names = {id(parameter): name for name, parameter in self._named.find().items()}
+        names = {id(parameter): name for name, parameter in self._named.find_parameters().items()}
         for computed in computed_weights(self._named.model):
             for original in computed.originals:
                 if id(original) in names:

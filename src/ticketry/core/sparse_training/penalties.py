@@ -137,7 +137,7 @@ def _add_block_gradients_(kind: str, strength: float, parameter: Tensor, blocks:
 
 def _block_norms(weight: Tensor, blocks: Blocks) -> Tensor:
     """Return the L2 norm of each block, in `Blocks.shape`; its gradient at a block of zeros is 0."""
-    squares = blocks.pool(weight.square())
+    squares = blocks.sum_by_block(weight.square())
     zero = squares == 0
     return squares.masked_fill(zero, 1).sqrt().masked_fill(zero, 0)
 

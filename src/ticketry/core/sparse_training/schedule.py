@@ -16,6 +16,9 @@ from ticketry.step import Step
 def cubic(progress: float, density: float, initial: float = 1.0) -> float:
     """Return the density at `progress` along the cubic schedule from `initial` to `density`.
 
+    density + (initial - density) * (1 - progress)^3: equation 1 of Zhu & Gupta, "To prune, or not to prune" (2017,
+    arXiv 1710.01878), whose sparsities are 1 - density. Most weights are removed early, when many are redundant.
+
     Args:
         progress: from 0 (nothing is removed yet) to 1 (the end).
         density: fraction of weights retained at the end.

@@ -19,7 +19,13 @@ from ticketry.core.score.measurement import temporarily_pruned
 from ticketry.core.structure.channel_scores import channel_scores, sum_over_channels
 from ticketry.core.structure.coupling import ChannelGroup, Structure
 from ticketry.core.structure.layout import Roles
-from ticketry.core.structure.plans import Flags, channel_mask, flag_removed_channels, flag_removed_indices, named_shapes
+from ticketry.core.structure.plans import (
+    Flags,
+    build_channel_mask,
+    flag_removed_channels,
+    flag_removed_indices,
+    named_shapes,
+)
 from ticketry.errors import LayerCollapseError, MaskError, StructureError, UsageError
 
 Channel = tuple[int, int]
@@ -68,7 +74,7 @@ class RemainingWeights:
         self.removed[group][channel] = False
         self._update_counts(group, channel, 1)
 
-    def remaining(self, group: int) -> int:
+    def count_remaining(self, group: int) -> int:
         """Return the number of remaining channels of a group."""
         return int((~self.removed[group]).sum())
 
@@ -97,7 +103,7 @@ def rank_channels_globally(count: RemainingWeights, scores: Sequence[Tensor], ke
         for c, value in enumerate(values.tolist())
         if not count.removed[g][c]
     )
-    left = [count.remaining(g) for g in range(len(count.groups))]
+    left = [count.count_remaining(g) for g in range(len(count.groups))]
     steps = []
     for _, g, c in ranked:
         if left[-g] > keep_at_least:
@@ -113,7 +119,7 @@ def rank_channels_uniformly(count: RemainingWeights, scores: Sequence[Tensor], k
     """
     ranked = []
     for g, (group, values) in enumerate(zip(count.groups, scores, strict=True)):
-        gone = group.size - count.remaining(g)
+        gone = group.size - count.count_remaining(g)
         left = [c for c in range(group.size) if not count.removed[g][c]]
         worst_first = sorted(left, key=lambda c: (float(values[c]), -c))
         for rank, channel in enumerate(worst_first[: max(len(left) - keep_at_least, 0)], start=gone + 1):
@@ -144,12 +150,12 @@ class ChannelOrder:
         check_channel_limits(self.keep_at_least, self.multiple)
 
     @property
-    def limits(self) -> str:
+    def minimum_description(self) -> str:
         """Text for messages: how many channels each group retains."""
         least = -(-self.keep_at_least // self.multiple) * self.multiple
         return f"{least}{f' (the least multiple of {self.multiple})' if self.multiple > 1 else ''}"
 
-    def blocks(self, count: RemainingWeights, scores: Sequence[Tensor]) -> list[list[Channel]]:
+    def rank_blocks(self, count: RemainingWeights, scores: Sequence[Tensor]) -> list[list[Channel]]:
         """Return the blocks of remaining channels that may be removed, in the order of removal."""
         steps = DISTRIBUTIONS[self.distribution](count, scores, self.keep_at_least)
         return split_into_blocks(count, steps, self.multiple)
@@ -162,7 +168,7 @@ def split_into_blocks(count: RemainingWeights, steps: Sequence[Channel], multipl
     first block of a group is smaller if its size is not a multiple. Channels outside of complete blocks are left out.
     """
     waiting: dict[int, list[tuple[int, int]]] = {}
-    left = [count.remaining(g) for g in range(len(count.groups))]
+    left = [count.count_remaining(g) for g in range(len(count.groups))]
     blocks: list[tuple[float, list[Channel]]] = []
     for place, (g, channel) in enumerate(steps):
         block = waiting.setdefault(g, [])
@@ -263,7 +269,7 @@ class ChannelChoice:
         if within is not None:
             for g, channel in self.removed_channels(within):
                 count.remove(g, channel)
-        return self.mask(remove_to_density(count, order.blocks(count, scores), density, order.limits))
+        return self.mask(remove_to_density(count, order.rank_blocks(count, scores), density, order.minimum_description))
 
     def removed_channels(self, mask: Mask) -> list[Channel]:
         """Return the channels that a mask removes."""
@@ -275,7 +281,7 @@ class ChannelChoice:
         ]
 
     def mask(self, removed: list[Flags]) -> Mask:
-        return channel_mask(
+        return build_channel_mask(
             self.masked_names, self.structure, self.shapes, dict(zip(self.positions, removed, strict=True))
         )
 
@@ -413,7 +419,7 @@ class ChannelPath:
         step = bisect_left(self._rising, -cost * (1 + 1e-12))
         if step == len(self.costs):
             raise LayerCollapseError(
-                f"with {self._order.limits} channels left in each of {len(self._choice.groups)} groups"
+                f"with {self._order.minimum_description} channels left in each of {len(self._choice.groups)} groups"
                 f" {self.floor / self.dense:.4g} of the cost remains, and {cost / self.dense:.4g} is the budget",
                 "ask for more, keep fewer channels in each (keep_at_least), or spare layers",
             )

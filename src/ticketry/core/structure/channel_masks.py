@@ -309,7 +309,7 @@ def check_channel_density(
     ChannelChoice(model, structure, scope).check_reachable(None, check_density(density), order)
 
 
-def cut_channels(
+def prune_channels_by_scores(
     model: nn.Module,
     structure: Structure,
     scores: Sequence[Tensor],

@@ -310,7 +310,7 @@ def _gate_effects(
 
 @dataclass(frozen=True)
 class ChannelScore:
-    """Description of a score that exists for channels only, for lists."""
+    """Description, shown in lists, of a score that exists for channels only."""
 
     description: str
     """One sentence."""

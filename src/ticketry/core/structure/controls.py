@@ -14,7 +14,7 @@ from ticketry.core.structure.coupling import ChannelGroup, Structure
 from ticketry.core.structure.layout import Layout, MatrixView, layouts, mark_best_n_of_m, matrix_views, row_groups
 from ticketry.core.structure.pattern import Pattern
 from ticketry.core.structure.plans import (
-    channel_mask,
+    build_channel_mask,
     flag_removed_channels,
     flag_removed_indices,
     named_shapes,
@@ -190,11 +190,11 @@ def shuffled_blocks(model: nn.Module, mask: Mask, pattern: str | Pattern, seed: 
 
 def _shuffle_blocks(kept: Tensor, name: str, pattern: Pattern, layout: Layout, draw: torch.Generator) -> Tensor:
     blocks = pattern.blocks(tuple(kept.shape), layout)
-    flags, sizes = blocks.whole(kept, name).flatten(), blocks.sizes.flatten()
+    flags, sizes = blocks.retained_blocks(kept, name).flatten(), blocks.sizes.flatten()
     for size in sorted(set(sizes.tolist())):  # the last rows of a layer have smaller blocks
         places = (sizes == size).nonzero()[:, 0]
         flags[places] = flags[places[torch.randperm(len(places), generator=draw)]]
-    return blocks.spread(flags.view(blocks.shape))
+    return blocks.expand_to_weights(flags.view(blocks.shape))
 
 
 def _shuffle_n_of_m(kept: Tensor, name: str, pattern: Pattern, layout: Layout, draw: torch.Generator) -> Tensor:
@@ -211,7 +211,7 @@ def random_blocks(model: nn.Module, like: Mask, pattern: str | Pattern, seed: in
         draw = generator(seed, "random_prune", index)
         blocks = None if pattern.m else pattern.blocks(shape, known[name])
         keys = torch.rand(blocks.shape if blocks else shape, dtype=torch.float64, generator=draw)
-        scores[name] = blocks.spread(keys) if blocks else keys
+        scores[name] = blocks.expand_to_weights(keys) if blocks else keys
     density = min(like.density, pattern.densest)  # N:M may exceed n / m slightly
     return allocate(scores, density, pattern=pattern, layouts=known, collapse="keep")
 
@@ -229,7 +229,7 @@ def shuffled_channels(model: nn.Module, structure: Structure, mask: Mask, seed: 
             order = torch.randperm(group.size, generator=generator(seed, "shuffled", position))
             flags[order[:gone].numpy()] = True
             removed[position] = flags
-    return channel_mask(mask, structure, named_shapes(model), removed)
+    return build_channel_mask(mask, structure, named_shapes(model), removed)
 
 
 def random_channels(model: nn.Module, structure: Structure, mask: Mask, seed: int) -> Mask:
@@ -249,7 +249,7 @@ def random_channels(model: nn.Module, structure: Structure, mask: Mask, seed: in
     count = RemainingWeights(groups, mask.shapes)
     steps = [[step] for step in rank_channels_globally(count, scores, 1)]
     removed = remove_to_density(count, steps, mask.density, "1")
-    return channel_mask(mask, structure, named_shapes(model), dict(zip(positions, removed, strict=True)))
+    return build_channel_mask(mask, structure, named_shapes(model), dict(zip(positions, removed, strict=True)))
 
 
 def _contains_group(mask: Mask, group: ChannelGroup) -> bool:

@@ -24,7 +24,7 @@ from torch.utils._pytree import tree_flatten
 
 from ticketry.core.scope import normal_name
 from ticketry.core.structure import layer_rules, shape_rules
-from ticketry.core.structure.layout import Roles, roles
+from ticketry.core.structure.layout import Roles, find_roles
 from ticketry.core.structure.model_copies import (
     Arguments,
     EagerMode,
@@ -398,7 +398,7 @@ def find_structure(
 ) -> Structure:
     """Find a model's channel structure by tracing a copy of it, see `trace_channels`; removals are not tested."""
     found = trace_channels(twin, arguments, choices, spared)
-    parts = roles(found.model, found.factors)
+    parts = find_roles(found.model, found.factors)
     buffers = {name for name, _ in found.model.named_buffers()}
     made: list[ChannelGroup] = []
     channel_of: dict[int, tuple[int, int]] = {}

@@ -43,12 +43,12 @@ class GroupWorth:
     """[groups]: number of rows, which is the cost of a column."""
 
     @property
-    def least(self) -> int:
+    def one_column_each(self) -> int:
         """Number of weights if each group retains one column."""
         return int(self.sizes.sum())
 
 
-def weigh_by(size: Tensor, kept: Tensor, by: str) -> Tensor:
+def compute_weight_worth(size: Tensor, kept: Tensor, by: str) -> Tensor:
     """Return what each weight contributes to the worth of its column, [rows, columns].
 
     Args:
@@ -300,7 +300,7 @@ class PaperBlocks:
         left, blocks = np.arange(len(self.kept)), []
         while len(left):
             without = []
-            for part in self._partition(tuple(left.tolist())):
+            for part in self._partition_cached(tuple(left.tolist())):
                 rows = left[part]
                 counts = self.kept[torch.as_tensor(rows)].sum(0)
                 if len(rows) >= self.b1 and int((counts >= threshold).sum()) >= self.b2:
@@ -313,7 +313,7 @@ class PaperBlocks:
             left = rest
         return blocks
 
-    def _partition(self, rows: tuple[int, ...]) -> list[Indices]:
+    def _partition_cached(self, rows: tuple[int, ...]) -> list[Indices]:
         if rows not in self._parts:
             sizes = split_group_sizes(len(rows), self.rows)
             self._parts[rows] = partition_rows(self.kept[list(rows)], sizes, self.seed)
@@ -378,7 +378,8 @@ def regroup(
             slow); ``paper``: likewise, with columns by counts, and rows without a block removed; ``random``: a control.
         budget: ``layer``: each layer retains its number of weights, up to half a column of a group; ``global``: one
             threshold over all layers, and the whole mask retains its number.
-        by: worth of columns: ``kept`` (the default), ``all``, ``squares``, ``count`` (see `group_masks.weigh_by`).
+        by: worth of columns: ``kept`` (the default), ``all``, ``squares``, ``count`` (see
+            `group_masks.compute_weight_worth`).
         spare, first_conv, output: layers that are unchanged, as in `ticketry.scope`.
         collapse: if a layer has too few weights for one column of each group: ``raise``, or ``keep`` as many columns as
             its weights allow, at least one; the other groups become empty.
@@ -497,13 +498,13 @@ def choose_layer_masks(
     columns].
     """
     made = {
-        name: sum_group_worth(weigh_by(layer.size, layer.kept, by), layer.size, grouped[name])
+        name: sum_group_worth(compute_weight_worth(layer.size, layer.kept, by), layer.size, grouped[name])
         for name, layer in layers.items()
     }
     together = [list(layers)] if budget == "global" else [[name] for name in layers]
     new = {}
     for names in together:
-        pays, least = sum(budgets[name] for name in names), sum(made[name].least for name in names)
+        pays, least = sum(budgets[name] for name in names), sum(made[name].one_column_each for name in names)
         if least > pays and collapse == "raise":
             which = repr(names[0]) if len(names) == 1 else f"{len(names)} layers together"
             raise LayerCollapseError(

@@ -150,7 +150,7 @@ def trace_reduction(t: Trace, call: Call) -> Any:
     for output in list_tensors(result):
         keeps = output.dim() == tensor.dim()
         order = [-1 if d in reduced else d for d in range(tensor.dim()) if keeps or d not in reduced]
-        axes_out = axes.take(order)
+        axes_out = axes.reorder(order)
         if call.name not in ("sum", "mean", "amax", "amin", "var", "std", "linalg_vector_norm", "norm"):
             axes_out.zero = [False] * len(order)
         t.book.set(output, axes_out if len(order) == output.dim() else Axes.unlabelled(output.dim()))
@@ -291,14 +291,14 @@ def _unite_grouped_channels(
         t.freeze(w.labels[0], why)
         t.freeze(w.labels[1], why)
         return None, False
-    stays = t.with_location("its group of the convolution stays")
+    stays = t.add_location("its group of the convolution stays")
     taken = ids.reshape(groups, inputs)
     if whole:
         t.labels.unite(np.repeat(taken[:, 0], inputs), ids, stays)
         t.labels.unite(np.repeat(taken[:, 0], weight.shape[0] // groups), w.labels[0], stays)
         t.freeze(w.labels[1], "groups of a convolution go as a whole")
         if isinstance(t.module, _ConvNd):
-            t.record_count("groups", taken[:, 0])
+            t.record_unit_count("groups", taken[:, 0])
         else:
             t.record_width_use(taken[:, 0])
         return np.repeat(taken[:, 0], outputs), x.zero[1] or (w.zero[0] and w.zero[1])
@@ -328,7 +328,7 @@ def trace_batch_norm(t: Trace, call: Call) -> Any:
     vectors = [t.book.get(vector) for vector in call.tensors[1:] if vector.dim() == 1]
     ids = unite_all(t, [axes.labels[1], *(vector.labels[0] for vector in vectors)])
     if ids is not None and isinstance(t.module, nn.modules.batchnorm._NormBase):
-        t.record_count(
+        t.record_unit_count(
             "num_features", ids[: t.module.num_features]
         )  # instance norms repeat their channels for each example
     result = call.run()
@@ -357,10 +357,10 @@ def trace_group_norm(t: Trace, call: Call) -> Any:
     ids = unite_all(t, [axes.labels[1], *(vector.labels[0] for vector in vectors)])
     if ids is not None:
         groups = ids.reshape(int(call.argument("group")), -1)
-        t.labels.unite(np.repeat(groups[:, 0], groups.shape[1]), ids, t.with_location("its group of the norm stays"))
+        t.labels.unite(np.repeat(groups[:, 0], groups.shape[1]), ids, t.add_location("its group of the norm stays"))
         if isinstance(t.module, nn.GroupNorm):
-            t.record_count("num_groups", groups[:, 0])
-            t.record_count("num_channels", ids)
+            t.record_unit_count("num_groups", groups[:, 0])
+            t.record_unit_count("num_channels", ids)
         elif not t.record_width_use(groups[:, 0]):
             t.freeze(ids, "the number of groups of a group norm stays")
     result = call.run()
@@ -380,7 +380,7 @@ def trace_layer_norm(t: Trace, call: Call) -> Any:
     for vector in call.tensors[1:]:
         t.freeze_axes(t.book.get(vector), range(vector.dim()), why)
     result = call.run()
-    found = axes.take([d if d < tensor.dim() - count else -1 for d in range(tensor.dim())])
+    found = axes.reorder([d if d < tensor.dim() - count else -1 for d in range(tensor.dim())])
     found.zero = [False] * tensor.dim()
     set_output_axes(t, list_tensors(result), found)
     return result
@@ -416,7 +416,7 @@ def trace_pooling(t: Trace, call: Call) -> Any:
     t.freeze_axes(axes, range(max(tensor.dim() - count, 0), tensor.dim()), "pooling or resizing runs over it")
     order = [d if d < tensor.dim() - count else -1 for d in range(tensor.dim())]
     for index, output in enumerate(list_tensors(result)):
-        found = axes.take(order)
+        found = axes.reorder(order)
         found.zero = [zero and index == 0 for zero in found.zero]
         t.book.set(output, found)
     return result

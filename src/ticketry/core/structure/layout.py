@@ -204,7 +204,7 @@ class Roles:
     """Names of scales of norms."""
 
 
-def roles(model: nn.Module, factors: Mapping[str, Collection[int]] | None = None) -> Roles:
+def find_roles(model: nn.Module, factors: Mapping[str, Collection[int]] | None = None) -> Roles:
     """Return the roles of all parameters of a model.
 
     Args:
@@ -263,8 +263,8 @@ class Blocks:
     """The division of a weight into blocks by a pattern, created by `Pattern.blocks`.
 
     A tensor with one entry per block has the shape [blocks of rows, inputs, taps …], or [rows] for whole rows. The last
-    block of each column (in each group of a convolution) may have fewer rows. So compare blocks by `mean`, their score
-    per weight, and count their weights by `sizes`.
+    block of each column (in each group of a convolution) may have fewer rows. So compare blocks by `mean_by_block`,
+    their score per weight, and count their weights by `sizes`.
     """
 
     def __init__(self, pattern: str, rows: int, whole_rows: bool, shape: tuple[int, ...], layout: Layout) -> None:
@@ -311,17 +311,17 @@ class Blocks:
         parted = blocks.view(self._groups, self._high, 1, *columns)
         return [parted[:, : self._whole], parted[:, self._whole :]] if self._high > self._whole else [parted]
 
-    def pool(self, weights: Tensor) -> Tensor:
+    def sum_by_block(self, weights: Tensor) -> Tensor:
         """Return the sum of the values over each block, in `shape`; differentiable."""
         over = list(range(2, 3 + len(self._columns))) if self.whole_rows else [2]
         sums = [view.sum(over) for view in self.views(weights)]
         return (torch.cat(sums, 1) if len(sums) > 1 else sums[0]).flatten(0, 1)
 
-    def mean(self, scores: Tensor) -> Tensor:
+    def mean_by_block(self, scores: Tensor) -> Tensor:
         """Return the mean score of each block's weights, in float64."""
-        return self.pool(scores.double()) / self.sizes.to(scores.device)
+        return self.sum_by_block(scores.double()) / self.sizes.to(scores.device)
 
-    def spread(self, blocks: Tensor) -> Tensor:
+    def expand_to_weights(self, blocks: Tensor) -> Tensor:
         """Return a tensor in the weight's shape with the entry of each weight's block; differentiable."""
         parts = [
             own.expand(self._groups, own.shape[1], height, *self._columns).flatten(1, 2)
@@ -329,13 +329,13 @@ class Blocks:
         ]
         return self.layout.weight(torch.cat(parts, 1) if len(parts) > 1 else parts[0], self.weight_shape)
 
-    def whole(self, mask: Tensor, name: str) -> Tensor:
+    def retained_blocks(self, mask: Tensor, name: str) -> Tensor:
         """Return bool [`shape`] that marks the blocks which a mask retains.
 
         Raises:
             MaskError: if it retains a part of a block.
         """
-        kept, sizes = self.pool(mask.cpu() != 0), self.sizes
+        kept, sizes = self.sum_by_block(mask.cpu() != 0), self.sizes
         if bool(((kept != 0) & (kept != sizes)).any()):
             raise MaskError(
                 f"the mask keeps parts of blocks of {name!r}: it is not of pattern {self.pattern}. Go on from a mask"

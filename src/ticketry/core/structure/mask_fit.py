@@ -67,13 +67,13 @@ def coverage(
         kept, new = (view.matrix(one[name].cpu()) for one in (mask, structured))
         layer = _LayerComparison(name, view, torch.where(kept, sizes[name], 0.0), new)
         expected: tuple[float | None, float | None] = (None, None)
-        if null and layer.shared:
-            expected = layer.null(seed) if shuffled is None else None, layer.random(seed)
+        if null and layer.rows_share_columns:
+            expected = layer.null_coverage(seed) if shuffled is None else None, layer.random_coverage(seed)
         if shuffled is not None:
             worth = weight_magnitudes(shuffled[0], mask, {name: view})[name]
             before, after = (view.matrix(one[name].cpu()) for one in (shuffled[1], other))
             expected = _covered_share(torch.where(before, worth, 0.0), after), expected[1]
-        found[name] = layer.fit(kept, *expected)
+        found[name] = layer.to_layer_fit(kept, *expected)
     return found
 
 
@@ -151,11 +151,11 @@ class _LayerComparison:
         return int(np.median(np.repeat(self._flat, self._flat))) if self._flat else 0
 
     @property
-    def shared(self) -> bool:
+    def rows_share_columns(self) -> bool:
         """Whether most rows share their columns with other rows."""
         return self._median_group_size > 1
 
-    def fit(self, kept: Tensor, null: float | None, random: float | None) -> LayerFit:
+    def to_layer_fit(self, kept: Tensor, null: float | None, random: float | None) -> LayerFit:
         after = int(self._new.sum())
         return LayerFit(
             name=self._name,
@@ -172,7 +172,7 @@ class _LayerComparison:
             random_coverage=random,
         )
 
-    def null(self, seed: int) -> float:
+    def null_coverage(self, seed: int) -> float:
         """Return the coverage by groups of the same sizes after the entries of each column are shuffled."""
         worth = shuffle_columns(self._worth, self._view, self._name, seed)
         grouped: list[Indices] = []
@@ -183,7 +183,7 @@ class _LayerComparison:
             grouped += [rows.numpy()[group] + run.start for group in groups]
         return self._coverage_of_groups(worth, grouped)
 
-    def random(self, seed: int) -> float:
+    def random_coverage(self, seed: int) -> float:
         """Return the coverage by random groups of the same sizes, of non-empty rows if there are enough."""
         grouped: list[Indices] = []
         for number, (run, sizes) in enumerate(zip(self._view.runs, self._sizes, strict=True)):

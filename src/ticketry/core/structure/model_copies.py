@@ -412,11 +412,11 @@ class _ConstantDrawsMode(EagerMode):  # type: ignore[no-untyped-call]
         return steady(*args, **named)
 
 
-def _fill_size(value: float) -> Callable[..., Tensor]:
+def _make_constant_function(value: float) -> Callable[..., Tensor]:
     return lambda size, **named: torch.full(size, value, **named)
 
 
-def _fill_like(value: float) -> Callable[..., Tensor]:
+def _make_constant_like_function(value: float) -> Callable[..., Tensor]:
     return lambda other, **named: torch.full_like(other, value, **named)
 
 
@@ -424,10 +424,10 @@ _CONSTANT_DRAWS: dict[str, Callable[..., Any]] = {
     "bernoulli": lambda share, *_, **__: torch.ones_like(share),
     "bernoulli_": lambda tensor, *_, **__: tensor.fill_(1),
     "native_dropout": lambda tensor, *_: (tensor.clone(), torch.ones_like(tensor, dtype=torch.bool)),
-    "rand": _fill_size(0.5),
-    "randn": _fill_size(0.0),
-    "rand_like": _fill_like(0.5),
-    "randn_like": _fill_like(0.0),
+    "rand": _make_constant_function(0.5),
+    "randn": _make_constant_function(0.0),
+    "rand_like": _make_constant_like_function(0.5),
+    "randn_like": _make_constant_like_function(0.0),
     "uniform_": lambda tensor, low=0.0, high=1.0: tensor.fill_((low + high) / 2),
     "normal_": lambda tensor, mean=0.0, std=1.0: tensor.fill_(mean),
     "exponential_": lambda tensor, rate=1.0: tensor.fill_(1 / rate),

@@ -63,14 +63,14 @@ def check_density(density: float | str | None = None, sparsity: float | str | No
         removed = parse_share(sparsity, "sparsity")
         if not 0 <= removed < 1:
             raise UsageError(
-                f"a sparsity is the fraction of weights removed, 0 <= sparsity < 1, not {_format(sparsity)}"
+                f"a sparsity is the fraction of weights removed, 0 <= sparsity < 1, not {_format_share(sparsity)}"
                 f"{_hint_at_percentage(removed)}"
             )
         return float(1 - Fraction(str(removed)))  # exact in decimal digits: 1 - 0.9 as floats is not 0.1
     kept = parse_share(density, "density")
     if not 0 < kept <= 1:
         raise UsageError(
-            f"a density is the fraction of weights kept, 0 < density <= 1, not {_format(density)}"
+            f"a density is the fraction of weights kept, 0 < density <= 1, not {_format_share(density)}"
             f"{_hint_at_percentage(kept)}"
         )
     return kept
@@ -85,13 +85,13 @@ def parse_share_option(name: str, value: float | str) -> float:
         if not 0 < parse_share(value) <= 1:
             raise UsageError(
                 "flops is the share of the dense network's multiplications that is left, 0 < flops <= 1, not"
-                f" {_format(value)}{_hint_at_percentage(parse_share(value))}"
+                f" {_format_share(value)}{_hint_at_percentage(parse_share(value))}"
             )
         return parse_share(value)
     return check_density(value)
 
 
-def _format(value: float | str) -> str:
+def _format_share(value: float | str) -> str:
     return value if isinstance(value, str) else format_value(value)
 
 
@@ -132,7 +132,7 @@ POSSIBLE = (
 )
 
 
-def n_of_m(text: str) -> tuple[int, int] | None:
+def parse_n_of_m(text: str) -> tuple[int, int] | None:
     """Return N and M of a text such as ``2:4``, 1 <= N < M; None for any other text."""
     match = re.fullmatch(r"([1-9]\d*):([1-9]\d*)", text)
     return (int(match[1]), int(match[2])) if match and int(match[1]) < int(match[2]) else None
@@ -203,7 +203,7 @@ class Pattern:
             if text == "1x1":
                 raise UsageError("pattern 1x1 is of single weights: write unstructured")
             return cls(text, rows=int(block[1]))
-        if ratio := n_of_m(text):
+        if ratio := parse_n_of_m(text):
             return cls(text, n=ratio[0], m=ratio[1])
         raise UsageError(f"pattern {text!r} is not known: {POSSIBLE}")
 

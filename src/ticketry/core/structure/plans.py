@@ -354,7 +354,7 @@ def flag_retained_indices(
     return kept
 
 
-def channel_mask(
+def build_channel_mask(
     names: Iterable[str], structure: Structure, shapes: Mapping[str, tuple[int, ...]], removed: Removed
 ) -> Mask:
     """Return the mask of the named tensors that removes an element if any of its indices belongs to a removed
@@ -399,7 +399,7 @@ class ModelSizes:
     def _first_names(self) -> dict[int, str]:
         return {id(tensor): name for name, tensor in self.tensors.items()}
 
-    def plan(self, structure: Structure, removed: Removed) -> ShrinkPlan:
+    def build_plan(self, structure: Structure, removed: Removed) -> ShrinkPlan:
         """Return the plan that removes these channels."""
         kept: Kept = {}
         for (name, dim), stay in sorted(flag_retained_indices(structure, self.shapes, removed).items()):

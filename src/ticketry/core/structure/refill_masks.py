@@ -242,7 +242,7 @@ def refill(
     budgets = [_compute_group_budget(group, choice.roles, named, choice.shapes) for group in choice.groups]
 
     def channels(share: float) -> list[int]:
-        return [budget.channels(share, keep_at_least, multiple) for budget in budgets]
+        return [budget.count_filled(share, keep_at_least, multiple) for budget in budgets]
 
     filled = channels(plus) if density is None else _fill_to_density(choice, channels, density)
     scores = score_for_refill(choice, named, score, ScoreInputs(batches, loss, seed))
@@ -344,7 +344,7 @@ class _GroupBudget:
     kept: int
     total: int
 
-    def channels(self, plus: float, keep_at_least: int, multiple: int) -> int:
+    def count_filled(self, plus: float, keep_at_least: int, multiple: int) -> int:
         """Return the number of channels to fill."""
         paid = max(self.kept * self.size // self.total, 1)
         filled = paid + math.floor((self.size - paid) * plus + 1e-9)  # tolerance for rounding of `plus`

@@ -168,7 +168,7 @@ class _Trial:
         """Index of each prunable group -> flags of a random half of its channels."""
         draw = np.random.default_rng(0)
         return {
-            position: _draw_half(group.size, draw)
+            position: _flag_random_half(group.size, draw)
             for position, group in enumerate(self.structure.groups)
             if group.prunable
         }
@@ -291,7 +291,7 @@ class _Trial:
             evaluation: whether to compare in evaluation mode.
         """
         removed = {position: self.half_channels[position] for position in positions}
-        plan = self.sizes.plan(self.structure, removed)
+        plan = self.sizes.build_plan(self.structure, removed)
         masked, small = self._build_masked_model(removed), self._build_smaller_model(plan)
         found = compare_models(masked, small, self.arguments) if evaluation else None
         if found is None and (self.training if training is None else training):
@@ -315,7 +315,7 @@ class _Trial:
         return set_sizes(self.copies.copy(cut, counting), plan)
 
 
-def _draw_half(size: int, draw: np.random.Generator) -> Flags:
+def _flag_random_half(size: int, draw: np.random.Generator) -> Flags:
     flags = np.zeros(size, dtype=bool)
     flags[draw.permutation(size)[: max(size // 2, 1)]] = True
     return flags
@@ -329,7 +329,7 @@ def build_smaller(twin: nn.Module, plan: ShrinkPlan) -> nn.Module:
 # -- noisy weights -----------------------------------------------------------------------------------------------------
 
 
-def _least_noise(parameter: Tensor, spread: float) -> float:
+def _noise_for_small_weights(parameter: Tensor, spread: float) -> float:
     """Return the noise that very small weights need so that outputs are as large as inputs; 0 for larger weights."""
     usual = parameter[0].numel() ** -0.5 if parameter.dim() > 1 and len(parameter) else 0.0
     return usual if spread < 0.5 * usual else 0.0
@@ -360,7 +360,7 @@ def _add_noise(twin: nn.Module) -> nn.Module:
     for parameter in twin.parameters():
         if parameter.is_floating_point():
             spread = float(parameter.std()) if parameter.numel() > 1 else 0.0
-            amount = max(0.5 * spread if spread > 0 else 0.1, _least_noise(parameter, spread))
+            amount = max(0.5 * spread if spread > 0 else 0.1, _noise_for_small_weights(parameter, spread))
             weights[id(parameter)] = noisy(parameter.detach(), amount)
     model = copy_sharing_parameters(twin, weights)
     for module in model.modules():

@@ -117,7 +117,7 @@ def trace_permute(t: Trace, call: Call, axes: Axes, shape: tuple[int, ...], resu
     elif count:
         one, other = int(call.argument("dim0")) % count, int(call.argument("dim1")) % count
         order[one], order[other] = other, one
-    return axes.take(order)
+    return axes.reorder(order)
 
 
 @rule_for_one_tensor
@@ -125,21 +125,21 @@ def trace_squeeze(t: Trace, call: Call, axes: Axes, shape: tuple[int, ...], resu
     """Rule for removing dimensions of size 1."""
     dim, count = call.argument("dim"), len(shape)
     listed = list(range(count)) if dim is None else [d % count for d in ([dim] if isinstance(dim, int) else dim)]
-    return axes.take([d for d in range(count) if not (d in listed and shape[d] == 1)])
+    return axes.reorder([d for d in range(count) if not (d in listed and shape[d] == 1)])
 
 
 @rule_for_one_tensor
 def trace_unsqueeze(t: Trace, call: Call, axes: Axes, shape: tuple[int, ...], result: Tensor) -> Axes:
     order = list(range(result.dim() - 1))
     order.insert(int(call.argument("dim")) % result.dim(), -1)
-    return axes.take(order)
+    return axes.reorder(order)
 
 
 @rule_for_one_tensor
 def trace_expand(t: Trace, call: Call, axes: Axes, shape: tuple[int, ...], result: Tensor) -> Axes:
     """Rule for `expand`: repeated elements may match the number of any channels, as in `norm.expand_as(x)`."""
     added = result.dim() - len(shape)
-    found = axes.take([-1] * added + list(range(len(shape))))
+    found = axes.reorder([-1] * added + list(range(len(shape))))
     for d, size in enumerate(result.shape):
         if size > 1 and (d < added or shape[d - added] == 1):
             found.labels[d], found.zero[d] = t.labels.create(size), False
@@ -150,7 +150,7 @@ def trace_expand(t: Trace, call: Call, axes: Axes, shape: tuple[int, ...], resul
 @rule_for_one_tensor
 def trace_repeat(t: Trace, call: Call, axes: Axes, shape: tuple[int, ...], result: Tensor) -> Axes:
     """Rule for concatenated copies of a tensor."""
-    found = axes.take([-1] * (result.dim() - len(shape)) + list(range(len(shape))))
+    found = axes.reorder([-1] * (result.dim() - len(shape)) + list(range(len(shape))))
     for dimension, times in enumerate(call.argument("repeats")):
         ids = found.labels[dimension]
         found.labels[dimension] = None if ids is None else np.tile(ids, times)
@@ -202,7 +202,7 @@ def trace_stack(t: Trace, call: Call) -> Any:
         found.zero[d] = all(axes.zero[d] for axes in parts)
     order = list(range(result.dim() - 1))
     order.insert(int(call.argument("dim")) % result.dim(), -1)
-    t.book.set(result, found.take(order))
+    t.book.set(result, found.reorder(order))
     return result
 
 
@@ -239,7 +239,7 @@ def trace_pixel_shuffle(t: Trace, call: Call) -> Any:
     if call.name == "pixel_shuffle":
         square = tensor.shape[-3] // result.shape[-3]
         blocks = ids.reshape(-1, square)
-        t.labels.unite(np.repeat(blocks[:, 0], square), ids, t.with_location("its block of channels stays"))
+        t.labels.unite(np.repeat(blocks[:, 0], square), ids, t.add_location("its block of channels stays"))
         found.labels[-3] = blocks[:, 0] if result.shape[-3] > 1 else None
         if result.shape[-3] == 1:
             t.freeze(ids, "all its channels become one")
@@ -282,7 +282,7 @@ def trace_col2im(t: Trace, call: Call, axes: Axes, shape: tuple[int, ...], resul
     ids = axes.labels[-2]
     if ids is not None:
         blocks = ids.reshape(result.shape[-3], -1)
-        t.labels.unite(np.repeat(blocks[:, 0], blocks.shape[1]), ids, t.with_location("its window stays"))
+        t.labels.unite(np.repeat(blocks[:, 0], blocks.shape[1]), ids, t.add_location("its window stays"))
         found.labels[-3], found.zero[-3] = blocks[:, 0], axes.zero[-2]
         if len(blocks) == 1:
             t.freeze(ids, "all its channels become one")
@@ -297,7 +297,7 @@ def trace_pack_padded(t: Trace, call: Call) -> tuple[Tensor, Tensor]:
     axes = t.book.get(call.tensors[0])
     t.freeze_axes(axes, [0, 1], "it is a batch of sequences")
     data, sizes = call.run()
-    set_output_axes(t, [data, sizes], axes.take([-1, *range(2, len(axes.labels))]))
+    set_output_axes(t, [data, sizes], axes.reorder([-1, *range(2, len(axes.labels))]))
     return data, sizes
 
 
@@ -305,7 +305,7 @@ def trace_pad_packed(t: Trace, call: Call) -> tuple[Tensor, Tensor]:
     """Rule for `pad_packed_sequence`; the padding may differ from 0."""
     axes = t.book.get(call.tensors[0])
     data, lengths = call.run()
-    padded = axes.take([-1, -1, *range(1, len(axes.labels))])
+    padded = axes.reorder([-1, -1, *range(1, len(axes.labels))])
     padded.zero = [zero and not call.argument("padding_value") for zero in padded.zero]
     set_output_axes(t, [data, lengths], padded)
     return data, lengths
@@ -365,7 +365,7 @@ def _split_labels(t: Trace, ids: Ids | None, sizes: Sequence[int]) -> list[Ids |
         return [None for _ in sizes]
     first = dict(zip(reversed(sizes), reversed(parts), strict=True))
     for size, part in zip(sizes, parts, strict=True):
-        t.labels.unite(first[size], part, t.with_location("it is one of several that must lose the same channels"))
+        t.labels.unite(first[size], part, t.add_location("it is one of several that must lose the same channels"))
     return [_freeze_single(t, part) for part in parts]
 
 
@@ -442,7 +442,7 @@ def trace_select(t: Trace, call: Call) -> object:
     t.freeze(axes.labels[dimension], "single indices of it are picked")
     result = call.run()
     for part in list_tensors(result):
-        t.book.set(part, axes.take([d for d in range(tensor.dim()) if d != dimension]))
+        t.book.set(part, axes.reorder([d for d in range(tensor.dim()) if d != dimension]))
     return result
 
 
@@ -471,7 +471,7 @@ def trace_index(t: Trace, call: Call, axes: Axes, shape: tuple[int, ...], result
     made = result.dim() - len(others)
     together = not indexed or indexed == list(range(indexed[0], indexed[-1] + 1))
     before = sum(d < indexed[0] for d in others) if together and indexed else 0
-    return axes.take([*others[:before], *[-1] * made, *others[before:]])
+    return axes.reorder([*others[:before], *[-1] * made, *others[before:]])
 
 
 def trace_along_dimension(t: Trace, call: Call) -> object:
@@ -505,7 +505,7 @@ def trace_unfold(t: Trace, call: Call, axes: Axes, shape: tuple[int, ...], resul
     """Rule for `Tensor.unfold`, which adds a last dimension with windows of another one."""
     dimension = int(call.argument("dimension")) % max(len(shape), 1)
     t.freeze(axes.labels[dimension], "it is cut into windows")
-    return axes.take([-1 if d == dimension else d for d in range(len(shape))] + [-1])
+    return axes.reorder([-1 if d == dimension else d for d in range(len(shape))] + [-1])
 
 
 _PARTS: dict[str, Rule] = {

@@ -25,7 +25,7 @@ from ticketry.core.structure.plans import (
     Flags,
     ModelSizes,
     ShrinkPlan,
-    channel_mask,
+    build_channel_mask,
     flag_removed_channels,
     flag_removed_indices,
     named_shapes,
@@ -111,13 +111,13 @@ def plan_for_structure(model: nn.Module, mask: Mask, example_inputs: Inputs, str
             removed[position] = removed[position] & False
     names = {id(parameter): name for name, parameter in named_tensors(model).items()}
     named = Mask({names[id(parameter)]: mask[name] for name, parameter in mask.parameters(model).items()})
-    implied = channel_mask(named, structure, named_shapes(model), removed)
+    implied = build_channel_mask(named, structure, named_shapes(model), removed)
     if implied != named:
         raise MaskError(_describe_not_channel_wise(named, implied, structure, dead))
     for position, group in enumerate(structure.groups):
         if removed[position].all():
             raise LayerCollapseError(f"the mask removes all {group.size} channels of {group.name} (layer collapse)")
-    found = ModelSizes.collect(model).plan(structure, removed)
+    found = ModelSizes.collect(model).build_plan(structure, removed)
     _check_same_outputs(model, named, found, example_inputs)
     return found
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from ticketry.budgets.granularity import CHANNELS
 from ticketry.choices import check_choice, list_choices
-from ticketry.core.structure.pattern import check_collapse, check_density, n_of_m
+from ticketry.core.structure.pattern import check_collapse, check_density, parse_n_of_m
 from ticketry.errors import UsageError
 
 CHANNEL_KINDS = ("refill", "refill+", CHANNELS)
@@ -92,7 +92,7 @@ class Structuring:
     @property
     def n_of_m(self) -> tuple[int, int] | None:
         """N and M of an N:M structure; None for another kind."""
-        return n_of_m(self.kind)
+        return parse_n_of_m(self.kind)
 
     @property
     def whole_channels(self) -> bool:

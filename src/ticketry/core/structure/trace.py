@@ -89,7 +89,7 @@ class Labels:
             return
         if len(np.unique(high)) < len(high) or np.isin(low, high).any():  # chains of pairs
             nodes, places = np.unique(np.concatenate([low, high]), return_inverse=True)
-            low, high = nodes[smallest_connected(places.reshape(2, -1), len(nodes))], nodes
+            low, high = nodes[find_smallest_connected(places.reshape(2, -1), len(nodes))], nodes
         self._parent[high] = low
         for root, above in zip(high.tolist(), low.tolist(), strict=True):
             if root != above and root in self._reasons:
@@ -109,7 +109,7 @@ class Labels:
         return self._reasons.get(root)
 
 
-def smallest_connected(edges: Ids, count: int) -> Ids:
+def find_smallest_connected(edges: Ids, count: int) -> Ids:
     """Return for each of `count` nodes the smallest node connected with it; each column of `edges` is a pair of
     nodes.
     """
@@ -141,7 +141,7 @@ class Axes:
     def copy(self) -> Axes:
         return Axes(list(self.labels), list(self.zero))
 
-    def take(self, order: list[int]) -> Axes:
+    def reorder(self, order: list[int]) -> Axes:
         """Return the axes in another order; -1 means an axis without labels."""
         return Axes(
             [None if axis < 0 else self.labels[axis] for axis in order],
@@ -164,24 +164,24 @@ class AxesByTensor:
 
     def get(self, tensor: Tensor) -> Axes:
         """Return a copy of the tensor's axes; axes without labels for an unknown tensor."""
-        found = self._views(tensor).get(_view(tensor))
+        found = self._axes_by_view(tensor).get(_view_key(tensor))
         return found.copy() if found else Axes.unlabelled(tensor.dim())
 
     def set(self, tensor: Tensor, axes: Axes) -> None:
-        self._views(tensor)[_view(tensor)] = axes.copy()
+        self._axes_by_view(tensor)[_view_key(tensor)] = axes.copy()
 
     def forget_zeros(self, tensor: Tensor) -> None:
         """Record that the tensor's memory was written to, so that nothing in it is known to be 0."""
-        for axes in self._views(tensor).values():
+        for axes in self._axes_by_view(tensor).values():
             axes.zero = [False] * len(axes.zero)
 
-    def _views(self, tensor: Tensor) -> dict[View, Axes]:
+    def _axes_by_view(self, tensor: Tensor) -> dict[View, Axes]:
         if tensor.layout != torch.strided:
             return {}
         return self._axes.setdefault(tensor.untyped_storage().data_ptr(), {})
 
 
-def _view(tensor: Tensor) -> View:
+def _view_key(tensor: Tensor) -> View:
     if tensor.layout != torch.strided:
         return 0, tuple(tensor.shape), ()
     return int(tensor.storage_offset()), tuple(tensor.shape), tuple(tensor.stride())
@@ -197,25 +197,25 @@ class Provenance:
     @classmethod
     def from_arguments(cls, arguments: Arguments) -> Provenance:
         found = cls()
-        found._add([value for value in tree_flatten(arguments)[0] if isinstance(value, Tensor)], True, False)
+        found._record([value for value in tree_flatten(arguments)[0] if isinstance(value, Tensor)], True, False)
         return found
 
     def depend_on_inputs(self, tensors: Iterable[Tensor]) -> bool:
         """Return whether any of these tensors is computed from the inputs."""
-        return any(_storage(tensor) in self._inputs for tensor in tensors)
+        return any(_storage_address(tensor) in self._inputs for tensor in tensors)
 
     def depend_on_activations(self, tensors: Iterable[Tensor]) -> bool:
         """Return whether any of these tensors is computed from floats that depend on the inputs."""
-        return any(_storage(tensor) in self._activations for tensor in tensors)
+        return any(_storage_address(tensor) in self._activations for tensor in tensors)
 
     def record_operation(self, operands: Iterable[Tensor], results: Iterable[Tensor]) -> None:
         """Record that an operation computed `results` from `operands`."""
-        storages = {_storage(tensor) for tensor in operands}
-        self._add(results, bool(storages & self._inputs), bool(storages & self._activations))
+        storages = {_storage_address(tensor) for tensor in operands}
+        self._record(results, bool(storages & self._inputs), bool(storages & self._activations))
 
-    def _add(self, tensors: Iterable[Tensor], inputs: bool, activations: bool) -> None:
+    def _record(self, tensors: Iterable[Tensor], inputs: bool, activations: bool) -> None:
         for tensor in tensors:
-            storage = _storage(tensor)  # memory may be reused
+            storage = _storage_address(tensor)  # memory may be reused
             (set.add if inputs else set.discard)(self._inputs, storage)
             floats = activations or (inputs and tensor.is_floating_point())
             (set.add if floats else set.discard)(self._activations, storage)
@@ -288,14 +288,14 @@ class Trace:
         """Name of the outermost running module that is not traced, if any."""
         return next((name for name in self.stack if name in self.spared), None)
 
-    def with_location(self, why: str) -> str:
+    def add_location(self, why: str) -> str:
         return f"{why} (in {self.running_name})" if self.running_name else why
 
     # -- what rules do -------------------------------------------------------------------------------------------------
 
     def freeze(self, ids: Ids | None, why: str) -> None:
         if ids is not None:
-            self.labels.freeze(ids, why and self.with_location(why))
+            self.labels.freeze(ids, why and self.add_location(why))
 
     def freeze_axes(self, axes: Axes, dimensions: Iterable[int], why: str) -> None:
         for dimension in dimensions:
@@ -312,27 +312,27 @@ class Trace:
         if len(one) != len(other):
             self.freeze(np.concatenate([one, other]), "it meets a channel's dimension of another size")
             return None
-        self.labels.unite(one, other, self.with_location("it meets a channel that stays"))
+        self.labels.unite(one, other, self.add_location("it meets a channel that stays"))
         return one
 
-    def record_count(self, attribute: str, ids: Ids | None) -> None:
+    def record_unit_count(self, attribute: str, ids: Ids | None) -> None:
         """Record that an attribute of the running module counts the units of these labels."""
         if ids is not None:
             known = self.attributes.setdefault((self.running_name, attribute), ids)
             if len(known) == len(ids):  # a module that runs twice
-                self.labels.unite(known, ids, self.with_location("it meets a channel that stays"))
+                self.labels.unite(known, ids, self.add_location("it meets a channel that stays"))
 
     def record_derivation(self, operands: Sequence[Tensor], results: Iterable[Tensor]) -> None:
         """Record which parameters the results are computed from; none if they depend on the model's inputs."""
         names: frozenset[str] = frozenset()
         if not self.provenance.depend_on_inputs(operands):
-            names = names.union(*(self.derived.get(_storage(tensor), ()) for tensor in operands))
+            names = names.union(*(self.derived.get(_storage_address(tensor), ()) for tensor in operands))
         for tensor in results:
-            self.derived[_storage(tensor)] = names
+            self.derived[_storage_address(tensor)] = names
 
     def record_factor(self, tensor: Tensor, summed: Ids | None) -> None:
         """Record that activations are multiplied by a tensor and summed over an axis with these labels."""
-        for name in self.derived.get(_storage(tensor), ()):
+        for name in self.derived.get(_storage_address(tensor), ()):
             dimensions = self.factors.setdefault(name, set())
             for (other, dimension), own in self.tensors.items():
                 if other == name and summed is not None and bool(np.isin(summed, own).any()):
@@ -352,7 +352,7 @@ class Trace:
         return bool(names)
 
 
-def _storage(tensor: Tensor) -> int:
+def _storage_address(tensor: Tensor) -> int:
     return tensor.untyped_storage().data_ptr() if tensor.layout == torch.strided else 0
 
 
@@ -402,7 +402,7 @@ class Call:
 
     @cached_property
     def tensors(self) -> list[Tensor]:
-        return _tensors([*self.args, *self.kwargs.values()])
+        return _collect_tensors([*self.args, *self.kwargs.values()])
 
     @property
     def writes(self) -> bool:
@@ -414,10 +414,10 @@ Rule = Callable[[Trace, Call], Any]
 
 
 def list_tensors(result: Any) -> list[Tensor]:
-    return _tensors([result])
+    return _collect_tensors([result])
 
 
-def _tensors(values: Iterable[Any]) -> list[Tensor]:
+def _collect_tensors(values: Iterable[Any]) -> list[Tensor]:
     """Return all tensors among arguments or results, including those in lists."""
     found: list[Tensor] = []
     for value in values:
@@ -446,7 +446,7 @@ def rule_for_one_tensor(rule: Callable[[Trace, Call, Axes, tuple[int, ...], Tens
 def unite_pieces(t: Trace, pieces: Ids) -> None:
     """Unite the labels of all rows [pieces, labels], so that all pieces lose the same channels."""
     for piece in pieces[1:]:
-        t.labels.unite(pieces[0], piece, t.with_location("it is one of several that must lose the same channels"))
+        t.labels.unite(pieces[0], piece, t.add_location("it is one of several that must lose the same channels"))
 
 
 def freeze_operands(t: Trace, call: Call) -> Any:
@@ -467,7 +467,7 @@ def run_without_labels(t: Trace, call: Call) -> Any:
 
 
 def set_output_axes(t: Trace, outputs: Sequence[Tensor], *known: Axes) -> None:
-    """Set the axes of the first outputs to `known`; further outputs have no labels."""
+    """Set the axes of the first outputs to those in `known`; further outputs get axes without labels."""
     for index, output in enumerate(outputs):
         t.book.set(output, known[index] if index < len(known) else Axes.unlabelled(output.dim()))
 

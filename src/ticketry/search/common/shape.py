@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from ticketry.budgets.granularity import in_blocks
 from ticketry.choices import did_you_mean
-from ticketry.core.structure.pattern import UNSTRUCTURED, Pattern, n_of_m
+from ticketry.core.structure.pattern import UNSTRUCTURED, Pattern, parse_n_of_m
 from ticketry.core.structure.structuring import Structuring
 from ticketry.errors import UsageError
 
@@ -101,14 +101,14 @@ class Shape:
             return cls(text, blocks, old={"pattern": blocks})
         pattern = head.removeprefix("search:")
         by_search = kind == "search" or "tickets" not in families
-        if not options and by_search and "n:m" in families and n_of_m(pattern):
+        if not options and by_search and "n:m" in families and parse_n_of_m(pattern):
             return cls(f"search:{pattern}" if "tickets" in families else pattern, pattern, old={"pattern": pattern})
         if not options and "channels" in families and kind == "channels":
             multiple = _whole(amount, text, least=1) if amount else 1
             shortest = f"channels:{multiple}" if multiple > 1 else "channels"
             old = {"structured": True} | ({"multiple": multiple} if multiple > 1 else {})
             return cls(shortest, channels=True, multiple=multiple, old=old)
-        if "tickets" in families and (kind in _OPTIONS or n_of_m(head)):
+        if "tickets" in families and (kind in _OPTIONS or parse_n_of_m(head)):
             return _of_tickets(text, kind if kind in _OPTIONS else head, amount, options)
         words = ", ".join(_WORDS[family] for family in _WORDS if family in families)
         near = did_you_mean(head, words.replace(" (with a latency budget)", "").split(", "))

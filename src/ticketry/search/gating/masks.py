@@ -15,7 +15,7 @@ from torch import nn
 
 from ticketry.core.gates import Gates
 from ticketry.core.mask import Mask
-from ticketry.core.structure.channel_masks import cut_channels
+from ticketry.core.structure.channel_masks import prune_channels_by_scores
 from ticketry.errors import LayerCollapseError
 from ticketry.lab.lab import Lab
 from ticketry.lab.training.segment import Result
@@ -85,7 +85,7 @@ def cut_mask(lab: Lab, result: Result, density: float, *, keep_at_least: int = 1
         model = rebuild_model(task, lab.state(result))
         scores = [s.detach() for s in gates_of(lab, result, model).parameters()]
         chosen = scope_of_names(model, gating.scope)
-        return cut_channels(
+        return prune_channels_by_scores(
             model,
             lab.structure(task),
             scores,

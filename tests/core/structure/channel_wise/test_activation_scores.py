@@ -14,7 +14,7 @@ from torch.nn import functional as F
 import ticketry as tk
 from ticketry.core.score import ScoreInputs
 from ticketry.core.structure.channel_scores import activation_scores
-from ticketry.core.structure.layout import roles
+from ticketry.core.structure.layout import find_roles
 from ticketry.errors import UsageError
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -41,7 +41,7 @@ def loss(model: nn.Module, batch: Any) -> Tensor:
 
 def scores(model: nn.Module, data: list[Tensor], score: str) -> dict[str, Tensor]:
     groups = [group for group in tk.structure.channel_groups(model, data[0]) if group.prunable]
-    values = activation_scores(model, groups, tk.scope(model), roles(model), ScoreInputs(data, loss), score=score)
+    values = activation_scores(model, groups, tk.scope(model), find_roles(model), ScoreInputs(data, loss), score=score)
     return {group.name: value for group, value in zip(groups, values, strict=True)}
 
 
@@ -77,7 +77,7 @@ def test_against_hooks_on_modules(name: str) -> None:
     """Each index of each reader by itself, slowly: which of them a channel is, the structure says."""
     model, inputs = build(name)
     groups = [group for group in tk.structure.channel_groups(model, inputs) if group.prunable]
-    parts, seen = roles(model), {}
+    parts, seen = find_roles(model), {}
     for path, module in model.named_modules():
         if isinstance(module, (nn.Linear, nn.Conv2d)):
 

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 import ticketry as tk
 from ticketry.core.score import ScoreInputs
 from ticketry.core.structure.channel_scores import channel_scores
-from ticketry.core.structure.layout import roles
+from ticketry.core.structure.layout import find_roles
 from ticketry.errors import LayerCollapseError, MaskError, ScoreError, StructureError, UsageError
 from ticketry.tasks.models import networks
 
@@ -47,7 +47,7 @@ def batches(count: int = 2) -> list[tuple[Tensor, Tensor]]:
 def scores(model: nn.Module, x: Tensor, score: Any, reduce: str = "sum", **data: Any) -> dict[str, Tensor]:
     groups = [group for group in tk.structure.channel_groups(model, x) if group.prunable]
     inputs = ScoreInputs(**data)
-    values = channel_scores(model, groups, tk.scope(model), roles(model), inputs, score=score, reduce=reduce)
+    values = channel_scores(model, groups, tk.scope(model), find_roles(model), inputs, score=score, reduce=reduce)
     return {group.name: value for group, value in zip(groups, values, strict=True)}
 
 
@@ -83,7 +83,7 @@ def test_slimming_is_the_scale_of_the_norm() -> None:
     model, x = chain()
     only_a = tk.scope(model, spare=("b", "c", "d"))
     groups = [group for group in tk.structure.channel_groups(model, x) if group.name == "a"]
-    (values,) = channel_scores(model, groups, only_a, roles(model), ScoreInputs(), score="slimming", reduce="mean")
+    (values,) = channel_scores(model, groups, only_a, find_roles(model), ScoreInputs(), score="slimming", reduce="mean")
     assert torch.allclose(values, model.n.weight.detach().abs())
     with pytest.raises(UsageError, match="needs a norm with a scale behind every layer: b has none"):
         scores(model, x, "slimming")

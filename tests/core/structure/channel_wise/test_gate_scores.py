@@ -11,7 +11,7 @@ from torch.func import functional_call
 import ticketry as tk
 from ticketry.core.score import ScoreInputs
 from ticketry.core.structure.channel_scores import channel_scores
-from ticketry.core.structure.layout import roles
+from ticketry.core.structure.layout import find_roles
 
 
 class Small(nn.Module):
@@ -59,7 +59,7 @@ def test_against_finite_differences(name, spared):
     # Dropping `two` from the scope leaves its own channels as they are: they are no candidates then.
     groups = [group for group in tk.structure.channel_groups(model, batches[0][0]) if group.prunable]
     inputs = ScoreInputs(batches, loss)
-    found = channel_scores(model, groups, scope, roles(model), inputs, score=name, reduce="mean")
+    found = channel_scores(model, groups, scope, find_roles(model), inputs, score=name, reduce="mean")
     sizes = {3: 0, 4: 1}
     for group, scores in zip(groups, found, strict=True):
         layer = sizes[group.size]

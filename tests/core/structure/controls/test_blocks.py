@@ -33,7 +33,7 @@ def of_pattern(model: nn.Module, mask: tk.Mask, text: str) -> bool:
             for name, kept in mask.items()
         )
     for name, kept in mask.items():
-        pattern.blocks(tuple(kept.shape), known[name]).whole(kept, name)
+        pattern.blocks(tuple(kept.shape), known[name]).retained_blocks(kept, name)
     return True
 
 

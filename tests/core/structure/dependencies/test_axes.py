@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ticketry.core.structure.trace import smallest_connected
+from ticketry.core.structure.trace import find_smallest_connected
 
 csgraph = pytest.importorskip("scipy.sparse.csgraph", reason="the independent truth")
 
@@ -29,7 +29,7 @@ def told_by_scipy(edges: np.ndarray, count: int) -> np.ndarray:
 def test_any_graph(drawn: tuple[int, list[tuple[int, int]]]) -> None:
     count, pairs = drawn
     edges = np.array(pairs, dtype=np.int64).T
-    np.testing.assert_array_equal(smallest_connected(edges, count), told_by_scipy(edges, count))
+    np.testing.assert_array_equal(find_smallest_connected(edges, count), told_by_scipy(edges, count))
 
 
 @pytest.mark.parametrize("shape", ["path", "path in any order", "star", "star from above", "ring"])
@@ -42,4 +42,4 @@ def test_long_ways(shape: str) -> None:
         "star from above": np.array([np.full(count - 1, count - 1), np.arange(count - 1)]),
         "ring": np.array([names, np.roll(names, 1)]),
     }.get(shape, np.array([names[:-1], names[1:]]))
-    np.testing.assert_array_equal(smallest_connected(edges, count), np.zeros(count, int))
+    np.testing.assert_array_equal(find_smallest_connected(edges, count), np.zeros(count, int))

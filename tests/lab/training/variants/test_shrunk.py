@@ -11,7 +11,7 @@ from torch import nn
 
 import ticketry as tk
 from ticketry.core.structure import channels, rebuild, shrink_plan
-from ticketry.core.structure.smaller_model import plan_of
+from ticketry.core.structure.smaller_model import plan_for_structure
 from ticketry.errors import InterruptedTrainingError, MaskError
 from ticketry.lab.lab import Lab
 from ticketry.lab.store.store import Store
@@ -154,7 +154,9 @@ def test_interrupted_it_goes_on_bit_for_bit(lab, pictures, mask, tmp_path, monke
 
 def test_the_plan_is_found_once(lab, pictures, mask, monkeypatch):
     counted = []
-    monkeypatch.setattr(shrunk_module, "plan_of", lambda *given: counted.append(given) or plan_of(*given))
+    monkeypatch.setattr(
+        shrunk_module, "plan_for_structure", lambda *given: counted.append(given) or plan_for_structure(*given)
+    )
     segment = begun(lab, pictures, SGD, mask)
     for seed in (4, 5):
         lab.train(replace(segment, order_seed=seed))
