@@ -424,7 +424,7 @@ class Gates:
 
     @torch.no_grad()
     def histogram(self, bins: int = 50) -> Histogram:
-        """Return a histogram of how far the gates within the initial mask are open.
+        """Return a histogram, with `bins` equal bins, of how far the gates within the initial mask are open.
 
         Raises:
             UsageError: for less than one bin.
