@@ -11,7 +11,7 @@ import torch
 
 import ticketry as tk
 from lines import Lines
-from ticketry.core.structure.pattern import kept_elements
+from ticketry.core.structure.pattern import count_retained
 from ticketry.errors import LayerCollapseError, TaskError
 from ticketry.evidence.controls import train_control
 from ticketry.evidence.stability import stability
@@ -43,7 +43,7 @@ def test_the_density_is_met_to_the_element(shared_store: Path, density: float) -
     with tk.Lab(shared_store) as lab:
         ticket = found_by(lab, density=(density,), length="30it", mask_length="30it")[1]
         mask = lab.store.get_mask(ticket.mask)
-    assert (mask.kept, mask.total) == (kept_elements(density, WEIGHTS), WEIGHTS)
+    assert (mask.kept, mask.total) == (count_retained(density, WEIGHTS), WEIGHTS)
     assert all(row.kept for row in mask.table())
 
 

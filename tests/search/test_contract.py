@@ -12,7 +12,7 @@ from lab_fixtures import PointsTask
 from norms_task import NormsTask
 from samples import sample
 from search.known_costs import task as small_convolutional
-from ticketry.core.structure.layout import best_of_m, layouts
+from ticketry.core.structure.layout import layouts, mark_best_n_of_m
 from ticketry.core.structure.pattern import Pattern
 from ticketry.search import METHODS
 from ticketry.search import method as method_called
@@ -92,6 +92,6 @@ def check_pattern(mask: tk.Mask, text: str, model: Any) -> None:
     pattern, known = Pattern.parse(text), layouts(model, mask)
     for name, kept in mask.items():
         if pattern.m:
-            assert bool((best_of_m(kept.int(), pattern.n, pattern.m, known[name]) | ~kept).all())
+            assert bool((mark_best_n_of_m(kept.int(), pattern.n, pattern.m, known[name]) | ~kept).all())
         else:
-            pattern.blocks(tuple(kept.shape), known[name]).whole(kept, name)
+            pattern.blocks(tuple(kept.shape), known[name]).retained_blocks(kept, name)

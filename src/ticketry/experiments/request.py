@@ -13,7 +13,7 @@ from ticketry import search
 from ticketry.budgets.granularity import NONE
 from ticketry.budgets.units import ENGINE
 from ticketry.choices import check_bounds, check_storable_numbers
-from ticketry.core.structure.pattern import check_density, share_of
+from ticketry.core.structure.pattern import check_density, parse_share
 from ticketry.errors import UsageError
 from ticketry.evidence.control import CONTROLS, check_controls
 from ticketry.experiments.options import USUAL_CONTROLS, LabOptions
@@ -383,9 +383,9 @@ def request_of(
         seeds=seeds if isinstance(seeds, Seeds) else Seeds.of(seeds),
         controls=() if named == ("none",) else named,
         control_densities=(
-            (share_of(control_densities),)
+            (parse_share(control_densities),)
             if isinstance(control_densities, int | float | str)
-            else tuple(float(share_of(one)) for one in control_densities)
+            else tuple(float(parse_share(one)) for one in control_densities)
         ),
         label=name,
     )

@@ -59,7 +59,7 @@ def test_gates_on_blocks_harden_to_tickets(shared_store: Path) -> None:
             gates = gates_of(lab, last)
             for name, s in gates.named_parameters():
                 blocks = Pattern.parse("4x1").blocks(tuple(mask[name].shape))
-                assert torch.equal(mask[name], blocks.spread(s.detach() > 0))
+                assert torch.equal(mask[name], blocks.expand_to_weights(s.detach() > 0))
             assert last.record["gating"]["density"] == mask.density
             assert last.record["gating"]["kept"][-1][1:] == [row.kept for row in mask.table()]
         assert masks[1].density < masks[0].density < 1
@@ -75,7 +75,7 @@ def test_a_group_penalty_makes_blocks_small(shared_store: Path) -> None:
             for result in (dense.rewound, ticket.rewound):
                 state = lab.state(result)
                 blocks = {n: Pattern.parse("4x1").blocks(tuple(w.shape)) for n, w in state.items() if w.dim() > 1}
-                norms = torch.cat([b.pool(state[n].square()).sqrt().flatten() for n, b in blocks.items()])
+                norms = torch.cat([b.sum_by_block(state[n].square()).sqrt().flatten() for n, b in blocks.items()])
                 sizes = norms.sort().values
                 parts.append(float(sizes[: int(0.7 * len(sizes))].sum() / sizes.sum()))
             assert parts[1] < 0.9 * parts[0], penalty

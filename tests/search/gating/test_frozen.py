@@ -12,7 +12,7 @@ from search.bare import Training
 from search.gating.test_gating import StopAt
 from ticketry.core.allocate import allocate
 from ticketry.core.scope import scope
-from ticketry.core.structure.pattern import kept_elements
+from ticketry.core.structure.pattern import count_retained
 from ticketry.errors import InterruptedTrainingError, LayerCollapseError, UsageError
 from ticketry.lab.lab import Lab
 from ticketry.lab.training import job as job_module
@@ -140,14 +140,14 @@ def test_a_mask_of_exactly_the_density(lab, points):
     for density in (0.5, DENSITY, 0.2345):
         mask = lab.store.get_mask(allocated_mask(lab, result, density))
         assert mask == allocate({name: logits[name] for name in result.segment.variant(Gating).scope}, density)
-        assert mask.kept == kept_elements(density, mask.total)
+        assert mask.kept == count_retained(density, mask.total)
         kept = torch.cat([logits[name][mask[name]] for name in mask])
         left = torch.cat([logits[name][~mask[name]] for name in mask])
         assert float(kept.min()) >= float(left.max())
     with pytest.raises(LayerCollapseError, match=r"layer collapse\) after 40 steps of mask training"):
         allocated_mask(lab, result, 0.005)
     kept = lab.store.get_mask(allocated_mask(lab, result, 0.0125, "keep"))
-    assert (kept.kept, all(row.kept for row in kept.table())) == (kept_elements(0.0125, kept.total), True)
+    assert (kept.kept, all(row.kept for row in kept.table())) == (count_retained(0.0125, kept.total), True)
 
 
 # -- stopping and going on ---------------------------------------------------------------------------------------------

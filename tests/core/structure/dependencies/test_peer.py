@@ -20,7 +20,7 @@ from torch.nn.modules.conv import _ConvNd
 
 import ticketry as tk
 from samples import sample
-from ticketry.core.structure.layout import Roles, roles
+from ticketry.core.structure.layout import Roles, find_roles
 from ticketry.tasks.models import networks
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -133,7 +133,7 @@ def removal_is_exact(library: ModuleType, model: nn.Module, x: Tensor, layer: st
 def compared(library: ModuleType, name: str) -> Mapping[bool, list[tuple[str, list[int]]]]:
     """The channels of which both say the same (True) and not: the layer that makes them, and its outputs."""
     model, x = case(name)
-    groups, parts = tk.structure.channel_groups(model, x), roles(model)
+    groups, parts = tk.structure.channel_groups(model, x), find_roles(model)
     model, x = model.float(), x.float() if x.is_floating_point() else x
     graph = Graph(library, model, x)
     found: dict[bool, list[tuple[str, list[int]]]] = {True: [], False: []}
