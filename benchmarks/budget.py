@@ -7,8 +7,8 @@
 Of each network (untrained): costs by `tk.cost.model` on this machine (under masks of the same scores), then masks for
 0.7, 0.5, 0.3, 0.2 and 0.1 of the time of the same engine's dense network, by the energy of outputs, each compiled and
 timed alternately with the dense one. The rows show estimated / measured time of the first mask, before any correction,
-and of the last one, also by a profile that never timed the network; and how far the last one is from the budget, in a
-timing that it was not chosen by. One thread, fp32, processor time. Budgets below the floor are marked.
+and of the last one, and how far the last one is from the budget, in a timing that it was not chosen by. One thread,
+fp32, processor time. Budgets below the floor are marked.
 """
 
 from __future__ import annotations
@@ -29,7 +29,6 @@ from torch import nn
 import ticketry as tk
 from ticketry.budgets.allocation import allocate_cost
 from ticketry.budgets.cost_model import Curve
-from ticketry.budgets.profiles import Estimator
 from ticketry.core.output_change import output_change
 from ticketry.errors import TicketryError, UsageError
 from ticketry.files import write_atomically
@@ -37,9 +36,6 @@ from ticketry.tasks import models
 from ticketry_engine.bench.machine import machine
 
 BUDGETS = (0.7, 0.5, 0.3, 0.2, 0.1)
-
-PROFILE = "zen4-avx512"
-"""Profile of a machine (`--profile`) that estimates the same masks without timing the network."""
 
 Made = tuple[nn.Module, torch.Tensor]
 
@@ -95,7 +91,7 @@ NETWORKS: dict[str, Callable[[], Made]] = {
 }
 
 
-def measure(name: str, structure: str, by: str) -> dict[str, Any]:
+def measure(name: str, structure: str) -> dict[str, Any]:
     """A network's row: its budgets, or why it has none."""
     torch.manual_seed(0)
     began, busy = time.perf_counter(), time.process_time()
@@ -105,11 +101,9 @@ def measure(name: str, structure: str, by: str) -> dict[str, Any]:
     scope = tk.scope(model)
     scores = output_change(model, scope, x)
     costs = tk.cost.model(model, x, threads=1, granularities=names, scores=scores)
-    profile = Estimator(model, x, tk.cost.profile(by), scope)
     row: dict[str, Any] = {
         "network": name,
         "structure": structure,
-        "profile": by,
         "batch": len(x),
         "dense_seconds": costs.dense,
         "floor": costs.floor / costs.dense,
@@ -147,8 +141,6 @@ def measure(name: str, structure: str, by: str) -> dict[str, Any]:
                 "chosen": met.chosen,
                 "first": met.first,
                 "estimated_over_measured": met.estimated.value / costs.dense / met.share,
-                "profile": profile.seconds(met.mask) / profile.dense_seconds / met.share,
-                "profile_seconds": profile.seconds(met.mask) / met.seconds,
                 "missed_by": met.missed_by,
                 "rounds": met.rounds,
                 "density": met.mask.density,
@@ -207,7 +199,6 @@ def main() -> int:
     parser.add_argument("--output", type=Path, default=Path("budget.json"), help="rows are added to it")
     parser.add_argument("--only", nargs="+", choices=NETWORKS, default=list(NETWORKS), metavar="NETWORK")
     parser.add_argument("--structure", choices=("none", "auto"), default="none")
-    parser.add_argument("--profile", default=PROFILE, help="of a machine like this one")
     parser.add_argument("--allocation", action="store_true", help="time allocation for ResNet-50 and nothing else")
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -219,7 +210,7 @@ def main() -> int:
         if any((row["network"], row.get("structure")) == (name, options.structure) for row in document["rows"]):
             continue
         try:
-            row = measure(name, options.structure, options.profile)
+            row = measure(name, options.structure)
         except (ImportError, TicketryError, RuntimeError) as error:
             row = {"network": name, "structure": options.structure, "why": f"{type(error).__name__}: {error}"}
         document["rows"].append(row)

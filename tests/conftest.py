@@ -40,7 +40,7 @@ LONGEST = (
     "tests/engine/test_export.py",
     "tests/engine/bench/test_dense_engines.py",
     "tests/faults/test_signals.py",
-    "tests/engine/test_compiled_families.py",
+    "tests/engine/test_families.py",
     "tests/report/test_structure.py",
     "tests/test_strange_stores.py",
     "tests/faults/test_damage.py",

@@ -398,7 +398,7 @@ CALLS: dict[str, Callable[[Given], Any]] = {
     "budgets.meet": _met,
     "budgets.model": lambda g: tk.cost.model(g.model, g.x, unit="multiplications").dense,
     "budgets.model, of bytes": lambda g: tk.cost.model(g.model, g.x, unit="bytes").dense,
-    "budgets.model, estimated": lambda g: tk.cost.model(g.model, g.x, "zen4-avx2").dense,
+    "budgets.model, estimated": lambda g: tk.cost.model(g.model, g.x, "h100-bf16").dense,
     "devices.synchronise_norms": lambda g: len(list(tk.devices.synchronise_norms(g.model).modules())) > 0,
     "export": _exported,
     "gates.attach": _gated,

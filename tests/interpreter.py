@@ -10,7 +10,8 @@ from torch import Tensor
 
 from ticketry_engine.ir import Graph, Node, last_uses
 from ticketry_engine.ir.binding import CallBinder, build
-from ticketry_engine.ir.reference import Cast, Function, checked, prepare
+from ticketry_engine.ir.native import Function
+from ticketry_engine.ir.reference import Cast, check_output, prepare
 
 
 def reference(node: Node, tensors: Mapping[str, Tensor], inputs: Sequence[Any]) -> Any:
@@ -41,7 +42,7 @@ class Program:
         for node, free in zip(graph.nodes, done, strict=True):
             function = prepare(self._cast.node(node), tensors, device=device)
             if check and not node.native:
-                function = checked(function, self._cast.value(graph.values[node.output]), node)
+                function = check_output(function, self._cast.value(graph.values[node.output]), node)
             inputs = tuple(slots[name] for name in node.inputs)
             self._steps.append((function, inputs, slots[node.output], tuple(slots[name] for name in free)))
         self._inputs = tuple(slots[name] for name in graph.inputs)

@@ -84,7 +84,7 @@ def _n_m(**options: Any) -> tk.Mask:
 
 
 def _costs(**options: Any) -> Any:
-    return tk.cost.model(net(), x(), "zen4-avx2", **options)
+    return tk.cost.model(net(), x(), "h100-bf16", **options)
 
 
 def _bytes(amount: float, **options: Any) -> tk.Mask:
@@ -181,22 +181,17 @@ CASES = {
     "4:2": Advice("1 <= n < m, as in 2:4", lambda: _n_m(n=4, m=2), lambda: _n_m(n=2, m=4)),
     # costs
     "unknown profile": Advice(
-        "nor a profile (granite-rapids-avx512, zen1-avx2",
+        "nor a profile (h100-bf16)",
         lambda: tk.cost.model(net(), x(), "zen9"),
-        *(lambda name=name: tk.cost.model(net(), x(), name) for name in ("zen4-avx2", "zen5-avx512")),
+        lambda: tk.cost.model(net(), x(), "h100-bf16"),
     ),
     "bases of a profile": Advice(
         "leave target or bases out",
         lambda: _costs(bases=("eager",)),
         lambda: _costs(),
     ),
-    "threads of a profile": Advice(
-        "give threads=1",
-        lambda: _costs(threads=2),
-        lambda: _costs(threads=1),
-    ),
     "precision of a profile": Advice(
-        "give precision='fp32'", lambda: _costs(precision="bf16"), lambda: _costs(precision="fp32")
+        "give precision='bf16'", lambda: _costs(precision="fp16"), lambda: _costs(precision="bf16")
     ),
     "granularity without costs": Advice(
         "tk.cost.model(..., granularities=(",

@@ -63,7 +63,7 @@ FUNCTIONS: dict[str, tuple[Callable[..., Any], Callable[[], dict[str, Any]]]] = 
     "Ticket": (tk.Ticket, lambda: {"mask": _mask(net()), "start": net().state_dict(), "info": {}}),
     "compile": (tk.compile, _with_mask(example_inputs=x)),
     "sparse_training": (lambda **given: tk.sparse_training(**given).release(), _with_mask(example_inputs=x)),
-    "cost.model": (tk.cost.model, _on_net(example_inputs=x, target="zen4-avx2")),
+    "cost.model": (tk.cost.model, _on_net(example_inputs=x, target="h100-bf16")),
     **{
         f"score.{name}": (getattr(tk.score, name), _scoring)
         for name in ("crop", "fisher", "grasp", "kfac", "snip", "taylor", "synflow")

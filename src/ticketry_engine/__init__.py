@@ -9,9 +9,17 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ticketry_engine.compiled import Compiled, compile, load
+    from ticketry_engine.compiled import (
+        Compiled,
+        InspectedLayer,
+        Machine,
+        compile,
+        examples_to_inspect,
+        inspect,
+        load,
+        machine,
+    )
     from ticketry_engine.gpu import CompiledGpu
-    from ticketry_engine.inspection import InspectedLayer, Machine, examples_to_inspect, inspect, machine
     from ticketry_engine.results import Layer
     from ticketry_engine.training.sparse_training import SparseTraining, train
 
@@ -32,7 +40,7 @@ __all__ = [
 
 _MODULES = {
     **dict.fromkeys(("Compiled", "compile", "load"), "compiled"),
-    **dict.fromkeys(("InspectedLayer", "Machine", "examples_to_inspect", "inspect", "machine"), "inspection"),
+    **dict.fromkeys(("InspectedLayer", "Machine", "examples_to_inspect", "inspect", "machine"), "compiled"),
     "CompiledGpu": "gpu",
     "Layer": "results",
     **dict.fromkeys(("SparseTraining", "train"), "training.sparse_training"),

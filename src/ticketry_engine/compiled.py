@@ -1,7 +1,7 @@
-"""A model compiled for its mask: an `nn.Module` with the call of the model it was made of, for inference.
+"""A model compiled for its mask: an `nn.Module` with the call of the original model, for inference.
 
-Its weights are in its kernels' tables. It has no parameters, so its `state_dict` is empty; a copy shares the graph; it
-is pickled, and saved, as a model file; autocast does not change it.
+Its weights are in its kernels' tables. It has no parameters, so its `state_dict` is empty. A copy shares the graph,
+and it is pickled and saved as a model file. Autocast does not change it.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import statistics
 import time
 import weakref
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,23 +27,30 @@ from ticketry_engine.gpu.compiled import CompiledGpu
 from ticketry_engine.ir import Graph, Node, Region, last_uses, model_file
 from ticketry_engine.ir.binding import CallBinder, build
 from ticketry_engine.ir.reference import torch_step
+from ticketry_engine.kernels.amx import ROWS
+from ticketry_engine.kernels.bfloat import FLOAT, HALF
 from ticketry_engine.kernels.driver import cores
 from ticketry_engine.kernels.jit import Library
-from ticketry_engine.kernels.target import Target
+from ticketry_engine.kernels.target import Target, target
 from ticketry_engine.kernels.target import target as find_target
+from ticketry_engine.kernels.training.layout import images_of
 from ticketry_engine.layers import ForInference, describe, median_seconds, table, warn_of_notes
-from ticketry_engine.plan.partition import partition
-from ticketry_engine.plan.region_programs import ITEM, Native, digest_of
-from ticketry_engine.results import Layer
+from ticketry_engine.plan.region_programs import ITEM, Native, digest_of, partition
+from ticketry_engine.processor import kind, processor
+from ticketry_engine.results import Layer, Place
 from ticketry_engine.support.entry_points import entry_point
 from ticketry_engine.support.modules import copied
 from ticketry_engine.support.process_state import private_random_state
+from ticketry_engine.support.row_groups import row_groups
+from ticketry_engine.training.capture import fills_blocks
+from ticketry_engine.training.lstm import FEWEST
+from ticketry_engine.training.sparse_training import ALL_WEIGHTS, VERSION, SparseTraining
 
 Step = tuple["Native | Callable[..., Any]", tuple[str, ...], tuple[str, ...], tuple[str, ...]]
-"""A step: the callable, the values it reads, those it makes, and those that are not read after it."""
+"""The callable of a step, the values that it reads and computes, and those that are not read after it."""
 
 _ROUNDS = 5
-"""Calls that are timed beside eager torch."""
+"""Calls that are timed in turns with eager torch."""
 
 _GLANCE = 2
 """Timing rounds without tuning, for calls of less than `_LONG` seconds; longer calls are timed once."""
@@ -51,7 +59,7 @@ _LONG = 0.05
 
 _OfNative = Callable[[Native, list[Tensor]], list[Tensor]]
 _OfOther = Callable[[Callable[..., Any], list[Tensor], str], Any]
-"""Runs a step of torch, given what it reads and the name of what it makes."""
+"""Runs a torch step, given its inputs and the name of its output."""
 
 
 @entry_point()
@@ -152,9 +160,9 @@ def load(
     """Load a compiled model from a file. The model's source code is not needed.
 
     Args:
-        path: what `Compiled.save` wrote.
-        threads: as of `compile`, like the target.
-        precision: "fp32" or "bf16"; None for that of the model which was saved. A file's weights are never rounded.
+        path: a file that `Compiled.save` wrote.
+        threads, target: see `compile`.
+        precision: "fp32" or "bf16"; None: as in the saved model. A file's weights are never rounded.
 
     Raises:
         EngineError: the file is damaged, of a later version or hostile, or the processor multiplies no bfloat16.
@@ -210,7 +218,7 @@ class Compiled(ForInference):
         self.graph = graph
         self.threads = threads
         self.target = find_target(target)
-        self.precision = _checked(precision, self.target)
+        self.precision = _check_precision(precision, self.target)
         self._target_name = target
         self._digest = digest
         self._call = CallBinder(graph)
@@ -218,7 +226,7 @@ class Compiled(ForInference):
         self._layout = layout
         parts = partition(graph)
         self.reasons = parts.reasons
-        steps = [self._step(step) for step in parts.steps]
+        steps = [self._bind_step(step) for step in parts.steps]
         done = last_uses([(reads, makes) for _, reads, makes in steps], graph.results)
         self._steps: list[Step] = [(*step, free) for step, free in zip(steps, done, strict=True)]
         self._natives = [run for run, *_ in steps if isinstance(run, Native)]
@@ -237,10 +245,12 @@ class Compiled(ForInference):
             return self._whole(inputs, self._threads())[0]
         values: dict[str, Any] = dict(zip(self.graph.inputs, inputs, strict=True))
         threads = self._threads()
-        self._walk(values, lambda native, tensors: native(tensors, threads), lambda step, tensors, _: step(*tensors))
+        self._run_steps(
+            values, lambda native, tensors: native(tensors, threads), lambda step, tensors, _: step(*tensors)
+        )
         return build(self.graph.outputs, values)
 
-    def _walk(self, values: dict[str, Any], native: _OfNative, other: _OfOther) -> None:
+    def _run_steps(self, values: dict[str, Any], native: _OfNative, other: _OfOther) -> None:
         """Run all steps; `values` holds each result until its last reader is done."""
         with torch.no_grad(), torch.autocast("cpu", enabled=False):
             for run, reads, makes, done in self._steps:
@@ -266,7 +276,7 @@ class Compiled(ForInference):
             native.tune(tensors, threads)
             return native(tensors, threads)
 
-        self._walk(values, tuned, lambda step, tensors, _: step(*tensors))
+        self._run_steps(values, tuned, lambda step, tensors, _: step(*tensors))
         return self
 
     def forget(self) -> None:
@@ -282,11 +292,11 @@ class Compiled(ForInference):
             rounds: how many calls are timed.
         """
         inputs = self._call.bind_examples(args, kwargs)
-        self._timed(inputs)
-        self._seconds = median_seconds(lambda: self._timed(inputs), rounds)
+        self._median_seconds(inputs)
+        self._seconds = median_seconds(lambda: self._median_seconds(inputs), rounds)
         return self.layers()
 
-    def _timed(self, inputs: list[Tensor]) -> dict[str, float]:
+    def _median_seconds(self, inputs: list[Tensor]) -> dict[str, float]:
         values: dict[str, Any] = dict(zip(self.graph.inputs, inputs, strict=True))
         seconds: dict[str, float] = {}
 
@@ -296,7 +306,7 @@ class Compiled(ForInference):
             seconds[name] = self.clock() - begin
             return made
 
-        self._walk(values, lambda native, tensors: native.profile(tensors, seconds, self.clock), timed)
+        self._run_steps(values, lambda native, tensors: native.profile(tensors, seconds, self.clock), timed)
         return seconds
 
     def layers(self) -> list[Layer]:
@@ -317,7 +327,7 @@ class Compiled(ForInference):
         return Compiled(self.graph, threads=self.threads, target=self._target_name, precision=self.precision)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _unpickled, (model_file.dumps(self.graph), self.threads, self._target_name, self.precision)
+        return _unpickle, (model_file.dumps(self.graph), self.threads, self._target_name, self.precision)
 
     @property
     def beside_eager(self) -> str:
@@ -337,7 +347,7 @@ class Compiled(ForInference):
         threads = self.threads or torch.get_num_threads()
         return threads if threads == 1 else min(threads, cores())
 
-    def _step(self, step: Region | Node) -> tuple[Native | Callable[..., Any], tuple[str, ...], tuple[str, ...]]:
+    def _bind_step(self, step: Region | Node) -> tuple[Native | Callable[..., Any], tuple[str, ...], tuple[str, ...]]:
         if isinstance(step, Region):
             make = partial(Native, self.graph, step, self._library, self._digest_of_graph)
             native = make(self._layout, self.precision)
@@ -361,7 +371,7 @@ class Compiled(ForInference):
         return self._digest
 
 
-def _checked(precision: str, target: Target) -> str:
+def _check_precision(precision: str, target: Target) -> str:
     """Return the precision, if the target has kernels for it."""
     if precision not in ITEM:
         raise EngineError(f"the engine computes in {' or '.join(ITEM)}, not in {precision!r}")
@@ -373,5 +383,91 @@ def _checked(precision: str, target: Target) -> str:
     return precision
 
 
-def _unpickled(data: bytes, threads: int | None, target: str, precision: str = "fp32") -> Compiled:
+def _unpickle(data: bytes, threads: int | None, target: str, precision: str = "fp32") -> Compiled:
     return Compiled(model_file.loads(data)[0], threads=threads, target=target, precision=precision)
+
+
+# -- reports what the engine does with a model on this machine, for callers that decide whether to use it --------------
+
+
+@dataclass(frozen=True)
+class Machine:
+    """The processor and its kernels."""
+
+    processor: str
+    """Name and model of the processor."""
+    kernels: str
+    """Kind of vectors: avx512, avx2, generic or aarch64."""
+    bf16: bool
+    """Whether the processor multiplies bfloat16."""
+    tiles: bool
+    """Whether the processor multiplies bfloat16 tiles (AMX), and this process may use them."""
+    numerics: int
+    """Version of the training kernels' numerics: steps with equal versions and kernels compute equal bits."""
+
+
+@dataclass(frozen=True)
+class InspectedLayer:
+    """A layer trained under a mask, and how much of its work kernels save."""
+
+    parameter: str
+    """Name of its weight, as in `Module.named_parameters`."""
+    where: Place
+    """"engine" or "torch"."""
+    saved: float
+    """Share of the layer's multiply-accumulates that kernels skip: 0 in torch, or if zeros are computed too."""
+    in_sixteens: bool
+    """Whether every row shares its columns with fifteen others, as kernels with AMX tiles require."""
+
+
+def machine() -> Machine:
+    """Return this machine's processor and what kernels are made for it.
+
+    Raises:
+        EngineError: if no kernels run on this system or processor.
+        MissingExtraError: if llvmlite is not installed.
+    """
+    here = target()
+    return Machine(f"{processor()[0]} ({kind()})", here.name, here.bf16, here.tiles, VERSION)
+
+
+def inspect(
+    model: nn.Module, keep: Mapping[str, Tensor], example_inputs: Any, *, precision: str = "fp32"
+) -> list[InspectedLayer]:
+    """Return, for each layer with a weight, where a training step runs it and what share of its work is saved.
+
+    Args:
+        model: float32, on the CPU; nothing about it changes but its weights, which are masked.
+        keep: parameter name -> bool tensor, True = retained.
+        example_inputs: a tensor, a tuple of arguments or a mapping of named ones, the batch first. The number of
+            examples matters: see `examples_to_inspect`.
+        precision: fp32 or bf16.
+
+    Raises:
+        CaptureError: if the example does not run through the model.
+        EngineError: if the model is not in float32 on the CPU.
+    """
+    fast = SparseTraining(model.train(), keep, example_inputs, precision=precision, enforce=None)
+    names: dict[int, str] = {}
+    for name, parameter in model.named_parameters():
+        names.setdefault(id(parameter), name)
+    found = []
+    for layer in fast.layers():
+        for weight in model.get_submodule(layer.name).parameters(recurse=False):
+            if weight.dim() > 1:
+                name = names[id(weight)]
+                computes = layer.where == "engine" and layer.kernel != ALL_WEIGHTS and name in keep
+                saved = 1 - float(keep[name].double().mean()) if computes else 0.0
+                found.append(InspectedLayer(name, layer.where, saved, name in keep and rows_in_sixteens(keep[name])))
+    return found
+
+
+def examples_to_inspect(batch: int, precision: str = "fp32") -> int:
+    """Return the number of examples by which `inspect` represents a batch of this size."""
+    half = precision == "bf16"
+    return images_of(HALF if half else FLOAT) if fills_blocks(batch, half=half) else min(batch, FEWEST)
+
+
+def rows_in_sixteens(kept: Tensor) -> bool:
+    """Return whether every row of a weight retains the same columns as fifteen others, as AMX kernels require."""
+    return all(len(group.rows) % ROWS == 0 for group in row_groups(kept))

@@ -1,4 +1,4 @@
-"""The errors of the engine. ticketry offers them as `ticketry.errors`, beside its own, under one base.
+"""Errors of the engine. `ticketry.errors` contains them together with its own, under one base class.
 
 Each message says what is wrong, where, and what to do about it.
 """
@@ -9,7 +9,8 @@ from importlib.util import find_spec
 
 
 class TicketryError(Exception):
-    """Anything that ticketry refuses or cannot do. The command line prints its message and exits with `exit_code`.
+    """Base class of all errors that ticketry raises itself. The command line prints the message and exits with
+    `exit_code`.
 
     Examples:
         >>> try:
@@ -23,7 +24,7 @@ class TicketryError(Exception):
 
 
 class UsageError(TicketryError):
-    """A request that cannot be meant: an unknown option, a density of 1.5, a step written wrongly.
+    """Raised for an invalid argument or option: an unknown name, a density of 1.5, a malformed step.
 
     Examples:
         >>> tk.prune(nn.Linear(4, 2), density=1.5)
@@ -36,7 +37,7 @@ class UsageError(TicketryError):
 
 
 class ScopeError(UsageError):
-    """A scope that names no parameter, or one that the model does not have.
+    """Raised if a scope selects no parameter, or names one that the model lacks.
 
     Examples:
         >>> tk.scope(nn.ReLU())
@@ -47,7 +48,7 @@ class ScopeError(UsageError):
 
 
 class MaskError(TicketryError):
-    """A mask that is not one (values other than 0 and 1) or that does not fit the model at hand.
+    """Raised for a mask with values other than 0 and 1, or one that does not fit the model.
 
     Examples:
         >>> tk.Mask({"weight": torch.tensor([0.0, 0.5])})
@@ -58,7 +59,7 @@ class MaskError(TicketryError):
 
 
 class StructureError(TicketryError):
-    """A model whose channels cannot be followed or removed exactly, or a plan that is another model's or damaged.
+    """Raised if channels cannot be traced or removed exactly, or if a plan is damaged or belongs to another model.
 
     Examples:
         >>> tk.structure.channels(nn.Linear(4, 2), torch.randn(2, 4), density=0.5)
@@ -69,7 +70,7 @@ class StructureError(TicketryError):
 
 
 class EngineError(TicketryError):
-    """Anything that the engine (capture, compile, export) cannot do, such as kernels this processor cannot run.
+    """Raised if the engine (capture, compile, export) cannot do something, such as run kernels on this processor.
 
     Examples:
         >>> tk.compile(nn.Linear(4, 2))
@@ -80,7 +81,7 @@ class EngineError(TicketryError):
 
 
 class CaptureError(EngineError):
-    """A model that cannot be turned into a graph, or example inputs that it does not take.
+    """Raised if a model cannot be turned into a graph, or does not accept the example inputs.
 
     Examples:
         >>> tk.compile(nn.Linear(4, 2), None, torch.randn(8, 3))
@@ -91,7 +92,7 @@ class CaptureError(EngineError):
 
 
 class GraphError(EngineError):
-    """A graph that contradicts itself: an unknown operation, a shape that cannot be, a value used before it is made.
+    """Raised for an inconsistent graph: an unknown operation, an impossible shape, a value used before it is computed.
 
     Examples:
         >>> issubclass(tk.errors.GraphError, tk.errors.EngineError)
@@ -100,7 +101,7 @@ class GraphError(EngineError):
 
 
 class ModelFileError(EngineError):
-    """A compiled model's file that is absent, damaged, too new or hostile, or that cannot be written.
+    """Raised if a compiled model's file is missing, damaged, too new or malicious, or cannot be written.
 
     Examples:
         >>> tk.engine.load("nowhere.tkm")
@@ -111,7 +112,7 @@ class ModelFileError(EngineError):
 
 
 class MissingExtraError(TicketryError):
-    """An optional dependency that is not installed.
+    """Raised if an optional dependency is not installed.
 
     Examples:
         >>> tk.errors.needs("no_such_package", "engine", "tk.compile")

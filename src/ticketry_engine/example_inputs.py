@@ -1,4 +1,4 @@
-"""Inputs and outputs of models: batches made of example inputs, and how far outputs are apart."""
+"""Make batches from example inputs, and compare outputs of models."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def difference(found: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
         raise EngineError(f"the outputs have the shapes {shapes[0]}, not {shapes[1]}")
     worst = 0.0
     for one, other in zip(found, expected, strict=True):
-        to_batch, exact = (_real(tensor).double() for tensor in (one, other))
+        to_batch, exact = (_as_real_numbers(tensor).double() for tensor in (one, other))
         if exact.isnan().any():
             raise EngineError(
                 "the model itself gives NaN (not a number), with which no output can be compared: look at its weights,"
@@ -99,6 +99,6 @@ def difference(found: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
     return worst
 
 
-def _real(tensor: Tensor) -> Tensor:
+def _as_real_numbers(tensor: Tensor) -> Tensor:
     """Convert complex numbers to real and imaginary parts; `double` would drop the imaginary parts."""
     return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor

@@ -1,4 +1,4 @@
-"""Models as ONNX or torch.export archives, read back and compared with their source on random inputs."""
+"""Export models as ONNX or torch.export archives; read them back and compare them with the source on random inputs."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ T = TypeVar("T")
 FORMATS = ("onnx", "pt2")
 
 TOLERANCE = 1e-4
-"""The largest relative error of an exported model that is kept."""
+"""Largest relative error of an exported model that is accepted."""
 
 _FIXED = "if the model needs one batch size, export it for that alone (batch=N, --batch N)"
 _BATCHES = (1, 2, 5)
@@ -38,7 +38,7 @@ _SEED = 7
 
 @dataclass(frozen=True)
 class ExportCheck:
-    """Comparison of the exported model with its source, on random inputs of one batch size."""
+    """Comparison of the exported model's outputs with the source model's, on random inputs of one batch size."""
 
     batch: int
     error: float
@@ -47,14 +47,14 @@ class ExportCheck:
 
 @dataclass(frozen=True)
 class ExportedFile:
-    """A written file."""
+    """An exported file, with the checks that it passed."""
 
     path: str
     format: str
     batch: int | None
     """The only batch size that the file accepts; None: any."""
     bytes: int
-    """Size of the file and of the one beside it that stores weights from 2 GB on."""
+    """Size of the file, including the second file that stores weights from 2 GB on."""
     parameters: int
     """Number of parameters in the file."""
     nonzero: int
@@ -85,7 +85,7 @@ def export(
         facts: metadata for the file.
 
     Raises:
-        UsageError: for an unknown format, or another one than the path's ending says.
+        UsageError: for an unknown format, or one that differs from the path's suffix.
         MissingExtraError: without the libraries of the format.
         EngineError: if the exporter cannot follow the model, or what it wrote is not equal to its source.
     """
@@ -114,7 +114,7 @@ def export(
     def draft(file: Path) -> tuple[str, tuple[ExportCheck, ...]]:
         write(source, call.args, file, named=call.kwargs, dynamic_shapes=shapes, facts=dict(facts or {}))
         runtime, run = read(file)
-        return runtime, _checked(source, run, given, _BATCHES if batch is None else (batch,), runtime)
+        return runtime, _check_outputs(source, run, given, _BATCHES if batch is None else (batch,), runtime)
 
     (runtime, checks), size = _write_and_move(target, draft)
     parameters = list(source.parameters())
@@ -131,7 +131,7 @@ def export(
 
 
 def format_of(path: Path, format: str | None) -> str:
-    """Return the format of a file: the given one, or that of its suffix, or ONNX.
+    """Return the format of a file: the given one, or else that of its suffix, or else ONNX.
 
     Raises:
         UsageError: for an unknown format, or one that differs from the suffix.
@@ -197,7 +197,7 @@ def _write_pt2(
 ) -> None:
     try:
         with quiet(), torch.no_grad():
-            program = _program(model, inputs, named, dynamic_shapes)
+            program = _export_program(model, inputs, named, dynamic_shapes)
             torch.export.save(program, str(file), extra_files={"ticketry.json": json.dumps(facts)})
     except Exception as error:  # the exporter runs the model's own code, which may raise anything
         fixed = f"; {_FIXED}" if dynamic_shapes is not None else ""
@@ -205,10 +205,10 @@ def _write_pt2(
         raise EngineError(f"{type(model).__name__} cannot be exported: {why}") from error
 
 
-def _program(
+def _export_program(
     model: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any], dynamic_shapes: Any
 ) -> torch.export.ExportedProgram:
-    """Strict tracing, which is slower but handles `len(x)`."""
+    """Return a strictly traced program; strict tracing is slower but supports `len(x)`."""
     try:
         return torch.export.export(model, inputs, named, dynamic_shapes=dynamic_shapes)
     except Exception:  # as above
@@ -228,7 +228,7 @@ def _read_pt2(file: Path) -> tuple[str, Run]:
     return f"torch {torch.__version__}", run
 
 
-def _checked(
+def _check_outputs(
     source: nn.Module, run: Run, given: Arguments, batches: Sequence[int], runtime: str
 ) -> tuple[ExportCheck, ...]:
     """Compare the exported model with its source."""
@@ -260,13 +260,13 @@ def _checked(
 
 
 def _tolerance(outputs: Sequence[Tensor]) -> float:
-    """Maximum error: that of float32, or a few roundings of narrower outputs."""
+    """Return the maximum error: that of float32, or a few roundings of outputs in a narrower format."""
     return max([TOLERANCE, *(_ROUNDINGS * torch.finfo(one.dtype).eps for one in outputs if one.is_floating_point())])
 
 
 _ROUNDINGS = 8
 _ONE_FILE_BYTES = 1_900_000_000
-"""Protocol buffers end at 2 GB: larger weights go into a file beside."""
+"""Protocol buffers are limited to 2 GB: larger weights are stored in a second file."""
 
 
 def write_onnx(
@@ -278,7 +278,7 @@ def write_onnx(
     dynamic_shapes: Any = None,
     facts: dict[str, str] | None = None,
 ) -> None:
-    """Write `model`, in evaluation mode, as ONNX: one file, with one beside it (.data) only from 2 GB on.
+    """Write `model`, in evaluation mode, as ONNX: a single file, with a second one (.data) only from 2 GB on.
 
     Args:
         named: keyword arguments, beside the inputs.

@@ -31,12 +31,13 @@ def folder(name: str) -> Path:
     return found if not why_not_private(found) else cache_folder() / f"{name}-{getattr(os, 'geteuid', int)()}"
 
 
-def _digest(name: str, code: bytes) -> bytes:
+def _file_digest(name: str, code: bytes) -> bytes:
     return hashlib.blake2b(code, digest_size=16, salt=name[-16:].encode()).digest()
 
 
 def kept(path: Path) -> bytes | None:
-    """Return what `keep` wrote to a file; None if it is missing, torn, damaged, renamed, or others could write it."""
+    """Return what `keep` wrote to a file; None if the file is missing, damaged or renamed, or if others could have
+    written it."""
     if not _is_usable(path.parent):
         return None
     try:
@@ -46,7 +47,7 @@ def kept(path: Path) -> bytes | None:
     except OSError as error:
         _log.info("%s is made anew: %s", path, error)
         return None
-    if _digest(path.stem, data[16:]) == data[:16]:
+    if _file_digest(path.stem, data[16:]) == data[:16]:
         return data[16:]
     _log.info("%s is made anew: it is damaged", path)
     return None
@@ -60,7 +61,7 @@ def keep(path: Path, data: bytes) -> None:
     if not _is_usable(path.parent):
         return
     try:
-        write_atomically(path, _digest(path.stem, data) + data, private=True)
+        write_atomically(path, _file_digest(path.stem, data) + data, private=True)
     except OSError as error:
         _log.info("%s is not cached: %s", path, error)
 

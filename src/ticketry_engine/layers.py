@@ -1,4 +1,4 @@
-"""The report on a compiled model: a row for each layer."""
+"""The table of a compiled model's layers, and the base class of compiled models."""
 
 from __future__ import annotations
 

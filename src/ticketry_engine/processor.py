@@ -21,13 +21,13 @@ _NAMED = (
 )
 """Keys that identify a processor model, as Linux names them."""
 _TELLING = ("avx2", "avx512f", "avx512_vnni", "avx512_fp16", *BF16, "amx_tile", "asimd", "sve")
-"""Features by which libraries choose kernels; a virtual machine may hide them."""
+"""Features by which libraries choose kernels; a virtual machine may hide some."""
 
 
 def processor() -> tuple[str, set[str]]:
     """Return the processor's name, and its features as Linux names them."""
-    facts = _facts()
-    return facts.get("model name") or platform.processor() or platform.machine(), _features(facts)
+    facts = _first_processor_facts()
+    return facts.get("model name") or platform.processor() or platform.machine(), _kernel_features(facts)
 
 
 def kind() -> str:
@@ -35,13 +35,13 @@ def kind() -> str:
 
     Names do not identify processors: cloud machines call all generations "AMD EPYC" or "Intel Xeon Processor".
     """
-    return kind_of(_facts())
+    return kind_of(_first_processor_facts())
 
 
 def kind_of(facts: Mapping[str, str]) -> str:
-    """Return the same from Linux's description of a processor."""
+    """Return `kind` for a processor whose entries in /proc/cpuinfo are given."""
     numbers = next((found for names in _NAMED if (found := [facts[name] for name in names if name in facts])), [])
-    features = _features(facts)
+    features = _kernel_features(facts)
     return " ".join([*(numbers or [platform.machine()]), *(one for one in _TELLING if one in features)])
 
 
@@ -51,12 +51,12 @@ def facts_of(cpuinfo: str) -> dict[str, str]:
     return {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in first.splitlines())}
 
 
-def _features(facts: Mapping[str, str]) -> set[str]:
+def _kernel_features(facts: Mapping[str, str]) -> set[str]:
     return set((facts.get("flags") or facts.get("Features") or "").split())
 
 
 @functools.cache  # it is asked for with every result
-def _facts() -> Mapping[str, str]:
+def _first_processor_facts() -> Mapping[str, str]:
     """Return Linux's description of the processor; empty on other systems."""
     try:
         return facts_of(Path("/proc/cpuinfo").read_text(encoding="utf-8"))
@@ -71,7 +71,7 @@ def computes_in_bf16() -> bool:
 
 def last_cache() -> int:
     """Return the bytes of core 0's last-level cache; 32 MB if the system does not report them."""
-    sizes = [_bytes(file) for file in _CACHES.glob("index*/size")] if _CACHES.is_dir() else []
+    sizes = [_read_bytes(file) for file in _CACHES.glob("index*/size")] if _CACHES.is_dir() else []
     return max(sizes, default=0) or _USUAL_CACHE
 
 
@@ -84,12 +84,12 @@ def cache_sizes() -> tuple[int, int, int]:
             level, kind = int((one / "level").read_text()), (one / "type").read_text().strip()
         except (OSError, ValueError):
             continue
-        if kind != "Instruction" and level in found and (size := _bytes(one / "size")):
+        if kind != "Instruction" and level in found and (size := _read_bytes(one / "size")):
             found[level] = size
     return found[1], found[2], last_cache()
 
 
-def _bytes(file: Path) -> int:
+def _read_bytes(file: Path) -> int:
     try:
         text = file.read_text(encoding="ascii").strip()
         return int(text.rstrip("KMG")) * {"K": 2**10, "M": 2**20, "G": 2**30}.get(text[-1:], 1)
@@ -101,11 +101,11 @@ def _bytes(file: Path) -> int:
 
 
 KERNEL_PROCESSORS = ("x86_64", "amd64", "aarch64", "arm64")
-"""Processors that the engine writes kernels for, as systems call them in small letters."""
+"""Processors that the engine has kernels for, with the names that systems give them, in lower case."""
 
 
 def no_kernels(system: str | None = None, processor: str | None = None) -> str:
-    """Why no kernels run on this system's processor; empty if they do.
+    """Return why no kernels run on this system's processor; empty if they do.
 
     Args:
         system, processor: as `platform.system` and `platform.machine` say; by default those of this machine.
@@ -119,7 +119,7 @@ def no_kernels(system: str | None = None, processor: str | None = None) -> str:
 
 
 _PERMISSION, _TILE_DATA = 0x1023, 18
-"""Linux: the request for permission to use a part of the processor's state, and the number of the tile data."""
+"""Linux: number of the request for permission to use a part of the processor's state, and number of AMX's tile data."""
 
 
 def may_use_tiles() -> bool:
@@ -131,7 +131,8 @@ def may_use_tiles() -> bool:
 
 
 def missing(system: str | None = None, processor: str | None = None) -> list[str]:
-    """Return sentences on what does not run here; empty on Linux and macOS with an x86-64 or Arm processor.
+    """Return sentences that say what does not run on this system; empty on Linux and macOS with an x86-64 or Arm
+    processor.
 
     Args:
         system, processor: see `no_kernels`.
@@ -145,7 +146,7 @@ def missing(system: str | None = None, processor: str | None = None) -> list[str
 
 
 def warn() -> None:
-    """Warn once of everything that does not run here."""
+    """Warn once of everything that does not run on this system."""
     if found := missing():
         warnings.warn(
             f"what of ticketry does not run on this machine: {'; '.join(found)}", RuntimeWarning, stacklevel=3

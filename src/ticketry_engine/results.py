@@ -1,4 +1,4 @@
-"""Results of the engine: the layers of a compiled model, timings beside dense engines, latency against density."""
+"""Results of the engine: layers of a compiled model, timings of several engines, latency against density."""
 
 from __future__ import annotations
 
@@ -142,7 +142,7 @@ class Layer(RecordPart, frozen=True):
 
 
 class SpeedLayer(Layer, frozen=True):
-    """A layer of a compiled model beside the same layer without a mask."""
+    """Times of a layer of a compiled model, and of the same layer without a mask."""
 
     dense_seconds: Number | None = None
     """In the same engine where nothing is pruned; None where that was not measured."""

@@ -11,7 +11,6 @@ from scipy.optimize import linprog
 from torch import nn
 
 import ticketry as tk
-from samples import sample
 from ticketry.budgets.allocation import affordable, allocate_cost, allocate_multiplications
 from ticketry.budgets.cost_model import Curve
 from ticketry.budgets.layer_choice import allocate_worth
@@ -32,7 +31,7 @@ def by_stable_sort(worth, price, budget):
 @pytest.mark.parametrize("kind", ["spread", "ties", "zeros", "extremes", "excluded"])
 def test_selection_is_that_of_a_stable_sort(kind):
     generator = torch.Generator().manual_seed(7)
-    for count, share in itertools.product((0, 1, 2, 1000), (0.0, 0.01, 0.3, 0.77, 1.0)):
+    for count, share in itertools.product((0, 1, 1000), (0.0, 0.3, 0.77, 1.0)):
         worth = torch.rand(count, generator=generator).double()
         if kind == "ties":
             worth = (worth * 5).floor() / 3
@@ -49,14 +48,6 @@ def test_selection_is_that_of_a_stable_sort(kind):
         assert torch.equal(affordable(worth, price, budget), by_stable_sort(worth, price, budget))
 
 
-def test_prices_above_the_integers_that_floats_hold():
-    price = torch.tensor([2**61, 2**61 + 1, 1])
-    worth = torch.tensor([3.0, 2.0, 1.0]).double()
-    assert affordable(worth, price, 2**62).tolist() == [True, False, False]
-    assert affordable(worth, price, 2**62 + 1).tolist() == [True, True, False]
-    assert affordable(worth, price, 2**62 + 2).tolist() == [True, True, True]
-
-
 def convex(generator, pieces=4):
     edges = np.concatenate([[0], np.sort(generator.choice(np.arange(1, 10), pieces - 1, replace=False)) / 10, [1]])
     slopes = np.sort(generator.random(pieces)) + 0.05
@@ -71,26 +62,6 @@ def cost_of(mask, curves):
 
 def kept_score(mask, scores):
     return sum(float(score[mask[name]].sum()) for name, score in scores.items())
-
-
-@pytest.mark.parametrize("seed", sample(range(8), 2))
-def test_no_subset_keeps_more_than_one_weight_more(seed):
-    generator = np.random.default_rng(seed)
-    scores = {name: torch.tensor(generator.random(7) + 0.01) for name in "ab"}
-    curves = {name: convex(generator) for name in scores}
-    budget = sum(curve.costs[0] + 0.4 * (curve.costs[-1] - curve.costs[0]) for curve in curves.values())
-    best = 0.0
-    for bits in itertools.product((False, True), repeat=14):
-        mask = {"a": torch.tensor(bits[:7]), "b": torch.tensor(bits[7:])}
-        if cost_of(mask, curves) <= budget:
-            best = max(best, kept_score(mask, scores))
-    found = allocate_cost(scores, curves, budget)
-    assert cost_of(found, curves) <= budget + 1e-9
-    richer = allocate_cost(scores, curves, budget + max(c.costs[-1] for c in curves.values()) / 3)
-    assert kept_score(found, scores) <= best + 1e-9
-    left = max(float(score[~found[name]].max()) for name, score in scores.items())
-    assert best <= kept_score(found, scores) + left + 1e-9
-    assert found <= richer
 
 
 @pytest.mark.parametrize("seed", range(2))
@@ -121,12 +92,7 @@ def test_against_a_linear_program(seed):
     mask = allocate_cost(scores, curves, budget)
     assert cost_of(mask, curves) <= budget + 1e-9
     assert -solved.fun - 1 <= kept_score(mask, scores) <= -solved.fun + 1e-9
-
-
-def test_ties_are_broken_by_position():
-    curves = {"a": Curve((0.0, 0.5, 1.0), (0.0, 1.0, 3.0))}
-    mask = allocate_cost({"a": torch.ones(4)}, curves, 2.01)
-    assert mask["a"].tolist() == [True, True, True, False]
+    assert mask <= allocate_cost(scores, curves, 1.2 * budget)
 
 
 def test_keep_at_least():
@@ -162,7 +128,6 @@ def test_free_weights_are_all_kept():
     [
         ({}, 1, MaskError, "no scores"),
         ({"a": torch.tensor([float("nan")])}, 1, MaskError, "not all numbers"),
-        ({"a": torch.tensor([-1.0])}, 1, UsageError, "below 0"),
         ({"b": torch.tensor([1.0])}, 1, UsageError, "no cost of b"),
         ({"a": torch.tensor([1.0])}, 0.5, UsageError, "below the 0.75"),
     ],
@@ -225,7 +190,7 @@ def test_prune_without_a_score_allocates_the_change_of_the_outputs(model):
     assert all(row.kept >= 3 for row in tk.prune(model, flops=0.2, example_inputs=X, keep_at_least=3).table())
 
 
-@pytest.mark.parametrize(("least", "share"), [(0, 0.45), (1, 0.6), (2, 0.6)])
+@pytest.mark.parametrize(("least", "share"), [(0, 0.45), (2, 0.6)])
 def test_against_all_subsets_that_keep_the_best_of_each_layer(least, share):
     """Up to one weight, by which the relaxed optimum may differ."""
     generator = torch.Generator().manual_seed(1)
@@ -245,14 +210,6 @@ def test_against_all_subsets_that_keep_the_best_of_each_layer(least, share):
         allocate_multiplications(scores, prices, 0.5, keep_at_least=3)
 
 
-def test_a_budget_that_empties_a_layer_says_what_is_enough():
-    scores = {"a": torch.tensor([1.0, 2.0]), "b": torch.tensor([5.0, 6.0])}
-    with pytest.raises(LayerCollapseError, match=r"no weight in a .* at 0\.5455: choose it"):
-        allocate_multiplications(scores, {"a": 10, "b": 1}, 0.1)
-    # Both weights of b and the better one of a: 12 of 22.
-    assert allocate_multiplications(scores, {"a": 10, "b": 1}, 0.5455).kept == 3
-
-
 @pytest.mark.parametrize(
     ("options", "said"),
     [
@@ -265,9 +222,21 @@ def test_a_budget_that_empties_a_layer_says_what_is_enough():
 def test_invalid_options_of_a_budget_of_multiplications_are_refused(model, options, said):
     with pytest.raises(UsageError, match=said):
         tk.prune(model, **{"flops": 0.2, **options})
-
-
-def test_layers_that_cannot_be_counted_are_named():
-    model = nn.Sequential(nn.LSTM(3, 4))
     with pytest.raises(UsageError, match=r"not of 0\.weight_ih_l0"):
-        tk.prune(model, flops=0.2, example_inputs=torch.zeros(2, 1, 3))
+        tk.prune(nn.Sequential(nn.LSTM(3, 4)), flops=0.2, example_inputs=torch.zeros(2, 1, 3))
+
+
+def test_prices_above_the_integers_that_floats_hold():
+    price = torch.tensor([2**61, 2**61 + 1, 1])
+    worth = torch.tensor([3.0, 2.0, 1.0]).double()
+    assert affordable(worth, price, 2**62).tolist() == [True, False, False]
+    assert affordable(worth, price, 2**62 + 1).tolist() == [True, True, False]
+    assert affordable(worth, price, 2**62 + 2).tolist() == [True, True, True]
+
+
+def test_a_budget_that_empties_a_layer_says_what_is_enough():
+    scores = {"a": torch.tensor([1.0, 2.0]), "b": torch.tensor([5.0, 6.0])}
+    with pytest.raises(LayerCollapseError, match=r"no weight in a .* at 0\.5455: choose it"):
+        allocate_multiplications(scores, {"a": 10, "b": 1}, 0.1)
+    # Both weights of b and the better one of a: 12 of 22.
+    assert allocate_multiplications(scores, {"a": 10, "b": 1}, 0.5455).kept == 3

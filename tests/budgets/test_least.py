@@ -54,7 +54,7 @@ def refused(scores: dict[str, torch.Tensor], density: float, least: int, **more:
     return False
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(
     st.lists(st.tuples(st.integers(1, 4), st.integers(1, 6)), min_size=1, max_size=4),
     st.sampled_from(("unstructured", "2x1", "4x1", "2:4", "1:2")),
@@ -78,21 +78,6 @@ def test_minimums_are_refused_exactly_where_allocation_fails(shapes, pattern, di
         assert not late
 
 
-@settings(max_examples=30, deadline=None)
-@given(
-    st.lists(st.tuples(st.integers(1, 9), st.integers(1, 6)), min_size=1, max_size=4),
-    st.sampled_from(("2x1", "4x1", "channel")),
-    st.integers(1, 100),
-    st.integers(1, 30),
-    st.integers(0, 2**31),
-)
-def test_minimums_that_some_scores_permit_are_not_refused(shapes, pattern, percent, least, seed):
-    draw = torch.Generator().manual_seed(seed)
-    scores = {str(n): torch.rand(shape, generator=draw) for n, shape in enumerate(shapes)}
-    if not refused(scores, percent / 100, least, pattern=pattern):
-        check_layer_minimum(dict(enumerate(shapes)), percent / 100, least, pattern=Pattern.parse(pattern))
-
-
 def test_only_candidates_count():
     """One layer has 8 candidates of 8 weights, the other 2: a minimum of 3 in each is 5 in all."""
     within = tk.Mask({"a": torch.arange(8) < 8, "b": torch.arange(8) < 2})
@@ -112,21 +97,13 @@ def test_only_candidates_count():
         ({"density": 0.02, "keep_at_least": 3}, r"it is 4 .* would be 6, 3 of them in 0\.weight;"),
         ({"density": 0.1, "keep_at_least": 9, "pattern": "16x1"}, r"it is 19 .* would be 28 in .*, 16 of them in 0\.w"),
         ({"density": 0.2, "keep_at_least": 100, "pattern": "2:4"}, r"it is 38 .* would be 96, 64 of them"),
-        ({"density": 0.005, "collapse": "keep"}, r"a weight in each of 2 layers: it is 1 .* be 2"),
         # Each weight is multiplied once with each of 2 examples.
         ({"flops": 0.5, "example_inputs": X, "keep_at_least": 50}, r"are 192, .* are 200 .* 0\.weight takes 100"),
-        ({"flops": 0.5, "example_inputs": X, "keep_at_least": 500}, r"are 192, .* are 384 .* 0\.weight takes 256"),
     ],
 )
 def test_prune_refuses_before_scoring(options: dict[str, Any], said: str):
     with pytest.raises(LayerCollapseError, match=said):
         tk.prune(network(), score=never, **options)
-
-
-def test_a_layer_with_fewer_candidates_keeps_all():
-    within = tk.Mask({"0.weight": torch.arange(128).view(16, 8) < 1, "2.weight": torch.ones(4, 16).bool()})
-    mask = tk.prune(network(), flops=0.06, example_inputs=X, keep_at_least=10, within=within)  # 11 of 192 weights
-    assert [row.kept for row in mask.table()] == [1, 10]
 
 
 # -- a budget of time or bytes -----------------------------------------------------------------------------------------
@@ -143,6 +120,38 @@ def test_a_budget_with_known_costs_refuses_before_scoring(unit: str, amount: flo
         with pytest.raises(LayerCollapseError, match=r"the 108 .*\(0\.54 of dense\).* 50 weights .* 2 layers.* 50"):
             tk.prune(network(), **given, score=never, keep_at_least=50)
         assert tk.prune(network(), **given, keep_at_least=46).kept == 92
+
+
+# -- whole channels, and in the course of training ---------------------------------------------------------------------
+
+
+def test_gradual_pruning_refuses_before_training():
+    with pytest.raises(LayerCollapseError, match=re.escape("it is 4 weights, and those would be 6")):
+        tk.gradual(network(), 0.02, steps=100, keep_at_least=3)
+    with pytest.raises(LayerCollapseError, match="in whole blocks of 4x1"):
+        tk.gradual(network(), 0.02, steps=100, keep_at_least=9, pattern="4x1")
+    tk.gradual(network(), 6 / 192, steps=100, keep_at_least=3)
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(1, 9), st.integers(1, 6)), min_size=1, max_size=4),
+    st.sampled_from(("2x1", "4x1", "channel")),
+    st.integers(1, 100),
+    st.integers(1, 30),
+    st.integers(0, 2**31),
+)
+def test_minimums_that_some_scores_permit_are_not_refused(shapes, pattern, percent, least, seed):
+    draw = torch.Generator().manual_seed(seed)
+    scores = {str(n): torch.rand(shape, generator=draw) for n, shape in enumerate(shapes)}
+    if not refused(scores, percent / 100, least, pattern=pattern):
+        check_layer_minimum(dict(enumerate(shapes)), percent / 100, least, pattern=Pattern.parse(pattern))
+
+
+def test_a_layer_with_fewer_candidates_keeps_all():
+    within = tk.Mask({"0.weight": torch.arange(128).view(16, 8) < 1, "2.weight": torch.ones(4, 16).bool()})
+    mask = tk.prune(network(), flops=0.06, example_inputs=X, keep_at_least=10, within=within)  # 11 of 192 weights
+    assert [row.kept for row in mask.table()] == [1, 10]
 
 
 @pytest.mark.parametrize("budget", ["time", "bytes"])
@@ -164,9 +173,6 @@ def test_a_budget_with_measured_costs_refuses_before_timing_masks(monkeypatch: p
         tk.cost.meet(network(), X, 0.5, base="engine", keep_at_least=50)
 
 
-# -- whole channels, and in the course of training ---------------------------------------------------------------------
-
-
 def test_channels_are_refused_before_scoring():
     """12 of 16 hidden units have 12 * 8 + 12 + 4 * 12 of 128 + 16 + 64 weights."""
     given: dict[str, Any] = {"score": never, "keep_at_least": 12}
@@ -178,11 +184,3 @@ def test_channels_are_refused_before_scoring():
     check_channel_density(network(), structure, 156 / 208, scope=scope, keep_at_least=12)
     with pytest.raises(LayerCollapseError, match="12 left"):
         check_channel_density(network(), structure, 0.7, scope=scope, keep_at_least=12)
-
-
-def test_gradual_pruning_refuses_before_training():
-    with pytest.raises(LayerCollapseError, match=re.escape("it is 4 weights, and those would be 6")):
-        tk.gradual(network(), 0.02, steps=100, keep_at_least=3)
-    with pytest.raises(LayerCollapseError, match="in whole blocks of 4x1"):
-        tk.gradual(network(), 0.02, steps=100, keep_at_least=9, pattern="4x1")
-    tk.gradual(network(), 6 / 192, steps=100, keep_at_least=3)

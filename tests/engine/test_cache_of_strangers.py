@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from ticketry.errors import CostError, StoreError
+from ticketry.errors import StoreError
 from ticketry.files import private_content_of, why_not_private, write_atomically
 from ticketry.lab.store.address import place_of
 from ticketry_engine import kept_files
@@ -98,16 +98,12 @@ def file(place: Path) -> Path:
 
 
 @pytest.mark.parametrize("name", ATTACKS)
-def test_what_others_could_have_written_is_not_read(place: Path, file: Path, name: str) -> None:
+def test_a_cache_that_others_could_write_to_is_neither_read_nor_written(place: Path, file: Path, name: str) -> None:
     ATTACKS[name](place / "cache")
     assert kept(file) is None
-
-
-@pytest.mark.parametrize("name", [name for name in ATTACKS if "file" not in name])
-def test_nothing_is_written_where_others_could_exchange_it(place: Path, file: Path, name: str) -> None:
-    ATTACKS[name](place / "cache")
-    keep(file.with_name("new.o"), b"code")
-    assert not file.with_name("new.o").exists()
+    if "file" not in name:
+        keep(file.with_name("new.o"), b"code")
+        assert not file.with_name("new.o").exists()
 
 
 @pytest.mark.parametrize("name", FINE)
@@ -126,7 +122,7 @@ def test_folders_above_the_home_folder_are_the_systems_business(place: Path, mon
     assert why_not_private(home / ".cache" / "kernels") == ""
 
 
-@pytest.mark.parametrize("mask", [0o000, 0o002, 0o022, 0o077])
+@pytest.mark.parametrize("mask", [0o000, 0o077])
 def test_only_the_user_may_enter_what_is_made(place: Path, mask: int) -> None:
     before = os.umask(mask)
     try:
@@ -173,12 +169,8 @@ def test_a_link_is_not_followed_to_code(place: Path) -> None:
         private_content_of(place / "link")
 
 
-def test_profiles_and_mirrors_are_not_taken_from_others(place: Path) -> None:
-    from ticketry.budgets.profiles import cached_profile
-
+def test_mirrors_are_not_taken_from_others(place: Path) -> None:
     (place / "cache").mkdir()
     (place / "cache").chmod(0o777)
-    with pytest.raises(CostError, match="others may write in"):
-        cached_profile("avx2", 1, "fp32")
     with pytest.raises(StoreError, match=r"others may write in .*TICKETRY_CACHE"):
         place_of(f"file://{place}/shared")

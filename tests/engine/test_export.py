@@ -53,12 +53,15 @@ class Fixed(nn.Module):
         return x.view(2, 3, 16, 16).mean((2, 3)) if x.shape[0] == 2 else x.new_zeros(x.shape[0], 3)
 
 
-@pytest.mark.parametrize("format", sample(["onnx", "pt2"], 1))
-def test_a_masked_model(model: nn.Module, tmp_path: Path, format: str) -> None:
+@pytest.mark.parametrize("format", ["onnx", "pt2"])
+def test_a_masked_model(tmp_path: Path, format: str) -> None:
+    torch.manual_seed(0)
+    layers = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5)
+    model = nn.Sequential(*layers).eval()
     mask = tk.prune(model, density=0.2, score="magnitude")
     before = {name: value.clone() for name, value in model.state_dict().items()}
     file = tmp_path / f"deep/model.{format}"
-    made = export(model, mask, X, file, format=format, facts={"ticket": "t"})
+    made = export(model, mask, X, file, format=format, facts={"ticket": "mine"})
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert (made.shrunk, made.batch, made.bytes) == (False, None, file.stat().st_size)
     assert "not channel-wise" in made.why_not_shrunk
@@ -66,14 +69,16 @@ def test_a_masked_model(model: nn.Module, tmp_path: Path, format: str) -> None:
     assert [check.batch for check in made.checks] == [1, 2, 5]
     assert max(check.error for check in made.checks) <= 1e-5
     assert [path.name for path in file.parent.iterdir()] == [file.name]
-    masked = mask.apply_(models.build("resnet-20-8", shape=(3, 16, 16), classes=10))
-    masked.load_state_dict(model.state_dict())
-    mask.apply_(masked)
-    with torch.no_grad():
-        expected = masked.eval()(torch.cat([X, X, X])[:9])
-    torch.testing.assert_close(ran(file, torch.cat([X, X, X])[:9])[0], expected, rtol=1e-4, atol=1e-5)
-    nonzero = sum(int(value.count_nonzero()) for value in masked.parameters())
-    assert made.nonzero == nonzero
+    masked, x = mask.apply_(copy.deepcopy(model)), torch.cat([X, X, X])[:9]
+    torch.testing.assert_close(ran(file, x)[0], masked(x), rtol=1e-4, atol=1e-5)
+    assert made.nonzero == sum(int(value.count_nonzero()) for value in masked.parameters())
+    if format == "onnx":
+        facts = {entry.key: entry.value for entry in onnx.load(file).metadata_props}
+    else:
+        extra = {"ticketry.json": ""}
+        torch.export.load(str(file), extra_files=extra)
+        facts = json.loads(extra["ticketry.json"])
+    assert (facts["ticket"], facts["ticketry"]) == ("mine", tk.__version__)
 
 
 def ran(file: Path, *inputs: Tensor) -> list[Tensor]:
@@ -101,19 +106,7 @@ def test_a_channel_wise_mask_makes_a_smaller_file(model: nn.Module, tmp_path: Pa
     )
 
 
-@pytest.mark.slow
-def test_metadata(model: nn.Module, tmp_path: Path) -> None:
-    for format in ("onnx", "pt2"):
-        export(model, None, X, tmp_path / f"m.{format}", format=format, facts={"ticket": "mine"})
-    props = {entry.key: entry.value for entry in onnx.load(tmp_path / "m.onnx").metadata_props}
-    extra = {"ticketry.json": ""}
-    torch.export.load(str(tmp_path / "m.pt2"), extra_files=extra)
-    for facts in (props, json.loads(extra["ticketry.json"])):
-        assert facts["ticket"] == "mine"
-        assert facts["ticketry"] == tk.__version__
-
-
-@pytest.mark.parametrize("format", ["onnx", "pt2"])
+@pytest.mark.parametrize("format", sample(["onnx", "pt2"], 1))
 def test_several_inputs_and_outputs(tmp_path: Path, format: str) -> None:
     torch.manual_seed(0)
     two, inputs = Two(), (torch.randn(3, 6), torch.randn(8))
@@ -347,7 +340,7 @@ def test_weights_that_hooks_compute(tmp_path: Path, put: Callable[[nn.Module], n
         tk.sparse_training(fresh, None, x)
 
 
-@pytest.mark.parametrize("name", ["gpt@0.25", "lstm@0.25", "pointer-lstm@0.25"])
+@pytest.mark.parametrize("name", sample(["pointer-lstm@0.25", "gpt@0.25", "lstm@0.25"], 1))
 def test_language_models_take_any_batch(tmp_path: Path, name: str) -> None:
     model = language.build(name, vocabulary=20, context=8, dropout=0.0).eval()
     tokens = torch.randint(20, (3, 8))

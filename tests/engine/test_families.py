@@ -1,7 +1,8 @@
-"""Networks of many families: what is captured computes what the model does, for another number of examples."""
+"""Networks of many families, masked: captured graphs in float64, files of them, and what is compiled of them."""
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterable
 from typing import Any
 
 import pytest
@@ -9,16 +10,19 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_map
 
+from arenas import targets
 from engine.families import FAMILIES, TIMM, TORCHVISION, image, shake, torchvision_size
 from interpreter import Program
-from samples import sample
 from tasks.models.library_support import import_or_skip
 from ticketry.core.mask import Mask
 from ticketry.core.scope import scope
 from ticketry.tasks.models.networks import build, names
 from ticketry_engine.capture import capture
+from ticketry_engine.compiled import Compiled
 from ticketry_engine.ir import Graph
 from ticketry_engine.ir.model_file import dumps, loads
+from ticketry_engine.plan.region_programs import Native, Plan
+from ticketry_engine.plan.value_axes import UnsupportedError
 
 
 def random_mask(model: nn.Module, density: float = 0.5) -> Mask:
@@ -80,15 +84,79 @@ def torch_nodes(graph: Graph) -> set[str]:
     return {one.op.split(".")[1] for one in graph.nodes if not one.native}
 
 
-@pytest.mark.parametrize("name", sample(names(), ("lenet-300-100", "resnet-20-8", "conv-4-16")))
-def test_our_own_networks_become_native_as_a_whole(name: str) -> None:
+def compiled(
+    model: nn.Module,
+    example: Any,
+    *,
+    batches: tuple[int, ...] = (1, 3),
+    bound: float = 1e-4,
+    target: str = "host",
+    layout: str | None = None,
+) -> Compiled:
+    """Compile the masked model and compare with it in double precision, relative to the largest value."""
+    model = shake(model.eval())
+    mask = random_mask(model, 0.3)
+    fast = Compiled(capture(model, mask, example), threads=1, target=target)
+    for native in fast._natives:
+        native.layout = layout if layout is None or runs(native, layout) else None
+    mask.apply_(model)
+    exact = model.double()
+    mha = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        for batch in batches:
+            inputs = other_batch(example, batch)
+            wanted, found = tensors(call(exact, doubled(inputs))), tensors(call(fast, inputs))
+            assert len(found) == len(wanted) > 0
+            for made, right in zip(found, wanted, strict=True):
+                assert made.shape == right.shape
+                assert float((made.double() - right).abs().max()) <= bound * max(float(right.abs().max()), 1e-30)
+    finally:
+        torch.backends.mha.set_fastpath_enabled(mha)
+    return fast
+
+
+def runs(native: Native, layout: str) -> bool:
+    """Whether a layout can run a region: concatenations leave pixels some that they cannot."""
+    try:
+        native._emission(Plan(layout, 1, "batch"))
+    except UnsupportedError:
+        return False
+    return True
+
+
+WAYS = [(target, layout) for target in targets() for layout in (None, "planes", "pixels")]
+"""Targets that this processor runs, and layouts: None for the engine's choice."""
+
+
+def everywhere(names: Iterable[str], once: Collection[str] = ()) -> pytest.MarkDecorator:
+    """Each name in all ways, marked slow except some in the first way."""
+    marked = []
+    for name in names:
+        for way in WAYS:
+            slow = way != WAYS[0] or name not in once
+            marked.append(pytest.param(name, *way, marks=pytest.mark.slow if slow else ()))
+    return pytest.mark.parametrize(("name", "target", "layout"), marked)
+
+
+def check(make: Any, target: str, layout: str | None) -> tuple[Graph | None, Compiled]:
+    """The captured graph, compared in the first way only, and the compiled model."""
     torch.manual_seed(0)
+    graph = captured(*make()) if (target, layout) == WAYS[0] else None
+    return graph, compiled(*make(), target=target, layout=layout)
+
+
+@everywhere(names(), once=("lenet-5", "resnet-20-8"))
+def test_own_networks_run_in_the_engine_as_a_whole(name: str, target: str, layout: str | None) -> None:
     shape = (1, 28, 28) if name.startswith("lenet") else (3, 32, 32)
-    graph = captured(build(name, shape=shape, classes=10), torch.randn(1, *shape))
-    assert not torch_nodes(graph)
-    assert not {one.op for one in graph.nodes} & {"reshape", "transpose"}
-    if "resnet" in name or "vgg" in name:  # conv - norm - relu throughout
-        assert not {one.op for one in graph.nodes} & {"affine", "act", "add"}
+    graph, fast = check(
+        lambda: (build(name, shape=shape, classes=10), torch.randn(1, *shape)), target=target, layout=layout
+    )
+    assert not fast.reasons
+    if graph is not None:
+        assert not torch_nodes(graph)
+        fused = {"affine", "act", "add"} if "resnet" in name or "vgg" in name else set()
+        assert not {one.op for one in graph.nodes} & {"reshape", "transpose", *fused}
 
 
 SIZES = {"sym_size", "expand", "arange", "unsqueeze", "mul"}
@@ -112,45 +180,49 @@ LEFT = {
     "convnext": set(),
     "regnet": set(),
     "resnet": set(),
-    "mobilenet v2": set(),
     "mobilenet v1": set(),
+    "mobilenet v2": set(),
     "efficientnet": set(),
 }
 """What stays in torch. A linear layer or convolution never does."""
 
 
-@pytest.mark.parametrize(
-    "name", sample(FAMILIES, ("torch transformer", "bert", "resnet", "lstm tagger", "mobilenet v2"))
-)
-def test_other_families(name: str) -> None:
-    torch.manual_seed(0)
+def has_no_layer_in_torch(graph: Graph) -> bool:
+    return not torch_nodes(graph) & {"linear", "addmm", "conv2d", "batch_norm", "layer_norm"}
+
+
+@everywhere(FAMILIES, once=("torch transformer", "lstm tagger", "u-net", "bert"))
+def test_other_families(name: str, target: str, layout: str | None) -> None:
     if name not in ("lstm tagger", "u-net", "torch transformer"):
         pytest.importorskip("transformers")
-    graph = captured(*FAMILIES[name]())
-    assert torch_nodes(graph) <= LEFT[name]
-
-
-def test_every_family_is_accounted_for():
-    assert set(LEFT) == set(FAMILIES)
+    graph, fast = check(FAMILIES[name], target, layout)
+    assert graph is None or torch_nodes(graph) <= LEFT[name]
+    in_torch = {node.op for node in fast.graph.nodes if node.output in fast.reasons}
+    assert not in_torch & {"conv2d", "layer_norm"}
+    if name in ("gpt2", "llama", "qwen3", "opt", "t5 encoder"):
+        assert {op.split(".")[1] for op in in_torch} == {"embedding"}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", TORCHVISION)
-def test_networks_of_torchvision(name: str) -> None:
+@everywhere(TORCHVISION)
+def test_networks_of_torchvision(name: str, target: str, layout: str | None) -> None:
     library = import_or_skip("torchvision")
-    torch.manual_seed(0)
     more = {"aux_logits": False, "init_weights": False} if name in ("inception_v3", "googlenet") else {}
-    graph = captured(
-        library.models.get_model(name, weights=None, num_classes=5, **more), image(1, torchvision_size(name))
+    graph, fast = check(
+        lambda: (library.models.get_model(name, weights=None, num_classes=5, **more), image(1, torchvision_size(name))),
+        target,
+        layout,
     )
-    assert not torch_nodes(graph) & {"linear", "addmm", "conv2d", "batch_norm", "layer_norm"}
+    assert graph is None or has_no_layer_in_torch(graph)
+    assert not any(node.output in fast.reasons for node in fast.graph.nodes if node.op == "conv2d")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", TIMM)
-def test_networks_of_timm(name: str) -> None:
+@everywhere(TIMM)
+def test_networks_of_timm(name: str, target: str, layout: str | None) -> None:
     library = import_or_skip("timm")
-    torch.manual_seed(0)
     size = 224 if "224" in name else 64
-    graph = captured(library.create_model(name, pretrained=False, num_classes=5), image(1, size))
-    assert not torch_nodes(graph) & {"linear", "addmm", "conv2d", "batch_norm", "layer_norm"}
+    graph, _ = check(
+        lambda: (library.create_model(name, pretrained=False, num_classes=5), image(1, size)), target, layout
+    )
+    assert graph is None or has_no_layer_in_torch(graph)

@@ -1,6 +1,9 @@
-"""What a processor is called, and what tells generations of one name apart."""
+"""Names of processors, what tells generations of one name apart, and systems on which parts do not run."""
 
 from __future__ import annotations
+
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -8,7 +11,7 @@ import torch
 import ticketry as tk
 from ticketry.lab.environment import environment
 from ticketry_engine.bench.machine import another_machine, machine
-from ticketry_engine.processor import facts_of, kind_of
+from ticketry_engine.processor import facts_of, kind_of, missing
 
 ZEN_3 = """processor\t: 0
 vendor_id\t: AuthenticAMD
@@ -37,14 +40,11 @@ CPU part\t: 0xfff
 """
 
 
-def test_generations_of_one_name_are_of_different_kinds() -> None:
+def test_generations_of_one_name_are_of_different_kinds(monkeypatch: pytest.MonkeyPatch) -> None:
     assert facts_of(ZEN_3)["model name"] == facts_of(ZEN_4)["model name"] == "AMD EPYC"
     assert kind_of(facts_of(ZEN_3)) == "AuthenticAMD 25 1 1 avx2"
     assert kind_of(facts_of(ZEN_4)) == "AuthenticAMD 25 17 1 avx2 avx512f avx512_bf16"
     assert kind_of(facts_of(ARM)) == "0x41 8 0x1 0xd40 1 bf16 asimd sve"
-
-
-def test_a_system_that_tells_nothing_has_the_kind_of_its_architecture(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("platform.machine", lambda: "arm64")
     assert kind_of({}) == "arm64"
 
@@ -57,6 +57,52 @@ def test_another_machine_is_one_of_another_kind_where_that_is_told() -> None:
         f"{here['processor']}, AuthenticAMD 25 1 1; this one is {here['processor']}, {here['processor_kind']}"
     )
     assert another_machine({"processor": "Another 3000"}) == f"Another 3000; this one is {here['processor']}"
+
+
+_ELSEWHERE = """
+import platform, warnings
+platform.system, platform.machine = lambda: {system!r}, lambda: {processor!r}
+with warnings.catch_warnings(record=True) as told:
+    warnings.simplefilter("always")
+    import ticketry as tk
+print(*(one.message for one in told if "ticketry" in str(one.message)), sep="\\n")
+import torch
+model = torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+mask = tk.prune(model, density=0.5, keep_at_least=1)
+with tk.hold(model, mask):
+    model(torch.ones(1, 8)).sum().backward()
+try:
+    tk.compile(model, mask, torch.ones(1, 8))
+except tk.errors.EngineError as error:
+    print("refused:", error)
+else:
+    print("compiled")
+"""
+
+
+@pytest.mark.parametrize(
+    ("system", "processor", "what"),
+    [
+        ("Linux", "x86_64", ""),
+        ("Darwin", "arm64", ""),
+        ("Windows", "AMD64", "tk.compile"),
+        ("Linux", "riscv64", "this one is riscv64"),
+    ],
+)
+def test_what_is_missing(system: str, processor: str, what: str) -> None:
+    told = "; ".join(missing(system, processor))
+    assert (what in told) if what else not told
+
+
+@pytest.mark.parametrize(("system", "processor", "why"), [("Windows", "AMD64", "sched_yield")])
+def test_it_is_told_at_import_and_the_rest_runs(system: str, processor: str, why: str) -> None:
+    """In a process that takes itself for another: importing warns, a loop of one's own runs, compiling is refused."""
+    code = _ELSEWHERE.format(system=system, processor=processor)
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.splitlines()
+    assert told[0].startswith("what of ticketry does not run on this machine: tk.compile")
+    assert why in told[0]
+    assert told[1].startswith("refused: ")
+    assert why in told[1]
 
 
 def test_results_and_costs_tell_the_kind() -> None:

@@ -130,10 +130,10 @@ def test_the_command_writes_what_python_does(tmp_path: Path, capsys: pytest.Capt
 
 def test_of_another_machine_nothing_is_timed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "costs.json"
-    words = ("cost", "--task", "digits", "--model", "conv-2@0.25", "--target", "zen1-avx2", "-o", str(file))
+    words = ("cost", "--task", "digits", "--model", "conv-2@0.25", "--target", "h100-bf16", "-o", str(file))
     assert call(capsys, *words)[0] == 0
     about = CostModel.load(file).about
-    assert (about["vectors"], about["how"]) == ("avx2", "estimated by a profile of the machine")
+    assert (about["precision"], about["how"]) == ("bf16", "estimated by a profile of the GPU")
 
 
 def test_more_examples_than_there_are(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,7 +1,7 @@
 """Costs of a model on a machine, and masks that meet a budget: `ticketry.cost`.
 
-`cost_model` has costs by layer and density. `timing` measures them, `profiles` and `calibration` estimate them, and
-`model_costs` chooses between the two. `allocation` and `layer_choice` find masks for a budget; `latency` and `approach`
+`cost_model` has costs by layer and density. `timing` measures them, and `model_costs` estimates them for a GPU, counts
+them, or calls it. `allocation` and `layer_choice` find masks for a budget; `latency` and `approach`
 meet a latency budget by measurement. `pruner` finds the masks of searches.
 """
 
@@ -12,19 +12,15 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ticketry.budgets.approach import Met
-    from ticketry.budgets.calibration import calibrate
     from ticketry.budgets.cost_model import CostModel, Estimate
     from ticketry.budgets.latency import meet
-    from ticketry.budgets.model_costs import load, model
-    from ticketry.budgets.profiles import GpuProfile, MachineProfile, profile
+    from ticketry.budgets.model_costs import GpuProfile, load, model, profile
 
 __all__ = [
     "CostModel",
     "Estimate",
     "GpuProfile",
-    "MachineProfile",
     "Met",
-    "calibrate",
     "load",
     "meet",
     "model",
@@ -34,14 +30,12 @@ __all__ = [
 _MODULES = {
     "CostModel": "cost_model",
     "Estimate": "cost_model",
-    "GpuProfile": "profiles",
-    "MachineProfile": "profiles",
+    "GpuProfile": "model_costs",
     "Met": "approach",
-    "calibrate": "calibration",
     "load": "model_costs",
     "meet": "latency",
     "model": "model_costs",
-    "profile": "profiles",
+    "profile": "model_costs",
 }
 
 

@@ -33,7 +33,7 @@ _SMALL_LAYER = 100_000
 """Weights of a layer below which edges of curves stay between two whole weights."""
 
 _ROUNDING = 1e-4
-"""Share of a budget that is left to rounding: allocation moves the edges of curves to whole weights."""
+"""Share of a budget that allocation may leave unspent, because it moves the edges of curves to whole weights."""
 
 _DIGIT_BITS = 16
 
@@ -86,7 +86,7 @@ def affordable(worth: Tensor, price: Tensor, budget: int) -> Tensor:
 
 
 def cost_up_to(worth: Tensor, price: Tensor, index: int) -> int:
-    """Return what is spent if the element `index` is the last one taken."""
+    """Return the total price of the elements that are taken, in the order of `affordable`, up to `index`."""
     before = worth > worth[index]
     before[: index + 1] |= worth[: index + 1] == worth[index]
     return int(price[before].sum())
@@ -317,7 +317,7 @@ def total_price(sizes: Mapping[str, int], prices: Mapping[str, int]) -> int:
 
 
 def share_in_units(share: float, total: int) -> int:
-    """Return a share of a total, rounded down, exact in the share's decimal digits."""
+    """Return a share of a total in whole units, rounded down; exact for the decimal digits of the share."""
     return int(Fraction(str(share)) * total)
 
 
@@ -349,7 +349,8 @@ def check_floor(
     what: str,
     available: Mapping[str, int] | None = None,
 ) -> int:
-    """Return a share of the cost of all weights in whole units. Raises `LayerCollapseError` if it is below the floor.
+    """Return a share of the cost of all weights in whole units. Raises `LayerCollapseError` if it does not pay for the
+    required minimum of weights in each layer.
 
     Args:
         sizes: weights of each layer.
@@ -368,13 +369,13 @@ def check_floor(
         weights = "one weight" if least == 1 else f"{least} weights"
         raise LayerCollapseError(
             f"{share:g} of the {what} are {budget:,}, and the least possible are {floor:,} (a share of"
-            f" {_round_up(floor, total):g}): {weights} in each of {len(floors)} layers, of which {dearest} takes"
+            f" {_round_share_up(floor, total):g}): {weights} in each of {len(floors)} layers, of which {dearest} takes"
             f" {floors[dearest]:,}: ask for that or more, or spare layers"
         )
     return budget
 
 
-def _round_up(part: int, total: int) -> float:
+def _round_share_up(part: int, total: int) -> float:
     """Return a share with four digits, not below the exact one."""
     scale = 10**4
     while 1000 * total > part * scale and scale < 10**16:
@@ -422,7 +423,8 @@ def check_priced(names: Iterable[str], curves: Mapping[str, Curve]) -> None:
 
 
 def check_not_all_kept(sizes: Mapping[str, int], share: float, least: int, unit: Unit) -> None:
-    """Raise `LayerCollapseError` if all weights would have to stay for less than their full cost.
+    """Raise `LayerCollapseError` if the required minimum per layer retains all weights although the budget is below
+    their full cost.
 
     Args:
         sizes: candidates of each layer.

@@ -1,4 +1,4 @@
-"""Finds a mask near a latency: estimated from costs, compiled, timed, and corrected; and reports the result."""
+"""Find a mask near a requested latency: estimate from costs, compile, time and correct; then report the result."""
 
 from __future__ import annotations
 
@@ -17,16 +17,17 @@ from ticketry_engine.bench.timing import Interval
 _log = logging.getLogger(__name__)
 
 _ROUNDS = 5
-"""Most masks that are timed."""
+"""Maximum number of masks that are timed."""
 
 _NEAR = 0.015
-"""Relative distance from the budget at which a mask is accepted: half a per cent below what is documented."""
+"""Relative distance from the budget at which a mask is accepted; half a per cent smaller than the documented one."""
 
 _REPORTED_ROUNDS = 11
-"""Turns of the timing that is reported."""
+"""Number of rounds of the timing that is reported."""
 
 _ALLOCATIONS = 12
-"""Most allocations until an estimate meets the request: allocation uses convex hulls, and curves need not be convex."""
+"""Maximum number of allocations until an estimate meets the request; several are needed where cost curves are not
+convex, because allocation uses their convex hulls."""
 
 
 # -- results -----------------------------------------------------------------------------------------------------------
@@ -34,7 +35,7 @@ _ALLOCATIONS = 12
 
 @dataclass(frozen=True)
 class Considered:
-    """A granularity that was timed for a budget, at its mask nearest to the budget."""
+    """Result for one granularity that was tried for a budget: its mask nearest to the budget."""
 
     structure: str
     density: float
@@ -42,7 +43,7 @@ class Considered:
     value: float
     """Logarithm of the retained importance, averaged over layers in proportion to their own; 0 for all of it."""
     why_not: str = ""
-    """Why it has no mask; the numbers are NaN then."""
+    """Why this granularity has no mask; empty if it has one. The numbers are NaN then."""
 
     def __str__(self) -> str:
         if self.why_not:
@@ -53,7 +54,7 @@ class Considered:
 
 @dataclass(frozen=True)
 class Met:
-    """A mask with its measured latency, the budget, and the estimate.
+    """Result of a latency budget: a mask, its measured latency, the budget, and the estimate.
 
     Examples:
         >>> model = nn.Sequential(nn.Linear(256, 256), nn.ReLU(), nn.Linear(256, 256))
@@ -68,10 +69,10 @@ class Met:
 
     mask: Mask
     latencies: Latencies
-    """Seconds of the base, of the unpruned compiled model, and as requested."""
+    """Seconds of the base engine, of the unpruned compiled model, and of the budget."""
     share: float
-    """Latency over that of the base: the median of a separate timing after the mask was chosen, of models compiled
-    anew and called in turns."""
+    """Latency of the mask over that of the base engine: the median of a separate timing after the mask was chosen, of
+    models compiled anew and called in turns."""
     low: float
     """Lower end of the 95 % interval of the share."""
     high: float
@@ -80,11 +81,11 @@ class Met:
     rounds: int = 0
     """Number of masks that were timed."""
     first: float = 1.0
-    """Estimated over measured latency of the first mask, before any correction."""
+    """Estimated over measured latency of the first mask that was timed, before any correction."""
     chosen: float = 0.0
-    """Share by which the mask was chosen among those timed; it is biased towards the request."""
+    """Share that was measured when the mask was chosen. It is biased towards the request; use `share`."""
     costs: CostModel | None = None
-    """Costs by which masks were chosen; None if nothing had to be pruned, or for channels alone."""
+    """Costs by which masks were chosen; None if nothing had to be pruned, or if only channels were tried."""
     structure: str = ""
     """Granularity of the mask: ``weights``, ``auto`` (weights or groups of rows, by layer), ``channels`` …"""
     considered: tuple[Considered, ...] = ()
@@ -92,17 +93,17 @@ class Met:
 
     @property
     def requested(self) -> float:
-        """Requested share of the base's latency."""
+        """Requested latency as a share of the base engine's latency."""
         return self.latencies.requested / self.latencies.now
 
     @property
     def seconds(self) -> float:
-        """Latency: the share times that of the base."""
+        """Latency of the mask in seconds: the share times the base engine's latency."""
         return self.share * self.latencies.now
 
     @property
     def missed_by(self) -> float:
-        """Relative distance of the latency from the request; below 0 if it is faster."""
+        """Relative distance of the latency from the request; negative if the mask is faster than requested."""
         return self.share / self.requested - 1
 
     @property
@@ -124,7 +125,7 @@ class Met:
 
 
 def result_without_pruning(mask: Mask, latencies: Latencies) -> Met:
-    """Return the result if the unpruned compiled model meets the budget.
+    """Return the result for a budget that the unpruned compiled model meets.
 
     Args:
         mask: that retains all candidates.
@@ -138,8 +139,8 @@ def result_without_pruning(mask: Mask, latencies: Latencies) -> Met:
 
 
 @dataclass(frozen=True)
-class Tried:
-    """A mask that was timed on the way to a budget; shares are of the unpruned compiled network's latency."""
+class TimedMask:
+    """A mask that was timed while a budget was approached; shares are of the unpruned compiled network's latency."""
 
     mask: Mask
     aim: float
@@ -161,18 +162,18 @@ def approach(
     rounds: int = _ROUNDS,
     near: float = _NEAR,
     turns: int = 7,
-    known: Sequence[Tried] = (),
-) -> list[Tried]:
-    """Time masks until one is near the requested share; each aim is corrected by the masks before.
+    known: Sequence[TimedMask] = (),
+) -> list[TimedMask]:
+    """Time masks until one is near the requested share of the latency; each aim is corrected by the masks before.
 
     Args:
         meter: of the network.
         asked: share of the unpruned compiled network's latency.
         mask_at: see `MaskAt`; it may raise an error for an aim that no mask meets.
-        floor: least aim.
-        rounds: most masks that are timed, `known` ones included.
+        floor: minimum aim.
+        rounds: maximum number of masks that are timed, `known` ones included.
         near: relative distance at which no further mask is timed.
-        turns: in which each mask and the unpruned network are timed.
+        turns: how often each mask and the unpruned network are timed alternately.
         known: masks that were timed before.
 
     Raises:
@@ -192,7 +193,7 @@ def approach(
             if not tried:
                 raise
             break  # the corrected aim is below the least possible cost
-        tried.append(Tried(mask, aim, estimated, meter.share(meter.compiled(mask), turns)))
+        tried.append(TimedMask(mask, aim, estimated, meter.share(meter.compiled(mask), turns)))
         _log.info("aimed at %.4g of the unpruned latency, measured %.4g", aim, tried[-1].found.median)
     return tried
 
@@ -208,12 +209,12 @@ def _next_aim(points: list[tuple[float, float]], asked: float) -> float:
     return aim * asked / one
 
 
-def nearest(tried: Sequence[Tried], asked: float) -> Tried:
-    """Return the mask whose measured share is nearest to the requested one."""
+def nearest(tried: Sequence[TimedMask], asked: float) -> TimedMask:
+    """Return the timed mask whose measured share is nearest to the requested one."""
     return min(tried, key=lambda one: abs(one.found.median / asked - 1))
 
 
-def report_nearest(meter: Meter, tried: Sequence[Tried], asked: float, latencies: Latencies) -> Met:
+def report_nearest(meter: Meter, tried: Sequence[TimedMask], asked: float, latencies: Latencies) -> Met:
     """Time the nearest mask once more, compiled anew, and return the result.
 
     Args:
@@ -260,7 +261,7 @@ def meet_share(meter: Meter, costs: CostModel, time: float | str, allocate: Call
 
 
 def masks_by_estimate(costs: CostModel, allocate: Callable[[float], Mask]) -> MaskAt:
-    """Return a `MaskAt` by the estimates of costs.
+    """Return a function from an aim to the mask whose estimated share is nearest to the aim.
 
     Args:
         costs: of the network.
@@ -306,13 +307,13 @@ def mask_nearest_budget(costs: CostModel, budget: float, allocate: Callable[[flo
 # -- warnings about a result -------------------------------------------------------------------------------------------
 
 _LEAST_STAGE_DENSITY = 0.05
-"""Density of a stage below which retraining seldom recovers the accuracy."""
+"""Density of a stage of layers below which retraining rarely recovers the accuracy."""
 
 _LARGE_ERROR = 0.2
-"""Relative error of the first estimate that is worth a warning."""
+"""Relative error of the first estimate from which a warning is given."""
 
 
-def concerns(found: Met) -> Iterator[str]:
+def quality_warnings(found: Met) -> Iterator[str]:
     """Yield warnings about a mask: stages with hardly any weights, and estimates that were far off.
 
     Args:

@@ -67,7 +67,7 @@ class Curve(Struct, frozen=True):
             raise ValueError("a curve needs two points")
         if known[-1][0] < 1:
             known.append((1.0, max(_extrapolate(known[-2], known[-1], 1.0), known[-1][1])))
-        costs = _isotonic([cost for _, cost in known])
+        costs = _fit_non_falling([cost for _, cost in known])
         if known[0][0] > 0:
             first = _extrapolate((known[0][0], costs[0]), (known[1][0], costs[1]), 0.0)
             known.insert(0, (0.0, first))
@@ -89,7 +89,7 @@ class Curve(Struct, frozen=True):
         """Return the lower convex hull: the largest convex function that is nowhere above this one."""
         hull: list[tuple[float, float]] = []
         for point in zip(self.densities, self.costs, strict=True):
-            while len(hull) > 1 and _slope(hull[-2], hull[-1]) >= _slope(hull[-1], point):
+            while len(hull) > 1 and _slope_between(hull[-2], hull[-1]) >= _slope_between(hull[-1], point):
                 hull.pop()
             hull.append(point)
         return Curve(tuple(density for density, _ in hull), tuple(cost for _, cost in hull))
@@ -99,8 +99,8 @@ class Curve(Struct, frozen=True):
         return Curve(self.densities, tuple(factor * cost for cost in self.costs))
 
 
-def _isotonic(costs: list[float]) -> list[float]:
-    """Return the non-falling costs with the least squared distance to these, by pooling adjacent violators."""
+def _fit_non_falling(costs: list[float]) -> list[float]:
+    """Return the non-falling sequence with the least squared distance to these costs (pool adjacent violators)."""
     pools: list[tuple[float, int]] = []
     for cost in costs:
         pools.append((cost, 1))
@@ -110,16 +110,16 @@ def _isotonic(costs: list[float]) -> list[float]:
     return [cost for cost, count in pools for _ in range(count)]
 
 
-def _slope(one: tuple[float, float], other: tuple[float, float]) -> float:
+def _slope_between(one: tuple[float, float], other: tuple[float, float]) -> float:
     return (other[1] - one[1]) / (other[0] - one[0])
 
 
 def _extrapolate(one: tuple[float, float], other: tuple[float, float], density: float) -> float:
-    return one[1] + (density - one[0]) * _slope(one, other)
+    return one[1] + (density - one[0]) * _slope_between(one, other)
 
 
 class LayerCost(Struct, frozen=True):
-    """Cost of one prunable weight by density and granularity."""
+    """Cost of a layer's prunable weight, by density and granularity."""
 
     weights: int
     """Number of its elements."""
@@ -128,14 +128,14 @@ class LayerCost(Struct, frozen=True):
     curves: dict[str, Curve]
     """Granularity (``weights``, ``rows:16``) -> cost by density; empty if no mask makes the layer cheaper."""
     all_rows: dict[str, Curve] = {}
-    """Curves for a network that runs channels-last throughout, the layout for rows that share columns."""
+    """Curves of a network that runs channels-last in all layers, the layout for rows that share columns."""
 
     def at(self, density: float, granularity: str = FINEST) -> float:
         """Return the cost at a density; a granularity that was not measured costs what the next finer one does."""
         return self._interpolate(self.curves, density, granularity)
 
-    def at_in_rows(self, density: float, granularity: str = FINEST) -> float:
-        """Return the cost in a network that runs channels-last throughout."""
+    def at_channels_last(self, density: float, granularity: str = FINEST) -> float:
+        """Return the cost in a network that runs channels-last in all layers."""
         return self._interpolate(self.all_rows, density, granularity) if density < 1 else self.dense
 
     def _interpolate(self, curves: Mapping[str, Curve], density: float, granularity: str) -> float:
@@ -249,7 +249,7 @@ class CostModel(Struct, frozen=True):
         dense = (1.0, FINEST)
         total = self.fixed + min(
             sum(layer.at(*kinds.get(name, dense)) for name, layer in self.layers.items()),
-            sum(layer.at_in_rows(*kinds.get(name, dense)) for name, layer in self.layers.items()),
+            sum(layer.at_channels_last(*kinds.get(name, dense)) for name, layer in self.layers.items()),
         )
         return Estimate(total, total * (1 - self.spread), total * (1 + self.spread), self.unit)
 
@@ -297,7 +297,8 @@ class CostModel(Struct, frozen=True):
         return float(known[base])
 
     def left_for(self, names: Iterable[str], amount: float) -> float:
-        """Return the part of `amount` that remains for the layers `names`, after fixed costs and all other layers."""
+        """Return the part of `amount` that remains for the layers `names`, after fixed costs and the dense costs of all
+        other layers."""
         pruned = set(names)
         return amount - self.fixed - sum(layer.at(1.0) for name, layer in self.layers.items() if name not in pruned)
 
@@ -342,7 +343,7 @@ class CostModel(Struct, frozen=True):
         }
 
     def check_granularity(self, granularity: str) -> None:
-        """Raise `UsageError` if a layer that masks make cheaper has no costs in it; empty stands for any."""
+        """Raise `UsageError` if a layer that masks make cheaper has no costs in this granularity; "" accepts any."""
         if granularity:
             for layer in self.layers.values():
                 if layer.curves:
@@ -407,7 +408,7 @@ Prices = Mapping[str, int] | CostModel
 
 
 def mask_cost(mask: Mask, prices: Prices) -> float:
-    """Return the cost of the weights that a mask retains; by a cost model, that of the whole network."""
+    """Return the cost of the weights that a mask retains; with a cost model, the cost of the whole network."""
     if isinstance(prices, CostModel):
         return prices.estimate(mask).value
     return sum(prices[name] * int(kept.sum()) for name, kept in mask.items())
@@ -420,7 +421,7 @@ def digest_of(value: Struct) -> str:
 
 
 def save_value(path: str | Path, kind: str, field: str, value: Struct, what: str) -> Path:
-    """Write a value and its digest to a JSON file, atomically. Raises `CostError` if that fails."""
+    """Write a value and its digest to a JSON file atomically. Raises `CostError` if that fails."""
     document = {"kind": kind, "format": 1, "digest": digest_of(value), field: msgspec.to_builtins(value)}
     try:
         write_atomically(Path(path), json.dumps(document, indent=1, allow_nan=False).encode())
@@ -453,11 +454,11 @@ _ADVICE = (
     (("embedding", "gather"), "shorter sequences"),
     ((", empty",), "fewer layers"),
 )
-"""Words in the names of a floor's parts -> what makes these parts cheaper."""
+"""Words in the names of operations -> what makes these operations cheaper."""
 
 
 def advice_to_lower(parts: Iterable[str]) -> str:
-    """Return what lowers a floor, for its largest part first; empty if unknown.
+    """Return advice on what lowers the minimum cost of a network, for its largest part first; empty if there is none.
 
     Args:
         parts: names of operations and of empty layers, the most expensive first.
@@ -476,20 +477,21 @@ def advice_to_lower(parts: Iterable[str]) -> str:
     return ", ".join(found)
 
 
-def half_interval(residuals: Iterable[float]) -> float:
-    """Return half a 95 % interval of relative residuals: their 95 % quantile by size, or the largest of a few."""
+def half_error_interval(residuals: Iterable[float]) -> float:
+    """Return half the width of a 95 % interval of relative errors: the 95 % quantile of their magnitudes."""
     sizes = sorted(abs(each) for each in residuals)
     return sizes[min(len(sizes) - 1, int(0.95 * len(sizes)))] if sizes else 0.0
 
 
 def required_budget(costs: CostModel, mask: Mask) -> str:
-    """Return the budget that pays for a mask as text: its cost, rounded up, and its share of the dense cost."""
+    """Return a text with the budget that pays for a mask: its cost, rounded up, and its share of the dense cost."""
     cost = 1.0005 * costs.estimate(mask).value
     return f"{format_cost_above(cost, costs.unit)} ({100 * cost / costs.dense:.3g} % of the dense network's)"
 
 
 def mask_granularity(kept: Tensor) -> str:
-    """Return the granularity of one layer's mask: half its weights are in groups of at least so many equal rows."""
+    """Return the granularity of one layer's mask: the median size of the groups of equal rows, each retained weight
+    counted once."""
     if kept.dim() < 2 or not bool(kept.any()):
         return FINEST
     matrix = kept.detach().cpu().flatten(1).numpy()

@@ -62,7 +62,7 @@ def in_blocks(structure: str) -> bool:
         return False
 
 
-def adds_scores(structure: str) -> bool:
+def sums_block_scores(structure: str) -> bool:
     """Return whether scores are summed over blocks and compared between layers, so that they need a common unit."""
     return structure in (BY_MEASUREMENT, CHANNELS) or in_blocks(structure)
 

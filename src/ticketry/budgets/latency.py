@@ -1,4 +1,4 @@
-"""Masks under a budget. Latency budgets are met by measurement, in the granularity that retains most importance."""
+"""Find masks under a budget. Latency budgets are met by measurement, in the granularity that retains most score."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from ticketry.budgets.approach import (
     Considered,
     MaskAt,
     Met,
-    Tried,
+    TimedMask,
     approach,
-    concerns,
     mask_nearest_budget,
     masks_by_estimate,
     nearest,
+    quality_warnings,
     report_nearest,
     result_without_pruning,
 )
@@ -60,13 +60,15 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 _SHARES = (1e-9, 0.08, 0.3, 1.0)
-"""Amounts of the masks by which costs are measured for one budget; timings of the masks themselves correct the rest."""
+"""Shares of the dense time of the masks by which costs are measured for a budget; timings of the chosen masks correct
+the estimates."""
 
 _ROUNDS, _LAST_ROUNDS, _TURNS = 3, 5, 3
-"""Masks of each granularity that are timed, masks of the best one, and turns of a timing."""
+"""Number of masks timed in each granularity, of masks timed in the best one, and of rounds of a timing."""
 
 _NEAR, _MET = 0.04, 1.05
-"""Distance from the budget at which granularities are compared, and share of it up to which it counts as met."""
+"""Distance from the budget at which granularities are compared, and factor of the budget up to which it counts as met.
+"""
 
 _CANDIDATES = {BY_MEASUREMENT: (AUTO, FINEST, CHANNELS)}
 """Structure -> granularities that are tried for it; any other structure is the only one tried."""
@@ -99,7 +101,7 @@ def meet(
         base: whose latency a share is of: ``eager``, ``torch.compile``, ``onnxruntime``, ``openvino``, or ``engine``
             (the model compiled by ticketry without pruning).
         cost: of the model on this machine, by `model`; None to measure it now.
-        structure, score, scope, within, keep_at_least, batches, loss, seed: as of `prune`.
+        structure, score, scope, within, keep_at_least, batches, loss, seed: see `prune`.
         threads: that a call uses; None for `torch.get_num_threads()`.
 
     Returns:
@@ -108,7 +110,7 @@ def meet(
     Raises:
         UsageError: for a budget below the floor; the message lists what the floor consists of.
         LayerCollapseError: if a layer would be left empty.
-        CostError: for costs of another model or another machine, for which nothing can be timed here.
+        CostError: for costs of another model or another machine, which cannot be timed on this machine.
         EngineError: if the base is not installed, or cannot run the model.
 
     Examples:
@@ -127,7 +129,7 @@ def meet(
 
 
 def mask_for(request: Request) -> Mask:
-    """Return the mask of a request: measured for seconds, unless the costs are of another machine."""
+    """Return the mask of a budget: found by measurement for seconds, unless the costs are of another machine."""
     if request.unit == "seconds":
         if request.cost is not None and (other := model_costs.why_elsewhere(request.cost)):
             return _mask_by_estimate(request, request.cost, other)
@@ -139,13 +141,13 @@ def mask_for(request: Request) -> Mask:
         request.model, request.example_inputs, unit=request.unit, scope=request.scope
     )
     if request.channels is not None:
-        return _channels_within(request, costs)
+        return _densest_channel_mask(request, costs)
     request.check_floor(costs, request.amount)
-    return _mask_within(costs, costs.budget(request.amount), _allocation(request, costs, request.scores()))
+    return _mask_within(costs, costs.budget(request.amount), _mask_allocator(request, costs, request.scores()))
 
 
 def _mask_by_estimate(request: Request, costs: CostModel, other: str) -> Mask:
-    """Return the mask whose estimate is nearest to the budget, for costs of another machine."""
+    """Return the mask whose estimated cost is nearest to the budget, for costs measured on another machine."""
     request.check_base_elsewhere(other)
     if request.structure == CHANNELS:
         raise CostError(f"whole channels are chosen by timing the model, which cannot be done here: {other}")
@@ -156,12 +158,12 @@ def _mask_by_estimate(request: Request, costs: CostModel, other: str) -> Mask:
         warnings.warn(f"nothing was pruned: {unpruned}", BudgetWarning, stacklevel=5)
         return request.all_candidates()
     request.check_floor(costs, request.amount)
-    allocate = _allocation(request, costs, request.scores())
+    allocate = _mask_allocator(request, costs, request.scores())
     return mask_nearest_budget(costs, costs.budget(request.amount), allocate)
 
 
 def _mask_within(costs: CostModel, budget: float, allocate: Callable[[float], Mask]) -> Mask:
-    """Return a mask whose exact cost is within the budget; allocation uses convex hulls, which are lower."""
+    """Return a mask whose exact cost is within the budget; allocation uses convex hulls, which underestimate costs."""
     aim = budget
     while True:
         mask = allocate(aim)
@@ -190,23 +192,23 @@ def meet_request(request: Request, threads: int) -> Met:
         if known.met_unpruned:
             return result_without_pruning(request.all_candidates(), known)
         request.check_retained(known.requested / known.unpruned)
-        found = _Search(request, meter, known, progress).run()
-    for concern in concerns(found):
+        found = _BudgetSearch(request, meter, known, progress).run()
+    for concern in quality_warnings(found):
         warnings.warn(concern, BudgetWarning, stacklevel=4)
     return found
 
 
 @dataclass
 class _Candidate:
-    """A granularity, and its masks that were timed."""
+    """A granularity, with its masks that were timed."""
 
     structure: str
     mask_at: MaskAt
     floor: float
-    tried: list[Tried]
+    tried: list[TimedMask]
 
 
-class _Search:
+class _BudgetSearch:
     """Times masks of each granularity for one budget and chooses the one that retains most importance."""
 
     def __init__(self, request: Request, meter: Meter, known: Latencies, progress: Progress) -> None:
@@ -234,8 +236,8 @@ class _Search:
         if needs_costs:
             self._costs = self._request.cost or self._measure_costs()
             _warn_of_torch(self._costs)
-        found = [one for name in self._names if (one := self._try(name)) is not None]
-        best = max(found, key=self._rank)
+        found = [one for name in self._names if (one := self._time_granularity(name)) is not None]
+        best = max(found, key=self._rank_of)
         if abs(nearest(best.tried, self._asked).found.median / self._asked - 1) > _NEAR / 2:
             best.tried = approach(
                 self._meter,
@@ -264,10 +266,11 @@ class _Search:
         self._request.check_floor(costs, self._asked)
         return costs
 
-    def _try(self, name: str) -> _Candidate | None:
-        """Time masks of a granularity; None, with the reason noted, if it has no mask and is one of several."""
+    def _time_granularity(self, name: str) -> _Candidate | None:
+        """Time masks of a granularity. Return None, and note the reason, if it has no mask but other granularities are
+        left to try."""
         try:
-            mask_at, floor = self._masks(name)
+            mask_at, floor = self._mask_builder(name)
 
             def mask_with_progress(aim: float) -> tuple[Mask, float]:
                 self._progress.step(f"timing {name}")
@@ -278,7 +281,7 @@ class _Search:
             tried = approach(
                 self._meter, self._asked, mask_with_progress, floor=floor, rounds=rounds, near=near, turns=_TURNS
             )
-            self._check(tried)
+            self._check_minimum(tried)
         except (UsageError, LayerCollapseError, StructureError) as error:
             self._failed.append(Considered(name, math.nan, math.nan, math.nan, str(error)))
             if len(self._failed) == len(self._names):
@@ -286,25 +289,25 @@ class _Search:
             return None
         return _Candidate(name, mask_at, floor, tried)
 
-    def _check(self, tried: list[Tried]) -> None:
+    def _check_minimum(self, tried: list[TimedMask]) -> None:
         """Raise `LayerCollapseError` if the mask retains fewer weights of a layer than requested."""
         least = self._request.keep_at_least
         for row in nearest(tried, self._asked).mask.table() if least else ():
             if row.kept < min(least, row.total) and row.name in self._request.scope.shapes:
                 raise LayerCollapseError(f"{row.name} would keep {row.kept} weights, fewer than keep_at_least={least}")
 
-    def _masks(self, name: str) -> tuple[MaskAt, float]:
-        """Return how masks of a granularity are built, and the least aim."""
+    def _mask_builder(self, name: str) -> tuple[MaskAt, float]:
+        """Return a function from an aim to a mask of this granularity, and the minimum aim."""
         if name == CHANNELS:
             return _channel_masks(self._request, self._meter, self._values)
         assert self._costs is not None
         costs = self._costs
         costs.budget(self._asked)
-        allocate = _allocation(replace(self._request, structure=name), costs, self._values)
+        allocate = _mask_allocator(replace(self._request, structure=name), costs, self._values)
         return masks_by_estimate(costs, allocate), costs.floor / costs.dense
 
-    def _rank(self, one: _Candidate) -> tuple[bool, float]:
-        """Rank by retained importance if the budget is met, else by how far it is missed."""
+    def _rank_of(self, one: _Candidate) -> tuple[bool, float]:
+        """Return a sort key: retained importance if the budget is met, else by how far it is missed."""
         best = nearest(one.tried, self._asked)
         over = best.found.median / self._asked
         if over > _MET:
@@ -321,7 +324,7 @@ class _Search:
 # -- masks of a structure ----------------------------------------------------------------------------------------------
 
 
-def _allocation(request: Request, costs: CostModel, values: Mapping[str, Tensor]) -> Callable[[float], Mask]:
+def _mask_allocator(request: Request, costs: CostModel, values: Mapping[str, Tensor]) -> Callable[[float], Mask]:
     """Return a function from a budget in the unit of the costs to a mask."""
     if in_blocks(request.structure):
         only = single_granularity(request.structure)
@@ -343,9 +346,9 @@ def _allocation(request: Request, costs: CostModel, values: Mapping[str, Tensor]
 
 
 def _channel_masks(request: Request, meter: Meter, values: Mapping[str, Tensor]) -> tuple[MaskAt, float]:
-    """Return how masks of whole channels are built, and the least aim.
+    """Return a function from an aim to a mask of whole channels, and the minimum aim.
 
-    A layer's estimate is its unpruned time, in proportion to the retained channels.
+    A layer's estimated time is its unpruned time, in proportion to the retained channels.
     """
     profile, dense = meter.dense_profile, meter.dense_seconds
     prices = {name: seconds / max(prod(meter.shape(name)), 1) for name, seconds in profile.layers.items()}
@@ -370,7 +373,7 @@ def _channel_path(request: Request, values: Mapping[str, Tensor], prices: Mappin
     return ChannelPath(choice, scores, prices, options.order, request.within)
 
 
-def _channels_within(request: Request, costs: CostModel) -> Mask:
+def _densest_channel_mask(request: Request, costs: CostModel) -> Mask:
     """Return the densest mask of whole channels whose cost in bytes is within the budget."""
     budget = costs.budget(request.amount)
     prices = {name: layer.dense / max(layer.weights, 1) for name, layer in costs.layers.items()}
@@ -398,13 +401,13 @@ def _warn_of_torch(costs: CostModel) -> None:
 # -- progress ----------------------------------------------------------------------------------------------------------
 
 _PATIENCE = 1.0
-"""Seconds after which unfinished work is displayed."""
+"""Seconds after which a progress bar is displayed."""
 
 
 class Progress:
     """A progress bar with the remaining time, on terminals and in notebooks only.
 
-    A step beyond the plan extends the plan.
+    Steps beyond the announced number extend it.
     """
 
     def __init__(self, title: str, steps: int = 0) -> None:
@@ -413,11 +416,11 @@ class Progress:
         self._bar: Bar | None = None
 
     def add(self, steps: int) -> None:
-        """Plan further steps."""
+        """Announce further steps."""
         self.planned += steps
 
     def step(self, what: str) -> None:
-        """Begin the next step, which ends the one before.
+        """Finish the current step, and begin the next one.
 
         Args:
             what: is done in it.

@@ -1,13 +1,13 @@
-"""Granularity and density of each layer under one budget.
+"""Choose granularity and density of each layer under one budget.
 
-Every layer can be pruned in several granularities at many densities, each with a cost and a value. Only options on the
-upper concave hull of value against cost can be optimal (the relaxed multiple-choice knapsack: Sinha & Zoltners 1979).
-The pieces of all layers' hulls are bought in the order of value per cost until the budget is spent.
+Every layer can be pruned in several granularities at many densities, each with a cost and a value. Only options on
+the upper concave hull of value against cost can be optimal (the relaxed multiple-choice knapsack: Sinha & Zoltners
+1979). The pieces of all layers' hulls are bought in the order of value per cost until the budget is spent.
 
-A layer whose scores sum to S and that retains a sum of s has the value S log(s / S). For small losses that equals
-s - S. Large losses count for more, because signals pass through all layers and retained shares multiply (Lee et al.,
-"Layer-adaptive sparsity for the magnitude-based pruning", ICLR 2021, whose score is the slope of this with S = 1). So
-no layer is emptied for the sake of another.
+A layer whose scores sum to S and that retains a sum of s has the value S log(s / S). For small losses that equals s
+- S. Large losses count for more, because signals pass through all layers and retained shares multiply (Lee et al.,
+"Layer-adaptive sparsity for the magnitude-based pruning", ICLR 2021, whose score is the slope of this with S = 1).
+So no layer is emptied for the sake of another.
 """
 
 from __future__ import annotations
@@ -29,18 +29,18 @@ from ticketry.core.structure.pattern import Pattern
 from ticketry.errors import UsageError
 
 WORTH = "logarithm of the share"
-"""Name of the rule that turns scores into values, for keys of stored masks: another rule needs another name."""
+"""Name of the rule that turns scores into values, part of the keys of stored masks; change it with the rule."""
 
 _LEAST_SHARE = 1e-12
-"""Lower bound of a layer's retained share of scores in the logarithm."""
+"""Lower bound of a layer's retained share of scores when its logarithm is taken."""
 
 _DENSITIES = np.unique(np.concatenate([np.geomspace(1e-3, 1, 60), np.linspace(0.05, 1, 39)]))
-"""Densities of the options of a layer; the last one bought is refined to a block."""
+"""Densities of the options of a layer; the last one chosen is refined to a single block."""
 
 
 @dataclass(frozen=True)
 class Option:
-    """A layer in one granularity at one density."""
+    """A layer pruned in one granularity to one density, with its cost and value."""
 
     cost: float
     value: float
@@ -50,15 +50,15 @@ class Option:
 
 @dataclass
 class LayerOptions:
-    """The options of one layer."""
+    """The ways to prune one layer: granularities and densities, each with its cost and value."""
 
     scores: Tensor
     curves: Mapping[str, Curve]
     layout: Layout
     dense: Option | None
-    """The whole layer, where that is cheaper than all of its blocks."""
+    """Option of the unpruned layer, where that is cheaper than retaining all of its blocks."""
     least: int = 1
-    """Weights that any option retains, if the layer has as many."""
+    """Number of weights that any option retains, if the layer has as many."""
     _cache: dict[str, tuple[Blocks, Tensor, np.ndarray, np.ndarray]] = field(default_factory=dict)
 
     def blocks(self, granularity: str) -> tuple[Blocks, Tensor, np.ndarray, np.ndarray]:
@@ -68,7 +68,7 @@ class LayerOptions:
             blocks = Pattern(f"{rows}x1", rows=rows).blocks(tuple(self.scores.shape), self.layout)
             sums, sizes = blocks.sum_by_block(self.scores.double()).flatten(), blocks.sizes.flatten()
             order = (sums / sizes).argsort(descending=True, stable=True)
-            value = _value(np.concatenate([[0.0], sums[order].cumsum(0).numpy()]))
+            value = _values_of_retained(np.concatenate([[0.0], sums[order].cumsum(0).numpy()]))
             weights = np.concatenate([[0], sizes[order].cumsum(0).numpy()])
             self._cache[granularity] = blocks, order, value, weights
         return self._cache[granularity]
@@ -93,7 +93,7 @@ class LayerOptions:
         for option in options:
             if found and option.value <= found[-1].value:
                 continue
-            while len(found) > 1 and _gain(found[-2], found[-1]) <= _gain(found[-1], option):
+            while len(found) > 1 and _value_per_cost(found[-2], found[-1]) <= _value_per_cost(found[-1], option):
                 found.pop()
             if found and option.cost <= found[-1].cost:
                 continue
@@ -124,7 +124,7 @@ class ChosenLayers:
 
 
 class LayerChoice:
-    """The options of all layers, in both of the engine's layouts; solved for any number of budgets."""
+    """The options of all layers, in both of the engine's layouts; `within` solves the choice for a budget."""
 
     def __init__(
         self,
@@ -196,11 +196,13 @@ class LayerChoice:
         if left < 0:
             return budget - left
         pieces = [
-            (-_gain(one, other), name, one, other) for name, hull in hulls.items() for one, other in pairwise(hull)
+            (-_value_per_cost(one, other), name, one, other)
+            for name, hull in hulls.items()
+            for one, other in pairwise(hull)
         ]
         for _, name, one, other in sorted(pieces, key=lambda piece: piece[0]):  # stable
             if other.cost - one.cost > left:
-                chosen[name] = _refine(layers[name], one, other, left)
+                chosen[name] = _densest_affordable(layers[name], one, other, left)
                 left -= chosen[name].cost - one.cost
                 break
             chosen[name] = other
@@ -247,7 +249,7 @@ def multiplication_costs(sizes: Mapping[str, int], prices: Mapping[str, int]) ->
 
 
 def value_of(scores: Mapping[str, Tensor], mask: Mask) -> float:
-    """Return the value of a mask's layers together, by the rule of `LayerChoice`: 0 if they retain all their scores.
+    """Return the total value of a mask's layers by the rule of `LayerChoice`: 0 if they retain all scores.
 
     Args:
         scores: of each weight, none below 0.
@@ -257,7 +259,7 @@ def value_of(scores: Mapping[str, Tensor], mask: Mask) -> float:
     for name, score in scores.items():
         whole = float(score.double().sum())
         kept = float(score.double()[mask[name].to(score.device)].sum()) if name in mask else whole
-        value += float(_value(np.array([kept, whole]))[0])
+        value += float(_values_of_retained(np.array([kept, whole]))[0])
     return value
 
 
@@ -268,13 +270,13 @@ def zero_outside(scores: Mapping[str, Tensor], mask: Mask | None) -> Mapping[str
     return {name: score * mask[name].to(score.device) for name, score in scores.items()}
 
 
-def _value(kept: np.ndarray) -> np.ndarray:
+def _values_of_retained(kept: np.ndarray) -> np.ndarray:
     """Return the value of each sum of retained scores [n]; the last one is the sum of all scores."""
     whole = kept[-1]
     return whole * np.log(np.maximum(kept / whole, _LEAST_SHARE)) if whole > 0 else np.zeros_like(kept)
 
 
-def _refine(layer: LayerOptions, one: Option, other: Option, left: float) -> Option:
+def _densest_affordable(layer: LayerOptions, one: Option, other: Option, left: float) -> Option:
     """Return the densest affordable option between two; the first one if their granularities differ."""
     if one.granularity != other.granularity:
         return one
@@ -285,5 +287,6 @@ def _refine(layer: LayerOptions, one: Option, other: Option, left: float) -> Opt
     return layer.option(one.granularity, low)
 
 
-def _gain(one: Option, other: Option) -> float:
+def _value_per_cost(one: Option, other: Option) -> float:
+    """Return the additional value per additional cost from one option to a more expensive one."""
     return (other.value - one.value) / max(other.cost - one.cost, 1e-300)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -14,17 +16,6 @@ from torch import Tensor, nn
 from ticketry.budgets.cost_model import CostModel, Curve, LayerCost
 from ticketry.budgets.granularity import FINEST
 from ticketry.budgets.layer_choice import multiplication_costs
-from ticketry.budgets.profiles import (
-    KIND as PROFILE,
-)
-from ticketry.budgets.profiles import (
-    Estimator,
-    GpuProfile,
-    MachineProfile,
-    cached_profile,
-    profile,
-    profile_names,
-)
 from ticketry.budgets.timing import (
     DENSITIES,
     SHARES,
@@ -39,29 +30,29 @@ from ticketry.budgets.timing import (
 )
 from ticketry.budgets.units import Unit, check_base
 from ticketry.choices import describe_name_difference
+from ticketry.core.mask import Mask
 from ticketry.core.scope import Scope
 from ticketry.core.scope import scope as scope_of
 from ticketry.core.structure.layout import layouts_or_rows
 from ticketry.core.weight_uses import count_multiplications
 from ticketry.errors import CostError, UsageError
-from ticketry.files import content_of, parse_json
+from ticketry.folders import exists
 from ticketry_engine.bench.machine import another_machine
-from ticketry_engine.costs.file_sizes import StoredTensor, stored_tensors
-from ticketry_engine.costs.kernel_work import Processor
-from ticketry_engine.costs.masked_model import MaskedModel
+from ticketry_engine.costs.gpu_latency import H100_BF16, GpuRates
+from ticketry_engine.costs.masked_model import CallSeconds, MaskedModel, StoredTensor, stored_tensors
 from ticketry_engine.support.entry_points import entry_point
 
-THIS_MACHINE, CALIBRATED = "this machine", "calibrated"
+THIS_MACHINE = "this machine"
 
 _MORE_AMOUNTS = (0.006, 0.15, 0.3, 0.8)
-"""Further amounts of masks for estimates, which take less time than timings."""
+"""Further amounts of masks for estimates, which are quicker to compute than timings."""
 
 
 @entry_point()
 def model(
     model: nn.Module,
     example_inputs: Any,
-    target: str | Path | CostModel | MachineProfile | GpuProfile = THIS_MACHINE,
+    target: str | Path | CostModel | GpuProfile = THIS_MACHINE,
     *,
     unit: Unit = "seconds",
     granularities: Sequence[str] = (FINEST,),
@@ -76,14 +67,13 @@ def model(
     """Return the cost of `model` under any mask, for the batch of the example inputs.
 
     Seconds on this machine are measured: the model is compiled under masks of some densities, and each layer is timed
-    in turns with the whole unpruned network. With a profile of a machine they are estimated and nothing is timed.
+    in turns with the whole unpruned network. With a profile of a GPU they are estimated and nothing is timed.
     Bytes are those of the file that `Compiled.save` writes. Multiplications are counted. Both are exact.
 
     Args:
         example_inputs: a tensor, a tuple of arguments, or a dict of arguments by name.
-        target: "this machine"; a profile of a machine, its name ("zen4-avx2") or file, or "calibrated" for the one that
-            `calibrate` cached here; a profile of a GPU, "h100-bf16", whose precision is fixed; or costs of this model,
-            or a file of them, measured on another machine.
+        target: "this machine"; a profile of a GPU, "h100-bf16", whose precision is fixed; or costs of this model, or a
+            file of them, measured on another machine.
         granularities: of seconds: ``weights``, ``rows:N`` for groups of N rows that retain the same columns.
         densities: at which seconds are measured, at least two; with scores, shares of the dense time.
         scores: parameter name -> score of each weight, none below 0. Seconds are measured under masks that retain the
@@ -115,11 +105,11 @@ def model(
         return multiplication_costs(chosen.sizes, count_multiplications(model, chosen, example_inputs))
     if unit == "bytes":
         return _file_costs(model, example_inputs, chosen)
-    source = _resolve_target(target, threads, precision)
+    source = _resolve_target(target)
     if bases and source is not None:
         raise UsageError(f"the latency of {', '.join(bases)} is measured on this machine: leave target or bases out")
-    if isinstance(source, MachineProfile | GpuProfile):
-        source.check(threads, precision)
+    if isinstance(source, GpuProfile):
+        source.check(precision)
         estimator = Estimator(model, example_inputs, source, chosen)
         amounts = tuple(densities) if densities else (*(SHARES if scores else DENSITIES), *_MORE_AMOUNTS)
         masks = mask_family(estimator, chosen, scores, amounts)
@@ -169,45 +159,30 @@ def mask_family(
     return ScoredMasks(scores, seconds, layouts_or_rows(timer.model, scope), tuple(amounts or SHARES))
 
 
-def _resolve_target(
-    target: str | Path | CostModel | MachineProfile | GpuProfile, threads: int, precision: str
-) -> CostModel | MachineProfile | GpuProfile | None:
-    """Return a profile, or costs of the model; None to measure the model."""
-    if isinstance(target, CostModel | MachineProfile | GpuProfile):
+def _resolve_target(target: str | Path | CostModel | GpuProfile) -> CostModel | GpuProfile | None:
+    """Return the GPU profile or the costs that `target` names; None to measure the model on this machine."""
+    if isinstance(target, CostModel | GpuProfile):
         return target
     if target == THIS_MACHINE:
         return None
-    if target == CALIBRATED:
-        return cached_profile(Processor.here().vectors, threads, precision)
-    if isinstance(target, str) and target in profile_names():
-        return profile(target)
-    kind = _kind_of_file(Path(target))
-    if kind is None:
-        known = ", ".join(profile_names())
+    if isinstance(target, str) and target in GPUS:
+        return GPUS[target]
+    if not exists(Path(target)):
         raise CostError(
-            f"{target} is neither {THIS_MACHINE!r}, {CALIBRATED!r}, nor a profile ({known}), nor a"
-            " file of costs or of a profile"
+            f"{target} is neither {THIS_MACHINE!r}, nor a profile ({', '.join(GPUS)}), nor a file of costs: for another"
+            " processor, measure there with tk.cost.model(model, example_inputs).save(path)"
         )
-    return MachineProfile.load(target) if kind == PROFILE else CostModel.load(target)
-
-
-def _kind_of_file(path: Path) -> str | None:
-    """Return the kind that a JSON file states; None if it cannot be read as one."""
-    try:
-        document = parse_json(content_of(path, most=1 << 26))
-    except (OSError, ValueError, RecursionError):
-        return None
-    return str(document.get("kind")) if isinstance(document, dict) else None
+    return CostModel.load(target)
 
 
 def why_elsewhere(costs: CostModel) -> str:
-    """Return why costs are not of this machine; empty if they are."""
+    """Return why costs were not measured on this machine; empty if they were."""
     other = another_machine(costs.about)
     return other and f"the costs are of another machine ({other})"
 
 
 def check_fits(costs: CostModel, meter: Meter) -> CostModel:
-    """Return the costs. Raises `CostError` if they are not of the meter's model, threads, precision and batch."""
+    """Return the costs. Raises `CostError` if model, threads, precision or batch differ from the meter's."""
     for name in meter.names:
         if name not in costs.layers or costs.layers[name].weights != prod(meter.shape(name)):
             raise CostError(f"the costs are of another model: {name!r} has none, or another size")
@@ -224,10 +199,10 @@ def check_fits(costs: CostModel, meter: Meter) -> CostModel:
 # -- bytes -------------------------------------------------------------------------------------------------------------
 
 _HALVINGS = range(2, 12)
-"""The curve of packed weights bends at a quarter of the numbers, an eighth, and so on."""
+"""Number of halvings of the density at which the cost curve of packed weights has a bend."""
 
 _ROUNDING_BYTES = 2.0
-"""Bytes by which positions may exceed a line between two counts, because of rounding."""
+"""Bytes by which the packed positions may exceed the linear interpolation between two counts, because of rounding."""
 
 
 def _file_costs(model: nn.Module, example_inputs: Any, scope: Scope) -> CostModel:
@@ -236,11 +211,11 @@ def _file_costs(model: nn.Module, example_inputs: Any, scope: Scope) -> CostMode
     fixed, stored = stored_tensors(MaskedModel(model, example_inputs, parameters), parameters)
     if other := [name for name, tensors in stored.items() if not tensors]:
         raise CostError(f"{other[0]} is not in the model file as it is in the model: spare it in the scope")
-    layers = {name: _packed_layer(parameters[name].numel(), tensors) for name, tensors in stored.items()}
+    layers = {name: _layer_file_cost(parameters[name].numel(), tensors) for name, tensors in stored.items()}
     return CostModel("bytes", layers, fixed, 0.0, {"of": "model.tk"})
 
 
-def _packed_layer(weights: int, tensors: list[StoredTensor]) -> LayerCost:
+def _layer_file_cost(weights: int, tensors: list[StoredTensor]) -> LayerCost:
     """Return the cost of a layer whose file entries are packed, unless all values take less.
 
     Args:
@@ -264,3 +239,106 @@ def _packed_layer(weights: int, tensors: list[StoredTensor]) -> LayerCost:
         points.append((full, dense))
     points = [*points, (1.0, dense)] if points else [(0.0, dense), (1.0, dense)]
     return LayerCost(weights, dense, {FINEST: Curve(*zip(*points, strict=True))})
+
+
+# -- profiles of GPUs, from which a network's costs are estimated without timing it ------------------------------------
+
+
+@dataclass(frozen=True)
+class GpuProfile:
+    """Rates of a GPU, in one number format, from which the time of a network's layers is estimated.
+
+    Examples:
+        >>> profile = tk.cost.profile("h100-bf16")
+        >>> profile.gpu, profile.precision
+        ('NVIDIA H100 80GB HBM3', 'bf16')
+        >>> model = nn.Sequential(nn.Conv2d(64, 512, 3), nn.ReLU(), nn.Conv2d(512, 512, 3)).eval()
+        >>> x = torch.randn(256, 64, 32, 32)
+        >>> costs = tk.cost.model(model, x, target=profile, granularities=("weights", "rows:64"), densities=(0.1, 1))
+        >>> costs.layers["2.weight"].curves["rows:64"].at(0.1) < 0.7 * costs.layers["2.weight"].dense
+        True
+    """
+
+    gpu: str
+    """Name by `torch.cuda.get_device_name`."""
+    precision: str
+    rates: GpuRates
+    """Rates of its kernels and of dense layers."""
+    spread: float
+    """Half the 95 % interval of an estimate, from networks that were not used in the fit."""
+
+    def check(self, precision: str) -> None:
+        """Raise `CostError` if `precision` differs from the profile's; "fp32", the default of calls, is always
+        accepted."""
+        if precision not in ("fp32", self.precision):
+            raise CostError(
+                f"the profile of {self.gpu} is of {self.precision}, and {precision} is asked for: give"
+                f" precision={self.precision!r}"
+            )
+
+    def facts(self) -> dict[str, object]:
+        """Return what cost models record about this profile."""
+        return {
+            "target": self.gpu,
+            "processor": self.gpu,
+            "precision": self.precision,
+            "how": "estimated by a profile of the GPU",
+        }
+
+    def __str__(self) -> str:
+        return (
+            f"Profile of a GPU: {self.gpu}, {self.precision}; an estimate is within {100 * self.spread:.0f} % in 95 of"
+            " 100 cases"
+        )
+
+
+GPUS: Mapping[str, GpuProfile] = {
+    "h100-bf16": GpuProfile("NVIDIA H100 80GB HBM3", "bf16", H100_BF16, spread=0.2),
+}
+"""Profiles that come with the package."""
+
+
+def profile(name: str) -> GpuProfile:
+    """Return a profile by its name. Raises `UsageError` for an unknown one.
+
+    Examples:
+        >>> tk.cost.profile("h100-bf16").precision
+        'bf16'
+    """
+    if name not in GPUS:
+        raise UsageError(f"there is no profile {name!r}: there are {', '.join(GPUS)}")
+    return GPUS[name]
+
+
+class Estimator:
+    """A `Timer` that estimates a network's latency under masks from a GPU's profile."""
+
+    def __init__(self, model: nn.Module, example_inputs: Any, profile: GpuProfile, scope: Scope | None = None) -> None:
+        """Raise `EngineError` if the model cannot be captured."""
+        self.model, self._shapes = model, (scope or scope_of(model)).shapes
+        self.names = tuple(self._shapes)
+        self.network = MaskedModel(model, example_inputs, self.names, upsampling=False)
+        self._rates = profile.rates
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Return the shape of a weight in scope."""
+        return self._shapes[name]
+
+    @cached_property
+    def dense_profile(self) -> CallSeconds:
+        """Latency of the unpruned network, divided into layers and other operations."""
+        return self._rates.call_seconds(self.network, None)
+
+    @property
+    def dense_seconds(self) -> float:
+        """Latency of the unpruned network."""
+        return self.dense_profile.total
+
+    def profile(self, mask: Mask, layout: str | None) -> CallSeconds:
+        """Return the latency under a mask, divided into layers and other operations. Raises `UnsupportedError` for
+        channels-last."""
+        return self._rates.call_seconds(self.network, mask, layout)
+
+    def seconds(self, mask: Mask) -> float:
+        """Return the latency under a mask."""
+        return self.profile(mask, None).total

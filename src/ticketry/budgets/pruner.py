@@ -105,7 +105,7 @@ def budget_pruner(
         prices: see `allocate_budget`.
         score: name or function.
         within: a mask of the candidates.
-        iterations, schedule, regrow: as of `prune`; intermediate shares are of the budget.
+        iterations, schedule, regrow: see `prune`; intermediate shares are of the budget.
         inputs: what the score needs.
         structure: ``auto`` to choose a granularity for each layer among those that costs in seconds have, or one for
             all layers, see `layer_choice`. Blocks are worth what `within` retains of them, and are retained whole. The
@@ -175,7 +175,7 @@ def random_mask_of_equal_cost(like: Mask, prices: Prices, seed: int, distributio
 
 
 _HALVINGS = 20
-"""Bisections of the budget for the hulls: to a millionth."""
+"""Number of bisections of the budget for the hulls: precise to a millionth."""
 
 
 def _allocate_by_hulls(
@@ -215,7 +215,7 @@ def _allocate_by_hulls(
 def _allocate_by_rule(
     scores: Mapping[str, Tensor], prices: Prices, budget: float, distribution: str, within: Mask | None, least: int
 ) -> Mask:
-    """Return the mask with as many weights as the budget pays for, by a rule that ignores prices."""
+    """Return the mask with as many weights as the budget pays for, chosen by a rule that ignores prices."""
     total = sum(score.numel() for score in scores.values())
     count = _count_affordable(scores, prices, budget, distribution, within)
     while True:
@@ -230,7 +230,7 @@ def _allocate_by_rule(
 def _count_affordable(
     scores: Mapping[str, Tensor], prices: Prices, budget: float, distribution: str, within: Mask | None
 ) -> int:
-    """Return the number of weights that a rule can retain for the budget, without minimums."""
+    """Return the number of weights that a rule can retain for the budget, without a minimum per layer."""
     if not isinstance(prices, CostModel) and distribution == "global":
         values = torch.cat([_candidate_scores(scores, name, within) for name in scores])
         price = torch.cat([torch.full((score.numel(),), prices[name]) for name, score in scores.items()])
@@ -244,7 +244,7 @@ def _count_affordable(
             shares = count_weights_per_layer(scores, available, count, distribution, ())
             return sum(prices[name] * kept for name, kept in shares.items())
 
-        return _last(lambda count: price_of(count) <= budget, sum(available.values()))
+        return _largest_that_holds(lambda count: price_of(count) <= budget, sum(available.values()))
     values_of = {name: _candidate_scores(scores, name, within) for name in scores}
     finite = {name: part[part > -torch.inf] for name, part in values_of.items()}
     left = prices.left_for(scores, budget)
@@ -255,17 +255,17 @@ def _count_affordable(
         )
         return sum(prices.layers[name].at(kept / scores[name].numel()) for name, kept in shares.items())
 
-    return _last(lambda count: cost(count) <= left, sum(available.values()))
+    return _largest_that_holds(lambda count: cost(count) <= left, sum(available.values()))
 
 
 def _candidate_scores(scores: Mapping[str, Tensor], name: str, within: Mask | None) -> Tensor:
-    """Return float64 [n]: scores, and -inf for weights that are not candidates."""
+    """Return the scores of a layer as float64 [n], with -inf for weights that are not candidates."""
     values = scores[name].detach().cpu().flatten().double()
     return values if within is None else values.masked_fill(~within[name].cpu().flatten(), -torch.inf)
 
 
-def _last(holds: Callable[[int], bool], most: int) -> int:
-    """Return the last number up to `most` for which a monotonic condition holds that holds for 0."""
+def _largest_that_holds(holds: Callable[[int], bool], most: int) -> int:
+    """Return the largest number up to `most` for which a monotonic condition, true for 0, is true."""
     low, high = 0, most + 1
     while high - low > 1:
         middle = (low + high) // 2

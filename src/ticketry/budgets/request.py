@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ticketry.budgets.allocation import check_floor_of_costs, check_not_all_kept
 from ticketry.budgets.cost_model import CostModel
-from ticketry.budgets.granularity import BY_MEASUREMENT, FINEST, NONE, adds_scores
+from ticketry.budgets.granularity import BY_MEASUREMENT, FINEST, NONE, sums_block_scores
 from ticketry.budgets.units import ENGINE, Unit, check_base, parse_share_or_amount
 from ticketry.core.layer_minimum import count_candidates
 from ticketry.core.mask import Mask, require_mask
@@ -44,12 +44,12 @@ class Request:
     amount: float | str
     """A share of the dense network's cost, or an amount: ``"5ms"``."""
     scores: Callable[[], Mapping[str, Tensor]]
-    """Returns the score of each weight."""
+    """Function that returns the score of each weight."""
     structure: str = NONE
     within: Mask | None = None
     keep_at_least: int = 0
     cost: CostModel | None = None
-    """Costs of the model; None to measure them on this machine."""
+    """Costs of the model; None: they are measured on this machine."""
     base: str = ENGINE
     """Engine whose latency a share of seconds is of, see `units.BASES`."""
     channels: ChannelOptions | None = None
@@ -59,7 +59,7 @@ class Request:
         check_base(self.base)
         if self.within is not None:
             require_mask(self.within, "within")
-        if self.structure != NONE and not adds_scores(self.structure):
+        if self.structure != NONE and not sums_block_scores(self.structure):
             raise UsageError(
                 "the structure under a budget is none, auto, weights, rows:N (such as rows:16) or channels, not"
                 f" {self.structure!r}"
@@ -83,9 +83,9 @@ class Request:
             self.check_retained(share)
 
     def check_retained(self, share: float) -> None:
-        """Raise `LayerCollapseError` if all weights would stay for a share of the unpruned cost below 1."""
+        """Raise `LayerCollapseError` if the minimum per layer retains all weights for a share below 1."""
         if self.keep_at_least:
-            check_not_all_kept(self._candidates, share, self.keep_at_least, self.unit)
+            check_not_all_kept(self._candidate_counts, share, self.keep_at_least, self.unit)
 
     def check_floor(self, costs: CostModel, amount: float | str) -> None:
         """Raise an error if an amount does not pay for `keep_at_least` weights in each layer.
@@ -95,7 +95,7 @@ class Request:
             LayerCollapseError: if it is below the cost of these weights, see `allocation.check_floor_of_costs`.
         """
         if self.keep_at_least:
-            check_floor_of_costs(costs, self._candidates, costs.budget(amount), self.keep_at_least)
+            check_floor_of_costs(costs, self._candidate_counts, costs.budget(amount), self.keep_at_least)
 
     def check_base_elsewhere(self, other: str) -> None:
         """Raise `UsageError` for a share of a base that would have to be timed on another machine.
@@ -114,7 +114,7 @@ class Request:
         return self.within or Mask.ones(self.scope)
 
     @property
-    def _candidates(self) -> dict[str, int]:
+    def _candidate_counts(self) -> dict[str, int]:
         return count_candidates(self.scope.shapes, self.within)
 
 
@@ -122,7 +122,7 @@ class Request:
 
 
 def default_structure(structure: str | None, score: str | Score | None) -> str:
-    """Return the structure of a budget; by default ``none`` with a score, and single weights by value without one."""
+    """Return the structure of a budget: by default ``none`` if a score is given, and ``weights`` without a score."""
     return structure or (NONE if score is not None else FINEST)
 
 
@@ -147,7 +147,7 @@ def score_finder(
     structure: str,
     example_inputs: Any,
 ) -> Callable[[], dict[str, Tensor]]:
-    """Return a function that computes the scores of a budget.
+    """Return a function that computes the scores for a budget.
 
     The default is magnitude, unless the structure sums scores over blocks and compares layers: then it is kfac, or
     `output_change` without batches.
@@ -155,12 +155,12 @@ def score_finder(
     Raises:
         UsageError: for magnitudes with a structure that sums scores.
     """
-    if score is None and adds_scores(structure):
+    if score is None and sums_block_scores(structure):
         if inputs.batches is None:
             return partial(output_change, model, scope, example_inputs)
         score = kfac
     function = get(score or magnitude)
-    if function is magnitude and adds_scores(structure):
+    if function is magnitude and sums_block_scores(structure):
         raise UsageError(
             f"structure {structure} adds scores up and compares layers by them, which magnitudes cannot be: leave the"
             " score out, or take another, such as fisher"

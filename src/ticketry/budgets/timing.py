@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ticketry.budgets.allocation import allocate_cost
-from ticketry.budgets.cost_model import CostModel, Curve, LayerCost, half_interval
+from ticketry.budgets.cost_model import CostModel, Curve, LayerCost, half_error_interval
 from ticketry.budgets.granularity import FINEST, Granularity
 from ticketry.budgets.units import ENGINE, Latencies, check_base, parse_share_or_amount
 from ticketry.core.mask import Mask
@@ -35,7 +35,7 @@ from ticketry_engine.support.process_state import torch_threads
 from ticketry_engine.support.seeds import generator
 
 _LEAST_SECONDS = 0.002
-"""Least duration of calls that are timed together."""
+"""Minimum duration of the calls that are timed together."""
 
 
 # -- timing ------------------------------------------------------------------------------------------------------------
@@ -43,26 +43,27 @@ _LEAST_SECONDS = 0.002
 
 @dataclass(frozen=True)
 class Effort:
-    """How long latencies are sampled. A sample is the minimum of several calls, because other load only slows them."""
+    """How thoroughly latencies are sampled. A sample is the minimum of several calls, because other load only slows
+    them."""
 
     fewest: int
-    """Least calls of a sample."""
+    """Minimum number of calls in a sample."""
     most: int
-    """Most calls of a sample; none starts after `seconds`."""
+    """Maximum number of calls in a sample; no call starts after `seconds`."""
     seconds: float
     settling: float
     """Seconds of calls before a sample, which fill the caches."""
     warming: float
-    """Seconds after which calls that differ by more than a tenth count as steady."""
+    """Seconds after which warm-up ends even if calls still differ by more than a tenth."""
     rounds: int
-    """Turns in which a mask and the unpruned network are timed for a profile."""
+    """Number of alternating timings of a mask and the unpruned network for a profile."""
     profiles: int
-    """Calls that are timed layer by layer."""
+    """Number of calls that are timed layer by layer."""
 
 
 THOROUGH = Effort(3, 12, 0.1, 0.25, 3.0, rounds=3, profiles=5)
 QUICK = Effort(2, 5, 0.03, 0.05, 0.3, rounds=2, profiles=3)
-"""Suffices to choose between masks; the chosen one is timed again."""
+"""An effort that suffices to choose between masks; the chosen one is timed again."""
 
 
 class Meter:
@@ -125,43 +126,46 @@ class Meter:
     def dense_seconds(self) -> float:
         """Latency of the unpruned network."""
         run = self.network.call(self.dense)
-        return self._sample(run, warm_up(run, self.effort.warming))
+        return self._seconds_per_call(run, warm_up(run, self.effort.warming))
 
     @cached_property
     def dense_profile(self) -> CallSeconds:
-        """`dense_seconds`, by what spends it."""
+        """`dense_seconds`, divided into layers and other operations."""
         return self.network.profile(self.dense, self.effort.profiles, self.dense_seconds)
 
     def profile(self, mask: Mask, layout: str | None) -> CallSeconds:
-        """Return the latency under a mask, by what spends it. Raises `UnsupportedError` if a layout cannot run it."""
+        """Return the latency under a mask, divided into layers and other operations. Raises `UnsupportedError` if a
+        layout cannot run it."""
         compiled = self.compiled(mask, layout)
         whole = self.share(compiled, self.effort.rounds).median * self.dense_seconds
         return self.network.profile(compiled, self.effort.profiles, whole)
 
     def share(self, compiled: Compiled, rounds: int = 5) -> Interval:
-        """Return the latency over that of the unpruned network, timed in turns: the median with a 95 % interval."""
+        """Return the latency relative to the unpruned network's, both timed alternately: the median with a 95 %
+        interval."""
         return self.ratio_to_dense(self.network.call(compiled), rounds)
 
     def share_anew(self, mask: Mask, rounds: int) -> Interval:
-        """Return `share` with both networks compiled anew, so that no choice depended on these timings."""
-        return self._ratios(self.network.call(self.compiled(mask)), self.network.call(self.compiled()), rounds)
+        """Return `share` with both networks compiled anew, so that the timings are independent of those used for
+        choices."""
+        return self._time_ratios(self.network.call(self.compiled(mask)), self.network.call(self.compiled()), rounds)
 
     def ratio_to_dense(self, call: Callable[[], object], rounds: int) -> Interval:
-        """Return the latency of any call over that of the unpruned compiled network, timed in turns."""
-        return self._ratios(call, self.network.call(self.dense), rounds)
+        """Return the latency of any call relative to the unpruned compiled network's, both timed alternately."""
+        return self._time_ratios(call, self.network.call(self.dense), rounds)
 
-    def _ratios(self, ours: Callable[[], object], theirs: Callable[[], object], rounds: int) -> Interval:
+    def _time_ratios(self, ours: Callable[[], object], theirs: Callable[[], object], rounds: int) -> Interval:
         own_seconds = warm_up(ours, self.effort.warming)
         warm_up(theirs, self.effort.warming)
         ratios = []
         for turn in range(rounds):
             pair = ((ours, own_seconds), (theirs, self.dense_seconds))
-            taken = [self._sample(*each) for each in (pair if turn % 2 else pair[::-1])]
+            taken = [self._seconds_per_call(*each) for each in (pair if turn % 2 else pair[::-1])]
             one, other = taken if turn % 2 else taken[::-1]
             ratios.append(one / other)
         return median_interval(ratios)
 
-    def _sample(self, run: Callable[[], object], usual: float) -> float:
+    def _seconds_per_call(self, run: Callable[[], object], usual: float) -> float:
         """Return the seconds of a call: the minimum over samples that are long enough for the clock."""
         several, effort = max(1, ceil(_LEAST_SECONDS / usual)), self.effort
         found: list[float] = []
@@ -228,25 +232,25 @@ def prepare_base(meter: Meter, base: str) -> Callable[[], Any]:
 # -- masks to time -----------------------------------------------------------------------------------------------------
 
 DENSITIES = (1e-9, 0.003, 0.02, 0.08, 0.25, 0.6, 1.0)
-"""Densities of random masks; the lowest retains one weight (or group) in each layer."""
+"""Densities of random masks; the lowest one retains one weight (or group) in each layer."""
 
 SHARES = (1e-9, 0.01, 0.04, 0.1, 0.2, 0.4, 0.7, 1.0)
 """Shares of the dense cost of scored masks; the lowest retains the best weight of each layer."""
 
 
 class MaskFamily(Protocol):
-    """Masks of a network, from one weight in each layer to all weights."""
+    """Masks by which a network's costs are measured, from one weight in each layer to all weights."""
 
     about: str
     """Description for the cost model."""
     amounts: tuple[float, ...]
-    """Rising, from almost 0 to 1."""
+    """Rising numbers from almost 0 to 1, one for each mask."""
 
     def mask(self, granularity: str, amount: float) -> Mask:
         """Return one of the masks."""
 
     def held_out(self, amount: float, seed: int) -> Mask:
-        """Return a mask of single weights with other densities per layer, by which estimates are checked."""
+        """Return a mask of single weights with different densities per layer, by which estimates are checked."""
 
 
 class RandomMasks:
@@ -279,7 +283,7 @@ class RandomMasks:
 
 
 class ScoredMasks:
-    """Masks with the most score per share of the dense time, which empty whole channels as pruning does.
+    """Masks that retain the most score for a share of the dense time; like those of pruning, they have empty channels.
 
     They cost less than random masks of the same density, and the more so the sparser they are.
     """
@@ -306,7 +310,7 @@ class ScoredMasks:
 
     def mask(self, granularity: str, amount: float) -> Mask:
         """Return the best blocks for a share of the dense time."""
-        return self._select(granularity, amount, self._seconds)
+        return self._best_blocks(granularity, amount, self._seconds)
 
     def held_out(self, amount: float, seed: int) -> Mask:
         """Return the best weights for other prices: each layer's is multiplied by a random factor up to 1.6."""
@@ -314,9 +318,9 @@ class ScoredMasks:
             name: seconds * float(torch.empty(1).uniform_(-0.5, 0.5, generator=generator(seed, "cost", index)).exp())
             for index, (name, seconds) in enumerate(self._seconds.items())
         }
-        return self._select(FINEST, amount, prices)
+        return self._best_blocks(FINEST, amount, prices)
 
-    def _select(self, granularity: str, amount: float, seconds: Mapping[str, float]) -> Mask:
+    def _best_blocks(self, granularity: str, amount: float, seconds: Mapping[str, float]) -> Mask:
         rows = Granularity.parse(granularity).rows
         pattern = Pattern(f"{rows}x1", rows=rows)
         blocks: dict[str, Blocks] = {
@@ -334,17 +338,17 @@ class ScoredMasks:
 # -- cost models -------------------------------------------------------------------------------------------------------
 
 _HELD_OUT = (0.08, 0.3)
-"""Amounts of the masks by which the spread of estimates is measured."""
+"""Amounts of the masks by which the error of estimates is measured."""
 
 _LEAST_SPREAD = 0.03
-"""Least spread that is reported, because two masks cannot show less."""
+"""Minimum error of estimates that is reported, because two masks cannot show a smaller one."""
 
 _CHANNELS_LAST_ROWS = 8
-"""Rows of a group from which the channels-last layout may be the faster one."""
+"""Number of rows per group from which the channels-last layout may be the faster one."""
 
 
 class Timer(Protocol):
-    """Returns a network's latency under masks: `Meter` measures it, an `Estimator` uses a profile of a machine."""
+    """Interface for a network's latency under masks: `Meter` measures it, `Estimator` computes it from a profile."""
 
     model: nn.Module
     names: tuple[str, ...]
@@ -355,13 +359,14 @@ class Timer(Protocol):
 
     @property
     def dense_profile(self) -> CallSeconds:
-        """`dense_seconds`, by what spends it."""
+        """`dense_seconds`, divided into layers and other operations."""
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Return the shape of a weight in scope."""
 
     def profile(self, mask: Mask, layout: str | None) -> CallSeconds:
-        """Return the latency under a mask, by what spends it. Raises `UnsupportedError` if a layout cannot run it."""
+        """Return the latency under a mask, divided into layers and other operations. Raises `UnsupportedError` if a
+        layout cannot run it."""
 
 
 def measure_costs(
@@ -407,13 +412,13 @@ def measure_costs(
         residuals.append(costs.estimate(mask).value / costs.dense / share - 1)
     return msgspec.structs.replace(
         costs,
-        spread=max(_LEAST_SPREAD, 1.5 * half_interval(residuals)),
+        spread=max(_LEAST_SPREAD, 1.5 * half_error_interval(residuals)),
         about={**costs.about, "residuals": [round(each, 4) for each in residuals]},
     )
 
 
-class _Sample(NamedTuple):
-    """The network under one mask in one layout."""
+class _MaskProfile(NamedTuple):
+    """Times of the network under one mask in one layout."""
 
     granularity: str
     layout: str
@@ -442,14 +447,14 @@ def build_costs(
     layers = {}
     for name in timer.names:
         known = [] if name in dense.torch else samples
-        curves, all_rows = (dict(_curves(name, known, each, fixed)) for each in (PLANAR, CHANNELS_LAST))
+        curves, all_rows = (dict(_layer_curves(name, known, each, fixed)) for each in (PLANAR, CHANNELS_LAST))
         layers[name] = LayerCost(prod(timer.shape(name)), factor * dense.layers[name], curves, all_rows)
     return CostModel("seconds", layers, fixed, 0.0, about, unpruned)
 
 
 def _time_family(
     timer: Timer, granularities: Sequence[str], family: MaskFamily, say: Callable[[str], None]
-) -> list[_Sample]:
+) -> list[_MaskProfile]:
     found = []
     for granularity in granularities:
         wide = Granularity.parse(granularity).rows >= _CHANNELS_LAST_ROWS
@@ -459,14 +464,14 @@ def _time_family(
             densities = {row.name: row.density for row in mask.table()}
             for layout in (PLANAR, *([CHANNELS_LAST] if wide else [])):
                 try:
-                    found.append(_Sample(granularity, layout, densities, timer.profile(mask, layout)))
+                    found.append(_MaskProfile(granularity, layout, densities, timer.profile(mask, layout)))
                 except UnsupportedError:
                     continue
     return found
 
 
-def _curves(name: str, samples: Sequence[_Sample], layout: str, fixed: float) -> Iterator[tuple[str, Curve]]:
-    """Yield each granularity and a layer's curve in it.
+def _layer_curves(name: str, samples: Sequence[_MaskProfile], layout: str, fixed: float) -> Iterator[tuple[str, Curve]]:
+    """Yield a layer's cost curve in each granularity.
 
     Unpruned parts take less time if channels before them are empty. What they take beyond their minimum is booked to
     the layers, in proportion to their own time.

@@ -98,7 +98,7 @@ def check_base(base: str) -> str:
 
 @dataclass(frozen=True)
 class Latencies:
-    """Seconds of one call: of the base, of the unpruned compiled model, and as requested.
+    """Seconds of one call in the base engine, in the unpruned compiled model, and as requested.
 
     Examples:
         >>> from ticketry.budgets.units import Latencies

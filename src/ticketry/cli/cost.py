@@ -19,13 +19,13 @@ A search with --time or --bytes uses such a file (--profile). Without one it mea
 for batches of 16 examples in one thread. This command is for other batches and machines, and for inspection.
 
 In seconds the network, untrained, is compiled under random masks and timed in turns with the whole of it, in seconds to
-a minute; --target estimates them for another processor by its profile. Bytes are counted.
+a minute; --target estimates them for a GPU by its profile. Bytes are counted.
 
 examples:
   ticketry cost --task cifar10 --model resnet-20 -o costs.json
   ticketry search iterative --task cifar10 --model resnet-20 --time 0.3 --base engine --profile costs.json --measured
   ticketry cost --task cifar10 --batch 1 --threads 2 --structure auto -o costs.json
-  ticketry cost --task cifar10 --target zen4-avx2 -o laptop.json
+  ticketry cost --task cifar10 --target h100-bf16 --structure rows:64 -o h100.json
   ticketry cost --task digits --unit bytes -o bytes.json"""
 
 

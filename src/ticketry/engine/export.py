@@ -27,18 +27,18 @@ _SEED = 7
 
 @dataclass(frozen=True)
 class Exported:
-    """An exported file, and the checks that it passed."""
+    """An exported file, with the checks that it passed."""
 
     path: str
     format: str
     shrunk: bool
-    """Whether the channels that the mask removes are gone; else pruned weights are in the file as zeros."""
+    """Whether masked channels were removed; otherwise pruned weights are zeros in the file."""
     why_not_shrunk: str
-    """Empty where it is shrunk, or was not to be."""
+    """Why the model was not shrunk; empty if it was, or if that was not requested."""
     batch: int | None
-    """The only batch size that the file takes; None where it takes any."""
+    """The only batch size that the file accepts; None: any."""
     bytes: int
-    """Size of the file, and of the one beside it that holds weights from 2 GB on."""
+    """Size of the file, including the second file that stores weights from 2 GB on."""
     parameters: int
     """Parameters in the file."""
     dense_parameters: int
@@ -46,11 +46,11 @@ class Exported:
     nonzero: int
     """Parameters in the file that are not 0."""
     runtime: str
-    """Library that read it back."""
+    """Runtime that was used to check it."""
     checks: tuple[ExportCheck, ...]
 
     def describe(self) -> dict[str, Any]:
-        """Return it as JSON values."""
+        """Return the export's facts as JSON values."""
         return asdict(self)
 
 
@@ -77,10 +77,10 @@ def export(
         shrink: take out the channels that the mask removes (see `ticketry.shrink`); None does so if the mask is
             channel-wise and removes any.
         batch: the only batch size that the file is to take; None lets it take any.
-        facts: metadata for the file, beside what ticketry says of itself.
+        facts: metadata for the file, in addition to ticketry's version.
 
     Raises:
-        UsageError: for an unknown format, or another one than the path's ending says.
+        UsageError: for an unknown format, or one that differs from the path's suffix.
         MissingExtraError: without the libraries of the format.
         MaskError: if the mask does not fit, or is not channel-wise though `shrink` was asked for.
         StructureError: if the model cannot be shrunk though that was asked for.
@@ -93,7 +93,7 @@ def export(
         format_of(Path(path), format)  # before the work of shrinking
         mask, masked = mask.to("cpu"), own_copy(source)
         mask.apply_(masked)
-        source, why = _shrunk(masked, mask, example_inputs, shrink)
+        source, why = _shrink(masked, mask, example_inputs, shrink)
         shrunk = source is not masked
     else:
         shrunk = False
@@ -111,7 +111,7 @@ def export(
     )
 
 
-def _shrunk(model: nn.Module, mask: Mask, inputs: Any, shrink: bool | None) -> tuple[nn.Module, str]:
+def _shrink(model: nn.Module, mask: Mask, inputs: Any, shrink: bool | None) -> tuple[nn.Module, str]:
     """Return the smaller model, or the same one with the reason why it is not smaller."""
     if shrink is False:
         return model, ""
@@ -121,10 +121,10 @@ def _shrunk(model: nn.Module, mask: Mask, inputs: Any, shrink: bool | None) -> t
         if shrink:
             raise
         return model, first_line(error)
-    if not _smaller(small, model):
+    if not _has_fewer_parameters(small, model):
         return model, "the mask removes no channel"
     return small.eval().requires_grad_(False), ""
 
 
-def _smaller(one: nn.Module, other: nn.Module) -> bool:
+def _has_fewer_parameters(one: nn.Module, other: nn.Module) -> bool:
     return sum(value.numel() for value in one.parameters()) < sum(value.numel() for value in other.parameters())

@@ -38,8 +38,8 @@ class CostOptions:
     """For seconds on this machine: also time the network in this engine, for searches whose --time is a share of it.
     engine is the network compiled without pruning, which is always timed."""
     target: str = HERE
-    """this machine, which is timed; or the profile of another machine, from which latency is estimated: a name such as
-    zen4-avx2, a file, or calibrated, see docs/budgets.md."""
+    """this machine, which is timed; or a GPU from whose rates latency is estimated, h100-bf16; or a file of costs of
+    the same network measured on another machine."""
 
     def __post_init__(self) -> None:
         for name in ("batch", "threads"):
@@ -71,7 +71,7 @@ def costs_of(
         say: called with the current activity.
 
     Raises:
-        CostError: for a profile with other threads or precision, or fewer examples than a call needs.
+        CostError: for a profile with another precision, or fewer examples than a call needs.
         EngineError: for a network that cannot be captured.
     """
     from ticketry.budgets import model_costs

@@ -30,7 +30,7 @@ TOLERANCE = {"fp32": 1e-4, "bf16": 5e-2}
 
 @dataclass
 class _ContenderState:
-    """A contender, and what is known about it so far."""
+    """A contender, with its call, or the reason why it is not timed."""
 
     contender: Contender
     call: Call | None = None
@@ -82,7 +82,7 @@ def compare(
         with pin_for_block(chosen):
             samples = take(ready, timing, last_cache())
     times = tuple(_to_engine_time(entry, samples.get(entry.contender.name), timing) for entry in entries)
-    packages = {package for contender in contenders for package in _versions(contender)}
+    packages = {package for contender in contenders for package in _library_versions(contender)}
     return Timed(
         batch=case.batch,
         precision=case.precision,
@@ -94,12 +94,12 @@ def compare(
         times=times,
         saved=_compute_savings(times, timing),
         machine=machine(sorted(packages | {"torch", "ticketry"})),
-        fastest_dense=_fastest(times).engine,
+        fastest_dense=_fastest_dense_engine(times).engine,
     )
 
 
 def saved_against(time_of: EngineTime, base: EngineTime, timing: Timing) -> Saved:
-    """Return the share of time that one engine saves against another, from samples of the same rounds."""
+    """Return the share of time that one engine saves relative to another engine, from samples of the same rounds."""
     ours, theirs = _samples_of_clock(time_of, timing.clock), _samples_of_clock(base, timing.clock)
     shares = [1 - one / other for one, other in zip(ours, theirs, strict=True)]
     found = median_interval(shares, timing.confidence)
@@ -107,11 +107,11 @@ def saved_against(time_of: EngineTime, base: EngineTime, timing: Timing) -> Save
 
 
 def _compute_savings(times: Sequence[EngineTime], timing: Timing) -> tuple[Saved, ...]:
-    base = _fastest(times)
+    base = _fastest_dense_engine(times)
     return tuple(saved_against(row, base, timing) for row in times if row.sparse and row.timed)
 
 
-def _fastest(times: Sequence[EngineTime]) -> EngineTime:
+def _fastest_dense_engine(times: Sequence[EngineTime]) -> EngineTime:
     """Return the fastest dense engine; at least one was timed."""
     return min((row for row in times if not row.sparse and row.timed), key=lambda row: row.seconds or 0.0)
 
@@ -123,7 +123,7 @@ def _samples_of_clock(row: EngineTime, clock: str) -> tuple[float, ...]:
 def _prepare(
     contender: Contender, case: Case, expected: list[torch.Tensor], required: Sequence[str], say: Callable[[str], None]
 ) -> _ContenderState:
-    """Prepare a contender and check its outputs; its state has a call, or the reason why it is not timed."""
+    """Prepare a contender and check its outputs; the state has its call, or the reason why it is not timed."""
     entry = _ContenderState(contender)
     if contender.model is not None:
         case = case.of(contender.model)
@@ -169,11 +169,11 @@ def _to_engine_time(entry: _ContenderState, samples: Samples | None, timing: Tim
         error=entry.error,
         prepare_seconds=entry.prepare_seconds,
         why=entry.why,
-        versions=_versions(entry.contender) if samples else {},
+        versions=_library_versions(entry.contender) if samples else {},
     )
 
 
-def _versions(contender: Contender) -> dict[str, str]:
+def _library_versions(contender: Contender) -> dict[str, str]:
     try:
         return contender.versions()
     except ImportError:  # not installed, so not timed

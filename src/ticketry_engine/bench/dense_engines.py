@@ -50,10 +50,11 @@ class Contender(Protocol):
 
     @property
     def model(self) -> nn.Module | None:
-        """The model it runs if not the case's; its outputs are compared with those of this model."""
+        """The model that the engine runs, if it is not the case's; its outputs are the expected ones."""
 
     def prepare(self, case: Case) -> Call:
-        """Do everything that is done once, such as compiling and packing; `case` has the contender's `model` if set.
+        """Compile, pack, and do everything else that is done once; the case has the contender's `model`, if that is
+        set.
 
         Raises:
             UnavailableError: if the engine is not available here.
@@ -85,7 +86,7 @@ class ChannelsLast(Eager):
     name, layout = "channels_last", torch.channels_last
 
     def prepare(self, case: Case) -> Call:
-        if not _has_images(case):
+        if not _has_image_inputs(case):
             raise UnavailableError("the inputs are not images [n, c, h, w]")
         return super().prepare(case)
 
@@ -101,7 +102,7 @@ class TorchCompile(Eager):
     def prepare(self, case: Case) -> Call:
         if not any(shutil.which(one) for one in (os.environ.get("CXX", ""), "g++", "clang++", "c++") if one):
             raise UnavailableError("no C++ compiler on this machine")
-        layout = torch.channels_last if _has_images(case) else torch.contiguous_format
+        layout = torch.channels_last if _has_image_inputs(case) else torch.contiguous_format
         model = _copy_in_precision(case, layout)
         compiled: Call = torch.compile(model, fullgraph=False, dynamic=False, options={"freezing": True})
         run = _with_conversions(compiled, case, layout, torch.no_grad)
@@ -119,7 +120,7 @@ class TorchCompile(Eager):
         return run
 
 
-def _has_images(case: Case) -> bool:
+def _has_image_inputs(case: Case) -> bool:
     return any(tensor.dim() == 4 for tensor in case.tensors)
 
 
@@ -208,13 +209,13 @@ class _OnnxContender:
     def prepare(self, case: Case) -> Call:
         if find_spec(self.name) is None:
             raise UnavailableError("not installed")
-        self._check(case)
+        self._check_supported(case)
         try:
             file = case.onnx
         except MissingExtraError as error:
             raise UnavailableError(f"{error.args[0]} is not installed, which its models are written with") from None
         try:
-            declared, infer = self._load(file, case)
+            declared, infer = self._load_file(file, case)
         except EngineError:
             raise
         except Exception as error:  # of any runtime
@@ -233,10 +234,10 @@ class _OnnxContender:
     def versions(self) -> dict[str, str]:
         return {package: version(package) for package in (self.name, "onnx")}
 
-    def _check(self, case: Case) -> None:
+    def _check_supported(self, case: Case) -> None:
         """Raise UnavailableError if the engine does not support the case."""
 
-    def _load(self, file: Path, case: Case) -> tuple[list[str], Infer]:
+    def _load_file(self, file: Path, case: Case) -> tuple[list[str], Infer]:
         """Load the file; return the names of its inputs, and a function from inputs by name to outputs."""
         raise NotImplementedError
 
@@ -246,11 +247,11 @@ class OnnxRuntime(_OnnxContender):
 
     name, title = "onnxruntime", "ONNX Runtime"
 
-    def _check(self, case: Case) -> None:
+    def _check_supported(self, case: Case) -> None:
         if case.precision == "bf16":
             raise UnavailableError("its CPU provider has no bf16")
 
-    def _load(self, file: Path, case: Case) -> tuple[list[str], Infer]:
+    def _load_file(self, file: Path, case: Case) -> tuple[list[str], Infer]:
         import onnxruntime as ort
 
         options = ort.SessionOptions()
@@ -270,7 +271,7 @@ class OpenVino(_OnnxContender):
 
     name, title = "openvino", "OpenVINO"
 
-    def _check(self, case: Case) -> None:
+    def _check_supported(self, case: Case) -> None:
         import openvino as ov
 
         # It also lists bf16 for processors with AVX-512 only, and then computes in another precision.
@@ -278,7 +279,7 @@ class OpenVino(_OnnxContender):
         if case.precision == "bf16" and not ("BF16" in listed and computes_in_bf16()):
             raise UnavailableError("no bf16 on this processor")
 
-    def _load(self, file: Path, case: Case) -> tuple[list[str], Infer]:
+    def _load_file(self, file: Path, case: Case) -> tuple[list[str], Infer]:
         import openvino as ov
 
         core, hint = ov.Core(), {"fp32": "f32", "bf16": "bf16"}[case.precision]
@@ -321,7 +322,7 @@ def names() -> tuple[str, ...]:
 
 
 def rivals(chosen: Sequence[str] | None = None) -> list[Contender]:
-    """Return the engines of these names, each once; all of them for None.
+    """Return the engines with these names, each once; all engines for None.
 
     Raises:
         UsageError: for a name that is not in `names()`, or an empty list.

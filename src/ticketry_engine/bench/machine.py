@@ -36,7 +36,7 @@ def machine(packages: Iterable[str] = ("torch", "ticketry")) -> dict[str, Any]:
 
 
 def another_machine(about: Mapping[str, Any]) -> str:
-    """Return a text that names both processors if `about` describes another one; empty if it is this one.
+    """Return a text that names both processors if `about` describes another processor than this machine's; else "".
 
     Args:
         about: the result of `machine` on that machine; older files have only the processor's name.
@@ -118,16 +118,16 @@ def pin_for_block(cores: Sequence[int]) -> Iterator[None]:
         yield
     finally:
         for thread, mask in before.items():
-            _pin_one(thread, mask)
+            _pin_thread(thread, mask)
         left = set().union(*before.values()) if before else set()
-        for thread in _threads() - before.keys():
-            _pin_one(thread, left)
+        for thread in _thread_ids() - before.keys():
+            _pin_thread(thread, left)
 
 
 def pin(cores: Sequence[int]) -> None:
     """Pin every current thread of this process to these cores."""
-    for thread in _threads():
-        _pin_one(thread, set(cores))
+    for thread in _thread_ids():
+        _pin_thread(thread, set(cores))
 
 
 def can_pin() -> bool:
@@ -135,7 +135,7 @@ def can_pin() -> bool:
     return hasattr(os, "sched_setaffinity")
 
 
-def _threads() -> set[int]:
+def _thread_ids() -> set[int]:
     if not can_pin():
         return set()
     try:
@@ -146,13 +146,13 @@ def _threads() -> set[int]:
 
 def _current_affinities() -> dict[int, set[int]]:
     found = {}
-    for thread in _threads():
+    for thread in _thread_ids():
         with contextlib.suppress(OSError):  # it may just have ended
             found[thread] = os.sched_getaffinity(thread)
     return found
 
 
-def _pin_one(thread: int, cores: set[int]) -> None:
+def _pin_thread(thread: int, cores: set[int]) -> None:
     with contextlib.suppress(OSError):
         os.sched_setaffinity(thread, cores)
 
@@ -188,7 +188,7 @@ def _read_ticks() -> dict[int, tuple[int, int]]:
 
 
 def _read_siblings(core: int) -> str:
-    """Return an identifier that the hardware threads of one physical core share."""
+    """Return an identifier that all hardware threads of the core's physical core share."""
     file = Path(f"/sys/devices/system/cpu/cpu{core}/topology/thread_siblings_list")
     try:
         return file.read_text(encoding="ascii").strip()

@@ -35,7 +35,7 @@ ROUNDS = 15
 CLOCKS = ("wall", "cpu")
 
 _LEAST_SECONDS = 0.02
-"""Least duration of a sample, long enough that the clock's resolution does not matter."""
+"""Minimum duration of a sample, long enough that the clock's resolution does not matter."""
 _SETTLING_CALLS, _SETTLING_SECONDS = 15, 0.25
 _COLD_CALLS = 3
 _WARM_SECONDS = 3.0
@@ -68,19 +68,19 @@ class Timing:
 
 @dataclass
 class Samples:
-    """Samples of one contender, one for each round: seconds of one call."""
+    """Seconds per call of one contender, one sample for each round."""
 
     calls: int = 1
-    """Calls in a sample."""
+    """Number of calls in a sample."""
     wall: list[float] = field(default_factory=list)
     cpu: list[float] = field(default_factory=list)
 
     def by(self, clock: str) -> list[float]:
-        """Return the samples of a clock."""
+        """Return the samples of one clock, "wall" or "cpu"."""
         return self.wall if clock == "wall" else self.cpu
 
 
-class Flush:
+class CacheFlush:
     """Empties the caches by reading and writing a buffer four times their size."""
 
     def __init__(self, cache_bytes: int) -> None:
@@ -92,7 +92,7 @@ class Flush:
 
 def take(contenders: Mapping[str, Callable[[], object]], timing: Timing, cache_bytes: int) -> dict[str, Samples]:
     """Take `timing.rounds` samples of every contender alternately, after each has become steady."""
-    flush = Flush(cache_bytes) if timing.cold else None
+    flush = CacheFlush(cache_bytes) if timing.cold else None
     found = {}
     for name, call in contenders.items():
         usual = warm_up(call)
@@ -170,7 +170,8 @@ class Interval:
 
 
 def median_interval(values: Sequence[float], confidence: float = 0.95) -> Interval:
-    """Return the median and the narrowest symmetric order statistics that contain it with at least `confidence`.
+    """Return the median, with the narrowest interval between two order statistics that contains it with at least
+    `confidence`.
 
     Exact for independent samples of any distribution: the number of values below the median is binomial (n, 1/2). With
     too few values the interval is from the least to the largest, and its `confidence` is lower than requested.

@@ -1,7 +1,7 @@
-"""Linear layers whose inputs are not [N, ...]: of nn.MultiheadAttention ([T, N, C]), of windows ([N * W, T, C]).
+"""Moves the batch to axis 0 around linear layers and views whose tensors have it elsewhere.
 
-A linear layer works row by row: it may see its rows in another order, as long as what it makes is put back in the old
-one. So the batch is brought to axis 0 before it and back after it; views that follow then cancel out.
+Examples are `nn.MultiheadAttention` with [T, N, C] and window attention with [N * W, T, C]. A linear layer works row
+by row, so its rows may be in another order if its outputs are put back. Views between such layers then cancel.
 """
 
 from __future__ import annotations
@@ -9,8 +9,10 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from math import prod
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ticketry_engine.capture.editor import (
@@ -28,27 +30,28 @@ from ticketry_engine.capture.lower_layers import RULES, act_of, linear_input, li
 from ticketry_engine.capture.lower_moves import constant_of, is_constant
 from ticketry_engine.capture.patterns import attention
 from ticketry_engine.capture.tracing.program import Multiple, Sizes
-from ticketry_engine.capture.view_chains import VIEWS, chain_to, example_map, is_canonical, natively
-from ticketry_engine.ir import FLOATS, Graph, Node, Value, aten
+from ticketry_engine.errors import GraphError
+from ticketry_engine.ir import FLOATS, Graph, Json, Node, Value, aten, node
 
 
 def straighten(graph: Graph, sizes: Mapping[str, Sizes]) -> Graph:
-    """The graph with linear layers and views on [N, ...], where they were not."""
-    return rewrite(graph, _straighten, sizes)
+    """Return the graph with the batch at axis 0 in linear layers and views that had it elsewhere."""
+    return rewrite(graph, _rewrite_batch_first, sizes)
 
 
-def _straighten(editor: Editor, one: Node) -> list[Node] | str:
+def _rewrite_batch_first(editor: Editor, one: Node) -> list[Node] | str:
+    """Replace a torch node by native nodes whose batch is at axis 0."""
     need(not one.native)
     if base(one) in VIEWS and is_canonical(editor, one.output):
-        return _view(editor, one)
-    rule = _ROW_BY_ROW.get(base(one), _act)
+        return _rewrite_view(editor, one)
+    rule = _ROW_BY_ROW.get(base(one), _activation_batch_first)
     return rule(editor, one, arguments(one))
 
 
-def _view(editor: Editor, one: Node) -> list[Node] | str:
+def _rewrite_view(editor: Editor, one: Node) -> list[Node] | str:
     editor.makers[one.output] = one
     chain = chain_to(editor, one.output)
-    return natively(editor, chain.source, example_map(chain, lambda made, batch: made), one.output)
+    return native_views(editor, chain.source, example_map(chain, lambda made, batch: made), one.output)
 
 
 Step = tuple[str, list[Any]]
@@ -57,27 +60,27 @@ Step = tuple[str, list[Any]]
 
 @dataclass(frozen=True)
 class _Layout:
-    """A way to see a tensor as [N, ...] and back."""
+    """A way to view a tensor with the batch at axis 0, and to undo it."""
 
     shape: tuple[int | None, ...]
     forth: tuple[Step, ...]
     back: Callable[[int], tuple[Step, ...]]
-    """Operations that undo it, of the new last size."""
+    """Operations that undo it, for a new last size."""
 
-    def there(self, made: Tensor, batch: int) -> Tensor:
-        """The tensor seen so."""
+    def to_batch_first(self, made: Tensor, batch: int) -> Tensor:
+        """Return a tensor viewed with the batch at axis 0."""
         for op, args in self.forth:
             made = aten.find(op, trusted=True)(made, *args)
         return made
 
 
 Made = Callable[[list[str]], Node]
-"""Values on [N, ...] -> the native node that makes the result there."""
+"""Builds the native node that computes the result from values with the batch at axis 0."""
 
 
-def _on_rows(editor: Editor, one: Node, inputs: Sequence[str | None], make: Made) -> list[Node]:
-    """An operation that works row by row, done where the batch of its inputs, of one shape but for the last axis, is
-    at axis 0."""
+def _apply_batch_first(editor: Editor, one: Node, inputs: Sequence[str | None], make: Made) -> list[Node]:
+    """Return nodes that bring the batch of all inputs to axis 0, apply a row-wise operation, and undo the move. The
+    inputs have one shape, except for the last axis."""
     sizes = [editor.sizes.get(name or "") for name in inputs]
     first = sizes[0]
     if first is None or any(other is None or other[:-1] != first[:-1] for other in sizes):
@@ -85,46 +88,46 @@ def _on_rows(editor: Editor, one: Node, inputs: Sequence[str | None], make: Made
     names = [str(name) for name in inputs]
     need(not is_canonical(editor, names[0]))
     need(len({editor.values[name].dtype for name in names}) == 1 and editor.values[names[0]].dtype in FLOATS)
-    layouts = _layouts(first)
+    layouts = _batch_layouts(first)
     need(layouts)
-    nodes, rows, layout = _brought(editor, names[0], layouts)
+    nodes, rows, layout = _bring_batch_first(editor, names[0], layouts)
     brought = [rows]
     for name in names[1:]:
-        more, rows, _ = _brought(editor, name, [layout])
+        more, rows, _ = _bring_batch_first(editor, name, [layout])
         nodes += more
         brought.append(rows)
     made = make(brought)
     nodes.append(made)
     last = (editor.shape(made.output) or (0,))[-1]
-    return [*nodes, *_torch(editor, made.output, layout.back(int(last or 0)), one.output, one.output)]
+    return [*nodes, *_apply_torch_ops(editor, made.output, layout.back(int(last or 0)), one.output, one.output)]
 
 
-def _linear(editor: Editor, one: Node, found: Found) -> list[Node]:
+def _linear_batch_first(editor: Editor, one: Node, found: Found) -> list[Node]:
     x = value_of(linear_input(found))
     weights = linear_weights(editor, one, found)
     need({str(editor.tensors[name].dtype)[6:] for name in weights.values()} == {editor.values[x or ""].dtype})
-    return _on_rows(editor, one, [x], lambda rows: editor.make("linear", (rows[0],), one.output, weights))
+    return _apply_batch_first(editor, one, [x], lambda rows: editor.make("linear", (rows[0],), one.output, weights))
 
 
-def _norm(editor: Editor, one: Node, found: Found) -> list[Node]:
+def _norm_batch_first(editor: Editor, one: Node, found: Found) -> list[Node]:
     def make(rows: list[str]) -> Node:
         made = RULES[base(one)](editor, replace(one, output=rows[0]), {**found, "input": {"value": rows[0]}})
         if not isinstance(made, list):
             raise NoMatchError
         return editor.make(made[-1].op, (rows[0],), one.output, made[-1].weights, **made[-1].attrs)
 
-    return _on_rows(editor, one, [value_of(found["input"])], make)
+    return _apply_batch_first(editor, one, [value_of(found["input"])], make)
 
 
-def _act(editor: Editor, one: Node, found: Found) -> list[Node]:
+def _activation_batch_first(editor: Editor, one: Node, found: Found) -> list[Node]:
     act = act_of(base(one), found)
     need(act is not None)
     x = value_of(found["self"])
-    return _on_rows(editor, one, [x], lambda rows: editor.make("act", (rows[0],), one.output, act=act))
+    return _apply_batch_first(editor, one, [x], lambda rows: editor.make("act", (rows[0],), one.output, act=act))
 
 
-def _pair(editor: Editor, one: Node, found: Found) -> list[Node]:
-    """A sum or product of two values, or with a constant of the axes that all rows have."""
+def _pairwise_batch_first(editor: Editor, one: Node, found: Found) -> list[Node]:
+    """Lower a sum or product of two values, or of a value and a constant that is the same for all rows."""
     name, pair = base(one), [found["self"], found["other"]]
     need(found.get("alpha", 1) == 1)
     if is_constant(editor, pair[0]) and name != "div":
@@ -132,7 +135,9 @@ def _pair(editor: Editor, one: Node, found: Found) -> list[Node]:
     x, other = value_of(pair[0]), value_of(pair[1])
     if not is_constant(editor, pair[1]):
         need(name in ("add", "mul") and editor.sizes.get(x or "") == editor.sizes.get(other or ""))
-        return _on_rows(editor, one, [x, other], lambda rows: editor.make(name, (rows[0], rows[1]), one.output))
+        return _apply_batch_first(
+            editor, one, [x, other], lambda rows: editor.make(name, (rows[0], rows[1]), one.output)
+        )
 
     def make(rows: list[str]) -> Node:
         like = len(editor.sizes[x or ""])
@@ -143,11 +148,11 @@ def _pair(editor: Editor, one: Node, found: Found) -> list[Node]:
         weights = {"constant": editor.constant(f"{one.output}.constant", constant)}
         return editor.make(op, (rows[0],), one.output, weights)
 
-    return _on_rows(editor, one, [x], make)
+    return _apply_batch_first(editor, one, [x], make)
 
 
-def _softmax(editor: Editor, one: Node, found: Found) -> list[Node]:
-    """Over the last axis."""
+def _softmax_batch_first(editor: Editor, one: Node, found: Found) -> list[Node]:
+    """Lower a softmax over the last axis."""
     x = value_of(found["self"])
     last = len(editor.sizes.get(x or "", ())) - 1
     need(found["dim"] in (-1, last) and found.get("dtype") is None)
@@ -155,15 +160,15 @@ def _softmax(editor: Editor, one: Node, found: Found) -> list[Node]:
     def make(rows: list[str]) -> Node:
         return editor.make("softmax", (rows[0],), one.output, axis=len(editor.shape(rows[0]) or ()) - 1)
 
-    return _on_rows(editor, one, [x], make)
+    return _apply_batch_first(editor, one, [x], make)
 
 
-def _matmul(editor: Editor, one: Node, found: Found) -> list[Node]:
-    """A product of a weight, or of two values of windows [N * W, h, T, d], window by window."""
+def _window_matmul(editor: Editor, one: Node, found: Found) -> list[Node]:
+    """Lower a product of windows [N * W, h, T, d] with a weight, or of two such values, window by window."""
     names = [value_of(found[role]) for role in ("self", "other")]
     if None in names:
-        return _linear(editor, one, found)
-    nodes, (left, right) = _windows(editor, [str(name) for name in names])
+        return _linear_batch_first(editor, one, found)
+    nodes, (left, right) = _split_windows(editor, [str(name) for name in names])
     before, last = editor.shape(left) or (), (editor.shape(right) or ())[-1]
     made = _free_value(editor, one.output, (*before[:-1], last))
     attrs = {"args": [{"value": left}, {"value": right}], "kwargs": {}}
@@ -171,10 +176,10 @@ def _matmul(editor: Editor, one: Node, found: Found) -> list[Node]:
     return [*nodes, product, _flatten_windows(editor, made, one.output)]
 
 
-def _attention(editor: Editor, one: Node, found: Found) -> list[Node]:
-    """Attention in windows [N * W, h, T, d], with a bias that is a weight, the same for all windows."""
+def _window_attention(editor: Editor, one: Node, found: Found) -> list[Node]:
+    """Lower attention in windows [N * W, h, T, d]; its bias is a weight and the same for all windows."""
     need(not found["dropout_p"] and not found["is_causal"])
-    nodes, (q, k, v) = _windows(editor, [str(value_of(found[role])) for role in ("query", "key", "value")])
+    nodes, (q, k, v) = _split_windows(editor, [str(value_of(found[role])) for role in ("query", "key", "value")])
     mask, bias = found["attn_mask"], None
     if mask is not None:
         bias = editor.tensors.get(tensor_of(mask) or "")
@@ -187,8 +192,8 @@ def _attention(editor: Editor, one: Node, found: Found) -> list[Node]:
     return [*nodes, attended, _flatten_windows(editor, made, one.output)]
 
 
-def _windows(editor: Editor, names: list[str]) -> tuple[list[Node], list[str]]:
-    """Values [N * W, h, ...] as [N, W, h, ...], where windows of an example are neighbours."""
+def _split_windows(editor: Editor, names: list[str]) -> tuple[list[Node], list[str]]:
+    """Return nodes that view values [N * W, h, ...] as [N, W, h, ...]; windows of an example must be neighbours."""
     sizes = [editor.sizes.get(name, ()) for name in names]
     several = sizes[0][0] if sizes[0] else None
     need(all(len(size) == 4 and size[:2] == sizes[0][:2] for size in sizes))
@@ -196,31 +201,32 @@ def _windows(editor: Editor, names: list[str]) -> tuple[list[Node], list[str]]:
     nodes, found = [], []
     for name, size in zip(names, sizes, strict=True):
         need(editor.values[name].dtype in FLOATS)
-        more, rows, _ = _brought(editor, name, _layouts(size)[:1])
+        more, rows, _ = _bring_batch_first(editor, name, _batch_layouts(size)[:1])
         nodes += more
         found.append(rows)
     return nodes, found
 
 
 def _flatten_windows(editor: Editor, made: str, output: str) -> Node:
-    """[N, W, ...] as [N * W, ...]"""
+    """Return the node that views [N, W, ...] as [N * W, ...]."""
     sizes = [-1, *(int(size or 0) for size in (editor.shape(made) or ())[2:])]
     return Node("aten.reshape.default", (made,), output, {"args": [{"value": made}, sizes], "kwargs": {}}, {})
 
 
 _ROW_BY_ROW: Mapping[str, Callable[[Editor, Node, Found], list[Node]]] = {
-    **dict.fromkeys(("linear", "addmm", "mm"), _linear),
-    "matmul": _matmul,
-    "scaled_dot_product_attention": _attention,
-    **dict.fromkeys(("softmax", "_softmax"), _softmax),
-    **dict.fromkeys(("layer_norm", "rms_norm"), _norm),
-    **dict.fromkeys(("add", "mul", "div"), _pair),
+    **dict.fromkeys(("linear", "addmm", "mm"), _linear_batch_first),
+    "matmul": _window_matmul,
+    "scaled_dot_product_attention": _window_attention,
+    **dict.fromkeys(("softmax", "_softmax"), _softmax_batch_first),
+    **dict.fromkeys(("layer_norm", "rms_norm"), _norm_batch_first),
+    **dict.fromkeys(("add", "mul", "div"), _pairwise_batch_first),
 }
-"""Beside activations."""
+"""Row-wise operations besides activations -> their rules."""
 
 
-def _layouts(sizes: Sizes) -> list[_Layout]:
-    """Ways to bring the batch to axis 0, the likelier first; none if it is nowhere or in two places."""
+def _batch_layouts(sizes: Sizes) -> list[_Layout]:
+    """Return ways to move the batch to axis 0, the likeliest first; empty if no axis or several axes depend on the
+    batch."""
     where = [axis for axis, size in enumerate(sizes) if not isinstance(size, int)]
     if len(where) != 1 or where[0] == len(sizes) - 1:
         return []
@@ -257,17 +263,17 @@ def _layouts(sizes: Sizes) -> list[_Layout]:
     ]
 
 
-def _brought(editor: Editor, x: str, layouts: list[_Layout]) -> tuple[list[Node], str, _Layout]:
-    """Nodes that bring the batch of `x` to axis 0, the value they make, and the layout chosen."""
+def _bring_batch_first(editor: Editor, x: str, layouts: list[_Layout]) -> tuple[list[Node], str, _Layout]:
+    """Return nodes that bring the batch of `x` to axis 0, the value that they make, and the layout chosen."""
     for layout in layouts:
         with contextlib.suppress(NoMatchError):
             chain = chain_to(editor, x)
-            where = example_map(chain, layout.there)
+            where = example_map(chain, layout.to_batch_first)
             rows = _free_value(editor, x, layout.shape)
-            made = natively(editor, chain.source, where, rows)
+            made = native_views(editor, chain.source, where, rows)
             return ([], made, layout) if isinstance(made, str) else (made, rows, layout)
     rows = _free_value(editor, x, layouts[0].shape)
-    return _torch(editor, x, layouts[0].forth, x, rows), rows, layouts[0]
+    return _apply_torch_ops(editor, x, layouts[0].forth, x, rows), rows, layouts[0]
 
 
 def _free_value(editor: Editor, like: str, shape: tuple[int | None, ...] | None = None) -> str:
@@ -276,11 +282,208 @@ def _free_value(editor: Editor, like: str, shape: tuple[int | None, ...] | None 
     return name
 
 
-def _torch(editor: Editor, x: str, steps: Sequence[Step], like: str, output: str) -> list[Node]:
-    """Torch operations one after the other, from a value to `output`, by way of values called like another."""
+def _apply_torch_ops(editor: Editor, x: str, steps: Sequence[Step], like: str, output: str) -> list[Node]:
+    """Return nodes that apply torch operations in sequence, from a value to `output`."""
     nodes = []
     for number, (op, args) in enumerate(steps, start=1):
         made = output if number == len(steps) else _free_value(editor, like)
         nodes.append(Node(op, (x,), made, {"args": [{"value": x}, *args], "kwargs": {}}, {}))
         x = made
+    return nodes
+
+
+# -- chains of views from a value with the batch at axis 0, followed element by element, and written natively ----------
+
+
+_VIEWS = """
+view reshape _unsafe_view view_copy permute transpose swapaxes swapdims movedim moveaxis mT t squeeze unsqueeze select
+slice narrow flatten unflatten contiguous clone split split_with_sizes chunk unbind getitem
+"""
+VIEWS = frozenset(_VIEWS.split())
+_BATCHES = (2, 3)
+_LARGEST = 1 << 22
+"""Maximum elements of an example; larger chains of views are left to torch."""
+
+
+@dataclass(frozen=True)
+class ViewChain:
+    """A chain of views, evaluated: the source element of each element of a value."""
+
+    source: str
+    """The value with the batch at axis 0 from which the chain starts."""
+    size: int
+    """Elements of one example of the source."""
+    run: Callable[[int], Tensor]
+    """Function from a number of examples to the index of the source element at each position of the value."""
+
+
+def chain_to(editor: Editor, name: str) -> ViewChain:
+    """Return the chain of views that leads to a value from the nearest one with the batch at axis 0.
+
+    Raises:
+        NoMatchError: if there is none, or it is too long to be evaluated.
+    """
+    steps: list[Node] = []
+    while not is_canonical(editor, name) or not steps:
+        maker = editor.made_by(name, *VIEWS)
+        found = value_of(maker.attrs["args"][0]) if not maker.native else None
+        if found is None:
+            raise NoMatchError
+        steps.append(maker)
+        name = found
+    shape = editor.shape(name) or ()
+    need(prod(size or 1 for size in shape) <= _LARGEST)
+
+    def run(batch: int) -> Tensor:
+        sizes = [batch, *(int(size or 0) for size in shape[1:])]
+        made = torch.arange(prod(sizes)).view(sizes)
+        for one in reversed(steps):
+            viewed = value_of(one.attrs["args"][0])
+            inputs = [made if value == viewed else number(editor, value, batch) for value in one.inputs]
+            made = aten.prepare(one, editor.tensors, "cpu")(*inputs)
+        return made
+
+    return ViewChain(name, prod(int(size or 0) for size in shape[1:]), run)
+
+
+def is_canonical(editor: Editor, name: str) -> bool:
+    """Return whether a value is a floating-point tensor with the batch at axis 0."""
+    return editor.floating(name) and (editor.shape(name) or (0,))[0] is None
+
+
+def number(editor: Editor, name: str, batch: int) -> int:
+    """Return the value of a size expression for a given number of examples; raise `GraphError` if it depends on other
+    values."""
+    one = editor.makers.get(name)
+    if one is not None and one.op == "aten.sym_size.int":
+        sizes = editor.size(value_of(one.attrs["args"][0]) or "")
+        if sizes is not None:
+            size = sizes[one.attrs["args"][1]]
+            return size.of_batch * batch if isinstance(size, Multiple) else int(size or 0)
+    if one is None or not one.op.startswith("operator.") or base(one) == "getitem":
+        raise GraphError(f"{name} is no size")
+    made = aten.prepare(one, {}, "cpu")(*(number(editor, part, batch) for part in one.inputs))
+    return int(made)
+
+
+def example_map(chain: ViewChain, layout: Callable[[Tensor, int], Tensor]) -> Tensor:
+    """Return the source index of each element of one example.
+
+    Args:
+        layout: what puts the batch at axis 0, of (value, number of examples).
+
+    Raises:
+        NoMatchError: examples mix.
+    """
+    found: Tensor | None = None
+    for batch in _BATCHES:
+        try:
+            made = layout(chain.run(batch), batch)
+        except (GraphError, RuntimeError, IndexError, TypeError):
+            raise NoMatchError from None
+        need(made.numel() and made.shape[0] == batch)
+        for index in range(batch):
+            local = made[index] - index * chain.size
+            found = local if found is None else found
+            need(found.shape == local.shape and torch.equal(found, local))
+    assert found is not None
+    need(int(found.min()) >= 0 and int(found.max()) < chain.size)
+    return found
+
+
+def native_views(editor: Editor, source: str, where: Tensor, output: str) -> list[Node] | str:
+    """Return native nodes that arrange the source's elements by the index table `where` as the value `output` [N, ...].
+
+    Returns:
+        Nodes, the last of which makes `output`; the source if it is the same.
+
+    Raises:
+        NoMatchError: if this needs more than a reshape, a slice and a transpose.
+    """
+    shape = editor.shape(source) or ()
+    total = prod(int(size or 0) for size in shape[1:])
+    if (None, *where.shape) == shape and torch.equal(where.flatten(), torch.arange(total)):
+        return source
+    parts = _stride_decomposition(where)
+    order = sorted(range(len(parts)), key=lambda index: -parts[index][1])
+    cuts = _source_axes([parts[index] for index in order], int(where.flatten()[0]), total)
+    return _build_views(editor, source, output, cuts, order, parts)
+
+
+def _stride_decomposition(where: Tensor) -> list[tuple[int, int]]:
+    """Return (size, stride) of each axis of an index table; raise `NoMatchError` if it is no sum over axes."""
+    first = int(where.flatten()[0])
+    parts: list[tuple[int, int]] = []
+    total = torch.zeros((), dtype=torch.int64)
+    for axis in range(where.dim()):
+        line = where[tuple(slice(None) if other == axis else 0 for other in range(where.dim()))] - first
+        total = total.unsqueeze(-1) + line
+        parts += _nested_strides(line.tolist())
+    need(torch.equal(total + first, where) and all(stride > 0 for _, stride in parts))
+    return parts
+
+
+def _nested_strides(line: list[int]) -> list[tuple[int, int]]:
+    """Return a line of offsets as nested (size, stride), the outermost first."""
+    if len(line) == 1:
+        return []
+    step, length = line[1] - line[0], 2
+    while length < len(line) and line[length] - line[length - 1] == step:
+        length += 1
+    while len(line) % length:
+        length -= 1
+    need(length > 1)
+    return [*_nested_strides(line[::length]), (length, step)]
+
+
+def _source_axes(parts: list[tuple[int, int]], first: int, total: int) -> list[tuple[int, int | None]]:
+    """Return the source's axes as (size, selected index; None: all), the outermost first.
+
+    Raises:
+        NoMatchError: a part begins in the middle of an axis that it takes the whole of.
+    """
+    cuts: list[tuple[int, int | None]] = []
+    reach = 1
+    skipped = 0
+    for size, stride in reversed(parts):
+        need(stride % reach == 0)
+        if stride > reach:
+            cuts.append((stride // reach, first // reach % (stride // reach)))
+            skipped += first // reach % (stride // reach) * reach
+        cuts.append((size, None))
+        reach = stride * size
+    need(total % reach == 0)
+    if total > reach:
+        cuts.append((total // reach, first // reach))
+        skipped += first // reach * reach
+    need(skipped == first)
+    return cuts[::-1]
+
+
+def _build_views(
+    editor: Editor,
+    source: str,
+    output: str,
+    cuts: list[tuple[int, int | None]],
+    order: list[int],
+    parts: list[tuple[int, int]],
+) -> list[Node]:
+    nodes: list[Node] = []
+    current = source
+
+    def step(op: str, **attrs: Json) -> None:
+        nonlocal current
+        nodes.append(editor.make(op, (current,), output, **attrs))
+        current = nodes[-1].output
+
+    step("reshape", shape=[None, *(size for size, _ in cuts)])
+    for axis, (_, chosen) in enumerate(cuts, start=1):
+        if chosen is not None:
+            step("slice", axis=axis, start=chosen, stop=chosen + 1)
+    if any(chosen is not None for _, chosen in cuts):
+        step("reshape", shape=[None, *(parts[index][0] for index in order)])
+    if order != sorted(order):
+        step("transpose", axes=[0, *(1 + order.index(index) for index in range(len(order)))])
+    made = editor.shape(output) or ()
+    nodes.append(node("reshape", (current,), output, shape=list(made)))
     return nodes

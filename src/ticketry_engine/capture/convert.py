@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_unflatten
 from ticketry_engine.capture.tracing.program import Constant, Multiple, Sizes, TracedProgram
 from ticketry_engine.errors import CaptureError
 from ticketry_engine.ir import DTYPES, UNFILED, Graph, Json, Node, Value, aten
-from ticketry_engine.ir.binding import plain
+from ticketry_engine.ir.binding import readable_tensor
 from ticketry_engine.ir.native import dtype_name
 from ticketry_engine.support.modules import normal_name
 
@@ -36,21 +36,21 @@ _RESHAPES = {
     "aten.view_copy.default": "aten.reshape.default",
     "aten.view_as.default": "aten.reshape_as.default",
 }
-"""Operation that takes only some layouts in memory -> the same one for any: inputs may be laid out in another way."""
+"""Operation that requires a memory layout -> the equivalent one for any layout."""
 
 _BY_STRIDES = ("as_strided", "as_strided_copy", "as_strided_scatter", "_reshape_alias")
-"""Operations whose result depends on the layout of their input in memory."""
+"""Operations whose result depends on the memory layout of their input."""
 
 
 class _Leaf:
-    """Stands for a tensor while torch rebuilds the containers around it."""
+    """A placeholder for a tensor while torch rebuilds containers."""
 
     def __init__(self, tree: Json) -> None:
         self.tree = tree
 
 
 def convert(program: TracedProgram, model: nn.Module) -> tuple[Graph, dict[str, Sizes]]:
-    """The program's operations, values, weights and signature as a graph of torch nodes, and the sizes of all values.
+    """Convert a traced program to a graph of torch nodes, and return it with the sizes of all values.
 
     Raises:
         CaptureError: if it holds what a graph cannot: control flow by the values of tensors, an unknown operation on
@@ -65,14 +65,14 @@ def convert(program: TracedProgram, model: nn.Module) -> tuple[Graph, dict[str, 
         nodes=tuple(nodes),
         values=reader.values,
         tensors=reader.tensors,
-        signature=_signature(program, model, reader.arguments),
+        signature=_encode_signature(program, model, reader.arguments),
         notes=tuple(program.notes),
     )
     return graph, reader.sizes
 
 
 class _GraphBuilder:
-    """Walks through a program in order."""
+    """Builds nodes, values and weights from a traced program, in order."""
 
     def __init__(self, program: TracedProgram) -> None:
         self.program = program
@@ -84,36 +84,36 @@ class _GraphBuilder:
         """Name of a node -> name of the weight that it is."""
         self.arguments: dict[str, Json] = {}
         """Name of a placeholder of the user's -> value or constant"""
-        self._placeholders()
+        self._add_placeholders()
 
-    def _placeholders(self) -> None:
+    def _add_placeholders(self) -> None:
         same: dict[tuple[Any, ...], str] = {}
         for name, (target, tensor) in self.program.weights.items():
-            self.weights[name] = self._weight(target, tensor, same)
+            self.weights[name] = self._add_weight(target, tensor, same)
         for one in self.program.graph.nodes:
             if one.op == "placeholder" and one.name in self.program.inputs:
                 self.inputs.append(one.name)
-                self._value(one)
+                self._add_value(one)
                 self.arguments[one.name] = one.name
         for name, value in self.program.constants.items():
-            self.arguments[name] = {"constant": _plain(value, name)}
+            self.arguments[name] = {"constant": _require_plain(value, name)}
 
-    def _weight(self, target: str, tensor: Tensor, same: dict[tuple[Any, ...], str]) -> str:
-        tensor = plain(tensor.detach(), f"the weight {target!r}")
+    def _add_weight(self, target: str, tensor: Tensor, same: dict[tuple[Any, ...], str]) -> str:
+        tensor = readable_tensor(tensor.detach(), f"the weight {target!r}")
         key = (tensor.data_ptr(), tuple(tensor.shape), tensor.stride(), tensor.dtype)
         name = same.setdefault(key, normal_name(target)) if tensor.numel() else normal_name(target)
         self.tensors[name] = tensor
         return name
 
-    def _value(self, one: fx.Node) -> None:
+    def _add_value(self, one: fx.Node) -> None:
         made = one.meta.get("val")
         if isinstance(made, Tensor):
-            self._tensor(one.name, made, self.program.sizes(one))
+            self._add_tensor(one.name, made, self.program.sizes(one))
         else:
             kind = "list" if isinstance(made, (tuple, list)) else "number"
             self.values[one.name] = Value(one.name, None, kind)
 
-    def _tensor(self, name: str, made: Tensor, sizes: Sizes) -> None:
+    def _add_tensor(self, name: str, made: Tensor, sizes: Sizes) -> None:
         self.sizes[name] = sizes
         dtype = dtype_name(made.dtype)
         if dtype not in DTYPES | UNFILED:
@@ -123,21 +123,21 @@ class _GraphBuilder:
     # -- operations --------------------------------------------------------------------------------------------------
 
     def node(self, one: fx.Node) -> list[Node]:
-        """The node for an operation; none for one that only asserts."""
-        op = self._op(one)
+        """Return the node for an operation; an empty list for one that only asserts."""
+        op = self._operation_name(one)
         if not op:
             return []
         inputs: dict[str, None] = {}
         weights: dict[str, str] = {}
-        encode = self._encoder(one, inputs, weights)
+        encode = self._argument_encoder(one, inputs, weights)
         args = [encode(arg) for arg in one.args]
         kwargs = {
             name: encode(arg) for name, arg in one.kwargs.items() if name not in ("layout", "pin_memory", "generator")
         }
-        self._value(one)
+        self._add_value(one)
         return [Node(op, tuple(inputs), one.name, {"args": args, "kwargs": kwargs}, weights)]
 
-    def _op(self, one: fx.Node) -> str:
+    def _operation_name(self, one: fx.Node) -> str:
         target = one.target
         if isinstance(target, torch._ops.OpOverload):
             if not target._schema.returns:
@@ -156,7 +156,9 @@ class _GraphBuilder:
             )
         raise CaptureError(f"the model computes with {target} on sizes, which the engine does not know")
 
-    def _encoder(self, one: fx.Node, inputs: dict[str, None], weights: dict[str, str]) -> Callable[[Any], Json]:
+    def _argument_encoder(
+        self, one: fx.Node, inputs: dict[str, None], weights: dict[str, str]
+    ) -> Callable[[Any], Json]:
         def encode(arg: Any) -> Json:
             if isinstance(arg, fx.Node):
                 if arg.name in self.weights:
@@ -169,34 +171,35 @@ class _GraphBuilder:
                 return {"value": arg.name}
             if isinstance(arg, (list, tuple)):
                 return [encode(part) for part in arg]
-            return _argument(arg, str(one.target))
+            return _encode_argument(arg, str(one.target))
 
         return encode
 
     def outputs(self, nodes: list[Node]) -> Json:
-        """The tree of what a call returns; a weight that is an output itself becomes a node."""
+        """Return the tree of a call's outputs; add a node for a weight that is an output itself."""
         found: list[Json] = []
         for one in self.program.outputs:
             if isinstance(one, Constant):
-                found.append({"constant": _plain(one.value, "an output")})
+                found.append({"constant": _require_plain(one.value, "an output")})
             elif one.name in self.weights:
                 found.append(self._weight_as_value(self.weights[one.name], nodes))
             else:
                 found.append(self.arguments.get(one.name, one.name))
-        return _tree(tree_unflatten([_Leaf(tree) for tree in found], self.program.out_spec))
+        return _encode_tree(tree_unflatten([_Leaf(tree) for tree in found], self.program.out_spec))
 
     def _weight_as_value(self, weight: str, nodes: list[Node]) -> str:
+        """Add a node that returns a weight, and return its value's name."""
         name = f"{weight}.value"
         nodes.append(
             Node("aten.clone.default", (), name, {"args": [{"tensor": weight}], "kwargs": {}}, {weight: weight})
         )
         tensor = self.tensors[weight]
-        self._tensor(name, tensor, tuple(tensor.shape))
+        self._add_tensor(name, tensor, tuple(tensor.shape))
         return name
 
 
 def _check_memory(one: fx.Node) -> None:
-    """Raise `CaptureError` if an operation reads memory by strides, of a tensor that is not the whole of its memory."""
+    """Raise `CaptureError` if an operation reads a view of a larger tensor by strides."""
     read = one.args[0].meta.get("val") if one.args and isinstance(one.args[0], fx.Node) else None
     if (
         not isinstance(read, Tensor)
@@ -211,7 +214,7 @@ def _check_memory(one: fx.Node) -> None:
 
 
 def shape_of(sizes: Sizes) -> tuple[int | None, ...] | None:
-    """A shape as `Value` holds it."""
+    """Return sizes as a `Value` stores a shape: None for the batch, and None altogether if another size varies."""
     rest = [size for size in sizes[1:] if isinstance(size, int)]
     if len(rest) < len(sizes) - 1:
         return None
@@ -223,7 +226,7 @@ def shape_of(sizes: Sizes) -> tuple[int | None, ...] | None:
     return (first, *rest)
 
 
-def _argument(arg: Any, where: str) -> Json:
+def _encode_argument(arg: Any, where: str) -> Json:
     if isinstance(arg, float) and not math.isfinite(arg):
         return {"float": str(arg)}
     if isinstance(arg, complex):
@@ -241,7 +244,7 @@ def _argument(arg: Any, where: str) -> Json:
     raise CaptureError(f"{where} has an argument of the type {type(arg).__name__}, which a graph cannot hold")
 
 
-def _plain(value: Any, where: str) -> Json:
+def _require_plain(value: Any, where: str) -> Json:
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     raise CaptureError(f"{where} is {type(value).__name__}: inputs and outputs have to be tensors, numbers or texts")
@@ -250,11 +253,15 @@ def _plain(value: Any, where: str) -> Json:
 # -- containers --------------------------------------------------------------------------------------------------------
 
 
-def _signature(program: TracedProgram, model: nn.Module, arguments: Mapping[str, Json]) -> Json:
+def _encode_signature(program: TracedProgram, model: nn.Module, arguments: Mapping[str, Json]) -> Json:
     flat = []
     for given in program.inputs:
         flat.append(
-            _Leaf({"constant": _plain(given.value, "an input")} if isinstance(given, Constant) else arguments[given])
+            _Leaf(
+                {"constant": _require_plain(given.value, "an input")}
+                if isinstance(given, Constant)
+                else arguments[given]
+            )
         )
     args, kwargs = tree_unflatten(flat, program.in_spec)
     names = [
@@ -263,13 +270,13 @@ def _signature(program: TracedProgram, model: nn.Module, arguments: Mapping[str,
         if parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD)
     ]
     return {
-        "args": [_tree(arg) for arg in args],
-        "kwargs": {name: _tree(arg) for name, arg in kwargs.items()},
+        "args": [_encode_tree(arg) for arg in args],
+        "kwargs": {name: _encode_tree(arg) for name, arg in kwargs.items()},
         "names": names,
     }
 
 
-def _tree(found: Any) -> Json:
+def _encode_tree(found: Any) -> Json:
     """Containers with leaves in them, as a tree of `Graph.outputs`."""
     if isinstance(found, _Leaf):
         return found.tree
@@ -281,136 +288,55 @@ def _tree(found: Any) -> Json:
                 " of a dict are names, or all are whole numbers"
             )
         kind = "numbered" if int in kinds else "record" if hasattr(found, "to_tuple") else "dict"
-        return {kind: {str(key): _tree(part) for key, part in found.items()}}
+        return {kind: {str(key): _encode_tree(part) for key, part in found.items()}}
     if isinstance(found, tuple):
         fields = getattr(found, "_fields", None) or getattr(found, "__match_args__", None)  # of torch's ``max``
         if fields is not None:
-            return {"fields": {name: _tree(part) for name, part in zip(fields, found, strict=True)}}
-        return {"tuple": [_tree(part) for part in found]}
+            return {"fields": {name: _encode_tree(part) for name, part in zip(fields, found, strict=True)}}
+        return {"tuple": [_encode_tree(part) for part in found]}
     if isinstance(found, list):
-        return {"list": [_tree(part) for part in found]}
+        return {"list": [_encode_tree(part) for part in found]}
     if dataclasses.is_dataclass(found):
-        return {"record": {one.name: _tree(getattr(found, one.name)) for one in dataclasses.fields(found)}}
-    return {"constant": _plain(found, "an input or output")}
+        return {"record": {one.name: _encode_tree(getattr(found, one.name)) for one in dataclasses.fields(found)}}
+    return {"constant": _require_plain(found, "an input or output")}
 
 
 # -- overloads ---------------------------------------------------------------------------------------------------------
 
 # `view.dtype` reinterprets bits, where `view` changes a shape; `div.Tensor_mode` rounds; `clamp.Tensor` has bounds for
-# each element; `mm.dtype` makes another type. A rule is given a node only if its overload is listed here.
-
+# each element; `mm.dtype` makes another type. A rule is given a node of these overloads only.
 
 _LISTED = """
 conv1d default padding
 conv2d default padding
-convolution default
-conv_transpose1d default
 conv_transpose2d input
-linear default
-matmul default
-mm default
-bmm default
-addmm default
-batch_norm default
-_native_batch_norm_legit_no_training default
-layer_norm default
-rms_norm default
-max_pool1d default
-max_pool2d default
-max_pool2d_with_indices default
-avg_pool1d default
-avg_pool2d default
-adaptive_avg_pool1d default
-adaptive_avg_pool2d default
-_adaptive_avg_pool2d default
-scaled_dot_product_attention default
 softmax int
-_softmax default
 mean dim
 sum dim_IntList
-linalg_vector_norm default
-relu default
-relu6 default
-silu default
-sigmoid default
-tanh default
-hardswish default
-hardsigmoid default
-gelu default
-leaky_relu default
-hardtanh default
-clamp default
-clamp_min default
-threshold default
-erf default
-sqrt default
-rsqrt default
-square default
-neg default
 pow Tensor_Scalar
 add Tensor Scalar
 sub Tensor Scalar
 rsub Tensor Scalar
 mul Tensor Scalar
 div Tensor Scalar
-addcmul default
-dropout default
-feature_dropout default
-alpha_dropout default
-contiguous default
-clone default
-detach default
-alias default
-lift_fresh_copy default
-positive default
 to device dtype other dtype_layout
-_to_copy default
-type_as default
-expand default
-expand_as default
-view default
-view_copy default
-view_as default
-_unsafe_view default
-reshape default
-reshape_as default
 flatten using_ints
 unflatten int
 squeeze default dim dims
-unsqueeze default
-permute default
 transpose int
-swapaxes default
-swapdims default
 movedim int intlist
 moveaxis int intlist
-mT default
-t default
 slice Tensor
-narrow default
 select int
 split Tensor sizes
-split_with_sizes default
-chunk default
 unbind int
-cat default
-concat default
-concatenate default
-stack default
-roll default
-pad default
-constant_pad_nd default
 repeat_interleave self_int
-channel_shuffle default
 upsample_nearest2d default vec
 upsample_bilinear2d default vec
 upsample_bicubic2d default vec
-new_zeros default
-new_ones default
-new_full default
 """
 
 OVERLOADS: Mapping[str, frozenset[str]] = {
     name: frozenset(overloads) for name, *overloads in (line.split() for line in _LISTED.strip().splitlines())
 }
-"""Name of an operation -> its overloads that have the meaning which rules read"""
+"""Name of an operation -> its overloads that rules read; of other operations they read the default one alone."""

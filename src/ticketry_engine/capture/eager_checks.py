@@ -1,4 +1,5 @@
-"""Checks of a captured model that call it: whether one example behaves like several, and whether it remembers calls."""
+"""Calls a model in eager mode to check a capture: whether one example behaves like several, and whether calls have
+memory."""
 
 from __future__ import annotations
 
@@ -20,7 +21,7 @@ from ticketry_engine.capture.tracing.side_effects import (
     writes_to_input,
     writes_to_weight,
 )
-from ticketry_engine.capture.tracing.torch_export import Arguments, leads, plain
+from ticketry_engine.capture.tracing.torch_export import Arguments, has_batch_first, traceable_torch
 from ticketry_engine.errors import CaptureError, EngineError
 from ticketry_engine.example_inputs import difference, outputs_of
 from ticketry_engine.ir import Graph, Json, Node, aten, leaves, with_leaves
@@ -31,7 +32,7 @@ from ticketry_engine.support.process_state import private_random_state
 from ticketry_engine.support.seeds import seed_torch
 
 _TOLERANCE = 1e-3
-"""Relative error of the same operations in torch: far above rounding, far below another way through the model."""
+"""Relative error up to which outputs count as equal: far above rounding, far below a different path in the model."""
 
 
 def own_copy(model: nn.Module) -> nn.Module:
@@ -61,18 +62,17 @@ def holds_for_one(graph: Graph, model: nn.Module, given: Arguments) -> bool:
     """
     if not given.examples or not _can_run(model, given):
         return True
-    one = given.map(lambda tensor: tensor[:1] if leads(tensor, given.examples) else tensor)
+    one = given.map(lambda tensor: tensor[:1] if has_batch_first(tensor, given.examples) else tensor)
     try:
-        wanted = _outputs(copy_to_call(model), one)
-        return bool(
-            difference(_outputs(lambda *args, **kwargs: _walked(graph, args, kwargs), one), wanted) <= _TOLERANCE
-        )
+        wanted = _call_outputs(copy_to_call(model), one)
+        found = _call_outputs(lambda *args, **kwargs: _run_graph(graph, args, kwargs), one)
+        return bool(difference(found, wanted) <= _TOLERANCE)
     except Exception:  # a model may insist on several examples, and fail in any way
         return False
 
 
 def check_calls(model: nn.Module, given: Arguments) -> list[str]:
-    """Check that a model changes none of its inputs, and that its outputs do not depend on earlier calls.
+    """Raise an error if a model changes its inputs, or if its outputs depend on earlier calls.
 
     Args:
         model: never called before, on the CPU, in evaluation mode.
@@ -87,7 +87,7 @@ def check_calls(model: nn.Module, given: Arguments) -> list[str]:
     if not _can_run(model, given):
         return []
     if given.examples:
-        _check_memory(model, given)
+        _check_no_memory_of_calls(model, given)
     changed = _check_state(model, given)
     if changed is None:
         return []
@@ -102,9 +102,9 @@ def _check_state(model: nn.Module, given: Arguments) -> str | None:
     """
     called = copy_to_call(model)
     try:
-        _check_inputs(called, given)
+        _call_and_check_inputs(called, given)
         before = state_of(called)
-        _check_inputs(called, given)
+        _call_and_check_inputs(called, given)
     except CaptureError:
         raise
     except Exception:  # a model may fail in any way; the capture then says why
@@ -119,34 +119,35 @@ def _check_state(model: nn.Module, given: Arguments) -> str | None:
     return first_change(before, after)
 
 
-def _check_inputs(model: nn.Module, given: Arguments) -> None:
-    """Call the model, and raise `CaptureError` if it changes an input or a buffer."""
+def _call_and_check_inputs(model: nn.Module, given: Arguments) -> None:
+    """Call the model; raise `CaptureError` if the call changes an input or a buffer."""
     own = given.map(torch.clone)
     containers = Containers(model, own)
     inputs = [(name, tensor, tensor.clone()) for name, tensor in containers.tensors()]
     buffers = [(name, tensor, tensor.clone()) for name, tensor in model.named_buffers()]
-    _call(model, own)
+    _call_seeded(model, own)
     containers.check()
     for known, error in ((buffers, writes_to_weight), (inputs, writes_to_input)):
         for name, tensor, value in known:
-            if tensor.shape != value.shape or not torch.equal(_bits(tensor), _bits(value)):
+            if tensor.shape != value.shape or not torch.equal(_raw_bytes(tensor), _raw_bytes(value)):
                 raise error(name)
 
 
-def _bits(tensor: Tensor) -> Tensor:
-    """The bytes of a tensor's numbers, so that NaN equals itself."""
+def _raw_bytes(tensor: Tensor) -> Tensor:
+    """Return a tensor's bytes, by which NaN equals itself."""
     return tensor.detach().resolve_conj().resolve_neg().contiguous().reshape(-1).view(torch.uint8)
 
 
-def _check_memory(model: nn.Module, given: Arguments) -> None:
+def _check_no_memory_of_calls(model: nn.Module, given: Arguments) -> None:
+    """Raise `CaptureError` if earlier calls change the outputs for the same inputs."""
     assert given.examples
     others = given.at_batch(given.examples, seed=1)
     used = copy_to_call(model)
     try:
-        wanted = _outputs(copy_to_call(model), given)
+        wanted = _call_outputs(copy_to_call(model), given)
         for _ in range(2):
-            _outputs(used, others)
-        found = _outputs(used, given)
+            _call_outputs(used, others)
+        found = _call_outputs(used, given)
     except Exception:  # a model may fail in any way: with other values for one
         return
     try:
@@ -161,23 +162,25 @@ def _check_memory(model: nn.Module, given: Arguments) -> None:
 
 
 def _can_run(model: nn.Module, given: Arguments) -> bool:
+    """Return whether the model and its inputs are on the CPU."""
     tensors = [*model.parameters(), *model.buffers(), *outputs_of((given.args, given.kwargs))]
     return all(tensor.device.type == "cpu" for tensor in tensors)
 
 
-def _outputs(call: Callable[..., Any], given: Arguments) -> list[Tensor]:
-    """The tensors that a call gives, with the same random numbers each time."""
-    made = outputs_of(_call(call, given.map(torch.clone)))
+def _call_outputs(call: Callable[..., Any], given: Arguments) -> list[Tensor]:
+    """Return the output tensors of a call, with the same random numbers each time."""
+    made = outputs_of(_call_seeded(call, given.map(torch.clone)))
     return [tensor.nan_to_num() if tensor.is_floating_point() else tensor.clone() for tensor in made]
 
 
-def _call(call: Callable[..., Any], given: Arguments) -> Any:
-    with torch.no_grad(), plain(), private_random_state([]):
+def _call_seeded(call: Callable[..., Any], given: Arguments) -> Any:
+    with torch.no_grad(), traceable_torch(), private_random_state([]):
         seed_torch(0)
         return call(*given.args, **given.kwargs)
 
 
-def _walked(graph: Graph, args: Any, kwargs: Any) -> list[Any]:
+def _run_graph(graph: Graph, args: Any, kwargs: Any) -> list[Any]:
+    """Return a graph's outputs, computed node by node in torch."""
     values: dict[str, Any] = dict(zip(graph.inputs, CallBinder(graph).bind(args, kwargs), strict=True))
     for one in graph.nodes:
         values[one.output] = torch_step(graph, one)(*(values[name] for name in one.inputs))
@@ -188,13 +191,13 @@ def _walked(graph: Graph, args: Any, kwargs: Any) -> list[Any]:
 
 
 _Root: TypeAlias = "tuple[str, str]"
-"""Owner of a value's memory: ("weight", name), or ("value", name) of an input or of a node's new result."""
+"""Owner of a value's memory: ("weight", name), or ("value", name) for an input or a node's new result."""
 
 _VIEWS = ("reshape", "flatten", "slice", "transpose")
-"""Native nodes whose result may be their input's memory."""
+"""Native nodes whose result may share memory with their input."""
 
 _GIVE_BACK = ("dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout")
-"""Operations of torch that do so in evaluation mode, though their schemas do not say it."""
+"""Operations that return their input itself in evaluation mode although their schemas do not say so."""
 
 
 def with_own_results(graph: Graph, captured: Graph) -> Graph:
@@ -229,13 +232,13 @@ def _roots(graph: Graph) -> dict[str, _Root]:
     """Return value -> owner of its memory."""
     roots: dict[str, _Root] = {name: ("value", name) for name in graph.inputs}
     for one in graph.nodes:
-        kind, source = _source(one)
+        kind, source = _view_source(one)
         roots[one.output] = ("weight", source) if kind == "weight" else roots.get(source, ("value", one.output))
     return roots
 
 
-def _source(one: Node) -> tuple[str, str]:
-    """The weight or value that a node may give a view of; ("value", "") where what it makes is new."""
+def _view_source(one: Node) -> tuple[str, str]:
+    """Return the weight or value that a node's result may be a view of; ("value", "") for a new result."""
     if one.native:
         return "value", one.inputs[0] if one.op in _VIEWS else ""
     if one.op.startswith("operator."):
@@ -254,21 +257,21 @@ def _source(one: Node) -> tuple[str, str]:
 
 
 def with_defaults(graph: Graph, model: nn.Module) -> Graph:
-    """The graph whose signature has the defaults that are not what it was captured with (`graph.OF_SIGNATURES`)."""
+    """Return the graph with the defaults of arguments that differ from the captured values in its signature."""
     signature = graph.signature
     captured = {**dict(zip(signature["names"], signature["args"], strict=False)), **signature["kwargs"]}
     found: dict[str, Json] = {}
     for name, parameter in inspect.signature(model.forward).parameters.items():
         default = parameter.default
-        if default is parameter.empty or _is(captured.get(name, {"constant": None}), default):
+        if default is parameter.empty or _is_default(captured.get(name, {"constant": None}), default):
             continue
         plain = default is None or isinstance(default, (bool, int, float, str))
         found[name] = {"constant": default} if plain else None
     return replace(graph, signature={**signature, "defaults": found}) if found else graph
 
 
-def _is(tree: Json, default: Any) -> bool:
-    """Whether a tree of a signature is an argument's default; one of tensors never is, but has to be given anyway."""
+def _is_default(tree: Json, default: Any) -> bool:
+    """Return whether a captured argument equals a parameter's default. A tensor never does."""
     if isinstance(tree, str) or "constant" not in tree:
         return False
     return type(tree["constant"]) is type(default) and is_constant(tree["constant"], default)

@@ -1,4 +1,4 @@
-"""The editor of graphs that all passes use: it rewrites a graph node by node."""
+"""Rewrites a graph node by node; all passes use it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ticketry_engine.ir.native import TensorFacts, infer, takes
 Shape: TypeAlias = "tuple[int | None, ...]"
 
 Found: TypeAlias = "dict[str, Json]"
-"""The arguments of a torch node by their names."""
+"""Arguments of a torch node by name."""
 
 Rule: TypeAlias = "Callable[[Editor, Node], list[Node] | str | None]"
 """Replacement of a node: other nodes, the last of which makes its output; the name of an equal value; or None (also by
@@ -29,41 +29,42 @@ Lowering: TypeAlias = "Callable[[Editor, Node, Found], list[Node] | str | None]"
 
 
 class NoMatchError(Exception):
-    """A node is not what a rule is for."""
+    """Raised by a rule that does not apply to a node."""
 
 
 def finite_number(arg: Json) -> float:
-    """An argument that is a finite number; `NoMatchError` for any other, such as ``{"float": "inf"}``."""
+    """Return an argument as a finite number; raise `NoMatchError` for anything else, such as ``{"float": "inf"}``."""
     need(isinstance(arg, (int, float)))
     return float(arg)
 
 
 def need(condition: object) -> None:
-    """`NoMatchError` unless the condition holds."""
+    """Raise `NoMatchError` unless the condition holds."""
     if not condition:
         raise NoMatchError
 
 
 @dataclass
 class Editor:
-    """A graph's parts while a pass goes through its nodes in order."""
+    """The state of one pass over a graph: values, weights and the nodes rewritten so far."""
 
     graph: Graph
     values: dict[str, Value]
     tensors: dict[str, Tensor]
     sizes: Mapping[str, Sizes]
-    """Sizes of captured values, also where the batch is not at axis 0."""
+    """Sizes of captured values, including values whose batch is not at axis 0."""
     makers: dict[str, Node]
-    """Value -> the node that makes it, of those done so far."""
+    """Value -> the node that computes it, among the nodes rewritten so far."""
     uses: Mapping[str, int]
-    """Value -> number of readers before the pass."""
+    """Value -> number of nodes that read it before the pass."""
     holders: Mapping[str, int]
-    """Weight -> number of nodes that have it, before the pass."""
+    """Weight -> number of nodes that use it before the pass."""
 
     _constants: dict[tuple[Any, ...], str] = field(default_factory=dict)
 
     @classmethod
     def of(cls, graph: Graph, sizes: Mapping[str, Sizes] | None = None) -> Editor:
+        """Return an editor for a graph."""
         holders = Counter(name for one in graph.nodes for name in one.weights.values())
         return cls(graph, dict(graph.values), dict(graph.tensors), sizes or {}, {}, graph.uses(), holders)
 
@@ -71,27 +72,27 @@ class Editor:
         return self.values[name].shape
 
     def size(self, name: str) -> Sizes | None:
-        """The sizes of a value, the batch among them; None if there is one that is not known."""
+        """Return the sizes of a value, including the batch; None if any is unknown."""
         found = self.sizes.get(name)
         if found is None and (shape := self.shape(name)) is not None:
             found = tuple(Multiple(1) if size is None else size for size in shape)
         return None if found is None or None in found else found
 
     def same_size(self, one: str, other: str) -> bool:
-        """Whether two values are known to have the same sizes: a view that gives just what it was given."""
+        """Return whether two values are known to have equal sizes, so that a view between them changes nothing."""
         return self.size(one) is not None and self.size(one) == self.size(other)
 
     def floating(self, *names: str) -> bool:
-        """Whether all are tensors of one floating point type and of known shapes."""
+        """Return whether all values have known shapes and one floating-point type."""
         kinds = {self.values[name].dtype for name in names}
         known = all(self.values[name].shape is not None for name in names)
         return known and len(kinds) == 1 and kinds <= FLOATS
 
     def floats(self, one: Node, *args: Json, axes: int | None = None) -> list[str]:
-        """The values that arguments of a torch node name, each of so many axes (at least one where None).
+        """Return the names of the values that arguments refer to, each with `axes` axes (None: at least one).
 
         Raises:
-            NoMatchError: they name none, or not all of them and the node's output are `floating`.
+            NoMatchError: if the arguments are no values, or not all of them and of the output are `floating`.
         """
         names = [value_of(arg) for arg in args]
         found = [name for name in names if name is not None]
@@ -101,13 +102,13 @@ class Editor:
         return found
 
     def value(self, like: str, shape: Shape, suffix: str = "part") -> str:
-        """A new value of the data type of `like`."""
+        """Add a value with the data type of `like`, and return its name."""
         name = free_name(f"{like}.{suffix}", self.values)
         self.values[name] = Value(name, shape, self.values[like].dtype)
         return name
 
     def tensor(self, name: str, tensor: Tensor) -> str:
-        """A weight under a free name like `name`, or under a known one if it is the same tensor."""
+        """Add a weight and return its name; an equal weight that exists is reused."""
         known = self.tensors.get(name)
         if known is tensor:
             return name
@@ -116,7 +117,7 @@ class Editor:
         return name
 
     def constant(self, name: str, tensor: Tensor) -> str:
-        """A weight with these numbers: one that a rule has made before in this pass, or a new one."""
+        """Return the name of a weight with these values, reusing one that a rule of this pass added."""
         tensor = tensor.contiguous()
         key = (str(tensor.dtype), tuple(tensor.shape), tensor.view(torch.uint8).numpy().tobytes())
         if key not in self._constants:
@@ -124,7 +125,7 @@ class Editor:
         return self._constants[key]
 
     def replacement(self, name: str, tensor: Tensor) -> str:
-        """Replace a weight, under the same name if no other node uses it; return its name."""
+        """Replace a weight, under the same name if no other node uses it, and return its name."""
         if self.holders.get(name, 0) > 1:
             return self.tensor(name, tensor)
         self.tensors[name] = tensor
@@ -133,19 +134,18 @@ class Editor:
     def make(
         self, op: str, inputs: tuple[str, ...], like: str, weights: Mapping[str, str] | None = None, **attrs: Json
     ) -> Node:
-        """A native node whose output is a new value, its shape inferred."""
+        """Return a native node with a new output value of the inferred shape."""
         made = node(op, inputs, "", weights, **attrs)
         return replace(made, output=self.value(like, self.inferred(made)))
 
     def inferred(self, one: Node) -> Shape:
-        """The shape of what a native node makes."""
+        """Return the output shape of a native node."""
         inputs = [TensorFacts(self.shape(name) or (), self.values[name].dtype) for name in one.inputs]
         weights = {role: TensorFacts.of(self.tensors[name]) for role, name in one.weights.items()}
         return infer(one.op, one.attrs, inputs, weights)[0]
 
     def made_by(self, name: str | None, *ops: str, act: Json = None) -> Node:
-        """Return the node that makes a value; raise NoMatchError unless it has one of these operations and this
-        activation.
+        """Return the node that computes a value; raise `NoMatchError` for another operation or activation.
 
         Torch nodes are identified by their `base`.
         """
@@ -155,11 +155,12 @@ class Editor:
         return maker
 
     def sole(self, name: str) -> Node | None:
-        """The node that makes a value which only one reader reads, or None."""
+        """Return the node that computes a value if exactly one node reads the value; else None."""
         return self.makers.get(name) if self.uses.get(name, 0) == 1 else None
 
 
 def free_name(name: str, taken: Mapping[str, Any]) -> str:
+    """Return `name`, with a number appended if it is taken."""
     if name not in taken:
         return name
     number = 1
@@ -200,7 +201,7 @@ def finished(nodes: list[Node], x: str, output: str) -> list[Node] | str:
 
 
 def rename(one: Node, renamed: Mapping[str, str]) -> Node:
-    """The node with other names for its inputs."""
+    """Return the node with renamed inputs."""
     if not any(name in renamed for name in one.inputs):
         return one
     if one.native:
@@ -209,7 +210,7 @@ def rename(one: Node, renamed: Mapping[str, str]) -> Node:
 
 
 def with_arguments(one: Node, changed: Mapping[str, Json]) -> Node:
-    """Return a torch node with the values in its arguments renamed as in `changed`."""
+    """Return a torch node with the values in its arguments renamed."""
     inputs: dict[str, None] = {}
     weights: dict[str, str] = {}
 
@@ -240,7 +241,7 @@ def without_unused(graph: Graph) -> Graph:
 
 
 def arguments(one: Node) -> Found:
-    """The arguments of a torch node by their names, defaults included; {} of arithmetic on numbers."""
+    """Return the arguments of a torch node by name, including defaults; {} for arithmetic on sizes."""
     if one.op.startswith("operator."):
         return {}
     schema = aten.find(one.op, trusted=True)._schema
@@ -251,17 +252,17 @@ def arguments(one: Node) -> Found:
 
 
 def value_of(arg: Json) -> str | None:
-    """The value that an argument names, or None."""
+    """Return the name of the value that an argument refers to, or None."""
     return arg["value"] if isinstance(arg, dict) and "value" in arg else None
 
 
 def tensor_of(arg: Json) -> str | None:
-    """The weight that an argument names, or None."""
+    """Return the name of the weight that an argument refers to, or None."""
     return arg["tensor"] if isinstance(arg, dict) and "tensor" in arg else None
 
 
 def number_of(arg: Json, tensors: Mapping[str, Tensor]) -> float | None:
-    """The number that an argument is, or the only element of the weight that it names."""
+    """Return an argument as a number, or the only element of the weight that it refers to; None otherwise."""
     if isinstance(arg, (int, float)) and not isinstance(arg, bool):
         return float(arg)
     name = tensor_of(arg)
@@ -273,12 +274,13 @@ def number_of(arg: Json, tensors: Mapping[str, Tensor]) -> float | None:
 def base(one: Node) -> str:
     """Return the name of an ATen operation without its overload, or "getitem".
 
-    The name is "" for a native node, for arithmetic on sizes, and for an overload that is not in `OVERLOADS`.
+    The name is "" for a native node, for arithmetic on sizes, and for an overload that rules do not read, see
+    `OVERLOADS`.
     """
     kind, _, rest = one.op.partition(".")
     name, _, overload = rest.partition(".")
     if kind == "aten":
-        return name if overload in OVERLOADS.get(name, ()) else ""
+        return name if overload in OVERLOADS.get(name, ("default",)) else ""
     return name if rest == "getitem" else ""
 
 

@@ -1,5 +1,5 @@
-"""Lowers layers to native nodes: convolutions, also transposed ones, linear layers, norms, attention, pools, resizes,
-activations, sums, and operations that do nothing in evaluation mode."""
+"""Lowers torch layers to native nodes: convolutions (also transposed), linear layers, norms, attention, pools, resizes,
+activations, sums, and operations without effect in evaluation mode."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ from ticketry_engine.capture.editor import (
 from ticketry_engine.capture.same_rows import rows_of
 from ticketry_engine.ir import DTYPES, Graph, Json, Node, aten, node
 from ticketry_engine.ir.native import MOST_MOVED
-from ticketry_engine.ir.native_shapes import is_act
+from ticketry_engine.ir.native_shapes import ACTS, is_act
 from ticketry_engine.support.seeds import generator
 
 
 def weights_of(editor: Editor, found: Mapping[str, Json]) -> dict[str, str]:
-    """Weight and bias by role, where they are weights of the model and not computed."""
+    """Return the names of weight and bias by role; raise `NoMatchError` unless both are weights of the model."""
     given = {role: tensor_of(found.get(role)) for role in ("weight", "bias") if found.get(role) is not None}
     named = {role: name for role, name in given.items() if name is not None}
     need(named.keys() == given.keys() and "weight" in named)
@@ -43,17 +43,17 @@ def weights_of(editor: Editor, found: Mapping[str, Json]) -> dict[str, str]:
     return named
 
 
-def _conv2d(editor: Editor, one: Node, found: Found) -> list[Node]:
+def _lower_conv2d(editor: Editor, one: Node, found: Found) -> list[Node]:
     (x,), weights = editor.floats(one, found["input"], axes=4), weights_of(editor, found)
     weight = editor.tensors[weights["weight"]]
     need(weight.dim() == 4 and not found.get("transposed"))
     stride, dilation = pair(found["stride"]), pair(found["dilation"])
-    padding = _padding(found["padding"], weight.shape[2:], dilation)
+    padding = _resolve_padding(found["padding"], weight.shape[2:], dilation)
     setting = {"stride": stride, "padding": padding, "dilation": dilation, "groups": found["groups"]}
     return [node("conv2d", (x,), one.output, weights, **setting)]
 
 
-def _padding(padding: Json, kernel: torch.Size, dilation: list[int]) -> list[int]:
+def _resolve_padding(padding: Json, kernel: torch.Size, dilation: list[int]) -> list[int]:
     if padding == "valid":
         return [0, 0]
     if padding == "same":
@@ -63,19 +63,19 @@ def _padding(padding: Json, kernel: torch.Size, dilation: list[int]) -> list[int
     return pair(padding)
 
 
-def _conv1d(editor: Editor, one: Node, found: Found) -> list[Node]:
-    """A convolution over one axis is one over pictures of height 1."""
+def _lower_conv1d(editor: Editor, one: Node, found: Found) -> list[Node]:
+    """Lower a convolution over one axis to one over images of height 1."""
     (x,), weights = editor.floats(one, found["input"], axes=3), weights_of(editor, found)
     weight = editor.tensors[weights["weight"]].unsqueeze(2)
     stride, dilation = pair(found["stride"])[1], pair(found["dilation"])[1]
-    padding = _padding(found["padding"], torch.Size((1, weight.shape[3])), [1, dilation])[1]
+    padding = _resolve_padding(found["padding"], torch.Size((1, weight.shape[3])), [1, dilation])[1]
     weights = {**weights, "weight": editor.tensor(f"{weights['weight']}.2d", weight)}
     setting = {"stride": [1, stride], "padding": [0, padding], "dilation": [1, dilation], "groups": found["groups"]}
-    return in_a_picture(editor, one, x, "conv2d", weights, **setting)
+    return as_image_operation(editor, one, x, "conv2d", weights, **setting)
 
 
 def linear_input(found: Found) -> Json:
-    """The argument of a linear layer, or of a product with a weight [in, out], that is no weight."""
+    """Return the argument of a linear layer or matrix product that is not the weight."""
     return found.get("input", found.get("mat1", found.get("self")))
 
 
@@ -101,14 +101,14 @@ def linear_weights(editor: Editor, one: Node, found: Found) -> dict[str, str]:
     return named
 
 
-def _linear(editor: Editor, one: Node, found: Found) -> list[Node]:
+def _lower_linear(editor: Editor, one: Node, found: Found) -> list[Node]:
     (x,) = editor.floats(one, linear_input(found))
     need(len(editor.shape(x) or ()) >= 2)
     return [node("linear", (x,), one.output, linear_weights(editor, one, found))]
 
 
-def _batch_norm(editor: Editor, one: Node, found: Found) -> list[Node]:
-    """In evaluation mode a batch norm is a scale and a shift of each channel."""
+def _lower_batch_norm(editor: Editor, one: Node, found: Found) -> list[Node]:
+    """Lower a batch norm in evaluation mode: a scale and a shift of each channel."""
     named = [tensor_of(found[role]) for role in ("weight", "bias", "running_mean", "running_var")]
     (x,) = editor.floats(one, found["input"])
     need(not found.get("training") and len(editor.shape(x) or ()) >= 2)
@@ -126,7 +126,7 @@ def _batch_norm(editor: Editor, one: Node, found: Found) -> list[Node]:
     return [node("affine", (x,), one.output, weights)]
 
 
-def _layer_norm(editor: Editor, one: Node, found: Found) -> list[Node]:
+def _lower_layer_norm(editor: Editor, one: Node, found: Found) -> list[Node]:
     (x,), size = editor.floats(one, found["input"]), found["normalized_shape"]
     named = {role: tensor_of(found[role]) for role in ("weight", "bias")}
     need(len(size) == 1 and len(editor.shape(x) or ()) >= 2)
@@ -141,14 +141,14 @@ def _layer_norm(editor: Editor, one: Node, found: Found) -> list[Node]:
     return [node("layer_norm", (x,), one.output, weights, eps=finite_number(found["eps"]))]
 
 
-def _softmax(editor: Editor, one: Node, found: Found) -> list[Node]:
+def _lower_softmax(editor: Editor, one: Node, found: Found) -> list[Node]:
     (x,) = editor.floats(one, found["self"])
     axis = int(found["dim"]) % len(editor.shape(x) or ())
     need(axis)
     return [node("softmax", (x,), one.output, axis=axis)]
 
 
-def _rms_norm(editor: Editor, one: Node, found: Found) -> list[Node]:
+def _lower_rms_norm(editor: Editor, one: Node, found: Found) -> list[Node]:
     (x,), size = editor.floats(one, found["input"]), found["normalized_shape"]
     name = tensor_of(found["weight"])
     dtype = getattr(torch, editor.values[x].dtype)
@@ -158,7 +158,7 @@ def _rms_norm(editor: Editor, one: Node, found: Found) -> list[Node]:
     return [node("rms_norm", (x,), one.output, {} if name is None else {"weight": name}, eps=eps)]
 
 
-def _attention(editor: Editor, one: Node, found: Found) -> list[Node]:
+def _lower_attention(editor: Editor, one: Node, found: Found) -> list[Node]:
     q, k, v = editor.floats(one, *(found[role] for role in ("query", "key", "value")), axes=4)
     need(not found["dropout_p"] and len({(editor.shape(name) or ())[:1] for name in (q, k, v)}) == 1)
     heads, groups = ((editor.shape(name) or ())[1] for name in (q, k))
@@ -169,12 +169,12 @@ def _attention(editor: Editor, one: Node, found: Found) -> list[Node]:
 def masked_attention(
     editor: Editor, inputs: tuple[str, str, str], output: str, mask: Json, scale: Json, causal: bool = False
 ) -> Node:
-    """An attention whose mask is the same for every example, and leaves each query a key.
+    """Return an attention node with a mask that is the same for every example and masks no query entirely.
 
     Raises:
-        NoMatchError: the mask is another one.
+        NoMatchError: for any other mask.
     """
-    bias = None if mask is None else _bias_of(editor, mask, inputs)
+    bias = None if mask is None else _attention_bias(editor, mask, inputs)
     if bias is not None and not causal:
         # A mask that hides what follows is no matter of numbers.
         hidden = torch.ones(bias.shape[1:], dtype=torch.bool).triu(1)
@@ -187,7 +187,7 @@ def masked_attention(
     return node("attention", inputs, output, weights, scale=scale, causal=causal)
 
 
-def _bias_of(editor: Editor, mask: Json, inputs: Sequence[str]) -> torch.Tensor:
+def _attention_bias(editor: Editor, mask: Json, inputs: Sequence[str]) -> torch.Tensor:
     """Return the attention bias of a mask: [heads or 1, T, S]."""
     heads, queries = (editor.shape(inputs[0]) or ())[1:3]
     keys = (editor.shape(inputs[1]) or ())[2]
@@ -207,42 +207,40 @@ def _bias_of(editor: Editor, mask: Json, inputs: Sequence[str]) -> torch.Tensor:
 
 # -- activations, sums, products, and operations that do nothing in evaluation mode ------------------------------------
 
-_PLAIN = ("relu", "relu6", "silu", "sigmoid", "tanh", "hardswish", "hardsigmoid")
-
 
 def act_of(name: str, found: Mapping[str, Any]) -> Json:
-    """The act that an ATen operation with these arguments is, or None."""
-    if name in _PLAIN:
-        return name
+    """Return the activation that an ATen operation computes, or None."""
     if name == "gelu":
         return "gelu_tanh" if found["approximate"] == "tanh" else "gelu"
+    if name in ACTS:
+        return name
     if name == "leaky_relu" and is_act(act := {"leaky_relu": found["negative_slope"]}):
         return act
     if name == "hardtanh":
-        return _clamp(found["min_val"], found["max_val"])
+        return _clamp_activation(found["min_val"], found["max_val"])
     if name == "clamp":
-        return _clamp(found["min"], found["max"])
+        return _clamp_activation(found["min"], found["max"])
     if name == "clamp_min":
-        return _clamp(found["min"], None)
+        return _clamp_activation(found["min"], None)
     if name == "threshold":
         return "relu" if found["threshold"] == 0 and found["value"] == 0 else None
     return None
 
 
-def _clamp(least: Json, most: Json) -> str | None:
+def _clamp_activation(least: Json, most: Json) -> str | None:
     if isinstance(least, (int, float)) and least == 0:
         return "relu" if most is None else "relu6" if most == 6 else None
     return None
 
 
-def _act(editor: Editor, one: Node, found: Found) -> list[Node]:
+def _lower_activation(editor: Editor, one: Node, found: Found) -> list[Node]:
     (x,), act = editor.floats(one, found["self"]), act_of(base(one), found)
     need(act)
     return [node("act", (x,), one.output, act=act)]
 
 
-def _pairwise(editor: Editor, one: Node, found: Found) -> list[Node]:
-    """A sum or product of two values; of [N, C, H, W] and [N, C, 1, 1] the larger comes first."""
+def _lower_pairwise(editor: Editor, one: Node, found: Found) -> list[Node]:
+    """Lower a sum or product of two values; of [N, C, H, W] and [N, C, 1, 1] the larger comes first."""
     need(found.get("alpha", 1) == 1)
     need(all(rows_of(editor.makers, editor.tensors, value_of(found[role])) is None for role in ("self", "other")))
     pair = editor.floats(one, found["self"], found["other"])
@@ -256,8 +254,8 @@ def _pairwise(editor: Editor, one: Node, found: Found) -> list[Node]:
     return [node(base(one), tuple(pair), one.output)]
 
 
-def _same(editor: Editor, one: Node, found: Found) -> str:
-    """The argument itself, if the operation changes neither its shape nor its data type."""
+def _remove_identity(editor: Editor, one: Node, found: Found) -> str:
+    """Return the argument itself if the operation changes neither its shape nor its data type."""
     x = value_of(found.get("self", found.get("input")))
     if x is None or found.get("train") is True or found.get("training") is True:
         raise NoMatchError
@@ -266,20 +264,20 @@ def _same(editor: Editor, one: Node, found: Found) -> str:
     return x
 
 
-def _neutral(editor: Editor, one: Node, found: Found) -> list[Node] | str:
-    """x * 1, x / 1, x + 0; else a sum or product."""
+def _lower_arithmetic(editor: Editor, one: Node, found: Found) -> list[Node] | str:
+    """Remove x * 1, x / 1 and x + 0; lower other sums and products."""
     name = base(one)
     number = number_of(found["other"], editor.tensors)
     if number == (0 if name in ("add", "sub") else 1):
-        return _same(editor, one, found)
+        return _remove_identity(editor, one, found)
     need(name in ("add", "mul"))
     if value_of(found["self"]) and value_of(found["other"]):
-        return _pairwise(editor, one, found)
-    return _by_channel(editor, one, found)
+        return _lower_pairwise(editor, one, found)
+    return _lower_channel_constant(editor, one, found)
 
 
-def _by_channel(editor: Editor, one: Node, found: Found) -> list[Node]:
-    """A weight for each channel, that is added or a factor."""
+def _lower_channel_constant(editor: Editor, one: Node, found: Found) -> list[Node]:
+    """Lower a sum or product with a weight that has one element per channel."""
     name = base(one)
     arg, other = (found["self"], found["other"]) if value_of(found["self"]) else (found["other"], found["self"])
     (x,), weight = editor.floats(one, arg), tensor_of(other)
@@ -300,11 +298,11 @@ _NOTHING_TO_DO = (
     *("dropout", "feature_dropout", "alpha_dropout", "contiguous", "clone", "detach", "alias", "to", "_to_copy"),
     *("type_as", "lift_fresh_copy", "positive", "expand_as"),
 )
-"""In evaluation mode, where shape and data type stay."""
+"""Operations without effect in evaluation mode if shape and data type stay."""
 
 
 def getitem_of(editor: Editor, one: Node, maker: Node) -> list[Node]:
-    """The first entry of a list that an operation with several results made."""
+    """Lower the first result of an operation with several results."""
     rule = _FIRST_OF.get(base(maker))
     if rule is None or one.attrs["args"][1] != 0:
         raise NoMatchError
@@ -319,15 +317,15 @@ def getitem_of(editor: Editor, one: Node, maker: Node) -> list[Node]:
 
 
 _REACH = {"upsample_bilinear2d": 1, "upsample_bicubic2d": 2}
-"""Pixels on each side of the nearest one that have a part."""
+"""Interpolation mode -> neighbouring pixels on each side that contribute to a pixel."""
 
 
 def lower_resizes(graph: Graph) -> Graph:
-    """The graph without interpolations by whole scales."""
-    return rewrite(graph, _lower)
+    """Return the graph with interpolations by whole scales lowered to native nodes."""
+    return rewrite(graph, _lower_resize)
 
 
-def _lower(editor: Editor, one: Node) -> list[Node]:
+def _lower_resize(editor: Editor, one: Node) -> list[Node]:
     reach = 0 if one.native else _REACH.get(base(one), 0)
     need(reach and len(one.inputs) == 1)
     (x,) = editor.floats(one, {"value": one.inputs[0]}, axes=4)
@@ -338,9 +336,9 @@ def _lower(editor: Editor, one: Node) -> list[Node]:
     need(all(0 < size <= more and not more % size for size, more in zip(sizes, places, strict=True)))
     need(channels * prod(places) <= MOST_MOVED)
     resize, dtype = aten.prepare(one, editor.tensors, "cpu"), getattr(torch, editor.values[x].dtype)
-    taps = [_taps(resize, sizes, axis, places[axis] // sizes[axis], reach, dtype) for axis in range(2)]
+    taps = [_resize_weights(resize, sizes, axis, places[axis] // sizes[axis], reach, dtype) for axis in range(2)]
     kernel = torch.einsum("ra,sb->rsab", *taps)
-    nodes = _with_edges(editor, x, one.output, sizes, reach)
+    nodes = _repeat_borders(editor, x, one.output, sizes, reach)
 
     def then(op: str, weights: dict[str, str] | None = None, **attrs: Json) -> None:
         nodes.append(editor.make(op, (nodes[-1].output,), one.output, weights, **attrs))
@@ -352,10 +350,10 @@ def _lower(editor: Editor, one: Node) -> list[Node]:
     return [*nodes, node("reshape", (nodes[-1].output,), one.output, shape=list(made))]
 
 
-def _taps(
+def _resize_weights(
     resize: Callable[[Tensor], Tensor], sizes: Sequence[int], axis: int, scale: int, reach: int, dtype: torch.dtype
 ) -> Tensor:
-    """[scale, 2 reach + 1]: weights of the pixels around for each place beside a pixel, asked of the operation itself.
+    """Return the weights of neighbouring pixels along an axis, [scale, 2 reach + 1], read off the operation itself.
 
     Raises:
         NoMatchError: they are not the same all over the image (`align_corners`, a scale that was given and is another),
@@ -375,8 +373,8 @@ def _taps(
     return taps.contiguous()
 
 
-def _with_edges(editor: Editor, x: str, like: str, sizes: Sequence[int], reach: int) -> list[Node]:
-    """The image with its first and last rows and columns so many times more."""
+def _repeat_borders(editor: Editor, x: str, like: str, sizes: Sequence[int], reach: int) -> list[Node]:
+    """Return nodes that repeat an image's first and last rows and columns `reach` times."""
     nodes: list[Node] = []
     for axis, size in enumerate(sizes, start=2):
         ends = [editor.make("slice", (x,), like, axis=axis, start=at, stop=at + 1) for at in (0, size - 1)]
@@ -390,14 +388,14 @@ def _with_edges(editor: Editor, x: str, like: str, sizes: Sequence[int], reach: 
 
 
 def pair(value: Json) -> list[int]:
-    """A setting of one or two axes for both."""
+    """Return a setting for one or two axes, such as a stride, as a setting for two axes."""
     sizes = value if isinstance(value, list) else [value]
     need(len(sizes) in (1, 2) and all(type(size) is int for size in sizes))
     return [sizes[0], sizes[-1]]
 
 
 def window_of(sizes: Json, axes: int, beside: int) -> list[int]:
-    """A setting of a window over height and width; over one axis it is `beside` along the other."""
+    """Return a pooling window or stride for height and width; for one axis, `beside` is the value of the other axis."""
     return pair(sizes) if axes == 2 else [beside, pair(sizes)[1]]
 
 
@@ -411,13 +409,15 @@ def pool(editor: Editor, one: Node, found: Found, *, axes: int = 2) -> list[Node
         "ceil": found["ceil_mode"],
     }
     if "dilation" in found:
-        return _over(axes, editor, one, x, "max_pool2d", **window, dilation=window_of(found["dilation"], axes, 1))
+        return _apply_over_axes(
+            axes, editor, one, x, "max_pool2d", **window, dilation=window_of(found["dilation"], axes, 1)
+        )
     need(found.get("divisor_override") is None)
     made, shape = editor.shape(one.output) or (), editor.shape(x) or ()
     covers = all(size >= int(side or 0) for size, side in zip(kernel[-axes:], shape[2:], strict=True))
     if set(made[2:]) == {1} and covers and padding == [0, 0]:
-        return _over(axes, editor, one, x, "global_avg_pool", keepdim=True)
-    return _over(axes, editor, one, x, "avg_pool2d", **window, count_include_pad=found["count_include_pad"])
+        return _apply_over_axes(axes, editor, one, x, "global_avg_pool", keepdim=True)
+    return _apply_over_axes(axes, editor, one, x, "avg_pool2d", **window, count_include_pad=found["count_include_pad"])
 
 
 def adaptive(editor: Editor, one: Node, found: Found, *, axes: int = 2) -> list[Node] | str:
@@ -426,24 +426,24 @@ def adaptive(editor: Editor, one: Node, found: Found, *, axes: int = 2) -> list[
     if before == after:
         return x
     if set(after[2:]) == {1}:
-        return _over(axes, editor, one, x, "global_avg_pool", keepdim=True)
+        return _apply_over_axes(axes, editor, one, x, "global_avg_pool", keepdim=True)
     sizes = [(int(old or 0), int(new or 0)) for old, new in zip(before[2:], after[2:], strict=True)]
     need(all(new and not old % new for old, new in sizes))
     kernel = window_of([old // new for old, new in sizes], axes, 1)
-    return _over(axes, editor, one, x, "avg_pool2d", kernel=kernel, stride=kernel)
+    return _apply_over_axes(axes, editor, one, x, "avg_pool2d", kernel=kernel, stride=kernel)
 
 
-def _over(axes: int, editor: Editor, one: Node, x: str, op: str, **attributes: Json) -> list[Node]:
-    """An operation on pictures; over one axis it is one on pictures of height 1."""
+def _apply_over_axes(axes: int, editor: Editor, one: Node, x: str, op: str, **attributes: Json) -> list[Node]:
+    """Return nodes that apply a pooling; over one axis, they pool images of height 1."""
     if axes == 1:
-        return in_a_picture(editor, one, x, op, **attributes)
+        return as_image_operation(editor, one, x, op, **attributes)
     return [node(op, (x,), one.output, **attributes)]
 
 
-def in_a_picture(
+def as_image_operation(
     editor: Editor, one: Node, x: str, op: str, weights: Mapping[str, str] | None = None, **attributes: Json
 ) -> list[Node]:
-    """An operation on [N, C, L] by one on [N, C, 1, L]."""
+    """Return nodes that apply an operation to [N, C, L] as one on images [N, C, 1, L]."""
     shape, made = editor.shape(x) or (), editor.shape(one.output) or ()
     picture = editor.make("reshape", (x,), one.output, shape=[*shape[:2], 1, shape[2]])
     result = editor.make(op, (picture.output,), one.output, weights, **attributes)
@@ -451,7 +451,7 @@ def in_a_picture(
 
 
 def mean(editor: Editor, one: Node, found: Found) -> list[Node]:
-    """A mean over height and width, wherever the channels are, over tokens, or over the places of a signal."""
+    """Lower a mean over height and width, over tokens, or over the positions of a signal."""
     (x,) = editor.floats(one, found["self"])
     shape, made = editor.shape(x) or (), editor.shape(one.output) or ()
     need(isinstance(found.get("dim"), list) and found.get("dtype") is None and all(shape[1:]))
@@ -459,7 +459,7 @@ def mean(editor: Editor, one: Node, found: Found) -> list[Node]:
     if (len(shape), axes) == (4, [2, 3]):
         return [node("global_avg_pool", (x,), one.output, keepdim=found["keepdim"])]
     if (len(shape), axes, found["keepdim"]) == (3, [2], False):  # kept, it is mostly a part of a norm
-        return in_a_picture(editor, one, x, "global_avg_pool", keepdim=True)
+        return as_image_operation(editor, one, x, "global_avg_pool", keepdim=True)
     need((len(shape), axes) in ((4, [1, 2]), (3, [1])))
     last = len(shape) - 1
     nodes = [editor.make("transpose", (x,), one.output, axes=[0, last, *axes])]
@@ -479,42 +479,43 @@ def mean(editor: Editor, one: Node, found: Found) -> list[Node]:
 
 
 _FOLDED = ("affine", "act")
-"""Nodes that are merged into a transposed convolution."""
+"""Nodes that are folded into a transposed convolution."""
 
 
 def lower_transposed(graph: Graph) -> Graph:
-    """The graph without transposed convolutions over one axis or two, with the norms and activations behind them."""
+    """Return the graph with transposed convolutions over one or two axes lowered, including norms and activations after
+    them."""
     readers = {name: one.op for one in graph.nodes for name in one.inputs}
     return rewrite(graph, partial(_lower_transposed, readers, {}))
 
 
 @dataclass(frozen=True)
 class _Axis:
-    """One axis of a transposed convolution, as the convolution of its phases has it."""
+    """One axis of a transposed convolution that is computed as a convolution of each output phase."""
 
     size: int
-    """Size of the input."""
+    """Input size."""
     kernel: int
     stride: int
     dilation: int
     padding: int
     made: int
-    """Size of what is made."""
+    """Output size."""
 
     def place(self, weight: int) -> tuple[int, int]:
-        """Return the phase of a weight, and the distance in pixels from the output position to the pixel it
-        multiplies."""
+        """Return the phase of a kernel position, and the distance in pixels from the output position to its input
+        pixel."""
         behind, phase = divmod(self.dilation * weight - self.padding, self.stride)
         return phase, -behind
 
     @property
     def places(self) -> int:
-        """Number of taps of a phase."""
+        """Positions per phase."""
         return -(-self.made // self.stride)
 
     @property
     def room(self) -> int:
-        """Padding of the convolution on each side: all pixels that weights multiply are there, and all places made."""
+        """Padding of the convolution on each side."""
         return max(0, -self._first, self.places - self.size + self._last)
 
     @property
@@ -523,7 +524,7 @@ class _Axis:
 
     @property
     def _first(self) -> int:
-        """Padding of the pixels that weights multiply: they are consecutive."""
+        """Offset of the first input pixel that the kernel multiplies; the pixels are consecutive."""
         return self.place(self.kernel - 1)[1]
 
     @property
@@ -533,7 +534,7 @@ class _Axis:
 
 @dataclass(frozen=True)
 class _Transposed:
-    """A transposed convolution, and what was folded into it."""
+    """A transposed convolution with everything that is folded into it."""
 
     x: str
     name: str
@@ -546,7 +547,7 @@ class _Transposed:
     act: Json = None
 
     def scaled(self, scale: Tensor, shift: Tensor) -> _Transposed:
-        """With what it makes scaled and shifted by channel. Rounded once, from float64."""
+        """Return it with output channels scaled and shifted, rounded once from float64."""
         kind, (inputs, outputs, *_) = self.weight.dtype, self.weight.shape
         by_group = scale.view(self.groups, 1, outputs, 1, 1)
         weight = self.weight.double().view(self.groups, inputs // self.groups, *self.weight.shape[1:]) * by_group
@@ -554,7 +555,7 @@ class _Transposed:
         return replace(self, weight=weight.view_as(self.weight).to(kind), bias=bias.to(kind))
 
     def phases(self) -> Tensor:
-        """The convolution's weight [groups * phases * (O / groups), I / groups, taps, taps]."""
+        """Return the convolution's weight [groups * phases * (O / groups), I / groups, taps, taps]."""
         inputs, outputs, *kernel = self.weight.shape
         down, across = self.axes
         made = self.weight.new_zeros(
@@ -603,15 +604,15 @@ class _Transposed:
 def _lower_transposed(
     readers: Mapping[str, str], known: dict[str, _Transposed], editor: Editor, one: Node
 ) -> list[Node] | str:
-    """The nodes of a transposed convolution with what follows it, where nothing else reads what it makes."""
-    found = _follow_node(known, editor, one) if one.native else _begin_transposed(editor, one)
+    """Lower a transposed convolution together with the nodes after it that no other node reads."""
+    found = _fold_following(known, editor, one) if one.native else _parse_transposed(editor, one)
     if found.act is None and editor.uses[one.output] == 1 and readers.get(one.output) in _FOLDED:
         known[one.output] = found
         raise NoMatchError  # it waits for that
     return finished(found.nodes(editor, one.output), found.x, one.output)
 
 
-def _begin_transposed(editor: Editor, one: Node) -> _Transposed:
+def _parse_transposed(editor: Editor, one: Node) -> _Transposed:
     name = base(one)
     need(name in ("conv_transpose1d", "conv_transpose2d", "convolution"))
     found = arguments(one)
@@ -623,14 +624,14 @@ def _begin_transposed(editor: Editor, one: Node) -> _Transposed:
     if weight.dim() == 3:
         weight = weight.unsqueeze(2)
     bias = editor.tensors[weights["bias"]] if "bias" in weights else None
-    axes = _axes(found, weight, shape, made)
+    axes = _transposed_axes(found, weight, shape, made)
     return _Transposed(x, weights["weight"], weight, bias, axes, int(found["groups"]))
 
 
-def _axes(
+def _transposed_axes(
     found: Found, weight: Tensor, shape: tuple[int | None, ...], made: tuple[int | None, ...]
 ) -> tuple[_Axis, _Axis]:
-    """Height and width; a signal has a height of 1."""
+    """Return the axes height and width; a signal has height 1."""
     stride, dilation, padding = (pair(found[role]) for role in ("stride", "dilation", "padding"))
 
     def axis(number: int) -> _Axis:
@@ -641,8 +642,8 @@ def _axes(
     return (axis(-2) if len(shape) == 4 else _Axis(1, 1, 1, 1, 0, 1)), axis(-1)
 
 
-def _follow_node(known: Mapping[str, _Transposed], editor: Editor, one: Node) -> _Transposed:
-    """With a norm or an activation behind."""
+def _fold_following(known: Mapping[str, _Transposed], editor: Editor, one: Node) -> _Transposed:
+    """Return the transposed convolution with the following norm or activation folded in."""
     found = known.get(one.inputs[0]) if one.op in _FOLDED else None
     if found is None:
         raise NoMatchError
@@ -656,24 +657,24 @@ def _follow_node(known: Mapping[str, _Transposed], editor: Editor, one: Node) ->
 
 _FIRST_OF: Mapping[str, Callable[[Editor, Node, Found], list[Node]]] = {
     "max_pool2d_with_indices": pool,
-    "_native_batch_norm_legit_no_training": _batch_norm,
+    "_native_batch_norm_legit_no_training": _lower_batch_norm,
 }
 
 RULES: Mapping[str, Lowering] = {
-    **dict.fromkeys(("conv2d", "convolution"), _conv2d),
-    "conv1d": _conv1d,
-    **dict.fromkeys(("linear", "matmul", "mm", "addmm"), _linear),
-    "batch_norm": _batch_norm,
-    "layer_norm": _layer_norm,
-    "rms_norm": _rms_norm,
+    **dict.fromkeys(("conv2d", "convolution"), _lower_conv2d),
+    "conv1d": _lower_conv1d,
+    **dict.fromkeys(("linear", "matmul", "mm", "addmm"), _lower_linear),
+    "batch_norm": _lower_batch_norm,
+    "layer_norm": _lower_layer_norm,
+    "rms_norm": _lower_rms_norm,
     **dict.fromkeys(("max_pool2d", "avg_pool2d"), pool),
     **dict.fromkeys(("max_pool1d", "avg_pool1d"), partial(pool, axes=1)),
     "adaptive_avg_pool1d": partial(adaptive, axes=1),
     **dict.fromkeys(("adaptive_avg_pool2d", "_adaptive_avg_pool2d"), adaptive),
     "mean": mean,
-    **dict.fromkeys(("softmax", "_softmax"), _softmax),
-    "scaled_dot_product_attention": _attention,
-    **dict.fromkeys((*_PLAIN, "gelu", "leaky_relu", "hardtanh", "clamp", "clamp_min", "threshold"), _act),
-    **dict.fromkeys(("add", "sub", "mul", "div"), _neutral),
-    **dict.fromkeys(_NOTHING_TO_DO, _same),
+    **dict.fromkeys(("softmax", "_softmax"), _lower_softmax),
+    "scaled_dot_product_attention": _lower_attention,
+    **dict.fromkeys((*ACTS, "leaky_relu", "hardtanh", "clamp", "clamp_min", "threshold"), _lower_activation),
+    **dict.fromkeys(("add", "sub", "mul", "div"), _lower_arithmetic),
+    **dict.fromkeys(_NOTHING_TO_DO, _remove_identity),
 }

@@ -1,4 +1,4 @@
-"""Rolls, pads, repetitions and strided slices become slices, concatenations, reshapes and pads.
+"""Lowers rolls, pads, repetitions and strided slices to slices, concatenations, reshapes and pads.
 
 The engine moves elements by one table, however the move is written. Passes that depend on torch's meaning of such an
 operation have to run before: pads of convolutions, and heads of keys that are repeated.
@@ -34,17 +34,17 @@ from ticketry_engine.capture.same_rows import rows_of
 from ticketry_engine.ir import Graph, Json, Node, aten, node
 
 _MOST_COPIES = 64
-"""Number of repetitions of a value."""
+"""Maximum number of repetitions of a value."""
 
 
 def lower_moves(graph: Graph) -> Graph:
-    """The graph without these operations, where they leave the batch where it is."""
-    return rewrite(graph, _lower)
+    """Return the graph with torch operations that only move elements lowered, if they leave the batch in place."""
+    return rewrite(graph, _lower_move)
 
 
-def _lower(editor: Editor, one: Node) -> list[Node] | str:
+def _lower_move(editor: Editor, one: Node) -> list[Node] | str:
     if one.op == "softmax":
-        return _softmax(editor, one)
+        return _lower_softmax_over_axis(editor, one)
     need(not one.native)
     rule = _RULES.get(base(one))
     if rule is None:
@@ -52,16 +52,16 @@ def _lower(editor: Editor, one: Node) -> list[Node] | str:
     return rule(editor, one, arguments(one))
 
 
-def _moved(editor: Editor, one: Node, found: Found) -> tuple[str, tuple[int, ...]]:
-    """The value that is moved and its sizes but the batch; what is made has the batch at the same place."""
+def _moved_value(editor: Editor, one: Node, found: Found) -> tuple[str, tuple[int, ...]]:
+    """Return the moved value and its sizes without the batch; raise `NoMatchError` if the batch moves."""
     (x,) = editor.floats(one, found.get("self", found.get("input")))
     shape, made = editor.shape(x) or (), editor.shape(one.output) or ()
     need(len(shape) >= 2 and made and shape[0] == made[0])
     return x, tuple(int(size or 0) for size in shape[1:])
 
 
-def _roll(editor: Editor, one: Node, found: Found) -> list[Node] | str:
-    x, sizes = _moved(editor, one, found)
+def _lower_roll(editor: Editor, one: Node, found: Found) -> list[Node] | str:
+    x, sizes = _moved_value(editor, one, found)
     shifts, axes = found["shifts"], found["dims"]
     need(axes and len(shifts) == len(axes) and all(type(shift) is int for shift in shifts))
     nodes: list[Node] = []
@@ -83,8 +83,8 @@ def _roll(editor: Editor, one: Node, found: Found) -> list[Node] | str:
     return finished(nodes, x, one.output)
 
 
-def _pad(editor: Editor, one: Node, found: Found) -> list[Node] | str:
-    x, sizes = _moved(editor, one, found)
+def _lower_pad(editor: Editor, one: Node, found: Found) -> list[Node] | str:
+    x, sizes = _moved_value(editor, one, found)
     sides = found["pad"]
     need(found.get("mode", "constant") == "constant" and not found["value"])
     need(len(sides) <= 2 * len(sizes) and all(type(side) is int for side in sides))
@@ -102,9 +102,9 @@ def _pad(editor: Editor, one: Node, found: Found) -> list[Node] | str:
     return finished(nodes, x, one.output)
 
 
-def _steps(editor: Editor, one: Node, found: Found) -> list[Node] | str:
-    """x[:, start:stop:step]"""
-    x, sizes = _moved(editor, one, found)
+def _lower_strided_slice(editor: Editor, one: Node, found: Found) -> list[Node] | str:
+    """Lower x[:, start:stop:step]."""
+    x, sizes = _moved_value(editor, one, found)
     axis, start, step = int(found["dim"]) % (len(sizes) + 1), found["start"] or 0, found["step"]
     need(axis and type(start) is int and type(step) is int and step > 1)
     size, places = sizes[axis - 1], int((editor.shape(one.output) or ())[axis] or 0)
@@ -124,9 +124,9 @@ def _steps(editor: Editor, one: Node, found: Found) -> list[Node] | str:
     return [*nodes, reshaped(editor, nodes[-1].output, one.output)]
 
 
-def _expand(editor: Editor, one: Node, found: Found) -> list[Node] | str:
-    """Axes of one element become of several, and new axes are put behind the batch."""
-    x, sizes = _moved(editor, one, found)
+def _lower_expand(editor: Editor, one: Node, found: Found) -> list[Node] | str:
+    """Lower an expand: axes of size one grow, and new axes are inserted after the batch."""
+    x, sizes = _moved_value(editor, one, found)
     made = tuple(int(size or 0) for size in (editor.shape(one.output) or ())[1:])
     need(len(made) == len(sizes))
     copies = 1
@@ -141,12 +141,12 @@ def _expand(editor: Editor, one: Node, found: Found) -> list[Node] | str:
     return finished(nodes, x, one.output)
 
 
-def _nearest(editor: Editor, one: Node, found: Found) -> list[Node] | str:
-    """Images whose pixels become squares of pixels."""
-    x, sizes = _moved(editor, one, found)
+def _lower_nearest_resize(editor: Editor, one: Node, found: Found) -> list[Node] | str:
+    """Lower nearest-neighbour upsampling by whole scales to repeated pixels."""
+    x, sizes = _moved_value(editor, one, found)
     made = tuple(int(size or 0) for size in (editor.shape(one.output) or ())[1:])
     need(len(sizes) == 3 and all(size and not wanted % size for size, wanted in zip(sizes, made, strict=True)))
-    need(len(one.inputs) == 1 and _repeats(editor, one, sizes[1:], made[1:]))
+    need(len(one.inputs) == 1 and _repeats_pixels(editor, one, sizes[1:], made[1:]))
     nodes: list[Node] = []
     current, shape, batch = x, list(sizes), (editor.shape(x) or ())[0]
     for axis in (1, 2):
@@ -163,9 +163,9 @@ def _nearest(editor: Editor, one: Node, found: Found) -> list[Node] | str:
     return finished(nodes, x, one.output)
 
 
-def _repeats(editor: Editor, one: Node, sizes: tuple[int, ...], made: tuple[int, ...]) -> bool:
-    """Whether torch makes squares of all pixels: a scale that was given may take them from elsewhere, and so may the
-    rounding of a quotient. Asked of the operation itself, by pixels that are numbers of rows, and of columns."""
+def _repeats_pixels(editor: Editor, one: Node, sizes: tuple[int, ...], made: tuple[int, ...]) -> bool:
+    """Return whether torch repeats every pixel equally, tested by upsampling an image of row and column numbers. A
+    given scale factor or a rounded quotient may select other pixels."""
     interpolate = aten.prepare(one, editor.tensors, "cpu")
     for axis, (size, wanted) in enumerate(zip(sizes, made, strict=True)):
         numbers = torch.arange(size, dtype=getattr(torch, editor.values[one.output].dtype))
@@ -181,15 +181,15 @@ def _repeats(editor: Editor, one: Node, sizes: tuple[int, ...], made: tuple[int,
 _MOST_BRANCHES = 8
 
 
-def _branch(editor: Editor, x: str, axis: int, number: int) -> tuple[list[Node], str]:
-    """Return one entry along an axis, without that axis."""
+def _select_entry(editor: Editor, x: str, axis: int, number: int) -> tuple[list[Node], str]:
+    """Return nodes that select one entry along an axis and drop the axis, and the value that they make."""
     shape = editor.shape(x) or ()
     part = editor.make("slice", (x,), x, axis=axis, start=number, stop=number + 1)
     whole = editor.make("reshape", (part.output,), x, shape=[*shape[:axis], *shape[axis + 1 :]])
     return [part, whole], whole.output
 
 
-def _stack(editor: Editor, one: Node, found: Found) -> list[Node]:
+def _lower_stack(editor: Editor, one: Node, found: Found) -> list[Node]:
     names, shape = editor.floats(one, *found["tensors"]), editor.shape(one.output) or ()
     axis = int(found["dim"]) % len(shape)
     need(axis and all(editor.shape(name) == (*shape[:axis], *shape[axis + 1 :]) for name in names))
@@ -198,22 +198,22 @@ def _stack(editor: Editor, one: Node, found: Found) -> list[Node]:
     return [*parts, node("concat", tuple(part.output for part in parts), one.output, axis=axis)]
 
 
-def _sum(editor: Editor, one: Node, found: Found) -> list[Node]:
-    """Over an axis of a few branches."""
-    x, sizes = _moved(editor, one, found)
+def _lower_branch_sum(editor: Editor, one: Node, found: Found) -> list[Node]:
+    """Lower a sum over an axis of a few branches."""
+    x, sizes = _moved_value(editor, one, found)
     need(len(found["dim"] or ()) == 1 and found.get("dtype") is None and len(sizes) == 4)
     axis = int(found["dim"][0]) % (len(sizes) + 1)
     need(axis and 1 < sizes[axis - 1] <= _MOST_BRANCHES)
-    nodes, total = _branch(editor, x, axis, 0)
+    nodes, total = _select_entry(editor, x, axis, 0)
     for number in range(1, sizes[axis - 1]):
-        more, part = _branch(editor, x, axis, number)
+        more, part = _select_entry(editor, x, axis, number)
         nodes += [*more, editor.make("add", (total, part), one.output)]
         total = nodes[-1].output
     return [*nodes, reshaped(editor, total, one.output)]
 
 
-def _gate(editor: Editor, one: Node, found: Found) -> list[Node]:
-    """[N, K, C, H, W] times [N, K, C, 1, 1], branch by branch."""
+def _lower_branch_gate(editor: Editor, one: Node, found: Found) -> list[Node]:
+    """Lower [N, K, C, H, W] times [N, K, C, 1, 1], branch by branch."""
     x, other = editor.floats(one, found["self"], found["other"], axes=5)
     if editor.shape(x) != editor.shape(one.output):
         x, other = other, x
@@ -223,7 +223,7 @@ def _gate(editor: Editor, one: Node, found: Found) -> list[Node]:
     nodes: list[Node] = []
     made = []
     for number in range(int(shape[1] or 0)):
-        (left, value), (right, factor) = (_branch(editor, name, 1, number) for name in (x, other))
+        (left, value), (right, factor) = (_select_entry(editor, name, 1, number) for name in (x, other))
         product = editor.make("mul", (value, factor), one.output)
         wide = editor.make("reshape", (product.output,), one.output, shape=[shape[0], 1, *shape[2:]])
         nodes += [*left, *right, product, wide]
@@ -231,8 +231,8 @@ def _gate(editor: Editor, one: Node, found: Found) -> list[Node]:
     return [*nodes, node("concat", tuple(made), one.output, axis=1)]
 
 
-def _softmax(editor: Editor, one: Node) -> list[Node]:
-    """Over an axis that is not the last one, of more axes than images have: with that axis brought to the end."""
+def _lower_softmax_over_axis(editor: Editor, one: Node) -> list[Node]:
+    """Lower a softmax over an axis that is not the last one by moving that axis to the end."""
     x, axis = one.inputs[0], int(one.attrs["axis"])
     shape = editor.shape(x) or ()
     need(len(shape) >= 5 and axis < len(shape) - 1)
@@ -244,60 +244,60 @@ def _softmax(editor: Editor, one: Node) -> list[Node]:
 
 
 _RULES: Mapping[str, Callable[[Editor, Node, Found], list[Node] | str]] = {
-    "roll": _roll,
-    "pad": _pad,
-    "constant_pad_nd": _pad,
-    "slice": _steps,
-    "expand": _expand,
-    "upsample_nearest2d": _nearest,
-    "stack": _stack,
-    "sum": _sum,
-    "mul": _gate,
+    "roll": _lower_roll,
+    "pad": _lower_pad,
+    "constant_pad_nd": _lower_pad,
+    "slice": _lower_strided_slice,
+    "expand": _lower_expand,
+    "upsample_nearest2d": _lower_nearest_resize,
+    "stack": _lower_stack,
+    "sum": _lower_branch_sum,
+    "mul": _lower_branch_gate,
 }
 
 
 # -- Reshapes, transposes, slices and concatenations that leave the batch where it is ----------------------------------
 
 
-def _input(editor: Editor, one: Node, found: Found) -> str:
-    """The first argument, if it and the output have known shapes with the same first size."""
+def _input_with_same_batch(editor: Editor, one: Node, found: Found) -> str:
+    """Return the first argument; raise `NoMatchError` unless its first size is that of the output."""
     (x,) = editor.floats(one, found.get("self"))
     before, after = editor.shape(x), editor.shape(one.output)
     need(before and after and before[0] == after[0])
     return x
 
 
-def _unchanged(editor: Editor, one: Node, found: Found) -> str | None:
-    """The first argument, if the output is known to have its sizes."""
+def _input_of_same_size(editor: Editor, one: Node, found: Found) -> str | None:
+    """Return the first argument if the output is known to have the same sizes, else None."""
     x = value_of(found.get("self"))
     return x if x is not None and editor.same_size(x, one.output) else None
 
 
 def reshaped(editor: Editor, x: str, output: str) -> Node:
-    """The node that gives the elements of `x` the shape of `output`."""
+    """Return the node that views `x` in the shape of `output`."""
     before, after = editor.shape(x) or (), editor.shape(output) or ()
     if len(after) == 2 and len(before) > 2:
         return node("flatten", (x,), output)
     return node("reshape", (x,), output, shape=list(after))
 
 
-def _reshape(editor: Editor, one: Node, found: Found) -> list[Node] | str:
-    if (raw := _unchanged(editor, one, found)) is not None:
+def _lower_reshape(editor: Editor, one: Node, found: Found) -> list[Node] | str:
+    if (raw := _input_of_same_size(editor, one, found)) is not None:
         return raw
-    x = _input(editor, one, found)
+    x = _input_with_same_batch(editor, one, found)
     before, after = editor.shape(x) or (), editor.shape(one.output) or ()
     if before == after:
         return x
-    need(prod(map(_one, before)) == prod(map(_one, after)))
+    need(prod(map(_size_or_one, before)) == prod(map(_size_or_one, after)))
     return [reshaped(editor, x, one.output)]
 
 
-def _one(size: int | None) -> int:
+def _size_or_one(size: int | None) -> int:
     return 1 if size is None else size
 
 
-def _permute(editor: Editor, one: Node, found: Found) -> list[Node] | str:
-    x = _input(editor, one, found)
+def _lower_permute(editor: Editor, one: Node, found: Found) -> list[Node] | str:
+    x = _input_with_same_batch(editor, one, found)
     axes = order(base(one), found, len(editor.shape(x) or ()))
     need(axes[0] == 0)
     return x if axes == sorted(axes) else [node("transpose", (x,), one.output, axes=axes)]
@@ -307,7 +307,7 @@ _TWO_AXES = ("dim0", "dim1", "axis0", "axis1")
 
 
 def order(name: str, found: Found, rank: int) -> list[int]:
-    """The order of axes that a transposing operation gives."""
+    """Return the order of axes that a transposing operation produces."""
     axes = list(range(rank))
     if name == "permute":
         return [int(axis) % rank for axis in found["dims"]]
@@ -327,36 +327,36 @@ def order(name: str, found: Found, rank: int) -> list[int]:
     return [moved[place] if place in moved else next(rest) for place in axes]
 
 
-def _cut(editor: Editor, x: str, output: str, axis: int, start: int, stop: int) -> list[Node] | str:
+def _lower_cut(editor: Editor, x: str, output: str, axis: int, start: int, stop: int) -> list[Node] | str:
     if (start, stop) == (0, (editor.shape(x) or ())[axis]):
         return x
     return [node("slice", (x,), output, axis=axis, start=start, stop=stop)]
 
 
-def _slice(editor: Editor, one: Node, found: Found) -> list[Node] | str:
+def _lower_slice(editor: Editor, one: Node, found: Found) -> list[Node] | str:
     need(found.get("step", 1) == 1)
-    if (raw := _unchanged(editor, one, found)) is not None:
+    if (raw := _input_of_same_size(editor, one, found)) is not None:
         return raw
-    x = _input(editor, one, found)
+    x = _input_with_same_batch(editor, one, found)
     shape, made = editor.shape(x) or (), editor.shape(one.output) or ()
     axis, start = int(found["dim"]) % len(shape), found["start"] or 0
     need(axis and isinstance(start, int))
-    size = _one(shape[axis])
+    size = _size_or_one(shape[axis])
     start = min(start, size) if start >= 0 else max(start + size, 0)
-    return _cut(editor, x, one.output, axis, start, start + _one(made[axis]))
+    return _lower_cut(editor, x, one.output, axis, start, start + _size_or_one(made[axis]))
 
 
-def _narrow(editor: Editor, one: Node, found: Found) -> list[Node] | str:
-    x = _input(editor, one, found)
+def _lower_narrow(editor: Editor, one: Node, found: Found) -> list[Node] | str:
+    x = _input_with_same_batch(editor, one, found)
     shape, made = editor.shape(x) or (), editor.shape(one.output) or ()
     axis, start = int(found["dim"]) % len(shape), found["start"]
     need(axis and isinstance(start, int))
-    start += _one(shape[axis]) if start < 0 else 0
-    return _cut(editor, x, one.output, axis, start, start + _one(made[axis]))
+    start += _size_or_one(shape[axis]) if start < 0 else 0
+    return _lower_cut(editor, x, one.output, axis, start, start + _size_or_one(made[axis]))
 
 
-def _select(editor: Editor, x: str, output: str, axis: int, index: int) -> list[Node]:
-    size = _one((editor.shape(x) or ())[axis])
+def _lower_select(editor: Editor, x: str, output: str, axis: int, index: int) -> list[Node]:
+    size = _size_or_one((editor.shape(x) or ())[axis])
     index %= size
     if size == 1:
         return [reshaped(editor, x, output)]
@@ -364,15 +364,15 @@ def _select(editor: Editor, x: str, output: str, axis: int, index: int) -> list[
     return [part, reshaped(editor, part.output, output)]
 
 
-def _select_int(editor: Editor, one: Node, found: Found) -> list[Node]:
-    x = _input(editor, one, found)
+def _lower_select_int(editor: Editor, one: Node, found: Found) -> list[Node]:
+    x = _input_with_same_batch(editor, one, found)
     axis = int(found["dim"]) % len(editor.shape(x) or ())
     need(axis and isinstance(found["index"], int))
-    return _select(editor, x, one.output, axis, found["index"])
+    return _lower_select(editor, x, one.output, axis, found["index"])
 
 
-def _getitem(editor: Editor, one: Node, _: Found) -> list[Node] | str:
-    """An entry of what chunk, split or unbind made."""
+def _lower_getitem(editor: Editor, one: Node, _: Found) -> list[Node] | str:
+    """Lower an entry of a chunk, split or unbind."""
     maker = editor.makers.get(one.inputs[0]) if one.inputs else None
     index = one.attrs["args"][1]
     if maker is None or not isinstance(index, int):
@@ -385,44 +385,47 @@ def _getitem(editor: Editor, one: Node, _: Found) -> list[Node] | str:
     axis = int(found["dim"]) % len(shape)
     need(axis)
     if base(maker) == "unbind":
-        return _select(editor, x, one.output, axis, index)
-    widths = _PARTS[base(maker)](found, _one(shape[axis]))
+        return _lower_select(editor, x, one.output, axis, index)
+    widths = _PARTS[base(maker)](found, _size_or_one(shape[axis]))
     start = sum(widths[: index % len(widths)])
-    return _cut(editor, x, one.output, axis, start, start + widths[index])
+    return _lower_cut(editor, x, one.output, axis, start, start + widths[index])
 
 
-def _equal(size: int, width: int) -> list[int]:
+def _equal_parts(size: int, width: int) -> list[int]:
     return [min(width, size - start) for start in range(0, size, width)]
 
 
-def _split(found: dict[str, Json], size: int) -> list[int]:
-    return _equal(size, found["split_size"]) if isinstance(found["split_size"], int) else list(found["split_size"])
+def _split_sizes(found: dict[str, Json], size: int) -> list[int]:
+    return (
+        _equal_parts(size, found["split_size"]) if isinstance(found["split_size"], int) else list(found["split_size"])
+    )
 
 
 _PARTS: Mapping[str, Callable[[dict[str, Json], int], list[int]]] = {
-    "chunk": lambda found, size: _equal(size, -(-size // int(found["chunks"]))),
-    "split": _split,
+    "chunk": lambda found, size: _equal_parts(size, -(-size // int(found["chunks"]))),
+    "split": _split_sizes,
     "split_with_sizes": lambda found, size: list(found["split_sizes"]),
     "unbind": lambda found, size: [1] * size,
 }
-"""Operation that makes a list -> sizes of its entries along the axis that is cut, of its arguments and the size."""
+"""Operation that returns a list -> function of its arguments and the axis size that returns the sizes of the entries.
+"""
 
 
-def _cat(editor: Editor, one: Node, found: Found) -> list[Node]:
+def _lower_cat(editor: Editor, one: Node, found: Found) -> list[Node]:
     names, shape = editor.floats(one, *found["tensors"]), editor.shape(one.output)
     if not shape:
         raise NoMatchError
     axis = int(found["dim"]) % len(shape)
-    need(axis and all(_fits(editor.shape(name), shape, axis) for name in names))
+    need(axis and all(_fits_concat(editor.shape(name), shape, axis) for name in names))
     return [node("concat", tuple(names), one.output, axis=axis)]
 
 
-def _fits(part: Shape | None, shape: Shape, axis: int) -> bool:
+def _fits_concat(part: Shape | None, shape: Shape, axis: int) -> bool:
     return part is not None and len(part) == len(shape) and part[:axis] == shape[:axis]
 
 
-def _shuffle(editor: Editor, one: Node, found: Found) -> list[Node]:
-    x = _input(editor, one, found)
+def _lower_shuffle(editor: Editor, one: Node, found: Found) -> list[Node]:
+    x = _input_with_same_batch(editor, one, found)
     need(len(editor.shape(x) or ()) == 4)
     return [node("channel_shuffle", (x,), one.output, groups=found["groups"])]
 
@@ -430,15 +433,15 @@ def _shuffle(editor: Editor, one: Node, found: Found) -> list[Node]:
 _RESHAPES = "view reshape _unsafe_view flatten unflatten squeeze unsqueeze view_copy view_as reshape_as"
 
 RULES: Mapping[str, Lowering] = {
-    **dict.fromkeys(_RESHAPES.split(), _reshape),
-    **dict.fromkeys(("permute", "transpose", "swapaxes", "swapdims", "movedim", "moveaxis", "mT"), _permute),
-    "expand": _unchanged,
-    "slice": _slice,
-    "narrow": _narrow,
-    "select": _select_int,
-    "getitem": _getitem,
-    **dict.fromkeys(("cat", "concat", "concatenate"), _cat),
-    "channel_shuffle": _shuffle,
+    **dict.fromkeys(_RESHAPES.split(), _lower_reshape),
+    **dict.fromkeys(("permute", "transpose", "swapaxes", "swapdims", "movedim", "moveaxis", "mT"), _lower_permute),
+    "expand": _input_of_same_size,
+    "slice": _lower_slice,
+    "narrow": _lower_narrow,
+    "select": _lower_select_int,
+    "getitem": _lower_getitem,
+    **dict.fromkeys(("cat", "concat", "concatenate"), _lower_cat),
+    "channel_shuffle": _lower_shuffle,
 }
 
 
@@ -448,12 +451,12 @@ _VIEWS = ("reshape", "flatten")
 
 
 def tidy_shapes(graph: Graph) -> Graph:
-    """The graph with as few reshapes and transposes as say the same."""
-    return rewrite(rewrite(graph, _written_shuffle), _tidy)
+    """Return the graph with consecutive reshapes and transposes merged."""
+    return rewrite(rewrite(graph, _recognise_shuffle), _merge_views)
 
 
-def _written_shuffle(editor: Editor, one: Node) -> list[Node]:
-    """[N, C, H, W] -> [N, g, C / g, H, W] -> [N, C / g, g, H, W] -> [N, C, H, W]"""
+def _recognise_shuffle(editor: Editor, one: Node) -> list[Node]:
+    """Replace [N, C, H, W] -> [N, g, C / g, H, W] -> [N, C / g, g, H, W] -> [N, C, H, W] by a channel shuffle."""
     made = editor.shape(one.output) or ()
     need(one.op == "reshape" and len(made) == 4)
     turned = editor.made_by(one.inputs[0], "transpose")
@@ -465,7 +468,7 @@ def _written_shuffle(editor: Editor, one: Node) -> list[Node]:
     return [node("channel_shuffle", cut.inputs, one.output, groups=parts[1])]
 
 
-def _tidy(editor: Editor, one: Node) -> list[Node] | str | None:
+def _merge_views(editor: Editor, one: Node) -> list[Node] | str | None:
     need(one.op in (*_VIEWS, "transpose"))
     before = editor.makers.get(one.inputs[0])
     if one.op == "transpose":
@@ -491,15 +494,12 @@ _NAMES = ("add", "sub", "mul", "div", "neg", "rsub", "addcmul")
 
 
 def lower_constants(graph: Graph) -> Graph:
-    """The graph in which no sum or product with a constant is left to torch.
-
-    Formulas that have a meaning as a whole have to be recognised before.
-    """
+    """Return the graph with sums and products with constants lowered. Longer formulas must be recognised before."""
     return rewrite(graph, _lower_constant)
 
 
 def constant_of(editor: Editor, arg: Json, like: str) -> Tensor:
-    """An argument as a constant for each example of the value `like`: of its axes but the batch, each whole or 1.
+    """Return an argument as a constant with the axes of `like` without the batch, each of full size or 1.
 
     Raises:
         NoMatchError: it differs between examples, is of another type, or makes the value larger.
@@ -521,7 +521,7 @@ def constant_of(editor: Editor, arg: Json, like: str) -> Tensor:
 
 
 def is_constant(editor: Editor, arg: Json) -> bool:
-    """Whether an argument is a number, a weight or a row of constants."""
+    """Return whether an argument is a number, a weight, or a value that is the same for every example."""
     named = value_of(arg)
     return named is None or rows_of(editor.makers, editor.tensors, named) is not None
 
@@ -539,19 +539,21 @@ def _lower_constant(editor: Editor, one: Node) -> list[Node]:
     need(editor.shape(x) == editor.shape(one.output))
     constant = constant_of(editor, other, x)
     if name in ("mul", "neg"):
-        return [_with_weight(editor, "mul_constant", x, constant, one.output)]
+        return [_node_with_constant(editor, "mul_constant", x, constant, one.output)]
     if name == "div":
         need(first)
-        return [_with_weight(editor, "mul_constant", x, constant.reciprocal(), one.output)]
+        return [_node_with_constant(editor, "mul_constant", x, constant.reciprocal(), one.output)]
     if name == "add" or (name == "sub" and first):
         need(first or alpha == 1)
-        return [_with_weight(editor, "add_constant", x, constant * (-alpha if name == "sub" else alpha), one.output)]
+        return [
+            _node_with_constant(editor, "add_constant", x, constant * (-alpha if name == "sub" else alpha), one.output)
+        ]
     # constant - alpha x, which rsub has the other way round
     need(name == "sub" or first)
     turned = editor.make(
-        "mul_constant", (x,), one.output, _weight(editor, one.output, torch.full_like(constant, -alpha))
+        "mul_constant", (x,), one.output, _constant_weight(editor, one.output, torch.full_like(constant, -alpha))
     )
-    return [turned, _with_weight(editor, "add_constant", turned.output, constant, one.output)]
+    return [turned, _node_with_constant(editor, "add_constant", turned.output, constant, one.output)]
 
 
 def _shifted_product(editor: Editor, one: Node, found: Found) -> list[Node]:
@@ -562,25 +564,25 @@ def _shifted_product(editor: Editor, one: Node, found: Found) -> list[Node]:
     (x,) = editor.floats(one, factors[1])
     need(is_constant(editor, factors[0]) and editor.shape(x) == editor.shape(one.output))
     scale = constant_of(editor, factors[0], x) * finite_number(found["value"])
-    product = editor.make("mul_constant", (x,), one.output, _weight(editor, one.output, scale))
+    product = editor.make("mul_constant", (x,), one.output, _constant_weight(editor, one.output, scale))
     if is_constant(editor, found["self"]):
         shift = constant_of(editor, found["self"], x)
-        return [product, _with_weight(editor, "add_constant", product.output, shift, one.output)]
+        return [product, _node_with_constant(editor, "add_constant", product.output, shift, one.output)]
     (other,) = editor.floats(one, found["self"])
     need(editor.shape(other) == editor.shape(x))
     return [product, node("add", (other, product.output), one.output)]
 
 
-def _weight(editor: Editor, like: str, constant: Tensor) -> dict[str, str]:
+def _constant_weight(editor: Editor, like: str, constant: Tensor) -> dict[str, str]:
     return {"constant": editor.constant(f"{like}.constant", constant)}
 
 
-def _with_weight(editor: Editor, op: str, x: str, constant: Tensor, output: str) -> Node:
-    return node(op, (x,), output, _weight(editor, output, constant))
+def _node_with_constant(editor: Editor, op: str, x: str, constant: Tensor, output: str) -> Node:
+    return node(op, (x,), output, _constant_weight(editor, output, constant))
 
 
 def with_plain_zeros(graph: Graph, captured: Graph) -> Graph:
-    """The graph with 0.0 for -0.0 in what passes have made of its weights, where only native nodes read it.
+    """Return the graph with -0.0 replaced by 0.0 in weights that passes computed and only native nodes read.
 
     A negative factor makes -0.0 of a weight that a mask removes, and a file has a bit more for each weight of a tensor
     with such a zero. Sums do not see it; what torch computes, as a quotient, may.

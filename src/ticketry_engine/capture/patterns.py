@@ -1,5 +1,5 @@
 """Recognises formulas of several nodes, such as activations and attention, and fuses pads, norms, residuals and
-activations into the layers beside them."""
+activations into neighbouring layers."""
 
 from __future__ import annotations
 
@@ -33,19 +33,19 @@ from ticketry_engine.ir import FLOATS, Graph, Json, Node, node
 
 
 def recognise_acts(graph: Graph) -> Graph:
-    """The graph with one `act` for each formula of such an activation."""
-    for rule in (_hardsigmoid, _gated, _gelu):
+    """Return the graph with formulas of activations replaced by `act` nodes."""
+    for rule in (_recognise_hardsigmoid, _recognise_gated, _recognise_gelu):
         graph = rewrite(graph, rule)
     return graph
 
 
-def _scaled(editor: Editor, name: str, kind: str) -> tuple[str, float]:
-    """(value, number) of a value to which a number was added ("add") or that was multiplied by one ("mul")."""
-    return _scale_of(editor, editor.made_by(name, kind, *(["div"] if kind == "mul" else [])), kind)
+def _match_scaled(editor: Editor, name: str, kind: str) -> tuple[str, float]:
+    """Return (value, number) if a value is `value + number` ("add") or `value * number` ("mul")."""
+    return _match_scale(editor, editor.made_by(name, kind, *(["div"] if kind == "mul" else [])), kind)
 
 
-def _scale_of(editor: Editor, one: Node, kind: str) -> tuple[str, float]:
-    """Return the factors of a node, which may be a division."""
+def _match_scale(editor: Editor, one: Node, kind: str) -> tuple[str, float]:
+    """Return (value, number) of a node that adds or multiplies a number; a division counts as multiplication."""
     need(not one.native and base(one) in (kind, "div" if kind == "mul" else kind))
     found = arguments(one)
     x, number = value_of(found["self"]), number_of(found["other"], editor.tensors)
@@ -56,34 +56,41 @@ def _scale_of(editor: Editor, one: Node, kind: str) -> tuple[str, float]:
     return x, (1 / number if base(one) == "div" else number)
 
 
-def _scaled_by(editor: Editor, name: str, kind: str, number: float) -> str:
-    """The value that has been scaled by just this number."""
-    x, found = _scaled(editor, name, kind)
+def _match_scaled_by(editor: Editor, name: str, kind: str, number: float) -> str:
+    """Return the value that was scaled by exactly this number."""
+    x, found = _match_scaled(editor, name, kind)
     need(isclose(found, number, rel_tol=1e-6))
     return x
 
 
-def _sixth(editor: Editor, one: Node) -> str:
+def _match_division_by_six(editor: Editor, one: Node) -> str:
     """Return the value that a torch node divides by six."""
-    x, number = _scale_of(editor, one, "mul")
+    x, number = _match_scale(editor, one, "mul")
     need(isclose(number, 1 / 6, rel_tol=1e-6) and editor.floating(x, one.output))
     return x
 
 
-def _clipped(editor: Editor, name: str) -> str:
-    """x of relu6(x + 3)."""
-    x, number = _scaled(editor, editor.made_by(name, "act", act="relu6").inputs[0], "add")
+def _match_relu6_of_shifted(editor: Editor, name: str) -> str:
+    """Return x if a value is relu6(x + 3)."""
+    x, number = _match_scaled(editor, editor.made_by(name, "act", act="relu6").inputs[0], "add")
     need(number == 3)
     return x
 
 
-def _hardsigmoid(editor: Editor, one: Node) -> list[Node]:
-    """relu6(x + 3) / 6"""
-    return [node("act", (_clipped(editor, _sixth(editor, one)),), one.output, act="hardsigmoid")]
+def _recognise_hardsigmoid(editor: Editor, one: Node) -> list[Node]:
+    """Replace relu6(x + 3) / 6."""
+    return [
+        node(
+            "act",
+            (_match_relu6_of_shifted(editor, _match_division_by_six(editor, one)),),
+            one.output,
+            act="hardsigmoid",
+        )
+    ]
 
 
-def _gated(editor: Editor, one: Node) -> list[Node]:
-    """x * sigmoid(x), x * hardsigmoid(x), (x * relu6(x + 3)) / 6"""
+def _recognise_gated(editor: Editor, one: Node) -> list[Node]:
+    """Replace x * sigmoid(x), x * hardsigmoid(x) and (x * relu6(x + 3)) / 6."""
     if one.op == "mul":
         need(one.attrs["act"] is None)
         for x, gate in (one.inputs, one.inputs[::-1]):
@@ -92,37 +99,37 @@ def _gated(editor: Editor, one: Node) -> list[Node]:
             if act in ("sigmoid", "hardsigmoid"):
                 return [node("act", (x,), one.output, act="silu" if act == "sigmoid" else "hardswish")]
         raise NoMatchError
-    product = editor.made_by(_sixth(editor, one), "mul")
+    product = editor.made_by(_match_division_by_six(editor, one), "mul")
     need(product.native)
     for x, gate in (product.inputs, product.inputs[::-1]):
         with contextlib.suppress(NoMatchError):
-            if _clipped(editor, gate) == x:
+            if _match_relu6_of_shifted(editor, gate) == x:
                 return [node("act", (x,), one.output, act="hardswish")]
     raise NoMatchError
 
 
-def _gelu(editor: Editor, one: Node) -> list[Node]:
-    """x / 2 * (1 + erf(x / sqrt 2)), or with tanh((x + 0.044715 x^3) sqrt(2 / pi))"""
+def _recognise_gelu(editor: Editor, one: Node) -> list[Node]:
+    """Replace x / 2 * (1 + erf(x / sqrt 2)), or with tanh((x + 0.044715 x^3) sqrt(2 / pi))."""
     need(one.op == "mul" and one.attrs["act"] is None)
     for half, sum_ in (one.inputs, one.inputs[::-1]):
         with contextlib.suppress(NoMatchError):
-            x, (curved, plus) = _scaled_by(editor, half, "mul", 0.5), _scaled(editor, sum_, "add")
+            x, (curved, plus) = _match_scaled_by(editor, half, "mul", 0.5), _match_scaled(editor, sum_, "add")
             need(plus == 1 and editor.floating(x, one.output))
             curve = editor.makers.get(curved)
             if curve is not None and base(curve) == "erf":
-                need(_scaled_by(editor, curve.inputs[0], "mul", sqrt(0.5)) == x)
+                need(_match_scaled_by(editor, curve.inputs[0], "mul", sqrt(0.5)) == x)
                 return [node("act", (x,), one.output, act="gelu")]
             tanh = editor.made_by(curved, "act", act="tanh")
-            need(_is_cubic(editor, tanh.inputs[0], x))
+            need(_is_gelu_cubic(editor, tanh.inputs[0], x))
             return [node("act", (x,), one.output, act="gelu_tanh")]
     raise NoMatchError
 
 
-def _is_cubic(editor: Editor, name: str, x: str) -> bool:
-    """Whether a value is sqrt(2 / pi) (x + 0.044715 x^3); `NoMatchError` if it is nothing of the kind."""
-    total = editor.made_by(_scaled_by(editor, name, "mul", sqrt(2 / pi)), "add")
+def _is_gelu_cubic(editor: Editor, name: str, x: str) -> bool:
+    """Return whether a value is sqrt(2 / pi) (x + 0.044715 x^3); raise `NoMatchError` for any other formula."""
+    total = editor.made_by(_match_scaled_by(editor, name, "mul", sqrt(2 / pi)), "add")
     need(total.native and x in total.inputs)
-    cubic = _scaled_by(editor, total.inputs[1 - total.inputs.index(x)], "mul", 0.044715)
+    cubic = _match_scaled_by(editor, total.inputs[1 - total.inputs.index(x)], "mul", 0.044715)
     found = arguments(editor.made_by(cubic, "pow"))
     return value_of(found["self"]) == x and found["exponent"] == 3
 
@@ -133,12 +140,12 @@ _PRODUCTS = ("matmul", "bmm")
 
 
 def recognise_attention(graph: Graph) -> Graph:
-    """The graph with one `attention` for each such formula without a mask."""
-    return rewrite(graph, _attention)
+    """Return the graph with formulas of attention without a mask replaced by `attention` nodes."""
+    return rewrite(graph, _recognise_plain_attention)
 
 
-def _product(one: Node) -> list[str]:
-    """The two values that a torch node multiplies."""
+def _product_inputs(one: Node) -> list[str]:
+    """Return the two values that a torch node multiplies."""
     need(base(one) in _PRODUCTS)
     found = arguments(one)
     pair = value_of(found["self"]), value_of(found.get("other", found.get("mat2")))
@@ -146,21 +153,21 @@ def _product(one: Node) -> list[str]:
     return [str(name) for name in pair]
 
 
-def _unscaled(editor: Editor, name: str) -> tuple[str, float]:
-    """Return the value that `name` is a multiple of, and the factor; itself and 1 if it is not a multiple."""
+def _without_scale(editor: Editor, name: str) -> tuple[str, float]:
+    """Return (value, factor) if `name` is a multiple of a value; (name, 1) otherwise."""
     try:
-        return _scaled(editor, name, "mul")
+        return _match_scaled(editor, name, "mul")
     except NoMatchError:
         return name, 1.0
 
 
-def _attention(editor: Editor, one: Node) -> list[Node]:
-    weights, v = _product(one)
+def _recognise_plain_attention(editor: Editor, one: Node) -> list[Node]:
+    weights, v = _product_inputs(one)
     soft = editor.made_by(weights, "softmax")
     need(soft.native and soft.attrs["axis"] == 3)
-    name, scale = _unscaled(editor, soft.inputs[0])
-    q, turned = _product(editor.made_by(name, *_PRODUCTS))
-    q, factor = _unscaled(editor, q)
+    name, scale = _without_scale(editor, soft.inputs[0])
+    q, turned = _product_inputs(editor.made_by(name, *_PRODUCTS))
+    q, factor = _without_scale(editor, q)
     maker = editor.made_by(turned, "transpose")
     need(maker.native and editor.floating(q, maker.inputs[0], v, one.output))
     shapes = [editor.shape(part) or () for part in (q, turned, v)]
@@ -176,8 +183,8 @@ def _attention(editor: Editor, one: Node) -> list[Node]:
 _WITH_ACT = ("conv2d", "linear", "add", "mul", "affine")
 
 
-def _open(editor: Editor, name: str | None) -> Node:
-    """Return the layer that makes a value, if nothing else reads it and it has no residual or activation yet."""
+def _fusable_layer(editor: Editor, name: str | None) -> Node:
+    """Return the layer that computes a value if no other node reads it and it has no residual or activation yet."""
     layer = None if name is None else editor.sole(name)
     if layer is None or layer.op not in ("conv2d", "linear"):
         raise NoMatchError
@@ -191,15 +198,15 @@ def _open(editor: Editor, name: str | None) -> Node:
 def fuse(graph: Graph) -> Graph:
     """Return the graph with residual sums and activations fused into layers, if nothing else reads the intermediate
     values."""
-    return rewrite(rewrite(graph, _residual), _act)
+    return rewrite(rewrite(graph, _fuse_residual), _fuse_activation)
 
 
-def _residual(editor: Editor, one: Node) -> list[Node]:
+def _fuse_residual(editor: Editor, one: Node) -> list[Node]:
     need(one.op == "add" and editor.shape(one.inputs[0]) == editor.shape(one.inputs[1]))
     layers = []
     for name in one.inputs:
         with contextlib.suppress(NoMatchError):
-            layers.append(_open(editor, name))
+            layers.append(_fusable_layer(editor, name))
     need(layers)
     order = list(editor.makers)  # the later one: the other can then be done before it
     layer = max(layers, key=lambda maker: order.index(maker.output)) if len(layers) > 1 else layers[0]
@@ -208,7 +215,7 @@ def _residual(editor: Editor, one: Node) -> list[Node]:
     return [replace(layer, inputs=(*layer.inputs, other), output=one.output, attrs={**layer.attrs, **one.attrs})]
 
 
-def _act(editor: Editor, one: Node) -> list[Node]:
+def _fuse_activation(editor: Editor, one: Node) -> list[Node]:
     before = editor.sole(one.inputs[0]) if one.op == "act" else None
     if before is None or before.op not in _WITH_ACT or before.attrs["act"] is not None:
         raise NoMatchError
@@ -219,7 +226,8 @@ def _act(editor: Editor, one: Node) -> list[Node]:
 
 
 def fold_norms(graph: Graph) -> Graph:
-    """Return the graph with `affine` nodes folded into the layers before them, if nothing else reads those."""
+    """Return the graph with `affine` nodes folded into the preceding layers, if no other node reads those layers'
+    outputs."""
     return rewrite(graph, _fold_norm)
 
 
@@ -230,25 +238,25 @@ def _fold_norm(editor: Editor, one: Node) -> list[Node]:
     scale, shift = (editor.tensors[one.weights[role]].double() for role in ("scale", "shift"))
     turned = editor.sole(one.inputs[0])
     if turned is None or turned.op != "transpose":
-        layer = _open(editor, one.inputs[0])
+        layer = _fusable_layer(editor, one.inputs[0])
         # A linear layer's channels are its last axis, a norm's its second.
         need(layer.op == "conv2d" or len(editor.shape(one.output) or ()) == 2)
-        return [_rescaled(editor, layer, one.output, scale, shift, one.attrs["act"])]
+        return [_rescale_layer(editor, layer, one.output, scale, shift, one.attrs["act"])]
     # A linear layer's features, its last axis, have been brought to where a norm's channels are.
-    layer, axes = _open(editor, turned.inputs[0]), turned.attrs["axes"]
+    layer, axes = _fusable_layer(editor, turned.inputs[0]), turned.attrs["axes"]
     need(layer.op == "linear" and axes[1] == len(axes) - 1)
     rows = editor.value(layer.output, editor.shape(layer.output) or (), "scaled")
     return [
-        _rescaled(editor, layer, rows, scale, shift, one.attrs["act"]),
+        _rescale_layer(editor, layer, rows, scale, shift, one.attrs["act"]),
         Node("transpose", (rows,), one.output, turned.attrs, {}),
     ]
 
 
 def _fold_scale(editor: Editor, one: Node) -> list[Node]:
-    """A factor, or one for each feature, after a linear layer: layer scale, or the scale of queries."""
+    """Fold a factor, or one per feature, into the linear layer before it (layer scale, or the scale of queries)."""
     found = arguments(one)
     x, factor = (found["self"], found["other"]) if value_of(found["self"]) else (found["other"], found["self"])
-    layer, weight, single = _open(editor, value_of(x)), tensor_of(factor), number_of(factor, editor.tensors)
+    layer, weight, single = _fusable_layer(editor, value_of(x)), tensor_of(factor), number_of(factor, editor.tensors)
     if layer.op != "linear" or (weight is None and single is None):
         raise NoMatchError
     tensor = torch.tensor([single]) if weight is None else editor.tensors[weight]
@@ -257,11 +265,11 @@ def _fold_scale(editor: Editor, one: Node) -> list[Node]:
     need(tensor.numel() == 1 or (tensor.numel() == width == tensor.shape[-1]))
     need(tensor.is_floating_point())
     scale = tensor.double().flatten().expand(width)
-    return [_rescaled(editor, layer, one.output, scale, torch.zeros_like(scale), None)]
+    return [_rescale_layer(editor, layer, one.output, scale, torch.zeros_like(scale), None)]
 
 
-def _rescaled(editor: Editor, layer: Node, output: str, scale: Tensor, shift: Tensor, act: Json) -> Node:
-    """The layer with what it makes scaled and shifted. Rounded once, from float64; a weight of exactly 0 stays 0."""
+def _rescale_layer(editor: Editor, layer: Node, output: str, scale: Tensor, shift: Tensor, act: Json) -> Node:
+    """Return a layer with its output scaled and shifted, rounded once from float64; zero weights stay zero."""
     name = layer.weights["weight"]
     weight = editor.tensors[name]
     folded = (weight.double() * scale.view(-1, *[1] * (weight.dim() - 1))).to(weight.dtype)
@@ -278,10 +286,10 @@ def _rescaled(editor: Editor, layer: Node, output: str, scale: Tensor, shift: Te
 
 
 def fold_pads(graph: Graph) -> Graph:
-    """The graph without zero paddings that only a convolution reads.
+    """Return the graph with zero padding folded into convolutions.
 
-    Uneven ones, as before a stride of 2 in networks that come from TensorFlow, become even with a kernel that has a
-    row or column of zeros more on the side where there is less padding.
+    Uneven padding, as in networks converted from TensorFlow, becomes even by extending the kernel with zeros on the
+    side with less padding.
     """
     return rewrite(graph, _fold_pad)
 
@@ -316,8 +324,8 @@ def _fold_pad(editor: Editor, one: Node) -> list[Node]:
 
 
 def recognise_tokens(graph: Graph) -> Graph:
-    """The graph with one node for each such formula."""
-    for rule in (_rms_norm, _rotary, _partial_rotary, _shared_heads):
+    """Return the graph with formulas of RMS norms, rotary embeddings and shared heads replaced by single nodes."""
+    for rule in (_recognise_rms_norm, _recognise_rotary, _recognise_partial_rotary, _recognise_shared_heads):
         graph = rewrite(graph, rule)
     return graph
 
@@ -325,26 +333,26 @@ def recognise_tokens(graph: Graph) -> Graph:
 # -- x / sqrt(mean(x^2) + eps) * weight --------------------------------------------------------------------------------
 
 
-def _rms_norm(editor: Editor, one: Node) -> list[Node]:
+def _recognise_rms_norm(editor: Editor, one: Node) -> list[Node]:
     need(not one.native and base(one) in ("mul", "div"))
     found = arguments(one)
     pair = [found["self"], found["other"]]
     if any(tensor_of(arg) is not None for arg in pair):
-        return _weighted(editor, one)
+        return _fuse_norm_weight(editor, one)
     for arg, other in (pair, pair[::-1]) if base(one) == "mul" else (pair,):
         with contextlib.suppress(NoMatchError):
             (x,) = editor.floats(one, arg)
-            square, eps = _inverse_root(editor, value_of(other), "rsqrt" if base(one) == "mul" else "sqrt")
+            square, eps = _match_inverse_root(editor, value_of(other), "rsqrt" if base(one) == "mul" else "sqrt")
             need(square == x and editor.shape(x) == editor.shape(one.output))
             return [node("rms_norm", (x,), one.output, eps=eps)]
     raise NoMatchError
 
 
-def _inverse_root(editor: Editor, name: str | None, root: str) -> tuple[str, float]:
-    """(x, eps) of a root of mean(x^2) + eps over the last axis."""
-    total = _of_torch(editor.made_by(value_of(_of_torch(_root(editor, name, root))["self"]), "add"))
+def _match_inverse_root(editor: Editor, name: str | None, root: str) -> tuple[str, float]:
+    """Return (x, eps) of a root of mean(x^2) + eps over the last axis."""
+    total = _torch_arguments(editor.made_by(value_of(_torch_arguments(_match_root(editor, name, root))["self"]), "add"))
     eps = number_of(total["other"], editor.tensors)
-    mean = _of_torch(editor.made_by(value_of(total["self"]), "mean"))
+    mean = _torch_arguments(editor.made_by(value_of(total["self"]), "mean"))
     square = editor.made_by(value_of(mean["self"]), "pow", "square", "mul")
     if eps is None or eps < 0 or total["alpha"] != 1 or mean["dim"] is None or mean["keepdim"] is not True:
         raise NoMatchError
@@ -361,21 +369,21 @@ def _inverse_root(editor: Editor, name: str | None, root: str) -> tuple[str, flo
     return x, eps
 
 
-def _of_torch(one: Node) -> Found:
-    """The arguments of a torch node; `NoMatchError` for a native one."""
+def _torch_arguments(one: Node) -> Found:
+    """Return the arguments of a torch node; raise `NoMatchError` for a native one."""
     need(not one.native)
     return arguments(one)
 
 
-def _root(editor: Editor, name: str | None, root: str) -> Node:
-    """The node that makes 1 / sqrt ("rsqrt") or sqrt, which may be written as a power."""
+def _match_root(editor: Editor, name: str | None, root: str) -> Node:
+    """Return the node that computes 1 / sqrt ("rsqrt") or sqrt, also as a power."""
     found = editor.made_by(name, root, "pow")
-    need(base(found) == root or _of_torch(found)["exponent"] == (-0.5 if root == "rsqrt" else 0.5))
+    need(base(found) == root or _torch_arguments(found)["exponent"] == (-0.5 if root == "rsqrt" else 0.5))
     return found
 
 
-def _weighted(editor: Editor, one: Node) -> list[Node]:
-    """A norm's weight, which is multiplied behind it."""
+def _fuse_norm_weight(editor: Editor, one: Node) -> list[Node]:
+    """Fuse the multiplication by a norm's weight into the norm."""
     found = arguments(one)
     x, other = found["self"], found["other"]
     if value_of(x) is None:
@@ -395,20 +403,20 @@ def _weighted(editor: Editor, one: Node) -> list[Node]:
 # -- x * cos + cat(-upper half, lower half) * sin ----------------------------------------------------------------------
 
 
-def _rotary(editor: Editor, one: Node) -> list[Node]:
+def _recognise_rotary(editor: Editor, one: Node) -> list[Node]:
     need(one.op == "add" and one.attrs["act"] is None and len(one.inputs) == 2)
     for straight, crossed in (one.inputs, one.inputs[::-1]):
         with contextlib.suppress(NoMatchError):
-            x, cos = _token_product(editor, straight)
-            turned, sin = _token_product(editor, crossed)
-            half, signs = _halves(editor, turned, x)
-            return [_rotated(editor, x, cos, sin * signs, half, one.output)]
+            x, cos = _match_constant_product(editor, straight)
+            turned, sin = _match_constant_product(editor, crossed)
+            half, signs = _match_swapped_halves(editor, turned, x)
+            return [_rotary_node(editor, x, cos, sin * signs, half, one.output)]
     raise NoMatchError
 
 
-def _token_product(editor: Editor, name: str) -> tuple[str, Tensor]:
-    """(value, constant) that a torch node multiplies."""
-    found = _of_torch(editor.made_by(name, "mul"))
+def _match_constant_product(editor: Editor, name: str) -> tuple[str, Tensor]:
+    """Return (value, constant) that a torch node multiplies."""
+    found = _torch_arguments(editor.made_by(name, "mul"))
     x, other = found["self"], found["other"]
     if is_constant(editor, x):
         x, other = other, x
@@ -418,8 +426,8 @@ def _token_product(editor: Editor, name: str) -> tuple[str, Tensor]:
     return named, constant_of(editor, other, named)
 
 
-def _halves(editor: Editor, name: str, x: str) -> tuple[int, Tensor]:
-    """Return half and signs [2 half] of ``cat(-x[..., half:], x[..., :half])``."""
+def _match_swapped_halves(editor: Editor, name: str, x: str) -> tuple[int, Tensor]:
+    """Return half the size of the last axis, and the signs [size] of ``cat(-x[..., half:], x[..., :half])``."""
     joined = editor.made_by(name, "concat")
     shape = editor.shape(x) or ()
     need(joined.native and len(joined.inputs) == 2 and joined.attrs["axis"] == len(shape) - 1)
@@ -437,7 +445,7 @@ def _halves(editor: Editor, name: str, x: str) -> tuple[int, Tensor]:
     return half, torch.tensor(signs, dtype=getattr(torch, editor.values[x].dtype))
 
 
-def _rotated(editor: Editor, x: str, cos: Tensor, sin: Tensor, half: int, output: str) -> Node:
+def _rotary_node(editor: Editor, x: str, cos: Tensor, sin: Tensor, half: int, output: str) -> Node:
     width = (editor.shape(x) or (0,))[-1]
     size = (*(max(pair) for pair in zip(cos.shape[:-1], sin.shape[:-1], strict=True)), int(width or 0))
     weights = {
@@ -446,8 +454,8 @@ def _rotated(editor: Editor, x: str, cos: Tensor, sin: Tensor, half: int, output
     return node("rotary", (x,), output, weights, half=half)
 
 
-def _partial_rotary(editor: Editor, one: Node) -> list[Node]:
-    """cat(rotary(x[..., :n]), x[..., n:])"""
+def _recognise_partial_rotary(editor: Editor, one: Node) -> list[Node]:
+    """Replace cat(rotary(x[..., :n]), x[..., n:])."""
     need(one.op == "concat" and len(one.inputs) == 2)
     turned, rest = (editor.made_by(name, op) for name, op in zip(one.inputs, ("rotary", "slice"), strict=True))
     cut = editor.made_by(turned.inputs[0], "slice")
@@ -459,22 +467,22 @@ def _partial_rotary(editor: Editor, one: Node) -> list[Node]:
     more = (*cos.shape[:-1], int(shape[axis] or 0) - cos.shape[-1])
     ones = torch.cat([cos, cos.new_ones(more)], -1)
     zeros = torch.cat([sin, sin.new_zeros(more)], -1)
-    return [_rotated(editor, cut.inputs[0], ones, zeros, int(finite_number(turned.attrs["half"])), one.output)]
+    return [_rotary_node(editor, cut.inputs[0], ones, zeros, int(finite_number(turned.attrs["half"])), one.output)]
 
 
 # -- attention with fewer heads of keys and values than of queries -----------------------------------------------------
 
 
-def _shared_heads(editor: Editor, one: Node) -> list[Node]:
+def _recognise_shared_heads(editor: Editor, one: Node) -> list[Node]:
     need(one.op == "attention")
     q, k, v = one.inputs
-    fewer = [_repeated(editor, name) for name in (k, v)]
+    fewer = [_match_repeated_heads(editor, name) for name in (k, v)]
     need(editor.shape(fewer[0]) and (editor.shape(fewer[0]) or ())[1] == (editor.shape(fewer[1]) or ())[1])
     return [replace(one, inputs=(q, *fewer))]
 
 
-def _repeated(editor: Editor, name: str) -> str:
-    """Return the value [N, g, T, d] whose heads another value repeats to as many as the queries have."""
+def _match_repeated_heads(editor: Editor, name: str) -> str:
+    """Return the value [N, g, T, d] whose heads are repeated to the number of query heads."""
     joined = editor.made_by(name, "reshape", "repeat_interleave")
     if not joined.native and base(joined) == "repeat_interleave":
         found = arguments(joined)
@@ -497,16 +505,15 @@ def _repeated(editor: Editor, name: str) -> str:
 _TOKEN_PRODUCTS = ("matmul", "bmm")
 
 
-def recognise_lengths(graph: Graph, sizes: Mapping[str, Sizes]) -> Graph:
-    """The graph of torch nodes in which vectors made of length 1 (`torch.nn.functional.normalize` over the last axis,
-    the queries and keys of cosine attention) are a root-mean-square norm.
+def recognise_normalize(graph: Graph, sizes: Mapping[str, Sizes]) -> Graph:
+    """Return the graph with L2 normalisation over the last axis (`torch.nn.functional.normalize`) as an RMS norm.
 
-    What is shorter than torch's smallest length, 1e-12, becomes up to a root of two shorter than there.
+    Vectors shorter than 1e-12, torch's minimum, become up to a factor of sqrt(2) shorter than in torch.
     """
-    return rewrite(graph, _length, sizes)
+    return rewrite(graph, _recognise_normalize, sizes)
 
 
-def _length(editor: Editor, one: Node) -> list[Node]:
+def _recognise_normalize(editor: Editor, one: Node) -> list[Node]:
     need(not one.native and base(one) == "div")
     found = arguments(one)
     x, spread = value_of(found["self"]), editor.made_by(value_of(found["other"]), "expand_as", "expand", "clamp_min")
@@ -529,18 +536,18 @@ def _length(editor: Editor, one: Node) -> list[Node]:
 
 
 def recognise_written_attention(graph: Graph) -> Graph:
-    """The graph with one node for each softmax(f(q k^T)) v, where f multiplies and adds what is the same for every
-    example. Sums and products with constants have to be native by then."""
-    return rewrite(graph, _token_attention)
+    """Return the graph with softmax(f(q k^T)) v replaced by attention nodes, where f multiplies and adds constants that
+    are the same for every example. Sums and products with constants must be native before."""
+    return rewrite(graph, _recognise_masked_attention)
 
 
-def _token_attention(editor: Editor, one: Node) -> list[Node]:
-    weights, v = _factors(editor, one)
+def _recognise_masked_attention(editor: Editor, one: Node) -> list[Node]:
+    weights, v = _matmul_inputs(editor, one)
     soft = editor.made_by(weights, "softmax")
     rank = len(editor.shape(v) or ())
     need(soft.native and rank in (4, 5) and soft.attrs["axis"] == rank - 1)
-    product, factor, bias = _scores(editor, soft.inputs[0])
-    q, turned = _factors(editor, product)
+    product, factor, bias = _match_scores(editor, soft.inputs[0])
+    q, turned = _matmul_inputs(editor, product)
     transposed = editor.made_by(turned, "transpose")
     shapes = [editor.shape(name) or () for name in (q, turned, v)]
     need(transposed.native and len({shape[: rank - 2] for shape in shapes}) == 1)
@@ -565,13 +572,13 @@ def _token_attention(editor: Editor, one: Node) -> list[Node]:
 def attention(
     editor: Editor, inputs: tuple[str, str, str], output: str, bias: Tensor | None, scale: float | None
 ) -> Node:
-    """The node of so many axes.
+    """Return an attention node, or a window attention node for five axes.
 
     Args:
-        bias: what is added to the scores: of their axes but the batch, each whole or 1.
+        bias: added to the scores; each of its axes has full size or 1.
 
     Raises:
-        NoMatchError: it leaves a query no key, or differs between heads in a way that kernels have no table for.
+        NoMatchError: if the bias masks all keys of a query, or differs between heads in a way that no kernel supports.
     """
     *several, queries, _ = editor.shape(inputs[0]) or ()
     keys = (editor.shape(inputs[1]) or ())[-2]
@@ -586,8 +593,8 @@ def attention(
     return node("window_attention", inputs, output, held, scale=scale)
 
 
-def _factors(editor: Editor, one: Node) -> tuple[str, str]:
-    """The two values that a torch node multiplies."""
+def _matmul_inputs(editor: Editor, one: Node) -> tuple[str, str]:
+    """Return the two values that a torch node multiplies."""
     need(not one.native and base(one) in _TOKEN_PRODUCTS)
     found = arguments(one)
     left, right = value_of(found["self"]), value_of(found.get("other", found.get("mat2")))
@@ -596,23 +603,23 @@ def _factors(editor: Editor, one: Node) -> tuple[str, str]:
     return left, right
 
 
-def _scores(editor: Editor, name: str) -> tuple[Node, Tensor, Tensor | None]:
-    """The product that scores are made of, what it is multiplied by, and what is added."""
+def _match_scores(editor: Editor, name: str) -> tuple[Node, Tensor, Tensor | None]:
+    """Return the product that attention scores are computed from, its factor, and the constant added to it."""
     factor, bias = torch.ones(()), None
     while True:
         with contextlib.suppress(NoMatchError):
             return editor.made_by(name, *_TOKEN_PRODUCTS), factor, bias
         maker = editor.made_by(name, "add_constant", "mul_constant", "affine")
         if maker.op != "mul_constant":
-            constant = _constant(editor, maker, "constant" if maker.op == "add_constant" else "shift")
+            constant = _broadcast_constant(editor, maker, "constant" if maker.op == "add_constant" else "shift")
             bias = constant * factor if bias is None else bias + constant * factor
         if maker.op != "add_constant":
-            factor = factor * _constant(editor, maker, "constant" if maker.op == "mul_constant" else "scale")
+            factor = factor * _broadcast_constant(editor, maker, "constant" if maker.op == "mul_constant" else "scale")
         name = maker.inputs[0]
 
 
-def _constant(editor: Editor, one: Node, role: str) -> Tensor:
-    """A constant with all axes of the node's value but the batch."""
+def _broadcast_constant(editor: Editor, one: Node, role: str) -> Tensor:
+    """Return a constant with all axes of the node's value except the batch."""
     found = editor.tensors[one.weights[role]]
     if one.op != "affine":
         return found

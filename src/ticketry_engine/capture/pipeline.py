@@ -1,4 +1,4 @@
-"""Captures a model as a graph: trace, conversion, and passes, the first of which evaluates nodes that need no input."""
+"""Captures a model as a graph: tracing, conversion to nodes, and passes."""
 
 from __future__ import annotations
 
@@ -40,19 +40,18 @@ from ticketry_engine.capture.patterns import (
     fuse,
     recognise_acts,
     recognise_attention,
-    recognise_lengths,
+    recognise_normalize,
     recognise_tokens,
     recognise_written_attention,
 )
 from ticketry_engine.capture.recurrences import recognise_recurrences
 from ticketry_engine.capture.same_rows import compute_rows
-from ticketry_engine.capture.tracing.examples import FEWEST, NotRecordedError
-from ticketry_engine.capture.tracing.exported_program import check_writes, functional, program_of
-from ticketry_engine.capture.tracing.program import ONE_DIFFERS, Sizes, TracedProgram, fixed
+from ticketry_engine.capture.tracing.program import FEWEST, ONE_DIFFERS, NotRecordedError, Sizes, TracedProgram, fixed
 from ticketry_engine.capture.tracing.record import FixedSizeError, record
+from ticketry_engine.capture.tracing.side_effects import check_writes, functional, program_of
 from ticketry_engine.capture.tracing.torch_export import Arguments, export
 from ticketry_engine.ir import DTYPES, Graph, Node, aten
-from ticketry_engine.ir.binding import plain
+from ticketry_engine.ir.binding import readable_tensor
 from ticketry_engine.ir.native import dtype_name
 from ticketry_engine.ir.shape_claims import COMPUTED
 from ticketry_engine.support.modules import apply_mask, unwrapped
@@ -74,12 +73,10 @@ def capture(
         mask: pruned weights are exactly 0 in the graph; None: no mask.
         example_inputs: a tensor, a tuple of arguments, or a dict of arguments by name; only shapes and dtypes matter.
         dynamic_batch: whether inputs that share the first tensor's leading size may have any number of examples. A
-        model
-            that requires its own number is captured with it, and `Graph.notes` say why. One that behaves differently
-            for one example is captured for one if the example inputs have one, else for two and more.
-        upsampling: whether transposed convolutions and interpolations become convolutions with zeros among their taps,
-        for
-            kernels that skip zeros.
+            model that requires its own number is captured with it, and `Graph.notes` say why. A model that behaves
+            differently for one example is captured for one if the example inputs have one, else for two and more.
+        upsampling: whether transposed convolutions and interpolations become convolutions with zeros among their
+            taps, for kernels that skip zeros.
 
     Raises:
         CaptureError: if torch.export cannot trace the model, if it writes to its parameters, buffers or inputs, or if
@@ -88,61 +85,61 @@ def capture(
         MaskError: if the mask does not fit the model.
     """
     given = Arguments.of(example_inputs)
-    twin = _copy(unwrapped(model))
+    twin = _copy_model(unwrapped(model))
     if mask is not None:
         apply_mask(twin, mask)
-    return simplify(*_captured(twin, given, dynamic_batch), upsampling=upsampling).validate(trusted=True)
+    return simplify(*_capture_torch_graph(twin, given, dynamic_batch), upsampling=upsampling).validate(trusted=True)
 
 
-def _captured(model: nn.Module, given: Arguments, dynamic_batch: bool) -> tuple[Graph, dict[str, Sizes]]:
-    """The model's graph in torch's operations."""
+def _capture_torch_graph(model: nn.Module, given: Arguments, dynamic_batch: bool) -> tuple[Graph, dict[str, Sizes]]:
+    """Return the model's graph of torch operations, and the sizes of its values."""
     try:
-        graph, sizes, for_one = _by_record(model, given, dynamic_batch)
+        graph, sizes, for_one = _capture_by_recording(model, given, dynamic_batch)
     except NotRecordedError as reason:
         _log.info("%s is captured by torch.export: %s", type(model).__name__, reason)
-        graph, sizes, for_one = _by_export(model, given, dynamic_batch)
+        graph, sizes, for_one = _capture_by_export(model, given, dynamic_batch)
     graph = with_defaults(graph, model)
-    return (graph if for_one else _for_several(graph)), sizes
+    return (graph if for_one else _require_two_examples(graph)), sizes
 
 
 _Found = tuple[Graph, dict[str, Sizes], bool]
 """A graph, the sizes of its values, and whether it holds for one example."""
 
 
-def _by_record(model: nn.Module, given: Arguments, dynamic_batch: bool) -> _Found:
+def _capture_by_recording(model: nn.Module, given: Arguments, dynamic_batch: bool) -> _Found:
     try:
         program = record(model, given, dynamic_batch=dynamic_batch)
     except FixedSizeError as reason:
-        program = replace(record(model, given, dynamic_batch=False), notes=fixed(_for_one_size(reason, given)))
+        program = replace(record(model, given, dynamic_batch=False), notes=fixed(_explain_fixed_size(reason, given)))
     if not program.for_one and given.examples == 1:
         program = replace(record(model, given, dynamic_batch=False), notes=fixed(ONE_DIFFERS))
     return *convert(program, model), program.for_one
 
 
-def _for_one_size(reason: FixedSizeError, given: Arguments) -> str:
-    """Say why a model is captured for the size of its example inputs alone."""
+def _explain_fixed_size(reason: FixedSizeError, given: Arguments) -> str:
+    """Return why a model is captured for the size of its example inputs only."""
     if given.examples is None:
         return str(reason)
     return f"{reason}; it takes {given.examples} alone there. The batch has to be on axis 0 to be of any size"
 
 
-def _by_export(model: nn.Module, given: Arguments, dynamic_batch: bool) -> _Found:
+def _capture_by_export(model: nn.Module, given: Arguments, dynamic_batch: bool) -> _Found:
     fresh = copy_to_call(model)
     notes = check_calls(fresh, given)
-    graph, sizes = convert(_exported(model, given, dynamic_batch, notes=notes), model)
+    graph, sizes = convert(_export_program(model, given, dynamic_batch, notes=notes), model)
     if not graph.dynamic or holds_for_one(graph, fresh, given):
         return graph, sizes, True
     if given.examples != 1:
         return graph, sizes, False
-    return *convert(_exported(model, given, False, ONE_DIFFERS, notes), model), True
+    return *convert(_export_program(model, given, False, ONE_DIFFERS, notes), model), True
 
 
-def _for_several(graph: Graph) -> Graph:
-    """The graph, which calls with fewer than two examples do not take."""
+def _require_two_examples(graph: Graph) -> Graph:
+    """Return the graph with calls of fewer than two examples refused."""
     return replace(graph, signature={**graph.signature, "fewest": FEWEST})
 
 
-def _exported(
+def _export_program(
     model: nn.Module, given: Arguments, dynamic_batch: bool, why_fixed: str = "", notes: Sequence[str] = ()
 ) -> TracedProgram:
     exported = export(model, given, dynamic_batch=dynamic_batch)
@@ -151,18 +148,18 @@ def _exported(
     return program_of(program, [*fixed(why_fixed or exported.fixed), *notes])
 
 
-def _copy(model: nn.Module) -> nn.Module:
+def _copy_model(model: nn.Module) -> nn.Module:
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         if tensor.device.type in ("cpu", "meta"):
-            plain(tensor, f"the weight {name!r}")  # copying reads it
+            readable_tensor(tensor, f"the weight {name!r}")  # copying reads it
     return own_copy(model)
 
 
 def simplify(graph: Graph, sizes: Mapping[str, Sizes], *, upsampling: bool = True) -> Graph:
-    """The graph with native nodes, norms folded and activations fused, wherever the operations allow it."""
+    """Return the graph lowered to native nodes, with norms folded and activations fused."""
     captured = graph
     graph = compute_rows(compute_constants(without_unused(graph)))
-    graph = lower(recognise_lengths(graph, sizes), sizes)
+    graph = lower(recognise_normalize(graph, sizes), sizes)
     graph = straighten(graph, sizes)
     passes = (recognise_acts, recognise_attention, recognise_tokens, fold_pads, fold_norms)
     larger = (lower_transposed, lower_resizes) if upsampling else ()
@@ -173,15 +170,15 @@ def simplify(graph: Graph, sizes: Mapping[str, Sizes], *, upsampling: bool = Tru
 
 
 _RULES: Mapping[str, Lowering] = {**LAYER_RULES, **MOVE_RULES}
-"""Name of an ATen operation, or of one on numbers -> rule"""
+"""Name of an ATen operation, or "getitem" -> rule that lowers it."""
 
 
 def lower(graph: Graph, sizes: Mapping[str, Sizes]) -> Graph:
-    """The graph with as many native nodes as its operations allow one by one."""
-    return rewrite(graph, _lower, sizes)
+    """Return the graph with torch nodes lowered one by one."""
+    return rewrite(graph, _lower_node, sizes)
 
 
-def _lower(editor: Editor, one: Node) -> list[Node] | str | None:
+def _lower_node(editor: Editor, one: Node) -> list[Node] | str | None:
     if one.native or not one.op.startswith(("aten.", "operator.getitem")):
         return None
     rule = _RULES.get(base(one))
@@ -191,11 +188,11 @@ def _lower(editor: Editor, one: Node) -> list[Node] | str | None:
 # -- what depends on weights alone is computed once --------------------------------------------------------------------
 
 _LARGEST = 1 << 20
-"""Elements that a result may have beyond those of the weights it is made of: a mask of ones is not worth its space."""
+"""Maximum elements of a computed constant beyond those of the weights it is computed from."""
 
 
 def compute_constants(graph: Graph) -> Graph:
-    """The graph in which no torch node has weights and numbers as its only arguments."""
+    """Return the graph with torch nodes that depend only on weights and numbers replaced by constants."""
     constants: dict[str, Any] = {}
     names: dict[str, str] = {}
     tensors = dict(graph.tensors)
@@ -203,19 +200,19 @@ def compute_constants(graph: Graph) -> Graph:
     kept = set(graph.results)
     for old in graph.nodes:
         known = {name: _as_argument(names.get(name, name), constants[name]) for name in old.inputs if name in constants}
-        one = _new(graph, with_arguments(old, known) if known else old)
+        one = _without_unneeded_input(graph, with_arguments(old, known) if known else old)
         if one.inputs or not _is_function_of_weights(one):
             nodes.append(one)
             continue
         with torch.no_grad():
             made = aten.prepare(one, tensors, "cpu")()
         size = sum(tensors[name].numel() for name in one.weights)
-        if one.output in kept or not _can_be_held(made, size + _LARGEST):
+        if one.output in kept or not _can_be_constant(made, size + _LARGEST):
             nodes.append(one)
             continue
         constants[one.output] = made
         if isinstance(made, Tensor):
-            names[one.output] = _computed(one, made, tensors)
+            names[one.output] = _name_of_computed(one, made, tensors)
             tensors[names[one.output]] = made.contiguous() if made.numel() else made
         elif isinstance(made, (tuple, list)):
             nodes.append(one)  # its entries are taken by later nodes
@@ -223,9 +220,8 @@ def compute_constants(graph: Graph) -> Graph:
     return without_unused(replace(graph, tensors=tensors).with_nodes(nodes, tensors=tensors))
 
 
-def _computed(one: Node, made: Tensor, tensors: Mapping[str, Tensor]) -> str:
-    """A name for what a node computes: by the weight of the same shape, as that of a parametrisation, or the only one,
-    whose numbers it has in another order."""
+def _name_of_computed(one: Node, made: Tensor, tensors: Mapping[str, Tensor]) -> str:
+    """Return a name for a computed constant: the name of the weight with the same shape, or of the only weight."""
     like = next((name for name in one.weights.values() if tensors[name].shape == made.shape), None)
     if like is None and len(one.weights) == 1 and (only := next(iter(one.weights.values()))):
         like = only if tensors[only].numel() == made.numel() else None
@@ -235,8 +231,8 @@ def _computed(one: Node, made: Tensor, tensors: Mapping[str, Tensor]) -> str:
 _NEW = {"new_zeros": "zeros", "new_ones": "ones", "new_full": "full"}
 
 
-def _new(graph: Graph, one: Node) -> Node:
-    """A tensor of fixed size that is new, but for the data type of another one, needs the other one no more."""
+def _without_unneeded_input(graph: Graph, one: Node) -> Node:
+    """Replace `new_zeros` and the like by operations that do not read another tensor."""
     op = _NEW.get(base(one))
     if op is None:
         return one
@@ -249,6 +245,7 @@ def _new(graph: Graph, one: Node) -> Node:
 
 
 def _is_function_of_weights(one: Node) -> bool:
+    """Return whether a torch node without inputs always returns the same."""
     if one.native:
         return False
     if one.op.startswith("operator."):
@@ -256,7 +253,8 @@ def _is_function_of_weights(one: Node) -> bool:
     return torch.Tag.nondeterministic_seeded not in aten.find(one.op, trusted=True).tags
 
 
-def _can_be_held(made: Any, most: int) -> bool:
+def _can_be_constant(made: Any, most: int) -> bool:
+    """Return whether a result is a tensor of at most `most` elements, a number, or a list."""
     if isinstance(made, Tensor):
         return made.numel() <= most and dtype_name(made.dtype) in DTYPES
     return isinstance(made, (bool, int, float, tuple, list))

@@ -1,8 +1,7 @@
-"""Recurrences written step by step, such as selective scans: one node for all steps, one product for what all are read
-with.
+"""Replaces recurrences that are written step by step, such as selective scans, by one node for all steps.
 
-A model that loops over its tokens is captured as so many times the same few small operations. In torch each of them
-costs more to call than to compute.
+A model that loops over its tokens is captured as many times the same few small operations, each of which costs more
+to call than to compute.
 """
 
 from __future__ import annotations
@@ -29,12 +28,12 @@ _VIEWS = ("reshape", "flatten")
 
 
 def recognise_recurrences(graph: Graph) -> Graph:
-    """The graph with one ``scan`` for each chain of states ``decay[t] * state + added[t]`` through a whole axis, and
-    with one product for the same product with each entry of an axis, stacked."""
-    steps = dict(_chained(graph))
+    """Return the graph with one ``scan`` for each chain of states ``decay[t] * state + added[t]`` over a whole axis,
+    and one product for equal products with every entry of an axis."""
+    steps = dict(_find_chains(graph))
     if steps:
-        graph = rewrite(graph, _Scans(steps))
-    return rewrite(rewrite(graph, _product_of_each), _stacked)
+        graph = rewrite(graph, _ScanRule(steps))
+    return rewrite(rewrite(graph, _recognise_repeated_product), _recognise_stack)
 
 
 # -- entries of an axis ------------------------------------------------------------------------------------------------
@@ -49,8 +48,8 @@ class _Entry:
     index: int
 
 
-def _entry(makers: Mapping[str, Node], name: str) -> _Entry:
-    """Return the source of an entry: the slice of one position, through views that leave the batch in place."""
+def _match_entry(makers: Mapping[str, Node], name: str) -> _Entry:
+    """Return the axis and position from which a value is sliced, through views that do not move the batch."""
     maker = makers.get(name)
     while maker is not None and maker.op in _VIEWS:
         maker = makers.get(maker.inputs[0])
@@ -59,12 +58,12 @@ def _entry(makers: Mapping[str, Node], name: str) -> _Entry:
     return _Entry(maker.inputs[0], int(maker.attrs["axis"]), int(maker.attrs["start"]))
 
 
-def _without(shape: Shape, axis: int) -> Shape:
+def _drop_axis(shape: Shape, axis: int) -> Shape:
     return (*shape[:axis], *shape[axis + 1 :])
 
 
-def _entry_at(editor: Editor, source: str, like: _Entry, output: str) -> list[Node]:
-    """Nodes that make the entry of another value under a name, in the shape which that has."""
+def _select_like(editor: Editor, source: str, like: _Entry, output: str) -> list[Node]:
+    """Return nodes that select the same entry of another value, in the shape of `like`."""
     part = editor.make("slice", (source,), output, axis=like.axis, start=like.index, stop=like.index + 1)
     return [part, reshaped(editor, part.output, output)]
 
@@ -74,13 +73,13 @@ def _entry_at(editor: Editor, source: str, like: _Entry, output: str) -> list[No
 
 @dataclass(frozen=True)
 class _Step:
-    """A state that follows another."""
+    """A state computed from the previous one."""
 
     output: str
     decay: _Entry
     added: _Entry
     before: str
-    """The state before it, or, where it `begins` a recurrence, a weight: the same state for every example."""
+    """The previous state; a weight, the same for every example, if the step `begins` a recurrence."""
     begins: bool = False
 
     @property
@@ -88,24 +87,24 @@ class _Step:
         return self.added.axis
 
     def follows(self, other: _Step) -> bool:
-        """Whether it is the next state of the same recurrence."""
+        """Return whether it is the next state of the same recurrence."""
         same = (self.decay.source, self.added.source) == (other.decay.source, other.added.source)
         return same and not self.begins and self.before == other.output and self.added.index == other.added.index + 1
 
 
 @dataclass(frozen=True)
 class _InChain:
-    """A step with the first one of its chain, and how many there are."""
+    """A step with the first step of its chain, and the length of the chain."""
 
     step: _Step
     first: _Step
     count: int
 
 
-def _chained(graph: Graph) -> Iterator[tuple[str, _InChain]]:
-    """State -> its place, of the states of all recurrences that go through a whole axis."""
+def _find_chains(graph: Graph) -> Iterator[tuple[str, _InChain]]:
+    """Yield (state, its position) for the states of all recurrences over a whole axis."""
     makers = graph.makers
-    steps = [step for one in graph.nodes for step in _steps_of(graph, makers, one)]
+    steps = [step for one in graph.nodes for step in _match_steps(graph, makers, one)]
     behind: dict[str, list[_Step]] = {}
     for step in steps:
         behind.setdefault(step.before, []).append(step)
@@ -119,8 +118,8 @@ def _chained(graph: Graph) -> Iterator[tuple[str, _InChain]]:
             yield from ((one.output, _InChain(one, step, len(chain))) for one in chain)
 
 
-def _steps_of(graph: Graph, makers: Mapping[str, Node], one: Node) -> Iterator[_Step]:
-    """The ways in which a sum is a step: several where the state before it is an entry of an axis itself."""
+def _match_steps(graph: Graph, makers: Mapping[str, Node], one: Node) -> Iterator[_Step]:
+    """Yield the ways to read a sum as a step of a recurrence; several if the previous state is a slice, too."""
     if one.op != "add" or one.attrs["act"] is not None:
         return
     for product, added in (one.inputs, one.inputs[::-1]):
@@ -131,18 +130,18 @@ def _steps_of(graph: Graph, makers: Mapping[str, Node], one: Node) -> Iterator[_
         factors = (*maker.inputs, maker.weights["constant"]) if begins else maker.inputs
         for decay, before in (factors,) if begins else (factors, factors[::-1]):
             with contextlib.suppress(NoMatchError):
-                step = _Step(one.output, _entry(makers, decay), _entry(makers, added), before, begins)
+                step = _Step(one.output, _match_entry(makers, decay), _match_entry(makers, added), before, begins)
                 need((step.decay.axis, step.decay.index) == (step.added.axis, step.added.index))
                 sources = [graph.values[entry.source] for entry in (step.decay, step.added)]
                 states = [graph.values[name] for name in (decay, added, one.output, *(() if begins else (before,)))]
                 need(len({value.dtype for value in (*sources, *states)}) == 1)
                 need(sources[0].shape == sources[1].shape and sources[0].shape is not None)
-                need({value.shape for value in states} == {_without(sources[0].shape or (), step.axis)})
+                need({value.shape for value in states} == {_drop_axis(sources[0].shape or (), step.axis)})
                 yield step
 
 
-class _Scans:
-    """A rule: each state becomes an entry of all states, which are made where the first one was."""
+class _ScanRule:
+    """A rule that replaces each state by an entry of all states, which are computed where the first one was."""
 
     def __init__(self, places: Mapping[str, _InChain]) -> None:
         self._places = places
@@ -159,13 +158,13 @@ class _Scans:
             inputs = sources if held else (*sources, first.before)
             nodes = [editor.make("scan", inputs, one.output, held, axis=first.axis)]
             self._states[one.output] = nodes[0].output
-        return [*nodes, *_entry_at(editor, self._states[first.output], found.step.added, one.output)]
+        return [*nodes, *_select_like(editor, self._states[first.output], found.step.added, one.output)]
 
 
 # -- stack([f(left[t], right[t]) for t in ...]) ------------------------------------------------------------------------
 
 
-def _parts(editor: Editor, one: Node) -> tuple[list[str], int]:
+def _stacked_values(editor: Editor, one: Node) -> tuple[list[str], int]:
     """Return the values that a node stacks, and the new axis."""
     need(not one.native and base(one) == "stack")
     found = arguments(one)
@@ -177,17 +176,17 @@ def _parts(editor: Editor, one: Node) -> tuple[list[str], int]:
     return parts, axis
 
 
-def _all_of_an_axis(editor: Editor, names: list[str]) -> tuple[str, int]:
-    """Return (source, axis) if the values are all its entries, in order."""
-    entries = [_entry(editor.makers, name) for name in names]
+def _match_whole_axis(editor: Editor, names: list[str]) -> tuple[str, int]:
+    """Return (source, axis) if the values are all slices of one axis, in order."""
+    entries = [_match_entry(editor.makers, name) for name in names]
     source, axis = entries[0].source, entries[0].axis
     need(entries == [_Entry(source, axis, index) for index in range(len(names))])
     need((editor.shape(source) or ())[axis] == len(names) and len({editor.shape(name) for name in names}) == 1)
     return source, axis
 
 
-def _steps_first(editor: Editor, source: str, axis: int, shape: Shape, nodes: list[Node]) -> str:
-    """Return a value [N, T, ...] whose entries have the shape [N, ...], adding the nodes that make it."""
+def _add_steps_first(editor: Editor, source: str, axis: int, shape: Shape, nodes: list[Node]) -> str:
+    """Return a value [N, T, ...] whose entries have the shape [N, ...], and append the nodes that make it."""
     whole = editor.shape(source) or ()
     if axis != 1:
         axes = [0, axis, *(other for other in range(1, len(whole)) if other != axis)]
@@ -200,8 +199,8 @@ def _steps_first(editor: Editor, source: str, axis: int, shape: Shape, nodes: li
     return source
 
 
-def _steps_at(editor: Editor, x: str, axis: int, nodes: list[Node]) -> str:
-    """A value [N, T, ...] with its steps at another axis; what makes it is added to the nodes."""
+def _add_moved_steps(editor: Editor, x: str, axis: int, nodes: list[Node]) -> str:
+    """Return a value [N, T, ...] with its steps at another axis, and append the nodes that make it."""
     if axis == 1:
         return x
     rank = len(editor.shape(x) or ())
@@ -210,18 +209,18 @@ def _steps_at(editor: Editor, x: str, axis: int, nodes: list[Node]) -> str:
     return nodes[-1].output
 
 
-def _stacked(editor: Editor, one: Node) -> list[Node] | str:
-    """All entries of an axis, stacked: the value itself, the axis elsewhere."""
-    parts, axis = _parts(editor, one)
+def _recognise_stack(editor: Editor, one: Node) -> list[Node] | str:
+    """Replace a stack of all entries of an axis by the value itself, with the axis moved."""
+    parts, axis = _stacked_values(editor, one)
     nodes: list[Node] = []
-    x = _steps_first(editor, *_all_of_an_axis(editor, parts), editor.shape(parts[0]) or (), nodes)
-    return finished(nodes, _steps_at(editor, x, axis, nodes), one.output)
+    x = _add_steps_first(editor, *_match_whole_axis(editor, parts), editor.shape(parts[0]) or (), nodes)
+    return finished(nodes, _add_moved_steps(editor, x, axis, nodes), one.output)
 
 
-def _product_of_each(editor: Editor, one: Node) -> list[Node] | str:
-    """stack([view(left[t] @ right[t]) for t in ...]), or with fewer axes in a view, by one product over all t."""
-    parts, axis = _parts(editor, one)
-    products = [_behind_views(editor, name) for name in parts]
+def _recognise_repeated_product(editor: Editor, one: Node) -> list[Node] | str:
+    """Replace stack([view(left[t] @ right[t]) for t in ...]) by one product over all t."""
+    parts, axis = _stacked_values(editor, one)
+    products = [_match_product(editor, name) for name in parts]
     shape = editor.shape(parts[0]) or ()
     need(len({editor.shape(name) for name in parts}) == 1 and shape and shape[0] == (editor.shape(one.output) or ())[0])
     sides = [[value_of(arguments(product)[role]) or "" for product in products] for role in ("self", "other")]
@@ -230,7 +229,7 @@ def _product_of_each(editor: Editor, one: Node) -> list[Node] | str:
     for names in sides:
         side = editor.shape(names[0]) or ()
         need(len(side) >= 3)  # a vector has no batch axis
-        together.append(_steps_first(editor, *_all_of_an_axis(editor, names), side, nodes))
+        together.append(_add_steps_first(editor, *_match_whole_axis(editor, names), side, nodes))
     before = editor.shape(products[0].output) or ()
     steps = len(parts)
     whole = editor.value(one.output, (before[0], steps, *before[1:]))
@@ -240,11 +239,11 @@ def _product_of_each(editor: Editor, one: Node) -> list[Node] | str:
     if list(editor.shape(whole) or ()) != viewed:
         nodes.append(editor.make("reshape", (whole,), whole, shape=viewed))
         whole = nodes[-1].output
-    return finished(nodes, _steps_at(editor, whole, axis, nodes), one.output)
+    return finished(nodes, _add_moved_steps(editor, whole, axis, nodes), one.output)
 
 
-def _behind_views(editor: Editor, name: str) -> Node:
-    """The product of two values of as many axes that a value is another view of."""
+def _match_product(editor: Editor, name: str) -> Node:
+    """Return the matrix product that a value is a view of."""
     maker = editor.makers.get(name)
     while maker is not None and maker.op in _VIEWS:
         maker = editor.makers.get(maker.inputs[0])

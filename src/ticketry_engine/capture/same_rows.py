@@ -1,9 +1,9 @@
-"""Values that are the same for every example, and depend only on the number of examples: position numbers, causal
-masks.
+"""Computes values that are the same for every example and depend only on the number of examples once: position numbers,
+causal masks.
 
 Such a value is computed once, for one example, and expanded. Only operations that process examples independently are
-followed, and those that give equal rows if all their inputs have equal rows. The result is checked for two numbers of
-examples.
+followed, and those that give equal rows if all their inputs have equal rows. The result is checked for two numbers
+of examples.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from ticketry_engine.ir import DTYPES, Graph, Node, aten
 from ticketry_engine.ir.native import dtype_name
 
 _SIZED = frozenset({"ones", "zeros", "full", "arange", "expand", "repeat", "view", "reshape"})
-"""Operations that may be given the number of examples: as a size."""
+"""Operations that may take the number of examples as a size."""
 
 _FOLLOWED_NAMES = """
 __and__ __or__ __xor__ where masked_fill expand slice select
@@ -30,29 +30,29 @@ clone contiguous detach alias view reshape sum mean amax amin any all softmax tr
 constant_pad_nd flatten unflatten lift_fresh_copy repeat repeat_interleave gather
 """
 _FOLLOWED = frozenset(_FOLLOWED_NAMES.split())
-"""Beside what torch calls pointwise."""
+"""Operations that are followed besides the pointwise ones."""
 
 _TRIANGLES = ("triu", "tril")
-"""Operations that treat rows by their number where a row is an example."""
+"""Operations whose result depends on the row number."""
 
 _EXAMPLES = (2, 3)
 _NO_END = 2**63 - 1
 """End of the slice ``x[:]``."""
 _LARGEST = 1 << 22
-"""Elements of an example."""
+"""Maximum elements of an example."""
 
 
 @dataclass
 class _EqualRows:
-    """The values found so far that are the same for every example."""
+    """Values found so far that are the same for every example."""
 
     graph: Graph
     numbers: dict[str, str] = field(default_factory=dict)
-    """Names of the number of examples -> the value whose size it is."""
+    """Name of a number of examples -> the value whose size it is."""
     orders: dict[str, list[Any]] = field(default_factory=dict)
-    """``arange`` of the number of examples, alone on axis 0 -> what it is for each of `_EXAMPLES`: to index with."""
+    """``arange`` over the examples -> its values for each of `_EXAMPLES`; used as an index."""
     rows: dict[str, Tensor] = field(default_factory=dict)
-    """Value -> its only example [1, ...]."""
+    """Value -> its row for one example, [1, ...]."""
 
     def look(self, one: Node) -> None:
         """Evaluate a torch node; raise NoMatchError if its output is not the same for every example."""
@@ -63,10 +63,10 @@ class _EqualRows:
             need(axis == 0 and shape and shape[0] is None)
             self.numbers[one.output] = x["value"]
             return
-        need(one.op.startswith("aten.") and self._evaluate(one, name))
+        need(one.op.startswith("aten.") and self._is_followed(one, name))
         shape = self.graph.values[one.output].shape  # two and three examples cannot distinguish `x[:5]`
         need(shape and shape[0] is None and (name not in _TRIANGLES or len(shape) > 2))
-        made = [self._run(one, examples) for examples in _EXAMPLES]
+        made = [self._compute(one, examples) for examples in _EXAMPLES]
         need(all(isinstance(tensor, Tensor) for tensor in made))
         need(all(tensor.dim() and tensor.shape[0] == n for tensor, n in zip(made, _EXAMPLES, strict=True)))
         if name == "arange" or any(value in self.orders for value in one.inputs if name != "index"):
@@ -75,10 +75,12 @@ class _EqualRows:
             return
         row = made[0][:1]
         need(row.numel() <= _LARGEST and dtype_name(row.dtype) in DTYPES)
-        need(all(tensor.shape[1:] == row.shape[1:] and _same(tensor, row.expand_as(tensor)) for tensor in made))
+        need(
+            all(tensor.shape[1:] == row.shape[1:] and _equal_with_nan(tensor, row.expand_as(tensor)) for tensor in made)
+        )
         self.rows[one.output] = row.clone()
 
-    def _evaluate(self, one: Node, name: str) -> bool:
+    def _is_followed(self, one: Node, name: str) -> bool:
         tags = aten.find(one.op, trusted=True).tags
         known = self.numbers.keys() | self.orders.keys() | self.rows.keys()
         if torch.Tag.nondeterministic_seeded in tags or not known.issuperset(one.inputs):
@@ -92,9 +94,9 @@ class _EqualRows:
             return picks or (not rows and (whole or name in ("unsqueeze", "view", "reshape")))
         if rows:
             return name in _FOLLOWED or torch.Tag.pointwise in tags
-        return any(value in self.numbers for value in one.inputs) and self._counts_rows(one, name)
+        return any(value in self.numbers for value in one.inputs) and self._has_batch_as_first_size(one, name)
 
-    def _counts_rows(self, one: Node, name: str) -> bool:
+    def _has_batch_as_first_size(self, one: Node, name: str) -> bool:
         """Whether the number of examples is nothing but the first size."""
         found = arguments(one)
         if name == "arange":
@@ -108,7 +110,7 @@ class _EqualRows:
             and all(type(part) is int for part in size[1:])
         )
 
-    def _run(self, one: Node, examples: int) -> Any:
+    def _compute(self, one: Node, examples: int) -> Any:
         inputs: list[Any] = []
         for name in one.inputs:
             if name in self.rows:
@@ -125,14 +127,14 @@ class _EqualRows:
             raise NoMatchError from None
 
 
-def _same(one: Tensor, other: Tensor) -> bool:
+def _equal_with_nan(one: Tensor, other: Tensor) -> bool:
     if one.is_floating_point():
         return torch.equal(one.nan_to_num(), other.nan_to_num()) and torch.equal(one.isnan(), other.isnan())
     return torch.equal(one, other)
 
 
 def compute_rows(graph: Graph) -> Graph:
-    """The graph in which what is the same for every example is an ``expand`` of a constant."""
+    """Return the graph with values that are the same for every example replaced by an ``expand`` of a constant."""
     known = _EqualRows(graph)
     for one in graph.nodes:
         if not one.native:
@@ -149,11 +151,11 @@ def compute_rows(graph: Graph) -> Graph:
         if one.output not in known.rows:
             nodes.append(one)
         elif one.output in read and number:
-            nodes.append(_expanded(one.output, known.rows[one.output], number, tensors))
+            nodes.append(_expand_node(one.output, known.rows[one.output], number, tensors))
     return without_unused(replace(graph, tensors=tensors).with_nodes(nodes, tensors=tensors))
 
 
-def _expanded(name: str, row: Tensor, number: str, tensors: dict[str, Tensor]) -> Node:
+def _expand_node(name: str, row: Tensor, number: str, tensors: dict[str, Tensor]) -> Node:
     weight = f"{name}.row"
     tensors[weight] = row.contiguous()
     args = [{"tensor": weight}, [{"value": number}, *row.shape[1:]]]
@@ -161,7 +163,7 @@ def _expanded(name: str, row: Tensor, number: str, tensors: dict[str, Tensor]) -
 
 
 def rows_of(made_by: Mapping[str, Node], tensors: Mapping[str, Tensor], name: str | None) -> Tensor | None:
-    """The only example [1, ...] of a value that is such an ``expand``, or None."""
+    """Return the row [1, ...] that an ``expand`` repeats for every example; None for other values."""
     maker = made_by.get(name or "")
     if maker is None or base(maker) != "expand" or len(maker.weights) != 1:
         return None

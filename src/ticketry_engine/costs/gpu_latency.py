@@ -1,4 +1,4 @@
-"""Estimates a model's latency on a GPU that need not be here, from rates measured on one.
+"""Estimate a model's latency on a GPU from rates measured on one; no GPU is needed.
 
 Which kernel runs a layer is planned with the same rates as in `gpu.compile_gpu`. A layer then takes
 
@@ -34,13 +34,14 @@ from ticketry_engine.ir.shape_claims import origins, parameters_of
 from ticketry_engine.plan.value_axes import UnsupportedError
 
 _VIEWS = frozenset({"reshape", "transpose", "slice", "flatten"})
-"""Operations that torch mostly does by strides alone."""
+"""Operations for which torch mostly changes strides without copying."""
 
 _TILE_SIDE = 128
-"""Rows and columns of a tile of a dense product."""
+"""Rows and columns of a tile of a dense matrix product."""
 
 _MOST_SPLIT = 4.0
-"""Parts into which libraries split a product's sum if the last wave would leave most multiprocessors idle."""
+"""Maximum number of parts into which libraries split the sums of a product that would leave most multiprocessors idle.
+"""
 
 
 @dataclass(frozen=True)
@@ -50,12 +51,13 @@ class GpuRates:
     dtype: torch.dtype
     """Number format of compiled networks."""
     kernels: Rates
-    """Rates by which kernels are chosen."""
+    """Rates by which the planner chooses kernels."""
     multiprocessors: int
     group: Mapping[str, float]
-    """Seconds of a "layer"; "product": factor of the time at the kernel's rate."""
+    """Constants of group kernels: "layer": seconds per layer; "product": factor of the time at the kernel's rate."""
     dense: Mapping[str, float]
-    """Seconds of a "layer"; "product" and "bytes": factors of the times at their rates."""
+    """Constants of dense layers: "layer": seconds per layer; "product" and "bytes": factors of the times at their
+    rates."""
 
     def layer_seconds(self, work: LayerWork, choice: LayerChoice) -> float:
         """Return the seconds of a layer in the kernel that the plan chose."""
@@ -75,10 +77,11 @@ class GpuRates:
     def call_seconds(
         self, network: MaskedModel, keep: Mapping[str, Tensor] | None, layout: str | None = None
     ) -> CallSeconds:
-        """Return the estimated seconds of a call; everything but layers takes as long as its inputs and outputs.
+        """Return the estimated seconds of a call; operations that are no layers take as long as reading their inputs
+        and writing their outputs.
 
         Raises:
-            UnsupportedError: for a layout, as a GPU's plan chooses layouts alone.
+            UnsupportedError: for a given layout, because the planner of GPUs chooses layouts itself.
         """
         if layout == CHANNELS_LAST:
             raise UnsupportedError("a GPU's plan chooses its layouts by itself")

@@ -1,4 +1,4 @@
-"""A model that is captured once and compiled under many masks, with a call's time booked to its parameters."""
+"""A model that is captured once and compiled under many masks; the time of a call is assigned to its parameters."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from functools import cached_property
 from statistics import median
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten
 
@@ -16,7 +17,7 @@ from ticketry_engine.capture import capture
 from ticketry_engine.capture.tracing.torch_export import Arguments
 from ticketry_engine.compiled import Compiled
 from ticketry_engine.example_inputs import batch_of
-from ticketry_engine.ir import Graph
+from ticketry_engine.ir import Graph, model_file
 from ticketry_engine.ir.shape_claims import layer_name, origins, parameters_of
 from ticketry_engine.plan.value_axes import UnsupportedError as UnsupportedError
 
@@ -26,12 +27,12 @@ PLANAR, CHANNELS_LAST = "planes", "pixels"
 
 @dataclass
 class CallSeconds:
-    """Seconds of one call, by what spends them."""
+    """Seconds of one call, divided into layers and other operations."""
 
     layers: dict[str, float]
     """Parameter name -> seconds of the layers with this weight."""
     others: dict[str, float]
-    """Operation -> seconds of all its uses without a prunable weight."""
+    """Operation -> seconds of all its uses without a weight that can be pruned."""
     torch: set[str]
     """Parameters whose layers run in torch."""
 
@@ -53,7 +54,7 @@ class MaskedModel:
             model: on the CPU.
             example_inputs: a tensor, a tuple of arguments or a dict of them by name.
             parameters: names of the weights to which time is booked.
-            upsampling: as of `capture`.
+            upsampling: see `capture`.
 
         Raises:
             EngineError: if the model cannot be captured.
@@ -66,7 +67,8 @@ class MaskedModel:
         self.batch = batch_of(tuple(tree_flatten((self.args, self.kwargs))[0]))
 
     def masked_graph(self, keep: Mapping[str, Tensor] | None) -> Graph:
-        """Return the graph under a mask. It is captured anew only if weights are stored in another form."""
+        """Return the graph under a mask. The model is captured anew only if the mask makes weights be stored in another
+        form."""
         if keep is None:
             return self.graph
         tensors = self.graph.tensors
@@ -138,3 +140,60 @@ class MaskedModel:
             for parameter in parameters_of(node, self.origins):
                 found[node.output] = parameter
         return found
+
+
+# -- bytes of a model file by parameter and number of retained weights -------------------------------------------------
+
+
+_SEAL_BYTES = 80
+"""Bytes of the digest in a model file."""
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """A tensor of a model file that stores a parameter's weights, and zeros if a layer is stored in a larger form."""
+
+    numbers: int
+    number_bytes: int
+    head_bytes: int
+    """Bytes of its entry in the head of the file."""
+
+    @property
+    def dense_bytes(self) -> int:
+        """Bytes of the tensor if all values are stored."""
+        return self.numbers * self.number_bytes
+
+    def packed_bytes(self, kept: int) -> float:
+        """Return the bytes of head, positions and values if `kept` weights are retained."""
+        return self.head_bytes + model_file.position_bytes(kept, self.numbers) + self.number_bytes * kept
+
+
+def stored_tensors(
+    network: MaskedModel, parameters: Mapping[str, Tensor]
+) -> tuple[float, dict[str, list[StoredTensor]]]:
+    """Return the bytes that no mask saves, and parameter -> the tensors that hold it in the model file.
+
+    A parameter has several tensors if several norms are folded into it, and none if its values are not stored as such.
+    """
+    graph = network.graph
+    forms: dict[str, list[str]] = {name: [] for name in parameters}
+    for name, parameter in network.origins.items():
+        if _has_all(graph.tensors[name], parameters[parameter]):
+            forms[parameter].append(name)
+    full = {name: torch.ones_like(graph.tensors[name]) for found in forms.values() for name in found}
+    dense = replace(graph, tensors={**graph.tensors, **full})
+    whole = len(model_file.dumps(dense, {"precision": "fp32"})) + _SEAL_BYTES
+    total = model_file.weight_bytes(graph)
+    stored = {
+        parameter: [
+            StoredTensor(full[name].numel(), full[name].element_size(), model_file.head_bytes(name, total))
+            for name in found
+        ]
+        for parameter, found in forms.items()
+    }
+    return float(whole - sum(one.nbytes for one in full.values())), stored
+
+
+def _has_all(tensor: Tensor, parameter: Tensor) -> bool:
+    """Return whether a stored tensor contains each weight once, possibly with additional zeros."""
+    return tensor.numel() == parameter.numel() or 0 < int(tensor.count_nonzero()) == int(parameter.count_nonzero())

@@ -13,8 +13,8 @@ from ticketry_engine.gpu import ops
 from ticketry_engine.gpu.plan import LAYERS, LayerChoice, LayerFacts, follows, wanted_inner
 from ticketry_engine.gpu.tables import GroupTables, inner_strides, pack, round_up
 from ticketry_engine.ir import Graph, Node, last_uses
-from ticketry_engine.ir.native import dtype_name
-from ticketry_engine.ir.reference import Cast, activation, checked, prepare
+from ticketry_engine.ir.native import activation, dtype_name
+from ticketry_engine.ir.reference import Cast, check_output, prepare
 
 
 @dataclass
@@ -172,7 +172,7 @@ class GpuProgram:
         if two_four:
             weights[node.weights["weight"]] = self.weights.two_four(node)
         function = prepare(cast.node(node), weights, device=self.weights.device)
-        return function if node.native else checked(function, cast.value(self.graph.values[node.output]), node)
+        return function if node.native else check_output(function, cast.value(self.graph.values[node.output]), node)
 
 
 # -- sparse layers -----------------------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ Reading order: `nodes`, `native` (the node kinds), `graph`, `reference`; `aten` 
 from __future__ import annotations
 
 from ticketry_engine.ir.graph import Graph, Region, last_uses, leaves, with_leaves
-from ticketry_engine.ir.nodes import DTYPES, FLOATS, UNFILED, Json, Node, Value, node
+from ticketry_engine.ir.native import DTYPES, FLOATS, UNFILED, Json, Node, Value, node
 
 __all__ = [
     "DTYPES",

@@ -21,8 +21,7 @@ import torch
 from torch import Tensor
 
 from ticketry_engine.errors import GraphError
-from ticketry_engine.ir.native import short
-from ticketry_engine.ir.nodes import DTYPES, UNFILED, Json, Node
+from ticketry_engine.ir.native import DTYPES, UNFILED, Json, Node, shortened
 
 LEAST_INT, LARGEST_INT = -(1 << 63), (1 << 63) - 1  # the largest is what torch takes for the end of an axis
 
@@ -32,36 +31,38 @@ NOT_FINITE = ("inf", "-inf", "nan")
 
 
 def is_number(value: Any) -> bool:
-    """Whether it is an integer of 64 bits or a finite float: what torch takes, and JSON can say."""
+    """Return whether a value is a 64-bit integer or a finite float, which both torch and JSON can represent."""
     if isinstance(value, float):
         return math.isfinite(value)
     return isinstance(value, int) and LEAST_INT <= value <= LARGEST_INT
 
 
-def _number(value: Any) -> Any:
+def _parse_number(value: Any) -> Any:
     if is_number(value):
         return value
-    raise GraphError(f"{short(value)} is no number that sizes are computed with")
+    raise GraphError(f"{shortened(value)} is no number that sizes are computed with")
 
 
-def _of_numbers(function: Callable[..., Any]) -> Callable[..., Any]:
-    return lambda *numbers: _number(function(*map(_number, numbers)))
+def _require_numbers(function: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda *numbers: _parse_number(function(*map(_parse_number, numbers)))
 
 
-def _power(base: Any, exponent: Any) -> Any:
-    """Raised in floats first: of a file's numbers whole ones could take any time, and all memory."""
+def _bounded_power(base: Any, exponent: Any) -> Any:
+    """Return a power of sizes, checked in floats first, because integers from a file could take any time."""
     try:
         near = math.pow(base, exponent)
     except (OverflowError, ValueError) as error:
-        raise GraphError(f"{short(base)} ** {short(exponent)} is no number that sizes are computed with") from error
+        raise GraphError(
+            f"{shortened(base)} ** {shortened(exponent)} is no number that sizes are computed with"
+        ) from error
     return base**exponent if isinstance(base, int) and isinstance(exponent, int) and exponent >= 0 else near
 
 
-def _root(value: Any) -> float:
-    return float(_power(value, 0.5))
+def _square_root(value: Any) -> float:
+    return float(_bounded_power(value, 0.5))
 
 
-def _entry(sequence: Any, index: int) -> Any:
+def _checked_entry(sequence: Any, index: int) -> Any:
     if not isinstance(sequence, (list, tuple)) or type(index) is not int:
         raise GraphError(f"no entry can be taken from {type(sequence).__name__}")
     return sequence[index]
@@ -69,17 +70,17 @@ def _entry(sequence: Any, index: int) -> Any:
 
 OPERATORS: Mapping[str, tuple[int, Callable[..., Any]]] = {
     **{
-        name: (2, _of_numbers(getattr(operator, name)))
+        name: (2, _require_numbers(getattr(operator, name)))
         for name in ("add", "sub", "mul", "floordiv", "truediv", "mod", "eq", "ne", "lt", "le", "gt", "ge")
     },
-    "neg": (1, _of_numbers(operator.neg)),
-    "pow": (2, _of_numbers(_power)),
-    "sqrt": (1, _of_numbers(_root)),
-    "max": (2, _of_numbers(max)),
-    "min": (2, _of_numbers(min)),
-    "int": (1, _of_numbers(int)),
-    "float": (1, _of_numbers(float)),
-    "getitem": (2, _entry),
+    "neg": (1, _require_numbers(operator.neg)),
+    "pow": (2, _require_numbers(_bounded_power)),
+    "sqrt": (1, _require_numbers(_square_root)),
+    "max": (2, _require_numbers(max)),
+    "min": (2, _require_numbers(min)),
+    "int": (1, _require_numbers(int)),
+    "float": (1, _require_numbers(float)),
+    "getitem": (2, _checked_entry),
 }
 """Name -> (number of arguments, function)."""
 
@@ -114,19 +115,19 @@ grow without limit."""
 
 
 def is_portable(op: str) -> bool:
-    """Whether a graph in a file may have a torch node of this operation."""
+    """Return whether a graph in a file may have a torch node with this operation."""
     kind, _, rest = op.partition(".")
     return rest in OPERATORS if kind == "operator" else kind == "aten" and rest.partition(".")[0] in ALLOWED
 
 
 def is_function(overload: Any) -> bool:
-    """Whether an ATen operation writes to none of its arguments."""
+    """Return whether an ATen operation changes none of its arguments."""
     arguments = overload._schema.arguments
     return not any(one.alias_info is not None and one.alias_info.is_write for one in arguments)
 
 
 def check(node: Node, *, trusted: bool = False) -> None:
-    """Raise `GraphError` unless the operation may be run and its arguments are those it takes and the node names."""
+    """Raise `GraphError` unless the operation is allowed and the node's arguments match its schema and inputs."""
     where = f"{node.op[:80]} -> {node.output[:80]}"
     function = find(node.op, trusted=trusted)
     if set(node.attrs) != {"args", "kwargs"}:
@@ -135,7 +136,7 @@ def check(node: Node, *, trusted: bool = False) -> None:
     if not isinstance(args, list) or not isinstance(kwargs, dict):
         raise GraphError(f"{where}: its arguments are no list and no object")
     named: dict[str, set[str]] = {"value": set(), "tensor": set()}
-    for kind, name in _references([*args, *kwargs.values()], where):
+    for kind, name in _iterate_references([*args, *kwargs.values()], where):
         named[kind].add(name)
     if named["value"] != set(node.inputs) or len(set(node.inputs)) != len(node.inputs):
         raise GraphError(f"{where}: its arguments name other values than its inputs")
@@ -167,19 +168,19 @@ def exchanged(attrs: Mapping[str, Json], change: Callable[[str, str], Json]) -> 
 _DEEPEST = 8
 
 
-def _references(value: Json, where: str, depth: int = 0) -> Iterator[tuple[str, str]]:
-    """(kind, name) of every value and tensor named in arguments; `GraphError` for what is no argument."""
+def _iterate_references(value: Json, where: str, depth: int = 0) -> Iterator[tuple[str, str]]:
+    """Yield (kind, name) of every value and tensor named in arguments; raise `GraphError` for invalid arguments."""
     if value is None or isinstance(value, (bool, str)):
         return
     if isinstance(value, (int, float)):
         if not is_number(value):
             raise GraphError(
-                f"{where}: {short(value)} in its arguments is too large: not finite, or no integer of 64 bits"
+                f"{where}: {shortened(value)} in its arguments is too large: not finite, or no integer of 64 bits"
             )
         return
     if isinstance(value, list) and depth < _DEEPEST:
         for part in value:
-            yield from _references(part, where, depth + 1)
+            yield from _iterate_references(part, where, depth + 1)
         return
     if isinstance(value, dict) and len(value) == 1:
         ((kind, content),) = value.items()
@@ -189,7 +190,7 @@ def _references(value: Json, where: str, depth: int = 0) -> Iterator[tuple[str, 
                 return
             if content in _CONTENTS.get(kind, ()) or (kind == "complex" and _is_complex(content)):
                 return
-    raise GraphError(f"{where}: {short(value)} is no argument")
+    raise GraphError(f"{where}: {shortened(value)} is no argument")
 
 
 def _is_complex(text: str) -> bool:
@@ -208,7 +209,7 @@ _CONTENTS: Mapping[str, Any] = {
 
 
 def prepare(node: Node, tensors: Mapping[str, Tensor], device: str | torch.device) -> Callable[..., Any]:
-    """A function of the node's inputs, in order, that runs its operation. The node has been checked before."""
+    """Return a function of the node's inputs, in order, that runs its operation. The node must have been checked."""
     function = find(node.op, trusted=True)
     if node.op in _OF_PLAIN_MEMORY or node.op.partition(".")[0] not in ("aten", "operator"):
         function = _on_plain_memory(function)
@@ -220,7 +221,7 @@ def prepare(node: Node, tensors: Mapping[str, Tensor], device: str | torch.devic
         """The argument itself, or a function from the inputs to it where it holds any."""
         if isinstance(value, list):
             parts = [resolve(part) for part in value]
-            return _list(parts) if any(isinstance(part, _Late) for part in parts) else parts
+            return _delay_list(parts) if any(isinstance(part, _Late) for part in parts) else parts
         if not isinstance(value, dict):
             return value
         ((kind, content),) = value.items()
@@ -257,14 +258,14 @@ _OF_PLAIN_MEMORY = frozenset(
         *("as_strided.default", "as_strided_copy.default", "as_strided_scatter.default", "_reshape_alias.default"),
     )
 )
-"""Operations that read a tensor's memory, and so need it without gaps and pending conjugations."""
+"""Operations that read a tensor's memory, and so need it contiguous and without pending conjugations."""
 
 
 def _on_plain_memory(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function, which sees every tensor contiguous from the start of its memory.
+    """Return the function with every tensor argument made contiguous.
 
-    What comes before an operation may be computed in another layout than the model's own, or be a view of more. An
-    operation that a user brings may rely on the layout too.
+    The preceding operation may have been computed in another layout than the model's own, or be a view of a larger
+    tensor. Custom operations may rely on the layout, too.
     """
 
     def plain(value: Any) -> Any:
@@ -300,12 +301,12 @@ _IN_PYTHON: Mapping[str, Callable[..., Any]] = {
     "aten.select.int": torch.select,
     "aten.transpose.int": torch.transpose,
 }
-"""The same operations as Python functions of torch that take half the call overhead. Models with small steps would
-otherwise be slower than in eager torch."""
+"""Operation -> equivalent torch function with half the call overhead, so that models with small steps are not slower
+than in eager torch."""
 
 
 class _Late:
-    """An argument that depends on the inputs."""
+    """An argument that is computed from the inputs of a call."""
 
     __slots__ = ("of",)
 
@@ -313,7 +314,7 @@ class _Late:
         self.of = of
 
 
-def _list(parts: list[Any]) -> _Late:
+def _delay_list(parts: list[Any]) -> _Late:
     return _Late(lambda inputs: [part.of(inputs) if isinstance(part, _Late) else part for part in parts])
 
 

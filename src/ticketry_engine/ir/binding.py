@@ -14,13 +14,12 @@ from torch.utils._pytree import register_pytree_node
 
 from ticketry_engine.errors import EngineError
 from ticketry_engine.ir.graph import Graph
-from ticketry_engine.ir.native import dtype_name, short
-from ticketry_engine.ir.nodes import Json
+from ticketry_engine.ir.native import Json, dtype_name, shortened
 from ticketry_engine.support.process_state import ONE_AT_A_TIME
 
 
 class OutputRecord(dict[str, Any]):
-    """A dict with attribute access and positional indexing: replaces a model's custom output class."""
+    """A dict with attribute access and positional indexing that replaces a model's own output class."""
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -33,7 +32,7 @@ class OutputRecord(dict[str, Any]):
 
 
 class Fields(tuple[Any, ...]):
-    """A tuple with named entries: replaces a model's NamedTuple, and results of torch functions such as ``max``."""
+    """A tuple with named entries that replaces a model's NamedTuple, and results of torch functions such as ``max``."""
 
     _fields: tuple[str, ...]
 
@@ -90,10 +89,10 @@ def build(tree: Json, values: Mapping[str, Any]) -> Any:
 
 
 class CallBinder:
-    """Checks a call's arguments against a graph's inputs and returns them in its order, as `plain` tensors."""
+    """Checks a call's arguments against a graph's inputs and returns them in its order, as readable tensors."""
 
     def __init__(self, graph: Graph, device: str = "cpu") -> None:
-        self._keys = plain_keys(device)
+        self._dispatch_keys = keys_of_dense_tensors(device)
         self._inputs = graph.inputs
         inputs = [graph.values[name] for name in graph.inputs]
         self._checks = [
@@ -108,7 +107,7 @@ class CallBinder:
 
         Raises:
             EngineError: if arguments are missing or too many, or differ in kind, shape or dtype from those at capture;
-                if batch sizes differ or are too small; if a tensor is not `plain`; or inside torch.jit tracing.
+                if batch sizes differ or are too small; if a tensor is not readable; or inside torch.jit tracing.
         """
         if torch._C._get_tracing_state() is not None:
             raise EngineError("torch.jit.trace cannot see what a compiled model does: trace the model itself")
@@ -116,7 +115,7 @@ class CallBinder:
         batch: int | None = None
         inputs = []
         for name, (shape, dtype, label) in zip(self._inputs, self._checks, strict=True):
-            tensor = plain(found[name], label, self._keys)
+            tensor = readable_tensor(found[name], label, self._dispatch_keys)
             given = tensor.shape
             dynamic = bool(shape) and shape[0] is None
             if len(given) != len(shape) or given[dynamic:] != shape[dynamic:] or tensor.dtype != dtype:
@@ -166,7 +165,7 @@ class CallBinder:
         if len(args) > len(trees):
             raise EngineError(f"{len(args)} arguments by position are more than the {len(trees)} it was captured with")
         for tree, value in zip(trees, args, strict=False):
-            _match(tree, value, found)
+            _match_tree(tree, value, found)
         for name, tree in list(zip(names, trees, strict=False))[len(args) :]:
             wanted[name] = tree
         if len(args) < len(trees) and len(names) < len(trees):
@@ -175,7 +174,7 @@ class CallBinder:
             if name not in wanted:
                 self._check_left_out(name, value)
                 continue
-            _match(wanted.pop(name), value, found)
+            _match_tree(wanted.pop(name), value, found)
         for name, tree in wanted.items():
             if not (isinstance(tree, dict) and "constant" in tree):
                 raise EngineError(
@@ -207,19 +206,19 @@ def is_constant(constant: Any, value: Any) -> bool:
     return both_nan or value is constant or bool(value == constant)
 
 
-def _match(tree: Json, value: Any, found: dict[str, Any]) -> None:
+def _match_tree(tree: Json, value: Any, found: dict[str, Any]) -> None:
     if isinstance(tree, str):
         found[tree] = value
         return
     ((kind, content),) = tree.items()
     if kind == "constant":
         if not is_constant(content, value):
-            raise EngineError(f"an argument is {short(value)}, but the model was captured with {content!r}")
+            raise EngineError(f"an argument is {shortened(value)}, but the model was captured with {content!r}")
     elif kind in ("tuple", "list"):
         if not isinstance(value, (tuple, list)) or len(value) != len(content):
             raise EngineError(f"an argument is {type(value).__name__}, not {len(content)} values as when captured")
         for part, entry in zip(content, value, strict=True):
-            _match(part, entry, found)
+            _match_tree(part, entry, found)
     else:
         if kind == "fields" and isinstance(value, tuple):
             value = dict(zip(getattr(value, "_fields", ()), value, strict=False))
@@ -230,26 +229,26 @@ def _match(tree: Json, value: Any, found: dict[str, Any]) -> None:
                 f"an argument is {type(value).__name__}, not a mapping of {list(content)} as when captured"
             )
         for key, part in content.items():
-            _match(part, value[key], found)
+            _match_tree(part, value[key], found)
 
 
 # -- Checks that a tensor may be read by its address: dense, with its numbers in its own memory ------------------------
 
 # A torch tensor may also be without data, on another device, sparse, a negated view, a wrapper of another tensor, or
-# have freed memory. `plain` accepts tensors that kernels can read, and raises a specific error for the others. Every
-# address passed to a kernel comes from a tensor returned by `plain`, `fitting` or `fresh`.
+# have freed memory. `readable_tensor` accepts tensors that kernels can read, and raises a specific error for others.
+# Every address passed to a kernel comes from a tensor returned by `readable_tensor`, `fitting` or `fresh`.
 
 
 _TYPES = (Tensor, nn.Parameter)
 
 
-def _keys(tensor: Any) -> int:
+def _dispatch_keys(tensor: Any) -> int:
     """Return torch's dispatch keys of a tensor as bits."""
     return torch._C._dispatch_keys(tensor).raw_repr()
 
 
 @functools.cache
-def plain_keys(device: str) -> frozenset[int]:
+def keys_of_dense_tensors(device: str) -> frozenset[int]:
     """Return the dispatch keys of ordinary dense tensors on a device type, in and outside inference mode.
 
     They are read under a lock with torch's tracing modes disabled, because that stack belongs to the whole process.
@@ -257,14 +256,14 @@ def plain_keys(device: str) -> frozenset[int]:
     found = []
     for inference in (False, True):
         with ONE_AT_A_TIME, torch.inference_mode(inference), _disable_current_modes():
-            found.append(_keys(torch.empty(0, dtype=torch.float32, device=device)))
+            found.append(_dispatch_keys(torch.empty(0, dtype=torch.float32, device=device)))
     return frozenset(found)
 
 
-_ON_CPU = plain_keys("cpu")
+_ON_CPU = keys_of_dense_tensors("cpu")
 
 
-def plain(value: object, name: str, keys: frozenset[int] = _ON_CPU) -> Tensor:
+def readable_tensor(value: object, name: str, keys: frozenset[int] = _ON_CPU) -> Tensor:
     """Return a tensor that can be read by its address: itself, or a copy of a negated or conjugated view.
 
     A subclass of Tensor with its own memory is read as that memory; its Python overrides are ignored.
@@ -272,38 +271,38 @@ def plain(value: object, name: str, keys: frozenset[int] = _ON_CPU) -> Tensor:
     Args:
         value: the object to check.
         name: its name in messages.
-        keys: dispatch keys accepted, from `plain_keys`.
+        keys: dispatch keys accepted, from `keys_of_dense_tensors`.
 
     Raises:
         EngineError: if the value is not a tensor, or not a dense one on the device.
     """
-    if type(value) not in _TYPES or _keys(value) not in keys:
-        value = _resolved(value, name, keys)
+    if type(value) not in _TYPES or _dispatch_keys(value) not in keys:
+        value = _resolve(value, name, keys)
     tensor: Tensor = value  # type: ignore[assignment]
-    _hold(tensor, name)
+    _check_storage(tensor, name)
     return tensor if tensor.data_ptr() % tensor.itemsize == 0 else tensor.clone()
 
 
-def fitting(value: object, shape: Sequence[int], name: str) -> Tensor:
-    """Return the value as a `plain` float32 tensor of this shape.
+def require_float32(value: object, shape: Sequence[int], name: str) -> Tensor:
+    """Return the value as a `readable_tensor` float32 tensor of this shape.
 
     Raises:
-        EngineError: if it has another dtype or shape, or is not plain.
+        EngineError: if it has another dtype or shape, or is not readable.
     """
-    tensor = plain(value, name)
+    tensor = readable_tensor(value, name)
     if tensor.dtype is not torch.float32 or tensor.shape != shape:
         raise EngineError(f"{name} is {tensor.dtype} {list(tensor.shape)}, but the kernels take float32 {list(shape)}")
     return tensor
 
 
 def fresh(shape: Sequence[int]) -> Tensor:
-    """Return a new `plain` float32 tensor, independent of torch's defaults.
+    """Return a new `readable_tensor` float32 tensor, independent of torch's defaults.
 
     Raises:
         EngineError: in a torch mode whose new tensors have no memory, such as FakeTensorMode.
     """
     made = torch.empty(shape, dtype=torch.float32, device="cpu")
-    if type(made) is not Tensor or _keys(made) not in _ON_CPU:
+    if type(made) is not Tensor or _dispatch_keys(made) not in _ON_CPU:
         raise EngineError(
             "the engine cannot run in a mode of torch that makes other tensors than dense ones in the CPU's memory"
             " (FakeTensorMode, torch.func, functionalization): call it outside"
@@ -311,7 +310,7 @@ def fresh(shape: Sequence[int]) -> Tensor:
     return made
 
 
-def _resolved(value: object, name: str, keys: frozenset[int]) -> Tensor:
+def _resolve(value: object, name: str, keys: frozenset[int]) -> Tensor:
     if not isinstance(value, Tensor):
         raise EngineError(f"{name} has to be a tensor, not {type(value).__name__}")
     tensor = value
@@ -321,15 +320,15 @@ def _resolved(value: object, name: str, keys: frozenset[int]) -> Tensor:
             if type(tensor) not in _TYPES:
                 tensor = tensor.as_subclass(Tensor)
             if known.has(torch._C.DispatchKey.Negative) or known.has(torch._C.DispatchKey.Conjugate):
-                _hold(tensor, name)
+                _check_storage(tensor, name)
                 tensor = tensor.detach().resolve_neg().resolve_conj()
-        if _keys(tensor) in keys:
+        if _dispatch_keys(tensor) in keys:
             return tensor
-        raise EngineError(f"{name} {_kind(tensor)}: the engine reads dense tensors that lie in memory")
+        raise EngineError(f"{name} {_describe_tensor(tensor)}: the engine reads dense tensors that lie in memory")
 
 
-def _kind(tensor: Tensor) -> str:
-    """Describe, for a message, why a tensor is not plain."""
+def _describe_tensor(tensor: Tensor) -> str:
+    """Describe, for a message, why a tensor is not readable."""
     if tensor.device.type == "meta":
         return "has no data (device meta)"
     if torch._C._functorch.is_functorch_wrapped_tensor(tensor):
@@ -345,7 +344,7 @@ def _kind(tensor: Tensor) -> str:
     return f"is no plain tensor on {tensor.device}, or on another device than the model was compiled for"
 
 
-def _hold(tensor: Tensor, name: str) -> None:
+def _check_storage(tensor: Tensor, name: str) -> None:
     """Raise EngineError unless the storage contains all bytes that shape and strides reach."""
     count = tensor.numel()
     if not count:

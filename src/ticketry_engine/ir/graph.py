@@ -15,8 +15,7 @@ from torch import Tensor
 
 from ticketry_engine.errors import GraphError
 from ticketry_engine.ir.aten import check
-from ticketry_engine.ir.native import TensorFacts, dtype_name, infer, short
-from ticketry_engine.ir.nodes import (
+from ticketry_engine.ir.native import (
     DTYPES,
     LARGEST_SIZE,
     LONGEST_NAME,
@@ -26,9 +25,13 @@ from ticketry_engine.ir.nodes import (
     UNFILED,
     Json,
     Node,
-    Shape,
+    TensorFacts,
     Value,
+    dtype_name,
+    infer,
+    shortened,
 )
+from ticketry_engine.ir.native_shapes import Shape
 
 OF_SIGNATURES = frozenset({"fewest", "defaults"})
 """Optional entries of a signature.
@@ -133,13 +136,13 @@ class Graph:
             raise GraphError(f"no node makes the value {next(iter(set(self.values) - known))[:80]!r}")
         _check_signature(self)
         if not trusted:
-            _check_printable(_texts([self.outputs, self.signature]))
+            _check_printable(_iterate_names([self.outputs, self.signature]))
         return self
 
 
 @dataclass(frozen=True)
 class Region:
-    """Nodes that run together in kernels, the values they read from outside, and those that are read outside."""
+    """Nodes that run together in kernels, with the values that they read and write from and for other nodes."""
 
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
@@ -152,7 +155,8 @@ class Region:
 
 
 def last_uses(steps: Sequence[tuple[Sequence[str], Sequence[str]]], kept: Iterable[str]) -> list[tuple[str, ...]]:
-    """Return for each step (reads, makes) the values that are not read after it and not in `kept`."""
+    """Return for each step, given as (values read, values made), the values to free after it: those read by no later
+    step and not in `kept`."""
     last = {name: number for number, (reads, _) in enumerate(steps) for name in reads}
     free = set().union(*(set(reads) | set(makes) for reads, makes in steps)) - set(kept)
     return [
@@ -172,7 +176,7 @@ def _is_dynamic(shape: Shape | None) -> bool:
 
 _DEEPEST = 64
 _WHOLE = re.compile(r"-?(0|[1-9][0-9]{0,18})")
-"""The canonical spelling of an integer: different texts are different numbers."""
+"""The canonical spelling of an integer, so that equal keys have equal texts."""
 
 
 def leaves(tree: Json, depth: int = 0) -> Iterator[str]:
@@ -181,7 +185,7 @@ def leaves(tree: Json, depth: int = 0) -> Iterator[str]:
         yield tree
         return
     if not isinstance(tree, dict) or len(tree) != 1 or depth > _DEEPEST:
-        raise GraphError(f"{short(tree)} is no tree of values")
+        raise GraphError(f"{shortened(tree)} is no tree of values")
     ((kind, content),) = tree.items()
     if kind == "constant" and (content is None or isinstance(content, (bool, int, float, str))):
         return
@@ -195,7 +199,7 @@ def leaves(tree: Json, depth: int = 0) -> Iterator[str]:
     ):
         parts = list(content.values())
     else:
-        raise GraphError(f"{short(tree)} is no tree of values")
+        raise GraphError(f"{shortened(tree)} is no tree of values")
     for part in parts:
         yield from leaves(part, depth + 1)
 
@@ -228,27 +232,29 @@ def _check_counts(graph: Graph) -> None:
 
 def _check_name(name: object) -> None:
     if not isinstance(name, str) or not 0 < len(name) <= LONGEST_NAME:
-        raise GraphError(f"{short(name)} is no name: a text of 1 to {LONGEST_NAME} characters is needed")
+        raise GraphError(f"{shortened(name)} is no name: a text of 1 to {LONGEST_NAME} characters is needed")
 
 
 def _check_printable(names: Iterable[str]) -> None:
     """Raise GraphError for unprintable names: tables and errors show them, and they may come from an untrusted file."""
     for name in names:
         if not name.isprintable():
-            raise GraphError(f"the name {short(name)} has characters that cannot be printed: give the part another one")
+            raise GraphError(
+                f"the name {shortened(name)} has characters that cannot be printed: give the part another one"
+            )
 
 
-def _texts(tree: Json) -> Iterator[str]:
+def _iterate_names(tree: Json) -> Iterator[str]:
     """Yield names and keys in trees of values, without constants."""
     if isinstance(tree, str):
         yield tree
     elif isinstance(tree, dict):
         for key, part in tree.items():
             yield key
-            yield from () if key == "constant" else _texts(part)
+            yield from () if key == "constant" else _iterate_names(part)
     elif isinstance(tree, (list, tuple)):
         for part in tree:
-            yield from _texts(part)
+            yield from _iterate_names(part)
 
 
 def _check_value(name: str, value: Value, types: frozenset[str]) -> None:
@@ -257,9 +263,9 @@ def _check_value(name: str, value: Value, types: frozenset[str]) -> None:
         raise GraphError(f"the value {name!r} calls itself {value.name!r}")
     if value.dtype not in types and value.dtype not in OTHERS:
         if value.dtype in UNFILED:
-            kind = short(value.dtype)
+            kind = shortened(value.dtype)
             raise GraphError(f"{name!r} has the data type {kind}, which files do not hold: compute it in real numbers")
-        raise GraphError(f"{name!r} has the unknown data type {short(value.dtype)}")
+        raise GraphError(f"{name!r} has the unknown data type {shortened(value.dtype)}")
     if value.shape is None:
         return
     if not isinstance(value.shape, tuple) or len(value.shape) > MOST_DIMENSIONS:
@@ -269,10 +275,10 @@ def _check_value(name: str, value: Value, types: frozenset[str]) -> None:
         if size is None and axis == 0:
             continue
         if type(size) is not int or size < 0:
-            raise GraphError(f"{name!r} has the impossible shape {short(value.shape)}")
+            raise GraphError(f"{name!r} has the impossible shape {shortened(value.shape)}")
         total *= max(size, 1)
         if total > LARGEST_SIZE:
-            raise GraphError(f"{name!r} is too large: {short(value.shape)}")
+            raise GraphError(f"{name!r} is too large: {shortened(value.shape)}")
 
 
 def _check_tensor(name: str, tensor: Tensor, types: frozenset[str]) -> None:
@@ -288,10 +294,10 @@ def _check_node(graph: Graph, one: Node, known: set[str], trusted: bool) -> None
         raise GraphError(f"{where}: its output is no value of the graph")
     for name in one.inputs:
         if name not in known:
-            raise GraphError(f"{where}: its input {short(name)} is not made before it")
+            raise GraphError(f"{where}: its input {shortened(name)} is not made before it")
     for role, name in one.weights.items():
         if name not in graph.tensors:
-            raise GraphError(f"{where}: the graph has no tensor {short(name)} for its {role[:80]}")
+            raise GraphError(f"{where}: the graph has no tensor {shortened(name)} for its {role[:80]}")
     if not one.native:
         check(one, trusted=trusted)
         return
@@ -299,7 +305,7 @@ def _check_node(graph: Graph, one: Node, known: set[str], trusted: bool) -> None
         shape, dtype = infer(
             one.op,
             one.attrs,
-            [_facts(graph.values[name]) for name in one.inputs],
+            [_tensor_facts(graph.values[name]) for name in one.inputs],
             {role: TensorFacts.of(graph.tensors[name]) for role, name in one.weights.items()},
         )
     except GraphError as error:
@@ -309,7 +315,7 @@ def _check_node(graph: Graph, one: Node, known: set[str], trusted: bool) -> None
         raise GraphError(f"{where}: it makes {dtype} {shape}, but its output is said to be {made.dtype} {made.shape}")
 
 
-def _facts(value: Value) -> TensorFacts:
+def _tensor_facts(value: Value) -> TensorFacts:
     if value.shape is None:
         raise GraphError(f"its input {value.name!r} has no known shape")
     return TensorFacts(value.shape, value.dtype)

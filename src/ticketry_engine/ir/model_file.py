@@ -26,14 +26,14 @@ from torch import Tensor
 from ticketry_engine.errors import GraphError, ModelFileError
 from ticketry_engine.ir.aten import NOT_FINITE, is_portable
 from ticketry_engine.ir.graph import Graph
-from ticketry_engine.ir.nodes import DTYPES, LARGEST_SIZE, MOST_DIMENSIONS, Json, Node, Value
-from ticketry_engine.ir.shape_claims import probe
+from ticketry_engine.ir.native import DTYPES, LARGEST_SIZE, MOST_DIMENSIONS, Json, Node, Value
+from ticketry_engine.ir.shape_claims import check_claims
 from ticketry_engine.support.files import content_of, parse_json, write_atomically
 from ticketry_engine.support.sealed_files import read_metadata, sealed, unsealed
 
 KIND = "ticketry.model"
 FORMAT = 2
-"""Format of files with Elias-Fano positions; other files have format 1."""
+"""Format number of files with Elias-Fano positions; other files have format 1."""
 _NOT_OURS = (
     SafetensorError,
     ValueError,
@@ -81,7 +81,7 @@ def load(path: str | Path) -> tuple[Graph, dict[str, Json], str]:
     except (OSError, MemoryError) as error:
         raise ModelFileError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error!r}") from None
     try:
-        graph, meta = loads(_whole(data))
+        graph, meta = loads(_pack_file(data))
     except ModelFileError as error:
         raise ModelFileError(f"{path}: {error}") from None
     return graph, meta, hashlib.blake2b(data, digest_size=16).hexdigest()
@@ -119,15 +119,15 @@ def loads(data: bytes) -> tuple[Graph, dict[str, Json]]:
         raise ModelFileError(f"this is no model file: {str(error)[:120]}") from None
     if KIND not in metadata:
         raise ModelFileError("this is a safetensors file, but not of a compiled model")
-    document = _document(metadata[KIND])
+    document = _parse_document(metadata[KIND])
     tensors = read_weights(document["tensors"], stored)
     try:
-        return probe(from_json(document["graph"], tensors).validate()), document["meta"]
+        return check_claims(from_json(document["graph"], tensors).validate()), document["meta"]
     except GraphError as error:
         raise ModelFileError(f"the graph in the file cannot be: {error}") from None
 
 
-def _whole(data: bytes) -> bytes:
+def _pack_file(data: bytes) -> bytes:
     try:
         return unsealed(data)
     except ValueError as error:
@@ -142,13 +142,13 @@ def to_json(graph: Graph) -> Json:
     """Return a graph without its weights as JSON, for `from_json`."""
     return {
         "inputs": list(graph.inputs),
-        "outputs": _spelled(graph.outputs),
+        "outputs": _encode_floats(graph.outputs),
         "nodes": [[one.op, list(one.inputs), one.output, one.attrs, one.weights] for one in graph.nodes],
         "values": {
             name: [None if value.shape is None else list(value.shape), value.dtype]
             for name, value in graph.values.items()
         },
-        "signature": _spelled(graph.signature),
+        "signature": _encode_floats(graph.signature),
         "notes": list(graph.notes),
     }
 
@@ -157,65 +157,65 @@ def from_json(document: Json, tensors: dict[str, Tensor]) -> Graph:
     """Return the graph of `to_json` with weights, not yet validated; raise ModelFileError for other JSON."""
     keys = {"inputs", "outputs", "nodes", "values", "signature", "notes"}
     need(isinstance(document, dict) and set(document) == keys, f"its graph has not the parts {sorted(keys)}")
-    need(_texts(document["inputs"]) and _texts(document["notes"]), "its inputs or notes are no texts")
+    need(_is_text_list(document["inputs"]) and _is_text_list(document["notes"]), "its inputs or notes are no texts")
     need(isinstance(document["nodes"], list), "its nodes are no list")
     need(isinstance(document["values"], dict), "its values are no object")
     return Graph(
         inputs=tuple(document["inputs"]),
-        outputs=_numbered(document["outputs"]),
-        nodes=tuple(_node(entry) for entry in document["nodes"]),
-        values={name: _value(name, entry) for name, entry in document["values"].items()},
+        outputs=_decode_floats(document["outputs"]),
+        nodes=tuple(_parse_node(entry) for entry in document["nodes"]),
+        values={name: _parse_value(name, entry) for name, entry in document["values"].items()},
         tensors=tensors,
-        signature=_numbered(document["signature"]),
+        signature=_decode_floats(document["signature"]),
         notes=tuple(document["notes"]),
     )
 
 
-def _spelled(tree: Json) -> Json:
+def _encode_floats(tree: Json) -> Json:
     """Replace non-finite floats in a tree of values by ``{"float": name}``, which JSON can store."""
     if isinstance(tree, dict):
-        return {key: _spelled(part) for key, part in tree.items()}
+        return {key: _encode_floats(part) for key, part in tree.items()}
     if isinstance(tree, (list, tuple)):
-        return [_spelled(part) for part in tree]
+        return [_encode_floats(part) for part in tree]
     return {"float": str(tree)} if isinstance(tree, float) and not math.isfinite(tree) else tree
 
 
-def _numbered(tree: Json) -> Json:
-    """Restore non-finite floats: the inverse of `_spelled`. Only constants are restored, not entries named "float"."""
+def _decode_floats(tree: Json) -> Json:
+    """Restore non-finite floats in constants: the inverse of `_encode_floats`."""
     if isinstance(tree, dict):
         spelled = tree.get("constant") if set(tree) == {"constant"} else None
         if isinstance(spelled, dict) and set(spelled) == {"float"} and spelled["float"] in NOT_FINITE:
             return {"constant": float(spelled["float"])}
-        return {key: _numbered(part) for key, part in tree.items()}
-    return [_numbered(part) for part in tree] if isinstance(tree, list) else tree
+        return {key: _decode_floats(part) for key, part in tree.items()}
+    return [_decode_floats(part) for part in tree] if isinstance(tree, list) else tree
 
 
-def _node(entry: Json) -> Node:
+def _parse_node(entry: Json) -> Node:
     need(isinstance(entry, list) and len(entry) == 5, "a node is no list of five")
     op, inputs, output, attrs, weights = entry
-    need(isinstance(op, str) and isinstance(output, str) and _texts(inputs), "a node's names are no texts")
+    need(isinstance(op, str) and isinstance(output, str) and _is_text_list(inputs), "a node's names are no texts")
     need(isinstance(attrs, dict) and isinstance(weights, dict), "a node's attributes and weights are no objects")
-    need(_texts(list(weights.values())), "the names of a node's weights are no texts")
+    need(_is_text_list(list(weights.values())), "the names of a node's weights are no texts")
     return Node(op, tuple(inputs), output, attrs, weights)
 
 
-def _value(name: str, entry: Json) -> Value:
+def _parse_value(name: str, entry: Json) -> Value:
     need(isinstance(entry, list) and len(entry) == 2 and isinstance(entry[1], str), "a value is no shape and data type")
     shape, dtype = entry
     need(shape is None or isinstance(shape, list), "a value's shape is no list")
     return Value(name, None if shape is None else tuple(shape), dtype)
 
 
-def _texts(value: Json) -> bool:
+def _is_text_list(value: Json) -> bool:
     return isinstance(value, list) and all(isinstance(part, str) for part in value)
 
 
 # -- JSON --------------------------------------------------------------------------------------------------------------
 
 
-def _document(text: str) -> dict[str, Json]:
+def _parse_document(text: str) -> dict[str, Json]:
     try:
-        found: Any = parse_json(text, parse_constant=_refuse_constant, object_pairs_hook=_object)
+        found: Any = parse_json(text, parse_constant=_refuse_constant, object_pairs_hook=_unique_keys)
     except (ValueError, TypeError, RecursionError, MemoryError) as error:
         raise ModelFileError(f"its description is not JSON ({str(error)[:80]})") from None
     need(isinstance(found, dict) and found.get("kind") == KIND, "its description is not that of a model")
@@ -230,7 +230,7 @@ def _document(text: str) -> dict[str, Json]:
     return document
 
 
-def _object(pairs: list[tuple[str, Json]]) -> dict[str, Json]:
+def _unique_keys(pairs: list[tuple[str, Json]]) -> dict[str, Json]:
     made = dict(pairs)
     if len(made) != len(pairs):
         raise ValueError("a name occurs twice")
@@ -257,7 +257,7 @@ PLACES = "places"
 
 
 def head_bytes(name: str, total: int) -> int:
-    """Return the most bytes by which a packed weight enlarges the file's head.
+    """Return the maximum number of bytes by which a packed weight enlarges the file's head.
 
     Args:
         total: `weight_bytes` of the graph; it bounds the number of digits in the head.
@@ -266,13 +266,13 @@ def head_bytes(name: str, total: int) -> int:
     return len(json.dumps(entry, separators=(",", ":"))) + len(rf",\"packed\":\"{PLACES}\"") + 2 + _ROUNDED - 1
 
 
-def place_bytes(kept: int, weights: int) -> int:
+def position_bytes(kept: int, weights: int) -> int:
     """Return the bytes that store the positions of the retained weights."""
-    return min(bytes_of_bits(weights), bytes_of_numbers(kept, weights))
+    return min(packed_bit_bytes(weights), packed_number_bytes(kept, weights))
 
 
 _ROUNDED = 8
-"""The size of the head is a multiple of this."""
+"""Multiple of bytes to which the size of the head is rounded up."""
 
 
 def stored_as(name: str, tensor: Tensor, stored: dict[str, Tensor], total: int) -> Json:
@@ -281,24 +281,24 @@ def stored_as(name: str, tensor: Tensor, stored: dict[str, Tensor], total: int) 
     facts: dict[str, Json] = {"dtype": str(tensor.dtype).removeprefix("torch."), "shape": list(tensor.shape)}
     kept = flat != 0
     count, weights = int(kept.sum()), flat.numel()
-    packed = head_bytes(name, total) + place_bytes(count, weights) + count * flat.element_size()
+    packed = head_bytes(name, total) + position_bytes(count, weights) + count * flat.element_size()
     if packed >= weights * flat.element_size():
         stored[f"dense:{name}"] = flat.clone()
         return facts
-    if bytes_of_numbers(count, weights) < bytes_of_bits(weights):
+    if packed_number_bytes(count, weights) < packed_bit_bytes(weights):
         stored[f"{PLACES}:{name}"] = torch.from_numpy(pack_places(kept.numpy()))
         facts["packed"] = PLACES
     else:
-        stored[f"bits:{name}"] = _bits(kept)
+        stored[f"bits:{name}"] = _pack_flags(kept)
         facts["packed"] = True
     stored[f"kept:{name}"] = flat[kept]
     if flat.is_floating_point() and bool((negative := torch.signbit(flat) & ~kept).any()):  # -0.0
-        stored[f"signs:{name}"] = _bits(negative)
+        stored[f"signs:{name}"] = _pack_flags(negative)
         facts["signed"] = True
     return facts
 
 
-def _bits(flags: Tensor) -> Tensor:
+def _pack_flags(flags: Tensor) -> Tensor:
     return torch.from_numpy(pack_bits(flags.numpy()))
 
 
@@ -329,20 +329,20 @@ def read_weights(table: Json, stored: Mapping[str, Tensor]) -> dict[str, Tensor]
         parts = [stored[key] for key in keys]
         need(parts[0].dtype == getattr(torch, dtype), f"{where} is of another data type than its table says")
         if packed:
-            read = _numbers if packed == PLACES else _flags
-            made[name] = _unpack(where, *parts, shape=shape, read=read)
+            read = _read_positions if packed == PLACES else _read_flags
+            made[name] = _restore_packed(where, *parts, shape=shape, read=read)
         else:
-            made[name] = _dense(where, parts[0], shape)
+            made[name] = _restore_dense(where, parts[0], shape)
     need(wanted == set(stored), "it holds tensors that are no weights of the graph")
     return made
 
 
-def _dense(where: str, flat: Tensor, shape: list[int]) -> Tensor:
+def _restore_dense(where: str, flat: Tensor, shape: list[int]) -> Tensor:
     need(tuple(flat.shape) == (prod(shape),), f"{where} has not the number of elements of its shape")
     return flat.view(shape)
 
 
-def _unpack(
+def _restore_packed(
     where: str,
     kept: Tensor,
     places: Tensor,
@@ -356,24 +356,24 @@ def _unpack(
     made = torch.zeros(prod(shape), dtype=kept.dtype)
     if signs is not None:
         need(made.is_floating_point(), f"{where} has signs of zeros that have none")
-        made[_bits_of(where, signs, prod(shape))] = -0.0
+        made[_read_bits(where, signs, prod(shape))] = -0.0
     made[which] = kept
     return made.view(shape)
 
 
-def _flags(where: str, bits: Tensor, total: int, count: int) -> Tensor:
-    which = _bits_of(where, bits, total)
+def _read_flags(where: str, bits: Tensor, total: int, count: int) -> Tensor:
+    which = _read_bits(where, bits, total)
     need(int(which.sum()) == count, f"{where} has not the number of values of its bits")
     return which
 
 
-def _bits_of(where: str, bits: Tensor, total: int) -> Tensor:
-    fits = bits.dtype == torch.uint8 and tuple(bits.shape) == (bytes_of_bits(total),)
+def _read_bits(where: str, bits: Tensor, total: int) -> Tensor:
+    fits = bits.dtype == torch.uint8 and tuple(bits.shape) == (packed_bit_bytes(total),)
     need(fits, f"{where} has not the number of bits of its shape")
     return torch.from_numpy(unpack_bits(bits.numpy(), total))
 
 
-def _numbers(where: str, places: Tensor, total: int, count: int) -> Tensor:
+def _read_positions(where: str, places: Tensor, total: int, count: int) -> Tensor:
     need(places.dtype == torch.uint8 and places.dim() == 1, f"{where} has places that are no bytes")
     try:
         return torch.from_numpy(unpack_places(places.numpy(), count, total))
@@ -416,24 +416,24 @@ def unpack_bits(data: Bytes, total: int) -> NDArray[np.bool_]:
     return np.unpackbits(data, count=total, bitorder="little").view(np.bool_)
 
 
-def bytes_of_bits(total: int) -> int:
+def packed_bit_bytes(total: int) -> int:
     """Return the bytes of `pack_bits` for `total` elements."""
     return (total + 7) // 8
 
 
-def bytes_of_numbers(count: int, total: int) -> int:
-    """Return the bytes of `pack_places` for `count` positions among `total` elements."""
-    low = _low(count, total)
-    return (count * low + 7) // 8 + (_row(count, total, low) + 7) // 8
+def packed_number_bytes(count: int, total: int) -> int:
+    """Return the size in bytes of the positions of `count` elements among `total`, as `pack_places` encodes them."""
+    low = _low_bit_count(count, total)
+    return (count * low + 7) // 8 + (_high_bits(count, total, low) + 7) // 8
 
 
 def pack_places(flags: NDArray[np.bool_]) -> Bytes:
     """Pack the positions of the set flags as an Elias-Fano code."""
     places = np.flatnonzero(flags)
     count, total = len(places), len(flags)
-    low = _low(count, total)
+    low = _low_bit_count(count, total)
     lower = (places[:, None] >> np.arange(low)) & 1
-    row = np.zeros(_row(count, total, low), dtype=np.bool_)
+    row = np.zeros(_high_bits(count, total, low), dtype=np.bool_)
     row[(places >> low) + np.arange(count)] = True
     return np.concatenate([np.packbits(lower.astype(np.uint8), bitorder="little"), pack_bits(row)])
 
@@ -444,11 +444,11 @@ def unpack_places(data: Bytes, count: int, total: int) -> NDArray[np.bool_]:
     Raises:
         ValueError: if the bytes are not a code of that many increasing positions.
     """
-    if not 0 <= count <= total or len(data) != bytes_of_numbers(count, total):
+    if not 0 <= count <= total or len(data) != packed_number_bytes(count, total):
         raise ValueError("the number of bytes does not match its positions")
-    low = _low(count, total)
+    low = _low_bit_count(count, total)
     cut = (count * low + 7) // 8
-    ones = np.flatnonzero(unpack_bits(data[cut:], _row(count, total, low)))
+    ones = np.flatnonzero(unpack_bits(data[cut:], _high_bits(count, total, low)))
     if len(ones) != count:
         raise ValueError("the number of positions does not match its values")
     lower = np.unpackbits(data[:cut], count=count * low, bitorder="little").reshape(count, low).astype(np.int64)
@@ -460,18 +460,18 @@ def unpack_places(data: Bytes, count: int, total: int) -> NDArray[np.bool_]:
     return flags
 
 
-def _low(count: int, total: int) -> int:
-    """Return the number of lower bits with the shortest code."""
+def _low_bit_count(count: int, total: int) -> int:
+    """Return the number of lower bits of each position for which the whole code is shortest."""
     low = 0
-    while low < _MOST_LOW and _length(count, total, low + 1) < _length(count, total, low):
+    while low < _MOST_LOW and _code_length(count, total, low + 1) < _code_length(count, total, low):
         low += 1
     return low
 
 
-def _length(count: int, total: int, low: int) -> int:
-    return count * low + _row(count, total, low)
+def _code_length(count: int, total: int, low: int) -> int:
+    return count * low + _high_bits(count, total, low)
 
 
-def _row(count: int, total: int, low: int) -> int:
+def _high_bits(count: int, total: int, low: int) -> int:
     """Return the bits of the higher parts: a one for each position, and zeros up to the last element's part."""
     return count + (max(total - 1, 0) >> low)

@@ -1,4 +1,4 @@
-"""The native operations: their attributes, weights, and output shapes.
+"""The native operations: their attributes, weights, output shapes, and meaning in torch.
 
 conv2d           x [N, C, H, W] (, residual): stride, padding, dilation, groups, act;
                  weight [O, C / groups, kh, kw], bias [O]; act(conv(x) + bias + residual)
@@ -37,16 +37,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from math import prod
 from reprlib import Repr
 from typing import Any, TypeAlias
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
 
 import ticketry_engine.ir.native_shapes as kinds
 import ticketry_engine.ir.native_shapes as shapes
 from ticketry_engine.errors import GraphError
-from ticketry_engine.ir.native_shapes import Attrs, Shape
+from ticketry_engine.ir.native_shapes import ACTS, Attrs, Shape
 
 MOST_MOVED = 1 << 21
-"""Most elements of one example of a value that a gather moves; tables of larger ones would take too much memory."""
+"""Maximum elements of one example of a value that a gather moves; larger tables would take too much memory."""
 
 _FLOATS = ("float64", "float32", "float16", "bfloat16")
 
@@ -73,16 +79,19 @@ _SHORT = Repr()
 _SHORT.maxlevel = 3
 _SHORT.maxstring = 80
 
+Function: TypeAlias = "Callable[..., Any]"
 Infer: TypeAlias = Callable[[Attrs, "Sequence[Shape]", "Mapping[str, Shape]"], Shape]
 
 
 @dataclass(frozen=True)
 class Rule:
-    """The inputs, attributes, weights and shape rule of a native operation."""
+    """The inputs, attributes, weights, shape rule and meaning of a native operation."""
 
     inputs: tuple[int, int]
     """Least and greatest number of inputs."""
     infer: Infer
+    compute: Callable[[Attrs, Mapping[str, Any], int], Function]
+    """Attributes, weights by role and number of inputs -> function of the inputs, in torch."""
     checks: Mapping[str, Callable[[Any], bool]] = field(default_factory=dict)
     """Attribute -> function that returns whether a value is allowed."""
     defaults: Mapping[str, Any] = field(default_factory=dict)
@@ -106,12 +115,12 @@ def infer(
     if not rule.inputs[0] <= len(inputs) <= rule.inputs[1]:
         raise GraphError(f"it takes {rule.inputs[0]} to {rule.inputs[1]} inputs, got {len(inputs)}")
     if set(attrs) != set(rule.checks):
-        raise GraphError(f"its attributes have to be {sorted(rule.checks)}, not {short(sorted(map(str, attrs)))}")
+        raise GraphError(f"its attributes have to be {sorted(rule.checks)}, not {shortened(sorted(map(str, attrs)))}")
     for name, check in rule.checks.items():
         if not check(attrs[name]):
-            raise GraphError(f"{name} cannot be {short(attrs[name])}")
+            raise GraphError(f"{name} cannot be {shortened(attrs[name])}")
     if not rule.required <= set(weights) <= rule.required | rule.optional:
-        raise GraphError(f"its weights have to be {sorted(rule.required)}, not {short(sorted(weights))}")
+        raise GraphError(f"its weights have to be {sorted(rule.required)}, not {shortened(sorted(weights))}")
     kinds = {facts.dtype for facts in [*inputs, *weights.values()]}
     if len(kinds) != 1:
         raise GraphError(f"its inputs and weights are of several data types: {sorted(kinds)}")
@@ -125,9 +134,172 @@ def infer(
     return made, dtype
 
 
-def short(value: object) -> str:
+def shortened(value: object) -> str:
     """Return a short representation of a value for messages, limited in length and depth."""
     return _SHORT.repr(value)
+
+
+# -- meaning in torch: attributes, weights by role and number of inputs -> function of the inputs ----------------------
+
+_Weights: TypeAlias = "Mapping[str, Tensor]"
+
+
+def _with_residual_and_activation(compute: Function, attrs: Attrs, inputs: int) -> Function:
+    """Return `compute` followed by the residual sum and the activation, both in place."""
+    act = activation(attrs["act"], fresh=True)
+    if inputs == 2:
+        if act is None:
+            return lambda x, residual: compute(x).add_(residual)
+        return lambda x, residual: act(compute(x).add_(residual))
+    if act is None:
+        return compute
+    return lambda x: act(compute(x))
+
+
+def _compute_conv2d(attrs: Attrs, weights: _Weights, inputs: int) -> Function:
+    weight, bias = weights["weight"], weights.get("bias")
+    stride, padding, dilation = (tuple(attrs[name]) for name in ("stride", "padding", "dilation"))
+    groups = attrs["groups"]
+    return _with_residual_and_activation(
+        lambda x: torch.conv2d(x, weight, bias, stride, padding, dilation, groups), attrs, inputs
+    )
+
+
+def _compute_linear(attrs: Attrs, weights: _Weights, inputs: int) -> Function:
+    weight, bias = weights["weight"], weights.get("bias")
+    return _with_residual_and_activation(lambda x: F.linear(x, weight, bias), attrs, inputs)
+
+
+def _compute_affine(attrs: Attrs, weights: _Weights, inputs: int) -> Function:
+    scale, shift = weights["scale"], weights["shift"]
+    act = activation(attrs["act"], fresh=True)
+
+    def affine(x: Tensor) -> Tensor:
+        channels = (-1,) + (1,) * (x.dim() - 2)
+        made = torch.addcmul(shift.view(channels), x, scale.view(channels))
+        return made if act is None else act(made)
+
+    return affine
+
+
+def _compute_batch_norm(attrs: Attrs, weights: _Weights, inputs: int) -> Function:
+    weight, bias, eps = weights["weight"], weights["bias"], attrs["eps"]
+    return _with_residual_and_activation(
+        lambda x: F.batch_norm(x, None, None, weight, bias, training=True, eps=eps), attrs, inputs
+    )
+
+
+def _compute_layer_norm(attrs: Attrs, weights: _Weights, inputs: int) -> Function:
+    weight, bias, eps = weights.get("weight"), weights.get("bias"), attrs["eps"]
+    return lambda x: torch.layer_norm(x, x.shape[-1:], weight, bias, eps)
+
+
+def _compute_rms_norm(attrs: Attrs, weights: _Weights, inputs: int) -> Function:
+    weight, eps = weights.get("weight"), attrs["eps"]
+    return lambda x: torch.rms_norm(x, x.shape[-1:], weight, eps)
+
+
+def _compute_with_constant(operation: Function, attrs: Attrs, weights: _Weights, inputs: int) -> Function:
+    constant, act = weights["constant"], activation(attrs["act"], fresh=True)
+    if act is None:
+        return lambda x: operation(x, constant)
+    return lambda x: act(operation(x, constant))
+
+
+def _compute_rotary(attrs: Attrs, weights: _Weights, inputs: int) -> Function:
+    cos, sin, half = weights["cos"], weights["sin"], attrs["half"]
+
+    def rotary(x: Tensor) -> Tensor:
+        partner = torch.cat([x[..., half : 2 * half], x[..., :half], x[..., 2 * half :]], -1)
+        return torch.addcmul(x * cos, partner, sin)
+
+    return rotary
+
+
+def _compute_attention(attrs: Attrs, weights: _Weights, inputs: int) -> Function:
+    scale, causal, bias = attrs["scale"], attrs["causal"], weights.get("bias")
+
+    def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        mask, grouped = bias, k.shape[1] != q.shape[1]
+        if bias is not None and causal:  # torch takes only one of them
+            mask = bias.masked_fill(bias.new_ones(bias.shape[1:], dtype=torch.bool).triu(1), float("-inf"))
+        return F.scaled_dot_product_attention(
+            q, k, v, mask, is_causal=causal and mask is None, scale=scale, enable_gqa=grouped
+        )
+
+    return attention
+
+
+def _compute_window_attention(attrs: Attrs, weights: _Weights, inputs: int) -> Function:
+    scale, bias = attrs["scale"], weights.get("bias")
+    return lambda q, k, v: F.scaled_dot_product_attention(q, k, v, bias, scale=scale)
+
+
+def _compute_scan(attrs: Attrs, weights: _Weights, inputs: int) -> Function:
+    axis, held = attrs["axis"], weights.get("start")
+
+    def scan(decay: Tensor, added: Tensor, start: Tensor | None = held) -> Tensor:
+        states: list[Tensor] = []
+        state: Any = start
+        for factor, more in zip(decay.unbind(axis), added.unbind(axis), strict=True):
+            state = torch.addcmul(more, factor, state)
+            states.append(state)
+        return torch.stack(states, 1).movedim(1, axis)
+
+    return scan
+
+
+def _compute_pad(attrs: Attrs, *_: Any) -> Function:
+    room = [side for pair in zip(attrs["before"][::-1], attrs["after"][::-1], strict=True) for side in pair]
+    return lambda x: F.pad(x, room)
+
+
+def _compute_channel_shuffle(attrs: Attrs, *_: Any) -> Function:
+    groups = attrs["groups"]
+
+    def shuffle(x: Tensor) -> Tensor:
+        n, c, h, w = x.shape
+        return x.reshape(n, groups, c // groups, h, w).transpose(1, 2).reshape(n, c, h, w)
+
+    return shuffle
+
+
+def _compute_activation(attrs: Attrs, *_: Any) -> Function:
+    function = activation(attrs["act"])
+    assert function is not None
+    return function
+
+
+def _compute_pairwise(operation: Function, attrs: Attrs, *_: Any) -> Function:
+    act = activation(attrs["act"], fresh=True)
+    return operation if act is None else lambda one, other: act(operation(one, other))
+
+
+def _window_arguments(attrs: Attrs) -> dict[str, Any]:
+    """Return the window of a pooling under the argument names of torch's functions."""
+    names = {"kernel_size": "kernel", "stride": "stride", "padding": "padding", "dilation": "dilation"}
+    return {name: tuple(attrs[key]) for name, key in names.items() if key in attrs} | {"ceil_mode": attrs["ceil"]}
+
+
+def _compute_slice(attrs: Attrs, *_: Any) -> Function:
+    axis, start, length = attrs["axis"], attrs["start"], attrs["stop"] - attrs["start"]
+    return lambda x: x.narrow(axis, start, length)
+
+
+def _compute_reshape(attrs: Attrs, *_: Any) -> Function:
+    rest = tuple(attrs["shape"])[1:]
+    return lambda x: x.reshape(x.shape[0], *rest)
+
+
+def activation(act: str | dict[str, float] | None, *, fresh: bool = False) -> Function | None:
+    """Return the torch function of an activation, None for the identity; in place if possible and its argument is
+    `fresh`."""
+    if act is None:
+        return None
+    if isinstance(act, dict):
+        slope = act["leaky_relu"]
+        return lambda x: F.leaky_relu(x, slope, inplace=fresh)
+    return ACTS[act][fresh]
 
 
 # -- the table ---------------------------------------------------------------------------------------------------------
@@ -149,6 +321,7 @@ NATIVE: Mapping[str, Rule] = {
     "conv2d": Rule(
         (1, 2),
         shapes.conv2d,
+        _compute_conv2d,
         {
             **_ACT,
             "stride": kinds.is_pair(1),
@@ -160,44 +333,91 @@ NATIVE: Mapping[str, Rule] = {
         _WEIGHT,
         _BIAS,
     ),
-    "linear": Rule((1, 2), shapes.linear, _ACT, _NO_ACT, _WEIGHT, _BIAS),
-    "add": Rule((2, 2), shapes.pairwise, _ACT, _NO_ACT),
-    "mul": Rule((2, 2), shapes.pairwise, _ACT, _NO_ACT),
-    "act": Rule((1, 1), shapes.same, {"act": lambda value: value is not None and kinds.is_act(value)}),
+    "linear": Rule((1, 2), shapes.linear, _compute_linear, _ACT, _NO_ACT, _WEIGHT, _BIAS),
+    "add": Rule((2, 2), shapes.pairwise, partial(_compute_pairwise, torch.add), _ACT, _NO_ACT),
+    "mul": Rule((2, 2), shapes.pairwise, partial(_compute_pairwise, torch.mul), _ACT, _NO_ACT),
+    "act": Rule(
+        (1, 1),
+        shapes.same,
+        _compute_activation,
+        {"act": lambda value: value is not None and kinds.is_act(value)},
+    ),
     "max_pool2d": Rule(
-        (1, 1), shapes.pool, {**_WINDOW, "dilation": kinds.is_pair(1)}, {**_STEPS, "dilation": (1, 1), "ceil": False}
+        (1, 1),
+        shapes.pool,
+        lambda attrs, *_: partial(torch.max_pool2d, **_window_arguments(attrs)),
+        {**_WINDOW, "dilation": kinds.is_pair(1)},
+        {**_STEPS, "dilation": (1, 1), "ceil": False},
     ),
     "avg_pool2d": Rule(
         (1, 1),
         shapes.pool,
+        lambda attrs, *_: partial(
+            F.avg_pool2d, **_window_arguments(attrs), count_include_pad=attrs["count_include_pad"]
+        ),
         {**_WINDOW, "count_include_pad": kinds.is_boolean},
         {**_STEPS, "ceil": False, "count_include_pad": True},
     ),
-    "global_avg_pool": Rule((1, 1), shapes.global_pool, {"keepdim": kinds.is_boolean}, {"keepdim": True}),
-    "concat": Rule((1, 4096), shapes.concat, {"axis": kinds.is_axis}, {"axis": 1}),
-    "slice": Rule(
-        (1, 1), shapes.slice, {"axis": kinds.is_axis, "start": kinds.is_size, "stop": kinds.is_size}, {"axis": 1}
+    "global_avg_pool": Rule(
+        (1, 1),
+        shapes.global_pool,
+        lambda attrs, *_: partial(torch.mean, dim=(2, 3), keepdim=attrs["keepdim"]),
+        {"keepdim": kinds.is_boolean},
+        {"keepdim": True},
     ),
-    "flatten": Rule((1, 1), shapes.flatten),
-    "affine": Rule((1, 1), shapes.affine, _ACT, _NO_ACT, frozenset({"scale", "shift"})),
+    "concat": Rule(
+        (1, 4096),
+        shapes.concat,
+        lambda attrs, *_: lambda *parts: torch.cat(parts, attrs["axis"]),
+        {"axis": kinds.is_axis},
+        {"axis": 1},
+    ),
+    "slice": Rule(
+        (1, 1),
+        shapes.slice,
+        _compute_slice,
+        {"axis": kinds.is_axis, "start": kinds.is_size, "stop": kinds.is_size},
+        {"axis": 1},
+    ),
+    "flatten": Rule((1, 1), shapes.flatten, lambda *_: partial(torch.flatten, start_dim=1)),
+    "affine": Rule((1, 1), shapes.affine, _compute_affine, _ACT, _NO_ACT, frozenset({"scale", "shift"})),
     "batch_norm": Rule(
-        (1, 2), shapes.batch_norm, {**_ACT, **_EPS}, {**_NO_ACT, "eps": 1e-5}, frozenset({"weight", "bias"})
+        (1, 2),
+        shapes.batch_norm,
+        _compute_batch_norm,
+        {**_ACT, **_EPS},
+        {**_NO_ACT, "eps": 1e-5},
+        frozenset({"weight", "bias"}),
     ),
     "layer_norm": Rule(
         (1, 1),
         shapes.layer_norm,
+        _compute_layer_norm,
         _EPS,
         {"eps": 1e-5},
         optional=frozenset({"weight", "bias"}),
     ),
-    "rms_norm": Rule((1, 1), shapes.rms_norm, _EPS, {"eps": 1e-6}, optional=_WEIGHT),
-    "add_constant": Rule((1, 1), shapes.constant, _ACT, _NO_ACT, frozenset({"constant"})),
-    "mul_constant": Rule((1, 1), shapes.constant, _ACT, _NO_ACT, frozenset({"constant"})),
-    "rotary": Rule((1, 1), shapes.rotary, {"half": lambda n: kinds.is_count(n, 1)}, required=frozenset({"cos", "sin"})),
-    "softmax": Rule((1, 1), shapes.softmax, {"axis": kinds.is_axis}),
+    "rms_norm": Rule((1, 1), shapes.rms_norm, _compute_rms_norm, _EPS, {"eps": 1e-6}, optional=_WEIGHT),
+    "add_constant": Rule(
+        (1, 1), shapes.constant, partial(_compute_with_constant, torch.add), _ACT, _NO_ACT, frozenset({"constant"})
+    ),
+    "mul_constant": Rule(
+        (1, 1), shapes.constant, partial(_compute_with_constant, torch.mul), _ACT, _NO_ACT, frozenset({"constant"})
+    ),
+    "rotary": Rule(
+        (1, 1),
+        shapes.rotary,
+        _compute_rotary,
+        {"half": lambda n: kinds.is_count(n, 1)},
+        required=frozenset({"cos", "sin"}),
+    ),
+    "softmax": Rule(
+        (1, 1), shapes.softmax, lambda attrs, *_: partial(torch.softmax, dim=attrs["axis"]), {"axis": kinds.is_axis}
+    ),
     "attention": Rule(
         (3, 3),
         shapes.attention,
+        _compute_attention,
         {"scale": lambda scale: scale is None or kinds.is_number(scale), "causal": kinds.is_boolean},
         {"scale": None, "causal": False},
         optional=_BIAS,
@@ -205,13 +425,88 @@ NATIVE: Mapping[str, Rule] = {
     "window_attention": Rule(
         (3, 3),
         shapes.window_attention,
+        _compute_window_attention,
         {"scale": lambda scale: scale is None or kinds.is_number(scale)},
         {"scale": None},
         optional=_BIAS,
     ),
-    "scan": Rule((2, 3), shapes.scan, {"axis": kinds.is_axis}, {"axis": 1}, optional=frozenset({"start"})),
-    "pad": Rule((1, 1), shapes.pad, {"before": kinds.is_room, "after": kinds.is_room}),
-    "transpose": Rule((1, 1), shapes.transpose, {"axes": kinds.is_axes}),
-    "reshape": Rule((1, 1), shapes.reshape, {"shape": kinds.is_shape}),
-    "channel_shuffle": Rule((1, 1), shapes.shuffle, {"groups": lambda n: kinds.is_count(n, 1)}),
+    "scan": Rule(
+        (2, 3), shapes.scan, _compute_scan, {"axis": kinds.is_axis}, {"axis": 1}, optional=frozenset({"start"})
+    ),
+    "pad": Rule((1, 1), shapes.pad, _compute_pad, {"before": kinds.is_room, "after": kinds.is_room}),
+    "transpose": Rule(
+        (1, 1),
+        shapes.transpose,
+        lambda attrs, *_: partial(torch.permute, dims=tuple(attrs["axes"])),
+        {"axes": kinds.is_axes},
+    ),
+    "reshape": Rule((1, 1), shapes.reshape, _compute_reshape, {"shape": kinds.is_shape}),
+    "channel_shuffle": Rule(
+        (1, 1), shapes.shuffle, _compute_channel_shuffle, {"groups": lambda n: kinds.is_count(n, 1)}
+    ),
 }
+
+
+# -- the parts of a graph: values, and nodes with one output each ------------------------------------------------------
+
+
+Json: TypeAlias = Any
+"""None, bool, int, float, str, or a list or string-keyed dict of these."""
+
+MOST_NODES = 1 << 20
+MOST_DIMENSIONS = 16
+LONGEST_NAME = 512
+LARGEST_SIZE = 1 << 40
+"""Most elements of a tensor, or of one example of a value: a bound for untrusted files."""
+
+FLOATS = frozenset({"float64", "float32", "float16", "bfloat16"})
+DTYPES = FLOATS | {"int64", "int32", "int16", "int8", "uint8", "bool"}
+_FLOAT8 = {"float8_e4m3fn", "float8_e4m3fnuz", "float8_e5m2", "float8_e5m2fnuz", "float8_e8m0fnu"}
+UNFILED = frozenset(_FLOAT8 | {"complex32", "complex64", "complex128", "uint16", "uint32", "uint64"})
+"""Further dtypes of torch nodes in a graph captured in this process; files do not store them."""
+OTHERS = frozenset({"number", "list"})
+"""Results of torch nodes other than tensors: single numbers such as sizes; tuples and lists."""
+
+
+@dataclass(frozen=True)
+class Value:
+    """The result of a node, or an input of the graph."""
+
+    name: str
+    shape: Shape | None
+    """Sizes; None at axis 0 is the batch. The whole shape is None if it depends on the batch otherwise, such as N*T;
+    only torch nodes use such values."""
+    dtype: str = "float32"
+    """Name of a torch dtype without ``torch.``, or "number" or "list"."""
+
+    def numel(self, batch: int) -> int:
+        """Return the number of elements at a batch size; 0 if the shape is unknown."""
+        return 0 if self.shape is None else prod(batch if size is None else int(size) for size in self.shape)
+
+
+@dataclass(frozen=True)
+class Node:
+    """One operation. `ir.native` lists the native ones with their attributes and weights."""
+
+    op: str
+    inputs: tuple[str, ...]
+    output: str
+    attrs: dict[str, Json] = field(default_factory=dict)
+    weights: dict[str, str] = field(default_factory=dict)
+    """Role ("weight", "bias", "scale", "shift") -> name in `Graph.tensors`; for a torch node name -> the same name."""
+
+    @property
+    def native(self) -> bool:
+        """Whether the operation is native."""
+        return self.op in NATIVE
+
+
+def node(
+    op: str, inputs: tuple[str, ...], output: str, weights: Mapping[str, str] | None = None, **attrs: Json
+) -> Node:
+    """Return a native node with defaults for attributes not given; raise GraphError for an unknown operation."""
+    if op not in NATIVE:
+        raise GraphError(f"there is no native operation {op!r}")
+    whole = {**NATIVE[op].defaults, **attrs}
+    lists = {name: list(value) if isinstance(value, tuple) else value for name, value in whole.items()}
+    return Node(op, tuple(inputs), output, lists, dict(weights or {}))

@@ -7,6 +7,10 @@ from collections.abc import Callable, Mapping, Sequence
 from math import prod
 from typing import Any, TypeAlias
 
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
 from ticketry_engine.errors import GraphError
 
 Size: TypeAlias = "int | None"
@@ -25,7 +29,7 @@ def images(shape: Shape) -> tuple[Size, int, int, int]:
     return batch, int(channels or 0), int(height or 0), int(width or 0)
 
 
-def bias(weights: Mapping[str, Shape], size: Size, *roles: str) -> None:
+def check_bias(weights: Mapping[str, Shape], size: Size, *roles: str) -> None:
     for role in roles:
         if role in weights:
             need(weights[role] == (size,), f"its {role} has the shape {weights[role]}, not {(size,)}")
@@ -64,7 +68,7 @@ def conv2d(attrs: Attrs, inputs: Sequence[Shape], weights: Mapping[str, Shape]) 
     out, per_group, kh, kw = (int(size or 0) for size in weight)
     need(channels == per_group * groups, f"{channels} channels do not fit its weight {weight} in {groups} groups")
     need(out % groups == 0, f"{out} output channels are no multiple of {groups} groups")
-    bias(weights, out, "bias")
+    check_bias(weights, out, "bias")
     kernels = zip((height, width), (kh, kw), attrs["stride"], attrs["padding"], attrs["dilation"], strict=True)
     return residual(inputs, (batch, out, *(_places(*one) for one in kernels)))
 
@@ -73,7 +77,7 @@ def linear(attrs: Attrs, inputs: Sequence[Shape], weights: Mapping[str, Shape]) 
     weight = weights["weight"]
     _check_weight(weight, 2)
     need(len(inputs[0]) >= 2 and inputs[0][-1] == weight[1], f"{inputs[0]} does not fit its weight {weight}")
-    bias(weights, weight[0], "bias")
+    check_bias(weights, weight[0], "bias")
     return residual(inputs, (*inputs[0][:-1], weight[0]))
 
 
@@ -121,24 +125,24 @@ def slice(attrs: Attrs, inputs: Sequence[Shape], weights: Mapping[str, Shape]) -
     return (*inputs[0][:axis], stop - start, *inputs[0][axis + 1 :])
 
 
-def per_example(shape: Sequence[Size]) -> int:
+def elements_per_example(shape: Sequence[Size]) -> int:
     return prod(int(size or 0) for size in shape[1:])
 
 
 def flatten(attrs: Attrs, inputs: Sequence[Shape], weights: Mapping[str, Shape]) -> Shape:
     need(len(inputs[0]) >= 2, f"there is nothing to flatten in {inputs[0]}")
-    return (inputs[0][0], per_example(inputs[0]))
+    return (inputs[0][0], elements_per_example(inputs[0]))
 
 
 def affine(attrs: Attrs, inputs: Sequence[Shape], weights: Mapping[str, Shape]) -> Shape:
     need(len(inputs[0]) >= 2, f"{inputs[0]} has no channels")
-    bias(weights, inputs[0][1], "scale", "shift")
+    check_bias(weights, inputs[0][1], "scale", "shift")
     return inputs[0]
 
 
 def batch_norm(attrs: Attrs, inputs: Sequence[Shape], weights: Mapping[str, Shape]) -> Shape:
     need(len(inputs[0]) >= 2, f"{inputs[0]} has no channels")
-    bias(weights, inputs[0][1], "weight", "bias")
+    check_bias(weights, inputs[0][1], "weight", "bias")
     return residual(inputs, inputs[0])
 
 
@@ -159,14 +163,14 @@ def rotary(attrs: Attrs, inputs: Sequence[Shape], weights: Mapping[str, Shape]) 
 
 def rms_norm(attrs: Attrs, inputs: Sequence[Shape], weights: Mapping[str, Shape]) -> Shape:
     need(len(inputs[0]) >= 2 and bool(inputs[0][-1]), f"{inputs[0]} has no last axis to normalise")
-    bias(weights, inputs[0][-1], "weight")
+    check_bias(weights, inputs[0][-1], "weight")
     return inputs[0]
 
 
 def layer_norm(attrs: Attrs, inputs: Sequence[Shape], weights: Mapping[str, Shape]) -> Shape:
     need(len(inputs[0]) >= 2 and bool(inputs[0][-1]), f"{inputs[0]} has no last axis to normalise")
     need(len(weights) != 1, "it takes both a weight and a bias, or neither")
-    bias(weights, inputs[0][-1], "weight", "bias")
+    check_bias(weights, inputs[0][-1], "weight", "bias")
     return inputs[0]
 
 
@@ -230,7 +234,7 @@ def transpose(attrs: Attrs, inputs: Sequence[Shape], weights: Mapping[str, Shape
 
 def reshape(attrs: Attrs, inputs: Sequence[Shape], weights: Mapping[str, Shape]) -> Shape:
     shape = tuple(attrs["shape"])
-    fits = shape[0] == inputs[0][0] and per_example(shape) == per_example(inputs[0])
+    fits = shape[0] == inputs[0][0] and elements_per_example(shape) == elements_per_example(inputs[0])
     need(fits, f"{inputs[0]} cannot become {shape}")
     return shape
 
@@ -243,8 +247,21 @@ def shuffle(attrs: Attrs, inputs: Sequence[Shape], weights: Mapping[str, Shape])
 # -- Checks for attribute values of native operations ------------------------------------------------------------------
 
 
-ACTS = ("relu", "relu6", "silu", "gelu", "gelu_tanh", "hardswish", "hardsigmoid", "sigmoid", "tanh")
-"""Names of activations; an attribute ``act`` is one of these, None, or {"leaky_relu": slope}."""
+ACTS: Mapping[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]] = {
+    "relu": (torch.relu, torch.relu_),
+    "relu6": (F.relu6, lambda x: F.relu6(x, inplace=True)),
+    "silu": (F.silu, lambda x: F.silu(x, inplace=True)),
+    "gelu": (F.gelu, F.gelu),
+    "gelu_tanh": (lambda x: F.gelu(x, approximate="tanh"),) * 2,
+    "hardswish": (F.hardswish, lambda x: F.hardswish(x, inplace=True)),
+    "hardsigmoid": (F.hardsigmoid, lambda x: F.hardsigmoid(x, inplace=True)),
+    "sigmoid": (torch.sigmoid, torch.sigmoid_),
+    "tanh": (torch.tanh, torch.tanh_),
+}
+"""Activation -> its function, and the same in place on a tensor without other references.
+
+An attribute ``act`` is one of these names, None, or {"leaky_relu": slope}. An ATen operation of the same name with the
+tensor as its only argument is captured as this activation."""
 
 _LARGEST_ATTR = 1 << 16
 """Most of a stride, padding, dilation or kernel size: a bound for untrusted files."""

@@ -1,9 +1,9 @@
-"""Checks the shapes that a graph's torch nodes claim, without data.
+"""Checks the output shapes that a file's torch nodes claim, without computing data.
 
-The shapes of native nodes follow from their inputs (`ir.native`). Those of torch nodes are claims, and a file may claim
-anything: a node said to make ten numbers could make 2^40. The nodes of a graph from a file are therefore run once on
-the meta device. Since every tensor there takes some memory, the number of tensors that a node creates is bounded
-before.
+The shapes of native nodes follow from their inputs (`ir.native`). Those of torch nodes are claims, and a file may
+claim anything: a node said to make ten numbers could make 2^40. The nodes of a graph from a file are therefore run
+once on the meta device. Since every tensor there takes some memory, the number of tensors that a node creates is
+bounded before.
 """
 
 from __future__ import annotations
@@ -19,69 +19,68 @@ from torch import Tensor
 from ticketry_engine.errors import GraphError
 from ticketry_engine.ir.aten import exchanged, find, prepare
 from ticketry_engine.ir.graph import Graph
-from ticketry_engine.ir.native import dtype_name
-from ticketry_engine.ir.nodes import OTHERS, Node, Value
+from ticketry_engine.ir.native import OTHERS, Node, Value, dtype_name
 from ticketry_engine.support.files import one_line
 from ticketry_engine.support.modules import normal_name
 
 BATCH = 2
 _LARGEST = 1 << 36
-"""Elements of what a node makes of two examples; and at most …"""
+"""Maximum elements of a node's output for two examples."""
 _SMALL, _FOR_EACH = 1 << 30, 1 << 10
 """… so many, or so many for each element of the weights and of two examples, if that is more: a mask of 32,768 tokens,
 or a thousand channels at the resolution of an image with one."""
 _ONE_BY_ONE = 1 << 17
-"""Tensors in lists, and steps, of all nodes together, and two more for each node: who reads the parts has nodes."""
+"""Maximum number of tensors in lists, and of steps, over all nodes, plus two for each node."""
 
 
-def probe(graph: Graph) -> Graph:
-    """Return the graph itself if its torch nodes make what they claim, as far as that can be known without data.
+def check_claims(graph: Graph) -> Graph:
+    """Return the graph itself if its torch nodes compute what they claim, as far as this can be checked without data.
 
     Raises:
-        GraphError: if a node does not take its arguments, or makes something else than it says, or too much.
+        GraphError: if a node does not accept its arguments, or its output is too large or differs from the claim.
     """
     weights = {name: tensor.to("meta") for name, tensor in graph.tensors.items()}
-    made: dict[str, Any] = {name: _placeholder(graph.values[name]) for name in graph.inputs}
+    made: dict[str, Any] = {name: _meta_input(graph.values[name]) for name in graph.inputs}
     given = sum(tensor.numel() for tensor in [*weights.values(), *made.values()])
     most, left = min(_LARGEST, max(_SMALL, _FOR_EACH * given)), _ONE_BY_ONE + 2 * len(graph.nodes)
     with torch.no_grad():
         for one in graph.nodes:
             value = graph.values[one.output]
             if one.native:
-                made[one.output] = _placeholder(value)
+                made[one.output] = _meta_input(value)
                 _check_size(one, made[one.output], most)
                 continue
             known = all(name in made for name in one.inputs)
-            left -= _one_by_one(one, weights, made) if known else 0
+            left -= _count_parts(one, weights, made) if known else 0
             if left < 0:
                 raise GraphError(f"{one.op} -> {one.output}: it makes too many tensors, or takes too many steps")
-            found = _run(one, weights, made) if known else None
+            found = _run_on_meta(one, weights, made) if known else None
             if found is None:  # it depends on data, or on what does
                 if value.shape is not None:
-                    made[one.output] = _placeholder(value)
+                    made[one.output] = _meta_input(value)
                 continue
             for part in found if isinstance(found, (tuple, list)) else [found]:
                 _check_size(one, part, most)
-            _compare(one, value, found)
+            _check_claim(one, value, found)
             made[one.output] = found
     return graph
 
 
-def _placeholder(value: Value) -> Tensor:
+def _meta_input(value: Value) -> Tensor:
     sizes = [BATCH if size is None else size for size in value.shape or ()]
     return torch.empty(sizes, dtype=getattr(torch, value.dtype), device="meta")
 
 
 _RECURRENCES = ("gru", "lstm", "rnn_relu", "rnn_tanh")
 _BY_AXIS = ("split", "unbind", "unsafe_split")
-"""Operations that make a tensor of each so many entries of an axis."""
+"""Operations that return a list with a tensor for each so many entries of an axis."""
 _BY_COUNT = ("chunk", "diff", "dsplit", "hsplit", "split_with_sizes", "tensor_split", "unsafe_chunk", "vsplit")
 _COUNTS = ("chunks", "indices", "n", "sections", "split_size", "split_sizes")
-"""Arguments of such operations that say how many, or where: a number or a list."""
+"""Arguments that give the number or positions of the parts."""
 
 
-def _one_by_one(one: Node, weights: Mapping[str, Tensor], made: Mapping[str, Any]) -> int:
-    """How many tensors a node makes one by one, or how many steps it takes, at most; 0 where that is fixed."""
+def _count_parts(one: Node, weights: Mapping[str, Tensor], made: Mapping[str, Any]) -> int:
+    """Return the maximum number of tensors in the node's list, or of its steps; 0 if that number is fixed."""
     family = one.op.split(".")[1]
     if family not in (*_RECURRENCES, *_BY_AXIS, *_BY_COUNT) or one.op.startswith("operator."):
         return 0
@@ -106,10 +105,10 @@ def _one_by_one(one: Node, weights: Mapping[str, Tensor], made: Mapping[str, Any
     return -(-x.shape[axis] // max(1, count)) if -x.dim() <= axis < x.dim() else 0
 
 
-def _run(one: Node, weights: dict[str, Tensor], made: dict[str, Any]) -> Any:
+def _run_on_meta(one: Node, weights: dict[str, Tensor], made: dict[str, Any]) -> Any:
     """Return the node's output without data; None if it cannot be determined."""
     try:
-        return prepare(_on_device(one), weights, "meta")(*(made[name] for name in one.inputs))
+        return prepare(_with_device(one), weights, "meta")(*(made[name] for name in one.inputs))
     except NotImplementedError:
         return None
     except GraphError:
@@ -121,8 +120,8 @@ def _run(one: Node, weights: dict[str, Tensor], made: dict[str, Any]) -> Any:
         raise GraphError(f"{one.op} -> {one.output}: torch does not take its arguments: {reason}") from None
 
 
-def _on_device(one: Node) -> Node:
-    """The node with its device said, where it makes a tensor of nothing."""
+def _with_device(one: Node) -> Node:
+    """Return the node with an explicit device if it creates a tensor without inputs."""
     if one.op.startswith("operator."):
         return one
     names = [known.name for known in find(one.op)._schema.arguments]
@@ -140,7 +139,7 @@ def _check_size(one: Node, made: Any, most: int) -> None:
         )
 
 
-def _compare(one: Node, value: Value, found: Any) -> None:
+def _check_claim(one: Node, value: Value, found: Any) -> None:
     where = f"{one.op} -> {one.output}"
     if not isinstance(found, Tensor):
         kind = "list" if isinstance(found, (tuple, list)) else "number"

@@ -1,9 +1,8 @@
-"""Storage of a region's values in a thread's working memory, in the channels-last ("pixels") or planar ("planes")
-layout.
+"""Assigns each value of a region a place in a thread's working memory, in the channels-last or the planar layout.
 
-Channels-last: concatenated values are parts of one wider value, and a residual stream has one order of channels: that
-of its most expensive producer with grouped rows. Planar: values of one geometry share memory, so that their halos stay
-zero; values of another geometry have other memory.
+Channels-last: concatenated values are parts of one wider value, and a residual stream has one order of channels:
+that of its most expensive producer with grouped rows. Planar: values of one geometry share memory, so that their
+halos stay zero; values of another geometry have other memory.
 """
 
 from __future__ import annotations
@@ -24,8 +23,8 @@ from ticketry_engine.plan.value_axes import UnsupportedError, ValueForm
 from ticketry_engine.support.row_groups import row_groups
 
 _WORTH_APART = 2
-"""Minimum ratio of an input's memory in channels-last to that with separate channels for which channels are
-separate."""
+"""Minimum ratio of an input's memory in channels-last to that with separate channels, from which channels are separate.
+"""
 
 Order = np.ndarray[Any, np.dtype[np.int64]]
 
@@ -51,20 +50,22 @@ class PixelsArena:
         """`item`: bytes of a value."""
         self._item = item
         self._storages = sketch.storages
-        self._wides = _side_by_side(sketch, lanes)
+        self._wides = _wide_values(sketch, lanes)
         self._in = {
             member: (wide, first)
             for wide in self._wides
             for member, first in zip(wide.members, wide.firsts, strict=True)
         }
-        self._apart = _read_apart(sketch) if item == FLOAT else set()
-        self._orders = _orders(sketch) if item == FLOAT else paired(sketch, _orders(sketch), lanes)
-        self.bytes = self._place(images)
+        self._apart = _inputs_with_separate_channels(sketch) if item == FLOAT else set()
+        self._channel_orders = (
+            _channel_orders(sketch) if item == FLOAT else pair_channels(sketch, _channel_orders(sketch), lanes)
+        )
+        self.bytes = self._assign_offsets(images)
 
     def value(self, form: ValueForm) -> channels_last.ChannelsLastValue:
         """Return the storage of a value, or of the channels computed at a time; raise UnsupportedError if there is
         none."""
-        runs = _runs(form, self._storages)
+        runs = _channel_runs(form, self._storages)
         wide, first = self._in[runs[0][0]]
         if runs[0][2] > self._storages.all[runs[0][0]].channels:  # see `chunks`
             return channels_last.ChannelsLastValue(wide.geometry, wide.offset)
@@ -80,10 +81,10 @@ class PixelsArena:
     def order(self, form: ValueForm) -> Order | None:
         """Return the value's channels in the order in which they are stored; None if they are not reordered."""
         number = int(form.flat[0, 0])
-        return self._orders.get(self._storages.orders.find(number))
+        return self._channel_orders.get(self._storages.orders.find(number))
 
     def check(self, task: RegionTask) -> None:
-        """Raise UnsupportedError if the inputs cannot be stored in this layout, or if it has no kernel for an
+        """Raise `UnsupportedError` if the inputs cannot be stored in this layout, or if it has no kernel for an
         attention."""
         values = [self.value(form) for form in task.inputs]
         if task.kind not in ("attention", "window_attention"):
@@ -96,20 +97,20 @@ class PixelsArena:
         if halos or keys > MOST_KEYS or k.channels != v.channels or len({shape[1] for shape in shapes}) != 1:
             raise UnsupportedError("an attention that pixels have no kernel for")
 
-    def _place(self, images: int) -> int:
+    def _assign_offsets(self, images: int) -> int:
         """Assign an offset to each value, and return the bytes of the memory."""
         memory: LayoutSlots[channels_last.ChannelsLastGeometry] = LayoutSlots()
         slots: dict[int, int] = {}
         order = sorted(self._wides, key=lambda wide: min(self._storages.all[one].born for one in wide.members))
         first = self._storages.places(once=True)
-        under = [self._under(wide, first) for wide in order]
+        under = [self._memory_owner(wide, first) for wide in order]
         dies: dict[int, int] = {}
         for wide, place in zip(order, under, strict=True):
             ends = max(self._storages.all[one].dies for one in wide.members)
             dies[id(place)] = max(dies.get(id(place), 0), ends)
         for wide, place in zip(order, under, strict=True):
             members = [self._storages.all[one] for one in wide.members]
-            wide.geometry = self._geometry(wide)
+            wide.geometry = self._wide_geometry(wide)
             if place is wide:
                 slots[id(wide)] = memory.add(wide.geometry, 1, min(one.born for one in members), dies[id(wide)])
             else:
@@ -119,7 +120,7 @@ class PixelsArena:
             wide.offset = starts[wide.geometry] + slots[id(wide)] * wide.geometry.bytes(images)
         return size
 
-    def _geometry(self, wide: _Wide) -> channels_last.ChannelsLastGeometry:
+    def _wide_geometry(self, wide: _Wide) -> channels_last.ChannelsLastGeometry:
         height, width = self._storages.all[wide.members[0]].pixels
         halo = max(self._storages.halo(one) for one in wide.members)
         found = channels_last.ChannelsLastGeometry.build(height, width, wide.channels, halo, self._item)
@@ -128,7 +129,7 @@ class PixelsArena:
         flat = channels_last.ChannelsLastGeometry.build_channel_planes(height, width, wide.channels, halo)
         return flat if _WORTH_APART * flat.image <= found.image else found
 
-    def _under(self, wide: _Wide, first: Sequence[int]) -> _Wide:
+    def _memory_owner(self, wide: _Wide, first: Sequence[int]) -> _Wide:
         """Return the value whose memory one reuses: itself, unless both are single storages. `first`: see
         `Storages.places`."""
         if len(wide.members) > 1:
@@ -138,10 +139,10 @@ class PixelsArena:
 
 
 Run = tuple[int, int, int]
-"""A storage, and its channels from … to."""
+"""(storage, first channel, end channel)."""
 
 
-def _runs(form: ValueForm, storages: Storages) -> list[Run]:
+def _channel_runs(form: ValueForm, storages: Storages) -> list[Run]:
     """Return the value's channels as the shortest list of runs."""
     flat = form.flat
     if not len(flat):
@@ -150,15 +151,15 @@ def _runs(form: ValueForm, storages: Storages) -> list[Run]:
     return [(int(part[0, 0]), int(part[0, 1]), int(part[-1, 1]) + 1) for part in np.split(flat, breaks)]
 
 
-def _side_by_side(sketch: Sketch, lanes: int) -> list[_Wide]:
+def _wide_values(sketch: Sketch, lanes: int) -> list[_Wide]:
     """Return which storages form one wider value, because a task reads them as one."""
     storages = sketch.storages
     sequences: dict[int, list[int]] = {}
     for task in sketch.tasks:
         for form in task.inputs:
-            runs = _runs(form, storages)
+            runs = _channel_runs(form, storages)
             if len(runs) > 1:
-                _join(sequences, storages, runs, lanes)
+                _append_runs(sequences, storages, runs, lanes)
     wides, seen = [], set()
     for number in range(len(storages.all)):
         members = sequences.get(number, [number])
@@ -170,7 +171,7 @@ def _side_by_side(sketch: Sketch, lanes: int) -> list[_Wide]:
     return wides
 
 
-def _join(sequences: dict[int, list[int]], storages: Storages, runs: Sequence[Run], lanes: int) -> None:
+def _append_runs(sequences: dict[int, list[int]], storages: Storages, runs: Sequence[Run], lanes: int) -> None:
     """Append the storages of a value's runs to an existing sequence of adjacent storages."""
     whole = [storage for storage, low, high in runs if (low, high) == (0, storages.all[storage].channels)]
     if len(whole) != len(runs) or len(set(whole)) != len(whole):
@@ -186,7 +187,7 @@ def _join(sequences: dict[int, list[int]], storages: Storages, runs: Sequence[Ru
         sequences[one] = longer
 
 
-def _read_apart(sketch: Sketch) -> set[int]:
+def _inputs_with_separate_channels(sketch: Sketch) -> set[int]:
     """Return inputs that only convolutions of all channels read: their channels may be stored separately."""
     found = {int(task.output.flat[0, 0]) for task in sketch.tasks if task.kind == "load"}
     for task in sketch.tasks:
@@ -198,7 +199,7 @@ def _read_apart(sketch: Sketch) -> set[int]:
     return found
 
 
-def _orders(sketch: Sketch) -> dict[int, Order]:
+def _channel_orders(sketch: Sketch) -> dict[int, Order]:
     """Return root of a stream -> order of its channels, for streams whose channels are reordered."""
     storages = sketch.storages
     pinned = {storages.orders.find(one) for one in storages.pinned}
@@ -230,7 +231,7 @@ class PlanesArena:
     layout: ModuleType = planar
 
     def __init__(self, storages: Storages, images: int, lanes: int, halos: bool = True) -> None:
-        self.geometries = _geometries(storages, images, lanes, halos)
+        self.geometries = _plane_geometries(storages, images, lanes, halos)
         self._channels = np.array([one.channels for one in storages.all], dtype=np.int64)
         memory: LayoutSlots[planar.Geometry] = LayoutSlots()
         under = storages.places()
@@ -260,10 +261,11 @@ class PlanesArena:
         """Do nothing: the planar layout has a kernel for every operation of a region."""
 
 
-def _geometries(storages: Storages, images: int, lanes: int, wanted: bool) -> list[planar.Geometry]:
-    """The geometry of each storage: the neediest reader's halo, and rows as far apart as its relatives' are.
+def _plane_geometries(storages: Storages, images: int, lanes: int, wanted: bool) -> list[planar.Geometry]:
+    """Return the geometry of each storage: the largest halo that a reader needs, and equal row distances where
+    required.
 
-    Rows that do not fill a vector have no halo: convolutions unfold them, and then a halo would leave lanes empty.
+    Rows that do not fill a vector have no halo: convolutions unfold them, and a halo would leave lanes empty.
     """
     few = images < lanes
     none = [storage.pixels[1] * images < lanes or (few and not wanted) for storage in storages.all]
@@ -292,11 +294,11 @@ def _geometries(storages: Storages, images: int, lanes: int, wanted: bool) -> li
 Array = np.ndarray[Any, Any]
 
 _MOST = 256
-"""Channels that are paired among themselves: a longer run is cut."""
+"""Maximum channels that are paired with each other; longer runs are divided."""
 
 
-def paired(sketch: Sketch, orders: Mapping[int, Array], lanes: int) -> dict[int, Array]:
-    """Return root of a stream -> its order of channels, with the channels of each run of rows in pairs."""
+def pair_channels(sketch: Sketch, orders: Mapping[int, Array], lanes: int) -> dict[int, Array]:
+    """Return the orders of channels, with channels of each run of rows paired, by root of the values that share one."""
     storages = sketch.storages
     pinned = {storages.orders.find(one) for one in storages.pinned}
     readers: dict[int, list[Array]] = {}
@@ -304,8 +306,10 @@ def paired(sketch: Sketch, orders: Mapping[int, Array], lanes: int) -> dict[int,
     for task, node in sketch.products():
         if node.attrs.get("groups", 1) == 1:
             read = storages.orders.find(int(task.inputs[0].flat[0, 0]))
-            readers.setdefault(read, []).append(_support(sketch, task, lanes))
-            writers.setdefault(storages.orders.find(int(task.output.flat[0, 0])), []).append(_labels(sketch, task))
+            readers.setdefault(read, []).append(_weighted_support(sketch, task, lanes))
+            writers.setdefault(storages.orders.find(int(task.output.flat[0, 0])), []).append(
+                _row_groups_of(sketch, task)
+            )
     found = dict(orders)
     for root, supports in readers.items():
         if root in pinned:
@@ -313,11 +317,11 @@ def paired(sketch: Sketch, orders: Mapping[int, Array], lanes: int) -> dict[int,
         kept = np.concatenate(supports, axis=1)
         order = orders.get(root, np.arange(len(kept)))
         labels = [each[order] for each in writers.get(root, [])]
-        found[root] = order[_paired_runs(kept[order], labels)]
+        found[root] = order[_pair_within_groups(kept[order], labels)]
     return found
 
 
-def _support(sketch: Sketch, task: RegionTask, lanes: int) -> Array:
+def _weighted_support(sketch: Sketch, task: RegionTask, lanes: int) -> Array:
     """Return the retained channels of a layer, float32 [channels, groups * taps], weighted by the root of the work."""
     weight = sketch.weight(task.node)
     groups = [group for group in row_groups(weight) if group.width]
@@ -330,7 +334,7 @@ def _support(sketch: Sketch, task: RegionTask, lanes: int) -> Array:
     return np.ascontiguousarray(scaled.swapaxes(0, 1).reshape(channels, -1), np.float32)
 
 
-def _labels(sketch: Sketch, task: RegionTask) -> Array:
+def _row_groups_of(sketch: Sketch, task: RegionTask) -> Array:
     """Return the group of each row of a layer."""
     weight = sketch.weight(task.node)
     labels = np.zeros(weight.shape[0], np.int64)
@@ -339,8 +343,8 @@ def _labels(sketch: Sketch, task: RegionTask) -> Array:
     return labels
 
 
-def _paired_runs(kept: Array, labels: list[Array]) -> Array:
-    """Return an order of the rows of `kept` that stays within runs of equal labels."""
+def _pair_within_groups(kept: Array, labels: list[Array]) -> Array:
+    """Return an order of the rows of `kept` in which rows with equal labels stay consecutive."""
     count = len(kept)
     new = np.zeros(count, bool)
     for each in labels:
@@ -351,15 +355,16 @@ def _paired_runs(kept: Array, labels: list[Array]) -> Array:
         even = run[run[0] % 2 :] if len(run) else run
         for some in np.split(even, range(_MOST, len(even), _MOST)):
             if len(some) > 2:
-                order[some] = some[pairs_of(kept[some] @ kept[some].T)]
+                order[some] = some[order_by_best_pairs(kept[some] @ kept[some].T)]
     return order
 
 
-def pairs_of(together: Array) -> Array:
-    """An order of things in which neighbours 2c and 2c + 1 have much in common: those with the most first.
+def order_by_best_pairs(together: Array) -> Array:
+    """Return an order of elements that puts pairs with the most in common next to each other, at positions 2c and 2c +
+    1.
 
     Args:
-        together: [n, n], symmetric: what two things have in common.
+        together: [n, n], symmetric: how much two elements have in common.
     """
     count = len(together)
     rows, columns = np.triu_indices(count, 1)
@@ -372,11 +377,11 @@ def pairs_of(together: Array) -> Array:
             pairs.append((one, other))
             if len(pairs) == count // 2:
                 break
-    _exchanged(together, pairs)
+    _exchange_partners(together, pairs)
     return np.array([*(one for pair in sorted(pairs) for one in pair), *np.flatnonzero(free)], dtype=np.int64)
 
 
-def _exchanged(together: Array, pairs: list[tuple[int, int]]) -> None:
+def _exchange_partners(together: Array, pairs: list[tuple[int, int]]) -> None:
     """Exchange partners between pairs while that increases the total."""
     better = True
     while better:

@@ -1,4 +1,4 @@
-"""Emits a sketched region as operations of one layout: each task becomes calls of the layout's kernel functions."""
+"""Emit a region as operations of one layout: each task becomes calls of the layout's kernel functions."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ticketry_engine.plan.value_axes import ValueForm
 from ticketry_engine.support.row_groups import row_groups
 
 Arena = PixelsArena | PlanesArena
-"""A layout's memory, and in `layout` its operations: those of `cpu.planes` and of `cpu.pixels` have the same names."""
+"""A layout's memory; `layout` has its kernel functions, which have the same names in both layouts."""
 
 
 class Emission:
@@ -51,7 +51,7 @@ class Emission:
     ) -> None:
         self.sketch, self.arena, self.layout = sketch, arena, arena.layout
         self.inputs, self.last = inputs, last
-        self.spec = BlockSpec(target, images, self._reserve)
+        self.spec = BlockSpec(target, images, self._scratch_offset)
         self.ops: list[Op] = []
         self.tasks: list[RegionTask] = []
         """Which task each operation is of; of some channels alone, where they go through one after the other."""
@@ -59,10 +59,10 @@ class Emission:
         for number, task in enumerate(sketch.tasks):
             arena.check(task)
             if number in found:
-                for each, ops in _some_at_a_time(self, task, sketch.tasks[number + 1], found[number].parts):
+                for each, ops in _emit_in_chunks(self, task, sketch.tasks[number + 1], found[number].parts):
                     self._add(each, ops)
             elif number - 1 not in found:
-                self._add(task, _operations(self, task, [arena.value(form) for form in task.inputs]))
+                self._add(task, _emit_operations(self, task, [arena.value(form) for form in task.inputs]))
 
     def _add(self, task: RegionTask, ops: list[Op]) -> None:
         self.ops += [replace(op, label=task.label) for op in ops]
@@ -70,10 +70,10 @@ class Emission:
 
     @property
     def bytes(self) -> int:
-        """Working memory of a thread."""
+        """Bytes of a thread's working memory."""
         return self.arena.bytes + 64 + self.scratch
 
-    def _reserve(self, size: int) -> int:
+    def _scratch_offset(self, size: int) -> int:
         """Memory behind all values, which every operation may use for itself."""
         self.scratch = max(self.scratch, size)
         return -(-self.arena.bytes // 64) * 64
@@ -82,27 +82,26 @@ class Emission:
         return self.arena.value(task.output)
 
     def ordered(self, task: RegionTask, *roles: str) -> list[Array | None]:
-        """Return weights with one entry per channel of the output, in the order of storage; None for missing ones."""
-        return [_ordered(self.sketch, task, role, self.arena) for role in roles]
+        """Return weights with one entry per output channel, in the order in which channels are stored; None for missing
+        weights."""
+        return [_weight_in_storage_order(self.sketch, task, role, self.arena) for role in roles]
 
 
 Strides = tuple[int, int, int, int]
 
 
 def strides(form: ValueForm, last: bool = False) -> Strides:
-    """Element strides (image, channel, row, column) of a tensor that holds a value, as `memory` has it.
-
-    It is contiguous, or its channels come last in memory.
-    """
+    """Return the element strides (image, channel, row, column) of a tensor that stores a value, contiguous or channels-
+    last."""
     channels, (height, width) = form.channels, form.pixels
     if form.labels == "pc" or last:
         return (channels * height * width, 1, width * channels, channels)
     return (channels * height * width, height * width, width, 1)
 
 
-def memory(form: ValueForm) -> tuple[tuple[int, ...], tuple[int, ...] | None]:
-    """The contiguous tensor that a value is stored to: its shape without the batch, and the order of its axes that is
-    the value's (the batch's axis 0 included); None if that is its own."""
+def tensor_layout(form: ValueForm) -> tuple[tuple[int, ...], tuple[int, ...] | None]:
+    """Return the shape, without the batch, of the contiguous tensor that stores a value, and the permutation of its
+    axes that gives the value's own axes; None if they are equal."""
     sizes = form.axes
     if form.labels in ("pc", "f"):
         return sizes, None
@@ -113,7 +112,7 @@ def memory(form: ValueForm) -> tuple[tuple[int, ...], tuple[int, ...] | None]:
     return tuple(sizes[axis] for axis in order), (0, *(order.index(axis) + 1 for axis in range(len(sizes))))
 
 
-def _ordered(sketch: Sketch, task: RegionTask, role: str, arena: Arena) -> Array | None:
+def _weight_in_storage_order(sketch: Sketch, task: RegionTask, role: str, arena: Arena) -> Array | None:
     if role not in task.node.weights:
         return None
     weight: Array = sketch.weight(task.node, role).detach().cpu().float().numpy()
@@ -127,7 +126,7 @@ def convolution(sketch: Sketch, task: RegionTask, arena: Arena) -> Convolution:
     A linear layer is a convolution over a single pixel, or over the whole plane after a flattening.
     """
     node, x = task.node, task.inputs[0]
-    weight = _ordered(sketch, task, "weight", arena)
+    weight = _weight_in_storage_order(sketch, task, "weight", arena)
     assert weight is not None
     slides = {}
     if node.op == "conv2d":
@@ -136,12 +135,12 @@ def convolution(sketch: Sketch, task: RegionTask, arena: Arena) -> Convolution:
         weight = weight.reshape(weight.shape[0], -1, *(x.pixels if x.labels == "f" else (1, 1)))
     columns, groups = arena.order(x), node.attrs.get("groups", 1)
     weight = weight if columns is None or groups > 1 else weight[:, columns]
-    bias = _ordered(sketch, task, "bias", arena)
+    bias = _weight_in_storage_order(sketch, task, "bias", arena)
     return Convolution(weight, bias, **slides, groups=groups, act=node.attrs["act"])
 
 
-def _constant_planes(sketch: Sketch, task: RegionTask, role: str) -> Array:
-    """A constant as [channels, height, width] of the task's output, in the own order of its channels."""
+def _constant_by_position(sketch: Sketch, task: RegionTask, role: str) -> Array:
+    """Return a constant as [channels, height, width] of the task's output, with channels in their original order."""
     form = task.output
     spread = sketch.weight(task.node, role).detach().cpu().float().expand(form.axes)
     order = [axis for kind in "cp" for axis, label in enumerate(form.labels) if label == kind]
@@ -149,7 +148,7 @@ def _constant_planes(sketch: Sketch, task: RegionTask, role: str) -> Array:
     return found
 
 
-def _sources(emission: Emission, task: RegionTask) -> tuple[Array, Array]:
+def _element_sources(emission: Emission, task: RegionTask) -> tuple[Array, Array]:
     """Return for each element of the output its input (-1: the element is 0) and its index there, in storage order."""
     assert task.where is not None
     order = emission.arena.order(task.output)
@@ -168,7 +167,7 @@ def _sources(emission: Emission, task: RegionTask) -> tuple[Array, Array]:
     return of, element
 
 
-def _by_channel(emission: Emission, task: RegionTask, role: str) -> Array:
+def _constant_by_channel(emission: Emission, task: RegionTask, role: str) -> Array:
     """Return a constant that is the same at all positions: float32 per channel, in storage order."""
     form = task.output
     constant = emission.sketch.weight(task.node, role).detach().cpu().float()
@@ -178,14 +177,14 @@ def _by_channel(emission: Emission, task: RegionTask, role: str) -> Array:
     return flat if order is None else flat[order]
 
 
-def _head_by_head(emission: Emission, task: RegionTask, x: Any, y: Any) -> Any:
-    """An operation on the last axis, for each run of its channels."""
+def _emit_head_by_head(emission: Emission, task: RegionTask, x: Any, y: Any) -> Any:
+    """Return the operations of a task on the last axis, one for each head."""
     layout, kind, attrs = emission.layout, task.kind, task.node.attrs
     size = task.output.planes.shape[-2]
     alone = size == task.output.channels
     weights = ["weight", "bias"] if kind == "layer_norm" else ["weight"] if kind == "rms_norm" else []
     found: list[Array | None] = (
-        emission.ordered(task, *weights) if alone else [_plain(emission, task, role) for role in weights]
+        emission.ordered(task, *weights) if alone else [_head_weight(emission, task, role) for role in weights]
     )
     settings = [attrs["eps"]] if weights else []
     operation = getattr(layout, kind)
@@ -195,18 +194,18 @@ def _head_by_head(emission: Emission, task: RegionTask, x: Any, y: Any) -> Any:
     return [op for at in firsts for op in operation(x.part(at, size), y.part(at, size), *found, *settings)]
 
 
-def _plain(emission: Emission, task: RegionTask, role: str) -> Array | None:
-    """A weight of one head's channels, in their own order."""
+def _head_weight(emission: Emission, task: RegionTask, role: str) -> Array | None:
+    """Return a weight of one head's channels in their original order."""
     if role not in task.node.weights:
         return None
     found: Array = emission.sketch.weight(task.node, role).detach().cpu().float().numpy()
     return found
 
 
-def _some_at_a_time(
+def _emit_in_chunks(
     emission: Emission, task: RegionTask, then: RegionTask, parts: list[Array]
 ) -> Iterator[tuple[RegionTask, list[Op]]]:
-    """Both tasks, for some channels of the value between them after others. Its memory is that of the first."""
+    """Yield the operations of two tasks alternately, for some channels of the value between them at a time."""
     layout, arena, spec = emission.layout, emission.arena, emission.spec
     x, between, y = (cast("Any", arena.value(form)) for form in (task.inputs[0], task.output, then.output))
     first, second = (convolution(emission.sketch, one, arena) for one in (task, then))
@@ -217,12 +216,12 @@ def _some_at_a_time(
     for rows in parts:
         some = between.take(np.arange(len(rows)))
         made, gone = (replace(form, planes=form.planes[rows]) for form in (task.output, then.output))
-        yield replace(task, output=made), layout.conv(x, some, some_rows(first, rows), None, spec)
-        out = layout.conv(some, y.take(rows), some_rows(second, rows), None, beside)
+        yield replace(task, output=made), layout.conv(x, some, select_rows(first, rows), None, spec)
+        out = layout.conv(some, y.take(rows), select_rows(second, rows), None, beside)
         yield replace(then, inputs=(made,), output=gone), out
 
 
-def _operations(emission: Emission, task: RegionTask, inputs: list[Any]) -> Any:
+def _emit_operations(emission: Emission, task: RegionTask, inputs: list[Any]) -> Any:
     """Return the operations of the layout's kernels for a task, given the storage of its inputs."""
     layout, kind, attrs, y = emission.layout, task.kind, task.node.attrs, emission.output(task)
     if kind == "load":
@@ -230,15 +229,15 @@ def _operations(emission: Emission, task: RegionTask, inputs: list[Any]) -> Any:
     if kind == "store":
         return layout.store(emission.inputs + task.number, strides(task.output), y)
     if kind == "constant":
-        return layout.constant(_constant_planes(emission.sketch, task, "constant"), y)
+        return layout.constant(_constant_by_position(emission.sketch, task, "constant"), y)
     if kind == "gather":
-        return layout.gather(inputs, y, _sources(emission, task))
+        return layout.gather(inputs, y, _element_sources(emission, task))
     x, *others = inputs
     if kind in ("add_constant", "mul_constant"):
         operation = kind.removesuffix("_constant")
         if others:
             return layout.elementwise(operation, x, others[0], y, attrs["act"])
-        number = _by_channel(emission, task, "constant")
+        number = _constant_by_channel(emission, task, "constant")
         scale, shift = (number, np.zeros_like(number)) if operation == "mul" else (np.ones_like(number), number)
         return layout.affine(x, y, scale, shift, attrs["act"])
     if kind == "rotary":
@@ -255,7 +254,7 @@ def _operations(emission: Emission, task: RegionTask, inputs: list[Any]) -> Any:
     if kind == "affine":
         return layout.affine(x, y, *emission.ordered(task, "scale", "shift"), attrs["act"])
     if kind in ("layer_norm", "rms_norm", "softmax"):
-        return _head_by_head(emission, task, x, y)
+        return _emit_head_by_head(emission, task, x, y)
     if kind == "global_avg_pool":
         return layout.global_mean(x, y)
     if kind in ("max_pool2d", "avg_pool2d"):
@@ -286,40 +285,39 @@ Measured (batch 8, a Zen 5 with 1 MB of L2 cache), 256 and 512 KB: EfficientNet-
 MobileNetV3 0.95 and 0.96 with a fifth of the weights; 0.95 and 0.96, 0.94 and 0.96 without a mask."""
 
 _ROWS = 8
-"""Channels at a time over planes are a multiple of this, over pixels of a vector."""
+"""Planar: the channels of a chunk are a multiple of this; channels-last: of a vector."""
 
 
 @dataclass(frozen=True, eq=False)
 class Chunk:
-    """A value whose channels go through two operations some at a time."""
+    """A value that is computed and consumed by two operations in chunks of channels."""
 
     channels: int
-    """At a time."""
+    """Channels per chunk."""
     order: Array
-    """All of the value's channels, in the order in which they go."""
+    """All channels in the order of the chunks."""
 
     @property
     def parts(self) -> list[Array]:
-        """The channels of each time."""
+        """The channel numbers of each chunk."""
         return [self.order[at : at + self.channels] for at in range(0, len(self.order), self.channels)]
 
 
 def chunks(sketch: Sketch, layout: str, images: int, lanes: int, item: int) -> dict[int, Chunk]:
-    """By the number of the task that makes it, each value that is larger than `BYTES`, comes from a convolution of
-    single pixels, and is read by nothing but the next task, which is a depthwise convolution.
-    """
-    readers = _readers(sketch)
+    """Return task number -> chunks, for values larger than `BYTES` that a pointwise convolution computes and only the
+    next task, a depthwise convolution, reads."""
+    readers = _reading_tasks(sketch)
     found = {}
     for number, (task, then) in enumerate(zip(sketch.tasks, sketch.tasks[1:], strict=False)):
         storage = int(task.output.flat[0, 0])
-        if not (_pointwise(sketch, task) and _depthwise(then) and readers.get(storage) == [number + 1]):
+        if not (_is_pointwise_conv(sketch, task) and _is_depthwise_conv(then) and readers.get(storage) == [number + 1]):
             continue
         size = item * images * prod(task.output.pixels)
         times = -(-size * task.output.channels // BYTES)
         each = lanes if layout == "pixels" else _ROWS
         at_once = -(-task.output.channels // (times * each)) * each
         if at_once < task.output.channels:
-            found[number] = Chunk(at_once, _order(sketch, task, layout))
+            found[number] = Chunk(at_once, _chunk_order(sketch, task, layout))
     return found
 
 
@@ -338,14 +336,14 @@ def with_chunks(sketch: Sketch, found: Mapping[int, Chunk]) -> Sketch:
     return replace(sketch, storages=replace(storages, all=all_))
 
 
-def some_rows(layer: Convolution, rows: Array) -> Convolution:
-    """A convolution's rows of some channels of its output; of a depthwise one those of its input too."""
+def select_rows(layer: Convolution, rows: Array) -> Convolution:
+    """Return a convolution restricted to some output channels; for a depthwise one, to the same input channels."""
     bias = None if layer.bias is None else layer.bias[rows]
     groups = len(rows) if layer.groups > 1 else 1
     return replace(layer, weight=layer.weight[rows], bias=bias, groups=groups)
 
 
-def _readers(sketch: Sketch) -> dict[int, list[int]]:
+def _reading_tasks(sketch: Sketch) -> dict[int, list[int]]:
     """Return storage -> numbers of the tasks that read it."""
     found: dict[int, list[int]] = {}
     for number, task in enumerate(sketch.tasks):
@@ -354,8 +352,8 @@ def _readers(sketch: Sketch) -> dict[int, list[int]]:
     return found
 
 
-def _pointwise(sketch: Sketch, task: RegionTask) -> bool:
-    """Whether a task is a convolution of single pixels and all channels, with nothing added to it."""
+def _is_pointwise_conv(sketch: Sketch, task: RegionTask) -> bool:
+    """Return whether a task is a 1 x 1 convolution of all channels without a residual."""
     if task.kind != "conv2d" or task.node.attrs.get("groups", 1) != 1 or len(task.inputs) > 1:
         return False
     plain = all(tuple(task.node.attrs[name]) == only for name, only in (("stride", (1, 1)), ("padding", (0, 0))))
@@ -363,14 +361,14 @@ def _pointwise(sketch: Sketch, task: RegionTask) -> bool:
     return plain and whole and prod(sketch.weight(task.node).shape[2:]) == 1
 
 
-def _depthwise(task: RegionTask) -> bool:
+def _is_depthwise_conv(task: RegionTask) -> bool:
     """Return whether a task is a depthwise convolution without a residual."""
     if task.kind != "conv2d" or len(task.inputs) > 1:
         return False
     return bool(task.node.attrs.get("groups", 1) == task.inputs[0].channels == task.output.channels > 1)
 
 
-def _order(sketch: Sketch, task: RegionTask, layout: str) -> Array:
+def _chunk_order(sketch: Sketch, task: RegionTask, layout: str) -> Array:
     """Return the order of the channels: planar, rows with equal columns are neighbours; channels-last, the stream's
     order."""
     channels = np.arange(task.output.channels)

@@ -1,14 +1,14 @@
-"""Which layout a region runs in, and how many images go through it together.
+"""Chooses the layout of a region, and how many images go through it together.
 
 The layout is the one whose products are estimated to take less time, by the kernels' own estimates.
 
 Images are as many as fill vectors, no more than caches hold. Over planes a vector holds 16 images, and fewer fill it
 with positions, which costs where rows share no columns and kernels are larger than a pixel, for the halo between two
 rows fills vectors too; so there only values that no cache holds make blocks of 16 smaller, and those that the second
-one does not hold make smaller ones smaller still. Kernels of one pixel need no halo.
-Rows that share theirs run as fast with any number, over pixels too: what counts is that values stay in the second
-cache, and that weights which do not are not fetched for every image. The bounds are measured (one core, 1 MB and 32 MB
-of cache): VGG-16 and ResNet-18 at 32 and 64 pixels, ResNet-50 at 224.
+one does not hold make smaller ones smaller still. Kernels of one pixel need no halo. Rows that share theirs run as
+fast with any number, over pixels too: what counts is that values stay in the second cache, and that weights which do
+not are not fetched for every image. The bounds are measured (one core, 1 MB and 32 MB of cache): VGG-16 and
+ResNet-18 at 32 and 64 pixels, ResNet-50 at 224.
 """
 
 from __future__ import annotations
@@ -51,14 +51,16 @@ last linear layer has most of these in a small network, and takes hardly any tim
 
 def choose(sketch: Sketch, target: Target, images: int, item: int = FLOAT) -> str:
     """Return the faster layout, "planes" or "pixels", for blocks of `images` images and values of `item` bytes."""
-    small, masked = grouped(sketch, target.lanes) < _WORTH_A_LOOK, _density(sketch) < _NEARLY_DENSE
+    small, masked = share_in_groups(sketch, target.lanes) < _WORTH_A_LOOK, _retained_share(sketch) < _NEARLY_DENSE
     if item == FLOAT and small and masked:
         return "planes"
     few = target.registers < 32
 
     def estimate(layout: str) -> float:
         """Estimate the time of a layout, with few registers for the block size that will be used."""
-        return cost(sketch, layout, target, block(sketch, layout, images, target, item) if few else images, item)
+        return cost(
+            sketch, layout, target, images_per_block(sketch, layout, images, target, item) if few else images, item
+        )
 
     try:
         pixels = estimate("pixels")
@@ -66,25 +68,29 @@ def choose(sketch: Sketch, target: Target, images: int, item: int = FLOAT) -> st
         return "planes"
     over = 1.0
     if few:
-        over = _FEW_REGISTERS_AND_WAITING if small or images * _largest(sketch, item) > _LARGE else _FEW_REGISTERS
+        over = (
+            _FEW_REGISTERS_AND_WAITING
+            if small or images * _largest_value_bytes(sketch, item) > _LARGE
+            else _FEW_REGISTERS
+        )
     elif not masked:
         over = _WITHOUT_MASK
-    elif item == FLOAT and pointwise(sketch) > _NEARLY_ALL:
+    elif item == FLOAT and pointwise_share(sketch) > _NEARLY_ALL:
         over = _OF_ONE_PIXEL
     return "pixels" if pixels < over * estimate("planes") else "planes"
 
 
-def _largest(sketch: Sketch, item: int) -> int:
+def _largest_value_bytes(sketch: Sketch, item: int) -> int:
     """Return the bytes of an image's largest value."""
     return max((item * one.channels * prod(one.pixels) for one in sketch.storages.all), default=1)
 
 
-def _positions(sketch: Sketch) -> int:
+def _most_positions(sketch: Sketch) -> int:
     """Return the maximum number of output pixels of a product."""
     return max((prod(task.output.pixels) for task, _ in sketch.products()), default=1)
 
 
-def _density(sketch: Sketch) -> float:
+def _retained_share(sketch: Sketch) -> float:
     """Return the share of multiplications with retained weights."""
     kept = total = 0
     for task, node in sketch.products():
@@ -155,24 +161,24 @@ _FEW_ROWS = 4
 _MOSTLY, _NEARLY_ALL = 0.5, 0.75
 
 
-def share(batch: int, threads: int) -> int:
+def images_per_thread(batch: int, threads: int) -> int:
     """Return the smallest power of two that holds a thread's share of a batch, at most `MOST_IMAGES`."""
     each = -(-batch // max(1, threads))
     return 1 << (max(1, min(each, MOST_IMAGES)) - 1).bit_length()
 
 
-def block(sketch: Sketch, layout: str, images: int, target: Target, item: int = FLOAT) -> int:
+def images_per_block(sketch: Sketch, layout: str, images: int, target: Target, item: int = FLOAT) -> int:
     """Return the images per block if each thread has `images`, for values of `item` bytes."""
-    largest = _largest(sketch, item)
+    largest = _largest_value_bytes(sketch, item)
     if layout == "planes" and mostly_single_rows(sketch):
-        single = pointwise(sketch) > _NEARLY_ALL
+        single = pointwise_share(sketch) > _NEARLY_ALL
         if images * largest > _PLANES_BYTES and not single:
             return min(images, _FEWEST_OF_LARGE_KERNELS)
         if images >= target.lanes and not single:
             return images
         bound, fewest = _FEW_PLANES_BYTES, 1.0
         if single:
-            bound, fewest = target.second, max(1.0, _FEWEST_POSITIONS * target.lanes / _positions(sketch))
+            bound, fewest = target.second, max(1.0, _FEWEST_POSITIONS * target.lanes / _most_positions(sketch))
         while images >= 2 * fewest and images * largest > bound:
             images //= 2
         return images
@@ -184,7 +190,7 @@ def block(sketch: Sketch, layout: str, images: int, target: Target, item: int = 
     return images
 
 
-def grouped(sketch: Sketch, rows: int) -> float:
+def share_in_groups(sketch: Sketch, rows: int) -> float:
     """Return the share of retained weights in groups of at least `rows` rows."""
     inside = total = 0
     for _, node in sketch.products():
@@ -195,11 +201,11 @@ def grouped(sketch: Sketch, rows: int) -> float:
 
 
 def mostly_single_rows(sketch: Sketch) -> bool:
-    """Return whether most retained weights are in rows that share their columns with few others."""
-    return grouped(sketch, _FEW_ROWS) < _MOSTLY
+    """Return whether most retained weights are in rows that share their columns with few other rows."""
+    return share_in_groups(sketch, _FEW_ROWS) < _MOSTLY
 
 
-def pointwise(sketch: Sketch) -> float:
+def pointwise_share(sketch: Sketch) -> float:
     """Return the share of multiplications in 1 x 1 kernels; linear layers count as such."""
     inside = total = 0
     for task, node in sketch.products():

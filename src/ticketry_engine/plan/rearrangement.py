@@ -18,7 +18,7 @@ from ticketry_engine.plan.storage import Storages
 from ticketry_engine.plan.value_axes import Planned, UnsupportedError, ValueForm
 
 ZERO = -1
-"""The place of an element that is 0."""
+"""Index of an element that is 0."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,7 +69,7 @@ def rearranged(value: ValueForm | Rearranged, storages: Storages) -> Rearranged:
 
 def in_planes(value: Rearranged, labels: str, storages: Storages) -> ValueForm | None:
     """Return the value as a list of whole planes; None if that is impossible."""
-    where = _by_channel(value.where, labels)
+    where = _elements_by_channel(value.where, labels)
     positions = where.shape[-1]
     ends = np.cumsum([storages.all[one].channels * prod(storages.all[one].pixels) for one in value.sources])
     first = where[..., 0]
@@ -88,7 +88,7 @@ def in_planes(value: Rearranged, labels: str, storages: Storages) -> ValueForm |
     return ValueForm(labels, planes, size)
 
 
-def _by_channel(where: Planned, labels: str) -> Planned:
+def _elements_by_channel(where: Planned, labels: str) -> Planned:
     """Return the elements as [channel axes..., positions]."""
     order = [axis for kind in "cp" for axis, label in enumerate(labels) if label == kind]
     channels = [where.shape[axis] for axis, label in enumerate(labels) if label == "c"]
@@ -96,7 +96,7 @@ def _by_channel(where: Planned, labels: str) -> Planned:
     return made
 
 
-def table_of(value: Rearranged, labels: str) -> tuple[Planned, list[int], tuple[int, int]]:
+def source_table(value: Rearranged, labels: str) -> tuple[Planned, list[int], tuple[int, int]]:
     """Return the source of each element, [channels, positions], the sizes of the channel axes, and the pixels of a
     plane.
 
@@ -107,7 +107,7 @@ def table_of(value: Rearranged, labels: str) -> tuple[Planned, list[int], tuple[
     if len(places) > 2 or len(labels) != len(value.axes):
         raise UnsupportedError("positions of more than two axes")
     pixels = (places[0], places[1]) if len(places) == 2 else (1, prod(places))
-    return _by_channel(value.where, labels).reshape(prod(channels), prod(pixels)), channels, pixels
+    return _elements_by_channel(value.where, labels).reshape(prod(channels), prod(pixels)), channels, pixels
 
 
 # -- views -------------------------------------------------------------------------------------------------------------
@@ -169,7 +169,7 @@ def joined(values: Sequence[Rearranged], axis: int, storages: Storages) -> Rearr
     return Rearranged(tuple(sources), np.concatenate(tables, axis=axis - 1))
 
 
-def whole(storage: int, storages: Storages) -> ValueForm:
+def all_planes(storage: int, storages: Storages) -> ValueForm:
     """Return all planes of a storage."""
     one = storages.all[storage]
-    return forms.fresh("cpp", [one.channels], one.pixels, storage)
+    return forms.new_value("cpp", [one.channels], one.pixels, storage)

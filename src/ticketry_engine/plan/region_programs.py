@@ -9,7 +9,7 @@ import logging
 import statistics
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,29 +20,29 @@ from safetensors.numpy import load, save
 from torch import Tensor
 
 from ticketry_engine import ir
-from ticketry_engine.ir import Graph, Region
-from ticketry_engine.ir.binding import fitting, fresh
+from ticketry_engine.ir import Graph, Node, Region
+from ticketry_engine.ir.binding import fresh, require_float32
 from ticketry_engine.kept_files import digest_of_files, folder, keep, kept
 from ticketry_engine.kernels.channels_last.geometry import FLOAT, HALF
 from ticketry_engine.kernels.jit import CachedKernel, Library, title
 from ticketry_engine.kernels.program import Op, Program
-from ticketry_engine.plan.emission import Emission, chunks, memory, with_chunks
-from ticketry_engine.plan.layout_choice import arena_of, block, choose, share
-from ticketry_engine.plan.partition import sketch_region
-from ticketry_engine.plan.sketch import Sketch
+from ticketry_engine.plan.emission import Emission, chunks, tensor_layout, with_chunks
+from ticketry_engine.plan.layout_choice import arena_of, choose, images_per_block, images_per_thread
+from ticketry_engine.plan.rearrangement import Rearranged
+from ticketry_engine.plan.sketch import VIEWS, Sketch, add
 from ticketry_engine.plan.value_axes import UnsupportedError
 
 _MOST_READY = 256
-"""Batches whose program is found without a plan."""
+"""Maximum number of batches whose program is found without choosing a plan."""
 
 ITEM = {"fp32": FLOAT, "bf16": HALF}
-"""Bytes of a value over pixels, by precision."""
+"""Precision -> bytes of a channels-last value."""
 
 _ROUNDS = 5
-"""Samples of each plan that is tried, warmed before."""
+"""Timing samples of each tried plan, after warming up."""
 
 Last = tuple[int, ...]
-"""Numbers of the inputs that come as torch's channels_last."""
+"""Numbers of the inputs that are channels-last tensors."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class Plan:
 
 @dataclass
 class Native:
-    """A compiled region: its programs, by plan."""
+    """A region compiled to native programs: one for each plan, that is, batch size, threads and layout."""
 
     graph: Graph
     region: Region
@@ -79,13 +79,13 @@ class Native:
     _tuned: dict[tuple[int, int, Last], Plan] = field(init=False, default_factory=dict)
     _chosen: dict[int, str] = field(init=False, default_factory=dict)
     _blocks: dict[tuple[str, int], int] = field(init=False, default_factory=dict)
-    _ready: dict[tuple[int, int, Last, str | None], Program] = field(init=False, default_factory=dict)
+    _ready_programs: dict[tuple[int, int, Last, str | None], Program] = field(init=False, default_factory=dict)
     """Program of each batch size, number of threads, memory format of inputs, and layout that was called."""
     _lock: threading.RLock = field(init=False, default_factory=threading.RLock)
 
     def __post_init__(self) -> None:
         self.sketch = sketch_region(self.graph, self.region)
-        self._made = [memory(task.inputs[0]) for task in self.sketch.tasks if task.kind == "store"]
+        self._made = [tensor_layout(task.inputs[0]) for task in self.sketch.tasks if task.kind == "store"]
         shapes = [self.graph.values[name].shape or () for name in self.region.inputs]
         sizes = [tuple(size for size in shape[1:] if size is not None) for shape in shapes]
         known = [name in self.graph.inputs for name in self.region.inputs]
@@ -94,14 +94,14 @@ class Native:
 
     def __call__(self, tensors: Sequence[Tensor], threads: int) -> list[Tensor]:
         """Return the region's outputs for its inputs."""
-        batch, last, used, made = self._bound(tensors)
+        batch, last, used, made = self._bind(tensors)
         if batch:
             key = (batch, threads, last, self.layout)
-            program = self._ready.get(key)
+            program = self._ready_programs.get(key)
             if program is None:
                 program = self.program(self.plan(*key[:3]))
-                if len(self._ready) < _MOST_READY:
-                    self._ready[key] = program
+                if len(self._ready_programs) < _MOST_READY:
+                    self._ready_programs[key] = program
             program.run(batch, [tensor.data_ptr() for tensor in used], threads, used)
         return made
 
@@ -109,7 +109,7 @@ class Native:
         self, tensors: Sequence[Tensor], seconds: dict[str, float], clock: Callable[[], float] = time.perf_counter
     ) -> list[Tensor]:
         """Run the region on one thread, and add the seconds of each layer, by `clock`, to `seconds`."""
-        batch, last, used, made = self._bound(tensors)
+        batch, last, used, made = self._bind(tensors)
         if not batch:
             return made
         program = self.program(self.plan(batch, 1, last))
@@ -119,11 +119,11 @@ class Native:
         return made
 
     def tune(self, tensors: Sequence[Tensor], threads: int) -> dict[Plan, float]:
-        """Time every plan there could be for this batch and keep the fastest. Returns the seconds of each."""
-        batch, last, used, _ = self._bound(tensors)
+        """Time every plan that is possible for this batch and keep the fastest. Returns the seconds of each plan."""
+        batch, last, used, _ = self._bind(tensors)
         addresses = [tensor.data_ptr() for tensor in used]
         programs: dict[Plan, Program] = {}
-        for plan in _candidates(batch, threads, last, self.precision) if batch else ():
+        for plan in _candidate_plans(batch, threads, last, self.precision) if batch else ():
             try:
                 programs[plan] = self.program(plan)
             except UnsupportedError:
@@ -140,7 +140,7 @@ class Native:
             best = min(found, key=lambda plan: found[plan])
             with self._lock:
                 self._tuned[batch, threads, last] = best
-                self._ready.clear()
+                self._ready_programs.clear()
                 for plan in set(programs) - {best, *self._tuned.values()}:
                     self.programs.pop(plan, None)
         return found
@@ -148,7 +148,7 @@ class Native:
     def forget(self) -> None:
         """Free all programs."""
         with self._lock:
-            self._ready.clear()
+            self._ready_programs.clear()
             self.programs.clear()
 
     def plan(self, batch: int, threads: int, last: Last = ()) -> Plan:
@@ -156,14 +156,14 @@ class Native:
         with self._lock:
             if (batch, threads, last) in self._tuned:
                 return self._tuned[batch, threads, last]
-            images = share(batch, threads)
-            layout = self.layout or self._choice(images)
+            images = images_per_thread(batch, threads)
+            layout = self.layout or self._choose_layout(images)
             if (layout, images) not in self._blocks:
                 item = ITEM[self.precision] if layout == "pixels" else FLOAT
-                self._blocks[layout, images] = block(self.sketch, layout, images, self.library.target, item)
-        return _plan(layout, self._blocks[layout, images], batch, threads, last, self.precision)
+                self._blocks[layout, images] = images_per_block(self.sketch, layout, images, self.library.target, item)
+        return _divide_batch(layout, self._blocks[layout, images], batch, threads, last, self.precision)
 
-    def _choice(self, images: int) -> str:
+    def _choose_layout(self, images: int) -> str:
         if images not in self._chosen:
             key = ("layout", images, self.precision)
             if (kept := self._plans.fetch(*key)) is None:
@@ -200,12 +200,12 @@ class Native:
         arena = arena_of(sketch, plan.layout, target, images, item)
         return Emission(sketch, arena, target, images, len(self.region.inputs), plan.last, found)
 
-    def _bound(self, tensors: Sequence[Tensor]) -> tuple[int, Last, list[Tensor], list[Tensor]]:
+    def _bind(self, tensors: Sequence[Tensor]) -> tuple[int, Last, list[Tensor], list[Tensor]]:
         """Return number of images, channels-last inputs, tensors read and written, and tensors returned."""
         batch = tensors[0].shape[0]
         used = list(tensors)
         for number, size in self._from_torch:
-            used[number] = fitting(used[number], (batch, *size), f"the value {self.region.inputs[number]!r}")
+            used[number] = require_float32(used[number], (batch, *size), f"the value {self.region.inputs[number]!r}")
         last: list[int] = []
         for number, tensor in enumerate(used):
             if not tensor.is_contiguous():
@@ -221,18 +221,20 @@ class Native:
         return batch, tuple(last), used, made
 
 
-def _plan(layout: str, images: int, batch: int, threads: int, last: Last, precision: str) -> Plan:
+def _divide_batch(layout: str, images: int, batch: int, threads: int, last: Last, precision: str) -> Plan:
     """Return a plan in which threads divide the batch if there is a block for each, and otherwise every operation."""
     split = "batch" if -(-batch // images) >= threads else "parts"
     return Plan(layout, images, split, last, precision if layout == "pixels" else "fp32")
 
 
-def _candidates(batch: int, threads: int, last: Last, precision: str) -> list[Plan]:
+def _candidate_plans(batch: int, threads: int, last: Last, precision: str) -> list[Plan]:
     """Return the plans worth timing: both layouts, with the block sizes that the batch fills."""
-    most = share(batch, 1)
+    most = images_per_thread(batch, 1)
     blocks = [images for images in (1, 2, 4, 8, 16) if images <= most]
     layouts = ("planes", "pixels")
-    return [_plan(one, images, batch, threads, last, precision) for one in layouts for images in reversed(blocks)]
+    return [
+        _divide_batch(one, images, batch, threads, last, precision) for one in layouts for images in reversed(blocks)
+    ]
 
 
 # -- plan cache --------------------------------------------------------------------------------------------------------
@@ -258,17 +260,17 @@ class Record:
 
 
 class Plans:
-    """The cached plans of one region."""
+    """The cached plans of a region."""
 
     def __init__(self, graph_digest: str, region: Region, library: Library) -> None:
         outputs = [node.output for node in region.nodes]
-        text = f"{_sources()} {library.identity} {graph_digest} {outputs!r} {region.inputs!r} {region.outputs!r}"
+        text = f"{_sources_digest()} {library.identity} {graph_digest} {outputs!r} {region.inputs!r} {region.outputs!r}"
         self._digest = hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
         self._library = library
 
     def fetch(self, *key: object) -> Record | None:
         """Return the plan of a key; None if it is missing, or one of its kernels is."""
-        data = kept(self._path(key))
+        data = kept(self._cache_path(key))
         if data is None:
             return None
         tables = load(data)
@@ -296,11 +298,11 @@ class Plans:
                     args.append(int(arg))
             entries.append([self._library.name(op.kernel), title(op.kernel), op.label, args])
         document = json.dumps({"ops": entries, "facts": facts}).encode()
-        path = self._path(key)
+        path = self._cache_path(key)
         keep(path, save({**tables, "plan": np.frombuffer(document, np.uint8)}))
-        _tidy(path.parent)
+        _delete_oldest(path.parent)
 
-    def _path(self, key: tuple[object, ...]) -> Path:
+    def _cache_path(self, key: tuple[object, ...]) -> Path:
         digest = hashlib.blake2b(f"{self._digest} {key!r}".encode(), digest_size=16).hexdigest()
         return folder("plans") / f"{digest}.plan"
 
@@ -322,13 +324,13 @@ def digest_of(graph: Graph) -> str:
 
 
 @functools.cache
-def _sources() -> str:
+def _sources_digest() -> str:
     """Return a digest of planner and graph: plans that other sources made are not used (kernels have their own)."""
     here = Path(__file__).parent
     return digest_of_files([*here.glob("*.py"), *Path(ir.__file__).parent.glob("*.py")])
 
 
-def _tidy(folder: Path) -> None:
+def _delete_oldest(folder: Path) -> None:
     """Delete the oldest plans if all together are too large."""
     try:
         plans = [(one.stat().st_mtime, one.stat().st_size, one) for one in folder.glob("*.plan")]
@@ -339,3 +341,134 @@ def _tidy(folder: Path) -> None:
                 one.unlink(missing_ok=True)
     except OSError as error:
         _log.info("old plans are left: %s", error)
+
+
+# -- divides a graph into regions that the engine runs as a whole, and the torch nodes between them --------------------
+
+
+_WORTH = {"conv2d", "linear"}
+"""Operations that make a region worth compiling; without one, loading and storing cost more than is saved."""
+
+_LARGE_HEAD = 1 << 16
+"""Minimum number of retained weights after the last global pooling for which a new region begins there.
+
+The head's values are small, so a separate region takes more images at once and fetches its weights less often."""
+
+
+@dataclass
+class Partition:
+    """A graph as steps in order: regions and torch nodes."""
+
+    steps: list[Region | Node]
+    reasons: dict[str, str]
+    """Output of each torch node -> why it is not in a region."""
+
+
+def sketch_region(graph: Graph, region: Region) -> Sketch:
+    """Return the region as operations on values whose axes are assigned to channels and positions."""
+    sketch = Sketch(graph)
+    waiting = {name: number for number, name in enumerate(region.inputs)}
+    for node in region.nodes:
+        for name in node.inputs:
+            if name in waiting:
+                sketch.load(name, waiting.pop(name))
+        add(sketch, node)
+    for number, name in enumerate(region.outputs):
+        sketch.store(name, number)
+    return sketch
+
+
+def partition(graph: Graph) -> Partition:
+    """Divide a graph into the largest possible regions. Nodes that no layout can run are left to torch."""
+    reasons = {node.output: "the engine has no such operation" for node in graph.nodes if not node.native}
+    while True:
+        levels, regions, sketches = _assign_levels(graph, reasons)
+        poor = [nodes for nodes in regions.values() if not any(node.op in _WORTH for node in nodes)]
+        for nodes in poor:
+            reasons.update({node.output: "alone between torch nodes" for node in nodes})
+        moved = {
+            name for level, nodes in regions.items() for name in _moves_read_by_torch(graph, nodes, sketches[level])
+        }
+        reasons.update(dict.fromkeys(moved, "moved for torch alone"))
+        if not poor and not moved:
+            break
+    return Partition(_order_steps(graph, levels, regions, reasons), reasons)
+
+
+def _moves_read_by_torch(graph: Graph, nodes: Sequence[Node], sketch: Sketch) -> set[str]:
+    """Return values that the nodes only reorder, for torch to read: torch's views do that at no cost."""
+    readers: dict[str, list[str]] = {}
+    inside = {node.output for node in nodes}
+    for node in graph.nodes:
+        for name in node.inputs:
+            readers.setdefault(name, []).append(node.output)
+    found: set[str] = set()
+    for node in reversed(nodes):
+        made = isinstance(sketch.forms.get(node.output), Rearranged)
+        if made and node.op in VIEWS and all(one not in inside or one in found for one in readers.get(node.output, ())):
+            found.add(node.output)
+    return found
+
+
+def _assign_levels(
+    graph: Graph, reasons: dict[str, str]
+) -> tuple[dict[str, int], dict[int, list[Node]], dict[int, Sketch]]:
+    """Return the level of each value, and the nodes and the sketch of each level's region.
+
+    A value's level is the number of changes between torch and the engine before it. Nodes that the layouts cannot run
+    are added to `reasons`.
+    """
+    levels: dict[str, int] = dict.fromkeys(graph.inputs, 0)
+    native: set[str] = set()
+    sketches: dict[int, Sketch] = {}
+    regions: dict[int, list[Node]] = {}
+    for node in graph.nodes:
+        if node.output not in reasons:
+            level = max((levels[name] + (name not in native) for name in node.inputs), default=1)
+            sketch = sketches.setdefault(level, Sketch(graph))
+            try:
+                for name in node.inputs:
+                    if name not in sketch.forms:
+                        sketch.load(name, 0)
+                add(sketch, node)
+            except UnsupportedError as error:
+                reasons[node.output] = str(error)
+            else:
+                regions.setdefault(level, []).append(node)
+                levels[node.output] = level
+                native.add(node.output)
+                continue
+        levels[node.output] = max((levels[name] + (name in native) for name in node.inputs), default=0)
+    return levels, regions, sketches
+
+
+def _order_steps(
+    graph: Graph, levels: Mapping[str, int], regions: Mapping[int, Sequence[Node]], reasons: Mapping[str, str]
+) -> list[Region | Node]:
+    """Return the steps level by level: torch nodes of a level come before the region of the next."""
+    steps: list[tuple[int, Region | Node]] = []
+    for level, nodes in regions.items():
+        inside = {node.output for node in nodes}
+        read = dict.fromkeys(name for node in nodes for name in node.inputs if name not in inside)
+        elsewhere = {name for node in graph.nodes if node.output not in inside for name in node.inputs}
+        outputs = [node.output for node in nodes if node.output in elsewhere | set(graph.results)]
+        region = Region(tuple(read), tuple(outputs), tuple(nodes))
+        steps += [(level, part) for part in _split_head(graph, region)]
+    steps += [(levels[node.output], node) for node in graph.nodes if node.output in reasons]
+    return [step for _, step in sorted(steps, key=lambda pair: pair[0])]
+
+
+def _split_head(graph: Graph, region: Region) -> list[Region]:
+    """Return the region, divided into body and head of the network if the head has many weights."""
+    means = [number for number, node in enumerate(region.nodes) if node.op == "global_avg_pool"]
+    if not means:
+        return [region]
+    body, head = region.nodes[: means[-1] + 1], region.nodes[means[-1] + 1 :]
+    pooled, made = body[-1].output, {node.output for node in body[:-1]}
+    weights = [graph.tensors[node.weights["weight"]] for node in head if node.op in _WORTH]
+    kept = sum(int(one.count_nonzero()) for one in weights)
+    if kept < _LARGE_HEAD or any(name in made or name in region.inputs for node in head for name in node.inputs):
+        return [region]
+    outputs = [name for name in region.outputs if name in made or name == pooled]
+    first = Region(region.inputs, tuple(dict.fromkeys([*outputs, pooled])), body)
+    return [first, Region((pooled,), tuple(name for name in region.outputs if name not in outputs), head)]

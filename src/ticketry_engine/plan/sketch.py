@@ -1,8 +1,10 @@
-"""A region before its memory is laid out: which operations it has, on which values, lying how."""
+"""A region as operations on values whose axes are assigned to channels and positions, before memory is laid out; and
+the rules that add a node of each kind."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import prod
 
@@ -10,8 +12,9 @@ import numpy as np
 from torch import Tensor
 
 from ticketry_engine.ir import Graph, Node
+from ticketry_engine.plan import rearrangement as tables
 from ticketry_engine.plan import value_axes as forms
-from ticketry_engine.plan.rearrangement import Rearranged, in_planes, rearranged, table_of, whole
+from ticketry_engine.plan.rearrangement import Rearranged, all_planes, in_planes, rearranged, source_table
 from ticketry_engine.plan.storage import Storages
 from ticketry_engine.plan.value_axes import Planned, UnsupportedError, ValueForm
 from ticketry_engine.support.row_groups import row_groups
@@ -27,7 +30,7 @@ class RegionTask:
     label: str
     inputs: tuple[ValueForm, ...]
     output: ValueForm
-    """For a store: the stored value."""
+    """The value that is computed; for a store, the stored value."""
     node: Node
     number: int = 0
     """For a load or store: the number of the region's input or output."""
@@ -43,29 +46,30 @@ class Sketch:
     storages: Storages = field(default_factory=Storages)
     tasks: list[RegionTask] = field(default_factory=list)
     forms: dict[str, ValueForm | Rearranged] = field(default_factory=dict)
-    """Storage of each value; a rearranged value is copied when an operation computes with it."""
+    """Value -> its storage form, or a rearranged value, which is copied when an operation computes with it."""
     _constants: dict[tuple[str, str, tuple[int, int]], ValueForm] = field(default_factory=dict)
     _groups: dict[str, list[tuple[int, int]]] = field(default_factory=dict)
-    _laid: dict[tuple[int, str, tuple[int, int]], tuple[Rearranged, ValueForm]] = field(default_factory=dict)
+    _copies: dict[tuple[int, str, tuple[int, int]], tuple[Rearranged, ValueForm]] = field(default_factory=dict)
     """Copies of rearranged values, by the value's id; the value is stored, too, so that its id is not reused."""
 
     def load(self, name: str, number: int) -> ValueForm:
-        """Add the load of a value from a tensor."""
+        """Add a task that loads a value from an input tensor of the region."""
         shape = self.graph.values[name].shape
         if shape is None or shape[0] is not None or self.graph.values[name].dtype != "float32":
             raise UnsupportedError("a value that is not float32 with the batch first")
-        blank = forms.loaded(shape, 0)
-        form = forms.loaded(shape, self.storages.add(blank.channels, blank.pixels, len(self.tasks)))
+        blank = forms.region_input(shape, 0)
+        form = forms.region_input(shape, self.storages.add(blank.channels, blank.pixels, len(self.tasks)))
         self.storages.pin(form)
         self.tasks.append(RegionTask("load", "load", (), form, Node("load", (), name), number))
         self.forms[name] = form
         return form
 
     def store(self, name: str, number: int) -> None:
-        """Add the store of a value to a tensor."""
+        """Add a task that stores a value to an output tensor of the region."""
         form = self.forms[name]
         if isinstance(form, Rearranged):
-            form = self.laid(Node("store", (name,), ""), form, ("c" * (len(form.axes) - 2) + "pp")[-len(form.axes) :])
+            labels = ("c" * (len(form.axes) - 2) + "pp")[-len(form.axes) :]
+            form = self.as_planes(Node("store", (name,), ""), form, labels)
         self.storages.read(form, len(self.tasks))
         self.storages.pin(form)
         self.tasks.append(RegionTask("store", "store", (form,), form, Node("store", (name,), ""), number))
@@ -75,9 +79,9 @@ class Sketch:
         key = (node.weights[role], f"{like.labels} {list(channels)}", like.pixels)
         if key not in self._constants:
             held = Node("constant", (), node.weights[role], {}, {"constant": node.weights[role]})
-            self._constants[key] = self.make(held, [], (like.labels, channels, like.pixels))
+            self._constants[key] = self.add_task(held, [], (like.labels, channels, like.pixels))
             self.storages.pin(self._constants[key])
-        self.storages.alike([like, self._constants[key]])
+        self.storages.require_equal_geometry([like, self._constants[key]])
         return self._constants[key]
 
     def weight(self, node: Node, role: str = "weight") -> Tensor:
@@ -94,28 +98,28 @@ class Sketch:
         """Return the convolutions and linear layers."""
         return [(task, task.node) for task in self.tasks if task.kind in ("conv2d", "linear")]
 
-    def make(self, node: Node, inputs: Sequence[ValueForm], like: Like, kind: str = "") -> ValueForm:
+    def add_task(self, node: Node, inputs: Sequence[ValueForm], like: Like, kind: str = "") -> ValueForm:
         """Add a task with a new output of labels, channel axes and pixels. The kind defaults to the node's."""
         labels, channels, pixels = like
         storage = self.storages.add(prod(channels), pixels, len(self.tasks))
-        output = forms.fresh(labels, channels, pixels, storage)
+        output = forms.new_value(labels, channels, pixels, storage)
         self.tasks.append(RegionTask(kind or node.op, node.output, tuple(inputs), output, node))
         return output
 
-    def run(self, node: Node, form: ValueForm) -> ValueForm:
+    def without_row_gaps(self, node: Node, form: ValueForm) -> ValueForm:
         """Return a value with consecutive positions: itself, or a copy if other readers need a halo between rows."""
         if form.pixels[0] == 1:
             return form
-        self.reads(form)
+        self.record_read(form)
         self.storages.pin(form)
-        output = self.make(node, [form], (form.labels, form.planes.shape[:-1], form.pixels), "copy")
+        output = self.add_task(node, [form], (form.labels, form.planes.shape[:-1], form.pixels), "copy")
         self.storages.pin(output)
         return output
 
-    def laid(
+    def as_planes(
         self, node: Node, value: ValueForm | Rearranged, labels: str, pixels: tuple[int, int] | None = None
     ) -> ValueForm:
-        """Return a value as planes with these labels and pixels: itself, or a copy.
+        """Return a value stored as planes with these labels and pixels: the value itself, or a copy.
 
         Raises:
             UnsupportedError: if it cannot be stored this way.
@@ -129,33 +133,443 @@ class Sketch:
         if found is not None and pixels in (None, found.pixels):
             self.storages.pin(found)
             return found
-        where, channels, size = table_of(table, labels)
+        where, channels, size = source_table(table, labels)
         size = size if pixels is None else pixels
         if prod(size) != where.shape[1]:
             raise UnsupportedError("two values that lie differently")
         key = (id(value), labels, size)
-        if isinstance(value, Rearranged) and key in self._laid:
-            return self._laid[key][1]
-        made = self._gathered(node, table, where, (labels, channels, size))
+        if isinstance(value, Rearranged) and key in self._copies:
+            return self._copies[key][1]
+        made = self._gather(node, table, where, (labels, channels, size))
         if isinstance(value, Rearranged):
-            self._laid[key] = (value, made)
+            self._copies[key] = (value, made)
         return made
 
-    def _gathered(self, node: Node, table: Rearranged, where: Planned, like: Like) -> ValueForm:
-        sources = [whole(number, self.storages) for number in table.sources]
+    def _gather(self, node: Node, table: Rearranged, where: Planned, like: Like) -> ValueForm:
+        sources = [all_planes(number, self.storages) for number in table.sources]
         for source in sources:
-            self.reads(source)
-        made = self.make(node, sources, like, "gather")
+            self.record_read(source)
+        made = self.add_task(node, sources, like, "gather")
         self.tasks[-1] = replace(self.tasks[-1], where=where)
         channels = where // prod(sources[0].pixels)
         same = len(sources) == 1 and made.channels == sources[0].channels
         if same and bool(((channels == np.arange(len(where))[:, None]) | (where < 0)).all()):
-            self.storages.one_order(sources[0], made)
+            self.storages.require_equal_order(sources[0], made)
             return made
         for form in (*sources, made):
             self.storages.pin(form)
         return made
 
-    def reads(self, form: ValueForm, halo: int = 0, halo_of_few: int | None = None) -> None:
+    def record_read(self, form: ValueForm, halo: int = 0, halo_of_few: int | None = None) -> None:
         """Record that the next task reads a value."""
         self.storages.read(form, len(self.tasks), halo, halo_of_few)
+
+
+# -- adds nodes to a sketch: one rule for each native operation, applied to its inputs or to copies in a suitabl -------
+
+
+_SMALL_WINDOW = 7
+"""Width of the widest pooling windows that kernels process with vectors of positions."""
+
+Rule = Callable[[Sketch, Node, "list[ValueForm]"], ValueForm]
+
+
+def _has_same_form(one: ValueForm, other: ValueForm) -> bool:
+    plain = one.pixels == other.pixels == (1, 1) and one.labels != "f" != other.labels
+    return plain or (one.labels == other.labels and one.pixels == other.pixels)
+
+
+def _require_image(form: ValueForm) -> None:
+    if form.labels != "cpp":
+        raise UnsupportedError("images that lie otherwise than channel by channel")
+
+
+def _add_conv2d(sketch: Sketch, node: Node, inputs: list[ValueForm]) -> ValueForm:
+    x, *residual = inputs
+    _require_image(x)
+    rows, *_, height, width = sketch.weight(node).shape
+    pixels = _output_pixels(sketch, node)
+    halo = max(_required_halo(node, axis, (height, width), x.pixels, pixels) for axis in range(2))
+    # A depthwise convolution reads its input without a halo (`taps`); other readers would process the halos, too.
+    by_channel = node.attrs.get("groups", 1) == x.channels > 1
+    sketch.record_read(x, halo, 0 if by_channel else halo)
+    return _add_product(sketch, node, x, residual, ("cpp", [rows], pixels), node.attrs["stride"] == [1, 1])
+
+
+def _output_pixels(sketch: Sketch, node: Node) -> tuple[int, int]:
+    """Return height and width of a node's output; (1, 1) for [N, C]."""
+    shape = sketch.graph.values[node.output].shape or ()
+    return (int(shape[2] or 0), int(shape[3] or 0)) if len(shape) == 4 else (1, 1)
+
+
+def _required_halo(node: Node, axis: int, kernel: Sequence[int], x: Sequence[int], y: Sequence[int]) -> int:
+    """Return by how many positions the windows of a convolution or pooling exceed the input."""
+    stride, padding = node.attrs["stride"][axis], node.attrs["padding"][axis]
+    dilation = node.attrs.get("dilation", (1, 1))[axis]
+    behind = (y[axis] - 1) * stride + (kernel[axis] - 1) * dilation - padding - (x[axis] - 1)
+    return max(0, int(padding), int(behind))
+
+
+def _add_linear(sketch: Sketch, node: Node, inputs: list[ValueForm]) -> ValueForm:
+    x, *residual = inputs
+    if x.labels != "f" and not _is_channels(x, -1):
+        raise UnsupportedError("features that are spread over several axes")
+    labels, pixels = ("c", (1, 1)) if x.labels == "f" else (x.labels, x.pixels)
+    sketch.record_read(x)
+    return _add_product(sketch, node, x, residual, (labels, [sketch.weight(node).shape[0]], pixels), True)
+
+
+def _add_product(
+    sketch: Sketch,
+    node: Node,
+    x: ValueForm,
+    residual: list[ValueForm],
+    like: Like,
+    same_rows: bool,
+) -> ValueForm:
+    """Add a convolution or linear layer, with its residual if there is one."""
+    labels, _, pixels = like
+    for other in residual:
+        if (other.labels, other.pixels) != (labels, pixels) and not (other.pixels == pixels == (1, 1)):
+            raise UnsupportedError("a residual that lies otherwise")
+    for other in residual:
+        sketch.record_read(other)
+    y = sketch.add_task(node, [x, *residual], like)
+    if same_rows:
+        sketch.storages.same_rows(x, y)
+    for other in residual:
+        sketch.storages.require_equal_geometry([other, y])
+        sketch.storages.require_equal_order(other, y)
+        sketch.storages.allow_overwriting(y, other, [x], once=False)
+    if node.attrs.get("groups", 1) == x.channels == y.channels > 1:
+        sketch.storages.require_equal_order(x, y)
+    elif node.attrs.get("groups", 1) > 1:
+        sketch.storages.pin(x)
+        sketch.storages.pin(y)
+    return y
+
+
+def _add_pairwise(sketch: Sketch, node: Node, inputs: list[ValueForm]) -> ValueForm:
+    one, other = inputs
+    gate = sketch.graph.values[node.inputs[0]].shape != sketch.graph.values[node.inputs[1]].shape
+    if one.labels == "f" or (gate and other.channels != one.channels) or not (gate or _has_same_form(one, other)):
+        raise UnsupportedError("two values that lie differently")
+    sketch.record_read(one)
+    sketch.record_read(other)
+    y = sketch.add_task(node, [one, other], (one.labels, one.planes.shape[:-1], one.pixels))
+    sketch.storages.require_equal_geometry([one, y] if gate else [one, other, y])
+    sketch.storages.require_equal_order(one, other, y)
+    sketch.storages.allow_overwriting(y, one, [other], once=True)
+    return y
+
+
+def _add_pointwise(sketch: Sketch, node: Node, inputs: list[ValueForm]) -> ValueForm:
+    (x,) = inputs
+    if x.labels == "f":
+        raise UnsupportedError("a flattened value")
+    sketch.record_read(x)
+    y = sketch.add_task(node, [x], (x.labels, x.planes.shape[:-1], x.pixels))
+    sketch.storages.require_equal_geometry([x, y])
+    sketch.storages.require_equal_order(x, y)
+    return y
+
+
+def _add_over_last_axis(sketch: Sketch, node: Node, inputs: list[ValueForm]) -> ValueForm:
+    """Add an operation on the last axis; if there are several channel axes, one for each head."""
+    (x,) = inputs
+    if node.attrs.get("axis", len(x.labels)) != len(x.labels) or x.labels[-1] != "c":
+        raise UnsupportedError(f"a {node.op} over positions")
+    if x.labels.count("c") == 1:
+        return _add_pointwise(sketch, node, inputs)
+    sketch.record_read(x)
+    sketch.storages.pin(x)
+    y = sketch.add_task(node, [x], (x.labels, x.planes.shape[:-1], x.pixels))
+    sketch.storages.require_equal_geometry([x, y])
+    sketch.storages.pin(y)
+    return y
+
+
+def _add_with_constant(sketch: Sketch, node: Node, inputs: list[ValueForm]) -> ValueForm:
+    (x,) = inputs
+    if x.labels == "f":
+        raise UnsupportedError("a flattened value")
+    shape = sketch.weight(node, "constant").shape
+    sketch.record_read(x)
+    values = [x]
+    if any(size > 1 for size, label in zip(shape, x.labels, strict=True) if label == "p"):
+        values.append(sketch.constant(node, "constant", x, x.planes.shape[:-1]))
+        sketch.storages.pin(x)
+        sketch.record_read(x)
+        sketch.record_read(values[1])
+    y = sketch.add_task(node, values, (x.labels, x.planes.shape[:-1], x.pixels))
+    sketch.storages.require_equal_geometry([*values, y])
+    if len(values) > 1:
+        sketch.storages.pin(y)
+    else:
+        sketch.storages.require_equal_order(x, y)
+    return y
+
+
+def _add_rotary(sketch: Sketch, node: Node, inputs: list[ValueForm]) -> ValueForm:
+    (x,) = inputs
+    shape = sketch.weight(node, "cos").shape
+    heads = [size for size, label in zip(shape, x.labels, strict=False) if label == "c"][:-1]
+    if x.labels[-1] != "c" or x.labels == "f" or any(size > 1 for size in heads):
+        raise UnsupportedError("angles that differ between heads, or turn positions")
+    cos, sin = (sketch.constant(node, role, x, [*heads, shape[-1]]) for role in ("cos", "sin"))
+    for form in (x, cos, sin):
+        sketch.record_read(form)
+    sketch.storages.pin(x)
+    y = sketch.add_task(node, [x, cos, sin], (x.labels, x.planes.shape[:-1], x.pixels))
+    sketch.storages.require_equal_geometry([x, y])
+    sketch.storages.pin(y)
+    return y
+
+
+def _over_channels_rule(axis: Callable[[Node], int], otherwise: str) -> Rule:
+    """Return a rule for an operation that needs an axis to be the only channel axis."""
+
+    def rule(sketch: Sketch, node: Node, inputs: list[ValueForm]) -> ValueForm:
+        if not _is_channels(inputs[0], axis(node)):
+            raise UnsupportedError(otherwise)
+        return _add_pointwise(sketch, node, inputs)
+
+    return rule
+
+
+def _add_softmax(sketch: Sketch, node: Node, inputs: list[ValueForm]) -> ValueForm:
+    """Add a softmax over the only channel axis, or over the last of several."""
+    (x,) = inputs
+    if _is_channels(x, int(node.attrs["axis"]) - 1):
+        return _add_pointwise(sketch, node, inputs)
+    if x.pixels == (1, 1):
+        raise UnsupportedError("a softmax of many short rows")  # as positions they are done together
+    return _add_over_last_axis(sketch, node, inputs)
+
+
+def _is_channels(form: ValueForm, axis: int) -> bool:
+    """Return whether an axis after the batch is the only channel axis."""
+    return form.labels[axis] == "c" and form.labels.count("c") == 1
+
+
+def _add_pool(sketch: Sketch, node: Node, inputs: list[ValueForm]) -> ValueForm:
+    (x,) = inputs
+    _require_image(x)
+    pixels = _output_pixels(sketch, node)
+    # Pooling of few images is faster where windows end in the halo.
+    kernel = node.attrs.get("kernel", (0, 0))
+    sketch.record_read(x, _required_halo(node, 1, kernel, x.pixels, pixels) if 0 < kernel[1] <= _SMALL_WINDOW else 0)
+    y = sketch.add_task(node, [x], ("cpp" if node.attrs.get("keepdim", True) else "c", [x.channels], pixels))
+    sketch.storages.require_equal_order(x, y)
+    return y
+
+
+def _add_attention(sketch: Sketch, node: Node, inputs: list[ValueForm]) -> ValueForm:
+    if any(form.labels != "cpc" for form in inputs):
+        raise UnsupportedError("heads whose tokens are no positions")
+    inputs = [sketch.without_row_gaps(node, form) for form in inputs]
+    q, k, v = inputs
+    for form in inputs:
+        sketch.record_read(form)
+        sketch.storages.pin(form)
+    sketch.storages.require_equal_geometry([k, v])
+    heads, size = q.planes.shape[0], v.planes.shape[1]
+    y = sketch.add_task(node, inputs, ("cpc", [heads, size], q.pixels))
+    sketch.storages.pin(y)
+    return sketch.without_row_gaps(node, y)
+
+
+def _add_window_attention(sketch: Sketch, node: Node, inputs: list[ValueForm]) -> ValueForm:
+    if any(form.labels != "pcpc" for form in inputs):
+        raise UnsupportedError("windows whose tokens are no positions")
+    for form in inputs:
+        sketch.record_read(form)
+        sketch.storages.pin(form)
+    q, k, v = inputs
+    sketch.storages.require_equal_geometry([k, v])
+    y = sketch.add_task(node, inputs, ("pcpc", v.planes.shape[:-1], q.pixels))
+    sketch.storages.require_equal_geometry([q, y])
+    sketch.storages.pin(y)
+    return y
+
+
+def _add_concat(sketch: Sketch, node: Node, inputs: list[ValueForm]) -> ValueForm:
+    y = forms.joined(inputs, node.attrs["axis"])
+    sketch.storages.require_equal_geometry(inputs)
+    sketch.storages.pin(y)
+    return y
+
+
+def _view_rule(made: Callable[[Node, ValueForm], ValueForm]) -> Rule:
+    """Return a rule for an operation that only rearranges the list of planes."""
+
+    def rule(sketch: Sketch, node: Node, inputs: list[ValueForm]) -> ValueForm:
+        y = made(node, inputs[0])
+        if not np.array_equal(y.flat, inputs[0].flat):
+            sketch.storages.pin(inputs[0])
+        return y
+
+    return rule
+
+
+RULES: Mapping[str, Rule] = {
+    "conv2d": _add_conv2d,
+    "linear": _add_linear,
+    "add": _add_pairwise,
+    "mul": _add_pairwise,
+    "act": _add_pointwise,
+    "affine": _over_channels_rule(lambda node: 0, "channels that are not the first axis"),
+    "layer_norm": _add_over_last_axis,
+    "rms_norm": _add_over_last_axis,
+    "softmax": _add_softmax,
+    "add_constant": _add_with_constant,
+    "mul_constant": _add_with_constant,
+    "rotary": _add_rotary,
+    **dict.fromkeys(("max_pool2d", "avg_pool2d", "global_avg_pool"), _add_pool),
+    "attention": _add_attention,
+    "window_attention": _add_window_attention,
+    "concat": _add_concat,
+    "slice": _view_rule(lambda node, x: forms.sliced(x, node.attrs["axis"], node.attrs["start"], node.attrs["stop"])),
+    "flatten": _view_rule(lambda node, x: forms.flattened(x)),
+    "transpose": _view_rule(lambda node, x: forms.transposed(x, node.attrs["axes"])),
+    "reshape": _view_rule(lambda node, x: forms.reshaped(x, node.attrs["shape"])),
+    "channel_shuffle": _view_rule(lambda node, x: forms.shuffled(x, node.attrs["groups"])),
+}
+
+
+# -- placing -----------------------------------------------------------------------------------------------------------
+
+
+Value = ValueForm | Rearranged
+
+
+def add(sketch: Sketch, node: Node) -> None:
+    """Add a node to the sketch, with the copies it needs.
+
+    Raises:
+        UnsupportedError: if no layout can run the node; only unused copies may have been added.
+    """
+    if node.op not in RULES and node.op not in _VIEWS:
+        raise UnsupportedError(f"no kernel for {node.op}")
+    values = [sketch.forms[name] for name in node.inputs]
+    try:
+        sketch.forms[node.output] = _apply_rule(sketch, node, values)
+    except UnsupportedError as error:
+        other = _VIEWS.get(node.op, _apply_on_copies)
+        sketch.forms[node.output] = other(sketch, node, values, error)
+
+
+def _apply_rule(sketch: Sketch, node: Node, values: Sequence[Value]) -> ValueForm:
+    planes = [value for value in values if isinstance(value, ValueForm)]
+    if len(planes) < len(values) or node.op not in RULES:
+        raise UnsupportedError("a value whose elements were moved")
+    return RULES[node.op](sketch, node, planes)
+
+
+# -- views -------------------------------------------------------------------------------------------------------------
+
+_View = Callable[[Sketch, Node, Sequence[Value], UnsupportedError], Value]
+
+
+def _rearranging_view(made: Callable[[Node, Rearranged], Rearranged]) -> _View:
+    def view(sketch: Sketch, node: Node, values: Sequence[Value], _: UnsupportedError) -> Rearranged:
+        return made(node, rearranged(values[0], sketch.storages))
+
+    return view
+
+
+def _concatenate(sketch: Sketch, node: Node, values: Sequence[Value], error: UnsupportedError) -> Value:
+    """Concatenate values. Those stored as planes stay in place if an operation reads all planes; the others are
+    moved."""
+    if like := next((value for value in values if isinstance(value, ValueForm)), None):
+        axis, labels = node.attrs["axis"], like.labels
+        if labels[axis - 1 : axis] == "c" and not _is_moved_again(sketch, node.output):
+            with contextlib.suppress(UnsupportedError):
+                return RULES["concat"](
+                    sketch, node, [sketch.as_planes(node, one, labels, like.pixels) for one in values]
+                )
+    several = [rearranged(value, sketch.storages) for value in values]
+    return tables.joined(several, node.attrs["axis"], sketch.storages)
+
+
+def _is_moved_again(sketch: Sketch, value: str) -> bool:
+    """Return whether an operation that reads the value moves its elements again."""
+    return any(value in one.inputs and one.op in _VIEWS for one in sketch.graph.nodes)
+
+
+_VIEWS: Mapping[str, _View] = {
+    "concat": _concatenate,
+    "slice": _rearranging_view(
+        lambda node, x: tables.sliced(x, node.attrs["axis"], node.attrs["start"], node.attrs["stop"])
+    ),
+    "flatten": _rearranging_view(lambda node, x: tables.flattened(x)),
+    "transpose": _rearranging_view(lambda node, x: tables.transposed(x, node.attrs["axes"])),
+    "reshape": _rearranging_view(lambda node, x: tables.reshaped(x, node.attrs["shape"])),
+    "channel_shuffle": _rearranging_view(lambda node, x: tables.shuffled(x, node.attrs["groups"])),
+    "pad": _rearranging_view(lambda node, x: tables.padded(x, node.attrs["before"], node.attrs["after"])),
+}
+
+VIEWS = frozenset(_VIEWS)
+"""Operations that only reorder elements, or insert zeros."""
+
+# -- what computes -----------------------------------------------------------------------------------------------------
+
+_ROW_BY_ROW = frozenset({"linear", "layer_norm", "rms_norm", "softmax"})
+_ON_IMAGES = frozenset({"conv2d", "max_pool2d", "avg_pool2d", "global_avg_pool"})
+
+
+def _apply_on_copies(sketch: Sketch, node: Node, values: Sequence[Value], error: UnsupportedError) -> Value:
+    """Run the node on copies of its inputs in the layout it needs; raise the error if that is impossible."""
+    labels = _required_labels(sketch, node, values)
+    rank = len(values[0].axes)
+    if labels is None or any(len(value.axes) != rank for value in values):
+        raise error
+    together = None
+    if labels.count("p") > 2:
+        values, labels, together = [_with_two_position_axes(sketch, value) for value in values], "ppc", values[0].axes
+        if "axis" in node.attrs:
+            node = replace(node, attrs={**node.attrs, "axis": len(labels)})
+    first = sketch.as_planes(node, values[0], labels)
+    same = first.pixels if node.op not in ("attention", "window_attention") and not _is_gate(values) else None
+    laid = [first, *(sketch.as_planes(node, value, labels, same) for value in values[1:])]
+    if all(one is other for one, other in zip(laid, values, strict=True)):
+        raise error
+    made = RULES[node.op](sketch, node, laid)
+    if together is None:
+        return made
+    apart = rearranged(made, sketch.storages)
+    return apart.view(apart.where.reshape(*together[:-1], -1))
+
+
+def _with_two_position_axes(sketch: Sketch, value: Value) -> Rearranged:
+    """Return a value of several position axes and one channel axis with its positions reshaped to two axes."""
+    table = rearranged(value, sketch.storages)
+    first, *rest, channels = table.axes
+    return replace(table, where=table.where.reshape(first, prod(rest), channels))
+
+
+def _is_gate(values: Sequence[Value]) -> bool:
+    return len(values) == 2 and values[0].axes != values[1].axes
+
+
+def _required_labels(sketch: Sketch, node: Node, values: Sequence[Value]) -> str | None:
+    """Return the axis labels that the node's inputs need; None if unknown."""
+    rank = len(values[0].axes)
+    rows = "p" * (rank - 1) + "c"
+    if node.op in _ROW_BY_ROW:
+        return rows if node.attrs.get("axis", rank) == rank else None
+    if node.op in _ON_IMAGES:
+        return "cpp" if rank == 3 else None
+    if node.op == "affine":
+        return "c" + "p" * (rank - 1) if rank <= 3 else None
+    if node.op in ("attention", "window_attention"):
+        return "cpc" if node.op == "attention" else "pcpc"
+    if node.op == "rotary":
+        angles = sketch.weight(node, "cos").shape
+        return "".join("p" if size > 1 else "c" for size in angles[:-1]) + "c"
+    if _is_gate(values):
+        return "cpp"
+    known = [value.labels for value in values if isinstance(value, ValueForm) and value.labels != "f"]
+    if known:
+        return known[0]
+    return rows if rank <= 3 or not node.weights else None  # a constant has the value's own axes

@@ -1,4 +1,4 @@
-"""Lifetimes of a region's planes, which of them share geometries or orders of channels, and the buffer allocator."""
+"""Lifetimes of a region's planes, constraints on their geometries and channel orders, and the buffer allocator."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from ticketry_engine.plan.value_axes import ValueForm
 
 @dataclass
 class Storage:
-    """Planes that one operation writes."""
+    """Memory of the planes that one operation writes."""
 
     channels: int
     pixels: tuple[int, int]
     halo: int = 0
     """Largest halo that a reader needs."""
     halo_of_few: int = 0
-    """Largest halo that a reader gains from, if images do not fill a vector."""
+    """Largest halo that a reader benefits from if images do not fill a vector."""
     born: int = 0
     dies: int = 0
     """Numbers of the operations that write it and that last read it."""
@@ -74,15 +74,15 @@ class Storages:
             storage.dies = max(storage.dies, when)
             storage.halo = max(storage.halo, halo)
             storage.halo_of_few = max(storage.halo_of_few, halo if halo_of_few is None else halo_of_few)
-        self.alike([form])
+        self.require_equal_geometry([form])
 
-    def alike(self, forms: Iterable[ValueForm]) -> None:
+    def require_equal_geometry(self, forms: Iterable[ValueForm]) -> None:
         """Require equal geometries."""
         numbers = [number for form in forms for number in form.storages]
         self.halos.join(numbers)
         self.rows.join(numbers)
 
-    def one_order(self, *forms: ValueForm) -> None:
+    def require_equal_order(self, *forms: ValueForm) -> None:
         """Require equal orders of channels."""
         for numbers in zip(*(form.flat[:, 0].tolist() for form in forms), strict=True):
             self.orders.join(numbers)
@@ -97,14 +97,13 @@ class Storages:
     def same_rows(self, one: ValueForm, other: ValueForm) -> None:
         self.rows.join([*one.storages, *other.storages])
 
-    def may_lie_over(self, y: ValueForm, x: ValueForm, others: Iterable[ValueForm], *, once: bool) -> None:
+    def allow_overwriting(self, y: ValueForm, x: ValueForm, others: Iterable[ValueForm], *, once: bool) -> None:
         """Record that the operation which computes y reads each element of x just before it writes that element of y.
 
         Args:
             others: further inputs, which must not share memory with y.
-            once: whether each element is written once, also channels-last, where the last tile of a convolution
-            overlaps the
-                previous one.
+            once: whether each element is written once, also channels-last, where the last tile of a
+                convolution overlaps the previous one.
         """
         whole = len(x.storages) == 1 and x.channels == self.all[x.storages[0]].channels == y.channels
         elsewhere = all(x.storages[0] not in other.storages for other in others)
@@ -114,7 +113,7 @@ class Storages:
                 self.once.add(y.storages[0])
 
     def places(self, *, once: bool = False) -> list[int]:
-        """Return for each storage the one whose memory it uses: itself, or the first of those that it overwrites."""
+        """Return for each storage the storage whose memory it uses: itself, or the first that it overwrites."""
         found: list[int] = []
         for number, storage in enumerate(self.all):
             below = self.over.get(number)
@@ -158,7 +157,7 @@ class Buffer:
 
 
 class BufferAllocator:
-    """Gives out ranges of one memory, and reuses those that were released."""
+    """Allocates ranges of one memory, and reuses released ranges."""
 
     def __init__(self) -> None:
         self.size = 0
@@ -180,14 +179,14 @@ class BufferAllocator:
                 if number >= len(self._clean) + 1 - self._waiting:
                     self._waiting -= 1
                 else:
-                    self._occupy(buffer)
+                    self._mark_occupied(buffer)
                 self._given.append(buffer)
                 return buffer, True
         fitting = [(end - begin, begin) for begin, end in self._free if end - begin >= size]
-        begin = min(fitting)[1] if fitting else self._begin_of_end()
+        begin = min(fitting)[1] if fitting else self._start_of_free_tail()
         buffer = Buffer(begin, begin + size, layout)
         self.size = max(self.size, buffer.end)
-        self._occupy(buffer)
+        self._mark_occupied(buffer)
         self._given.append(buffer)
         return buffer, False
 
@@ -216,11 +215,11 @@ class BufferAllocator:
             if other.overlaps(buffer)
         )
 
-    def _begin_of_end(self) -> int:
+    def _start_of_free_tail(self) -> int:
         """Return where a buffer begins that extends the memory: a free range at the end is part of it."""
         return self._free[-1][0] if self._free and self._free[-1][1] == self.size else self.size
 
-    def _occupy(self, buffer: Buffer) -> None:
+    def _mark_occupied(self, buffer: Buffer) -> None:
         left: list[tuple[int, int]] = []
         for begin, end in self._free:
             parts = [(begin, min(end, buffer.begin)), (max(begin, buffer.end), end)]

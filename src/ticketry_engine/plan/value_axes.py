@@ -57,19 +57,19 @@ class ValueForm:
         return tuple(next(sizes) if label == "c" else next(places) for label in self.labels)
 
 
-def loaded(shape: Sequence[int | None], storage: int) -> ValueForm:
+def region_input(shape: Sequence[int | None], storage: int) -> ValueForm:
     """Return the form of an input of the region."""
     sizes = [int(size or 0) for size in shape[1:]]
     if len(sizes) == 3:
-        return fresh("cpp", sizes[:1], (sizes[1], sizes[2]), storage)
+        return new_value("cpp", sizes[:1], (sizes[1], sizes[2]), storage)
     if len(sizes) == 2:
-        return fresh("pc", sizes[1:], (1, sizes[0]), storage)
+        return new_value("pc", sizes[1:], (1, sizes[0]), storage)
     if len(sizes) == 1:
-        return fresh("c", sizes, (1, 1), storage)
+        return new_value("c", sizes, (1, 1), storage)
     raise UnsupportedError(f"a value of {len(shape)} axes")
 
 
-def fresh(labels: str, channels: Sequence[int], pixels: tuple[int, int], storage: int) -> ValueForm:
+def new_value(labels: str, channels: Sequence[int], pixels: tuple[int, int], storage: int) -> ValueForm:
     """Return a value in a new storage."""
     count = prod(channels)
     planes = np.stack([np.full(count, storage, dtype=np.int64), np.arange(count, dtype=np.int64)], axis=-1)
@@ -97,7 +97,7 @@ def reshaped(form: ValueForm, shape: Sequence[int | None]) -> ValueForm:
     channels: list[int] = []
     pixels: list[int] = []
     position = 0
-    for group_old, group_new in _blocks(old, new):
+    for group_old, group_new in _matching_axis_runs(old, new):
         kinds = set(form.labels[position : position + len(group_old)])
         position += len(group_old)
         if len(kinds) > 1:
@@ -110,7 +110,7 @@ def reshaped(form: ValueForm, shape: Sequence[int | None]) -> ValueForm:
     return ValueForm("".join(labels), form.planes.reshape(*channels, 2), form.pixels)
 
 
-def _blocks(old: list[int], new: list[int]) -> list[tuple[list[int], list[int]]]:
+def _matching_axis_runs(old: list[int], new: list[int]) -> list[tuple[list[int], list[int]]]:
     """Return the shortest runs of old and of new axes with equal numbers of elements."""
     blocks, i, j = [], 0, 0
     while i < len(old) or j < len(new):
@@ -145,12 +145,14 @@ def joined(forms: Sequence[ValueForm], axis: int) -> ValueForm:
     first = forms[0]
     if any(form.labels != first.labels or form.pixels != first.pixels for form in forms):
         raise UnsupportedError("a concatenation of values that lie differently")
-    return replace(first, planes=np.concatenate([form.planes for form in forms], axis=_channel(first, axis)))
+    return replace(
+        first, planes=np.concatenate([form.planes for form in forms], axis=_channel_axis_number(first, axis))
+    )
 
 
 def sliced(form: ValueForm, axis: int, start: int, stop: int) -> ValueForm:
     """Slice a channel axis."""
-    number = _channel(form, axis)
+    number = _channel_axis_number(form, axis)
     return replace(form, planes=form.planes[(slice(None),) * number + (slice(start, stop),)])
 
 
@@ -162,7 +164,7 @@ def shuffled(form: ValueForm, groups: int) -> ValueForm:
     return replace(form, planes=planes)
 
 
-def _channel(form: ValueForm, axis: int) -> int:
+def _channel_axis_number(form: ValueForm, axis: int) -> int:
     """Return the number of a value's axis among its channel axes."""
     label = form.labels[axis - 1]
     if label != "c" or form.labels == "f":

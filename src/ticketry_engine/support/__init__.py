@@ -1,1 +1,1 @@
-"""Helpers that both packages use: files, process-wide state, seeds, optimiser steps, masks as rows."""
+"""Helpers of both packages: files, process-wide state, seeds, optimiser hooks, masks as groups of rows."""

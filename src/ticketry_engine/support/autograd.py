@@ -26,12 +26,12 @@ def first_derivative_only(
         found = marked(ctx, *gradients)
         if not torch.is_grad_enabled():
             return found
-        return tuple(None if one is None else _refusing(one) for one in found)
+        return tuple(None if one is None else _refuse_second_derivative(one) for one in found)
 
     return refuse_second
 
 
-def _refusing(gradient: Tensor) -> Tensor:
+def _refuse_second_derivative(gradient: Tensor) -> Tensor:
     made: Tensor = _Refusal.apply(gradient.detach().requires_grad_())  # type: ignore[no-untyped-call]
     return made
 

@@ -1,4 +1,4 @@
-"""The frame of every public function: which models and arguments it takes, and in which state of torch it runs.
+"""Decorator of public functions: it checks shared arguments, and normalises the state of torch.
 
 `entry_point` checks the arguments that public functions share, each in one place, and runs the function in
 `plain_torch_state`: a caller's inference mode, autocast, `no_grad` or default type and device change no result.
@@ -26,23 +26,23 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 Check = Callable[[Any, str, Any], Any]
-"""(value, name of the argument, model or None) -> the value to pass on; raises `UsageError` for a wrong one."""
+"""(value, name of the argument, model or None) -> the value to pass on; raises `UsageError` if the value is wrong."""
 
 ARGUMENT_CHECKS: dict[str, Check] = {}
 """Argument name -> its check; other modules add checks of their types."""
 
 
 class Need(NamedTuple):
-    """Requirements on a function's model, in addition to parameters with shapes."""
+    """What a function requires of its model, in addition to parameters with shapes."""
 
     values: bool = True
-    """Weights with values: not on the meta device."""
+    """Weights must have values: they are not on the meta device."""
     python: bool = True
-    """Layers that are Python modules: no TorchScript."""
+    """Layers must be Python modules: no TorchScript."""
     floats: bool = True
-    """Layers that are not quantised: their weights are no parameters, and no gradient passes."""
+    """Layers must not be quantised: their weights are no parameters, and they have no gradient."""
     training: bool = False
-    """Parameters to change or differentiate: not created in inference mode."""
+    """Parameters are changed or differentiated: they must not be created in inference mode."""
 
 
 READS = Need()
@@ -90,11 +90,11 @@ def entry_point(need: Need = READS, *, autocast: bool = False) -> Callable[[Call
 
 
 def check_model(model: object, need: Need = READS, name: str = "model") -> None:
-    """Raise an error that says what to do if `model` is no model, or not one that meets the need.
+    """Raise an error that says what to do if `model` is no model, or does not meet the requirements.
 
     Raises:
         UsageError: for a value that is no module, and for a module in TorchScript, quantised, on the meta device or
-            created in inference mode where the function needs another one.
+            created in inference mode, if the function does not support it.
         ScopeError: for a module with lazy layers.
     """
     require_model(model)
@@ -138,7 +138,7 @@ _QUANTISED = ("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized", "torch
 
 
 class _Defaults(NamedTuple):
-    """Type and device of tensors that are created without one."""
+    """Default dtype and device of new tensors."""
 
     dtype: torch.dtype
     device: torch.device
@@ -151,7 +151,8 @@ _callers = threading.local()
 
 @contextmanager
 def plain_torch_state(*, autocast: bool = False) -> Iterator[None]:
-    """Run a block as torch starts: with gradients, without inference mode and autocast, new tensors float32 on the CPU.
+    """Run a block in torch's initial state: with gradients, without inference mode and autocast, new tensors float32 on
+    the CPU.
 
     With `autocast` the caller's autocast stays on.
 
@@ -168,8 +169,8 @@ def plain_torch_state(*, autocast: bool = False) -> Iterator[None]:
                 stack.enter_context(torch.autocast(device, enabled=False))
         now = _Defaults(torch.get_default_dtype(), torch.get_default_device())
         if now != _PLAIN:
-            stack.enter_context(_callers_are(now))
-            stack.enter_context(_defaults(_PLAIN, now))
+            stack.enter_context(_remember_callers_defaults(now))
+            stack.enter_context(_set_defaults(_PLAIN, now))
         yield
 
 
@@ -178,18 +179,18 @@ _AUTOCASTS = ("cpu", "cuda", "mps", "xpu")
 
 @contextmanager
 def callers_defaults() -> Iterator[None]:
-    """Run a block of the user's code, such as a loss, with the default type and device that the caller has set."""
+    """Run a block of the user's code, such as a loss, with the default dtype and device that the user has set."""
     theirs: _Defaults | None = getattr(_callers, "defaults", None)
     now = _Defaults(torch.get_default_dtype(), torch.get_default_device())
     if theirs is None or theirs == now:
         yield
         return
-    with _callers_are(None), _defaults(theirs, now):
+    with _remember_callers_defaults(None), _set_defaults(theirs, now):
         yield
 
 
 @contextmanager
-def _callers_are(defaults: _Defaults | None) -> Iterator[None]:
+def _remember_callers_defaults(defaults: _Defaults | None) -> Iterator[None]:
     before = getattr(_callers, "defaults", None)
     _callers.defaults = defaults
     try:
@@ -199,7 +200,7 @@ def _callers_are(defaults: _Defaults | None) -> Iterator[None]:
 
 
 @contextmanager
-def _defaults(wanted: _Defaults, now: _Defaults) -> Iterator[None]:
+def _set_defaults(wanted: _Defaults, now: _Defaults) -> Iterator[None]:
     with ExitStack() as stack:
         if wanted.dtype != now.dtype:
             stack.enter_context(default_dtype(wanted.dtype))
@@ -223,7 +224,7 @@ def as_normal_tensors(values: Any) -> Any:
 
 @contextmanager
 def writing_to(tensor: Tensor) -> Iterator[None]:
-    """Run a block that writes to a tensor in place: torch allows that only in the mode it was created in."""
+    """Run a block that changes a tensor in place: in inference mode if the tensor was created in it."""
     with torch.inference_mode() if tensor.is_inference() else torch.no_grad():
         yield
 

@@ -1,4 +1,4 @@
-"""Files that are written atomically, read only if they are regular, and compared by digests."""
+"""Read regular files only, write files atomically, and compute digests."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def cache_folder() -> Path:
 
 
 def content_of(path: Path, *, most: int | None = None) -> bytes:
-    """The content of a regular file. A pipe or a device, which might never end, is not read.
+    """Return the content of a regular file; reject pipes and devices, which might never end.
 
     Args:
         most: bytes that it may have.
@@ -109,7 +109,7 @@ def _is_private(about: os.stat_result) -> bool:
 
 
 def regular(path: Path, *, follow_links: bool = True) -> BinaryIO:
-    """Open a regular file to read it; a pipe or a device, which might never end, is refused.
+    """Open a regular file for reading; reject pipes and devices, which might never end.
 
     Raises:
         OSError: if it is not there, is no regular file, or cannot be read; and for a link, unless links are followed.
@@ -138,7 +138,7 @@ def reason_of(error: OSError) -> str:
 
 @contextlib.contextmanager
 def replacing(target: Path, *, durable: bool = False, parents: bool = True, private: bool = False) -> Iterator[Path]:
-    """Yield the name of an empty temporary file beside `target`, which replaces `target` when the block ends.
+    """Yield the name of an empty temporary file in the folder of `target`; it replaces `target` when the block ends.
 
     Readers see the old or the new file, never a part. If the block raises, the old file stays and the temporary one is
     deleted. Files named ``.*.tmp`` remain after a kill. Permissions follow the process's umask.
@@ -177,7 +177,7 @@ def make_folder(folder: Path, *, private: bool = False) -> None:
 
 
 def beside(target: Path, *, private: bool = False) -> Path:
-    """A new, empty file beside `target`, called ``.*.tmp``: see `replacing`."""
+    """Create an empty temporary file in the target's folder, named ``.*.tmp``, and return its path: see `replacing`."""
     place = target.with_name(f".{target.name[:80]}.{secrets.token_hex(8)}.tmp")
     os.close(os.open(place, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600 if private else 0o666))
     return place
@@ -186,13 +186,13 @@ def beside(target: Path, *, private: bool = False) -> Path:
 def write_atomically(
     path: Path, data: bytes, *, durable: bool = False, parents: bool = True, private: bool = False
 ) -> None:
-    """Write a file whole or not at all, see `replacing`."""
+    """Write a file completely or not at all, see `replacing`."""
     with replacing(path, durable=durable, parents=parents, private=private) as temporary:
         temporary.write_bytes(data)
 
 
 def flush(path: Path) -> None:
-    """Wait until the content of a file, or the names in a folder, are on the disk."""
+    """Wait until the content of a file, or the list of names in a folder, is written to the disk."""
     if path.is_dir() and not hasattr(os, "O_DIRECTORY"):  # Windows: a folder cannot be opened, and needs no flush
         return
     descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
@@ -269,5 +269,5 @@ def _is_deep(value: object, text: str) -> bool:
 
 
 def one_line(text: str) -> str:
-    """Return `text` with line breaks and control characters replaced: a mask or a ticket may come from anywhere."""
+    """Return `text` with line breaks and control characters replaced, to print names from untrusted files."""
     return "".join(letter if letter.isprintable() else "?" for letter in text)

@@ -17,7 +17,7 @@ Listener = TypeVar("Listener")
 
 
 class Listeners(Generic[Listener]):
-    """The current listeners: threads may iterate over them while others are added or removed.
+    """The current listeners of a torch hook; threads may iterate over them while listeners are added or removed.
 
     Args:
         hook: registers torch's hooks, which iterate over `present`; called with the first listener.
@@ -36,7 +36,7 @@ class Listeners(Generic[Listener]):
             self.present = (*self.present, one)
 
     def remove(self, gone: Listener) -> None:
-        """More than once is no error."""
+        """Remove a listener; removing it again is no error."""
         with self._guard:
             self.present = tuple(one for one in self.present if one is not gone)
 
@@ -48,14 +48,14 @@ Told = Callable[[Optimizer, object, object], None]
 
 
 class Stepping:
-    """Calls `before` and `after` each step of any optimiser, until `remove`."""
+    """Calls functions before and after each step of any torch optimiser, until `remove` is called."""
 
     def __init__(self, *, before: Told | None = None, after: Told | None = None) -> None:
         self.before, self.after = before, after
         _listening.add(self)
 
     def remove(self) -> None:
-        """Hear no more; more than once is no error."""
+        """Stop calling the functions; calling it again is no error."""
         _listening.remove(self)
 
 

@@ -14,7 +14,7 @@ from ticketry_engine.errors import MaskError, UsageError
 
 
 def require_model(model: object) -> None:
-    """Make sure that what is given as the argument `model` is one.
+    """Raise `UsageError` unless the argument `model` is a module.
 
     Raises:
         UsageError: for anything else, such as the state dict that a checkpoint holds; it says what to do.
@@ -32,7 +32,7 @@ def require_model(model: object) -> None:
 
 
 def normal_name(name: str) -> str:
-    """A parameter's name without what wrappers add to it: ``module.`` (DataParallel), ``_orig_mod.`` (compile)."""
+    """Return a parameter's name without prefixes of wrappers: ``module.`` (DataParallel), ``_orig_mod.`` (compile)."""
     parts = [part for part in name.split(".") if part not in ("_orig_mod", "_fsdp_wrapped_module")]
     while len(parts) > 1 and parts[0] == "module":
         parts = parts[1:]
@@ -40,7 +40,7 @@ def normal_name(name: str) -> str:
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
-    """The module inside the wrappers of torch.compile and of data-parallel training."""
+    """Return the module inside the wrappers of torch.compile and of data-parallel training."""
     require_model(model)
     while True:
         inner = getattr(model, "_orig_mod", None)
@@ -52,7 +52,7 @@ def unwrapped(model: nn.Module) -> nn.Module:
 
 
 def masked_parameters(model: nn.Module, keep: Mapping[str, Tensor]) -> dict[str, nn.Parameter]:
-    """Return the parameters of a model that a mask is of, by the mask's names.
+    """Return the parameters that a mask covers, by the mask's names.
 
     Args:
         keep: parameter name -> bool tensor, True = retained. Names may lack what wrappers add to them.
@@ -88,9 +88,9 @@ def apply_mask(model: nn.Module, keep: Mapping[str, Tensor]) -> None:
 
 
 def copied(model: nn.Module, tensors: Mapping[int, Tensor], shared: Mapping[int, nn.Module] | None = None) -> nn.Module:
-    """A deep copy in which some parameters and buffers (by `id`) are others: `tensors`, which are not copied.
+    """Return a deep copy with some parameters and buffers replaced by `tensors` (by `id`).
 
-    Nor are the modules (by `id`) that are `shared`.
+    Modules in `shared` (by `id`) are not copied.
     """
     memo: dict[int, Any] = dict(shared or {})
     for tensor in parameters_and_buffers(model):
@@ -103,14 +103,14 @@ def copied(model: nn.Module, tensors: Mapping[int, Tensor], shared: Mapping[int,
         for value in vars(module).values():
             if isinstance(value, Tensor) and not value.is_leaf:  # a computed weight, which deepcopy refuses
                 memo.setdefault(id(value), value.detach().clone())
-    return _copied(model, memo)
+    return _copy_module(model, memo)
 
 
-def _copied(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
-    """`copy.deepcopy`, several times as fast for modules that leave their copying to it and hold plain values."""
+def _copy_module(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
+    """Return a module's deep copy, several times as fast as `copy.deepcopy` for plain modules."""
     if id(module) in memo:
         return memo[id(module)]  # type: ignore[no-any-return]
-    if not _plainly_copied(type(module)):
+    if not _copies_by_dict(type(module)):
         found: nn.Module = copy.deepcopy(module, memo)
         return found
     twin = memo[id(module)] = type(module).__new__(type(module))
@@ -120,7 +120,7 @@ def _copied(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
         if type(value) in _PLAIN:
             twin.__dict__[name] = value
         elif name == "_modules":
-            children = {local: child if child is None else _copied(child, memo) for local, child in value.items()}
+            children = {local: child if child is None else _copy_module(child, memo) for local, child in value.items()}
             twin.__dict__[name] = type(value)(children)
         elif type(value) in (dict, OrderedDict) and not value:
             twin.__dict__[name] = type(value)()
@@ -132,8 +132,8 @@ def _copied(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
 _PLAIN = (type(None), bool, int, float, str)
 
 
-def _plainly_copied(kind: type[nn.Module]) -> bool:
-    """Whether a copy is one of `__dict__`. What torch's layers do besides is for files of old versions."""
+def _copies_by_dict(kind: type[nn.Module]) -> bool:
+    """Return whether instances of a class are copied by copying `__dict__`."""
     same = all(getattr(kind, name, None) is getattr(nn.Module, name, None) for name in _COPYING)
     return same and kind.__setstate__.__module__.startswith("torch.nn.modules.") and not hasattr(kind, "__slots__")
 

@@ -1,8 +1,9 @@
-"""State of the whole process: torch's generators, its thread count, `nn.Module`, and the default tensor type.
+"""State of the whole process: torch's generators, thread count, `nn.Module`, and default dtype.
 
-If a thread seeds a generator, another one that draws meanwhile changes its numbers; if one restores the thread count,
-it changes it for all. torch.fx and torch.export modify `nn.Module` and mark the process as tracing. Code that needs one
-of these to stay unchanged holds one common lock, so that drawing and tracing threads cannot wait for each other.
+If a thread seeds a generator, another one that draws meanwhile changes its numbers; if one restores the thread
+count, it changes it for all. torch.fx and torch.export modify `nn.Module` and mark the process as tracing. Code that
+needs one of these to stay unchanged holds one common lock, so that drawing and tracing threads cannot wait for each
+other.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import torch
 
 
 class Turns:
-    """A lock that one thread at a time holds, and may take again; it knows how long each has waited for it.
+    """A reentrant lock that records how long each thread has waited for it.
 
     Examples:
         >>> turns = Turns()
@@ -31,7 +32,7 @@ class Turns:
 
     @property
     def waited(self) -> float:
-        """Seconds that this thread has waited so far, in all."""
+        """Total seconds that the current thread has waited."""
         seconds: float = getattr(self._mine, "waited", 0.0)
         return seconds
 
@@ -47,12 +48,12 @@ class Turns:
 
 
 ONE_AT_A_TIME = Turns()
-"""Lock of code that draws, trains, measures or traces in this process; its holder never waits for a lab's guard."""
+"""Lock of code that draws random numbers, trains, measures or traces. Its holder never waits for the lock of a lab."""
 
 
 @contextlib.contextmanager
 def private_random_state(devices: Iterable[torch.device | int] | None = None) -> Iterator[None]:
-    """Torch's generators for this thread alone: no other draws meanwhile, and afterwards they are as before.
+    """Run a block with torch's generators reserved for this thread, and restore them afterwards.
 
     Args:
         devices: GPUs whose generators are restored; all by default.
@@ -63,7 +64,7 @@ def private_random_state(devices: Iterable[torch.device | int] | None = None) ->
 
 @contextlib.contextmanager
 def default_dtype(dtype: torch.dtype) -> Iterator[None]:
-    """Tensors that are made without a type get this one, and no other thread computes meanwhile."""
+    """Run a block with another default dtype of new tensors, while no other thread computes."""
     with ONE_AT_A_TIME:
         before = torch.get_default_dtype()
         torch.set_default_dtype(dtype)
@@ -75,7 +76,7 @@ def default_dtype(dtype: torch.dtype) -> Iterator[None]:
 
 @contextlib.contextmanager
 def torch_threads(count: int) -> Iterator[None]:
-    """Let torch use `count` threads within the block, and as many as before afterwards."""
+    """Run a block with `count` torch threads, and restore the previous number afterwards."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:

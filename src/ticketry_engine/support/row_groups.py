@@ -15,7 +15,7 @@ Indices = np.ndarray[Any, np.dtype[np.int64]]
 
 
 class RowGroup:
-    """Rows with one support.
+    """Rows of a weight matrix that retain the same columns.
 
     Examples:
         >>> mask = tk.Mask({"weight": torch.tensor([[True, False, True], [True, False, True]])})
@@ -31,12 +31,12 @@ class RowGroup:
 
     @cached_property
     def columns(self) -> Indices:
-        """The columns, flattened over inputs and taps, that all of the rows keep and no other; ascending."""
+        """The columns that the rows retain, flattened over inputs and kernel positions, ascending."""
         return np.flatnonzero(self._support)
 
     @cached_property
     def width(self) -> int:
-        """How many columns."""
+        """The number of columns."""
         return int(np.count_nonzero(self._support))
 
     def __repr__(self) -> str:
@@ -44,7 +44,7 @@ class RowGroup:
 
 
 def row_groups(kept: np.ndarray[Any, Any] | torch.Tensor) -> list[RowGroup]:
-    """The rows of a matrix (or of a filter bank, flattened behind its first dimension), grouped by what they keep.
+    """Return the rows of a matrix, or of a filter bank with its last dimensions flattened, grouped by equal columns.
 
     Args:
         kept: O x …; anything that is not zero is kept.

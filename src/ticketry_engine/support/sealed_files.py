@@ -1,7 +1,7 @@
-"""A digest within a safetensors file, so that any damaged bit is noticed when the file is read.
+"""Protect safetensors files by a digest, so that any damaged bit is noticed when a file is read.
 
-It is the first entry of the metadata: the SHA-256 of the file without that entry. The entry must be present exactly as
-written. Other loaders see one more text in the metadata.
+It is the first entry of the metadata: the SHA-256 of the file without that entry. The entry must be present exactly
+as written. Other loaders see one more text in the metadata.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _ENTRY = len(_BEGIN) + _DIGITS + len(_END)
 
 
 def sealed(data: bytes) -> bytes:
-    """The bytes of a safetensors file that has metadata, with a digest of them all."""
+    """Return the bytes of a safetensors file that has metadata, with a digest of all bytes added to the metadata."""
     length, rest = int.from_bytes(data[:8], "little"), data[8:]
     if not rest.startswith(_HEAD):
         raise ValueError("only a file with metadata can be sealed")
@@ -54,7 +54,7 @@ def unsealed(data: bytes, *, required: bool = True) -> bytes:
 
 
 def read_metadata(data: bytes) -> Mapping[str, str]:
-    """The string-to-string metadata in the header of a safetensors file already found valid."""
+    """Return the string metadata in the header of a valid safetensors file."""
     length = int.from_bytes(data[:8], "little")
     header: dict[str, Any] = parse_json(data[8 : 8 + length])
     metadata = header.get("__metadata__", {})

@@ -1,4 +1,4 @@
-"""Random streams that are pure functions of what they are for."""
+"""Seeds and random generators that depend only on the parts that name their purpose."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ import torch
 
 
 def mix(*parts: int | str) -> int:
-    """A 63-bit seed from any parts: equal parts give equal seeds, other parts unrelated ones, on every machine."""
+    """Return a 63-bit seed computed from any parts: equal parts give equal seeds on every machine."""
     text = "\x1f".join(f"{type(part).__name__}:{part}" for part in parts)
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
 
 
 def seed_torch(seed: int) -> None:
-    """`torch.manual_seed`, but on a machine that has only a CPU without the stack trace that it notes there, each time
-    and for good, for devices not yet in use."""
+    """Seed torch like `torch.manual_seed`, without the stack trace that it stores for unused devices on CPU-only
+    machines."""
     if torch.accelerator.is_available():
         torch.manual_seed(seed)
     else:

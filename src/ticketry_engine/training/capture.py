@@ -152,9 +152,9 @@ class _Finder:
             return
         layer = str(node.target) if lowered is not None and lowered.op in LAYERS else None
         gains = layer is not None and self._gains(node, layer)
-        short = layer is not None and (gains or prod(self._weight(layer)[1:]) <= SHORT)
-        dense = layer is not None and not short and self._runs_dense(node, layer)
-        starts = short or dense
+        shortened = layer is not None and (gains or prod(self._weight(layer)[1:]) <= SHORT)
+        dense = layer is not None and not shortened and self._runs_dense(node, layer)
+        starts = shortened or dense
         layout = allowed_layouts(node, lowered)
         if self.half and layout == {True}:
             if layer is not None:

@@ -13,11 +13,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import ticketry as tk
 from ticketry.errors import EngineError
 from ticketry.records.schema import as_json
 from ticketry.records.speed import EngineTime
 from ticketry_engine.bench import compare as module
-from ticketry_engine.bench.compare import compare, saved_against
+from ticketry_engine.bench.compare import compare, saved_against, time_layers, unpruned
 from ticketry_engine.bench.dense_engines import Call, Sparse, UnavailableError, rivals
 from ticketry_engine.bench.timing import Case, Timing
 
@@ -41,19 +42,6 @@ def eager(case: Case) -> Call:
     return lambda x: case.model(x).detach()
 
 
-def late(seconds: float) -> Callable[[Case], Call]:
-    """Right, and so much later."""
-
-    def prepare(case: Case) -> Call:
-        def call(x: Tensor) -> Tensor:
-            time.sleep(seconds)
-            return case.model(x).detach()
-
-        return call
-
-    return prepare
-
-
 def wrong(case: Case) -> Call:
     return lambda x: case.model(x).detach() * 1.001
 
@@ -71,26 +59,6 @@ def case() -> Case:
 QUICK = Timing(rounds=3)
 
 
-@pytest.mark.slow
-def test_what_is_saved_is_told_against_the_fastest(case: Case) -> None:
-    found = compare(case, [Fake("slow", late(0.2)), Fake("fast", late(0.05)), Sparse(eager, "ours")], QUICK)
-    assert [row.engine for row in found.times] == ["slow", "fast", "ours"]
-    assert found.fastest is not None
-    assert found.fastest.engine == "fast"
-    (saved,) = found.saved
-    assert (saved.engine, saved.against) == ("ours", "fast")
-    assert 0.9 < saved.low <= saved.saved <= saved.high <= 1
-    for row in found.times:
-        assert len(row.wall) == 3
-        assert row.seconds == statistics.median(row.wall)
-        assert row.error == pytest.approx(0, abs=1e-6)
-    assert (found.batch, found.threads, found.precision, found.cold, found.clock) == (5, 1, "fp32", False, "wall")
-    told = json.loads(json.dumps(as_json(found)))
-    assert told["fastest_dense"] == "fast"
-    assert told["machine"]["cores"] == len(os.sched_getaffinity(0))
-    assert told["times"][0]["versions"] == {"slow": "1.0"}
-
-
 def test_ratios_are_of_the_same_round() -> None:
     """A machine that slows down tenfold in the middle changes nothing."""
 
@@ -103,15 +71,6 @@ def test_ratios_are_of_the_same_round() -> None:
     assert (found.saved, found.low, found.high) == pytest.approx((0.75, 0.75, 0.75))
     assert saved_against(ours, theirs, Timing(clock="cpu")).saved == pytest.approx(0.25)
     assert saved_against(theirs, ours, Timing()).saved == pytest.approx(-3)
-
-
-def test_a_wrong_dense_engine_is_not_timed(case: Case) -> None:
-    found = compare(case, [Fake("right", eager), Fake("wrong", wrong)], QUICK)
-    assert found.times[0].timed
-    row = found.times[1]
-    assert (row.timed, row.seconds, row.wall, row.versions) == (False, None, (), {})
-    assert row.error == pytest.approx(1e-3, rel=1e-2)
-    assert "outputs are wrong: relative error 0.001" in row.why
 
 
 class Cancels(nn.Module):
@@ -141,25 +100,53 @@ def test_where_torch_itself_rounds_as_much_another_rounding_is_not_wrong() -> No
         compare(case, [Fake("right", eager), Sparse(off_by(2.1 * own), "ours")], QUICK)
 
 
-def test_a_model_that_does_not_run_in_float64_has_no_rounding() -> None:
-    class Fixed(nn.Module):
-        def forward(self, x: Tensor) -> Tensor:
-            return x @ torch.ones(3, 2, dtype=torch.float32)
+def test_what_is_saved_is_relative_to_the_fastest_dense_engine(case: Case) -> None:
+    def late(case: Case) -> Call:
+        return lambda x: first_after(time.sleep(0.02), case.model(x).detach())
 
-    assert Case(Fixed().eval(), (torch.randn(4, 3),)).rounding() == 0.0
+    engines = [
+        Fake("slow", late),
+        Fake("fast", eager),
+        Sparse(eager, "ours"),
+        Fake("gone", missing),
+        Fake("bad", wrong),
+    ]
+    found = compare(case, engines, QUICK)
+    assert [row.engine for row in found.times] == ["slow", "fast", "ours", "gone", "bad"]
+    assert found.fastest is not None
+    assert found.fastest.engine == "fast"
+    (saved,) = found.saved
+    assert (saved.engine, saved.against) == ("ours", "fast")
+    assert saved.low <= saved.saved <= saved.high
+    for row in found.times[:3]:
+        assert len(row.wall) == 3
+        assert row.seconds == statistics.median(row.wall)
+        assert row.error == pytest.approx(0, abs=1e-6)
+    assert (found.times[3].timed, found.times[3].why) == (False, "not installed")
+    bad = found.times[4]
+    assert (bad.timed, bad.seconds, bad.wall, bad.versions) == (False, None, (), {})
+    assert "outputs are wrong: relative error 0.001" in bad.why
+    assert (found.batch, found.threads, found.precision, found.cold, found.clock) == (5, 1, "fp32", False, "wall")
+    record = json.loads(json.dumps(as_json(found)))
+    assert record["fastest_dense"] == "fast"
+    assert record["times"][0]["versions"] == {"slow": "1.0"}
 
 
-def test_a_wrong_sparse_engine_is_an_error(case: Case) -> None:
-    with pytest.raises(EngineError, match="ours is not timed, for its outputs are wrong"):
-        compare(case, [Fake("right", eager), Sparse(wrong, "ours")], QUICK)
+def first_after(_: object, result: Tensor) -> Tensor:
+    return result
 
 
-def test_an_engine_that_is_not_there_has_a_row_that_says_so(case: Case) -> None:
-    engines = [Fake("right", eager), Fake("gone", missing)]
-    row = compare(case, engines, QUICK).times[1]
-    assert (row.timed, row.why) == (False, "not installed")
-    with pytest.raises(EngineError, match="gone: not installed"):
-        compare(case, engines, QUICK, required=["gone"])
+def test_engines_that_may_not_be_missing_or_wrong_are_errors(case: Case) -> None:
+    other = nn.Linear(4, 3).eval()
+    assert compare(case, [Fake("right", eager), Sparse(eager, "other", model=other)], QUICK).times[1].error == 0
+    for engines, message in (
+        ([Fake("right", eager), Sparse(wrong, "ours")], "ours is not timed, for its outputs are wrong"),
+        ([Fake("right", eager), Sparse(wrong, "other", model=other)], "outputs are wrong"),
+        ([Fake("right", eager), Fake("gone", missing)], "gone: not installed"),
+        ([Fake("a", eager), Fake("a", eager)], "one name"),
+    ):
+        with pytest.raises(EngineError, match=message):
+            compare(case, engines, QUICK, required=["gone"])
 
 
 def test_an_engine_that_fails(case: Case) -> None:
@@ -171,19 +158,6 @@ def test_an_engine_that_fails(case: Case) -> None:
         compare(case, [Fake("right", eager), Fake("ours", fails, sparse=True)], QUICK)
     with pytest.raises(EngineError, match=r"no dense engine can be timed .bad: cannot load the model"):
         compare(case, [Fake("bad", fails), Sparse(eager)], QUICK)
-
-
-def test_two_of_one_name(case: Case) -> None:
-    with pytest.raises(EngineError, match="one name"):
-        compare(case, [Fake("a", eager), Fake("a", eager)], QUICK)
-
-
-def test_a_contender_with_a_model_of_its_own_is_compared_with_that(case: Case) -> None:
-    other = nn.Linear(4, 3).eval()
-    found = compare(case, [Fake("right", eager), Sparse(eager, "other", model=other)], QUICK)
-    assert found.times[1].error == 0
-    with pytest.raises(EngineError, match="outputs are wrong"):
-        compare(case, [Fake("right", eager), Sparse(wrong, "other", model=other)], QUICK)
 
 
 def test_threads_and_cores_are_put_back(case: Case) -> None:
@@ -202,6 +176,42 @@ def test_threads_and_cores_are_put_back(case: Case) -> None:
     assert seen == [(1, before[1]), *[(1, {core})] * (len(seen) - 1)]  # all but the check
     assert found.cores == (core,)
     assert (torch.get_num_threads(), os.sched_getaffinity(0)) == before
+
+
+@pytest.fixture
+def model() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 5)).eval()
+
+
+def test_nothing_is_pruned_any_more(model: nn.Module) -> None:
+    mask = tk.structure.channels(model, torch.randn(2, 3, 8, 8), 0.4)
+    mask.apply_(model)
+    filled = unpruned(model, mask)
+    for name, parameter in filled.named_parameters():
+        kept = mask.get(name, torch.ones_like(parameter, dtype=torch.bool))
+        assert torch.equal(parameter[kept], model.get_parameter(name)[kept])
+        assert (parameter[~kept] != 0).all()
+    assert not model.get_parameter("1.weight")[~mask["1.weight"]].any(), "the ticket's model stays as it is"
+
+
+def test_every_layer_has_both_times(model: nn.Module) -> None:
+    mask, inputs = tk.prune(model, density=0.2), torch.randn(4, 3, 8, 8)
+    mask.apply_(model)
+    fast = tk.compile(model, mask, inputs)
+    rows = {row.name: row for row in time_layers(fast, model, mask, inputs, "fp32")}
+    for name in ("0", "4"):
+        assert rows[name].density == pytest.approx(mask.table()[0 if name == "0" else 1].density)
+        assert rows[name].seconds > 0
+        assert rows[name].dense_seconds > 0
+
+
+def test_a_model_that_does_not_run_in_float64_has_no_rounding() -> None:
+    class Fixed(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x @ torch.ones(3, 2, dtype=torch.float32)
+
+    assert Case(Fixed().eval(), (torch.randn(4, 3),)).rounding() == 0.0
 
 
 def test_the_model_that_was_given_is_not_changed(case: Case) -> None:

@@ -66,13 +66,6 @@ def test_all_threads_are_kept_and_let_go() -> None:
     assert os.sched_getaffinity(0) == before
 
 
-@pinning
-def test_load_is_told_for_every_core() -> None:
-    busy = machine._measure_load()
-    assert set(machine.available_cores()) <= set(busy)
-    assert all(-0.01 <= share <= 1.01 for share in busy.values())
-
-
 def test_cores_that_are_asked_for_are_ours_and_each_another(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine, "available_cores", lambda: (0, 2))
     machine.check_cores([])
@@ -82,3 +75,10 @@ def test_cores_that_are_asked_for_are_ours_and_each_another(monkeypatch: pytest.
             machine.check_cores(wrong)
     with pytest.raises(UsageError, match="cores must differ, got 2, 2"):
         machine.check_cores([2, 2])
+
+
+@pinning
+def test_load_is_told_for_every_core() -> None:
+    busy = machine._measure_load()
+    assert set(machine.available_cores()) <= set(busy)
+    assert all(-0.01 <= share <= 1.01 for share in busy.values())

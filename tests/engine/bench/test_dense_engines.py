@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import logging
 from typing import Any
 
 import pytest
@@ -74,10 +73,9 @@ def test_images(name: str, precision: str) -> None:
 
 
 @pytest.mark.parametrize("name", sample(names(), sorted({*names()} - {"compile"})))
-@pytest.mark.parametrize("named", [False, True])
-def test_several_inputs_that_are_no_images(name: str, named: bool) -> None:
+def test_several_inputs_that_are_no_images(name: str) -> None:
     tokens, weight = torch.randint(0, 30, (2, 7)), torch.rand(2, 7)
-    one = case(Words(), {"weight": weight, "tokens": tokens} if named else (tokens, weight))
+    one = case(Words(), {"weight": weight, "tokens": tokens})
     (engine,) = rivals([name])
     if name == "channels_last":
         with pytest.raises(UnavailableError, match="not images"):
@@ -88,12 +86,18 @@ def test_several_inputs_that_are_no_images(name: str, named: bool) -> None:
     assert difference(one.outputs(engine.prepare(one)), one.reference()) <= 1e-5
 
 
-@pytest.mark.slow
-def test_two_threads_are_really_given(monkeypatch: pytest.MonkeyPatch) -> None:
-    one = case(Net(), torch.randn(2, 3, 12, 12), threads=2)
-    for name in ("onnxruntime", "openvino"):
-        (engine,) = rivals([name])
-        assert difference(outputs_of(engine.prepare(one)(*one.inputs)), one.reference()) <= 1e-5
+def test_missing_libraries_and_shrunk_models(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    one, small = case(Net(), torch.randn(2, 3, 12, 12)), Net().eval()
+    shrunk = ShrunkModel(rivals(["onnxruntime"])[0], small)
+    assert (shrunk.name, shrunk.sparse) == ("onnxruntime, shrunk", True)
+    assert difference(outputs_of(shrunk.prepare(one)(*one.inputs)), one.of(small).reference()) <= 1e-5
+    assert capsys.readouterr() == ("", ""), "the exporter is silent"
+    real = importlib.util.find_spec
+    monkeypatch.setattr(dense_engines, "find_spec", lambda name: None if name == "openvino" else real(name))
+    monkeypatch.setenv("PATH", "")
+    for name, message in (("openvino", r"^not installed$"), ("compile", r"C\+\+ compiler")):
+        with pytest.raises(UnavailableError, match=message):
+            rivals([name])[0].prepare(one)
 
 
 def test_an_ignored_hint_is_an_error() -> None:
@@ -113,29 +117,6 @@ def test_an_ignored_hint_is_an_error() -> None:
         dense_engines._check_settings(Told("bf16", 1), "f32", 1)
     with pytest.raises(EngineError, match="uses 4 threads although 1"):
         dense_engines._check_settings(Told("f32", 4), "f32", 1)
-
-
-def test_a_missing_library_is_said_in_two_words(monkeypatch: pytest.MonkeyPatch) -> None:
-    real = importlib.util.find_spec
-    monkeypatch.setattr(dense_engines, "find_spec", lambda name: None if name == "openvino" else real(name))
-    (engine,) = rivals(["openvino"])
-    with pytest.raises(UnavailableError, match=r"^not installed$"):
-        engine.prepare(case(Net(), torch.randn(2, 3, 12, 12)))
-
-
-def test_no_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PATH", "")
-    (engine,) = rivals(["compile"])
-    with pytest.raises(UnavailableError, match="C\\+\\+ compiler"):
-        engine.prepare(case(Net(), torch.randn(2, 3, 12, 12)))
-
-
-def test_a_shrunk_model_in_a_dense_engine() -> None:
-    big, small = Net(), Net()
-    one = case(big, torch.randn(2, 3, 12, 12))
-    shrunk = ShrunkModel(rivals(["onnxruntime"])[0], small.eval())
-    assert (shrunk.name, shrunk.sparse) == ("onnxruntime, shrunk", True)
-    assert difference(outputs_of(shrunk.prepare(one)(*one.inputs)), one.of(small).reference()) <= 1e-5
 
 
 def test_names() -> None:
@@ -158,7 +139,9 @@ def test_a_case_is_checked() -> None:
         Case(Net(), (x,))
 
 
-def test_the_exporter_is_silent(capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.WARNING):
-        _ = case(Net(), torch.randn(2, 3, 12, 12)).onnx
-    assert capsys.readouterr() == ("", "")
+@pytest.mark.slow
+def test_two_threads_are_really_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    one = case(Net(), torch.randn(2, 3, 12, 12), threads=2)
+    for name in ("onnxruntime", "openvino"):
+        (engine,) = rivals([name])
+        assert difference(outputs_of(engine.prepare(one)(*one.inputs)), one.reference()) <= 1e-5

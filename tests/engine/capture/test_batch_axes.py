@@ -1,7 +1,8 @@
-"""The batch first, on axis 1, on several axes, or nowhere: outputs are the model's, and compiling takes no steps."""
+"""The batch first, on axis 1, on several axes, or nowhere; models that treat one example otherwise than several."""
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import ticketry as tk
+from ticketry.errors import EngineError
 from ticketry_engine.capture import capture, pipeline
 
 
@@ -87,19 +89,6 @@ def test_no_batch_axis(no_export):
         check(vector, torch.randn(6))
 
 
-def test_a_single_number(no_export):
-    class Single(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.layer = nn.Linear(4, 3)
-
-        def forward(self, x: Tensor) -> Tensor:
-            return self.layer(x.expand(2, 4))
-
-    with pytest.warns(UserWarning, match="no leading axis"):
-        check(Single().eval(), torch.tensor(0.5), torch.tensor(-2.0))
-
-
 def test_several_batch_axes(no_export):
     model = nn.Sequential(nn.Linear(6, 8), nn.GELU(), nn.Linear(8, 6), nn.Softmax(0)).eval()
     check(model, torch.randn(4, 3, 2, 6), torch.randn(2, 3, 2, 6), torch.randn(1, 3, 2, 6))
@@ -125,16 +114,99 @@ def test_a_transformer_with_the_batch_on_axis_1(same: bool, no_export):
             torch.testing.assert_close(fast(one), model(one), atol=1e-4, rtol=1e-4)
 
 
-def test_a_mean_over_axis_0_is_the_models():
-    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Unflatten(1, (1, 8)), nn.Flatten()).eval()
+class Base(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(8, 8)
 
-    class Centred(nn.Module):
+
+class Centred(Base):
+    def forward(self, x):
+        y = self.layer(x)
+        return y - y.mean(0) if len(x) > 1 else y
+
+
+class Doubled(Base):
+    def forward(self, x):
+        y = self.layer(x)
+        return y * 2 if x.shape[0] == 1 else y
+
+
+class Squeezed(Base):
+    def forward(self, x):
+        return self.layer(x).squeeze()
+
+
+class Insists(Base):
+    def forward(self, x):
+        if x.size(0) < 2:
+            raise ValueError("give me more")
+        return self.layer(x)
+
+
+class Exported(Centred):
+    """It is not recorded, since it keeps what it made last."""
+
+    def forward(self, x):
+        self.last = super().forward(x)
+        return self.last
+
+
+class OnlyKeeps(Base):
+    """Not recorded either, but the same for one example."""
+
+    def forward(self, x):
+        self.last = self.layer(x)
+        return self.last
+
+
+def true(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    with torch.no_grad():
+        return copy.deepcopy(model).double()(x.double())
+
+
+def close(found: Any, wanted: torch.Tensor) -> None:
+    assert found.shape == wanted.shape
+    torch.testing.assert_close(found.double(), wanted, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", [Centred, Doubled, Squeezed, Insists, Exported])
+def test_one_example_is_refused_by_what_was_made_for_several(kind: type[nn.Module], tmp_path):
+    model, x = kind().eval(), torch.randn(4, 8)
+    made = tk.compile(model, None, x)
+    for fast in (made, tk.engine.load(made.save(tmp_path / "model.tkm"))):
+        for examples in (4, 2, 3):
+            close(fast(x[:examples]), true(model, x[:examples]))
+        with pytest.raises(EngineError, match="1 example, and the model does something else for one"):
+            fast(x[:1])
+
+
+@pytest.mark.parametrize("kind", [Centred, Doubled, Squeezed, Exported])
+def test_made_with_one_example_it_is_for_one(kind: type[nn.Module]):
+    model, x = kind().eval(), torch.randn(4, 8)
+    fast = tk.compile(model, None, x[:1])
+    close(fast(x[:1]), true(model, x[:1]))
+    with pytest.raises(EngineError, match="captured for"):
+        fast(x)
+    assert "something else for one example" in capture(model, None, x[:1]).notes[0]
+
+
+@pytest.mark.parametrize("given", [1, 4])
+def test_where_one_is_like_more_any_number_is_taken(given: int):
+    model, x = OnlyKeeps().eval(), torch.randn(4, 8)
+    fast = tk.compile(model, None, x[:given])
+    for examples in (1, 2, 4):
+        close(fast(x[:examples]), true(model, x[:examples]))
+
+
+def test_a_single_number(no_export):
+    class Single(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.model = model
+            self.layer = nn.Linear(4, 3)
 
         def forward(self, x: Tensor) -> Tensor:
-            made: Tensor = self.model(x)
-            return made - made.mean(0, keepdim=True)
+            return self.layer(x.expand(2, 4))
 
-    check(Centred().eval(), torch.randn(4, 6), torch.randn(9, 6))
+    with pytest.warns(UserWarning, match="no leading axis"):
+        check(Single().eval(), torch.tensor(0.5), torch.tensor(-2.0))

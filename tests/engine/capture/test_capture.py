@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import ticketry as tk
 from interpreter import Program
 from ticketry.core.mask import Mask
 from ticketry.errors import CaptureError, EngineError, MaskError
@@ -67,19 +68,6 @@ def test_inputs_by_name_and_constants():
         Program(graph)(x=x, scale=2.0, flag=True)
 
 
-def test_nested_inputs():
-    class Nested(nn.Module):
-        def forward(self, parts: dict[str, Any]) -> Tensor:
-            return parts["a"] + parts["b"][0] * parts["b"][1]
-
-    example = {"a": torch.randn(2, 3), "b": [torch.randn(2, 3), torch.randn(2, 3)]}
-    graph = capture(Nested(), None, (example,))
-    more = {"a": torch.randn(4, 3), "b": [torch.randn(4, 3), torch.randn(4, 3)]}
-    assert torch.equal(Program(graph)(more), more["a"] + more["b"][0] * more["b"][1])
-    with pytest.raises(EngineError, match="not 2 values"):
-        Program(graph)({"a": more["a"], "b": [more["a"]]})
-
-
 @pytest.mark.parametrize("examples", [0, 1, 2, 5])
 def test_any_example_gives_any_batch(examples: int) -> None:
     model = nn.Sequential(nn.Linear(4, 3), nn.ReLU())
@@ -92,26 +80,6 @@ def test_any_example_gives_any_batch(examples: int) -> None:
             assert torch.allclose(Program(graph)(x), model(x))
 
 
-def test_other_inputs_keep_their_size():
-    class Shared(nn.Module):
-        def forward(self, x: Tensor, table: Tensor) -> Tensor:
-            return x @ table
-
-    graph = capture(Shared(), None, (torch.randn(2, 4), torch.randn(4, 3)))
-    assert graph.values["x"].shape == (None, 4)
-    assert graph.values["table"].shape == (4, 3)
-    x, table = torch.randn(5, 4), torch.randn(4, 3)
-    assert torch.equal(Program(graph)(x, table), x @ table)
-
-
-def test_a_fixed_batch_on_request():
-    graph = capture(nn.Linear(4, 3), None, torch.randn(2, 4), dynamic_batch=False)
-    assert graph.values["input"].shape == (2, 4)
-    assert graph.notes == ("the number of examples is fixed: it was asked for",)
-    with pytest.raises(EngineError, match="captured for"):
-        Program(graph)(torch.randn(3, 4))
-
-
 def test_a_model_that_insists_on_its_batch():
     class Insists(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
@@ -120,37 +88,20 @@ def test_a_model_that_insists_on_its_batch():
     x = torch.randn(4, 4)
     graph = capture(Insists(), None, x)
     assert not graph.dynamic
-    assert (
-        "the number of examples is fixed: the model fails for another size of axis 0 (shape '[2, 2, 4]'"
-        in graph.notes[0]
-    )
-    assert "takes 4 alone" in graph.notes[0]
+    assert "the model fails for another size of axis 0 (shape '[2, 2, 4]'" in graph.notes[0]
     assert torch.equal(Program(graph)(x), x.view(2, 2, 4).sum(1))
 
 
-def test_control_flow_by_values():
-    class Decides(nn.Module):
-        def forward(self, x: Tensor) -> Tensor:
-            return x + 1 if x.sum() > 0 else x
-
-    with pytest.raises(CaptureError, match=r"(?s)torch\.export does not take Decides: .*decides by the values"):
-        capture(Decides(), None, torch.randn(2, 3))
-
-
-def test_a_model_that_does_not_run():
-    with pytest.raises(CaptureError, match=r"does not take Linear: RuntimeError: .*\[2, 5\]"):
-        capture(nn.Linear(4, 3), None, torch.randn(2, 5))
-
-
-def test_no_inputs():
+def test_inputs_and_masks_that_do_not_fit_are_refused():
     for nothing in (None, (), {}, 3):
         with pytest.raises(CaptureError, match="hold no tensor"):
             capture(nn.Linear(4, 3), None, nothing)
-
-
-def test_a_mask_of_another_model():
     with pytest.raises(MaskError, match="which Linear lacks"):
         capture(nn.Linear(4, 3), Mask({"other": torch.ones(3, dtype=torch.bool)}), torch.randn(2, 4))
+    graph = capture(nn.Linear(4, 3), None, torch.randn(2, 4), dynamic_batch=False)
+    assert graph.notes == ("the number of examples is fixed: it was asked for",)
+    with pytest.raises(EngineError, match="captured for"):
+        Program(graph)(torch.randn(3, 4))
 
 
 def test_blocks_without_gradients_are_taken_in():
@@ -173,16 +124,6 @@ def test_blocks_without_gradients_are_taken_in():
     with torch.no_grad():
         assert torch.allclose(Program(graph)(x), model(x))
     assert all(one.native for one in graph.nodes)
-
-
-def test_autocast_in_a_model_is_refused():
-    class Auto(nn.Module):
-        def forward(self, x: Tensor) -> Tensor:
-            with torch.autocast("cpu", dtype=torch.bfloat16):
-                return x @ x.t()
-
-    with pytest.raises(CaptureError, match=r"opens torch\.autocast"):
-        capture(Auto(), None, torch.randn(2, 4), dynamic_batch=False)
 
 
 def test_outputs_that_are_inputs_or_weights():
@@ -217,6 +158,94 @@ def test_the_model_is_left_as_it_was():
     assert not graph.tensors["0.weight"].any()
 
 
+def test_capture_needs_no_compiler_and_the_graph_no_export():
+    code = (
+        "import sys; sys.modules['llvmlite'] = None\n"
+        "import ticketry_engine.ir, ticketry_engine.ir.reference, ticketry_engine.ir.model_file\n"
+        "assert 'torch.export' not in sys.modules or 'torch._dynamo' not in sys.modules\n"
+        "from ticketry_engine.capture import capture\n"
+        "assert 'torch._dynamo' not in sys.modules\n"
+        "import torch; capture(torch.nn.Linear(2, 2), None, torch.zeros(2, 2))\n"
+        "assert not {'torch._dynamo', 'sympy'} & set(sys.modules)"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+
+
+class Slots:
+    """A setting under a private name."""
+
+    __slots__ = ("__scale",)
+
+    def __init__(self, scale: float) -> None:
+        self.__scale = scale
+
+    def read(self) -> float:
+        return self.__scale
+
+
+def test_models_that_differ_in_hidden_settings_are_captured_anew(tmp_path, monkeypatch):
+    class Hidden(nn.Module):
+        def __init__(self, scale: float) -> None:
+            super().__init__()
+            self.layer, self.held = nn.Linear(16, 16), Slots(scale)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.layer(x) * self.held.read() * float(sys.argv[1])
+
+    monkeypatch.setenv("TICKETRY_CACHE", str(tmp_path))
+    x = torch.randn(4, 16)
+    for value in (2.0, 5.0):
+        monkeypatch.setattr(sys, "argv", ["program", str(value)])
+        model = Hidden(value).eval()
+        with torch.no_grad():
+            torch.testing.assert_close(tk.compile(model, None, x)(x), model.layer(x) * value**2, atol=1e-3, rtol=1e-4)
+
+
+def test_models_that_cannot_be_captured_are_refused_with_the_reason():
+    class Auto(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                return x @ x.t()
+
+    class Decides(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x + 1 if x.sum() > 0 else x
+
+    for model, message in (
+        (Auto(), r"opens torch\.autocast"),
+        (Decides(), r"(?s)torch\.export does not take Decides: .*decides by the values"),
+        (nn.Linear(5, 3), r"does not take Linear: RuntimeError: .*\[2, 4\]"),
+    ):
+        with pytest.raises(CaptureError, match=message):
+            capture(model, None, torch.randn(2, 4), dynamic_batch=False)
+
+
+def test_nested_inputs():
+    class Nested(nn.Module):
+        def forward(self, parts: dict[str, Any]) -> Tensor:
+            return parts["a"] + parts["b"][0] * parts["b"][1]
+
+    example = {"a": torch.randn(2, 3), "b": [torch.randn(2, 3), torch.randn(2, 3)]}
+    graph = capture(Nested(), None, (example,))
+    more = {"a": torch.randn(4, 3), "b": [torch.randn(4, 3), torch.randn(4, 3)]}
+    assert torch.equal(Program(graph)(more), more["a"] + more["b"][0] * more["b"][1])
+    with pytest.raises(EngineError, match="not 2 values"):
+        Program(graph)({"a": more["a"], "b": [more["a"]]})
+
+
+def test_other_inputs_keep_their_size():
+    class Shared(nn.Module):
+        def forward(self, x: Tensor, table: Tensor) -> Tensor:
+            return x @ table
+
+    graph = capture(Shared(), None, (torch.randn(2, 4), torch.randn(4, 3)))
+    assert graph.values["x"].shape == (None, 4)
+    assert graph.values["table"].shape == (4, 3)
+    x, table = torch.randn(5, 4), torch.randn(4, 3)
+    assert torch.equal(Program(graph)(x, table), x @ table)
+
+
 def test_other_precisions():
     model = nn.Sequential(nn.Linear(4, 3), nn.ReLU()).bfloat16()
     graph = capture(model, None, torch.randn(2, 4, dtype=torch.bfloat16))
@@ -235,16 +264,3 @@ def test_operations_that_a_model_brings_itself_run_in_torch():
 
     x = torch.randn(3, 4)
     assert torch.equal(Program(capture(Own(), None, x))(x), (x**3).relu())
-
-
-def test_capture_needs_no_compiler_and_the_graph_no_export():
-    code = (
-        "import sys; sys.modules['llvmlite'] = None\n"
-        "import ticketry_engine.ir, ticketry_engine.ir.reference, ticketry_engine.ir.model_file\n"
-        "assert 'torch.export' not in sys.modules or 'torch._dynamo' not in sys.modules\n"
-        "from ticketry_engine.capture import capture\n"
-        "assert 'torch._dynamo' not in sys.modules\n"
-        "import torch; capture(torch.nn.Linear(2, 2), None, torch.zeros(2, 2))"
-    )
-    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert ran.returncode == 0, ran.stderr

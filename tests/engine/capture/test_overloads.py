@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -13,37 +13,36 @@ from torch import Tensor, nn
 
 import ticketry as tk
 from ticketry_engine import capture
-from ticketry_engine.capture import batch_axis, lower_layers, lower_moves, view_chains
+from ticketry_engine.capture import batch_axis, lower_layers, lower_moves
 from ticketry_engine.capture.convert import OVERLOADS
 from ticketry_engine.ir.aten import is_function
-
-
-class Model(nn.Module):
-    def __init__(self, function: Callable[[Tensor, Tensor, Tensor], Tensor]) -> None:
-        super().__init__()
-        self.layer = nn.Linear(6, 6)
-        self.vector = nn.Parameter(torch.randn(6))
-        self.function = function
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.function(self.layer(x), x, self.vector)
-
-
-ROUNDINGS = ("floor", "trunc", None)
-ALPHAS = (1, 2, -0.5, 0)
 
 Case = Callable[[Tensor, Tensor, Tensor], Tensor]
 """Of a layer's output, the input and a vector"""
 
+
+class Model(nn.Module):
+    """Several cases, each of a layer's output."""
+
+    def __init__(self, cases: Sequence[Case]) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(6, 6) for _ in cases)
+        self.vector, self.cases = nn.Parameter(torch.randn(6)), cases
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        return tuple(case(layer(x), x, self.vector) for case, layer in zip(self.cases, self.layers, strict=True))
+
+
+ROUNDINGS = ("floor", "trunc", None)
+ALPHAS = (2, 0)
+
 CASES: dict[str, Case] = {
     "view int32": lambda h, x, v: h.view(torch.int32).float() * 1e-9,
     "view int32 and back": lambda h, x, v: (h.view(torch.int32) & -256).view(torch.float32),
-    "view int16": lambda h, x, v: torch.round(h).view(torch.int16).float(),
     "view int32, batch on axis 1": lambda h, x, v: (h.transpose(0, 1).contiguous().view(torch.int32) * 1e-9).mT,
     "bitwise and": lambda h, x, v: torch.bitwise_and((10 * h).int(), (10 * x).int()).float(),
     "logical and": lambda h, x, v: torch.logical_and((10 * h).int(), (10 * x).int()).float(),
     "bitwise not": lambda h, x, v: (~(10 * h).int()).float(),
-    "logical not": lambda h, x, v: torch.logical_not((10 * h).int()).float(),
     **{
         f"div by {what}, {mode}": lambda h, x, v, mode=mode, by=by: torch.div(h, by(v), rounding_mode=mode)
         for mode in ROUNDINGS
@@ -61,7 +60,6 @@ CASES: dict[str, Case] = {
         )
         for mode in ROUNDINGS
     },
-    "root mean square over x": lambda h, x, v: torch.sqrt(h.pow(2).mean(-1, keepdim=True) + 1e-5) / (h.abs() + 1),
     "root mean square over itself": lambda h, x, v: (torch.sqrt(h.pow(2).mean(-1, keepdim=True) + 1e-5) / h).clamp(
         -9, 9
     ),
@@ -70,7 +68,6 @@ CASES: dict[str, Case] = {
     "unit length of one entry": lambda h, x, v: (
         h[..., :1, :] / h[..., :1, :].norm(dim=-1, keepdim=True).clamp_min(1e-12).expand(-1, 3, 1)
     ),
-    "number over x": lambda h, x, v: 2 / (h.abs() + 1),
     "vector over x": lambda h, x, v: v / (h.abs() + 1),
     "floor of x over a number": lambda h, x, v: h // 0.5,
     "hardswish rounded": lambda h, x, v: h * torch.div(F.relu6(h + 3), 6, rounding_mode="floor"),
@@ -90,12 +87,10 @@ CASES: dict[str, Case] = {
     "clamp by a tensor": lambda h, x, v: torch.clamp(h, v),
     "clamp from above": lambda h, x, v: torch.clamp(h, None, 0),
     "clamp_min by a tensor": lambda h, x, v: torch.clamp_min(h, v),
-    "clamp to one number": lambda h, x, v: torch.clamp(h, 0, 0),
     "threshold of another value": lambda h, x, v: F.threshold(h, 0, 2),
     "pow of a tensor": lambda h, x, v: torch.pow(h.abs(), v),
     "pow of a number": lambda h, x, v: torch.pow(2.0, h),
     "gelu": lambda h, x, v: F.gelu(h),
-    "gelu tanh": lambda h, x, v: F.gelu(h, approximate="tanh"),
     "gelu with an alpha": lambda h, x, v: 0.5 * h * torch.add(torch.erf(h / 2**0.5), 1, alpha=2),
     "gelu with a power of three": lambda h, x, v: (
         0.5 * h * (1 + torch.tanh((2 / torch.pi) ** 0.5 * (h + 0.044715 * torch.pow(3, h))))
@@ -104,19 +99,18 @@ CASES: dict[str, Case] = {
     "softmax over the batch": lambda h, x, v: F.softmax(h, 0),
     "mean in float64": lambda h, x, v: h.mean(1, dtype=torch.float64).float(),
     "mean of everything": lambda h, x, v: h + h.mean(),
-    "mean of no axes": lambda h, x, v: h + h.mean([]),
     "sum of everything": lambda h, x, v: h + h.sum(),
-    "sum in float64": lambda h, x, v: h.sum(1, dtype=torch.float64).float(),
     "largest of everything": lambda h, x, v: h + h.max(),
     "largest of an axis": lambda h, x, v: h.max(1)[0],
-    "place of the largest": lambda h, x, v: h.max(1)[1].float(),
     "larger of two": lambda h, x, v: torch.max(h, x),
     "any of everything": lambda h, x, v: h * (h > 100).any(),
-    "any of an axis": lambda h, x, v: (h > 0).any(1).float(),
     "all of an axis": lambda h, x, v: (h > -1).all(-1, keepdim=True).float(),
     "to float64 and back": lambda h, x, v: (h.to(torch.float64) * 3).to(h),
-    "to int": lambda h, x, v: (10 * h).to(torch.int64).float(),
-    "type_as": lambda h, x, v: h.type_as(x.half()).float(),
+    "narrow from behind": lambda h, x, v: h.narrow(-1, -3, 2),
+    "narrow, start where an axis of that size could begin": lambda h, x, v: h.narrow(1, 2, 2),
+    "narrow two axes at once": lambda h, x, v: h.flatten(1).narrow(1, 5, 12).view(-1, 3, 4),
+    "narrow, turned": lambda h, x, v: h.narrow(1, 1, 4).transpose(1, 2),
+    "a part of a part": lambda h, x, v: h[:, 1:5].narrow(1, 2, 2),
     "narrow by a tensor": lambda h, x, v: h.narrow(1, torch.tensor(1), 3),
     "split into sizes": lambda h, x, v: torch.ops.aten.split.default(h, [1, 4], 1)[1],
     "roll of the flat tensor": lambda h, x, v: h.roll(2),
@@ -130,50 +124,65 @@ CASES: dict[str, Case] = {
         x[:, :, None].expand(-1, -1, 3, -1),
         x[:, :, None].expand(-1, -1, 3, -1),
     ),
+    "view int16": lambda h, x, v: torch.round(h).view(torch.int16).float(),
+    "logical not": lambda h, x, v: torch.logical_not((10 * h).int()).float(),
+    "root mean square over x": lambda h, x, v: torch.sqrt(h.pow(2).mean(-1, keepdim=True) + 1e-5) / (h.abs() + 1),
+    "number over x": lambda h, x, v: 2 / (h.abs() + 1),
+    "clamp to one number": lambda h, x, v: torch.clamp(h, 0, 0),
+    "gelu tanh": lambda h, x, v: F.gelu(h, approximate="tanh"),
+    "sum in float64": lambda h, x, v: h.sum(1, dtype=torch.float64).float(),
+    "type_as": lambda h, x, v: h.type_as(x.half()).float(),
+    "any of an axis": lambda h, x, v: (h > 0).any(1).float(),
+    "mean of no axes": lambda h, x, v: h + h.mean([]),
+    "to int": lambda h, x, v: (10 * h).to(torch.int64).float(),
+    "place of the largest": lambda h, x, v: h.max(1)[1].float(),
     "triangle of examples": lambda h, x, v: h[:, 0] + torch.ones(h.shape[0], 6).triu(-2),
     "the first examples alone": lambda h, x, v: h[:5] + torch.ones(h.shape[0], 5, 6)[:5],
 }
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_an_overload_means_what_it_means_in_eager_torch(case: str):
+def compared(cases: Sequence[Case], x: Tensor, *others: Tensor) -> list[tuple[Tensor, Tensor]]:
     torch.manual_seed(0)
-    model, x = Model(CASES[case]).eval(), torch.randn(4, 5, 6)
+    model = Model(cases).eval()
     fast = tk.compile(model, None, x)
-    for given in (x, 3 * torch.randn(4, 5, 6), torch.randn(9, 5, 6)):
+    found = []
+    for given in (x, *others):
         with torch.no_grad():
-            wanted = model(given)
-        found = fast(given)
-        assert found.dtype == wanted.dtype
-        if "floor" in case or "trunc" in case or "rounded" in case:
-            assert float(((found - wanted).abs() > 1e-3).float().mean()) < 0.02  # rounding may tip over
+            found += zip(fast(given), model(given), strict=True)
+    assert all(made.dtype == wanted.dtype for made, wanted in found)
+    return found
+
+
+EXPORTED = ["narrow by a tensor", "repeats by a tensor"]
+"""Cases that torch.export captures; it would capture others in their group, too."""
+RECORDED = [name for name in CASES if name not in EXPORTED]
+
+
+@pytest.mark.parametrize("names", [*(RECORDED[at : at + 8] for at in range(0, len(RECORDED), 8)), *zip(EXPORTED)])
+def test_an_overload_means_what_it_means_in_eager_torch(names: Sequence[str]):
+    more = 3 * torch.randn(4, 5, 6), torch.randn(9, 5, 6)
+    found = compared([CASES[name] for name in names], torch.randn(4, 5, 6), *more)
+    for name, (made, wanted) in zip(3 * [*names], found, strict=True):
+        if any(word in name for word in ("floor", "trunc", "rounded")):
+            assert float(((made - wanted).abs() > 1e-3).float().mean()) < 0.02, name  # rounding may tip over
         else:
-            torch.testing.assert_close(found, wanted, atol=1e-3, rtol=1e-3)
+            torch.testing.assert_close(made, wanted, atol=1e-3, rtol=1e-3, msg=name)
 
 
-INTERPOLATIONS = [
-    (settings, mode, corners, smooth)
-    for settings in ({"scale_factor": 2}, {"size": (12, 9)}, {"scale_factor": 1.5})
-    for mode, corners, smooth in (
-        ("nearest", None, False),
-        ("nearest-exact", None, False),
-        ("bilinear", False, False),
-        ("bilinear", True, False),
-        ("bilinear", False, True),
-        ("bicubic", False, False),
-    )
-]
+MODES = (
+    *(("nearest", None, False), ("nearest-exact", None, False), ("bilinear", False, False)),
+    *(("bilinear", True, False), ("bilinear", False, True), ("bicubic", False, False)),
+)
 
 
-@pytest.mark.parametrize(("settings", "mode", "corners", "smooth"), INTERPOLATIONS)
-def test_interpolations(settings: dict[str, object], mode: str, corners: bool | None, smooth: bool):
-    def function(h: Tensor, x: Tensor, v: Tensor) -> Tensor:
-        return F.interpolate(h, mode=mode, align_corners=corners, antialias=smooth, **settings)  # type: ignore[arg-type]
-
-    torch.manual_seed(0)
-    model, x = Model(function).eval(), torch.randn(2, 3, 6, 6)
-    with torch.no_grad():
-        torch.testing.assert_close(tk.compile(model, None, x)(x), model(x), atol=1e-4, rtol=1e-4)
+@pytest.mark.parametrize("settings", [{"scale_factor": 2}, {"size": (12, 9)}, {"scale_factor": (1.5, 3.2)}])
+def test_interpolations(settings: dict[str, object]):
+    cases = [
+        lambda h, x, v, how=how: F.interpolate(h, mode=how[0], align_corners=how[1], antialias=how[2], **settings)
+        for how in MODES
+    ]
+    for made, wanted in compared(cases, torch.randn(2, 3, 6, 6)):
+        torch.testing.assert_close(made, wanted, atol=1e-4, rtol=1e-4)
 
 
 def test_every_listed_overload_is_one_of_torchs_and_writes_nothing():
@@ -183,12 +192,11 @@ def test_every_listed_overload_is_one_of_torchs_and_writes_nothing():
         assert all(is_function(getattr(packet, overload)) for overload in overloads), name
 
 
-def test_every_operation_that_a_rule_names_is_listed():
+def test_operations_that_rules_name_have_the_default_overload_or_are_listed():
     tables = (lower_layers.RULES, lower_moves.RULES, lower_moves._RULES, batch_axis._ROW_BY_ROW, lower_moves._PARTS)
-    named = {name for table in tables for name in table} | view_chains.VIEWS
+    named = {name for table in tables for name in table} | batch_axis.VIEWS
     sources = "".join(path.read_text() for path in Path(str(capture.__file__)).parent.glob("*.py"))
     named |= set(re.findall(r'base\(\w+\) (?:==|!=) "(\w+)"', sources))
-    for arguments in re.findall(r"made_by\((.*)\)", sources):
-        named |= set(re.findall(r'(?<!\[)"(\w+)"', arguments))
-    native = {"act", "slice", "concat", "transpose", "affine", "reshape", "softmax", "rotary", "flatten"}
-    assert named - set(OVERLOADS) - native - {"getitem", "add_constant", "mul_constant"} == set()
+    native = {"act", "slice", "concat", "transpose", "affine", "reshape", "softmax", "rotary", "flatten", "gelu_tanh"}
+    for name in named - set(OVERLOADS) - native - {"getitem", "add_constant", "mul_constant"}:
+        assert is_function(getattr(torch.ops.aten, name).default), name

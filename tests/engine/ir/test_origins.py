@@ -39,10 +39,8 @@ class Tied(nn.Module):
 
 
 CASES = {
-    "plain": (nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 1)), (3, 8, 8)),
     "over one axis": (nn.Sequential(nn.Conv1d(3, 8, 3), nn.ReLU(), nn.Conv1d(8, 4, 1)), (3, 8)),
     "weight norm": (nn.Sequential(weight_norm(nn.Conv2d(3, 8, 3)), nn.ReLU(), weight_norm(nn.Linear(6, 6))), (3, 8, 8)),
-    "spectral norm": (nn.Sequential(spectral_norm(nn.Linear(8, 8)), nn.ReLU(), nn.Linear(8, 3)), (8,)),
     "tied": (Tied(), (8,)),
     "twice": (Twice(), (3, 8, 8)),
 }

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from ticketry_engine.ir.model_file import (
-    bytes_of_bits,
-    bytes_of_numbers,
     pack_bits,
     pack_places,
+    packed_bit_bytes,
+    packed_number_bytes,
     unpack_bits,
     unpack_places,
 )
@@ -34,46 +34,31 @@ def read_slowly(data: bytes, count: int, total: int, low: int) -> list[int]:
     return [(high << low) + rest for high, rest in zip(higher, lower, strict=True)]
 
 
-@pytest.mark.parametrize(("density", "low"), [(0.4, 1), (0.2, 2), (0.1, 3), (0.05, 4), (0.01, 4)])
+@pytest.mark.parametrize(("density", "low"), [(0.4, 1), (0.1, 3), (0.01, 4)])
 def test_a_slow_decoder_reads_the_same_places(density: float, low: int) -> None:
-    flags = drawn(20_000, density)
+    flags = drawn(5_000, density)
     count = int(flags.sum())
     assert read_slowly(pack_places(flags).tobytes(), count, len(flags), low) == np.flatnonzero(flags).tolist()
 
 
-@pytest.mark.parametrize("total", [0, 1, 2, 7, 8, 9, 127, 128, 129, 10_007])
 @pytest.mark.parametrize("density", [0.0, 0.003, 0.03, 0.3, 1.0])
-def test_what_is_written_is_read(total: int, density: float) -> None:
-    for flags in (drawn(total, density), drawn(total, density)[::-1]):
-        data, count = pack_places(flags), int(flags.sum())
-        assert len(data) == bytes_of_numbers(count, total)
-        assert np.array_equal(unpack_places(data, count, total), flags)
-        assert len(pack_bits(flags)) == bytes_of_bits(total)
-        assert np.array_equal(unpack_bits(pack_bits(flags), total), flags)
-
-
-@pytest.mark.parametrize("edge", ["first", "last", "both"])
-def test_places_at_the_edges(edge: str) -> None:
-    flags = np.zeros(4099, dtype=np.bool_)
-    flags[{"first": [0], "last": [-1], "both": [0, -1]}[edge]] = True
-    assert np.array_equal(unpack_places(pack_places(flags), int(flags.sum()), len(flags)), flags)
+def test_unpacking_inverts_packing(density: float) -> None:
+    for total in (0, 1, 7, 8, 127, 128, 129, 10_007):
+        for flags in (drawn(total, density), drawn(total, density)[::-1]):
+            data, count = pack_places(flags), int(flags.sum())
+            assert len(data) == packed_number_bytes(count, total)
+            assert np.array_equal(unpack_places(data, count, total), flags)
+            assert len(pack_bits(flags)) == packed_bit_bytes(total)
+            assert np.array_equal(unpack_bits(pack_bits(flags), total), flags)
+    for count in (0, 1, 100):  # few bytes cannot claim many elements
+        assert packed_number_bytes(count, 1 << 40) >= (1 << 40) // 128
 
 
 @pytest.mark.parametrize(("density", "most"), [(0.2, 1.18), (0.1, 1.12), (0.05, 1.1)])
 def test_the_size_is_near_the_least_that_any_code_takes(density: float, most: float) -> None:
     total = 1_000_000
     least = total * -(density * log2(density) + (1 - density) * log2(1 - density)) / 8
-    assert least < bytes_of_numbers(int(density * total), total) < most * least
-
-
-def test_a_quarter_is_where_bits_are_as_short() -> None:
-    total = 1 << 20
-    assert bytes_of_numbers(total // 4 - 1000, total) < bytes_of_bits(total) <= bytes_of_numbers(total // 4 + 8, total)
-
-
-def test_few_bytes_cannot_claim_many_elements() -> None:
-    for count in (0, 1, 100):
-        assert bytes_of_numbers(count, 1 << 40) >= (1 << 40) // 128
+    assert least < packed_number_bytes(int(density * total), total) < most * least
 
 
 def test_damage_is_told() -> None:
@@ -99,3 +84,19 @@ def test_damage_is_told() -> None:
             except ValueError:
                 continue
             assert int(found.sum()) == count
+
+
+@pytest.mark.parametrize("edge", ["first", "last", "both"])
+def test_places_at_the_edges(edge: str) -> None:
+    flags = np.zeros(4099, dtype=np.bool_)
+    flags[{"first": [0], "last": [-1], "both": [0, -1]}[edge]] = True
+    assert np.array_equal(unpack_places(pack_places(flags), int(flags.sum()), len(flags)), flags)
+
+
+def test_a_quarter_is_where_bits_are_as_short() -> None:
+    total = 1 << 20
+    assert (
+        packed_number_bytes(total // 4 - 1000, total)
+        < packed_bit_bytes(total)
+        <= packed_number_bytes(total // 4 + 8, total)
+    )

@@ -18,8 +18,7 @@ from ticketry_engine.kernels.jit import Kernel, Library
 from ticketry_engine.kernels.program import Op, Program
 from ticketry_engine.kernels.target import Target, foreign
 from ticketry_engine.plan.emission import Emission
-from ticketry_engine.plan.partition import partition
-from ticketry_engine.plan.region_programs import Native, Plan
+from ticketry_engine.plan.region_programs import Native, Plan, partition
 
 LAYOUTS = ("planes", "pixels")
 ARM = foreign("aarch64")

@@ -15,8 +15,8 @@ from ticketry.core.synthetic_masks import synthetic
 from ticketry_engine.capture import capture
 from ticketry_engine.ir import Region
 from ticketry_engine.plan import region_programs
-from ticketry_engine.plan.arenas import PixelsArena, paired, pairs_of
-from ticketry_engine.plan.partition import partition, sketch_region
+from ticketry_engine.plan.arenas import PixelsArena, order_by_best_pairs, pair_channels
+from ticketry_engine.plan.region_programs import partition, sketch_region
 from ticketry_engine.plan.sketch import Sketch
 
 LANES = 16
@@ -42,7 +42,7 @@ def pairs_kept(weight: torch.Tensor, order: np.ndarray) -> int:
     return int((kept[:, ::2] | kept[:, 1::2]).sum())
 
 
-@pytest.mark.parametrize("count", [2, 3, 4, 6, 7])
+@pytest.mark.parametrize("count", [2, 3, 6])
 def test_pairs_are_as_good_as_any(count: int) -> None:
     """Against all ways to pair; exchanges may end in one of several good ones, so nearly."""
     for seed in range(20):
@@ -53,7 +53,7 @@ def test_pairs_are_as_good_as_any(count: int) -> None:
         def worth(order: tuple[int, ...], together: np.ndarray = together) -> float:
             return sum(float(together[a, b]) for a, b in zip(order[::2], order[1::2], strict=False))
 
-        order = pairs_of(together)
+        order = order_by_best_pairs(together)
         assert sorted(order.tolist()) == list(range(count))
         best = max(worth(each) for each in itertools.permutations(range(count)))
         assert worth(tuple(order.tolist())) >= 0.85 * best
@@ -63,40 +63,19 @@ def test_more_pairs_are_kept_together_and_groups_stay_runs() -> None:
     model = network()
     mask = synthetic(model, "groups:16", 0.26)
     sketch = sketch_of(model, mask)
-    orders = paired(sketch, {}, LANES)
+    orders = pair_channels(sketch, {}, LANES)
     (order,) = [each for each in orders.values() if len(each) == 64]
     assert np.array_equal(np.sort(order), np.arange(64))
     # The four groups of the writer's rows still lie where they lay.
     assert np.array_equal(order // 16, np.arange(64) // 16)
     weight = mask["2.weight"].flatten(2).float()
     assert pairs_kept(weight, order) < 0.93 * pairs_kept(weight, np.arange(64))
-
-
-def test_channels_that_are_in_pairs_already_stay_so() -> None:
-    model = network()
-    mask = synthetic(model, "groups:16:pairs", 0.26)
-    (order,) = [each for each in paired(sketch_of(model, mask), {}, LANES).values() if len(each) == 64]
-    weight = mask["2.weight"].flatten(2).float()
-    assert 2 * pairs_kept(weight, order) == int(weight.count_nonzero())
-
-
-def test_an_order_that_is_given_is_kept_to() -> None:
-    """Its runs of rows are those of the order, wherever they begin."""
-    model = network()
-    mask = synthetic(model, "groups:16", 0.26)
-    sketch = sketch_of(model, mask)
-    (root,) = [root for root, order in paired(sketch, {}, LANES).items() if len(order) == 64]
+    (root,) = [root for root, each in orders.items() if len(each) == 64]
     given = np.roll(np.arange(64), 5)
-    order = paired(sketch, {root: given}, LANES)[root]
-    assert np.array_equal(order // 16, given // 16)
-
-
-def test_what_comes_in_and_goes_out_keeps_its_order() -> None:
-    model = network()
-    sketch = sketch_of(model, synthetic(model, "groups:16", 0.26))
+    assert np.array_equal(pair_channels(sketch, {root: given}, LANES)[root] // 16, given // 16)
     pinned = {sketch.storages.orders.find(one) for one in sketch.storages.pinned}
     assert pinned
-    assert not pinned & set(paired(sketch, {}, LANES))
+    assert not pinned & set(orders), "what comes in and goes out keeps its order"
 
 
 class Seen(nn.Module):
@@ -121,10 +100,8 @@ class Seen(nn.Module):
     ("model", "pixels", "apart"),
     [
         (Seen(3), 16, True),
-        (Seen(1), 16, True),
         (Seen(40), 16, False),  # as many numbers side by side
         (Seen(3, groups=3), 16, False),  # each channel by itself
-        (Seen(3, also="residual"), 16, False),
         (Seen(3, also="relu"), 16, False),
         (nn.Sequential(nn.Flatten(), nn.Linear(784, 32)), 28, True),
     ],
@@ -152,3 +129,11 @@ def test_pictures_that_only_convolutions_read_have_their_channels_apart(
         compiled = tk.compile(model, None, x)
     for given in (x, x.contiguous(memory_format=torch.channels_last), torch.randn(5, *x.shape[1:])):
         torch.testing.assert_close(compiled(given), model(given), rtol=1e-4, atol=1e-5)
+
+
+def test_channels_that_are_in_pairs_already_stay_so() -> None:
+    model = network()
+    mask = synthetic(model, "groups:16:pairs", 0.26)
+    (order,) = [each for each in pair_channels(sketch_of(model, mask), {}, LANES).values() if len(each) == 64]
+    weight = mask["2.weight"].flatten(2).float()
+    assert 2 * pairs_kept(weight, order) == int(weight.count_nonzero())

@@ -14,8 +14,8 @@ from ticketry_engine.plan.storage import Storages
 
 def loaded(x: torch.Tensor, storages: Storages) -> tuple[Rearranged, torch.Tensor]:
     """A tensor without batch as a table, and the elements that the table's numbers mean."""
-    blank = value_axes.loaded((None, *x.shape), 0)
-    form = value_axes.loaded((None, *x.shape), storages.add(blank.channels, blank.pixels, 0))
+    blank = value_axes.region_input((None, *x.shape), 0)
+    form = value_axes.region_input((None, *x.shape), storages.add(blank.channels, blank.pixels, 0))
     elements = x.T.reshape(-1) if x.dim() == 2 else x.reshape(-1)
     return tables.rearranged(form, storages), elements
 

@@ -13,7 +13,7 @@ from ticketry_engine.plan.value_axes import UnsupportedError, ValueForm
 
 def planes_of(x: torch.Tensor) -> tuple[ValueForm, torch.Tensor]:
     """A tensor without batch as it is loaded, and the planes [C, pixels] of its storage."""
-    form = value_axes.loaded((None, *x.shape), 0)
+    form = value_axes.region_input((None, *x.shape), 0)
     if x.dim() == 3:
         return form, x.reshape(x.shape[0], -1)
     return form, (x.T if x.dim() == 2 else x[:, None])
@@ -32,12 +32,6 @@ def read(form: ValueForm, planes: torch.Tensor) -> torch.Tensor:
     source = [axis for axis, label in enumerate(form.labels) if label == "c"]
     source += [axis for axis, label in enumerate(form.labels) if label == "p"]
     return x.permute([source.index(axis) for axis in range(len(source))])
-
-
-def test_loaded_values_read_back():
-    for shape in [(3, 4, 5), (6, 7), (9,)]:
-        x = torch.randn(shape)
-        assert torch.equal(read(*planes_of(x)), x)
 
 
 @given(st.permutations([1, 2, 3]), st.integers(0, 1))
@@ -64,22 +58,22 @@ def test_heads_of_tokens_and_back(heads, size, tokens):
     assert torch.equal(read(back, planes), x)
 
 
-def test_patches_become_tokens():
+def test_images_are_read_whole_or_as_tokens():
     x = torch.randn(5, 3, 4)
     form, planes = planes_of(x)
+    assert torch.equal(read(form, planes), x)
     tokens = value_axes.transposed(value_axes.reshaped(form, (None, 5, 12)), [0, 2, 1])
     assert tokens.labels == "pc"
     assert torch.equal(read(tokens, planes), x.flatten(1).T)
-
-
-def test_flattened_images_are_read_whole():
+    gate = value_axes.reshaped(planes_of(torch.arange(6.0))[0], (None, 6, 1, 1))
+    assert gate.axes == (6, 1, 1)
     x = torch.randn(3, 2, 2)
     form, planes = planes_of(x)
     flat = value_axes.flattened(form)
     assert flat.labels == "f"
     assert flat.axes == (12,)
     assert torch.equal(read(flat, planes), x.flatten())
-    pixel = value_axes.flattened(value_axes.loaded((None, 7, 1, 1), 0))
+    pixel = value_axes.flattened(value_axes.region_input((None, 7, 1, 1), 0))
     assert pixel.labels == "c"
 
 
@@ -89,7 +83,7 @@ def test_parts_sums_and_shuffles_of_channels(data):
     a, b = torch.randn(4, 2, 3), torch.randn(6, 2, 3)
     planes = torch.cat([a, b]).reshape(10, -1)
     one, _ = planes_of(a)
-    other = value_axes.loaded((None, 6, 2, 3), 0)
+    other = value_axes.region_input((None, 6, 2, 3), 0)
     other.planes[..., 1] += 4
     both = value_axes.joined([one, other], 1)
     assert torch.equal(read(both, planes), torch.cat([a, b]))
@@ -108,11 +102,4 @@ def test_parts_sums_and_shuffles_of_channels(data):
 )
 def test_shapes_that_cannot_be_views(shape, new):
     with pytest.raises(UnsupportedError):
-        value_axes.reshaped(value_axes.loaded((None, *shape), 0), (None, *new))
-
-
-def test_a_shape_with_axes_of_one():
-    form, planes = planes_of(torch.arange(6.0))
-    gate = value_axes.reshaped(form, (None, 6, 1, 1))
-    assert read(gate, planes).shape == (6, 1, 1)
-    assert torch.equal(read(value_axes.reshaped(gate, (None, 6)), planes), torch.arange(6.0))
+        value_axes.reshaped(value_axes.region_input((None, *shape), 0), (None, *new))

@@ -1,1 +1,1 @@
-"""Which operations of torch a model consists of: recorded while it runs without data, or by torch.export."""
+"""Traces a model's torch operations, by recording a call without data or by torch.export."""

@@ -1,6 +1,6 @@
-"""Shapes of what common operations give, without torch's own rules: those load its compiler, which takes a second.
+"""Shape rules of common operations on the meta device; torch's own rules load its compiler, which takes a second.
 
-A rule gives None where it does not know. Then torch's is asked.
+A rule returns None for unsupported arguments; then torch's rule is used.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from ticketry_engine.ir.native_shapes import windows
 _aten = torch.ops.aten
 
 
-def _like(x: Tensor, *_: Any) -> Tensor | None:
-    """Shape rule of an operation on single elements, or on each element and its neighbours."""
-    return _dense(x) if x.is_floating_point() else None
+def _pointwise(x: Tensor, *_: Any) -> Tensor | None:
+    """Return the output of an operation that keeps shape and dtype."""
+    return _empty_dense(x) if x.is_floating_point() else None
 
 
-def _dense(x: Tensor) -> Tensor:
-    """Return a tensor with the shape of `x` and the order of its axes in memory, without gaps."""
+def _empty_dense(x: Tensor) -> Tensor:
+    """Return an empty tensor with the shape of `x` and its order of axes in memory, without gaps."""
     strides = [0] * x.dim()
     step = 1
     for axis in sorted(range(x.dim()), key=lambda axis: (x.stride(axis), -axis)):
@@ -31,23 +31,23 @@ def _dense(x: Tensor) -> Tensor:
     return torch.empty_strided(x.shape, strides, dtype=x.dtype, device=x.device)
 
 
-def _itself(x: Tensor, *_: Any) -> Tensor | None:
-    """Shape rule of an operation that writes to its argument."""
+def _in_place_unary(x: Tensor, *_: Any) -> Tensor | None:
+    """Return the argument of an operation that writes to it."""
     return x if x.is_floating_point() else None
 
 
-def _broadcast(x: Any, y: Any) -> Tensor | None:
-    """An operation on two tensors of one type, or on one and a number."""
+def _binary(x: Any, y: Any) -> Tensor | None:
+    """Return the output of an operation on two tensors of one type, or on a tensor and a number."""
     if not isinstance(x, Tensor) or not x.is_floating_point():
         return None
     if not isinstance(y, (int, float, Tensor)):
         return None
     if isinstance(y, (int, float)) or (y.dim() == 0 and y.is_floating_point() and x.dim()):
-        return _dense(x)
+        return _empty_dense(x)
     if x.dtype != y.dtype:
         return None
     if x.shape == y.shape:
-        return _dense(x)
+        return _empty_dense(x)
     shape = _broadcast_shape(x.shape, y.shape)
     return None if shape is None else x.new_empty(shape)
 
@@ -60,12 +60,12 @@ def _broadcast_shape(one: Sequence[int], other: Sequence[int]) -> list[int] | No
     return [b if a == 1 else a for a, b in zip(longer, shorter, strict=True)]
 
 
-def _in_place(x: Any, y: Any) -> Tensor | None:
-    made = _broadcast(x, y)
+def _in_place_binary(x: Any, y: Any) -> Tensor | None:
+    made = _binary(x, y)
     return x if made is not None and made.shape == x.shape else None
 
 
-def _linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor | None:
+def _linear_output(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor | None:
     if x.dim() == 0 or weight.dim() != 2 or x.dtype != weight.dtype or x.shape[-1] != weight.shape[1]:
         return None
     if bias is not None and bias.shape != weight.shape[:1]:
@@ -73,7 +73,7 @@ def _linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor | N
     return x.new_empty((*x.shape[:-1], weight.shape[0]))
 
 
-def _convolved(
+def _conv_output(
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None = None,
@@ -86,7 +86,7 @@ def _convolved(
         return None
     if bias is not None and (bias.dtype != x.dtype or bias.shape != weight.shape[:1]):
         return None
-    each = zip(x.shape[2:], weight.shape[2:], _both(stride), _both(padding), _both(dilation), strict=True)
+    each = zip(x.shape[2:], weight.shape[2:], _pair(stride), _pair(padding), _pair(dilation), strict=True)
     sizes = [windows(*one) for one in each]
     if min(sizes) < 1:
         return None
@@ -94,15 +94,15 @@ def _convolved(
     return torch.empty((x.shape[0], weight.shape[0], *sizes), dtype=x.dtype, device=x.device, memory_format=kind)
 
 
-def _both(given: Sequence[int]) -> Sequence[int]:
+def _pair(given: Sequence[int]) -> Sequence[int]:
     return list(given) * 2 if len(given) == 1 else given
 
 
-def _pooled(x: Tensor, size: list[int]) -> Tensor | None:
+def _adaptive_pool_output(x: Tensor, size: list[int]) -> Tensor | None:
     return x.new_empty((*x.shape[:-2], *size)) if x.dim() == 4 and x.is_contiguous() else None
 
 
-def _max_pooled(
+def _max_pool_output(
     x: Tensor,
     kernel: Sequence[int],
     stride: Sequence[int] = (),
@@ -110,10 +110,10 @@ def _max_pooled(
     dilation: Sequence[int] = (1,),
     ceil: bool = False,
 ) -> Tensor | None:
-    return _slid(x, kernel, stride, padding, dilation, ceil)
+    return _window_output(x, kernel, stride, padding, dilation, ceil)
 
 
-def _mean_pooled(
+def _avg_pool_output(
     x: Tensor,
     kernel: Sequence[int],
     stride: Sequence[int] = (),
@@ -121,10 +121,10 @@ def _mean_pooled(
     ceil: bool = False,
     *_: Any,
 ) -> Tensor | None:
-    return _slid(x, kernel, stride, padding, (1,), ceil)
+    return _window_output(x, kernel, stride, padding, (1,), ceil)
 
 
-def _slid(
+def _window_output(
     x: Tensor,
     kernel: Sequence[int],
     stride: Sequence[int],
@@ -134,14 +134,14 @@ def _slid(
 ) -> Tensor | None:
     if x.dim() != 4 or not x.is_floating_point() or not x.is_contiguous():
         return None
-    each = list(zip(x.shape[2:], *map(_both, (kernel, stride or kernel, padding, dilation)), strict=True))
+    each = list(zip(x.shape[2:], *map(_pair, (kernel, stride or kernel, padding, dilation)), strict=True))
     if any(2 * pad > width for _, width, _, pad, _ in each):
         return None
     sizes = [windows(*one, ceil=ceil) for one in each]
     return x.new_empty((*x.shape[:2], *sizes)) if min(sizes) >= 1 else None
 
 
-def _summed(x: Tensor, dims: list[int] | None, keep: bool = False) -> Tensor | None:
+def _reduction_output(x: Tensor, dims: list[int] | None, keep: bool = False) -> Tensor | None:
     if not x.is_floating_point() or not dims:
         return None
     gone = {dim % x.dim() for dim in dims if -x.dim() <= dim < x.dim()}
@@ -151,7 +151,7 @@ def _summed(x: Tensor, dims: list[int] | None, keep: bool = False) -> Tensor | N
     return x.new_empty(shape)
 
 
-def _joined(tensors: list[Tensor], dim: int = 0) -> Tensor | None:
+def _cat_output(tensors: list[Tensor], dim: int = 0) -> Tensor | None:
     first, *rest = tensors
     if not -first.dim() <= dim < first.dim():
         return None
@@ -166,7 +166,7 @@ def _joined(tensors: list[Tensor], dim: int = 0) -> Tensor | None:
     return first.new_empty([*first.shape[:dim], sum(each.shape[dim] for each in tensors), *first.shape[dim + 1 :]])
 
 
-def _stacked(tensors: list[Tensor], dim: int = 0) -> Tensor | None:
+def _stack_output(tensors: list[Tensor], dim: int = 0) -> Tensor | None:
     first = tensors[0]
     if any(each.shape != first.shape or each.dtype != first.dtype for each in tensors):
         return None
@@ -176,15 +176,15 @@ def _stacked(tensors: list[Tensor], dim: int = 0) -> Tensor | None:
     return first.new_empty([*first.shape[:dim], len(tensors), *first.shape[dim:]])
 
 
-def _multiplied(x: Tensor, y: Tensor) -> Tensor | None:
+def _matmul_output(x: Tensor, y: Tensor) -> Tensor | None:
     if x.dim() < 2 or y.dim() < 2 or x.dtype != y.dtype or x.shape[-1] != y.shape[-2]:
         return None
     shape = _broadcast_shape(x.shape[:-2], y.shape[:-2])
     return None if shape is None else x.new_empty([*shape, x.shape[-2], y.shape[-1]])
 
 
-def _recurrent(x: Tensor, states: Any, *settings: Any) -> tuple[Tensor, ...] | None:
-    """A recurrent layer, without the steps that torch takes one by one to find the shape."""
+def _recurrent_output(x: Tensor, states: Any, *settings: Any) -> tuple[Tensor, ...] | None:
+    """Return the outputs of a recurrent layer without running its steps, as torch's rule does."""
     several = list(states) if isinstance(states, (list, tuple)) else [states]
     bidirectional, batch_first = settings[-2:]
     if x.dim() != 3 or any(each.dim() != 3 or each.dtype != x.dtype for each in several) or len(settings) != 7:
@@ -199,7 +199,7 @@ def _recurrent(x: Tensor, states: Any, *settings: Any) -> tuple[Tensor, ...] | N
     return (made.transpose(0, 1) if batch_first else made, *(x.new_empty(each.shape) for each in several))
 
 
-def _attended(queries: Tensor, keys: Tensor, values: Tensor, *_: Any) -> Tensor | None:
+def _attention_output(queries: Tensor, keys: Tensor, values: Tensor, *_: Any) -> Tensor | None:
     if len({each.dtype for each in (queries, keys, values)}) > 1 or queries.dim() != 4:
         return None
     if queries.shape[:2] != keys.shape[:2] or keys.shape[:-1] != values.shape[:-1]:
@@ -216,7 +216,7 @@ SHAPES: Mapping[torch._ops.OpOverload, Callable[..., Tensor | tuple[Tensor, ...]
             *(_aten.sigmoid.default, _aten.tanh.default, _aten.exp.default, _aten.rsqrt.default, _aten.neg.default),
             *(_aten.sin.default, _aten.cos.default),
         ),
-        _like,
+        _pointwise,
     ),
     **dict.fromkeys(
         (
@@ -224,23 +224,23 @@ SHAPES: Mapping[torch._ops.OpOverload, Callable[..., Tensor | tuple[Tensor, ...]
             *(_aten.hardswish_.default, _aten.hardsigmoid_.default, _aten.hardtanh_.default),
             *(_aten.leaky_relu_.default, _aten.sigmoid_.default, _aten.tanh_.default),
         ),
-        _itself,
+        _in_place_unary,
     ),
-    **dict.fromkeys((_aten.add.Tensor, _aten.sub.Tensor, _aten.mul.Tensor, _aten.div.Tensor), _broadcast),
-    **dict.fromkeys((_aten.add_.Tensor, _aten.sub_.Tensor, _aten.mul_.Tensor, _aten.div_.Tensor), _in_place),
-    _aten.conv2d.default: _convolved,
-    _aten.linear.default: _linear,
-    _aten.adaptive_avg_pool2d.default: _pooled,
-    **dict.fromkeys((_aten.mean.dim, _aten.sum.dim_IntList), _summed),
-    _aten.max_pool2d.default: _max_pooled,
-    _aten.avg_pool2d.default: _mean_pooled,
-    _aten.cat.default: _joined,
-    _aten.stack.default: _stacked,
-    _aten.matmul.default: _multiplied,
-    _aten.scaled_dot_product_attention.default: _attended,
+    **dict.fromkeys((_aten.add.Tensor, _aten.sub.Tensor, _aten.mul.Tensor, _aten.div.Tensor), _binary),
+    **dict.fromkeys((_aten.add_.Tensor, _aten.sub_.Tensor, _aten.mul_.Tensor, _aten.div_.Tensor), _in_place_binary),
+    _aten.conv2d.default: _conv_output,
+    _aten.linear.default: _linear_output,
+    _aten.adaptive_avg_pool2d.default: _adaptive_pool_output,
+    **dict.fromkeys((_aten.mean.dim, _aten.sum.dim_IntList), _reduction_output),
+    _aten.max_pool2d.default: _max_pool_output,
+    _aten.avg_pool2d.default: _avg_pool_output,
+    _aten.cat.default: _cat_output,
+    _aten.stack.default: _stack_output,
+    _aten.matmul.default: _matmul_output,
+    _aten.scaled_dot_product_attention.default: _attention_output,
     **dict.fromkeys(
         (_aten.gru.input, _aten.lstm.input, _aten.rnn_tanh.input, _aten.rnn_relu.input),
-        _recurrent,
+        _recurrent_output,
     ),
 }
-"""Operation -> a rule for its positional arguments, on the meta device"""
+"""Operation -> shape rule for its positional arguments on the meta device."""

@@ -1,9 +1,9 @@
-"""Records a model by running it without data, for three numbers of examples and once more for one.
+"""Records a model by running it on the meta device, for three numbers of examples and once more for one.
 
-What is equal in all three calls is a constant; an integer that is linear in the number of examples becomes a multiple
-plus a rest. In the third call sizes know this (`Examples`), so that a decision based on the number of examples is
-noticed. These calls cover two examples and more; the fourth call checks one example. If anything is uncertain,
-torch.export is used, which proves validity and takes a second longer.
+What is equal in all three calls is a constant; an integer that is linear in the number of examples becomes a
+multiple plus a rest. In the third call sizes know this (`Examples`), so that a decision based on the number of
+examples is noticed. These calls cover two examples and more; the fourth call checks one example. If anything is
+uncertain, torch.export is used, which proves validity and takes a second longer.
 """
 
 from __future__ import annotations
@@ -32,9 +32,16 @@ from torch.utils._pytree import (
     tree_flatten_with_path,
 )
 
-from ticketry_engine.capture.tracing.examples import Examples, NotRecordedError
 from ticketry_engine.capture.tracing.meta_shapes import SHAPES
-from ticketry_engine.capture.tracing.program import ASKED_FOR, Constant, Multiple, TracedProgram, fixed
+from ticketry_engine.capture.tracing.program import (
+    ASKED_FOR,
+    Constant,
+    Examples,
+    Multiple,
+    NotRecordedError,
+    TracedProgram,
+    fixed,
+)
 from ticketry_engine.capture.tracing.side_effects import (
     Containers,
     first_change,
@@ -43,13 +50,13 @@ from ticketry_engine.capture.tracing.side_effects import (
     writes_to_input,
     writes_to_weight,
 )
-from ticketry_engine.capture.tracing.torch_export import Arguments, leads, plain, quiet
+from ticketry_engine.capture.tracing.torch_export import Arguments, has_batch_first, quiet, traceable_torch
 from ticketry_engine.errors import CaptureError
 from ticketry_engine.support.process_state import ONE_AT_A_TIME
 
 _EXAMPLES = (2, 3, 8191)
-"""Numbers of examples of the calls: small ones, and one above the bounds that models slice at (`x[:100]`,
-`x.split(64)`), for which halves and roots of sizes are on no common line."""
+"""Numbers of examples of the recorded calls: small ones, and one above the bounds at which models slice (`x[:100]`,
+`x.split(64)`)."""
 
 
 def record(model: nn.Module, arguments: Arguments, *, dynamic_batch: bool) -> TracedProgram:
@@ -69,36 +76,36 @@ def record(model: nn.Module, arguments: Arguments, *, dynamic_batch: bool) -> Tr
     if dynamic_batch and examples is None:
         raise FixedSizeError("the inputs have no leading axis")
     try:
-        with ONE_AT_A_TIME, quiet(), plain():
-            return _recorded(model, arguments, examples if dynamic_batch else None)
+        with ONE_AT_A_TIME, quiet(), traceable_torch():
+            return _record_calls(model, arguments, examples if dynamic_batch else None)
     except CaptureError:
         raise
     except Exception as error:  # a model may fail in any way
         raise NotRecordedError(f"{type(error).__name__}: {str(error)[:200]}") from error
 
 
-def _recorded(model: nn.Module, arguments: Arguments, examples: int | None) -> TracedProgram:
-    twin = _Twin(model)
-    calls = [_RecordedCall(twin, arguments)] if examples is None else _three_calls(twin, arguments, examples)
+def _record_calls(model: nn.Module, arguments: Arguments, examples: int | None) -> TracedProgram:
+    twin = _MetaCopy(model)
+    calls = [_RecordedCall(twin, arguments)] if examples is None else _record_three_calls(twin, arguments, examples)
     first = calls[0]
-    steps = [_merged_step(several) for several in zip(*(call.tape.steps for call in calls), strict=True)]
-    outputs = _merged([call.outputs for call in calls])
+    steps = [_merge_ops(several) for several in zip(*(call.tape.steps for call in calls), strict=True)]
+    outputs = _merge([call.outputs for call in calls])
     if any(call.out_spec != first.out_spec for call in calls):
         raise NotRecordedError("other containers for other numbers of examples")
-    shapes = [_shape(calls, index) for index in range(len(first.tape.tensors))]
-    program = _Writer(twin.weights, first, shapes).program(steps, outputs)
+    shapes = [_merge_shapes(calls, index) for index in range(len(first.tape.tensors))]
+    program = _GraphWriter(twin.weights, first, shapes).program(steps, outputs)
     if examples is None:
         return program
     try:
         one = _RecordedCall(twin, arguments, examples, 1)
     except (Exception, NotRecordedError):  # it insists on several
         return replace(program, for_one=False)
-    same = one.out_spec == first.out_spec and is_as_said((steps, outputs), (one.tape.steps, one.outputs), 1)
-    same = same and all(is_of_shape(*pair, 1) for pair in zip(shapes, one.tape.shapes, strict=True))
+    same = one.out_spec == first.out_spec and matches_call((steps, outputs), (one.tape.steps, one.outputs), 1)
+    same = same and all(matches_shape(*pair, 1) for pair in zip(shapes, one.tape.shapes, strict=True))
     return replace(program, for_one=same)
 
 
-def _three_calls(twin: _Twin, arguments: Arguments, examples: int) -> list[_RecordedCall]:
+def _record_three_calls(twin: _MetaCopy, arguments: Arguments, examples: int) -> list[_RecordedCall]:
     try:
         calls = [_RecordedCall(twin, arguments, examples, number) for number in _EXAMPLES[:2]]
     except (RuntimeError, ValueError, IndexError, AssertionError) as error:
@@ -112,12 +119,12 @@ def _three_calls(twin: _Twin, arguments: Arguments, examples: int) -> list[_Reco
     def sizes(ref: Ref) -> list[int]:
         if ref.index >= len(calls[0].tape.tensors):
             raise NotRecordedError("other operations for other numbers of examples")
-        return [_stand_in(size, number) for size in _shape(calls, ref.index)]
+        return [_size_for_call(size, number) for size in _merge_shapes(calls, ref.index)]
 
     return [*calls, _RecordedCall(twin, arguments, examples, number, sizes)]
 
 
-def _stand_in(size: int | LinearSize | None, examples: int) -> int:
+def _size_for_call(size: int | LinearSize | None, examples: int) -> int:
     if size is None:
         raise NotRecordedError("a size that depends on the number of examples in a way of its own")
     return Examples(*size, examples) if isinstance(size, LinearSize) else size
@@ -127,11 +134,11 @@ def _stand_in(size: int | LinearSize | None, examples: int) -> int:
 
 
 class FixedSizeError(NotRecordedError):
-    """Why what a model does depends on the size of the leading axis, so that it is captured for one size."""
+    """Raised if a model's operations depend on the leading size, so that it is captured for one size."""
 
 
-class _Twin:
-    """A copy of a model whose weights have shapes alone, and which no call may change."""
+class _MetaCopy:
+    """A copy of a model with weights on the meta device, which no call may change."""
 
     def __init__(self, model: nn.Module) -> None:
         self.weights: list[tuple[str, Tensor, Tensor]] = []
@@ -152,7 +159,7 @@ class _Twin:
         self._state = state_of(self.model)
 
     def check(self, tape: Tape, inputs: Sequence[str]) -> None:
-        """Make sure that a call has changed nothing that is left after it.
+        """Check that a call changed neither weights, nor inputs, nor the model's attributes.
 
         Args:
             inputs: names of the tensors that the call was given, in the tape's order.
@@ -173,30 +180,30 @@ class _Twin:
 
 
 class _RecordedCall:
-    """One recorded call of the model's copy on the meta device: its operations and outputs.
+    """Operations and outputs of one call of the model's copy on the meta device.
 
     Args:
         examples: the size of leading axes that become `number`; None: no size is changed.
-        sizes: see `Reads`.
+        sizes: see `SizeQueries`.
     """
 
     def __init__(
         self,
-        twin: _Twin,
+        twin: _MetaCopy,
         arguments: Arguments,
         examples: int | None = None,
         number: int | None = None,
         sizes: Callable[[Ref], Sequence[int]] | None = None,
     ) -> None:
         self.examples = number
-        meta = arguments.map(lambda tensor: _resized(tensor, examples, number))
+        meta = arguments.map(lambda tensor: _meta_tensor(tensor, examples, number))
         self.leaves, self.in_spec = tree_flatten((meta.args, meta.kwargs))
-        self.names = _names(twin.model, meta)
+        self.names = _leaf_names(twin.model, meta)
         inputs = [leaf for leaf in self.leaves if isinstance(leaf, Tensor)]
         self.tape = Tape([*(stand_in for _, _, stand_in in twin.weights), *inputs])
         containers = Containers(twin.model, meta)
         tracing = torch._C._EnablePythonDispatcher(), torch._C._EnablePreDispatch()
-        with tracing[0], tracing[1], Recorder(self.tape), Reads(self.tape, sizes):
+        with tracing[0], tracing[1], Recorder(self.tape), SizeQueries(self.tape, sizes):
             made = twin.model(*meta.args, **meta.kwargs)
         names = zip(self.names, self.leaves, strict=True)
         twin.check(self.tape, [name for name, leaf in names if isinstance(leaf, Tensor)])
@@ -205,22 +212,22 @@ class _RecordedCall:
         self.outputs = [self.tape.find_all(leaf) for leaf in leaves]
 
 
-def _resized(tensor: Tensor, examples: int | None, number: int | None) -> Tensor:
-    if number is not None and leads(tensor, examples):
+def _meta_tensor(tensor: Tensor, examples: int | None, number: int | None) -> Tensor:
+    if number is not None and has_batch_first(tensor, examples):
         return torch.empty((number, *tensor.shape[1:]), dtype=tensor.dtype, device="meta")
     return torch.empty_like(tensor, device="meta")
 
 
-def _names(model: nn.Module, arguments: Arguments) -> list[str]:
-    """Return the names of the arguments' leaves as in torch.export: parameter and position in containers."""
+def _leaf_names(model: nn.Module, arguments: Arguments) -> list[str]:
+    """Return the names of the arguments' leaves as in torch.export."""
     bound = inspect.signature(model.forward).bind(*arguments.args, **arguments.kwargs).arguments
     found = []
     for path, _ in tree_flatten_with_path(bound)[0]:
-        found.append("_".join(_key(part) for part in path).lower())
+        found.append("_".join(_key_name(part) for part in path).lower())
     return found
 
 
-def _key(part: Any) -> str:
+def _key_name(part: Any) -> str:
     if isinstance(part, MappingKey):
         return re.sub(r"[^a-zA-Z0-9]", "_", str(part.key))
     if isinstance(part, SequenceKey):
@@ -233,55 +240,55 @@ def _key(part: Any) -> str:
 # -- what several calls have in common ---------------------------------------------------------------------------------
 
 
-def _merged_step(several: Sequence[RecordedOp]) -> RecordedOp:
+def _merge_ops(several: Sequence[RecordedOp]) -> RecordedOp:
     first = several[0]
     if any(step.op is not first.op or step.made != first.made for step in several):
         raise NotRecordedError("other operations for other numbers of examples")
     return RecordedOp(
-        first.op, _merged([step.args for step in several]), _merged([step.kwargs for step in several]), first.made
+        first.op, _merge([step.args for step in several]), _merge([step.kwargs for step in several]), first.made
     )
 
 
-def _merged(several: Sequence[Any]) -> Any:
-    """Return the same containers with `LinearSize` instead of integers that differ."""
+def _merge(several: Sequence[Any]) -> Any:
+    """Return the same containers with `LinearSize` in place of integers that differ between calls."""
     first = several[0]
     if any(type(each) is not type(first) for each in several):
         raise NotRecordedError("other arguments for other numbers of examples")
     if isinstance(first, (list, tuple)):
         if any(len(each) != len(first) for each in several):
             raise NotRecordedError("other arguments for other numbers of examples")
-        return tuple(_merged(parts) for parts in zip(*several, strict=True))
+        return tuple(_merge(parts) for parts in zip(*several, strict=True))
     if isinstance(first, dict):
-        return {name: _merged([each[name] for each in several]) for name in first}
+        return {name: _merge([each[name] for each in several]) for name in first}
     if all(each is first or each == first for each in several):
         return first
-    line = _line(several) if type(first) is int else None
+    line = _linear_size(several) if type(first) is int else None
     if line is None:
         raise NotRecordedError(f"{first} for two examples and {several[1]} for three")
     return line
 
 
-def _line(numbers: Sequence[int]) -> LinearSize | None:
-    """Return the line through the numbers of the first calls, if there is one."""
+def _linear_size(numbers: Sequence[int]) -> LinearSize | None:
+    """Return the linear function of the number of examples that fits these numbers; None if none does."""
     step, left = divmod(numbers[1] - numbers[0], _EXAMPLES[1] - _EXAMPLES[0])
     line = LinearSize(step, numbers[0] - step * _EXAMPLES[0])
     fits = not left and all(line.at(examples) == number for examples, number in zip(_EXAMPLES, numbers, strict=False))
     return line if fits else None
 
 
-def _shape(calls: Sequence[_RecordedCall], index: int) -> list[int | LinearSize | None]:
-    """Sizes of a tensor for any number of examples; None is one that is on no line."""
+def _merge_shapes(calls: Sequence[_RecordedCall], index: int) -> list[int | LinearSize | None]:
+    """Return a tensor's sizes for any number of examples; None for a size that is not linear in it."""
     shapes = [call.tape.shapes[index] for call in calls]
     if any(len(shape) != len(shapes[0]) for shape in shapes):
         raise NotRecordedError("other shapes for other numbers of examples")
-    return [sizes[0] if len(set(sizes)) == 1 else _line(sizes) for sizes in zip(*shapes, strict=True)]
+    return [sizes[0] if len(set(sizes)) == 1 else _linear_size(sizes) for sizes in zip(*shapes, strict=True)]
 
 
 # -- the graph ---------------------------------------------------------------------------------------------------------
 
 
-class _Writer:
-    """Writes merged steps as a graph of torch.fx."""
+class _GraphWriter:
+    """Writes merged operations as a torch.fx graph."""
 
     def __init__(
         self,
@@ -305,7 +312,7 @@ class _Writer:
             if not isinstance(leaf, Tensor):
                 self.inputs.append(Constant(leaf))
                 continue
-            node = self._hold(index, self.graph.placeholder(name))
+            node = self._store(index, self.graph.placeholder(name))
             if name not in self.inputs:
                 node.name = name  # fx keeps names of Python's own, as `input`, from being used
             self.inputs.append(node.name)
@@ -313,10 +320,10 @@ class _Writer:
                 self._batch = (node, 0)
             index += 1
         for index, (name, tensor, _) in enumerate(weights):
-            node = self._hold(index, self.graph.placeholder("p_" + re.sub(r"[^a-zA-Z0-9]", "_", name).lower()))
+            node = self._store(index, self.graph.placeholder("p_" + re.sub(r"[^a-zA-Z0-9]", "_", name).lower()))
             self.weights[node.name] = (name, tensor)
 
-    def _hold(self, index: int, node: fx.Node) -> fx.Node:
+    def _store(self, index: int, node: fx.Node) -> fx.Node:
         node.meta["val"] = self.call.tape.tensors[index]
         node.meta["sizes"] = tuple(_size_for_batch(size) for size in self.shapes[index])
         self.nodes[index] = node
@@ -324,10 +331,10 @@ class _Writer:
 
     def program(self, steps: Iterable[RecordedOp], outputs: Sequence[Any]) -> TracedProgram:
         if self._batch is not None:
-            self._number(LinearSize(1, 0))
+            self._size_node(LinearSize(1, 0))
         for step in steps:
-            self._step(step)
-        found = [self._argument(leaf) if isinstance(leaf, (Ref, LinearSize)) else leaf for leaf in outputs]
+            self._add_op(step)
+        found = [self._convert_argument(leaf) if isinstance(leaf, (Ref, LinearSize)) else leaf for leaf in outputs]
         self.graph.output(tuple(found))
         if not without_writes(self.graph):
             raise NotRecordedError("a tensor that is written to while others read its memory")
@@ -343,38 +350,38 @@ class _Writer:
             notes=fixed("" if self.call.examples is not None else ASKED_FOR),
         )
 
-    def _step(self, step: RecordedOp) -> None:
-        args, kwargs = self._argument(step.args), self._argument(step.kwargs)
+    def _add_op(self, step: RecordedOp) -> None:
+        args, kwargs = self._convert_argument(step.args), self._convert_argument(step.kwargs)
         name = step.op._schema.name.partition("::")[2]
         node = self.graph.create_node("call_function", step.op, args, kwargs, name=name)
         if isinstance(step.made, Ref):
-            self._hold(step.made.index, node)
+            self._store(step.made.index, node)
         elif step.made is not None:
             node.meta["val"] = tuple(self.call.tape.tensors[ref.index] for ref in step.made)
             for place, ref in enumerate(step.made):
-                self._hold(ref.index, self.graph.call_function(operator.getitem, (node, place)))
+                self._store(ref.index, self.graph.call_function(operator.getitem, (node, place)))
 
-    def _argument(self, given: Any) -> Any:
+    def _convert_argument(self, given: Any) -> Any:
         if isinstance(given, Ref):
             return self.nodes[given.index]
         if isinstance(given, LinearSize):
-            return self._number(given)
+            return self._size_node(given)
         if isinstance(given, tuple):
-            return tuple(self._argument(part) for part in given)
+            return tuple(self._convert_argument(part) for part in given)
         if isinstance(given, dict):
-            return {name: self._argument(part) for name, part in given.items()}
+            return {name: self._convert_argument(part) for name, part in given.items()}
         return given
 
-    def _number(self, line: LinearSize) -> fx.Node:
-        """An integer that depends on the number of examples, computed from the size of an input."""
+    def _size_node(self, line: LinearSize) -> fx.Node:
+        """Return the node that computes an integer from the number of examples."""
         found = self._numbers.get(line)
         if found is None:
-            found = self._numbers[line] = self._computed(line)
+            found = self._numbers[line] = self._add_size_node(line)
             assert self.call.examples is not None
             found.meta["val"] = line.at(self.call.examples)
         return found
 
-    def _computed(self, line: LinearSize) -> fx.Node:
+    def _add_size_node(self, line: LinearSize) -> fx.Node:
         if line == LinearSize(1, 0):
             if self._batch is None:
                 raise NotRecordedError("no input has the number of examples as its size")
@@ -382,8 +389,8 @@ class _Writer:
                 "call_function", torch.ops.aten.sym_size.int, self._batch, name="sym_size_int"
             )
         if line.more:
-            return self.graph.call_function(operator.add, (self._number(LinearSize(line.per_example, 0)), line.more))
-        return self.graph.call_function(operator.mul, (self._number(LinearSize(1, 0)), line.per_example))
+            return self.graph.call_function(operator.add, (self._size_node(LinearSize(line.per_example, 0)), line.more))
+        return self.graph.call_function(operator.mul, (self._size_node(LinearSize(1, 0)), line.per_example))
 
 
 def _size_for_batch(size: int | LinearSize | None) -> int | Multiple | None:
@@ -405,14 +412,14 @@ _CPU = torch.device("cpu")
 
 @dataclass(frozen=True)
 class Ref:
-    """Stands for a tensor: how many were there before it."""
+    """A tensor's index on the tape."""
 
     index: int
 
 
 @dataclass(frozen=True)
 class RecordedOp:
-    """A recorded operation: its arguments with `Ref` instead of tensors, and its result, one tensor or several."""
+    """A recorded operation: its arguments with `Ref` in place of tensors, and its results."""
 
     op: torch._ops.OpOverload
     args: tuple[Any, ...]
@@ -421,11 +428,7 @@ class RecordedOp:
 
 
 class Tape:
-    """The tensors of one call in order of creation, and the operations between them.
-
-    Args:
-        given: the meta tensors that exist before the call: weights, then inputs.
-    """
+    """Records the tensors of one call in order of creation, and the operations that compute them."""
 
     def __init__(self, given: Sequence[Tensor]) -> None:
         self.tensors: list[Tensor] = []  # held, so that no other tensor gets the same id
@@ -438,10 +441,10 @@ class Tape:
         self._memory: dict[int, int] = {}
         for index, tensor in enumerate(given):
             self.add(tensor)
-            self._memory[_memory_of(tensor)] = index
+            self._memory[_memory_id(tensor)] = index
 
     def add(self, tensor: Tensor) -> Ref:
-        """Another tensor; or the one that an operation has written to, which is another value from now on.
+        """Add a tensor and return its index; a tensor that was written to in place counts as a new one.
 
         Raises:
             NotRecordedError: if that operation has changed its shape.
@@ -455,13 +458,13 @@ class Tape:
         return ref
 
     def note_write(self, tensor: Tensor) -> None:
-        """Remember a write to a tensor, if its memory is that of a given one."""
-        index = self._memory.get(_memory_of(tensor))
+        """Record a write to the memory of a given tensor."""
+        index = self._memory.get(_memory_id(tensor))
         if index is not None:
             self.written.add(index)
 
     def adopt(self, tensor: Tensor) -> None:
-        """Know the copy that Python gets of a tensor which the last operation has made of nothing."""
+        """Identify the copy that Python receives of a tensor that the last operation created without inputs."""
         if id(tensor) in self._place or not self.steps:
             return
         last = self.steps[-1]
@@ -494,20 +497,20 @@ class Tape:
         return given
 
 
-def _memory_of(tensor: Tensor) -> int:
-    """The identity of a tensor's memory, which its views share; meta tensors have one too."""
+def _memory_id(tensor: Tensor) -> int:
+    """Return an identifier of a tensor's memory, which its views share."""
     return int(tensor.untyped_storage()._cdata)
 
 
 _UPDATES_STATISTICS = frozenset(
     {torch.ops.aten.batch_norm.default, torch.ops.aten.instance_norm.default, torch.ops.aten.native_batch_norm.default}
 )
-"""Norms that write to running statistics, the arguments 3 and 4, if the argument 5 is true."""
+"""Norms that write to running statistics (arguments 3 and 4) if argument 5 is true."""
 
 
 @cache
 def _written_arguments(op: torch._ops.OpOverload) -> tuple[tuple[int, str], ...]:
-    """Position and name of each argument that an operation writes to."""
+    """Return position and name of each argument that an operation writes to."""
     arguments = enumerate(op._schema.arguments)
     return tuple(
         (index, one.name) for index, one in arguments if one.alias_info is not None and one.alias_info.is_write
@@ -515,7 +518,7 @@ def _written_arguments(op: torch._ops.OpOverload) -> tuple[tuple[int, str], ...]
 
 
 def _written_tensors(op: torch._ops.OpOverload, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Iterator[Tensor]:
-    """The tensors that a call of an operation writes to."""
+    """Yield the tensors that a call of an operation writes to."""
     if op in _UPDATES_STATISTICS and args[5]:  # training: what its schema does not say
         yield from (each for each in args[3:5] if isinstance(each, Tensor))
     for index, name in _written_arguments(op):
@@ -532,10 +535,10 @@ def _holds_ref(given: Any) -> bool:
 
 
 class Recorder(ProxyTorchDispatchMode):
-    """A mode of torch's in which every operation is run, on the meta device, and written to a tape.
+    """Torch mode that runs every operation on the meta device and records it on a tape.
 
-    Torch lets only its own tracer see operations before they are taken apart, hence the base class; nothing of what
-    that one does is used.
+    Only torch's own tracer class sees operations before they are decomposed, hence the base class; its methods are not
+    used.
     """
 
     def __init__(self, tape: Tape) -> None:
@@ -561,7 +564,7 @@ class Recorder(ProxyTorchDispatchMode):
         found = self.tape.find_all(args), self.tape.find_all(kwargs)
         for tensor in _written_tensors(op, args, kwargs):
             self.tape.note_write(tensor)
-        made = _run(op, args, kwargs)
+        made = _run_on_meta(op, args, kwargs)
         self.tape.steps.append(RecordedOp(op, *found, self._record_result(op, made)))
         return made
 
@@ -577,8 +580,8 @@ class Recorder(ProxyTorchDispatchMode):
         return refs if isinstance(made, (list, tuple)) else refs[0]
 
 
-def _run(op: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Run an operation on the meta device, which replaces all devices."""
+def _run_on_meta(op: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Run an operation with the meta device in place of all devices."""
     with torch._C._DisablePythonDispatcher():
         rule = None if kwargs else SHAPES.get(op)
         made = None if rule is None else rule(*args)
@@ -592,8 +595,8 @@ def _run(op: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any
         return op(*args, **kwargs)
 
 
-class Reads(TorchFunctionMode):
-    """Answers what the model's own code asks about tensors: that they are in memory, and sizes valid for any batch.
+class SizeQueries(TorchFunctionMode):
+    """Answers what the model's code asks about tensors: device cpu, and sizes that are valid for any batch.
 
     Args:
         tape: the recorded tensors.
@@ -614,10 +617,10 @@ class Reads(TorchFunctionMode):
                 self.tape.adopt(made)
             return made
         if function in _OF_SIZES:
-            return read(self._shape(args[0]), *args[1:], **kwargs) if self.sizes else function(*args, **kwargs)
+            return read(self._merge_shapes(args[0]), *args[1:], **kwargs) if self.sizes else function(*args, **kwargs)
         return read()
 
-    def _shape(self, tensor: Tensor) -> torch.Size:
+    def _merge_shapes(self, tensor: Tensor) -> torch.Size:
         assert self.sizes is not None
         shape = self.sizes(self.tape.find(tensor))
         if tuple(int.__index__(size) for size in shape) != tuple(tensor.shape):
@@ -628,13 +631,13 @@ class Reads(TorchFunctionMode):
 _PLAIN = (Tensor, torch.nn.Parameter)
 
 
-def _size(shape: torch.Size, dim: int | None = None) -> Any:
+def _shape_or_size(shape: torch.Size, dim: int | None = None) -> Any:
     return shape if dim is None else shape[dim]
 
 
 _OF_SIZES: Mapping[Any, Callable[..., Any]] = {
-    Tensor.shape.__get__: _size,  # type: ignore[attr-defined]
-    Tensor.size: _size,
+    Tensor.shape.__get__: _shape_or_size,  # type: ignore[attr-defined]
+    Tensor.size: _shape_or_size,
     Tensor.__len__: lambda shape: shape[0],
     Tensor.numel: math.prod,
     Tensor.nelement: math.prod,
@@ -646,14 +649,14 @@ _READS: Mapping[Any, Callable[..., Any]] = {
     Tensor.is_meta.__get__: lambda: False,  # type: ignore[attr-defined]
     Tensor.is_cpu.__get__: lambda: True,  # type: ignore[attr-defined]
 }
-"""Attribute or method of a tensor -> the answer, if it depends on the shape"""
+"""Attribute or method of a tensor -> its answer."""
 
 
 # -- lines -------------------------------------------------------------------------------------------------------------
 
 
 class LinearSize(NamedTuple):
-    """An integer that is a multiple of the number of examples plus a rest."""
+    """An integer that is linear in the number of examples."""
 
     per_example: int
     more: int
@@ -662,8 +665,8 @@ class LinearSize(NamedTuple):
         return self.per_example * examples + self.more
 
 
-def is_as_said(said: Any, found: Any, examples: int) -> bool:
-    """Return whether recorded steps, arguments or containers agree with those of a call.
+def matches_call(said: Any, found: Any, examples: int) -> bool:
+    """Return whether recorded operations, arguments or containers agree with a further call.
 
     Args:
         said: with `LinearSize` instead of some integers.
@@ -673,17 +676,17 @@ def is_as_said(said: Any, found: Any, examples: int) -> bool:
         return bool(said.at(examples) == found)
     if isinstance(said, RecordedOp):
         same = said.op is found.op and said.made == found.made
-        return same and is_as_said((said.args, said.kwargs), (found.args, found.kwargs), examples)
+        return same and matches_call((said.args, said.kwargs), (found.args, found.kwargs), examples)
     if isinstance(said, (list, tuple)):
         several = isinstance(found, (list, tuple)) and len(said) == len(found)
-        return several and all(is_as_said(*pair, examples) for pair in zip(said, found, strict=True))
+        return several and all(matches_call(*pair, examples) for pair in zip(said, found, strict=True))
     if isinstance(said, dict):
         same = isinstance(found, dict) and said.keys() == found.keys()
-        return same and all(is_as_said(part, found[name], examples) for name, part in said.items())
+        return same and all(matches_call(part, found[name], examples) for name, part in said.items())
     return said is found or bool(said == found)
 
 
-def is_of_shape(said: Sequence[int | LinearSize | None], found: Sequence[int], examples: int) -> bool:
-    """Return whether the sizes of a tensor agree, where None may be any size."""
+def matches_shape(said: Sequence[int | LinearSize | None], found: Sequence[int], examples: int) -> bool:
+    """Return whether a tensor's recorded sizes agree with its shape; None matches any size."""
     known = [(size, other) for size, other in zip(said, found, strict=False) if size is not None]
-    return len(said) == len(found) and all(is_as_said(*pair, examples) for pair in known)
+    return len(said) == len(found) and all(matches_call(*pair, examples) for pair in known)

@@ -1,17 +1,18 @@
-"""Side effects of a call that a compiled model would not have: writes to inputs and weights, changed containers."""
+"""Detects side effects of a call that a compiled model would not have, and replaces in-place operations."""
 
 from __future__ import annotations
 
 import inspect
 from collections import OrderedDict, deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_flatten
 
-from ticketry_engine.capture.tracing.torch_export import Arguments
+from ticketry_engine.capture.tracing.program import Constant, Multiple, TracedProgram
+from ticketry_engine.capture.tracing.torch_export import Arguments, quiet, traceable_torch
 from ticketry_engine.errors import CaptureError
 from ticketry_engine.ir.aten import is_function
 
@@ -33,7 +34,7 @@ def writes_to_input(name: str) -> CaptureError:
 
 
 class Containers:
-    """The arguments of one call by name, and the entries of their lists and dicts before the call."""
+    """The arguments of one call by name, with a copy of the entries of their lists and dicts from before the call."""
 
     def __init__(self, model: nn.Module, arguments: Arguments) -> None:
         bound = inspect.signature(model.forward).bind(*arguments.args, **arguments.kwargs)
@@ -41,12 +42,12 @@ class Containers:
         self._before = {name: tree_flatten(value) for name, value in self._given.items()}
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """The tensors that the call was given, each with the name of its argument."""
+        """Yield the tensor arguments of the call with their names."""
         for name, (leaves, _) in self._before.items():
             yield from ((name, leaf) for leaf in leaves if isinstance(leaf, Tensor))
 
     def check(self) -> None:
-        """Raise `CaptureError` if the call has put something else into a container, or taken something out."""
+        """Raise `CaptureError` if the call added, removed or replaced an entry of a container."""
         for name, value in self._given.items():
             (before, structure), (after, found) = self._before[name], tree_flatten(value)
             if structure != found or any(one is not other for one, other in zip(before, after, strict=True)):
@@ -59,17 +60,17 @@ class Containers:
 _PLAIN = (str, bytes, int, float, complex, bool, type(None))
 _LEAVES = frozenset({*_PLAIN, Tensor, nn.Parameter})
 _CONTAINERS = frozenset({dict, OrderedDict, list, tuple, set, frozenset, deque})
-"""Classes whose empty objects hold nothing, attributes neither."""
+"""Container classes that have no other attributes."""
 _TORCH_OWN = frozenset({"_parameters", "_buffers", "_modules"})
-"""Attributes of a module that are tables, whose entries are looked at by their own names."""
+"""Attributes of a module that are tables of parameters, buffers and submodules."""
 _DEEPEST = 8
 
 State: TypeAlias = "dict[tuple[object, ...], Any]"
-"""Path to an object -> the object itself, which is held so that no other one gets its identity."""
+"""Path to an object -> the object, which is kept alive so that its id stays unique."""
 
 
 def state_of(model: nn.Module) -> State:
-    """Everything that a model's modules hold, through containers and plain objects, by path."""
+    """Return all objects that a model's modules hold, through containers and plain objects, by path."""
     found: State = {}
     seen: set[int] = set()
     for prefix, module in model.named_modules():
@@ -79,28 +80,28 @@ def state_of(model: nn.Module) -> State:
                     continue
                 found[prefix, name] = value
                 if not _is_leaf(value):
-                    _add_parts(found, (prefix, name), value, seen)
+                    _add_children(found, (prefix, name), value, seen)
     return found
 
 
 def first_change(before: State, after: State, *, counters: bool = False) -> str | None:
-    """The path of the first object that is another one, or a number or text of another value; None if all are equal.
+    """Return the path of the first object that was replaced, or whose number or text changed; None if all are equal.
 
     Args:
         counters: look only at numbers, texts and the number of entries.
     """
     for path in after if before.keys() == after.keys() else (*after, *before):
         if path not in before or path not in after:
-            return _spelled(path)
+            return _path_text(path)
         one, other = before[path], after[path]
         if one is other or _is_equal(one, other):
             continue
         if not counters or (isinstance(one, _PLAIN) and isinstance(other, _PLAIN)):
-            return _spelled(path)
+            return _path_text(path)
     return None
 
 
-def _spelled(path: tuple[object, ...]) -> str:
+def _path_text(path: tuple[object, ...]) -> str:
     return ".".join(part if isinstance(part, str) else f"{part!r:.80}" for part in path if part != "")
 
 
@@ -116,18 +117,18 @@ def _is_leaf(value: Any) -> bool:
     return isinstance(value, (*_PLAIN, Tensor, nn.Module, type))
 
 
-def _add_parts(found: State, path: tuple[object, ...], value: Any, seen: set[int]) -> None:
+def _add_children(found: State, path: tuple[object, ...], value: Any, seen: set[int]) -> None:
     if len(path) > _DEEPEST or id(value) in seen:
         return
     seen.add(id(value))
-    for name, part in _parts(value):
+    for name, part in _children(value):
         place = (*path, name)
         found[place] = part
         if not _is_leaf(part):
-            _add_parts(found, place, part, seen)
+            _add_children(found, place, part, seen)
 
 
-def _parts(value: Any) -> Iterator[tuple[object, Any]]:
+def _children(value: Any) -> Iterator[tuple[object, Any]]:
     """Return the parts of an object: entries of containers, members of sets, attributes of plain objects."""
     if isinstance(value, Mapping):
         for key, part in value.items():
@@ -158,64 +159,67 @@ def _parts(value: Any) -> Iterator[tuple[object, Any]]:
 
 
 _DROPOUTS = frozenset({"dropout", "feature_dropout", "alpha_dropout"})
-"""Operations that give their argument itself back in evaluation mode, though their schema does not say so."""
+"""Operations that return their argument itself in evaluation mode although their schemas do not say so."""
 
 
 def without_writes(graph: fx.Graph) -> bool:
     """Replace operations that write to their arguments, in place; return False and change nothing if that is
     visible."""
     for one in graph.nodes:
-        if _name(one) in _DROPOUTS and one.args[2] is False:
+        if _aten_name(one) in _DROPOUTS and one.args[2] is False:
             one.replace_all_uses_with(one.args[0])
     written = [one for one in graph.nodes if is_in_place(one)]
     if not written:
         return True
-    family = _families(graph)
+    family = _memory_families(graph)
     order = {one: index for index, one in enumerate(graph.nodes)}
-    if any(_counterpart(one) is None or _seen_elsewhere(one, family[_target(one)], order) for one in written):
+    if any(
+        _functional_op(one) is None or _is_read_through_alias(one, family[_written_argument(one)], order)
+        for one in written
+    ):
         return False
     for one in written:
-        _replace(graph, one)
+        _replace_in_place(graph, one)
     return True
 
 
 def is_in_place(one: fx.Node) -> bool:
-    """Whether a node writes to an argument."""
+    """Return whether a node writes to an argument."""
     return isinstance(one.target, torch._ops.OpOverload) and not is_function(one.target)
 
 
-def _name(one: fx.Node) -> str:
+def _aten_name(one: fx.Node) -> str:
     return one.target._schema.name.partition("::")[2] if isinstance(one.target, torch._ops.OpOverload) else ""
 
 
-def _target(one: fx.Node) -> fx.Node:
+def _written_argument(one: fx.Node) -> fx.Node:
     target = one.args[0] if one.args else None
     assert isinstance(target, fx.Node)
     return target
 
 
-def _families(graph: fx.Graph) -> dict[fx.Node, set[fx.Node]]:
-    """Node -> itself and all whose memory may be the same."""
+def _memory_families(graph: fx.Graph) -> dict[fx.Node, set[fx.Node]]:
+    """Return node -> all nodes that may share its memory, including itself."""
     family: dict[fx.Node, set[fx.Node]] = {}
     for one in graph.nodes:
         family[one] = {one}
-        for other in _aliased(one):
+        for other in _possible_aliases(one):
             joined = family[one] | family[other]
             for member in joined:
                 family[member] = joined
     return family
 
 
-def _seen_elsewhere(one: fx.Node, family: set[fx.Node], order: dict[fx.Node, int]) -> bool:
-    """Whether what a node writes in place is read afterwards through another tensor that was made before."""
-    others = [member for member in family if member is not _target(one) and order[member] < order[one]]
+def _is_read_through_alias(one: fx.Node, family: set[fx.Node], order: dict[fx.Node, int]) -> bool:
+    """Return whether an in-place write is read later through another tensor that existed before."""
+    others = [member for member in family if member is not _written_argument(one) and order[member] < order[one]]
     return any(
         member.op == "placeholder" or any(order[user] > order[one] for user in member.users) for member in others
     )
 
 
-def _aliased(one: fx.Node) -> list[fx.Node]:
-    """Arguments whose memory the node's output may share."""
+def _possible_aliases(one: fx.Node) -> list[fx.Node]:
+    """Return the arguments whose memory the node's output may share."""
     if one.op != "call_function":
         return []
     if not isinstance(one.target, torch._ops.OpOverload):
@@ -228,8 +232,8 @@ def _holds_tensors(one: fx.Node) -> bool:
     return not isinstance(one.meta.get("val"), (int, float, torch.SymInt, torch.SymFloat, torch.SymBool))
 
 
-def _counterpart(one: fx.Node) -> Any:
-    """The function that computes what an in-place operation writes, or None."""
+def _functional_op(one: fx.Node) -> Any:
+    """Return the function that computes the result of an in-place operation, or None."""
     assert isinstance(one.target, torch._ops.OpOverload)
     namespace, _, name = one.target._schema.name.partition("::")
     writes = [arg for arg in one.target._schema.arguments if arg.alias_info is not None and arg.alias_info.is_write]
@@ -242,8 +246,8 @@ def _counterpart(one: fx.Node) -> Any:
     return found if found is not None and is_function(found) else None
 
 
-def _replace(graph: fx.Graph, one: fx.Node) -> None:
-    target, function = _target(one), _counterpart(one)
+def _replace_in_place(graph: fx.Graph, one: fx.Node) -> None:
+    target, function = _written_argument(one), _functional_op(one)
     old = target.meta["val"]
     made = one.meta["val"]
     if made.dtype != old.dtype or made.shape != old.shape:  # x_ += y keeps the type of x
@@ -254,4 +258,161 @@ def _replace(graph: fx.Graph, one: fx.Node) -> None:
     order = {node: index for index, node in enumerate(graph.nodes)}
     one.replace_all_uses_with(changed)
     target.replace_all_uses_with(changed, delete_user_cb=lambda user: order[user] > order[one])
+    graph.erase_node(one)
+
+
+# -- converts a program of torch.export to a `TracedProgram`: without writes to arguments and without nested gra -------
+
+
+def functional(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
+    """Return the program without operations that write to their arguments.
+
+    Raises:
+        CaptureError: if torch.export cannot determine what one of them writes to.
+    """
+    if without_writes(program.graph):
+        return program
+    try:
+        with quiet(), traceable_torch():
+            changed: torch.export.ExportedProgram = program.run_decompositions({})
+    except Exception as error:  # of many kinds, by what the model writes to
+        raise CaptureError(
+            f"torch.export takes the model, but not what it writes to its own tensors ({type(error).__name__}:"
+            f" {str(error)[:200]}): compute such values anew, `y = 2 * y` in the place of `y.data.mul_(2)`"
+        ) from error
+    return changed
+
+
+def check_writes(program: torch.export.ExportedProgram) -> None:
+    """Raise `CaptureError` if the program writes to a parameter, a buffer or an input."""
+    kinds = torch.export.graph_signature.OutputKind
+    for spec in program.graph_signature.output_specs:
+        if spec.kind in (kinds.BUFFER_MUTATION, kinds.PARAMETER_MUTATION):
+            raise writes_to_weight(str(spec.target))
+        if spec.kind == kinds.USER_INPUT_MUTATION:
+            raise writes_to_input(str(spec.target))
+
+
+def program_of(exported: torch.export.ExportedProgram, notes: Sequence[str]) -> TracedProgram:
+    """Return an exported program as a `TracedProgram`.
+
+    Raises:
+        CaptureError: if it holds an object that a graph cannot, or a block that is run under autocast.
+    """
+    inline(exported)
+    signature, spec = exported.graph_signature, exported.call_spec
+    kinds = torch.export.graph_signature.InputKind
+    weights: dict[str, tuple[str, Tensor]] = {}
+    constants: dict[str, object] = {}
+    placeholders = {one.name: one for one in exported.graph.nodes if one.op == "placeholder"}
+    for one in signature.input_specs:
+        name = getattr(one.arg, "name", "")
+        if one.kind == kinds.USER_INPUT:
+            value = placeholders[name].meta.get("val")
+            if not isinstance(value, Tensor):
+                constants[name] = getattr(one.arg, "value", value)
+        elif one.kind in (kinds.PARAMETER, kinds.BUFFER, kinds.CONSTANT_TENSOR):
+            weights[name] = (str(one.target), _program_tensor(exported, str(one.target)))
+        else:
+            raise CaptureError(f"the model uses an object of its own ({one.target}) that a graph cannot hold")
+    assert spec.in_spec is not None
+    assert spec.out_spec is not None
+    batch = _batch_symbol(exported)
+    return TracedProgram(
+        graph=exported.graph,
+        inputs=[
+            given if isinstance(given, str) and given in placeholders and given not in constants else Constant(given)
+            for given in signature.user_inputs
+        ],
+        weights=weights,
+        outputs=_program_outputs(exported),
+        in_spec=spec.in_spec,
+        out_spec=spec.out_spec,
+        sizes=lambda node: tuple(_convert_size(size, batch) for size in node.meta["val"].shape),
+        constants=constants,
+        notes=notes,
+    )
+
+
+def _program_tensor(exported: torch.export.ExportedProgram, target: str) -> Tensor:
+    state = exported.state_dict
+    tensor = state[target] if target in state else exported.constants[target]
+    if not isinstance(tensor, Tensor):
+        raise CaptureError(f"the model uses an object of its own ({target}) that a graph cannot hold")
+    return tensor
+
+
+def _program_outputs(exported: torch.export.ExportedProgram) -> list[fx.Node | Constant]:
+    """Return the leaves of a call's return value, without the mutated inputs that torch adds."""
+    kinds = torch.export.graph_signature.OutputKind
+    given: Any = exported.graph.output_node().args[0]  # names of nodes change, those in the signature do not
+    pairs = zip(exported.graph_signature.output_specs, given, strict=True)
+    return [one if isinstance(one, fx.Node) else Constant(one) for spec, one in pairs if spec.kind == kinds.USER_OUTPUT]
+
+
+def _batch_symbol(exported: torch.export.ExportedProgram) -> Any:
+    """Return the symbol of the number of examples, or None."""
+    names = set(exported.graph_signature.user_inputs)
+    for one in exported.graph.nodes:
+        value = one.meta.get("val")
+        if one.op == "placeholder" and one.name in names and isinstance(value, Tensor):
+            for size in value.shape[:1]:
+                symbol: Any = getattr(size, "node", None)  # none of a plain number
+                if symbol is not None and not symbol.expr.is_Integer:
+                    return symbol.expr
+    return None
+
+
+def _convert_size(size: Any, batch: Any) -> int | Multiple | None:
+    if isinstance(size, int):
+        return size
+    expression = size.node.expr
+    if expression.is_Integer:
+        return int(expression)
+    factor = expression / batch if batch is not None else None
+    return Multiple(int(factor)) if factor is not None and factor.is_Integer else None
+
+
+_ARGUMENTS_BEFORE = {"wrap_with_set_grad_enabled": 1, "wrap_with_autocast": 4}
+"""Operation that runs a block -> number of arguments before the block."""
+
+
+def inline(program: torch.export.ExportedProgram) -> None:
+    """Replace each block under torch.no_grad or torch.autocast by its operations, in place.
+
+    Raises:
+        CaptureError: if a block runs under an enabled autocast, whose types are chosen while it runs.
+    """
+    module, graph = program.graph_module, program.graph
+    for one in list(graph.nodes):
+        kind = getattr(one.target, "_name", getattr(one.target, "__name__", ""))
+        if one.op != "call_function" or kind not in _ARGUMENTS_BEFORE:
+            continue
+        before = _ARGUMENTS_BEFORE[kind]
+        if kind == "wrap_with_autocast" and one.args[2]:
+            raise CaptureError(
+                "the model opens torch.autocast in its forward: call it without, and choose the precision when it is"
+                " compiled"
+            )
+        block = one.args[before]
+        assert isinstance(block, fx.Node)
+        body: Any = module.get_submodule(str(block.target))
+        inner_names = [node for node in body.graph.nodes if node.op == "placeholder"]
+        mapping = dict(zip(inner_names, one.args[before + 1 :], strict=True))
+        with graph.inserting_before(one):
+            made: Any = graph.graph_copy(body.graph, mapping)
+        _inline_outputs(graph, one, made)
+        for inner, outer in mapping.items():
+            if isinstance(outer, fx.Node) and "val" not in outer.meta:
+                outer.meta["val"] = inner.meta.get("val")
+
+
+def _inline_outputs(graph: fx.Graph, one: fx.Node, made: Any) -> None:
+    """Replace the node that ran a block, which returned a tuple, by the block's outputs."""
+    parts = list(made) if isinstance(made, (tuple, list)) else [made]
+    for user in list(one.users):
+        if user.op != "call_function" or getattr(user.target, "__name__", "") != "getitem":
+            raise CaptureError("a block under torch.no_grad or torch.autocast cannot be taken apart")
+        user.replace_all_uses_with(parts[user.args[1]])  # type: ignore[index]
+        graph.erase_node(user)
     graph.erase_node(one)

@@ -1,4 +1,4 @@
-"""torch.export around a model: examples of two or more, one dynamic batch, an understandable error."""
+"""Runs torch.export with at least two examples and one dynamic batch, and explains its errors."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_flatten, tree_map
 from ticketry_engine.capture.tracing.program import ASKED_FOR
 from ticketry_engine.errors import CaptureError, UsageError
 from ticketry_engine.example_inputs import at_batch
-from ticketry_engine.ir.binding import plain as plain_tensor
+from ticketry_engine.ir.binding import readable_tensor
 from ticketry_engine.support.process_state import ONE_AT_A_TIME
 
 _REASON_LINES = 6
@@ -33,7 +33,7 @@ class Arguments:
 
     @classmethod
     def of(cls, example_inputs: Any) -> Arguments:
-        """From a tensor, a tuple of arguments, or a dict of arguments by name; tensors on the CPU."""
+        """Return the arguments from a tensor, a tuple, or a dict by name, with tensors on the CPU."""
         if isinstance(example_inputs, Mapping):
             found = cls((), dict(example_inputs))
         else:
@@ -44,7 +44,7 @@ class Arguments:
         return found.map(_on_cpu)
 
     def map(self, change: Any) -> Arguments:
-        """The arguments with every tensor changed."""
+        """Return the arguments with a function applied to every tensor."""
 
         def each(leaf: Any) -> Any:
             return change(leaf) if isinstance(leaf, Tensor) else leaf
@@ -53,12 +53,12 @@ class Arguments:
         return Arguments(args, kwargs)
 
     def at_batch(self, batch: int, seed: int) -> Arguments:
-        """With so many examples, see `example_inputs.at_batch`."""
+        """Return the arguments with another number of examples, see `example_inputs.at_batch`."""
         return Arguments(*at_batch((self.args, self.kwargs), batch, seed))
 
     @property
     def examples(self) -> int | None:
-        """The leading size of the first tensor that has one."""
+        """Leading size of the first tensor that has axes; None without one."""
         for leaf in tree_flatten((self.args, self.kwargs))[0]:
             if isinstance(leaf, Tensor) and leaf.dim():
                 return int(leaf.shape[0])
@@ -66,12 +66,14 @@ class Arguments:
 
 
 def _on_cpu(tensor: Tensor) -> Tensor:
-    return plain_tensor(tensor if tensor.device.type in ("cpu", "meta") else tensor.cpu(), "an example input").detach()
+    return readable_tensor(
+        tensor if tensor.device.type in ("cpu", "meta") else tensor.cpu(), "an example input"
+    ).detach()
 
 
 @dataclass(frozen=True)
 class TorchExport:
-    """A model as torch.export gives it."""
+    """A model exported by torch.export."""
 
     program: torch.export.ExportedProgram
     fixed: str
@@ -79,7 +81,7 @@ class TorchExport:
 
 
 def export(model: nn.Module, arguments: Arguments, *, dynamic_batch: bool) -> TorchExport:
-    """Export `model`, with any number of examples if it takes that.
+    """Export a model, for any number of examples if possible.
 
     Raises:
         CaptureError: if torch.export does not take the model.
@@ -89,7 +91,7 @@ def export(model: nn.Module, arguments: Arguments, *, dynamic_batch: bool) -> To
     examples = arguments.examples
     if examples is None:
         return TorchExport(_export(model, arguments, None), "the inputs have no leading axis")
-    several = _two_or_more(arguments, examples)
+    several = _with_two_examples(arguments, examples)
     reason = ""
     for strict in (False, True):  # the strict way is slower, but sees through `len(x)`
         try:
@@ -99,13 +101,13 @@ def export(model: nn.Module, arguments: Arguments, *, dynamic_batch: bool) -> To
     return TorchExport(_export(model, arguments, None), reason)
 
 
-def _two_or_more(arguments: Arguments, examples: int) -> Arguments:
-    """torch.export takes a size of 0 or 1 for fixed: such examples are repeated."""
+def _with_two_examples(arguments: Arguments, examples: int) -> Arguments:
+    """Return arguments with at least two examples, because torch.export treats sizes 0 and 1 as fixed."""
     if examples > 1:
         return arguments
 
     def repeat(tensor: Tensor) -> Tensor:
-        if not leads(tensor, examples):
+        if not has_batch_first(tensor, examples):
             return tensor
         return torch.cat([tensor, tensor]) if examples else tensor.new_zeros((2, *tensor.shape[1:]))
 
@@ -119,7 +121,7 @@ def _export(
     if batch is not None:
         shapes = named_shapes(model, arguments.args, arguments.kwargs, batch)
     try:
-        with ONE_AT_A_TIME, quiet(), plain():
+        with ONE_AT_A_TIME, quiet(), traceable_torch():
             return torch.export.export(
                 model, arguments.args, arguments.kwargs or None, dynamic_shapes=shapes, strict=strict
             )
@@ -145,23 +147,22 @@ def returned_object(error: BaseException) -> str:
 
 
 def dynamic_shapes(inputs: Any, batch: int) -> Any:
-    """For each leaf of the inputs: its first size is free where it is the batch."""
+    """Return the `dynamic_shapes` of each leaf: its first size is dynamic if it is the batch."""
     dimension = torch.export.Dim("batch")
 
     def leading(leaf: Any) -> Any:
-        return {0: dimension} if leads(leaf, batch) else None
+        return {0: dimension} if has_batch_first(leaf, batch) else None
 
     return tree_map(leading, inputs)
 
 
-def leads(leaf: Any, examples: int | None) -> bool:
-    """Whether a leaf of the inputs is a tensor with an example in each of its first entries."""
+def has_batch_first(leaf: Any, examples: int | None) -> bool:
+    """Return whether a leaf is a tensor whose first axis is the batch."""
     return isinstance(leaf, Tensor) and leaf.dim() > 0 and leaf.shape[0] == examples
 
 
 def named_shapes(model: nn.Module, args: Any, kwargs: Any, batch: int) -> Any:
-    """`dynamic_shapes` of arguments as torch.export wants them: a tuple of those of positional ones, or by name if any
-    is, and all that `*args` take under their name."""
+    """Return `dynamic_shapes` as torch.export expects them: a tuple for positional arguments, else a dict by name."""
     args, kwargs = dynamic_shapes((args, kwargs), batch)
     signature = inspect.signature(model.forward)
     if not kwargs and all(one.kind is not one.VAR_POSITIONAL for one in signature.parameters.values()):
@@ -181,7 +182,7 @@ def _lines(error: BaseException, count: int) -> str:
 
 
 @contextlib.contextmanager
-def plain() -> Iterator[None]:
+def traceable_torch() -> Iterator[None]:
     """Disable gradients and fused transformer layers, which are single opaque operations."""
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
@@ -194,7 +195,7 @@ def plain() -> Iterator[None]:
 
 @contextlib.contextmanager
 def quiet(*loggers: str, level: int = logging.CRITICAL) -> Iterator[None]:
-    """Nothing of what exporters warn of, nor of what they log below a level: these loggers, torch's unless given."""
+    """Suppress warnings of exporters, and their log messages below a level."""
     found = [logging.getLogger(name) for name in loggers or ("torch",)]
     levels = [logger.level for logger in found]
     for logger in found:

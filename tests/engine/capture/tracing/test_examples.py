@@ -11,7 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ticketry_engine.capture.tracing.examples import FEWEST, Examples, NotRecordedError
+from ticketry_engine.capture.tracing.program import FEWEST, Examples, NotRecordedError
 
 TRACED = 5
 MANY = range(FEWEST, 60)
@@ -44,19 +44,14 @@ def check(function: Callable[..., Any], *operands: Any) -> None:
         assert value(made, examples) == function(*plain), (function, operands, examples)
 
 
-@given(st.sampled_from([*ARITHMETIC, *COMPARISONS]), lines, numbers | lines)
-def test_whatever_is_answered_holds_for_all_numbers(function, left, right):
-    check(function, left, right)
+OTHERS = numbers | lines | st.floats(-40, 40)
 
 
-@given(st.sampled_from([*ARITHMETIC, *COMPARISONS]), numbers, lines)
-def test_also_from_the_right(function, left, right):
-    check(function, left, right)
-
-
-@given(st.sampled_from(COMPARISONS), lines, st.floats(-40, 40))
-def test_also_beside_floats(function, left, right):
-    check(function, left, right)
+@given(st.sampled_from([*ARITHMETIC, *COMPARISONS]), lines, OTHERS, st.booleans())
+def test_an_answer_holds_for_every_number_of_examples(function, one, other, swapped):
+    if isinstance(other, float) and function in ARITHMETIC:
+        other = int(other)
+    check(function, *((other, one) if swapped else (one, other)))
 
 
 def test_questions_that_models_ask_have_answers():
@@ -70,6 +65,9 @@ def test_questions_that_models_ask_have_answers():
     assert (batch * 6 + 12) % 3 == 0
     assert isinstance(batch * 3 // 3 - batch, int)
     assert batch - batch == 0
+    size = Examples(2, 1, TRACED)
+    assert torch.zeros(33).view(size, 3).shape == (11, 3)
+    assert isinstance(torch.Size([size, 3])[:1][0], Examples)
 
 
 @pytest.mark.parametrize(
@@ -77,31 +75,17 @@ def test_questions_that_models_ask_have_answers():
     [
         lambda batch: batch == 8,
         lambda batch: batch > 64,
-        lambda batch: batch <= 2,
-        lambda batch: {8: "eight"}.get(batch),
         lambda batch: batch in {3, 4},
-        lambda batch: max(batch, 16),
         lambda batch: batch // 2,
         lambda batch: batch % 2,
         lambda batch: batch * batch,
-        lambda batch: batch**2,
         lambda batch: 1 / batch,
         lambda batch: int(batch),
         lambda batch: float(batch),
-        lambda batch: round(batch),
         lambda batch: divmod(batch, 2),
-        lambda batch: batch & 1,
         lambda batch: 7 // batch,
     ],
 )
 def test_questions_with_several_answers_are_refused(ask):
     with pytest.raises(NotRecordedError, match="the model asks for"):
         ask(Examples(1, 0, TRACED))
-
-
-def test_it_is_an_integer_for_torch():
-    batch = Examples(2, 1, TRACED)
-    assert torch.zeros(batch, 3).shape == (11, 3)
-    assert torch.zeros(33).view(batch, 3).shape == (11, 3)
-    assert isinstance(torch.Size([batch, 3])[:1][0], Examples)
-    assert f"{batch}" == "11"
