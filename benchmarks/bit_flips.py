@@ -33,7 +33,7 @@ from flips import FILES, flip, made, nothing_is_wrong, trials
 from ticketry.cli import main
 from ticketry.core.structure.plans import ShrinkPlan
 from ticketry.errors import TicketryError
-from ticketry.experiments.stored_runs import damaged
+from ticketry.experiments.stored_runs import find_damaged_files
 from ticketry.lab.store.maintenance import check
 from ticketry.lab.store.store import Store
 
@@ -48,7 +48,7 @@ def is_found(store: Path) -> bool:
     """Return whether `store check` finds damage; calls the library, because starting the command takes longer."""
     try:
         opened = Store(store)
-        return not check(opened, more=list(damaged(opened))).sound
+        return not check(opened, more=list(find_damaged_files(opened))).sound
     except TicketryError:
         return True
 

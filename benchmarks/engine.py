@@ -36,7 +36,7 @@ from torch import nn
 import ticketry as tk
 from ticketry.core.mask import Mask
 from ticketry.core.synthetic_masks import Pattern
-from ticketry.experiments.bench import Sweep, curve
+from ticketry.experiments.bench import DensitySweep, time_densities
 from ticketry.records.schema import as_json
 from ticketry.records.speed import EngineTime, Timed
 from ticketry_engine.bench.compare import compare, saved_against
@@ -379,11 +379,11 @@ def curve_rows(setting: Setting, arguments: argparse.Namespace, timing: Timing) 
     subject = Subject(NETWORKS[setting.network])
     case = Case(subject.dense, subject.examples(setting.batch), arguments.precision, arguments.threads)
     for pattern in arguments.patterns or (GROUPS, "unstructured"):
-        found = curve(
+        found = time_densities(
             case,
             rivals(arguments.against),
             partial(compile_case, tune=arguments.tune),
-            sweep=Sweep(pattern),
+            sweep=DensitySweep(pattern),
             timing=timing,
             say=lambda text, pattern=pattern: _say(f"{setting.name}, {pattern}: {text}"),
         )

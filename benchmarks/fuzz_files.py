@@ -43,7 +43,7 @@ from ticketry.core.structure.plans import ShrinkPlan
 from ticketry.core.ticket.folder import sealed_manifest
 from ticketry.errors import TicketryError
 from ticketry.evidence.ticket_under_test import made_task
-from ticketry.experiments.stored_runs import damaged
+from ticketry.experiments.stored_runs import find_damaged_files
 from ticketry.lab.store.bundle import MAGIC
 from ticketry.lab.store.files import read_sealed, sealed_bytes
 from ticketry.lab.store.maintenance import check, collect
@@ -123,7 +123,7 @@ def results(store: Path, draw: random.Random) -> Callable[[], object]:
         for kind in ("masks", "removed"):
             for file in store.glob(f"memo/{kind}/*/*.json"):
                 opened.memo(kind, file.stem)
-        check(opened, more=list(damaged(opened)))
+        check(opened, more=list(find_damaged_files(opened)))
         collect(opened, dry_run=True, grace_seconds=0)
         opened.trained(KEY, 5)
 

@@ -35,7 +35,7 @@ from ticketry.core.ticket.folder import sealed_manifest
 from ticketry.errors import TicketryError
 from ticketry.evidence.ticket_under_test import made_task
 from ticketry.experiments.run_file import check_trust, read_run_file
-from ticketry.experiments.stored_runs import damaged
+from ticketry.experiments.stored_runs import find_damaged_files
 from ticketry.integrations import jobs as job_file
 from ticketry.lab.store.files import read_sealed
 from ticketry.lab.store.maintenance import check
@@ -243,7 +243,7 @@ def _stores(folder: Path) -> Iterator[Format]:
     ]
 
     def read_checked() -> list[str]:
-        return sorted(str(path) for path in check(checked, more=list(damaged(checked))).damaged)
+        return sorted(str(path) for path in check(checked, more=list(find_damaged_files(checked))).damaged)
 
     yield Format("store check", put_checked, read_checked, has_digest=False)
 
@@ -328,7 +328,7 @@ def _resealed(data: bytes) -> bytes:
 
 def _settings(folder: Path) -> Iterator[Format]:
     from ticketry.experiments.decoding import decode_settings
-    from ticketry.experiments.run_file import search_options
+    from ticketry.experiments.run_file import decode_search_options
     from ticketry.search import method
     from ticketry.tasks.recipe import recipe_from
 
@@ -350,7 +350,7 @@ def _settings(folder: Path) -> Iterator[Format]:
         check_trust(tables, set(), of="the file")
         chosen = method(str(tables.get("method", "iterative")))
         settings = decode_settings(tables.get("settings", {}), chosen.Settings, what="the file")
-        return settings, search_options(tables), recipe_from(tables["recipe"]) if "recipe" in tables else None
+        return settings, decode_search_options(tables), recipe_from(tables["recipe"]) if "recipe" in tables else None
 
     yield Format("run file", put, read, has_digest=False)
     state = {"tensors": {"w": torch.arange(4.0)}, "list": [1, 2.5, None, "x"], "more": {"a": {"b": torch.ones(2)}}}

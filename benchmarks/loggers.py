@@ -146,12 +146,12 @@ def _in(folder: str) -> None:
 
 
 def _search(store: str, logger: str, levels: int, length: str, data: Path | None) -> dict[str, Any]:
-    from ticketry.experiments.request import request_of
+    from ticketry.experiments.request import build_request
     from ticketry.experiments.search import execute
     from ticketry.search import method
 
     iterative = method("iterative")
-    request = request_of(
+    request = build_request(
         iterative, "fashion-mnist", iterative.Settings(levels=levels), replicates=1, recipe={"length": length}
     )
     began, before, own = time.perf_counter(), _processor(), time.thread_time()

@@ -20,7 +20,7 @@ from common import Row, main, one_thread, parser
 from torch import nn
 
 from engine import compile_case
-from ticketry.experiments.run_file import toml_tables
+from ticketry.experiments.run_file import read_toml
 from ticketry.lab.store.store import open_store
 from ticketry.tasks import catalogue
 from ticketry.tasks.task import Spec
@@ -41,7 +41,7 @@ def measure(arguments: argparse.Namespace) -> list[Row]:
     for run in arguments.runs:
         folder = arguments.store / "runs" / run
         record = json.loads((folder / "run.json").read_text())
-        _, asked = toml_tables(folder / "run.toml", "run")
+        _, asked = read_toml(folder / "run.toml", "run")
         rows += rows_of(run, record["points"], asked, arguments)
     return rows + family(asked, arguments)
 

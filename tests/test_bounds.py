@@ -16,13 +16,13 @@ import pytest
 from cli.calling import call
 from samples import sample
 from ticketry.choices import BOUNDS, Bounds, check_bounds, check_storable_numbers, format_value
-from ticketry.cli.search import read_arguments, request_by
+from ticketry.cli.search import read_arguments, request_from_arguments
 from ticketry.errors import TicketryError, UsageError
 from ticketry.evidence.settings import StabilitySettings, VerifySettings
 from ticketry.experiments.decoding import decode_settings
 from ticketry.experiments.options import BenchOptions, LabOptions, StructureOptions
-from ticketry.experiments.request import SearchRequest, request_of
-from ticketry.experiments.run_file import read_run_file, run_file
+from ticketry.experiments.request import SearchRequest, build_request
+from ticketry.experiments.run_file import format_run_file, read_run_file
 from ticketry.lab.lab import Lab
 from ticketry.lab.search_result import Seeds
 from ticketry.search import METHODS, method
@@ -64,7 +64,7 @@ def _tried(make: Any) -> Any:
 def _by_words(words: list[str]) -> SearchRequest | None:
     def made() -> SearchRequest:
         chosen, arguments = read_arguments(words, command="search")
-        return request_by(chosen, arguments)
+        return request_from_arguments(chosen, arguments)
 
     with contextlib.suppress(SystemExit):  # tyro's, for what is no number of the kind
         return _tried(made)
@@ -82,7 +82,9 @@ def test_settings(
         given: Any = (value,) if several else value
 
         def by_keywords(given: Any = given) -> SearchRequest:
-            return request_of(name, "digits", decode_settings({field: given}, method(name).Settings, what="run(…)")[0])
+            return build_request(
+                name, "digits", decode_settings({field: given}, method(name).Settings, what="run(…)")[0]
+            )
 
         in_python = _tried(by_keywords)
         written = f'method = "{name}"\ntask = "digits"\n[settings]\n{field} = '
@@ -95,7 +97,7 @@ def test_settings(
         found = [one and one.settings for one in (in_python, in_a_file, on_the_line)]
         assert found[0] == found[1] == found[2], f"{name} {field} {value!r:.40}: {found}"
         if in_python is not None:
-            (tmp_path / "again.toml").write_text(run_file(in_python.describe(), in_python.task.spec))
+            (tmp_path / "again.toml").write_text(format_run_file(in_python.describe(), in_python.task.spec))
             again = _by_words(["--config", str(tmp_path / "again.toml")])
             assert again is not None
             assert again.settings == in_python.settings
@@ -106,10 +108,10 @@ def test_settings(
 def test_recipes(tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, whole: bool, several: bool) -> None:
     assert not several
     plain = method("iterative").Settings()
-    others = dataclasses.asdict(request_of("iterative", "digits", plain).recipe)
+    others = dataclasses.asdict(build_request("iterative", "digits", plain).recipe)
     written = "".join(f"{other} = {json.dumps(one)}\n" for other, one in others.items() if other != name)
     for value in WHOLE if whole else BROKEN:
-        in_python = _tried(lambda value=value: request_of("iterative", "digits", plain, recipe={name: value}))
+        in_python = _tried(lambda value=value: build_request("iterative", "digits", plain, recipe={name: value}))
         head = 'method = "iterative"\ntask = "digits"\n[recipe]\n'
         (tmp_path / "run.toml").write_text(f"{head}{written}{name} = {value}\n")
         in_a_file = _by_words(["--config", str(tmp_path / "run.toml")])
@@ -128,7 +130,7 @@ def test_options_of_a_search(tmp_path: Path, capsys: pytest.CaptureFixture[str],
 
         def in_python(value: Any = value) -> object:
             if name == "replicates":
-                return request_of("iterative", "digits", method("iterative").Settings(), replicates=value)
+                return build_request("iterative", "digits", method("iterative").Settings(), replicates=value)
             if "seed" in name:
                 return Seeds.of(value)
             return decode_settings({name: value}, LabOptions, what="run(…)")[0]
@@ -230,11 +232,11 @@ def test_a_setting_of_a_run_that_is_written_is_read_again(tmp_path: Path) -> Non
         "settings": odd,
         "recipe": {},
     }
-    (tmp_path / "run.toml").write_text(run_file(described, None))
+    (tmp_path / "run.toml").write_text(format_run_file(described, None))
     assert read_run_file(tmp_path / "run.toml")["settings"] == odd
     assert json.loads(json.dumps(odd)) == odd
     with pytest.raises(ValueError):
-        run_file({**described, "settings": {"a": math.nan}}, None)
+        format_run_file({**described, "settings": {"a": math.nan}}, None)
 
 
 def test_words_that_are_no_numbers(capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,7 +14,7 @@ from samples import sample
 from ticketry.budgets.cost_model import CostModel
 from ticketry.core.ticket.ticket import Ticket
 from ticketry.errors import RunnerError, StoreError, TicketryError
-from ticketry.experiments.run_file import read_run_file, toml_tables
+from ticketry.experiments.run_file import read_run_file, read_toml
 from ticketry.files import parse_json
 from ticketry.lab.runners.request import Request, read_answer
 from ticketry.lab.store.files import read_json, read_sealed
@@ -80,7 +80,7 @@ def test_run_files_and_campaigns(tmp_path: Path, capsys: pytest.CaptureFixture[s
 )
 def test_what_is_allowed_stays_so(tmp_path: Path, text: str) -> None:
     (tmp_path / "run.toml").write_text(text)
-    assert toml_tables(tmp_path / "run.toml", "run file")[1]["method"] == "iterative"
+    assert read_toml(tmp_path / "run.toml", "run file")[1]["method"] == "iterative"
 
 
 JSON = {

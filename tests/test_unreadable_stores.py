@@ -205,15 +205,15 @@ def test_another_users_mark_does_not_leave_a_run_unmarked(place: Path) -> None:
 
 
 def test_a_record_that_cannot_be_read_is_not_written_over(place: Path) -> None:
-    from ticketry.experiments.record_files import earlier_record
+    from ticketry.experiments.record_files import read_earlier_record
     from ticketry.records.run import RunRecord
 
     file = place / "run.json"
     file.write_text("{}")
-    assert earlier_record(file, RunRecord) is None  # damaged
+    assert read_earlier_record(file, RunRecord) is None  # damaged
     close(file)
     with as_user(), pytest.raises(StoreError, match="may not be read"):
-        earlier_record(file, RunRecord)
+        read_earlier_record(file, RunRecord)
 
 
 def test_tensors_of_a_result_that_went_away_while_it_was_read_stay(store: Path) -> None:

@@ -64,7 +64,7 @@ def parser(of: Asked) -> argparse.ArgumentParser:
             prog=of.prog,
             description=of.description,
             config=(tyro.conf.FlagCreatePairsOff,),
-            registry=arguments.registry(),
+            registry=arguments.make_registry(),
             **({} if of.default is None else {"default": of.default}),
         )
 

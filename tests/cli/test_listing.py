@@ -14,7 +14,7 @@ import pytest
 import ticketry as tk
 from cli.calling import call
 from made_records import search_record
-from ticketry.cli.listing import summary
+from ticketry.cli.listing import first_paragraph
 from ticketry.evidence.control import (
     LONGER,
     PROCEDURE_RIVALS,
@@ -134,7 +134,7 @@ def test_what_has_no_docstring_does_not_borrow_one() -> None:
     class Silent(Base):
         pass
 
-    assert [summary(found) for found in (Own, Silent)] == ["Trains on my cluster, three jobs at a time", ""]
+    assert [first_paragraph(found) for found in (Own, Silent)] == ["Trains on my cluster, three jobs at a time", ""]
 
 
 def test_controls_are_all_that_an_option_can_name(capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,8 +14,8 @@ import torch
 
 import ticketry as tk
 from ticketry.cli import main
-from ticketry.cli.screen.results import _again
-from ticketry.experiments.options import LabOptions, opened
+from ticketry.cli.screen.results import _repeat_command
+from ticketry.experiments.options import LabOptions, open_lab
 from ticketry.experiments.reproduce.blocks import Block, FinishedBlocks
 from ticketry.experiments.reproduce.campaign_file import read_campaign
 from ticketry.experiments.run import Run
@@ -109,9 +109,9 @@ def test_the_command_that_repeats_a_run_of_an_older_file(tmp_path: Path) -> None
     file = tmp_path / "run.toml"
     file.write_text('method = "iterative"\ntask = "digits"\n')
     record.environment.update(threads_per_segment=2, device="cuda")
-    assert _again(file, record).endswith(" --kernels dense --precision fp32 --device cuda --threads 2")
+    assert _repeat_command(file, record).endswith(" --kernels dense --precision fp32 --device cuda --threads 2")
     record.environment.update(threads_per_segment=1, device="cpu")
-    assert _again(file, record).endswith(" --kernels dense --precision fp32")
+    assert _repeat_command(file, record).endswith(" --kernels dense --precision fp32")
 
 
 def test_a_run_of_an_older_store_keeps_its_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -222,7 +222,7 @@ def test_a_campaign_looks_for_what_its_lab_writes(tmp_path: Path, precision: Any
     read = read_campaign(file, "demo")
     asked = replace(read, precisions=dict.fromkeys(read.runs, precision), together=options.together)
     request = Block("whole", 0, 0, 2).request(asked)
-    with opened(options, request.task) as lab, asked.training(lab, "whole"):
-        assert replace(request, arithmetic={}).in_lab(lab).name == request.name
+    with open_lab(options, request.task) as lab, asked.with_arithmetic(lab, "whole"):
+        assert replace(request, arithmetic={}).for_lab(lab).name == request.name
     usual = Block("whole", 0, 0, 2).request(read)
     assert (request.name == usual.name) == (not chosen and precision == "fp32")

@@ -18,7 +18,7 @@ from ticketry.cli import main
 from ticketry.errors import LayerCollapseError, TrainingError
 from ticketry.evidence.level_verdicts import judge
 from ticketry.experiments.reproduce import blocks as planning
-from ticketry.experiments.reproduce.blocks import blocks_done
+from ticketry.experiments.reproduce.blocks import finished_blocks
 from ticketry.lab.lab import Lab
 from ticketry.lab.search_result import Found, Seeds
 from ticketry.lab.store.paths import Paths
@@ -155,16 +155,16 @@ def test_a_campaign_does_not_take_it_for_done(tmp_path: Path, monkeypatch: pytes
     with pytest.raises(LayerCollapseError):
         tk.run(broken(LayerCollapseError("empty"), 2), controls=[], store=tmp_path, workers=0, **OPTIONS)
     record = stored(tmp_path)
-    block = SimpleNamespace(stored=lambda campaign, paths: record, first=0, last=record.replicates)
+    block = SimpleNamespace(stored_request=lambda campaign, paths: record, first=0, last=record.replicates)
     campaign: Any = SimpleNamespace(
         plans={"run": None},
         precisions={"run": record.environment["precision"]},
         runs={"run": SimpleNamespace(task=record.task)},
     )
     monkeypatch.setattr(planning, "blocks_of", lambda run, plan: [block])
-    assert list(blocks_done(campaign, "run", Paths(tmp_path))) == []
-    monkeypatch.setattr(planning, "earlier_record", lambda path, kind: structs.replace(record, ended=""))
-    assert len(list(blocks_done(campaign, "run", Paths(tmp_path)))) == 1
+    assert list(finished_blocks(campaign, "run", Paths(tmp_path))) == []
+    monkeypatch.setattr(planning, "read_earlier_record", lambda path, kind: structs.replace(record, ended=""))
+    assert len(list(finished_blocks(campaign, "run", Paths(tmp_path)))) == 1
 
 
 def test_an_error_of_whoever_hears_of_tickets_is_no_replicates(tmp_path: Path) -> None:

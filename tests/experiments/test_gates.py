@@ -9,7 +9,7 @@ import pytest
 
 import ticketry as tk
 from cli.calling import call
-from ticketry.cli.screen.results import _cut
+from ticketry.cli.screen.results import _pruned_gate_lines
 from ticketry.errors import UsageError
 from ticketry.evidence.stability import stability
 from ticketry.experiments.request import SearchRequest
@@ -114,5 +114,5 @@ def test_a_density_that_no_gates_leave_is_cut_to_and_recorded(tmp_path: Path, mo
     assert [point.level for point in run.record.points if point.role == "shuffled"] == [2]
     assert [(one.level, one.cut_to) for one in run.record.rounds if one.used] == [(1, None), (2, 0.2)]
     assert len(run.record.points) == run.request.expected
-    (line,) = _cut(run.record)
+    (line,) = _pruned_gate_lines(run.record)
     assert line.startswith("replicate 0 level 2: no s0 leaves 20 %; the nearest leaves ")

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ticketry.errors import EngineError, UsageError
-from ticketry.experiments.bench import Sweep, curve
+from ticketry.experiments.bench import DensitySweep, time_densities
 from ticketry.records.schema import as_json
 from ticketry_engine.bench.dense_engines import Call, Eager
 from ticketry_engine.bench.timing import Case, Timing
@@ -46,7 +46,9 @@ def case() -> Case:
 
 
 def test_points_beside_the_ideal_line(case: Case) -> None:
-    found = curve(case, [Slow()], sparse, sweep=Sweep(densities=[0.1, 1.0, 0.5, 0.5]), timing=Timing(rounds=3))
+    found = time_densities(
+        case, [Slow()], sparse, sweep=DensitySweep(densities=[0.1, 1.0, 0.5, 0.5]), timing=Timing(rounds=3)
+    )
     assert [point.density for point in found.points] == [1.0, 0.5, 0.1]
     assert found.comparison.fastest is not None
     dense = found.comparison.fastest.seconds
@@ -64,13 +66,16 @@ def test_points_beside_the_ideal_line(case: Case) -> None:
     def slower(case: Case) -> Call:
         return waits(case, 2 * DENSE)
 
-    assert curve(case, [Slow()], slower, sweep=Sweep(densities=[0.5]), timing=Timing(rounds=2)).break_even is None
+    assert (
+        time_densities(case, [Slow()], slower, sweep=DensitySweep(densities=[0.5]), timing=Timing(rounds=2)).break_even
+        is None
+    )
 
 
 def test_wrong_words(case: Case) -> None:
     with pytest.raises(UsageError, match="density"):
-        curve(case, [Slow()], sparse, sweep=Sweep(densities=[2.0]))
+        time_densities(case, [Slow()], sparse, sweep=DensitySweep(densities=[2.0]))
     with pytest.raises(UsageError, match="pattern"):
-        curve(case, [Slow()], sparse, sweep=Sweep("dots"))
+        time_densities(case, [Slow()], sparse, sweep=DensitySweep("dots"))
     with pytest.raises(EngineError, match="no dense engine"):
-        curve(case, [], sparse, sweep=Sweep(densities=[0.5]), timing=Timing(rounds=2))
+        time_densities(case, [], sparse, sweep=DensitySweep(densities=[0.5]), timing=Timing(rounds=2))

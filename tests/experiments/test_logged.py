@@ -10,7 +10,7 @@ import pytest
 import ticketry as tk
 from recorded_logger import Recorded
 from ticketry.evidence.settings import VerifySettings
-from ticketry.experiments.request import request_of
+from ticketry.experiments.request import build_request
 from ticketry.experiments.search import execute
 from ticketry.experiments.verify import execute_verify
 from ticketry.records.run import RunRecord
@@ -26,7 +26,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def searched(store: Path) -> tuple[Recorded, RunRecord]:
     told, chosen = Recorded(), method("iterative")
     settings = chosen.Settings(densities=(0.5, 0.2))
-    request = request_of(chosen, "digits", settings, replicates=2, controls=["shuffled"], recipe={"length": "5it"})
+    request = build_request(chosen, "digits", settings, replicates=2, controls=["shuffled"], recipe={"length": "5it"})
     with tk.Lab(store, loggers=[told]) as lab:
         return told, execute(lab, request)
 
@@ -93,7 +93,7 @@ def test_a_verification_is_a_group_by_seed(store: Path, searched: tuple[Recorded
 def test_trainings_that_masks_come_from(tmp_path: Path) -> None:
     told, chosen = Recorded(), method("continuous")
     settings = chosen.Settings(rewind="0", rounds=2)
-    request = request_of(chosen, "digits", settings, replicates=1, controls=[], recipe={"length": "5it"})
+    request = build_request(chosen, "digits", settings, replicates=1, controls=[], recipe={"length": "5it"})
     with tk.Lab(tmp_path / "store", loggers=[told]) as lab:
         record = execute(lab, request)
     masks = [one for one in told.runs.values() if one["run"].kind == "mask"]

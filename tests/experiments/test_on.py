@@ -10,7 +10,7 @@ import pytest
 import ticketry as tk
 from lab_fixtures import PointsTask
 from ticketry.errors import TaskError, TrustError, UsageError
-from ticketry.experiments.options import LabOptions, opened
+from ticketry.experiments.options import LabOptions, open_lab
 from ticketry.experiments.run_file import check_trust, read_run_file
 from ticketry.lab.lab import Lab
 
@@ -39,9 +39,9 @@ def test_a_file_that_names_this_machine(on: str) -> None:
 
 def test_a_task_of_this_process_alone(tmp_path: Path) -> None:
     options = LabOptions(store=tmp_path / "store", on="processes:2")
-    with pytest.raises(TaskError, match="was made in this process"), opened(options, PointsTask()):
+    with pytest.raises(TaskError, match="was made in this process"), open_lab(options, PointsTask()):
         pass
-    with opened(LabOptions(store=tmp_path / "store"), PointsTask()) as lab:
+    with open_lab(LabOptions(store=tmp_path / "store"), PointsTask()) as lab:
         assert lab.on == "in-process"
 
 

@@ -14,8 +14,8 @@ from made_records import verify_record
 from search.every_method import METHODS
 from ticketry.errors import TicketError, TrustError, UsageError
 from ticketry.experiments.run import Run
-from ticketry.experiments.run_file import run_file
-from ticketry.experiments.verify import procedure_of, search_of
+from ticketry.experiments.run_file import format_run_file
+from ticketry.experiments.verify import build_procedure, read_search
 from ticketry.lab.search_result import Seeds
 from ticketry.records.evidence import VerifyRecord, read_evidence
 from ticketry.records.schema import as_json
@@ -56,24 +56,24 @@ def test_a_run_that_keeps_final_weights_gets_a_verdict_about_its_procedure(run: 
 
 def test_the_search_of_a_ticket_is_the_run_s(run: Run) -> None:
     for ticket in run.tickets:
-        found = search_of(ticket.load())
+        found = read_search(ticket.load())
         asked = {**run.request.describe(), "controls": []}
-        assert run_file(found.describe(), found.task.spec) == run_file(asked, run.request.task.spec)
+        assert format_run_file(found.describe(), found.task.spec) == format_run_file(asked, run.request.task.spec)
 
 
 def test_a_budget_s_recipe_is_told_by_the_ticket(tmp_path: Path) -> None:
     made = tk.run("oneshot", density=0.5, equal_cost="steps", recipe=RECIPE, replicates=1, store=tmp_path, workers=0)
     saved = made.tickets[0].load()
     assert saved.info["recipe"]["length"] != "8it"
-    assert search_of(saved).recipe == made.request.recipe
+    assert read_search(saved).recipe == made.request.recipe
     older = tk.Ticket(saved.mask, saved.start, {k: v for k, v in saved.info.items() if k != "search"})
     with pytest.raises(TicketError, match="older ticketry, and lacks the recipe"):
-        search_of(older)
+        read_search(older)
 
 
 def test_one_density_of_several_is_searched_for_as_if_alone(run: Run, store: Path) -> None:
     with tk.Lab(store) as lab:
-        procedure = procedure_of(lab, search_of(run.tickets[1].load()), 2)
+        procedure = build_procedure(lab, read_search(run.tickets[1].load()), 2)
         assert (procedure.settings.targets, procedure.level) == ((0.2,), 1)
         assert procedure.seeds == Seeds.of(7)
 
@@ -85,21 +85,21 @@ def test_what_a_ticket_names_is_not_run(run: Run) -> None:
         return tk.Ticket(saved.mask, saved.start, {**saved.info, **changed})
 
     with pytest.raises(TrustError, match="names the search method 'os:system'"):
-        search_of(with_info(method="os:system"))
+        read_search(with_info(method="os:system"))
     with pytest.raises(TrustError, match="names the setting score 'os:system'") as told:
-        search_of(with_info(settings={**saved.info["settings"], "score": "os:system"}))
+        read_search(with_info(settings={**saved.info["settings"], "score": "os:system"}))
     assert "--score" not in str(told.value), "there is no such option where a ticket is judged"
     other = {**saved.info["task"], "spec": {"name": "os:system", "model": None, "options": {}}}
     with pytest.raises(TrustError, match="names the task 'os:system'"):
-        search_of(with_info(task=other))
+        read_search(with_info(task=other))
     with pytest.raises(TicketError, match=r"another task or network: .*name 'digits'"):
-        search_of(saved, tk.task("mnist"))
+        read_search(saved, tk.task("mnist"))
     with pytest.raises(UsageError, match="was given its structure after its search"):
-        search_of(with_info(structure={"kind": "regroup", "of": "0" * 64}))
+        read_search(with_info(structure={"kind": "regroup", "of": "0" * 64}))
     with pytest.raises(TicketError, match="lacks its seeds"):
-        search_of(tk.Ticket(saved.mask, saved.start, {k: v for k, v in saved.info.items() if k != "seeds"}))
+        read_search(tk.Ticket(saved.mask, saved.start, {k: v for k, v in saved.info.items() if k != "seeds"}))
     with pytest.raises(TicketError, match=r"info.settings is text, not an object"):
-        search_of(with_info(settings="all"))
+        read_search(with_info(settings="all"))
 
 
 def test_words_of_the_command_line(run: Run, store: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -157,10 +157,10 @@ def test_of_several_splits_it_has_those_that_the_run_has_not(tmp_path: Path) -> 
     options["store"] = tmp_path / "store"
     made = tk.run("gradual", task, replicates=2, controls=(), **options)
     with pytest.raises(TrustError, match="names the task 'table:"):
-        search_of(made.tickets[1].load())
-    found = search_of(made.tickets[1].load(), trust=True)
+        read_search(made.tickets[1].load())
+    found = read_search(made.tickets[1].load(), trust=True)
     with tk.Lab(tmp_path / "store") as lab:
-        splits = [procedure_of(lab, found, 1).task_of(number).key()["split"] for number in range(3)]
+        splits = [build_procedure(lab, found, 1).task_of(number).key()["split"] for number in range(3)]
     assert splits == [2, 3, 4]
 
 
@@ -181,7 +181,7 @@ def test_every_method_gets_a_verdict_about_its_procedure(method: str, tmp_path: 
     assert roles >= ({"shuffled", "random_prune"} if method == "decorators" else {"shuffled", "uniform", "erk"})
     assert len({one.budget for one in found.networks}) == 1
     with tk.Lab(tmp_path) as lab:
-        procedure = procedure_of(lab, made.request, level)
+        procedure = build_procedure(lab, made.request, level)
         seeds = procedure.fresh_seeds(0)
         (whole,) = made.request.method(lab, task, made.request.settings, recipe=made.request.recipe, seeds=seeds)
         alone = procedure.replicate(0).ticket

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from ticketry.errors import UsageError
 from ticketry.experiments.decoding import decode_settings
-from ticketry.experiments.request import SearchRequest, level_of, request_of
-from ticketry.experiments.run_file import read_run_file, run_file
+from ticketry.experiments.request import SearchRequest, build_request, level_for_density
+from ticketry.experiments.run_file import format_run_file, read_run_file
 from ticketry.lab.search_result import Seeds
 from ticketry.search import method
 from ticketry.tasks import catalogue
@@ -46,7 +46,7 @@ def from_tables(tables: dict[str, Any]) -> SearchRequest:
 
 def written_and_read(run: SearchRequest, folder: Path) -> SearchRequest:
     path = folder / "run.toml"
-    path.write_text(run_file(run.describe(), run.task.spec), encoding="utf-8")
+    path.write_text(format_run_file(run.describe(), run.task.spec), encoding="utf-8")
     return from_tables(read_run_file(path))
 
 
@@ -100,11 +100,11 @@ def test_what_cannot_be_searched_for_is_refused() -> None:
 
 def test_controls_beside_some_tickets_only():
     run = a_run(controls=("shuffled", "random_prune"), control_densities=(0.64, 0.41))
-    assert run.controls_beside(2, 0.64) == ("shuffled", "random_prune")
-    assert run.controls_beside(4, 0.4096) == ("shuffled", "random_prune"), "0.41 is within 2 %"
-    assert run.controls_beside(3, 0.512) == ()
-    assert run.controls_beside(2, 0.31) == ("shuffled", "random_prune"), "a structure made it sparser than planned"
-    assert a_run(controls=("shuffled",)).controls_beside(3, 0.512) == ("shuffled",)
+    assert run.controls_for(2, 0.64) == ("shuffled", "random_prune")
+    assert run.controls_for(4, 0.4096) == ("shuffled", "random_prune"), "0.41 is within 2 %"
+    assert run.controls_for(3, 0.512) == ()
+    assert run.controls_for(2, 0.31) == ("shuffled", "random_prune"), "a structure made it sparser than planned"
+    assert a_run(controls=("shuffled",)).controls_for(3, 0.512) == ("shuffled",)
     counted = [sum(map(one.count_controls, one.tickets)) for one in (run, a_run(controls=("shuffled",)))]
     assert counted == [4, 10]
     with pytest.raises(UsageError, match=r"no tickets of density 0.3: it has 0.8, 0.64"):
@@ -118,14 +118,14 @@ def test_controls_beside_some_tickets_only():
 def test_the_level_of_a_density_is_the_nearest_one():
     settings = ITERATIVE.Settings(densities=(0.102, 0.1005, 0.1))
     assert a_run(settings=settings).planned_densities == {0.102: 1, 0.1005: 2, 0.1: 3}
-    levels = [level_of(asked, {0.102: 1, 0.1005: 2, 0.1: 3}, "the search") for asked in (0.1, 0.1004, 0.103)]
+    levels = [level_for_density(asked, {0.102: 1, 0.1005: 2, 0.1: 3}, "the search") for asked in (0.1, 0.1004, 0.103)]
     assert levels == [3, 2, 1]
     run = a_run(settings=settings, controls=("shuffled",), control_densities=(0.1,))
-    assert [run.controls_beside(level, 0.1) for level in (1, 2, 3)] == [(), (), ("shuffled",)]
+    assert [run.controls_for(level, 0.1) for level in (1, 2, 3)] == [(), (), ("shuffled",)]
     gates = method("continuous")  # only the last of its rounds has a planned density, whatever the earlier ones have
     chosen: dict[str, Any] = {"controls": ("shuffled",), "control_densities": (0.1,)}
     run = SearchRequest(gates, DIGITS, gates.Settings(density=0.1), DIGITS.recipe, **chosen)
-    assert [run.controls_beside(level, density) for level, density in ((5, 0.107), (1, 0.1001))] == [("shuffled",), ()]
+    assert [run.controls_for(level, density) for level, density in ((5, 0.107), (1, 0.1001))] == [("shuffled",), ()]
 
 
 # -- run files ---------------------------------------------------------------------------------------------------------
@@ -207,6 +207,6 @@ def test_densities_in_percent_in_keywords_and_run_files(tmp_path):
     file = tmp_path / "run.toml"
     file.write_text('control_densities = "20%"\n[settings]\ndensity = "20%"\n')
     assert read_run_file(file)["control_densities"] == "20%"
-    assert request_of(ITERATIVE, DIGITS, ITERATIVE.Settings(densities=(0.2,)), control_densities="20%") == request_of(
-        ITERATIVE, DIGITS, ITERATIVE.Settings(densities=(0.2,)), control_densities=0.2
-    )
+    assert build_request(
+        ITERATIVE, DIGITS, ITERATIVE.Settings(densities=(0.2,)), control_densities="20%"
+    ) == build_request(ITERATIVE, DIGITS, ITERATIVE.Settings(densities=(0.2,)), control_densities=0.2)

@@ -16,11 +16,11 @@ from installed import site
 from ticketry.errors import TicketError
 from ticketry.evidence.settings import VerifySettings
 from ticketry.experiments.options import LabOptions
-from ticketry.experiments.reproduce.blocks import blocks_done
+from ticketry.experiments.reproduce.blocks import finished_blocks
 from ticketry.experiments.reproduce.campaign import reproduce
 from ticketry.experiments.reproduce.campaign_file import read_campaign
-from ticketry.experiments.request import request_of
-from ticketry.experiments.verify import _procedure_name, search_of
+from ticketry.experiments.request import build_request
+from ticketry.experiments.verify import _procedure_name, read_search
 from ticketry.lab.store.paths import Paths
 from ticketry.search import Method
 
@@ -83,7 +83,7 @@ REQUESTS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
 def asked(module: str) -> Any:
     name, settings, more = REQUESTS[module]
     method = tk.search.method(f"{name}:search" if name == "own_method" else name)
-    return request_of(method, "digits", method.Settings(**settings), **{"controls": (), **more})
+    return build_request(method, "digits", method.Settings(**settings), **{"controls": (), **more})
 
 
 @pytest.mark.parametrize("module", FILES)
@@ -101,7 +101,7 @@ def test_a_run_of_changed_source_has_another_name(own: Path, module: str) -> Non
 def test_what_is_built_in_has_no_sources() -> None:
     for name in tk.search.METHODS.built_in:
         method = tk.search.method(name)
-        request = request_of(method, "digits", method.Settings())
+        request = build_request(method, "digits", method.Settings())
         assert request.sources == {}
         assert "sources" not in request.describe()
 
@@ -112,13 +112,13 @@ def test_a_method_that_is_made_in_python_has_a_source_too(own: Path) -> None:
         import own_method
 
         method = Method.of("mine", own_method)
-        names.append(request_of(method, "digits", method.Settings(), controls=()).name)
+        names.append(build_request(method, "digits", method.Settings(), controls=()).name)
         change(own, "own_method")
     assert names[0] != names[1]
     without_file: dict[str, Any] = {"__name__": "a_prompt"}  # as in a notebook
     exec(METHOD, without_file)
     method = replace(tk.search.method("oneshot"), name="mine", search=without_file["search"])
-    assert request_of(method, "digits", method.Settings()).sources == {}
+    assert build_request(method, "digits", method.Settings()).sources == {}
 
 
 CAMPAIGN = """
@@ -149,11 +149,11 @@ def test_a_campaign_does_not_answer_from_results_of_other_source(own: Path, tmp_
     paths = Paths(tmp_path / "store")
     campaign = read_campaign(file, "demo", trust=True)
     reproduce(campaign, LabOptions(store=paths.root, workers=0))
-    assert len(list(blocks_done(campaign, "own", paths))) == 1
+    assert len(list(finished_blocks(campaign, "own", paths))) == 1
     change(own, "own_score", "abs()", "abs().neg()")
     campaign = read_campaign(file, "demo", trust=True)
-    assert list(blocks_done(campaign, "own", paths)) == []
-    assert len(list(blocks_done(campaign, "theirs", paths))) == 1
+    assert list(finished_blocks(campaign, "own", paths)) == []
+    assert len(list(finished_blocks(campaign, "theirs", paths))) == 1
 
 
 def test_the_earlier_run_keeps_its_folder_and_its_evidence(own: Path, tmp_path: Path) -> None:
@@ -167,7 +167,7 @@ def test_the_earlier_run_keeps_its_folder_and_its_evidence(own: Path, tmp_path: 
     assert verified is not None
     assert verified.run == first.name
     kept = first.tickets[0].load().mask
-    asked = search_of(first.tickets[0].load(), trust=True)
+    asked = read_search(first.tickets[0].load(), trust=True)
     assert _procedure_name(asked, 1, settings) == verified.name
 
     change(own, "own_score", "abs()", "abs().neg()")
@@ -176,5 +176,5 @@ def test_the_earlier_run_keeps_its_folder_and_its_evidence(own: Path, tmp_path: 
     assert first.tickets[0].load().mask == kept != second.tickets[0].load().mask
     assert json.loads((second.path / "run.json").read_text())["sources"] == second.record.sources
     with pytest.raises(TicketError, match=r"the source of its score has changed since .* was found"):
-        search_of(first.tickets[0].load(), trust=True)
-    assert search_of(second.tickets[0].load(), trust=True).sources == second.record.sources
+        read_search(first.tickets[0].load(), trust=True)
+    assert read_search(second.tickets[0].load(), trust=True).sources == second.record.sources

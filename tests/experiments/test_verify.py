@@ -17,7 +17,7 @@ from norms_task import NormsTask
 from ticketry.cli.screen.results import summarise_verification
 from ticketry.errors import TicketError
 from ticketry.evidence.settings import VerifySettings as Settings
-from ticketry.experiments.record_files import named_run
+from ticketry.experiments.record_files import find_run_folder
 from ticketry.experiments.request import SearchRequest
 from ticketry.experiments.search import execute
 from ticketry.experiments.verify import execute_verify, sparsest_winner
@@ -142,10 +142,10 @@ def test_a_run_is_meant_by_its_folder_or_its_name_and_a_word_that_is_neither_say
         (store / "runs" / name / "run.json").write_text("{}")
     Path("there").mkdir()
     folder = store / "runs" / "iterative-digits-12345678"
-    assert named_run(folder, store) == named_run(Path(folder.name), store) == folder
-    assert named_run(Path("there"), store) is named_run(store / "runs" / "none", store) is None
+    assert find_run_folder(folder, store) == find_run_folder(Path(folder.name), store) == folder
+    assert find_run_folder(Path("there"), store) is find_run_folder(store / "runs" / "none", store) is None
     with pytest.raises(TicketError, match=r"no ticket nope here.* no run of that name in \.ticketry$"):
-        named_run(Path("nope"), store)
+        find_run_folder(Path("nope"), store)
     near = r"name in \.ticketry; did you mean oneshot-digits-87654321\?"
     with pytest.raises(TicketError, match=near):
         tk.verify("oneshot-digits-87654320")

@@ -14,7 +14,7 @@ from cli.calling import call
 from ticketry.budgets.cost_model import CostModel
 from ticketry.errors import TrustError, UsageError
 from ticketry.experiments.decoding import decode_settings
-from ticketry.experiments.verify import search_of
+from ticketry.experiments.verify import read_search
 from ticketry.lab.task_costs import CostOptions, costs_of
 
 COMMON: dict[str, Any] = {"replicates": 1, "controls": (), "recipe": {"length": "4it"}, "workers": 0}
@@ -61,10 +61,10 @@ def test_costs_are_found_in_a_store_that_was_moved(tmp_path: Path, capsys: pytes
     code, out, err = call(capsys, *words)
     assert code == 0, err
     assert (json.loads(out)["run"], json.loads(out)["now"]["segments_trained"]) == (run.name, 0)
-    profile = search_of(ticket, store=store).settings.profile
+    profile = read_search(ticket, store=store).settings.profile
     assert Path(profile) == next((store / "costs").iterdir())
     with pytest.raises(TrustError, match="setting profile"):
-        search_of(ticket, store=tmp_path / "third")
+        read_search(ticket, store=tmp_path / "third")
     next((store / "costs").iterdir()).unlink()
     code, _, err = call(capsys, *words)
     assert code != 0

@@ -16,7 +16,7 @@ from samples import sample
 from ticketry.errors import LayerCollapseError, UsageError
 from ticketry.evidence.control import Drawing
 from ticketry.experiments.decoding import decode_settings
-from ticketry.experiments.request import request_of
+from ticketry.experiments.request import build_request
 from ticketry.lab.budget_masks import dense_multiplications, left_multiplications, multiplications
 from ticketry.lab.search_result import Seeds
 from ticketry.search.common.method import Replicate
@@ -126,7 +126,7 @@ NAMES = {
 def test_runs_by_density_are_called_what_they_were(name: str) -> None:
     given, called = NAMES[name]
     settings = decode_settings(given, tk.search.method(name).Settings, what=name)[0]
-    assert request_of(name, "digits", settings, replicates=3).name == called
+    assert build_request(name, "digits", settings, replicates=3).name == called
 
 
 MASKS = {
@@ -169,7 +169,7 @@ def test_another_budget_is_another_key() -> None:
         {"density": 0.5, "equal_cost": "steps"},
     ):
         chosen = decode_settings(settings, tk.search.oneshot.Settings, what="")[0]
-        names.add(request_of("oneshot", "digits", chosen).name)
+        names.add(build_request("oneshot", "digits", chosen).name)
     assert len(names) == 5
 
 
@@ -231,6 +231,6 @@ def test_a_dense_network_that_has_no_other_widths_is_refused(tmp_path: Path) -> 
 
 def test_the_network_of_a_dense_rival_is_no_module() -> None:
     settings = decode_settings({"flops": (0.5,)}, tk.search.method("oneshot").Settings, what="oneshot")[0]
-    request = replace(request_of("oneshot", "digits", settings), controls=("dense_of_flops:conv-4",))
+    request = replace(build_request("oneshot", "digits", settings), controls=("dense_of_flops:conv-4",))
     assert request.sources == {}
     assert request.name.startswith("oneshot-digits-")

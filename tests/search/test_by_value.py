@@ -14,7 +14,7 @@ from samples import sample
 from search.known_costs import costs, slowly, task
 from ticketry.errors import LayerCollapseError, UsageError
 from ticketry.experiments.decoding import decode_settings
-from ticketry.experiments.request import request_of
+from ticketry.experiments.request import build_request
 from ticketry.lab.scoring_sample import Sample
 from ticketry.report.subject import labels_of
 from ticketry.report.tables.results import Results
@@ -94,7 +94,7 @@ def test_a_run_is_not_called_what_it_was_when_it_went_by_magnitude() -> None:
     called = {}
     for rule in ({}, {"unweighed": True}, {"score": "fisher"}):
         settings = decode_settings({"flops": 0.5, **rule}, tk.search.oneshot.Settings, what="")[0]
-        called[next(iter(rule), "")] = request_of("oneshot", "digits", settings, replicates=3).name
+        called[next(iter(rule), "")] = build_request("oneshot", "digits", settings, replicates=3).name
     assert called.pop("") != "oneshot-digits-7b856bf6"
     assert called == {"unweighed": "oneshot-digits-3aa1146f", "score": "oneshot-digits-a9d5219b"}
 

@@ -13,9 +13,9 @@ import ticketry as tk
 from cli.calling import call
 from search.known_costs import COMMON, costs, slowly, task
 from ticketry.errors import CostError, UsageError
-from ticketry.experiments.request import request_of
-from ticketry.experiments.run import RunTicket, base_share, tickets_within
-from ticketry.experiments.verify import search_of
+from ticketry.experiments.request import build_request
+from ticketry.experiments.run import RunTicket, relative_base_latency, tickets_within
+from ticketry.experiments.verify import read_search
 from ticketry.records.settings import upgrade_settings
 from ticketry.search.oneshot import Settings
 
@@ -53,7 +53,7 @@ def test_the_digest_of_the_costs_names_the_run_and_not_their_place(tmp_path: Pat
     shutil.copy(tmp_path / "one.json", tmp_path / "two.json")
     costs(each=2e-5).save(tmp_path / "other.json")
     names = [
-        request_of("oneshot", task(), Settings(time=("50%",), base="engine", profile=str(tmp_path / file))).name
+        build_request("oneshot", task(), Settings(time=("50%",), base="engine", profile=str(tmp_path / file))).name
         for file in ("one.json", "two.json", "other.json")
     ]
     assert names[0] == names[1] != names[2]
@@ -120,7 +120,7 @@ def test_names_from_before_bases_are_those_of_the_engine(tmp_path: Path) -> None
     known = str(costs().save(tmp_path / "costs.json"))
 
     def name(**settings: Any) -> str:
-        return request_of("oneshot", task(), Settings(**settings), replicates=3).name
+        return build_request("oneshot", task(), Settings(**settings), replicates=3).name
 
     assert name(time=("50%",), base="engine", profile=known) == "oneshot-digits-5d84dbd3"
     assert name(time=(0.5, 0.25), base="engine", profile=known) == "oneshot-digits-86c0ba72"
@@ -162,14 +162,14 @@ def test_run_files_and_tickets_from_before_open_with_their_meaning(
     assert (json.loads(out)["run"], json.loads(out)["now"]["segments_trained"]) == (run.name, 0)
     ticket = run.tickets[0].load()
     del ticket.info["settings"]["base"]
-    assert search_of(ticket, trust=True).settings == run.request.settings
+    assert read_search(ticket, trust=True).settings == run.request.settings
 
 
 def test_the_best_ticket_is_one_of_a_share_of_the_base(file: Path) -> None:
     """Tickets measured at 0.5 and 0.2 of the compiled network's latency take 0.25 and 0.1 of eager's."""
-    share = base_share({"time": [0.25, 0.1], "base": "eager", "profile": str(file)})
+    share = relative_base_latency({"time": [0.25, 0.1], "base": "eager", "profile": str(file)})
     assert share == pytest.approx(2.0)
-    assert base_share({"time": [0.5], "base": "engine"}) == base_share({"time": [0.5]}) == 1.0
+    assert relative_base_latency({"time": [0.5], "base": "engine"}) == relative_base_latency({"time": [0.5]}) == 1.0
     tickets = tuple(
         RunTicket(Path(name), 0.5, level, 0, "accuracy", 0.5, 0.5, 0.5, time=time)
         for level, (name, time) in enumerate([("a", 0.5), ("b", 0.2)], start=1)
@@ -182,7 +182,7 @@ def test_the_best_ticket_is_one_of_a_share_of_the_base(file: Path) -> None:
 
 def test_another_base_is_another_run(file: Path) -> None:
     names = {
-        request_of("oneshot", task(), Settings(time=(0.3,), base=base, profile=str(file))).name
+        build_request("oneshot", task(), Settings(time=(0.3,), base=base, profile=str(file))).name
         for base in ("eager", "onnxruntime", "engine")
     }
     assert len(names) == 3

@@ -11,7 +11,7 @@ import pytest
 import ticketry as tk
 from ticketry.cli.search import read_arguments
 from ticketry.errors import UsageError
-from ticketry.experiments.request import request_of
+from ticketry.experiments.request import build_request
 from ticketry.search import METHODS, method
 
 SIDE_BY_SIDE = ("acdc", "concrete", "dynamic", "early", "gradual", "l0", "oneshot", "regularised")
@@ -117,7 +117,7 @@ def test_an_iterative_ticket_is_that_of_its_density_alone(tmp_path: Path) -> Non
     assert both.tickets[3].load().mask == alone.tickets[3].load().mask
     assert json.loads((both.path / "run.json").read_text())["settings"]["density"] == [0.5, 0.4]
     assert json.loads((alone.path / "run.json").read_text())["settings"]["density"] == 0.5
-    request = request_of("iterative", "digits", method("iterative").Settings(density=(0.5, 0.4)))
+    request = build_request("iterative", "digits", method("iterative").Settings(density=(0.5, 0.4)))
     assert request.planned_densities[0.4] == 5
 
 
@@ -132,6 +132,6 @@ def test_gates_search_for_each_alone(tmp_path: Path) -> None:
         mine = both.tickets[2 * position : 2 * position + 2]
         assert [one.load().mask for one in mine] == [one.load().mask for one in alone.tickets]
         assert mine[-1].density == pytest.approx(density, rel=0.1)
-    request = request_of("continuous", "digits", method("continuous").Settings(rounds=2, density=(0.6, 0.4)))
+    request = build_request("continuous", "digits", method("continuous").Settings(rounds=2, density=(0.6, 0.4)))
     assert request.planned_densities == {0.6: 2, 0.4: 4}
     assert len(request.tickets) == 4

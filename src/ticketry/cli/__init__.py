@@ -75,10 +75,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except BaseException as error:
             if request.number:
                 return _report_signal(f"ended by {name_of(request.number)}", request.number, words)
-            return _report_end(error, words)
+            return _report_exception(error, words)
 
 
-def _report_end(error: BaseException, words: Sequence[str]) -> int:
+def _report_exception(error: BaseException, words: Sequence[str]) -> int:
     """Print why a command ended, and return its exit code."""
     match error:
         case InterruptedTrainingError() if error.number != signal.SIGINT:
@@ -87,11 +87,11 @@ def _report_end(error: BaseException, words: Sequence[str]) -> int:
             return _report_signal("interrupted", signal.SIGINT, words)
         case TicketryError():
             return _report_error(str(error), error.exit_code)
-        case BrokenPipeError() if _reader_is_gone():
+        case BrokenPipeError() if _is_output_closed():
             return 141  # as if it had been ended by SIGPIPE, like other commands
         case SystemExit():
             # rich ends with code 1 if its reader is gone; tyro with 0 after --help, else 2
-            return 141 if _reader_is_gone() else _code(error)
+            return 141 if _is_output_closed() else _exit_code(error)
         case OSError() if not isinstance(error, BrokenPipeError):
             return _report_error(_describe_os_error(error), 1)
         case MemoryError():
@@ -109,18 +109,18 @@ def _report_signal(how: str, number: int, words: Sequence[str]) -> int:
 
 
 _LONG_WORD = re.compile(r"\S{500,}")
-"""Such as the path of a deeply nested folder, or a long name in a file."""
+"""Matches a word that is too long for an error message, such as the path of a deeply nested folder."""
 
 
 def _report_error(text: str, code: int) -> int:
-    """Print an error without control characters, which a file may have put into it, and return the exit code."""
+    """Print an error message without the control characters that a file may have brought in; return the exit code."""
     clean = "".join(letter if letter.isprintable() or letter == "\n" else "?" for letter in text)
     clean = _LONG_WORD.sub(lambda found: f"{found[0][:300]}…{found[0][-100:]}", clean)
     print(f"ticketry: {clean}", file=sys.stderr)
     return code
 
 
-def _code(end: SystemExit) -> int:
+def _exit_code(end: SystemExit) -> int:
     if isinstance(end.code, str):
         return _report_error(end.code, 1)
     return end.code or 0
@@ -133,7 +133,7 @@ def _describe_os_error(error: OSError) -> str:
 
 def _dispatch(words: list[str]) -> int:
     if not words or words[0] in ("-h", "--help", "help"):
-        print(_help())
+        print(_build_help())
         return 0 if words else 2
     if words[0] in ("-V", "--version"):
         print(f"ticketry {__version__}")
@@ -153,13 +153,13 @@ def _dispatch(words: list[str]) -> int:
 
 
 def _show_usage(command: Callable[[Sequence[str]], int]) -> int:
-    """Print a command's help and return the code for wrong usage; in a script, an empty variable may be the cause."""
+    """Print a command's help and return the exit code for wrong usage, since its positional argument is missing."""
     with contextlib.suppress(SystemExit):
         command(["--help"])
     return 2
 
 
-def _help() -> str:
+def _build_help() -> str:
     lines = [f"  {command:<9} {summary}" for command, (_, summary) in COMMANDS.items()]
     return "\n".join(
         [
@@ -177,11 +177,11 @@ def _help() -> str:
     )
 
 
-def _reader_is_gone() -> bool:
-    """Return whether the reader of standard output is gone (`| head`); output is then discarded."""
+def _is_output_closed() -> bool:
+    """Return whether the reader of standard output has exited (`| head`); if so, discard further output."""
     try:
         sys.stdout.flush()
-        gone = _hung_up(sys.stdout)
+        gone = _is_pipe_closed(sys.stdout)
     except BrokenPipeError:
         gone = True
     if gone:
@@ -189,8 +189,8 @@ def _reader_is_gone() -> bool:
     return gone
 
 
-def _hung_up(stream: TextIO) -> bool:
-    """Return whether the other end of a pipe is closed; a second flush would not show it."""
+def _is_pipe_closed(stream: TextIO) -> bool:
+    """Return whether the other end of a pipe is closed, even if nothing is left to flush."""
     try:
         watched = select.poll()
         watched.register(stream.fileno(), 0)

@@ -1,4 +1,4 @@
-"""Parse the words of a command into its dataclass of arguments, and print help: tyro reads, `decoding` converts."""
+"""Parse command-line words into a dataclass of arguments and print help: tyro splits, `decoding` converts values."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ HELP_ALL = "--help-all"
 
 
 def parse(kind: type[T] | Any, words: Sequence[str], *, prog: str, description: str, default: Any = None) -> T:
-    """Return the words as an instance of `kind`: a dataclass, or a union of dataclasses that are sub-commands.
+    """Parse words into an instance of `kind`: a dataclass, or a union of dataclasses that are sub-commands.
 
     A list may be written with commas (``--densities 0.5,0.2``), with spaces, or by giving the option several times.
     ``--help`` shows the everyday options, ``--help-all`` every option; both end the process, as do unknown options
@@ -50,10 +50,10 @@ def parse(kind: type[T] | Any, words: Sequence[str], *, prog: str, description: 
     shown = None
     if dataclasses.is_dataclass(kind):
         if {"-h", "--help"} & set(words):
-            shown = _everyday(kind)
-        words = _join_repeated(words, {flag for flag, hint in _flags_of(kind) if takes_several(hint)})
+            shown = _everyday_options(kind)
+        words = _merge_repeated_options(words, {flag for flag, hint in _iterate_flags(kind) if takes_several(hint)})
     elif words and not words[0].startswith("-"):
-        check_choice(f"{prog}:", words[0], [name for one in typing.get_args(kind) if (name := _subcommand(one))])
+        check_choice(f"{prog}:", words[0], [name for one in typing.get_args(kind) if (name := _subcommand_name(one))])
     if shown is not None:
         description = f"{description.strip()}\n\nMore options: {prog} {HELP_ALL}"
     found: T = tyro.cli(
@@ -62,19 +62,19 @@ def parse(kind: type[T] | Any, words: Sequence[str], *, prog: str, description: 
         prog=prog,
         description=description,
         config=(tyro.conf.FlagCreatePairsOff,),
-        registry=registry(shown),
+        registry=make_registry(shown),
         **({} if default is None else {"default": default}),
     )
     return found
 
 
-def options_in(words: Sequence[str]) -> set[str]:
-    """Return the names of all options on a command line, as fields and entries of a run file are named."""
+def option_names(words: Sequence[str]) -> set[str]:
+    """Return the names of all options on a command line, with underscores as in fields and run files."""
     return {word.partition("=")[0][2:].replace("-", "_") for word in words if word.startswith("--")}
 
 
-def _join_repeated(words: Sequence[str], flags: set[str]) -> list[str]:
-    """Return the words with all values of each of `flags` behind one occurrence of it, at the end."""
+def _merge_repeated_options(words: Sequence[str], flags: set[str]) -> list[str]:
+    """Return the words with each repeated option of `flags` merged into one, which has all values and is last."""
     others: list[str] = []
     values: dict[str, list[str]] = {}
     flag = ""
@@ -89,19 +89,19 @@ def _join_repeated(words: Sequence[str], flags: set[str]) -> list[str]:
     return [*others, *(word for name, found in values.items() for word in (name, *found))]
 
 
-def _flags_of(kind: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield each option of a dataclass with its annotation; those of a dataclass inside with and without its name."""
+def _iterate_flags(kind: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield each option of a dataclass with its annotation; options of a nested one with and without its prefix."""
     hints = typing.get_type_hints(kind, include_extras=True)
     for field in dataclasses.fields(kind):
         (inner, *_) = inner_types(hints[field.name])
         if dataclasses.is_dataclass(inner):
             for before in ("", f"{prefix}{field.name}."):
-                yield from _flags_of(inner, before)
+                yield from _iterate_flags(inner, before)
         else:
             yield f"--{prefix}{field.name}".replace("_", "-"), hints[field.name]
 
 
-def _subcommand(hint: Any) -> str | None:
+def _subcommand_name(hint: Any) -> str | None:
     """Return the name of a sub-command from the annotation of its dataclass."""
     return next((name for one in typing.get_args(hint)[1:] if (name := getattr(one, "name", None))), None)
 
@@ -109,8 +109,8 @@ def _subcommand(hint: Any) -> str | None:
 # -- values ------------------------------------------------------------------------------------------------------------
 
 
-def registry(shown: frozenset[str] | None = None) -> ConstructorRegistry:
-    """Return the rule by which tyro reads dataclasses: values by `decode_value`, help without Python's None and ''.
+def make_registry(shown: frozenset[str] | None = None) -> ConstructorRegistry:
+    """Return tyro's rule for dataclasses: `decode_value` converts values, and help omits the defaults None and ''.
 
     Args:
         shown: names of the options in help, each with the first sentence of its text; by default all, with all text.
@@ -142,7 +142,7 @@ def registry(shown: frozenset[str] | None = None) -> ConstructorRegistry:
 
 
 def _prepare_field(field: StructFieldSpec, prefix: str, shown: frozenset[str] | None) -> StructFieldSpec:
-    """Return a field with its help on one line, and a conversion of its words unless it is a flag or a dataclass."""
+    """Return a tyro field with its help in one line, and with our conversion unless it is a flag or a dataclass."""
 
     def helptext() -> str | None:
         text = field.helptext() if callable(field.helptext) else field.helptext
@@ -152,15 +152,15 @@ def _prepare_field(field: StructFieldSpec, prefix: str, shown: frozenset[str] | 
     kind: Any = Annotated[field.type, tyro.conf.arg(help_behavior_hint=_default_hint)]
     (inner, *others) = inner_types(field.type)
     if not dataclasses.is_dataclass(inner) and (inner is not bool or others):
-        kind = Annotated[kind, _primitive(field.name, prefix, field.type)]
+        kind = Annotated[kind, _make_primitive_spec(field.name, prefix, field.type)]
     if shown is not None and field.name not in shown:
         hidden: Any = tyro.conf.Suppress
         kind = hidden[kind]
     return dataclasses.replace(field, type=kind, helptext=helptext)
 
 
-def _primitive(name: str, prefix: str, hint: Any) -> PrimitiveConstructorSpec[Any]:
-    """Return how tyro converts the words of an option."""
+def _make_primitive_spec(name: str, prefix: str, hint: Any) -> PrimitiveConstructorSpec[Any]:
+    """Return the specification by which tyro converts the words of an option."""
     several = takes_several(hint)
 
     def convert(words: list[str]) -> Any:
@@ -179,12 +179,12 @@ def _primitive(name: str, prefix: str, hint: Any) -> PrimitiveConstructorSpec[An
 
 
 def split_list(word: str) -> list[str]:
-    """Split a list at its commas; of name=value pairs only where another name begins, since values may have commas."""
+    """Split a list at commas; name=value pairs only before the next name, since values may contain commas."""
     return [part for part in re.split(r",(?=\w+=)" if "=" in word else ",", word) if part]
 
 
 def _local_path(word: str) -> str:
-    """Return the path on this machine of a folder in a shared store, which is fetched; any other word as it is."""
+    """Fetch a folder of a shared store and return its local path; return any other word unchanged."""
     if "://" not in word:
         return word
     from ticketry.lab.store.address import SCHEMES, split_address
@@ -202,16 +202,16 @@ def _local_path(word: str) -> str:
 # -- help --------------------------------------------------------------------------------------------------------------
 
 _MOST_SHOWN = 25
-"""Options that ``--help`` shows, so that they fit on a screen."""
+"""Largest number of options that ``--help`` shows, so that they fit on a screen."""
 _LONGEST_HELP = 72
-"""Characters of an option's text in ``--help``."""
+"""Largest number of characters of an option's text in ``--help``."""
 _RARE = frozenset(
     {
         *("device", "precision", "threads", "devices", "parallel", "norms", "kernels", "checkpoint_seconds", "log"),
         *("on", "energy", "trust", "data", "least_spread", "after", "dense_at", "references"),
     }
 )
-"""Options that ``--help`` leaves to ``--help-all`` in every command."""
+"""Options that only ``--help-all`` shows, in every command."""
 _EVERYDAY = frozenset(
     {
         *("task", "model", "option", "name", "replicates", "controls", "preset", "config", "verify", "bench", "store"),
@@ -219,12 +219,12 @@ _EVERYDAY = frozenset(
         *("rewinds", "masks", "at"),
     }
 )
-"""Options that ``--help`` shows of a command with more than `_MOST_SHOWN` others."""
+"""Options that ``--help`` shows for a command with more than `_MOST_SHOWN` options."""
 
 
-def _everyday(kind: Any) -> frozenset[str] | None:
+def _everyday_options(kind: Any) -> frozenset[str] | None:
     """Return the names of the options that ``--help`` shows; None for all."""
-    names = frozenset(flag.rpartition(".")[2].lstrip("-").replace("-", "_") for flag, _ in _flags_of(kind))
+    names = frozenset(flag.rpartition(".")[2].lstrip("-").replace("-", "_") for flag, _ in _iterate_flags(kind))
     usual = names - _RARE
     if usual == names:
         return None
@@ -235,12 +235,12 @@ def _everyday(kind: Any) -> frozenset[str] | None:
 
 
 def _plugin_options(kind: Any) -> tuple[str, ...]:
-    """Return the options that a class outside of ticketry adds to those it inherits."""
+    """Return the options that a class defined outside ticketry adds to the inherited ones."""
     return () if kind.__module__.partition(".")[0] == "ticketry" else tuple(vars(kind).get("__annotations__", ()))
 
 
 def _first_sentence(text: str) -> str:
-    """Return the text up to its first full stop or semicolon, cut to about a line."""
+    """Return the text up to its first full stop or semicolon, shortened to about a line."""
     sentence = re.split(r"(?<=[.;])\s", text, maxsplit=1)[0].rstrip(";")
     return sentence if len(sentence) <= _LONGEST_HELP else f"{sentence[:_LONGEST_HELP].rpartition(' ')[0]} …"
 
@@ -269,15 +269,15 @@ def _placeholder(hint: Any) -> str:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Printing:
-    """The form in which a command prints."""
+class OutputOptions:
+    """Output options of a command."""
 
     json: bool = False
     """Print the result as one JSON object."""
 
 
 def output_file(given: Path | None, ticket: Path, ending: str) -> Path:
-    """Return the file that a command writes: `given`, or the ticket's name with an ending, in the current folder."""
+    """Return the output file: `given`, or the ticket's name with an ending, in the current folder."""
     output = given or Path(f"{ticket.resolve().name}.{ending}")
     if output.is_dir():
         raise UsageError(f"output must be a file, got the folder {output}")
@@ -294,7 +294,7 @@ def write_output(file: Path, text: str) -> None:
 
 @contextlib.contextmanager
 def show_status(title: str) -> Iterator[Callable[[str], None]]:
-    """Show on standard error what is being done, in one line that changes; nothing outside a terminal."""
+    """Show the current activity on standard error in one changing line; outside a terminal, show nothing."""
     from rich.console import Console
 
     console = Console(stderr=True)
@@ -306,7 +306,7 @@ def show_status(title: str) -> Iterator[Callable[[str], None]]:
 
 
 def format_bytes(count: float) -> str:
-    """Return bytes in a unit that suits them: 812 bytes, 12.3 MB."""
+    """Return a number of bytes with a suitable unit: 812 bytes, 12.3 MB."""
     for unit, name in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
         if count >= unit:
             return f"{count / unit:.3g} {name}"

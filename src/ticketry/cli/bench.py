@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from ticketry.cli.arguments import Printing, parse, show_status, write_output
-from ticketry.cli.screen.speed import show
+from ticketry.cli.arguments import OutputOptions, parse, show_status, write_output
+from ticketry.cli.screen.speed import print_timing
 from ticketry.errors import UsageError
 from ticketry.experiments.options import BenchOptions, ModelOptions
 from ticketry.records.schema import as_json
@@ -35,7 +35,7 @@ examples:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class _Arguments(Printing, ModelOptions, BenchOptions):
+class _Arguments(OutputOptions, ModelOptions, BenchOptions):
     what: Annotated[Path, tyro.conf.Positional]
     """The folder of a ticket, or a model file that `ticketry compile` made of one; or a run, by its folder or its name
     in the store."""
@@ -56,13 +56,13 @@ class _Arguments(Printing, ModelOptions, BenchOptions):
 def main(words: Sequence[str]) -> int:
     """Time a ticket."""
     arguments: Any = parse(_Arguments, words, prog="ticketry bench", description=_DESCRIPTION)
-    from ticketry.experiments.record_files import named_run
+    from ticketry.experiments.record_files import find_run_folder
 
     command = shlex.join(["ticketry", "bench", *words])
     is_run = (arguments.what / "tickets").is_dir()  # also one that has not ended, without a record
-    if run := arguments.what if is_run else named_run(arguments.what, arguments.store):
-        return _run(dataclasses.replace(arguments, what=run), command)
-    record = as_json(_measure(arguments, command))
+    if run := arguments.what if is_run else find_run_folder(arguments.what, arguments.store):
+        return _bench_run(dataclasses.replace(arguments, what=run), command)
+    record = as_json(_bench_ticket(arguments, command))
     if arguments.figure:
         from ticketry.report import time_by_density_svg
 
@@ -72,24 +72,24 @@ def main(words: Sequence[str]) -> int:
     if arguments.json:
         print(json.dumps(record))
         return 0
-    show(record, layers=not arguments.brief)
+    print_timing(record, layers=not arguments.brief)
     files = {"figure": arguments.figure, "data": arguments.output}
     print("\n".join(f"{what:<8} {file}" for what, file in files.items() if file))
     return 0
 
 
-def _run(arguments: _Arguments, command: str) -> int:
+def _bench_run(arguments: _Arguments, command: str) -> int:
     """Time all tickets of a run, the densest first."""
     if arguments.densities or arguments.ticket:
         raise UsageError(f"{arguments.what} is a run, whose own tickets are timed: leave --densities and --ticket away")
-    from ticketry.experiments.bench import tickets_of
+    from ticketry.experiments.bench import list_run_tickets
 
     store, records = arguments.what.resolve().parents[1], []
-    for ticket in tickets_of(arguments.what, arguments.replicates):
-        record = as_json(_measure(dataclasses.replace(arguments, what=ticket, store=store), command))
+    for ticket in list_run_tickets(arguments.what, arguments.replicates):
+        record = as_json(_bench_ticket(dataclasses.replace(arguments, what=ticket, store=store), command))
         records.append(record)
         if not arguments.json:
-            show(record, layers=False)
+            print_timing(record, layers=False)
             print()
     benches = {"run": arguments.what.resolve().name, "benches": records}
     if arguments.output:
@@ -101,14 +101,14 @@ def _run(arguments: _Arguments, command: str) -> int:
     return 0
 
 
-def _measure(arguments: _Arguments, command: str) -> BenchRecord | CurveRecord:
-    """Time a ticket, a model file or a network under synthetic masks; return the record."""
+def _bench_ticket(arguments: _Arguments, command: str) -> BenchRecord | CurveRecord:
+    """Time a ticket, a model file, or a network under synthetic masks; return the record."""
     if arguments.figure and not arguments.densities:
         raise UsageError("--figure draws time against density: give --densities too")
-    from ticketry.experiments.bench import measure
+    from ticketry.experiments.bench import bench_ticket
 
     with show_status("timing") as say:
-        return measure(
+        return bench_ticket(
             arguments.what,
             arguments,
             arguments,

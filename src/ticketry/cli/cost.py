@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from ticketry.cli.arguments import Printing, parse, show_status
+from ticketry.cli.arguments import OutputOptions, parse, show_status
 from ticketry.lab.task_costs import CostOptions
 
 _DESCRIPTION = """\
@@ -30,7 +30,7 @@ examples:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class _Arguments(Printing, CostOptions):
+class _Arguments(OutputOptions, CostOptions):
     task: str
     """A name of `ticketry list tasks`, or package.module:object."""
     model: str = ""
@@ -46,10 +46,10 @@ class _Arguments(Printing, CostOptions):
 def main(words: Sequence[str]) -> int:
     """Measure costs and write them."""
     arguments: Any = parse(_Arguments, words, prog="ticketry cost", description=_DESCRIPTION)
-    from ticketry.cli.search import task_by
+    from ticketry.cli.search import build_task
     from ticketry.lab.task_costs import costs_of
 
-    task = task_by(arguments.task, arguments.model, arguments.option)
+    task = build_task(arguments.task, arguments.model, arguments.option)
     with show_status(f"what {task.name} costs") as say:
         costs = costs_of(task, arguments, data=arguments.data, say=say)
     costs.save(arguments.output)

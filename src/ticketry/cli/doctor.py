@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ticketry.cli.arguments import parse
-from ticketry.cli.store import megabytes
+from ticketry.cli.store import format_megabytes
 from ticketry_engine import processor
 
 _DESCRIPTION = """\
@@ -48,7 +48,7 @@ EXTRAS = {
     "tensorboard": (("tensorboard",), "logging to TensorBoard"),
     "hub": (("huggingface_hub",), "tickets on the Hugging Face hub"),
 }
-"""Extra -> packages, and what they are needed for; as in pyproject.toml."""
+"""Name of an extra -> its packages, and their purpose; as in pyproject.toml."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -61,28 +61,28 @@ class _Arguments:
 
 @dataclasses.dataclass(frozen=True)
 class Finding:
-    """Something that was looked at."""
+    """Result of one check."""
 
     part: str
     found: str
     means: str
-    """For speed, or what cannot be done without it."""
+    """Consequence for speed, or what is impossible without it."""
 
 
 def main(words: Sequence[str]) -> int:
     """Run all checks and print their results."""
     arguments: _Arguments = parse(_Arguments, words, prog="ticketry doctor", description=_DESCRIPTION)
     sections = {
-        "machine": list(_machine()),
-        "extras": list(_extras()),
-        "caches": list(_caches()),
-        "data sets": list(_data(arguments.data)),
+        "machine": list(_check_machine()),
+        "extras": list(_check_extras()),
+        "caches": list(_check_caches()),
+        "data sets": list(_check_data_sets(arguments.data)),
     }
     if arguments.json:
         rows = {name: [dataclasses.asdict(one) for one in found] for name, found in sections.items()}
-        print(json.dumps({"environment": _environment(), **rows}))
+        print(json.dumps({"environment": _describe_environment(), **rows}))
         return 0
-    print("  ".join(f"{name} {found}" for name, found in _environment().items()))
+    print("  ".join(f"{name} {found}" for name, found in _describe_environment().items()))
     for name, findings in sections.items():
         print(f"\n{name}")
         for one in findings:
@@ -92,20 +92,20 @@ def main(words: Sequence[str]) -> int:
     return 0
 
 
-def _environment() -> dict[str, Any]:
+def _describe_environment() -> dict[str, Any]:
     from ticketry_engine.bench.machine import machine
 
     found = machine()
     return {**found["versions"], "python": found["python"], "system": found["system"]}
 
 
-def _machine() -> Iterator[Finding]:
+def _check_machine() -> Iterator[Finding]:
     from ticketry_engine.bench.machine import machine
     from ticketry_engine.processor import computes_in_bf16
 
     found = machine()
     yield Finding("processor", found["processor"], "")
-    yield _vectors(found["features"])
+    yield _check_vector_units(found["features"])
     yield Finding(
         "cores",
         f"{found['cores']}, load {found['load']}",
@@ -119,11 +119,11 @@ def _machine() -> Iterator[Finding]:
         if bf16
         else "It does not multiply in bfloat16, with which a step of convolutional networks takes about half.",
     )
-    yield Finding("last cache", megabytes(found["last_cache_bytes"]), "")
-    yield _gpu()
+    yield Finding("last cache", format_megabytes(found["last_cache_bytes"]), "")
+    yield _check_gpu()
 
 
-def _vectors(features: Sequence[str]) -> Finding:
+def _check_vector_units(features: Sequence[str]) -> Finding:
     width, means = "none that is used here", "Kernels run without wide vectors; training stays in torch by default."
     if why := processor.no_kernels():
         means = f"Models run and train in torch alone: {why}."
@@ -137,7 +137,7 @@ def _vectors(features: Sequence[str]) -> Finding:
     return Finding("vectors", width, means)
 
 
-def _gpu() -> Finding:
+def _check_gpu() -> Finding:
     import torch
 
     if torch.cuda.is_available():
@@ -145,23 +145,23 @@ def _gpu() -> Finding:
     return Finding("GPU", "none that torch sees", "Networks train on the processor.")
 
 
-def _extras() -> Iterator[Finding]:
+def _check_extras() -> Iterator[Finding]:
     for extra, (packages, purpose) in EXTRAS.items():
-        versions = {package: _version(package) for package in packages}
+        versions = {package: _installed_version(package) for package in packages}
         if missing := [package for package, found in versions.items() if not found]:
             yield Finding(extra, f"no {', '.join(missing)}", f"For {purpose}: pip install 'ticketry[{extra}]'")
         else:
             yield Finding(extra, ", ".join(f"{package} {found}" for package, found in versions.items()), "")
 
 
-def _version(package: str) -> str:
+def _installed_version(package: str) -> str:
     try:
         return version(package)
     except PackageNotFoundError:
         return ""
 
 
-def _caches() -> Iterator[Finding]:
+def _check_caches() -> Iterator[Finding]:
     from ticketry.files import cache_folder as data
     from ticketry.files import reason_of, why_not_private
     from ticketry.folders import is_folder, iterate_files
@@ -181,14 +181,14 @@ def _caches() -> Iterator[Finding]:
     for name, (folder, means) in folders.items():
         place = folder()
         try:
-            size = megabytes(size_of(iterate_files(place))) if is_folder(place) else "not there yet"
+            size = format_megabytes(size_of(iterate_files(place))) if is_folder(place) else "not there yet"
         except OSError as error:
             size = f"not readable ({reason_of(error)})"
         why = why_not_private(place) if name == "kernels" else ""
         yield Finding(name, f"{size}, {place}", f"Not used, since {why}. {means}" if why else means)
 
 
-def _data(folder: Path | None) -> Iterator[Finding]:
+def _check_data_sets(folder: Path | None) -> Iterator[Finding]:
     from ticketry.tasks.data import published_images, tables
     from ticketry.tasks.data.locate import located, places
     from ticketry.tasks.language import corpus

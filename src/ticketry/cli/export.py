@@ -11,8 +11,8 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from ticketry.cli.arguments import Printing, format_bytes, output_file, parse, show_status
-from ticketry.cli.screen.speed import console, layers_table
+from ticketry.cli.arguments import OutputOptions, format_bytes, output_file, parse, show_status
+from ticketry.cli.screen.speed import layers_table, make_console
 from ticketry.experiments.options import ModelOptions
 
 _DESCRIPTION = """\
@@ -26,7 +26,7 @@ examples:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class _Arguments(Printing, ModelOptions):
+class _Arguments(OutputOptions, ModelOptions):
     ticket: Annotated[Path, tyro.conf.Positional]
     """The folder of a ticket."""
     format: Literal["onnx", "pt2"] | None = None
@@ -43,13 +43,13 @@ def main(words: Sequence[str]) -> int:
     """Export a ticket."""
     arguments: Any = parse(_Arguments, words, prog="ticketry export", description=_DESCRIPTION)
     from ticketry.engine.export import FORMATS, format_of
-    from ticketry.experiments.ticket_model import execute_export, source_by
+    from ticketry.experiments.ticket_model import execute_export, load_source
 
     output = output_file(arguments.output, arguments.ticket, arguments.format or FORMATS[0])
     format = format_of(output, arguments.format)
     with show_status(f"exporting {arguments.ticket.name}"):
         record = execute_export(
-            source_by(arguments, arguments.ticket),
+            load_source(arguments, arguments.ticket),
             output,
             format=format,
             shrink={"auto": None, "yes": True, "no": False}[arguments.shrink],
@@ -61,7 +61,7 @@ def main(words: Sequence[str]) -> int:
 
 
 def summarise_export(record: dict[str, Any]) -> list[str]:
-    """An export in a few lines."""
+    """Return an export as lines of text."""
     made = record["export"]
     parameters, dense = made["parameters"], made["dense_parameters"]
     if made["shrunk"]:
@@ -97,7 +97,7 @@ examples:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class _Compile(Printing, ModelOptions):
+class _Compile(OutputOptions, ModelOptions):
     ticket: Annotated[Path, tyro.conf.Positional]
     """The folder of a ticket."""
     output: Annotated[Path | None, tyro.conf.arg(aliases=["-o"])] = None
@@ -111,12 +111,12 @@ class _Compile(Printing, ModelOptions):
 def compile(words: Sequence[str]) -> int:
     """Compile a ticket."""
     arguments: Any = parse(_Compile, words, prog="ticketry compile", description=_COMPILE)
-    from ticketry.experiments.ticket_model import execute_compile, source_by
+    from ticketry.experiments.ticket_model import execute_compile, load_source
 
     output = output_file(arguments.output, arguments.ticket, "tk")
     with show_status(f"compiling {arguments.ticket.name}"):
         record = execute_compile(
-            source_by(arguments, arguments.ticket),
+            load_source(arguments, arguments.ticket),
             output,
             precision=arguments.precision,
             command=shlex.join(["ticketry", "compile", *words]),
@@ -134,5 +134,5 @@ def compile(words: Sequence[str]) -> int:
     print(f"layers   {len(engine)} of {len(record['layers'])} in the engine, {100 * share:.1f} % of the time")
     print(f"compiled in {record['compile_seconds']:.2f} s")
     if arguments.layers:
-        console().print(layers_table(record["layers"]))
+        make_console().print(layers_table(record["layers"]))
     return 0

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from ticketry.cli.arguments import parse
-from ticketry.cli.store import megabytes
+from ticketry.cli.store import format_megabytes
 from ticketry.errors import StoreError
 from ticketry.lab.store.address import address_of
 from ticketry.lab.store.address import display_address as shown_place
@@ -77,7 +77,7 @@ def main(words: Sequence[str]) -> int:
 def _print_table(rows: list[dict[str, Any]]) -> None:
     from ticketry.report.wording import align_columns
 
-    print("\n".join(align_columns([[shown(value) for value in row.values()] for row in rows])))
+    print("\n".join(align_columns([[printable_text(value) for value in row.values()] for row in rows])))
 
 
 def _print_tickets(rows: list[dict[str, Any]]) -> None:
@@ -86,19 +86,19 @@ def _print_tickets(rows: list[dict[str, Any]]) -> None:
 
     heads = {"path": "ticket", "weights_remaining": "weights left"}
     names = list(dict.fromkeys(name for row in rows for name in row))
-    lines = [[NONE if (value := row.get(name)) is None else _cell(value) for name in names] for row in rows]
-    print("\n".join(align_columns([[shown(heads.get(name, name)) for name in names], *lines])))
+    lines = [[NONE if (value := row.get(name)) is None else _format_cell(value) for name in names] for row in rows]
+    print("\n".join(align_columns([[printable_text(heads.get(name, name)) for name in names], *lines])))
 
 
-def _cell(value: object) -> str:
+def _format_cell(value: object) -> str:
     """Format a value for a table: numbers with four decimals, those below 1 with six digits."""
     if isinstance(value, float):
         return str(round(value, 4)) if abs(value) >= 1 else f"{value:.6g}"
-    return shown(value)
+    return printable_text(value)
 
 
-def shown(value: object) -> str:
-    """Return a value as one printable line: a name may come from a file, and must not move the cursor."""
+def printable_text(value: object) -> str:
+    """Return a value as one printable line, since a name from a file may contain control characters."""
     from ticketry.core.tables import one_line
 
     return one_line(str(value))
@@ -108,7 +108,7 @@ def _print_methods(rows: list[dict[str, Any]]) -> None:
     table: list[tuple[str, ...]] = [("method", "prunes", "costs, in trainings", "score", "removes")]
     for row in rows:
         table.append((row["name"], row["prunes"], row["costs"], row["scores"] or "none", row["removes"]))
-    _print_with_more(table, [f"{row['description']}. {row['paper']}{_whence(row)}" for row in rows])
+    _print_with_descriptions(table, [f"{row['description']}. {row['paper']}{_origin_note(row)}" for row in rows])
     print("\nnames that papers use")
     for row in rows:
         for alias, one in row["aliases"].items():
@@ -128,20 +128,20 @@ def _print_scores(rows: list[dict[str, Any]]) -> None:
     for row in rows:
         order = {0: "none", 1: "first", 2: "second"}.get(row["order"], "not said")
         table.append((row["name"], row["data"], order, row["channels"], row["paper"]))
-    _print_with_more(table, [f"{row['description']}{_whence(row)}" for row in rows])
+    _print_with_descriptions(table, [f"{row['description']}{_origin_note(row)}" for row in rows])
     print(
         "\nof channels: its form for whole channels (summed: over all weights of each);\n"
         "             only: with --structure channels, it is not one of single weights"
     )
 
 
-def _whence(row: Mapping[str, Any]) -> str:
-    """Return the package of a row, if it is another than ticketry."""
+def _origin_note(row: Mapping[str, Any]) -> str:
+    """Return a note that names the package of a row; empty for ticketry's own."""
     return "" if row["from"] == BUILT_IN else f" (of {row['from']})"
 
 
-def _print_with_more(table: list[tuple[str, ...]], more: list[str]) -> None:
-    """Print a table with a header, and text below each row, no wider than 80 columns."""
+def _print_with_descriptions(table: list[tuple[str, ...]], more: list[str]) -> None:
+    """Print a table with a description below each row, at most 80 columns wide."""
     from ticketry.report.wording import align_columns
 
     head, *lines = align_columns(table)
@@ -150,7 +150,7 @@ def _print_with_more(table: list[tuple[str, ...]], more: list[str]) -> None:
         print(f"\n{line}\n{textwrap.fill(text, 78, initial_indent='  ', subsequent_indent='  ')}")
 
 
-def _tasks(_: Path) -> list[dict[str, Any]]:
+def _list_tasks(_: Path) -> list[dict[str, Any]]:
     from ticketry.tasks import catalogue
 
     return [
@@ -159,7 +159,7 @@ def _tasks(_: Path) -> list[dict[str, Any]]:
     ]
 
 
-def _methods(_: Path) -> list[dict[str, Any]]:
+def _list_methods(_: Path) -> list[dict[str, Any]]:
     from ticketry.search import ALIASES, METHODS, methods
 
     return [
@@ -183,7 +183,7 @@ def _methods(_: Path) -> list[dict[str, Any]]:
     ]
 
 
-def _models(_: Path) -> list[dict[str, Any]]:
+def _list_models(_: Path) -> list[dict[str, Any]]:
     from ticketry.tasks.network_name import LANGUAGE_MODELS, NETWORKS
 
     return [
@@ -193,7 +193,7 @@ def _models(_: Path) -> list[dict[str, Any]]:
     ]
 
 
-def _scores(_: Path) -> list[dict[str, Any]]:
+def _list_scores(_: Path) -> list[dict[str, Any]]:
     from ticketry.core import score
     from ticketry.core.structure.channel_scores import CHANNEL_ONLY
 
@@ -216,41 +216,41 @@ def _scores(_: Path) -> list[dict[str, Any]]:
     ]
 
 
-def _registered(module: str, name: str) -> Callable[[Path], list[dict[str, Any]]]:
-    """Return a function that lists a registry, whose module is imported only then."""
+def _list_registry(module: str, name: str) -> Callable[[Path], list[dict[str, Any]]]:
+    """Return a function that lists a registry and imports its module only when called."""
 
     def rows(_: Path) -> list[dict[str, Any]]:
         registry: Registry[Any] = getattr(import_module(module), name)
         return [
-            {"name": name, "from": registry.find_origin(name), "description": summary(found)}
+            {"name": name, "from": registry.find_origin(name), "description": first_paragraph(found)}
             for name, found in registry.load_usable().items()
         ]
 
     return rows
 
 
-def _controls(store: Path) -> list[dict[str, Any]]:
+def _list_controls(store: Path) -> list[dict[str, Any]]:
     from ticketry.evidence.control import MORE_CONTROLS
     from ticketry.registry import BUILT_IN
 
     more = [{"name": name, "from": BUILT_IN, "description": text} for name, text in MORE_CONTROLS.items()]
-    return [*_registered("ticketry.evidence", "CONTROLS")(store), *more]
+    return [*_list_registry("ticketry.evidence", "CONTROLS")(store), *more]
 
 
-def summary(found: object) -> str:
-    """Return the first paragraph of an object's own docstring; an inherited one does not describe it."""
+def first_paragraph(found: object) -> str:
+    """Return the first paragraph of an object's own docstring, not of an inherited one."""
     text = inspect.cleandoc(getattr(found, "__doc__", None) or "")
     return " ".join(text.split("\n\n")[0].split()).rstrip(".")
 
 
-def _presets(_: Path) -> list[dict[str, Any]]:
+def _list_presets(_: Path) -> list[dict[str, Any]]:
     from ticketry.tasks.presets import EXPERIMENTS
 
     return [{"name": name, "title": preset.title, "source": preset.source} for name, preset in EXPERIMENTS.items()]
 
 
-def _is_there(store: Path) -> bool:
-    """Return whether there is a store; the records of a shared one are fetched."""
+def _store_exists(store: Path) -> bool:
+    """Return whether there is a store; fetch the records of a shared store."""
     if not address_of(store):
         from ticketry.lab.store.files import is_there
 
@@ -260,12 +260,12 @@ def _is_there(store: Path) -> bool:
     return existing_store(store) is not None
 
 
-def _runs(store: Path) -> list[dict[str, Any]]:
-    if not _is_there(store):
+def _list_runs(store: Path) -> list[dict[str, Any]]:
+    if not _store_exists(store):
         return []
     from ticketry.experiments.stored_runs import stored_runs
 
-    by_name = {record.name: record for record in records(store)}
+    by_name = {record.name: record for record in read_run_records(store)}
     rows = []
     for one in stored_runs(store):
         record = by_name.get(one.name)
@@ -290,7 +290,7 @@ def _print_runs(rows: list[dict[str, Any]]) -> None:
     print(
         "\n".join(
             [
-                *run_lines(rows, sizes=True),
+                *format_runs(rows, sizes=True),
                 "",
                 "weights: of the tickets, the densest first; best: the highest mean of any level on the test split",
                 "size: with all results and weights that it stands on; its own: what `ticketry rm RUN` frees",
@@ -300,20 +300,20 @@ def _print_runs(rows: list[dict[str, Any]]) -> None:
     )
 
 
-def _tickets(store: Path) -> list[dict[str, Any]]:
+def _list_tickets(store: Path) -> list[dict[str, Any]]:
     return [
         {
-            "path": _folder_of(store, record, point),
+            "path": _find_ticket_folder(store, record, point),
             "weights_remaining": f"{100 * point.density:.2f} %",
             **point.test,
         }
-        for record in (records(store) if _is_there(store) else [])
+        for record in (read_run_records(store) if _store_exists(store) else [])
         for point in record.points
         if point.role == "ticket"
     ]
 
 
-def _folder_of(store: Path, record: RunRecord, point: Point) -> str | None:
+def _find_ticket_folder(store: Path, record: RunRecord, point: Point) -> str | None:
     """Return the folder of a ticket in this store; None if a bundle omitted it."""
     from ticketry.lab.store.files import is_there
     from ticketry.lab.store.paths import Paths, ticket_folder
@@ -324,16 +324,16 @@ def _folder_of(store: Path, record: RunRecord, point: Point) -> str | None:
     return shown_place(str(folder)) if is_there(folder) else None
 
 
-def records(store: Path) -> list[RunRecord]:
+def read_run_records(store: Path) -> list[RunRecord]:
     """Return the records of all finished runs of a store, the oldest first; raises as `read_record`."""
-    return [read_record(path) for path in run_files(store)]
+    return [read_record(path) for path in run_record_files(store)]
 
 
-def run_files(store: Path) -> list[Path]:
-    """Return the ``run.json`` of each finished run of a store, the oldest first; its folder has the run's name.
+def run_record_files(store: Path) -> list[Path]:
+    """Return the ``run.json`` files of a store's finished runs, the oldest first; each folder has the run's name.
 
     Raises:
-        StoreError: if one is no JSON.
+        StoreError: if a file is not JSON.
     """
     from ticketry.lab.store.files import read_sealed
     from ticketry.lab.store.paths import Paths
@@ -350,7 +350,7 @@ def read_record(path: Path) -> RunRecord:
     """Return the record in a ``run.json``.
 
     Raises:
-        StoreError: if it is damaged, or is the record of another run than that of its folder.
+        StoreError: if it is damaged, or its run is not that of its folder.
     """
     from ticketry.lab.store.files import read_sealed
     from ticketry.records.run import read_run
@@ -362,17 +362,17 @@ def read_record(path: Path) -> RunRecord:
 
 
 _LISTS: dict[str, Callable[[Path], list[dict[str, Any]]]] = {
-    "tasks": _tasks,
-    "methods": _methods,
-    "models": _models,
-    "scores": _scores,
-    "gates": _registered("ticketry.core.gates", "KINDS"),
-    "controls": _controls,
-    "runners": _registered("ticketry.lab.runners.runner", "RUNNERS"),
-    "loggers": _registered("ticketry.lab.loggers.logger", "LOGGERS"),
-    "presets": _presets,
-    "runs": _runs,
-    "tickets": _tickets,
+    "tasks": _list_tasks,
+    "methods": _list_methods,
+    "models": _list_models,
+    "scores": _list_scores,
+    "gates": _list_registry("ticketry.core.gates", "KINDS"),
+    "controls": _list_controls,
+    "runners": _list_registry("ticketry.lab.runners.runner", "RUNNERS"),
+    "loggers": _list_registry("ticketry.lab.loggers.logger", "LOGGERS"),
+    "presets": _list_presets,
+    "runs": _list_runs,
+    "tickets": _list_tickets,
 }
 
 _PRINTED = {"methods": _print_methods, "scores": _print_scores, "runs": _print_runs, "tickets": _print_tickets}
@@ -402,7 +402,7 @@ def describe_run(record: RunRecord | None) -> dict[str, Any]:
     }
 
 
-def run_lines(rows: Sequence[Mapping[str, Any]], *, sizes: bool) -> list[str]:
+def format_runs(rows: Sequence[Mapping[str, Any]], *, sizes: bool) -> list[str]:
     """Return a table of runs as lines.
 
     Args:
@@ -416,10 +416,10 @@ def run_lines(rows: Sequence[Mapping[str, Any]], *, sizes: bool) -> list[str]:
     table = [[*head[:-1], *(["state", "size", "its own"] if sizes else []), head[-1]]]
     for row in rows:
         best = NONE if row["best"] is None else f"{row['best']:.4g}{row['unit'] and ' ' + row['unit']}"
-        cells = [row["run"], row["method"] or NONE, row["score"] or NONE, _densities(row["densities"]), best]
-        more = [row["state"], megabytes(row["bytes"]), megabytes(row["own_bytes"])] if sizes else []
+        cells = [row["run"], row["method"] or NONE, row["score"] or NONE, _format_densities(row["densities"]), best]
+        more = [row["state"], format_megabytes(row["bytes"]), format_megabytes(row["own_bytes"])] if sizes else []
         table.append(
-            [one_line(str(cell)) for cell in (*cells, row["replicates"] or NONE, *more, ago(row["age_seconds"]))]
+            [one_line(str(cell)) for cell in (*cells, row["replicates"] or NONE, *more, format_age(row["age_seconds"]))]
         )
     return align_columns(table)
 
@@ -427,8 +427,8 @@ def run_lines(rows: Sequence[Mapping[str, Any]], *, sizes: bool) -> list[str]:
 _MOST_DENSITIES = 3
 
 
-def _densities(densities: Sequence[float]) -> str:
-    """Return densities as text, ``20, 10``; of many levels the first and the last."""
+def _format_densities(densities: Sequence[float]) -> str:
+    """Return densities as text, ``20, 10``; for many levels only the first and the last."""
     words = [f"{100 * one:.3g}" for one in densities]
     if len(words) > _MOST_DENSITIES:
         return f"{words[0]} … {words[-1]} ({len(words)} levels)"
@@ -436,12 +436,12 @@ def _densities(densities: Sequence[float]) -> str:
 
 
 def run_row(record: RunRecord, age_seconds: float) -> dict[str, Any]:
-    """Return a row of `run_lines`."""
+    """Return a row for `format_runs`."""
     return {"run": record.name, **describe_run(record), "age_seconds": age_seconds}
 
 
-def ago(seconds: float) -> str:
-    """Return elapsed time in its largest unit."""
+def format_age(seconds: float) -> str:
+    """Return an elapsed time as text in its largest unit."""
     for unit, length in (("day", 86_400), ("hour", 3_600), ("minute", 60)):
         if seconds >= length:
             count = int(seconds // length)

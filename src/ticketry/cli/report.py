@@ -13,7 +13,7 @@ import tyro
 
 from ticketry.choices import did_you_mean
 from ticketry.cli.arguments import parse
-from ticketry.cli.listing import read_record, run_files, run_lines, run_row
+from ticketry.cli.listing import format_runs, read_record, run_record_files, run_row
 from ticketry.cli.store import require_store
 from ticketry.errors import StoreError, UsageError
 from ticketry.records.run import RunRecord
@@ -61,25 +61,21 @@ def main(words: Sequence[str]) -> int:
     if arguments.all and arguments.runs:
         raise UsageError("name runs or give --all, not both")
     if arguments.watch:
-        return _watched(arguments)
-    known = run_files(require_store(arguments.store))
+        if given := [name for name in ("runs", "all", "export", "figures", "json") if getattr(arguments, name)]:
+            raise UsageError(f"--watch shows all that the store is doing: leave out {', '.join(given)}")
+        return _watch(require_store(arguments.store), arguments.output)
+    known = run_record_files(require_store(arguments.store))
     chosen = [read_record(path) for path in (known if arguments.all and known else _choose_runs(known, arguments.runs))]
     if arguments.all:
-        chosen.sort(key=_kin)
-    written = _write(arguments, chosen)
+        chosen.sort(key=_similarity_key)
+    written = _write_report(arguments, chosen)
     if arguments.json:
         print(json.dumps({"reports": [written]}))
     return 0
 
 
-def _watched(arguments: _Arguments) -> int:
-    if given := [name for name in ("runs", "all", "export", "figures", "json") if getattr(arguments, name)]:
-        raise UsageError(f"--watch shows all that the store is doing: leave out {', '.join(given)}")
-    return _watch(require_store(arguments.store), arguments.output)
-
-
 def _watch(store: Path, page: Path | None) -> int:
-    """Write the page, and what it shows every two seconds, until Ctrl-C; 0.
+    """Write the page, then its data every two seconds until Ctrl-C; return 0.
 
     Raises:
         StoreError: if it cannot be written.
@@ -109,24 +105,24 @@ def _watch(store: Path, page: Path | None) -> int:
 
 
 def _choose_runs(known: Sequence[Path], names: Sequence[str]) -> list[Path]:
-    """Return the records of the named runs without repeats, in the order of names; without names the newest."""
+    """Return the record files of the named runs, in that order and without repeats; by default the newest."""
     if not known:
         raise StoreError("there is no finished run in this store: run `ticketry search` first")
     return list(dict.fromkeys(_find_run(known, name) for name in names)) or [known[-1]]
 
 
-def _kin(record: RunRecord) -> tuple[str, str, float]:
-    """An order in which runs that differ little stand together: by task, method and rewind step."""
+def _similarity_key(record: RunRecord) -> tuple[str, str, float]:
+    """Return a sort key that groups similar runs: task, method and rewind step."""
     return record.task.name, record.method, record.steps.rewind or 0
 
 
 def _find_run(known: Sequence[Path], name: str) -> Path:
-    """Return the record of the run of that name, or of the only one whose name starts with it."""
+    """Return the record file of the run with this name, or of the only run whose name starts with it."""
     matching = [path for path in known if path.parent.name.startswith(name)]
     exact = [path for path in matching if path.parent.name == name]
     if not matching:
         near = did_you_mean(name, [path.parent.name for path in known])
-        raise StoreError(f"no run is called {name!r}; {near}there are {_some(known)}")
+        raise StoreError(f"no run is called {name!r}; {near}there are {_list_names(known)}")
     if len(exact or matching) > 1:
         rows, unreadable = [], []
         for path in matching[-_LISTED:]:
@@ -135,7 +131,7 @@ def _find_run(known: Sequence[Path], name: str) -> Path:
             except StoreError:  # a damaged record does not hide the other candidates
                 unreadable.append(f"{path.parent.name}  (its record cannot be read)")
         more = [f"and {len(matching) - _LISTED} older ones"] if len(matching) > _LISTED else []
-        choice = "\n".join([*(run_lines(rows, sizes=False) if rows else []), *unreadable, *more])
+        choice = "\n".join([*(format_runs(rows, sizes=False) if rows else []), *unreadable, *more])
         raise UsageError(
             f"{len(matching)} runs have a name that begins with {name!r}. Give one or several names, as much of each as"
             f" tells it apart, or --all:\n{choice}"
@@ -143,13 +139,13 @@ def _find_run(known: Sequence[Path], name: str) -> Path:
     return (exact or matching)[0]
 
 
-def _some(runs: Sequence[Path]) -> str:
-    """Names of runs, the newest of many: a store may have hundreds."""
+def _list_names(runs: Sequence[Path]) -> str:
+    """Return the names of runs as text; of many runs only the newest."""
     names = [path.parent.name for path in runs[-_NAMED:]]
     return ", ".join(names) + (f" and {len(runs) - _NAMED} older ones" if len(runs) > _NAMED else "")
 
 
-def _write(arguments: _Arguments, runs: list[RunRecord]) -> dict[str, Any]:
+def _write_report(arguments: _Arguments, runs: list[RunRecord]) -> dict[str, Any]:
     from ticketry.lab.store.paths import Paths
     from ticketry.report import evidence_of, export, summary_lines, verdict_line, write_report
 
@@ -159,11 +155,11 @@ def _write(arguments: _Arguments, runs: list[RunRecord]) -> dict[str, Any]:
     path = write_report(runs, arguments.output or folder / "report.html", evidence=evidence)
     exported = export(runs, arguments.export, evidence=evidence) if arguments.export else []
     drawn = runs if arguments.figures else []
-    figures = [figure for run in drawn for figure in _figures(run, paths.run(run.name))]
+    figures = [figure for run in drawn for figure in _write_figures(run, paths.run(run.name))]
     if not arguments.json:
         for run in runs:
             print("\n".join([run.name] if len(runs) > 1 else [*summary_lines(run), ""]))
-            print("\n".join([verdict_line(run), *(["", *lines] if (lines := _verdicts(run, paths)) else []), ""]))
+            print("\n".join([verdict_line(run), *(["", *lines] if (lines := _verdict_lines(run, paths)) else []), ""]))
         files = [
             ("report", path),
             *(("figure", figure) for figure in figures),
@@ -180,17 +176,17 @@ def _write(arguments: _Arguments, runs: list[RunRecord]) -> dict[str, Any]:
     }
 
 
-def _verdicts(run: RunRecord, paths: Paths) -> list[str]:
-    """The verdicts of a run, and the verification that would decide what they leave undecided."""
-    from ticketry.cli.screen.results import next_lines
+def _verdict_lines(run: RunRecord, paths: Paths) -> list[str]:
+    """Return the verdicts of a run as lines, with the verification that would decide an undecided level."""
+    from ticketry.cli.screen.results import suggestion_lines
     from ticketry.evidence.level_verdicts import with_current_verdicts
     from ticketry.report import verdict_lines
 
     shown = with_current_verdicts(run)
-    return [*verdict_lines(shown), *next_lines(shown, paths.run(run.name) / "run.toml")]
+    return [*verdict_lines(shown), *suggestion_lines(shown, paths.run(run.name) / "run.toml")]
 
 
-def _figures(run: RunRecord, folder: Path) -> list[Path]:
+def _write_figures(run: RunRecord, folder: Path) -> list[Path]:
     """Write a run's figures into its folder."""
     from ticketry.files import join_inside
     from ticketry.lab.store.files import write_atomically

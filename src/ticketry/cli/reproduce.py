@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from ticketry.cli.arguments import Printing, parse
+from ticketry.cli.arguments import OutputOptions, parse
 from ticketry.errors import UsageError
 from ticketry.experiments.options import LabOptions
 from ticketry.records.schema import as_json
@@ -47,7 +47,7 @@ _UNITS = {"s": 1.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class _Reproduce(Printing, LabOptions):
+class _Reproduce(OutputOptions, LabOptions):
     campaign: tyro.conf.Positional[str]
     """The name of a campaign, all of them (all), or a TOML file of your own."""
     scale: Literal["demo", "cpu", "paper"] = "demo"
@@ -73,14 +73,14 @@ class _Reproduce(Printing, LabOptions):
 
 
 def main(words: Sequence[str]) -> int:
-    """Carry out one campaign, or all; return 1 if a run failed that claims depend on."""
+    """Run one campaign or all; return 1 if a run failed that claims depend on."""
     arguments: Any = parse(_Reproduce, words, prog="ticketry reproduce", description=_DESCRIPTION)
-    _check_file(Path(arguments.campaign))
+    _check_toml(Path(arguments.campaign))
     chosen: dict[str, Any] = {name: said for name in ("precision", "kernels") if (said := getattr(arguments, name))}
     arguments = dataclasses.replace(arguments, precision=LabOptions.precision, kernels=LabOptions.kernels)
     if arguments.check:
-        return _check(arguments, chosen)
-    outcomes = _outcomes(arguments, chosen, shlex.join(["ticketry", "reproduce", *words]))
+        return _check_rows(arguments, chosen)
+    outcomes = _run_campaigns(arguments, chosen, shlex.join(["ticketry", "reproduce", *words]))
     failed = int(any(one.failed for one in outcomes))
     if arguments.json:
         print(json.dumps([_as_json(one) for one in outcomes]))
@@ -90,12 +90,12 @@ def main(words: Sequence[str]) -> int:
     return failed
 
 
-def _check_file(campaign: Path) -> None:
-    """Refuse a file that is no TOML before torch is imported, which takes seconds."""
-    from ticketry.experiments.run_file import toml_tables
+def _check_toml(campaign: Path) -> None:
+    """Raise `UsageError` for an invalid TOML file before torch is imported, which takes seconds."""
+    from ticketry.experiments.run_file import read_toml
 
     if campaign.suffix == ".toml":
-        toml_tables(campaign, "campaign")
+        read_toml(campaign, "campaign")
 
 
 def _as_json(outcome: Outcome) -> dict[str, Any]:
@@ -103,17 +103,17 @@ def _as_json(outcome: Outcome) -> dict[str, Any]:
     return {**as_json(outcome.record), "page": str(outcome.page), "stopped": outcome.stopped, "planned": planned}
 
 
-def _check(arguments: Any, chosen: Mapping[str, Any]) -> int:
-    """Check finished rows of campaigns; return 1 if one does not hold."""
+def _check_rows(arguments: Any, chosen: Mapping[str, Any]) -> int:
+    """Train finished rows of campaigns again; return 1 if a result differs."""
     from ticketry.cli.screen.progress import Progress
     from ticketry.experiments.reproduce.checking import ROWS, check
     from ticketry.report.wording import align_columns
 
     found = []
-    for campaign in _campaigns(arguments):
+    for campaign in _read_campaigns(arguments):
         with Progress(f"{campaign.name}, {campaign.scale}: check") as progress:
             found += check(
-                _changed(campaign, chosen),
+                _with_arithmetic(campaign, chosen),
                 arguments,
                 arguments.check,
                 draw=arguments.draw,
@@ -127,23 +127,23 @@ def _check(arguments: Any, chosen: Mapping[str, Any]) -> int:
     return int(any(one.found == "outside" for one in found))
 
 
-def _campaigns(arguments: Any) -> list[Campaign]:
-    """Read the named campaigns; all are checked before anything is trained."""
-    from ticketry.experiments.reproduce.campaign_file import built_in_at, read_campaign
+def _read_campaigns(arguments: Any) -> list[Campaign]:
+    """Read and check all named campaigns, before anything is trained."""
+    from ticketry.experiments.reproduce.campaign_file import campaigns_at_scale, read_campaign
 
-    names = built_in_at(arguments.scale) if arguments.campaign == "all" else [arguments.campaign]
+    names = campaigns_at_scale(arguments.scale) if arguments.campaign == "all" else [arguments.campaign]
     return [read_campaign(Path(name), arguments.scale, trust=arguments.trust) for name in names]
 
 
-def _outcomes(arguments: Any, chosen: Mapping[str, Any], command: str) -> list[Outcome]:
+def _run_campaigns(arguments: Any, chosen: Mapping[str, Any], command: str) -> list[Outcome]:
     from ticketry.cli.screen.progress import Progress
     from ticketry.experiments.reproduce.campaign import reproduce
 
-    end, found = time.monotonic() + seconds_of(arguments.budget), []  # all of them have it together
-    for campaign in _campaigns(arguments):
+    end, found = time.monotonic() + parse_budget_seconds(arguments.budget), []  # all of them have it together
+    for campaign in _read_campaigns(arguments):
         with Progress(f"{campaign.name}, {campaign.scale}") as progress:
             outcome = reproduce(
-                _changed(campaign, chosen),
+                _with_arithmetic(campaign, chosen),
                 arguments,
                 only=arguments.only,
                 budget=end - time.monotonic(),
@@ -156,7 +156,7 @@ def _outcomes(arguments: Any, chosen: Mapping[str, Any], command: str) -> list[O
     return found
 
 
-def _changed(campaign: Campaign, chosen: Mapping[str, Any]) -> Campaign:
+def _with_arithmetic(campaign: Campaign, chosen: Mapping[str, Any]) -> Campaign:
     """Return the campaign with the given precision and kernels."""
     if "kernels" in chosen:
         campaign = dataclasses.replace(campaign, kernels=dict.fromkeys(campaign.runs, chosen["kernels"]))
@@ -165,7 +165,7 @@ def _changed(campaign: Campaign, chosen: Mapping[str, Any]) -> Campaign:
     return campaign
 
 
-def seconds_of(text: str) -> float:
+def parse_budget_seconds(text: str) -> float:
     """Return a time such as 90s, 30min, 8h or 2d in seconds; infinity for an empty text.
 
     Raises:
@@ -196,7 +196,7 @@ def summarise_campaign(outcome: Outcome, width: int | None = None) -> list[str]:
         lines.append("One other claim is on the page." if others == 1 else f"{others} other claims are on the page.")
     if gone:
         lines.append(f"Columns on the page alone: {'; '.join(gone)}.")
-    lines += [*campaign_sentences(record)[:3], *_planned_rows(outcome)]
+    lines += [*campaign_sentences(record)[:3], *_format_plan(outcome)]
     lines += [f"failed   {run}: {why}" for run, why in outcome.failed.items()]
     stuck = [claim for claim in record.claims if claim.unknown and claim.name in outcome.wanted]
     lines += [f"unknown  {claim.name}: {claim.unknown}; no more replicates decide it" for claim in stuck]
@@ -205,7 +205,7 @@ def summarise_campaign(outcome: Outcome, width: int | None = None) -> list[str]:
     return [*lines, f"page     {outcome.page}", f"text     {outcome.text}"]
 
 
-def _planned_rows(outcome: Outcome) -> list[str]:
+def _format_plan(outcome: Outcome) -> list[str]:
     """Return the planned trainings as rows of text, one for each run."""
     from ticketry.report.wording import align_columns, duration
 

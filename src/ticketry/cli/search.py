@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import tyro
 
-from ticketry.cli.arguments import HELP_ALL, Printing, options_in, parse, show_status, split_list
-from ticketry.cli.screen.results import interim_printer, print_evidence, print_run
+from ticketry.cli.arguments import HELP_ALL, OutputOptions, option_names, parse, show_status, split_list
+from ticketry.cli.screen.results import make_interim_printer, print_evidence, print_run
 from ticketry.errors import TicketryError, UsageError, needs
 from ticketry.experiments.decoding import decode_settings
 from ticketry.experiments.options import LabOptions, SearchOptions
-from ticketry.experiments.run_file import check_trust, current_settings, read_run_file, search_options
+from ticketry.experiments.run_file import check_trust, decode_search_options, read_run_file, upgrade_stored_settings
 from ticketry.records.schema import as_json
 from ticketry.search import ALIASES, Method, check_named_settings, method, methods
 from ticketry.tasks.facts import DATA_SETS
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class SearchArguments(Printing, SearchOptions):
+class SearchArguments(OutputOptions, SearchOptions):
     """Arguments of every command that searches."""
 
     preset: str = ""
@@ -56,9 +56,9 @@ class _Arguments(SearchArguments):
 
 
 def main(words: Sequence[str]) -> int:
-    """Carry out a search."""
+    """Run `ticketry search` and return its exit code."""
     if not words or words[0] in ("-h", "--help", HELP_ALL):
-        print(_help())
+        print(_build_help())
         return 0 if words else 2
     chosen, arguments = read_arguments(words, command="search")
     if len(words) == 1 and not words[0].startswith("-"):  # probably unfinished: a search takes minutes
@@ -66,7 +66,7 @@ def main(words: Sequence[str]) -> int:
             f"name what to train on: ticketry search {words[0]} --task digits, or another of `ticketry list tasks`"
             f" (ticketry search {words[0]} --help shows all options)"
         )
-    return _search(chosen, arguments, shlex.join(["ticketry", "search", *words]))
+    return _run_search(chosen, arguments, shlex.join(["ticketry", "search", *words]))
 
 
 def read_arguments(
@@ -78,7 +78,7 @@ def read_arguments(
     extra: Sequence[Any] = (),
     description: str = "",
 ) -> tuple[Method, Any]:
-    """Return the method and all options of a command that searches, from its words and its run file.
+    """Parse a command that searches: return the method and all options, from the words and a run file.
 
     Args:
         words: the command line after the command.
@@ -90,14 +90,14 @@ def read_arguments(
     """
     named = bool(words) and not words[0].startswith("-")
     rest = list(words[1:] if named else words)
-    given, source = options_in(rest), _read_source(rest)
+    given, source = option_names(rest), _read_early_options(rest)
     tables: dict[str, Any] = {}
     if source.config and source.preset:
         raise UsageError("a run file and a preset both name everything: give either --config or --preset")
     if source.config:
         store = source.store or LabOptions.store
         tables = read_run_file(Path(source.config))
-        tables["settings"] = current_settings(tables.get("settings", {}), tables.get("method"), store)
+        tables["settings"] = upgrade_stored_settings(tables.get("settings", {}), tables.get("method"), store)
         if "trust" not in given:
             check_trust(tables, {*given, *(["method"] if named else [])}, of=source.config, store=store)
     elif source.preset:
@@ -113,15 +113,15 @@ def read_arguments(
     if not description and HELP_ALL in rest:
         about += f"\n\n{chosen.description}"
     prog = f"ticketry {command} {chosen.alias or chosen.name}"
-    return chosen, _parse(chosen, rest, tables, source, base, extra, prog, about)
+    return chosen, _parse_options(chosen, rest, tables, source, base, extra, prog, about)
 
 
 _HOW_FAR = frozenset(("levels", "density", "sparsity", "densities", "flops", "time", "bytes"))
-"""Settings that say how far a search goes: one on the command line replaces all of a run file's."""
+"""Settings that end a search: any of them on the command line replaces all of them from a run file."""
 
 
-def _read_source(words: Sequence[str]) -> argparse.Namespace:
-    """Return the options that decide the defaults of all others: run file, preset, store, and what the task is."""
+def _read_early_options(words: Sequence[str]) -> argparse.Namespace:
+    """Parse the options that determine the defaults of all others: run file, preset, store and task."""
     early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     for flag in ("--config", "--preset", "--store", "--task", "--model", "--target"):
         early.add_argument(flag, default="", nargs="?", const="")
@@ -131,7 +131,7 @@ def _read_source(words: Sequence[str]) -> argparse.Namespace:
     return found
 
 
-def _parse(
+def _parse_options(
     chosen: Method,
     words: Sequence[str],
     tables: Mapping[str, Any],
@@ -143,7 +143,7 @@ def _parse(
 ) -> Any:
     """Parse all options. Defaults come from the run file and the task, so that help shows the values in effect."""
     what = "the run file" if source.config else "the preset"
-    options = search_options(tables, what)
+    options = decode_search_options(tables, what)
     (settings,) = decode_settings(tables.get("settings", {}), chosen.Settings, what=f"{what}'s [settings]")
     here = SearchOptions(
         task=source.task or options.task,
@@ -159,31 +159,31 @@ def _parse(
         words,
         prog=prog,
         description=about,
-        default=kind(settings=settings, recipe=_recipe(here, tables), **vars(options)),
+        default=kind(settings=settings, recipe=_default_recipe(here, tables), **vars(options)),
     )
 
 
-def _recipe(options: SearchOptions, tables: Mapping[str, Any]) -> Recipe:
+def _default_recipe(options: SearchOptions, tables: Mapping[str, Any]) -> Recipe:
     """Return the recipe of the run file, or that of the task."""
     if "recipe" in tables:
         return recipe_from(tables["recipe"])
     if options.task in DATA_SETS.built_in:  # without torch, for --help
         data = DATA_SETS.get(options.task)
         return data.recipe_of(options.model or data.model)
-    return task_by(options.task, options.model, options.task_options).recipe
+    return build_task(options.task, options.model, options.task_options).recipe
 
 
-def _search(chosen: Method, arguments: Any, command: str) -> int:
+def _run_search(chosen: Method, arguments: Any, command: str) -> int:
     from ticketry.cli.screen.progress import SearchProgress
-    from ticketry.experiments.request import with_profile
-    from ticketry.experiments.run import carry_out
+    from ticketry.experiments.request import with_measured_costs
+    from ticketry.experiments.run import run_search
 
-    request = request_by(chosen, arguments)
+    request = request_from_arguments(chosen, arguments)
     with show_status(f"what {arguments.task} costs here") as say:
-        request = with_profile(request, arguments, say)
+        request = with_measured_costs(request, arguments, say)
     ended: list[TicketryError] = []
     with SearchProgress(request) as live:
-        run = carry_out(
+        run = run_search(
             request,
             arguments,
             command=command,
@@ -193,7 +193,7 @@ def _search(chosen: Method, arguments: Any, command: str) -> int:
             on_ended=ended.append,
         )
     if arguments.verify and not ended:
-        _verify(run)
+        _verify_run(run)
     if arguments.bench and not ended:
         with show_status("timing") as say:
             run.bench(say=say)
@@ -211,20 +211,20 @@ def _search(chosen: Method, arguments: Any, command: str) -> int:
     return 0
 
 
-def _verify(run: Run) -> None:
+def _verify_run(run: Run) -> None:
     from ticketry.cli.screen.progress import Progress
 
     with Progress(f"verifying {run.name}") as progress:
-        run.verify(on_event=progress.on_event, on_interim=interim_printer(progress))
+        run.verify(on_event=progress.on_event, on_interim=make_interim_printer(progress))
 
 
-def request_by(chosen: Method, arguments: Any) -> SearchRequest:
+def request_from_arguments(chosen: Method, arguments: Any) -> SearchRequest:
     """Return the search that the arguments describe."""
-    from ticketry.experiments.request import request_of
+    from ticketry.experiments.request import build_request
 
-    return request_of(
+    return build_request(
         chosen,
-        task_by(arguments.task, arguments.model, arguments.task_options),
+        build_task(arguments.task, arguments.model, arguments.task_options),
         arguments.settings,
         replicates=arguments.replicates,
         controls=arguments.controls,
@@ -235,7 +235,7 @@ def request_by(chosen: Method, arguments: Any) -> SearchRequest:
     )
 
 
-def task_by(name: str, model: str, options: Sequence[str]) -> Task:
+def build_task(name: str, model: str, options: Sequence[str]) -> Task:
     """Return the task with this name, network and options."""
     from ticketry.tasks import catalogue
 
@@ -245,7 +245,7 @@ def task_by(name: str, model: str, options: Sequence[str]) -> Task:
     return catalogue.get(name, model=model or None, options={key: value for key, _, value in pairs})
 
 
-def _help() -> str:
+def _build_help() -> str:
     lines = [f"  {name:<12} {found.title}" for name, found in methods().items()]
     aliases = textwrap.fill(
         f"also as papers call them: {', '.join(ALIASES)} (`ticketry list methods`)",
@@ -294,7 +294,7 @@ class _Demo:
 
 
 def demo(words: Sequence[str]) -> int:
-    """Search as `DEMO_SEARCH` says."""
+    """Run the search of `DEMO_SEARCH`."""
     arguments: _Demo = parse(_Demo, words, prog="ticketry demo", description=_DEMO)
     for package in _NEEDED:  # now, and not at the step that asks for it
         needs(package, "demo", "the demo")

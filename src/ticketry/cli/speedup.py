@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from ticketry.cli.arguments import Printing, parse, show_status
+from ticketry.cli.arguments import OutputOptions, parse, show_status
 from ticketry.errors import UsageError
 from ticketry.experiments.speedup import Speedup, SpeedupOptions
 
@@ -34,7 +34,7 @@ examples:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class _Arguments(Printing, SpeedupOptions):
+class _Arguments(OutputOptions, SpeedupOptions):
     what: Annotated[str, tyro.conf.Positional] = ""
     """MODEL.py:build: a Python file, and a function in it that returns (model, example_inputs)."""
     task: str = ""
@@ -58,7 +58,7 @@ def main(words: Sequence[str]) -> int:
         raise UsageError("name either a model (MODEL.py:build) or a task (--task)")
     found = []
     with show_status("speedup") as say:
-        for one in _tables(arguments, say):
+        for one in _compute_tables(arguments, say):
             found.append(one)
     if arguments.json:
         found_json = {
@@ -67,11 +67,11 @@ def main(words: Sequence[str]) -> int:
         }
         print(json.dumps(found_json))
         return 0
-    from ticketry.cli.screen.speed import console
+    from ticketry.cli.screen.speed import make_console
 
-    out = console()
+    out = make_console()
     for one in found:
-        out.print(table_of(one))
+        out.print(speedup_table(one))
         for said in one.warnings:
             out.print(f"warning: {said}", markup=False, highlight=False)
     machine = found[0].machine
@@ -81,20 +81,20 @@ def main(words: Sequence[str]) -> int:
     return 0
 
 
-def _tables(arguments: Any, say: Any) -> Iterator[Speedup]:
+def _compute_tables(arguments: Any, say: Any) -> Iterator[Speedup]:
     from ticketry.experiments.speedup import load_model, speedups, task_speedups
 
     if arguments.what:
         return speedups(*load_model(arguments.what), arguments, say=say)
-    from ticketry.cli.search import task_by
+    from ticketry.cli.search import build_task
 
-    task = task_by(arguments.task, arguments.model, arguments.option)
+    task = build_task(arguments.task, arguments.model, arguments.option)
     return task_speedups(
         task, arguments, store=arguments.store, workers=arguments.workers, data=arguments.data, say=say
     )
 
 
-def table_of(found: Speedup) -> Table:
+def speedup_table(found: Speedup) -> Table:
     """Return a row for each way to run the model.
 
     Args:

@@ -11,7 +11,7 @@ from typing import Any
 
 import tyro
 
-from ticketry.cli.search import SearchArguments, read_arguments, request_by
+from ticketry.cli.search import SearchArguments, read_arguments, request_from_arguments
 from ticketry.errors import UsageError
 from ticketry.records.evidence import StabilityRecord, StabilityRow
 from ticketry.records.schema import as_json
@@ -35,16 +35,16 @@ def main(words: Sequence[str]) -> int:
     chosen, arguments = read_arguments(
         words, command="stability", default="iterative", base=SearchArguments, extra=extra, description=_DESCRIPTION
     )
-    return _analyse(chosen, arguments, shlex.join(["ticketry", "stability", *words]))
+    return _run_analysis(chosen, arguments, shlex.join(["ticketry", "stability", *words]))
 
 
-def _analyse(chosen: Any, arguments: Any, command: str) -> int:
+def _run_analysis(chosen: Any, arguments: Any, command: str) -> int:
     from ticketry.cli.screen.progress import Progress
     from ticketry.experiments.stability import analyse
 
     if arguments.name:
         raise UsageError("stability trains several runs, one for each rewind step: leave out --name")
-    request = request_by(chosen, arguments)
+    request = request_from_arguments(chosen, arguments)
     with Progress(f"stability of {request.method.name} on {request.task.name}") as progress:
         found = analyse(request, arguments.stability, arguments, command=command, on_event=progress.on_event)
     report = found.report()
@@ -69,17 +69,16 @@ def summarise_stability(record: StabilityRecord) -> list[str]:
         lines += ["", f"density {100 * density:.2f} %", header]
         for (at, role), by_step in rows.items():
             for step, found in sorted(by_step.items()) if at == density else ():
-                place = f"{names[step]} (step {step})"
-                lines.append(
-                    f"{place:>14}  {role_name(role):<22} {fmean(row.value or 0.0 for row in found):7.2f}"
-                    f"  {_distance(found, 'pruning'):>15}  {_distance(found, 'data_order'):>15}  {_barriers(found)}"
-                )
+                place, value = f"{names[step]} (step {step})", fmean(row.value or 0.0 for row in found)
+                pruning, order = (_format_distance(found, name) for name in ("pruning", "data_order"))
+                line = f"{place:>14}  {role_name(role):<22} {value:7.2f}  {pruning:>15}  {order:>15}"
+                lines.append(f"{line}  {_format_barriers(found)}")
     cost = record.cost
     asked, trained = cost.segments_asked or 0, cost.segments_trained or 0
     return [*lines, "", f"cost     {trained} segments trained of {asked} asked for ({trained / max(asked, 1):.0%})"]
 
 
-def _distance(rows: Sequence[StabilityRow], name: str) -> str:
+def _format_distance(rows: Sequence[StabilityRow], name: str) -> str:
     found = [apart for row in rows if (apart := getattr(row, name)) is not None]
     if not found:
         return "–"
@@ -87,7 +86,7 @@ def _distance(rows: Sequence[StabilityRow], name: str) -> str:
     return f"{fmean(one.l2 for one in found):.2f}" + (f" ({fmean(angles):.1f}°)" if angles else "")
 
 
-def _barriers(rows: Sequence[StabilityRow]) -> str:
+def _format_barriers(rows: Sequence[StabilityRow]) -> str:
     heights: dict[str, list[float]] = {}
     for row in rows:
         for one in row.barriers:

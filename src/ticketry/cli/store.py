@@ -11,25 +11,25 @@ from typing import Annotated, Any
 
 import tyro
 
-from ticketry.cli.arguments import Printing, parse
+from ticketry.cli.arguments import OutputOptions, parse
 from ticketry.errors import StoreError, UsageError
 from ticketry.lab.store.address import address_of, display_address
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class _OnStore(Printing):
+class _StoreOptions(OutputOptions):
     store: Path = Path(".ticketry")
     """The store's folder."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class _Check(_OnStore):
+class _Check(_StoreOptions):
     repair: bool = False
     """Move damaged files, and the results that need them, into the folder `damaged`; the next run makes them again."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class _Collect(_OnStore):
+class _Collect(_StoreOptions):
     dry_run: bool = False
     """Only print what would be freed."""
     grace_seconds: float = 3600.0
@@ -37,7 +37,7 @@ class _Collect(_OnStore):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class _Pack(_OnStore):
+class _Pack(_StoreOptions):
     runs: tyro.conf.Positional[tuple[str, ...]] = ()
     """Names of runs (`ticketry list runs`), or of a campaign with its scale (stabilizing-cpu) for all of its runs; by
     default all that is in the store."""
@@ -51,7 +51,7 @@ class _Pack(_OnStore):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class _Unpack(Printing):
+class _Unpack(OutputOptions):
     bundle: tyro.conf.Positional[Path]
     """A file that `ticketry store pack` wrote."""
     store: Path = Path(".ticketry")
@@ -60,18 +60,18 @@ class _Unpack(Printing):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class _Usage(_OnStore):
+class _Usage(_StoreOptions):
     """Arguments of `ticketry store du`."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class _Move(_OnStore):
+class _Move(_StoreOptions):
     to: tyro.conf.Positional[Path]
     """The new folder, which must not exist."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class _Copy(Printing):
+class _Copy(OutputOptions):
     origin: tyro.conf.Positional[str]
     """A store: its folder, or the URL of a shared one."""
     target: tyro.conf.Positional[str]
@@ -103,16 +103,16 @@ _Command = (
 
 
 def main(words: Sequence[str]) -> int:
-    """Check, collect, measure, move, pack or unpack."""
+    """Run a sub-command of `ticketry store` and return its exit code."""
     arguments: Any = parse(_Command, words, prog="ticketry store", description=_DESCRIPTION)
     done: dict[type, Callable[[Any], int]] = {
-        _Check: _check,
-        _Collect: _collect,
-        _Usage: _usage,
-        _Move: _move,
-        _Copy: _copy,
-        _Pack: _pack,
-        _Unpack: _unpack,
+        _Check: _check_store,
+        _Collect: _collect_garbage,
+        _Usage: _print_usage,
+        _Move: _move_store,
+        _Copy: _copy_store,
+        _Pack: _pack_bundle,
+        _Unpack: _unpack_bundle,
     }
     return done[type(arguments)](arguments)
 
@@ -134,15 +134,15 @@ def require_store(folder: Path) -> Path:
     return folder
 
 
-def _check(arguments: _Check) -> int:
-    from ticketry.experiments.stored_runs import damaged
+def _check_store(arguments: _Check) -> int:
+    from ticketry.experiments.stored_runs import find_damaged_files
     from ticketry.lab.store.maintenance import check, repair_format
     from ticketry.lab.store.store import open_store
 
     folder = require_store(arguments.store)
     mended = repair_format(folder) if arguments.repair else []
     store = open_store(folder)
-    health = check(store, repair=arguments.repair, more=damaged(store))
+    health = check(store, repair=arguments.repair, more=find_damaged_files(store))
     health.damaged += mended
     if arguments.json:
         values = {
@@ -153,8 +153,10 @@ def _check(arguments: _Check) -> int:
     else:
         for title, paths in (("damaged", health.damaged), ("needs what is damaged or gone", health.missing)):
             for path in paths:
-                print(f"{title}: {_printable(path)}")
-        print(f"{health.blobs} files of tensors and {health.results} results: {_verdict(health.sound, arguments)}")
+                print(f"{title}: {_printable_path(path)}")
+        print(
+            f"{health.blobs} files of tensors and {health.results} results: {_describe_health(health.sound, arguments)}"
+        )
         if health.leftover:
             print(
                 f"{len(health.leftover)} leftovers of interrupted writes (harmless; `ticketry store gc` removes them)"
@@ -162,12 +164,12 @@ def _check(arguments: _Check) -> int:
     return 0 if health.sound or arguments.repair else 1
 
 
-def _printable(path: Path) -> str:
-    """Return a path without control characters, since its name may come from somebody else."""
+def _printable_path(path: Path) -> str:
+    """Return a path as text without control characters."""
     return str(path) if str(path).isprintable() else ascii(str(path))
 
 
-def _verdict(sound: bool, arguments: _Check) -> str:
+def _describe_health(sound: bool, arguments: _Check) -> str:
     if sound:
         return "all sound"
     if arguments.repair:
@@ -176,7 +178,7 @@ def _verdict(sound: bool, arguments: _Check) -> str:
     return "damaged; `ticketry store check --repair` sets it aside, and the next run makes it again"
 
 
-def _collect(arguments: _Collect) -> int:
+def _collect_garbage(arguments: _Collect) -> int:
     from ticketry.lab.store.maintenance import collect
     from ticketry.lab.store.store import open_store
 
@@ -189,26 +191,26 @@ def _collect(arguments: _Collect) -> int:
     return 0
 
 
-def _usage(arguments: _Usage) -> int:
-    from ticketry.experiments.stored_runs import stored_runs, usage_of
+def _print_usage(arguments: _Usage) -> int:
+    from ticketry.experiments.stored_runs import disk_usage, stored_runs
     from ticketry.report.wording import align_columns
 
     folder = require_store(arguments.store)
-    kinds, runs = usage_of(folder), stored_runs(folder)
+    kinds, runs = disk_usage(folder), stored_runs(folder)
     total = sum(kind["bytes"] for kind in kinds)
     if arguments.json:
         of_runs = [{"run": one.name, "bytes": one.bytes, "own_bytes": one.own_bytes} for one in runs]
         print(json.dumps({"bytes": total, "kinds": kinds, "runs": of_runs}))
         return 0
-    rows = [(kind["what"], f"{kind['files']:,} files", megabytes(kind["bytes"])) for kind in kinds]
-    print("\n".join(align_columns([*rows, ("together", "", megabytes(total))])))
+    rows = [(kind["what"], f"{kind['files']:,} files", format_megabytes(kind["bytes"])) for kind in kinds]
+    print("\n".join(align_columns([*rows, ("together", "", format_megabytes(total))])))
     if runs:
-        of_run = [(one.name, megabytes(one.bytes), megabytes(one.own_bytes)) for one in runs]
+        of_run = [(one.name, format_megabytes(one.bytes), format_megabytes(one.own_bytes)) for one in runs]
         print("\n".join(["", *align_columns([("run", "stands on", "its own"), *of_run])]))
     return 0
 
 
-def _move(arguments: _Move) -> int:
+def _move_store(arguments: _Move) -> int:
     from ticketry.experiments.store_transfer import move_store
 
     target = move_store(arguments.store, arguments.to)
@@ -216,23 +218,23 @@ def _move(arguments: _Move) -> int:
     return 0
 
 
-def _copy(arguments: _Copy) -> int:
+def _copy_store(arguments: _Copy) -> int:
     from ticketry.experiments.store_transfer import copy_store
 
     done = copy_store(arguments.origin, arguments.target)
     if arguments.json:
         print(json.dumps(dataclasses.asdict(done)))
     else:
-        print(f"copied {done.files} files, {megabytes(done.bytes)}; {done.known} were there")
+        print(f"copied {done.files} files, {format_megabytes(done.bytes)}; {done.known} were there")
     return 0
 
 
-def megabytes(size: int) -> str:
-    """Bytes as MB."""
+def format_megabytes(size: int) -> str:
+    """Return a number of bytes as text in MB."""
     return f"{size / 1e6:,.1f} MB"
 
 
-def _pack(arguments: _Pack) -> int:
+def _pack_bundle(arguments: _Pack) -> int:
     from ticketry.experiments.bundles import pack
 
     packed = pack(
@@ -252,7 +254,7 @@ def _pack(arguments: _Pack) -> int:
     return 0
 
 
-def _unpack(arguments: _Unpack) -> int:
+def _unpack_bundle(arguments: _Unpack) -> int:
     from ticketry.experiments.bundles import unpack
 
     done = unpack(arguments.bundle, store=arguments.store)
@@ -263,7 +265,7 @@ def _unpack(arguments: _Unpack) -> int:
         return 0
     print(f"unpacked {done.new} files into {display_address(arguments.store)}; {done.known} were there")
     if done.differing:
-        print(_differing(done.differing))
+        print(_describe_differences(done.differing))
     for name in done.apart:
         campaign, _, scale = name.rpartition("-")
         print(
@@ -275,8 +277,8 @@ def _unpack(arguments: _Unpack) -> int:
     return 0
 
 
-def _differing(paths: Sequence[Path]) -> str:
-    """Return a warning: records that were not replaced though the bundle has other numbers."""
+def _describe_differences(paths: Sequence[Path]) -> str:
+    """Return a warning that names stored records which differ from those in the bundle and were not replaced."""
     records = sorted({path.parent.name if path.name == "run.json" else path.stem for path in paths if _is_record(path)})
     others = len(paths) - sum(map(_is_record, paths))
     parts = [", ".join(records)] if records else []
@@ -298,7 +300,7 @@ examples:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class _Remove(Printing):
+class _Remove(OutputOptions):
     run: tyro.conf.Positional[str]
     """Its name (`ticketry list runs`)."""
     store: Path = Path(".ticketry")
@@ -316,13 +318,13 @@ def remove(words: Sequence[str]) -> int:
 
     store = require_store(arguments.store)
     found = remove_run(store, arguments.run, dry_run=True)
-    size = f"{megabytes(found.bytes)} in {found.files} files"
+    size = f"{format_megabytes(found.bytes)} in {found.files} files"
     if not arguments.dry_run:
-        if not arguments.yes and not _agreed(f"delete the run {arguments.run}, {size}? [y/N] "):
+        if not arguments.yes and not _confirm(f"delete the run {arguments.run}, {size}? [y/N] "):
             print("nothing was deleted", file=sys.stderr)
             return 1
         found = remove_run(store, arguments.run)
-        size = f"{megabytes(found.bytes)} in {found.files} files"
+        size = f"{format_megabytes(found.bytes)} in {found.files} files"
     if arguments.json:
         print(json.dumps({**dataclasses.asdict(found), "dry_run": arguments.dry_run}))
     else:
@@ -330,7 +332,7 @@ def remove(words: Sequence[str]) -> int:
     return 0
 
 
-def _agreed(question: str) -> bool:
+def _confirm(question: str) -> bool:
     if not sys.stdin.isatty():
         raise UsageError("nobody can be asked here whether to delete it: say so with --yes")
     print(question, end="", file=sys.stderr, flush=True)

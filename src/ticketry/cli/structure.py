@@ -11,8 +11,8 @@ from typing import Annotated, Any
 
 import tyro
 
-from ticketry.cli.arguments import Printing, parse, show_status
-from ticketry.cli.screen.speed import console, fits_table
+from ticketry.cli.arguments import OutputOptions, parse, show_status
+from ticketry.cli.screen.speed import make_console, structure_fit_table
 from ticketry.experiments.options import ModelOptions, StructureOptions
 from ticketry.records.schema import as_json
 from ticketry.records.structure import StructureRecord
@@ -40,7 +40,7 @@ examples:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class _Arguments(Printing, ModelOptions, StructureOptions):
+class _Arguments(OutputOptions, ModelOptions, StructureOptions):
     ticket: Annotated[Path, tyro.conf.Positional]
     """The folder of a ticket."""
     to: str
@@ -50,12 +50,12 @@ class _Arguments(Printing, ModelOptions, StructureOptions):
 
 
 def main(words: Sequence[str]) -> int:
-    """Structure a ticket."""
+    """Restructure the mask of a ticket and save the new ticket."""
     arguments: Any = parse(_Arguments, words, prog="ticketry structure", description=_DESCRIPTION)
-    from ticketry.experiments.structure import give_structure
+    from ticketry.experiments.structure import restructure_ticket
 
     with show_status(arguments.ticket.name) as say:
-        record = give_structure(
+        record = restructure_ticket(
             arguments.ticket,
             arguments.to,
             arguments,
@@ -67,15 +67,15 @@ def main(words: Sequence[str]) -> int:
     if arguments.json:
         print(json.dumps(as_json(record)))
     else:
-        _show(record)
+        _print_record(record)
     return 0
 
 
-def _show(record: StructureRecord) -> None:
+def _print_record(record: StructureRecord) -> None:
     structure = record.structure
     print(f"ticket   {record.ticket}")
     print(f"         {record.model} on {record.task}, {100 * structure.before:.2f} % of its weights kept")
     kept = f"{100 * record.density:.2f} % of {record.prunable:,} prunable parameters kept"
     print(f"made     {record.path}: {structure.name}; {kept}; in {record.seconds:.2f} s, not trained")
     print()
-    console().print(fits_table(as_json(structure)["layers"]))
+    make_console().print(structure_fit_table(as_json(structure)["layers"]))

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import tyro
 
-from ticketry.cli.arguments import Printing, parse
+from ticketry.cli.arguments import OutputOptions, parse
 from ticketry.evidence.settings import VerifySettings
 from ticketry.experiments.options import LabOptions
 from ticketry.records.schema import as_json
@@ -35,7 +35,7 @@ examples:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class _Arguments(Printing, LabOptions):
+class _Arguments(OutputOptions, LabOptions):
     ticket: tyro.conf.Positional[Path]
     """The folder of a ticket; or a run, by its folder or its name in the store."""
     density: float | None = None
@@ -51,7 +51,7 @@ def main(words: Sequence[str]) -> int:
     """Verify a ticket, or the procedure that found it."""
     arguments: Any = parse(_Arguments, words, prog="ticketry verify", description=_DESCRIPTION)
     command = shlex.join(["ticketry", "verify", *words])
-    record = _verify(arguments, command)
+    record = _run_verification(arguments, command)
     if arguments.json:
         print(json.dumps(as_json(record)))
     else:
@@ -61,14 +61,14 @@ def main(words: Sequence[str]) -> int:
     return 0
 
 
-def _verify(arguments: Any, command: str) -> VerifyRecord:
+def _run_verification(arguments: Any, command: str) -> VerifyRecord:
     from ticketry.cli.screen.progress import Progress
-    from ticketry.cli.screen.results import interim_printer
-    from ticketry.experiments.request import named_task
-    from ticketry.experiments.verify import ticket_of, verify_ticket
+    from ticketry.cli.screen.results import make_interim_printer
+    from ticketry.experiments.request import resolve_task
+    from ticketry.experiments.verify import find_ticket, verify_ticket
 
-    task = named_task(arguments.task) if arguments.task else None
-    ticket = ticket_of(arguments.ticket, arguments.store, arguments.density)
+    task = resolve_task(arguments.task) if arguments.task else None
+    ticket = find_ticket(arguments.ticket, arguments.store, arguments.density)
     with Progress(f"verifying {ticket.name}") as progress:
         return verify_ticket(
             ticket,
@@ -78,5 +78,5 @@ def _verify(arguments: Any, command: str) -> VerifyRecord:
             trust=arguments.trust,
             command=command,
             on_event=progress.on_event,
-            on_interim=interim_printer(progress),
+            on_interim=make_interim_printer(progress),
         )

@@ -20,9 +20,9 @@ from ticketry.core.synthetic_masks import Pattern, synthetic
 from ticketry.core.ticket.ticket import Ticket
 from ticketry.errors import MaskError, StructureError, UsageError
 from ticketry.experiments.decoding import decode_settings
-from ticketry.experiments.options import BenchOptions, ModelOptions, path_of
-from ticketry.experiments.record_files import as_read, now, run_of
-from ticketry.experiments.ticket_model import EXAMPLES, Source, compiled, source_by
+from ticketry.experiments.options import BenchOptions, ModelOptions, ticket_path
+from ticketry.experiments.record_files import current_time, normalise_record, run_name_of
+from ticketry.experiments.ticket_model import EXAMPLES, TicketModel, compile_source, load_source
 from ticketry.files import file_digest
 from ticketry.folders import list_matching
 from ticketry.lab.store.files import explained, is_there, write_sealed
@@ -55,7 +55,7 @@ def bench(
     Args:
         what: the folder of a ticket, one of a run's tickets, or what was read from a folder (which is read again); or a
             model file.
-        ticket: ticket of a model file, whose model the dense engines run.
+        ticket: ticket that a model file was compiled from; the dense engines run its model.
         store: store that keeps the record for its reports, if the ticket is of one of its runs.
         options: the fields of `BenchOptions` (``batch``, ``against``, ``densities`` …) and of `ModelOptions`.
 
@@ -72,10 +72,12 @@ def bench(
         [('eager', False, True), ('ticketry', True, True)]
     """
     asked, model = decode_settings(options, BenchOptions, ModelOptions, what="bench(…)")
-    return measure(path_of(what), asked, model, ticket=None if ticket is None else path_of(ticket), store=Path(store))
+    return bench_ticket(
+        ticket_path(what), asked, model, ticket=None if ticket is None else ticket_path(ticket), store=Path(store)
+    )
 
 
-def measure(
+def bench_ticket(
     what: Path,
     options: BenchOptions,
     model: ModelOptions,
@@ -97,27 +99,27 @@ def measure(
     check_cores(options.cores)
     kept_in = store if is_there(store / "store.json") else None
     say("reading the ticket")
-    source = source_by(model, ticket or what)
+    source = load_source(model, ticket or what)
     if not options.densities:
         return execute_bench(source, options, file=file, store=kept_in, say=say, command=command)
-    return execute_curve(source, options, store=kept_in, say=say, command=command)
+    return execute_density_sweep(source, options, store=kept_in, say=say, command=command)
 
 
-def tickets_of(run: Path, replicates: int) -> list[Path]:
+def list_run_tickets(run: Path, replicates: int) -> list[Path]:
     """Return the tickets of a run's first replicates, the densest first.
 
     Raises:
-        UsageError: if there are no tickets, or a folder among them is something else.
+        UsageError: if there are no tickets, or a folder is not a ticket.
     """
     with explained(run, "read"):
-        found = sorted(list_matching(run / "tickets", "*"), key=_place_of)
-    found = [ticket for ticket in found if _place_of(ticket)[1] < replicates]
+        found = sorted(list_matching(run / "tickets", "*"), key=_parse_ticket_name)
+    found = [ticket for ticket in found if _parse_ticket_name(ticket)[1] < replicates]
     if not found:
         raise UsageError(f"{run} has no tickets of its first {replicates} replicates")
     return found
 
 
-def _place_of(ticket: Path) -> tuple[int, int]:
+def _parse_ticket_name(ticket: Path) -> tuple[int, int]:
     """Return level and replicate from the name of a run's ticket."""
     found = re.fullmatch(r"replicate-(\d+)-level-(\d+)", ticket.name)
     if found is None:
@@ -126,7 +128,7 @@ def _place_of(ticket: Path) -> tuple[int, int]:
 
 
 def execute_bench(
-    source: Source,
+    source: TicketModel,
     options: BenchOptions,
     *,
     file: Path | None = None,
@@ -148,16 +150,18 @@ def execute_bench(
     """
     dense = rivals(options.against or None)
     say(f"compiling {source.path.name}")
-    fast, seconds = _engine(source, file, options)
+    fast, seconds = _compile_or_load(source, file, options)
     small = shrunk_model(source)
-    contenders: list[Contender] = [*dense, Sparse(lambda case: _planned(fast, case, options))]
+    contenders: list[Contender] = [*dense, Sparse(lambda case: _tune_if_requested(fast, case, options))]
     if small is not None:
         contenders += [ShrunkModel(engine, small) for engine in dense]
-    found = [_compared(source, options, contenders, batch, _with_batch(batch, say)) for batch in options.batch]
+    found = [
+        _compare_at_batch(source, options, contenders, batch, _prefix_with_batch(batch, say)) for batch in options.batch
+    ]
     last = at_batch(source.inputs, options.batch[-1])[0]
     layers = time_layers(fast, source.model, source.mask, last, options.precision)
     record = BenchRecord(
-        **_head(source, options, store, command),
+        **_common_fields(source, options, store, command),
         structure="channel-wise" if small is not None else "unstructured or group-wise",
         compile_seconds=seconds,
         weight_bytes=fast.weight_bytes,
@@ -170,8 +174,8 @@ def execute_bench(
     return _store_record(record, store, options, file)
 
 
-def execute_curve(
-    source: Source,
+def execute_density_sweep(
+    source: TicketModel,
     options: BenchOptions,
     *,
     seed: int = 0,
@@ -184,57 +188,59 @@ def execute_curve(
     for batch in options.batch:
         case = Case(source.model, at_batch(source.inputs, batch), options.precision, options.threads)
         found.append(
-            curve(
+            time_densities(
                 case,
                 rivals(options.against or None),
-                lambda case: _planned(
-                    compiled(replace(source, model=case.model), precision=options.precision)[0], case, options
+                lambda case: _tune_if_requested(
+                    compile_source(replace(source, model=case.model), precision=options.precision)[0], case, options
                 ),
-                sweep=Sweep(options.pattern, options.densities, seed),
-                timing=_timing(options),
+                sweep=DensitySweep(options.pattern, options.densities, seed),
+                timing=_timing_settings(options),
                 required=options.against,
                 on_cores=options.cores or None,
-                say=_with_batch(batch, say),
+                say=_prefix_with_batch(batch, say),
             )
         )
     record = CurveRecord(
-        **_head(source, options, store, command), pattern=options.pattern, seed=seed, curves=tuple(found)
+        **_common_fields(source, options, store, command), pattern=options.pattern, seed=seed, curves=tuple(found)
     )
     return _store_record(record, store, options)
 
 
-def _compared(source: Source, options: BenchOptions, contenders: Sequence[Contender], batch: int, say: Say) -> Timed:
+def _compare_at_batch(
+    source: TicketModel, options: BenchOptions, contenders: Sequence[Contender], batch: int, say: Say
+) -> Timed:
     case = Case(source.model, at_batch(source.inputs, batch), options.precision, options.threads)
     return compare(
-        case, contenders, _timing(options), required=options.against, on_cores=options.cores or None, say=say
+        case, contenders, _timing_settings(options), required=options.against, on_cores=options.cores or None, say=say
     )
 
 
-def _timing(options: BenchOptions) -> Timing:
+def _timing_settings(options: BenchOptions) -> Timing:
     return Timing(rounds=options.rounds, cold=options.cold, clock=options.clock)
 
 
-def _with_batch(batch: int, say: Say) -> Say:
+def _prefix_with_batch(batch: int, say: Say) -> Say:
     return lambda text: say(f"batch {batch}: {text}")
 
 
-def _planned(fast: Compiled, case: Case, options: BenchOptions) -> Compiled:
-    """Return the engine with the plan that is fastest for the case's batch, if tuning was requested."""
+def _tune_if_requested(fast: Compiled, case: Case, options: BenchOptions) -> Compiled:
+    """Choose the engine's fastest plan for the batch, if tuning was requested; return the engine."""
     return fast.tune(*case.args, **case.kwargs) if options.tune else fast
 
 
-def _engine(source: Source, file: Path | None, options: BenchOptions) -> tuple[Compiled, float]:
+def _compile_or_load(source: TicketModel, file: Path | None, options: BenchOptions) -> tuple[Compiled, float]:
     """Compile the ticket, or load a model file; return the engine and the elapsed seconds."""
     if file is None:
-        return compiled(source, precision=options.precision, threads=options.threads)
+        return compile_source(source, precision=options.precision, threads=options.threads)
     began = time.perf_counter()
     fast = load(file, threads=options.threads, precision=options.precision)
     fast(source.inputs)
     return fast, time.perf_counter() - began
 
 
-def shrunk_model(source: Source) -> nn.Module | None:
-    """Return the physically smaller model of a mask of whole channels; None for other masks."""
+def shrunk_model(source: TicketModel) -> nn.Module | None:
+    """Return the physically smaller model if the mask removes whole channels; otherwise None."""
     try:
         small = shrink(source.model, source.mask, source.inputs)
     except (MaskError, StructureError):
@@ -244,28 +250,28 @@ def shrunk_model(source: Source) -> nn.Module | None:
     return small.eval().requires_grad_(False) if smaller else None
 
 
-def _head(source: Source, options: BenchOptions, store: Path | None, command: str) -> dict[str, Any]:
-    """Return the fields that both kinds of records have."""
+def _common_fields(source: TicketModel, options: BenchOptions, store: Path | None, command: str) -> dict[str, Any]:
+    """Return the fields that records of engines and of density sweeps share."""
     return {
-        **source.about(),
+        **source.describe(),
         "name": "",
-        "run": run_of(store, source.path) if store is not None else "",
+        "run": run_name_of(store, source.path) if store is not None else "",
         "precision": options.precision,
         "threads": options.threads,
         "tuned": options.tune,
-        "date": now(),
+        "date": current_time(),
         "command": command,
     }
 
 
 def _store_record(record: S, store: Path | None, options: BenchOptions, file: Path | None = None) -> S:
-    """Name a record by its request, store it if the ticket is of a run of the store, and return it."""
+    """Name a record by a digest of its request, store it if the ticket belongs to a stored run, and return it."""
     values = as_json(record)
     request = {name: values.get(name) for name in ("kind", "ticket", "weights")}
     request |= {one.name: getattr(options, one.name) for one in fields(BenchOptions)}
     request |= {"file": file and file_digest(file)}
     name = f"{values['kind']}-{digest_of(request)[:8]}"
-    record = as_read(structs.replace(record, name=name))
+    record = normalise_record(structs.replace(record, name=name))
     if store is not None and record.run:
         write_sealed(Paths(store).evidence(name), as_json(record))
     return record
@@ -275,7 +281,7 @@ DENSITIES = (0.02, 0.05, 0.1, 0.15, 0.2, 0.26, 0.33, 0.42, 0.5, 0.65, 0.8, 1.0)
 
 
 @dataclass(frozen=True)
-class Sweep:
+class DensitySweep:
     """Synthetic masks of several densities."""
 
     pattern: Pattern | str = "unstructured"
@@ -283,12 +289,12 @@ class Sweep:
     seed: int = 0
 
 
-def curve(
+def time_densities(
     case: Case,
     dense: Sequence[Contender],
     compile_case: Callable[[Case], Call],
     *,
-    sweep: Sweep | None = None,
+    sweep: DensitySweep | None = None,
     timing: Timing | None = None,
     required: Sequence[str] = (),
     on_cores: Sequence[int] | None = None,
@@ -310,7 +316,7 @@ def curve(
         UsageError: for an unknown pattern, or a density outside (0, 1].
         EngineError: as `compare`.
     """
-    sweep = sweep or Sweep()
+    sweep = sweep or DensitySweep()
     pattern = Pattern.parse(sweep.pattern) if isinstance(sweep.pattern, str) else sweep.pattern
     rows: dict[str, float] = {}
     contenders: list[Contender] = list(dense)
@@ -346,13 +352,13 @@ def curve(
 
 
 def break_even(points: Sequence[CurvePoint]) -> float | None:
-    """Return the largest density from which every sparser one is at least as fast as the fastest dense engine.
+    """Return the largest density at and below which every point is as fast as the fastest dense engine.
 
     Args:
-        points: the densest first.
+        points: points of the curve, the densest first.
 
     Returns:
-        The density; None if the sparsest is slower.
+        The density; None if the sparsest point is slower.
     """
     found = None
     for point in reversed(points):

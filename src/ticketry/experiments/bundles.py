@@ -31,18 +31,18 @@ class Packed:
     path: Path
     """The file."""
     bytes: int
-    """Its size."""
+    """Size of the file."""
     runs: int
-    """How many are in it."""
+    """Number of packed runs."""
     results: int
-    """Trained networks."""
+    """Number of packed training results."""
     weights: bool
-    """Whether weights are in it."""
+    """Whether it contains weights."""
     masks: bool = True
-    """Whether masks are, and what each network trained under one gave."""
+    """Whether it contains masks and the results of networks trained with them."""
 
     def as_json(self) -> dict[str, Any]:
-        """Return it as JSON values."""
+        """Return the description of the bundle as JSON values."""
         return {**vars(self), "path": str(self.path)}
 
 
@@ -86,9 +86,9 @@ def pack(
 
 
 def unpack(path: str | Path, *, store: str | Path = ".ticketry") -> Unpacked:
-    """Add what a bundle holds to a store, which is made if absent: what ``ticketry store unpack`` does.
+    """Add the contents of a bundle to a store, as ``ticketry store unpack`` does; the store is created if absent.
 
-    All of it is checked before anything is written. What the store has already stays as it is.
+    The whole bundle is checked before anything is written. Existing files of the store stay unchanged.
 
     Args:
         path: the file.
@@ -103,10 +103,10 @@ def unpack(path: str | Path, *, store: str | Path = ".ticketry") -> Unpacked:
         >>> added.runs == (run.name,)
         True
     """
-    return unpack_store(Path(path), place_of(store), check=_check)
+    return unpack_store(Path(path), place_of(store), check=_check_record)
 
 
-def _check(kind: str, values: dict[str, Any]) -> None:
+def _check_record(kind: str, values: dict[str, Any]) -> None:
     _READ[kind](values, f"the record of the {kind}")
 
 

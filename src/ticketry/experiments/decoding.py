@@ -45,7 +45,7 @@ def decode_settings(given: Mapping[str, Any], *kinds: type[Any], what: str) -> t
 
 
 def check_names(given: Mapping[str, Any], known: set[str], what: str) -> None:
-    """Raise `UsageError` for a name that is not `known`, with the nearest ones."""
+    """Raise `UsageError` for a name that is not in `known`, and suggest the nearest names."""
     for name in given:
         if name not in known:
             raise UsageError(
@@ -54,7 +54,7 @@ def check_names(given: Mapping[str, Any], known: set[str], what: str) -> None:
 
 
 def decode_value(name: str, value: Any, hint: Any, *, what: str = "", text: bool = False) -> Any:
-    """Return a value as its type annotation says.
+    """Convert a value to the type of its annotation.
 
     Args:
         name: name of the option; densities may be percentages, and a store may be a URL.
@@ -67,7 +67,7 @@ def decode_value(name: str, value: Any, hint: Any, *, what: str = "", text: bool
         UsageError: for a value of the wrong type, a word that is not among the choices, or a share out of range.
     """
     if name in SHARES:
-        value = _decode_shares(name, value)
+        value = _decode_fractions(name, value)
     elif name == "store" and isinstance(value, str):
         value = place_of(value)
     elif text and value == "None" and types.NoneType in get_args(hint):
@@ -85,11 +85,11 @@ def decode_value(name: str, value: Any, hint: Any, *, what: str = "", text: bool
     try:
         return msgspec.convert(value, hint, strict=not text, dec_hook=lambda kind, one: kind(one))
     except ValueError:  # of msgspec, or of a number of thousands of digits
-        raise UsageError(f"{label} must be {_describe(hint)}, got {format_value(value)}") from None
+        raise UsageError(f"{label} must be {_describe_type(hint)}, got {format_value(value)}") from None
 
 
 def find_choices(hint: Any) -> tuple[Any, ...]:
-    """Return the values that an annotation allows if it lists them all with `Literal`; otherwise nothing."""
+    """Return all allowed values if an annotation consists of `Literal`s; otherwise an empty tuple."""
     found: list[Any] = []
     for kind in inner_types(hint):
         if get_origin(kind) is Literal:
@@ -121,15 +121,15 @@ def takes_several(hint: Any) -> bool:
     return get_origin(hint) is tuple
 
 
-def _decode_shares(name: str, value: Any) -> Any:
-    """Return one or several densities as numbers; anything else is left to the check of types."""
+def _decode_fractions(name: str, value: Any) -> Any:
+    """Convert one or several densities, such as 10%, to numbers; return other values unchanged."""
     if isinstance(value, (list, tuple)):
-        return tuple(_decode_shares(name, one) for one in value)
+        return tuple(_decode_fractions(name, one) for one in value)
     return parse_share_option(name, value) if isinstance(value, str | int | float) else value
 
 
 def _parse_number(word: str) -> float | str:
-    """Return a word as a number if it is one: an amount such as 5ms stays text."""
+    """Convert a word to a number if possible; an amount such as 5ms stays text."""
     try:
         return float(word)
     except ValueError:
@@ -146,7 +146,7 @@ _TYPE_NAMES = {
 }
 
 
-def _describe(hint: Any) -> str:
-    """Return the types of an annotation as words."""
+def _describe_type(hint: Any) -> str:
+    """Describe the types of an annotation in words, for error messages."""
     names = [_TYPE_NAMES.get(kind, getattr(kind, "__name__", str(kind))) for kind in inner_types(hint)]
     return " or ".join(dict.fromkeys(names)) + (", or several" if takes_several(hint) else "")

@@ -122,7 +122,7 @@ class SearchOptions(LabOptions):
 
     @property
     def seeds(self) -> Seeds:
-        """The seeds of the first replicate."""
+        """Seeds of the first replicate."""
         from ticketry.lab.search_result import Seeds
 
         parts = (self.initialisation_seed, self.order_seed, self.mask_seed)
@@ -182,7 +182,7 @@ class BenchOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class StructureOptions:
-    """Options of the structure that a mask is given."""
+    """Options for restructuring a mask."""
 
     rows: int = 16
     """Rows of a group, for regroup."""
@@ -208,19 +208,19 @@ class StructureOptions:
     def __post_init__(self) -> None:
         check_storable_numbers(self)
 
-    def structuring(self, kind: str) -> Structuring:
-        """Return the structure of a kind; `UsageError` for an option of another kind."""
+    def to_structuring(self, kind: str) -> Structuring:
+        """Return the structure of a kind with these options; `UsageError` for an option of another kind."""
         own = {field.name for field in fields(Structuring)}
         return Structuring(kind=kind, **{name: value for name, value in vars(self).items() if name in own})
 
 
 @contextlib.contextmanager
-def opened(options: LabOptions, task: Task | None, on_event: OnEvent | None = None) -> Iterator[Lab]:
-    """Open a lab with these options. A task object, which has no name, is trained in this process.
+def open_lab(options: LabOptions, task: Task | None, on_event: OnEvent | None = None) -> Iterator[Lab]:
+    """Open a lab with these options. A task given as an object, without a name, is trained in this process.
 
     Raises:
         MissingExtraError: without the packages for verdicts and figures, which are needed at the end.
-        TaskError: for a task object that is to be trained elsewhere.
+        TaskError: for a task object if ``on`` names another place of training.
     """
     for package in ("scipy", "matplotlib"):
         needs(package, "lab", "a command that trains and judges")
@@ -267,8 +267,8 @@ def opened(options: LabOptions, task: Task | None, on_event: OnEvent | None = No
         torch.set_num_threads(threads)
 
 
-def path_of(named: str | PathLike[str] | Ticket) -> Path:
-    """Return a path, or the folder that a ticket in memory was read from.
+def ticket_path(named: str | PathLike[str] | Ticket) -> Path:
+    """Return the folder of a ticket, given by its path or as a loaded ticket.
 
     Raises:
         UsageError: for a ticket without a folder, or an object of another type.

@@ -46,13 +46,13 @@ class SearchLog:
         self._searched: set[tuple[int, str]] = set()
 
     @contextlib.contextmanager
-    def whole(self) -> Iterator[Logged]:
-        """Open the run of the whole search for the length of a block."""
+    def log_run(self) -> Iterator[Logged]:
+        """Open the logged run of the whole search during a block."""
         with self._dashboards.whole(self._name, "search", self._of_all, by_label=False) as run:
             yield run
 
-    def network(self, point: Point, result: Result) -> None:
-        """Log a trained network; a ticket with its folder."""
+    def log_network(self, point: Point, result: Result) -> None:
+        """Log a trained network; for a ticket, also its folder."""
         fields = {name: value for name in _FIELDS if (value := getattr(point, name)) is not None}
         self._dashboards.training(
             result,
@@ -64,8 +64,8 @@ class SearchLog:
             artifacts=[(Path(point.ticket), "ticket")] if point.ticket else [],
         )
 
-    def searched(self, replicate: int, found: Found) -> None:
-        """Log the trainings that a ticket's mask comes from, unless they are networks of the record."""
+    def log_mask_trainings(self, replicate: int, found: Found) -> None:
+        """Log the trainings that produced a ticket's mask, except the dense network."""
         for number, result in enumerate(found.searched, start=1):
             key = (replicate, result.segment.key)
             if key in self._searched or result.segment.key == found.dense.segment.key:
@@ -79,8 +79,8 @@ class SearchLog:
                 config={**self._config, "replicate": replicate, "level": found.level, "role": "mask"},
             )
 
-    def record(self, run: Logged, record: RunRecord, folder: Path) -> None:
-        """Log means over replicates of every role, each level a step; then the record and the run file."""
+    def log_record(self, run: Logged, record: RunRecord, folder: Path) -> None:
+        """Log the means over replicates by role, with the level as step; then the record and the run file."""
         metric = record.task.metric.name
         for level in sorted({point.level for point in record.points}):
             points = [point for point in record.points if point.level == level]
@@ -93,7 +93,7 @@ class SearchLog:
 
 
 def log_verification(lab: Lab, run: Logged, record: VerifyRecord, file: Path) -> None:
-    """Log a verification: the metric of every network, each seed a step; then its record with the verdict."""
+    """Log the metric of every network of a verification, with the seed as step; then the record."""
     metric = record.task.metric.name
     for seed in range(record.n):
         values = {f"test/{metric}/{one.role}": one.values[seed] for one in record.networks}

@@ -34,17 +34,17 @@ R = TypeVar("R", bound=Struct)
 _log = logging.getLogger(__name__)
 
 
-def as_read(record: R) -> R:
-    """Return a record as its file will be read: checked, with lists for tuples in its free-form parts."""
+def normalise_record(record: R) -> R:
+    """Return a record as it will be read back from its file: validated, with lists instead of tuples."""
     values = json.loads(json.dumps(as_json(record)))
     return read(type(record), values, what="record", advice="What was trained is in the store")
 
 
-def earlier_record(file: Path, kind: type[R]) -> R | None:
-    """Return the record that was written before; None if it is missing, damaged, or one of another version.
+def read_earlier_record(file: Path, kind: type[R]) -> R | None:
+    """Return the stored record; None if it is missing, damaged, or of another version.
 
     Raises:
-        InaccessibleError: if it cannot be read: it is not written over.
+        InaccessibleError: if the file cannot be read, so that it must not be overwritten.
     """
     try:
         found = read_sealed(file)
@@ -58,7 +58,7 @@ def earlier_record(file: Path, kind: type[R]) -> R | None:
 
 
 def write_record(file: Path, record: R, done: Ledger, *, unless_same: str) -> R:
-    """Write a record and return it; if nothing was trained and a field did not change, return the earlier record.
+    """Write a record and return it; if nothing was trained and one field did not change, keep the earlier record.
 
     The earlier record has the cost and date of the training.
 
@@ -68,8 +68,8 @@ def write_record(file: Path, record: R, done: Ledger, *, unless_same: str) -> R:
         done: trainings of this time.
         unless_same: name of the field to compare.
     """
-    record = as_read(record)
-    earlier = earlier_record(file, type(record))
+    record = normalise_record(record)
+    earlier = read_earlier_record(file, type(record))
     known = earlier and getattr(earlier, "name", "") == getattr(record, "name", "")
     if (
         earlier
@@ -83,13 +83,13 @@ def write_record(file: Path, record: R, done: Ledger, *, unless_same: str) -> R:
 
 
 def describe_task(task: Task, lab: Lab | None, *, parameters: int, prunable: int) -> TaskTold:
-    """Return a task as records describe it; a network without a name needs the lab to be built."""
+    """Return the description of a task for records; without a lab, a network that has no name stays unnamed."""
     name = task.key().get("model") or (type(lab.model(task)).__name__ if lab else "")
     return TaskTold(task.name, str(name), task.metric, parameters, prunable)
 
 
 def describe_environment(lab: Lab, arithmetic: Arithmetic, trained: Iterable[Result] = ()) -> dict[str, Any]:
-    """Return what affects the numbers of a record beside its settings, and the date.
+    """Return what affects the numbers of a record apart from its settings, and the date.
 
     Args:
         lab: where its networks were trained.
@@ -103,7 +103,7 @@ def describe_environment(lab: Lab, arithmetic: Arithmetic, trained: Iterable[Res
         "workers": lab.workers,
         "on": lab.on,
         **({"kernels_used": used} if used else {}),
-        "date": now(),
+        "date": current_time(),
     }
 
 
@@ -121,12 +121,12 @@ def _describe_arithmetic(lab: Lab, arithmetic: Arithmetic) -> dict[str, Any]:
 _DECIDING = ("device", "precision", "threads_per_segment", "devices", "norms", "parallel", "kernels")
 
 
-def warn_of_another(file: Path, lab: Lab, task: Task) -> None:
-    """Warn that a stored run was trained in another arithmetic, since results with other bits will be replaced.
+def warn_of_other_arithmetic(file: Path, lab: Lab, task: Task) -> None:
+    """Warn if a stored run of the same name was trained in another arithmetic, since its results will be replaced.
 
-    The name of a run does not depend on device and kernels, and names of older versions not on any arithmetic.
+    Names of runs do not depend on device and kernels; names from older versions depend on no arithmetic at all.
     """
-    earlier = earlier_record(file, RunRecord)
+    earlier = read_earlier_record(file, RunRecord)
     if earlier is None or not earlier.environment:
         return
     before, here = earlier.environment, _describe_arithmetic(lab, lab.arithmetic(task))
@@ -143,8 +143,8 @@ def warn_of_another(file: Path, lab: Lab, task: Task) -> None:
 
 
 def is_trained_in(file: Path, unusual_words: Mapping[str, Any]) -> bool:
-    """Return whether there is a record of a run in this arithmetic, see `precision.unusual`."""
-    earlier = earlier_record(file, RunRecord)
+    """Return whether a run was recorded with this arithmetic, see `precision.unusual`."""
+    earlier = read_earlier_record(file, RunRecord)
     found = earlier.environment if earlier else {}
     if found.get("norms") == "none":  # of a network without norms, for which the option has no effect
         found = {**found, "norms": unusual_words.get("norms", SYNCHRONISED)}
@@ -152,13 +152,13 @@ def is_trained_in(file: Path, unusual_words: Mapping[str, Any]) -> bool:
     return bool(words) and unusual(**words, threads=found.get("threads_per_segment", 1)) == unusual_words
 
 
-def now() -> str:
-    """Return the date and time for records."""
+def current_time() -> str:
+    """Return the current date and time (UTC) as text for records."""
     return datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
-def named_run(named: Path, store: Path) -> Path | None:
-    """Return the folder of a run, given by its folder or by its name in the store; None for any other path.
+def find_run_folder(named: Path, store: Path) -> Path | None:
+    """Return the folder of a run, given by its path or its name in the store; None for any other path.
 
     Raises:
         TicketError: for a name that is neither a path nor a run, with the nearest names.
@@ -185,15 +185,15 @@ def _is_record(path: Path) -> bool:
         return is_file(path)
 
 
-def run_of(store: Path, ticket: Path) -> str:
-    """Return the run that saved a ticket, from its path; empty for a ticket outside the store."""
+def run_name_of(store: Path, ticket: Path) -> str:
+    """Return the name of the run that saved a ticket, from its path; empty outside the store."""
     try:
         return ticket.resolve().relative_to(Paths(store).runs.resolve()).parts[0]
     except (ValueError, IndexError):
         return ""
 
 
-def frame_of(rows: Sequence[Mapping[str, Any]]) -> pandas.DataFrame:
+def to_frame(rows: Sequence[Mapping[str, Any]]) -> pandas.DataFrame:
     """Return rows as a pandas table; `MissingExtraError` without pandas."""
     try:
         import pandas

@@ -17,7 +17,7 @@ from ticketry.core.structure.pattern import check_density, parse_share
 from ticketry.errors import UsageError
 from ticketry.evidence.control import CONTROLS, check_controls
 from ticketry.experiments.options import USUAL_CONTROLS, LabOptions
-from ticketry.experiments.record_files import earlier_record, is_trained_in
+from ticketry.experiments.record_files import is_trained_in, read_earlier_record
 from ticketry.lab.search_result import Seeds
 from ticketry.lab.store.store import digest_of
 from ticketry.records.network import LATENCY_MATCHED, is_matched_dense
@@ -78,11 +78,11 @@ class SearchRequest:
     control_densities: tuple[float, ...] = ()
     """Densities of the tickets with controls; empty if all have controls."""
     arithmetic: Mapping[str, Any] = field(default_factory=dict)
-    """Unusual arithmetic of the lab, see `in_lab`: a run with other bits has another name."""
+    """Unusual arithmetic of the lab, see `for_lab`: a run with other bits has another name."""
     label: str = ""
     """Name given by the user, instead of the default name."""
     stored_name: str = ""
-    """Name of the run in a store, if it is not `default_name`. See `named_in`."""
+    """Name of the run in a store, if it is not `default_name`. See `with_new_name`."""
 
     def __post_init__(self) -> None:
         check_bounds("replicates", self.replicates)
@@ -104,49 +104,55 @@ class SearchRequest:
         for density in self.control_densities:
             check_density(density)
             if planned:
-                level_of(density, planned, "the search")
+                level_for_density(density, planned, "the search")
 
-    def in_lab(self, lab: Lab) -> SearchRequest:
+    def for_lab(self, lab: Lab) -> SearchRequest:
         """Return the request with the lab's arithmetic, and with its name in the lab's store."""
         chosen = lab.unusual(self.task)
-        return (self if chosen == self.arithmetic else replace(self, arithmetic=chosen)).as_stored(lab.store.paths)
+        return (self if chosen == self.arithmetic else replace(self, arithmetic=chosen)).with_stored_name(
+            lab.store.paths
+        )
 
-    def as_stored(self, paths: Paths) -> SearchRequest:
+    def with_stored_name(self, paths: Paths) -> SearchRequest:
         """Return the request with its name in a store; names of older versions do not depend on the arithmetic."""
         if not self.arithmetic or self.label or self.stored_name:
             return self
         plain = replace(self, arithmetic={})
         return plain if is_trained_in(paths.run(plain.name) / "run.json", self.arithmetic) else self
 
-    def controls_beside(self, level: int | None, density: float) -> tuple[str, ...]:
-        """The controls that are trained beside tickets of a level, by which they are known where it is planned: its
-        structure may give a ticket another density."""
+    def controls_for(self, level: int | None, density: float) -> tuple[str, ...]:
+        """Return the controls of a ticket.
+
+        Args:
+            level: level of the ticket; decides if densities are planned, since a structure may change the density.
+            density: density of the ticket; decides if densities are known only after the search.
+        """
         asked, planned = self.control_densities, self.planned_densities
         if not asked:
             ticket = next((one for one in self.tickets if one.level == level), None)
             return self.controls if ticket is None or ticket.has_controls else ()
         if planned:
-            beside = level in {level_of(one, planned, "the search") for one in asked}
+            beside = level in {level_for_density(one, planned, "the search") for one in asked}
         else:
-            beside = any(_same(density, one) for one in asked)
+            beside = any(_is_close(density, one) for one in asked)
         return self.controls if beside else ()
 
     def task_of(self, replicate: int) -> Task:
-        """The task as that replicate has it: of data with several splits each may have its own."""
+        """Return the task of a replicate, which may have its own split of the data."""
         return catalogue.of_replicate(self.task, replicate)
 
     def count_controls(self, ticket: Training) -> int:
-        """Return the number of controls trained beside a planned ticket.
+        """Return the number of controls of a planned ticket.
 
-        If densities are known only after the search, the first tickets count as those with controls.
+        If densities are known only after the search, the first tickets are assumed to have the controls.
         """
         if self.control_densities and not self.planned_densities:
             return len(self.controls) if ticket.level <= len(self.control_densities) else 0
-        return len(self.controls_beside(ticket.level, ticket.density or 1.0))
+        return len(self.controls_for(ticket.level, ticket.density or 1.0))
 
     @cached_property
     def plan(self) -> list[Training]:
-        """Trainings of a replicate beside the dense network and controls; empty if the method has no plan."""
+        """Trainings of a replicate apart from the dense network and controls; empty if the method has no plan."""
         return self.method.plan(self.settings) if self.method.plan else []
 
     @cached_property
@@ -184,63 +190,61 @@ class SearchRequest:
 
     @property
     def name(self) -> str:
-        """The folder of the run in its store: the same run has the same name."""
+        """Name of the run and of its folder in the store; equal requests have equal names."""
         return self.label or self.stored_name or self.default_name
 
     @property
     def default_name(self) -> str:
-        """Method, task and a digest of everything that matters."""
-        return f"{_in_a_path(self.method.name)}-{_in_a_path(self.task.name)}-{digest_of(self.identity())[:8]}"
+        """Name built from method, task and a digest of `identity`."""
+        return f"{_to_folder_name(self.method.name)}-{_to_folder_name(self.task.name)}-{digest_of(self.identity())[:8]}"
 
     @property
     def title(self) -> str:
-        """The method's title; that of an alias only while the settings are those of the alias."""
+        """Title of the method, or of its alias if the settings are those of the alias."""
         holds = not self.method.alias or self.known_as == self.method.alias
         return self.method.title if holds else search.method(self.method.name).title
 
     @property
     def known_as(self) -> str:
-        """The method's name, or the alias by which it was requested: `search.common.aliases.known_as`."""
+        """Name of the method, or the alias by which it was requested."""
         return known_as(self.method.name, self.method.alias, self.settings)
 
-    def named_in(self, paths: Paths) -> SearchRequest:
-        """The request with the name that a new run gets: the paper's name of the method, if it was requested by that.
+    def with_new_name(self, paths: Paths) -> SearchRequest:
+        """Return the request with the name for a new run, built from the method's alias or a non-default score.
 
-        Else the score is part of it, if that is not the method's own.
-
-        A run that the store has under its default name keeps that. Campaigns name their runs by `default_name`.
+        A run that is stored under its default name keeps it. Campaigns always use `default_name`.
 
         Raises:
-            UsageError: if the user's name is that of a run of something else.
+            UsageError: if another run has the name that the user gave.
         """
         if self.label:
-            self._check_same(paths.run(self.label) / "run.json")
+            self._check_same_search(paths.run(self.label) / "run.json")
             return self
         if self.stored_name or paths.run(self.name).exists():
             return self
         if (head := self.known_as) == self.method.name:
-            if not self.unusual_score:
+            if not self.non_default_score:
                 return self
-            head = f"{head}-{self.unusual_score}"
+            head = f"{head}-{self.non_default_score}"
         digest = digest_of(self.identity())[:8]
-        return replace(self, stored_name=f"{_in_a_path(head)}-{_in_a_path(self.task.name)}-{digest}")
+        return replace(self, stored_name=f"{_to_folder_name(head)}-{_to_folder_name(self.task.name)}-{digest}")
 
     @property
-    def unusual_score(self) -> str:
-        """The score in the settings; empty if the method has none, or if it is the one that it has by default."""
+    def non_default_score(self) -> str:
+        """Score in the settings; empty if the method has no score, or for its default score."""
         score = getattr(self.settings, "score", None)
         kind = search.method(self.method.name).Settings if self.method.alias else self.settings
         usual = {each.name: each.default for each in fields(kind)}.get("score")
         return score if isinstance(score, str) and score != usual else ""
 
-    def _check_same(self, file: Path) -> None:
-        """Raise `UsageError` if the record in a file is of another search than this one."""
-        from ticketry.experiments.run_file import run_file
+    def _check_same_search(self, file: Path) -> None:
+        """Raise `UsageError` if the record in a file belongs to another search."""
+        from ticketry.experiments.run_file import format_run_file
 
-        earlier = earlier_record(file, RunRecord)
+        earlier = read_earlier_record(file, RunRecord)
         if earlier is None:
             return
-        then, now = (tomllib.loads(text) for text in (earlier.config, run_file(self.describe(), self.task.spec)))
+        then, now = (tomllib.loads(text) for text in (earlier.config, format_run_file(self.describe(), self.task.spec)))
         for table in ("options", "seeds", "settings", "recipe"):
             then |= {f"{table}.{name}": value for name, value in then.pop(table, {}).items()}
             now |= {f"{table}.{name}": value for name, value in now.pop(table, {}).items()}
@@ -253,9 +257,9 @@ class SearchRequest:
             )
 
     def identity(self) -> dict[str, Any]:
-        """Return what names are digests of: the description, with settings as format 1 has them.
+        """Return the values whose digest is part of the name: the description, with settings in format 1.
 
-        Younger settings are left out where they have their default, so that stored runs keep their names.
+        Settings that were added later are omitted at their defaults, so that stored runs keep their names.
         """
         values = self.settings.in_format_1() if hasattr(self.settings, "in_format_1") else asdict(self.settings)
         settings = {name: value for name, value in values.items() if (name, value) not in LATER.items()}
@@ -263,7 +267,7 @@ class SearchRequest:
         return self.describe() | {"settings": settings} | chosen
 
     def describe(self) -> dict[str, Any]:
-        """Return JSON values; densities of controls and sources are omitted if empty."""
+        """Return the search as JSON values; control densities and sources are omitted if empty."""
         beside = {"control_densities": list(self.control_densities)} if self.control_densities else {}
         return {
             "method": self.method.name,
@@ -284,12 +288,12 @@ def _chosen_settings(settings: Any) -> dict[str, Any]:
     return {one.name: values[one.name] for one in fields(settings) if one.init}
 
 
-def with_profile(
+def with_measured_costs(
     request: SearchRequest, options: LabOptions, say: Callable[[str], None] = lambda _: None
 ) -> SearchRequest:
-    """Measure this machine's costs for a budget of latency or bytes without a profile; return the completed request.
+    """Return the request with measured costs of this machine, if its budget of latency or bytes has no profile.
 
-    The file of costs is stored by network and processor, so that the same search finds it again.
+    The file of costs is stored by network and processor, so that a repeated search uses it again.
 
     Args:
         request: the search.
@@ -309,7 +313,7 @@ def with_profile(
     return replace(request, settings=replace(settings, profile=str(file)))
 
 
-def level_of(density: float, planned: Mapping[float, int], what: str) -> int:
+def level_for_density(density: float, planned: Mapping[float, int], what: str) -> int:
     """Return the level of a requested density.
 
     Args:
@@ -321,7 +325,7 @@ def level_of(density: float, planned: Mapping[float, int], what: str) -> int:
         UsageError: if no planned density is within the tolerance.
     """
     nearest = min(planned, key=lambda one: abs(one / density - 1), default=0.0)
-    if _same(nearest, density):
+    if _is_close(nearest, density):
         return planned[nearest]
     if not planned:
         raise UsageError(
@@ -332,7 +336,7 @@ def level_of(density: float, planned: Mapping[float, int], what: str) -> int:
     raise UsageError(f"{what} has no tickets of density {density:g}: it has {known}")
 
 
-def _same(density: float, asked: float) -> bool:
+def _is_close(density: float, asked: float) -> bool:
     return abs(density / asked - 1) <= TOLERANCE
 
 
@@ -345,11 +349,11 @@ def check_label(label: str) -> None:
         )
 
 
-def _in_a_path(name: str) -> str:
+def _to_folder_name(name: str) -> str:
     return "".join(letter if letter.isalnum() else "-" for letter in name).strip("-")
 
 
-def request_of(
+def build_request(
     method: str | Method,
     task: str | Task,
     settings: Any,
@@ -362,20 +366,24 @@ def request_of(
     recipe: Recipe | Mapping[str, Any] | None = None,
     name: str = "",
 ) -> SearchRequest:
-    """A request in the words of the command line.
+    """Build a request from the arguments of `run`.
 
     Args:
-        name: of the run; by default one made of method, score and task.
-        model: another network than that of the task, which is a name then.
-        controls: one or several; none, or nothing, for none.
-        control_densities: of the tickets that have controls; all have if nothing is given.
-        seeds: of the first replicate; one number for all three.
-        recipe: what differs from the task's own, by name; or a whole recipe.
+        method: name of the method, or the method.
+        task: name of the task, or the task.
+        settings: settings of the method.
+        model: network to use instead of the task's own; the task must be given by name.
+        replicates: number of replicates.
+        controls: one or several controls; ``none`` or nothing for no controls.
+        control_densities: densities of the tickets with controls; by default all have them.
+        seeds: seeds of the first replicate; one number sets all three.
+        recipe: a recipe, or changes of the task's recipe by name.
+        name: name of the run; by default built from method, score and task.
     """
-    task = named_task(task, model)
+    task = resolve_task(task, model)
     named = (controls,) if isinstance(controls, str) else tuple(controls)
     return SearchRequest(
-        method=named_method(method),
+        method=resolve_method(method),
         task=task,
         settings=settings,
         recipe=recipe if isinstance(recipe, Recipe) else recipe_from({**asdict(task.recipe), **(recipe or {})}),
@@ -391,17 +399,17 @@ def request_of(
     )
 
 
-def named_method(method: str | Method) -> Method:
-    """The method that is meant; `UsageError` for a name that is not known."""
+def resolve_method(method: str | Method) -> Method:
+    """Return the method for a name or a method; `UsageError` for an unknown name."""
     return search.method(method) if isinstance(method, str) else method
 
 
-def named_task(task: str | Task, model: str | None = None) -> Task:
-    """The task that is meant, with another network if one is named.
+def resolve_task(task: str | Task, model: str | None = None) -> Task:
+    """Return the task for a name or a task, with another network if `model` is given.
 
     Raises:
-        TaskError: for a name that is not known, see `catalogue.resolve_task`.
-        UsageError: for another network than that of a task which is an object, and has its own.
+        TaskError: for an unknown name, see `catalogue.resolve_task`.
+        UsageError: if `model` is given for a task object, which has its own network.
     """
     if model is None:
         return catalogue.resolve_task(task)

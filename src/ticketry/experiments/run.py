@@ -17,9 +17,9 @@ from ticketry.errors import TicketryError, UsageError
 from ticketry.evidence.control import LONGER, SMALL_DENSE
 from ticketry.evidence.settings import VerifySettings
 from ticketry.experiments.decoding import decode_settings
-from ticketry.experiments.options import USUAL_CONTROLS, BenchOptions, LabOptions, opened
-from ticketry.experiments.record_files import frame_of
-from ticketry.experiments.request import SearchRequest, named_method, request_of, with_profile
+from ticketry.experiments.options import USUAL_CONTROLS, BenchOptions, LabOptions, open_lab
+from ticketry.experiments.record_files import to_frame
+from ticketry.experiments.request import SearchRequest, build_request, resolve_method, with_measured_costs
 from ticketry.lab.search_result import Seeds
 from ticketry.records.display import Cell, build_html_table
 from ticketry.records.evidence import VerifyRecord
@@ -72,15 +72,15 @@ class Run:
     request: SearchRequest
     """The requested search."""
     record: RunRecord
-    """Its record, as in ``run.json``."""
+    """Record of the run, as in ``run.json``."""
     options: LabOptions
     """Options of the lab that trained it."""
     now: Mapping[str, int]
     """Segments requested and trained, and steps trained, by this call; zero if everything was in the store."""
     command: str = ""
-    """Command line that repeats it, if there is one."""
+    """Command line that repeats the run; empty if it was started from Python."""
     logs: tuple[str, ...] = ()
-    """How to view the logs, one line for each logger."""
+    """One line for each logger: how to view its logs."""
     verification: VerifyRecord | None = None
     """Verification of the ticket that `verify` chose, or of its procedure."""
     timing: BenchRecord | None = None
@@ -93,14 +93,14 @@ class Run:
 
     @property
     def path(self) -> Path:
-        """The folder with its record, tickets, run file and report."""
+        """Folder with the record, tickets, run file and report."""
         from ticketry.lab.store.paths import Paths
 
         return Paths(self.options.store).run(self.name)
 
     @cached_property
     def tickets(self) -> tuple[RunTicket, ...]:
-        """Every ticket, by replicate and level (the densest first)."""
+        """All tickets, by replicate and level (the densest first)."""
         metric = self.record.task.metric.name
         dense = {point.replicate: point for point in self.record.points if point.role == DENSE}
         return tuple(
@@ -159,7 +159,7 @@ class Run:
             level = nearest_level(self.record, density)
             found = tuple(one for one in found if one.level == level)
         elif time is not None:
-            found = tickets_within(found, "time", time, self.name, base=base_share(self.record.settings))
+            found = tickets_within(found, "time", time, self.name, base=relative_base_latency(self.record.settings))
         elif flops is not None:
             found = tickets_within(found, "multiplications", flops, self.name)
         elif chosen := self.winner():
@@ -171,7 +171,7 @@ class Run:
         from ticketry.report.tables.results import Results
         from ticketry.report.tables.rows import point_rows
 
-        return frame_of(point_rows([Results(self.record)]))
+        return to_frame(point_rows([Results(self.record)]))
 
     def report(self, path: str | Path | None = None) -> Path:
         """Write the HTML report, with verification and timing, and return its path.
@@ -208,14 +208,14 @@ class Run:
             UsageError: if there are no tickets of about that density.
         """
         from ticketry.core.ticket.ticket import Ticket
-        from ticketry.experiments.verify import choose_ticket, suited_claim, verify_ticket
+        from ticketry.experiments.verify import choose_ticket, default_subject, verify_ticket
 
         chosen = choose_ticket(self.record, density)
         if chosen is None:
             return None
         if settings is None:
             controls: tuple[str, ...] = tuple(name for name in self.request.controls if name not in LONGER)
-            of_ticket = suited_claim(Ticket.load(chosen.ticket, trained=False)) == "ticket"
+            of_ticket = default_subject(Ticket.load(chosen.ticket, trained=False)) == "ticket"
             own = (*controls, SMALL_DENSE) if of_ticket else ()
             settings = VerifySettings(controls=own if controls else ("none",))
         self.verification = verify_ticket(
@@ -238,12 +238,12 @@ class Run:
             say: called with a line of progress.
         """
         from ticketry.experiments.bench import execute_bench
-        from ticketry.experiments.ticket_model import source_of
+        from ticketry.experiments.ticket_model import load_ticket_model
 
         chosen = self.winner()
         if chosen is None:
             return None
-        source = source_of(chosen.ticket, task=self.request.task_of(chosen.replicate), data=self.options.data)
+        source = load_ticket_model(chosen.ticket, task=self.request.task_of(chosen.replicate), data=self.options.data)
         self.timing = execute_bench(
             source, options or BenchOptions(), store=self.options.store, say=say, command=self.command
         )
@@ -274,8 +274,8 @@ class Run:
         """Return the result as JSON values, as ``ticketry search --json`` prints it."""
         values = as_json(replace(self.record, points=()))
         keys = ("run", "method", "task", "cost", "store", "environment")
-        tickets = tickets_json(self._points, self.tickets, costs=self.costs, settings=self.record.settings)
-        judged = {"controls": controls_json(self.record), "verdicts": values.get("verdicts", [])}
+        tickets = tickets_to_json(self._points, self.tickets, costs=self.costs, settings=self.record.settings)
+        judged = {"controls": controls_to_json(self.record), "verdicts": values.get("verdicts", [])}
         said = {key: values[key] for key in ("verdict_error", "left_out", "ended") if values.get(key)}
         return {"tickets": tickets, **judged, **{key: values[key] for key in keys}, **said, "now": dict(self.now)}
 
@@ -356,11 +356,11 @@ def run(
         >>> run.best().load().mask.density == run.best().density
         True
     """
-    method = named_method(method)
+    method = resolve_method(method)
     what = f"run({method.name!r}, …)"
     check_named_settings(method, (name for name, value in options.items() if value is not None))
-    settings, lab_options, more = decode_settings(options, method.Settings, LabOptions, _More, what=what)
-    request = request_of(
+    settings, lab_options, more = decode_settings(options, method.Settings, LabOptions, _ExtraOptions, what=what)
+    request = build_request(
         method,
         task,
         settings,
@@ -372,7 +372,7 @@ def run(
         recipe=recipe,
         name=name,
     )
-    made = carry_out(with_profile(request, lab_options), lab_options, energy=more.energy)
+    made = run_search(with_measured_costs(request, lab_options), lab_options, energy=more.energy)
     if verify:
         made.verify()
     if more.bench:
@@ -381,14 +381,14 @@ def run(
 
 
 @dataclass(frozen=True, kw_only=True)
-class _More:
+class _ExtraOptions:
     """Further options of `run`."""
 
     energy: Literal["meter", "estimate"] = "meter"
     bench: bool = False
 
 
-def carry_out(
+def run_search(
     request: SearchRequest,
     options: LabOptions,
     *,
@@ -401,20 +401,20 @@ def carry_out(
     """Execute a search in a lab with these options: see `search.execute`."""
     from ticketry.experiments.search import execute
 
-    with opened(options, request.task, on_event) as lab:
-        request = request.in_lab(lab).named_in(lab.store.paths)
+    with open_lab(options, request.task, on_event) as lab:
+        request = request.for_lab(lab).with_new_name(lab.store.paths)
         record = execute(lab, request, command=command, on_point=on_point, energy=energy, on_ended=on_ended)
         done = {name: getattr(lab.ledger, name) for name in ("segments_asked", "segments_trained", "steps_trained")}
     return Run(request, record, options, done, command, tuple(lab.dashboards.where()))
 
 
 SHARES = ("time", "multiplications")
-"""Costs of a ticket that a search may record, relative to the dense network."""
+"""Fields of a ticket with its cost relative to the dense network."""
 
 
 @dataclass(frozen=True)
 class RunTicket:
-    """One ticket that a run has saved.
+    """A ticket saved by a run.
 
     Examples:
         >>> run = tk.run("iterative", levels=2, replicates=1, controls=(), recipe={"length": "20it"}, workers=0)
@@ -424,13 +424,13 @@ class RunTicket:
     """
 
     path: Path
-    """Its folder; empty if a bundle without weights omitted it."""
+    """Folder of the ticket; empty if a bundle without weights omitted it."""
     density: float
     """Fraction of the prunable weights that is retained."""
     level: int
     """Pruning round of the search; 1 is the densest."""
     replicate: int
-    """From 0."""
+    """Number of the replicate, from 0."""
     metric: str
     """Name of the metric of the values."""
     value: float
@@ -466,7 +466,7 @@ class RunTicket:
 
 
 MET = 1.02
-"""Tolerance of a budget: a ticket may take this multiple of it."""
+"""A ticket meets a budget if it costs at most this multiple of it."""
 
 
 def tickets_within(
@@ -475,7 +475,7 @@ def tickets_within(
     """Return the tickets whose cost is at most a fraction of the base.
 
     Args:
-        tickets: of the run.
+        tickets: tickets of the run.
         what: one of `SHARES`, which are relative to the dense network.
         asked: fraction of the base.
         run: name of the run, for the error.
@@ -493,14 +493,14 @@ def tickets_within(
     return found
 
 
-def base_share(settings: Mapping[str, Any]) -> float:
+def relative_base_latency(settings: Mapping[str, Any]) -> float:
     """Return the latency of a run's base over that of the compiled network without pruning.
 
     Args:
-        settings: as the run's record has them.
+        settings: settings in the run's record.
 
     Raises:
-        CostError: if the run's costs, which have it, cannot be read.
+        CostError: if the run's file of costs cannot be read.
     """
     from ticketry.budgets.cost_model import CostModel
 
@@ -511,7 +511,7 @@ def base_share(settings: Mapping[str, Any]) -> float:
     return costs.base_seconds(base) / costs.dense
 
 
-def tickets_json(
+def tickets_to_json(
     points: Sequence[Point],
     tickets: Sequence[RunTicket],
     *,
@@ -546,13 +546,13 @@ def tickets_json(
             "cost": as_json(point.phases) if point.phases else None,
             "relative_cost": relative.get((point.replicate, point.level)),
             **{name: share for name in SHARES if (share := getattr(one, name)) is not None},
-            **({"structure": _structure_json(point.structure)} if point.structure else {}),
+            **({"structure": _structure_to_json(point.structure)} if point.structure else {}),
         }
         for point, one in zip(points, tickets, strict=True)
     ]
 
 
-def controls_json(record: RunRecord) -> list[dict[str, Any]]:
+def controls_to_json(record: RunRecord) -> list[dict[str, Any]]:
     """Return the controls of a run, as ``ticketry search --json`` prints them, by replicate and level."""
     metric = record.task.metric.name
     return [
@@ -572,7 +572,7 @@ def controls_json(record: RunRecord) -> list[dict[str, Any]]:
     ]
 
 
-def _structure_json(structure: Structure) -> dict[str, Any]:
+def _structure_to_json(structure: Structure) -> dict[str, Any]:
     """Return the structure of a ticket's mask and its fit as JSON values, without the layers."""
     values = as_json(replace(structure, layers=(), pictures=()))
     whole = structure.layers[-1]

@@ -1,4 +1,4 @@
-"""Run files: a run as TOML, written by every run and read by --config; and what such a file may name."""
+"""Run files: write a run as TOML, read it for --config, and check that it names no untrusted code or files."""
 
 from __future__ import annotations
 
@@ -34,20 +34,20 @@ else:
 _LARGEST = 1 << 20
 """Largest size of a run file or a campaign in bytes."""
 _MOST_PARTS = 32
-"""Largest number of parts of a key with dots; the time of Python's parser grows with the square."""
+"""Largest number of parts of a dotted key, since the time of Python's parser grows quadratically."""
 _DEEPEST = 100
 """Largest depth of tables and arrays."""
 _PART = r"""(?:[A-Za-z0-9_-]+|"(?:[^"\\\n]|\\.)*"|'[^'\n]*')"""
 _LONG_KEY = re.compile(rf"^[ \t]*\[{{0,2}}[ \t]*(?:{_PART}[ \t]*\.[ \t]*){{{_MOST_PARTS}}}", re.MULTILINE)
 
 
-def run_file(described: Mapping[str, Any], spec: Any, chosen: Mapping[str, Any] | None = None) -> str:
-    """Return the TOML that repeats a run.
+def format_run_file(described: Mapping[str, Any], spec: Any, chosen: Mapping[str, Any] | None = None) -> str:
+    """Format the run file (TOML) that repeats a run.
 
     Args:
-        described: the search, see `SearchRequest.describe`.
+        described: description of the search, see `SearchRequest.describe`.
         spec: name and options of its task.
-        chosen: other options that affect the bits, precision and kernels, and the place of training if it was given.
+        chosen: further options: those that affect the bits, and the place of training if it was given.
     """
     top = {
         "method": described["method"],
@@ -64,9 +64,9 @@ def run_file(described: Mapping[str, Any], spec: Any, chosen: Mapping[str, Any] 
         "settings": described["settings"],
         "recipe": described["recipe"],
     }
-    lines = ["# ticketry search --config run.toml", *_assignments(top)]
+    lines = ["# ticketry search --config run.toml", *_format_assignments(top)]
     for name, table in tables.items():
-        if assignments := _assignments(table):
+        if assignments := _format_assignments(table):
             lines += ["", f"[{name}]", *assignments]
     return "\n".join(lines) + "\n"
 
@@ -77,12 +77,12 @@ def read_run_file(path: Path) -> dict[str, Any]:
     Raises:
         UsageError: if it cannot be read, is not TOML, or has a wrong entry.
     """
-    _, tables = toml_tables(path, "run file")
-    search_options(tables, f"the run file {path}")
+    _, tables = read_toml(path, "run file")
+    decode_search_options(tables, f"the run file {path}")
     return tables
 
 
-def toml_tables(path: Path, what: str) -> tuple[str, dict[str, Any]]:
+def read_toml(path: Path, what: str) -> tuple[str, dict[str, Any]]:
     """Return the text and the tables of a TOML file.
 
     Args:
@@ -106,7 +106,7 @@ def toml_tables(path: Path, what: str) -> tuple[str, dict[str, Any]]:
         raise UsageError(f"the {what} {path} is nested too deeply: more than {_DEEPEST} tables or arrays") from None
     except ValueError:  # of a decimal number that Python does not convert
         raise UsageError(f"the {what} {path} has a number of thousands of digits: {_RANGE}") from None
-    if fault := _fault_in(tables):
+    if fault := _find_invalid_value(tables):
         raise UsageError(f"the {what} {path}: {fault}")
     return text, tables
 
@@ -114,8 +114,8 @@ def toml_tables(path: Path, what: str) -> tuple[str, dict[str, Any]]:
 _RANGE = "whole numbers lie between -2**63 and 2**63 - 1"
 
 
-def _fault_in(tables: dict[str, Any]) -> str:
-    """Return the first value that a run file or campaign may not have, with its key; empty if all are allowed."""
+def _find_invalid_value(tables: dict[str, Any]) -> str:
+    """Return a message about the first invalid value of a run file or campaign; empty if all are valid."""
     level: list[tuple[str, Any]] = [("", tables)]
     for _ in range(_DEEPEST):
         inner: list[tuple[str, Any]] = []
@@ -142,8 +142,8 @@ _TABLES: dict[str, Any] = {
 """Types of a run file's tables; `settings` and `recipe` are checked by their own dataclasses."""
 
 
-def search_options(tables: Mapping[str, Any], what: str = "the run file") -> SearchOptions:
-    """Return the options of a search from the entries of a run file or a preset, without method, settings and recipe.
+def decode_search_options(tables: Mapping[str, Any], what: str = "the run file") -> SearchOptions:
+    """Decode the entries of a run file or a preset, except method, settings and recipe.
 
     Args:
         tables: the entries.
@@ -171,13 +171,13 @@ def search_options(tables: Mapping[str, Any], what: str = "the run file") -> Sea
 def check_trust(
     tables: Mapping[str, Any], said: Container[str] | None, *, of: str, store: str | Path | None = None
 ) -> None:
-    """Refuse a run file that names code or a path of this machine, unless the user named it too.
+    """Raise `TrustError` for code or a local path that a file names, unless the user named it too.
 
     Args:
         tables: entries of the file.
         said: names of entries that the command line overrides; None if there is no command line, as for a ticket.
         of: the file, for error messages.
-        store: store of the command; a file of costs in it may be named.
+        store: store of the command, whose files of costs are trusted.
 
     Raises:
         TrustError: for the first entry that is not trusted.
@@ -198,7 +198,7 @@ def check_trust(
     for what in ("store", "data"):
         if what in tables and what not in own:
             raise refusal(what, tables[what], of, instead(f"name the folder yourself with --{what}"))
-    if "on" in tables and "on" not in own and not _trains_here(str(tables["on"])):
+    if "on" in tables and "on" not in own and not _is_local_runner(str(tables["on"])):
         raise refusal("on", tables["on"], of, instead("name where to train yourself with --on"))
     task, options = tables.get("task", "digits"), tables.get("options", {})
     if "task" not in own or options:
@@ -206,19 +206,21 @@ def check_trust(
     if tables.get("model") and "model" not in own:
         check_network(str(tables["model"]), of=of)
     profile = tables.get("settings", {}).get("profile")
-    if profile and "profile" not in own and not _kept_costs(str(profile), store):
+    if profile and "profile" not in own and not _is_stored_cost_file(str(profile), store):
         raise refusal("setting profile", str(profile), of, instead("name the file yourself with --profile"))
     for name, value in tables.get("settings", {}).items():
-        for word in _words_in(name, value):
+        for word in _code_words(name, value):
             if name not in own and _names_code(word):
                 raise refusal(f"setting {name}", word, of, instead(f"name it yourself with --{name.replace('_', '-')}"))
 
 
-def current_settings(stored: Mapping[str, Any], method: object, store: str | Path | None = None) -> dict[str, Any]:
-    """Return settings of a run file, campaign or ticket in today's format, with their file of costs in the store.
+def upgrade_stored_settings(
+    stored: Mapping[str, Any], method: object, store: str | Path | None = None
+) -> dict[str, Any]:
+    """Return stored settings in the current format, with the path of their file of costs in this store.
 
-    The store may have been moved since the costs were measured. Their digest is part of the run's name, so they cannot
-    be confused with others.
+    The store may have been moved since the costs were measured. Their digest is part of the run's name, so that they
+    cannot be confused with others.
     """
     outside = isinstance(method, str) and METHODS.is_outside(method)
     current = upgrade_settings(stored, FORMAT_1 if outside else ())
@@ -233,7 +235,7 @@ def current_settings(stored: Mapping[str, Any], method: object, store: str | Pat
     return {**current, "profile": str(kept)} if moved else current
 
 
-def _kept_costs(profile: str, store: str | Path | None) -> bool:
+def _is_stored_cost_file(profile: str, store: str | Path | None) -> bool:
     """Return whether a path is a file of costs in a store on this machine, after following links."""
     if (folder := _costs_folder(store)) is None:
         return False
@@ -252,7 +254,7 @@ def _costs_folder(store: str | Path | None) -> Path | None:
     return Paths(Path(store)).costs_folder
 
 
-def _trains_here(on: str) -> bool:
+def _is_local_runner(on: str) -> bool:
     """Return whether a runner trains on this machine."""
     return on.partition(":")[0] in ("processes", "in-process")
 
@@ -260,8 +262,8 @@ def _trains_here(on: str) -> bool:
 _SHAPE = re.compile(r"(?:[a-z]+\+?:)?[\d.:]+|[a-z]+\+?|refill\+:match")
 
 
-def _words_in(name: str, value: Any) -> Iterator[str]:
-    """Yield the texts of a setting that may stand for code: of a structure the values of its options."""
+def _code_words(name: str, value: Any) -> Iterator[str]:
+    """Yield the texts of a setting that may name code; for a structure, the values of its options."""
     for word in value if isinstance(value, list) else [value]:
         if not isinstance(word, str):
             continue
@@ -273,19 +275,19 @@ def _words_in(name: str, value: Any) -> Iterator[str]:
 
 
 def _names_code(word: str) -> bool:
-    """Return whether a setting, such as a score, could name an object of a package or of the user."""
+    """Return whether a text, such as a score, names an object of another package or of the user."""
     plain = word.removeprefix("inverted:").removeprefix("shuffled:")  # controls of a score
     return is_offered(plain) or (":" in plain and parse_n_of_m(plain) is None)
 
 
-def _assignments(table: Mapping[str, Any]) -> list[str]:
-    return [f"{_key(name)} = {_value(value)}" for name, value in table.items() if value is not None]
+def _format_assignments(table: Mapping[str, Any]) -> list[str]:
+    return [f"{_format_key(name)} = {_format_value(value)}" for name, value in table.items() if value is not None]
 
 
-def _value(value: Any) -> str:
+def _format_value(value: Any) -> str:
     # JSON writes strings, finite numbers, booleans and arrays as TOML does, but for one letter; TOML has no null.
     return json.dumps(value, ensure_ascii=False, allow_nan=False).replace("\x7f", "\\u007f")
 
 
-def _key(name: str) -> str:
-    return name if re.fullmatch(r"[A-Za-z0-9_-]+", name) else _value(name)
+def _format_key(name: str) -> str:
+    return name if re.fullmatch(r"[A-Za-z0-9_-]+", name) else _format_value(name)

@@ -1,4 +1,4 @@
-"""Collect what a search finds: rows of its record, rounds, costs, and tickets, each saved as a folder."""
+"""Collect the results of a search: rows of its record, rounds, costs, and saved tickets."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ from ticketry.tasks.task import Task
 OnPoint = Callable[[Point], None]
 
 
-class Points:
-    """Rows of a run's record, collected from several threads."""
+class PointCollector:
+    """Collects the rows of a run's record, from several threads."""
 
     def __init__(self, lab: Lab, run: SearchRequest, folder: Path, listeners: Sequence[OnPoint] = ()) -> None:
         """Start without rows.
@@ -66,11 +66,11 @@ class Points:
         self.rows: list[Point] = []
         self.segments: dict[str, Result] = {}
         self.rounds: dict[tuple[int, str], Round] = {}
-        """Trainings that end with a mask (rounds of gates), by replicate and key; also those that led to no ticket."""
+        """Rounds of training with gates, by replicate and key, including rounds without a ticket."""
         self.left_out: dict[tuple[int, str], str] = {}
         """Reason for each omitted control, by level and name."""
         self.searched: dict[str, Result] = {}
-        """Trainings that masks come from, by replicate and key."""
+        """Trainings that produced masks, by replicate and key."""
         self.gradients = 0
         """Batches used for gradients only, over all tickets, see `Found.gradients`."""
         self.rewind_step = 0
@@ -90,7 +90,7 @@ class Points:
         """Elements in scope; 0 until the first ticket."""
 
     def add_found(self, replicate: int, found: Found) -> dict[str, Any]:
-        """Add the dense network, or a ticket, whose folder is saved.
+        """Add the dense network, or a ticket, and save the ticket's folder.
 
         Returns:
             Density, number of weights and budget of a ticket.
@@ -107,7 +107,7 @@ class Points:
         more: dict[str, Any] = {"recorded_layers": mask.table()}
         self.total = mask.total
         if found.searched:
-            self.log.searched(replicate, found)
+            self.log.log_mask_trainings(replicate, found)
             more["search_steps"] = found.search_steps
             more["search_seconds"] = round(sum(each.train_seconds for each in found.searched), 3)
             for variant in found.searched[-1].segment.variants:
@@ -124,10 +124,10 @@ class Points:
         structure = None
         if found.structured:
             before = self._lab.store.get_mask(found.structured.of)
-            structure = self._structure(found, before)
+            structure = self._describe_structure(found, before)
             pictures = draw_structure_pictures(before, mask) if replicate == 0 else []
             more["structure"] = replace(structure, pictures=convert(pictures, tuple[LayerPicture, ...]))
-        more["ticket"] = str(self._save(replicate, found, mask, phases, structure) or "")
+        more["ticket"] = str(self._save_ticket(replicate, found, mask, phases, structure) or "")
         # After pruning whole channels, every input has the same density, so there is nothing to show.
         single = not found.result.segment.whole_channels
         if replicate == 0 and single and (picture := draw_first_layer(mask, self._shape)):
@@ -137,7 +137,7 @@ class Points:
         return counts
 
     def phases_of(self, replicate: int, found: Found) -> Phases:
-        """Return the training phases of a network that a replicate found."""
+        """Return all training phases of a found network, including its search."""
         before = [each for each in self._found.get(replicate, []) if each.level < found.level]
         return phases_of(found, before)
 
@@ -170,12 +170,12 @@ class Points:
             self.rows.append(row)
             self.phases.append(phases)
             self.segments[result.segment.key] = result
-        self.log.network(row, result)
+        self.log.log_network(row, result)
         for listener in self._listeners:
             listener(row)
 
     def _relative_latency(self, result: Result) -> RelativeLatency:
-        """Return the latency of a network relative to dense, measured now or taken from the store."""
+        """Return the latency of a network relative to dense: stored, or measured now."""
         lab, task, segment = self._lab, self._run.task, result.segment
         costs = terms_in(lab, task, (), self._timed)
         assert isinstance(costs, CostModel)
@@ -186,7 +186,7 @@ class Points:
         return time_of_dense(lab, segment.task, task, costs)
 
     def add_trainings(self, results: Iterable[Result]) -> None:
-        """Add trainings that have no row to the cost of the run."""
+        """Add trainings without a row of their own to the cost of the run."""
         with self._lock:
             self.segments.update({each.segment.key: each for each in results})
 
@@ -194,19 +194,19 @@ class Points:
         """Add the rounds that a ticket's mask comes from; calls of one replicate come one after another."""
         for result in found.searched:
             key = (replicate, result.segment.key)
-            if key not in self.rounds and (row := _round(replicate, found.level, result)):
+            if key not in self.rounds and (row := _round_record(replicate, found.level, result)):
                 self.rounds[key] = row
             if key in self.rounds and result is found.searched[-1]:
                 self.rounds[key] = replace(self.rounds[key], used=True, cut_to=found.cut_to)
 
     def rows_with_costs(self) -> list[Point]:
-        """Return the rows with the cost of each by phase: see `Costs.row`."""
+        """Return the rows with their costs by phase, see `Costs.row`."""
         costs = Costs(self._lab)
         by_phase = [convert(costs.row(own), PhaseCosts) for own in self.phases]
         return [replace(row, phases=one) for row, one in zip(self.rows, by_phase, strict=True)]
 
     def cost(self, ledger: Ledger, seconds: float) -> Cost:
-        """Return the cost of the run, including earlier trainings, and what was trained this time.
+        """Return the cost of the whole run, and separately what was trained this time.
 
         Args:
             ledger: trainings of this time.
@@ -232,14 +232,14 @@ class Points:
         }
         return convert(values, Cost)
 
-    def _structure(self, found: Found, before: Mask) -> Structure:
+    def _describe_structure(self, found: Found, before: Mask) -> Structure:
         """Return how a mask was restructured, and how well it fits the mask `before`."""
         how = found.structured
         assert how is not None
         assert found.mask is not None
-        return structure_of(how.by, before.density, fits(self._lab, self._run.task, how, found.mask))
+        return structure_record(how.by, before.density, fits(self._lab, self._run.task, how, found.mask))
 
-    def _save(
+    def _save_ticket(
         self, replicate: int, found: Found, mask: Mask, phases: Phases, structure: Structure | None
     ) -> Path | None:
         lab, run, segment = self._lab, self._run, found.result.segment
@@ -250,7 +250,7 @@ class Points:
             "method": run.method.name,
             "settings": asdict(run.settings),
             "recipe": asdict(segment.recipe),
-            "task": {"name": task.name, "key": dict(task.key()), "spec": _spec(task)},
+            "task": {"name": task.name, "key": dict(task.key()), "spec": _task_spec(task)},
             "metric": asdict(metric),
             "value": found.result.metrics["test"][metric.name],
             "dense_value": dense.metrics["test"][metric.name],
@@ -281,29 +281,29 @@ class Points:
 
 
 def _describe_search(run: SearchRequest, replicate: int, recipe: Recipe) -> dict[str, Any]:
-    """Return what a ticket's own entries lack of its search, see `records.ticket.Searched`."""
+    """Return the parts of a search that a ticket's other entries lack, see `records.ticket.Searched`."""
     values: dict[str, Any] = {"replicates": run.replicates}
     if run.procedure_sources:
         values["sources"] = run.procedure_sources
     if recipe != run.recipe:
         values["recipe"] = asdict(run.recipe)
     if run.task_of(replicate) is not run.task:
-        values["task"] = _spec(run.task)
+        values["task"] = _task_spec(run.task)
     return values
 
 
-def _spec(task: Task) -> dict[str, Any] | None:
+def _task_spec(task: Task) -> dict[str, Any] | None:
     """Return the request that builds the task, or None for a task object."""
     return {**asdict(task.spec), "options": dict(task.spec.options)} if task.spec else None
 
 
-def structure_of(by: Structuring, before: float, layers: Sequence[Mapping[str, Any]]) -> Structure:
+def structure_record(by: Structuring, before: float, layers: Sequence[Mapping[str, Any]]) -> Structure:
     """Return the record of a structure: kind and options, the density `before`, and the fit to each layer."""
     return convert({**by.describe(), "name": str(by), "density_before": before, "layers": layers}, Structure)
 
 
-def _round(replicate: int, level: int, result: Result) -> Round | None:
-    """Return the row of a training if a variant of training records it as a round."""
+def _round_record(replicate: int, level: int, result: Result) -> Round | None:
+    """Return the record of a round of gates; None for other trainings."""
     rows = [row for variant in result.segment.variants if (row := variant.round_fields(result.record))]
     common = {"replicate": replicate, "level": level, "used": False, "key": result.segment.key}
     common |= {"steps": result.segment.steps, "seconds": result.train_seconds}
@@ -311,16 +311,16 @@ def _round(replicate: int, level: int, result: Result) -> Round | None:
 
 
 def update_record(earlier: RunRecord, record: RunRecord) -> RunRecord | None:
-    """Return an earlier record with costs that it lacks; None if its networks are not those of `record`."""
+    """Return the earlier record with missing costs added; None if its networks differ from those of `record`."""
     if earlier.name != record.name:
         return None
-    if list(map(_network, earlier.points)) != list(map(_network, record.points)):
+    if list(map(_without_cost_and_path, earlier.points)) != list(map(_without_cost_and_path, record.points)):
         return None
     pairs = zip(earlier.points, record.points, strict=True)
     points = tuple(replace(old, phases=old.phases or new.phases, ticket=new.ticket) for old, new in pairs)
     return replace(earlier, points=points, store=record.store)
 
 
-def _network(row: Point) -> Point:
-    """Return a row without cost and path, which depend on when and where it was written."""
+def _without_cost_and_path(row: Point) -> Point:
+    """Return a row without cost and path, to compare networks."""
     return replace(row, phases=None, ticket="")

@@ -16,15 +16,15 @@ from ticketry.evidence.controls import trained_control
 from ticketry.evidence.level_verdicts import with_current_verdicts, with_verdicts
 from ticketry.experiments.progress import ProgressFile
 from ticketry.experiments.record_files import (
-    as_read,
     describe_environment,
     describe_task,
-    earlier_record,
-    warn_of_another,
+    normalise_record,
+    read_earlier_record,
+    warn_of_other_arithmetic,
 )
 from ticketry.experiments.request import SearchRequest
-from ticketry.experiments.run_file import run_file
-from ticketry.experiments.run_record import OnPoint, Points, update_record
+from ticketry.experiments.run_file import format_run_file
+from ticketry.experiments.run_record import OnPoint, PointCollector, update_record
 from ticketry.lab.budget_masks import multiplications
 from ticketry.lab.costs.energy import Energies, energies
 from ticketry.lab.costs.ledger import Ledger
@@ -71,12 +71,12 @@ def execute(
             was found.
     """
     began, ledger, meter = time.monotonic(), lab.ledger.copy(), energies(energy)
-    run = run.in_lab(lab)
+    run = run.for_lab(lab)
     folder = lab.store.paths.run(run.name)
-    warn_of_another(folder / "run.json", lab, run.task)
+    warn_of_other_arithmetic(folder / "run.json", lab, run.task)
     progress = ProgressFile(lab, run)
-    collected = Points(lab, run, folder, [progress.add, *([on_point] if on_point else [])])
-    controls = _Controls(lab, run, collected)
+    collected = PointCollector(lab, run, folder, [progress.add, *([on_point] if on_point else [])])
+    controls = _ControlTrainer(lab, run, collected)
     ended: list[TicketryError] = []
 
     def add(replicate: int, found: Found) -> None:
@@ -86,7 +86,7 @@ def execute(
         if on_found:
             on_found(replicate, found)
 
-    with collected.log.whole() as whole:
+    with collected.log.log_run() as whole:
         with marked_running(folder), progress, controls:
             run.method(
                 lab,
@@ -101,9 +101,9 @@ def execute(
             if ended and not any(row.role == TICKET for row in collected.rows):
                 raise ended[0]
         seconds, done = time.monotonic() - began, lab.ledger.since(ledger)
-        record = as_read(_record(lab, run, collected, command, seconds, done))
-        record = _write(lab, run, replace(record, ended="".join(map(str, ended))), done, meter)
-        collected.log.record(whole, record, folder)
+        record = normalise_record(_build_record(lab, run, collected, command, seconds, done))
+        record = _write_run(lab, run, replace(record, ended="".join(map(str, ended))), done, meter)
+        collected.log.log_record(whole, record, folder)
     for error in ended:
         if on_ended is None:
             raise error
@@ -111,10 +111,10 @@ def execute(
     return record
 
 
-def _write(lab: Lab, run: SearchRequest, record: RunRecord, done: Ledger, meter: Energies) -> RunRecord:
-    """Write a run's record and return it; if nothing was trained, return the earlier record of the same networks."""
+def _write_run(lab: Lab, run: SearchRequest, record: RunRecord, done: Ledger, meter: Energies) -> RunRecord:
+    """Write a run's record and return it; if nothing was trained, keep the earlier record of the same networks."""
     folder = lab.store.paths.run(run.name)
-    earlier = earlier_record(folder / "run.json", RunRecord)
+    earlier = read_earlier_record(folder / "run.json", RunRecord)
     if earlier and done.segments_trained == 0 and (updated := update_record(earlier, record)):
         if updated != earlier:
             write_sealed(folder / "run.json", as_json(updated))
@@ -129,10 +129,10 @@ def _write(lab: Lab, run: SearchRequest, record: RunRecord, done: Ledger, meter:
     return record
 
 
-class _Controls:
-    """Trains the controls of each ticket as it is found, in threads beside the search if the lab has workers."""
+class _ControlTrainer:
+    """Trains the controls of each ticket as soon as it is found, in parallel threads if the lab has workers."""
 
-    def __init__(self, lab: Lab, run: SearchRequest, points: Points) -> None:
+    def __init__(self, lab: Lab, run: SearchRequest, points: PointCollector) -> None:
         self._lab, self._run, self._points = lab, run, points
         # As many threads as can train at once, so that the search's own segments never wait long behind controls.
         threads = lab.workers
@@ -140,22 +140,22 @@ class _Controls:
         self._futures: list[concurrent.futures.Future[None]] = []
 
     def begin(self, replicate: int, found: Found, counts: dict[str, Any]) -> None:
-        """Begin to train the controls of a ticket, except those that cannot have its training steps.
+        """Start training the controls of a ticket, except those that cannot have as many steps as the ticket.
 
         Args:
             replicate: number of the replicate.
             found: the ticket.
             counts: density and number of weights of the ticket, which its controls share.
         """
-        for control in self._run.controls_beside(found.level, counts["density"]):
+        for control in self._run.controls_for(found.level, counts["density"]):
             if why := obstacle(control, found):
                 self._points.left_out[found.level, control] = why
             elif self._pool is None:
-                self._train(control, replicate, found, counts)
+                self._train_control(control, replicate, found, counts)
             else:
-                self._futures.append(self._pool.submit(self._train, control, replicate, found, counts))
+                self._futures.append(self._pool.submit(self._train_control, control, replicate, found, counts))
 
-    def _train(self, control: str, replicate: int, found: Found, counts: dict[str, Any]) -> None:
+    def _train_control(self, control: str, replicate: int, found: Found, counts: dict[str, Any]) -> None:
         run = self._run
         assert found.mask is not None
         with self._lab.telling(f"replicate {replicate} "):
@@ -170,7 +170,7 @@ class _Controls:
         more, trained = {**counts, "budget": control_of.budget}, control_of.trainings
         last = trained[-1].segment
         if is_matched_dense(control):
-            more.update(self._dense_counts(last.task, found.mask))
+            more.update(self._count_dense_weights(last.task, found.mask))
         elif last.whole_channels or found.structured or found.pattern != UNSTRUCTURED or found.aim:
             # Structured masks meet the ticket's density only approximately, and under a budget the cost is equal.
             assert last.mask is not None
@@ -186,13 +186,13 @@ class _Controls:
             more.update(cycles=len(trained))
         self._points.add(replicate, found.level, control, trained[-1], phases, **more)
 
-    def _dense_counts(self, task: Task, ticket: str) -> dict[str, Any]:
-        """Return the name of a dense network of a ticket's cost, and its weights relative to the mask's scope."""
+    def _count_dense_weights(self, task: Task, ticket: str) -> dict[str, Any]:
+        """Return name and weight count of a dense control, and its weights as a fraction of the prunable ones."""
         weights = sum(size for _, size in multiplications(self._lab, task).values())
         share = weights / self._lab.store.get_mask(ticket).total
         return {"model": str(task.key()["model"]), "density": min(share, 1.0), "kept": weights}
 
-    def __enter__(self) -> _Controls:
+    def __enter__(self) -> _ControlTrainer:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
@@ -212,7 +212,7 @@ class _Controls:
 
 
 def preliminary_record(run: SearchRequest, points: Sequence[Point]) -> RunRecord:
-    """Return the record of a run that is not finished."""
+    """Return a record of an unfinished run with the networks so far."""
     described = run.describe()
     return RunRecord(
         format=FORMAT,
@@ -233,7 +233,9 @@ def preliminary_record(run: SearchRequest, points: Sequence[Point]) -> RunRecord
     )
 
 
-def _record(lab: Lab, run: SearchRequest, points: Points, command: str, seconds: float, done: Ledger) -> RunRecord:
+def _build_record(
+    lab: Lab, run: SearchRequest, points: PointCollector, command: str, seconds: float, done: Ledger
+) -> RunRecord:
     rows = sorted(points.rows_with_costs(), key=lambda row: (row.replicate, row.level, row.role != "ticket", row.role))
     dense = next(result for result in points.segments.values() if result.segment.mask is None)
     arithmetic = dense.segment.arithmetic
@@ -255,6 +257,6 @@ def _record(lab: Lab, run: SearchRequest, points: Points, command: str, seconds:
         environment=describe_environment(lab, arithmetic, points.segments.values()),
         rounds=tuple(sorted(points.rounds.values(), key=lambda row: (row.replicate, row.level))),
         left_out=tuple(LeftOutAtLevel(role, why, level) for (level, role), why in sorted(points.left_out.items())),
-        config=run_file({**run.describe(), "method": run.known_as}, run.task.spec, chosen),
+        config=format_run_file({**run.describe(), "method": run.known_as}, run.task.spec, chosen),
         store=display_address(lab.store.paths.root),
     )

@@ -1,4 +1,4 @@
-"""Speed of a model in three steps: compiled, with whole channels pruned, and with single weights pruned."""
+"""Measure the speed of a model in three steps: compiled, with channels pruned, and with weights pruned."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Say = Callable[[str], None]
 
 UNPRUNED, CHANNELS_STEP, WEIGHTS_STEP = "1 compiled, unpruned", "2 whole channels", "3 weights and rows"
 STEPS = {CHANNELS_STEP: CHANNELS, WEIGHTS_STEP: AUTO}
-"""Step that prunes -> the structure of its budget."""
+"""Pruning step -> structure that its budget prunes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,12 +56,12 @@ class SpeedupOptions:
 
 
 @dataclass(frozen=True)
-class Row:
-    """One way to run the model."""
+class SpeedupRow:
+    """Timing of one way to run the model."""
 
     name: str
     seconds: float | None
-    """Median latency; None where it cannot be had."""
+    """Median latency in seconds; None if it could not be measured."""
     speed: float | None
     """Speed over eager PyTorch."""
     density: float | None = None
@@ -73,15 +73,15 @@ class Row:
 
 @dataclass(frozen=True)
 class Speedup:
-    """All rows at one batch, timed in turns."""
+    """Timings at one batch size, taken in turns."""
 
     batch: int
-    rows: tuple[Row, ...]
+    rows: tuple[SpeedupRow, ...]
     machine: Mapping[str, Any] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
-        """Return it as JSON values."""
+        """Return the table as JSON values."""
         return asdict(self)
 
 
@@ -124,10 +124,10 @@ def speedups(
     """Yield the table of each batch size for a model, without training.
 
     Args:
-        model: in evaluation mode; its weights are not changed.
-        example_inputs: of a call; batches are made of them.
+        model: model in evaluation mode; its weights are not changed.
+        example_inputs: inputs of one call, from which batches are built.
         options: what is compared.
-        say: called with what is done now.
+        say: called with a line of progress.
 
     Raises:
         EngineError: if the model cannot be captured.
@@ -136,10 +136,10 @@ def speedups(
 
     for batch in options.batch:
         inputs = at_batch(example_inputs, batch)
-        with _caught() as said:
-            masks, notes = _masks(model, inputs, options, say)
-            timed = _timed(model, inputs, masks, options, say)
-        yield _table(batch, timed, masks, notes, {}, tuple(said))
+        with _collect_budget_warnings() as said:
+            masks, notes = _choose_masks(model, inputs, options, say)
+            timed = _time_steps(model, inputs, masks, options, say)
+        yield _build_table(batch, timed, masks, notes, {}, tuple(said))
 
 
 def task_speedups(
@@ -155,13 +155,13 @@ def task_speedups(
     """Yield the table of each batch for a task's network: trained, pruned, and trained on with each mask.
 
     Args:
-        task: whose network is trained by its recipe; with each mask the schedule is repeated from the trained weights.
+        task: task; each mask is trained by the same schedule again, from the weights of the trained network.
         options: what is compared.
-        store: where trainings are kept, and found again.
-        recipe: of all trainings; by default the task's own.
+        store: store of the trainings.
+        recipe: recipe of all trainings; by default the task's own.
         workers: processes that train; 0 trains in this one.
-        data: folder in which data sets are looked for first.
-        say: called with what is done now.
+        data: folder of data sets, searched first.
+        say: called with a line of progress.
     """
     from ticketry.lab.lab import Lab
     from ticketry.lab.retrain import retraining
@@ -172,9 +172,9 @@ def task_speedups(
         dense = lab.train(lab.segment(task, start=0, recipe=recipe), label="dense")
         for batch in options.batch:
             model, inputs = lab.model(task, dense).eval(), lab.course(task).inputs(batch)
-            with _caught() as said:
-                masks, notes = _masks(model, inputs, options, say)
-                timed = _timed(model, inputs, masks, options, say)
+            with _collect_budget_warnings() as said:
+                masks, notes = _choose_masks(model, inputs, options, say)
+                timed = _time_steps(model, inputs, masks, options, say)
             values = dict.fromkeys(("eager", UNPRUNED), dense.metrics["test"][metric])
             for name, mask in masks.items():
                 say(f"training with {name[2:]}")
@@ -188,11 +188,13 @@ def task_speedups(
                     entered=0,
                 )
                 values[name] = lab.train(segment, label=name).metrics["test"][metric]
-            yield _table(batch, timed, masks, notes, values, tuple(said))
+            yield _build_table(batch, timed, masks, notes, values, tuple(said))
 
 
-def _masks(model: nn.Module, inputs: Any, options: SpeedupOptions, say: Say) -> tuple[dict[str, Mask], dict[str, str]]:
-    """Return the masks of the steps that prune, and why a step has none."""
+def _choose_masks(
+    model: nn.Module, inputs: Any, options: SpeedupOptions, say: Say
+) -> tuple[dict[str, Mask], dict[str, str]]:
+    """Return the mask of each pruning step, and for steps without a mask the reason."""
     from ticketry.budgets.latency import meet
 
     masks: dict[str, Mask] = {}
@@ -213,8 +215,8 @@ def _masks(model: nn.Module, inputs: Any, options: SpeedupOptions, say: Say) -> 
     return masks, notes
 
 
-def _timed(model: nn.Module, inputs: Any, masks: Mapping[str, Mask], options: SpeedupOptions, say: Say) -> Timed:
-    """Time the dense engines and all steps in turns, after their outputs were compared."""
+def _time_steps(model: nn.Module, inputs: Any, masks: Mapping[str, Mask], options: SpeedupOptions, say: Say) -> Timed:
+    """Compare the outputs of the dense engines and all steps, then time them in turns."""
     import copy
 
     import torch
@@ -240,7 +242,7 @@ def _timed(model: nn.Module, inputs: Any, masks: Mapping[str, Mask], options: Sp
     return compare(case, contenders, Timing(rounds=options.rounds, clock=options.clock), say=say)
 
 
-def _table(
+def _build_table(
     batch: int,
     timed: Timed,
     masks: Mapping[str, Mask],
@@ -248,7 +250,7 @@ def _table(
     values: Mapping[str, float | None],
     said: tuple[str, ...],
 ) -> Speedup:
-    """Return the rows, the dense engines first."""
+    """Build the table of one batch size, with the dense engines first."""
     seconds = {one.engine: one.seconds for one in timed.times}
     why = {one.engine: one.why for one in timed.times} | dict(notes)
     eager = seconds.get("eager")
@@ -257,7 +259,7 @@ def _table(
         took = seconds.get(name)
         density = masks[name].density if name in masks else 1.0 if name == UNPRUNED else None
         rows.append(
-            Row(
+            SpeedupRow(
                 {"compile": "torch.compile"}.get(name, name),
                 took,
                 eager / took if eager and took else None,
@@ -270,8 +272,8 @@ def _table(
 
 
 @contextmanager
-def _caught() -> Iterator[list[str]]:
-    """Collect what budgets warn of, to be shown below the table."""
+def _collect_budget_warnings() -> Iterator[list[str]]:
+    """Collect warnings about budgets during a block, to show them below the table."""
     from ticketry.errors import BudgetWarning
 
     found: list[str] = []

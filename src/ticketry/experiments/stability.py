@@ -18,14 +18,14 @@ from ticketry.evidence.settings import StabilitySettings
 from ticketry.evidence.stability import Distance, Stability, children
 from ticketry.evidence.stability import stability as distances_of
 from ticketry.experiments.decoding import decode_settings
-from ticketry.experiments.options import USUAL_CONTROLS, LabOptions, opened
-from ticketry.experiments.record_files import frame_of, write_record
+from ticketry.experiments.options import USUAL_CONTROLS, LabOptions, open_lab
+from ticketry.experiments.record_files import to_frame, write_record
 from ticketry.experiments.request import (
     TOLERANCE,
     SearchRequest,
-    level_of,
-    named_method,
-    request_of,
+    build_request,
+    level_for_density,
+    resolve_method,
 )
 from ticketry.experiments.run_record import OnPoint
 from ticketry.experiments.search import execute
@@ -56,7 +56,7 @@ class Stabilities:
     """Stability of tickets along rewind steps, with the searches that found them."""
 
     record: StabilityRecord
-    """Its record, as in the store's folder `evidence`."""
+    """Record of the analysis, as in the store's folder `evidence`."""
     runs: tuple[RunRecord, ...]
     store: Path = Path(".ticketry")
 
@@ -64,7 +64,7 @@ class Stabilities:
         """Return a pandas table with the distances of each network; `MissingExtraError` without pandas."""
         from ticketry.report.tables.rows import stability_rows
 
-        return frame_of(stability_rows([self.record]))
+        return to_frame(stability_rows([self.record]))
 
     def report(self, path: str | Path | None = None) -> Path:
         """Write the page of the analysis with its searches, and return it; by default beside the record."""
@@ -108,10 +108,10 @@ def stability(
         >>> [(row.role, row.pruning is None) for row in found.record.rows]
         [('dense', True), ('ticket', False), ('shuffled', False), ('random_prune', False)]
     """
-    method = named_method(method)
+    method = resolve_method(method)
     kinds = (StabilitySettings, method.Settings, LabOptions)
     asked, settings, lab = decode_settings(options, *kinds, what=f"stability({method.name!r}, …)")
-    request = request_of(
+    request = build_request(
         method, task, settings, model=model, replicates=replicates, controls=controls, seeds=seeds, recipe=recipe
     )
     return analyse(request, asked, lab)
@@ -126,7 +126,7 @@ def analyse(
     on_event: OnEvent | None = None,
 ) -> Stabilities:
     """Analyse stability in a lab with these options: see `execute_stability`."""
-    with opened(options, request.task, on_event) as lab:
+    with open_lab(options, request.task, on_event) as lab:
         record, searches = execute_stability(lab, request, settings, command=command)
     return Stabilities(record, tuple(searches), options.store)
 
@@ -137,7 +137,7 @@ def execute_stability(
     """Search at each rewind step and analyse what was found.
 
     Args:
-        run: a search whose settings have ``rewind``; its controls are trained beside the tickets, for their accuracy.
+        run: a search whose settings have ``rewind``; its controls are trained too, for their accuracy.
         on_point: see `experiments.search.execute`.
 
     Returns:
@@ -147,25 +147,25 @@ def execute_stability(
         raise UsageError(f"{run.method.name} has no rewind step, so there is nothing to follow: use another method")
     if getattr(run.settings, "equal_cost", ""):
         raise UsageError("rewind steps are compared in one schedule, that of the recipe: leave equal_cost out")
-    run = run.in_lab(lab)
+    run = run.for_lab(lab)
     per_epoch = lab.per_epoch(run.task, run.recipe)
     total = run.recipe.steps(per_epoch)
     # In ascending order; all from one dense training, which stores every rewind step.
     asked = {Step.parse(text).at(total=total, per_epoch=per_epoch): text for text in settings.rewinds}
-    levels = _check(run, settings, asked)
+    levels = _check_rewinds(run, settings, asked)
     began, ledger = time.monotonic(), lab.ledger.copy()
     searches: list[RunRecord] = []
     pieces: list[Any] = []
     rewinds: list[Rewind] = []
-    _keep_rewind_points(lab, run, sorted(asked))
+    _train_dense_to_rewinds(lab, run, sorted(asked))
     for step in sorted(asked):
         one = replace(run, settings=replace(run.settings, rewind=asked[step]))
-        searched, found = _search(lab, one, command, on_point)
+        searched, found = _run_search(lab, one, command, on_point)
         searches.append(searched)
         rewinds.append(Rewind(step, asked[step], searched.name))
         for replicate, item in found:
-            if item.mask is None or _is_asked(lab, item, settings, levels):
-                pieces += list(_pieces(lab, one, settings, replicate, item))
+            if item.mask is None or _is_requested(lab, item, settings, levels):
+                pieces += list(_row_functions(lab, one, settings, replicate, item))
     rows = lab.gather(pieces)
     if settings.at and all(row.role == DENSE for row in rows):
         there = sorted({row.density for one in searches for row in one.points if row.role == TICKET}, reverse=True)
@@ -190,8 +190,8 @@ def execute_stability(
     return write_record(lab.store.paths.evidence(name), record, done, unless_same="rows"), searches
 
 
-def _check(run: SearchRequest, settings: StabilitySettings, steps: Mapping[int, str]) -> set[int | None]:
-    """Return the levels of the tickets to analyse if their densities are known before the search; empty for all.
+def _check_rewinds(run: SearchRequest, settings: StabilitySettings, steps: Mapping[int, str]) -> set[int | None]:
+    """Check the rewind steps, and return the levels to analyse if they are known before the search; empty for all.
 
     Raises:
         UsageError: for settings with which tickets cannot be compared, before anything is trained.
@@ -205,7 +205,7 @@ def _check(run: SearchRequest, settings: StabilitySettings, steps: Mapping[int, 
                 f" are trained otherwise (retrain {word}): give rewind steps before the end, and retrain continue"
             )
     planned = run.planned_densities
-    return {level_of(density, planned, "the search") for density in settings.at} if planned else set()
+    return {level_for_density(density, planned, "the search") for density in settings.at} if planned else set()
 
 
 def record_name(run: SearchRequest, settings: StabilitySettings) -> str:
@@ -213,16 +213,16 @@ def record_name(run: SearchRequest, settings: StabilitySettings) -> str:
     return f"stability-{digest_of(json.loads(json.dumps([run.identity(), asdict(settings)])))[:8]}"
 
 
-def _search(
+def _run_search(
     lab: Lab, run: SearchRequest, command: str, on_point: OnPoint | None
 ) -> tuple[RunRecord, list[tuple[int, Found]]]:
-    """Return a search's record, and what each replicate found, the dense network first."""
+    """Run a search; return its record, and the found networks with their replicates, dense networks first."""
     found: list[tuple[int, Found]] = []
     record = execute(lab, run, command=command, on_point=on_point, on_found=lambda *item: found.append(item))
     return record, sorted(found, key=lambda pair: (pair[0], pair[1].level))
 
 
-def _keep_rewind_points(lab: Lab, run: SearchRequest, steps: Sequence[int]) -> None:
+def _train_dense_to_rewinds(lab: Lab, run: SearchRequest, steps: Sequence[int]) -> None:
     """Train the dense network of each replicate once, and store all rewind steps."""
 
     def one(number: int) -> None:
@@ -235,8 +235,8 @@ def _keep_rewind_points(lab: Lab, run: SearchRequest, steps: Sequence[int]) -> N
     lab.gather([partial(one, number) for number in range(run.replicates)])
 
 
-def _is_asked(lab: Lab, found: Found, settings: StabilitySettings, levels: set[int | None]) -> bool:
-    """Return whether a ticket is analysed, by its level or, if that was not known, by its density."""
+def _is_requested(lab: Lab, found: Found, settings: StabilitySettings, levels: set[int | None]) -> bool:
+    """Return whether a ticket is analysed, by its level or, if levels were not known, by its density."""
     if levels:
         return None in levels or found.level in levels
     assert found.mask is not None
@@ -244,20 +244,22 @@ def _is_asked(lab: Lab, found: Found, settings: StabilitySettings, levels: set[i
     return not settings.at or any(abs(density / asked - 1) <= TOLERANCE for asked in settings.at)
 
 
-def _pieces(lab: Lab, run: SearchRequest, settings: StabilitySettings, replicate: int, found: Found) -> Iterator[Any]:
-    """Yield a function for each row that a found network gives."""
+def _row_functions(
+    lab: Lab, run: SearchRequest, settings: StabilitySettings, replicate: int, found: Found
+) -> Iterator[Any]:
+    """Yield a function for each row of a found network, to be called in parallel."""
     if found.mask is None:
         if settings.dense:
-            yield partial(_row, lab, run, settings, replicate, found, None)
+            yield partial(_analyse_network, lab, run, settings, replicate, found, None)
         return
     for control in settings.roles:
-        yield partial(_row, lab, run, settings, replicate, found, control)
+        yield partial(_analyse_network, lab, run, settings, replicate, found, control)
 
 
-def _row(
+def _analyse_network(
     lab: Lab, run: SearchRequest, settings: StabilitySettings, replicate: int, found: Found, control: str | None
 ) -> StabilityRow:
-    """Return the distances and barriers of one network that the settings request."""
+    """Compute the requested distances and barriers of one network."""
     seeds, task = run.seeds.replicate(replicate), run.task_of(replicate)
     about = (lab, task, run.recipe, found, seeds)
     with lab.telling(f"replicate {replicate} rewind {run.settings.rewind} "):
@@ -274,8 +276,8 @@ def _row(
         density=lab.store.get_mask(found.mask).density if found.mask else 1.0,
         role=control or ("ticket" if found.mask else "dense"),
         value=float(one.metrics["test"][task.metric.name]),
-        pruning=_distances(distances.pruning) if distances else None,
-        data_order=_distances(distances.data_order) if distances else None,
+        pruning=_distance_record(distances.pruning) if distances else None,
+        data_order=_distance_record(distances.data_order) if distances else None,
         barriers=tuple(
             Curve(
                 split=made.split,
@@ -286,14 +288,14 @@ def _row(
             )
             for made in barriers
         ),
-        layers=_layers(distances) if distances and settings.layers else (),
+        layers=_layer_records(distances) if distances and settings.layers else (),
     )
 
 
-def _distances(part: Distance) -> Distances:
+def _distance_record(part: Distance) -> Distances:
     return Distances(part.l2, part.angle)
 
 
-def _layers(made: Stability) -> tuple[LayerDistances, ...]:
+def _layer_records(made: Stability) -> tuple[LayerDistances, ...]:
     pruning, order = made.pruning.layers, made.data_order.layers
     return tuple(LayerDistances(name, pruning[name].l2, order[name].l2) for name in pruning)

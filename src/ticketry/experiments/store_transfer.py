@@ -35,7 +35,7 @@ from ticketry.lab.store.records import moved_inside
 from ticketry.lab.store.store import FORMAT, Store, open_remote, open_store
 
 _ORDER = ("blobs", "memo", "results", "runs", "evidence", "campaigns")
-"""Folders that are copied, each before those whose records refer to it; not leases, partial states, damaged files."""
+"""Folders to copy, each before the folders that refer to it; leases, partial states and damaged files stay behind."""
 _SEALED = ("memo", "results")
 
 
@@ -47,7 +47,7 @@ class Copied:
     bytes: int
     """Size of the copied files."""
     known: int
-    """Files that the target had already, or that belong to a run whose name it has for another run."""
+    """Number of files that the target had already, or that belong to a run with a name that it uses otherwise."""
 
 
 def copy_store(origin: str, target: str) -> Copied:
@@ -60,10 +60,10 @@ def copy_store(origin: str, target: str) -> Copied:
     Raises:
         StoreError: if there is no store, a file does not match its digest, or it cannot be read or written.
     """
-    here, there = _objects(origin), _objects(target)
+    here, there = _open_objects(origin), _open_objects(target)
     if (described := here.get("store.json")) is None:
         raise StoreError(f"there is no store at {origin}")
-    if (number := _object(described).get("format")) != FORMAT:
+    if (number := _parse_object(described).get("format")) != FORMAT:
         raise StoreError(
             f"the store at {origin} has the store format {str(number)[:20]!r}, this ticketry copies {FORMAT}: use the"
             " ticketry that made it, or, if its store.json is damaged, `ticketry store check --repair`"
@@ -80,25 +80,25 @@ def _copy_missing(here: Objects, there: Objects, origin: str, target: str) -> Co
     files = size = skipped = 0
     wanted = list(_files_to_copy(here))
     others = {
-        _record_of(one.name)
+        _record_name(one.name)
         for one in wanted
         if one.name in known
         and _is_record_part(one.name)
-        and not _is_stored(there, one.name, _data(here, one, origin, target))
+        and not _is_stored(there, one.name, _read_for_target(here, one, origin, target))
     }
     for one in wanted:
         # Existing files stay. If a run or campaign differs from one of that name, none of its files are copied.
-        if one.name in known or _record_of(one.name) in others:
+        if one.name in known or _record_name(one.name) in others:
             skipped += 1
             continue
-        data = _data(here, one, origin, target)
+        data = _read_for_target(here, one, origin, target)
         there.put(one.name, data)
         files, size = files + 1, size + len(data)
     return Copied(files, size, skipped)
 
 
-def _data(here: Objects, one: Listed, origin: str, target: str) -> bytes:
-    return _moved(_checked(here, one), one.name, origin, target)
+def _read_for_target(here: Objects, one: Listed, origin: str, target: str) -> bytes:
+    return _with_new_address(_read_checked(here, one), one.name, origin, target)
 
 
 def _is_stored(there: Objects, name: str, data: bytes) -> bool:
@@ -106,17 +106,17 @@ def _is_stored(there: Objects, name: str, data: bytes) -> bool:
 
 
 def _is_record_part(name: str) -> bool:
-    """Return whether a file is part of a run, or a record; texts about campaigns can be written again."""
+    """Return whether a file is a record or part of a run, apart from texts that can be written again."""
     return name.partition("/")[0] not in ("blobs", *_SEALED) and not name.endswith(".md")
 
 
-def _record_of(name: str) -> str:
-    """Return the record that a file belongs to: of a run for its tickets, of a campaign or evidence for its page."""
+def _record_name(name: str) -> str:
+    """Return the name of the record that a file belongs to: of its run, its campaign or its evidence."""
     parts = name.split("/")
     return f"runs/{parts[1]}/run.json" if parts[0] == "runs" else str(PurePosixPath(name).with_suffix(".json"))
 
 
-def _objects(address: str) -> Objects:
+def _open_objects(address: str) -> Objects:
     if is_url(address):
         return open_remote(checked_url(address))
     return SharedFolder(f"file://{Path(address).absolute()}")
@@ -138,7 +138,7 @@ def _is_record(name: str) -> bool:
     return name.endswith("/run.json") or (name.count("/") == 1 and name.endswith(".json"))
 
 
-def _checked(here: Objects, one: Listed) -> bytes:
+def _read_checked(here: Objects, one: Listed) -> bytes:
     found = here.get(one.name)
     if found is None:
         raise StoreError(f"{here.address}/{one.name} disappeared while it was copied: run the same command again")
@@ -155,23 +155,23 @@ def _checked(here: Objects, one: Listed) -> bytes:
 
 
 def _digest_by_record(here: Objects, name: str) -> str | None:
-    """Return the digest of a file from its ticket.json, or of a run file from the run's record; None for others."""
+    """Return the recorded digest of a ticket's file or a run file; None for other files."""
     if name.startswith("runs/") and name.endswith("/run.toml") and name.count("/") == 2:
         record = here.get(name.removesuffix("toml") + "json")
-        config = _object(record or b"").get("config")
+        config = _parse_object(record or b"").get("config")
         return hashlib.sha256(config.encode(errors="replace")).hexdigest() if isinstance(config, str) else None
     run, _, place = name.partition("/tickets/")
     ticket, _, file = place.partition("/")
     if not run.startswith("runs/") or file in ("", "ticket.json"):
         return None
     manifest = here.get(f"{run}/tickets/{ticket}/ticket.json")
-    fact = _object(_object(manifest or b"").get("files")).get(file)
-    digest = _object(fact).get("sha256")
+    fact = _parse_object(_parse_object(manifest or b"").get("files")).get(file)
+    digest = _parse_object(fact).get("sha256")
     return digest if isinstance(digest, str) else None
 
 
-def _object(value: object) -> dict[str, Any]:
-    """Return a JSON object, also from bytes; empty for any other value."""
+def _parse_object(value: object) -> dict[str, Any]:
+    """Return a value, or parsed bytes, if it is a JSON object; otherwise an empty one."""
     try:
         found = parse_json(value) if isinstance(value, bytes) else value
     except (ValueError, RecursionError):
@@ -179,16 +179,16 @@ def _object(value: object) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _moved(data: bytes, name: str, origin: str, target: str) -> bytes:
-    """Return a record with the new address of its store, and any other file unchanged."""
+def _with_new_address(data: bytes, name: str, origin: str, target: str) -> bytes:
+    """Return the bytes of a record with the new address of its store; return other files unchanged."""
     if not _is_record(name):
         return data
     values, new = unsealed(data, name), checked_url(target) if is_url(target) else target
-    return sealed_bytes(renamed(values, () if values.get("store") else (origin,), new))
+    return sealed_bytes(replace_store_path(values, () if values.get("store") else (origin,), new))
 
 
-def renamed(values: dict[str, Any], places: Iterable[str], new: str) -> dict[str, Any]:
-    """Return a record in which the path of its store, and those in `places`, are replaced by `new`."""
+def replace_store_path(values: dict[str, Any], places: Iterable[str], new: str) -> dict[str, Any]:
+    """Return a record with the path of its store, and the paths in `places`, replaced by `new`."""
     path = values.get("store")
     own = [path] if path and isinstance(path, str) else []
     moved = values
@@ -213,40 +213,40 @@ def move_store(root: Path, target: Path) -> Path:
     source, begun = root.resolve(), Paths(target).moving
     goes_on = (read_json(begun) or {}).get("from") == str(source)
     if is_there(Paths(root).format) or not goes_on:
-        _check(root)
+        _check_movable(root)
     if os.path.lexists(target) and not goes_on:
         raise StoreError(f"{target} is there already: name a folder that is not")
     if target.resolve().is_relative_to(source):
         raise StoreError(f"{target} lies in the store itself: name a folder outside of it")
-    if not goes_on and not _renamed_at_once(root, target):
+    if not goes_on and not _try_rename(root, target):
         write_json(begun, {"from": str(source)})
     copied = _copy_files(root, target) if is_there(root) else {}
     _rename_records(Paths(target), tuple(dict.fromkeys(map(str, (root, root.absolute(), source)))), str(target))
     if is_there(root):
-        _settle(root, target, copied)
+        _delete_original(root, target, copied)
     with explained(begun, "delete"):
         begun.unlink()
     return target
 
 
-def _check(root: Path) -> None:
-    """Raise `StoreError` unless there is a store with readable records and without active runs."""
+def _check_movable(root: Path) -> None:
+    """Raise `StoreError` if there is no store, a run is active, or a record is not readable."""
     if not is_there(Paths(root).format):
         raise StoreError(f"there is no store in {display_address(root)}: name another with --store")
     store = Store(root)
     if what := under_way(store):
         raise StoreError(f"{what}: move the store when it has ended")
-    for path in _records(store.paths):
+    for path in _record_files(store.paths):
         read_sealed(path)
 
 
-def _records(paths: Paths) -> Iterator[Path]:
+def _record_files(paths: Paths) -> Iterator[Path]:
     yield from paths.run_records()
     yield from paths.evidence_records()
     yield from paths.campaign_records()
 
 
-def _renamed_at_once(root: Path, target: Path) -> bool:
+def _try_rename(root: Path, target: Path) -> bool:
     """Rename the folder; return False if the target is on another file system."""
     mark = Paths(root).moving
     write_json(mark, {"from": str(root.resolve())})  # moves with the folder, whose records are not updated yet
@@ -263,12 +263,12 @@ def _renamed_at_once(root: Path, target: Path) -> bool:
 
 
 _Files = dict[Path, tuple[int, int]]
-"""Each file of a store that is moved, with its size and time."""
+"""Files of a store, with size and modification time."""
 
 
 def _copy_files(root: Path, target: Path) -> _Files:
-    """Copy all missing files except the store's own file, by which a store is recognised."""
-    files = _files(root)
+    """Copy all missing files except ``store.json``, which marks a complete store."""
+    files = _list_files(root)
     settled = is_there(Paths(target).format)  # complete, and perhaps used since
     for path in files:
         place = target / path.relative_to(root)
@@ -277,7 +277,7 @@ def _copy_files(root: Path, target: Path) -> _Files:
     return files
 
 
-def _files(root: Path) -> _Files:
+def _list_files(root: Path) -> _Files:
     own, found = Paths(root), _Files()
     with explained(root, "read"):
         for path in iterate_below(root):
@@ -308,19 +308,19 @@ def _copy_file(path: Path, place: Path) -> None:
 
 
 def _rename_records(paths: Paths, origins: tuple[str, ...], new: str) -> None:
-    for path in _records(paths):
+    for path in _record_files(paths):
         values = read_sealed(path) or {}
-        moved = renamed(values, origins, new)
+        moved = replace_store_path(values, origins, new)
         if moved != values:
             write_sealed(path, moved)
 
 
-def _settle(root: Path, target: Path, copied: _Files) -> None:
-    """Complete the copied store when all files are on the disk, and delete the original."""
+def _delete_original(root: Path, target: Path, copied: _Files) -> None:
+    """Flush the copied files to the disk, complete the copy with ``store.json``, and delete the original."""
     own = Paths(root).format
     if is_there(own) and (what := under_way(Store(root))):
         raise StoreError(f"{what}: move the store when it has ended, with the same command")
-    if _files(root) != copied:
+    if _list_files(root) != copied:
         raise StoreError(f"{root} changed while it was moved: run the same command again to continue")
     with explained(target, "write"):
         for folder in (target, *iterate_folders(target)):

@@ -43,7 +43,7 @@ class StoredRun:
 
     @property
     def age_seconds(self) -> float:
-        """Seconds since then."""
+        """Seconds since the last change."""
         return max(0.0, time.time() - self.changed)
 
 
@@ -55,7 +55,7 @@ def stored_runs(root: Path) -> list[StoredRun]:
     """
     store = open_store(root)
     store.fetch(results=True)
-    usage, named = Usage(store, damaged=True), _records(store)
+    usage, named = Usage(store, damaged=True), _records_by_run(store)
     reached = {name: usage.files_of(records) for name, records in named.items()}
     times = Counter(path for files in reached.values() for path in files)
     found = []
@@ -70,21 +70,21 @@ def stored_runs(root: Path) -> list[StoredRun]:
                 state,
                 usage.bytes_of({*own, *reached[name]}),
                 usage.bytes_of({*own, *alone}),
-                _changed(folder, shared=store.mirror is not None),
+                _last_change(folder, shared=store.mirror is not None),
             )
         )
     return sorted(found, key=lambda one: one.changed)
 
 
-def _changed(folder: Path, *, shared: bool) -> float:
-    """Return when a run's folder last changed; in a shared store, when its files did."""
+def _last_change(folder: Path, *, shared: bool) -> float:
+    """Return the time of the last change of a run's folder, or in a shared store of its files."""
     with explained(folder, "read"):
         paths = [*([] if shared else [folder]), *iterate_files(folder)]
         return max((path.stat().st_mtime for path in paths), default=0.0)
 
 
-def _records(store: Store) -> dict[str, list[Mapping[str, Any]]]:
-    """Return the records of each run and of the evidence about it alone; all other records are under ""."""
+def _records_by_run(store: Store) -> dict[str, list[Mapping[str, Any]]]:
+    """Return the records of each run with those of its own evidence; all other records are under ""."""
     with explained(store.paths.runs, "read"):
         found: dict[str, list[Mapping[str, Any]]] = {
             one.name: [] for one in list_entries(store.paths.runs) if one.is_dir()
@@ -118,7 +118,7 @@ def remove_run(root: Path, name: str, *, dry_run: bool = False) -> Removed:
     """
     store = open_store(root)
     store.fetch(results=True)
-    named = _records(store)
+    named = _records_by_run(store)
     known = [one for one in named if one]
     if name not in known:
         raise StoreError(
@@ -153,7 +153,7 @@ def remove_run(root: Path, name: str, *, dry_run: bool = False) -> Removed:
     return Removed(name, len(doomed) + files, size + freed)
 
 
-def usage_of(root: Path) -> list[dict[str, Any]]:
+def disk_usage(root: Path) -> list[dict[str, Any]]:
     """Return number and size of the files in a store, by kind."""
     store = open_store(root)
     paths = store.paths
@@ -175,14 +175,14 @@ def usage_of(root: Path) -> list[dict[str, Any]]:
     return [{"what": what, "files": len(files), "bytes": usage.bytes_of(files)} for what, files in found.items()]
 
 
-def damaged(store: Store) -> Iterator[Path]:
+def find_damaged_files(store: Store) -> Iterator[Path]:
     """Yield damaged records, run files, tickets and pages.
 
     Raises:
         InaccessibleError: if one cannot be read.
     """
     for path in store.paths.run_records():
-        record = _run(path)
+        record = _read_run(path)
         if record is None:
             yield path
         elif not _has_config(path.with_name("run.toml"), record.config):
@@ -199,7 +199,7 @@ def damaged(store: Store) -> Iterator[Path]:
     yield from (path for path in store.paths.pages() if not is_whole(path))
 
 
-def _run(path: Path) -> RunRecord | None:
+def _read_run(path: Path) -> RunRecord | None:
     try:
         values = read_sealed(path)
         record = read_run(values, str(path))
@@ -211,7 +211,7 @@ def _run(path: Path) -> RunRecord | None:
 
 
 def _has_config(file: Path, config: str) -> bool:
-    """Return whether the run file matches the record, or is missing, since the next search writes it."""
+    """Return whether the run file matches the record; a missing file counts as a match."""
     try:
         with explained(file, "read"):
             return content_of(file) == config.encode()

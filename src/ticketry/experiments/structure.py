@@ -1,4 +1,4 @@
-"""Give the mask of a ticket a structure; its start does not change."""
+"""Restructure the mask of a ticket; its initial weights do not change."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from ticketry.core.structure.apply import apply_structuring, channel_score_needs
 from ticketry.core.structure.structuring import Structuring
 from ticketry.core.ticket.ticket import Ticket
 from ticketry.experiments.decoding import decode_settings
-from ticketry.experiments.options import ModelOptions, StructureOptions, path_of
-from ticketry.experiments.record_files import as_read
-from ticketry.experiments.run_record import structure_of
-from ticketry.experiments.ticket_model import Source, source_by
+from ticketry.experiments.options import ModelOptions, StructureOptions, ticket_path
+from ticketry.experiments.record_files import normalise_record
+from ticketry.experiments.run_record import structure_record
+from ticketry.experiments.ticket_model import TicketModel, load_source
 from ticketry.lab.scoring_sample import Sample
 from ticketry.lab.training.supervised import course_of
 from ticketry.records.schema import as_json
 from ticketry.records.structure import Structure, StructureRecord
 
 _OUTDATED = ("value", "dense_value", "metrics", "level", "search_steps", "trained_state")
-"""Entries of a ticket that do not hold after its mask was restructured."""
+"""Entries of a ticket that are invalid after its mask was restructured."""
 
 
 def restructure(
@@ -37,7 +37,7 @@ def restructure(
     """Give a ticket's mask a structure that hardware can use, as ``ticketry structure`` does.
 
     Args:
-        ticket: its folder, one of a run's tickets, or what was read from a folder (which is read again).
+        ticket: folder of a ticket, a run's ticket, or a loaded `Ticket` (its folder is read again).
         to: refill, refill+, regroup, channels, 2:4 (or another N:M).
         output: the new ticket's folder; by default the ticket's name with the structure behind it, in this folder.
         options: the fields of `StructureOptions` (``rows``, ``density``, ``score`` …) and of `ModelOptions`.
@@ -58,10 +58,10 @@ def restructure(
         0.5
     """
     asked, model = decode_settings(options, StructureOptions, ModelOptions, what="restructure(…)")
-    return give_structure(path_of(ticket), to, asked, model, output=None if output is None else Path(output))
+    return restructure_ticket(ticket_path(ticket), to, asked, model, output=None if output is None else Path(output))
 
 
-def give_structure(
+def restructure_ticket(
     ticket: Path,
     to: str,
     options: StructureOptions,
@@ -76,23 +76,25 @@ def give_structure(
     The new ticket has the start of the old one, also at positions that are filled again. It is not trained:
     `ticketry verify` trains it with the ticket's recipe.
     """
-    by = options.structuring(to)
+    by = options.to_structuring(to)
     check_structure_score(by)
     say(str(by))
-    source = source_by(model, ticket)
+    source = load_source(model, ticket)
     began = time.perf_counter()
     made = _restructure_mask(source, by, options.seed, model.data)
     seconds = time.perf_counter() - began
     before = source.mask
     fits = coverage(source.model, before, made, null=options.null and by.has_null, seed=options.seed)
-    structure = structure_of(by, before.density, [one.as_json() for one in (*fits.values(), together(fits))])
+    structure = structure_record(by, before.density, [one.as_json() for one in (*fits.values(), together(fits))])
     folder = output or Path(f"{ticket.resolve().name}-{by.kind.replace(':', '-of-')}")
-    written = Ticket(made, source.ticket.start, _info(source.ticket, made, by, structure)).save(folder)
-    about = {**source.about(), "density": made.density, "kept": made.kept, "prunable": made.total}
-    return as_read(StructureRecord(**about, path=str(written), seconds=seconds, structure=structure, command=command))
+    written = Ticket(made, source.ticket.start, _ticket_info(source.ticket, made, by, structure)).save(folder)
+    about = {**source.describe(), "density": made.density, "kept": made.kept, "prunable": made.total}
+    return normalise_record(
+        StructureRecord(**about, path=str(written), seconds=seconds, structure=structure, command=command)
+    )
 
 
-def _restructure_mask(source: Source, by: Structuring, seed: int, data: Path | None) -> Mask:
+def _restructure_mask(source: TicketModel, by: Structuring, seed: int, data: Path | None) -> Mask:
     model = source.ticket.apply(source.task.build(), source.weights)
     examples: dict[str, Any] = {}
     if channel_score_needs_data(by):
@@ -101,7 +103,7 @@ def _restructure_mask(source: Source, by: Structuring, seed: int, data: Path | N
     return apply_structuring(by, model, source.mask, source.inputs, seed=seed, **examples)
 
 
-def _info(ticket: Ticket, made: Mask, by: Structuring, structure: Structure) -> dict[str, Any]:
+def _ticket_info(ticket: Ticket, made: Mask, by: Structuring, structure: Structure) -> dict[str, Any]:
     info = {name: value for name, value in ticket.info.items() if name not in _OUTDATED}
     info["structure"] = {**as_json(structure), "of": ticket.mask.digest}
     if isinstance(info.get("segment"), dict):  # how to train it, written by a search

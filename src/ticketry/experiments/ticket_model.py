@@ -35,26 +35,26 @@ EXAMPLES = 2
 
 
 @dataclass(frozen=True)
-class Source:
-    """A ticket with its model, ready to be run."""
+class TicketModel:
+    """A ticket with its rebuilt model and example inputs."""
 
     path: Path
     ticket: Ticket
     task: Task
     model: nn.Module
-    """With the ticket's weights, pruned ones 0, in evaluation mode."""
+    """Model with the ticket's weights, pruned weights 0, in evaluation mode."""
     inputs: Tensor
-    """Examples of what the model takes."""
+    """Example inputs of the model."""
     weights: str
-    """trained or start."""
+    """Which weights the model has: trained or start."""
 
     @property
     def mask(self) -> Mask:
-        """Which weights are kept."""
+        """Mask of the ticket."""
         return self.ticket.mask
 
-    def about(self) -> dict[str, Any]:
-        """Return the fields of every record that describe the ticket."""
+    def describe(self) -> dict[str, Any]:
+        """Return the fields that describe the ticket in records."""
         return {
             "ticket": str(self.path),
             "task": self.task.name,
@@ -67,20 +67,20 @@ class Source:
         }
 
 
-def source_by(options: ModelOptions, ticket: str | PathLike[str]) -> Source:
-    """Return the ticket and its model with these options: see `source_of`."""
+def load_source(options: ModelOptions, ticket: str | PathLike[str]) -> TicketModel:
+    """Return the ticket and its model with these options: see `load_ticket_model`."""
     task = catalogue.get(options.task) if options.task else None
-    return source_of(ticket, task=task, weights=options.weights, data=options.data, trust=options.trust)
+    return load_ticket_model(ticket, task=task, weights=options.weights, data=options.data, trust=options.trust)
 
 
-def source_of(
+def load_ticket_model(
     path: str | PathLike[str],
     *,
     task: Task | None = None,
     weights: str = "trained",
     data: Path | None = None,
     trust: bool = False,
-) -> Source:
+) -> TicketModel:
     """Read a ticket and rebuild its model.
 
     Args:
@@ -104,7 +104,7 @@ def source_of(
     if told and (why := task.unfit(told.key)):  # a file may have changed since, too
         raise TicketError(f"{path} does not fit the task {task.name}: {why}")
     model = ticket.apply(task.build(), weights).eval().requires_grad_(False)
-    return Source(path, ticket, task, model, task.example(EXAMPLES, data), weights)
+    return TicketModel(path, ticket, task, model, task.example(EXAMPLES, data), weights)
 
 
 def model_name(task: Task, model: nn.Module) -> str:
@@ -112,7 +112,9 @@ def model_name(task: Task, model: nn.Module) -> str:
     return str(task.key().get("model") or type(model).__name__)
 
 
-def compiled(source: Source, *, precision: str = "fp32", threads: int | None = None) -> tuple[Compiled, float]:
+def compile_source(
+    source: TicketModel, *, precision: str = "fp32", threads: int | None = None
+) -> tuple[Compiled, float]:
     """Compile the ticket's model and run it once; return it and the elapsed seconds."""
     began = time.perf_counter()
     made = compile(source.model, source.mask, source.inputs, threads=threads, precision=precision)
@@ -124,28 +126,28 @@ def compiled(source: Source, *, precision: str = "fp32", threads: int | None = N
 FORMAT = 1
 
 
-def execute_compile(source: Source, output: Path, *, precision: str = "fp32", command: str = "") -> dict[str, Any]:
+def execute_compile(source: TicketModel, output: Path, *, precision: str = "fp32", command: str = "") -> dict[str, Any]:
     """Compile the ticket, write the model file, compare it with the ticket's model, and return the record."""
-    fast, seconds = compiled(source, precision=precision)
+    fast, seconds = compile_source(source, precision=precision)
     written = fast.save(output)
     case = Case(source.model, at_batch(source.inputs, 3, seed=1), precision)
-    found = compare_once(load(written), case)
+    found = check_outputs(load(written), case)
     return {
         "format": FORMAT,
         "kind": "compile",
-        **source.about(),
+        **source.describe(),
         "path": str(written),
         "bytes": written.stat().st_size,
         "dense_bytes": sum(value.nbytes for value in source.model.state_dict().values()),
         "precision": precision,
         "compile_seconds": seconds,
         "relative_error": found,
-        "layers": layers_of(fast, source.inputs),
+        "layers": profile_layers(fast, source.inputs),
         "command": command,
     }
 
 
-def compare_once(call: Call, case: Case) -> float:
+def check_outputs(call: Call, case: Case) -> float:
     """Return the relative error of a compiled model on a case.
 
     Raises:
@@ -157,13 +159,13 @@ def compare_once(call: Call, case: Case) -> float:
     return error
 
 
-def layers_of(fast: Compiled, inputs: Tensor) -> list[dict[str, Any]]:
+def profile_layers(fast: Compiled, inputs: Tensor) -> list[dict[str, Any]]:
     """Return a row for each layer, with its time."""
     return [structs.asdict(layer) for layer in fast.profile(inputs)]
 
 
 def execute_export(
-    source: Source,
+    source: TicketModel,
     output: Path,
     *,
     format: str,
@@ -190,7 +192,7 @@ def execute_export(
     return {
         "format": FORMAT,
         "kind": "export",
-        **source.about(),
+        **source.describe(),
         "export": made.describe(),
         "command": shlex.join(command),
     }

@@ -25,11 +25,17 @@ from ticketry.evidence.verdict import Verdict
 from ticketry.evidence.verification import verify as verified
 from ticketry.evidence.verification import verify_procedure
 from ticketry.experiments.decoding import decode_settings
-from ticketry.experiments.options import LabOptions, opened, path_of
+from ticketry.experiments.options import LabOptions, open_lab, ticket_path
 from ticketry.experiments.progress import log_verification
-from ticketry.experiments.record_files import describe_environment, describe_task, named_run, run_of, write_record
-from ticketry.experiments.request import SearchRequest, named_task
-from ticketry.experiments.run_file import check_trust, current_settings
+from ticketry.experiments.record_files import (
+    describe_environment,
+    describe_task,
+    find_run_folder,
+    run_name_of,
+    write_record,
+)
+from ticketry.experiments.request import SearchRequest, resolve_task
+from ticketry.experiments.run_file import check_trust, upgrade_stored_settings
 from ticketry.lab.lab import Lab
 from ticketry.lab.runners.events import OnEvent
 from ticketry.lab.search_result import Seeds
@@ -89,11 +95,11 @@ def verify(
         [('ticket', 3), ('dense', 3), ('shuffled', 3)]
     """
     settings, lab = decode_settings(options, VerifySettings, LabOptions, what="verify(…)")
-    folder = ticket_of(path_of(ticket), lab.store, density)
-    return verify_ticket(folder, settings, lab, task=named_task(task) if task else None, trust=trust)
+    folder = find_ticket(ticket_path(ticket), lab.store, density)
+    return verify_ticket(folder, settings, lab, task=resolve_task(task) if task else None, trust=trust)
 
 
-def ticket_of(named: str | PathLike[str], store: Path, density: float | str | None = None) -> Path:
+def find_ticket(named: str | PathLike[str], store: Path, density: float | str | None = None) -> Path:
     """Return the folder of a ticket.
 
     Args:
@@ -108,7 +114,7 @@ def ticket_of(named: str | PathLike[str], store: Path, density: float | str | No
     path = Path(named)
     if address_of(store):
         existing_store(store)
-    folder = named_run(path, store)
+    folder = find_run_folder(path, store)
     if folder is None:
         if density is not None:
             raise UsageError(f"density needs a run, got {path}: name the run of the ticket")
@@ -118,7 +124,7 @@ def ticket_of(named: str | PathLike[str], store: Path, density: float | str | No
     if chosen is None:
         raise UsageError(
             f"no level of the run {record.name} looks like a winner on the validation split: name one with --density;"
-            f" there are {_listed(record)}"
+            f" there are {_list_densities(record)}"
         )
     chosen_folder = ticket_folder(folder, chosen.replicate, chosen.level)
     if address_of(store):
@@ -146,7 +152,7 @@ def verify_ticket(
     """Verify a ticket, or its procedure, in a lab with these options: see `execute_verify`."""
     if trust and task is None:
         task = made_task(Ticket.load(Path(ticket), trained=False), trust=True)
-    with opened(options, task or (search.task if search else None), on_event) as lab:
+    with open_lab(options, task or (search.task if search else None), on_event) as lab:
         return execute_verify(
             lab, Path(ticket), settings, task=task, search=search, trust=trust, command=command, on_interim=on_interim
         )
@@ -177,11 +183,13 @@ def execute_verify(
     """
     began, ledger = time.monotonic(), lab.ledger.copy()
     ticket = Ticket.load(path, trained=False)
-    about = settings.about or suited_claim(ticket)
-    searched = None if about == "ticket" else search or search_of(ticket, task, trust=trust, store=lab.store.paths.root)
+    about = settings.about or default_subject(ticket)
+    searched = (
+        None if about == "ticket" else search or read_search(ticket, task, trust=trust, store=lab.store.paths.root)
+    )
     level = int(ticket.info["level"]) if searched else 0
     if searched:
-        searched = searched.in_lab(lab)
+        searched = searched.for_lab(lab)
         name = _procedure_name(searched, level, settings)
     else:
         if trust:
@@ -194,13 +202,13 @@ def execute_verify(
             made = verified(lab, ticket, settings, task=task, on_interim=on_interim)
             about_what = _describe_ticket(made.compared)
         else:
-            made = verify_procedure(procedure_of(lab, searched, level), settings, on_interim=on_interim)
+            made = verify_procedure(build_procedure(lab, searched, level), settings, on_interim=on_interim)
             about_what = _describe_procedure(made.compared, searched, level)
         done, root, metric = lab.ledger.since(ledger), lab.store.paths.root, made.compared.task.metric
         record = VerifyRecord(
             name=name,
             ticket=str(path),
-            run=run_of(root, Path(path)),
+            run=run_name_of(root, Path(path)),
             resolution=resolution(metric.unit, lab.sizes(made.compared.task)["test"]),
             interim=() if settings.seeds is not None else settings.interim,
             after=settings.after,
@@ -217,8 +225,8 @@ def execute_verify(
     return record
 
 
-def suited_claim(ticket: Ticket) -> About:
-    """Return the default subject of a verdict: the ticket if its whole training uses its mask, else its procedure."""
+def default_subject(ticket: Ticket) -> About:
+    """Return the default subject of a verdict: the ticket if its whole training uses the mask, else the procedure."""
     return "ticket" if begins_anew(read_info(RetrainingInfo, ticket.info, name_of(ticket))) else "procedure"
 
 
@@ -226,7 +234,7 @@ def _ticket_name(info: Mapping[str, Any], settings: VerifySettings, arithmetic: 
     asked = {**_named_settings(settings), "controls": settings.controls or RIVALS}
     described = {name: value for name, value in asked.items() if name not in ("about", "dense_at")}
     chosen = {"arithmetic": dict(arithmetic)} if arithmetic else {}
-    return _name({"ticket": info.get("segment"), **described, **chosen})
+    return _digest_name({"ticket": info.get("segment"), **described, **chosen})
 
 
 def _describe_ticket(rivals: Rivals | ProcedureRivals) -> dict[str, Any]:
@@ -250,11 +258,11 @@ def _procedure_name(search: SearchRequest, level: int, settings: VerifySettings)
         if name not in ("replicates", "controls", "control_densities", "sources")
     }
     described |= {"sources": search.procedure_sources} if search.procedure_sources else {}
-    return _name({"procedure": described, "level": level, **_named_settings(settings)})
+    return _digest_name({"procedure": described, "level": level, **_named_settings(settings)})
 
 
 def _named_settings(settings: VerifySettings) -> dict[str, Any]:
-    """Return settings by name; one added later only if it is set, so that records keep their names."""
+    """Return settings by name; omit `after` if unset, so that older records keep their names."""
     return {name: value for name, value in vars(settings).items() if name != "after" or value}
 
 
@@ -272,7 +280,7 @@ def _describe_procedure(rivals: Rivals | ProcedureRivals, search: SearchRequest,
     }
 
 
-def _name(described: dict[str, Any]) -> str:
+def _digest_name(described: dict[str, Any]) -> str:
     return f"verify-{digest_of(json.loads(json.dumps(described)))[:8]}"
 
 
@@ -309,11 +317,13 @@ def nearest_level(record: RunRecord, asked: float | str) -> int:
     tickets = [one for one in record.points if one.role == TICKET]
     nearest = min(tickets, key=lambda one: abs(one.density - density), default=None)
     if nearest is None or abs(nearest.density - density) > CLOSE * density:
-        raise UsageError(f"the run {record.name} has no tickets of density {density:g}; there are {_listed(record)}")
+        raise UsageError(
+            f"the run {record.name} has no tickets of density {density:g}; there are {_list_densities(record)}"
+        )
     return nearest.level
 
 
-def _listed(record: RunRecord) -> str:
+def _list_densities(record: RunRecord) -> str:
     """Return the densities of a run's tickets as text."""
     found: Iterable[float] = {one.density for one in record.points if one.role == TICKET}
     return ", ".join(f"{one:.4g}" for one in sorted(found, reverse=True)) or "none"
@@ -350,7 +360,7 @@ def sparsest_winner(record: RunRecord) -> Point | None:
 _ENTRIES = ("task", "method", "settings", "recipe", "seeds", "level")
 
 
-def search_of(
+def read_search(
     ticket: Ticket, task: Task | None = None, *, trust: bool = False, store: Path | None = None
 ) -> SearchRequest:
     """Return the search that found a ticket, without its controls.
@@ -380,7 +390,7 @@ def search_of(
             f"{of} was saved by an older ticketry, and lacks the recipe that its budget has changed: repeat its run"
             " (ticketry search --config run.toml), which trains nothing again"
         )
-    settings = current_settings(info.settings, info.method, store)
+    settings = upgrade_stored_settings(info.settings, info.method, store)
     if not trust:
         if METHODS.is_outside(info.method):
             raise refusal("search method", info.method, of)
@@ -401,7 +411,7 @@ def search_of(
 
 
 def _check_sources(search: SearchRequest, recorded: Mapping[str, str] | None, of: str) -> None:
-    """Raise `TicketError` if user code of a search has changed since a ticket was found; older tickets lack digests."""
+    """Raise `TicketError` if user code of a search has changed since the ticket was found, as far as digests exist."""
     now = search.procedure_sources
     changed = [name for name in sorted({*(recorded or {}), *now}) if recorded and recorded.get(name) != now.get(name)]
     if changed:
@@ -413,10 +423,10 @@ def _check_sources(search: SearchRequest, recorded: Mapping[str, str] | None, of
         )
 
 
-def procedure_of(lab: Lab, search: SearchRequest, level: int) -> Procedure:
-    """Return a search as a procedure under test, which finds the tickets of a level.
+def build_procedure(lab: Lab, search: SearchRequest, level: int) -> Procedure:
+    """Return a search as a procedure that is verified for its tickets of one level.
 
-    For data with several splits, its replicates have splits that the run did not use.
+    For data with several splits, the procedure uses splits that the run did not use.
     """
     settings, wanted = search.settings, level
     if hasattr(settings, "only"):  # a shorter search that finds the ticket too

@@ -17,9 +17,9 @@ import ticketry as tk
 from cli.calling import call
 from forged_bundles import repacked
 from ticketry.cli import main
-from ticketry.cli.reproduce import seconds_of
+from ticketry.cli.reproduce import parse_budget_seconds
 from ticketry.errors import StoreError, UsageError
-from ticketry.experiments.reproduce.campaign_file import built_in_at
+from ticketry.experiments.reproduce.campaign_file import campaigns_at_scale
 from ticketry.lab.store.files import read_sealed
 from ticketry.lab.training.kernels import kernels_here
 from ticketry.records.campaign import CampaignRecord, read_campaign_record
@@ -425,15 +425,21 @@ def trained_kernels(store: Path) -> Counter[str]:
 
 
 def test_budgets_are_times() -> None:
-    assert [seconds_of(text) for text in ("90s", "30min", "8h", "1.5 h", "2d")] == [90, 1800, 28800, 5400, 172800]
-    assert seconds_of("") == float("inf")
+    assert [parse_budget_seconds(text) for text in ("90s", "30min", "8h", "1.5 h", "2d")] == [
+        90,
+        1800,
+        28800,
+        5400,
+        172800,
+    ]
+    assert parse_budget_seconds("") == float("inf")
     for text in ("8", "h", "-1h", "0h", "8 hours", "1e3s"):
         with pytest.raises(UsageError, match="budget must be a time such as"):
-            seconds_of(text)
+            parse_budget_seconds(text)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", built_in_at("demo"))
+@pytest.mark.parametrize("name", campaigns_at_scale("demo"))
 def test_the_demo_of_every_campaign_judges_every_claim(name: str, tmp_path: Path) -> None:
     assert main(["reproduce", name, "--scale", "demo", "--store", str(tmp_path / "store")]) == 0
     record = read_campaign_record(read_sealed(tmp_path / "store" / "campaigns" / f"{name}-demo.json"))

@@ -8,7 +8,7 @@ import pytest
 
 from ticketry.errors import TrustError, UsageError
 from ticketry.experiments.reproduce.blocks import blocks_of
-from ticketry.experiments.reproduce.campaign_file import SCALES, built_in_at, read_campaign
+from ticketry.experiments.reproduce.campaign_file import SCALES, campaigns_at_scale, read_campaign
 
 GOOD = """
 title = "A small campaign"
@@ -59,7 +59,7 @@ def written(folder: Path, text: str) -> Path:
     return path
 
 
-@pytest.mark.parametrize(("name", "scale"), [(name, scale) for scale in SCALES for name in built_in_at(scale)])
+@pytest.mark.parametrize(("name", "scale"), [(name, scale) for scale in SCALES for name in campaigns_at_scale(scale)])
 def test_those_of_the_library_can_be_judged_once_their_runs_are_done(name: str, scale: str) -> None:
     campaign = read_campaign(Path(name), scale)
     assert campaign.claims

@@ -15,7 +15,7 @@ from a_claim import a_claim
 from made_records import search_record
 from ticketry.errors import UsageError
 from ticketry.evidence.comparison import InterimAnalyses, compare, seeds_needed
-from ticketry.experiments.reproduce.blocks import Block, in_turn, missing
+from ticketry.experiments.reproduce.blocks import Block, next_blocks, order_by_decisions
 from ticketry.experiments.reproduce.campaign_file import Hypothesis, Side
 from ticketry.experiments.reproduce.claims import decide, family_sizes
 from ticketry.records.evidence import Curve, Distances, StabilityRecord, StabilityRow
@@ -155,13 +155,13 @@ def test_what_most_undecided_claims_need_comes_first() -> None:
     claim = replace(CLAIM, plan=plan)
     third = replace(claim, name="third", b=Side("third", "ticket", 1), family="third")
     found = decide([claim, third], {}, {})
-    assert list(missing(found, {})) == [
+    assert list(next_blocks(found, {})) == [
         Block("one", 0, 0, 3),
         Block("other", 0, 0, 3),
         Block("third", 0, 0, 3),
     ]
-    assert missing(found, {})[Block("one", 0, 0, 3)] == ("better", "third")
-    later = missing(found, {"one": 1, "other": 1})
+    assert next_blocks(found, {})[Block("one", 0, 0, 3)] == ("better", "third")
+    later = next_blocks(found, {"one": 1, "other": 1})
     assert list(later) == [Block("one", 1, 3, 5), Block("other", 1, 3, 5), Block("third", 0, 0, 3)] or list(later) == [
         Block("third", 0, 0, 3),
         Block("one", 1, 3, 5),
@@ -174,7 +174,7 @@ def test_what_decides_most_claims_an_hour_comes_first() -> None:
     waiting = {shared: ("a", "b", "c"), one: ("a", "b"), other: ("c",), alone: ("d",)}
 
     def order(**hours: float) -> list[Block]:
-        found = in_turn(waiting, lambda blocks: sum(hours[block.run] for block in blocks))
+        found = order_by_decisions(waiting, lambda blocks: sum(hours[block.run] for block in blocks))
         assert found == waiting
         return list(found)
 
@@ -191,10 +191,10 @@ def test_what_decides_most_claims_an_hour_comes_first() -> None:
 def test_what_is_decided_or_at_the_limit_needs_nothing() -> None:
     records = {"one": [block(A)], "other": [block(B)]}
     done = {"one": 1, "other": 1}
-    assert missing(decide([CLAIM], records, {}), done) == {}
+    assert next_blocks(decide([CLAIM], records, {}), done) == {}
     undecided = decide([replace(CLAIM, above=4.0)], records, {})
     assert undecided[0].found == "undecided"
-    assert missing(undecided, done) == {}
+    assert next_blocks(undecided, done) == {}
     assert undecided[0].to_record(0.0).more is None or undecided[0].to_record(0.0).more > 0
 
 
@@ -319,7 +319,7 @@ def test_replicates_are_asked_for_no_more_where_one_before_was_not_measured() ->
     done = {"one": 1, "other": 1}
     claim = replace(CLAIM, metric="flops", unit="FLOPs", higher_is_better=False, margin=1.0, plan=plan)
     before = decide([claim], records, {})
-    assert list(missing(before, done)) == [Block("one", 1, 3, 5), Block("other", 1, 3, 5)]
+    assert list(next_blocks(before, done)) == [Block("one", 1, 3, 5), Block("other", 1, 3, 5)]
     after = decide([claim], {"one": [few, block(A[3:])], "other": [many, costing("other", B[3:], flops=2e9)]}, {})
     told = after[0].to_record(0.0)
     assert (told.found, told.n, told.unknown) == (
@@ -327,7 +327,7 @@ def test_replicates_are_asked_for_no_more_where_one_before_was_not_measured() ->
         3,
         "no flops is known of the ticket of one in replicate 4",
     )
-    assert missing(after, {"one": 2, "other": 2}) == missing(after, done) == {}
+    assert next_blocks(after, {"one": 2, "other": 2}) == next_blocks(after, done) == {}
     decided = decide([replace(claim, above=-1e6)], {"one": [few, block(A[3:])], "other": [many, block(B[3:])]}, {})
     assert (decided[0].found, decided[0].to_record(0.0).unknown) == ("confirmed", "")
 

@@ -14,9 +14,9 @@ import ticketry as tk
 from made_records import search_record
 from ticketry.cli import main
 from ticketry.errors import StoreError
-from ticketry.experiments.reproduce.blocks import Block, blocks_done, blocks_of
+from ticketry.experiments.reproduce.blocks import Block, blocks_of, finished_blocks
 from ticketry.experiments.reproduce.campaign_file import Campaign, read_campaign
-from ticketry.experiments.reproduce.forecast import Clock, Pace, Work, dense, measure_pace, work_of
+from ticketry.experiments.reproduce.forecast import Pace, TimeEstimator, Work, dense_segment, measure_pace, planned_work
 from ticketry.lab.store.files import write_sealed
 from ticketry.lab.store.paths import Paths
 from ticketry_engine.support.seeds import mix
@@ -44,8 +44,8 @@ ASKED: dict[str, Any] = {"recipe": {"length": "10it"}, "replicates": 1, "workers
 def test_work_is_what_is_trained(tmp_path: Path, method: str, settings: dict[str, Any], controls: list[str]) -> None:
     run = tk.run(method, "digits", controls=controls, store=tmp_path, **settings, **ASKED)
     lab = tk.Lab(tmp_path, device="cpu")
-    work = work_of(lab, run.request)
-    whole = dense(lab, run.request)
+    work = planned_work(lab, run.request)
+    whole = dense_segment(lab, run.request)
     # A fresh start of random_reinit is trained to step 3.
     assert run.record.cost.steps_trained == pytest.approx(whole.total + work.steps, abs=3)
 
@@ -115,7 +115,7 @@ def test_a_new_method_in_one_file_is_planned(
     campaign = read_campaign(file, "demo", trust=True)
     assert campaign.claims[0].a.level == 2, "known by its density"
     with tk.Lab(tmp_path / "planned", device="cpu") as lab:
-        work = work_of(lab, request := campaign.runs["new"])
+        work = planned_work(lab, request := campaign.runs["new"])
     assert work == Work(4 * 7, 4)
     assert request.expected == request.replicates * (1 + 2 + 2)
     run = tk.run("new_method", "digits", controls=["shuffled"], store=tmp_path / "run", **ASKED)
@@ -159,10 +159,10 @@ def campaign(tmp_path: Path) -> Campaign:
     return read_campaign(file, "demo")
 
 
-def clock_of(lab: tk.Lab, campaign: Campaign, seconds: float) -> Clock:
+def clock_of(lab: tk.Lab, campaign: Campaign, seconds: float) -> TimeEstimator:
     """A clock by which each step takes so many seconds, and nothing else any time."""
-    clock = Clock(lab, campaign, twins=lambda _: ())
-    clock._measured = lambda _: Pace(seconds)  # type: ignore[method-assign]
+    clock = TimeEstimator(lab, campaign, twins=lambda _: ())
+    clock._dense_pace = lambda _: Pace(seconds)  # type: ignore[method-assign]
     return clock
 
 
@@ -195,7 +195,7 @@ def test_a_run_with_controls_beside_some_tickets_is_planned(tmp_path: Path) -> N
 
 def test_first_steps_are_timed_in_a_store_that_is_thrown_away(tmp_path: Path, campaign: Campaign) -> None:
     with tk.Lab(tmp_path / "store", device="cpu") as lab:
-        whole = [dense(lab, campaign.runs["single"], replicate) for replicate in (0, 1)]
+        whole = [dense_segment(lab, campaign.runs["single"], replicate) for replicate in (0, 1)]
         pace = measure_pace(lab, whole)
         assert 0 < pace.step < 1
         assert pace.training > 0
@@ -205,7 +205,7 @@ def test_first_steps_are_timed_in_a_store_that_is_thrown_away(tmp_path: Path, ca
 
 def test_first_steps_that_other_machines_train_stay_in_the_store(tmp_path: Path, campaign: Campaign) -> None:
     with ThreadPoolExecutor(1) as pool, tk.Lab(tmp_path / "store", device="cpu", runner=pool) as lab:
-        whole = [dense(lab, campaign.runs["single"])]
+        whole = [dense_segment(lab, campaign.runs["single"])]
         pace = measure_pace(lab, whole)
         assert pace.step == pytest.approx(lab.train(whole[0]).train_seconds / whole[0].last)
         assert lab.ledger.segments_trained == 1
@@ -214,7 +214,7 @@ def test_first_steps_that_other_machines_train_stay_in_the_store(tmp_path: Path,
 def test_the_pace_of_a_block_is_that_of_what_it_trained(tmp_path: Path, campaign: Campaign) -> None:
     with tk.Lab(tmp_path / "store", device="cpu") as lab:
         clock, block = clock_of(lab, campaign, 1.0), Block("single", 0, 0, 2)
-        shared = clock.shared(block)
+        shared = clock.dense_work(block)
         assert shared == Work(2 * 8, 2)
         # The dense networks took 16 s of these 40; 24 s were for 48 steps.
         clock.add(block, 40.0, Work(64, 8), shared)
@@ -224,12 +224,12 @@ def test_the_pace_of_a_block_is_that_of_what_it_trained(tmp_path: Path, campaign
 def test_second_orders_that_a_bundle_lacks_are_planned(tmp_path: Path, campaign: Campaign) -> None:
     """Those of earlier replicates too; what another run has trained is there."""
     with tk.Lab(tmp_path / "store", device="cpu") as lab:
-        clock = Clock(lab, campaign, twins=lambda block: range(block.last))
+        clock = TimeEstimator(lab, campaign, twins=lambda block: range(block.last))
         later = Block("single", 1, 2, 3)
-        assert clock.shared(later) == Work((1 + 3) * 8, 1 + 3)
-        first = dense(lab, campaign.runs["single"])
+        assert clock.dense_work(later) == Work((1 + 3) * 8, 1 + 3)
+        first = dense_segment(lab, campaign.runs["single"])
         lab.train(replace(first, order_seed=mix(first.order_seed, "second order")))
-        assert clock.shared(later) == Work((1 + 2) * 8, 1 + 2)
+        assert clock.dense_work(later) == Work((1 + 2) * 8, 1 + 2)
 
 
 def without_dense(record: dict[str, Any]) -> None:
@@ -258,11 +258,11 @@ def test_a_record_that_is_not_the_campaigns_is_told(
     record["environment"] = {"precision": campaign.precisions[run], "kernels_used": ["dense"]}
     file.parent.mkdir(parents=True)
     write_sealed(file, record)
-    assert [block.last for block, _ in blocks_done(campaign, run, paths)] == [block.last]
+    assert [block.last for block, _ in finished_blocks(campaign, run, paths)] == [block.last]
     change(record)
     if "metric" in why:
         for one in record["points"]:
             one["test"], one["validation"] = {"loss": 1.0}, {"loss": 1.0}
     write_sealed(file, record)
     with pytest.raises(StoreError, match=f"{file}.*{why}"):
-        list(blocks_done(campaign, run, paths))
+        list(finished_blocks(campaign, run, paths))

@@ -111,7 +111,9 @@ def test_to_another_disk_all_of_it_goes(store: Path, another_disk: None, tmp_pat
     assert_moved(store, move_store(store, tmp_path / "new"), before)
 
 
-@pytest.mark.parametrize("where", ["_copy_file", "_rename_records", "_settle", "write_sealed", "delete_tree", "flush"])
+@pytest.mark.parametrize(
+    "where", ["_copy_file", "_rename_records", "_delete_original", "write_sealed", "delete_tree", "flush"]
+)
 def test_ended_at_any_point_the_same_call_goes_on(store: Path, another_disk: None, where: str) -> None:
     before, target = contents(store), store.with_name("new")
     for after in (0, 1, 3, 99):
@@ -209,7 +211,7 @@ def test_links_are_named_and_stay(store: Path, tmp_path: Path, monkeypatch: pyte
     with pytest.raises(StoreError, match="is there already"):
         move_store(store, tmp_path / "dangling")
     (store / "runs" / "a-run" / "figure.svg").symlink_to("report.html")
-    monkeypatch.setattr(moving, "_renamed_at_once", lambda *_: False)
+    monkeypatch.setattr(moving, "_try_rename", lambda *_: False)
     with pytest.raises(StoreError, match="but a link or a pipe: delete it"):
         move_store(store, tmp_path / "new")
     (store / "runs" / "a-run" / "figure.svg").unlink()

@@ -17,10 +17,10 @@ import pytest
 import ticketry as tk
 from cli.calling import call
 from ticketry.errors import StoreError
-from ticketry.experiments.options import LabOptions, opened
+from ticketry.experiments.options import LabOptions, open_lab
 from ticketry.experiments.run import Run
 from ticketry.experiments.store_transfer import copy_store, move_store
-from ticketry.experiments.stored_runs import remove_run, stored_runs, usage_of
+from ticketry.experiments.stored_runs import disk_usage, remove_run, stored_runs
 from ticketry.lab.store.maintenance import Usage, check
 from ticketry.lab.store.marks import is_running, marked_running
 from ticketry.lab.store.store import Store
@@ -122,7 +122,7 @@ def test_a_run_that_begins_while_another_is_measured_is_left_alone(
 def test_while_a_command_trains_no_run_is_removed_and_no_store_moved(store: Path) -> None:
     """A verification, say, which stands on a run's weights and is no run itself."""
     first, _ = stored_runs(store)
-    with opened(LabOptions(store=store, workers=0), None):
+    with open_lab(LabOptions(store=store, workers=0), None):
         for forbidden in (lambda: remove_run(store, first.name), lambda: move_store(store, store.with_name("new"))):
             with pytest.raises(StoreError, match="something is being trained in"):
                 forbidden()
@@ -189,7 +189,7 @@ def test_nothing_else_is_removed(store: Path) -> None:
     with pytest.raises(StoreError, match="there is no run"):
         remove_run(store, "../runs")
     assert len(names(store)) == 2
-    assert sum(kind["bytes"] for kind in usage_of(store)) == on_disk(store)
+    assert sum(kind["bytes"] for kind in disk_usage(store)) == on_disk(store)
 
 
 def test_a_store_that_moved_goes_on(store: Path) -> None:

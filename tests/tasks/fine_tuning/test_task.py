@@ -18,7 +18,7 @@ from a_classifier import GOOD, rows, saved, transformers, written
 from samples import sample
 from ticketry.errors import DataError, TaskError
 from ticketry.evidence.controls import train_control
-from ticketry.experiments.ticket_model import source_of
+from ticketry.experiments.ticket_model import load_ticket_model
 from ticketry.lab.lab import Lab
 from ticketry.lab.search_result import Seeds
 from ticketry.lab.training.state import initial_state
@@ -166,7 +166,7 @@ def test_a_tickets_training_starts_from_the_folders_weights(folder: Path, texts:
         scores = network(input_ids=ids, attention_mask=(ids != 0).long()).logits
     accuracy = 100 * float((scores.argmax(1) == split.targets).double().mean())
     assert accuracy == pytest.approx(found.result.metrics["test"]["accuracy"])
-    source = source_of(tmp_path / "ticket", task=task)
+    source = load_ticket_model(tmp_path / "ticket", task=task)
     assert source.model(source.inputs).shape == (len(source.inputs), 2)
 
 

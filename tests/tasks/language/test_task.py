@@ -16,7 +16,7 @@ from a_text import written
 from ticketry.core.prune import prune
 from ticketry.core.ticket.ticket import Ticket
 from ticketry.errors import DataError, TaskError, TicketError
-from ticketry.experiments.ticket_model import source_of
+from ticketry.experiments.ticket_model import load_ticket_model
 from ticketry.tasks import catalogue
 from ticketry.tasks.facts import MODELS, PUBLISHED
 from ticketry.tasks.language.task import Language
@@ -163,8 +163,8 @@ def test_a_vocabulary_that_does_not_fit_a_ticket(file: Path, tmp_path: Path) -> 
     ticket = ticket_of(small, tmp_path / "ticket")
     for other in (same, larger, text(file, model="lstm@0.05"), catalogue.get("ptb", model="lstm@0.05")):
         with pytest.raises(TicketError, match=r"vocabulary is tokenizer of size 3 .*, and that of (text|ptb)"):
-            source_of(ticket, task=other, weights="start")
-    assert source_of(ticket, task=small, weights="start").mask.density == pytest.approx(0.5, abs=0.01)
+            load_ticket_model(ticket, task=other, weights="start")
+    assert load_ticket_model(ticket, task=small, weights="start").mask.density == pytest.approx(0.5, abs=0.01)
     assert text(ROOT / "README.md").unfit(text(file).key()) == ""  # any two texts have the same bytes
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from ticketry.errors import UsageError
-from ticketry.experiments.run_file import read_run_file, run_file
+from ticketry.experiments.run_file import format_run_file, read_run_file
 from ticketry.lab.training.optimizer import learning_rate
 from ticketry.search import method
 from ticketry.search.iterative import Settings
@@ -150,7 +150,7 @@ def test_a_preset_is_what_a_run_file_holds(name: str, tmp_path: Any) -> None:
     spec = Spec(tables["task"], tables["model"], tuple(tables["options"].items()))
     described = {**tables, "replicates": 3, "controls": [], "seeds": {}}
     path = tmp_path / "run.toml"
-    path.write_text(run_file(described, spec))
+    path.write_text(format_run_file(described, spec))
     again = read_run_file(path)
     assert {key: again.get(key, {}) for key in tables} == tables
     assert settings.rewind

@@ -30,7 +30,7 @@ _REFRESHES_PER_SECOND = 4
 
 
 class Progress:
-    """Progress of trainings: its `on_event` goes to the lab, and `say` prints a line above the bars."""
+    """Display of running trainings; pass `on_event` to the lab."""
 
     def __init__(self, title: str) -> None:
         self._title = title
@@ -56,7 +56,7 @@ class Progress:
         return self._rich is not None
 
     def say(self, line: str) -> None:
-        """Print a line that stays."""
+        """Print a permanent line above the bars."""
         if self._rich is None:
             # One write, so that lines of several threads do not mix.
             sys.stderr.write(f"{line}\n")
@@ -67,7 +67,7 @@ class Progress:
     def __enter__(self) -> Self:
         if self._console.is_terminal and not self._console.is_dumb_terminal:
             self._rich = Live(
-                get_renderable=self._picture,
+                get_renderable=self._render,
                 console=self._console,
                 refresh_per_second=_REFRESHES_PER_SECOND,
                 transient=True,
@@ -81,13 +81,13 @@ class Progress:
         if self._rich:
             self._rich.__exit__(kind, error, trace)
 
-    def _picture(self) -> RenderableType:
+    def _render(self) -> RenderableType:
         active, trained, asked = self._activity.active(), self._activity.trained, self._activity.asked
         head = f"{self._title}: {trained} networks trained, {asked - trained} from the store"
-        return Group(Text(head, style="bold"), *([bars(active)] if active else []))
+        return Group(Text(head, style="bold"), *([progress_bars(active)] if active else []))
 
 
-def bars(active: list[Event]) -> Table:
+def progress_bars(active: list[Event]) -> Table:
     """Return a progress bar for each segment in training."""
     table = Table.grid(padding=(0, 1))
     for event in active:
@@ -99,7 +99,7 @@ def bars(active: list[Event]) -> Table:
 
 
 class SearchProgress(Progress):
-    """Progress of a search: its `on_event` goes to the lab, and its `on_point` to the run."""
+    """Display of a running search; pass `on_event` to the lab and `on_point` to the run."""
 
     def __init__(self, run: SearchRequest) -> None:
         super().__init__(run.method.title)
@@ -112,64 +112,66 @@ class SearchProgress(Progress):
         """Add a trained network."""
         with self._lock:
             self._points.append(point)
-            line = self._line(point)
+            line = self._format_point(point)
         if not self.has_terminal:
             self.say(line)
 
     def _on_finished(self, event: Event) -> None:
-        """Print nothing: the run reports networks instead of segments."""
+        """Print nothing, since a search prints finished networks instead of segments."""
 
     # -- plain lines -------------------------------------------------------------------------------------------------
 
-    def _line(self, point: Point) -> str:
+    def _format_point(self, point: Point) -> str:
         metric = self._run.task.metric
         of = self._run.expected
         count = f"{len(self._points)}/{of}" if of else str(len(self._points))
         return (
             f"[{count}] replicate {point.replicate} level {point.level:>2} {point.role:<13}"
             f" weights remaining {100 * point.density:6.2f} %  {metric.name} {point.metric(metric.name):.4g}"
-            f"{metric.unit and ' ' + metric.unit}  ({point.seconds or 0:.1f} s{self._eta()})"
+            f"{metric.unit and ' ' + metric.unit}  ({point.seconds or 0:.1f} s{self._format_time_left()})"
         )
 
     # -- live table --------------------------------------------------------------------------------------------------
 
-    def _picture(self) -> RenderableType:
+    def _render(self) -> RenderableType:
         with self._lock:
-            points, head = list(self._points), self._head()
+            points, head = list(self._points), self._render_title()
         active = self._activity.active()
         parts: list[RenderableType] = [head]
         if any(point.role == "dense" for point in points):
             parts.append(summary_table(preliminary_record(self._run, points), self._console.width))
         if active:
-            parts.append(bars(active))
+            parts.append(progress_bars(active))
         return Group(*parts)
 
-    def _head(self) -> RenderableType:
+    def _render_title(self) -> RenderableType:
         """Return the title of the run, with a bar if the number of networks is known."""
         of, done = self._run.expected, len(self._points)
         title = Text(f"{self._run.method.title} on {self._run.task.name}", style="bold")
         if not of:
             return Text.assemble(title, f": {done} networks")
         bar = Table.grid(padding=(0, 1))
-        bar.add_row(ProgressBar(total=of, completed=done, width=40), Text(f"{done} of {of} networks{self._eta()}"))
+        bar.add_row(
+            ProgressBar(total=of, completed=done, width=40), Text(f"{done} of {of} networks{self._format_time_left()}")
+        )
         return Group(title, bar)
 
     # -- how much is left --------------------------------------------------------------------------------------------
 
-    def _eta(self) -> str:
+    def _format_time_left(self) -> str:
         state = self._activity
         trained_for = time.time() - (state.since or self._began)
         there, of = len(self._points), self._run.expected
         seconds = estimate_time_left(trained_for, state.trained, there, of, at_once=state.at_once)
-        return f", about {_duration(seconds)} left" if seconds else ""
+        return f", about {_format_duration(seconds)} left" if seconds else ""
 
 
-def _duration(seconds: float) -> str:
-    parts = list(_units(round(seconds)))
+def _format_duration(seconds: float) -> str:
+    parts = list(_duration_parts(round(seconds)))
     return " ".join(parts[:2])
 
 
-def _units(seconds: int) -> Iterator[str]:
+def _duration_parts(seconds: int) -> Iterator[str]:
     for unit, size in (("h", 3600), ("min", 60), ("s", 1)):
         count, seconds = divmod(seconds, size)
         if count or (unit == "s" and size == 1):

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ticketry.cli.screen.speed import show
+from ticketry.cli.screen.speed import print_timing
 from ticketry.errors import TrustError
 from ticketry.evidence.verdict import seeds_of_verification
 from ticketry.experiments.options import LabOptions
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from ticketry.records.run import RunRecord
 
 
-def interim_printer(progress: Progress) -> Callable[[Verdict], None]:
+def make_interim_printer(progress: Progress) -> Callable[[Verdict], None]:
     """Return a function that prints the verdict of each interim analysis."""
     return lambda made: progress.say(f"{made.n} seeds: {made.reasons[0]}")
 
@@ -92,7 +92,7 @@ def _mean(values: Sequence[float]) -> float:
 
 
 _PASSED_ON = ("data", "workers", "on", "precision", "devices", "parallel", "norms")
-"""Options of a search's command line that its verification takes too, beside those in its record."""
+"""Options that a verification takes from the search's command line, beside those in its record."""
 
 
 @dataclass(frozen=True)
@@ -103,17 +103,17 @@ class NextVerification:
     seeds: int | None
     """Seeds that a verification is likely to need; None if there are too many."""
     command: str
-    """The command line, empty where `seeds` is None."""
+    """Command line; empty if `seeds` is None."""
 
 
-def next_verification(record: RunRecord, run_file: Path) -> NextVerification | None:
+def suggest_verification(record: RunRecord, run_file: Path) -> NextVerification | None:
     """Choose the undecided level that is most worth verifying; None if every level is decided.
 
     This is the sparsest level whose mean is within the margin of dense, or the one whose mean is nearest to dense.
 
     Args:
-        record: with verdicts by the current rule.
-        run_file: of the run, which names what has to be trusted.
+        record: record of the run, with verdicts by the current rule.
+        run_file: run file, to find out whether ``--trust`` is needed.
     """
     undecided = [one for one in record.verdicts if not one.decided]
     if not undecided:
@@ -121,12 +121,12 @@ def next_verification(record: RunRecord, run_file: Path) -> NextVerification | N
     close = [one for one in undecided if one.difference >= -one.margin]
     level = min(close, key=lambda one: one.density) if close else max(undecided, key=lambda one: one.difference)
     seeds = seeds_of_verification(level)
-    return NextVerification(level, seeds, _command(record, level, seeds, run_file) if seeds else "")
+    return NextVerification(level, seeds, _verify_command(record, level, seeds, run_file) if seeds else "")
 
 
-def next_lines(record: RunRecord, run_file: Path) -> list[str]:
-    """Return lines on the verification that would decide an undecided level; empty if all are decided."""
-    found = next_verification(record, run_file)
+def suggestion_lines(record: RunRecord, run_file: Path) -> list[str]:
+    """Return lines that suggest a verification for an undecided level; empty if all levels are decided."""
+    found = suggest_verification(record, run_file)
     if found is None:
         return []
     count = sum(not one.decided for one in record.verdicts)
@@ -140,7 +140,7 @@ def next_lines(record: RunRecord, run_file: Path) -> list[str]:
     ]
 
 
-def _command(record: RunRecord, level: LevelVerdict, seeds: int, run_file: Path) -> str:
+def _verify_command(record: RunRecord, level: LevelVerdict, seeds: int, run_file: Path) -> str:
     from ticketry.evidence.comparison import INTERIM
 
     words = ["ticketry", "verify", record.name, "--density", f"{level.density:.4g}", "--about", "procedure"]
@@ -150,12 +150,12 @@ def _command(record: RunRecord, level: LevelVerdict, seeds: int, run_file: Path)
         words += ["--interim", f"{-(-seeds // 2)},{seeds}"]
     if record.store and record.store != str(LabOptions.store):
         words += ["--store", record.store]
-    words += lab_words(record)
+    words += lab_options(record)
     return shlex.join([*words, *(["--trust"] if needs_trust(run_file, record.store) else [])])
 
 
-def lab_words(record: RunRecord) -> list[str]:
-    """Return the options of a command that trains a run's networks again in the same way, without the store."""
+def lab_options(record: RunRecord) -> list[str]:
+    """Return the lab options that train a run's networks again with the same bits, without ``--store``."""
     environment = record.environment
     usual = {"device": ("cpu", None), "kernels": ("dense", None), "threads": (1, None)}
     found = {name: environment.get("threads_per_segment" if name == "threads" else name) for name in usual}
@@ -175,7 +175,7 @@ def lab_words(record: RunRecord) -> list[str]:
 
 
 def needs_trust(run_file: Path, store: str) -> bool:
-    """Return whether a command that repeats the run needs ``--trust``: the run names more than what is built in."""
+    """Return whether repeating the run needs ``--trust``, since it names user code or files."""
     try:
         check_trust(read_run_file(run_file), (), of=str(run_file), store=store)
     except TrustError:
@@ -210,17 +210,17 @@ def print_run(run: Run, report: Path) -> None:
         print("\n".join(["", *verdicts]))
     if costs := cost_lines(record):
         print("\n".join(["", *costs]))
-    tickets, where = _tickets(run)
+    tickets, where = _describe_ticket_folders(run)
     lines = [
         "",
         *(f"left out {one.role} at level {one.level}: {one.why}" for one in record.left_out),
         *(f"pruned   {line}" for line in moment_lines(record)),
-        *(f"cut      {line}" for line in _cut(record)),
+        *(f"cut      {line}" for line in _pruned_gate_lines(record)),
         f"tickets  {where}",
         f"report   {report}",
         *(f"log      {line}" for line in run.logs),
-        f"again    {_again(folder / 'run.toml', record)}",
-        *next_lines(record, folder / "run.toml"),
+        f"again    {_repeat_command(folder / 'run.toml', record)}",
+        *suggestion_lines(record, folder / "run.toml"),
         f"next     ticketry list tickets{_store_option(record.store)}" + (", or in Python:" if tickets else ""),
         *(f"         tk.Ticket.load({path!r}).apply(model, 'trained')" for path in tickets[-1:]),
     ]
@@ -235,12 +235,12 @@ def print_evidence(run: Run, *, verified: bool, timed: bool) -> None:
         print("\n".join(summarise_verification(run.verification) if run.verification else [none]))
     if timed and run.timing:
         print()
-        show(as_json(run.timing), layers=False)
+        print_timing(as_json(run.timing), layers=False)
     elif timed:
         print(_NO_WINNER.format("speed  ", "timed"))
 
 
-def _cut(record: RunRecord) -> list[str]:
+def _pruned_gate_lines(record: RunRecord) -> list[str]:
     """Return a line for each ticket of gates whose mask was pruned to the requested density."""
     return [
         f"replicate {one.replicate} level {one.level}: no s0 leaves {100 * one.cut_to:.3g} %; the nearest leaves"
@@ -250,8 +250,8 @@ def _cut(record: RunRecord) -> list[str]:
     ]
 
 
-def _tickets(run: Run) -> tuple[list[str], str]:
-    """Return the folders of a run's tickets, and a description: bundles without weights omit them."""
+def _describe_ticket_folders(run: Run) -> tuple[list[str], str]:
+    """Return the folders of a run's tickets and a description of them; bundles without weights omit folders."""
     found = sorted(str(point.ticket) for point in run.record.points if point.role == TICKET and point.ticket)
     folders = f"{len(found)} folder{'' if len(found) == 1 else 's'}"
     missing = len(run.tickets) - len(found)
@@ -266,7 +266,7 @@ def _store_option(store: str) -> str:
     return "" if store == str(LabOptions.store) else f" --store {shlex.quote(store)}"
 
 
-def _again(file: Path, record: RunRecord) -> str:
+def _repeat_command(file: Path, record: RunRecord) -> str:
     """Return the command that repeats the run from the store."""
     arithmetic = {name: record.environment.get(name) for name in ("kernels", "precision", "device")}
     arithmetic["threads"] = record.environment.get("threads_per_segment")

@@ -8,7 +8,7 @@ from functools import cache
 
 from ticketry.errors import StoreError
 from ticketry.evidence.comparison import InterimAnalyses
-from ticketry.experiments.record_files import earlier_record, now
+from ticketry.experiments.record_files import current_time, read_earlier_record
 from ticketry.experiments.reproduce.campaign_file import Campaign
 from ticketry.experiments.reproduce.claims import Decision
 from ticketry.experiments.request import SearchRequest
@@ -38,9 +38,9 @@ class Block:
         count, seeds = self.last - self.first, one.seeds.replicate(self.first)
         return replace(one, replicates=count, seeds=seeds, arithmetic=chosen)
 
-    def stored(self, campaign: Campaign, paths: Paths) -> SearchRequest:
-        """Return the search with its name in a store."""
-        return self.request(campaign).as_stored(paths)
+    def stored_request(self, campaign: Campaign, paths: Paths) -> SearchRequest:
+        """Return the search of these replicates, with its name in a store."""
+        return self.request(campaign).with_stored_name(paths)
 
 
 def blocks_of(run: str, plan: InterimAnalyses) -> list[Block]:
@@ -49,20 +49,20 @@ def blocks_of(run: str, plan: InterimAnalyses) -> list[Block]:
     return [Block(run, index, ends[index], ends[index + 1]) for index in range(len(plan.at))]
 
 
-def blocks_done(campaign: Campaign, run: str, paths: Paths) -> Iterator[tuple[Block, RunRecord]]:
+def finished_blocks(campaign: Campaign, run: str, paths: Paths) -> Iterator[tuple[Block, RunRecord]]:
     """Yield the finished blocks of a run in a store, up to the first missing one, with their records."""
     for block in blocks_of(run, campaign.plans[run]):
-        file = paths.run(block.stored(campaign, paths).name) / "run.json"
-        found = earlier_record(file, RunRecord)
+        file = paths.run(block.stored_request(campaign, paths).name) / "run.json"
+        found = read_earlier_record(file, RunRecord)
         if found is None or found.ended or found.environment.get("precision") != campaign.precisions[run]:
             return
-        if why := _lacking(found, block, campaign.runs[run].task.metric.name):
+        if why := _find_defect(found, block, campaign.runs[run].task.metric.name):
             raise StoreError(f"{file} is not what the campaign's run {run} would write: {why}. Remove it: ticketry rm")
         yield block, found
 
 
-def _lacking(found: RunRecord, block: Block, metric: str) -> str:
-    """Return why a block's record, which may come from elsewhere, cannot be judged; empty if it can."""
+def _find_defect(found: RunRecord, block: Block, metric: str) -> str:
+    """Return why an imported record of a block cannot be judged; empty if it can."""
     count = block.last - block.first
     if found.replicates != count:
         return f"replicates must be {count}, got {found.replicates}"
@@ -77,18 +77,18 @@ def _lacking(found: RunRecord, block: Block, metric: str) -> str:
     return ""
 
 
-def missing(decisions: Sequence[Decision], done: Mapping[str, int]) -> dict[Block, tuple[str, ...]]:
-    """Return the next blocks that undecided claims need, with these claims; first the block that most of them need.
+def next_blocks(decisions: Sequence[Decision], done: Mapping[str, int]) -> dict[Block, tuple[str, ...]]:
+    """Return the next block of each run that undecided claims need, with these claims; the most needed block first.
 
     A claim that no replicate can decide (`Decision.unknown`) needs none.
 
     Args:
-        decisions: what is known of each claim.
+        decisions: decisions of all claims so far.
         done: number of finished blocks of each run.
     """
     waiting: dict[Block, list[str]] = {}
     for one in decisions:
-        if not one.waits:
+        if not one.needs_replicates:
             continue
         runs = one.claim.runs
         plan = one.claim.plan
@@ -100,7 +100,7 @@ def missing(decisions: Sequence[Decision], done: Mapping[str, int]) -> dict[Bloc
     return {block: tuple(waiting[block]) for block in ranked}
 
 
-def in_turn(
+def order_by_decisions(
     waiting: Mapping[Block, tuple[str, ...]], seconds: Callable[[tuple[Block, ...]], float]
 ) -> dict[Block, tuple[str, ...]]:
     """Return the blocks in the order that decides most claims per second.
@@ -109,7 +109,7 @@ def in_turn(
     need no other block.
 
     Args:
-        waiting: blocks, and the claims that need each; see `missing`.
+        waiting: blocks, and the claims that need each; see `next_blocks`.
         seconds: function that returns the time of several blocks, one after the other.
     """
     needed: dict[str, tuple[Block, ...]] = {}
@@ -138,7 +138,7 @@ class FinishedBlocks:
         self.runs: dict[str, list[RunRecord]] = {name: [] for name in campaign.runs}
         self.stable: dict[str, list[StabilityRecord]] = {name: [] for name in campaign.stability}
         for name in campaign.runs:
-            self._load(name)
+            self._read_run(name)
 
     @property
     def counts(self) -> dict[str, int]:
@@ -156,34 +156,34 @@ class FinishedBlocks:
         grown = []
         for name, count in self.counts.items():
             blocks = blocks_of(name, self._campaign.plans[name])
-            if count < len(blocks) and self._file(blocks[count]):
-                self._load(name)
+            if count < len(blocks) and self._is_finished(blocks[count]):
+                self._read_run(name)
                 if len(self.runs[name]) > count:
                     grown.append(name)
         return grown
 
-    def _file(self, block: Block) -> bool:
-        return is_there(self._paths.run(block.stored(self._campaign, self._paths).name) / "run.json")
+    def _is_finished(self, block: Block) -> bool:
+        return is_there(self._paths.run(block.stored_request(self._campaign, self._paths).name) / "run.json")
 
-    def _load(self, run: str) -> None:
-        pairs = list(self._blocks(run))
+    def _read_run(self, run: str) -> None:
+        pairs = list(self._read_blocks(run))
         self.runs[run] = [record for record, _ in pairs]
         if run in self.stable:
             self.stable[run] = [analysed for _, analysed in pairs if analysed is not None]
 
-    def _blocks(self, run: str) -> Iterator[tuple[RunRecord, StabilityRecord | None]]:
+    def _read_blocks(self, run: str) -> Iterator[tuple[RunRecord, StabilityRecord | None]]:
         settings = self._campaign.stability.get(run)
-        for block, found in blocks_done(self._campaign, run, self._paths):
+        for block, found in finished_blocks(self._campaign, run, self._paths):
             analysed = None
             if settings is not None:
-                name = record_name(block.stored(self._campaign, self._paths), settings)
-                analysed = earlier_record(self._paths.evidence(name), StabilityRecord)
+                name = record_name(block.stored_request(self._campaign, self._paths), settings)
+                analysed = read_earlier_record(self._paths.evidence(name), StabilityRecord)
                 if analysed is None or analysed.environment.get("precision") != self._campaign.precisions[run]:
                     return
             yield found, analysed
 
 
-def trained_on(done: Iterable[RunRecord]) -> Iterator[BlockProvenance]:
+def block_provenance(done: Iterable[RunRecord]) -> Iterator[BlockProvenance]:
     """Yield how each block of replicates was trained."""
     first = 0
     for one in done:
@@ -198,9 +198,9 @@ def trained_on(done: Iterable[RunRecord]) -> Iterator[BlockProvenance]:
         first += one.replicates
 
 
-def versions(campaign: Campaign, earlier: CampaignRecord | None) -> tuple[FileVersion, ...]:
-    """Return the digests of the campaign file with their dates, so that a change after the first runs is visible."""
+def file_versions(campaign: Campaign, earlier: CampaignRecord | None) -> tuple[FileVersion, ...]:
+    """Return the digests of the campaign file with the dates when they were first seen, to reveal later changes."""
     known = earlier.files if earlier else ()
     if known and known[-1].sha256 == campaign.sha256:
         return known
-    return (*known, FileVersion(campaign.sha256, now()))
+    return (*known, FileVersion(campaign.sha256, current_time()))

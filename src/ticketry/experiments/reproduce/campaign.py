@@ -1,4 +1,4 @@
-"""Carry out a campaign: train block after block of replicates until all claims are decided, or the time is up."""
+"""Run a campaign: train blocks of replicates until all claims are decided, or the time budget is spent."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ import filelock
 
 from ticketry.errors import TicketryError, UsageError
 from ticketry.evidence.level_verdicts import resolution
-from ticketry.experiments.options import LabOptions, opened
-from ticketry.experiments.record_files import as_read, describe_environment, earlier_record
+from ticketry.experiments.options import LabOptions, open_lab
+from ticketry.experiments.record_files import describe_environment, normalise_record, read_earlier_record
 from ticketry.experiments.reproduce.blocks import (
     Block,
     FinishedBlocks,
+    block_provenance,
     blocks_of,
-    in_turn,
-    missing,
-    trained_on,
-    versions,
+    file_versions,
+    next_blocks,
+    order_by_decisions,
 )
 from ticketry.experiments.reproduce.campaign_file import Campaign
 from ticketry.experiments.reproduce.claims import Decision, decide, method_table
-from ticketry.experiments.reproduce.forecast import Clock, Work
-from ticketry.experiments.reproduce.second_orders import SecondOrders, compares_with_luck
+from ticketry.experiments.reproduce.forecast import TimeEstimator, Work
+from ticketry.experiments.reproduce.second_orders import SecondOrders, has_order_comparison
 from ticketry.experiments.search import execute
 from ticketry.experiments.stability import execute_stability
 from ticketry.lab.lab import Lab
@@ -57,25 +57,25 @@ class Outcome:
 
     record: CampaignRecord
     page: Path
-    """HTML page."""
+    """Path of the HTML page."""
     text: Path
-    """The page as Markdown."""
+    """Path of the Markdown page."""
     stopped: str = ""
-    """Why it stopped before all claims were decided or had reached their limit; empty if it did not."""
+    """Reason for stopping before all claims were decided or had reached their limit; otherwise empty."""
     wanted: frozenset[str] = frozenset()
-    """The requested claims."""
-    planned: tuple[Planned, ...] = ()
-    """The next blocks in their order, if it was only planned."""
+    """Names of the requested claims."""
+    planned: tuple[PlannedBlock, ...] = ()
+    """Next blocks in order, if the campaign was only planned."""
 
     @property
     def failed(self) -> dict[str, str]:
-        """Return the reason of failure of each failed run that a requested claim depends on."""
+        """Reason of failure of each failed run that a requested claim depends on."""
         rested_on = {side.run for one in self.record.claims if one.name in self.wanted for side in (one.a, one.b)}
         return {run.name: run.failed for run in self.record.runs if run.failed and run.name in rested_on}
 
 
 @dataclass(frozen=True)
-class Planned:
+class PlannedBlock:
     """A planned block of replicates."""
 
     run: str
@@ -85,7 +85,7 @@ class Planned:
     seconds: float
     """Estimated time; shared trainings count for the first block."""
     claims: tuple[str, ...]
-    """Claims that need it."""
+    """Names of the claims that need the block."""
 
 
 def reproduce(
@@ -122,11 +122,11 @@ def reproduce(
         TicketryError: if training is impossible.
     """
     wanted, campaign = _choose_claims(campaign, tuple(only)), replace(campaign, together=options.together)
-    with opened(options, None, on_event) as lab:
-        work = _Progress(lab, campaign, command, say)
+    with open_lab(options, None, on_event) as lab:
+        work = _CampaignState(lab, campaign, command, say)
         work.write()
-        stopped = work.until_decided(wanted, time.monotonic() + budget, dry=dry)
-        return Outcome(work.write(), *work.pages(), stopped, frozenset(wanted), work.planned)
+        stopped = work.train_until_decided(wanted, time.monotonic() + budget, dry=dry)
+        return Outcome(work.write(), *work.write_pages(), stopped, frozenset(wanted), work.planned)
 
 
 def _choose_claims(campaign: Campaign, only: tuple[str, ...]) -> set[str]:
@@ -138,7 +138,7 @@ def _choose_claims(campaign: Campaign, only: tuple[str, ...]) -> set[str]:
     return chosen or set(known)
 
 
-class _Progress:
+class _CampaignState:
     """State of a campaign: finished blocks, decisions, and the record."""
 
     def __init__(self, lab: Lab, campaign: Campaign, command: str, say: Say) -> None:
@@ -146,34 +146,34 @@ class _Progress:
         self._paths = Paths(lab.store.paths.root)
         self._name = f"{campaign.name}-{campaign.scale}"
         self._file = self._paths.campaign(self._name)
-        earlier = earlier_record(self._file, CampaignRecord)
-        self._versions = versions(campaign, earlier)
+        earlier = read_earlier_record(self._file, CampaignRecord)
+        self._versions = file_versions(campaign, earlier)
         self._planned = earlier.planned if earlier else {}
         self._unwritten: dict[str, PlannedTime] = {}
         self._done = FinishedBlocks(campaign, self._paths)
         self._twins = SecondOrders(lab, campaign, earlier.twins if earlier else ())
         for name, done in self._done.runs.items():
-            self._twins.find(name, done)
-        self._clock = Clock(lab, campaign, self._twins.missing)
+            self._twins.find_stored(name, done)
+        self._clock = TimeEstimator(lab, campaign, self._twins.missing)
         self._resolution: dict[str, float | None] = {}
         self._decided: list[Decision] = []
         self._failed: dict[str, str] = {}
         """Reason of failure of each failed run."""
-        self.planned: tuple[Planned, ...] = ()
+        self.planned: tuple[PlannedBlock, ...] = ()
 
     # -- deciding ----------------------------------------------------------------------------------------------------
 
-    def until_decided(self, wanted: set[str], end: float, *, dry: bool) -> str:
-        """Search block after block; return why it stopped early, or an empty text."""
+    def train_until_decided(self, wanted: set[str], end: float, *, dry: bool) -> str:
+        """Train block after block until all claims are decided; return why it stopped early, or an empty text."""
         while True:
             decisions = [one for one in self.decisions() if one.claim.name in wanted]
             open_ones = [one for one in decisions if not self._failed.keys() & set(one.claim.runs)]
-            waiting = missing(open_ones, self._done.counts)
+            waiting = next_blocks(open_ones, self._done.counts)
             if not waiting:
                 return ""
             known = dict(self._failed)
-            waiting = in_turn(waiting, self._seconds)
-            planned, most = self._plan(waiting), self._most(open_ones)
+            waiting = order_by_decisions(waiting, self._estimate_blocks)
+            planned, most = self._plan_blocks(waiting), self._estimate_remaining(open_ones)
             if self._failed != known:
                 continue
             left = sum(one.seconds for one in planned)
@@ -191,14 +191,14 @@ class _Progress:
                 least = min(map(self._clock.estimate, waiting))
                 return f"the budget is spent: the shortest of what comes next takes about {duration(least)}"
             try:
-                self._search(block, waiting[block])
+                self._train_block(block, waiting[block])
             except CANNOT_GO_ON as error:
                 self._add_failure(block, error)
 
     def _refresh(self) -> None:
         """Add blocks that other processes have finished in this store."""
         for name in self._done.refresh():
-            self._twins.find(name, self._done.runs[name])
+            self._twins.find_stored(name, self._done.runs[name])
             self._decided = []
 
     def _add_failure(self, block: Block, error: TicketryError) -> None:
@@ -206,8 +206,8 @@ class _Progress:
         self._failed[block.run] = str(error)
         self._say(f"{block.run} failed, and claims that depend on it stay undecided: {error}")
 
-    def _estimate(self, block: Block, counted: set[str] | None = None) -> float:
-        """Return the estimated seconds of a block; a run may fail when its first masks are computed for that."""
+    def _estimate_block(self, block: Block, counted: set[str] | None = None) -> float:
+        """Return the estimated seconds of a block; 0 if the run fails when its first masks are computed."""
         if block.run in self._failed:
             return 0.0
         try:
@@ -216,16 +216,16 @@ class _Progress:
             self._add_failure(block, error)
             return 0.0
 
-    def _seconds(self, blocks: Sequence[Block]) -> float:
+    def _estimate_blocks(self, blocks: Sequence[Block]) -> float:
         """Return the estimated seconds of blocks, one after the other; shared trainings count once."""
         counted = set[str]()
-        return sum(self._estimate(block, counted) for block in blocks)
+        return sum(self._estimate_block(block, counted) for block in blocks)
 
-    def _plan(self, waiting: Mapping[Block, tuple[str, ...]]) -> tuple[Planned, ...]:
+    def _plan_blocks(self, waiting: Mapping[Block, tuple[str, ...]]) -> tuple[PlannedBlock, ...]:
         """Return the next blocks with their estimates; shared trainings count once."""
         counted = set[str]()
         return tuple(
-            Planned(block.run, block.first, block.last, self._estimate(block, counted), claims)
+            PlannedBlock(block.run, block.first, block.last, self._estimate_block(block, counted), claims)
             for block, claims in waiting.items()
         )
 
@@ -242,20 +242,20 @@ class _Progress:
                 self._resolution[name] = resolution(task.metric.unit, self._lab.sizes(task)["test"])
         return decide(self._campaign.claims, self._done.runs, self._resolution, self._done.stable)
 
-    def _most(self, decisions: list[Decision]) -> float:
+    def _estimate_remaining(self, decisions: list[Decision]) -> float:
         """Return the estimated seconds of all blocks that undecided claims may still need."""
-        runs = {run for one in decisions if one.waits for run in one.claim.runs}
-        left = [block for run in runs for block in self._blocks(run)[self._done.counts[run] :]]
-        return self._seconds(left)
+        runs = {run for one in decisions if one.needs_replicates for run in one.claim.runs}
+        left = [block for run in runs for block in self._blocks_of_run(run)[self._done.counts[run] :]]
+        return self._estimate_blocks(left)
 
-    def _search(self, block: Block, claims: tuple[str, ...]) -> None:
-        planned, shared = self._clock.estimate(block), self._clock.shared(block)
+    def _train_block(self, block: Block, claims: tuple[str, ...]) -> None:
+        planned, shared = self._clock.estimate(block), self._clock.dense_work(block)
         many = f"{len(claims)} claims" if len(claims) > 1 else claims[0]
         count = block.last - block.first
         more = f"{count} {'more ' if block.first else ''}replicate{'s' if count > 1 else ''}, {block.last} in all"
         self._say(f"{block.run}: {more}, about {duration(planned)}, for {many}")
         began, before = time.monotonic(), self._lab.ledger.copy()
-        self._carry_out(block)
+        self._execute_block(block)
         self._decided = []
         seconds, did = time.monotonic() - began, self._lab.ledger.since(before)
         if 4 * did.steps_trained > did.steps_asked:  # else much of the time went into reading the store
@@ -263,9 +263,9 @@ class _Progress:
         self._unwritten[block.run] = PlannedTime(planned, seconds)
         self.write()
 
-    def _carry_out(self, block: Block) -> None:
+    def _execute_block(self, block: Block) -> None:
         request, settings = block.request(self._campaign), self._campaign.stability.get(block.run)
-        with self._campaign.training(self._lab, block.run):
+        with self._campaign.with_arithmetic(self._lab, block.run):
             if settings is None:
                 self._done.add(block, execute(self._lab, request, command=self._command))
             else:
@@ -273,7 +273,7 @@ class _Progress:
                 self._done.add(block, searched, record)
             self._twins.train(block)
 
-    def _blocks(self, run: str) -> list[Block]:
+    def _blocks_of_run(self, run: str) -> list[Block]:
         return blocks_of(run, self._campaign.plans[run])
 
     # -- the record --------------------------------------------------------------------------------------------------
@@ -282,8 +282,8 @@ class _Progress:
         """Write the current record and return it."""
         self._refresh()
         with self._lock():
-            self._merge(earlier_record(self._file, CampaignRecord))
-            record = as_read(self._record())
+            self._merge_record(read_earlier_record(self._file, CampaignRecord))
+            record = normalise_record(self._build_record())
             write_sealed(self._file, as_json(record))
         return record
 
@@ -299,22 +299,22 @@ class _Progress:
         finally:
             lock.release()
 
-    def _merge(self, there: CampaignRecord | None) -> None:
-        """Add what other processes have written since."""
+    def _merge_record(self, there: CampaignRecord | None) -> None:
+        """Add planned times and A/A trainings that other processes have written."""
         planned = dict(there.planned if there else self._planned)
         for run, times in self._unwritten.items():
             planned[run] = planned.get(run, PlannedTime()).plus(times)
         self._planned, self._unwritten = planned, {}
         self._twins.merge(there.twins if there else ())
 
-    def _record(self) -> CampaignRecord:
+    def _build_record(self) -> CampaignRecord:
         campaign, twins = self._campaign, self._twins.rows
         costs = [one.cost for name, done in self._done.runs.items() for one in self._done.stable.get(name, done)]
-        runs = tuple(self._run(name) for name in campaign.runs)
+        runs = tuple(self._run_record(name) for name in campaign.runs)
         seconds = {run.name: run.seconds for run in runs}
         decisions = self.decisions()
         first, run = next(iter(campaign.runs.items()))
-        with campaign.training(self._lab, first):
+        with campaign.with_arithmetic(self._lab, first):
             environment = describe_environment(self._lab, self._lab.arithmetic(run.task))
         times = reduce(PlannedTime.plus, self._planned.values(), PlannedTime())
         return CampaignRecord(
@@ -323,7 +323,7 @@ class _Progress:
             paper=campaign.paper,
             scale=campaign.scale,
             files=self._versions,
-            claims=tuple(self._claim(one, sum(seconds[run] for run in one.claim.runs)) for one in decisions),
+            claims=tuple(self._claim_record(one, sum(seconds[run] for run in one.claim.runs)) for one in decisions),
             runs=runs,
             table=tuple(method_table(campaign, self._done.runs)),
             twins=twins,
@@ -340,19 +340,19 @@ class _Progress:
             store=display_address(self._paths.root),
         )
 
-    def _claim(self, decision: Decision, seconds: float) -> Claim:
+    def _claim_record(self, decision: Decision, seconds: float) -> Claim:
         noise = self._twins.differences(decision, self._done.runs)
-        lacking = decision.n - len(noise) if compares_with_luck(decision.claim) else 0
+        lacking = decision.n - len(noise) if has_order_comparison(decision.claim) else 0
         return decision.to_record(seconds, noise, lacking)
 
-    def pages(self) -> tuple[Path, Path]:
+    def write_pages(self) -> tuple[Path, Path]:
         """Write the HTML page and the Markdown page; return their paths."""
         record = self.write()
         text = self._file.with_suffix(".md")
         write_atomically(text, markdown(record).encode())
         return write_campaign_page(record, self._file.with_suffix(".html")), text
 
-    def _run(self, name: str) -> CampaignRun:
+    def _run_record(self, name: str) -> CampaignRun:
         request, done = self._campaign.runs[name], self._done.runs[name]
         times = self._planned.get(name)
         return CampaignRun(
@@ -366,7 +366,7 @@ class _Progress:
             controls=request.controls,
             replicates=sum(one.replicates for one in done),
             runs=tuple(one.name for one in done),
-            blocks=tuple(trained_on(done)),
+            blocks=tuple(block_provenance(done)),
             planned_seconds=times and times.planned,
             planned_took=times and times.took,
             seconds=sum(one.cost.wall_seconds or 0.0 for one in self._done.stable.get(name, done)),  # with searches

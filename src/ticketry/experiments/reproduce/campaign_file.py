@@ -18,8 +18,8 @@ from ticketry.errors import TicketryError, TrustError, UsageError
 from ticketry.evidence.comparison import INTERIM, InterimAnalyses, check_settings
 from ticketry.evidence.settings import StabilitySettings
 from ticketry.experiments.decoding import decode_settings
-from ticketry.experiments.request import SearchRequest, level_of, named_method, request_of
-from ticketry.experiments.run_file import check_trust, current_settings, toml_tables
+from ticketry.experiments.request import SearchRequest, build_request, level_for_density, resolve_method
+from ticketry.experiments.run_file import check_trust, read_toml, upgrade_stored_settings
 from ticketry.lab.lab import Lab
 from ticketry.lab.search_result import Seeds
 from ticketry.records.network import DENSE, TICKET
@@ -30,7 +30,7 @@ T = TypeVar("T")
 _STABILITY = {"masks": ["none"], "splits": ["test"], "dense": False, "layers": False}
 """Default settings of a run's stability analysis."""
 _SEED = 20_000
-"""Seed of the first replicate, far from those that settings are tried with."""
+"""Seed of the first replicate, far from the seeds with which settings are tuned."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,9 +44,9 @@ class Campaign:
     text: str
     """Contents of the file."""
     precisions: Mapping[str, Precision]
-    """Precision of each run, explicit so that several machines use the same one."""
+    """Precision of each run; explicit, so that all machines use the same one."""
     kernels: Mapping[str, str]
-    """Option `kernels` of each run; which kernels these are depends on the machine."""
+    """Option `kernels` of each run; the machine decides which kernels that means."""
     runs: Mapping[str, SearchRequest]
     """Search of the first replicate of each run."""
     plans: Mapping[str, InterimAnalyses]
@@ -59,28 +59,28 @@ class Campaign:
 
     @property
     def sha256(self) -> str:
-        """Digest of the file."""
+        """SHA-256 of the file."""
         return hashlib.sha256(self.text.encode()).hexdigest()
 
-    def training(self, lab: Lab, run: str) -> AbstractContextManager[None]:
-        """Set the kernels and precision of a run for the trainings of a block."""
+    def with_arithmetic(self, lab: Lab, run: str) -> AbstractContextManager[None]:
+        """Return a context in which the lab trains with the kernels and precision of a run."""
         return lab.training_in(self.kernels[run], self.precisions[run])
 
 
-def built_in() -> dict[str, Path]:
+def built_in_campaigns() -> dict[str, Path]:
     """Return the files of the library's campaigns, by name."""
     folder = Path(str(files("ticketry.experiments.reproduce"))) / "campaigns"
     return {path.stem: path for path in sorted(folder.glob("*.toml"))}
 
 
-def built_in_at(scale: Scale) -> list[str]:
+def campaigns_at_scale(scale: Scale) -> list[str]:
     """Return the names of the library's campaigns that have this scale."""
-    tables = {name: file_table(toml_tables(path, "campaign")[1], path) for name, path in built_in().items()}
+    tables = {name: decode_file(read_toml(path, "campaign")[1], path) for name, path in built_in_campaigns().items()}
     return [name for name, table in tables.items() if scale in table.scales]
 
 
 def read_campaign(path: Path, scale: Scale, *, trust: bool = False) -> Campaign:
-    """Read a campaign at a scale, and check all of it: every claim can be judged when its runs are finished.
+    """Read a campaign at a scale, and check that every claim can be judged once its runs are finished.
 
     Args:
         path: the file, or the name of one of the library's campaigns.
@@ -91,12 +91,12 @@ def read_campaign(path: Path, scale: Scale, *, trust: bool = False) -> Campaign:
         UsageError: for a wrong entry, with the file and the key.
         TrustError: for user code in a file that is not trusted.
     """
-    own = built_in()
+    own = built_in_campaigns()
     place = own.get(str(path), path)
     if place is path and not path.exists() and path.suffix != ".toml":
         raise UsageError(f"there is no campaign {path}: choose one of {', '.join(own)}, or name a file")
-    text, tables = toml_tables(place, "campaign")
-    made = _CampaignReader(place, file_table(tables, place), scale, trust or place is not path)
+    text, tables = read_toml(place, "campaign")
+    made = _CampaignReader(place, decode_file(tables, place), scale, trust or place is not path)
     return Campaign(
         name=place.stem,
         title=made.file.title,
@@ -118,18 +118,20 @@ class _CampaignReader:
     def __init__(self, path: Path, file: FileTable, scale: Scale, trust: bool) -> None:
         self.path, self.file, self._trust = path, file, trust
         if scale not in file.scales:
-            raise self._wrong("scales", f"there is no {scale}: it has {', '.join(file.scales) or 'none'}")
+            raise self._error_at("scales", f"there is no {scale}: it has {', '.join(file.scales) or 'none'}")
         self._scale_name, self._scale = scale, file.scales[scale]
         self.base = self._scale.base
         if not self._scale.runs:
-            raise self._wrong(f"scales.{scale}.runs", "it has no runs")
-        self.runs = {name: self._run(name, run) for name, run in self._scale.runs.items()}
+            raise self._error_at(f"scales.{scale}.runs", "it has no runs")
+        self.runs = {name: self._read_run(name, run) for name, run in self._scale.runs.items()}
         self.stability = {
-            name: found for name, run in self._scale.runs.items() if (found := self._stability(name, run)) is not None
+            name: found
+            for name, run in self._scale.runs.items()
+            if (found := self._read_stability(name, run)) is not None
         }
-        own = self._plan(f"scales.{scale}.interim", self._scale.interim)
+        own = self._read_interim(f"scales.{scale}.interim", self._scale.interim)
         others = {
-            name: self._plan(f"scales.{scale}.bases.{name}.interim", base.interim) if base.interim else own
+            name: self._read_interim(f"scales.{scale}.bases.{name}.interim", base.interim) if base.interim else own
             for name, base in self._scale.bases.items()
         }
         self.plans = {name: others.get(run.base, own) for name, run in self._scale.runs.items()}
@@ -141,43 +143,45 @@ class _CampaignReader:
 
     # -- runs --------------------------------------------------------------------------------------------------------
 
-    def _run(self, name: str, run: RunTable) -> SearchRequest:
+    def _read_run(self, name: str, run: RunTable) -> SearchRequest:
         place = f"scales.{self._scale_name}.runs.{name}"
-        base = self._base_of(run, place)
+        base = self._find_base(run, place)
         method, task = run.method or base.method, run.task or base.task or "digits"
         model, options = run.model or base.model, {**base.options, **run.options}
         settings, recipe = {**base.settings, **run.settings}, {**base.recipe, **run.recipe}
         controls, beside = run.controls or base.controls, run.control_densities or base.control_densities
         masks = {**base.stability, **run.stability}.get("masks", [])  # controls too, whose names stand for code
         if not method:
-            raise self._wrong(place, "method is missing")
+            raise self._error_at(place, "method is missing")
 
         def decode_run() -> SearchRequest:
             if not self._trust:
                 code = [*controls, *(masks if isinstance(masks, list) else [masks])]
                 named = {"method": method, "task": task, "model": model, "options": options, "settings": settings}
                 check_trust({**named, "controls": code}, None, of=f"the campaign {self.path}: {place}")
-            found = named_method(method)
+            found = resolve_method(method)
             chosen = catalogue.get(task, model=model or None, options={key: str(one) for key, one in options.items()})
             if chosen.of_replicate(1):
                 raise UsageError(f"the data of {task} differ from replicate to replicate: give its option split")
-            (own,) = decode_settings(current_settings(settings, method), found.Settings, what=f"settings of {method}")
-            return request_of(
+            (own,) = decode_settings(
+                upgrade_stored_settings(settings, method), found.Settings, what=f"settings of {method}"
+            )
+            return build_request(
                 found,
                 chosen,
                 own,
                 replicates=1,
                 controls=controls,
-                control_densities=[self._density(one) or 0.0 for one in beside] if controls else (),
+                control_densities=[self._resolve_density(one) or 0.0 for one in beside] if controls else (),
                 seeds=Seeds.of(_SEED).replicate(base.first_replicate),
                 recipe=recipe,
             )
 
-        return self._explained(place, decode_run)
+        return self._with_place_in_errors(place, decode_run)
 
-    def _stability(self, name: str, run: RunTable) -> StabilitySettings | None:
+    def _read_stability(self, name: str, run: RunTable) -> StabilitySettings | None:
         place = f"scales.{self._scale_name}.runs.{name}"
-        asked = {**self._base_of(run, place).stability, **run.stability}
+        asked = {**self._find_base(run, place).stability, **run.stability}
         if not asked:
             return None
         place, words = f"{place}.stability", dict[str, Any](vars(self.runs[name].settings))
@@ -189,68 +193,72 @@ class _CampaignReader:
                 raise UsageError("it is of tickets that are rewound and trained on in the schedule (retrain continue)")
             planned = self.runs[name].planned_densities
             at = asked.get("at", [])
-            named = [self._density(one) for one in (at if isinstance(at, list) else [at])]
+            named = [self._resolve_density(one) for one in (at if isinstance(at, list) else [at])]
             if wrong := [one for one in named if not isinstance(one, float) or not 0 < one <= 1]:
                 raise UsageError(f"at must be densities in (0, 1], got {wrong[0]!r:.60}")
-            levels = [level_of(one or 0.0, planned, f"the run {name}") for one in named]
+            levels = [level_for_density(one or 0.0, planned, f"the run {name}") for one in named]
             at = [one for one, level in planned.items() if level in levels]
             given = {**_STABILITY, **asked, "at": at, "rewinds": [words["rewind"]]}
             found: StabilitySettings = decode_settings(given, StabilitySettings, what=place)[0]
             return found
 
-        return self._explained(place, decode_stability)
+        return self._with_place_in_errors(place, decode_stability)
 
-    def _base_of(self, run: RunTable, place: str) -> BaseTable | OtherBaseTable:
+    def _find_base(self, run: RunTable, place: str) -> BaseTable | OtherBaseTable:
         if not run.base:
             return self.base
         if run.base not in self._scale.bases:
             known = ", ".join(self._scale.bases) or "none"
-            raise self._wrong(place, f"base {run.base!r} is none of scales.{self._scale_name}.bases, which are {known}")
+            raise self._error_at(
+                place, f"base {run.base!r} is none of scales.{self._scale_name}.bases, which are {known}"
+            )
         return self._scale.bases[run.base]
 
-    def _plan(self, place: str, at: tuple[int, ...]) -> InterimAnalyses:
-        return self._explained(place, lambda: InterimAnalyses(at))
+    def _read_interim(self, place: str, at: tuple[int, ...]) -> InterimAnalyses:
+        return self._with_place_in_errors(place, lambda: InterimAnalyses(at))
 
     # -- claims ------------------------------------------------------------------------------------------------------
 
     def claims(self) -> tuple[Hypothesis, ...]:
         """Return the claims of the scale, one for each density; a replication names the claim that it repeats."""
         named = list(self._named_claims())
-        made = [replace(one, again=self._original(name, one, named)) if one.again else one for name, one in named]
+        made = [
+            replace(one, again=self._find_original_claim(name, one, named)) if one.again else one for name, one in named
+        ]
         for (name, _), one in zip(named, made, strict=True):
-            self._explained(f"claims.{name}", partial(check_fresh, one, made, self.replicates))
+            self._with_place_in_errors(f"claims.{name}", partial(check_replication, one, made, self.replicates))
         return tuple(made)
 
     def _named_claims(self) -> Iterator[tuple[str, Hypothesis]]:
-        """Yield the claims with the names of their tables."""
+        """Yield the claims of the scale with the names of their tables in the file."""
         wanted = {name: claim for name, claim in self.file.claims.items() if self._scale_name in claim.scales}
         if not wanted:
-            raise self._wrong("claims", f"none is made at the scale {self._scale_name}")
+            raise self._error_at("claims", f"none is made at the scale {self._scale_name}")
         seen = set[str]()
         for name, claim in wanted.items():
             place = f"claims.{name}"
             asked = claim.density if isinstance(claim.density, tuple) else (claim.density,)
             for density in asked:
-                found = self._explained(place, partial(self._density, density))
+                found = self._with_place_in_errors(place, partial(self._resolve_density, density))
                 told = name if len(asked) == 1 else f"{name} at {100 * (found or 1):g} %"
                 if told in seen:
-                    raise self._wrong(place, f"there are two claims called {told!r}")
+                    raise self._error_at(place, f"there are two claims called {told!r}")
                 seen.add(told)
-                yield name, self._explained(place, partial(self._claim, told, claim, found))
+                yield name, self._with_place_in_errors(place, partial(self._read_claim, told, claim, found))
 
-    def _original(self, name: str, claim: Hypothesis, claims: Sequence[tuple[str, Hypothesis]]) -> str:
-        """Return the name of the repeated claim: the one at the same density, or the only one."""
+    def _find_original_claim(self, name: str, claim: Hypothesis, claims: Sequence[tuple[str, Hypothesis]]) -> str:
+        """Return the name of the claim that a replication repeats: at the same density, or the only one."""
         place = f"claims.{name}"
         named = [one for table, one in claims if table == claim.again]
         found = [one for one in named if one.density == claim.density] or (named if len(named) == 1 else [])
         if len(found) != 1:
             known = ", ".join(one.name for one in named) or "there is none of that name"
-            raise self._wrong(place, f"again names no one claim at its density: {claim.again!r} ({known})")
+            raise self._error_at(place, f"again names no one claim at its density: {claim.again!r} ({known})")
         if shared := set(found[0].runs) & set(claim.runs):
-            raise self._wrong(place, f"it asks {found[0].name!r} again, of the same run {sorted(shared)[0]}")
+            raise self._error_at(place, f"it asks {found[0].name!r} again, of the same run {sorted(shared)[0]}")
         return found[0].name
 
-    def _density(self, density: float | str | None) -> float | None:
+    def _resolve_density(self, density: float | str | None) -> float | None:
         if not isinstance(density, str):
             return density
         if density not in self._scale.densities:
@@ -258,8 +266,8 @@ class _CampaignReader:
             raise UsageError(f"density {density!r} is none of scales.{self._scale_name}.densities, which are {known}")
         return self._scale.densities[density]
 
-    def _claim(self, name: str, claim: ClaimTable, density: float | None) -> Hypothesis:
-        sides = [self._side(side, density, claim.metric) for side in (claim.a, claim.b)]
+    def _read_claim(self, name: str, claim: ClaimTable, density: float | None) -> Hypothesis:
+        sides = [self._read_side(side, density, claim.metric) for side in (claim.a, claim.b)]
         if sides[0] == sides[1]:
             raise UsageError(f"it compares {claim.a} with itself")
         runs = [side.run for side in sides if side.value is None]
@@ -306,81 +314,75 @@ class _CampaignReader:
             plan=self.plans[one],
         )
 
-    def _side(self, side: SideTable, density: float | None, metric: str) -> Side:
+    def _read_side(self, side: SideTable, density: float | None, metric: str) -> Side:
         if side.value is not None:
             if side.run or side.role != TICKET or side.density or side.level:
                 raise UsageError(f"a side must be a run or a number, got {side.run or side.role} and {side.value:g}")
             return Side("", VALUE, None, side.value)
         if side.density is not None:
-            density = self._density(side.density)
-        if metric in STABILITY:
-            return self._stable_side(side, density, metric)
+            density = self._resolve_density(side.density)
         if side.run not in self.runs:
             raise UsageError(f"there is no run {side.run!r}: there are {', '.join(self.runs)}")
-        request, planned = self.runs[side.run], self.runs[side.run].planned_densities
-        roles = (TICKET, DENSE, *request.controls)
-        if side.role not in roles:
-            raise UsageError(f"the run {side.run} has no {side.role!r}: it has {', '.join(roles)}")
+        request, planned, of = self.runs[side.run], self.runs[side.run].planned_densities, f"the run {side.run}"
+        self._check_role(side, density, metric)
         if side.role == DENSE:
             return Side(side.run, DENSE, 0)
         if side.level is not None:
             levels = len(request.tickets) or 1
-            counted = side.level + levels + 1 if side.level < 0 else side.level
-            if not 1 <= counted <= levels or side.density is not None:
-                raise UsageError(f"the run {side.run} has tickets of levels 1 to {levels}, and a side one or a density")
-            density = _density_of(counted, planned)
+            level = side.level + levels + 1 if side.level < 0 else side.level
+            if not 1 <= level <= levels or side.density is not None:
+                raise UsageError(f"{of} has tickets of levels 1 to {levels}, and a side one or a density")
+            density = _planned_density(level, planned)
         elif density is None:
             raise UsageError(f"{side.role} of {side.run} has several densities: say which, density = 0.1")
-        level = level_of(density, planned, f"the run {side.run}") if side.level is None else counted
-        if side.role != TICKET and side.role not in request.controls_beside(level, density):
+        else:
+            level = level_for_density(density, planned, of)
+        if metric in STABILITY:
+            at = self.stability[side.run].at
+            if at and level not in {level_for_density(one, planned, of) for one in at}:
+                told = ", ".join(f"{one:g}" for one in at)
+                raise UsageError(f"{metric} of {side.run} is not measured at density {density:g}, only at {told}")
+        elif side.role != TICKET and side.role not in request.controls_for(level, density):
             told = ", ".join(f"{one:g}" for one in request.control_densities)
-            raise UsageError(f"the run {side.run} has {side.role} beside tickets of density {told} alone")
+            raise UsageError(f"{of} has {side.role} beside tickets of density {told} alone")
         return Side(side.run, side.role, level)
 
-    def _stable_side(self, side: SideTable, density: float | None, metric: str) -> Side:
-        """One of a claim about what is measured between two orders of the data, or before and after pruning."""
-        if side.run not in self.runs:
-            raise UsageError(f"there is no run {side.run!r}: there are {', '.join(self.runs)}")
+    def _check_role(self, side: SideTable, density: float | None, metric: str) -> None:
+        """Raise `UsageError` if a run has no network of this role, or a stability analysis does not measure it."""
+        if metric not in STABILITY:
+            roles = (TICKET, DENSE, *self.runs[side.run].controls)
+            if side.role not in roles:
+                raise UsageError(f"the run {side.run} has no {side.role!r}: it has {', '.join(roles)}")
+            return
         if (asked := self.stability.get(side.run)) is None:
             raise UsageError(
                 f"{metric} is not measured of {side.run}: give it stability = {{ at = [{density or 0.1:g}] }}"
             )
-        roles = {DENSE} if asked.dense else set()
-        roles |= {role or TICKET for role in asked.roles}
-        if side.role not in roles:
+        measured = {role or TICKET for role in asked.roles} | ({DENSE} if asked.dense else set())
+        if side.role not in measured:
             raise UsageError(
-                f"{metric} is not measured of {side.role} of {side.run}: only of {', '.join(sorted(roles))}"
+                f"{metric} is not measured of {side.role} of {side.run}: only of {', '.join(sorted(measured))}"
             )
         if metric == "barrier" and not asked.points:
             raise UsageError(f"barriers of {side.run} are left out: give its stability some points, such as 11")
-        if side.role == DENSE:
-            if metric != "barrier":
-                raise UsageError(f"the dense network has no {metric}: it is of tickets and other masks")
-            return Side(side.run, DENSE, 0)
-        if density is None:
-            raise UsageError(f"{side.role} of {side.run} has several densities: say which, density = 0.1")
-        planned = self.runs[side.run].planned_densities
-        level = level_of(density, planned, f"the run {side.run}")
-        if asked.at and level not in {level_of(one, planned, f"the run {side.run}") for one in asked.at}:
-            told = ", ".join(f"{one:g}" for one in asked.at)
-            raise UsageError(f"{metric} of {side.run} is not measured at density {density:g}, only at {told}")
-        return Side(side.run, side.role, level)
+        if side.role == DENSE and metric != "barrier":
+            raise UsageError(f"the dense network has no {metric}: it is of tickets and other masks")
 
     # -- errors ------------------------------------------------------------------------------------------------------
 
-    def _wrong(self, place: str, why: str) -> UsageError:
+    def _error_at(self, place: str, why: str) -> UsageError:
         return UsageError(f"the campaign {self.path}: {place}: {why}")
 
-    def _explained(self, place: str, make: Callable[[], T]) -> T:
+    def _with_place_in_errors(self, place: str, make: Callable[[], T]) -> T:
         try:
             return make()
         except TrustError:
             raise
         except TicketryError as error:
-            raise self._wrong(place, str(error)) from None
+            raise self._error_at(place, str(error)) from None
 
 
-def _density_of(level: int, planned: Mapping[float, int]) -> float:
+def _planned_density(level: int, planned: Mapping[float, int]) -> float:
     """Return the planned density of the tickets of a level; 1 if it is not known."""
     return next((density for density, one in planned.items() if one == level), 1.0)
 
@@ -451,7 +453,7 @@ class OtherBaseTable(SearchTable):
     kernels: Kernels | None = None
     interim: tuple[int, ...] = ()
     after: Annotated[int, Meta(ge=0)] = 0
-    """Replicates to skip: the following ones are fresh for replications of claims judged by the first ones."""
+    """Number of replicates to skip, so that a replication uses other replicates than the original claim."""
 
     @property
     def first_replicate(self) -> int:
@@ -463,7 +465,7 @@ class ScaleTable(Struct, forbid_unknown_fields=True):
     base: BaseTable = msgspec.field(default_factory=BaseTable)
     """Defaults of the runs."""
     bases: dict[str, OtherBaseTable] = {}
-    """Other defaults, which a run may name instead: of another network or data set."""
+    """Alternative defaults, such as another network or data set, which a run names as ``base``."""
     interim: tuple[int, ...] = INTERIM
     densities: dict[str, Density] = {}
 
@@ -481,11 +483,11 @@ _NAMED: dict[str, type[Struct]] = {
     "runs": RunTable,
     "bases": OtherBaseTable,
 }
-"""Types of tables that are found by name."""
+"""Types of the tables whose entries have names chosen by the user."""
 
 
-def file_table(tables: Mapping[str, Any], path: Path) -> FileTable:
-    """Return a campaign file with checked types; `UsageError` for a wrong type, with the file and the key."""
+def decode_file(tables: Mapping[str, Any], path: Path) -> FileTable:
+    """Decode the tables of a campaign file; `UsageError` with the file and key for a wrong type."""
     try:
         return convert(tables, FileTable)
     except ValidationError as error:
@@ -494,7 +496,7 @@ def file_table(tables: Mapping[str, Any], path: Path) -> FileTable:
 
 
 def _locate_error(tables: Mapping[str, Any], error: ValidationError) -> tuple[str, str]:
-    """Return the key and the text of an error; msgspec omits names of tables, so they are tried in turn."""
+    """Return the key and the text of an error; msgspec omits table names, so each table is decoded alone."""
     why, _, path = str(error).partition(" - at `")
     place = path.rstrip("`").removeprefix("key in ").removeprefix("$").removeprefix(".")
     named, _, _ = place.partition("[...]")
@@ -511,7 +513,7 @@ COSTS = {"steps": "steps", "flops": "FLOPs", "seconds": "s", "memory": "B"}
 """Costs of a network that a claim may compare instead of the metric, with their units. Lower is better; memory is the
 peak over all phases of training."""
 DENSITY = "density"
-"""The density, for masks whose density is an outcome; lower is better."""
+"""Name of the metric that compares densities, for methods that find the density; lower is better."""
 STABILITY = ("barrier", "order-distance", "pruning-distance")
 """Quantities of runs with ``stability`` that a claim may compare, lower is better: the error barrier between two
 trainings with different data orders, their L2 distance, and the distance to the dense network pruned after training."""
@@ -550,20 +552,20 @@ class Hypothesis:
     confidence: float
     family: str
     plan: InterimAnalyses
-    """Numbers of replicates at which it is judged."""
+    """Numbers of replicates at which the hypothesis is judged."""
     again: str = ""
-    """Claim that it repeats."""
+    """Name of the claim that it repeats."""
 
     @property
     def runs(self) -> tuple[str, ...]:
-        """Runs that it depends on."""
+        """Names of the runs that it depends on."""
         return tuple(dict.fromkeys(side.run for side in (self.a, self.b) if side.value is None))
 
 
-def check_fresh(claim: Hypothesis, claims: Sequence[Hypothesis], replicates: Mapping[str, range]) -> None:
-    """Raise `UsageError` if a replication shares replicates with a claim that it repeats, or repeats itself.
+def check_replication(claim: Hypothesis, claims: Sequence[Hypothesis], replicates: Mapping[str, range]) -> None:
+    """Raise `UsageError` if a replication shares replicates with the claim that it repeats, or repeats itself.
 
-    A claim that is continued beyond its limit after its results were seen would not be a fair test.
+    Continuing a claim beyond its limit after its results were seen would not be a fair test.
 
     Args:
         claim: the replication.
@@ -580,10 +582,10 @@ def check_fresh(claim: Hypothesis, claims: Sequence[Hypothesis], replicates: Map
         judged = replicates[earlier.runs[0]]
         if max(own.start, judged.start) < min(own.stop, judged.stop):
             raise UsageError(
-                f"it repeats {earlier.name!r}, and is judged by replicates {_span(own)} as that is by"
-                f" {_span(judged)}: give the base of its runs after = {judged.stop} or more"
+                f"it repeats {earlier.name!r}, and is judged by replicates {_format_range(own)} as that is by"
+                f" {_format_range(judged)}: give the base of its runs after = {judged.stop} or more"
             )
 
 
-def _span(replicates: range) -> str:
+def _format_range(replicates: range) -> str:
     return f"{replicates.start + 1} to {replicates.stop}"

@@ -1,4 +1,4 @@
-"""Check a campaign independently: train rows drawn at random again in an empty store, and compare.
+"""Check a campaign: train randomly drawn networks again in an empty store, and compare the results.
 
 A row is one network of one replicate. The weights at its start (the dense network at the rewind step, or those of a
 control) are trained again too; its mask comes from the campaign.
@@ -18,8 +18,8 @@ from typing import Any, Literal
 
 from ticketry.errors import StoreError, UsageError
 from ticketry.evidence.significance import special
-from ticketry.experiments.options import LabOptions, opened
-from ticketry.experiments.reproduce.blocks import blocks_done
+from ticketry.experiments.options import LabOptions, open_lab
+from ticketry.experiments.reproduce.blocks import finished_blocks
 from ticketry.experiments.reproduce.campaign_file import Campaign
 from ticketry.lab.environment import environment
 from ticketry.lab.lab import Lab
@@ -39,14 +39,14 @@ from ticketry.tasks.task import Task, written_key
 
 Found = Literal["same bits", "inside", "outside"]
 _MACHINE = ("ticketry", "torch", "platform", "processor", "processor_kind")
-"""Entries of the environment that must agree for the same bits, beside the kernels. The name of a processor is not
-enough, since rented machines of all generations share it."""
+"""Entries of the environment that must agree for equal bits, apart from the kernels. The name of a processor alone is
+not enough, since several generations share it."""
 VARIANTS = (
     "ticketry.lab.training.variants",
     "ticketry.search.gating.gating",
     "ticketry.search.gating.tick",
 )
-"""Modules with the library's variants of training, which registers them on import."""
+"""Modules that register the library's variants of training (masks, gates) on import."""
 ROWS = ("run", "network", "replicate", "weights kept, %", "told", "now", "interval", "found")
 
 
@@ -56,12 +56,12 @@ class Row:
 
     run: str
     replicate: int
-    """Number of the replicate, over all blocks."""
+    """Number of the replicate, counted over all blocks."""
     level: int
     role: str
     density: float
     key: str
-    """Key of its segment."""
+    """Key of the network's training segment."""
     value: float
     """Value on the test split."""
     others: tuple[float, ...]
@@ -69,12 +69,12 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Checked:
-    """A row with the result of training it again."""
+class CheckedRow:
+    """A network of a campaign with the result of training it again."""
 
     row: Row
     value: float
-    """The new value."""
+    """Value on the test split after training again."""
     interval: tuple[float, float] | None
     """95 % prediction interval of one more replicate (Student's t); None for fewer than two replicates."""
     same_bits: bool
@@ -84,7 +84,7 @@ class Checked:
 
     @property
     def found(self) -> Found:
-        """Whether the row holds: with the same bits on the same kind of machine, else inside the interval."""
+        """Result of the comparison: equal bits, or on another kind of machine inside or outside the interval."""
         if self.same_bits:
             return "same bits"
         if self.same_machine or self.interval is None:
@@ -100,7 +100,7 @@ class Checked:
         return [*named, style.number(row.value), style.number(self.value), interval, self.found]
 
     def as_json(self) -> dict[str, Any]:
-        """Return it as JSON values."""
+        """Return the result as JSON values."""
         return {**asdict(self), "found": self.found}
 
 
@@ -112,26 +112,26 @@ def check(
     draw: int = 0,
     say: Callable[[str], None] = lambda _: None,
     on_event: OnEvent | None = None,
-) -> list[Checked]:
-    """Draw finished rows of a campaign, train each again in an empty store, and compare.
+) -> list[CheckedRow]:
+    """Draw finished networks of a campaign at random, train each again in an empty store, and compare.
 
     Args:
         campaign: the campaign.
-        options: its store, which gets only a text in its folder `campaigns`, and where to train.
-        count: number of rows; all if there are fewer.
+        options: store of the campaign, to which only a text file is added, and place of training.
+        count: number of networks; all if there are fewer.
         draw: seed of the draw.
         say: called with a line of progress.
         on_event: called with each event of training.
 
     Raises:
-        UsageError: if no row is finished, or the store has no trainings.
+        UsageError: if no network is finished, or the store has no trainings.
         StoreError: for weights that are neither stored nor the result of a stored training.
     """
     if count < 1:
         raise UsageError(f"check must be 1 or more, got {count}")
     store, campaign = open_store(options.store), replace(campaign, together=options.together)
     store.fetch(results=True)
-    rows = sorted(rows_of(campaign, store), key=lambda row: (row.run, row.replicate, row.level, row.role))
+    rows = sorted(finished_rows(campaign, store), key=lambda row: (row.run, row.replicate, row.level, row.role))
     if not rows:
         raise UsageError(f"nothing of the campaign {campaign.name} at the scale {campaign.scale} is in {options.store}")
     rows = [row for row in rows if _has_training(store, row)]
@@ -140,7 +140,7 @@ def check(
             f"{options.store} has records of the campaign {campaign.name} but no trainings: unpack a bundle with masks"
         )
     drawn = random.Random(draw).sample(rows, min(count, len(rows)))
-    sources = Sources(store, _user_modules(campaign))
+    sources = StoredTrainings(store, _user_modules(campaign))
     found = []
     for module in VARIANTS:
         import_module(module)
@@ -149,8 +149,8 @@ def check(
             # Each in a separate store, so that no row uses the trainings of another.
             own = replace(options, store=Path(folder) / str(number), precision=campaign.precisions[row.run])
             say(f"{number + 1} of {len(drawn)}: {row.role} of {row.run}, replicate {row.replicate + 1}")
-            with opened(own, None, on_event) as lab:
-                found.append(train_row(lab, campaign.runs[row.run].task, row, sources))
+            with open_lab(own, None, on_event) as lab:
+                found.append(retrain_row(lab, campaign.runs[row.run].task, row, sources))
             lines = [f"# {campaign.title}: {len(found)} of {len(rows)} rows trained again (draw {draw})", ""]
             lines += markdown_table(ROWS, [one.cells() for one in found])
             text = store.paths.campaign(f"{campaign.name}-{campaign.scale}").with_suffix(".check.md")
@@ -159,18 +159,18 @@ def check(
 
 
 def _user_modules(campaign: Campaign) -> set[str]:
-    """Return the modules of user-defined methods; no other module that a store names is ever imported."""
+    """Return the modules of user-defined methods, the only user code that may be imported."""
     own = {request.method.name for request in campaign.runs.values() if METHODS.is_outside(request.method.name)}
     return set().union(*(find_reached_modules(METHODS.find_target(name)) for name in own))
 
 
-def rows_of(campaign: Campaign, store: Store) -> Iterator[Row]:
-    """Yield every network of the finished blocks."""
+def finished_rows(campaign: Campaign, store: Store) -> Iterator[Row]:
+    """Yield a row for every network of the finished blocks."""
     for name, request in campaign.runs.items():
         metric = request.task.metric.name
         found = [
             (block.first + point.replicate, point)
-            for block, record in blocks_done(campaign, name, store.paths)
+            for block, record in finished_blocks(campaign, name, store.paths)
             for point in record.points
             if point.key
         ]
@@ -183,29 +183,29 @@ def rows_of(campaign: Campaign, store: Store) -> Iterator[Row]:
 
 
 def _has_training(store: Store, row: Row) -> bool:
-    """Return whether the store has the result of a row; a bundle without masks lacks it."""
+    """Return whether the store has the training of a row; a bundle without masks omits it."""
     trajectory, _, step = row.key.partition("@")
     return store.trained(trajectory, int(step)) is not None
 
 
-def train_row(lab: Lab, task: Task, row: Row, sources: Sources) -> Checked:
-    """Train a row's network, and the weights at its start, in the lab's empty store."""
+def retrain_row(lab: Lab, task: Task, row: Row, sources: StoredTrainings) -> CheckedRow:
+    """Train a row's network again in the lab's empty store, after the trainings that produced its initial weights."""
     trajectory, _, step = row.key.partition("@")
     recorded = sources.record(trajectory, int(step))
-    result = _train(lab, task, trajectory, int(step), sources, measure=True)
+    result = _retrain(lab, task, trajectory, int(step), sources, measure=True)
     value = result.metrics["test"][task.metric.name]
     same_kernels = recorded["segment"]["arithmetic"].get("kernels", DENSE_KERNELS) == result.segment.arithmetic.kernels
     here = environment()
-    return Checked(
+    return CheckedRow(
         row=row,
         value=value,
-        interval=interval(row.others),
+        interval=prediction_interval(row.others),
         same_bits=result.model == recorded["model"] and value == row.value,
         same_machine=same_kernels and all(recorded["environment"].get(name) == here[name] for name in _MACHINE),
     )
 
 
-def interval(values: Sequence[float]) -> tuple[float, float] | None:
+def prediction_interval(values: Sequence[float]) -> tuple[float, float] | None:
     """Return the 95 % prediction interval of one more normal value; None for fewer than two values."""
     n = len(values)
     if n < 2:
@@ -216,11 +216,11 @@ def interval(values: Sequence[float]) -> tuple[float, float] | None:
     return mean - half, mean + half
 
 
-class Sources:
-    """Trainings in a campaign's store."""
+class StoredTrainings:
+    """Reads trainings from the store of a campaign."""
 
     def __init__(self, store: Store, modules: Container[str] = ()) -> None:
-        """Read a store.
+        """Create a reader.
 
         Args:
             store: the store.
@@ -248,31 +248,31 @@ class Sources:
         """Return a file of the store; None if a bundle omitted it."""
         return self._store.get_bytes(digest) if self._store.has(digest) else None
 
-    def maker(self, digest: str, task: Task) -> tuple[str, int] | None:
+    def find_producer(self, digest: str, task: Task) -> tuple[str, int] | None:
         """Return trajectory and step of the training that produced weights or an optimiser's state; None if unknown.
 
         Several trainings may have produced the same weights, such as initial ones; the simplest is returned.
         """
         key = written_key(task)
-        made = [one for one in self._makers.get(digest, ()) if one.task == key]
+        made = [one for one in self._producers.get(digest, ()) if one.task == key]
         best = min(made, key=lambda one: (one.variants, one.step, one.trajectory), default=None)
         return None if best is None else (best.trajectory, best.step)
 
     @cached_property
-    def _makers(self) -> dict[str, list[_Maker]]:
-        found: dict[str, list[_Maker]] = {}
+    def _producers(self) -> dict[str, list[_Producer]]:
+        found: dict[str, list[_Producer]] = {}
         for path in sorted(self._store.paths.result_files()):
             trajectory, step = path.parent.name, int(path.stem)
             record = self.record(trajectory, step)
             segment = record["segment"]
-            maker = _Maker(trajectory, step, len(segment["variants"]), segment["task"])
-            for digest in _outputs(record).values():
+            maker = _Producer(trajectory, step, len(segment["variants"]), segment["task"])
+            for digest in _output_digests(record).values():
                 found.setdefault(digest, []).append(maker)
         return found
 
 
 @dataclass(frozen=True)
-class _Maker:
+class _Producer:
     """A training that produced some weights."""
 
     trajectory: str
@@ -282,14 +282,14 @@ class _Maker:
     task: dict[str, Any]
 
 
-def _outputs(record: dict[str, Any]) -> dict[str, str]:
+def _output_digests(record: dict[str, Any]) -> dict[str, str]:
     """Return the digests of a result's files, by kind."""
     variants = {f"variant {name}": digest for name, digest in record["variants"].items()}
     found = {"model": record["model"], "training": record["training"], **variants}
     return {name: digest for name, digest in found.items() if digest}
 
 
-def _train(lab: Lab, task: Task, trajectory: str, step: int, sources: Sources, *, measure: bool) -> Result:
+def _retrain(lab: Lab, task: Task, trajectory: str, step: int, sources: StoredTrainings, *, measure: bool) -> Result:
     described = sources.segment(trajectory, step)
     blobs: Iterable[str] = described.pop("blobs", ())
     segment = Segment.from_description({**described, "last": step}, task)
@@ -298,10 +298,10 @@ def _train(lab: Lab, task: Task, trajectory: str, step: int, sources: Sources, *
         segment = replace(segment, arithmetic=replace(arithmetic, kernels=kernels_here(arithmetic.precision)))
     again: dict[str, str] = {}
     for digest in dict.fromkeys([*blobs, *segment.blobs()]):
-        if made_by := sources.maker(digest, task):
-            made = _train(lab, task, *made_by, sources, measure=False)
-            what = next(name for name, one in _outputs(sources.record(*made_by)).items() if one == digest)
-            again[digest] = _outputs(made.record)[what]
+        if made_by := sources.find_producer(digest, task):
+            made = _retrain(lab, task, *made_by, sources, measure=False)
+            what = next(name for name, one in _output_digests(sources.record(*made_by)).items() if one == digest)
+            again[digest] = _output_digests(made.record)[what]
         elif (data := sources.blob(digest)) is not None:
             lab.store.put_bytes(data)  # a mask, or weights that no training produced
         else:

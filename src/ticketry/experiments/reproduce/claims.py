@@ -28,7 +28,7 @@ from ticketry.report.tables.results import summarise
 
 Found = Literal["confirmed", "refuted", "undecided"]
 _OF_COSTS = {"steps": 1.0, "flops": 1.0, "memory": 1.0}
-"""Resolution of costs that are counted, so that equal differences in every replicate decide."""
+"""Resolution of counted costs, so that equal differences in all replicates decide a claim."""
 _DENSITY_STEP = 1e-6
 _WORDS: dict[str, Found] = {"yes": "confirmed", "no": "refuted", "undecided": "undecided"}
 
@@ -41,9 +41,9 @@ class Decision:
     a: tuple[float, ...]
     b: tuple[float, ...]
     verdict: Verdict | None
-    """None before the first planned analysis."""
+    """Verdict; None before the first planned analysis."""
     unknown: str = ""
-    """Why no more training can decide it: a replicate lacks the claim's metric."""
+    """Reason why more training cannot decide it: a replicate lacks the metric; otherwise empty."""
 
     @property
     def found(self) -> Found:
@@ -51,20 +51,20 @@ class Decision:
 
     @property
     def n(self) -> int:
-        """Replicates that were judged."""
+        """Number of judged replicates."""
         return 0 if self.verdict is None else self.verdict.n
 
     @property
-    def waits(self) -> bool:
+    def needs_replicates(self) -> bool:
         """Whether more replicates may decide it."""
         return self.found == "undecided" and not self.unknown
 
     def to_record(self, seconds: float, noise: Sequence[float] = (), noise_missing: int = 0) -> campaign_record.Claim:
-        """Return its entry in the record.
+        """Return the claim's entry in the campaign record.
 
         Args:
             seconds: time of training.
-            noise: differences of its dense networks between two data orders.
+            noise: differences of the dense networks between two data orders.
             noise_missing: number of replicates without such a difference.
         """
         claim, made = self.claim, self.verdict
@@ -95,13 +95,13 @@ class Decision:
 
 
 def _side_record(claim: Hypothesis, side: Side, values: tuple[float, ...]) -> campaign_record.Side:
-    """Return a side's entry in the record, with its level if the claim has no density."""
+    """Return the entry of one side in the record; with its level if the claim has no density."""
     by_level = claim.density is None and side.role != DENSE
     return campaign_record.Side(side.run, side.role, values, side.level if by_level else None)
 
 
 _SAME = [one.name for one in dataclasses.fields(Hypothesis) if one.name not in ("a", "b", "plan")]
-"""Fields of a claim that its record has too."""
+"""Fields that a hypothesis and its record share."""
 
 
 def decide(
@@ -133,7 +133,7 @@ def decide(
 
 
 def family_sizes(claims: Sequence[Hypothesis]) -> list[int]:
-    """Return, for each claim, the number of hypotheses that it is corrected for.
+    """Return for each claim the number of hypotheses in its multiple-testing correction.
 
     This is the size of its family. A replication keeps at least the family size of the claim that it repeats: which
     claims are repeated is chosen by their results, and a small family of them would be easier to pass.
@@ -157,9 +157,9 @@ def _judge(
     stable: Mapping[str, Sequence[StabilityRecord]],
 ) -> Decision:
     a, b = (
-        _stabilities(claim, side, stable.get(side.run, ()))
+        _stability_values(claim, side, stable.get(side.run, ()))
         if claim.metric in STABILITY
-        else _values(claim, side, records.get(side.run, ()))
+        else _side_values(claim, side, records.get(side.run, ()))
         for side in (claim.a, claim.b)
     )
     # A number is compared with every replicate.
@@ -173,13 +173,13 @@ def _judge(
     at = max((planned for planned in claim.plan.at if planned <= n), default=0)
     verdict = None
     if at:
-        step = _steps_of(claim, resolution)
-        verdict = _verdict(claim, a[:at], b[:at], step)
+        step = _metric_resolution(claim, resolution)
+        verdict = _compute_verdict(claim, a[:at], b[:at], step)
     return Decision(claim, a, b, verdict, unknown)
 
 
 def _count_known(claim: Hypothesis, a: Sequence[float], b: Sequence[float]) -> tuple[int, str]:
-    """Return the number of replicates with values of both sides, and what the next one lacks if it was trained."""
+    """Return the number of replicates with both values, and which value the next trained replicate lacks."""
     for n, values in enumerate(zip(a, b, strict=False)):
         for side, value in zip((claim.a, claim.b), values, strict=True):
             if not isfinite(value):
@@ -187,7 +187,7 @@ def _count_known(claim: Hypothesis, a: Sequence[float], b: Sequence[float]) -> t
     return min(len(a), len(b)), ""
 
 
-def _steps_of(claim: Hypothesis, resolution: Mapping[str, float | None]) -> float | None:
+def _metric_resolution(claim: Hypothesis, resolution: Mapping[str, float | None]) -> float | None:
     """Return the resolution of a claim's metric; None for seconds and distances."""
     if claim.metric in STABILITY and claim.metric != "barrier":
         return None
@@ -196,7 +196,7 @@ def _steps_of(claim: Hypothesis, resolution: Mapping[str, float | None]) -> floa
     return _DENSITY_STEP if claim.metric == DENSITY else resolution.get(claim.runs[0])
 
 
-def _verdict(claim: Hypothesis, a: Sequence[float], b: Sequence[float], resolution: float | None) -> Verdict:
+def _compute_verdict(claim: Hypothesis, a: Sequence[float], b: Sequence[float], resolution: float | None) -> Verdict:
     shift = (claim.above + claim.margin) * (1 if claim.higher_is_better else -1)
     return decide_after(
         a,
@@ -213,21 +213,21 @@ def _verdict(claim: Hypothesis, a: Sequence[float], b: Sequence[float], resoluti
 
 
 def _empty_verdict(claim: Hypothesis) -> Verdict:
-    """Return the verdict of a claim without replicates: p-values of 1, which count in the correction of its family."""
-    return _verdict(claim, [100.0], [100.0], 1.0)
+    """Return the verdict of a claim without replicates: p-values of 1, which count in its family's correction."""
+    return _compute_verdict(claim, [100.0], [100.0], 1.0)
 
 
-def _stabilities(claim: Hypothesis, side: Side, blocks: Sequence[StabilityRecord]) -> tuple[float, ...]:
+def _stability_values(claim: Hypothesis, side: Side, blocks: Sequence[StabilityRecord]) -> tuple[float, ...]:
     """Return a quantity of stability of each replicate, block by block."""
     found = []
     for record in blocks:
         rows = {(row.replicate, row.level): row for row in record.rows if row.role == side.role}
         level = max(level for _, level in rows) if side.level is None else side.level
-        found += [_stability(claim.metric, rows[replicate, level]) for replicate in range(record.replicates)]
+        found += [_stability_value(claim.metric, rows[replicate, level]) for replicate in range(record.replicates)]
     return tuple(found)
 
 
-def _stability(metric: str, row: StabilityRow) -> float:
+def _stability_value(metric: str, row: StabilityRow) -> float:
     if metric == "barrier":
         assert row.barrier is not None  # checked with the file
         return row.barrier.height
@@ -236,7 +236,7 @@ def _stability(metric: str, row: StabilityRow) -> float:
     return apart.l2
 
 
-def _values(claim: Hypothesis, side: Side, blocks: Sequence[RunRecord]) -> tuple[float, ...]:
+def _side_values(claim: Hypothesis, side: Side, blocks: Sequence[RunRecord]) -> tuple[float, ...]:
     """Return the metric of each replicate, block by block."""
     found = []
     for record in blocks:
@@ -244,21 +244,21 @@ def _values(claim: Hypothesis, side: Side, blocks: Sequence[RunRecord]) -> tuple
         if level is None:
             level = max(point.level for point in record.points if point.role == TICKET)
         for replicate in range(record.replicates):
-            found.append(_value(claim, side.role, level, replicate, record))
+            found.append(_network_value(claim, side.role, level, replicate, record))
     return tuple(found)
 
 
-def _value(claim: Hypothesis, role: str, level: int, replicate: int, record: RunRecord) -> float:
+def _network_value(claim: Hypothesis, role: str, level: int, replicate: int, record: RunRecord) -> float:
     role_level = 0 if role == DENSE else level
     named = {(one.replicate, one.level, one.role): one for one in record.points}
     if (point := named.get((replicate, role_level, role))) is None:
         raise UsageError(f"{claim.name}: {record.name} has no {role} of level {role_level} for replicate {replicate}")
     if claim.metric == DENSITY:
         return point.density
-    return cost_of(point, claim.metric) if claim.metric in COSTS else point.metric(claim.metric)
+    return network_cost(point, claim.metric) if claim.metric in COSTS else point.metric(claim.metric)
 
 
-def cost_of(point: Point, what: str) -> float:
+def network_cost(point: Point, what: str) -> float:
     """Return steps, FLOPs, seconds or bytes of memory that a network needed; NaN if not measured."""
     value = getattr(point.phases.total, what) if point.phases else None
     return float("nan") if value is None else float(value)
@@ -277,13 +277,15 @@ def method_table(campaign: Campaign, done: Mapping[str, Sequence[RunRecord]]) ->
                 continue
             if role == DENSE:
                 seen.add(key)
-            yield _row(name, request.method.title, role, found, request.task.metric.name, request.task.metric.unit)
+            yield _method_row(
+                name, request.method.title, role, found, request.task.metric.name, request.task.metric.unit
+            )
 
 
-def _row(run: str, method: str, role: str, points: list[Point], metric: str, unit: str) -> MethodRow:
+def _method_row(run: str, method: str, role: str, points: list[Point], metric: str, unit: str) -> MethodRow:
     found = summarise([point.metric(metric) for point in points])
     costs = {
-        what: sum(cost_of(point, what) for point in points) / len(points) for what in ("steps", "flops", "seconds")
+        what: sum(network_cost(point, what) for point in points) / len(points) for what in ("steps", "flops", "seconds")
     }
     return MethodRow(
         run=run,

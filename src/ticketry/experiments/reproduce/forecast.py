@@ -28,17 +28,17 @@ from ticketry.search import Training
 
 @dataclass(frozen=True)
 class Work:
-    """Amount of training."""
+    """Amount of training: steps and number of trainings."""
 
     steps: int = 0
     trainings: int = 0
 
-    def without(self, other: Work) -> Work:
-        """Return the difference, at least 0."""
+    def minus(self, other: Work) -> Work:
+        """Return the difference of both numbers, at least 0."""
         return Work(max(self.steps - other.steps, 0), max(self.trainings - other.trainings, 0))
 
     def times(self, count: int) -> Work:
-        """Return a multiple."""
+        """Return both numbers multiplied by `count`."""
         return Work(count * self.steps, count * self.trainings)
 
     def __add__(self, other: Work) -> Work:
@@ -47,19 +47,19 @@ class Work:
 
 @dataclass(frozen=True)
 class Pace:
-    """Speed of training, with one network for each worker at once."""
+    """Speed of training with all workers busy."""
 
     step: float
     """Seconds per step."""
     training: float = 0.0
-    """Seconds of a training beside its steps: evaluation, reading, writing."""
+    """Seconds of a training apart from its steps: evaluation, reading, writing."""
 
     def seconds(self, work: Work) -> float:
-        """Return the seconds of some work, one training after the other."""
+        """Return the seconds of work in sequence."""
         return work.steps * self.step + work.trainings * self.training
 
 
-class Clock:
+class TimeEstimator:
     """Estimates the time of blocks.
 
     A run with a finished block continues at the pace of that block. Before that, every step takes as long as the first
@@ -87,73 +87,74 @@ class Clock:
             block: the block.
             seconds: elapsed time.
             trained: trainings that were not in the store.
-            shared: the result of `shared` before it began.
+            shared: result of `dense_work` before the block began.
         """
-        own, seconds = trained.without(shared), seconds - self._seconds(block, shared, dense=True)
+        own, seconds = trained.minus(shared), seconds - self._estimate_work(block, shared, dense=True)
         if own.trainings and own.steps and seconds > 0:
             self._seen[block.run] = Pace(seconds / own.steps)
 
     def estimate(self, block: Block, counted: set[str] | None = None) -> float:
-        """Return the estimated seconds of a block for what the store lacks.
+        """Return the estimated seconds of the trainings of a block that the store lacks.
 
         Args:
             block: the block.
-            counted: names of trainings that count elsewhere; those of this block are added.
+            counted: keys of dense networks counted for other blocks; those of this block are added.
         """
         known = set[str]() if counted is None else counted
-        every = work_of(self._lab, block.request(self._campaign), self._campaign.stability.get(block.run))
-        left = every.times(block.last - block.first).without(self._stored(block))
-        return self._seconds(block, left) + self._seconds(block, self.shared(block, known), dense=True)
+        every = planned_work(self._lab, block.request(self._campaign), self._campaign.stability.get(block.run))
+        left = every.times(block.last - block.first).minus(self._stored_work(block))
+        return self._estimate_work(block, left) + self._estimate_work(block, self.dense_work(block, known), dense=True)
 
-    def _stored(self, block: Block) -> Work:
-        """Return the work of a block beside its dense networks that the store had at the first call."""
-        whole = self._whole(block)
-        if len(self._untrained(whole)) == len(whole):
+    def _stored_work(self, block: Block) -> Work:
+        """Return the stored work of a block without dense networks, as found at the first call."""
+        whole = self._dense_of_block(block)
+        if len(self._missing_segments(whole)) == len(whole):
             return Work()  # without dense networks there is nothing else
         if block not in self._there:
-            with self._campaign.training(self._lab, block.run):
+            with self._campaign.with_arithmetic(self._lab, block.run):
                 self._there[block] = stored_work(self._lab, block.request(self._campaign))
         return self._there[block]
 
-    def _whole(self, block: Block) -> list[Segment]:
-        """Return a block's dense networks in the first data order."""
-        return self._dense(block.run, range(block.first, block.last))
+    def _dense_of_block(self, block: Block) -> list[Segment]:
+        """Return the dense trainings of a block, in the first data order."""
+        return self._dense_segments(block.run, range(block.first, block.last))
 
-    def _dense(self, run: str, replicates: Sequence[int]) -> list[Segment]:
-        with self._campaign.training(self._lab, run):
-            return [dense(self._lab, self._campaign.runs[run], replicate) for replicate in replicates]
+    def _dense_segments(self, run: str, replicates: Sequence[int]) -> list[Segment]:
+        with self._campaign.with_arithmetic(self._lab, run):
+            return [dense_segment(self._lab, self._campaign.runs[run], replicate) for replicate in replicates]
 
-    def _untrained(self, segments: Sequence[Segment]) -> list[Segment]:
+    def _missing_segments(self, segments: Sequence[Segment]) -> list[Segment]:
         """Return the segments that the store lacks."""
         return [one for one in segments if self._lab.store.trained(one.trajectory, one.last) is None]
 
-    def shared(self, block: Block, counted: set[str] | None = None) -> Work:
+    def dense_work(self, block: Block, counted: set[str] | None = None) -> Work:
         """Return the work of a block's missing dense networks, in both data orders.
 
-        In the second order those of earlier replicates count too, since a bundle may lack them.
+        In the second order, earlier replicates count too, since a bundle may lack them.
         """
-        whole, known = self._whole(block), set[str]() if counted is None else counted
+        whole, known = self._dense_of_block(block), set[str]() if counted is None else counted
         twins = [
-            replace(one, order_seed=second_order(one.order_seed)) for one in self._dense(block.run, self._twins(block))
+            replace(one, order_seed=second_order(one.order_seed))
+            for one in self._dense_segments(block.run, self._twins(block))
         ]
-        left = {one.key for one in self._untrained([*whole, *twins])} - known
+        left = {one.key for one in self._missing_segments([*whole, *twins])} - known
         known |= left
         return Work(len(left) * whole[0].total, len(left))
 
-    def _seconds(self, block: Block, work: Work, *, dense: bool = False) -> float:
+    def _estimate_work(self, block: Block, work: Work, *, dense: bool = False) -> float:
         if not work.trainings:
             return 0.0
         if not dense and (seen := self._seen.get(block.run)):
             return seen.seconds(work)  # as many side by side as then
-        return self._measured(block.run).seconds(work) / self._side_by_side(block.last - block.first)
+        return self._dense_pace(block.run).seconds(work) / self._side_by_side(block.last - block.first)
 
     def _side_by_side(self, replicates: int) -> int:
         """Return the number of networks that are trained at once."""
         return min(max(self._lab.workers, 1), replicates)
 
-    def _measured(self, run: str) -> Pace:
-        """Return the pace of the first steps of a run's dense networks."""
-        whole = self._dense(run, range(self._side_by_side(self._campaign.plans[run].at[0])))
+    def _dense_pace(self, run: str) -> Pace:
+        """Return the pace of a run's dense networks, from a timing of their first steps."""
+        whole = self._dense_segments(run, range(self._side_by_side(self._campaign.plans[run].at[0])))
         if (key := whole[0].key) not in self._pace:
             self._pace[key] = measure_pace(self._lab, whole)
         return self._pace[key]
@@ -170,9 +171,9 @@ _FORWARD = 1 / 3
 def measure_pace(lab: Lab, whole: Sequence[Segment]) -> Pace:
     """Time the first steps of dense trainings, side by side.
 
-    Stored times may come from another machine or another load, so the lab's workers train pieces in a temporary store,
-    each twice as long as the last. Workers on other machines do not see that: they train the first steps in the lab's
-    store, where the search continues them.
+    Stored times may come from another machine or another load. Local workers train in a temporary store, for twice as
+    many steps each time, until a second is timed. Workers on other machines cannot reach such a store: they train the
+    first steps in the lab's store, where the search continues them.
     """
     if lab.on not in (PROCESSES, IN_PROCESS):
         first = [one.until(min(_FIRST, one.last)) for one in whole]
@@ -197,12 +198,12 @@ def measure_pace(lab: Lab, whole: Sequence[Segment]) -> Pace:
     return Pace(step, beside + _FORWARD * step * batches)
 
 
-def work_of(lab: Lab, request: SearchRequest, stability: StabilitySettings | None = None) -> Work:
-    """Return what one replicate trains beside the dense network.
+def planned_work(lab: Lab, request: SearchRequest, stability: StabilitySettings | None = None) -> Work:
+    """Return the work of one replicate apart from its dense network.
 
-    That is all trainings of the search, controls, and networks trained once more in a second order of the data.
+    This is the search, its controls, and the networks that a stability analysis trains in a second data order.
     """
-    whole = dense(lab, request)
+    whole = dense_segment(lab, request)
     planned, tickets = request.plan or [Training(level=1)], request.tickets or [Training(level=1)]
     found = Work(sum(one.steps(whole) for one in planned), len(planned))
     for ticket in tickets:
@@ -215,17 +216,16 @@ def work_of(lab: Lab, request: SearchRequest, stability: StabilitySettings | Non
     return found
 
 
-def dense(lab: Lab, request: SearchRequest, replicate: int = 0) -> Segment:
-    """Return the dense training of a replicate, which every method begins with."""
+def dense_segment(lab: Lab, request: SearchRequest, replicate: int = 0) -> Segment:
+    """Return the training segment of a replicate's dense network."""
     seeds = request.seeds.replicate(replicate)
     return lab.segment(request.task, start=seeds.initialisation, order_seed=seeds.order, recipe=request.recipe)
 
 
 def stored_work(lab: Lab, request: SearchRequest) -> Work:
-    """Return what a store has of a search, by running it up to the first network that must be trained.
+    """Return the stored work of a search, by running it until a training is missing.
 
-    Its masks are computed and stored on the way. Dense networks do not count. Weights that a bundle left out count as
-    stored.
+    Masks are computed and stored on the way. Dense networks do not count. Trainings whose weights a bundle omitted do.
     """
     there: dict[str, int] = {}
 
@@ -236,19 +236,19 @@ def stored_work(lab: Lab, request: SearchRequest) -> Work:
     for number in range(request.replicates):
         alone = replace(request, replicates=1, seeds=request.seeds.replicate(number))
         with lab.training_nothing(), lab.listening(add), contextlib.suppress(NotStoredError):
-            _run_stored(lab, alone)
-    own = {dense(lab, request, number).trajectory for number in range(request.replicates)}
+            _replay_search(lab, alone)
+    own = {dense_segment(lab, request, number).trajectory for number in range(request.replicates)}
     steps = [count for key, count in there.items() if key.partition("@")[0] not in own]
     return Work(sum(steps), len(steps))
 
 
-def _run_stored(lab: Lab, request: SearchRequest) -> None:
-    """Run a search of one replicate with its controls in a lab that trains nothing."""
+def _replay_search(lab: Lab, request: SearchRequest) -> None:
+    """Run a search of one replicate and its controls from stored trainings alone."""
 
     def add(_: int, found: Found) -> None:
         if found.mask is None:
             return
-        for control in request.controls_beside(found.level, lab.store.get_mask(found.mask).density):
+        for control in request.controls_for(found.level, lab.store.get_mask(found.mask).density):
             if not obstacle(control, found):
                 with contextlib.suppress(NotStoredError):
                     trained_control(lab, request.task, control, found, request.seeds, label=control)

@@ -1,4 +1,4 @@
-"""A/A comparison: train the dense network of each replicate again with a second data order.
+"""A/A comparison: train the dense network of each replicate again in a second data order.
 
 The difference between the two is shown beside every claim, as the effect of chance alone. The second network has its
 replicate's initialisation and the second order of `evidence.stability`, whose training it shares.
@@ -13,7 +13,7 @@ from dataclasses import asdict, replace
 from ticketry.experiments.reproduce.blocks import Block
 from ticketry.experiments.reproduce.campaign_file import COSTS, DENSITY, STABILITY, Campaign, Hypothesis
 from ticketry.experiments.reproduce.claims import Decision
-from ticketry.experiments.reproduce.forecast import dense
+from ticketry.experiments.reproduce.forecast import dense_segment
 from ticketry.lab.lab import Lab
 from ticketry.lab.store.references import measured_second, second_order
 from ticketry.lab.store.store import digest_of
@@ -30,28 +30,28 @@ class SecondOrders:
     Args:
         lab: where to train.
         campaign: the campaign.
-        known: those in its earlier record.
+        known: trainings in the campaign's earlier record.
     """
 
     def __init__(self, lab: Lab, campaign: Campaign, known: Iterable[SecondOrderRun]) -> None:
         self._lab, self._campaign = lab, campaign
-        self._of = {name: _digest(campaign, name) for name in campaign.runs}
+        self._of = {name: _dense_digest(campaign, name) for name in campaign.runs}
         self._found = {(one.of, one.replicate): one for one in known if one.of in self._of.values()}
 
     @property
     def rows(self) -> tuple[SecondOrderRun, ...]:
-        """Rows of the record."""
+        """All known trainings, as rows of the record."""
         return tuple(self._found[key] for key in sorted(self._found))
 
     def merge(self, others: Iterable[SecondOrderRun]) -> None:
-        """Add those that another process has found or trained."""
+        """Add trainings that another process has found or made."""
         for one in others:
             mine = self._found.get((one.of, one.replicate))
             if one.of in self._of.values() and (mine is None or (one.trained and not mine.trained)):
                 self._found[one.of, one.replicate] = one
 
-    def find(self, run: str, blocks: Sequence[RunRecord]) -> None:
-        """Add those of finished blocks that the store has, from a bundle or another command."""
+    def find_stored(self, run: str, blocks: Sequence[RunRecord]) -> None:
+        """Add stored trainings of finished blocks, from a bundle or another command."""
         metric = self._campaign.runs[run].task.metric.name
         for replicate, dense_one in enumerate(_dense_points(blocks)):
             if (self._of[run], replicate) in self._found or not dense_one.key:
@@ -69,11 +69,11 @@ class SecondOrders:
                 )
 
     def missing(self, block: Block) -> list[int]:
-        """Return the replicates up to a block's last that lack one; runs of one task and recipe share them."""
+        """Return the replicates up to the end of a block that lack a second training; equal runs share them."""
         return [one for one in range(block.last) if (self._of[block.run], one) not in self._found]
 
     def train(self, block: Block) -> None:
-        """Train the missing ones, also of earlier blocks from a bundle without them."""
+        """Train the missing dense networks of a block and of earlier blocks."""
         unknown, run = self.missing(block), self._campaign.runs[block.run]
         began, of, metric = time.monotonic(), self._of[block.run], run.task.metric.name
         segments = [self._segment(block.run, replicate) for replicate in unknown]
@@ -94,9 +94,9 @@ class SecondOrders:
             )
 
     def differences(self, decision: Decision, done: Mapping[str, Sequence[RunRecord]]) -> tuple[float, ...]:
-        """Return second minus first order for each replicate of a claim about the task's metric, as far as trained."""
+        """Return second minus first order for each trained replicate, for a claim about the task's metric."""
         claim = decision.claim
-        if not compares_with_luck(claim):
+        if not has_order_comparison(claim):
             return ()
         run = claim.runs[0]
         values = dense_values(done[run], claim.metric)[: decision.n]
@@ -104,12 +104,12 @@ class SecondOrders:
         return tuple(one.value - value for one, value in zip(others, values, strict=True) if one is not None)
 
     def _segment(self, run: str, replicate: int) -> Segment:
-        segment = dense(self._lab, self._campaign.runs[run], replicate)
+        segment = dense_segment(self._lab, self._campaign.runs[run], replicate)
         return replace(segment, order_seed=second_order(segment.order_seed))
 
 
-def compares_with_luck(claim: Hypothesis) -> bool:
-    """Return whether a claim is about the task's metric, and is shown beside the A/A comparison."""
+def has_order_comparison(claim: Hypothesis) -> bool:
+    """Return whether a claim is about the task's metric, so that the A/A comparison applies."""
     return claim.metric not in (*COSTS, *STABILITY, DENSITY)
 
 
@@ -119,7 +119,7 @@ def dense_values(blocks: Sequence[RunRecord], metric: str) -> list[float]:
 
 
 def _dense_points(blocks: Sequence[RunRecord]) -> list[Point]:
-    """Return the dense networks, by replicate."""
+    """Return the rows of the dense networks, by replicate."""
     return [
         next(one for one in record.points if (one.replicate, one.role) == (replicate, DENSE))
         for record in blocks
@@ -127,8 +127,8 @@ def _dense_points(blocks: Sequence[RunRecord]) -> list[Point]:
     ]
 
 
-def _digest(campaign: Campaign, run: str) -> str:
-    """Return a digest of what decides a run's dense networks: task, recipe, seeds and arithmetic."""
+def _dense_digest(campaign: Campaign, run: str) -> str:
+    """Return a digest of task, recipe, seeds and arithmetic, which determine a run's dense networks."""
     request = campaign.runs[run]
     precision, together = campaign.precisions[run], unusual(precision="fp32", **campaign.together)
     parts = [dict(request.task.key()), asdict(request.recipe), asdict(request.seeds), precision]
