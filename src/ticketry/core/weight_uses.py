@@ -221,7 +221,6 @@ def _covered_dimensions(parameter: Tensor, view: Tensor, axis: int) -> frozenset
 
 
 def _data_address(tensor: Tensor) -> int:
-    """Return the memory address of a tensor's data; 0 if it has none."""
     try:
         return tensor.data_ptr()
     except (RuntimeError, NotImplementedError):

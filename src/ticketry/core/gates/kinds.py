@@ -231,7 +231,7 @@ class Continuous(Kind):
 
     @staticmethod
     def scale(moment: Moment) -> float:
-        """Return 1 / sigmoid(s0)."""
+        """Return 1 / sigmoid(s0), by which gates are multiplied so that new gates are 1."""
         return 1 + math.exp(-moment.init)
 
 

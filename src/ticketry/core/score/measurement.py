@@ -163,7 +163,7 @@ def _restore_buffer(buffer: Tensor | None, value: Tensor | None) -> None:
 
 
 def require_data(score: str, batches: Iterable[object] | None, loss: Loss | None) -> tuple[Iterable[object], Loss]:
-    """Return batches and loss; raise `UsageError` if one is missing."""
+    """Return batches and loss; raise `UsageError` if the caller has given only one or none."""
     if batches is None or loss is None:
         missing = " and ".join(word for word, value in (("batches", batches), ("a loss", loss)) if value is None)
         raise UsageError(
@@ -174,7 +174,7 @@ def require_data(score: str, batches: Iterable[object] | None, loss: Loss | None
 
 
 def call_loss(loss: Loss, model: nn.Module, batch: object) -> Tensor:
-    """Return ``loss(model, batch)``.
+    """Call the loss function as ``loss(model, batch)``.
 
     Raises:
         UsageError: for a criterion of torch, which takes outputs and targets instead.
@@ -292,7 +292,7 @@ def _average_products(
 
 
 def check_scores(score: str, scores: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return the scores, detached.
+    """Return the scores, detached, after checking them.
 
     Raises:
         ScoreError: if one is not finite, or all of them are exactly 0.

@@ -184,7 +184,6 @@ def _copy_absolute_tensors(model: nn.Module, at: Mask | None) -> tuple[dict[str,
 
 
 def _sum_outputs(output: Any) -> Tensor:
-    """Sum all floating-point numbers in a model's output."""
     if isinstance(output, Tensor):
         return output.double().sum() if output.is_floating_point() else torch.zeros((), dtype=torch.float64)
     if isinstance(output, Mapping):

@@ -50,7 +50,7 @@ def random(
     loss: object = None,
     seed: int = 0,
 ) -> dict[str, Tensor]:
-    """Uniform random numbers in [0, 1), a pure function of (seed, position of the tensor); float64, for rare ties.
+    """Uniform random numbers in [0, 1) that depend only on (seed, index of the tensor); float64, so that ties are rare.
 
     Args:
         model: the model of the parameters.

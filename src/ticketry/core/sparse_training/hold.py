@@ -193,7 +193,7 @@ class Hold:
         if not self._named.are_unchanged(self._held):
             reshard(self._named.model)
             try:
-                self._hold_replacements()
+                self._mask_replaced_parameters()
             except HoldError:
                 if self._steps_held_parameter(optimizer) or self._named.has_parameter_of(optimizer):
                     raise
@@ -216,7 +216,7 @@ class Hold:
         return any(id(parameter) in own for group in optimizer.param_groups for parameter in group["params"])
 
     @torch.no_grad()
-    def _hold_replacements(self) -> None:
+    def _mask_replaced_parameters(self) -> None:
         """Mask parameters that have replaced others of the same name, and enforce the mask on them instead."""
         now = self._named.find_and_remember()
         for name, parameter in now.items():

@@ -273,11 +273,11 @@ class ChannelChoice:
 
     def removed_channels(self, mask: Mask) -> list[Channel]:
         """Return the channels that a mask removes."""
-        dead = flag_removed_indices(mask)
+        removed_indices = flag_removed_indices(mask)
         return [
             (g, int(c))
             for g, group in enumerate(self.groups)
-            for c in np.flatnonzero(flag_removed_channels(group, dead))
+            for c in np.flatnonzero(flag_removed_channels(group, removed_indices))
         ]
 
     def mask(self, removed: list[Flags]) -> Mask:
@@ -399,7 +399,7 @@ class ChannelPath:
 
     @property
     def floor(self) -> float:
-        """Cost of the sparsest mask."""
+        """Cost of the sparsest mask, after all steps."""
         return self.costs[-1]
 
     def mask(self, step: int) -> Mask:

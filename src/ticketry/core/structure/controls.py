@@ -221,10 +221,10 @@ def shuffled_channels(model: nn.Module, structure: Structure, mask: Mask, seed: 
 
     The generator of each group is seeded by (seed, index of the group).
     """
-    dead, removed = flag_removed_indices(mask), {}
+    removed_indices, removed = flag_removed_indices(mask), {}
     for position, group in enumerate(structure.groups):
         if group.prunable:
-            gone = int(flag_removed_channels(group, dead).sum())
+            gone = int(flag_removed_channels(group, removed_indices).sum())
             flags = np.zeros(group.size, dtype=bool)
             order = torch.randperm(group.size, generator=generator(seed, "shuffled", position))
             flags[order[:gone].numpy()] = True

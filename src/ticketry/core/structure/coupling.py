@@ -49,81 +49,81 @@ from ticketry.errors import ControlFlowError, StructureError
 
 
 def trace_channels(
-    twin: nn.Module, arguments: Arguments, choices: Mapping[ViewCall, int], spared: frozenset[str] = frozenset()
+    model_copy: nn.Module, arguments: Arguments, choices: Mapping[ViewCall, int], spared: frozenset[str] = frozenset()
 ) -> Trace:
-    """Trace a copy of `twin` in evaluation mode and in training mode.
+    """Run a copy of a model in evaluation and in training mode, and trace which channels belong together.
 
     Args:
-        twin: copy of a model, see `copy_in_dtype`; it is not changed.
-        arguments: arguments of a call.
+        model_copy: a copy on the CPU, see `copy_in_dtype`; it is not changed.
+        arguments: arguments of the call.
         choices: see `Trace.choices`.
         spared: names of modules that are not traced.
 
     Raises:
         StructureError: if the model does not run on the arguments, or its control flow depends on activations.
     """
-    found = Trace(copy_sharing_parameters(twin), choices=choices, spared=spared)
-    _label_parameters(found)
-    _trace_run(found, arguments, training=False)
-    unused = _find_unused_parameters(found)
+    trace = Trace(copy_sharing_parameters(model_copy), choices=choices, spared=spared)
+    _label_parameters(trace)
+    _trace_run(trace, arguments, training=False)
+    unused = _find_unused_parameters(trace)
     try:
-        _trace_run(found, arguments, training=True)
+        _trace_run(trace, arguments, training=True)
     except StructureError:  # a batch norm of one example and one pixel has no variance
         if unused:
             raise
-    for name in _find_unused_parameters(found):
-        for (other, _), ids in found.tensors.items():
+    for name in _find_unused_parameters(trace):
+        for (other, _), ids in trace.tensors.items():
             if other == name:
-                found.labels.freeze(ids, "the model does not use it on the example inputs")
-    return found
+                trace.labels.freeze(ids, "the model does not use it on the example inputs")
+    return trace
 
 
-def _label_parameters(found: Trace) -> None:
-    tensors = {**dict(found.model.named_parameters()), **dict(found.model.named_buffers())}
-    parameters = {id(parameter) for parameter in found.model.parameters()}
+def _label_parameters(trace: Trace) -> None:
+    tensors = {**dict(trace.model.named_parameters()), **dict(trace.model.named_buffers())}
+    parameters = {id(parameter) for parameter in trace.model.parameters()}
     for name, tensor in tensors.items():
-        labels = [found.labels.create(size) if size > 1 else None for size in tensor.shape]
-        found.tensors |= {
+        labels = [trace.labels.create(size) if size > 1 else None for size in tensor.shape]
+        trace.tensors |= {
             (normal_name(name), dimension): ids for dimension, ids in enumerate(labels) if ids is not None
         }
-        found.book.set(tensor, Axes(list(labels), [id(tensor) in parameters] * tensor.dim()))
+        trace.book.set(tensor, Axes(list(labels), [id(tensor) in parameters] * tensor.dim()))
         if id(tensor) in parameters:
-            found.derived[tensor.untyped_storage().data_ptr()] = frozenset((normal_name(name),))
-    found.labels.mark_as_model_labels()
-    for name, module in found.model.named_modules():
-        _apply_module_constraints(found, name, module)
-        if name in found.spared:
+            trace.derived[tensor.untyped_storage().data_ptr()] = frozenset((normal_name(name),))
+    trace.labels.mark_as_model_labels()
+    for name, module in trace.model.named_modules():
+        _apply_module_constraints(trace, name, module)
+        if name in trace.spared:
             for parameter in module.parameters():
-                found.freeze_axes(found.book.get(parameter), range(parameter.dim()), f"{name} is spared")
+                trace.freeze_axes(trace.book.get(parameter), range(parameter.dim()), f"{name} is spared")
 
 
-def _apply_module_constraints(found: Trace, name: str, module: nn.Module) -> None:
+def _apply_module_constraints(trace: Trace, name: str, module: nn.Module) -> None:
     """Freeze or unite labels of a module's parameters as its class requires."""
     if isinstance(module, nn.MultiheadAttention):
         why = f"nn.MultiheadAttention has one width for inputs, heads and outputs ({name})"
         for parameter in module.parameters():
-            found.freeze_axes(found.book.get(parameter), range(parameter.dim()), why)
+            trace.freeze_axes(trace.book.get(parameter), range(parameter.dim()), why)
     if isinstance(module, _ConvNd):
-        for ids in found.book.get(module.weight).labels[2:]:
+        for ids in trace.book.get(module.weight).labels[2:]:
             if ids is not None:
-                found.labels.freeze(ids, NO_CHANNEL)
+                trace.labels.freeze(ids, NO_CHANNEL)
     if isinstance(module, nn.RNNBase):
-        _unite_recurrent_units(found, module)
+        _unite_recurrent_units(trace, module)
 
 
-def _unite_recurrent_units(found: Trace, module: nn.RNNBase) -> None:
+def _unite_recurrent_units(trace: Trace, module: nn.RNNBase) -> None:
     """Unite the labels of unit j in every layer, direction and gate, because a recurrent module has one hidden size."""
-    first = found.book.get(_get_tensor(module, "weight_hh_l0")).labels[0]
+    first = trace.book.get(_get_tensor(module, "weight_hh_l0")).labels[0]
     assert isinstance(module.hidden_size, int)
     if first is None:
         return
     units = first[: module.hidden_size]
     for name, parameter in module.named_parameters(recurse=False):
-        labels = found.book.get(parameter).labels
+        labels = trace.book.get(parameter).labels
         if "weight_hr" in name:
-            found.unite_axes(found.book.get(_get_tensor(module, "weight_hr_l0")).labels[0], labels[0])
+            trace.unite_axes(trace.book.get(_get_tensor(module, "weight_hr_l0")).labels[0], labels[0])
         elif labels[0] is not None:
-            found.labels.unite(np.tile(units, len(labels[0]) // len(units)), labels[0], "")
+            trace.labels.unite(np.tile(units, len(labels[0]) // len(units)), labels[0], "")
 
 
 def _get_tensor(module: nn.Module, name: str) -> Tensor:
@@ -132,35 +132,35 @@ def _get_tensor(module: nn.Module, name: str) -> Tensor:
     return value
 
 
-def _trace_run(found: Trace, arguments: Arguments, *, training: bool) -> None:
-    found.model.train(training)
-    found.stack.clear()
+def _trace_run(trace: Trace, arguments: Arguments, *, training: bool) -> None:
+    trace.model.train(training)
+    trace.stack.clear()
     arguments = clone_arguments(arguments)
     for value in tree_flatten(arguments)[0]:
         if isinstance(value, Tensor):
-            found.book.set(value, Axes.unlabelled(value.dim()))
-    found.provenance = Provenance.from_arguments(arguments)
+            trace.book.set(value, Axes.unlabelled(value.dim()))
+    trace.provenance = Provenance.from_arguments(arguments)
     with ExitStack() as exits:
-        names = {id(module): name for name, module in found.model.named_modules()}
+        names = {id(module): name for name, module in trace.model.named_modules()}
 
         def enter(module: nn.Module, arguments: object) -> None:
             if id(module) in names:
-                found.stack.append(names[id(module)])
+                trace.stack.append(names[id(module)])
 
         def leave(module: nn.Module, arguments: object, outputs: object) -> None:
             if id(module) in names:
-                found.stack.pop()
+                trace.stack.pop()
 
         exits.callback(register_module_forward_pre_hook(enter).remove)
         exits.callback(register_module_forward_hook(leave, always_call=True).remove)
-        exits.enter_context(traceable_operations(found.model))
-        exits.enter_context(_RuleMode(found))
-        exits.enter_context(_AttentionScaleMode(found))
-        outputs = run_model(found.model, arguments)
-    found.stack.clear()
+        exits.enter_context(traceable_operations(trace.model))
+        exits.enter_context(_RuleMode(trace))
+        exits.enter_context(_AttentionScaleMode(trace))
+        outputs = run_model(trace.model, arguments)
+    trace.stack.clear()
     for value in outputs:
-        axes = found.book.get(value)
-        found.freeze_axes(axes, range(value.dim()), "it is an output of the model")
+        axes = trace.book.get(value)
+        trace.freeze_axes(axes, range(value.dim()), "it is an output of the model")
 
 
 RULES: dict[str, Rule] = {
@@ -189,11 +189,11 @@ def _control_flow_error(t: Trace, call: Call) -> ControlFlowError:
 
 
 class _RuleMode(EagerMode):
-    """A dispatch mode that applies the rule of every operation in a run."""
+    """A dispatch mode that traces every operation of a run by its rule."""
 
-    def __init__(self, found: Trace) -> None:
+    def __init__(self, trace: Trace) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._trace = found
+        self._trace = trace
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
@@ -222,9 +222,9 @@ class _RuleMode(EagerMode):
 class _AttentionScaleMode(TorchFunctionMode):
     """Detects attention whose scale depends on a width, before it is decomposed into products and a softmax."""
 
-    def __init__(self, found: Trace) -> None:
+    def __init__(self, trace: Trace) -> None:
         super().__init__()
-        self._trace = found
+        self._trace = trace
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
@@ -236,12 +236,12 @@ class _AttentionScaleMode(TorchFunctionMode):
         return func(*args, **named)
 
 
-def _find_unused_parameters(found: Trace) -> list[str]:
+def _find_unused_parameters(trace: Trace) -> list[str]:
     """Return the names of parameters that no operation has used."""
     return [
         normal_name(name)
-        for name, parameter in found.model.named_parameters()
-        if parameter.untyped_storage().data_ptr() not in found.seen
+        for name, parameter in trace.model.named_parameters()
+        if parameter.untyped_storage().data_ptr() not in trace.seen
     ]
 
 
@@ -394,49 +394,49 @@ class Structure:
 
 
 def find_structure(
-    twin: nn.Module, arguments: Arguments, choices: Mapping[ViewCall, int], spared: frozenset[str] = frozenset()
+    model_copy: nn.Module, arguments: Arguments, choices: Mapping[ViewCall, int], spared: frozenset[str] = frozenset()
 ) -> Structure:
     """Find a model's channel structure by tracing a copy of it, see `trace_channels`; removals are not tested."""
-    found = trace_channels(twin, arguments, choices, spared)
-    parts = find_roles(found.model, found.factors)
-    buffers = {name for name, _ in found.model.named_buffers()}
+    trace = trace_channels(model_copy, arguments, choices, spared)
+    parts = find_roles(trace.model, trace.factors)
+    buffers = {name for name, _ in trace.model.named_buffers()}
     made: list[ChannelGroup] = []
     channel_of: dict[int, tuple[int, int]] = {}
-    sums = set(found.labels.find_roots(np.concatenate(found.sums)).tolist()) if found.sums else set()
-    for alike in _classify_channels(found):
-        reason = found.labels.reason(alike.roots[0])
-        if reason == NO_CHANNEL or all(name in buffers for name, _ in alike.places):
+    sums = set(trace.labels.find_roots(np.concatenate(trace.sums)).tolist()) if trace.sums else set()
+    for channel_class in _classify_channels(trace):
+        reason = trace.labels.reason(channel_class.roots[0])
+        if reason == NO_CHANNEL or all(name in buffers for name, _ in channel_class.places):
             continue
-        channel_of |= {root: (len(made), channel) for channel, root in enumerate(alike.roots)}
-        made.append(_build_group(alike, reason or "", buffers, parts, residual=alike.roots[0] in sums))
-    written = {module: _find_groups(found, channel_of, several) for module, several in found.written.items()}
+        channel_of |= {root: (len(made), channel) for channel, root in enumerate(channel_class.roots)}
+        made.append(_build_group(channel_class, reason or "", buffers, parts, residual=channel_class.roots[0] in sums))
+    written = {module: _find_groups(trace, channel_of, several) for module, several in trace.written.items()}
     cuts = tuple(
-        DimensionSplit(site, options, _find_groups(found, channel_of, [ids]))
-        for site, (ids, options) in found.cuts.items()
+        DimensionSplit(site, options, _find_groups(trace, channel_of, [ids]))
+        for site, (ids, options) in trace.cuts.items()
     )
-    return Structure(tuple(made), _find_channel_counts(found, channel_of), cuts, written, parts)
+    return Structure(tuple(made), _find_channel_counts(trace, channel_of), cuts, written, parts)
 
 
-def _find_groups(found: Trace, channel_of: Mapping[int, tuple[int, int]], several: list[Ids]) -> frozenset[int]:
-    roots = np.unique(found.labels.find_roots(np.concatenate(several))).tolist()
+def _find_groups(trace: Trace, channel_of: Mapping[int, tuple[int, int]], several: list[Ids]) -> frozenset[int]:
+    roots = np.unique(trace.labels.find_roots(np.concatenate(several))).tolist()
     return frozenset(channel_of[root][0] for root in roots if root in channel_of)
 
 
-def _find_channel_counts(found: Trace, channel_of: Mapping[int, tuple[int, int]]) -> tuple[ChannelCount, ...]:
+def _find_channel_counts(trace: Trace, channel_of: Mapping[int, tuple[int, int]]) -> tuple[ChannelCount, ...]:
     """Return the attributes that count channels, and those that may count them because they always match the same
     ones.
     """
     guesses: dict[tuple[str, str], Ids] = {}
-    for key, several in found.numbers.items():
-        roots = [found.labels.find_roots(ids) for ids in several]
+    for key, several in trace.numbers.items():
+        roots = [trace.labels.find_roots(ids) for ids in several]
         ours = [each for each in roots if any(root in channel_of for root in each.tolist())]
-        if ours and key not in found.attributes and all(np.array_equal(each, ours[0]) for each in ours):
+        if ours and key not in trace.attributes and all(np.array_equal(each, ours[0]) for each in ours):
             guesses[key] = ours[0]
     return tuple(
         ChannelCount(
-            *key, tuple(channel_of.get(root) for root in found.labels.find_roots(ids).tolist()), key in guesses
+            *key, tuple(channel_of.get(root) for root in trace.labels.find_roots(ids).tolist()), key in guesses
         )
-        for key, ids in (*found.attributes.items(), *guesses.items())
+        for key, ids in (*trace.attributes.items(), *guesses.items())
     )
 
 
@@ -450,36 +450,40 @@ class _ChannelClass:
     """(name, dimension) -> indices [channels, indices], in the model's order."""
 
 
-def _classify_channels(found: Trace) -> list[_ChannelClass]:
+def _classify_channels(trace: Trace) -> list[_ChannelClass]:
     """Classify all channels by the tensors that contain them and by the reason why they cannot be removed."""
-    keys = list(found.tensors)
-    sizes = [len(ids) for ids in found.tensors.values()]
+    keys = list(trace.tensors)
+    sizes = [len(ids) for ids in trace.tensors.values()]
     if not keys:
         return []
-    roots = np.concatenate([found.labels.find_roots(ids) for ids in found.tensors.values()])
+    roots = np.concatenate([trace.labels.find_roots(ids) for ids in trace.tensors.values()])
     tensor, index = np.repeat(np.arange(len(keys)), sizes), np.concatenate([np.arange(size) for size in sizes])
     order = np.argsort(roots, kind="stable")  # indices of each channel, tensor by tensor
     first = np.flatnonzero(np.diff(roots[order], prepend=-1))
     last = np.append(first[1:], len(order))
     classes: dict[tuple[bytes, str | None], list[int]] = {}
     for run in np.argsort(order[first]).tolist():  # by first occurrence
-        reason = found.labels.reason(int(roots[order[first[run]]]))
+        reason = trace.labels.reason(int(roots[order[first[run]]]))
         classes.setdefault((tensor[order[first[run] : last[run]]].tobytes(), reason), []).append(run)
-    alike = []
+    found = []
     for runs in classes.values():
         parts = np.stack([order[first[run] : last[run]] for run in runs])
         where = tensor[parts[0]]
         places = {keys[key]: index[parts[:, where == key]] for key in dict.fromkeys(where.tolist())}
-        alike.append(_ChannelClass(roots[parts[:, 0]].tolist(), places))
-    return alike
+        found.append(_ChannelClass(roots[parts[:, 0]].tolist(), places))
+    return found
 
 
-def _build_group(alike: _ChannelClass, reason: str, buffers: set[str], parts: Roles, *, residual: bool) -> ChannelGroup:
-    members = tuple(Member(name, dim, indices, name in buffers) for (name, dim), indices in alike.places.items())
-    if not reason and len(alike.roots) == 1:
+def _build_group(
+    channel_class: _ChannelClass, reason: str, buffers: set[str], parts: Roles, *, residual: bool
+) -> ChannelGroup:
+    members = tuple(
+        Member(name, dim, indices, name in buffers) for (name, dim), indices in channel_class.places.items()
+    )
+    if not reason and len(channel_class.roots) == 1:
         reason = "its channels can only go all together"
     parameters = [member for member in members if not member.buffer]
     makers = [member for member in parameters if (member.name, member.dim) in parts.outputs or member.dim == 0]
     name = (makers or parameters)[0].name
     name = name.rpartition(".")[0] or name
-    return ChannelGroup(name if makers else f"{name} (inputs)", members, len(alike.roots), reason, residual)
+    return ChannelGroup(name if makers else f"{name} (inputs)", members, len(channel_class.roots), reason, residual)

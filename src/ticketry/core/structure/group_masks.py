@@ -131,16 +131,16 @@ def group_similar_rows(worth: Tensor, sizes: Sequence[int]) -> list[Indices]:
 
     The result is deterministic: ties go to the earlier row. Takes O(rows^2 columns) time and O(rows^2) memory.
     """
-    alike = (worth @ worth.T).numpy()
-    groups = _match_rows(alike, sorted(sizes, reverse=True))
-    return _exchange_rows(alike, groups) if len(groups) > 1 else groups
+    similarity = (worth @ worth.T).numpy()
+    groups = _match_rows(similarity, sorted(sizes, reverse=True))
+    return _exchange_rows(similarity, groups) if len(groups) > 1 else groups
 
 
-def _match_rows(alike: Values, sizes: Sequence[int]) -> list[Indices]:
-    norms = np.sqrt(alike.diagonal())
-    cosine = alike / np.maximum(np.outer(norms, norms), np.finfo(np.float64).tiny)
+def _match_rows(similarity: Values, sizes: Sequence[int]) -> list[Indices]:
+    norms = np.sqrt(similarity.diagonal())
+    cosine = similarity / np.maximum(np.outer(norms, norms), np.finfo(np.float64).tiny)
     by_norm = (-norms).argsort(kind="stable")
-    taken, first, groups = np.zeros(len(alike), dtype=bool), 0, []
+    taken, first, groups = np.zeros(len(similarity), dtype=bool), 0, []
     for size in sizes:
         while taken[by_norm[first]]:
             first += 1
@@ -155,36 +155,39 @@ def _match_rows(alike: Values, sizes: Sequence[int]) -> list[Indices]:
     return groups
 
 
-def _exchange_rows(alike: Values, groups: list[Indices]) -> list[Indices]:
+def _exchange_rows(similarity: Values, groups: list[Indices]) -> list[Indices]:
     """Exchange rows between groups as long as that raises the similarity within groups."""
-    count = len(alike)
-    of = np.empty(count, dtype=np.int64)
+    count = len(similarity)
+    group_of_row = np.empty(count, dtype=np.int64)
     for group, rows in enumerate(groups):
-        of[rows] = group
-    alike = alike.copy()
-    np.fill_diagonal(alike, 0)
-    to = np.zeros((count, len(groups)))
-    np.add.at(to.T, of, alike)  # similarity of each row to each group, without itself
+        group_of_row[rows] = group
+    similarity = similarity.copy()
+    np.fill_diagonal(similarity, 0)
+    to_groups = np.zeros((count, len(groups)))
+    np.add.at(to_groups.T, group_of_row, similarity)  # similarity of each row to each group, without itself
     for _ in range(ROUNDS):
-        within = float(to[np.arange(count), of].sum())
-        gains, partners = _best_exchanges(alike, to, of)
-        if _apply_exchanges(gains, partners, alike, to, of) <= SMALLEST_GAIN * within:
+        within = float(to_groups[np.arange(count), group_of_row].sum())
+        gains, partners = _best_exchanges(similarity, to_groups, group_of_row)
+        if _apply_exchanges(gains, partners, similarity, to_groups, group_of_row) <= SMALLEST_GAIN * within:
             break
-    return [np.flatnonzero(of == group) for group in range(len(groups))]
+    return [np.flatnonzero(group_of_row == group) for group in range(len(groups))]
 
 
-def _best_exchanges(alike: Values, to: Values, of: Indices) -> tuple[Values, Indices]:
+def _best_exchanges(similarity: Values, to_groups: Values, group_of_row: Indices) -> tuple[Values, Indices]:
     """Return for each row the gain of its best exchange, and the row to exchange it with.
 
     Within a group the gain is at most 0.
     """
-    group = torch.from_numpy(of)
-    places = torch.from_numpy(to)
+    group = torch.from_numpy(group_of_row)
+    places = torch.from_numpy(to_groups)
     moving = places - places.gather(1, group[:, None])  # [rows, groups]: gain of a row by moving
     turned = moving.T.contiguous()
-    likeness = torch.from_numpy(alike)
-    gains, partners = torch.empty(len(of), dtype=moving.dtype), torch.empty(len(of), dtype=torch.int64)
-    for start in range(0, len(of), BLOCK):
+    likeness = torch.from_numpy(similarity)
+    gains, partners = (
+        torch.empty(len(group_of_row), dtype=moving.dtype),
+        torch.empty(len(group_of_row), dtype=torch.int64),
+    )
+    for start in range(0, len(group_of_row), BLOCK):
         here = slice(start, start + BLOCK)
         gain = moving[here].index_select(1, group)
         gain += turned[group[here]]
@@ -193,29 +196,37 @@ def _best_exchanges(alike: Values, to: Values, of: Indices) -> tuple[Values, Ind
     return gains.numpy(), partners.numpy()
 
 
-def _apply_exchanges(gains: Values, partners: Indices, alike: Values, to: Values, of: Indices) -> float:
+def _apply_exchanges(
+    gains: Values, partners: Indices, similarity: Values, to_groups: Values, group_of_row: Indices
+) -> float:
     """Apply exchanges, the best first and each row at most once; return the total gain of similarity within groups.
 
     An exchange changes the gains of others, so each gain is recomputed, and exchanges with less than half of theirs
     left are skipped.
     """
-    free = np.ones(len(of), dtype=bool)
+    free = np.ones(len(group_of_row), dtype=bool)
     total = 0.0
     for row in (-gains).argsort(kind="stable").tolist():
         other, promised = int(partners[row]), float(gains[row])
         if promised <= 0:
             break
-        one, two = of[row], of[other]
+        one, two = group_of_row[row], group_of_row[other]
         if not (free[row] and free[other]) or one == two:
             continue
-        gain = to[row, two] + to[other, one] - to[row, one] - to[other, two] - 2 * alike[row, other]
+        gain = (
+            to_groups[row, two]
+            + to_groups[other, one]
+            - to_groups[row, one]
+            - to_groups[other, two]
+            - 2 * similarity[row, other]
+        )
         if gain <= promised / 2:
             continue
         free[row] = free[other] = False
-        of[row], of[other] = two, one
-        moved = alike[other] - alike[row]
-        to[:, one] += moved
-        to[:, two] -= moved
+        group_of_row[row], group_of_row[other] = two, one
+        moved = similarity[other] - similarity[row]
+        to_groups[:, one] += moved
+        to_groups[:, two] -= moved
         total += gain
     return 2 * total
 

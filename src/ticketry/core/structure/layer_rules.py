@@ -1,6 +1,7 @@
-"""Tracing rules for operations that compute: elementwise, reductions, products, convolutions, norms, attention.
+"""Trace operations that compute: elementwise operations, reductions, products, convolutions, norms, attention.
 
-Each rule runs an operation and sets the axes of its outputs: see `trace`.
+Each function runs one operation and sets the labels of its outputs, see `trace`. If the result depends on all channels
+of a dimension, the dimension is frozen: none of its channels can be removed.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from ticketry_engine.support.process_state import private_random_state
 
 
 def trace_pointwise(t: Trace, call: Call) -> Any:
-    """Rule for elementwise operations: unite the labels of the operands index by index."""
+    """Trace an elementwise operation: unite the labels of the operands index by index."""
     operands = [(tensor, t.book.get(tensor)) for tensor in call.tensors]
     if not any(ids is not None for _, axes in operands for ids in axes.labels):
         return run_without_labels(t, call)
@@ -94,7 +95,7 @@ def _evaluate_at_zero(call: Call, choice: tuple[int, ...]) -> float | None:
 def _evaluate(call: Call, choice: tuple[int, ...], scrambled: bool) -> Tensor:
     count, alone = -1, len(choice) == len(call.tensors)
 
-    def twin(value: object) -> object:
+    def substitute(value: object) -> object:
         nonlocal count
         if not isinstance(value, Tensor):
             return value
@@ -106,13 +107,14 @@ def _evaluate(call: Call, choice: tuple[int, ...], scrambled: bool) -> Tensor:
         return torch.randn_like(value) if scrambled and value.is_floating_point() else value.clone()
 
     with private_random_state([]):
-        arguments, options = tree_map(twin, (call.args, call.kwargs))
+        arguments, options = tree_map(substitute, (call.args, call.kwargs))
         return list_tensors(call.func(*arguments, **options))[0]
 
 
 def trace_creation(t: Trace, call: Call) -> Any:
-    """Rule for tensors created during the run, such as an initial hidden state; their width may be that of any
-    channels.
+    """Trace the creation of a tensor during the run, such as an initial hidden state.
+
+    Its width may be that of any channels.
     """
     result = call.run()
     labels = [t.labels.create(size) if size > 1 else None for size in result.shape]
@@ -124,21 +126,21 @@ def trace_creation(t: Trace, call: Call) -> Any:
 
 @rule_for_one_tensor
 def trace_like(t: Trace, call: Call, axes: Axes, shape: tuple[int, ...], result: Tensor) -> Axes:
-    """Rule for operations that create a tensor with the shape of another, such as `zeros_like`."""
+    """Trace the creation of a tensor with the shape of another, such as `zeros_like`."""
     axes.zero = [call.name == "zeros_like"] * result.dim()
     return axes
 
 
 def trace_overwriting(t: Trace, call: Call) -> Any:
-    """Rule for operations that fill a tensor with random numbers or a constant."""
+    """Trace an operation that fills a tensor with random numbers or a constant."""
     result = call.run()
     t.book.forget_zeros(call.tensors[0])
     return result
 
 
 def trace_reduction(t: Trace, call: Call) -> Any:
-    """Rule for reductions over some dimensions; only sums and norms are independent of the zeros of removed
-    channels.
+    """Trace a reduction over some dimensions; these are frozen, unless zeros of removed channels do not change the
+    result.
     """
     tensor = call.tensors[0]
     axes = t.book.get(tensor)
@@ -171,7 +173,7 @@ def reduced_dimensions(dim: object, dimensions: int) -> list[int]:
 
 @rule_for_one_tensor
 def trace_softmax(t: Trace, call: Call, axes: Axes, shape: tuple[int, ...], result: Tensor) -> Axes:
-    """Rule for a softmax, which freezes its dimension, because a removed channel would still take part in the
+    """Trace a softmax; its dimension is frozen, because a removed channel would still take part in the
     normalisation.
     """
     dimension = int(call.argument("dim")) % max(len(shape), 1)
@@ -210,7 +212,7 @@ def unite_summed_dimensions(t: Trace, one: Axes, axis: int, other: Axes, other_a
 
 
 def trace_product(t: Trace, call: Call) -> Any:
-    """Rule for matrix products: mm, bmm, mv, dot, and addmm, baddbmm, addmv."""
+    """Trace a matrix product: mm, bmm, mv, dot, addmm, baddbmm or addmv."""
     added, left, right = ([None] * (3 - len(call.tensors)) + call.tensors)[:3]
     assert left is not None
     assert right is not None
@@ -321,7 +323,7 @@ def _unite_grouped_channels(
 
 
 def trace_batch_norm(t: Trace, call: Call) -> Any:
-    """Rule for norms with separate statistics for each channel (dimension 1)."""
+    """Trace a norm with separate statistics for each channel (dimension 1)."""
     tensor = call.tensors[0]
     axes = t.book.get(tensor)
     t.freeze_axes(axes, [d for d in range(tensor.dim()) if d != 1], "a norm runs over it")
@@ -349,7 +351,7 @@ def _is_zero_after_norm(t: Trace, call: Call) -> bool:
 
 
 def trace_group_norm(t: Trace, call: Call) -> Any:
-    """Rule for group norms: whole groups of channels are removed, and the module's `num_groups` changes."""
+    """Trace a group norm: only whole groups of channels can be removed, and the module's `num_groups` changes."""
     tensor = call.tensors[0]
     axes = t.book.get(tensor)
     t.freeze_axes(axes, [d for d in range(tensor.dim()) if d != 1], "a norm runs over it")
@@ -371,7 +373,7 @@ def trace_group_norm(t: Trace, call: Call) -> Any:
 
 
 def trace_layer_norm(t: Trace, call: Call) -> Any:
-    """Rule for layer norms, which freeze all features, because zeros of removed ones would change the statistics."""
+    """Trace a layer norm; its features are frozen, because zeros of removed features would change the statistics."""
     tensor = call.tensors[0]
     axes = t.book.get(tensor)
     count = len(call.argument("normalized_shape"))
@@ -387,7 +389,7 @@ def trace_layer_norm(t: Trace, call: Call) -> Any:
 
 
 def trace_weight_norm(t: Trace, call: Call) -> Any:
-    """Rule for weight_norm, which computes a weight g v / |v| with one norm for each index of a dimension."""
+    """Trace weight_norm, which computes a weight g v / |v| with one norm for each index of a dimension."""
     v, g = (t.book.get(call.argument(name)) for name in ("v", "g"))
     for d, ids in enumerate(v.labels):
         if d == call.argument("dim"):
@@ -408,7 +410,7 @@ def trace_weight_norm(t: Trace, call: Call) -> Any:
 
 
 def trace_pooling(t: Trace, call: Call) -> Any:
-    """Rule for pooling, resizing and padding by reflection, which treat each channel separately."""
+    """Trace pooling, resizing or padding by reflection, which treat each channel separately."""
     tensor = call.tensors[0]
     axes = t.book.get(tensor)
     result = call.run()
@@ -432,7 +434,7 @@ def freeze_query_and_key_widths(t: Trace, *several: Axes) -> None:
 
 
 def trace_attention(t: Trace, call: Call) -> Any:
-    """Rule for attention over query, key and value [batch, heads, length, width].
+    """Trace attention over query, key and value [batch, heads, length, width].
 
     The width of query and key is frozen unless the scale is given, because the default scale depends on it.
     """

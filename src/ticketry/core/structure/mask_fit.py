@@ -173,7 +173,7 @@ class _LayerComparison:
         )
 
     def null_coverage(self, seed: int) -> float:
-        """Return the coverage by groups of the same sizes after the entries of each column are shuffled."""
+        """Return the coverage by groups of the same sizes, with the entries of each column shuffled beforehand."""
         worth = shuffle_columns(self._worth, self._view, self._name, seed)
         grouped: list[Indices] = []
         for run, sizes in zip(self._view.runs, self._sizes, strict=True):

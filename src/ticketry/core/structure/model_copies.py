@@ -51,14 +51,14 @@ def copy_in_dtype(model: nn.Module, dtype: torch.dtype) -> nn.Module:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # recurrent layers warn of weights that are not contiguous
         try:
-            twin = copied(model, {id(tensor): convert(tensor) for tensor in plain})
-            twin._apply(lambda tensor: tensor.to("cpu", _converted_dtype(tensor, dtype)))  # type: ignore[no-untyped-call]
+            model_copy = copied(model, {id(tensor): convert(tensor) for tensor in plain})
+            model_copy._apply(lambda tensor: tensor.to("cpu", _converted_dtype(tensor, dtype)))  # type: ignore[no-untyped-call]
         except Exception as error:  # a user's model may contain anything
             raise StructureError(
                 f"{type(model).__name__} cannot be copied ({type(error).__name__}: {str(error)[:120]}):"
                 " make what it holds besides parameters and buffers fit for copy.deepcopy"
             ) from error
-    return twin.requires_grad_(False)
+    return model_copy.requires_grad_(False)
 
 
 def _converted_dtype(tensor: Tensor, dtype: torch.dtype) -> torch.dtype | None:
@@ -95,14 +95,14 @@ def clone_arguments(arguments: Arguments) -> Arguments:
 
 
 @contextmanager
-def traceable_operations(twin: nn.Module | None = None) -> Iterator[None]:
+def traceable_operations(model_copy: nn.Module | None = None) -> Iterator[None]:
     """Within the block, disable gradients and fused transformer layers; restore torch's random state afterwards.
 
     Args:
-        twin: a copy in one float type, see `copy_in_dtype`; all floats that its code creates get this type.
+        model_copy: a copy in one float type, see `copy_in_dtype`; all floats that its code creates get this type.
     """
     fast = torch.backends.mha.get_fastpath_enabled()
-    dtype = next((one.dtype for one in twin.parameters() if one.dtype in _FLOATS), None) if twin else None
+    dtype = next((one.dtype for one in model_copy.parameters() if one.dtype in _FLOATS), None) if model_copy else None
     with torch.no_grad(), private_random_state([]), ExitStack() as exits:
         if dtype:
             exits.enter_context(default_dtype(dtype))
@@ -245,14 +245,14 @@ def _refers_to_other_modules(module: nn.Module) -> bool:
 
 def _stores_nothing_in_run(model: nn.Module, arguments: Arguments) -> bool:
     """Return whether running the model leaves the attributes of all modules unchanged."""
-    twin = copy_sharing_parameters(model).eval()
-    before = list(_iterate_stored_values(twin))
+    model_copy = copy_sharing_parameters(model).eval()
+    before = list(_iterate_stored_values(model_copy))
     try:
-        with traceable_operations(twin):
-            run_model(twin, clone_arguments(arguments))
+        with traceable_operations(model_copy):
+            run_model(model_copy, clone_arguments(arguments))
     except StructureError:  # reported by the trial
         return False
-    after = list(_iterate_stored_values(twin))
+    after = list(_iterate_stored_values(model_copy))
     return len(before) == len(after) and all(
         one is other and version == later for (one, version), (other, later) in zip(before, after, strict=True)
     )

@@ -338,7 +338,6 @@ def named_tensors(model: nn.Module) -> dict[str, Tensor]:
 
 
 def named_shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
-    """Return the shapes of parameters and buffers by normalised name."""
     return {name: tuple(tensor.shape) for name, tensor in named_tensors(model).items()}
 
 
@@ -466,16 +465,16 @@ def _convolution_sizes(module: _ConvNd, weight: tuple[int, ...], groups: int) ->
 # -- from a mask ------------------------------------------------------------------------------------------------------
 
 
-def flag_removed_channels(group: ChannelGroup, dead: Mapping[tuple[str, int], Flags]) -> Flags:
+def flag_removed_channels(group: ChannelGroup, removed_indices: Mapping[tuple[str, int], Flags]) -> Flags:
     """Return which channels of a group a mask removes from every parameter.
 
     Args:
         group: the group.
-        dead: removed indices of the mask, see `flag_removed_indices`.
+        removed_indices: those of the mask, see `flag_removed_indices`.
     """
     gone = np.ones(group.size, dtype=bool)
     for member in group.parameters:
-        flags = dead.get((member.name, member.dim))
+        flags = removed_indices.get((member.name, member.dim))
         gone &= False if flags is None else flags[member.array].all(axis=1)
     return gone
 

@@ -52,7 +52,6 @@ ADDITIVE_SCORES = ("remaining", "taylor")
 
 
 def check_refill_score(score: str | Score) -> None:
-    """Raise `UsageError` for an unknown score of channels."""
     check_channel_score(score, REFILL_SCORES)
 
 

@@ -69,10 +69,12 @@ def tried_structure(model: nn.Module, example_inputs: Inputs, spare: Patterns = 
     inner = unwrapped(model)
     spared = _match_modules(inner, spare)
     dtype = choose_tracing_dtype(inner)
-    twin, arguments = copy_in_dtype(inner, dtype), copy_arguments(example_inputs, dtype)
-    scrambled = _add_noise(twin).eval()
+    model_copy, arguments = copy_in_dtype(inner, dtype), copy_arguments(example_inputs, dtype)
+    scrambled = _add_noise(model_copy).eval()
     choices: dict[ViewCall, int] = {}
-    best = last = _Trial(scrambled, arguments, find_structure(twin, arguments, choices, spared)).find_removable_groups()
+    best = last = _Trial(
+        scrambled, arguments, find_structure(model_copy, arguments, choices, spared)
+    ).find_removable_groups()
     for _ in range(_MOST_CHOICES):
         closed = [cut for cut in last.cuts if not all(last.groups[position].prunable for position in cut.groups)]
         others = {
@@ -81,7 +83,9 @@ def tried_structure(model: nn.Module, example_inputs: Inputs, spare: Patterns = 
         if not others:
             break
         choices |= others
-        last = _Trial(scrambled, arguments, find_structure(twin, arguments, choices, spared)).find_removable_groups()
+        last = _Trial(
+            scrambled, arguments, find_structure(model_copy, arguments, choices, spared)
+        ).find_removable_groups()
         best = last if last.free > best.free else best
     if dtype != torch.float64:
         best = _try_in_double(best, scrambled, arguments)
@@ -153,7 +157,7 @@ rare.
 class _Trial:
     """A test of a model's groups, with half of the channels removed in each."""
 
-    twin: nn.Module
+    model_copy: nn.Module
     arguments: Arguments
     structure: Structure
     removable: list[int] = field(default_factory=list)
@@ -175,11 +179,11 @@ class _Trial:
 
     @cached_property
     def copies(self) -> PartialCopies:
-        return PartialCopies(self.twin, self.arguments)
+        return PartialCopies(self.model_copy, self.arguments)
 
     @cached_property
     def sizes(self) -> ModelSizes:
-        return ModelSizes.collect(self.twin)
+        return ModelSizes.collect(self.model_copy)
 
     def find_removable_groups(self) -> Structure:
         """Return the structure; groups whose removal changes the outputs in evaluation mode are no longer prunable."""
@@ -205,7 +209,7 @@ class _Trial:
         Such an attribute may count something else: the longest text, or the pixels of an attention window.
         """
         kinds: dict[tuple[type[nn.Module], str], list[ChannelCount]] = {}
-        classes = {name: type(module) for name, module in self.twin.named_modules()}
+        classes = {name: type(module) for name, module in self.model_copy.named_modules()}
         for one in self.structure.counted:
             if one.guessed and any(unit and unit[0] in self.removable for unit in one.units):
                 kinds.setdefault((classes[one.module], one.attribute), []).append(one)
@@ -321,9 +325,9 @@ def _flag_random_half(size: int, draw: np.random.Generator) -> Flags:
     return flags
 
 
-def build_smaller(twin: nn.Module, plan: ShrinkPlan) -> nn.Module:
-    """Return the smaller model, which shares all parameters that are not cut with `twin`."""
-    return set_sizes(copy_sharing_parameters(twin, cut_model_tensors(twin, plan)), plan)
+def build_smaller(model_copy: nn.Module, plan: ShrinkPlan) -> nn.Module:
+    """Return the smaller model, which shares all parameters that are not cut with `model_copy`."""
+    return set_sizes(copy_sharing_parameters(model_copy, cut_model_tensors(model_copy, plan)), plan)
 
 
 # -- noisy weights -----------------------------------------------------------------------------------------------------
@@ -341,7 +345,7 @@ same.
 """
 
 
-def _add_noise(twin: nn.Module) -> nn.Module:
+def _add_noise(model_copy: nn.Module) -> nn.Module:
     """Return a copy with noise added to its weights, because zeros and ones would hide errors.
 
     Examples are new biases and norms, last layers of residual branches, and weights so small that attention is uniform.
@@ -357,12 +361,12 @@ def _add_noise(twin: nn.Module) -> nn.Module:
         return flat.view(tensor.shape)
 
     weights: dict[int, Tensor] = {}
-    for parameter in twin.parameters():
+    for parameter in model_copy.parameters():
         if parameter.is_floating_point():
             spread = float(parameter.std()) if parameter.numel() > 1 else 0.0
             amount = max(0.5 * spread if spread > 0 else 0.1, _noise_for_small_weights(parameter, spread))
             weights[id(parameter)] = noisy(parameter.detach(), amount)
-    model = copy_sharing_parameters(twin, weights)
+    model = copy_sharing_parameters(model_copy, weights)
     for module in model.modules():
         if isinstance(module, nn.modules.batchnorm._NormBase) and module.running_mean is not None:
             assert module.running_var is not None

@@ -1,6 +1,7 @@
-"""Tracing rules for operations that move or select elements: views, permutations, concatenation, slices, indices.
+"""Trace operations that move or select elements: views, permutations, concatenation, slices, indices.
 
-Each rule runs an operation and sets the axes of its outputs: see `trace`.
+Each function runs one operation and sets the labels of its outputs, see `trace`. A frozen dimension is one of whose
+channels none can be removed.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from ticketry.core.structure.trace import (
 
 @rule_for_one_tensor
 def trace_view(t: Trace, call: Call, axes: Axes, shape: tuple[int, ...], result: Tensor) -> Axes:
-    """Rule for reshapes, which merge and split dimensions."""
+    """Trace a reshape, which merges and splits dimensions."""
     found = Axes.unlabelled(result.dim())
     for before, after in _match_runs(shape, tuple(result.shape)):
         _trace_view_run(t, shape, axes, before, result, found, after)
@@ -122,7 +123,7 @@ def trace_permute(t: Trace, call: Call, axes: Axes, shape: tuple[int, ...], resu
 
 @rule_for_one_tensor
 def trace_squeeze(t: Trace, call: Call, axes: Axes, shape: tuple[int, ...], result: Tensor) -> Axes:
-    """Rule for removing dimensions of size 1."""
+    """Trace the removal of dimensions of size 1."""
     dim, count = call.argument("dim"), len(shape)
     listed = list(range(count)) if dim is None else [d % count for d in ([dim] if isinstance(dim, int) else dim)]
     return axes.reorder([d for d in range(count) if not (d in listed and shape[d] == 1)])
@@ -137,7 +138,7 @@ def trace_unsqueeze(t: Trace, call: Call, axes: Axes, shape: tuple[int, ...], re
 
 @rule_for_one_tensor
 def trace_expand(t: Trace, call: Call, axes: Axes, shape: tuple[int, ...], result: Tensor) -> Axes:
-    """Rule for `expand`: repeated elements may match the number of any channels, as in `norm.expand_as(x)`."""
+    """Trace `expand`; repeated elements may match the number of any channels, as in `norm.expand_as(x)`."""
     added = result.dim() - len(shape)
     found = axes.reorder([-1] * added + list(range(len(shape))))
     for d, size in enumerate(result.shape):
@@ -149,7 +150,7 @@ def trace_expand(t: Trace, call: Call, axes: Axes, shape: tuple[int, ...], resul
 
 @rule_for_one_tensor
 def trace_repeat(t: Trace, call: Call, axes: Axes, shape: tuple[int, ...], result: Tensor) -> Axes:
-    """Rule for concatenated copies of a tensor."""
+    """Trace `repeat`, which concatenates copies of a tensor."""
     found = axes.reorder([-1] * (result.dim() - len(shape)) + list(range(len(shape))))
     for dimension, times in enumerate(call.argument("repeats")):
         ids = found.labels[dimension]
@@ -211,7 +212,7 @@ def trace_stack(t: Trace, call: Call) -> Any:
 
 @rule_for_one_tensor
 def trace_pad(t: Trace, call: Call, axes: Axes, shape: tuple[int, ...], result: Tensor) -> Axes:
-    """Rule for padding with a constant; added indices of a channel's dimension are fixed."""
+    """Trace padding with a constant; the indices that it adds cannot be removed."""
     widths = list(call.argument("pad"))
     for index in range(len(widths) // 2):
         dimension = len(shape) - 1 - index
@@ -228,7 +229,7 @@ def trace_pad(t: Trace, call: Call, axes: Axes, shape: tuple[int, ...], result: 
 
 
 def trace_pixel_shuffle(t: Trace, call: Call) -> Any:
-    """Rule for `pixel_shuffle`, which turns factor^2 channels (dimension -3) into one, and for `pixel_unshuffle`."""
+    """Trace `pixel_shuffle`, which turns factor^2 channels (dimension -3) into one, or `pixel_unshuffle`."""
     tensor = call.tensors[0]
     ids = t.book.get(tensor).labels[-3]
     if ids is None:
@@ -253,7 +254,7 @@ def trace_pixel_shuffle(t: Trace, call: Call) -> Any:
 
 @rule_for_one_tensor
 def trace_channel_shuffle(t: Trace, call: Call, axes: Axes, shape: tuple[int, ...], result: Tensor) -> Axes:
-    """Rule for `channel_shuffle`: dimension 1 is split into groups, and the first channels of all groups come first."""
+    """Trace `channel_shuffle`: dimension 1 is split into groups, and the first channels of all groups come first."""
     ids, groups = axes.labels[1], int(call.argument("groups"))
     if ids is not None:
         rows = ids.reshape(groups, -1)
@@ -265,7 +266,7 @@ def trace_channel_shuffle(t: Trace, call: Call, axes: Axes, shape: tuple[int, ..
 
 @rule_for_one_tensor
 def trace_im2col(t: Trace, call: Call, axes: Axes, shape: tuple[int, ...], result: Tensor) -> Axes:
-    """Rule for `im2col`: [batch, channels, height, width] -> [batch, channels x pixels of a window, positions]."""
+    """Trace `im2col`: [batch, channels, height, width] -> [batch, channels x pixels of a window, positions]."""
     t.freeze_axes(axes, [-1, -2, *range(len(shape) - 3)], "windows of it are taken")
     found = Axes.unlabelled(result.dim())
     ids = axes.labels[-3]
@@ -276,7 +277,7 @@ def trace_im2col(t: Trace, call: Call, axes: Axes, shape: tuple[int, ...], resul
 
 @rule_for_one_tensor
 def trace_col2im(t: Trace, call: Call, axes: Axes, shape: tuple[int, ...], result: Tensor) -> Axes:
-    """Rule for `col2im`, which adds up windows."""
+    """Trace `col2im`, which adds up windows."""
     t.freeze_axes(axes, [-1, *range(len(shape) - 2)], "windows of it are taken")
     found = Axes.unlabelled(result.dim())
     ids = axes.labels[-2]
@@ -291,8 +292,8 @@ def trace_col2im(t: Trace, call: Call, axes: Axes, shape: tuple[int, ...], resul
 
 
 def trace_pack_padded(t: Trace, call: Call) -> tuple[Tensor, Tensor]:
-    """Rule for `pack_padded_sequence`, which returns the elements of running sequences step by step, and their
-    number.
+    """Trace `pack_padded_sequence`, which returns the elements of all sequences step by step, and their number per
+    step.
     """
     axes = t.book.get(call.tensors[0])
     t.freeze_axes(axes, [0, 1], "it is a batch of sequences")
@@ -302,7 +303,7 @@ def trace_pack_padded(t: Trace, call: Call) -> tuple[Tensor, Tensor]:
 
 
 def trace_pad_packed(t: Trace, call: Call) -> tuple[Tensor, Tensor]:
-    """Rule for `pad_packed_sequence`; the padding may differ from 0."""
+    """Trace `pad_packed_sequence`; the padding may differ from 0."""
     axes = t.book.get(call.tensors[0])
     data, lengths = call.run()
     padded = axes.reorder([-1, -1, *range(1, len(axes.labels))])
@@ -335,7 +336,7 @@ _MOVES: dict[str, Rule] = {
 
 
 def trace_split(t: Trace, call: Call) -> object:
-    """Rule for splitting a dimension into consecutive parts."""
+    """Trace the split of a dimension into consecutive parts."""
     tensor = call.tensors[0]
     axes = t.book.get(tensor)
     dimension = int(call.argument("dim")) % tensor.dim()
@@ -378,7 +379,7 @@ def _freeze_single(t: Trace, ids: Ids) -> Ids | None:
 
 @rule_for_one_tensor
 def trace_slice(t: Trace, call: Call, axes: Axes, shape: tuple[int, ...], result: Tensor) -> Axes:
-    """Rule for `slice` and `narrow`."""
+    """Trace `slice` or `narrow`."""
     dimension = int(call.argument("dim")) % len(shape)
     ids, size, length = axes.labels[dimension], shape[dimension], result.shape[dimension]
     start = call.argument("start") or 0
@@ -414,7 +415,7 @@ def _slice_labels(t: Trace, ids: Ids, start: int, length: int) -> Ids | None:
 
 @rule_for_one_tensor
 def trace_glu(t: Trace, call: Call, axes: Axes, shape: tuple[int, ...], result: Tensor) -> Axes:
-    """Rule for `glu`: the first half times the sigmoid of the second half."""
+    """Trace `glu`: the first half times the sigmoid of the second half."""
     dimension = int(call.argument("dim")) % len(shape)
     if axes.labels[dimension] is not None:
         axes.labels[dimension] = _split_labels(t, axes.labels[dimension], [shape[dimension] // 2] * 2)[0]
@@ -423,7 +424,7 @@ def trace_glu(t: Trace, call: Call, axes: Axes, shape: tuple[int, ...], result: 
 
 @rule_for_one_tensor
 def trace_roll(t: Trace, call: Call, axes: Axes, shape: tuple[int, ...], result: Tensor) -> Axes:
-    """Rule for cyclic shifts, which freeze their dimensions."""
+    """Trace a cyclic shift, which freezes its dimensions."""
     dimensions = [int(d) % len(shape) for d in call.argument("dims") or range(len(shape))]
     t.freeze_axes(axes, dimensions, "it is rolled")
     for d in dimensions:
@@ -435,7 +436,7 @@ def trace_roll(t: Trace, call: Call, axes: Axes, shape: tuple[int, ...], result:
 
 
 def trace_select(t: Trace, call: Call) -> object:
-    """Rule for selecting one index, or each index (`unbind`), of a dimension, which is frozen."""
+    """Trace the selection of one index, or of each index (`unbind`), of a dimension, which is frozen."""
     tensor = call.tensors[0]
     axes = t.book.get(tensor)
     dimension = int(call.argument("dim")) % tensor.dim()
@@ -456,7 +457,7 @@ def trace_index_select(t: Trace, call: Call, axes: Axes, shape: tuple[int, ...],
 
 @rule_for_one_tensor
 def trace_index(t: Trace, call: Call, axes: Axes, shape: tuple[int, ...], result: Tensor) -> Axes:
-    """Rule for `x[:, places]`: indexed dimensions are frozen and become those of the index tensor."""
+    """Trace `x[:, places]`: indexed dimensions are frozen, and replaced by those of the index tensor."""
     indexed: list[int] = []
     dimension = 0
     for places in call.args[1]:
@@ -475,7 +476,7 @@ def trace_index(t: Trace, call: Call, axes: Axes, shape: tuple[int, ...], result
 
 
 def trace_along_dimension(t: Trace, call: Call) -> object:
-    """Rule for sorting or accumulation along a dimension, which is frozen."""
+    """Trace sorting or accumulation along a dimension, which is frozen."""
     tensor = call.tensors[0]
     axes = t.book.get(tensor)
     dimension = call.argument("dim")
@@ -495,14 +496,14 @@ def trace_along_dimension(t: Trace, call: Call) -> object:
 
 @rule_for_one_tensor
 def trace_triangle(t: Trace, call: Call, axes: Axes, shape: tuple[int, ...], result: Tensor) -> Axes:
-    """Rule for `tril` and `triu`, which set one side of a diagonal of the last two dimensions to 0."""
+    """Trace `tril` or `triu`, which set one side of a diagonal of the last two dimensions to 0."""
     t.freeze_axes(axes, range(max(len(shape) - 2, 0), len(shape)), "it is cut along a diagonal")
     return axes
 
 
 @rule_for_one_tensor
 def trace_unfold(t: Trace, call: Call, axes: Axes, shape: tuple[int, ...], result: Tensor) -> Axes:
-    """Rule for `Tensor.unfold`, which adds a last dimension with windows of another one."""
+    """Trace `Tensor.unfold`, which adds a last dimension with windows of another one."""
     dimension = int(call.argument("dimension")) % max(len(shape), 1)
     t.freeze(axes.labels[dimension], "it is cut into windows")
     return axes.reorder([-1 if d == dimension else d for d in range(len(shape))] + [-1])

@@ -104,8 +104,10 @@ def shrink_plan(model: nn.Module, mask: Mask, example_inputs: Inputs, *, spare: 
 
 def plan_for_structure(model: nn.Module, mask: Mask, example_inputs: Inputs, structure: Structure) -> ShrinkPlan:
     """Return the plan of `shrink_plan` for a known channel structure."""
-    dead = flag_removed_indices(mask)
-    removed = {position: flag_removed_channels(group, dead) for position, group in enumerate(structure.groups)}
+    removed_indices = flag_removed_indices(mask)
+    removed = {
+        position: flag_removed_channels(group, removed_indices) for position, group in enumerate(structure.groups)
+    }
     for position, group in enumerate(structure.groups):
         if not group.prunable:
             removed[position] = removed[position] & False
@@ -113,7 +115,7 @@ def plan_for_structure(model: nn.Module, mask: Mask, example_inputs: Inputs, str
     named = Mask({names[id(parameter)]: mask[name] for name, parameter in mask.parameters(model).items()})
     implied = build_channel_mask(named, structure, named_shapes(model), removed)
     if implied != named:
-        raise MaskError(_describe_not_channel_wise(named, implied, structure, dead))
+        raise MaskError(_describe_not_channel_wise(named, implied, structure, removed_indices))
     for position, group in enumerate(structure.groups):
         if removed[position].all():
             raise LayerCollapseError(f"the mask removes all {group.size} channels of {group.name} (layer collapse)")
@@ -147,7 +149,7 @@ def _compare_to_masked(
 
 
 def _describe_not_channel_wise(
-    mask: Mask, implied: Mask, structure: Structure, dead: dict[tuple[str, int], Flags]
+    mask: Mask, implied: Mask, structure: Structure, removed_indices: dict[tuple[str, int], Flags]
 ) -> str:
     rows = []
     for name, kept in mask.items():
@@ -157,27 +159,31 @@ def _describe_not_channel_wise(
     stray, removed, name = max(rows, key=lambda row: row[0])
     return (
         f"the mask is not channel-wise: {stray:,} of the {removed:,} weights that it removes from {name!r} are in"
-        f" channels that are not removed as a whole{_describe_example_channel(name, mask, structure, dead)}. So it is"
-        f" in {len(rows)} of {len(mask)} tensors. Make a channel-wise mask, with structure.channels"
+        f" channels that are not removed as a whole{_describe_example_channel(name, mask, structure, removed_indices)}."
+        f" So it is in {len(rows)} of {len(mask)} tensors. Make a channel-wise mask, with structure.channels"
     )
 
 
-def _describe_example_channel(name: str, mask: Mask, structure: Structure, dead: dict[tuple[str, int], Flags]) -> str:
+def _describe_example_channel(
+    name: str, mask: Mask, structure: Structure, removed_indices: dict[tuple[str, int], Flags]
+) -> str:
     """Return a text that names a channel which the mask removes from this tensor but not as a whole, and why."""
     for group in structure.groups:
         for member in group.parameters:
-            flags = dead.get((name, member.dim)) if member.name == name else None
+            flags = removed_indices.get((name, member.dim)) if member.name == name else None
             for channel, indices in enumerate(member.indices if flags is not None else ()):
                 if flags is not None and all(flags[i] for i in indices):
-                    return f": channel {channel} of {group.name} {_explain_why_retained(group, channel, dead)}"
+                    return (
+                        f": channel {channel} of {group.name} {_explain_why_retained(group, channel, removed_indices)}"
+                    )
     return ""
 
 
-def _explain_why_retained(group: ChannelGroup, channel: int, dead: dict[tuple[str, int], Flags]) -> str:
+def _explain_why_retained(group: ChannelGroup, channel: int, removed_indices: dict[tuple[str, int], Flags]) -> str:
     if not group.prunable:
         return f"cannot be removed, for {group.reason}"
     for member in group.parameters:
-        flags = dead.get((member.name, member.dim))
+        flags = removed_indices.get((member.name, member.dim))
         if flags is None:
             return f"is not removed from {member.name!r}, which the mask does not have"
         if not all(flags[i] for i in member.indices[channel]):

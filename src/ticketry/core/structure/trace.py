@@ -28,7 +28,7 @@ FIXED = 0
 
 
 class Labels:
-    """Classes of labels that are removed together, and the reasons why some cannot be removed (are frozen).
+    """Classes of labels that are removed together, and the reasons why some can never be removed (are frozen).
 
     Every index of every dimension of a parameter starts with its own label. An addition of two activations unites their
     labels index by index; an operation that needs an index freezes its label.
@@ -375,7 +375,7 @@ def find_equal_attributes(module: nn.Module, number: int) -> list[str]:
 
 @dataclass(frozen=True)
 class Call:
-    """An ATen operation that is about to run."""
+    """An ATen operation with its arguments, before it runs."""
 
     func: Any
     name: str
@@ -450,7 +450,7 @@ def unite_pieces(t: Trace, pieces: Ids) -> None:
 
 
 def freeze_operands(t: Trace, call: Call) -> Any:
-    """Rule that freezes all operands, for operations without a rule and in modules that are not traced."""
+    """Freeze all operands of an operation without a rule, or in a module that is not traced, and run it."""
     why = f"{call.func} cannot be followed" if t.spared_module is None else f"{t.spared_module} is spared"
     for tensor in call.tensors:
         t.freeze_axes(t.book.get(tensor), range(tensor.dim()), why)

@@ -264,7 +264,6 @@ def read_manifest(folder: Path, root: Path) -> tuple[dict[str, Any], dict[str, F
 
 
 def manifest_bytes(folder: Path) -> bytes:
-    """Return the bytes of ticket.json."""
     return _read_checked_file(folder, folder, MANIFEST)
 
 
