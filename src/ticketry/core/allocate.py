@@ -270,9 +270,9 @@ def count_weights_per_layer(
     distribution: str,
     half_rate: tuple[str, ...],
 ) -> dict[str, int]:
-    """Return the number of weights to retain in each layer that has its own share.
+    """Return the number of weights to retain in each layer whose number is fixed by the distribution or by `half_rate`.
 
-    With the distribution ``global`` only layers at half rate have one; the caller ranks all other layers together.
+    With the distribution ``global`` these are only the layers at half rate; the caller ranks all other layers together.
     """
     fixed = _count_half_rate_weights(available, kept, half_rate)
     if distribution == "global":

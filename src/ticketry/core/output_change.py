@@ -91,7 +91,7 @@ class LayerCall:
         self.squared_gradients = squares if self.squared_gradients is None else self.squared_gradients + squares
 
     def add_factors_to(self, factors: Tensor) -> None:
-        """Add E[x^2] * sum of g^2 of this call, by which squared weights are multiplied, to `factors`.
+        """Add this call's factors of the squared weights, E[x^2] * sum of g^2, to `factors`.
 
         Args:
             factors: float64 [output channels, input channels of a group]; axes swapped for transposed layers.

@@ -172,8 +172,9 @@ class MaskedParameters:
 
 
 def iterate_state_tensors(optimizer: Optimizer, parameter: nn.Parameter) -> Iterator[Tensor]:
-    """Yield the tensors of an optimiser's state that have one element per weight and can move it, or their local
-    shards.
+    """Yield the tensors of an optimiser's state with one element per weight, except those that only scale its steps.
+
+    For sharded parameters these are the local shards.
     """
     state: Mapping[str, object] = optimizer.state.get(parameter, {})
     for key, value in state.items():

@@ -288,7 +288,7 @@ class _FirstNonFiniteStep:
         self.watch_smallest(held)
 
     def watch_smallest(self, held: dict[str, HeldParameter]) -> None:
-        """Record the smallest of these parameters from now on."""
+        """From now on, record the sum of the smallest of these parameters."""
         self._probe = min((each.parameter for each in held.values()), key=lambda parameter: parameter.numel())
 
     def record_step(self, optimizer: Optimizer) -> None:

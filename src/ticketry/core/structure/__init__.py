@@ -81,7 +81,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Import a public name when it is first used: modules of this package also serve those that it builds on."""
+    """Import a public name when it is first used, which avoids circular imports with modules that this package uses."""
     if name not in _MODULES:
         raise AttributeError(f"module 'ticketry.core.structure' has no attribute {name!r}")
     return getattr(import_module(f"ticketry.core.structure.{_MODULES[name]}"), name)

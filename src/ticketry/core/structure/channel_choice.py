@@ -368,7 +368,7 @@ class ChannelPath:
         order: ChannelOrder,
         within: Mask | None = None,
     ) -> None:
-        """Order the channels.
+        """Order the channels by value per cost.
 
         Args:
             choice: the channels that may be removed.

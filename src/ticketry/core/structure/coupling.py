@@ -247,7 +247,7 @@ def _find_unused_parameters(trace: Trace) -> list[str]:
 
 @dataclass(frozen=True, eq=False)
 class Member:
-    """A dimension of a tensor along which a group has its channels.
+    """A dimension of a tensor along which the channels of a group are stored.
 
     Examples:
         >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
@@ -268,7 +268,7 @@ class Member:
 
     @cached_property
     def indices(self) -> tuple[tuple[int, ...], ...]:
-        """`array` as tuples."""
+        """Indices of each channel along `dim`, as tuples."""
         return tuple(map(tuple, self.array.tolist()))
 
     def __eq__(self, other: object) -> bool:

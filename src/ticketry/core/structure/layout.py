@@ -205,7 +205,7 @@ class Roles:
 
 
 def find_roles(model: nn.Module, factors: Mapping[str, Collection[int]] | None = None) -> Roles:
-    """Return the roles of all parameters of a model.
+    """Return along which dimensions the parameters of a model produce or read channels.
 
     Args:
         model: the model.

@@ -73,7 +73,9 @@ class ShrinkPlan:
     attributes: Mapping[str, Mapping[str, int]]
 
     def cut(self, name: str, tensor: Tensor) -> Tensor:
-        """Return the remaining part of a tensor shaped like the parameter or buffer `name`."""
+        """Return the part of a tensor that the smaller model retains, given a tensor shaped like the parameter
+        `name`.
+        """
         for dim, indices in self.kept.get(name, {}).items():
             tensor = tensor.index_select(dim, torch.tensor(indices, device=tensor.device))
         return tensor.contiguous()
@@ -236,7 +238,7 @@ def rebuild(model: nn.Module, plan: ShrinkPlan) -> nn.Module:
     """
     require_plan(plan)
     inner = unwrapped(model)
-    return set_sizes(copied(inner, cut_model_tensors(inner, plan)), plan)
+    return set_module_sizes(copied(inner, cut_model_tensors(inner, plan)), plan)
 
 
 def require_plan(plan: object) -> None:
@@ -268,7 +270,7 @@ def cut_model_tensors(model: nn.Module, plan: ShrinkPlan) -> dict[int, Tensor]:
     }
 
 
-def set_sizes(small: nn.Module, plan: ShrinkPlan) -> nn.Module:
+def set_module_sizes(small: nn.Module, plan: ShrinkPlan) -> nn.Module:
     """Set the sizes stored in the modules of a model whose tensors are already cut; return the model."""
     modules = {normal_module_name(name): module for name, module in small.named_modules(remove_duplicate=False)}
     for name, values in plan.attributes.items():

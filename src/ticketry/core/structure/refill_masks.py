@@ -344,7 +344,7 @@ class _GroupBudget:
     total: int
 
     def count_filled(self, plus: float, keep_at_least: int, multiple: int) -> int:
-        """Return the number of channels to fill."""
+        """Return the number of channels to fill, that is, to retain completely."""
         paid = max(self.kept * self.size // self.total, 1)
         filled = paid + math.floor((self.size - paid) * plus + 1e-9)  # tolerance for rounding of `plus`
         whole = max((filled + multiple // 2) // multiple, 1) * multiple

@@ -37,7 +37,7 @@ from ticketry.core.structure.plans import (
     cut_model_tensors,
     flag_retained_indices,
     normal_module_name,
-    set_sizes,
+    set_module_sizes,
 )
 from ticketry.core.structure.trace import ViewCall
 from ticketry.errors import ControlFlowError, UsageError
@@ -155,7 +155,7 @@ rare.
 
 @dataclass
 class _Trial:
-    """A test of a model's groups, with half of the channels removed in each."""
+    """A test of which channel groups of a model can be removed, by removing half the channels of each."""
 
     model_copy: nn.Module
     arguments: Arguments
@@ -316,7 +316,7 @@ class _Trial:
         """Return the smaller model, which shares everything that is not cut."""
         cut = {id(self.sizes.tensors[name]): plan.cut(name, self.sizes.tensors[name].detach()) for name in plan.kept}
         counting = [module for name, module in self.sizes.modules if normal_module_name(name) in plan.attributes]
-        return set_sizes(self.copies.copy(cut, counting), plan)
+        return set_module_sizes(self.copies.copy(cut, counting), plan)
 
 
 def _flag_random_half(size: int, draw: np.random.Generator) -> Flags:
@@ -327,7 +327,7 @@ def _flag_random_half(size: int, draw: np.random.Generator) -> Flags:
 
 def build_smaller(model_copy: nn.Module, plan: ShrinkPlan) -> nn.Module:
     """Return the smaller model, which shares all parameters that are not cut with `model_copy`."""
-    return set_sizes(copy_sharing_parameters(model_copy, cut_model_tensors(model_copy, plan)), plan)
+    return set_module_sizes(copy_sharing_parameters(model_copy, cut_model_tensors(model_copy, plan)), plan)
 
 
 # -- noisy weights -----------------------------------------------------------------------------------------------------

@@ -351,7 +351,7 @@ def trace_split(t: Trace, call: Call) -> object:
 
 
 def _split_labels(t: Trace, ids: Ids | None, sizes: Sequence[int]) -> list[Ids | None]:
-    """Return the labels of consecutive parts.
+    """Return the labels of consecutive parts of a dimension.
 
     Parts of equal size share one width in the code and must lose the same channels. Parts of different sizes are frozen
     unless their widths are attributes of the module.

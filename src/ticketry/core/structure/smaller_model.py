@@ -236,7 +236,7 @@ def shrink_optimizer(optimizer: Optimizer, model: nn.Module, small: nn.Module, p
         groups.append({**group, "params": [new[name] for name in listed]})
         for name, parameter in zip(listed, group["params"], strict=True):
             if parameter in optimizer.state:
-                state[new[name]] = _cut_state(optimizer.state[parameter], parameter, name, plan)
+                state[new[name]] = _cut_optimizer_state(optimizer.state[parameter], parameter, name, plan)
     known = inspect.signature(type(optimizer).__init__).parameters
     smaller = type(optimizer)(groups, **{key: value for key, value in optimizer.defaults.items() if key in known})
     for parameter, values in state.items():
@@ -244,7 +244,7 @@ def shrink_optimizer(optimizer: Optimizer, model: nn.Module, small: nn.Module, p
     return smaller
 
 
-def _cut_state(state: dict[str, Any], parameter: Tensor, name: str, plan: ShrinkPlan) -> dict[str, Any]:
+def _cut_optimizer_state(state: dict[str, Any], parameter: Tensor, name: str, plan: ShrinkPlan) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for key, value in state.items():
         if plan.kept and any(one.numel() > max(parameter.numel(), 1) for one in _list_state_tensors(value)):
