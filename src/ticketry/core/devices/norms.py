@@ -176,7 +176,6 @@ def synchronise_norms(model: nn.Module, group: ProcessGroup | None = None) -> nn
 
 
 def _to_synchronised(norm: _BatchNorm, group: ProcessGroup | None) -> SynchronisedBatchNorm:
-    """Return a SynchronisedBatchNorm with the parameters, buffers and settings of `norm`."""
     synchronised = SynchronisedBatchNorm(
         norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats, device="meta"
     )

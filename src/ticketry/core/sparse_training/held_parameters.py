@@ -74,7 +74,6 @@ class HeldParameter:
 
     @torch.no_grad()
     def mask_weight_and_gradient(self) -> None:
-        """Set removed weights and their gradients to 0."""
         own = local_shard(self.parameter)
         own.masked_fill_(self.factors_like(own, once=True) == 0, 0)
         if is_sharded(self.parameter):

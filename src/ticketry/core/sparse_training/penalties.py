@@ -143,7 +143,6 @@ def _block_norms(weight: Tensor, blocks: Blocks) -> Tensor:
 
 
 def _block_size_roots(blocks: Blocks, like: Tensor) -> Tensor:
-    """Return the square root of each block's size."""
     return blocks.sizes.to(like).sqrt()
 
 

@@ -237,7 +237,6 @@ class _AttentionScaleMode(TorchFunctionMode):
 
 
 def _find_unused_parameters(trace: Trace) -> list[str]:
-    """Return the names of parameters that no operation has used."""
     return [
         normal_name(name)
         for name, parameter in trace.model.named_parameters()

@@ -156,7 +156,6 @@ def _match_rows(similarity: Values, sizes: Sequence[int]) -> list[Indices]:
 
 
 def _exchange_rows(similarity: Values, groups: list[Indices]) -> list[Indices]:
-    """Exchange rows between groups as long as that raises the similarity within groups."""
     count = len(similarity)
     group_of_row = np.empty(count, dtype=np.int64)
     for group, rows in enumerate(groups):

@@ -280,7 +280,6 @@ class Blocks:
 
     @property
     def count(self) -> int:
-        """Number of blocks."""
         return prod(self.shape)
 
     @cached_property

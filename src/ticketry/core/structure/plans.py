@@ -242,7 +242,6 @@ def rebuild(model: nn.Module, plan: ShrinkPlan) -> nn.Module:
 
 
 def require_plan(plan: object) -> None:
-    """Raise `UsageError` unless the argument is a plan."""
     if not isinstance(plan, ShrinkPlan):
         raise UsageError(
             f"plan= is a tk.structure.ShrinkPlan, not a {type(plan).__name__}: tk.structure.shrink_plan(model, mask,"
