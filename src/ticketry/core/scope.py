@@ -144,10 +144,6 @@ def scope(
         ScopeError: if a pattern matches nothing, nothing is left in scope, or a computed weight has no parameter whose
             zeros make it zero.
 
-    Raises:
-        ScopeError: if a pattern matches nothing, nothing is left in scope, or no parameter's zeros are zeros of a
-            computed weight.
-
     Examples:
         >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Flatten(), nn.Linear(8, 4), nn.Linear(4, 2))
         >>> tk.scope(model).names

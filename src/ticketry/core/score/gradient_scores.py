@@ -35,10 +35,6 @@ class DataScore(Protocol):
         ScoreError: if all scores are 0 or one is not finite; for scores with second derivatives, if an operation has
             none.
 
-    Raises:
-        UsageError: without batches or loss.
-        ScoreError: if all scores are 0 or one is not finite; of second derivatives, if an operation has none.
-
     Examples:
         >>> model = nn.Linear(2, 1, bias=False)
         >>> model.weight.data = torch.tensor([[2.0, -3.0]])

@@ -339,13 +339,6 @@ def hold(model: nn.Module, mask: Mask) -> Hold:
         HoldError: at the end of the block, if a removed weight is not 0; after a loss that was not finite, it names the
             step. At an optimiser step, if the model no longer has a parameter of the mask.
 
-    Raises:
-        MaskError: if the mask does not fit the model; or, for a model that several processes train
-            (DistributedDataParallel, `fully_shard`), if they hold different masks. Each of them calls this.
-        UsageError: if `mask` is not a `Mask`, or sharded parameters have no values yet or are not sharded evenly.
-        HoldError: on leaving the block, if a removed weight is not 0; after a loss that was not finite, it names the
-            step. At a step of an optimiser, if the model has lost a parameter of the mask.
-
     Examples:
         >>> model = nn.Linear(10, 5)
         >>> mask = tk.prune(model, density=0.2)

@@ -49,11 +49,6 @@ class ShrinkPlan:
         kept: name -> dimension -> remaining indices, ascending.
         attributes: name of a module -> attribute that counts channels (`name.i` for an entry) -> its value afterwards.
 
-    Attributes:
-        shapes: name of each parameter and buffer that becomes smaller -> its shape before.
-        kept: name -> dimension -> remaining indices, ascending.
-        attributes: name of a module -> attribute that counts channels (`name.i` for an entry) -> its value afterwards.
-
     Examples:
         >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
         >>> mask = tk.structure.channels(model, torch.randn(2, 4), density=0.5)
@@ -73,9 +68,7 @@ class ShrinkPlan:
     attributes: Mapping[str, Mapping[str, int]]
 
     def cut(self, name: str, tensor: Tensor) -> Tensor:
-        """Return the part of a tensor that the smaller model retains, given a tensor shaped like the parameter
-        `name`.
-        """
+        """Return the part that the smaller model retains of a tensor shaped like the parameter or buffer `name`."""
         for dim, indices in self.kept.get(name, {}).items():
             tensor = tensor.index_select(dim, torch.tensor(indices, device=tensor.device))
         return tensor.contiguous()

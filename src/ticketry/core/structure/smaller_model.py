@@ -61,12 +61,6 @@ def shrink(model: nn.Module, mask: Mask, example_inputs: Inputs, *, spare: Patte
         LayerCollapseError: if it removes all channels of a group.
         StructureError: if the model cannot be traced, or differs without the channels.
 
-    Raises:
-        UsageError: if `mask` is not a mask.
-        MaskError: if the mask does not fit the model, or is not channel-wise, with the layer and the number of weights.
-        LayerCollapseError: if it removes all channels of a group.
-        StructureError: if the model cannot be traced, or differs without the channels.
-
     Examples:
         >>> model = nn.Sequential(nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 8, 3)).eval()
         >>> x = torch.randn(2, 3, 8, 8)
