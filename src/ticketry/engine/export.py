@@ -112,7 +112,7 @@ def export(
 
 
 def _shrink(model: nn.Module, mask: Mask, inputs: Any, shrink: bool | None) -> tuple[nn.Module, str]:
-    """Return the smaller model, or the same one with the reason why it is not smaller."""
+    """Return the smaller model, or the unchanged model with the reason why it is not smaller."""
     if shrink is False:
         return model, ""
     try:

@@ -46,7 +46,7 @@ class Contender(Protocol):
 
     @property
     def sparse(self) -> bool:
-        """Whether it exploits zeros; time saved is reported against the fastest engine that does not."""
+        """Whether the engine exploits zeros; time saved is reported against the fastest engine that does not."""
 
     @property
     def model(self) -> nn.Module | None:
@@ -62,7 +62,7 @@ class Contender(Protocol):
         """
 
     def versions(self) -> dict[str, str]:
-        """Return the versions of its libraries."""
+        """Return library name -> version, for the libraries that the engine uses."""
 
 
 class Eager:

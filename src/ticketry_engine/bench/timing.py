@@ -45,7 +45,7 @@ _STEADY = 0.1
 
 @dataclass(frozen=True)
 class Timing:
-    """Settings of a measurement."""
+    """Settings of a measurement: rounds, caches, clock and confidence."""
 
     rounds: int = ROUNDS
     cold: bool = False

@@ -206,7 +206,7 @@ def with_own_results(graph: Graph, captured: Graph) -> Graph:
     Sharing that the captured graph already had stays, except with weights, which are never returned. Passes omit copies
     that change no number, and compute once what is the same for every example.
     """
-    before, after = _roots(captured), _roots(graph)
+    before, after = _memory_owners(captured), _memory_owners(graph)
     known = {("value", name): ("value", name) for name in graph.inputs}
     """Memory that is taken -> whose it was as captured."""
     values, nodes, names = dict(graph.values), list(graph.nodes), []
@@ -228,7 +228,7 @@ def with_own_results(graph: Graph, captured: Graph) -> Graph:
     return replace(graph, values=values, nodes=tuple(nodes), outputs=outputs)
 
 
-def _roots(graph: Graph) -> dict[str, _Root]:
+def _memory_owners(graph: Graph) -> dict[str, _Root]:
     """Return value -> owner of its memory."""
     roots: dict[str, _Root] = {name: ("value", name) for name in graph.inputs}
     for one in graph.nodes:

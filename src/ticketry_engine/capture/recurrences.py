@@ -41,7 +41,7 @@ def recognise_recurrences(graph: Graph) -> Graph:
 
 @dataclass(frozen=True)
 class _Entry:
-    """One position along an axis of a value, in any shape."""
+    """A slice of one position along an axis of a value, in any shape."""
 
     source: str
     axis: int

@@ -236,7 +236,7 @@ def _match_tree(tree: Json, value: Any, found: dict[str, Any]) -> None:
 
 # A torch tensor may also be without data, on another device, sparse, a negated view, a wrapper of another tensor, or
 # have freed memory. `readable_tensor` accepts tensors that kernels can read, and raises a specific error for others.
-# Every address passed to a kernel comes from a tensor returned by `readable_tensor`, `fitting` or `fresh`.
+# Every address passed to a kernel comes from a tensor returned by `readable_tensor`, `fitting` or `new_output`.
 
 
 _TYPES = (Tensor, nn.Parameter)
@@ -295,7 +295,7 @@ def require_float32(value: object, shape: Sequence[int], name: str) -> Tensor:
     return tensor
 
 
-def fresh(shape: Sequence[int]) -> Tensor:
+def new_output(shape: Sequence[int]) -> Tensor:
     """Return a new `readable_tensor` float32 tensor, independent of torch's defaults.
 
     Raises:

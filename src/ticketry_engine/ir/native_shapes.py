@@ -23,7 +23,7 @@ def need(condition: bool, otherwise: str) -> None:
         raise GraphError(otherwise)
 
 
-def images(shape: Shape) -> tuple[Size, int, int, int]:
+def image_sizes(shape: Shape) -> tuple[Size, int, int, int]:
     need(len(shape) == 4, f"it takes [N, C, H, W], not {shape}")
     batch, channels, height, width = shape
     return batch, int(channels or 0), int(height or 0), int(width or 0)
@@ -62,7 +62,7 @@ def _check_weight(weight: Shape, axes: int) -> None:
 
 
 def conv2d(attrs: Attrs, inputs: Sequence[Shape], weights: Mapping[str, Shape]) -> Shape:
-    batch, channels, height, width = images(inputs[0])
+    batch, channels, height, width = image_sizes(inputs[0])
     weight, groups = weights["weight"], attrs["groups"]
     _check_weight(weight, 4)
     out, per_group, kh, kw = (int(size or 0) for size in weight)
@@ -93,7 +93,7 @@ def same(attrs: Attrs, inputs: Sequence[Shape], weights: Mapping[str, Shape]) ->
 
 
 def pool(attrs: Attrs, inputs: Sequence[Shape], weights: Mapping[str, Shape]) -> Shape:
-    batch, channels, height, width = images(inputs[0])
+    batch, channels, height, width = image_sizes(inputs[0])
     dilation = attrs.get("dilation", (1, 1))
     made = []
     for axis, size in enumerate((height, width)):
@@ -105,7 +105,7 @@ def pool(attrs: Attrs, inputs: Sequence[Shape], weights: Mapping[str, Shape]) ->
 
 
 def global_pool(attrs: Attrs, inputs: Sequence[Shape], weights: Mapping[str, Shape]) -> Shape:
-    batch, channels, height, width = images(inputs[0])
+    batch, channels, height, width = image_sizes(inputs[0])
     need(height * width > 0, "there is nothing to pool")
     return (batch, channels, 1, 1) if attrs["keepdim"] else (batch, channels)
 
@@ -240,7 +240,7 @@ def reshape(attrs: Attrs, inputs: Sequence[Shape], weights: Mapping[str, Shape])
 
 
 def shuffle(attrs: Attrs, inputs: Sequence[Shape], weights: Mapping[str, Shape]) -> Shape:
-    need(images(inputs[0])[1] % attrs["groups"] == 0, f"{inputs[0]} has no {attrs['groups']} groups of channels")
+    need(image_sizes(inputs[0])[1] % attrs["groups"] == 0, f"{inputs[0]} has no {attrs['groups']} groups of channels")
     return inputs[0]
 
 

@@ -42,7 +42,7 @@ class _Wide:
 
 
 class PixelsArena:
-    """Storage of each value of a region in the channels-last layout, for blocks of `images` images."""
+    """Memory of each value of a region in the channels-last layout, for blocks of `images` images."""
 
     layout: ModuleType = channels_last
 
@@ -63,8 +63,7 @@ class PixelsArena:
         self.bytes = self._assign_offsets(images)
 
     def value(self, form: ValueForm) -> channels_last.ChannelsLastValue:
-        """Return the storage of a value, or of the channels computed at a time; raise UnsupportedError if there is
-        none."""
+        """Return the memory of a value, or of channels computed at a time; raise UnsupportedError if there is none."""
         runs = _channel_runs(form, self._storages)
         wide, first = self._in[runs[0][0]]
         if runs[0][2] > self._storages.all[runs[0][0]].channels:  # see `chunks`
@@ -152,7 +151,7 @@ def _channel_runs(form: ValueForm, storages: Storages) -> list[Run]:
 
 
 def _wide_values(sketch: Sketch, lanes: int) -> list[_Wide]:
-    """Return which storages form one wider value, because a task reads them as one."""
+    """Return groups of storages that form one wider value, because an operation reads them as a single value."""
     storages = sketch.storages
     sequences: dict[int, list[int]] = {}
     for task in sketch.tasks:
@@ -220,7 +219,7 @@ def _channel_orders(sketch: Sketch) -> dict[int, Order]:
 
 
 class PlanesArena:
-    """Storage of each plane of a region in the planar layout, for blocks of `images` images and vectors of `lanes`
+    """Memory of each plane of a region in the planar layout, for blocks of `images` images and vectors of `lanes`
     lanes.
 
     Args:
@@ -247,7 +246,7 @@ class PlanesArena:
         self._starts, self.bytes = memory.lay_out(lambda geometry: geometry.bytes)
 
     def value(self, form: ValueForm) -> planar.Planes:
-        """Return the storage of a value, or of the channels computed at a time."""
+        """Return the memory of a value, or of the channels computed at a time."""
         storages, numbers = form.flat[:, 0], form.flat[:, 1]
         if (numbers >= self._channels[storages]).any():  # see `chunks`: of one storage, from its first channel on
             storages, numbers = storages[: self._channels[storages[0]]], numbers[: self._channels[storages[0]]]

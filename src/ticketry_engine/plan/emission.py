@@ -74,7 +74,7 @@ class Emission:
         return self.arena.bytes + 64 + self.scratch
 
     def _scratch_offset(self, size: int) -> int:
-        """Memory behind all values, which every operation may use for itself."""
+        """Return the offset of scratch memory behind all values, which every operation may overwrite."""
         self.scratch = max(self.scratch, size)
         return -(-self.arena.bytes // 64) * 64
 
@@ -290,7 +290,7 @@ _ROWS = 8
 
 @dataclass(frozen=True, eq=False)
 class Chunk:
-    """A value that is computed and consumed by two operations in chunks of channels."""
+    """How a value is computed in chunks of channels by one operation and consumed by the next."""
 
     channels: int
     """Channels per chunk."""

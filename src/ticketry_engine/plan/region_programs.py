@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ticketry_engine import ir
 from ticketry_engine.ir import Graph, Node, Region
-from ticketry_engine.ir.binding import fresh, require_float32
+from ticketry_engine.ir.binding import new_output, require_float32
 from ticketry_engine.kept_files import digest_of_files, folder, keep, kept
 from ticketry_engine.kernels.channels_last.geometry import FLOAT, HALF
 from ticketry_engine.kernels.jit import CachedKernel, Library, title
@@ -215,7 +215,7 @@ class Native:
                     used[number] = tensor.contiguous()
         made = []
         for shape, order in self._made:
-            output = fresh((batch, *shape))
+            output = new_output((batch, *shape))
             used.append(output)
             made.append(output if order is None else output.permute(order))
         return batch, tuple(last), used, made
@@ -357,7 +357,7 @@ The head's values are small, so a separate region takes more images at once and 
 
 @dataclass
 class Partition:
-    """A graph as steps in order: regions and torch nodes."""
+    """A graph divided into regions and torch nodes, in the order in which they run."""
 
     steps: list[Region | Node]
     reasons: dict[str, str]

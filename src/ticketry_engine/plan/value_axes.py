@@ -24,7 +24,7 @@ class UnsupportedError(Exception):
 
 @dataclass(frozen=True, eq=False)
 class ValueForm:
-    """The planes of a value as (storage, number in it), its axes, and the pixels of a plane."""
+    """Where a value is stored: its planes as (storage, number within it), its axes, and the pixels of a plane."""
 
     labels: str
     planes: Planned
@@ -34,7 +34,7 @@ class ValueForm:
 
     @property
     def flat(self) -> Planned:
-        """[channels, 2], in the order of the channel axes."""
+        """The planes as [channels, 2], in the order of the channel axes."""
         return self.planes.reshape(-1, 2)
 
     @property
@@ -165,7 +165,7 @@ def shuffled(form: ValueForm, groups: int) -> ValueForm:
 
 
 def _channel_axis_number(form: ValueForm, axis: int) -> int:
-    """Return the number of a value's axis among its channel axes."""
+    """Return the position of an axis of the value among its channel axes."""
     label = form.labels[axis - 1]
     if label != "c" or form.labels == "f":
         raise UnsupportedError("a part of or an addition to positions")

@@ -126,7 +126,7 @@ def regular(path: Path, *, follow_links: bool = True) -> BinaryIO:
 
 
 def reason_of(error: OSError) -> str:
-    """Return a description of an OSError, with advice if it is independent of the path."""
+    """Return the cause of an OSError as text, with advice if there is some that does not depend on the path."""
     if error.errno in (errno.EMFILE, errno.ENFILE):
         return "too many files are open at once: allow more (ulimit -n), or use fewer workers"
     if error.errno == errno.ENAMETOOLONG:

@@ -88,7 +88,7 @@ def apply_mask(model: nn.Module, keep: Mapping[str, Tensor]) -> None:
 
 
 def copied(model: nn.Module, tensors: Mapping[int, Tensor], shared: Mapping[int, nn.Module] | None = None) -> nn.Module:
-    """Return a deep copy with some parameters and buffers replaced by `tensors` (by `id`).
+    """Return a deep copy of a model; parameters and buffers whose `id` is in `tensors` are replaced by these tensors.
 
     Modules in `shared` (by `id`) are not copied.
     """

@@ -269,7 +269,8 @@ def _merge(several: Sequence[Any]) -> Any:
 
 
 def _linear_size(numbers: Sequence[int]) -> LinearSize | None:
-    """Return the linear function of the number of examples that fits these numbers; None if none does."""
+    """Return the size as a linear function of the number of examples, from its values in several calls; None if it is
+    not linear."""
     step, left = divmod(numbers[1] - numbers[0], _EXAMPLES[1] - _EXAMPLES[0])
     line = LinearSize(step, numbers[0] - step * _EXAMPLES[0])
     fits = not left and all(line.at(examples) == number for examples, number in zip(_EXAMPLES, numbers, strict=False))

@@ -26,7 +26,7 @@ def writes_to_weight(name: str) -> CaptureError:
 
 
 def writes_to_input(name: str) -> CaptureError:
-    """Return the error for a model that changes what it is called with."""
+    """Return the error for a model that changes its inputs in place."""
     return CaptureError(
         f"the model changes its input {name!r} in place, and a compiled model leaves its inputs as they are: copy the"
         f" input first (`{name} = {name}.clone()`), and return the new value if the caller needs it"
