@@ -21,7 +21,7 @@ from ticketry_engine.capture.editor import (
     NoMatchError,
     arguments,
     base,
-    need,
+    require_match,
     rewrite,
     tensor_of,
     value_of,
@@ -34,14 +34,14 @@ from ticketry_engine.errors import GraphError
 from ticketry_engine.ir import FLOATS, Graph, Json, Node, Value, aten, node
 
 
-def straighten(graph: Graph, sizes: Mapping[str, Sizes]) -> Graph:
+def move_batch_first(graph: Graph, sizes: Mapping[str, Sizes]) -> Graph:
     """Return the graph with the batch at axis 0 in linear layers and views that had it elsewhere."""
     return rewrite(graph, _rewrite_batch_first, sizes)
 
 
 def _rewrite_batch_first(editor: Editor, one: Node) -> list[Node] | str:
     """Replace a torch node by native nodes whose batch is at axis 0."""
-    need(not one.native)
+    require_match(not one.native)
     if base(one) in VIEWS and is_canonical(editor, one.output):
         return _rewrite_view(editor, one)
     rule = _ROW_BY_ROW.get(base(one), _activation_batch_first)
@@ -86,10 +86,10 @@ def _apply_batch_first(editor: Editor, one: Node, inputs: Sequence[str | None], 
     if first is None or any(other is None or other[:-1] != first[:-1] for other in sizes):
         raise NoMatchError
     names = [str(name) for name in inputs]
-    need(not is_canonical(editor, names[0]))
-    need(len({editor.values[name].dtype for name in names}) == 1 and editor.values[names[0]].dtype in FLOATS)
+    require_match(not is_canonical(editor, names[0]))
+    require_match(len({editor.values[name].dtype for name in names}) == 1 and editor.values[names[0]].dtype in FLOATS)
     layouts = _batch_layouts(first)
-    need(layouts)
+    require_match(layouts)
     nodes, rows, layout = _bring_batch_first(editor, names[0], layouts)
     brought = [rows]
     for name in names[1:]:
@@ -105,7 +105,7 @@ def _apply_batch_first(editor: Editor, one: Node, inputs: Sequence[str | None], 
 def _linear_batch_first(editor: Editor, one: Node, found: Found) -> list[Node]:
     x = value_of(linear_input(found))
     weights = linear_weights(editor, one, found)
-    need({str(editor.tensors[name].dtype)[6:] for name in weights.values()} == {editor.values[x or ""].dtype})
+    require_match({str(editor.tensors[name].dtype)[6:] for name in weights.values()} == {editor.values[x or ""].dtype})
     return _apply_batch_first(editor, one, [x], lambda rows: editor.make("linear", (rows[0],), one.output, weights))
 
 
@@ -121,7 +121,7 @@ def _norm_batch_first(editor: Editor, one: Node, found: Found) -> list[Node]:
 
 def _activation_batch_first(editor: Editor, one: Node, found: Found) -> list[Node]:
     act = act_of(base(one), found)
-    need(act is not None)
+    require_match(act is not None)
     x = value_of(found["self"])
     return _apply_batch_first(editor, one, [x], lambda rows: editor.make("act", (rows[0],), one.output, act=act))
 
@@ -129,12 +129,12 @@ def _activation_batch_first(editor: Editor, one: Node, found: Found) -> list[Nod
 def _pairwise_batch_first(editor: Editor, one: Node, found: Found) -> list[Node]:
     """Lower a sum or product of two values, or of a value and a constant that is the same for all rows."""
     name, pair = base(one), [found["self"], found["other"]]
-    need(found.get("alpha", 1) == 1)
+    require_match(found.get("alpha", 1) == 1)
     if is_constant(editor, pair[0]) and name != "div":
         pair.reverse()
     x, other = value_of(pair[0]), value_of(pair[1])
     if not is_constant(editor, pair[1]):
-        need(name in ("add", "mul") and editor.sizes.get(x or "") == editor.sizes.get(other or ""))
+        require_match(name in ("add", "mul") and editor.sizes.get(x or "") == editor.sizes.get(other or ""))
         return _apply_batch_first(
             editor, one, [x, other], lambda rows: editor.make(name, (rows[0], rows[1]), one.output)
         )
@@ -142,7 +142,7 @@ def _pairwise_batch_first(editor: Editor, one: Node, found: Found) -> list[Node]
     def make(rows: list[str]) -> Node:
         like = len(editor.sizes[x or ""])
         constant = constant_of(editor, pair[1], rows[0])
-        need(constant.dim() < like or all(size == 1 for size in constant.shape[: constant.dim() - like + 1]))
+        require_match(constant.dim() < like or all(size == 1 for size in constant.shape[: constant.dim() - like + 1]))
         constant = constant.reciprocal() if name == "div" else constant
         op = "add_constant" if name == "add" else "mul_constant"
         weights = {"constant": editor.constant(f"{one.output}.constant", constant)}
@@ -155,7 +155,7 @@ def _softmax_batch_first(editor: Editor, one: Node, found: Found) -> list[Node]:
     """Lower a softmax over the last axis."""
     x = value_of(found["self"])
     last = len(editor.sizes.get(x or "", ())) - 1
-    need(found["dim"] in (-1, last) and found.get("dtype") is None)
+    require_match(found["dim"] in (-1, last) and found.get("dtype") is None)
 
     def make(rows: list[str]) -> Node:
         return editor.make("softmax", (rows[0],), one.output, axis=len(editor.shape(rows[0]) or ()) - 1)
@@ -178,7 +178,7 @@ def _window_matmul(editor: Editor, one: Node, found: Found) -> list[Node]:
 
 def _window_attention(editor: Editor, one: Node, found: Found) -> list[Node]:
     """Lower attention in windows [N * W, h, T, d]; its bias is a weight and the same for all windows."""
-    need(not found["dropout_p"] and not found["is_causal"])
+    require_match(not found["dropout_p"] and not found["is_causal"])
     nodes, (q, k, v) = _split_windows(editor, [str(value_of(found[role])) for role in ("query", "key", "value")])
     mask, bias = found["attn_mask"], None
     if mask is not None:
@@ -186,7 +186,7 @@ def _window_attention(editor: Editor, one: Node, found: Found) -> list[Node]:
         if bias is None or bias.dim() > 4:
             raise NoMatchError
         bias = bias.reshape((1,) * (4 - bias.dim()) + tuple(bias.shape))
-        need(bias.is_floating_point() and bias.shape[0] == 1)
+        require_match(bias.is_floating_point() and bias.shape[0] == 1)
     made = _free_value(editor, one.output, (*(editor.shape(q) or ())[:-1], (editor.shape(v) or ())[-1]))
     attended = attention(editor, (q, k, v), made, bias, found["scale"])
     return [*nodes, attended, _flatten_windows(editor, made, one.output)]
@@ -196,11 +196,11 @@ def _split_windows(editor: Editor, names: list[str]) -> tuple[list[Node], list[s
     """Return nodes that view values [N * W, h, ...] as [N, W, h, ...]; windows of an example must be neighbours."""
     sizes = [editor.sizes.get(name, ()) for name in names]
     several = sizes[0][0] if sizes[0] else None
-    need(all(len(size) == 4 and size[:2] == sizes[0][:2] for size in sizes))
-    need(isinstance(several, Multiple) and several.of_batch > 1)
+    require_match(all(len(size) == 4 and size[:2] == sizes[0][:2] for size in sizes))
+    require_match(isinstance(several, Multiple) and several.of_batch > 1)
     nodes, found = [], []
     for name, size in zip(names, sizes, strict=True):
-        need(editor.values[name].dtype in FLOATS)
+        require_match(editor.values[name].dtype in FLOATS)
         more, rows, _ = _bring_batch_first(editor, name, _batch_layouts(size)[:1])
         nodes += more
         found.append(rows)
@@ -332,7 +332,7 @@ def chain_to(editor: Editor, name: str) -> ViewChain:
         steps.append(maker)
         name = found
     shape = editor.shape(name) or ()
-    need(prod(size or 1 for size in shape) <= _LARGEST)
+    require_match(prod(size or 1 for size in shape) <= _LARGEST)
 
     def run(batch: int) -> Tensor:
         sizes = [batch, *(int(size or 0) for size in shape[1:])]
@@ -381,13 +381,13 @@ def example_map(chain: ViewChain, layout: Callable[[Tensor, int], Tensor]) -> Te
             made = layout(chain.run(batch), batch)
         except (GraphError, RuntimeError, IndexError, TypeError):
             raise NoMatchError from None
-        need(made.numel() and made.shape[0] == batch)
+        require_match(made.numel() and made.shape[0] == batch)
         for index in range(batch):
             local = made[index] - index * chain.size
             found = local if found is None else found
-            need(found.shape == local.shape and torch.equal(found, local))
+            require_match(found.shape == local.shape and torch.equal(found, local))
     assert found is not None
-    need(int(found.min()) >= 0 and int(found.max()) < chain.size)
+    require_match(int(found.min()) >= 0 and int(found.max()) < chain.size)
     return found
 
 
@@ -419,7 +419,7 @@ def _stride_decomposition(where: Tensor) -> list[tuple[int, int]]:
         line = where[tuple(slice(None) if other == axis else 0 for other in range(where.dim()))] - first
         total = total.unsqueeze(-1) + line
         parts += _nested_strides(line.tolist())
-    need(torch.equal(total + first, where) and all(stride > 0 for _, stride in parts))
+    require_match(torch.equal(total + first, where) and all(stride > 0 for _, stride in parts))
     return parts
 
 
@@ -432,7 +432,7 @@ def _nested_strides(line: list[int]) -> list[tuple[int, int]]:
         length += 1
     while len(line) % length:
         length -= 1
-    need(length > 1)
+    require_match(length > 1)
     return [*_nested_strides(line[::length]), (length, step)]
 
 
@@ -446,17 +446,17 @@ def _source_axes(parts: list[tuple[int, int]], first: int, total: int) -> list[t
     reach = 1
     skipped = 0
     for size, stride in reversed(parts):
-        need(stride % reach == 0)
+        require_match(stride % reach == 0)
         if stride > reach:
             cuts.append((stride // reach, first // reach % (stride // reach)))
             skipped += first // reach % (stride // reach) * reach
         cuts.append((size, None))
         reach = stride * size
-    need(total % reach == 0)
+    require_match(total % reach == 0)
     if total > reach:
         cuts.append((total // reach, first // reach))
         skipped += first // reach * reach
-    need(skipped == first)
+    require_match(skipped == first)
     return cuts[::-1]
 
 

@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from ticketry_engine.capture.editor import arguments, base, free_name, packet, tensor_of, value_of
+from ticketry_engine.capture.editor import arguments, base, free_name, op_packet, tensor_of, value_of
 from ticketry_engine.capture.tracing.side_effects import (
     Containers,
     first_change,
@@ -246,7 +246,7 @@ def _view_source(one: Node) -> tuple[str, str]:
     found = arguments(one)
     for known in aten.find(one.op, trusted=True)._schema.arguments:
         alias = known.alias_info
-        if (alias is not None and not alias.is_write) or (packet(one) in _GIVE_BACK and known.name == "input"):
+        if (alias is not None and not alias.is_write) or (op_packet(one) in _GIVE_BACK and known.name == "input"):
             if (name := tensor_of(found[known.name])) is not None:
                 return "weight", name
             return "value", value_of(found[known.name]) or ""

@@ -34,11 +34,11 @@ class NoMatchError(Exception):
 
 def finite_number(arg: Json) -> float:
     """Return an argument as a finite number; raise `NoMatchError` for anything else, such as ``{"float": "inf"}``."""
-    need(isinstance(arg, (int, float)))
+    require_match(isinstance(arg, (int, float)))
     return float(arg)
 
 
-def need(condition: object) -> None:
+def require_match(condition: object) -> None:
     """Raise `NoMatchError` unless the condition holds."""
     if not condition:
         raise NoMatchError
@@ -96,9 +96,9 @@ class Editor:
         """
         names = [value_of(arg) for arg in args]
         found = [name for name in names if name is not None]
-        need(len(found) == len(names) and self.floating(*found, one.output))
+        require_match(len(found) == len(names) and self.floating(*found, one.output))
         shapes = [self.shape(name) or () for name in found]
-        need(all(len(shape) == axes if axes is not None else shape for shape in shapes))
+        require_match(all(len(shape) == axes if axes is not None else shape for shape in shapes))
         return found
 
     def value(self, like: str, shape: Shape, suffix: str = "part") -> str:
@@ -154,7 +154,7 @@ class Editor:
             raise NoMatchError
         return maker
 
-    def sole(self, name: str) -> Node | None:
+    def computed_for_one_reader(self, name: str) -> Node | None:
         """Return the node that computes a value if exactly one node reads the value; else None."""
         return self.makers.get(name) if self.uses.get(name, 0) == 1 else None
 
@@ -193,7 +193,7 @@ def rewrite(graph: Graph, rule: Rule, sizes: Mapping[str, Sizes] | None = None) 
     return without_unused(changed.with_nodes(done))
 
 
-def finished(nodes: list[Node], x: str, output: str) -> list[Node] | str:
+def rename_last_output(nodes: list[Node], x: str, output: str) -> list[Node] | str:
     """Return the nodes with the last one's output renamed to `output`; `x` itself if there are none."""
     if not nodes:
         return x
@@ -222,7 +222,7 @@ def with_arguments(one: Node, changed: Mapping[str, Json]) -> Node:
             weights[name] = name
         return made
 
-    attrs = aten.exchanged(one.attrs, change)
+    attrs = aten.replace_objects(one.attrs, change)
     return replace(one, inputs=tuple(inputs), attrs=attrs, weights=weights)
 
 
@@ -284,7 +284,7 @@ def base(one: Node) -> str:
     return name if rest == "getitem" else ""
 
 
-def packet(one: Node) -> str:
+def op_packet(one: Node) -> str:
     """Return the name of an ATen operation without its overload; "" for any other node."""
     kind, _, rest = one.op.partition(".")
     return rest.partition(".")[0] if kind == "aten" else ""

@@ -19,10 +19,10 @@ from ticketry_engine.capture.editor import (
     NoMatchError,
     arguments,
     base,
-    finished,
     finite_number,
-    need,
     number_of,
+    rename_last_output,
+    require_match,
     rewrite,
     tensor_of,
     value_of,
@@ -38,15 +38,15 @@ def weights_of(editor: Editor, found: Mapping[str, Json]) -> dict[str, str]:
     """Return the names of weight and bias by role; raise `NoMatchError` unless both are weights of the model."""
     given = {role: tensor_of(found.get(role)) for role in ("weight", "bias") if found.get(role) is not None}
     named = {role: name for role, name in given.items() if name is not None}
-    need(named.keys() == given.keys() and "weight" in named)
-    need(len({editor.tensors[name].dtype for name in named.values()}) == 1)
+    require_match(named.keys() == given.keys() and "weight" in named)
+    require_match(len({editor.tensors[name].dtype for name in named.values()}) == 1)
     return named
 
 
 def _lower_conv2d(editor: Editor, one: Node, found: Found) -> list[Node]:
     (x,), weights = editor.floats(one, found["input"], axes=4), weights_of(editor, found)
     weight = editor.tensors[weights["weight"]]
-    need(weight.dim() == 4 and not found.get("transposed"))
+    require_match(weight.dim() == 4 and not found.get("transposed"))
     stride, dilation = pair(found["stride"]), pair(found["dilation"])
     padding = _resolve_padding(found["padding"], weight.shape[2:], dilation)
     setting = {"stride": stride, "padding": padding, "dilation": dilation, "groups": found["groups"]}
@@ -58,7 +58,7 @@ def _resolve_padding(padding: Json, kernel: torch.Size, dilation: list[int]) -> 
         return [0, 0]
     if padding == "same":
         both = [step * (size - 1) for step, size in zip(dilation, kernel, strict=True)]
-        need(not any(total % 2 for total in both))
+        require_match(not any(total % 2 for total in both))
         return [total // 2 for total in both]
     return pair(padding)
 
@@ -91,10 +91,12 @@ def linear_weights(editor: Editor, one: Node, found: Found) -> dict[str, str]:
         named = {"weight": tensor_of(found.get("mat2", found.get("other"))) or ""}
         if base(one) == "addmm":  # bias + x weight
             named["bias"] = tensor_of(found["self"]) or ""
-            need(found["beta"] == found["alpha"] == 1)
-    need(all(name and editor.tensors[name].dim() == {"weight": 2, "bias": 1}[role] for role, name in named.items()))
+            require_match(found["beta"] == found["alpha"] == 1)
+    require_match(
+        all(name and editor.tensors[name].dim() == {"weight": 2, "bias": 1}[role] for role, name in named.items())
+    )
     rows = editor.tensors[named["weight"]].shape[0 if base(one) == "linear" else 1]
-    need("bias" not in named or editor.tensors[named["bias"]].shape == (rows,))
+    require_match("bias" not in named or editor.tensors[named["bias"]].shape == (rows,))
     if base(one) != "linear":
         weight = named["weight"]
         named["weight"] = editor.tensor(f"{weight}.T", editor.tensors[weight].t().contiguous())
@@ -103,7 +105,7 @@ def linear_weights(editor: Editor, one: Node, found: Found) -> dict[str, str]:
 
 def _lower_linear(editor: Editor, one: Node, found: Found) -> list[Node]:
     (x,) = editor.floats(one, linear_input(found))
-    need(len(editor.shape(x) or ()) >= 2)
+    require_match(len(editor.shape(x) or ()) >= 2)
     return [node("linear", (x,), one.output, linear_weights(editor, one, found))]
 
 
@@ -111,7 +113,7 @@ def _lower_batch_norm(editor: Editor, one: Node, found: Found) -> list[Node]:
     """Lower a batch norm in evaluation mode: a scale and a shift of each channel."""
     named = [tensor_of(found[role]) for role in ("weight", "bias", "running_mean", "running_var")]
     (x,) = editor.floats(one, found["input"])
-    need(not found.get("training") and len(editor.shape(x) or ()) >= 2)
+    require_match(not found.get("training") and len(editor.shape(x) or ()) >= 2)
     weight, bias, mean, var = (None if name is None else editor.tensors[name].double() for name in named)
     if mean is None or var is None:
         raise NoMatchError
@@ -129,22 +131,22 @@ def _lower_batch_norm(editor: Editor, one: Node, found: Found) -> list[Node]:
 def _lower_layer_norm(editor: Editor, one: Node, found: Found) -> list[Node]:
     (x,), size = editor.floats(one, found["input"]), found["normalized_shape"]
     named = {role: tensor_of(found[role]) for role in ("weight", "bias")}
-    need(len(size) == 1 and len(editor.shape(x) or ()) >= 2)
-    need(all((name is None) == (found[role] is None) for role, name in named.items()))
+    require_match(len(size) == 1 and len(editor.shape(x) or ()) >= 2)
+    require_match(all((name is None) == (found[role] is None) for role, name in named.items()))
     dtype = getattr(torch, editor.values[x].dtype)
     weights = {}
     if any(named.values()):
         neutral = {"weight": torch.ones(size, dtype=dtype), "bias": torch.zeros(size, dtype=dtype)}
         for role, name in named.items():
             weights[role] = editor.tensor(f"{one.output}.{role}", neutral[role]) if name is None else name
-    need(all(editor.tensors[name].dtype == dtype for name in weights.values()))
+    require_match(all(editor.tensors[name].dtype == dtype for name in weights.values()))
     return [node("layer_norm", (x,), one.output, weights, eps=finite_number(found["eps"]))]
 
 
 def _lower_softmax(editor: Editor, one: Node, found: Found) -> list[Node]:
     (x,) = editor.floats(one, found["self"])
     axis = int(found["dim"]) % len(editor.shape(x) or ())
-    need(axis)
+    require_match(axis)
     return [node("softmax", (x,), one.output, axis=axis)]
 
 
@@ -152,17 +154,17 @@ def _lower_rms_norm(editor: Editor, one: Node, found: Found) -> list[Node]:
     (x,), size = editor.floats(one, found["input"]), found["normalized_shape"]
     name = tensor_of(found["weight"])
     dtype = getattr(torch, editor.values[x].dtype)
-    need(len(size) == 1 and len(editor.shape(x) or ()) >= 2 and (name is None) == (found["weight"] is None))
-    need(name is None or editor.tensors[name].dtype == dtype)
+    require_match(len(size) == 1 and len(editor.shape(x) or ()) >= 2 and (name is None) == (found["weight"] is None))
+    require_match(name is None or editor.tensors[name].dtype == dtype)
     eps = torch.finfo(dtype).eps if found["eps"] is None else finite_number(found["eps"])
     return [node("rms_norm", (x,), one.output, {} if name is None else {"weight": name}, eps=eps)]
 
 
 def _lower_attention(editor: Editor, one: Node, found: Found) -> list[Node]:
     q, k, v = editor.floats(one, *(found[role] for role in ("query", "key", "value")), axes=4)
-    need(not found["dropout_p"] and len({(editor.shape(name) or ())[:1] for name in (q, k, v)}) == 1)
+    require_match(not found["dropout_p"] and len({(editor.shape(name) or ())[:1] for name in (q, k, v)}) == 1)
     heads, groups = ((editor.shape(name) or ())[1] for name in (q, k))
-    need(heads and groups and not heads % groups)  # queries that are broadcast are left to torch
+    require_match(heads and groups and not heads % groups)  # queries that are broadcast are left to torch
     return [masked_attention(editor, (q, k, v), one.output, found["attn_mask"], found["scale"], found["is_causal"])]
 
 
@@ -182,7 +184,7 @@ def masked_attention(
             bias, causal = None, True
     weights = {}
     if bias is not None and bool(bias.any()):
-        need(bool(bias.isfinite().any(-1).all()))  # torch's rows without a key are 0, a quotient's are NaN
+        require_match(bool(bias.isfinite().any(-1).all()))  # torch's rows without a key are 0, a quotient's are NaN
         weights["bias"] = editor.constant(f"{output}.bias", bias)
     return node("attention", inputs, output, weights, scale=scale, causal=causal)
 
@@ -196,12 +198,12 @@ def _attention_bias(editor: Editor, mask: Json, inputs: Sequence[str]) -> torch.
     if known is None or known.dim() > 4:
         raise NoMatchError
     known = known.reshape((1,) * (4 - known.dim()) + tuple(known.shape))
-    need(known.shape[0] == 1 and known.shape[1] in (1, heads))
+    require_match(known.shape[0] == 1 and known.shape[1] in (1, heads))
     dtype = getattr(torch, editor.values[inputs[0]].dtype)
     if known.dtype == torch.bool:
         known = torch.zeros(known.shape, dtype=dtype).masked_fill(~known, float("-inf"))
-    need(known.dtype == dtype and not bool((known.isnan() | (known == float("inf"))).any()))
-    need(known.shape[2] in (1, queries) and known.shape[3] in (1, keys))
+    require_match(known.dtype == dtype and not bool((known.isnan() | (known == float("inf"))).any()))
+    require_match(known.shape[2] in (1, queries) and known.shape[3] in (1, keys))
     return known[0].expand(-1, int(queries or 0), int(keys or 0))
 
 
@@ -235,14 +237,16 @@ def _clamp_activation(least: Json, most: Json) -> str | None:
 
 def _lower_activation(editor: Editor, one: Node, found: Found) -> list[Node]:
     (x,), act = editor.floats(one, found["self"]), act_of(base(one), found)
-    need(act)
+    require_match(act)
     return [node("act", (x,), one.output, act=act)]
 
 
 def _lower_pairwise(editor: Editor, one: Node, found: Found) -> list[Node]:
     """Lower a sum or product of two values; of [N, C, H, W] and [N, C, 1, 1] the larger comes first."""
-    need(found.get("alpha", 1) == 1)
-    need(all(rows_of(editor.makers, editor.tensors, value_of(found[role])) is None for role in ("self", "other")))
+    require_match(found.get("alpha", 1) == 1)
+    require_match(
+        all(rows_of(editor.makers, editor.tensors, value_of(found[role])) is None for role in ("self", "other"))
+    )
     pair = editor.floats(one, found["self"], found["other"])
     made = editor.shape(one.output)
     if not made:
@@ -250,7 +254,7 @@ def _lower_pairwise(editor: Editor, one: Node, found: Found) -> list[Node]:
     if editor.shape(pair[0]) != made:
         pair.reverse()
     gate = (*made[:2], 1, 1) if len(made) == 4 else None
-    need(editor.shape(pair[0]) == made and editor.shape(pair[1]) in (made, gate))
+    require_match(editor.shape(pair[0]) == made and editor.shape(pair[1]) in (made, gate))
     return [node(base(one), tuple(pair), one.output)]
 
 
@@ -259,8 +263,8 @@ def _remove_identity(editor: Editor, one: Node, found: Found) -> str:
     x = value_of(found.get("self", found.get("input")))
     if x is None or found.get("train") is True or found.get("training") is True:
         raise NoMatchError
-    need(editor.values[x].dtype == editor.values[one.output].dtype and editor.same_size(x, one.output))
-    need(editor.values[x].dtype in DTYPES)  # a copy of a complex tensor computes its lazy conjugate
+    require_match(editor.values[x].dtype == editor.values[one.output].dtype and editor.same_size(x, one.output))
+    require_match(editor.values[x].dtype in DTYPES)  # a copy of a complex tensor computes its lazy conjugate
     return x
 
 
@@ -270,7 +274,7 @@ def _lower_arithmetic(editor: Editor, one: Node, found: Found) -> list[Node] | s
     number = number_of(found["other"], editor.tensors)
     if number == (0 if name in ("add", "sub") else 1):
         return _remove_identity(editor, one, found)
-    need(name in ("add", "mul"))
+    require_match(name in ("add", "mul"))
     if value_of(found["self"]) and value_of(found["other"]):
         return _lower_pairwise(editor, one, found)
     return _lower_channel_constant(editor, one, found)
@@ -285,8 +289,10 @@ def _lower_channel_constant(editor: Editor, one: Node, found: Found) -> list[Nod
         raise NoMatchError
     shape, tensor = editor.shape(x) or (), editor.tensors[weight]
     channels = shape[1:2] + (1,) * (len(shape) - 2)
-    need(len(shape) > 1 and tuple(tensor.shape) in (channels, (1, *channels)) and shape == editor.shape(one.output))
-    need(str(tensor.dtype) == f"torch.{editor.values[x].dtype}")
+    require_match(
+        len(shape) > 1 and tuple(tensor.shape) in (channels, (1, *channels)) and shape == editor.shape(one.output)
+    )
+    require_match(str(tensor.dtype) == f"torch.{editor.values[x].dtype}")
     vector = tensor.flatten()
     factor = vector if name == "mul" else torch.ones_like(vector)
     term = vector if name == "add" else torch.zeros_like(vector)
@@ -327,14 +333,14 @@ def lower_resizes(graph: Graph) -> Graph:
 
 def _lower_resize(editor: Editor, one: Node) -> list[Node]:
     reach = 0 if one.native else _REACH.get(base(one), 0)
-    need(reach and len(one.inputs) == 1)
+    require_match(reach and len(one.inputs) == 1)
     (x,) = editor.floats(one, {"value": one.inputs[0]}, axes=4)
     shape, made = (editor.shape(name) or () for name in (x, one.output))
-    need(shape[:2] == made[:2] and all(shape[1:]))
+    require_match(shape[:2] == made[:2] and all(shape[1:]))
     channels, *sizes = (int(size or 0) for size in shape[1:])
     places = [int(size or 0) for size in made[2:]]
-    need(all(0 < size <= more and not more % size for size, more in zip(sizes, places, strict=True)))
-    need(channels * prod(places) <= MOST_MOVED)
+    require_match(all(0 < size <= more and not more % size for size, more in zip(sizes, places, strict=True)))
+    require_match(channels * prod(places) <= MOST_MOVED)
     resize, dtype = aten.prepare(one, editor.tensors, "cpu"), getattr(torch, editor.values[x].dtype)
     taps = [_resize_weights(resize, sizes, axis, places[axis] // sizes[axis], reach, dtype) for axis in range(2)]
     kernel = torch.einsum("ra,sb->rsab", *taps)
@@ -360,7 +366,7 @@ def _resize_weights(
             or it is so small that its edges hide them.
     """
     size = sizes[axis]
-    need(size > 2 * reach)
+    require_match(size > 2 * reach)
     single = torch.zeros(1, size, dtype=dtype)
     single[0, size // 2] = 1.0
     signals = torch.cat([single, torch.rand(4, size, generator=generator(0, "resize")).to(dtype)])
@@ -369,7 +375,7 @@ def _resize_weights(
     # Return [d, i]: the weight of pixel d for output position i inside a pixel; pixel i + d is d pixels later.
     taps: Tensor = found[0, size // 2 - reach : size // 2 + reach + 1].flip(0).t()
     around = (torch.arange(size)[:, None] + torch.arange(-reach, reach + 1)).clamp(0, size - 1)
-    need(torch.allclose(signals[:, around] @ taps.t(), found, rtol=0, atol=1e-5))
+    require_match(torch.allclose(signals[:, around] @ taps.t(), found, rtol=0, atol=1e-5))
     return taps.contiguous()
 
 
@@ -390,7 +396,7 @@ def _repeat_borders(editor: Editor, x: str, like: str, sizes: Sequence[int], rea
 def pair(value: Json) -> list[int]:
     """Return a setting for one or two axes, such as a stride, as a setting for two axes."""
     sizes = value if isinstance(value, list) else [value]
-    need(len(sizes) in (1, 2) and all(type(size) is int for size in sizes))
+    require_match(len(sizes) in (1, 2) and all(type(size) is int for size in sizes))
     return [sizes[0], sizes[-1]]
 
 
@@ -399,7 +405,7 @@ def window_of(sizes: Json, axes: int, beside: int) -> list[int]:
     return pair(sizes) if axes == 2 else [beside, pair(sizes)[1]]
 
 
-def pool(editor: Editor, one: Node, found: Found, *, axes: int = 2) -> list[Node]:
+def lower_pool(editor: Editor, one: Node, found: Found, *, axes: int = 2) -> list[Node]:
     (x,) = editor.floats(one, found["self"], axes=2 + axes)
     kernel, padding = window_of(found["kernel_size"], axes, 1), window_of(found["padding"], axes, 0)
     window: dict[str, Json] = {
@@ -412,7 +418,7 @@ def pool(editor: Editor, one: Node, found: Found, *, axes: int = 2) -> list[Node
         return _apply_over_axes(
             axes, editor, one, x, "max_pool2d", **window, dilation=window_of(found["dilation"], axes, 1)
         )
-    need(found.get("divisor_override") is None)
+    require_match(found.get("divisor_override") is None)
     made, shape = editor.shape(one.output) or (), editor.shape(x) or ()
     covers = all(size >= int(side or 0) for size, side in zip(kernel[-axes:], shape[2:], strict=True))
     if set(made[2:]) == {1} and covers and padding == [0, 0]:
@@ -420,7 +426,7 @@ def pool(editor: Editor, one: Node, found: Found, *, axes: int = 2) -> list[Node
     return _apply_over_axes(axes, editor, one, x, "avg_pool2d", **window, count_include_pad=found["count_include_pad"])
 
 
-def adaptive(editor: Editor, one: Node, found: Found, *, axes: int = 2) -> list[Node] | str:
+def lower_adaptive_pool(editor: Editor, one: Node, found: Found, *, axes: int = 2) -> list[Node] | str:
     (x,) = editor.floats(one, found["self"], axes=2 + axes)
     before, after = editor.shape(x) or (), editor.shape(one.output) or ()
     if before == after:
@@ -428,7 +434,7 @@ def adaptive(editor: Editor, one: Node, found: Found, *, axes: int = 2) -> list[
     if set(after[2:]) == {1}:
         return _apply_over_axes(axes, editor, one, x, "global_avg_pool", keepdim=True)
     sizes = [(int(old or 0), int(new or 0)) for old, new in zip(before[2:], after[2:], strict=True)]
-    need(all(new and not old % new for old, new in sizes))
+    require_match(all(new and not old % new for old, new in sizes))
     kernel = window_of([old // new for old, new in sizes], axes, 1)
     return _apply_over_axes(axes, editor, one, x, "avg_pool2d", kernel=kernel, stride=kernel)
 
@@ -450,17 +456,17 @@ def as_image_operation(
     return [picture, result, node("reshape", (result.output,), one.output, shape=list(made))]
 
 
-def mean(editor: Editor, one: Node, found: Found) -> list[Node]:
+def lower_mean(editor: Editor, one: Node, found: Found) -> list[Node]:
     """Lower a mean over height and width, over tokens, or over the positions of a signal."""
     (x,) = editor.floats(one, found["self"])
     shape, made = editor.shape(x) or (), editor.shape(one.output) or ()
-    need(isinstance(found.get("dim"), list) and found.get("dtype") is None and all(shape[1:]))
+    require_match(isinstance(found.get("dim"), list) and found.get("dtype") is None and all(shape[1:]))
     axes = sorted(axis % len(shape) for axis in found["dim"])
     if (len(shape), axes) == (4, [2, 3]):
         return [node("global_avg_pool", (x,), one.output, keepdim=found["keepdim"])]
     if (len(shape), axes, found["keepdim"]) == (3, [2], False):  # kept, it is mostly a part of a norm
         return as_image_operation(editor, one, x, "global_avg_pool", keepdim=True)
-    need((len(shape), axes) in ((4, [1, 2]), (3, [1])))
+    require_match((len(shape), axes) in ((4, [1, 2]), (3, [1])))
     last = len(shape) - 1
     nodes = [editor.make("transpose", (x,), one.output, axes=[0, last, *axes])]
     if len(shape) == 3:
@@ -609,18 +615,18 @@ def _lower_transposed(
     if found.act is None and editor.uses[one.output] == 1 and readers.get(one.output) in _FOLDED:
         known[one.output] = found
         raise NoMatchError  # it waits for that
-    return finished(found.nodes(editor, one.output), found.x, one.output)
+    return rename_last_output(found.nodes(editor, one.output), found.x, one.output)
 
 
 def _parse_transposed(editor: Editor, one: Node) -> _Transposed:
     name = base(one)
-    need(name in ("conv_transpose1d", "conv_transpose2d", "convolution"))
+    require_match(name in ("conv_transpose1d", "conv_transpose2d", "convolution"))
     found = arguments(one)
-    need(name != "convolution" or found["transposed"])
+    require_match(name != "convolution" or found["transposed"])
     (x,), weights = editor.floats(one, found["input"]), weights_of(editor, found)
     weight = editor.tensors[weights["weight"]]
     shape, made = editor.shape(x) or (), editor.shape(one.output) or ()
-    need(weight.dim() == len(shape) == len(made) and len(shape) in (3, 4) and all(shape[1:]) and all(made[1:]))
+    require_match(weight.dim() == len(shape) == len(made) and len(shape) in (3, 4) and all(shape[1:]) and all(made[1:]))
     if weight.dim() == 3:
         weight = weight.unsqueeze(2)
     bias = editor.tensors[weights["bias"]] if "bias" in weights else None
@@ -656,7 +662,7 @@ def _fold_following(known: Mapping[str, _Transposed], editor: Editor, one: Node)
 # -- rules ------------------------------------------------------------------------------------------------------------
 
 _FIRST_OF: Mapping[str, Callable[[Editor, Node, Found], list[Node]]] = {
-    "max_pool2d_with_indices": pool,
+    "max_pool2d_with_indices": lower_pool,
     "_native_batch_norm_legit_no_training": _lower_batch_norm,
 }
 
@@ -667,11 +673,11 @@ RULES: Mapping[str, Lowering] = {
     "batch_norm": _lower_batch_norm,
     "layer_norm": _lower_layer_norm,
     "rms_norm": _lower_rms_norm,
-    **dict.fromkeys(("max_pool2d", "avg_pool2d"), pool),
-    **dict.fromkeys(("max_pool1d", "avg_pool1d"), partial(pool, axes=1)),
-    "adaptive_avg_pool1d": partial(adaptive, axes=1),
-    **dict.fromkeys(("adaptive_avg_pool2d", "_adaptive_avg_pool2d"), adaptive),
-    "mean": mean,
+    **dict.fromkeys(("max_pool2d", "avg_pool2d"), lower_pool),
+    **dict.fromkeys(("max_pool1d", "avg_pool1d"), partial(lower_pool, axes=1)),
+    "adaptive_avg_pool1d": partial(lower_adaptive_pool, axes=1),
+    **dict.fromkeys(("adaptive_avg_pool2d", "_adaptive_avg_pool2d"), lower_adaptive_pool),
+    "mean": lower_mean,
     **dict.fromkeys(("softmax", "_softmax"), _lower_softmax),
     "scaled_dot_product_attention": _lower_attention,
     **dict.fromkeys((*ACTS, "leaky_relu", "hardtanh", "clamp", "clamp_min", "threshold"), _lower_activation),

@@ -21,10 +21,10 @@ from ticketry_engine.capture.editor import (
     Shape,
     arguments,
     base,
-    finished,
     finite_number,
-    need,
     number_of,
+    rename_last_output,
+    require_match,
     rewrite,
     tensor_of,
     value_of,
@@ -45,7 +45,7 @@ def lower_moves(graph: Graph) -> Graph:
 def _lower_move(editor: Editor, one: Node) -> list[Node] | str:
     if one.op == "softmax":
         return _lower_softmax_over_axis(editor, one)
-    need(not one.native)
+    require_match(not one.native)
     rule = _RULES.get(base(one))
     if rule is None:
         raise NoMatchError
@@ -56,19 +56,19 @@ def _moved_value(editor: Editor, one: Node, found: Found) -> tuple[str, tuple[in
     """Return the moved value and its sizes without the batch; raise `NoMatchError` if the batch moves."""
     (x,) = editor.floats(one, found.get("self", found.get("input")))
     shape, made = editor.shape(x) or (), editor.shape(one.output) or ()
-    need(len(shape) >= 2 and made and shape[0] == made[0])
+    require_match(len(shape) >= 2 and made and shape[0] == made[0])
     return x, tuple(int(size or 0) for size in shape[1:])
 
 
 def _lower_roll(editor: Editor, one: Node, found: Found) -> list[Node] | str:
     x, sizes = _moved_value(editor, one, found)
     shifts, axes = found["shifts"], found["dims"]
-    need(axes and len(shifts) == len(axes) and all(type(shift) is int for shift in shifts))
+    require_match(axes and len(shifts) == len(axes) and all(type(shift) is int for shift in shifts))
     nodes: list[Node] = []
     current = x
     for shift, given in zip(shifts, axes, strict=True):
         axis = int(given) % (len(sizes) + 1)
-        need(axis)
+        require_match(axis)
         size = sizes[axis - 1]
         if not size or not shift % size:
             continue
@@ -80,14 +80,14 @@ def _lower_roll(editor: Editor, one: Node, found: Found) -> list[Node] | str:
         joined = editor.make("concat", tuple(part.output for part in parts), one.output, axis=axis)
         nodes += [*parts, joined]
         current = joined.output
-    return finished(nodes, x, one.output)
+    return rename_last_output(nodes, x, one.output)
 
 
 def _lower_pad(editor: Editor, one: Node, found: Found) -> list[Node] | str:
     x, sizes = _moved_value(editor, one, found)
     sides = found["pad"]
-    need(found.get("mode", "constant") == "constant" and not found["value"])
-    need(len(sides) <= 2 * len(sizes) and all(type(side) is int for side in sides))
+    require_match(found.get("mode", "constant") == "constant" and not found["value"])
+    require_match(len(sides) <= 2 * len(sizes) and all(type(side) is int for side in sides))
     pairs = [(0, 0)] * (len(sizes) - len(sides) // 2) + list(zip(sides[::2], sides[1::2], strict=True))[::-1]
     nodes: list[Node] = []
     current = x
@@ -99,14 +99,14 @@ def _lower_pad(editor: Editor, one: Node, found: Found) -> list[Node] | str:
     before, after = ([max(0, pair[side]) for pair in pairs] for side in (0, 1))
     if any((*before, *after)):
         nodes.append(editor.make("pad", (current,), one.output, before=before, after=after))
-    return finished(nodes, x, one.output)
+    return rename_last_output(nodes, x, one.output)
 
 
 def _lower_strided_slice(editor: Editor, one: Node, found: Found) -> list[Node] | str:
     """Lower x[:, start:stop:step]."""
     x, sizes = _moved_value(editor, one, found)
     axis, start, step = int(found["dim"]) % (len(sizes) + 1), found["start"] or 0, found["step"]
-    need(axis and type(start) is int and type(step) is int and step > 1)
+    require_match(axis and type(start) is int and type(step) is int and step > 1)
     size, places = sizes[axis - 1], int((editor.shape(one.output) or ())[axis] or 0)
     start = min(start, size) if start >= 0 else max(start + size, 0)
     nodes: list[Node] = []
@@ -128,30 +128,30 @@ def _lower_expand(editor: Editor, one: Node, found: Found) -> list[Node] | str:
     """Lower an expand: axes of size one grow, and new axes are inserted after the batch."""
     x, sizes = _moved_value(editor, one, found)
     made = tuple(int(size or 0) for size in (editor.shape(one.output) or ())[1:])
-    need(len(made) == len(sizes))
+    require_match(len(made) == len(sizes))
     copies = 1
     nodes: list[Node] = []
     for axis, (size, wanted) in enumerate(zip(sizes, made, strict=True), start=1):
         if size != wanted:
-            need(size == 1)
+            require_match(size == 1)
             copies *= wanted
             current = nodes[-1].output if nodes else x
             nodes.append(editor.make("concat", (current,) * wanted, one.output, axis=axis))
-    need(copies <= _MOST_COPIES)
-    return finished(nodes, x, one.output)
+    require_match(copies <= _MOST_COPIES)
+    return rename_last_output(nodes, x, one.output)
 
 
 def _lower_nearest_resize(editor: Editor, one: Node, found: Found) -> list[Node] | str:
     """Lower nearest-neighbour upsampling by whole scales to repeated pixels."""
     x, sizes = _moved_value(editor, one, found)
     made = tuple(int(size or 0) for size in (editor.shape(one.output) or ())[1:])
-    need(len(sizes) == 3 and all(size and not wanted % size for size, wanted in zip(sizes, made, strict=True)))
-    need(len(one.inputs) == 1 and _repeats_pixels(editor, one, sizes[1:], made[1:]))
+    require_match(len(sizes) == 3 and all(size and not wanted % size for size, wanted in zip(sizes, made, strict=True)))
+    require_match(len(one.inputs) == 1 and _repeats_pixels(editor, one, sizes[1:], made[1:]))
     nodes: list[Node] = []
     current, shape, batch = x, list(sizes), (editor.shape(x) or ())[0]
     for axis in (1, 2):
         times = made[axis] // sizes[axis]
-        need(times <= _MOST_COPIES)
+        require_match(times <= _MOST_COPIES)
         if times == 1:
             continue
         cut = editor.make("reshape", (current,), one.output, shape=[batch, *shape[: axis + 1], 1, *shape[axis + 1 :]])
@@ -160,7 +160,7 @@ def _lower_nearest_resize(editor: Editor, one: Node, found: Found) -> list[Node]
         joined = editor.make("reshape", (several.output,), one.output, shape=[batch, *shape])
         nodes += [cut, several, joined]
         current = joined.output
-    return finished(nodes, x, one.output)
+    return rename_last_output(nodes, x, one.output)
 
 
 def _repeats_pixels(editor: Editor, one: Node, sizes: tuple[int, ...], made: tuple[int, ...]) -> bool:
@@ -192,7 +192,7 @@ def _select_entry(editor: Editor, x: str, axis: int, number: int) -> tuple[list[
 def _lower_stack(editor: Editor, one: Node, found: Found) -> list[Node]:
     names, shape = editor.floats(one, *found["tensors"]), editor.shape(one.output) or ()
     axis = int(found["dim"]) % len(shape)
-    need(axis and all(editor.shape(name) == (*shape[:axis], *shape[axis + 1 :]) for name in names))
+    require_match(axis and all(editor.shape(name) == (*shape[:axis], *shape[axis + 1 :]) for name in names))
     wide = [*shape[:axis], 1, *shape[axis + 1 :]]
     parts = [editor.make("reshape", (name,), one.output, shape=wide) for name in names]
     return [*parts, node("concat", tuple(part.output for part in parts), one.output, axis=axis)]
@@ -201,9 +201,9 @@ def _lower_stack(editor: Editor, one: Node, found: Found) -> list[Node]:
 def _lower_branch_sum(editor: Editor, one: Node, found: Found) -> list[Node]:
     """Lower a sum over an axis of a few branches."""
     x, sizes = _moved_value(editor, one, found)
-    need(len(found["dim"] or ()) == 1 and found.get("dtype") is None and len(sizes) == 4)
+    require_match(len(found["dim"] or ()) == 1 and found.get("dtype") is None and len(sizes) == 4)
     axis = int(found["dim"][0]) % (len(sizes) + 1)
-    need(axis and 1 < sizes[axis - 1] <= _MOST_BRANCHES)
+    require_match(axis and 1 < sizes[axis - 1] <= _MOST_BRANCHES)
     nodes, total = _select_entry(editor, x, axis, 0)
     for number in range(1, sizes[axis - 1]):
         more, part = _select_entry(editor, x, axis, number)
@@ -218,8 +218,8 @@ def _lower_branch_gate(editor: Editor, one: Node, found: Found) -> list[Node]:
     if editor.shape(x) != editor.shape(one.output):
         x, other = other, x
     shape = editor.shape(x) or ()
-    need(shape == editor.shape(one.output) and editor.shape(other) == (*shape[:3], 1, 1))
-    need(1 < int(shape[1] or 0) <= _MOST_BRANCHES)
+    require_match(shape == editor.shape(one.output) and editor.shape(other) == (*shape[:3], 1, 1))
+    require_match(1 < int(shape[1] or 0) <= _MOST_BRANCHES)
     nodes: list[Node] = []
     made = []
     for number in range(int(shape[1] or 0)):
@@ -235,7 +235,7 @@ def _lower_softmax_over_axis(editor: Editor, one: Node) -> list[Node]:
     """Lower a softmax over an axis that is not the last one by moving that axis to the end."""
     x, axis = one.inputs[0], int(one.attrs["axis"])
     shape = editor.shape(x) or ()
-    need(len(shape) >= 5 and axis < len(shape) - 1)
+    require_match(len(shape) >= 5 and axis < len(shape) - 1)
     order = [*(other for other in range(len(shape)) if other != axis), axis]
     turned = editor.make("transpose", (x,), one.output, axes=order)
     soft = editor.make("softmax", (turned.output,), one.output, axis=len(shape) - 1)
@@ -263,7 +263,7 @@ def _input_with_same_batch(editor: Editor, one: Node, found: Found) -> str:
     """Return the first argument; raise `NoMatchError` unless its first size is that of the output."""
     (x,) = editor.floats(one, found.get("self"))
     before, after = editor.shape(x), editor.shape(one.output)
-    need(before and after and before[0] == after[0])
+    require_match(before and after and before[0] == after[0])
     return x
 
 
@@ -288,7 +288,7 @@ def _lower_reshape(editor: Editor, one: Node, found: Found) -> list[Node] | str:
     before, after = editor.shape(x) or (), editor.shape(one.output) or ()
     if before == after:
         return x
-    need(prod(map(_size_or_one, before)) == prod(map(_size_or_one, after)))
+    require_match(prod(map(_size_or_one, before)) == prod(map(_size_or_one, after)))
     return [reshaped(editor, x, one.output)]
 
 
@@ -299,7 +299,7 @@ def _size_or_one(size: int | None) -> int:
 def _lower_permute(editor: Editor, one: Node, found: Found) -> list[Node] | str:
     x = _input_with_same_batch(editor, one, found)
     axes = order(base(one), found, len(editor.shape(x) or ()))
-    need(axes[0] == 0)
+    require_match(axes[0] == 0)
     return x if axes == sorted(axes) else [node("transpose", (x,), one.output, axes=axes)]
 
 
@@ -318,7 +318,7 @@ def order(name: str, found: Found, rank: int) -> list[int]:
         a, b = (axis % rank for axis in pair)
         axes[a], axes[b] = axes[b], axes[a]
         return axes
-    need(name in ("movedim", "moveaxis"))
+    require_match(name in ("movedim", "moveaxis"))
     source, target = (
         [found[role]] if isinstance(found[role], int) else list(found[role]) for role in ("source", "destination")
     )
@@ -334,13 +334,13 @@ def _lower_cut(editor: Editor, x: str, output: str, axis: int, start: int, stop:
 
 
 def _lower_slice(editor: Editor, one: Node, found: Found) -> list[Node] | str:
-    need(found.get("step", 1) == 1)
+    require_match(found.get("step", 1) == 1)
     if (raw := _input_of_same_size(editor, one, found)) is not None:
         return raw
     x = _input_with_same_batch(editor, one, found)
     shape, made = editor.shape(x) or (), editor.shape(one.output) or ()
     axis, start = int(found["dim"]) % len(shape), found["start"] or 0
-    need(axis and isinstance(start, int))
+    require_match(axis and isinstance(start, int))
     size = _size_or_one(shape[axis])
     start = min(start, size) if start >= 0 else max(start + size, 0)
     return _lower_cut(editor, x, one.output, axis, start, start + _size_or_one(made[axis]))
@@ -350,7 +350,7 @@ def _lower_narrow(editor: Editor, one: Node, found: Found) -> list[Node] | str:
     x = _input_with_same_batch(editor, one, found)
     shape, made = editor.shape(x) or (), editor.shape(one.output) or ()
     axis, start = int(found["dim"]) % len(shape), found["start"]
-    need(axis and isinstance(start, int))
+    require_match(axis and isinstance(start, int))
     start += _size_or_one(shape[axis]) if start < 0 else 0
     return _lower_cut(editor, x, one.output, axis, start, start + _size_or_one(made[axis]))
 
@@ -367,7 +367,7 @@ def _lower_select(editor: Editor, x: str, output: str, axis: int, index: int) ->
 def _lower_select_int(editor: Editor, one: Node, found: Found) -> list[Node]:
     x = _input_with_same_batch(editor, one, found)
     axis = int(found["dim"]) % len(editor.shape(x) or ())
-    need(axis and isinstance(found["index"], int))
+    require_match(axis and isinstance(found["index"], int))
     return _lower_select(editor, x, one.output, axis, found["index"])
 
 
@@ -383,7 +383,7 @@ def _lower_getitem(editor: Editor, one: Node, _: Found) -> list[Node] | str:
     (x,) = editor.floats(one, found.get("self"))
     shape = editor.shape(x) or ()
     axis = int(found["dim"]) % len(shape)
-    need(axis)
+    require_match(axis)
     if base(maker) == "unbind":
         return _lower_select(editor, x, one.output, axis, index)
     widths = _PARTS[base(maker)](found, _size_or_one(shape[axis]))
@@ -416,7 +416,7 @@ def _lower_cat(editor: Editor, one: Node, found: Found) -> list[Node]:
     if not shape:
         raise NoMatchError
     axis = int(found["dim"]) % len(shape)
-    need(axis and all(_fits_concat(editor.shape(name), shape, axis) for name in names))
+    require_match(axis and all(_fits_concat(editor.shape(name), shape, axis) for name in names))
     return [node("concat", tuple(names), one.output, axis=axis)]
 
 
@@ -426,7 +426,7 @@ def _fits_concat(part: Shape | None, shape: Shape, axis: int) -> bool:
 
 def _lower_shuffle(editor: Editor, one: Node, found: Found) -> list[Node]:
     x = _input_with_same_batch(editor, one, found)
-    need(len(editor.shape(x) or ()) == 4)
+    require_match(len(editor.shape(x) or ()) == 4)
     return [node("channel_shuffle", (x,), one.output, groups=found["groups"])]
 
 
@@ -458,18 +458,18 @@ def tidy_shapes(graph: Graph) -> Graph:
 def _recognise_shuffle(editor: Editor, one: Node) -> list[Node]:
     """Replace [N, C, H, W] -> [N, g, C / g, H, W] -> [N, C / g, g, H, W] -> [N, C, H, W] by a channel shuffle."""
     made = editor.shape(one.output) or ()
-    need(one.op == "reshape" and len(made) == 4)
+    require_match(one.op == "reshape" and len(made) == 4)
     turned = editor.made_by(one.inputs[0], "transpose")
-    need(turned.native and list(turned.attrs["axes"]) == [0, 2, 1, 3, 4])
+    require_match(turned.native and list(turned.attrs["axes"]) == [0, 2, 1, 3, 4])
     cut = editor.made_by(turned.inputs[0], "reshape")
-    need(cut.native)
+    require_match(cut.native)
     parts = editor.shape(cut.output) or ()
-    need(editor.shape(cut.inputs[0]) == made and parts[3:] == made[2:])
+    require_match(editor.shape(cut.inputs[0]) == made and parts[3:] == made[2:])
     return [node("channel_shuffle", cut.inputs, one.output, groups=parts[1])]
 
 
 def _merge_views(editor: Editor, one: Node) -> list[Node] | str | None:
-    need(one.op in (*_VIEWS, "transpose"))
+    require_match(one.op in (*_VIEWS, "transpose"))
     before = editor.makers.get(one.inputs[0])
     if one.op == "transpose":
         axes = list(one.attrs["axes"])
@@ -483,7 +483,7 @@ def _merge_views(editor: Editor, one: Node) -> list[Node] | str | None:
     made = editor.shape(one.output) or ()
     if editor.shape(source) == made:
         return source
-    need(source != one.inputs[0])
+    require_match(source != one.inputs[0])
     return [reshaped(editor, source, one.output)]
 
 
@@ -516,7 +516,9 @@ def constant_of(editor: Editor, arg: Json, like: str) -> Tensor:
     if tensor is None or tensor.dim() > len(shape) or tensor.dtype != dtype:
         raise NoMatchError
     tensor = tensor.reshape((1,) * (len(shape) - tensor.dim()) + tuple(tensor.shape))
-    need(tensor.shape[0] == 1 and all(size in (1, own) for size, own in zip(tensor.shape[1:], shape[1:], strict=True)))
+    require_match(
+        tensor.shape[0] == 1 and all(size in (1, own) for size, own in zip(tensor.shape[1:], shape[1:], strict=True))
+    )
     return tensor[0]
 
 
@@ -527,7 +529,7 @@ def is_constant(editor: Editor, arg: Json) -> bool:
 
 
 def _lower_constant(editor: Editor, one: Node) -> list[Node]:
-    need(not one.native and base(one) in _NAMES)
+    require_match(not one.native and base(one) in _NAMES)
     name, found = base(one), arguments(one)
     if name == "addcmul":
         return _shifted_product(editor, one, found)
@@ -536,20 +538,20 @@ def _lower_constant(editor: Editor, one: Node) -> list[Node]:
     if not first:
         arg, other = other, arg
     (x,) = editor.floats(one, arg)
-    need(editor.shape(x) == editor.shape(one.output))
+    require_match(editor.shape(x) == editor.shape(one.output))
     constant = constant_of(editor, other, x)
     if name in ("mul", "neg"):
         return [_node_with_constant(editor, "mul_constant", x, constant, one.output)]
     if name == "div":
-        need(first)
+        require_match(first)
         return [_node_with_constant(editor, "mul_constant", x, constant.reciprocal(), one.output)]
     if name == "add" or (name == "sub" and first):
-        need(first or alpha == 1)
+        require_match(first or alpha == 1)
         return [
             _node_with_constant(editor, "add_constant", x, constant * (-alpha if name == "sub" else alpha), one.output)
         ]
     # constant - alpha x, which rsub has the other way round
-    need(name == "sub" or first)
+    require_match(name == "sub" or first)
     turned = editor.make(
         "mul_constant", (x,), one.output, _constant_weight(editor, one.output, torch.full_like(constant, -alpha))
     )
@@ -562,14 +564,14 @@ def _shifted_product(editor: Editor, one: Node, found: Found) -> list[Node]:
     if is_constant(editor, factors[1]):
         factors.reverse()
     (x,) = editor.floats(one, factors[1])
-    need(is_constant(editor, factors[0]) and editor.shape(x) == editor.shape(one.output))
+    require_match(is_constant(editor, factors[0]) and editor.shape(x) == editor.shape(one.output))
     scale = constant_of(editor, factors[0], x) * finite_number(found["value"])
     product = editor.make("mul_constant", (x,), one.output, _constant_weight(editor, one.output, scale))
     if is_constant(editor, found["self"]):
         shift = constant_of(editor, found["self"], x)
         return [product, _node_with_constant(editor, "add_constant", product.output, shift, one.output)]
     (other,) = editor.floats(one, found["self"])
-    need(editor.shape(other) == editor.shape(x))
+    require_match(editor.shape(other) == editor.shape(x))
     return [product, node("add", (other, product.output), one.output)]
 
 

@@ -19,8 +19,8 @@ from ticketry_engine.capture.editor import (
     arguments,
     base,
     finite_number,
-    need,
     number_of,
+    require_match,
     rewrite,
     tensor_of,
     value_of,
@@ -46,7 +46,7 @@ def _match_scaled(editor: Editor, name: str, kind: str) -> tuple[str, float]:
 
 def _match_scale(editor: Editor, one: Node, kind: str) -> tuple[str, float]:
     """Return (value, number) of a node that adds or multiplies a number; a division counts as multiplication."""
-    need(not one.native and base(one) in (kind, "div" if kind == "mul" else kind))
+    require_match(not one.native and base(one) in (kind, "div" if kind == "mul" else kind))
     found = arguments(one)
     x, number = value_of(found["self"]), number_of(found["other"], editor.tensors)
     if x is None and base(one) != "div":  # a number first
@@ -59,21 +59,21 @@ def _match_scale(editor: Editor, one: Node, kind: str) -> tuple[str, float]:
 def _match_scaled_by(editor: Editor, name: str, kind: str, number: float) -> str:
     """Return the value that was scaled by exactly this number."""
     x, found = _match_scaled(editor, name, kind)
-    need(isclose(found, number, rel_tol=1e-6))
+    require_match(isclose(found, number, rel_tol=1e-6))
     return x
 
 
 def _match_division_by_six(editor: Editor, one: Node) -> str:
     """Return the value that a torch node divides by six."""
     x, number = _match_scale(editor, one, "mul")
-    need(isclose(number, 1 / 6, rel_tol=1e-6) and editor.floating(x, one.output))
+    require_match(isclose(number, 1 / 6, rel_tol=1e-6) and editor.floating(x, one.output))
     return x
 
 
 def _match_relu6_of_shifted(editor: Editor, name: str) -> str:
     """Return x if a value is relu6(x + 3)."""
     x, number = _match_scaled(editor, editor.made_by(name, "act", act="relu6").inputs[0], "add")
-    need(number == 3)
+    require_match(number == 3)
     return x
 
 
@@ -92,7 +92,7 @@ def _recognise_hardsigmoid(editor: Editor, one: Node) -> list[Node]:
 def _recognise_gated(editor: Editor, one: Node) -> list[Node]:
     """Replace x * sigmoid(x), x * hardsigmoid(x) and (x * relu6(x + 3)) / 6."""
     if one.op == "mul":
-        need(one.attrs["act"] is None)
+        require_match(one.attrs["act"] is None)
         for x, gate in (one.inputs, one.inputs[::-1]):
             maker = editor.makers.get(gate)
             act = str(maker.attrs["act"]) if maker is not None and maker.op == "act" and maker.inputs == (x,) else ""
@@ -100,7 +100,7 @@ def _recognise_gated(editor: Editor, one: Node) -> list[Node]:
                 return [node("act", (x,), one.output, act="silu" if act == "sigmoid" else "hardswish")]
         raise NoMatchError
     product = editor.made_by(_match_division_by_six(editor, one), "mul")
-    need(product.native)
+    require_match(product.native)
     for x, gate in (product.inputs, product.inputs[::-1]):
         with contextlib.suppress(NoMatchError):
             if _match_relu6_of_shifted(editor, gate) == x:
@@ -110,17 +110,17 @@ def _recognise_gated(editor: Editor, one: Node) -> list[Node]:
 
 def _recognise_gelu(editor: Editor, one: Node) -> list[Node]:
     """Replace x / 2 * (1 + erf(x / sqrt 2)), or with tanh((x + 0.044715 x^3) sqrt(2 / pi))."""
-    need(one.op == "mul" and one.attrs["act"] is None)
+    require_match(one.op == "mul" and one.attrs["act"] is None)
     for half, sum_ in (one.inputs, one.inputs[::-1]):
         with contextlib.suppress(NoMatchError):
             x, (curved, plus) = _match_scaled_by(editor, half, "mul", 0.5), _match_scaled(editor, sum_, "add")
-            need(plus == 1 and editor.floating(x, one.output))
+            require_match(plus == 1 and editor.floating(x, one.output))
             curve = editor.makers.get(curved)
             if curve is not None and base(curve) == "erf":
-                need(_match_scaled_by(editor, curve.inputs[0], "mul", sqrt(0.5)) == x)
+                require_match(_match_scaled_by(editor, curve.inputs[0], "mul", sqrt(0.5)) == x)
                 return [node("act", (x,), one.output, act="gelu")]
             tanh = editor.made_by(curved, "act", act="tanh")
-            need(_is_gelu_cubic(editor, tanh.inputs[0], x))
+            require_match(_is_gelu_cubic(editor, tanh.inputs[0], x))
             return [node("act", (x,), one.output, act="gelu_tanh")]
     raise NoMatchError
 
@@ -128,7 +128,7 @@ def _recognise_gelu(editor: Editor, one: Node) -> list[Node]:
 def _is_gelu_cubic(editor: Editor, name: str, x: str) -> bool:
     """Return whether a value is sqrt(2 / pi) (x + 0.044715 x^3); raise `NoMatchError` for any other formula."""
     total = editor.made_by(_match_scaled_by(editor, name, "mul", sqrt(2 / pi)), "add")
-    need(total.native and x in total.inputs)
+    require_match(total.native and x in total.inputs)
     cubic = _match_scaled_by(editor, total.inputs[1 - total.inputs.index(x)], "mul", 0.044715)
     found = arguments(editor.made_by(cubic, "pow"))
     return value_of(found["self"]) == x and found["exponent"] == 3
@@ -146,10 +146,10 @@ def recognise_attention(graph: Graph) -> Graph:
 
 def _product_inputs(one: Node) -> list[str]:
     """Return the two values that a torch node multiplies."""
-    need(base(one) in _PRODUCTS)
+    require_match(base(one) in _PRODUCTS)
     found = arguments(one)
     pair = value_of(found["self"]), value_of(found.get("other", found.get("mat2")))
-    need(None not in pair)
+    require_match(None not in pair)
     return [str(name) for name in pair]
 
 
@@ -164,14 +164,14 @@ def _without_scale(editor: Editor, name: str) -> tuple[str, float]:
 def _recognise_plain_attention(editor: Editor, one: Node) -> list[Node]:
     weights, v = _product_inputs(one)
     soft = editor.made_by(weights, "softmax")
-    need(soft.native and soft.attrs["axis"] == 3)
+    require_match(soft.native and soft.attrs["axis"] == 3)
     name, scale = _without_scale(editor, soft.inputs[0])
     q, turned = _product_inputs(editor.made_by(name, *_PRODUCTS))
     q, factor = _without_scale(editor, q)
     maker = editor.made_by(turned, "transpose")
-    need(maker.native and editor.floating(q, maker.inputs[0], v, one.output))
+    require_match(maker.native and editor.floating(q, maker.inputs[0], v, one.output))
     shapes = [editor.shape(part) or () for part in (q, turned, v)]
-    need(all(len(shape) == 4 for shape in shapes) and shapes[0][:2] == shapes[1][:2] == shapes[2][:2])
+    require_match(all(len(shape) == 4 for shape in shapes) and shapes[0][:2] == shapes[1][:2] == shapes[2][:2])
     axes = list(maker.attrs["axes"])
     if axes == [0, 1, 3, 2]:
         return [node("attention", (q, maker.inputs[0], v), one.output, scale=factor * scale)]
@@ -185,10 +185,10 @@ _WITH_ACT = ("conv2d", "linear", "add", "mul", "affine")
 
 def _fusable_layer(editor: Editor, name: str | None) -> Node:
     """Return the layer that computes a value if no other node reads it and it has no residual or activation yet."""
-    layer = None if name is None else editor.sole(name)
+    layer = None if name is None else editor.computed_for_one_reader(name)
     if layer is None or layer.op not in ("conv2d", "linear"):
         raise NoMatchError
-    need(layer.attrs["act"] is None and len(layer.inputs) == 1)
+    require_match(layer.attrs["act"] is None and len(layer.inputs) == 1)
     return layer
 
 
@@ -202,21 +202,21 @@ def fuse(graph: Graph) -> Graph:
 
 
 def _fuse_residual(editor: Editor, one: Node) -> list[Node]:
-    need(one.op == "add" and editor.shape(one.inputs[0]) == editor.shape(one.inputs[1]))
+    require_match(one.op == "add" and editor.shape(one.inputs[0]) == editor.shape(one.inputs[1]))
     layers = []
     for name in one.inputs:
         with contextlib.suppress(NoMatchError):
             layers.append(_fusable_layer(editor, name))
-    need(layers)
+    require_match(layers)
     order = list(editor.makers)  # the later one: the other can then be done before it
     layer = max(layers, key=lambda maker: order.index(maker.output)) if len(layers) > 1 else layers[0]
     other = one.inputs[1] if one.inputs[0] == layer.output else one.inputs[0]
-    need(other != layer.output)
+    require_match(other != layer.output)
     return [replace(layer, inputs=(*layer.inputs, other), output=one.output, attrs={**layer.attrs, **one.attrs})]
 
 
 def _fuse_activation(editor: Editor, one: Node) -> list[Node]:
-    before = editor.sole(one.inputs[0]) if one.op == "act" else None
+    before = editor.computed_for_one_reader(one.inputs[0]) if one.op == "act" else None
     if before is None or before.op not in _WITH_ACT or before.attrs["act"] is not None:
         raise NoMatchError
     return [replace(before, output=one.output, attrs={**before.attrs, "act": one.attrs["act"]})]
@@ -234,17 +234,17 @@ def fold_norms(graph: Graph) -> Graph:
 def _fold_norm(editor: Editor, one: Node) -> list[Node]:
     if base(one) == "mul":
         return _fold_scale(editor, one)
-    need(one.op == "affine")
+    require_match(one.op == "affine")
     scale, shift = (editor.tensors[one.weights[role]].double() for role in ("scale", "shift"))
-    turned = editor.sole(one.inputs[0])
+    turned = editor.computed_for_one_reader(one.inputs[0])
     if turned is None or turned.op != "transpose":
         layer = _fusable_layer(editor, one.inputs[0])
         # A linear layer's channels are its last axis, a norm's its second.
-        need(layer.op == "conv2d" or len(editor.shape(one.output) or ()) == 2)
+        require_match(layer.op == "conv2d" or len(editor.shape(one.output) or ()) == 2)
         return [_rescale_layer(editor, layer, one.output, scale, shift, one.attrs["act"])]
     # A linear layer's features, its last axis, have been brought to where a norm's channels are.
     layer, axes = _fusable_layer(editor, turned.inputs[0]), turned.attrs["axes"]
-    need(layer.op == "linear" and axes[1] == len(axes) - 1)
+    require_match(layer.op == "linear" and axes[1] == len(axes) - 1)
     rows = editor.value(layer.output, editor.shape(layer.output) or (), "scaled")
     return [
         _rescale_layer(editor, layer, rows, scale, shift, one.attrs["act"]),
@@ -261,9 +261,9 @@ def _fold_scale(editor: Editor, one: Node) -> list[Node]:
         raise NoMatchError
     tensor = torch.tensor([single]) if weight is None else editor.tensors[weight]
     width = editor.tensors[layer.weights["weight"]].shape[0]
-    need(editor.floating(one.output) and editor.shape(one.output) == editor.shape(layer.output))
-    need(tensor.numel() == 1 or (tensor.numel() == width == tensor.shape[-1]))
-    need(tensor.is_floating_point())
+    require_match(editor.floating(one.output) and editor.shape(one.output) == editor.shape(layer.output))
+    require_match(tensor.numel() == 1 or (tensor.numel() == width == tensor.shape[-1]))
+    require_match(tensor.is_floating_point())
     scale = tensor.double().flatten().expand(width)
     return [_rescale_layer(editor, layer, one.output, scale, torch.zeros_like(scale), None)]
 
@@ -295,17 +295,17 @@ def fold_pads(graph: Graph) -> Graph:
 
 
 def _fold_pad(editor: Editor, one: Node) -> list[Node]:
-    before = editor.sole(one.inputs[0]) if one.op == "conv2d" else None
+    before = editor.computed_for_one_reader(one.inputs[0]) if one.op == "conv2d" else None
     if before is None or base(before) not in ("constant_pad_nd", "pad"):
         raise NoMatchError
     found = arguments(before)
     x, sides, own = value_of(found["self"]), found["pad"], one.attrs["padding"]
-    need(found.get("mode", "constant") == "constant" and (found["value"] or 0) == 0)
+    require_match(found.get("mode", "constant") == "constant" and (found["value"] or 0) == 0)
     if x is None or len(sides) != 4 or not all(type(side) is int and side >= 0 for side in sides):
         raise NoMatchError
     left, right, top, bottom = sides
-    need(editor.floating(x) and (list(one.attrs["dilation"]) == [1, 1] or (left == right and top == bottom)))
-    need((left == right or not own[1]) and (top == bottom or not own[0]))
+    require_match(editor.floating(x) and (list(one.attrs["dilation"]) == [1, 1] or (left == right and top == bottom)))
+    require_match((left == right or not own[1]) and (top == bottom or not own[0]))
     width, height = max(left, right), max(top, bottom)
     weights = dict(one.weights)
     grown = (width - left, width - right, height - top, height - bottom)
@@ -314,7 +314,7 @@ def _fold_pad(editor: Editor, one: Node) -> list[Node]:
         weights["weight"] = editor.tensor(f"{weights['weight']}.padded", pad(editor.tensors[weights["weight"]], grown))
     attrs = {**one.attrs, "padding": [own[0] + height, own[1] + width]}
     made = Node("conv2d", (x,), one.output, attrs, weights)
-    need(editor.inferred(made) == editor.shape(one.output))  # more padding, but no more places
+    require_match(editor.inferred(made) == editor.shape(one.output))  # more padding, but no more places
     return [made]
 
 
@@ -334,7 +334,7 @@ def recognise_tokens(graph: Graph) -> Graph:
 
 
 def _recognise_rms_norm(editor: Editor, one: Node) -> list[Node]:
-    need(not one.native and base(one) in ("mul", "div"))
+    require_match(not one.native and base(one) in ("mul", "div"))
     found = arguments(one)
     pair = [found["self"], found["other"]]
     if any(tensor_of(arg) is not None for arg in pair):
@@ -343,7 +343,7 @@ def _recognise_rms_norm(editor: Editor, one: Node) -> list[Node]:
         with contextlib.suppress(NoMatchError):
             (x,) = editor.floats(one, arg)
             square, eps = _match_inverse_root(editor, value_of(other), "rsqrt" if base(one) == "mul" else "sqrt")
-            need(square == x and editor.shape(x) == editor.shape(one.output))
+            require_match(square == x and editor.shape(x) == editor.shape(one.output))
             return [node("rms_norm", (x,), one.output, eps=eps)]
     raise NoMatchError
 
@@ -356,12 +356,12 @@ def _match_inverse_root(editor: Editor, name: str | None, root: str) -> tuple[st
     square = editor.made_by(value_of(mean["self"]), "pow", "square", "mul")
     if eps is None or eps < 0 or total["alpha"] != 1 or mean["dim"] is None or mean["keepdim"] is not True:
         raise NoMatchError
-    need(mean["dtype"] is None)
+    require_match(mean["dtype"] is None)
     if square.native:
-        need(len(set(square.inputs)) == 1)
+        require_match(len(set(square.inputs)) == 1)
         x: str | None = square.inputs[0]
     else:
-        need(base(square) != "mul" and (base(square) == "square" or arguments(square)["exponent"] == 2))
+        require_match(base(square) != "mul" and (base(square) == "square" or arguments(square)["exponent"] == 2))
         x = value_of(arguments(square)["self"])
     shape = editor.shape(x or "") if x in editor.values else None
     if x is None or not shape or [axis % len(shape) for axis in mean["dim"]] != [len(shape) - 1]:
@@ -371,14 +371,14 @@ def _match_inverse_root(editor: Editor, name: str | None, root: str) -> tuple[st
 
 def _torch_arguments(one: Node) -> Found:
     """Return the arguments of a torch node; raise `NoMatchError` for a native one."""
-    need(not one.native)
+    require_match(not one.native)
     return arguments(one)
 
 
 def _match_root(editor: Editor, name: str | None, root: str) -> Node:
     """Return the node that computes 1 / sqrt ("rsqrt") or sqrt, also as a power."""
     found = editor.made_by(name, root, "pow")
-    need(base(found) == root or _torch_arguments(found)["exponent"] == (-0.5 if root == "rsqrt" else 0.5))
+    require_match(base(found) == root or _torch_arguments(found)["exponent"] == (-0.5 if root == "rsqrt" else 0.5))
     return found
 
 
@@ -388,14 +388,14 @@ def _fuse_norm_weight(editor: Editor, one: Node) -> list[Node]:
     x, other = found["self"], found["other"]
     if value_of(x) is None:
         x, other = other, x
-    norm = editor.sole(value_of(x) or "")
+    norm = editor.computed_for_one_reader(value_of(x) or "")
     name = tensor_of(other)
     if norm is None or norm.op != "rms_norm" or norm.weights or name is None or base(one) != "mul":
         raise NoMatchError
     weight = editor.tensors[name]
     width = (editor.shape(norm.output) or (0,))[-1]
-    need(weight.numel() == width and weight.shape[-1] == width)
-    need(str(weight.dtype) == f"torch.{editor.values[norm.output].dtype}")
+    require_match(weight.numel() == width and weight.shape[-1] == width)
+    require_match(str(weight.dtype) == f"torch.{editor.values[norm.output].dtype}")
     vector = name if weight.dim() == 1 else editor.tensor(f"{name}.vector", weight.flatten())
     return [replace(norm, output=one.output, weights={"weight": vector})]
 
@@ -404,7 +404,7 @@ def _fuse_norm_weight(editor: Editor, one: Node) -> list[Node]:
 
 
 def _recognise_rotary(editor: Editor, one: Node) -> list[Node]:
-    need(one.op == "add" and one.attrs["act"] is None and len(one.inputs) == 2)
+    require_match(one.op == "add" and one.attrs["act"] is None and len(one.inputs) == 2)
     for straight, crossed in (one.inputs, one.inputs[::-1]):
         with contextlib.suppress(NoMatchError):
             x, cos = _match_constant_product(editor, straight)
@@ -430,7 +430,7 @@ def _match_swapped_halves(editor: Editor, name: str, x: str) -> tuple[int, Tenso
     """Return half the size of the last axis, and the signs [size] of ``cat(-x[..., half:], x[..., :half])``."""
     joined = editor.made_by(name, "concat")
     shape = editor.shape(x) or ()
-    need(joined.native and len(joined.inputs) == 2 and joined.attrs["axis"] == len(shape) - 1)
+    require_match(joined.native and len(joined.inputs) == 2 and joined.attrs["axis"] == len(shape) - 1)
     half = int(shape[-1] or 0) // 2
     signs = []
     for part, begin in zip(joined.inputs, (half, 0), strict=True):
@@ -439,8 +439,8 @@ def _match_swapped_halves(editor: Editor, name: str, x: str) -> tuple[int, Tenso
         if maker is not None and not maker.native and base(maker) == "neg":
             name, sign = maker.inputs[0], -1.0
         cut = editor.made_by(name, "slice")
-        need(cut.native and cut.inputs == (x,) and cut.attrs["axis"] == len(shape) - 1)
-        need((cut.attrs["start"], cut.attrs["stop"]) == (begin, begin + half) and 2 * half == shape[-1])
+        require_match(cut.native and cut.inputs == (x,) and cut.attrs["axis"] == len(shape) - 1)
+        require_match((cut.attrs["start"], cut.attrs["stop"]) == (begin, begin + half) and 2 * half == shape[-1])
         signs += [sign] * half
     return half, torch.tensor(signs, dtype=getattr(torch, editor.values[x].dtype))
 
@@ -456,13 +456,13 @@ def _rotary_node(editor: Editor, x: str, cos: Tensor, sin: Tensor, half: int, ou
 
 def _recognise_partial_rotary(editor: Editor, one: Node) -> list[Node]:
     """Replace cat(rotary(x[..., :n]), x[..., n:])."""
-    need(one.op == "concat" and len(one.inputs) == 2)
+    require_match(one.op == "concat" and len(one.inputs) == 2)
     turned, rest = (editor.made_by(name, op) for name, op in zip(one.inputs, ("rotary", "slice"), strict=True))
     cut = editor.made_by(turned.inputs[0], "slice")
-    need(cut.native and rest.native and cut.inputs == rest.inputs)
+    require_match(cut.native and rest.native and cut.inputs == rest.inputs)
     shape, axis = editor.shape(cut.inputs[0]) or (), len(editor.shape(one.output) or ()) - 1
-    need(all(made.attrs["axis"] == axis for made in (one, cut, rest)) and cut.attrs["start"] == 0)
-    need(cut.attrs["stop"] == rest.attrs["start"] and rest.attrs["stop"] == shape[axis])
+    require_match(all(made.attrs["axis"] == axis for made in (one, cut, rest)) and cut.attrs["start"] == 0)
+    require_match(cut.attrs["stop"] == rest.attrs["start"] and rest.attrs["stop"] == shape[axis])
     cos, sin = (editor.tensors[turned.weights[role]] for role in ("cos", "sin"))
     more = (*cos.shape[:-1], int(shape[axis] or 0) - cos.shape[-1])
     ones = torch.cat([cos, cos.new_ones(more)], -1)
@@ -474,10 +474,10 @@ def _recognise_partial_rotary(editor: Editor, one: Node) -> list[Node]:
 
 
 def _recognise_shared_heads(editor: Editor, one: Node) -> list[Node]:
-    need(one.op == "attention")
+    require_match(one.op == "attention")
     q, k, v = one.inputs
     fewer = [_match_repeated_heads(editor, name) for name in (k, v)]
-    need(editor.shape(fewer[0]) and (editor.shape(fewer[0]) or ())[1] == (editor.shape(fewer[1]) or ())[1])
+    require_match(editor.shape(fewer[0]) and (editor.shape(fewer[0]) or ())[1] == (editor.shape(fewer[1]) or ())[1])
     return [replace(one, inputs=(q, *fewer))]
 
 
@@ -487,15 +487,15 @@ def _match_repeated_heads(editor: Editor, name: str) -> str:
     if not joined.native and base(joined) == "repeat_interleave":
         found = arguments(joined)
         x = value_of(found["self"])
-        need(found.get("dim") == 1 and type(found.get("repeats")) is int and x is not None)
+        require_match(found.get("dim") == 1 and type(found.get("repeats")) is int and x is not None)
         return str(x)
     spread = editor.made_by(joined.inputs[0], "expand")
-    need(not spread.native)
+    require_match(not spread.native)
     cut = editor.made_by(value_of(arguments(spread)["self"]), "reshape")
     x = cut.inputs[0]
     before, made = editor.shape(x) or (), editor.shape(spread.output) or ()
-    need(len(before) == 4 and len(made) == 5 and (*made[:2], *made[3:]) == before)
-    need((editor.shape(cut.output) or ()) == (*before[:2], 1, *before[2:]))
+    require_match(len(before) == 4 and len(made) == 5 and (*made[:2], *made[3:]) == before)
+    require_match((editor.shape(cut.output) or ()) == (*before[:2], 1, *before[2:]))
     return x
 
 
@@ -514,7 +514,7 @@ def recognise_normalize(graph: Graph, sizes: Mapping[str, Sizes]) -> Graph:
 
 
 def _recognise_normalize(editor: Editor, one: Node) -> list[Node]:
-    need(not one.native and base(one) == "div")
+    require_match(not one.native and base(one) == "div")
     found = arguments(one)
     x, spread = value_of(found["self"]), editor.made_by(value_of(found["other"]), "expand_as", "expand", "clamp_min")
     if base(spread) != "clamp_min":
@@ -522,11 +522,15 @@ def _recognise_normalize(editor: Editor, one: Node) -> list[Node]:
     least = finite_number(arguments(spread)["min"])
     norm = arguments(editor.made_by(value_of(arguments(spread)["self"]), "linalg_vector_norm"))
     size = editor.size(x or "")
-    need(size is not None and norm["ord"] == 2 and norm["keepdim"] and norm["dtype"] is None and least > 0)
+    require_match(size is not None and norm["ord"] == 2 and norm["keepdim"] and norm["dtype"] is None and least > 0)
     width = (size or (None,))[-1]
     axes = [int(axis) % len(size or ()) for axis in norm["dim"] or ()]
-    need(editor.same_size(x or "", one.output) and editor.values[x or ""].dtype == editor.values[one.output].dtype)
-    need(value_of(norm["self"]) == x and axes == [len(size or ()) - 1] and editor.values[x or ""].dtype in FLOATS)
+    require_match(
+        editor.same_size(x or "", one.output) and editor.values[x or ""].dtype == editor.values[one.output].dtype
+    )
+    require_match(
+        value_of(norm["self"]) == x and axes == [len(size or ()) - 1] and editor.values[x or ""].dtype in FLOATS
+    )
     if not isinstance(width, int):
         raise NoMatchError
     dtype = getattr(torch, editor.values[x or ""].dtype)
@@ -545,12 +549,12 @@ def _recognise_masked_attention(editor: Editor, one: Node) -> list[Node]:
     weights, v = _matmul_inputs(editor, one)
     soft = editor.made_by(weights, "softmax")
     rank = len(editor.shape(v) or ())
-    need(soft.native and rank in (4, 5) and soft.attrs["axis"] == rank - 1)
+    require_match(soft.native and rank in (4, 5) and soft.attrs["axis"] == rank - 1)
     product, factor, bias = _match_scores(editor, soft.inputs[0])
     q, turned = _matmul_inputs(editor, product)
     transposed = editor.made_by(turned, "transpose")
     shapes = [editor.shape(name) or () for name in (q, turned, v)]
-    need(transposed.native and len({shape[: rank - 2] for shape in shapes}) == 1)
+    require_match(transposed.native and len({shape[: rank - 2] for shape in shapes}) == 1)
     axes = list(transposed.attrs["axes"])
     nodes: list[Node] = []
     k = transposed.inputs[0]
@@ -562,7 +566,7 @@ def _recognise_masked_attention(editor: Editor, one: Node) -> list[Node]:
     if factor.numel() == 1:
         scale = float(factor)
     else:
-        need(factor.shape[-2:] == (1, 1))
+        require_match(factor.shape[-2:] == (1, 1))
         held = {"constant": editor.constant(f"{one.output}.factor", factor)}
         nodes.append(editor.make("mul_constant", (q,), one.output, held))
         q = nodes[-1].output
@@ -584,8 +588,8 @@ def attention(
     keys = (editor.shape(inputs[1]) or ())[-2]
     held = {}
     if bias is not None and bool(bias.any()):
-        need(not bool((bias.isnan() | (bias == float("inf"))).any()))
-        need(bool(bias.isfinite().any(-1).all()))  # torch's rows without a key are 0, a quotient's are NaN
+        require_match(not bool((bias.isnan() | (bias == float("inf"))).any()))
+        require_match(bool(bias.isfinite().any(-1).all()))  # torch's rows without a key are 0, a quotient's are NaN
         whole = bias.expand(*bias.shape[:-2], int(queries or 0), int(keys or 0))
         held["bias"] = editor.constant(f"{output}.bias", whole)
     if len(several) == 2:
@@ -595,7 +599,7 @@ def attention(
 
 def _matmul_inputs(editor: Editor, one: Node) -> tuple[str, str]:
     """Return the two values that a torch node multiplies."""
-    need(not one.native and base(one) in _TOKEN_PRODUCTS)
+    require_match(not one.native and base(one) in _TOKEN_PRODUCTS)
     found = arguments(one)
     left, right = value_of(found["self"]), value_of(found.get("other", found.get("mat2")))
     if left is None or right is None or not editor.floating(left, right, one.output):

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ticketry_engine.capture.batch_axis import straighten
+from ticketry_engine.capture.batch_axis import move_batch_first
 from ticketry_engine.capture.convert import convert
 from ticketry_engine.capture.eager_checks import (
     check_calls,
@@ -46,7 +46,14 @@ from ticketry_engine.capture.patterns import (
 )
 from ticketry_engine.capture.recurrences import recognise_recurrences
 from ticketry_engine.capture.same_rows import compute_rows
-from ticketry_engine.capture.tracing.program import FEWEST, ONE_DIFFERS, NotRecordedError, Sizes, TracedProgram, fixed
+from ticketry_engine.capture.tracing.program import (
+    FEWEST,
+    ONE_DIFFERS,
+    NotRecordedError,
+    Sizes,
+    TracedProgram,
+    fixed_batch_note,
+)
 from ticketry_engine.capture.tracing.record import FixedSizeError, record
 from ticketry_engine.capture.tracing.side_effects import check_writes, functional, program_of
 from ticketry_engine.capture.tracing.torch_export import Arguments, export
@@ -110,9 +117,11 @@ def _capture_by_recording(model: nn.Module, given: Arguments, dynamic_batch: boo
     try:
         program = record(model, given, dynamic_batch=dynamic_batch)
     except FixedSizeError as reason:
-        program = replace(record(model, given, dynamic_batch=False), notes=fixed(_explain_fixed_size(reason, given)))
+        program = replace(
+            record(model, given, dynamic_batch=False), notes=fixed_batch_note(_explain_fixed_size(reason, given))
+        )
     if not program.for_one and given.examples == 1:
-        program = replace(record(model, given, dynamic_batch=False), notes=fixed(ONE_DIFFERS))
+        program = replace(record(model, given, dynamic_batch=False), notes=fixed_batch_note(ONE_DIFFERS))
     return *convert(program, model), program.for_one
 
 
@@ -145,7 +154,7 @@ def _export_program(
     exported = export(model, given, dynamic_batch=dynamic_batch)
     program = functional(exported.program)
     check_writes(program)
-    return program_of(program, [*fixed(why_fixed or exported.fixed), *notes])
+    return program_of(program, [*fixed_batch_note(why_fixed or exported.fixed), *notes])
 
 
 def _copy_model(model: nn.Module) -> nn.Module:
@@ -160,7 +169,7 @@ def simplify(graph: Graph, sizes: Mapping[str, Sizes], *, upsampling: bool = Tru
     captured = graph
     graph = compute_rows(compute_constants(without_unused(graph)))
     graph = lower(recognise_normalize(graph, sizes), sizes)
-    graph = straighten(graph, sizes)
+    graph = move_batch_first(graph, sizes)
     passes = (recognise_acts, recognise_attention, recognise_tokens, fold_pads, fold_norms)
     larger = (lower_transposed, lower_resizes) if upsampling else ()
     several = (lower_constants, tidy_shapes, recognise_written_attention, recognise_recurrences)

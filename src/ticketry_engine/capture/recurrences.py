@@ -16,8 +16,8 @@ from ticketry_engine.capture.editor import (
     Shape,
     arguments,
     base,
-    finished,
-    need,
+    rename_last_output,
+    require_match,
     rewrite,
     value_of,
 )
@@ -131,12 +131,12 @@ def _match_steps(graph: Graph, makers: Mapping[str, Node], one: Node) -> Iterato
         for decay, before in (factors,) if begins else (factors, factors[::-1]):
             with contextlib.suppress(NoMatchError):
                 step = _Step(one.output, _match_entry(makers, decay), _match_entry(makers, added), before, begins)
-                need((step.decay.axis, step.decay.index) == (step.added.axis, step.added.index))
+                require_match((step.decay.axis, step.decay.index) == (step.added.axis, step.added.index))
                 sources = [graph.values[entry.source] for entry in (step.decay, step.added)]
                 states = [graph.values[name] for name in (decay, added, one.output, *(() if begins else (before,)))]
-                need(len({value.dtype for value in (*sources, *states)}) == 1)
-                need(sources[0].shape == sources[1].shape and sources[0].shape is not None)
-                need({value.shape for value in states} == {_drop_axis(sources[0].shape or (), step.axis)})
+                require_match(len({value.dtype for value in (*sources, *states)}) == 1)
+                require_match(sources[0].shape == sources[1].shape and sources[0].shape is not None)
+                require_match({value.shape for value in states} == {_drop_axis(sources[0].shape or (), step.axis)})
                 yield step
 
 
@@ -166,13 +166,13 @@ class _ScanRule:
 
 def _stacked_values(editor: Editor, one: Node) -> tuple[list[str], int]:
     """Return the values that a node stacks, and the new axis."""
-    need(not one.native and base(one) == "stack")
+    require_match(not one.native and base(one) == "stack")
     found = arguments(one)
     names = [value_of(arg) for arg in found["tensors"]]
     parts = [name for name in names if name is not None]
-    need(1 < len(parts) == len(names) and editor.floating(*parts, one.output))
+    require_match(1 < len(parts) == len(names) and editor.floating(*parts, one.output))
     axis = int(found["dim"]) % len(editor.shape(one.output) or ())
-    need(axis > 0)
+    require_match(axis > 0)
     return parts, axis
 
 
@@ -180,8 +180,8 @@ def _match_whole_axis(editor: Editor, names: list[str]) -> tuple[str, int]:
     """Return (source, axis) if the values are all slices of one axis, in order."""
     entries = [_match_entry(editor.makers, name) for name in names]
     source, axis = entries[0].source, entries[0].axis
-    need(entries == [_Entry(source, axis, index) for index in range(len(names))])
-    need((editor.shape(source) or ())[axis] == len(names) and len({editor.shape(name) for name in names}) == 1)
+    require_match(entries == [_Entry(source, axis, index) for index in range(len(names))])
+    require_match((editor.shape(source) or ())[axis] == len(names) and len({editor.shape(name) for name in names}) == 1)
     return source, axis
 
 
@@ -214,7 +214,7 @@ def _recognise_stack(editor: Editor, one: Node) -> list[Node] | str:
     parts, axis = _stacked_values(editor, one)
     nodes: list[Node] = []
     x = _add_steps_first(editor, *_match_whole_axis(editor, parts), editor.shape(parts[0]) or (), nodes)
-    return finished(nodes, _add_moved_steps(editor, x, axis, nodes), one.output)
+    return rename_last_output(nodes, _add_moved_steps(editor, x, axis, nodes), one.output)
 
 
 def _recognise_repeated_product(editor: Editor, one: Node) -> list[Node] | str:
@@ -222,13 +222,15 @@ def _recognise_repeated_product(editor: Editor, one: Node) -> list[Node] | str:
     parts, axis = _stacked_values(editor, one)
     products = [_match_product(editor, name) for name in parts]
     shape = editor.shape(parts[0]) or ()
-    need(len({editor.shape(name) for name in parts}) == 1 and shape and shape[0] == (editor.shape(one.output) or ())[0])
+    require_match(
+        len({editor.shape(name) for name in parts}) == 1 and shape and shape[0] == (editor.shape(one.output) or ())[0]
+    )
     sides = [[value_of(arguments(product)[role]) or "" for product in products] for role in ("self", "other")]
     nodes: list[Node] = []
     together = []
     for names in sides:
         side = editor.shape(names[0]) or ()
-        need(len(side) >= 3)  # a vector has no batch axis
+        require_match(len(side) >= 3)  # a vector has no batch axis
         together.append(_add_steps_first(editor, *_match_whole_axis(editor, names), side, nodes))
     before = editor.shape(products[0].output) or ()
     steps = len(parts)
@@ -239,7 +241,7 @@ def _recognise_repeated_product(editor: Editor, one: Node) -> list[Node] | str:
     if list(editor.shape(whole) or ()) != viewed:
         nodes.append(editor.make("reshape", (whole,), whole, shape=viewed))
         whole = nodes[-1].output
-    return finished(nodes, _add_moved_steps(editor, whole, axis, nodes), one.output)
+    return rename_last_output(nodes, _add_moved_steps(editor, whole, axis, nodes), one.output)
 
 
 def _match_product(editor: Editor, name: str) -> Node:
@@ -250,5 +252,5 @@ def _match_product(editor: Editor, name: str) -> Node:
     if maker is None or maker.native or base(maker) != "matmul" or len(set(maker.inputs)) != 2:
         raise NoMatchError
     ranks = {len(editor.shape(side) or ()) for side in maker.inputs}
-    need(editor.floating(*maker.inputs, maker.output) and len(ranks) == 1)
+    require_match(editor.floating(*maker.inputs, maker.output) and len(ranks) == 1)
     return maker

@@ -16,7 +16,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ticketry_engine.capture.editor import NoMatchError, arguments, base, need, packet, value_of, without_unused
+from ticketry_engine.capture.editor import (
+    NoMatchError,
+    arguments,
+    base,
+    op_packet,
+    require_match,
+    value_of,
+    without_unused,
+)
 from ticketry_engine.ir import DTYPES, Graph, Node, aten
 from ticketry_engine.ir.native import dtype_name
 
@@ -56,26 +64,26 @@ class _EqualRows:
 
     def look(self, one: Node) -> None:
         """Evaluate a torch node; raise NoMatchError if its output is not the same for every example."""
-        name = packet(one)
+        name = op_packet(one)
         if one.op == "aten.sym_size.int":
             x, axis = one.attrs["args"][:2]
             shape = self.graph.values[x["value"]].shape
-            need(axis == 0 and shape and shape[0] is None)
+            require_match(axis == 0 and shape and shape[0] is None)
             self.numbers[one.output] = x["value"]
             return
-        need(one.op.startswith("aten.") and self._is_followed(one, name))
+        require_match(one.op.startswith("aten.") and self._is_followed(one, name))
         shape = self.graph.values[one.output].shape  # two and three examples cannot distinguish `x[:5]`
-        need(shape and shape[0] is None and (name not in _TRIANGLES or len(shape) > 2))
+        require_match(shape and shape[0] is None and (name not in _TRIANGLES or len(shape) > 2))
         made = [self._compute(one, examples) for examples in _EXAMPLES]
-        need(all(isinstance(tensor, Tensor) for tensor in made))
-        need(all(tensor.dim() and tensor.shape[0] == n for tensor, n in zip(made, _EXAMPLES, strict=True)))
+        require_match(all(isinstance(tensor, Tensor) for tensor in made))
+        require_match(all(tensor.dim() and tensor.shape[0] == n for tensor, n in zip(made, _EXAMPLES, strict=True)))
         if name == "arange" or any(value in self.orders for value in one.inputs if name != "index"):
-            need(all(torch.equal(tensor.flatten(), torch.arange(len(tensor))) for tensor in made))
+            require_match(all(torch.equal(tensor.flatten(), torch.arange(len(tensor))) for tensor in made))
             self.orders[one.output] = made
             return
         row = made[0][:1]
-        need(row.numel() <= _LARGEST and dtype_name(row.dtype) in DTYPES)
-        need(
+        require_match(row.numel() <= _LARGEST and dtype_name(row.dtype) in DTYPES)
+        require_match(
             all(tensor.shape[1:] == row.shape[1:] and _equal_with_nan(tensor, row.expand_as(tensor)) for tensor in made)
         )
         self.rows[one.output] = row.clone()

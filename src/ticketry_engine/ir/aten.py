@@ -154,7 +154,7 @@ def check(node: Node, *, trusted: bool = False) -> None:
         raise GraphError(f"{where}: its arguments are not those of the operation, {', '.join(names)}")
 
 
-def exchanged(attrs: Mapping[str, Json], change: Callable[[str, str], Json]) -> dict[str, Json]:
+def replace_objects(attrs: Mapping[str, Json], change: Callable[[str, str], Json]) -> dict[str, Json]:
     """Return the attributes of a torch node with each object in its arguments replaced by ``change(kind, content)``."""
 
     def each(value: Json) -> Json:

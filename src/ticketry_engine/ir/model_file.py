@@ -156,10 +156,10 @@ def to_json(graph: Graph) -> Json:
 def from_json(document: Json, tensors: dict[str, Tensor]) -> Graph:
     """Return the graph of `to_json` with weights, not yet validated; raise ModelFileError for other JSON."""
     keys = {"inputs", "outputs", "nodes", "values", "signature", "notes"}
-    need(isinstance(document, dict) and set(document) == keys, f"its graph has not the parts {sorted(keys)}")
-    need(_is_text_list(document["inputs"]) and _is_text_list(document["notes"]), "its inputs or notes are no texts")
-    need(isinstance(document["nodes"], list), "its nodes are no list")
-    need(isinstance(document["values"], dict), "its values are no object")
+    require(isinstance(document, dict) and set(document) == keys, f"its graph has not the parts {sorted(keys)}")
+    require(_is_text_list(document["inputs"]) and _is_text_list(document["notes"]), "its inputs or notes are no texts")
+    require(isinstance(document["nodes"], list), "its nodes are no list")
+    require(isinstance(document["values"], dict), "its values are no object")
     return Graph(
         inputs=tuple(document["inputs"]),
         outputs=_decode_floats(document["outputs"]),
@@ -191,18 +191,20 @@ def _decode_floats(tree: Json) -> Json:
 
 
 def _parse_node(entry: Json) -> Node:
-    need(isinstance(entry, list) and len(entry) == 5, "a node is no list of five")
+    require(isinstance(entry, list) and len(entry) == 5, "a node is no list of five")
     op, inputs, output, attrs, weights = entry
-    need(isinstance(op, str) and isinstance(output, str) and _is_text_list(inputs), "a node's names are no texts")
-    need(isinstance(attrs, dict) and isinstance(weights, dict), "a node's attributes and weights are no objects")
-    need(_is_text_list(list(weights.values())), "the names of a node's weights are no texts")
+    require(isinstance(op, str) and isinstance(output, str) and _is_text_list(inputs), "a node's names are no texts")
+    require(isinstance(attrs, dict) and isinstance(weights, dict), "a node's attributes and weights are no objects")
+    require(_is_text_list(list(weights.values())), "the names of a node's weights are no texts")
     return Node(op, tuple(inputs), output, attrs, weights)
 
 
 def _parse_value(name: str, entry: Json) -> Value:
-    need(isinstance(entry, list) and len(entry) == 2 and isinstance(entry[1], str), "a value is no shape and data type")
+    require(
+        isinstance(entry, list) and len(entry) == 2 and isinstance(entry[1], str), "a value is no shape and data type"
+    )
     shape, dtype = entry
-    need(shape is None or isinstance(shape, list), "a value's shape is no list")
+    require(shape is None or isinstance(shape, list), "a value's shape is no list")
     return Value(name, None if shape is None else tuple(shape), dtype)
 
 
@@ -218,15 +220,15 @@ def _parse_document(text: str) -> dict[str, Json]:
         found: Any = parse_json(text, parse_constant=_refuse_constant, object_pairs_hook=_unique_keys)
     except (ValueError, TypeError, RecursionError, MemoryError) as error:
         raise ModelFileError(f"its description is not JSON ({str(error)[:80]})") from None
-    need(isinstance(found, dict) and found.get("kind") == KIND, "its description is not that of a model")
+    require(isinstance(found, dict) and found.get("kind") == KIND, "its description is not that of a model")
     document: dict[str, Json] = found
     number = document.get("format")
     if not isinstance(number, int) or type(number) is bool or number < 1:
         raise ModelFileError("the file is damaged: its description has no format number")
     if number > FORMAT:
         raise ModelFileError(f"a newer ticketry has made it (its format is not {FORMAT}): pip install -U ticketry")
-    need(set(document) == {"kind", "format", "graph", "tensors", "meta"}, "its description has not all its parts")
-    need(isinstance(document["meta"], dict), "what was saved with it is no object")
+    require(set(document) == {"kind", "format", "graph", "tensors", "meta"}, "its description has not all its parts")
+    require(isinstance(document["meta"], dict), "what was saved with it is no object")
     return document
 
 
@@ -304,41 +306,43 @@ def _pack_flags(flags: Tensor) -> Tensor:
 
 def read_weights(table: Json, stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return the weights of a file from its table and stored tensors; raise ModelFileError if they do not match."""
-    need(isinstance(table, dict), "its table of weights is no object")
+    require(isinstance(table, dict), "its table of weights is no object")
     made: dict[str, Tensor] = {}
     wanted: set[str] = set()
     for name, facts in table.items():
         where = f"the weight {name[:80]!r}"
         known = {"dtype", "shape", "packed", "signed"}
-        need(isinstance(facts, dict) and set(facts) <= known, f"{where} has no facts")
+        require(isinstance(facts, dict) and set(facts) <= known, f"{where} has no facts")
         shape, dtype = facts.get("shape"), facts.get("dtype")
-        need(isinstance(dtype, str) and dtype in DTYPES, f"{where} has an unknown data type")
+        require(isinstance(dtype, str) and dtype in DTYPES, f"{where} has an unknown data type")
         sane = isinstance(shape, list) and len(shape) <= MOST_DIMENSIONS
-        need(sane and all(type(size) is int and 0 <= size <= LARGEST_SIZE for size in shape), f"{where} has no shape")
-        need(prod(max(size, 1) for size in shape) <= LARGEST_SIZE, f"{where} is too large")
+        require(
+            sane and all(type(size) is int and 0 <= size <= LARGEST_SIZE for size in shape), f"{where} has no shape"
+        )
+        require(prod(max(size, 1) for size in shape) <= LARGEST_SIZE, f"{where} is too large")
         packed = facts.get("packed", False)
-        need(packed is True or packed == PLACES or "packed" not in facts, f"{where} is neither packed nor not")
-        need(
+        require(packed is True or packed == PLACES or "packed" not in facts, f"{where} is neither packed nor not")
+        require(
             facts.get("signed", True) is True and bool(packed or "signed" not in facts),
             f"{where} is neither signed nor not",
         )
         keys = [f"kept:{name}", f"{PLACES if packed == PLACES else 'bits'}:{name}"] if packed else [f"dense:{name}"]
         keys += [f"signs:{name}"] if "signed" in facts else []
-        need(all(key in stored for key in keys), f"{where} is not in the file")
+        require(all(key in stored for key in keys), f"{where} is not in the file")
         wanted.update(keys)
         parts = [stored[key] for key in keys]
-        need(parts[0].dtype == getattr(torch, dtype), f"{where} is of another data type than its table says")
+        require(parts[0].dtype == getattr(torch, dtype), f"{where} is of another data type than its table says")
         if packed:
             read = _read_positions if packed == PLACES else _read_flags
             made[name] = _restore_packed(where, *parts, shape=shape, read=read)
         else:
             made[name] = _restore_dense(where, parts[0], shape)
-    need(wanted == set(stored), "it holds tensors that are no weights of the graph")
+    require(wanted == set(stored), "it holds tensors that are no weights of the graph")
     return made
 
 
 def _restore_dense(where: str, flat: Tensor, shape: list[int]) -> Tensor:
-    need(tuple(flat.shape) == (prod(shape),), f"{where} has not the number of elements of its shape")
+    require(tuple(flat.shape) == (prod(shape),), f"{where} has not the number of elements of its shape")
     return flat.view(shape)
 
 
@@ -351,11 +355,11 @@ def _restore_packed(
     shape: list[int],
     read: Callable[[str, Tensor, int, int], Tensor],
 ) -> Tensor:
-    need(kept.dim() == 1, f"{where} has values that are no list")
+    require(kept.dim() == 1, f"{where} has values that are no list")
     which = read(where, places, prod(shape), kept.numel())
     made = torch.zeros(prod(shape), dtype=kept.dtype)
     if signs is not None:
-        need(made.is_floating_point(), f"{where} has signs of zeros that have none")
+        require(made.is_floating_point(), f"{where} has signs of zeros that have none")
         made[_read_bits(where, signs, prod(shape))] = -0.0
     made[which] = kept
     return made.view(shape)
@@ -363,25 +367,25 @@ def _restore_packed(
 
 def _read_flags(where: str, bits: Tensor, total: int, count: int) -> Tensor:
     which = _read_bits(where, bits, total)
-    need(int(which.sum()) == count, f"{where} has not the number of values of its bits")
+    require(int(which.sum()) == count, f"{where} has not the number of values of its bits")
     return which
 
 
 def _read_bits(where: str, bits: Tensor, total: int) -> Tensor:
     fits = bits.dtype == torch.uint8 and tuple(bits.shape) == (packed_bit_bytes(total),)
-    need(fits, f"{where} has not the number of bits of its shape")
+    require(fits, f"{where} has not the number of bits of its shape")
     return torch.from_numpy(unpack_bits(bits.numpy(), total))
 
 
 def _read_positions(where: str, places: Tensor, total: int, count: int) -> Tensor:
-    need(places.dtype == torch.uint8 and places.dim() == 1, f"{where} has places that are no bytes")
+    require(places.dtype == torch.uint8 and places.dim() == 1, f"{where} has places that are no bytes")
     try:
         return torch.from_numpy(unpack_places(places.numpy(), count, total))
     except ValueError as error:
         raise ModelFileError(f"{where} is damaged: {error}") from None
 
 
-def need(condition: bool, otherwise: str) -> None:
+def require(condition: bool, otherwise: str) -> None:
     """Raise ModelFileError with the reason `otherwise` unless the condition holds."""
     if not condition:
         raise ModelFileError(f"the file is damaged: {otherwise}")

@@ -18,13 +18,13 @@ Shape: TypeAlias = "tuple[Size, ...]"
 Attrs: TypeAlias = "Mapping[str, Any]"
 
 
-def need(condition: bool, otherwise: str) -> None:
+def require(condition: bool, otherwise: str) -> None:
     if not condition:
         raise GraphError(otherwise)
 
 
 def image_sizes(shape: Shape) -> tuple[Size, int, int, int]:
-    need(len(shape) == 4, f"it takes [N, C, H, W], not {shape}")
+    require(len(shape) == 4, f"it takes [N, C, H, W], not {shape}")
     batch, channels, height, width = shape
     return batch, int(channels or 0), int(height or 0), int(width or 0)
 
@@ -32,12 +32,12 @@ def image_sizes(shape: Shape) -> tuple[Size, int, int, int]:
 def check_bias(weights: Mapping[str, Shape], size: Size, *roles: str) -> None:
     for role in roles:
         if role in weights:
-            need(weights[role] == (size,), f"its {role} has the shape {weights[role]}, not {(size,)}")
+            require(weights[role] == (size,), f"its {role} has the shape {weights[role]}, not {(size,)}")
 
 
 def residual(inputs: Sequence[Shape], made: Shape) -> Shape:
     if len(inputs) == 2:
-        need(inputs[1] == made, f"the residual has the shape {inputs[1]}, not {made}")
+        require(inputs[1] == made, f"the residual has the shape {inputs[1]}, not {made}")
     return made
 
 
@@ -52,13 +52,13 @@ def windows(size: int, kernel: int, stride: int, padding: int, dilation: int, *,
 
 def _places(size: int, kernel: int, stride: int, padding: int, dilation: int, *, ceil: bool = False) -> int:
     found = windows(size, kernel, stride, padding, dilation, ceil=ceil)
-    need(found >= 1, "the window is larger than the padded input")
+    require(found >= 1, "the window is larger than the padded input")
     return found
 
 
 def _check_weight(weight: Shape, axes: int) -> None:
-    need(len(weight) == axes, f"its weight has the shape {weight}")
-    need(all(weight), f"its weight of the shape {weight} has no elements")
+    require(len(weight) == axes, f"its weight has the shape {weight}")
+    require(all(weight), f"its weight of the shape {weight} has no elements")
 
 
 def conv2d(attrs: Attrs, inputs: Sequence[Shape], weights: Mapping[str, Shape]) -> Shape:
@@ -66,8 +66,8 @@ def conv2d(attrs: Attrs, inputs: Sequence[Shape], weights: Mapping[str, Shape]) 
     weight, groups = weights["weight"], attrs["groups"]
     _check_weight(weight, 4)
     out, per_group, kh, kw = (int(size or 0) for size in weight)
-    need(channels == per_group * groups, f"{channels} channels do not fit its weight {weight} in {groups} groups")
-    need(out % groups == 0, f"{out} output channels are no multiple of {groups} groups")
+    require(channels == per_group * groups, f"{channels} channels do not fit its weight {weight} in {groups} groups")
+    require(out % groups == 0, f"{out} output channels are no multiple of {groups} groups")
     check_bias(weights, out, "bias")
     kernels = zip((height, width), (kh, kw), attrs["stride"], attrs["padding"], attrs["dilation"], strict=True)
     return residual(inputs, (batch, out, *(_places(*one) for one in kernels)))
@@ -76,7 +76,7 @@ def conv2d(attrs: Attrs, inputs: Sequence[Shape], weights: Mapping[str, Shape]) 
 def linear(attrs: Attrs, inputs: Sequence[Shape], weights: Mapping[str, Shape]) -> Shape:
     weight = weights["weight"]
     _check_weight(weight, 2)
-    need(len(inputs[0]) >= 2 and inputs[0][-1] == weight[1], f"{inputs[0]} does not fit its weight {weight}")
+    require(len(inputs[0]) >= 2 and inputs[0][-1] == weight[1], f"{inputs[0]} does not fit its weight {weight}")
     check_bias(weights, weight[0], "bias")
     return residual(inputs, (*inputs[0][:-1], weight[0]))
 
@@ -84,7 +84,7 @@ def linear(attrs: Attrs, inputs: Sequence[Shape], weights: Mapping[str, Shape]) 
 def pairwise(attrs: Attrs, inputs: Sequence[Shape], weights: Mapping[str, Shape]) -> Shape:
     one, other = inputs
     gate = len(one) == 4 and other == (*one[:2], 1, 1)
-    need(one == other or gate, f"{one} and {other} are not of one shape, nor [N, C, H, W] and [N, C, 1, 1]")
+    require(one == other or gate, f"{one} and {other} are not of one shape, nor [N, C, H, W] and [N, C, 1, 1]")
     return one
 
 
@@ -98,30 +98,30 @@ def pool(attrs: Attrs, inputs: Sequence[Shape], weights: Mapping[str, Shape]) ->
     made = []
     for axis, size in enumerate((height, width)):
         kernel, padding = attrs["kernel"][axis], attrs["padding"][axis]
-        need(size > 0, "there is nothing to pool")
-        need(2 * padding <= kernel, "the padding is larger than half of the window")
+        require(size > 0, "there is nothing to pool")
+        require(2 * padding <= kernel, "the padding is larger than half of the window")
         made.append(_places(size, kernel, attrs["stride"][axis], padding, dilation[axis], ceil=attrs["ceil"]))
     return (batch, channels, *made)
 
 
 def global_pool(attrs: Attrs, inputs: Sequence[Shape], weights: Mapping[str, Shape]) -> Shape:
     batch, channels, height, width = image_sizes(inputs[0])
-    need(height * width > 0, "there is nothing to pool")
+    require(height * width > 0, "there is nothing to pool")
     return (batch, channels, 1, 1) if attrs["keepdim"] else (batch, channels)
 
 
 def concat(attrs: Attrs, inputs: Sequence[Shape], weights: Mapping[str, Shape]) -> Shape:
     axis = attrs["axis"]
-    need(axis < len(inputs[0]), f"there is no axis {axis}")
+    require(axis < len(inputs[0]), f"there is no axis {axis}")
     rest = {(*shape[:axis], *shape[axis + 1 :]) for shape in inputs}
-    need(len(rest) == 1 and len({len(shape) for shape in inputs}) == 1, f"the shapes {inputs} differ elsewhere")
+    require(len(rest) == 1 and len({len(shape) for shape in inputs}) == 1, f"the shapes {inputs} differ elsewhere")
     return (*inputs[0][:axis], sum(int(shape[axis] or 0) for shape in inputs), *inputs[0][axis + 1 :])
 
 
 def slice(attrs: Attrs, inputs: Sequence[Shape], weights: Mapping[str, Shape]) -> Shape:
     axis, start, stop = attrs["axis"], attrs["start"], attrs["stop"]
-    need(axis < len(inputs[0]), f"there is no axis {axis}")
-    need(start <= stop <= int(inputs[0][axis] or 0), f"{start}:{stop} is not in {inputs[0]}")
+    require(axis < len(inputs[0]), f"there is no axis {axis}")
+    require(start <= stop <= int(inputs[0][axis] or 0), f"{start}:{stop} is not in {inputs[0]}")
     return (*inputs[0][:axis], stop - start, *inputs[0][axis + 1 :])
 
 
@@ -130,18 +130,18 @@ def elements_per_example(shape: Sequence[Size]) -> int:
 
 
 def flatten(attrs: Attrs, inputs: Sequence[Shape], weights: Mapping[str, Shape]) -> Shape:
-    need(len(inputs[0]) >= 2, f"there is nothing to flatten in {inputs[0]}")
+    require(len(inputs[0]) >= 2, f"there is nothing to flatten in {inputs[0]}")
     return (inputs[0][0], elements_per_example(inputs[0]))
 
 
 def affine(attrs: Attrs, inputs: Sequence[Shape], weights: Mapping[str, Shape]) -> Shape:
-    need(len(inputs[0]) >= 2, f"{inputs[0]} has no channels")
+    require(len(inputs[0]) >= 2, f"{inputs[0]} has no channels")
     check_bias(weights, inputs[0][1], "scale", "shift")
     return inputs[0]
 
 
 def batch_norm(attrs: Attrs, inputs: Sequence[Shape], weights: Mapping[str, Shape]) -> Shape:
-    need(len(inputs[0]) >= 2, f"{inputs[0]} has no channels")
+    require(len(inputs[0]) >= 2, f"{inputs[0]} has no channels")
     check_bias(weights, inputs[0][1], "weight", "bias")
     return residual(inputs, inputs[0])
 
@@ -150,54 +150,56 @@ def constant(attrs: Attrs, inputs: Sequence[Shape], weights: Mapping[str, Shape]
     (x,) = inputs
     for role, given in weights.items():
         fits = len(given) == len(x) - 1 and all(size in (1, own) for size, own in zip(given, x[1:], strict=True))
-        need(fits, f"its {role} has the shape {given}, which is not spread over {x[1:]}")
+        require(fits, f"its {role} has the shape {given}, which is not spread over {x[1:]}")
     return x
 
 
 def rotary(attrs: Attrs, inputs: Sequence[Shape], weights: Mapping[str, Shape]) -> Shape:
     made = constant(attrs, inputs, weights)
-    need(len(made) >= 2 and 2 * attrs["half"] <= int(made[-1] or 0), f"two halves of {attrs['half']} are not in {made}")
-    need(weights["cos"] == weights["sin"] and weights["cos"][-1] == made[-1], "cos and sin differ, or are too short")
+    require(
+        len(made) >= 2 and 2 * attrs["half"] <= int(made[-1] or 0), f"two halves of {attrs['half']} are not in {made}"
+    )
+    require(weights["cos"] == weights["sin"] and weights["cos"][-1] == made[-1], "cos and sin differ, or are too short")
     return made
 
 
 def rms_norm(attrs: Attrs, inputs: Sequence[Shape], weights: Mapping[str, Shape]) -> Shape:
-    need(len(inputs[0]) >= 2 and bool(inputs[0][-1]), f"{inputs[0]} has no last axis to normalise")
+    require(len(inputs[0]) >= 2 and bool(inputs[0][-1]), f"{inputs[0]} has no last axis to normalise")
     check_bias(weights, inputs[0][-1], "weight")
     return inputs[0]
 
 
 def layer_norm(attrs: Attrs, inputs: Sequence[Shape], weights: Mapping[str, Shape]) -> Shape:
-    need(len(inputs[0]) >= 2 and bool(inputs[0][-1]), f"{inputs[0]} has no last axis to normalise")
-    need(len(weights) != 1, "it takes both a weight and a bias, or neither")
+    require(len(inputs[0]) >= 2 and bool(inputs[0][-1]), f"{inputs[0]} has no last axis to normalise")
+    require(len(weights) != 1, "it takes both a weight and a bias, or neither")
     check_bias(weights, inputs[0][-1], "weight", "bias")
     return inputs[0]
 
 
 def softmax(attrs: Attrs, inputs: Sequence[Shape], weights: Mapping[str, Shape]) -> Shape:
-    need(attrs["axis"] < len(inputs[0]), f"there is no axis {attrs['axis']}")
+    require(attrs["axis"] < len(inputs[0]), f"there is no axis {attrs['axis']}")
     return inputs[0]
 
 
 def attention(attrs: Attrs, inputs: Sequence[Shape], weights: Mapping[str, Shape]) -> Shape:
     q, k, v = inputs
-    need(len(q) == len(k) == len(v) == 4, "it takes [N, h, T, d]")
+    require(len(q) == len(k) == len(v) == 4, "it takes [N, h, T, d]")
     fits = k[1] == v[1] and q[3] == k[3] and k[2] == v[2] and bool(q[3]) and bool(k[2])
     heads, groups = int(q[1] or 0), int(k[1] or 0)
-    need(fits and groups > 0 and heads % groups == 0, f"the shapes {q}, {k}, {v} do not go together")
+    require(fits and groups > 0 and heads % groups == 0, f"the shapes {q}, {k}, {v} do not go together")
     bias = weights.get("bias")
-    need(bias is None or bias in ((heads, q[2], k[2]), (1, q[2], k[2])), f"its bias has the shape {bias}")
+    require(bias is None or bias in ((heads, q[2], k[2]), (1, q[2], k[2])), f"its bias has the shape {bias}")
     return (*q[:3], v[3])
 
 
 def window_attention(attrs: Attrs, inputs: Sequence[Shape], weights: Mapping[str, Shape]) -> Shape:
     q, k, v = inputs
-    need(len(q) == len(k) == len(v) == 5, "it takes [N, W, h, T, d]")
+    require(len(q) == len(k) == len(v) == 5, "it takes [N, W, h, T, d]")
     fits = q[1:3] == k[1:3] == v[1:3] and k[3] == v[3] and q[4] == k[4] and bool(q[4]) and bool(k[3])
-    need(fits, f"the shapes {q}, {k}, {v} do not go together")
+    require(fits, f"the shapes {q}, {k}, {v} do not go together")
     bias = weights.get("bias")
     spread = bias is None or (len(bias) == 4 and bias[0] in (1, q[1]) and bias[1] in (1, q[2]))
-    need(spread and (bias is None or bias[2:] == (q[3], k[3])), f"its bias has the shape {bias}")
+    require(spread and (bias is None or bias[2:] == (q[3], k[3])), f"its bias has the shape {bias}")
     return (*q[:4], v[4])
 
 
@@ -208,39 +210,41 @@ _MOST_STEPS = 1 << 16
 def scan(attrs: Attrs, inputs: Sequence[Shape], weights: Mapping[str, Shape]) -> Shape:
     decay, added, *start = inputs
     axis = attrs["axis"]
-    need(axis < len(decay) and decay == added, f"{decay} and {added} are not steps along the axis {axis}")
-    need(len(start) + len(weights) == 1, "it takes one start, an input or a weight")
+    require(axis < len(decay) and decay == added, f"{decay} and {added} are not steps along the axis {axis}")
+    require(len(start) + len(weights) == 1, "it takes one start, an input or a weight")
     state = (*decay[:axis], *decay[axis + 1 :])
     if start:
-        need(start[0] == state, f"its start has the shape {start[0]}, its states {state}")
+        require(start[0] == state, f"its start has the shape {start[0]}, its states {state}")
     else:
         constant(attrs, [state], {"start": weights["start"]})
-    need(0 < int(decay[axis] or 0) <= _MOST_STEPS, f"it takes 1 to {_MOST_STEPS} steps, not {decay[axis]}")
+    require(0 < int(decay[axis] or 0) <= _MOST_STEPS, f"it takes 1 to {_MOST_STEPS} steps, not {decay[axis]}")
     return added
 
 
 def pad(attrs: Attrs, inputs: Sequence[Shape], weights: Mapping[str, Shape]) -> Shape:
     batch, *sizes = inputs[0]
     before, after = attrs["before"], attrs["after"]
-    need(len(before) == len(after) == len(sizes), f"it pads {len(before)} and {len(after)} axes of {inputs[0]}")
+    require(len(before) == len(after) == len(sizes), f"it pads {len(before)} and {len(after)} axes of {inputs[0]}")
     return (batch, *(low + int(size or 0) + high for low, size, high in zip(before, sizes, after, strict=True)))
 
 
 def transpose(attrs: Attrs, inputs: Sequence[Shape], weights: Mapping[str, Shape]) -> Shape:
     axes = attrs["axes"]
-    need(sorted(axes) == list(range(len(inputs[0]))) and axes[0] == 0, f"{axes} is no order of {inputs[0]}'s axes")
+    require(sorted(axes) == list(range(len(inputs[0]))) and axes[0] == 0, f"{axes} is no order of {inputs[0]}'s axes")
     return tuple(inputs[0][axis] for axis in axes)
 
 
 def reshape(attrs: Attrs, inputs: Sequence[Shape], weights: Mapping[str, Shape]) -> Shape:
     shape = tuple(attrs["shape"])
     fits = shape[0] == inputs[0][0] and elements_per_example(shape) == elements_per_example(inputs[0])
-    need(fits, f"{inputs[0]} cannot become {shape}")
+    require(fits, f"{inputs[0]} cannot become {shape}")
     return shape
 
 
 def shuffle(attrs: Attrs, inputs: Sequence[Shape], weights: Mapping[str, Shape]) -> Shape:
-    need(image_sizes(inputs[0])[1] % attrs["groups"] == 0, f"{inputs[0]} has no {attrs['groups']} groups of channels")
+    require(
+        image_sizes(inputs[0])[1] % attrs["groups"] == 0, f"{inputs[0]} has no {attrs['groups']} groups of channels"
+    )
     return inputs[0]
 
 

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from ticketry_engine.errors import EngineError, GraphError
-from ticketry_engine.ir.aten import exchanged
 from ticketry_engine.ir.aten import prepare as prepare_torch_node
+from ticketry_engine.ir.aten import replace_objects
 from ticketry_engine.ir.graph import Graph
 from ticketry_engine.ir.native import FLOATS, NATIVE, OTHERS, Function, Node, Value, dtype_name
 
@@ -58,7 +58,7 @@ class Cast:
         if self.to is None or node.native:
             return node
         own, to = ({"dtype": dtype_name(dtype)} for dtype in (self.own, self.to))
-        attrs = exchanged(node.attrs, lambda kind, content: to if {kind: content} == own else {kind: content})
+        attrs = replace_objects(node.attrs, lambda kind, content: to if {kind: content} == own else {kind: content})
         return replace(node, attrs=attrs)
 
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ticketry_engine.errors import GraphError
-from ticketry_engine.ir.aten import exchanged, find, prepare
+from ticketry_engine.ir.aten import find, prepare, replace_objects
 from ticketry_engine.ir.graph import Graph
 from ticketry_engine.ir.native import OTHERS, Node, Value, dtype_name
 from ticketry_engine.support.files import one_line
@@ -85,7 +85,7 @@ def _count_parts(one: Node, weights: Mapping[str, Tensor], made: Mapping[str, An
     if family not in (*_RECURRENCES, *_BY_AXIS, *_BY_COUNT) or one.op.startswith("operator."):
         return 0
     known = {"value": made, "tensor": weights}
-    attrs = exchanged(one.attrs, lambda kind, content: known.get(kind, {}).get(content))
+    attrs = replace_objects(one.attrs, lambda kind, content: known.get(kind, {}).get(content))
     arguments = find(one.op)._schema.arguments
     given = {each.name: each.default_value for each in arguments if each.has_default_value()}
     given |= {**dict(zip((each.name for each in arguments), attrs["args"], strict=False)), **attrs["kwargs"]}

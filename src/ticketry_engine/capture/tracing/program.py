@@ -59,7 +59,7 @@ ONE_DIFFERS = "the model does something else for one example than for more"
 """Reason for a fixed number of examples if the example inputs have one example."""
 
 
-def fixed(reason: str) -> tuple[str, ...]:
+def fixed_batch_note(reason: str) -> tuple[str, ...]:
     """Return the note of a program with a fixed number of examples; empty without a reason."""
     return (f"the number of examples is fixed: {reason}",) if reason else ()
 

@@ -40,7 +40,7 @@ from ticketry_engine.capture.tracing.program import (
     Multiple,
     NotRecordedError,
     TracedProgram,
-    fixed,
+    fixed_batch_note,
 )
 from ticketry_engine.capture.tracing.side_effects import (
     Containers,
@@ -348,7 +348,7 @@ class _GraphWriter:
             in_spec=self.call.in_spec,
             out_spec=self.call.out_spec,
             sizes=lambda node: node.meta["sizes"],
-            notes=fixed("" if self.call.examples is not None else ASKED_FOR),
+            notes=fixed_batch_note("" if self.call.examples is not None else ASKED_FOR),
         )
 
     def _add_op(self, step: RecordedOp) -> None:
