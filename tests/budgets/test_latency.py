@@ -104,6 +104,22 @@ def test_a_base_runs_the_model(base: str) -> None:
     assert model.training
 
 
+def test_one_slow_timing_of_the_base_does_not_decide(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The machine is slow while eager mode is timed first: pruning must not be skipped because of it."""
+    ratios = iter([4.1, 2.0, 2.2, 2.0])
+    monkeypatch.setattr(Meter, "dense_seconds", 1.0)
+    monkeypatch.setattr(Meter, "ratio_to_dense", lambda meter, call, rounds: Interval(*3 * [next(ratios)], 0.95))
+    meter = Meter(network(), X, 1)
+    assert [timing.base_seconds(meter, "eager") for _ in range(4)] == pytest.approx([4.1, 3.05, 2.2, 2.1])
+
+    ratios = iter([2.3, 1.6, 1.7])
+    asked = []
+    monkeypatch.setattr(latency._BudgetSearch, "run", lambda search: asked.append(search._asked) or never())
+    with pytest.raises(AssertionError, match="measured or pruned"):
+        tk.cost.meet(network(), X, 0.5, base="eager", threads=1)
+    assert asked == pytest.approx([0.85])
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [

@@ -121,6 +121,11 @@ class Latencies:
         """Whether the compiled unpruned model meets the budget."""
         return self.requested >= self.unpruned
 
+    @property
+    def is_close(self) -> bool:
+        """Whether the unpruned model's latency is within a quarter of the request, so that noise might decide."""
+        return 0.8 < self.requested / self.unpruned < 1.25
+
     def __str__(self) -> str:
         now = "" if self.base == ENGINE else f"now {format_cost(self.now, 'seconds')} ({self.base}), "
         return (
