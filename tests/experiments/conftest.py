@@ -14,5 +14,5 @@ def no_figures() -> Iterator[None]:
 
     blank = '<svg viewBox="0 0 1 1"></svg>'
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(page, "drawn", lambda makers: dict.fromkeys(makers, Drawing(blank, blank)))
+        patch.setattr(page, "draw_figures", lambda makers: dict.fromkeys(makers, Drawing(blank, blank)))
         yield
