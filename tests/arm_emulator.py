@@ -13,10 +13,9 @@ from typing import Any
 
 import pytest
 
-from foreign_code import relocatable
 from ticketry_engine.kernels.driver import Driver
-from ticketry_engine.kernels.jit import Kernel, Library
-from ticketry_engine.kernels.target import foreign
+from ticketry_engine.kernels.jit import Kernel, Library, machine_for, optimise
+from ticketry_engine.kernels.target import Target, binding, foreign
 
 _CODE, _CODE_BYTES = 1 << 32, 256 << 20
 _STACK, _STACK_BYTES = 1 << 33, 1 << 20
@@ -195,3 +194,21 @@ def _region(address: int) -> tuple[int, int] | None:
         if begin <= address < end:
             return (begin, end - begin) if rights.startswith("r") else None
     return None
+
+
+def _machine(target: Target):
+    binding().initialize_all_targets()
+    binding().initialize_all_asmprinters()
+    return machine_for(target, reloc="pic")
+
+
+def assembly(kernel: Kernel, name: str, target: Target) -> str:
+    """A kernel as assembly."""
+    machine = _machine(target)
+    return machine.emit_assembly(optimise(kernel, name, target, machine))
+
+
+def relocatable(kernel: Kernel, name: str, target: Target) -> bytes:
+    """A kernel as an object file that a linker takes."""
+    machine = _machine(target)
+    return machine.emit_object(optimise(kernel, name, target, machine))

@@ -1,9 +1,11 @@
-"""Flipped bits: a store as a search leaves it, where they are flipped, and whether what is read then is right."""
+"""A store with one file of every kind, flips of its bits, and checks of what is read then."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +16,12 @@ from made_records import search_record, verify_record
 from strangers import forged, info_of_digits
 from ticketry.core.ticket.folder import to_json_values
 from ticketry.errors import TicketryError
+from ticketry.lab.store.bundle import MAGIC
 from ticketry.lab.store.files import read_sealed, write_sealed
 from ticketry.lab.store.store import NUMERICS, Store, digest_of
 from ticketry.report import write_report
 
-KEY = digest_of({"numerics": NUMERICS})  # of a result whose segment says nothing
+KEY = digest_of({"numerics": NUMERICS})  # a result with an empty segment
 RUN = "imp-digits-0123abcd"
 FILES = (
     "store.json",
@@ -36,11 +39,11 @@ FILES = (
     "runs/*/tickets/*/start.safetensors",
     "runs/*/tickets/*/model.safetensors",
 )
-"""Every kind of file that a command reads in a store, and the page."""
+"""Every kind of file in a store that a command reads, and the report."""
 
 
 def made(folder: Path, *, page: bool = True) -> Path:
-    """A store with one of everything, optionally without an HTML page."""
+    """Create a store with one file of every kind, optionally without an HTML page."""
     store = Store(folder)
     run = {**search_record(levels=1, replicates=2), "run": RUN}
     write_sealed(store.paths.run(RUN) / "run.json", run)
@@ -66,11 +69,11 @@ def made(folder: Path, *, page: bool = True) -> Path:
 
 
 _PAGE: list[bytes] = []
-"""Drawn once: it takes a second."""
+"""The report, which takes a second to draw."""
 
 
 def campaign_values() -> dict[str, Any]:
-    """The record of a campaign with one claim."""
+    """Return the record of a campaign with one hypothesis."""
     sides = {
         "a": {"run": "one", "role": "ticket", "values": [9.0]},
         "b": {"run": "one", "role": "dense", "values": [8.0]},
@@ -91,7 +94,7 @@ def campaign_values() -> dict[str, Any]:
 
 
 def trials(store: Path, pattern: str, *, count: int, seed: int) -> Iterator[tuple[Path, int, int]]:
-    """File, byte and bit: at random, the first and last bytes among them."""
+    """Yield file, byte and bit of random flips; the first and the last byte are among them."""
     draw = random.Random(f"{seed} {pattern}")
     paths = sorted(store.glob(pattern))
     assert paths, f"there is no {pattern}"
@@ -103,7 +106,7 @@ def trials(store: Path, pattern: str, *, count: int, seed: int) -> Iterator[tupl
 
 
 def flip(path: Path, position: int, bit: int) -> bytes:
-    """Flip a bit of a file; returns what it was."""
+    """Flip a bit of a file; return the former content."""
     before = path.read_bytes()
     data = bytearray(before)
     data[position] ^= 1 << bit
@@ -112,7 +115,7 @@ def flip(path: Path, position: int, bit: int) -> bytes:
 
 
 def nothing_is_wrong(folder: Path, path: Path) -> bool:
-    """Whether reading a file with a flipped bit is refused, or gives what was written, or nothing (it is made anew)."""
+    """Return whether reading a file with a flipped bit raises, gives what was written, or finds nothing."""
     try:
         return _reads_right(folder, path)
     except TicketryError:
@@ -122,12 +125,12 @@ def nothing_is_wrong(folder: Path, path: Path) -> bool:
 def _reads_right(folder: Path, path: Path) -> bool:
     place = path.relative_to(folder).parts[0]
     if path.name in ("run.toml", "report.html"):
-        return True  # for people to read; `store check` knows
+        return True  # only people read it; `store check` finds the flip
     if place == "store.json":
         return Store(folder).result(KEY, 5) is not None
     store = Store(folder)
     if place == "blobs":
-        return tuple(store.get_bytes(path.stem)[:0]) == ()  # it has the digest that it is asked by, or raises
+        return tuple(store.get_bytes(path.stem)[:0]) == ()  # it has the requested digest, or raises
     if place == "results":
         found = store.trained(KEY, 5)
         return found is not None and found["metrics"]["test"] == {"accuracy": 97.25, "loss": 0.125}
@@ -146,3 +149,15 @@ def _reads_right(folder: Path, path: Path) -> bool:
         return all(values.get(name) == value for name, value in campaign_values().items())
     wanted = search_record(levels=1, replicates=2) if path.name == "run.json" else verify_record()
     return all(values.get(name) == value for name, value in wanted.items() if name not in ("run", "name"))
+
+
+def repacked(bundle: Path, change: Callable[[dict[str, Any]], None], more: bytes = b"") -> None:
+    """The bundle with a changed list of parts, and a digest that is right."""
+    data = bundle.read_bytes()
+    start = len(MAGIC) + 65
+    length = int.from_bytes(data[start : start + 8], "little")
+    told = json.loads(data[start + 8 : start + 8 + length])
+    change(told)
+    listed = json.dumps(told).encode()
+    whole = len(listed).to_bytes(8, "little") + listed + data[start + 8 + length :] + more
+    bundle.write_bytes(MAGIC + hashlib.sha256(whole).hexdigest().encode() + b"\n" + whole)

@@ -57,3 +57,11 @@ def share_inside(weight: Tensor, before: Tensor, after: Tensor) -> float:
         total += abs(value) * bool(was)
         inside += abs(value) * bool(was and stays)
     return inside / total
+
+
+def grouped(outputs: int, columns: int, rows: int, density: float, seed: int = 0) -> torch.Tensor:
+    """A matrix whose sets of `rows` rows, in any order, share their columns."""
+    generator = torch.Generator().manual_seed(seed)
+    kept = torch.rand(-(-outputs // rows), columns, generator=generator) < density
+    kept = kept.repeat_interleave(rows, 0)[:outputs][torch.randperm(outputs, generator=generator)]
+    return torch.where(kept, torch.randn(outputs, columns, generator=generator), 0.0)

@@ -9,8 +9,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import ticketry as tk
 from ticketry.core.prune import prune
 from ticketry.lab.lab import Lab
+from ticketry.lab.training.segment import Segment
+from ticketry.records.metric import Metric
 from ticketry.tasks import catalogue
 from ticketry.tasks.recipe import Recipe
 from ticketry.tasks.task import Classification, Split, Splits, Task
@@ -84,3 +87,38 @@ def same(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
 def equal_bits():
     """``equal_bits(one, other)``: whether two states have the same names and bits."""
     return same
+
+
+def stored_segments(lab: tk.Lab, task: tk.Task, *keys: str) -> list[Segment]:
+    """The segments of these keys that were trained, as if all were of this task: some controls are other networks."""
+    parts = [key.partition("@") for key in keys]
+    found = [lab.store.result(trajectory, int(last)) for trajectory, _, last in parts]
+    told = [{name: value for name, value in one["segment"].items() if name != "blobs"} for one in found if one]
+    return [Segment.from_description({**one, "task": dict(task.key())}, task) for one in told]
+
+
+class Lines(Task):
+    """y = 2 x: a regression."""
+
+    name = "lines"
+    metric = Metric("loss", "", higher_is_better=False)
+    recipe = Recipe(length="20it", batch=16, optimizer="adam", lr=1e-2)
+
+    def key(self):
+        return {"name": self.name}
+
+    def build(self):
+        return nn.Sequential(nn.Linear(1, 8), nn.ReLU(), nn.Linear(8, 1))
+
+    def load(self, data: Path | None = None):
+        x = torch.linspace(-1, 1, 64).view(-1, 1)
+        return Splits(*(Split(x, 2 * x) for _ in range(3)))
+
+    def loss(self, outputs, targets, *, label_smoothing=0.0):
+        return nn.functional.mse_loss(outputs, targets)
+
+    def measure(self, outputs, targets):
+        return {"loss": (outputs - targets).square().sum()}
+
+    def summary(self, sums, count):
+        return {"loss": sums["loss"] / count}

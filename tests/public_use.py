@@ -1,4 +1,4 @@
-"""The public names in use, as a type checker reads them: tests/test_types.py runs mypy --strict over it."""
+"""The public names in use: tests/test_public.py runs mypy --strict over this file."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import ticketry as tk
 
 
 def own_loop(model: nn.Module, inputs: torch.Tensor, targets: torch.Tensor, early: dict[str, torch.Tensor]) -> None:
-    """A mask held in one's own loop, and a ticket."""
+    """Enforce a mask in a custom loop, and write a ticket."""
     mask: tk.Mask = tk.prune(model, density=0.1)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     with tk.hold(model, mask):
@@ -28,7 +28,7 @@ def own_loop(model: nn.Module, inputs: torch.Tensor, targets: torch.Tensor, earl
 
 
 def experiments(task: tk.Task) -> None:
-    """Result of the commands."""
+    """Read the results of commands."""
     run = tk.run("iterative", task=task, density=0.05, rewind="3%", replicates=3, verify=True)
     best = run.best(density=0.05)
     level: int = best.level
@@ -49,7 +49,7 @@ def experiments(task: tk.Task) -> None:
 
 
 def lab(recipe: tk.Recipe) -> None:
-    """The parts that experiments are made of."""
+    """Use the parts of experiments."""
     step = tk.Step.parse("3%").at(total=100, per_epoch=10)
     with tk.Lab(".ticketry", workers=0) as one:
         print(one.per_epoch(tk.task("digits"), recipe), step)

@@ -1,4 +1,4 @@
-"""Files as a stranger would make them; commands read them in this process, with a watch on what they do."""
+"""Files as a stranger would write them, and a watch on what commands do with them in this process."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def forged(folder: Path, info: dict[str, Any]) -> Path:
 
 
 class Watch:
-    """A folder to run commands in, with a module that must not be imported; and what changed there."""
+    """A folder in which commands run, with a module that must not be imported."""
 
     def __init__(self, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
         self.folder = folder
@@ -81,7 +81,7 @@ class Watch:
         self.path = list(sys.path)
 
     def files(self) -> set[str]:
-        """Everything below the folder but what a command may make: its store."""
+        """Return all paths below the folder except the store, which a command may create."""
         found = {str(path.relative_to(self.folder)) for path in self.folder.rglob("*")}
         return {name for name in found if not name.startswith("store") and "__pycache__" not in name}
 
@@ -98,20 +98,20 @@ class Watch:
         return err
 
     def untouched(self) -> None:
-        """Nothing was written, imported, or put where modules are looked for."""
+        """Check that nothing was written, imported or added to `sys.path`."""
         assert not self.mark.exists(), self.mark.read_text()
         assert "evil" not in sys.modules
         assert sys.path == self.path
         assert self.files() == self.before
 
     def expect(self) -> None:
-        """Check that all files are those of the test."""
+        """Take the current files as those of the test."""
         self.before = self.files()
 
 
 @pytest.fixture
 def watch(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Iterator[Watch]:
-    """A new folder below `tmp_path`, in which the test runs."""
+    """Run the test in a new folder below `tmp_path`."""
     here = tmp_path / "here"
     here.mkdir()
     monkeypatch.chdir(here)
@@ -124,7 +124,7 @@ def watch(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytes
 
 @contextmanager
 def changed_json(path: Path) -> Iterator[dict[str, Any]]:
-    """The object in a sealed JSON file, to be changed in the block; its digest is made right again."""
+    """Yield the object in a sealed JSON file; changes in the block are written with a matching digest."""
     values: dict[str, Any] = json.loads(path.read_text())
     values.pop("sha256", None)
     yield values

@@ -15,7 +15,7 @@ import pytest
 
 from cli.calling import call
 from samples import sample
-from ticketry.choices import BOUNDS, Bounds, check_bounds, check_storable_numbers, format_value
+from ticketry.choices import BOUNDS, Bounds, check_bounds, check_choices, check_storable_numbers, format_value
 from ticketry.cli.search import read_arguments, request_from_arguments
 from ticketry.errors import TicketryError, UsageError
 from ticketry.evidence.settings import StabilitySettings, VerifySettings
@@ -28,12 +28,12 @@ from ticketry.lab.search_result import Seeds
 from ticketry.search import METHODS, method
 from ticketry.tasks.recipe import Recipe
 
-WHOLE = (0, 1, -1, 2, 7, 10**4, 10**4 + 1, 10**6 + 1, 2**63 - 1, 2**63, -(2**63), -(2**63) - 1, 2**64, 10**400)
-BROKEN = (0.0, 0.5, 1.0, 1.5, -1.0, 1e-320, 1e12, 1e31, math.inf, -math.inf, math.nan)
+WHOLE = (7, -1, 2**63 - 1, 2**63, 10**400)
+BROKEN = (0.0, 0.5, 1.5, -1.0, math.inf, math.nan)
 
 
 def _kinds(hint: Any) -> set[type]:
-    """The types that a field's values may have, those in tuples too."""
+    """Return the types that a field's values may have, those in tuples too."""
     inner = typing.get_args(hint)
     if typing.get_origin(hint) in (typing.Union, types.UnionType, typing.Annotated, tuple):
         return set().union(*map(_kinds, inner)) if inner else set()
@@ -41,7 +41,7 @@ def _kinds(hint: Any) -> set[type]:
 
 
 def _numbers(kind: Any) -> list[tuple[str, bool, bool]]:
-    """Name of each field that is a number, whether a whole one, and whether there are several."""
+    """Return each field that is a number: its name, whether it is a whole number, whether it is a tuple of numbers."""
     hints = typing.get_type_hints(kind)
     found = []
     for field in dataclasses.fields(kind):
@@ -55,7 +55,7 @@ SETTINGS = [(name, *number) for name in METHODS.built_in for number in _numbers(
 
 
 def _tried(make: Any) -> Any:
-    """What is made; None if it is refused, in words."""
+    """Return what `make` returns, or None if it raises a UsageError."""
     with contextlib.suppress(UsageError):
         return make()
     return None
@@ -73,9 +73,9 @@ def _by_words(words: list[str]) -> SearchRequest | None:
 
 @pytest.mark.parametrize(
     ("name", "field", "whole", "several"),
-    sample(SETTINGS, SETTINGS[::7], ["-".join(map(str, one[:2])) for one in SETTINGS]),
+    sample(SETTINGS, SETTINGS[::20], ["-".join(map(str, one[:2])) for one in SETTINGS]),
 )
-def test_settings(
+def test_settings_have_the_same_bounds_everywhere(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, field: str, whole: bool, several: bool
 ) -> None:
     for value in WHOLE if whole else BROKEN:
@@ -96,7 +96,7 @@ def test_settings(
         capsys.readouterr()
         found = [one and one.settings for one in (in_python, in_a_file, on_the_line)]
         assert found[0] == found[1] == found[2], f"{name} {field} {value!r:.40}: {found}"
-        if in_python is not None:
+        if in_python is not None and not (tmp_path / "again.toml").exists():
             (tmp_path / "again.toml").write_text(format_run_file(in_python.describe(), in_python.task.spec))
             again = _by_words(["--config", str(tmp_path / "again.toml")])
             assert again is not None
@@ -105,7 +105,9 @@ def test_settings(
 
 
 @pytest.mark.parametrize(("name", "whole", "several"), _numbers(Recipe))
-def test_recipes(tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, whole: bool, several: bool) -> None:
+def test_recipes_have_the_same_bounds_everywhere(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, whole: bool, several: bool
+) -> None:
     assert not several
     plain = method("iterative").Settings()
     others = dataclasses.asdict(build_request("iterative", "digits", plain).recipe)
@@ -123,9 +125,12 @@ def test_recipes(tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, 
 
 
 @pytest.mark.parametrize("name", BOUNDS)
-def test_options_of_a_search(tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str) -> None:
+def test_options_of_a_search_have_the_same_bounds_everywhere(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
     low, high, whole = BOUNDS[name]
-    for value in (*WHOLE, *((low, high) if whole else (*BROKEN, low, high))):
+    step = 1 if whole else 0.5
+    for value in (low, high, low - step, high + step, *((2**63, 10**400) if whole else (math.nan, math.inf))):
         fits = (isinstance(value, int) or not whole) and low <= value <= high
 
         def in_python(value: Any = value) -> object:
@@ -164,7 +169,7 @@ def test_the_last_seed_is_followed_by_the_first() -> None:
     assert Seeds.of(-(2**63)).replicate(-1) == Seeds.of(2**63 - 1)
 
 
-@pytest.mark.parametrize("value", [10**5000, -(10**5000), 1 << 20000], ids=["large", "small", "binary"])
+@pytest.mark.parametrize("value", [10**5000, -(1 << 20000)], ids=["large", "small"])
 def test_numbers_of_thousands_of_digits_are_refused_in_words(value: int) -> None:
     import torch
 
@@ -173,15 +178,11 @@ def test_numbers_of_thousands_of_digits_are_refused_in_words(value: int) -> None
     layer = torch.nn.Linear(4, 2)
     for attempt in (
         lambda: tk.prune(layer, density=value),
-        lambda: tk.prune(layer, sparsity=value),
         lambda: tk.Recipe(lr=value),
         lambda: tk.Recipe(batch=value),
         lambda: tk.run("iterative", task="digits", levels=value),
-        lambda: tk.run("iterative", task="digits", replicates=value),
         lambda: tk.run("iterative", task="digits", seeds=value),
-        lambda: tk.run("iterative", task="digits", threads=value),
         lambda: tk.run("iterative", task="digits", recipe={"lr": value}),
-        lambda: tk.run("iterative", task="digits", recipe={"batch": value}),
         lambda: check_bounds("threads", value),
     ):
         with pytest.raises(UsageError) as caught:
@@ -189,7 +190,7 @@ def test_numbers_of_thousands_of_digits_are_refused_in_words(value: int) -> None
         assert any(words in str(caught.value) for words in ("digits", "64 bits", "characters", "out of range"))
 
 
-def test_numbers_are_looked_for_everywhere() -> None:
+def test_numbers_inside_of_settings_are_checked() -> None:
     @dataclasses.dataclass
     class Inner:
         share: float = 0.5
@@ -220,8 +221,7 @@ def test_values_in_messages() -> None:
             check_bounds("threads", odd)
 
 
-def test_a_setting_of_a_run_that_is_written_is_read_again(tmp_path: Path) -> None:
-    """Letters that JSON writes as they are and TOML does not."""
+def test_a_run_file_keeps_odd_characters(tmp_path: Path) -> None:
     odd = {"text": 'a\x7fb\u2028"\\\t', "key\x7f": 1}
     described = {
         "task": {"name": "digits"},
@@ -239,20 +239,36 @@ def test_a_setting_of_a_run_that_is_written_is_read_again(tmp_path: Path) -> Non
         format_run_file({**described, "settings": {"a": math.nan}}, None)
 
 
-def test_words_that_are_no_numbers(capsys: pytest.CaptureFixture[str]) -> None:
-    for option in (
-        "--seed",
-        "--threads",
-        "--levels",
-        "--density",
-        "--recipe.lr",
-        "--checkpoint-seconds",
-        "--replicates",
+def test_texts_that_are_no_numbers_are_refused_on_the_command_line(capsys: pytest.CaptureFixture[str]) -> None:
+    values = ("9" * 5000, "-" + "9" * 4000, "1e999", "nan", "0x1f", "1_000x")
+    options = ("--seed", "--threads", "--levels", "--recipe.lr", "--checkpoint-seconds", "--replicates")
+    for option, value in zip(options, values, strict=True):
+        words = ("search", "imp", "--task", "digits", f"{option}={value}", "--store", "nowhere")
+        code, out, err = call(capsys, *words)
+        assert (code, out) == (2, ""), (option, value[:20], err)
+        assert "Traceback" not in err
+
+
+# -- choices -----------------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Chosen:
+    way: typing.Literal["", "far", "near"] = "far"
+    steps: tuple[typing.Literal["one", "two"], ...] = ()
+    any: str = "thing"
+    pair: tuple[int, str] = (1, "far")
+
+
+def test_choices() -> None:
+    check_choices(Chosen())
+    check_choices(Chosen(way="", steps=("two", "one", "two"), any="else"))
+    for values, reason in (
+        ({"way": "middle"}, "way 'middle' is not known: far, near$"),
+        ({"steps": ("one", "three")}, "steps 'three' is not known: one, two$"),
+        ({"way": "neer"}, r"way 'neer' is not known: far, near; did you mean near\?$"),
     ):
-        for value in ("9" * 5000, "-" + "9" * 4000, "1e999", "nan", "0x1f", "1_000x"):
-            code, out, err = call(
-                capsys, "search", "imp", "--task", "digits", f"{option}={value}", "--store", "nowhere"
-            )
-            assert code == 2, (option, value[:20], out, err)
-            assert "Traceback" not in err
-            assert out == ""
+        with pytest.raises(UsageError, match=f"^{reason}"):
+            check_choices(Chosen(**values))
+        with pytest.raises(UsageError, match=f"^trip: {reason}"):
+            check_choices(Chosen(**values), "trip: ")

@@ -1,4 +1,4 @@
-"""Every name of the reference says what it takes and raises, and has an example that runs, without a network."""
+"""Docstrings of the reference: arguments, fields and errors are named, and examples run without a network."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ from torch import nn
 
 import ticketry as tk
 
-_MADE_BY = Path(__file__).parent.parent / "docs" / "site" / "python_reference.py"
+_REFERENCE = Path(__file__).parent.parent / "docs" / "site" / "python_reference.py"
 
 
-def _reference() -> dict[str, tuple[str, Any]]:
-    """What the pages of the reference show: heading -> path, and what it is."""
-    spec = importlib.util.spec_from_file_location("python_reference", _MADE_BY)
+def _read_reference() -> dict[str, Any]:
+    """Return heading -> object of everything that the pages of the reference show."""
+    spec = importlib.util.spec_from_file_location("python_reference", _REFERENCE)
     assert spec is not None
     assert spec.loader is not None
-    made = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(made)
-    text = "\n".join(made.pages().values())
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    text = "\n".join(module.pages().values())
     shown = re.findall(r"^::: (\S+)\n    options:\n      heading: (\S+)$", text, re.MULTILINE)
-    return {heading: (path, _at(path)) for path, heading in shown}
+    return {heading: _at(path) for path, heading in shown}
 
 
 def _at(path: str) -> Any:
-    """The object at a dotted path."""
+    """Return the object at a dotted path."""
     parts = path.split(".")
     for i in range(len(parts), 0, -1):
         try:
@@ -49,12 +49,12 @@ def _at(path: str) -> Any:
     raise AssertionError(f"there is no {path}")
 
 
-REFERENCE = {name: found for name, (_, found) in _reference().items()}
+REFERENCE = _read_reference()
 METHODS = {f"tk.search.{name}": method for name, method in tk.search.methods().items()}
 
 
 def _members(found: type) -> Iterator[tuple[str, Any]]:
-    """Public methods and properties that a class defines itself, with a docstring: those without are not shown."""
+    """Yield the public methods and properties with a docstring that a class defines itself."""
     for name, member in vars(found).items():
         function = member.__func__ if isinstance(member, (classmethod, staticmethod)) else member
         function = getattr(function, "fget", None) or getattr(function, "func", None) or function
@@ -65,6 +65,9 @@ def _members(found: type) -> Iterator[tuple[str, Any]]:
 FUNCTIONS = {name: found for name, found in REFERENCE.items() if isinstance(found, FunctionType)}
 CLASSES = {name: found for name, found in REFERENCE.items() if inspect.isclass(found)}
 MEMBERS = {f"{name}.{member}": function for name, found in CLASSES.items() for member, function in _members(found)}
+_UNNAMED = {"self", "cls", "model", "args", "kwargs"}
+"""Arguments that need no description."""
+_RAISED = re.compile(r"^\s*raise (\w+Error)\(", re.MULTILINE)
 
 
 def _examples(found: Any) -> list[doctest.Example]:
@@ -72,77 +75,78 @@ def _examples(found: Any) -> list[doctest.Example]:
 
 
 def test_the_reference_is_found() -> None:
-    assert len(FUNCTIONS) > 60
-    assert len(CLASSES) > 60
-    assert len(MEMBERS) > 100
-    assert {name.removeprefix("tk.") for name in REFERENCE} >= {*tk.__all__} - {
-        *(name for name in tk.__all__ if inspect.ismodule(getattr(tk, name))),
-        "__version__",
-    }
+    assert (len(FUNCTIONS) > 60, len(CLASSES) > 60, len(MEMBERS) > 100) == (True, True, True)
+    modules = {name for name in tk.__all__ if inspect.ismodule(getattr(tk, name))}
+    assert {name.removeprefix("tk.") for name in REFERENCE} >= {*tk.__all__} - modules - {"__version__"}
 
 
-@pytest.mark.parametrize("name", [*REFERENCE, *MEMBERS])
-def test_it_begins_with_a_sentence(name: str) -> None:
-    found = REFERENCE.get(name) or MEMBERS[name]
-    first = (found.__doc__ or "").strip().split("\n\n")[0].strip()
-    assert first, name
-    assert first[-1] in ".:`)%…" or " -> " in first, first
+def test_functions_name_their_arguments_and_errors() -> None:
+    families = {error.__name__ for error in vars(tk.errors).values() if inspect.isclass(error)}
+    missing = []
+    for name, function in {**FUNCTIONS, **MEMBERS}.items():
+        text = function.__doc__ or ""
+        for error in set(_RAISED.findall(inspect.getsource(function))) & families:
+            kinds = [one.__name__ for one in getattr(tk.errors, error).__mro__ if one.__name__ in families]
+            if not any(kind in text for kind in kinds):
+                missing.append(f"{name} raises {error}")
+        if name.rpartition(".")[0] in CLASSES:
+            text += CLASSES[name.rpartition(".")[0]].__doc__ or ""
+        for one in inspect.signature(function).parameters:
+            if not (one.startswith("_") or one in _UNNAMED or re.search(rf"\b{one}\b", text)):
+                missing.append(f"{name} takes {one}")
+    assert not missing, "\n".join(missing)
 
 
-_TAKEN_FOR_GRANTED = {"self", "cls", "model", "args", "kwargs"}
-"""Arguments that need no words: the model that everything is about, and what is handed on."""
-
-
-@pytest.mark.parametrize("name", [*FUNCTIONS, *MEMBERS])
-def test_it_tells_each_argument(name: str) -> None:
-    """Under "Args:", or in a sentence."""
-    function = FUNCTIONS.get(name) or MEMBERS[name]
-    told = function.__doc__ or ""
-    if name.rpartition(".")[0] in CLASSES:
-        told += CLASSES[name.rpartition(".")[0]].__doc__ or ""
-    names = [one for one in inspect.signature(function).parameters if not one.startswith("_")]
-    assert not [one for one in names if one not in _TAKEN_FOR_GRANTED and not re.search(rf"\b{one}\b", told)]
-
-
-@pytest.mark.parametrize("name", [name for name, found in CLASSES.items() if dataclasses.is_dataclass(found)])
-def test_it_tells_each_field(name: str) -> None:
-    """By a docstring behind it, or in the docstring of the class; a class behind another tells its own fields."""
-    found = CLASSES[name]
-    source, told = inspect.getsource(found), found.__doc__ or ""
-    for field in dataclasses.fields(found):
-        if field.name.startswith("_") or field.name not in vars(found).get("__annotations__", {}):
+def test_dataclasses_describe_their_fields() -> None:
+    """By a docstring behind the field, or in the docstring of the class."""
+    missing = []
+    for name, found in CLASSES.items():
+        if not dataclasses.is_dataclass(found):
             continue
-        rest = r"[^\n]*(\n        [^\n]*|\n    [\])][^\n]*)*"
-        behind = re.search(rf'^    {field.name}: {rest}\n    """', source, re.MULTILINE)
-        assert behind or re.search(rf"\b{field.name}\b", told), f"{field.name} of {name}"
-
-
-_RAISED = re.compile(r"^\s*raise (\w+Error)\(", re.MULTILINE)
-
-
-@pytest.mark.parametrize("name", [*FUNCTIONS, *MEMBERS])
-def test_it_tells_what_it_raises(name: str) -> None:
-    function = FUNCTIONS.get(name) or MEMBERS[name]
-    told = function.__doc__ or ""
-    families = {one for error in vars(tk.errors).values() if inspect.isclass(error) for one in [error.__name__]}
-    for error in set(_RAISED.findall(inspect.getsource(function))) & families:
-        kinds = [one.__name__ for one in getattr(tk.errors, error).__mro__ if one.__name__ in families]
-        assert any(kind in told for kind in kinds), f"{name} raises {error}"
+        source, text = inspect.getsource(found), found.__doc__ or ""
+        for field in dataclasses.fields(found):
+            if field.name.startswith("_") or field.name not in vars(found).get("__annotations__", {}):
+                continue
+            rest = r"[^\n]*(\n        [^\n]*|\n    [\])][^\n]*)*"
+            behind = re.search(rf'^    {field.name}: {rest}\n    """', source, re.MULTILINE)
+            if not (behind or re.search(rf"\b{field.name}\b", text)):
+                missing.append(f"{name}.{field.name}")
+    assert not missing, "\n".join(missing)
 
 
 # -- examples ----------------------------------------------------------------------------------------------------------
 
+_SHOWN = {name: found for name, found in {**REFERENCE, **MEMBERS}.items() if _examples(found)} | {
+    name: method.Settings for name, method in METHODS.items()
+}
+_LONG = {
+    *("Run", "tk.cost.Met", "tk.cost.meet", "tk.cost.calibrate", "tk.cost.GpuProfile", "tk.errors.BudgetWarning"),
+    *("tk.search.decorators", "tk.search.decorators.Settings", "tk.evidence.verify_procedure", "tk.evidence.Procedure"),
+    *("tk.bench", "tk.stability", "tk.evidence.instability", "tk.engine.Compiled"),
+    *(f"tk.search.{name}" for name in ("acdc", "concrete", "stochastic", "gradual", "early", "continuous", "dynamic")),
+}
+"""Examples that take more than half a second; other tests call the same functions."""
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One for all examples: what one has trained, the next takes from the store."""
+    """A folder for all examples, with one store."""
     return tmp_path_factory.mktemp("examples")
 
 
-@pytest.fixture
-def beside(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In that folder, on one thread, without a network."""
+def test_everything_has_an_example() -> None:
+    for name in (*REFERENCE, *METHODS):
+        assert any(one.want for one in _examples(_SHOWN.get(name))), name
 
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] if name.removesuffix(".Settings") in _LONG else [])
+        for name in _SHOWN
+    ],
+)
+def test_the_example_runs(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refused(*_: object, **__: object) -> None:
         raise OSError("an example asks for the network")
 
@@ -150,38 +154,11 @@ def beside(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(socket.socket, "connect", refused)
     monkeypatch.setattr(socket, "getaddrinfo", refused)
     torch.manual_seed(0)
-
-
-_SHOWN = {name: found for name, found in {**REFERENCE, **MEMBERS}.items() if _examples(found)} | {
-    name: method.Settings for name, method in METHODS.items()
-}
-
-
-@pytest.mark.parametrize("name", [*REFERENCE, *METHODS])
-def test_it_has_an_example(name: str) -> None:
-    found = _SHOWN.get(name)
-    assert found is not None, name
-    examples = _examples(found)
-    assert examples, name
-    assert any(one.want for one in examples), f"the example of {name} shows nothing"
-
-
-_LONG = {"Run", "tk.cost.Met", "tk.cost.meet", "tk.search.decorators", "tk.search.decorators.Settings"}
-"""Examples that take seconds: a search, costs measured, a decorated search. What they call, others call as well."""
-
-
-@pytest.mark.usefixtures("beside")
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[pytest.mark.slow] if name in _LONG else []) for name in _SHOWN]
-)
-def test_the_example_runs(name: str) -> None:
-    """As it is pasted behind `import torch`, `from torch import nn`, `import ticketry as tk`."""
     examples = _examples(_SHOWN[name])
     assert not any(one.options.get(doctest.SKIP) for one in examples)
     test = doctest.DocTest(examples, {"tk": tk, "torch": torch, "nn": nn}, name, None, 0, None)
-    told: list[str] = []
-    done = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE, verbose=False).run(
-        test, out=told.append
-    )
+    output: list[str] = []
+    runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE, verbose=False)
+    done = runner.run(test, out=output.append)
     assert done.attempted
-    assert not done.failed, "".join(told)
+    assert not done.failed, "".join(output)

@@ -1,4 +1,4 @@
-"""The examples run as they stand, and stay short."""
+"""The scripts in examples/ run."""
 
 from __future__ import annotations
 
@@ -15,11 +15,10 @@ import pytest
 import ticketry as tk
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
-LONGEST = 80
 
 
 def run(name: str, folder: Path, *words: str, needs: tuple[str, ...] = (), **environment: str) -> str:
-    """Standard output of an example that runs in an empty folder."""
+    """Run an example in an empty folder; return its standard output."""
     for module in (*needs, "sklearn"):
         if importlib.util.find_spec(module) is None:
             pytest.skip(f"{module} is not installed")
@@ -39,11 +38,6 @@ def percents(out: str) -> list[float]:
     return [float(one) for one in re.findall(r"([\d.]+) %", out)]
 
 
-@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.*")), ids=lambda path: path.name)
-def test_they_are_short(path: Path) -> None:
-    assert len(path.read_text().splitlines()) <= LONGEST
-
-
 @pytest.mark.slow
 def test_own_loop(tmp_path: Path) -> None:
     told = percents(run("own_loop.py", tmp_path))
@@ -61,13 +55,10 @@ def test_timm(tmp_path: Path) -> None:
     assert told[-1] > 80
     ticket = tk.Ticket.load(tmp_path / "timm")
     assert ticket.mask.density == pytest.approx(0.2, rel=1e-2)
-    source = (EXAMPLES / "with_timm.py").read_text()
-    assert re.findall(r"# (\d)$", source, re.MULTILINE) == ["1", "2", "3"]
-    assert len(re.findall(r"\btk\.|\bpruning\.step", source)) == 3, "no other line knows of sparsity"
 
 
 def imported(module: str) -> bool:
-    """Whether a library loads: to be there is not enough, as timm needs a torchvision made for this torch."""
+    """Return whether a library loads; timm needs a torchvision built for this torch."""
     return subprocess.run([sys.executable, "-c", f"import {module}"], capture_output=True, check=False).returncode == 0
 
 
@@ -123,9 +114,7 @@ def test_a_service_under_load(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_comparison_for_a_paper(tmp_path: Path) -> None:
-    """A researcher's session in small: own data, four methods, three seeds, figures, a LaTeX table and a verdict."""
-    script = (EXAMPLES / "comparison.sh").read_text()
-    assert len([line for line in script.splitlines() if line.startswith("ticketry ")]) <= 12
+    """Custom data, four methods, three seeds, figures, a LaTeX table and a verdict."""
     (tmp_path / "stripes.py").write_text((EXAMPLES / "stripes.py").read_text())
     (tmp_path / "ticketry").write_text(f'#!/bin/sh\nexec "{sys.executable}" -m ticketry "$@"\n')
     (tmp_path / "ticketry").chmod(0o755)

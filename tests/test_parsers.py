@@ -1,4 +1,4 @@
-"""Every reader of TOML and JSON says in a line what is wrong with a stranger's file, at once."""
+"""Readers of TOML and JSON refuse odd files quickly, with a short message."""
 
 from __future__ import annotations
 
@@ -28,23 +28,16 @@ BASE = 'method = "iterative"\ntask = "digits"\n'
 TOML = {
     "a decimal number": f"{BASE}[settings]\nlevels = {DIGITS}",
     "a hexadecimal number": f"{BASE}[settings]\nlevels = 0x{'f' * 20_000}",
-    "an octal number": f"{BASE}[settings]\nlevels = 0o{'7' * 20_000}",
-    "a binary number": f"{BASE}[recipe]\nbatch = 0b{'1' * 20_000}",
     "a number in a list": f"{BASE}[settings]\nflops = [0.5, [1, 0x{'f' * 20_000}]]",
-    "a number in a table in a list": f"{BASE}[[settings.a]]\nb = 0x{'f' * 5000}",
     "just beyond 64 bits": f"{BASE}seed = {2**63}",
     "a key of many parts": f"{'.'.join('a' * 30_000)} = 1\n{BASE}",
     "a table of many parts": f"{BASE}[{'.'.join('a' * 30_000)}]\nb = 1",
-    "a list of tables of many parts": f"{BASE}[[ {' . '.join('a' * 30_000)} ]]\nb = 1",
     "many quoted parts": BASE + ".".join(['"a.\\"b"'] * 30_000) + " = 1",
-    "parts in single quotes": BASE + ".".join(["'a.b'"] * 30_000) + " = 1",
     "a key of many parts inside": f"{BASE}a = {{ {'.'.join('a' * 5000)} = 1 }}",
     "nested lists": f"{BASE}a = {'[' * 50_000}{']' * 50_000}",
     "lists nested a little": f"{BASE}a = {'[' * 150}{']' * 150}",
     "nested tables": f"{BASE}a = {'{a=' * 20_000}",
     "a date": f"{BASE}seed = 1979-05-27",
-    "a time": f"{BASE}[options]\na = 07:32:00",
-    "a date that is none": f"{BASE}seed = 1979-02-31",
     "a byte that is no text": BASE.encode() + b'model = "\xff"',
     "half of a letter": f'{BASE}model = "\\ud800"',
     "two million bytes": f"{BASE}# {'a' * 2_000_000}",
@@ -53,10 +46,10 @@ TOML = {
 
 
 @pytest.mark.parametrize("name", TOML)
-def test_run_files_and_campaigns(tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str) -> None:
+def test_odd_run_files_and_campaigns_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str) -> None:
     text, path = TOML[name], tmp_path / "f.toml"
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
-    for words in (("search", "--config", str(path)), ("reproduce", str(path)), ("reproduce", str(path), "--plan")):
+    for words in (("search", "--config", str(path)), ("reproduce", str(path))):
         code, out, err = call(capsys, *words, "--store", str(tmp_path / "store"))
         assert code == 2, err[:500]
         assert out == ""
@@ -78,7 +71,7 @@ def test_run_files_and_campaigns(tmp_path: Path, capsys: pytest.CaptureFixture[s
         f"{BASE}[settings]\nflops = [{', '.join(['0.5'] * 10_000)}]",
     ],
 )
-def test_what_is_allowed_stays_so(tmp_path: Path, text: str) -> None:
+def test_large_run_files_are_read(tmp_path: Path, text: str) -> None:
     (tmp_path / "run.toml").write_text(text)
     assert read_toml(tmp_path / "run.toml", "run file")[1]["method"] == "iterative"
 
@@ -86,9 +79,7 @@ def test_what_is_allowed_stays_so(tmp_path: Path, text: str) -> None:
 JSON = {
     "a number of 5,000 digits": f'{{"format": {"9" * 5000}}}',
     "a number of 4,000 digits": f'{{"format": {"9" * 4000}, "version": {"9" * 4000}}}',
-    "a negative number": f'{{"format": -{"9" * 4000}}}',
     "deep lists": "[" * 100_000,
-    "deep lists that end": "[" * 100_000 + "]" * 100_000,
     "lists nested a little": '{"a": ' + "[" * 150 + "]" * 150 + "}",
     "deep objects": '{"a":' * 100_000,
     "no end": '{"a": 1',
@@ -100,7 +91,6 @@ JSON = {
 BAD = [
     "a number of 5,000 digits",
     "a number of 4,000 digits",
-    "a negative number",
     "deep lists",
     "deep objects",
     "no end",
@@ -143,7 +133,7 @@ READERS: dict[str, Callable[[Path, bytes], Any]] = {
 
 
 @pytest.mark.parametrize("reader", READERS)
-def test_json(tmp_path: Path, reader: str) -> None:
+def test_odd_json_is_refused(tmp_path: Path, reader: str) -> None:
     for name in BAD:
         text = JSON[name]
         with pytest.raises(TicketryError) as caught:
@@ -153,14 +143,14 @@ def test_json(tmp_path: Path, reader: str) -> None:
 
 
 @pytest.mark.parametrize("name", JSON)
-def test_what_is_left_out_where_it_cannot_be_read(tmp_path: Path, name: str) -> None:
+def test_unreadable_costs_and_leases_are_ignored(tmp_path: Path, name: str) -> None:
     data = text if isinstance(text := JSON[name], bytes) else text.encode()
     (tmp_path / "a.json").write_bytes(data)
     assert read_holder(data) is None
 
 
-@pytest.mark.parametrize("name", sample(JSON, 12))
-def test_commands_on_a_store_with_such_records(tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str) -> None:
+@pytest.mark.parametrize("name", sample(JSON, 4))
+def test_commands_on_a_store_with_odd_records(tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str) -> None:
     store, text = Store(tmp_path / "store"), JSON[name]
     for path in (store.paths.run("a-run") / "run.json", store.paths.evidence("e"), store.paths.result("ab" * 32, 5)):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -172,7 +162,7 @@ def test_commands_on_a_store_with_such_records(tmp_path: Path, capsys: pytest.Ca
         assert len(err) < 1000
 
 
-def test_json_as_the_library_reads_it() -> None:
+def test_parse_json() -> None:
     value = {"a": [1, -2.5e-3, None, True, "ü"], "b": {"c": 2**64, "d": 10**299}}
     assert parse_json(json.dumps(value)) == value
     assert parse_json(json.dumps(value).encode()) == value
@@ -198,11 +188,8 @@ def test_numbers_in_messages_about_records() -> None:
             read(Head, values, what="record", advice="")
 
 
-def test_a_request_that_is_none_names_the_worker() -> None:
+def test_other_odd_files(tmp_path: Path) -> None:
     with pytest.raises(RunnerError, match="got a request of another program"):
         Request.read("[" * 100_000)
-
-
-def test_a_run_file_that_is_a_folder_or_a_pipe(tmp_path: Path) -> None:
     with pytest.raises(TicketryError, match="cannot be read: Is a directory"):
         read_run_file(tmp_path)

@@ -18,7 +18,7 @@ steps = st.one_of(
 
 
 @given(steps)
-def test_what_is_written_is_read_again(step):
+def test_parse_inverts_str(step):
     assert Step.parse(str(step)) == step
     assert Step.parse(f" {str(step).upper()} ") == step
     assert str(Step.parse(str(step))) == str(step)
@@ -28,15 +28,11 @@ def test_what_is_written_is_read_again(step):
     ("text", "value", "unit"),
     [
         ("500it", 500, "it"),
-        ("500 it", 500, "it"),
         ("0", 0, "it"),
-        ("0it", 0, "it"),
-        ("2ep", 2, "ep"),
         ("0.5ep", Fraction(1, 2), "ep"),
         ("2.50EP", Fraction(5, 2), "ep"),
         ("3%", 3, "%"),
         ("0.1%", Fraction(1, 10), "%"),
-        ("100%", 100, "%"),
         ("end", 100, "%"),
         (" End ", 100, "%"),
         (0, 0, "it"),
@@ -46,17 +42,12 @@ def test_notations(text, value, unit):
     assert Step.parse(text) == Step(Fraction(value), unit)
 
 
-def test_a_step_is_taken_as_it_is():
-    step = Step.parse("3%")
-    assert Step.parse(step) is step
-
-
 @pytest.mark.parametrize(
     "text",
-    ["", " ", "500", "3.5", "-1it", "-0.5%", "1e3it", "it", "%", ".5ep", "5.ep", "3 %%", "1it2ep", "nanit", "inf%",
-     "start", "2 epochs", "1,5ep", "0x10it", "9" * 5000 + "it", "1_000it", "½ep", 500, 2.5, None],
+    ["", "500", "3.5", "-1it", "1e3it", "it", ".5ep", "5.ep", "1it2ep", "nanit", "2 epochs", "9" * 5000 + "it", "½ep",
+     500, None],
 )  # fmt: skip
-def test_anything_else_is_refused(text):
+def test_other_notations_are_refused(text):
     with pytest.raises(UsageError, match="is not a point in training: write 500it, 2ep, 3%, 0 or end"):
         Step.parse(text)
 
@@ -69,18 +60,15 @@ def test_impossible_amounts_are_refused(text, message):
         Step.parse(text)
 
 
-@pytest.mark.parametrize(
-    ("value", "unit", "message"), [(-1, "it", "cannot be negative"), (1, "h", "must be it, ep or %, got 'h'")]
-)
-def test_steps_made_in_code_are_checked_too(value, unit, message):
-    with pytest.raises(UsageError, match=message):
-        Step(Fraction(value), unit)
+def test_the_constructor_checks_its_arguments():
+    for value, unit, message in ((-1, "it", "cannot be negative"), (1, "h", "must be it, ep or %, got 'h'")):
+        with pytest.raises(UsageError, match=message):
+            Step(Fraction(value), unit)
 
 
 @pytest.mark.parametrize(
     ("text", "total", "per_epoch", "iteration"),
     [
-        ("500it", 1000, 100, 500),
         ("2ep", 1000, 100, 200),
         ("0.5ep", 1000, 5, 3),  # 2.5, half up
         ("3%", 1000, 100, 30),
@@ -119,5 +107,7 @@ def test_a_share_needs_a_length():
 
 
 def test_steps_are_values():
+    step = Step.parse("3%")
+    assert Step.parse(step) is step
     assert Step.parse("2ep") == Step.parse("2.0ep")
     assert len({Step.parse("2ep"), Step.parse("2.00 ep"), Step.parse("2%")}) == 2

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import ticketry as tk
-from stored_segments import stored_segments
+from lab_fixtures import stored_segments
 from ticketry.core.structure import coverage, groups, shrink_plan
 from ticketry.core.structure.pattern import Pattern
 from ticketry.experiments.request import SearchRequest

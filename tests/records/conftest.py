@@ -1,3 +1,3 @@
 """Made-up records as fixtures."""
 
-from record_fixtures import *  # noqa: F403
+from made_records import *  # noqa: F403

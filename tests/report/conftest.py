@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from record_fixtures import *  # noqa: F403
+from made_records import *  # noqa: F403
 from ticketry.report.figures import Drawing
 from ticketry.report.html import page as page_module
 from ticketry.report.subject import subject_of

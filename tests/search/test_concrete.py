@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import ticketry as tk
-from lines import Lines
+from lab_fixtures import Lines
 from ticketry.core.structure.pattern import count_retained
 from ticketry.errors import LayerCollapseError, TaskError
 from ticketry.evidence.controls import train_control

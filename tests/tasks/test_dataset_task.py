@@ -36,7 +36,7 @@ def network() -> nn.Module:
 
 def made(train: Any = None, **more: Any) -> Any:
     plain = TensorDataset(INPUTS, TARGETS)
-    recipe = tk.Recipe(length="3ep", batch=16, lr=0.01)
+    recipe = tk.Recipe(length="1ep", batch=16, lr=0.01)
     return tk.dataset_task("rows", network, plain if train is None else train, plain, plain, recipe=recipe, **more)
 
 
@@ -62,7 +62,6 @@ def test_transforms_draw_anew_at_each_step_and_the_same_under_one_seed() -> None
     assert torch.equal(once, again)
     assert not torch.equal(once, reader.request(rows, ("transforms",), seed=8)())
     assert not torch.equal(once[0], once[2]), "two places in the batch draw apart"
-    # By hand: each example under a seed of its own, in all three generators.
     assert torch.equal(reader.request(rows[1:], ("transforms",), seed=7, first=1)(), once[1:])
     assert torch.equal(reader.request(rows)()[0], reader.request(rows)()[2]), "one draw an example for evaluation"
 
@@ -76,9 +75,9 @@ def test_reading_leaves_the_global_generators_as_they_were() -> None:
     assert (torch.rand(1).item(), random.random(), np.random.rand()) == expected  # noqa: NPY002
 
 
-def test_training_gives_the_same_bits_with_and_without_reading_processes(tmp_path: Path) -> None:
+def test_reading_processes_do_not_change_the_bits(tmp_path: Path) -> None:
     states = []
-    for workers in (0, 2):
+    for workers in (0, 1):
         task = made(Noisy(), workers=workers)
         with tk.Lab(tmp_path / str(workers)) as lab:
             trained = lab.train(lab.segment(task, start=0))
@@ -106,7 +105,7 @@ class Stream(IterableDataset[Any]):
         return iter([])
 
 
-def test_what_cannot_be_read_by_index_is_refused() -> None:
+def test_unusable_data_sets_are_refused() -> None:
     data = TensorDataset(INPUTS, TARGETS)
     with pytest.raises(TaskError, match="which cannot be read by index: give a map-style data set"):
         made(Stream())
@@ -122,7 +121,7 @@ def test_what_cannot_be_read_by_index_is_refused() -> None:
         made(lambdas).load()
 
 
-def test_a_metric_of_one_s_own_is_the_mean_over_examples(tmp_path: Path) -> None:
+def test_a_custom_metric_is_the_mean_over_examples(tmp_path: Path) -> None:
     data = TensorDataset(INPUTS, INPUTS.sum(1, keepdim=True))
     task = tk.dataset_task(
         "sums",
@@ -143,7 +142,7 @@ def test_a_metric_of_one_s_own_is_the_mean_over_examples(tmp_path: Path) -> None
     assert trained.metrics["test"]["error"] == pytest.approx(expected, rel=1e-5)
 
 
-def test_the_key_tells_data_networks_and_versions_apart() -> None:
+def test_keys_depend_on_data_network_and_version() -> None:
     key = made().key()
     assert made().key() == key
     changed = INPUTS.clone()

@@ -1,16 +1,15 @@
-"""Tasks, networks and data sets of installed packages, and networks of one's own."""
+"""Tasks, networks and data sets of installed packages, and custom networks."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
+from cli.calling import call
 from installed import install, site
 from ticketry.errors import PluginError, TaskError
 from ticketry.tasks import catalogue, models
@@ -92,10 +91,13 @@ def moons(site: Path) -> Path:
     return site / "moons.py"
 
 
-def test_a_packages_task(moons: Path) -> None:
+def test_a_task_of_a_package(moons: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert catalogue.names()[-3:] == ("asked", "moons", "odd")
     assert (catalogue.find_origin("moons"), catalogue.find_origin("digits")) == ("half-moons 1.2", "built in")
     assert catalogue.describe("moons") == "Two half moons, told apart. By a perceptron"
+    code, out, _ = call(capsys, "list", "tasks", "--json")
+    rows = {row["name"]: row for row in json.loads(out)}
+    assert (code, rows["moons"]["from"], rows["gym:ENVIRONMENT"]["from"]) == (0, "half-moons 1.2", "built in")
     task = catalogue.get("moons", options={"hidden": "7"})
     assert isinstance(task, OwnTask)
     assert task.build()[0].weight.shape == (7, 2)
@@ -111,7 +113,7 @@ def test_a_function_of_the_request(moons: Path) -> None:
     assert catalogue.get("asked", model="cnn", options={"any": "thing"}).name == "asked cnn {'any': 'thing'}"
 
 
-def test_what_is_no_task_is_told_and_the_others_work(moons: Path, site: Path) -> None:
+def test_broken_tasks_are_named_and_the_others_work(moons: Path, site: Path) -> None:
     install(site, "broken", {"missing": "no_such_module:Task", "digits": "moons:Moons"}, group="ticketry.tasks")
     with pytest.raises(TaskError, match="odd is no task but 3"):
         catalogue.get("odd")
@@ -122,19 +124,6 @@ def test_what_is_no_task_is_told_and_the_others_work(moons: Path, site: Path) ->
     assert not isinstance(catalogue.get("digits"), OwnTask)
 
 
-def test_listed_with_whence_it_is(moons: Path) -> None:
-    command = [sys.executable, "-m", "ticketry", "list", "tasks", "--json"]
-    path = f"{moons.parent}:{Path(catalogue.__file__).parents[2]}"
-    done = subprocess.run(command, capture_output=True, text=True, check=True, env={"PYTHONPATH": path, "PATH": ""})
-    rows = {row["name"]: row for row in json.loads(done.stdout)}
-    assert rows["moons"] == {
-        "name": "moons",
-        "description": "Two half moons, told apart. By a perceptron",
-        "from": "half-moons 1.2",
-    }
-    assert rows["cifar10"]["from"] == rows["gym:ENVIRONMENT"]["from"] == "built in"
-
-
 @pytest.fixture
 def networks(site: Path) -> Path:
     (site / "my_networks.py").write_text(NETWORKS)
@@ -143,7 +132,7 @@ def networks(site: Path) -> Path:
 
 
 @pytest.mark.parametrize("name", ["wide", "my_networks:Wide"])
-def test_a_network_from_outside(networks: Path, name: str) -> None:
+def test_a_custom_network(networks: Path, name: str) -> None:
     shape = (1, 8, 8)
     assert models.build(name, shape=shape, classes=10)(torch.zeros(2, *shape)).shape == (2, 10)
     assert models.parameters(name, shape=shape, classes=10) == 64 * 64 + 64 + 64 * 10 + 10
@@ -169,7 +158,7 @@ def test_a_network_of_one_width(networks: Path) -> None:
         models.build(name, shape=(1, 2, 2), classes=10)
 
 
-def test_what_is_no_network(networks: Path) -> None:
+def test_wrong_networks(networks: Path) -> None:
     assert {"wide", "bad"} <= set(models.names())
     with pytest.raises(
         PluginError, match=r"the network 'bad' of the package my-networks 1.2 cannot be used: .*no class or"
@@ -181,7 +170,7 @@ def test_what_is_no_network(networks: Path) -> None:
         models.check("wid", shape=(1, 8, 8))
 
 
-def test_a_packages_data_set_is_a_task(site: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_data_set_of_a_package_is_a_task(site: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TICKETRY_CACHE", str(tmp_path / "cache"))
     (site / "stripes").mkdir()
     (site / "stripes" / "__init__.py").write_text(DATA)
@@ -200,7 +189,7 @@ def test_a_packages_data_set_is_a_task(site: Path, tmp_path: Path, monkeypatch: 
     assert "data_source" not in catalogue.get("digits").key()
 
 
-def test_a_packages_language_model(site: Path, tmp_path: Path) -> None:
+def test_a_language_model_of_a_package(site: Path, tmp_path: Path) -> None:
     (site / "my_lstms.py").write_text("from ticketry.tasks.models.language import LSTM\n\nclass Mine(LSTM): ...\n")
     offers = {"mine": "my_lstms:Mine", "none": "json:loads"}
     install(site, "my-lstms", offers, group="ticketry.language_models")

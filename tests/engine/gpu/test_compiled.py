@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from group_masks import grouped
+from group_wise import grouped
 
 pytest.importorskip("triton", reason="Triton is not installed: pip install 'ticketry[gpu]'")
 

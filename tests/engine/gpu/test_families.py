@@ -9,7 +9,7 @@ from torch.utils._pytree import tree_map
 
 from engine.families import FAMILIES, shake
 from engine.test_families import call, doubled, other_batch, tensors
-from group_masks import grouped
+from group_wise import grouped
 
 pytest.importorskip("triton", reason="Triton is not installed: pip install 'ticketry[gpu]'")
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from group_masks import grouped
+from group_wise import grouped
 
 pytest.importorskip("triton", reason="Triton is not installed: pip install 'ticketry[gpu]'")
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from group_masks import grouped
+from group_wise import grouped
 from ticketry_engine.capture import capture
 from ticketry_engine.gpu import plan
 from ticketry_engine.gpu.plan import RATES, LayerChoice, LayerWork, can_run, follows, is_two_four, layer_facts

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from group_masks import grouped
+from group_wise import grouped
 from ticketry.errors import EngineError
 from ticketry_engine.gpu.tables import UNIT, GroupTables, has_taps, layer_groups, pack, why_no_tables
 

@@ -8,8 +8,7 @@ import re
 import pytest
 import torch
 
-from arm_emulator import arm_library
-from foreign_code import assembly
+from arm_emulator import arm_library, assembly
 from interpreter import Program as Reference
 from samples import sample
 from ticketry_engine.ir import Graph, Node, Value, node

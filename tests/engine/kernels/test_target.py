@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from foreign_code import assembly, relocatable
+from arm_emulator import assembly, relocatable
 from probes import Constant
 from ticketry.errors import EngineError, MissingExtraError
 from ticketry_engine.kernels import target as module

@@ -7,7 +7,7 @@ import re
 import numpy as np
 import pytest
 
-from foreign_code import assembly
+from arm_emulator import assembly
 from ticketry_engine.kernels.planar.row_sums import RowSums
 from ticketry_engine.kernels.target import foreign
 from ticketry_engine.kernels.training.convolution import forward, input_gradient, weight_gradient

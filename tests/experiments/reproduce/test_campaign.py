@@ -15,7 +15,7 @@ import pytest
 
 import ticketry as tk
 from cli.calling import call
-from forged_bundles import repacked
+from flips import repacked
 from ticketry.cli import main
 from ticketry.cli.reproduce import parse_budget_seconds
 from ticketry.errors import StoreError, UsageError

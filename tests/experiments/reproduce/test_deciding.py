@@ -11,7 +11,7 @@ import pytest
 from msgspec.structs import replace as part
 from scipy import stats
 
-from a_claim import a_claim
+from experiments.reproduce.hypotheses import a_claim
 from made_records import search_record
 from ticketry.errors import UsageError
 from ticketry.evidence.comparison import InterimAnalyses, compare, seeds_needed

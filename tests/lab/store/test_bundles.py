@@ -18,8 +18,7 @@ import pytest
 
 import ticketry as tk
 from cli.calling import call
-from flips import flip, made
-from forged_bundles import repacked
+from flips import flip, made, repacked
 from ticketry.cli import main
 from ticketry.errors import StoreError, TicketryError
 from ticketry.experiments.search import execute

@@ -12,8 +12,7 @@ from typing import Any
 import pytest
 
 import ticketry as tk
-from flips import made
-from forged_bundles import repacked
+from flips import made, repacked
 from ticketry.errors import StoreError
 from ticketry.lab.store import bundle as bundle_module
 from ticketry.lab.store import unpacking

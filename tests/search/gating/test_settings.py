@@ -16,7 +16,7 @@ from torch.distributions import Categorical, kl_divergence
 
 import ticketry as tk
 from installed import site
-from lines import Lines
+from lab_fixtures import Lines
 from ticketry.errors import TaskError, UsageError
 from ticketry.lab.training.variant import variant_from
 from ticketry.search.gating.gating import Gating, check_scores, check_task, divergence

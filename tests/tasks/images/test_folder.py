@@ -1,4 +1,4 @@
-"""The task of a folder of images: its options, its key and its splits."""
+"""Tasks of folders of images: splits, keys, options and recipes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ COUNTS = {"cat": 12, "ant": 25, "bee": 5}
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    """Images of other sizes, whose first pixel is (class, number, 0); a class has no test images."""
+    """Images of several sizes with the pixels (class, number, 0); one class has no test images."""
     for part, counts in (("train", COUNTS), ("val", {"cat": 3, "ant": 2})):
         for name, count in counts.items():
             folder = tmp_path / "set" / part / name
@@ -41,7 +41,7 @@ def task(root: Path, model: str | None = "lenet-300-100", **options: object) -> 
     return found
 
 
-def test_splits_are_the_folder_once_by_the_fixed_rule(root: Path) -> None:
+def test_splits_hold_each_image_once(root: Path) -> None:
     splits = task(root, validation="0.2").load()
     assert splits.train.targets.bincount().tolist() == [20, 4, 10]
     assert splits.validation.targets.bincount().tolist() == [5, 1, 2]  # 2.4, rounded
@@ -70,7 +70,7 @@ def test_fewer_training_images_leave_validation_and_test_alone(root: Path) -> No
         task(root, train=15).load()
 
 
-def test_the_key_does_not_depend_on_place_and_readers(root: Path, tmp_path: Path, monkeypatch) -> None:
+def test_the_key_ignores_place_and_readers(root: Path, tmp_path: Path, monkeypatch) -> None:
     key = task(root).key()
     assert json.loads(json.dumps(key)) == key
     assert (key["name"], key["model"]) == ("imagefolder", "lenet-300-100")
@@ -83,7 +83,7 @@ def test_the_key_does_not_depend_on_place_and_readers(root: Path, tmp_path: Path
     assert task(Path("copy")).key() == key
 
 
-def test_the_key_depends_on_all_that_decides_numbers(root: Path, tmp_path: Path) -> None:
+def test_the_key_depends_on_content_and_options(root: Path, tmp_path: Path) -> None:
     shutil.copytree(root, tmp_path / "other")
     (tmp_path / "other/train/ant/000.png").unlink()
     tasks = [
@@ -100,7 +100,7 @@ def test_the_key_depends_on_all_that_decides_numbers(root: Path, tmp_path: Path)
     assert len({json.dumps(each.key(), sort_keys=True) for each in tasks}) == len(tasks)
 
 
-def test_the_folder_is_looked_through_once_and_late(root: Path, monkeypatch) -> None:
+def test_the_folder_is_scanned_once_and_late(root: Path, monkeypatch) -> None:
     from ticketry.tasks.images import folder
 
     calls: list[Path] = []
@@ -130,7 +130,6 @@ def test_the_network_has_as_many_outputs_as_classes_and_pixels_are_normalised(ro
         (None, 224, ("resized_crop", "flip")),
         ("resnet-50-imagenet", 64, ("resized_crop", "flip")),
         ("resnet-18", 64, ("flip", "crop")),
-        ("vgg-16", 32, ("flip", "crop")),
     ],
 )
 def test_recipes(root: Path, model: str | None, size: int, augment: tuple[str, ...]) -> None:
@@ -140,14 +139,10 @@ def test_recipes(root: Path, model: str | None, size: int, augment: tuple[str, .
     assert found.recipe.changed(augment=()) == expected.changed(augment=())
 
 
-@pytest.mark.parametrize(("size", "resize"), [(224, 256), (64, 73), (299, 342), (1, 1)])
-def test_the_shorter_side_is_eight_sevenths_of_the_size(root: Path, size: int, resize: int) -> None:
-    """ImageNet's evaluation: 224 of 256."""
-    found = catalogue.get("imagefolder", model="lenet-300-100", options={"path": str(root), "size": str(size)})
-    assert found.resize == resize
-
-
-def test_fewer_large_images_are_evaluated_at_once(root: Path) -> None:
+def test_evaluation_resizes_to_eight_sevenths_and_takes_fewer_large_images_at_once(root: Path) -> None:
+    for size, resize in ((224, 256), (64, 73), (299, 342), (1, 1)):
+        found = catalogue.get("imagefolder", model="lenet-300-100", options={"path": str(root), "size": str(size)})
+        assert found.resize == resize
     batches = {size: task(root, size=size, resize=size).load().test.reader.batch for size in (8, 64, 224, 5000)}
     assert batches == {8: 500, 64: 500, 224: 40, 5000: 1}
 
@@ -157,17 +152,16 @@ def test_fewer_large_images_are_evaluated_at_once(root: Path) -> None:
     [
         ({"colour": "1"}, "imagefolder has no option colour: it has path, size"),
         ({"size": "0"}, "option size of imagefolder is a whole number, at least 1, not '0'"),
-        ({"size": "big"}, "not 'big'"),
         ({"size": "64", "resize": "60"}, "option resize .* at least 64, not '60'"),
         ({"workers": "-1"}, "option workers .* at least 0"),
+        ({"size": "big"}, "not 'big'"),
         ({"train": "1e3"}, "option train .* not '1e3'"),
-        ({"validation": "0"}, "option validation .* between 0 and 1, not '0'"),
-        ({"validation": "1"}, "not '1'"),
         ({"validation": "1/0"}, "not '1/0'"),
         ({"mean": "0.5"}, "option mean .* three numbers"),
+        ({"std": "nan 0.5 0.5"}, "option std .* three numbers"),
+        ({"validation": "0"}, "option validation .* between 0 and 1, not '0'"),
         ({"mean": "0.5 0.5 x"}, "option mean .* three numbers"),
         ({"std": "0.5 0.5 0"}, "option std .* three numbers"),
-        ({"std": "nan 0.5 0.5"}, "option std .* three numbers"),
     ],
 )
 def test_wrong_options(options: dict[str, str], reason: str) -> None:
@@ -176,6 +170,7 @@ def test_wrong_options(options: dict[str, str], reason: str) -> None:
 
 
 def test_other_wrong_requests(root: Path) -> None:
+    assert task(root, validation="1/5").validation == Fraction(1, 5)
     with pytest.raises(TaskError, match=r"needs to know the folder: --option path=DIR"):
         catalogue.get("imagefolder").key()
     with pytest.raises(TaskError, match="at least 32x32 pixels, not 8x8"):
@@ -186,12 +181,8 @@ def test_other_wrong_requests(root: Path) -> None:
         catalogue.get("cifar10").augment(torch.zeros(1, 3, 4, 4), ("resized_crop",), torch.Generator())
 
 
-def test_validation_may_be_a_fraction(root: Path) -> None:
-    assert task(root, validation="1/5").validation == Fraction(1, 5)
-
-
 @pytest.mark.parametrize("kind", ["imagefolder", "imageshards"])
-def test_its_request_is_found_from_another_folder(root: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+def test_a_request_has_the_absolute_path(root: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
     monkeypatch.chdir(root.parent)
     options = {"path": root.name, "size": "8", "resize": "8"}
     found = catalogue.get(kind, model="lenet-300-100", options=options)

@@ -1,15 +1,18 @@
+"""Image classification: preparation, augmentation, loss, metrics, keys, and the recipe of each network."""
+
 from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from typing import get_args
 
 import pytest
 import torch
 
 from ticketry.errors import TaskError
-from ticketry.tasks import catalogue, recipe
-from ticketry.tasks.facts import DATA_SETS
+from ticketry.tasks import catalogue, models, recipe
+from ticketry.tasks.facts import DATA_SETS, IMAGENET, LENET, RESIDUAL
 from ticketry.tasks.images.folder import FolderReader
 from ticketry.tasks.images.task import _AUGMENTATIONS
 
@@ -36,7 +39,7 @@ def test_prepare_does_not_write_to_inputs_that_are_float_already() -> None:
     assert torch.equal(stored, before)
 
 
-def test_prepare_first_used_in_inference_mode_still_trains_later() -> None:
+def test_prepare_may_first_be_called_in_inference_mode() -> None:
     task = catalogue.get("digits")
     with torch.inference_mode():
         task.prepare(torch.zeros(1, 1, 8, 8, dtype=torch.uint8))
@@ -93,7 +96,7 @@ def test_sums_over_batches_become_accuracy_and_loss(dtype: torch.dtype) -> None:
     assert task.metric.name in summary
 
 
-def test_key_is_json_and_tells_tasks_apart() -> None:
+def test_keys_differ_and_are_json() -> None:
     keys = [catalogue.get(name).key() for name in DATA_SETS.built_in]
     keys.append(catalogue.get("mnist", model="lenet-5").key())
     texts = [json.dumps(key, sort_keys=True) for key in keys]
@@ -101,7 +104,7 @@ def test_key_is_json_and_tells_tasks_apart() -> None:
     assert len(set(texts)) == len(texts)
 
 
-def test_fewer_pixels_are_another_task_of_that_shape() -> None:
+def test_smaller_images_are_another_task() -> None:
     whole, same, small = (catalogue.get("cifar10", options=options) for options in ({}, {"size": "32"}, {"size": "16"}))
     assert same.key() == whole.key()
     assert small.key() != whole.key()
@@ -110,7 +113,7 @@ def test_fewer_pixels_are_another_task_of_that_shape() -> None:
     assert small.build()(torch.zeros(2, 3, 16, 16)).shape == (2, 10)
 
 
-def test_a_crop_moves_smaller_images_by_the_same_share_of_them() -> None:
+def test_crops_of_smaller_images_are_smaller() -> None:
     small = catalogue.get("cifar10", options={"size": "16"})
     batch = torch.zeros(400, 3, 16, 16, dtype=torch.uint8)
     batch[:, :, 8, 8] = 1
@@ -120,9 +123,34 @@ def test_a_crop_moves_smaller_images_by_the_same_share_of_them() -> None:
     assert sorted({row.nonzero()[0][1].item() - 8 for row in whole}) == list(range(-4, 5))
 
 
-@pytest.mark.parametrize("size", ["64", "15", "0", "small"])
-def test_a_size_that_whole_squares_of_pixels_do_not_give_is_told_with_those_that_they_do(size: str) -> None:
-    with pytest.raises(TaskError, match=r"option size of cifar10 is .*"):
-        catalogue.get("cifar10", options={"size": size})
-    with pytest.raises(TaskError, match=r"one of 32, 16, 8, 4, 2, 1 .*, not '15'"):
-        catalogue.get("cifar10", options={"size": "15"})
+def test_sizes_that_whole_squares_of_pixels_do_not_give_are_refused() -> None:
+    for size in ("64", "15"):
+        with pytest.raises(TaskError, match=rf"option size of cifar10 is one of 32, 16, 8, 4, 2, 1 .*, not '{size}'"):
+            catalogue.get("cifar10", options={"size": size})
+    for size in ("0", "small"):
+        with pytest.raises(TaskError, match=rf"option size of cifar10 is a whole number, at least 1, not '{size}'"):
+            catalogue.get("cifar10", options={"size": size})
+
+
+# -- recipes of networks -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["digits", "cifar10"])
+def test_the_recipe_of_a_network_is_that_of_any_width(name: str) -> None:
+    preset = DATA_SETS.get(name)
+    for network in models.names():
+        for width in ("0.50", "1", "4"):
+            assert preset.recipe_of(f"{network}@{width}") == preset.recipe_of(network)
+    assert preset.recipe_of(f"{preset.model}@0.5") == preset.recipe
+    perceptron = preset.recipe_of("lenet-300-100").changed(length=LENET.length, batch=LENET.batch)
+    assert preset.recipe_of("mlp-50-20") == perceptron
+    with pytest.raises(TaskError, match="mlp-"):
+        preset.recipe_of("mlp-")
+
+
+def test_networks_of_other_libraries_are_trained_by_the_size_of_the_images() -> None:
+    preset = DATA_SETS.get("cifar10")
+    for side, expected in ((32, RESIDUAL), (95, RESIDUAL), (96, IMAGENET), (224, IMAGENET)):
+        for name in ("timm:resnet18", "torchvision:resnet18", "timm:resnet-20"):
+            assert replace(preset, shape=(3, side, side)).recipe_of(name) == expected
+    assert DATA_SETS.get("digits").recipe_of("timm:lenet-300-100") == RESIDUAL.changed(augment=())

@@ -1,4 +1,4 @@
-"""Tasks of language by name: options, keys, published texts, and what is refused."""
+"""Language modelling tasks: published texts, options, keys, vocabularies and presets."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ import pytest
 import torch
 
 from a_text import written
+from samples import sample
 from ticketry.core.prune import prune
 from ticketry.core.ticket.ticket import Ticket
 from ticketry.errors import DataError, TaskError, TicketError
 from ticketry.experiments.ticket_model import load_ticket_model
 from ticketry.tasks import catalogue
-from ticketry.tasks.facts import MODELS, PUBLISHED
+from ticketry.tasks.facts import PUBLISHED
 from ticketry.tasks.language.task import Language
 from ticketry.tasks.models import language
 from ticketry.tasks.presets import LANGUAGE_PRESETS, experiment
@@ -40,27 +41,21 @@ def file(tmp_path: Path) -> Path:
     return written(tmp_path)
 
 
-def test_tasks_are_listed_and_told() -> None:
-    for name in MODELS:
-        assert name in catalogue.names()
-        assert MODELS[name] in catalogue.describe(name)
-    assert "929,589 / 73,760 / 82,430 tokens" in catalogue.describe("ptb")
-
-
-@pytest.mark.parametrize("name", PUBLISHED)
+@pytest.mark.parametrize("name", sample(PUBLISHED, ["ptb"]))
 def test_published_texts(name: str) -> None:
     if not (DATA / name).is_dir():
         pytest.skip("the data set is not at hand")
     task = catalogue.get(name)
     assert isinstance(task, Language)
     course = task.course(DATA)
+    assert " / ".join(f"{tokens:,}" for tokens in PUBLISHED[name].tokens) in catalogue.describe(name)
     assert tuple(course.sizes().values()) == PUBLISHED[name].tokens
     assert course.corpus.vocabulary == PUBLISHED[name].words == task.vocabulary
     assert int(course.corpus.test.tokens.max()) < task.vocabulary
     assert task.metric.scale == "log"
 
 
-def test_a_published_text_that_is_absent_or_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_published_text_that_is_missing_or_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TICKETRY_DATA", raising=False)
     monkeypatch.setenv("TICKETRY_CACHE", str(tmp_path / "cache"))
     with pytest.raises(DataError, match=r"Penn Treebank .* was not found"):
@@ -72,7 +67,7 @@ def test_a_published_text_that_is_absent_or_another(tmp_path: Path, monkeypatch:
         catalogue.get("ptb").course(tmp_path)
 
 
-def test_a_key_is_of_what_is_read_and_not_of_its_place(file: Path, tmp_path: Path) -> None:
+def test_the_key_depends_on_content_and_options(file: Path, tmp_path: Path) -> None:
     copy = tmp_path / "elsewhere" / "b.txt"
     copy.parent.mkdir()
     shutil.copy(file, copy)
@@ -109,17 +104,15 @@ def test_options(file: Path) -> None:
         ({"words": "3"}, "has no option words: it has train, time, dropout, vocabulary, validation, test"),
         ({"time": "0"}, "time of .* at least 1, not '0'"),
         ({"dropout": "1"}, "dropout of .* less than 1, not '1'"),
-        ({"train": "all"}, "a number of tokens"),
-        ({"test": "1"}, "test of .* a share of the text"),
         ({"test": "0.6", "validation": "0.5"}, "leave some of it to train on"),
     ],
 )
-def test_options_that_cannot_be(file: Path, options: dict[str, str], match: str) -> None:
+def test_wrong_options(file: Path, options: dict[str, str], match: str) -> None:
     with pytest.raises(TaskError, match=match):
         text(file, **options)
 
 
-def test_requests_that_cannot_be() -> None:
+def test_wrong_requests() -> None:
     with pytest.raises(TaskError, match="needs to know the text"):
         catalogue.get("text")
     with pytest.raises(TaskError, match="there is no network 'resnet-20'"):
@@ -141,7 +134,7 @@ def tokenizer(folder: Path, *words: str) -> Path:
     return path
 
 
-def test_a_tokenizers_text(file: Path, tmp_path: Path) -> None:
+def test_a_text_with_a_tokenizer(file: Path, tmp_path: Path) -> None:
     task = text(file, vocabulary=str(tokenizer(tmp_path, "ticket", "wins", "mask")), time="5", model="lstm@0.05")
     assert (task.vocabulary, task.metric.name) == (4, "perplexity")
     tokens = task.course().corpus.train
@@ -155,13 +148,13 @@ def ticket_of(task: Language, folder: Path) -> Path:
     return Ticket(prune(model, 0.5, collapse="keep"), model.state_dict(), info).save(folder)
 
 
-def test_a_vocabulary_that_does_not_fit_a_ticket(file: Path, tmp_path: Path) -> None:
+def test_a_ticket_needs_its_vocabulary(file: Path, tmp_path: Path) -> None:
     small, same, larger = (
         text(file, vocabulary=str(tokenizer(tmp_path, *words)), model="lstm@0.05")
         for words in (("ticket", "wins"), ("mask", "net"), ("a", "the", "dense"))
     )
     ticket = ticket_of(small, tmp_path / "ticket")
-    for other in (same, larger, text(file, model="lstm@0.05"), catalogue.get("ptb", model="lstm@0.05")):
+    for other in (same, larger, text(file, model="lstm@0.05")):
         with pytest.raises(TicketError, match=r"vocabulary is tokenizer of size 3 .*, and that of (text|ptb)"):
             load_ticket_model(ticket, task=other, weights="start")
     assert load_ticket_model(ticket, task=small, weights="start").mask.density == pytest.approx(0.5, abs=0.01)
@@ -186,7 +179,7 @@ def test_presets_are_those_of_the_page() -> None:
         assert catalogue.get(tables["task"], model=tables["model"], options=tables["options"]).key()
 
 
-def test_the_request_of_a_text_is_found_from_another_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_request_has_the_absolute_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "own.txt").write_text("some words " * 50)
     monkeypatch.chdir(tmp_path)
     found = catalogue.get("text:own.txt", model="lstm@0.25", options={"validation": "0.1"})

@@ -1,4 +1,4 @@
-"""For tests with the real timm and torchvision, where a torchvision without its compiled part is made importable."""
+"""Import the real timm and torchvision, also a torchvision without its compiled part."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ _OPERATORS = ("nms", "qnms", "roi_align", "ps_roi_align", "roi_pool", "ps_roi_po
 _BACKWARD = ("roi_align", "ps_roi_align", "roi_pool", "ps_roi_pool", "deform_conv2d")
 
 _defined: list[torch.library.Library] = []
-"""Kept: the definitions go with the object."""
+"""The definitions end with these objects."""
 
 
 def import_or_skip(library: str) -> ModuleType:
-    """The library; skips the test where it is not installed.
+    """Import the library, or skip the test.
 
-    A torchvision built for other GPU libraries than there are cannot register its operators, and fails to import for
-    want of them. No network of either library uses them: they are declared here, without a function behind them.
+    A torchvision built for other GPU libraries cannot register its operators and fails to import. No network of either
+    library uses them, so they are declared here without an implementation.
     """
     if not mend_torchvision():
         pytest.skip("torchvision is not installed: pip install 'ticketry[timm,torchvision]'")
@@ -28,7 +28,7 @@ def import_or_skip(library: str) -> ModuleType:
 
 
 def mend_torchvision() -> bool:
-    """Make it importable; whether it is installed. Transformers imports it where it is."""
+    """Make torchvision importable; return whether it is installed. Transformers imports it if it is."""
     try:
         importlib.import_module("torchvision")
     except ImportError:

@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
 from types import ModuleType
 
 import pytest
 import torch
-from torch import nn
 
+from tasks.models.library_support import import_or_skip
 from ticketry.errors import TaskError
 from ticketry.tasks import models
-
-sys.path.insert(0, str(Path(__file__).parent))
-from library_support import import_or_skip
 
 COLOUR = (3, 32, 32)
 
@@ -38,8 +33,8 @@ def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
-TIMM = ["timm:resnet18", "timm:vit_tiny_patch16_224", "timm:efficientnet_b0", "timm:mixer_s32_224"]
-TORCHVISION = ["torchvision:resnet18", "torchvision:vit_b_32", "torchvision:shufflenet_v2_x0_5"]
+TIMM = ["timm:resnet18", "timm:vit_tiny_patch16_224", "timm:efficientnet_b0"]
+TORCHVISION = ["torchvision:resnet18", "torchvision:shufflenet_v2_x0_5"]
 
 
 @pytest.mark.parametrize("name", TIMM + TORCHVISION)
@@ -56,15 +51,11 @@ def test_the_seed_alone_decides_the_weights(timm: ModuleType, torchvision: Modul
         ("timm:resnet18", 11_689_512),
         ("timm:vit_tiny_patch16_224", 5_717_416),
         ("torchvision:resnet18", 11_689_512),
-        ("torchvision:resnet50", 25_557_032),
-        ("torchvision:vgg16", 138_357_544),
         ("torchvision:regnet_y_400mf", 4_344_144),
         ("torchvision:inception_v3", 27_161_264),
     ],
 )
-def test_parameters_are_the_published_ones(
-    timm: ModuleType, torchvision: ModuleType, name: str, published: int
-) -> None:
+def test_parameters_are_those_published(timm: ModuleType, torchvision: ModuleType, name: str, published: int) -> None:
     """Those of the libraries' model tables for 1000 classes; Inception's is without its auxiliary classifier."""
     auxiliary = 3_326_696 if name.endswith("inception_v3") else 0
     assert models.parameters(name, shape=(3, 299, 299) if auxiliary else (3, 224, 224), classes=1000) + auxiliary == (
@@ -73,8 +64,7 @@ def test_parameters_are_the_published_ones(
 
 
 @pytest.mark.parametrize("name", ["timm:resnet18", "torchvision:resnet18"])
-def test_outputs_are_those_of_the_librarys_own_network(timm: ModuleType, torchvision: ModuleType, name: str) -> None:
-    """Made by hand from the library, with the weights of ours."""
+def test_outputs_are_those_of_the_library(timm: ModuleType, torchvision: ModuleType, name: str) -> None:
     own = timm if name.startswith("timm") else torchvision.models
     arguments = {"pretrained": False} if own is timm else {"weights": None}
     make = own.create_model if own is timm else own.get_model
@@ -103,25 +93,15 @@ def test_one_output_in_training_too(torchvision: ModuleType, name: str) -> None:
     assert model(torch.randn(2, 3, 96, 96)).shape == (2, 5)
 
 
-def test_trying_a_network_out_draws_no_random_numbers(timm: ModuleType, torchvision: ModuleType) -> None:
-    before = torch.get_rng_state()
-    models.check("timm:efficientnet_b0", shape=COLOUR)
-    models.check("torchvision:regnet_x_400mf", shape=COLOUR)
-    assert models.parameters("torchvision:regnet_x_400mf", shape=COLOUR, classes=10) > 0
-    assert torch.equal(torch.get_rng_state(), before)
-
-
 @pytest.mark.parametrize(
     ("name", "shape", "reason"),
     [
         ("timm:resnet-18", COLOUR, r"timm:resnet-18: there is no such network in timm 1.*did you mean .*resnet18"),
         ("timm:resnet18.a1_in1k", COLOUR, r"no such network in timm.*did you mean resnet18"),
-        ("timm:hf_hub:somebody/net", COLOUR, "no such network in timm"),
         ("torchvision:resnet81", COLOUR, r"did you mean resnet18.*torchvision\.models\.list_models"),
         ("torchvision:fasterrcnn_resnet50_fpn", COLOUR, "no such network in torchvision"),
         ("torchvision:resnet18", (1, 28, 28), "images of 3 channels, not 1: choose one of timm's"),
         ("torchvision:inception_v3", COLOUR, "does not take images of 32x32 pixels and 3 channels: RuntimeError"),
-        ("torchvision:vit_b_16", (3, 40, 40), "does not take images of 40x40 pixels"),
         ("torchvision:vit_b_16", (3, 32, 64), "does not take images of 32x64 pixels"),
     ],
 )
@@ -138,8 +118,3 @@ def test_identity_has_the_version(timm: ModuleType, torchvision: ModuleType) -> 
     assert models.identity("timm:resnet18") == {"model": "timm:resnet18", "library": f"timm {timm.__version__}"}
     version = torchvision.__version__.split("+")[0]
     assert models.identity("torchvision:resnet18")["library"] == f"torchvision {version}"
-
-
-def test_nothing_is_in_training_mode_by_accident(timm: ModuleType) -> None:
-    assert all(module.training for module in models.build("timm:resnet18", shape=COLOUR, classes=3).modules())
-    assert isinstance(models.build("timm:resnet18", shape=COLOUR, classes=3).fc, nn.Linear)

@@ -1,4 +1,4 @@
-"""The way to timm and torchvision, with small packages of their names in their place: runs everywhere."""
+"""How timm and torchvision are called: small packages with their names stand in for them."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ Installed = Callable[[str, str], None]
 
 @pytest.fixture
 def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Installed]:
-    """Writes a package where it is found first; the real ones are back after the test."""
+    """Write a package that is found first; the real ones are back after the test."""
     ours = {"timm", "torchvision"}
     before = {name: module for name, module in sys.modules.items() if name.partition(".")[0] in ours}
     for name in before:
@@ -100,21 +100,20 @@ def _forget() -> None:
     other_libraries._try.cache_clear()
 
 
-def test_timm_is_asked_for_an_untrained_network(install: Installed) -> None:
+def test_timm_builds_an_untrained_network(install: Installed) -> None:
     install("timm/__init__.py", TIMM)
     model = models.build("timm:plain18", shape=(1, 8, 8), classes=7)
     assert model(torch.zeros(2, 1, 8, 8)).shape == (2, 7)
     assert sys.modules["timm"].calls[-1] == ("plain18", False, 1, 7, {})
     assert models.parameters("timm:plain18", shape=(1, 8, 8), classes=7) == (9 + 1) * 4 + (4 + 1) * 7
-
-
-def test_a_network_for_fixed_images_is_made_for_the_tasks(install: Installed) -> None:
-    install("timm/__init__.py", TIMM)
+    for _ in range(2):
+        models.build("timm:plain18", shape=(1, 8, 8), classes=7)
+    assert len(sys.modules["timm"].calls) == 3 + 1, "it is tried once"
     assert models.build("timm:fixed_224", shape=(3, 8, 12), classes=7)(torch.zeros(1, 3, 8, 12)).shape == (1, 7)
     assert sys.modules["timm"].calls[-1][-1] == {"img_size": (8, 12)}
 
 
-def test_a_network_that_reads_tensors_while_it_is_made(install: Installed) -> None:
+def test_a_network_that_reads_tensors_in_its_constructor(install: Installed) -> None:
     install("timm/__init__.py", TIMM)
     torch.manual_seed(0)
     before = torch.get_rng_state()
@@ -122,14 +121,7 @@ def test_a_network_that_reads_tensors_while_it_is_made(install: Installed) -> No
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_a_network_is_tried_out_once(install: Installed) -> None:
-    install("timm/__init__.py", TIMM)
-    for _ in range(3):
-        models.build("timm:plain18", shape=(1, 8, 8), classes=7)
-    assert len(sys.modules["timm"].calls) == 3 + 1
-
-
-def test_torchvision_is_asked_for_an_untrained_network(install: Installed) -> None:
+def test_torchvision_builds_an_untrained_network(install: Installed) -> None:
     install("torchvision/__init__.py", TORCHVISION)
     install("torchvision/models.py", TORCHVISION_MODELS)
     for name, more in [
@@ -145,8 +137,6 @@ def test_torchvision_is_asked_for_an_untrained_network(install: Installed) -> No
     ("name", "shape", "reason"),
     [
         ("timm:plain81", (3, 8, 8), r"no such network in timm 9\.8\.7: did you mean plain18\? timm.list_models\(\)"),
-        ("timm:Plain18", (3, 8, 8), r"did you mean plain18\?"),
-        ("timm:", (3, 8, 8), "no such network in timm"),
         ("timm:two_outputs", (3, 8, 8), r"timm:two_outputs is no classifier"),
         ("timm:fails", (3, 8, 8), "does not take images of 8x8 pixels and 3 channels: ValueError: cannot be made$"),
         ("timm:plain18", (3, 2, 2), "timm:plain18 does not take images of 2x2 pixels and 3 channels: RuntimeError"),

@@ -1,4 +1,4 @@
-"""Copies of environments: against Gymnasium itself, and put back bit for bit in the middle of episodes."""
+"""Copies of environments against Gymnasium, and states that are restored in the middle of episodes."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def random_actions(name: str, steps: int, copies: int, seed: int = 0) -> list[li
 
 
 def repeated(world: gymnasium.Env[Any, Any], action: int, repeat: int) -> tuple[Any, float, bool, bool, int]:
-    """An action as often as asked for, by Gymnasium's own limit."""
+    """Repeat an action in an environment of Gymnasium with its own time limit."""
     total, steps, terminated, truncated = 0.0, 0, False, False
     seen: Any = None
     while steps < repeat and not (terminated or truncated):
@@ -34,10 +34,9 @@ def repeated(world: gymnasium.Env[Any, Any], action: int, repeat: int) -> tuple[
     return seen, total, terminated, truncated, steps
 
 
-@pytest.mark.parametrize("repeat", [1, 7])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(("name", "repeat"), [("CartPole-v1", 1), ("Acrobot-v1", 7), ("LunarLander-v3", 1)])
 def test_steps_are_those_of_gymnasium(name: str, repeat: int) -> None:
-    """Its own time limit and all, by another way of stepping: one copy after the other. 7 does not divide the limit."""
+    """One copy after the other; 7 does not divide the time limit."""
     actions = random_actions(name, 550 // repeat + 50, 2)
     environments = Environments(name, 2, seed=5, repeat=repeat)
     found = [(*environments.step(each), environments.seen.copy()) for each in actions]
@@ -55,83 +54,48 @@ def test_steps_are_those_of_gymnasium(name: str, repeat: int) -> None:
         assert episode > 0
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_a_state_put_back_goes_on_bit_for_bit(name: str) -> None:
-    """In the middle of episodes, into other copies with a past of their own."""
-    before, after = random_actions(name, 37, 3), random_actions(name, 150, 3, seed=1)
-    one, other = Environments(name, 3, seed=2), Environments(name, 3, seed=2)
-    for each in before:
-        one.step(each)
-    for each in random_actions(name, 61, 3, seed=9):
-        other.step(each)
+@pytest.mark.parametrize(("name", "repeat"), [("CartPole-v1", 1), ("Acrobot-v1", 1), ("LunarLander-v3", 4)])
+def test_a_restored_state_continues_bit_for_bit(name: str, repeat: int) -> None:
+    """In the middle of episodes, in copies that had other episodes before."""
+    one, other = (Environments(name, 3, seed=2, repeat=repeat) for _ in range(2))
+    first = one.state()
+    assert first["actions"].shape == (3, 0)
+    for environments, steps, seed in ((one, 37, 0), (other, 61, 9)):
+        for each in random_actions(name, steps, 3, seed):
+            environments.step(each)
     state = one.state()
     assert all(isinstance(tensor, torch.Tensor) for tensor in state.values())
     other.load_state(state)
     assert other.seen.tobytes() == one.seen.tobytes()
-    for each in after:
+    for each in random_actions(name, 100, 3, seed=1):
         for mine, theirs in zip(one.step(each), other.step(each), strict=True):
             assert mine.tobytes() == theirs.tobytes()
     assert all(torch.equal(tensor, other.state()[key]) for key, tensor in one.state().items())
+    other.load_state(first)
+    assert other.seen.tobytes() == first["seen"].numpy().tobytes()
 
 
-def test_the_first_state_has_no_actions() -> None:
-    environments = Environments("CartPole-v1", 2, seed=0)
-    state = environments.state()
-    assert state["actions"].shape == (2, 0)
-    environments.step([0, 1])
-    environments.load_state(state)
-    assert environments.seen.tobytes() == state["seen"].numpy().tobytes()
-
-
-@pytest.mark.parametrize("name", NAMES[:2])
-def test_play_is_an_episode_of_each(name: str) -> None:
-    """By the rule "the action that the sign of the last number says", copy after copy with Gymnasium's own limit."""
+@pytest.mark.parametrize(("name", "repeat"), [("CartPole-v1", 1), ("Acrobot-v1", 7)])
+def test_play_is_an_episode_of_each(name: str, repeat: int) -> None:
+    """The sign of the last number decides the action; lengths are steps of the environment."""
 
     def choose(seen: np.ndarray) -> list[int]:
         return (seen[:, -1] > 0).astype(int).tolist()
 
-    returns, lengths = Environments(name, 4, seed=3).play(choose)
-    for copy in range(4):
+    returns, lengths = Environments(name, 3, seed=3, repeat=repeat).play(choose)
+    for copy in range(3):
         world = gymnasium.make(name)
         seen, _ = world.reset(seed=mix(3, "episode", copy, 0))
         total, count, over = 0.0, 0, False
         while not over:
-            seen, reward, terminated, truncated, _ = world.step(choose(np.float32(seen)[None])[0])
-            total, count, over = total + float(reward), count + 1, terminated or truncated
-        assert (returns[copy], lengths[copy]) == (pytest.approx(total), count)
-
-
-def test_a_state_with_repeated_actions_goes_on_bit_for_bit() -> None:
-    actions = random_actions("LunarLander-v3", 60, 3)
-    one, other = (Environments("LunarLander-v3", 3, seed=2, repeat=4) for _ in range(2))
-    for each in actions[:13]:
-        one.step(each)
-    other.load_state(one.state())
-    for each in actions[13:]:
-        for mine, theirs in zip(one.step(each), other.step(each), strict=True):
-            assert mine.tobytes() == theirs.tobytes()
-
-
-@pytest.mark.parametrize("name", NAMES[:2])
-def test_play_repeats_actions(name: str) -> None:
-    """Lengths are steps of the environment: Acrobot's limit of 500 is met though 7 does not divide it."""
-
-    def choose(seen: np.ndarray) -> list[int]:
-        return [1] * len(seen)
-
-    returns, lengths = Environments(name, 3, seed=3, repeat=7).play(choose)
-    for copy in range(3):
-        world = gymnasium.make(name)
-        world.reset(seed=mix(3, "episode", copy, 0))
-        total, count, over = 0.0, 0, False
-        while not over:
-            _, reward, terminated, truncated, steps = repeated(world, 1, 7)
+            action = choose(np.float32(seen)[None])[0]
+            seen, reward, terminated, truncated, steps = repeated(world, action, repeat)
             total, count, over = total + reward, count + steps, terminated or truncated
         assert (returns[copy], lengths[copy]) == (pytest.approx(total), count)
 
 
 class Odd(gymnasium.Env[Any, Any]):
-    """Shows a matrix, has actions 5 and 6, and no limit; by option it is not deterministic."""
+    """A matrix as observation, actions 5 and 6, no time limit; not deterministic on request."""
 
     observation_space = gymnasium.spaces.Box(-1, 1, (2, 2))
     action_space = gymnasium.spaces.Discrete(2, start=5)  # type: ignore[assignment]
@@ -149,7 +113,7 @@ class Odd(gymnasium.Env[Any, Any]):
 
 
 class Diverging(Odd):
-    """Its reward, or what it shows, is no number from the third step on."""
+    """Rewards or observations are not finite from the third step on."""
 
     def __init__(self, what: str = "reward") -> None:
         super().__init__()
@@ -179,7 +143,7 @@ def registered() -> Callable[..., str]:
         del gymnasium.registry[name]
 
 
-def test_other_environments_are_flattened_and_their_actions_counted_from_0(registered: Callable[..., str]) -> None:
+def test_observations_are_flattened_and_actions_start_at_0(registered: Callable[..., str]) -> None:
     name = registered(Odd)
     assert sizes_of(name) == (4, 2)
     assert limit_of(create_environment(name)) == LONGEST
@@ -187,7 +151,7 @@ def test_other_environments_are_flattened_and_their_actions_counted_from_0(regis
     assert (rewards.tolist(), after.shape) == ([6.0], (1, 4))
 
 
-def test_what_is_not_deterministic_cannot_go_on(registered: Callable[..., str]) -> None:
+def test_an_environment_that_is_not_deterministic_cannot_resume(registered: Callable[..., str]) -> None:
     environments = Environments(registered(Odd, chance=True), 1, seed=0)
     environments.step([0])
     with pytest.raises(TrainingError, match="does not do the same again after the same seed and actions"):
@@ -195,7 +159,7 @@ def test_what_is_not_deterministic_cannot_go_on(registered: Callable[..., str]) 
 
 
 @pytest.mark.parametrize(("what", "message"), [("reward", "a reward in"), ("seen", "what is seen in")])
-def test_what_diverges_is_told(registered: Callable[..., str], what: str, message: str) -> None:
+def test_values_that_are_not_finite_are_refused(registered: Callable[..., str], what: str, message: str) -> None:
     environments = Environments(registered(Diverging, what=what), 2, seed=0)
     environments.step([0, 0])
     environments.step([1, 0])
@@ -208,7 +172,7 @@ class Halved(gymnasium.RewardWrapper):  # type: ignore[type-arg]
         return float(reward) / 2
 
 
-def test_wrappers_that_belong_to_an_environment_stay() -> None:
+def test_wrappers_of_an_environment_are_applied() -> None:
     spec = gymnasium.envs.registration.WrapperSpec("Halved", f"{__name__}:Halved", {})
     gymnasium.register("TestHalved-v0", Odd, max_episode_steps=3, additional_wrappers=(spec,))
     try:
@@ -220,7 +184,7 @@ def test_wrappers_that_belong_to_an_environment_stay() -> None:
         del gymnasium.registry["TestHalved-v0"]
 
 
-def test_what_cannot_be_made(registered: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unusable_environments_are_refused(registered: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(TaskError, match=r"NoSuch-v0 cannot be made: .*doesn't exist"):
         create_environment("NoSuch-v0")
     with pytest.raises(TaskError, match="takes Box actions: deep Q-learning is for"):

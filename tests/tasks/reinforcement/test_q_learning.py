@@ -1,4 +1,4 @@
-"""Deep Q-learning: the loss written out, the target network, the memory, and going on bit for bit."""
+"""Deep Q-learning: the loss written out, the target network, the replay memory, and resuming bit for bit."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def learner(learning: Learning = QUICK, **changes: Any) -> Learner:
 
 
 def trained(session: Learner, model: nn.Module, steps: range) -> list[float]:
-    """As the lab does it: torch's generator is seeded by the step."""
+    """Train as the lab does, with torch's generator seeded by the step."""
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
     losses = []
     for step in steps:
@@ -46,10 +46,9 @@ def weights(model: nn.Module) -> dict[str, Tensor]:
     return {name: value.clone() for name, value in model.state_dict().items()}
 
 
-@pytest.mark.parametrize("double", [False, True])
-@pytest.mark.parametrize("kind", ["huber", "squared"])
+@pytest.mark.parametrize(("double", "kind"), [(False, "huber"), (True, "squared")])
 def test_the_loss_written_out(monkeypatch: pytest.MonkeyPatch, double: bool, kind: str) -> None:
-    """Of the batch that was taken, by a second network that is the target."""
+    """For the sampled batch, with a second network as the target."""
     taken = []
     original = Memory.take
 
@@ -82,8 +81,8 @@ def test_the_loss_written_out(monkeypatch: pytest.MonkeyPatch, double: bool, kin
                 parameter -= 0.05 * gradient
 
 
-def test_transitions_are_what_happened_in_the_environment() -> None:
-    """The pole's own equations carry each state to the next; the reward is 1."""
+def test_transitions_follow_the_equations_of_the_pole() -> None:
+    """The equations of the pole give the next state; the reward is 1."""
     session = learner(replace(QUICK, memory=400, warmup=200))
     trained(session, network(), range(30))
     state = session.state()
@@ -102,7 +101,7 @@ def test_transitions_are_what_happened_in_the_environment() -> None:
     assert over.any()
 
 
-def test_the_oldest_go_first() -> None:
+def test_the_oldest_transitions_are_overwritten() -> None:
     memory = Memory(8, 1)
     for number in range(5):
         values = np.full((4, 1), number, np.float32)
@@ -111,8 +110,8 @@ def test_the_oldest_go_first() -> None:
     assert memory.count == 8
 
 
-def test_exploration_falls_in_a_straight_line() -> None:
-    """The network prefers action 1 everywhere; what it does not do is half of what is explored."""
+def test_exploration_falls_linearly() -> None:
+    """The network always prefers action 1, so that half of the exploring actions are 0."""
     model = network()
     with torch.no_grad():
         for parameter in model.parameters():
@@ -143,8 +142,9 @@ def test_the_target_network_follows(period: int) -> None:
     assert not any(torch.equal(found[name], value) for name, value in weights(model).items())
 
 
-def test_a_training_goes_on_bit_for_bit() -> None:
+def test_training_resumes_bit_for_bit() -> None:
     one, model = learner(), network()
+    assert one.state() == {}
     trained(one, model, range(13))
     other, copy = learner(), network(1)
     copy.load_state_dict(model.state_dict())
@@ -152,10 +152,6 @@ def test_a_training_goes_on_bit_for_bit() -> None:
     assert trained(one, model, range(13, 40)) == trained(other, copy, range(13, 40))
     assert all(torch.equal(value, weights(copy)[name]) for name, value in weights(model).items())
     assert all(torch.equal(value, other.state()[name]) for name, value in one.state().items())
-
-
-def test_nothing_is_carried_before_the_first_step() -> None:
-    assert learner().state() == {}
 
 
 def test_other_seeds_are_other_episodes() -> None:

@@ -1,10 +1,9 @@
-"""The tasks of control: options, keys, what networks are measured by and what scores see."""
+"""Tasks of control: options, keys, metrics, and the batches of scores."""
 
 from __future__ import annotations
 
 import importlib
 import json
-import subprocess
 import sys
 from importlib import metadata
 from pathlib import Path
@@ -25,7 +24,7 @@ gymnasium = pytest.importorskip("gymnasium", reason="gymnasium is not installed:
 
 
 @pytest.mark.parametrize("name", ENVIRONMENTS)
-def test_built_in_environments_have_networks_that_take_what_they_show(name: str) -> None:
+def test_built_in_environments_have_networks_for_their_observations(name: str) -> None:
     task = catalogue.get(name)
     facts = ENVIRONMENTS[name]
     world = gymnasium.make(facts.environment)
@@ -38,7 +37,7 @@ def test_built_in_environments_have_networks_that_take_what_they_show(name: str)
     assert task.example(3).shape == (3, len(seen))
 
 
-def test_the_key_tells_everything() -> None:
+def test_the_key_depends_on_options_network_and_library() -> None:
     task = catalogue.get("cartpole")
     key = task.key()
     assert json.loads(json.dumps(key)) == key
@@ -54,44 +53,31 @@ def test_the_key_tells_everything() -> None:
     [
         ({"steps": "3"}, "there is no option steps: choose from copies, moves"),
         ({"copies": "2.5"}, r"the option copies is a whole number, not '2\.5'"),
-        ({"gamma": "high"}, "the option gamma is a number, not 'high'"),
         ({"gamma": "1.5"}, r"the option gamma lies in \[0, 1\], not 1\.5"),
-        ({"gamma": "nan"}, r"the option gamma lies in \[0, 1\], not nan"),
         ({"double": "yes"}, "the option double is true or false, not 'yes'"),
         ({"loss": "l1"}, "the option loss is huber or squared"),
         ({"memory": "1001"}, "memory is a multiple of the number of copies, 8, not 1,001"),
         ({"warmup": "80000", "memory": "8000"}, "a warmup of 80,000 transitions does not fit into a memory of 8,000"),
     ],
 )
-def test_options_that_cannot_be(options: dict[str, str], message: str) -> None:
+def test_wrong_options(options: dict[str, str], message: str) -> None:
     with pytest.raises(TaskError, match=message):
         catalogue.get("acrobot", options=options)
 
 
-def test_networks_for_images_are_refused() -> None:
-    with pytest.raises(TaskError, match="timm:resnet18 takes images, and cartpole shows numbers"):
-        catalogue.get("cartpole", model="timm:resnet18")
-
-
-def test_without_gymnasium_it_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_networks_for_images_and_a_missing_gymnasium_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     def absent(name: str) -> str:
         raise metadata.PackageNotFoundError(name)
 
+    with pytest.raises(TaskError, match="timm:resnet18 takes images, and cartpole shows numbers"):
+        catalogue.get("cartpole", model="timm:resnet18")
     monkeypatch.setattr("ticketry.tasks.reinforcement.task.metadata.version", absent)
     with pytest.raises(MissingExtraError, match=r"pip install 'ticketry\[control\]'"):
         catalogue.get("cartpole").key()
 
 
-def test_gymnasium_is_imported_late() -> None:
-    code = (
-        "import sys; from ticketry.tasks import catalogue; catalogue.get('cartpole').key();"
-        " print('gymnasium' in sys.modules)"
-    )
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
-
-
 class Balancing(torch.nn.Module):
-    """Pushes to where the pole falls: most episodes last to their limit."""
+    """Push to where the pole falls: most episodes reach the time limit."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -123,11 +109,8 @@ gymnasium.register("Walk-v0", Walk, max_episode_steps=5)
 """
 
 
-def test_the_source_of_an_environment_of_ones_own_is_in_the_key(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """After a change of its rewards a search was answered by what had been trained before."""
-    monkeypatch.chdir(tmp_path)  # whose modules can be named
+def test_the_source_of_a_custom_environment_is_in_the_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
     (tmp_path / "world_of_mine.py").write_text(WORLD)
     task = catalogue.get("gym:world_of_mine:Walk-v0")
@@ -150,7 +133,7 @@ def test_the_source_of_an_environment_of_ones_own_is_in_the_key(
 
 @pytest.mark.parametrize("repeat", [1, 3])
 def test_metrics_are_those_of_episodes_one_by_one(repeat: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    model, episodes = Balancing(), 5
+    model, episodes = Balancing(), 3
     monkeypatch.setattr("ticketry.tasks.reinforcement.task.EPISODES", episodes)
     with torch.no_grad():
         found = course(repeat=repeat).evaluate(model, "test", Arithmetic())
@@ -169,7 +152,7 @@ def test_metrics_are_those_of_episodes_one_by_one(repeat: int, monkeypatch: pyte
     assert found["length"] == found["return"] > (400 if repeat == 1 else 10)
 
 
-def test_splits_have_episodes_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_splits_have_different_episodes(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
     monkeypatch.setattr(Environments, "__init__", lambda self, name, *rest: seen.append(rest))
     monkeypatch.setattr(Environments, "play", lambda self, choose: (torch.ones(2).numpy(), torch.ones(2).numpy()))
@@ -179,23 +162,20 @@ def test_splits_have_episodes_of_their_own(monkeypatch: pytest.MonkeyPatch) -> N
     assert {copies for copies, *_ in seen} == {EPISODES}
 
 
-def test_returns_that_are_no_numbers_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_metrics_that_are_not_finite_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ticketry.tasks.reinforcement.task.EPISODES", 2)
+    model = Balancing()
+    model.one.data.fill_(torch.nan)
+    with torch.no_grad(), pytest.raises(TrainingError, match="expects in CartPole-v1 are not finite: its training div"):
+        course().evaluate(model, "test", Arithmetic())
     nan = torch.full((2,), torch.nan).numpy()
     monkeypatch.setattr(Environments, "play", lambda self, choose: (nan, torch.ones(2).numpy()))
     with pytest.raises(TrainingError, match="the mean return in CartPole-v1 is nan"):
         course().evaluate(Balancing(), "test", Arithmetic())
 
 
-def test_a_network_that_diverged_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ticketry.tasks.reinforcement.task.EPISODES", 2)
-    model = Balancing()
-    model.one.data.fill_(torch.nan)
-    with torch.no_grad(), pytest.raises(TrainingError, match="expects in CartPole-v1 are not finite: its training div"):
-        course().evaluate(model, "test", Arithmetic())
-
-
-def test_what_scores_see() -> None:
-    """Transitions, half of them by the network's own choice, and the values that it wants of them itself."""
+def test_batches_of_scores() -> None:
+    """Transitions, half of them chosen by the network, with the values that it expects."""
     model, given = Balancing(), course(gamma=0.9)
     batches = given.sample(model, 3, 50, seed=4)
     assert [given.count(batch) for batch in batches] == [50, 50, 50]
@@ -214,14 +194,14 @@ def test_what_scores_see() -> None:
     assert not batches[0].wanted.requires_grad
 
 
-def test_few_is_a_short_warm_up_without_acting() -> None:
+def test_few_has_a_short_warm_up() -> None:
     few = course(warmup=1000).few(2)
     session = few.session(catalogue.get("cartpole").recipe.changed(batch=2), 0, Arithmetic())
     session.loss(catalogue.get("cartpole").build(), 0)
     assert len(session.state()["memory/actions"]) == 8
 
 
-def test_what_a_recipe_has_and_reinforcement_learning_has_not() -> None:
+def test_augmentation_and_label_smoothing_are_refused() -> None:
     recipe = catalogue.get("cartpole").recipe
     with pytest.raises(TaskError, match="no augmentation 'flip'"):
         course().session(recipe.changed(augment=("flip",)), 0, Arithmetic())

@@ -1,4 +1,4 @@
-"""A BERT of two layers in a folder, as its library saves it, and texts with labels that can be learnt."""
+"""A two-layer BERT or GPT-2 in a folder, as transformers saves it, and labelled texts that it can learn."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ WHO = ("the ticket", "a mask", "my net", "one weight", "the cat")
 
 
 def saved(folder: Path, kind: str = "bert", words: int = 0, **config: object) -> Path:
-    """A network and a tokenizer of whole words; dropout is off."""
+    """Save a network without dropout and a tokenizer of whole words."""
     library = pytest.importorskip("tokenizers")
     known = [*SPECIAL, *sorted({*GOOD, *BAD, *" ".join(WHO).split(), "and"})]
     made = library.Tokenizer(
@@ -52,7 +52,7 @@ def saved(folder: Path, kind: str = "bert", words: int = 0, **config: object) ->
 
 
 def rows(count: int, seed: int = 0) -> list[dict[str, str]]:
-    """Sentences of different lengths with positive or negative words."""
+    """Return sentences of different lengths with positive or negative words."""
     draw = random.Random(seed)
     found = []
     for number in range(count):

@@ -1,4 +1,4 @@
-"""Fine-tuning: the numbers are those of transformers, tickets start from the folder's weights, and what is refused."""
+"""Fine-tuning against transformers: scores, training, tickets that start from stored weights, and refused folders."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from safetensors.torch import load_file
 from torch.nn import functional as F
 
 import ticketry as tk
-from a_classifier import GOOD, rows, saved, transformers, written
 from samples import sample
+from tasks.small_classifier import GOOD, rows, saved, transformers, written
 from ticketry.errors import DataError, TaskError
 from ticketry.evidence.controls import train_control
 from ticketry.experiments.ticket_model import load_ticket_model
@@ -25,8 +25,18 @@ from ticketry.lab.training.state import initial_state
 from ticketry.lab.training.supervised import evaluate
 from ticketry.search import method
 from ticketry.tasks import catalogue
-from ticketry.tasks.fine_tuning import FineTuning
+from ticketry.tasks.fine_tuning import FineTuning, digest_texts, find_text_files, read_texts
 from ticketry.testing import check_search
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return saved(tmp_path_factory.mktemp("hf") / "tiny-bert")
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return written(tmp_path_factory.mktemp("texts") / "said.jsonl", rows(120))
 
 
 def task_of(folder: Path, texts: Path, **options: str) -> FineTuning:
@@ -36,7 +46,7 @@ def task_of(folder: Path, texts: Path, **options: str) -> FineTuning:
 
 
 def plain(folder: Path) -> Any:
-    """The network as a user of transformers has it."""
+    """Load the network with transformers."""
     return transformers.AutoModelForSequenceClassification.from_pretrained(folder).eval()
 
 
@@ -47,27 +57,17 @@ def recipe_of(task: FineTuning, length: str = "24it") -> tk.Recipe:
 # -- the network and its texts -----------------------------------------------------------------------------------------
 
 
-def test_scores_of_classes_are_those_of_transformers(folder: Path, texts: Path) -> None:
-    """Each text alone, as the library itself puts it into tokens, beside a whole split with its padding."""
-    task = task_of(folder, texts)
-    split, network = task.load().test, task.build().eval()
+def test_scores_are_those_of_transformers(folder: Path, texts: Path) -> None:
+    """A whole split with its padding, against each text alone."""
     tokenizer, other = transformers.AutoTokenizer.from_pretrained(folder), plain(folder)
-    with torch.no_grad():
-        found = network(task.prepare(split.inputs))
-        wanted = torch.cat([other(**tokenizer(*text, return_tensors="pt")).logits for text in task._parts[2].texts])
-    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
-    assert [task.classes[target] for target in split.targets] == list(task._parts[2].labels)
-
-
-def test_two_texts_that_belong_together(folder: Path, texts: Path) -> None:
-    task = task_of(folder, texts, text="text,second")
-    split, network = task.load().validation, task.build().eval()
-    assert split.inputs.shape[1] == 2
-    tokenizer, other = transformers.AutoTokenizer.from_pretrained(folder), plain(folder)
-    with torch.no_grad():
-        found = network(task.prepare(split.inputs))
-        wanted = [other(**tokenizer(*text, return_tensors="pt")).logits for text in task._parts[1].texts]
-    torch.testing.assert_close(found, torch.cat(wanted), rtol=1e-4, atol=1e-5)
+    for columns in ("text", "text,second"):
+        task = task_of(folder, texts, text=columns)
+        split, network = task.load().test, task.build().eval()
+        with torch.no_grad():
+            found = network(task.prepare(split.inputs))
+            wanted = torch.cat([other(**tokenizer(*text, return_tensors="pt")).logits for text in task._parts[2].texts])
+        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
+        assert [task.classes[target] for target in split.targets] == list(task._parts[2].labels)
 
 
 def test_splits_cover_the_texts_and_share_the_classes(folder: Path, texts: Path) -> None:
@@ -88,15 +88,15 @@ def test_three_files_are_three_splits(folder: Path, tmp_path: Path) -> None:
         task_of(folder, tmp_path).load()
 
 
-def test_classes_are_in_the_networks_own_order(tmp_path: Path, texts: Path) -> None:
+def test_classes_are_in_the_order_of_the_network(tmp_path: Path, texts: Path) -> None:
     folder = saved(tmp_path / "own", id2label={0: "good", 1: "bad"}, label2id={"good": 0, "bad": 1})
     assert task_of(folder, texts).classes == ["good", "bad"]
     lines = [{"text": GOOD[0], "label": str(label)} for label in (10, 9, 2) for _ in range(3)]
     assert task_of(folder, written(tmp_path / "n.jsonl", lines)).classes == ["2", "9", "10"]
 
 
-def test_the_seed_draws_what_was_not_trained_before(folder: Path, tmp_path: Path) -> None:
-    """A last layer for three classes; the rest is the folder's, and without it nothing is."""
+def test_the_seed_draws_new_layers(folder: Path, tmp_path: Path) -> None:
+    """A last layer for three classes; the other weights are stored in the folder."""
     lines = [{"text": word, "label": label} for word in GOOD for label in "abc"]
     task, stored = task_of(folder, written(tmp_path / "t.jsonl", lines)), load_file(folder / "model.safetensors")
     one, again, other = (initial_state(task, seed) for seed in (0, 0, 1))
@@ -114,7 +114,7 @@ def test_the_seed_draws_what_was_not_trained_before(folder: Path, tmp_path: Path
     assert catalogue.untrained(catalogue.untrained(task)) is not task
 
 
-def test_the_key_is_of_contents(folder: Path, texts: Path, tmp_path: Path) -> None:
+def test_the_key_depends_on_contents_and_options(folder: Path, texts: Path, tmp_path: Path) -> None:
     key = task_of(folder, texts).key()
     assert json.loads(json.dumps(key)) == key
     copies = shutil.copytree(folder, tmp_path / "copy"), shutil.copy(texts, tmp_path / "t.jsonl")
@@ -122,13 +122,7 @@ def test_the_key_is_of_contents(folder: Path, texts: Path, tmp_path: Path) -> No
     assert moved.key() == key
     assert moved.spec is not None
     assert catalogue.create_task(moved.spec).key() == key
-    others = [
-        {"length": "9"},
-        {"validation": "0.2"},
-        {"train": "20"},
-        {"text": "second"},
-        {"pretrained": "false"},
-    ]
+    others = [{"length": "9"}, {"validation": "0.2"}, {"text": "second"}, {"pretrained": "false"}]
     assert all(task_of(folder, texts, **options).key() != key for options in others)
     saved(tmp_path / "copy", "bert", 30)
     assert task_of(tmp_path / "copy", texts).key() != key
@@ -137,8 +131,8 @@ def test_the_key_is_of_contents(folder: Path, texts: Path, tmp_path: Path) -> No
 # -- searches ----------------------------------------------------------------------------------------------------------
 
 
-def test_a_tickets_training_starts_from_the_folders_weights(folder: Path, texts: Path, tmp_path: Path) -> None:
-    """Each level of IMP, and its control does not; the ticket fits the network of transformers."""
+def test_tickets_start_from_the_stored_weights(folder: Path, texts: Path, tmp_path: Path) -> None:
+    """At each level of IMP, and not in its control; the ticket fits the network of transformers."""
     task, stored, imp = task_of(folder, texts), load_file(folder / "model.safetensors"), method("iterative")
     recipe, settings = recipe_of(task), imp.Settings(densities=(0.6, 0.3))
     with Lab(tmp_path / "store", device="cpu") as lab:
@@ -171,26 +165,24 @@ def test_a_tickets_training_starts_from_the_folders_weights(folder: Path, texts:
 
 
 D, K = {"density": (0.5,)}, {"keep_at_least": 1}
-METHODS: list[tuple[str, dict[str, Any]]] = [
-    ("oneshot", {**D, **K}),
+ONE: list[tuple[str, dict[str, Any]]] = [("oneshot", {**D, **K})]
+OTHERS: list[tuple[str, dict[str, Any]]] = [
     ("early", {**D, **K, "every": "2it"}),
-    ("early", {**D, **K, "when": "0", "score": "snip"}),
-    ("gradual", {**D, **K, "frequency": "4it"}),
-    ("gradual", {**D, "frequency": "4it", "structure": "channels"}),
-]
-ALL: list[tuple[str, dict[str, Any]]] = [
-    ("continuous", {"init": (0.02,), "rounds": 1, "rewind": "1ep"}),
     ("early", {**D, **K, "when": "0", "score": "crop"}),
     ("early", {**D, "every": "2it", "structure": "channels"}),
+    ("gradual", {**D, **K, "frequency": "4it"}),
+    ("continuous", {"init": (0.02,), "rounds": 1, "rewind": "1ep"}),
     ("iterative", {"densities": (0.5,), "structure": "channels"}),
-    ("concrete", {**D, "collapse": "keep"}),
     ("dynamic", {**D, "frequency": "4it"}),
-    ("acdc", D),
     ("l0", {**D, "collapse": "keep"}),
+    ("early", {**D, **K, "when": "0", "score": "snip"}),
+    ("gradual", {**D, "frequency": "4it", "structure": "channels"}),
+    ("concrete", {**D, "collapse": "keep"}),
+    ("acdc", D),
 ]
 
 
-@pytest.mark.parametrize("searches", sample([METHODS[:1], [*METHODS[1:], *ALL]], 1, ids=["one", "others"]))
+@pytest.mark.parametrize("searches", sample([ONE, OTHERS], 1, ids=["one", "others"]))
 def test_methods(folder: Path, texts: Path, tmp_path: Path, searches: list[tuple[str, dict[str, Any]]]) -> None:
     task = task_of(folder, texts)
     with Lab(tmp_path, device="cpu") as lab:
@@ -213,11 +205,11 @@ def test_every_promise_of_a_search_is_kept(folder: Path, texts: Path, tmp_path: 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["bert", "gpt2"])
 def test_shrunk_networks_are_equal_to_masked_ones(texts: Path, tmp_path: Path, kind: str) -> None:
-    """Whole heads and feed-forward units, in double precision, over texts with padding."""
+    """Whole heads and feed-forward units, in double precision, with padded texts."""
     task = task_of(saved(tmp_path / kind, kind), texts)
     inputs = task.prepare(task.load().test.inputs)
     model, masked = task.build().double().eval(), task.build().double().eval()
-    # Chosen in single precision, as a search does: that heads go whole must show there, however small new weights are.
+    # Chosen in single precision, as in a search: whole heads must be found in spite of small new weights.
     mask = tk.structure.channels(task.build(), inputs[:2], density=0.5, score="l1")
     for name, kept in mask.items():
         if "attention" in name and name.endswith(("query.weight", "key.weight", "value.weight")):
@@ -232,7 +224,7 @@ def test_shrunk_networks_are_equal_to_masked_ones(texts: Path, tmp_path: Path, k
 
 
 def test_training_beside_a_plain_loop(folder: Path, texts: Path, tmp_path: Path) -> None:
-    """The lab's weights after some steps are those of a loop around transformers' own network, with its loss."""
+    """Weights after some steps are those of a plain loop with the network and the loss of transformers."""
     task = task_of(folder, texts)
     recipe = recipe_of(task, "5it").changed(schedule="constant", warmup="0it", clip=0.0)
     with Lab(tmp_path, device="cpu") as lab:
@@ -257,7 +249,7 @@ def test_training_beside_a_plain_loop(folder: Path, texts: Path, tmp_path: Path)
         assert loss == pytest.approx(float(F.cross_entropy(scores, split.targets)), rel=1e-3)
 
 
-# -- what cannot be ----------------------------------------------------------------------------------------------------
+# -- errors -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -265,19 +257,17 @@ def test_training_beside_a_plain_loop(folder: Path, texts: Path, tmp_path: Path)
     [
         ({"words": "3"}, "has no option words: it has texts, text, target, length"),
         ({"length": "25"}, "length of .* is 25 tokens, and its network sees at most 24"),
-        ({"length": "long"}, "length of .* is a whole number"),
-        ({"validation": "2"}, "validation of .* is a share"),
         ({"validation": "0.6", "test": "0.4"}, "leave some to train on"),
         ({"pretrained": "yes"}, "pretrained of .* is true or false, not 'yes'"),
         ({"text": "a,b,c"}, "is a column, or two"),
     ],
 )
-def test_options_that_cannot_be(folder: Path, texts: Path, options: dict[str, str], told: str) -> None:
+def test_wrong_options(folder: Path, texts: Path, options: dict[str, str], told: str) -> None:
     with pytest.raises(TaskError, match=told):
         task_of(folder, texts, **options)
 
 
-def test_requests_that_cannot_be(folder: Path, texts: Path, tmp_path: Path) -> None:
+def test_wrong_requests(folder: Path, texts: Path, tmp_path: Path) -> None:
     with pytest.raises(TaskError, match="--task hf:FOLDER"):
         catalogue.get("hf:")
     with pytest.raises(TaskError, match=r"absent holds no config\.json"):
@@ -296,7 +286,7 @@ def test_requests_that_cannot_be(folder: Path, texts: Path, tmp_path: Path) -> N
         task_of(folder, same).build()
 
 
-def test_folders_that_cannot_be_used(texts: Path, tmp_path: Path) -> None:
+def test_unusable_folders(texts: Path, tmp_path: Path) -> None:
     def broken(name: str) -> Path:
         return saved(tmp_path / name)
 
@@ -329,8 +319,8 @@ def test_folders_that_cannot_be_used(texts: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("place", ["config.json", "tokenizer_config.json"])
-def test_code_that_lies_in_the_folder_is_never_run(texts: Path, tmp_path: Path, place: str) -> None:
-    """Nor does anybody get asked whether it may: `auto_map` names a class in a module beside the weights."""
+def test_code_in_the_folder_is_never_run(texts: Path, tmp_path: Path, place: str) -> None:
+    """`auto_map` names a class in a module beside the weights."""
     folder, mark = saved(tmp_path / "net"), tmp_path / "mark"
     (folder / "evil.py").write_text(f"import pathlib\npathlib.Path({str(mark)!r}).write_text('run')\n")
     names = ("AutoConfig", "AutoModelForSequenceClassification", "AutoTokenizer")
@@ -342,3 +332,72 @@ def test_code_that_lies_in_the_folder_is_never_run(texts: Path, tmp_path: Path, 
         task.build()
         task.load()
     assert not mark.exists()
+
+
+# -- files of texts with labels ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.csv", 'text,label,more\n"one, two",0,x\n"say ""hi""",1,y\n'),
+        ("a.tsv", 'text\tlabel\none, two\t0\nsay "hi"\t1\n'),
+        ("a.jsonl", '{"text": "one, two", "label": 0}\n\n{"text": "say \\"hi\\"", "label": 1, "more": null}\n'),
+    ],
+)
+def test_csv_tsv_and_jsonl_give_the_same_texts(tmp_path: Path, name: str, content: str) -> None:
+    (tmp_path / name).write_text(content)
+    found = read_texts(tmp_path / name, ("text",), "label")
+    assert found.texts == (("one, two",), ('say "hi"',))
+    assert found.labels == ("0", "1")
+
+
+def test_two_columns_and_a_line_break_in_quotes(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text('premise,hypothesis,gold\n"one\ntwo",b,yes\n')
+    found = read_texts(tmp_path / "a.csv", ("premise", "hypothesis"), "gold")
+    assert (found.texts, found.labels) == ((("one\ntwo", "b"),), ("yes",))
+
+
+def test_files_of_a_folder(tmp_path: Path) -> None:
+    for name in ("train.csv", "dev.jsonl", "test.tsv"):
+        (tmp_path / name).write_text(name)
+    assert [file.name for file in find_text_files(tmp_path).values()] == ["train.csv", "dev.jsonl", "test.tsv"]
+    before = digest_texts(tmp_path)
+    (tmp_path / "test.tsv").write_text("other")
+    assert digest_texts(tmp_path) != before
+    (tmp_path / "test.tsv").unlink()
+    with pytest.raises(DataError, match="has no file of the test split"):
+        find_text_files(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "told"),
+    [
+        ("a.csv", b"", "a.csv is empty"),
+        ("a.csv", b"text,label\n", "a.csv has no texts"),
+        ("a.csv", b"text,labels\none,1\n", r"line 2 has no column 'label': did you mean labels\? it has text, labels"),
+        ("a.csv", b"text,label\none,1\ntwo\n", "line 3 has 1 values, not 2 as the first"),
+        ("a.csv", b"text,label\none,\n", "line 2, column 'label' is empty"),
+        ("a.csv", b'text,label\n"one,1\n', "line 2: unexpected end of data"),
+        ("a.csv", b"text,label\n\xff,1\n", "byte 11 is not UTF-8"),
+        ("a.csv", b"text,label\n\0,1\n", "bytes that are 0"),
+        ("a.jsonl", b'{"text": 1\n', "line 1 is no JSON"),
+        ("a.jsonl", b"[1]\n", "line 1 is no JSON object"),
+        ("a.csv", b"text,label\n ,1\n", "line 2, column 'text' is empty"),
+        ("a.jsonl", b"[" * 5000, "line 1 is no JSON"),
+        ("a.jsonl", b'{"text": ' + b"9" * 5000 + b"}", "line 1 is no JSON"),
+        ("a.jsonl", b'{"text": "\\ud800", "label": 1}', "line 1 is no JSON"),
+    ],
+)
+def test_wrong_texts_are_named(tmp_path: Path, name: str, content: bytes, told: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError, match=told):
+        read_texts(tmp_path / name, ("text",), "label")
+
+
+def test_wrong_paths(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="there are no such texts"):
+        find_text_files(tmp_path / "absent")
+    (tmp_path / "a.parquet").write_text("x")
+    with pytest.raises(DataError, match=r"is none of \.csv, \.tsv, \.jsonl"):
+        find_text_files(tmp_path / "a.parquet")
