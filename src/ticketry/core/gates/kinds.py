@@ -343,7 +343,9 @@ class HardConcrete(Kind):
     name: ClassVar[str] = "hard-concrete"
     draws: ClassVar[bool] = True
     gamma: float = -0.1
+    """Lower end of the stretched interval, below 0."""
     zeta: float = 1.1
+    """Upper end of the stretched interval, above 1."""
     temperature: float = 2 / 3
     """beta in the paper."""
 
