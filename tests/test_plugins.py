@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import ast
+import builtins
 import json
 import os
 import re
 import signal
 import subprocess
 import sys
+import types
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -390,3 +393,24 @@ def test_the_page_shows_the_package() -> None:
     assert len(blocks) >= 6
     for block in blocks:
         assert any(block in source for source in sources), block
+
+
+@pytest.mark.parametrize("heading", ["score", "search", "Training", "kind", "control", "task"])
+def test_an_example_of_the_page_imports_what_it_uses(here: None, heading: str) -> None:
+    """Copied into another file, it can be imported."""
+    page = (ROOT / "docs" / "plugins.md").read_text("utf-8")
+    (section,) = re.findall(rf"^## (?:A |An )?{heading}\b.*?(?=^## |\Z)", page, re.S | re.M)
+    (block,) = re.findall(r"```python\n(.*?)```", section, re.S)
+    names: dict[str, object] = {"__name__": "copied"}
+    sys.modules["copied"] = types.ModuleType("copied")  # which dataclasses look for
+    try:
+        exec(compile(block, heading, "exec"), names)
+    finally:
+        del sys.modules["copied"]
+    known = {*names, *dir(builtins)}
+    for function in (one for one in ast.walk(ast.parse(block)) if isinstance(one, ast.FunctionDef)):
+        local = {one.id for one in ast.walk(function) if isinstance(one, ast.Name) and isinstance(one.ctx, ast.Store)}
+        local |= {one.arg for one in ast.walk(function) if isinstance(one, ast.arg)}
+        local |= {one.asname or one.name for one in ast.walk(function) if isinstance(one, ast.alias)}
+        used = {one.id for one in ast.walk(function) if isinstance(one, ast.Name)}
+        assert used <= known | local, "every name is imported"

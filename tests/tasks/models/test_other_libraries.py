@@ -69,7 +69,9 @@ def test_outputs_are_those_of_the_library(timm: ModuleType, torchvision: ModuleT
     arguments = {"pretrained": False} if own is timm else {"weights": None}
     make = own.create_model if own is timm else own.get_model
     peer = make("resnet18", num_classes=10, **arguments).eval()
-    model = models.build(name, shape=COLOUR, classes=10).eval()
+    model = models.build(name, shape=COLOUR, classes=10)
+    assert all(module.training for module in model.modules())
+    model.eval()
     peer.load_state_dict(model.state_dict())
     inputs = torch.randn(2, *COLOUR)
     with torch.no_grad():
