@@ -639,6 +639,15 @@ CASES = {
         lambda: _regroup(0.05, rows=2),
         lambda: _regroup(0.01, rows=8, collapse="keep"),
     ),
+    "unknown profile": Advice(
+        "nor a profile (h100-bf16)",
+        lambda: tk.cost.model(net(), x(), "zen9"),
+        lambda: tk.cost.model(net(), x(), "h100-bf16"),
+    ),
+    "bases of a profile": Advice("leave target or bases out", lambda: _costs(bases=("eager",)), _costs),
+    "precision of a profile": Advice(
+        "give precision='bf16'", lambda: _costs(precision="fp16"), lambda: _costs(precision="bf16")
+    ),
     "granularity without costs": Advice(
         "tk.cost.model(..., granularities=(",
         lambda: _costs().layers["0.weight"].curve("rows:16"),
