@@ -40,7 +40,7 @@ _DENSITIES = np.unique(np.concatenate([np.geomspace(1e-3, 1, 60), np.linspace(0.
 
 @dataclass(frozen=True)
 class Option:
-    """A layer pruned in one granularity to one density, with its cost and value."""
+    """A way to prune a layer: a granularity and a number of blocks, with cost and value."""
 
     cost: float
     value: float
@@ -62,7 +62,8 @@ class LayerOptions:
     _cache: dict[str, tuple[Blocks, Tensor, np.ndarray, np.ndarray]] = field(default_factory=dict)
 
     def blocks(self, granularity: str) -> tuple[Blocks, Tensor, np.ndarray, np.ndarray]:
-        """Return the blocks, their order by falling mean score, and value and weights of the first 0, 1, … of them."""
+        """Return the layer's blocks, their order by falling mean score, and the total value and number of weights of
+        the first 0, 1, … blocks."""
         if granularity not in self._cache:
             rows = Granularity.parse(granularity).rows
             blocks = Pattern(f"{rows}x1", rows=rows).blocks(tuple(self.scores.shape), self.layout)
@@ -74,7 +75,7 @@ class LayerOptions:
         return self._cache[granularity]
 
     def option(self, granularity: str, blocks: int) -> Option:
-        """Return the layer with this many of its best blocks."""
+        """Return the option of pruning the layer to this many of its best blocks."""
         _, _, value, weights = self.blocks(granularity)
         cost = self.curves[granularity].at(float(weights[blocks] / max(weights[-1], 1)))
         return Option(cost, float(value[blocks]), granularity, blocks)

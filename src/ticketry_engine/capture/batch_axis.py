@@ -307,7 +307,7 @@ _LARGEST = 1 << 22
 
 @dataclass(frozen=True)
 class ViewChain:
-    """A chain of views, evaluated: the source element of each element of a value."""
+    """A chain of views, evaluated: from which element of the source each element of the value comes."""
 
     source: str
     """The value with the batch at axis 0 from which the chain starts."""
@@ -437,7 +437,8 @@ def _nested_strides(line: list[int]) -> list[tuple[int, int]]:
 
 
 def _source_axes(parts: list[tuple[int, int]], first: int, total: int) -> list[tuple[int, int | None]]:
-    """Return the source's axes as (size, selected index; None: all), the outermost first.
+    """Return the axes of the source value, outermost first, as (size, the only index that is read; None if all are
+    read).
 
     Raises:
         NoMatchError: a part begins in the middle of an axis that it takes the whole of.

@@ -245,7 +245,7 @@ def _check_printable(names: Iterable[str]) -> None:
 
 
 def _iterate_names(tree: Json) -> Iterator[str]:
-    """Yield names and keys in trees of values, without constants."""
+    """Yield all value names and dict keys in trees such as `Graph.outputs`."""
     if isinstance(tree, str):
         yield tree
     elif isinstance(tree, dict):

@@ -80,7 +80,8 @@ _COUNTS = ("chunks", "indices", "n", "sections", "split_size", "split_sizes")
 
 
 def _count_parts(one: Node, weights: Mapping[str, Tensor], made: Mapping[str, Any]) -> int:
-    """Return the maximum number of tensors in the node's list, or of its steps; 0 if that number is fixed."""
+    """Return the maximum number of tensors that a node creates, as list entries or in its steps; 0 if that number does
+    not depend on its arguments."""
     family = one.op.split(".")[1]
     if family not in (*_RECURRENCES, *_BY_AXIS, *_BY_COUNT) or one.op.startswith("operator."):
         return 0

@@ -369,8 +369,8 @@ def _is_depthwise_conv(task: RegionTask) -> bool:
 
 
 def _chunk_order(sketch: Sketch, task: RegionTask, layout: str) -> Array:
-    """Return the order of the channels: planar, rows with equal columns are neighbours; channels-last, the stream's
-    order."""
+    """Return the order in which channels are computed in chunks: planar, rows with equal columns next to each other;
+    channels-last, the order in which the value's channels are stored."""
     channels = np.arange(task.output.channels)
     if layout == "pixels":
         return channels

@@ -396,7 +396,7 @@ def partition(graph: Graph) -> Partition:
 
 
 def _moves_read_by_torch(graph: Graph, nodes: Sequence[Node], sketch: Sketch) -> set[str]:
-    """Return values that the nodes only reorder, for torch to read: torch's views do that at no cost."""
+    """Return the values whose elements are only reordered and that torch reads: torch's views reorder at no cost."""
     readers: dict[str, list[str]] = {}
     inside = {node.output for node in nodes}
     for node in graph.nodes:

@@ -161,7 +161,7 @@ class Sketch:
         return made
 
     def record_read(self, form: ValueForm, halo: int = 0, halo_of_few: int | None = None) -> None:
-        """Record that the next task reads a value."""
+        """Record that the next task reads a value, with a halo of this many positions around each image."""
         self.storages.read(form, len(self.tasks), halo, halo_of_few)
 
 
