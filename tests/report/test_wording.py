@@ -12,10 +12,10 @@ from ticketry.records.run import read_run
 from ticketry.report.tables.results import Results, Summary
 from ticketry.report.wording import (
     Style,
-    clean,
     duration,
     json_text,
     percent,
+    printable,
     removed_percent,
     role_name,
 )
@@ -101,8 +101,8 @@ def test_values(item, text):
 
 
 def test_clean_takes_what_steers_a_terminal_or_breaks_xml():
-    assert clean("a\x1b[31mb\x00\ud800\ufffe\u202e") == "a\ufffd[31mb\ufffd\ufffd\ufffd\ufffd"
-    assert clean("tab\tline\nœ 漢 🎟") == "tab\tline\nœ 漢 🎟"
+    assert printable("a\x1b[31mb\x00\ud800\ufffe\u202e") == "a\ufffd[31mb\ufffd\ufffd\ufffd\ufffd"
+    assert printable("tab\tline\nœ 漢 🎟") == "tab\tline\nœ 漢 🎟"
 
 
 def test_roles():

@@ -10,7 +10,7 @@ import pytest
 from made_records import search_record
 from report.made_campaign import record as campaign
 from ticketry.report import write_report
-from ticketry.report.writing import is_whole, write_campaign_page
+from ticketry.report.writing import is_undamaged, write_campaign_page
 
 
 @pytest.fixture(autouse=True)
@@ -35,15 +35,15 @@ def test_a_page_that_is_there_is_not_believed(tmp_path: Path, kind: str) -> None
     page = written()
     honest = page.read_bytes()
     page.write_bytes(forged(honest))
-    assert is_whole(page)  # which tells damage, not makers
+    assert is_undamaged(page)  # which tells damage, not makers
     assert written().read_bytes() == honest
 
 
 def test_damage_is_told(tmp_path: Path) -> None:
     page = write_report(search_record(levels=1, replicates=1), tmp_path / "a.html")
     whole = page.read_bytes()
-    assert is_whole(page)
+    assert is_undamaged(page)
     for damaged in (whole[:-30], b"", whole.replace(b"drawn", b"drown")):
         page.write_bytes(damaged)
-        assert not is_whole(page)
-    assert not is_whole(tmp_path / "absent.html")
+        assert not is_undamaged(page)
+    assert not is_undamaged(tmp_path / "absent.html")

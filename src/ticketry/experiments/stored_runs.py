@@ -22,7 +22,7 @@ from ticketry.lab.store.store import Store, open_store
 from ticketry.records.campaign import read_campaign_record
 from ticketry.records.evidence import read_evidence
 from ticketry.records.run import RunRecord, read_run
-from ticketry.report.writing import is_whole
+from ticketry.report.writing import is_undamaged
 
 State = Literal["done", "half", "running"]
 
@@ -196,7 +196,7 @@ def find_damaged_files(store: Store) -> Iterator[Path]:
     for path in store.paths.tickets():
         if not path.name.startswith(".") and not _is_ticket(path):
             yield path
-    yield from (path for path in store.paths.pages() if not is_whole(path))
+    yield from (path for path in store.paths.pages() if not is_undamaged(path))
 
 
 def _read_run(path: Path) -> RunRecord | None:

@@ -84,7 +84,7 @@ def claims_table(claims: Sequence[Claim], width: int | None = None) -> tuple[lis
 def replicates_needed_text(claim: Claim) -> str:
     """Say how many more replicates would likely decide a claim; a dash if none were judged or no more can be trained.
 
-    A claim at its limit gets no more: then the number of fresh ones that would decide a replication.
+    If the claim has reached its largest number, say instead how many new ones would decide a replication.
     """
     if claim.found != "undecided":
         return "none"

@@ -17,7 +17,7 @@ from ticketry.records.run import RunValues
 from ticketry.records.speed import SpeedRecord
 from ticketry.records.verdict import Task
 from ticketry.report.tables.results import Results, results_of
-from ticketry.report.wording import NONE, clean, shorten_middle
+from ticketry.report.wording import NONE, printable, shorten_middle
 
 _LONGEST = 28
 
@@ -49,7 +49,7 @@ class Subject:
         return [self.runs[index] for index in indices]
 
     def labels_among(self, indices: Sequence[int]) -> tuple[str, ...]:
-        """Return labels that distinguish some runs from each other alone."""
+        """Return labels that distinguish the given runs from each other, not from all runs."""
         return labels_of(self.runs_at(indices))
 
     @property
@@ -118,7 +118,7 @@ class Series:
 
 
 def series_of(subject: Subject, indices: Sequence[int]) -> list[Series]:
-    """Return the runs of one task with their colours on the whole page and labels that distinguish only these."""
+    """Return the given runs with labels that distinguish them; colours and markers are those of the whole page."""
     labels = labels_of([subject.runs[index] for index in indices])
     return [Series(label, index, subject.runs[index]) for label, index in zip(labels, indices, strict=True)]
 
@@ -213,7 +213,7 @@ def rewind_text(results: Results) -> str:
     """Return the requested rewind step, or else its number; empty if the record has neither."""
     requested, step = results.run.settings.get("rewind"), results.run.steps.rewind
     if isinstance(requested, str) and requested:
-        return clean(requested)
+        return printable(requested)
     return f"step {step:,}" if step is not None else ""
 
 

@@ -57,7 +57,7 @@ class Watch:
         running, done, campaigns = (list(place()) for place in self._places)
         self._known = {path: self._known[path] for path in (*running, *done, *campaigns) if path in self._known}
         now = time.time()
-        alive = [one for one in self._each(running, _read_progress, _running_values) if now - one["at"] < _DEAD]
+        alive = [one for one in self._read_valid(running, _read_progress, _running_values) if now - one["at"] < _DEAD]
         names = {one["name"] for one in alive}
         newest = sorted(done, key=_modified_at, reverse=True)[:MOST_DONE]
         campaigns.sort(key=_modified_at, reverse=True)
@@ -65,14 +65,14 @@ class Watch:
             "at": now,
             "every": EVERY,
             "runs": alive
-            + [one for one in self._each(newest, self._read, _finished_values) if one["name"] not in names],
-            "campaigns": list(self._each(campaigns, self._read, _campaign_values)),
+            + [one for one in self._read_valid(newest, self._read, _finished_values) if one["name"] not in names],
+            "campaigns": list(self._read_valid(campaigns, self._read, _campaign_values)),
         }
 
-    def _each(
+    def _read_valid(
         self, paths: Iterable[Path], read: Callable[[Path], T], made: Callable[[T], dict[str, Any]]
     ) -> Iterator[dict[str, Any]]:
-        """Yield the values of files; a damaged one is skipped until it changes."""
+        """Yield the values of files; a damaged file is skipped until it changes."""
         for path in paths:
             with contextlib.suppress(OSError):
                 status = path.stat()

@@ -86,7 +86,7 @@ class Style:
 
     def with_count(self, summary: Summary) -> str:
         """Format ``96.23 ± 0.41 % (n = 3)``."""
-        unit = f" {clean(self.unit)}" if self.unit else ""
+        unit = f" {printable(self.unit)}" if self.unit else ""
         return f"{self.summary(summary)}{unit} (n = {summary.n})"
 
 
@@ -100,7 +100,7 @@ def role_name(role: str) -> str:
 
 def metric_label(metric: Metric) -> str:
     """Return ``accuracy (%)``, or the name alone without a unit."""
-    return clean(f"{metric.words} ({metric.unit})" if metric.unit else metric.words)
+    return printable(f"{metric.words} ({metric.unit})" if metric.unit else metric.words)
 
 
 def short_metric(metric: Metric) -> str:
@@ -110,7 +110,7 @@ def short_metric(metric: Metric) -> str:
 
 def shorten_middle(name: str, most: int = 28) -> str:
     """Return the text on one line, without its middle if it is too long."""
-    name = clean(name).replace("\n", " ")
+    name = printable(name).replace("\n", " ")
     return name if len(name) <= most else f"{name[: most // 2 - 4]}…{name[-most // 2 - 3 :]}"
 
 
@@ -201,13 +201,13 @@ def duration(seconds: float) -> str:
 def json_text(item: Any) -> str:
     """Format any JSON value on one line: text unchanged, lists with commas, objects as JSON."""
     if isinstance(item, str):
-        return clean(item) or NONE
+        return printable(item) or NONE
     if isinstance(item, bool) or item is None:
         return {True: "yes", False: "no", None: NONE}[item]
     if isinstance(item, list | tuple):
         return ", ".join(json_text(part) for part in item) or NONE
     if isinstance(item, Mapping):
-        return clean(json.dumps(item, ensure_ascii=False, default=str))
+        return printable(json.dumps(item, ensure_ascii=False, default=str))
     return f"{item:,}" if isinstance(item, int) else f"{item!r}"
 
 
@@ -228,7 +228,7 @@ def share_percent(share: float | None) -> str:
     return NONE if share is None else f"{100 * share:.1f}"
 
 
-def share_of_all(task: Task, density: float) -> str:
+def share_of_all_parameters(task: Task, density: float) -> str:
     """Format the remaining share of all parameters, including those that are never pruned."""
     if task.parameters == 0:
         return NONE
@@ -240,7 +240,7 @@ def thousands(number: float | None) -> str:
     return NONE if number is None else f"{number:,}"
 
 
-def clean(text: str) -> str:
+def printable(text: str) -> str:
     """Replace characters that could control a terminal or break XML; line ends and tabs stay."""
     if text.isprintable():
         return text

@@ -67,7 +67,7 @@ _END = b"</html>\n"
 _COMMENT = len("<!--  -->") + 64
 
 
-def is_whole(page: Path) -> bool:
+def is_undamaged(page: Path) -> bool:
     """Return whether a page is undamaged; `InaccessibleError` if it cannot be read."""
     try:
         with explained(page, "read"):

@@ -26,7 +26,7 @@ _AXES = Figure().subplots()
 def test_room_is_the_same_share_on_both_sides(log: bool) -> None:
     scale = Scale(log)
     low, high = scale.limits_with_room(80.0, 640.0, 0.1)
-    edges = [scale.place(value) for value in (low, 80.0, 640.0, high)]
+    edges = [scale.position(value) for value in (low, 80.0, 640.0, high)]
     assert edges[1] - edges[0] == pytest.approx(0.1 * (edges[2] - edges[1]))
     assert edges[3] - edges[2] == pytest.approx(0.1 * (edges[2] - edges[1]))
     one, other = scale.limits_with_room(80.0, 80.0, 0.1)
@@ -35,8 +35,8 @@ def test_room_is_the_same_share_on_both_sides(log: bool) -> None:
 
 def test_bands_that_reach_below_0_end_at_half_the_mean() -> None:
     summary = Summary(mean=200.0, sd=140.0, n=2)
-    assert Scale(True).clip(-50.0, summary) == pytest.approx(100.0)
-    assert Scale(False).clip(-50.0, summary) == -50.0
+    assert Scale(True).clip_low_end(-50.0, summary) == pytest.approx(100.0)
+    assert Scale(False).clip_low_end(-50.0, summary) == -50.0
 
 
 @given(

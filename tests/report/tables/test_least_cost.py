@@ -109,12 +109,12 @@ def test_a_ratio_by_what_falls_short_nowhere_is_a_bound() -> None:
     holds = run([[s, s, s] for s in (-0.1, 0.0, 0.1)], shares=[0.8, 0.6, 0.4], name="two")
     least = lowest_matching_cost(holds, TIME, 0.5)
     assert least is not None
-    assert (least.value, least.words, least.interval) == (pytest.approx(0.4), "at most ", None)
+    assert (least.value, least.bound_prefix, least.interval) == (pytest.approx(0.4), "at most ", None)
     low, high = lowest_cost_ratio(falls, holds, TIME, 0.5), lowest_cost_ratio(holds, falls, TIME, 0.5)
     assert low is not None
     assert high is not None
-    assert (low.value, low.words, low.interval) == (pytest.approx(0.5), "at least ", None)
-    assert (high.value, high.words, high.interval) == (pytest.approx(2.0), "at most ", None)
+    assert (low.value, low.bound_prefix, low.interval) == (pytest.approx(0.5), "at least ", None)
+    assert (high.value, high.bound_prefix, high.interval) == (pytest.approx(2.0), "at most ", None)
     assert lowest_cost_ratio(holds, holds, TIME, 0.5) is None
 
 

@@ -93,4 +93,4 @@ def test_controls_with_more_steps_are_no_rivals(make_record):
     told = observe(Results(read_run(record)))
     assert told == observe(Results(read_run({**record, "points": without})))
     assert Results(read_run(record)).controls == ["shuffled", "cyclic"]
-    assert Results(read_run(record)).rivals == ["shuffled"]
+    assert Results(read_run(record)).equal_budget_controls == ["shuffled"]

@@ -52,7 +52,7 @@ def test_differences_are_paired_by_replicate(partial_record):
     assert sorted(tickets) == [0, 1]
     assert sorted(dense) == [0, 1, 2]
     by_hand = [tickets[0] - dense[0], tickets[1] - dense[1]]
-    difference = results.group(6, "ticket").minus(results.dense)
+    difference = results.group(6, "ticket").paired_difference(results.dense)
     assert difference.n == 2
     assert difference.mean == pytest.approx(sum(by_hand) / 2)
     assert difference.sd == pytest.approx(abs(by_hand[0] - by_hand[1]) / 2**0.5)

@@ -59,7 +59,7 @@ FOREST, SEEDS = "differences", "seeds"
 TIME_BY_ENGINE, TIME_BY_DENSITY = "time-by-engine", "time-by-density"
 STRUCTURE, METRIC_BY_TIME = "structure", "metric-by-time"
 METRIC_BY = {TIME: "metric-by-share-of-time", MULTIPLICATIONS: "metric-by-multiplications"}
-"""Figures of the cost of a call, the first on the page of a search for a budget."""
+"""Name of the figure of the metric against each measure of inference cost."""
 STABILITY, BARRIERS = "stability-by-rewind-step", "error-barriers"
 
 Maker = Callable[[bool], Figure]

@@ -59,9 +59,9 @@ class PlottedNetwork:
     cost: float
     metric: float
     name: str = ""
-    """Written beside it if there is room."""
+    """Label, written beside the mark if there is room."""
     costs: Range | None = None
-    """Ends of a thin bar."""
+    """Lowest and highest cost, drawn as a thin bar."""
     metrics: Range | None = None
     size: float = 5.5
     """Size of its mark in pixels."""
@@ -74,11 +74,11 @@ class Curve:
     look: dict[str, Any]
     lines: Sequence[Sequence[PlottedNetwork]]
     dense: tuple[float, float] | None
-    """Cost and metric."""
+    """Cost and metric of the dense network."""
     dense_colour: str = COLOURS["muted"]
 
     @property
-    def spots(self) -> list[PlottedNetwork]:
+    def networks(self) -> list[PlottedNetwork]:
         return [spot for line in self.lines for spot in line]
 
 
@@ -102,7 +102,7 @@ def _panel_figure(
     for number, (each, panel) in enumerate(zip(axes, shown, strict=True)):
         scale.set_limits(each, limits, 6)
         own = (narrow and panel.curves) or number % 2 == 0
-        name = f"test {short_metric(metric)}{scale.note}" if own else ""
+        name = f"test {short_metric(metric)}{scale.name_suffix}" if own else ""
         each.set_title(": ".join(filter(None, (panel.title, name))))
         each.set_xlabel(panel.name)
         _draw_panel(each, panel)
@@ -119,12 +119,12 @@ def _draw_panel(axes: Axes, panel: CostPanel) -> None:
         thin = {"color": curve.look["color"], "alpha": 0.6, "zorder": 2}
         for line in curve.lines:
             axes.plot([spot.cost for spot in line], [spot.metric for spot in line], lw=1.2, **thin)
-        for spot in curve.spots:
+        for spot in curve.networks:
             if spot.metrics:
                 axes.plot([spot.cost] * 2, spot.metrics, lw=1, solid_capstyle="butt", **thin)
             if spot.costs:
                 axes.plot(spot.costs, [spot.metric] * 2, lw=1, solid_capstyle="butt", **thin)
-        x, y, sizes = zip(*((spot.cost, spot.metric, spot.size**2) for spot in curve.spots), strict=True)
+        x, y, sizes = zip(*((spot.cost, spot.metric, spot.size**2) for spot in curve.networks), strict=True)
         edge: dict[str, Any] = {"edgecolors": COLOURS["paper"], "linewidths": 0.8, "clip_on": False}
         axes.scatter(x, y, sizes, zorder=4, **curve.look, **edge)
         if curve.dense is not None:
@@ -149,13 +149,13 @@ def _add_legend_or_names(
 
 def _points_share_column(axes: Axes, panel: CostPanel) -> bool:
     """Whether all points have nearly the same cost, so that a name beside one could be read as its neighbour's."""
-    spots = [spot for curve in panel.curves for spot in curve.spots]
+    spots = [spot for curve in panel.curves for spot in curve.networks]
     across = axes.transData.transform([(spot.cost, spot.metric) for spot in spots])[:, 0] if spots else [0.0]
     return len(spots) > 1 and max(across) - min(across) < max(spot.size for spot in spots)
 
 
 def _named_spots(curve: Curve) -> list[tuple[float, float, str]]:
-    return [(spot.cost, spot.metric, spot.name) for spot in curve.spots if spot.name]
+    return [(spot.cost, spot.metric, spot.name) for spot in curve.networks if spot.name]
 
 
 # -- of the whole training ---------------------------------------------------------------------------------------------
@@ -248,7 +248,7 @@ def _set_up_cost_axis(axes: Axes, curves: Sequence[Curve]) -> str:
         A suffix for the axis' name.
     """
     dense = [curve.dense[0] for curve in curves if curve.dense]
-    costs = [*dense, *(spot.cost for curve in curves for spot in curve.spots)]
+    costs = [*dense, *(spot.cost for curve in curves for spot in curve.networks)]
     low, high = min(costs), max(costs)
     if low > 0 and high > _MOST_LINEAR * max(dense, default=high):
         log_axis(axes, "x", low / 1.15, high * 1.15)
@@ -300,7 +300,7 @@ def metric_by_search_cost(series: Sequence[Series], narrow: bool = False) -> Fig
         shown, metric, scale, scale.limits_with_room(min(means), max(means), 0.08), narrow, 260 if narrow else 300
     )
     for each, panel in zip(axes, shown, strict=True):
-        costs = [spot.cost for curve in panel.curves for spot in curve.spots]
+        costs = [spot.cost for curve in panel.curves for spot in curve.networks]
         log_axis(each, "x", min(costs) / 1.12, max(costs) * 1.12)
     return _add_legend_or_names(figure, axes, shown, [one for one, _ in found])
 
@@ -347,12 +347,12 @@ def metric_by_latency(timed: Sequence[LatencyPanel], narrow: bool = False) -> Fi
     The square is the dense network in the fastest dense engine, at 1.
     """
     series = list({one.index: one for panel in timed for one, _ in panel.curves}.values())
-    mixed = len({panel.setup.how for panel in timed}) > 1
+    mixed = len({panel.setup.conditions for panel in timed}) > 1
     shown = [
         CostPanel(
             "time of a call, × the fastest dense engine's",
             [_latency_curve(one, points) for one, points in panel.curves],
-            f"batch {panel.setup.batch}{f', {panel.setup.how}' if mixed else ''}",
+            f"batch {panel.setup.batch}{f', {panel.setup.conditions}' if mixed else ''}",
             unit=1.0,
         )
         for panel in timed
@@ -362,7 +362,7 @@ def metric_by_latency(timed: Sequence[LatencyPanel], narrow: bool = False) -> Fi
     metric = series[0].results.run.task.metric
     figure, axes = _panel_figure(shown, metric, Scale(), limits, narrow, 280 if narrow else 320)
     for each, panel in zip(axes, shown, strict=True):
-        times = [1.0, *(edge for curve in panel.curves for spot in curve.spots for edge in spot.costs or ())]
+        times = [1.0, *(edge for curve in panel.curves for spot in curve.networks for edge in spot.costs or ())]
         each.set_xlim(max(0.0, min(times) - _TIME_ROOM), max(times) + _TIME_ROOM)
         each.locator_params(axis="x", nbins=7)
     square = Line2D([], [], color=COLOURS["muted"], marker="s", markersize=7, lw=0)
@@ -406,7 +406,7 @@ def metric_by_call_cost(measure: CostMeasure, series: Sequence[Series], narrow: 
     costs = [100 * point.cost for line in shown for point in line.points]
     log_axis(axes, "x", min(costs) / 1.12, max(costs) * 1.12, lambda value: tick_label(value / 100))
     scale.set_limits(axes, limits_of([point.group for line in shown for point in line.points], scale))
-    axes.set_title(f"test {short_metric(series[0].results.run.task.metric)}{scale.note}")
+    axes.set_title(f"test {short_metric(series[0].results.run.task.metric)}{scale.name_suffix}")
     axes.set_xlabel(_AXES[measure])
     dense = next(one.results.dense for one in series if one.results.dense is not None)
     axes.axhline(dense.metric().mean, color=COLOURS["muted"], lw=0.8, zorder=1)
@@ -435,7 +435,7 @@ def _draw_line(axes: Any, line: FrontierLine, shown: Sequence[FrontierLine], sev
         look = role_look(line.role, [one.role for one in shown if one.run is not None])
     x = [100 * point.cost for point in ordered]
     bands = [(point.metric.mean, point.metric.interval or (point.metric.mean,) * 2) for point in ordered]
-    lows = [scale.clip(low, point.metric) for (_, (low, _)), point in zip(bands, ordered, strict=True)]
+    lows = [scale.clip_low_end(low, point.metric) for (_, (low, _)), point in zip(bands, ordered, strict=True)]
     axes.fill_between(x, lows, [high for _, (_, high) in bands], color=look["color"], alpha=0.1, lw=0, zorder=2)
     look = {"markersize": 6.5, **look, "lw": 2.2 if front else 1.6}
     return axes.plot(x, [mean for mean, _ in bands], zorder=5 if front else 4, clip_on=False, **look)[0]

@@ -200,7 +200,7 @@ def fitting_labels(positions: Sequence[float], labels: Sequence[str]) -> list[in
 
 
 class _FittingTicks(FixedLocator):
-    """As many of the given places on an x axis, from left to right, as have room for their labels."""
+    """Ticks of an x axis at given places, without those whose labels would overlap the label to their left."""
 
     def __init__(self, axes: Axes, places: Sequence[float], labels: Sequence[str]) -> None:
         super().__init__(places)
@@ -287,26 +287,26 @@ class Scale:
         return cls(metric.scale == "log" and all(value > 0 for value in values))
 
     @property
-    def note(self) -> str:
+    def name_suffix(self) -> str:
         """Suffix of the axis' name."""
         return " (log scale)" if self.log else ""
 
-    def place(self, value: float) -> float:
-        """Return the position of a value; equal distances look equal."""
+    def position(self, value: float) -> float:
+        """Return the position of a value on the axis: its logarithm on a log scale."""
         return math.log10(value) if self.log else value
 
-    def value(self, place: float) -> float:
+    def value_at(self, position: float) -> float:
         """Return the value at a position, the inverse of `place`."""
-        return 10.0**place if self.log else place
+        return 10.0**position if self.log else position
 
-    def spread(self, summary: Summary) -> float:
-        """Return a standard deviation as a distance of positions; 0 for a single value."""
+    def sd_on_axis(self, summary: Summary) -> float:
+        """Return the length of a standard deviation on the axis; 0 for a single value."""
         if not summary.sd:
             return 0.0
-        return self.place(summary.mean + summary.sd) - self.place(summary.mean) if self.log else summary.sd
+        return self.position(summary.mean + summary.sd) - self.position(summary.mean) if self.log else summary.sd
 
-    def clip(self, low: float, summary: Summary) -> float:
-        """Clip the lower end of a mean's band to the axis."""
+    def clip_low_end(self, low: float, summary: Summary) -> float:
+        """Return the lower end of an interval; on a log scale, where it may be negative, at least half the mean."""
         return max(low, _LOWEST * summary.mean) if self.log else low
 
     def limits_with_room(self, low: float, high: float, share: float) -> tuple[float, float]:

@@ -38,7 +38,7 @@ from ticketry.report.tables.masks import (
     unpack_bits,
 )
 from ticketry.report.tables.results import LayerProfile, Results
-from ticketry.report.wording import clean, percent, short_count
+from ticketry.report.wording import percent, printable, short_count
 
 
 def density_by_layer(profiles: Sequence[LayerProfile], narrow: bool = False) -> Figure:
@@ -74,7 +74,7 @@ def short_names(names: Sequence[str], most: int) -> list[str]:
     """Shorten layer names: remove a common ``.weight``, and the beginning of long ones."""
     if all(name.endswith(".weight") for name in names):
         names = [name.removesuffix(".weight") for name in names]
-    return [clean(name if len(name) <= most else "…" + name[1 - most :]).replace("\n", " ") for name in names]
+    return [printable(name if len(name) <= most else "…" + name[1 - most :]).replace("\n", " ") for name in names]
 
 
 # -- pictures ----------------------------------------------------------------------------------------------------------

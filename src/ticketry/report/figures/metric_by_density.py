@@ -49,7 +49,7 @@ def metric_by_density(results: Results, narrow: bool = False) -> Figure:
     densities = [group.density for role in results.roles for group in results.groups_of_role(role)]
     density_axis(panels[-1], densities, X_NAME)
     scale.set_limits(panels[0], near or whole)
-    panels[0].set_title(f"test {short_metric(results.run.task.metric)}{scale.note}")
+    panels[0].set_title(f"test {short_metric(results.run.task.metric)}{scale.name_suffix}")
     if near:
         panels[0].tick_params(axis="x", which="both", length=4)
         scale.set_limits(panels[1], whole, 3)
@@ -82,28 +82,28 @@ def limits_near_dense(results: Results) -> tuple[float, float] | None:
         return None
     sign, scale = results.run.task.metric.sign, scale_of(results)
     dense = results.dense.metric()
-    at = scale.place(dense.mean)
+    at = scale.position(dense.mean)
     others = [group for role in results.roles[1:] for group in results.groups_of_role(role)]
 
     def short_of_dense(groups: Sequence[Group]) -> float:
-        return statistics.median(sign * (at - scale.place(group.metric().mean)) for group in groups)
+        return statistics.median(sign * (at - scale.position(group.metric().mean)) for group in groups)
 
     by_role = statistics.median_low(short_of_dense(results.groups_of_role(role)) for role in results.roles[1:])
     shortfall = min(short_of_dense(others), by_role)
     best = max(
-        sign * scale.place(edge) for group in [results.dense, *others] for edge in _interval_on_axis(group, scale)
+        sign * scale.position(edge) for group in [results.dense, *others] for edge in _interval_on_axis(group, scale)
     )
-    depth = max(2.5 * shortfall, 4 * scale.spread(dense), best - sign * at)
-    one, other = scale.value(at - sign * depth), scale.value(sign * best)
+    depth = max(2.5 * shortfall, 4 * scale.sd_on_axis(dense), best - sign * at)
+    one, other = scale.value_at(at - sign * depth), scale.value_at(sign * best)
     low, high = scale.limits_with_room(min(one, other), max(one, other), _ROOM)
-    lowest, highest = (scale.place(limit) for limit in full_limits(results))
+    lowest, highest = (scale.position(limit) for limit in full_limits(results))
     worth = _WORTH_A_PANEL * (highest - lowest)
-    return (low, high) if 0 < scale.place(high) - scale.place(low) < worth else None
+    return (low, high) if 0 < scale.position(high) - scale.position(low) < worth else None
 
 
 def _interval_on_axis(group: Group, scale: Scale, most_sd: float = _MOST_SD) -> tuple[float, float]:
     low, high = _cropped_interval(group.metric(), most_sd)
-    return scale.clip(low, group.metric()), high
+    return scale.clip_low_end(low, group.metric()), high
 
 
 def _cropped_interval(summary: Summary, most_sd: float) -> tuple[float, float]:
@@ -125,7 +125,7 @@ def draw_means(axes: Axes, groups: Sequence[Group], scale: Scale, alpha: float, 
     """Draw means over density with the band of their intervals and return the legend handle."""
     ordered = sorted(groups, key=lambda group: -group.density)
     x, summaries = [100 * group.density for group in ordered], [group.metric() for group in ordered]
-    lows = [scale.clip((summary.interval or (summary.mean,))[0], summary) for summary in summaries]
+    lows = [scale.clip_low_end((summary.interval or (summary.mean,))[0], summary) for summary in summaries]
     highs = [(summary.interval or (summary.mean,))[-1] for summary in summaries]
     axes.fill_between(x, lows, highs, color=options["color"], alpha=alpha, lw=0, zorder=2 + front)
     return axes.plot(x, [summary.mean for summary in summaries], zorder=4 + front, **options)[0]
@@ -155,7 +155,7 @@ def _draw_dense(panels: Sequence[Axes], dense: Group, scale: Scale) -> Any:
     muted, summary = COLOURS["muted"], dense.metric()
     low, high = summary.interval or (summary.mean, summary.mean)
     for panel in panels:
-        panel.axhspan(scale.clip(low, summary), high, color=muted, alpha=0.16, lw=0, zorder=1)
+        panel.axhspan(scale.clip_low_end(low, summary), high, color=muted, alpha=0.16, lw=0, zorder=1)
         panel.axhline(summary.mean, color=muted, lw=1.2, zorder=1)
         panel.plot([100 * dense.density], [summary.mean], color=muted, marker="o", markersize=5.5)
     return (
@@ -190,7 +190,7 @@ def overlay_runs(series: Sequence[Series], narrow: bool = False) -> Figure:
         scale.set_limits(axes, limits, None if role == TICKET else 4)
         density_axis(axes, densities, "")
         if role == TICKET:
-            axes.set_title(f"tickets: test {short_metric(shown[0].results.run.task.metric)}{scale.note}")
+            axes.set_title(f"tickets: test {short_metric(shown[0].results.run.task.metric)}{scale.name_suffix}")
         else:
             axes.set_title(role_name(role), color=COLOURS["ink"])
     set_shared_x_label(figure, X_NAME)

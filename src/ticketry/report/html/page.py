@@ -42,7 +42,7 @@ from ticketry.report.tables import (
     same_density,
     speed,
 )
-from ticketry.report.wording import clean
+from ticketry.report.wording import printable
 
 _MOST_RUNS = 20
 """Runs up to which their parts of the page are not compressed."""
@@ -213,7 +213,7 @@ def _environment() -> Environment:
         extensions=["jinja2.ext.do"],
         autoescape=True,
         undefined=StrictUndefined,
-        finalize=lambda item: clean(item) if isinstance(item, str) and not isinstance(item, Markup) else item,
+        finalize=lambda item: printable(item) if isinstance(item, str) and not isinstance(item, Markup) else item,
     )
     tables = (results, observation, costs, evidence, frontier, masks, networks, rows, same_density, speed)
     for module in (wording, *tables):
@@ -259,7 +259,7 @@ def _comparison_drawings(subject: Subject) -> Iterable[tuple[tuple[Task, Sequenc
 def to_prose(text: Any) -> Markup:
     """Put a sentence on one line and join numbers to their signs and units with no-break spaces."""
     if not isinstance(text, Markup):
-        text = escape(clean(str(text)))
+        text = escape(printable(str(text)))
     text = re.sub(r"[ \n]+", " ", text).strip(" ")
     kept_together = r"(?<=\d) (?=[±%×])|(?<=[±×]) (?=\d)|(?<=n) (?==)|(?<==) (?=\d)"
     return Markup(re.sub(kept_together, "\N{NO-BREAK SPACE}", text))

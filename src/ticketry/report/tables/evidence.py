@@ -247,7 +247,7 @@ Reader = Callable[[StabilityRow], "float | None"]
 
 @dataclass(frozen=True)
 class Quantity:
-    """One column of panels: a solid line, and a dashed one beside it."""
+    """A measured quantity, drawn as a column of panels with a solid and perhaps a dashed line."""
 
     name: str
     solid: Reader

@@ -19,33 +19,33 @@ EQUAL_COST = 0.03
 
 @dataclass(frozen=True)
 class CostMeasure:
-    """A cost of a call, as a share of the dense network's."""
+    """A measure of inference cost (of one forward call), relative to the dense network."""
 
     name: str
-    """In names of columns and figures."""
+    """Word for the measure in names of columns and figures."""
     rival: str
     """The control that is a dense network of the ticket's cost."""
     setting: str
-    """The search setting that gives a budget of it."""
+    """The search setting that limits this cost."""
     of: Callable[[Point], float | None]
-    """None if the record lacks it."""
+    """Returns the cost of a recorded network, or None if the record lacks it."""
 
 
 MULTIPLICATIONS = CostMeasure("multiplications", "dense_of_flops", "flops", lambda point: point.multiplications)
 TIME = CostMeasure("time", LATENCY_MATCHED, "time", lambda point: None if point.timed is None else point.timed.share)
 COSTS_OF_CALL = (TIME, MULTIPLICATIONS)
-"""In the order in which a page shows them."""
+"""All measures, in the order in which a page shows them."""
 
 
 @dataclass(frozen=True)
 class CallCostPoint:
-    """The networks of a role at a level: their metric and the cost of a call."""
+    """Metric and inference cost of the networks of one role at one level."""
 
     group: Group
     cost: float
     """Share of the dense network's cost, mean over replicates."""
     costs: Mapping[int, float]
-    """By replicate."""
+    """The same share for each replicate."""
 
     @property
     def metric(self) -> Summary:
@@ -206,20 +206,20 @@ def frontier_rows(runs: Sequence[Results], lines: Sequence[FrontierLine], measur
 
 @dataclass(frozen=True)
 class LowestCost:
-    """A share of the dense network's cost, or a ratio of two."""
+    """The lowest cost (a share of the dense network's) at which tickets match it, or the ratio of two such costs."""
 
     value: float
     interval: tuple[float, float] | None
-    """95 %: jackknife over replicates, Student's t on the logarithm. None for fewer than three, and for a bound: where
-    no level falls short, replicates do not differ."""
+    """95 % interval: jackknife over replicates, Student's t on the logarithm. None for fewer than three replicates, and
+    if `value` is only a bound."""
     reached: bool
-    """Whether a level falls short; otherwise the value is the cost of the cheapest, and the true one may be lower."""
+    """Whether some level is worse than the margin allows; if none is, `value` is the cost of the cheapest: a bound."""
     at_least: bool = False
     """Whether a ratio that is not reached is a lower bound."""
 
     @property
-    def words(self) -> str:
-        """Prefix of a bound's value."""
+    def bound_prefix(self) -> str:
+        """Words before a value that is only a bound; empty for others."""
         return "" if self.reached else "at least " if self.at_least else "at most "
 
     @property
@@ -231,14 +231,14 @@ class LowestCost:
 
 @dataclass(frozen=True)
 class _DifferenceCurve:
-    """Differences to the dense network, higher is better, by replicate and level, the most expensive level first."""
+    """Tickets minus dense network (positive: better) by level and replicate, the most expensive level first."""
 
     costs: Sequence[CallCostPoint]
     differences: Sequence[dict[int, float]]
     replicates: frozenset[int]
 
-    def least(self, replicates: Sequence[int], margin: float) -> tuple[float, bool]:
-        """Return the log cost where the mean first falls below the margin, and whether it does.
+    def lowest_log_cost(self, replicates: Sequence[int], margin: float) -> tuple[float, bool]:
+        """Return the log cost at which the mean difference first falls below -`margin`, and whether it does at all.
 
         Interpolates linearly between neighbouring levels.
         """
@@ -265,7 +265,7 @@ def lowest_matching_cost(results: Results, measure: CostMeasure, margin: float) 
     curve = _difference_curve(results, measure)
     if curve is None:
         return None
-    (value, reached), ends = _jackknife(sorted(curve.replicates), lambda some: curve.least(some, margin))
+    (value, reached), ends = _jackknife(sorted(curve.replicates), lambda some: curve.lowest_log_cost(some, margin))
     if ends is None or not reached:
         return LowestCost(math.exp(value), None, reached)
     # There is no doubt at the cost of the dense network.
@@ -288,10 +288,13 @@ def lowest_cost_ratio(one: Results, other: Results, measure: CostMeasure, margin
         return None
 
     def ratio(replicates: Sequence[int]) -> tuple[float, bool]:
-        (above, fell), (below, also) = first.least(replicates, margin), second.least(replicates, margin)
+        (above, fell), (below, also) = (
+            first.lowest_log_cost(replicates, margin),
+            second.lowest_log_cost(replicates, margin),
+        )
         return above - below, fell and also
 
-    fell, also = (curve.least(shared, margin)[1] for curve in (first, second))
+    fell, also = (curve.lowest_log_cost(shared, margin)[1] for curve in (first, second))
     if not fell and not also:
         return None
     (value, reached), ends = _jackknife(shared, ratio)
@@ -315,7 +318,7 @@ def _difference_curve(results: Results, measure: CostMeasure) -> _DifferenceCurv
 def _jackknife(
     replicates: Sequence[int], statistic: Callable[[Sequence[int]], tuple[float, bool]]
 ) -> tuple[tuple[float, bool], tuple[float, float] | None]:
-    """Return a statistic of all replicates and the interval of its exponential, by leaving out each in turn."""
+    """Return a statistic (a log cost) of all replicates, and the jackknife interval of the cost."""
     whole, n = statistic(replicates), len(replicates)
     if n < 3:
         return whole, None
@@ -378,6 +381,6 @@ def lowest_cost_table(subject: Subject, numbers: Sequence[int], measure: CostMea
         if index != ordered[0]:
             ratio = lowest_cost_ratio(runs[ordered[0]], runs[index], measure, margins[index][0])
         ends = NONE if ratio is None or ratio.interval is None else "{:.2f} to {:.2f}".format(*ratio.interval)
-        least = f"{found[index].words}{found[index].text}"
-        lines.append([subject.labels[index], least, f"{ratio.words}{ratio.value:.2f}" if ratio else NONE, ends])
+        least = f"{found[index].bound_prefix}{found[index].text}"
+        lines.append([subject.labels[index], least, f"{ratio.bound_prefix}{ratio.value:.2f}" if ratio else NONE, ends])
     return next((text for _, text in margins.values()), ""), lines

@@ -63,7 +63,7 @@ def mean_retained_share(layer: FirstLayer) -> float:
 
 
 def retained_shares(layer: FirstLayer) -> numpy.ndarray:
-    """Return 0 or 1 in the layer's shape for filters, shares in [0, 1] of (channels, height, width) for inputs."""
+    """Return what the mask retains: 0 or 1 per weight for filters, a share per (channel, row, column) for inputs."""
     if layer.kind == "filters":
         return unpack_bits(layer.data, layer.shape).astype(float)
     return numpy.frombuffer(layer.data, dtype=numpy.uint8).reshape(layer.shape) / 255.0
@@ -115,7 +115,7 @@ class StructuredLevel:
     structures: tuple[Structure, ...]
 
     @property
-    def before(self) -> float:
+    def density_before(self) -> float:
         """Mean density before the structure was imposed."""
         return statistics.fmean(one.before for one in self.structures)
 
@@ -123,8 +123,8 @@ class StructuredLevel:
     def has_layers(self) -> bool:
         return all(one.layers for one in self.structures)
 
-    def mean(self, share: str) -> float | None:
-        """Return a share of all layers together, mean over replicates; None if one lacks it."""
+    def mean_share(self, share: str) -> float | None:
+        """Return one of the fit's shares over all layers, mean over replicates; None if a replicate lacks it."""
         values = [getattr(one.layers[-1], share) for one in self.structures if one.layers]
         return None if not values or None in values else statistics.fmean(values)
 

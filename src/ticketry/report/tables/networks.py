@@ -10,7 +10,7 @@ from ticketry.records.network import Point
 from ticketry.records.verdict import Task
 from ticketry.report.subject import Subject
 from ticketry.report.tables.results import Results, Summary, summarise
-from ticketry.report.wording import NONE, Style, clean, percent, role_name
+from ticketry.report.wording import NONE, Style, percent, printable, role_name
 
 NETWORK_COLUMNS = {
     "replicate": "number",
@@ -25,7 +25,7 @@ NETWORK_COLUMNS = {
 }
 """Name of each column, and whether it sorts as text or as numbers."""
 _KEY = 10
-"""Letters of a segment's key that identify it."""
+"""Number of leading letters of a segment's key that are shown."""
 
 
 def network_cells(results: Results, point: Point, test: Style, validation: Style) -> list[str]:
@@ -48,7 +48,7 @@ def columns_of(results: Results) -> dict[str, object]:
     """Return a run's table as the page's script reads it: column by column, which compresses better than rows."""
     styles = Style.for_results(results), Style.for_results(results, "validation")
     rows = [network_cells(results, point, *styles) for point in results.run.points]
-    cleaned = ([clean(cell).replace("\n", " ") for cell in row] for row in rows)
+    cleaned = ([printable(cell).replace("\n", " ") for cell in row] for row in rows)
     return {
         "heads": list(NETWORK_COLUMNS),
         "kinds": list(NETWORK_COLUMNS.values()),

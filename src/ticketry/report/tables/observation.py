@@ -10,7 +10,7 @@ from ticketry.records.run import RunRecord
 from ticketry.records.verdict import VERDICTS
 from ticketry.report.tables.frontier import TIME, budget_measure, relative_call_cost
 from ticketry.report.tables.results import Group, Results, margin_and_text
-from ticketry.report.wording import Style, clean, factor_text, percent, role_name
+from ticketry.report.wording import Style, factor_text, percent, printable, role_name
 
 CAVEAT = "These are means over replicates, not yet a statistical verdict."
 ALONE = "There is one replicate only, which shows no spread: this is not yet evidence."
@@ -55,7 +55,7 @@ def observe(results: Results) -> Observation:
         shown = best_tickets(results) or tickets[0]
         remark = (
             f"This is the tickets' best level: at no level is their mean within {margin_text} of the dense network's"
-            f"{' and better than every control at that level' if results.rivals else ''}."
+            f"{' and better than every control at that level' if results.equal_budget_controls else ''}."
         )
     caveat = verdict_sentence(results.run) or (CAVEAT if results.replicates > 1 else ALONE)
     return Observation(
@@ -88,17 +88,17 @@ def verdict_sentence(run: RunRecord) -> str:
 
 def controls_at(results: Results, level: int) -> list[Group]:
     """Return the controls of a level that were trained for as many steps as the tickets."""
-    return [group for role in results.rivals if (group := results.group(level, role))]
+    return [group for role in results.equal_budget_controls if (group := results.group(level, role))]
 
 
 def _matches(results: Results, group: Group, dense: Group, margin: float) -> bool:
     sign = results.run.task.metric.sign
-    to_dense = group.minus(dense)
-    to_controls = [group.minus(control) for control in controls_at(results, group.level)]
+    to_dense = group.paired_difference(dense)
+    to_controls = [group.paired_difference(control) for control in controls_at(results, group.level)]
     return (
         to_dense is not None
         and sign * to_dense.mean >= -margin
-        and (bool(to_controls) or not results.rivals)
+        and (bool(to_controls) or not results.equal_budget_controls)
         and all(difference is not None and sign * difference.mean > 0 for difference in to_controls)
     )
 
@@ -118,7 +118,7 @@ def _level_sentence(results: Results, style: Style, shown: Group, dense: Group) 
         place = f"{percent(cost)} % of the {of} ({percent(shown.density)} % of the prunable weights)"
     parts = [
         f"At {place} the tickets reach "
-        f"a test {clean(results.run.task.metric.words)} of {style.with_count(shown.metric())}",
+        f"a test {printable(results.run.task.metric.words)} of {style.with_count(shown.metric())}",
         f"the dense network reaches {style.with_count(dense.metric())}",
     ]
     controls = controls_at(results, shown.level)
@@ -133,6 +133,6 @@ def _level_sentence(results: Results, style: Style, shown: Group, dense: Group) 
 
 def _match_remark(results: Results, margin_text: str) -> str:
     worse = f"It is the sparsest level at which the tickets' mean is no more than {margin_text} worse than dense"
-    if not results.rivals:
+    if not results.equal_budget_controls:
         return f"{worse}; no controls were trained."
     return f"{worse} and better than every control at that level."

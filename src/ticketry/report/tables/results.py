@@ -16,7 +16,7 @@ from ticketry.records.run import RunRecord, RunValues, read_run
 Split = Literal["test", "validation"]
 CONTROLS = ("random_reinit", "shuffled", "random_prune")
 CONTROLS_WITH_MORE_STEPS = ("cyclic", "cyclic_random")
-"""Controls with more training steps than the tickets: shown, but no rivals."""
+"""Controls with more training steps than the tickets: shown, but tickets need not beat them."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Summary:
 
     @property
     def interval(self) -> tuple[float, float] | None:
-        """The two-sided 95 % interval: Student's of the mean, or `bounds`; None if n is 1."""
+        """The two-sided 95 % interval: `bounds`, or Student's t interval of the mean; None if n is 1."""
         if self.sd is None or self.bounds is not None:
             return self.bounds
         half = _t_quantile(self.n - 1) * self.sd / math.sqrt(self.n)
@@ -75,8 +75,8 @@ class Group:
         """Return the metric by replicate."""
         return {replicate: point.metric(self.compared.name, split) for replicate, point in self.points.items()}
 
-    def minus(self, other: Group, split: Split = "test") -> Summary | None:
-        """Summarise the differences of the replicates that both groups have; None if they share none."""
+    def paired_difference(self, other: Group, split: Split = "test") -> Summary | None:
+        """Summarise this group's metric minus another's, replicate by replicate; None if they share no replicates."""
         shared = sorted(self.points.keys() & other.points.keys())
         if not shared:
             return None
@@ -114,8 +114,8 @@ class Results:
         return [role for role in CONTROLS if role in found] + sorted(found - set(CONTROLS))
 
     @property
-    def rivals(self) -> list[str]:
-        """The controls with the tickets' budget, which a ticket should beat."""
+    def equal_budget_controls(self) -> list[str]:
+        """The controls trained for as many steps as the tickets, which tickets should beat."""
         return [role for role in self.controls if role not in CONTROLS_WITH_MORE_STEPS]
 
     @property

@@ -245,7 +245,7 @@ def method_rows(subject: Subject) -> Rows:
         for match in density_matches([subject.runs[index] for index in indices]):
             for place, group in match.members:
                 results = subject.runs[indices[place]]
-                difference = group.minus(results.dense) if results.dense else None
+                difference = group.paired_difference(results.dense) if results.dense else None
                 ratios = {name: cost_relative_to_dense(results, group, name) for name in MEASURES}
                 rows.append(
                     {

@@ -12,7 +12,7 @@ from ticketry.records.settings import upgrade_settings
 from ticketry.records.speed import BenchRecord, EngineTime, Saved, SpeedRecord, Timed
 from ticketry.report.subject import Series, Subject, labels_of
 from ticketry.report.tables.results import Group, Results, Summary, summarise
-from ticketry.report.wording import MINUS, NONE, Style, clean, percent
+from ticketry.report.wording import MINUS, NONE, Style, percent, printable
 
 
 @dataclass(frozen=True, order=True)
@@ -29,8 +29,8 @@ class TimingSetup:
         return cls(timed.batch, timed.precision, timed.threads, timed.cold)
 
     @property
-    def how(self) -> str:
-        """Description of all conditions but the batch."""
+    def conditions(self) -> str:
+        """Description of the conditions, without the batch size."""
         threads = f"{self.threads} thread{'' if self.threads == 1 else 's'}"
         return f"{self.precision}, {threads}, {'cold' if self.cold else 'hot'} caches"
 
@@ -185,12 +185,12 @@ def structure_name(results: Results) -> str:
     for group in results.groups_of_role(TICKET):
         for point in group.points.values():
             if point.structure is not None:
-                return clean(point.structure.name)
+                return printable(point.structure.name)
     settings = upgrade_settings(results.run.settings)
     structure = str(settings.get("structure", "none"))
     if structure.startswith("channels"):
         return "channels in the search"
-    return UNSTRUCTURED if structure == "none" or settings.get("time") else clean(structure)
+    return UNSTRUCTURED if structure == "none" or settings.get("time") else printable(structure)
 
 
 def structure_labels(runs: Sequence[Results]) -> tuple[str, ...]:

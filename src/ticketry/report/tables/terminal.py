@@ -16,9 +16,9 @@ from ticketry.report.wording import (
     NONE,
     Style,
     align_columns,
-    clean,
     metric_label,
     percent,
+    printable,
     probability_text,
     summary_label,
 )
@@ -157,7 +157,7 @@ def _table_cells(results: Results) -> tuple[list[str], list[list[str]]]:
     style = Style.for_results(results)
     roles = [TICKET, *results.controls]
     asked = budget_measure(results)
-    controls = [clean(role).replace("_", " ") for role in roles[1:]]
+    controls = [printable(role).replace("_", " ") for role in roles[1:]]
     header = ["level", *([_HEADERS[asked.name]] if asked else []), _WEIGHTS, "tickets", *controls, "dense"]
     usual = results.replicates
     dense = _summary_text(style, results.dense, usual)
