@@ -39,7 +39,7 @@ _FAMILIES = {
 def _network(name: str, found: object) -> Network:
     from ticketry.tasks.models.image_models import Network
 
-    return Network.of(name, found)
+    return Network.from_entry(name, found)
 
 
 NETWORKS: Registry[Network] = Registry(

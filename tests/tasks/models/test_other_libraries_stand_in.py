@@ -96,8 +96,8 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Install
 
 
 def _forget() -> None:
-    other_libraries._names.cache_clear()
-    other_libraries._try.cache_clear()
+    other_libraries._classifier_names.cache_clear()
+    other_libraries._try_without_data.cache_clear()
 
 
 def test_timm_builds_an_untrained_network(install: Installed) -> None:

@@ -1,7 +1,7 @@
 """Networks by name: the papers' own ones, at any width, and those of timm and torchvision.
 
-One file a family; each says what its networks are, where they are from and how they start. `other_libraries` has those
-of timm and torchvision. Names are taken apart in `ticketry.tasks.network_name`.
+`image_models` and `language` define the architectures, with their sources and initialisations; `other_libraries` builds
+those of timm and torchvision. `ticketry.tasks.network_name` parses names.
 """
 
 from __future__ import annotations

@@ -18,27 +18,27 @@ from ticketry.errors import UsageError
 
 @dataclass(frozen=True)
 class Network:
-    """A network that a name stands for."""
+    """An entry of the network registry: the constructor behind a name, and its limits."""
 
     make: Callable[..., nn.Module]
-    """Constructor with shape, classes and, by name, `scale`, which maps hidden widths."""
+    """Constructor taking shape, classes and the keyword `scale`, which maps each hidden width to the one to use."""
     smallest: int = 1
-    """Height and width, in pixels, below which its poolings and strides leave less than one."""
+    """Smallest height and width of images, in pixels, that leave at least one pixel after all poolings and strides."""
     scales: bool = True
-    """Whether `make` takes `scale`, so that there are forms of any width."""
+    """Whether `make` takes `scale`, so that the network can be built at any width."""
 
     @classmethod
-    def of(cls, name: str, found: object) -> Network:
-        """Return the `Network` of a registry entry, which may also be a class or function of shape and classes.
+    def from_entry(cls, name: str, found: object) -> Network:
+        """Return a registry entry as a `Network`: one already, or a class or function taking shape and classes.
 
         Raises:
-            UsageError: for another name.
+            UsageError: if the entry is neither.
         """
         if isinstance(found, Network):
             return found
         try:
             parameters = inspect.signature(found).parameters if callable(found) else {}
-        except ValueError:  # of a function written in C
+        except ValueError:  # functions written in C have no signature
             parameters = {}
         if not callable(found) or not {"shape", "classes"} <= set(parameters):
             raise UsageError(f"{found!r} is no class or function of shape and classes that gives a network")
@@ -46,21 +46,21 @@ class Network:
 
 
 def glorot_normal(model: nn.Module) -> None:
-    """N(0, 2 / (fan_in + fan_out)), biases 0 (Glorot and Bengio 2010): Frankle and Carbin's 2019 initialisation."""
-    _draw(model, nn.init.xavier_normal_)
+    """Draw weights from N(0, 2 / (fan_in + fan_out)) and set biases to 0, as Frankle and Carbin 2019 do."""
+    _initialise(model, nn.init.xavier_normal_)
 
 
 def kaiming_normal(model: nn.Module) -> None:
-    """N(0, 2 / fan_in), biases 0 (He et al. 2015): open_lth's default, as far as weights go."""
-    _draw(model, lambda weight: nn.init.kaiming_normal_(weight, nonlinearity="relu"))
+    """Draw weights from N(0, 2 / fan_in), as open_lth does by default (He et al. 2015), and set biases to 0."""
+    _initialise(model, lambda weight: nn.init.kaiming_normal_(weight, nonlinearity="relu"))
 
 
 def caffe_xavier(model: nn.Module) -> None:
-    """U(-a, a) with a = sqrt(3 / fan_in), biases 0: what Caffe calls xavier."""
-    _draw(model, lambda weight: nn.init.kaiming_uniform_(weight, nonlinearity="linear"))
+    """Draw weights from U(-a, a), a = sqrt(3 / fan_in), Caffe's "xavier" initialisation, and set biases to 0."""
+    _initialise(model, lambda weight: nn.init.kaiming_uniform_(weight, nonlinearity="linear"))
 
 
-def _draw(model: nn.Module, draw: Callable[[Tensor], object]) -> None:
+def _initialise(model: nn.Module, draw: Callable[[Tensor], object]) -> None:
     for module in model.modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
             draw(module.weight)
@@ -68,13 +68,13 @@ def _draw(model: nn.Module, draw: Callable[[Tensor], object]) -> None:
                 nn.init.zeros_(module.bias)
 
 
-_NAME = re.compile(r"mlp((?:-[1-9][0-9]{0,5})+)")
+_MLP_NAME = re.compile(r"mlp((?:-[1-9][0-9]{0,5})+)")
 
 
 class MLP(nn.Module):
-    """Linear layers with rectifiers between them; inputs [n, ...] are flattened, outputs are [n, classes].
+    """Linear layers with ReLU between them; flattens inputs [n, ...] and returns logits [n, classes].
 
-    Weights and biases start from torch's own U(-1/sqrt(inputs), 1/sqrt(inputs)).
+    Weights and biases have PyTorch's default initialisation.
     """
 
     def __init__(
@@ -95,15 +95,15 @@ class MLP(nn.Module):
 
 
 def hidden_widths(base: str) -> tuple[int, ...] | None:
-    """Parse the widths in a name such as mlp-50-50; None if it is not such a name."""
-    found = _NAME.fullmatch(base)
+    """Return the hidden widths in a name such as mlp-50-50, or None for any other name."""
+    found = _MLP_NAME.fullmatch(base)
     return tuple(int(width) for width in found[1].split("-")[1:]) if found else None
 
 
 class LeNet300100(nn.Module):
-    """Two hidden layers of 300 and 100 rectified units: 266,610 parameters for 28x28x1 inputs and 10 classes.
+    """Two hidden ReLU layers of 300 and 100 units: 266,610 parameters for 28x28x1 inputs and 10 classes.
 
-    Source: Frankle and Carbin 2019, section 2. Starts from Glorot normal weights and zero biases, as there.
+    Architecture and initialisation (Glorot normal weights, zero biases) are those of Frankle and Carbin 2019.
     """
 
     def __init__(self, shape: tuple[int, int, int], classes: int, *, scale: Callable[[int], int]) -> None:
@@ -126,8 +126,8 @@ class LeNet5(nn.Module):
     """Caffe's LeNet-5: 5x5 convolutions of 20 and 50 channels, 500 units; 431,080 parameters for 28x28x1, 10 classes.
 
     This is the variant of the pruning literature (Han et al. 2015; "LeNet-5-Caffe" in SNIP, Lee et al. 2019), not the
-    60,000 parameters of 1998. As in Caffe's definition nothing but max pooling stands between the convolutions, the
-    only rectifier follows the hidden layer, and weights start from Caffe's xavier: U(-a, a), a = sqrt(3 / fan_in).
+    60,000 parameters of 1998. As in Caffe's definition only max pooling follows each convolution, the only ReLU
+    follows the hidden layer, and weights are drawn by `caffe_xavier`.
     """
 
     def __init__(self, shape: tuple[int, int, int], classes: int, *, scale: Callable[[int], int]) -> None:
@@ -136,7 +136,7 @@ class LeNet5(nn.Module):
         first, second, hidden = scale(20), scale(50), scale(500)
         self.conv1 = nn.Conv2d(channels, first, kernel_size=5)
         self.conv2 = nn.Conv2d(first, second, kernel_size=5)
-        self.fc1 = nn.Linear(second * _halved_twice(height) * _halved_twice(width), hidden)
+        self.fc1 = nn.Linear(second * _side_after_convolutions(height) * _side_after_convolutions(width), hidden)
         self.fc2 = nn.Linear(hidden, classes)
         caffe_xavier(self)
 
@@ -148,8 +148,8 @@ class LeNet5(nn.Module):
         return out
 
 
-def _halved_twice(side: int) -> int:
-    """Return the side after two rounds of an unpadded 5x5 convolution and 2x2 pooling."""
+def _side_after_convolutions(side: int) -> int:
+    """Return an image's height or width after two rounds of an unpadded 5x5 convolution and 2x2 pooling."""
     return ((side - 4) // 2 - 4) // 2
 
 
@@ -160,10 +160,10 @@ LENET_5 = Network(LeNet5, smallest=16)
 class Conv(nn.Module):
     """For each width two padded 3x3 convolutions and a 2x2 max pooling; then two hidden layers of 256 units.
 
-    The paper's widths 64, 128, 256 make, for 32x32x3 inputs and 10 classes, 4,301,642 parameters with the first of
-    them (Conv-2), 2,425,930 with the first two (Conv-4) and 2,262,602 with all three (Conv-6). Conv-6's is not the
-    "1.7M" of the paper's table, though its convolutions have the paper's 1.1 million weights; those of Conv-2 and
-    Conv-4 agree. No batch norm. Starts from Glorot normal weights and zero biases, as in the paper.
+    Conv-2, Conv-4 and Conv-6 of Frankle and Carbin 2019 have the widths (64), (64, 128) and (64, 128, 256): for
+    32x32x3 inputs and 10 classes 4,301,642, 2,425,930 and 2,262,602 parameters. The first two counts agree with the
+    paper's table; for Conv-6 it has 1.7M, although the 1.1M weights of the convolutions agree. There is no batch norm.
+    Weights are Glorot normal, biases zero, as in the paper.
     """
 
     def __init__(
@@ -197,30 +197,32 @@ class Conv(nn.Module):
 CONV_2 = Network(partial(Conv, widths=(64,)), smallest=2)
 CONV_4 = Network(partial(Conv, widths=(64, 128)), smallest=4)
 CONV_4_16 = Network(partial(Conv, widths=(16, 32)), smallest=4)
-"""A narrow relative for small experiments; its last number is the first layer's width."""
+"""A narrower variant for small experiments; the last number of its name is the first layer's width."""
 CONV_6 = Network(partial(Conv, widths=(64, 128, 256)), smallest=8)
 
 
-_WIDTHS = (64, 128, 256, 512, 512)
-_CONVOLUTIONS = {11: (1, 1, 2, 2, 2), 13: (2, 2, 2, 2, 2), 16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}
-"""In each of the five stages, by depth: configurations A, B, D and E of the paper's Table 1."""
+_VGG_WIDTHS = (64, 128, 256, 512, 512)
+_VGG_CONVOLUTIONS = {11: (1, 1, 2, 2, 2), 13: (2, 2, 2, 2, 2), 16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}
+"""Convolutions in each of the five stages, by depth: configurations A, B, D and E of the VGG paper's Table 1."""
 
 
 class VGG(nn.Module):
     """`depth` - 3 padded 3x3 convolutions with batch norm, a pooling after each stage, a linear classifier.
 
     For 32x32x3 inputs and 10 classes VGG-11 has 9,228,362 parameters, VGG-13 9,413,066, VGG-16 14,724,042 and VGG-19
-    20,035,018: the "20.0M" of Frankle and Carbin 2019, Figure 2. The form of open_lth and of most pruning papers, but
-    for the convolutions' biases: batch norm subtracts them again, so they are left out. The last pooling is the mean
-    over the rest of the image (2x2 of 32x32). Starts from Kaiming normal weights (fan in), zero biases and
-    batch norm scales of 1. The name's depth counts the paper's three linear layers; this network has one.
+    20,035,018: the "20.0M" of Frankle and Carbin 2019, Figure 2. This is the variant of open_lth and of most
+    pruning papers, but without biases in the convolutions, which the batch norm that follows would cancel. The last
+    pooling averages over what remains of the image (2x2 of 32x32). Weights are Kaiming normal (fan in), biases zero,
+    batch norm scales 1. The depth in the name counts the paper's three linear layers, of which this network has one.
     """
 
     def __init__(self, shape: tuple[int, int, int], classes: int, *, depth: int, scale: Callable[[int], int]) -> None:
         super().__init__()
         layers: list[nn.Module] = []
         channels = shape[0]
-        for stage, (filters, convolutions) in enumerate(zip(map(scale, _WIDTHS), _CONVOLUTIONS[depth], strict=True)):
+        for stage, (filters, convolutions) in enumerate(
+            zip(map(scale, _VGG_WIDTHS), _VGG_CONVOLUTIONS[depth], strict=True)
+        ):
             if stage > 0:
                 layers.append(nn.MaxPool2d(2))
             for _ in range(convolutions):
@@ -240,14 +242,14 @@ class VGG(nn.Module):
         return out
 
 
-VGG_11, VGG_13, VGG_16, VGG_19 = (Network(partial(VGG, depth=depth), smallest=16) for depth in _CONVOLUTIONS)
+VGG_11, VGG_13, VGG_16, VGG_19 = (Network(partial(VGG, depth=depth), smallest=16) for depth in _VGG_CONVOLUTIONS)
 
 
 class Block(nn.Module):
-    """Two 3x3 convolutions, each with batch norm, around which the input is carried and added."""
+    """Residual block of two 3x3 convolutions, each with batch norm; its input is added to their output."""
 
     expansion: ClassVar[int] = 1
-    """Channels of the output for each of `filters`, in a network of width 1."""
+    """Output channels per filter of the first convolution, in a network of width 1."""
 
     def __init__(self, inputs: int, filters: int, outputs: int, stride: int) -> None:
         super().__init__()
@@ -255,7 +257,7 @@ class Block(nn.Module):
         self.bn1 = nn.BatchNorm2d(filters)
         self.conv2 = nn.Conv2d(filters, outputs, kernel_size=3, padding=1, bias=False)
         self.bn2 = nn.BatchNorm2d(outputs)
-        self.shortcut = _shortcut(inputs, outputs, stride)
+        self.shortcut = _make_shortcut(inputs, outputs, stride)
 
     def forward(self, x: Tensor) -> Tensor:
         out = F.relu(self.bn1(self.conv1(x)))
@@ -264,13 +266,13 @@ class Block(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """1x1, 3x3 and 1x1 convolutions, the last with four times the filters (He et al. 2016, Figure 5, right).
+    """Residual block of 1x1, 3x3 and 1x1 convolutions, the last four times as wide (He et al. 2016, Figure 5, right).
 
-    The 3x3 convolution has the stride, as in torchvision; in the paper it is the first one.
+    The 3x3 convolution has the stride, as in torchvision; in the paper the first one has it.
     """
 
     expansion: ClassVar[int] = 4
-    """Channels of the output for each of `filters`, in a network of width 1."""
+    """Output channels per filter of the first convolution, in a network of width 1."""
 
     def __init__(self, inputs: int, filters: int, outputs: int, stride: int) -> None:
         super().__init__()
@@ -280,7 +282,7 @@ class Bottleneck(nn.Module):
         self.bn2 = nn.BatchNorm2d(filters)
         self.conv3 = nn.Conv2d(filters, outputs, kernel_size=1, bias=False)
         self.bn3 = nn.BatchNorm2d(outputs)
-        self.shortcut = _shortcut(inputs, outputs, stride)
+        self.shortcut = _make_shortcut(inputs, outputs, stride)
 
     def forward(self, x: Tensor) -> Tensor:
         out = F.relu(self.bn1(self.conv1(x)))
@@ -289,30 +291,29 @@ class Bottleneck(nn.Module):
         return F.relu(out + self.shortcut(x))
 
 
-def _shortcut(inputs: int, outputs: int, stride: int) -> nn.Module:
-    """Nothing, or where the shape changes a 1x1 convolution with batch norm."""
+def _make_shortcut(inputs: int, outputs: int, stride: int) -> nn.Module:
+    """Return the identity, or a 1x1 convolution with batch norm if the block changes the shape."""
     if stride == 1 and inputs == outputs:
         return nn.Identity()
     return nn.Sequential(nn.Conv2d(inputs, outputs, kernel_size=1, stride=stride, bias=False), nn.BatchNorm2d(outputs))
 
 
 class ResNet(nn.Module):
-    """A stem, stages of `repeats` blocks with `width`, 2 `width`, 4 `width`, ... filters, a linear layer.
+    """A first convolution, stages of `repeats` blocks with `width`, 2 `width`, 4 `width`, ... filters, a linear layer.
 
-    The stem is one 3x3 convolution; with `imagenet` it is 7x7 with stride 2, and a 3x3 max pooling with stride 2.
-    Each stage but the first halves the image. Where the shape changes, the shortcut is a 1x1 convolution with batch
-    norm: option B of He et al., and that of open_lth, not option A (padding with zeros; 269,722 parameters in
-    ResNet-20). Starts from Kaiming normal weights (fan in), zero biases and batch norm scales of 1; open_lth draws
-    the scales from U(0, 1) by default.
+    The first convolution is 3x3; with `imagenet` it is 7x7 with stride 2, followed by a 3x3 max pooling with stride 2.
+    Each stage but the first halves height and width. Where the shape changes, the shortcut is a 1x1 convolution with
+    batch norm: option B of He et al., as in open_lth, not option A (padding with zeros; 269,722 parameters in
+    ResNet-20). Weights are Kaiming normal (fan in), biases zero and batch norm scales 1, where open_lth draws the
+    scales from U(0, 1) by default.
 
     Parameters for 32x32x3 inputs and 10 classes:
 
     - width 16: ResNet-20 (repeats 3, 3, 3) 272,474; ResNet-32 (5, 5, 5) 466,906; ResNet-56 (9, 9, 9) 855,770;
     - width 64: ResNet-18 (2, 2, 2, 2) 11,173,962; with `Bottleneck` ResNet-50 (3, 4, 6, 3) 23,520,842.
 
-    With `imagenet`, for 1000 classes: ResNet-18 11,689,512 and ResNet-50 25,557,032, which are torchvision's counts.
-    ResNet-20 has 274,042 together with the running means and variances of batch norm, which is the "274K" of
-    Frankle et al. 2019 (1903.01611, Figure 2).
+    With `imagenet`, for 1000 classes: ResNet-18 11,689,512 and ResNet-50 25,557,032, as in torchvision. The "274K" of
+    Frankle et al. 2019 (1903.01611, Figure 2) for ResNet-20 includes the running means and variances of batch norm.
     """
 
     def __init__(
@@ -352,9 +353,9 @@ class ResNet(nn.Module):
 
 
 class PreactivationBlock(nn.Module):
-    """Batch norm and rectifier before each of two 3x3 convolutions; their output is added to the input.
+    """Residual block with batch norm and ReLU before each of its two 3x3 convolutions.
 
-    Where the shape changes, the shortcut is a 1x1 convolution, without batch norm, of the rectified input.
+    Where the shape changes, the shortcut is a 1x1 convolution, without batch norm, applied after the first ReLU.
     """
 
     def __init__(self, inputs: int, filters: int, stride: int) -> None:
@@ -375,11 +376,11 @@ class PreactivationBlock(nn.Module):
 
 
 class WideResNet(nn.Module):
-    """WRN-`depth`-`factor`: a stem, three stages of (depth - 4) / 6 blocks with 16, 32, 64 times `factor` filters.
+    """WRN-`depth`-`factor`: three stages of (depth - 4) / 6 blocks with 16, 32 and 64 times `factor` filters.
 
-    The paper's WRN-n-k without dropout. For 32x32x3 inputs and 10 classes WRN-28-10 has 36,479,194 parameters,
-    WRN-16-8 10,961,370 and WRN-40-2 2,243,546: the paper's 36.5M, 11.0M and 2.2M. Starts from Kaiming normal weights
-    (fan in), zero biases and batch norm scales of 1.
+    The networks of Zagoruyko and Komodakis 2016, without dropout. For 32x32x3 inputs and 10 classes WRN-28-10 has
+    36,479,194 parameters, WRN-16-8 10,961,370 and WRN-40-2 2,243,546: the paper's 36.5M, 11.0M and 2.2M. Weights are
+    Kaiming normal (fan in), biases zero and batch norm scales 1.
     """
 
     def __init__(
@@ -411,14 +412,14 @@ _RESNET_50 = partial(ResNet, repeats=(3, 4, 6, 3), width=64, block=Bottleneck)
 
 RESNET_20 = Network(partial(ResNet, repeats=(3, 3, 3), width=16), smallest=4)
 RESNET_20_8 = Network(partial(ResNet, repeats=(3, 3, 3), width=8), smallest=4)
-"""A narrow relative for small experiments; its last number is the first layer's width."""
+"""A narrower variant for small experiments; the last number of its name is the first layer's width."""
 RESNET_32 = Network(partial(ResNet, repeats=(5, 5, 5), width=16), smallest=4)
 RESNET_56 = Network(partial(ResNet, repeats=(9, 9, 9), width=16), smallest=4)
 RESNET_18, RESNET_50 = Network(_RESNET_18, smallest=8), Network(_RESNET_50, smallest=8)
-"""For images of CIFAR's size."""
+"""ResNets for images of CIFAR's size."""
 RESNET_18_IMAGENET = Network(partial(_RESNET_18, imagenet=True), smallest=32)
 RESNET_50_IMAGENET = Network(partial(_RESNET_50, imagenet=True), smallest=32)
-"""For images of ImageNet's size, 224x224."""
+"""ResNets for images of ImageNet's size, 224x224."""
 WRN_16_8 = Network(partial(WideResNet, depth=16, factor=8), smallest=4)
 WRN_28_10 = Network(partial(WideResNet, depth=28, factor=10), smallest=4)
 WRN_40_2 = Network(partial(WideResNet, depth=40, factor=2), smallest=4)

@@ -16,25 +16,25 @@ from ticketry.tasks.models.networks import widest
 from ticketry.tasks.network_name import LANGUAGE_MODELS, NetworkName, unknown_network_error
 
 State = dict[str, Tensor]
-"""State carried along the text, [batch, ...] each; empty for a model that sees each piece alone."""
+"""What a recurrent model passes from one segment of a text to the next, [batch, ...] each; empty for other models."""
 
 
 class LanguageModel(nn.Module):
-    """Predicts each next token of a text.
+    """A model that predicts each next token of a text.
 
-    Called with tokens alone, int64 [b, t], it gives the scores of the token after each, [b, t, vocabulary], log
-    probabilities up to a constant, from an empty past. Called with a `State` it continues from it, and returns the
-    state after as well. With the targets too, int64 [b, t], it gives the cost of each token [b, t] in place of the
-    scores: -log p(target) in evaluation mode, in training mode with any further terms of its paper.
+    Called with tokens only, int64 [b, t], it returns scores [b, t, vocabulary] of the token after each: log
+    probabilities up to a constant, with nothing before the first token. Given a `State`, it continues from there and
+    also returns the new state. Given targets, int64 [b, t], it returns the loss of each token [b, t] instead of the
+    scores: -log p(target) in evaluation mode; in training mode it adds the further terms of the model's paper, if any.
     """
 
     carries: ClassVar[bool] = True
-    """Whether it carries a state along the text."""
+    """Whether the model passes a state from one segment of the text to the next."""
     follows: Mapping[str, tuple[int, str, int]] = {}
     """See `tasks.task.Session.follows`."""
 
     def begin(self, batch: int) -> State:
-        """The state of an empty past."""
+        """Return the state before the first token of `batch` texts."""
         return {}
 
     def forward(self, tokens: Tensor, state: State | None = None, targets: Tensor | None = None) -> Any:
@@ -44,41 +44,41 @@ class LanguageModel(nn.Module):
         return made if state is None else (made, after)
 
     def read(self, tokens: Tensor, state: State, *, first: bool) -> tuple[Any, State]:
-        """Features of each token, and the state after the last; `first`: nothing is in the state, nor needs to be."""
+        """Return features of each token and the state after the last; with `first`, `state` is the initial one."""
         raise NotImplementedError
 
     def scores(self, features: Any) -> Tensor:
-        """[b, t, vocabulary]"""
+        """Return scores [b, t, vocabulary] from the features that `read` returned."""
         raise NotImplementedError
 
     def costs(self, features: Any, targets: Tensor) -> Tensor:
-        """[b, t]"""
+        """Return the loss of each token, [b, t], from the features that `read` returned."""
         return cross_entropy(self.scores(features), targets)
 
 
 def cross_entropy(scores: Tensor, targets: Tensor) -> Tensor:
-    """-log p(target), [b, t], of scores [b, t, vocabulary]; in float32 at least."""
-    flat = precise(scores).flatten(0, -2)
+    """Return -log p(target) [b, t] for scores [b, t, vocabulary], computed in float32 or better."""
+    flat = to_float32(scores).flatten(0, -2)
     return nn.functional.cross_entropy(flat, targets.flatten(), reduction="none").view_as(targets)
 
 
-def precise(tensor: Tensor) -> Tensor:
-    """The tensor in float32, if it is less precise."""
+def to_float32(tensor: Tensor) -> Tensor:
+    """Return the tensor converted to float32 if it is less precise."""
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
-_LSTM_START = 0.1
+_LSTM_INIT_LIMIT = 0.1
 
 
 class LSTM(LanguageModel):
     """Two LSTM layers of 200 units over an embedding of that width, and a linear layer over the vocabulary.
 
-    The form of Zaremba, Sutskever & Vinyals (2014, arXiv 1409.2329): dropout on what goes up from layer to layer, not
-    on what goes along the text. Sizes, dropout and the start of embedding and last layer, U(-0.1, 0.1), are those of
-    PyTorch's example word_language_model. With `tied` the last layer's weight is the embedding's (Press & Wolf 2017;
-    Inan et al. 2017): on Penn Treebank's 10,000 words 2,653,200 parameters instead of 4,653,200.
+    As in Zaremba, Sutskever & Vinyals (2014, arXiv 1409.2329), dropout acts between layers, not between time steps.
+    Sizes, dropout and the initialisation of embedding and last layer, U(-0.1, 0.1), are those of PyTorch's example
+    word_language_model. With `tied` the last layer's weight is the embedding's (Press & Wolf 2017; Inan et al. 2017):
+    with Penn Treebank's 10,000 words 2,653,200 parameters instead of 4,653,200.
 
-    Each layer is a separate module, so that its hidden units can be fewer than another's.
+    Each layer is a module of its own, so that pruning can leave the layers different numbers of hidden units.
     """
 
     def __init__(
@@ -98,8 +98,8 @@ class LSTM(LanguageModel):
         self.layers = nn.ModuleList(nn.LSTM(size, size, batch_first=True) for _ in range(layers))
         self.decoder = nn.Linear(size, vocabulary)
         self.dropout = nn.Dropout(dropout)
-        nn.init.uniform_(self.encoder.weight, -_LSTM_START, _LSTM_START)
-        nn.init.uniform_(self.decoder.weight, -_LSTM_START, _LSTM_START)
+        nn.init.uniform_(self.encoder.weight, -_LSTM_INIT_LIMIT, _LSTM_INIT_LIMIT)
+        nn.init.uniform_(self.decoder.weight, -_LSTM_INIT_LIMIT, _LSTM_INIT_LIMIT)
         nn.init.zeros_(self.decoder.bias)
         if tied:
             self.decoder.weight = self.encoder.weight
@@ -109,11 +109,11 @@ class LSTM(LanguageModel):
 
     @property
     def recurrent(self) -> list[nn.LSTM]:
-        """Its LSTM layers, from input to output."""
+        """The LSTM layers, from input to output."""
         return [cast(nn.LSTM, layer) for layer in self.layers]
 
     def begin(self, batch: int) -> State:
-        """Hidden state and cell of each layer, [b, units], all 0."""
+        """Return zeros [b, units] for the hidden state and the cell of each layer."""
         of = self.encoder.weight
         return {
             f"{number}/{part}": torch.zeros(batch, layer.hidden_size, dtype=of.dtype, device=of.device)
@@ -136,18 +136,18 @@ class LSTM(LanguageModel):
 
 
 class TiedLSTM(LSTM):
-    """With the embedding's weight for the last layer."""
+    """`LSTM` whose last layer shares its weight with the embedding."""
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, tied=True, **named)
 
 
-_NONE = -1
-"""In place of a word that is not there, before the text began."""
+_NO_WORD = -1
+"""Stands for the missing words before the first one of a text."""
 
 
 @dataclass(frozen=True)
-class _Read:
+class _PointerFeatures:
     """The quantities computed from the outputs of an LSTM for each token [b, t]."""
 
     outputs: Tensor
@@ -155,20 +155,20 @@ class _Read:
     attention: Tensor
     """[b, t, past + t + 1]: log probabilities of pointing at each word, the last entry of the sentinel, log g."""
     words: Tensor
-    """[b, past + t]: the words that are pointed at."""
+    """[b, past + t]: tokens of the words in the window."""
 
 
 class PointerLSTM(LSTM):
     """Merity, Xiong, Bradbury & Socher, "Pointer Sentinel Mixture Models" (2016, arXiv 1609.07843), section 2.
 
     With h the outputs of the LSTM, a query q = tanh(W h_t + b) is compared with the outputs h_i at the last L = 100
-    words x_i, and with a trained sentinel s: a = softmax(q·h_i, …, q·s). The sentinel's share g goes to the usual
-    softmax over the vocabulary: p(w) = g p_vocab(w) + the sum of a_i over all i with x_i = w. In training the attention
-    is supervised besides: -log(g + the sum of a_i where x_i is the target) is added to -log p, as in the paper.
+    words x_i, and with a trained sentinel s: a = softmax(q·h_i, …, q·s). The sentinel's share g weighs the usual
+    softmax over the vocabulary: p(w) = g p_vocab(w) + the sum of a_i over all i with x_i = w. In training the loss
+    -log(g + the sum of a_i where x_i is the target) of the attention is added to -log p, as in the paper.
 
-    The window spans pieces of the text: outputs and words of the last L are carried. Ours: the layers and sizes
-    of `LSTM`, and gradients that end where a piece does (the paper's reach back over the whole window). On Penn
-    Treebank's words 4,693,600 parameters.
+    The state holds outputs and words of the last L tokens, so that the window reaches into earlier segments of the
+    text. Different from the paper: layers and sizes are those of `LSTM`, and gradients stop at the start of a segment
+    (in the paper they reach back over the window). With Penn Treebank's words 4,693,600 parameters.
     """
 
     def __init__(
@@ -192,12 +192,12 @@ class PointerLSTM(LSTM):
         self.follows = {**self.follows, "outputs": (2, f"layers.{last}.weight_hh_l0", 1)}
 
     def begin(self, batch: int) -> State:
-        """Return the state of `LSTM`, with ``outputs`` [b, L, units] and ``words`` [b, L] of an empty past."""
+        """Return the initial state of `LSTM`, and ``outputs`` [b, L, units] and ``words`` [b, L] of an empty window."""
         size = self.recurrent[-1].hidden_size
         return {
             **super().begin(batch),
             "outputs": torch.zeros(batch, self.window, size, dtype=self.sentinel.dtype, device=self.sentinel.device),
-            "words": torch.full((batch, self.window), _NONE, device=self.sentinel.device),
+            "words": torch.full((batch, self.window), _NO_WORD, device=self.sentinel.device),
         }
 
     def read(self, tokens: Tensor, state: State, *, first: bool) -> tuple[Any, State]:
@@ -208,51 +208,56 @@ class PointerLSTM(LSTM):
             words = torch.cat([state["words"], tokens], 1)
             after |= {"outputs": keys[:, -self.window :], "words": words[:, -self.window :]}
         query = torch.tanh(self.query(outputs))
-        scores = precise(query @ keys.mT).masked_fill(self._hidden(words, tokens.shape[1]), float("-inf"))
-        sentinel = precise(query @ self.sentinel)[..., None]
+        scores = to_float32(query @ keys.mT).masked_fill(self._masked_words(words, tokens.shape[1]), float("-inf"))
+        sentinel = to_float32(query @ self.sentinel)[..., None]
         attention = torch.cat([scores, sentinel], -1).log_softmax(-1)
-        return _Read(outputs, attention, words), after
+        return _PointerFeatures(outputs, attention, words), after
 
     def scores(self, features: Any) -> Tensor:
-        """Log probabilities of the mixture."""
-        read: _Read = features
+        """Return log probabilities [b, t, vocabulary] of the mixture of pointer and vocabulary."""
+        read: _PointerFeatures = features
         pointed, log_g = read.attention[..., :-1].exp(), read.attention[..., -1:]
-        vocabulary = precise(super().scores(read.outputs)).log_softmax(-1)
+        vocabulary = to_float32(super().scores(read.outputs)).log_softmax(-1)
         places = read.words.clamp(min=0)[:, None].expand_as(pointed)  # nothing is pointed at where there is no word
-        return torch.logaddexp(log_g + vocabulary, _log(torch.zeros_like(vocabulary).scatter_add(-1, places, pointed)))
+        return torch.logaddexp(
+            log_g + vocabulary, _safe_log(torch.zeros_like(vocabulary).scatter_add(-1, places, pointed))
+        )
 
     def costs(self, features: Any, targets: Tensor) -> Tensor:
-        read: _Read = features
+        read: _PointerFeatures = features
         log_g = read.attention[..., -1]
         hits = read.words[:, None] == targets[..., None]
-        pointed = _log((read.attention[..., :-1].exp() * hits).sum(-1))
+        pointed = _safe_log((read.attention[..., :-1].exp() * hits).sum(-1))
         vocabulary = -cross_entropy(super().scores(read.outputs), targets)
         costs = -torch.logaddexp(log_g + vocabulary, pointed)
         return costs - torch.logaddexp(log_g, pointed) if self.training else costs
 
-    def _hidden(self, words: Tensor, length: int) -> Tensor:
-        """[b, length, past + length]: whether a word is later than a token, too long ago, or no word."""
+    def _masked_words(self, words: Tensor, length: int) -> Tensor:
+        """Return a mask [b, length, past + length], True where a token must not point at a word.
+
+        That is: the word comes after the token, lies before its window, or is missing.
+        """
         past = words.shape[1] - length
         now = torch.arange(past, words.shape[1], device=words.device)[:, None]
         at = torch.arange(words.shape[1], device=words.device)
-        return ((at > now) | (at <= now - self.window)) | (words == _NONE)[:, None]
+        return ((at > now) | (at <= now - self.window)) | (words == _NO_WORD)[:, None]
 
 
-def _log(mass: Tensor) -> Tensor:
-    """The logarithm, of 0 that of the smallest number, whose gradient is 0."""
+def _safe_log(mass: Tensor) -> Tensor:
+    """Return the logarithm; below the smallest normal number it is constant, so that gradients there are 0, not NaN."""
     return mass.clamp(min=torch.finfo(mass.dtype).tiny).log()
 
 
-_GPT_START = 0.02
+_GPT_INIT_SD = 0.02
 
 
 class GPT(LanguageModel):
     """Four blocks of width 128 with 4 heads, norms before attention and feed-forward layers, and tied embeddings.
 
-    The form of GPT-2 (Radford et al. 2019): learned positions, GELU, weights that start from N(0, 0.02²), those that
-    end a residual branch with a standard deviation smaller by sqrt(2 * blocks). Queries, keys and values are three
-    layers. With a context of 64 and WikiText-2's 33,278 words 5,061,120 parameters, 0.8 million of them in blocks. It
-    carries nothing along the text.
+    A small GPT-2 (Radford et al. 2019): learned positions, GELU, and weights drawn from N(0, 0.02²), with a standard
+    deviation smaller by sqrt(2 * blocks) in the last layer of each residual branch. Queries, keys and values are
+    separate layers. With a context of 64 and WikiText-2's 33,278 words it has 5,061,120 parameters, 0.8 million of
+    them in blocks. It has no state: each segment of a text is read alone.
     """
 
     carries = False
@@ -274,11 +279,11 @@ class GPT(LanguageModel):
         self.tokens = nn.Embedding(vocabulary, size)
         self.positions = nn.Embedding(context, size)
         self.dropout = nn.Dropout(dropout)
-        self.blocks = nn.ModuleList(_Block(size, heads, dropout) for _ in range(blocks))
+        self.blocks = nn.ModuleList(_TransformerBlock(size, heads, dropout) for _ in range(blocks))
         self.norm = nn.LayerNorm(size)
         self.head = nn.Linear(size, vocabulary, bias=False)
         self.head.weight = self.tokens.weight
-        _draw(self, blocks)
+        _initialise_gpt(self, blocks)
 
     def read(self, tokens: Tensor, state: State, *, first: bool) -> tuple[Any, State]:
         length = tokens.shape[1]
@@ -294,7 +299,7 @@ class GPT(LanguageModel):
         return scores
 
 
-class _Block(nn.Module):
+class _TransformerBlock(nn.Module):
     def __init__(self, size: int, heads: int, dropout: float) -> None:
         super().__init__()
         self.norm1, self.attention = nn.LayerNorm(size), _Attention(size, heads)
@@ -308,7 +313,7 @@ class _Block(nn.Module):
 
 
 class _Attention(nn.Module):
-    """Every token attends to itself and to those before it. The width of a head stays where heads are removed."""
+    """Causal multi-head self-attention; the width of a head stays the same when heads are pruned."""
 
     def __init__(self, size: int, heads: int) -> None:
         super().__init__()
@@ -326,11 +331,11 @@ class _Attention(nn.Module):
 
 
 @torch.no_grad()
-def _draw(model: GPT, blocks: int) -> None:
+def _initialise_gpt(model: GPT, blocks: int) -> None:
     for name, parameter in model.named_parameters():
         if parameter.dim() > 1:
             ends = name.endswith(("attention.out.weight", "down.weight"))
-            parameter.normal_(0.0, _GPT_START / (2 * blocks) ** 0.5 if ends else _GPT_START)
+            parameter.normal_(0.0, _GPT_INIT_SD / (2 * blocks) ** 0.5 if ends else _GPT_INIT_SD)
         elif name.endswith("bias"):
             parameter.zero_()
 
@@ -339,28 +344,28 @@ __all__ = ["LanguageModel", "build", "carries", "check", "identity", "names", "n
 
 
 def names() -> tuple[str, ...]:
-    """The language models at their own width, and those of packages; `build` knows NAME@W and module:object as well."""
+    """Return the names of all registered language models; `build` also accepts NAME@W and module:object."""
     return LANGUAGE_MODELS.names()
 
 
 def build(name: str, *, vocabulary: int, context: int, dropout: float) -> LanguageModel:
-    """A new language model, its weights drawn from torch's global state.
+    """Return a new language model, with weights drawn from torch's global random state.
 
     Args:
         vocabulary: how many different tokens there are.
-        context: tokens that a model which carries nothing along sees at once, at most.
+        context: longest segment, in tokens, that a model without a state reads.
         dropout: share of the activations dropped in training.
 
     Raises:
         TaskError: for an unknown network, or a width that is not in (0, 4].
     """
     parsed = check(name)
-    made: LanguageModel = _class(parsed)(vocabulary, context=context, dropout=dropout, scale=parsed.scaled)
+    made: LanguageModel = _model_class(parsed)(vocabulary, context=context, dropout=dropout, scale=parsed.scaled)
     return made
 
 
 def check(name: str) -> NetworkName:
-    """The name, taken apart; raises what `build` would raise."""
+    """Return the parsed name; raise what `build` would raise."""
     parsed = NetworkName.parse(name)
     if parsed.library:
         raise TaskError(f"{name}: {parsed.library} has no language models: choose one of {', '.join(names())}")
@@ -370,8 +375,8 @@ def check(name: str) -> NetworkName:
 
 
 def carries(name: str) -> bool:
-    """Whether the model of this name carries a state along the text."""
-    return bool(_class(check(name)).carries)
+    """Return whether the named model passes a state from one segment of a text to the next."""
+    return bool(_model_class(check(name)).carries)
 
 
 def identity(name: str) -> dict[str, str]:
@@ -382,12 +387,12 @@ def identity(name: str) -> dict[str, str]:
     return {"model": str(parsed), **source}
 
 
-def _class(name: NetworkName) -> Any:
+def _model_class(name: NetworkName) -> Any:
     return LANGUAGE_MODELS.get(name.base)
 
 
 def narrower(name: str, *, vocabulary: int, context: int, parameters: int) -> str | None:
-    """The widest form of the model, no wider than it is, with at most so many parameters, see `networks.narrower`."""
+    """Return the name of the widest model, `name` or narrower, with at most so many parameters, or None."""
 
     def count(candidate: NetworkName) -> int:
         with torch.device("meta"):

@@ -1,8 +1,7 @@
-"""Networks by name: how they are made, and how many parameters they have.
+"""Build networks by name, and count their parameters.
 
-mlp-WIDTH[-WIDTH …] is a perceptron of any widths, for images and for rows of numbers, which are taken as images of 1x1
-pixels: see `mlp`. A dense network with as many weights as a ticket keeps is the plainest rival of a ticket: see
-`narrower`.
+mlp-WIDTH[-WIDTH …] is a perceptron of any widths (`MLP`), for images and for rows of numbers, which count as images of
+1x1 pixels. `narrower` finds a dense network with as many parameters as a ticket: a baseline to compare the ticket with.
 """
 
 from __future__ import annotations
@@ -23,17 +22,17 @@ from ticketry.tasks.network_name import NETWORKS, NetworkName, unknown_network_e
 
 
 def names() -> tuple[str, ...]:
-    """The papers' networks at their own width, and those of installed packages.
+    """Return the names of all registered networks: this package's and those of installed plugins.
 
-    `build` knows NAME@W, mlp-WIDTH…, timm:NAME, torchvision:NAME and package.module:object too.
+    `build` also accepts NAME@W, mlp-WIDTH…, timm:NAME, torchvision:NAME and package.module:object.
     """
     return NETWORKS.names()
 
 
 def build(name: str, *, shape: tuple[int, int, int], classes: int) -> nn.Module:
-    """A new network for inputs of `shape` = (channels, height, width), its weights drawn from torch's global state.
+    """Return a new network for inputs of `shape`, with weights drawn from torch's global random state.
 
-    Its input is float32 [n, channels, height, width], its output the logits [n, classes].
+    It maps float32 [n, *shape], where `shape` is (channels, height, width), to logits [n, classes].
 
     Raises:
         TaskError: for an unknown network, a width that is not in (0, 4], or a shape that the network does not take.
@@ -43,14 +42,14 @@ def build(name: str, *, shape: tuple[int, int, int], classes: int) -> nn.Module:
     parsed = NetworkName.parse(name)
     if parsed.library:
         return other_libraries.build(parsed, shape=shape, classes=classes)
-    network = _network(parsed, name)
+    network = _find_network(parsed, name)
     if not parsed.is_outside:
         return network.make(shape, classes, scale=parsed.scaled)
     try:
         return network.make(shape=shape, classes=classes, **({"scale": parsed.scaled} if network.scales else {}))
     except TicketryError:
         raise
-    except Exception as error:  # another's network may fail in any way
+    except Exception as error:  # a custom network may fail in any way
         raise TaskError(
             f"the network {name} cannot be made for inputs of {shape} and {classes} classes: {type(error).__name__}:"
             f" {error}"
@@ -58,12 +57,14 @@ def build(name: str, *, shape: tuple[int, int, int], classes: int) -> nn.Module:
 
 
 def check(name: str, *, shape: tuple[int, int, int]) -> None:
-    """Raise what `build` would raise, without building anything; another library's network is tried on no data."""
+    """Raise what `build` would raise, without building anything.
+
+    A network of timm or torchvision is built on the meta device, where it takes no memory."""
     parsed = NetworkName.parse(name)
     if parsed.library:
         other_libraries.check(parsed, shape=shape)
         return
-    smallest = _network(parsed, name).smallest
+    smallest = _find_network(parsed, name).smallest
     if min(shape[1:]) < smallest:
         raise TaskError(
             f"{name} takes images of at least {smallest}x{smallest} pixels, not {shape[1]}x{shape[2]}: "
@@ -71,7 +72,7 @@ def check(name: str, *, shape: tuple[int, int, int]) -> None:
         )
 
 
-def _network(parsed: NetworkName, name: str) -> Network:
+def _find_network(parsed: NetworkName, name: str) -> Network:
     if widths := hidden_widths(parsed.base):
         return Network(partial(MLP, hidden=widths))
     if parsed.base not in NETWORKS.built_in and not parsed.is_outside:
@@ -83,42 +84,42 @@ def _network(parsed: NetworkName, name: str) -> Network:
 
 
 def identity(name: str) -> dict[str, str]:
-    """Return the part of a task's key that identifies its network: `model`, its canonical name; for another library's
-    also `library`, such as "timm 1.0.31", whose version decides what the name means; for custom ones
-    also `source`, the digest of its source.
+    """Return the part of a task's key that identifies its network.
+
+    That is `model`, the canonical name; for a network of timm or torchvision also `library`, such as "timm 1.0.31",
+    whose version decides what the name means; for a custom one also `source`, the digest of its source.
 
     Raises:
-        TaskError: for a name of no known form, or a library that cannot be imported.
+        TaskError: for a name of unknown form, or a library that cannot be imported.
         MissingExtraError: if the library is not installed.
     """
     parsed = NetworkName.parse(name)
     model = {"model": str(parsed)}
     if parsed.is_outside:
-        return {**model, "source": digest_source(NETWORKS.find_target(parsed.base), _network(parsed, name).make)}
+        return {**model, "source": digest_source(NETWORKS.find_target(parsed.base), _find_network(parsed, name).make)}
     return {**model, "library": other_libraries.version(parsed)} if parsed.library else model
 
 
-GRID = 64
-"""Widths are tried in steps of 1/64: for a layer of 64 filters or fewer every possible width is among them."""
+WIDTH_STEPS = 64
+"""`widest` tries multiples of 1/64, which include every possible width of a layer of 64 filters or fewer."""
 
 
 def parameters(name: str, *, shape: tuple[int, int, int], classes: int) -> int:
-    """The number of parameters of the network, which is not allocated and draws no random numbers.
+    """Return the number of parameters of the network, without allocating it or drawing random numbers.
 
     Raises:
         TaskError, MissingExtraError: as `models.build`.
     """
-    return _count(NetworkName.parse(name), shape, classes)
+    return _count_parameters(NetworkName.parse(name), shape, classes)
 
 
 def narrower(name: str, *, shape: tuple[int, int, int], classes: int, parameters: int) -> str | None:
-    """The widest form of the network, no wider than it is, that has at most so many parameters.
+    """Return the name of the widest network, `name` or narrower, with at most so many parameters.
 
     Args:
         name: one of the papers' networks, at any width.
-        shape: of its inputs: channels, height, width.
-        classes: of its output.
-        parameters: the most that it may have.
+        shape: channels, height and width of its inputs.
+        parameters: the largest number of parameters allowed.
 
     Returns:
         `name` itself if it is small enough; or NAME@W with a W that is a multiple of 1/64; or None if even the
@@ -133,22 +134,22 @@ def narrower(name: str, *, shape: tuple[int, int, int], classes: int, parameters
             f"{name}: the width of {parsed.library}'s networks cannot be chosen: name one of this package's"
         )
 
-    return widest(parsed, lambda candidate: _count(candidate, shape, classes), parameters)
+    return widest(parsed, lambda candidate: _count_parameters(candidate, shape, classes), parameters)
 
 
 def rival(name: str, *, shape: tuple[int, int, int], classes: int, parameters: int) -> str | None:
-    """Return `narrower` for a network of another library; None if its width cannot be chosen."""
+    """Return `narrower(name, …)`, or None for a network whose width cannot be chosen."""
     parsed = NetworkName.parse(name)
-    if parsed.library or not _network(parsed, name).scales:
+    if parsed.library or not _find_network(parsed, name).scales:
         return None
     return narrower(name, shape=shape, classes=classes, parameters=parameters)
 
 
 def widest(name: NetworkName, count: Callable[[NetworkName], int], parameters: int) -> str | None:
-    """The widest form of a network that has at most so many parameters; see `narrower` for what it returns.
+    """Return the name of the widest network, `name` or narrower, with at most so many parameters, as `narrower` does.
 
     Args:
-        count: how many parameters the network of a name has, its own or with another width.
+        count: returns the number of parameters of a named network.
     """
 
     def fits(width: Fraction) -> bool:
@@ -157,14 +158,14 @@ def widest(name: NetworkName, count: Callable[[NetworkName], int], parameters: i
     if fits(name.width):
         return str(name)
     # A network never has fewer parameters than a narrower one: bisection finds the last width that fits.
-    few, many = 0, ceil(name.width * GRID)
+    few, many = 0, ceil(name.width * WIDTH_STEPS)
     while many - few > 1:
         middle = (few + many) // 2
-        few, many = (middle, many) if fits(Fraction(middle, GRID)) else (few, middle)
-    return str(NetworkName(name.base, Fraction(few, GRID))) if few else None
+        few, many = (middle, many) if fits(Fraction(middle, WIDTH_STEPS)) else (few, middle)
+    return str(NetworkName(name.base, Fraction(few, WIDTH_STEPS))) if few else None
 
 
-def _count(name: NetworkName, shape: tuple[int, int, int], classes: int) -> int:
+def _count_parameters(name: NetworkName, shape: tuple[int, int, int], classes: int) -> int:
     if name.library:
         return other_libraries.parameters(name, shape=shape, classes=classes)
     with torch.device("meta"):
