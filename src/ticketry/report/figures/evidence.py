@@ -36,9 +36,9 @@ from ticketry.report.tables.evidence import (
     NOISE,
     Quantity,
     Reader,
-    network_name,
     rows_at_density,
     seed_style,
+    singular_role_name,
     sparsest_level_study,
     stability_quantities,
     study_densities,
@@ -103,7 +103,9 @@ def seed_figure(verify: VerifyRecord, narrow: bool = False) -> Figure:
     groups = [(one.role, one.values) for one in verify.networks]
     groups += [(one.role, one.values) for one in verify.references if one.values]
     style = seed_style(verify)
-    labels = [(shorten_middle(network_name(role), 40), style.summary(summarise(values))) for role, values in groups]
+    labels = [
+        (shorten_middle(singular_role_name(role), 40), style.summary(summarise(values))) for role, values in groups
+    ]
     figure, axes, middles = row_figure(
         labels, narrow, f"test {short_metric(verify.task.metric)}, a dot a seed; bar: mean"
     )
@@ -190,7 +192,7 @@ def claims_figure(claims: Sequence[Claim], narrow: bool = False) -> Figure:
 
 
 def _axis_end(distance: float) -> float:
-    """Return the end of an axis for a distance from 0, with room; logarithmic beyond `_NEAR`."""
+    """Return the axis limit for a distance from 0; beyond `_NEAR`, where the axis is logarithmic, with more room."""
     return 1.8 * distance if distance > _NEAR else distance + 1
 
 

@@ -226,7 +226,7 @@ def moment_figure(results: Results, shown: Sequence[DetectorMoments], narrow: bo
     """
     per_epoch = results.run.steps.per_epoch
     epoch = per_epoch if isinstance(per_epoch, int) and per_epoch > 0 else 0
-    together = all(one.by_distance for one in shown)
+    together = all(one.uses_distance_detector for one in shown)
     groups = [list(shown)] if together else [[one] for one in shown]
     figure, axes = figure_with_panels(len(groups) + together, narrow, 265 if narrow else 310)
     colours = [sequence_colour(index, len(shown), 1 if len(shown) == SHADES else 2) for index in range(len(shown))]
@@ -294,7 +294,7 @@ def _mark_moment(axes: Axes, spot: tuple[float, float], moment: Moment, colour: 
 
 
 def _moment_marker(detected: bool, colour: str) -> dict[str, Any]:
-    """Return a full mark if it was detected, a hollow one at the latest allowed step."""
+    """Return the marker of a pruning moment: full if it was detected, hollow if it is the latest allowed step."""
     if detected:
         return {**_FULL, "markerfacecolor": colour, "markeredgecolor": COLOURS["paper"]}
     return {**_HOLLOW, "markerfacecolor": COLOURS["paper"], "markeredgecolor": colour}

@@ -61,8 +61,8 @@ class PagePart:
     """(id, title) of each section."""
     _numbers: Iterator[int] = field(default_factory=lambda: itertools.count(1))
 
-    def within(self, prefix: str, listed: bool = True) -> PagePart:
-        """Return a part with its own ids; figure numbers continue. Its sections are not in the contents if unlisted."""
+    def nested_part(self, prefix: str, listed: bool = True) -> PagePart:
+        """Return a nested part with its own ids and continued figure numbers; `listed`: in the contents."""
         return PagePart(f"{self.prefix}{prefix}-", self.contents if listed else [], self._numbers)
 
     def id(self, name: str) -> str:
@@ -239,7 +239,7 @@ def _environment() -> Environment:
     filters = "direction_text metric_label percent difference_unit probability_text role_name short_p shorten_middle"
     filters += " removed_percent summary_label readable_text retained_percent share_percent thousands"
     made.filters |= {name: getattr(wording, name) for name in filters.split()}
-    made.filters |= {"network_name": evidence.network_name, "seeds_text": evidence.seeds_text}
+    made.filters |= {"singular_role_name": evidence.singular_role_name, "seeds_text": evidence.seeds_text}
     made.filters |= {"as_json": as_json, "to_prose": to_prose, "compress_text": compress_text}
     return made
 

@@ -41,8 +41,8 @@ def seed_style(verify: VerifyRecord) -> Style:
     return Style.for_summaries(summaries, verify.task.metric.unit)
 
 
-def network_name(role: str) -> str:
-    """Return the name of a role for a single ticket."""
+def singular_role_name(role: str) -> str:
+    """Return `role_name` for a single network: ``ticket`` instead of ``tickets``."""
     return "ticket" if role == TICKET else role_name(role)
 
 
@@ -62,7 +62,7 @@ def missing_controls(record: RunRecord | VerifyRecord) -> list[tuple[str, str, s
 # -- verdicts of a run -------------------------------------------------------------------------------------------------
 
 
-def fullest_verdict(run: RunRecord) -> LevelVerdict:
+def verdict_with_most_comparisons(run: RunRecord) -> LevelVerdict:
     """Return the verdict with the most comparisons."""
     return max(run.verdicts, key=lambda one: len(one.comparisons) + len(one.beside))
 

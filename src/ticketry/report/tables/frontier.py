@@ -91,7 +91,7 @@ def recorded_measures(results: Results) -> list[CostMeasure]:
 
 
 def budget_measure(results: Results) -> CostMeasure | None:
-    """Return the measure of the run's budget, if the record has its costs; None for a search by density."""
+    """Return the cost that the run's budgets limit, if it is recorded; None for a search by density."""
     found = (measure for measure in recorded_measures(results) if results.run.settings.get(measure.setting))
     return next(found, None)
 

@@ -231,7 +231,7 @@ class DetectorMoments:
         return next(iter(self.moments.values())).threshold
 
     @property
-    def by_distance(self) -> bool:
+    def uses_distance_detector(self) -> bool:
         return all(moment.detector == DISTANCE for moment in self.moments.values())
 
 
@@ -251,10 +251,10 @@ def groups_with_moment(results: Results) -> list[Group]:
     return sorted(found, key=lambda group: -group.density)
 
 
-def detectors_of(groups: Sequence[Group], looked: bool = False) -> list[str]:
-    """Return the detectors of these levels, or only those that took measurements."""
+def detector_names(groups: Sequence[Group], only_measured: bool = False) -> list[str]:
+    """Return the names of the detectors of these levels, or only of those that took measurements."""
     points = [point for group in groups for point in group.points.values()]
-    return sorted({p.moment.detector for p in points if p.moment and (p.moment.looks or not looked)})
+    return sorted({p.moment.detector for p in points if p.moment and (p.moment.looks or not only_measured)})
 
 
 def replicates_of(groups: Sequence[Group]) -> list[int]:

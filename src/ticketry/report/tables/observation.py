@@ -65,7 +65,7 @@ def observe(results: Results) -> Observation:
 
 def best_tickets(results: Results) -> Group | None:
     """Return the tickets of the level with the best mean on the test split; None without tickets."""
-    return max(results.groups_of_role(TICKET), key=_signed_mean(results), default=None)
+    return max(results.groups_of_role(TICKET), key=_metric_sort_key(results), default=None)
 
 
 def verdict_sentence(run: RunRecord) -> str:
@@ -103,7 +103,7 @@ def _matches(results: Results, group: Group, dense: Group, margin: float) -> boo
     )
 
 
-def _signed_mean(results: Results) -> Callable[[Group], float]:
+def _metric_sort_key(results: Results) -> Callable[[Group], float]:
     sign = results.run.task.metric.sign
     return lambda group: sign * group.metric().mean
 
@@ -123,7 +123,7 @@ def _level_sentence(results: Results, style: Style, shown: Group, dense: Group) 
     ]
     controls = controls_at(results, shown.level)
     if controls:
-        best = max(controls, key=_signed_mean(results))
+        best = max(controls, key=_metric_sort_key(results))
         parts.append(
             f"the {'best ' if len(controls) > 1 else ''}control, {role_name(best.role)}, "
             f"reaches {style.with_count(best.metric())}"

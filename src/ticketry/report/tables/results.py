@@ -45,7 +45,7 @@ CONFIDENCE = 0.95
 
 @cache
 def _t_quantile(freedom: int) -> float:
-    """Return half the width of an interval in standard errors."""
+    """Return Student's t quantile: half the width of a confidence interval in standard errors."""
     from scipy.special import stdtrit  # imports much faster than scipy.stats
 
     return float(stdtrit(freedom, (1 + CONFIDENCE) / 2))

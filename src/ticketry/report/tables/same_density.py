@@ -73,7 +73,10 @@ def _all_requested_densities(runs: Sequence[Results]) -> list[float]:
 def requested_densities(results: Results) -> list[float]:
     """Return the densities that a run requested; if its method chose them, those that it reached; else none."""
     settings = results.run.settings
-    given, removed = _shares_in(settings.get("density")), [1 - share for share in _shares_in(settings.get("sparsity"))]
+    given, removed = (
+        _shares_among_values(settings.get("density")),
+        [1 - share for share in _shares_among_values(settings.get("sparsity"))],
+    )
     if given or removed:
         return given or removed
     if settings.get("density") is not None:  # empty: the default
@@ -123,6 +126,6 @@ def _largest_budget(group: Group) -> int | None:
     return max((one for one in budgets if one is not None), default=None) if None not in budgets else None
 
 
-def _shares_in(item: Any) -> list[float]:
+def _shares_among_values(item: Any) -> list[float]:
     found = item if isinstance(item, list | tuple) else [item]
     return [float(x) for x in found if isinstance(x, int | float) and not isinstance(x, bool) and 0 < x < 1]

@@ -170,7 +170,7 @@ def _latency_curve(base: Results, points: Sequence[LatencyPoint]) -> list[tuple[
 
 
 def _interpolate_metric(curve: Sequence[tuple[float, MetricByReplicate]], time: float) -> MetricByReplicate | None:
-    """Interpolate the metric between the neighbours of a time; None if one is missing."""
+    """Return the metric at a time, interpolated between the nearest points of the curve; None outside the curve."""
     slower = next((one for one in curve if one[0] >= time), None)
     faster = next((one for one in reversed(curve) if one[0] < time), None)
     if slower is None or faster is None:
