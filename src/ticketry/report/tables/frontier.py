@@ -45,7 +45,7 @@ class CallCostPoint:
     cost: float
     """Share of the dense network's cost, mean over replicates."""
     costs: Mapping[int, float]
-    """The same share for each replicate."""
+    """This share for each replicate."""
 
     @property
     def metric(self) -> Summary:

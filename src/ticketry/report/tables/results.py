@@ -245,7 +245,7 @@ RESAMPLED = 10_000
 """Bootstrap draws: the ends of an interval then vary by about a hundredth of its width between sets of draws."""
 _SEED = 0
 _FEWEST_TRIMMED = 4
-"""The fewest values of which a quarter is at least one value."""
+"""Fewer values are not trimmed: a quarter of them is less than one value."""
 
 
 def interquartile_mean(values: Sequence[float]) -> float:

@@ -62,7 +62,7 @@ def timing_setups(runs: Iterable[Results], speeds: Sequence[SpeedRecord]) -> lis
 
 
 def latency_points(results: Results, speeds: Sequence[SpeedRecord], setup: TimingSetup) -> list[LatencyPoint]:
-    """Return a point for each level of which a ticket was timed in that setup, the slowest first.
+    """Return a point for each level with a ticket timed in that setup, the slowest first.
 
     Each ticket has the time of its fastest form: in sparse kernels, or, for whole channels, as a smaller network in a
     dense engine. If it was timed several times, the comparisons with the most dense engines count, and of them the

@@ -213,7 +213,7 @@ class VGG(nn.Module):
     20,035,018: the "20.0M" of Frankle and Carbin 2019, Figure 2. This is the variant of open_lth and of most
     pruning papers, but without biases in the convolutions, which the batch norm that follows would cancel. The last
     pooling averages over what remains of the image (2x2 of 32x32). Weights are Kaiming normal (fan in), biases zero,
-    batch norm scales 1. The depth in the name counts the paper's three linear layers, of which this network has one.
+    batch norm scales 1. The depth in the name counts three linear layers, as in the paper; this network has one.
     """
 
     def __init__(self, shape: tuple[int, int, int], classes: int, *, depth: int, scale: Callable[[int], int]) -> None:

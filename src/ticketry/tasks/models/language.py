@@ -16,7 +16,7 @@ from ticketry.tasks.models.networks import widest
 from ticketry.tasks.network_name import LANGUAGE_MODELS, NetworkName, unknown_network_error
 
 State = dict[str, Tensor]
-"""What a recurrent model passes from one segment of a text to the next, [batch, ...] each; empty for other models."""
+"""State that a recurrent model passes from one segment of a text to the next, [batch, ...] each; empty for others."""
 
 
 class LanguageModel(nn.Module):
@@ -78,7 +78,7 @@ class LSTM(LanguageModel):
     word_language_model. With `tied` the last layer's weight is the embedding's (Press & Wolf 2017; Inan et al. 2017):
     with Penn Treebank's 10,000 words 2,653,200 parameters instead of 4,653,200.
 
-    Each layer is a module of its own, so that pruning can leave the layers different numbers of hidden units.
+    Each layer is a separate module, so that pruning can leave the layers different numbers of hidden units.
     """
 
     def __init__(
@@ -235,7 +235,7 @@ class PointerLSTM(LSTM):
     def _masked_words(self, words: Tensor, length: int) -> Tensor:
         """Return a mask [b, length, past + length], True where a token must not point at a word.
 
-        That is: the word comes after the token, lies before its window, or is missing.
+        Such words come after the token, come before its window, or are missing.
         """
         past = words.shape[1] - length
         now = torch.arange(past, words.shape[1], device=words.device)[:, None]
