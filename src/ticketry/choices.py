@@ -37,9 +37,7 @@ def check_choices(settings: Any, of: str = "") -> None:
 
 
 def check_choice(what: str, word: object, known: Iterable[Any]) -> None:
-    """Raise `UsageError` unless `word` is among the `known` choices. The message starts with `what` and lists the
-    choices.
-    """
+    """Raise `UsageError` unless `word` is among the `known` choices. The message starts with `what` and lists them."""
     if word not in known:
         raise UsageError(f"{what} {word!r} is not known: {list_choices(word, known)}")
 

@@ -533,9 +533,7 @@ def _count_weights(layers: Mapping[str, _LayerBlocks], counts: Mapping[str, int]
 
 
 def _count_blocks_by_joint_ranking(layers: Mapping[str, _LayerBlocks], wanted: int) -> dict[str, int]:
-    """Rank the blocks of all layers together, and count how many each layer retains to come nearest to `wanted`
-    weights.
-    """
+    """Rank the blocks of all layers together, and count how many each retains to come nearest to `wanted` weights."""
     if not layers:
         return {}
     means = torch.cat([layer.means for layer in layers.values()])

@@ -16,9 +16,7 @@ from ticketry_engine.support.process_state import private_random_state
 
 @contextmanager
 def without_parameter_gradients(model: nn.Module) -> Iterator[None]:
-    """Within the block, compute no gradients of parameters; this saves time if only gradients of activations are
-    needed.
-    """
+    """Within the block, compute no gradients of parameters; saves time if only those of activations are needed."""
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     try:
         for parameter in trainable:

@@ -145,9 +145,7 @@ def record_calls(
 
 
 class _ProductRecorder(TorchFunctionMode):
-    """A torch function mode that records products with a weight, its rows or its transpose outside of the weight's
-    layer.
-    """
+    """A torch function mode that records products with a weight, its rows or its transpose outside of its layer."""
 
     def __init__(
         self,
@@ -161,9 +159,7 @@ class _ProductRecorder(TorchFunctionMode):
         self._depth = 0
 
     def enter(self, model: nn.Module, args: object) -> None:
-        """Start checking how weights are used. Outside of the model's call they are not checked, since a loss may
-        use them.
-        """
+        """Start checking how weights are used; outside of the model's call they are not, since a loss may use them."""
         self._depth += 1
 
     def leave(self, model: nn.Module, args: object, output: object) -> None:
@@ -285,9 +281,7 @@ def add_output_gradients(
 
 
 def squared_output_change(weight: Tensor, calls: list[LayerCall]) -> Tensor:
-    """Return the squared output change by removing each weight: float64, the squared weights times the calls'
-    factors.
-    """
+    """Return the squared output change by removing each weight: float64, squared weights times the calls' factors."""
     factors = torch.zeros(weight.shape[:2], dtype=torch.float64)
     for call in calls:
         call.add_factors_to(factors)

@@ -327,9 +327,7 @@ def _prune_to_multiplications(
     within: Mask | None,
     keep_at_least: int,
 ) -> Mask:
-    """Return the mask that retains a share of the MACs; raise an error for an impossible budget before anything is
-    scored.
-    """
+    """Return the mask that retains a share of the MACs; raise an error for an impossible budget before scoring."""
     share, least = parse_flops(amount), check_layer_minimum_option(keep_at_least)
     prices = count_multiplications(model, scope, example_inputs)
     check_multiplications(scope.shapes, prices, share, within=within, least=least)

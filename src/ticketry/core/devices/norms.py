@@ -80,9 +80,7 @@ class _SynchronisedNormalisation(torch.autograd.Function):
 def _gather_statistics(
     count: int, means: Tensor, variances: Tensor, group: ProcessGroup | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the statistics of all n processes: counts [n, 1], and means and sums of squared deviations [n,
-    channels].
-    """
+    """Return the statistics of all n processes: counts [n, 1], means and sums of squared deviations [n, channels]."""
     import torch.distributed as dist
 
     own = torch.cat([means.new_full((1,), count), means, variances * count])

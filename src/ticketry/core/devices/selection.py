@@ -55,9 +55,7 @@ _NOTHING = Threshold(torch.iinfo(torch.int64).max, 0)
 
 
 class Ranking:
-    """Ranks the elements of several named tensors together. Processes that hold shards of them must all create and
-    call it.
-    """
+    """Ranks the elements of several named tensors together. Processes that hold shards of them must all call it."""
 
     def __init__(
         self, numbers: Mapping[str, Tensor], within: Mapping[str, Tensor] | None, *, magnitudes: bool = False
@@ -109,9 +107,7 @@ class Ranking:
         return sum(each.numel() for each in numbers) <= _CHUNK and not any(map(is_sharded, numbers))
 
     def select_above(self, name: str, threshold: Threshold) -> tuple[Tensor, int]:
-        """Return a bool tensor of the retained elements (whole, on the CPU), and how many of them equal the
-        threshold.
-        """
+        """Return a bool tensor of the retained elements (whole, on the CPU), and how many equal the threshold."""
         numbers = self._numbers[name]
         codes = torch.zeros(local_shard(numbers).numel(), dtype=torch.uint8, device=local_shard(numbers).device)
         for keys, piece in zip(
@@ -137,9 +133,7 @@ class Ranking:
         return sum(counts) + len(best[:1])
 
     def _order_keys(self, name: str) -> Iterator[Tensor]:
-        """Yield int64 keys of this process's shard in chunks [at most _CHUNK]; keys have the same order as the
-        numbers.
-        """
+        """Yield int64 keys of this process's shard in chunks [at most _CHUNK], in the same order as the numbers."""
         numbers = self._numbers[name]
         values = local_shard(numbers.detach()).flatten()
         ranked = None if self._within is None else shard_like(self._within[name], numbers).flatten().to(values.device)

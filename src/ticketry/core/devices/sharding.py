@@ -49,9 +49,7 @@ def distribute_like(whole: Tensor, like: DTensor) -> DTensor:
 
 
 def gather_shards(local: Tensor, like: Tensor) -> Tensor:
-    """Return the whole tensor, given each process's shard `local` of a tensor sharded as `like`; all processes call
-    this.
-    """
+    """Return the whole tensor, given each process's shard `local` of a tensor sharded as `like`; all must call this."""
     if not is_sharded(like):
         return local
     from torch.distributed.tensor import DTensor

@@ -191,9 +191,7 @@ class ChannelGates(Gates):
 
 
 def _broadcast_gates(weight: Tensor, part: _ChannelIndices, gate: Tensor) -> Tensor:
-    """Return a group's gates at the positions of its channels in a weight, and 1 elsewhere, broadcastable to the
-    weight.
-    """
+    """Return a group's gates at the positions of its channels in a weight, and 1 elsewhere; it can be broadcast."""
     # Indices are unique, so that neither this nor its gradient depends on an order of summation.
     spread = gate.new_ones(weight.shape[part.dim]).index_put((part.index,), gate[:, None].expand(part.index.shape))
     return spread.view([-1 if dim == part.dim else 1 for dim in range(weight.dim())])

@@ -49,9 +49,7 @@ def mask_as_numbers(logits: Tensor, kept: Tensor) -> Tensor:
 
 
 def draw_uniform(logits: Tensor, seed: int, step: int, number: int) -> Tensor:
-    """Draw uniform numbers in (0, 1) for the gates of parameter `number` at a step; equal on any device, in any
-    layout.
-    """
+    """Draw uniform numbers in (0, 1) for parameter `number` at a step; equal on any device and in any layout."""
     draws = torch.rand(logits.shape, dtype=logits.dtype, generator=generator(seed, "gates", step, number))
     return torch.empty_like(logits, requires_grad=False).copy_(draws.clamp_(min=torch.finfo(draws.dtype).eps))
 
@@ -362,15 +360,11 @@ class Gates:
         return temporarily_set(self, "_hard")
 
     def lifted(self) -> contextlib.AbstractContextManager[None]:
-        """Disable the gates within the block, so that the model computes with its bare weights, such as for a
-        teacher's outputs.
-        """
+        """Disable the gates within the block, so that the model computes with its bare weights, as for a teacher."""
         return temporarily_set(self, "_lifted")
 
     def drawing(self) -> contextlib.AbstractContextManager[None]:
-        """Use the gates of training mode in evaluation mode too, within the block: to train gates over frozen
-        weights.
-        """
+        """Use the gates of training mode in evaluation mode too, within the block; trains gates over frozen weights."""
         return temporarily_set(self, "_drawing")
 
     def harden(self, *, collapse: str = "raise") -> Mask:
@@ -389,9 +383,7 @@ class Gates:
         return harden_logits(dict(self.named_parameters()), self._kept, self.kind.threshold, collapse, where)
 
     def allocate(self, density: float, *, collapse: str = "raise") -> Mask:
-        """Return the mask of the gates with the largest s, at a density; `collapse` and errors are those of
-        `tk.allocate`.
-        """
+        """Return the mask of the gates with the largest s at a density; for `collapse` and errors see `tk.allocate`."""
         return allocate_for_gates(self.by_weight(), density, within=self._initial_mask(), collapse=collapse)
 
     def _initial_mask(self) -> Mask | None:
@@ -417,9 +409,7 @@ class Gates:
 
     @torch.no_grad()
     def soft_density(self) -> float:
-        """Return how far gates are open on average: the mean of sigmoid(beta s), or of the probability that a gate
-        is not 0.
-        """
+        """Return the mean openness of the gates: of sigmoid(beta s), or of the probability that a gate is not 0."""
         return sum(float(value.double().sum()) for value in self._compute_openness()) / self._gate_count
 
     @torch.no_grad()
@@ -488,9 +478,7 @@ class Gates:
     # -- state -----------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the state for resuming bit for bit: plain numbers, and copies of the logits by name under
-        ``"gates"``.
-        """
+        """Return the state for resuming bit for bit: numbers, and copies of the logits by name under ``"gates"``."""
         return {
             "kind": self.kind.name,
             "init": self.init,
@@ -546,9 +534,7 @@ class Gates:
 
     @property
     def _logit_versions(self) -> tuple[int, ...]:
-        """Tensor versions of all s, and the number of optimiser steps, because fused optimisers do not increase
-        versions.
-        """
+        """Tensor versions of all s, and the number of optimiser steps: fused optimisers increase no versions."""
         return self._updates, *(logits._version for logits in self._logits)
 
     @property

@@ -324,9 +324,7 @@ def batch_loss(model: nn.Module, batch: object, loss: Loss, count: int) -> Tenso
 
 
 def check_loss(value: object, count: int, *, reached: bool = True) -> None:
-    """Check that the loss of a batch is a finite scalar and, if `reached`, requires gradients; raises as
-    `batch_loss`.
-    """
+    """Check that the loss of a batch is a finite scalar and, if `reached`, requires gradients; as in `batch_loss`."""
     if not isinstance(value, Tensor) or value.numel() != 1:
         what = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
         raise UsageError(f"a loss is one number in a tensor, the mean over the batch, not {what}")
@@ -409,9 +407,7 @@ def has_mask_option(score: Score) -> bool:
 def score_pruned_model(
     score: Score, model: nn.Module, scope: Scope, mask: Mask | None, inputs: ScoreInputs
 ) -> dict[str, Tensor]:
-    """Return the scores of the model pruned by a mask: by the score's option `at`, or else with pruned weights set
-    to 0.
-    """
+    """Return the scores of the model pruned by a mask: by the score's option `at`, or else with weights set to 0."""
     options = vars(inputs)
     if mask is None:
         return evaluate_score(score, model, scope, **options)

@@ -144,9 +144,7 @@ class MaskedParameters:
         return {name: one for name, one in found.items() if not tied[name]}
 
     def are_unchanged(self, held: Mapping[str, HeldParameter]) -> bool:
-        """Return whether the model still has the modules and parameters remembered, and they are the parameters in
-        `held`.
-        """
+        """Return whether the model still has the remembered modules and parameters, and these are in `held`."""
         return all(key in entries and entries[key] is value for entries, key, value in self._path.values()) and all(
             _tensor_identity(each.parameter) == each._content for each in held.values()
         )
@@ -215,9 +213,7 @@ def _float_tensors_in(value: object) -> Iterator[Tensor]:
 
 
 def _tensor_identity(parameter: nn.Parameter) -> int:
-    """Return a number that changes if `torch.utils.swap_tensors` replaces a parameter's tensor, which loses its
-    hooks.
-    """
+    """Return a number that changes if `torch.utils.swap_tensors` replaces a tensor, which loses its hooks."""
     content: int = parameter._cdata
     return content
 

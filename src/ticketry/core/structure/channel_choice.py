@@ -94,9 +94,7 @@ class RemainingWeights:
 
 
 def rank_channels_globally(count: RemainingWeights, scores: Sequence[Tensor], keep_at_least: int) -> list[Channel]:
-    """Return the remaining channels in the order of removal: lowest score first; of equal scores the later one
-    first.
-    """
+    """Return the remaining channels in the order of removal: lowest score first, and of equal scores the later."""
     ranked = sorted(
         (float(value), -g, -c)
         for g, values in enumerate(scores)
@@ -303,9 +301,7 @@ class ChannelChoice:
 def masked_tensor_names(
     groups: Iterable[ChannelGroup], shapes: Mapping[str, tuple[int, ...]], scope: Scope
 ) -> list[str]:
-    """Return the names of all tensors in a mask of these channels: those in scope, and others that have these
-    channels.
-    """
+    """Return the names of all tensors in a mask of these channels: those in scope, and others with these channels."""
     shared = {member.name for group in groups for member in group.parameters}
     return [name for name in shapes if name in scope or name in shared]
 
@@ -461,7 +457,5 @@ class ChannelPath:
 
 
 def _sort_by_rate(ranked: list[tuple[float, int, int]]) -> list[tuple[float, int, int]]:
-    """Sort (rate, -group, -channel) by rate and group; stable, so channels of a group with equal rates stay in
-    order.
-    """
+    """Sort (rate, -group, -channel) by rate and group; stable: channels of a group with equal rates stay in order."""
     return sorted(ranked, key=lambda one: (one[0], one[1]))

@@ -319,9 +319,7 @@ def prune_channels_by_scores(
     keep_at_least: int = 1,
     multiple: int = 1,
 ) -> Mask:
-    """Return the mask of `channels` at a density for given scores: one tensor [channels] per group that may lose
-    channels.
-    """
+    """Return the mask of `channels` at a density for given scores: one tensor [channels] per prunable group."""
     order = ChannelOrder("global", keep_at_least, multiple)
     choice = ChannelChoice(model, structure, scope_of(model) if scope is None else scope)
     if (wanted := [group.size for group in choice.groups]) != [len(values) for values in scores]:

@@ -422,9 +422,7 @@ def _find_groups(trace: Trace, channel_of: Mapping[int, tuple[int, int]], severa
 
 
 def _find_channel_counts(trace: Trace, channel_of: Mapping[int, tuple[int, int]]) -> tuple[ChannelCount, ...]:
-    """Return the attributes that count channels, and those that may count them because they always match the same
-    ones.
-    """
+    """Return the attributes that count channels, and those that may, because they always match the same ones."""
     guesses: dict[tuple[str, str], Ids] = {}
     for key, several in trace.numbers.items():
         roots = [trace.labels.find_roots(ids) for ids in several]

@@ -478,9 +478,7 @@ class LayerMatrix:
 def layer_budgets(
     mask: Mask, layers: Mapping[str, LayerMatrix], density: float | str | None, sparsity: float | str | None = None
 ) -> dict[str, int]:
-    """Return the number of weights of each layer: unchanged, or scaled in proportion so that the whole mask has a
-    density.
-    """
+    """Return the number of weights of each layer: unchanged, or scaled in proportion to reach a density overall."""
     own = {name: int(layer.kept.sum()) for name, layer in layers.items()}
     if density is None and sparsity is None:
         return own
@@ -504,9 +502,7 @@ def choose_layer_masks(
     budget: str,
     collapse: str,
 ) -> dict[str, Tensor]:
-    """Choose columns for the groups of each layer within the budgets; return each layer's mask, bool [rows,
-    columns].
-    """
+    """Choose columns for the groups of each layer within the budgets; return the masks, bool [rows, columns]."""
     made = {
         name: sum_group_worth(compute_weight_worth(layer.size, layer.kept, by), layer.size, grouped[name])
         for name, layer in layers.items()

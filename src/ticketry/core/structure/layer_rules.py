@@ -139,9 +139,7 @@ def trace_overwriting(t: Trace, call: Call) -> Any:
 
 
 def trace_reduction(t: Trace, call: Call) -> Any:
-    """Trace a reduction over some dimensions; these are frozen, unless zeros of removed channels do not change the
-    result.
-    """
+    """Trace a reduction; reduced dimensions are frozen, unless zeros of removed channels do not change the result."""
     tensor = call.tensors[0]
     axes = t.book.get(tensor)
     reduced = reduced_dimensions(call.argument("dim"), tensor.dim())
@@ -173,9 +171,7 @@ def reduced_dimensions(dim: object, dimensions: int) -> list[int]:
 
 @rule_for_one_tensor
 def trace_softmax(t: Trace, call: Call, axes: Axes, shape: tuple[int, ...], result: Tensor) -> Axes:
-    """Trace a softmax; its dimension is frozen, because a removed channel would still take part in the
-    normalisation.
-    """
+    """Trace a softmax; its dimension is frozen, because a removed channel would still count in the normalisation."""
     dimension = int(call.argument("dim")) % max(len(shape), 1)
     t.freeze(axes.labels[dimension], f"{call.func} normalises over it")
     axes.labels[dimension] = None
@@ -203,9 +199,7 @@ _ELEMENTWISE: dict[str, Rule] = {
 
 
 def unite_summed_dimensions(t: Trace, one: Axes, axis: int, other: Axes, other_axis: int) -> None:
-    """Unite the labels of two dimensions that a product sums over; freeze them if a removed channel is 0 in neither
-    operand.
-    """
+    """Unite the labels of two dimensions that a product sums over; freeze them if removed channels are 0 in neither."""
     ids = t.unite_axes(one.labels[axis], other.labels[other_axis])
     if not (one.zero[axis] or other.zero[other_axis]):
         t.freeze(ids, "it is summed over, and a removed channel of it is not 0 there")

@@ -397,9 +397,7 @@ def _relative_difference(one: Tensor, other: Tensor) -> float:
 
 
 class _ConstantDrawsMode(EagerMode):  # type: ignore[no-untyped-call]
-    """A dispatch mode that replaces random numbers by constants, because tensors of two shapes get different
-    numbers.
-    """
+    """A dispatch mode that replaces random numbers by constants, because tensors of two shapes get different ones."""
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None

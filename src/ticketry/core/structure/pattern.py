@@ -222,9 +222,7 @@ class Pattern:
 
     @property
     def densest(self) -> float:
-        """Largest density of a mask: n / m (slightly more if inputs are not a multiple of m), or 1 for other
-        patterns.
-        """
+        """Largest density of a mask: n / m (slightly more if inputs are no multiple of m), or 1 for other patterns."""
         return self.n / self.m if self.m else 1.0
 
     def check_blocks(self, of: str) -> Pattern:

@@ -96,9 +96,7 @@ class ShrinkPlan:
     # -- a file --------------------------------------------------------------------------------------------------------
 
     def to_bytes(self) -> bytes:
-        """Return the plan as the bytes of a safetensors file, with indices as tensors and the rest as JSON in the
-        header.
-        """
+        """Return the plan as the bytes of a safetensors file: indices as tensors, the rest as JSON in the header."""
         tensors = {
             f"{name}:{dim}": torch.tensor(indices, dtype=torch.int64)
             for name, dims in self.kept.items()
@@ -350,9 +348,7 @@ def flag_retained_indices(
 def build_channel_mask(
     names: Iterable[str], structure: Structure, shapes: Mapping[str, tuple[int, ...]], removed: Removed
 ) -> Mask:
-    """Return the mask of the named tensors that removes an element if any of its indices belongs to a removed
-    channel.
-    """
+    """Return the mask of the named tensors that removes each element with an index of a removed channel."""
     kept, tensors = flag_retained_indices(structure, shapes, removed), {}
     for name in names:
         mask = torch.ones(shapes[name], dtype=torch.bool)

@@ -71,9 +71,7 @@ def score_for_refill(choice: ChannelChoice, mask: Mask, score: str | Score, inpu
 
 
 def count_retained_weights(mask: Mask, member: Member, shapes: Mapping[str, tuple[int, ...]]) -> Tensor:
-    """Return the number of weights that each channel retains in one tensor, int64 [channels]; all if it is not in
-    the mask.
-    """
+    """Return how many weights each channel retains in one tensor, int64 [channels]; all if it is not in the mask."""
     return _count_retained_by_index(mask, member, shapes)[torch.from_numpy(member.array)].sum(1)
 
 

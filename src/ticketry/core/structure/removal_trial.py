@@ -235,9 +235,7 @@ class _Trial:
                 waiting += self._divide_failing_groups(several, problem)
 
     def _divide_failing_groups(self, several: list[int], problem: Problem) -> list[tuple[list[int], bool]]:
-        """Return the parts to test instead, each with whether it is suspected to fail; the last part is tested
-        first.
-        """
+        """Return the parts to test instead, each with whether it is suspected to fail; the last is tested first."""
         suspects = self._find_suspects(several, problem.where)
         if len(suspects) == 1 and suspects[0] in self.structure.written.get(problem.where, ()):
             self._mark_not_removable(suspects[0], problem)
@@ -249,9 +247,7 @@ class _Trial:
         return [(several[middle:], False), (several[:middle], False)]
 
     def _find_suspects(self, several: list[int], where: str) -> list[int]:
-        """Return groups whose width a module's code may contain; if there are none, groups with channels in or
-        around it.
-        """
+        """Return groups whose width a module's code may contain, or else groups with channels in or around it."""
         written = self.structure.written.get(where, frozenset())
         touching = [position for position in several if position in written]
         while where and not touching:

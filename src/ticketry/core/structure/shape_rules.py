@@ -292,9 +292,7 @@ def trace_col2im(t: Trace, call: Call, axes: Axes, shape: tuple[int, ...], resul
 
 
 def trace_pack_padded(t: Trace, call: Call) -> tuple[Tensor, Tensor]:
-    """Trace `pack_padded_sequence`, which returns the elements of all sequences step by step, and their number per
-    step.
-    """
+    """Trace `pack_padded_sequence`, which returns all elements step by step, and their number per step."""
     axes = t.book.get(call.tensors[0])
     t.freeze_axes(axes, [0, 1], "it is a batch of sequences")
     data, sizes = call.run()

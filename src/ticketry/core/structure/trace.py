@@ -51,9 +51,7 @@ class Labels:
         return ids
 
     def mark_as_model_labels(self) -> None:
-        """Mark all labels so far as those of the model's tensors; later ones belong to tensors created during the
-        run.
-        """
+        """Mark all labels so far as those of the model's tensors; later ones belong to tensors that the run creates."""
         self._named = self._used
 
     def are_outside_model(self, ids: Ids) -> bool:
@@ -71,9 +69,7 @@ class Labels:
             roots = above
 
     def unite(self, one: Ids, other: Ids, reason: str) -> None:
-        """Unite the classes of `one` and `other` at each position; a class united with `FIXED` is frozen for
-        `reason`.
-        """
+        """Unite the classes of `one` and `other` at each position; a class united with `FIXED` is frozen (`reason`)."""
         one, other = self.find_roots(one), self.find_roots(other)
         different = one != other
         if not different.any():
@@ -110,9 +106,7 @@ class Labels:
 
 
 def find_smallest_connected(edges: Ids, count: int) -> Ids:
-    """Return for each of `count` nodes the smallest node connected with it; each column of `edges` is a pair of
-    nodes.
-    """
+    """Return for each of `count` nodes the smallest node connected with it; columns of `edges` are pairs of nodes."""
     roots = np.arange(count)
     while True:
         low, high = np.sort(roots[edges], axis=0)
@@ -357,9 +351,7 @@ def _storage_address(tensor: Tensor) -> int:
 
 
 def find_equal_attributes(module: nn.Module, number: int) -> list[str]:
-    """Return the attributes of a user-defined module that equal a number, as `name` or `name.i` (see
-    `plans.read_number`).
-    """
+    """Return a user-defined module's attributes that equal a number, as `name` or `name.i` (`plans.read_number`)."""
     if number < 2 or type(module).__module__.startswith("torch.nn."):  # attributes of torch's layers are known
         return []
     found = []

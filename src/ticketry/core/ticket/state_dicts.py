@@ -29,9 +29,7 @@ _MOST_DIMENSIONS = 32
 
 
 def copy_state(tensors: Mapping[str, Tensor], what: str) -> dict[str, Tensor]:
-    """Return a state dict as contiguous copies on the CPU, with normalised names; sharded tensors stay on their
-    devices.
-    """
+    """Return a state dict as contiguous copies on the CPU, with normalised names; shards stay on their devices."""
     state: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         short = normal_name(require_name(name, what, TicketError))

@@ -189,9 +189,7 @@ class Ticket:
         return bool(manifest.get("info") == json.loads(json.dumps(to_json_values(dict(info), "info"))))
 
     def is_as_written(self, path: str | Path) -> bool:
-        """Return whether ticket.json at `path`, from which this ticket was read, has the same bytes that `save`
-        would write.
-        """
+        """Return whether ticket.json at `path`, from which this ticket was read, has the bytes `save` would write."""
         folder = Path(path)
         _, facts = files.read_manifest(folder, folder)
         written = {name: facts[name] for name in files.FILES if name in facts}  # in the order of `_iterate_files`
