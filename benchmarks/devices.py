@@ -294,7 +294,7 @@ class Peaks(Watch):
                 self.found[number] = memory("VmHWM", number)
                 self.bare[number] = min(self.bare.get(number, float("inf")), memory("VmRSS", number))
 
-    def stop_asked(self) -> bool:
+    def is_stop_requested(self) -> bool:
         self.look()
         return False
 

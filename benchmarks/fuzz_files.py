@@ -46,7 +46,7 @@ from ticketry.evidence.ticket_under_test import made_task
 from ticketry.experiments.stored_runs import find_damaged_files
 from ticketry.lab.store.bundle import MAGIC
 from ticketry.lab.store.files import read_sealed, sealed_bytes
-from ticketry.lab.store.maintenance import check, collect
+from ticketry.lab.store.maintenance import check, collect_garbage
 from ticketry.lab.store.store import Store
 from ticketry.records.campaign import read_campaign_record
 from ticketry.records.ticket import RetrainingInfo, read_info
@@ -124,7 +124,7 @@ def results(store: Path, draw: random.Random) -> Callable[[], object]:
             for file in store.glob(f"memo/{kind}/*/*.json"):
                 opened.memo(kind, file.stem)
         check(opened, more=list(find_damaged_files(opened)))
-        collect(opened, dry_run=True, grace_seconds=0)
+        collect_garbage(opened, dry_run=True, grace_seconds=0)
         opened.trained(KEY, 5)
 
     return read

@@ -202,7 +202,7 @@ def _stores(folder: Path) -> Iterator[Format]:
     result = {"segment": {"blobs": [model]}, "step": 5, "model": model, "training": None, "variants": {"a": model}}
     result |= {"cost": cost, "metrics": metrics}
     put = _json_put(store.paths.result(KEY, 5), result)
-    yield Format("result", put, lambda: store.trained(KEY, 5), _text)
+    yield Format("result", put, lambda: store.load_valid_result(KEY, 5), _text)
     memos: dict[str, dict[str, Any]] = {
         "masks": {"mask": model, "seconds": 0.5},
         "plans": {"plan": model, "mask": model},
@@ -284,7 +284,7 @@ def _tensors(folder: Path) -> Iterator[Format]:
         has_digest=False,
     )
 
-    def put_partial(draw: Random, by_bytes: bool) -> None:
+    def put_checkpoint(draw: Random, by_bytes: bool) -> None:
         for path in store.paths.partial_files():
             path.unlink()
         made = damaged_bytes(state, draw) if by_bytes else changed_header(state, draw)
@@ -293,7 +293,7 @@ def _tensors(folder: Path) -> Iterator[Format]:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(made)
 
-    yield Format("checkpoint", put_partial, lambda: store.partial(KEY, 10), has_digest=False)
+    yield Format("checkpoint", put_checkpoint, lambda: store.newest_checkpoint(KEY, 10), has_digest=False)
     path = folder / "plan"
     plan = ShrinkPlan({"w": (6, 2)}, {"w": {0: (0, 2, 5)}}, {"layer": {"out_features": 3}})
     plan.save(path)

@@ -164,7 +164,7 @@ def steps_of_ranks(root: str, batch: int, steps: int, norms: str) -> dict[str, A
             self.seen: dict[int, tuple[float, float]] = {}
             self.peaks: list[int] = []
 
-        def progress(self, segment: Any, step: int) -> None:
+        def report_progress(self, segment: Any, step: int) -> None:
             pids = [process.pid for process in multiprocessing.active_children()]
             tick = os.sysconf("SC_CLK_TCK")
             stats = [Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split() for pid in pids]
@@ -180,7 +180,7 @@ def steps_of_ranks(root: str, batch: int, steps: int, norms: str) -> dict[str, A
     with tempfile.TemporaryDirectory() as store, Lab(store, devices=RANKS, norms=norms, device="cpu") as lab:
         segment = lab.segment(task, start=0, recipe=recipe, last=steps + 1)
         execute(lab.store, None, segment, (), watch, measure=False)
-        losses = lab.store.trained(segment.trajectory, segment.last)["loss"]
+        losses = lab.store.load_valid_result(segment.trajectory, segment.last)["loss"]
     assert len(losses) == steps + 1
     first, last = min(step for step in watch.seen if step), max(watch.seen)
     wall, processor = (after - before for before, after in zip(watch.seen[first], watch.seen[last], strict=True))

@@ -166,9 +166,17 @@ class Parts:
         self._wrap(Lab, "prune", "masks")
         self._wrap(controls, "control_mask", "masks")
         self._wrap(Ticket, "save", "tickets")
-        for name in ("put_bytes", "put_tensors", "put_mask", "put_result", "put_partial", "put_memo", "drop_partials"):
+        for name in (
+            "put_bytes",
+            "put_tensors",
+            "put_mask",
+            "put_result",
+            "put_checkpoint",
+            "put_memo",
+            "drop_checkpoints",
+        ):
             self._wrap(Store, name, "store: writing")
-        for name in ("get_bytes", "get_tensors", "get_mask", "result", "partial", "memo", "stored_steps"):
+        for name in ("get_bytes", "get_tensors", "get_mask", "result", "newest_checkpoint", "memo", "stored_steps"):
             self._wrap(Store, name, "store: reading")
 
     def table(self, wall: float) -> dict[str, float]:

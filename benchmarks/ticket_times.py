@@ -52,7 +52,7 @@ def rows_of(run: str, points: list[Any], asked: Asked, arguments: argparse.Names
     for point in points:
         if point["role"] == "ticket":
             trajectory, _, step = point["key"].partition("@")
-            trained = store.trained(trajectory, int(step))
+            trained = store.load_valid_result(trajectory, int(step))
             assert trained is not None
             (mask,) = (one["mask"] for one in trained["segment"]["variants"] if "mask" in one)
             tickets.setdefault(point["level"], {})[point["replicate"]] = mask

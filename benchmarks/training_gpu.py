@@ -41,7 +41,7 @@ def row_of(asked: str, arguments: argparse.Namespace, rounds: int, steps: int) -
         with waiting_for(warm_up), lab_of(arguments) as lab:
             segment = lab.segment(task, start=0, recipe=recipe, mask=mask)
             ends.append(lab.state(lab.train(segment)))
-            record = lab.store.trained(segment.trajectory, segment.last)
+            record = lab.store.load_valid_result(segment.trajectory, segment.last)
         assert record is not None
         return float(record["cost"]["train_seconds"])
 

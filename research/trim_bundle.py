@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ticketry.lab.store.bundle import Bundle, Part, Source, write_bundle
-from ticketry.lab.store.references import in_second_order, outputs
+from ticketry.lab.store.references import output_digests, second_order_trajectory
 
 Key = tuple[str, str]
 
@@ -28,7 +28,7 @@ def trim(source: Path, target: Path) -> tuple[int, int]:
         (part.name[0], part.name[1]): json.loads(data) for part, data in parts if part.kind == "result"
     }
     retained = _retained(results, [json.loads(data) for part, data in parts if part.kind == "run"])
-    states = {digest for key in retained for digest in (*outputs(results[key]), *_starts(results[key]))}
+    states = {digest for key in retained for digest in (*output_digests(results[key]), *_starts(results[key]))}
     blobs = {blob for key in retained for blob in results[key]["segment"].get("blobs", ())}
 
     def is_retained(part: Part, data: bytes) -> bool:
@@ -63,7 +63,7 @@ def _retained(results: Mapping[Key, dict[str, Any]], runs: Iterable[dict[str, An
     """Trainings from an initialisation, those of each run's first replicate, and what these start from."""
     makers: dict[str, Key] = {}
     for key in sorted(results):
-        for digest in outputs(results[key]):
+        for digest in output_digests(results[key]):
             makers.setdefault(digest, key)
     waiting = [key for key, record in results.items() if not record["segment"].get("blobs")]
     for run in {_search(run): run for run in sorted(runs, key=_seed, reverse=True)}.values():
@@ -78,7 +78,7 @@ def _retained(results: Mapping[Key, dict[str, Any]], runs: Iterable[dict[str, An
         found.add(key)
         waiting += [makers[blob] for blob in results[key]["segment"].get("blobs", ()) if blob in makers]
         waiting += [other for other in results if other[0] == key[0]]  # other states of the same training
-        if second := in_second_order(results[key]):
+        if second := second_order_trajectory(results[key]):
             waiting += [other for other in results if other[0] == second]
     return found
 

@@ -63,7 +63,7 @@ def made(folder: Path, *, page: bool = True) -> Path:
     mask = store.put_mask(tk.Mask({"w": torch.arange(9) > 3}))
     store.put_memo("masks", KEY, {"mask": mask, "seconds": 0.5})
     store.put_memo("removed", mask, {"shares": {"w": 0.25}})
-    store.put_partial("cd" * 32, 3, {"w": torch.arange(4.0)})
+    store.put_checkpoint("cd" * 32, 3, {"w": torch.arange(4.0)})
     forged(store.paths.run(RUN) / "tickets" / "replicate-0-level-01", info_of_digits())
     return folder
 
@@ -132,7 +132,7 @@ def _reads_right(folder: Path, path: Path) -> bool:
     if place == "blobs":
         return tuple(store.get_bytes(path.stem)[:0]) == ()  # it has the requested digest, or raises
     if place == "results":
-        found = store.trained(KEY, 5)
+        found = store.load_valid_result(KEY, 5)
         return found is not None and found["metrics"]["test"] == {"accuracy": 97.25, "loss": 0.125}
     if place == "memo":
         kind = path.relative_to(folder).parts[1]
@@ -140,7 +140,7 @@ def _reads_right(folder: Path, path: Path) -> bool:
         answer = store.memo(kind, path.stem)
         return answer is None or answer[wanted] in ({"w": 0.25}, *(blob.stem for blob in store.paths.blob_files()))
     if place == "partial":
-        known = store.partial("cd" * 32, 10)
+        known = store.newest_checkpoint("cd" * 32, 10)
         return known is None or torch.equal(known[1]["w"], torch.arange(4.0))
     if "tickets" in path.parts:
         return tk.Ticket.load(path.parent).info == to_json_values(info_of_digits(), "info")

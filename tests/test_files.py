@@ -339,7 +339,7 @@ def test_a_deep_folder_in_place_of_a_ticket_a_state_or_images(tmp_path: Path) ->
     paths = Paths(tmp_path)
     make_deep(paths.partial_folder("ab" * 32, 3), 1100)
     assert not parts.is_whole(paths.partial_folder("ab" * 32, 3))
-    parts.drop(paths, "ab" * 32, 3)
+    parts.delete_folders(paths, "ab" * 32, 3)
     assert not paths.partial_folder("ab" * 32, 3).exists()
     for part in ("train", "val"):
         for name in ("cat", "dog"):

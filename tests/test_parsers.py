@@ -16,7 +16,7 @@ from ticketry.core.ticket.ticket import Ticket
 from ticketry.errors import RunnerError, StoreError, TicketryError
 from ticketry.experiments.run_file import read_run_file, read_toml
 from ticketry.files import parse_json
-from ticketry.lab.runners.request import Request, read_answer
+from ticketry.lab.runners.request import Request, parse_answer
 from ticketry.lab.store.files import read_json, read_sealed
 from ticketry.lab.store.lease import read_holder
 from ticketry.lab.store.store import Store
@@ -128,7 +128,7 @@ READERS: dict[str, Callable[[Path, bytes], Any]] = {
     "costs": _in_a_file(CostModel.load, "costs.json"),
     "a manifest of shards": _shards,
     "a request": lambda folder, data: Request.read(data.decode()),
-    "an answer": lambda folder, data: read_answer(data.decode()),
+    "an answer": lambda folder, data: parse_answer(data.decode()),
 }
 
 

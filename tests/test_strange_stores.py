@@ -21,8 +21,8 @@ from samples import sample
 from strangers import Attack, Watch, changed_json, watch
 from ticketry.errors import StoreError
 from ticketry.experiments.record_files import read_earlier_record
-from ticketry.lab.store.maintenance import check, collect, under_way
-from ticketry.lab.store.marks import is_running, marked_running
+from ticketry.lab.store.maintenance import check, collect_garbage, describe_activity
+from ticketry.lab.store.marks import is_running, mark_running
 from ticketry.lab.store.store import Store
 from ticketry.records.run import RunRecord
 
@@ -227,7 +227,7 @@ def store(place: Path) -> Path:
     """A store with a driver that is running, and a partial state beyond its last result."""
     found = made(place / "store")
     (found / "live" / "a-driver").mkdir(parents=True)
-    Store(found).put_partial(KEY, 7, {"w": torch.ones(3)})
+    Store(found).put_checkpoint(KEY, 7, {"w": torch.ones(3)})
     return found
 
 
@@ -299,7 +299,7 @@ def test_a_broken_disk(store: Path, monkeypatch: pytest.MonkeyPatch, code: int, 
     with monkeypatch.context() as patch:
         _fail(patch, store / part, code)
         with pytest.raises(StoreError, match=words):
-            collect(opened, grace_seconds=0)
+            collect_garbage(opened, grace_seconds=0)
         if part != "runs":  # `check` gets the runs from its caller
             with pytest.raises(StoreError, match=words):
                 check(opened, repair=True)
@@ -324,7 +324,7 @@ def test_a_missing_result_keeps_its_tensors(store: Path) -> None:
     result.symlink_to(store / "gone.json")
     blobs = contents(store / "blobs")
     with pytest.raises(StoreError, match=r"5\.json"):
-        collect(Store(store), grace_seconds=0)
+        collect_garbage(Store(store), grace_seconds=0)
     assert contents(store / "blobs") == blobs
 
 
@@ -344,7 +344,7 @@ def test_a_mark_of_another_user_is_read(place: Path, store: Path) -> None:
     held = filelock.FileLock(mark)
     with held, as_user():
         assert is_running(run)
-        assert under_way(Store(store)).startswith("the run ")
+        assert describe_activity(Store(store)).startswith("the run ")
     assert mark.read_text() == ""
 
 
@@ -353,7 +353,7 @@ def test_asking_whether_a_run_is_running_changes_nothing(store: Path) -> None:
     mark = run / "running"
     mark.write_text("whose")
     assert not any(is_running(run) for _ in range(3))
-    with marked_running(run):
+    with mark_running(run):
         assert all(is_running(run) for _ in range(3))
     mark.write_text("whose")
     assert not is_running(run)
@@ -369,7 +369,7 @@ def test_a_mark_of_another_user_does_not_leave_a_run_unmarked(place: Path) -> No
     (run / "running").touch()
     make_read_only(run)
     run.chmod(0o777)
-    with as_user(), marked_running(run):
+    with as_user(), mark_running(run):
         assert is_running(run)
         assert (run / "running-2").exists()
     assert not is_running(run)

@@ -23,10 +23,10 @@ class StopAt(Watch):
     seen: int = -1
     checkpoint_seconds: float = 0.001
 
-    def progress(self, segment, step):
+    def report_progress(self, segment, step):
         self.seen = step
 
-    def stop_asked(self):
+    def is_stop_requested(self):
         return self.seen >= self.at
 
 
@@ -37,6 +37,6 @@ class KillAt(Watch):
     ranks: dict[int, int] = field(default_factory=dict)
     checkpoint_seconds: float = 0.001
 
-    def progress(self, segment, step):
+    def report_progress(self, segment, step):
         for at in [at for at in self.ranks if at <= step]:
             os.kill(children()[self.ranks.pop(at)], signal.SIGKILL)

@@ -13,7 +13,7 @@ import pytest
 
 from ticketry.errors import StoreError
 from ticketry.files import private_content_of, why_not_private, write_atomically
-from ticketry.lab.store.address import place_of
+from ticketry.lab.store.address import local_folder
 from ticketry_engine import kept_files
 from ticketry_engine.kept_files import keep, kept
 
@@ -173,4 +173,4 @@ def test_mirrors_are_not_taken_from_others(place: Path) -> None:
     (place / "cache").mkdir()
     (place / "cache").chmod(0o777)
     with pytest.raises(StoreError, match=r"others may write in .*TICKETRY_CACHE"):
-        place_of(f"file://{place}/shared")
+        local_folder(f"file://{place}/shared")

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import ticketry as tk
-from ticketry.lab.environment import environment
+from ticketry.lab.environment import describe_machine
 from ticketry_engine.bench.machine import another_machine, machine
 from ticketry_engine.processor import facts_of, kind_of, missing
 
@@ -107,7 +107,7 @@ def test_it_is_told_at_import_and_the_rest_runs(system: str, processor: str, why
 
 def test_results_and_costs_tell_the_kind() -> None:
     kind = machine()["processor_kind"]
-    assert environment()["processor_kind"] == kind
+    assert describe_machine()["processor_kind"] == kind
     model = torch.nn.Sequential(torch.nn.Linear(8, 8))
     costs = tk.cost.model(model, torch.randn(2, 8), threads=1, densities=(0.3, 1.0))
     assert costs.about["processor_kind"] == kind

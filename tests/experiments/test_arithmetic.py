@@ -22,7 +22,7 @@ from ticketry.experiments.run import Run
 from ticketry.experiments.run_file import read_run_file
 from ticketry.lab.store.files import write_sealed
 from ticketry.lab.store.paths import Paths
-from ticketry.lab.training.precision import unusual
+from ticketry.lab.training.precision import non_default_choices
 from ticketry.records.schema import as_json
 
 SHORT: dict[str, Any] = {
@@ -56,11 +56,13 @@ def check_file_repeats(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_what_is_unusual() -> None:
-    assert unusual(precision="fp32", norms="own", parallel="fsdp") == {}, "of one device there is nothing to choose"
-    assert unusual(precision="bf16", threads=2) == {"precision": "bf16", "threads": 2}
+    assert non_default_choices(precision="fp32", norms="own", parallel="fsdp") == {}, (
+        "of one device there is nothing to choose"
+    )
+    assert non_default_choices(precision="bf16", threads=2) == {"precision": "bf16", "threads": 2}
     several = {"devices": 2, "norms": "own", "parallel": "fsdp"}
-    assert unusual(precision="fp32", **several) == several
-    assert unusual(precision="fp32", devices=2) == {"devices": 2}
+    assert non_default_choices(precision="fp32", **several) == several
+    assert non_default_choices(precision="fp32", devices=2) == {"devices": 2}
 
 
 def test_each_arithmetic_has_its_own_run_which_its_file_repeats(

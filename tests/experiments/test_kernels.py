@@ -13,7 +13,7 @@ import ticketry as tk
 from ticketry.cli import main
 from ticketry.evidence.settings import VerifySettings
 from ticketry.lab.training import kernels as kernels_module
-from ticketry.lab.training.kernels import kernels_here
+from ticketry.lab.training.kernels import name_local_kernels
 from ticketry_engine import machine
 
 pytest.importorskip("llvmlite")
@@ -39,12 +39,14 @@ def test_a_search_its_controls_and_a_verification(tmp_path: Path) -> None:
         asked = {"task": "norms_task:norms", "replicates": 1, "controls": ["shuffled"], **ASKED}
         run = tk.run("iterative", **asked, kernels=kernels, store=store)
         assert run.record.environment.get("kernels", "dense") == kernels
-        assert kernels_of(store) == (["dense"] if kernels == "dense" else ["dense", kernels_here()])
+        assert kernels_of(store) == (["dense"] if kernels == "dense" else ["dense", name_local_kernels()])
         if kernels == "sparse":
             settings = VerifySettings(controls=("shuffled",), seeds=2, noise=False, references=False)
             verified = run.verify(settings, density=0.2)
             assert verified is not None
-            assert verified.environment["kernels_used"] == ["dense", kernels_here()], "the dense one trains in torch"
+            assert verified.environment["kernels_used"] == ["dense", name_local_kernels()], (
+                "the dense one trains in torch"
+            )
 
 
 def test_masks_that_move(tmp_path: Path) -> None:
@@ -52,7 +54,7 @@ def test_masks_that_move(tmp_path: Path) -> None:
     del settings["densities"]
     settings |= {"controls": [], "kernels": "sparse", "store": tmp_path, "density": [0.2], "frequency": "6it"}
     tk.run("dynamic", task="norms_task:norms", replicates=1, **settings)
-    assert kernels_of(tmp_path) == ["dense", kernels_here()]
+    assert kernels_of(tmp_path) == ["dense", name_local_kernels()]
 
 
 def test_words_of_the_command_line_and_of_a_run_file(
@@ -63,7 +65,7 @@ def test_words_of_the_command_line_and_of_a_run_file(
     file.write_text(f'{table}replicates = 1\n[settings]\nlevels = 2\nrate = 0.6\n[recipe]\nlength = "4it"\n')
     common = ["search", "--config", str(file), "--trust", "--workers", "0", "--device", "cpu", "--store"]
     assert main([*common, str(tmp_path / "one")]) == 0
-    assert kernels_of(tmp_path / "one") == ["dense", kernels_here()]
+    assert kernels_of(tmp_path / "one") == ["dense", name_local_kernels()]
     again = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("again"))
     assert again.endswith("--trust")
     assert "--kernels" not in again, "the run file says them"

@@ -125,7 +125,7 @@ class Child:
 
             (self.logs / "began").touch()
             if words[0] != "report":  # three quarters of a tiny command's time, and none of its results
-                page.drawn = lambda makers: {}
+                page.draw_figures = lambda makers: {}
             begin()
             code = main([str(next(iter(Path().glob(word)), word)) if "*" in word else word for word in words])
             sys.stdout.flush()

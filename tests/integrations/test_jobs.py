@@ -21,7 +21,7 @@ from ticketry.integrations.jobs import (
     GradualJob,
     HoldJob,
     Job,
-    check_surroundings,
+    check_training_setup,
     read_state,
     write_state,
 )
@@ -54,7 +54,7 @@ def test_the_penalty_is_that_of_the_loss(kind: str, within: bool, pattern: str) 
     model = network()
     by = partial(torch.optim.SGD, lr=1.0)
     job = gating(kind=kind, within=mask, penalty=coefficient, optimizer=by, pattern=pattern)
-    job.begin(model, total=20)
+    job.start(model, total=20)
     job.before_step(5)
     before = {name: s.detach().clone() for name, s in job.gates.named_parameters()}
     model(inputs).square().mean().backward()
@@ -73,7 +73,7 @@ def test_a_scaler_is_undone_and_skips_what_is_not_finite() -> None:
         for scale in (1.0, 4096.0):
             scaler = torch.amp.GradScaler("cpu", init_scale=scale)
             model, job = network(), gating(optimizer=partial(torch.optim.SGD, lr=1.0))
-            job.begin(model, total=10)
+            job.start(model, total=10)
             job.before_step(0)
             loss = model(torch.ones(2, 5)).square().mean() * (float("inf") if inf else 1)
             scaler.scale(loss).backward()
@@ -87,14 +87,14 @@ def test_a_scaler_is_undone_and_skips_what_is_not_finite() -> None:
 @pytest.mark.parametrize("scaler", [None, torch.amp.GradScaler("cpu")], ids=["plain", "scaled"])
 def test_a_step_without_a_loss_moves_nothing(scaler: torch.amp.GradScaler | None) -> None:
     job = gating()
-    job.begin(network(), total=10)
+    job.start(network(), total=10)
     job.before_update(scaler)
     assert all(bool((s == s.new_tensor(0.1)).all()) for s in job.gates.parameters())
 
 
 def test_states_go_through_a_file(tmp_path: Path) -> None:
     model, job = network(), gating(optimizer=partial(torch.optim.AdamW, lr=0.1, betas=(0.8, 0.9)))
-    job.begin(model, total=10)
+    job.start(model, total=10)
     for step in range(3):
         job.before_step(step)
         model(torch.ones(2, 5)).sum().backward()
@@ -104,7 +104,7 @@ def test_states_go_through_a_file(tmp_path: Path) -> None:
     again = gating(optimizer=partial(torch.optim.AdamW, lr=0.1, betas=(0.8, 0.9)))
     again.load(read_state(tmp_path / "new" / "state.safetensors"))  # before training begins, as Lightning does
     job.release()
-    again.begin(model, total=10)
+    again.start(model, total=10)
     _require_equal(again.state(), job.state())
     assert again.gates.progress == job.gates.progress == 0.2
 
@@ -152,7 +152,7 @@ def test_states_of_other_jobs_are_refused() -> None:
     mask = tk.prune(model, density=0.5)
     jobs = [HoldJob(mask), GradualJob(0.1, {}), gating()]
     for number, job in enumerate(jobs):
-        job.begin(model, total=100)
+        job.start(model, total=100)
         stranger = jobs[number - 1].state() if number else {"done": 3}
         with pytest.raises(MaskError):
             job.load(stranger)
@@ -162,9 +162,9 @@ def test_states_of_other_jobs_are_refused() -> None:
 def test_nothing_is_left_on_the_model() -> None:
     model = network()
     for job in (HoldJob(tk.prune(model, density=0.5)), GradualJob(0.5, {}), gating()):
-        job.begin(model, total=4)
+        job.start(model, total=4)
         job.after_update(2)
-        job.begin(model, total=4)  # again, after a training that broke off without a word
+        job.start(model, total=4)  # again, after a training that broke off without a word
         job.release()
         job.release()
         assert not any(module._forward_pre_hooks for module in model.modules())
@@ -174,18 +174,18 @@ def test_nothing_is_left_on_the_model() -> None:
 def test_the_end_looks_at_removed_weights_and_lets_go_all_the_same() -> None:
     model = network()
     for job in (HoldJob(tk.prune(model, density=0.5)), GradualJob(0.5, {"distribution": "layerwise"})):
-        job.begin(model, total=4)
+        job.start(model, total=4)
         job.after_update(4)
         nn.init.ones_(model[0].weight)
         with pytest.raises(HoldError, match=r"pruned weights of '0\.weight' are not 0"):
-            job.end()
+            job.finish()
         assert job.mask.density < 0.6
         assert not any(parameter._backward_hooks for parameter in model.parameters())
 
 
 def test_before_the_first_cut_pruning_does_not_act() -> None:
     job = GradualJob(0.5, {"begin": "2it", "end": "4it", "frequency": "1it", "distribution": "layerwise"})
-    job.begin(network(), total=6)
+    job.start(network(), total=6)
     assert not job._is_active()
     job.after_update(3)
     assert job._is_active()
@@ -196,9 +196,9 @@ def test_before_the_first_cut_pruning_does_not_act() -> None:
 def test_a_training_that_ends_before_the_last_cut_warns(steps: int, recwarn: pytest.WarningsRecorder) -> None:
     """Such as one that was stopped early: its mask is not of the density that was asked for."""
     job = GradualJob(0.5, {"begin": "1it", "end": "4it", "frequency": "1it", "distribution": "layerwise"})
-    job.begin(network(), total=6)
+    job.start(network(), total=6)
     job.after_update(steps)
-    job.end()
+    job.finish()
     told = [str(one.message) for one in recwarn if "gradual pruning is left" in str(one.message)]
     if steps == 3:
         (text,) = told
@@ -212,11 +212,11 @@ def test_a_training_that_ends_before_the_last_cut_warns(steps: int, recwarn: pyt
 def test_gates_end_in_the_hard_network() -> None:
     model, job = network(), gating(penalty=0.0, init=0.0, optimizer=partial(torch.optim.SGD, lr=5.0))
     weights = {name: value.clone() for name, value in model.state_dict().items()}
-    job.begin(model, total=2)
+    job.start(model, total=2)
     job.before_step(0)
     model(torch.linspace(-1, 1, 10).reshape(2, 5)).square().sum().backward()
     job.before_update(None)
-    job.end()
+    job.finish()
     assert job.gates.beta == 200
     for name, kept in job.mask.items():
         assert torch.equal(model.state_dict()[name], weights[name] * kept * 2)  # 1 / sigmoid(0)
@@ -224,7 +224,7 @@ def test_gates_end_in_the_hard_network() -> None:
 
 def test_gates_do_not_go_on_from_a_checkpoint_without_them() -> None:
     job = gating()
-    job.begin(network(), total=10)
+    job.start(network(), total=10)
     job.resume(0)
     with pytest.raises(UsageError, match="step 3, but the checkpoint has no state of gates"):
         job.resume(3)
@@ -238,7 +238,7 @@ CUTS = {"begin": "1it", "end": "19it", "frequency": "3it", "distribution": "laye
 def pruned(until: int, total: int = 36, **options: str) -> GradualJob:
     """Gradual pruning to a fifth that has made some steps."""
     job = GradualJob(0.2, {**CUTS, **options})  # type: ignore[typeddict-item]
-    job.begin(network(), total)
+    job.start(network(), total)
     job.after_update(until)
     return job
 
@@ -249,7 +249,7 @@ def resumed(stored: Job, job: Job, done: int, total: int) -> Job:
     model = network()
     model.load_state_dict(stored.model.state_dict())
     job.load(deepcopy(stored.state()))
-    job.begin(model, total)
+    job.start(model, total)
     job.resume(done)
     return job
 
@@ -286,7 +286,7 @@ def test_weights_and_state_of_two_checkpoints_are_refused() -> None:
 def gated(until: int, total: int = 36) -> GatesJob:
     job = gating(optimizer=partial(torch.optim.SGD, lr=0.05))
     model = network()
-    job.begin(model, total)
+    job.start(model, total)
     for step in range(until):
         job.before_step(step)
         model(torch.ones(2, 5) * step).square().mean().backward()
@@ -315,7 +315,7 @@ def test_states_of_older_versions_resume() -> None:
         del older[entry]
     for total in (36, 72):
         job = gating()
-        job.begin(network(), total)
+        job.start(network(), total)
         job.load(older)
         if total == 72:
             with pytest.raises(MaskError, match=r"at step 12 of 72, where their temperature would fall back"):
@@ -330,7 +330,7 @@ def test_states_of_older_versions_resume() -> None:
     again = GradualJob(0.2, CUTS)  # type: ignore[arg-type]
     model = network()
     model.load_state_dict(pruning.model.state_dict())
-    again.begin(model, 36)
+    again.start(model, 36)
     again.load(state)
     again.resume(12)
     again.after_update(36)
@@ -340,7 +340,7 @@ def test_states_of_older_versions_resume() -> None:
 def test_state_after_training_is_complete_and_is_not_resumed() -> None:
     stored = gated(36)
     model = stored.model
-    stored.end()
+    stored.finish()
     stored.model = model  # as a trainer keeps it
     with pytest.raises(MaskError, match=r"after training had ended, .*step 36 of 60: train on .* HoldCallback"):
         resumed(stored, gating(), 36, 60)
@@ -351,7 +351,7 @@ def test_state_loaded_for_a_training_that_never_began_is_forgotten() -> None:
     for stored, job in ((pruned(30), GradualJob(0.2, CUTS)), (gated(12), gating())):  # type: ignore[arg-type]
         job.load(stored.state())
         job.release()
-        job.begin(network(), 36)
+        job.start(network(), 36)
         job.resume(0)
         assert job.mask.kept == job.mask.total
 
@@ -359,9 +359,9 @@ def test_state_loaded_for_a_training_that_never_began_is_forgotten() -> None:
 def test_surroundings_in_which_a_job_is_another() -> None:
     for job, optimizers, processes in ((gating(), 1, 2), (gating(), 2, 1), (GradualJob(0.1, {}), 2, 1)):
         with pytest.raises(UsageError, match=f"{job.name} (trains in one process|counts the steps of one optimiser)"):
-            check_surroundings(job, optimizers=optimizers, processes=processes)
-    check_surroundings(GradualJob(0.1, {}), optimizers=1, processes=8)
-    check_surroundings(HoldJob(tk.prune(network(), density=0.5)), optimizers=2, processes=8)
+            check_training_setup(job, optimizers=optimizers, processes=processes)
+    check_training_setup(GradualJob(0.1, {}), optimizers=1, processes=8)
+    check_training_setup(HoldJob(tk.prune(network(), density=0.5)), optimizers=2, processes=8)
 
 
 @pytest.mark.parametrize("name", ["lightning", "transformers"])

@@ -14,7 +14,7 @@ from torch.nn.functional import cross_entropy
 
 import ticketry as tk
 from ticketry.errors import EngineError, UsageError
-from ticketry.integrations.jobs import GradualJob, HoldJob, Kernels, check_surroundings
+from ticketry.integrations.jobs import GradualJob, HoldJob, Kernels, check_training_setup
 from ticketry_engine.kernels.target import target
 from ticketry_engine.training.region_step import RegionStep
 
@@ -59,7 +59,7 @@ def trained(job: Any, *, autocast: bool = False) -> tuple[list[float], nn.Module
     """Losses of some steps as a trainer has them, under autocast to bfloat16 or not, and the model."""
     model, (x, y), losses = network(), data(), []
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
-    job.begin(model.train(), STEPS)
+    job.start(model.train(), STEPS)
     job.resume(0)
     for step in range(STEPS):
         job.before_step(step)
@@ -71,7 +71,7 @@ def trained(job: Any, *, autocast: bool = False) -> tuple[list[float], nn.Module
         optimizer.step()
         job.after_update(step + 1)
         losses.append(loss.item())
-    job.end()
+    job.finish()
     return losses, model
 
 
@@ -115,7 +115,7 @@ def test_a_mask_that_gets_smaller(calls: list[int]) -> None:
 def test_training_that_breaks_off_leaves_the_model_as_it_was() -> None:
     job = HoldJob(tk.prune(network(), density=0.2, score="random"), sparse())
     model = network().train()
-    job.begin(model, STEPS)
+    job.start(model, STEPS)
     job.before_step(0)
     assert "forward" in vars(model)
     job.release()
@@ -134,9 +134,9 @@ def test_what_cannot_be() -> None:
         Kernels("sparse", torch.zeros(1), "half")
     job = HoldJob(tk.prune(network(), density=0.2), sparse())
     with pytest.raises(UsageError, match="trains in one process so far, and this training has 2"):
-        check_surroundings(job, optimizers=1, processes=2)
+        check_training_setup(job, optimizers=1, processes=2)
     with pytest.raises(EngineError, match="computes in float32 on the CPU"):
-        job.begin(network().double(), STEPS)
+        job.start(network().double(), STEPS)
 
 
 @pytest.mark.parametrize("half", [False, True])

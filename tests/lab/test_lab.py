@@ -203,7 +203,7 @@ def test_seconds_of_masks_made_side_by_side_are_each_ones_own(tmp_path):
 
     with Lab(tmp_path / "store", workers=2) as lab:
         began = time.perf_counter()
-        lab.gather([lambda n=n: lab.remembered_mask({"one": n}, made) for n in range(3)])
+        lab.gather([lambda n=n: lab.load_or_compute_mask({"one": n}, made) for n in range(3)])
         assert time.perf_counter() - began > 0.85
         told = [json.loads(path.read_text())["seconds"] for path in (tmp_path / "store/memo").rglob("*.json")]
     assert sorted(told) == pytest.approx([0.3] * 3, abs=0.15)
@@ -274,7 +274,7 @@ def test_stopping_between_two_steps(tmp_path, points, equal_bits, how, monkeypat
         with pytest.raises(KeyboardInterrupt):
             lab.train(segment)
         assert signal.getsignal(signal.SIGINT) is handler
-        assert lab.store.partial(segment.trajectory, 24)[0] == 11
+        assert lab.store.newest_checkpoint(segment.trajectory, 24)[0] == 11
         result = lab.train(segment)
         assert lab.ledger.steps_trained == 24 - 11
         assert equal_bits(lab.state(result), wanted)

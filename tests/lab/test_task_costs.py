@@ -15,7 +15,7 @@ from ticketry.budgets.cost_model import CostModel
 from ticketry.errors import TrustError, UsageError
 from ticketry.experiments.decoding import decode_settings
 from ticketry.experiments.verify import read_search
-from ticketry.lab.task_costs import CostOptions, costs_of
+from ticketry.lab.task_costs import CostOptions, measure_costs
 
 COMMON: dict[str, Any] = {"replicates": 1, "controls": (), "recipe": {"length": "4it"}, "workers": 0}
 
@@ -121,7 +121,7 @@ def test_the_command_writes_what_python_does(tmp_path: Path, capsys: pytest.Capt
     code, out, _ = call(capsys, *words)
     assert code == 0
     assert out.splitlines()[-1] == f"file     {file}"
-    expected = costs_of(task(), CostOptions(unit="bytes"))
+    expected = measure_costs(task(), CostOptions(unit="bytes"))
     assert CostModel.load(file) == expected
     code, out, _ = call(capsys, *words, "--json")
     told = json.loads(out)

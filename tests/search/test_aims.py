@@ -17,7 +17,7 @@ from ticketry.errors import LayerCollapseError, UsageError
 from ticketry.evidence.control import Drawing
 from ticketry.experiments.decoding import decode_settings
 from ticketry.experiments.request import build_request
-from ticketry.lab.budget_masks import dense_multiplications, left_multiplications, multiplications
+from ticketry.lab.budget_masks import dense_macs, macs_by_layer, remaining_macs
 from ticketry.lab.search_result import Seeds
 from ticketry.search.common.method import Replicate
 from ticketry.search.common.pruning import prunable, prune
@@ -61,7 +61,7 @@ def test_tickets_cost_what_was_asked_for(name: str, tmp_path: Path) -> None:
     settings = decode_settings(SETTINGS[name], method.Settings, what=name)[0]
     with tk.Lab(tmp_path) as lab:
         found = method(lab, task(), settings, recipe=task().recipe.changed(length="16it"))[0]
-        full, dearest = dense_multiplications(lab, task()), max(one for one, _ in multiplications(lab, task()).values())
+        full, dearest = dense_macs(lab, task()), max(one for one, _ in macs_by_layer(lab, task()).values())
         for share, ticket in zip(BUDGETS.get(name, (0.4,)), found[1:], strict=True):
             assert ticket.mask is not None
             assert ticket.aim == "flops"
@@ -70,7 +70,7 @@ def test_tickets_cost_what_was_asked_for(name: str, tmp_path: Path) -> None:
             mask.apply_(model)
             with torch.no_grad():
                 counted = slowly(model, torch.zeros(1, 1, 8, 8))
-            assert counted == left_multiplications(lab, task(), mask)
+            assert counted == remaining_macs(lab, task(), mask)
             assert share * full - 2 * dearest < counted <= share * full
 
 
@@ -81,8 +81,8 @@ def test_controls_and_dense_rivals_have_the_budget_and_not_the_density(tmp_path:
     run = tk.run("iterative", task(), flops=0.3, rate=0.7, **common)
     points = {(one.level, one.role): one for one in run.record.points if one.replicate == 0}
     with tk.Lab(tmp_path) as lab:
-        dearest = max(one for one, _ in multiplications(lab, task()).values())
-        assert points[0, "dense"].multiplications == dense_multiplications(lab, task())
+        dearest = max(one for one, _ in macs_by_layer(lab, task()).values())
+        assert points[0, "dense"].multiplications == dense_macs(lab, task())
         ticket = points[1, "ticket"]
         assert points[1, "shuffled"].multiplications == ticket.multiplications
         assert 0 <= ticket.multiplications - points[1, "random_prune"].multiplications < 2 * dearest
@@ -96,7 +96,7 @@ def test_controls_and_dense_rivals_have_the_budget_and_not_the_density(tmp_path:
             base, _, width = rival.model.partition("@")
             assert base == ("conv-4" if ":" in role else "conv-2")
             narrower = f"{base}@{float(width) - (0.001 if ':' in role else 0.000063):.6f}"
-            assert dense_multiplications(lab, tk.task("digits", model=narrower)) < ticket.multiplications
+            assert dense_macs(lab, tk.task("digits", model=narrower)) < ticket.multiplications
     assert not run.record.verdict_error
     assert {one.role for one in run.verdicts[0].comparisons} == {"dense", *controls}
     again = tk.run("iterative", task(), flops=0.3, rate=0.7, **common)

@@ -43,7 +43,7 @@ def test_tickets_and_controls_cost_what_was_asked_for(rule: dict[str, Any], tmp_
         for point in run.record.points:
             if point.role in controls:
                 trajectory, _, step = point.key.partition("@")
-                variants = lab.store.trained(trajectory, int(step))["segment"]["variants"]
+                variants = lab.store.load_valid_result(trajectory, int(step))["segment"]["variants"]
                 held = lab.store.get_mask(next(one["mask"] for one in variants if "mask" in one))
                 assert slowly(held, model) <= 0.5 * model.dense + 1e-12
 

@@ -14,7 +14,7 @@ from search.known_costs import COMMON, costs, slowly, task
 from ticketry.errors import CostError, UsageError
 from ticketry.evidence.controls import dense_of_cost
 from ticketry.lab import measured_time
-from ticketry.lab.budget_masks import dense_multiplications
+from ticketry.lab.budget_masks import dense_macs
 from ticketry_engine.bench.machine import machine as machine_here
 from ticketry_engine.bench.timing import Interval
 
@@ -34,7 +34,7 @@ class Scripted:
         if isinstance(compiled, tk.Mask):
             value = self._slower * slowly(compiled, costs()) / costs().dense
         else:
-            value = dense_multiplications(self._lab, compiled) / dense_multiplications(self._lab, task())
+            value = dense_macs(self._lab, compiled) / dense_macs(self._lab, task())
         return Interval(value, 0.9 * value, 1.1 * value, 0.95)
 
     def share_anew(self, mask: tk.Mask, rounds: int) -> Interval:
@@ -45,8 +45,8 @@ class Scripted:
 def machine(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
     """How much slower masks are here than the costs say."""
     known = {"slower": 1.25}
-    monkeypatch.setattr(measured_time, "_meter", lambda lab, of, costs: Scripted(lab, of, known["slower"]))
-    monkeypatch.setattr(measured_time, "check_here", lambda costs: None)
+    monkeypatch.setattr(measured_time, "_build_meter", lambda lab, of, costs: Scripted(lab, of, known["slower"]))
+    monkeypatch.setattr(measured_time, "check_measurable_here", lambda costs: None)
     return known
 
 
@@ -66,9 +66,9 @@ def test_a_ticket_meets_the_time_that_is_measured(machine: dict[str, float], tmp
     rival = points["dense_of_time"]
     assert rival.timed.share >= points["ticket"].timed.share
     with tk.Lab(tmp_path / "store") as lab:
-        full = dense_multiplications(lab, task())
+        full = dense_macs(lab, task())
         of_width = [
-            dense_multiplications(lab, tk.task("digits", model=f"conv-2@{0.0625 * width / 100:.6f}")) / full
+            dense_macs(lab, tk.task("digits", model=f"conv-2@{0.0625 * width / 100:.6f}")) / full
             for width in range(1, 101)
         ]
     assert rival.timed.share == min(one for one in of_width if one >= points["ticket"].timed.share)
@@ -108,7 +108,7 @@ def test_a_dense_network_that_is_never_so_slow_is_refused(machine: dict[str, flo
     machine["slower"] = 2.0
     with tk.Lab(tmp_path) as lab:
         model = costs()
-        lab.store.remembered("costs", model.digest, lambda: {"model": msgspec.to_builtins(model)})
+        lab.store.load_or_compute("costs", model.digest, lambda: {"model": msgspec.to_builtins(model)})
         mask = tk.Mask.ones(tk.scope(task().build()))
         with pytest.raises(
             UsageError, match=r"even conv-2@0.0625 takes only 100.0 % of the dense time, and the ticket"

@@ -183,7 +183,7 @@ def test_a_search_whose_further_metrics_are_not_finite(
 
     if older:
         with monkeypatch.context() as before:
-            before.setattr("ticketry.lab.training.loop.finite", dict)
+            before.setattr("ticketry.lab.training.loop.replace_non_finite", dict)
             with tk.Lab(tmp_path) as lab:
                 lab.train(lab.segment(Overflowing(), start=0))
     run = go()

@@ -20,7 +20,7 @@ from typing import TextIO
 from ticketry.choices import list_choices
 from ticketry.errors import InterruptedTrainingError, TicketryError
 from ticketry.files import reason_of
-from ticketry.lab.signals import handle_signals, name_of, say
+from ticketry.lab.signals import handle_signals, print_error_line, signal_name
 from ticketry.version import __version__
 
 NAMING = frozenset(("verify", "stability", "structure", "compile", "export", "bench", "cost", "reproduce", "speedup"))
@@ -74,7 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return code
         except BaseException as error:
             if request.number:
-                return _report_signal(f"ended by {name_of(request.number)}", request.number, words)
+                return _report_signal(f"ended by {signal_name(request.number)}", request.number, words)
             return _report_exception(error, words)
 
 
@@ -82,7 +82,7 @@ def _report_exception(error: BaseException, words: Sequence[str]) -> int:
     """Print why a command ended, and return its exit code."""
     match error:
         case InterruptedTrainingError() if error.number != signal.SIGINT:
-            return _report_signal(f"ended, since a worker process got {name_of(error.number)}", error.number, words)
+            return _report_signal(f"ended, since a worker process got {signal_name(error.number)}", error.number, words)
         case InterruptedTrainingError() | KeyboardInterrupt():
             return _report_signal("interrupted", signal.SIGINT, words)
         case TicketryError():
@@ -104,7 +104,7 @@ def _report_signal(how: str, number: int, words: Sequence[str]) -> int:
     if number == signal.SIGINT:
         how = "interrupted"
     command = shlex.join(["ticketry", *words])
-    say(f"{how}; what was trained is stored, and the same command continues from there: {command}")
+    print_error_line(f"{how}; what was trained is stored, and the same command continues from there: {command}")
     return 128 + number
 
 

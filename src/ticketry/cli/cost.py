@@ -47,11 +47,11 @@ def main(words: Sequence[str]) -> int:
     """Measure costs and write them."""
     arguments: Any = parse(_Arguments, words, prog="ticketry cost", description=_DESCRIPTION)
     from ticketry.cli.search import build_task
-    from ticketry.lab.task_costs import costs_of
+    from ticketry.lab.task_costs import measure_costs
 
     task = build_task(arguments.task, arguments.model, arguments.option)
     with show_status(f"what {task.name} costs") as say:
-        costs = costs_of(task, arguments, data=arguments.data, say=say)
+        costs = measure_costs(task, arguments, data=arguments.data, say=say)
     costs.save(arguments.output)
     if arguments.json:
         values = {name: getattr(costs, name) for name in ("unit", "dense", "floor", "fixed", "spread", "digest")}

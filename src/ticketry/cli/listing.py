@@ -16,8 +16,8 @@ import tyro
 from ticketry.cli.arguments import parse
 from ticketry.cli.store import format_megabytes
 from ticketry.errors import StoreError
-from ticketry.lab.store.address import address_of
 from ticketry.lab.store.address import display_address as shown_place
+from ticketry.lab.store.address import shared_url
 from ticketry.registry import BUILT_IN, Registry
 
 if TYPE_CHECKING:
@@ -251,10 +251,10 @@ def _list_presets(_: Path) -> list[dict[str, Any]]:
 
 def _store_exists(store: Path) -> bool:
     """Return whether there is a store; fetch the records of a shared store."""
-    if not address_of(store):
-        from ticketry.lab.store.files import is_there
+    if not shared_url(store):
+        from ticketry.lab.store.files import path_exists
 
-        return is_there(store / "store.json")
+        return path_exists(store / "store.json")
     from ticketry.lab.store.store import existing_store
 
     return existing_store(store) is not None
@@ -315,13 +315,13 @@ def _list_tickets(store: Path) -> list[dict[str, Any]]:
 
 def _find_ticket_folder(store: Path, record: RunRecord, point: Point) -> str | None:
     """Return the folder of a ticket in this store; None if a bundle omitted it."""
-    from ticketry.lab.store.files import is_there
+    from ticketry.lab.store.files import path_exists
     from ticketry.lab.store.paths import Paths, ticket_folder
 
-    if address_of(store):  # whose folders are fetched when they are asked for
+    if shared_url(store):  # whose folders are fetched when they are asked for
         return shown_place(point.ticket) if point.ticket else None
     folder = ticket_folder(Paths(store).run(record.name), point.replicate, point.level)
-    return shown_place(str(folder)) if is_there(folder) else None
+    return shown_place(str(folder)) if path_exists(folder) else None
 
 
 def read_run_records(store: Path) -> list[RunRecord]:

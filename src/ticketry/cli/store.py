@@ -13,7 +13,7 @@ import tyro
 
 from ticketry.cli.arguments import OutputOptions, parse
 from ticketry.errors import StoreError, UsageError
-from ticketry.lab.store.address import address_of, display_address
+from ticketry.lab.store.address import display_address, shared_url
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -119,14 +119,14 @@ def main(words: Sequence[str]) -> int:
 
 def require_store(folder: Path) -> Path:
     """Return the folder if it has a store; raise `StoreError` if not. Records of a shared store are fetched."""
-    if address_of(folder):
+    if shared_url(folder):
         from ticketry.lab.store.store import existing_store
 
         there = existing_store(folder) is not None
     else:
-        from ticketry.lab.store.files import is_there
+        from ticketry.lab.store.files import path_exists
 
-        there = is_there(folder / "store.json")
+        there = path_exists(folder / "store.json")
     if not there:
         raise StoreError(
             f"there is no store in {display_address(folder)}: name another with --store, or run a search first"
@@ -179,11 +179,11 @@ def _describe_health(sound: bool, arguments: _Check) -> str:
 
 
 def _collect_garbage(arguments: _Collect) -> int:
-    from ticketry.lab.store.maintenance import collect
+    from ticketry.lab.store.maintenance import collect_garbage
     from ticketry.lab.store.store import open_store
 
     store = open_store(require_store(arguments.store))
-    files, size = collect(store, grace_seconds=arguments.grace_seconds, dry_run=arguments.dry_run)
+    files, size = collect_garbage(store, grace_seconds=arguments.grace_seconds, dry_run=arguments.dry_run)
     if arguments.json:
         print(json.dumps({"files": files, "bytes": size, "dry_run": arguments.dry_run}))
     else:

@@ -378,9 +378,9 @@ def obstacle(control: str, found: Found) -> str:
     """Return why a control cannot have a ticket's training and steps; empty if it can, or need not."""
     if is_matched_dense(control):
         return ""
-    from ticketry.lab.training.variant import bound_to_mask
+    from ticketry.lab.training.variant import explain_mask_dependence
 
-    if CONTROLS.get(control).changes_mask and (why := bound_to_mask(found.result.segment.variants)):
+    if CONTROLS.get(control).changes_mask and (why := explain_mask_dependence(found.result.segment.variants)):
         return why
     if control in LONGER or begins_after(found) is not None:
         return ""

@@ -25,13 +25,13 @@ from ticketry.evidence.control import (
     network_named,
     obstacle,
 )
-from ticketry.lab.budget_masks import dense_multiplications, left_multiplications, terms_in
+from ticketry.lab.budget_masks import dense_macs, load_prices, remaining_macs
 from ticketry.lab.lab import Lab
-from ticketry.lab.measured_time import time_of, time_of_dense
+from ticketry.lab.measured_time import measure_dense_latency, measure_masked_latency
 from ticketry.lab.retrain import retraining
 from ticketry.lab.search_result import FROM_REWOUND, GRADUAL, REWINDING, Found, Seeds, budget, search_cost
 from ticketry.lab.training.segment import Result, Segment, Start
-from ticketry.lab.training.variant import Variant, under_mask
+from ticketry.lab.training.variant import Variant, with_other_mask
 from ticketry.records.network import LATENCY_MATCHED, is_matched_dense
 from ticketry.step import Step
 from ticketry.tasks import catalogue
@@ -111,25 +111,25 @@ def dense_of_cost(lab: Lab, task: Task, role: str, mask: Mask, terms: str = "") 
 
     if role.startswith(LATENCY_MATCHED):
         return _of_time(lab, task, role, mask, terms, of_steps)
-    wanted, whole = left_multiplications(lab, task, mask), of_steps(STEPS)
-    if dense_multiplications(lab, whole) < wanted:
+    wanted, whole = remaining_macs(lab, task, mask), of_steps(STEPS)
+    if dense_macs(lab, whole) < wanted:
         raise UsageError(
-            f"{role}: {whole.key()['model']} takes {dense_multiplications(lab, whole):,} multiplications, fewer than"
+            f"{role}: {whole.key()['model']} takes {dense_macs(lab, whole):,} multiplications, fewer than"
             f" the ticket's {wanted:,}: name a network that is dearer at its full width"
         )
-    least = bisect_left(range(1, STEPS), wanted, key=lambda steps: dense_multiplications(lab, of_steps(steps))) + 1
+    least = bisect_left(range(1, STEPS), wanted, key=lambda steps: dense_macs(lab, of_steps(steps))) + 1
     return of_steps(least)
 
 
 def _of_time(lab: Lab, task: Task, role: str, mask: Mask, terms: str, of_steps: Callable[[int], Task]) -> Task:
     """Return the narrowest network, in steps of a hundredth, that is at least as slow as the masked one."""
-    costs = terms_in(lab, task, mask, terms) if terms.startswith("time") else None
+    costs = load_prices(lab, task, mask, terms) if terms.startswith("time") else None
     if not isinstance(costs, CostModel):
         raise UsageError(f"{role} needs tickets with a latency budget: search with --time, or use dense_of_flops")
-    wanted = time_of(lab, task, mask, costs)
+    wanted = measure_masked_latency(lab, task, mask, costs)
 
     def share(hundredths: int) -> float:
-        return time_of_dense(lab, of_steps(hundredths * STEPS // HUNDRED), task, costs).share
+        return measure_dense_latency(lab, of_steps(hundredths * STEPS // HUNDRED), task, costs).share
 
     if share(HUNDRED) < wanted.share:
         raise UsageError(
@@ -183,7 +183,7 @@ def _first(lab: Lab, task: Task, recipe: Recipe, mask: str, found: Found, seeds:
         trained=found.rewound,
         order_seed=seeds.order,
         entered=found.result.segment.first if found.retrain == GRADUAL else None,
-        variants=under_mask(found.result.segment.variants, mask),
+        variants=with_other_mask(found.result.segment.variants, mask),
     )
 
 
@@ -201,11 +201,11 @@ def stored_control_mask(lab: Lab, task: Task, control: str, ticket: str, seeds: 
     if source := CONTROLS.digest_source(control):
         described["source"] = source
     if form == WEIGHTS:
-        return lab.remembered_mask(described, lambda: control_mask(control, lab.store.get_mask(ticket), seeds))
+        return lab.load_or_compute_mask(described, lambda: control_mask(control, lab.store.get_mask(ticket), seeds))
     drawing = Drawing(0, form, lambda: lab.model(task), lambda: lab.structure(task))
     if form.aim:
-        drawing = replace(drawing, prices=terms_in(lab, task, lab.store.get_mask(ticket), form.aim))
-    return lab.remembered_mask(
+        drawing = replace(drawing, prices=load_prices(lab, task, lab.store.get_mask(ticket), form.aim))
+    return lab.load_or_compute_mask(
         {**described, **form.key(), "task": dict(task.key())},
         lambda: _draw_mask(control, lab.store.get_mask(ticket), seeds, drawing),
     )
@@ -355,7 +355,7 @@ def trained_control(lab: Lab, task: Task, control: str, found: Found, seeds: See
         trained=begun,
         order_seed=seeds.order,
         entered=found.result.segment.first if found.retrain == GRADUAL else None,
-        variants=under_mask(found.result.segment.variants, mask),
+        variants=with_other_mask(found.result.segment.variants, mask),
     )
     if chosen.remakes_weights:
         assert segment.start.state is not None

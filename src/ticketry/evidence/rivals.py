@@ -28,14 +28,14 @@ from ticketry.evidence.control import (
 from ticketry.evidence.controls import control_start, dense_of_cost, stored_control_mask, train_for, trained_control
 from ticketry.evidence.settings import VerifySettings
 from ticketry.evidence.ticket_under_test import Subject
-from ticketry.lab.budget_masks import terms_in
+from ticketry.lab.budget_masks import load_prices
 from ticketry.lab.costs.meters.flops import FlopsByWeight, forward_flops, removed_shares
 from ticketry.lab.costs.phases import phases_of
 from ticketry.lab.lab import Lab
 from ticketry.lab.search_result import Found, Seeds, budget
 from ticketry.lab.store.store import digest_of
 from ticketry.lab.training.segment import Result, Start
-from ticketry.lab.training.variant import Variant, bound_to_mask, under_mask
+from ticketry.lab.training.variant import Variant, explain_mask_dependence, with_other_mask
 from ticketry.records.network import MATCHED_DENSE, is_matched_dense
 from ticketry.tasks import catalogue
 from ticketry.tasks.recipe import Recipe
@@ -283,7 +283,7 @@ class Rivals:
             last=subject.last,
             order_seed=seeds.order,
             recipe=subject.recipe,
-            variants=() if mask is None else under_mask(subject.variants, mask),
+            variants=() if mask is None else with_other_mask(subject.variants, mask),
         )
         return Trained(lab.train(segment, label=role), subject.step + segment.steps)
 
@@ -416,7 +416,7 @@ class ProcedureRivals:
         if role in STATIC:
             if one.form.kind != WEIGHTS.kind:
                 return f"draws masks of single weights, but these are of {one.form.kind}"
-            return bound_to_mask(one.ticket.result.segment.variants)
+            return explain_mask_dependence(one.ticket.result.segment.variants)
         if role == SMALL_DENSE:
             return "" if self._narrower(one) else no_narrower(one.task, self._parameters("ticket", one))
         return obstacle(role, one.ticket)
@@ -430,11 +430,11 @@ class ProcedureRivals:
         if role in STATIC:
             seed = mix(one.seeds.mask, role)
             if one.form.aim:
-                prices = terms_in(self.lab, one.task, one.mask, one.form.aim)
+                prices = load_prices(self.lab, one.task, one.mask, one.form.aim)
                 mask = random_mask_of_equal_cost(one.mask, prices, seed, role)
             else:
                 mask = random_mask(one.mask, seed, role)
-            variants = under_mask(one.ticket.result.segment.variants, self.lab.store.put_mask(mask))
+            variants = with_other_mask(one.ticket.result.segment.variants, self.lab.store.put_mask(mask))
             return Trained(self._train_for(one, one.budget, role, variants=variants), one.budget)
         if role == SMALL_DENSE or is_matched_dense(role):
             return Trained(self._train_for(one, one.budget, role, task=self._rival(role, one)), one.budget)

@@ -207,7 +207,7 @@ def children(
     Raises:
         UsageError: if the control is unknown, or the seeds are not those of the search.
     """
-    from ticketry.lab.store.references import second_order
+    from ticketry.lab.store.references import second_order_seed
 
     if found.dense.segment.order_seed != seeds.order:
         raise UsageError(
@@ -225,7 +225,7 @@ def children(
     elif found.mask is None:
         begins = _from_rewound(found)
     label = f"level {found.level} {control or 'ticket' if found.mask else 'dense'} (second order)"
-    return first, lab.train(replace(begins, order_seed=second_order(seeds.order)), label=label)
+    return first, lab.train(replace(begins, order_seed=second_order_seed(seeds.order)), label=label)
 
 
 def _from_rewound(found: Found) -> Segment:

@@ -18,7 +18,7 @@ from ticketry.errors import MaskError, TaskError, TicketError, UsageError
 from ticketry.evidence.control import WEIGHTS, Form
 from ticketry.lab.lab import Lab
 from ticketry.lab.search_result import GRADUAL, REWINDING, Seeds
-from ticketry.lab.training.variant import Variant, is_known, under_mask, variant_from
+from ticketry.lab.training.variant import Variant, is_known, variant_from, with_other_mask
 from ticketry.lab.training.variants import HeldMask, Penalty, Shrunk
 from ticketry.records.ticket import RetrainingInfo, TaskInfo, TaskRequest, TicketTask, read_info
 from ticketry.registry import import_from_here, load
@@ -115,7 +115,7 @@ def restore_variants(lab: Lab, info: RetrainingInfo, mask: Mask, of: str) -> tup
     if not any(one.masked_by() for one in made):
         made.append(holding(mask=digest))
     try:
-        found = under_mask(made, digest)
+        found = with_other_mask(made, digest)
     except UsageError as error:
         raise TicketError(f"{of}: {error}") from None
     for one in found:

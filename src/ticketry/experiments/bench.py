@@ -25,7 +25,7 @@ from ticketry.experiments.record_files import current_time, normalise_record, ru
 from ticketry.experiments.ticket_model import EXAMPLES, TicketModel, compile_source, load_source
 from ticketry.files import file_digest
 from ticketry.folders import list_matching
-from ticketry.lab.store.files import explained, is_there, write_sealed
+from ticketry.lab.store.files import explain_os_errors, path_exists, write_sealed
 from ticketry.lab.store.paths import Paths
 from ticketry.lab.store.store import digest_of
 from ticketry.records.schema import as_json
@@ -97,7 +97,7 @@ def bench_ticket(
         raise UsageError(f"--ticket belongs to a model file, got {what}")
     choose_cores(options.threads, load={})  # there are as many
     check_cores(options.cores)
-    kept_in = store if is_there(store / "store.json") else None
+    kept_in = store if path_exists(store / "store.json") else None
     say("reading the ticket")
     source = load_source(model, ticket or what)
     if not options.densities:
@@ -111,7 +111,7 @@ def list_run_tickets(run: Path, replicates: int) -> list[Path]:
     Raises:
         UsageError: if there are no tickets, or a folder is not a ticket.
     """
-    with explained(run, "read"):
+    with explain_os_errors(run, "read"):
         found = sorted(list_matching(run / "tickets", "*"), key=_parse_ticket_name)
     found = [ticket for ticket in found if _parse_ticket_name(ticket)[1] < replicates]
     if not found:

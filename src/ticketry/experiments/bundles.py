@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ticketry.lab.store.address import place_of
+from ticketry.lab.store.address import local_folder
 from ticketry.lab.store.packing import pack as pack_store
 from ticketry.lab.store.store import open_store
 from ticketry.lab.store.unpacking import Unpacked
@@ -103,7 +103,7 @@ def unpack(path: str | Path, *, store: str | Path = ".ticketry") -> Unpacked:
         >>> added.runs == (run.name,)
         True
     """
-    return unpack_store(Path(path), place_of(store), check=_check_record)
+    return unpack_store(Path(path), local_folder(store), check=_check_record)
 
 
 def _check_record(kind: str, values: dict[str, Any]) -> None:

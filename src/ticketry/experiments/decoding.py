@@ -18,7 +18,7 @@ import msgspec
 from ticketry.choices import check_choice, did_you_mean, format_value
 from ticketry.core.structure.pattern import SHARES, parse_share_option
 from ticketry.errors import UsageError
-from ticketry.lab.store.address import place_of
+from ticketry.lab.store.address import local_folder
 
 
 def decode_settings(given: Mapping[str, Any], *kinds: type[Any], what: str) -> tuple[Any, ...]:
@@ -69,7 +69,7 @@ def decode_value(name: str, value: Any, hint: Any, *, what: str = "", text: bool
     if name in SHARES:
         value = _decode_fractions(name, value)
     elif name == "store" and isinstance(value, str):
-        value = place_of(value)
+        value = local_folder(value)
     elif text and value == "None" and types.NoneType in get_args(hint):
         return None
     if get_origin(hint) is tuple and not isinstance(value, (list, tuple)):

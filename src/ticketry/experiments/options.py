@@ -229,7 +229,7 @@ def open_lab(options: LabOptions, task: Task | None, on_event: OnEvent | None = 
     from ticketry.lab.lab import Lab
     from ticketry.lab.process_guard import keep_freed_memory
     from ticketry.lab.runners.place import default_workers
-    from ticketry.lab.store.marks import marked_in_use
+    from ticketry.lab.store.marks import mark_in_use
     from ticketry.lab.training.segment import check_task
 
     at_once = options.devices * options.threads if options.devices > 1 else 1
@@ -260,7 +260,7 @@ def open_lab(options: LabOptions, task: Task | None, on_event: OnEvent | None = 
         ) as lab:
             lab.dashboards.group = ""  # searches and verifications set it
             lab.store.fetch()
-            with marked_in_use(lab.store.paths):
+            with mark_in_use(lab.store.paths):
                 yield lab
             lab.store.publish()
     finally:

@@ -48,13 +48,13 @@ class SearchLog:
     @contextlib.contextmanager
     def log_run(self) -> Iterator[Logged]:
         """Open the logged run of the whole search during a block."""
-        with self._dashboards.whole(self._name, "search", self._of_all, by_label=False) as run:
+        with self._dashboards.reporting(self._name, "search", self._of_all, by_label=False) as run:
             yield run
 
     def log_network(self, point: Point, result: Result) -> None:
         """Log a trained network; for a ticket, also its folder."""
         fields = {name: value for name in _FIELDS if (value := getattr(point, name)) is not None}
-        self._dashboards.training(
+        self._dashboards.report_training(
             result,
             name=f"replicate {point.replicate} level {point.level:02d} {point.role}",
             kind=point.role,
@@ -71,7 +71,7 @@ class SearchLog:
             if key in self._searched or result.segment.key == found.dense.segment.key:
                 continue
             self._searched.add(key)
-            self._dashboards.training(
+            self._dashboards.report_training(
                 result,
                 name=f"replicate {replicate} level {found.level:02d} mask {number:02d}",
                 kind="mask",
@@ -87,9 +87,9 @@ class SearchLog:
             values = {"density": fmean(point.density for point in points)}
             for role in dict.fromkeys(point.role for point in points):
                 values[f"test/{metric}/{role}"] = fmean(one.metric(metric) for one in points if one.role == role)
-            self._dashboards.metrics(run, values, level)
-        self._dashboards.artifact(run, folder / "run.json", "verdicts")
-        self._dashboards.artifact(run, folder / "run.toml", "config")
+            self._dashboards.report_metrics(run, values, level)
+        self._dashboards.report_artifact(run, folder / "run.json", "verdicts")
+        self._dashboards.report_artifact(run, folder / "run.toml", "config")
 
 
 def log_verification(lab: Lab, run: Logged, record: VerifyRecord, file: Path) -> None:
@@ -97,10 +97,10 @@ def log_verification(lab: Lab, run: Logged, record: VerifyRecord, file: Path) ->
     metric = record.task.metric.name
     for seed in range(record.n):
         values = {f"test/{metric}/{one.role}": one.values[seed] for one in record.networks}
-        lab.dashboards.metrics(run, values, seed)
+        lab.dashboards.report_metrics(run, values, seed)
     numbers: dict[str, Any] = {"p": record.p, "margin": record.margin, "wins": record.verdict == "wins"}
-    lab.dashboards.metrics(run, numbers, record.n)
-    lab.dashboards.artifact(run, file, "verdict")
+    lab.dashboards.report_metrics(run, numbers, record.n)
+    lab.dashboards.report_artifact(run, file, "verdict")
 
 
 class ProgressFile:

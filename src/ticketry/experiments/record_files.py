@@ -15,11 +15,11 @@ from ticketry.choices import did_you_mean
 from ticketry.errors import MissingExtraError, StoreError, TicketError
 from ticketry.folders import is_file
 from ticketry.lab.costs.ledger import Ledger
-from ticketry.lab.environment import environment
+from ticketry.lab.environment import describe_machine
 from ticketry.lab.lab import Lab
-from ticketry.lab.store.files import InaccessibleError, explained, is_there, read_sealed, write_sealed
+from ticketry.lab.store.files import InaccessibleError, explain_os_errors, path_exists, read_sealed, write_sealed
 from ticketry.lab.store.paths import Paths
-from ticketry.lab.training.precision import DENSE, SYNCHRONISED, Arithmetic, unusual
+from ticketry.lab.training.precision import DENSE, SYNCHRONISED, Arithmetic, non_default_choices
 from ticketry.lab.training.segment import Result
 from ticketry.records.run import RunRecord
 from ticketry.records.schema import as_json, read
@@ -52,7 +52,7 @@ def read_earlier_record(file: Path, kind: type[R]) -> R | None:
     except InaccessibleError:
         raise
     except StoreError as error:
-        if is_there(file):
+        if path_exists(file):
             _log.warning("the record is written anew: %s", error)
         return None
 
@@ -98,7 +98,7 @@ def describe_environment(lab: Lab, arithmetic: Arithmetic, trained: Iterable[Res
     """
     used = sorted({each.segment.arithmetic.kernels for each in trained})
     return {
-        **environment(),
+        **describe_machine(),
         **_describe_arithmetic(lab, arithmetic),
         "workers": lab.workers,
         "on": lab.on,
@@ -149,7 +149,7 @@ def is_trained_in(file: Path, unusual_words: Mapping[str, Any]) -> bool:
     if found.get("norms") == "none":  # of a network without norms, for which the option has no effect
         found = {**found, "norms": unusual_words.get("norms", SYNCHRONISED)}
     words = {name: found[name] for name in ("precision", "devices", "norms", "parallel") if name in found}
-    return bool(words) and unusual(**words, threads=found.get("threads_per_segment", 1)) == unusual_words
+    return bool(words) and non_default_choices(**words, threads=found.get("threads_per_segment", 1)) == unusual_words
 
 
 def current_time() -> str:
@@ -171,7 +171,7 @@ def find_run_folder(named: Path, store: Path) -> Path | None:
     paths = Paths(store)
     if _is_record(paths.run(name) / "run.json"):
         return paths.run(name)
-    if is_there(named):
+    if path_exists(named):
         return None
     near = did_you_mean(name, [file.parent.name for file in paths.run_records()]).rstrip()
     raise TicketError(
@@ -181,7 +181,7 @@ def find_run_folder(named: Path, store: Path) -> Path | None:
 
 
 def _is_record(path: Path) -> bool:
-    with explained(path, "look for"):
+    with explain_os_errors(path, "look for"):
         return is_file(path)
 
 

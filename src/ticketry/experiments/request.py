@@ -303,13 +303,13 @@ def with_measured_costs(
     settings = request.settings
     if not (budget := budget_of(settings)) or not budget.unmeasured:
         return request
-    from ticketry.lab.task_costs import CostOptions, kept_costs
+    from ticketry.lab.task_costs import CostOptions, find_or_measure_costs
 
     if budget.kind == "time":
         asked = CostOptions(structure=shape_of(settings).granularity or NONE, base=budget.named_base or ENGINE)
     else:
         asked = CostOptions(unit="bytes")
-    file = kept_costs(request.task, asked, options.store, data=options.data, say=say)
+    file = find_or_measure_costs(request.task, asked, options.store, data=options.data, say=say)
     return replace(request, settings=replace(settings, profile=str(file)))
 
 

@@ -180,10 +180,10 @@ class Run:
             path: the file; by default ``report.html`` in the run's folder.
         """
         evidence = [one for one in (self.verification, self.timing) if one is not None]
-        from ticketry.lab.store.store import publish_opened
+        from ticketry.lab.store.store import publish_opened_stores
 
         written = write_report(self.record, Path(path or self.path / "report.html"), evidence=evidence)
-        publish_opened()
+        publish_opened_stores()
         return written
 
     def verify(
@@ -405,7 +405,7 @@ def run_search(
         request = request.for_lab(lab).with_new_name(lab.store.paths)
         record = execute(lab, request, command=command, on_point=on_point, energy=energy, on_ended=on_ended)
         done = {name: getattr(lab.ledger, name) for name in ("segments_asked", "segments_trained", "steps_trained")}
-    return Run(request, record, options, done, command, tuple(lab.dashboards.where()))
+    return Run(request, record, options, done, command, tuple(lab.dashboards.describe_locations()))
 
 
 SHARES = ("time", "multiplications")

@@ -19,17 +19,17 @@ from ticketry.core.structure.structuring import Structuring
 from ticketry.core.ticket.ticket import Ticket
 from ticketry.experiments.progress import SearchLog
 from ticketry.experiments.request import SearchRequest
-from ticketry.lab.budget_masks import by_timing, multiplications_in, terms_in
+from ticketry.lab.budget_masks import is_met_by_timing, load_prices, segment_macs
 from ticketry.lab.costs.ledger import Ledger
 from ticketry.lab.costs.phases import Phases, phases_of
 from ticketry.lab.costs.step_cost import Costs
-from ticketry.lab.environment import environment
+from ticketry.lab.environment import describe_machine
 from ticketry.lab.lab import Lab
-from ticketry.lab.measured_time import check_new, time_of, time_of_dense
+from ticketry.lab.measured_time import check_new_costs, measure_dense_latency, measure_masked_latency
 from ticketry.lab.search_result import DYNAMIC, Found
 from ticketry.lab.search_result import budget as steps_in_weights
 from ticketry.lab.store.paths import ticket_folder
-from ticketry.lab.structured_masks import fits
+from ticketry.lab.structured_masks import layer_fits
 from ticketry.lab.training.segment import Result
 from ticketry.records.network import LATENCY_MATCHED, Cost, FirstLayer, Point, RelativeLatency, is_matched_dense
 from ticketry.records.network import Phases as PhaseCosts
@@ -80,11 +80,11 @@ class PointCollector:
         budget = budget_of(run.settings)
         terms = budget.terms if budget else ""
         beside = any(one.startswith(LATENCY_MATCHED) for one in run.controls)
-        self._timed = terms if by_timing(terms) or (terms and beside) else ""
+        self._timed = terms if is_met_by_timing(terms) or (terms and beside) else ""
         """Cost terms for recorded latencies; empty if none are recorded."""
         if self._timed:
             assert budget is not None
-            check_new(lab, budget.costs())
+            check_new_costs(lab, budget.costs())
         self.parameters = sum(p.numel() for p in named_parameters(lab.model(run.task)).values())
         self.total = 0
         """Elements in scope; 0 until the first ticket."""
@@ -162,7 +162,7 @@ class PointCollector:
             **more,
         }
         if self._counted:
-            values["multiplications"] = multiplications_in(self._lab, result.segment)
+            values["multiplications"] = segment_macs(self._lab, result.segment)
         if self._timed:
             values["timed"] = self._relative_latency(result)
         row = Point(replicate=replicate, level=level, role=role, **values)
@@ -177,13 +177,13 @@ class PointCollector:
     def _relative_latency(self, result: Result) -> RelativeLatency:
         """Return the latency of a network relative to dense: stored, or measured now."""
         lab, task, segment = self._lab, self._run.task, result.segment
-        costs = terms_in(lab, task, (), self._timed)
+        costs = load_prices(lab, task, (), self._timed)
         assert isinstance(costs, CostModel)
         if segment.mask is not None:
-            return time_of(lab, segment.task, lab.store.get_mask(segment.mask), costs)
+            return measure_masked_latency(lab, segment.task, lab.store.get_mask(segment.mask), costs)
         if segment.task.key() == task.key():
             return RelativeLatency(1.0, 1.0, 1.0)
-        return time_of_dense(lab, segment.task, task, costs)
+        return measure_dense_latency(lab, segment.task, task, costs)
 
     def add_trainings(self, results: Iterable[Result]) -> None:
         """Add trainings without a row of their own to the cost of the run."""
@@ -202,7 +202,7 @@ class PointCollector:
     def rows_with_costs(self) -> list[Point]:
         """Return the rows with their costs by phase, see `Costs.row`."""
         costs = Costs(self._lab)
-        by_phase = [convert(costs.row(own), PhaseCosts) for own in self.phases]
+        by_phase = [convert(costs.cost_entry(own), PhaseCosts) for own in self.phases]
         return [replace(row, phases=one) for row, one in zip(self.rows, by_phase, strict=True)]
 
     def cost(self, ledger: Ledger, seconds: float) -> Cost:
@@ -237,7 +237,7 @@ class PointCollector:
         how = found.structured
         assert how is not None
         assert found.mask is not None
-        return structure_record(how.by, before.density, fits(self._lab, self._run.task, how, found.mask))
+        return structure_record(how.by, before.density, layer_fits(self._lab, self._run.task, how, found.mask))
 
     def _save_ticket(
         self, replicate: int, found: Found, mask: Mask, phases: Phases, structure: Structure | None
@@ -266,14 +266,14 @@ class PointCollector:
             "search_steps": phases.steps,
             "segment": {**segment.describe(), "mask": segment.mask, "shrunk": segment.whole_channels},
             "trained_state": found.result.model,
-            "environment": environment(),
+            "environment": describe_machine(),
             **({"structure": as_json(structure)} if structure else {}),
         }
         path = ticket_folder(self._folder, replicate, found.level)
         if not Ticket.is_saved(path, info):
             # After dynamic pruning, the ticket starts from the rewind step, not from the last change of the mask.
             begun = found.rewound.model if found.retrain == DYNAMIC else segment.start.state
-            if lab.store.left_out(found.result.model):  # by a bundle without weights
+            if lab.store.is_left_out(found.result.model):  # by a bundle without weights
                 return None
             start = lab.store.get_tensors(begun)
             Ticket(mask, start, info, trained=lab.state(found.result)).save(path)

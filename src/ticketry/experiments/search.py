@@ -25,15 +25,15 @@ from ticketry.experiments.record_files import (
 from ticketry.experiments.request import SearchRequest
 from ticketry.experiments.run_file import format_run_file
 from ticketry.experiments.run_record import OnPoint, PointCollector, update_record
-from ticketry.lab.budget_masks import multiplications
-from ticketry.lab.costs.energy import Energies, energies
+from ticketry.lab.budget_masks import macs_by_layer
+from ticketry.lab.costs.energy import Energies, open_energy_meter
 from ticketry.lab.costs.ledger import Ledger
 from ticketry.lab.costs.phases import control_phases
 from ticketry.lab.lab import Lab
 from ticketry.lab.search_result import Found
 from ticketry.lab.store.address import display_address
-from ticketry.lab.store.files import is_there, write_atomically, write_sealed
-from ticketry.lab.store.marks import marked_running
+from ticketry.lab.store.files import path_exists, write_atomically, write_sealed
+from ticketry.lab.store.marks import mark_running
 from ticketry.records.network import TICKET, Point, is_matched_dense
 from ticketry.records.run import FORMAT, LeftOutAtLevel, RunRecord, ScheduleSteps
 from ticketry.records.schema import as_json
@@ -70,7 +70,7 @@ def execute(
         LayerCollapseError, TrainingError: if a replicate fails, after the record was written; or at once, if no ticket
             was found.
     """
-    began, ledger, meter = time.monotonic(), lab.ledger.copy(), energies(energy)
+    began, ledger, meter = time.monotonic(), lab.ledger.copy(), open_energy_meter(energy)
     run = run.for_lab(lab)
     folder = lab.store.paths.run(run.name)
     warn_of_other_arithmetic(folder / "run.json", lab, run.task)
@@ -87,7 +87,7 @@ def execute(
             on_found(replicate, found)
 
     with collected.log.log_run() as whole:
-        with marked_running(folder), progress, controls:
+        with mark_running(folder), progress, controls:
             run.method(
                 lab,
                 run.task,
@@ -118,7 +118,7 @@ def _write_run(lab: Lab, run: SearchRequest, record: RunRecord, done: Ledger, me
     if earlier and done.segments_trained == 0 and (updated := update_record(earlier, record)):
         if updated != earlier:
             write_sealed(folder / "run.json", as_json(updated))
-        if not is_there(folder / "run.toml"):
+        if not path_exists(folder / "run.toml"):
             write_atomically(folder / "run.toml", updated.config.encode())
         return with_current_verdicts(updated)  # costs and date are those of the earlier record
     if used := meter.used():
@@ -188,7 +188,7 @@ class _ControlTrainer:
 
     def _count_dense_weights(self, task: Task, ticket: str) -> dict[str, Any]:
         """Return name and weight count of a dense control, and its weights as a fraction of the prunable ones."""
-        weights = sum(size for _, size in multiplications(self._lab, task).values())
+        weights = sum(size for _, size in macs_by_layer(self._lab, task).values())
         share = weights / self._lab.store.get_mask(ticket).total
         return {"model": str(task.key()["model"]), "density": min(share, 1.0), "kept": weights}
 

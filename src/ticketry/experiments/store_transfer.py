@@ -15,23 +15,23 @@ from typing import Any
 from ticketry.errors import StoreError
 from ticketry.files import file_digest, flush, parse_json, replacing
 from ticketry.folders import delete_tree, iterate_below, iterate_folders
-from ticketry.lab.store.address import address_of, checked_url, display_address, is_url
+from ticketry.lab.store.address import canonical_url, display_address, is_url, shared_url
 from ticketry.lab.store.files import (
-    explained,
-    is_there,
+    explain_os_errors,
+    parse_canonical_record,
+    path_exists,
     read_json,
     read_sealed,
     sealed_bytes,
-    unsealed,
     write_json,
     write_sealed,
 )
 from ticketry.lab.store.folder import SharedFolder
-from ticketry.lab.store.maintenance import under_way
-from ticketry.lab.store.marks import is_mark, marked_in_use
+from ticketry.lab.store.maintenance import describe_activity
+from ticketry.lab.store.marks import is_mark, mark_in_use
 from ticketry.lab.store.objects import Listed, Objects
 from ticketry.lab.store.paths import Paths
-from ticketry.lab.store.records import moved_inside
+from ticketry.lab.store.records import replace_folder_in_paths
 from ticketry.lab.store.store import FORMAT, Store, open_remote, open_store
 
 _ORDER = ("blobs", "memo", "results", "runs", "evidence", "campaigns")
@@ -71,7 +71,7 @@ def copy_store(origin: str, target: str) -> Copied:
     if here.address == there.address:
         raise StoreError(f"{target} is the very store that is to be copied: name another")
     store = open_store(target)
-    with marked_in_use(store.paths):  # so that nothing is deleted that the copied records refer to
+    with mark_in_use(store.paths):  # so that nothing is deleted that the copied records refer to
         return _copy_missing(here, there, origin, target)
 
 
@@ -118,7 +118,7 @@ def _record_name(name: str) -> str:
 
 def _open_objects(address: str) -> Objects:
     if is_url(address):
-        return open_remote(checked_url(address))
+        return open_remote(canonical_url(address))
     return SharedFolder(f"file://{Path(address).absolute()}")
 
 
@@ -150,7 +150,7 @@ def _read_checked(here: Objects, one: Listed) -> bytes:
             " --repair` there first"
         )
     if folder in _SEALED or _is_record(one.name):
-        unsealed(found, f"{here.address}/{one.name}")
+        parse_canonical_record(found, f"{here.address}/{one.name}")
     return found
 
 
@@ -183,7 +183,7 @@ def _with_new_address(data: bytes, name: str, origin: str, target: str) -> bytes
     """Return the bytes of a record with the new address of its store; return other files unchanged."""
     if not _is_record(name):
         return data
-    values, new = unsealed(data, name), checked_url(target) if is_url(target) else target
+    values, new = parse_canonical_record(data, name), canonical_url(target) if is_url(target) else target
     return sealed_bytes(replace_store_path(values, () if values.get("store") else (origin,), new))
 
 
@@ -193,7 +193,7 @@ def replace_store_path(values: dict[str, Any], places: Iterable[str], new: str) 
     own = [path] if path and isinstance(path, str) else []
     moved = values
     for old in dict.fromkeys((*own, *places)):
-        moved = moved_inside(moved, old, new)
+        moved = replace_folder_in_paths(moved, old, new)
     return {**moved, "store": new} if own else moved
 
 
@@ -206,13 +206,13 @@ def move_store(root: Path, target: Path) -> Path:
         StoreError: if there is no store, it is a link, the target exists, a run of the store is active, or it cannot be
             moved.
     """
-    if url := address_of(root):
+    if url := shared_url(root):
         raise StoreError(f"{url} is shared: copy it with `ticketry store copy {url} TO`, and delete it where it is")
     if root.is_symlink():
         raise StoreError(f"{root} is a link to {root.resolve()}: name that with --store, and make the link anew")
     source, begun = root.resolve(), Paths(target).moving
     goes_on = (read_json(begun) or {}).get("from") == str(source)
-    if is_there(Paths(root).format) or not goes_on:
+    if path_exists(Paths(root).format) or not goes_on:
         _check_movable(root)
     if os.path.lexists(target) and not goes_on:
         raise StoreError(f"{target} is there already: name a folder that is not")
@@ -220,21 +220,21 @@ def move_store(root: Path, target: Path) -> Path:
         raise StoreError(f"{target} lies in the store itself: name a folder outside of it")
     if not goes_on and not _try_rename(root, target):
         write_json(begun, {"from": str(source)})
-    copied = _copy_files(root, target) if is_there(root) else {}
+    copied = _copy_files(root, target) if path_exists(root) else {}
     _rename_records(Paths(target), tuple(dict.fromkeys(map(str, (root, root.absolute(), source)))), str(target))
-    if is_there(root):
+    if path_exists(root):
         _delete_original(root, target, copied)
-    with explained(begun, "delete"):
+    with explain_os_errors(begun, "delete"):
         begun.unlink()
     return target
 
 
 def _check_movable(root: Path) -> None:
     """Raise `StoreError` if there is no store, a run is active, or a record is not readable."""
-    if not is_there(Paths(root).format):
+    if not path_exists(Paths(root).format):
         raise StoreError(f"there is no store in {display_address(root)}: name another with --store")
     store = Store(root)
-    if what := under_way(store):
+    if what := describe_activity(store):
         raise StoreError(f"{what}: move the store when it has ended")
     for path in _record_files(store.paths):
         read_sealed(path)
@@ -250,7 +250,7 @@ def _try_rename(root: Path, target: Path) -> bool:
     """Rename the folder; return False if the target is on another file system."""
     mark = Paths(root).moving
     write_json(mark, {"from": str(root.resolve())})  # moves with the folder, whose records are not updated yet
-    with explained(target, "write"):
+    with explain_os_errors(target, "write"):
         target.parent.mkdir(parents=True, exist_ok=True)
         try:
             root.rename(target)
@@ -269,17 +269,17 @@ _Files = dict[Path, tuple[int, int]]
 def _copy_files(root: Path, target: Path) -> _Files:
     """Copy all missing files except ``store.json``, which marks a complete store."""
     files = _list_files(root)
-    settled = is_there(Paths(target).format)  # complete, and perhaps used since
+    settled = path_exists(Paths(target).format)  # complete, and perhaps used since
     for path in files:
         place = target / path.relative_to(root)
-        if not (is_there(place) and (settled or _has_same_content(path, place))):
+        if not (path_exists(place) and (settled or _has_same_content(path, place))):
             _copy_file(path, place)
     return files
 
 
 def _list_files(root: Path) -> _Files:
     own, found = Paths(root), _Files()
-    with explained(root, "read"):
+    with explain_os_errors(root, "read"):
         for path in iterate_below(root):
             about = os.lstat(path)
             if stat.S_ISDIR(about.st_mode):
@@ -294,12 +294,12 @@ def _list_files(root: Path) -> _Files:
 
 
 def _has_same_content(path: Path, other: Path) -> bool:
-    with explained(path, "compare"):
+    with explain_os_errors(path, "compare"):
         return path.stat().st_size == other.stat().st_size and file_digest(path) == file_digest(other)
 
 
 def _copy_file(path: Path, place: Path) -> None:
-    with explained(place, "write"), replacing(place, durable=True) as temporary:
+    with explain_os_errors(place, "write"), replacing(place, durable=True) as temporary:
         shutil.copyfile(path, temporary)
         about = path.stat()
         os.utime(temporary, ns=(about.st_atime_ns, about.st_mtime_ns))  # `list runs` and `store gc` use the age
@@ -318,17 +318,17 @@ def _rename_records(paths: Paths, origins: tuple[str, ...], new: str) -> None:
 def _delete_original(root: Path, target: Path, copied: _Files) -> None:
     """Flush the copied files to the disk, complete the copy with ``store.json``, and delete the original."""
     own = Paths(root).format
-    if is_there(own) and (what := under_way(Store(root))):
+    if path_exists(own) and (what := describe_activity(Store(root))):
         raise StoreError(f"{what}: move the store when it has ended, with the same command")
     if _list_files(root) != copied:
         raise StoreError(f"{root} changed while it was moved: run the same command again to continue")
-    with explained(target, "write"):
+    with explain_os_errors(target, "write"):
         for folder in (target, *iterate_folders(target)):
             flush(folder)
-    if is_there(own):
+    if path_exists(own):
         _copy_file(own, Paths(target).format)
     for path in sorted(root.iterdir(), key=lambda path: path == own):  # last, since a repeated command needs it
-        with explained(path, "delete"):
+        with explain_os_errors(path, "delete"):
             delete_tree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
-    with explained(root, "delete"):
+    with explain_os_errors(root, "delete"):
         root.rmdir()

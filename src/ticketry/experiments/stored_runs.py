@@ -15,8 +15,8 @@ from ticketry.errors import StoreError, TicketError
 from ticketry.files import content_of
 from ticketry.folders import delete_tree, iterate_files, list_entries
 from ticketry.lab.store.address import display_address
-from ticketry.lab.store.files import InaccessibleError, explained, is_as_written, is_there, read_sealed
-from ticketry.lab.store.maintenance import Usage, collect, under_way
+from ticketry.lab.store.files import InaccessibleError, explain_os_errors, has_canonical_bytes, path_exists, read_sealed
+from ticketry.lab.store.maintenance import Usage, collect_garbage, describe_activity
 from ticketry.lab.store.marks import is_running
 from ticketry.lab.store.store import Store, open_store
 from ticketry.records.campaign import read_campaign_record
@@ -63,7 +63,7 @@ def stored_runs(root: Path) -> list[StoredRun]:
         folder = store.paths.run(name)
         alone = [path for path in reached[name] if times[path] == 1]
         own = usage.files_below(folder)
-        state: State = "running" if is_running(folder) else "done" if is_there(folder / "run.json") else "half"
+        state: State = "running" if is_running(folder) else "done" if path_exists(folder / "run.json") else "half"
         found.append(
             StoredRun(
                 name,
@@ -78,14 +78,14 @@ def stored_runs(root: Path) -> list[StoredRun]:
 
 def _last_change(folder: Path, *, shared: bool) -> float:
     """Return the time of the last change of a run's folder, or in a shared store of its files."""
-    with explained(folder, "read"):
+    with explain_os_errors(folder, "read"):
         paths = [*([] if shared else [folder]), *iterate_files(folder)]
         return max((path.stat().st_mtime for path in paths), default=0.0)
 
 
 def _records_by_run(store: Store) -> dict[str, list[Mapping[str, Any]]]:
     """Return the records of each run with those of its own evidence; all other records are under ""."""
-    with explained(store.paths.runs, "read"):
+    with explain_os_errors(store.paths.runs, "read"):
         found: dict[str, list[Mapping[str, Any]]] = {
             one.name: [] for one in list_entries(store.paths.runs) if one.is_dir()
         }
@@ -124,13 +124,13 @@ def remove_run(root: Path, name: str, *, dry_run: bool = False) -> Removed:
         raise StoreError(
             f"there is no run {name!r} in {display_address(root)}: it has {list_choices(name, known) or 'none'}"
         )
-    if what := under_way(store):
+    if what := describe_activity(store):
         raise StoreError(f"{what}: remove runs when it has ended")
     usage = Usage(store)
     others = set[Path]().union(*(usage.files_of(records) for other, records in named.items() if other != name))
     folder = store.paths.run(name)
     evidence = [path for path in store.paths.evidence_records() if (read_sealed(path) or {}).get("run") == name]
-    pages = [page for path in evidence if is_there(page := path.with_suffix(".html"))]
+    pages = [page for path in evidence if path_exists(page := path.with_suffix(".html"))]
     inside = set(usage.files_below(folder))
     doomed = {*inside, *evidence, *pages, *(usage.files_of(named[name]) - others)}
     size = usage.bytes_of(doomed)
@@ -139,17 +139,17 @@ def remove_run(root: Path, name: str, *, dry_run: bool = False) -> Removed:
     # Results before the weights that they refer to, so that the store is sound after an interruption; the record last,
     # so that the same command continues.
     outside = sorted(doomed - inside, key=lambda path: (path.is_relative_to(store.paths.blobs), path))
-    if what := under_way(store):  # begun meanwhile
+    if what := describe_activity(store):  # begun meanwhile
         raise StoreError(f"{what}: remove runs when it has ended")
     if store.mirror:
         ordered = [*outside, *sorted(inside, key=lambda path: path.name == "run.json")]
-        store.mirror.delete(map(store.paths.name, ordered))
+        store.mirror.delete(map(store.paths.object_name, ordered))
     for path in outside:
-        with explained(path, "delete"):
+        with explain_os_errors(path, "delete"):
             path.unlink(missing_ok=True)
-    with explained(folder, "delete"):
+    with explain_os_errors(folder, "delete"):
         delete_tree(folder)
-    files, freed = collect(store)
+    files, freed = collect_garbage(store)
     return Removed(name, len(doomed) + files, size + freed)
 
 
@@ -168,7 +168,9 @@ def disk_usage(root: Path) -> list[dict[str, Any]]:
         "set aside as damaged": paths.root / "damaged",
     }
     usage = Usage(store)
-    found = {what: files for what, folder in kinds.items() if (files := usage.files_below(folder)) or is_there(folder)}
+    found = {
+        what: files for what, folder in kinds.items() if (files := usage.files_below(folder)) or path_exists(folder)
+    }
     counted = {path for files in found.values() for path in files}
     if rest := [path for path in usage.files_below(paths.root) if path not in counted]:
         found["other files"] = rest
@@ -203,7 +205,7 @@ def _read_run(path: Path) -> RunRecord | None:
     try:
         values = read_sealed(path)
         record = read_run(values, str(path))
-        return record if record.name == path.parent.name and is_as_written(path) else None
+        return record if record.name == path.parent.name and has_canonical_bytes(path) else None
     except InaccessibleError:
         raise
     except StoreError:
@@ -213,7 +215,7 @@ def _read_run(path: Path) -> RunRecord | None:
 def _has_config(file: Path, config: str) -> bool:
     """Return whether the run file matches the record; a missing file counts as a match."""
     try:
-        with explained(file, "read"):
+        with explain_os_errors(file, "read"):
             return content_of(file) == config.encode()
     except InaccessibleError:
         raise
@@ -224,7 +226,7 @@ def _has_config(file: Path, config: str) -> bool:
 def _is_evidence(path: Path) -> bool:
     try:
         read_evidence(read_sealed(path) or {})
-        return is_as_written(path)
+        return has_canonical_bytes(path)
     except InaccessibleError:
         raise
     except StoreError:
@@ -234,7 +236,7 @@ def _is_evidence(path: Path) -> bool:
 def _is_campaign(path: Path) -> bool:
     try:
         record = read_campaign_record(read_sealed(path) or {})
-        return record.name == path.stem and is_as_written(path)
+        return record.name == path.stem and has_canonical_bytes(path)
     except InaccessibleError:
         raise
     except StoreError:
@@ -246,6 +248,6 @@ def _is_ticket(path: Path) -> bool:
         return Ticket.load(path).is_as_written(path)
     except TicketError as error:
         if isinstance(error.__cause__, OSError):
-            with explained(path, "read"):
+            with explain_os_errors(path, "read"):
                 raise error.__cause__ from None
         return False

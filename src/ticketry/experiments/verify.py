@@ -39,8 +39,8 @@ from ticketry.experiments.run_file import check_trust, upgrade_stored_settings
 from ticketry.lab.lab import Lab
 from ticketry.lab.runners.events import OnEvent
 from ticketry.lab.search_result import Seeds
-from ticketry.lab.store.address import address_of, display_address
-from ticketry.lab.store.files import is_there, read_sealed
+from ticketry.lab.store.address import display_address, shared_url
+from ticketry.lab.store.files import path_exists, read_sealed
 from ticketry.lab.store.paths import ticket_folder
 from ticketry.lab.store.store import digest_of, existing_store, open_store
 from ticketry.records.evidence import VerifyRecord
@@ -112,7 +112,7 @@ def find_ticket(named: str | PathLike[str], store: Path, density: float | str | 
         TicketError: for a name that is neither a path nor a run.
     """
     path = Path(named)
-    if address_of(store):
+    if shared_url(store):
         existing_store(store)
     folder = find_run_folder(path, store)
     if folder is None:
@@ -127,9 +127,9 @@ def find_ticket(named: str | PathLike[str], store: Path, density: float | str | 
             f" there are {_list_densities(record)}"
         )
     chosen_folder = ticket_folder(folder, chosen.replicate, chosen.level)
-    if address_of(store):
+    if shared_url(store):
         open_store(store).fetch_folder(chosen_folder)
-    if not is_there(chosen_folder):
+    if not path_exists(chosen_folder):
         raise TicketError(
             f"there is no ticket at {chosen_folder}: it was left out of a bundle, or removed; `ticketry search --config"
             f" {folder / 'run.toml'} --store {store}` makes the run's tickets again"
@@ -197,7 +197,7 @@ def execute_verify(
         task = task or made_task(ticket)
         name = _ticket_name(ticket.info, settings, lab.unusual(task))
     config = {"about": about, "ticket": str(path), "settings": vars(settings)}
-    with lab.dashboards.whole(name, "verification", config, by_label=True) as run:
+    with lab.dashboards.reporting(name, "verification", config, by_label=True) as run:
         if searched is None:
             made = verified(lab, ticket, settings, task=task, on_interim=on_interim)
             about_what = _describe_ticket(made.compared)

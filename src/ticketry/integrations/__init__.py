@@ -1,5 +1,5 @@
-"""Callbacks for trainers of other libraries: hold a mask, prune gradually, train gates.
+"""Callbacks for trainers of other libraries: hold a mask, prune gradually, or train gates.
 
-One file a library, which is needed only where its file is imported: ``ticketry.integrations.lightning`` and
-``ticketry.integrations.transformers``. Both have `HoldCallback`, `GradualCallback` and `GatesCallback`.
+``ticketry.integrations.lightning`` and ``ticketry.integrations.transformers`` both have `HoldCallback`,
+`GradualCallback` and `GatesCallback`. Each module needs its library only when it is imported.
 """

@@ -1,4 +1,6 @@
-"""Jobs of trainers' callbacks: hold a mask, prune gradually, train gates; their sparse kernels and checkpoint files."""
+"""Jobs that trainers' callbacks run: hold a mask, prune gradually or train gates, with sparse kernels and checkpoint
+files.
+"""
 
 from __future__ import annotations
 
@@ -38,20 +40,21 @@ if TYPE_CHECKING:
 
 
 class Job:
-    """One way of making a model sparse while a trainer trains it, step by step of the optimiser.
+    """Makes a model sparse while a trainer trains it, one optimiser step after another.
 
-    A callback calls, in this order: `begin`, with a checkpoint `load`, `resume`; then for each step `before_step`,
-    `before_update`, `after_update`; at last `end`, or `release` where training broke off.
+    A callback calls these methods in order: `start`, then `load` and `resume` if a checkpoint is resumed;
+    `before_step`, `before_update` and `after_update` for each step; finally `finish`, or `release` if training was
+    interrupted.
     """
 
     name: ClassVar[str]
-    """Name of the job, and the method of its ticket."""
+    """Name of the job; the tickets that it gives record it as their method."""
     one_optimizer: ClassVar[bool] = True
-    """Whether the job needs a training with a single optimiser, to count its steps."""
+    """Whether the training must have exactly one optimiser, whose steps the job counts."""
     needs_length: ClassVar[bool] = True
-    """Whether what it does at a step depends on the number of steps of the whole training."""
+    """Whether the job must know the number of steps of the whole training."""
     one_process: bool = False
-    """Whether it works in a single process only."""
+    """Whether the job supports training in a single process only."""
 
     def __init__(self) -> None:
         self.model: nn.Module | None = None
@@ -63,16 +66,16 @@ class Job:
         """The current mask."""
         raise NotImplementedError
 
-    def begin(
+    def start(
         self, model: nn.Module, total: int, runs: Callable[[], bool] | None = None, *, trial: bool = False
     ) -> None:
-        """Start on a model that is where it will train. A checkpoint may be loaded already, or later.
+        """Prepare a model for training. A checkpoint may be loaded before or after this call.
 
         Args:
-            model: the model, or the part of it that the job is for.
-            total: steps of the whole training; 0 where a job does not need to know (see `needs_length`).
-            runs: whether this training still runs, for trainers that do not report where one breaks off.
-            trial: whether this is a short trial run, in which any schedule is squeezed into the steps there are.
+            model: the model, or the part of it that the job prunes, on its device.
+            total: number of optimiser steps of the whole training; 0 if the job does not need it (see `needs_length`).
+            runs: returns whether this training is still running, for trainers that do not report an interruption.
+            trial: whether this is a short trial run, in which the schedule is compressed into the available steps.
         """
         loaded, self._loaded = self._loaded, None
         self.release()
@@ -87,40 +90,40 @@ class Job:
             self._load(loaded)
 
     def load(self, state: Mapping[str, Any]) -> None:
-        """Go on from what `state` gave, now or when training begins."""
+        """Restore the state that `state` returned, now or when training begins."""
         if self.model is None:
             self._loaded = state
         else:
             self._load(state)
 
     def resume(self, done: int) -> None:
-        """Resume training after `done` steps; everything is loaded."""
+        """Continue a training of which `done` steps are over; the model and the job have loaded their states."""
 
     def before_step(self, done: int) -> None:
-        """Before the forward passes of a step, after `done` others."""
+        """Prepare the model for the forward passes of the next step, after `done` earlier steps."""
 
     def before_update(self, scaler: torch.amp.GradScaler | None) -> None:
-        """The gradients of a step are there; `scaler` has scaled them, if there is one."""
+        """Act on the gradients of a step before the optimiser uses them; `scaler` has scaled them, if there is one."""
 
     def after_update(self, done: int) -> None:
-        """The optimiser has made `done` steps."""
+        """Act on the weights after the optimiser has made `done` steps."""
 
-    def end(self) -> None:
-        """Training is over."""
+    def finish(self) -> None:
+        """Finish: check the removed weights and remove everything from the model."""
 
     def release(self) -> None:
-        """Remove everything from the model; forget a state that was loaded for a training that never began."""
+        """Remove everything from the model, and forget a loaded state whose training never began."""
         self.model = self._loaded = None
         if self._attachment is not None:
             self._attachment.remove()
             self._attachment = None
 
     def state(self) -> dict[str, Any]:
-        """For a checkpoint: nested dicts (with text as keys) and lists of tensors and plain values."""
+        """Return the state for a checkpoint: nested dicts (with string keys) and lists of tensors and plain values."""
         raise NotImplementedError
 
     def _is_active(self) -> bool:
-        """Return whether the job changes a step of the model at present."""
+        """Return whether the job changes the next step of the model."""
         return True
 
     def _attach(self, model: nn.Module, total: int, trial: bool) -> None:
@@ -134,31 +137,31 @@ _OTHER_PROCESS = (
     "where a trainer forks or spawns its processes (Lightning's ddp_fork, ddp_spawn, ddp_notebook), the callbacks that"
     " were called are in those: take strategy='ddp', or the mask from a checkpoint"
 )
-"""Why nothing may be known after a training."""
+"""Explains in errors why this process may know nothing about a training."""
 
 
-class Owner:
-    """Common members of the callbacks of all trainers."""
+class CallbackBase:
+    """Methods that the callbacks for all trainers share."""
 
     job: Job
     _trained: nn.Module | None = None
 
     @property
     def mask(self) -> Mask:
-        """The mask: of gradual pruning and gates the final one once training is over."""
+        """The current mask; with gradual pruning and gates it is final when training has ended."""
         return self.job.mask
 
     def ticket(self, start: Mapping[str, Tensor], info: Mapping[str, Any] | None = None) -> Ticket:
-        """A ticket of the mask and the trained weights.
+        """Return a ticket with the mask and the trained weights.
 
         Args:
-            start: the state dict that it starts from: of before training, or of an early step.
-            info: further facts for the ticket; the method is included already.
+            start: the state dict from which the ticket is trained: from before training, or from an early step.
+            info: further entries for the ticket's `info`; the method is already included.
 
         Raises:
             UsageError: if nothing has been trained yet.
-            TicketError: if `start` is not of the model (or of the part of it that is pruned), or the model has weights
-                of another moment than the mask, such as those of an earlier checkpoint.
+            TicketError: if `start` does not belong to the model (or to its pruned part), or if the model's weights and
+                the mask belong to different steps, for example after loading an earlier checkpoint.
         """
         if self._trained is None:
             raise UsageError(f"there is no ticket yet: train first, in this process; {_OTHER_PROCESS}")
@@ -173,15 +176,15 @@ class Owner:
         return Ticket(self.mask, start, {"method": self.job.name, **(info or {})}, trained=state)
 
     def release(self) -> None:
-        """Remove mask or gates from the model after an interrupted training; the weights are unchanged.
+        """Remove the mask or the gates from the model after an interrupted training. The weights do not change.
 
-        After one that ended there is nothing left to take off, and this is no error.
+        After a completed training this does nothing.
         """
         self.job.release()
 
 
 def count_removed(model: nn.Module, mask: Mask) -> int:
-    """Count the weights that `mask` removes and that are not 0 in `model`; in parts, those of all processes."""
+    """Return the number of weights of `model` that `mask` removes but that are not 0, summed over all processes."""
     reshard(model)
     count = 0
     for name, parameter in mask.parameters(model).items():
@@ -192,7 +195,7 @@ def count_removed(model: nn.Module, mask: Mask) -> int:
 
 
 def find_part(model: nn.Module, module: str) -> nn.Module:
-    """The submodule of that dotted name, or the model itself if it is empty."""
+    """Return the submodule with this dotted name, or the model itself if the name is empty."""
     try:
         return model.get_submodule(module)
     except AttributeError:
@@ -200,8 +203,8 @@ def find_part(model: nn.Module, module: str) -> nn.Module:
         raise UsageError(f"{type(model).__name__} has no module {module!r}; it has {known}") from None
 
 
-def check_surroundings(job: Job, *, optimizers: int, processes: int) -> None:
-    """Raises `UsageError` where the job would do something else than it says."""
+def check_training_setup(job: Job, *, optimizers: int, processes: int) -> None:
+    """Raise `UsageError` if the job does not support this number of optimisers or processes."""
     if job.one_optimizer and optimizers > 1:
         raise UsageError(f"{job.name} counts the steps of one optimiser, and this training has {optimizers}")
     if job.one_process and processes > 1:
@@ -213,14 +216,15 @@ PRECISIONS = ("fp32", "bf16")
 
 
 class Kernels:
-    """
+    """Sparse kernels for the steps of a model, or nothing if `kernels` is dense.
+
     Args:
         kernels: dense or sparse.
-        example_inputs: as of `tk.sparse_training`; sparse kernels need them.
-        precision: as of `tk.sparse_training`; bf16 is of sparse kernels alone.
+        example_inputs: required by sparse kernels, see `tk.sparse_training`.
+        precision: fp32 or, for sparse kernels only, bf16, see `tk.sparse_training`.
 
     Raises:
-        UsageError: for another word, or where one is given without what it needs.
+        UsageError: for an unknown value, or if an argument lacks another one that it requires.
     """
 
     def __init__(self, kernels: str, example_inputs: Any, precision: str = "fp32") -> None:
@@ -241,7 +245,7 @@ class Kernels:
         self._step = contextlib.ExitStack()
 
     def attach(self, model: nn.Module, mask: Mask) -> None:
-        """Create kernels for a model whose mask is held elsewhere; errors as for `tk.sparse_training`."""
+        """Create kernels for a model whose mask is enforced by the caller; raises as `tk.sparse_training`."""
         if self.sparse:
             # llvmlite is an extra, and only these kernels need it.
             from ticketry_engine import train
@@ -249,22 +253,22 @@ class Kernels:
             self._fast = train(model, mask, self._example, precision=self._precision)
 
     def follow(self, mask: Mask) -> None:
-        """The mask has moved, if it is another one."""
+        """Adapt the kernels to a mask, if it differs from the previous one."""
         if self._fast is not None and self._fast.mask is not mask:
             self._fast.update(mask)
 
     def enter(self) -> None:
-        """A step begins."""
+        """Switch the kernels on for a step."""
         self.leave()
         if self._fast is not None:
             self._step.enter_context(self._fast.running())
 
     def leave(self) -> None:
-        """A step is over, or training broke off in it."""
+        """Switch the kernels off after a step, or after an interruption in it."""
         self._step.close()
 
     def release(self) -> None:
-        """Take everything off the model."""
+        """Remove the kernels from the model."""
         self.leave()
         if self._fast is not None:
             self._fast.release()
@@ -280,7 +284,7 @@ MakeOptimizer = Callable[[list[nn.Parameter]], Optimizer]
 
 
 class HoldJob(Job):
-    """Keeps the weights that a mask removes at exactly 0."""
+    """Sets the weights that a mask removes to exactly 0 after every step."""
 
     name = "hold"
     one_optimizer = False
@@ -302,7 +306,7 @@ class HoldJob(Job):
     def after_update(self, done: int) -> None:
         self._kernels.leave()
 
-    def end(self) -> None:
+    def finish(self) -> None:
         try:
             if self._hold:
                 self._hold.check()
@@ -329,7 +333,7 @@ class HoldJob(Job):
 
 
 class GradualJob(Job):
-    """Prunes gradually, see `ticketry.gradual`."""
+    """Prunes the model gradually, see `ticketry.gradual`."""
 
     name = "gradual"
 
@@ -342,17 +346,17 @@ class GradualJob(Job):
 
     @property
     def mask(self) -> Mask:
-        return _require_begun(self._gradual).mask
+        return _require_started(self._gradual).mask
 
     def resume(self, done: int) -> None:
-        pruning = _require_begun(self._gradual)
+        pruning = _require_started(self._gradual)
         if not self._fresh:
             if pruning.done > done:
                 raise MaskError(
                     f"the state of gradual pruning is of step {pruning.done}, and training resumes at step {done}:"
                     " resume from a checkpoint whose weights and state are of the same step"
                 )
-            self._follow(done)  # a checkpoint may be written within a batch, after the optimiser's step
+            self._prune_up_to(done)  # a checkpoint may be written within a batch, after the optimiser's step
         elif done >= min(pruning.cuts):
             raise UsageError(
                 f"training goes on at step {done}, where pruning has begun, but the checkpoint has no state of it:"
@@ -366,16 +370,16 @@ class GradualJob(Job):
 
     def after_update(self, done: int) -> None:
         self._kernels.leave()
-        self._follow(done)
+        self._prune_up_to(done)
 
-    def _follow(self, done: int) -> None:
-        """Make the pruning steps up to `done` steps of the optimiser."""
-        pruning = _require_begun(self._gradual)
+    def _prune_up_to(self, done: int) -> None:
+        """Make all pruning steps up to optimiser step `done`."""
+        pruning = _require_started(self._gradual)
         while pruning.done < done:
             pruning.step()
 
-    def end(self) -> None:
-        pruning = _require_begun(self._gradual)
+    def finish(self) -> None:
+        pruning = _require_started(self._gradual)
         try:
             pruning.check()  # before it is let go of: after that it knows nothing to look for
         finally:
@@ -400,12 +404,16 @@ class GradualJob(Job):
         return self._kernels.sparse or self.mask.kept < self.mask.total
 
     def _attach(self, model: nn.Module, total: int, trial: bool) -> None:
-        made = self._trial(model, total) if trial else gradual(model, self._density, steps=total, **self._options)
+        made = (
+            self._build_trial_run(model, total)
+            if trial
+            else gradual(model, self._density, steps=total, **self._options)
+        )
         self._gradual, self._fresh = made, True
         self._kernels.attach(model, self.mask)
 
-    def _trial(self, model: nn.Module, total: int) -> Gradual:
-        """Gradual pruning of a trial run: to the last density, in one pruning step after the last step."""
+    def _build_trial_run(self, model: nn.Module, total: int) -> Gradual:
+        """Return gradual pruning for a trial run: one pruning step, after the last step, to the last density."""
         for point in ("begin", "end", "frequency"):
             Step.parse(self._options.get(point, "0"))  # type: ignore[arg-type]
         density = check_density(self._density, self._options.get("sparsity"))
@@ -413,7 +421,7 @@ class GradualJob(Job):
         return Gradual(model, {total: density}, steps=total, **choice)  # type: ignore[arg-type]
 
     def _load(self, state: Mapping[str, Any]) -> None:
-        pruning = _require_begun(self._gradual)
+        pruning = _require_started(self._gradual)
         stored, model = state.get("mask"), self.model
         if model is not None and isinstance(stored, Mapping) and (stray := count_removed(model, Mask(stored))):
             raise MaskError(
@@ -425,18 +433,18 @@ class GradualJob(Job):
 
 
 _SCHEDULE_OPTIONS = GradualOptions.__annotations__.keys() - PruneOptions.__annotations__.keys()
-"""Options of gradual pruning that say when and how far it prunes, not which weights."""
+"""Options of gradual pruning that determine when and how far it prunes, but not which weights."""
 
 
 class GatesJob(Job):
-    """Trains gates together with the weights, with a separate optimiser."""
+    """Trains gates together with the weights; the gates have their own optimiser."""
 
     name = "gates"
     one_process = True
 
     def __init__(self, penalty: float, optimizer: MakeOptimizer | None, options: GateOptions) -> None:
         super().__init__()
-        self._make_optimizer = optimizer or _paper_optimizer
+        self._make_optimizer = optimizer or _savarese_optimizer
         self._penalty, self._within = penalty, options.get("within")
         self._options = options
         self._steps = self._done = 0
@@ -451,7 +459,7 @@ class GatesJob(Job):
 
     @property
     def gates(self) -> Gates:
-        return _require_begun(self._gates)
+        return _require_started(self._gates)
 
     @property
     def mask(self) -> Mask:
@@ -472,7 +480,7 @@ class GatesJob(Job):
                 )
             Job.release(self)
             self.gates.detach()
-        elif self._progress(done) < self.gates.progress:
+        elif self._annealing_progress(done) < self.gates.progress:
             raise MaskError(
                 f"the checkpoint's gates are at {self.gates.progress:.1%} of their schedule, and this training resumes"
                 f" at step {done:,} of {self._total:,}, where their temperature would fall back: resume with as many"
@@ -480,31 +488,31 @@ class GatesJob(Job):
             )
         self._done = done
 
-    def _progress(self, done: int) -> float:
-        """The share of the schedule that is over after `done` steps."""
+    def _annealing_progress(self, done: int) -> float:
+        """Return the completed share of the temperature schedule after `done` steps."""
         return min(done / self._total, 1.0) if self._total else 1.0
 
     def before_step(self, done: int) -> None:
-        self.gates.anneal(self._progress(done))
+        self.gates.anneal(self._annealing_progress(done))
         self.gates.set_step(done)
 
     def before_update(self, scaler: torch.amp.GradScaler | None) -> None:
-        optimizer = _require_begun(self._optimizer)
+        optimizer = _require_started(self._optimizer)
         if all(logits.grad is None for logits in self.gates.parameters()):
             return  # a step that the trainer's user has left out
         if scaler is not None and scaler.is_enabled():
             scaler.unscale_(optimizer)
-            self._add_penalty()
+            self._add_penalty_gradient()
             scaler.step(optimizer)
         else:
-            self._add_penalty()
+            self._add_penalty_gradient()
             optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 
     def after_update(self, done: int) -> None:
         self._done = done
 
-    def end(self) -> None:
+    def finish(self) -> None:
         early = self.model is not None and self._done < self._total
         self.gates.anneal(1.0)
         self.release(apply=True)
@@ -516,16 +524,16 @@ class GatesJob(Job):
                 stacklevel=2,
             )
 
-    def end_and_watch(self) -> None:
-        """`end`, and `check` looks at what others write from here on; only where that is called."""
+    def finish_and_watch(self) -> None:
+        """End the training, and let `check` find removed weights that other callbacks write afterwards."""
         model = self.model
-        self.end()
+        self.finish()
         if model is not None:
             with suppress(LayerCollapseError):  # told where the mask is asked for
                 self._hard = hold(model, self.mask)
 
     def check(self) -> None:
-        """Raise `HoldError` if removed weights have been written since `end_and_watch`."""
+        """Raise `HoldError` if a removed weight was written since `finish_and_watch`."""
         try:
             if self._hard:
                 self._hard.check()
@@ -566,17 +574,17 @@ class GatesJob(Job):
     def _load(self, state: Mapping[str, Any]) -> None:
         if not {"gates", "optimizer"} <= state.keys():
             raise MaskError("the checkpoint has no state of gates: it was written with another callback")
-        total = self._resume_total(int(state.get("total", self._total)), int(state.get("done", 0)))
+        total = self._schedule_length_on_resume(int(state.get("total", self._total)), int(state.get("done", 0)))
         self.gates.load_state_dict(state["gates"])
         of_optimizer = deepcopy(state["optimizer"])  # the optimiser keeps these tensors
         entries = {int(number): entries for number, entries in of_optimizer["state"].items()}
-        _require_begun(self._optimizer).load_state_dict(
+        _require_started(self._optimizer).load_state_dict(
             {"state": entries, "param_groups": of_optimizer["param_groups"]}
         )
         self._total, self._fresh, self._applied = total, False, bool(state.get("applied", False))
 
-    def _resume_total(self, total: int, done: int) -> int:
-        """Return the length of the gates' schedule, of a state that was trained for `done` of `total` steps."""
+    def _schedule_length_on_resume(self, total: int, done: int) -> int:
+        """Return the length of the temperature schedule of a training of `total` steps resumed after `done` steps."""
         if not done or total == self._total:
             return self._total
         if done < total and total > self._total:
@@ -593,8 +601,8 @@ class GatesJob(Job):
             )
         return total
 
-    def _add_penalty(self) -> None:
-        """Add the penalty's gradient to that of s: the loss is the trainer's, and has gone through backward already."""
+    def _add_penalty_gradient(self) -> None:
+        """Add the penalty's gradient to the gates' gradients: the trainer has called backward on its own loss."""
         if not self._penalty:
             return
         gates = self.gates
@@ -610,12 +618,12 @@ class GatesJob(Job):
                 (self._penalty * opened.sum()).backward()  # type: ignore[no-untyped-call]
 
 
-def _paper_optimizer(gates: list[nn.Parameter]) -> Optimizer:
-    """SGD as of Savarese et al. (2020): learning rate 0.1, momentum 0.9."""
+def _savarese_optimizer(gates: list[nn.Parameter]) -> Optimizer:
+    """Return SGD with the settings of Savarese et al. (2020): learning rate 0.1, momentum 0.9."""
     return torch.optim.SGD(gates, lr=0.1, momentum=0.9)
 
 
-def _require_begun(thing: T | None) -> T:
+def _require_started(thing: T | None) -> T:
     if thing is None:
         raise UsageError(f"training has not begun in this process, so that there is nothing to tell; {_OTHER_PROCESS}")
     return thing
@@ -626,29 +634,29 @@ _TENSOR = "tensor"
 
 
 def write_state(path: Path, state: dict[str, Any]) -> None:
-    """Write nested dicts (with text as keys) and lists of tensors and plain values, whole or not at all."""
+    """Write a job's state atomically: nested dicts (with string keys) and lists of tensors and plain values."""
     tensors: dict[str, Tensor] = {}
 
-    def plain(value: Any) -> Any:
+    def to_json(value: Any) -> Any:
         if isinstance(value, Tensor):
             number = str(len(tensors))
             tensors[number] = value.detach().to("cpu", copy=True).contiguous()
             return {_TENSOR: number}
         if isinstance(value, dict):
-            return {"items": {name: plain(item) for name, item in value.items()}}
+            return {"items": {name: to_json(item) for name, item in value.items()}}
         if isinstance(value, list | tuple):
-            return [plain(item) for item in value]
+            return [to_json(item) for item in value]
         return value
 
-    described = json.dumps(plain(state))
+    described = json.dumps(to_json(state))
     write_atomically(path, sealed(save(tensors, metadata={_ENTRY: described})))
 
 
 def read_state(path: Path) -> dict[str, Any]:
-    """Read what `write_state` wrote; tuples become lists.
+    """Return the state that `write_state` wrote; tuples become lists.
 
     Raises:
-        TicketryError: if the file is not there or cannot be read.
+        TicketryError: if the file is missing or cannot be read.
     """
     try:
         data = unsealed(content_of(path))
@@ -661,15 +669,15 @@ def read_state(path: Path) -> dict[str, Any]:
     except (OSError, SafetensorError, LookupError, ValueError, TypeError, RuntimeError) as error:
         raise TicketryError(f"{path} cannot be read ({error}): take another checkpoint") from error
 
-    def built(value: Any) -> Any:
+    def from_json(value: Any) -> Any:
         if isinstance(value, dict):
             if _TENSOR in value:
                 return tensors[value[_TENSOR]]
-            return {name: built(item) for name, item in value["items"].items()}
-        return [built(item) for item in value] if isinstance(value, list) else value
+            return {name: from_json(item) for name, item in value["items"].items()}
+        return [from_json(item) for item in value] if isinstance(value, list) else value
 
     try:
-        state = built(described)
+        state = from_json(described)
     except (LookupError, TypeError, AttributeError, RecursionError):
         state = None
     if not isinstance(state, dict):

@@ -4,9 +4,9 @@
     lightning.Trainer(callbacks=[callback], ...).fit(module)
     ticket = callback.ticket(early_state_dict)
 
-Their state goes into the trainer's checkpoints, so that `fit(ckpt_path=...)` continues as if it had not been
-interrupted. The module's state dict keeps its plain names. A *step* is one of the optimiser: batches that are
-accumulated count once.
+The trainer's checkpoints contain their state, so that `fit(ckpt_path=...)` gives the same result as an uninterrupted
+training. The names in the module's state dict do not change. A *step* is a step of the optimiser: accumulated batches
+count once.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from ticketry.core.mask import Mask
 from ticketry.core.sparse_training.gradual import GradualOptions
 from ticketry.errors import MissingExtraError, UsageError
 from ticketry.integrations.jobs import (
+    CallbackBase,
     GatesJob,
     GradualJob,
     HoldJob,
     Job,
     Kernels,
     MakeOptimizer,
-    Owner,
-    check_surroundings,
+    check_training_setup,
     find_part,
 )
 
@@ -47,8 +47,8 @@ _AVERAGING = tuple(
 )
 
 
-class _JobCallback(Owner, Callback):
-    """Calls a job where Lightning calls its callbacks."""
+class _JobCallback(CallbackBase, Callback):
+    """Calls the methods of a job from Lightning's hooks."""
 
     def __init__(self, job: Job, module: str) -> None:
         super().__init__()
@@ -61,12 +61,12 @@ class _JobCallback(Owner, Callback):
         return str(self._generate_state_key(module=self._module))
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        check_surroundings(self.job, optimizers=len(trainer.optimizers), processes=trainer.world_size)
-        self._check_averages(trainer)
+        check_training_setup(self.job, optimizers=len(trainer.optimizers), processes=trainer.world_size)
+        self._refuse_weight_averaging(trainer)
         self._went_on = False
         self._trained = find_part(pl_module, self._module)
-        total = _steps(trainer) if self.job.needs_length else 0
-        self.job.begin(self._trained, total, trial=bool(getattr(trainer, "fast_dev_run", False)))
+        total = _count_steps(trainer) if self.job.needs_length else 0
+        self.job.start(self._trained, total, trial=bool(getattr(trainer, "fast_dev_run", False)))
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._went_on = True
@@ -84,12 +84,12 @@ class _JobCallback(Owner, Callback):
         self.job.after_update(trainer.global_step)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """After `on_train_end` of all callbacks, where some write weights: what they wrote is looked at too."""
+        """Check the removed weights after every callback's `on_train_end`, since some callbacks write weights there."""
         if self.job.model is None:
             return
         if not self._went_on:  # from a checkpoint of a complete training Lightning trains nothing, and does not say so
             self.job.resume(trainer.global_step)
-        self.job.end()
+        self.job.finish()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         self.job.release()
@@ -100,7 +100,7 @@ class _JobCallback(Owner, Callback):
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         self.job.load(state_dict)
 
-    def _check_averages(self, trainer: Trainer) -> None:
+    def _refuse_weight_averaging(self, trainer: Trainer) -> None:
         if not self.job.one_optimizer:
             return  # the mask that it holds is the same all along, and so is that of an average
         for other in trainer.callbacks:
@@ -112,9 +112,9 @@ class _JobCallback(Owner, Callback):
 
 
 class HoldCallback(_JobCallback):
-    """Keeps the weights that a mask removes at exactly 0 while the module trains, see `core.sparse_training.hold.hold`.
+    """Enforces a mask while the module trains: removed weights are exactly 0, see `core.sparse_training.hold.hold`.
 
-    The mask is checked when training ends: `HoldError` if a removed weight is not 0.
+    When training ends, a removed weight that is not 0 raises `HoldError`.
     """
 
     def __init__(
@@ -126,21 +126,21 @@ class HoldCallback(_JobCallback):
         example_inputs: Any = None,
         precision: str = "fp32",
     ) -> None:
-        """
-        Args:
-            mask: by names of parameters of the LightningModule, or of the part of it that `module` names.
-            module: dotted name of that part, such as ``net`` for ``self.net``.
-            kernels: dense; or sparse: steps compute only what is kept, in the kernels of `tk.sparse_training`, whose
-                errors come when training begins. On a CPU, with weights in float32, in one process.
-            example_inputs: of the model or that part of it, for sparse kernels: a tensor, or a tuple of arguments.
-            precision: of sparse kernels, fp32 or bf16, as of `tk.sparse_training`: bf16 where the trainer
-                has ``precision="bf16-mixed"``.
+        """Args:
+        mask: has the names of parameters of the LightningModule, or of its part `module`.
+        module: dotted name of that part, such as ``net`` for ``self.net``; empty for the whole module.
+        kernels: dense; or sparse, which computes only with retained weights, see `tk.sparse_training`. Sparse
+            kernels need a CPU, weights in float32 and one process; otherwise training raises an error when it
+            begins.
+        example_inputs: inputs of the module or of that part, required by sparse kernels: a tensor or a tuple.
+        precision: precision of sparse kernels, fp32 or bf16; choose bf16 if the trainer has
+            ``precision="bf16-mixed"``.
         """
         super().__init__(HoldJob(mask, Kernels(kernels, example_inputs, precision)), module)
 
 
 class GradualCallback(_JobCallback):
-    """Prunes the module gradually while it trains, see `ticketry.gradual`; `mask` is what is kept at the time."""
+    """Prunes the module gradually while it trains, see `ticketry.gradual`; `mask` is the current mask."""
 
     def __init__(
         self,
@@ -152,25 +152,24 @@ class GradualCallback(_JobCallback):
         precision: str = "fp32",
         **options: Unpack[GradualOptions],
     ) -> None:
-        """
-        Args:
-            density: fraction of weights kept at the end.
-            module: dotted name of the part of the LightningModule that is pruned; all of it if empty.
-            kernels, example_inputs, precision: as of `HoldCallback`; kernels follow the mask.
-            options: sparsity, begin, end, frequency, scope, score, distribution, half_rate, collapse,
-                keep_at_least, pattern, seed: see
-                `ticketry.gradual`; the length of the training is the trainer's.
+        """Args:
+        density: share of the weights that remains at the end.
+        module: dotted name of the part of the LightningModule to prune; empty for the whole module.
+        kernels, example_inputs, precision: see `HoldCallback`; the kernels adapt to every new mask.
+        options: sparsity, begin, end, frequency, scope, score, distribution, half_rate, collapse, keep_at_least,
+            pattern, seed: see `ticketry.gradual`. The trainer determines the length of the training.
         """
         super().__init__(GradualJob(density, options, Kernels(kernels, example_inputs, precision)), module)
 
 
 class GatesCallback(_JobCallback):
-    """Trains gates with the weights, see `core.gates.attach`: soft masks that harden while the module trains.
+    """Trains gates together with the weights: soft masks that become hard while the module trains, see
+    `core.gates.attach`.
 
-    The penalty is not part of the loss that is logged: its gradient is added to that of the gates before each step.
-    Gates are not clipped. When training ends, the weights are multiplied by the hard gates and the gates come off:
-    removed weights are exactly 0 (where no gate of a layer is on, `mask` raises `LayerCollapseError`; see
-    `Gates.harden`). Checkpoints written before hold the weights alone, and the gates beside them. One process only.
+    The logged loss does not include the penalty, whose gradient is added to the gates' gradients before each step.
+    Gates are not clipped. When training ends, the weights are multiplied by the hard gates, and the gates are removed:
+    removed weights are exactly 0. If all gates of a layer are off, `mask` raises `LayerCollapseError`, see
+    `Gates.harden`. Earlier checkpoints contain weights and gates separately. Supports one process only.
     """
 
     def __init__(
@@ -181,20 +180,21 @@ class GatesCallback(_JobCallback):
         module: str = "",
         **options: Unpack[GateOptions],
     ) -> None:
-        """
-        Args:
-            penalty: lambda, times the sum of all gates (each as often as it multiplies weights).
-            optimizer: makes the gates' own from a list of parameters, such as ``partial(torch.optim.SGD, lr=1.0)``; by
-                default SGD with learning rate 0.1 and momentum 0.9 (Savarese et al. 2020). It stays at its rate.
-            module: dotted name of the part of the LightningModule that gets gates; all of it if empty.
-            options: init, kind, scope, within, pattern, seed: see `core.gates.attach`.
+        """Args:
+        penalty: coefficient of the sum of all gates in the loss; a gate counts once for each weight that it
+            multiplies.
+        optimizer: builds the gates' optimiser from a list of parameters, such as ``partial(torch.optim.SGD,
+            lr=1.0)``; its learning rate is constant. By default SGD with learning rate 0.1 and momentum 0.9
+            (Savarese et al. 2020).
+        module: dotted name of the part of the LightningModule that gets gates; empty for the whole module.
+        options: init, kind, scope, within, pattern, seed: see `core.gates.attach`.
         """
         super().__init__(GatesJob(penalty, optimizer, options), module)
         self.job: GatesJob
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Gates come off here, so that the module is the hard network wherever training is over."""
-        self.job.end_and_watch()
+        """Remove the gates, so that other callbacks find the hard network."""
+        self.job.finish_and_watch()
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_fit_end(trainer, pl_module)
@@ -202,11 +202,11 @@ class GatesCallback(_JobCallback):
 
     @property
     def gates(self) -> Gates:
-        """To look at: densities, histogram, temperature."""
+        """The gates, whose densities, histogram and temperature can be inspected."""
         return self.job.gates
 
 
-def _steps(trainer: Trainer) -> int:
+def _count_steps(trainer: Trainer) -> int:
     """Return the number of optimiser steps of the whole training; `UsageError` if the trainer does not know it."""
     steps = 0 if trainer.limit_train_batches == 0 else trainer.estimated_stepping_batches
     if steps == float("inf") or steps < 0:
@@ -216,7 +216,7 @@ def _steps(trainer: Trainer) -> int:
         )
     for one in trainer.callbacks:
         if isinstance(one, callbacks.GradientAccumulationScheduler):
-            steps = _steps_scheduled(trainer, one, int(steps))
+            steps = _count_steps_with_accumulation_schedule(trainer, one, int(steps))
     if not steps:
         raise UsageError(
             "this training has no steps (limit_train_batches=0, max_steps=0, or no data): give the trainer more, or"
@@ -225,8 +225,8 @@ def _steps(trainer: Trainer) -> int:
     return int(steps)
 
 
-def _steps_scheduled(trainer: Trainer, scheduler: Any, steps: int) -> int:
-    """Return the number of steps where batches are accumulated by a schedule, which Lightning does not look at."""
+def _count_steps_with_accumulation_schedule(trainer: Trainer, scheduler: Any, steps: int) -> int:
+    """Return the number of optimiser steps if the number of accumulated batches changes, which Lightning ignores."""
     batches, epochs = trainer.num_training_batches, trainer.max_epochs
     if batches == float("inf") or not epochs or epochs < 0:
         return steps

@@ -4,9 +4,9 @@
     transformers.Trainer(model, args, train_dataset=data, callbacks=[callback]).train()
     ticket = callback.ticket(early_state_dict)
 
-Their state is a safetensors file in each of the trainer's checkpoints, so that `train(resume_from_checkpoint=...)` goes
-on as if it had not been interrupted. The model's state dict keeps its plain names. A *step* is one of the optimiser:
-batches that are accumulated count once.
+Their state is a safetensors file in each of the trainer's checkpoints, so that `train(resume_from_checkpoint=...)`
+gives the same result as an uninterrupted training. The names in the model's state dict do not change. A *step* is a
+step of the optimiser: accumulated batches count once.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from ticketry.core.mask import Mask
 from ticketry.core.sparse_training.gradual import GradualOptions
 from ticketry.errors import MaskError, MissingExtraError, UsageError
 from ticketry.integrations.jobs import (
+    CallbackBase,
     GatesJob,
     GradualJob,
     HoldJob,
     Job,
     Kernels,
     MakeOptimizer,
-    Owner,
-    check_surroundings,
+    check_training_setup,
     find_part,
     read_state,
     write_state,
@@ -48,11 +48,11 @@ except ImportError as error:
 __all__ = ["GatesCallback", "GradualCallback", "HoldCallback"]
 
 _STEP = "step"
-"""Entry of a state's file: the trainer's step when it was written."""
+"""Entry of a state file: the trainer's step at which it was written."""
 
 
-class _JobCallback(Owner, TrainerCallback):
-    """Calls a job where the Trainer calls its callbacks."""
+class _JobCallback(CallbackBase, TrainerCallback):
+    """Calls the methods of a job from the Trainer's hooks."""
 
     def __init__(self, job: Job, module: str, resume_from: str | Path | None) -> None:
         self.job = job
@@ -62,7 +62,7 @@ class _JobCallback(Owner, TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **more: Any
     ) -> None:
-        check_surroundings(self.job, optimizers=1, processes=args.world_size)
+        check_training_setup(self.job, optimizers=1, processes=args.world_size)
         if args.load_best_model_at_end and self.job.one_optimizer:
             raise UsageError(
                 f"load_best_model_at_end would bring back weights of another step than the mask of {self.job.name}:"
@@ -75,9 +75,9 @@ class _JobCallback(Owner, TrainerCallback):
             )
         self._trained = find_part(more["model"], self._module)
         try:
-            self.job.begin(self._trained, state.max_steps, _runs(state))
+            self.job.start(self._trained, state.max_steps, _make_is_running(state))
             if state.global_step:
-                self.job.load(self._stored(args, state))
+                self.job.load(self._read_checkpoint_state(args, state))
             self.job.resume(state.global_step)
         except BaseException:
             self.job.release()
@@ -96,19 +96,21 @@ class _JobCallback(Owner, TrainerCallback):
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **more: Any) -> None:
         if state.is_world_process_zero:
-            write_state(self._written(args, state) / self._file, {**self.job.state(), _STEP: state.global_step})
+            write_state(
+                self._checkpoint_folder(args, state) / self._file, {**self.job.state(), _STEP: state.global_step}
+            )
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **more: Any) -> None:
-        self.job.end()
+        self.job.finish()
 
     @property
     def _file(self) -> str:
         of = f"-{self._module}" if self._module else ""
         return f"ticketry-{self.job.name}{of}.safetensors"
 
-    def _stored(self, args: TrainingArguments, state: TrainerState) -> dict[str, Any]:
-        """Read the state from the checkpoint that is resumed; `MaskError` if it is of another step than the weights."""
-        folder = Path(self._resume_from or _resumed(state) or self._written(args, state))
+    def _read_checkpoint_state(self, args: TrainingArguments, state: TrainerState) -> dict[str, Any]:
+        """Read the job's state from the resumed checkpoint; `MaskError` if it is of another step than the weights."""
+        folder = Path(self._resume_from or _find_resumed_checkpoint(state) or self._checkpoint_folder(args, state))
         found = read_state(folder / self._file)
         step = found.pop(_STEP, state.global_step)  # older files do not have it
         if step != state.global_step:
@@ -119,14 +121,14 @@ class _JobCallback(Owner, TrainerCallback):
         return found
 
     @staticmethod
-    def _written(args: TrainingArguments, state: TrainerState) -> Path:
+    def _checkpoint_folder(args: TrainingArguments, state: TrainerState) -> Path:
         return Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
 
 
 class HoldCallback(_JobCallback):
-    """Keeps the weights that a mask removes at exactly 0 while the model trains, see `core.sparse_training.hold.hold`.
+    """Enforces a mask while the model trains: removed weights are exactly 0, see `core.sparse_training.hold.hold`.
 
-    The mask is checked when training ends: `HoldError` if a removed weight is not 0.
+    When training ends, a removed weight that is not 0 raises `HoldError`.
     """
 
     def __init__(
@@ -139,22 +141,21 @@ class HoldCallback(_JobCallback):
         example_inputs: Any = None,
         precision: str = "fp32",
     ) -> None:
-        """
-        Args:
-            mask: by names of parameters of the model, or of the part of it that `module` names.
-            module: dotted name of that part, such as ``bert``.
-            resume_from: the checkpoint that training is resumed from, if it is not in the trainer's output_dir.
-            kernels: dense; or sparse: steps compute only what is kept, in the kernels of `tk.sparse_training`, whose
-                errors come when training begins. On a CPU, with weights in float32, in one process.
-            example_inputs: of the model or that part of it, for sparse kernels: a tensor, or a tuple of arguments.
-            precision: of sparse kernels, fp32 or bf16, as of `tk.sparse_training`: bf16 where the trainer
-                has ``bf16=True``.
+        """Args:
+        mask: has the names of parameters of the model, or of its part `module`.
+        module: dotted name of that part, such as ``bert``; empty for the whole model.
+        resume_from: the checkpoint from which training resumes, if it is not in the trainer's output_dir.
+        kernels: dense; or sparse, which computes only with retained weights, see `tk.sparse_training`. Sparse
+            kernels need a CPU, weights in float32 and one process; otherwise training raises an error when it
+            begins.
+        example_inputs: inputs of the model or of that part, required by sparse kernels: a tensor or a tuple.
+        precision: precision of sparse kernels, fp32 or bf16; choose bf16 if the trainer has ``bf16=True``.
         """
         super().__init__(HoldJob(mask, Kernels(kernels, example_inputs, precision)), module, resume_from)
 
 
 class GradualCallback(_JobCallback):
-    """Prunes the model gradually while it trains, see `ticketry.gradual`; `mask` is what is kept at the time."""
+    """Prunes the model gradually while it trains, see `ticketry.gradual`; `mask` is the current mask."""
 
     def __init__(
         self,
@@ -167,26 +168,25 @@ class GradualCallback(_JobCallback):
         precision: str = "fp32",
         **options: Unpack[GradualOptions],
     ) -> None:
-        """
-        Args:
-            density: fraction of weights kept at the end.
-            module: dotted name of the part of the model that is pruned; all of it if empty.
-            resume_from: the checkpoint that training is resumed from, if it is not in the trainer's output_dir.
-            kernels, example_inputs, precision: as of `HoldCallback`; kernels follow the mask.
-            options: sparsity, begin, end, frequency, scope, score, distribution, half_rate, collapse,
-                keep_at_least, pattern, seed: see
-                `ticketry.gradual`; the length of the training is the trainer's.
+        """Args:
+        density: share of the weights that remains at the end.
+        module: dotted name of the part of the model to prune; empty for the whole model.
+        resume_from: the checkpoint from which training resumes, if it is not in the trainer's output_dir.
+        kernels, example_inputs, precision: see `HoldCallback`; the kernels adapt to every new mask.
+        options: sparsity, begin, end, frequency, scope, score, distribution, half_rate, collapse, keep_at_least,
+            pattern, seed: see `ticketry.gradual`. The trainer determines the length of the training.
         """
         super().__init__(GradualJob(density, options, Kernels(kernels, example_inputs, precision)), module, resume_from)
 
 
 class GatesCallback(_JobCallback):
-    """Trains gates with the weights, see `core.gates.attach`: soft masks that harden while the model trains.
+    """Trains gates together with the weights: soft masks that become hard while the model trains, see
+    `core.gates.attach`.
 
-    The penalty is not part of the loss that is logged: its gradient is added to that of the gates before each step.
-    Gates are not clipped. When training ends, the weights are multiplied by the hard gates and the gates come off:
-    removed weights are exactly 0 (where no gate of a layer is on, `mask` raises `LayerCollapseError`; see
-    `Gates.harden`). Checkpoints written before hold the weights alone, and the gates beside them. One process only.
+    The logged loss does not include the penalty, whose gradient is added to the gates' gradients before each step.
+    Gates are not clipped. When training ends, the weights are multiplied by the hard gates, and the gates are removed:
+    removed weights are exactly 0. If all gates of a layer are off, `mask` raises `LayerCollapseError`, see
+    `Gates.harden`. Earlier checkpoints contain weights and gates separately. Supports one process only.
     """
 
     def __init__(
@@ -198,61 +198,63 @@ class GatesCallback(_JobCallback):
         resume_from: str | Path | None = None,
         **options: Unpack[GateOptions],
     ) -> None:
-        """
-        Args:
-            penalty: lambda, times the sum of all gates (each as often as it multiplies weights).
-            optimizer: makes the gates' own from a list of parameters, such as ``partial(torch.optim.SGD, lr=1.0)``; by
-                default SGD with learning rate 0.1 and momentum 0.9 (Savarese et al. 2020). It stays at its rate.
-            module: dotted name of the part of the model that gets gates; all of it if empty.
-            resume_from: the checkpoint that training is resumed from, if it is not in the trainer's output_dir.
-            options: init, kind, scope, within, pattern, seed: see `core.gates.attach`.
+        """Args:
+        penalty: coefficient of the sum of all gates in the loss; a gate counts once for each weight that it
+            multiplies.
+        optimizer: builds the gates' optimiser from a list of parameters, such as ``partial(torch.optim.SGD,
+            lr=1.0)``; its learning rate is constant. By default SGD with learning rate 0.1 and momentum 0.9
+            (Savarese et al. 2020).
+        module: dotted name of the part of the model that gets gates; empty for the whole model.
+        resume_from: the checkpoint from which training resumes, if it is not in the trainer's output_dir.
+        options: init, kind, scope, within, pattern, seed: see `core.gates.attach`.
         """
         super().__init__(GatesJob(penalty, optimizer, options), module, resume_from)
         self.job: GatesJob
 
     @property
     def gates(self) -> Gates:
-        """To look at: densities, histogram, temperature."""
+        """The gates, whose densities, histogram and temperature can be inspected."""
         return self.job.gates
 
 
-def _runs(state: TrainerState) -> Callable[[], bool]:
-    """Whether the `train` of this state still runs: the Trainer calls no callback when an exception ends it.
+def _make_is_running(state: TrainerState) -> Callable[[], bool]:
+    """Return a function that tells whether the `train` call with this state is still running.
 
-    It is looked for among the calls that are under way in all threads: objects live on in tracebacks. Each `train` has
-    its own state. If no `train` is found, other code calls the callbacks, and the training never counts as finished.
+    The Trainer calls no callback when an exception ends a training. So the function searches the stacks of all threads
+    for the call; each call has its own state. If no call of `train` is found at first, other code calls the callbacks,
+    and the training counts as running for ever.
     """
     known = weakref.ref(state)
 
     def runs() -> bool:
-        return next(_trainings(known()), None) is not None
+        return next(_find_train_calls(known()), None) is not None
 
     return runs if runs() else lambda: True
 
 
-def _resumed(state: TrainerState) -> str | None:
-    """Return the checkpoint that the `train` of this state resumes from, unseen by callbacks; None if unknown."""
-    training = next(_trainings(state), None)
+def _find_resumed_checkpoint(state: TrainerState) -> str | None:
+    """Return the checkpoint from which the `train` call with this state resumes; None if unknown."""
+    training = next(_find_train_calls(state), None)
     found = training.f_locals.get("resume_from_checkpoint") if training is not None else None
     return found if isinstance(found, str) else None
 
 
-def _trainings(state: TrainerState | None) -> Iterator[FrameType]:
-    """The calls of a trainer's `train`, at this state, among all threads."""
+def _find_train_calls(state: TrainerState | None) -> Iterator[FrameType]:
+    """Yield the frames of `Trainer.train` calls with this state, from the stacks of all threads."""
     for frame in sys._current_frames().values():
-        for caller in _outwards(frame):
-            if _trains(caller, state):
+        for caller in _iterate_callers(frame):
+            if _is_train_call(caller, state):
                 yield caller
 
 
-def _outwards(frame: FrameType | None) -> Iterator[FrameType]:
+def _iterate_callers(frame: FrameType | None) -> Iterator[FrameType]:
     while frame is not None:
         yield frame
         frame = frame.f_back
 
 
-def _trains(frame: FrameType, state: TrainerState | None) -> bool:
-    """Whether this is the call of a trainer's `train`, at this state."""
+def _is_train_call(frame: FrameType, state: TrainerState | None) -> bool:
+    """Return whether a frame is a call of `Trainer.train` with this state."""
     if state is None or frame.f_code.co_name != "train":
         return False
     return getattr(frame.f_locals.get("self"), "__dict__", {}).get("state") is state

@@ -1,1 +1,1 @@
-"""Training and the durable store: segments go in, stored results come out, nothing is computed twice."""
+"""Training of segments (parts of a training that a key identifies) and the store of their results."""

@@ -1,4 +1,4 @@
-"""Masks under a budget: the cost of weights in a task's network, and masks that meet a budget; remembered.
+"""Masks that meet a cost budget, and the cost of each weight of a task's network; both are stored and reused.
 
 A mask is a pure function of weights, scores, prices and budget. Prices are MACs (multiply-accumulates), counted and not
 timed: the same budget gives the same mask on every machine.
@@ -25,17 +25,17 @@ from ticketry.core.weight_uses import count_multiplications, countable_parameter
 from ticketry.errors import CostError, UsageError
 from ticketry.lab.costs.ledger import SeenExamples
 from ticketry.lab.lab import Lab
-from ticketry.lab.measured_time import met
+from ticketry.lab.measured_time import prune_to_latency
 from ticketry.lab.scoring_sample import Sample
 from ticketry.lab.store.store import digest_of
 from ticketry.lab.training.segment import Result, Segment
 from ticketry.tasks.task import Task
 
 
-def multiplications(lab: Lab, task: Task) -> dict[str, tuple[int, int]]:
-    """Return for each linear and convolution layer the MACs of one element of its weight, and the number of elements.
+def macs_by_layer(lab: Lab, task: Task) -> dict[str, tuple[int, int]]:
+    """Return for each linear and convolution layer the MACs per weight element and the number of elements.
 
-    For a call with one example. Remembered, so that a finished run needs no data to be reported again.
+    MACs are counted for one example. The result is stored, so that a finished run can be reported without its data.
     """
 
     def count() -> dict[str, Any]:
@@ -47,33 +47,33 @@ def multiplications(lab: Lab, task: Task) -> dict[str, tuple[int, int]]:
         prices = count_multiplications(model, layers, lab.course(task).inputs(1)) if known else {}
         return {"layers": {name: [price, prod(shapes[name])] for name, price in prices.items()}}
 
-    layers = lab.store.remembered("prices", digest_of(task.key()), count)["layers"]
+    layers = lab.store.load_or_compute("prices", digest_of(task.key()), count)["layers"]
     return {name: (int(price), int(size)) for name, (price, size) in layers.items()}
 
 
-def remember_costs(lab: Lab, task: Task, costs: CostModel, names: Iterable[str]) -> None:
-    """Store costs under their digest, for the controls and verdicts of tickets that are found with them.
+def store_costs(lab: Lab, task: Task, costs: CostModel, names: Iterable[str]) -> None:
+    """Store a cost model under its digest, so that controls and verdicts of tickets can load it.
 
     Raises:
-        CostError: if they are of another network.
+        CostError: if the cost model belongs to another network.
     """
     model = lab.model(task)
     sizes = {name: value.numel() for name, value in scope_of(model).parameters(model).items()}
     for name in names:
         if name not in costs.layers or costs.layers[name].weights != sizes.get(name):
             raise CostError(f"the costs are of another network: {name!r} is missing there, or has another size")
-    lab.store.remembered("costs", costs.digest, lambda: {"model": msgspec.to_builtins(costs)})
+    lab.store.load_or_compute("costs", costs.digest, lambda: {"model": msgspec.to_builtins(costs)})
 
 
-def terms_in(lab: Lab, task: Task, names: Iterable[str], terms: str) -> Prices:
-    """Return the prices of weights by the terms of a budget, see `Budget.terms`.
+def load_prices(lab: Lab, task: Task, names: Iterable[str], terms: str) -> Prices:
+    """Return the prices of weights for the terms of a budget, see `Budget.terms`.
 
     Raises:
-        CostError: for costs that are not in this store.
+        CostError: if the terms name costs that are not in the store.
     """
     _, by_costs, digest = terms.partition(":")
     if not by_costs:
-        return prices_of(lab, task, names)
+        return macs_per_weight(lab, task, names)
     known = lab.store.memo("costs", digest)
     if known is None:
         raise CostError(
@@ -82,45 +82,48 @@ def terms_in(lab: Lab, task: Task, names: Iterable[str], terms: str) -> Prices:
     return msgspec.convert(known["model"], CostModel)
 
 
-def by_timing(terms: str) -> bool:
-    """Return whether a budget is met by timing masks on this machine, see `Budget.measured`."""
+def is_met_by_timing(terms: str) -> bool:
+    """Return whether masks for a budget are chosen by timing them on this machine, see `Budget.measured`."""
     return terms.partition(":")[0].endswith("+measured")
 
 
-def as_asked(lab: Lab, task: Task, prices: Prices, terms: str, share: float, prune: Callable[[float], Mask]) -> Mask:
-    """Return the mask of a share by its costs; if the terms say so, the one whose measured latency is nearest.
+def prune_to_share(
+    lab: Lab, task: Task, prices: Prices, terms: str, share: float, prune: Callable[[float], Mask]
+) -> Mask:
+    """Return the mask with this share of the costs; if the terms ask for timing, the one with the nearest measured
+    latency.
 
     Args:
         lab, task: the machine and the network.
         prices: prices of the weights.
         terms: see `Budget.terms`.
-        share: the budget.
-        prune: share by the costs -> the mask.
+        share: the budget, as a share of the dense network's costs.
+        prune: returns the mask for a share of the estimated costs.
     """
-    if not by_timing(terms):
+    if not is_met_by_timing(terms):
         return prune(share)
     assert isinstance(prices, CostModel)
-    return met(lab, task, prices, share, prune)
+    return prune_to_latency(lab, task, prices, share, prune)
 
 
-def share_left(lab: Lab, task: Task, kept: Mapping[str, int], terms: str) -> float:
-    """Return the share of a budget's costs that remains with this number of single weights in each parameter."""
-    prices = terms_in(lab, task, kept, terms)
+def remaining_share(lab: Lab, task: Task, kept: Mapping[str, int], terms: str) -> float:
+    """Return the remaining share of a budget's costs, given the number of retained weights in each parameter."""
+    prices = load_prices(lab, task, kept, terms)
     if isinstance(prices, CostModel):
         layers = ((layer, kept.get(name, layer.weights)) for name, layer in prices.layers.items())
         return (prices.fixed + sum(layer.at(count / layer.weights) for layer, count in layers)) / prices.dense
-    known = multiplications(lab, task)
+    known = macs_by_layer(lab, task)
     whole = sum(prices[name] * known[name][1] for name in kept)
     return sum(prices[name] * count for name, count in kept.items()) / whole
 
 
-def prices_of(lab: Lab, task: Task, names: Iterable[str]) -> dict[str, int]:
-    """Return the price of a weight of each of these parameters: MACs in a call with one example.
+def macs_per_weight(lab: Lab, task: Task, names: Iterable[str]) -> dict[str, int]:
+    """Return the MACs that one weight of each of these parameters costs, for one example.
 
     Raises:
         UsageError: for a parameter that is not the weight of a linear or convolution layer.
     """
-    known, requested = multiplications(lab, task), list(names)
+    known, requested = macs_by_layer(lab, task), list(names)
     if unknown := [name for name in requested if name not in known]:
         raise UsageError(
             f"MACs are counted for linear and convolution layers, not for {', '.join(unknown)}: spare them"
@@ -129,23 +132,23 @@ def prices_of(lab: Lab, task: Task, names: Iterable[str]) -> dict[str, int]:
     return {name: known[name][0] for name in requested}
 
 
-def dense_multiplications(lab: Lab, task: Task) -> int:
-    """Return the MACs of a call of the dense network with one example."""
-    return sum(price * size for price, size in multiplications(lab, task).values())
+def dense_macs(lab: Lab, task: Task) -> int:
+    """Return the MACs of the dense network for one example."""
+    return sum(price * size for price, size in macs_by_layer(lab, task).values())
 
 
-def left_multiplications(lab: Lab, task: Task, mask: Mask) -> int:
-    """Return the MACs that remain under a mask, including those of layers that it does not touch."""
-    known = multiplications(lab, task)
+def remaining_macs(lab: Lab, task: Task, mask: Mask) -> int:
+    """Return the MACs of the masked network for one example, including layers without a mask."""
+    known = macs_by_layer(lab, task)
     kept = {name: int(mask[name].sum()) if name in mask else size for name, (_, size) in known.items()}
     return sum(price * kept[name] for name, (price, _) in known.items())
 
 
-def multiplications_in(lab: Lab, segment: Segment) -> int:
-    """Return the MACs of a call of the network that a segment trains, with one example."""
+def segment_macs(lab: Lab, segment: Segment) -> int:
+    """Return the MACs for one example of the network that a segment trains."""
     if segment.mask is None:
-        return dense_multiplications(lab, segment.task)
-    return left_multiplications(lab, segment.task, lab.store.get_mask(segment.mask))
+        return dense_macs(lab, segment.task)
+    return remaining_macs(lab, segment.task, lab.store.get_mask(segment.mask))
 
 
 def budget_mask(
@@ -161,20 +164,21 @@ def budget_mask(
     seed: int = 0,
     **settings: Any,
 ) -> str:
-    """Return the digest of the stored mask that meets a budget, chosen by a result's weights. Remembered.
+    """Return the digest of the stored mask that meets a budget, scored on the weights of a result. Computed once per
+    store.
 
     Args:
         lab, task, result: the network and its weights.
         scope: parameters to prune.
         terms: the quantity of the budget, and its costs, see `Budget.terms`.
-        share: the budget.
-        within: digest of the mask of the candidates.
-        sample: the batches that the score sees, if it needs any.
+        share: the budget, as a share of the dense network's costs.
+        within: digest of a mask; only weights that it retains can be chosen.
+        sample: the batches for scores that need data.
         seed: for random choices.
         settings: arguments of `budgets.pruner.budget_pruner`.
     """
 
-    prices = terms_in(lab, task, scope, terms)
+    prices = load_prices(lab, task, scope, terms)
 
     def compute_mask() -> Mask:
         base = lab.store.get_mask(within) if within else None
@@ -183,7 +187,7 @@ def budget_mask(
             course, model = lab.course(task), model.to(lab.arithmetic(task).device)
             inputs = ScoreInputs(sample.limit_to(task).draw(course, model), course.loss, seed)
         prune = budget_pruner(model, scope, prices, within=base, inputs=inputs, **settings)
-        return as_asked(lab, task, prices, terms, share, prune)
+        return prune_to_share(lab, task, prices, terms, share, prune)
 
     described = {
         "state": result.model,
@@ -198,7 +202,7 @@ def budget_mask(
     if source := source_of(str(settings.get("score", ""))):
         described |= {"source": source}
     if sample is None:
-        return lab.remembered_mask(described, compute_mask)
+        return lab.load_or_compute_mask(described, compute_mask)
     described |= {"sample": asdict(sample), "task": dict(task.key())}
     seen = SeenExamples.from_settings(sample.limit_to(task), lab.sizes(task)["train"], settings)
-    return lab.remembered_mask(described, compute_mask, seen=seen, ready=lambda: lab.course(task))
+    return lab.load_or_compute_mask(described, compute_mask, seen=seen, ready=lambda: lab.course(task))

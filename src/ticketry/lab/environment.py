@@ -1,4 +1,4 @@
-"""The environment of results: versions, the system, the processor."""
+"""Software versions, operating system and processor with which results were computed."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from ticketry_engine.processor import kind
 from ticketry_engine.processor import processor as name_and_features
 
 
-def environment() -> dict[str, Any]:
-    """Return the versions and the machine that a result is recorded with; not part of any key."""
+def describe_machine() -> dict[str, Any]:
+    """Return the software versions and the machine for a record; they are not part of any key."""
     return {
         "ticketry": __version__,
         "torch": torch.__version__,
         "python": platform.python_version(),
         "platform": f"{platform.system()} {platform.machine()}",
-        "processor": processor(),
+        "processor": processor_name(),
         "processor_kind": kind(),
     }
 
 
 @functools.cache  # every result and every ticket needs it
-def processor() -> str:
+def processor_name() -> str:
     """Return the name of the CPU, and of the GPU if there is one."""
     name, _ = name_and_features()
     return f"{name}, {torch.cuda.get_device_name()}" if torch.cuda.is_available() else name

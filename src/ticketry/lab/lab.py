@@ -1,4 +1,4 @@
-"""The lab trains segments, and remembers everything that it has computed."""
+"""The lab trains segments and stores every result, so that nothing is computed twice."""
 
 from __future__ import annotations
 
@@ -23,27 +23,27 @@ from ticketry.core.sparse_training.mask_dynamics import relative_distance
 from ticketry.core.structure.channel_masks import channels
 from ticketry.core.structure.coupling import Structure
 from ticketry.errors import InterruptedTrainingError, TaskError, UsageError
-from ticketry.lab.costs.ledger import Ledger, Making, Makings, SeenExamples
+from ticketry.lab.costs.ledger import Ledger, MaskCost, MaskCosts, SeenExamples
 from ticketry.lab.loggers.dashboards import Dashboards
 from ticketry.lab.loggers.logger import Logger
 from ticketry.lab.runners.choice import choose_runner
 from ticketry.lab.runners.events import Event, OnEvent
-from ticketry.lab.runners.runner import NoTraining, Order, Runner, raise_cause
+from ticketry.lab.runners.runner import NoTraining, Order, Runner, raise_first_error
 from ticketry.lab.scoring_sample import Sample
 from ticketry.lab.signals import handle_signals, stop_signal
 from ticketry.lab.store.store import NUMERICS, digest_of, open_store
-from ticketry.lab.training.execute import Remaker, is_done
+from ticketry.lab.training.execute import WeightRetrainer, is_done
 from ticketry.lab.training.job import Work
 from ticketry.lab.training.kernels import Kernels
-from ticketry.lab.training.precision import DDP, SYNCHRONISED, Arithmetic, choose_arithmetic, unusual
-from ticketry.lab.training.ranks.batch_parts import check_parts, stirred
+from ticketry.lab.training.precision import DDP, SYNCHRONISED, Arithmetic, choose_arithmetic, non_default_choices
+from ticketry.lab.training.ranks.batch_parts import add_noise_to_constants, check_parts
 from ticketry.lab.training.ranks.launch import check_machine
 from ticketry.lab.training.segment import Result as Result
-from ticketry.lab.training.segment import Segment, Start, check_task, finite
+from ticketry.lab.training.segment import Segment, Start, check_task, replace_non_finite
 from ticketry.lab.training.state import initial_state, rebuild_model
 from ticketry.lab.training.supervised import course_of
 from ticketry.lab.training.variant import Variant
-from ticketry.lab.training.variants import HeldMask, Shrunk, task_structure
+from ticketry.lab.training.variants import HeldMask, Shrunk, trace_task_structure
 from ticketry.tasks import task_checks
 from ticketry.tasks.recipe import Recipe
 from ticketry.tasks.task import Course, Task
@@ -51,7 +51,7 @@ from ticketry_engine.support.process_state import ONE_AT_A_TIME
 
 T = TypeVar("T")
 _Request = tuple[str, tuple[int, ...], bool]
-"""Key of a segment, further steps to store, and whether metrics are needed."""
+"""A segment's key, the further steps whose states are stored, and whether metrics are needed."""
 
 
 class Lab:
@@ -127,7 +127,7 @@ class Lab:
         }
         self.kernels = Kernels(kernels, self.store, self.course)
         self.ledger = Ledger()
-        self.makings = Makings()
+        self.mask_costs = MaskCosts()
         self.dashboards = Dashboards(loggers, self.store.paths.root)
         self.workers = self._chosen.workers
         """Number of trainings side by side; for workers elsewhere, how many may be requested at once."""
@@ -145,8 +145,8 @@ class Lab:
         self._arithmetic: dict[str, Arithmetic] = {}
         self._structures: dict[str, Structure] = {}
         self._tracing = threading.Lock()
-        self._remaker = Remaker(self.store, self.data, self._tasks)
-        self.store.remake = self._remake_by_worker if self.workers else self._remaker
+        self._remaker = WeightRetrainer(self.store, self.data, self._tasks)
+        self.store.retrain = self._remake_by_worker if self.workers else self._remaker
 
     # -- training ----------------------------------------------------------------------------------------------------
 
@@ -239,7 +239,7 @@ class Lab:
                         waiting.setdefault(future, []).append(segment)
                 for future in concurrent.futures.as_completed(waiting):
                     for segment in waiting[future]:
-                        self._account(segment, (segment.key, tuple(keep), measure), future.result())
+                        self._record_work(segment, (segment.key, tuple(keep), measure), future.result())
             except BaseException as error:
                 if len(segments) > 1 or not isinstance(error, Exception):
                     self.stop()
@@ -248,11 +248,11 @@ class Lab:
         if self.dashboards.group and measure:
             for result, name in zip(results, names, strict=True):
                 label = f"{self._prefix}{name}"
-                self.dashboards.training(result, name=label or result.segment.key[:8], kind=name or "training")
+                self.dashboards.report_training(result, name=label or result.segment.key[:8], kind=name or "training")
         return results
 
     def train_aside(self, segments: Sequence[Segment], address: str, *, measure: bool) -> list[Work]:
-        """Train segments side by side in another store, to see how long it takes. The lab counts none of it.
+        """Train segments side by side in another store to time them. The lab's own counts do not include them.
 
         Args:
             segments: what to train.
@@ -265,8 +265,8 @@ class Lab:
         order = replace(self._order, store=address, measure=measure)
         self._labels |= dict.fromkeys([one.key for one in segments], "to measure a step")
         with handle_signals():
-            futures = [self._running().submit(order, one, ()) for one in segments]
-            raise_cause(concurrent.futures.wait(futures).done)
+            futures = [self._get_runner().submit(order, one, ()) for one in segments]
+            raise_first_error(concurrent.futures.wait(futures).done)
         for one in segments:
             self._emit(Event("aside", one.key, one.first, one.last, one.last))
         return [future.result() for future in futures]
@@ -288,7 +288,7 @@ class Lab:
 
         with handle_signals():
             futures = self._run_in_threads([functools.partial(labelled, piece) for piece in pieces])
-        raise_cause(futures)
+        raise_first_error(futures)
         return [future.result() for future in futures]
 
     @contextlib.contextmanager
@@ -325,12 +325,12 @@ class Lab:
     def training_nothing(self) -> Iterator[NoTraining]:
         """In a block, raise `NotStoredError` for what is not stored or was left out of a bundle; count nothing."""
         with self._guard:
-            before, nothing = (self._runner, self.ledger, self.store.remake), NoTraining()
-            self._runner, self.ledger, self.store.remake = nothing, self.ledger.copy(), nothing.remake
+            before, nothing = (self._runner, self.ledger, self.store.retrain), NoTraining()
+            self._runner, self.ledger, self.store.retrain = nothing, self.ledger.copy(), nothing.retrain
         try:
             yield nothing
         finally:
-            self._runner, self.ledger, self.store.remake = before
+            self._runner, self.ledger, self.store.retrain = before
 
     def stop(self) -> None:
         """Request all trainings to store their state and stop."""
@@ -363,14 +363,16 @@ class Lab:
         return course_of(task, self.data)
 
     def sizes(self, task: Task) -> dict[str, int]:
-        """Return the number of examples of each split; remembered, so that a finished run does not load data again."""
-        known = self.store.remembered(
+        """Return the number of examples of each split. They are stored, so that a finished run need not load data
+        again.
+        """
+        known = self.store.load_or_compute(
             "sizes", digest_of(task.key()), lambda: task_checks.sized(task, self.course(task).sizes())
         )
         return {name: int(known[name]) for name in ("train", "validation", "test")}
 
     def arithmetic(self, task: Task) -> Arithmetic:
-        """Return the device, precision and memory layout in which the task's network is trained here."""
+        """Return the device, precision and memory layout in which this lab trains the task's network."""
         key = digest_of([task.key(), self._choices])
         if key not in self._arithmetic:
             self._arithmetic[key] = choose_arithmetic(self.model(task), **self._choices)
@@ -382,20 +384,24 @@ class Lab:
         return str(self._choices["device"])
 
     def unusual(self, task: Task) -> dict[str, Any]:
-        """Return the part of the arithmetic that belongs in a run's name, see `precision.unusual`."""
+        """Return the part of the arithmetic that belongs in a run's name, see `precision.non_default_choices`."""
         precision, threads, ranks, norms, parallel = (
             self._choices[name] for name in ("precision", "threads", "ranks", "norms", "parallel")
         )
         if precision == "auto":
             precision = self.arithmetic(task).precision
-        return unusual(precision=precision, threads=threads, devices=ranks, norms=norms, parallel=parallel)
+        return non_default_choices(precision=precision, threads=threads, devices=ranks, norms=norms, parallel=parallel)
 
     def check_cut(self, task: Task, recipe: Recipe, ranks: int) -> None:
-        """Raise `TaskError` if the task's batches cannot be divided among this many ranks. Remembered."""
+        """Raise `TaskError` if `ranks` processes cannot divide the task's batches. Checked once per store."""
         check_task(task.name, task.spec)
 
         def check() -> dict[str, str]:
-            course, model, last = self.course(task), stirred(self.model(task)), self.per_epoch(task, recipe) - 1
+            course, model, last = (
+                self.course(task),
+                add_noise_to_constants(self.model(task)),
+                self.per_epoch(task, recipe) - 1,
+            )
             try:
                 course.check_cut(model, recipe, ranks)
                 check_parts(task.name, course, model, recipe, sorted({0, last}), ranks)
@@ -405,7 +411,7 @@ class Lab:
 
         deciding = {"task": dict(task.key()), "batch": recipe.batch, "smoothing": recipe.label_smoothing}
         deciding |= {"augment": list(recipe.augment), "ranks": ranks, "rules": 3}
-        if why := self.store.remembered("cut", digest_of(deciding), check)["why"]:
+        if why := self.store.load_or_compute("cut", digest_of(deciding), check)["why"]:
             raise TaskError(why)
 
     def structure(self, task: Task) -> Structure:
@@ -413,7 +419,7 @@ class Lab:
         key = digest_of(task.key())
         with self._tracing:
             if key not in self._structures:
-                self._structures[key] = task_structure(task, self.course(task))
+                self._structures[key] = trace_task_structure(task, self.course(task))
         return self._structures[key]
 
     # -- states and masks --------------------------------------------------------------------------------------------
@@ -427,7 +433,7 @@ class Lab:
         return rebuild_model(task, self.state(result) if result else initial_state(task, 0))
 
     def distance(self, result: Result, reference: Result, names: Iterable[str]) -> tuple[float, float]:
-        """Return ||w - w0|| / ||w0|| and the seconds it took; remembered.
+        """Return ||w - w0|| / ||w0|| and the seconds it took; computed once per store.
 
         Args:
             result: has the weights w.
@@ -442,7 +448,7 @@ class Lab:
             distance = relative_distance(self.state(result), self.state(reference), names)
             return {"distance": distance, "seconds": round(time.perf_counter() - began, 3)}
 
-        known = self.store.remembered("distances", key, measure)
+        known = self.store.load_or_compute("distances", key, measure)
         return float(known["distance"]), float(known.get("seconds", 0.0))  # missing in older stores
 
     def prune(
@@ -490,12 +496,12 @@ class Lab:
         if structured:
             described |= {"structured": True, "task": dict(task.key())}
         if sample is None:
-            return self.remembered_mask(described, compute_mask)
+            return self.load_or_compute_mask(described, compute_mask)
         described |= {"sample": asdict(sample), "task": dict(task.key())}
         seen = SeenExamples.from_settings(sample.limit_to(task), self.sizes(task)["train"], settings)
-        return self.remembered_mask(described, compute_mask, seen=seen, ready=prepare)
+        return self.load_or_compute_mask(described, compute_mask, seen=seen, ready=prepare)
 
-    def remembered_mask(
+    def load_or_compute_mask(
         self,
         described: Mapping[str, Any],
         make: Callable[[], Mask],
@@ -503,14 +509,15 @@ class Lab:
         seen: SeenExamples | None = None,
         ready: Callable[[], object] | None = None,
     ) -> str:
-        """Return the digest of the stored mask that `make` computes, remembered by its description.
+        """Return the digest of a mask: from the store if its description is known, otherwise computed by `make` and
+        stored.
 
         A description with a function in it (such as a custom score) cannot be recognised: the mask is computed anew.
 
         Args:
             described: everything that decides the mask, as JSON values.
             make: computes the mask.
-            seen: examples that the computation looks at, for `makings`.
+            seen: examples that the computation looks at, for `mask_costs`.
             ready: called before `make`; its time is not counted, nor the time in which other threads compute.
         """
         key = "" if any(map(callable, described.values())) else digest_of({"numerics": NUMERICS, **described})
@@ -523,8 +530,8 @@ class Lab:
             seconds = round(time.perf_counter() - began - (ONE_AT_A_TIME.waited - waited), 3)
             return {"mask": self.store.put_mask(mask), "seconds": seconds}
 
-        known = self.store.remembered("masks", key, store_mask) if key else store_mask()
-        self.makings.add(str(known["mask"]), Making(float(known.get("seconds", 0.0)), seen))
+        known = self.store.load_or_compute("masks", key, store_mask) if key else store_mask()
+        self.mask_costs.add(str(known["mask"]), MaskCost(float(known.get("seconds", 0.0)), seen))
         return str(known["mask"])
 
     # -- inside ------------------------------------------------------------------------------------------------------
@@ -554,13 +561,13 @@ class Lab:
             future = self._in_flight.get((key, keep, measure))
             if future is None or future.done():
                 self._emit(Event("started", key, segment.first, segment.first, segment.last))
-                runner = self._running()
+                runner = self._get_runner()
                 order = replace(self._order, measure=measure)
                 future = self._in_flight[key, keep, measure] = runner.submit(order, segment, keep)
             return future
 
     def _run_in_threads(self, pieces: Sequence[Callable[[], T]]) -> list[concurrent.futures.Future[T]]:
-        """Run each piece in a thread and wait for all. The first that fails stops the training of all."""
+        """Run each function in its own thread and wait for all of them. The first error stops all trainings."""
         with concurrent.futures.ThreadPoolExecutor(len(pieces), thread_name_prefix="search") as pool:
             futures = [pool.submit(piece) for piece in pieces]
             try:
@@ -571,23 +578,23 @@ class Lab:
         return futures
 
     def _remake_by_worker(self, digest: str, trajectory: str, step: int) -> None:
-        """Let a worker train weights that a bundle left out, like any other segment."""
+        """Let a worker train weights again that a bundle left out."""
         segment = self._remaker.segment(digest, trajectory, step)
         order = replace(self._order, measure=False, weights=True)
         with handle_signals(), self._guard:
             self._labels[segment.key] = f"{self._prefix}weights that a bundle left out"
-            future = self._running().submit(order, segment, ())
+            future = self._get_runner().submit(order, segment, ())
         concurrent.futures.wait([future])
         self._emit(Event("aside", segment.key, segment.first, segment.last, segment.last))
         future.result()
 
-    def _running(self) -> Runner:
+    def _get_runner(self) -> Runner:
         with self._guard:
             if self._runner is None:
                 self._runner = self._chosen.make(self._emit)
             return self._runner
 
-    def _account(self, segment: Segment, request: _Request, work: Work) -> None:
+    def _record_work(self, segment: Segment, request: _Request, work: Work) -> None:
         with self._guard:
             if self._in_flight.pop(request, None) is not None:  # others that waited for it count nothing
                 self.ledger.segments_trained += work.steps > 0
@@ -598,14 +605,14 @@ class Lab:
         self._emit(Event("finished", segment.key, segment.first, segment.last, segment.last))
 
     def _result(self, segment: Segment) -> Result:
-        record = self.store.trained(segment.trajectory, segment.last)
+        record = self.store.load_valid_result(segment.trajectory, segment.last)
         if record is None:
             raise UsageError(f"step {segment.last} of this trajectory is not stored: name it in keep=")
         return Result(
             segment=segment,
             model=record["model"],
             training=record["training"],
-            metrics=finite(record["metrics"] or {}),
+            metrics=replace_non_finite(record["metrics"] or {}),
             train_seconds=record["cost"]["train_seconds"],
             variants=record["variants"],
             record=record,

@@ -1,7 +1,7 @@
-"""Measured latency of a task's network, sparse or dense, and masks that meet a share of it; remembered.
+"""Measured latency of a task's network, sparse or dense, and masks chosen by it; each is measured once per store.
 
-Seconds are measured, and so never part of a key: the first measurement in a store counts there from then on, and
-trainings are keyed by their mask or network. Costs name the machine, batch, threads and precision.
+Seconds differ from run to run, so no key contains them: keys contain the mask or network that a measurement chose.
+Costs name the machine, batch, threads and precision.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ if TYPE_CHECKING:
     from ticketry_engine.bench.timing import Interval
 
 _TIMING = threading.Lock()
-"""Held while a thread times: replicates are threads."""
+"""Lock of the thread that times: replicates of a search are threads of one process."""
 
 _ROUNDS = 11
-"""Rounds of a recorded timing, as in `tk.cost.meet`."""
+"""Number of timed rounds, as in `tk.cost.meet`."""
 
 
-def check_here(costs: CostModel) -> None:
-    """Raise `CostError` if latencies for these costs cannot be measured on this machine."""
+def check_measurable_here(costs: CostModel) -> None:
+    """Raise `CostError` if this machine cannot measure latencies for a cost model."""
     from ticketry_engine.bench.machine import another_machine
 
     if costs.unit != "seconds":
@@ -54,71 +54,73 @@ def check_here(costs: CostModel) -> None:
         )
 
 
-def check_new(lab: Lab, costs: CostModel) -> None:
-    """Call `check_here` for costs that are new in a store: remembered measurements are valid on any machine."""
+def check_new_costs(lab: Lab, costs: CostModel) -> None:
+    """Call `check_measurable_here`, unless the store has measurements for these costs, which are valid anywhere."""
     if lab.store.memo("costs", costs.digest) is None:
-        check_here(costs)
+        check_measurable_here(costs)
 
 
-def time_of(lab: Lab, task: Task, mask: Mask, costs: CostModel) -> RelativeLatency:
-    """Return the latency under a mask relative to the dense network, by a timing that did not choose the mask."""
+def measure_masked_latency(lab: Lab, task: Task, mask: Mask, costs: CostModel) -> RelativeLatency:
+    """Return the latency under a mask relative to the dense network, from a timing that was not used to choose the
+    mask.
+    """
     described = {"task": dict(task.key()), "mask": mask.digest, "costs": costs.digest}
-    return _remembered(lab, described, lambda: _meter(lab, task, costs).share_anew(mask, _ROUNDS))
+    return _load_or_measure(lab, described, lambda: _build_meter(lab, task, costs).share_anew(mask, _ROUNDS))
 
 
-def time_of_dense(lab: Lab, rival: Task, task: Task, costs: CostModel) -> RelativeLatency:
-    """Return the latency of another dense network relative to the task's own."""
+def measure_dense_latency(lab: Lab, rival: Task, task: Task, costs: CostModel) -> RelativeLatency:
+    """Return the latency of the dense network of the task `rival` relative to that of `task`."""
     described = {"task": dict(task.key()), "network": dict(rival.key()), "costs": costs.digest}
 
     def measure() -> Interval:
-        meter, other = _meter(lab, task, costs), _meter(lab, rival, costs)
+        meter, other = _build_meter(lab, task, costs), _build_meter(lab, rival, costs)
         return meter.share(other.compiled(), _ROUNDS)
 
-    return _remembered(lab, described, measure)
+    return _load_or_measure(lab, described, measure)
 
 
-def met(lab: Lab, task: Task, costs: CostModel, share: float, prune: Callable[[float], Mask]) -> Mask:
-    """Return the mask whose measured latency is nearest to a share of the dense network's.
+def prune_to_latency(lab: Lab, task: Task, costs: CostModel, share: float, prune: Callable[[float], Mask]) -> Mask:
+    """Return the mask whose measured latency is nearest to a share of the dense network's latency.
 
     Args:
         lab, task: the machine and the network.
-        costs: choose the first mask.
+        costs: cost model that chooses the first mask.
         share: latency relative to the dense network.
-        prune: share by the costs -> the mask.
+        prune: returns the mask for a share of the estimated costs.
     """
     from ticketry.budgets.approach import meet_share
 
     with _TIMING:
         return meet_share(
-            _meter(lab, task, costs), costs, share, lambda budget: prune(min(1.0, budget / costs.dense))
+            _build_meter(lab, task, costs), costs, share, lambda budget: prune(min(1.0, budget / costs.dense))
         ).mask
 
 
-def _remembered(lab: Lab, described: dict[str, Any], measure: Callable[[], Interval]) -> RelativeLatency:
+def _load_or_measure(lab: Lab, described: dict[str, Any], measure: Callable[[], Interval]) -> RelativeLatency:
     def record() -> dict[str, Any]:
         with _TIMING:
             found = measure()
         return {"share": found.median, "low": found.low, "high": found.high}
 
-    return RelativeLatency(**lab.store.remembered("times", digest_of(described), record))
+    return RelativeLatency(**lab.store.load_or_compute("times", digest_of(described), record))
 
 
-def _meter(lab: Lab, task: Task, costs: CostModel) -> Meter:
+def _build_meter(lab: Lab, task: Task, costs: CostModel) -> Meter:
     from ticketry.budgets.timing import Meter
     from ticketry_engine.example_inputs import batch_of
 
-    check_here(costs)
+    check_measurable_here(costs)
     batch = int(costs.about.get("batch", 1))
     inputs = lab.course(task).inputs(batch)
     if (examples := batch_of(inputs)) < batch:
         raise CostError(f"the costs are of batches of {batch}, and {task.name} has {examples} training examples")
-    model = fill_zeros(lab.model(task))
+    model = fill_zero_parameters(lab.model(task))
     threads, precision = int(costs.about.get("threads", 1)), str(costs.about.get("precision", "fp32"))
     return Meter(model, inputs, threads, precision, scope_of(model))
 
 
-def fill_zeros(model: nn.Module) -> nn.Module:
-    """Return the model in evaluation mode without parameters that are 0, which kernels would skip."""
+def fill_zero_parameters(model: nn.Module) -> nn.Module:
+    """Return the model in evaluation mode; parameters that are all 0, which kernels would skip, get other values."""
     with torch.no_grad():
         for index, parameter in enumerate(model.parameters()):
             if not bool(parameter.all()):

@@ -1,4 +1,4 @@
-"""Helpers for child processes: ending them with their parent, errors that can be pickled, and memory of the C heap."""
+"""Helpers for child processes: they end with their parent, return errors that can be pickled, and tune malloc."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ def _wait_for_parent() -> None:
         os._exit(1)
 
 
-def portable(error: Exception) -> Exception:
-    """Return the error, or a `RunnerError` with its traceback if it cannot be pickled."""
+def make_picklable(error: Exception) -> Exception:
+    """Return the error, or a `RunnerError` with its traceback if the error cannot be pickled."""
     try:
         pickle.loads(pickle.dumps(error))
     except Exception:
@@ -38,7 +38,7 @@ def portable(error: Exception) -> Exception:
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -3, -4
 """Option numbers in glibc's <malloc.h>."""
 _LARGE, _LEFT = 1 << 20, 1 << 17
-"""Bytes: size of a block with a separate mapping, and free bytes left at the end of the heap (glibc's default)."""
+"""Bytes: minimum size of a block with its own mapping, and free bytes left at the end of the heap (glibc's default)."""
 _MOST = 2**31 - 1
 """Largest int."""
 

@@ -1,4 +1,4 @@
-"""The training of a ticket that was found. The papers differ here, which affects results as much as their claims."""
+"""How a ticket is trained after its mask was found. Papers differ here, and the choice affects results strongly."""
 
 from __future__ import annotations
 

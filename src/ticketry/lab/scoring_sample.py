@@ -1,4 +1,4 @@
-"""The batches of a task's training split that a score sees."""
+"""The batches of a task's training split on which scores are computed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ from ticketry_engine.support.seeds import mix
 
 @dataclass(frozen=True)
 class Sample:
-    """Number, size and seed of the batches for a score, without augmentation; their loss is `Course.loss`."""
+    """Number, size and seed of the batches that a score uses, without augmentation; see `Course.loss` for their
+    loss.
+    """
 
     count: int = 5
     size: int = 128
@@ -26,9 +28,9 @@ class Sample:
             raise UsageError(f"a score needs at least one batch of one example, got {self.count} of {self.size}")
 
     def limit_to(self, task: Task) -> Sample:
-        """Return the sample with batches that are not too large for the task, see `Task.scored`."""
+        """Return the sample with a batch size that the task supports, see `Task.scored`."""
         return replace(self, size=task.scored(self.size))
 
     def draw(self, course: Course, model: nn.Module) -> list[Any]:
-        """Return the batches for scoring a model, on its device: see `Course.sample`."""
+        """Return the batches for scoring a model, on the model's device, see `Course.sample`."""
         return course.sample(model, self.count, self.size, mix(self.seed, "score"))

@@ -104,7 +104,7 @@ class Seeds:
 
 @dataclass(frozen=True)
 class Structured:
-    """How a ticket's mask was derived from one without structure."""
+    """How a structured mask was derived from an unstructured one."""
 
     of: str
     """Digest of the mask without structure."""
@@ -143,8 +143,8 @@ class Found:
     """All trainings that were needed to find the mask, in order; the last one gave the mask. Empty if the mask comes
     from the networks found before it."""
     behind: int | None = None
-    """Training steps since initialisation of the weights that its training started from, if `level` and `retrain` do
-    not determine them, see `budget`."""
+    """Number of training steps, since initialisation, of the weights from which its training started; None if `level`
+    and `retrain` determine it, see `budget`."""
     gradients: int = 0
     """Batches whose gradient was computed for the mask without training; each costs as much as a step."""
     moment: Moment | None = None
@@ -156,7 +156,9 @@ class Found:
     aim: str = ""
     """The quantity and costs of its budget, see `Budget.terms`; empty if it was pruned to a density."""
     cut_to: float | None = None
-    """Density to which a mask of gates was pruned by their values, if no setting of the gates reached it; else None."""
+    """Density to which a mask of gates was pruned by the gates' values, if the gates' settings could not reach it; else
+    None.
+    """
 
     @property
     def search_steps(self) -> int:
@@ -167,7 +169,7 @@ class Found:
 def search_cost(found: Found) -> int:
     """Return the training steps of the whole search that ends with this network, including its own training.
 
-    For a ticket without `searched`: the dense network's steps, and those of one ticket for each level.
+    A ticket without `searched` costs the dense network's steps, and one ticket's steps for each level.
     """
     own = found.result.segment.steps
     if found.mask is None:
@@ -178,8 +180,8 @@ def search_cost(found: Found) -> int:
 def budget(found: Found) -> int:
     """Return the training steps since initialisation of a network's weights, including shared dense steps.
 
-    A ticket that was rewound to step k has the k dense steps and its own. One with final weights (rewind_lr, finetune,
-    none) has those of the dense network and of every level before it.
+    The weights of a ticket that was rewound to step k had the k dense steps and the ticket's own. A ticket with final
+    weights (rewind_lr, finetune, none) had the steps of the dense network and of every level before it.
     """
     steps = found.result.segment.steps
     if found.mask is None:

@@ -24,7 +24,7 @@ _SCHEDULERS = tuple(getattr(signal, name) for name in ("SIGUSR1", "SIGUSR2") if 
 _ONE_REQUEST = 1.0
 """Seconds within which several signals count as one: timeout(1) sends two, a closed terminal several."""
 _LAST_SECONDS = 10
-"""Seconds that a process which reads examples stays after SIGTERM, so that the training can store its state."""
+"""Seconds for which a data-loading process stays alive after SIGTERM, so that the training can store its state."""
 
 
 class Stopped(KeyboardInterrupt):
@@ -37,7 +37,7 @@ class Stopped(KeyboardInterrupt):
 
 @dataclass
 class StopRequest:
-    """The signal that this process received, if any."""
+    """The signal that asked this process to end, if any."""
 
     raises: bool
     """Whether a signal interrupts the main thread."""
@@ -60,7 +60,7 @@ def raise_if_stopped() -> None:
         raise Stopped(number)
 
 
-def name_of(number: int) -> str:
+def signal_name(number: int) -> str:
     """Return the name of a signal, such as SIGTERM."""
     return signal.Signals(number).name
 
@@ -107,7 +107,8 @@ def handle_signals(*, command: bool = False) -> Iterator[StopRequest]:
             signal.signal(number, before[number])
         _current = None
         if not command and request.number not in (0, signal.SIGINT):
-            say(f"ended by {name_of(request.number)}; what was trained is stored, and the same call goes on from there")
+            ended = f"ended by {signal_name(request.number)}"
+            print_error_line(f"{ended}; what was trained is stored, and the same call goes on from there")
             signal.raise_signal(request.number)
     if request.number and not command:  # it came too late to interrupt anything
         raise Stopped(request.number)
@@ -191,7 +192,7 @@ def unblock_signals(*numbers: int) -> None:
 
 
 def ignore_signals_as_reader() -> None:
-    """Ignore signals in a process that reads examples: the training decides. After SIGTERM it ends within seconds."""
+    """Ignore signals in a data-loading process, since the training decides; after SIGTERM it ends within seconds."""
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     if hasattr(signal, "alarm"):
@@ -208,7 +209,7 @@ def ignore_signals_as_rank() -> None:
     unblock_signals()
 
 
-def say(text: str) -> None:
+def print_error_line(text: str) -> None:
     """Print a line on standard error, unless it is closed."""
     with contextlib.suppress(OSError, ValueError):
         print(f"ticketry: {text}", file=sys.stderr, flush=True)

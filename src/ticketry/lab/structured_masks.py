@@ -1,4 +1,4 @@
-"""Masks that are given a structure after they were found: computed and compared once, and remembered."""
+"""Structured masks that are derived from unstructured ones; computed and compared once per store."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from ticketry.tasks.task import Task
 
 
 def structured_mask(lab: Lab, task: Task, found: Result, mask: str, by: Structuring, seeds: Seeds) -> str:
-    """Return the digest of the structured mask that is derived from a stored mask and its weights; remembered.
+    """Return the digest of the structured mask derived from a stored mask and its weights; computed once per store.
 
     Args:
         lab, task: the store and the network.
@@ -54,11 +54,12 @@ def structured_mask(lab: Lab, task: Task, found: Result, mask: str, by: Structur
         **({"sample": asdict(sample)} if sample else {}),
     }
     seen = SeenExamples.from_settings(sample, lab.sizes(task)["train"], {"score": by.score}) if sample else None
-    return lab.remembered_mask(described, compute_mask, seen=seen, ready=lambda: lab.course(task))
+    return lab.load_or_compute_mask(described, compute_mask, seen=seen, ready=lambda: lab.course(task))
 
 
-def fits(lab: Lab, task: Task, how: Structured, mask: str) -> list[dict[str, Any]]:
-    """Return for each layer the share of the unstructured mask that the structured one covers; remembered.
+def layer_fits(lab: Lab, task: Task, how: Structured, mask: str) -> list[dict[str, Any]]:
+    """Return for each layer the share of the unstructured mask that the structured one retains; computed once per
+    store.
 
     Args:
         lab, task: the store and the network.
@@ -75,4 +76,4 @@ def fits(lab: Lab, task: Task, how: Structured, mask: str) -> list[dict[str, Any
         found = coverage(model, lab.store.get_mask(how.of), lab.store.get_mask(mask), null=how.by.has_null)
         return {"layers": [one.as_json() for one in (*found.values(), together(found))]}
 
-    return list(lab.store.remembered("coverage", key, measure)["layers"])
+    return list(lab.store.load_or_compute("coverage", key, measure)["layers"])

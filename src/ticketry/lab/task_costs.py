@@ -1,4 +1,4 @@
-"""Costs of a task's network in a file, for searches with a budget of latency or bytes."""
+"""Files with the costs of a task's network, for searches with a budget of latency or bytes."""
 
 from __future__ import annotations
 
@@ -54,12 +54,12 @@ class CostOptions:
             raise UsageError("the bytes of a weight do not depend on the structure: leave out structure")
 
     @property
-    def times_base(self) -> bool:
+    def is_base_timed(self) -> bool:
         """Whether the network is also timed in the base engine."""
         return self.unit == "seconds" and self.target == HERE and self.base != ENGINE
 
 
-def costs_of(
+def measure_costs(
     task: Task, options: CostOptions, *, data: Path | None = None, say: Callable[[str], None] = lambda _: None
 ) -> CostModel:
     """Measure the costs of a task's network, for a call with its first examples.
@@ -76,7 +76,7 @@ def costs_of(
     """
     from ticketry.budgets import model_costs
     from ticketry.budgets.granularity import granularities_to_measure
-    from ticketry.lab.measured_time import fill_zeros
+    from ticketry.lab.measured_time import fill_zero_parameters
     from ticketry.lab.training.supervised import course_of
     from ticketry_engine.example_inputs import batch_of
 
@@ -84,19 +84,19 @@ def costs_of(
     if (examples := batch_of(inputs)) < options.batch:
         raise CostError(f"a call needs {options.batch} examples, and {task.name} has {examples} to train on")
     return model_costs.model(
-        fill_zeros(task.build()),
+        fill_zero_parameters(task.build()),
         inputs,
         options.target,
         unit=options.unit,
         granularities=granularities_to_measure(options.structure),
         threads=options.threads,
         precision=options.precision,
-        bases=(options.base,) if options.times_base else (),
+        bases=(options.base,) if options.is_base_timed else (),
         say=say,
     )
 
 
-def kept_costs(
+def find_or_measure_costs(
     task: Task,
     options: CostOptions,
     store: str | Path,
@@ -104,21 +104,21 @@ def kept_costs(
     data: Path | None = None,
     say: Callable[[str], None] = lambda _: None,
 ) -> Path:
-    """Return the file with these costs in a store, for this processor if they are seconds; measured if missing."""
+    """Return the file with these costs in a store; measure them if it is missing. Seconds are stored per processor."""
     from ticketry.lab.store.store import open_store
 
-    file = open_store(store).paths.costs(_name(task, options))
+    file = open_store(store).paths.costs(_costs_file_name(task, options))
     if not file.exists():
         file.parent.mkdir(parents=True, exist_ok=True)
-        costs_of(task, options, data=data, say=say).save(file)
+        measure_costs(task, options, data=data, say=say).save(file)
     return file
 
 
-def _name(task: Task, options: CostOptions) -> str:
+def _costs_file_name(task: Task, options: CostOptions) -> str:
     from ticketry.lab.store.store import digest_of
     from ticketry_engine.bench.machine import PROCESSOR, machine
 
-    requested = {name: value for name, value in vars(options).items() if name != "base" or options.times_base}
+    requested = {name: value for name, value in vars(options).items() if name != "base" or options.is_base_timed}
     described: dict[str, Any] = {"task": dict(task.key()), "options": requested}
     if options.unit == "seconds":
         here = machine(())

@@ -1,4 +1,4 @@
-"""Digests of the source of user-defined code, for the keys of results that depend on it.
+"""Digests of the source of user-defined code, for the keys of results that depend on this code.
 
 A digest covers the module itself and all modules that it reaches by import statements, including those in functions:
 other modules of its package, and of the folder that it is imported from. It does not cover other installed packages,

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ticketry.errors import StoreError
 from ticketry.files import content_of, write_atomically
-from ticketry.lab.store.files import InaccessibleError, explained
+from ticketry.lab.store.files import InaccessibleError, explain_os_errors
 from ticketry.records.campaign import CampaignRecord
 from ticketry.records.evidence import EvidenceValues
 from ticketry.records.run import RunValues
@@ -70,7 +70,7 @@ _COMMENT = len("<!--  -->") + 64
 def is_undamaged(page: Path) -> bool:
     """Return whether a page is undamaged; `InaccessibleError` if it cannot be read."""
     try:
-        with explained(page, "read"):
+        with explain_os_errors(page, "read"):
             data = content_of(page)
     except InaccessibleError:
         raise

@@ -274,4 +274,4 @@ def tick_mask(lab: Lab, result: Result, scope: Scope, density: float, *, within:
         "within": within,
         "keep_at_least": keep_at_least,
     }
-    return lab.remembered_mask(described, compute_mask)
+    return lab.load_or_compute_mask(described, compute_mask)

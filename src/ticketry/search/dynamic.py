@@ -165,7 +165,7 @@ def _recipe_of_equal_flops(lab: Lab, begun: Segment, settings: Settings) -> Reci
     """
     if settings.equal_cost != "flops":
         return begun.recipe
-    from ticketry.lab.costs.step_cost import look_flops, step_flops
+    from ticketry.lab.costs.step_cost import dense_gradient_flops, step_flops
 
     dense, flops = step_flops(lab, begun)
     if flops <= 0:
@@ -174,7 +174,9 @@ def _recipe_of_equal_flops(lab: Lab, begun: Segment, settings: Settings) -> Reci
 
     def affordable(length: int) -> bool:
         gradients = settings.gradients * len(_moves(settings, begun, length))
-        return (length - gradients) * flops + gradients * look_flops(dense, flops) <= total * dense * (1 + 1e-12)
+        return (length - gradients) * flops + gradients * dense_gradient_flops(dense, flops) <= total * dense * (
+            1 + 1e-12
+        )
 
     enough, too_long = total, floor(total * dense / flops) + 1
     while too_long - enough > 1:
@@ -214,7 +216,7 @@ def move_mask(lab: Lab, segment: Segment, share: float, *, grow: Growth, seed: i
         return drop_and_grow(mask, lab.store.get_tensors(state), growth, share, regrow=regrow)
 
     described = {"moved": segment.until(segment.first + 1).key, "grow": grow, "share": share, "regrow": regrow}
-    return lab.remembered_mask(
+    return lab.load_or_compute_mask(
         described | ({"seed": seed} if grow == "random" else {}),
         compute_mask,
         ready=lambda: segment.course(lab.data) if grow == "gradient" else None,
@@ -238,4 +240,4 @@ def first_gradient(lab: Lab, segment: Segment) -> dict[str, Tensor]:
     assert all(one.masked_by() for one in segment.variants), "gradients are taken of plain networks, masked or not"
     course, state = segment.course(lab.data), start_state(lab.store, segment)
     with segment.arithmetic.active():
-        return Loop(lab.store, course, segment.until(segment.first + 1), state).gradient()
+        return Loop(lab.store, course, segment.until(segment.first + 1), state).compute_next_gradient()

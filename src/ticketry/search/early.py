@@ -204,7 +204,7 @@ class _Detector:
             digest = prune(self._replicate, state, self._scope, density, settings)
         except UsageError as error:
             raise UsageError(f"detector masks: {error}; or use detector distance") from None
-        kept, seconds = lab.store.get_mask(digest), lab.makings.get(digest).seconds
+        kept, seconds = lab.store.get_mask(digest), lab.mask_costs.get(digest).seconds
         return (self._scales(kept) if structured else kept), seconds
 
     def _scales(self, mask: Mask) -> Mask:

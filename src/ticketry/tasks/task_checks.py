@@ -214,7 +214,7 @@ def comparable(task: Task, metrics: Mapping[str, float], split: str) -> None:
 
     Raises:
         TaskError: if what networks are compared by is not finite, or larger than records have it. Other metrics may be
-            (a loss that overflows), and are null then, see `segment.finite`.
+            (a loss that overflows), and are null then, see `segment.replace_non_finite`.
     """
     value = metrics[task.metric.name]
     if math.isfinite(value) and abs(value) > LARGEST:

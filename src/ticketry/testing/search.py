@@ -20,7 +20,7 @@ from ticketry.lab.lab import Lab
 from ticketry.lab.runners.events import Event
 from ticketry.lab.search_result import HOW_TRAINED, REWINDING, Found, Seeds
 from ticketry.lab.training.loop import Loop
-from ticketry.lab.training.variant import bound_to_mask
+from ticketry.lab.training.variant import explain_mask_dependence
 from ticketry.search import Method
 from ticketry.search import method as method_called
 from ticketry.tasks import catalogue
@@ -154,7 +154,7 @@ def _check_levels(lab: Lab, found: Sequence[Found], densities: Sequence[float] |
         require(item.result.segment.mask == item.mask, f"level {item.level} is trained under the mask that it has")
         require(item.retrain in HOW_TRAINED, f"level {item.level} says how it is retrained")
     for item in found[1:]:
-        why = bound_to_mask(item.result.segment.variants)
+        why = explain_mask_dependence(item.result.segment.variants)
         require(not why, f"level {item.level} can be trained under another mask, as its controls are: {why}")
     masks = [lab.store.get_mask(str(item.mask)) for item in found[1:]]
     if densities is not None:
@@ -248,7 +248,7 @@ def _select_trainings(lab: Lab) -> set[str]:
     first: dict[tuple[str, ...], str] = {}
     for key in lab.ledger.keys:
         trajectory, _, last = key.rpartition("@")
-        record = lab.store.trained(trajectory, int(last))
+        record = lab.store.load_valid_result(trajectory, int(last))
         if record is None or int(last) - record["segment"]["first"] < 2:
             continue
         variants = sorted(f"{one['variant']} {one.get('place', '')}" for one in record["segment"]["variants"])
@@ -262,11 +262,11 @@ def _result_digests(found: Sequence[Found]) -> list[tuple[str | None, str]]:
 
 @contextmanager
 def _check_every_step() -> Iterator[None]:
-    original = Loop._one_step
+    original = Loop._train_step
 
     def checked(loop: Loop, batch: Any) -> None:
         original(loop, batch)
         loop.check()
 
-    with mock.patch.object(Loop, "_one_step", checked):
+    with mock.patch.object(Loop, "_train_step", checked):
         yield

@@ -12,7 +12,7 @@ import ticketry as tk
 from ticketry.core.ticket.state_dicts import load_state, mask_state
 from ticketry.errors import TicketError
 from ticketry.lab.costs.meters.step import measure_step
-from ticketry.lab.training.state import rebuild_model, state_of
+from ticketry.lab.training.state import copy_state, rebuild_model
 
 
 class Versioned(nn.Linear):
@@ -73,7 +73,7 @@ def test_the_lab_builds_it_again() -> None:
             return network()
 
     model = network(1)
-    assert same(rebuild_model(Points(), state_of(model)), model)
+    assert same(rebuild_model(Points(), copy_state(model)), model)
 
 
 def test_a_step_is_measured() -> None:

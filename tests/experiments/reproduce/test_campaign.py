@@ -21,7 +21,7 @@ from ticketry.cli.reproduce import parse_budget_seconds
 from ticketry.errors import StoreError, UsageError
 from ticketry.experiments.reproduce.campaign_file import campaigns_at_scale
 from ticketry.lab.store.files import read_sealed
-from ticketry.lab.training.kernels import kernels_here
+from ticketry.lab.training.kernels import name_local_kernels
 from ticketry.records.campaign import CampaignRecord, read_campaign_record
 from ticketry_engine.support.seeds import mix
 
@@ -227,9 +227,9 @@ def test_blocks_of_another_kind_of_machine_are_taken_as_they_are(
     words += ["--workers", "0"]
 
     file.write_text(text)
-    own = kernels_here()
+    own = name_local_kernels()
     with monkeypatch.context() as elsewhere:
-        elsewhere.setattr("ticketry.lab.training.kernels.kernels_here", lambda precision: "sparse 1 other")
+        elsewhere.setattr("ticketry.lab.training.kernels.name_local_kernels", lambda precision: "sparse 1 other")
         assert main(words) == 0
     assert trained_kernels(store) == {"dense": 3 + 3, "sparse 1 other": 6}  # with dense networks in a second order
     first = record_of(store)

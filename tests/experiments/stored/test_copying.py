@@ -13,7 +13,7 @@ from ticketry.errors import StoreError
 from ticketry.experiments.store_transfer import copy_store
 from ticketry.lab.store.files import read_sealed, write_sealed
 from ticketry.lab.store.folder import SharedFolder
-from ticketry.lab.store.maintenance import collect
+from ticketry.lab.store.maintenance import collect_garbage
 from ticketry.lab.store.store import existing_store, open_store
 
 KEY = "ab" * 32
@@ -142,7 +142,7 @@ def test_nothing_is_deleted_while_it_is_copied(origin: str, tmp_path: Path, monk
     def get(folder: SharedFolder, name: str, **more: Any) -> bytes | None:
         if folder.root == Path(origin) and name != "store.json":
             with pytest.raises(StoreError, match="free space when it has ended"):
-                collect(target, grace_seconds=0)
+                collect_garbage(target, grace_seconds=0)
             told.append(name)
         return real(folder, name, **more)
 
@@ -150,7 +150,7 @@ def test_nothing_is_deleted_while_it_is_copied(origin: str, tmp_path: Path, monk
     monkeypatch.setattr(SharedFolder, "get", get)
     copy_store(origin, str(tmp_path / "target"))
     assert told
-    collect(target, grace_seconds=0)
+    collect_garbage(target, grace_seconds=0)
 
 
 def test_no_store_and_the_same_store(origin: str, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from ticketry.experiments import store_transfer as moving
 from ticketry.experiments.store_transfer import move_store
 from ticketry.lab.store.files import read_sealed, write_sealed
 from ticketry.lab.store.maintenance import check
-from ticketry.lab.store.marks import marked_running
+from ticketry.lab.store.marks import mark_running
 from ticketry.lab.store.store import Store
 
 KEY = "ab" * 32
@@ -168,7 +168,7 @@ def test_what_was_written_meanwhile_is_not_deleted(
         patch.setattr(moving, "_rename_records", written)
         with pytest.raises(StoreError, match="changed while it was moved"):
             move_store(store, target)
-    with marked_running(store / "live"), pytest.raises(StoreError, match="something is being trained in"):
+    with mark_running(store / "live"), pytest.raises(StoreError, match="something is being trained in"):
         move_store(store, target)
     before = contents(store)
     with pytest.MonkeyPatch.context() as patch:  # the old one cannot be deleted; the new one is used already

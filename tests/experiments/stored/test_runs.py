@@ -22,7 +22,7 @@ from ticketry.experiments.run import Run
 from ticketry.experiments.store_transfer import copy_store, move_store
 from ticketry.experiments.stored_runs import disk_usage, remove_run, stored_runs
 from ticketry.lab.store.maintenance import Usage, check
-from ticketry.lab.store.marks import is_running, marked_running
+from ticketry.lab.store.marks import is_running, mark_running
 from ticketry.lab.store.store import Store
 
 
@@ -108,7 +108,7 @@ def test_a_run_that_begins_while_another_is_measured_is_left_alone(
     with contextlib.ExitStack() as began:
 
         def of(self: Usage, records: Iterable[Mapping[str, Any]]) -> set[Path]:
-            began.enter_context(marked_running(Store(store).paths.run(second.name)))
+            began.enter_context(mark_running(Store(store).paths.run(second.name)))
             return real(self, records)
 
         real = Usage.files_of
@@ -134,9 +134,9 @@ def test_a_run_that_is_carried_out_is_told_and_left_alone(store: Path) -> None:
     folder = store / "runs" / first.name
     (folder / "run.json").unlink()
     assert {one.name: one.state for one in stored_runs(store)} == {first.name: "half", second.name: "done"}
-    with marked_running(folder):
+    with mark_running(folder):
         assert {one.name: one.state for one in stored_runs(store)}[first.name] == "running"
-        with marked_running(folder):  # a second process is not held up
+        with mark_running(folder):  # a second process is not held up
             pass
         assert {one.name: one.state for one in stored_runs(store)}[first.name] == "running"
         for forbidden in (lambda: remove_run(store, second.name), lambda: move_store(store, store.with_name("new"))):
@@ -176,7 +176,7 @@ def test_a_run_is_carried_out_as_long_as_any_process_does(store: Path) -> None:
         remove_run(store, folder.name)
     second.communicate("\n")
     assert not is_running(folder)
-    with marked_running(folder):  # in the place of what a killed one left
+    with mark_running(folder):  # in the place of what a killed one left
         assert is_running(folder)
     assert not is_running(folder)
     assert remove_run(store, folder.name).files
@@ -237,7 +237,7 @@ def test_a_link_in_the_place_of_the_mark_is_left_alone(store: Path) -> None:
     name = names(store)[0]
     (store / "runs" / name / "running").symlink_to(secret)
     assert {one.state for one in stored_runs(store)} == {"done"}
-    with marked_running(store / "runs" / name):
+    with mark_running(store / "runs" / name):
         pass
     assert secret.read_text() == "kept"
     remove_run(store, name)

@@ -10,7 +10,7 @@ import pytest
 
 from ticketry.errors import MissingExtraError, UsageError
 from ticketry.lab.costs import energy
-from ticketry.lab.costs.energy import EnergyEstimate, EnergyMeter, energies
+from ticketry.lab.costs.energy import EnergyEstimate, EnergyMeter, open_energy_meter
 
 
 @pytest.fixture(autouse=True)
@@ -112,9 +112,9 @@ def test_an_estimate_is_called_one(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_an_estimate_is_made_only_where_it_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = object()
     monkeypatch.setattr(energy, "EnergyEstimate", lambda: made)
-    assert isinstance(energies("meter", tmp_path), EnergyMeter)
-    assert energies("estimate", tmp_path) is made
+    assert isinstance(open_energy_meter("meter", tmp_path), EnergyMeter)
+    assert open_energy_meter("estimate", tmp_path) is made
     domain(tmp_path, "intel-rapl:0", 5)
-    assert isinstance(energies("estimate", tmp_path), EnergyMeter)  # a meter is better
+    assert isinstance(open_energy_meter("estimate", tmp_path), EnergyMeter)  # a meter is better
     with pytest.raises(UsageError, match="energy must be meter or estimate, got 'guess'"):
-        energies("guess")
+        open_energy_meter("guess")

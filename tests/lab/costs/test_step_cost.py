@@ -177,7 +177,7 @@ def test_what_is_measured_is_remembered(lab: Lab, digits: Task, monkeypatch: pyt
     def fails(*_: object) -> None:
         raise AssertionError("measured again")
 
-    monkeypatch.setattr(costs, "_loop", fails)
+    monkeypatch.setattr(costs, "_build_loop", fails)
     assert (step_flops(lab, segment(lab, digits, mask)), step_memory(lab, segment(lab, digits, mask))) == told
     # Neither another mask, nor other seeds, nor another pace.
     again = replace(segment(lab, digits, other, lr=0.5, schedule="cosine"), order_seed=7, first=3)
@@ -213,7 +213,7 @@ def test_what_cannot_be_measured_has_no_number_and_why_is_told(lab: Lab, caplog:
     task = OneByOne()
     trained = lab.train(segment(lab, task, batch=1), measure=False)
     found = Costs(lab)
-    row = found.row(phases_of(Found(0, None, trained, trained, "continue", trained)))
+    row = found.cost_entry(phases_of(Found(0, None, trained, trained, "continue", trained)))
     assert row["dense"]["flops"] is None
     assert row["dense"]["memory"] is not None  # a batch is one example
     assert (row["dense"]["steps"], row["sparse"]) == (20, {"steps": 0, "flops": 0.0, "seconds": 0.0, "memory": 0})

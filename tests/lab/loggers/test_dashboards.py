@@ -12,7 +12,7 @@ import pytest
 import ticketry as tk
 from recorded_logger import Recorded
 from ticketry.errors import MissingExtraError, UsageError
-from ticketry.lab.loggers.logger import Logged, flat
+from ticketry.lab.loggers.logger import Logged, flatten_names
 from ticketry.tasks.task import Task
 
 
@@ -51,7 +51,7 @@ def test_what_fails_is_told_once_and_stops_nothing(
         for seed in range(3):
             assert lab.train(lab.segment(points, start=seed), label=f"seed {seed}").metrics
         lab.close()
-        assert lab.dashboards.where() == ["in memory"]
+        assert lab.dashboards.describe_locations() == ["in memory"]
     (message,) = [record.getMessage() for record in caplog.records]
     assert message == "nothing more is logged to Broken, which failed (training goes on): SystemExit: no network"
     assert len(broken.runs) == 1
@@ -82,7 +82,7 @@ def test_what_fails_before_and_after_the_numbers_is_told_too(
     with caplog.at_level(logging.WARNING), tk.Lab(tmp_path / "store", loggers=[logger(), Recorded()]) as lab:
         assert lab.train(lab.segment(points, start=0), label="dense").metrics
         lab.dashboards.close()
-        assert lab.dashboards.where() == lab.dashboards.where() == ["in memory"]
+        assert lab.dashboards.describe_locations() == lab.dashboards.describe_locations() == ["in memory"]
     (message,) = [record.getMessage() for record in caplog.records]
     assert message.startswith(f"nothing more is logged to {logger.__name__}, which failed (training goes on): {why}")
 
@@ -124,7 +124,7 @@ def test_a_whole_that_is_stopped_has_failed(tmp_path: Path, points: Task) -> Non
     lab = tk.Lab(tmp_path / "store", loggers=[told])
 
     def stopped() -> None:
-        with lab, lab.dashboards.whole("search-1", "search", {}, by_label=True):
+        with lab, lab.dashboards.reporting("search-1", "search", {}, by_label=True):
             lab.train(lab.segment(points, start=0), label="dense")
             raise KeyboardInterrupt
 
@@ -151,7 +151,7 @@ def test_a_library_that_is_not_installed(name: str, tmp_path: Path, monkeypatch:
 
 
 def test_settings_by_their_full_names() -> None:
-    assert flat({"lr": 0.1, "recipe": {"schedule": {"kind": "step"}, "at": [1, 2]}}) == {
+    assert flatten_names({"lr": 0.1, "recipe": {"schedule": {"kind": "step"}, "at": [1, 2]}}) == {
         "lr": 0.1,
         "recipe.schedule.kind": "step",
         "recipe.at": [1, 2],

@@ -245,5 +245,5 @@ def test_the_same_bits(name: str, tmp_path: Path, points: Task, monkeypatch: pyt
         with tk.Lab(tmp_path / f"store-{len(loggers)}", loggers=loggers) as lab:
             models.append(lab.train(lab.segment(points, start=0), label="dense").model)
             lab.close()
-            assert len(lab.dashboards.where()) == len(loggers)  # it has not failed
+            assert len(lab.dashboards.describe_locations()) == len(loggers)  # it has not failed
     assert models[0] == models[1]

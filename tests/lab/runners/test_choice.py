@@ -50,18 +50,18 @@ def test_ones_own_that_is_no_runner(name: str, told: str) -> None:
 
 
 def test_what_a_training_takes() -> None:
-    assert Place("ray").needs(threads=2).cpus == 2
-    assert Place("ray").needs(device="cuda").gpus == 1
-    shared = Place.parse("ray:cpus=0.5,gpus=0.25,memory=1.5GB").needs(device="cuda")
+    assert Place("ray").resources_per_training(threads=2).cpus == 2
+    assert Place("ray").resources_per_training(device="cuda").gpus == 1
+    shared = Place.parse("ray:cpus=0.5,gpus=0.25,memory=1.5GB").resources_per_training(device="cuda")
     assert (shared.cpus, shared.gpus, shared.memory) == (0.5, 0.25, 1_500_000_000)
-    assert Place.parse("ray:memory=512M").needs().memory == 512_000_000
+    assert Place.parse("ray:memory=512M").resources_per_training().memory == 512_000_000
 
 
 @pytest.mark.parametrize(
     ("text", "minutes"), [("90", 90), ("4:00:00", 240), ("30:30", 30.5), ("2-12:00:00", 3600), ("1-0", 1440)]
 )
 def test_times_of_slurm(text: str, minutes: float) -> None:
-    assert slurm_jobs.minutes(text) == minutes
+    assert slurm_jobs.parse_minutes(text) == minutes
 
 
 @pytest.mark.parametrize(

@@ -118,7 +118,7 @@ def test_losses_with_progress_in_between_do_not_add_up(away, lab, digits):
     steps, store = iter(range(1, 60)), list[Lab]()
 
     def store_newer_state() -> None:
-        store[0].store.put_partial(segment.trajectory, next(steps), {})
+        store[0].store.put_checkpoint(segment.trajectory, next(steps), {})
 
     pool = Threads(losses=2 * LOSSES, after=store_newer_state)
     store.append(away(pool))
@@ -202,7 +202,7 @@ def test_a_stop_stores_the_state(away, digits):
     with pytest.raises(InterruptedTrainingError):
         lab.train(long)
     stopper.join()
-    step = lab.store.partial(long.trajectory, long.last)[0]
+    step = lab.store.newest_checkpoint(long.trajectory, long.last)[0]
     assert step > 0
     assert [event.step for event in events if event.kind == "stored"] == [step]
     with pytest.raises(InterruptedTrainingError, match="continue with a new one on the same store"):
@@ -214,7 +214,7 @@ def test_a_stop_is_bounded(away, digits, monkeypatch):
     monkeypatch.setattr(executor_runner, "STOP_SECONDS", 0.5)
     released = threading.Event()
     lab = away(Threads(losses=1, after=lambda: released.wait(30)))
-    future = lab._running().submit(lab._order, lab.segment(digits, start=0, last=3), ())
+    future = lab._get_runner().submit(lab._order, lab.segment(digits, start=0, last=3), ())
     began = time.monotonic()
     lab.stop()
     assert time.monotonic() - began < 5

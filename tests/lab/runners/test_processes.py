@@ -137,7 +137,7 @@ def test_first_error_stops_the_others(two_workers, events, digits):
 
     with pytest.raises(TrainingError, match="the loss is"):
         lab.gather([lambda: lab.train(long), explode])
-    assert lab.store.partial(long.trajectory, long.last)[0] > 0, "the stopped training can be resumed"
+    assert lab.store.newest_checkpoint(long.trajectory, long.last)[0] > 0, "the stopped training can be resumed"
     with pytest.raises(InterruptedTrainingError, match="continue with a new one on the same store"):
         lab.train(lab.segment(digits, start=2))
     with Lab(lab.store.paths.root) as other:

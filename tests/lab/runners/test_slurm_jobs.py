@@ -137,7 +137,7 @@ def test_one_job_trains_two_segments_to_equal_bits(
         jobs.append(ThreadJob(chain))
         return jobs[-1]
 
-    monkeypatch.setattr(slurm_jobs._Jobs, "_executor", lambda *_: SimpleNamespace(submit=submit))
+    monkeypatch.setattr(slurm_jobs._Jobs, "_build_executor", lambda *_: SimpleNamespace(submit=submit))
     segments = [lab.segment(digits, start=seed, last=9) for seed in range(2)]
     with Lab(tmp_path / "other", device="cpu", runner="slurm:local,jobs=1") as other:
         assert [other.train(one).model for one in segments] == [lab.train(one).model for one in segments]

@@ -11,7 +11,7 @@ import pytest
 import azurite
 from buckets import environment, made_bucket, moto_server
 from ticketry.lab.store.mirror import Mirror
-from ticketry.lab.store.store import Store, open_remote, place_of
+from ticketry.lab.store.store import Store, local_folder, open_remote
 
 
 @pytest.fixture(scope="session")
@@ -58,7 +58,7 @@ def machine(address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ca
 
     def opened(name: str) -> Store:
         monkeypatch.setenv("TICKETRY_CACHE", str(tmp_path / name))
-        place = place_of(address)
+        place = local_folder(address)
         return Store(place, Mirror(open_remote(address), place, lease_seconds=30))
 
     return opened

@@ -8,7 +8,14 @@ from pathlib import Path
 import pytest
 
 from ticketry.errors import UsageError
-from ticketry.lab.store.address import address_of, checked_url, display_address, mirror_name, place_of, split_address
+from ticketry.lab.store.address import (
+    canonical_url,
+    display_address,
+    local_folder,
+    mirror_name,
+    shared_url,
+    split_address,
+)
 from ticketry.lab.store.store import open_store
 
 
@@ -29,8 +36,8 @@ def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_an_address_has_one_form(given: str, known: str) -> None:
-    assert checked_url(given) == known
-    assert checked_url(known) == known
+    assert canonical_url(given) == known
+    assert canonical_url(known) == known
 
 
 @pytest.mark.parametrize(
@@ -50,18 +57,18 @@ def test_an_address_has_one_form(given: str, known: str) -> None:
 )
 def test_what_is_no_address_is_refused_and_no_secret_repeated(address: str, said: str, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=said) as error:
-        place_of(address)
+        local_folder(address)
     assert "hush" not in str(error.value)
     assert not (tmp_path / "cache").exists()
 
 
 def test_a_mirror_leads_back_to_its_address() -> None:
-    place = place_of("s3://bucket/a/")
-    assert place == place_of("s3://bucket/a") != place_of("s3://bucket/b")
-    assert address_of(place) == "s3://bucket/a"
+    place = local_folder("s3://bucket/a/")
+    assert place == local_folder("s3://bucket/a") != local_folder("s3://bucket/b")
+    assert shared_url(place) == "s3://bucket/a"
     assert display_address(place / "runs" / "one") == "s3://bucket/a/runs/one"
     assert len(mirror_name(place)) == 32
-    assert mirror_name(place) != mirror_name(place_of("s3://bucket/b"))
+    assert mirror_name(place) != mirror_name(local_folder("s3://bucket/b"))
     assert stat.S_IMODE(place.parent.stat().st_mode) == 0o700
 
 

@@ -129,7 +129,7 @@ def test_weights_that_were_left_out_are_trained_by_workers(
     def here(*_: Any) -> None:
         raise AssertionError("trained in the process that asked")
 
-    monkeypatch.setattr("ticketry.lab.training.execute.make_again", here)
+    monkeypatch.setattr("ticketry.lab.training.execute.retrain_left_out_weights", here)
     before = tk.Lab(store).store
     digests = [path.stem for path in (tmp_path / "elsewhere" / "memo" / "left-out").rglob("*.*")]
     assert len(digests) > 2

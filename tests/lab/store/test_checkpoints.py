@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from ticketry.lab.store import parts
-from ticketry.lab.store.maintenance import collect
+from ticketry.lab.store.maintenance import collect_garbage
 from ticketry.lab.store.store import Store
 
 KEY = "ab" * 32
@@ -24,14 +24,14 @@ def made(store: Store, step: int) -> Path:
     folder = parts.create_folder(store.paths, KEY, step)
     for rank in range(2):
         (folder / f"part-{rank}.safetensors").write_bytes(bytes([rank, step]) * 1000)
-    parts.finish(folder, store.paths, KEY, step, parts.compute_digests(folder, 0, 1))
+    parts.finish_folder(folder, store.paths, KEY, step, parts.compute_digests(folder, 0, 1))
     return store.paths.partial_folder(KEY, step)
 
 
 def written(store: Store, step: int) -> Path:
     """One that is told as ranks tell it."""
     folder = made(store, step)
-    store.upload_partial(KEY, step, folder)
+    store.upload_checkpoint(KEY, step, folder)
     return folder
 
 
@@ -57,19 +57,19 @@ def test_a_state_in_parts_is_gone_on_with_elsewhere(machine: Machine) -> None:
     two = machine("two")
     with two.lock(KEY):
         assert two.stored_steps(KEY) == []
-        assert two.furthest(KEY, 100) == 6
-        assert two.partial(KEY, 100) is None
-        found = parts.newest(two.paths, KEY, 100)
+        assert two.last_stored_step(KEY, 100) == 6
+        assert two.newest_checkpoint(KEY, 100) is None
+        found = parts.newest_folder(two.paths, KEY, 100)
         assert found is not None
         assert found[0] == 6
         assert content(found[1]) == last
         written(two, 8)
-        two.drop_partials(KEY, 8)
+        two.drop_checkpoints(KEY, 8)
     assert soon_none(two)
     three = machine("three")
     with three.lock(KEY):
-        three.partial(KEY, 100)
-        assert parts.newest(three.paths, KEY, 100) is None
+        three.newest_checkpoint(KEY, 100)
+        assert parts.newest_folder(three.paths, KEY, 100) is None
     for store in (one, two, three):
         assert not list(store.paths.partial.rglob("*.tmp"))
 
@@ -99,8 +99,8 @@ def test_a_damaged_state_is_none(
         folder = listed.rpartition("/")[0]
         remote.put(f"{folder[:-70]}{hashlib.sha256(forged).hexdigest()}.parts/{parts.LIST}", forged)
     with two.lock(KEY):
-        assert two.partial(KEY, 100) is None
-        assert parts.newest(two.paths, KEY, 100) is None
+        assert two.newest_checkpoint(KEY, 100) is None
+        assert parts.newest_folder(two.paths, KEY, 100) is None
     assert ("is damaged: it is ignored" in caplog.text) == (what in ("list", "forged"))
     assert (two.paths.root / "store.json").exists()
 
@@ -113,7 +113,7 @@ def test_states_that_nobody_names_are_collected(machine: Machine, monkeypatch: p
     one.mirror.remote.create_if_absent(orphan, b"of a worker that was killed")
     now = one.mirror.remote.now()
     monkeypatch.setattr(type(one.mirror.remote), "now", lambda _: now + 4000)
-    collect(one)
+    collect_garbage(one)
     left = objects(one)
     assert orphan not in left
     assert len(left) == 3
@@ -129,20 +129,20 @@ def test_a_state_that_is_replaced_while_it_is_uploaded_is_whole(
     def late(self: Any, name: str, data: bytes) -> bool:
         if name.startswith("partial/") and not dropped:
             dropped.append(name)
-            parts.drop(one.paths, KEY, 6)
+            parts.delete_folders(one.paths, KEY, 6)
         return create(self, name, data)
 
     with one.lock(KEY):
         folder = made(one, 6)
         expected = content(folder)
         monkeypatch.setattr(type(one.mirror.remote), "create_if_absent", late)
-        one.upload_partial(KEY, 6, folder)
+        one.upload_checkpoint(KEY, 6, folder)
     assert dropped
     assert not folder.exists()
     two = machine("two")
     with two.lock(KEY):
-        two.partial(KEY, 100)
-        found = parts.newest(two.paths, KEY, 100)
+        two.newest_checkpoint(KEY, 100)
+        found = parts.newest_folder(two.paths, KEY, 100)
     assert found is not None
     assert content(found[1]) == expected
 
@@ -155,13 +155,13 @@ def test_a_state_that_is_dropped_on_its_way_is_not_left(machine: Machine, monkey
     def and_dropped(self: Any, name: str, data: bytes) -> bool:
         created = create(self, name, data)
         if threading.current_thread().name == "uploads" and not dropped.is_set():
-            one.drop_partials(KEY, 6)
+            one.drop_checkpoints(KEY, 6)
             dropped.set()
         return created
 
     with one.lock(KEY):
         folder = made(one, 6)
         monkeypatch.setattr(type(one.mirror.remote), "create_if_absent", and_dropped)
-        one.upload_partial(KEY, 6, folder)
+        one.upload_checkpoint(KEY, 6, folder)
         assert dropped.wait(10)
     assert soon_none(one)

@@ -10,37 +10,37 @@ from pathlib import Path
 import pytest
 
 from ticketry.errors import OutsideError
-from ticketry.lab.store.live import Live, live_at
-from ticketry.lab.store.maintenance import check, collect
+from ticketry.lab.store.live import Messages, messages_at
+from ticketry.lab.store.maintenance import check, collect_garbage
 from ticketry.lab.store.store import open_remote, open_store
 
 
 def test_a_driver_and_a_worker(tmp_path: Path) -> None:
     store = open_store(tmp_path / "store")
-    driver, worker = live_at(store.address, "one"), live_at(store.address, "one")
-    assert not worker.has_begun()
-    driver.begin()
-    assert worker.has_begun()
+    driver, worker = messages_at(store.address, "one"), messages_at(store.address, "one")
+    assert not worker.is_driver_active()
+    driver.announce()
+    assert worker.is_driver_active()
     assert not worker.is_stop_requested()
     assert driver.read_message("a@3") == {}
     worker.report("a@3", {"kind": "progress", "step": 2})
     worker.report("b@3", {"kind": "waiting", "step": 0})
     assert driver.read_message("a@3") == {"kind": "progress", "step": 2}
-    driver.forget("a@3")
+    driver.delete_message("a@3")
     assert driver.read_message("a@3") == {}
     driver.request_stop()
     assert worker.is_stop_requested()
-    assert not live_at(store.address, "another").has_begun()
-    driver.end()
+    assert not messages_at(store.address, "another").is_driver_active()
+    driver.delete_all()
     assert not (store.paths.live / "one").exists()
 
 
 def test_a_driver_that_has_ended_is_told_nothing(tmp_path: Path) -> None:
     """Else a worker that goes on for a while would make its folder again."""
     store = open_store(tmp_path / "store")
-    live = live_at(store.address, "one")
-    live.begin()
-    live.end()
+    live = messages_at(store.address, "one")
+    live.announce()
+    live.delete_all()
     live.report("a@3", {"step": 2})
     assert live.is_stop_requested()
     assert not (store.paths.live / "one").exists()
@@ -48,30 +48,30 @@ def test_a_driver_that_has_ended_is_told_nothing(tmp_path: Path) -> None:
 
 def test_what_is_no_word_of_a_worker(tmp_path: Path) -> None:
     store = open_store(tmp_path / "store")
-    live = live_at(store.address, "one")
-    live.begin()
+    live = messages_at(store.address, "one")
+    live.announce()
     live.report("a@3", {"step": 2})
     (file,) = (store.paths.live / "one").glob("*.json")
     for text in ("", "[1]", "{", "\xff"):
         file.write_text(text, encoding="latin-1")
         assert live.read_message("a@3") == {}
     with pytest.raises(OutsideError):
-        live_at(store.address, "../elsewhere").begin()
+        messages_at(store.address, "../elsewhere").announce()
 
 
 def test_what_a_killed_driver_left_is_freed(tmp_path: Path) -> None:
     """Once it is old: a driver that lives gives signs of life."""
     store = open_store(tmp_path / "store")
     for name in ("old", "new"):
-        live = live_at(store.address, name)
-        live.begin()
+        live = messages_at(store.address, name)
+        live.announce()
         live.report("a@3", {"step": 2})
     for path in (store.paths.live / "old").iterdir():
         os.utime(path, (time.time() - 7200,) * 2)
     assert check(store).sound
-    assert collect(store)[0] == 2
+    assert collect_garbage(store)[0] == 2
     assert not list((store.paths.live / "old").iterdir())
-    assert live_at(store.address, "new").has_begun()
+    assert messages_at(store.address, "new").is_driver_active()
 
 
 def until(holds: Callable[[], bool]) -> None:
@@ -85,15 +85,15 @@ def until(holds: Callable[[], bool]) -> None:
 def test_progress_and_a_stop_through_a_shared_store(
     address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def on(machine: str) -> Live:
+    def on(machine: str) -> Messages:
         monkeypatch.setenv("TICKETRY_CACHE", str(tmp_path / machine))
-        return live_at(address, "driver")
+        return messages_at(address, "driver")
 
     driver, early = on("one"), on("two")
-    assert not early.has_begun()
-    driver.begin()
+    assert not early.is_driver_active()
+    driver.announce()
     worker = on("two")
-    assert worker.has_begun()
+    assert worker.is_driver_active()
     assert not worker.is_stop_requested()
     assert driver.read_message("key") == {}
     for step in range(20):
@@ -101,9 +101,9 @@ def test_progress_and_a_stop_through_a_shared_store(
     until(lambda: driver.read_message("key") == {"kind": "progress", "step": 19})
     driver.request_stop()
     until(worker.is_stop_requested)
-    driver.end()
+    driver.delete_all()
     assert not list(open_remote(address).list("live/"))
-    until(lambda: not worker.has_begun())
+    until(lambda: not worker.is_driver_active())
 
 
 def test_training_never_waits_for_a_message() -> None:
@@ -121,7 +121,7 @@ def test_training_never_waits_for_a_message() -> None:
             time.sleep(1)
 
     slow = Slow()
-    live = Live(slow, "driver", remote=True)  # type: ignore[arg-type]
+    live = Messages(slow, "driver", remote=True)  # type: ignore[arg-type]
     assert not live.is_stop_requested()
     began = time.monotonic()
     for _ in range(100):

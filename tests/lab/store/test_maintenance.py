@@ -16,8 +16,8 @@ from ticketry.files import file_digest
 from ticketry.lab.lab import Lab
 from ticketry.lab.retrain import retraining
 from ticketry.lab.store import maintenance
-from ticketry.lab.store.maintenance import GRACE_SECONDS, check, collect
-from ticketry.lab.store.marks import marked_running
+from ticketry.lab.store.maintenance import GRACE_SECONDS, check, collect_garbage
+from ticketry.lab.store.marks import mark_running
 from ticketry.lab.training.segment import Result
 
 REWIND = 6
@@ -94,7 +94,7 @@ def _memo(lab: Lab, searched: list[Result]) -> Path:
 
 
 def _partial(lab: Lab, searched: list[Result]) -> Path:
-    lab.store.put_partial("ab" * 32, 3, {"a": torch.zeros(3)})
+    lab.store.put_checkpoint("ab" * 32, 3, {"a": torch.zeros(3)})
     return next(lab.store.paths.partial.iterdir())
 
 
@@ -180,7 +180,7 @@ def unneeded(lab: Lab) -> list[Path]:
     leftover = paths.results / ".1.json.abc.tmp"
     leftover.write_bytes(b"half")
     finished = next(paths.results.glob("*/*")).name
-    lab.store.put_partial(finished, 3, {"a": torch.zeros(3)})
+    lab.store.put_checkpoint(finished, 3, {"a": torch.zeros(3)})
     half_a_ticket = paths.runs / "imp-x" / "tickets" / ".level-01.0123abcd.tmp" / "mask.safetensors"
     replaced = paths.runs / "imp-x" / "tickets" / ".level-02.0123abcd.old" / "mask.safetensors"
     for path in (half_a_ticket, replaced):
@@ -191,7 +191,7 @@ def unneeded(lab: Lab) -> list[Path]:
 
 def test_collect_frees_what_nobody_needs(lab, points, searched):
     root = lab.store.paths.root
-    lab.store.put_partial("ab" * 32, 3, {"a": torch.zeros(3)})  # of a segment that is still to be finished
+    lab.store.put_checkpoint("ab" * 32, 3, {"a": torch.zeros(3)})  # of a segment that is still to be finished
     lab.prune(points, searched[0], scope(points.build()), density=0.7)  # of a ticket that is still to be trained
     before = snapshot(root)
     size = sum(path.stat().st_size for path in unneeded(lab))
@@ -199,11 +199,11 @@ def test_collect_frees_what_nobody_needs(lab, points, searched):
     assert check(lab.store).sound
     assert len(check(lab.store).leftover) == 3
     whole = snapshot(root)
-    assert collect(lab.store, dry_run=True) == (5, size)
+    assert collect_garbage(lab.store, dry_run=True) == (5, size)
     assert snapshot(root) == whole
-    assert collect(lab.store) == (5, size)
+    assert collect_garbage(lab.store) == (5, size)
     assert snapshot(root) == before
-    assert collect(lab.store) == (0, 0)
+    assert collect_garbage(lab.store) == (0, 0)
     found, trained = again(lab, points)
     assert trained == 0
     assert found == searched
@@ -212,8 +212,8 @@ def test_collect_frees_what_nobody_needs(lab, points, searched):
 def test_what_is_young_is_left_alone(lab, searched):
     files = unneeded(lab)
     age(lab.store.paths.root, GRACE_SECONDS - 60)
-    assert collect(lab.store) == (0, 0)
-    assert collect(lab.store, grace_seconds=60)[0] == 5
+    assert collect_garbage(lab.store) == (0, 0)
+    assert collect_garbage(lab.store, grace_seconds=60)[0] == 5
     assert not any(path.exists() for path in files)
     assert not list(lab.store.paths.leftovers())
 
@@ -225,14 +225,14 @@ def test_nothing_is_collected_while_something_is_trained(lab, searched, by):
     age(paths.root, 100 * GRACE_SECONDS)
     under_way = {
         "a lab's training": lambda: lab.store.lock(searched[0].segment.trajectory),
-        "a command": lambda: marked_running(paths.live),
-        "a run": lambda: marked_running(paths.run("imp-x")),
+        "a command": lambda: mark_running(paths.live),
+        "a run": lambda: mark_running(paths.run("imp-x")),
     }
     told = "the run imp-x is being carried out" if by == "a run" else "something is being trained"
     with under_way[by](), pytest.raises(StoreError, match=f"{told} in .*: free space when it has ended"):
-        collect(lab.store)
+        collect_garbage(lab.store)
     assert needed.exists()
-    assert collect(lab.store)[0] == 5
+    assert collect_garbage(lab.store)[0] == 5
     assert not needed.exists()
 
 
@@ -243,5 +243,5 @@ def test_nothing_is_collected_by_a_damaged_record(lab, searched):
     flip_metric(record)
     before = snapshot(lab.store.paths.root)
     with pytest.raises(StoreError, match="check --repair"):
-        collect(lab.store)
+        collect_garbage(lab.store)
     assert snapshot(lab.store.paths.root) == before

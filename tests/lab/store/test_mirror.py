@@ -11,7 +11,7 @@ import torch
 
 from ticketry.errors import DamagedBlobError, StoreError
 from ticketry.lab.store.files import read_sealed, write_sealed
-from ticketry.lab.store.maintenance import check, collect
+from ticketry.lab.store.maintenance import check, collect_garbage
 from ticketry.lab.store.store import Store, open_remote
 
 KEY = "ab" * 32
@@ -53,19 +53,19 @@ def test_a_state_inside_a_segment_is_gone_on_with_elsewhere(machine: Machine) ->
     one = machine("one")
     with one.lock(KEY):
         for step in (2, 4, 6):
-            one.put_partial(KEY, step, {"w": torch.full((3,), float(step))})
+            one.put_checkpoint(KEY, step, {"w": torch.full((3,), float(step))})
         one.put_result(KEY, 5, record(metrics=None))
     two = machine("two")
     with two.lock(KEY):
         assert two.stored_steps(KEY) == [5]
-        step, tensors = two.partial(KEY, 100) or (0, {})
+        step, tensors = two.newest_checkpoint(KEY, 100) or (0, {})
         assert step == 6
         assert torch.equal(tensors["w"], torch.full((3,), 6.0))
-        assert two.partial(KEY, 5) is None
-        two.drop_partials(KEY, 6)
+        assert two.newest_checkpoint(KEY, 5) is None
+        two.drop_checkpoints(KEY, 6)
     three = machine("three")
     with three.lock(KEY):
-        assert three.partial(KEY, 100) is None
+        assert three.newest_checkpoint(KEY, 100) is None
         assert three.stored_steps(KEY) == [5]
     assert not [one.name for one in three.mirror.remote.list("partial/")]
 
@@ -86,7 +86,7 @@ def test_a_damaged_answer_is_made_anew_for_all(machine: Machine, caplog: pytest.
     one.put_memo("masks", KEY, {"mask": "12" * 32})
     one.mirror.remote.put(f"memo/masks/ab/{KEY}.json", b"{")
     with caplog.at_level(logging.WARNING):
-        assert two.remembered("masks", KEY, lambda: {"mask": "34" * 32}) == {"mask": "34" * 32}
+        assert two.load_or_compute("masks", KEY, lambda: {"mask": "34" * 32}) == {"mask": "34" * 32}
     assert "computed again" in caplog.text
     assert machine("three").memo("masks", KEY) == {"mask": "34" * 32}
 
@@ -183,12 +183,12 @@ def test_gc_deletes_what_nothing_names_by_the_stores_own_clock(
     used, unused = one.put_bytes(b"used"), one.put_bytes(b"unused")
     one.put_result(KEY, 3, record(model=used, metrics={}))
     two = machine("two")
-    assert collect(two) == (0, 0)
+    assert collect_garbage(two) == (0, 0)
     now = two.mirror.remote.now()
     monkeypatch.setattr(type(two.mirror.remote), "now", lambda _: now + 4000)
-    assert collect(two, dry_run=True) == (1, 6)
+    assert collect_garbage(two, dry_run=True) == (1, 6)
     assert machine("three").has(unused)
-    assert collect(two) == (1, 6)
+    assert collect_garbage(two) == (1, 6)
     four = machine("four")
     assert four.has(used)
     assert not four.has(unused)

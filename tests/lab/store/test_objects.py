@@ -12,7 +12,7 @@ from ticketry.lab.store import objects
 from ticketry.lab.store.folder import Folder, SharedFolder
 from ticketry.lab.store.mirror import Mirror
 from ticketry.lab.store.objects import Objects
-from ticketry.lab.store.store import open_remote, place_of
+from ticketry.lab.store.store import local_folder, open_remote
 
 KINDS = ["folder", "file", "s3", pytest.param("az", marks=pytest.mark.slow), "mirror"]
 
@@ -29,7 +29,7 @@ def backend(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.
     return (
         SharedFolder(address)
         if request.param == "file"
-        else Mirror(SharedFolder(address), place_of(address), lease_seconds=30)
+        else Mirror(SharedFolder(address), local_folder(address), lease_seconds=30)
     )
 
 

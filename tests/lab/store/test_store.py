@@ -173,7 +173,7 @@ def test_a_file_with_the_right_digest_that_holds_no_tensors(store, data):
     path = store.paths.partial_file(TRAJECTORY, 3, digest)
     path.parent.mkdir(parents=True)
     path.write_bytes(data)
-    assert store.partial(TRAJECTORY, 10) is None
+    assert store.newest_checkpoint(TRAJECTORY, 10) is None
 
 
 @pytest.mark.parametrize(
@@ -204,7 +204,7 @@ def test_a_damaged_answer_is_told_and_made_anew(store, caplog, damage):
     store.put_memo("removed", "k" * 64, {"shares": {"w": 0.5}})
     path = store.paths.memo_file("removed", "k" * 64)
     path.write_text(damage)
-    assert store.remembered("removed", "k" * 64, lambda: {"shares": {"w": 0.25}}) == {"shares": {"w": 0.25}}
+    assert store.load_or_compute("removed", "k" * 64, lambda: {"shares": {"w": 0.25}}) == {"shares": {"w": 0.25}}
     assert f"{path} is computed again" in caplog.text
     assert store.memo("removed", "k" * 64) == {"shares": {"w": 0.25}}
 
@@ -250,37 +250,37 @@ def value_of(found) -> tuple[int, float] | None:
 
 
 def test_the_newest_partial_up_to_a_step(store):
-    assert store.partial(TRAJECTORY, 100) is None
-    store.put_partial(TRAJECTORY, 10, state(10))
-    store.put_partial(TRAJECTORY, 20, state(20))
-    assert value_of(store.partial(TRAJECTORY, 100)) == (20, 20.0)
-    assert value_of(store.partial(TRAJECTORY, 20)) == (20, 20.0)
-    assert store.partial(TRAJECTORY, 19) is None, "the older one was dropped"
+    assert store.newest_checkpoint(TRAJECTORY, 100) is None
+    store.put_checkpoint(TRAJECTORY, 10, state(10))
+    store.put_checkpoint(TRAJECTORY, 20, state(20))
+    assert value_of(store.newest_checkpoint(TRAJECTORY, 100)) == (20, 20.0)
+    assert value_of(store.newest_checkpoint(TRAJECTORY, 20)) == (20, 20.0)
+    assert store.newest_checkpoint(TRAJECTORY, 19) is None, "the older one was dropped"
     assert len(files(store.paths.partial)) == 1
-    assert store.partial("cd" * 32, 100) is None
+    assert store.newest_checkpoint("cd" * 32, 100) is None
 
 
 def test_a_damaged_partial_is_passed_over(store):
-    store.put_partial(TRAJECTORY, 10, state(10))
+    store.put_checkpoint(TRAJECTORY, 10, state(10))
     older = files(store.paths.partial)[0]
     kept = older.read_bytes()
-    store.put_partial(TRAJECTORY, 20, state(20))
+    store.put_checkpoint(TRAJECTORY, 20, state(20))
     older.write_bytes(kept)  # as if the process had been killed before it could drop it
     newer = next(path for path in files(store.paths.partial) if path != older)
     _flip(newer)
-    assert value_of(store.partial(TRAJECTORY, 100)) == (10, 10.0)
+    assert value_of(store.newest_checkpoint(TRAJECTORY, 100)) == (10, 10.0)
     _flip(older)
-    assert store.partial(TRAJECTORY, 100) is None
+    assert store.newest_checkpoint(TRAJECTORY, 100) is None
 
 
 def test_a_partial_beyond_a_shorter_segment_is_kept(store):
-    store.put_partial(TRAJECTORY, 90, state(90))
-    store.put_partial(TRAJECTORY, 30, state(30))
-    store.put_partial("cd" * 32, 20, state(1))
-    store.drop_partials(TRAJECTORY, 50)
-    assert value_of(store.partial(TRAJECTORY, 100)) == (90, 90.0)
-    assert store.partial(TRAJECTORY, 50) is None
-    assert value_of(store.partial("cd" * 32, 50)) == (20, 1.0)
+    store.put_checkpoint(TRAJECTORY, 90, state(90))
+    store.put_checkpoint(TRAJECTORY, 30, state(30))
+    store.put_checkpoint("cd" * 32, 20, state(1))
+    store.drop_checkpoints(TRAJECTORY, 50)
+    assert value_of(store.newest_checkpoint(TRAJECTORY, 100)) == (90, 90.0)
+    assert store.newest_checkpoint(TRAJECTORY, 50) is None
+    assert value_of(store.newest_checkpoint("cd" * 32, 50)) == (20, 1.0)
 
 
 # -- locks -------------------------------------------------------------------------------------------------------------

@@ -17,8 +17,8 @@ from ticketry.errors import StoreError
 from ticketry.lab.store import bundle as bundle_module
 from ticketry.lab.store import unpacking
 from ticketry.lab.store.bundle import Bundle, Source, write_bundle
-from ticketry.lab.store.files import read_sealed, sealed_bytes, unsealed
-from ticketry.lab.store.maintenance import check, collect
+from ticketry.lab.store.files import parse_canonical_record, read_sealed, sealed_bytes
+from ticketry.lab.store.maintenance import check, collect_garbage
 from ticketry.lab.store.store import Store
 
 
@@ -50,7 +50,7 @@ def test_half_of_a_letter_is_refused_before_anything_is_written(store: Path, tmp
 def test_whole_letters_are_no_halves(store: Path, tmp_path: Path) -> None:
     """JSON writes those beyond 16 bits as two halves."""
     record = {**record_of(store), "title": "\U0001f3ab and \\ud800"}
-    assert unsealed(sealed_bytes(record), "it") == record
+    assert parse_canonical_record(sealed_bytes(record), "it") == record
     tk.store.unpack(bundle_of(tmp_path / "x.tkz", record["run"], sealed_bytes(record)), store=tmp_path / "mine")
     assert record_of(tmp_path / "mine") == record
 
@@ -95,7 +95,7 @@ def test_nothing_is_deleted_while_it_is_unpacked(store: Path, tmp_path: Path, mo
 
     def meanwhile(path: Path, data: bytes) -> None:
         with pytest.raises(StoreError, match="something is being trained"):
-            collect(mine, grace_seconds=0)
+            collect_garbage(mine, grace_seconds=0)
         told.append(path)
         write(path, data)
 

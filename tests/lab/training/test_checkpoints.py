@@ -54,7 +54,7 @@ class Clocked(Job):
     def _unmeasured(self) -> None:
         return None
 
-    def drop_partials(self) -> None:
+    def drop_checkpoints(self) -> None:
         pass
 
 

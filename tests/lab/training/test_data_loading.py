@@ -169,7 +169,7 @@ def test_recalibrated_as_in_memory(folder: Make) -> None:
 def test_the_global_random_state_is_left_alone(folder: Make) -> None:
     torch.manual_seed(3)
     before = torch.get_rng_state()
-    assert sum(len(targets) for _, targets in data_loading.in_order(folder(workers=1).load().test, "cpu")) == 15
+    assert sum(len(targets) for _, targets in data_loading.batches_in_order(folder(workers=1).load().test, "cpu")) == 15
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -179,7 +179,7 @@ def test_in_order_gives_each_example_once_in_order(folder: Make, monkeypatch) ->
     split = folder(workers=2).load().test
     memory = in_memory(split)
     for each in (split, memory):
-        parts = list(data_loading.in_order(each, "cpu"))
+        parts = list(data_loading.batches_in_order(each, "cpu"))
         assert [len(targets) for _, targets in parts] == [4, 4, 4, 3]
         assert torch.equal(torch.cat([inputs for inputs, _ in parts]), memory.inputs)
         assert torch.equal(torch.cat([targets for _, targets in parts]), memory.targets)

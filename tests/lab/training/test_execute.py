@@ -70,7 +70,7 @@ def test_going_on_gives_the_same_bits(lab, segment, undisturbed, stops):
     for stop in stops:
         with pytest.raises(InterruptedTrainingError, match=f"at step {stop}"):
             train(store, segment, watch=stop_at(stop))
-        assert store.partial(segment.trajectory, segment.last)[0] == stop
+        assert store.newest_checkpoint(segment.trajectory, segment.last)[0] == stop
         assert not is_done(store, segment)
     assert train(store, segment) == segment.last - stops[-1]
     assert everything(store, segment) == everything(undisturbed, segment)
@@ -88,7 +88,7 @@ def test_going_on_from_a_kept_state(lab, segment, undisturbed):
 
 
 class KilledAt12(Watch):
-    def progress(self, segment: Segment, step: int) -> None:
+    def report_progress(self, segment: Segment, step: int) -> None:
         if step == 12:
             raise SystemExit
 
@@ -279,7 +279,7 @@ def test_the_curve_of_the_loss(lab, points):
 def test_training_time_adds_up_over_interruptions(lab, segment):
     with pytest.raises(InterruptedTrainingError):
         train(lab.store, segment, watch=stop_at(20))
-    earlier = float(lab.store.partial(segment.trajectory, 24)[1]["seconds"])
+    earlier = float(lab.store.newest_checkpoint(segment.trajectory, 24)[1]["seconds"])
     work = execute(lab.store, None, segment, (), Watch())
     total = lab.store.result(segment.trajectory, 24)["cost"]["train_seconds"]
     assert 0 < earlier <= total

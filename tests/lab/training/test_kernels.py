@@ -26,7 +26,7 @@ from ticketry.lab.store.store import Store
 from ticketry.lab.training import kernels as kernels_module
 from ticketry.lab.training.execute import execute
 from ticketry.lab.training.job import Watch
-from ticketry.lab.training.kernels import LEAST, kernels_here, share_of
+from ticketry.lab.training.kernels import LEAST, compute_share, name_local_kernels
 from ticketry.lab.training.segment import Segment
 from ticketry.lab.training.state import initial_state, rebuild_model
 from ticketry.lab.training.supervised import evaluate
@@ -78,7 +78,7 @@ def everything(store: Store, segment: Segment) -> dict[str, object]:
 def test_sparse_kernels_are_in_the_key_with_version_and_processor(made):
     segment = segment_of(made("sparse", precision="fp32"))
     told = segment.describe()["arithmetic"]["kernels"]
-    assert told == kernels_here()
+    assert told == name_local_kernels()
     assert told.split()[2] == target_module.target().name
     assert Segment.from_description(segment.describe(), segment.task) == segment
     for other in ("sparse 0 avx2", "dense"):
@@ -102,12 +102,12 @@ def test_auto_takes_what_leaves_out_enough(made, densities, monkeypatch):
     taken = [] if min(densities[:2]) > 0.5 else [*products] if densities[1] <= 0.5 else ["0.weight"]
     kept = {name: round(shares[name] * weight.numel()) / weight.numel() for name, weight in weights.items()}
     share = sum(products[name] * (1 - kept[name]) for name in taken) / sum(products.values())
-    found = share_of(rebuild_model(task, initial_state(task, 0)), mask, made("dense").course(task).inputs(2))
+    found = compute_share(rebuild_model(task, initial_state(task, 0)), mask, made("dense").course(task).inputs(2))
     assert found.left_out == pytest.approx(share, abs=1e-6)
     assert found.inside == pytest.approx(sum(products[name] for name in taken) / sum(products.values()), abs=1e-6)
     for kernels, enough in (("auto", share >= LEAST["fp32"]), ("sparse", share > 0)):
         segment = made(kernels, precision="fp32").segment(task, start=0, mask=mask, recipe=RECIPE)
-        assert segment.arithmetic.kernels == (kernels_here() if enough else "dense")
+        assert segment.arithmetic.kernels == (name_local_kernels() if enough else "dense")
 
 
 def test_dense_networks_gates_and_small_networks_stay_dense(made):
@@ -121,7 +121,7 @@ def test_dense_networks_gates_and_small_networks_stay_dense(made):
         assert gates.arithmetic.kernels == "dense"
         assert lab.segment(task, start=0, mask=whole, shrunk=True).arithmetic.kernels == "dense"
         penalty = Penalty(kind="hoyer_square", strength=1e-4, names=names)
-        assert lab.segment(task, start=0, mask=whole, variants=(penalty,)).arithmetic.kernels == kernels_here()
+        assert lab.segment(task, start=0, mask=whole, variants=(penalty,)).arithmetic.kernels == name_local_kernels()
 
 
 class DeepTask(NormsTask):
@@ -167,7 +167,7 @@ def test_auto_takes_dense_networks_that_kernels_do_all_of(made, density):
         recipe = RECIPE.changed(batch=batch)
         return made(kernels, precision="fp32").segment(task, start=0, mask=mask, recipe=recipe).arithmetic.kernels
 
-    assert chosen("auto", 64) == chosen("auto", 30) == kernels_here()
+    assert chosen("auto", 64) == chosen("auto", 30) == name_local_kernels()
     assert chosen("auto", 8) == "dense"  # half of a block of images would be computed for nothing
     assert chosen("auto", 20) == "dense"
     assert density == 0.8 or chosen("sparse", 64) == "dense"  # the first layer is spared a fifth
@@ -210,7 +210,7 @@ def test_a_tied_layer_counts_under_the_name_that_the_mask_has():
         {name: torch.arange(math.prod(shape)).view(shape) % 10 == 0 for name, shape in scope(model).shapes.items()}
     )
     assert [*mask] == ["encoder.weight", "between.weight"]
-    share = share_of(model, mask, torch.zeros(4, 32, dtype=torch.int64))
+    share = compute_share(model, mask, torch.zeros(4, 32, dtype=torch.int64))
     assert share.inside == 1.0
     kept = math.ceil(32 * 200 / 10) + math.ceil(32 * 32 / 10)
     assert share.left_out == pytest.approx(1 - kept / (32 * 200 + 32 * 32), abs=1e-5)
@@ -258,7 +258,7 @@ def test_bfloat16_has_a_name_of_its_own(made):
     for kernels in ("sparse", "auto"):
         segment = segment_of(made(kernels, precision="bf16"), density=0.1)
         tiles = " amx" if target_module.target().tiles else ""
-        assert segment.arithmetic.kernels == kernels_here("bf16") == f"{kernels_here()} bf16{tiles}"
+        assert segment.arithmetic.kernels == name_local_kernels("bf16") == f"{name_local_kernels()} bf16{tiles}"
         assert segment_of(made(kernels, precision="bf16"), density=0.9).arithmetic.kernels == "dense"
 
 
@@ -398,7 +398,7 @@ sys.path[:0] = {paths!r}
 from test_kernels import Watch, segment_of, execute
 from ticketry.lab.lab import Lab
 class KilledAt(Watch):
-    def progress(self, segment, step):
+    def report_progress(self, segment, step):
         if step >= 37:
             os.kill(os.getpid(), signal.SIGKILL)
 lab = Lab({store!r}, kernels="sparse", precision={precision!r})
@@ -418,7 +418,7 @@ def test_killed_and_gone_on_with(made, precision, tmp_path):
     ended = subprocess.run([sys.executable, "-c", script], check=False)
     assert ended.returncode == -signal.SIGKILL
     with Lab(store, kernels="sparse", precision=precision) as lab:
-        step, _ = lab.store.partial(segment.trajectory, segment.last)
+        step, _ = lab.store.newest_checkpoint(segment.trajectory, segment.last)
         assert 0 < step <= 37
         assert execute(lab.store, None, segment_of(lab), (), Watch()).steps == segment.last - step
         assert everything(lab.store, segment) == everything(whole.store, segment)

@@ -11,7 +11,7 @@ from ticketry.core.mask import Mask
 from ticketry.core.prune import prune
 from ticketry.errors import HoldError, TaskError, TrainingError
 from ticketry.lab.lab import Lab
-from ticketry.lab.training.state import rebuild_model, state_of
+from ticketry.lab.training.state import copy_state, rebuild_model
 from ticketry.tasks.recipe import Recipe
 from ticketry.tasks.task import Task
 from ticketry_engine.support.seeds import generator, mix
@@ -206,7 +206,7 @@ def test_a_state_is_a_copy_and_goes_back(points, equal_bits):
     model = points.build()
     with torch.no_grad():
         model[1].running_mean.fill_(3)
-    state = state_of(model)
+    state = copy_state(model)
     again = rebuild_model(points, state)
     assert equal_bits(state, again.state_dict())
     model[0].weight.data.zero_()
@@ -228,7 +228,7 @@ def test_a_bad_loss_is_never_stored_on_the_way(lab, points_class):
         with pytest.raises(TrainingError, match="at step 30 "):
             eager.train(segment, keep=(20, 50))
         assert eager.store.stored_steps(segment.trajectory) == [20]
-        step, tensors = eager.store.partial(segment.trajectory, 60)
+        step, tensors = eager.store.newest_checkpoint(segment.trajectory, 60)
         assert step == 30
         assert tensors["losses"].isfinite().all()
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ticketry.core.prune import prune
 from ticketry.lab.lab import Lab
 from ticketry.lab.training import loop, replays
-from ticketry.lab.training.replays import MOST, WARM_UP, Replays, are_alike
+from ticketry.lab.training.replays import MOST, WARM_UP, Replays, can_replay_steps
 from ticketry.lab.training.supervised import SupervisedSession
 from ticketry.lab.training.variant import Variant
 from ticketry.lab.training.variants import HeldMask
@@ -57,11 +57,11 @@ def with_graphs(monkeypatch):
 
     def step_loss(self):
         made.append(Graphs(self.model))
-        return Replays(self._parameters, self._differentiated, made[-1])
+        return Replays(self._parameters, self._compute_loss_and_gradients, made[-1])
 
     replaying = loop.cached_property(step_loss)
-    replaying.__set_name__(loop.Loop, "_step_loss")
-    monkeypatch.setattr(loop.Loop, "_step_loss", replaying)
+    replaying.__set_name__(loop.Loop, "_loss_function")
+    monkeypatch.setattr(loop.Loop, "_loss_function", replaying)
     return made
 
 
@@ -164,22 +164,22 @@ class Annealed(Variant):
 
 def test_only_steps_of_known_code_are_alike(lab, digits, half):
     session, model = session_of(lab, digits), digits.build()
-    assert are_alike(digits, session, model, (HeldMask(mask=half),))
-    assert not are_alike(digits, session, model, (Annealed(),))
+    assert can_replay_steps(digits, session, model, (HeldMask(mask=half),))
+    assert not can_replay_steps(digits, session, model, (Annealed(),))
     carrying = type("Carrying", (SupervisedSession,), {})
     segment = lab.segment(digits, start=0)
     other = carrying(digits, digits.load().train, segment.recipe, 0, segment.arithmetic)
-    assert not are_alike(digits, other, model, ())
-    assert not are_alike(digits, session, nn.Sequential(model, Counting(10, 10)), ())
+    assert not can_replay_steps(digits, other, model, ())
+    assert not can_replay_steps(digits, session, nn.Sequential(model, Counting(10, 10)), ())
     handle = model.register_forward_hook(lambda *given: None)
-    assert not are_alike(digits, session, model, ())
+    assert not can_replay_steps(digits, session, model, ())
     handle.remove()
-    assert are_alike(digits, session, model, ())
+    assert can_replay_steps(digits, session, model, ())
 
 
 def test_a_task_of_somebodys_own_says_it_of_itself(lab, points, points_class):
     session = session_of(lab, points)
-    assert not are_alike(points, session, points.build(), ())
+    assert not can_replay_steps(points, session, points.build(), ())
 
     class Claimed(points_class):
         replayable = True
@@ -187,8 +187,8 @@ def test_a_task_of_somebodys_own_says_it_of_itself(lab, points, points_class):
     class Derived(Claimed):
         pass
 
-    assert are_alike(Claimed(), session, nn.Sequential(Counting(2, 2)), ())
-    assert not are_alike(Derived(), session, points.build(), ())
+    assert can_replay_steps(Claimed(), session, nn.Sequential(Counting(2, 2)), ())
+    assert not can_replay_steps(Derived(), session, points.build(), ())
 
 
 # -- with a GPU --------------------------------------------------------------------------------------------------------

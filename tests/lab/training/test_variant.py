@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from ticketry.errors import UsageError
-from ticketry.lab.training.variant import Variant, ordered, variant_from
+from ticketry.lab.training.variant import Variant, order_variants, variant_from
 from ticketry.lab.training.variants import HeldMask, Penalty
 
 
@@ -110,13 +110,13 @@ def test_variants_begin_in_an_order_of_their_own() -> None:
     """What removes weights before all others, then by name."""
     penalty = Penalty(kind="hoyer_square", strength=1e-4, names=("0.weight",))
     for given in ([First(), NOISE, penalty], [penalty, NOISE, First()], [NOISE, First(), penalty]):
-        assert ordered(tuple(given)) == (First(), NOISE, penalty)
-    assert ordered(()) == ()
+        assert order_variants(tuple(given)) == (First(), NOISE, penalty)
+    assert order_variants(()) == ()
 
 
 def test_either_of_two_may_refuse_the_other() -> None:
     for pair in ((Alone(), NOISE), (NOISE, Alone())):
         with pytest.raises(UsageError, match=r"^noise disturbs$"):
-            ordered(pair)
+            order_variants(pair)
     with pytest.raises(UsageError, match="at most one variant of training called 'noise'"):
-        ordered((NOISE, Noise()))
+        order_variants((NOISE, Noise()))

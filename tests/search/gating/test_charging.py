@@ -17,7 +17,7 @@ from ticketry.core.gates import Charges
 from ticketry.errors import LayerCollapseError, UsageError
 from ticketry.experiments.decoding import decode_settings
 from ticketry.lab import measured_time
-from ticketry.lab.budget_masks import dense_multiplications, left_multiplications, multiplications
+from ticketry.lab.budget_masks import dense_macs, macs_by_layer, remaining_macs
 from ticketry.search.gating.gating import Gating, gating_of
 
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -39,14 +39,14 @@ def found_by(lab: tk.Lab, name: str, **asked: Any) -> list[tk.search.Found]:
 def test_tickets_cost_the_multiplications_that_were_asked_for(name: str, tmp_path: Path) -> None:
     with tk.Lab(tmp_path) as lab:
         ticket = found_by(lab, name, flops=0.4)[-1]
-        full, dearest = dense_multiplications(lab, task()), max(one for one, _ in multiplications(lab, task()).values())
+        full, dearest = dense_macs(lab, task()), max(one for one, _ in macs_by_layer(lab, task()).values())
         assert ticket.mask is not None
         assert ticket.aim == "flops"
         mask, model = lab.store.get_mask(ticket.mask), lab.model(task())
         mask.apply_(model)
         with torch.no_grad():
             counted = multiplied(model, torch.zeros(1, 1, 8, 8))
-        assert counted == left_multiplications(lab, task(), mask)
+        assert counted == remaining_macs(lab, task(), mask)
         assert 0.4 * full - 2 * dearest < counted <= 0.4 * full
         assert gating_of(ticket.searched[-1].segment).prices
 
@@ -68,7 +68,7 @@ def test_tickets_take_the_time_that_costs_tell(name: str, tmp_path: Path) -> Non
 def test_charged_gates_leave_the_dear_weights(tmp_path: Path) -> None:
     """The same cost, reached by other layers: gates charged by multiplications are shut where they are dear."""
     with tk.Lab(tmp_path) as lab:
-        kept, price = {}, multiplications(lab, task())
+        kept, price = {}, macs_by_layer(lab, task())
         for unweighed in (False, True):
             ticket = found_by(lab, "l0", flops=0.5, unweighed=unweighed, penalty=60.0, until="80%")[-1]
             assert bool(gating_of(ticket.searched[-1].segment).prices) is not unweighed
@@ -133,8 +133,8 @@ def test_s0_is_found_by_the_costs_of_the_hard_gates(tmp_path: Path) -> None:
         dense, *tickets = found_by(lab, "continuous", flops=0.3, rounds=2, init=0.0)
         assert dense.aim == ""
         ends = lab.store.get_mask(hardened_mask(lab, tickets[-1].searched[-1]))
-        full = dense_multiplications(lab, task())
-        assert left_multiplications(lab, task(), ends) == pytest.approx(0.3 * full, rel=0.1)
+        full = dense_macs(lab, task())
+        assert remaining_macs(lab, task(), ends) == pytest.approx(0.3 * full, rel=0.1)
         mask = lab.store.get_mask(str(tickets[-1].mask))
         smaller, larger = sorted((ends, mask), key=lambda one: one.kept)
         assert smaller & larger == smaller  # one threshold, moved
@@ -142,8 +142,8 @@ def test_s0_is_found_by_the_costs_of_the_hard_gates(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_the_time_of_gates_is_met_by_measurement(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(measured_time, "_meter", lambda lab, of, costs: Scripted(lab, of, 1.25))
-    monkeypatch.setattr(measured_time, "check_here", lambda costs: None)
+    monkeypatch.setattr(measured_time, "_build_meter", lambda lab, of, costs: Scripted(lab, of, 1.25))
+    monkeypatch.setattr(measured_time, "check_measurable_here", lambda costs: None)
     file = costs().save(tmp_path / "costs.json")
     common: dict[str, Any] = {"replicates": 1, "recipe": {"length": LENGTH}, "store": tmp_path / "store"}
     asked = {

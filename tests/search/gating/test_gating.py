@@ -15,8 +15,8 @@ from ticketry.core.prune import prune
 from ticketry.core.scope import scope
 from ticketry.errors import InterruptedTrainingError, ScopeError, TrainingError
 from ticketry.lab.lab import Lab
-from ticketry.lab.store.maintenance import check, collect
-from ticketry.lab.store.references import blobs_of
+from ticketry.lab.store.maintenance import check, collect_garbage
+from ticketry.lab.store.references import referenced_digests
 from ticketry.lab.store.store import Store
 from ticketry.lab.training import job as job_module
 from ticketry.lab.training.execute import execute
@@ -164,10 +164,10 @@ class StopAt(Watch):
         super().__init__(1e9)
         self.at, self.seen = at, -1
 
-    def progress(self, segment, step):
+    def report_progress(self, segment, step):
         self.seen = step
 
-    def stop_asked(self):
+    def is_stop_requested(self):
         return self.seen == self.at
 
 
@@ -236,9 +236,9 @@ def test_gates_are_kept_as_long_as_they_are_needed(lab, points):
     first = lab.train(lab.segment(points, start=3, variants=[gating(points)]))
     again = gating(points, earlier=first.variants["gates"], reset="paper")
     second = lab.train(lab.segment(points, start=Start(state=first.model), variants=[again]))
-    assert first.variants["gates"] in blobs_of(first.record)
-    assert {first.variants["gates"], second.variants["gates"]} <= blobs_of(second.record)
-    assert collect(lab.store, grace_seconds=0)[0] == 0
+    assert first.variants["gates"] in referenced_digests(first.record)
+    assert {first.variants["gates"], second.variants["gates"]} <= referenced_digests(second.record)
+    assert collect_garbage(lab.store, grace_seconds=0)[0] == 0
     assert check(lab.store).sound
     lab.store.paths.blob(second.variants["gates"]).unlink()
     assert not check(lab.store).sound
@@ -267,7 +267,7 @@ def test_gates_on_what_is_not_there(lab, points):
 
 
 class KilledAt12(Watch):
-    def progress(self, segment, step):
+    def report_progress(self, segment, step):
         if step == 12:
             raise SystemExit
 

@@ -69,7 +69,7 @@ def test_interrupted_and_gone_on_with(lab, points, begun, tmp_path):
     segment, result = ticked(lab, points, begun)
 
     class Stop(Watch):
-        def stop_asked(self) -> bool:
+        def is_stop_requested(self) -> bool:
             return True
 
     other = type(lab)(tmp_path / "other")

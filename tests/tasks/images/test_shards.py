@@ -29,7 +29,7 @@ from PIL import Image
 import azurite
 import buckets
 from ticketry.errors import DataError, TaskError, TicketryError
-from ticketry.lab.training.data_loading import batches, order_of
+from ticketry.lab.training.data_loading import batches, build_data_order
 from ticketry.lab.training.precision import Arithmetic
 from ticketry.lab.training.ranks.batch_parts import Draws
 from ticketry.lab.training.supervised import course_of
@@ -144,7 +144,7 @@ def test_an_epoch_is_a_permutation_that_mixes_a_window_of_shards(root: Path, win
     shards = [sorted(set(numbers)).index(number) for number in numbers]
     per_epoch, orders = -(-len(train) // 4), []
     for epoch in range(2):
-        order = order_of(train, 7, 4)
+        order = build_data_order(train, 7, 4)
         found = torch.cat([order.batch(step) for step in range(epoch * per_epoch, (epoch + 1) * per_epoch)]).tolist()
         permutation = torch.randperm(len(train), generator=generator(7, "order", epoch)).tolist()
         places = torch.randperm(len(set(shards)), generator=generator(7, "shards", epoch)).tolist()
@@ -158,18 +158,18 @@ def test_an_epoch_is_a_permutation_that_mixes_a_window_of_shards(root: Path, win
 
 def test_batches_depend_on_the_step_alone_and_ranks_share_them(root: Path) -> None:
     train = task(root, window=2).load().train
-    whole = order_of(train, 3, 8)
+    whole = build_data_order(train, 3, 8)
     batches = [whole.batch(step).tolist() for step in range(20)]
     for step in (19, 5, 0):
-        assert order_of(train, 3, 8).batch(step).tolist() == batches[step]
+        assert build_data_order(train, 3, 8).batch(step).tolist() == batches[step]
     for world in (2, 3):
-        ranks = [order_of(train, 3, 8, rank=rank, world=world) for rank in range(world)]
+        ranks = [build_data_order(train, 3, 8, rank=rank, world=world) for rank in range(world)]
         for step in range(20):
             parts = [rank.batch(step) for rank in ranks]
             assert torch.cat(parts).tolist() == batches[step]
             assert max(map(len, parts)) - min(map(len, parts)) <= 1
     with pytest.raises(ValueError, match="rank 2 of 2"):
-        order_of(train, 3, 8, rank=2, world=2).batch(0)
+        build_data_order(train, 3, 8, rank=2, world=2).batch(0)
 
 
 def test_crops_are_those_of_a_folder(root: Path, images: Path) -> None:
@@ -226,7 +226,7 @@ def test_an_epoch_is_read_with_a_few_batches_in_memory(tmp_path: Path) -> None:
                 Image.fromarray(draw.integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(folder / f"{index}.png")
     root = write_shards(tmp_path / "set", tmp_path / "shards", megabytes=0.4)
     train = task(root).load().train
-    order = order_of(train, 0, 4)
+    order = build_data_order(train, 0, 4)
     with contextlib.closing(batches(train, order.batch, range(-(-len(train) // 4)), "cpu")) as found:
         next(found)
         tracemalloc.start()

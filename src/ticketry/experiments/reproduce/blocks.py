@@ -13,9 +13,9 @@ from ticketry.experiments.reproduce.campaign_file import Campaign
 from ticketry.experiments.reproduce.claims import Decision
 from ticketry.experiments.request import SearchRequest
 from ticketry.experiments.stability import record_name
-from ticketry.lab.store.files import is_there
+from ticketry.lab.store.files import path_exists
 from ticketry.lab.store.paths import Paths
-from ticketry.lab.training.precision import unusual
+from ticketry.lab.training.precision import non_default_choices
 from ticketry.records.campaign import BlockProvenance, CampaignRecord, FileVersion
 from ticketry.records.evidence import StabilityRecord
 from ticketry.records.network import DENSE
@@ -34,7 +34,10 @@ class Block:
 
     def request(self, campaign: Campaign) -> SearchRequest:
         """Return the search of these replicates, each with its own seeds."""
-        one, chosen = campaign.runs[self.run], unusual(precision=campaign.precisions[self.run], **campaign.together)
+        one, chosen = (
+            campaign.runs[self.run],
+            non_default_choices(precision=campaign.precisions[self.run], **campaign.together),
+        )
         count, seeds = self.last - self.first, one.seeds.replicate(self.first)
         return replace(one, replicates=count, seeds=seeds, arithmetic=chosen)
 
@@ -163,7 +166,7 @@ class FinishedBlocks:
         return grown
 
     def _is_finished(self, block: Block) -> bool:
-        return is_there(self._paths.run(block.stored_request(self._campaign, self._paths).name) / "run.json")
+        return path_exists(self._paths.run(block.stored_request(self._campaign, self._paths).name) / "run.json")
 
     def _read_run(self, run: str) -> None:
         pairs = list(self._read_blocks(run))

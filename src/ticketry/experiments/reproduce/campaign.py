@@ -34,7 +34,7 @@ from ticketry.experiments.stability import execute_stability
 from ticketry.lab.lab import Lab
 from ticketry.lab.runners.events import OnEvent
 from ticketry.lab.store.address import display_address
-from ticketry.lab.store.files import explained, write_atomically, write_sealed
+from ticketry.lab.store.files import explain_os_errors, write_atomically, write_sealed
 from ticketry.lab.store.paths import Paths
 from ticketry.records.campaign import (
     CampaignRecord,
@@ -291,7 +291,7 @@ class _CampaignState:
     def _lock(self) -> Iterator[None]:
         """Lock the record against other processes."""
         lock = filelock.FileLock(self._file.with_name(f".{self._file.name}.lock"))
-        with explained(self._file, "write"):
+        with explain_os_errors(self._file, "write"):
             self._file.parent.mkdir(parents=True, exist_ok=True)
             lock.acquire()
         try:

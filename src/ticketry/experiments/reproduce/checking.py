@@ -21,12 +21,12 @@ from ticketry.evidence.significance import special
 from ticketry.experiments.options import LabOptions, open_lab
 from ticketry.experiments.reproduce.blocks import finished_blocks
 from ticketry.experiments.reproduce.campaign_file import Campaign
-from ticketry.lab.environment import environment
+from ticketry.lab.environment import describe_machine
 from ticketry.lab.lab import Lab
 from ticketry.lab.runners.events import OnEvent
 from ticketry.lab.store.files import write_atomically
 from ticketry.lab.store.store import Store, open_store
-from ticketry.lab.training.kernels import kernels_here
+from ticketry.lab.training.kernels import name_local_kernels
 from ticketry.lab.training.precision import DENSE as DENSE_KERNELS
 from ticketry.lab.training.segment import Result, Segment, Start
 from ticketry.lab.training.variant import is_known
@@ -185,7 +185,7 @@ def finished_rows(campaign: Campaign, store: Store) -> Iterator[Row]:
 def _has_training(store: Store, row: Row) -> bool:
     """Return whether the store has the training of a row; a bundle without masks omits it."""
     trajectory, _, step = row.key.partition("@")
-    return store.trained(trajectory, int(step)) is not None
+    return store.load_valid_result(trajectory, int(step)) is not None
 
 
 def retrain_row(lab: Lab, task: Task, row: Row, sources: StoredTrainings) -> CheckedRow:
@@ -195,7 +195,7 @@ def retrain_row(lab: Lab, task: Task, row: Row, sources: StoredTrainings) -> Che
     result = _retrain(lab, task, trajectory, int(step), sources, measure=True)
     value = result.metrics["test"][task.metric.name]
     same_kernels = recorded["segment"]["arithmetic"].get("kernels", DENSE_KERNELS) == result.segment.arithmetic.kernels
-    here = environment()
+    here = describe_machine()
     return CheckedRow(
         row=row,
         value=value,
@@ -230,7 +230,7 @@ class StoredTrainings:
 
     def record(self, trajectory: str, step: int) -> dict[str, Any]:
         """Return the result of a training; `StoreError` if the store lacks it."""
-        found = self._store.trained(trajectory, step)
+        found = self._store.load_valid_result(trajectory, step)
         if found is None:
             raise StoreError(f"the training {trajectory[:12]}… is not in {self._store.paths.root}: unpack the bundle")
         return found
@@ -295,7 +295,7 @@ def _retrain(lab: Lab, task: Task, trajectory: str, step: int, sources: StoredTr
     segment = Segment.from_description({**described, "last": step}, task)
     if segment.arithmetic.kernels != DENSE_KERNELS:
         arithmetic = segment.arithmetic
-        segment = replace(segment, arithmetic=replace(arithmetic, kernels=kernels_here(arithmetic.precision)))
+        segment = replace(segment, arithmetic=replace(arithmetic, kernels=name_local_kernels(arithmetic.precision)))
     again: dict[str, str] = {}
     for digest in dict.fromkeys([*blobs, *segment.blobs()]):
         if made_by := sources.find_producer(digest, task):

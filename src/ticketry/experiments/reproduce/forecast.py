@@ -20,7 +20,7 @@ from ticketry.lab.lab import Lab
 from ticketry.lab.runners.choice import IN_PROCESS, PROCESSES
 from ticketry.lab.runners.events import Event
 from ticketry.lab.search_result import Found
-from ticketry.lab.store.references import second_order
+from ticketry.lab.store.references import second_order_seed
 from ticketry.lab.store.store import open_store
 from ticketry.lab.training.segment import Segment
 from ticketry.search import Training
@@ -125,7 +125,7 @@ class TimeEstimator:
 
     def _missing_segments(self, segments: Sequence[Segment]) -> list[Segment]:
         """Return the segments that the store lacks."""
-        return [one for one in segments if self._lab.store.trained(one.trajectory, one.last) is None]
+        return [one for one in segments if self._lab.store.load_valid_result(one.trajectory, one.last) is None]
 
     def dense_work(self, block: Block, counted: set[str] | None = None) -> Work:
         """Return the work of a block's missing dense networks, in both data orders.
@@ -134,7 +134,7 @@ class TimeEstimator:
         """
         whole, known = self._dense_of_block(block), set[str]() if counted is None else counted
         twins = [
-            replace(one, order_seed=second_order(one.order_seed))
+            replace(one, order_seed=second_order_seed(one.order_seed))
             for one in self._dense_segments(block.run, self._twins(block))
         ]
         left = {one.key for one in self._missing_segments([*whole, *twins])} - known

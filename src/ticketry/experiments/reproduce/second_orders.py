@@ -15,9 +15,9 @@ from ticketry.experiments.reproduce.campaign_file import COSTS, DENSITY, STABILI
 from ticketry.experiments.reproduce.claims import Decision
 from ticketry.experiments.reproduce.forecast import dense_segment
 from ticketry.lab.lab import Lab
-from ticketry.lab.store.references import measured_second, second_order
+from ticketry.lab.store.references import find_second_order_result, second_order_seed
 from ticketry.lab.store.store import digest_of
-from ticketry.lab.training.precision import unusual
+from ticketry.lab.training.precision import non_default_choices
 from ticketry.lab.training.segment import Segment
 from ticketry.records.campaign import SecondOrderRun
 from ticketry.records.network import DENSE, Point
@@ -56,7 +56,7 @@ class SecondOrders:
         for replicate, dense_one in enumerate(_dense_points(blocks)):
             if (self._of[run], replicate) in self._found or not dense_one.key:
                 continue
-            if (second := measured_second(self._lab.store, dense_one.key)) is not None:
+            if (second := find_second_order_result(self._lab.store, dense_one.key)) is not None:
                 key, result = second
                 self._found[self._of[run], replicate] = SecondOrderRun(
                     of=self._of[run],
@@ -105,7 +105,7 @@ class SecondOrders:
 
     def _segment(self, run: str, replicate: int) -> Segment:
         segment = dense_segment(self._lab, self._campaign.runs[run], replicate)
-        return replace(segment, order_seed=second_order(segment.order_seed))
+        return replace(segment, order_seed=second_order_seed(segment.order_seed))
 
 
 def has_order_comparison(claim: Hypothesis) -> bool:
@@ -130,6 +130,6 @@ def _dense_points(blocks: Sequence[RunRecord]) -> list[Point]:
 def _dense_digest(campaign: Campaign, run: str) -> str:
     """Return a digest of task, recipe, seeds and arithmetic, which determine a run's dense networks."""
     request = campaign.runs[run]
-    precision, together = campaign.precisions[run], unusual(precision="fp32", **campaign.together)
+    precision, together = campaign.precisions[run], non_default_choices(precision="fp32", **campaign.together)
     parts = [dict(request.task.key()), asdict(request.recipe), asdict(request.seeds), precision]
     return digest_of([*parts, together] if together else parts)

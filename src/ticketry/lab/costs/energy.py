@@ -110,8 +110,8 @@ class EnergyEstimate:
         return Energy(float(kwh), "an estimate: codecarbon's model of typical powers, no meter")
 
 
-def energies(kind: str = "meter", powercap: Path = POWERCAP) -> Energies:
-    """Return the machine's meters; with ``estimate`` the estimate instead, if it has none.
+def open_energy_meter(kind: str = "meter", powercap: Path = POWERCAP) -> Energies:
+    """Return the machine's energy meters; with ``estimate``, codecarbon's estimate if there are no meters.
 
     Raises:
         UsageError: for another `kind`.

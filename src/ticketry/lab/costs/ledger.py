@@ -1,4 +1,4 @@
-"""The work of a lab: segments requested and trained, masks computed."""
+"""Counts of a lab's work: requested and trained segments, and the costs of masks."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Ledger:
     other_seconds: float = 0.0
     """Time of workers outside training steps: evaluation, reading and writing, waiting for locks."""
     processor_seconds: float = 0.0
-    """Processor time of workers, for both; for work on other devices, the processor's share of it."""
+    """Processor time of the workers during both; for work on a GPU, the processor's share of it."""
 
     keys: list[str] = field(default_factory=list, repr=False)
     """The key of every requested segment, once for each request."""
@@ -38,7 +38,7 @@ class Ledger:
         return replace(self, keys=list(self.keys))
 
     def since(self, before: Ledger) -> Ledger:
-        """Return the difference from an earlier copy."""
+        """Return the counts since an earlier copy."""
         counts = {name: value - getattr(before, name) for name, value in vars(self).items() if name != "keys"}
         return Ledger(**counts, keys=self.keys[len(before.keys) :])
 
@@ -53,7 +53,7 @@ class Ledger:
 
 @dataclass(frozen=True)
 class SeenExamples:
-    """Examples that a score looks at."""
+    """Numbers of training examples that a score uses."""
 
     score: str
     """Name of the score; empty if it has none."""
@@ -74,32 +74,32 @@ class SeenExamples:
 
 
 @dataclass(frozen=True)
-class Making:
+class MaskCost:
     """Cost of computing one mask."""
 
     seconds: float = 0.0
-    """Time of scoring and choosing; 0 for masks in stores from before it was recorded."""
+    """Time of scoring and choosing weights; 0 for masks in old stores that did not record it."""
     seen: SeenExamples | None = None
-    """None if it looks at no examples, or if the search counts them (`Found.gradients`)."""
+    """None if no examples were used, or if the search itself counts them (`Found.gradients`)."""
 
 
-class Makings:
-    """Costs of all masks that a lab was requested to make, computed or remembered. Safe for several threads."""
+class MaskCosts:
+    """Costs of all masks that a lab was asked for, computed or loaded. Safe for several threads."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._made: dict[str, Making] = {}
+        self._made: dict[str, MaskCost] = {}
 
-    def add(self, mask: str, making: Making) -> None:
+    def add(self, mask: str, making: MaskCost) -> None:
         """Record a cost; if a mask is computed in two ways, the higher cost counts."""
         with self._lock:
-            self._made[mask] = max(self._made.get(mask, making), making, key=_rank)
+            self._made[mask] = max(self._made.get(mask, making), making, key=_cost_order)
 
-    def get(self, mask: str) -> Making:
-        """Return the cost of the mask of this digest; zero if the lab was not requested to make it."""
-        return self._made.get(mask, Making())
+    def get(self, mask: str) -> MaskCost:
+        """Return the cost of the mask with this digest; zero for unknown masks."""
+        return self._made.get(mask, MaskCost())
 
 
-def _rank(making: Making) -> tuple[float, float]:
+def _cost_order(making: MaskCost) -> tuple[float, float]:
     seen = making.seen
     return ((seen.first + seen.others) * seen.cuts if seen else 0, making.seconds)

@@ -1,4 +1,4 @@
-"""The trainings that a network needed, in three phases: dense, search, and its own sparse training."""
+"""Trainings behind a network, in three phases: dense training, search for the mask, and training with the mask."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Phases:
-    """Everything that a network needed; each training is counted once and completely, even if networks share it."""
+    """All work behind a network. Each training counts once and in full, even if several networks share it."""
 
     dense: tuple[Result, ...] = ()
-    """Trainings without any variant, as without pruning."""
+    """Trainings without variants, that is without pruning."""
     search: tuple[Result, ...] = ()
-    """Other trainings until its mask was known: with earlier masks, or with soft masks."""
+    """Other trainings until the network's mask was found: with earlier masks or with soft masks."""
     sparse: tuple[Result, ...] = ()
-    """Trainings with its own mask; more than one if it is trained in cycles."""
+    """Trainings with the network's own mask; more than one in cyclic schedules."""
     gradients: int = 0
-    """Batches whose gradient was computed for its mask without training, see `Found.gradients`."""
+    """Batches whose gradient was computed for the mask without a training step, see `Found.gradients`."""
     masks: tuple[str, ...] = ()
-    """Digests of all masks computed until its own was known, including its own."""
+    """Digests of all masks computed until the network's own mask, included."""
     looking: float = 0.0
-    """Seconds that a detector took, see `Moment.seconds`."""
+    """Seconds that the detector of the pruning step took, see `Moment.seconds`."""
 
     @property
     def trainings(self) -> tuple[Result, ...]:
@@ -36,7 +36,7 @@ class Phases:
 
     @property
     def steps(self) -> int:
-        """Steps of all three phases, including batches whose gradient trained nothing."""
+        """Steps of all three phases, including gradients that were computed without a training step."""
         return sum(each.segment.steps for each in self.trainings) + self.gradients
 
 
@@ -45,49 +45,49 @@ def phases_of(found: Found, before: Iterable[Found] = ()) -> Phases:
 
     Args:
         found: the dense network, or a ticket.
-        before: networks that the same replicate found before it. They are its search if it has no `Found.searched`: in
-            iterative pruning each level's mask comes from the level before.
+        before: networks that the same replicate found earlier. They are the search phase of a network without
+            `Found.searched`: in iterative pruning, each mask comes from the network of the level before.
     """
     if found.mask is None:
         return Phases(dense=(found.result,))
     earlier = [each.result for each in before if each.mask is not None and not each.searched]
-    return _split(found.searched or (found.dense, *earlier), found)
+    return _split_phases(found.searched or (found.dense, *earlier), found)
 
 
 def phases_before(trainings: Sequence[Result], mask: str) -> Phases:
-    """Return the phases of finding a mask, without its own training: `trainings` in order, and the mask itself."""
-    before = _split(trainings, None)
+    """Return the phases of finding a mask by `trainings` (in order), without training the masked network itself."""
+    before = _split_phases(trainings, None)
     return replace(before, masks=tuple(dict.fromkeys([*before.masks, mask])))
 
 
 def control_phases(
     searched: bool, found: Found, ticket: Phases, trained: Sequence[Result], fresh: Result | None
 ) -> Phases:
-    """Return the phases of a ticket's control.
+    """Return the phases of a control of a ticket.
 
-    Controls with the ticket's mask, or a shuffled one, needed everything that the ticket did. Others needed the
-    trainings that gave their first weights.
+    A control with the ticket's mask, shuffled or not, needs all the work behind the ticket. Another control needs only
+    the trainings that gave its initial weights.
 
     Args:
-        searched: whether the control uses anything that the search found.
+        searched: whether the control uses any result of the search.
         found: the ticket.
         ticket: phases of the ticket.
         trained: the control's own trainings.
-        fresh: the dense training that gave its first weights, if it is not part of the search.
+        fresh: the dense training that gave its initial weights, if the search does not include it.
     """
     from_final = found.retrain not in FROM_REWOUND
     start = found.dense if from_final else found.rewound
     if not searched:
         start = fresh or start
         needed = [start] if start.segment.start.seed is not None else list(found.searched)
-        own = _split(needed, None)
+        own = _split_phases(needed, None)
         return Phases(own.dense, own.search, tuple(trained), masks=own.masks)
     begun = fresh or start  # may be later than the ticket's dense training, as in gradual pruning
     dense = _longest_parts([*ticket.dense, *([begun] if not begun.segment.variants else [])])
     return Phases(dense, ticket.search, tuple(trained), ticket.gradients, ticket.masks, ticket.looking)
 
 
-def _split(needed: Sequence[Result], found: Found | None) -> Phases:
+def _split_phases(needed: Sequence[Result], found: Found | None) -> Phases:
     parts = _longest_parts(needed)
     dense = tuple(each for each in parts if not each.segment.variants)
     search = tuple(each for each in parts if each not in dense)
@@ -105,7 +105,7 @@ def _split(needed: Sequence[Result], found: Found | None) -> Phases:
 
 
 def _longest_parts(trainings: Iterable[Result]) -> tuple[Result, ...]:
-    """Return the longest part of each trajectory, in the given order."""
+    """Return the longest segment of each trajectory, in the given order."""
     longest: dict[str, Result] = {}
     for each in trainings:
         known = longest.get(each.segment.trajectory)

@@ -1,4 +1,4 @@
-"""All loggers of a lab: reports wait in a queue, and one thread delivers them, so that no training waits."""
+"""All loggers of a lab. One thread sends the reports from a queue, so that no training waits for a dashboard."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from ticketry.lab.loggers.logger import LOGGERS, Logged, Logger
 from ticketry.lab.training.segment import Result
 
 NONE = "none"
-"""Name that stands for no logger."""
+"""Value of ``--log`` for no logger."""
 _TRAININGS = "trainings"
-"""Group of trainings outside a search or verification."""
+"""Group of trainings that belong to no search or verification."""
 _log = logging.getLogger(__name__)
 
 
@@ -27,12 +27,12 @@ _Call = Callable[[Logger], Any]
 
 @dataclass
 class _Listener:
-    """One logger and its state."""
+    """One logger, the runs that it already has, and whether it has failed."""
 
     name: str
     logger: Logger
     finished_before: set[str] = field(default_factory=set)
-    """Ids of runs that it has from before."""
+    """Ids of runs that earlier processes reported completely."""
     failed: bool = False
 
 
@@ -64,7 +64,7 @@ class Dashboards:
 
     # -- reporting ---------------------------------------------------------------------------------------------------
 
-    def training(
+    def report_training(
         self,
         result: Result,
         *,
@@ -75,7 +75,7 @@ class Dashboards:
         values: Mapping[str, float] | None = None,
         artifacts: Sequence[tuple[Path, str]] = (),
     ) -> None:
-        """Report a finished training: its loss by step, and its metrics at the end. Reported once for each group.
+        """Report a finished training: its loss by step, and its final metrics. It is reported once per group.
 
         Args:
             result: the training.
@@ -97,50 +97,50 @@ class Dashboards:
         }
         last |= {"train_seconds": result.train_seconds, **(values or {})}
         with self._guard:  # runs of several threads one after another
-            self._begin(run)
+            self._start_run(run)
             for step, loss in result.record.get("loss", ()):
-                self.metrics(run, {"train/loss": loss}, step)
-            self.metrics(run, last, result.segment.last)
+                self.report_metrics(run, {"train/loss": loss}, step)
+            self.report_metrics(run, last, result.segment.last)
             for path, what in artifacts:
-                self.artifact(run, path, what)
-            self._finish(run)
+                self.report_artifact(run, path, what)
+            self._finish_run(run)
 
     @contextlib.contextmanager
-    def whole(self, name: str, kind: str, config: Mapping[str, Any], *, by_label: bool) -> Iterator[Logged]:
-        """In a block, report a search or verification; what is trained in it belongs to its group.
+    def reporting(self, name: str, kind: str, config: Mapping[str, Any], *, by_label: bool) -> Iterator[Logged]:
+        """In a block, report a search or verification; trainings in the block belong to its group.
 
         Args:
             name, kind, config: see `Logged`.
-            by_label: whether trainings are reported by their labels; otherwise the block calls `training`.
+            by_label: whether the lab reports trainings by their labels; otherwise the block calls `report_training`.
         """
         run, before = Logged(name, name, kind, config), self.group
         self.group = name if by_label else ""
-        self._begin(run)
+        self._start_run(run)
         try:
             yield run
         except BaseException:
-            self._finish(run, failed=True)
+            self._finish_run(run, failed=True)
             raise
         else:
-            self._finish(run)
+            self._finish_run(run)
         finally:
             self.group = before
 
-    def metrics(self, run: Logged, values: Mapping[str, float], step: int) -> None:
+    def report_metrics(self, run: Logged, values: Mapping[str, float], step: int) -> None:
         """Report numbers at a step."""
         numbers = {name: float(value) for name, value in values.items()}
         self._enqueue(run, lambda logger: logger.metrics(run, numbers, step))
 
-    def artifact(self, run: Logged, path: Path, kind: str) -> None:
+    def report_artifact(self, run: Logged, path: Path, kind: str) -> None:
         """Report a file or folder, with its content at the time of delivery."""
         self._enqueue(run, lambda logger: logger.artifact(run, path, kind))
 
-    def where(self) -> list[str]:
-        """Return how to look at the logs, a line for each logger that has not failed."""
-        return [line for one in self._loggers if (line := self._call(one, lambda logger: logger.where()))]
+    def describe_locations(self) -> list[str]:
+        """Return one line for each logger that has not failed: how to view its logs."""
+        return [line for one in self._loggers if (line := self._call_logger(one, lambda logger: logger.where()))]
 
     def close(self, seconds: float = 120.0) -> None:
-        """Wait until everything is delivered, but no longer than this."""
+        """Wait until all reports are sent, at most for this many seconds."""
         if self._thread is None:
             return
         self._waiting.put(None)
@@ -153,9 +153,10 @@ class Dashboards:
     # -- inside ------------------------------------------------------------------------------------------------------
 
     def _unique_name(self, group: str, name: str, key: str) -> str:
-        """Return the name of a training, with its key if another has the name; empty if it was reported.
+        """Return the name of a training, with its key if another training has the name; empty if it was reported
+        before.
 
-        Outside of a search the key is always added, as the names that earlier processes used are unknown.
+        Outside of a search the key is always added, since the names used by earlier processes are unknown.
         """
         known = f"{name} {key[:8]}"
         with self._guard:
@@ -167,23 +168,23 @@ class Dashboards:
                     return ""
         return ""
 
-    def _begin(self, run: Logged) -> None:
+    def _start_run(self, run: Logged) -> None:
         self._enqueue(run, None)
 
-    def _finish(self, run: Logged, *, failed: bool = False) -> None:
+    def _finish_run(self, run: Logged, *, failed: bool = False) -> None:
         self._enqueue(run, lambda logger: logger.finish(run, failed=failed))
 
     def _enqueue(self, run: Logged, call: _Call | None) -> None:
-        """Put a call into the queue; None starts the run."""
+        """Put a call of the loggers into the queue; None starts the run."""
         if not self:
             return
         with self._guard:
             if self._thread is None:
-                self._thread = threading.Thread(target=self._work, name="loggers", daemon=True)
+                self._thread = threading.Thread(target=self._deliver_queued, name="loggers", daemon=True)
                 self._thread.start()
         self._waiting.put((run, call))
 
-    def _work(self) -> None:
+    def _deliver_queued(self) -> None:
         while (waiting := self._waiting.get()) is not None:
             for one in self._loggers:
                 if not one.failed:
@@ -191,17 +192,17 @@ class Dashboards:
 
     def _deliver(self, one: _Listener, run: Logged, call: _Call | None) -> None:
         if call is None:
-            started = self._call(one, lambda logger: logger.start(run))
+            started = self._call_logger(one, lambda logger: logger.start(run))
             if started is None and not one.failed:
-                self._call(one, _refuse_none)
+                self._call_logger(one, _refuse_missing_answer)
             if not started:
                 one.finished_before.add(run.id)
         elif run.id not in one.finished_before:
-            self._call(one, call)
+            self._call_logger(one, call)
 
     @staticmethod
-    def _call(one: _Listener, call: _Call) -> Any:
-        """Call a logger and return its answer; None if it fails, which is reported, or has failed before."""
+    def _call_logger(one: _Listener, call: _Call) -> Any:
+        """Call a logger and return its answer; return None if it fails now, which is reported, or failed before."""
         if one.failed:
             return None
         try:
@@ -215,13 +216,15 @@ class Dashboards:
             return None
 
 
-def _refuse_none(logger: Logger) -> None:
-    """Raise `UsageError`: a logger that forgets to return a value would silently see no more of the run."""
+def _refuse_missing_answer(logger: Logger) -> None:
+    """Raise `UsageError`: `start` returned None, which would count as False and end the logging of the run
+    unnoticed.
+    """
     raise UsageError("start gave None: it returns True, or False for a run that is there already and finished")
 
 
 def _create_listener(logger: str | Logger, store: Path) -> _Listener | None:
-    """Create a logger; return None if that fails, which is reported and stops nothing."""
+    """Create a logger; if that fails, report the error and return None."""
     if isinstance(logger, str):
         make = LOGGERS.get(logger)
         try:
@@ -241,7 +244,7 @@ def _create_listener(logger: str | Logger, store: Path) -> _Listener | None:
 
 
 def _describe(result: Result) -> dict[str, Any]:
-    """Return a training as JSON values, without the digests of its start."""
+    """Return the description of a training as JSON values, without digests of its initial state."""
     segment = result.segment
     described = {name: value for name, value in segment.describe().items() if name not in ("start", "variants")}
     return {**described, "variants": [one.name for one in segment.variants], "key": segment.key}

@@ -1,4 +1,4 @@
-"""Loggers for Trackio, Weights & Biases, MLflow and TensorBoard: a run for each training.
+"""Loggers for Trackio, Weights & Biases, MLflow and TensorBoard: each training is a run of the library.
 
 The runs of a search or verification belong together: as a group, or nested in the run of the search.
 """
@@ -16,7 +16,7 @@ from typing import Any
 
 from ticketry.errors import needs
 from ticketry.files import join_inside
-from ticketry.lab.loggers.logger import Logged, flat
+from ticketry.lab.loggers.logger import Logged, flatten_names
 
 _MLFLOW_ID = "ticketry.id"
 _MLFLOW_BATCH = 100
@@ -28,9 +28,9 @@ _TENSORBOARD_DONE = "finished"
 
 
 class Trackio:
-    """Runs of the project TRACKIO_PROJECT, or ticketry; in a Space if trackio is configured for one (TRACKIO_SPACE_ID).
+    """Runs of the Trackio project TRACKIO_PROJECT (by default ticketry), in a Space if TRACKIO_SPACE_ID is set.
 
-    Trackio has no kinds of runs: the kind is in the configuration. The name of a run contains its group.
+    A run's configuration contains its kind, and its name contains its group, since Trackio has no kinds of runs.
     """
 
     def __init__(self, store: Path) -> None:
@@ -55,7 +55,7 @@ class Trackio:
             project=self._project,
             name=name,
             group=run.group,
-            config={"kind": run.kind, **flat(run.config)},
+            config={"kind": run.kind, **flatten_names(run.config)},
             embed=False,
             auto_log_gpu=False,
             auto_log_cpu=False,
@@ -94,16 +94,16 @@ class Trackio:
 
 
 def _silence_prints() -> None:
-    """Stop trackio from printing: the standard output of a command is its result, and may be JSON."""
+    """Keep trackio from printing, since the standard output of a command is its result."""
     for name, module in list(sys.modules.items()):
         if name.partition(".")[0] == "trackio":
             vars(module)["print"] = lambda *_, **__: None
 
 
 class Wandb:
-    """Runs of the project WANDB_PROJECT, or ticketry; offline with WANDB_MODE=offline.
+    """Runs of the Weights & Biases project WANDB_PROJECT (by default ticketry); offline with WANDB_MODE=offline.
 
-    The group of a training is its search or verification, its job type is its kind.
+    A training's group is its search or verification, and its job type is its kind.
     """
 
     def __init__(self, store: Path) -> None:
@@ -148,9 +148,9 @@ class Wandb:
 
 
 class MLflow:
-    """Runs of an experiment, at the address that MLflow is set to (MLFLOW_TRACKING_URI).
+    """Runs of the MLflow experiment MLFLOW_EXPERIMENT_NAME (by default ticketry), at the address MLFLOW_TRACKING_URI.
 
-    The experiment is MLFLOW_EXPERIMENT_NAME, or ticketry. Metrics are sent when a run ends.
+    Metrics are sent when a run ends.
     """
 
     def __init__(self, store: Path) -> None:
@@ -211,7 +211,8 @@ class MLflow:
             tags["mlflow.parentRunId"] = parent
         created = self._client.create_run(self._experiment, run_name=run.name, tags=tags)
         parameters = [
-            Param(name, str(value)[:_MLFLOW_LONGEST]) for name, value in {"kind": run.kind, **flat(run.config)}.items()
+            Param(name, str(value)[:_MLFLOW_LONGEST])
+            for name, value in {"kind": run.kind, **flatten_names(run.config)}.items()
         ]
         for first in range(0, len(parameters), _MLFLOW_BATCH):
             self._client.log_batch(created.info.run_id, params=parameters[first : first + _MLFLOW_BATCH])
@@ -258,7 +259,7 @@ class TensorBoard:
         from torch.utils.tensorboard.summary import hparams
 
         writer, values = self._writers.pop(run.id), self._last.pop(run.id)
-        config = {"kind": run.kind, **flat(run.config)}
+        config = {"kind": run.kind, **flatten_names(run.config)}
         parameters = {
             name: value if isinstance(value, bool | int | float) else str(value) for name, value in config.items()
         }
@@ -279,5 +280,5 @@ class TensorBoard:
 
 
 def _to_file_name(name: str) -> str:
-    """Return a name as a file name: a label may be any text."""
+    """Return a run's name as a valid file name."""
     return re.sub(r"[^\w.=+-]+", "-", name)[:200].lstrip(".") or "-"

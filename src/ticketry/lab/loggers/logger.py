@@ -1,4 +1,4 @@
-"""The protocol of loggers, the runs that they log, and their registry."""
+"""The protocol of loggers, the runs that they receive, and the registry of loggers."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ from ticketry_engine.support.seeds import mix
 
 @dataclass(frozen=True)
 class Logged:
-    """One run of a dashboard: a training, or the whole of a search or verification (`kind` says which)."""
+    """One run on a dashboard: a training, or a whole search or verification, see `kind`."""
 
     group: str
     """Name of the search or verification that it belongs to."""
     name: str
     """Unique in its group; a whole search or verification has the name of the group."""
     kind: str
-    """dense, ticket, a control's name, mask (a training that a mask comes from), search or verification."""
+    """dense, ticket, a control's name, mask (a training that only finds a mask), search or verification."""
     config: Mapping[str, Any] = field(default_factory=dict, compare=False)
     """JSON values: settings, recipe, seeds, level, replicate, density."""
 
     @property
     def whole(self) -> bool:
-        """Whether it is the search or verification that trainings belong to."""
+        """Whether this is a search or verification, not a training."""
         return self.name == self.group
 
     @property
     def parent(self) -> str:
-        """The id of the search or verification that it belongs to."""
+        """The id of the search or verification to which the training belongs."""
         return Logged(self.group, self.group, "").id
 
     @property
@@ -69,7 +69,7 @@ MakeLogger = Callable[[Path], Logger]
 """Creates a logger from the store's folder."""
 
 
-def _check_factory(name: str, found: Any) -> MakeLogger:
+def _check_logger_factory(name: str, found: Any) -> MakeLogger:
     if not callable(found):
         raise UsageError(f"it is a {type(found).__name__}, and a logger is a class, or a function that creates one")
     return cast(MakeLogger, found)
@@ -84,16 +84,16 @@ LOGGERS: Registry[MakeLogger] = Registry(
         "mlflow": "ticketry.lab.loggers.libraries:MLflow",
         "tensorboard": "ticketry.lab.loggers.libraries:TensorBoard",
     },
-    make=_check_factory,
+    make=_check_logger_factory,
 )
 
 
-def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return nested settings with names such as ``recipe.lr``, for dashboards without nested settings."""
+def flatten_names(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested settings as one level with names such as ``recipe.lr``."""
     found: dict[str, Any] = {}
     for name, value in values.items():
         if isinstance(value, Mapping):
-            found |= flat(value, f"{prefix}{name}.")
+            found |= flatten_names(value, f"{prefix}{name}.")
         else:
             found[f"{prefix}{name}"] = value
     return found

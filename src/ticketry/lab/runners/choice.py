@@ -1,4 +1,4 @@
-"""Which runner a lab trains on: ``--on`` and ``runner=`` are parsed and checked before anything is trained."""
+"""Parses and checks ``--on`` and ``runner=``, which choose where a lab trains, before anything is trained."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from dataclasses import dataclass
 from ticketry.errors import UsageError
 from ticketry.lab.runners.events import OnEvent
 from ticketry.lab.runners.executor_runner import ExecutorRunner, Pool
-from ticketry.lab.runners.place import Place, default_workers, has_details
+from ticketry.lab.runners.place import Place, default_workers, takes_details
 from ticketry.lab.runners.runner import RUNNERS, MakeRunner, Runner
 
 MANY = 1000
-"""Segments requested at once from workers elsewhere; the scheduler decides how many of them train."""
+"""Number of segments that are sent at once to workers on other machines; their scheduler decides how many train."""
 IN_PROCESS, PROCESSES = "in-process", "processes"
 
 
 @dataclass(frozen=True)
 class Choice:
-    """A checked runner, which is built when something is trained for the first time."""
+    """A checked choice of a runner; the runner is built when the first segment is trained."""
 
     name: str
     workers: int
-    """Trainings side by side; 0 for one after the other."""
+    """Number of trainings side by side; 0 if they train one after another in this process."""
     elsewhere: bool
-    """Whether workers may be on other machines, so that a task needs a name."""
+    """Whether workers may be on other machines, which must be able to build the task by its name."""
     make: Callable[[OnEvent], Runner]
 
 
@@ -56,7 +56,7 @@ def choose_runner(runner: str | Executor, workers: int) -> Choice:
             raise UsageError(f"the runner {place.name} knows its number of workers: leave out workers")
         check(place)
         return Choice(place.name, MANY, True, functools.partial(found, MANY, place=place))
-    more = {"place": place} if has_details(found) else {}
+    more = {"place": place} if takes_details(found) else {}
     make = functools.partial(_make_custom, place.name, functools.partial(found, workers, **more))
     elsewhere = _runs_on_executor(found)
     return Choice(place.name, workers or (MANY if elsewhere else 0), elsewhere, make)

@@ -44,8 +44,8 @@ class DaskRunner(ExecutorRunner):
     def check(place: Place) -> None:
         """Raise for an unknown option, a missing address, or if `distributed` is not installed."""
         place.check((*RESOURCES, "workers"))
-        place.count("workers", 1)
-        place.needs()
+        place.parse_count("workers", 1)
+        place.resources_per_training()
         if not place.address:
             raise UsageError("--on dask: needs an address: dask:HOST:PORT of a scheduler, or dask:local")
         if place.address != LOCAL and "workers" in place.options:
@@ -58,7 +58,9 @@ class DaskRunner(ExecutorRunner):
 
 
 def execute_on_dask(request: str) -> str:
-    """Run `execute` in a thread of a Dask worker, whose status, not a signal, says that it has to end."""
+    """Run `execute` in a thread of a Dask worker; the worker's status tells when it must end, since Dask sends no
+    signal.
+    """
     from distributed import get_worker
     from distributed.core import Status
 
@@ -68,7 +70,7 @@ def execute_on_dask(request: str) -> str:
 
 
 class _Tasks(Pool):
-    """Tasks of Dask, which retries lost ones; those that it gives up are sent again."""
+    """Tasks of a Dask client. Dask repeats lost tasks itself; the runner sends tasks again that Dask has given up."""
 
     def __init__(self, place: Place) -> None:
         import dask
@@ -79,11 +81,11 @@ class _Tasks(Pool):
             if place.address == LOCAL:
                 self._resources.enter_context(dask.config.set(_LOCAL))  # until `close`: lost workers are replaced
                 cluster = distributed.LocalCluster(
-                    n_workers=place.count("workers", default_workers()),
+                    n_workers=place.parse_count("workers", default_workers()),
                     threads_per_worker=1,
                     processes=True,
                     dashboard_address=None,
-                    memory_limit=place.bytes() or "auto",
+                    memory_limit=place.parse_size() or "auto",
                 )
                 self._resources.enter_context(cluster)
                 self.client = distributed.Client(cluster)
@@ -121,7 +123,7 @@ class _Tasks(Pool):
 
 
 def _hide_error(record: logging.LogRecord) -> bool:
-    """Hide errors of Dask's client, with their long traces: the runner reports them in one sentence."""
+    """Hide log messages of Dask's client, whose errors the runner reports in one sentence."""
     if record.levelno >= logging.ERROR:
         _log.debug("Dask's client: %s", record.getMessage(), exc_info=record.exc_info)
     return record.levelno < logging.ERROR

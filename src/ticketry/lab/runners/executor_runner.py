@@ -15,17 +15,17 @@ from dataclasses import dataclass
 from ticketry.errors import InterruptedTrainingError, RunnerError
 from ticketry.lab.runners.events import Event, OnEvent
 from ticketry.lab.runners.place import Needs, Place
-from ticketry.lab.runners.request import build_request, read_answer, rebuild_error
+from ticketry.lab.runners.request import build_request, parse_answer, rebuild_error
 from ticketry.lab.runners.runner import Order
 from ticketry.lab.runners.worker import execute
-from ticketry.lab.signals import name_of
-from ticketry.lab.store.live import Live, live_at
+from ticketry.lab.signals import signal_name
+from ticketry.lab.store.live import Messages, messages_at
 from ticketry.lab.store.store import open_store
 from ticketry.lab.training.job import Work
 from ticketry.lab.training.segment import Segment
 
 LOSSES = 3
-"""Workers lost in a row at one segment, without a newer stored state, after which the segment fails."""
+"""Number of workers lost in a row, without a newer stored state in between, after which a segment fails."""
 STOP_SECONDS = 30.0
 """Time that workers have to store their states when the driver asks to stop."""
 _POLL_SECONDS = 1.0
@@ -39,53 +39,53 @@ _log = logging.getLogger(__name__)
 
 
 class Pool:
-    """An executor and its habits. This class suits any executor of a user's, which it does not shut down."""
+    """An executor and how to use it. This class suits executors that a user passes, and does not shut them down."""
 
     name: str
     advice = "They were killed, ran out of memory, or their machines went away"
     """Appended to the error for lost workers."""
     local = False
-    """Whether a signal to a worker is meant for the whole command."""
+    """Whether workers are processes of this command, so that a signal to one of them stops the command."""
 
     def __init__(self, executor: Executor, name: str = "") -> None:
         self.executor, self.name = executor, name or type(executor).__name__
 
     def submit(self, request: str, needs: Needs) -> Future[str]:
-        """Run `execute` on a request; the future returns the answer, or an error that is not the training's."""
+        """Run `execute` with a request in a worker; the future returns its answer, or an error of the executor."""
         return self.executor.submit(execute, request)
 
     def is_loss(self, error: BaseException) -> bool:
-        """Return whether an error means that the worker is gone, so that another one may try."""
+        """Return whether an error means that the worker was lost, so that another worker should try."""
         return isinstance(error, ConnectionError)
 
     def explain(self, error: BaseException) -> str:
-        """Describe an error of the executor."""
+        """Return the description of an error of the executor."""
         return f"{type(error).__name__}: {error}"
 
     def interrupt(self) -> None:
         """Make workers notice a request to stop at once; by default they look every second."""
 
     def give_up(self, future: Future[str]) -> None:
-        """End a training that did not stop in time."""
+        """Abandon a training that did not stop in time."""
         future.cancel()
 
     def close(self) -> None:
-        """Release workers. No training is running."""
+        """Release the workers, which have finished all trainings."""
 
 
 @dataclass
-class _Sent:
-    """A segment that was sent to a worker."""
+class _SentSegment:
+    """A segment that was sent to a worker, with its progress."""
 
     order: Order
     segment: Segment
     text: str
     answer: Future[Work]
-    live: Live
+    live: Messages
     future: Future[str] | None = None
     losses: int = 0
     furthest: int = -1
-    """Step of the newest stored state when a worker was last lost."""
+    """Step of the newest stored state when the last worker was lost."""
     worker: str = ""
     reported: tuple[str, int] = ("", -1)
 
@@ -106,10 +106,10 @@ class ExecutorRunner:
     def __init__(self, pool: Pool, place: Place, on_event: OnEvent) -> None:
         self._pool, self._place, self._on_event = pool, place, on_event
         self._driver = uuid.uuid4().hex
-        self._live: dict[str, Live] = {}
+        self._live: dict[str, Messages] = {}
         """Files by which drivers and workers communicate, by the address of their store."""
-        self._sent: dict[int, _Sent] = {}
-        self._answers: queue.SimpleQueue[tuple[_Sent, Future[str]] | None] = queue.SimpleQueue()
+        self._sent: dict[int, _SentSegment] = {}
+        self._answers: queue.SimpleQueue[tuple[_SentSegment, Future[str]] | None] = queue.SimpleQueue()
         self._guard = threading.RLock()
         self._stopped = False
         self._signal = 0
@@ -127,66 +127,66 @@ class ExecutorRunner:
                 for thread in self._threads:
                     thread.start()
             if order.store not in self._live:
-                live = live_at(order.store, self._driver)
-                live.begin()
+                live = messages_at(order.store, self._driver)
+                live.announce()
                 self._live[order.store] = live
-            sent = _Sent(order, segment, request.text(), Future(), self._live[order.store])
+            sent = _SentSegment(order, segment, request.text(), Future(), self._live[order.store])
             self._sent[id(sent)] = sent
         self._send(sent)
         return sent.answer
 
     # -- one segment -------------------------------------------------------------------------------------------------
 
-    def _send(self, sent: _Sent) -> None:
+    def _send(self, sent: _SentSegment) -> None:
         if self._stopped:
-            self._end(sent, self._interruption("stopped before it began"))
+            self._set_result(sent, self._interruption("stopped before it began"))
             return
         arithmetic = sent.segment.arithmetic
         try:
-            needs = self._place.needs(arithmetic.threads, arithmetic.device, arithmetic.ranks)
+            needs = self._place.resources_per_training(arithmetic.threads, arithmetic.device, arithmetic.ranks)
             sent.future = self._pool.submit(sent.text, needs)
         except Exception as error:
-            self._end(sent, self._explain(error, sent))
+            self._set_result(sent, self._explain(error, sent))
             return
         sent.future.add_done_callback(lambda future: self._answers.put((sent, future)))  # in a thread of the executor
 
     def _handle_answers(self) -> None:
         while item := self._answers.get():
             try:
-                self._handle(*item)
+                self._handle_answer(*item)
             except Exception as error:  # of an answer that no worker should send; the caller waits for it
-                self._end(item[0], error)
+                self._set_result(item[0], error)
 
-    def _handle(self, sent: _Sent, future: Future[str]) -> None:
+    def _handle_answer(self, sent: _SentSegment, future: Future[str]) -> None:
         with contextlib.suppress(Exception):
             self._read_progress(sent)  # the worker's last report
         error = CancelledError() if future.cancelled() else future.exception()
         if error is not None:
             if self._stopped:
-                self._end(sent, self._interruption("stopped; earlier results and checkpoints are stored"))
+                self._set_result(sent, self._interruption("stopped; earlier results and checkpoints are stored"))
             elif self._pool.is_loss(error):
                 self._resend(sent, f"{type(error).__name__}: {error}")
             else:
-                self._end(sent, self._explain(error, sent))
+                self._set_result(sent, self._explain(error, sent))
             return
-        found = read_answer(future.result())
+        found = parse_answer(future.result())
         sent.worker = str(found["worker"])
         if found["kind"] == "left" and self._pool.local and not self._stopped:
             self._signal = int(found["number"])
             threading.Thread(target=self.stop, daemon=True).start()  # it waits for this thread
-            self._end(sent, self._interruption("its state is stored"))
+            self._set_result(sent, self._interruption("its state is stored"))
         elif found["kind"] == "done":
-            self._end(sent, Work(**found["work"]))
+            self._set_result(sent, Work(**found["work"]))
         elif found["kind"] == "failed":
-            self._end(sent, rebuild_error(found))
+            self._set_result(sent, rebuild_error(found))
         elif found["kind"] == "stopped" or self._stopped:
-            self._end(sent, self._interruption(str(found.get("message", "stopped; its state is stored"))))
+            self._set_result(sent, self._interruption(str(found.get("message", "stopped; its state is stored"))))
         else:
             self._resend(sent, f"it received signal {found['number']}")
 
-    def _resend(self, sent: _Sent, why: str) -> None:
-        """Let another worker resume from the last stored state, unless `LOSSES` workers were lost there."""
-        furthest = open_store(sent.order.store).furthest(sent.segment.trajectory, sent.segment.last)
+    def _resend(self, sent: _SentSegment, why: str) -> None:
+        """Send the segment to another worker, which resumes from the last stored state; fail after `LOSSES` losses."""
+        furthest = open_store(sent.order.store).last_stored_step(sent.segment.trajectory, sent.segment.last)
         sent.losses = 1 if furthest > sent.furthest else sent.losses + 1
         sent.furthest = furthest
         if sent.losses < LOSSES:
@@ -198,9 +198,9 @@ class ExecutorRunner:
             f" {sent.segment.last} of a training, without a new stored state; the last{sent.describe_worker()}:"
             f" {why:.300}. {self._pool.advice}. What was finished is stored; the same command goes on from there"
         )
-        self._end(sent, RunnerError(message))
+        self._set_result(sent, RunnerError(message))
 
-    def _explain(self, error: BaseException, sent: _Sent) -> Exception:
+    def _explain(self, error: BaseException, sent: _SentSegment) -> Exception:
         if isinstance(error, (RunnerError, InterruptedTrainingError)):
             return error
         return RunnerError(
@@ -212,13 +212,15 @@ class ExecutorRunner:
     def _interruption(self, message: str) -> InterruptedTrainingError:
         if not self._signal:
             return InterruptedTrainingError(message)
-        return InterruptedTrainingError(f"a worker process received {name_of(self._signal)}: {message}", self._signal)
+        return InterruptedTrainingError(
+            f"a worker process received {signal_name(self._signal)}: {message}", self._signal
+        )
 
-    def _end(self, sent: _Sent, result: Work | Exception) -> None:
+    def _set_result(self, sent: _SentSegment, result: Work | Exception) -> None:
         with self._guard:
             if self._sent.pop(id(sent), None) is None:
                 return
-        sent.live.forget(sent.segment.key)
+        sent.live.delete_message(sent.segment.key)
         if isinstance(result, Work):
             sent.answer.set_result(result)
         else:
@@ -242,10 +244,10 @@ class ExecutorRunner:
                 alive = began
                 for live in {sent.live for sent in running}:
                     with contextlib.suppress(Exception):
-                        live.begin()
+                        live.announce()
             pause = max(_POLL_SECONDS, (time.monotonic() - began) / _POLL_SHARE)
 
-    def _read_progress(self, sent: _Sent) -> None:
+    def _read_progress(self, sent: _SentSegment) -> None:
         found = sent.live.read_message(sent.segment.key)
         kind, step = found.get("kind"), found.get("step")
         if not isinstance(kind, str) or not isinstance(step, int) or (kind, step) == sent.reported:
@@ -265,19 +267,19 @@ class ExecutorRunner:
                 live.request_stop()
         self._pool.interrupt()
         for sent in running:
-            if sent.future is None or not self._has_begun(sent):
+            if sent.future is None or not self._has_reported(sent):
                 if sent.future is not None:
                     self._pool.give_up(sent.future)
-                self._end(sent, self._interruption("stopped before it began"))
+                self._set_result(sent, self._interruption("stopped before it began"))
         _, late = concurrent.futures.wait([one.answer for one in running], timeout=STOP_SECONDS)
         for sent in running:
             if sent.answer in late and sent.future is not None:
                 self._pool.give_up(sent.future)
                 message = f"a worker did not stop within {STOP_SECONDS:.0f} s: its state is that of its last checkpoint"
-                self._end(sent, self._interruption(message))
+                self._set_result(sent, self._interruption(message))
 
-    def _has_begun(self, sent: _Sent) -> bool:
-        """Return whether a worker reported anything; before that it has nothing to store."""
+    def _has_reported(self, sent: _SentSegment) -> bool:
+        """Return whether the segment's worker has reported anything; before that it has nothing to store."""
         return bool(sent.live.read_message(sent.segment.key))
 
     def close(self) -> None:
@@ -290,4 +292,4 @@ class ExecutorRunner:
             for thread in self._threads:
                 thread.join(timeout=5)
         for live in self._live.values():
-            live.end()
+            live.delete_all()

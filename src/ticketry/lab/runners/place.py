@@ -1,4 +1,4 @@
-"""Places to train, as ``--on`` and ``runner=`` write them: the name of a runner and its details."""
+"""Parses ``--on`` and ``runner=``: the name of a runner and its options."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ticketry.errors import UsageError
 from ticketry.lab.runners.runner import RUNNERS, MakeRunner
 
 RESOURCES = ("cpus", "gpus", "memory")
-"""Options of a place that say what one training needs."""
+"""Options that set the resources of one training."""
 _UNITS = {"": 1, "kb": 1000, "mb": 1000**2, "gb": 1000**3, "tb": 1000**4}
 _SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([kmgt]?b?)", re.IGNORECASE)
 
@@ -30,7 +30,7 @@ class Needs:
 
 @dataclass(frozen=True)
 class Place:
-    """Name of a runner and its details, ``ADDRESS,option=value,…``."""
+    """A runner's name and details, written ``NAME:ADDRESS,option=value,…``."""
 
     name: str
     address: str = ""
@@ -44,7 +44,7 @@ class Place:
             UsageError: for a repeated option, an option without a value, or a second address.
         """
         name, _, details = text.partition(":")
-        if not (name in RUNNERS.built_in or (name in RUNNERS and has_details(RUNNERS.get(name)))):
+        if not (name in RUNNERS.built_in or (name in RUNNERS and takes_details(RUNNERS.get(name)))):
             return cls(text)
         address, options = "", dict[str, str]()
         for part in filter(None, (one.strip() for one in details.split(","))):
@@ -66,7 +66,7 @@ class Place:
             if option not in known:
                 raise UsageError(f"--on {self.name}: has no option {option!r}: {list_choices(option, known)}")
 
-    def number(self, option: str, default: float) -> float:
+    def parse_number(self, option: str, default: float) -> float:
         """Return an option as a number of at least 0."""
         text = self.options.get(option)
         if text is None:
@@ -79,7 +79,7 @@ class Place:
             raise UsageError(f"--on {self.name}: {option} must be a number, got {text!r}")
         return value
 
-    def count(self, option: str, default: int) -> int:
+    def parse_count(self, option: str, default: int) -> int:
         """Return an option as a whole number above 0."""
         text = self.options.get(option)
         if text is None:
@@ -88,7 +88,7 @@ class Place:
             raise UsageError(f"--on {self.name}: {option} must be a whole number above 0, got {text!r}")
         return int(text)
 
-    def bytes(self, option: str = "memory") -> int | None:
+    def parse_size(self, option: str = "memory") -> int | None:
         """Return an option that is a size such as 8GB, or None."""
         text = self.options.get(option)
         if text is None:
@@ -99,16 +99,16 @@ class Place:
         unit = found[2].lower()
         return int(float(found[1]) * _UNITS[unit if unit.endswith("b") or not unit else f"{unit}b"])
 
-    def needs(self, threads: int = 1, device: str = "cpu", ranks: int = 1) -> Needs:
+    def resources_per_training(self, threads: int = 1, device: str = "cpu", ranks: int = 1) -> Needs:
         """Return the resources of one training: by default a core for each thread of each rank, and a GPU for each rank
         that trains on one. Fractions let several trainings share a GPU or a core."""
-        cpus = self.number("cpus", float(threads * ranks))
-        gpus = self.number("gpus", float(ranks * (device == "cuda")))
-        return Needs(cpus, gpus, self.bytes())
+        cpus = self.parse_number("cpus", float(threads * ranks))
+        gpus = self.parse_number("gpus", float(ranks * (device == "cuda")))
+        return Needs(cpus, gpus, self.parse_size())
 
 
-def has_details(make: MakeRunner) -> bool:
-    """Return whether a runner takes details behind its name."""
+def takes_details(make: MakeRunner) -> bool:
+    """Return whether a runner accepts details after its name."""
     return "place" in inspect.signature(make).parameters
 
 

@@ -21,7 +21,7 @@ from ticketry.lab.runners.worker import execute
 from ticketry.lab.signals import block_signals, unblock_signals
 
 _LEAVE_SECONDS = 2.0
-"""Time after which a process that received a signal ends, once its state is stored."""
+"""Seconds after its answer at which a process ends that received a signal."""
 
 
 class ProcessRunner(ExecutorRunner):
@@ -34,7 +34,7 @@ class ProcessRunner(ExecutorRunner):
 
 
 class _Processes(Pool):
-    """A pool of the standard library, which is rebuilt when it has lost a process."""
+    """A process pool of the standard library that is rebuilt after a process was lost."""
 
     advice = (
         "A worker process was killed, ran out of memory, or the script that started it is not guarded by"
@@ -87,11 +87,11 @@ def _prepare_process(path: list[str]) -> None:
 
 
 def _execute(request: str) -> str:
-    return execute(request, pass_signal_on=_leave)
+    return execute(request, pass_signal_on=_exit_after_answer)
 
 
-def _leave(number: int) -> None:
-    """End this process shortly after it has returned its answer; SIGUSR1 is only the parent's request to stop."""
+def _exit_after_answer(number: int) -> None:
+    """End this process shortly after it has returned its answer; ignore SIGUSR1, which only requests a stop."""
     if number in (signal.SIGTERM, getattr(signal, "SIGHUP", 0), getattr(signal, "SIGQUIT", 0)):
         timer = threading.Timer(_LEAVE_SECONDS, os._exit, [128 + number])
         timer.daemon = True

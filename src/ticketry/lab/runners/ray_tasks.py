@@ -41,12 +41,12 @@ class RayRunner(ExecutorRunner):
     def check(place: Place) -> None:
         """Raise for an unknown option, an invalid number, or if Ray is not installed."""
         place.check((*RESOURCES, "env"))
-        place.needs()
+        place.resources_per_training()
         needs("ray", "ray", "training on Ray")
 
 
 class _Tasks(Pool):
-    """Tasks of Ray, which must not retry them: retries of the runner know of stored states."""
+    """Tasks of Ray without Ray's retries: the runner itself sends lost tasks again, from the last stored state."""
 
     name = "Ray"
 

@@ -1,4 +1,4 @@
-"""Requests to workers and their answers, as JSON text: it travels through any channel and loads no code."""
+"""Requests to workers and their answers, as JSON text, which any channel can carry and which contains no code."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ import torch
 from ticketry import errors
 from ticketry.errors import DataError, RunnerError, StoreError, TicketryError
 from ticketry.files import parse_json
-from ticketry.lab.environment import processor
+from ticketry.lab.environment import processor_name
 from ticketry.lab.runners.runner import Order
 from ticketry.lab.store.store import NUMERICS
 from ticketry.lab.training.job import Work
@@ -31,7 +31,7 @@ VERSION = 2
 _ENVIRONMENT = "TICKETRY_"
 """Environment variables with this prefix travel with a request, except `_PER_MACHINE`."""
 _PER_MACHINE = ("TICKETRY_CACHE",)
-"""Folders on the driver's disk, which may be missing or someone else's on a worker's machine."""
+"""Variables that are not sent, because they name folders of the driver's machine."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Request:
     """The driver's module search path."""
     environment: dict[str, str]
     made_with: dict[str, str]
-    """Versions and hardware of the driver, see `made_with`."""
+    """Versions and hardware of the driver, see `describe_versions`."""
 
     def text(self) -> str:
         """Return the request as JSON."""
@@ -66,7 +66,7 @@ class Request:
 
     @classmethod
     def read(cls, text: str) -> Request:
-        """Parse a request; `RunnerError`, which names the worker, if it has another version or is no request."""
+        """Parse a request. `RunnerError` if it is of another version or malformed."""
         try:
             values = parse_json(text)
         except ValueError as error:
@@ -85,8 +85,10 @@ class Request:
         return Spec(self.task["name"], self.task["model"], options)
 
     def check_worker(self) -> None:
-        """Raise `RunnerError`, which names the worker, if this process would produce other bits than the driver."""
-        own = made_with(self.made_with["device"])
+        """Raise `RunnerError` if this process would compute other bits than the driver, because of its versions or
+        processor.
+        """
+        own = describe_versions(self.made_with["device"])
         for what, wanted in self.made_with.items():
             if own[what] != wanted:
                 name, advice = _DIFFERENCES[what]
@@ -111,10 +113,10 @@ _DIFFERENCES = {
 
 
 @functools.lru_cache(maxsize=4)
-def made_with(device: str) -> dict[str, str]:
-    """Return what decides bits besides a segment's key: versions, and the kind of processor or GPU."""
+def describe_versions(device: str) -> dict[str, str]:
+    """Return the versions and the kind of processor or GPU, which affect bits but are not part of a segment's key."""
     if device == "cuda":
-        kind = torch.cuda.get_device_name() if torch.cuda.is_available() else processor()
+        kind = torch.cuda.get_device_name() if torch.cuda.is_available() else processor_name()
     else:
         kind = f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
     return {
@@ -127,12 +129,12 @@ def made_with(device: str) -> dict[str, str]:
 
 
 def worker_name() -> str:
-    """Return host and process number of this process, for messages."""
+    """Return the host name and process id of this process."""
     return f"{socket.gethostname()} (process {os.getpid()})"
 
 
 def build_request(order: Order, segment: Segment, keep: tuple[int, ...], driver: str) -> Request:
-    """Build the request for a segment; `TaskError` if other processes cannot build its task."""
+    """Build the request to train a segment; `TaskError` if other processes cannot build its task."""
     task = segment.task
     check_task(task.name, task.spec)
     assert task.spec is not None
@@ -149,47 +151,48 @@ def build_request(order: Order, segment: Segment, keep: tuple[int, ...], driver:
         segment=segment.describe(),
         modules=segment.modules(),
         keep=list(keep),
-        folders=_absolute(tuple(sys.path), os.getcwd()),
+        folders=_absolute_paths(tuple(sys.path), os.getcwd()),
         environment={
             name: value
             for name, value in os.environ.items()
             if name.startswith(_ENVIRONMENT) and name not in _PER_MACHINE
         },
-        made_with=made_with(segment.arithmetic.device),
+        made_with=describe_versions(segment.arithmetic.device),
     )
 
 
 @functools.lru_cache(maxsize=4)
-def _absolute(path: tuple[str, ...], here: str) -> list[str]:
+def _absolute_paths(path: tuple[str, ...], here: str) -> list[str]:
     return [str(Path(here, folder).resolve()) for folder in path]
 
 
 # -- answers -----------------------------------------------------------------------------------------------------------
 
 
-def answer(kind: str, **more: Any) -> str:
-    """Build an answer: ``done`` (with work), ``failed`` (with an error), ``stopped`` by the driver, or ``left``, if a
-    signal ended the worker."""
+def build_answer(kind: str, **more: Any) -> str:
+    """Return an answer as JSON text. Kinds: ``done`` (with the work), ``failed`` (with the error), ``stopped`` (the
+    driver requested it) and ``left`` (a signal ended the worker).
+    """
     return json.dumps({"version": VERSION, "kind": kind, "worker": worker_name(), **more})
 
 
-def done(work: Work) -> str:
-    """Build the answer of a finished training."""
-    return answer("done", work=asdict(work))
+def answer_done(work: Work) -> str:
+    """Return the answer for a finished training."""
+    return build_answer("done", work=asdict(work))
 
 
-def failed(error: Exception) -> str:
-    """Build the answer of a failed training: class and arguments of an error of ticketry, else a traceback."""
+def answer_failed(error: Exception) -> str:
+    """Return the answer for a failed training: class and arguments of an error of ticketry, otherwise a traceback."""
     args = [part for part in error.args if isinstance(part, (str, int, float, bool, type(None)))]
     ours = isinstance(error, TicketryError) and getattr(errors, type(error).__name__, None) is type(error)
     if ours and len(args) == len(error.args):
-        return answer("failed", error=type(error).__name__, args=args)
+        return build_answer("failed", error=type(error).__name__, args=args)
     text = f"training failed in the worker {worker_name()}:\n{''.join(traceback.format_exception(error))}"
-    return answer("failed", error=RunnerError.__name__, args=[text])
+    return build_answer("failed", error=RunnerError.__name__, args=[text])
 
 
-def read_answer(text: object) -> dict[str, Any]:
-    """Parse an answer; `RunnerError` if no worker of this version sends it."""
+def parse_answer(text: object) -> dict[str, Any]:
+    """Parse an answer; `RunnerError` if it is no answer of this version."""
     try:
         found = parse_json(text) if isinstance(text, str) else None
     except ValueError:
@@ -200,7 +203,7 @@ def read_answer(text: object) -> dict[str, Any]:
 
 
 def rebuild_error(found: dict[str, Any]) -> TicketryError:
-    """Return the error in an answer of the kind ``failed``; errors of a disk name the worker."""
+    """Return the error in a ``failed`` answer; errors about a disk also name the worker."""
     kind = getattr(errors, str(found["error"]), None)
     if not (isinstance(kind, type) and issubclass(kind, TicketryError)):
         return RunnerError(str(found["args"]))

@@ -12,7 +12,7 @@ from typing import Any, Protocol, cast
 from ticketry.errors import InterruptedTrainingError, NotStoredError, UsageError
 from ticketry.lab.runners.events import Event, OnEvent
 from ticketry.lab.signals import raise_if_stopped, stop_signal
-from ticketry.lab.training.execute import execute, store_for
+from ticketry.lab.training.execute import execute, open_training_store
 from ticketry.lab.training.job import Watch, Work
 from ticketry.lab.training.segment import Segment
 from ticketry.registry import Registry
@@ -20,7 +20,7 @@ from ticketry.registry import Registry
 
 @dataclass(frozen=True)
 class Order:
-    """Settings of all trainings of a lab."""
+    """Settings that apply to all trainings of a lab."""
 
     store: str
     """Address of the store, see `lab.store.store.open_store`."""
@@ -29,44 +29,46 @@ class Order:
     measure: bool = True
     """Whether metrics are needed, or only the final state."""
     weights: bool = False
-    """Whether the result is known and only the weights are needed, which a bundle left out."""
+    """Whether only the weights are needed: the result is known, but a bundle left its weights out."""
 
 
 class Runner(Protocol):
     """Trains segments. `RUNNERS` holds classes or functions that build one from ``(workers, on_event)``."""
 
     def submit(self, order: Order, segment: Segment, keep: tuple[int, ...]) -> concurrent.futures.Future[Work]:
-        """Start or queue a segment; the future returns the work that was done."""
+        """Start or queue the training of a segment; the future returns the work done."""
 
     def stop(self) -> None:
-        """Ask all trainings to store their state and stop; return when they have."""
+        """Request all trainings to store their states and stop; return when they have stopped."""
 
     def close(self) -> None:
-        """Release workers."""
+        """Release the workers."""
 
 
 class ReportingWatch(Watch):
-    """A watch that sends events, and that stops a training on a signal or when `stopped` returns True."""
+    """A watch that sends events, and stops a training after a signal or when `stopped` returns True."""
 
     def __init__(self, checkpoint_seconds: float, send: OnEvent, stopped: Callable[[], bool] = lambda: False) -> None:
         super().__init__(checkpoint_seconds)
         self._send, self._stopped = send, stopped
 
-    def progress(self, segment: Segment, step: int) -> None:
+    def report_progress(self, segment: Segment, step: int) -> None:
         self._send(Event("progress", segment.key, segment.first, step, segment.last))
 
-    def waiting(self, segment: Segment) -> None:
+    def report_waiting(self, segment: Segment) -> None:
         self._send(Event("waiting", segment.key, segment.first, segment.first, segment.last))
 
-    def stored(self, segment: Segment, step: int) -> None:
+    def report_stored(self, segment: Segment, step: int) -> None:
         self._send(Event("stored", segment.key, segment.first, step, segment.last))
 
-    def stop_asked(self) -> bool:
+    def is_stop_requested(self) -> bool:
         return bool(stop_signal()) or self._stopped()
 
 
 class InProcess:
-    """Trains in the calling process, one segment at a time: thread count and random state belong to the process."""
+    """Trains in the calling process, one segment at a time, since thread count and random state belong to the
+    process.
+    """
 
     def __init__(self, workers: int, on_event: OnEvent) -> None:
         if workers:
@@ -81,7 +83,7 @@ class InProcess:
         with self._one_at_a_time:
             self._stop.clear()
             try:
-                store = store_for(order.store, order.data, segment)
+                store = open_training_store(order.store, order.data, segment)
                 work = execute(store, order.data, segment, keep, watch, measure=order.measure, weights=order.weights)
                 future.set_result(work)
             except InterruptedTrainingError as error:
@@ -99,7 +101,7 @@ class InProcess:
 
 
 class NoTraining:
-    """A runner that raises `NotStoredError` instead of training, for reading a store."""
+    """A runner for reading a store: it raises `NotStoredError` instead of training."""
 
     def __init__(self) -> None:
         self.wanted: list[tuple[str, int]] = []
@@ -107,8 +109,8 @@ class NoTraining:
         self.asked: list[tuple[Segment, tuple[int, ...]]] = []
         """Requested segments, with the intermediate steps to store."""
 
-    def remake(self, digest: str, trajectory: str, step: int) -> None:
-        """Replace `Store.remake`."""
+    def retrain(self, digest: str, trajectory: str, step: int) -> None:
+        """Raise `NotStoredError`, in place of `Store.retrain`, for weights that a bundle left out."""
         self.wanted.append((trajectory, step))
         raise NotStoredError(f"{trajectory}@{step}: a bundle left the weights {digest[:12]}… out")
 
@@ -123,8 +125,10 @@ class NoTraining:
         """Do nothing."""
 
 
-def raise_cause(futures: Iterable[concurrent.futures.Future[Any]]) -> None:
-    """Raise the first error of finished futures, real errors before interruptions, which are a consequence."""
+def raise_first_error(futures: Iterable[concurrent.futures.Future[Any]]) -> None:
+    """Raise the first error of finished futures. Interruptions come last, since they are consequences of other
+    errors.
+    """
     errors = [error for future in futures if (error := future.exception()) is not None]
     for error in sorted(errors, key=lambda error: isinstance(error, InterruptedTrainingError)):
         raise error

@@ -1,8 +1,8 @@
 """Training on Slurm, through submitit: each job trains one segment after another.
 
-A new segment goes to a job that has just finished one, mostly the previous segment of the same search, or to a new job.
-So Python and torch start once for a chain of segments. At its time limit, or when it is preempted, a job stores its
-state and goes back into the queue (submitit's checkpoint). The segment of a lost job is sent again by the runner.
+A new segment goes to a job that has just finished one, usually the previous segment of the same search, or to a new
+job. So Python and torch start once for many segments. At its time limit, or when it is preempted, a job stores its
+state and returns to the queue (submitit's checkpoint). If a job is lost, the runner sends its segment again.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ from ticketry.lab.runners.worker import execute
 
 LOCAL = "local"
 FOLDER = Path(".ticketry-slurm")
-"""Folder of requests, answers and logs in the current folder, which all nodes have to see."""
+"""Folder of requests, answers and logs in the current folder; all nodes must see it."""
 _PASSED_ON = ("partition", "account", "qos", "constraint", "nodelist", "exclude", "gres", "comment")
 _OPTIONS = (*_PASSED_ON, *RESOURCES, "time", "jobs", "signal", "linger", "folder")
 _TIME = re.compile(r"(?:(\d+)-)?(\d+)(?::(\d\d))?(?::(\d\d))?")
 _CLOSED = "closed"
-"""File by which a job says that it takes no more requests."""
+"""File with which a job announces that it accepts no more requests."""
 _POLL_SECONDS = 0.1
 _FAILURES = 100
 """Failures of a network file system in a row after which the search ends; a single one is retried."""
@@ -66,10 +66,10 @@ class SlurmRunner(ExecutorRunner):
         place.check(_OPTIONS)
         if place.address not in ("", LOCAL):
             raise UsageError(f"--on slurm: takes options or local, got {place.address!r}")
-        minutes(place.options.get("time", "60"))
+        parse_minutes(place.options.get("time", "60"))
         for option in ("jobs", "signal", "linger"):
-            place.count(option, 1)
-        place.needs()
+            place.parse_count(option, 1)
+        place.resources_per_training()
         if place.address == LOCAL and (own := [name for name in place.options if name in _PASSED_ON]):
             raise UsageError(f"--on slurm:local has no {own[0]}")
         needs("submitit", "slurm", "training on Slurm")
@@ -78,7 +78,7 @@ class SlurmRunner(ExecutorRunner):
                              " submitted, or try it here with slurm:local")  # fmt: skip
 
 
-def minutes(text: str) -> float:
+def parse_minutes(text: str) -> float:
     """Parse a time as Slurm writes it: 90 (minutes), 4:00:00, 2-12:00:00."""
     found = _TIME.fullmatch(text)
     if not found:
@@ -98,16 +98,16 @@ class LostJobError(Exception):
 
 @dataclass
 class Chain:
-    """The function of a job: answers the requests in its folder, one after another, and counts them.
+    """The function that a job runs: it answers the numbered request files in its folder, one after another.
 
-    It ends when its folder is gone, no request came for `linger` seconds, less time is left than the last segment took,
-    or after SIGTERM. A request is a numbered file; ``N.answer`` is the answer to ``N``.
+    It ends when its folder is deleted, when no request came for `linger` seconds, when less time is left than the last
+    segment took, or after SIGTERM. The answer to the request ``N`` is the file ``N.answer``.
     """
 
     folder: Path
     linger: float
     seconds: float
-    """Time limit, less the notice before it."""
+    """Time limit of the job in seconds, minus the advance notice of its end."""
 
     def __call__(self) -> int:
         began = idle_since = time.monotonic()
@@ -138,14 +138,14 @@ class Chain:
 
 
 def next_request(folder: Path) -> Path | None:
-    """Return the request in a job's folder that has no answer; `OSError` if the folder is gone."""
-    names = _names(folder)
+    """Return the unanswered request in a job's folder; `OSError` if the folder is gone."""
+    names = _list_names(folder)
     waiting = sorted(name for name in names if name.isdecimal() and f"{name}.answer" not in names)
     return folder / waiting[0] if waiting else None
 
 
-def _names(folder: Path) -> set[str]:
-    """List a folder. On a network file system a listing is fresher than a test whether one file exists."""
+def _list_names(folder: Path) -> set[str]:
+    """Return the names in a folder. On a network file system a listing is more recent than a test for one file."""
     with os.scandir(folder) as found:
         return {one.name for one in found}
 
@@ -155,13 +155,13 @@ def _names(folder: Path) -> set[str]:
 
 @dataclass
 class _Item:
-    """A request and the future of its answer."""
+    """A request and the future for its answer."""
 
     text: str
     needs: Needs
     future: Future[str] = field(default_factory=Future)
 
-    def end(self, result: str | Exception) -> None:
+    def set_result(self, result: str | Exception) -> None:
         with contextlib.suppress(InvalidStateError):  # it was given up
             if isinstance(result, str):
                 self.future.set_result(result)
@@ -171,7 +171,7 @@ class _Item:
 
 @dataclass
 class _Job:
-    """A job of submitit, the request that it has, and when squeue listed it last."""
+    """A job of submitit with its current request and the time when squeue last listed it."""
 
     folder: Path
     needs: Needs
@@ -180,18 +180,18 @@ class _Job:
     number: int = 0
     seen: float = field(default_factory=time.monotonic)
 
-    def give(self, item: _Item) -> None:
+    def send(self, item: _Item) -> None:
         self.item, self.number = item, self.number + 1
         write_atomically(self.folder / f"{self.number:09d}", item.text.encode(), parents=False)
 
-    def end(self, result: str | Exception) -> None:
+    def set_result(self, result: str | Exception) -> None:
         if self.item:
-            self.item.end(result)
+            self.item.set_result(result)
         self.item = None
 
 
 class _Jobs(Pool):
-    """Gives each request to a job; one thread reads answers and notices jobs that have ended."""
+    """Distributes requests to jobs; one thread reads answers and notices jobs that have ended."""
 
     def __init__(self, place: Place) -> None:
         self.name, self._place, self._local = "Slurm", place, place.address == LOCAL
@@ -203,13 +203,13 @@ class _Jobs(Pool):
             raise RunnerError(
                 f"the folder of Slurm's jobs, {self._folder}, cannot be made ({error}): name another with folder="
             ) from None
-        self._limit = place.count("jobs", default_workers() if self._local else 100_000)
+        self._limit = place.parse_count("jobs", default_workers() if self._local else 100_000)
         self._waiting: deque[_Item] = deque()
         self._jobs: list[_Job] = []
         self._queue: set[str] | None = None
         self._next_queue = 0.0
         self._guard, self._closed = threading.Lock(), threading.Event()
-        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread = threading.Thread(target=self._poll_until_closed, daemon=True)
         self._thread.start()
 
     def submit(self, request: str, needs: Needs) -> Future[str]:
@@ -240,53 +240,55 @@ class _Jobs(Pool):
         elif names := [one.job.job_id for one in self._jobs if not one.job.paths.result_pickle.exists()]:
             subprocess.run(["scancel", *names], capture_output=True, check=False, timeout=60)
 
-    def _run(self) -> None:
+    def _poll_until_closed(self) -> None:
         failures = 0
         while not self._closed.wait(_POLL_SECONDS):
             try:
                 with self._guard:
-                    self._look()
+                    self._poll_once()
                 failures = 0
             except Exception as error:
                 failures += 1
                 if not (isinstance(error, OSError) and self._own.is_dir() and failures < _FAILURES):
-                    self._fail(f"Slurm's jobs cannot be managed: {type(error).__name__}: {str(error).strip()[-400:]}")
+                    self._fail_all(
+                        f"Slurm's jobs cannot be managed: {type(error).__name__}: {str(error).strip()[-400:]}"
+                    )
 
-    def _fail(self, message: str) -> None:
-        """End all requests with an error; otherwise the search would wait for ever."""
+    def _fail_all(self, message: str) -> None:
+        """End all requests with an error, so that the search does not wait for ever."""
         while self._waiting:
-            self._waiting.popleft().end(RunnerError(message))
+            self._waiting.popleft().set_result(RunnerError(message))
         for one in self._jobs:
-            one.end(RunnerError(message))
+            one.set_result(RunnerError(message))
 
-    def _look(self) -> None:
+    def _poll_once(self) -> None:
         """Read answers, handle jobs that have ended, and hand out waiting requests."""
         if not self._local and time.monotonic() > self._next_queue:
             self._queue, self._next_queue = _list_queue(), time.monotonic() + _QUEUE_SECONDS
         for one in list(self._jobs):
             ended = self._has_ended(one)  # before its last answer is read
-            names = _names(one.folder)
+            names = _list_names(one.folder)
             if one.item and (answer := f"{one.number:09d}.answer") in names:
-                one.end((one.folder / answer).read_text())
+                one.set_result((one.folder / answer).read_text())
             if ended or _CLOSED in names:
                 self._jobs.remove(one)
                 if one.item and _CLOSED in names:
                     self._waiting.appendleft(one.item)  # it came too late
                 elif one.item:
-                    one.end(_describe_end(one.job))
+                    one.set_result(_describe_end(one.job))
         for item in list(self._waiting):
             if free := next((one for one in self._jobs if one.item is None and one.needs == item.needs), None):
                 self._waiting.remove(item)
-                free.give(item)
+                free.send(item)
         new = list(self._waiting)[: max(self._limit - len(self._jobs), 0)]
         for each in {item.needs for item in new}:
-            self._start([item for item in new if item.needs == each], each)
+            self._submit_jobs([item for item in new if item.needs == each], each)
 
-    def _start(self, items: list[_Item], needs: Needs) -> None:
-        """Submit a job for each request, together as one array."""
-        limit = max(1, round(minutes(self._place.options.get("time", "60"))))
-        notice = self._place.count("signal", 60)
-        executor, linger = self._executor(limit, notice, needs), float(self._place.count("linger", 30))
+    def _submit_jobs(self, items: list[_Item], needs: Needs) -> None:
+        """Submit a job for each request, all as one array."""
+        limit = max(1, round(parse_minutes(self._place.options.get("time", "60"))))
+        notice = self._place.parse_count("signal", 60)
+        executor, linger = self._build_executor(limit, notice, needs), float(self._place.parse_count("linger", 30))
         folders = [self._own / uuid.uuid4().hex for _ in items]
         for folder in folders:
             folder.mkdir()
@@ -295,9 +297,9 @@ class _Jobs(Pool):
         for item, folder, job in zip(items, folders, jobs, strict=True):
             self._waiting.remove(item)
             self._jobs.append(one := _Job(folder, needs, job))
-            one.give(item)
+            one.send(item)
 
-    def _executor(self, limit: int, notice: int, needs: Needs) -> Any:
+    def _build_executor(self, limit: int, notice: int, needs: Needs) -> Any:
         import submitit
 
         if self._local:
@@ -339,7 +341,7 @@ class _Jobs(Pool):
 
 
 def _list_queue() -> set[str] | None:
-    """Return the jobs of this user that wait, run or end; None if Slurm does not answer."""
+    """Return the ids of this user's waiting, running and ending jobs; None if Slurm does not answer."""
     words = ["squeue", "--me", "-h", "-r", "-o", "%i"]
     try:
         found = subprocess.run(words, capture_output=True, text=True, check=False, timeout=60)
@@ -349,7 +351,7 @@ def _list_queue() -> set[str] | None:
 
 
 def _describe_end(job: Any) -> Exception:
-    """Return the error of a job that ended without an answer: its own, or that it was lost, with its last output."""
+    """Return the error for a job that ended without an answer: its own error, or its loss with its last output."""
     if job.paths.result_pickle.exists() and (error := job.exception()):
         return RunnerError(f"the job {job.job_id} failed: {str(error).strip()[-600:]}")
     for path in (job.paths.stderr, job.paths.stdout):

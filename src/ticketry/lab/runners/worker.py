@@ -1,4 +1,4 @@
-"""Execution of a request in a worker: train the segment, report progress through the store, return an answer.
+"""Runs a request in a worker: trains the segment, reports progress through the store, and returns an answer.
 
 The worker's process belongs to Ray, Dask, Slurm or another executor. Signals that end it are recorded during a
 training. Once the state is stored, they are delivered again, and the process ends as its scheduler expects.
@@ -19,10 +19,10 @@ from pathlib import Path
 from ticketry.errors import InterruptedTrainingError, RunnerError
 from ticketry.lab.process_guard import keep_freed_memory
 from ticketry.lab.runners.events import Event
-from ticketry.lab.runners.request import Request, answer, done, failed, worker_name
+from ticketry.lab.runners.request import Request, answer_done, answer_failed, build_answer, worker_name
 from ticketry.lab.runners.runner import ReportingWatch
 from ticketry.lab.signals import Stopped, record_signals
-from ticketry.lab.store.live import live_at
+from ticketry.lab.store.live import messages_at
 from ticketry.lab.training import execute as training
 from ticketry.lab.training.job import Watch, Work
 from ticketry.lab.training.segment import Segment
@@ -41,7 +41,7 @@ def execute(
     leaving: Callable[[], bool] = lambda: False,
     pass_signal_on: Callable[[int], object] = signal.raise_signal,
 ) -> str:
-    """Train a segment and return an answer, see `request.answer`. Errors of the training are answers too.
+    """Train a segment and return an answer, see `request.build_answer`. Errors of the training are answers too.
 
     Args:
         request: a `Request` as text.
@@ -49,29 +49,29 @@ def execute(
         pass_signal_on: called with a signal that arrived meanwhile; by default its previous handler gets it.
     """
     with _one_at_a_time, record_signals() as signals:
-        text = _answer(request, leaving, lambda: signals.number)
+        text = _train_and_answer(request, leaving, lambda: signals.number)
     if signals.number not in (0, signal.SIGINT):
         pass_signal_on(signals.number)
     return text
 
 
-def _answer(text: str, leaving: Callable[[], bool], number: Callable[[], int]) -> str:
+def _train_and_answer(text: str, leaving: Callable[[], bool], number: Callable[[], int]) -> str:
     watch: _Watch | None = None
     try:
         request = Request.read(text)
         request.check_worker()
         watch = _Watch(request, leaving)
-        if watch.stop_asked():
-            return answer("stopped", message="stopped before it began")
-        return done(_train(request, watch))
+        if watch.is_stop_requested():
+            return build_answer("stopped", message="stopped before it began")
+        return answer_done(_train(request, watch))
     except Stopped:
-        return answer("left", number=number())
+        return build_answer("left", number=number())
     except InterruptedTrainingError as error:
         if watch is None or watch.stopped_by_driver or not (number() or leaving()):
-            return answer("stopped", message=str(error))
-        return answer("left", number=number())
+            return build_answer("stopped", message=str(error))
+        return build_answer("left", number=number())
     except Exception as error:
-        return failed(error)
+        return answer_failed(error)
 
 
 def _train(request: Request, watch: Watch) -> Work:
@@ -83,7 +83,7 @@ def _train(request: Request, watch: Watch) -> Work:
         importlib.import_module(module)
     segment = Segment.from_description(request.segment, _build_task(request.spec))
     data = Path(request.data) if request.data is not None else None
-    store = training.store_for(request.store, data, segment)
+    store = training.open_training_store(request.store, data, segment)
     return training.execute(store, data, segment, request.keep, watch, measure=request.measure, weights=request.weights)
 
 
@@ -93,13 +93,15 @@ def _build_task(spec: Spec) -> Task:
 
 
 class _Watch(ReportingWatch):
-    """Reports progress and looks for a request to stop through files in the store, which may be slow: once a second."""
+    """Reports progress and checks for a request to stop once a second, through files of the store, which may be
+    slow.
+    """
 
     def __init__(self, request: Request, leaving: Callable[[], bool]) -> None:
-        """Raise `RunnerError` if this worker does not see the driver's store."""
+        """Raise `RunnerError` if this worker cannot see the driver's store."""
         super().__init__(request.checkpoint_seconds, self._report, leaving)
-        self._live = live_at(request.store, request.driver)
-        if not self._live.has_begun():
+        self._live = messages_at(request.store, request.driver)
+        if not self._live.is_driver_active():
             raise RunnerError(
                 f"the worker {worker_name()} does not see the store {request.store}, or the search has ended: all"
                 " machines need the store under the same name"
@@ -107,11 +109,11 @@ class _Watch(ReportingWatch):
         self.stopped_by_driver = False
         self._next_report = self._next_check = 0.0
 
-    def stop_asked(self) -> bool:
+    def is_stop_requested(self) -> bool:
         if not self.stopped_by_driver and time.monotonic() >= self._next_check:
             self._next_check = time.monotonic() + POLL_SECONDS
             self.stopped_by_driver = self._live.is_stop_requested()
-        return self.stopped_by_driver or super().stop_asked()
+        return self.stopped_by_driver or super().is_stop_requested()
 
     def _report(self, event: Event) -> None:
         if event.kind == "progress":

@@ -1,7 +1,10 @@
-"""Addresses of stores: a folder, or the URL of a store that many machines share. Needs no torch and no request.
+"""Addresses of stores: a folder, or the URL of a store that several machines share. Needs no torch and no network.
+
+A shared store has a local folder, its mirror in the user's cache, so that code for folders works with it too.
+`local_folder` returns the folder of an address, `shared_url` the URL of a folder.
 
 A shared store has a place on this machine, the folder of its mirror in the user's cache; code that works on the folder
-of a store works there. `place_of` gives the place of an address, `address_of` the address of a place.
+of a store works there. `local_folder` gives the place of an address, `shared_url` the address of a place.
 """
 
 from __future__ import annotations
@@ -19,7 +22,7 @@ BUCKETS = ("s3", "gs", "az")
 """Schemes that obstore opens: Amazon S3 and compatible services, Google Cloud Storage, Azure Blob Storage."""
 SCHEMES = (*BUCKETS, "file")
 _MIRROR, _FACTS = "store", "address.json"
-"""Folder of a mirror, and the file beside it with its address and id."""
+"""Folder of a mirror, and the file next to it with the store's URL and the mirror's id."""
 
 
 def is_url(address: str | Path) -> bool:
@@ -27,7 +30,7 @@ def is_url(address: str | Path) -> bool:
     return isinstance(address, str) and "://" in address
 
 
-def checked_url(address: str) -> str:
+def canonical_url(address: str) -> str:
     """Return a URL in its canonical form.
 
     Raises:
@@ -60,20 +63,20 @@ def checked_url(address: str) -> str:
     return "/".join([f"{scheme}://{'' if scheme == 'file' else parts.netloc}", *names])
 
 
-def place_of(address: str | Path) -> Path:
-    """Return the folder on this machine that stands for a store: itself, or the mirror of a shared one.
+def local_folder(address: str | Path) -> Path:
+    """Return the local folder of a store: the address itself, or the mirror of a shared store.
 
     Raises:
-        UsageError: as `checked_url`.
+        UsageError: as `canonical_url`.
         StoreError: if the cache belongs to another user, or cannot be written.
     """
     if not is_url(address):
         return Path(address)
-    url = checked_url(str(address))
-    folder = _mirrors() / hashlib.sha256(url.encode()).hexdigest()[:32]
+    url = canonical_url(str(address))
+    folder = _mirrors_folder() / hashlib.sha256(url.encode()).hexdigest()[:32]
     if why := why_not_private(folder):
         raise StoreError(f"{why}: remove write permission for others, or set TICKETRY_CACHE to a folder of your own")
-    if _read_facts(folder).get("address") != url:
+    if _read_mirror_facts(folder).get("address") != url:
         facts = json.dumps({"address": url, "mirror": uuid.uuid4().hex}).encode()
         try:
             write_atomically(folder / _FACTS, facts, private=True)
@@ -84,17 +87,17 @@ def place_of(address: str | Path) -> Path:
     return folder / _MIRROR
 
 
-def address_of(place: Path) -> str | None:
-    """Return the URL of the shared store whose mirror a folder is; None for any other folder."""
+def shared_url(place: Path) -> str | None:
+    """Return the URL of the shared store whose mirror is in a folder; None for any other folder."""
     place = place.absolute()
-    if place.name != _MIRROR or place.parent.parent != _mirrors():
+    if place.name != _MIRROR or place.parent.parent != _mirrors_folder():
         return None
-    return _read_facts(place.parent).get("address")
+    return _read_mirror_facts(place.parent).get("address")
 
 
 def split_address(url: str) -> tuple[str, tuple[str, ...]] | None:
-    """Split the URL of a run or ticket into its store and the folder names in it; None for another URL."""
-    parts = checked_url(url).split("/")
+    """Split the URL of a run or ticket into the store's URL and the folder names below it; None for other URLs."""
+    parts = canonical_url(url).split("/")
     if "runs" not in parts[3:-1]:
         return None
     at = len(parts) - 1 - parts[::-1].index("runs")
@@ -102,24 +105,26 @@ def split_address(url: str) -> tuple[str, tuple[str, ...]] | None:
 
 
 def mirror_name(place: Path) -> str:
-    """Return the random id that distinguishes this mirror from those of other machines."""
-    return _read_facts(place.parent).get("mirror", "")
+    """Return the random id of a mirror, which differs from those of mirrors on other machines."""
+    return _read_mirror_facts(place.parent).get("mirror", "")
 
 
 def display_address(place: str | Path) -> str:
-    """Return a store's folder, or a path in it, as users know it: the store's URL in place of a mirror's folder."""
+    """Return a store's folder, or a path in it, as the user wrote it: with the store's URL instead of the mirror's
+    folder.
+    """
     path = Path(place)
     for folder in (path, *path.parents):
-        if url := address_of(folder):
+        if url := shared_url(folder):
             return "/".join([url, *path.relative_to(folder).parts])
     return str(place)
 
 
-def _mirrors() -> Path:
+def _mirrors_folder() -> Path:
     return cache_folder() / "stores"
 
 
-def _read_facts(folder: Path) -> dict[str, str]:
+def _read_mirror_facts(folder: Path) -> dict[str, str]:
     try:
         found = parse_json(content_of(folder / _FACTS, most=1 << 16))
     except (OSError, ValueError, RecursionError):

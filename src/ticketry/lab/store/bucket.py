@@ -1,4 +1,4 @@
-"""Objects in a bucket: Amazon S3 and compatible services, Google Cloud Storage, Azure, all through obstore.
+"""Objects in a bucket: Amazon S3 and compatible services, Google Cloud Storage or Azure, accessed through obstore.
 
 obstore finds the credentials of each provider (environment, instance role, web identity). None is taken from an
 address, and none is in a message: the part of a request's URL behind its path is left out.
@@ -23,7 +23,7 @@ _SMALL, _SMALL_SECONDS = 4 << 20, 20
 _LARGE_SECONDS = 600
 _NO_BUCKET = ("NoSuchBucket", "ContainerNotFound", "bucket does not exist", "BucketNotFound")
 _PASSING_CODES = (408, 409, 425, 429)
-"""409 is what S3 answers to two conditional writes of one object at the same time."""
+"""HTTP statuses after which a request is repeated; S3 answers 409 to simultaneous conditional writes of one object."""
 
 
 class Bucket:
@@ -37,11 +37,11 @@ class Bucket:
     def __init__(self, address: str) -> None:
         self.address = address
         self._obstore = _import_obstore()
-        self._small, self._large = (self._open(seconds) for seconds in (_SMALL_SECONDS, _LARGE_SECONDS))
+        self._small, self._large = (self._open_client(seconds) for seconds in (_SMALL_SECONDS, _LARGE_SECONDS))
         self._ahead: float | None = None
         """Seconds of the provider's clock before this process's monotonic clock."""
 
-    def _open(self, seconds: float) -> Any:
+    def _open_client(self, seconds: float) -> Any:
         plain = any(
             os.environ.get(f"{provider}_ALLOW_HTTP", "").lower() in ("true", "1")
             for provider in ("AWS", "AZURE", "GOOGLE")
@@ -53,7 +53,7 @@ class Bucket:
                 client_options={"timeout": f"{seconds}s", "connect_timeout": "5s", "allow_http": plain},
             )
         except Exception as error:
-            raise StoreError(f"{self.address} cannot be opened: {_short_text(error)}") from None
+            raise StoreError(f"{self.address} cannot be opened: {_message_without_secrets(error)}") from None
 
     def get(self, name: str, *, fresh: bool = False) -> bytes | None:
         def attempt(_: int) -> bytes | None:
@@ -67,10 +67,10 @@ class Bucket:
                 raise PassingError("the answer ended early")
             return data
 
-        return self._do("read", name, attempt)
+        return self._request("read", name, attempt)
 
     def put(self, name: str, data: bytes) -> str:
-        return self._do("write", name, lambda _: self._write(name, data, "overwrite"))
+        return self._request("write", name, lambda _: self._write(name, data, "overwrite"))
 
     def create_if_absent(self, name: str, data: bytes) -> bool:
         def attempt(tries: int) -> bool:
@@ -80,7 +80,7 @@ class Bucket:
                 return tries > 0 and self.get(name) == data  # an earlier try whose answer was lost
             return True
 
-        return self._do("write", name, attempt)
+        return self._request("write", name, attempt)
 
     def _write(self, name: str, data: bytes, mode: str) -> str:
         client = self._small if len(data) <= _SMALL else self._large
@@ -88,7 +88,7 @@ class Bucket:
             return _version(self._obstore.put(client, name, data, mode=mode, use_multipart=False))
         except FileNotFoundError as error:
             self._check_bucket(error)
-            raise StoreError(f"cannot write {self.address}/{name}: {_short_text(error)}") from None
+            raise StoreError(f"cannot write {self.address}/{name}: {_message_without_secrets(error)}") from None
 
     def list(self, prefix: str = "") -> Iterator[Listed]:
         folder = prefix.rpartition("/")[0]
@@ -101,11 +101,11 @@ class Bucket:
                 if one["path"].startswith(prefix)
             ]
 
-        yield from self._do("list", prefix, attempt)
+        yield from self._request("list", prefix, attempt)
 
     def delete(self, names: Iterable[str]) -> None:
         for name in names:
-            self._do("delete", name, lambda _: self._delete(name))  # noqa: B023
+            self._request("delete", name, lambda _: self._delete(name))  # noqa: B023
 
     def _delete(self, name: str) -> None:
         try:
@@ -117,15 +117,15 @@ class Bucket:
         if self._ahead is None:
             name = f".clock/{uuid.uuid4().hex}"
             self.put(name, b"")
-            meta = self._do("read", name, lambda _: self._obstore.head(self._small, name))
+            meta = self._request("read", name, lambda _: self._obstore.head(self._small, name))
             self._ahead = meta["last_modified"].timestamp() - time.monotonic()
             self.delete([name])
         return time.monotonic() + self._ahead
 
     # -- errors ------------------------------------------------------------------------------------------------------
 
-    def _do(self, verb: str, name: str, action: Callable[[int], T]) -> T:
-        """Carry out a request; `verb` is for the error message."""
+    def _request(self, verb: str, name: str, action: Callable[[int], T]) -> T:
+        """Send a request and repeat it after passing errors; error messages name the action by `verb`."""
         known = self._obstore.exceptions
 
         def attempt(tries: int) -> T:
@@ -134,14 +134,17 @@ class Bucket:
             except (known.PermissionDeniedError, known.UnauthenticatedError) as error:
                 raise StoreError(
                     f"{self.address}: no permission to {verb} there. Credentials are looked for where the provider's"
-                    f" own tools look (environment, instance role), see docs/cluster.md. ({_short_text(error)})"
+                    f" own tools look (environment, instance role), see docs/cluster.md."
+                    f" ({_message_without_secrets(error)})"
                 ) from None
             except known.BaseError as error:
                 self._check_bucket(error)
                 code = _status_code(error)
                 if code is not None and code < 500 and code not in _PASSING_CODES:
-                    raise StoreError(f"cannot {verb} {self.address}/{name}: {_short_text(error)}") from None
-                raise PassingError(_short_text(error)) from None
+                    raise StoreError(
+                        f"cannot {verb} {self.address}/{name}: {_message_without_secrets(error)}"
+                    ) from None
+                raise PassingError(_message_without_secrets(error)) from None
 
         return repeat(f"cannot {verb} {self.address}/{name}", attempt)
 
@@ -162,7 +165,7 @@ def _import_obstore() -> Any:
 
 
 def _version(meta: Any) -> str:
-    """Return the ETag, with a version number from providers that have one."""
+    """Return an object's ETag, with its version number if the provider has one."""
     return f"{meta.get('e_tag') or ''} {meta.get('version') or ''}"
 
 
@@ -171,8 +174,8 @@ def _status_code(error: BaseException) -> int | None:
     return int(found[1]) if found else None
 
 
-def _short_text(error: BaseException) -> str:
-    """Return the error on one short line, without anything that might be secret."""
+def _message_without_secrets(error: BaseException) -> str:
+    """Return the error as one short line without URLs or anything else that may be secret."""
     text = str(error).partition("\n")[0]
     text = re.sub(r"\?[^\s\"'<>)]*", "", re.sub(r"<\?xml.*", "", text))
     return " ".join(text.split())[:300]

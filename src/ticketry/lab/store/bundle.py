@@ -1,13 +1,13 @@
-"""The file format of bundles: parts of a store one after another, behind a list of them and a digest of everything.
+r"""The file format of bundles: a format line, a digest, a list of parts, and the parts, which are files of a store.
 
-    ticketry.bundle.2\\n                      the format
-    SHA-256 of all that follows, in hex, \\n  so that a flipped bit is noticed
+    ticketry.bundle.2\n                      the format
+    SHA-256 of all that follows, in hex, \n  so that a flipped bit is noticed
     8 bytes                                  length of the list
     list                                     JSON: `Contents`, with size and digest of each part
     parts                                    see `Coding`
 
-The same parts give the same bytes (with the same zlib). Nothing in a bundle is code, and no part names a path, see
-`Part`. Files of version 1 can be read too: their records are compressed, their tensors are stored unchanged.
+The same parts give the same bytes (with the same version of zlib). A bundle contains no code, and no paths, see `Part`.
+Bundles of version 1 can be read too: their records are compressed, their tensors are stored unchanged.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from numpy.typing import NDArray
 
 from ticketry.errors import StoreError
 from ticketry.files import regular, replacing
-from ticketry.lab.store.files import explained
+from ticketry.lab.store.files import explain_os_errors
 from ticketry.lab.store.schemas import Digest
 
 MAGIC = b"ticketry.bundle.2\n"
 _FORMATS = {b"ticketry.bundle.1\n": 1, MAGIC: 2}
 _SEAL = 65
-"""Bytes of the digest with its newline."""
+"""Bytes of the digest, with its newline."""
 _START = len(MAGIC) + _SEAL
 _LEVEL = 6
 """Level of zlib: the highest takes five times as long for masks, and gains 2 %."""
@@ -40,15 +40,15 @@ _CHUNK = 1 << 20
 _LARGEST_LIST = 256 << 20
 _LARGEST_RECORD = 64 << 20
 _MOST_SWOLLEN, _PLAIN_RECORD = 30, 4 << 20
-"""A record may be this many times as large as its part of the file, or this many bytes if that is more: parsed JSON
-takes twenty times its bytes in memory. The records of a store are up to 18 times as large."""
+"""A record may be this many times as large as in the file, or this many bytes if that is more, because parsed JSON
+needs twenty times its bytes of memory. Records of real stores are up to 18 times as large."""
 _MOST_INFLATED, _AT_LEAST = 100, 64 << 20
-"""Records and masks together may be this many times as large as the file, or this many bytes if that is more."""
+"""All records and masks may be this many times as large as the file, or this many bytes if that is more."""
 
 Kind = Literal["blob", "result", "memo", "run", "evidence", "campaign"]
 Coding = Literal["whole", "zlib", "difference"]
-"""How a part is stored: unchanged; compressed by zlib; compressed after XOR with the part before it, which has the same
-size and is not whole. Differences make the masks of research/bundles 20 % to 50 % smaller."""
+"""How a part is stored: unchanged (whole), compressed by zlib, or (difference) compressed after XOR with the previous
+part of the same size. Differences make the masks of research/bundles 20 % to 50 % smaller."""
 _Size = Annotated[int, Meta(ge=0, le=1 << 50)]
 
 
@@ -57,11 +57,11 @@ class Part(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     kind: Kind
     name: tuple[str, ...]
-    """Its name in the store: digest; trajectory and step; kind and key; or name. Never a path."""
+    """Its name in the store, never a path: a digest, a trajectory and a step, a kind and a key, or a run's name."""
     size: _Size
-    """Bytes in a store."""
+    """Bytes of the file in a store."""
     packed: _Size
-    """Bytes in the bundle."""
+    """Bytes of the part in the bundle."""
     sha256: Digest
     """Digest of the file in a store."""
     coding: Coding | Literal[""] = ""
@@ -73,14 +73,14 @@ class Part(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Contents(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The list of a bundle."""
+    """The list of parts at the beginning of a bundle."""
 
     store: int
-    """Format of the store."""
+    """Format version of the store."""
     numerics: int
-    """Numerics of the library that trained, see `store.NUMERICS`."""
+    """Version of the numerics that computed the results, see `store.NUMERICS`."""
     weights: bool
-    """Whether the weights are in it, too."""
+    """Whether the bundle includes weights."""
     runs: tuple[str, ...]
     parts: tuple[Part, ...]
     format: Literal[1, 2] = 2
@@ -88,13 +88,13 @@ class Contents(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Source(NamedTuple):
-    """A part to be written."""
+    """A part to write into a bundle."""
 
     kind: Kind
     name: tuple[str, ...]
     read: Callable[[], bytes]
     whole: bool = False
-    """Whether it is stored unchanged: weights, which compression does not make smaller."""
+    """Whether the part is stored unchanged, as weights are, since compression does not make them smaller."""
 
 
 # -- writing -----------------------------------------------------------------------------------------------------------
@@ -103,16 +103,16 @@ class Source(NamedTuple):
 def write_bundle(
     target: Path, sources: Sequence[Source], *, store: int, numerics: int, weights: bool, runs: Sequence[str]
 ) -> Contents:
-    """Write the parts, each read twice and two in memory at a time; return the list, see `Contents`.
+    """Write the parts and return the list, see `Contents`. Each part is read twice; at most two are in memory.
 
     Raises:
-        StoreError: if the file cannot be written, or a part changes meanwhile.
+        StoreError: if the file cannot be written, or a part changes between the two reads.
     """
     parts = tuple(part for part, _ in _encode(sources))
     contents = Contents(store=store, numerics=numerics, weights=weights, runs=tuple(runs), parts=parts)
     encoded = msgspec.json.encode(contents)
     seal = hashlib.sha256()
-    with explained(target, "write"), replacing(target, durable=True) as temporary, temporary.open("wb") as file:
+    with explain_os_errors(target, "write"), replacing(target, durable=True) as temporary, temporary.open("wb") as file:
 
         def put(data: bytes) -> None:
             seal.update(data)
@@ -132,7 +132,7 @@ def write_bundle(
 
 
 def _encode(sources: Sequence[Source]) -> Iterator[tuple[Part, bytes]]:
-    """Yield the parts with their bytes in the file."""
+    """Yield each part with its encoded bytes."""
     before = b""
     for kind, name, read, whole in sources:
         data = read()
@@ -145,7 +145,7 @@ def _encode(sources: Sequence[Source]) -> Iterator[tuple[Part, bytes]]:
 
 
 def _compress(data: bytes, before: bytes) -> tuple[Coding, bytes]:
-    """Return the shortest coding of a part."""
+    """Return the coding that makes a part shortest, and the encoded bytes."""
     found: tuple[Coding, bytes] = "zlib", zlib.compress(data, _LEVEL)
     if len(before) == len(data):
         other = zlib.compress(_xor(data, before), _LEVEL)
@@ -154,7 +154,7 @@ def _compress(data: bytes, before: bytes) -> tuple[Coding, bytes]:
 
 
 def _largest_record(packed: int) -> int:
-    """Return the most bytes that a record may have which takes `packed` bytes in the file."""
+    """Return the maximum size of a record that takes `packed` bytes in the file."""
     return min(_LARGEST_RECORD, max(_PLAIN_RECORD, _MOST_SWOLLEN * packed))
 
 
@@ -163,19 +163,19 @@ def _xor(data: bytes, other: bytes) -> bytes:
 
 
 _SAMPLED = 2048
-"""Bytes of a mask, spread over all of it, by which masks are compared."""
+"""Bytes of a mask, spread evenly over it, by which masks are compared."""
 _TOGETHER = 1000
-"""Masks that are sorted together: the time grows with the square."""
+"""Number of masks that are sorted together, since sorting time grows with the square."""
 
 
 def sort_by_similarity(digests: Iterable[str], read: Callable[[str], bytes]) -> list[str]:
-    """Return the digests of stored masks in an order in which neighbours differ little, those of one size together.
+    """Return the digests of stored masks in an order in which neighbours are similar, grouped by size.
 
-    The first has the most bits set; the next is always the most similar one of those that remain.
+    A group begins with the mask that has the most bits set; each next mask is the most similar remaining one.
 
     Args:
         digests: the masks.
-        read: returns a mask's bytes; one is in memory at a time.
+        read: returns a mask's bytes; only one mask is in memory at a time.
     """
     sizes: dict[int, list[tuple[str, NDArray[np.uint8]]]] = {}
     for digest in sorted(digests):
@@ -186,11 +186,11 @@ def sort_by_similarity(digests: Iterable[str], read: Callable[[str], bytes]) -> 
     for _, group in sorted(sizes.items()):
         group.sort(key=lambda one: -_count_bits(one[1][None])[0])
         for start in range(0, len(group), _TOGETHER):
-            found += _chain(group[start : start + _TOGETHER])
+            found += _order_by_similarity(group[start : start + _TOGETHER])
     return found
 
 
-def _chain(group: Sequence[tuple[str, NDArray[np.uint8]]]) -> Iterator[str]:
+def _order_by_similarity(group: Sequence[tuple[str, NDArray[np.uint8]]]) -> Iterator[str]:
     sampled = np.stack([one for _, one in group])
     left, now = np.ones(len(group), bool), 0
     for _ in group:
@@ -212,15 +212,15 @@ _BITS = np.array([byte.bit_count() for byte in range(256)], np.uint8)
 
 
 class Bundle:
-    """A bundle opened for reading, whose digest and list are right. Use it as a context manager.
+    """A bundle opened for reading, with verified digest and list. Use it as a context manager.
 
     Raises:
-        StoreError: if it is not a bundle, damaged, of another version, or claims impossible sizes.
+        StoreError: if the file is not a bundle, is damaged, has an unknown version, or states impossible sizes.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        with explained(path, "read"):
+        with explain_os_errors(path, "read"):
             self._file: BinaryIO = regular(path)
         try:
             self.contents = self._read_contents()
@@ -235,12 +235,12 @@ class Bundle:
         self._file.close()
 
     def parts(self) -> Iterator[tuple[Part, bytes]]:
-        """Yield each part with its content, whose digest is right, in the order of the file.
+        """Yield each part with its content, in the order of the file. The digest of the content is verified.
 
         Raises:
             StoreError: for a part that differs from the list.
         """
-        with explained(self.path, "read"):
+        with explain_os_errors(self.path, "read"):
             self._file.seek(self._first)
             before = b""
             for part in self.contents.parts:
@@ -249,7 +249,7 @@ class Bundle:
                 yield part, data
 
     def _read_contents(self) -> Contents:
-        with explained(self.path, "read"):
+        with explain_os_errors(self.path, "read"):
             size = os.fstat(self._file.fileno()).st_size
             head = self._file.read(_START)
             version = _FORMATS.get(head[: len(MAGIC)])

@@ -1,7 +1,8 @@
-"""Checkpoints inside a segment as objects of a shared store: one object, or one for each file of a folder of parts.
+"""Checkpoints inside a segment as objects of a shared store: one object, or one for each file of a sharded checkpoint.
 
-They are named as in the store's folder; the name of a folder of parts also has the digest of the list of its files,
-which is uploaded last and fetched first. A thread uploads the newest checkpoint, so that training never waits.
+Objects have the same names as files in the store's folder. The name of a sharded checkpoint also contains the digest of
+its file list, which is uploaded last and fetched first. A thread uploads the newest checkpoint, so that training never
+waits.
 """
 
 from __future__ import annotations
@@ -20,18 +21,18 @@ from ticketry.errors import StoreError
 from ticketry.files import content_of
 from ticketry.folders import delete_tree_if_possible
 from ticketry.lab.store import parts
-from ticketry.lab.store.files import is_there, write_atomically
+from ticketry.lab.store.files import path_exists, write_atomically
 from ticketry.lab.store.objects import Objects, patience
 from ticketry.lab.store.paths import Paths, partial_name
 
 _LAST_SECONDS = 15.0
-"""How long a stopped training waits for its last upload: schedulers grant some 30 s."""
+"""Seconds that a stopped training waits for its last upload; schedulers allow about 30."""
 
 _log = logging.getLogger(__name__)
 
 
 class _List(msgspec.Struct):
-    """Content of a list of parts."""
+    """The list of the files of a sharded checkpoint."""
 
     files: dict[Annotated[str, Meta(pattern=r"^\.?\w[\w.-]*$", max_length=200)], str]
 
@@ -42,18 +43,18 @@ class Checkpoint(NamedTuple):
     trajectory: str
     step: int
     digest: str
-    """SHA-256 of its file, or of the list of its parts."""
+    """SHA-256 of its file, or of its file list."""
     in_parts: bool
 
     @property
     def name(self) -> str:
-        """Its object, or the folder of its objects."""
+        """The name of its object, or the common prefix of its objects."""
         name = partial_name(self.trajectory, self.step, self.digest)
         return name.removesuffix(".safetensors") + ".parts" if self.in_parts else name
 
 
-def read_name(name: str) -> Checkpoint | None:
-    """Return the checkpoint that an object below ``partial/`` belongs to; None for an unknown name."""
+def parse_checkpoint_name(name: str) -> Checkpoint | None:
+    """Return the checkpoint to which an object below ``partial/`` belongs; None for an unknown name."""
     head = PurePosixPath("/".join(name.split("/")[1:2]))
     trajectory, step, digest = [*head.stem.rsplit("-", 2), "", ""][:3]
     if not step.isdecimal() or head.suffix not in (".safetensors", ".parts"):
@@ -62,9 +63,9 @@ def read_name(name: str) -> Checkpoint | None:
 
 
 def list_checkpoints(remote: Objects, trajectory: str) -> Iterator[tuple[Checkpoint, str]]:
-    """Yield each checkpoint object of a trajectory: its checkpoint and its name."""
+    """Yield the objects of a trajectory's checkpoints, each as checkpoint and object name."""
     for one in remote.list(f"partial/{trajectory}-"):
-        if (found := read_name(one.name)) and found.trajectory == trajectory:
+        if (found := parse_checkpoint_name(one.name)) and found.trajectory == trajectory:
             yield found, one.name
 
 
@@ -83,7 +84,7 @@ def upload(remote: Objects, trajectory: str, step: int, path: Path) -> None:
     try:
         listed = content_of(linked / parts.LIST)
         name = Checkpoint(trajectory, step, hashlib.sha256(listed).hexdigest(), True).name
-        for file in _files_in(listed):
+        for file in _parse_file_list(listed):
             remote.create_if_absent(f"{name}/{file}", content_of(linked / file))
         remote.create_if_absent(f"{name}/{parts.LIST}", listed)
     finally:
@@ -91,7 +92,7 @@ def upload(remote: Objects, trajectory: str, step: int, path: Path) -> None:
 
 
 def fetch_newest(remote: Objects, paths: Paths, trajectory: str, last: int) -> None:
-    """Get the newest checkpoint up to step `last` into the store's folder; damaged ones are ignored."""
+    """Download the newest checkpoint up to step `last` into the store's folder; skip damaged ones."""
     found = {checkpoint for checkpoint, _ in list_checkpoints(remote, trajectory) if checkpoint.step <= last}
     for checkpoint in sorted(found, key=lambda one: one.step, reverse=True):
         if (_fetch_parts if checkpoint.in_parts else _fetch_file)(remote, paths, checkpoint):
@@ -100,7 +101,7 @@ def fetch_newest(remote: Objects, paths: Paths, trajectory: str, last: int) -> N
 
 def _fetch_file(remote: Objects, paths: Paths, checkpoint: Checkpoint) -> bool:
     path = paths.partial_file(checkpoint.trajectory, checkpoint.step, checkpoint.digest)
-    if is_there(path):
+    if path_exists(path):
         return True
     data = remote.get(checkpoint.name)
     if data is None or hashlib.sha256(data).hexdigest() != checkpoint.digest:
@@ -111,13 +112,13 @@ def _fetch_file(remote: Objects, paths: Paths, checkpoint: Checkpoint) -> bool:
 
 def _fetch_parts(remote: Objects, paths: Paths, checkpoint: Checkpoint) -> bool:
     trajectory, step = checkpoint.trajectory, checkpoint.step
-    if is_there(paths.partial_folder(trajectory, step)):
+    if path_exists(paths.partial_folder(trajectory, step)):
         return True
     listed = remote.get(f"{checkpoint.name}/{parts.LIST}")
     if listed is None or hashlib.sha256(listed).hexdigest() != checkpoint.digest:
         _log.warning("the checkpoint at %s/%s is damaged: it is ignored", remote.address, checkpoint.name)
         return False
-    if not (files := _files_in(listed)):
+    if not (files := _parse_file_list(listed)):
         return False
     folder = parts.create_folder(paths, trajectory, step)
     try:
@@ -125,14 +126,14 @@ def _fetch_parts(remote: Objects, paths: Paths, checkpoint: Checkpoint) -> bool:
             if (data := remote.get(f"{checkpoint.name}/{file}")) is None:
                 return False
             write_atomically(folder / file, data)
-        parts.finish(folder, paths, trajectory, step, files)
+        parts.finish_folder(folder, paths, trajectory, step, files)
     finally:
         delete_tree_if_possible(folder)
     return True
 
 
-def _files_in(listed: bytes) -> dict[str, str]:
-    """Return the digests of the files in a list of parts, by name; empty if it is damaged or forged."""
+def _parse_file_list(listed: bytes) -> dict[str, str]:
+    """Return the digests in a list of files, by file name; empty if the list is damaged or forged."""
     try:
         return dict(msgspec.json.decode(listed, type=_List).files)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
@@ -140,7 +141,7 @@ def _files_in(listed: bytes) -> dict[str, str]:
 
 
 class Uploads:
-    """Uploads the checkpoints of one trajectory by a thread; the newest replaces any that waits."""
+    """Uploads the checkpoints of one trajectory in a thread; a newer checkpoint replaces one that still waits."""
 
     def __init__(self, remote: Objects, trajectory: str) -> None:
         self._remote, self._trajectory = remote, trajectory
@@ -151,24 +152,24 @@ class Uploads:
         """Step that is being uploaded; and step up to which checkpoints are no longer needed."""
         self._thread: threading.Thread | None = None
 
-    def submit(self, step: int, path: Path) -> None:
-        """Upload a checkpoint soon."""
+    def enqueue(self, step: int, path: Path) -> None:
+        """Queue the upload of a checkpoint."""
         with self._changed:
             self._waiting = (step, path)
             if self._thread is None:
-                self._thread = threading.Thread(target=self._work, name="uploads", daemon=True)
+                self._thread = threading.Thread(target=self._upload_queued, name="uploads", daemon=True)
                 self._thread.start()
             self._changed.notify_all()
 
-    def drop(self, last: int) -> None:
-        """Forget checkpoints up to step `last`; `close` deletes their objects."""
+    def cancel(self, last: int) -> None:
+        """Cancel checkpoints up to step `last`; `close` deletes their objects."""
         with self._changed:
             self._dropped = last
             if self._waiting and self._waiting[0] <= last:
                 self._waiting = None
 
     def close(self) -> None:
-        """Wait for the last upload, unless it was dropped, but not for long: this machine has the checkpoint too."""
+        """Wait a short time for the last upload, unless it was cancelled: this machine has the checkpoint too."""
         with self._changed:
             self._changed.wait_for(lambda: not self._is_awaited(), timeout=_LAST_SECONDS)
             if self._is_awaited():
@@ -176,8 +177,8 @@ class Uploads:
             self._closed = True
             self._changed.notify_all()
 
-    def delete_dropped(self) -> None:
-        """Delete the objects of dropped checkpoints."""
+    def delete_cancelled(self) -> None:
+        """Delete the objects of cancelled checkpoints."""
         try:
             with patience(_LAST_SECONDS):
                 self._delete_up_to(self._dropped)
@@ -194,7 +195,7 @@ class Uploads:
         # Each list first: without it the other parts are ignored.
         self._remote.delete(sorted(found, key=lambda name: not name.endswith(f"/{parts.LIST}")))
 
-    def _work(self) -> None:
+    def _upload_queued(self) -> None:
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._waiting or self._closed)

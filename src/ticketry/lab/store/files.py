@@ -1,4 +1,4 @@
-"""JSON files of a store, written atomically and sealed with a digest, and errors that say what to do."""
+"""JSON files of a store: written atomically, with a digest of their contents, and with errors that say what to do."""
 
 from __future__ import annotations
 
@@ -20,41 +20,42 @@ LARGEST_JSON = 1 << 30
 """Bytes of a JSON file."""
 REPAIR = "run `ticketry store check --repair`: it sets damaged files aside, and the next run makes them again"
 _SEAL = "sha256"
-"""The entry of a record that holds the digest of all others."""
+"""The entry of a record that contains the digest of all other entries."""
 _LONGEST_SHOWN = 500
 """Characters of a path in a message."""
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 _NO_PERMISSION = (errno.EACCES, errno.EPERM)
 _ABOUT_THE_FILE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EFBIG, errno.EINVAL, errno.ELOOP)
-"""Errors that say what is at a path: nothing, a folder, a pipe, a link, or too much. All others leave it unknown."""
+"""Errors that tell what is at a path (nothing, a folder, a pipe, a link, or too large a file). Others leave it
+unknown."""
 _READING = ("read", "list", "compare", "look for")
 
 
 class InaccessibleError(StoreError):
-    """A file or folder that the system did not let ticketry read or write: nothing is known about what is there."""
+    """A file or folder that the system did not let ticketry read or write, so that its contents are unknown."""
 
 
 @contextlib.contextmanager
-def explained(path: Path, doing: str) -> Iterator[None]:
-    """Turn an operating system's error into a `StoreError` that says what to do.
+def explain_os_errors(path: Path, doing: str) -> Iterator[None]:
+    """In a block, convert an operating system's error into a `StoreError` that says what to do.
 
     Args:
         path: what is read or written.
-        doing: what was attempted, a verb such as "read" or "write".
+        doing: what is attempted, a verb such as "read" or "write".
 
     Raises:
-        InaccessibleError: if the error does not say what is at the path.
-        StoreError: if it does.
+        InaccessibleError: if the error leaves unknown what is at the path.
+        StoreError: for all other errors.
     """
     try:
         yield
     except OSError as error:
         kind = StoreError if error.errno in _ABOUT_THE_FILE else InaccessibleError
-        raise kind(f"cannot {doing} {_place_of(error, path)}: {_advice(error, doing)}") from error
+        raise kind(f"cannot {doing} {_path_in_error(error, path)}: {_advice(error, doing)}") from error
 
 
-def _place_of(error: OSError, path: Path) -> str:
-    """Return the file or folder below `path` that an error names, else `path`; shortened if it is nested deeply."""
+def _path_in_error(error: OSError, path: Path) -> str:
+    """Return the path below `path` that an error names, otherwise `path`; long paths are shortened."""
     named = Path(os.fsdecode(error.filename)) if isinstance(error.filename, str | bytes) else path
     found = str(named if path in named.parents and not named.name.endswith(".tmp") else path)
     return found if len(found) <= _LONGEST_SHOWN else f"{found[:_LONGEST_SHOWN]}…"
@@ -77,15 +78,15 @@ def _advice(error: OSError, doing: str) -> str:
     return files.reason_of(error)
 
 
-def is_there(path: Path) -> bool:
-    """Return whether something is at a path; `StoreError` if the system denies the answer."""
-    with explained(path, "look for"):
+def path_exists(path: Path) -> bool:
+    """Return whether a path exists; `StoreError` if the system denies the answer."""
+    with explain_os_errors(path, "look for"):
         return exists(path)
 
 
 def write_atomically(path: Path, data: bytes) -> None:
     """Write a file under a temporary name, flush it to the disk and rename it into place; `StoreError` if it fails."""
-    with explained(path, "write"):
+    with explain_os_errors(path, "write"):
         files.write_atomically(path, data, durable=True)
 
 
@@ -100,7 +101,7 @@ def write_json(path: Path, value: object) -> None:
 def read_json(path: Path) -> dict[str, Any] | None:
     """Return the object in a JSON file, or None if the file is missing; `StoreError` if it is damaged."""
     try:
-        with explained(path, "read"):
+        with explain_os_errors(path, "read"):
             data = files.content_of(path, most=LARGEST_JSON)
     except StoreError as error:
         if isinstance(error.__cause__, (FileNotFoundError, NotADirectoryError)) and not path.is_symlink():
@@ -109,9 +110,9 @@ def read_json(path: Path) -> dict[str, Any] | None:
     return _parse(data, str(path))
 
 
-def is_as_written(path: Path) -> bool:
-    """Return whether a JSON file has exactly the bytes that `write_json` gives its values."""
-    with explained(path, "read"):
+def has_canonical_bytes(path: Path) -> bool:
+    """Return whether a JSON file has exactly the bytes that `write_json` would write for its values."""
+    with explain_os_errors(path, "read"):
         data = files.content_of(path, most=LARGEST_JSON)
     return data == _to_bytes(parse_json(data))
 
@@ -121,14 +122,14 @@ def _to_bytes(value: object) -> bytes:
 
 
 def _parse(data: bytes, what: str) -> dict[str, Any]:
-    value = _object_in(data)
+    value = _parse_json_object(data)
     if value is None:
         raise StoreError(f"{what} is damaged (not a JSON object): run `ticketry store check --repair`")
     return value
 
 
-def _object_in(data: bytes) -> dict[str, Any] | None:
-    """Return the JSON object in the bytes; None if they are not one, or a text has half of a surrogate pair."""
+def _parse_json_object(data: bytes) -> dict[str, Any] | None:
+    """Return the JSON object in the bytes; None if there is none, or if a string has half of a surrogate pair."""
     try:
         value = parse_json(data)
         if b"\\ud" in data.lower():  # half of a pair could not be written or compared
@@ -147,12 +148,12 @@ def digest_of(value: object) -> str:
 
 
 def sealed_bytes(record: Mapping[str, Any]) -> bytes:
-    """Return a record as JSON with a digest of its contents."""
+    """Return a record as JSON bytes, with an entry that contains the digest of all other entries."""
     return _to_bytes({**record, _SEAL: digest_of(record)})
 
 
 def write_sealed(path: Path, record: Mapping[str, Any]) -> None:
-    """Write a record as `sealed_bytes`, atomically."""
+    """Write the `sealed_bytes` of a record atomically."""
     write_atomically(path, sealed_bytes(record))
 
 
@@ -166,7 +167,8 @@ def parse_sealed(data: bytes, what: str) -> dict[str, Any]:
     """Return the record in `sealed_bytes`.
 
     Raises:
-        StoreError: if the bytes are no record, or it lacks its digest or does not match it; `what` names it.
+        StoreError: if the bytes are no record, or its digest is missing or wrong; the message names the record by
+            `what`.
     """
     return _check_seal(_parse(data, what), what)
 
@@ -180,13 +182,13 @@ def _check_seal(record: dict[str, Any], what: str) -> dict[str, Any]:
     return record
 
 
-def unsealed(data: bytes, what: str) -> dict[str, Any]:
-    """Return the record in `sealed_bytes`, which must have exactly the form that is written.
+def parse_canonical_record(data: bytes, what: str) -> dict[str, Any]:
+    """Return the record in `sealed_bytes`, whose bytes must be exactly those that `sealed_bytes` returns.
 
     Raises:
-        StoreError: if it has not; `what` names it.
+        StoreError: for other bytes; the message names the record by `what`.
     """
-    record = _object_in(data)
+    record = _parse_json_object(data)
     if record is None or data != _to_bytes(record) or record.pop(_SEAL, None) != digest_of(record):
         raise StoreError(f"{what} is damaged or forged: it is not a record with its digest")
     return record

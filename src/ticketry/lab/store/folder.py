@@ -1,4 +1,4 @@
-"""Objects as files of a folder: a store on this machine, or one on a network file system that several machines see."""
+"""Objects as files in a folder: a store on this machine, or on a network file system that several machines use."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from typing import TypeVar
 from ticketry.errors import StoreError
 from ticketry.files import beside, content_of, flush, join_inside, make_folder, reason_of, replacing, write_atomically
 from ticketry.folders import exists, is_folder, iterate_files, list_entries
-from ticketry.lab.store.files import LARGEST_JSON, explained
+from ticketry.lab.store.files import LARGEST_JSON, explain_os_errors
 from ticketry.lab.store.objects import Listed, PassingError, repeat
 
 T = TypeVar("T")
 
 _PASSING = (errno.ESTALE, errno.EIO, errno.ETIMEDOUT, errno.EBUSY, errno.ENETDOWN, errno.EHOSTDOWN)
-"""Errors of a network file system while its server is away or a file was exchanged."""
+"""Errors of a network file system while its server is unavailable or a file is being replaced."""
 _MISSING = (FileNotFoundError, NotADirectoryError)
 
 
 class Folder:
-    """Objects in a folder, see `Objects`. The methods raise `OutsideError` for names and links that lead out of it.
+    """Objects in a folder, see `Objects`. The methods raise `OutsideError` for names and links that lead outside.
 
     Args:
         place: the folder, which may be missing.
@@ -69,10 +69,12 @@ class Folder:
         write_atomically(path, data, durable=True)  # the caller holds a local lock, or the name stands for the content
         return True
 
-    def move_in(self, name: str, file: Path) -> None:
-        """Move a finished file of the same file system into place; if the object exists, mark it as in use."""
+    def adopt_file(self, name: str, file: Path) -> None:
+        """Rename a finished file of the same file system to be this object; if the object exists, mark that as
+        in use.
+        """
         path = self.path(name)
-        with explained(path, "write"):
+        with explain_os_errors(path, "write"):
             if exists(path):
                 os.utime(path)
                 return
@@ -96,8 +98,8 @@ class Folder:
         return join_inside(self.root, *name.split("/"))
 
     def _do(self, verb: str, path: Path, action: Callable[[int], T]) -> T:
-        """Carry out an action on a file; `verb` is for the error message."""
-        with explained(path, verb):
+        """Run an action on a file and explain its errors; their messages name the action by `verb`."""
+        with explain_os_errors(path, verb):
             return action(0)
 
     def _walk(self, start: Path, prefix: str) -> Iterator[Listed]:
@@ -116,22 +118,22 @@ class Folder:
 
 
 class SharedFolder(Folder):
-    """Objects in a folder of a network file system. Its clock is that of the machine whose disk it is.
+    """Objects in a folder of a network file system; the time is that of the file server.
 
-    An object is created by a hard link from a temporary file: that is one step on every server, and fails if the name
-    is taken (Linux, open(2), on O_EXCL and NFS).
+    An object is created by a hard link from a temporary file. This is atomic on every server, and fails if the name
+    exists (Linux, open(2), on O_EXCL and NFS).
 
     Args:
         address: ``file:///path/to/folder``.
 
     Raises:
-        StoreError: if the folder that should contain it is missing.
+        StoreError: if the parent folder is missing.
     """
 
     def __init__(self, address: str) -> None:
         super().__init__(Path(address.removeprefix("file://")))
         self.address = address
-        with explained(self.root, "look for"):
+        with explain_os_errors(self.root, "look for"):
             if not exists(self.root) and not is_folder(self.root.parent):
                 raise StoreError(f"{address}: there is no folder {self.root.parent}: is it mounted on this machine?")
 
@@ -162,7 +164,7 @@ class SharedFolder(Folder):
         return repeat(what, attempt)
 
     def _create(self, path: Path, data: bytes) -> bool:
-        """Create a file by a hard link; return False if there is one of this name."""
+        """Create a file by a hard link; return False if the name exists."""
         make_folder(path.parent)
         temporary = beside(path)
         try:

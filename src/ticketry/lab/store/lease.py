@@ -1,12 +1,12 @@
-"""Leases: on a shared store, one machine at a time has the right to train a trajectory.
+"""Leases: in a shared store, only one machine at a time may train a trajectory.
 
-A lease is a chain of small objects, ``trajectories/xx/KEY.json@N``. Creating the next number, which only one machine
-can, takes or renews the lease; the newest number names the holder. The holder renews it every third of its length. A
-lease has expired when its newest object is older than its length, by the backend's own clock or by the monotonic clock
-of the machine that waits: the clocks of two machines are never compared.
+A lease is a sequence of small objects, ``trajectories/xx/KEY.json@N``. A machine takes or renews the lease by creating
+the object with the next number, which only one machine can; the newest object names the holder. The holder renews the
+lease every third of its length. A lease has expired when its newest object is older than its length, by the clock of
+the store's server or by the monotonic clock of the waiting machine; clocks of two machines are never compared.
 
-A lost lease (its holder was suspended or cut off) wastes the work of one of the two that train then, and damages
-nothing: results are named by their keys, tensors by their digests.
+If a holder loses its lease (it was suspended or disconnected), two machines train the same and one result is wasted.
+Nothing is damaged: results are named by their keys, tensors by their digests.
 """
 
 from __future__ import annotations
@@ -27,22 +27,24 @@ from ticketry.errors import StoreError
 from ticketry.lab.store.objects import Listed, Objects, patience
 
 _SLACK = 1.25
-"""A lease is taken over after this many times its length."""
+"""A lease can be taken over when its newest object is this many times as old as the lease's length."""
 _RETAINED = 4
-"""Older numbers that stay while the lease is held, for readers with an old listing."""
+"""Number of older objects that are retained while the lease is held, for readers with an outdated listing."""
 _RELEASE_SECONDS = 8.0
-"""Patience of releasing a lease; otherwise it expires."""
+"""Seconds for which releasing a lease is attempted; after that it expires."""
 
 _log = logging.getLogger(__name__)
 
 
 class Holder(msgspec.Struct, frozen=True):
-    """The process that trains."""
+    """The process that holds a lease."""
 
     owner: Annotated[str, Meta(pattern="^[0-9a-f]{1,64}$")]
     """Random id of this lease."""
     mirror: str
-    """Id of the machine's copy of the store: a process that has its local lock knows that an earlier one is gone."""
+    """Id of the machine's mirror of the store: a process with the mirror's local lock knows that an earlier holder is
+    gone.
+    """
     seconds: Annotated[float, Meta(gt=0, le=86_400)]
 
 
@@ -51,11 +53,11 @@ class _Content(msgspec.Struct, frozen=True):
 
     lease: Holder | None = None
     beat: str = ""
-    """Random, so that no two objects have the same content."""
+    """A random text, so that no two objects have the same content."""
 
 
 @dataclass(frozen=True)
-class Terms:
+class LeaseSettings:
     """Settings of the leases of a process."""
 
     mirror: str
@@ -68,8 +70,8 @@ def lease_name(trajectory: str) -> str:
 
 
 def newest_lease(remote: Objects, name: str) -> tuple[int, Holder | None, Listed | None]:
-    """Return the newest number of a lease (0 without one), its holder and the object in the listing."""
-    while numbers := _numbers(remote, name):
+    """Return the newest number of a lease (0 if there is none), its holder and its entry in the listing."""
+    while numbers := _list_numbers(remote, name):
         newest = max(numbers)
         if (data := remote.get(f"{name}@{newest}")) is not None:
             return newest, read_holder(data), numbers[newest]
@@ -77,15 +79,15 @@ def newest_lease(remote: Objects, name: str) -> tuple[int, Holder | None, Listed
 
 
 def read_holder(data: bytes) -> Holder | None:
-    """Return the holder that a lease object names; None if it is released, or the object is damaged."""
+    """Return the holder named in a lease object; None if the lease is released or the object is damaged."""
     try:
         return msgspec.json.decode(data, type=_Content).lease
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return None
 
 
-def busy_trajectory(remote: Objects, terms: Terms) -> str:
-    """Return a trajectory whose lease another machine has renewed recently, or an empty text."""
+def busy_trajectory(remote: Objects, terms: LeaseSettings) -> str:
+    """Return a trajectory whose lease another machine renewed recently, or an empty string."""
     now = remote.now()
     names = {
         one.name.rpartition("@")[0]
@@ -99,15 +101,15 @@ def busy_trajectory(remote: Objects, terms: Terms) -> str:
     return ""
 
 
-def _numbers(remote: Objects, name: str) -> dict[int, Listed]:
+def _list_numbers(remote: Objects, name: str) -> dict[int, Listed]:
     found = ((one.name.rpartition("@")[2], one) for one in remote.list(f"{name}@"))
     return {int(number): one for number, one in found if number.isdecimal()}
 
 
 class Lease:
-    """The right to train one trajectory, renewed by a thread until `release`."""
+    """The right to train one trajectory. A thread renews it until `release`."""
 
-    def __init__(self, remote: Objects, trajectory: str, terms: Terms) -> None:
+    def __init__(self, remote: Objects, trajectory: str, terms: LeaseSettings) -> None:
         self._remote, self._terms = remote, terms
         self._name = lease_name(trajectory)
         self._mine = Holder(uuid.uuid4().hex, terms.mirror, terms.seconds)
@@ -143,7 +145,7 @@ class Lease:
         try:
             with patience(_RELEASE_SECONDS), self._guard:
                 if not self.lost and self._write(self._number + 1, None):
-                    old = (number for number in _numbers(self._remote, self._name) if number < self._number)
+                    old = (number for number in _list_numbers(self._remote, self._name) if number < self._number)
                     self._remote.delete([f"{self._name}@{number}" for number in old])
         except StoreError as error:
             _log.warning("a lease could not be released, and expires in %.0f s: %s", self._terms.seconds, error)
@@ -152,11 +154,11 @@ class Lease:
         return holder is None or holder.mirror == self._terms.mirror or unchanged > _SLACK * holder.seconds
 
     def _write(self, number: int, holder: Holder | None) -> bool:
-        """Create the next object; return False if another machine was first."""
+        """Create the object with this number; return False if another machine was faster."""
         data = msgspec.json.encode(_Content(holder, uuid.uuid4().hex))
         if not self._remote.create_if_absent(f"{self._name}@{number}", data):
             return False
-        numbers = _numbers(self._remote, self._name)
+        numbers = _list_numbers(self._remote, self._name)
         if max(numbers, default=0) > number:  # this machine was suspended, and the number was deleted meanwhile
             self._remote.delete([f"{self._name}@{number}"])
             return False

@@ -1,7 +1,7 @@
-"""Messages between a driver and its workers while they train: small objects of the store.
+"""Messages between a driver and its workers during training, as small objects of the store.
 
-They work wherever the store works. Only progress and stopping depend on them: a reader that comes too early or too
-late finds nothing. In a shared store training never waits for a message: a thread writes the newest, and looks.
+Only progress reports and requests to stop use messages; a reader that comes too early or too late finds none. In a
+shared store, a thread writes the newest message and checks for requests, so that training never waits.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from typing import Any
 from ticketry.errors import StoreError
 from ticketry.files import parse_json
 from ticketry.folders import delete_tree_if_possible
-from ticketry.lab.store.address import address_of, place_of
+from ticketry.lab.store.address import local_folder, shared_url
 from ticketry.lab.store.folder import Folder
 from ticketry.lab.store.objects import Objects, patience
 
 _DRIVER, _STOP = "driver", "stop"
 _PATIENCE_SECONDS = 10.0
-"""A message without an answer for this long is lost: the next one follows."""
+"""Seconds after which an unanswered write of a message is abandoned in favour of the next one."""
 _KNOWN_SECONDS = 3.0
-"""How long it is known whether an object of a shared store exists."""
+"""Seconds for which the answer is reused whether an object of a shared store exists."""
 
 
-class Live:
+class Messages:
     """The messages of one driver.
 
     Args:
@@ -47,16 +47,16 @@ class Live:
 
     # -- the driver's side -------------------------------------------------------------------------------------------
 
-    def begin(self) -> None:
-        """Show workers that this is the store; called again now and then to show that the driver is alive.
+    def announce(self) -> None:
+        """Announce the driver in the store; call it again now and then to show that the driver is alive.
 
-        A ``store gc`` looks at the age of the object. `StoreError` if it cannot be written.
+        `StoreError` if that fails. ``store gc`` takes a driver for dead whose announcement is old.
         """
-        self._put(_DRIVER, b"{}")
+        self._write(_DRIVER, b"{}")
 
     def request_stop(self) -> None:
-        """Request all workers to store what they train, and stop."""
-        self._put(_STOP, b"{}")
+        """Request all workers to store their states and stop."""
+        self._write(_STOP, b"{}")
 
     def read_message(self, key: str) -> dict[str, Any]:
         """Return the last message of the worker that trains a segment, or an empty dict."""
@@ -65,12 +65,12 @@ class Live:
             return found if isinstance(found, dict) else {}
         return {}
 
-    def forget(self, key: str) -> None:
+    def delete_message(self, key: str) -> None:
         """Delete the message about a segment."""
         with contextlib.suppress(StoreError), patience(_PATIENCE_SECONDS):
             self._objects.delete([self._name(key)])
 
-    def end(self) -> None:
+    def delete_all(self) -> None:
         """Delete all messages of this driver."""
         with contextlib.suppress(StoreError), patience(_PATIENCE_SECONDS):
             self._objects.delete([one.name for one in self._objects.list(f"{self._folder}/")])
@@ -79,64 +79,64 @@ class Live:
 
     # -- a worker's side ---------------------------------------------------------------------------------------------
 
-    def has_begun(self) -> bool:
-        """Return whether this is the driver's store, and the driver has not ended."""
+    def is_driver_active(self) -> bool:
+        """Return whether the driver has announced itself in this store and has not ended."""
         return self._exists(_DRIVER)
 
     def is_stop_requested(self) -> bool:
         """Return whether the driver requested to stop, or has ended."""
-        return self._exists(_STOP) or not self.has_begun()
+        return self._exists(_STOP) or not self.is_driver_active()
 
     def report(self, key: str, what: Mapping[str, Any]) -> None:
-        """Report how far a segment is; training continues if that fails."""
-        if not self.has_begun():  # else the driver's folder would be created again
+        """Report a segment's progress; an error of the store is ignored."""
+        if not self.is_driver_active():  # else the driver's folder would be created again
             return
         name, data = self._name(key), json.dumps(dict(what)).encode()
         if self._thread is None:
-            self._put_waiting(name, data)
+            self._write_newest(name, data)
             return
         waits, self._waiting[name] = name in self._waiting, data
         if not waits:
-            self._thread.submit(self._put_waiting, name)
+            self._thread.submit(self._write_newest, name)
 
     # -- inside ------------------------------------------------------------------------------------------------------
 
     def _name(self, key: str) -> str:
         return f"{self._folder}/{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
 
-    def _put(self, name: str, data: bytes) -> None:
+    def _write(self, name: str, data: bytes) -> None:
         with patience(_PATIENCE_SECONDS):
             self._objects.put(f"{self._folder}/{name}", data)
 
-    def _put_waiting(self, name: str, data: bytes | None = None) -> None:
+    def _write_newest(self, name: str, data: bytes | None = None) -> None:
         data = self._waiting.pop(name, None) if data is None else data
         if data is not None:
             with contextlib.suppress(StoreError), patience(_PATIENCE_SECONDS):
                 self._objects.put(name, data)
 
     def _exists(self, name: str) -> bool:
-        """Return whether an object exists; in a shared store only the first call waits for the answer."""
+        """Return whether an object exists; in a shared store only the first call waits for an answer."""
         if self._thread is None:
             return self._objects.get(f"{self._folder}/{name}") is not None
         asked, there = self._known.get(name, (0.0, False))
         if not asked:
-            self._look(name)
+            self._check_existence(name)
             return self._known.get(name, (0.0, False))[1]
         if time.monotonic() - asked > _KNOWN_SECONDS:
             self._known[name] = time.monotonic(), there
-            self._thread.submit(self._look, name)
+            self._thread.submit(self._check_existence, name)
         return there
 
-    def _look(self, name: str) -> None:
+    def _check_existence(self, name: str) -> None:
         with contextlib.suppress(StoreError), patience(_PATIENCE_SECONDS):
             self._known[name] = time.monotonic(), self._objects.get(f"{self._folder}/{name}") is not None
 
 
-def live_at(address: str, driver: str) -> Live:
-    """Return the messages of a driver in the store at an address, which is not created if it is missing."""
+def messages_at(address: str, driver: str) -> Messages:
+    """Return the messages of a driver in the store at an address; a missing store is not created."""
     from ticketry.lab.store.store import open_remote
 
-    place = place_of(address)
-    if url := address_of(place):
-        return Live(open_remote(url), driver, remote=True)
-    return Live(Folder(place), driver, remote=False)
+    place = local_folder(address)
+    if url := shared_url(place):
+        return Messages(open_remote(url), driver, remote=True)
+    return Messages(Folder(place), driver, remote=False)

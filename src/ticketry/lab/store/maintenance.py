@@ -1,4 +1,4 @@
-"""Maintenance of a store: finding damage and setting it aside, freeing space, and which files a run needs."""
+"""Maintenance of a store: find damaged files and move them away, delete unneeded files, find the files of a run."""
 
 from __future__ import annotations
 
@@ -17,39 +17,39 @@ from ticketry.files import file_digest, require_inside
 from ticketry.folders import delete_tree, iterate_files, list_entries
 from ticketry.lab.store import parts
 from ticketry.lab.store.address import display_address
-from ticketry.lab.store.checkpoints import read_name
+from ticketry.lab.store.checkpoints import parse_checkpoint_name
 from ticketry.lab.store.files import (
     InaccessibleError,
-    explained,
-    is_as_written,
-    is_there,
+    explain_os_errors,
+    has_canonical_bytes,
+    path_exists,
     read_json,
     read_sealed,
     write_json,
 )
 from ticketry.lab.store.marks import is_locked, is_running
 from ticketry.lab.store.paths import Paths
-from ticketry.lab.store.references import Results, blobs_of, keys_of
+from ticketry.lab.store.references import Results, referenced_digests, result_keys_in
 from ticketry.lab.store.store import DESCRIBED, Store, read_format
 
 GRACE_SECONDS = 3600.0
-"""Age below which `collect` deletes nothing: the file may belong to what begins now, or is between two trainings."""
+"""Age below which `collect_garbage` deletes no file, since a training that is not yet stored may need it."""
 
 
-def under_way(store: Store) -> str:
-    """Return a description of what is carried out or trained in a store now; empty if nothing is.
+def describe_activity(store: Store) -> str:
+    """Return a description of the work that processes do in a store; empty if it is idle.
 
     Raises:
         StoreError: if a folder of the store cannot be read.
     """
     paths, place = store.paths, display_address(store.paths.root)
-    with explained(paths.runs, "read"):
+    with explain_os_errors(paths.runs, "read"):
         runs = [entry.name for entry in list_entries(paths.runs)]
     for name in runs:
         if is_running(paths.run(name)):
             return f"the run {name} is being carried out in {place}"
     # A command marks the store; a user's own loop with a lab holds the lock of what it trains.
-    with explained(paths.results, "read"):
+    with explain_os_errors(paths.results, "read"):
         if is_running(require_inside(paths.root, paths.live)) or any(map(is_locked, paths.locks())):
             return f"something is being trained in {place}"
     trajectory = store.mirror.busy_trajectory() if store.mirror else ""
@@ -66,9 +66,9 @@ class Health:
     blobs: int = 0
     results: int = 0
     damaged: list[Path] = field(default_factory=list)
-    """Files whose contents do not match their digest or are not JSON, and tickets that have such files."""
+    """Files that do not match their digest or are not JSON, and tickets with such files."""
     missing: list[Path] = field(default_factory=list)
-    """Results that refer to a file that is damaged or missing."""
+    """Results that need a damaged or missing file."""
     leftover: list[Path] = field(default_factory=list)
     """Temporary files of killed writers."""
     set_aside: list[Path] = field(default_factory=list)
@@ -82,18 +82,18 @@ class Health:
 def check(store: Store, *, repair: bool = False, more: Iterable[Path] = ()) -> Health:
     """Read every file of the store and compare it with its digest.
 
-    With `repair`, damaged files and the results that need them are moved into the folder ``damaged``, so that the next
-    run trains those segments again; nothing is deleted.
+    With `repair`, damaged files and the results that need them are moved to the folder ``damaged``. The next run trains
+    those segments again; nothing is deleted.
 
     Args:
         store: the store.
-        repair: set damaged files aside.
-        more: further damaged files that the caller found: records, tickets and pages, whose contents the lab does not
+        repair: whether to move damaged files.
+        more: further damaged files that the caller found: records, tickets and pages, whose format this module does not
             know.
     """
     store.fetch(everything=True)
     health, paths = Health(), store.paths
-    if not _is_whole(paths.format, lambda: read_json(paths.format) == DESCRIBED):
+    if not _is_undamaged(paths.format, lambda: read_json(paths.format) == DESCRIBED):
         health.damaged.append(paths.format)
     # First what refers to blobs: a search that runs meanwhile writes its blobs before a result that names them.
     needed: dict[Path, set[str]] = {}
@@ -101,8 +101,8 @@ def check(store: Store, *, repair: bool = False, more: Iterable[Path] = ()) -> H
     for path in [*paths.result_files(), *paths.memo_files()]:
         health.results += path.is_relative_to(paths.results)
         found: dict[str, Any] = {}
-        if _is_whole(path, lambda: found.update(read_sealed(path) or {}) is None):  # noqa: B023
-            needed[path] = blobs_of(found)
+        if _is_undamaged(path, lambda: found.update(read_sealed(path) or {}) is None):  # noqa: B023
+            needed[path] = referenced_digests(found)
         else:
             unreadable.append(path)
     good = {path.stem for path in paths.memo_files() if path.parent.parent.name == "left-out"}
@@ -113,14 +113,14 @@ def check(store: Store, *, repair: bool = False, more: Iterable[Path] = ()) -> H
         else:
             good.add(path.stem)
     health.damaged += unreadable
-    health.missing = [path for path, blobs in needed.items() if not blobs <= good and is_there(path)]
+    health.missing = [path for path, blobs in needed.items() if not blobs <= good and path_exists(path)]
     health.damaged += [path for path in paths.partial_files() if _is_damaged(path, path.stem.rpartition("-")[2])]
     health.damaged += [folder for folder in paths.partial_folders() if not parts.is_whole(folder)]
     health.damaged += more
     health.leftover = list(paths.leftovers())
     if repair:
-        health.set_aside = [_set_aside(store, path) for path in (*health.damaged, *health.missing)]
-        if not is_there(paths.format):
+        health.set_aside = [_move_to_damaged(store, path) for path in (*health.damaged, *health.missing)]
+        if not path_exists(paths.format):
             write_json(paths.format, DESCRIBED)
             if store.mirror:
                 store.mirror.put("store.json", paths.format.read_bytes())
@@ -128,7 +128,7 @@ def check(store: Store, *, repair: bool = False, more: Iterable[Path] = ()) -> H
 
 
 def repair_format(root: Path) -> list[Path]:
-    """Set a damaged ``store.json`` aside and write it again: without it the store cannot be opened to be repaired.
+    """Move a damaged ``store.json`` away and write a new one, since otherwise the store cannot be opened for a repair.
 
     Returns:
         The file, if it was damaged.
@@ -146,14 +146,14 @@ def repair_format(root: Path) -> list[Path]:
     return []
 
 
-def _is_whole(path: Path, reads: Callable[[], bool]) -> bool:
-    """Return whether a JSON file has the bytes that were written; also if it was deleted just now.
+def _is_undamaged(path: Path, reads: Callable[[], bool]) -> bool:
+    """Return whether a JSON file is missing, or has the bytes that were written.
 
     Raises:
-        InaccessibleError: if it cannot be read: it may be whole.
+        InaccessibleError: if the file cannot be read.
     """
     try:
-        return not is_there(path) or (reads() and is_as_written(path))
+        return not path_exists(path) or (reads() and has_canonical_bytes(path))
     except InaccessibleError:
         raise
     except StoreError:
@@ -161,14 +161,14 @@ def _is_whole(path: Path, reads: Callable[[], bool]) -> bool:
 
 
 def _is_damaged(path: Path, digest: str) -> bool:
-    with explained(path, "read"):
+    with explain_os_errors(path, "read"):
         try:
             return file_digest(path) != digest
         except FileNotFoundError:
             return False  # deleted by a search that runs now
 
 
-def _set_aside(store: Store, path: Path) -> Path:
+def _move_to_damaged(store: Store, path: Path) -> Path:
     place = _move(path, store.paths.damaged_place(path))
     if store.mirror:
         store.mirror.move_aside(path, place)
@@ -176,7 +176,7 @@ def _set_aside(store: Store, path: Path) -> Path:
 
 
 def _move(path: Path, target: Path) -> Path:
-    with explained(target, "write"):
+    with explain_os_errors(target, "write"):
         target.parent.mkdir(parents=True, exist_ok=True)
         path.replace(target)
     return target
@@ -185,20 +185,20 @@ def _move(path: Path, target: Path) -> Path:
 # -- freeing space -----------------------------------------------------------------------------------------------------
 
 
-def collect(store: Store, *, grace_seconds: float = GRACE_SECONDS, dry_run: bool = False) -> tuple[int, int]:
-    """Delete what no result refers to: tensors, leftovers of killed writers. Return (files, bytes) freed.
+def collect_garbage(store: Store, *, grace_seconds: float = GRACE_SECONDS, dry_run: bool = False) -> tuple[int, int]:
+    """Delete tensors that no result needs and temporary files of killed writers. Return (files, bytes) freed.
 
     Raises:
-        StoreError: if a record is damaged, or a folder or file cannot be read, since what it needs is not known; or if
-            something is carried out in the store: a result names its tensors only when it is stored, which may take
-            longer than any grace period.
+        StoreError: if a record is damaged, or a folder or file cannot be read, since its needs are unknown; or if a
+            process uses the store, since a result names its tensors only when it is stored, which may take longer than
+            `grace_seconds`.
     """
-    if what := under_way(store):
+    if what := describe_activity(store):
         raise StoreError(f"{what}: free space when it has ended")
     store.fetch(results=True)
     needed: set[str] = set()
     for path in [*store.paths.result_files(), *store.paths.memo_files()]:
-        needed |= blobs_of(read_sealed(path) or {})
+        needed |= referenced_digests(read_sealed(path) or {})
     now = store.objects.now()
     doomed = [one for one in _unneeded(store, needed) if now - one.modified >= grace_seconds]
     if not dry_run:
@@ -212,11 +212,13 @@ def collect(store: Store, *, grace_seconds: float = GRACE_SECONDS, dry_run: bool
 
 
 def _unneeded(store: Store, needed: set[str]) -> Iterator[Any]:
-    """Yield objects that nothing needs: blobs that no result names, checkpoints that were superseded."""
+    """Yield unneeded objects: tensors that no result names, and checkpoints with a newer one."""
     for one in store.objects.list("blobs/"):
         if one.name.endswith(".safetensors") and Path(one.name).stem not in needed:
             yield one
-    found = [(one, checkpoint) for one in store.objects.list("partial/") if (checkpoint := read_name(one.name))]
+    found = [
+        (one, checkpoint) for one in store.objects.list("partial/") if (checkpoint := parse_checkpoint_name(one.name))
+    ]
     superseded: dict[str, int] = {}
     for _, checkpoint in found:
         superseded[checkpoint.trajectory] = max(checkpoint.step - 1, superseded.get(checkpoint.trajectory, -1))
@@ -238,11 +240,11 @@ def _delete_leftovers(store: Store, grace_seconds: float, *, dry_run: bool) -> t
             if now - about.st_mtime < grace_seconds:
                 continue
             is_folder = stat.S_ISDIR(about.st_mode)  # of a ticket
-            with explained(path, "read"):
+            with explain_os_errors(path, "read"):
                 freed = list(iterate_files(path)) if is_folder else [path]
                 files, size = files + len(freed), size + sum(os.lstat(one).st_size for one in freed)
             if not dry_run:
-                with explained(path, "delete"):
+                with explain_os_errors(path, "delete"):
                     delete_tree(path) if is_folder else path.unlink(missing_ok=True)
     return files, size
 
@@ -251,7 +253,7 @@ def _delete_leftovers(store: Store, grace_seconds: float, *, dry_run: bool) -> t
 
 
 class Usage:
-    """The files of a store that belong to what a record names. All results are read once.
+    """Finds the files of a store that a record needs. All results are read once.
 
     Args:
         store: the store, with all results fetched.
@@ -266,36 +268,36 @@ class Usage:
         if store.mirror:
             for one in store.mirror.remote.list():
                 path = store.paths.root / one.name
-                if not one.name.startswith((".", "trajectories/", "live/")) and not is_there(path):
+                if not one.name.startswith((".", "trajectories/", "live/")) and not path_exists(path):
                     self._elsewhere[path] = one.size
         self._places: dict[str, Path | None] = {}
 
     def files_of(self, records: Iterable[Mapping[str, Any]]) -> set[Path]:
-        """Return results, remembered values and tensors that records name, with everything these started from."""
-        trajectories = {trajectory for record in records for trajectory, _ in keys_of(record)}
-        files = set(self._results.follow(trajectories, blobs_of))
-        blobs = {blob for path in files for blob in blobs_of(self._results.records[path])}
-        memos = {path for path, named in self._memos.items() if named & blobs}
-        blobs = blobs.union(*(self._memos[path] for path in memos))
-        return files | memos | {path for path in map(self._blob, blobs) if path}
+        """Return the results, stored values and tensors that records name, and those that these were trained from."""
+        trajectories = {trajectory for record in records for trajectory, _ in result_keys_in(record)}
+        files = set(self._results.follow(trajectories, referenced_digests))
+        blobs = {blob for path in files for blob in referenced_digests(self._results.records[path])}
+        memos = {path for path, named in self._memo_references.items() if named & blobs}
+        blobs = blobs.union(*(self._memo_references[path] for path in memos))
+        return files | memos | {path for path in map(self._find_blob, blobs) if path}
 
     def files_below(self, folder: Path) -> list[Path]:
         """Return all files of the store under a folder."""
-        with explained(folder, "read"):
+        with explain_os_errors(folder, "read"):
             here = list(iterate_files(folder))
         return [*here, *(path for path in self._elsewhere if path.is_relative_to(folder))]
 
     def bytes_of(self, files: Iterable[Path]) -> int:
-        """Return the size of files."""
+        """Return the total size of files."""
         paths = list(files)
         elsewhere = sum(self._elsewhere.get(path, 0) for path in paths)
         return elsewhere + size_of(path for path in paths if path not in self._elsewhere)
 
-    def _blob(self, digest: str) -> Path | None:
-        """Return the file of tensors; None if it is not stored. Runs share most of theirs: each is looked up once."""
+    def _find_blob(self, digest: str) -> Path | None:
+        """Return the file of tensors, or None if it is missing; cached, since runs share most files."""
         if digest not in self._places:
             path = self.store.paths.blob(digest)
-            self._places[digest] = path if path in self._elsewhere or is_there(path) else None
+            self._places[digest] = path if path in self._elsewhere or path_exists(path) else None
         return self._places[digest]
 
     def _read(self, path: Path) -> dict[str, Any]:
@@ -311,12 +313,12 @@ class Usage:
         return Results(self.store.paths, self._read)
 
     @cached_property
-    def _memos(self) -> dict[Path, set[str]]:
-        return {path: blobs_of(self._read(path)) for path in self.store.paths.memo_files()}
+    def _memo_references(self) -> dict[Path, set[str]]:
+        return {path: referenced_digests(self._read(path)) for path in self.store.paths.memo_files()}
 
 
 def size_of(files: Iterable[Path]) -> int:
-    """Return the bytes of files; one that was deleted just now has none."""
+    """Return the total size of files; files that were just deleted count as 0."""
     total = 0
     for path in files:
         with contextlib.suppress(FileNotFoundError):

@@ -1,4 +1,4 @@
-"""Marks of what is carried out in a store now: files in a run's folder, each locked by a process while it works."""
+"""Marks of running work in a store: files in a run's folder that a process locks while it works on the run."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import filelock
 
 from ticketry.files import require_inside
 from ticketry.folders import exists, is_file, list_entries
-from ticketry.lab.store.files import explained
+from ticketry.lab.store.files import explain_os_errors
 from ticketry.lab.store.paths import Paths
 
 if sys.platform != "win32":
@@ -29,11 +29,11 @@ def is_mark(name: str) -> bool:
 
 
 @contextlib.contextmanager
-def marked_running(folder: Path) -> Iterator[None]:
-    """In a block, mark a run as being carried out; several processes that do so have a mark each."""
+def mark_running(folder: Path) -> Iterator[None]:
+    """In a block, mark a run as running; each process that works on the run has its own mark."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = next(filter(None, map(_lock_mark, _marks(folder))), None)
+        lock = next(filter(None, map(_lock_mark, _mark_candidates(folder))), None)
     except OSError:  # a folder that cannot be written: the caller reports that when it writes results
         lock = None
     if lock is None:
@@ -48,23 +48,23 @@ def marked_running(folder: Path) -> Iterator[None]:
             folder.rmdir()  # if the run stored nothing
 
 
-def marked_in_use(paths: Paths) -> contextlib.AbstractContextManager[None]:
-    """In a block, mark a store as in use: commands that remove runs or move the store refuse to."""
-    return marked_running(require_inside(paths.root, paths.live))
+def mark_in_use(paths: Paths) -> contextlib.AbstractContextManager[None]:
+    """In a block, mark a store as in use, so that commands refuse to remove its runs or to move it."""
+    return mark_running(require_inside(paths.root, paths.live))
 
 
 def is_running(folder: Path) -> bool:
-    """Return whether a process carries out the run of a folder; nothing is written to find out.
+    """Return whether a process works on the run in a folder. Nothing is written.
 
     Raises:
         StoreError: if the folder or a mark in it cannot be read.
     """
-    with explained(folder, "read"):
+    with explain_os_errors(folder, "read"):
         return any(is_mark(entry.name) and is_locked(folder / entry.name) for entry in list_entries(folder))
 
 
-def _marks(folder: Path) -> Iterator[Path]:
-    """Yield paths for marks; a process takes the first free one, which a killed process may have left."""
+def _mark_candidates(folder: Path) -> Iterator[Path]:
+    """Yield paths for marks; a process uses the first one that is free or that a killed process has left."""
     for number in range(1, _MOST + 1):
         yield folder / (_MARK if number == 1 else f"{_MARK}-{number}")
 
@@ -84,7 +84,7 @@ def _lock_mark(mark: Path) -> filelock.FileLock | None:
 
 
 def is_locked(mark: Path) -> bool:
-    """Return whether a process holds the lock of a file. The file is only read, and may be another user's."""
+    """Return whether a process holds the lock of a file, which may belong to another user. Nothing is written."""
     if sys.platform == "win32":  # where the only way to test a lock is to take it
         return is_file(mark) and _is_taken(mark)
     try:

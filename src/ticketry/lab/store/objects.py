@@ -1,4 +1,4 @@
-"""The interface of a store's backends: objects by name, in a folder or in a bucket; and how requests are repeated."""
+"""The interface of store backends (objects by name, in a folder or bucket), and how failed requests are repeated."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Listed:
 
 
 class Objects(Protocol):
-    """Objects by name: plain names with ``/`` between. Every method raises `StoreError` when it gives up."""
+    """Named objects; names may contain ``/``. Every method raises `StoreError` when it gives up."""
 
     address: str
 
@@ -40,7 +40,7 @@ class Objects(Protocol):
         """Write an object, in place of any of this name; return its version as in `Listed`, empty if unknown."""
 
     def create_if_absent(self, name: str, data: bytes) -> bool:
-        """Write an object and return True; return False if one of this name exists, which is then marked as in use."""
+        """Create an object and return True; if the name exists, mark that object as in use and return False."""
 
     def list(self, prefix: str = "") -> Iterator[Listed]:
         """Yield all objects whose names begin with a prefix."""
@@ -58,12 +58,12 @@ class Objects(Protocol):
 # out. Here every write can be repeated, as an object's content shows whether an earlier try succeeded.
 
 PATIENCE_SECONDS = 180.0
-"""How long requests are repeated since the first try: a network may be away for two minutes."""
+"""Seconds for which requests are repeated after the first try; a network may be unavailable for two minutes."""
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 10.0
 _STOPPING_SECONDS = 15.0
-"""Patience once the worker was requested to stop: a scheduler grants some 30 s."""
+"""The same once the worker was requested to stop: schedulers allow about 30 s."""
 _LONGEST_TRY = 45.0
-"""Seconds that one try and the pause behind it count at most. A longer one means that this process was suspended."""
+"""Maximum seconds that one try with its pause counts; a longer one means that this process was suspended."""
 _limit = threading.local()
 
 
@@ -83,10 +83,11 @@ def patience(seconds: float) -> Iterator[None]:
 
 
 def repeat(what: str, attempt: Callable[[int], T]) -> T:
-    """Call `attempt` with the number of earlier tries until it does not raise `PassingError`; return its result.
+    """Call `attempt` until it raises no `PassingError`, and return its result; its argument is the number of earlier
+    tries.
 
     Raises:
-        StoreError: if the thread's `patience` is over; the message begins with `what`.
+        StoreError: if the thread's `patience` is exhausted; the message begins with `what`.
     """
     last, spent, tries = time.monotonic(), 0.0, 0
     while True:

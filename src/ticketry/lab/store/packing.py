@@ -1,8 +1,8 @@
-"""Packs a bundle: results and masks of runs, their records, and optionally the weights.
+"""Packs runs into a bundle: their records, results and masks, and optionally the weights.
 
-From the keys that a record names it follows to their results, to the weights that these start from and the trainings
-that gave those, back to the initialisation; and to the same trainings in the second order of the data. For weights that
-are left out the bundle names the training that gives them, see `lab.training.execute`.
+Starting from the results that a record names, it adds the weights from which those were trained and the trainings that
+gave these weights, back to the initialisation, and the same trainings in a second order of the data. For weights that
+are left out, the bundle names the training that computes them again, see `lab.training.execute`.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from typing import Any
 from ticketry.errors import StoreError
 from ticketry.files import content_of
 from ticketry.lab.store.bundle import Contents, Source, sort_by_similarity, write_bundle
-from ticketry.lab.store.files import digest_of, explained, read_sealed, sealed_bytes
-from ticketry.lab.store.references import Key, Results, in_second_order, keys_of, outputs
+from ticketry.lab.store.files import digest_of, explain_os_errors, read_sealed, sealed_bytes
+from ticketry.lab.store.references import Key, Results, output_digests, result_keys_in, second_order_trajectory
 from ticketry.lab.store.store import FORMAT, NUMERICS, Store
 from ticketry.records.campaign import read_campaign_record
 
 _GONE: dict[str, Any] = {"segment": {}}
-"""Stands for a result that was deleted just now."""
+"""Stands for a result that was just deleted."""
 _SHOWN = 5
 """Number of names in an error message."""
 _OF_MASKS = ("masks", "plans")
-"""Kinds of remembered values that name a mask."""
+"""Kinds of stored values that name a mask."""
 
 
 def pack(store: Store, names: Sequence[str], target: Path, *, weights: bool = False, masks: bool = True) -> Contents:
@@ -56,32 +56,32 @@ def pack(store: Store, names: Sequence[str], target: Path, *, weights: bool = Fa
 
 
 class _Selection:
-    """The records and results that go into a bundle."""
+    """Selects the records and results that go into a bundle."""
 
     def __init__(self, store: Store, names: Sequence[str], masks: bool) -> None:
         self.store, self.names, self.masks = store, tuple(names), masks
         self._campaigns = self._read_campaigns()
         self.runs = self._named_runs()
         self.records = list(self._select_records())
-        known = Results(store.paths, lambda path: store.trained(path.parent.name, int(path.stem)) or _GONE)
-        named = {trajectory for _, _, values in self.records for trajectory, _ in keys_of(values)}
+        known = Results(store.paths, lambda path: store.load_valid_result(path.parent.name, int(path.stem)) or _GONE)
+        named = {trajectory for _, _, values in self.records for trajectory, _ in result_keys_in(values)}
         # A trajectory in the second order has no results if it was not trained.
-        found = known.follow(named if self.names else known.of_trajectory, _starts, in_second_order)
+        found = known.follow(named if self.names else known.of_trajectory, _input_digests, second_order_trajectory)
         records = {(path.parent.name, int(path.stem)): known.records[path] for path in found}
         self.results = {key: record for key, record in records.items() if record is not _GONE}
         if not self.masks:  # leaves what starts from an initialisation: dense networks, in both orders of the data
-            self.results = {key: record for key, record in self.results.items() if not _starts(record)}
+            self.results = {key: record for key, record in self.results.items() if not _input_digests(record)}
 
     def sources(self, weights: bool) -> Iterator[Source]:
-        """Yield the parts in the order of unpacking: what is needed before what needs it."""
+        """Yield the parts in the order of unpacking: each part after those that it needs."""
         made: dict[str, Key] = {}
         started, needed = set[str](), set[str]()
         for key, record in sorted(self.results.items()):
             segment = record["segment"]
             start = segment["start"] if isinstance(segment.get("start"), dict) else {}
             started |= {digest for digest in (start.get("state"), start.get("optimizer")) if digest}
-            needed |= set(_starts(record))
-            for digest in outputs(record):
+            needed |= set(_input_digests(record))
+            for digest in output_digests(record):
                 made.setdefault(digest, key)
         states = {*made, *started}
         memos = list(self._memos(needed - states))
@@ -105,7 +105,7 @@ class _Selection:
     # -- records -----------------------------------------------------------------------------------------------------
 
     def _read_campaigns(self) -> dict[str, tuple[Mapping[str, Any], set[str]]]:
-        """Return the record and the names of the runs of each campaign."""
+        """Return each campaign's record and the names of its runs."""
         read: dict[str, tuple[Mapping[str, Any], set[str]]] = {}
         for path in self.store.paths.campaign_records():
             values = read_sealed(path) or {}
@@ -114,7 +114,7 @@ class _Selection:
         return read
 
     def _named_runs(self) -> tuple[str, ...]:
-        """Return the named runs, and those of the named campaigns; all runs if nothing is named."""
+        """Return the named runs and the runs of named campaigns; all runs if no name was given."""
         known = {path.parent.name for path in self.store.paths.run_records()}
         found: dict[str, None] = {}
         for name in self.names:
@@ -153,7 +153,9 @@ class _Selection:
                 yield "campaign", name, record
 
     def _memos(self, masks: set[str]) -> Iterator[tuple[Path, str, set[str]]]:
-        """Yield remembered values: what gave these masks, and sizes of the tasks; without names, of all masks."""
+        """Yield the stored values that gave these masks, and the sizes of the tasks; without names, those of
+        all masks.
+        """
         tasks = {
             digest_of(record["segment"]["task"]) for record in self.results.values() if "task" in record["segment"]
         }
@@ -167,12 +169,12 @@ class _Selection:
                     yield path, kind, blobs
 
 
-def _starts(record: Mapping[str, Any]) -> Sequence[str]:
-    """Return the digests of what a training starts from and is masked by."""
+def _input_digests(record: Mapping[str, Any]) -> Sequence[str]:
+    """Return the digests of a training's initial state and mask."""
     blobs: Sequence[str] = record["segment"].get("blobs", ())
     return blobs
 
 
 def _read(path: Path) -> bytes:
-    with explained(path, "read"):
+    with explain_os_errors(path, "read"):
         return content_of(path)

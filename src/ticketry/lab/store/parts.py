@@ -1,7 +1,7 @@
-"""Checkpoints inside a segment that several processes write, each a part: a folder of files with their digests.
+"""Sharded checkpoints inside a segment: a folder of files, one or more from each process, with their digests.
 
-A folder is written under a temporary name and renamed when all its files are on the disk. The list of their digests is
-sealed, so that a folder is complete or ignored.
+The folder is written under a temporary name and renamed when all files are on the disk. Its list of digests has a
+digest of its own, so that an incomplete folder is ignored.
 """
 
 from __future__ import annotations
@@ -17,43 +17,43 @@ from pathlib import Path
 from ticketry.errors import StoreError
 from ticketry.files import file_digest, flush
 from ticketry.folders import delete_tree, delete_tree_if_possible, exists
-from ticketry.lab.store.files import InaccessibleError, explained, read_sealed, write_sealed
+from ticketry.lab.store.files import InaccessibleError, explain_os_errors, read_sealed, write_sealed
 from ticketry.lab.store.paths import Paths
 
 LIST = "parts.json"
-"""File with the SHA-256 of each file beside it, by name."""
+"""File that lists the SHA-256 of the other files by name."""
 
 
 def create_folder(paths: Paths, trajectory: str, step: int) -> Path:
-    """Create a folder for the parts of a checkpoint, under a temporary name; `StoreError` if that fails."""
-    with explained(paths.partial, "write"):
+    """Create a folder with a temporary name for a sharded checkpoint; `StoreError` if that fails."""
+    with explain_os_errors(paths.partial, "write"):
         paths.partial.mkdir(parents=True, exist_ok=True)
         target = paths.partial_folder(trajectory, step)
         return Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent))
 
 
 def compute_digests(folder: Path, rank: int, world: int) -> dict[str, str]:
-    """Return the SHA-256 of one rank's share of the files in a folder, by name."""
-    with explained(folder, "read"):
+    """Return the SHA-256, by file name, of the files in a folder that this rank has to hash."""
+    with explain_os_errors(folder, "read"):
         return {path.name: file_digest(path) for path in sorted(folder.iterdir())[rank::world]}
 
 
-def finish(folder: Path, paths: Paths, trajectory: str, step: int, digests: Mapping[str, str]) -> None:
-    """Give the folder its name, once all its files are on the disk; delete older checkpoints."""
+def finish_folder(folder: Path, paths: Paths, trajectory: str, step: int, digests: Mapping[str, str]) -> None:
+    """Give a complete folder its final name, and delete older checkpoints."""
     write_sealed(folder / LIST, {"files": dict(digests)})
     target = paths.partial_folder(trajectory, step)
-    with explained(target, "write"):
+    with explain_os_errors(target, "write"):
         flush(folder)
         if exists(target):  # damaged, else training would not have come to this step again
             delete_tree(target)
         os.chmod(folder, stat.S_IMODE(target.parent.stat().st_mode))
         os.rename(folder, target)
         flush(target.parent)
-    drop(paths, trajectory, step - 1)
+    delete_folders(paths, trajectory, step - 1)
 
 
 def link_folder(folder: Path) -> Path:
-    """Return a second folder with the same files, under a temporary name, which outlives the first.
+    """Return a second folder with hard links to the same files, which survives the deletion of the first.
 
     Raises:
         FileNotFoundError: if a newer checkpoint has replaced the folder.
@@ -73,8 +73,8 @@ def link_folder(folder: Path) -> Path:
     return place
 
 
-def newest(paths: Paths, trajectory: str, last: int) -> tuple[int, Path] | None:
-    """Return step and folder of the newest undamaged checkpoint that is not beyond step `last`."""
+def newest_folder(paths: Paths, trajectory: str, last: int) -> tuple[int, Path] | None:
+    """Return step and folder of the newest undamaged checkpoint up to step `last`."""
     for step, folder in sorted(_folders(paths, trajectory), reverse=True):
         with contextlib.suppress(InaccessibleError):  # an older one gives the same bits
             if step <= last and is_whole(folder):
@@ -83,7 +83,7 @@ def newest(paths: Paths, trajectory: str, last: int) -> tuple[int, Path] | None:
 
 
 def is_whole(folder: Path) -> bool:
-    """Return whether no file of a folder has changed since it was written.
+    """Return whether the files of a folder are complete and unchanged.
 
     Raises:
         InaccessibleError: if one cannot be read.
@@ -93,7 +93,7 @@ def is_whole(folder: Path) -> bool:
         files = (listed or {}).get("files")
         if not isinstance(files, dict) or not files:
             return False
-        with explained(folder, "read"):
+        with explain_os_errors(folder, "read"):
             return {path.name for path in folder.iterdir()} == {*files, LIST} and all(
                 file_digest(folder / name) == digest for name, digest in files.items()
             )
@@ -103,12 +103,12 @@ def is_whole(folder: Path) -> bool:
         return False
 
 
-def steps(paths: Paths, trajectory: str) -> list[int]:
-    """Return the steps that have a folder, damaged ones too."""
+def stored_steps(paths: Paths, trajectory: str) -> list[int]:
+    """Return the steps with a sharded checkpoint, including damaged ones."""
     return [step for step, _ in _folders(paths, trajectory)]
 
 
-def drop(paths: Paths, trajectory: str, last: int) -> None:
+def delete_folders(paths: Paths, trajectory: str, last: int) -> None:
     """Delete the folders of checkpoints up to step `last`."""
     for step, folder in list(_folders(paths, trajectory)):
         if step <= last:

@@ -1,4 +1,6 @@
-"""Every file name of a store, in one place. Names that may come from the content of a file are kept inside the store.
+"""The names of all files of a store. Names that come from the content of a file cannot lead outside of the store.
+
+The name of an object is its path below the store's folder, separated by ``/``.
 
 An object's name is its path below the store's folder, with ``/`` between.
 """
@@ -10,7 +12,7 @@ from pathlib import Path
 
 from ticketry.files import join_inside, require_inside
 from ticketry.folders import exists, iterate_below, list_matching
-from ticketry.lab.store.files import explained, is_there
+from ticketry.lab.store.files import explain_os_errors, path_exists
 
 
 def ticket_folder(run: Path, replicate: int, level: int) -> Path:
@@ -19,27 +21,27 @@ def ticket_folder(run: Path, replicate: int, level: int) -> Path:
 
 
 def blob_name(digest: str) -> str:
-    """Return the name of tensors: the SHA-256 of the file."""
+    """Return the object name of a tensor file with this SHA-256."""
     return f"blobs/{digest[:2]}/{digest}.safetensors"
 
 
 def results_name(trajectory: str) -> str:
-    """Return the prefix of the results along one trajectory."""
+    """Return the common prefix of the object names of a trajectory's results."""
     return f"results/{trajectory[:2]}/{trajectory}/"
 
 
 def result_name(trajectory: str, step: int) -> str:
-    """Return the name of the result of a trajectory at a step."""
+    """Return the object name of a trajectory's result at a step."""
     return f"{results_name(trajectory)}{step}.json"
 
 
 def memo_name(kind: str, key: str) -> str:
-    """Return the name of a remembered value, such as the digest of a mask computed with known settings."""
+    """Return the object name of a stored value, such as the digest of a mask computed with known settings."""
     return f"memo/{kind}/{key[:2]}/{key}.json"
 
 
 def partial_name(trajectory: str, step: int, digest: str) -> str:
-    """Return the name of a checkpoint inside a segment, which has its step and SHA-256."""
+    """Return the object name of a checkpoint inside a segment."""
     return f"partial/{trajectory}-{step}-{digest}.safetensors"
 
 
@@ -61,11 +63,13 @@ class Paths:
         """Names the store that is being moved here, until it has been."""
 
     def has_folders(self) -> bool:
-        """Return whether a folder is there that only stores have; `StoreError` if the system denies the answer."""
-        return any(map(is_there, (self.results, self.memo, self.runs, self.evidences, self.campaigns)))
+        """Return whether the folder has subfolders that only stores have; `StoreError` if the system denies the
+        answer.
+        """
+        return any(map(path_exists, (self.results, self.memo, self.runs, self.evidences, self.campaigns)))
 
-    def name(self, path: Path) -> str:
-        """Return the name of the object that a file of the store is."""
+    def object_name(self, path: Path) -> str:
+        """Return the object name of a file of the store."""
         return path.relative_to(self.root).as_posix()
 
     # -- single files ------------------------------------------------------------------------------------------------
@@ -80,14 +84,14 @@ class Paths:
         return self._inside(memo_name(kind, key))
 
     def lock(self, trajectory: str) -> Path:
-        """Return the lock of a trajectory, held by the process that trains it."""
+        """Return the lock file of a trajectory; the process that trains the trajectory holds it."""
         return self._inside(f"{results_name(trajectory)}lock")
 
     def partial_file(self, trajectory: str, step: int, digest: str) -> Path:
         return self._inside(partial_name(trajectory, step, digest))
 
     def partial_folder(self, trajectory: str, step: int) -> Path:
-        """Return the folder of a checkpoint inside a segment that several processes wrote, see `parts`."""
+        """Return the folder of a sharded checkpoint, see `parts`."""
         return self._inside(f"partial/{trajectory}-{step}.parts")
 
     def run(self, name: str) -> Path:
@@ -99,7 +103,7 @@ class Paths:
         return join_inside(self.root, "evidence", f"{name}.json")
 
     def campaign(self, name: str) -> Path:
-        """Return the record of a campaign at a scale; its pages are beside it."""
+        """Return the record of a campaign at a scale; its pages are in the same folder."""
         return join_inside(self.root, "campaigns", f"{name}.json")
 
     def record(self, kind: str, name: str) -> Path:
@@ -108,21 +112,21 @@ class Paths:
 
     @property
     def costs_folder(self) -> Path:
-        """The folder of networks' costs, measured before searches."""
+        """The folder with costs of networks that were measured for searches."""
         return self.root / "costs"
 
     def costs(self, name: str) -> Path:
         return join_inside(self.root, "costs", f"{name}.json")
 
     def live_file(self, driver: str, name: str) -> Path:
-        """Return a message between a driver and its workers; it is deleted when the driver ends."""
+        """Return the file of a message between a driver and its workers, which is deleted when the driver ends."""
         return join_inside(self.root, "live", driver, name)
 
     def damaged_place(self, path: Path) -> Path:
-        """Return a free place in ``damaged`` for a file or folder that a repair sets aside."""
+        """Return an unused path in ``damaged`` for a file or folder that a repair moves."""
         place = self.root / "damaged" / path.relative_to(self.root)
         number = 1
-        with explained(place, "look for"):
+        with explain_os_errors(place, "look for"):
             while exists(place):
                 number += 1
                 place = place.with_name(f"{path.name}.{number}")
@@ -174,22 +178,22 @@ class Paths:
         return self._matching(self.partial, f"{trajectory}-*.safetensors")
 
     def partial_folders(self, trajectory: str = "*") -> Iterator[Path]:
-        """Yield the checkpoints in parts, by default of all trajectories."""
+        """Yield the folders of sharded checkpoints, by default of all trajectories."""
         return self._matching(self.partial, f"{trajectory}-*.parts")
 
     def live_files(self, name: str) -> Iterator[Path]:
-        """Yield the message of this name of each driver."""
+        """Yield the file of the message with this name of each driver."""
         return self._matching(self.live, f"*/{name}")
 
     def leftovers(self) -> Iterator[Path]:
-        """Yield what killed processes left: temporary files, unfinished folders of tickets, messages to workers."""
-        with explained(self.root, "read"):
+        """Yield files that killed processes left: temporary files, unfinished tickets, messages to workers."""
+        with explain_os_errors(self.root, "read"):
             found = [path for path in iterate_below(self.root) if _is_temporary(path.name)]
         yield from self._checked(found)
         yield from self._matching(self.live, "*/*")
 
     def _matching(self, folder: Path, pattern: str) -> Iterator[Path]:
-        with explained(folder, "read"):
+        with explain_os_errors(folder, "read"):
             found = list_matching(folder, pattern)
         yield from self._checked(found)
 

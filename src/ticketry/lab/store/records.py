@@ -1,8 +1,8 @@
-"""Keeps the records of runs, evidence and campaigns in a mirror and in its shared store alike.
+"""Synchronises the records of runs, evidence and campaigns between a mirror and its shared store.
 
-They are published when a command ends, records last, so that a run's record is only visible with its tickets. Records
-name files of the store: here by the mirror's folder, there by the store's address. Pages are not shared: each machine
-renders its own from the records, and runs no script of another machine.
+They are uploaded when a command ends, records last, so that a visible record of a run has all its tickets. Paths in
+records begin with the mirror's folder on this machine, and with the store's URL in the shared store. Pages are not
+shared: each machine renders its own from the records, and runs no script of another machine.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import filelock
 from ticketry.errors import StoreError
 from ticketry.files import content_of, join_inside, make_folder, parse_json, write_atomically
 from ticketry.folders import iterate_files, iterate_folders
-from ticketry.lab.store.files import explained, is_there, sealed_bytes, unsealed
+from ticketry.lab.store.files import explain_os_errors, parse_canonical_record, path_exists, sealed_bytes
 from ticketry.lab.store.marks import is_mark
 from ticketry.lab.store.objects import Listed, Objects
 from ticketry.lab.store.paths import Paths
@@ -30,7 +30,8 @@ FOLDERS = ("runs/", "evidence/", "campaigns/")
 class Records:
     """The folders ``runs``, ``evidence`` and ``campaigns`` of a mirror.
 
-    An index beside the mirror has for each file its size and time here and its version there, as of the last sync.
+    An index next to the mirror contains, for each file, its size and time here and its version in the shared store at
+    the last synchronisation.
     """
 
     def __init__(self, remote: Objects, paths: Paths) -> None:
@@ -40,7 +41,7 @@ class Records:
         self._guard = threading.RLock()
 
     def publish(self) -> None:
-        """Upload files that were written here since the last sync."""
+        """Upload files that were written here since the last synchronisation."""
         with self._locked_index() as index:
             names = [name for name in self._local_names() if index.get(name, {}).get("here") != self._stamp(name)]
             for name in sorted(names, key=lambda name: (_is_record(name), name)):
@@ -50,20 +51,20 @@ class Records:
                     index[name] = {"here": stamp, "there": self._remote.put(name, data).strip()}
 
     def fetch(self) -> None:
-        """Download the records of all runs, evidence and campaigns; delete those that others deleted."""
+        """Download the records of all runs, evidence and campaigns; delete those that other machines deleted."""
         self.publish()
         with self._locked_index() as index:
             there = {one.name: one for folder in FOLDERS for one in self._remote.list(folder)}
             for name, one in there.items():
                 if _is_record(name) and self._is_newer(one, index):
-                    self._get(name, index, one)
+                    self._download(name, index, one)
             for name in [name for name in index if name not in there]:
                 record = self._paths.root / name
                 page = record.with_name("report.html") if record.name == "run.json" else record.with_suffix(".html")
                 record.unlink(missing_ok=True)
                 page.unlink(missing_ok=True)
                 del index[name]
-            with explained(self._paths.runs, "read"):
+            with explain_os_errors(self._paths.runs, "read"):
                 folders = list(iterate_folders(self._paths.runs))
             for folder in reversed(folders):
                 with contextlib.suppress(OSError):  # it is not empty
@@ -74,23 +75,23 @@ class Records:
         with self._locked_index() as index:
             for one in self._remote.list(f"{folder}/"):
                 if self._is_newer(one, index):
-                    self._get(one.name, index, one)
+                    self._download(one.name, index, one)
 
     def get(self, name: str) -> None:
         """Download one file again."""
         with self._locked_index() as index:
-            self._get(name, index)
+            self._download(name, index)
 
-    def forget(self, names: Iterable[str]) -> None:
-        """Remove files from the index, which were deleted here and there."""
+    def remove_from_index(self, names: Iterable[str]) -> None:
+        """Remove files from the index that were deleted both here and in the shared store."""
         with self._locked_index() as index:
             for name in names:
                 index.pop(name, None)
 
     def _local_names(self) -> Iterator[str]:
         for folder in FOLDERS:
-            with explained(self._paths.root / folder, "read"):
-                found = [self._paths.name(path) for path in iterate_files(self._paths.root / folder)]
+            with explain_os_errors(self._paths.root / folder, "read"):
+                found = [self._paths.object_name(path) for path in iterate_files(self._paths.root / folder)]
             for name in found:
                 parts = name.split("/")
                 if not (is_mark(parts[-1]) or _is_page(name) or any(part.startswith(".") for part in parts)):
@@ -98,25 +99,25 @@ class Records:
 
     def _is_newer(self, one: Listed, index: dict[str, Any]) -> bool:
         known = index.get(one.name)
-        return known is None or known["there"] != one.version.strip() or not is_there(self._paths.root / one.name)
+        return known is None or known["there"] != one.version.strip() or not path_exists(self._paths.root / one.name)
 
-    def _get(self, name: str, index: dict[str, Any], listed: Listed | None = None) -> None:
+    def _download(self, name: str, index: dict[str, Any], listed: Listed | None = None) -> None:
         data = None if _is_page(name) else self._remote.get(name)
         if data is None:
             return
         path = join_inside(self._paths.root, *name.split("/"))
-        with explained(path, "write"):
+        with explain_os_errors(path, "write"):
             write_atomically(path, self._relocate(name, data, self._remote.address, str(self._paths.root)))
             if listed is not None:
                 os.utime(path, (listed.modified, listed.modified))  # `ticketry list runs` shows when a run changed
         index[name] = {"here": self._stamp(name), "there": listed.version.strip() if listed else ""}
 
     def _relocate(self, name: str, data: bytes, old: str, new: str) -> bytes:
-        """Return a record with paths in the folder `new` instead of `old`; other and damaged files unchanged."""
+        """Return a record with paths in the folder `new` instead of `old`; other and damaged files stay unchanged."""
         if not (_is_record(name) and name.endswith(".json")):
             return data
         try:
-            return sealed_bytes(moved_inside(unsealed(data, name), old, new))
+            return sealed_bytes(replace_folder_in_paths(parse_canonical_record(data, name), old, new))
         except StoreError:
             return data
 
@@ -133,7 +134,7 @@ class Records:
                 try:
                     yield index
                 finally:
-                    with explained(self._index, "write"):
+                    with explain_os_errors(self._index, "write"):
                         write_atomically(self._index, json.dumps(index).encode(), private=True)
 
     def _stamp(self, name: str) -> list[int]:
@@ -141,15 +142,15 @@ class Records:
         return [about.st_size, about.st_mtime_ns]
 
 
-def moved_inside(value: Any, old: str, new: str) -> Any:
-    """Return a JSON value in which every path in the folder `old` is in the folder `new`."""
+def replace_folder_in_paths(value: Any, old: str, new: str) -> Any:
+    """Return a JSON value in which paths in the folder `old` are replaced by paths in the folder `new`."""
     match value:
         case str():
             return new + value[len(old) :] if value.startswith(f"{old}/") else value
         case list():
-            return [moved_inside(one, old, new) for one in value]
+            return [replace_folder_in_paths(one, old, new) for one in value]
         case dict():
-            return {name: moved_inside(one, old, new) for name, one in value.items()}
+            return {name: replace_folder_in_paths(one, old, new) for name, one in value.items()}
     return value
 
 

@@ -1,6 +1,6 @@
-"""References of a store's records: results, the weights they start from, the trainings that gave those weights.
+"""References between a store's records: results, the weights from which they were trained, and the trainings of those.
 
-Also pairs of trainings that differ only in the order of the data: the second one measures the influence of the order.
+Also pairs of trainings that differ only in the order of the data; the second one measures the effect of the order.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ Key = tuple[str, int]
 """Trajectory and step of a result."""
 
 
-def keys_of(values: Mapping[str, Any]) -> set[Key]:
-    """Return the keys of results that a record names."""
+def result_keys_in(values: Mapping[str, Any]) -> set[Key]:
+    """Return the keys of all results that a record mentions."""
     return {(found[1], int(found[2])) for found in _KEY.finditer(json.dumps(values))}
 
 
-def outputs(record: Mapping[str, Any]) -> set[str]:
-    """Return the digests of the weights and states that a result has."""
+def output_digests(record: Mapping[str, Any]) -> set[str]:
+    """Return the digests of a result's weights and states."""
     found = (record["model"], record["training"], *record["variants"].values())
     return {digest for digest in found if digest}
 
 
-def blobs_of(record: Mapping[str, Any]) -> set[str]:
-    """Return the digests that a result or a remembered value refers to."""
+def referenced_digests(record: Mapping[str, Any]) -> set[str]:
+    """Return all digests to which a result or a stored value refers."""
     segment, variants = (record.get(name) for name in ("segment", "variants"))
     blobs = segment.get("blobs") if isinstance(segment, dict) else None
     found = [record.get(name) for name in ("model", "training", "mask", "plan")]
@@ -46,7 +46,7 @@ class Results:
 
     Args:
         paths: the store.
-        read: reads a result; an empty one refers to nothing.
+        read: reads a result; returns an empty one for a file without references.
     """
 
     def __init__(self, paths: Paths, read: Callable[[Path], Mapping[str, Any]]) -> None:
@@ -60,7 +60,7 @@ class Results:
         for trajectory, files in self.of_trajectory.items():
             for step, path in files.items():
                 if {"model", "training", "variants"} <= self.records[path].keys():
-                    for digest in outputs(self.records[path]):
+                    for digest in output_digests(self.records[path]):
                         self.makers.setdefault(digest, (trajectory, step))
 
     def follow(
@@ -69,11 +69,11 @@ class Results:
         starts: Callable[[Mapping[str, Any]], Iterable[str]],
         more: Callable[[Mapping[str, Any]], str | None] = lambda _: None,
     ) -> list[Path]:
-        """Return all results of these trajectories, and of those that gave what they start from.
+        """Return all results of these trajectories, and recursively those that gave their initial weights.
 
         Args:
             trajectories: where to begin.
-            starts: returns the digests of a result whose makers are followed.
+            starts: returns the digests in a result whose origin is followed.
             more: returns a further trajectory to follow from a result, or None.
         """
         waiting, seen = sorted(set(trajectories)), set[str]()
@@ -94,24 +94,24 @@ class Results:
 # -- the second order of the data --------------------------------------------------------------------------------------
 
 
-def second_order(seed: int) -> int:
-    """Return the seed of the second order of the data, given the seed of the first."""
+def second_order_seed(seed: int) -> int:
+    """Return the seed of the second order of the data for a seed of the first."""
     return mix(seed, "second order")
 
 
-def in_second_order(result: Mapping[str, Any]) -> str | None:
-    """Return the trajectory of the same training in the second order; None if the result does not describe it."""
+def second_order_trajectory(result: Mapping[str, Any]) -> str | None:
+    """Return the trajectory of the same training in the second data order; None if the result does not describe it."""
     segment = result["segment"]
     if not isinstance(segment, dict) or not isinstance(segment.get("order_seed"), int):
         return None
     described = {name: value for name, value in segment.items() if name not in ("blobs", "last")}
-    return digest_of({"numerics": NUMERICS, **described, "order_seed": second_order(segment["order_seed"])})
+    return digest_of({"numerics": NUMERICS, **described, "order_seed": second_order_seed(segment["order_seed"])})
 
 
-def measured_second(store: Store, key: str) -> tuple[str, dict[str, Any]] | None:
-    """Return key and result of a segment in the second order, if the store has its metrics."""
+def find_second_order_result(store: Store, key: str) -> tuple[str, dict[str, Any]] | None:
+    """Return key and result of a segment in the second data order, if the store has its metrics."""
     trajectory, _, step = key.partition("@")
-    first = store.trained(trajectory, int(step)) if step.isdigit() else None
-    second = in_second_order(first) if first else None
-    result = store.trained(second, int(step)) if second else None
+    first = store.load_valid_result(trajectory, int(step)) if step.isdigit() else None
+    second = second_order_trajectory(first) if first else None
+    result = store.load_valid_result(second, int(step)) if second else None
     return (f"{second}@{step}", result) if result and result["metrics"] else None

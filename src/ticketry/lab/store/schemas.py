@@ -1,4 +1,4 @@
-"""Schemas of results and remembered values: a file that was forged, or is of another version, is recognised."""
+"""Schemas of results and stored values, which detect forged files and files of other versions."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class _Cost(msgspec.Struct):
 
 
 class Trained(msgspec.Struct):
-    """A result, without the entries that nothing depends on."""
+    """The entries of a result on which other code depends."""
 
     step: _Count
     model: Digest
@@ -29,7 +29,7 @@ class Trained(msgspec.Struct):
 
 
 class _Flops(msgspec.Struct):
-    """FLOPs of a network by its weights, or of a score by its examples."""
+    """FLOPs of a network by weights, or of a score by examples."""
 
     dense: float | None = None
     products: list[tuple[list[str], float]] = []
@@ -44,7 +44,7 @@ class _Flops(msgspec.Struct):
 
 
 class _Kernels(msgspec.Struct):
-    """Share of a network's MACs that sparse kernels leave out, or why it has no such kernels."""
+    """Share of a network's MACs that sparse kernels skip, or the reason why the network has no such kernels."""
 
     left_out: _Share | None = None
     inside: _Share | None = None
@@ -75,10 +75,10 @@ MEMOS: dict[str, Any] = {
     "kernels": _Kernels,
     "prices": _schema(layers=dict[str, tuple[_Positive, _Count]]),  # cost of one weight of a layer, number of weights
 }
-"""Schema of each kind of remembered value; other kinds may hold anything."""
+"""Schema of each kind of stored value; other kinds are not checked."""
 
 
-def fault(schema: Any, value: object) -> str:
+def describe_mismatch(schema: Any, value: object) -> str:
     """Return why a value does not match a schema; empty if it does."""
     try:
         msgspec.convert(value, schema)

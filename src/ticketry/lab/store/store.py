@@ -23,31 +23,39 @@ from ticketry.errors import DamagedBlobError, MaskError, StoreError, UsageError
 from ticketry.files import content_of
 from ticketry.folders import exists
 from ticketry.lab.store import parts
-from ticketry.lab.store.address import address_of, place_of
-from ticketry.lab.store.files import REPAIR, explained, is_there, parse_sealed, read_json, sealed_bytes, write_json
+from ticketry.lab.store.address import local_folder, shared_url
+from ticketry.lab.store.files import (
+    REPAIR,
+    explain_os_errors,
+    parse_sealed,
+    path_exists,
+    read_json,
+    sealed_bytes,
+    write_json,
+)
 from ticketry.lab.store.files import digest_of as digest_of
 from ticketry.lab.store.folder import Folder, SharedFolder
 from ticketry.lab.store.objects import Objects
 from ticketry.lab.store.paths import Paths, blob_name, memo_name, result_name, results_name
-from ticketry.lab.store.schemas import MEMOS, Trained, fault
+from ticketry.lab.store.schemas import MEMOS, Trained, describe_mismatch
 
 if TYPE_CHECKING:  # imported with the first shared store
     from ticketry.lab.store.mirror import Mirror
 
 NUMERICS = 1
-"""Version of everything in this library that decides the numbers of a segment; a change makes old results unfound."""
+"""Version of all code that affects the numbers of a segment; results of other versions are not found."""
 FORMAT = 2
 DESCRIBED = {"format": FORMAT, "kind": "ticketry.store"}
-"""Content of the store's own file."""
+"""Content of ``store.json``."""
 _ADVICE = REPAIR[0].upper() + REPAIR[1:]
 _NOT_TENSORS = (SafetensorError, ValueError, TypeError, LookupError, RuntimeError)
-"""Errors of reading a file that is not a safetensors file, or has a type unknown to torch."""
+"""Errors of reading a file that is not a safetensors file, or has a dtype unknown to torch."""
 
 _log = logging.getLogger(__name__)
 
 
 class Store:
-    """A folder that remembers every trained segment. Safe for several processes at once.
+    """A folder that stores every trained segment. Several processes may use it at once.
 
     Args:
         root: the folder.
@@ -57,8 +65,8 @@ class Store:
         StoreError: if the folder cannot be created, or holds a store of another format.
     """
 
-    remake: Callable[[str, str, int], None] | None = None
-    """Trains weights again that a bundle left out: called with their digest, trajectory and step."""
+    retrain: Callable[[str, str, int], None] | None = None
+    """Function of (digest, trajectory, step) that trains weights again that a bundle left out."""
 
     def __init__(self, root: str | Path, mirror: Mirror | None = None) -> None:
         self.paths = Paths(Path(root))
@@ -68,7 +76,7 @@ class Store:
             mirror.open()
         known = self._format()
         if known is None:
-            if self._has_other_things():
+            if self._has_foreign_files():
                 raise StoreError(f"{self.paths.root} is a folder with other things in it: choose another with --store")
             write_json(self.paths.format, DESCRIBED)
             if mirror:
@@ -97,8 +105,8 @@ class Store:
                 " so does `ticketry store check --repair`"
             ) from None
 
-    def _has_other_things(self) -> bool:
-        with explained(root := self.paths.root, "read"):
+    def _has_foreign_files(self) -> bool:
+        with explain_os_errors(root := self.paths.root, "read"):
             if not exists(root) or self.paths.has_folders():
                 return False
             others = [name for name in os.listdir(root) if not name.startswith(f".{self.paths.format.name}.")]
@@ -107,17 +115,17 @@ class Store:
     # -- tensors -----------------------------------------------------------------------------------------------------
 
     def put_bytes(self, data: bytes) -> str:
-        """Store a file under its SHA-256 and return that."""
+        """Store bytes as a file named by their SHA-256, and return that digest."""
         digest = hashlib.sha256(data).hexdigest()
         self.objects.create_if_absent(blob_name(digest), data)
         return digest
 
     def put_pieces(self, pieces: Iterable[bytes]) -> str:
-        """Store a file that comes in pieces, with one at a time in memory; return its SHA-256."""
+        """Store a file given as an iterable of pieces, one in memory at a time; return its SHA-256."""
         self.paths.blobs.mkdir(parents=True, exist_ok=True)
         found = hashlib.sha256()
         with (
-            explained(self.paths.blobs, "write"),
+            explain_os_errors(self.paths.blobs, "write"),
             tempfile.NamedTemporaryFile(prefix=".pieces.", suffix=".tmp", dir=self.paths.blobs, delete=False) as file,
         ):
             try:
@@ -125,29 +133,29 @@ class Store:
                     found.update(piece)
                     file.write(piece)
                 file.close()
-                self.objects.move_in(blob_name(found.hexdigest()), Path(file.name))
+                self.objects.adopt_file(blob_name(found.hexdigest()), Path(file.name))
             finally:
                 with contextlib.suppress(FileNotFoundError):
                     os.unlink(file.name)
         return found.hexdigest()
 
     def get_bytes(self, digest: str) -> bytes:
-        """Return the file of this digest.
+        """Return the content of the file with this digest.
 
         Raises:
-            DamagedBlobError: if it is missing or its contents have another digest.
+            DamagedBlobError: if the file is missing, or its content has another digest.
         """
         for fresh in (False, True):
             data = self.objects.get(blob_name(digest), fresh=fresh)
             if data is None:
-                return self._remade(digest)
+                return self._retrain_left_out(digest)
             if hashlib.sha256(data).hexdigest() == digest:
                 return data
         raise DamagedBlobError(f"{self.paths.blob(digest)} is damaged: its contents do not match its digest. {_ADVICE}")
 
     def has(self, digest: str) -> bool:
         """Return whether the file of this digest is stored."""
-        return is_there(self.paths.blob(digest)) or (
+        return path_exists(self.paths.blob(digest)) or (
             self.mirror is not None and self.objects.get(blob_name(digest)) is not None
         )
 
@@ -179,27 +187,27 @@ class Store:
 
     # -- weights that a bundle left out ------------------------------------------------------------------------------
 
-    def left_out(self, digest: str) -> bool:
-        """Return whether these are weights that a bundle left out, and that were not trained again since."""
+    def is_left_out(self, digest: str) -> bool:
+        """Return whether a bundle left out these weights and they were not trained again since."""
         if self.has(digest) or self.memo("left-out", digest) is None:
             return False
         again = self.memo("again", digest)
         return again is None or not self.has(again["model"])
 
-    def _remade(self, digest: str) -> bytes:
-        """Return a missing file that a bundle left out: trained again, once."""
+    def _retrain_left_out(self, digest: str) -> bytes:
+        """Train weights again that a bundle left out, and return their file."""
         path, source = self.paths.blob(digest), self.memo("left-out", digest)
         if source is None:
             raise DamagedBlobError(f"{path} is missing. {_ADVICE}")
-        if self.left_out(digest):
-            if self.remake is None or source["trajectory"] is None:
+        if self.is_left_out(digest):
+            if self.retrain is None or source["trajectory"] is None:
                 raise StoreError(
                     f"the weights {digest[:12]}… were left out of the bundle that was unpacked here: run the search"
                     " that made them again, or pack them too, with --weights"
                 )
-            self.remake(digest, source["trajectory"], source["step"])
+            self.retrain(digest, source["trajectory"], source["step"])
         again = self.memo("again", digest)
-        if again is None and not is_there(path):
+        if again is None and not path_exists(path):
             raise DamagedBlobError(f"{path} is missing, and training again does not give it. {_ADVICE}")
         return self.get_bytes(digest if again is None else again["model"])
 
@@ -217,47 +225,47 @@ class Store:
         return None if data is None else parse_sealed(data, str(self.paths.result(trajectory, step)))
 
     def put_result(self, trajectory: str, step: int, record: Mapping[str, Any]) -> None:
-        """Store a result, in place of one that is stored here; one that another machine has published stays."""
+        """Store a result. It replaces one on this machine, but not one that another machine has published."""
         name, data = result_name(trajectory, step), sealed_bytes(record)
-        if is_there(self.paths.result(trajectory, step)):
+        if path_exists(self.paths.result(trajectory, step)):
             self.objects.put(name, data)
         else:
             self.objects.create_if_absent(name, data)
 
-    def trained(self, trajectory: str, step: int) -> dict[str, Any] | None:
-        """Return a valid result, or None.
+    def load_valid_result(self, trajectory: str, step: int) -> dict[str, Any] | None:
+        """Return a validated result, or None if it is missing.
 
         Raises:
-            StoreError: if it is damaged, or is not a result.
+            StoreError: if the file is damaged or not a result.
         """
         record = self.result(trajectory, step)
-        if record is not None and (why := fault(Trained, record)):
+        if record is not None and (why := describe_mismatch(Trained, record)):
             raise StoreError(f"{self.paths.result(trajectory, step)} is no result: {why}; {REPAIR}")
         return record
 
     def stored_steps(self, trajectory: str) -> list[int]:
-        """Return the steps at which a trajectory has results, in order."""
+        """Return the sorted steps at which a trajectory has results."""
         prefix = results_name(trajectory)
         names = (one.name.removeprefix(prefix) for one in self.objects.list(prefix))
         return sorted(int(name[:-5]) for name in names if name.endswith(".json") and name[:-5].isdecimal())
 
     # -- checkpoints inside a segment --------------------------------------------------------------------------------
 
-    def put_partial(self, trajectory: str, step: int, tensors: Mapping[str, Tensor]) -> None:
-        """Store a checkpoint of an unfinished segment, and delete the older ones."""
+    def put_checkpoint(self, trajectory: str, step: int, tensors: Mapping[str, Tensor]) -> None:
+        """Store a checkpoint of an unfinished segment, and delete older ones."""
         data = tensors_to_bytes(tensors)
         path = self.paths.partial_file(trajectory, step, hashlib.sha256(data).hexdigest())
-        Folder(self.paths.root).put(self.paths.name(path), data)
+        Folder(self.paths.root).put(self.paths.object_name(path), data)
         self._drop(trajectory, step, but=path)
-        self.upload_partial(trajectory, step, path)
+        self.upload_checkpoint(trajectory, step, path)
 
-    def upload_partial(self, trajectory: str, step: int, path: Path) -> None:
-        """Let other machines see a checkpoint that was written to a file or folder of the store."""
+    def upload_checkpoint(self, trajectory: str, step: int, path: Path) -> None:
+        """Upload a checkpoint of the store's folder, so that other machines can use it."""
         if self.mirror:
             self.mirror.upload_checkpoint(trajectory, step, path)
 
-    def partial(self, trajectory: str, last: int) -> tuple[int, dict[str, Tensor]] | None:
-        """Return the newest undamaged checkpoint of an unfinished segment that is not beyond step `last`."""
+    def newest_checkpoint(self, trajectory: str, last: int) -> tuple[int, dict[str, Tensor]] | None:
+        """Return the newest undamaged checkpoint of an unfinished segment up to step `last`, with its step."""
         if self.mirror:
             self.mirror.fetch_checkpoint(trajectory, last)
         for path in sorted(self.paths.partial_files(trajectory), key=_step_of, reverse=True):
@@ -272,14 +280,14 @@ class Store:
                     return _step_of(path), _read_tensors(data)
         return None
 
-    def furthest(self, trajectory: str, last: int) -> int:
-        """Return the step of the furthest stored state up to `last`, a checkpoint or a result, or -1."""
+    def last_stored_step(self, trajectory: str, last: int) -> int:
+        """Return the largest step up to `last` with a stored checkpoint or result; -1 if there is none."""
         names = (one.name.partition("/")[2] for one in self.objects.list(f"partial/{trajectory}-"))
         steps = [*self.stored_steps(trajectory), *(_step_of(Path(name.partition("/")[0])) for name in names)]
         return max((step for step in steps if step <= last), default=-1)
 
-    def drop_partials(self, trajectory: str, last: int) -> None:
-        """Delete the checkpoints up to step `last`; one beyond it belongs to a longer segment that was interrupted."""
+    def drop_checkpoints(self, trajectory: str, last: int) -> None:
+        """Delete the checkpoints up to step `last`; later ones belong to a longer segment that was interrupted."""
         self._drop(trajectory, last)
         if self.mirror:
             self.mirror.drop_checkpoints(trajectory, last)
@@ -289,12 +297,12 @@ class Store:
             if path != but and _step_of(path) <= last:
                 with contextlib.suppress(OSError):
                     path.unlink()
-        parts.drop(self.paths, trajectory, last)
+        parts.delete_folders(self.paths, trajectory, last)
 
     # -- remembered values -------------------------------------------------------------------------------------------
 
     def memo(self, kind: str, key: str) -> dict[str, Any] | None:
-        """Return what `put_memo` remembered under this key; None if it is missing or damaged, which is logged."""
+        """Return the value stored by `put_memo` under a key; None if it is missing, or damaged, which is logged."""
         path, why = self.paths.memo_file(kind, key), ""
         for fresh in (False, True):
             try:
@@ -302,7 +310,7 @@ class Store:
                 if data is None:
                     return None
                 known = parse_sealed(data, str(path))
-                why = fault(MEMOS[kind], known) if kind in MEMOS else ""
+                why = describe_mismatch(MEMOS[kind], known) if kind in MEMOS else ""
                 if not why:
                     return known
                 why = f"is not valid: {why}"
@@ -313,8 +321,8 @@ class Store:
         _log.warning("%s is computed again: it %s", path, why)
         return None
 
-    def remembered(self, kind: str, key: str, make: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
-        """Return what is remembered under this key, or else compute it with `make` and remember it."""
+    def load_or_compute(self, kind: str, key: str, make: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
+        """Return the value stored under a key; if there is none, compute it with `make` and store it."""
         known = self.memo(kind, key)
         if known is None:
             known = dict(make())
@@ -322,37 +330,37 @@ class Store:
         return known
 
     def put_memo(self, kind: str, key: str, value: Mapping[str, Any]) -> None:
-        """Remember a small value, such as the digest of a computed mask."""
+        """Store a small value under a key, such as the digest of a computed mask."""
         self.objects.put(memo_name(kind, key), sealed_bytes(value))
 
     # -- other processes and machines --------------------------------------------------------------------------------
 
     @contextlib.contextmanager
     def lock(self, trajectory: str) -> Iterator[None]:
-        """Hold the right to train a trajectory; wait for a process that has it, but not for one that was killed."""
+        """In a block, hold the lock for training a trajectory. Waits for another process, unless that was killed."""
         path = self.paths.lock(trajectory)
-        with explained(path, "lock"):
+        with explain_os_errors(path, "lock"):
             path.parent.mkdir(parents=True, exist_ok=True)
             lock = filelock.FileLock(path)
             lock.acquire()
         try:
-            with self.mirror.leased(trajectory) if self.mirror else contextlib.nullcontext():
+            with self.mirror.hold_lease(trajectory) if self.mirror else contextlib.nullcontext():
                 yield
         finally:
             lock.release()
 
     def fetch(self, *, results: bool = False, everything: bool = False) -> None:
-        """Get the records of a shared store into the folder, optionally results or everything; see `Mirror.fetch`."""
+        """Download the records of a shared store; optionally also results, or everything; see `Mirror.fetch`."""
         if self.mirror:
             self.mirror.fetch(results=results, everything=everything)
 
     def fetch_folder(self, folder: Path) -> None:
-        """Get everything below the folder of a run of a shared store."""
+        """Download all files of a run's folder of a shared store."""
         if self.mirror:
-            self.mirror.records.fetch_folder(self.paths.name(folder))
+            self.mirror.records.fetch_folder(self.paths.object_name(folder))
 
     def publish(self) -> None:
-        """Let other machines see the records of a shared store that were written here."""
+        """Upload the records that were written here to the shared store."""
         if self.mirror:
             self.mirror.publish()
 
@@ -375,7 +383,7 @@ def tensors_to_bytes(tensors: Mapping[str, Tensor]) -> bytes:
 
 
 def _read_tensors(data: bytes) -> dict[str, Tensor]:
-    """Return tensors in the order of names: no result may depend on the order in a file."""
+    """Return the tensors sorted by name, since no result may depend on the order in a file."""
     return dict(sorted(safetensors_load(data).items()))
 
 
@@ -401,9 +409,9 @@ def open_store(address: str | Path) -> Store:
         MissingExtraError: for a bucket without obstore.
         StoreError: if it cannot be created, does not answer, or holds something else or a store of another format.
     """
-    place = place_of(address)
+    place = local_folder(address)
     with _guard:  # one mirror for each address: two threads that open it at once share its connections
-        if (mirror := _mirrors.get(place)) is None and (url := address_of(place)):
+        if (mirror := _mirrors.get(place)) is None and (url := shared_url(place)):
             mirror = _create_mirror(url, place)
         if mirror is None:
             return Store(place)
@@ -413,13 +421,13 @@ def open_store(address: str | Path) -> Store:
 
 
 def existing_store(address: str | Path) -> Store | None:
-    """Return the store at an address, with the records of a shared one fetched; None if it is missing.
+    """Return the store at an address, with the records of a shared store downloaded; None if there is no store.
 
     Raises:
         UsageError, StoreError: as `open_store`.
     """
-    place = place_of(address)
-    if (url := address_of(place)) and not _create_mirror(url, place).exists():
+    place = local_folder(address)
+    if (url := shared_url(place)) and not _create_mirror(url, place).exists():
         return None
     if not url and not has_store(place):
         return None
@@ -430,17 +438,17 @@ def existing_store(address: str | Path) -> Store | None:
 
 def has_store(place: Path) -> bool:
     """Return whether a folder holds a store; `StoreError` if the system denies the answer."""
-    return is_there(Paths(place).format)
+    return path_exists(Paths(place).format)
 
 
-def publish_opened() -> None:
-    """Publish the records that this process has written to shared stores."""
+def publish_opened_stores() -> None:
+    """Upload the records that this process has written to shared stores."""
     for mirror in list(_mirrors.values()):
         mirror.publish()
 
 
 def open_remote(url: str) -> Objects:
-    """Return the objects at a URL that `checked_url` gave."""
+    """Return the objects at a URL in the form of `canonical_url`."""
     if url.startswith("file://"):
         return SharedFolder(url)
     from ticketry.lab.store.bucket import Bucket
@@ -455,7 +463,7 @@ def _create_mirror(url: str, place: Path) -> Mirror:
 
 
 def _lease_seconds() -> float:
-    """Return ``$TICKETRY_LEASE_SECONDS``: the seconds until another machine takes over a training."""
+    """Return ``$TICKETRY_LEASE_SECONDS``: seconds after which another machine may take over a training."""
     text = os.environ.get("TICKETRY_LEASE_SECONDS", "")
     try:
         seconds = float(text or 60.0)

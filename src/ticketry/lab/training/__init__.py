@@ -1,1 +1,1 @@
-"""Segments and how they are trained: the loop, and the variants of training that act on it."""
+"""Segments (parts of a training that a key identifies), the training loop, and variants of training that change it."""

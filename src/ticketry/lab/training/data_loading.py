@@ -1,6 +1,6 @@
-"""Batches for training and evaluation: their order, and reading them from memory or, ahead of time, from disk.
+"""Batches for training and evaluation: their order, and reading them from memory or ahead of time from disk.
 
-The order of the data is a pure function of (seed, epoch), so any step's batch is known without the steps before.
+The order of the data is a function of (seed, epoch), so that the batch of any step is known without earlier steps.
 """
 
 from __future__ import annotations
@@ -30,15 +30,16 @@ def steps_per_epoch(examples: int, batch: int) -> int:
 
 
 class DataOrder:
-    """Batches of example indices for any step: each epoch is a permutation drawn from (seed, epoch).
+    """The example indices of the batch of any step. The order in an epoch is a random permutation, a function of (seed,
+    epoch).
 
-    For examples in shards (`tasks.task.Sharded`) the shards are permuted, and the examples of each `window` of shards
-    are mixed. An epoch reads the shards once, with at most a window of them at a time.
+    If the examples are stored in shards (`tasks.task.Sharded`), the shards are permuted, and the examples of every
+    `window` shards are mixed. An epoch reads each shard once, and needs at most `window` shards at a time.
 
     Args:
         shards: int64 [examples], the shard of each example; None if all examples are read equally fast.
-        window: number of shards that are mixed.
-        rank, world: the part of each batch that one of several processes trains, see `part`.
+        window: number of shards whose examples are mixed.
+        rank, world: which part of each batch this process trains, see `part_of_batch`.
     """
 
     def __init__(
@@ -61,14 +62,14 @@ class DataOrder:
         self._order = torch.empty(0, dtype=torch.int64)
 
     def batch(self, step: int) -> Tensor:
-        """Return the examples of iteration `step` (from 0), or this rank's part of them: int64 [batch or fewer]."""
+        """Return the example indices of step `step` (from 0), or this rank's part of them: int64 [at most batch]."""
         epoch, index = divmod(step, self._per_epoch)
         if epoch != self._epoch:
-            self._order, self._epoch = self._of_epoch(epoch), epoch
+            self._order, self._epoch = self._epoch_order(epoch), epoch
         whole = self._order[index * self._batch : (index + 1) * self._batch]
-        return whole if self._world == 1 else part(whole, self._rank, self._world)
+        return whole if self._world == 1 else part_of_batch(whole, self._rank, self._world)
 
-    def _of_epoch(self, epoch: int) -> Tensor:
+    def _epoch_order(self, epoch: int) -> Tensor:
         order = torch.randperm(self._examples, generator=generator(self._seed, "order", epoch))
         if self._shards is None:
             return order
@@ -77,10 +78,10 @@ class DataOrder:
         return order[torch.sort(place[self._shards[order]] // self._window, stable=True).indices]
 
 
-def part(batch: Tensor, rank: int, world: int) -> Tensor:
-    """Return the examples of a batch [n] that one of `world` processes trains; the parts together are the batch.
+def part_of_batch(batch: Tensor, rank: int, world: int) -> Tensor:
+    """Return the part of the example indices `batch` [n] that process `rank` of `world` trains.
 
-    Parts are consecutive and of equal size; the first n % world parts have one more example.
+    The parts are consecutive; the first n % world parts have one more example than the others.
     """
     if not 0 <= rank < world:
         raise ValueError(f"rank {rank} of {world}")
@@ -88,8 +89,8 @@ def part(batch: Tensor, rank: int, world: int) -> Tensor:
     return batch[place.first : place.first + place.own]
 
 
-def order_of(split: Split, seed: int, batch: int, *, rank: int = 0, world: int = 1) -> DataOrder:
-    """Return the order of a split's examples, by shards if it has some."""
+def build_data_order(split: Split, seed: int, batch: int, *, rank: int = 0, world: int = 1) -> DataOrder:
+    """Return the order in which a split's examples are trained; by shards if the split has shards."""
     reader: object = split.reader
     shards = reader.shards(split.inputs) if isinstance(reader, Sharded) else None
     window = reader.window if isinstance(reader, Sharded) else 1
@@ -99,14 +100,14 @@ def order_of(split: Split, seed: int, batch: int, *, rank: int = 0, world: int =
 _log = logging.getLogger(__name__)
 
 Batch = tuple[Tensor, Tensor]
-"""Stored inputs and targets, on the device."""
+"""Inputs as the data set stores them, and targets; on the training device."""
 Batches = Generator[Batch, None, None]
 Request = Callable[[], Tensor]
 
 EVALUATED = 500
 """Batch size for evaluating examples in memory."""
 _AHEAD = 2
-"""Number of batches that each process reads ahead."""
+"""Number of batches that each data-loading process reads ahead."""
 
 
 def batches(
@@ -119,25 +120,27 @@ def batches(
     seed: int = 0,
     first: Callable[[int], int] | None = None,
 ) -> Batches:
-    """Yield the batch of each step. For a streamed split, processes read ahead until the iterator is closed.
+    """Yield the batch of each step. Batches of a split on disk are read ahead by processes until the iterator is
+    closed.
 
     Args:
-        examples: step -> int64 [b], the positions of its examples in the split.
-        augment: augmentations that a streamed split applies while reading, see `while_reading`.
+        examples: function of a step that returns int64 [b], the indices of its examples in the split.
+        augment: augmentations that are applied while reading, see `split_augmentations`.
         seed: augmentations are functions of (seed, step, position in the batch).
-        first: step -> position of its first example in the batch, if the examples are a part of a batch.
+        first: function of a step that returns the position of its first example in the batch, if `examples` returns
+            only a part of each batch.
 
     Raises:
-        TicketryError: an error of the split's reader, most often DataError.
-        RunnerError: if the reader raises another error, or a reading process ended without an answer.
+        TicketryError: an error of the split's reader, usually DataError.
+        RunnerError: if the reader raises another error, or a data-loading process ends unexpectedly.
     """
     if split.reader is None:
-        return _in_memory(split, examples, steps, device)
-    return _streamed(split, split.reader, examples, steps, device, augment, seed, first)
+        return _batches_in_memory(split, examples, steps, device)
+    return _batches_read_ahead(split, split.reader, examples, steps, device, augment, seed, first)
 
 
-def in_order(split: Split, device: str) -> Batches:
-    """Yield all examples of a split once, in order, in batches for evaluation."""
+def batches_in_order(split: Split, device: str) -> Batches:
+    """Yield all examples of a split once and in order, in batches for evaluation."""
     if split.reader is None:
         parts = (torch.split(tensor, EVALUATED) for tensor in (split.inputs, split.targets))
         for inputs, targets in zip(*parts, strict=True):
@@ -147,18 +150,18 @@ def in_order(split: Split, device: str) -> Batches:
     yield from batches(split, rows.__getitem__, range(len(rows)), device)
 
 
-def while_reading(split: Split, augment: tuple[str, ...]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Split augmentations into those applied while reading and those applied to the batch afterwards."""
+def split_augmentations(split: Split, augment: tuple[str, ...]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return the augmentations that are applied while reading, and those that are applied to whole batches."""
     own = split.reader.augmentations if split.reader else ()
     return tuple(name for name in augment if name in own), tuple(name for name in augment if name not in own)
 
 
-def placed(split: Split, device: str) -> Split:
-    """Move a split in memory to the device; return a streamed one unchanged."""
+def move_to_device(split: Split, device: str) -> Split:
+    """Return the split on the device; a split that is read from disk is returned unchanged."""
     return split if split.reader else Split(split.inputs.to(device), split.targets.to(device))
 
 
-def _in_memory(split: Split, examples: Callable[[int], Tensor], steps: Iterable[int], device: str) -> Batches:
+def _batches_in_memory(split: Split, examples: Callable[[int], Tensor], steps: Iterable[int], device: str) -> Batches:
     inputs, targets = split.inputs, split.targets
     home = inputs.device
     move = home.type != device  # computed once: a step of a LeNet takes 1 ms
@@ -171,7 +174,7 @@ def _in_memory(split: Split, examples: Callable[[int], Tensor], steps: Iterable[
 # -- read from disk ----------------------------------------------------------------------------------------------------
 
 
-def _streamed(
+def _batches_read_ahead(
     split: Split,
     reader: Reader,
     examples: Callable[[int], Tensor],
@@ -190,7 +193,7 @@ def _streamed(
             place = {"first": first(step)} if first and augment else {}
             yield reader.request(split.inputs[index], augment, mix(seed, "read", step) if augment else 0, **place)
 
-    answers = _answers(requests(), min(reader.workers, len(steps)), pin=device == "cuda")
+    answers = _read_ahead(requests(), min(reader.workers, len(steps)), pin=device == "cuda")
     try:
         for answer in answers:
             if isinstance(answer, TicketryError):
@@ -200,8 +203,8 @@ def _streamed(
         answers.close()
 
 
-def _answers(requests: Iterator[Request], workers: int, *, pin: bool) -> Generator[Any, None, None]:
-    """Yield the result of each request in order, or its error as a TicketryError."""
+def _read_ahead(requests: Iterator[Request], workers: int, *, pin: bool) -> Generator[Any, None, None]:
+    """Yield the result of each request in order; raise its error as a TicketryError."""
     if workers and multiprocessing.current_process().daemon:
         _log.warning(
             "this process may start none of its own, so that it reads examples itself, beside its training: the bits"
@@ -220,8 +223,8 @@ def _answers(requests: Iterator[Request], workers: int, *, pin: bool) -> Generat
             num_workers=workers,
             prefetch_factor=_AHEAD,
             pin_memory=pin,
-            multiprocessing_context=_context(),
-            worker_init_fn=_begin,
+            multiprocessing_context=_choose_start_method(),
+            worker_init_fn=_start_reader,
             generator=torch.Generator(),  # otherwise it would advance the global one
         )
         answers = iter(loader)
@@ -238,7 +241,7 @@ def _answers(requests: Iterator[Request], workers: int, *, pin: bool) -> Generat
 
 
 class _Requests(Dataset[Any]):
-    """Answers requests in a reading process."""
+    """Answers read requests in a data-loading process."""
 
     def __getitem__(self, request: Request) -> Any:
         try:
@@ -249,10 +252,10 @@ class _Requests(Dataset[Any]):
             return RunnerError(f"reading examples failed:\n{traceback.format_exc()}")
 
 
-def _context() -> Any:
-    """Return how reading processes start: forked from a clean process that has imported torch, if supported.
+def _choose_start_method() -> Any:
+    """Return how data-loading processes start: if supported, forked from a clean process that has imported torch.
 
-    A fork of this process would inherit threads in an unknown state; a new interpreter takes seconds.
+    A fork of this process would inherit threads in an unknown state; a new interpreter takes seconds to start.
     """
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
@@ -261,7 +264,7 @@ def _context() -> Any:
     return context
 
 
-def _begin(worker: int) -> None:
+def _start_reader(worker: int) -> None:
     ignore_signals_as_reader()
     # Torch watches the parent process, which is the server that forks, not the training.
     end_with_parent()

@@ -1,4 +1,4 @@
-"""Training a segment into a store: the entrance for every runner, and weights that a bundle left out."""
+"""Trains a segment and stores its results, for every runner; also trains weights again that a bundle left out."""
 
 from __future__ import annotations
 
@@ -31,18 +31,18 @@ def execute(
     measure: bool = True,
     weights: bool = False,
 ) -> Work:
-    """Put the results of `segment`, and of its trajectory at the steps `keep`, into the store.
+    """Store the results of `segment` and the states of its trajectory at the steps `keep`; train what is missing.
 
-    Only one process at a time trains a trajectory. Training resumes from the furthest stored state; results that
-    another process stored meanwhile are not trained again. Without `measure` the result needs no metrics. With
-    `weights` the result is known; its weights are trained again if a bundle left them out, and do not count as work.
+    Only one process at a time trains a trajectory. Training resumes from the latest stored state, and uses results that
+    another process stores meanwhile. If `measure` is False, the result needs no metrics. If `weights` is True, the
+    result is known, and its weights are trained again if a bundle left them out, which does not count as work.
     """
     started, busy = time.perf_counter(), time.process_time()
-    watch.waiting(segment)
+    watch.report_waiting(segment)
     with store.lock(segment.trajectory):
         if is_done(store, segment, keep, measure=measure):
             if weights and lacks_weights(store, segment):
-                make_again(store, data, segment, watch)
+                retrain_left_out_weights(store, data, segment, watch)
             return Work()
         if segment.arithmetic.ranks > 1:
             return train_in_ranks(store, data, segment, keep, watch, measure=measure)
@@ -53,32 +53,34 @@ def execute(
 
 
 def is_done(store: Store, segment: Segment, keep: Sequence[int] = (), *, measure: bool = True) -> bool:
-    """Return whether the store has the result of a segment and all states to keep."""
+    """Return whether the store has the result of a segment and its states at the steps `keep`."""
     trajectory = segment.trajectory
-    record = store.trained(trajectory, segment.last)
-    return bool(record and (record["metrics"] or not measure)) and all(store.trained(trajectory, step) for step in keep)
+    record = store.load_valid_result(trajectory, segment.last)
+    return bool(record and (record["metrics"] or not measure)) and all(
+        store.load_valid_result(trajectory, step) for step in keep
+    )
 
 
 # -- weights that a bundle left out ------------------------------------------------------------------------------------
 
 
-class Remaker:
-    """Trains weights again that a bundle left out; a store calls it, see `Store.remake`.
+class WeightRetrainer:
+    """Trains weights again that a bundle left out; used as `Store.retrain`.
 
     Args:
-        tasks: the tasks in use, by the digests of their keys.
+        tasks: the known tasks, by the digests of their keys.
     """
 
     def __init__(self, store: Store, data: Path | None, tasks: Mapping[str, Task]) -> None:
         self._store, self._data, self._tasks = store, data, tasks
 
     def __call__(self, digest: str, trajectory: str, step: int) -> None:
-        """Train up to that step of the trajectory and store the weights; errors as of `segment`."""
-        make_again(self._store, self._data, self.segment(digest, trajectory, step), _SignalWatch())
+        """Train the trajectory up to a step and store the weights there. Raises as `segment`."""
+        retrain_left_out_weights(self._store, self._data, self.segment(digest, trajectory, step), _SignalWatch())
 
     def segment(self, digest: str, trajectory: str, step: int) -> Segment:
-        """Return the segment that gives the weights; `StoreError` if it is unknown or cannot be repeated here."""
-        record = self._store.trained(trajectory, step)
+        """Return the segment that gives the weights; `StoreError` if it is unknown or cannot be trained here."""
+        record = self._store.load_valid_result(trajectory, step)
         described = dict(record["segment"]) if record else {}
         described.pop("blobs", None)
         task = self._tasks.get(digest_of(described.get("task")))
@@ -93,29 +95,28 @@ class Remaker:
         return segment
 
 
-def store_for(address: str, data: Path | None, segment: Segment) -> Store:
-    """Open the store in which a segment is trained; weights that bundles left out of it are trained again."""
+def open_training_store(address: str, data: Path | None, segment: Segment) -> Store:
+    """Open the store in which a segment is trained; it can train weights again that a bundle left out."""
     store = open_store(address)
-    store.remake = Remaker(store, data, {digest_of(dict(segment.task.key())): segment.task})
+    store.retrain = WeightRetrainer(store, data, {digest_of(dict(segment.task.key())): segment.task})
     return store
 
 
 def lacks_weights(store: Store, segment: Segment) -> bool:
     """Return whether a bundle left out tensors of a known result, and they were not trained again since."""
-    record = store.trained(segment.trajectory, segment.last)
+    record = store.load_valid_result(segment.trajectory, segment.last)
     if record is None:
         return False
     digests = (record["model"], record["training"], *record["variants"].values())
-    return any(digest is not None and store.left_out(digest) for digest in digests)
+    return any(digest is not None and store.is_left_out(digest) for digest in digests)
 
 
-def make_again(store: Store, data: Path | None, segment: Segment, watch: Watch) -> None:
-    """Train a segment with a known result for its weights, and store them under their previous digest too.
+def retrain_left_out_weights(store: Store, data: Path | None, segment: Segment, watch: Watch) -> None:
+    """Train a segment again for the weights of its known result, and store them under their previous digest too.
 
-    Another kind of processor may give other last bits; the new weights then replace those that were left out, with a
-    warning.
+    On another kind of processor the last bits may differ; then the new weights replace the old ones, with a warning.
     """
-    record = store.trained(segment.trajectory, segment.last)
+    record = store.load_valid_result(segment.trajectory, segment.last)
     assert record is not None
     _log.info(
         "weights that a bundle left out are trained again: %s, steps %s to %s",
@@ -129,7 +130,7 @@ def make_again(store: Store, data: Path | None, segment: Segment, watch: Watch) 
 
 
 class _WeightsJob(Job):
-    """A job whose result is known except for its tensors."""
+    """The training of a segment whose result is known except for its tensors."""
 
     def __init__(self, store: Store, data: Path | None, segment: Segment, known: Mapping[str, Any]) -> None:
         super().__init__(store, segment.course(data), segment, (), measure=False)
@@ -151,5 +152,5 @@ class _WeightsJob(Job):
 
 
 class _SignalWatch(Watch):
-    def stop_asked(self) -> bool:
+    def is_stop_requested(self) -> bool:
         return bool(stop_signal())

@@ -1,4 +1,4 @@
-"""The training of one segment whose lock is held: where to resume, checkpoints, and results."""
+"""The training of one locked segment: where it resumes, its checkpoints, and its results."""
 
 from __future__ import annotations
 
@@ -14,60 +14,68 @@ from torch import Tensor
 
 from ticketry.core.ticket.folder import iterate_file_bytes
 from ticketry.errors import InterruptedTrainingError
-from ticketry.lab.environment import environment
+from ticketry.lab.environment import describe_machine
 from ticketry.lab.signals import Stopped, defer_signals, raise_if_stopped, stop_signal
 from ticketry.lab.store import parts
 from ticketry.lab.store.store import Store, tensors_to_bytes
-from ticketry.lab.training.loop import Loop, rounded
+from ticketry.lab.training.loop import Loop, round_metric
 from ticketry.lab.training.ranks.group import Group
 from ticketry.lab.training.segment import Segment
-from ticketry.lab.training.state import TrainingState, add_prefix, initial_state, pack, part_of, unpack
+from ticketry.lab.training.state import (
+    TrainingState,
+    add_prefix,
+    initial_state,
+    pack_state,
+    select_prefix,
+    unpack_state,
+)
 from ticketry.tasks.task import Course
 
 STANDSTILL = 30.0
-"""Seconds of one step after which its processor time shows whether the process worked at all."""
+"""A step that takes more seconds than this may include time in which the process was suspended."""
 _WORKING = 0.02
-"""Least share of one processor that a training keeps busy; on a GPU it waits in a loop."""
+"""Minimum processor time of a training, as a share of wall time on one core; waiting for a GPU keeps a core busy
+too."""
 _CURVE_POINTS = 100
 _TICK_SECONDS = 0.2
 
 
 @dataclass
 class Watch:
-    """Connection of a training to its runner: it reports progress and asks whether to stop."""
+    """Connects a training to its runner: receives progress, and tells whether to stop."""
 
     checkpoint_seconds: float = 60.0
 
-    def progress(self, segment: Segment, step: int) -> None:
+    def report_progress(self, segment: Segment, step: int) -> None:
         """Receive progress, a few times a second."""
 
-    def waiting(self, segment: Segment) -> None:
-        """Report that the training waits for another process that trains the same trajectory."""
+    def report_waiting(self, segment: Segment) -> None:
+        """Receive the news that the training waits for another process that trains the same trajectory."""
 
-    def stored(self, segment: Segment, step: int) -> None:
-        """Report that a state was stored because of a request to stop."""
+    def report_stored(self, segment: Segment, step: int) -> None:
+        """Receive the news that a state was stored because of a request to stop."""
 
-    def stop_asked(self) -> bool:
+    def is_stop_requested(self) -> bool:
         """Return whether the training should store its state and stop."""
         return False
 
 
 @dataclass(frozen=True)
 class Work:
-    """Work that was done: zero if the results were in the store."""
+    """Amount of training that was done; zero if the store already had the results."""
 
     steps: int = 0
     train_seconds: float = 0.0
     other_seconds: float = 0.0
     processor_seconds: float = 0.0
-    """Processor time of all threads, for both; for several ranks, that of the first."""
+    """Processor time of all threads for training and everything else; with several ranks, that of the first rank."""
 
 
 class Job:
-    """The training of one segment whose lock is held.
+    """The training of one segment whose lock this process holds.
 
     Args:
-        group: the processes that train it together, if there are several; `course` is split among them.
+        group: the processes that train the segment together, if there are several; `course` is divided among them.
     """
 
     def __init__(
@@ -84,7 +92,7 @@ class Job:
         self.task = segment.task
         self.trajectory = segment.trajectory
         stops = sorted({*keep, segment.last})
-        self.missing = [stop for stop in stops if store.trained(self.trajectory, stop) is None]
+        self.missing = [stop for stop in stops if store.load_valid_result(self.trajectory, stop) is None]
         """Steps whose results are not stored yet, in order."""
         self.steps_trained = 0
         self.train_seconds = 0.0
@@ -92,7 +100,7 @@ class Job:
         self._earlier_seconds = 0.0
 
     def train(self, watch: Watch) -> None:
-        """Train and store what is missing.
+        """Train the segment from the latest stored state, and store the missing results.
 
         Raises:
             InterruptedTrainingError: if the watch or a signal asked for a stop; the state is stored.
@@ -102,29 +110,29 @@ class Job:
             loop = self.build_loop()
             after_step = Checkpoints(self, loop, watch)
             for stop in list(self.missing):
-                with after_step.timing():
+                with after_step.time_training():
                     loop.train_until(stop, after_step)
                 try:
                     self.store_result(loop)
                 except Stopped as stopped:
                     raise after_step.interruption() from stopped
-                watch.progress(self.segment, stop)
+                watch.report_progress(self.segment, stop)
         if record := self._unmeasured():
             self.add_metrics(record)
-        self.drop_partials()
+        self.drop_checkpoints()
 
     def work(self, seconds: float, processor_seconds: float) -> Work:
-        """Return the work done in `seconds` of wall time."""
+        """Return the work of this job as a record, given its wall and processor time."""
         return Work(self.steps_trained, self.train_seconds, seconds - self.train_seconds, processor_seconds)
 
     @property
     def sharded(self) -> bool:
-        """Whether this process has only a part of each parameter."""
+        """Whether each process has only a part of each parameter."""
         return self.group is not None and self.group.in_parts
 
     def _unmeasured(self) -> dict[str, Any] | None:
-        """Return the stored result if it lacks required metrics, as an intermediate state of a longer segment does."""
-        record = self.store.trained(self.trajectory, self.segment.last)
+        """Return the stored result if it lacks metrics that are needed, as the state inside a longer segment does."""
+        record = self.store.load_valid_result(self.trajectory, self.segment.last)
         found = record if self.measure and record and not record["metrics"] else None
         if self.group is not None:
             found = self.group.first(found)
@@ -133,11 +141,11 @@ class Job:
     # -- where to start ----------------------------------------------------------------------------------------------
 
     def build_loop(self) -> Loop:
-        """Build the loop of this segment at the furthest stored state."""
-        state = self.furthest_state()
+        """Return the training loop of this segment at the latest stored state."""
+        state = self.resumable_state()
         if self.group is None:
             return Loop(self.store, self.course, self.segment, state)
-        found = self.group.first(parts.newest(self.store.paths, self.trajectory, self.missing[0]))
+        found = self.group.first(parts.newest_folder(self.store.paths, self.trajectory, self.missing[0]))
         newer = found is not None and found[0] > state.step
         if newer:  # its weights replace these
             state = TrainingState(found[0], state.model, {}, torch.zeros(0))
@@ -146,50 +154,50 @@ class Job:
         if newer:
             from ticketry.lab.training.ranks import sharded
 
-            self._earlier_seconds = sharded.load(found[1], loop)
+            self._earlier_seconds = sharded.load_state(found[1], loop)
         return loop
 
-    def furthest_state(self) -> TrainingState:
+    def resumable_state(self) -> TrainingState:
         """Return the last stored state of this trajectory before the first missing result."""
         bound = self.missing[0]
-        partial = self.store.partial(self.trajectory, bound)
-        record = last_resumable(self.store, self.trajectory, bound)
+        partial = self.store.newest_checkpoint(self.trajectory, bound)
+        record = find_last_resumable(self.store, self.trajectory, bound)
         if record and not (partial and partial[0] >= record["step"]):
             self._earlier_seconds = record["cost"]["train_seconds"]
             return self._stored_state(record)
         if partial:
             step, tensors = partial
             self._earlier_seconds = float(tensors.pop("seconds"))
-            return unpack(step, part_of(tensors, "model/"), tensors)
+            return unpack_state(step, select_prefix(tensors, "model/"), tensors)
         state = start_state(self.store, self.segment)
         around = self.segment.surroundings(self.store, self.course)
         state.variants = {one.name: one.first_state(around, state.model) for one in self.segment.variants}
         return state
 
     def _stored_state(self, record: Mapping[str, Any]) -> TrainingState:
-        """Return the state of a result; at the end of a schedule it holds nothing to resume from."""
+        """Return the state in a result; a result at the end of a schedule contains only weights."""
         training: dict[str, Tensor] = {"losses": torch.zeros(0)}
         if record["training"]:
             training = self.store.get_tensors(record["training"])
         for name, digest in record["variants"].items():
             training |= add_prefix(f"variants/{name}/", self.store.get_tensors(digest))
-        return unpack(record["step"], self.store.get_tensors(record["model"]), training)
+        return unpack_state(record["step"], self.store.get_tensors(record["model"]), training)
 
     # -- storing -----------------------------------------------------------------------------------------------------
 
     def store_partial(self, state: TrainingState) -> None:
         """Store a checkpoint inside the segment."""
-        tensors = add_prefix("model/", state.model) | pack(state, state.variants)
+        tensors = add_prefix("model/", state.model) | pack_state(state, state.variants)
         tensors["seconds"] = torch.tensor(self._earlier_seconds + self.train_seconds, dtype=torch.float64)
         if self.group is None or not self.group.in_parts:
-            self.store.put_partial(self.trajectory, state.step, tensors)
+            self.store.put_checkpoint(self.trajectory, state.step, tensors)
             return
         from ticketry.lab.training.ranks import sharded
 
-        sharded.save(self.group, self.store, self.trajectory, state.step, tensors)
+        sharded.save_state(self.group, self.store, self.trajectory, state.step, tensors)
 
     def store_result(self, loop: Loop) -> None:
-        """Store the loop's state as the first missing result, or as a checkpoint if a signal arrives meanwhile."""
+        """Store the loop's state as the first missing result; after a signal, store a checkpoint instead."""
         state = loop.state()
         assert state.step == self.missing[0]
         try:
@@ -213,13 +221,13 @@ class Job:
                 "steps": stop - segment.first,
                 "train_seconds": round(self._earlier_seconds + self.train_seconds, 3),
             },
-            "environment": environment(),
+            "environment": describe_machine(),
             **loop.facts(),
         }
         self.store.put_result(self.trajectory, stop, record)
 
     def store_tensors(self, loop: Loop, state: TrainingState) -> dict[str, Any]:
-        """Store the tensors of a state; return their digests."""
+        """Store the tensors of a state; return their digests as entries of the record."""
         lasting: dict[str, dict[str, Tensor]] = {}
         transient: dict[str, dict[str, Tensor]] = {}
         for name, own in state.variants.items():
@@ -229,7 +237,7 @@ class Job:
         return {
             "model": self._put(state.model),
             # At the end of the schedule the weights are enough: nothing resumes from there.
-            "training": self._put(pack(state, transient)) if state.step < self.segment.total else None,
+            "training": self._put(pack_state(state, transient)) if state.step < self.segment.total else None,
             "variants": {name: self._put(own) for name, own in lasting.items()},
         }
 
@@ -237,26 +245,26 @@ class Job:
         return self.put_gathered(tensors) if self.sharded else self.store.put_tensors(tensors)
 
     def put_gathered(self, tensors: Mapping[str, Tensor]) -> str:
-        """Store sharded tensors, one at a time; all ranks call this."""
+        """Store sharded tensors, gathering one at a time. All ranks must call this together."""
         return self.store.put_pieces(iterate_file_bytes(tensors, tensors_to_bytes))
 
-    def drop_partials(self) -> None:
+    def drop_checkpoints(self) -> None:
         """Delete checkpoints inside the segment."""
-        self.store.drop_partials(self.trajectory, self.segment.last)
+        self.store.drop_checkpoints(self.trajectory, self.segment.last)
 
     def add_metrics(self, record: Mapping[str, Any]) -> None:
-        """Store a result again, with its metrics."""
+        """Measure a stored result, and store it again with its metrics."""
         self.store.put_result(self.trajectory, self.segment.last, {**record, **self.measure_again(record)})
 
     def measure_again(self, record: Mapping[str, Any]) -> dict[str, Any]:
-        """Compute the metrics of a stored result, as entries of its record."""
+        """Compute the metrics of a stored result, and return them as entries of its record."""
         loop = Loop(self.store, self.course, self.segment, self._stored_state(record), self.group)
         loop.stopped()
         return dict(loop.measured())
 
 
 class Checkpoints:
-    """Called after each training step: reports progress, stores checkpoints at an interval, and stops on request."""
+    """Runs after each training step: reports progress, stores checkpoints at intervals, and stops on request."""
 
     def __init__(self, job: Job, loop: Loop, watch: Watch) -> None:
         self._job, self._loop, self._watch = job, loop, watch
@@ -265,8 +273,8 @@ class Checkpoints:
         self._stop = self._due = False
 
     @contextlib.contextmanager
-    def timing(self) -> Iterator[None]:
-        """Count steps and seconds of a training in this block; no signal interrupts it."""
+    def time_training(self) -> Iterator[None]:
+        """In a block, measure the training time and count steps; signals do not interrupt the block."""
         before = self._loop.step
         self._next_tick = now = time.monotonic()
         self._stopwatch.start(now)
@@ -281,7 +289,7 @@ class Checkpoints:
 
     def interruption(self) -> InterruptedTrainingError:
         """Report that the state is stored, and return the error that ends the training."""
-        self._watch.stored(self._job.segment, self._loop.step)
+        self._watch.report_stored(self._job.segment, self._loop.step)
         return InterruptedTrainingError(
             f"stopped at step {self._loop.step}; its state is stored", stop_signal() or signal.SIGINT
         )
@@ -293,12 +301,12 @@ class Checkpoints:
         job.train_seconds += self._stopwatch.lap(now)
         if late or now >= self._next_tick:
             self._next_tick = now + min(_TICK_SECONDS, self._watch.checkpoint_seconds)
-            self._watch.progress(job.segment, self._loop.step)
-            self._stop = self._watch.stop_asked()
+            self._watch.report_progress(job.segment, self._loop.step)
+            self._stop = self._watch.is_stop_requested()
             self._due = self._stop or late
         elif group is None:
             return
-        if not (self._due if group is None else group.agreed(self._due)):
+        if not (self._due if group is None else group.agree_to_store(self._due)):
             return
         job.store_partial(self._loop.state())
         stored = time.monotonic()
@@ -310,24 +318,23 @@ class Checkpoints:
 
 
 def _time_of_next_checkpoint(taken: float, stored: float, interval: float) -> float:
-    """Return when to take the next checkpoint so that it is stored within the interval, the most that a kill loses.
+    """Return when to take the next checkpoint so that it is on disk before `interval` seconds have passed.
 
-    Storing is assumed to take at most 1.5 times as long as now. If that is most of the interval, the next training
-    phase lasts as long as storing did, or half of the interval.
+    A killed process then loses at most `interval` seconds. Storing is assumed to take at most 1.5 times as long as last
+    time. If that is most of the interval, the next training phase lasts as long as storing did, or half the interval.
     """
     storing = stored - taken
     return max(taken + interval - 1.5 * storing, stored + min(storing, interval / 2))
 
 
 class Stopwatch:
-    """Wall time of training steps. If the process stood still (stopped, or the machine suspended), its processor time
-    counts instead."""
+    """Measures the wall time of training steps. While the process is suspended, its processor time counts instead."""
 
     def __init__(self) -> None:
         self.then = self._worked = 0.0
 
     def start(self, now: float) -> None:
-        """Count from this moment of ``time.monotonic``."""
+        """Start at this value of ``time.monotonic``."""
         self.then, self._worked = now, time.process_time()
 
     def lap(self, now: float) -> float:
@@ -337,13 +344,13 @@ class Stopwatch:
         return worked if passed > STANDSTILL and worked < _WORKING * passed else passed
 
 
-def last_resumable(store: Store, trajectory: str, bound: int) -> dict[str, Any] | None:
-    """Return the last stored result up to step `bound` that has everything to resume from."""
+def find_last_resumable(store: Store, trajectory: str, bound: int) -> dict[str, Any] | None:
+    """Return the last stored result up to step `bound` from which training can resume."""
     for step in reversed(store.stored_steps(trajectory)):
-        record = store.trained(trajectory, step)
+        record = store.load_valid_result(trajectory, step)
         if step > bound or not (record and record["training"]):
             continue
-        if not any(map(store.left_out, (record["model"], record["training"]))):
+        if not any(map(store.is_left_out, (record["model"], record["training"]))):
             return record
     return None
 
@@ -351,7 +358,7 @@ def last_resumable(store: Store, trajectory: str, bound: int) -> dict[str, Any] 
 def start_state(store: Store, segment: Segment) -> TrainingState:
     """Return the state at a segment's first step, without the states of its variants.
 
-    Its session continues the training whose optimiser continues, see `Session.state`.
+    If the segment continues with a stored optimiser, it also continues the session, see `Session.state`.
     """
     start = segment.start
     if start.state is not None:
@@ -361,7 +368,7 @@ def start_state(store: Store, segment: Segment) -> TrainingState:
         model = initial_state(segment.task, start.seed)
     state = TrainingState(segment.first, model, {}, torch.zeros(0))
     if start.optimizer is not None:
-        before = unpack(0, {}, store.get_tensors(start.optimizer))
+        before = unpack_state(0, {}, store.get_tensors(start.optimizer))
         state.optimizer, state.session = before.optimizer, before.session
     return state
 
@@ -372,4 +379,6 @@ def _loss_curve(losses: Tensor, first: int) -> list[tuple[int, float]]:
         return []
     size = -(-len(losses) // _CURVE_POINTS)
     means = torch.split(losses.double(), size)
-    return [(first + min((i + 1) * size, len(losses)), rounded(float(part.mean()))) for i, part in enumerate(means)]
+    return [
+        (first + min((i + 1) * size, len(losses)), round_metric(float(part.mean()))) for i, part in enumerate(means)
+    ]

@@ -1,8 +1,8 @@
-"""Choice between torch, which computes with all weights, and the engine's sparse kernels, which skip pruned ones.
+"""Chooses between dense training in torch and the engine's sparse kernels, which skip removed weights.
 
-The choice is part of a segment's arithmetic, and so of its key: ``dense`` adds nothing; ``sparse`` adds the version of
-the kernels' numerics and the vector width of the processor, which decide bits, and ``bf16`` if they compute as autocast
-does. The choice never depends on a timing.
+The choice is part of a segment's arithmetic and of its key: ``dense`` adds nothing to the key; ``sparse`` adds the
+version of the kernels' numerics and the processor's vector width, which affect bits, and ``bf16`` if the kernels
+compute as autocast does. The choice never depends on a timing.
 """
 
 from __future__ import annotations
@@ -29,39 +29,41 @@ from ticketry_engine.support.process_state import ONE_AT_A_TIME
 KERNELS = ("auto", DENSE, "sparse")
 
 LEAST = {"fp32": 0.4, "bf16": 0.5}
-"""Share of all MACs that kernels must skip for ``auto`` to use them.
+"""With ``auto``, kernels are used if they skip at least this share of all MACs.
 
 Measured in bfloat16 with half of the weights (AMD EPYC, Zen 4): ResNet-18 took 0.89 of torch's time, ResNet-20 0.61."""
 
 LEAST_BESIDE_TILES = 0.85
-"""Share for bfloat16 on a processor with tiles (AMX). Dense steps use tiles; kernels use them only for weights retained
-in groups of sixteen rows.
+"""The same share for bfloat16 on a processor with AMX, which torch uses for dense steps. Kernels use AMX only for
+weights that are retained in groups of sixteen rows.
 
 Measured on Intel Granite Rapids with 20, 10 and 5 % of single weights, relative to torch: ResNet-18 1.14, 0.68 and
 0.44, ResNet-20 0.76, 0.53 and 0.41. In groups of sixteen rows both took half with 50 %."""
 
 NEARLY_ALL = 0.9
-"""Share of all MACs that kernels must compute for ``auto`` to use them if they skip less."""
+"""With ``auto``, kernels that skip less are used if they compute at least this share of all MACs, on
+`DENSE_PROCESSORS`.
+"""
 
 PROCESSORS = ("avx512", "avx2")
-"""Processors on which ``auto`` may use kernels: steps were measured to be faster there."""
+"""Vector instructions with which ``auto`` may use kernels, because steps were measured to be faster there."""
 
 DENSE_PROCESSORS = ("avx512",)
-"""Processors on which ``auto`` may use kernels for dense networks.
+"""Vector instructions with which ``auto`` may use kernels for dense networks.
 
 Measured without a mask, relative to torch: ResNet-20 0.78, ResNet-18 0.84, VGG-16 0.90."""
 
 
 @dataclass(frozen=True)
 class Share:
-    """Shares of the MACs of a forward pass."""
+    """Shares of the MACs of a forward pass that concern sparse kernels."""
 
     left_out: float
     """Share that kernels skip."""
     inside: float
-    """Share of layers that run in kernels, skipped MACs included."""
+    """Share of the layers that run in kernels, including skipped MACs."""
     by_sixteen: float = 0.0
-    """Share of layers in kernels whose rows retain their columns in groups of sixteen."""
+    """Share of the layers in kernels whose weights are retained in groups of sixteen rows."""
 
 
 class Kernels:
@@ -69,8 +71,8 @@ class Kernels:
 
     Args:
         asked: auto, dense or sparse.
-        store: remembers the `Share` of each mask.
-        course: returns the course of a task, with the data.
+        store: stores the `Share` of each mask.
+        course: returns the course of a task, with its data.
 
     Raises:
         UsageError: for another choice.
@@ -106,17 +108,17 @@ class Kernels:
                 )
             return plain
         if self.asked == "sparse":
-            self._require(task, plain, batch)
-        elif not self._possible(plain):
+            self._check_usable(task, plain, batch)
+        elif not self._are_possible(plain):
             return plain
         if not all(one.sparse_kernels for one in variants):
             return plain
         mask = next((digest for one in variants if (digest := one.masked_by()) is not None), None)
-        gains = self._gains(task, mask, batch, plain.precision)
-        return replace(plain, kernels=kernels_here(plain.precision)) if gains else plain
+        gains = self._is_worthwhile(task, mask, batch, plain.precision)
+        return replace(plain, kernels=name_local_kernels(plain.precision)) if gains else plain
 
-    def _gains(self, task: Task, mask: str | None, batch: int, precision: str) -> bool:
-        share = self._remembered_share(task, mask, batch, precision)
+    def _is_worthwhile(self, task: Task, mask: str | None, batch: int, precision: str) -> bool:
+        share = self._load_or_compute_share(task, mask, batch, precision)
         if self.asked == "sparse":
             return mask is not None and bool(share.get("left_out", 0.0) > 0)
         least = LEAST[precision]
@@ -126,7 +128,7 @@ class Kernels:
             return True
         return precision == "fp32" and machine().kernels in DENSE_PROCESSORS and share.get("inside", 0.0) >= NEARLY_ALL
 
-    def _require(self, task: Task, plain: Arithmetic, batch: int) -> None:
+    def _check_usable(self, task: Task, plain: Arithmetic, batch: int) -> None:
         if plain.device != "cpu":
             raise UsageError(
                 f"sparse kernels compute on the CPU, and {task.name} would be trained on {plain.device} here: choose"
@@ -138,10 +140,10 @@ class Kernels:
                 f"this processor does not multiply bfloat16, so sparse kernels compute in float32 here, and {task.name}"
                 f" would be trained in {plain.precision}: choose --precision fp32, or --kernels dense"
             )
-        if why := self._remembered_share(task, None, batch, plain.precision).get("why"):
+        if why := self._load_or_compute_share(task, None, batch, plain.precision).get("why"):
             raise CaptureError(f"{task.name} cannot be trained in sparse kernels: {why} (or choose --kernels dense)")
 
-    def _possible(self, plain: Arithmetic) -> bool:
+    def _are_possible(self, plain: Arithmetic) -> bool:
         if plain.device != "cpu":
             return False
         try:
@@ -150,7 +152,7 @@ class Kernels:
         except MissingExtraError:
             return False
 
-    def _remembered_share(self, task: Task, mask: str | None, batch: int, precision: str) -> dict[str, Any]:
+    def _load_or_compute_share(self, task: Task, mask: str | None, batch: int, precision: str) -> dict[str, Any]:
         """Return the `Share` of a task's network under a stored mask (None: all weights), or why it has none;
         remembered in the store."""
         examples = examples_to_inspect(batch, precision)
@@ -167,23 +169,23 @@ class Kernels:
             model = rebuild_model(task, initial_state(task, 0))
             kept = self._store.get_mask(mask) if mask else Mask.ones(scope(model))
             try:
-                return asdict(parse_share(model, kept, self._course(task).inputs(examples), precision))
+                return asdict(compute_share(model, kept, self._course(task).inputs(examples), precision))
             except (CaptureError, EngineError) as error:
                 return {"why": str(error)}
 
         with ONE_AT_A_TIME:
-            return self._store.remembered("kernels", key, compute)
+            return self._store.load_or_compute("kernels", key, compute)
 
 
-def kernels_here(precision: str = "fp32") -> str:
-    """Return the name of this machine's sparse kernels in keys. Tiles (AMX) add in another order."""
+def name_local_kernels(precision: str = "fp32") -> str:
+    """Return the name of this machine's sparse kernels for keys; it has the features that affect bits, such as AMX."""
     here = machine()
     half = "" if precision == "fp32" else f" {precision}" + (" amx" if here.tiles else "")
     return f"sparse {here.numerics} {here.kernels}{half}"
 
 
-def parse_share(model: nn.Module, mask: Mask, inputs: Any, precision: str = "fp32") -> Share:
-    """Return the kernels' share of a forward pass. The model's weights are masked.
+def compute_share(model: nn.Module, mask: Mask, inputs: Any, precision: str = "fp32") -> Share:
+    """Return the share of a forward pass that sparse kernels skip and compute. The model's weights must be masked.
 
     Raises:
         CaptureError, EngineError: see `tk.sparse_training`.
@@ -200,13 +202,14 @@ def parse_share(model: nn.Module, mask: Mask, inputs: Any, precision: str = "fp3
     return Share(*(round(1 - some / found.dense, 6) for some in left))
 
 
-def in_kernels(model: nn.Module, mask: Mask | None, inputs: Any, arithmetic: Arithmetic) -> SparseTraining:
-    """Prepare the model's steps for sparse kernels. Parameters stay the same; the caller enforces the mask, if any.
+def prepare_sparse_kernels(model: nn.Module, mask: Mask | None, inputs: Any, arithmetic: Arithmetic) -> SparseTraining:
+    """Prepare a model for training steps in sparse kernels. It has the same parameters; the caller enforces the mask,
+    if any.
 
     Raises:
-        EngineError: if those kernels are not the ones of this machine.
+        EngineError: if the arithmetic names the kernels of another kind of machine.
     """
-    if arithmetic.kernels != (here := kernels_here(arithmetic.precision)):
+    if arithmetic.kernels != (here := name_local_kernels(arithmetic.precision)):
         raise EngineError(
             f"this training began in the kernels {arithmetic.kernels!r}, and those of this machine are {here!r},"
             " which give other bits: go on where it began, or run it anew here"

@@ -1,4 +1,4 @@
-"""The training loop: plain PyTorch, without work beyond a dense loop except for variants of training."""
+"""The training loop: plain PyTorch, plus calls of the variants of training."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from torch.optim import Optimizer
 from ticketry.core.scope import named_parameters, normal_name
 from ticketry.errors import TaskError, TrainingError
 from ticketry.lab.costs.meters.flops import FlopsByWeight, flops_by_weight
-from ticketry.lab.costs.meters.memory import height
+from ticketry.lab.costs.meters.memory import peak_bytes
 from ticketry.lab.store.store import Store
-from ticketry.lab.training.kernels import in_kernels
+from ticketry.lab.training.kernels import prepare_sparse_kernels
 from ticketry.lab.training.optimizer import Trainable, learning_rate, load_optimizer, make_optimizer, optimizer_tensors
 from ticketry.lab.training.precision import DENSE
 from ticketry.lab.training.ranks.group import Group
-from ticketry.lab.training.replays import Replays, are_alike
-from ticketry.lab.training.segment import Segment, finite
-from ticketry.lab.training.state import TrainingState, rebuild_model, state_of, unsaved_buffers
+from ticketry.lab.training.replays import Replays, can_replay_steps
+from ticketry.lab.training.segment import Segment, replace_non_finite
+from ticketry.lab.training.state import TrainingState, copy_state, rebuild_model, unsaved_buffers
 from ticketry.lab.training.supervised import evaluate
 from ticketry.lab.training.variant import Effect, Metrics
 from ticketry.tasks import task_checks
@@ -39,11 +39,11 @@ _LOOK_EVERY = 100
 
 
 class Loop:
-    """One segment in training. `train_until` advances it, `state` copies its state.
+    """The training of one segment: `train_until` advances it, `state` copies its state.
 
     Args:
-        group: the ranks that train it together, if there are several; `course` is then split among them. All train the
-            same steps; the first one's states are stored.
+        group: the processes that train it together, if there are several; `course` is divided among them. All train the
+            same steps, and the states of the first one are stored.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class Loop:
         self.effects = {one.name: one.effect(around) for one in segment.variants}
         effects = list(self.effects.values())
         for effect in effects:
-            state, self._recipe = effect.entering(state), effect.recipe(self._recipe)
+            state, self._recipe = effect.convert_loaded_state(state), effect.recipe(self._recipe)
         self.model = segment.arithmetic.place(self._build_model(state))
         self.model.train()
         self._called = self.model if group is None else group.wrap(self.model)
@@ -69,10 +69,10 @@ class Loop:
             group.together = True
         self._resume_session(state.session)
         # Only overridden methods are called, so that others cost nothing.
-        self._before_step = [effect.before_step for effect in effects if _has(effect, "before_step")]
-        self._losses_of = [effect.loss for effect in effects if _has(effect, "loss")]
-        self._after_backward = [one.after_backward for one in reversed(effects) if _has(one, "after_backward")]
-        self._after_step = [effect.after_step for effect in effects if _has(effect, "after_step")]
+        self._before_step = [effect.before_step for effect in effects if _overrides(effect, "before_step")]
+        self._losses_of = [effect.loss for effect in effects if _overrides(effect, "loss")]
+        self._after_backward = [one.after_backward for one in reversed(effects) if _overrides(one, "after_backward")]
+        self._after_step = [effect.after_step for effect in effects if _overrides(effect, "after_step")]
         self._batches: Batches | None = None
         self._losses = torch.zeros(segment.last - segment.first, device=self._device)
         self._losses[: len(state.losses)] = state.losses
@@ -84,7 +84,7 @@ class Loop:
         self._unsaved = {name: buffer.clone() for name, buffer in unsaved_buffers(model).items()}
         for effect in self.effects.values():
             model = effect.build(model)
-        return model if self._group is None else self._group.prepared(model)
+        return model if self._group is None else self._group.convert_norms(model)
 
     def _build_optimizer(self, tensors: dict[str, Tensor]) -> Optimizer:
         chosen = (effect.trained(self.model) for effect in self.effects.values())
@@ -96,30 +96,24 @@ class Loop:
     # -- training ------------------------------------------------------------------------------------------------------
 
     def train_until(self, last: int, tick: Callable[[], None]) -> None:
-        """Train up to iteration `last`, calling `tick` after each.
-
-        Raises:
-            TrainingError: if a loss is not a finite number.
-            HoldError: if a pruned weight is not 0.
-            TicketryError: if examples cannot be read.
-        """
-        with private_random_state(), self._reading() as batches:
+        """Train up to step `last`, and call `tick` after each step."""
+        with private_random_state(), self._open_batches() as batches:
             while self.step < last:
-                self._one_step(next(batches))
+                self._train_step(next(batches))
                 self.step += 1
                 if self.step % _LOOK_EVERY == 0:
-                    self.look_at_losses()
+                    self.check_losses()
                 tick()
-        self.look_at_losses()
+        self.check_losses()
         self.check()
         self.stopped()
 
-    def _one_step(self, batch: Any) -> None:
+    def _train_step(self, batch: Any) -> None:
         step = self.step
         for before in self._before_step:
             before()
         self._seed_step()
-        loss = self._step_loss(batch)
+        loss = self._loss_function(batch)
         for after in self._after_backward:
             after()
         if self._recipe.clip:
@@ -136,42 +130,42 @@ class Loop:
         )
 
     @cached_property
-    def _kernels(self) -> Callable[[], contextlib.AbstractContextManager[None]]:
-        """Context of a step's loss, in which calls of the model run in the segment's kernels."""
+    def _kernel_context(self) -> Callable[[], contextlib.AbstractContextManager[None]]:
+        """Context manager for the forward pass of a step, in which the model runs in the segment's kernels."""
         arithmetic = self.segment.arithmetic
         if arithmetic.kernels == DENSE:
             return contextlib.nullcontext
         examples = self._course.inputs(examples_to_inspect(self.segment.recipe.batch, arithmetic.precision))
-        return in_kernels(self.model, self._around.mask, examples, arithmetic).running
+        return prepare_sparse_kernels(self.model, self._around.mask, examples, arithmetic).running
 
     @cached_property
-    def _step_loss(self) -> Callable[[Any], Tensor]:
-        """Function batch -> loss, which also computes the gradients."""
+    def _loss_function(self) -> Callable[[Any], Tensor]:
+        """Function of a batch that computes the loss and the gradients of the parameters."""
         segment = self.segment
         plainly = self._device == "cuda" and self._group is None and segment.arithmetic.kernels == DENSE
-        if plainly and are_alike(self.task, self.session, self.model, segment.variants):
-            return Replays(self._parameters, self._differentiated)
-        return partial(self._differentiated, kernels=self._kernels)
+        if plainly and can_replay_steps(self.task, self.session, self.model, segment.variants):
+            return Replays(self._parameters, self._compute_loss_and_gradients)
+        return partial(self._compute_loss_and_gradients, kernels=self._kernel_context)
 
-    def _differentiated(
+    def _compute_loss_and_gradients(
         self, batch: Any, kernels: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext
     ) -> Tensor:
-        """Return the loss of a batch; parameters get its gradients in new tensors, removed weights included."""
+        """Return the loss of a batch, and store new gradient tensors in all parameters, including removed weights."""
         with kernels():
-            loss = task_checks.differentiable(self.task, self._loss(batch))
+            loss = task_checks.differentiable(self.task, self._compute_loss(batch))
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         return loss
 
     def _seed_step(self) -> None:
-        """Seed dropout and other random operations by the step."""
+        """Seed dropout and other random operations with the step."""
         seed = mix(self.segment.order_seed, "step", self.step)
         # Not torch.manual_seed: its stack trace for unused devices costs as much as a small step.
         torch.default_generator.manual_seed(seed)
         if self._device == "cuda":
             torch.cuda.manual_seed(seed)
 
-    def _loss(self, batch: Any) -> Tensor:
+    def _compute_loss(self, batch: Any) -> Tensor:
         loss = partial(self.session.loss, self._called, batch)
         for effect_loss in self._losses_of:
             loss = partial(effect_loss, batch, loss)
@@ -182,8 +176,8 @@ class Loop:
         return learning_rate(self._recipe, step, total=segment.total, per_epoch=segment.per_epoch)
 
     @contextlib.contextmanager
-    def _reading(self) -> Iterator[Batches]:
-        """Yield the batches from this step on. The reader stays open between stops, up to the segment's end."""
+    def _open_batches(self) -> Iterator[Batches]:
+        """Yield the batches from the current step on. They stay open when training pauses, until the segment's end."""
         if self._batches is None:
             self._batches = self.session.batches(range(self.step, self.segment.last))
         go_on = False
@@ -197,24 +191,24 @@ class Loop:
 
     @contextlib.contextmanager
     def _next_batch(self) -> Iterator[Any]:
-        """Yield the batch of the next step, which is not trained."""
+        """Yield the batch of the next step without training it."""
         batches = self.session.batches(range(self.step, self.step + 1))
         with private_random_state(), contextlib.closing(batches):
             yield next(batches)
 
     def resume(self, session: dict[str, Tensor], losses: Tensor) -> None:
-        """Set the session's state and the earlier losses, if the state was read after this loop was built."""
+        """Set the session's state and the earlier losses, for a state that was read after this loop was built."""
         self._resume_session(session)
         self._losses[: len(losses)] = losses
 
     def _resume_session(self, carried: Mapping[str, Tensor]) -> None:
         if carried:
             for effect in self.effects.values():
-                carried = effect.entering_session(carried)
+                carried = effect.convert_loaded_session(carried)
             self.session.load_state(carried)
 
     def average_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
-        """See `InTraining`; nothing to do in one process."""
+        """Average gradients over the processes, see `InTraining`; do nothing if there is only one."""
         if self._group is not None:
             for parameter in parameters:
                 if parameter.grad is not None:
@@ -223,7 +217,7 @@ class Loop:
     # -- checks --------------------------------------------------------------------------------------------------------
 
     def check(self) -> None:
-        """Raise an error if an invariant of a variant does not hold, such as that pruned weights are exactly 0."""
+        """Raise an error if a variant's invariant is violated, such as that removed weights are 0."""
         for effect in self.effects.values():
             effect.check()
         self._check_unsaved()
@@ -231,11 +225,11 @@ class Loop:
             self._group.require_same_weights(self.model)
 
     def stopped(self) -> None:
-        """Tell the variants that training pauses."""
+        """Notify the variants that training pauses."""
         for effect in self.effects.values():
             effect.stopped()
 
-    def look_at_losses(self) -> None:
+    def check_losses(self) -> None:
         """Raise `TrainingError` if a loss since the last check is not finite."""
         first = self.segment.first
         recent = self._losses[self._looked_at - first : self.step - first]
@@ -250,17 +244,17 @@ class Loop:
             )
         self._looked_at = self.step
 
-    def gradient(self) -> dict[str, Tensor]:
+    def compute_next_gradient(self) -> dict[str, Tensor]:
         """Return the gradients of the next step's loss by normalised name, on the CPU, without training the step.
 
-        Weights that the mask removes have gradients too.
+        Removed weights have gradients too.
 
         Raises:
-            TrainingError: if it is not finite.
+            TrainingError: if a gradient is not finite.
         """
         with self._next_batch() as batch:
             self._seed_step()
-            self._differentiated(batch)
+            self._compute_loss_and_gradients(batch)
         found = {}
         for name, parameter in self.model.named_parameters():
             gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
@@ -273,52 +267,56 @@ class Loop:
         self.optimizer.zero_grad(set_to_none=True)
         return found
 
-    def flops(self) -> FlopsByWeight:
-        """Count the FLOPs of a forward and a backward pass on the next batch, without training."""
+    def count_next_flops(self) -> FlopsByWeight:
+        """Return the FLOPs of a forward and a backward pass on the next batch, without training it."""
         with self._next_batch() as batch:
             for before in self._before_step:
                 before()
-            return flops_by_weight(named_parameters(self.model), lambda: self._loss(batch))
+            return flops_by_weight(named_parameters(self.model), lambda: self._compute_loss(batch))
 
-    def height(self) -> int:
-        """Return the peak bytes of tensors in the second training step; the first allocates the optimiser's state.
+    def peak_bytes(self) -> int:
+        """Return the peak bytes of tensors in the second training step, since the first one allocates the optimiser's
+        state.
 
-        Counts weights, buffers, gradients, optimiser's state, mask, batch and intermediate tensors, not the data set.
+        Includes weights, buffers, gradients, optimiser's state, mask, batch and intermediate tensors, but not the data
+        set.
         """
         with self._next_batch() as batch:
             # Start at the first step, so that allocations which the second one frees are recorded.
             def two_steps() -> None:
                 for _ in range(2):
-                    self._one_step(batch)
+                    self._train_step(batch)
                     self.step += 1
 
             held = [effect.tensors() for effect in self.effects.values()]
-            return height(two_steps, [batch, self.model.state_dict(), *held], self._device)
+            return peak_bytes(two_steps, [batch, self.model.state_dict(), *held], self._device)
 
     # -- state and record ----------------------------------------------------------------------------------------------
 
     def state(self) -> TrainingState:
-        """Return a copy of the state in the full shapes of the task's network; sharded tensors are not copied."""
-        self.look_at_losses()
+        """Return a copy of the training state with the shapes of the task's network; sharded tensors are not copied."""
+        self.check_losses()
         session = self.session.state()
         in_parts = self._group is not None and self._group.in_parts
         copied = Tensor.detach if in_parts else Tensor.clone
         for effect in self.effects.values():
-            session = effect.leaving_session(session)
+            session = effect.convert_session_for_store(session)
         state = TrainingState(
             step=self.step,
-            model=state_of(self.model) if self._group is None else self._group.state_of(self.model),
+            model=copy_state(self.model) if self._group is None else self._group.state_of(self.model),
             optimizer={name: copied(value) for name, value in optimizer_tensors(self.optimizer, self.model).items()},
             losses=self._losses[: self.step - self.segment.first].cpu().clone(),
             variants={name: own for name, effect in self.effects.items() if (own := effect.state())},
             session=session,
         )
         for effect in self.effects.values():
-            state = effect.leaving(state)
+            state = effect.convert_state_for_store(state)
         return state
 
     def _check_unsaved(self) -> None:
-        """Raise `TaskError` if training changes a buffer outside the state dict, which checkpoints lack."""
+        """Raise `TaskError` if training changes a buffer that is not in the state dict, since checkpoints would lack
+        it.
+        """
         for name, buffer in self.model.named_buffers() if self._unsaved else ():
             before = self._unsaved.get(normal_name(name))
             if before is not None and before.shape == buffer.shape and not torch.equal(before.to(buffer), buffer):
@@ -328,34 +326,34 @@ class Loop:
                 )
 
     def facts(self) -> dict[str, Any]:
-        """Return further entries of the result's record, as JSON values."""
+        """Return the variants' entries for the result's record, as JSON values."""
         return {name: fact for effect in self.effects.values() for name, fact in effect.facts().items()}
 
     def measured(self) -> dict[str, Metrics]:
-        """Return the quality of the network as entries of a record, `rounded`."""
-        measure = self._metrics
+        """Return the network's metrics as entries of a record, see `round_metric`."""
+        measure = self._measure_metrics
         for effect in self.effects.values():
-            if _has(effect, "measured"):
+            if _overrides(effect, "measured"):
                 return effect.measured(measure)
         return {"metrics": measure()}
 
-    def _metrics(self) -> Metrics:
+    def _measure_metrics(self) -> Metrics:
         arithmetic = self.segment.arithmetic
         model = self.model
         if self._group is not None:
             self._group.share_buffers(model)
         if arithmetic.kernels != DENSE:  # evaluate in the layout of dense training, to the bit
             arithmetic = replace(arithmetic, kernels=DENSE)
-            model = arithmetic.place(rebuild_model(self.task, state_of(model)))
+            model = arithmetic.place(rebuild_model(self.task, copy_state(model)))
         found = {}
         for split in ("validation", "test"):
             metrics = evaluate(self.task, self._course, model, split, arithmetic)
             task_checks.comparable(self.task, metrics, split)
-            found[split] = {name: rounded(value) for name, value in metrics.items()}
-        return finite(found)
+            found[split] = {name: round_metric(value) for name, value in metrics.items()}
+        return replace_non_finite(found)
 
 
-def _has(effect: Effect, method: str) -> bool:
+def _overrides(effect: Effect, method: str) -> bool:
     """Return whether an effect's class overrides a method."""
     return getattr(type(effect), method) is not getattr(Effect, method)
 
@@ -366,6 +364,6 @@ def set_learning_rate(optimizer: Optimizer, lr: float) -> None:
         group["lr"] = lr
 
 
-def rounded(value: float) -> float:
-    """Round to 6 decimals; below 1 to 6 significant digits."""
+def round_metric(value: float) -> float:
+    """Round a metric to 6 decimals; if it is below 1, to 6 significant digits."""
     return float(f"{value:.6g}") if abs(value) < 1 else round(value, 6)

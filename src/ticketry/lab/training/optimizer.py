@@ -1,4 +1,4 @@
-"""Optimiser of a recipe, its state as named tensors, and its learning rate, which is a pure function of the step."""
+"""The optimiser of a recipe, its state as named tensors, and its learning rate as a function of the step."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Trainable(Protocol):
 
 
 def make_optimizer(recipe: Recipe, model: Trainable) -> Optimizer:
-    """Build the recipe's optimiser over all parameters, fused if torch supports it (one call per step for all)."""
+    """Return the recipe's optimiser of all parameters, fused if torch supports that (one kernel for all parameters)."""
     parameters = list(model.parameters())
     unfused = any(map(torch.is_complex, parameters)) or (recipe.optimizer == "sgd" and any(map(is_sharded, parameters)))
     # torch has no fused form for complex parameters, nor fused SGD for sharded ones.
@@ -44,7 +44,7 @@ def make_optimizer(recipe: Recipe, model: Trainable) -> Optimizer:
 
 
 def optimizer_tensors(optimizer: Optimizer, model: Trainable) -> dict[str, Tensor]:
-    """Return the optimiser's state as ``parameter/entry`` -> tensor (momentum, moments, counts)."""
+    """Return the optimiser's state as a dict from ``parameter/entry`` to tensors (momentum, moments, counts)."""
     return {
         f"{name}/{entry}": value
         for name, parameter in model.named_parameters()
@@ -54,7 +54,7 @@ def optimizer_tensors(optimizer: Optimizer, model: Trainable) -> dict[str, Tenso
 
 
 def load_optimizer(optimizer: Optimizer, model: Trainable, tensors: dict[str, Tensor]) -> None:
-    """Load the tensors of `optimizer_tensors` in the memory layout of the parameters, which fused kernels need."""
+    """Load the tensors of `optimizer_tensors`, in the memory layout of the parameters, which fused optimisers need."""
     position = {name: index for index, (name, _) in enumerate(model.named_parameters())}
     parameters = dict(model.named_parameters())
     state: dict[int, dict[str, Any]] = {}
@@ -76,21 +76,21 @@ _ONECYCLE_END = 1e4
 
 
 def learning_rate(recipe: Recipe, step: int, *, total: int, per_epoch: int) -> float:
-    """Return the learning rate of iteration `step` (from 0) in a training of `total` iterations.
+    """Return the learning rate of step `step` (from 0) in a training of `total` steps.
 
-    From `total` on it keeps its last value, as fine-tuning needs.
+    Later steps have the last value, as fine-tuning needs.
     """
     step = min(step, max(total - 1, 0))
     warmup = Step.parse(recipe.warmup).iterations(per_epoch=per_epoch, total=total)
     if recipe.schedule == "onecycle":
-        return recipe.lr * _onecycle(step, total, warmup or _ONECYCLE_RISE * total)
+        return recipe.lr * _onecycle_factor(step, total, warmup or _ONECYCLE_RISE * total)
     if step < warmup:
         return recipe.lr * (step + 1) / warmup
     return recipe.lr * _after_warmup(recipe, step, warmup, total, per_epoch)
 
 
 def _after_warmup(recipe: Recipe, step: int, warmup: int, total: int, per_epoch: int) -> float:
-    """Return the factor of the peak learning rate."""
+    """Return the learning rate after warm-up as a factor of the peak learning rate."""
     if recipe.schedule == "multistep":
         drops = [Step.parse(point).iterations(per_epoch=per_epoch, total=total) for point in recipe.milestones]
         factor: float = recipe.gamma ** sum(drop <= step for drop in drops)
@@ -103,7 +103,7 @@ def _after_warmup(recipe: Recipe, step: int, warmup: int, total: int, per_epoch:
     return 1.0
 
 
-def _onecycle(step: int, total: int, rise: float) -> float:
+def _onecycle_factor(step: int, total: int, rise: float) -> float:
     peak, end = rise - 1, total - 1
     low, lowest = 1 / _ONECYCLE_START, 1 / _ONECYCLE_START / _ONECYCLE_END
     if step <= peak:

@@ -1,4 +1,4 @@
-"""Number format, memory layout and threads of a training: its arithmetic."""
+"""The arithmetic of a training: device, number format, memory layout and threads."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ PARALLEL = (DDP, FSDP)
 
 @dataclass(frozen=True)
 class Arithmetic:
-    """Device type, number format, memory layout and CPU threads: they decide bits, so a segment's key has them."""
+    """Device type, number format, memory layout and CPU threads. They affect bits, so a segment's key includes them."""
 
     device: str = "cpu"
     """cpu or cuda."""
@@ -35,26 +35,30 @@ class Arithmetic:
     """fp32, or bf16 (autocast; weights and optimiser stay in fp32)."""
     channels_last: bool = False
     threads: int = 1
-    """CPU threads of one segment, independent of the runner and of other segments."""
+    """CPU threads of one segment; they do not depend on the runner or on other segments."""
     kernels: str = DENSE
-    """dense, or the sparse kernels of a masked step, see `lab.training.kernels`."""
+    """dense, or the name of sparse kernels for masked steps, see `lab.training.kernels`."""
 
     ranks: int = 1
     """Processes that train one network together (`--devices`), each with `threads` threads or its own GPU."""
     norms: str = ""
-    """Statistics of batch norms with several ranks: synchronised (whole batch) or own (the rank's part)."""
+    """With several ranks, batch norms use statistics of the whole batch (synchronised) or of the rank's part (own)."""
     parallel: str = ""
     """fsdp if every parameter is sharded among the ranks (`fully_shard`); otherwise each rank has all of it."""
 
     def describe(self) -> dict[str, Any]:
-        """Return the arithmetic as JSON values, for keys. Defaults of newer fields are left out: older keys hold."""
+        """Return the arithmetic as JSON values for keys. Newer fields are omitted at their defaults, so that old keys
+        stay valid.
+        """
         described = asdict(self)
         usual = {"kernels": DENSE, "ranks": 1, "norms": "", "parallel": ""}
         return {name: value for name, value in described.items() if name not in usual or value != usual[name]}
 
     @contextlib.contextmanager
     def active(self) -> Iterator[None]:
-        """Set thread count, deterministic kernels and flushing of denormals in a block; one block runs at a time."""
+        """In a block, set the thread count, deterministic algorithms and denormal flushing. Only one block runs at a
+        time.
+        """
         with ONE_AT_A_TIME, denormals_as_zero():
             threads, benchmark = torch.get_num_threads(), torch.backends.cudnn.benchmark
             deterministic = torch.are_deterministic_algorithms_enabled()
@@ -77,7 +81,9 @@ class Arithmetic:
                     memory.fill_uninitialized_memory = filled
 
     def autocast(self) -> contextlib.AbstractContextManager[object]:
-        """Return the context of one forward pass; a new one for each step, since it caches converted weights."""
+        """Return the autocast context of one forward pass; each step needs a new one, since it caches converted
+        weights.
+        """
         if self.precision == "fp32":
             return contextlib.nullcontext()
         return torch.autocast(self.device, dtype=torch.bfloat16)
@@ -90,12 +96,12 @@ class Arithmetic:
         return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 
 
-def unusual(
+def non_default_choices(
     *, precision: str, threads: int = 1, devices: int = 1, norms: str = SYNCHRONISED, parallel: str = DDP
 ) -> dict[str, Any]:
-    """Return the choices that differ from the defaults, for a run's name; empty for fp32 in one thread on one device.
+    """Return the settings that differ from the defaults (fp32, one thread, one device), for a run's name.
 
-    Device and kernels are not part of a name, since ``auto`` depends on the machine.
+    Device and kernels are never included, since ``auto`` depends on the machine.
     """
     usual = {"precision": "fp32", "threads": 1, "devices": 1, "norms": SYNCHRONISED, "parallel": DDP}
     told = {"precision": precision, "threads": threads, "devices": devices}
@@ -105,10 +111,11 @@ def unusual(
 
 @contextlib.contextmanager
 def denormals_as_zero() -> Iterator[None]:
-    """Treat numbers below 1.2e-38 as zero in this thread, if the processor supports it.
+    """In a block, treat numbers below 1.2e-38 as zero in this thread, if the processor supports it.
 
-    Closed gates and their products are that small, and the moments of a weight without gradient decay to such values.
-    Intel's processors take a hundred cycles for each. Weights of ordinary size keep their bits, so keys do not name it.
+    Closed gates, their products, and the moments of weights without gradient become that small, and each such number
+    costs Intel processors a hundred cycles. Ordinary weights have the same bits with and without, so keys do not
+    mention it.
     """
     tiny = torch.tensor(torch.finfo(torch.float32).tiny, device="cpu")
     before = not bool(tiny / 2)
@@ -132,8 +139,8 @@ def choose_arithmetic(
     """Choose the arithmetic of a model by a fixed rule on the processor's features, never by a timing.
 
     A GPU is used if there is one. Convolutional networks train in bfloat16 with channels_last if the processor has
-    instructions for it (AVX-512 BF16, AMX, or a GPU of compute capability 8), which halves a step. Networks without
-    convolutions train in fp32: the conversions would cost more than they save.
+    instructions for it (AVX-512 BF16, AMX, or a GPU of compute capability 8), which halves the time of a step. Other
+    networks train in fp32, since conversions would cost more time than they save.
 
     Raises:
         UsageError: for an unknown choice or a missing device.
@@ -151,7 +158,7 @@ def choose_arithmetic(
     if precision == "auto":
         precision = "bf16" if convolutional and _has_bf16(place) else "fp32"
     channels_last = any(isinstance(module, nn.Conv2d) for module in model.modules())
-    if (place, precision) == ("cpu", "fp32") and any(map(_crashes, model.modules())):
+    if (place, precision) == ("cpu", "fp32") and any(map(_may_crash_in_channels_last, model.modules())):
         channels_last = False
     if in_parts:
         channels_last = False  # fully_shard splits the memory of weights along their first dimension
@@ -167,7 +174,7 @@ def choose_arithmetic(
     )
 
 
-def _crashes(module: nn.Module) -> bool:
+def _may_crash_in_channels_last(module: nn.Module) -> bool:
     """Return whether torch may crash in this layer's backward pass with channels_last in fp32 on a CPU.
 
     With torch 2.13 and AVX-512, a 1x1 convolution with stride 2 and 8 input channels over at least 48x48 pixels causes

@@ -1,9 +1,9 @@
-"""Training steps on a GPU, replayed from CUDA graphs: launching the kernels of a small network takes longer than
-running them.
+"""Replays GPU training steps from CUDA graphs, since launching the kernels of a small network takes longer than running
+them.
 
-Only the forward and the backward pass are recorded; values that Python changes from step to step (learning rate, random
-seed) stay outside. The same kernels run in the same order, so weights are equal to the bit with or without graphs, and
-keys do not name them.
+Only the forward and the backward pass are recorded. Values that change from step to step in Python (learning rate,
+random seed) stay outside. The same kernels run in the same order, so weights are bit-identical with and without graphs,
+and keys do not mention graphs.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from ticketry.tasks.task import Session, Task
 from ticketry.tasks.user_task import OwnTask
 
 WARM_UP = 3
-"""Steps with a batch shape before it is recorded, in which libraries make plans and constants are allocated."""
+"""Number of steps before a batch shape is recorded, in which libraries choose algorithms and allocate constants."""
 
 MOST = 8
 """Maximum number of recorded batch shapes, each with its own memory. Usually there are two: whole and last batches."""
@@ -32,35 +32,36 @@ MOST = 8
 Shape = tuple[tuple[torch.Size, torch.dtype], ...]
 Replay = Callable[[], object]
 Recorder = Callable[[Callable[[], Tensor]], tuple[Tensor, Replay]]
-"""Records a call; returns its result and a function that computes it again."""
+"""Records a call; returns its result and a function that repeats the computation."""
 
 
-def are_alike(task: Task, session: Session, model: nn.Module, variants: Sequence[Variant]) -> bool:
-    """Return whether all steps with one batch shape run the same operations, so that one recording serves them all.
+def can_replay_steps(task: Task, session: Session, model: nn.Module, variants: Sequence[Variant]) -> bool:
+    """Return whether all steps with the same batch shape run the same operations, so that one recording can replace
+    them.
 
-    This holds for tasks and layers of ticketry and torch; a user's task declares it by `Task.replayable`.
+    That is true of tasks and layers of ticketry and torch; a user's task declares it by `Task.replayable`.
     """
     if type(session) is not SupervisedSession or not all(one.replayable for one in variants):
         return False
     kind = type(task.inner if isinstance(task, OwnTask) else task)
     if not vars(kind).get("replayable", False):  # not inherited: a subclass may do something else
         return False
-    return not _is_library_code(kind) or all(map(_plain, model.modules()))
+    return not _is_library_code(kind) or all(map(_has_no_user_code, model.modules()))
 
 
 def _is_library_code(kind: type) -> bool:
     return kind.__module__.partition(".")[0] in ("torch", "ticketry")
 
 
-def _plain(module: nn.Module) -> bool:
-    """Return whether a layer is a class of torch or ticketry without hooks."""
+def _has_no_user_code(module: nn.Module) -> bool:
+    """Return whether a layer is an instance of a class of torch or ticketry, and has no hooks."""
     hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
     return _is_library_code(type(module)) and not any(hooks)
 
 
 @dataclass(frozen=True)
 class _Recorded:
-    """A recorded step with its tensors: the batch that it reads, the loss and the gradients that it writes."""
+    """A recorded step: its input batch, and the loss and gradients that it writes."""
 
     batch: Sequence[Tensor]
     loss: Tensor
@@ -69,11 +70,11 @@ class _Recorded:
 
 
 class Replays:
-    """Computes the loss of a batch and the gradients of the parameters; recorded once for each batch shape.
+    """Computes the loss of a batch and the gradients of the parameters, from a recording for each batch shape.
 
     Args:
-        parameters: the network's parameters, which keep their place in memory.
-        differentiated: batch -> loss, with gradients in new tensors.
+        parameters: the network's parameters, which must stay in the same memory.
+        differentiated: function of a batch that returns the loss and stores new gradient tensors.
         record: see `Recorder`.
     """
 
@@ -83,7 +84,7 @@ class Replays:
         differentiated: Callable[[Any], Tensor],
         record: Recorder | None = None,
     ) -> None:
-        self._parameters, self._differentiated = parameters, differentiated
+        self._parameters, self._compute_loss_and_gradients = parameters, differentiated
         self._record = record or CudaGraphs()
         self._seen: Counter[Shape] = Counter()
         self._recorded: dict[Shape, _Recorded] = {}
@@ -93,7 +94,7 @@ class Replays:
         shape = tuple((tensor.shape, tensor.dtype) for tensor in batch)
         if shape not in self._recorded and (self._refused or not self._recording(shape, batch)):
             self._seen[shape] += 1
-            return self._differentiated(batch)
+            return self._compute_loss_and_gradients(batch)
         found = self._recorded[shape]
         torch._foreach_copy_(list(found.batch), list(batch))
         found.replay()
@@ -102,13 +103,15 @@ class Replays:
         return found.loss
 
     def _recording(self, shape: Shape, batch: Sequence[Tensor]) -> bool:
-        """Record the step of a batch shape that came often enough, without training; return whether it succeeded."""
+        """Record the step of a batch shape that occurred often enough, without training; return whether that
+        succeeded.
+        """
         if self._seen[shape] < WARM_UP or len(self._recorded) == MOST:
             return False
         held = [tensor.clone() for tensor in batch]
         self._forget_gradients()
         try:
-            loss, replay = self._record(lambda: self._differentiated(held))
+            loss, replay = self._record(lambda: self._compute_loss_and_gradients(held))
         except (RuntimeError, TaskError) as error:  # the first steps without recording succeeded
             self._refused = True
             self._forget_gradients()
@@ -129,13 +132,13 @@ class Replays:
 
 
 class CudaGraphs:
-    """Records calls as CUDA graphs, which share the memory of intermediate tensors."""
+    """Records calls as CUDA graphs, which share memory for intermediate tensors."""
 
     def __init__(self) -> None:
         self._pool: Any = None
 
     def __call__(self, call: Callable[[], Tensor]) -> tuple[Tensor, Replay]:
-        """Record a call; RuntimeError if that is impossible, for example because it reads a value from the GPU."""
+        """Record a call; RuntimeError if that is impossible, for example because it reads a value back from the GPU."""
         graph = torch.cuda.CUDAGraph()
         recording = torch.cuda.graph(
             graph, pool=self._pool, capture_error_mode="thread_local"

@@ -1,4 +1,4 @@
-"""A training segment, a pure function from a start to a checkpoint that its key names, and its result."""
+"""A segment: a part of a training that its key identifies, so that equal keys mean equal results. Also its result."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ticketry.errors import TaskError, UsageError
 from ticketry.lab.store.store import NUMERICS, Store, digest_of
 from ticketry.lab.training.precision import DENSE, FSDP, Arithmetic
 from ticketry.lab.training.supervised import course_of
-from ticketry.lab.training.variant import Surroundings, Variant, ordered, variant_from
+from ticketry.lab.training.variant import Surroundings, Variant, order_variants, variant_from
 from ticketry.step import Step
 from ticketry.tasks.recipe import Recipe, recipe_from
 from ticketry.tasks.task import Course, Spec, Task, written_key
@@ -24,14 +24,14 @@ Kind = TypeVar("Kind", bound=Variant)
 
 @dataclass(frozen=True)
 class Start:
-    """Source of a segment's initial weights: a new initialisation or a stored state."""
+    """Where the weights of a segment come from: a new initialisation or a stored state."""
 
     seed: int | None = None
     """Initialisation seed."""
     state: str | None = None
     """Digest of stored weights and buffers."""
     optimizer: str | None = None
-    """Digest of a stored optimiser state; without it the optimiser starts anew, as it does from a ticket's file."""
+    """Digest of a stored optimiser state; None for a new optimiser."""
 
     def __post_init__(self) -> None:
         if (self.seed is None) == (self.state is None):
@@ -40,25 +40,25 @@ class Start:
 
 @dataclass(frozen=True, kw_only=True)
 class Segment:
-    """Training from a start, by a recipe, from step `first` to step `last`, with some variants of training.
+    """Training of a task by a recipe from step `first` to step `last`, with variants such as a mask.
 
-    Segments that differ only in `last` share a trajectory: the longer one resumes from a stored state of the shorter.
+    Segments that differ only in `last` belong to the same trajectory: a longer one resumes from a shorter one's state.
     """
 
     task: Task
-    """The task; its `key` decides its numbers."""
+    """The task; its `key` is part of the segment's key."""
     recipe: Recipe
     start: Start
     variants: tuple[Variant, ...] = ()
-    """Actions on the network in training: an enforced mask, soft masks, a penalty …; none for a dense network."""
+    """Changes to the training: an enforced mask, soft masks, a penalty …; empty for a dense network."""
     first: int
-    """Iteration of the schedule, and of the data order, at which it starts."""
+    """Step of the schedule, and of the data order, at which the segment starts."""
     last: int
-    """Iteration before which it ends: it trains last - first iterations."""
+    """Step before which the segment ends: it trains last - first steps."""
     total: int
-    """Number of iterations of the whole schedule."""
+    """Number of steps of the whole schedule."""
     per_epoch: int
-    """Number of iterations of an epoch."""
+    """Number of steps in an epoch."""
     order_seed: int
     """Seed of data order, augmentation and dropout."""
     arithmetic: Arithmetic
@@ -66,7 +66,7 @@ class Segment:
     def __post_init__(self) -> None:
         if not 0 <= self.first <= self.last:
             raise UsageError(f"a segment goes from a step to a later one, not from {self.first} to {self.last}")
-        object.__setattr__(self, "variants", ordered(self.variants))
+        object.__setattr__(self, "variants", order_variants(self.variants))
         alone = next((one.name for one in self.variants if not one.several_ranks), None)
         if self.arithmetic.ranks > 1 and alone:
             raise UsageError(
@@ -88,7 +88,7 @@ class Segment:
 
     @property
     def mask(self) -> str | None:
-        """Digest of the stored mask that removes weights, or None for a dense network."""
+        """Digest of the stored mask that removes weights; None for a dense network."""
         return next((mask for one in self.variants if (mask := one.masked_by()) is not None), None)
 
     @property
@@ -97,22 +97,22 @@ class Segment:
         return any(one.whole_channels for one in self.variants)
 
     def variant(self, kind: type[Kind]) -> Kind | None:
-        """Return its variant of a class, if it has one."""
+        """Return the segment's variant of this class, or None."""
         return next((one for one in self.variants if isinstance(one, kind)), None)
 
     @property
     def steps(self) -> int:
-        """Number of iterations that it trains."""
+        """Number of steps that the segment trains."""
         return self.last - self.first
 
     def at(self, step: str, of: str = "") -> int:
-        """Return the iteration of a point in the schedule such as 2ep, 500it or 3%.
+        """Return the step number of a point in the schedule such as 2ep, 500it or 3%.
 
         Args:
             of: name of the setting, for the error.
 
         Raises:
-            UsageError: if it is not a point in the schedule.
+            UsageError: if the text is not a point in the schedule.
         """
         return Step.parse(step).at(total=self.total, per_epoch=self.per_epoch, of=of)
 
@@ -125,7 +125,7 @@ class Segment:
 
     @property
     def key(self) -> str:
-        """Content key; segments with equal keys have equal results."""
+        """Key under which the result is stored; segments with equal keys have equal results."""
         return f"{self.trajectory}@{self.last}"
 
     def until(self, last: int) -> Segment:
@@ -133,7 +133,7 @@ class Segment:
         return replace(self, last=last)
 
     def blobs(self) -> list[str]:
-        """Return the digests of everything it needs from a store."""
+        """Return the digests of all stored tensors that the segment needs."""
         needed = [self.start.state, self.start.optimizer, *(blob for one in self.variants for blob in one.blobs())]
         return [blob for blob in needed if blob is not None]
 
@@ -172,17 +172,17 @@ class Segment:
         return cls(task=task, **values)
 
     def surroundings(self, store: Store, course: Course) -> Surroundings:
-        """Return the context of its variants in one training."""
+        """Return the context in which the segment's variants act."""
         return Surroundings(
             store, course, self.task, self.recipe, self.first, self.last, self.total, self.per_epoch, self.mask
         )
 
     def modules(self) -> list[str]:
-        """Return the modules of its variants, which another process has to import."""
+        """Return the modules that define the segment's variants, which another process must import."""
         return [type(variant).__module__ for variant in self.variants]
 
     def course(self, folder: Path | None) -> Course:
-        """Return its task with the data; `TaskError` if the number of training examples has changed."""
+        """Return the task with its data; `TaskError` if the number of training examples has changed."""
         course = course_of(self.task, folder)
         count = course.sizes()["train"]
         if self.task.steps_per_epoch(count, self.recipe) != self.per_epoch:
@@ -204,7 +204,7 @@ def check_task(name: str, spec: Spec | None) -> None:
 
 @dataclass(frozen=True)
 class Result:
-    """Result of a segment: a stored state and its metrics."""
+    """Result of a segment: stored weights and their metrics."""
 
     segment: Segment
     model: str
@@ -212,16 +212,16 @@ class Result:
     training: str | None
     """Digest of the optimiser's state, if it is stored."""
     metrics: dict[str, dict[str, Any]]
-    """validation and test -> metric -> value; searches use validation only. None stands for a value that is not finite,
-    except for the task's own metric."""
+    """Metrics by split (validation and test) and name; searches use validation only. None stands for a value that is
+    not finite, except for the task's own metric."""
     train_seconds: float
     variants: Mapping[str, str]
-    """Digest of the lasting state of each variant, by its name; see `Effect.lasting`."""
+    """Digest of each variant's lasting state, by the variant's name; see `Effect.lasting`."""
     record: dict[str, Any] = field(repr=False, compare=False)
 
 
-def finite(metrics: Mapping[str, Mapping[str, float | None]]) -> dict[str, dict[str, Any]]:
-    """Replace values that are not finite by None, since JSON has no infinity."""
+def replace_non_finite(metrics: Mapping[str, Mapping[str, float | None]]) -> dict[str, dict[str, Any]]:
+    """Return the metrics with None for values that are not finite, since JSON has no infinity."""
     return {
         split: {name: None if value is None or not math.isfinite(value) else value for name, value in found.items()}
         for split, found in metrics.items()

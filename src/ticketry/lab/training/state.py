@@ -1,4 +1,4 @@
-"""The state of a training, its form in the store, and the states of models that it starts from."""
+"""The state of a training, its form in the store, and the initial states of models."""
 
 from __future__ import annotations
 
@@ -17,36 +17,36 @@ from ticketry_engine.support.seeds import mix, seed_torch
 
 @dataclass
 class TrainingState:
-    """Everything needed to resume a training. Data order, augmentation and dropout are functions of the step."""
+    """Everything that resuming a training needs. Data order, augmentation and dropout are functions of the step."""
 
     step: int
     model: dict[str, Tensor]
     """Weights and buffers, by normalised name."""
     optimizer: dict[str, Tensor]
     losses: Tensor
-    """float32 [step - first]: the loss of each iteration so far."""
+    """float32 [step - first]: the loss of each step so far."""
     variants: dict[str, dict[str, Tensor]] = field(default_factory=dict)
     """State of each variant of training, by its name; see `Effect.state`."""
     session: dict[str, Tensor] = field(default_factory=dict)
     """State of the session, see `Session.state`; empty for most tasks."""
 
 
-def pack(state: TrainingState, variants: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """Return all tensors of a state but the model's under one namespace, with the given states of variants."""
+def pack_state(state: TrainingState, variants: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """Return all tensors of a state except the model's in one dict, with the given states of variants."""
     parts = {"optimizer/": state.optimizer, "session/": state.session}
     parts |= {f"variants/{name}/": dict(own) for name, own in variants.items()}
     packed = {name: value for prefix, tensors in parts.items() for name, value in add_prefix(prefix, tensors).items()}
     return packed | {"losses": state.losses}
 
 
-def unpack(step: int, model: dict[str, Tensor], packed: Mapping[str, Tensor]) -> TrainingState:
-    """Return the state that `pack` packed."""
+def unpack_state(step: int, model: dict[str, Tensor], packed: Mapping[str, Tensor]) -> TrainingState:
+    """Return the state from the model's tensors and the result of `pack_state`."""
     variants: dict[str, dict[str, Tensor]] = {}
-    for key, value in part_of(packed, "variants/").items():
+    for key, value in select_prefix(packed, "variants/").items():
         name, _, entry = key.partition("/")
         variants.setdefault(name, {})[entry] = value
     return TrainingState(
-        step, model, part_of(packed, "optimizer/"), packed["losses"], variants, part_of(packed, "session/")
+        step, model, select_prefix(packed, "optimizer/"), packed["losses"], variants, select_prefix(packed, "session/")
     )
 
 
@@ -55,22 +55,22 @@ def add_prefix(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {f"{prefix}{name}": value for name, value in tensors.items()}
 
 
-def part_of(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """Return the tensors whose names begin with `prefix`, without it."""
+def select_prefix(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """Return the tensors whose names begin with `prefix`, which is removed from the names."""
     return {name[len(prefix) :]: value for name, value in tensors.items() if name.startswith(prefix)}
 
 
 def initial_state(task: Task, seed: int) -> dict[str, Tensor]:
-    """Return weights and buffers of a new model: a pure function of the task and the seed."""
+    """Return weights and buffers of a new model; they depend only on the task and the seed."""
     with private_random_state():
         seed_torch(mix(seed, "initialisation"))
-        return state_of(build_model(task))
+        return copy_state(build_model(task))
 
 
 def rebuild_model(task: Task, state: Mapping[str, Tensor]) -> nn.Module:
     """Build a model of the task with the given weights and buffers.
 
-    Random values outside the state dict, such as features in a non-persistent buffer, are the same every time.
+    Random values that are not in the state dict, such as features in a non-persistent buffer, are the same every time.
     """
     with private_random_state():
         seed_torch(mix(0, "rebuilt"))
@@ -79,7 +79,7 @@ def rebuild_model(task: Task, state: Mapping[str, Tensor]) -> nn.Module:
     return model
 
 
-def state_of(model: nn.Module) -> dict[str, Tensor]:
+def copy_state(model: nn.Module) -> dict[str, Tensor]:
     """Return a copy of weights and buffers on the CPU, by normalised name."""
     return {
         normal_name(name): value.detach().to("cpu", copy=True).contiguous()

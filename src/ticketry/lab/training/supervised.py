@@ -1,4 +1,4 @@
-"""The course of a supervised task: its examples are drawn in independent batches. Most tasks are supervised.
+"""The course of supervised tasks (most tasks): training on independent batches of examples, evaluation, scoring.
 
 >>> course = course_of(task, data)                                     # doctest: +SKIP
 >>> session = course.session(task.recipe, 0, arithmetic)               # doctest: +SKIP
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from ticketry.errors import TaskError
 from ticketry.lab.training import data_loading
-from ticketry.lab.training.data_loading import order_of, part, steps_per_epoch
+from ticketry.lab.training.data_loading import build_data_order, part_of_batch, steps_per_epoch
 from ticketry.lab.training.precision import Arithmetic
 from ticketry.tasks import task_checks
 from ticketry.tasks.recipe import Recipe
@@ -26,19 +26,19 @@ from ticketry.tasks.task import Course, PartOfBatch, Ranks, Session, Split, Spli
 from ticketry_engine.support.seeds import mix
 
 _FEW = 2
-"""Examples on which a network is traced."""
+"""Number of examples on which a network is traced."""
 _MEAN_OF, _EQUAL = 16, 1e-4
-"""Examples for the check that a loss is their mean, and its relative tolerance."""
+"""Number of examples and relative tolerance of the check that a batch's loss is the mean over its examples."""
 
 
 def course_of(task: Task, data: Path | None = None) -> Course:
-    """Return a task's own course, or the supervised course of its examples."""
+    """Return the course that the task defines, or the supervised course of its examples."""
     found = task.course(data)
     return Supervised(task, task_checks.load_splits(task, data)) if found is None else found
 
 
 class Supervised(Course):
-    """The course of a task with `Splits`."""
+    """The course (training, evaluation and scoring) of a task whose data are `Splits`."""
 
     def __init__(self, task: Task, splits: Splits) -> None:
         self.task, self.splits = task, splits
@@ -50,13 +50,13 @@ class Supervised(Course):
         return SupervisedSession(self.task, self.splits.train, recipe, seed, arithmetic)
 
     def evaluate(self, model: nn.Module, split: str, arithmetic: Any) -> dict[str, float]:
-        """Summarise the sums of `Task.measure` over all batches."""
+        """Return the metrics of a split: the sums of `Task.measure` over all batches, summarised by the task."""
         examples: Split = getattr(self.splits, split)
-        return self.task.summary(self._sums(model, examples, arithmetic), len(examples))
+        return self.task.summary(self._sum_measures(model, examples, arithmetic), len(examples))
 
-    def _sums(self, model: nn.Module, examples: Split, arithmetic: Any) -> dict[str, float]:
+    def _sum_measures(self, model: nn.Module, examples: Split, arithmetic: Any) -> dict[str, float]:
         sums: dict[str, Tensor] = {}
-        with contextlib.closing(data_loading.in_order(examples, arithmetic.device)) as batches:
+        with contextlib.closing(data_loading.batches_in_order(examples, arithmetic.device)) as batches:
             for inputs, targets in batches:
                 outputs = forward(self.task, model, inputs, arithmetic)
                 for name, value in task_checks.sums(self.task, outputs, targets).items():
@@ -65,10 +65,10 @@ class Supervised(Course):
         return {name: float(value) for name, value in sums.items()}
 
     def sample(self, model: nn.Module, count: int, size: int, seed: int) -> list[Any]:
-        """Return the first batches of a separate order, prepared, without augmentation."""
+        """Return the first batches in a separate order, prepared but without augmentation."""
         split, device = self.splits.train, next(model.parameters()).device.type
         steps = range(min(count, steps_per_epoch(len(split), size)))
-        drawn = data_loading.batches(split, order_of(split, seed, size).batch, steps, device)
+        drawn = data_loading.batches(split, build_data_order(split, seed, size).batch, steps, device)
         return [(task_checks.prepared(self.task, inputs), targets) for inputs, targets in drawn]
 
     def loss(self, model: nn.Module, batch: Any) -> Tensor:
@@ -79,7 +79,7 @@ class Supervised(Course):
         return len(batch[1])
 
     def inputs(self, count: int = _FEW) -> Tensor:
-        """Return the first training examples, prepared."""
+        """Return the inputs of the first training examples, prepared."""
         train = self.splits.train
         rows = torch.arange(min(count, len(train)))
         with contextlib.closing(data_loading.batches(train, lambda step: rows, range(1), "cpu")) as batches:
@@ -115,7 +115,7 @@ class Supervised(Course):
     @torch.no_grad()
     def _check_mean(self, model: nn.Module, recipe: Recipe) -> None:
         """Check on a few examples that the loss of a batch is the weighted mean of the losses of its parts."""
-        rows = _different(self.splits.train.targets, _MEAN_OF)
+        rows = _pick_different_targets(self.splits.train.targets, _MEAN_OF)
         with contextlib.closing(data_loading.batches(self.splits.train, lambda step: rows, range(1), "cpu")) as read:
             inputs, targets = next(read)
         outputs = forward(self.task, model.eval(), inputs, Arithmetic())
@@ -138,7 +138,7 @@ class Supervised(Course):
                 )
 
 
-def _different(targets: Tensor, count: int) -> Tensor:
+def _pick_different_targets(targets: Tensor, count: int) -> Tensor:
     """Return `count` rows (or all) with as many different targets as possible, sorted by target."""
     values = targets.flatten(1).sum(1, dtype=torch.float64) if targets.dim() > 1 else targets
     order = values.argsort(stable=True)
@@ -151,22 +151,24 @@ def _different(targets: Tensor, count: int) -> Tensor:
 
 
 class SupervisedSession(Session):
-    """Batches in an order drawn from (seed, epoch), augmented by (seed, step); it has no state between batches."""
+    """Training batches, in an order drawn from (seed, epoch) and augmented by (seed, step); stateless between
+    batches.
+    """
 
     def __init__(self, task: Task, train: Split, recipe: Recipe, seed: int, arithmetic: Arithmetic) -> None:
         self.task, self.recipe, self.seed, self.arithmetic = task, recipe, seed, arithmetic
-        self._examples = data_loading.placed(train, arithmetic.device)
-        self._read_with, self._augment = data_loading.while_reading(train, recipe.augment)
-        self._order = order_of(train, seed, recipe.batch).batch
+        self._examples = data_loading.move_to_device(train, arithmetic.device)
+        self._read_with, self._augment = data_loading.split_augmentations(train, recipe.augment)
+        self._order = build_data_order(train, seed, recipe.batch).batch
         self._generator = torch.Generator()
 
     def batches(self, steps: range) -> Generator[Any, None, None]:
-        """Yield stored inputs and targets, on the device."""
+        """Yield the batches of some steps on the device, with inputs as they are stored."""
         device = self.arithmetic.device
         found = data_loading.batches(
             self._examples, self._order, steps, device, augment=self._read_with, seed=self.seed
         )
-        return self._changed(found, steps) if self._augment else found
+        return self._augmented_batches(found, steps) if self._augment else found
 
     def loss(self, model: nn.Module, batch: Any) -> Tensor:
         inputs, targets = batch
@@ -177,12 +179,12 @@ class SupervisedSession(Session):
         inputs, targets = batch
         return forward(self.task, model, inputs, self.arithmetic), targets
 
-    def _changed(self, batches: data_loading.Batches, steps: range) -> data_loading.Batches:
+    def _augmented_batches(self, batches: data_loading.Batches, steps: range) -> data_loading.Batches:
         with contextlib.closing(batches):
             for step, (inputs, targets) in zip(steps, batches, strict=True):
-                yield self._augmented(inputs, step), targets
+                yield self._augment_inputs(inputs, step), targets
 
-    def _augmented(self, inputs: Tensor, step: int) -> Tensor:
+    def _augment_inputs(self, inputs: Tensor, step: int) -> Tensor:
         self._generator.manual_seed(mix(self.seed, "augment", step))
         return self.task.augment(inputs, self._augment, self._generator)
 
@@ -191,7 +193,7 @@ class SupervisedSession(Session):
 
 
 class Part(NamedTuple):
-    """A rank's part of a batch."""
+    """A rank's part of a batch and its place in the batch."""
 
     inputs: Tensor
     targets: Tensor
@@ -199,7 +201,7 @@ class Part(NamedTuple):
 
 
 class SupervisedPart(Supervised):
-    """The course of one of several ranks."""
+    """The supervised course in one of several ranks."""
 
     def __init__(self, task: Task, splits: Splits, ranks: Ranks) -> None:
         super().__init__(task, splits)
@@ -209,12 +211,12 @@ class SupervisedPart(Supervised):
         return PartSession(self.task, self.splits.train, recipe, seed, arithmetic, self._ranks)
 
     def evaluate(self, model: nn.Module, split: str, arithmetic: Any) -> dict[str, float]:
-        """Summarise the sums of `Task.measure` over each rank's examples, added in the order of ranks."""
+        """Return the metrics of a split: each rank measures a part; the sums are added in the order of ranks."""
         examples: Split = getattr(self.splits, split)
         place = place_of_part(len(examples), self._ranks.rank, self._ranks.world)
         rows = slice(place.first, place.first + place.own)
         own = replace(examples, inputs=examples.inputs[rows], targets=examples.targets[rows])
-        found = self._sums(model, own, arithmetic) if place.own else {}
+        found = self._sum_measures(model, own, arithmetic) if place.own else {}
         if self._ranks.in_parts:
             self._call_as_often(model, examples, place.own, arithmetic)
         sums: dict[str, float] = {}
@@ -224,16 +226,16 @@ class SupervisedPart(Supervised):
         return self.task.summary(sums, len(examples))
 
     def _call_as_often(self, model: nn.Module, examples: Split, own: int, arithmetic: Any) -> None:
-        """Call the network as often as the first rank, which has most examples; the outputs are not used."""
+        """Call the network as often as the first rank does, which has most examples, and ignore the outputs."""
         size = examples.reader.batch if examples.reader else data_loading.EVALUATED
         most = place_of_part(len(examples), 0, self._ranks.world).own
         one = replace(examples, inputs=examples.inputs[:1], targets=examples.targets[:1])
         for _ in range(-(-most // size) + (-own // size)):
-            self._sums(model, one, arithmetic)
+            self._sum_measures(model, one, arithmetic)
 
 
 class PartSession(SupervisedSession):
-    """This rank's parts of the batches of a `SupervisedSession`."""
+    """A rank's parts of the batches of a `SupervisedSession`."""
 
     def __init__(
         self, task: Task, train: Split, recipe: Recipe, seed: int, arithmetic: Arithmetic, ranks: Ranks
@@ -244,7 +246,7 @@ class PartSession(SupervisedSession):
     def batches(self, steps: range) -> Generator[Any, None, None]:
         found = data_loading.batches(
             self._examples,
-            lambda step: part(self._order(step), self._ranks.rank, self._ranks.world),
+            lambda step: part_of_batch(self._order(step), self._ranks.rank, self._ranks.world),
             steps,
             self.arithmetic.device,
             augment=self._read_with,
@@ -256,7 +258,7 @@ class PartSession(SupervisedSession):
                 place = self._place(step)
                 if self._augment:
                     with self._ranks.drawing(place):
-                        inputs = self._augmented(inputs, step)
+                        inputs = self._augment_inputs(inputs, step)
                 yield Part(inputs, targets, place)
 
     def _place(self, step: int) -> PartOfBatch:
@@ -264,7 +266,7 @@ class PartSession(SupervisedSession):
         return place_of_part(min(self.recipe.batch, self._whole - done), self._ranks.rank, self._ranks.world)
 
     def loss(self, model: nn.Module, batch: Any) -> Tensor:
-        """Return the loss of the part, weighted so that the mean over ranks is the loss of the batch."""
+        """Return the loss of the part, weighted so that the mean over all ranks is the loss of the batch."""
         inputs, targets, place = batch
         with self._ranks.drawing(place):
             found = super().loss(model, (inputs, targets))
@@ -278,7 +280,7 @@ class PartSession(SupervisedSession):
 
 @torch.no_grad()
 def evaluate(task: Task, course: Course, model: nn.Module, split: str, arithmetic: Arithmetic) -> dict[str, float]:
-    """Compute the course's metrics on a whole split in evaluation mode, and restore the model's mode."""
+    """Return the metrics of a whole split in evaluation mode; the model's mode is restored."""
     training = model.training
     model.eval()
     found = task_checks.measured(task, course.evaluate(model, split, arithmetic))
@@ -287,7 +289,7 @@ def evaluate(task: Task, course: Course, model: nn.Module, split: str, arithmeti
 
 
 def forward(task: Task, model: Callable[[Tensor], Tensor], inputs: Tensor, arithmetic: Arithmetic) -> Tensor:
-    """Return the model's outputs for stored inputs on the device, in fp32 at least."""
+    """Return the model's outputs for stored inputs on the device, as float32 or float64."""
     prepared = task_checks.prepared(task, inputs)
     if arithmetic.channels_last and prepared.dim() == 4:
         prepared = prepared.contiguous(memory_format=torch.channels_last)

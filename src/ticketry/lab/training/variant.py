@@ -42,7 +42,7 @@ Own = TypeVar("Own", bound="Variant")
 
 @dataclass(frozen=True)
 class Surroundings:
-    """Context of a training: its task with the data, its place in the schedule, and the store of masks."""
+    """Context in which a variant acts: the task with its data, the place in the schedule, and the store of masks."""
 
     store: Store
     course: Course
@@ -57,40 +57,40 @@ class Surroundings:
 
     @cached_property
     def mask(self) -> Mask | None:
-        """The mask by which a variant removes weights."""
+        """Return the mask by which a variant removes weights, or None."""
         return None if self.mask_digest is None else self.store.get_mask(self.mask_digest)
 
 
 class InTraining(Protocol):
-    """The part of the training loop that an effect may use."""
+    """The members of the training loop that an effect may use."""
 
     step: int
     model: nn.Module
     session: Session
     optimizer: Optimizer
 
-    def look_at_losses(self) -> None:
+    def check_losses(self) -> None:
         """Raise `TrainingError` if a loss since the last check is not finite."""
 
     def average_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
-        """Average gradients of parameters outside the network over the ranks that train it together."""
+        """Average the gradients of parameters outside of the network over all ranks."""
 
 
 _KNOWN: dict[str, type[Variant]] = {}
-"""Imported classes of variants, by name and place."""
+"""Imported variant classes, by name and defining module."""
 
 
 class Variant:
-    """One way to act on a network in training. Subclasses are frozen, keyword-only dataclasses of plain values."""
+    """A change to a training. Subclasses are frozen, keyword-only dataclasses whose fields are plain values."""
 
     name: ClassVar[str]
-    """Name in keys and stored states, unique within the library; for other classes the key adds their place."""
+    """Name in keys and stored states, unique within the library; keys of other classes add the module."""
     outermost: ClassVar[bool] = False
-    """Whether it starts before all others and acts on gradients after them, as masks do."""
+    """Whether it starts before all other variants and acts on gradients after them, as masks do."""
     computes_removed: ClassVar[bool] = False
-    """Whether a step always computes with the weights that a mask removes."""
+    """Whether every step computes with the weights that a mask removes."""
     sparse_kernels: ClassVar[bool] = False
-    """Whether a step may run in sparse kernels, which compute only with retained weights of the unchanged model."""
+    """Whether steps may run in sparse kernels, which compute only with retained weights of the unchanged model."""
 
     @property
     def several_ranks(self) -> bool:
@@ -115,19 +115,21 @@ class Variant:
     # -- as values -----------------------------------------------------------------------------------------------------
 
     def describe(self) -> dict[str, Any]:
-        """Return its fields as JSON values, for keys. Defaults are left out, so that keys survive new fields."""
+        """Return its fields as JSON values for keys. Defaults are omitted, so that keys stay valid when fields are
+        added.
+        """
         defaults = {field.name: field.default for field in fields(self)}  # type: ignore[arg-type]
         values: dict[str, Any] = asdict(self)  # type: ignore[call-overload]
         return {name: value for name, value in values.items() if value != defaults[name]}
 
     @classmethod
     def from_description(cls: type[Own], values: Mapping[str, Any]) -> Own:
-        """Build it from the values of `describe`, after JSON."""
+        """Return the variant for a JSON value of `describe`."""
         return cls(**values)
 
     @classmethod
     def identity(cls) -> dict[str, str]:
-        """Return its name for keys; for a class outside the library also its place and the digest of its source."""
+        """Return its name for keys; for a class outside of the library also its module and the digest of its source."""
         found = {"variant": cls.name}
         for place in _place(cls):
             whole = add_reached_modules(hashlib.sha256(_source(cast(Hashable, cls))), [cls.__module__])
@@ -139,17 +141,17 @@ class Variant:
         return None
 
     def blobs(self) -> tuple[str, ...]:
-        """Return the digests of everything it needs from the store."""
+        """Return the digests of all stored tensors that it needs."""
         mask = self.masked_by()
         return () if mask is None else (mask,)
 
     def conflict(self, other: Variant) -> str | None:
-        """Return why it cannot be combined with another variant, or None. The other variant is asked too."""
+        """Return why it cannot be combined with another variant, or None. The other variant's method is called too."""
         return None
 
     def under(self: Own, mask: str, *, instead_of: str) -> Own:
-        """Return the variant for another stored mask, as the control of a ticket needs it: its digest replaces the old
-        one in all fields.
+        """Return the variant for another stored mask, as a ticket's control needs it; the digest is replaced in all
+        fields.
 
         Raises:
             UsageError: if the variant depends on the mask in another way. Such a subclass overrides this method.
@@ -167,41 +169,47 @@ class Variant:
     # -- in a training -------------------------------------------------------------------------------------------------
 
     def effect(self, around: Surroundings) -> Effect:
-        """Build its effect in one training."""
+        """Return its effect in one training."""
         raise NotImplementedError
 
     def first_state(self, around: Surroundings, model: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return its state at the start of a segment with the weights and buffers `model`; see `Effect.state`."""
+        """Return its state at the start of a segment that begins with the weights and buffers `model`, see
+        `Effect.state`.
+        """
         return {}
 
     # -- fields of records ---------------------------------------------------------------------------------------------
 
     def ticket_fields(self) -> dict[str, Any]:
-        """Return fields of `records.network.Point` for a ticket whose mask comes from a training with it."""
+        """Return fields of `records.network.Point` for a ticket whose mask was found by a training with this
+        variant.
+        """
         return {}
 
     def round_fields(self, record: Mapping[str, Any]) -> dict[str, Any]:
-        """Return fields of `records.run.Round` for a training with it, from the record of its result (`Effect.facts`,
-        `Effect.measured`); empty if its trainings are not rounds of a search."""
+        """Return fields of `records.run.Round` for a training with this variant, from its result's record
+        (`Effect.facts`, `Effect.measured`); empty if its trainings are not rounds of a search.
+        """
         return {}
 
     # -- costs ---------------------------------------------------------------------------------------------------------
 
-    def afresh(self: Own) -> Own:
-        """Return it as it would be without an earlier training, for measuring the cost of a step."""
+    def without_history(self: Own) -> Own:
+        """Return the variant without references to earlier trainings, for measuring the cost of a step."""
         return self
 
-    def decides_flops(self) -> object:
-        """Return the JSON value that decides the FLOPs of a forward and a backward pass; None if it does not matter."""
+    def flops_key(self) -> object:
+        """Return a JSON value on which the FLOPs of a step depend; None if they do not depend on the variant."""
         return None
 
-    def decides_memory(self) -> object:
-        """Return the JSON value that decides the memory of a step; None if it does not matter."""
+    def memory_key(self) -> object:
+        """Return a JSON value on which the memory of a step depends; None if it does not depend on the variant."""
         return self.name
 
 
 class Effect:
-    """A variant in one training. The loop calls the methods that a subclass overrides, in the order defined here.
+    """The action of a variant in one training. The loop calls the methods that a subclass overrides, in the order
+    below.
 
     Effects start in the order of `Segment.variants`, and act on gradients in the reverse order.
     """
@@ -211,12 +219,12 @@ class Effect:
 
     # -- once, before the first step -----------------------------------------------------------------------------------
 
-    def entering(self, state: TrainingState) -> TrainingState:
-        """Convert the state from which training resumes to this network."""
+    def convert_loaded_state(self, state: TrainingState) -> TrainingState:
+        """Convert a stored state from which training resumes to the network that is trained."""
         return state
 
     def recipe(self, recipe: Recipe) -> Recipe:
-        """Return the recipe for the optimiser of the weights."""
+        """Return the recipe for the optimiser of the weights, possibly changed."""
         return recipe
 
     def build(self, model: nn.Module) -> nn.Module:
@@ -228,10 +236,10 @@ class Effect:
         return None
 
     def begin(self, training: InTraining, carried: Mapping[str, Tensor]) -> None:
-        """Start; `carried` is the value of `state`, or of `Variant.first_state`."""
+        """Start the effect; `carried` is its stored `state`, or `Variant.first_state`."""
 
-    def entering_session(self, entries: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """Convert the entries of a stored session to this network."""
+    def convert_loaded_session(self, entries: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Convert the stored entries of a session to the network that is trained."""
         return entries
 
     # -- each step -----------------------------------------------------------------------------------------------------
@@ -244,7 +252,7 @@ class Effect:
         return inner()
 
     def after_backward(self) -> None:
-        """Act on the gradients of the loss, before they are clipped."""
+        """Act on the gradients of the loss before they are clipped."""
 
     def after_step(self) -> None:
         """Act after the optimiser has updated the parameters."""
@@ -252,42 +260,42 @@ class Effect:
     # -- between steps -------------------------------------------------------------------------------------------------
 
     def stopped(self) -> None:
-        """Act when training pauses, at least for a state to be stored."""
+        """Act when training pauses, for example because a state is stored."""
 
     def check(self) -> None:
-        """Raise an error of `ticketry.errors` if its invariant does not hold."""
+        """Raise an error of `ticketry.errors` if the effect's invariant is violated."""
 
     def state(self) -> dict[str, Tensor]:
-        """Return a copy of its state on the CPU."""
+        """Return a copy of the effect's state on the CPU."""
         return {}
 
     def lasting(self, name: str) -> bool:
-        """Return whether an entry of `state` is part of the result; other entries are only needed to resume."""
+        """Return whether an entry of `state` is part of the result; other entries are only for resuming."""
         return False
 
-    def leaving(self, state: TrainingState) -> TrainingState:
-        """Convert the state for the store: it has the full shapes of the task's network."""
+    def convert_state_for_store(self, state: TrainingState) -> TrainingState:
+        """Convert the state of the trained network to the shapes of the task's network, for the store."""
         return state
 
-    def leaving_session(self, entries: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Invert `entering_session`."""
+    def convert_session_for_store(self, entries: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Convert a session's entries for the store; the inverse of `convert_loaded_session`."""
         return entries
 
     def facts(self) -> dict[str, Any]:
-        """Return entries of the result's record, as JSON values."""
+        """Return entries for the result's record, as JSON values."""
         return {}
 
     def measured(self, measure: Callable[[], Metrics]) -> dict[str, Metrics]:
-        """Return the quality of the network as entries of the record; ``metrics`` is the one that counts."""
+        """Return the network's metrics as entries of the record; the entry ``metrics`` is the one that searches use."""
         return {"metrics": measure()}
 
     def tensors(self) -> object:
-        """Return all tensors that it holds before the first step, for measuring memory."""
+        """Return all tensors that the effect holds before the first step, for measuring memory."""
         return []
 
 
-def ordered(variants: tuple[Variant, ...]) -> tuple[Variant, ...]:
-    """Sort variants into the order in which they start.
+def order_variants(variants: tuple[Variant, ...]) -> tuple[Variant, ...]:
+    """Return the variants in the order in which they start.
 
     Raises:
         UsageError: for two variants of one class, or two that conflict.
@@ -302,8 +310,8 @@ def ordered(variants: tuple[Variant, ...]) -> tuple[Variant, ...]:
     return found
 
 
-def under_mask(variants: Iterable[Variant], mask: str) -> tuple[Variant, ...]:
-    """Return the variants for another stored mask instead of the one by which they remove weights.
+def with_other_mask(variants: Iterable[Variant], mask: str) -> tuple[Variant, ...]:
+    """Return the variants for another stored mask in place of the one by which they remove weights.
 
     Raises:
         UsageError: see `Variant.under`.
@@ -313,28 +321,28 @@ def under_mask(variants: Iterable[Variant], mask: str) -> tuple[Variant, ...]:
     return known if before in (None, mask) else tuple(one.under(mask, instead_of=before) for one in known)
 
 
-def bound_to_mask(variants: Iterable[Variant]) -> str:
+def explain_mask_dependence(variants: Iterable[Variant]) -> str:
     """Return why these variants cannot train a network with another mask; empty if they can."""
     try:
-        under_mask(variants, _NO_MASK)
+        with_other_mask(variants, _NO_MASK)
     except UsageError as error:
         return str(error)
     return ""
 
 
 _NO_MASK = "0" * 64
-"""Digest of no mask."""
+"""Digest that stands for no mask."""
 
 
 def variant_from(described: Mapping[str, Any]) -> Variant:
-    """Build a variant from `Variant.identity` and `describe`, after JSON; its class must be imported.
+    """Build a variant from the JSON values of `Variant.identity` and `describe`. Its class must be imported.
 
     Raises:
         UsageError: if the class is unknown, or its source has changed.
     """
     values = dict(described)
     source = values.get("source")
-    found = _KNOWN.get(_known_as(described))
+    found = _KNOWN.get(_registry_key(described))
     name, *place = [values.pop(key) for key in ("variant", "place") if key in values]
     if found is None:
         where = f" of {place[0]}" if place else ""
@@ -353,12 +361,14 @@ def variant_from(described: Mapping[str, Any]) -> Variant:
 
 def is_known(described: Mapping[str, Any]) -> bool:
     """Return whether the class of a described variant is imported."""
-    return _known_as(described) in _KNOWN
+    return _registry_key(described) in _KNOWN
 
 
 @cache
 def _source(cls: Hashable) -> bytes:
-    """Return the source of the class's module, read once: later edits do not change an imported class."""
+    """Return the source of the module of a class; it is read once, since later edits do not change an imported
+    class.
+    """
     assert isinstance(cls, type)
     try:
         return inspect.getsource(inspect.getmodule(cls) or cls).encode()
@@ -369,11 +379,11 @@ def _source(cls: Hashable) -> bytes:
         ) from None
 
 
-def _known_as(described: Mapping[str, Any]) -> str:
+def _registry_key(described: Mapping[str, Any]) -> str:
     return json.dumps([described[key] for key in ("variant", "place") if key in described])
 
 
 def _place(cls: type) -> list[str]:
-    """Return where a class outside the library is defined."""
+    """Return the module and name of a class outside of the library."""
     inside = cls.__module__.partition(".")[0] == "ticketry"
     return [] if inside else [f"{cls.__module__}:{cls.__qualname__}"]

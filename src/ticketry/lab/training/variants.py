@@ -1,4 +1,4 @@
-"""Variants of training that several searches use: an enforced mask, a network without its channels, a penalty."""
+"""Variants of training for several searches: an enforced mask, a network without removed channels, a penalty."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from ticketry.lab.training.variant import Effect, InTraining, Surroundings, Vari
 from ticketry.tasks.task import Course, Task
 
 FOLLOWED = 2
-"""Examples on which a network is traced; only their shape matters."""
+"""Number of examples on which a network is traced; only their shape matters."""
 
 
 # -- an enforced mask --------------------------------------------------------------------------------------------------
@@ -33,7 +33,7 @@ FOLLOWED = 2
 
 @dataclass(frozen=True, kw_only=True)
 class HeldMask(Variant):
-    """Enforce a stored mask: pruned weights, their gradients and their optimiser's state are exactly 0."""
+    """Enforce a stored mask: removed weights, their gradients and their optimiser states are exactly 0."""
 
     name = "held_mask"
     several_ranks = True
@@ -52,7 +52,7 @@ class HeldMask(Variant):
 
 
 class HoldingEffect(Effect):
-    """Mask enforcement in one training."""
+    """Enforces a mask in one training."""
 
     def begin(self, training: InTraining, carried: Mapping[str, Tensor]) -> None:
         assert self.around.mask is not None
@@ -60,7 +60,7 @@ class HoldingEffect(Effect):
         self._training, self._hold = training, Hold(training.model, self.around.mask, hooks=False)
         self._hold.mask_state(training.optimizer)
 
-    def entering_session(self, entries: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    def convert_loaded_session(self, entries: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """Mask the session's copies of parameters, see `Session.copies`."""
         prefix, mask = self._training.session.copies, self.around.mask
         assert mask is not None
@@ -71,7 +71,7 @@ class HoldingEffect(Effect):
         self._hold.mask_gradients()
 
     def check(self) -> None:
-        """Raise `HoldError` if a pruned weight, or its optimiser's state, is not 0."""
+        """Raise `HoldError` if a removed weight or its optimiser state is not 0."""
         self._hold.check(self._training.optimizer)
 
     def tensors(self) -> object:
@@ -83,7 +83,7 @@ class HoldingEffect(Effect):
 
 @dataclass(frozen=True, kw_only=True)
 class Penalty(Variant):
-    """Add ``strength`` times a penalty on weights, blocks, filters or norm scales to the loss of each step."""
+    """Add a penalty on weights, blocks, filters or norm scales, times ``strength``, to the loss of each step."""
 
     name = "penalty"
     several_ranks = True
@@ -94,7 +94,7 @@ class Penalty(Variant):
     strength: float
     """Coefficient in the loss."""
     names: tuple[str, ...]
-    """Penalised parameters."""
+    """Names of the penalised parameters."""
     pattern: str = UNSTRUCTURED
     """Pattern whose blocks are penalised, see `core.structure.pattern`; by default the kind decides."""
 
@@ -114,11 +114,11 @@ class Penalty(Variant):
     def effect(self, around: Surroundings) -> PenaltyEffect:
         return PenaltyEffect(around, self)
 
-    def decides_memory(self) -> list[str]:
+    def memory_key(self) -> list[str]:
         return [self.kind, self.pattern]
 
-    def on(self, model: nn.Module) -> Penalised:
-        """Return the penalised parameters of a model; `ScopeError` for names that it lacks."""
+    def bind(self, model: nn.Module) -> Penalised:
+        """Return the penalised parameters of a model; `ScopeError` if the model lacks one."""
         known = named_parameters(model)
         if unknown := [name for name in self.names if name not in known]:
             raise ScopeError(f"a penalty is asked for on {unknown[0]!r}, which {type(model).__name__} does not have")
@@ -133,7 +133,7 @@ class Penalty(Variant):
 
 @dataclass(frozen=True)
 class Penalised:
-    """The penalised parameters of one model."""
+    """The parameters of one model that a penalty acts on."""
 
     by: Penalty
     parameters: list[nn.Parameter]
@@ -146,14 +146,14 @@ class Penalised:
 
 
 class PenaltyEffect(Effect):
-    """Adds the gradients of a penalty. Reported losses and metrics are the task's."""
+    """Adds a penalty's gradients. Reported losses and metrics do not include the penalty."""
 
     def __init__(self, around: Surroundings, penalty: Penalty) -> None:
         super().__init__(around)
         self._penalty = penalty
 
     def begin(self, training: InTraining, carried: Mapping[str, Tensor]) -> None:
-        self._penalised = self._penalty.on(training.model)
+        self._penalised = self._penalty.bind(training.model)
 
     def after_backward(self) -> None:
         self._penalised.add_gradients()
@@ -164,11 +164,11 @@ class PenaltyEffect(Effect):
 
 @dataclass(frozen=True, kw_only=True)
 class Shrunk(Variant):
-    """Train a physically smaller network, without the channels that a stored mask removes.
+    """Train a smaller network, without the channels that a stored mask removes.
 
     It equals training with the mask within float error, except for dropout, whose random numbers depend on shapes.
-    Stored states have their full shapes: removed weights and their optimiser's state are exactly 0; buffers of removed
-    channels keep their values from the start of the segment.
+    Stored states have the shapes of the whole network: removed weights and their optimiser states are 0; buffers of
+    removed channels have their values from the segment's start.
     """
 
     name = "shrunk"
@@ -192,27 +192,27 @@ class Shrunk(Variant):
 
     # Each mask gives a network of another size.
 
-    def decides_flops(self) -> str:
+    def flops_key(self) -> str:
         return self.mask
 
-    def decides_memory(self) -> str:
+    def memory_key(self) -> str:
         return self.mask
 
 
 class ShrinkingEffect(Effect):
-    """Replaces the network by a smaller one, and expands its states to full shapes.
+    """Replaces the network by a smaller one in training, and converts its states to the whole network's shapes.
 
-    No mask is enforced: a plan removes exactly what its mask removes, see `structure.shrink_plan`.
+    No mask is enforced: the plan removes exactly what the mask removes, see `structure.shrink_plan`.
     """
 
-    def entering(self, state: TrainingState) -> TrainingState:
+    def convert_loaded_state(self, state: TrainingState) -> TrainingState:
         around = self.around
         assert around.mask_digest is not None
-        self._plan = remembered_plan(around.store, around.task, around.mask_digest, around.course)
+        self._plan = load_or_compute_plan(around.store, around.task, around.mask_digest, around.course)
         self._full = state.model
         self._shapes = {name: tuple(tensor.shape) for name, tensor in state.model.items()}
-        variants = {name: self._cut_all(own) for name, own in state.variants.items()}
-        return replace(state, optimizer=self._cut_all(state.optimizer), variants=variants)
+        variants = {name: self._shrink_all(own) for name, own in state.variants.items()}
+        return replace(state, optimizer=self._shrink_all(state.optimizer), variants=variants)
 
     def build(self, model: nn.Module) -> nn.Module:
         first: dict[int, str] = {}  # the plan has a tensor that several modules share once
@@ -232,7 +232,7 @@ class ShrinkingEffect(Effect):
     def begin(self, training: InTraining, carried: Mapping[str, Tensor]) -> None:
         self._training = training
 
-    def leaving(self, state: TrainingState) -> TrainingState:
+    def convert_state_for_store(self, state: TrainingState) -> TrainingState:
         model = {
             name: self._plan.expand(self._names[name], part, self._around[name]) for name, part in state.model.items()
         }
@@ -241,12 +241,12 @@ class ShrinkingEffect(Effect):
 
     # The state of a session is stored in its full shape too.
 
-    def entering_session(self, entries: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    def convert_loaded_session(self, entries: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         cut = {name: entries[name].index_select(dim, kept) for name, dim, kept, _ in self._smaller_entries(entries)}
         copied = {name: self._plan.cut(parameter, entries[name]) for name, parameter in self._copies(entries)}
         return {**entries, **cut, **copied}
 
-    def leaving_session(self, entries: dict[str, Tensor]) -> dict[str, Tensor]:
+    def convert_session_for_store(self, entries: dict[str, Tensor]) -> dict[str, Tensor]:
         found = dict(entries)
         for name, dim, kept, size in self._smaller_entries(entries):
             part = entries[name]
@@ -258,14 +258,14 @@ class ShrinkingEffect(Effect):
         return found
 
     def _copies(self, entries: Mapping[str, Tensor]) -> Iterator[tuple[str, str]]:
-        """Yield each entry that is a copy of a parameter: its name, and the parameter's."""
+        """Yield the entries that are copies of a parameter: the entry's name and the parameter's name."""
         prefix = self._training.session.copies
         for name in entries if prefix else ():
             if name.startswith(prefix):
                 yield name, self._names[name[len(prefix) :]]
 
     def _smaller_entries(self, entries: Mapping[str, Tensor]) -> Iterator[tuple[str, int, Tensor, int]]:
-        """Yield each entry with fewer units here: name, dimension, retained units, full number of units."""
+        """Yield the entries that are smaller here: name, dimension, indices of retained units, number of all units."""
         for name, (dim, parameter, of) in self._training.session.follows(self._training.model).items():
             if name not in entries:
                 continue
@@ -276,10 +276,10 @@ class ShrinkingEffect(Effect):
     # Entries of the optimiser, and of other variants, are named parameter/entry; those with one value for each weight
     # have the parameter's shape.
 
-    def _cut_all(self, entries: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        return {key: self._cut(normal_name(key.rpartition("/")[0]), value) for key, value in entries.items()}
+    def _shrink_all(self, entries: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {key: self._shrink(normal_name(key.rpartition("/")[0]), value) for key, value in entries.items()}
 
-    def _cut(self, name: str, value: Tensor) -> Tensor:
+    def _shrink(self, name: str, value: Tensor) -> Tensor:
         return self._plan.cut(name, value) if value.shape == self._shapes.get(name) else value
 
     def _expand_all(self, entries: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -291,8 +291,8 @@ class ShrinkingEffect(Effect):
         return self._plan.expand(name, value, torch.zeros(self._shapes[name], dtype=value.dtype, device=value.device))
 
 
-def remembered_plan(store: Store, task: Task, mask: str, course: Course) -> ShrinkPlan:
-    """Return the plan of a task's network by a stored mask, computed once per store.
+def load_or_compute_plan(store: Store, task: Task, mask: str, course: Course) -> ShrinkPlan:
+    """Return the plan that removes a stored mask's channels from a task's network; computed once per store.
 
     Args:
         mask: digest of a mask of whole channels.
@@ -305,17 +305,19 @@ def remembered_plan(store: Store, task: Task, mask: str, course: Course) -> Shri
 
     def compute() -> dict[str, str]:
         model = rebuild_model(task, initial_state(task, 0))
-        plan = plan_for_structure(model, store.get_mask(mask), course.inputs(FOLLOWED), task_structure(task, course))
+        plan = plan_for_structure(
+            model, store.get_mask(mask), course.inputs(FOLLOWED), trace_task_structure(task, course)
+        )
         return {"plan": store.put_bytes(plan.to_bytes()), "mask": mask}
 
-    known = store.remembered("plans", key, compute)
+    known = store.load_or_compute("plans", key, compute)
     return ShrinkPlan.from_bytes(store.get_bytes(str(known["plan"])), "a stored plan")
 
 
-def task_structure(task: Task, course: Course) -> Structure:
-    """Return the coupled channels of a task's network; a pure function that takes seconds.
+def trace_task_structure(task: Task, course: Course) -> Structure:
+    """Return the coupled channels of a task's network, by tracing it, which takes seconds.
 
-    Modules that choose their computation by their activations are not traced: their channels stay.
+    Modules that branch on their activations are not traced, and none of their channels can be removed.
     """
     return find_structure_sparing_untraceable(
         rebuild_model(task, initial_state(task, 0)), course.inputs(FOLLOWED), ("*",)

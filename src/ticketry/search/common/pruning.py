@@ -85,8 +85,8 @@ def _check_budget(replicate: Replicate, scope: Scope, settings: PruningSettings,
     """Raise `UsageError` for a budget below the floor, and for layers without a price."""
     from ticketry.budgets.allocation import check_floor, check_floor_of_costs
     from ticketry.core.layer_minimum import count_candidates
-    from ticketry.lab.budget_masks import prices_of, remember_costs
-    from ticketry.lab.measured_time import check_new
+    from ticketry.lab.budget_masks import macs_per_weight, store_costs
+    from ticketry.lab.measured_time import check_new_costs
 
     budget = settings.budget
     assert budget is not None
@@ -95,12 +95,12 @@ def _check_budget(replicate: Replicate, scope: Scope, settings: PruningSettings,
     if budget.kind in MEASURED:
         costs = budget.costs()
         if budget.measured:
-            check_new(replicate.lab, costs)
-        remember_costs(replicate.lab, replicate.task, costs, scope)
+            check_new_costs(replicate.lab, costs)
+        store_costs(replicate.lab, replicate.task, costs, scope)
         # A budget below the cost of empty layers could not be read as a share.
         check_floor_of_costs(costs, count_candidates(scope.shapes, None), share * costs.dense, least)
         return
-    prices = prices_of(replicate.lab, replicate.task, scope)
+    prices = macs_per_weight(replicate.lab, replicate.task, scope)
     check_floor(scope.sizes, prices, share, least=least, what=COUNTED[budget.kind])
 
 

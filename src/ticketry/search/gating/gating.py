@@ -28,9 +28,9 @@ from ticketry.lab.store.store import digest_of
 from ticketry.lab.training.loop import set_learning_rate
 from ticketry.lab.training.optimizer import learning_rate, load_optimizer, make_optimizer, optimizer_tensors
 from ticketry.lab.training.segment import Segment
-from ticketry.lab.training.state import part_of, rebuild_model
+from ticketry.lab.training.state import rebuild_model, select_prefix
 from ticketry.lab.training.variant import Effect, InTraining, Metrics, Surroundings, Variant
-from ticketry.lab.training.variants import Penalty, task_structure
+from ticketry.lab.training.variants import Penalty, trace_task_structure
 from ticketry.search.gating import Anneal, LearningRates, Objective, Reset
 from ticketry.tasks.recipe import Optimizer, Recipe
 from ticketry.tasks.task import Task
@@ -188,13 +188,13 @@ class Gating(Variant):
             "path": [(step, sum(counts) / total) for step, *counts in told["kept"]],
         }
 
-    def afresh(self) -> Gating:
+    def without_history(self) -> Gating:
         return replace(self, earlier=None, reset=None)
 
-    def decides_flops(self) -> str:
+    def flops_key(self) -> str:
         return self.objective
 
-    def decides_memory(self) -> dict[str, Any]:
+    def memory_key(self) -> dict[str, Any]:
         told = ("kind", "scope", "optimizer", "frozen", "objective", "structured", "pattern")
         switches = {"momentum": self.momentum, "penalty": self.penalty, "balanced": self.density}
         return {name: getattr(self, name) for name in told} | {name: bool(is_on) for name, is_on in switches.items()}
@@ -242,7 +242,7 @@ class GatesEffect(Effect):
         self.gates = _gates_on(gating, around, training.model, carried)
         self._recipe = gating.recipe(around.recipe)
         self._optimizer = make_optimizer(self._recipe, self.gates)
-        load_optimizer(self._optimizer, self.gates, part_of(carried, "optimizer/"))
+        load_optimizer(self._optimizer, self.gates, select_prefix(carried, "optimizer/"))
         self._count_every = max(1, around.total // _COUNTS)
         self._kept = [row.tolist() for row in carried.get("kept", torch.zeros(0, 0))]
         self._balance = None if gating.density is None else Balance(self.gates, gating.density)
@@ -299,7 +299,7 @@ class GatesEffect(Effect):
         try:
             self.gates.anneal(progress)
         except TrainingError:
-            self._training.look_at_losses()  # raises if the loss was not finite before
+            self._training.check_losses()  # raises if the loss was not finite before
             raise
 
     # -- what is stored ------------------------------------------------------------------------------------------------
@@ -352,7 +352,7 @@ class GatesEffect(Effect):
 
 
 def _gates_on(gating: Gating, around: Surroundings, model: nn.Module, tensors: Mapping[str, Tensor]) -> Gates:
-    return attach_gates(gating, model, around.mask, tensors, lambda: task_structure(around.task, around.course))
+    return attach_gates(gating, model, around.mask, tensors, lambda: trace_task_structure(around.task, around.course))
 
 
 @contextlib.contextmanager
@@ -391,7 +391,9 @@ def attach_gates(
         charges = Charges(curves, sizes) if curves else None
         found = attach(model, scope=of, within=mask, pattern=gating.pattern, charges=charges, **settings)
     if tensors:
-        found.load_state_dict({**found.state_dict(), "round": int(tensors["round"]), "gates": part_of(tensors, "s/")})
+        found.load_state_dict(
+            {**found.state_dict(), "round": int(tensors["round"]), "gates": select_prefix(tensors, "s/")}
+        )
     return found
 
 

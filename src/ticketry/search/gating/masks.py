@@ -19,7 +19,7 @@ from ticketry.core.structure.channel_masks import prune_channels_by_scores
 from ticketry.errors import LayerCollapseError
 from ticketry.lab.lab import Lab
 from ticketry.lab.training.segment import Result
-from ticketry.lab.training.state import rebuild_model, state_of
+from ticketry.lab.training.state import copy_state, rebuild_model
 from ticketry.search.common.settings import PruningSettings
 from ticketry.search.gating.gating import Gating, attach_gates, gating_of, scope_of_names
 
@@ -100,7 +100,9 @@ def cut_mask(lab: Lab, result: Result, density: float, *, keep_at_least: int = 1
 
 
 def _remembered(lab: Lab, result: Result, described: Mapping[str, Any], compute: Callable[[], Mask]) -> str:
-    return lab.remembered_mask({"gates": result.variants[Gating.name], "of": result.segment.key, **described}, compute)
+    return lab.load_or_compute_mask(
+        {"gates": result.variants[Gating.name], "of": result.segment.key, **described}, compute
+    )
 
 
 def hardened_weights(lab: Lab, result: Result) -> str:
@@ -108,7 +110,7 @@ def hardened_weights(lab: Lab, result: Result) -> str:
     model = rebuild_model(result.segment.task, lab.state(result))
     gates = gates_of(lab, result, model)
     gates.detach(apply=True)
-    return lab.store.put_tensors(state_of(model))
+    return lab.store.put_tensors(copy_state(model))
 
 
 def gates_of(lab: Lab, result: Result, model: nn.Module | None = None) -> Gates:
@@ -165,11 +167,11 @@ def gate_target(replicate: Replicate, settings: PruningSettings, scope: Scope, s
         UsageError: for a budget that pays for no single weight.
     """
     from ticketry.core.gates.charges import share_above_floor
-    from ticketry.lab.budget_masks import terms_in
+    from ticketry.lab.budget_masks import load_prices
 
     if not settings.budget:
         return share, share
-    prices = terms_in(replicate.lab, replicate.task, scope, settings.budget.terms)
+    prices = load_prices(replicate.lab, replicate.task, scope, settings.budget.terms)
     left = share_above_floor(prices, scope.sizes, share)
     density = _charges(replicate, settings, scope).density_for(left)
     return density if settings.unweighed else left, density
@@ -177,9 +179,9 @@ def gate_target(replicate: Replicate, settings: PruningSettings, scope: Scope, s
 
 def budget_left(lab: Lab, result: Result, terms: str) -> float:
     """Return the share of the budget's costs that the hard gates of a result leave."""
-    from ticketry.lab.budget_masks import share_left
+    from ticketry.lab.budget_masks import remaining_share
 
-    return share_left(lab, result.segment.task, gates_of(lab, result).kept(), terms)
+    return remaining_share(lab, result.segment.task, gates_of(lab, result).kept(), terms)
 
 
 def budget_mask(lab: Lab, result: Result, settings: PruningSettings, share: float, collapse: str = "raise") -> str:
@@ -189,19 +191,19 @@ def budget_mask(lab: Lab, result: Result, settings: PruningSettings, share: floa
         LayerCollapseError: naming parameters that retain none, unless `collapse` is ``keep``.
     """
     from ticketry.budgets.pruner import allocate_budget
-    from ticketry.lab.budget_masks import as_asked, terms_in
+    from ticketry.lab.budget_masks import load_prices, prune_to_share
 
     terms, task, least = settings.budget_terms, result.segment.task, int(collapse == "keep")
 
     def compute_mask() -> Mask:
         scores = gates_of(lab, result).by_weight()
-        prices = terms_in(lab, task, scores, terms)
+        prices = load_prices(lab, task, scores, terms)
 
         def cut(of: float) -> Mask:
             return allocate_budget(scores, prices, of, weighed=False, keep_at_least=least)
 
         try:
-            return as_asked(lab, task, prices, terms, share, cut)
+            return prune_to_share(lab, task, prices, terms, share, cut)
         except LayerCollapseError as error:
             where = f"{settings.goal(share)}, of the gates after {result.segment.steps} steps"
             raise error.with_keep_argument("collapse=keep").with_prefix(where) from None
@@ -211,6 +213,6 @@ def budget_mask(lab: Lab, result: Result, settings: PruningSettings, share: floa
 
 def _charges(replicate: Replicate, settings: PruningSettings, scope: Scope) -> Charges:
     from ticketry.core.gates import Charges
-    from ticketry.lab.budget_masks import terms_in
+    from ticketry.lab.budget_masks import load_prices
 
-    return Charges.by(terms_in(replicate.lab, replicate.task, scope, settings.budget_terms), scope.sizes)
+    return Charges.by(load_prices(replicate.lab, replicate.task, scope, settings.budget_terms), scope.sizes)

@@ -75,7 +75,7 @@ class Tick(Variant):
     def effect(self, around: Surroundings) -> TickEffect:
         return TickEffect(around, self)
 
-    def decides_flops(self) -> bool:
+    def flops_key(self) -> bool:
         return True
 
     @classmethod

@@ -15,7 +15,7 @@ from rank_trainings import apart, described, task_of, trained
 from ticketry.errors import TaskError
 from ticketry.lab.lab import Lab
 from ticketry.lab.store.store import Store
-from ticketry.lab.training.ranks.batch_parts import check_parts, stirred
+from ticketry.lab.training.ranks.batch_parts import add_noise_to_constants, check_parts
 from ticketry.lab.training.supervised import Supervised
 from ticketry.tasks.recipe import Recipe
 from ticketry.tasks.task import Classification, Split, Splits
@@ -57,7 +57,7 @@ def looked_at(task, batch=BATCH, world=2, examples=19):
     draw = torch.Generator().manual_seed(0)
     split = Split(torch.randn(examples, WORDS, WIDE, generator=draw), torch.arange(examples) % 3)
     course, recipe = Supervised(task, Splits(split, split, split)), Recipe(length="2ep", batch=batch, augment=("crop",))
-    check_parts(task.name, course, stirred(task.build()), recipe, (0, -(-examples // batch) - 1), world)
+    check_parts(task.name, course, add_noise_to_constants(task.build()), recipe, (0, -(-examples // batch) - 1), world)
 
 
 def _called(self, x):
@@ -165,7 +165,7 @@ class Judged(Classification):
         split, model = Split(inputs, self._targets(classes)), self.build()
         nn.init.zeros_(model.weight)
         nn.init.zeros_(model.bias)
-        Supervised(self, Splits(split, split, split)).check_cut(stirred(model), self.recipe, 2)
+        Supervised(self, Splits(split, split, split)).check_cut(add_noise_to_constants(model), self.recipe, 2)
 
 
 def _padded(classes):

@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from ticketry.errors import TrainingError
-from ticketry.lab.training.data_loading import part
+from ticketry.lab.training.data_loading import part_of_batch
 from ticketry.lab.training.ranks.batch_parts import Draws
 from ticketry.tasks.task import PartOfBatch, place_of_part
 
@@ -58,8 +58,8 @@ def test_parts_draw_what_the_whole_batch_does(name):
     for rank, place in enumerate(PARTS):
         torch.manual_seed(5)
         with Draws(place):
-            own = draw(part(examples, rank, len(PARTS)))
-        assert torch.equal(own, part(whole[0], rank, len(PARTS)))
+            own = draw(part_of_batch(examples, rank, len(PARTS)))
+        assert torch.equal(own, part_of_batch(whole[0], rank, len(PARTS)))
         assert torch.equal(torch.rand(3), whole[1])  # the generator went on as far
 
 
@@ -81,7 +81,7 @@ def test_draws_from_a_generator():
         with Draws(place):
             own = draw(place.own, torch.Generator().manual_seed(3))
         for one, all_ in zip(own, whole, strict=True):
-            assert torch.equal(one, part(all_, rank, len(PARTS)))
+            assert torch.equal(one, part_of_batch(all_, rank, len(PARTS)))
 
 
 def test_gradients_go_through_dropout_as_in_the_whole_batch():
@@ -99,7 +99,7 @@ def test_gradients_go_through_dropout_as_in_the_whole_batch():
     for rank, place in enumerate(PARTS):
         torch.manual_seed(0)
         with Draws(place):
-            parts.append(gradient(part(examples, rank, len(PARTS))))
+            parts.append(gradient(part_of_batch(examples, rank, len(PARTS))))
     assert torch.allclose(sum(parts), whole, atol=1e-5)
 
 
@@ -134,5 +134,5 @@ def test_places_are_those_of_the_parts(world):
     rows = torch.arange(7)
     for rank in range(world):
         place = place_of_part(7, rank, world)
-        assert torch.equal(rows[place.first : place.first + place.own], part(rows, rank, world))
+        assert torch.equal(rows[place.first : place.first + place.own], part_of_batch(rows, rank, world))
         assert place.whole == 7

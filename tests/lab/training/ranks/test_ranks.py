@@ -16,7 +16,7 @@ from rank_trainings import apart, deciding, described, task_of, trained
 from ticketry.core.sparse_training.hold import hold
 from ticketry.errors import InterruptedTrainingError, RunnerError, TaskError, TrainingError
 from ticketry.lab.store.store import Store
-from ticketry.lab.training.data_loading import DataOrder, part
+from ticketry.lab.training.data_loading import DataOrder, part_of_batch
 from ticketry.lab.training.job import Watch
 from ticketry.lab.training.precision import OWN
 from ticketry.lab.training.state import initial_state, rebuild_model
@@ -67,7 +67,7 @@ def test_norms_of_each_rank(store):
             rows = order.batch(step)
             for rank in (1, 0):
                 before = {name: value.clone() for name, value in model.named_buffers()}
-                own = part(rows, rank, 2)
+                own = part_of_batch(rows, rank, 2)
                 (F.cross_entropy(model(task.prepare(train.inputs[own])), train.targets[own]) / 2).backward()
                 if rank:
                     for name, value in model.named_buffers():
@@ -107,7 +107,7 @@ def test_killed_and_stopped_ranks_go_on_with_the_same_bits(store, tmp_path):
     watch = StopAt(at=9)
     with pytest.raises(InterruptedTrainingError, match="its state is stored"):
         trained(other, segment, (30,), watch)
-    reached = other.partial(segment.trajectory, segment.last)
+    reached = other.newest_checkpoint(segment.trajectory, segment.last)
     assert reached is not None
     assert 0 < reached[0] < segment.last
     watch = KillAt(ranks={25: 1})
@@ -122,7 +122,7 @@ def test_ranks_that_are_lost_again_and_again(store, monkeypatch):
     segment = described(store, task_of(), 2)
 
     class Deadly(Watch):
-        def stop_asked(self):
+        def is_stop_requested(self):
             os.kill(children()[-1], signal.SIGKILL)
             return False
 

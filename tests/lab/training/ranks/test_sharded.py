@@ -12,12 +12,12 @@ from rank_trainings import apart, deciding, described, task_of, trained
 from ticketry.errors import InterruptedTrainingError, UsageError
 from ticketry.lab.lab import Lab
 from ticketry.lab.store import parts
-from ticketry.lab.store.maintenance import check, collect
+from ticketry.lab.store.maintenance import check, collect_garbage
 from ticketry.lab.store.mirror import Mirror
-from ticketry.lab.store.store import Store, open_remote, place_of
+from ticketry.lab.store.store import Store, local_folder, open_remote
 from ticketry.lab.training.job import Watch
 from ticketry.lab.training.precision import FSDP, OWN, choose_arithmetic
-from ticketry.lab.training.ranks.sharded import blocks
+from ticketry.lab.training.ranks.sharded import find_blocks
 from ticketry.lab.training.state import initial_state
 from ticketry.lab.training.variants import Penalty
 from watches import KillAt, StopAt, children
@@ -72,7 +72,7 @@ def test_a_state_of_many_files_goes_on_with_the_same_bits(store, tmp_path):
     other = Store(tmp_path / "disturbed")
     with pytest.raises(InterruptedTrainingError, match="its state is stored"):
         trained(other, segment, watch=StopAt(at=2))
-    step, folder = parts.newest(other.paths, segment.trajectory, segment.last)
+    step, folder = parts.newest_folder(other.paths, segment.trajectory, segment.last)
     files = [path.stat().st_size for path in folder.glob("*.safetensors")]
     assert len(files) >= 6, "three of each rank"
     assert sum(files) > 2 * 64 << 20
@@ -91,16 +91,16 @@ def test_killed_and_stopped_parts_go_on_with_the_same_bits(store, tmp_path):
     other.put_mask(store.get_mask(segment.mask))
     with pytest.raises(InterruptedTrainingError, match="its state is stored"):
         trained(other, segment, (30,), StopAt(at=9))
-    reached = parts.newest(other.paths, segment.trajectory, segment.last)
+    reached = parts.newest_folder(other.paths, segment.trajectory, segment.last)
     assert reached is not None
     assert 0 < reached[0] < segment.last
     assert len(list(reached[1].glob("*.safetensors"))) == 3, "each rank writes its part"
-    assert other.furthest(segment.trajectory, segment.last) == reached[0]
+    assert other.last_stored_step(segment.trajectory, segment.last) == reached[0]
     watch = KillAt(ranks={25: 1})
     assert deciding(trained(other, segment, (30,), watch)) == deciding(undisturbed)
     assert not watch.ranks, "no rank was killed"
     assert not children()
-    collect(other, grace_seconds=0)
+    collect_garbage(other, grace_seconds=0)
     assert not list(other.paths.partial.iterdir())
 
 
@@ -114,13 +114,13 @@ def test_another_machine_goes_on_from_a_state_in_parts(store, tmp_path, monkeypa
     def machine(name: str) -> Store:
         monkeypatch.setenv("TICKETRY_CACHE", str(tmp_path / name))
         address = f"file://{tmp_path}/shared"
-        return Store(place_of(address), Mirror(open_remote(address), place_of(address), lease_seconds=30))
+        return Store(local_folder(address), Mirror(open_remote(address), local_folder(address), lease_seconds=30))
 
     one = machine("one")
     one.put_mask(store.get_mask(segment.mask))
     with pytest.raises(InterruptedTrainingError, match="its state is stored"):
         trained(one, segment, watch=StopAt(at=20))
-    reached = parts.newest(one.paths, segment.trajectory, segment.last)
+    reached = parts.newest_folder(one.paths, segment.trajectory, segment.last)
     assert reached is not None
     two = machine("two")
     assert two.paths.root != one.paths.root
@@ -138,19 +138,21 @@ def test_folders_of_parts(store):
         for rank in range(2):
             (folder / f"part-{rank}").write_bytes(bytes([rank, step]))
         found = parts.compute_digests(folder, 0, 2) | parts.compute_digests(folder, 1, 2)
-        assert parts.newest(paths, trajectory, 10) == (None if step == 3 else (3, paths.partial_folder(trajectory, 3)))
-        parts.finish(folder, paths, trajectory, step, found)
-    (step, folder) = parts.newest(paths, trajectory, 10)
+        assert parts.newest_folder(paths, trajectory, 10) == (
+            None if step == 3 else (3, paths.partial_folder(trajectory, 3))
+        )
+        parts.finish_folder(folder, paths, trajectory, step, found)
+    (step, folder) = parts.newest_folder(paths, trajectory, 10)
     assert step == 7
-    assert parts.steps(paths, trajectory) == [7], "the one before is dropped"
-    assert parts.newest(paths, trajectory, 6) is None
+    assert parts.stored_steps(paths, trajectory) == [7], "the one before is dropped"
+    assert parts.newest_folder(paths, trajectory, 6) is None
     (folder / "part-1").write_bytes(b"damaged")
-    assert parts.newest(paths, trajectory, 10) is None
+    assert parts.newest_folder(paths, trajectory, 10) is None
     assert check(store).damaged == [folder]
     (folder / "part-1").unlink()
-    assert parts.newest(paths, trajectory, 10) is None
-    store.drop_partials(trajectory, 7)
-    assert not parts.steps(paths, trajectory)
+    assert parts.newest_folder(paths, trajectory, 10) is None
+    store.drop_checkpoints(trajectory, 7)
+    assert not parts.stored_steps(paths, trajectory)
 
 
 def test_blocks_are_what_is_called():
@@ -161,7 +163,7 @@ def test_blocks_are_what_is_called():
         tied,
         nn.BatchNorm1d(1, affine=False),
     )
-    found = list(blocks(model))
+    found = list(find_blocks(model))
     assert model[0] in found
     assert model[0][0] in found
     assert found.index(model[0][0]) < found.index(model[0]), "inner ones first"

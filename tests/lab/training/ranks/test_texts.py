@@ -61,7 +61,7 @@ def test_killed_and_stopped_ranks_go_on_with_the_same_bits(store, tmp_path, para
     other.put_mask(store.get_mask(segment.mask))
     with pytest.raises(InterruptedTrainingError, match="its state is stored"):
         trained(other, segment, (30,), StopAt(at=8))
-    assert 0 < other.furthest(segment.trajectory, segment.last) < segment.last
+    assert 0 < other.last_stored_step(segment.trajectory, segment.last) < segment.last
     watch = KillAt(ranks={23: 1})
     assert deciding(trained(other, segment, (30,), watch)) == deciding(undisturbed)
     assert not watch.ranks, "no rank was killed"

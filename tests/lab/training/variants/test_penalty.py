@@ -120,7 +120,7 @@ def test_interrupted_and_gone_on_with(lab, points, tmp_path, equal_bits):
     wanted = lab.state(lab.train(segment))
 
     class Stop(Watch):
-        def stop_asked(self) -> bool:
+        def is_stop_requested(self) -> bool:
             return True
 
     other = type(lab)(tmp_path / "other")

@@ -88,7 +88,7 @@ def begun(lab: Lab, task: Task, recipe: Recipe, mask: str, shrunk: bool = True, 
 @pytest.mark.parametrize("recipe", [SGD, ADAM], ids=["sgd", "adam"])
 def test_it_is_trained_as_with_the_mask(lab, pictures, mask, recipe):
     sizes = []
-    step = Loop._one_step
+    step = Loop._train_step
 
     def watched(loop, *batch):
         sizes.append(sum(p.numel() for p in loop.model.parameters()))
@@ -96,7 +96,7 @@ def test_it_is_trained_as_with_the_mask(lab, pictures, mask, recipe):
 
     segment = begun(lab, pictures, recipe, mask)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Loop, "_one_step", watched)
+        patch.setattr(Loop, "_train_step", watched)
         small = lab.train(segment, keep=(15,))
     model = pictures.build()
     rebuilt = rebuild(model, shrink_plan(model, lab.store.get_mask(mask), torch.randn(2, 1, 4, 4)))
@@ -161,10 +161,10 @@ def test_the_plan_is_found_once(lab, pictures, mask, monkeypatch):
     for seed in (4, 5):
         lab.train(replace(segment, order_seed=seed))
     assert len(counted) == 1
-    from ticketry.lab.store.maintenance import check, collect
+    from ticketry.lab.store.maintenance import check, collect_garbage
 
     assert check(lab.store).sound
-    collect(lab.store, grace_seconds=0)
+    collect_garbage(lab.store, grace_seconds=0)
     lab.train(replace(segment, order_seed=6))
     assert len(counted) == 1
 

@@ -17,7 +17,7 @@ from ticketry.errors import UsageError
 from ticketry_engine.support.entry_points import Need, callers_defaults, entry_point
 
 _COPIES = (torch.ops.aten._to_copy.default, torch.ops.aten.clone.default)
-"""Operations that copy a weight with its zeros: autocast's conversions, changes of the memory layout."""
+"""Operations that copy a weight with its zeros: dtype conversion by autocast, changes of the memory layout."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class StepFlops:
     """
 
     dense: int
-    """All FLOPs that are computed."""
+    """All FLOPs, including products with removed weights."""
     sparse: float
     """FLOPs without the products with removed weights."""
 
@@ -51,7 +51,7 @@ class FlopsByWeight:
     """
 
     dense: int
-    """All FLOPs that are computed."""
+    """All FLOPs, including products with removed weights."""
     products: Mapping[tuple[str, ...], float]
     """FLOPs of the products with these parameters, forward and backward; mostly one parameter."""
 
@@ -111,7 +111,10 @@ def flops_by_weight(parameters: Mapping[str, nn.Parameter], forward: Callable[[]
         >>> found.dense, found.left({"weight": 0.75})
         (96, 24.0)
     """
-    with _counter() as counter, _Products(_WeightNames.from_parameters(parameters), counter.flop_registry) as products:
+    with (
+        _make_counter() as counter,
+        _Products(_WeightNames.from_parameters(parameters), counter.flop_registry) as products,
+    ):
         loss = forward()
         if not loss.requires_grad:
             raise UsageError(
@@ -125,25 +128,28 @@ def flops_by_weight(parameters: Mapping[str, nn.Parameter], forward: Callable[[]
 
 @torch.no_grad()
 def forward_flops(parameters: Mapping[str, nn.Parameter], forward: Callable[[], object]) -> FlopsByWeight:
-    """Return the FLOPs of a forward pass, as `flops_by_weight`."""
-    with _counter() as counter, _Products(_WeightNames.from_parameters(parameters), counter.flop_registry) as products:
+    """Return the FLOPs of a forward pass only; otherwise as `flops_by_weight`."""
+    with (
+        _make_counter() as counter,
+        _Products(_WeightNames.from_parameters(parameters), counter.flop_registry) as products,
+    ):
         forward()
     return FlopsByWeight(int(counter.get_total_flops()), products.flops)
 
 
-def flops_of(work: Callable[[], object]) -> int:
-    """Return all FLOPs of `work`, counted as in `step_flops`."""
-    with _counter() as counter:
+def count_flops(work: Callable[[], object]) -> int:
+    """Return all FLOPs of a call of `work`, counted as in `step_flops`."""
+    with _make_counter() as counter:
         work()
     return int(counter.get_total_flops())
 
 
-def _counter() -> FlopCounterMode:
-    mapping = {torch.ops.aten.convolution_backward: _convolution_backward, **_RECURRENT}
+def _make_counter() -> FlopCounterMode:
+    mapping = {torch.ops.aten.convolution_backward: _convolution_backward_flops, **_RECURRENT}
     return FlopCounterMode(display=False, custom_mapping=mapping)
 
 
-def _convolution_backward(*shapes: Any, **_: Any) -> int:
+def _convolution_backward_flops(*shapes: Any, **_: Any) -> int:
     """Return the FLOPs of the gradients of input and weight, each as many as those of the forward pass.
 
     Torch's own formula counts the weight's gradient once for every group (seen with torch 2.13).
@@ -153,33 +159,35 @@ def _convolution_backward(*shapes: Any, **_: Any) -> int:
     return 2 * int(prod(inputs if transposed else gradient) * prod(weight[1:])) * sum(map(bool, asked[:2]))
 
 
-def _recurrent(inputs: Any, *shapes: Any, **_: Any) -> int:
+def _recurrent_flops(inputs: Any, *shapes: Any, **_: Any) -> int:
     """Return the FLOPs of recurrent layers: at every step of the sequence a product with each matrix."""
-    return int(2 * prod(inputs[:-1]) * sum(prod(shape) for shape in _matrices(shapes)))
+    return int(2 * prod(inputs[:-1]) * sum(prod(shape) for shape in _weight_shapes(shapes)))
 
 
-def _recurrent_backward(*shapes: Any, **_: Any) -> int:
+def _recurrent_backward_flops(*shapes: Any, **_: Any) -> int:
     """Return the FLOPs of the gradients of inputs and matrices."""
-    return 2 * _recurrent(*shapes)
+    return 2 * _recurrent_flops(*shapes)
 
 
-def _matrices(shapes: Sequence[Any]) -> Sequence[Any]:
+def _weight_shapes(shapes: Sequence[Any]) -> Sequence[Any]:
     """Return the shapes of a recurrent operation's weights, from its arguments after the input."""
     weights = shapes[0] if shapes and isinstance(shapes[0], list) else shapes[:4]
     return [shape for shape in weights if len(shape) == 2]
 
 
 _RECURRENT = {
-    torch.ops.aten.mkldnn_rnn_layer: _recurrent,
-    torch.ops.aten.mkldnn_rnn_layer_backward: _recurrent_backward,
-    torch.ops.aten._cudnn_rnn: _recurrent,
-    torch.ops.aten._cudnn_rnn_backward: _recurrent_backward,
+    torch.ops.aten.mkldnn_rnn_layer: _recurrent_flops,
+    torch.ops.aten.mkldnn_rnn_layer_backward: _recurrent_backward_flops,
+    torch.ops.aten._cudnn_rnn: _recurrent_flops,
+    torch.ops.aten._cudnn_rnn_backward: _recurrent_backward_flops,
 }
 """Recurrent layers as one operation; elsewhere torch decomposes them into products."""
 
 
 class _WeightNames:
-    """Finds the name of a weight from the memory of a tensor: the weight, a view of it, or a registered copy."""
+    """Finds the name of a weight by the memory of a tensor, which may be the weight, a view or a registered
+    copy of it.
+    """
 
     def __init__(self) -> None:
         self._ranges: dict[int, list[tuple[int, int, str, bool]]] = {}
@@ -193,19 +201,21 @@ class _WeightNames:
 
     def add(self, tensor: Tensor, name: str, trained: bool) -> None:
         start = int(tensor.storage_offset())
-        self._ranges.setdefault(_address(tensor), []).append((start, start + tensor.numel(), name, trained))
+        self._ranges.setdefault(_memory_address(tensor), []).append((start, start + tensor.numel(), name, trained))
 
     def find(self, tensor: Tensor) -> tuple[str, bool] | None:
-        """Return name, and whether it is trained. Recurrent layers store several weights in one piece of memory."""
+        """Return a weight's name and whether it is trained. Recurrent layers may store several weights in one block of
+        memory.
+        """
         at = int(tensor.storage_offset())
-        for start, stop, name, trained in self._ranges.get(_address(tensor), []):
+        for start, stop, name, trained in self._ranges.get(_memory_address(tensor), []):
             if start <= at < stop:
                 return name, trained
         return None
 
 
 class _Products(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Adds up the FLOPs of products with weights, which it recognises by their memory."""
+    """Sums the FLOPs of products with weights, which are recognised by their memory."""
 
     def __init__(self, named: _WeightNames, formulas: Any) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -225,7 +235,7 @@ class _Products(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self._alive.append(out)
         packet = getattr(func, "_overloadpacket", None)
         if packet in _RECURRENT:
-            rows = prod(args[0].shape[:-1]) * (1 if _RECURRENT[packet] is _recurrent else 2)
+            rows = prod(args[0].shape[:-1]) * (1 if _RECURRENT[packet] is _recurrent_flops else 2)
             for tensor, (name, _) in seen:
                 if tensor.dim() == 2:
                     self._add((name,), 2.0 * rows * tensor.numel())
@@ -250,5 +260,5 @@ def _tensors(values: Any) -> Iterator[Tensor]:
             yield from _tensors(value)
 
 
-def _address(tensor: Tensor) -> int:
+def _memory_address(tensor: Tensor) -> int:
     return tensor.untyped_storage().data_ptr()

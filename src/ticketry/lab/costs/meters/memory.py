@@ -1,4 +1,4 @@
-"""Peak memory."""
+"""Peak memory of a process or of a piece of work."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def resident_at_peak() -> int | None:
 
 
 def allocated_at_peak(work: Callable[[], object], held: Iterable[object]) -> int:
-    """Return the peak bytes of tensors on the CPU during `work`: those of `held`, and what the profiler sees allocated.
+    """Return the peak bytes of CPU tensors during `work`: the bytes of `held` plus what the profiler sees allocated.
 
     Args:
         work: such as a training step.
@@ -66,8 +66,8 @@ def _no_collection() -> Iterator[None]:
             gc.enable()
 
 
-def height(work: Callable[[], object], held: Iterable[object], device: str) -> int:
-    """Return `allocated_at_peak` on a device; for a GPU, what its allocator added to `held`."""
+def peak_bytes(work: Callable[[], object], held: Iterable[object], device: str) -> int:
+    """Return the peak bytes of tensors during `work`, as `allocated_at_peak`; on a GPU from its allocator."""
     if not device.startswith("cuda"):
         return allocated_at_peak(work, held)
     torch.cuda.synchronize()

@@ -44,7 +44,7 @@ class StepCost:
     flops: float
     """FLOPs of the forward and the backward pass without those of removed weights, see `meters.step_flops`."""
     dense_flops: int
-    """All FLOPs that are computed."""
+    """FLOPs of the forward and the backward pass, including those of removed weights."""
     allocated: int
     """Peak bytes of tensors in torch's allocator on the device: weights, gradients, optimiser's state, batch and
     intermediate results."""
@@ -95,45 +95,45 @@ def measure_step(
 
     device = first.device
     batch = as_normal_tensors(batch)
-    with _preserve(model, optimizer, device), callers_defaults():
+    with _restore_afterwards(model, optimizer, device), callers_defaults():
         optimizer.zero_grad(set_to_none=True)
         flops = step_flops(model, lambda: loss(model, batch), mask)
         step()  # creates the optimiser's state
-        seconds = statistics.median(_timed(step, device) for _ in range(repeats))
+        seconds = statistics.median(_time_step(step, device) for _ in range(repeats))
         optimizer.zero_grad(set_to_none=True)
-        allocated, reserved = _peak(step, device, [model.state_dict(), batch, optimizer.state.values()])
+        allocated, reserved = _measure_peak(step, device, [model.state_dict(), batch, optimizer.state.values()])
     return StepCost(seconds, flops.sparse, flops.dense, allocated, reserved, resident_at_peak(), str(device))
 
 
-def _timed(step: _Step, device: torch.device) -> float:
-    _wait(device)
+def _time_step(step: _Step, device: torch.device) -> float:
+    _synchronize(device)
     began = time.perf_counter()
     step()
-    _wait(device)
+    _synchronize(device)
     return time.perf_counter() - began
 
 
-def _wait(device: torch.device) -> None:
+def _synchronize(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
-def _peak(step: _Step, device: torch.device, held: list[object]) -> tuple[int, int | None]:
+def _measure_peak(step: _Step, device: torch.device, held: list[object]) -> tuple[int, int | None]:
     """Return the peak bytes allocated and, on a GPU, reserved in a step."""
     if device.type != "cuda":
         return allocated_at_peak(step, held), None
     torch.cuda.reset_peak_memory_stats(device)
     step()
-    _wait(device)
+    _synchronize(device)
     return torch.cuda.max_memory_allocated(device), torch.cuda.max_memory_reserved(device)
 
 
 @contextlib.contextmanager
-def _preserve(model: nn.Module, optimizer: Optimizer, device: torch.device) -> Iterator[None]:
+def _restore_afterwards(model: nn.Module, optimizer: Optimizer, device: torch.device) -> Iterator[None]:
     """Restore weights, buffers, gradients, optimiser's state and random state after a block, from copies on the CPU."""
-    state = {name: _copy(value) for name, value in model.state_dict().items()}
+    state = {name: _copy_to_cpu(value) for name, value in model.state_dict().items()}
     gradients = [(parameter, parameter.grad) for parameter in model.parameters()]
-    before = _copy(optimizer.state_dict())
+    before = _copy_to_cpu(optimizer.state_dict())
     for parameter, _ in gradients:
         parameter.grad = None
     try:
@@ -146,9 +146,9 @@ def _preserve(model: nn.Module, optimizer: Optimizer, device: torch.device) -> I
             parameter.grad = gradient
 
 
-def _copy(value: Any) -> Any:
+def _copy_to_cpu(value: Any) -> Any:
     if isinstance(value, Tensor):
         return value.detach().to("cpu", copy=True)
     if isinstance(value, dict):
-        return {name: _copy(inner) for name, inner in value.items()}
+        return {name: _copy_to_cpu(inner) for name, inner in value.items()}
     return copy.deepcopy(value)

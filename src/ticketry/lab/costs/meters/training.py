@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from ticketry.errors import UsageError
-from ticketry.lab.costs.energy import POWERCAP, Energies, energies
+from ticketry.lab.costs.energy import POWERCAP, Energies, open_energy_meter
 from ticketry.lab.costs.meters.memory import resident_at_peak
 from ticketry.lab.costs.meters.step import StepCost
 
@@ -106,7 +106,7 @@ class Meter:
         return self._cost
 
     def __enter__(self) -> Meter:
-        self._energy = energies("estimate" if self._estimate else "meter", self._powercap)
+        self._energy = open_energy_meter("estimate" if self._estimate else "meter", self._powercap)
         if self._optimizer is not None:
             self._handle = self._optimizer.register_step_post_hook(lambda *_: self.step())
         if torch.cuda.is_available():

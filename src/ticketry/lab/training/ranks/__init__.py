@@ -1,1 +1,1 @@
-"""One network that several processes train: DistributedDataParallel over ranks that a segment's worker starts."""
+"""Training of one network by several processes (ranks), with DistributedDataParallel or FSDP2."""

@@ -1,9 +1,9 @@
-"""A batch split among processes: random numbers of its parts, and the check that parts train what the whole does.
+"""Divides a batch among processes so that their training equals that of the whole batch, and checks that it does.
 
-Dropout, stochastic depth, noise and augmentation draw numbers for the examples of a part. `Draws` draws them for the
-whole batch in each process, from the same generator state, and takes those of the part: they are functions of the step
-and of an example's position in the batch. Shapes do not show for certain which numbers belong to examples (a weight of
-32 rows looks like a batch of 32), so `check_parts` compares some steps before a training.
+Dropout, stochastic depth, noise and augmentation draw random numbers for examples. In each process `Draws` draws the
+numbers for the whole batch, from the same generator state, and uses those of its own examples. Shapes do not tell for
+certain which numbers belong to examples (a weight with 32 rows looks like a batch of 32), so `check_parts` compares
+some steps before a training.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from ticketry_engine.support.seeds import mix, seed_torch
 _LIKE = {"rand_like", "randn_like", "randint_like"}
 _OF_SIZE = {"rand", "randn", "randint"}
 _DRAWN_FROM = {"bernoulli", "normal", "poisson"}
-"""Operations on a tensor of probabilities, means or rates."""
+"""Operations that draw from a tensor of probabilities, means or rates."""
 _IN_PLACE = {
     "bernoulli_",
     "uniform_",
@@ -41,23 +41,23 @@ _IN_PLACE = {
     "log_normal_",
 }
 _TOLERANCE = 1e-2
-"""Largest difference between outputs of parts and of the whole batch, relative to its norm. Rounding errors are
-smaller, other dropout masks larger."""
+"""Maximum difference between outputs of the parts and of the whole batch, relative to their norm. Rounding errors are
+smaller; other dropout masks give more."""
 _NOISE = 0.1
-"""Largest number that is added to constant weights."""
+"""Maximum of the noise that is added to constant parameters."""
 
 Drawn = tuple[str, list[int]]
-"""Name of a random operation of torch, and the shape of its result."""
+"""Name of a random operation of torch and the shape of its result."""
 
 
 class Draws(EagerMode):  # type: ignore[no-untyped-call]
-    """In this block, numbers drawn for the examples of a part are those they would have in the whole batch.
+    """In this block, each process draws for its examples the random numbers that they would have in the whole batch.
 
-    A tensor belongs to examples if the length of its first axis is a multiple of the part's size (patches or tokens of
-    consecutive examples). Other numbers are drawn once for the batch, the same in all processes.
+    A tensor belongs to examples if its first dimension is a multiple of the number of examples (such as patches or
+    tokens). Other random numbers are equal in all processes.
 
     Raises:
-        TrainingError: for numbers of a kind that cannot be split, such as a random order of the batch.
+        TrainingError: for random numbers that cannot be divided, such as a random order of the batch.
     """
 
     def __init__(self, part: PartOfBatch) -> None:
@@ -115,7 +115,7 @@ class Draws(EagerMode):  # type: ignore[no-untyped-call]
     # -- positions -----------------------------------------------------------------------------------------------------
 
     def _whole_shape(self, shape: Sequence[int]) -> list[int] | None:
-        """Return the shape for the whole batch; None for a tensor that does not belong to examples."""
+        """Return a tensor's shape for the whole batch; None if it does not belong to examples."""
         if not shape or not shape[0] or shape[0] % self._part.own:
             return None
         return [shape[0] // self._part.own * self._part.whole, *shape[1:]]
@@ -125,7 +125,7 @@ class Draws(EagerMode):  # type: ignore[no-untyped-call]
         return slice(self._part.first * each, (self._part.first + self._part.own) * each)
 
     def _embed(self, value: Any) -> Any:
-        """Put a tensor of examples at its position in a batch of zeros; return anything else unchanged."""
+        """Return a tensor of examples at its position in zeros for the whole batch; return anything else unchanged."""
         if not isinstance(value, Tensor) or (whole := self._whole_shape(value.shape)) is None:
             return value
         found = _empty_like(value, whole).zero_()
@@ -134,7 +134,7 @@ class Draws(EagerMode):  # type: ignore[no-untyped-call]
 
 
 def is_drawn(func: Any, args: tuple[Any, ...], given: Mapping[str, Any]) -> bool:
-    """Return whether an operation of torch draws random numbers when it is called with these arguments."""
+    """Return whether an operation of torch draws random numbers if it is called with these arguments."""
     return _is_random(func) and ("attention" not in func.overloadpacket.__name__ or _dropout_of(func, args, given) > 0)
 
 
@@ -144,7 +144,7 @@ def _is_random(func: Any) -> bool:
 
 
 def _empty_like(tensor: Tensor, shape: Sequence[int]) -> Tensor:
-    """Return a tensor with the memory layout of another one, on which the order of draws depends."""
+    """Return an empty tensor with another tensor's memory layout, on which the order of random numbers depends."""
     found = tensor.new_empty(shape)
     if tensor.dim() == 4 and not tensor.is_contiguous() and tensor.is_contiguous(memory_format=torch.channels_last):
         return found.to(memory_format=torch.channels_last)
@@ -168,10 +168,10 @@ def _dropout_of(func: Any, args: tuple[Any, ...], given: Mapping[str, Any]) -> f
 # -- the check before a training ---------------------------------------------------------------------------------------
 
 
-def stirred(model: nn.Module) -> nn.Module:
-    """Add small numbers to each parameter that is constant, such as all 0 or all 1, and return the model.
+def add_noise_to_constants(model: nn.Module) -> nn.Module:
+    """Add small random numbers to each constant parameter (such as all 0 or all 1), and return the model.
 
-    Otherwise a branch or a last layer that starts at zero would hide its inputs.
+    Otherwise a branch or last layer that is initialised to zero would hide differences in its inputs.
     """
     draw = torch.Generator().manual_seed(0)
     with torch.no_grad():
@@ -182,24 +182,24 @@ def stirred(model: nn.Module) -> nn.Module:
 
 
 def check_parts(name: str, course: Course, model: nn.Module, recipe: Recipe, steps: Iterable[int], world: int) -> None:
-    """Check that parts of a batch draw the same random numbers as the whole batch, and give the same outputs.
+    """Check that parts of a batch use the same random numbers as the whole batch, and give the same outputs.
 
-    Batch norms run in evaluation mode: `--norms` decides what they see in training.
+    Batch norms run in evaluation mode, since `--norms` determines their statistics in training.
 
     Args:
         name: name of the task.
-        model: a new model on the CPU; it is changed.
+        model: a new model on the CPU, which is modified.
         steps: steps to compare, at least one for each batch size.
 
     Raises:
-        TaskError: if they differ.
+        TaskError: if random numbers or outputs differ.
     """
     model.train()
     for module in model.modules():
         if isinstance(module, _BatchNorm):
             module.eval()
             if module.running_mean is None:  # it has only the statistics of the batch
-                module.forward = _identity  # type: ignore[assignment, method-assign]
+                module.forward = _return_input  # type: ignore[assignment, method-assign]
     before = {name: buffer.clone() for name, buffer in model.named_buffers()}
     for step in steps:
         whole, outputs = _run_step(course, model, before, recipe, step)
@@ -214,7 +214,7 @@ def check_parts(name: str, course: Course, model: nn.Module, recipe: Recipe, ste
         _check_outputs(name, outputs, torch.cat(parts))
 
 
-def _identity(inputs: Tensor) -> Tensor:
+def _return_input(inputs: Tensor) -> Tensor:
     return inputs
 
 
@@ -222,7 +222,9 @@ def _identity(inputs: Tensor) -> Tensor:
 def _run_step(
     course: Course, model: nn.Module, before: Mapping[str, Tensor], recipe: Recipe, step: int
 ) -> tuple[list[Drawn], Tensor]:
-    """Compute the loss of a step with the buffers `before`; return the random draws and the model's outputs."""
+    """Compute the loss of a step, starting with the buffers `before`; return the random draws and the model's
+    outputs.
+    """
     for name, buffer in model.named_buffers():
         if name in before:
             buffer.data = before[name].clone()
@@ -263,7 +265,7 @@ def _check_outputs(name: str, whole: Tensor, parts: Tensor) -> None:
 
 
 class _DrawRecorder(EagerMode):  # type: ignore[no-untyped-call]
-    """Records random draws."""
+    """Records random operations and the shapes of their results."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -279,7 +281,7 @@ class _DrawRecorder(EagerMode):  # type: ignore[no-untyped-call]
 
 
 class _Rank:
-    """A rank without a process."""
+    """Simulates a rank in this process."""
 
     in_parts = False
 

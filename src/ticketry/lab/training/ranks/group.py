@@ -1,4 +1,4 @@
-"""The processes that train one network together: communication of one rank with the others."""
+"""Communication among the processes (ranks) that train one network together."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from ticketry.core.devices import synchronise_norms
 from ticketry.errors import TrainingError
 from ticketry.lab.training.precision import SYNCHRONISED, Arithmetic
 from ticketry.lab.training.ranks.batch_parts import Draws
-from ticketry.lab.training.state import state_of
+from ticketry.lab.training.state import copy_state
 from ticketry.tasks.task import PartOfBatch
 
 _PATIENCE = datetime.timedelta(minutes=30)
 """Timeout of ranks that wait for one another. The parent ends all of them as soon as one is gone."""
 _GPU_LOOKS = 16
-"""Steps on a GPU between two checks whether to store a state, which make the GPU wait."""
+"""Number of GPU steps between two checks whether to store a state, since a check makes the GPU wait."""
 
 
 class Group:
-    """One rank with the whole network. All ranks call the same methods in the same order.
+    """One rank, which has the whole network. All ranks call the same methods in the same order.
 
     Args:
-        arithmetic: the segment's arithmetic, with the number of ranks, their device and their norms.
+        arithmetic: the segment's arithmetic, which includes the number of ranks, their device and their norms.
     """
 
     in_parts = False
@@ -46,8 +46,10 @@ class Group:
         self._steps = 0
 
     @classmethod
-    def joined(cls, rank: int, arithmetic: Arithmetic, meet: Path) -> Group:
-        """Join the other ranks on this machine through a file: over NCCL with one GPU for each rank, else over gloo."""
+    def join(cls, rank: int, arithmetic: Arithmetic, meet: Path) -> Group:
+        """Connect to the other ranks on this machine through the file `meet`: with NCCL if each has a GPU, otherwise
+        with gloo.
+        """
         if arithmetic.device == "cuda":
             torch.cuda.set_device(rank)
         elif sys.platform == "linux":  # otherwise gloo resolves this machine's host name, which may be wrong
@@ -61,42 +63,42 @@ class Group:
         )
         return cls(rank, arithmetic)
 
-    def leave(self) -> None:
-        """Leave when all ranks have finished."""
+    def disconnect(self) -> None:
+        """Disconnect when all ranks have finished."""
         dist.barrier()
         dist.destroy_process_group()
 
     # -- the network -------------------------------------------------------------------------------------------------
 
-    def prepared(self, model: nn.Module) -> nn.Module:
-        """Return the network with the chosen norms."""
+    def convert_norms(self, model: nn.Module) -> nn.Module:
+        """Return the network with synchronised or own batch norms, as the arithmetic says."""
         return synchronise_norms(model) if self._norms == SYNCHRONISED else model
 
     def wrap(self, model: nn.Module) -> nn.Module:
-        """Return the module to call instead of `model`, whose gradients become the mean over all ranks.
+        """Return a module to call instead of `model`; it averages gradients over all ranks.
 
-        Unused parameters get no gradients, as in one process. Finding them costs a traversal of the graph, and makes
-        every step add gradients in the order of parameters, so a resumed training has the bits of an uninterrupted one.
-        Buffers are not broadcast each step: only the first rank's are stored or measured.
+        As in one process, unused parameters get no gradients. Finding them costs a traversal of the graph, and makes
+        every step add gradients in the order of parameters, so that a resumed training has the bits of an uninterrupted
+        one. Buffers are not broadcast in each step, since only those of the first rank are stored and measured.
         """
         return DistributedDataParallel(
             model, find_unused_parameters=True, gradient_as_bucket_view=True, broadcast_buffers=False
         )
 
     def share_buffers(self, model: nn.Module) -> None:
-        """Copy the first rank's buffers, which are stored, to every rank."""
+        """Copy the first rank's buffers to all ranks."""
         for buffer in model.buffers():
             dist.broadcast(buffer, 0)
 
     def state_of(self, model: nn.Module) -> dict[str, Tensor]:
-        """Return weights and buffers for the store, by normalised name."""
-        return state_of(model)
+        """Return a copy of weights and buffers for the store, by normalised name."""
+        return copy_state(model)
 
-    def agreed(self, wish: bool) -> bool:
-        """Return, after each step, whether to store a state now.
+    def agree_to_store(self, wish: bool) -> bool:
+        """Return, after each step, whether to store a state now; `wish` says whether the first rank wants to.
 
-        The first rank wishes it, and stores it alone at once. If all ranks take part, they do so once all have heard of
-        the wish by the end of the previous step; all get the same answer.
+        If the first rank stores alone, it does so at once. If all ranks take part, they do so when all have received
+        the wish by the end of the previous step, and all get the same answer.
         """
         if not self.together:
             return wish
@@ -112,7 +114,7 @@ class Group:
         return total
 
     def loss_of_step(self, value: Tensor) -> Tensor:
-        """Return the mean loss over all ranks, once per step; their wishes travel along."""
+        """Return the mean loss over all ranks, once per step; the same message carries the ranks' wishes to store."""
         if not self.together:
             return self.mean(value)
         both = torch.stack([value.detach() / self.world, value.new_tensor(float(self._wish))])
@@ -123,17 +125,17 @@ class Group:
         return both[0]
 
     def drawing(self, place: PartOfBatch) -> Draws:
-        """Return a context in which random numbers of a part are those of the whole batch."""
+        """Return a context manager in which examples have the random numbers that they have in the whole batch."""
         return Draws(place)
 
     def gather(self, value: Any) -> list[Any]:
-        """Return the values of all ranks, in order."""
+        """Return the values of all ranks in the order of ranks."""
         found: list[Any] = [None] * self.world
         dist.all_gather_object(found, value)
         return found
 
     def first(self, value: Any) -> Any:
-        """Return the first rank's value."""
+        """Return the first rank's value in all ranks."""
         return self.gather(value)[0]
 
     def require_same(self, what: str, value: Any) -> None:

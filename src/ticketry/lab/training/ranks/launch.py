@@ -1,9 +1,9 @@
-"""Starts the processes (ranks) that train one network together, and serves them.
+"""Starts the processes (ranks) that train one network together, and serves their requests.
 
-The worker of a segment holds its lock (or lease) and starts a process for each rank with torch's own launcher. It does
-not train itself: if a rank fails or is killed, the others are ended, and all restart at the newest state. The first
-rank writes states and results, since all ranks have the same weights and optimiser's state. If the store is the mirror
-of a shared one, the worker publishes what is written, since it holds the lease.
+The worker of a segment holds its lock or lease, and starts a process for each rank with torch's launcher. It does not
+train itself: if a rank fails or is killed, it ends the others and restarts all from the newest state. The first rank
+writes states and results, since all ranks have the same weights and optimiser state. In a shared store, the worker
+uploads them, since it holds the lease.
 """
 
 from __future__ import annotations
@@ -35,12 +35,13 @@ from ticketry.lab.training.ranks.member import RankRequest, main
 from ticketry.lab.training.segment import Segment, check_task
 
 LOSSES = 3
-"""Losses of ranks in a row, without a newer state, after which the training fails."""
+"""Number of lost ranks in a row, without a newer state in between, after which the training fails."""
 _POLL_SECONDS = 0.2
 _STOP_SECONDS = 30.0
-"""Time that the first rank has to store its state when it is asked to stop; then it is killed."""
+"""Seconds that the first rank has to store its state after a request to stop; then it is killed."""
 _OTHERS_SECONDS = 2.0
-"""Time that the other ranks have to report their error after one has failed: a lost rank makes all others fail."""
+"""Seconds that other ranks have to report their errors after one has failed: the loss of a rank makes all others
+fail."""
 
 _LEVEL = "TORCH_CPP_LOG_LEVEL"
 
@@ -85,18 +86,18 @@ def check_machine(devices: int, threads: int, workers: int, device: str) -> None
 def train_in_ranks(
     store: Store, data: Path | None, segment: Segment, keep: Sequence[int], watch: Watch, *, measure: bool
 ) -> Work:
-    """Train a segment whose lock is held in several processes; return their work.
+    """Train a segment whose lock this process holds in several processes; return the work done.
 
     Raises:
         TaskError: for a task that other processes cannot build.
         InterruptedTrainingError: if the watch asked for a stop; the state is stored.
-        RunnerError: if ranks are lost again and again.
+        RunnerError: if ranks are lost repeatedly.
         TicketryError: an error of the training.
     """
     task = segment.task
     check_task(task.name, task.spec)
     assert task.spec is not None
-    for digest in filter(store.left_out, segment.blobs()):
+    for digest in filter(store.is_left_out, segment.blobs()):
         store.get_bytes(digest)  # weights that a bundle left out are trained again once, here
     request = RankRequest(
         store=store.paths.root,
@@ -117,7 +118,7 @@ def train_in_ranks(
             with _Launched(segment.arithmetic.ranks, request) as launched:
                 return launched.serve(store, segment, watch)
         except _LostRankError as lost:
-            now = store.furthest(segment.trajectory, segment.last)
+            now = store.last_stored_step(segment.trajectory, segment.last)
             losses = 1 if now > reached else losses + 1
             reached = now
             if losses >= LOSSES:
@@ -131,7 +132,7 @@ def train_in_ranks(
 
 @dataclass
 class _Rank:
-    """A process, as seen by its parent."""
+    """A rank's process, as its parent sees it."""
 
     number: int
     process: Any
@@ -147,7 +148,7 @@ class _Rank:
 
 
 class _Launched:
-    """The processes of all ranks; they end with the block."""
+    """The processes of all ranks, which end with the block."""
 
     def __init__(self, count: int, request: RankRequest) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="ticketry-ranks-")
@@ -155,13 +156,13 @@ class _Launched:
         told, self._stop = Pipe(duplex=False)
         theirs = [each for _, each in pipes]
         try:
-            with block_signals(), _quiet():
+            with block_signals(), _hide_torch_warnings():
                 context = start_processes(  # type: ignore[no-untyped-call]
                     main,
                     (request, theirs, told, Path(self._folder.name) / "meet"),
                     nprocs=count,
                     join=False,
-                    start_method=_method(),
+                    start_method=_choose_start_method(),
                 )
         except AssertionError as error:  # raised by multiprocessing in a daemonic process
             self._folder.cleanup()
@@ -193,28 +194,28 @@ class _Launched:
     # -- serving -------------------------------------------------------------------------------------------------------
 
     def serve(self, store: Store, segment: Segment, watch: Watch) -> Work:
-        """Serve the ranks until the first one has finished: report progress, and pass on a request to stop."""
+        """Report progress and forward requests to stop until the first rank has finished; return its work."""
         first = self.ranks[0]
         with defer_signals():
             while first.answer is None:
-                self._receive(store, segment, watch)
-                if any(rank.is_lost or _failed(rank) for rank in self.ranks):
+                self._receive_messages(store, segment, watch)
+                if any(rank.is_lost or _has_failed(rank) for rank in self.ranks):
                     self._await_others(store, segment, watch)
-                    raise self._failure()
+                    raise self._choose_error()
                 self._ask_to_stop(segment, watch)
         kind, value = first.answer
         if kind == "stopped":
             step, message = value
-            watch.stored(segment, step)
+            watch.report_stored(segment, step)
             raise InterruptedTrainingError(message, stop_signal() or signal.SIGINT)
         if kind == "failed":
             self._await_others(store, segment, watch)
-            raise self._failure()
+            raise self._choose_error()
         found: Work = value
         return found
 
-    def _receive(self, store: Store, segment: Segment, watch: Watch) -> None:
-        """Receive messages of ranks, or wait for them for a moment."""
+    def _receive_messages(self, store: Store, segment: Segment, watch: Watch) -> None:
+        """Handle messages of ranks; wait a moment if there are none."""
         pipes = {rank.pipe: rank for rank in self.ranks if rank.answer is None and not rank.silent}
         ends = [rank.process.sentinel for rank in self.ranks if rank.answer is None and not rank.is_lost]
         for ready in wait([*pipes, *ends], timeout=_POLL_SECONDS):
@@ -223,18 +224,18 @@ class _Launched:
             try:
                 kind, value = rank.pipe.recv()
                 if kind == "store":
-                    rank.pipe.send(_call(store.objects, *value))
+                    rank.pipe.send(_call_objects(store.objects, *value))
             except (EOFError, OSError):
                 rank.silent = True
                 continue
             if kind == "progress":
-                watch.progress(segment, value)
+                watch.report_progress(segment, value)
             elif kind != "store":
                 rank.answer = kind, value
 
     def _ask_to_stop(self, segment: Segment, watch: Watch) -> None:
         if not self._stop_time:
-            if watch.stop_asked():
+            if watch.is_stop_requested():
                 self._stop_time = time.monotonic()
                 with contextlib.suppress(OSError):
                     self._stop.send_bytes(b"stop")
@@ -247,25 +248,25 @@ class _Launched:
     def _await_others(self, store: Store, segment: Segment, watch: Watch) -> None:
         until = time.monotonic() + _OTHERS_SECONDS
         while time.monotonic() < until and any(rank.answer is None and not rank.is_lost for rank in self.ranks):
-            self._receive(store, segment, watch)
+            self._receive_messages(store, segment, watch)
 
-    def _failure(self) -> Exception:
-        """Return the error to raise: a lost rank first, since it makes others fail; then errors of ticketry."""
+    def _choose_error(self) -> Exception:
+        """Return the error to raise: first a lost rank, because it makes others fail; then errors of ticketry."""
         for rank in self.ranks:
             if rank.is_lost:
                 return _LostRankError(
                     f"rank {rank.number} of {len(self.ranks)} ended without an answer (exit code"
                     f" {rank.process.exitcode})"
                 )
-        errors = [rank.answer[1] for rank in self.ranks if _failed(rank) and rank.answer]
+        errors = [rank.answer[1] for rank in self.ranks if _has_failed(rank) and rank.answer]
         found: Exception = min(errors, key=lambda error: not isinstance(error, TicketryError))
         return found
 
 
-def _method() -> str:
-    """Return how ranks start: forked from a clean process that has imported torch, if the system supports it.
+def _choose_start_method() -> str:
+    """Return how ranks start: if supported, forked from a clean process that has imported torch.
 
-    A new interpreter takes seconds, which every segment of a search would pay.
+    A new interpreter takes seconds to start, for every segment of a search.
     """
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return "spawn"
@@ -274,10 +275,10 @@ def _method() -> str:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Hide torch's C++ warnings in processes started in this block, unless the user has set their level.
+def _hide_torch_warnings() -> Iterator[None]:
+    """In a block, hide torch's C++ warnings in processes that start, unless the user has set their level.
 
-    Each first step would print one about `find_unused_parameters`.
+    The first step would print one about `find_unused_parameters`.
     """
     if _LEVEL in os.environ:
         yield
@@ -289,11 +290,11 @@ def _quiet() -> Iterator[None]:
         os.environ.pop(_LEVEL, None)
 
 
-def _failed(rank: _Rank) -> bool:
+def _has_failed(rank: _Rank) -> bool:
     return rank.answer is not None and rank.answer[0] == "failed"
 
 
-def _call(objects: Objects, name: str, arguments: tuple[Any, ...], named: dict[str, Any]) -> tuple[str, Any]:
+def _call_objects(objects: Objects, name: str, arguments: tuple[Any, ...], named: dict[str, Any]) -> tuple[str, Any]:
     """Call a method of the store's objects for a rank; return its result or its error."""
     try:
         value = getattr(objects, name)(*arguments, **named)

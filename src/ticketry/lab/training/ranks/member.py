@@ -1,4 +1,4 @@
-"""One of the processes that train one network together, a rank."""
+"""A rank: one of the processes that train a network together."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from ticketry.lab.process_guard import (
     end_with_parent,
     give_back_freed_memory,
     keep_freed_memory,
-    portable,
+    make_picklable,
 )
 from ticketry.lab.signals import ignore_signals_as_rank
 from ticketry.lab.store.folder import Folder
@@ -39,7 +39,7 @@ from ticketry.tasks.task import Spec
 
 @dataclass(frozen=True, kw_only=True)
 class RankRequest:
-    """The request to all ranks."""
+    """What all ranks are asked to train."""
 
     store: Path
     """Folder of the store or of its mirror."""
@@ -56,11 +56,11 @@ class RankRequest:
     path: tuple[str, ...]
     """Module search path."""
     environment: dict[str, str]
-    """Environment variables of the parent."""
+    """The parent's environment variables."""
 
 
 def main(rank: int, request: RankRequest, pipes: Sequence[Connection], stop: Connection, meet: Path) -> None:
-    """Run a rank's process: it sends one answer at its end, ``done``, ``stopped`` or ``failed``."""
+    """Run a rank's process, which finally sends one answer: ``done``, ``stopped`` or ``failed``."""
     ignore_signals_as_rank()
     end_with_parent()
     # A sharded training has no memory to spare.
@@ -80,7 +80,7 @@ def main(rank: int, request: RankRequest, pipes: Sequence[Connection], stop: Con
     except _StoppedAt as stopped:
         answer = ("stopped", stopped.args)
     except Exception as error:
-        answer = ("failed", portable(error))
+        answer = ("failed", make_picklable(error))
     pipe.send(answer)  # the parent then ends all ranks
 
 
@@ -89,7 +89,7 @@ def _train(rank: int, request: RankRequest, pipe: Connection, stop: Connection, 
         importlib.import_module(module)
     segment = Segment.from_description(request.segment, catalogue.create_task(request.spec))
     with segment.arithmetic.active():
-        group = _group_class(segment.arithmetic).joined(rank, segment.arithmetic, meet)
+        group = _group_class(segment.arithmetic).join(rank, segment.arithmetic, meet)
         store = Store(request.store, cast("Any", _ParentMirror(pipe, request.store)) if request.mirrored else None)
         course = segment.course(request.data).cut(group)
         kind = _OtherJob if rank else Job
@@ -102,7 +102,7 @@ def _train(rank: int, request: RankRequest, pipe: Connection, stop: Connection, 
         except InterruptedTrainingError as error:
             raise _StoppedAt(watch.stored_at, str(error)) from error
         work = job.work(time.perf_counter() - began, time.process_time() - busy)
-        group.leave()
+        group.disconnect()
         return work
 
 
@@ -115,11 +115,11 @@ def _group_class(arithmetic: Arithmetic) -> type[Group]:
 
 
 class _StoppedAt(Exception):
-    """The training was stopped and its state is stored; arguments: step and message."""
+    """Raised if the training was stopped and its state is stored; arguments: step and message."""
 
 
 class _OtherWatch(Watch):
-    """Watch of the other ranks, which report nothing and are ended by the parent."""
+    """Watch of ranks other than the first: they report nothing, and the parent ends them."""
 
     stored_at = 0
 
@@ -128,29 +128,32 @@ class _OtherWatch(Watch):
 
 
 class _FirstWatch(_OtherWatch):
-    """Watch of the first rank."""
+    """Watch of the first rank: it reports to the parent."""
 
     def __init__(self, checkpoint_seconds: float, pipe: Connection, stop: Connection) -> None:
         super().__init__()
         self.checkpoint_seconds = checkpoint_seconds
         self._pipe, self._stop = pipe, stop
 
-    def progress(self, segment: Segment, step: int) -> None:
+    def report_progress(self, segment: Segment, step: int) -> None:
         self._pipe.send(("progress", step))
 
-    def stored(self, segment: Segment, step: int) -> None:
+    def report_stored(self, segment: Segment, step: int) -> None:
         self.stored_at = step
 
-    def stop_asked(self) -> bool:
+    def is_stop_requested(self) -> bool:
         return self._stop.poll()
 
 
 class _OtherJob(Job):
-    """Job of a rank that stores no results. It trains the same steps, and takes part in measuring and in gathering
-    sharded tensors."""
+    """The training in a rank other than the first. It stores no results, but takes part in measuring and in gathering
+    tensors.
+    """
 
     def store_partial(self, state: TrainingState) -> None:
-        """Store this rank's shard, if parameters are sharded; otherwise the first rank stores everything."""
+        """Store this rank's part of sharded parameters; if parameters are not sharded, the first rank stores
+        everything.
+        """
         if self.sharded:
             super().store_partial(state)
 
@@ -171,21 +174,20 @@ class _OtherJob(Job):
     def add_metrics(self, record: Mapping[str, Any]) -> None:
         self.measure_again(record)
 
-    def drop_partials(self) -> None:
+    def drop_checkpoints(self) -> None:
         """Do nothing: the first rank deletes them."""
 
 
 class _ParentMirror:
-    """The mirror of a shared store, which belongs to the process that started this one.
-
-    Its methods are called there; an object that is in the mirror's folder is read here.
+    """The mirror of a shared store in a rank. It reads files of the mirror's folder; the parent process does everything
+    else.
     """
 
     def __init__(self, pipe: Connection, root: Path) -> None:
         self._pipe, self._folder = pipe, Folder(root)
 
     def open(self) -> None:
-        """Do nothing: the parent has opened it."""
+        """Do nothing, since the parent has opened the mirror."""
 
     def get(self, name: str, *, fresh: bool = False) -> bytes | None:
         data = None if fresh else self._folder.get(name)

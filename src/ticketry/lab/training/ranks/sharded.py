@@ -1,7 +1,7 @@
-"""Ranks with sharded parameters, gradients and optimiser's states: FSDP2 (`fully_shard`).
+"""Ranks with sharded parameters, gradients and optimiser states: FSDP2 (`fully_shard`).
 
-A rank holds at most one whole block of the network, while it computes. Checkpoints inside a segment are written by
-`torch.distributed.checkpoint` as safetensors, one part per rank; results are gathered one tensor at a time.
+While it computes, a rank holds at most one whole block of the network. Checkpoints inside a segment are written by
+`torch.distributed.checkpoint` as safetensors, one part per rank; final results are gathered one tensor at a time.
 """
 
 from __future__ import annotations
@@ -23,44 +23,45 @@ from ticketry.lab.store import parts
 from ticketry.lab.store.store import Store
 from ticketry.lab.training.optimizer import load_optimizer
 from ticketry.lab.training.ranks.group import Group
-from ticketry.lab.training.state import part_of
+from ticketry.lab.training.state import select_prefix
 
 if TYPE_CHECKING:
     from ticketry.lab.training.loop import Loop
 
 _SMALLEST = 1 / 1024
-"""Minimum share of a network's parameters in a block that is gathered separately."""
+"""Minimum share of the network's parameters in a block that is gathered on its own."""
 _FILE = 64 << 20
-"""Bytes of all ranks in one set of files of a state."""
+"""Maximum bytes of all ranks together in one set of files."""
 
 
 class ShardedGroup(Group):
-    """One rank with a part of every parameter."""
+    """One rank, which has a part of every parameter."""
 
     in_parts = True
 
     def wrap(self, model: nn.Module) -> nn.Module:
         """Shard the model's parameters, and return the model itself."""
         mesh = init_device_mesh(self._device, (self.world,))
-        for block in blocks(model):
+        for block in find_blocks(model):
             fully_shard(block, mesh=mesh)
         fully_shard(model, mesh=mesh)
         return model
 
     def state_of(self, model: nn.Module) -> dict[str, Tensor]:
-        """Return shards without copying: they are stored before training continues."""
+        """Return shards without copying them, since they are stored before training continues."""
         reshard(model)
         return {normal_name(name): value.detach() for name, value in model.state_dict().items()}
 
     def require_same_weights(self, model: nn.Module) -> None:
-        """Do nothing: no two ranks hold the same weights."""
+        """Do nothing, since no two ranks hold the same weights."""
 
 
-def blocks(model: nn.Module) -> Iterator[nn.Module]:
-    """Yield the blocks of a network that are gathered one at a time, inner ones first: items of `Sequential` and lists.
+def find_blocks(model: nn.Module) -> Iterator[nn.Module]:
+    """Yield the blocks of a network to gather one at a time, inner blocks first: the items of `Sequential` and
+    `ModuleList`.
 
-    Items are called as modules, whereas a model may read the weights of other modules directly. Blocks that share
-    parameters with others, and small ones, are left out.
+    Other submodules are not used, since a model may read their weights without calling them. Small blocks, and blocks
+    that share parameters with others, are skipped.
     """
     uses: dict[Tensor, int] = {}
     for _, parameter in model.named_parameters(remove_duplicate=False):
@@ -86,8 +87,8 @@ def _is_separate(block: nn.Module, uses: Mapping[Tensor, int], least: float) -> 
 # -- states inside a segment -------------------------------------------------------------------------------------------
 
 
-def save(group: Group, store: Store, trajectory: str, step: int, tensors: Mapping[str, Tensor]) -> None:
-    """Store a state; all ranks call this together, and all raise `StoreError` if one cannot write its part."""
+def save_state(group: Group, store: Store, trajectory: str, step: int, tensors: Mapping[str, Tensor]) -> None:
+    """Store a state. All ranks call this together, and all raise `StoreError` if one cannot write its part."""
     from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
 
     folder = Path(group.first(str(parts.create_folder(store.paths, trajectory, step)) if group.rank == 0 else None))
@@ -106,12 +107,12 @@ def save(group: Group, store: Store, trajectory: str, step: int, tensors: Mappin
     for each in group.gather(parts.compute_digests(folder, group.rank, group.world)):
         found |= each
     if group.rank == 0:
-        parts.finish(folder, store.paths, trajectory, step, found)
-        store.upload_partial(trajectory, step, store.paths.partial_folder(trajectory, step))
+        parts.finish_folder(folder, store.paths, trajectory, step, found)
+        store.upload_checkpoint(trajectory, step, store.paths.partial_folder(trajectory, step))
 
 
-def load(folder: Path, loop: Loop) -> float:
-    """Load a stored state into a loop at its step, each rank its own part; return the seconds trained before."""
+def load_state(folder: Path, loop: Loop) -> float:
+    """Load a stored state into a loop, each rank its own part; return the seconds of training before it."""
     from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
     from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
@@ -131,13 +132,13 @@ def load(folder: Path, loop: Loop) -> float:
         for name, value in model.items():
             value.copy_(target[name].reshape(value.shape) if value.dim() == 0 else target[name])
     state = {name.partition("/")[2]: value for name, value in target.items() if name.startswith("optimizer/")}
-    load_optimizer(loop.optimizer, loop.model, {name: _scalar(name, value) for name, value in state.items()})
-    loop.resume(part_of(target, "session/"), target["losses"])
+    load_optimizer(loop.optimizer, loop.model, {name: _restore_scalar(name, value) for name, value in state.items()})
+    loop.resume(select_prefix(target, "session/"), target["losses"])
     return float(target["seconds"])
 
 
-def _scalar(name: str, value: Tensor) -> Tensor:
-    """Remove the dimension that `save` adds to step counts."""
+def _restore_scalar(name: str, value: Tensor) -> Tensor:
+    """Remove the dimension that `save_state` adds to step counts."""
     return value.reshape(()) if name.endswith("/step") else value
 
 
