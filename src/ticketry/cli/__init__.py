@@ -148,7 +148,7 @@ def _dispatch(words: list[str]) -> int:
     command = getattr(importlib.import_module(f"{__name__}.{module}"), function or "main")
     code: int = command(words[1:]) if words[1:] or words[0] not in NAMING else _show_usage(command)
     if opening := sys.modules.get("ticketry.lab.store.store"):  # torch is not imported for it
-        opening.publish_opened()
+        opening.publish_opened_stores()
     return code
 
 
