@@ -201,7 +201,7 @@ def test_a_loss_of_shape_one_is_a_loss(trained: Trained) -> None:
 
 def test_an_empty_split_is_refused() -> None:
     with pytest.raises(TaskError, match="the task 'line' has no examples in its test split"):
-        task_checks.sized(Line(), {"train": 3, "validation": 2, "test": 0})
+        task_checks.check_sizes(Line(), {"train": 3, "validation": 2, "test": 0})
 
 
 def test_a_last_batch_of_one_example_under_batch_norm(trained: Trained) -> None:

@@ -190,7 +190,7 @@ def _check_caches() -> Iterator[Finding]:
 
 def _check_data_sets(folder: Path | None) -> Iterator[Finding]:
     from ticketry.tasks.data import published_images, tables
-    from ticketry.tasks.data.locate import located, places
+    from ticketry.tasks.data.locate import find_files, places
     from ticketry.tasks.language import corpus
 
     collections = {
@@ -205,6 +205,6 @@ def _check_data_sets(folder: Path | None) -> Iterator[Finding]:
     }
     where = places(folder)
     for name, collection in collections.items():
-        files = located(collection, where)
+        files = find_files(collection, where)
         absent = "not found; downloaded when it is needed" if collection.origins else "not found, and has no download"
         yield Finding(name, str(files[0].parent) if files else absent, "")

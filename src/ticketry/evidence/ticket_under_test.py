@@ -25,7 +25,7 @@ from ticketry.registry import import_from_here, load
 from ticketry.tasks import catalogue
 from ticketry.tasks.file_requests import is_widened, quote, refusal
 from ticketry.tasks.recipe import Recipe, recipe_from
-from ticketry.tasks.task import Spec, Task, written_key
+from ticketry.tasks.task import Spec, Task, json_key
 from ticketry_engine.support.process_state import private_random_state
 from ticketry_engine.support.seeds import mix
 
@@ -284,7 +284,7 @@ def begins_anew(info: RetrainingInfo) -> bool:
 
 def check_task(task: Task, asked: TicketTask) -> None:
     """Raise `TicketError` unless the ticket was found on this task."""
-    own, written = written_key(task), asked.key
+    own, written = json_key(task), asked.key
     if own == written:
         return
     differing = sorted(name for name in own.keys() | written.keys() if own.get(name) != written.get(name))

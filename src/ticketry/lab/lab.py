@@ -367,7 +367,7 @@ class Lab:
         again.
         """
         known = self.store.load_or_compute(
-            "sizes", digest_of(task.key()), lambda: task_checks.sized(task, self.course(task).sizes())
+            "sizes", digest_of(task.key()), lambda: task_checks.check_sizes(task, self.course(task).sizes())
         )
         return {name: int(known[name]) for name in ("train", "validation", "test")}
 

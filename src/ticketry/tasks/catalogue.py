@@ -1,4 +1,4 @@
-"""Tasks by name: built in, an installed package's, or one's own as module:object."""
+"""Look up tasks by name: built-in tasks, tasks of installed packages, and user-defined tasks as module:object."""
 
 from __future__ import annotations
 
@@ -39,44 +39,44 @@ _LINES = {
     **{name: texts.describe(name) for name in texts.MODELS},
     **{name: str(facts) for name, facts in (UCI | ENVIRONMENTS).items()},
 }
-"""The tasks that are no data set of `images.facts`, in one line each."""
+"""One-line descriptions of the built-in tasks that are not data sets of `facts.DATA_SETS`."""
 
-_WITH_MORE = {name.partition(":")[0]: name for name in _LINES if ":" in name} | {texts.TEXT: texts.TEXT}
-"""Prefix before the colon of a name such as table:houses.csv -> the task."""
+_PREFIXES = {name.partition(":")[0]: name for name in _LINES if ":" in name} | {texts.TEXT: texts.TEXT}
+"""Prefix before the colon of a name such as table:houses.csv -> registered name, such as table:FILE."""
 
 TASKS: Registry[Any] = Registry(
     "task",
     "ticketry.tasks",
     {
-        **dict.fromkeys(DATA_SETS.built_in, "ticketry.tasks.images.task:make"),
+        **dict.fromkeys(DATA_SETS.built_in, "ticketry.tasks.images.task:create_task"),
         "imagefolder": "ticketry.tasks.images.folder:create_folder_task",
         "imageshards": "ticketry.tasks.images.folder:create_shards_task",
-        **dict.fromkeys(texts.MODELS, "ticketry.tasks.language.task:make"),
-        **dict.fromkeys((*UCI, "table:FILE"), "ticketry.tasks.regression:make"),
-        **dict.fromkeys((*ENVIRONMENTS, "gym:ENVIRONMENT"), "ticketry.tasks.reinforcement.task:make"),
+        **dict.fromkeys(texts.MODELS, "ticketry.tasks.language.task:create_task"),
+        **dict.fromkeys((*UCI, "table:FILE"), "ticketry.tasks.regression:create_task"),
+        **dict.fromkeys((*ENVIRONMENTS, "gym:ENVIRONMENT"), "ticketry.tasks.reinforcement.task:create_task"),
         "hf:FOLDER": "ticketry.tasks.fine_tuning:create_task",
     },
     error=TaskError,
     unknown="there is no {kind} {name!r}: choose one of {names}",
 )
-"""Each a `Task`, a subclass of it, or a function that returns one: see `user_task.load`."""
+"""Tasks, subclasses of `Task`, and functions that return a task, by name; see `user_task.load`."""
 
 
 def names() -> tuple[str, ...]:
-    """The built-in tasks, and those of installed packages, whose data sets are tasks too."""
+    """Return the names of the built-in tasks and of the tasks and data sets of installed packages."""
     return (*TASKS.names(), *(name for name in DATA_SETS.names() if name not in TASKS))
 
 
 def find_origin(name: str) -> str:
-    """Whence a task is, see `Registry.where`."""
-    return (DATA_SETS if _is_data_set(name) else TASKS).find_origin(_entry(name))
+    """Return the package that a task comes from, or "built in"."""
+    return (DATA_SETS if _is_data_set(name) else TASKS).find_origin(_registered_name(name))
 
 
 def describe(name: str) -> str:
-    """A task in one line; of an installed package's that cannot be used, why.
+    """Return a one-line description of a task, or why a task of an installed package cannot be used.
 
     Raises:
-        TaskError: for another name.
+        TaskError: for an unknown name.
     """
     if name in _LINES:
         return _LINES[name]
@@ -91,15 +91,15 @@ def describe(name: str) -> str:
 
 
 def get(name: str, *, model: str | None = None, options: Mapping[str, object] | None = None) -> Task:
-    """The task of that name: built in, an installed package's, or module:object, see `user_task.load`.
+    """Return the task of that name: built in, of an installed package, or module:object (see `user_task.load`).
 
-    `model` chooses another network than the task's own. `options` go to the task: data sets in memory have ``train``,
-    for fewer training examples, and ``size``, for fewer pixels; see also `images.folder.create_folder_task`,
-    `regression.make` and the others. Values are text, as on a command line; other values are converted to text.
+    `model` replaces the default network of the task. `options` are those of the task: data sets in memory take
+    ``train`` (fewer training examples) and ``size`` (fewer pixels); see also `images.folder.create_folder_task`,
+    `regression.create_task` and the others. Values are text, as on a command line; other values are converted to text.
 
     Raises:
         TaskError: for an unknown name, network or option, and errors of `user_task.load`.
-        PluginError: if an installed package's cannot be used.
+        PluginError: if a task of an installed package cannot be used.
 
     Examples:
         >>> digits = tk.task("digits")
@@ -118,10 +118,10 @@ def get(name: str, *, model: str | None = None, options: Mapping[str, object] | 
 
 
 def resolve_task(task: str | Task) -> Task:
-    """Return the task of that name, or the object, with a key and a name added if it lacks them.
+    """Return the task for a name, or for a task object; an object without a key gets one from its class and options.
 
     Raises:
-        TaskError: as `get`; or if no name and options make the object again, see `user_task.recreate`.
+        TaskError: as `get`; or if no name and options create the object again, see `user_task.recreate`.
     """
     from ticketry.tasks.user_task import recreate
 
@@ -129,7 +129,7 @@ def resolve_task(task: str | Task) -> Task:
 
 
 def create_task(spec: Spec) -> Task:
-    """The task that `get` made from the same request; its `spec` is this one. The request is a user's own.
+    """Create the task that a request of the user names; its attribute `spec` is the request.
 
     Raises:
         TaskError, PluginError: as `get`.
@@ -138,15 +138,15 @@ def create_task(spec: Spec) -> Task:
 
 
 def create_task_from_file(file: str, spec: Spec, *, trust: bool = False) -> Task:
-    """The task of a request that was read from a file: see `file_requests` for what is granted.
+    """Create the task of a request that was read from a file; see `file_requests` for the requests that are allowed.
 
     Args:
-        file: what it is called in errors.
-        trust: whether a user trusts what the file names. Even then, a function is called only if its annotation says
-            that it returns a task, even so.
+        file: name of the file in error messages.
+        trust: whether the user trusts the names in the file. Even then a function is called only if its annotation
+            says that it returns a task.
 
     Raises:
-        TrustError: for a request that is not granted.
+        TrustError: for a request that is not allowed.
         TaskError, PluginError: as `get`.
     """
     if not trust:
@@ -155,23 +155,23 @@ def create_task_from_file(file: str, spec: Spec, *, trust: bool = False) -> Task
 
 
 def _create(spec: Spec, *, annotated: bool = False) -> Task:
-    # torch takes a second to import, and `names` and `describe` do without.
+    # Importing torch takes a second, and `names` and `describe` do not need it.
     from ticketry.tasks import user_task
     from ticketry.tasks.images import task as images
 
     if _is_data_set(spec.name):
-        return images.make(spec)
-    entry = _entry(spec.name)
+        return images.create_task(spec)
+    entry = _registered_name(spec.name)
     if TASKS.find_origin(entry) != BUILT_IN:
         return user_task.load(spec, TASKS, annotated=annotated)
-    made: Task = resolve(TASKS.find_target(entry))(spec)
-    return made
+    task: Task = resolve(TASKS.find_target(entry))(spec)
+    return task
 
 
-def _entry(name: str) -> str:
-    """The name under which a task is registered, such as table:FILE for table:houses.csv."""
+def _registered_name(name: str) -> str:
+    """Return the name under which a task is registered, such as table:FILE for table:houses.csv."""
     before, colon, _ = name.partition(":")
-    return _WITH_MORE.get(before, name) if colon else name
+    return _PREFIXES.get(before, name) if colon else name
 
 
 def _is_data_set(name: str) -> bool:
@@ -179,19 +179,19 @@ def _is_data_set(name: str) -> bool:
 
 
 def of_replicate(task: Task, number: int) -> Task:
-    """The task as a replicate of a search has it: `task` itself, or with the options of `Task.of_replicate`.
+    """Return the task for replicate `number` of a search: `task`, or a copy with the options of `Task.of_replicate`.
 
     Raises:
-        TaskError: if there is no such replicate, or a task whose replicates differ was made by no request.
+        TaskError: if there is no such replicate, or if replicates differ and the task was not created by name.
     """
     return _add_options(task, task.of_replicate(number), "differs between replicates")
 
 
 def untrained(task: Task) -> Task:
-    """The task whose networks begin with random weights: `task` itself, or with the options of `Task.untrained`.
+    """Return the task with randomly initialised networks: `task`, or a copy with the options of `Task.untrained`.
 
     Raises:
-        TaskError: if a task that begins with trained ones was made by no request.
+        TaskError: if its networks are pre-trained and the task was not created by name.
     """
     return _add_options(task, task.untrained(), "begins with trained weights")
 

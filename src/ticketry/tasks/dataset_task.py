@@ -1,4 +1,4 @@
-"""A task from data sets or loaders of PyTorch: map-style, with any transforms."""
+"""Tasks from map-style data sets or data loaders of PyTorch, with any transforms."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ from ticketry_engine.support.process_state import private_random_state
 from ticketry_engine.support.seeds import generator, mix
 
 TRANSFORMS: Augmentation = "transforms"
-"""Augmentation of a recipe: random transforms of the data set are drawn anew at every step."""
+"""Augmentation of a recipe: the random transforms of the data set draw new values at every step."""
 _ACCURACY = Metric("accuracy", "%", higher_is_better=True)
 _READ_AT_ONCE = 250
 _SAMPLED = 16
-"""Examples of each split that are part of the task's key."""
+"""Number of examples of each split in the key of the task."""
 
 Data = Dataset[Any] | DataLoader[Any]
 Values = Callable[[Tensor, Tensor], Tensor]
@@ -61,26 +61,26 @@ def dataset_task(
     workers: int | None = None,
     version: int | str = 1,
 ) -> DatasetTask:
-    """Make a task from data sets (or loaders) whose examples are pairs (inputs, target).
+    """Create a task from data sets (or loaders) whose examples are pairs (inputs, target).
 
-    Batches are read by index in an order that is a function of the seed alone. Random transforms of the training set
-    draw anew at every step, from the seed, the step and the position in the batch: a run that is resumed, or read by
-    another number of processes, has the same bits. For evaluation each example has one fixed draw.
+    Batches are read by index in an order that depends only on the seed. Random transforms of the training set draw new
+    values at every step, which depend on the seed, the step and the position in the batch: a resumed run has the same
+    bits, and so has a run with another number of reading processes. In evaluation each example has one fixed draw.
 
     Args:
-        name: what the task is called in lists and reports.
-        model: returns a new network, its weights drawn from torch's global random state.
-        train: map-style data set, or a loader over one. Of a loader its data set, ``collate_fn``, ``num_workers`` and,
-            without a `recipe`, ``batch_size`` are used; custom samplers are refused.
-        test: the same, of the final results.
-        validation: the same, for choices on the way. By default a tenth of `train`, drawn once, with its transforms.
-        recipe: how to train; by default `Recipe` with the loader's batch size.
-        loss: mean loss of a batch from outputs and targets.
-        metric: what networks are compared by. For accuracy targets are classes.
-        measure: the metric's value of each example [n] from outputs and targets; their mean is the metric. Needed for
-            any metric but accuracy.
-        workers: processes that read ahead of training; by default the loader's, or 0. Data sets must be picklable then.
-        version: part of the task's key: change it when the data or the network change.
+        name: name of the task in lists and reports.
+        model: function that returns a new network, with weights drawn from torch's global random state.
+        train: map-style data set, or a loader over one. A loader gives its data set, ``collate_fn``, ``num_workers``
+            and, without a `recipe`, ``batch_size``; custom samplers are refused.
+        test: data of the final results, like `train`.
+        validation: data for choices during a search, like `train`. By default a random tenth of `train`.
+        recipe: how to train; by default `Recipe` with the batch size of the loader.
+        loss: function of outputs and targets that returns the mean loss of a batch.
+        metric: metric by which networks are compared. Accuracy needs classes as targets.
+        measure: function of outputs and targets that returns a value for each example [n]; the metric is their mean.
+            Needed for any metric except accuracy.
+        workers: number of reading processes, by default that of the loader, or 0. They need picklable data sets.
+        version: part of the key of the task: change it when the data or the network change.
 
     Raises:
         TaskError: for data sets without a length, loaders with a sampler, or a metric without `measure`.
@@ -94,9 +94,9 @@ def dataset_task(
         (270, 30, ('transforms',))
     """
     parts = {"train": train, "test": test} | ({} if validation is None else {"validation": validation})
-    sources = {part: _source(data, part) for part, data in parts.items()}
+    sources = {part: _check_data_set(data, part) for part, data in parts.items()}
     if "validation" not in sources:
-        sources["train"], sources["validation"] = _divided(sources["train"])
+        sources["train"], sources["validation"] = _split_off_validation(sources["train"])
     if metric != _ACCURACY and measure is None:
         raise TaskError(f"the task {name} has the metric {metric.name}: give measure=, its value of each example")
     batch = train.batch_size if isinstance(train, DataLoader) else None
@@ -110,13 +110,13 @@ def dataset_task(
 
 @dataclass(frozen=True)
 class Source:
-    """A data set and how its examples become a batch."""
+    """A data set, with the function that collates its examples."""
 
     data: Any
     collate: Callable[[list[Any]], Any] = default_collate
 
     def read(self, rows: list[int], seeds: list[int]) -> tuple[Tensor, Tensor]:
-        """Return the batch of these rows, each read under its own seed."""
+        """Read the examples `rows`, each with its seed of `seeds` for random transforms; return inputs and targets."""
         examples = []
         for row, seed in zip(rows, seeds, strict=True):
             with _seeded(seed):
@@ -151,18 +151,18 @@ class DatasetTask(Task):
         self._measure, self._workers, self._version = measure, workers, version
 
     def key(self) -> Mapping[str, object]:
-        """Name, version, sizes, the first examples and all targets of each split, and the network's shapes."""
+        """Return name, version, and digests of first examples, all targets, and shapes of the network."""
         return self._key
 
     @functools.cached_property
     def _key(self) -> Mapping[str, object]:
-        found = {part: self._digest(part) for part in sorted(self._sources)}
+        found = {part: self._digest_split(part) for part in sorted(self._sources)}
         with private_random_state([]):
             shapes = {name: list(value.shape) for name, value in self._model().state_dict().items()}
         network = hashlib.sha256(repr(shapes).encode()).hexdigest()
         return {"name": self.name, "version": self._version, "data": found, "network": network}
 
-    def _digest(self, part: str) -> str:
+    def _digest_split(self, part: str) -> str:
         source = self._sources[part]
         rows = list(range(min(_SAMPLED, len(source.data))))
         inputs, _ = source.read(rows, [mix(0, "dataset", row) for row in rows])
@@ -173,7 +173,7 @@ class DatasetTask(Task):
 
     @functools.cached_property
     def _targets(self) -> dict[str, Tensor]:
-        return {part: _targets_of(source) for part, source in self._sources.items()}
+        return {part: _read_targets(source) for part, source in self._sources.items()}
 
     @functools.cached_property
     def _splits(self) -> Splits:
@@ -209,7 +209,7 @@ class DatasetTask(Task):
 
 
 class DatasetReader:
-    """Reads the examples of a data set, see `tasks.reading.Reader`."""
+    """Reads the examples of a data set, see `tasks.task.Reader`."""
 
     augmentations: ClassVar[tuple[str, ...]] = (TRANSFORMS,)
     batch: ClassVar[int] = _READ_AT_ONCE
@@ -222,16 +222,16 @@ class DatasetReader:
     def request(
         self, rows: Tensor, augment: tuple[str, ...] = (), seed: int = 0, first: int = 0
     ) -> Callable[[], Tensor]:
-        """Return a function that reads the inputs of `rows`; other processes load the data set from a file."""
+        """Return a function that reads the inputs of `rows`; reading processes load the data set from a file."""
         numbers = rows.tolist()
         drawn = [mix(seed, "transform", first + place) for place in range(len(numbers))]
         seeds = drawn if augment else [mix(0, "dataset", row) for row in numbers]
         if not self.workers:
-            return functools.partial(_inputs, self._source, numbers, seeds)
-        return functools.partial(_inputs_of_file, self._written(), numbers, seeds)
+            return functools.partial(_read_inputs, self._source, numbers, seeds)
+        return functools.partial(_read_inputs_of_file, self._pickle_source(), numbers, seeds)
 
-    def _written(self) -> str:
-        """The file with the data set for the reading processes, written once and removed with this reader."""
+    def _pickle_source(self) -> str:
+        """Write the data set for the reading processes, once; return the path. The file is deleted with this reader."""
         if self._file is None or not os.path.exists(self._file):
             try:
                 data = pickle.dumps(self._source)
@@ -247,17 +247,17 @@ class DatasetReader:
         return self._file
 
 
-def _inputs(source: Source, rows: list[int], seeds: list[int]) -> Tensor:
+def _read_inputs(source: Source, rows: list[int], seeds: list[int]) -> Tensor:
     return source.read(rows, seeds)[0]
 
 
-def _inputs_of_file(file: str, rows: list[int], seeds: list[int]) -> Tensor:
-    return _inputs(_source_in(file), rows, seeds)
+def _read_inputs_of_file(file: str, rows: list[int], seeds: list[int]) -> Tensor:
+    return _read_inputs(_load_source(file), rows, seeds)
 
 
 @functools.lru_cache(maxsize=6)
-def _source_in(file: str) -> Source:
-    """The data set that the process which started this one has written."""
+def _load_source(file: str) -> Source:
+    """Load the data set that the parent process has written."""
     source = pickle.loads(Path(file).read_bytes())
     assert isinstance(source, Source)
     return source
@@ -281,11 +281,11 @@ def _seeded(seed: int) -> Iterator[None]:
             np.random.set_state(numpy)  # noqa: NPY002
 
 
-def _source(data: Data, part: str) -> Source:
-    """The data set of a split.
+def _check_data_set(data: Data, part: str) -> Source:
+    """Return the data set of a split (of a loader, its data set and collate function).
 
     Raises:
-        TaskError: for one that cannot be read by index, or a loader that chooses its examples.
+        TaskError: for a data set that cannot be read by index, or a loader with a custom sampler.
     """
     collate: Callable[[list[Any]], Any] = default_collate
     if isinstance(data, DataLoader):
@@ -306,8 +306,8 @@ def _source(data: Data, part: str) -> Source:
     return Source(data, collate)
 
 
-def _divided(source: Source) -> tuple[Source, Source]:
-    """Nine tenths of a data set, and a tenth of it drawn once."""
+def _split_off_validation(source: Source) -> tuple[Source, Source]:
+    """Split a random tenth of a data set off for validation; return the rest and that tenth."""
     count = len(source.data)
     order = torch.randperm(count, generator=generator(0, "validation")).tolist()
     held = max(1, round(count / 10))
@@ -318,9 +318,9 @@ def _divided(source: Source) -> tuple[Source, Source]:
     return train, validation
 
 
-def _targets_of(source: Source) -> Tensor:
-    """All targets in order: those that the data set names, or else of every example."""
-    named = _named_targets(source.data)
+def _read_targets(source: Source) -> Tensor:
+    """Return the targets of all examples in order, from the attribute `targets` of the data set if that is correct."""
+    named = _targets_attribute(source.data)
     rows = sorted({row * len(source.data) // _SAMPLED for row in range(_SAMPLED)})
     if named is not None and torch.equal(source.read(rows, rows)[1], named[rows]):
         return named  # reading an example may take milliseconds
@@ -331,10 +331,10 @@ def _targets_of(source: Source) -> Tensor:
     return torch.cat(found)
 
 
-def _named_targets(data: Any) -> Tensor | None:
-    """Classes that the data set has as its attribute `targets`, as those of torchvision; of a subset its rows'."""
+def _targets_attribute(data: Any) -> Tensor | None:
+    """Return the attribute `targets` of a data set if it holds classes, as in torchvision; of a subset, its rows."""
     if isinstance(data, Subset):
-        whole = _named_targets(data.dataset)
+        whole = _targets_attribute(data.dataset)
         return None if whole is None else whole[torch.tensor(list(data.indices), dtype=torch.int64)]
     targets = getattr(data, "targets", None)
     if not isinstance(targets, (list, Tensor)) or len(targets) != len(data):

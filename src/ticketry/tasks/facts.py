@@ -1,4 +1,4 @@
-"""Facts about the built-in tasks: their data sets or environments, sizes and default recipes. Needs no torch."""
+"""Facts about the built-in tasks: data sets, environments, sizes and default recipes. Does not import torch."""
 
 from __future__ import annotations
 
@@ -51,9 +51,9 @@ WIDE = RESIDUAL.changed(length="200ep", nesterov=True, weight_decay=5e-4, milest
 """CIFAR in Zagoruyko and Komodakis 2016, section 3: learning rate divided by 5 at epochs 60, 120 and 160."""
 
 IMAGENET = RESIDUAL.changed(length="90ep", batch=1024, lr=0.4, warmup="5ep", milestones=("30ep", "60ep", "80ep"))
-"""ResNet-50 on ImageNet in Frankle et al. 2019 (arXiv 1903.01611, Figure 2), but for the augmentation.
+"""ResNet-50 on ImageNet in Frankle et al. 2019 (arXiv 1903.01611, Figure 2), except for the augmentation.
 
-There an image is cropped at random and resized to 224x224; here it is shifted by up to 4 pixels.
+The paper crops images at random and resizes them to 224x224; this recipe shifts them by up to 4 pixels.
 """
 
 _IMAGE_RECIPES = {
@@ -69,19 +69,19 @@ _IMAGE_RECIPES = {
 }
 
 _LARGE = 96
-"""Height and width, in pixels, from which on another library's network is trained as on ImageNet."""
+"""Smallest height and width, in pixels, at which networks of other libraries get the ImageNet recipe."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImageData:
-    """A data set of images, and how networks are trained on it."""
+    """Facts about an image data set, with the default network and its recipe."""
 
     title: str
     shape: tuple[int, int, int]
     """Channels, height, width."""
     classes: int
     examples: tuple[int, int, int]
-    """In training, validation and test set."""
+    """Number of training, validation and test examples."""
     mean: tuple[float, ...]
     std: tuple[float, ...]
     largest: float = 255.0
@@ -90,15 +90,15 @@ class ImageData:
     recipe: Recipe
     """Recipe of the default network."""
     read: str
-    """module:function, imported when it is needed: from places (`data.locate.Place`) to `Splits`."""
+    """module:function that reads `Splits` from the folders it is given (`data.locate.Place`); imported when needed."""
     augmented: bool = False
-    """Whether mirrored and shifted images are still images of their class."""
+    """Whether recipes mirror and shift the images."""
 
     def recipe_of(self, model: str) -> Recipe:
-        """The default recipe of a network on these data, at any width.
+        """Return the default recipe of a network of any width on this data set.
 
-        Networks of other libraries and packages, and custom ones, have that of ResNets, for large images that of
-        ResNet-50 on ImageNet.
+        Networks of other libraries and packages, and custom networks, get the recipe of ResNets, or for large images
+        that of ResNet-50 on ImageNet.
 
         Raises:
             TaskError: for an unknown network.
@@ -223,7 +223,7 @@ DATA_SETS: Registry[ImageData] = Registry(
     error=TaskError,
     unknown="there is no {kind} {name!r}: choose one of {names}",
 )
-"""Images that are kept in memory; each is a task of its name."""
+"""Image data sets that fit into memory; each is a task with the same name."""
 
 
 @dataclass(frozen=True)
@@ -232,9 +232,9 @@ class Published:
 
     title: str
     words: int
-    """How many different ones there are."""
+    """Number of different words."""
     tokens: tuple[int, int, int]
-    """In training, validation and test set."""
+    """Number of tokens in the training, validation and test text."""
 
 
 PUBLISHED = {
@@ -242,30 +242,30 @@ PUBLISHED = {
     "wikitext-2": Published("WikiText-2 (Merity et al. 2016)", 33_278, (2_088_628, 217_646, 245_569)),
 }
 TEXT = "text"
-"""Prefix of the task of a custom text, text:PATH."""
+"""Prefix of the names of tasks on custom texts, text:PATH."""
 MODELS = {"ptb": "lstm-tied", "wikitext-2": "gpt", TEXT: "lstm-tied"}
-"""Task -> its own model."""
+"""Task -> default model."""
 
 TIME, LONG_TIME = 35, 50
-"""Tokens in a piece for models that carry a state: as in PyTorch's example word_language_model, and of bytes."""
+"""Tokens of a sequence for recurrent models: words as in PyTorch's example word_language_model, and bytes."""
 CONTEXT, LONG_CONTEXT = 64, 128
-"""For the GPT."""
+"""Tokens of a sequence for the GPT: words and bytes."""
 
 LSTM = Recipe(length="40ep", batch=20, optimizer="sgd", lr=20.0, momentum=0.0, clip=0.25, schedule="cosine")
 """Batch, optimiser, learning rate, clipping and length of PyTorch's word_language_model.
 
-That one divides the learning rate by 4 whenever the validation loss does not fall; ours falls along a cosine, so that
-it does not depend on what was seen.
+PyTorch's example divides the learning rate by 4 whenever the validation loss does not fall; here it follows a cosine,
+so that it does not depend on the validation loss.
 """
 
 POINTER = Recipe(length="40ep", batch=20, optimizer="adam", lr=1e-3, clip=0.25, schedule="cosine")
 """Our own choice; Adam and its learning rate as in the public code of EarlyCroP's experiment on Penn Treebank."""
 
 OWN = Recipe(length="10ep", batch=20, optimizer="adam", lr=4e-3, clip=1.0, schedule="cosine")
-"""Recipe of models that carry a state on a custom text: our own choice, with pieces of `LONG_TIME`.
+"""Recipe of recurrent models on a custom text: our own choice, with sequences of `LONG_TIME` bytes.
 
-Of 78 KB of WikiText-2 (one seed) it takes 45 s and reaches 2.72 bits per character; 20 epochs with 2e-3 and pieces of
-100, as many steps, took 83 s and reached 2.96. Larger texts were not tried.
+Measured on 78 KB of WikiText-2 (one seed): 45 s, 2.72 bits per character. As many steps of 100 bytes, 20 epochs at
+2e-3, took 83 s and reached 2.96. Larger texts were not tried.
 """
 
 GPT = Recipe(
@@ -286,7 +286,7 @@ _DROPOUT = {"gpt": 0.1}
 
 
 def describe(name: str) -> str:
-    """A task in one line."""
+    """Describe a language modelling task in one line."""
     if name == TEXT:
         return (
             "Your own text, --task text:PATH, a file or a folder: bytes, or --option vocabulary=tokenizer.json;"
@@ -298,38 +298,38 @@ def describe(name: str) -> str:
 
 
 def recipe_of(task: str, model: str) -> Recipe:
-    """The recipe of a model, at any width, on a task of `MODELS`; one from outside is trained as the GPT."""
+    """Return the recipe of a model of any width on a task of `MODELS`; custom models get that of the GPT."""
     base = model.partition("@")[0]
     return OWN if task == TEXT and base != "gpt" else _TEXT_RECIPES.get(base, GPT)
 
 
 def time_of(task: str, model: str) -> int:
-    """Tokens in a piece."""
+    """Return the number of tokens of a training sequence."""
     if model.partition("@")[0] == "gpt":
         return LONG_CONTEXT if task == TEXT else CONTEXT
     return LONG_TIME if task == TEXT else TIME
 
 
 def dropout_of(model: str) -> float:
-    """Share of activations dropped: 0.2, that of word_language_model, of a GPT 0.1."""
+    """Return the dropout rate of a model: 0.1 for the GPT, else 0.2 as in word_language_model."""
     return _DROPOUT.get(model.partition("@")[0], 0.2)
 
 
 MODEL = "mlp-50"
-"""Splits of Hernández-Lobato & Adams (2015) and those who compare with them."""
+"""Default network of regression, that of Hernández-Lobato & Adams (2015) and of the papers that compare with it."""
 
 RECIPE = Recipe(length="2000it", batch=64, optimizer="adam", lr=1e-2, schedule="cosine")
-"""Our own choice, by the validation parts of ten splits of five tables, see docs/domains.md."""
+"""Recipe of regression: our own choice, by the validation error on ten splits of five tables, see docs/domains.md."""
 
 EACH = "each"
-"""Value of the option split: replicate r of a search has split r."""
+"""Value of the option split with which replicate r of a search uses split r."""
 
 OPTIONS = ("split", "validation")
 
 
 @dataclass(frozen=True)
 class TableFacts:
-    """A published table."""
+    """Facts about a published table."""
 
     title: str
     rows: int
@@ -353,37 +353,37 @@ UCI = {
 }
 
 TABLE = "table:"
-"""Prefix of the name of a custom table; its file follows."""
+"""Prefix of the names of tasks on custom tables, table:FILE."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Learning:
-    """Settings of deep Q-learning. An update is a step of the recipe: one batch out of the memory, one gradient."""
+    """Settings of deep Q-learning. A step of the recipe is one update with a batch from the replay memory."""
 
     copies: int = 8
-    """Copies of the environment that are stepped together."""
+    """Number of environments that are stepped together."""
     moves: int = 1
-    """Actions of each copy before an update."""
+    """Actions in each environment before an update."""
     repeat: int = 1
-    """Steps of the environment for which an action is taken, also when the network is measured (frame skip)."""
+    """Environment steps for which an action is repeated (frame skip), also in evaluation."""
     memory: int = 10_000
-    """Transitions that are remembered; the oldest go first. A multiple of copies."""
+    """Size of the replay memory in transitions, a multiple of copies; new transitions replace the oldest."""
     warmup: int = 1_000
-    """Transitions by random actions that are in the memory before the first update. A multiple of copies."""
+    """Transitions with random actions before the first update, a multiple of copies."""
     gamma: float = 0.99
-    """Discount of what comes a step later."""
+    """Discount factor of future rewards."""
     explore: float = 0.05
-    """Share of random actions in the end; it falls from 1 in a straight line."""
+    """Final share of random actions; it falls linearly from 1."""
     explore_for: float = 0.5
-    """Share of the training in which it falls."""
+    """Share of the training during which the share of random actions falls."""
     period: int = 100
-    """Updates after which the target network becomes what the network is then."""
+    """Updates between two updates of the target network."""
     blend: float = 1.0
-    """How far it moves towards the network then: 1 is all the way."""
+    """How far the target network moves towards the network at each of its updates: 1 copies the network."""
     double: bool = False
-    """Whether the network chooses the next action that the target network judges (van Hasselt et al. 2016)."""
+    """Whether the network chooses the next action and the target network evaluates it (van Hasselt et al. 2016)."""
     loss: str = "huber"
-    """Loss of the difference to the target: huber (squared up to 1, then linear), or squared."""
+    """Loss of the difference to the target value: huber (squared up to 1, then linear) or squared."""
 
     def __post_init__(self) -> None:
         for name, low, high in _BOUNDS:
@@ -401,17 +401,17 @@ class Learning:
             raise TaskError(f"the option loss is huber or squared, not {self.loss!r}")
 
     def changed(self, options: Mapping[str, str]) -> Learning:
-        """A copy with the options that are written there, as text.
+        """Return a copy with these options, whose values are text.
 
         Raises:
-            TaskError: for a name or a value that cannot be.
+            TaskError: for an unknown name or an invalid value.
         """
         known = {field.name: field.type for field in fields(self)}
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         for name, text in options.items():
             if name not in known:
                 raise TaskError(f"there is no option {name}: choose from {', '.join(known)}")
-            values[name] = _parse_facts(name, text, str(known[name]))
+            values[name] = _parse_option(name, text, str(known[name]))
         return Learning(**values)
 
 
@@ -429,7 +429,7 @@ _BOUNDS = (
 )
 
 
-def _parse_facts(name: str, text: str, kind: str) -> Any:
+def _parse_option(name: str, text: str, kind: str) -> Any:
     if kind == "str":
         return text
     if kind == "bool":
@@ -444,11 +444,11 @@ def _parse_facts(name: str, text: str, kind: str) -> Any:
 
 @dataclass(frozen=True)
 class EnvironmentFacts:
-    """An environment."""
+    """Facts about an environment, with the default network and its settings."""
 
     title: str
     environment: str
-    """Its name in Gymnasium."""
+    """Name of the environment in Gymnasium."""
     model: str
     recipe: Recipe
     learning: Learning = field(default_factory=Learning)
@@ -459,10 +459,9 @@ class EnvironmentFacts:
 
 _RECIPE = Recipe(length="20000it", batch=128, optimizer="adam", lr=1e-3, schedule="linear", clip=10.0)
 
-# A cart that drifts out of sight after hundreds of steps is what is hard here. A discount of 200 steps makes ends so
-# far away count; many copies and a short memory show what the network does now; the squared loss gives the rare ends
-# their weight, without which a target network that follows this fast diverges. A network that balances ends no episode
-# any more, and forgets what an end is: every fifth action stays random, so that the memory keeps some.
+# The hard part is a cart that drifts away over hundreds of steps: a discount of 200 steps makes such late ends count.
+# Many environments and a short memory show recent behaviour. The squared loss weights the rare ends, without which
+# training diverges at this target period. Every fifth action stays random, so that the memory always has some ends.
 _POLE = Learning(
     copies=64,
     memory=10_240,
@@ -476,13 +475,12 @@ _POLE = Learning(
 )
 _POLE_RECIPE = _RECIPE.changed(length="6000it", batch=64, lr=4e-3, clip=0.0)
 
-# With the Huber loss, or a higher rate, some trainings end where no swing reaches the height: all episodes then last
-# their 500 steps.
+# With the Huber loss or a higher learning rate some trainings fail: no swing reaches the height in 500 steps.
 _SWING = Learning(memory=20_000, explore_for=0.3, period=50, double=True, loss="squared")
 _SWING_RECIPE = _RECIPE.changed(length="8000it", lr=5e-4)
 
-# Decisions 20 ms apart are too close to one another for their values to differ by more than noise, and what is learned
-# is to hover: an action is taken for four steps.
+# At 20 ms per decision the values of actions differ by less than noise, and the network learns to hover: actions are
+# repeated for four steps.
 _LAND = Learning(
     repeat=4,
     memory=50_000,
@@ -503,9 +501,9 @@ ENVIRONMENTS = {
 }
 
 GYM = "gym:"
-"""Prefix of the name of any other environment of Gymnasium; its own name follows."""
+"""Prefix of the names of tasks on other environments, gym:ENVIRONMENT."""
 OTHER = EnvironmentFacts("", "", "mlp-120-84", _RECIPE)
 EXTRA = "control"
-"""The extra that these tasks need."""
+"""Extra of ticketry that these tasks need."""
 EPISODES = 100
-"""Metric of a network."""
+"""Episodes over which the return of a network is averaged."""

@@ -1,8 +1,8 @@
-"""Requests in files, such as tickets from others, and which of them are granted without asking the user.
+"""Checks of requests for tasks in files, such as tickets of other people.
 
-What a file names is data. Granted are built-in tasks and networks with options that are numbers and words: such a name
-chooses no module to import, no path to open, and nothing to download but a published data set with a known digest. Any
-other request is the user's to make: on the command line, in Python, or by trusting the file.
+Names in a file are data. Allowed are built-in tasks and networks, with numbers and words as options: they import no
+module, open no path, and download only published data sets with a known digest. Any other request must come from the
+user: on the command line, in Python, or by trusting the file.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from ticketry.tasks import facts as tables
 from ticketry.tasks.facts import DATA_SETS, ENVIRONMENTS, PUBLISHED, Learning
 from ticketry.tasks.network_name import LANGUAGE_MODELS, NETWORKS
 
-GRANTED = {
+ALLOWED_OPTIONS = {
     **dict.fromkeys(DATA_SETS.built_in, ("train", "size")),
     **dict.fromkeys(PUBLISHED, ("train", "time", "dropout")),
     **dict.fromkeys(tables.UCI, tables.OPTIONS),
     **dict.fromkeys(ENVIRONMENTS, tuple(field.name for field in fields(Learning))),
 }
-"""Task -> options that a file may give it. None of them is a path."""
+"""Task -> options that a file may set. None of them is a path."""
 
 LARGEST = {"time": 1 << 16}
-"""Option -> the most that a file may ask for, where memory is taken for it before it is compared with anything."""
+"""Option -> largest value that a file may set, because memory is allocated for it before other checks."""
 
 ADVICE = "if you know what it is and trust who made the file, say so: --trust (in Python trust=True)"
 
@@ -37,27 +37,29 @@ _VALUE = re.compile(r"[A-Za-z0-9.+-]{0,32}")
 
 
 def check_request(task: str, model: str | None, options: Iterable[tuple[str, str]], *, of: str) -> None:
-    """Refuse a request of a file's that is not granted.
+    """Raise an error unless a request in a file is allowed.
 
     Args:
-        task, model, options: as of `tasks.task.Spec`.
-        of: the file, as the error calls it.
+        task: name of the task, see `tasks.task.Spec`.
+        model: name of the network, or None.
+        options: names and values of options.
+        of: name of the file in the error message.
 
     Raises:
-        TrustError: with what it names, and what a user may say to allow it.
+        TrustError: if the request is not allowed; the message says how a user can allow it.
     """
-    if task not in GRANTED:
+    if task not in ALLOWED_OPTIONS:
         raise refusal("task", task, of, "name it yourself with --task, or, ")
     if model is not None:
         check_network(model, of=of)
     for name, value in options:
-        known = name in GRANTED[task] and _VALUE.fullmatch(value)
+        known = name in ALLOWED_OPTIONS[task] and _VALUE.fullmatch(value)
         if not known or (name in LARGEST and not (value.isdecimal() and int(value) <= LARGEST[name])):
             raise refusal(f"option {quote(name)} of the task {task}", value, of)
 
 
 def check_network(name: str, *, of: str) -> None:
-    """Refuse a network of a file's that is not built in, at any width.
+    """Raise an error unless a network in a file is built in, at any width.
 
     Raises:
         TrustError: as `check_request`.
@@ -69,19 +71,19 @@ def check_network(name: str, *, of: str) -> None:
 
 
 def is_widened(network: str | None) -> bool:
-    """Whether a granted network is wider than its paper's, so that it may be larger than memory."""
+    """Return whether an allowed network is wider than in its paper, and so may not fit into memory."""
     _, at, width = (network or "").partition("@")
     return bool(at) and not width.startswith(("0.", "."))
 
 
 def _is_perceptron(base: str) -> bool:
-    """Whether it is a perceptron that fits into memory."""
+    """Return whether a name is that of a perceptron that fits into memory."""
     widths = [int(width) for width in base.split("-")[1:]] if _PERCEPTRON.fullmatch(base) else []
     return bool(widths) and sum(one * other for one, other in pairwise(widths)) <= _MOST_WEIGHTS
 
 
 def refusal(what: str, name: object, of: str, instead: str = "") -> TrustError:
-    """The error for something that a file names and that is not granted."""
+    """Build the error for a name in a file that is not allowed."""
     return TrustError(
         f"{of} names the {what} {quote(name)}, which is not one of the built-in ones that a file may ask for. What a"
         f" file names is never imported, opened or downloaded by itself: {instead}{ADVICE}"
@@ -89,5 +91,5 @@ def refusal(what: str, name: object, of: str, instead: str = "") -> TrustError:
 
 
 def quote(value: object) -> str:
-    """A name out of a file, on one line, without control characters, and not too long."""
+    """Return a value of a file as short text on one line, without control characters."""
     return repr(value) if len(repr(value)) <= 100 else f"{value!r:.97}..."

@@ -1,4 +1,4 @@
-"""Fine-tuning of a pre-trained network in a folder: its texts, its model and tokenizer, and the task."""
+"""Fine-tuning of a pre-trained transformers network from a folder on labelled texts."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ from ticketry.choices import did_you_mean
 from ticketry.errors import DataError, MissingExtraError, TaskError
 from ticketry.files import file_digest, parse_json, reason_of
 from ticketry.folders import is_file, list_matching
-from ticketry.tasks.data.locate import text_of
-from ticketry.tasks.data.splits import fewer, hold_out, share_of_each
+from ticketry.tasks.data.locate import read_text
+from ticketry.tasks.data.splits import count_share_of_each, hold_out, take_fewer
 from ticketry.tasks.language.corpus import PARTS
 from ticketry.tasks.options import Options
 from ticketry.tasks.recipe import Recipe
 from ticketry.tasks.task import Classification, Spec, Split, Splits
 
 SUFFIXES = (".csv", ".tsv", ".jsonl")
-"""Values between commas or tabs under a row of names, or a JSON object a line."""
+"""Text files with labels: values separated by commas or tabs under a row of names, or one JSON object per line."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Labelled:
     """Texts and their labels."""
 
     texts: tuple[tuple[str, ...], ...]
-    """[n]: one, or two that belong together."""
+    """[n]: one text, or a pair of texts, for each label."""
     labels: tuple[str, ...]
     """[n]"""
 
@@ -48,10 +48,10 @@ class Labelled:
 
 
 def find_text_files(path: Path) -> dict[str, Path]:
-    """The files of ``train``, ``validation`` and ``test`` in a folder; of a single file, which is all of them, ``all``.
+    """Return the files of ``train``, ``validation`` and ``test`` in a folder, or a single file as ``all``.
 
     Raises:
-        DataError: if they are not there, or of no known kind.
+        DataError: if a file is missing or has an unknown suffix.
     """
     if path.is_file():
         if path.suffix not in SUFFIXES:
@@ -73,17 +73,17 @@ def find_text_files(path: Path) -> dict[str, Path]:
 
 
 def read_texts(path: Path, columns: Sequence[str], target: str) -> Labelled:
-    """The texts of a file.
+    """Read the labelled texts of a file.
 
     Args:
-        columns: one that holds the text, or two.
-        target: the one that holds the label; numbers and truth values are labels by their text.
+        columns: name of the column with the text, or names of the two columns of a pair.
+        target: name of the column with the label; numbers and truth values become text.
 
     Raises:
-        DataError: if it cannot be read, or a row lacks what is asked for; names file, line and column.
+        DataError: if the file cannot be read, or a row lacks a value; names file, line and column.
     """
     texts, labels = [], []
-    for line, row in _rows(path):
+    for line, row in _read_rows(path):
         for name in (*columns, target):
             if name not in row:
                 hint = did_you_mean(name, list(row))
@@ -98,19 +98,19 @@ def read_texts(path: Path, columns: Sequence[str], target: str) -> Labelled:
 
 
 def digest_texts(path: Path) -> str:
-    """SHA-256 of the contents of the files."""
-    each = [f"{split} {hashlib.sha256(text_of(file)).hexdigest()}" for split, file in find_text_files(path).items()]
+    """Return the SHA-256 of the contents of the text files at a path."""
+    each = [f"{split} {hashlib.sha256(read_text(file)).hexdigest()}" for split, file in find_text_files(path).items()]
     return hashlib.sha256("\n".join(each).encode()).hexdigest()
 
 
-def _rows(path: Path) -> Iterator[tuple[int, Mapping[str, str]]]:
-    text = text_of(path).decode("utf-8-sig")
-    return _objects(path, text) if path.suffix == ".jsonl" else _table(path, text)
+def _read_rows(path: Path) -> Iterator[tuple[int, Mapping[str, str]]]:
+    text = read_text(path).decode("utf-8-sig")
+    return _parse_jsonl(path, text) if path.suffix == ".jsonl" else _parse_table(path, text)
 
 
-def _table(path: Path, text: str) -> Iterator[tuple[int, Mapping[str, str]]]:
+def _parse_table(path: Path, text: str) -> Iterator[tuple[int, Mapping[str, str]]]:
     lines = io.StringIO(text, newline="")
-    if path.suffix == ".tsv":  # tabs do not come up in texts, so that quotes need mean nothing there
+    if path.suffix == ".tsv":  # texts contain no tabs, so quotes have no meaning
         rows = csv.reader(lines, delimiter="\t", quoting=csv.QUOTE_NONE, strict=True)
     else:
         rows = csv.reader(lines, strict=True)
@@ -127,13 +127,13 @@ def _table(path: Path, text: str) -> Iterator[tuple[int, Mapping[str, str]]]:
         raise DataError(f"{path}, line {rows.line_num}: {error}") from None
 
 
-def _objects(path: Path, text: str) -> Iterator[tuple[int, Mapping[str, str]]]:
+def _parse_jsonl(path: Path, text: str) -> Iterator[tuple[int, Mapping[str, str]]]:
     for line, written in enumerate(text.split("\n"), 1):
         if not written.strip():
             continue
         try:
             row = parse_json(written)
-            json.dumps(row, ensure_ascii=False).encode()  # half of a letter can be written in JSON, and is no text
+            json.dumps(row, ensure_ascii=False).encode()  # JSON can hold half of a surrogate pair, which is not text
         except (ValueError, RecursionError) as error:
             raise DataError(f"{path}, line {line} is no JSON: {error}") from None
         if not isinstance(row, dict):
@@ -142,20 +142,20 @@ def _objects(path: Path, text: str) -> Iterator[tuple[int, Mapping[str, str]]]:
 
 
 EXTRA = "transformers"
-"""The extra that fine-tuning needs."""
+"""Extra of ticketry that fine-tuning needs."""
 
 _CONFIG, _WEIGHTS = "config.json", "*.safetensors"
 _LOCAL: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
-"""Options of reading a folder: nothing is downloaded, and no code in it is run."""
+"""Arguments of transformers: nothing is downloaded, and no code in the folder is run."""
 _VOCABULARY = ("tokenizer.json", "vocab*", "*.model")
 _TOKENIZER = ("tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json", "*.model")
 
 
 class Classifier(nn.Module):
-    """A sequence classifier as the other networks here are: a tensor goes in, scores of classes [b, classes] come out.
+    """A sequence classifier of transformers as a module from a tensor of tokens to logits [b, classes].
 
-    Its parameters' names are those of the network of transformers: `module.` is left out of names, as of that which
-    DataParallel wraps. So a ticket's mask and weights fit the network without this wrapping too.
+    Masks and tickets fit the network of transformers too: ticketry leaves the prefix `module.` of a wrapper out of
+    parameter names.
     """
 
     def __init__(self, module: nn.Module, padding: int) -> None:
@@ -163,10 +163,11 @@ class Classifier(nn.Module):
         self.module, self.padding = module, padding
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """
+        """Return the logits [b, classes].
+
         Args:
-            tokens: int64 [b, t], or [b, 2, t]: and which of two texts each is of. Those that are padding are not
-                attended to.
+            tokens: int64 [b, t]; or [b, 2, t] for pairs of texts, tokens and the number of each token's text. Padding
+                is masked out of the attention.
         """
         more, ids = {}, tokens
         if tokens.dim() == 3:
@@ -178,36 +179,36 @@ class Classifier(nn.Module):
 
 @dataclass(frozen=True)
 class Pretrained:
-    """A folder, as `save_pretrained` of a network and of its tokenizer writes it."""
+    """A folder with a network and a tokenizer, as `save_pretrained` writes them."""
 
     path: Path
 
     def key(self) -> dict[str, object]:
         """Identify the files in the folder and the version of the library that defines the network."""
         names = [_CONFIG, _WEIGHTS, *_TOKENIZER]
-        found = sorted({file for name in names for file in self._matching(name) if is_file(file)})
-        each = [f"{file.name} {_digest(file, *_stamp(file))}" for file in found]
+        found = sorted({file for name in names for file in self._find_files(name) if is_file(file)})
+        each = [f"{file.name} {_digest_file(file, *_stamp(file))}" for file in found]
         return {
             "model": str(self._config.get("model_type", "")),
             "folder": hashlib.sha256("\n".join(each).encode()).hexdigest(),
-            "library": f"transformers {_version(self.path)}",
+            "library": f"transformers {_transformers_version(self.path)}",
         }
 
-    def network(self, classes: int, *, pretrained: bool) -> Classifier:
-        """The network in float32, with as many classes.
+    def build_network(self, classes: int, *, pretrained: bool) -> Classifier:
+        """Build the network in float32 with this number of classes.
 
-        What the folder has no weights for, such as the last layer's of other classes, is drawn from torch's global
-        random state.
+        Weights that the folder lacks, such as a last layer for other classes, are drawn from torch's global random
+        state.
 
         Args:
-            pretrained: whether it has the folder's weights; if not, all are drawn.
+            pretrained: whether to load the stored weights; if not, all weights are drawn.
 
         Raises:
-            TaskError: if the folder is of no sequence classifier, or has no weights of its body.
+            TaskError: if the folder has no sequence classifier, or lacks weights below the classification head.
         """
-        auto, padding = _library(self.path).AutoModelForSequenceClassification, self.padding
+        auto, padding = _import_transformers(self.path).AutoModelForSequenceClassification, self.padding
         with self._report_errors("a sequence classifier"):
-            config = _library(self.path).AutoConfig.from_pretrained(self.path, num_labels=classes, **_LOCAL)
+            config = _import_transformers(self.path).AutoConfig.from_pretrained(self.path, num_labels=classes, **_LOCAL)
             config.pad_token_id = padding
             if not pretrained:
                 return Classifier(auto.from_config(config, dtype=torch.float32, trust_remote_code=False), padding)
@@ -230,10 +231,10 @@ class Pretrained:
 
     @property
     def padding(self) -> int:
-        """The token that short texts are filled up with.
+        """The number of the padding token.
 
         Raises:
-            TaskError: if it is missing.
+            TaskError: if the tokenizer has none.
         """
         padding = self._tokenizer.pad_token_id
         if padding is None:
@@ -243,20 +244,20 @@ class Pretrained:
         return int(padding)
 
     @property
-    def words(self) -> int:
-        """Different tokens that the network knows."""
+    def vocabulary_size(self) -> int:
+        """Number of different tokens that the network knows."""
         return int(self._config.get("vocab_size") or len(self._tokenizer))
 
-    def tokens(self, texts: Sequence[tuple[str, ...]], length: int) -> Tensor:
-        """int32 [n, t]: the first tokens of each text, at most `length`, filled up to the longest.
+    def tokenize(self, texts: Sequence[tuple[str, ...]], length: int) -> Tensor:
+        """Return the first tokens of each text, at most `length`, padded to the longest: int32 [n, t].
 
-        If the tokenizer marks two texts, [n, 2, t]: tokens, and the number of each token's text.
+        For pairs of texts whose tokenizer marks the two texts: [n, 2, t], tokens and the number of each token's text.
 
         Raises:
             DataError: if the network does not know a token.
-            TaskError: if there is no tokenizer, or none that can fill up.
+            TaskError: if the folder has no tokenizer, or the tokenizer has no padding token.
         """
-        _ = self.padding  # raises our error if it is missing
+        _ = self.padding  # raises a TaskError if it is missing
         with self._report_errors("a tokenizer"):
             made = self._tokenizer(
                 *map(list, zip(*texts, strict=True)),
@@ -266,80 +267,80 @@ class Pretrained:
                 padding_side="right",
             )
         ids = torch.tensor(made["input_ids"], dtype=torch.int32)
-        if int(ids.max()) >= self.words:
+        if int(ids.max()) >= self.vocabulary_size:
             raise DataError(
-                f"the tokenizer in {self.path} makes the token {int(ids.max())}, and the network knows {self.words}:"
-                " they do not belong together"
+                f"the tokenizer in {self.path} makes the token {int(ids.max())}, and the network knows"
+                f" {self.vocabulary_size}: they do not belong together"
             )
         if len(texts[0]) > 1 and "token_type_ids" in made:
             return torch.stack([ids, torch.tensor(made["token_type_ids"], dtype=torch.int32)], 1)
         return ids
 
     @property
-    def longest(self) -> int | None:
-        """Tokens that the network can see at once; None if it does not say."""
+    def max_length(self) -> int | None:
+        """Largest number of tokens of a text for the network; None if its configuration has none."""
         positions = self._config.get("max_position_embeddings", self._config.get("n_positions"))
         return int(positions) if positions else None
 
-    def classes(self, labels: set[str]) -> list[str]:
-        """Labels in the order of the network's outputs: its own order if it knows them, else by number or letter."""
+    def order_classes(self, labels: set[str]) -> list[str]:
+        """Return the labels in the order of the network's outputs: that of its configuration, else sorted."""
         own = self._config.get("label2id") or {}
         if set(own) == labels:
             return sorted(labels, key=lambda label: int(own[label]))
         return sorted(labels, key=lambda label: (not label.isdecimal(), int(label) if label.isdecimal() else 0, label))
 
-    def _matching(self, pattern: str) -> list[Path]:
+    def _find_files(self, pattern: str) -> list[Path]:
         try:
             return list_matching(self.path, pattern)
         except OSError as error:
             raise TaskError(f"{self.path} cannot be read: {reason_of(error)}") from error
 
     def check(self) -> None:
-        """`TaskError` if the folder lacks what is needed."""
+        """Raise `TaskError` unless the folder has a configuration and weights."""
         if not (self.path / _CONFIG).is_file():
             raise TaskError(
                 f"{self.path} holds no {_CONFIG}: name a folder with a network of transformers, as save_pretrained of"
                 " a network and of its tokenizer writes it"
             )
-        if not self._matching(_WEIGHTS):
+        if not self._find_files(_WEIGHTS):
             raise TaskError(f"{self.path} holds no {_WEIGHTS}: save the network there again with save_pretrained")
 
     @property
     def _config(self) -> dict[str, Any]:
         self.check()
         file = self.path / _CONFIG
-        return _json(file, *_stamp(file))
+        return _read_json(file, *_stamp(file))
 
     @property
     def _tokenizer(self) -> Any:
         if not any(
-            file for name in _VOCABULARY for file in self._matching(name)
-        ):  # the library would make an empty one
+            file for name in _VOCABULARY for file in self._find_files(name)
+        ):  # transformers would create an empty tokenizer
             raise TaskError(
                 f"{self.path} holds no tokenizer ({', '.join(_VOCABULARY)}): save it there with its save_pretrained"
             )
         with self._report_errors("a tokenizer"):
-            return _tokenizer(self.path)
+            return _load_tokenizer(self.path)
 
     @contextlib.contextmanager
     def _report_errors(self, what: str) -> Iterator[None]:
-        """Turn errors of the library about a folder into ours, and silence its other messages."""
-        logging = _library(self.path).utils.logging
+        """Turn errors of transformers in the block into `TaskError`, and silence its other messages."""
+        logging = _import_transformers(self.path).utils.logging
         level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
         logging.set_verbosity_error()
         logging.disable_progress_bar()
         try:
             yield
         except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError, RuntimeError) as error:
-            told = str(error).strip().partition("\n")[0]
-            raise TaskError(f"{self.path} does not hold {what} that transformers can use: {told}") from error
+            reason = str(error).strip().partition("\n")[0]
+            raise TaskError(f"{self.path} does not hold {what} that transformers can use: {reason}") from error
         finally:
             logging.set_verbosity(level)
             if bars:
                 logging.enable_progress_bar()
 
 
-def _library(path: Path) -> Any:
+def _import_transformers(path: Path) -> Any:
     try:
         import transformers
     except ImportError:
@@ -347,7 +348,7 @@ def _library(path: Path) -> Any:
     return transformers
 
 
-def _version(path: Path) -> str:
+def _transformers_version(path: Path) -> str:
     try:
         return metadata.version("transformers")
     except metadata.PackageNotFoundError:
@@ -355,23 +356,23 @@ def _version(path: Path) -> str:
 
 
 @lru_cache(maxsize=4)
-def _tokenizer(path: Path) -> Any:
-    return _library(path).AutoTokenizer.from_pretrained(path, **_LOCAL)
+def _load_tokenizer(path: Path) -> Any:
+    return _import_transformers(path).AutoTokenizer.from_pretrained(path, **_LOCAL)
 
 
 def _stamp(file: Path) -> tuple[int, int]:
-    """Return size and time of a file, which change with it."""
+    """Return size and modification time of a file."""
     about = file.stat()
     return about.st_size, about.st_mtime_ns
 
 
-@lru_cache(maxsize=256)  # a key is asked for often, and weights are large
-def _digest(file: Path, size: int, changed: int) -> str:
+@lru_cache(maxsize=256)  # keys are computed often, and weights are large
+def _digest_file(file: Path, size: int, changed: int) -> str:
     return file_digest(file)
 
 
 @lru_cache(maxsize=16)
-def _json(file: Path, size: int, changed: int) -> dict[str, Any]:
+def _read_json(file: Path, size: int, changed: int) -> dict[str, Any]:
     try:
         found = parse_json(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
@@ -382,44 +383,44 @@ def _json(file: Path, size: int, changed: int) -> dict[str, Any]:
 
 
 HF = "hf:"
-"""Prefix of the name of a pre-trained network; its folder follows."""
+"""Prefix of the names of fine-tuning tasks, hf:FOLDER."""
 
 RECIPE = Recipe(
     length="3ep", batch=32, optimizer="adamw", lr=3e-5, weight_decay=0.01, clip=1.0, schedule="linear", warmup="10%"
 )
-"""Our own choice, within what is usual for BERT and its like."""
+"""Our own choice, within the usual range for BERT."""
 LENGTH = 128
-"""Tokens of a text that are read, the first."""
+"""Default number of tokens after which texts are truncated."""
 OPTIONS = ("texts", "text", "target", "length", "train", "validation", "test", "pretrained")
 
 VERSION = 1
-"""Version of how texts are read, split and tokenised; raised by a change that moves a number."""
+"""Version of reading, splitting and tokenising texts; part of the key, raised when results change."""
 
 _FEWEST = 3
-"""Examples of a class: one for each split."""
+"""Smallest number of examples of a class, one for each split."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class FineTuning(Classification):
-    """A folder of transformers, and texts with labels."""
+    """Fine-tuning of a pre-trained network on labelled texts."""
 
     folder: Pretrained
     texts: Path | None
-    """A file or a folder; None is enough to ask for the recipe."""
+    """A file or a folder of text files; None if only the recipe is needed."""
     columns: tuple[str, ...] = ("text",)
-    """That hold the text, or the two texts."""
+    """Column of the text, or the two columns of a pair."""
     target: str = "label"
-    """The column of the label."""
+    """Column of the label."""
     length: int = LENGTH
-    """Tokens of a text that are read, the first."""
+    """Number of tokens after which texts are truncated."""
     train: int = 0
-    """Training examples, as many of each class; 0 is all there are."""
+    """Number of training examples, the same of each class; 0 takes all."""
     validation: Fraction = Fraction(1, 10)
-    """Share of each class, of a single file."""
+    """Share of each class for validation, if a single file is split."""
     test: Fraction = Fraction(1, 10)
-    """Likewise."""
+    """Share of each class for testing, if a single file is split."""
     pretrained: bool = True
-    """Whether training starts from the folder's weights, or from random ones."""
+    """Whether training starts from the stored weights instead of random weights."""
     recipe: Recipe = RECIPE
     spec: Spec | None = None
 
@@ -446,32 +447,32 @@ class FineTuning(Classification):
         return {"pretrained": "false"} if self.pretrained else {}
 
     def build(self) -> Classifier:
-        return self.folder.network(len(self.classes), pretrained=self.pretrained)
+        return self.folder.build_network(len(self.classes), pretrained=self.pretrained)
 
     def scored(self, size: int) -> int:
-        """No more texts than a training batch has."""
+        """Return the size of a batch for scores: at most that of a training batch."""
         return min(size, self.recipe.batch)
 
     def load(self, data: Path | None = None) -> Splits:
-        """Inputs are int32 [n, t] or [n, 2, t], see `Pretrained.tokens`; put into tokens once."""
+        """Return the splits; inputs are int32 [n, t] or [n, 2, t], see `Pretrained.tokenize`."""
         return self._splits
 
     def prepare(self, inputs: Tensor) -> Tensor:
-        """Without the padding that all texts of the batch have."""
+        """Remove the padding that all texts of a batch share."""
         ids = inputs if inputs.dim() == 2 else inputs[:, 0]
         used = (ids != self.folder.padding).any(0).nonzero()
         return inputs[..., : 1 + int(used[-1]) if len(used) else 1].long()
 
     def example(self, count: int, data: Path | None = None) -> Tensor:
-        """Random tokens, [count, t], of texts that are as long as can be; no texts are read."""
+        """Return random tokens [count, length] without padding; no texts are read."""
         draw = torch.Generator().manual_seed(0)
-        found = torch.randint(self.folder.words - 1, (count, self.length), generator=draw)
+        found = torch.randint(self.folder.vocabulary_size - 1, (count, self.length), generator=draw)
         return found + (found >= self.folder.padding)
 
     @cached_property
     def classes(self) -> list[str]:
         """The labels of the training texts, in the order of the network's outputs."""
-        found = self.folder.classes(set(self._parts[0].labels))
+        found = self.folder.order_classes(set(self._parts[0].labels))
         if len(found) < 2:
             raise TaskError(f"{self._path}: all texts have the label {found[0]!r}: there is nothing to learn")
         return found
@@ -502,35 +503,35 @@ class FineTuning(Classification):
             if unknown := sorted(set(part.labels) - set(number)):
                 raise TaskError(f"{self._path}: no training text has the label {unknown[0]!r}, and others have")
             targets = torch.tensor([number[label] for label in part.labels])
-            splits.append(Split(self.folder.tokens(part.texts, self.length), targets))
+            splits.append(Split(self.folder.tokenize(part.texts, self.length), targets))
         train, validation, test = splits
-        return Splits(fewer(train, self.train) if self.train else train, validation, test)
+        return Splits(take_fewer(train, self.train) if self.train else train, validation, test)
 
 
 def _split_texts(
     found: Labelled, validation: Fraction, test: Fraction, path: Path
 ) -> tuple[Labelled, Labelled, Labelled]:
-    """The three splits, shares of each class at random, by the rule of `splits.hold_out`."""
+    """Split labelled texts at random into training, validation and test texts, by `splits.hold_out`."""
     names, labels = np.unique(np.array(found.labels), return_inverse=True)
     sizes = np.bincount(labels)
-    shares = [share_of_each(labels, share) for share in (validation, test)]
+    shares = [count_share_of_each(labels, share) for share in (validation, test)]
     if small := [
         str(name) for name, size, *held in zip(names, sizes, *shares, strict=True) if size < max(_FEWEST, 1 + sum(held))
     ]:
         raise TaskError(f"{path}: the label {small[0]!r} has too few texts for three splits: at least {_FEWEST}")
 
-    def part(rows: np.ndarray) -> Labelled:
+    def select(rows: np.ndarray) -> Labelled:
         return Labelled(tuple(found.texts[row] for row in rows), tuple(found.labels[row] for row in rows))
 
-    kept, validated, tested = (part(rows) for rows in hold_out(labels, *shares))
-    return kept, validated, tested
+    train, validated, tested = (select(rows) for rows in hold_out(labels, *shares))
+    return train, validated, tested
 
 
 def create_task(spec: Spec) -> FineTuning:
-    """The task that a request names: hf:FOLDER, with its options. No texts are read.
+    """Create the task for a request hf:FOLDER with its options. No texts are read.
 
     Raises:
-        TaskError: for a folder without a network, an unknown option, or a value that cannot be.
+        TaskError: for a folder without a network, an unknown option, or an invalid value.
     """
     options = Options(spec, OPTIONS)
     if spec.model:
@@ -545,8 +546,8 @@ def create_task(spec: Spec) -> FineTuning:
         raise TaskError(f"{spec.name}: validation and test are shares of the texts that leave some to train on")
     columns = options.names("text", "text")
     if not 1 <= len(columns) <= 2:
-        raise options.wrong("text", "a column, or two with a comma")
-    given = {**options.given, **({"texts": str(texts)} if texts else {})}  # found from another folder too
+        raise options.value_error("text", "a column, or two with a comma")
+    given = {**options.given, **({"texts": str(texts)} if texts else {})}  # an absolute path is found from any folder
     return FineTuning(
         folder=folder,
         texts=texts,
@@ -562,7 +563,7 @@ def create_task(spec: Spec) -> FineTuning:
 
 
 def _parse_length(options: Options, name: str, folder: Pretrained) -> int:
-    longest = folder.longest
+    longest = folder.max_length
     length = options.whole("length", min(LENGTH, longest or LENGTH), least=4)
     if longest and length > longest:
         raise TaskError(f"the option length of {name} is {length} tokens, and its network sees at most {longest}")

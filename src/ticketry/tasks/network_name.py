@@ -1,11 +1,11 @@
-"""Names of networks: resnet-20, resnet-20@0.5 (half as wide), timm:resnet18 (another library's). Needs no torch.
+"""Names of networks: resnet-20, resnet-20@0.5 (half as wide), timm:resnet18. Does not import torch.
 
-NAME               one of this package's networks, see `ticketry.tasks.models`
+NAME               a network of this package, see `ticketry.tasks.models`
 mlp-50-50          a perceptron with hidden layers of these widths
-NAME@W             the same with W times its width: every hidden layer has max(1, round(W * width)) units or filters
-timm:NAME          a network of timm's, untrained
-torchvision:NAME   a classifier of torchvision's, untrained
-MODULE:OBJECT      one's own: a class or function of shape and classes (and of `scale`, if it has other widths)
+NAME@W             the network with W times its width: each hidden layer has max(1, round(W * width)) units or filters
+timm:NAME          an untrained network of timm
+torchvision:NAME   an untrained classifier of torchvision
+MODULE:OBJECT      a custom class or function of shape and classes (and of `scale`, to allow other widths)
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ _FAMILIES = {
     ),
     "vgg": ("vgg-11", "vgg-13", "vgg-16", "vgg-19"),
 }
-"""Module -> its networks."""
+"""Family -> names of its networks."""
 
 
-def _network(name: str, found: object) -> Network:
+def _to_network(name: str, found: object) -> Network:
     from ticketry.tasks.models.image_models import Network
 
     return Network.from_entry(name, found)
@@ -50,7 +50,7 @@ NETWORKS: Registry[Network] = Registry(
         for family, names in _FAMILIES.items()
         for name in names
     },
-    make=_network,
+    make=_to_network,
     error=TaskError,
 )
 
@@ -62,32 +62,32 @@ LANGUAGE_MODELS: Registry[Any] = Registry(
     needs=("carries", "follows", "begin"),
     error=TaskError,
 )
-"""Classes: see `models.language.base.LanguageModel`."""
+"""Language models by name: subclasses of `models.language.LanguageModel`."""
 
 LIBRARIES = ("timm", "torchvision")
 """Libraries whose networks can be named."""
 
 WIDEST = 4
-"""The largest width."""
+"""Largest factor W of a name NAME@W."""
 
 _DECIMALS = 6
-"""Decimals of a width: enough for 1/64, the step of `models.narrower`."""
+"""Largest number of decimals of a width: enough for 1/64, the step of `models.narrower`."""
 
 
 @dataclass(frozen=True)
 class NetworkName:
-    """A network's name, taken apart. Its `str` is the one form under which results are stored."""
+    """A parsed name of a network. Its `str` is the canonical name, under which results are stored."""
 
     base: str
-    """Without width and library."""
+    """The name without width and library."""
     width: Fraction = Fraction(1)
-    """Factor of all hidden widths; exact, so that 0.21 is 0.21 on every machine."""
+    """Factor of all hidden widths; exact, so that rounding is the same on every machine."""
     library: str = ""
-    """One of `LIBRARIES`, or empty for this package's own."""
+    """One of `LIBRARIES`, or empty for networks of this package and custom networks."""
 
     @classmethod
     def parse(cls, text: str) -> NetworkName:
-        """Read a name in any of its forms; whether there is such a network is not looked at.
+        """Parse a name in any of its forms, without checking that the network exists.
 
         Raises:
             TaskError: for a library that is neither one of `LIBRARIES` nor a module, or a width that is not in (0, 4].
@@ -109,7 +109,7 @@ class NetworkName:
 
     @property
     def is_outside(self) -> bool:
-        """Whether it is an installed package's, or one's own."""
+        """Whether the network is custom or comes from an installed package."""
         return ":" in self.base or (self.base not in NETWORKS.built_in and self.base in NETWORKS)
 
     def scaled(self, width: int) -> int:
@@ -137,7 +137,7 @@ def unknown_network_error(name: str, known: Iterable[str] | None = None) -> Task
 
 
 def _is_module(name: str) -> bool:
-    """Return whether a name is that of a package or module that can be found; nothing is imported."""
+    """Return whether a module of this name can be found, without importing it."""
     import_from_here()
     top = name.partition(".")[0]
     return top.isidentifier() and find_spec(top) is not None

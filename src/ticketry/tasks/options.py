@@ -1,4 +1,4 @@
-"""The options of a request for a task, which are written as text, read as what they are."""
+"""Options of a request for a task: parsing of their text."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from ticketry.errors import TaskError
 from ticketry.tasks.task import Spec
 
 _DIGITS = 18
-"""Most digits of a whole number."""
+"""Largest number of digits of a whole number."""
 
 
 class Options:
-    """The options of a request. What cannot be is a `TaskError` that names the option, the task and what it may be."""
+    """Parses the options of a request; `TaskError` for invalid values, with the option, the task and valid values."""
 
     def __init__(self, spec: Spec, known: Sequence[str]) -> None:
         self._task, self.given = spec.name, dict(spec.options)
@@ -30,43 +30,43 @@ class Options:
         return self.given.get(option, default)
 
     def names(self, option: str, default: str = "") -> tuple[str, ...]:
-        """Names with commas between them."""
+        """Parse names that are separated by commas."""
         return tuple(part.strip() for part in self.text(option, default).split(",") if part.strip())
 
     def path(self, option: str) -> Path | None:
-        """Absolute; None if it is not given."""
+        """Return the absolute path of an option; None if the option is missing."""
         return Path(self.given[option]).expanduser().absolute() if self.given.get(option) else None
 
     def with_paths(self, spec: Spec, *options: str) -> Spec:
-        """The request with these options' paths absolute, so that it is found from another folder too."""
+        """Return a copy of the request in which the paths of these options are absolute."""
         found = tuple((name, str(self.path(name)) if name in options and text else text) for name, text in spec.options)
         return replace(spec, options=found)
 
     def whole(self, option: str, default: int, *, least: int | None = 0, what: str = "whole number") -> int:
-        """Return a whole number of at least `least`, which the message names unless it is None."""
+        """Parse a whole number of at least `least` (None: at least 0, which the error message leaves out)."""
         text = self.text(option, str(default))
         if not text.isdecimal() or len(text) > _DIGITS or int(text) < (least or 0):
             bound = "" if least is None else f", at least {least}"
-            raise self.wrong(option, f"a {what}{bound}")
+            raise self.value_error(option, f"a {what}{bound}")
         return int(text)
 
     def share(self, option: str, default: str = "0.1", *, what: str = "share") -> Fraction:
-        """A share between 0 and 1; neither of them."""
+        """Parse a share, strictly between 0 and 1."""
         try:
             share = Fraction(self.text(option, default))
         except (ValueError, ZeroDivisionError):
             share = Fraction(0)
         if not 0 < share < 1:
-            raise self.wrong(option, f"a {what} such as {default}, between 0 and 1")
+            raise self.value_error(option, f"a {what} such as {default}, between 0 and 1")
         return share
 
     def truth(self, option: str, default: bool) -> bool:
-        """True or false."""
+        """Parse true or false."""
         text = self.text(option, str(default)).lower()
         if text not in ("true", "false"):
-            raise self.wrong(option, "true or false")
+            raise self.value_error(option, "true or false")
         return text == "true"
 
-    def wrong(self, option: str, wanted: str) -> TaskError:
-        """The error for an option that is not what is wanted."""
+    def value_error(self, option: str, wanted: str) -> TaskError:
+        """Build the error for an option with an invalid value; `wanted` describes the valid values."""
         return TaskError(f"the option {option} of {self._task} is {wanted}, not {self.given[option]!r}")

@@ -1,4 +1,4 @@
-"""Presets: published experiments by the name that --preset takes. Needs no torch."""
+"""Published experiments by the names for --preset. Does not import torch."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Experiment:
     source: str
     """Source of the numbers."""
     method: str
-    """A name of `ticketry list methods`."""
+    """Name of the search method, see `ticketry list methods`."""
     task: str
     model: str
     recipe: Recipe
@@ -30,31 +30,31 @@ class Experiment:
     """Options of the task."""
 
     def tables(self) -> dict[str, Any]:
-        """Return what `read_run_file` would return for a file with this search, as new tables at each call."""
+        """Return the search as the tables of a run file, in new dictionaries."""
         return {
             "method": self.method,
             "task": self.task,
             "model": self.model,
             "options": dict(self.options),
-            "settings": _plain(self.settings),
-            "recipe": _plain(asdict(self.recipe)),
+            "settings": _tuples_to_lists(self.settings),
+            "recipe": _tuples_to_lists(asdict(self.recipe)),
         }
 
 
-def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
+def _tuples_to_lists(values: Mapping[str, Any]) -> dict[str, Any]:
     return {name: list(value) if isinstance(value, list | tuple) else value for name, value in values.items()}
 
 
 @dataclass(frozen=True)
 class _Network:
-    """A network of figure 2 and how it is trained there."""
+    """A network of Frankle et al. 2019, figure 2, with its recipe."""
 
     title: str
     task: str
     model: str
     recipe: Recipe
     until: dict[str, float]
-    """The levels after which the share of figure 3 remains, or the density."""
+    """Number of levels or final density of the search, by figure 3."""
 
 
 _LENET = _Network(
@@ -83,7 +83,7 @@ _IMAGENET = _Network(
 )
 
 
-def _paper(
+def _paper_search(
     network: _Network, what: str, rewind: str, *, figures: str = "figures 2 and 3", **changes: Any
 ) -> Experiment:
     return Experiment(
@@ -97,13 +97,13 @@ def _paper(
     )
 
 
-def _saturates(network: _Network, step: int) -> Experiment:
-    """From the step after which a later rewinding gains no more."""
+def _search_at_saturation(network: _Network, step: int) -> Experiment:
+    """Return the search with the rewind step after which later rewinding gains nothing."""
     figures = f"figures 2 and 3, sections 3 and 4 (saturates at iteration {step})"
-    return _paper(network, f"learning rate 0.1, rewound to iteration {step}", f"{step}it", figures=figures)
+    return _paper_search(network, f"learning rate 0.1, rewound to iteration {step}", f"{step}it", figures=figures)
 
 
-def _shorten(network: _Network, width: float, **changes: Any) -> Experiment:
+def _short_search(network: _Network, width: float, **changes: Any) -> Experiment:
     after = "batch, learning rate and the shares of training at which it drops"
     return Experiment(
         title=f"{network.title}, shortened: narrower, 10,000 images, a few epochs",
@@ -120,31 +120,33 @@ def _shorten(network: _Network, width: float, **changes: Any) -> Experiment:
 _LOW = "learning rate 0.01, rewound to step 0"
 
 IMP_PRESETS = {
-    "lenet": _paper(_LENET, "rewound to step 0", "0"),
-    "resnet-20": _saturates(_RESNET, 500),
-    "resnet-20-low": _paper(_RESNET, _LOW, "0", lr=0.01),
-    "resnet-20-warmup": _paper(
+    "lenet": _paper_search(_LENET, "rewound to step 0", "0"),
+    "resnet-20": _search_at_saturation(_RESNET, 500),
+    "resnet-20-low": _paper_search(_RESNET, _LOW, "0", lr=0.01),
+    "resnet-20-warmup": _paper_search(
         _RESNET, "20,000 iterations of warm-up to 0.03, rewound to step 0", "0", lr=0.03, warmup="20000it"
     ),
-    "vgg-19": _saturates(_VGG, 100),
-    "vgg-19-low": _paper(_VGG, _LOW, "0", lr=0.01),
-    "vgg-19-warmup": _paper(_VGG, "10,000 iterations of warm-up to 0.1, rewound to step 0", "0", warmup="10000it"),
-    "resnet-50": _paper(
+    "vgg-19": _search_at_saturation(_VGG, 100),
+    "vgg-19-low": _paper_search(_VGG, _LOW, "0", lr=0.01),
+    "vgg-19-warmup": _paper_search(
+        _VGG, "10,000 iterations of warm-up to 0.1, rewound to step 0", "0", warmup="10000it"
+    ),
+    "resnet-50": _paper_search(
         _IMAGENET,
         "rewound to epoch 6, down to 20 % of the weights",
         "6ep",
         figures="figure 2, and the iterative search on ImageNet",
     ),
-    "resnet-50-imagenet": _paper(
+    "resnet-50-imagenet": _paper_search(
         replace(_IMAGENET, title="ResNet-50 on ImageNet in shards", task="imageshards"),
         "rewound to epoch 6, down to 20 % of the weights",
         "6ep",
         figures="figure 2, and the iterative search on ImageNet",
     ),
-    "resnet-20-short": _shorten(_RESNET, 0.5, length="9ep", milestones=("6ep", "7.5ep")),
-    "vgg-19-short": _shorten(_VGG, 0.25, length="8ep", milestones=("4ep", "6ep")),
+    "resnet-20-short": _short_search(_RESNET, 0.5, length="9ep", milestones=("6ep", "7.5ep")),
+    "vgg-19-short": _short_search(_VGG, 0.25, length="8ep", milestones=("4ep", "6ep")),
 }
-"""By the name that `--preset` takes."""
+"""Preset -> experiment."""
 
 
 _CODE = RESIDUAL.changed(length="85ep", batch=128, nesterov=True, milestones=("56ep", "71ep"))
@@ -152,7 +154,9 @@ _CODE = RESIDUAL.changed(length="85ep", batch=128, nesterov=True, milestones=("5
 _OFFICIAL = "the official code of Savarese et al. 2020 (arXiv 1912.04427)"
 
 
-def _cs(title: str, source: str, model: str, recipe: Recipe, *, task: str = "cifar10", **settings: Any) -> Experiment:
+def _gated_search(
+    title: str, source: str, model: str, recipe: Recipe, *, task: str = "cifar10", **settings: Any
+) -> Experiment:
     options = settings.pop("options", {})
     return Experiment(
         title=f"Continuous Sparsification, {title}",
@@ -175,10 +179,10 @@ _GATES: dict[str, Any] = {
 }
 
 CS_PRESETS = {
-    "cs-resnet-20": _cs(
+    "cs-resnet-20": _gated_search(
         "ResNet-20 on CIFAR-10, three rounds", _OFFICIAL, "resnet-20", _CODE, spare_output=True, **_GATES
     ),
-    "cs-vgg-16": _cs(
+    "cs-vgg-16": _gated_search(
         "VGG-16 on CIFAR-10, three rounds",
         f"the training that {_OFFICIAL} has for ResNet-20",
         "vgg-16",
@@ -186,14 +190,14 @@ CS_PRESETS = {
         spare_output=True,
         **_GATES,
     ),
-    "cs-conv-6": _cs(
+    "cs-conv-6": _gated_search(
         "Conv-6 on CIFAR-10, three rounds",
         f"Conv-6 and its training as in Frankle and Carbin 2019 (figure 2), its gates as in {_OFFICIAL}",
         "conv-6",
         CONV6,
         **_GATES,
     ),
-    "cs-resnet-50": _cs(
+    "cs-resnet-50": _gated_search(
         "ResNet-50 on ImageNet, one round, to prune",
         f"our own choice: the usual training of 90 epochs, with the gates of {_OFFICIAL}; the paper's own is not known"
         " to us",
@@ -203,7 +207,7 @@ CS_PRESETS = {
         **{**_GATES, "rounds": 1, "rewind": "end", "retrain": "none"},
         spare_output=True,
     ),
-    "cs-resnet-20-short": _cs(
+    "cs-resnet-20-short": _gated_search(
         "ResNet-20 on CIFAR-10, shortened: narrower, 10,000 images, a few epochs",
         "our own choice after cs-resnet-20: the shares of training at which the learning rate drops; gates learn"
         " faster, because a short training leaves them little time to move",
@@ -215,15 +219,17 @@ CS_PRESETS = {
         **{**_GATES, "rewind": "50it", "temperature": "step"},
     ),
 }
-"""By the name that `--preset` takes."""
+"""Preset -> experiment."""
 
 
 _DENSITIES = [0.5, 0.3, 0.1, 0.05]
 _REWIND = "3%"
-_SOURCE = "our own choice: models and recipes as docs/domains.md tells them"
+_SOURCE = "our own choice: models and recipes as docs/domains.md lists them"
 
 
-def _search(title: str, task: str, model: str, recipe: Recipe, options: Mapping[str, str] | None = None) -> Experiment:
+def _text_search(
+    title: str, task: str, model: str, recipe: Recipe, options: Mapping[str, str] | None = None
+) -> Experiment:
     return Experiment(
         title=title,
         source=_SOURCE,
@@ -236,40 +242,40 @@ def _search(title: str, task: str, model: str, recipe: Recipe, options: Mapping[
     )
 
 
-def _shorten_text(title: str, task: str, model: str, recipe: Recipe, tokens: int) -> Experiment:
-    made = f"{title}, shortened: narrower, {tokens:,} tokens, {recipe.length.removesuffix('ep')} epochs"
-    return _search(made, task, model, recipe, {"train": str(tokens)})
+def _short_text_search(title: str, task: str, model: str, recipe: Recipe, tokens: int) -> Experiment:
+    long_title = f"{title}, shortened: narrower, {tokens:,} tokens, {recipe.length.removesuffix('ep')} epochs"
+    return _text_search(long_title, task, model, recipe, {"train": str(tokens)})
 
 
 LANGUAGE_PRESETS = {
-    "ptb-lstm": _search("LSTM on Penn Treebank", "ptb", "lstm-tied", LSTM),
-    "ptb-pointer-lstm": _search("Pointer sentinel LSTM on Penn Treebank", "ptb", "pointer-lstm", POINTER),
-    "wikitext-2-gpt": _search("GPT on WikiText-2", "wikitext-2", "gpt", GPT),
-    "ptb-lstm-short": _shorten_text(
+    "ptb-lstm": _text_search("LSTM on Penn Treebank", "ptb", "lstm-tied", LSTM),
+    "ptb-pointer-lstm": _text_search("Pointer sentinel LSTM on Penn Treebank", "ptb", "pointer-lstm", POINTER),
+    "wikitext-2-gpt": _text_search("GPT on WikiText-2", "wikitext-2", "gpt", GPT),
+    "ptb-lstm-short": _short_text_search(
         "LSTM on Penn Treebank", "ptb", "lstm-tied@0.5", LSTM.changed(length="8ep"), 200_000
     ),
-    "ptb-pointer-lstm-short": _shorten_text(
+    "ptb-pointer-lstm-short": _short_text_search(
         "Pointer sentinel LSTM on Penn Treebank",
         "ptb",
         "pointer-lstm@0.5",
         LSTM.changed(length="8ep"),  # 4 epochs of 100,000 tokens: 469 on the validation text, by Adam 623
         200_000,
     ),
-    "wikitext-2-gpt-short": _shorten_text(
+    "wikitext-2-gpt-short": _short_text_search(
         "GPT on WikiText-2", "wikitext-2", "gpt@0.5", GPT.changed(length="4ep", batch=16, lr=2e-3), 200_000
     ),
 }
-"""By the name that `--preset` takes."""
+"""Preset -> experiment."""
 
 
 EXPERIMENTS = IMP_PRESETS | CS_PRESETS | LANGUAGE_PRESETS
 
 
 def experiment(name: str) -> dict[str, Any]:
-    """The tables of the experiment of that name: method, task, model, options, settings and recipe.
+    """Return the tables of a preset: method, task, model, options, settings and recipe.
 
     Raises:
-        UsageError: for a name that is not in `EXPERIMENTS`.
+        UsageError: for an unknown preset.
     """
     if name not in EXPERIMENTS:
         raise UsageError(

@@ -1,4 +1,4 @@
-"""A recipe: all of training that is not the task, the model or the data order."""
+"""Recipes: training settings besides the task, the model and the order of the data."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Optimizer = Literal["sgd", "adam", "adamw"]
 Schedule = Literal["constant", "multistep", "cosine", "onecycle", "linear"]
 Augmentation = Literal["flip", "crop", "resized_crop", "transforms"]
 TO_ZERO = ("cosine", "onecycle", "linear")
-"""Schedules whose learning rate is 0, or next to it, in the end."""
+"""Schedules whose learning rate ends at 0 or close to 0."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,9 +32,9 @@ class Recipe:
     """
 
     length: str = "10ep"
-    """The whole training, as a step: 10ep, 4000it."""
+    """Length of the training, in epochs or iterations: 10ep, 4000it."""
     batch: int = 128
-    """Examples a step; the last batch of an epoch may be smaller."""
+    """Examples per step; the last batch of an epoch may be smaller."""
     optimizer: Optimizer = "sgd"
     """sgd, adam or adamw."""
     lr: float = 0.1
@@ -46,28 +46,28 @@ class Recipe:
     nesterov: bool = False
     """Nesterov's form of SGD's momentum."""
     weight_decay: float = 0.0
-    """L2 penalty of SGD and Adam, decoupled decay of AdamW; on all parameters, as in the papers' code."""
+    """L2 penalty of SGD and Adam, decoupled decay of AdamW; applied to all parameters, as in the code of the papers."""
     schedule: Schedule = "constant"
     """Learning rate over the steps: constant, multistep, cosine, onecycle or linear (to 0)."""
     milestones: tuple[str, ...] = ()
     """Steps at which multistep multiplies the learning rate by gamma: 80ep,120ep or 50%,75%."""
     gamma: float = 0.1
-    """The factor of multistep."""
+    """Factor of multistep at each milestone."""
     warmup: str = "0it"
-    """Linear rise of the learning rate from 0 at the start (of any schedule); onecycle's rise has 30% without it."""
+    """Length of the linear rise of the learning rate from 0, for any schedule; without it onecycle rises for 30%."""
     label_smoothing: float = 0.0
     """Share of the target spread over all classes."""
     clip: float = 0.0
-    """Upper bound of the gradient's L2 norm; 0 leaves it alone."""
+    """Upper bound of the gradient's L2 norm; 0 disables clipping."""
     augment: tuple[Augmentation, ...] = ()
-    """flip (left-right) and crop (random crop after padding by 4), drawn anew for every batch; resized_crop (a random
-    part of the image, resized), which is done while images are read from disk, before the others; transforms (random
-    transforms of a data set of PyTorch draw anew at every step, see `dataset_task`)."""
+    """Random augmentations: flip (left-right), crop (after padding by 4), resized_crop (a random part of the image,
+    resized while it is read from disk, before the others), transforms (those of a PyTorch data set, see
+    `dataset_task`)."""
 
     def __post_init__(self) -> None:
         for name, bounds in _BOUNDS.items():
             check_bounds(f"recipe: {name}", getattr(self, name), bounds)
-            if not bounds.whole:  # 1 and 1.0 are one recipe, and have one key
+            if not bounds.whole:  # 1 and 1.0 must have the same key
                 object.__setattr__(self, name, float(getattr(self, name)))
         check_choices(self, "recipe: ")
         for step in (self.length, self.warmup, *self.milestones):
@@ -98,12 +98,12 @@ class Recipe:
         return Step.parse(self.length).iterations(per_epoch=per_epoch)
 
     def scaled(self, length: int, *, per_epoch: int) -> Recipe:
-        """Return the same schedule in `length` iterations: milestones and warm-up at the same shares of the training.
+        """Return a copy with `length` iterations whose milestones and warm-up are at the same shares of the training.
 
-        Those given in iterations or epochs are rounded to the nearest iteration; the learning rate's height stays.
+        Milestones in iterations or epochs are rounded to iterations. The peak learning rate does not change.
 
         Args:
-            length: in iterations.
+            length: new length in iterations.
             per_epoch: iterations of an epoch.
 
         Examples:
@@ -114,11 +114,11 @@ class Recipe:
             return self
         factor = Fraction(length, max(self.steps(per_epoch), 1))
 
-        def at(point: str) -> str:
+        def scale(point: str) -> str:
             return str(Step.parse(point).scaled(factor, per_epoch=per_epoch))
 
-        milestones = tuple(at(point) for point in self.milestones)
-        return replace(self, length=f"{length}it", milestones=milestones, warmup=at(self.warmup))
+        milestones = tuple(scale(point) for point in self.milestones)
+        return replace(self, length=f"{length}it", milestones=milestones, warmup=scale(self.warmup))
 
 
 _GIANT = "it has a number of thousands of digits"
@@ -135,10 +135,10 @@ _BOUNDS = {
 
 
 def recipe_from(values: dict[str, Any]) -> Recipe:
-    """The recipe that JSON or TOML `values` describe (lists for tuples).
+    """Return the recipe for values from JSON or TOML, with lists instead of tuples.
 
     Raises:
-        UsageError: for a setting that is not known, or of another type or range.
+        UsageError: for an unknown setting, or a value of a wrong type or out of range.
     """
     known = {field.name for field in fields(Recipe)}
     unknown = sorted(set(values) - known)
@@ -146,6 +146,6 @@ def recipe_from(values: dict[str, Any]) -> Recipe:
         raise UsageError(f"recipe: unknown setting {unknown[0]!r}: {list_choices(unknown[0], sorted(known))}")
     try:
         return convert(values, Recipe)
-    except ValueError as error:  # msgspec's, or that of a number of thousands of digits
-        told, _, place = (str(error) if isinstance(error, ValidationError) else _GIANT).partition(" - at `$.")
-        raise UsageError(f"recipe: {place.rstrip('`') or 'it'} cannot be what it is: {told}") from None
+    except ValueError as error:  # of msgspec, or of Python for a number of thousands of digits
+        reason, _, place = (str(error) if isinstance(error, ValidationError) else _GIANT).partition(" - at `$.")
+        raise UsageError(f"recipe: {place.rstrip('`') or 'it'} cannot be what it is: {reason}") from None

@@ -1,4 +1,4 @@
-"""Regression: predict numbers from rows of numbers."""
+"""Regression on tables: predict one column from the others."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ from ticketry.tasks.task import Spec, Split, Splits, Task
 
 
 class Regression(Task):
-    """A task whose network predicts one number, standardised: outputs are [n, 1].
+    """A task whose network predicts one standardised number; outputs are [n, 1].
 
-    Targets are float32 [n, 2]: the standardised number, and what one standard deviation is on the target's own scale,
-    the same in every row, so that errors can be reported on that scale. `standardised` makes such splits.
+    Targets are float32 [n, 2]: the standardised number, and the standard deviation of the original target, the same in
+    every row, so that errors can be reported on the original scale. `standardised` creates such splits.
 
     A subclass adds `name`, `recipe`, `build` and `load`.
     """
@@ -43,17 +43,17 @@ class Regression(Task):
     metric = Metric("rmse", "", higher_is_better=False)
 
     def loss(self, outputs: Tensor, targets: Tensor, *, label_smoothing: float = 0.0) -> Tensor:
-        """Mean squared error, in variances of the training examples.
+        """Return the mean squared error in units of the variance of the training targets.
 
         Raises:
-            TaskError: for label smoothing: there are no classes.
+            TaskError: for label smoothing, which needs classes.
         """
         if label_smoothing:
             raise TaskError(f"the task {self.name} has no classes to smooth over: set recipe.label_smoothing to 0")
         return F.mse_loss(outputs, targets[:, :1])
 
     def measure(self, outputs: Tensor, targets: Tensor) -> dict[str, Tensor]:
-        """Sums over the batch of what RMSE and R2 are made of, in float64."""
+        """Return the sums over a batch that RMSE and R2 are computed from, in float64."""
         wanted, unit = targets.double().unbind(1)
         squares = (outputs.double().squeeze(1) - wanted).square()
         return {
@@ -64,12 +64,12 @@ class Regression(Task):
         }
 
     def summary(self, sums: Mapping[str, float], count: int) -> dict[str, float]:
-        """RMSE in the target's unit, R2 (coefficient of determination), and the mean loss in variances.
+        """Return RMSE in the unit of the target, R2 (coefficient of determination) and the mean loss.
 
-        R2 of targets that are all equal is 1 if they are predicted exactly, else 0, as in scikit-learn.
+        If all targets are equal, R2 is 1 for exact predictions and else 0, as in scikit-learn.
         """
         spread = sums["targets_squared"] - sums["targets"] ** 2 / count
-        if spread > 1e-12 * sums["targets_squared"]:  # what rounding leaves of equal targets is less
+        if spread > 1e-12 * sums["targets_squared"]:  # equal targets give less, by rounding
             r2 = 1 - sums["squares"] / spread
         else:
             r2 = 1.0 if sums["squares"] == 0 else 0.0
@@ -89,21 +89,23 @@ def standardised(
     test: NDArray[np.int64],
     what: str,
 ) -> Splits:
-    """Splits of a table, in units of the training rows' standard deviations around their means.
+    """Split a table and standardise its columns by mean and standard deviation of the training rows.
 
-    A column that is constant over the training rows is only centred.
+    Columns that are constant in the training rows are only centred.
 
     Args:
         inputs: [rows, features]
         target: [rows]
-        train, validation, test: rows of each.
-        what: the table is called in messages.
+        train: indices of the training rows.
+        validation: indices of the validation rows.
+        test: indices of the test rows.
+        what: name of the table in error messages.
 
     Raises:
         TaskError: if the target is constant over the training rows.
     """
     first = inputs[train[0]]
-    # Asked of the numbers themselves: the computed deviation of equal ones need not be 0, nor their mean be exact.
+    # Compared exactly: by rounding, the standard deviation of equal numbers need not be 0.
     constant = (inputs[train] == first).all(0)
     mean = np.where(constant, first, inputs[train].mean(0))
     std = np.where(constant, 1.0, inputs[train].std(0))
@@ -116,40 +118,40 @@ def standardised(
 
     def split(rows: NDArray[np.int64]) -> Split:
         wanted = np.stack([(target[rows] - centre) / unit, np.full(len(rows), unit)], axis=1)
-        return Split(_float32((inputs[rows] - mean) / std), _float32(wanted))
+        return Split(_to_float32((inputs[rows] - mean) / std), _to_float32(wanted))
 
     return Splits(train=split(train), validation=split(validation), test=split(test))
 
 
-def _float32(values: NDArray[Any]) -> Tensor:
+def _to_float32(values: NDArray[Any]) -> Tensor:
     return torch.from_numpy(values.astype(np.float32))
 
 
 VERSION = 1
-"""Version of how tables are read, split and standardised; raised by a change that moves a number."""
+"""Version of reading, splitting and standardising tables; part of the key, raised when results change."""
 
 _TEST = Fraction(1, 10)
 _FEWEST = 10
-"""Rows."""
+"""Smallest number of rows of a table."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TableRegression(Regression):
-    """Base of both kinds: rows of numbers, a named network, one of several splits."""
+    """Base of regression on published and custom tables."""
 
     name: str
     model: str
     """Name of the network, see `ticketry.tasks.models.build`."""
     split: int | None
-    """Which split; None is one for each replicate, and the first where one alone is asked for."""
+    """Number of the split. None gives each replicate another split; without replicates it is the first."""
     validation: Fraction
-    """Share of a split's training rows that is held out."""
+    """Share of the training rows that is held out for validation."""
     recipe: Recipe = RECIPE
     spec: Spec | None = None
 
     @property
     def features(self) -> int:
-        """Numbers of a row that the target is predicted from."""
+        """Number of input columns."""
         raise NotImplementedError
 
     def of_replicate(self, number: int) -> Mapping[str, str]:
@@ -167,7 +169,7 @@ class TableRegression(Regression):
 
     @property
     def _shape(self) -> tuple[int, int, int]:
-        """Shape of a row as networks for images take it."""
+        """Shape of a row as input of image networks, (features, 1, 1)."""
         return self.features, 1, 1
 
     def build(self) -> nn.Module:
@@ -177,13 +179,13 @@ class TableRegression(Regression):
         return models.rival(self.model, shape=self._shape, classes=1, parameters=parameters)
 
     def example(self, count: int, data: Path | None = None) -> Tensor:
-        """Noise [count, features], spread as standardised rows are; no data are read."""
+        """Return standard normal noise [count, features]; no data are read."""
         return torch.randn(count, self.features, generator=torch.Generator().manual_seed(0))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Published(TableRegression):
-    """A table of `facts.UCI`."""
+    """Regression on a published table of `facts.UCI`."""
 
     replayable = True
 
@@ -192,30 +194,30 @@ class Published(TableRegression):
         return UCI[self.name].features
 
     def load(self, data: Path | None = None) -> Splits:
-        return _published(self.name, self.split or 0, self.validation, data and data.absolute())
+        return _load_published(self.name, self.split or 0, self.validation, data and data.absolute())
 
 
 @lru_cache(maxsize=64)
-def _published(name: str, split: int, validation: Fraction, data: Path | None) -> Splits:
+def _load_published(name: str, split: int, validation: Fraction, data: Path | None) -> Splits:
     found = uci.read(uci.PUBLISHED[name.removeprefix("uci-")], split, places(data))
-    train, held = _cut(found.train, validation, name)
+    train, held = _split_off_validation(found.train, validation, name)
     return standardised(found.inputs, found.target, train=train, validation=held, test=found.test, what=name)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Own(TableRegression):
-    """A column of a file from the others. The file is read when it is needed, once."""
+    """Regression on a custom table. Its file is read once, when it is needed."""
 
     replayable = True
 
     path: Path
     target: str
     test: Fraction = _TEST
-    """Share of the rows that are the test part."""
+    """Share of the test rows."""
     drop: tuple[str, ...] = ()
     """Columns that are left out."""
     categories: tuple[str, ...] = ()
-    """Columns of words that look like numbers, or are many."""
+    """Columns of words whose words look like numbers or are numerous."""
     missing: Missing = "median"
     """Treatment of missing values."""
 
@@ -247,7 +249,7 @@ class Own(TableRegression):
         return found
 
     def load(self, data: Path | None = None) -> Splits:
-        """Parts at random, by the rule of `splits.hold_out` with the split's number as its seed."""
+        """Return random splits, by `splits.hold_out` with the number of the split as seed."""
         return self._splits
 
     @cached_property
@@ -266,22 +268,22 @@ class Own(TableRegression):
     def _splits(self) -> Splits:
         table = self._table
         at = index_of(table.columns, self.target, self.path)
-        rows, held = len(table.values), _part(self.test, len(table.values))
+        rows, held = len(table.values), _count_share(self.test, len(table.values))
         if held >= rows - 1:
             raise TaskError(f"{self.path}: {rows} rows are too few for a test part of {float(self.test):g} of them")
         rest, test = hold_out(np.zeros(rows, np.int64), held, seed=self.split or 0)
-        train, validation = _cut(rest, self.validation, str(self.path))
+        train, validation = _split_off_validation(rest, self.validation, str(self.path))
         target, inputs = table.values[:, at], np.delete(table.values, at, axis=1)
         what = f"{self.path}, column {self.target!r}"
         if table.incomplete:
-            inputs = _filled(inputs, train, np.delete(np.array(table.columns), at), str(self.path))
+            inputs = _fill_missing(inputs, train, np.delete(np.array(table.columns), at), str(self.path))
         return standardised(inputs, target, train=train, validation=validation, test=test, what=what)
 
 
-def _filled(
+def _fill_missing(
     inputs: NDArray[np.float64], train: NDArray[np.int64], columns: NDArray[np.str_], what: str
 ) -> NDArray[np.float64]:
-    """Replace missing numbers by the median of the training rows, without using any other row."""
+    """Replace missing numbers by the median of their column over the training rows."""
     without = np.isnan(inputs[train]).all(0)
     if without.any():
         name = columns[without][0]
@@ -292,11 +294,11 @@ def _filled(
     return np.where(np.isnan(inputs), np.nanmedian(inputs[train], axis=0), inputs)
 
 
-def make(spec: Spec) -> TableRegression:
-    """The task that a request names: one of `facts.UCI`, or table:FILE. No table is read.
+def create_task(spec: Spec) -> TableRegression:
+    """Create the task for a request, a name of `facts.UCI` or table:FILE. No table is read.
 
     Raises:
-        TaskError: for an unknown option, a value that cannot be, an unknown network, or a table without a target.
+        TaskError: for an unknown option or network, an invalid value, or a custom table without a target.
     """
     own = spec.name.startswith(TABLE)
     options = Options(spec, (*OPTIONS, "target", "test", "drop", "categories", "missing") if own else OPTIONS)
@@ -304,7 +306,7 @@ def make(spec: Spec) -> TableRegression:
     if NetworkName.parse(network).library:
         raise TaskError(f"{network} takes images, and {spec.name} has rows of numbers: choose a perceptron, as {MODEL}")
     models.check(network, shape=(1, 1, 1))
-    split = _split(options, spec.name, None if own else uci.SPLITS)
+    split = _parse_split(options, spec.name, None if own else uci.SPLITS)
     validation = options.share("validation")
     if not own:
         return Published(name=spec.name, model=network, split=split, validation=validation, spec=spec)
@@ -316,39 +318,41 @@ def make(spec: Spec) -> TableRegression:
         model=network,
         split=split,
         validation=validation,
-        spec=replace(spec, name=f"{TABLE}{path}"),  # a ticket's request is found from another folder too
+        spec=replace(spec, name=f"{TABLE}{path}"),  # an absolute path is found from any folder
         path=path,
         target=options.text("target"),
         test=options.share("test"),
         drop=options.names("drop"),
         categories=options.names("categories"),
-        missing=_missing(options),
+        missing=_parse_missing(options),
     )
 
 
-def _cut(train: NDArray[np.int64], validation: Fraction, what: str) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """The rows to train on, and a share of them that is held out, by the rule of `splits.hold_out`."""
-    held = _part(validation, len(train))
+def _split_off_validation(
+    train: NDArray[np.int64], validation: Fraction, what: str
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Split a share of the training rows off for validation, by `splits.hold_out`; return the rest and that share."""
+    held = _count_share(validation, len(train))
     if held >= len(train):
         raise TaskError(f"{what}: {len(train)} training rows are too few to hold out {float(validation):g} of them")
     kept, validated = hold_out(np.zeros(len(train), np.int64), held)
     return train[kept], train[validated]
 
 
-def _part(share: Fraction, of: int) -> int:
-    """A share of a number, rounded half up; one at least."""
+def _count_share(share: Fraction, of: int) -> int:
+    """Return a share of a number, rounded half up and at least 1."""
     return max(1, int(share * of + Fraction(1, 2)))
 
 
-def _missing(options: Options) -> Missing:
+def _parse_missing(options: Options) -> Missing:
     word = options.text("missing", "median")
     for known in get_args(Missing):
         if word == known:
             return cast(Missing, known)
-    raise options.wrong("missing", f"one of {list_choices(word, get_args(Missing))}")
+    raise options.value_error("missing", f"one of {list_choices(word, get_args(Missing))}")
 
 
-def _split(options: Options, name: str, splits: int | None) -> int | None:
+def _parse_split(options: Options, name: str, splits: int | None) -> int | None:
     text = options.text("split", EACH)
     if text == EACH:
         return None

@@ -1,4 +1,4 @@
-"""The task protocol: a network's data, loss, metric and recipe; readers from disk; parts of batches."""
+"""The task protocol: data, loss, metric and recipe of networks; readers from disk; batches split over processes."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ from ticketry.tasks.recipe import Recipe
 
 @dataclass(frozen=True)
 class Spec:
-    """The request that made a task; `catalogue.create_task(spec)` makes the same task again, in any process."""
+    """The request for a task; `catalogue.create_task(spec)` creates the same task in any process."""
 
     name: str
-    """A built-in task's name, or module:object."""
+    """Name of a built-in task, or module:object."""
     model: str | None = None
-    """The network asked for; None is the task's own choice."""
+    """Name of the network; None is the default of the task."""
     options: tuple[tuple[str, str], ...] = ()
-    """Names and values as text, k=v."""
+    """Pairs of name and value, as text."""
 
 
 @dataclass(frozen=True)
 class Split:
-    """Examples, in stored form: images are uint8 [n, channels, height, width], `task.prepare` scales them.
+    """Examples as they are stored: images are uint8 [n, channels, height, width], which `task.prepare` scales.
 
     Examples:
         >>> digits = tk.task("digits").load()
@@ -42,9 +42,9 @@ class Split:
     """
 
     inputs: Tensor
-    """[n, ...] in memory; with a `reader` the rows that it is asked for."""
+    """[n, ...] stored inputs; with a `reader`, the row numbers to request from it."""
     targets: Tensor
-    """[n, ...] in memory."""
+    """[n, ...]"""
     reader: Reader | None = None
     """Reads the inputs of a split that is streamed from disk."""
 
@@ -54,7 +54,7 @@ class Split:
 
 @dataclass(frozen=True)
 class Splits:
-    """Three disjoint sets of examples: methods train on one, searches look at the second, results are on the third.
+    """Three disjoint sets of examples: for training, for choices during a search, and for results.
 
     Examples:
         >>> digits = tk.task("digits").load()
@@ -70,10 +70,10 @@ class Splits:
 class Task:
     """Base of all tasks. A subclass sets the attributes and overrides the methods.
 
-    `build` is a must. A task whose examples are seen each on its own has `load`, `loss`, `measure` and `summary`
-    besides; `Classification` has the last three. Any other kind has `course` instead, see
-    `Course`. A task holds settings only; data is loaded where it is used, once a process. It must give the same
-    data and, under the same seed of torch, the same model every time: results are stored under its `key`.
+    Every task overrides `build`. Tasks with independent examples also override `load`, `loss`, `measure` and `summary`
+    (`Classification` defines the last three). Other tasks, such as language modelling, override `course` instead.
+    A task holds settings only; its data is loaded once a process, when it is used. Data, and models under the same
+    seed of torch, must be the same every time, because results are stored under the `key` of the task.
 
     Examples:
         >>> class Circles(tk.Task):
@@ -118,18 +118,19 @@ class Task:
     metric: Metric
     recipe: Recipe
     spec: Spec | None = None
-    """Set by `catalogue.get`; a task without one cannot be made again in another process."""
+    """Set by `catalogue.get`; a task without it cannot be created in another process."""
     replayable: ClassVar[bool] = False
-    """Whether `prepare`, the model and `loss` do the same at every step: no branch on a tensor's value, no count that
-    Python keeps, nothing read from elsewhere. On a GPU such steps are replayed from CUDA graphs, with the same result
-    in less time. A class says it of itself; its subclasses say it again."""
+    """Whether training steps can be captured in CUDA graphs: `prepare`, the model and `loss` run the same operations at
+    every step, without branches on values of tensors or state in Python. Not inherited: each subclass sets it."""
 
     def key(self) -> Mapping[str, object]:
-        """Return what identifies this task's numbers, as JSON values: name, version, options, model.
+        """Return JSON values that identify the results of this task: name, version, options, model.
 
-        A user's own task that is named module:object needs none: `catalogue.get` adds its source and its options; nor
-        does an object that is given to `tk.run` or a search, see `resolve_task`. Else it is a `TaskError` not to
-        have one.
+        Tasks that are named module:object, and objects for `tk.run` or a search, need no key: `catalogue.get` and
+        `resolve_task` add one from source code and options.
+
+        Raises:
+            TaskError: if the class does not override it.
         """
         kind = type(self)
         raise TaskError(
@@ -138,239 +139,240 @@ class Task:
         )
 
     def of_replicate(self, number: int) -> Mapping[str, str]:
-        """The options that make the task as replicate `number` (from 0) has it; none where all have the same.
+        """Return options of the task for replicate `number` (from 0), if replicates differ, as in their data split.
 
-        For data with several splits: each replicate may have another, see `catalogue.of_replicate`.
+        See `catalogue.of_replicate`.
         """
         return {}
 
     def untrained(self) -> Mapping[str, str]:
-        """The options that make the task whose `build` draws all weights; none where it does so anyway.
+        """Return options of the task with random instead of pre-trained weights; empty if weights are random anyway.
 
-        For a task that begins with weights which were trained before: `random_reinit`, the control of a ticket's first
-        weights, is to begin without them, see `catalogue.untrained`.
+        The control `random_reinit` needs a network without the pre-trained weights, see `catalogue.untrained`.
         """
         return {}
 
     def build(self) -> nn.Module:
-        """A new model, its weights drawn from torch's global random state (the lab seeds it), or trained before."""
+        """Return a new model, pre-trained or with weights from torch's global random state, which the lab seeds."""
         raise NotImplementedError
 
     def narrower(self, parameters: int) -> str | None:
-        """Name the largest network of this kind with at most so many parameters, as the task's model.
+        """Return the name of the widest network of this kind with at most `parameters` parameters, or None.
 
-        A control of tickets (`evidence.verify`): at most as large, but dense. None, as here, if no such
-        network is defined.
+        `evidence.verify` trains it as a control: a dense network of the size of the ticket.
         """
         return None
 
     def course(self, data: Path | None = None) -> Course | None:
-        """The task with its data at hand; None, as here, for one that is made of the examples of `load`.
+        """Return the course of a task whose examples are not independent; None if `load` gives independent examples.
 
-        `data` is the folder asked for on the command line.
+        Args:
+            data: folder of data sets from the command line.
         """
         return None
 
     def steps_per_epoch(self, examples: int, recipe: Recipe) -> int:
-        """Training steps in an epoch of so many `examples` in batches of the `recipe`; the last may be smaller."""
+        """Return the number of training steps in an epoch of `examples` examples; the last batch may be smaller."""
         return -(-examples // recipe.batch)
 
     def unfit(self, key: Mapping[str, object]) -> str:
-        """Why networks trained on a task of this key cannot serve this one, although they may have its shapes.
+        """Return why networks trained on the task with this key cannot be used for this task; empty if they can.
 
-        Such as tokens that stand for other words; empty, as here, if nothing speaks against it.
+        For example, a language model with another vocabulary of the same size.
         """
         return ""
 
     def scored(self, size: int) -> int:
-        """Examples in a batch for a score that would look at `size`: fewer where so many are too large for memory."""
+        """Return the batch size for scores, at most `size`; smaller if such batches do not fit into memory."""
         return size
 
     def load(self, data: Path | None = None) -> Splits:
-        """The examples; `data` is the folder asked for on the command line."""
+        """Return the examples; `data` is the folder of data sets from the command line."""
         raise NotImplementedError
 
     def prepare(self, inputs: Tensor) -> Tensor:
-        """Stored inputs of a batch [n, ...] to what the model takes, on the device they are on; nothing random."""
+        """Return the inputs of the model for stored inputs [n, ...], on the same device and without randomness."""
         return inputs
 
     def example(self, count: int, data: Path | None = None) -> Tensor:
-        """Inputs as the model takes them, `count` of them: what a model is compiled, exported and timed with.
+        """Return `count` inputs of the model, for compiling, exporting and timing.
 
-        By default the first of the validation split; a task that knows their shape need not read any data.
+        By default the first of the validation split. Tasks that know the shape of inputs need not read data.
         """
         split = self.load(data).validation
         first = split.inputs[:count]
         return self.prepare(first if split.reader is None else split.reader.request(first)())
 
     def augment(self, inputs: Tensor, names: tuple[str, ...], generator: torch.Generator) -> Tensor:
-        """Random changes, by `names`, of a batch of stored `inputs` [n, ...]; `TaskError` for a name not known here.
+        """Return stored inputs [n, ...] after the random augmentations `names`, drawn from `generator` (on the CPU).
 
-        Every draw is from `generator`, a CPU generator.
+        Raises:
+            TaskError: for an unknown augmentation.
         """
         if names:
             raise TaskError(f"the task {self.name} has no augmentation {names[0]!r}: choose a recipe without it")
         return inputs
 
     def loss(self, outputs: Tensor, targets: Tensor, *, label_smoothing: float = 0.0) -> Tensor:
-        """The mean loss of a batch, a scalar, by outputs and targets [n, ...]; label_smoothing is the recipe's."""
+        """Return the mean loss of a batch, a scalar; `label_smoothing` is that of the recipe."""
         raise NotImplementedError
 
     def measure(self, outputs: Tensor, targets: Tensor) -> dict[str, Tensor]:
-        """Sums over the batch (outputs [n, ...], targets [n, ...]) of what `summary` needs; added up over batches."""
+        """Return sums over a batch, which are added up over batches for `summary`."""
         raise NotImplementedError
 
     def summary(self, sums: Mapping[str, float], count: int) -> dict[str, float]:
-        """The metrics of a split of `count` examples from the added sums; has `metric.name` among its keys."""
+        """Return the metrics of a split with `count` examples from the sums of `measure`; one is `metric.name`."""
         raise NotImplementedError
 
 
-def written_key(task: Task) -> dict[str, Any]:
-    """The task's key as records have it: after JSON, which makes lists of tuples."""
+def json_key(task: Task) -> dict[str, Any]:
+    """Return the key of a task as records store it: converted to JSON, with lists instead of tuples."""
     key: dict[str, Any] = json.loads(json.dumps(dict(task.key())))
     return key
 
 
 Inputs = Tensor | tuple[Any, ...]
-"""A tensor, or a tuple of a model's arguments."""
+"""Inputs of a model: a tensor, or a tuple of arguments."""
 
 
 class Arithmetic(Protocol):
-    """Device and number format of networks: what a course needs of `lab.training.precision.Arithmetic`."""
+    """Device and number format of networks; the part of `lab.training.precision.Arithmetic` that a course needs."""
 
     @property
     def device(self) -> str:
-        """cpu or cuda."""
+        """Device type, cpu or cuda."""
 
     def autocast(self) -> contextlib.AbstractContextManager[object]:
-        """Around one forward pass; outputs are to be taken to float32 before a loss is computed of them."""
+        """Return a context for a forward pass; convert outputs to float32 before computing a loss."""
 
 
 class Session:
-    """One training: a batch for each step, its loss, and what is carried from step to step.
+    """One training run: a batch for each step, its loss, and state between steps.
 
-    A subclass overrides `loss`, and `batches` unless what a step learns from depends on the network. Every number is a
-    function of the arguments that the session was made with, the step, the model, and the state: before each `loss`
-    torch's global generators are seeded by (seed, step), so that dropout and the like are too.
+    A subclass overrides `loss`, and `batches` unless the data of a step depend on the network (as in reinforcement
+    learning). Results must depend only on the arguments of the session, the step, the model and the state. Before each
+    `loss` the lab seeds torch's global generators by (seed, step), also for dropout.
     """
 
     copies: str = ""
-    """Prefix of the names of state entries that are copies of parameters; the rest of such a name is the parameter's.
-    Copies lack the weights that a mask removes, and are cut with the parameter where units are."""
+    """Prefix of state entries that are copies of parameters; the rest of the name is that of the parameter. Masks and
+    removed units apply to the copies too."""
 
     gathers: bool = False
-    """Whether this process has but a part of what is carried, so that all call `state` together."""
+    """Whether each process has only a part of the state, so that all processes must call `state` together."""
 
     def batches(self, steps: range) -> Generator[Any, None, None]:
-        """Yield the batch of each step; closed when no more are needed. By default the step itself."""
+        """Yield the batch of each step, by default the number of the step; the caller closes the generator."""
         yield from steps
 
     def loss(self, model: nn.Module, batch: Any) -> Tensor:
-        """The loss of a batch, a scalar whose gradient trains the model. What it carries on is detached from it."""
+        """Return the loss of a batch, a scalar to differentiate; state for the next step is detached."""
         raise NotImplementedError
 
     def outputs(self, model: nn.Module, batch: Any, of: str = "") -> tuple[Tensor, Tensor]:
-        """Scores of classes [n, classes, ...] that a model gives for a batch, and the targets [n, ...].
+        """Return the logits [n, classes, ...] of a model for a batch, and the targets [n, ...].
 
         Args:
-            of: which of several networks it is that see the same batches; each carries on what is its own.
+            of: name of the network, if several networks see the same batches; each has a separate state.
 
         Raises:
-            TaskError: as here, for a task without classes.
+            TaskError: if the task has no classes.
         """
         raise TaskError("this task has no classes, whose scores could be compared: train gates for its own loss")
 
     def state(self) -> dict[str, Tensor]:
-        """A copy of what is carried to the next step, on the CPU; empty where nothing is."""
+        """Return a copy of the state for the next step, on the CPU; empty if there is none."""
         return {}
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
-        """Put back what `state` gave: the next step is then bit for bit what it would have been."""
+        """Restore a result of `state`, so that the next step gives the same bits as without interruption."""
 
     def follows(self, model: nn.Module) -> Mapping[str, tuple[int, str, int]]:
-        """Entry of the state -> (its dimension, a parameter of the model, that one's dimension): of the same units.
+        """Return state entry -> (its dimension, parameter, dimension of the parameter) that hold the same units.
 
-        Where a network is trained without some of its units, the entry is cut as the parameter is; in a whole one
-        there is 0 in their place.
+        If units of the network are removed, the entry is reduced like the parameter; in a masked network it is 0 at
+        the removed units.
         """
         return {}
 
 
-_UNCUT = (
+_NOT_SPLITTABLE = (
     "this task's steps are not cut among several devices: what one learns from depends on the step before, or its"
     " batches are no examples that are seen each on its own; train it on one (--devices 1)"
 )
 
 
 class Course:
-    """A task with its data at hand. A subclass overrides the methods; `few` is optional."""
+    """Data, training and evaluation of a task without independent examples. `few` need not be overridden."""
 
     def sizes(self) -> dict[str, int]:
-        """Examples in ``train``, ``validation`` and ``test``: all above 0."""
+        """Return the number of examples of ``train``, ``validation`` and ``test``, all positive."""
         raise NotImplementedError
 
     def session(self, recipe: Recipe, seed: int, arithmetic: Arithmetic) -> Session:
-        """Return a new training at the start of any step; `load_state` resumes an earlier one.
+        """Return a new training run; `load_state` resumes an earlier one at any step.
 
         Args:
-            seed: of the order of the data and of all else that is drawn.
+            seed: seed of the order of the data and of everything else that is random.
         """
         raise NotImplementedError
 
     def evaluate(self, model: nn.Module, split: str, arithmetic: Arithmetic) -> dict[str, float]:
-        """The metrics on ``train``, ``validation`` or ``test``; the task's own metric is among them.
+        """Return the metrics on ``train``, ``validation`` or ``test``, including that of the task.
 
-        A pure function of its arguments. The model is in evaluation mode, and no gradients are recorded.
+        A pure function of its arguments. The caller sets evaluation mode and disables gradients.
         """
         raise NotImplementedError
 
     def sample(self, model: nn.Module, count: int, size: int, seed: int) -> list[Any]:
-        """Training batches for a score, on the model's device; fewer where there are not as many examples.
+        """Return training batches for a score, on the device of the model.
 
         Args:
-            model: what is scored, where its deeds decide what it sees.
-            count, size: of batches, and of examples in each.
-            seed: what is drawn is a function of it (and of the model) alone.
+            model: the network to score; in reinforcement learning its actions decide the data.
+            count: number of batches; fewer if there are not enough examples.
+            size: examples of a batch.
+            seed: seed of the random choice.
         """
         raise NotImplementedError
 
     def loss(self, model: nn.Module, batch: Any) -> Tensor:
-        """The mean loss of a batch of `sample`, in the model's own number format; carries nothing on."""
+        """Return the mean loss of a batch of `sample`, in the number format of the model and without state."""
         raise NotImplementedError
 
     def count(self, batch: Any) -> int:
-        """Examples in a batch of `sample`."""
+        """Return the number of examples in a batch of `sample`."""
         raise NotImplementedError
 
     def inputs(self, count: int) -> Inputs:
-        """Return model inputs for so many examples (or fewer), on the CPU, for tracing the model."""
+        """Return inputs of the model for at most `count` examples, on the CPU, for tracing the model."""
         raise NotImplementedError
 
     def cut(self, ranks: Ranks) -> Course:
-        """The course as one of several processes has it that train one network together.
+        """Return the course for one of several processes that train one network together.
 
-        A batch is cut among them; the mean over all ranks of the losses of its parts is the loss of the whole batch,
-        and what is drawn at random is a function of the step and of an example's place in the whole batch. `evaluate`
-        gives every rank the metrics of the whole split.
+        Each batch is split over the processes. The mean of their losses is the loss of the whole batch, and random
+        draws depend on the step and on the position of an example in the whole batch. `evaluate` returns the metrics of
+        the whole split in every process.
 
         Raises:
-            TaskError: as here, for a task that is trained in one process only.
+            TaskError: if the task can only be trained in one process.
         """
-        raise TaskError(_UNCUT)
+        raise TaskError(_NOT_SPLITTABLE)
 
     def check_cut(self, model: nn.Module, recipe: Recipe, world: int) -> None:
-        """Make sure that training by `world` processes equals training by one.
+        """Check that training by `world` processes equals training by one.
 
         Args:
-            model: a new one, on the CPU.
+            model: a new model on the CPU.
 
         Raises:
-            TaskError: if it does not: the loss is no mean over examples, or there are fewer of these than processes.
+            TaskError: if the loss is not a mean over examples, or a batch has fewer examples than processes.
         """
-        raise TaskError(_UNCUT)
+        raise TaskError(_NOT_SPLITTABLE)
 
     def few(self, count: int) -> Course:
-        """Return the course with so few training examples, to measure the cost of a step; by default itself."""
+        """Return the course with few training examples, to measure the cost of a step; by default unchanged."""
         return self
 
 
@@ -383,11 +385,11 @@ class Classification(Task):
     metric = Metric("accuracy", "%", higher_is_better=True)
 
     def loss(self, outputs: Tensor, targets: Tensor, *, label_smoothing: float = 0.0) -> Tensor:
-        """Mean cross entropy, in nats."""
+        """Return the mean cross entropy in nats."""
         return F.cross_entropy(outputs, targets, label_smoothing=label_smoothing)
 
     def measure(self, outputs: Tensor, targets: Tensor) -> dict[str, Tensor]:
-        """The number of correct examples and the summed cross entropy, the latter in float32 at least."""
+        """Return the number of correct examples and the summed cross entropy, in float32 or higher precision."""
         precise = outputs.to(torch.promote_types(outputs.dtype, torch.float32))
         return {
             "correct": (outputs.argmax(1) == targets).sum(),
@@ -395,53 +397,55 @@ class Classification(Task):
         }
 
     def summary(self, sums: Mapping[str, float], count: int) -> dict[str, float]:
-        """Accuracy in per cent and mean cross entropy in nats."""
+        """Return accuracy in per cent and mean cross entropy in nats."""
         return {"accuracy": 100.0 * sums["correct"] / count, "loss": sums["loss"] / count}
 
 
 class Reader(Protocol):
-    """Reads examples from disk when they are asked for, so that a split need not fit into memory."""
+    """Reads examples from disk on request, so that a split need not fit into memory."""
 
     @property
     def workers(self) -> int:
-        """Processes that read ahead of training; 0 reads in the process that trains."""
+        """Number of reading processes; 0 reads in the training process."""
 
     @property
     def batch(self) -> int:
-        """Examples that fit into memory at once, for evaluation."""
+        """Batch size of evaluation."""
 
     @property
     def augmentations(self) -> tuple[str, ...]:
-        """Augmentations of a recipe that are done while reading; the rest is left to `Task.augment`."""
+        """Augmentations that the reader applies; `Task.augment` applies the others."""
 
     def request(
         self, rows: Tensor, augment: tuple[str, ...] = (), seed: int = 0, first: int = 0
     ) -> Callable[[], Tensor]:
         """Return a function that reads the stored inputs [b, ...] of `rows` [b], in this process or another.
 
-        It goes to worker processes with every batch, so it must be small and can be pickled. What it returns is a
-        function of the arguments alone: `augment` names some of `augmentations`, and all their draws come from `seed`
-        and an example's position in the batch, which is `first` for the first of `rows`. `first` is given only where
-        several devices train one network, and each reads its part of the batch: a reader without it reads for one.
-        A `TicketryError` that it raises reaches the user.
+        The function is sent to reading processes with every batch, so it must be small and picklable. Its result must
+        depend only on these arguments; a `TicketryError` reaches the user.
+
+        Args:
+            augment: augmentations to apply, of `augmentations`. Their draws depend on `seed` and on the position of an
+                example in the batch.
+            first: position of the first of `rows` in the batch; passed only if several devices split a batch.
         """
 
 
 @runtime_checkable
 class Sharded(Protocol):
-    """Further members of a `Reader` whose examples are stored in shards that are best read one after the other."""
+    """Further members of a `Reader` whose examples are stored in shards, which are read fastest one after the other."""
 
     @property
     def window(self) -> int:
-        """Shards that are mixed: an epoch reads from no more of them at a time."""
+        """Number of shards that are mixed; an epoch reads from no more shards at a time."""
 
     def shards(self, rows: Tensor) -> Tensor:
-        """int64 [b]: the number of the shard of each of `rows` [b], from 0 on."""
+        """Return the shard number of each of `rows` [b], from 0: int64 [b]."""
 
 
 @dataclass(frozen=True)
 class PartOfBatch:
-    """Which examples of a batch one of several processes has: `own` of them, from place `first` on, of `whole`."""
+    """The examples of a batch in one process: `own` examples from position `first` on, of `whole` examples in all."""
 
     first: int
     own: int
@@ -449,26 +453,26 @@ class PartOfBatch:
 
 
 def place_of_part(examples: int, rank: int, world: int) -> PartOfBatch:
-    """The examples of a batch that one of `world` processes has: a pure function, and together they are the batch.
+    """Return the consecutive examples of a batch for process `rank` of `world`.
 
-    Consecutive ones, as many for each; where `examples` is no multiple of `world`, one more for each of the first.
+    All processes get the same number; if `examples` is not a multiple of `world`, the first ones get one more.
     """
     each, more = divmod(examples, world)
     return PartOfBatch(rank * each + min(rank, more), each + (rank < more), examples)
 
 
 class Ranks(Protocol):
-    """The processes that train one network together, as one of them sees them."""
+    """One of several processes that train one network together, and its connection to the others."""
 
     rank: int
-    """Its number, from 0 on."""
+    """Number of this process, from 0."""
     world: int
-    """How many there are."""
+    """Number of processes."""
     in_parts: bool
-    """Whether each has a part of every parameter, so that all have to call the network equally often."""
+    """Whether parameters are sharded, so that all processes must call the network equally often."""
 
     def gather(self, value: Any) -> list[Any]:
-        """Return each rank's value, in their order; all of them call it."""
+        """Return the values of all processes in their order; all processes must call it."""
 
     def drawing(self, place: PartOfBatch) -> AbstractContextManager[object]:
-        """Around what draws random numbers for the examples of a part: they are those of the whole batch."""
+        """Return a context in which random draws for the examples of a part are those of the whole batch."""

@@ -1,4 +1,4 @@
-"""Checks of the values that a task's own methods return, with messages for the author of the task."""
+"""Calls of a task's methods that check the returned values, with error messages for the author of the task."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ T = TypeVar("T")
 
 
 def build_model(task: Task) -> nn.Module:
-    """A new model of the task.
+    """Return a new model of the task.
 
     Raises:
-        TaskError: if `Task.build` gives none, or one without parameters, with some that have no shape yet, or whose
-            state dict has anything but tensors.
+        TaskError: if `Task.build` returns no module, or one without parameters, with uninitialised lazy parameters,
+            or with a state dict that holds anything except tensors.
     """
     model = task.build()
     if not isinstance(model, nn.Module):
-        raise TaskError(f"{_method(task, 'build')} gave {_describe(model)}: return a torch.nn.Module")
-    if why := _find_problem(model):
-        raise TaskError(f"{_method(task, 'build')} gave {_describe(model)} {why}")
+        raise TaskError(f"{_method_name(task, 'build')} gave {_describe(model)}: return a torch.nn.Module")
+    if why := _explain_untrainable(model):
+        raise TaskError(f"{_method_name(task, 'build')} gave {_describe(model)} {why}")
     return model
 
 
-def _find_problem(model: nn.Module) -> str:
-    """Why no lab can train and store it; an empty text if one can."""
+def _explain_untrainable(model: nn.Module) -> str:
+    """Return why a lab cannot train and store a model; empty if it can."""
     if not any(True for _ in model.parameters()):
         return "without a parameter: there is nothing to train"
     if unshaped := [name for name, one in model.named_parameters() if is_lazy(one)]:
@@ -48,44 +48,44 @@ def _find_problem(model: nn.Module) -> str:
 
 
 def load_splits(task: Task, data: Path | None) -> Splits:
-    """The task's examples.
+    """Return the splits of the task.
 
     Raises:
-        TaskError: if `Task.load` gives anything but `Splits` of tensors, or a split with more or fewer targets than
-            inputs.
+        TaskError: if `Task.load` returns anything except `Splits` of tensors, or a split whose inputs and targets
+            differ in number.
     """
     splits = task.load(data)
     if not isinstance(splits, Splits):
         raise TaskError(
-            f"{_method(task, 'load')} gave {_describe(splits)}: return ticketry.Splits(train, validation, test), each a"
-            " ticketry.Split(inputs, targets)"
+            f"{_method_name(task, 'load')} gave {_describe(splits)}: return ticketry.Splits(train, validation, test),"
+            " each a ticketry.Split(inputs, targets)"
         )
     for name in _SPLITS:
         split = getattr(splits, name)
         if not isinstance(split, Split):
             raise TaskError(
-                f"{_method(task, 'load')} gave {_describe(split)} as its {name} split: make it"
+                f"{_method_name(task, 'load')} gave {_describe(split)} as its {name} split: make it"
                 " ticketry.Split(inputs, targets)"
             )
         for what in ("inputs", "targets"):
             if not isinstance(own := getattr(split, what), Tensor):
                 raise TaskError(
-                    f"{_method(task, 'load')} gave {_describe(own)} as the {what} of its {name} split: give a"
+                    f"{_method_name(task, 'load')} gave {_describe(own)} as the {what} of its {name} split: give a"
                     " torch tensor"
                 )
         if len(split.inputs) != len(split.targets):
             raise TaskError(
-                f"{_method(task, 'load')} gave {len(split.inputs)} inputs and {len(split.targets)} targets in its"
+                f"{_method_name(task, 'load')} gave {len(split.inputs)} inputs and {len(split.targets)} targets in its"
                 f" {name} split: each input has one target"
             )
     return splits
 
 
-def sized(task: Task, sizes: Mapping[str, int]) -> dict[str, int]:
-    """The sizes of the task's course.
+def check_sizes(task: Task, sizes: Mapping[str, int]) -> dict[str, int]:
+    """Check the number of examples in each split of the task and return them.
 
     Raises:
-        TaskError: if one is missing, or a split has no examples.
+        TaskError: if a split is missing or empty.
     """
     for split in _SPLITS:
         if not sizes.get(split):
@@ -93,23 +93,23 @@ def sized(task: Task, sizes: Mapping[str, int]) -> dict[str, int]:
     return {split: int(sizes[split]) for split in _SPLITS}
 
 
-def prepared(task: Task, inputs: Tensor) -> Tensor:
-    """Return the inputs of the model.
+def prepare_inputs(task: Task, inputs: Tensor) -> Tensor:
+    """Return the inputs of the model for stored inputs.
 
     Raises:
-        TaskError: if `Task.prepare` fails, or gives no tensor.
+        TaskError: if `Task.prepare` fails or returns no tensor.
     """
     found = _call_method(task, "prepare", task.prepare, inputs)
     if not isinstance(found, Tensor):
-        raise TaskError(f"{_method(task, 'prepare')} gave {_describe(found)}: return a tensor")
+        raise TaskError(f"{_method_name(task, 'prepare')} gave {_describe(found)}: return a tensor")
     return found
 
 
-def outputs(task: Task, model: Callable[[Tensor], Tensor], inputs: Tensor) -> Tensor:
-    """The model's, of prepared inputs.
+def compute_outputs(task: Task, model: Callable[[Tensor], Tensor], inputs: Tensor) -> Tensor:
+    """Return the outputs of the model for prepared inputs.
 
     Raises:
-        TaskError: if the model fails, or gives no tensor.
+        TaskError: if the model fails or returns no tensor.
     """
     found = _call_method(task, "", model, inputs)
     if not isinstance(found, Tensor):
@@ -120,8 +120,8 @@ def outputs(task: Task, model: Callable[[Tensor], Tensor], inputs: Tensor) -> Te
     return found
 
 
-def loss(task: Task, outputs: Tensor, targets: Tensor, **options: float) -> Tensor:
-    """Loss of a batch.
+def compute_loss(task: Task, outputs: Tensor, targets: Tensor, **options: float) -> Tensor:
+    """Return the loss of a batch.
 
     Raises:
         TaskError: if `Task.loss` fails.
@@ -130,28 +130,28 @@ def loss(task: Task, outputs: Tensor, targets: Tensor, **options: float) -> Tens
 
 
 def _call_method(task: Task, method: str, call: Callable[..., T], *tensors: Tensor, **options: float) -> T:
-    """Call a method of the task; if it fails, the error names the method and its arguments."""
+    """Call a method of the task; an error names the method and its arguments."""
     try:
         return call(*tensors, **options)
-    except (TicketryError, torch.OutOfMemoryError):  # which say enough
+    except (TicketryError, torch.OutOfMemoryError):  # their messages suffice
         raise
     except Exception as error:
-        raise _failed(task, method, error, *tensors) from error
+        raise _failure(task, method, error, *tensors) from error
 
 
-def _failed(task: Task, method: str, error: Exception, *tensors: Tensor) -> TaskError:
-    where = _method(task, method) if method else f"the model of the task {task.name!r}"
-    told = " and ".join(f"{_describe(tensor)} ({str(tensor.dtype).removeprefix('torch.')})" for tensor in tensors)
+def _failure(task: Task, method: str, error: Exception, *tensors: Tensor) -> TaskError:
+    where = _method_name(task, method) if method else f"the model of the task {task.name!r}"
+    arguments = " and ".join(f"{_describe(tensor)} ({str(tensor.dtype).removeprefix('torch.')})" for tensor in tensors)
     alone = " (a single example: where the last batch of an epoch has one, choose another batch)"
     alone = alone if not method and tensors[0].shape[:1] == (1,) else ""
-    return TaskError(f"{where} failed with {told}{alone}: {type(error).__name__}: {error}")
+    return TaskError(f"{where} failed with {arguments}{alone}: {type(error).__name__}: {error}")
 
 
-def differentiable(task: Task, loss: Any) -> Tensor:
-    """A step's loss, which is differentiated next.
+def check_loss(task: Task, loss: Any) -> Tensor:
+    """Return the loss of a training step after checking that it can be differentiated.
 
     Raises:
-        TaskError: if it is no tensor, not a single number, or has no gradient.
+        TaskError: if it is not a tensor with one number, or has no gradient.
     """
     if isinstance(loss, Tensor) and loss.numel() == 1 and loss.requires_grad:
         return loss
@@ -169,52 +169,53 @@ def differentiable(task: Task, loss: Any) -> Tensor:
     )
 
 
-def sums(task: Task, outputs: Tensor, targets: Tensor) -> dict[str, Tensor]:
+def measure_sums(task: Task, outputs: Tensor, targets: Tensor) -> dict[str, Tensor]:
     """Return the result of `Task.measure` for a batch.
 
     Raises:
-        TaskError: if it fails, or that is no mapping from names to single numbers in tensors.
+        TaskError: if it fails, or returns anything except a mapping from names to tensors with one number.
     """
     sums = _call_method(task, "measure", task.measure, outputs, targets)
     if not isinstance(sums, Mapping):
         raise TaskError(
-            f"{_method(task, 'measure')} gave {_describe(sums)}: return a dict of sums over the batch, by name"
+            f"{_method_name(task, 'measure')} gave {_describe(sums)}: return a dict of sums over the batch, by name"
         )
     for name, value in sums.items():
         if not (isinstance(value, Tensor) and value.numel() == 1):
             raise TaskError(
-                f"{_method(task, 'measure')} gave {_describe(value)} as {name!r}: sum it over the batch to a tensor of"
-                " one number"
+                f"{_method_name(task, 'measure')} gave {_describe(value)} as {name!r}: sum it over the batch to a"
+                " tensor of one number"
             )
     return dict(sums)
 
 
-def measured(task: Task, metrics: Any) -> dict[str, float]:
-    """The metrics of a split.
+def check_metrics(task: Task, metrics: Any) -> dict[str, float]:
+    """Return the metrics of a split as floats.
 
     Raises:
-        TaskError: if they are no mapping from names to numbers, or the task's own metric is not among them.
+        TaskError: if they are not a mapping from names to numbers, or lack the metric of the task.
     """
-    giver = f"the metrics of the task {task.name!r} (summary, or its course's evaluate)"
+    subject = f"the metrics of the task {task.name!r} (summary, or its course's evaluate)"
     if not isinstance(metrics, Mapping):
-        raise TaskError(f"{giver} are {_describe(metrics)}: return a dict of numbers by name")
+        raise TaskError(f"{subject} are {_describe(metrics)}: return a dict of numbers by name")
     if task.metric.name not in metrics:
-        there = ", ".join(map(repr, metrics)) or "none"
-        raise TaskError(f"{giver} lack {task.metric.name!r}, by which its networks are compared; there are: {there}")
+        present = ", ".join(map(repr, metrics)) or "none"
+        raise TaskError(
+            f"{subject} lack {task.metric.name!r}, by which its networks are compared; there are: {present}"
+        )
     found = {}
     for name, value in metrics.items():
         if not (isinstance(value, Real) or (isinstance(value, Tensor) and value.numel() == 1)):
-            raise TaskError(f"{giver} have {_describe(value)} as {name!r}: make it a number")
+            raise TaskError(f"{subject} have {_describe(value)} as {name!r}: make it a number")
         found[name] = float(value)
     return found
 
 
-def comparable(task: Task, metrics: Mapping[str, float], split: str) -> None:
-    """Make sure that a trained network can be compared with others.
+def check_comparable(task: Task, metrics: Mapping[str, float], split: str) -> None:
+    """Raise an error unless a trained network can be compared with others by the metric of the task.
 
     Raises:
-        TaskError: if what networks are compared by is not finite, or larger than records have it. Other metrics may be
-            (a loss that overflows), and are null then, see `segment.replace_non_finite`.
+        TaskError: if that metric is not finite, or too large for records. Other metrics may be, and are stored as null.
     """
     value = metrics[task.metric.name]
     if math.isfinite(value) and abs(value) > LARGEST:
@@ -230,7 +231,8 @@ def comparable(task: Task, metrics: Mapping[str, float], split: str) -> None:
         )
 
 
-def _method(task: Task, name: str) -> str:
+def _method_name(task: Task, name: str) -> str:
+    """Return the name of a method of a task for an error message."""
     return f"{name}() of the task {task.name!r}"
 
 

@@ -1,4 +1,4 @@
-"""Tasks of the user: named as module:object, or created in Python and named by their class and options."""
+"""User-defined tasks: named as module:object, or objects that are named by their class and options."""
 
 from __future__ import annotations
 
@@ -27,27 +27,24 @@ _METHODS_OF_COURSES = ("build", "course")
 
 
 def load(spec: Spec, registry: Registry[Any], *, annotated: bool = False) -> Task:
-    """The task of an installed package, or that `spec.name` = module:object names.
+    """Create the task of an installed package, or the task that `spec.name` = module:object names.
 
-    The object is a Task, or a subclass of Task or a function that returns one. The latter two are called with the
-    options (and the model, if one is asked for) as keyword arguments; values that look like numbers, true or false
-    become such. A function of `spec` gets the whole request instead. The task's key holds the digest of the source of
-    the module, of those that define the object and the task's class, and of what these reach: see `registry.sources`.
-
-    Whether the object is one of these is checked before anything of it is called.
+    The object is a task, a subclass of `Task`, or a function that returns a task; this is checked before it is called.
+    Classes and functions are called with the options (and the model, if requested) as keyword arguments; texts that
+    look like numbers, true or false are converted. A function with an argument `spec` gets the whole request instead.
+    The key of the task has the digest of the source code that defines it, see `registry.digest_source`.
 
     Args:
-        annotated: whether a function is called only if its annotation says that it returns a task: of a name that was
-            read from a file.
+        annotated: whether to call a function only if its annotation says that it returns a task; for names from files.
 
     Raises:
-        PluginError: if the package's module cannot be imported or has no such object.
-        TaskError: if one's own cannot, or the object does not make a task.
+        PluginError: if the module of the package cannot be imported or lacks the object.
+        TaskError: if a module of the user cannot be imported, or the object does not give a task.
     """
     found = registry.get(spec.name)
     _check_makes_tasks(found, spec.name, annotated=annotated)
-    task = _make(found, spec)
-    _check(task, spec.name)
+    task = _create(found, spec)
+    _check_task(task, spec.name)
     try:
         source = digest_source(registry.find_target(spec.name), type(task))
     except UsageError as error:
@@ -56,7 +53,7 @@ def load(spec: Spec, registry: Registry[Any], *, annotated: bool = False) -> Tas
 
 
 class OwnTask(Task):
-    """A user's task under the name that it was asked for. All but `key` is the user's."""
+    """A user-defined task under its requested name: delegates to it, and adds a key."""
 
     def __init__(self, inner: Task, spec: Spec, source: str) -> None:
         self.inner = inner
@@ -65,14 +62,14 @@ class OwnTask(Task):
         self.recipe = inner.recipe
         self.spec: Spec = spec
         self.source = source
-        """sha256 of the source."""
+        """SHA-256 of the source code."""
 
     def key(self) -> Mapping[str, object]:
-        """Name, source and options; and the task's own key if it has one."""
+        """Return name, digest of the source, options, and the key of the inner task if it defines one."""
         return {
             "name": self.spec.name,
             "source": self.source,
-            "options": _arguments(self.spec),
+            "options": _parse_arguments(self.spec),
             "key": self.inner.key() if _overrides(self.inner, "key") else None,
         }
 
@@ -81,7 +78,7 @@ class OwnTask(Task):
         return self.inner.unfit(theirs) if isinstance(theirs, Mapping) else ""
 
 
-def _handed_on(name: str) -> Callable[..., Any]:
+def _delegate(name: str) -> Callable[..., Any]:
     @wraps(getattr(Task, name))
     def method(self: OwnTask, *args: Any, **named: Any) -> Any:
         return getattr(self.inner, name)(*args, **named)
@@ -91,11 +88,11 @@ def _handed_on(name: str) -> Callable[..., Any]:
 
 for _name, _method in vars(Task).items():
     if callable(_method) and not _name.startswith("_") and _name not in vars(OwnTask):
-        setattr(OwnTask, _name, _handed_on(_name))
+        setattr(OwnTask, _name, _delegate(_name))
 
 
 def _check_makes_tasks(found: object, name: str, *, annotated: bool) -> None:
-    """Refuse what is not a task, nor a class of tasks, nor a function in Python that may return one."""
+    """Raise an error unless an object is a task, a subclass of `Task`, or a Python function that may return a task."""
     if isinstance(found, Task):
         return
     if isinstance(found, type):
@@ -105,22 +102,22 @@ def _check_makes_tasks(found: object, name: str, *, annotated: bool) -> None:
     inner = inspect.unwrap(found.func if isinstance(found, partial) else found) if callable(found) else found
     if not (inspect.isfunction(inner) or inspect.ismethod(inner)):
         raise TaskError(f"{name} is no task but {found!r}: name a Task, a subclass of Task or a function in Python")
-    told = inspect.get_annotations(inner).get("return")
-    if told is None:
+    annotation = inspect.get_annotations(inner).get("return")
+    if annotation is None:
         if annotated:
             raise TaskError(
                 f"{name} does not say that it returns a task, and a function that a file names is called only if it"
                 " does: write -> Task behind its arguments, or name it yourself with --task"
             )
         return
-    returns = told if isinstance(told, str) else getattr(told, "__name__", repr(told))
-    known = isinstance(told, type) and issubclass(told, Task)
-    if not (known or (isinstance(told, str) and _of_this_module(inner, told))):
+    returns = annotation if isinstance(annotation, str) else getattr(annotation, "__name__", repr(annotation))
+    known = isinstance(annotation, type) and issubclass(annotation, Task)
+    if not (known or (isinstance(annotation, str) and _names_a_task(inner, annotation))):
         raise TaskError(f"{name} returns {returns}, which is no task: name a function that returns a Task")
 
 
-def _of_this_module(function: Any, annotation: str) -> bool:
-    """Whether an annotation in quotes is a class of tasks, or one that is known to type checkers only and called so."""
+def _names_a_task(function: Any, annotation: str) -> bool:
+    """Return whether an annotation as text is a subclass of `Task`, or an unresolvable name that ends in Task."""
     first, *rest = annotation.strip("'\" ").split(".")
     found = function.__globals__.get(first)
     for part in rest:
@@ -130,27 +127,27 @@ def _of_this_module(function: Any, annotation: str) -> bool:
     return isinstance(found, type) and issubclass(found, Task)
 
 
-def _make(found: Any, spec: Spec) -> Task:
-    arguments: dict[str, Any] = _arguments(spec)
+def _create(found: Any, spec: Spec) -> Task:
+    arguments: dict[str, Any] = _parse_arguments(spec)
     if isinstance(found, Task):
         if arguments:
             raise TaskError(f"{spec.name} is a task already and takes no options, but got {arguments}")
         return found
-    if "spec" in _bind(found, arguments, spec.name):
+    if "spec" in _check_arguments(found, arguments, spec.name):
         arguments = {"spec": spec}
     try:
-        made = found(**arguments)
+        task = found(**arguments)
     except TicketryError:
         raise
     except (Exception, SystemExit) as error:
         raise TaskError(f"{spec.name} failed with {arguments}: {type(error).__name__}: {error}") from error
-    if not isinstance(made, Task):
-        raise TaskError(f"{spec.name} returned no task but {made!r}")
-    return made
+    if not isinstance(task, Task):
+        raise TaskError(f"{spec.name} returned no task but {task!r}")
+    return task
 
 
-def _bind(function: Callable[..., object], arguments: Mapping[str, object], name: str) -> Container[str]:
-    """The parameters of the function; a `TaskError` if it does not take the arguments."""
+def _check_arguments(function: Callable[..., object], arguments: Mapping[str, object], name: str) -> Container[str]:
+    """Return the parameters of a function; raise `TaskError` if it does not take the arguments."""
     try:
         signature = inspect.signature(function)
     except ValueError as error:  # of a function written in C
@@ -163,12 +160,12 @@ def _bind(function: Callable[..., object], arguments: Mapping[str, object], name
     return signature.parameters
 
 
-def _arguments(spec: Spec) -> dict[str, Any]:
-    arguments: dict[str, Any] = {name: _value(text) for name, text in spec.options}
+def _parse_arguments(spec: Spec) -> dict[str, Any]:
+    arguments: dict[str, Any] = {name: _parse_value(text) for name, text in spec.options}
     return arguments if spec.model is None else {**arguments, "model": spec.model}
 
 
-def _value(text: str) -> bool | int | float | str:
+def _parse_value(text: str) -> bool | int | float | str:
     if text.lower() in ("true", "false"):
         return text.lower() == "true"
     if re.fullmatch(r"[+-]?\d+", text):
@@ -178,18 +175,18 @@ def _value(text: str) -> bool | int | float | str:
     return text
 
 
-def _check(task: Task, name: str) -> None:
+def _check_task(task: Task, name: str) -> None:
     for attribute, kind in _ATTRIBUTES.items():
         if not isinstance(getattr(task, attribute, None), kind):
             raise TaskError(f"{name}: a task's {attribute} is a {kind.__name__}, see ticketry.tasks.task.Task")
     for method in _METHODS_OF_COURSES if _overrides(task, "course") else _METHODS:
         if not _overrides(task, method):
             raise TaskError(f"{name}: {type(task).__name__} has no {method}, see ticketry.tasks.task.Task")
-        _check_call(task, method, name)
+        _check_signature(task, method, name)
 
 
-def _check_call(task: Task, method: str, name: str) -> None:
-    """Refuse a method that does not take what `Task` has it called with, before a training meets it."""
+def _check_signature(task: Task, method: str, name: str) -> None:
+    """Raise an error unless a method of a task takes the arguments of the same method of `Task`."""
     _, *wanted = inspect.signature(getattr(Task, method)).parameters.values()
     named = {one.name: one.default for one in wanted if one.kind is one.KEYWORD_ONLY}
     given = [one.name for one in wanted if one.kind is not one.KEYWORD_ONLY]
@@ -208,25 +205,24 @@ def _overrides(task: Task, method: str) -> bool:
 
 
 _WORDS = (bool, int, float, str, PurePath)
-"""Types that an option can be written as."""
+"""Types of values that an option can have."""
 _PLAIN = (*_WORDS, bytes, type(None))
 
 
 def recreate(task: object, get: Callable[..., Task]) -> Task:
-    """The task itself if it has a key; else the one that its class and its constructor's arguments name.
+    """Return a task that any process can create again: `task` if it has a key, else a copy created by name.
 
-    What is trained then is that one, which any process can make again, under its key. It is taken for the same only if
-    it holds the very values that `task` does.
+    The copy is created by the name of the class, with the constructor arguments as options. All its attributes must
+    equal those of `task`.
 
     Args:
-        task: what was given as a task.
         get: `catalogue.get`.
 
     Raises:
-        TaskError: if it is no task, or no name and options make the same one.
+        TaskError: if `task` is not a task, or no name and options create an equal one.
     """
     if not isinstance(task, Task):
-        raise TaskError(_explain_no_task(task))
+        raise TaskError(_explain_not_a_task(task))
     kind = type(task)
     if task.spec is not None or isinstance(task, OwnTask) or kind.key is not Task.key:
         return task
@@ -236,21 +232,21 @@ def recreate(task: object, get: Callable[..., Task]) -> Task:
             f'the task {kind.__name__} {why}: write the class into a module, and name it tk.task("module:'
             f"{kind.__name__}\", options={{…}}); or give it a key() that returns what tells its numbers from another's"
         )
-    options = _options(task, name)
-    written = ", ".join(f"{argument}={value!r}" for argument, value in options.items())
-    made = get(name, model=options.pop("model", None), options=options)
-    if not isinstance(made, OwnTask):
+    options = _find_options(task, name)
+    call = ", ".join(f"{argument}={value!r}" for argument, value in options.items())
+    copy = get(name, model=options.pop("model", None), options=options)
+    if not isinstance(copy, OwnTask):
         raise _difference_error(name, "that name is of a task that is built in")
-    ours, theirs = vars(task), vars(made.inner)
+    ours, theirs = vars(task), vars(copy.inner)
     for attribute in {**ours, **theirs}:
         if attribute not in ours or attribute not in theirs or not _are_equal(ours[attribute], theirs[attribute]):
             raise _difference_error(
-                name, f"its {attribute} is not that of {kind.__name__}({written}), or cannot be compared"
+                name, f"its {attribute} is not that of {kind.__name__}({call}), or cannot be compared"
             )
-    return made
+    return copy
 
 
-def _explain_no_task(given: object) -> str:
+def _explain_not_a_task(given: object) -> str:
     what = f"task= is a task or its name, not {given!r}" if given is None else f"task= is no {type(given).__name__}"
     if isinstance(given, nn.Module):
         return (
@@ -263,7 +259,7 @@ def _explain_no_task(given: object) -> str:
 
 
 def _explain_unnamed(kind: type[Task], name: str) -> str:
-    """Why no other process can find a class by its name; empty if it can."""
+    """Return why other processes cannot find a class by its name; empty if they can."""
     if kind.__module__ == "__main__":
         return "is of a script or a notebook, in which other processes cannot find it"
     if "<locals>" in kind.__qualname__:
@@ -276,8 +272,8 @@ def _explain_unnamed(kind: type[Task], name: str) -> str:
     return "" if found is kind else f"is of a class that is not the one that {name} is now"
 
 
-def _options(task: Task, name: str) -> dict[str, Any]:
-    """The arguments of its constructor that are not their defaults, each by the attribute of the same name."""
+def _find_options(task: Task, name: str) -> dict[str, Any]:
+    """Return the constructor arguments that differ from their defaults, read from attributes of the same names."""
     options = {}
     for one in inspect.signature(type(task)).parameters.values():
         if one.kind not in (Parameter.POSITIONAL_OR_KEYWORD, Parameter.KEYWORD_ONLY):
@@ -296,7 +292,7 @@ def _options(task: Task, name: str) -> dict[str, Any]:
 
 
 def _are_equal(one: object, other: object) -> bool:
-    """Whether two values are known to be equal, and of one kind; of others than plain ones it is not."""
+    """Return whether two values have the same type and are equal; False for types that cannot be compared."""
     if one is other:
         return True
     if type(one) is not type(other):

@@ -20,7 +20,15 @@ import torch
 from PIL import Image
 
 from ticketry.errors import DataError
-from ticketry.tasks.data.image_files import Pictures, central, decoded, pixels, random_box, resized, scan
+from ticketry.tasks.data.image_files import (
+    ImageRequest,
+    crop_centre,
+    decode_image,
+    random_box,
+    resize_image,
+    scan,
+    to_array,
+)
 from ticketry_engine.support.seeds import mix
 
 COLOURS = np.random.Generator(np.random.PCG64(3)).integers(0, 256, (20, 30, 3), dtype=np.uint8)
@@ -34,13 +42,13 @@ def content(image: Image.Image, kind: str = "PNG", **settings: object) -> bytes:
 
 def arrays(image: Image.Image) -> np.ndarray:
     """[height, width, 3]"""
-    return np.asarray(decoded(content(image), "it"))
+    return np.asarray(decode_image(content(image), "it"))
 
 
 def test_colours_stay_and_channels_come_first() -> None:
     image = Image.fromarray(COLOURS)
     assert np.array_equal(arrays(image), COLOURS)
-    assert np.array_equal(pixels(image), np.moveaxis(COLOURS, 2, 0))
+    assert np.array_equal(to_array(image), np.moveaxis(COLOURS, 2, 0))
 
 
 def test_grey_images_of_8_and_16_bits() -> None:
@@ -58,7 +66,7 @@ def test_palettes_and_transparency(transparent: object) -> None:
     settings = {} if transparent is None else {"transparency": transparent}
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        found = np.asarray(decoded(content(image, **settings), "it"))
+        found = np.asarray(decode_image(content(image, **settings), "it"))
     grey = COLOURS[:, :, 0]
     assert np.array_equal(found, np.stack([grey, 255 - grey, np.full_like(grey, 7)], axis=2))
     with_alpha = np.concatenate([COLOURS, COLOURS[:, :, :1]], axis=2)
@@ -74,14 +82,14 @@ def test_a_damaged_file_is_named(tmp_path: Path, kind: str, damage: str) -> None
     path.write_bytes(broken[damage])
     for file in (str(path), broken[damage]):
         with pytest.raises(DataError, match=rf"^{path} cannot be read as an image .*get it again"):
-            decoded(file, str(path))
+            decode_image(file, str(path))
 
 
 def test_missing_files_and_pixels_without_a_range(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"absent\.png cannot be read as an image \(FileNotFoundError"):
-        Pictures((str(tmp_path / "absent.png"),), 4, 4)()
+        ImageRequest((str(tmp_path / "absent.png"),), 4, 4)()
     with pytest.raises(DataError, match="pixels of mode F have no known range"):
-        decoded(content(Image.fromarray(np.zeros((4, 4), np.float32)), "TIFF"), "it")
+        decode_image(content(Image.fromarray(np.zeros((4, 4), np.float32)), "TIFF"), "it")
 
 
 @pytest.mark.parametrize(
@@ -99,19 +107,19 @@ def test_the_centre(width: int, height: int, resize: int, size: int, scaled: tup
     image = Image.fromarray(noise)
     large = np.asarray(image.resize(scaled, Image.Resampling.BILINEAR))
     left, top = (round((side - size) / 2) for side in scaled)
-    assert np.array_equal(np.asarray(central(image, resize, size)), large[top : top + size, left : left + size])
+    assert np.array_equal(np.asarray(crop_centre(image, resize, size)), large[top : top + size, left : left + size])
 
 
 def test_nothing_is_resampled_at_the_images_own_size() -> None:
     square = Image.fromarray(COLOURS[:, :20])
-    assert np.array_equal(np.asarray(central(square, 20, 20)), COLOURS[:, :20])
-    assert np.array_equal(np.asarray(central(square, 20, 10)), COLOURS[5:15, 5:15])
+    assert np.array_equal(np.asarray(crop_centre(square, 20, 20)), COLOURS[:, :20])
+    assert np.array_equal(np.asarray(crop_centre(square, 20, 10)), COLOURS[5:15, 5:15])
 
 
 def test_shrinking_averages_and_does_not_pick() -> None:
     """A checkerboard becomes grey; without a wide filter it would stay black and white."""
     board = (np.indices((64, 64)).sum(0) % 2 * 255).astype(np.uint8)
-    small = np.asarray(resized(Image.fromarray(board).convert("RGB"), 8, 8)).astype(int)
+    small = np.asarray(resize_image(Image.fromarray(board).convert("RGB"), 8, 8)).astype(int)
     assert abs(small - 127.5).max() < 3
 
 
@@ -162,17 +170,17 @@ def files(tmp_path: Path) -> tuple[str, ...]:
 
 
 def test_a_request_is_its_images_in_order(files: tuple[str, ...]) -> None:
-    request = pickle.loads(pickle.dumps(Pictures(files, 8, 12)))
+    request = pickle.loads(pickle.dumps(ImageRequest(files, 8, 12)))
     batch = request()
     assert batch.dtype == torch.uint8
     for path, found in zip(files, batch, strict=True):
-        expected = pixels(central(Image.open(path), 12, 8))
+        expected = to_array(crop_centre(Image.open(path), 12, 8))
         assert np.array_equal(found.numpy(), expected)
 
 
 def test_random_crops_are_a_function_of_seed_and_position(files: tuple[str, ...]) -> None:
     def crops(paths: tuple[str, ...], seed: int) -> torch.Tensor:
-        return Pictures(paths, 8, 12, seed)()
+        return ImageRequest(paths, 8, 12, seed)()
 
     batch = crops(files, 4)
     assert torch.equal(batch, crops(files, 4))
@@ -183,13 +191,13 @@ def test_random_crops_are_a_function_of_seed_and_position(files: tuple[str, ...]
         image = Image.open(path)
         box = random_box(*image.size, random.Random(mix(4, position)))
         expected = image.crop(box).resize((8, 8), Image.Resampling.BILINEAR)
-        assert np.array_equal(batch[position].numpy(), pixels(expected))
+        assert np.array_equal(batch[position].numpy(), to_array(expected))
 
 
 def test_the_global_random_states_are_left_alone(files: tuple[str, ...]) -> None:
     states: list[Callable[[], object]] = [random.getstate, lambda: torch.get_rng_state().tolist()]
     before = [state() for state in states]
-    Pictures(files, 8, 12, 1)()
+    ImageRequest(files, 8, 12, 1)()
     assert [state() for state in states] == before
 
 

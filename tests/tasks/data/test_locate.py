@@ -15,7 +15,7 @@ import pytest
 
 from ticketry.errors import DataError
 from ticketry.tasks.data import locate
-from ticketry.tasks.data.locate import Collection, Layout, Origin, cache_folder, fetch, obtain, places, unpacked
+from ticketry.tasks.data.locate import Collection, Layout, Origin, cache_folder, fetch, obtain, places, read_verified
 
 ONE, TWO = gzip.compress(b"one"), gzip.compress(b"two")
 LAYOUT = Layout("Set/raw", ("one", "two"), ("", ".gz"))
@@ -187,11 +187,11 @@ PACKED = {"plain": CONTENT, "file.gz": gzip.compress(CONTENT), "file.xz": lzma.c
 def test_content_has_its_digest_however_it_is_packed(tmp_path: Path, name: str) -> None:
     path = tmp_path / name
     path.write_bytes(PACKED[name])
-    assert unpacked(path, MD5) == CONTENT
+    assert read_verified(path, MD5) == CONTENT
     short = PACKED[name][:-20]
     path.write_bytes(short)
     with pytest.raises(DataError) as caught:
-        unpacked(path, MD5)
+        read_verified(path, MD5)
     for part in (str(path), MD5, hashlib.md5(short).hexdigest(), "Delete it"):
         assert part in str(caught.value)
     for position in (0, 1000 % len(short)):
@@ -199,12 +199,12 @@ def test_content_has_its_digest_however_it_is_packed(tmp_path: Path, name: str) 
         changed[position] ^= 1
         path.write_bytes(changed)
         with pytest.raises(DataError, match=name):
-            unpacked(path, MD5)
+            read_verified(path, MD5)
 
 
 def test_another_content_is_named_by_its_own_digest(tmp_path: Path) -> None:
     (tmp_path / "file.gz").write_bytes(gzip.compress(b"other"))
     with pytest.raises(DataError, match=f"md5 {MD5} expected, {hashlib.md5(b'other').hexdigest()} found"):
-        unpacked(tmp_path / "file.gz", MD5)
+        read_verified(tmp_path / "file.gz", MD5)
     with pytest.raises(DataError, match="cannot be read"):
-        unpacked(tmp_path, MD5)
+        read_verified(tmp_path, MD5)

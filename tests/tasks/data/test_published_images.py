@@ -21,7 +21,7 @@ from PIL import Image
 
 from ticketry.errors import DataError
 from ticketry.tasks.data import published_images
-from ticketry.tasks.data.locate import Place, unpacked
+from ticketry.tasks.data.locate import Place, read_verified
 from ticketry.tasks.data.published_images import (
     CIFAR10,
     CIFAR100,
@@ -167,7 +167,7 @@ def test_missing_cifar_files_name_both_layouts(tmp_path: Path) -> None:
 def test_a_published_cifar_batch(real_data: Callable[[str], Path]) -> None:
     folder = real_data("cifar10") / CIFAR10.folder
     path = next(path for path in (folder / "test_batch", folder / "test_batch.xz") if path.is_file())
-    images, labels = unpickle(unpacked(path, CIFAR10.batches["test_batch"]), b"labels")
+    images, labels = unpickle(read_verified(path, CIFAR10.batches["test_batch"]), b"labels")
     assert images.shape == (10_000, 3, 32, 32)
     assert images.dtype == np.uint8
     assert labels[:10].tolist() == [3, 8, 8, 0, 6, 6, 1, 6, 3, 1]  # cat, ship, ship, airplane, frog, frog, car, ...

@@ -17,7 +17,14 @@ from safetensors.torch import load_file, save_file
 
 from ticketry.errors import TaskError
 from ticketry.tasks import data
-from ticketry.tasks.data.splits import averaged, fewer, hold_out, pick, prepared, share_of_each
+from ticketry.tasks.data.splits import (
+    average_pixels,
+    count_share_of_each,
+    hold_out,
+    load_or_prepare,
+    select_examples,
+    take_fewer,
+)
 from ticketry.tasks.task import Split, Splits
 
 
@@ -59,11 +66,11 @@ def test_hold_out_takes_a_number_for_each_class(labels: list[int], sizes: list[i
 @settings(deadline=None)
 def test_a_share_of_each_class(counts: list[int], share: Fraction) -> None:
     labels = np.repeat(np.arange(len(counts)), counts)
-    for found, count in zip(share_of_each(labels, share).tolist(), counts, strict=True):
+    for found, count in zip(count_share_of_each(labels, share).tolist(), counts, strict=True):
         assert 1 <= found < count
         exact = share * count
         assert abs(found - exact) <= Fraction(1, 2) or found in (1, count - 1)
-    assert share_of_each(np.zeros(25, np.int64), Fraction("0.1")).tolist() == [3]  # 2.5, rounded up
+    assert count_share_of_each(np.zeros(25, np.int64), Fraction("0.1")).tolist() == [3]  # 2.5, rounded up
 
 
 def test_hold_out_keeps_its_bits() -> None:
@@ -85,7 +92,7 @@ def test_no_global_random_state_is_read_or_written() -> None:
 
 def test_pick_copies_as_tensors() -> None:
     images = np.arange(24, dtype=np.uint8).reshape(6, 1, 2, 2)
-    split = pick(images, np.array([5, 4, 3, 2, 1, 0], np.uint8), np.array([1, 4]))
+    split = select_examples(images, np.array([5, 4, 3, 2, 1, 0], np.uint8), np.array([1, 4]))
     assert split.inputs.tolist() == images[[1, 4]].tolist()
     assert split.targets.tolist() == [4, 1]
     assert str(split.targets.dtype) == "torch.int64"
@@ -96,13 +103,13 @@ def test_pick_copies_as_tensors() -> None:
 def test_fewer_takes_as_many_of_each_class() -> None:
     labels = torch.arange(600) % 3
     split = Split(torch.arange(600), labels)
-    few = fewer(split, 30)
+    few = take_fewer(split, 30)
     assert few.targets.bincount().tolist() == [10, 10, 10]
     assert torch.equal(few.inputs % 3, few.targets)  # inputs and targets still belong together
-    assert set(few.inputs.tolist()) < set(fewer(split, 300).inputs.tolist())  # more data keep what there was
+    assert set(few.inputs.tolist()) < set(take_fewer(split, 300).inputs.tolist())  # more data keep what there was
     for count in (31, 0, 603, -3):
         with pytest.raises(TaskError, match="multiple of 3, the number of classes, up to 600"):
-            fewer(split, count)
+            take_fewer(split, count)
 
 
 # -- averaged images --------------------------------------------------------------------------------------------------
@@ -113,7 +120,7 @@ def test_fewer_takes_as_many_of_each_class() -> None:
 def test_each_pixel_is_the_rounded_mean_of_its_square(factor: int, rows: int, columns: int, seed: int) -> None:
     shape = (2, 3, rows * factor, columns * factor)
     images = torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
-    found = averaged(images, factor)
+    found = average_pixels(images, factor)
     assert found.shape == (2, 3, rows, columns)
     assert found.dtype == torch.uint8
     for i in range(rows):
@@ -131,7 +138,7 @@ def test_all_three_splits_of_a_data_set_are_averaged_and_their_classes_are_left_
         before, after = getattr(whole, part), getattr(small, part)
         assert after.inputs.shape == (len(before), 1, 4, 4)
         assert torch.equal(after.targets, before.targets)
-        assert torch.equal(after.inputs, averaged(before.inputs, 2))
+        assert torch.equal(after.inputs, average_pixels(before.inputs, 2))
 
 
 # -- prepared copies --------------------------------------------------------------------------------------------------
@@ -166,10 +173,10 @@ class Maker:
 
 def test_a_prepared_copy_is_written_once_and_read(tmp_path: Path) -> None:
     make = Maker()
-    assert all(same(prepared("set-1", folder=tmp_path, make=make), some_splits()) for _ in range(3))
+    assert all(same(load_or_prepare("set-1", folder=tmp_path, make=make), some_splits()) for _ in range(3))
     assert make.calls == 1
     assert [path.name for path in (tmp_path / "prepared").iterdir()] == ["set-1.safetensors"]
-    assert same(prepared("set-2", folder=tmp_path, make=make), some_splits())
+    assert same(load_or_prepare("set-2", folder=tmp_path, make=make), some_splits())
     assert make.calls == 2
 
 
@@ -191,10 +198,10 @@ def rename_tensor(path: Path) -> None:
 )
 def test_a_damaged_copy_is_replaced(tmp_path: Path, damage: Callable[[Path], None]) -> None:
     make = Maker()
-    prepared("set-1", folder=tmp_path, make=make)
+    load_or_prepare("set-1", folder=tmp_path, make=make)
     damage(tmp_path / "prepared" / "set-1.safetensors")
     for _ in range(2):
-        assert same(prepared("set-1", folder=tmp_path, make=make), some_splits())
+        assert same(load_or_prepare("set-1", folder=tmp_path, make=make), some_splits())
         assert make.calls == 2
 
 
@@ -202,5 +209,5 @@ def test_a_folder_that_cannot_be_written_is_not_needed(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     make = Maker()
     for calls in (1, 2):
-        assert same(prepared("set-1", folder=tmp_path / "file", make=make), some_splits())
+        assert same(load_or_prepare("set-1", folder=tmp_path / "file", make=make), some_splits())
         assert make.calls == calls

@@ -22,12 +22,12 @@ def test_bytes() -> None:
 
 
 def test_words_are_numbered_in_order_and_lines_end() -> None:
-    words = Words.of(b"a net a net\n\n the net\n")
+    words = Words.from_text(b"a net a net\n\n the net\n")
     assert words.numbers == {"a": 0, "net": 1, "<eos>": 2, "the": 3}
     assert words.encode(b"the net\na\n", "it").tolist() == [3, 1, 2, 0, 2]
     with pytest.raises(DataError, match="the test text has the word 'dense'"):
         words.encode(b"the dense net", "the test text")
-    assert Words.of("a\u2028b\x0bc\n".encode()).size == 4, "other line breaks are blanks"
+    assert Words.from_text("a\u2028b\x0bc\n".encode()).size == 4, "other line breaks are blanks"
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ticketry.errors import TaskError
 from ticketry.lab.training.precision import Arithmetic
-from ticketry.tasks.language.corpus import Corpus, Part, fewer
+from ticketry.tasks.language.corpus import Corpus, Part, take_fewer
 from ticketry.tasks.language.task import Piece, Text, steps_per_epoch
 from ticketry.tasks.models import language
 from ticketry.tasks.models.language import LanguageModel
@@ -221,6 +221,6 @@ def test_what_cannot_be_trained_is_refused() -> None:
     for split in ("validation", "test"):
         with pytest.raises(TaskError, match=f"the text's {split} split has 1 token"):
             Text(corpus(**{split: 1}), time=8, carries=True).session(RECIPE, 0, Arithmetic())
-    assert len(fewer(corpus(), 100).train.tokens) == 100
+    assert len(take_fewer(corpus(), 100).train.tokens) == 100
     with pytest.raises(TaskError, match="the training text has 150"):
-        fewer(corpus(), 151)
+        take_fewer(corpus(), 151)

@@ -35,7 +35,7 @@ from ticketry.report.campaigns import markdown_table
 from ticketry.report.tables.results import summarise
 from ticketry.report.wording import Style, percent, role_name
 from ticketry.search import METHODS
-from ticketry.tasks.task import Task, written_key
+from ticketry.tasks.task import Task, json_key
 
 Found = Literal["same bits", "inside", "outside"]
 _MACHINE = ("ticketry", "torch", "platform", "processor", "processor_kind")
@@ -253,7 +253,7 @@ class StoredTrainings:
 
         Several trainings may have produced the same weights, such as initial ones; the simplest is returned.
         """
-        key = written_key(task)
+        key = json_key(task)
         made = [one for one in self._producers.get(digest, ()) if one.task == key]
         best = min(made, key=lambda one: (one.variants, one.step, one.trajectory), default=None)
         return None if best is None else (best.trajectory, best.step)

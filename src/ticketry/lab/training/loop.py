@@ -152,7 +152,7 @@ class Loop:
     ) -> Tensor:
         """Return the loss of a batch, and store new gradient tensors in all parameters, including removed weights."""
         with kernels():
-            loss = task_checks.differentiable(self.task, self._compute_loss(batch))
+            loss = task_checks.check_loss(self.task, self._compute_loss(batch))
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         return loss
@@ -348,7 +348,7 @@ class Loop:
         found = {}
         for split in ("validation", "test"):
             metrics = evaluate(self.task, self._course, model, split, arithmetic)
-            task_checks.comparable(self.task, metrics, split)
+            task_checks.check_comparable(self.task, metrics, split)
             found[split] = {name: round_metric(value) for name, value in metrics.items()}
         return replace_non_finite(found)
 

@@ -17,7 +17,7 @@ from ticketry.lab.training.supervised import course_of
 from ticketry.lab.training.variant import Surroundings, Variant, order_variants, variant_from
 from ticketry.step import Step
 from ticketry.tasks.recipe import Recipe, recipe_from
-from ticketry.tasks.task import Course, Spec, Task, written_key
+from ticketry.tasks.task import Course, Spec, Task, json_key
 
 Kind = TypeVar("Kind", bound=Variant)
 
@@ -163,7 +163,7 @@ class Segment:
             UsageError: for a variant that is unknown, or whose source has changed.
         """
         values = dict(described)
-        if written_key(task) != values.pop("task"):
+        if json_key(task) != values.pop("task"):
             raise TaskError(f"the task {task.name!r} is no longer the one that this segment is of: run it anew")
         values["recipe"] = recipe_from(values["recipe"])
         values["start"] = Start(**values["start"])

@@ -59,7 +59,7 @@ class Supervised(Course):
         with contextlib.closing(data_loading.batches_in_order(examples, arithmetic.device)) as batches:
             for inputs, targets in batches:
                 outputs = forward(self.task, model, inputs, arithmetic)
-                for name, value in task_checks.sums(self.task, outputs, targets).items():
+                for name, value in task_checks.measure_sums(self.task, outputs, targets).items():
                     zero = torch.zeros((), dtype=torch.float64, device=value.device)
                     sums[name] = sums.get(name, zero) + value.double()
         return {name: float(value) for name, value in sums.items()}
@@ -69,11 +69,11 @@ class Supervised(Course):
         split, device = self.splits.train, next(model.parameters()).device.type
         steps = range(min(count, steps_per_epoch(len(split), size)))
         drawn = data_loading.batches(split, build_data_order(split, seed, size).batch, steps, device)
-        return [(task_checks.prepared(self.task, inputs), targets) for inputs, targets in drawn]
+        return [(task_checks.prepare_inputs(self.task, inputs), targets) for inputs, targets in drawn]
 
     def loss(self, model: nn.Module, batch: Any) -> Tensor:
         inputs, targets = batch
-        return task_checks.loss(self.task, model(inputs), targets)
+        return task_checks.compute_loss(self.task, model(inputs), targets)
 
     def count(self, batch: Any) -> int:
         return len(batch[1])
@@ -84,7 +84,7 @@ class Supervised(Course):
         rows = torch.arange(min(count, len(train)))
         with contextlib.closing(data_loading.batches(train, lambda step: rows, range(1), "cpu")) as batches:
             inputs, _ = next(batches)
-        return task_checks.prepared(self.task, inputs)
+        return task_checks.prepare_inputs(self.task, inputs)
 
     def few(self, count: int) -> Supervised:
         train = self.splits.train
@@ -122,7 +122,9 @@ class Supervised(Course):
 
         def loss(rows: slice) -> float:
             return float(
-                task_checks.loss(self.task, outputs[rows], targets[rows], label_smoothing=recipe.label_smoothing)
+                task_checks.compute_loss(
+                    self.task, outputs[rows], targets[rows], label_smoothing=recipe.label_smoothing
+                )
             )
 
         count, whole = len(rows), loss(slice(None))
@@ -173,7 +175,7 @@ class SupervisedSession(Session):
     def loss(self, model: nn.Module, batch: Any) -> Tensor:
         inputs, targets = batch
         outputs = forward(self.task, model, inputs, self.arithmetic)
-        return task_checks.loss(self.task, outputs, targets, label_smoothing=self.recipe.label_smoothing)
+        return task_checks.compute_loss(self.task, outputs, targets, label_smoothing=self.recipe.label_smoothing)
 
     def outputs(self, model: nn.Module, batch: Any, of: str = "") -> tuple[Tensor, Tensor]:
         inputs, targets = batch
@@ -283,16 +285,16 @@ def evaluate(task: Task, course: Course, model: nn.Module, split: str, arithmeti
     """Return the metrics of a whole split in evaluation mode; the model's mode is restored."""
     training = model.training
     model.eval()
-    found = task_checks.measured(task, course.evaluate(model, split, arithmetic))
+    found = task_checks.check_metrics(task, course.evaluate(model, split, arithmetic))
     model.train(training)
     return found
 
 
 def forward(task: Task, model: Callable[[Tensor], Tensor], inputs: Tensor, arithmetic: Arithmetic) -> Tensor:
     """Return the model's outputs for stored inputs on the device, as float32 or float64."""
-    prepared = task_checks.prepared(task, inputs)
+    prepared = task_checks.prepare_inputs(task, inputs)
     if arithmetic.channels_last and prepared.dim() == 4:
         prepared = prepared.contiguous(memory_format=torch.channels_last)
     with arithmetic.autocast():
-        outputs = task_checks.outputs(task, model, prepared)
+        outputs = task_checks.compute_outputs(task, model, prepared)
     return outputs.to(torch.promote_types(outputs.dtype, torch.float32))

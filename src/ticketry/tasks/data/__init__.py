@@ -1,7 +1,7 @@
-"""Data sets by name: found on disk or downloaded, checked, split by a fixed rule and kept in memory.
+"""Image data sets by name: found on disk or downloaded, verified, split by a fixed rule and cached.
 
-From the published files (`mnist`, `cifar`, `tiny_imagenet`) to splits (`splits`) to one memory-mapped file
-(`prepared`). Folders of images that are read when they are asked for are in `image_files`.
+`published_images` reads the published files, `splits` splits them and caches the splits as one memory-mapped file.
+Folders of images that are read on demand are in `image_files`.
 """
 
 from __future__ import annotations
@@ -13,35 +13,35 @@ from pathlib import Path
 from ticketry.registry import BUILT_IN, digest_source
 from ticketry.registry import load as load_object
 from ticketry.tasks.data.locate import Place, places
-from ticketry.tasks.data.splits import fewer, prepared, shrunk
+from ticketry.tasks.data.splits import average_splits, load_or_prepare, take_fewer
 from ticketry.tasks.facts import DATA_SETS
 from ticketry.tasks.task import Splits
 
 VERSION = 1
-"""Version of what `load` returns, raised by a change of a reader or split rule that moves an example or a pixel."""
+"""Version of the result of `load`; part of the key, raised when an example or a pixel changes."""
 
 
 def load(name: str, data: Path | None = None, *, train: int = 0, factor: int = 1) -> Splits:
-    """The data set `name`: images uint8 [n, channels, height, width], targets int64 [n]; loaded once a process.
+    """Load a data set: images uint8 [n, channels, height, width], targets int64 [n]; once a process.
 
-    The copy that an earlier process prepared in the cache folder comes first. Without one the published files are
-    looked for in the folder `data`, in $TICKETRY_DATA and in the cache folder, see `locate.places`, and downloaded
-    into the cache folder otherwise. The tensors may be memory-mapped and are shared: do not write to them.
+    Prepared splits in the cache folder are used first. Otherwise the published files are read from the folder `data`,
+    $TICKETRY_DATA or the cache folder (see `locate.places`), and downloaded if they are missing. The tensors may be
+    memory-mapped and are shared: do not write to them.
 
     Args:
-        train: only so many of the training examples, as many of each class (see `splits.fewer`); 0 is all.
-        factor: by how much height and width are divided: images are averaged over squares of so many pixels a side.
+        train: number of training examples, the same of each class (see `splits.take_fewer`); 0 takes all.
+        factor: factor by which height and width are reduced, by averaging squares of pixels.
 
     Raises:
-        TaskError: for an unknown name, or a number of training examples that cannot be had.
-        DataError: if it is absent and cannot be downloaded, or not what its published digest says.
+        TaskError: for an unknown name, or an impossible number of training examples.
+        DataError: if the files are missing and cannot be downloaded, or differ from their published digest.
     """
     DATA_SETS.find_target(name)
     return _load(name, places(data), train, factor)
 
 
-def source(name: str) -> str:
-    """The digest of what reads a data set of an installed package; empty for any other."""
+def source_digest(name: str) -> str:
+    """Return the digest of the code that reads a data set of an installed package; empty for built-in ones."""
     if name not in DATA_SETS.names() or DATA_SETS.find_origin(name) == BUILT_IN:
         return ""
     return digest_source(DATA_SETS.get(name).read)
@@ -49,7 +49,7 @@ def source(name: str) -> str:
 
 @lru_cache(maxsize=4)
 def _load(name: str, where: tuple[Place, ...], train: int, factor: int) -> Splits:
-    tag = "-".join([name, str(VERSION), *([source(name)[:16]] if source(name) else [])])
-    splits = prepared(tag, folder=where[-1].folder, make=lambda: load_object(DATA_SETS.get(name).read)(where))
-    splits = replace(splits, train=fewer(splits.train, train)) if train else splits
-    return splits if factor == 1 else shrunk(splits, factor)
+    tag = "-".join([name, str(VERSION), *([source_digest(name)[:16]] if source_digest(name) else [])])
+    splits = load_or_prepare(tag, folder=where[-1].folder, make=lambda: load_object(DATA_SETS.get(name).read)(where))
+    splits = replace(splits, train=take_fewer(splits.train, train)) if train else splits
+    return splits if factor == 1 else average_splits(splits, factor)

@@ -1,7 +1,4 @@
-"""Image files: folders with a sub-folder for each class, and images decoded to bytes.
-
-They become RGB, are resized, and cut to a square at the centre or at random.
-"""
+"""Image files: folders with a sub-folder for each class, and images decoded to RGB, resized and cropped."""
 
 from __future__ import annotations
 
@@ -28,40 +25,40 @@ if TYPE_CHECKING:
 
 
 SCALE = (0.08, 1.0)
-"""Share of the image's area that a random crop has."""
+"""Range of the share of the image area in random crops."""
 RATIO = (3 / 4, 4 / 3)
-"""Its width / height."""
+"""Range of width / height of random crops."""
 _ATTEMPTS = 10
 
 Box = tuple[int, int, int, int]
-"""Left, top, right, bottom; the last two are outside."""
+"""Left, top, right, bottom; right and bottom are exclusive."""
 
 
 @dataclass(frozen=True)
-class Pictures:
-    """A request for a batch of image files, see `tasks.task.Reader`: uint8 [n, 3, size, size] when it is called."""
+class ImageRequest:
+    """A function that reads a batch of image files as uint8 [n, 3, size, size], see `tasks.task.Reader.request`."""
 
     paths: tuple[str, ...]
     size: int
     resize: int
     """Shorter side of an image before the central square is cropped."""
     seed: int | None = None
-    """Seed of random crops, None for central ones; image i of the batch has the draws of (seed, i)."""
+    """Seed of random crops, which depend on it and on the position in the batch; None crops the centre."""
     first: int = 0
-    """The place of the first image in the batch, where these are a part of one."""
+    """Position of the first image in the batch, if a batch is split over processes."""
 
     def __call__(self) -> Tensor:
-        """Read them.
+        """Read the images.
 
         Raises:
-            DataError: for the first file that is not a whole image.
+            DataError: for the first file that is not a complete image.
         """
-        return stacked(
+        return read_images(
             ((path, path) for path in self.paths), len(self.paths), self.size, self.resize, self.seed, self.first
         )
 
 
-def stacked(
+def read_images(
     files: Iterable[tuple[str | bytes, str]],
     count: int,
     size: int,
@@ -69,28 +66,31 @@ def stacked(
     seed: int | None = None,
     first: int = 0,
 ) -> Tensor:
-    """Image files, each a path or a content with a name for errors, as uint8 [count, 3, size, size]; see `Pictures`.
+    """Read `count` images as uint8 [count, 3, size, size]; `ImageRequest` describes the other arguments.
+
+    Args:
+        files: path or content of each image, with a name for error messages.
 
     Raises:
-        DataError: for the first that is not a whole image.
+        DataError: for the first file that is not a complete image.
     """
     batch = np.empty((count, 3, size, size), np.uint8)
     for position, (file, name) in enumerate(files):
-        image = decoded(file, name)
+        image = decode_image(file, name)
         if seed is None:
-            image = central(image, resize, size)
+            image = crop_centre(image, resize, size)
         else:
             draws = random.Random(mix(seed, first + position))
-            image = resized(image.crop(random_box(*image.size, draws)), size, size)
-        batch[position] = pixels(image)
+            image = resize_image(image.crop(random_box(*image.size, draws)), size, size)
+        batch[position] = to_array(image)
     return torch.from_numpy(batch)
 
 
-def decoded(file: str | bytes, name: str) -> Image:
-    """The RGB image in a file, given by its path or its content. Grey and palette images become RGB, alpha is dropped.
+def decode_image(file: str | bytes, name: str) -> Image:
+    """Decode an image file, given by its path or content, to RGB without an alpha channel.
 
     Raises:
-        DataError: if it is not a whole image of 8 or 16 bits a channel.
+        DataError: if it is not a complete image with 8 or 16 bits a channel.
     """
     needs("PIL", "lab", "reading images")
     from PIL import Image
@@ -98,17 +98,17 @@ def decoded(file: str | bytes, name: str) -> Image:
     try:
         with Image.open(io.BytesIO(file) if isinstance(file, bytes) else file) as image:
             image.load()
-            return _rgb(image)
+            return _to_rgb(image)
     except Exception as error:  # damaged files make decoders raise nearly anything, from SyntaxError to struct.error
         raise DataError(
             f"{name} cannot be read as an image ({type(error).__name__}: {error}): get it again, or take it away"
         ) from error
 
 
-def _rgb(image: Image) -> Image:
+def _to_rgb(image: Image) -> Image:
     from PIL import Image
 
-    if image.mode.startswith("I;16"):  # Pillow would cut off everything above 255
+    if image.mode.startswith("I;16"):  # Pillow would clip values above 255
         return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
     if image.mode in ("I", "F"):
         raise ValueError(f"pixels of mode {image.mode} have no known range; 8 bits a channel are wanted")
@@ -117,14 +117,14 @@ def _rgb(image: Image) -> Image:
     return image.convert("RGB")
 
 
-def pixels(image: Image) -> NDArray[np.uint8]:
-    """uint8 [3, height, width] of an RGB image."""
+def to_array(image: Image) -> NDArray[np.uint8]:
+    """Return the pixels of an RGB image, uint8 [3, height, width]."""
     values: NDArray[np.uint8] = np.asarray(image, np.uint8).transpose(2, 0, 1)
     return values
 
 
-def resized(image: Image, width: int, height: int) -> Image:
-    """Bilinear, with the filter widened to the pixels of the source when the image shrinks (antialiased)."""
+def resize_image(image: Image, width: int, height: int) -> Image:
+    """Resize an image bilinearly, with antialiasing when it shrinks."""
     from PIL import Image
 
     if image.size == (width, height):
@@ -132,25 +132,24 @@ def resized(image: Image, width: int, height: int) -> Image:
     return image.resize((width, height), Image.Resampling.BILINEAR)
 
 
-def central(image: Image, resize: int, size: int) -> Image:
-    """The shorter side resized to `resize`, the other in proportion, and the central square of `size` cut out."""
+def crop_centre(image: Image, resize: int, size: int) -> Image:
+    """Resize the shorter side of an image to `resize` pixels and crop the central square of `size` pixels."""
     width, height = image.size
     if width <= height:
         width, height = resize, resize * height // width
     else:
         width, height = resize * width // height, resize
     left, top = round((width - size) / 2), round((height - size) / 2)
-    return resized(image, width, height).crop((left, top, left + size, top + size))
+    return resize_image(image, width, height).crop((left, top, left + size, top + size))
 
 
 def random_box(width: int, height: int, draws: random.Random) -> Box:
-    """Choose the crop of an image before resizing: the recipe of Inception and ResNet for ImageNet.
+    """Return a random crop of an image, by the recipe of Inception and ResNet for ImageNet.
 
-    Szegedy et al. 2015 (section 6): a share of the area uniform in [0.08, 1], an aspect ratio in [3/4, 4/3], here
-    uniform in its logarithm, anywhere in the image. After ten boxes that do not fit it is the largest central one
-    whose ratio is in bounds, as in torchvision.
-
-    Only `Random.random` is drawn from: Python promises that it never changes.
+    Szegedy et al. 2015 (section 6): the share of the area is uniform in [0.08, 1], the logarithm of the aspect ratio
+    in that of [3/4, 4/3], and so is the position. After ten boxes that do not fit, the result is the largest central
+    box whose ratio is in bounds, as in torchvision. Only `Random.random` is used, which Python promises never to
+    change.
     """
     low, high = (math.log(ratio) for ratio in RATIO)
     for _ in range(_ATTEMPTS):
@@ -167,7 +166,7 @@ def random_box(width: int, height: int, draws: random.Random) -> Box:
 
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
-"""Suffixes of image files, in lower or upper case; other files, and hidden ones, are skipped."""
+"""Suffixes of image files, in lower or upper case; other files and hidden files are skipped."""
 
 TEST_FOLDERS = ("val", "test")
 """Names of the folder of the test split; the first that exists is used. ImageNet's own test split has no labels."""
@@ -180,12 +179,12 @@ class Listing:
     folder: Path
     classes: tuple[str, ...]
     names: NDArray[np.bytes_]
-    """[n] below the class's folder, as the file system spells them: a third of what strings take."""
+    """[n] paths below the folder of the class, as bytes, which take a third of the memory of strings."""
     labels: NDArray[np.int64]
-    """[n]"""
+    """[n] class numbers."""
 
     def path(self, row: int) -> str:
-        """Build the error for one file."""
+        """Return the path of the file of a row."""
         return os.path.join(self.folder, self.classes[self.labels[row]], os.fsdecode(bytes(self.names[row])))
 
 
@@ -200,9 +199,10 @@ class ImageFolder:
 
 
 def scan(root: Path) -> ImageFolder:
-    """Scan `root`: train/<class>/... and val/<class>/... (or test/). About 10 s for ImageNet on a local disk.
+    """List the images in train/<class>/... and val/<class>/... (or test/) below `root`.
 
-    A class's number is the rank of its folder's name in train. Times and contents of files are not looked at.
+    Classes are numbered by the order of their folder names in train. Contents of files are not read. ImageNet takes
+    about 10 s on a local disk.
 
     Raises:
         DataError: if a folder is missing or cannot be read, a class has no images or is not in train, or there are
@@ -210,26 +210,26 @@ def scan(root: Path) -> ImageFolder:
     """
     found = hashlib.sha256()
     try:
-        train = _folder(root, ("train",))
-        test = _folder(root, TEST_FOLDERS)
-        classes = _classes(train)
+        train = _find_folder(root, ("train",))
+        test = _find_folder(root, TEST_FOLDERS)
+        classes = _list_classes(train)
         if len(classes) < 2:
             raise DataError(f"{train}: {len(classes)} folders of classes, but at least two are needed: train/<class>/*")
-        tested = _classes(test)
+        tested = _list_classes(test)
         if strangers := sorted(set(tested) - set(classes)):
             raise DataError(
                 f"{test / strangers[0]} is a class that is not in {train}: each class in {test.name} needs images there"
             )
         return ImageFolder(
-            train=_list(train, classes, classes, found, least=2),
-            test=_list(test, classes, tested, found),
+            train=_list_images(train, classes, classes, found, least=2),
+            test=_list_images(test, classes, tested, found),
             digest=found.hexdigest(),
         )
     except OSError as error:
         raise DataError(f"{root} cannot be read as a folder of images: {error}") from error
 
 
-def _folder(root: Path, names: tuple[str, ...]) -> Path:
+def _find_folder(root: Path, names: tuple[str, ...]) -> Path:
     for name in names:
         if (root / name).is_dir():
             return root / name
@@ -237,19 +237,19 @@ def _folder(root: Path, names: tuple[str, ...]) -> Path:
     raise DataError(f"there is no folder {wanted}: images are looked for in train/<class>/* and val/<class>/* of it")
 
 
-def _classes(folder: Path) -> tuple[str, ...]:
+def _list_classes(folder: Path) -> tuple[str, ...]:
     with os.scandir(folder) as entries:
         return tuple(sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith(".")))
 
 
-def _list(
+def _list_images(
     folder: Path, classes: tuple[str, ...], present: tuple[str, ...], found: hashlib._Hash, *, least: int = 1
 ) -> Listing:
     names: list[bytes] = []
     labels = []
     for name in present:
-        files = sorted(_files(os.path.join(folder, name), ""))
-        if len(files) < least:  # of two for training, one is held out for validation
+        files = sorted(_iterate_files(os.path.join(folder, name), ""))
+        if len(files) < least:  # one of two training images is held out for validation
             raise DataError(
                 f"{folder / name} holds {len(files)} images ({', '.join(SUFFIXES)}), but a class needs at least {least}"
                 " there: add some, or take the folder away"
@@ -263,8 +263,8 @@ def _list(
     return Listing(folder, classes, np.array(names, np.bytes_), np.concatenate(labels))
 
 
-def _files(folder: str, prefix: str) -> Iterator[tuple[bytes, int]]:
-    """Yield the name below the class's folder and the size in bytes of each image, folders inside included."""
+def _iterate_files(folder: str, prefix: str) -> Iterator[tuple[bytes, int]]:
+    """Yield path below `folder` and size in bytes of each image, including those in sub-folders."""
     waiting = [(folder, prefix)]
     while waiting:
         place, before = waiting.pop()

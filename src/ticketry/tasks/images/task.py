@@ -1,4 +1,4 @@
-"""Classification of images that are kept in memory as bytes, and what those read from disk share with them."""
+"""Image classification: the base of all its tasks, and data sets that are kept in memory as bytes."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from ticketry.tasks.recipe import Recipe
 from ticketry.tasks.task import Classification, Spec, Splits
 
 PADDING = 4
-"""Pixels on each side, before a crop back to the original size (He et al. 2016, section 4.2)."""
+"""Padding on each side before a random crop back to the original size (He et al. 2016, section 4.2)."""
 
 
 def flip(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Each image [n, c, h, w] mirrored left to right with probability 1/2. One draw: [n] of {0, 1}."""
+    """Mirror each image of [n, c, h, w] with probability 1/2. Draws once: [n] of {0, 1}."""
     count, channels, height, width = images.shape
     mirrored = torch.randint(0, 2, (count, 1), generator=generator)
     columns = torch.arange(width)
@@ -33,15 +33,15 @@ def flip(images: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def crop(images: Tensor, generator: torch.Generator, padding: int = PADDING) -> Tensor:
-    """Each image [n, c, h, w] moved by up to `padding` pixels along both axes, zeros moving in.
+    """Shift each image of [n, c, h, w] by up to `padding` pixels along both axes, filled with zeros.
 
-    One draw: [n, 2] of {0, ..., 2 padding}, the top and the left edge of the crop in the image padded on all sides.
+    Draws once: [n, 2] of {0, ..., 2 padding}, top and left edge of the crop in the padded image.
     """
     count, channels, height, width = images.shape
     corner = torch.randint(0, 2 * padding + 1, (count, 2), generator=generator)
     padded = F.pad(images, (padding,) * 4)
     stride = width + 2 * padding
-    # Positions in a padded image laid out flat: one gather of single pixels is cheaper than one for each axis.
+    # Positions in a flattened padded image: one gather of pixels is cheaper than one for each axis.
     window = (torch.arange(height)[:, None] * stride + torch.arange(width)).view(1, -1)
     positions = (corner[:, :1] * stride + corner[:, 1:] + window).to(images.device)
     flat = padded.view(count, channels, -1).gather(2, positions[:, None, :].expand(count, channels, -1))
@@ -52,23 +52,23 @@ _AUGMENTATIONS = {"flip": flip, "crop": crop}
 
 
 class Images(Classification):
-    """Classification of images that are stored as bytes [n, channels, height, width]."""
+    """Base of image classification; images are stored as bytes [n, channels, height, width]."""
 
     model: str
     """Name of the network, see `ticketry.tasks.models.build`."""
     largest: float
-    """The stored value that stands for 1.0."""
+    """Stored value of the brightest pixel, which is scaled to 1."""
     mean: tuple[float, ...]
-    """Mean and deviation of each channel over the training set, with pixels in [0, 1]."""
+    """Mean of each channel over the training set, with pixels in [0, 1]."""
     std: tuple[float, ...]
-    """Likewise."""
+    """Standard deviation of each channel over the training set, with pixels in [0, 1]."""
     train: int
-    """Training examples, as many of each class; 0 is all there are."""
+    """Number of training examples, the same of each class; 0 takes all."""
     shape: tuple[int, int, int]
     """Channels, height, width."""
     classes: int
     padding: int = PADDING
-    """How far ``crop`` moves images at most, in pixels."""
+    """Largest shift by the augmentation ``crop``, in pixels."""
 
     def build(self) -> nn.Module:
         return models.build(self.model, shape=self.shape, classes=self.classes)
@@ -77,17 +77,17 @@ class Images(Classification):
         return models.rival(self.model, shape=self.shape, classes=self.classes, parameters=parameters)
 
     def prepare(self, inputs: Tensor) -> Tensor:
-        """Bytes [n, c, h, w] to float32, (x / largest - mean) / std."""
-        factor, offset = _affine(self.largest, self.mean, self.std, inputs.device)
-        # In a LeNet's 1 ms step this counts: 20 us for 128 MNIST images, where addcmul takes 55 us.
+        """Return (x / largest - mean) / std of stored images [n, c, h, w], in float32."""
+        factor, offset = _scale_and_offset(self.largest, self.mean, self.std, inputs.device)
+        # Matters in a 1 ms step of a LeNet: 20 us for 128 MNIST images; addcmul takes 55 us.
         return inputs.to(torch.float32, copy=True).mul_(factor).add_(offset)
 
     def example(self, count: int, data: Path | None = None) -> Tensor:
-        """Noise [count, channels, height, width], spread as prepared images are; no data are read."""
+        """Return standard normal noise [count, channels, height, width]; no data are read."""
         return torch.randn(count, *self.shape, generator=torch.Generator().manual_seed(0))
 
     def augment(self, inputs: Tensor, names: tuple[str, ...], generator: torch.Generator) -> Tensor:
-        """Flips and crops, in the order of `names`."""
+        """Apply the augmentations flip and crop in the order of `names`."""
         for name in names:
             if name not in _AUGMENTATIONS:
                 raise TaskError(
@@ -99,7 +99,7 @@ class Images(Classification):
 
 @dataclass(frozen=True, kw_only=True)
 class ImageClassification(Images):
-    """A named data set of images in memory, a named network and how it is trained."""
+    """Classification of an image data set in memory."""
 
     replayable = True
 
@@ -114,12 +114,12 @@ class ImageClassification(Images):
     recipe: Recipe
     train: int = 0
     factor: int = 1
-    """By how much height and width of the data set are divided."""
+    """Factor by which height and width of the images are reduced."""
     spec: Spec | None = None
 
     @property
     def padding(self) -> int:  # type: ignore[override]
-        """Padding by the same share of an image at every resolution."""
+        """Largest shift by ``crop``: the same share of an image at every resolution."""
         return max(1, PADDING // self.factor)
 
     def key(self) -> Mapping[str, object]:
@@ -128,7 +128,7 @@ class ImageClassification(Images):
             **({"averaged": self.factor} if self.factor > 1 else {}),
             "name": self.name,
             "data_version": data_sets.VERSION,
-            **({"data_source": source} if (source := data_sets.source(self.name)) else {}),
+            **({"data_source": source} if (source := data_sets.source_digest(self.name)) else {}),
             **models.identity(self.model),
             "shape": list(self.shape),
             "classes": self.classes,
@@ -142,10 +142,10 @@ class ImageClassification(Images):
 
 
 @lru_cache(maxsize=32)
-def _affine(
+def _scale_and_offset(
     largest: float, mean: tuple[float, ...], std: tuple[float, ...], device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    """Factor and offset [c, 1, 1] of (x / largest - mean) / std; kept, because a copy to a device stalls it."""
+    """Return factor and offset [c, 1, 1] of (x / largest - mean) / std; cached, because copies to a device stall it."""
     with torch.inference_mode(False):
         means = torch.tensor(mean, dtype=torch.float64).view(-1, 1, 1)
         stds = torch.tensor(std, dtype=torch.float64).view(-1, 1, 1)
@@ -153,14 +153,14 @@ def _affine(
         return factor.to(device, torch.float32), offset.to(device, torch.float32)
 
 
-def make(spec: Spec) -> ImageClassification:
-    """Return the task that a request names: a data set of `facts.DATA_SETS` with its defaults.
+def create_task(spec: Spec) -> ImageClassification:
+    """Create the task for a request with the name of a data set of `facts.DATA_SETS`.
 
     Raises:
-        TaskError: for an unknown option, a value that cannot be, or a network that is too small or unknown.
+        TaskError: for an unknown option or network, an invalid value, or images that are too small for the network.
     """
     data, options = DATA_SETS.get(spec.name), Options(spec, ("train", "size"))
-    factor = _factor(data, options)
+    factor = _parse_factor(data, options)
     channels, height, width = data.shape
     data = replace(data, shape=(channels, height // factor, width // factor))
     network = spec.model or data.model
@@ -180,13 +180,13 @@ def make(spec: Spec) -> ImageClassification:
     )
 
 
-def _factor(data: ImageData, options: Options) -> int:
-    """By how much the option ``size`` makes images smaller, each side."""
+def _parse_factor(data: ImageData, options: Options) -> int:
+    """Return the factor by which the option ``size`` reduces height and width."""
     _, height, width = data.shape
     sizes = {height // factor: factor for factor in range(1, height + 1) if not height % factor and not width % factor}
     size = options.whole("size", height, least=1)
     if size not in sizes:
-        raise options.wrong(
+        raise options.value_error(
             "size", f"one of {', '.join(map(str, sizes))} (pixels, whole squares of which are averaged)"
         )
     return sizes[size]

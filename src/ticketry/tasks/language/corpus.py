@@ -1,4 +1,4 @@
-"""Texts as tokens: custom or published files in three splits, and the vocabulary made from them."""
+"""Texts as tokens: custom and published files in three splits, and their vocabularies."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from torch import Tensor
 from ticketry.errors import DataError, MissingExtraError, TaskError
 from ticketry.files import reason_of
 from ticketry.folders import is_file, iterate_below
-from ticketry.tasks.data.locate import Collection, Layout, Place, obtain, places, text_of, unpacked
+from ticketry.tasks.data.locate import Collection, Layout, Place, obtain, places, read_text, read_verified
 from ticketry.tasks.facts import PUBLISHED
 
 PARTS = {"train": ("train",), "validation": ("validation", "valid", "val", "dev"), "test": ("test",)}
-"""Split -> what a file of it may be called, before its suffixes."""
+"""Split -> possible names of its file, without suffixes."""
 SUFFIXES = (".txt", ".txt.gz", ".txt.xz", ".md", ".text", "")
 
 
 @dataclass(frozen=True)
 class Content:
-    """The bytes of a text, valid UTF-8, by split."""
+    """The splits of a text as bytes of valid UTF-8."""
 
     train: bytes
     validation: bytes
@@ -35,27 +35,31 @@ class Content:
 
 
 def read(path: Path, *, validation: Fraction, test: Fraction) -> Content:
-    """The text of a file, or of a folder.
+    """Read a text from a file or a folder, in three splits.
 
-    A folder that has a file for each split (train.txt, valid.txt, test.txt, also as .gz or .xz) is used unchanged. Of
-    any other all files *.txt, *.md, *.text (and .gz, .xz of them) are read in the order of their paths, one after the
-    other. Then, as of a single file, the last shares are the validation and the test split.
+    A folder with a file for each split (train.txt, valid.txt, test.txt, also as .gz or .xz) gives these splits. Other
+    folders give the text of all files *.txt, *.md, *.text (also as .gz or .xz) in the order of their paths. It is split
+    like a single file, with validation and test text at the end.
+
+    Args:
+        validation: share of the text for validation, if it is split here.
+        test: share of the text for testing, if it is split here.
 
     Raises:
-        DataError: if there is nothing to read, it cannot be read, or it is no text.
+        DataError: if there is no text, or a file cannot be read or is not text.
     """
     if not path.exists():
         raise DataError(f"{path}: there is no such text: name a file, or a folder of text files, as --task text:PATH")
-    if path.is_dir() and (parts := _parts(path)):
-        return Content(**{split: text_of(file) for split, file in parts.items()})
-    files = _files(path) if path.is_dir() else [path]
+    if path.is_dir() and (parts := _find_parts(path)):
+        return Content(**{split: read_text(file) for split, file in parts.items()})
+    files = _list_files(path) if path.is_dir() else [path]
     if not files:
         raise DataError(f"{path} holds no text files (*.txt, *.md, *.text, also as .gz or .xz)")
-    return _cut(b"".join(map(text_of, files)), validation, test, path)
+    return _split_text(b"".join(map(read_text, files)), validation, test, path)
 
 
-def _parts(folder: Path) -> dict[str, Path]:
-    """The files of the three splits, if all are there."""
+def _find_parts(folder: Path) -> dict[str, Path]:
+    """Return the files of the three splits; empty if one is missing."""
     found = {}
     for split, names in PARTS.items():
         choices = [folder / f"{name}{suffix}" for name in names for suffix in SUFFIXES]
@@ -66,7 +70,7 @@ def _parts(folder: Path) -> dict[str, Path]:
     return found
 
 
-def _files(folder: Path) -> list[Path]:
+def _list_files(folder: Path) -> list[Path]:
     kinds = tuple(suffix for suffix in (*SUFFIXES, ".md.gz", ".text.gz", ".md.xz", ".text.xz") if suffix)
     try:
         found = [path for path in iterate_below(folder) if path.name.endswith(kinds) and is_file(path)]
@@ -75,8 +79,8 @@ def _files(folder: Path) -> list[Path]:
     return sorted(path for path in found if not any(part.startswith(".") for part in path.relative_to(folder).parts))
 
 
-def _cut(content: bytes, validation: Fraction, test: Fraction, path: Path) -> Content:
-    """The three splits, each of whole characters."""
+def _split_text(content: bytes, validation: Fraction, test: Fraction, path: Path) -> Content:
+    """Split a text into training, validation and test text, between characters."""
     first, second = (int(len(content) * share) for share in (1 - validation - test, 1 - test))
     while first < len(content) and content[first] & 0xC0 == 0x80:  # inside a character
         first += 1
@@ -95,26 +99,29 @@ END_OF_LINE = "<eos>"
 
 
 class Vocabulary(Protocol):
-    """A tokenizer, which turns a text into tokens."""
+    """A vocabulary, which encodes texts as numbers of tokens."""
 
     @property
     def size(self) -> int:
-        """How many different tokens there are."""
+        """Number of different tokens."""
 
     def encode(self, content: bytes, where: str) -> Tensor:
-        """The numbers of the text's tokens, [n], in the smallest type that holds them.
+        """Return the token numbers of a text, [n], in a small integer type.
+
+        Args:
+            where: name of the text in error messages.
 
         Raises:
-            DataError: naming `where`, for what it has no token for.
+            DataError: if a part of the text has no token.
         """
 
     def describe(self) -> dict[str, object]:
-        """Identity of the tokenizer, for keys."""
+        """Return the identity of the vocabulary, for keys."""
 
 
 @dataclass(frozen=True)
 class Bytes:
-    """Every byte is a token: any text has one, and all texts have the same vocabulary."""
+    """Each byte is a token, so that all texts have the same vocabulary."""
 
     size: int = 256
 
@@ -127,14 +134,15 @@ class Bytes:
 
 @dataclass(frozen=True)
 class Words:
-    """Words between blanks, and the end of each line, by the order in which they first come up in a training text."""
+    """Words between blanks and ends of lines, numbered in the order of a training text."""
 
     numbers: dict[str, int]
 
     @classmethod
-    def of(cls, content: bytes) -> Words:
+    def from_text(cls, content: bytes) -> Words:
+        """Collect the words of a training text."""
         numbers: dict[str, int] = {}
-        for word in _words(content):
+        for word in _split_words(content):
             numbers.setdefault(word, len(numbers))
         return cls(numbers)
 
@@ -144,7 +152,7 @@ class Words:
 
     def encode(self, content: bytes, where: str) -> Tensor:
         try:
-            found = np.fromiter((self.numbers[word] for word in _words(content)), np.int32)
+            found = np.fromiter((self.numbers[word] for word in _split_words(content)), np.int32)
         except KeyError as error:
             raise DataError(f"{where} has the word {error.args[0]!r}, which the training text does not have") from None
         return torch.from_numpy(found)
@@ -156,25 +164,25 @@ class Words:
 
 @dataclass(frozen=True)
 class Tokenizer:
-    """A file of the library tokenizers, such as tokenizer.json of a model of Hugging Face's."""
+    """A vocabulary in a file of the library tokenizers, such as tokenizer.json of a Hugging Face model."""
 
     path: Path
 
     @property
     def size(self) -> int:
-        return _numbers_of(self.path)
+        return _count_numbers(self.path)
 
     def encode(self, content: bytes, where: str) -> Tensor:
         text = content.decode("utf-8")
         try:
-            numbers = self._made.encode(text, add_special_tokens=False).ids
+            numbers = self._tokenizer.encode(text, add_special_tokens=False).ids
         except Exception as error:  # the library raises plain exceptions
             raise DataError(
                 f"the tokenizer {self.path} cannot read {where} ({error}): give it a token for what it does not know"
             ) from None
         if not numbers:
             raise DataError(f"the tokenizer {self.path} makes no tokens of {where}")
-        if (lost := _left_out(self._made, text)) is not None:
+        if (lost := _find_dropped_text(self._tokenizer, text)) is not None:
             raise DataError(
                 f"the tokenizer {self.path} leaves out some of {lost!r} in {where}, for which it has no token: train it"
                 " on that text too, or give it an unk_token or byte_fallback"
@@ -182,46 +190,47 @@ class Tokenizer:
         return torch.tensor(numbers, dtype=torch.int32)
 
     def describe(self) -> dict[str, object]:
-        return {"kind": "tokenizer", "size": self.size, "digest": hashlib.sha256(_read(self.path)).hexdigest()}
+        return {"kind": "tokenizer", "size": self.size, "digest": hashlib.sha256(_read_bytes(self.path)).hexdigest()}
 
     @property
-    def _made(self) -> Any:
-        return _tokenizer(self.path)
+    def _tokenizer(self) -> Any:
+        return _load_tokenizer(self.path)
 
 
-def _words(content: bytes) -> list[str]:
+def _split_words(content: bytes) -> list[str]:
     lines = content.decode("utf-8").removesuffix("\n").split("\n")
     return [word for line in lines for word in (*line.split(), END_OF_LINE)]
 
 
 @lru_cache(maxsize=4)
-def _tokenizer(path: Path) -> Any:
+def _load_tokenizer(path: Path) -> Any:
     try:
         from tokenizers import Tokenizer as Library
     except ImportError:
         raise MissingExtraError("tokenizers", "text", f"the vocabulary {path}") from None
     try:
-        return Library.from_str(_read(path).decode("utf-8"))
+        return Library.from_str(_read_bytes(path).decode("utf-8"))
     except Exception as error:  # the library raises plain exceptions
         raise DataError(f"{path} is no file of the library tokenizers: {error}") from None
 
 
 @lru_cache(maxsize=4)
-def _numbers_of(path: Path) -> int:
-    """How many numbers tokens have: one's own vocabulary may leave some out, and then it has fewer tokens."""
-    return max(_tokenizer(path).get_vocab().values(), default=-1) + 1
+def _count_numbers(path: Path) -> int:
+    """Return the largest token number of a tokenizer plus 1; vocabularies may leave numbers out."""
+    return max(_load_tokenizer(path).get_vocab().values(), default=-1) + 1
 
 
-def _left_out(tokenizer: Any, text: str) -> str | None:
-    """Find a piece of the text that byte pairs would silently drop, because they have neither a token for
-    it nor one for unknown text. Other kinds of models refuse such text.
+def _find_dropped_text(tokenizer: Any, text: str) -> str | None:
+    """Return a part of the text that a byte-pair tokenizer would silently drop, or None.
+
+    Byte pairs drop text without a token if there is no token for unknown text; other tokenizers refuse it.
     """
     model = tokenizer.model
     if type(model).__name__ != "BPE" or model.unk_token is not None or model.byte_fallback:
         return None
     seen = set[str]()
     added = "|".join(re.escape(one.content) for one in tokenizer.get_added_tokens_decoder().values())
-    for part in re.split(added, text) if added else [text]:  # those are found before anything else is looked at
+    for part in re.split(added, text) if added else [text]:  # added tokens are found first
         for line in part.splitlines(keepends=True):
             plain = line if tokenizer.normalizer is None else tokenizer.normalizer.normalize_str(line)
             if tokenizer.pre_tokenizer is None:
@@ -235,7 +244,7 @@ def _left_out(tokenizer: Any, text: str) -> str | None:
     return None
 
 
-def _read(path: Path) -> bytes:
+def _read_bytes(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
@@ -243,12 +252,12 @@ def _read(path: Path) -> bytes:
 
 
 VERSION = 1
-"""Version of what is derived from the published files, raised by a change that moves a token."""
+"""Version of the tokens of published texts; part of the key, raised when a token changes."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """The tokens of a split, [n], and how many characters they are (0: unknown)."""
+    """The tokens of a split, [n], and their number of characters (0 if unknown)."""
 
     tokens: Tensor
     characters: int = 0
@@ -256,18 +265,18 @@ class Part:
 
 @dataclass(frozen=True)
 class Corpus:
-    """A text in tokens."""
+    """A text as tokens, in three splits."""
 
     train: Part
     validation: Part
     test: Part
     vocabulary: int
-    """How many different tokens there are."""
+    """Number of different tokens."""
 
 
 @dataclass(frozen=True)
 class _Files:
-    """Location of a published text, and its files once unpacked."""
+    """Possible locations of a published text, and the digests of its decompressed files."""
 
     layouts: tuple[Layout, ...]
     md5: tuple[str, str, str]
@@ -295,33 +304,33 @@ _FILES = {
 
 
 def collection(name: str) -> Collection:
-    """The files of a published corpus; they have no download."""
+    """Return the layouts of a published corpus, which has no download."""
     return Collection(PUBLISHED[name].title, _FILES[name].layouts, origins=())
 
 
-def published(name: str, data: Path | None) -> Corpus:
-    """A published corpus, from the folder `data`, $TICKETRY_DATA or the cache folder; loaded once a process.
+def load_published(name: str, data: Path | None) -> Corpus:
+    """Load a published corpus from the folder `data`, $TICKETRY_DATA or the cache folder; once a process.
 
     Raises:
-        DataError: if it is absent, or not what its published digest says.
+        DataError: if its files are missing or differ from their published digest.
     """
-    return _published(name, places(data))
+    return _load_published(name, places(data))
 
 
 @lru_cache(maxsize=2)
-def _published(name: str, where: tuple[Place, ...]) -> Corpus:
+def _load_published(name: str, where: tuple[Place, ...]) -> Corpus:
     known = _FILES[name]
     files = obtain(collection(name), where)
-    contents = [unpacked(file, md5) for file, md5 in zip(files, known.md5, strict=True)]
-    words = Words.of(contents[0])
+    contents = [read_verified(file, md5) for file, md5 in zip(files, known.md5, strict=True)]
+    words = Words.from_text(contents[0])
     train, validation, test = (
         Part(words.encode(content, str(file))) for content, file in zip(contents, files, strict=True)
     )
     return Corpus(train, validation, test, words.size)
 
 
-def encoded(text: Content, vocabulary: Vocabulary) -> Corpus:
-    """A custom text in the tokens of a vocabulary."""
+def encode_corpus(text: Content, vocabulary: Vocabulary) -> Corpus:
+    """Encode a custom text with a vocabulary."""
     parts = {
         split: Part(vocabulary.encode(content, f"the {split} text"), len(content.decode("utf-8")))
         for split, content in vars(text).items()
@@ -330,18 +339,18 @@ def encoded(text: Content, vocabulary: Vocabulary) -> Corpus:
 
 
 def digest(text: Content) -> str:
-    """SHA-256 of a text's three splits."""
+    """Return the SHA-256 of the three splits of a text."""
     each = [hashlib.sha256(content).hexdigest() for content in vars(text).values()]
     return hashlib.sha256("".join(each).encode()).hexdigest()
 
 
-def fewer(corpus: Corpus, tokens: int) -> Corpus:
-    """The corpus with the first tokens of its training text only.
+def take_fewer(corpus: Corpus, tokens: int) -> Corpus:
+    """Return the corpus with only the first `tokens` tokens of its training text.
 
     Raises:
-        TaskError: if there are not so many.
+        TaskError: if the training text has fewer.
     """
-    there = len(corpus.train.tokens)
-    if tokens > there:
-        raise TaskError(f"the option train is {tokens} tokens, and the training text has {there}")
+    available = len(corpus.train.tokens)
+    if tokens > available:
+        raise TaskError(f"the option train is {tokens} tokens, and the training text has {available}")
     return Corpus(Part(corpus.train.tokens[:tokens]), corpus.validation, corpus.test, corpus.vocabulary)

@@ -26,26 +26,30 @@ from ticketry.tasks.task import Arithmetic, Course, PartOfBatch, Ranks, Session,
 from ticketry_engine.support.seeds import generator
 
 _ROWS, _ROW = 10, 1000
-"""A split is evaluated in so many rows side by side, or in fewer of so many tokens at least."""
+"""Largest number of rows in which a split is evaluated at the same time, and their smallest number of tokens."""
 _FEWEST = 2
-"""Fewest tokens of a split: a single one cannot be predicted."""
+"""Smallest number of tokens of a split: the first one is not predicted."""
 _LARGEST = 69.0
-"""Largest loss, in nats: the perplexity of a larger one is beyond the numbers of records."""
+"""Largest loss, in nats, whose perplexity is computed; records cannot store that of larger losses."""
 
 
 class Piece(NamedTuple):
-    """The batch of a step."""
+    """The batch of a training step: a piece of the text in each row."""
 
     tokens: Tensor
     """int64 [b, t]"""
     targets: Tensor
-    """int64 [b, t]: the token after each."""
+    """int64 [b, t], the next token of each token."""
     begins: bool
-    """Whether nothing of the text before it is known."""
+    """Whether the model starts from its initial state."""
 
 
 class Text(Course):
-    """A corpus, read in pieces of `time` tokens."""
+    """Training and evaluation on a corpus, in pieces of `time` tokens.
+
+    Args:
+        carries: whether the model is recurrent: it carries a state from piece to piece.
+    """
 
     def __init__(self, corpus: Corpus, time: int, *, carries: bool) -> None:
         self.corpus, self.time, self._carries = corpus, time, carries
@@ -54,7 +58,7 @@ class Text(Course):
         return {split: len(self._part(split).tokens) for split in ("train", "validation", "test")}
 
     def session(self, recipe: Recipe, seed: int, arithmetic: Arithmetic) -> Session:
-        """Raises `TaskError` for what a recipe may have and a text has not."""
+        """Return a new training run; raises `TaskError` for augmentations and label smoothing."""
         if recipe.augment:
             raise TaskError(f"a text has no augmentation {recipe.augment[0]!r}: choose a recipe without it")
         if recipe.label_smoothing:
@@ -70,9 +74,10 @@ class Text(Course):
         return kind(self.corpus.train.tokens, recipe.batch, self.time, seed, arithmetic)
 
     def evaluate(self, model: nn.Module, split: str, arithmetic: Arithmetic) -> dict[str, float]:
-        """Mean loss of a token in nats, perplexity, and bits per character where characters are known.
+        """Return the mean loss of a token in nats, the perplexity, and the bits per character if characters are known.
 
-        Every token of the split but the first is predicted once. States are carried along each of at most 10 rows.
+        Each token of the split except the first is predicted once. The split is read in at most 10 rows; recurrent
+        models carry their state along each row.
         """
         part = self._part(split)
         count = len(part.tokens) - 1
@@ -82,16 +87,16 @@ class Text(Course):
         padded = part.tokens.new_zeros(rows * length + 1)
         padded[: count + 1] = part.tokens
         tokens, targets = padded[:-1].view(rows, length), padded[1:].view(rows, length)
-        loss = self._summed(model, tokens, targets, known, arithmetic) / count
+        loss = self._sum_costs(model, tokens, targets, known, arithmetic) / count
         found = {"loss": loss, "perplexity": exp(min(loss, _LARGEST))}
         if part.characters:
             found["bits_per_character"] = loss / log(2) * len(part.tokens) / part.characters
         return found
 
-    def _summed(
+    def _sum_costs(
         self, model: nn.Module, tokens: Tensor, targets: Tensor, known: Tensor, arithmetic: Arithmetic
     ) -> float:
-        """The cost of all tokens [rows, length] that are known."""
+        """Return the summed loss of the targets [rows, length] that `known` selects."""
         tokens, targets, known = (each.to(arithmetic.device) for each in (tokens, targets, known))
         total = torch.zeros((), dtype=torch.float64, device=arithmetic.device)
         assert isinstance(model, LanguageModel)
@@ -104,7 +109,7 @@ class Text(Course):
         return float(total)
 
     def sample(self, model: nn.Module, count: int, size: int, seed: int) -> list[Any]:
-        """Random pieces, each from an empty past; no more in a batch than there are in the text."""
+        """Return batches of random pieces, read from the initial state; a batch has at most as many as the text."""
         tokens, draw = self.corpus.train.tokens, generator(seed, "pieces")
         last = len(tokens) - self.time - 1
         device, found = next(model.parameters()).device, []
@@ -121,7 +126,7 @@ class Text(Course):
         return len(batch.tokens)
 
     def inputs(self, count: int) -> Tensor:
-        """The first pieces of the training text, [count, time]."""
+        """Return the first pieces of the training text, [count, time]."""
         tokens = self.corpus.train.tokens
         time = max(min(self.time, len(tokens) // count), 1)
         return tokens[: count * time].view(-1, time).long()
@@ -130,7 +135,7 @@ class Text(Course):
         return TextPart(self.corpus, self.time, ranks, carries=self._carries)
 
     def check_cut(self, model: nn.Module, recipe: Recipe, world: int) -> None:
-        """Each process has at least one row or piece; a loss is the mean over them, whose lengths are equal."""
+        """Check that each process has at least one row or piece of a batch."""
         pieces = len(self.corpus.train.tokens) // self.time
         last = recipe.batch if self._carries else min(pieces % recipe.batch or recipe.batch, pieces)
         for batch, which in ((recipe.batch, "a batch"), (last, "the last batch of an epoch")):
@@ -146,7 +151,7 @@ class Text(Course):
 
 
 class Reading(Session):
-    """A training on a text: pieces by (seed, step), and the state that is carried from piece to piece."""
+    """A training run on a text: the piece of each step, and the state of recurrent models between pieces."""
 
     def __init__(self, tokens: Tensor, batch: int, time: int, seed: int, arithmetic: Arithmetic) -> None:
         self._text = tokens.to(arithmetic.device)
@@ -159,32 +164,32 @@ class Reading(Session):
         for step in steps:
             epoch, number = divmod(step, per_epoch)
             if epoch != self._epoch:
-                self._turn(epoch)
+                self._start_epoch(epoch)
                 self._epoch = epoch
             yield self.piece(number)
 
     def loss(self, model: nn.Module, batch: Any) -> Tensor:
-        costs = self._read(model, batch, "", targets=batch.targets)
+        costs = self._call_model(model, batch, "", targets=batch.targets)
         return costs.mean()
 
     def outputs(self, model: nn.Module, batch: Any, of: str = "") -> tuple[Tensor, Tensor]:
-        scores = self._read(model, batch, of)
+        scores = self._call_model(model, batch, of)
         return scores.flatten(0, 1).float(), batch.targets.flatten()
 
-    def _read(self, model: nn.Module, piece: Piece, of: str, targets: Tensor | None = None) -> Tensor:
-        """Call the model on a piece, and update its state."""
+    def _call_model(self, model: nn.Module, piece: Piece, of: str, targets: Tensor | None = None) -> Tensor:
+        """Call the model on a piece and update its state; return costs if there are targets, else scores."""
         plain = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
         assert isinstance(plain, LanguageModel)
         fresh = piece.begins or of not in self._carried
         state = plain.begin(len(piece.tokens)) if fresh else self._carried[of]
         with self._arithmetic.autocast():
-            made, after = model(piece.tokens, state, targets)
+            result, after = model(piece.tokens, state, targets)
         self._carried[of] = {name: value.detach().to(state[name].dtype) for name, value in after.items()}
-        found: Tensor = made
+        found: Tensor = result
         return found
 
     def state(self) -> dict[str, Tensor]:
-        """The state of each network that reads the text, as ``network:entry``."""
+        """Return the state of each network that reads the text, as ``network:entry``."""
         return {
             f"{of}:{name}": value.to("cpu", copy=True).contiguous()
             for of, entries in self._carried.items()
@@ -203,34 +208,34 @@ class Reading(Session):
 
     @staticmethod
     def per_epoch(tokens: int, batch: int, time: int) -> int:
-        """Steps that read the text once; 0 if it is too short for one."""
+        """Return the number of steps that read the text once; 0 if the text is too short for a step."""
         raise NotImplementedError
 
-    def _turn(self, epoch: int) -> None:
-        """Prepare the text for an epoch."""
+    def _start_epoch(self, epoch: int) -> None:
+        """Prepare the tokens of an epoch."""
         raise NotImplementedError
 
     def piece(self, number: int) -> Piece:
-        """The step of this number in the epoch."""
+        """Return the batch of a step, by its number in the epoch."""
         raise NotImplementedError
 
-    def _turned(self, epoch: int, count: int) -> tuple[Tensor, Tensor]:
-        """`count` tokens of the turned text, and the token after each."""
-        by = int(torch.randint(0, len(self._text), (), generator=generator(self._seed, "turn", epoch)))
-        turned = torch.cat([self._text[by:], self._text[: by + 1]])
-        return turned[:count], turned[1 : count + 1]
+    def _rotate_text(self, epoch: int, count: int) -> tuple[Tensor, Tensor]:
+        """Rotate the text by a random number of tokens; return its first `count` tokens and their next tokens."""
+        shift = int(torch.randint(0, len(self._text), (), generator=generator(self._seed, "turn", epoch)))
+        rotated = torch.cat([self._text[shift:], self._text[: shift + 1]])
+        return rotated[:count], rotated[1 : count + 1]
 
 
 class Rows(Reading):
-    """Pieces for a model that carries a state: each row continues where the last piece ended."""
+    """A training run of a recurrent model: each row continues where its last piece ended."""
 
     @staticmethod
     def per_epoch(tokens: int, batch: int, time: int) -> int:
         return -(-(tokens // batch) // time)
 
-    def _turn(self, epoch: int) -> None:
+    def _start_epoch(self, epoch: int) -> None:
         length = len(self._text) // self.batch
-        tokens, targets = self._turned(epoch, length * self.batch)
+        tokens, targets = self._rotate_text(epoch, length * self.batch)
         self._tokens, self._targets = tokens.view(self.batch, length), targets.view(self.batch, length)
 
     def piece(self, number: int) -> Piece:
@@ -239,15 +244,15 @@ class Rows(Reading):
 
 
 class Pieces(Reading):
-    """Pieces for a model without state, in an order drawn for each epoch."""
+    """A training run of a model without state: pieces in a random order for each epoch."""
 
     @staticmethod
     def per_epoch(tokens: int, batch: int, time: int) -> int:
         return -(-(tokens // time) // batch)
 
-    def _turn(self, epoch: int) -> None:
+    def _start_epoch(self, epoch: int) -> None:
         pieces = len(self._text) // self._time
-        tokens, targets = self._turned(epoch, pieces * self._time)
+        tokens, targets = self._rotate_text(epoch, pieces * self._time)
         self._tokens, self._targets = tokens.view(pieces, self._time), targets.view(pieces, self._time)
         self._order = torch.randperm(pieces, generator=generator(self._seed, "order", epoch)).to(self._text.device)
 
@@ -256,11 +261,11 @@ class Pieces(Reading):
         return Piece(self._tokens[rows].long(), self._targets[rows].long(), True)
 
 
-# -- of several processes ----------------------------------------------------------------------------------------------
+# -- several processes ----------------------------------------------------------------------------------------------
 
 
 class PartOfPiece(NamedTuple):
-    """The batch of a step in one process, see `Piece`."""
+    """The part of a batch in one process, see `Piece`."""
 
     tokens: Tensor
     targets: Tensor
@@ -269,7 +274,7 @@ class PartOfPiece(NamedTuple):
 
 
 class TextPart(Text):
-    """The course as one of several processes has it."""
+    """Training and evaluation on a corpus in one of several processes."""
 
     def __init__(self, corpus: Corpus, time: int, ranks: Ranks, *, carries: bool) -> None:
         super().__init__(corpus, time, carries=carries)
@@ -283,31 +288,34 @@ class TextPart(Text):
         found.ranks = self._ranks
         return found
 
-    def _summed(
+    def _sum_costs(
         self, model: nn.Module, tokens: Tensor, targets: Tensor, known: Tensor, arithmetic: Arithmetic
     ) -> float:
-        """Add up the losses of each process's rows in the order of ranks. A process without rows reads the first for
-        nothing: with sharded parameters, all must call the network equally often."""
+        """Add up the losses of all processes in the order of ranks.
+
+        A process without rows reads the first row without counting it: with sharded parameters, all processes must call
+        the network equally often.
+        """
         place = place_of_part(len(tokens), self._ranks.rank, self._ranks.world)
         rows = slice(place.first, place.first + place.own) if place.own else slice(1)
         counted = known[rows] & bool(place.own)
-        found = super()._summed(model, tokens[rows], targets[rows], counted, arithmetic)
+        found = super()._sum_costs(model, tokens[rows], targets[rows], counted, arithmetic)
         return sum(self._ranks.gather(found), 0.0)
 
 
 class _Part(Reading):
-    """A training in which each process has a part of each batch."""
+    """A training run in which each process has a part of each batch."""
 
     ranks: Ranks
 
     def piece(self, number: int) -> Any:
         whole = super().piece(number)
-        place = self._place(len(whole.tokens))
+        place = self._place_of_rows(len(whole.tokens))
         rows = slice(place.first, place.first + place.own)
         return PartOfPiece(whole.tokens[rows], whole.targets[rows], whole.begins, place)
 
     def loss(self, model: nn.Module, batch: Any) -> Tensor:
-        """Scale the loss of the part by its share of the batch and the number of ranks."""
+        """Return the loss of the part, scaled so that the mean over processes is the loss of the whole batch."""
         with self.ranks.drawing(batch.place):
             found = super().loss(model, batch)
         weighted: Tensor = found * (batch.place.own * self.ranks.world / batch.place.whole)
@@ -317,34 +325,34 @@ class _Part(Reading):
         with self.ranks.drawing(batch.place):
             return super().outputs(model, batch, of)
 
-    def _place(self, rows: int) -> PartOfBatch:
+    def _place_of_rows(self, rows: int) -> PartOfBatch:
         return place_of_part(rows, self.ranks.rank, self.ranks.world)
 
 
 class RowsPart(_Part, Rows):
-    """Pieces for a model that carries a state: each process has the same rows of all batches, and their states."""
+    """`Rows` in several processes: each process has the same rows of all batches, with their states."""
 
     gathers = True
 
     def state(self) -> dict[str, Tensor]:
-        """Return the state of all rows, as one process has it."""
+        """Return the state of all rows of all processes, as in a single process."""
         found = self.ranks.gather(super().state())
         return {name: torch.cat([each[name] for each in found]) for name in found[0]}
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
-        place = self._place(self.batch)
+        place = self._place_of_rows(self.batch)
         super().load_state({name: value[place.first : place.first + place.own] for name, value in state.items()})
 
 
 class PiecesPart(_Part, Pieces):
-    """Pieces for a model without state."""
+    """`Pieces` in several processes."""
 
 
 def steps_per_epoch(tokens: int, batch: int, time: int, *, carries: bool) -> int:
-    """Steps in which a text of so many tokens is read once.
+    """Return the number of steps that read a text once.
 
     Raises:
-        TaskError: if it is too short for one step.
+        TaskError: if the text is too short for a step.
     """
     steps = (Rows if carries else Pieces).per_epoch(tokens, batch, time)
     if not steps:
@@ -358,22 +366,22 @@ def steps_per_epoch(tokens: int, batch: int, time: int, *, carries: bool) -> int
 PERPLEXITY = Metric("perplexity", unit="", higher_is_better=False, scale="log")
 BITS = Metric("bits_per_character", unit="", higher_is_better=False)
 
-_EVERYWHERE = ("train", "time", "dropout")
-_OF_TEXTS = ("vocabulary", "validation", "test")
+_COMMON_OPTIONS = ("train", "time", "dropout")
+_CUSTOM_TEXT_OPTIONS = ("vocabulary", "validation", "test")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Own:
-    """A custom text, and how it is read."""
+class CustomText:
+    """A custom text, with its vocabulary and splits."""
 
     path: Path
     """A file or a folder."""
     tokenizer: Path | None
-    """A file of the library tokenizers; None is bytes."""
+    """File of the library tokenizers; None for bytes as tokens."""
     validation: Fraction
-    """Share of the text, of one that is not in three files."""
+    """Share of the text for validation, if it is not in three files."""
     test: Fraction
-    """Likewise."""
+    """Share of the text for testing, if it is not in three files."""
 
     @property
     def vocabulary(self) -> Vocabulary:
@@ -382,34 +390,34 @@ class Own:
 
 @dataclass(frozen=True, kw_only=True)
 class Language(Task):
-    """Predicting each next token of a text."""
+    """Language modelling: predict the next token of a text."""
 
     name: str
     """ptb, wikitext-2, or text."""
-    own: Own | None
-    """Language modelling on a custom text."""
+    own: CustomText | None
+    """The custom text; None for a published text."""
     model: str
     """Name of the network, see `tasks.models.language`."""
     recipe: Recipe
     time: int
-    """Tokens in a piece: how far gradients reach back, or all that a model sees that carries nothing along."""
+    """Tokens of a piece: the length of backpropagation through time, or the context of a model without state."""
     dropout: float
     train: int = 0
-    """Only so many tokens of the training text, the first; 0 is all."""
+    """Number of tokens of the training text, from its start; 0 takes all."""
     spec: Spec | None = None
 
     @property
     def metric(self) -> Metric:  # type: ignore[override]
-        """Perplexity of a token; of bytes, bits per character."""
+        """Perplexity; bits per character for bytes as tokens."""
         return BITS if self.own and self.own.tokenizer is None else PERPLEXITY
 
     def key(self) -> Mapping[str, object]:
-        """Identify the text and how it is read, independent of its location."""
+        """Return the identity of the text and of the model, independent of the location of the text."""
         return {
             **({"train": self.train} if self.train else {}),
             "name": self.name,
             "data_version": corpora.VERSION,
-            **(_own_key(self.own) if self.own else {}),
+            **(_custom_text_key(self.own) if self.own else {}),
             **models.identity(self.model),
             "time": self.time,
             "dropout": self.dropout,
@@ -423,40 +431,39 @@ class Language(Task):
 
     @property
     def vocabulary(self) -> int:
-        """How many different tokens there are."""
+        """Number of different tokens."""
         return self.own.vocabulary.size if self.own else facts.PUBLISHED[self.name].words
 
     def course(self, data: Path | None = None) -> Course:
-        return Text(self._corpus(data), self.time, carries=models.carries(self.model))
+        return Text(self._load_corpus(data), self.time, carries=models.carries(self.model))
 
     def steps_per_epoch(self, examples: int, recipe: Recipe) -> int:
-        """Steps in which the text, of so many tokens, is read once; `TaskError` if it is too short for one."""
+        """Return the number of steps that read `examples` tokens once; raises `TaskError` for too few."""
         return steps_per_epoch(examples, recipe.batch, self.time, carries=models.carries(self.model))
 
     def unfit(self, key: Mapping[str, object]) -> str:
-        """Find numbers that stand for other tokens."""
-        own: object = self.own.vocabulary.describe() if self.own else _words_of(self.name)  # no text need be there
-        theirs = key.get("vocabulary") or _words_of(key.get("name"))
-        return "" if own == theirs else f"its vocabulary is {_told(theirs)}, and that of {self.name} {_told(own)}"
+        """Return how the vocabulary of the task with this key differs; empty if it is the same."""
+        # Published texts are compared by name, without reading them.
+        own: object = self.own.vocabulary.describe() if self.own else f"the words of {self.name}"
+        theirs = key.get("vocabulary") or f"the words of {key.get('name')}"
+        if own == theirs:
+            return ""
+        return f"its vocabulary is {_format_vocabulary(theirs)}, and that of {self.name} {_format_vocabulary(own)}"
 
     def scored(self, size: int) -> int:
-        """No more pieces than a training batch has: scores are the larger the larger the vocabulary is."""
+        """Return the batch size for scores: at most that of training, because logits need much memory."""
         return min(size, self.recipe.batch)
 
     def example(self, count: int, data: Path | None = None) -> Tensor:
-        """Random tokens, [count, time]; no data are read."""
+        """Return random tokens [count, time]; no data are read."""
         return torch.randint(self.vocabulary, (count, self.time), generator=torch.Generator().manual_seed(0))
 
-    def _corpus(self, data: Path | None) -> Corpus:
-        found = _own_corpus(self.own) if self.own else corpora.published(self.name, data)
-        return corpora.fewer(found, self.train) if self.train else found
+    def _load_corpus(self, data: Path | None) -> Corpus:
+        found = _load_custom_corpus(self.own) if self.own else corpora.load_published(self.name, data)
+        return corpora.take_fewer(found, self.train) if self.train else found
 
 
-def _words_of(text: object) -> str:
-    return f"the words of {text}"
-
-
-def _told(vocabulary: object) -> str:
+def _format_vocabulary(vocabulary: object) -> str:
     if not isinstance(vocabulary, Mapping):
         return str(vocabulary)
     digest = str(vocabulary.get("digest", ""))[:8]
@@ -464,32 +471,32 @@ def _told(vocabulary: object) -> str:
 
 
 @lru_cache(maxsize=4)
-def _content(own: Own) -> Content:
+def _read_content(own: CustomText) -> Content:
     return read(own.path, validation=own.validation, test=own.test)
 
 
-@lru_cache(maxsize=4)  # a key is asked for often
-def _own_key(own: Own) -> Mapping[str, object]:
-    return {"text": corpora.digest(_content(own)), "vocabulary": own.vocabulary.describe()}
+@lru_cache(maxsize=4)  # keys are computed often
+def _custom_text_key(own: CustomText) -> Mapping[str, object]:
+    return {"text": corpora.digest(_read_content(own)), "vocabulary": own.vocabulary.describe()}
 
 
 @lru_cache(maxsize=4)
-def _own_corpus(own: Own) -> Corpus:
-    return corpora.encoded(_content(own), own.vocabulary)
+def _load_custom_corpus(own: CustomText) -> Corpus:
+    return corpora.encode_corpus(_read_content(own), own.vocabulary)
 
 
-def make(spec: Spec) -> Language:
-    """The task that a request names: ptb, wikitext-2 or text:PATH, with its options.
+def create_task(spec: Spec) -> Language:
+    """Create the task for a request: ptb, wikitext-2 or text:PATH, with its options.
 
     Raises:
-        TaskError: for an unknown option, a value that cannot be, or an unknown network.
+        TaskError: for an unknown option or network, or an invalid value.
     """
     kind, _, path = spec.name.partition(":")
-    options = Options(spec, (*_EVERYWHERE, *(_OF_TEXTS if kind == facts.TEXT else ())))
+    options = Options(spec, (*_COMMON_OPTIONS, *(_CUSTOM_TEXT_OPTIONS if kind == facts.TEXT else ())))
     model = spec.model or facts.MODELS[kind]
     models.check(model)
-    own = _own(spec.name, path, options) if kind == facts.TEXT else None
-    if own is not None:  # a ticket's request is found from another folder too
+    own = _parse_custom_text(spec.name, path, options) if kind == facts.TEXT else None
+    if own is not None:  # an absolute path is found from any folder
         spec = replace(options.with_paths(spec, "vocabulary" if own.tokenizer else ""), name=f"{kind}:{own.path}")
     return Language(
         name=kind,
@@ -497,31 +504,31 @@ def make(spec: Spec) -> Language:
         model=model,
         recipe=facts.recipe_of(kind, model),
         time=options.whole("time", facts.time_of(kind, model), least=1, what="number of tokens"),
-        dropout=_dropout(options, facts.dropout_of(model)),
+        dropout=_parse_dropout(options, facts.dropout_of(model)),
         train=options.whole("train", 0, what="number of tokens"),
         spec=spec,
     )
 
 
-def _own(name: str, path: str, options: Options) -> Own:
+def _parse_custom_text(name: str, path: str, options: Options) -> CustomText:
     if not path:
         raise TaskError("the task text needs to know the text: --task text:PATH, a file or a folder of text files")
     shares = {word: options.share(word, "0.05", what="share of the text") for word in ("validation", "test")}
     if sum(shares.values()) >= 1:
         raise TaskError(f"{name}: validation and test are shares of the text that leave some of it to train on")
     vocabulary = options.text("vocabulary", "bytes")
-    return Own(
+    return CustomText(
         path=Path(path).expanduser().absolute(),
         tokenizer=None if vocabulary == "bytes" else options.path("vocabulary"),
         **shares,
     )
 
 
-def _dropout(options: Options, default: float) -> float:
+def _parse_dropout(options: Options, default: float) -> float:
     try:
         value = float(options.text("dropout", str(default)))
     except ValueError:
         value = -1.0
     if not 0 <= value < 1:
-        raise options.wrong("dropout", "a share, from 0 to less than 1")
+        raise options.value_error("dropout", "a share, from 0 to less than 1")
     return value

@@ -1,8 +1,8 @@
-"""Copies of an environment that are stepped together, whose state can be taken out and put back bit for bit.
+"""Copies of an environment that are stepped together, with a state that can be saved and restored bit for bit.
 
-Few environments give their state away: Box2D, behind LunarLander, has no way to. All of them have one in common: what
-happens in an episode is decided by the seed that it began with and the actions since. So the state of a copy is the
-number of its episode, which its seed is made of, and the actions; put back, they are taken once more.
+Most environments, such as Box2D behind LunarLander, cannot save their state. But the seed of an episode and its actions
+so far determine it. So the state of a copy is the number of its episode, which gives the seed, and the actions;
+restoring it repeats these actions.
 """
 
 from __future__ import annotations
@@ -28,50 +28,54 @@ if TYPE_CHECKING:
 
 Numbers = NDArray[np.float32]
 _IN_EXTRA = ("box2d", "pygame")
-"""Packages that the extra installs besides Gymnasium; Gymnasium itself names other missing packages."""
+"""Packages that the extra installs besides Gymnasium; errors of Gymnasium name other missing packages."""
 LONGEST = 10_000
-"""Steps of an episode in an environment that sets no limit."""
+"""Largest number of steps of an episode in environments without a limit."""
 
 
 class Environments:
-    """Copies of an environment. One whose episode ends begins the next at once."""
+    """Copies of an environment that are stepped together; a copy whose episode ends starts the next one at once."""
 
     def __init__(self, name: str, copies: int, seed: int, repeat: int = 1) -> None:
-        """All copies at the beginning of their first episodes.
+        """Start the first episode of each copy.
 
         Args:
-            name: of the environment in Gymnasium.
-            seed: of all episodes.
-            repeat: steps of the environment for which an action is taken; its rewards are summed.
+            name: name of the environment in Gymnasium.
+            copies: number of copies.
+            seed: seed of all episodes.
+            repeat: environment steps for which an action is repeated; their rewards are summed.
 
         Raises:
             MissingExtraError, TaskError: see `create_environment`.
         """
-        made_ones = [create_environment(name) for _ in range(copies)]
+        worlds = [create_environment(name) for _ in range(copies)]
         self.name, self.seed, self.repeat = name, seed, repeat
-        steps = limit_of(made_ones[0])
+        steps = limit_of(worlds[0])
         self.limit = -(-steps // repeat)
-        """Actions of an episode at most."""
-        bare = [_bare(world) for world in made_ones]
-        self._environments: list[Any] = bare if repeat == 1 else [_Repeated(world, repeat, steps) for world in bare]
+        """Largest number of actions of an episode."""
+        unwrapped = [_unwrap(world) for world in worlds]
+        self._environments: list[Any] = (
+            unwrapped if repeat == 1 else [_Repeated(world, repeat, steps) for world in unwrapped]
+        )
         self._first = int(self._environments[0].action_space.start)
         self._episodes = [0] * copies
         self._actions: list[list[int]] = [[] for _ in range(copies)]
-        self.seen = np.stack([self._begin(copy) for copy in range(copies)])
-        """float32 [copies, numbers]: what there is to see now."""
+        self.seen = np.stack([self._start_episode(copy) for copy in range(copies)])
+        """float32 [copies, numbers] current observations."""
 
     def step(self, actions: Sequence[int]) -> tuple[Numbers, Numbers, NDArray[np.bool_]]:
-        """One action of every copy.
+        """Take one action in every copy.
 
         Args:
-            actions: of each copy, from 0 on.
+            actions: number of the action of each copy, from 0.
 
         Returns:
-            Rewards [copies]; what is seen after it [copies, numbers], where `seen` has the next episode's
-            beginning if this one ended; and whether a terminal state ended it, rather than its length limit [copies].
+            Rewards [copies]; next observations [copies, numbers] (of copies whose episode ended, `seen` has the first
+            observation of the next episode instead); and whether a terminal state, not the time limit, ended the
+            episode [copies].
 
         Raises:
-            TrainingError: if a reward or what is seen is not a finite number.
+            TrainingError: if a reward or an observation is not finite.
         """
         rewards, ended = np.empty(len(actions), np.float32), np.zeros(len(actions), np.bool_)
         after, finite = np.empty_like(self.seen), True
@@ -84,7 +88,7 @@ class Environments:
             if terminated or truncated or len(taken) == self.limit:
                 self._episodes[copy] += 1
                 self._actions[copy] = []
-                self.seen[copy] = self._begin(copy)
+                self.seen[copy] = self._start_episode(copy)
             else:
                 self.seen[copy] = after[copy]
         if not (finite and isfinite(np.add.reduce(after, axis=None))):  # a sum is finite only if its terms are
@@ -96,25 +100,25 @@ class Environments:
         return rewards, after, ended
 
     def play(self, choose: Callable[[Numbers], list[int]]) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-        """Returns and lengths (steps of the environment) [copies] of an episode of each copy, from beginning to end.
+        """Play an episode in each copy; return the returns [copies] and the lengths in environment steps [copies].
 
         Args:
             choose: actions for the observations [n, numbers] of the copies with unfinished episodes.
         """
         returns, lengths = np.zeros(len(self.seen)), np.zeros(len(self.seen), np.int64)
-        going = list(range(len(self.seen)))
-        while going:
-            for copy, action in zip(going.copy(), choose(self.seen[going]), strict=True):
+        unfinished = list(range(len(self.seen)))
+        while unfinished:
+            for copy, action in zip(unfinished.copy(), choose(self.seen[unfinished]), strict=True):
                 seen, reward, terminated, truncated, _ = self._environments[copy].step(action + self._first)
                 self.seen[copy] = np.ravel(seen)
                 returns[copy] += reward
                 lengths[copy] += 1
                 if terminated or truncated or lengths[copy] == self.limit:
-                    going.remove(copy)
+                    unfinished.remove(copy)
         return returns, np.array([world.steps for world in self._environments]) if self.repeat > 1 else lengths
 
     def state(self) -> dict[str, Tensor]:
-        """Number of the episode of each copy, its actions so far, and what is seen now."""
+        """Return for each copy the number of the episode, its actions so far, and the current observation."""
         longest = max(map(len, self._actions))
         padded = [taken + [-1] * (longest - len(taken)) for taken in self._actions]
         return {
@@ -124,15 +128,15 @@ class Environments:
         }
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
-        """Put back what `state` gave.
+        """Restore a result of `state` by repeating the actions.
 
         Raises:
-            TrainingError: if the environment does not do the same again.
+            TrainingError: if the environment is not deterministic.
         """
         self._episodes = state["episodes"].tolist()
         self._actions = [[action for action in taken if action >= 0] for taken in state["actions"].tolist()]
         for copy, taken in enumerate(self._actions):
-            self.seen[copy] = self._begin(copy)
+            self.seen[copy] = self._start_episode(copy)
             for action in taken:
                 self.seen[copy] = np.ravel(self._environments[copy].step(action + self._first)[0])
         if self.seen.tobytes() != state["seen"].contiguous().numpy().tobytes():
@@ -141,26 +145,26 @@ class Environments:
                 " training cannot go on: it is not deterministic, or another version of it was trained on"
             )
 
-    def _begin(self, copy: int) -> Numbers:
+    def _start_episode(self, copy: int) -> Numbers:
         seen, _ = self._environments[copy].reset(seed=mix(self.seed, "episode", copy, self._episodes[copy]))
         return np.ravel(seen).astype(np.float32)
 
 
 class _Repeated:
-    """An environment in which every action is taken for several steps, and their rewards are summed (frame skip)."""
+    """An environment that repeats every action for several steps and sums their rewards (frame skip)."""
 
     def __init__(self, world: Any, repeat: int, limit: int) -> None:
         self._world, self._repeat, self._limit = world, repeat, limit
         self.action_space = world.action_space
         self.steps = 0
-        """Seed of the environment in this episode."""
+        """Environment steps of the current episode."""
 
     def reset(self, *, seed: int) -> Any:
         self.steps = 0
         return self._world.reset(seed=seed)
 
     def step(self, action: int) -> tuple[Any, float, bool, bool, None]:
-        """Step the environment; it stops where the episode ends, or at its limit."""
+        """Repeat an action until the episode ends, at most up to its limit."""
         total, terminated, truncated = 0.0, False, False
         for _ in range(min(self._repeat, self._limit - self.steps)):
             seen, reward, terminated, truncated, _ = self._world.step(action)
@@ -171,11 +175,11 @@ class _Repeated:
 
 
 def create_environment(name: str) -> gymnasium.Env[Any, Any]:
-    """An environment of Gymnasium with numbers to see and a choice of actions.
+    """Create an environment of Gymnasium with numeric observations (Box) and discrete actions.
 
     Raises:
-        MissingExtraError: if Gymnasium is not installed, or what the extra installs besides.
-        TaskError: if there is no such environment, it needs another package, or it has other things to see or to do.
+        MissingExtraError: if Gymnasium or another package of the extra is not installed.
+        TaskError: if the environment does not exist, needs another package, or has other observations or actions.
     """
     try:
         import gymnasium
@@ -190,7 +194,7 @@ def create_environment(name: str) -> gymnasium.Env[Any, Any]:
         if missing.lower() in _IN_EXTRA:
             raise MissingExtraError(missing, EXTRA, f"the environment {name}") from error
         raise TaskError(f"the environment {name} cannot be made: {error}") from error
-    except Exception as error:  # another's module or class may do anything at all
+    except Exception as error:  # code of other packages may raise anything
         raise TaskError(f"the environment {name} cannot be made: {type(error).__name__}: {error}") from error
     seen, actions = world.observation_space, world.action_space
     if not isinstance(seen, gymnasium.spaces.Box) or not isinstance(actions, gymnasium.spaces.Discrete):
@@ -201,10 +205,10 @@ def create_environment(name: str) -> gymnasium.Env[Any, Any]:
     return world
 
 
-def _bare(world: gymnasium.Env[Any, Any]) -> gymnasium.Env[Any, Any]:
-    """Without what Gymnasium itself puts around every environment, which takes longer than a step of a pole.
+def _unwrap(world: gymnasium.Env[Any, Any]) -> gymnasium.Env[Any, Any]:
+    """Remove the wrappers that Gymnasium adds to every environment, which take longer than a step of CartPole.
 
-    What an environment was registered with besides (`additional_wrappers`) stays.
+    Wrappers that the environment was registered with (`additional_wrappers`) stay.
     """
     from gymnasium.wrappers import OrderEnforcing, PassiveEnvChecker, TimeLimit
 
@@ -214,27 +218,26 @@ def _bare(world: gymnasium.Env[Any, Any]) -> gymnasium.Env[Any, Any]:
 
 
 def limit_of(world: gymnasium.Env[Any, Any]) -> int:
-    """Steps after which an episode is broken off: the environment's own limit, or `LONGEST` if it has none."""
+    """Return the largest number of steps of an episode: that of the environment, or `LONGEST`."""
     return (world.spec and world.spec.max_episode_steps) or LONGEST
 
 
 def sizes_of(name: str) -> tuple[int, int]:
-    """How many numbers there are to see, and how many actions; raises what `create_environment` does."""
+    """Return the number of observed numbers and of actions; errors as `create_environment`."""
     world = create_environment(name)
     return int(np.prod(world.observation_space.shape or (1,))), int(world.action_space.n)
 
 
 def source_of(name: str) -> str:
-    """A digest of the source of an environment that is not Gymnasium's own, for keys (see `registry.sources`); else "".
+    """Return a digest of the source code of a custom environment and its wrappers; empty for those of Gymnasium.
 
-    Of what is wrapped around it those wrappers count that are not Gymnasium's, and of ``module:NAME`` the module, which
-    says how the environment is made. Raises what `create_environment` does.
+    For ``module:NAME`` the digest includes the module, which creates the environment. Errors as `create_environment`.
     """
-    return digest_defining_source(*outside) if (outside := _outside(name)) else ""
+    return digest_defining_source(*parts) if (parts := _custom_parts(name)) else ""
 
 
 @lru_cache(maxsize=64)
-def _outside(name: str) -> tuple[object, ...]:
+def _custom_parts(name: str) -> tuple[object, ...]:
     world: Any = create_environment(name)
     module, colon, _ = name.partition(":")
     found: list[object] = [sys.modules[module]] if colon else []

@@ -1,12 +1,11 @@
-"""Deep Q-learning as a training: the network acts, what happens is remembered, and it learns from the memory.
+"""Deep Q-learning: the network acts, and learns from transitions in a replay memory.
 
 Mnih et al., "Human-level control through deep reinforcement learning" (2015), algorithm 1, with several copies of the
-environment at once; by option the targets of van Hasselt, Guez & Silver, "Deep Reinforcement Learning with Double
+environment; optionally with the targets of van Hasselt, Guez & Silver, "Deep Reinforcement Learning with Double
 Q-learning" (2016).
 
-The target network is no module but a copy of the weights, under which the network itself judges what comes next. So
-every change of the network applies to it: it lacks the weights that a mask removes, is as small as a shrunk
-network, and has the gates of a gated one at present.
+The target network is not a module but a copy of the weights, with which the network itself is called. So masks, removed
+units and gates of the network apply to the target network too.
 """
 
 from __future__ import annotations
@@ -49,12 +48,12 @@ class Transitions:
 
 
 class Memory:
-    """Holds the last `capacity` transitions, which come several at a time."""
+    """Replay memory of the last `capacity` transitions."""
 
     def __init__(self, capacity: int, numbers: int) -> None:
         self.capacity = capacity
         self.count, self._next = 0, 0
-        # Written to through NumPy, which takes a fraction of the time for few numbers; both see the same memory.
+        # NumPy writes few numbers faster than torch; arrays and tensors share their memory.
         self._arrays: dict[str, NDArray[Any]] = {
             "seen": np.zeros((capacity, numbers), np.float32),
             "after": np.zeros((capacity, numbers), np.float32),
@@ -72,7 +71,7 @@ class Memory:
         after: NDArray[np.float32],
         ended: NDArray[np.bool_],
     ) -> None:
-        """Remember transitions; `capacity` is a multiple of their number, which is always the same."""
+        """Store transitions, always the same number, of which `capacity` is a multiple."""
         first, last = self._next, self._next + len(actions)
         arrays = self._arrays
         arrays["seen"][first:last] = seen
@@ -84,16 +83,16 @@ class Memory:
         self.count = min(self.count + len(actions), self.capacity)
 
     def take(self, rows: Tensor) -> Transitions:
-        """The transitions in those places, int64 [n]."""
+        """Return the transitions at the positions `rows`, int64 [n]."""
         return Transitions(**{name: tensor.index_select(0, rows) for name, tensor in self._tensors.items()})
 
     def state(self) -> dict[str, Tensor]:
-        """A copy of what is in it."""
+        """Return a copy of the stored transitions."""
         found = {name: self._tensors[name][: self.count].clone() for name in _ENTRIES}
         return found | {"next": torch.tensor(self._next)}
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
-        """Put back what `state` gave."""
+        """Restore a result of `state`."""
         self.count, self._next = len(state["actions"]), int(state["next"])
         for name in _ENTRIES:
             self._tensors[name][: self.count] = state[name]
@@ -103,9 +102,10 @@ TARGET = "target/"
 
 
 class Learner(Session):
-    """One training. It begins with transitions by random actions; a resumed one restores memory and environments.
+    """A training run by deep Q-learning, which starts with transitions by random actions.
 
-    Carried from step to step: ``target/NAME`` (weights), ``memory/…``, ``worlds/…``; nothing before the first step.
+    Its state has the entries ``target/NAME`` (weights), ``memory/…`` and ``worlds/…``; before the first step it is
+    empty.
     """
 
     copies = TARGET
@@ -122,33 +122,34 @@ class Learner(Session):
         arithmetic: Arithmetic,
         acts: bool = True,
     ) -> None:
-        """
+        """Create a training run.
+
         Args:
-            environment: its name in Gymnasium.
-            sizes: how many numbers there are to see, and how many actions.
+            environment: name of the environment in Gymnasium.
+            sizes: number of observed numbers, and of actions.
             batch: transitions of an update.
-            total: updates of the whole schedule, along which exploration falls.
-            seed: of all episodes.
-            acts: whether the network acts; if not, it learns from its first memory alone.
+            total: updates of the whole schedule, for the decay of exploration.
+            seed: seed of all episodes.
+            acts: whether the network acts; if not, it learns from the initial random transitions.
         """
         self._environment, self._seed, self._arithmetic = environment, seed, arithmetic
         self._learning, self._batch, self._acts = learning, batch, acts
         self._numbers, self._choices = sizes
         self._falls = learning.explore_for * total
         self._device = torch.device(arithmetic.device)
-        self._begun = False
+        self._started = False
         self._target: dict[str, Tensor] = {}
 
     def loss(self, model: nn.Module, batch: int) -> Tensor:
-        """Act, and then the loss of a batch out of the memory: of its values' differences to their targets.
+        """Act in the environments, then return the loss of a random batch of the replay memory.
 
         Args:
-            batch: the step.
+            batch: number of the training step.
         """
         step, learning = batch, self._learning
         parameters = {normal_name(name): parameter for name, parameter in model.named_parameters()}
-        if not self._begun:
-            self._begin(parameters)
+        if not self._started:
+            self._start(parameters)
         with torch.no_grad():
             if self._acts:
                 self._act(model, step)
@@ -156,11 +157,11 @@ class Learner(Session):
                 for name, parameter in parameters.items():
                     self._target[name].lerp_(parameter, learning.blend)
             seen = self._memory.take(torch.randint(self._memory.count, (self._batch,))).to(self._device)
-            wanted = self._wanted(model, parameters, seen)
-        return difference(self._values(model, seen.seen), seen.actions, wanted, learning.loss)
+            wanted = self._target_values(model, parameters, seen)
+        return q_loss(self._action_values(model, seen.seen), seen.actions, wanted, learning.loss)
 
     def state(self) -> dict[str, Tensor]:
-        if not self._begun:
+        if not self._started:
             return {}
         parts = {TARGET: self._target, "memory/": self._memory.state(), "worlds/": self._environments.state()}
         return {
@@ -170,21 +171,21 @@ class Learner(Session):
         }
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
-        self._make()
-        target = _part(state, TARGET)
+        self._create_environments()
+        target = _select_prefix(state, TARGET)
         self._target = {name: tensor.to(self._device, copy=True) for name, tensor in target.items()}
-        self._memory.load_state(_part(state, "memory/"))
-        self._environments.load_state(_part(state, "worlds/"))
+        self._memory.load_state(_select_prefix(state, "memory/"))
+        self._environments.load_state(_select_prefix(state, "worlds/"))
 
-    def _make(self) -> None:
+    def _create_environments(self) -> None:
         learning = self._learning
         self._environments = Environments(self._environment, learning.copies, self._seed, learning.repeat)
         self._memory = Memory(learning.memory, self._numbers)
-        self._begun = True
+        self._started = True
 
-    def _begin(self, parameters: Mapping[str, Tensor]) -> None:
-        self._make()
-        fill(self._memory, self._environments, self._choices, self._learning.warmup)
+    def _start(self, parameters: Mapping[str, Tensor]) -> None:
+        self._create_environments()
+        fill_randomly(self._memory, self._environments, self._choices, self._learning.warmup)
         self._target = {name: parameter.detach().clone() for name, parameter in parameters.items()}
 
     def _act(self, model: nn.Module, step: int) -> None:
@@ -195,48 +196,50 @@ class Learner(Session):
         explored, at_random = torch.rand(shape) < explore, torch.randint(self._choices, shape)
         for by_chance, actions in zip(explored.tolist(), at_random.tolist(), strict=True):
             if not all(by_chance):
-                best = self._values(model, torch.from_numpy(environments.seen).to(self._device)).argmax(1).tolist()
+                best = (
+                    self._action_values(model, torch.from_numpy(environments.seen).to(self._device)).argmax(1).tolist()
+                )
                 actions = [a if chance else b for chance, a, b in zip(by_chance, actions, best, strict=True)]
-            step_into(self._memory, environments, actions)
+            step_and_store(self._memory, environments, actions)
 
-    def _wanted(self, model: nn.Module, parameters: Mapping[str, Tensor], seen: Transitions) -> Tensor:
-        """The values [b] that the network is to have: the reward, and what the target network expects from there."""
-        best = self._values(model, seen.after).argmax(1, keepdim=True) if self._learning.double else None
-        with _under(parameters, self._target):
-            values = self._values(model, seen.after)
+    def _target_values(self, model: nn.Module, parameters: Mapping[str, Tensor], seen: Transitions) -> Tensor:
+        """Return the target values [b]: reward plus discounted value of the target network for the next observation."""
+        best = self._action_values(model, seen.after).argmax(1, keepdim=True) if self._learning.double else None
+        with _replaced_weights(parameters, self._target):
+            values = self._action_values(model, seen.after)
         following = values.amax(1) if best is None else values.gather(1, best).squeeze(1)
         return seen.rewards + self._learning.gamma * following * (1 - seen.ended)
 
-    def _values(self, model: nn.Module, seen: Tensor) -> Tensor:
-        """float32 [n, actions]"""
+    def _action_values(self, model: nn.Module, seen: Tensor) -> Tensor:
+        """Return the values of all actions, float32 [n, actions]."""
         with self._arithmetic.autocast():
             values: Tensor = model(seen)
         return values.float()
 
 
-def difference(values: Tensor, actions: Tensor, wanted: Tensor, kind: str) -> Tensor:
-    """The mean loss of the values [b, actions] of the actions [b] that were taken, against those wanted [b]."""
+def q_loss(values: Tensor, actions: Tensor, wanted: Tensor, kind: str) -> Tensor:
+    """Return the mean loss of the values [b, actions] at the taken actions [b], against target values [b]."""
     taken = values.gather(1, actions.unsqueeze(1)).squeeze(1)
     return F.smooth_l1_loss(taken, wanted) if kind == "huber" else F.mse_loss(taken, wanted)
 
 
-def fill(memory: Memory, environments: Environments, choices: int, count: int) -> None:
-    """Remember so many transitions by random actions, drawn from torch's global generator."""
+def fill_randomly(memory: Memory, environments: Environments, choices: int, count: int) -> None:
+    """Store `count` transitions with random actions from torch's global generator; `choices` is their number."""
     copies = len(environments.seen)
     for actions in torch.randint(choices, (count // copies, copies)).tolist():
-        step_into(memory, environments, actions)
+        step_and_store(memory, environments, actions)
 
 
-def step_into(memory: Memory, environments: Environments, actions: list[int]) -> None:
-    """Take a step, and remember it."""
+def step_and_store(memory: Memory, environments: Environments, actions: list[int]) -> None:
+    """Take one action in each environment and store the transitions."""
     before = environments.seen.copy()
     rewards, after, ended = environments.step(actions)
     memory.add(before, actions, rewards, after, ended)
 
 
 @contextlib.contextmanager
-def _under(parameters: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> Iterator[None]:
-    """The network with other weights, for the length of a block. No data is copied."""
+def _replaced_weights(parameters: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> Iterator[None]:
+    """Replace the weights of a network in a block, without copying."""
     own = {name: parameter.data for name, parameter in parameters.items()}
     try:
         for name, parameter in parameters.items():
@@ -247,5 +250,6 @@ def _under(parameters: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> I
             parameter.data = own[name]
 
 
-def _part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+def _select_prefix(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """Return the tensors whose names start with a prefix, without the prefix."""
     return {name[len(prefix) :]: value for name, value in tensors.items() if name.startswith(prefix)}

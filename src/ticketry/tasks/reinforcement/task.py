@@ -1,4 +1,4 @@
-"""An environment, a network and how it learns to act, as a task."""
+"""Tasks of reinforcement learning: an environment, a network, and the settings of deep Q-learning."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ from ticketry.tasks.facts import ENVIRONMENTS, EPISODES, EXTRA, GYM, OTHER, Lear
 from ticketry.tasks.network_name import NetworkName
 from ticketry.tasks.recipe import Recipe
 from ticketry.tasks.reinforcement.environments import Environments, Numbers, sizes_of, source_of
-from ticketry.tasks.reinforcement.q_learning import Learner, Memory, difference, step_into
+from ticketry.tasks.reinforcement.q_learning import Learner, Memory, q_loss, step_and_store
 from ticketry.tasks.task import Arithmetic, Course, Spec, Task
 from ticketry_engine.support.seeds import generator, mix
 
 VERSION = 1
-"""Version of how networks learn and are measured; raised by a change that moves a number."""
+"""Version of training and evaluation; part of the key, raised when results change."""
 
 RETURN = Metric("return", unit="", higher_is_better=True, summary="iqm")
 
 _COPIES = 8
-"""Seed of the environment for batches of scores."""
+"""Number of environments for the batches of scores."""
 _EXPLORED = 0.5
-"""Share of random actions there."""
+"""Share of random actions in the batches of scores."""
 
 
 @dataclass(frozen=True)
-class Scored:
-    """The batch of a score: observations [n, numbers], the actions [n], and their target values [n]."""
+class ScoreBatch:
+    """The batch of a score: observations [n, numbers], the taken actions [n] and their target values [n]."""
 
     seen: Tensor
     actions: Tensor
@@ -44,13 +44,14 @@ class Scored:
 
 
 class Acting(Course):
-    """An epoch is as many updates as show the network as many transitions as the memory holds."""
+    """Training and evaluation in an environment; an epoch is as many transitions as the replay memory holds."""
 
     def __init__(self, environment: str, sizes: tuple[int, int], learning: Learning, acts: bool = True) -> None:
-        """
+        """Create the course.
+
         Args:
-            environment: its name in Gymnasium.
-            sizes: how many numbers there are to see, and how many actions.
+            environment: name of the environment in Gymnasium.
+            sizes: number of observed numbers, and of actions.
             acts: see `Learner`.
         """
         self.environment, self.numbers_and_choices, self.learning, self._acts = environment, sizes, learning, acts
@@ -59,7 +60,7 @@ class Acting(Course):
         return {"train": self.learning.memory, "validation": EPISODES, "test": EPISODES}
 
     def session(self, recipe: Recipe, seed: int, arithmetic: Arithmetic) -> Learner:
-        """Raises `TaskError` for what a recipe may have and reinforcement learning has not."""
+        """Return a new training run; raises `TaskError` for augmentations and label smoothing."""
         if recipe.augment:
             raise TaskError(f"{self.environment} has no augmentation {recipe.augment[0]!r}: choose a recipe without it")
         if recipe.label_smoothing:
@@ -77,12 +78,12 @@ class Acting(Course):
         )
 
     def evaluate(self, model: nn.Module, split: str, arithmetic: Arithmetic) -> dict[str, float]:
-        """The mean return and length of `EPISODES` episodes of the best action each, without discount.
+        """Return the mean undiscounted return and length of `EPISODES` episodes with the best action at each step.
 
         Each split has separate episodes with fixed seeds.
 
         Raises:
-            TrainingError: if a return, or what the network expects, is not a finite number.
+            TrainingError: if a return or an action value is not finite.
         """
 
         def best(seen: Numbers) -> list[int]:
@@ -103,10 +104,10 @@ class Acting(Course):
         return {"return": found, "length": float(lengths.mean())}
 
     @torch.no_grad()
-    def sample(self, model: nn.Module, count: int, size: int, seed: int) -> list[Scored]:
-        """Batches out of a memory that the network itself fills, every other action at random.
+    def sample(self, model: nn.Module, count: int, size: int, seed: int) -> list[ScoreBatch]:
+        """Return batches of transitions, half of whose actions are random and half those of the network.
 
-        The target is the reward plus what the network expects from there.
+        Targets are reward plus discounted value of the network for the next observation.
         """
         device = next(model.parameters()).device
         numbers, choices = self.numbers_and_choices
@@ -118,27 +119,27 @@ class Acting(Course):
             explored = torch.rand(_COPIES, generator=drawn) < _EXPLORED
             at_random = torch.randint(choices, (_COPIES,), generator=drawn)
             best = model(torch.from_numpy(environments.seen).to(device)).argmax(1).cpu()
-            step_into(memory, environments, torch.where(explored, at_random, best).tolist())
+            step_and_store(memory, environments, torch.where(explored, at_random, best).tolist())
         order = torch.randperm(memory.count, generator=drawn)[: count * size]
         found = []
         for rows in torch.split(order, size):
             seen = memory.take(rows).to(device)
             wanted = seen.rewards + self.learning.gamma * model(seen.after).amax(1) * (1 - seen.ended)
-            found.append(Scored(seen.seen, seen.actions, wanted))
+            found.append(ScoreBatch(seen.seen, seen.actions, wanted))
         return found
 
-    def loss(self, model: nn.Module, batch: Scored) -> Tensor:
-        return difference(model(batch.seen), batch.actions, batch.wanted, self.learning.loss)
+    def loss(self, model: nn.Module, batch: ScoreBatch) -> Tensor:
+        return q_loss(model(batch.seen), batch.actions, batch.wanted, self.learning.loss)
 
-    def count(self, batch: Scored) -> int:
+    def count(self, batch: ScoreBatch) -> int:
         return len(batch.actions)
 
     def inputs(self, count: int) -> Tensor:
-        """Noise: no environment is made."""
+        """Return standard normal noise; no environment is created."""
         return torch.randn(count, self.numbers_and_choices[0], generator=torch.Generator().manual_seed(0))
 
     def few(self, count: int) -> Acting:
-        """With a short warm-up, and nothing done in the environment: what that costs is not counted."""
+        """Return a course with a short warm-up and without acting, whose cost is not measured."""
         copies = self.learning.copies
         warmup = min(copies * -(-count // copies), self.learning.memory)
         return Acting(self.environment, self.numbers_and_choices, replace(self.learning, warmup=warmup), acts=False)
@@ -146,41 +147,41 @@ class Acting(Course):
 
 @dataclass(frozen=True, kw_only=True)
 class Reinforcement(Task):
-    """Acting in an environment of Gymnasium for as high a return as can be."""
+    """Reinforcement learning in an environment of Gymnasium."""
 
     name: str
     environment: str
-    """Its name in Gymnasium."""
+    """Name of the environment in Gymnasium."""
     model: str
-    """Name of the network, see `ticketry.tasks.models.build`; its outputs are the values of the actions."""
+    """Name of the network, see `ticketry.tasks.models.build`; its outputs are the action values."""
     learning: Learning
     recipe: Recipe
     metric: Metric = RETURN
     spec: Spec | None = None
 
     def key(self) -> Mapping[str, object]:
-        """With the version of Gymnasium, which decides what its environments do, and the source of those of others."""
+        """Return the identity of the task, with the version of Gymnasium and the source of custom environments."""
         return {
             "name": self.name,
             "version": VERSION,
             "environment": self.environment,
-            "library": f"gymnasium {_version(self.environment)}",
-            **self._source,
+            "library": f"gymnasium {_gymnasium_version(self.environment)}",
+            **self._custom_source,
             "learning": asdict(self.learning),
             **models.identity(self.model),
         }
 
     @property
-    def _source(self) -> Mapping[str, str]:
+    def _custom_source(self) -> Mapping[str, str]:
         own = "" if self.name in ENVIRONMENTS else source_of(self.environment)
         return {"source": own} if own else {}
 
     def build(self) -> nn.Module:
-        shape, choices = self._shapes
+        shape, choices = self._input_shape_and_action_count
         return models.build(self.model, shape=shape, classes=choices)
 
     def narrower(self, parameters: int) -> str | None:
-        shape, choices = self._shapes
+        shape, choices = self._input_shape_and_action_count
         return models.rival(self.model, shape=shape, classes=choices, parameters=parameters)
 
     def course(self, data: Path | None = None) -> Acting:
@@ -190,8 +191,8 @@ class Reinforcement(Task):
         return self.course().inputs(count)
 
     @property
-    def _shapes(self) -> tuple[tuple[int, int, int], int]:
-        """Return the observation shape as networks for images take it, and the number of actions."""
+    def _input_shape_and_action_count(self) -> tuple[tuple[int, int, int], int]:
+        """Return the shape of observations as input of image networks, and the number of actions."""
         numbers, choices = _sizes(self.environment)
         return (numbers, 1, 1), choices
 
@@ -199,18 +200,18 @@ class Reinforcement(Task):
 _sizes = lru_cache(maxsize=64)(sizes_of)
 
 
-def _version(environment: str) -> str:
+def _gymnasium_version(environment: str) -> str:
     try:
         return metadata.version("gymnasium")
     except metadata.PackageNotFoundError as error:
         raise MissingExtraError("gymnasium", EXTRA, f"the environment {environment}") from error
 
 
-def make(spec: Spec) -> Reinforcement:
-    """The task that a request names: one of `facts.ENVIRONMENTS`, or gym:ENVIRONMENT. No environment is made.
+def create_task(spec: Spec) -> Reinforcement:
+    """Create the task for a request, a name of `facts.ENVIRONMENTS` or gym:ENVIRONMENT. No environment is created.
 
     Raises:
-        TaskError: for an unknown option or network, or a value that cannot be.
+        TaskError: for an unknown option or network, or an invalid value.
     """
     facts = ENVIRONMENTS.get(spec.name, OTHER)
     environment = facts.environment or spec.name.removeprefix(GYM)
