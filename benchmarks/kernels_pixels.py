@@ -22,8 +22,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from ticketry_engine.kernels import bfloat
 from ticketry_engine.kernels.channels_last import ChannelsLastGeometry, ChannelsLastValue, conv, cost
-from ticketry_engine.kernels.channels_last import number_formats as values
 from ticketry_engine.kernels.channels_last.geometry import FLOAT, HALF
 from ticketry_engine.kernels.emitter import Emitter
 from ticketry_engine.kernels.jit import Library
@@ -135,10 +135,10 @@ class Registers:
     def emit(self, name: str, where: Target) -> str:
         e, size = Emitter(name, where), 4 * where.lanes
         sums = [e.load(e.table(0), size * index) for index in range(self.values)]
-        get = values.load_pairs if self.pairs else Emitter.load
+        get = bfloat.load_pairs if self.pairs else Emitter.load
         a, b = (get(e, e.table(0), size * index) for index in range(2))
         with e.loop(0, self.turns, carried=sums) as turn:
-            multiply = values.multiply_pairs if self.pairs else Emitter.fma
+            multiply = bfloat.multiply_pairs if self.pairs else Emitter.fma
             turn.next = [multiply(e, a, b, value) for value in turn.carried]
         for index, value in enumerate(turn.results):
             e.store(value, e.arena(size * index))

@@ -1,4 +1,4 @@
-"""Runs operations of the CPU engine on planes whose every byte is accounted for, and tensors between guard pages."""
+"""Targets that this processor runs, and tensors between guard pages."""
 
 from __future__ import annotations
 
@@ -10,8 +10,6 @@ import numpy as np
 import torch
 
 from ticketry_engine.kernels.jit import Library
-from ticketry_engine.kernels.planar.geometry import Geometry, Planes
-from ticketry_engine.kernels.program import Op, Program
 from ticketry_engine.kernels.target import target
 
 _LIBRARIES: dict[str, Library] = {}
@@ -28,55 +26,6 @@ def library(name: str) -> Library:
     if name not in _LIBRARIES:
         _LIBRARIES[name] = Library(target(name))
     return _LIBRARIES[name]
-
-
-class Arena:
-    """Gives planes their places, runs operations on them, and checks the memory around the pixels."""
-
-    def __init__(self, name: str, threads: int = 1, split: str = "parts") -> None:
-        self.target, self.threads, self.split = name, threads, split
-        self.size = 0
-        self.values: list[Planes] = []
-
-    def planes(self, geometry: Geometry, channels: int, shuffled: bool = True) -> Planes:
-        """A value with planes in any order."""
-        order = np.random.default_rng(channels).permutation(channels) if shuffled else np.arange(channels)
-        value = Planes(geometry, self.size + geometry.bytes * order.astype(np.int64))
-        self.size += geometry.bytes * channels
-        self.values.append(value)
-        return value
-
-    def run(self, ops: Sequence[Op], batch: int, tensors: Sequence[torch.Tensor]) -> None:
-        """Run a program of these operations; pixels and slack hold NaN before, halos zero before and after."""
-        images = self.values[0].geometry.images
-        program = Program(ops, images, self.size, library(self.target), self.split)
-        workspace = program._take_workspace(self.threads if self.split == "parts" else 1)
-        for memory in workspace.arenas:
-            floats = memory.bytes.view(np.float32)
-            floats[:] = np.nan
-            for halo in self._halos(floats):
-                halo[:] = 0
-        program._give_back(workspace)
-        program.run(batch, [tensor.data_ptr() for tensor in tensors], len(workspace.states))
-        for memory in workspace.arenas:
-            for halo in self._halos(memory.bytes.view(np.float32)):
-                assert not halo.view(np.uint32).any(), "a halo that is not zero"
-
-    def _halos(self, floats: np.ndarray) -> list[np.ndarray]:
-        """Return views of the memory before, between and behind the pixels of each plane."""
-        found = []
-        for value in self.values:
-            g = value.geometry
-            inner, end = g.position(0, 0), g.positions
-            starts = [g.position(y, 0) for y in range(g.height)]
-            bounds = [(0, inner)]
-            bounds += [
-                (start + g.width, following) for start, following in zip(starts, [*starts[1:], end], strict=True)
-            ]
-            for offset in value.offsets:
-                plane = floats[offset // 4 :]
-                found += [plane[low * g.images : high * g.images] for low, high in bounds]
-        return found
 
 
 def guarded(values: torch.Tensor, order: Sequence[int], spread: Sequence[int], late: bool) -> torch.Tensor:

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from ticketry_engine.kernels.driver import Driver
-from ticketry_engine.kernels.jit import Kernel, Library, machine_for, optimise
-from ticketry_engine.kernels.target import Target, binding, foreign
+from ticketry_engine.kernels.jit import Kernel, Library, create_target_machine, optimise
+from ticketry_engine.kernels.target import Target, foreign, llvmlite_binding
 
 _CODE, _CODE_BYTES = 1 << 32, 256 << 20
 _STACK, _STACK_BYTES = 1 << 33, 1 << 20
@@ -197,9 +197,9 @@ def _region(address: int) -> tuple[int, int] | None:
 
 
 def _machine(target: Target):
-    binding().initialize_all_targets()
-    binding().initialize_all_asmprinters()
-    return machine_for(target, reloc="pic")
+    llvmlite_binding().initialize_all_targets()
+    llvmlite_binding().initialize_all_asmprinters()
+    return create_target_machine(target, reloc="pic")
 
 
 def assembly(kernel: Kernel, name: str, target: Target) -> str:

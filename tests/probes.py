@@ -15,9 +15,9 @@ class Mark:
     def emit(self, name: str, target: Target) -> str:
         e = Emitter(name, target)
         first = e.state(StateSlot.FIRST)
-        low, high = e.share(e.state(StateSlot.IMAGES))
+        low, high = e.thread_share(e.state(StateSlot.IMAGES))
         with e.loop(low, high) as image:
-            place = e.at(e.external(e.i64(0)), e.b.mul(e.b.add(first, image.index), e.i64(8)))
+            place = e.at(e.tensor_pointer(e.i64(0)), e.b.mul(e.b.add(first, image.index), e.i64(8)))
             e.b.store(e.b.add(e.load_i64(place), e.arg(0)), place, align=8)
         return e.text()
 
@@ -30,7 +30,7 @@ class Sum:
         e = Emitter(name, target)
         with e.loop(0, e.arg(0), carried=[e.i64(0)]) as loop:
             loop.next = [e.b.add(loop.carried[0], e.load_i64(e.table(1), e.b.mul(loop.index, e.i64(8))))]
-        place = e.external(e.i64(0))
+        place = e.tensor_pointer(e.i64(0))
         e.b.store(e.b.add(e.load_i64(place), loop.results[0]), place, align=8)
         return e.text()
 
@@ -48,10 +48,10 @@ class Round:
         b = e.b
         part, parts = e.state(StateSlot.PART), e.state(StateSlot.PARTS)
         neighbour = b.urem(b.add(part, e.i64(1)), parts)
-        old, new = (e.at(e.arena(), b.mul(e.arg(k), e.i64(64 * 64))) for k in (0, 1))
+        old, new = (e.at(e.arena_pointer(), b.mul(e.arg(k), e.i64(64 * 64))) for k in (0, 1))
         value = b.add(e.load_i64(old, b.mul(neighbour, e.i64(64))), e.i64(1))
         b.store(value, e.at(new, b.mul(part, e.i64(64))), align=8)
-        b.store(value, e.at(e.external(e.i64(0)), b.mul(part, e.i64(8))), align=8)
+        b.store(value, e.at(e.tensor_pointer(e.i64(0)), b.mul(part, e.i64(8))), align=8)
         return e.text()
 
 
@@ -63,7 +63,7 @@ class Constant:
 
     def emit(self, name: str, target: Target) -> str:
         e = Emitter(name, target)
-        place = e.external(e.i64(0))
+        place = e.tensor_pointer(e.i64(0))
         value = e.b.load(place, typ=I64, align=8)
         e.b.store(e.b.add(value, e.i64(self.number)), place, align=8)
         return e.text()

@@ -27,13 +27,12 @@ from ticketry_engine.gpu.compiled import CompiledGpu
 from ticketry_engine.ir import Graph, Node, Region, last_uses, model_file
 from ticketry_engine.ir.binding import CallBinder, build
 from ticketry_engine.ir.reference import torch_step
-from ticketry_engine.kernels.amx import ROWS
-from ticketry_engine.kernels.bfloat import FLOAT, HALF
+from ticketry_engine.kernels.bfloat import FLOAT, HALF, TILE_ROWS
 from ticketry_engine.kernels.driver import cores
 from ticketry_engine.kernels.jit import Library
 from ticketry_engine.kernels.target import Target, target
 from ticketry_engine.kernels.target import target as find_target
-from ticketry_engine.kernels.training.layout import images_of
+from ticketry_engine.kernels.training.layer import images_of
 from ticketry_engine.layers import ForInference, describe, median_seconds, table, warn_of_notes
 from ticketry_engine.plan.region_programs import ITEM, Native, digest_of, partition
 from ticketry_engine.processor import kind, processor
@@ -470,4 +469,4 @@ def examples_to_inspect(batch: int, precision: str = "fp32") -> int:
 
 def rows_in_sixteens(kept: Tensor) -> bool:
     """Return whether every row of a weight retains the same columns as fifteen others, as AMX kernels require."""
-    return all(len(group.rows) % ROWS == 0 for group in row_groups(kept))
+    return all(len(group.rows) % TILE_ROWS == 0 for group in row_groups(kept))

@@ -19,8 +19,7 @@ from torch import Tensor, nn
 
 from ticketry_engine.capture import capture
 from ticketry_engine.errors import EngineError, MissingExtraError, UsageError
-from ticketry_engine.gpu.plan import LAYERS, LayerChoice, layer_facts, plan
-from ticketry_engine.gpu.tuning import timed
+from ticketry_engine.gpu.plan import LAYERS, LayerChoice, layer_facts, plan, time_on_gpu
 from ticketry_engine.ir import Graph, model_file
 from ticketry_engine.ir.binding import CallBinder, build
 from ticketry_engine.layers import ForInference, layer_of, median_seconds, table, warn_of_notes
@@ -154,7 +153,7 @@ class CompiledGpu(ForInference):
             if self._record:
                 warm_up(lambda: program(inputs), self.device)
                 return self._layers(program.timed(inputs, _ReplayClock(rounds)))
-            clock = timed if self.device.type == "cuda" else _wall
+            clock = time_on_gpu if self.device.type == "cuda" else _wall_clock
             return self._layers(median_seconds(lambda: program.timed(inputs, clock), rounds))
 
     def save(self, path: str | os.PathLike[str]) -> Path:
@@ -238,7 +237,7 @@ class _ShapeProgram:
     def _record_program(self, inputs: Sequence[Tensor]) -> tuple[torch.cuda.CUDAGraph, list[Tensor], dict[str, Any]]:
         static = [x.clone() for x in inputs]
         warm_up(lambda: self.program(static), static[0].device)
-        graph, made = record(lambda: self.program(static))
+        graph, made = record_cuda_graph(lambda: self.program(static))
         return graph, static, made
 
 
@@ -252,7 +251,7 @@ def warm_up(call: Callable[[], object], device: torch.device) -> None:
     torch.cuda.current_stream().wait_stream(stream)
 
 
-def record(call: Callable[[], T]) -> tuple[torch.cuda.CUDAGraph, T]:
+def record_cuda_graph(call: Callable[[], T]) -> tuple[torch.cuda.CUDAGraph, T]:
     """Record a call as a CUDA graph; return the graph and the call's result, which each replay overwrites.
 
     Raises:
@@ -281,7 +280,7 @@ class _ReplayClock:
     def __call__(self, call: Callable[[], T]) -> tuple[T, float]:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            graph, made = record(call)
+            graph, made = record_cuda_graph(call)
         empty = [one for one in caught if "CUDA Graph is empty" in str(one.message)]
         for one in caught:
             if one not in empty:
@@ -295,7 +294,7 @@ class _ReplayClock:
                 graph.replay()
 
         replays()
-        return made, median(timed(replays)[1] for _ in range(self._rounds)) / self.REPLAYS
+        return made, median(time_on_gpu(replays)[1] for _ in range(self._rounds)) / self.REPLAYS
 
 
 @contextlib.contextmanager
@@ -312,7 +311,7 @@ def computing_mode(device: torch.device) -> Iterator[None]:
         matmul.fp32_precision, conv.fp32_precision = before
 
 
-def _wall(call: Callable[[], T]) -> tuple[T, float]:
+def _wall_clock(call: Callable[[], T]) -> tuple[T, float]:
     begin = time.perf_counter()
     return call(), time.perf_counter() - begin
 

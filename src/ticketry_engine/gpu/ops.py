@@ -21,8 +21,8 @@ from torch import Tensor
 
 from ticketry_engine.errors import EngineError
 from ticketry_engine.gpu import kernels
+from ticketry_engine.gpu.plan import Config, choose
 from ticketry_engine.gpu.tables import EIGHT, has_taps, inner_empty, is_inner, outer_empty, round_up
-from ticketry_engine.gpu.tuning import Config, choose
 from ticketry_engine.ir.native_shapes import windows
 
 _WIDE = 1 << 31
@@ -132,10 +132,10 @@ def _prepare_operands(
             raise EngineError(f"the {name} is {one.dtype} on {one.device}, but x is {x.dtype} on {x.device}")
     if residual is not None and residual.shape != out.shape:
         raise EngineError(f"the residual has the shape {list(residual.shape)}, not {list(out.shape)}")
-    return _inner(x), None if residual is None else _inner(residual)
+    return _to_inner(x), None if residual is None else _to_inner(residual)
 
 
-def _inner(x: Tensor) -> Tensor:
+def _to_inner(x: Tensor) -> Tensor:
     return x if is_inner(x) else _change_layout(x, True)
 
 
@@ -177,7 +177,7 @@ class _Product:
             "TILE": tile,
             "TAPS": taps,
             "BORDER": border,
-            "WIDE": max(_extent(x), _extent(out)) >= _WIDE,
+            "WIDE": max(_storage_extent(x), _storage_extent(out)) >= _WIDE,
             "ACT": self.act,
             "SLOPE": self.slope,
             "BIAS": self.bias is not None,
@@ -201,7 +201,7 @@ class _Product:
         launch(choose(key, tile, outputs, count, x, launch))
 
 
-def _extent(x: Tensor) -> int:
+def _storage_extent(x: Tensor) -> int:
     """Return the largest element offset plus one."""
     return 1 + sum((size - 1) * step for size, step in zip(x.shape, x.stride(), strict=True))
 
@@ -221,9 +221,9 @@ def _change_layout(x: Tensor, inner: bool) -> Tensor:
         return out
     if x.dim() == 4 and x.shape[2] > 1 and x.stride(2) != x.shape[3] * x.stride(3):
         x = x.contiguous(memory_format=torch.channels_last)  # rows are not contiguous
-    axes = _axes(x, out)
+    axes = _three_axes(x, out)
     programs = axes[0][0] * triton.cdiv(axes[1][0], _TURN) * triton.cdiv(axes[2][0], _TURN)
-    wide = max(_extent(x), _extent(out)) >= _WIDE
+    wide = max(_storage_extent(x), _storage_extent(out)) >= _WIDE
     kernels.transpose[(programs,)](x, out, *(step for axis in axes for step in axis), BLOCK=_TURN, WIDE=wide)
     return out
 
@@ -235,7 +235,7 @@ def _empty_in_layout(x: Tensor, inner: bool) -> Tensor:
 turn.register_fake(_empty_in_layout)
 
 
-def _axes(x: Tensor, out: Tensor) -> tuple[tuple[int, int, int], ...]:
+def _three_axes(x: Tensor, out: Tensor) -> tuple[tuple[int, int, int], ...]:
     """Return (size, stride in x, stride in out) of three axes that cover the tensor; the last two are tiled."""
     if x.dim() == 2:
         return (1, 0, 0), (x.shape[1], x.stride(1), out.stride(1)), (x.shape[0], x.stride(0), out.stride(0))
@@ -260,7 +260,7 @@ def inner_layer_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps:
         return normed
     x = x.contiguous()
     scale, shift = (x, x) if weight is None or bias is None else (weight, bias)
-    wide = max(_extent(x), _extent(out)) >= _WIDE
+    wide = max(_storage_extent(x), _storage_extent(out)) >= _WIDE
     features = triton.next_power_of_2(x.shape[1])
     tokens = max(EIGHT, min(32, _NORMED // features))
     kernels.layer_norm[(triton.cdiv(x.shape[0], tokens),)](
@@ -297,12 +297,12 @@ def inner_pool2d(
     out = _pool_out(x, kernel, stride, padding, dilation, ceil)
     if not out.numel():
         return out
-    x = _inner(x)
+    x = _to_inner(x)
     run = round_up(x.shape[0])
     grid = (out.shape[1] * triton.cdiv(out.shape[2] * out.shape[3] * run, _POOL),)
     kernels.pool[grid](
         x, out, run // EIGHT, *x.shape[2:], *out.shape[2:], *stride, *padding, *dilation, *kernel,
-        MODE=mode, BLOCK=_POOL, WIDE=max(_extent(x), _extent(out)) >= _WIDE,
+        MODE=mode, BLOCK=_POOL, WIDE=max(_storage_extent(x), _storage_extent(out)) >= _WIDE,
     )  # fmt: skip
     return out
 

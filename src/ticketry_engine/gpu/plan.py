@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import logging
+import threading
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from statistics import median
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -83,12 +87,14 @@ def plan(
         if fact.unfit is not None:
             found[name] = LayerChoice("dense", fact.unfit)
         else:
-            found[name] = _choose_kernel(works.get(name), fact.two_four and can_run(device, dtype), rates, force)
+            found[name] = _choose_kernel(
+                works.get(name), fact.two_four and supports_two_four(device, dtype), rates, force
+            )
     if force:
         return found
     dense = {name: _switch_kernel(choice) if choice.kernel == "group" else choice for name, choice in found.items()}
     starts = [_improve_choices(graph, batch, works, start, rates) for start in (found, dense)]
-    return min(starts, key=lambda settled: estimate(graph, batch, works, settled, rates))
+    return min(starts, key=lambda settled: estimate_seconds(graph, batch, works, settled, rates))
 
 
 def _choose_kernel(work: LayerWork | None, two_four: bool, rates: Rates, force: bool) -> LayerChoice:
@@ -119,12 +125,14 @@ def _compare_times(seconds: float, dense: float) -> str:
 def layer_works(graph: Graph, batch: int, facts: Mapping[str, LayerFacts]) -> dict[str, LayerWork]:
     """Return the work of each layer with known shapes, by the name of its output."""
     made = {
-        node.output: _work(graph, node, batch, facts[node.output].groups) for node in graph.nodes if node.op in LAYERS
+        node.output: _layer_work(graph, node, batch, facts[node.output].groups)
+        for node in graph.nodes
+        if node.op in LAYERS
     }
     return {name: work for name, work in made.items() if work is not None}
 
 
-def _work(graph: Graph, node: Node, batch: int, groups: list[tuple[int, int]]) -> LayerWork | None:
+def _layer_work(graph: Graph, node: Node, batch: int, groups: list[tuple[int, int]]) -> LayerWork | None:
     x, made = graph.values[node.inputs[0]], graph.values[node.output]
     if x.shape is None or made.shape is None:
         return None
@@ -156,14 +164,14 @@ def _improve_choices(
 ) -> dict[str, LayerChoice]:
     """Switch single layers between "group" and "dense" as long as the estimate of the whole network falls."""
     found = dict(start)
-    least = estimate(graph, batch, works, found, rates)
+    least = estimate_seconds(graph, batch, works, found, rates)
     for _ in range(_SWEEPS):
         before = least
         for name, old in start.items():
             if not old.tile:
                 continue
             last, found[name] = found[name], old if found[name] is not old else _switch_kernel(old)
-            total = estimate(graph, batch, works, found, rates)
+            total = estimate_seconds(graph, batch, works, found, rates)
             if total < least * (1 - 1e-9):
                 least = total
             else:
@@ -178,11 +186,11 @@ def _switch_kernel(choice: LayerChoice) -> LayerChoice:
     return LayerChoice(other, f"{choice.why}, but for the changes of layout", choice.tile)
 
 
-def estimate(
+def estimate_seconds(
     graph: Graph, batch: int, works: Mapping[str, LayerWork], choices: Mapping[str, LayerChoice], rates: Rates
 ) -> float:
     """Estimate the seconds of all layers and of the changes of layout; other operations are the same in any plan."""
-    layers = sum(_seconds(work, choices[name], rates) for name, work in works.items())
+    layers = sum(_choice_seconds(work, choices[name], rates) for name, work in works.items())
     return layers + all_layout_changes_seconds(graph, batch, choices, rates)
 
 
@@ -200,7 +208,7 @@ def all_layout_changes_seconds(graph: Graph, batch: int, choices: Mapping[str, L
             total += turned(name)
             held[name].add(layout)
 
-    wanted = wanted_inner(graph, choices)
+    wanted = find_inner_values(graph, choices)
     for node in graph.nodes:
         reads = made = "outer"
         if is_group(node, choices):
@@ -208,7 +216,7 @@ def all_layout_changes_seconds(graph: Graph, batch: int, choices: Mapping[str, L
             made = "outer" if _is_grid(graph, node) else "inner"
         elif node.op == "layer_norm":
             made = "inner" if node.output in wanted else "outer"
-        elif follows(graph, node):
+        elif runs_on_inner_inputs(graph, node):
             reads = made = "outer" if "outer" in held[node.inputs[0]] else "inner"
         for name in node.inputs:
             need(name, reads)
@@ -222,7 +230,7 @@ def all_layout_changes_seconds(graph: Graph, batch: int, choices: Mapping[str, L
     return total
 
 
-def _seconds(work: LayerWork, choice: LayerChoice, rates: Rates) -> float:
+def _choice_seconds(work: LayerWork, choice: LayerChoice, rates: Rates) -> float:
     if choice.kernel == "group":
         return group_seconds(work, choice.tile, rates)
     if choice.kernel == "2:4":
@@ -235,14 +243,14 @@ def is_group(node: Node, choices: Mapping[str, LayerChoice]) -> bool:
     return node.op in LAYERS and choices[node.output].kernel == "group"
 
 
-def wanted_inner(graph: Graph, choices: Mapping[str, LayerChoice]) -> set[str]:
+def find_inner_values(graph: Graph, choices: Mapping[str, LayerChoice]) -> set[str]:
     """Return the values with a reader that prefers the inner layout; layer norms write these inner."""
     wanted: set[str] = set()
     for node in reversed(graph.nodes):
         if is_group(node, choices):
             if not _is_grid(graph, node):
                 wanted.update(node.inputs)
-        elif follows(graph, node) and node.output in wanted:
+        elif runs_on_inner_inputs(graph, node) and node.output in wanted:
             wanted.update(node.inputs)
     return {name for name in wanted if not _is_grid_result(graph, name)}
 
@@ -259,7 +267,7 @@ def _is_grid_result(graph: Graph, name: str) -> bool:
     return maker is not None and maker.op in ("linear", "layer_norm") and len(shape) not in (2, 3)
 
 
-def follows(graph: Graph, node: Node) -> bool:
+def runs_on_inner_inputs(graph: Graph, node: Node) -> bool:
     """Return whether a node can run on inner inputs: images of one shape, or feature rows of one shape."""
     if node.op not in FOLLOWS:
         return False
@@ -282,7 +290,7 @@ def is_two_four(weight: Tensor) -> bool:
     return bool(((weight != 0).reshape(len(weight), -1, 4).sum(2) <= 2).all())
 
 
-def can_run(device: torch.device, dtype: torch.dtype) -> bool:
+def supports_two_four(device: torch.device, dtype: torch.dtype) -> bool:
     """Return whether the device supports 2:4 products with this dtype."""
     if device.type != "cuda" or dtype not in (torch.float16, torch.bfloat16) or torch.version.hip:
         return False
@@ -466,3 +474,113 @@ def programs_seconds(work: LayerWork, tile: int, rates: Rates) -> float:
     """Estimate the overhead in seconds of the group kernel's programs."""
     count = sum(-(-rows // tile) for rows, _ in work.groups) * -(-work.padded_pixels // _PIXELS)
     return count * (rates.program + tile * rates.row)
+
+
+# -- launch parameters, by timing --------------------------------------------------------------------------------------
+
+# A few candidates are timed at the first call with a shape on a GPU, never while a CUDA graph is recorded; the result
+# is cached in the process. On a CPU the first candidate is used.
+
+
+@dataclass(frozen=True)
+class Config:
+    """Launch parameters of the group kernel."""
+
+    pixels: int
+    """Output pixels of a program."""
+    columns: int
+    """Retained columns of a step: 32 or 64, because tables are padded to 64."""
+    warps: int
+    stages: int
+    """Steps of the gather that are in shared memory at once (pipeline stages)."""
+
+
+T = TypeVar("T")
+
+ROUNDS = 7
+"""Timed runs of each candidate, alternating."""
+
+_FILL = 132 * 2
+"""Below this many programs smaller tiles are tried: two for each multiprocessor of an H100."""
+
+_log = logging.getLogger(__name__)
+
+_found: dict[Hashable, Config] = {}
+_lock = threading.Lock()
+
+
+def candidate_configs(tile: int, outputs: int, tiles: int) -> list[Config]:
+    """Return the candidates for ``tiles`` tiles of ``tile`` rows at this many outputs, the most promising first."""
+    found = {
+        16: [Config(256, 64, 4, 3), Config(128, 64, 4, 4), Config(64, 64, 4, 5)],
+        32: [Config(256, 64, 8, 3), Config(128, 64, 4, 4), Config(64, 64, 4, 5)],
+        64: [Config(128, 64, 4, 3), Config(256, 64, 8, 4), Config(128, 64, 8, 4), Config(64, 64, 4, 4)],
+        128: [Config(128, 64, 8, 3), Config(256, 64, 8, 4), Config(256, 32, 8, 4), Config(64, 64, 4, 4)],
+    }[tile]
+    few = [one for one in found if tiles * -(-outputs // one.pixels) < _FILL]
+    if few and len(few) == len(found):  # too few programs with any candidate: use the smallest tiles
+        return [*sorted(found, key=lambda one: one.pixels)[:2], Config(32, 64, 4, 5)]
+    return [one for one in found if one not in few] + few[:1]
+
+
+def choose(key: Hashable, tile: int, outputs: int, tiles: int, x: Tensor, run: Callable[[Config], None]) -> Config:
+    """Return the fastest candidate for `key`: cached, timed with `run`, or the first where timing is not possible."""
+    candidates = candidate_configs(tile, outputs, tiles)
+    if x.device.type != "cuda":
+        return _limit_pixels(candidates[0], outputs)
+    key = (torch.cuda.get_device_name(x.device), key)
+    if key not in _found:
+        if torch.cuda.is_current_stream_capturing():
+            return candidates[0]
+        with _lock:
+            if key not in _found:
+                _found[key] = find_fastest(candidates, run, _seconds)
+    return _found[key]
+
+
+def find_fastest(
+    candidates: list[Config], run: Callable[[Config], None], seconds: Callable[[Callable[[], None]], float]
+) -> Config:
+    """Return the candidate with the least median time over alternating rounds; skip those that cannot run."""
+    times: dict[Config, list[float]] = {}
+    errors: list[Exception] = []
+    for config in candidates:
+        try:
+            run(config)  # compiles it, and shows whether it fits
+        except Exception as error:  # out of shared memory or registers on a smaller GPU
+            _log.info("%s is left out: %s", config, error)
+            errors.append(error)
+        else:
+            times[config] = []
+    if not times:
+        raise errors[-1]
+    for _ in range(ROUNDS):
+        for config, taken in times.items():
+            taken.append(seconds(lambda config=config: run(config)))  # type: ignore[misc]
+    return min(times, key=lambda config: median(times[config]))
+
+
+def time_on_gpu(call: Callable[[], T]) -> tuple[T, float]:
+    """Return the result of a call and its seconds on the current GPU, measured by CUDA events."""
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+    begin.record()
+    made = call()
+    end.record()
+    end.synchronize()
+    return made, float(begin.elapsed_time(end)) / 1e3
+
+
+def _seconds(call: Callable[[], None]) -> float:
+    def four() -> None:
+        for _ in range(4):
+            call()
+
+    return time_on_gpu(four)[1] / 4
+
+
+def _limit_pixels(config: Config, outputs: int) -> Config:
+    """Halve the pixels of a program to about the number of outputs, because the interpreter computes them all."""
+    pixels = config.pixels
+    while pixels > 16 and pixels // 2 >= outputs:
+        pixels //= 2
+    return Config(pixels, config.columns, config.warps, config.stages)

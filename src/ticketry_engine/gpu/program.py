@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ticketry_engine.gpu import ops
-from ticketry_engine.gpu.plan import LAYERS, LayerChoice, LayerFacts, follows, wanted_inner
+from ticketry_engine.gpu.plan import LAYERS, LayerChoice, LayerFacts, find_inner_values, runs_on_inner_inputs
 from ticketry_engine.gpu.tables import GroupTables, inner_strides, pack, round_up
 from ticketry_engine.ir import Graph, Node, last_uses
 from ticketry_engine.ir.native import activation, dtype_name
@@ -120,11 +120,11 @@ class GpuProgram:
     _steps: list[tuple[Step, tuple[str, ...], str, tuple[str, ...]]] = field(init=False, default_factory=list)
 
     def __post_init__(self) -> None:
-        self._wanted = wanted_inner(self.graph, self.choices)
+        self._wanted = find_inner_values(self.graph, self.choices)
         nodes = self.graph.nodes
         done = last_uses([(node.inputs, (node.output,)) for node in nodes], self.graph.results)
         for node, free in zip(nodes, done, strict=True):
-            self._steps.append((self._step(node), node.inputs, node.output, free))
+            self._steps.append((self._build_step(node), node.inputs, node.output, free))
 
     def __call__(self, inputs: Sequence[Tensor]) -> dict[str, Any]:
         """Run the graph on inputs in its order; return its results by name, in the dtypes of the graph."""
@@ -156,18 +156,18 @@ class GpuProgram:
 
     # -- steps
 
-    def _step(self, node: Node) -> Step:
+    def _build_step(self, node: Node) -> Step:
         choice = self.choices.get(node.output)
         if choice is not None and choice.kernel == "group":
-            return _group(node, choice, self.weights)
+            return _build_group_step(node, choice, self.weights)
         if node.op == "layer_norm" and node.output in self._wanted:
-            return _layer_norm(node, self.weights)
-        outer = self._outer(node, two_four=choice is not None and choice.kernel == "2:4")
-        if node.op not in LAYERS and follows(self.graph, node):
-            return _run_in_either_layout(node, outer, _inner(node, self.weights))
+            return _build_layer_norm_step(node, self.weights)
+        outer = self._build_outer_function(node, two_four=choice is not None and choice.kernel == "2:4")
+        if node.op not in LAYERS and runs_on_inner_inputs(self.graph, node):
+            return _run_in_either_layout(node, outer, _build_inner_function(node, self.weights))
         return lambda *reads: GpuValue.of(outer(*[one.get_outer() for one in reads]))
 
-    def _outer(self, node: Node, two_four: bool) -> Callable[..., Any]:
+    def _build_outer_function(self, node: Node, two_four: bool) -> Callable[..., Any]:
         cast, weights = self.weights.cast, self.weights.of(node)
         if two_four:
             weights[node.weights["weight"]] = self.weights.two_four(node)
@@ -178,7 +178,7 @@ class GpuProgram:
 # -- sparse layers -----------------------------------------------------------------------------------------------------
 
 
-def _group(node: Node, choice: LayerChoice, weights: Weights) -> Step:
+def _build_group_step(node: Node, choice: LayerChoice, weights: Weights) -> Step:
     tables = weights.tables(node, choice.tile)
     bias = weights.of(node).get(node.weights.get("bias", ""))
     weight = weights.graph.tensors[node.weights["weight"]]
@@ -206,7 +206,7 @@ def _group(node: Node, choice: LayerChoice, weights: Weights) -> Step:
     return conv2d
 
 
-def _layer_norm(node: Node, weights: Weights) -> Step:
+def _build_layer_norm_step(node: Node, weights: Weights) -> Step:
     held = weights.of(node)
     scale, shift = (held.get(node.weights.get(role, "")) for role in ("weight", "bias"))
     eps = node.attrs["eps"]
@@ -264,7 +264,7 @@ def from_memory_order(stored: Tensor, count: int) -> Tensor:
     return stored.as_strided(shape, inner_strides(shape))
 
 
-def _inner(node: Node, weights: Weights) -> Callable[..., Tensor]:
+def _build_inner_function(node: Node, weights: Weights) -> Callable[..., Tensor]:
     """Return the operation on inner tensors: torch's function in memory order, with its axes renumbered."""
     attrs = node.attrs
     if node.op in ("max_pool2d", "avg_pool2d"):

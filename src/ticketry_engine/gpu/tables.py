@@ -118,7 +118,7 @@ def pack(
             start += tile * padded
         first += padded
     columns.append(np.full(UNIT, -1))  # the kernel reads a step ahead
-    places = _places(np.concatenate(columns), kernel, padding, dilation)
+    places = _input_places(np.concatenate(columns), kernel, padding, dilation)
     if start >= UNIT << 31 or first >= 1 << 31:
         raise EngineError(f"a layer with {start} kept weights is too large for the GPU's tables")
     return GroupTables(
@@ -149,7 +149,7 @@ def why_no_tables(shape: Sequence[int], *, groups: int, padding: Sequence[int], 
     return None
 
 
-def _places(columns: Indices, kernel: Sequence[int], padding: Sequence[int], dilation: Sequence[int]) -> Table:
+def _input_places(columns: Indices, kernel: Sequence[int], padding: Sequence[int], dilation: Sequence[int]) -> Table:
     """Return the input place of columns, flattened as (channel, kh, kw); -1 for padding."""
     area = kernel[0] * kernel[1]
     channel, tap = columns // area, columns % area

@@ -6,4 +6,5 @@ Each kernel is a frozen dataclass that writes its own LLVM IR (`emitter`), speci
     planar/          NCHW-like layout, images innermost
     channels_last/   NHWC-like layout, channels innermost
     training/        forward and backward kernels of a training step
+    norms            layer norm, RMS norm and softmax, for both layouts
 """

@@ -81,7 +81,7 @@ def activate(e: Emitter, act: str | Mapping[str, float] | tuple[str, float] | No
     if not isinstance(act, str):
         return _WITH_PARAMETER[act[0]](e, vector, act[1])
     if act in _WITH_EXPONENTIAL:
-        return e.b.call(_function(e, act, _PLAIN[act], vector.type), [vector])
+        return e.b.call(_call_function(e, act, _PLAIN[act], vector.type), [vector])
     return _PLAIN[act](e, vector)
 
 
@@ -133,10 +133,10 @@ def slope(e: Emitter, act: str, vector: Any) -> Any:
     """
     if act not in SLOPES:
         raise EngineError(f"no derivative of {act!r} in kernels: choose from {', '.join(SLOPES)}")
-    return e.b.call(_function(e, f"{act}.slope", SLOPES[act], vector.type), [vector])
+    return e.b.call(_call_function(e, f"{act}.slope", SLOPES[act], vector.type), [vector])
 
 
-def _function(e: Emitter, what: str, write: Callable[[Emitter, Any], Any], kind: Any) -> Any:
+def _call_function(e: Emitter, what: str, write: Callable[[Emitter, Any], Any], kind: Any) -> Any:
     """Return the module's function `what` on vectors of type `kind`, writing it on first use."""
     name = f"{what}.{kind.count}"
     if name not in e.module.globals:
@@ -192,10 +192,10 @@ def tanh(e: Emitter, x: Any) -> Any:
 def gelu(e: Emitter, x: Any) -> Any:
     """Return x times the normal CDF, through erfc(abs(x)), which stays accurate in the tail."""
     b = e.b
-    return b.fmul(x, _normal(e, x)[0])
+    return b.fmul(x, _normal_cdf_and_exp(e, x)[0])
 
 
-def _normal(e: Emitter, x: Any) -> tuple[Any, Any]:
+def _normal_cdf_and_exp(e: Emitter, x: Any) -> tuple[Any, Any]:
     """Return the normal CDF and exp(-x²/2)."""
     b = e.b
     z = b.fmul(e.intrinsic("llvm.fabs", x), _constant_like(x, 0.7071067811865476))
@@ -216,7 +216,7 @@ def gelu_tanh(e: Emitter, x: Any) -> Any:
 
 
 def _gelu_slope(e: Emitter, x: Any) -> Any:
-    share, bell = _normal(e, x)
+    share, bell = _normal_cdf_and_exp(e, x)
     return e.fma(e.b.fmul(x, _constant_like(x, 0.3989422804014327)), bell, share)
 
 

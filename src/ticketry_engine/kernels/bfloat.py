@@ -10,10 +10,11 @@ In registers values are float32, except for the bfloat16 pairs that ``vdpbf16ps`
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
-from ticketry_engine.kernels.emitter import F32, I16, I32, Emitter, same
+from ticketry_engine.kernels.emitter import F32, I8, I16, I32, Emitter, same
 from ticketry_engine.kernels.jit import ir
 from ticketry_engine.kernels.window import Array
 
@@ -56,7 +57,7 @@ def load(e: Emitter, pointer: ir.Value, byte: ir.Value | int = 0, item: int = FL
     """Load a vector as float32."""
     if item == FLOAT:
         return e.load(pointer, byte)
-    return widened(e, e.b.load(e.at(pointer, byte), typ=halves(e), align=HALF))
+    return widen(e, e.b.load(e.at(pointer, byte), typ=half_vector_type(e), align=HALF))
 
 
 def store(e: Emitter, vector: ir.Value, pointer: ir.Value, byte: ir.Value | int = 0, item: int = FLOAT) -> None:
@@ -64,10 +65,10 @@ def store(e: Emitter, vector: ir.Value, pointer: ir.Value, byte: ir.Value | int 
     if item == FLOAT:
         e.store(vector, pointer, byte)
     else:
-        e.b.store(narrowed(e, vector), e.at(pointer, byte), align=HALF)
+        e.b.store(narrow(e, vector), e.at(pointer, byte), align=HALF)
 
 
-def load_one(e: Emitter, pointer: ir.Value, item: int = FLOAT) -> ir.Value:
+def load_scalar(e: Emitter, pointer: ir.Value, item: int = FLOAT) -> ir.Value:
     """Load one value as float32."""
     if item == FLOAT:
         return e.load_f32(pointer)
@@ -75,7 +76,7 @@ def load_one(e: Emitter, pointer: ir.Value, item: int = FLOAT) -> ir.Value:
     return e.b.bitcast(e.b.shl(half, ir.Constant(I32, 16)), F32)
 
 
-def store_one(e: Emitter, value: ir.Value, pointer: ir.Value, item: int = FLOAT) -> None:
+def store_scalar(e: Emitter, value: ir.Value, pointer: ir.Value, item: int = FLOAT) -> None:
     """Store one float32 value."""
     if item == FLOAT:
         e.b.store(value, pointer, align=FLOAT)
@@ -83,26 +84,26 @@ def store_one(e: Emitter, value: ir.Value, pointer: ir.Value, item: int = FLOAT)
         e.b.store(e.b.bitcast(e.b.fptrunc(value, BFLOAT), I16), pointer, align=HALF)
 
 
-def halves(e: Emitter) -> ir.VectorType:
+def half_vector_type(e: Emitter) -> ir.VectorType:
     """Return the type of a vector of bfloat16 bits, one per float32 lane."""
     return ir.VectorType(I16, e.target.lanes)
 
 
-def widened(e: Emitter, values: ir.Value) -> ir.Value:
-    """Convert a vector of bfloat16 bits (`halves`) to float32."""
+def widen(e: Emitter, values: ir.Value) -> ir.Value:
+    """Convert a vector of bfloat16 bits (`half_vector_type`) to float32."""
     words = ir.VectorType(I32, e.target.lanes)
     return e.b.bitcast(e.b.shl(e.b.zext(values, words), same(words, 16)), e.vector)
 
 
-def narrowed(e: Emitter, vector: ir.Value) -> ir.Value:
+def narrow(e: Emitter, vector: ir.Value) -> ir.Value:
     """Round a float32 vector to bfloat16 bits, ties to even."""
-    return e.b.bitcast(e.b.fptrunc(vector, ir.VectorType(BFLOAT, e.target.lanes)), halves(e))
+    return e.b.bitcast(e.b.fptrunc(vector, ir.VectorType(BFLOAT, e.target.lanes)), half_vector_type(e))
 
 
 # -- pairs -----------------------------------------------------------------------------------------------------------
 
 
-def pairs(e: Emitter) -> ir.VectorType:
+def pair_vector_type(e: Emitter) -> ir.VectorType:
     """Return the type of a vector with a pair of bfloat16 in each lane."""
     return ir.VectorType(BFLOAT, 2 * e.target.lanes)
 
@@ -110,7 +111,7 @@ def pairs(e: Emitter) -> ir.VectorType:
 def splat_pair(e: Emitter, pointer: ir.Value, byte: ir.Value | int) -> ir.Value:
     """Load two consecutive bfloat16 and repeat the pair in every lane."""
     word = e.b.load(e.at(pointer, byte), typ=I32, align=HALF)
-    return e.b.bitcast(e.splat(word), pairs(e))
+    return e.b.bitcast(e.splat(word), pair_vector_type(e))
 
 
 def multiply_pairs(e: Emitter, a: ir.Value, x: ir.Value, y: ir.Value) -> ir.Value:
@@ -123,7 +124,7 @@ def multiply_pairs(e: Emitter, a: ir.Value, x: ir.Value, y: ir.Value) -> ir.Valu
 
 def load_pairs(e: Emitter, pointer: ir.Value, byte: ir.Value | int, align: int = HALF) -> ir.Value:
     """Load a vector of pairs of neighbours."""
-    return e.b.load(e.at(pointer, byte), typ=pairs(e), align=align)
+    return e.b.load(e.at(pointer, byte), typ=pair_vector_type(e), align=align)
 
 
 def interleave_pairs(e: Emitter, one: ir.Value, other: ir.Value) -> list[ir.Value]:
@@ -145,7 +146,7 @@ def interleave_pairs(e: Emitter, one: ir.Value, other: ir.Value) -> list[ir.Valu
             for start in (0, width)
         ]
         mixed = e.b.shuffle_vector(one, other, ir.Constant(ir.VectorType(I32, width), order))
-        found.append(e.b.bitcast(mixed, pairs(e)))
+        found.append(e.b.bitcast(mixed, pair_vector_type(e)))
     return found
 
 
@@ -159,8 +160,68 @@ def store_rounded(e: Emitter, vectors: Sequence[ir.Value], pointer: ir.Value, by
     """Round two float32 vectors in the order of `split_to_float32` to bfloat16 and store them as one vector."""
     lanes = e.target.lanes
     first, second = vectors
-    both = e.call(f"llvm.x86.avx512bf16.cvtne2ps2bf16.{32 * lanes}", pairs(e), [second, first])
+    both = e.call(f"llvm.x86.avx512bf16.cvtne2ps2bf16.{32 * lanes}", pair_vector_type(e), [second, first])
     words = e.b.bitcast(both, ir.VectorType(I16, 2 * lanes))
     order = [start + k for piece in range(0, lanes, 4) for start in (0, lanes) for k in range(piece, piece + 4)]
     mixed = e.b.shuffle_vector(words, words, ir.Constant(ir.VectorType(I32, 2 * lanes), order))
     e.b.store(mixed, e.at(pointer, byte), align=HALF)
+
+
+# -- tiles (Intel's AMX) ----------------------------------------------------------------------------------------------
+
+#     sums [16, 16] float32  +=  left [16, 32] bfloat16  @  right [32, 16] bfloat16
+#
+# A tile has up to 16 rows of 64 bytes in registers of its own. The right matrix is stored in pairs: its row ``k`` holds
+# elements ``2k`` and ``2k + 1`` of each column side by side. One `multiply_tiles` takes as long as AVX-512 needs for a
+# sixteenth of it. A kernel configures the tiles when it begins and releases them when it ends.
+
+TILE_ROWS = 16
+"""Rows of a tile."""
+
+TILE_ROW_BYTES = 64
+
+TILE_BYTES = TILE_ROWS * TILE_ROW_BYTES
+
+TILE_DEPTH = 32
+"""bfloat16 values per row of a tile: the terms that one product adds to each sum."""
+
+
+def build_configuration(tiles: Sequence[tuple[int, int]]) -> Array:
+    """Return the configuration table for `configure_tiles`, from the (rows, bytes per row) of each tile."""
+    table = np.zeros(64, dtype=np.uint8)
+    table[0] = 1
+    for number, (rows, size) in enumerate(tiles):
+        table[16 + 2 * number], table[48 + number] = size, rows
+    return table
+
+
+def configure_tiles(e: Emitter, table: Any) -> None:
+    """Configure the tiles before use."""
+    e.call("llvm.x86.ldtilecfg", ir.VoidType(), [table])
+
+
+def release_tiles(e: Emitter) -> None:
+    """Release the tiles."""
+    e.call("llvm.x86.tilerelease", ir.VoidType(), [])
+
+
+def zero_tile(e: Emitter, tile: int) -> None:
+    e.call("llvm.x86.tilezero", ir.VoidType(), [_tile_number(tile)])
+
+
+def load_tile(e: Emitter, tile: int, pointer: Any, stride: int = TILE_ROW_BYTES) -> None:
+    """Load a tile whose rows are `stride` bytes apart."""
+    e.call("llvm.x86.tileloadd64", ir.VoidType(), [_tile_number(tile), pointer, e.i64(stride)])
+
+
+def store_tile(e: Emitter, tile: int, pointer: Any) -> None:
+    e.call("llvm.x86.tilestored64", ir.VoidType(), [_tile_number(tile), pointer, e.i64(TILE_ROW_BYTES)])
+
+
+def multiply_tiles(e: Emitter, sums: int, left: int, right: int) -> None:
+    """Write ``sums += left @ right``: bfloat16 pairs, float32 sums; denormal numbers count as zero."""
+    e.call("llvm.x86.tdpbf16ps", ir.VoidType(), [_tile_number(sums), _tile_number(left), _tile_number(right)])
+
+
+def _tile_number(tile: int) -> Any:
+    return ir.Constant(I8, tile)

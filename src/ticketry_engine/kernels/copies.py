@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ticketry_engine.kernels.emitter import I16, I32, I64, Emitter, StateSlot, Written
+from ticketry_engine.kernels.emitter import I16, I32, I64, EmittedKernel, Emitter, StateSlot
 from ticketry_engine.kernels.jit import ir
 from ticketry_engine.kernels.window import Array
 
@@ -25,7 +25,7 @@ _MOST_LENGTHS = 6
 _UNROLLED = 4
 
 
-class Arg(enum.IntEnum):
+class CopyArg(enum.IntEnum):
     """Arguments of the kernel."""
 
     SOURCE = 0
@@ -54,8 +54,8 @@ class CopyPlan:
     """Elements per run."""
 
 
-def copies(goals: Array, places: Array, of: Array, size: int) -> Iterator[tuple[int, CopyPlan]]:
-    """Yield the copies that fill `goals` from `places`, each with the number of its source (-1: zeros).
+def plan_copies(destinations: Array, places: Array, of: Array, size: int) -> Iterator[tuple[int, CopyPlan]]:
+    """Yield the copies that fill `destinations` from `places`, each with the number of its source (-1: zeros).
 
     Args:
         goals: destination bytes, int64 [outer, inner]; each is the sum of a row's offset and a column's.
@@ -67,21 +67,21 @@ def copies(goals: Array, places: Array, of: Array, size: int) -> Iterator[tuple[
         mine = of == number
         rows, columns = mine.any(1), mine.any(0)
         if mine[np.ix_(rows, columns)].all():
-            to, source = goals[np.ix_(rows, columns)], places[np.ix_(rows, columns)]
+            to, source = destinations[np.ix_(rows, columns)], places[np.ix_(rows, columns)]
             if number < 0:
                 source = np.zeros_like(to)
             line, first = source[0] - source[0, 0], source[:, :1]
             if np.array_equal(first + line, source):
                 starts = np.stack([to[:, 0], first[:, 0]], axis=-1)
-                for runs, length in _runs(to[0] - to[0, 0], line, size, number < 0):
+                for runs, length in _group_into_runs(to[0] - to[0, 0], line, size, number < 0):
                     yield number, CopyPlan(np.ascontiguousarray(starts), runs, length)
                 continue
-        to = goals[mine]
-        for runs, length in _runs(to, to if number < 0 else places[mine], size, number < 0):
+        to = destinations[mine]
+        for runs, length in _group_into_runs(to, to if number < 0 else places[mine], size, number < 0):
             yield number, CopyPlan(np.zeros((1, 2), np.int64), runs, length)
 
 
-def _runs(to: Array, source: Array, size: int, zeros: bool) -> Iterator[tuple[Array, int]]:
+def _group_into_runs(to: Array, source: Array, size: int, zeros: bool) -> Iterator[tuple[Array, int]]:
     """Group elements that are consecutive on both sides into runs, by length: yield ([runs, 2], length)."""
     breaks = np.diff(to) != size
     if not zeros:
@@ -96,8 +96,8 @@ def _runs(to: Array, source: Array, size: int, zeros: bool) -> Iterator[tuple[Ar
 
 
 @dataclass(frozen=True)
-class Copies(Written):
-    """Kernel that copies runs; its arguments are listed in `Arg`."""
+class Copies(EmittedKernel):
+    """Kernel that copies runs; its arguments are listed in `CopyArg`."""
 
     length: int
     """Elements per run."""
@@ -110,24 +110,24 @@ class Copies(Written):
 
     def write(self, e: Emitter) -> None:
         b = e.b
-        outer, inner = e.arg(Arg.OUTER), e.arg(Arg.INNER)
+        outer, inner = e.arg(CopyArg.OUTER), e.arg(CopyArg.INNER)
         images = e.state(StateSlot.IMAGES) if self.by_image else e.i64(1)
-        source, result = e.arena(e.arg(Arg.SOURCE)), e.arena(e.arg(Arg.RESULT))
-        starts, runs = e.table(Arg.STARTS), e.table(Arg.RUNS)
-        with e.turns(images, outer) as (image, entry):
+        source, result = e.arena_pointer(e.arg(CopyArg.SOURCE)), e.arena_pointer(e.arg(CopyArg.RESULT))
+        starts, runs = e.table(CopyArg.STARTS), e.table(CopyArg.RUNS)
+        with e.loop_share_of_pairs(images, outer) as (image, entry):
             start = e.at(starts, b.mul(entry, e.i64(16)))
-            to = e.at(result, b.add(b.mul(image, e.arg(Arg.RESULT_IMAGE)), e.load_i64(start)))
-            there = e.at(source, b.add(b.mul(image, e.arg(Arg.SOURCE_IMAGE)), e.load_i64(start, 8)))
+            to = e.at(result, b.add(b.mul(image, e.arg(CopyArg.RESULT_IMAGE)), e.load_i64(start)))
+            source_place = e.at(source, b.add(b.mul(image, e.arg(CopyArg.SOURCE_IMAGE)), e.load_i64(start, 8)))
             most = b.mul(b.udiv(inner, e.i64(_UNROLLED)), e.i64(_UNROLLED))
             with e.loop(0, most, _UNROLLED) as turn:
-                self._copy_runs(e, e.at(runs, b.mul(turn.index, e.i64(16))), _UNROLLED, to, there)
+                self._copy_runs(e, e.at(runs, b.mul(turn.index, e.i64(16))), _UNROLLED, to, source_place)
             with e.loop(most, inner) as turn:
-                self._copy_runs(e, e.at(runs, b.mul(turn.index, e.i64(16))), 1, to, there)
+                self._copy_runs(e, e.at(runs, b.mul(turn.index, e.i64(16))), 1, to, source_place)
 
-    def _copy_runs(self, e: Emitter, pairs: ir.Value, count: int, to: ir.Value, there: ir.Value) -> None:
+    def _copy_runs(self, e: Emitter, pairs: ir.Value, count: int, to: ir.Value, source_place: ir.Value) -> None:
         """Copy `count` consecutive runs."""
         ends = [
-            (e.at(to, e.load_i64(pairs, 16 * number)), e.at(there, e.load_i64(pairs, 16 * number + 8)))
+            (e.at(to, e.load_i64(pairs, 16 * number)), e.at(source_place, e.load_i64(pairs, 16 * number + 8)))
             for number in range(count)
         ]
         size = self.length * self.item
@@ -135,11 +135,13 @@ class Copies(Written):
         whole = size // (4 * e.target.lanes) * 4 * e.target.lanes
         if whole:
             with e.loop(0, whole, 4 * e.target.lanes) as turn:
-                self._copy_piece(e, [(e.at(goal, turn.index), e.at(source, turn.index)) for goal, source in ends], wide)
+                self._copy_piece(
+                    e, [(e.at(destination, turn.index), e.at(source, turn.index)) for destination, source in ends], wide
+                )
         at = whole
         while at < size:
             kind, step = next((kind, step) for kind, step in _copy_types(e.target.lanes) if step <= size - at)
-            self._copy_piece(e, [(e.at(goal, at), e.at(source, at)) for goal, source in ends], kind)
+            self._copy_piece(e, [(e.at(destination, at), e.at(source, at)) for destination, source in ends], kind)
             at += step
 
     def _copy_piece(self, e: Emitter, ends: list[tuple[ir.Value, ir.Value]], kind: ir.Type) -> None:
@@ -147,8 +149,8 @@ class Copies(Written):
             values = [ir.Constant(kind, None)] * len(ends)
         else:
             values = [e.b.load(source, typ=kind, align=self.item) for _, source in ends]
-        for (goal, _), value in zip(ends, values, strict=True):
-            e.b.store(value, goal, align=self.item)
+        for (destination, _), value in zip(ends, values, strict=True):
+            e.b.store(value, destination, align=self.item)
 
 
 def _copy_types(lanes: int) -> list[tuple[ir.Type, int]]:

@@ -235,7 +235,7 @@ class Workers:
             # The weakref callback is a C function, so no signal handler can raise inside it. It is set
             # before the thread starts, so that an interrupted caller leaves no waiting thread.
             gone = weakref.ref(self, queue.put)
-            threading.Thread(target=_serve, args=(queue, gone), daemon=True, name="ticketry-engine").start()
+            threading.Thread(target=_run_queued_jobs, args=(queue, gone), daemon=True, name="ticketry-engine").start()
 
     def run(self, jobs: Sequence[Job], holding: object = None) -> None:
         """Run the first job here and each other job on its own thread; return when all have finished.
@@ -274,7 +274,7 @@ class Workers:
             raise errors[0]
 
 
-def _serve(queue: _Queue, gone: weakref.ref[Workers]) -> None:
+def _run_queued_jobs(queue: _Queue, gone: weakref.ref[Workers]) -> None:
     """Run jobs from the queue until it delivers `gone`, the weak reference to the collected owner."""
     while not isinstance(given := queue.get(), weakref.ref):
         (function, arguments), call = given

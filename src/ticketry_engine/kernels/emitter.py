@@ -113,16 +113,16 @@ class Emitter:
         """Return the pointer to a table of the operation, ``Op.args[index]``."""
         return self.b.inttoptr(self.arg(index), PTR)
 
-    def arena(self, offset: ir.Value | int = 0) -> ir.Value:
+    def arena_pointer(self, offset: ir.Value | int = 0) -> ir.Value:
         """Return a pointer into this thread's working memory."""
         return self.at(self.b.inttoptr(self.state(StateSlot.ARENA), PTR), offset)
 
-    def external(self, number: ir.Value) -> ir.Value:
+    def tensor_pointer(self, number: ir.Value) -> ir.Value:
         """Return the pointer to an input or output tensor, by its number."""
         slot = self.at(self._state, self.b.mul(self.b.add(number, self.i64(StateSlot.EXTERNAL)), self.i64(8)))
         return self.b.inttoptr(self.load_i64(slot), PTR)
 
-    def share(self, count: ir.Value | int) -> tuple[ir.Value, ir.Value]:
+    def thread_share(self, count: ir.Value | int) -> tuple[ir.Value, ir.Value]:
         """Return the range (from, to) of ``count`` iterations that this thread executes."""
         count = self.i64(count)
         part, parts = self.state(StateSlot.PART), self.state(StateSlot.PARTS)
@@ -160,7 +160,7 @@ class Emitter:
     def store(self, value: ir.Value, pointer: ir.Value, byte: ir.Value | int = 0, align: int = 4) -> None:
         self.b.store(value, self.at(pointer, byte), align=align)
 
-    def fetch(self, pointer: ir.Value, byte: ir.Value | int) -> None:
+    def prefetch(self, pointer: ir.Value, byte: ir.Value | int) -> None:
         """Prefetch the cache line at `pointer` + `byte` into the L1 cache."""
         reading, nearest, data = (ir.Constant(I32, value) for value in (0, 3, 1))
         self.call("llvm.prefetch.p0", ir.VoidType(), [self.at(pointer, byte), reading, nearest, data])
@@ -192,7 +192,7 @@ class Emitter:
             ir.Function(self.module, ir.FunctionType(result, [value.type for value in values]), name)
         return self.b.call(self.module.globals[name], values)
 
-    def opaque(self, value: ir.Value) -> ir.Value:
+    def hide_from_optimiser(self, value: ir.Value) -> ir.Value:
         """Return `value` through an empty asm statement, so that the optimiser neither moves nor rewrites it.
 
         Vectors wider than the target's registers are returned unchanged: LLVM would abort the process.
@@ -255,9 +255,9 @@ class Emitter:
             yield
 
     @contextmanager
-    def turns(self, outer: ir.Value, inner: ir.Value) -> Iterator[tuple[ir.Value, ir.Value]]:
+    def loop_share_of_pairs(self, outer: ir.Value, inner: ir.Value) -> Iterator[tuple[ir.Value, ir.Value]]:
         """Loop over this thread's share of ``outer * inner`` iterations and yield both indices."""
-        low, high = self.share(self.b.mul(outer, inner))
+        low, high = self.thread_share(self.b.mul(outer, inner))
         with self.loop(low, high) as turn:
             yield self.b.udiv(turn.index, inner), self.b.urem(turn.index, inner)
 
@@ -265,7 +265,12 @@ class Emitter:
         return self.b.select(condition, yes, no)
 
 
-class Written:
+def minimum(e: Emitter, one: ir.Value, other: ir.Value) -> ir.Value:
+    """Return the smaller of two signed integers."""
+    return e.select(e.b.icmp_signed("<", one, other), one, other)
+
+
+class EmittedKernel:
     """Base class of kernels written with an `Emitter`."""
 
     def emit(self, name: str, target: Target) -> str:

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 
 from ticketry_engine.errors import EngineError
 from ticketry_engine.kept_files import digest_of_files, folder, keep, kept
-from ticketry_engine.kernels.target import Target, binding
+from ticketry_engine.kernels.target import Target, llvmlite_binding
 
 
 class Kernel(Protocol):
@@ -78,7 +78,7 @@ class Library:
     @functools.cached_property
     def identity(self) -> str:
         """Identity of everything outside the kernel that its code depends on: generators, LLVM and target."""
-        return f"{_source_digest()} {binding().llvm_version_info} {self.target!r}"
+        return f"{_source_digest()} {llvmlite_binding().llvm_version_info} {self.target!r}"
 
     def name(self, kernel: Kernel) -> str:
         """Return the name of a kernel's machine code: a digest of all its dependencies."""
@@ -103,28 +103,30 @@ class Library:
         if code is None:
             self.compiled += 1
             if self._machine is None:
-                self._machine = machine_for(self.target, jit=True)
+                self._machine = create_target_machine(self.target, jit=True)
             code = bytes(self._machine.emit_object(optimise(kernel, name, self.target, self._machine)))
             keep(path, code)
         return code
 
     def _add(self, code: bytes) -> None:
-        llvm = binding()
+        llvm = llvmlite_binding()
         if self._engine is None:
-            self._engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), machine_for(self.target, jit=True))
+            self._engine = llvm.create_mcjit_compiler(
+                llvm.parse_assembly(""), create_target_machine(self.target, jit=True)
+            )
         self._objects.append(code)
         self._engine.add_object_file(llvm.ObjectFileRef.from_data(code))
 
 
-def machine_for(target: Target, **settings: Any) -> Any:
+def create_target_machine(target: Target, **settings: Any) -> Any:
     """Create LLVM's target machine, with additional `settings`."""
-    found = binding().Target.from_triple(target.triple)
+    found = llvmlite_binding().Target.from_triple(target.triple)
     return found.create_target_machine(target.cpu, target.features, opt=3, **settings)
 
 
 def optimise(kernel: Kernel, name: str, target: Target, machine: Any) -> Any:
     """Return a kernel's LLVM module after the middle-end passes."""
-    llvm = binding()
+    llvm = llvmlite_binding()
     module = llvm.parse_assembly(kernel.emit(name, target))
     module.verify()
     options = llvm.create_pipeline_tuning_options(speed_level=2)

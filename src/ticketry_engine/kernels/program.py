@@ -218,7 +218,7 @@ class Program:
                 jobs.append((self._drive, (start, self._first_entry, count, first, last, images, batch)))
             used = (self._memory, self.library, workspace.states, workspace.arenas, workspace.barrier, holding)
             workspace.workers.run(jobs, used)
-        self._give_back(workspace)  # not after an error: the state is unknown
+        self._return_workspace(workspace)  # not after an error: the state is unknown
 
     def profile(
         self, batch: int, external: Sequence[int], clock: Callable[[], float] = time.perf_counter
@@ -235,7 +235,7 @@ class Program:
                 entry = self._first_entry + 8 * index
                 self._drive(workspace.starts[0], entry, 1, block, block + 1, self.images, batch)
                 seconds[index] += max(0.0, clock() - begin - nothing)
-        self._give_back(workspace)
+        self._return_workspace(workspace)
         return seconds
 
     def _time_empty_call(self, start: int, batch: int, clock: Callable[[], float]) -> float:
@@ -272,7 +272,7 @@ class Program:
         starts = [int(state.ctypes.data) for state in states]
         return _Workspace(states, starts, arenas, barrier, Workers(threads - 1))
 
-    def _give_back(self, workspace: _Workspace) -> None:
+    def _return_workspace(self, workspace: _Workspace) -> None:
         with self._lock:
             self._free.setdefault((os.getpid(), len(workspace.states)), []).append(workspace)
 
@@ -307,7 +307,7 @@ class ProgramSession:
             state[StateSlot.EXTERNAL : StateSlot.EXTERNAL + len(external)] = external
         self._run([(first, last)] * len(states), images, apart=False)
 
-    def run_apart(self, bounds: Sequence[int]) -> None:
+    def run_ranges_in_parallel(self, bounds: Sequence[int]) -> None:
         """Run independent ranges of operations in parallel: thread i runs ``bounds[i]`` to ``bounds[i + 1]``."""
         if len(self._workspace.states) == 1:
             self.run(bounds[0], bounds[-1])
@@ -353,7 +353,7 @@ class ProgramSession:
     def close(self) -> None:
         """Return the memory for reuse by the next session; its contents are discarded."""
         if self._whole:
-            self._program._give_back(self._workspace)
+            self._program._return_workspace(self._workspace)
 
 
 def _padded_size(size: int) -> int:

@@ -103,7 +103,7 @@ def foreign(name: str) -> Target:
     return _FOREIGN[name]
 
 
-def near_inputs(first: int) -> tuple[int, int]:
+def near_input_bytes(first: int) -> tuple[int, int]:
     """Return `Target.near` and `Target.near_of_few` of an AVX-512 processor with an L1 cache of `first` bytes."""
     return (WIDE_NEAR, WIDE_NEAR_OF_FEW) if first >= 48 << 10 else (NEAR, NEAR)
 
@@ -112,7 +112,7 @@ def near_inputs(first: int) -> tuple[int, int]:
 def _host() -> Target:
     if why := processor.no_kernels():
         raise EngineError(why)
-    llvm = binding()
+    llvm = llvmlite_binding()
     llvm.initialize_native_target()
     llvm.initialize_native_asmprinter()
     features = llvm.get_host_cpu_features()
@@ -123,7 +123,7 @@ def _host() -> Target:
     if {"avx512f", "avx512bw", "avx512dq", "avx512vl"} <= flags:
         half = "avx512bf16" in flags
         tiles = half and {"amx-tile", "amx-bf16"} <= flags and processor.may_use_tiles()
-        near, of_few = near_inputs(first)
+        near, of_few = near_input_bytes(first)
         return Target("avx512", **common, lanes=16, registers=32, bf16=half, tiles=tiles, near=near, near_of_few=of_few)
     if {"avx2", "fma"} <= flags:
         return Target("avx2", **common, lanes=8, registers=16)
@@ -132,7 +132,7 @@ def _host() -> Target:
     return Target("generic", **common, lanes=4, registers=16, fused="fma" in flags)
 
 
-def binding() -> Any:
+def llvmlite_binding() -> Any:
     """Return llvmlite's binding module, imported on first use.
 
     Raises:

@@ -43,26 +43,26 @@ class Axis:
     def outputs(self) -> int:
         return (self.extent + 2 * self.padding - self.dilation * (self.size - 1) - 1) // self.stride + 1
 
-    def begins(self, outputs: int) -> Array:
+    def first_inputs(self, outputs: int) -> Array:
         """Return the input read by each output's first tap; negative in the padding."""
         return np.arange(outputs) * self.stride - self.padding
 
-    def padded(self, outputs: int) -> Array:
+    def count_padded_taps(self, outputs: int) -> Array:
         """Return the number of taps of each window that fall on inputs or padding."""
-        counts: Array = np.minimum(self.size, self.extent + self.padding - self.begins(outputs))
+        counts: Array = np.minimum(self.size, self.extent + self.padding - self.first_inputs(outputs))
         return counts
 
-    def seen(self, length: int) -> int:
+    def input_span(self, length: int) -> int:
         """Return the number of inputs spanned by `length` consecutive outputs."""
         return (length - 1) * self.stride + (self.size - 1) * self.dilation + 1
 
-    def starts(self, length: int) -> Array:
+    def tile_starts(self, length: int) -> Array:
         """Return the first output of each tile of `length`; the last tile is moved back to end with the axis."""
         return np.minimum(np.arange(0, self.outputs, length), self.outputs - length)
 
-    def alive(self, length: int) -> Array:
+    def live_taps(self, length: int) -> Array:
         """Return, for each tile of `length` outputs, which taps read any real input: bool [tiles, size]."""
-        outputs = self.starts(length)[:, None] + np.arange(length)
+        outputs = self.tile_starts(length)[:, None] + np.arange(length)
         inputs = outputs[:, :, None] * self.stride - self.padding + np.arange(self.size) * self.dilation
         seen = (inputs >= 0) & (inputs < self.extent)
         found: Array = np.asarray(seen.any(axis=1))

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from ticketry_engine.ir import Node
 from ticketry_engine.ir import node as native_node
 from ticketry_engine.kernels.bfloat import FLOAT, HALF
-from ticketry_engine.kernels.training.layout import images_of
+from ticketry_engine.kernels.training.layer import images_of
 from ticketry_engine.kernels.window import Array
 from ticketry_engine.training.region import LAYERS, TrainingRegion, fuse_norms, layer_name
 
@@ -87,7 +87,7 @@ class FoundRegion:
     """Convolutions with all their weights: see `DENSE`."""
 
     @property
-    def pays(self) -> bool:
+    def is_faster(self) -> bool:
         """Whether the region is faster than its layers in torch."""
         return self.seeds > 0 or self.pruned >= ALONE or len(self.dense) >= DENSE
 
@@ -119,15 +119,15 @@ def capture(
         half: whether kernels compute in bfloat16.
     """
     modules = dict(model.named_modules())
-    finder = _Finder(modules, kept, dense, limit, half)
+    finder = _RegionFinder(modules, kept, dense, limit, half)
     random = [node for node in graph.nodes if may_draw_random_numbers(node, modules)]
     finder.after = dict(zip(random[1:], random, strict=False))
     for node in graph.nodes:
-        finder.visit(node)
-    return finder.captured(graph)
+        finder.add_node(node)
+    return finder.build_steps(graph)
 
 
-class _Finder:
+class _RegionFinder:
     def __init__(
         self, modules: Mapping[str, nn.Module], kept: Mapping[str, Array], dense: bool, limit: float, half: bool
     ) -> None:
@@ -142,7 +142,7 @@ class _Finder:
         self.after: dict[fx.Node, fx.Node] = {}
         """Node that draws random numbers -> the previous such node."""
 
-    def visit(self, node: fx.Node) -> None:
+    def add_node(self, node: fx.Node) -> None:
         """Add a node to a region, if kernels can run it."""
         try:
             lowered = self._lower(node)
@@ -151,7 +151,7 @@ class _Finder:
                 self.reasons[str(node.target)] = str(why)
             return
         layer = str(node.target) if lowered is not None and lowered.op in LAYERS else None
-        gains = layer is not None and self._gains(node, layer)
+        gains = layer is not None and self._is_faster_in_kernels(node, layer)
         shortened = layer is not None and (gains or prod(self._weight(layer)[1:]) <= SHORT)
         dense = layer is not None and not shortened and self._runs_dense(node, layer)
         starts = shortened or dense
@@ -164,18 +164,18 @@ class _Finder:
         neighbours = [region for region in self._neighbours(node) if region.tokens in layout]
         region = next((region for region in neighbours if self._may_join(node, region)), None)
         if layer is not None and not starts:
-            self.reasons[layer] = self._why_dense(node, layer)
+            self.reasons[layer] = self._why_faster_dense(node, layer)
             return
         if region is None:
             if not starts:
-                if lowered is not None and True in layout and _may_begin(lowered):
+                if lowered is not None and True in layout and _may_begin_region(lowered):
                     self.free[node] = lowered
                 return
             region = FoundRegion(tokens=True in layout)
             self.found.append(region)
             if region.tokens:
                 self._prepend(region, node.all_input_nodes[0])
-        self._join(node, lowered, region)
+        self._add_to_region(node, lowered, region)
         if layer is not None and dense:
             region.dense.add(layer)
         if layer is not None and gains:
@@ -188,9 +188,9 @@ class _Finder:
         """Let a region begin with the free nodes before its first layer."""
         if read in self.free:
             self._prepend(region, read.all_input_nodes[0])
-            self._join(read, self.free.pop(read), region)
+            self._add_to_region(read, self.free.pop(read), region)
 
-    def _join(self, node: fx.Node, lowered: Node | None, region: FoundRegion) -> None:
+    def _add_to_region(self, node: fx.Node, lowered: Node | None, region: FoundRegion) -> None:
         for read in node.all_input_nodes:
             if read not in region.members:
                 region.inputs.setdefault(read, read.name)
@@ -248,30 +248,30 @@ class _Finder:
         assert isinstance(module, (nn.Conv2d, nn.Linear))
         return weight_shape(module)
 
-    def _gains(self, node: fx.Node, layer: str) -> bool:
+    def _is_faster_in_kernels(self, node: fx.Node, layer: str) -> bool:
         """Return whether the layer's mask makes it faster in kernels."""
         kept = self.kept.get(layer)
-        return kept is not None and float(kept.mean()) <= self._limit(node, layer)
+        return kept is not None and float(kept.mean()) <= self._density_limit(node, layer)
 
-    def _limit(self, node: fx.Node, layer: str) -> float:
+    def _density_limit(self, node: fx.Node, layer: str) -> float:
         """Return the density above which a layer is faster dense."""
         if isinstance(self.modules[layer], nn.Linear):
             return LIMIT_LINEAR
         window = self._weight(layer)[2:]
-        return self.limit if fills_blocks(_images(node), half=self.half) and window != (1, 1) else LIMIT
+        return self.limit if fills_blocks(_count_images(node), half=self.half) and window != (1, 1) else LIMIT
 
     def _runs_dense(self, node: fx.Node, layer: str) -> bool:
         """Return whether kernels run a convolution with all its weights as fast as torch."""
         groups = getattr(self.modules[layer], "groups", 1)
-        return self.dense and groups == 1 and fills_blocks(_images(node), half=self.half)
+        return self.dense and groups == 1 and fills_blocks(_count_images(node), half=self.half)
 
-    def _why_dense(self, node: fx.Node, layer: str) -> str:
+    def _why_faster_dense(self, node: fx.Node, layer: str) -> str:
         kept = self.kept.get(layer)
         if kept is None:
             return "not in the mask: faster dense"
-        if self._gains(node, layer):
+        if self._is_faster_in_kernels(node, layer):
             return "small linear layers without a convolution: faster dense"
-        return f"density {float(kept.mean()):.2f}: above {self._limit(node, layer)} faster dense"
+        return f"density {float(kept.mean()):.2f}: above {self._density_limit(node, layer)} faster dense"
 
     def _lower(self, node: fx.Node) -> Node | None:
         if node.op == "call_module":
@@ -283,17 +283,17 @@ class _Finder:
             return lower_module(node, module)
         return lower_function(node)
 
-    def captured(self, graph: fx.Graph) -> CapturedCall:
+    def build_steps(self, graph: fx.Graph) -> CapturedCall:
         """Return the steps in an order in which they can run."""
         for region in self.found:
-            if not region.pays:
+            if not region.is_faster:
                 named = {node.name: node for node in region.members}
                 for node in region.members:
                     del self.of[node]
                 for lowered in region.nodes:
                     if lowered.op in LAYERS:
                         layer = layer_name(lowered)
-                        self.reasons[layer] = self._why_dense(named[lowered.output], layer)
+                        self.reasons[layer] = self._why_faster_dense(named[lowered.output], layer)
         for node in graph.nodes:
             for read in node.all_input_nodes:
                 maker = self.of.get(read)
@@ -312,16 +312,16 @@ class _Finder:
 
         for node in graph.nodes:
             visit(self.of.get(node, node))
-        dense = {name for region in self.found if region.pays for name in region.dense}
+        dense = {name for region in self.found if region.is_faster for name in region.dense}
         return CapturedCall(graph, order, self.reasons, dense)
 
 
-def _may_begin(node: Node) -> bool:
+def _may_begin_region(node: Node) -> bool:
     """Return whether a region over tokens may begin with a node before its first layer."""
     return node.op == "layer_norm" or (node.op == "act" and node.attrs["act"] != "relu")
 
 
-def _images(node: fx.Node) -> int:
+def _count_images(node: fx.Node) -> int:
     """Return the number of images in a value [images, channels, rows, columns]; 0 for other shapes."""
     shape = shape_of(node)
     return 0 if shape is None or len(shape) != 4 else int(shape[0])
@@ -353,7 +353,9 @@ def _require_images(node: fx.Node) -> torch.Size:
     return shape
 
 
-def _layer(op: str, node: fx.Node, x: fx.Node, *, weight: bool = True, bias: bool = True, **attrs: Any) -> Node:
+def _build_layer_node(
+    op: str, node: fx.Node, x: fx.Node, *, weight: bool = True, bias: bool = True, **attrs: Any
+) -> Node:
     """Return a node whose weights are parameters of the called module."""
     roles = [role for role, exists in (("weight", weight), ("bias", bias)) if exists]
     prefix = f"{node.target}." if node.target else ""
@@ -367,7 +369,7 @@ def weight_shape(module: nn.Conv2d | nn.Linear) -> tuple[int, ...]:
     return module.out_channels, module.in_channels // module.groups, *module.kernel_size
 
 
-def _conv(node: fx.Node, x: fx.Node, module: nn.Conv2d) -> Node:
+def _lower_conv(node: fx.Node, x: fx.Node, module: nn.Conv2d) -> Node:
     _require_images(x)
     padding: Any = module.padding  # read at each call by torch, too
     reach = [dilation * (size - 1) for dilation, size in zip(module.dilation, module.kernel_size, strict=True)]
@@ -377,38 +379,38 @@ def _conv(node: fx.Node, x: fx.Node, module: nn.Conv2d) -> Node:
         padding = [size // 2 for size in reach] if padding == "same" else (0, 0)
     stride, padding, dilation = ((int(a), int(b)) for a, b in (module.stride, padding, module.dilation))
     window: dict[str, Any] = {"stride": stride, "padding": padding, "dilation": dilation}
-    return _layer("conv2d", node, x, bias=module.bias is not None, **window, groups=module.groups)
+    return _build_layer_node("conv2d", node, x, bias=module.bias is not None, **window, groups=module.groups)
 
 
-def _linear(node: fx.Node, x: fx.Node, module: nn.Linear) -> Node:
+def _lower_linear(node: fx.Node, x: fx.Node, module: nn.Linear) -> Node:
     shape = shape_of(x)
     if shape is None or len(shape) < 2:
         raise Unsupported(f"reads {None if shape is None else tuple(shape)}, not examples x features")
-    return _layer("linear", node, x, bias=module.bias is not None)
+    return _build_layer_node("linear", node, x, bias=module.bias is not None)
 
 
-def _norm(node: fx.Node, x: fx.Node, module: nn.BatchNorm2d | nn.BatchNorm1d) -> Node:
+def _lower_batch_norm(node: fx.Node, x: fx.Node, module: nn.BatchNorm2d | nn.BatchNorm1d) -> Node:
     shape = shape_of(x)
     if not module.training:
         raise Unsupported("a batch norm in evaluation mode")
     if not module.affine or shape is None or len(shape) not in (2, 4):
         raise Unsupported("a batch norm without scale and shift, or over sequences")
-    return _layer("batch_norm", node, x, eps=module.eps)
+    return _build_layer_node("batch_norm", node, x, eps=module.eps)
 
 
-def _layer_norm(node: fx.Node, x: fx.Node, module: nn.LayerNorm) -> Node:
+def _lower_layer_norm(node: fx.Node, x: fx.Node, module: nn.LayerNorm) -> Node:
     shape = shape_of(x)
     if shape is None or len(shape) < 2 or tuple(module.normalized_shape) != tuple(shape[-1:]):
         raise Unsupported("a layer norm over more than the last dimension")
     scale, shift = module.elementwise_affine, module.elementwise_affine and module.bias is not None
-    return _layer("layer_norm", node, x, weight=scale, bias=shift, eps=module.eps)
+    return _build_layer_node("layer_norm", node, x, weight=scale, bias=shift, eps=module.eps)
 
 
 def _pair(value: Any) -> tuple[int, int]:
     return (int(value[0]), int(value[1])) if isinstance(value, (tuple, list)) else (int(value), int(value))
 
 
-def _mean_of_windows(node: fx.Node, x: fx.Node, size: Any, stride: Any, padding: Any, other: bool) -> Node:
+def _lower_mean_of_windows(node: fx.Node, x: fx.Node, size: Any, stride: Any, padding: Any, other: bool) -> Node:
     _require_images(x)
     size = _pair(size)
     if _pair(stride or size) != size or _pair(padding) != (0, 0) or other:
@@ -416,7 +418,9 @@ def _mean_of_windows(node: fx.Node, x: fx.Node, size: Any, stride: Any, padding:
     return native_node("avg_pool2d", (x.name,), node.name, kernel=size, stride=size)
 
 
-def _largest(node: fx.Node, x: fx.Node, size: Any, stride: Any, padding: Any, dilation: Any, ceil: bool) -> Node:
+def _lower_max_of_windows(
+    node: fx.Node, x: fx.Node, size: Any, stride: Any, padding: Any, dilation: Any, ceil: bool
+) -> Node:
     _require_images(x)
     if _pair(dilation) != (1, 1):
         raise Unsupported("dilated windows")
@@ -424,17 +428,17 @@ def _largest(node: fx.Node, x: fx.Node, size: Any, stride: Any, padding: Any, di
     return native_node("max_pool2d", (x.name,), node.name, **window, ceil=bool(ceil))
 
 
-def _max_pool(node: fx.Node, x: fx.Node, m: nn.MaxPool2d) -> Node:
+def _lower_max_pool(node: fx.Node, x: fx.Node, m: nn.MaxPool2d) -> Node:
     if m.return_indices:
         raise Unsupported("positions of the largest values")
-    return _largest(node, x, m.kernel_size, m.stride, m.padding, m.dilation, m.ceil_mode)
+    return _lower_max_of_windows(node, x, m.kernel_size, m.stride, m.padding, m.dilation, m.ceil_mode)
 
 
-def _avg_pool(node: fx.Node, x: fx.Node, m: nn.AvgPool2d) -> Node:
-    return _mean_of_windows(node, x, m.kernel_size, m.stride, m.padding, bool(m.ceil_mode or m.divisor_override))
+def _lower_avg_pool(node: fx.Node, x: fx.Node, m: nn.AvgPool2d) -> Node:
+    return _lower_mean_of_windows(node, x, m.kernel_size, m.stride, m.padding, bool(m.ceil_mode or m.divisor_override))
 
 
-def _global_mean(node: fx.Node, x: fx.Node, size: Any) -> Node:
+def _lower_global_mean(node: fx.Node, x: fx.Node, size: Any) -> Node:
     _require_images(x)
     if size not in (1, (1, 1), [1, 1]):
         raise Unsupported("an adaptive pooling to more than one pixel")
@@ -450,49 +454,49 @@ def _check_flatten(node: fx.Node, x: fx.Node) -> None:
         raise Unsupported("another shape")
 
 
-def _identity(node: fx.Node, x: fx.Node, module: nn.Module) -> None:
+def _lower_identity(node: fx.Node, x: fx.Node, module: nn.Module) -> None:
     return None
 
 
-def _dropout(node: fx.Node, x: fx.Node, module: nn.Dropout) -> None:
+def _lower_dropout(node: fx.Node, x: fx.Node, module: nn.Dropout) -> None:
     if module.p:
         raise Unsupported("dropout")
 
 
-def _act(act: str) -> Callable[[fx.Node, fx.Node, Any], Node]:
+def _lower_activation(act: str) -> Callable[[fx.Node, fx.Node, Any], Node]:
     return lambda node, x, module: native_node("act", (x.name,), node.name, act=act)
 
 
-def _gelu(node: fx.Node, x: fx.Node, module: nn.GELU) -> Node:
+def _lower_gelu(node: fx.Node, x: fx.Node, module: nn.GELU) -> Node:
     return native_node("act", (x.name,), node.name, act=_GELU[module.approximate])
 
 
 _GELU = {"none": "gelu", "tanh": "gelu_tanh"}
 
 _MODULES: dict[type[nn.Module], Callable[[fx.Node, fx.Node, Any], Node | None]] = {
-    nn.Conv2d: _conv,
-    nn.Linear: _linear,
-    nn.BatchNorm2d: _norm,
-    nn.BatchNorm1d: _norm,
-    nn.LayerNorm: _layer_norm,
-    nn.ReLU: _act("relu"),
-    nn.ReLU6: _act("relu6"),
-    nn.SiLU: _act("silu"),
-    nn.GELU: _gelu,
-    nn.Hardswish: _act("hardswish"),
-    nn.Hardsigmoid: _act("hardsigmoid"),
-    nn.Sigmoid: _act("sigmoid"),
-    nn.Tanh: _act("tanh"),
-    nn.MaxPool2d: _max_pool,
-    nn.AvgPool2d: _avg_pool,
-    nn.AdaptiveAvgPool2d: lambda node, x, module: _global_mean(node, x, module.output_size),
+    nn.Conv2d: _lower_conv,
+    nn.Linear: _lower_linear,
+    nn.BatchNorm2d: _lower_batch_norm,
+    nn.BatchNorm1d: _lower_batch_norm,
+    nn.LayerNorm: _lower_layer_norm,
+    nn.ReLU: _lower_activation("relu"),
+    nn.ReLU6: _lower_activation("relu6"),
+    nn.SiLU: _lower_activation("silu"),
+    nn.GELU: _lower_gelu,
+    nn.Hardswish: _lower_activation("hardswish"),
+    nn.Hardsigmoid: _lower_activation("hardsigmoid"),
+    nn.Sigmoid: _lower_activation("sigmoid"),
+    nn.Tanh: _lower_activation("tanh"),
+    nn.MaxPool2d: _lower_max_pool,
+    nn.AvgPool2d: _lower_avg_pool,
+    nn.AdaptiveAvgPool2d: lambda node, x, module: _lower_global_mean(node, x, module.output_size),
     nn.Flatten: lambda node, x, module: _check_flatten(node, x),
-    nn.Identity: _identity,
-    nn.Dropout: _dropout,
+    nn.Identity: _lower_identity,
+    nn.Dropout: _lower_dropout,
 }
 
 
-def _arguments(node: fx.Node, **defaults: Any) -> dict[str, Any]:
+def _named_arguments(node: fx.Node, **defaults: Any) -> dict[str, Any]:
     """Return the arguments after the first, by name.
 
     Raises:
@@ -506,26 +510,26 @@ def _arguments(node: fx.Node, **defaults: Any) -> dict[str, Any]:
     return found
 
 
-def _input(node: fx.Node) -> fx.Node:
+def _first_input(node: fx.Node) -> fx.Node:
     if not node.args or not isinstance(node.args[0], fx.Node):
         raise Unsupported("its first argument is not a tensor")
     return node.args[0]
 
 
-def _function_act(act: str) -> Callable[[fx.Node], Node]:
+def _lower_function_activation(act: str) -> Callable[[fx.Node], Node]:
     def lower(node: fx.Node) -> Node:
-        _arguments(node, inplace=False)
-        return native_node("act", (_input(node).name,), node.name, act=act)
+        _named_arguments(node, inplace=False)
+        return native_node("act", (_first_input(node).name,), node.name, act=act)
 
     return lower
 
 
-def _function_gelu(node: fx.Node) -> Node:
-    act = _GELU[_arguments(node, approximate="none")["approximate"]]
-    return native_node("act", (_input(node).name,), node.name, act=act)
+def _lower_function_gelu(node: fx.Node) -> Node:
+    act = _GELU[_named_arguments(node, approximate="none")["approximate"]]
+    return native_node("act", (_first_input(node).name,), node.name, act=act)
 
 
-def _function_sum(node: fx.Node) -> Node:
+def _lower_function_sum(node: fx.Node) -> Node:
     if len(node.args) != 2 or node.kwargs or not all(isinstance(one, fx.Node) for one in node.args):
         raise Unsupported("not a sum of two values")
     one, other = node.args
@@ -536,43 +540,45 @@ def _function_sum(node: fx.Node) -> Node:
     return native_node("add", (one.name, other.name), node.name)
 
 
-def _function_flatten(node: fx.Node) -> None:
-    _check_flatten(node, _input(node))
+def _lower_function_flatten(node: fx.Node) -> None:
+    _check_flatten(node, _first_input(node))
 
 
-def _function_global_mean(node: fx.Node) -> Node:
-    return _global_mean(node, _input(node), _arguments(node, output_size=None)["output_size"])
+def _lower_function_global_mean(node: fx.Node) -> Node:
+    return _lower_global_mean(node, _first_input(node), _named_arguments(node, output_size=None)["output_size"])
 
 
-def _function_max_pool(node: fx.Node) -> Node:
-    a = _arguments(node, kernel_size=None, stride=None, padding=0, dilation=1, ceil_mode=False, return_indices=False)
+def _lower_function_max_pool(node: fx.Node) -> Node:
+    a = _named_arguments(
+        node, kernel_size=None, stride=None, padding=0, dilation=1, ceil_mode=False, return_indices=False
+    )
     if a.pop("return_indices"):
         raise Unsupported("positions of the largest values")
-    return _largest(node, _input(node), *a.values())
+    return _lower_max_of_windows(node, _first_input(node), *a.values())
 
 
-def _function_avg_pool(node: fx.Node) -> Node:
-    a = _arguments(node, kernel_size=None, stride=None, padding=0, ceil_mode=False)
-    return _mean_of_windows(node, _input(node), *a.values())
+def _lower_function_avg_pool(node: fx.Node) -> Node:
+    a = _named_arguments(node, kernel_size=None, stride=None, padding=0, ceil_mode=False)
+    return _lower_mean_of_windows(node, _first_input(node), *a.values())
 
 
 _FUNCTIONS: dict[Any, Callable[[fx.Node], Node | None]] = {
-    **dict.fromkeys((F.relu, torch.relu, "relu"), _function_act("relu")),
-    F.relu6: _function_act("relu6"),
-    F.silu: _function_act("silu"),
-    F.gelu: _function_gelu,
-    F.hardswish: _function_act("hardswish"),
-    F.hardsigmoid: _function_act("hardsigmoid"),
-    **dict.fromkeys((F.sigmoid, torch.sigmoid, "sigmoid"), _function_act("sigmoid")),
-    **dict.fromkeys((F.tanh, torch.tanh, "tanh"), _function_act("tanh")),
-    operator.add: _function_sum,
-    operator.iadd: _function_sum,
-    torch.add: _function_sum,
-    torch.flatten: _function_flatten,
-    "flatten": _function_flatten,
-    F.adaptive_avg_pool2d: _function_global_mean,
-    F.max_pool2d: _function_max_pool,
-    F.avg_pool2d: _function_avg_pool,
+    **dict.fromkeys((F.relu, torch.relu, "relu"), _lower_function_activation("relu")),
+    F.relu6: _lower_function_activation("relu6"),
+    F.silu: _lower_function_activation("silu"),
+    F.gelu: _lower_function_gelu,
+    F.hardswish: _lower_function_activation("hardswish"),
+    F.hardsigmoid: _lower_function_activation("hardsigmoid"),
+    **dict.fromkeys((F.sigmoid, torch.sigmoid, "sigmoid"), _lower_function_activation("sigmoid")),
+    **dict.fromkeys((F.tanh, torch.tanh, "tanh"), _lower_function_activation("tanh")),
+    operator.add: _lower_function_sum,
+    operator.iadd: _lower_function_sum,
+    torch.add: _lower_function_sum,
+    torch.flatten: _lower_function_flatten,
+    "flatten": _lower_function_flatten,
+    F.adaptive_avg_pool2d: _lower_function_global_mean,
+    F.max_pool2d: _lower_function_max_pool,
+    F.avg_pool2d: _lower_function_avg_pool,
 }
 """Functions and method names."""
 

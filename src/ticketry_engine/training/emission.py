@@ -26,19 +26,30 @@ from ticketry_engine.kernels.training.by_channel import (
     TokenMoments,
     TokenSums,
     Total,
-    factors_of,
-    moments_of,
-    numbers_of,
-    operations,
-    sums_of,
-    token_operations,
+    build_channel_ops,
+    build_token_ops,
+    channel_numbers,
+    feature_factors,
+    read_moments,
+    read_sums,
 )
-from ticketry_engine.kernels.training.convolution import forward, input_gradient, product_tables, weight_gradient
-from ticketry_engine.kernels.training.layer import MaskedLayer
-from ticketry_engine.kernels.training.layout import Batch, parts
+from ticketry_engine.kernels.training.convolution import (
+    build_forward,
+    build_input_gradient,
+    build_product_tables,
+    build_weight_gradient,
+)
+from ticketry_engine.kernels.training.layer import Batch, MaskedLayer, operation_blocks
 from ticketry_engine.kernels.window import Array
 from ticketry_engine.training.plan import Gradients, RegionPass, TrainingPlan
-from ticketry_engine.training.region import LAYERS, PlaneShape, TrainingRegion, layer_name, lifetimes, read_in_backward
+from ticketry_engine.training.region import (
+    LAYERS,
+    PlaneShape,
+    TrainingRegion,
+    compute_lifetimes,
+    layer_name,
+    values_read_in_backward,
+)
 
 MOVES = "load and store"
 """Label of operations that convert between tensors and the kernels' layout."""
@@ -68,46 +79,46 @@ def plan_region(
     """Return the complete plan of a region for one batch size. For arguments and errors see `TrainingPlan`."""
     plan = TrainingPlan(region, shapes, kept, live, wanted, library, threads, rows, item)
     plan.label = MOVES
-    lives = lifetimes(region)
+    lives = compute_lifetimes(region)
     plan.passing = {name for name, reader in lives.passing.items() if plan.runs_by_block(name, reader.output)}
     for name in region.inputs:
-        plan.move(f"load {name}", plan.store_value(name), out=False)
+        plan.add_move(f"load {name}", plan.store_value(name), out=False)
     for node, over in zip(region.nodes, lives.after_forward, strict=True):
-        plan.label = _label(node)
+        plan.label = _layer_label(node)
         _FORWARD[node.op](node, plan)
         for name in over:
-            plan.drop(name)
-    plan.finish("forward")
+            plan.release_value(name)
+    plan.append_waiting("forward")
     plan.label = MOVES
     for name in region.outputs:
-        plan.move(f"store {name}", plan.values[name], out=True)
+        plan.add_move(f"store {name}", plan.values[name], out=True)
     for name in lives.after_outputs:
-        plan.drop(name)
-    plan.finish("forward")
+        plan.release_value(name)
+    plan.append_waiting("forward")
     gradients = Gradients(plan)
     for name in region.outputs:
         gradients.of[name] = plan.gradient_memory(name)
-        plan.move(f"load gradient {name}", gradients.of[name], out=False)
+        plan.add_move(f"load gradient {name}", gradients.of[name], out=False)
     for node, over in zip(reversed(region.nodes), reversed(lives.after_backward), strict=True):
         if node.output in gradients.of:
             plan.label = NORMS
-            for name in read_in_backward(node):
+            for name in values_read_in_backward(node):
                 passing = name in plan.passing and _weight_gradient_runs_by_block(node, plan, gradients)
                 _recompute_norm(name, lives.recomputed, plan, passing=passing)
-            plan.label = _label(node)
+            plan.label = _layer_label(node)
             _BACKWARD[node.op](node, plan, gradients)
         for name in over:
-            plan.drop(name)
-    plan.finish("backward")
+            plan.release_value(name)
+    plan.append_waiting("backward")
     plan.label = MOVES
     for name in region.inputs:
         if name in wanted and name in gradients.of:
-            plan.move(f"store gradient {name}", gradients.of[name], out=True)
+            plan.add_move(f"store gradient {name}", gradients.of[name], out=True)
     plan.link()
     return plan
 
 
-def _label(node: Node) -> str:
+def _layer_label(node: Node) -> str:
     """Return the module's name for layers; for other nodes their kind."""
     return layer_name(node) if node.op in LAYERS else _LABELS[node.op]
 
@@ -115,7 +126,7 @@ def _label(node: Node) -> str:
 # -- convolutions and linear layers ------------------------------------------------------------------------------------
 
 
-def _masked_layer(node: Node, plan: TrainingPlan) -> MaskedLayer:
+def _build_masked_layer(node: Node, plan: TrainingPlan) -> MaskedLayer:
     name, window, groups = layer_name(node), plan.region.window(node), node.attrs.get("groups", 1)
     kept = plan.kept.get(name)
     if kept is None:  # not under the mask
@@ -123,9 +134,9 @@ def _masked_layer(node: Node, plan: TrainingPlan) -> MaskedLayer:
     return MaskedLayer(kept, window, groups, plan.threads, name in plan.rows)
 
 
-def _layer_forward(node: Node, plan: TrainingPlan) -> None:
+def _emit_layer_forward(node: Node, plan: TrainingPlan) -> None:
     x, y = plan.values[node.inputs[0]], plan.store_value(node.output)
-    found = forward(x, y, _masked_layer(node, plan), plan.target)[0]
+    found = build_forward(x, y, _build_masked_layer(node, plan), plan.target)[0]
     slot = plan.add("forward", found.ops)
     plan.gather(found.gather(), node.weights["weight"])
     plan.packed[layer_name(node)] = found
@@ -139,16 +150,16 @@ def _layer_forward(node: Node, plan: TrainingPlan) -> None:
         plan.prepare["forward"].append(fill)
 
 
-def _layer_backward(node: Node, plan: TrainingPlan, gradients: Gradients) -> None:
+def _emit_layer_backward(node: Node, plan: TrainingPlan, gradients: Gradients) -> None:
     (name,) = node.inputs
-    x, dy, layer = plan.values[name], gradients.take(node.output), _masked_layer(node, plan)
+    x, dy, layer = plan.values[name], gradients.take(node.output), _build_masked_layer(node, plan)
     if "bias" in node.weights:
-        _bias_gradient(node, plan, dy)
-    _weight_gradient(node, plan, x, dy, layer)
+        _emit_bias_gradient(node, plan, dy)
+    _emit_weight_gradient(node, plan, x, dy, layer)
     if name in gradients.needed:
         before = gradients.of.get(name)
         dx = before or plan.gradient_memory(name)
-        for found in input_gradient(dy, dx, layer, plan.target, before):
+        for found in build_input_gradient(dy, dx, layer, plan.target, before):
             plan.add("backward", found.ops)
             if len(found.index):  # its weights come from the table of the forward pass
                 plan.gather(found.gather(plan.packed[layer_name(node)]))
@@ -156,21 +167,21 @@ def _layer_backward(node: Node, plan: TrainingPlan, gradients: Gradients) -> Non
     plan.release(dy)
 
 
-def _weight_gradient(node: Node, plan: TrainingPlan, x: Batch, dy: Batch, layer: MaskedLayer) -> None:
+def _emit_weight_gradient(node: Node, plan: TrainingPlan, x: Batch, dy: Batch, layer: MaskedLayer) -> None:
     weight = node.weights["weight"]
     if not layer.count:
 
         def zeros(state: RegionPass) -> None:
             state.gradients[weight] = torch.zeros_like(state.parameters[weight])
 
-        plan.then("backward", zeros)
+        plan.add_stage("backward", zeros)
         return
     tables = plan.tables.pop(layer_name(node), None)
-    found = weight_gradient(x, dy, layer, plan.target, plan.reserve_scratch, tables)
+    found = build_weight_gradient(x, dy, layer, plan.target, plan.reserve_scratch, tables)
     plan.add("backward", found.ops, found.begin)
     if x.passing:
-        plan.drop(node.inputs[0])
-    ends = [plan.standalone(op) for op in found.end]
+        plan.release_value(node.inputs[0])
+    ends = [plan.add_standalone(op) for op in found.end]
 
     def totals(state: RegionPass) -> None:
         packed = torch.empty(found.packed, dtype=torch.float32, device="cpu")
@@ -178,67 +189,67 @@ def _weight_gradient(node: Node, plan: TrainingPlan, x: Batch, dy: Batch, layer:
         state.session.run(ends[0].number, ends[-1].number + 1, [packed.data_ptr(), gradient.data_ptr()])
         state.gradients[weight] = gradient
 
-    plan.later(totals)
+    plan.add_waiting_stage(totals)
 
 
 def _weight_gradient_runs_by_block(node: Node, plan: TrainingPlan, gradients: Gradients) -> bool:
     """Return whether a layer's weight gradient, which is emitted next, runs block by block. Its tables are kept."""
-    layer = _masked_layer(node, plan)
+    layer = _build_masked_layer(node, plan)
     if not layer.count:
         return False
-    tables = product_tables(plan.layout(node.inputs[0]), gradients.of[node.output], layer, plan.target)
+    tables = build_product_tables(plan.layout(node.inputs[0]), gradients.of[node.output], layer, plan.target)
     plan.tables[layer_name(node)] = tables
     if tables.by_block:
         plan.free_scratch()  # reserving it later would end the waiting between the value and its reader
     return tables.by_block
 
 
-def _bias_gradient(node: Node, plan: TrainingPlan, dy: Batch) -> None:
-    slot = plan.add("backward", operations(Total, [dy], plan.live, plan.target))
+def _emit_bias_gradient(node: Node, plan: TrainingPlan, dy: Batch) -> None:
+    slot = plan.add("backward", build_channel_ops(Total, [dy], plan.live, plan.target))
 
     def total(state: RegionPass) -> None:
-        sums = sums_of(plan.program.ops[slot.number], plan.target)[:, 0]
+        sums = read_sums(plan.program.ops[slot.number], plan.target)[:, 0]
         state.gradients[node.weights["bias"]] = torch.from_numpy(sums.astype(np.float32))
 
-    plan.last(total)
+    plan.add_final_stage(total)
 
 
 # -- batch norms -------------------------------------------------------------------------------------------------------
 
 
-def _count(plan: TrainingPlan, value: Batch) -> int:
+def _count_elements(plan: TrainingPlan, value: Batch) -> int:
     return plan.live * value.geometry.height * value.geometry.width
 
 
-def _norm_forward(node: Node, plan: TrainingPlan) -> None:
+def _emit_norm_forward(node: Node, plan: TrainingPlan) -> None:
     x = plan.values[node.inputs[0]]
-    count = _count(plan, x)
+    count = _count_elements(plan, x)
     if count < 2:
         raise EngineError(
             f"{layer_name(node)}: a batch norm needs more than one value for each channel: train larger batches"
         )
     size = x.geometry.height, x.geometry.width
-    ends = [min(plan.live, plan.images * part.stop) for part in parts(x.blocks, size)]
+    ends = [min(plan.live, plan.images * part.stop) for part in operation_blocks(x.blocks, size)]
     counts = [(end - begin) * size[0] * size[1] for begin, end in itertools.pairwise([0, *ends])]
-    moments = plan.add("forward", operations(Moments, [x], plan.live, plan.target))
+    moments = plan.add("forward", build_channel_ops(Moments, [x], plan.live, plan.target))
 
     def statistics(state: RegionPass) -> None:
         ops = plan.program.ops
-        mean, variance = moments_of(ops[moments.number], counts, plan.target)
+        mean, variance = read_moments(ops[moments.number], counts, plan.target)
         module = state.modules[layer_name(node)]
         inverse = 1 / np.sqrt(variance + module.eps)
         _update_running_statistics(module, mean, variance * (count / (count - 1)))
         weight, bias = (state.parameters[node.weights[role]].detach().numpy() for role in ("weight", "bias"))
-        numbers = numbers_of(ops[scale.number])
+        numbers = channel_numbers(ops[scale.number])
         numbers[:, 0] = weight * inverse
         numbers[:, 1] = bias - weight * inverse * mean
         state.saved[node.output] = mean, inverse, numbers.copy()
 
-    plan.then("forward", statistics)
+    plan.add_stage("forward", statistics)
     y = plan.store_value(node.output, passing=node.output in plan.passing)
     values = [x, y, *(plan.values[name] for name in node.inputs[1:])]
     flags = {"relu": node.attrs["act"] is not None, "residual": len(node.inputs) > 1}
-    scale = plan.add("forward", operations(ScaleShift, values, plan.live, plan.target, **flags))
+    scale = plan.add("forward", build_channel_ops(ScaleShift, values, plan.live, plan.target, **flags))
 
 
 def _recompute_norm(name: str, makers: Mapping[str, Node], plan: TrainingPlan, *, passing: bool = False) -> None:
@@ -249,10 +260,10 @@ def _recompute_norm(name: str, makers: Mapping[str, Node], plan: TrainingPlan, *
     _recompute_norm(node.inputs[0], makers, plan)
     values = [plan.values[node.inputs[0]], plan.store_value(name, "backward", passing=passing)]
     flags = {"relu": node.attrs["act"] is not None, "residual": False}
-    slot = plan.add("backward", operations(ScaleShift, values, plan.live, plan.target, **flags))
+    slot = plan.add("backward", build_channel_ops(ScaleShift, values, plan.live, plan.target, **flags))
 
     def fill(state: RegionPass) -> None:
-        numbers_of(plan.program.ops[slot.number])[:] = state.saved[name][2]
+        channel_numbers(plan.program.ops[slot.number])[:] = state.saved[name][2]
 
     plan.prepare["backward"].append(fill)
 
@@ -269,25 +280,25 @@ def _update_running_statistics(module: Any, mean: Array, variance: Array) -> Non
         running.data.lerp_(torch.from_numpy(new).to(running.dtype), share)
 
 
-def _norm_backward(node: Node, plan: TrainingPlan, gradients: Gradients) -> None:
+def _emit_norm_backward(node: Node, plan: TrainingPlan, gradients: Gradients) -> None:
     x, y, dy = plan.values[node.inputs[0]], plan.values[node.output], gradients.take(node.output)
     relu, residual = node.attrs["act"] is not None, len(node.inputs) > 1
     values = [dy, x, y] if relu and residual else [dy, x]
-    ops = operations(NormSums, values, plan.live, plan.target, relu=relu, residual=residual)
+    ops = build_channel_ops(NormSums, values, plan.live, plan.target, relu=relu, residual=residual)
     sums = plan.add("backward", ops)
-    count = _count(plan, x)
+    count = _count_elements(plan, x)
 
     def means(state: RegionPass) -> None:
         mean, _, scale = state.saved[node.output]
-        numbers = numbers_of(plan.program.ops[sums.number])
+        numbers = channel_numbers(plan.program.ops[sums.number])
         numbers[:, 0], numbers[:, 1:] = mean, scale
 
     def norm(state: RegionPass) -> None:
         mean, inverse, scale = state.saved[node.output]
-        found = sums_of(plan.program.ops[sums.number], plan.target)
+        found = read_sums(plan.program.ops[sums.number], plan.target)
         state.gradients[node.weights["weight"]] = torch.from_numpy((found[:, 1] * inverse).astype(np.float32))
         state.gradients[node.weights["bias"]] = torch.from_numpy(found[:, 0].astype(np.float32))
-        numbers = numbers_of(plan.program.ops[back.number])
+        numbers = channel_numbers(plan.program.ops[back.number])
         a = state.parameters[node.weights["weight"]].detach().numpy() * inverse
         b = -a * inverse**2 * found[:, 1] / count
         numbers[:, 0], numbers[:, 1] = a, b
@@ -295,14 +306,14 @@ def _norm_backward(node: Node, plan: TrainingPlan, gradients: Gradients) -> None
         numbers[:, 3:] = scale
 
     plan.prepare["backward"].append(means)
-    plan.then("backward", norm)
+    plan.add_stage("backward", norm)
     over = not residual and plan.gradient_layout(node.inputs[0]).geometry == dy.geometry
     dx = dy if over else plan.gradient_memory(node.inputs[0])
     flags = {"relu": relu and not residual}
-    back = plan.add("backward", operations(NormGradient, [dy, x, dx], plan.live, plan.target, **flags))
-    gradients.give(node.inputs[0], dx)
+    back = plan.add("backward", build_channel_ops(NormGradient, [dy, x, dx], plan.live, plan.target, **flags))
+    gradients.add_gradient(node.inputs[0], dx)
     if residual:
-        gradients.pass_on(node.inputs[1], dy)
+        gradients.pass_gradient(node.inputs[1], dy)
     elif not over:
         plan.release(dy)
 
@@ -310,15 +321,15 @@ def _norm_backward(node: Node, plan: TrainingPlan, gradients: Gradients) -> None
 # -- layer norms -------------------------------------------------------------------------------------------------------
 
 
-def _layer_norm_forward(node: Node, plan: TrainingPlan) -> None:
+def _emit_layer_norm_forward(node: Node, plan: TrainingPlan) -> None:
     x, y, epsilon = plan.values[node.inputs[0]], plan.store_value(node.output), node.attrs["eps"]
     statistics = [plan.token_memory(node.inputs[0], "forward") for _ in range(2)]
     plan.token_statistics[node.output] = statistics
-    plan.add("forward", token_operations(TokenMoments, [x, *statistics], epsilon, plan.target))
-    slot = plan.add("forward", operations(TokenLayerNorm, [x, y, *statistics], plan.live, plan.target))
+    plan.add("forward", build_token_ops(TokenMoments, [x, *statistics], epsilon, plan.target))
+    slot = plan.add("forward", build_channel_ops(TokenLayerNorm, [x, y, *statistics], plan.live, plan.target))
 
     def fill(state: RegionPass) -> None:
-        numbers = numbers_of(plan.program.ops[slot.number])
+        numbers = channel_numbers(plan.program.ops[slot.number])
         numbers[:, 0] = _layer_norm_scale(node, state)
         bias = node.weights.get("bias")
         numbers[:, 1] = 0 if bias is None else state.parameters[bias].detach().numpy()
@@ -326,31 +337,31 @@ def _layer_norm_forward(node: Node, plan: TrainingPlan) -> None:
     plan.prepare["forward"].append(fill)
 
 
-def _layer_norm_backward(node: Node, plan: TrainingPlan, gradients: Gradients) -> None:
+def _emit_layer_norm_backward(node: Node, plan: TrainingPlan, gradients: Gradients) -> None:
     dy, dx = gradients.take(node.output), plan.gradient_memory(node.inputs[0])
     x, statistics = plan.values[node.inputs[0]], plan.token_statistics[node.output]
     means = [plan.token_memory(node.inputs[0], "backward") for _ in range(2)]
     values = [dy, x, *statistics, *means]
-    sums = plan.add("backward", token_operations(TokenSums, values, node.attrs["eps"], plan.target))
+    sums = plan.add("backward", build_token_ops(TokenSums, values, node.attrs["eps"], plan.target))
     values = [dy, x, dx, *statistics, *means]
-    back = plan.add("backward", operations(LayerNormGradient, values, plan.live, plan.target))
+    back = plan.add("backward", build_channel_ops(LayerNormGradient, values, plan.live, plan.target))
     for memory in (*statistics, *means):
         plan.release(memory)
 
     def fill(state: RegionPass) -> None:
         scale = _layer_norm_scale(node, state)
-        factors_of(plan.program.ops[sums.number])[:] = scale
-        numbers_of(plan.program.ops[back.number])[:, 0] = scale
+        feature_factors(plan.program.ops[sums.number])[:] = scale
+        channel_numbers(plan.program.ops[back.number])[:, 0] = scale
 
     def totals(state: RegionPass) -> None:
-        found = sums_of(plan.program.ops[back.number], plan.target).astype(np.float32)
+        found = read_sums(plan.program.ops[back.number], plan.target).astype(np.float32)
         for column, role in enumerate(("weight", "bias")):
             if role in node.weights:
                 state.gradients[node.weights[role]] = torch.from_numpy(found[:, column].copy())
 
     plan.prepare["backward"].append(fill)
-    plan.later(totals)
-    gradients.give(node.inputs[0], dx)
+    plan.add_waiting_stage(totals)
+    gradients.add_gradient(node.inputs[0], dx)
     plan.release(dy)
 
 
@@ -362,43 +373,43 @@ def _layer_norm_scale(node: Node, state: RegionPass) -> Array | float:
 # -- activations and sums ----------------------------------------------------------------------------------------------
 
 
-def _act_forward(node: Node, plan: TrainingPlan) -> None:
+def _emit_act_forward(node: Node, plan: TrainingPlan) -> None:
     values, act = [plan.values[node.inputs[0]], plan.store_value(node.output)], node.attrs["act"]
     if act != "relu":
-        plan.add("forward", operations(Activated, values, plan.live, plan.target, act=act))
+        plan.add("forward", build_channel_ops(Activated, values, plan.live, plan.target, act=act))
         return
-    ops = operations(ScaleShift, values, plan.live, plan.target, relu=True, residual=False)
-    numbers_of(ops[0])[:] = 1, 0
+    ops = build_channel_ops(ScaleShift, values, plan.live, plan.target, relu=True, residual=False)
+    channel_numbers(ops[0])[:] = 1, 0
     plan.add("forward", ops)
 
 
-def _act_backward(node: Node, plan: TrainingPlan, gradients: Gradients) -> None:
+def _emit_act_backward(node: Node, plan: TrainingPlan, gradients: Gradients) -> None:
     (name,), act, dy = node.inputs, node.attrs["act"], gradients.take(node.output)
     if name in gradients.needed:
         dx = plan.gradient_memory(name)
         if act == "relu":
             values = [dy, plan.values[node.output], dx]
-            ops = operations(Add, values, plan.live, plan.target, relu=True, residual=False)
+            ops = build_channel_ops(Add, values, plan.live, plan.target, relu=True, residual=False)
         else:
-            ops = operations(ActivationGradient, [dy, plan.values[name], dx], plan.live, plan.target, act=act)
+            ops = build_channel_ops(ActivationGradient, [dy, plan.values[name], dx], plan.live, plan.target, act=act)
         plan.add("backward", ops)
-        gradients.give(name, dx)
+        gradients.add_gradient(name, dx)
     plan.release(dy)
 
 
-def _sum_forward(node: Node, plan: TrainingPlan) -> None:
+def _emit_sum_forward(node: Node, plan: TrainingPlan) -> None:
     one, other = (plan.values[name] for name in node.inputs)
     values = [one, plan.store_value(node.output), other]
-    plan.add("forward", operations(Add, values, plan.live, plan.target, relu=False, residual=True))
+    plan.add("forward", build_channel_ops(Add, values, plan.live, plan.target, relu=False, residual=True))
 
 
-def _sum_backward(node: Node, plan: TrainingPlan, gradients: Gradients) -> None:
+def _emit_sum_backward(node: Node, plan: TrainingPlan, gradients: Gradients) -> None:
     (one, other), dy = node.inputs, gradients.take(node.output)
     if one in gradients.needed:
         copy = plan.gradient_memory(one)
         plan.copy_into(dy, copy)
-        gradients.give(one, copy)
-    gradients.pass_on(other, dy)
+        gradients.add_gradient(one, copy)
+    gradients.pass_gradient(other, dy)
 
 
 # -- pools -------------------------------------------------------------------------------------------------------------
@@ -412,7 +423,7 @@ def _windows_overlap(node: Node) -> bool:
     return bool(attrs["stride"] != attrs["kernel"] or any(attrs["padding"]) or attrs["ceil"])
 
 
-def _pool_forward(node: Node, plan: TrainingPlan) -> None:
+def _emit_pool_forward(node: Node, plan: TrainingPlan) -> None:
     x, y = plan.values[node.inputs[0]], plan.store_value(node.output)
     if _windows_overlap(node):
         plan.add("forward", [pools.overlapping_forward(x, y, plan.region.window(node))])
@@ -421,7 +432,7 @@ def _pool_forward(node: Node, plan: TrainingPlan) -> None:
     plan.add("forward", [pools.pool_forward(x, y, size, largest=node.op == "max_pool2d")])
 
 
-def _pool_backward(node: Node, plan: TrainingPlan, gradients: Gradients) -> None:
+def _emit_pool_backward(node: Node, plan: TrainingPlan, gradients: Gradients) -> None:
     (name,), dy = node.inputs, gradients.take(node.output)
     x = plan.values[name]
     if name in gradients.needed:
@@ -429,31 +440,31 @@ def _pool_backward(node: Node, plan: TrainingPlan, gradients: Gradients) -> None
         dx, overlap = plan.gradient_memory(name), _windows_overlap(node)
         covered = plan.shapes[node.output][1] * size[0], plan.shapes[node.output][2] * size[1]
         if overlap or covered != plan.shapes[name][1:]:
-            plan.zero(dx)
+            plan.add_zeroing(dx)
         if overlap:
             plan.add("backward", [pools.overlapping_backward(dy, dx, x, plan.region.window(node))])
         else:
             plan.add("backward", [pools.pool_backward(dy, dx, x, size, largest=node.op == "max_pool2d")])
-        gradients.give(name, dx)
+        gradients.add_gradient(name, dx)
     plan.release(dy)
 
 
 _POOLS = ("max_pool2d", "avg_pool2d", "global_avg_pool")
 
 _FORWARD: Mapping[str, Callable[[Node, TrainingPlan], None]] = {
-    **dict.fromkeys(LAYERS, _layer_forward),
-    "batch_norm": _norm_forward,
-    "layer_norm": _layer_norm_forward,
-    "act": _act_forward,
-    "add": _sum_forward,
-    **dict.fromkeys(_POOLS, _pool_forward),
+    **dict.fromkeys(LAYERS, _emit_layer_forward),
+    "batch_norm": _emit_norm_forward,
+    "layer_norm": _emit_layer_norm_forward,
+    "act": _emit_act_forward,
+    "add": _emit_sum_forward,
+    **dict.fromkeys(_POOLS, _emit_pool_forward),
 }
 
 _BACKWARD: Mapping[str, Callable[[Node, TrainingPlan, Gradients], None]] = {
-    **dict.fromkeys(LAYERS, _layer_backward),
-    "batch_norm": _norm_backward,
-    "layer_norm": _layer_norm_backward,
-    "act": _act_backward,
-    "add": _sum_backward,
-    **dict.fromkeys(_POOLS, _pool_backward),
+    **dict.fromkeys(LAYERS, _emit_layer_backward),
+    "batch_norm": _emit_norm_backward,
+    "layer_norm": _emit_layer_norm_backward,
+    "act": _emit_act_backward,
+    "add": _emit_sum_backward,
+    **dict.fromkeys(_POOLS, _emit_pool_backward),
 }

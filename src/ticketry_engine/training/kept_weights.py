@@ -26,7 +26,7 @@ from ticketry_engine.kernels.window import Array
 from ticketry_engine.support.listeners import Stepping
 
 
-class WeightRow:
+class PackedWeight:
     """The retained weights of a tensor, in the order of its elements."""
 
     def __init__(self, dense: nn.Parameter, kept: Tensor) -> None:
@@ -36,31 +36,31 @@ class WeightRow:
         )
         self.waiting = False
         """Whether writing the row to the tensor is deferred."""
-        self.take(kept)
-        self._hook()
+        self.adopt_mask(kept)
+        self._add_hook()
 
-    def _hook(self) -> None:
+    def _add_hook(self) -> None:
         trainable = self.dense.requires_grad
         self.dense.requires_grad_(True)  # a frozen tensor accepts no hook, but may be unfrozen later
         hooks = self.dense._post_accumulate_grad_hooks
         if hooks is not None:  # torch does not call the hooks of a tensor that was swapped in until they are set again
             self.dense._post_accumulate_grad_hooks = hooks
-        collect = self._collect
+        collect = self._collect_gradient
         self._handle = self.dense.register_post_accumulate_grad_hook(collect)  # type: ignore[no-untyped-call]
         self.dense.requires_grad_(trainable)
         self._content = self.dense._cdata
 
     @torch.no_grad()
-    def take(self, kept: Tensor) -> None:
+    def adopt_mask(self, kept: Tensor) -> None:
         """Adopt another mask: copy its retained weights from the tensor."""
         self.kept = kept
         self.places = kept.flatten().nonzero()[:, 0]
         self._seen: Array = np.empty(len(self.places), np.int32)
         self.parameter.grad = None
         self.parameter.data = self.dense.flatten()[self.places]
-        self._remember()
+        self._record_state()
 
-    def _remember(self) -> None:
+    def _record_state(self) -> None:
         """Remember the current state of row and tensor, to notice changes."""
         self._seen[:] = self._bits()
         self._memory = self.dense.untyped_storage()  # a reference, so that its address is not reused
@@ -71,18 +71,18 @@ class WeightRow:
         return self.parameter.detach().numpy().view(np.int32)
 
     @property
-    def changed(self) -> bool:
+    def was_changed(self) -> bool:
         """Whether the row itself was changed.
 
         Compares numbers, since ``.data`` and fused optimisers leave the version."""
         return not np.array_equal(self._bits(), self._seen)
 
     @property
-    def moved(self) -> bool:
+    def needs_write_back(self) -> bool:
         """Whether the row was changed since it was last written to the tensor."""
-        return self.waiting or self.changed
+        return self.waiting or self.was_changed
 
-    def is_of(self, dense: object) -> bool:
+    def belongs_to(self, dense: object) -> bool:
         """Return whether it belongs to the tensor, which still has its hook (`torch.utils.swap_tensors` removes it)."""
         return dense is self.dense and self.dense._cdata == self._content
 
@@ -91,28 +91,28 @@ class WeightRow:
         kind = self.kept.shape, torch.float32, "cpu"
         return isinstance(dense, nn.Parameter) and (dense.shape, dense.dtype, dense.device.type) == kind
 
-    def bind(self, dense: nn.Parameter) -> None:
+    def bind_to(self, dense: nn.Parameter) -> None:
         """Belong to another tensor, which has replaced the old one, and copy its weights."""
         self.release()
         self.dense, self.waiting = dense, False
-        self._hook()
-        self._fill()
+        self._add_hook()
+        self._copy_from_tensor()
 
     @torch.no_grad()
-    def _fill(self) -> None:
+    def _copy_from_tensor(self) -> None:
         self.parameter.copy_(self.dense.flatten()[self.places])
-        self._remember()
+        self._record_state()
 
     def read(self) -> None:
         """Copy the tensor's weights if the tensor was changed or moved, and the row was not changed."""
-        if (self.dense._version, self.dense.data_ptr()) != self._dense_was and not self.moved:
-            self._fill()
+        if (self.dense._version, self.dense.data_ptr()) != self._dense_was and not self.needs_write_back:
+            self._copy_from_tensor()
 
-    def wait(self) -> None:
+    def defer_write(self) -> None:
         """Defer writing the changed row to the tensor. For autograd, the tensor counts as changed from now on."""
         self.waiting = True
         torch.autograd.graph.increment_version(self.dense)
-        self._remember()
+        self._record_state()
 
     @torch.no_grad()
     def write(self, session: ProgramSession, number: int) -> None:
@@ -125,7 +125,7 @@ class WeightRow:
             dense = self.dense.data if self.waiting else self.dense
             dense.masked_scatter_(self.kept, self.parameter)
         self.waiting = False
-        self._remember()
+        self._record_state()
 
     def move_state(self, state: dict[str, object], before: Tensor) -> None:
         """Convert an optimiser's state from the row's former positions to the current ones; new positions get 0."""
@@ -135,7 +135,7 @@ class WeightRow:
                 whole[before] = value
                 state[name] = whole[self.places]
 
-    def _collect(self, dense: Tensor) -> None:
+    def _collect_gradient(self, dense: Tensor) -> None:
         """Move the tensor's gradient to the row, after a call in which the layer ran in torch."""
         if dense.grad is None:
             return
@@ -177,7 +177,7 @@ class _SettleHook:
         return _SettleHook, ()
 
 
-class KeptWeights:
+class PackedWeights:
     """Rows for some tensors of a model.
 
     Args:
@@ -194,14 +194,14 @@ class KeptWeights:
         stored: Iterable[nn.Module] = (),
     ) -> None:
         self._library, self._modules = library, modules
-        rows: dict[int, WeightRow] = {}
-        self.rows: dict[str, WeightRow] = {}
+        rows: dict[int, PackedWeight] = {}
+        self.rows: dict[str, PackedWeight] = {}
         """By layer."""
         for name, kept in masks.items():
             weight = modules[name].weight
             assert isinstance(weight, nn.Parameter)
             if id(weight) not in rows:
-                rows[id(weight)] = WeightRow(weight, kept)
+                rows[id(weight)] = PackedWeight(weight, kept)
             self.rows[name] = rows[id(weight)]
         self._each = list(rows.values())
         self._optimizers: weakref.WeakSet[Optimizer] = weakref.WeakSet()
@@ -209,8 +209,10 @@ class KeptWeights:
         """Whether tensors are updated by `update_tensors` only, and not after each step."""
         self._number()
         self._link()
-        self._handles: list[Stepping | RemovableHandle] = [Stepping(before=self._before_step, after=self._after_step)]
-        settling = _SettleHook(self.settle)
+        self._handles: list[Stepping | RemovableHandle] = [
+            Stepping(before=self._copy_loaded_weights, after=self._write_stepped_rows)
+        ]
+        settling = _SettleHook(self.synchronise)
         for module in stored:
             self._handles.append(module.register_state_dict_pre_hook(settling))  # type: ignore[no-untyped-call]
             self._handles.append(module.register_load_state_dict_pre_hook(settling))  # type: ignore[no-untyped-call]
@@ -230,44 +232,44 @@ class KeptWeights:
         """Layer -> the row of its weight."""
         return {name: row.parameter for name, row in self.rows.items()}
 
-    def take(self, modules: Mapping[str, nn.Module], masks: Mapping[str, Tensor]) -> None:
+    def adopt_mask(self, modules: Mapping[str, nn.Module], masks: Mapping[str, Tensor]) -> None:
         """Adopt another mask, also in the states of the optimisers that have stepped the rows."""
         self._modules = modules
-        self.settle()
+        self.synchronise()
         taken: set[int] = set()
         for name, row in self.rows.items():
             if id(row) in taken:
                 continue
             taken.add(id(row))
             before = row.places
-            row.take(masks.get(name, torch.ones_like(row.kept)))
+            row.adopt_mask(masks.get(name, torch.ones_like(row.kept)))
             for optimizer in self._optimizers:
                 if row.parameter in optimizer.state:
                     row.move_state(optimizer.state[row.parameter], before)
         self._link()
 
-    def settle(self) -> None:
+    def synchronise(self) -> None:
         """Synchronise rows and tensors. If both were changed, rows win."""
-        self._follow_replaced_tensors()
+        self._bind_to_replaced_tensors()
         for number, row in enumerate(self._each):
-            if row.moved:
+            if row.needs_write_back:
                 row.write(self._session, number)
             else:
                 row.read()
 
-    def begin(self) -> None:
-        """Prepare a call of the model: `settle`, or with deferred write-back only update rows."""
+    def prepare_call(self) -> None:
+        """Prepare a call of the model: `synchronise`, or with deferred write-back only update rows."""
         if not self.late:
-            self.settle()
+            self.synchronise()
             return
-        self._follow_replaced_tensors()
+        self._bind_to_replaced_tensors()
         for row in self._each:
-            if row.changed:
-                row.wait()
+            if row.was_changed:
+                row.defer_write()
             else:
                 row.read()
 
-    def _follow_replaced_tensors(self) -> None:
+    def _bind_to_replaced_tensors(self) -> None:
         """Bind rows to the tensors that their layers have now.
 
         Raises:
@@ -287,7 +289,7 @@ class KeptWeights:
                     f"a hook waits until the weight of {name or 'the model'} has its gradient, which is the one of"
                     " kept_parameters() now: register it there (or release() what else trains the model)"
                 )
-        if all(row.is_of(dense) for _, row, dense in now):
+        if all(row.belongs_to(dense) for _, row, dense in now):
             return
         pairs = {(id(row), id(dense)) for _, row, dense in now}
         if not len(pairs) == len(self._each) == len({dense for _, dense in pairs}):
@@ -296,8 +298,8 @@ class KeptWeights:
                 " them), where kept_parameters() has one for each: tie them again, or release() and ask anew"
             )
         for _, row, dense in now:
-            if isinstance(dense, nn.Parameter) and not row.is_of(dense):
-                row.bind(dense)
+            if isinstance(dense, nn.Parameter) and not row.belongs_to(dense):
+                row.bind_to(dense)
         self._number()
 
     def _weight(self, name: str) -> nn.Parameter | None:
@@ -315,31 +317,31 @@ class KeptWeights:
             yield
         finally:
             self.late = False
-            self.settle()
+            self.synchronise()
 
     def update_tensors(self, tensors: Iterable[Tensor]) -> None:
         """Write deferred rows to those of these tensors that have one, because they are about to be read."""
         for tensor in tensors if self.late else ():
             number = self._numbers.get(id(tensor))
-            if number is not None and self._each[number].moved:
+            if number is not None and self._each[number].needs_write_back:
                 self._each[number].write(self._session, number)
 
-    def _before_step(self, optimizer: Optimizer, args: object, kwargs: object) -> None:
+    def _copy_loaded_weights(self, optimizer: Optimizer, args: object, kwargs: object) -> None:
         """Copy weights that were loaded since the backward pass to their rows."""
-        if self._stepped_by(optimizer):
-            self._follow_replaced_tensors()
+        if self._rows_stepped_by(optimizer):
+            self._bind_to_replaced_tensors()
             for row in self._each:
                 row.read()
 
-    def _after_step(self, optimizer: Optimizer, args: object, kwargs: object) -> None:
-        for number, row in self._stepped_by(optimizer):
+    def _write_stepped_rows(self, optimizer: Optimizer, args: object, kwargs: object) -> None:
+        for number, row in self._rows_stepped_by(optimizer):
             self._optimizers.add(optimizer)
             if self.late:
-                row.wait()
+                row.defer_write()
             else:
                 row.write(self._session, number)
 
-    def _stepped_by(self, optimizer: Optimizer) -> list[tuple[int, WeightRow]]:
+    def _rows_stepped_by(self, optimizer: Optimizer) -> list[tuple[int, PackedWeight]]:
         stepped = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
         return [(number, row) for number, row in enumerate(self._each) if id(row.parameter) in stepped]
 

@@ -20,10 +20,16 @@ from torch.nn import functional as F
 from ticketry_engine.errors import EngineError
 from ticketry_engine.kernels.jit import Library
 from ticketry_engine.kernels.program import Op, Program, ProgramSession
-from ticketry_engine.kernels.training.by_channel import GATES, LstmGates, LstmGatesGradient, Total, operations, sums_of
-from ticketry_engine.kernels.training.convolution import forward, input_gradient, weight_gradient
-from ticketry_engine.kernels.training.layer import MaskedLayer
-from ticketry_engine.kernels.training.layout import IMAGES, Batch
+from ticketry_engine.kernels.training.by_channel import (
+    GATES,
+    LstmGates,
+    LstmGatesGradient,
+    Total,
+    build_channel_ops,
+    read_sums,
+)
+from ticketry_engine.kernels.training.convolution import build_forward, build_input_gradient, build_weight_gradient
+from ticketry_engine.kernels.training.layer import IMAGES, Batch, MaskedLayer
 from ticketry_engine.kernels.window import Array, Window
 from ticketry_engine.plan.storage import LARGEST_ARENA
 from ticketry_engine.support.autograd import first_derivative_only, mark_masked
@@ -83,11 +89,13 @@ class LstmLayer:
         }
         self._size, self._ops = 0, list[Op]()
         words, blocks = text.words, text.blocks
-        self.x, self.dx = (self._value(text.inputs, words * blocks) for _ in range(2))
-        self.gates = self._value(GATES * text.units, words * blocks)
+        self.x, self.dx = (self._allocate_value(text.inputs, words * blocks) for _ in range(2))
+        self.gates = self._allocate_value(GATES * text.units, words * blocks)
         # One more word: the state before the first one.
-        self.states, self.cells, self.gradients = (self._value(text.units, (words + 1) * blocks) for _ in range(3))
-        self.carried = self._value(text.units, blocks)
+        self.states, self.cells, self.gradients = (
+            self._allocate_value(text.units, (words + 1) * blocks) for _ in range(3)
+        )
+        self.carried = self._allocate_value(text.units, blocks)
         self._add_forward()
         self._add_backward()
         self._add_totals()
@@ -102,7 +110,7 @@ class LstmLayer:
 
     # -- operations ----------------------------------------------------------------------------------------------------
 
-    def _value(self, channels: int, blocks: int) -> Batch:
+    def _allocate_value(self, channels: int, blocks: int) -> Batch:
         """Allocate memory for a value."""
         value = Batch.of(channels, (1, 1), 0, blocks, self._size)
         self._size += value.bytes
@@ -112,12 +120,12 @@ class LstmLayer:
         begin, self._size = self._size, self._size + -(-size // 64) * 64
         return begin
 
-    def _at(self, value: Batch, word: int, words: int = 1) -> Batch:
+    def _words_of(self, value: Batch, word: int, words: int = 1) -> Batch:
         """Return the part of a value for some words."""
         blocks = self.text.blocks
         return replace(value, blocks=words * blocks, offset=value.offset + word * blocks * value.block_bytes)
 
-    def _add(self, ops: list[Op]) -> range:
+    def _add_ops(self, ops: list[Op]) -> range:
         """Add operations, and return their numbers."""
         self._ops += ops
         return range(len(self._ops) - len(ops), len(self._ops))
@@ -131,46 +139,60 @@ class LstmLayer:
         return replace(op, args=tuple(args))
 
     def _add_forward(self) -> None:
-        text, first = self.text, self._at(self.gates, 0)
-        self._products = forward(self.x, self.gates, self._layers[INPUTS], self._target)[0]
-        self._recurrent = forward(self._at(self.states, 0), first, self._layers[STATES], self._target, first)[0]
+        text, first = self.text, self._words_of(self.gates, 0)
+        self._products = build_forward(self.x, self.gates, self._layers[INPUTS], self._target)[0]
+        self._recurrent = build_forward(
+            self._words_of(self.states, 0), first, self._layers[STATES], self._target, first
+        )[0]
         ops = list(self._products.ops)
         for word in range(text.words):
             ops += [self._for_word(op, word, self.states, self.gates, self.gates) for op in self._recurrent.ops]
-            places = (self._at(self.gates, word), self._at(self.cells, word), self._at(self.cells, word + 1))
-            ops.append(self._gates(LstmGates(), *places, self._at(self.states, word + 1)))
-        self.forward_ops = self._add(ops)
+            places = (
+                self._words_of(self.gates, word),
+                self._words_of(self.cells, word),
+                self._words_of(self.cells, word + 1),
+            )
+            ops.append(self._build_gates_op(LstmGates(), *places, self._words_of(self.states, word + 1)))
+        self.forward_ops = self._add_ops(ops)
 
-    def _gates(self, kernel: LstmGates | LstmGatesGradient, *values: Batch) -> Op:
+    def _build_gates_op(self, kernel: LstmGates | LstmGatesGradient, *values: Batch) -> Op:
         return Op(kernel, (self.text.units, self.text.blocks, *(value.offset for value in values)))
 
     def _add_backward(self) -> None:
-        text, first = self.text, self._at(self.gradients, 0)
-        made = input_gradient(self._at(self.gates, 0), first, self._layers[STATES], self._target, first)
+        text, first = self.text, self._words_of(self.gradients, 0)
+        made = build_input_gradient(self._words_of(self.gates, 0), first, self._layers[STATES], self._target, first)
         self._transposed, ops = made, list[Op]()
         for word in reversed(range(text.words)):
-            places = (self._at(self.gates, word), self._at(self.cells, word), self._at(self.cells, word + 1))
-            ops.append(self._gates(LstmGatesGradient(), *places, self._at(self.gradients, word + 1), self.carried))
+            places = (
+                self._words_of(self.gates, word),
+                self._words_of(self.cells, word),
+                self._words_of(self.cells, word + 1),
+            )
+            ops.append(
+                self._build_gates_op(
+                    LstmGatesGradient(), *places, self._words_of(self.gradients, word + 1), self.carried
+                )
+            )
             for each in made:
                 ops += [self._for_word(op, word, self.gates, self.gradients, self.gradients) for op in each.ops]
-        self.backward_ops = self._add(ops)
+        self.backward_ops = self._add_ops(ops)
 
     def _add_totals(self) -> None:
         """Add the backward operations that sum over all words, and those that fill tables."""
         target, words = self._target, self.text.words
-        self._to_inputs = input_gradient(self.gates, self.dx, self._layers[INPUTS], target)
-        self.to_inputs = self._add([op for each in self._to_inputs for op in each.ops])
-        self.to_bias = self._add(operations(Total, [self.gates], IMAGES * self.gates.blocks, target))
+        self._to_inputs = build_input_gradient(self.gates, self.dx, self._layers[INPUTS], target)
+        self.to_inputs = self._add_ops([op for each in self._to_inputs for op in each.ops])
+        self.to_bias = self._add_ops(build_channel_ops(Total, [self.gates], IMAGES * self.gates.blocks, target))
         self.to_weights, self._ends_of, self._packed = {}, dict[str, range](), dict[str, int]()
-        for name, read in ((INPUTS, self.x), (STATES, self._at(self.states, 0, words))):
+        for name, read in ((INPUTS, self.x), (STATES, self._words_of(self.states, 0, words))):
             if self._layers[name].count:
-                made = weight_gradient(read, self.gates, self._layers[name], target, self._reserve)
-                self.to_weights[name] = self._add([*made.begin, *made.ops])
-                self._ends_of[name], self._packed[name] = self._add(made.end), made.packed
+                made = build_weight_gradient(read, self.gates, self._layers[name], target, self._reserve)
+                self.to_weights[name] = self._add_ops([*made.begin, *made.ops])
+                self._ends_of[name], self._packed[name] = self._add_ops(made.end), made.packed
         self._gathers = {
-            name: self._add([of.gather()])[0] for name, of in ((INPUTS, self._products), (STATES, self._recurrent))
+            name: self._add_ops([of.gather()])[0] for name, of in ((INPUTS, self._products), (STATES, self._recurrent))
         }
-        self._later = self._add(
+        self._later = self._add_ops(
             [
                 each.gather(source)
                 for found, source in ((self._transposed, self._recurrent), (self._to_inputs, self._products))
@@ -206,7 +228,7 @@ class LstmLayer:
         table[:, -rows.shape[1] :] = bias.numpy()[rows].view(np.int32)
         self._load(state, self.x, x)
         for value, before in zip((self.states, self.cells), past, strict=True):
-            self._load(state, self._at(value, 0), before[None])
+            self._load(state, self._words_of(value, 0), before[None])
         self._run(state, self.forward_ops)
         return state
 
@@ -222,8 +244,8 @@ class LstmLayer:
     def outputs(self, state: LstmPass) -> tuple[Tensor, Tensor, Tensor]:
         """Return the states of all words, words x examples x units, and state and cell after the last word."""
         words = self.text.words
-        states = self._store(state, self._at(self.states, 1, words))
-        return states, states[-1].clone(), self._store(state, self._at(self.cells, words))[0]
+        states = self._store(state, self._words_of(self.states, 1, words))
+        return states, states[-1].clone(), self._store(state, self._words_of(self.cells, words))[0]
 
     def backward(
         self, state: LstmPass, given: tuple[Tensor, Tensor, Tensor], weights: Mapping[str, Tensor], *, inputs: bool
@@ -239,16 +261,16 @@ class LstmLayer:
             self._fill_tables(state, weights)
         if len(self._later):
             session.run(self._later.start, self._later.stop)
-        self._load(state, self._at(self.gradients, 1, words), given[0])
-        last = self._view(state, self._at(self.gradients, words))
+        self._load(state, self._words_of(self.gradients, 1, words), given[0])
+        last = self._view(state, self._words_of(self.gradients, words))
         more = torch.empty_like(last)
         _to_blocks(more, given[1][None])
         last += more
-        self._view(state, self._at(self.gradients, 0)).zero_()
+        self._view(state, self._words_of(self.gradients, 0)).zero_()
         self._load(state, self.carried, given[2][None])
         self._run(state, self.backward_ops)
         found = {
-            "h": self._store(state, self._at(self.gradients, 0))[0],
+            "h": self._store(state, self._words_of(self.gradients, 0))[0],
             "c": self._store(state, self.carried)[0],
         }
         for name in (INPUTS, STATES):
@@ -256,7 +278,7 @@ class LstmLayer:
                 torch.zeros_like(weights[name]) if name not in self.to_weights else self._weight_gradient(state, name)
             )
         self._run(state, self.to_bias)
-        total = sums_of(self.program.ops[self.to_bias.start], self._target)[:, 0]
+        total = read_sums(self.program.ops[self.to_bias.start], self._target)[:, 0]
         found["bias"] = torch.from_numpy(total.astype(np.float32))
         if inputs:
             self._run(state, self.to_inputs)
@@ -366,7 +388,7 @@ class LstmUnit(Substitute):
             made = []
             for direction in range(directions):
                 place = len(states)
-                y, h, c = self._layer(x, (hx[0][place], hx[1][place]), layer, reverse=bool(direction))
+                y, h, c = self._run_layer(x, (hx[0][place], hx[1][place]), layer, reverse=bool(direction))
                 made.append(y)
                 states.append(h)
                 cells.append(c)
@@ -375,9 +397,9 @@ class LstmUnit(Substitute):
                 x = F.dropout(x, module.dropout)
         return x.transpose(0, 1) if module.batch_first else x, (torch.stack(states), torch.stack(cells))
 
-    def _layer(self, x: Tensor, past: tuple[Tensor, Tensor], layer: int, *, reverse: bool) -> tuple[Tensor, ...]:
+    def _run_layer(self, x: Tensor, past: tuple[Tensor, Tensor], layer: int, *, reverse: bool) -> tuple[Tensor, ...]:
         """Return the states of one layer in one direction, words x examples x units, and its last state and cell."""
-        names = _names(layer, reverse=reverse)
+        names = _weight_names(layer, reverse=reverse)
         weights = [getattr(self.module, names[of]) for of in (INPUTS, STATES)]
         biases = [getattr(self.module, name.replace("weight", "bias")) for name in names.values()]
         shape = SequenceShape(x.shape[0], x.shape[1], x.shape[2], self.module.hidden_size)
@@ -402,7 +424,7 @@ class LstmUnit(Substitute):
         """Tensors of the mask for its weights, by parameter name."""
         return self.context.recurrent.get(self.name, {})
 
-    def forget(self) -> None:
+    def drop_regions(self) -> None:
         """Forget all tables, because the mask has changed."""
         self._layers = {}
 
@@ -411,12 +433,12 @@ class LstmUnit(Substitute):
     @property
     def density(self) -> float:
         """Density of all its weights, including those not under the mask."""
-        return self.count / max(1, _weights(self.module))
+        return self.count / max(1, _count_weights(self.module))
 
     @property
     def count(self) -> int:
         """Number of retained weights."""
-        return _weights(self.module) - sum(int((~mask).sum()) for mask in self._masks.values())
+        return _count_weights(self.module) - sum(int((~mask).sum()) for mask in self._masks.values())
 
     @property
     def why(self) -> str:
@@ -428,7 +450,7 @@ class LstmUnit(Substitute):
             return "no kernels in bfloat16 for an LSTM"
         if self.density > LIMIT:
             return f"density {self.density:.2f}: above {LIMIT} faster dense"
-        if _weights(module) - self.count < PRUNED:
+        if _count_weights(module) - self.count < PRUNED:
             return "a small layer: faster dense"
         return self._why_called
 
@@ -463,13 +485,13 @@ def masks_of_lstms(model: nn.Module, masks: Mapping[int, Tensor]) -> dict[str, d
     return found
 
 
-def _names(layer: int, *, reverse: bool) -> dict[str, str]:
+def _weight_names(layer: int, *, reverse: bool) -> dict[str, str]:
     """Return `INPUTS` and `STATES` -> the names of these weights in one layer and direction."""
     end = f"_l{layer}" + ("_reverse" if reverse else "")
     return {of: of.removesuffix("_l0") + end for of in (INPUTS, STATES)}
 
 
-def _weights(module: nn.LSTM) -> int:
+def _count_weights(module: nn.LSTM) -> int:
     return sum(one.numel() for one in module.parameters(recurse=False) if one.dim() == 2)
 
 

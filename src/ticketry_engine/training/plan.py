@@ -22,10 +22,17 @@ from ticketry_engine.kernels.jit import Library
 from ticketry_engine.kernels.planar.geometry import FLOAT, Planes
 from ticketry_engine.kernels.planar.move import load, store
 from ticketry_engine.kernels.program import MappedMemory, Op, Program, ProgramSession
-from ticketry_engine.kernels.training.by_channel import Add, operations
+from ticketry_engine.kernels.training.by_channel import Add, build_channel_ops
 from ticketry_engine.kernels.training.convolution import ProductTables, halo_of_gradient
-from ticketry_engine.kernels.training.layer import Gathered
-from ticketry_engine.kernels.training.layout import IMAGES, Batch, border, images_of, parts, shares
+from ticketry_engine.kernels.training.layer import (
+    IMAGES,
+    Batch,
+    GatheredOps,
+    build_border_ops,
+    images_of,
+    operation_blocks,
+    split_blocks_by_thread,
+)
 from ticketry_engine.kernels.training.products import Zero
 from ticketry_engine.kernels.window import Array
 from ticketry_engine.plan.storage import LARGEST_ARENA, Buffer, BufferAllocator
@@ -98,7 +105,7 @@ class TrainingPlan:
         self._standalone: list[tuple[Op, Slot]] = []
         self._gathers: list[tuple[Op, str]] = []
         self._regathers: list[Op] = []
-        self.packed: dict[str, Gathered] = {}
+        self.packed: dict[str, GatheredOps] = {}
         """Module -> its forward operations, whose table holds its weights."""
         self.passing: set[str] = set()
         """Values that are stored one block at a time."""
@@ -125,7 +132,7 @@ class TrainingPlan:
         self._standalone, self._gathers, self._regathers = [], [], []
 
     def _link_gathers(self) -> None:
-        """Fill all tables of a pass in few calls: in small steps, calls take most of the time."""
+        """Merge the operations that fill tables, because calls take most of the time of a small step."""
         first, keys = len(self.ops), [key for _, key in self._gathers]
         for number, (op, _) in enumerate(self._gathers):
             self.ops.append(replace(op, args=(*op.args[:-1], number % _TENSORS)))
@@ -177,7 +184,7 @@ class TrainingPlan:
     def runs_by_block(self, *names: str) -> bool:
         """Return whether operations on these values run block by block, on one thread."""
         return self.threads == 1 and all(
-            len(parts(self.blocks, self.shapes[name][1:])) == self.blocks for name in names
+            len(operation_blocks(self.blocks, self.shapes[name][1:])) == self.blocks for name in names
         )
 
     def store_value(self, name: str, when: str = "forward", *, passing: bool = False) -> Batch:
@@ -191,7 +198,7 @@ class TrainingPlan:
         self.present.add(name)
         return value
 
-    def drop(self, name: str) -> None:
+    def release_value(self, name: str) -> None:
         """Release a value that no later operation reads, unless it is recomputed."""
         if name in self.present:
             self.present.remove(name)
@@ -223,7 +230,7 @@ class TrainingPlan:
     def free_scratch(self) -> None:
         """Let the waiting operations run if they use the scratch memory."""
         if self._scratch_taken:
-            self.finish("backward")
+            self.append_waiting("backward")
 
     def reserve_scratch(self, size: int) -> int:
         """Return the offset of scratch memory for an operation of the backward pass."""
@@ -249,7 +256,7 @@ class TrainingPlan:
         self._buffers[buffer.begin] = buffer
         value = replace(value, offset=buffer.begin)
         if value.geometry.halo and not clean:
-            ops = self._labelled(border(value))
+            ops = self._labelled(build_border_ops(value))
             self._borders += [(buffer, op) for op in ops]
             self.add(when, ops)
         return value
@@ -269,7 +276,7 @@ class TrainingPlan:
         if len(ops) == self.blocks:
             self._waiting.append((ops, list(begin), slot))
             return slot
-        self.finish(when)
+        self.append_waiting(when)
         first = len(self.ops)
         self.ops += [*begin, *ops]
         slot.number = len(self.ops) - len(ops)
@@ -284,22 +291,22 @@ class TrainingPlan:
         else:
             self.stages[when].append(OpRange(bounds))
 
-    def then(self, when: str, stage: Stage) -> None:
+    def add_stage(self, when: str, stage: Stage) -> None:
         """Add a stage that runs when everything added before is done."""
-        self.finish(when)
+        self.append_waiting(when)
         self.stages[when].append(stage)
 
-    def later(self, stage: Stage) -> None:
+    def add_waiting_stage(self, stage: Stage) -> None:
         """Add a stage of the backward pass that runs when all waiting operations are done."""
         self._later.append(stage)
         if not self._waiting:
-            self.finish("backward")
+            self.append_waiting("backward")
 
-    def last(self, stage: Stage) -> None:
+    def add_final_stage(self, stage: Stage) -> None:
         """Add a stage to the end of the backward pass; it must read a table that no other operation writes."""
         self._last.append(stage)
 
-    def standalone(self, op: Op) -> Slot:
+    def add_standalone(self, op: Op) -> Slot:
         """Add an operation that only a stage runs."""
         slot = Slot()
         self._standalone.append((self._labelled([op])[0], slot))
@@ -316,12 +323,12 @@ class TrainingPlan:
     def _labelled(self, ops: Sequence[Op]) -> list[Op]:
         return [op if op.label == self.label else replace(op, label=self.label) for op in ops]
 
-    def finish(self, when: str) -> None:
+    def append_waiting(self, when: str) -> None:
         """Append all waiting operations to a pass."""
         if lost := [name for name in self.present if self.values[name].passing]:
             raise AssertionError(f"{lost} are still read, but only their last block is stored")
         bounds = [len(self.ops)]
-        for thread, share in enumerate(shares(self.blocks, self.threads if self._apart else 1)):
+        for thread, share in enumerate(split_blocks_by_thread(self.blocks, self.threads if self._apart else 1)):
             for block in share:
                 for ops, begin, slot in self._waiting:
                     if block == share.start and thread < len(begin):
@@ -338,19 +345,21 @@ class TrainingPlan:
 
     def add_into(self, value: Batch, other: Batch) -> None:
         """Add ``other += value`` to the backward pass."""
-        self.add("backward", operations(Add, [value, other, other], self.live, self.target, relu=False, residual=True))
+        self.add(
+            "backward", build_channel_ops(Add, [value, other, other], self.live, self.target, relu=False, residual=True)
+        )
 
     def copy_into(self, value: Batch, other: Batch) -> None:
         """Add ``other = value`` to the backward pass."""
-        self.add("backward", operations(Add, [value, other], self.live, self.target, relu=False, residual=False))
+        self.add("backward", build_channel_ops(Add, [value, other], self.live, self.target, relu=False, residual=False))
 
-    def zero(self, value: Batch) -> None:
+    def add_zeroing(self, value: Batch) -> None:
         """Set a gradient to 0."""
         self.add("backward", [Op(Zero(), (value.offset, value.bytes // (FLOAT * self.target.lanes)))])
 
     # -- to and from tensors -------------------------------------------------------------------------------------------
 
-    def move(self, key: str, value: Batch, *, out: bool) -> None:
+    def add_move(self, key: str, value: Batch, *, out: bool) -> None:
         """Add the operations that load a value from a tensor or store it to one: one for each block."""
         channels, height, width = value.channels, value.geometry.height, value.geometry.width
         strides = (channels * height * width, height * width, width, 1)
@@ -417,7 +426,7 @@ class Gradients:
         """Remove and return the gradient of a node's output."""
         return self.of.pop(name)
 
-    def give(self, name: str, memory: Batch) -> None:
+    def add_gradient(self, name: str, memory: Batch) -> None:
         """Set the gradient of a value, or add to it. The memory is released unless it is the first."""
         first = self.of.get(name)
         if first is None and name in self.needed:
@@ -427,7 +436,7 @@ class Gradients:
             self._plan.add_into(memory, first)
         self._plan.release(memory)
 
-    def pass_on(self, name: str, memory: Batch) -> None:
+    def pass_gradient(self, name: str, memory: Batch) -> None:
         """Give a value a gradient that is stored in another value's layout and not read again."""
         plan = self._plan
         first = name in self.needed and name not in self.of
@@ -436,7 +445,7 @@ class Gradients:
             plan.copy_into(memory, copy)
             plan.release(memory)
             memory = copy
-        self.give(name, memory)
+        self.add_gradient(name, memory)
 
 
 # -- pass state --------------------------------------------------------------------------------------------------------
@@ -523,6 +532,6 @@ class OpRange:
 
     def __call__(self, state: RegionPass) -> None:
         if len(self.bounds) > 2:
-            state.session.run_apart(self.bounds)
+            state.session.run_ranges_in_parallel(self.bounds)
         else:
             state.session.run(self.bounds[0], self.bounds[-1], shared=True)

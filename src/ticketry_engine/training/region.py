@@ -119,7 +119,7 @@ def _fused_norm(nodes: Sequence[Node], node: Node, uses: Mapping[str, int]) -> t
 # -- lifetimes ---------------------------------------------------------------------------------------------------------
 
 
-def read_in_backward(node: Node) -> tuple[str, ...]:
+def values_read_in_backward(node: Node) -> tuple[str, ...]:
     """Return the values that the node's gradients are computed from, in addition to the gradient of its output."""
     if node.op == "batch_norm":
         return (node.inputs[0], node.output) if node.attrs["act"] and len(node.inputs) > 1 else node.inputs[:1]
@@ -146,17 +146,17 @@ class Lifetimes:
     block, one block of memory is enough."""
 
 
-def lifetimes(region: TrainingRegion) -> Lifetimes:
+def compute_lifetimes(region: TrainingRegion) -> Lifetimes:
     """Return the lifetimes of a region's values if all its nodes have a backward pass."""
     nodes, outputs = region.nodes, set(region.outputs)
-    back = {name for node in nodes for name in read_in_backward(node)}
+    back = {name for node in nodes for name in values_read_in_backward(node)}
     recomputed = {
         node.output: node
         for node in nodes
         if node.op == "batch_norm" and len(node.inputs) == 1 and node.output in back - outputs
     }
     forward = last_uses([(node.inputs, (node.output,)) for node in nodes], outputs | (back - recomputed.keys()))
-    backward = last_uses([(read_in_backward(node), ()) for node in reversed(nodes)], ())
+    backward = last_uses([(values_read_in_backward(node), ()) for node in reversed(nodes)], ())
     passing = {
         norm.output: layer
         for norm, layer in itertools.pairwise(nodes)

@@ -13,7 +13,7 @@ from ticketry_engine.errors import EngineError
 from ticketry_engine.kernels.bfloat import HALF
 from ticketry_engine.kernels.jit import Library
 from ticketry_engine.kernels.planar.geometry import FLOAT
-from ticketry_engine.kernels.training.layout import IMAGES
+from ticketry_engine.kernels.training.layer import IMAGES
 from ticketry_engine.kernels.window import Array
 from ticketry_engine.support.autograd import first_derivative_only, mark_masked
 from ticketry_engine.training.emission import plan_region
@@ -72,9 +72,9 @@ class RegionStep:
     def __call__(self, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
         parameters = [getattr(module, attribute) for module, _, attribute in self._sources]
         for name, parameter in zip(self.region.parameters, parameters, strict=True):
-            _require(parameter, name)
+            _require_readable(parameter, name)
         for tensor in inputs:
-            _require(tensor, "an input", half=self.half)
+            _require_readable(tensor, "an input", half=self.half)
         apply = _RegionFunction.apply
         found: tuple[Tensor, ...] = apply(self, len(inputs), *inputs, *parameters)  # type: ignore[no-untyped-call]
         return found
@@ -107,7 +107,7 @@ class RegionStep:
             if attribute != "weight" or name not in self.rows:
                 yield getattr(module, attribute)
 
-    def named(self, parameters: Sequence[Tensor]) -> dict[str, Tensor]:
+    def named_parameters(self, parameters: Sequence[Tensor]) -> dict[str, Tensor]:
         """Return the region's parameters by name, with rows instead of weights that have one."""
         return {
             name: self.rows.get(module, parameter) if attribute == "weight" else parameter
@@ -153,15 +153,17 @@ class RegionStep:
             )
         return self._plans[key]
 
-    def begin(
+    def begin_step(
         self, inputs: Sequence[Tensor], wanted: frozenset[str], parameters: Sequence[Tensor]
     ) -> tuple[TrainingPlan, RegionPass]:
         """Begin a step: load its inputs into the kernels' layout."""
         plan = self.plan(inputs, wanted)
-        state = RegionPass(plan.program.session(plan.threads), self.named(parameters), self._modules, self._memory)
+        state = RegionPass(
+            plan.program.session(plan.threads), self.named_parameters(parameters), self._modules, self._memory
+        )
         state.session.seconds = self.seconds
         for name, tensor in zip(self.region.inputs, inputs, strict=True):
-            plan.load(state, f"load {name}", _padded(tensor.detach().float(), plan, name))
+            plan.load(state, f"load {name}", _pad_to_blocks(tensor.detach().float(), plan, name))
         return plan, state
 
 
@@ -173,7 +175,7 @@ class _RegionFunction(torch.autograd.Function):
         inputs, parameters = tensors[:count], tensors[count:]
         needed = ctx.needs_input_grad[2:]
         wanted = frozenset(name for name, need in zip(step.region.inputs, needed, strict=False) if need)
-        plan, state = step.begin(inputs, wanted, parameters)
+        plan, state = step.begin_step(inputs, wanted, parameters)
         plan.run("forward", state)
         lead = inputs[0].shape[:-1]
         made = tuple(
@@ -200,9 +202,9 @@ class _RegionFunction(torch.autograd.Function):
         state.require_open("a layer")
         # Autograd notices if a saved weight was changed since. A checkpoint returns saved tensors only once.
         saved = ctx.saved_tensors
-        state.parameters = step.named(saved)
+        state.parameters = step.named_parameters(saved)
         for name, gradient in zip(plan.region.outputs, gradients, strict=True):
-            plan.load(state, f"load gradient {name}", _padded(gradient.float(), plan, name))
+            plan.load(state, f"load gradient {name}", _pad_to_blocks(gradient.float(), plan, name))
         plan.run("backward", state)
         found: list[Tensor | None] = []
         for name, (shape, dtype) in zip(plan.region.inputs, ctx.inputs, strict=True):
@@ -224,7 +226,7 @@ def _has_hooks(weight: Tensor) -> bool:
     return any(not getattr(getattr(hook, "__self__", None), "masks_gradients", False) for hook in hooks)
 
 
-def _require(tensor: Tensor, what: str, *, half: bool = False) -> None:
+def _require_readable(tensor: Tensor, what: str, *, half: bool = False) -> None:
     """Raise EngineError for a tensor that kernels cannot read."""
     known = (torch.float32, torch.bfloat16) if half else (torch.float32,)
     if tensor.device.type != "cpu" or tensor.dtype not in known:
@@ -243,7 +245,7 @@ def _shape(tensor: Tensor) -> PlaneShape:
     return int(channels), int(height), int(width)
 
 
-def _padded(tensor: Tensor, plan: TrainingPlan, name: str) -> Tensor:
+def _pad_to_blocks(tensor: Tensor, plan: TrainingPlan, name: str) -> Tensor:
     """Return the tensor, contiguous, padded with images or tokens of zeros to whole blocks."""
     tensor = tensor.resolve_neg().contiguous()
     elements = plan.blocks * plan.images * math.prod(plan.shapes[name])

@@ -24,10 +24,10 @@ from ticketry_engine.support.entry_points import CHANGES, entry_point
 from ticketry_engine.support.modules import apply_mask, masked_parameters
 from ticketry_engine.support.process_state import private_random_state
 from ticketry_engine.training.capture import kind_of
-from ticketry_engine.training.kept_weights import KeptWeights
+from ticketry_engine.training.kept_weights import PackedWeights
 from ticketry_engine.training.lstm import LstmUnit, lstm_units, masks_of_lstms
-from ticketry_engine.training.tracing import LAYERS, copy_of
-from ticketry_engine.training.units import NOT_COMPILED, TrainingContext, Unit, is_within, running, units_of
+from ticketry_engine.training.tracing import LAYERS, copy_without_hooks
+from ticketry_engine.training.units import NOT_COMPILED, TrainingContext, Unit, build_units, is_within, replace_forwards
 
 VERSION = 6
 """Version of the kernels' numerics, part of keys: raised whenever the same step would compute other bits."""
@@ -151,11 +151,11 @@ class SparseTraining(nn.Module):
         self._seconds: dict[str, float] = {}
         self._hold: Enforcement | None = None
         self._released = False
-        self._weights: KeptWeights | None = None
+        self._weights: PackedWeights | None = None
         self._eager = torch.compiler.disable(self._forward, reason=NOT_COMPILED)  # type: ignore[no-untyped-call]
         self.update(keep)
         named = dict(example_inputs) if isinstance(example_inputs, Mapping) else {}
-        self._try(() if named else as_arguments(example_inputs), named)
+        self._capture_example(() if named else as_arguments(example_inputs), named)
         self.training = model.training  # not train(), which would change the modes of the model's modules
 
     def update(self, mask: Mapping[str, Tensor] | None) -> None:
@@ -168,7 +168,7 @@ class SparseTraining(nn.Module):
         """
         model = self._model[0]
         if self._weights is not None:
-            self._weights.settle()  # before the mask makes zeros in the model's tensors
+            self._weights.synchronise()  # before the mask makes zeros in the model's tensors
         held = None
         if mask is not None and self._enforce is not None:
             held = self._enforce(model, mask)
@@ -178,35 +178,37 @@ class SparseTraining(nn.Module):
             self._hold.release()
         self._hold, self._released, self.mask, self._modules_seen = held, False, mask, [*model.modules()]
         masks = {} if mask is None else masks_of_layers(model, mask)
-        self._context.kept, self._context.masks = kept_of(masks), masks
+        self._context.kept, self._context.masks = retained_arrays(masks), masks
         if self._weights is not None:
-            self._weights.take(dict(model.named_modules()), masks)
+            self._weights.adopt_mask(dict(model.named_modules()), masks)
             self._context.rows = {name: row for name, row in self._weights.parameters.items() if name in masks}
         before = {(unit.name, unit.module): unit for unit in self._units}
-        self._units = [before.get((unit.name, unit.module), unit) for unit in units_of(model, self._context)]
+        self._units = [before.get((unit.name, unit.module), unit) for unit in build_units(model, self._context)]
         self._context.recurrent = {} if mask is None else masks_of_lstms(model, by_parameter(model, mask))
         self._lstms = lstm_units(model, self._context)
         self._seconds = {}
-        self._forget()
+        self._drop_regions()
 
     @property
-    def _all(self) -> list[Unit | LstmUnit]:
+    def _all_units(self) -> list[Unit | LstmUnit]:
         return [*self._units, *self._lstms]
 
-    def _forget(self) -> None:
-        for unit in self._all:
-            unit.forget()
+    def _drop_regions(self) -> None:
+        for unit in self._all_units:
+            unit.drop_regions()
 
     def named_kept_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Yield `kept_parameters` with their names in the model; raise EngineError without a mask."""
         if self.mask is None:
             raise EngineError("without a mask all weights are retained: train parameters() instead")
-        self._begin()
+        self._prepare_call()
         if self._weights is None:
             masks, model = self._context.masks, self._model[0]
-            self._weights = KeptWeights(dict(model.named_modules()), masks, self._context.library, stored=[self, model])
+            self._weights = PackedWeights(
+                dict(model.named_modules()), masks, self._context.library, stored=[self, model]
+            )
             self._context.rows, self._context.weights = self._weights.parameters, self._weights
-            self._forget()
+            self._drop_regions()
         rows = {id(row.dense): row.parameter for row in self._weights.rows.values()}
         for name, parameter in self._model[0].named_parameters():
             yield name, rows.get(id(parameter), parameter)
@@ -248,11 +250,11 @@ class SparseTraining(nn.Module):
         with self._weights.written_late():
             yield
 
-    def _try(self, example: tuple[Any, ...], named: dict[str, Any]) -> None:
+    def _capture_example(self, example: tuple[Any, ...], named: dict[str, Any]) -> None:
         """Capture the call with the example inputs, and the calls of modules within it, on a copy in training mode."""
-        twin = copy_of(self._model[0]).train()
+        twin = copy_without_hooks(self._model[0]).train()
         root = next(unit for unit in self._units if not unit.name)
-        form, _ = root.form(example, named, twin=twin)
+        form, _ = root.find_form(example, named, twin=twin)
         if form.traced is not None and not form.wholes:
             return
         calls: dict[str, tuple[tuple[Any, ...], dict[str, Any]]] = {}
@@ -278,9 +280,9 @@ class SparseTraining(nn.Module):
         for unit in self._units:
             name = unit.name
             if name in calls and (not is_within(name, inside) or is_within(name, apart)):
-                form, _ = unit.form(*calls[name], twin=twin.get_submodule(name))
+                form, _ = unit.find_form(*calls[name], twin=twin.get_submodule(name))
                 if form.traced is not None:
-                    inside, apart = [*inside, name], [*apart, *(unit.named(whole) for whole in form.wholes)]
+                    inside, apart = [*inside, name], [*apart, *(unit.name_in_model(whole) for whole in form.wholes)]
 
     def release(self) -> None:
         """Stop enforcing the mask, and detach `kept_parameters` from the model."""
@@ -290,9 +292,9 @@ class SparseTraining(nn.Module):
             self._hold.release()
             self._hold = None
         if weights is not None:
-            self._forget()
+            self._drop_regions()
             try:
-                weights.settle()
+                weights.synchronise()
             finally:
                 weights.release()
 
@@ -304,18 +306,18 @@ class SparseTraining(nn.Module):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         return self._eager(*args, **kwargs)
 
-    def _begin(self) -> None:
+    def _prepare_call(self) -> None:
         """Prepare a call: layers may have been rebuilt, and rows or tensors changed."""
         if not (self._released and self.mask is not None) and [*self._model[0].modules()] != self._modules_seen:
             self.update(self.mask)
         if self._weights is not None:
-            self._weights.begin()
+            self._weights.prepare_call()
 
     def _forward(self, *args: Any, **kwargs: Any) -> Any:
-        self._begin()
-        if (call := self._units[0].direct(args, kwargs)) is not None:
+        self._prepare_call()
+        if (call := self._units[0].direct_call(args, kwargs)) is not None:
             return call()
-        with running(self._all):
+        with replace_forwards(self._all_units):
             return self._model[0](*args, **kwargs)
 
     @contextmanager
@@ -324,8 +326,8 @@ class SparseTraining(nn.Module):
 
         For example, `model.read(tokens)` within `with fast.running():` computes in kernels.
         """
-        self._begin()
-        with running(self._all):
+        self._prepare_call()
+        with replace_forwards(self._all_units):
             yield
 
     def profile(self, *args: Any, rounds: int = 3, **kwargs: Any) -> list[Layer]:
@@ -339,8 +341,8 @@ class SparseTraining(nn.Module):
         buffers = [(one, one.clone()) for one in model.buffers()]
         try:
             with private_random_state([]):
-                self._pass(args, kwargs)  # creates plans and kernels
-                self._seconds = median_seconds(lambda: self._timed(args, kwargs), rounds)
+                self._run_pass(args, kwargs)  # creates plans and kernels
+                self._seconds = median_seconds(lambda: self._time_pass(args, kwargs), rounds)
         finally:
             for parameter, gradient in gradients:
                 parameter.grad = gradient
@@ -349,21 +351,21 @@ class SparseTraining(nn.Module):
                     buffer.copy_(before)
         return self.layers()
 
-    def _pass(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _run_pass(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self._model[0].zero_grad()  # or they would be added to
         made = [one for one in outputs_of(self(*args, **kwargs)) if one.requires_grad]
         torch.autograd.backward(made, [torch.ones_like(one) for one in made])
 
-    def _timed(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, float]:
+    def _time_pass(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, float]:
         """Return the seconds of one pass forward and backward, by layer or kind of operation."""
-        steps = [step for unit in self._all for step in unit.steps]
+        steps = [step for unit in self._all_units for step in unit.steps]
         for step in steps:
             step.seconds = {}
         began = time.perf_counter()
         try:
-            self._pass(args, kwargs)
+            self._run_pass(args, kwargs)
             whole, found = time.perf_counter() - began, dict[str, float]()
-            for unit in self._all:
+            for unit in self._all_units:
                 for name, seconds in unit.layer_seconds().items():
                     found[name] = found.get(name, 0.0) + seconds
         finally:
@@ -434,7 +436,7 @@ def masks_of_layers(model: nn.Module, mask: Mapping[str, Tensor]) -> dict[str, T
     return {name: found[weight] for name, weight in weights if weight in found}
 
 
-def kept_of(masks: Mapping[str, Tensor]) -> dict[str, Array]:
+def retained_arrays(masks: Mapping[str, Tensor]) -> dict[str, Array]:
     """Return layer under the mask -> its retained weights, as an array [O, I, rows, columns]."""
     kept = {name: tensor.numpy() for name, tensor in masks.items()}
     return {

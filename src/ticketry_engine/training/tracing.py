@@ -58,7 +58,7 @@ class Traced:
     """Structure of the output, whose leaves the graph returns as a list."""
 
 
-def key_of(module: nn.Module, leaves: Sequence[Any], spec: TreeSpec) -> tuple[Any, ...]:
+def call_key(module: nn.Module, leaves: Sequence[Any], spec: TreeSpec) -> tuple[Any, ...]:
     """Return the conditions under which a graph is valid: the form of the call, and the module's settings.
 
     Raises:
@@ -80,7 +80,7 @@ def _own_settings(module: nn.Module, seen: dict[int, int]) -> tuple[Any, ...]:
     # Gates replace parameters by products. A graph would hold the product of one step, and kernels read parameters.
     if hidden := module.__dict__.keys() & module._parameters.keys():
         raise Untraceable(f"something else stands in for its parameter {min(hidden)}")
-    return has_hooks(module), *settings_of(module, seen)
+    return has_hooks(module), *module_settings(module, seen)
 
 
 def has_hooks(module: nn.Module) -> bool:
@@ -100,15 +100,15 @@ def trace_call(module: nn.Module, leaves: Sequence[Any], spec: TreeSpec) -> Trac
     tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
     if not tensors:
         raise Untraceable("it is called without tensors")
-    twin = copy_of(module)
+    twin = copy_without_hooks(module)
     whole = _CallModule(twin, leaves, spec)
-    before = _state(twin)
+    before = _collect_state(twin)
     try:
         with ONE_AT_A_TIME:
             graph = _Tracer(module).trace(whole, {"tensors": (PH,) * len(tensors)})
     except Exception as error:
         raise Untraceable(f"its control flow depends on its data ({_first_line(error)})") from error
-    if _state(twin) != before:
+    if _collect_state(twin) != before:
         raise Untraceable("its code changes it, or draws random numbers, apart from its tensors")
     known = {name for name, _ in (*module.named_parameters(), *module.named_buffers())}
     constants = {
@@ -118,7 +118,7 @@ def trace_call(module: nn.Module, leaves: Sequence[Any], spec: TreeSpec) -> Trac
     }
     output = graph._codegen.pytree_info.out_spec  # type: ignore[attr-defined]
     _check_changes(graph, dict(twin.named_modules()))
-    _check(whole, graph, tensors)
+    _check_against_code(whole, graph, tensors)
     graph.owning_module = None  # it refers to the copy with all its weights
     return Traced(graph, constants, output)
 
@@ -145,7 +145,7 @@ def _works_in_place(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:
     )
 
 
-def _check(whole: _CallModule, graph: fx.Graph, tensors: Sequence[Tensor]) -> None:
+def _check_against_code(whole: _CallModule, graph: fx.Graph, tensors: Sequence[Tensor]) -> None:
     """Record the shape of each value. Raise Untraceable if the graph computes something else than the code."""
     found: list[Any] = []
     prop = ShapeProp(fx.GraphModule(whole, graph))
@@ -157,11 +157,11 @@ def _check(whole: _CallModule, graph: fx.Graph, tensors: Sequence[Tensor]) -> No
             except Exception as error:
                 raise Untraceable(f"its graph does not run ({_first_line(error)})") from error
     one, other = found
-    if len(one) != len(other) or not all(_same(*pair) for pair in zip(one, other, strict=True)):
+    if len(one) != len(other) or not all(_are_equal(*pair) for pair in zip(one, other, strict=True)):
         raise Untraceable("its graph returns something else than its code")
 
 
-def _same(one: Any, other: Any) -> bool:
+def _are_equal(one: Any, other: Any) -> bool:
     if isinstance(one, Tensor) and isinstance(other, Tensor):
         return one.shape == other.shape and torch.allclose(one.double(), other.double(), 1e-4, 1e-6, equal_nan=True)
     return type(one) is type(other) and bool(one == other)
@@ -171,7 +171,7 @@ def _first_line(error: Exception) -> str:
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
-def copy_of(module: nn.Module) -> nn.Module:
+def copy_without_hooks(module: nn.Module) -> nn.Module:
     """Return a copy whose calls run its own code and no hooks; raise CaptureError if it cannot be copied."""
     held = [one for one in module.modules() if isinstance(one.__dict__.get("forward"), Substitute)]
     forwards = [one.__dict__.pop("forward") for one in held]
@@ -192,13 +192,13 @@ def copy_of(module: nn.Module) -> nn.Module:
     return made
 
 
-def _state(module: nn.Module) -> list[Any]:
+def _collect_state(module: nn.Module) -> list[Any]:
     """Return the state that a module's code must not change."""
     drawn = np.random.get_state()  # noqa: NPY002
     found: list[Any] = [bytes(torch.get_rng_state().numpy()), random.getstate(), repr(drawn)]
     seen: dict[int, int] = {}
     for one in module.modules():
-        found.append((has_hooks(one), settings_of(one, seen)))
+        found.append((has_hooks(one), module_settings(one, seen)))
         found += [(name, id(value)) for name, value in one.__dict__.items() if not name.startswith("_")]
         found += [(name, None if value is None else value._version) for name, value in one._buffers.items()]
     return found
@@ -297,7 +297,7 @@ class _Identity:
         return hash((id(self.thing), self.version))
 
 
-def settings_of(module: nn.Module, seen: dict[int, int]) -> tuple[Any, ...]:
+def module_settings(module: nn.Module, seen: dict[int, int]) -> tuple[Any, ...]:
     """Return a module's settings as hashable values: numbers and texts, also in containers and Python objects.
 
     Args:
@@ -305,14 +305,14 @@ def settings_of(module: nn.Module, seen: dict[int, int]) -> tuple[Any, ...]:
     """
     return tuple(
         [
-            value if type(value) in _PLAIN else _describe(value, seen)
+            value if type(value) in _PLAIN else _describe_value(value, seen)
             for name, value in vars(module).items()
             if name not in _MODULE_ATTRIBUTES and name != "forward"
         ]
     )
 
 
-def _describe(value: Any, seen: dict[int, int]) -> Any:
+def _describe_value(value: Any, seen: dict[int, int]) -> Any:
     kind = type(value)
     if kind in _PLAIN:
         return value
@@ -328,14 +328,14 @@ def _describe(value: Any, seen: dict[int, int]) -> Any:
     seen[id(value)] = len(seen)
     parts: list[Any] = [kind]
     if isinstance(value, Mapping):
-        parts += [(_describe(key, seen), _describe(part, seen)) for key, part in value.items()]
+        parts += [(_describe_value(key, seen), _describe_value(part, seen)) for key, part in value.items()]
     elif isinstance(value, (tuple, list)):
-        parts += [_describe(part, seen) for part in value]
+        parts += [_describe_value(part, seen) for part in value]
     elif isinstance(value, (set, frozenset)):
-        parts.append(frozenset(_describe(part, seen) for part in value))
+        parts.append(frozenset(_describe_value(part, seen) for part in value))
     elif not hasattr(value, "__dict__"):
         return _Identity(value)
-    parts += [(name, _describe(part, seen)) for name, part in getattr(value, "__dict__", {}).items()]
+    parts += [(name, _describe_value(part, seen)) for name, part in getattr(value, "__dict__", {}).items()]
     return tuple(parts)
 
 

@@ -20,7 +20,7 @@ from ticketry_engine.kernels.jit import Library
 from ticketry_engine.kernels.window import Array
 from ticketry_engine.support.entry_points import as_normal_tensors, plain_torch_state
 from ticketry_engine.training.capture import LIMIT, LIMITS, CapturedCall, FoundRegion, capture
-from ticketry_engine.training.kept_weights import KeptWeights
+from ticketry_engine.training.kept_weights import PackedWeights
 from ticketry_engine.training.region import LAYERS as LAYER_OPS
 from ticketry_engine.training.region import layer_name
 from ticketry_engine.training.region_step import RegionStep
@@ -29,8 +29,8 @@ from ticketry_engine.training.tracing import (
     Substitute,
     Traced,
     Untraceable,
+    call_key,
     has_hooks,
-    key_of,
     trace_call,
     trace_layer,
 )
@@ -57,14 +57,14 @@ class TrainingContext:
     """LSTM under the mask -> its tensors of the mask, by parameter name."""
     rows: Mapping[str, nn.Parameter] = field(default_factory=dict)
     """Layer -> the packed row of its retained weights, if `weights` is set."""
-    weights: KeptWeights | None = None
+    weights: PackedWeights | None = None
     """Synchronises these rows with the model's tensors."""
     half: bool = False
     """Whether modules compute as under autocast to bfloat16."""
     walking: bool = False
     """Whether a graph is being run: its modules then run unchanged."""
 
-    def before_read(self, tensors: Iterable[Tensor]) -> None:
+    def update_before_read(self, tensors: Iterable[Tensor]) -> None:
         """Bring the model's tensors up to date, because something other than a row is about to be read."""
         if self.weights is not None:
             self.weights.update_tensors(tensors)
@@ -93,7 +93,7 @@ class Unit(Substitute):
 
     def __init__(self, name: str, module: nn.Module, context: TrainingContext) -> None:
         self.name, self.context = name, context
-        self._module = (module,)
+        self._call_module = (module,)
         self._forms: dict[tuple[Any, ...], _CallForm] = {}
         self.last: _CallForm | None = None
         """The form of the previous call."""
@@ -101,7 +101,7 @@ class Unit(Substitute):
 
     @property
     def module(self) -> nn.Module:
-        return self._module[0]
+        return self._call_module[0]
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self._eager(*args, **kwargs)
@@ -112,17 +112,17 @@ class Unit(Substitute):
                 made = self._forward(*args, **kwargs)
             return tree_map(_to_float32, made)
         if self.module.training and not self.context.walking:
-            form, leaves = self.form(args, kwargs)
+            form, leaves = self.find_form(args, kwargs)
             # With a mask, other units in the module run its layers one by one.
             innermost = not self.context.kept or isinstance(self.module, LAYERS)
             if form.traced is not None and (form.steps or not innermost):
                 return _CapturedRun(
                     self, form, form.traced, [leaf for leaf in leaves if isinstance(leaf, Tensor)]
                 ).result()
-        self.context.before_read(self.module.parameters())
+        self.context.update_before_read(self.module.parameters())
         return type(self.module).forward(self.module, *args, **kwargs)
 
-    def direct(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Callable[[], Any] | None:
+    def direct_call(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Callable[[], Any] | None:
         """Return a function that runs the call, if it consists only of kernels and functions; else None.
 
         It bypasses `nn.Module.__call__`, which takes a tenth of a small network's step.
@@ -133,12 +133,12 @@ class Unit(Substitute):
             return None
         if has_hooks(module) or _has_any_global_hook():  # type: ignore[no-untyped-call]
             return None
-        form, leaves = self.form(args, kwargs)
+        form, leaves = self.find_form(args, kwargs)
         if form.traced is None or not form.direct:
             return None
         return _CapturedRun(self, form, form.traced, [leaf for leaf in leaves if isinstance(leaf, Tensor)]).result
 
-    def form(
+    def find_form(
         self, args: tuple[Any, ...], kwargs: Mapping[str, Any], *, twin: nn.Module | None = None
     ) -> tuple[_CallForm, list[Any]]:
         """Return the form of a call, captured, and the leaves of its arguments.
@@ -151,34 +151,34 @@ class Unit(Substitute):
         if any(isinstance(leaf, Tensor) and not leaf.numel() for leaf in leaves):
             return _CallForm(None, "a tensor that it is called with is empty"), leaves
         try:
-            key = key_of(module, leaves, spec)
+            key = call_key(module, leaves, spec)
         except Untraceable as why:
             self.last = _CallForm(None, str(why))
             return self.last, leaves
         if key not in self._forms:
             with plain_torch_state(autocast=True):
-                self._forms[key] = self._trace(module, as_normal_tensors(leaves), spec)
+                self._forms[key] = self._trace_form(module, as_normal_tensors(leaves), spec)
         self.last = form = self._forms[key]
         if form.traced is not None and form.captured is None:
-            self._capture(form, form.traced)
+            self._capture_form(form, form.traced)
         return form, leaves
 
-    def _trace(self, module: nn.Module, leaves: Sequence[Any], spec: Any) -> _CallForm:
+    def _trace_form(self, module: nn.Module, leaves: Sequence[Any], spec: Any) -> _CallForm:
         if len(self._forms) >= _FORMS:
             return _CallForm(None, f"it is called in more than {_FORMS} forms")
         try:
             found = (trace_layer if isinstance(module, LAYERS) else trace_call)(module, leaves, spec)
-            return _CallForm(found, wholes=tuple(self._wholes(found)))
+            return _CallForm(found, wholes=tuple(self._modules_with_retained_layers(found)))
         except Untraceable as why:
             return _CallForm(None, str(why))
 
-    def _wholes(self, found: Traced) -> Iterator[str]:
+    def _modules_with_retained_layers(self, found: Traced) -> Iterator[str]:
         for node in found.graph.nodes:
-            inside = f"{self.named(str(node.target))}."
+            inside = f"{self.name_in_model(str(node.target))}."
             if node.op == "call_module" and any(name.startswith(inside) for name in self.context.kept):
                 yield str(node.target)
 
-    def _own(self, some: Mapping[str, _T]) -> dict[str, _T]:
+    def _in_this_module(self, some: Mapping[str, _T]) -> dict[str, _T]:
         """Return the entries whose names are in the module, by their names in it."""
         prefix = f"{self.name}." if self.name else ""
         return {
@@ -187,9 +187,13 @@ class Unit(Substitute):
             if name == self.name or name.startswith(prefix)
         }
 
-    def _capture(self, form: _CallForm, found: Traced) -> None:
+    def _capture_form(self, form: _CallForm, found: Traced) -> None:
         context = self.context
-        kept, masks, rows = self._own(context.kept), self._own(context.masks), self._own(context.rows)
+        kept, masks, rows = (
+            self._in_this_module(context.kept),
+            self._in_this_module(context.masks),
+            self._in_this_module(context.rows),
+        )
         modules = dict(self.module.named_modules())
         half, target = self.context.half, self.context.library.target
         # Dense layers are slower with few registers. In bfloat16, ResNet-18 without a mask took 1.02.
@@ -206,7 +210,7 @@ class Unit(Substitute):
         others = [step for step in form.captured.order if not isinstance(step, FoundRegion)]
         form.direct = bool(form.steps) and not any(step.op == "call_module" for step in others)
 
-    def forget(self) -> None:
+    def drop_regions(self) -> None:
         """Forget all regions, because the mask has changed; graphs stay."""
         for form in self._forms.values():
             form.captured, form.steps, form.direct = None, {}, False
@@ -221,19 +225,19 @@ class Unit(Substitute):
     def layers_in_kernels(self) -> set[str]:
         """Return the layers that run in kernels, by their names in the model."""
         nodes = [node for step in self.steps for node in step.region.nodes]
-        return {self.named(layer_name(node)) for node in nodes if node.op in LAYER_OPS}
+        return {self.name_in_model(layer_name(node)) for node in nodes if node.op in LAYER_OPS}
 
     def dense_layers(self) -> set[str]:
         """Return the layers in kernels that compute with all their weights, including pruned ones as zeros."""
         captured = None if self.last is None else self.last.captured
-        return set() if captured is None else {self.named(name) for name in captured.dense}
+        return set() if captured is None else {self.name_in_model(name) for name in captured.dense}
 
     def layer_seconds(self) -> dict[str, float]:
         """Return the seconds of each layer, by its name in the model, and of everything else in regions."""
         inside, found = self.layers_in_kernels(), dict[str, float]()
         for step in self.steps:
             for label, seconds in (step.seconds or {}).items():
-                name = self.named(label)
+                name = self.name_in_model(label)
                 name = name if name in inside else label
                 found[name] = found.get(name, 0.0) + seconds
         return found
@@ -241,9 +245,9 @@ class Unit(Substitute):
     def reasons(self) -> dict[str, str]:
         """Return the layers that run in torch, by their names in the model, and why."""
         captured = None if self.last is None else self.last.captured
-        return {} if captured is None else {self.named(name): why for name, why in captured.reasons.items()}
+        return {} if captured is None else {self.name_in_model(name): why for name, why in captured.reasons.items()}
 
-    def named(self, name: str) -> str:
+    def name_in_model(self, name: str) -> str:
         """Return the name in the model of a module in this one."""
         return ".".join(part for part in (self.name, name) if part)
 
@@ -253,7 +257,7 @@ def _to_float32(value: Any) -> Any:
     return value.float() if isinstance(value, Tensor) and value.dtype == torch.bfloat16 else value
 
 
-def units_of(model: nn.Module, context: TrainingContext) -> list[Unit]:
+def build_units(model: nn.Module, context: TrainingContext) -> list[Unit]:
     """Return a unit for the model and for each of its modules with layers under the mask."""
     return [
         Unit(name, module, context)
@@ -268,7 +272,7 @@ def is_within(name: str, modules: Sequence[str]) -> bool:
 
 
 @contextmanager
-def running(units: Sequence[Substitute]) -> Iterator[None]:
+def replace_forwards(units: Sequence[Substitute]) -> Iterator[None]:
     """Replace the modules' `forward` by their units within the block."""
     # Modules whose code is already replaced are left alone.
     mine = [unit for unit in units if "forward" not in unit.module.__dict__]
@@ -294,22 +298,22 @@ class _CapturedRun:
         """Return the module's output."""
         for step in self._captured.order:
             if isinstance(step, FoundRegion):
-                self._region(step)
+                self._run_region(step)
             elif step.op == "output":
                 leaves: Any = fx.node.map_arg(step.args[0], self._values.__getitem__)
                 return tree_unflatten(leaves, self._traced.output)
             elif step.op != "placeholder":
-                self._values[step] = self._node(step)
+                self._values[step] = self._run_node(step)
         raise AssertionError("a graph ends with its output")
 
-    def _region(self, region: FoundRegion) -> None:
+    def _run_region(self, region: FoundRegion) -> None:
         step, inputs = self._steps[id(region)], [self._values[node] for node in region.inputs]
         if not step.fits(inputs):
             for node in self._captured.graph.nodes:
                 if node in region.members:
-                    self._values[node] = self._node(node)
+                    self._values[node] = self._run_node(node)
             return
-        self._unit.context.before_read(step.dense_parameters())
+        self._unit.context.update_before_read(step.dense_parameters())
         made = step(inputs)
         named = dict(zip(step.region.outputs, made, strict=True))
         for node in region.outputs:
@@ -317,10 +321,10 @@ class _CapturedRun:
             flat = len(node.meta["tensor_meta"].shape) == 2 and value.dim() == 4
             self._values[node] = value.flatten(1) if flat else value
 
-    def _node(self, node: fx.Node) -> Any:
+    def _run_node(self, node: fx.Node) -> Any:
         args, kwargs = fx.node.map_arg((node.args, node.kwargs), self._values.__getitem__)
         if node.op == "call_module":
-            return self._module(self._unit.module.get_submodule(str(node.target)), args, kwargs)
+            return self._call_module(self._unit.module.get_submodule(str(node.target)), args, kwargs)
         if node.op == "call_function":
             assert not isinstance(node.target, str)
             return node.target(*args, **kwargs)
@@ -331,14 +335,14 @@ class _CapturedRun:
         if name in self._traced.constants:
             return self._traced.constants[name]
         found = _attribute(self._unit.module, name)
-        self._unit.context.before_read([found])
+        self._unit.context.update_before_read([found])
         return found
 
-    def _module(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
+    def _call_module(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
         """Call a module that is a single node of the graph; modules inside it may be units."""
         context = self._unit.context
         if not isinstance(module.__dict__.get("forward"), Unit):  # units call `before_read` themselves
-            context.before_read(module.parameters())
+            context.update_before_read(module.parameters())
         before, context.walking = context.walking, isinstance(module, LAYERS)
         try:
             return module(*args, **kwargs)

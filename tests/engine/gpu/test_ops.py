@@ -11,7 +11,7 @@ from group_wise import grouped
 pytest.importorskip("triton", reason="Triton is not installed: pip install 'ticketry[gpu]'")
 
 from ticketry.errors import EngineError
-from ticketry_engine.gpu import ops, tuning
+from ticketry_engine.gpu import ops, plan
 from ticketry_engine.gpu.program import kernel_activation
 from ticketry_engine.gpu.tables import is_inner, pack
 from ticketry_engine.ir.native import activation
@@ -93,18 +93,15 @@ def test_number_formats_and_images(device, dtype, images):
     {"tile": 32},
     {"bias": False},
     {"rows": 1, "outputs": 6},
+    {"channels": 40, "rows": 16, "outputs": 16, "density": 0.9, "size": (3, 3), "dtype": torch.bfloat16},
 ], ids=str)  # fmt: skip
 def test_geometries(device, changes):
     Case(device, **changes).check()
 
 
-@pytest.mark.parametrize("act", [*ACTS, {"leaky_relu": 0.2}], ids=str)
+@pytest.mark.parametrize("act", [None, *ACTS, {"leaky_relu": 0.2}], ids=str)
 def test_activations(device, act):
     Case(device, act=act, size=(3, 3), images=2, channels=2, outputs=16).check()
-
-
-@pytest.mark.parametrize("act", [None, *ACTS, {"leaky_relu": 0.2}], ids=str)
-def test_what_is_no_number_stays_none(device, act):
     case = Case(device, act=act, kernel=(1, 1), padding=(0, 0), size=(1, 2), rows=1, density=1.0, channels=2)
     case.x[1] = float("nan")
     made = ops.group_conv2d(*case.arguments()).cpu()
@@ -122,15 +119,7 @@ def test_groups_of_many_sizes_and_rows_without_weights(device):
     flat[order[30:40]] = torch.randn(10, 72)  # dense; the last five rows keep nothing
     for tile in (16, 32):
         Case(device, weight=weight, channels=8, tile=tile, residual=True, act="relu").check()
-
-
-@pytest.mark.parametrize("residual", [False, True])
-def test_a_layer_of_zeros(device, residual):
-    Case(device, weight=torch.zeros(20, 5, 3, 3), residual=residual).check()
-
-
-def test_more_columns_than_one_step(device):
-    Case(device, channels=40, rows=16, outputs=16, density=0.9, size=(3, 3), dtype=torch.bfloat16).check()
+    Case(device, weight=torch.zeros(20, 5, 3, 3), residual=True).check()
 
 
 def test_infinities_stay_where_they_are(device):
@@ -139,12 +128,6 @@ def test_infinities_stay_where_they_are(device):
     case.x[:, [0, 1, 3, 4]] = float("inf")
     case.exact = torch.conv2d(case.x[:, 2:3].double(), case.weight[:, 2:3].double(), case.bias.double(), padding=1)
     case.check()
-
-
-def test_no_images(device):
-    case = Case(device)
-    made = ops.group_conv2d(case.x[:0].to(device), *case.arguments()[1:])
-    assert made.shape == (0, *case.exact.shape[1:])
 
 
 @pytest.mark.parametrize("layout", ["inner", "nchw", "channels_last", "strided"])
@@ -182,9 +165,8 @@ def test_linear(device, dtype, tokens, inputs, outputs):
     assert float((made.cpu().double() - exact).abs().max() / exact.abs().max()) < bound(dtype, device)
 
 
-@pytest.mark.parametrize("affine", [False, True])
-@pytest.mark.parametrize("dtype", list(BOUNDS))
-@pytest.mark.parametrize("shape", [(1, 1), (5, 7), (40, 300), (33, 128), (9, 8200)])
+@pytest.mark.parametrize(("affine", "dtype"), zip([True, False, True], BOUNDS, strict=True))
+@pytest.mark.parametrize("shape", [(1, 1), (40, 300), (33, 128), (9, 8200)])
 def test_layer_norm(device, shape, dtype, affine):
     torch.manual_seed(4)
     x = (3 * torch.randn(shape) + 5).to(dtype)
@@ -239,13 +221,8 @@ def test_pooling(device, kernel, stride, padding, dilation, ceil):
 # -- as operations of torch --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("images", [2, 8])
-def test_torch_accepts_the_convolution(device, images):
-    case = Case(device, images=images, size=(3, 3), residual=True)
-    torch.library.opcheck(ops.group_conv2d, case.arguments())
-
-
-def test_torch_accepts_the_others(device):
+def test_torch_accepts_them(device):
+    torch.library.opcheck(ops.group_conv2d, Case(device, size=(3, 3), residual=True).arguments())
     tables = pack(grouped(8, 6, 4, 0.5), tile=16, dtype=torch.float32).to(device)
     packed = (tables.tiles, tables.rows, tables.places)
     x = torch.randn(5, 6, device=device)
@@ -280,12 +257,12 @@ def test_operands_that_do_not_go_together(device):
 # -- every way to run --------------------------------------------------------------------------------------------------
 
 
-def _configs() -> list[tuple[int, tuning.Config]]:
+def _configs() -> list[tuple[int, plan.Config]]:
     return [
         (tile, config)
         for tile in (16, 32, 64, 128)
         for few in (1, 10_000)
-        for config in tuning.configs(tile, 4096, few)
+        for config in plan.candidate_configs(tile, 4096, few)
     ]
 
 
@@ -297,7 +274,7 @@ def test_every_candidate(device, tile, config, monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(60))
+@pytest.mark.parametrize("seed", range(30))
 def test_random_layers(device, seed):
     pick = torch.Generator().manual_seed(seed)
 

@@ -1,7 +1,8 @@
-"""Which layers are chosen for the sparse kernels, and what that is estimated to cost."""
+"""Which layers are chosen for the sparse kernels, what that is estimated to cost, and how kernels are tuned."""
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 
 import pytest
@@ -11,8 +12,21 @@ from torch import nn
 from group_wise import grouped
 from ticketry_engine.capture import capture
 from ticketry_engine.gpu import plan
-from ticketry_engine.gpu.plan import RATES, LayerChoice, LayerWork, can_run, follows, is_two_four, layer_facts
+from ticketry_engine.gpu.plan import (
+    RATES,
+    Config,
+    LayerChoice,
+    LayerWork,
+    candidate_configs,
+    choose,
+    find_fastest,
+    is_two_four,
+    layer_facts,
+    runs_on_inner_inputs,
+    supports_two_four,
+)
 from ticketry_engine.gpu.plan import plan as make_plan
+from ticketry_engine.gpu.tables import UNIT
 
 BF16 = RATES[torch.bfloat16]
 CPU = torch.device("cpu")
@@ -47,10 +61,6 @@ def test_time_falls_with_density():
     assert all(time > BF16.launch for time in times)
 
 
-def test_dense_time_does_not_depend_on_density():
-    assert plan.dense_seconds(work(density=0.1), BF16) == plan.dense_seconds(work(density=0.9), BF16)
-
-
 def test_dense_time_is_the_roofline():
     made = work(act=False)
     flops = 2 * made.pixels * made.rows * made.columns
@@ -71,17 +81,8 @@ def test_groups_of_48_rows_do_not_pay_for_64():
     assert plan.best_tile(work(rows=480, group=48), BF16) in (16, 32, 64)
     padded = plan.group_seconds(work(rows=480, group=48), 128, BF16)
     assert plan.group_seconds(work(rows=480, group=48), 64, BF16) < padded
-
-
-def test_few_images_are_padded():
     assert work(run=9, pixels=9 * 10).padded_pixels == 16 * 10
-    assert work(run=16, pixels=160).padded_pixels == 160
-
-
-def test_filled():
-    assert plan.tile_fill(work(group=16)) == 1
-    assert plan.tile_fill(work(group=1)) == 1 / 16
-    assert plan.tile_fill(work(groups=[])) == 1
+    assert [plan.tile_fill(work(**one)) for one in ({"group": 16}, {"group": 1}, {"groups": []})] == [1, 1 / 16, 1]
 
 
 # -- choices -----------------------------------------------------------------------------------------------------------
@@ -94,29 +95,18 @@ def test_groups_are_sparse_and_dense_layers_dense():
         assert all(choice.why for choice in found)
 
 
-def test_unstructured_layers_stay_dense():
-    (choice,) = choices(conv(rows=1, density=0.1))
-    assert choice.kernel == "dense"
-    assert "few rows share" in choice.why
-
-
-def test_single_images_stay_dense():
-    (choice,) = choices(conv(), batch=1)
-    assert choice.kernel == "dense"
-    assert "too few" in choice.why
-
-
-def test_kernels_that_reach_too_far_stay_dense():
+def test_layers_that_gain_nothing_or_cannot_stay_dense():
+    for layer, batch, why in ((conv(rows=1, density=0.1), 64, "few rows share"), (conv(), 1, "too few")):
+        (choice,) = choices(layer, batch=batch)
+        assert choice.kernel == "dense"
+        assert why in choice.why
+    (choice,) = choices(conv(rows=1), batch=1, force=True)
+    assert choice.kernel == "group"
     layer = nn.Conv2d(16, 64, 3, dilation=100, padding=100)
     for options in ({}, {"force": True}):
         (choice,) = choices(layer, shape=(16, 4, 4), **options)
         assert choice.kernel == "dense"
         assert "reaches 200 pixels" in choice.why
-
-
-def test_force():
-    (choice,) = choices(conv(rows=1), batch=1, force=True)
-    assert choice.kernel == "group"
 
 
 def test_changes_of_layout_are_part_of_the_price():
@@ -142,13 +132,13 @@ def test_a_plan_is_never_estimated_dearer_than_dense():
         for batch in (4, 16, 64):
             found = make_plan(graph, batch, facts, torch.bfloat16, CPU)
             works = {
-                node.output: plan._work(graph, node, batch, facts[node.output].groups)
+                node.output: plan._layer_work(graph, node, batch, facts[node.output].groups)
                 for node in graph.nodes
                 if node.op in plan.LAYERS
             }
             dense = {name: replace(choice, kernel="dense") for name, choice in found.items()}
-            planned = plan.estimate(graph, batch, works, found, BF16)
-            assert planned <= plan.estimate(graph, batch, works, dense, BF16)
+            planned = plan.estimate_seconds(graph, batch, works, found, BF16)
+            assert planned <= plan.estimate_seconds(graph, batch, works, dense, BF16)
 
 
 def test_what_follows_in_the_inner_layout():
@@ -158,7 +148,7 @@ def test_what_follows_in_the_inner_layout():
             return (nn.functional.max_pool2d(y.tanh(), 2)).softmax(1)
 
     graph = capture(Model().eval(), None, torch.randn(2, 3, 4, 4))
-    found = {node.op: follows(graph, node) for node in graph.nodes}
+    found = {node.op: runs_on_inner_inputs(graph, node) for node in graph.nodes}
     assert found["concat"]
     assert found["act"]
     assert found["max_pool2d"]
@@ -183,7 +173,7 @@ def test_norms_write_the_layout_that_is_read():
     graph = capture(Model().eval(), None, torch.randn(2, 16, 6, 6))
     made = make_plan(graph, 8, layer_facts(graph), torch.bfloat16, CPU, force=True)
     names = {node.weights.get("weight", node.op): node for node in graph.nodes}
-    wanted = plan.wanted_inner(graph, made)
+    wanted = plan.find_inner_values(graph, made)
     assert names["one.weight"].output in wanted
     assert names["max_pool2d"].output in wanted
     assert names["two.weight"].output in wanted
@@ -191,7 +181,7 @@ def test_norms_write_the_layout_that_is_read():
     assert names["norm.weight"].output in wanted
     assert names["linear.weight"].output not in wanted
     dense = {name: replace(choice, kernel="dense") for name, choice in made.items()}
-    assert plan.wanted_inner(graph, dense) == set()
+    assert plan.find_inner_values(graph, dense) == set()
 
 
 def test_features_at_the_end_of_images_stay_outer():
@@ -206,7 +196,7 @@ def test_features_at_the_end_of_images_stay_outer():
     graph = capture(Model().eval(), None, torch.randn(2, 3, 4, 16))
     made = make_plan(graph, 8, layer_facts(graph), torch.bfloat16, CPU, force=True)
     assert {choice.kernel for choice in made.values()} == {"group"}
-    assert plan.wanted_inner(graph, made) == set()
+    assert plan.find_inner_values(graph, made) == set()
 
 
 def test_what_torch_reads_is_turned():
@@ -223,12 +213,12 @@ def test_what_torch_reads_is_turned():
     graph = capture(Model().eval(), None, torch.randn(2, 64, 6, 6))
     facts = layer_facts(graph)
     layers = [node for node in graph.nodes if node.op == "conv2d"]
-    works = {node.output: plan._work(graph, node, 8, facts[node.output].groups) for node in layers}
+    works = {node.output: plan._layer_work(graph, node, 8, facts[node.output].groups) for node in layers}
     group = dict.fromkeys(works, LayerChoice("group", "", 64))
     numbers = 8 * 64 * 6 * 6
     alone = sum(plan.group_seconds(one, 64, BF16) for one in works.values())
     # The input, into the softmax, out of it, and the result.
-    assert plan.estimate(graph, 8, works, group, BF16) == pytest.approx(
+    assert plan.estimate_seconds(graph, 8, works, group, BF16) == pytest.approx(
         alone + 4 * plan.layout_change_seconds(numbers, BF16)
     )
 
@@ -237,8 +227,8 @@ def test_features_at_the_end_of_images_are_turned_at_once():
     graph = capture(nn.Linear(64, 64).eval(), None, torch.randn(2, 3, 4, 64))
     facts = layer_facts(graph)
     [node] = [node for node in graph.nodes if node.op == "linear"]
-    work = plan._work(graph, node, 8, facts[node.output].groups)
-    found = plan.estimate(graph, 8, {node.output: work}, {node.output: LayerChoice("group", "", 64)}, BF16)
+    work = plan._layer_work(graph, node, 8, facts[node.output].groups)
+    found = plan.estimate_seconds(graph, 8, {node.output: work}, {node.output: LayerChoice("group", "", 64)}, BF16)
     turn = plan.layout_change_seconds(8 * 3 * 4 * 64, BF16)
     assert found == pytest.approx(plan.group_seconds(work, 64, BF16) + 2 * turn)
 
@@ -251,16 +241,50 @@ def test_two_in_four():
     assert not is_two_four(weight)
     weight.view(32, 16, 4)[:, :, 1::2] = 0
     assert is_two_four(weight)
-    weight[3, 5] = 1
-    assert is_two_four(weight) == (int((weight[3, 4:8] != 0).sum()) <= 2)
     weight[3, 4:8] = torch.tensor([1.0, 1, 0, 1])
     assert not is_two_four(weight)
+    for shape in ((31, 64), (32, 60), (32, 64, 1, 1)):
+        assert not is_two_four(torch.zeros(shape)), "torch does not take it"
+    assert not supports_two_four(CPU, torch.bfloat16)
 
 
-@pytest.mark.parametrize("shape", [(31, 64), (32, 60), (32, 64, 1, 1)])
-def test_two_in_four_of_shapes_that_torch_does_not_take(shape):
-    assert not is_two_four(torch.zeros(shape))
+# -- the choice among a few ways to run a kernel -----------------------------------------------------------------------
+
+FIRST, SECOND, THIRD = Config(128, 64, 4, 5), Config(64, 64, 4, 5), Config(32, 64, 4, 5)
 
 
-def test_two_in_four_needs_a_gpu():
-    assert not can_run(CPU, torch.bfloat16)
+def test_few_candidates_that_fit_the_tables_and_little_work_is_spread_over_more_programs():
+    for tile, outputs in itertools.product([16, 32, 64, 128], [1, 1000, 1_000_000]):
+        found = candidate_configs(tile, outputs, 8)
+        assert 1 <= len(found) == len(set(found)) <= 4
+        assert all(UNIT % config.columns == 0 for config in found)
+    assert candidate_configs(64, 500, 4)[0].pixels < candidate_configs(64, 500_000, 4)[0].pixels
+
+
+def test_the_median_decides():
+    clock = iter([1.0, 2.0] * 3 + [9.0, 2.0] * 4)
+    assert find_fastest([FIRST, SECOND], lambda config: None, lambda call: next(clock)) == SECOND
+
+
+def test_what_cannot_run_is_left_out():
+    ran = []
+
+    def run(config):
+        if config == FIRST:
+            raise RuntimeError("out of resource: shared memory")
+        ran.append(config)
+
+    def seconds(call):
+        call()
+        return float(ran[-1] is SECOND)
+
+    assert find_fastest([FIRST, SECOND, THIRD], run, seconds) == THIRD
+    with pytest.raises(RuntimeError, match="shared memory"):
+        find_fastest([FIRST], run, seconds)
+
+
+def test_on_a_cpu_nothing_is_timed():
+    def run(config):
+        raise AssertionError
+
+    assert choose("key", 64, 3, 1, torch.zeros(1), run).pixels == 16

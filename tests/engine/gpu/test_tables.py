@@ -1,15 +1,25 @@
-"""GroupTables hold exactly the weight they were made of."""
+"""GroupTables hold exactly the weight they were made of; strides of inner tensors."""
 
 from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from group_wise import grouped
 from ticketry.errors import EngineError
-from ticketry_engine.gpu.tables import UNIT, GroupTables, has_taps, layer_groups, pack, why_no_tables
+from ticketry_engine.gpu.tables import (
+    UNIT,
+    GroupTables,
+    has_taps,
+    inner_empty,
+    is_inner,
+    layer_groups,
+    pack,
+    why_no_tables,
+)
+from ticketry_engine.ir.native_shapes import windows
 
 
 def signed(byte: int) -> int:
@@ -69,15 +79,12 @@ def test_groups_of_a_convolution_read_their_own_channels():
             assert torch.equal(read[own, own], weight[own, :, down, right])
             read[own, own] = 0
         assert not read.any()
+    groups = layer_groups(torch.ones(8, 2, 1, 1), 2)  # rows of two groups are never together
+    assert [group.rows.tolist() for group in groups] == [[0, 1, 2, 3], [4, 5, 6, 7]]
+    assert [group.columns.tolist() for group in groups] == [[0, 1], [2, 3]]
 
 
-def test_rows_of_two_groups_of_a_convolution_are_never_together():
-    weight = torch.ones(8, 2, 1, 1)
-    assert [group.rows.tolist() for group in layer_groups(weight, 2)] == [[0, 1, 2, 3], [4, 5, 6, 7]]
-    assert [group.columns.tolist() for group in layer_groups(weight, 2)] == [[0, 1], [2, 3]]
-
-
-def test_long_tiles_come_first():
+def test_long_tiles_come_first_and_a_layer_of_zeros_has_tables():
     weight = torch.zeros(40, 300)
     weight[:20, :70] = 1
     weight[20:30, :] = 1
@@ -86,9 +93,6 @@ def test_long_tiles_come_first():
     assert tables.weight.dtype == torch.bfloat16
     assert len(tables.places) == 320 + 128 + UNIT  # the two tiles of a group share its columns
     assert tables.bytes == 2 * (16 * 320 + 2 * 16 * 128 + UNIT) + 4 * (3 * 4 + 16 * 4 + len(tables.places))
-
-
-def test_a_layer_of_zeros_has_tables():
     tables = pack(torch.zeros(5, 7), tile=16, dtype=torch.float32)
     assert tables.tiles[:, 1].tolist() == [0]
     assert tables.rows[0].tolist() == [0, 1, 2, 3, 4, *[-1] * 11]
@@ -118,3 +122,34 @@ def test_far_taps_and_many_channels():
     assert (near >> 16, signed(near >> 8), signed(near)) == (5, -127, 0)
     assert (far >> 16, signed(far >> 8), signed(far)) == (32_766, -126, 127)
     assert tables.weight[:2].tolist() == [2, 3]
+
+
+@pytest.mark.parametrize("shape", [(1, 3, 4, 5), (8, 3, 4, 5), (11, 2, 1, 1), (5, 7), (16, 1)])
+def test_inner_tensors_are_known_as_such(shape):
+    made = inner_empty(shape, torch.empty(0))
+    assert made.shape == shape
+    assert made.stride(0) == 1
+    assert made.stride(1) % 8 == 0
+    assert is_inner(made)
+
+
+def test_others_are_not_unless_whole_vectors_lie_without_gaps():
+    assert is_inner(torch.empty(2, 3, 4, 8).permute(3, 0, 1, 2))
+    for other in (
+        torch.empty(8, 3, 4, 5),
+        torch.empty(8, 3, 4, 5).contiguous(memory_format=torch.channels_last),
+        torch.empty(3, 4, 5, 9).permute(3, 0, 1, 2),  # 9 images without padding
+        torch.empty(1, 1, 1, 1),  # strides would do, but there is no padding to read
+        torch.empty(3, 4, 5, 16).permute(3, 0, 1, 2)[:8],
+        torch.empty(3, 4, 5, 16).permute(3, 0, 1, 2)[1:],
+        torch.empty(6, 4),
+        torch.empty(2, 3, 8).permute(2, 0, 1),
+    ):
+        assert not is_inner(other)
+
+
+@given(st.integers(5, 10), st.integers(1, 5), st.integers(1, 4), st.integers(0, 2), st.integers(1, 2), st.booleans())
+def test_windows_are_torch_s(size, kernel, stride, padding, dilation, ceil):
+    assume(2 * padding <= kernel and dilation * (kernel - 1) < size + 2 * padding)
+    wanted = torch.max_pool2d(torch.zeros(1, 1, size, size), kernel, stride, padding, dilation, ceil).shape[2]
+    assert windows(size, kernel, stride, padding, dilation, ceil=ceil) == wanted

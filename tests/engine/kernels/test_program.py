@@ -1,9 +1,8 @@
-"""Programs: tables linked, blocks shared among threads, several callers at once, and nothing left behind."""
+"""Programs: tables linked, each operation on every block, threads, several callers at once, and nothing left behind."""
 
 from __future__ import annotations
 
 import gc
-import mmap
 import os
 import signal
 import sys
@@ -16,10 +15,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from arenas import library
 from probes import Constant, Mark, Round, Sum
 from ticketry.errors import EngineError
+from ticketry_engine.kernels.emitter import EmittedKernel, Emitter, StateSlot
 from ticketry_engine.kernels.program import MappedMemory, Op, Program
 
 
@@ -34,31 +36,73 @@ def _run(program: Program, batch: int = 1, threads: int = 1) -> int:
     return int(found[0])
 
 
+@given(
+    images=st.sampled_from([1, 2, 8, 16]),
+    batch=st.integers(0, 70),
+    threads=st.integers(1, 4),
+    split=st.sampled_from(["batch", "parts"]),
+    marks=st.lists(st.integers(1, 1000), max_size=4),
+)
+def test_each_operation_sees_each_image_once(images: int, batch: int, threads: int, split: str, marks: list) -> None:
+    """Also with more threads than blocks or images, a last block that is not full, and nothing to do."""
+    program = Program([Op(Mark(), (mark,)) for mark in marks], images, 64, library("host"), split)
+    found = torch.zeros(batch + 1, dtype=torch.int64)
+    program.run(batch, [found.data_ptr()], threads)
+    assert found[:batch].tolist() == [sum(marks)] * batch
+    assert found[batch] == 0
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_threads_meet_after_each_operation(threads: int) -> None:
+    """Thousands of rounds, in each of which a thread needs what its neighbour wrote in the last one."""
+    rounds, blocks = (300, 10) if threads < 3 else (40, 3)  # where others work too, threads wait for their turn
+    ops = [Op(Round(), (number % 2, 1 - number % 2)) for number in range(rounds)]
+    program = Program(ops, 1, 2 * 64 * 64, library("host"), "parts")
+    found = np.zeros(threads, np.int64)
+    for call in range(1, 4):
+        program.run(blocks, [found.ctypes.data], threads)
+        assert found.tolist() == [call * rounds * blocks] * threads
+
+
+class _Halve(EmittedKernel):
+    """Half of each of the batch's float32, from the first tensor to the second."""
+
+    def write(self, e: Emitter) -> None:
+        first = e.state(StateSlot.FIRST)
+        with e.loop(first, e.b.add(first, e.state(StateSlot.IMAGES))) as image:
+            at = e.b.mul(image.index, e.i64(4))
+            half = e.b.fmul(e.load_f32(e.tensor_pointer(e.i64(0)), at), e.f32(0.5))
+            e.b.store(half, e.at(e.tensor_pointer(e.i64(1)), at), align=4)
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("denormals", [True, False])
+def test_denormal_numbers_are_kept_or_count_as_zero_for_the_time_of_a_call(denormals: bool, threads: int) -> None:
+    values = torch.tensor([1.0, -3e38, 2e-38, 1e-38, 1e-44, 0.0, 1.5e-38] * 4)  # the third has a denormal half
+    found, outside = torch.empty_like(values), torch.tensor([1e-38])
+    program = Program([Op(_Halve(), ())], 2, 64, library("host"), "batch", denormals)
+    program.run(len(values), [values.data_ptr(), found.data_ptr()], threads)
+    expected = values.double() / 2
+    flushed = torch.where(expected.abs() < torch.finfo(torch.float32).tiny, 0.0, expected)
+    assert torch.equal(found, (expected if denormals else flushed).float())
+    assert float(outside / 2) > 0, "torch computes as before"
+
+
 def test_operations_find_their_integers_and_tables() -> None:
+    """Tables are held once, as views of the linked memory, whatever their type, shape and strides were."""
     tables = [np.arange(size, dtype=np.int64) ** 2 for size in (0, 1, 7, 1000)]
-    ops = [Op(Sum(), (len(table), table)) for table in tables]
-    program = Program([*ops, Op(Constant(5), ())], 1, 0, library("host"))
+    others = [np.arange(12, dtype=np.float32).reshape(3, 4).T, np.arange(9, dtype=np.int8)[::2], np.ones((), np.int32)]
+    ops = [*(Op(Sum(), (len(table), table)) for table in tables), Op(Sum(), (0, *others)), Op(Constant(5), ())]
+    program = Program(ops, 1, 0, library("host"))
     assert _run(program) == sum(int(table.sum()) for table in tables) + 5
-    assert program.table_bytes == sum(table.nbytes for table in tables)
-
-
-def test_tables_are_held_once_and_in_order() -> None:
-    """As views of the linked memory, whatever their type, shape and strides were."""
-    given = [np.arange(12, dtype=np.float32).reshape(3, 4).T, np.arange(9, dtype=np.int8)[::2], np.ones((), np.int32)]
-    program = Program([Op(Sum(), (0, *given))], 1, 0, library("host"))
-    for table, wanted in zip(program.ops[0].args[1:], given, strict=True):
+    assert program.table_bytes == sum(table.nbytes for table in [*tables, *others])
+    for table, wanted in zip(program.ops[-2].args[1:], others, strict=True):
         assert np.array_equal(table, wanted)
         assert table.dtype == wanted.dtype
-        assert table.base is not None
         assert not np.shares_memory(table, wanted)
         assert table.ctypes.data % 64 == 0
-
-
-def test_a_tables_end_may_be_read_over_by_a_vector() -> None:
-    program = Program([Op(Sum(), (8, np.ones(8, np.int64)))], 1, 0, library("host"))
-    memory = program._memory
-    table = program.ops[0].args[1]
-    assert table.ctypes.data + table.nbytes + 64 <= memory.address + len(memory.bytes)
+        end = program._memory.address + len(program._memory.bytes)
+        assert table.ctypes.data + table.nbytes + 64 <= end, "a vector may read over a table's end"
 
 
 @pytest.mark.parametrize("split", ["batch", "parts"])
@@ -136,7 +180,7 @@ def test_interrupted_calls_leave_no_thread_waiting() -> None:
     program = Program(
         [Op(Round(), (n % 2, 1 - n % 2)) for n in range(rounds)], 1, 2 * 64 * 64, library("host"), "parts"
     )
-    found, delays = np.zeros(3, np.int64), np.random.default_rng(0).integers(1, 4000, 100)
+    found, delays = np.zeros(3, np.int64), np.random.default_rng(0).integers(1, 4000, 60)
     program.run(1, [found.ctypes.data], 3)
 
     def interrupt(*_: object) -> None:
@@ -145,9 +189,7 @@ def test_interrupted_calls_leave_no_thread_waiting() -> None:
     def interrupting(seconds: float, thread: int, caught: threading.Event) -> None:
         time.sleep(seconds)
         signal.pthread_kill(thread, signal.SIGUSR1)
-        while not caught.wait(
-            2
-        ):  # once more: it came while a function of Python's collector ran, where errors are lost
+        while not caught.wait(2):  # again: it came in a function of Python's collector, where errors are lost
             signal.pthread_kill(thread, signal.SIGUSR1)
 
     def forever(program: Program, seconds: float, caught: threading.Event) -> None:
@@ -172,7 +214,7 @@ def test_interrupted_calls_leave_no_thread_waiting() -> None:
     finally:
         gc.enable()
         signal.signal(signal.SIGUSR1, handler)
-    assert inside > 20
+    assert inside > 10
     program = Program(program.ops, 1, program.arena, library("host"), "parts")
     found[:] = 0
     program.run(1, [found.ctypes.data], 3)
@@ -217,21 +259,14 @@ def test_too_many_tensors_are_told() -> None:
         program.run(1, [0] * 57)
 
 
-def test_memory_is_zeroed_and_begins_at_a_large_page() -> None:
+def test_memory_is_zeroed_begins_at_a_large_page_and_is_private() -> None:
+    """Shared memory has no large pages, and goes on to be shared with processes that are forked."""
     for size in (0, 1, 1 << 21, (1 << 21) + 1):
         memory = MappedMemory(size)
         assert len(memory.bytes) == size
         assert memory.address % (1 << 21) == 0
         assert not memory.bytes.any()
-
-
-@pytest.mark.skipif(not os.path.exists("/proc/self/maps"), reason="only there does the system tell")
-def test_memory_is_private() -> None:
-    """Shared memory has no large pages, and goes on to be shared with processes that are forked."""
-    memory = MappedMemory(3 * mmap.PAGESIZE)
-    for line in Path("/proc/self/maps").read_text().splitlines():
-        low, high = (int(bound, 16) for bound in line.split()[0].split("-"))
-        if low <= memory.address < high:
-            assert line.split()[1] == "rw-p"
-            return
-    pytest.fail("the memory is not mapped")
+    if os.path.exists("/proc/self/maps"):
+        lines = [line.split() for line in Path("/proc/self/maps").read_text().splitlines()]
+        bounds = [([int(bound, 16) for bound in line[0].split("-")], line[1]) for line in lines]
+        assert [mode for (low, high), mode in bounds if low <= memory.address < high] == ["rw-p"]

@@ -15,7 +15,7 @@ from probes import Constant
 from ticketry.errors import EngineError, MissingExtraError
 from ticketry_engine.kernels import target as module
 from ticketry_engine.kernels.emitter import Emitter
-from ticketry_engine.kernels.target import Target, binding, foreign, near_inputs, target
+from ticketry_engine.kernels.target import Target, foreign, llvmlite_binding, near_input_bytes, target
 
 NAMES = ("avx512", "avx2", "generic", "aarch64")
 
@@ -63,14 +63,10 @@ def test_what_a_host_runs(host: Target, runs: list[str], monkeypatch: pytest.Mon
                 target(name)
 
 
-@pytest.mark.parametrize(("first", "near"), [(48 << 10, (40_000, 44_000)), (32 << 10, (32_000, 32_000))])
-def test_rows_range_over_more_inputs_where_the_nearest_cache_is_larger(first: int, near: tuple[int, int]) -> None:
-    assert near_inputs(first) == near
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_targets_that_are_made_for_have_the_same_tables_anywhere(name: str) -> None:
-    assert (foreign(name).near, foreign(name).near_of_few) == (32_000, 32_000)
+def test_rows_range_over_more_inputs_where_the_nearest_cache_of_this_processor_is_larger() -> None:
+    assert near_input_bytes(48 << 10) == (40_000, 44_000)
+    assert near_input_bytes(32 << 10) == (32_000, 32_000)
+    assert {(foreign(name).near, foreign(name).near_of_few) for name in NAMES} == {(32_000, 32_000)}
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -115,4 +111,4 @@ def test_llvmlite_that_is_not_there_is_told(monkeypatch: pytest.MonkeyPatch) -> 
 
     monkeypatch.setattr(builtins, "__import__", absent)
     with pytest.raises(MissingExtraError, match=r"pip install 'ticketry\[engine\]'"):
-        binding()
+        llvmlite_binding()

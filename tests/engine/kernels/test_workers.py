@@ -22,10 +22,10 @@ def _engine_threads() -> set[threading.Thread]:
     return {thread for thread in threading.enumerate() if thread.name == "ticketry-engine"}
 
 
-@pytest.mark.parametrize("count", [0, 1, 3])
+@pytest.mark.parametrize("count", [0, 3])
 def test_each_job_runs_once_on_a_thread_of_its_own(count: int) -> None:
     workers = Workers(count)
-    for _ in range(200):
+    for _ in range(50):
         ran: list[tuple[int, int]] = []
         # all have to be there at once: none waits for another's thread
         together = threading.Barrier(count + 1)
@@ -70,7 +70,7 @@ def test_interrupted_among_their_starts_those_that_have_begun_end(monkeypatch: p
         assert not thread.is_alive()
 
 
-@pytest.mark.parametrize("failing", [0, 1, 2])
+@pytest.mark.parametrize("failing", [0, 2])
 def test_an_error_is_raised_when_all_jobs_have_ended(failing: int) -> None:
     workers, ended = Workers(2), []
 

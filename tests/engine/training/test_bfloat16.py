@@ -1,26 +1,29 @@
-"""Training in bfloat16: kernels against float64 of the same rounded numbers, and whole networks beside autocast."""
+"""Training in bfloat16, also by tiles (AMX): kernels against float64 of the same numbers, networks beside autocast."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 import ticketry as tk
 from engine.training.regions import layer, max_pool, region
-from engine.training.test_region_step import Residual, library
+from engine.training.test_region_step import Residual, convolutions, library
 from engine.training.test_sparse_training import MODELS, data, resnet
 from samples import sample
 from ticketry.errors import EngineError, UsageError
 from ticketry_engine.kernels.target import target
+from ticketry_engine.kernels.training import convolution
+from ticketry_engine.kernels.training.layer import Batch
+from ticketry_engine.kernels.training.tile_spread import build_tables
 from ticketry_engine.training.region_step import RegionStep
 
 pytest.importorskip("llvmlite")
@@ -74,37 +77,19 @@ def check_layer(conv: nn.Conv2d, kept: Any, x: Tensor) -> None:
         near(conv.bias.grad, twin.bias.grad, "gradient of the bias", roundings=0)
 
 
-def any_layer(draw: Any) -> None:
-    pairs = st.tuples(st.integers(1, 3), st.integers(1, 3))
-    groups, share = draw(st.sampled_from([1, 1, 2, 3])), draw(st.sampled_from([1, 4, 5, 6, 16]))
-    inputs, outputs = groups * draw(st.integers(1, 9)), groups * share * draw(st.integers(1, 3))
-    if draw(st.integers(0, 3)) == 0:
-        groups, share, outputs = inputs, 1, inputs  # depthwise
-    size, dilation, stride = draw(pairs), draw(st.one_of(st.just((1, 1)), pairs)), draw(pairs)
-    padding = draw(st.tuples(st.integers(0, 3), st.integers(0, 3)))
-    least = [max(1, d * (k - 1) + 1 - 2 * p) for d, k, p in zip(dilation, size, padding, strict=True)]
-    height, width = (low + draw(st.integers(0, 17)) for low in least)
-    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
-    torch.manual_seed(int(rng.integers(2**31)))
-    conv = nn.Conv2d(inputs, outputs, size, stride, padding, dilation, groups, draw(st.booleans()))
-    kept = rng.random((outputs // share, *conv.weight.shape[1:])) < draw(st.sampled_from([0.0, 0.1, 0.5, 1.0]))
-    x = torch.randn(draw(st.sampled_from([1, 5, 32, 70])), inputs, height, width)
-    check_layer(conv, np.repeat(kept, share, axis=0), x)
-
-
 @needs_bfloat16
 @settings(max_examples=25, deadline=None)
-@given(st.data())
-def test_any_layer_of_single_weights_or_of_groups(data: st.DataObject) -> None:
-    any_layer(data.draw)
+@given(convolutions((1, 4, 5, 6, 16), (1, 5, 32, 70)))
+def test_any_layer_of_single_weights_or_of_groups(drawn: tuple) -> None:
+    check_layer(*drawn)
 
 
 @needs_bfloat16
 @pytest.mark.slow
 @settings(max_examples=100, deadline=None)
-@given(st.data())
-def test_many_layers(data: st.DataObject) -> None:
-    any_layer(data.draw)
+@given(convolutions((1, 4, 5, 6, 16), (1, 5, 32, 70)))
+def test_many_layers(drawn: tuple) -> None:
+    check_layer(*drawn)
 
 
 @needs_bfloat16
@@ -114,6 +99,26 @@ def test_linear(inputs: int, outputs: int, images: int) -> None:
     torch.manual_seed(0)
     conv = nn.Conv2d(inputs, outputs, 1)
     check_layer(conv, np.random.default_rng(0).random(conv.weight.shape) < 0.2, torch.randn(images, inputs, 1, 1))
+
+
+TILED = {"build_tile_sums", "build_tile_spread", "build_tile_products"}
+
+
+@pytest.fixture
+def called(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Which operations are made by tiles."""
+    found: list[str] = []
+
+    def watched(name: str, make: Callable[..., Any]) -> Callable[..., Any]:
+        def made(*args: Any) -> Any:
+            found.append(name)
+            return make(*args)
+
+        return made
+
+    for name in sorted(TILED):
+        monkeypatch.setattr(convolution, name, watched(name, getattr(convolution, name)))
+    return found
 
 
 def error(found: Tensor | None, exact: Tensor) -> float:
@@ -133,19 +138,22 @@ def no_worse(mine: dict[str, Tensor], theirs: dict[str, Tensor], exact: dict[str
 
 
 @needs_bfloat16
-@pytest.mark.parametrize("images", [32, 45])
-def test_everything_that_regions_know(images: int) -> None:
-    """Norms, sums and pools. The last block of 45 images is not full."""
+@pytest.mark.parametrize("rows", [1, 16])
+def test_everything_that_regions_know(called: list[str], rows: int) -> None:
+    """Norms, sums, pools, and values that several layers read. The last block of 45 images is not full."""
     torch.manual_seed(3)
-    model = Residual()
-    rng = np.random.default_rng(1)
-    kept = {name: rng.random(model.get_submodule(name).weight.shape) < 0.4 for name in "ade"}
+    model, rng = Residual(8 if rows == 1 else 32), np.random.default_rng(1)
+    shapes = {name: model.get_submodule(name).weight.shape for name in "ade"}
+    kept = {
+        name: np.repeat(rng.random((shape[0] // rows, *shape[1:])) < 0.4, rows, axis=0)
+        for name, shape in shapes.items()
+    }
     with torch.no_grad():
         for name, mask in kept.items():
             model.get_submodule(name).weight.mul_(torch.from_numpy(mask))
     half, exact = copy.deepcopy(model), copy.deepcopy(model).double()
     step = RegionStep(model.region, dict(model.named_modules()), kept, library("host"), half=True)
-    x = 1 + torch.randn(images, 3, 10, 8)
+    x = 1 + torch.randn(45, 3, 10, 8)
     found: list[dict[str, Tensor]] = []
     for kind in (model, half, exact):
         given = (x.double() if kind is exact else x.clone()).requires_grad_()
@@ -157,7 +165,8 @@ def test_everything_that_regions_know(images: int) -> None:
         masks = {f"{name}.weight": torch.from_numpy(mask) for name, mask in kept.items()}
         named = {name: one * masks[name] if name in masks else one for name, one in named.items() if one is not None}
         found.append({"output": y.detach(), "input": given.grad, **named, **dict(kind.named_buffers())})
-    no_worse(*found, more=1.25)
+    no_worse(*found, more=1.25 if rows == 1 else 1.5)
+    assert set(called) == (TILED if rows == 16 and target().tiles else set())
 
 
 @needs_bfloat16
@@ -238,47 +247,29 @@ def test_gradients_beside_those_of_autocast(density: float) -> None:
 
 
 @needs_bfloat16
-@pytest.mark.parametrize("images", [80, 20])
-def test_the_same_bits_twice_and_several_threads(images: int) -> None:
-    """Each takes blocks of images, or shares operations where there are fewer blocks."""
-    found: dict[int, list[dict[str, Tensor]]] = {1: [], 3: []}
-    before = torch.get_num_threads()
-    try:
-        for threads, states in found.items():
-            torch.set_num_threads(threads)
-            for _ in range(2):
-                torch.manual_seed(0)
-                model = resnet()
-                x, y = data((3, 16, 16), images)
-                steps(tk.sparse_training(model, tk.prune(model, density=0.1), x, precision="bf16"), x, y, 3)
-                states.append(model.state_dict())
-    finally:
-        torch.set_num_threads(before)
-    for states in found.values():
-        assert all(torch.equal(one, states[1][name]) for name, one in states[0].items())
-    for name, one in found[1][0].items():
-        torch.testing.assert_close(one, found[3][0][name], rtol=0.02, atol=0.02)
-
-
-@needs_bfloat16
-def test_kept_weights_as_parameters_of_their_own() -> None:
-    """The same training, bit for bit, with a mask that moves."""
-    states = []
-    for rows in (True, False):
-        torch.manual_seed(0)
-        model = resnet()
-        x, y = data((3, 16, 16), 40)
-        fast = tk.sparse_training(model, tk.prune(model, density=0.2, score="random"), x, precision="bf16")
-        parameters = fast.kept_parameters() if rows else list(fast.parameters())
-        optimizer = torch.optim.SGD(parameters, lr=0.05, momentum=0.9, weight_decay=1e-3)
-        for density in (0.2, 0.1, 0.3):
-            fast.update(tk.prune(model, density=density, score="random"))
-            for _ in range(2):
+def test_the_same_bits_twice_with_packed_weights_and_a_mask_that_moves_and_nearly_in_several_threads() -> None:
+    states, before = [], torch.get_num_threads()
+    for threads, rows in ((1, True), (1, False), (3, True), (3, False)):
+        torch.set_num_threads(threads)
+        try:
+            torch.manual_seed(0)
+            model = resnet()
+            x, y = data((3, 16, 16), 40)
+            fast = tk.sparse_training(model, tk.prune(model, density=0.2, score="random"), x, precision="bf16")
+            parameters = fast.kept_parameters() if rows else list(fast.parameters())
+            optimizer = torch.optim.SGD(parameters, lr=0.05, momentum=0.9, weight_decay=1e-3)
+            for density in (0.2, 0.1, 0.3):
+                fast.update(tk.prune(model, density=density, score="random"))
                 optimizer.zero_grad()
                 F.cross_entropy(fast(x), y).backward()
                 optimizer.step()
+        finally:
+            torch.set_num_threads(before)
         states.append(model.state_dict())
-    assert all(torch.equal(one, states[1][name]) for name, one in states[0].items())
+    for name, one in states[0].items():
+        assert torch.equal(one, states[1][name])
+        assert torch.equal(states[2][name], states[3][name])
+        torch.testing.assert_close(one, states[2][name], rtol=0.02, atol=0.02)
 
 
 class Mixed(nn.Module):
@@ -338,3 +329,112 @@ def test_clear_errors() -> None:
     fast = tk.sparse_training(model, mask, x)
     with torch.autocast("cpu", torch.bfloat16), pytest.raises(EngineError, match=r"bfloat16.*precision='bf16'"):
         fast(x.bfloat16())
+
+
+# -- tiles (AMX): groups of sixteen rows -------------------------------------------------------------------------------
+
+needs_tiles = pytest.mark.skipif(not target().tiles, reason="the processor has no tiles (AMX), or may not use them")
+
+
+def by_sixteen(rng: np.random.Generator, shape: tuple[int, ...], density: float) -> Any:
+    return np.repeat(rng.random((shape[0] // 16, *shape[1:])) < density, 16, axis=0)
+
+
+@needs_tiles
+@pytest.mark.parametrize(
+    ("inputs", "outputs", "kernel", "stride", "groups", "pixels", "images", "density"),
+    [
+        (20, 32, 3, 1, 1, 9, 40, 0.2),
+        (33, 48, 3, 2, 1, 11, 70, 0.3),  # four phases of the stride
+        (64, 128, 1, 2, 1, 8, 33, 0.2),  # pixels that nothing reads
+        (32, 64, 3, 1, 2, 6, 32, 0.5),  # conv groups
+        (24, 16, 3, 1, 1, 5, 32, 1.0),  # one set that keeps all
+        (128, 64, 3, 1, 1, 4, 128, 0.002),  # sets that keep nothing
+        (300, 16, 1, 1, 1, 1, 64, 0.5),  # a linear layer
+        (512, 512, 3, 1, 1, 4, 64, 0.1),
+    ],
+)
+def test_a_layer_by_tiles(called, inputs, outputs, kernel, stride, groups, pixels, images, density) -> None:
+    torch.manual_seed(0)
+    conv = nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, 1, groups)
+    kept = by_sixteen(np.random.default_rng(1), tuple(conv.weight.shape), density)
+    check_layer(conv, kept, torch.randn(images, inputs, pixels, pixels))
+    assert set(called) == TILED
+
+
+@needs_tiles
+@settings(max_examples=15, deadline=None)
+@given(convolutions((16,), (1, 32, 70)))
+def test_any_layer_by_tiles(drawn: tuple) -> None:
+    check_layer(*drawn)
+
+
+@needs_tiles
+def test_several_threads_give_what_one_gives() -> None:
+    """But for the order in which their gradients of weights are added up."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 32, 3, padding=1), nn.ReLU(), nn.Conv2d(32, 32, 3, padding=1))
+    rng = np.random.default_rng(0)
+    mask = tk.Mask(
+        {f"{n}.weight": torch.from_numpy(by_sixteen(rng, tuple(model[n].weight.shape), 0.3)) for n in (0, 2)}
+    )
+    x, found = torch.randn(96, 3, 8, 8), []
+    before = torch.get_num_threads()
+    for count in (1, 3):
+        torch.set_num_threads(count)
+        try:
+            one = copy.deepcopy(model)
+            fast = tk.sparse_training(one, mask, x, precision="bf16")
+            with torch.autocast("cpu", torch.bfloat16):
+                out = fast(x)
+                F.mse_loss(out.float(), torch.zeros_like(out, dtype=torch.float32)).backward()
+            found.append((out, [parameter.grad for parameter in one.parameters()]))
+        finally:
+            torch.set_num_threads(before)
+    assert torch.equal(found[0][0], found[1][0])
+    for mine, theirs in zip(found[0][1], found[1][1], strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-6)
+
+
+def test_which_layers_have_sets_of_sixteen_rows() -> None:
+    """Whatever the processor: it is a matter of the mask."""
+    here = target()
+    if here.lanes != 16:
+        pytest.skip("planes are laid out for AVX-512")
+    able = replace(here, tiles=True)
+    half, full = (Batch.of(8, (4, 4), 1, 1, item=item) for item in (2, 4))
+    rng = np.random.default_rng(0)
+    kept = by_sixteen(rng, (48, 40), 0.3).astype(np.int64)
+    assert [rows.tolist() for rows in convolution.find_tile_row_sets(kept, 1, half, able)] == [
+        list(range(first, first + 16)) for first in (0, 16, 32)
+    ]
+    assert convolution.find_tile_row_sets(kept, 1, full, able) == []  # float32
+    assert convolution.find_tile_row_sets(kept, 1, half, replace(here, tiles=False)) == []
+    assert (
+        convolution.find_tile_row_sets(np.repeat(kept[:6], 8, axis=0), 1, half, able) != []
+    )  # eight and eight are alike here
+    assert convolution.find_tile_row_sets((rng.random((48, 40)) < 0.3).astype(np.int64), 1, half, able) == []
+    shuffled = kept[rng.permutation(48)]
+    assert sorted(int(row) for rows in convolution.find_tile_row_sets(shuffled, 1, half, able) for row in rows) == list(
+        range(48)
+    )
+    for rows in convolution.find_tile_row_sets(shuffled, 1, half, able):
+        assert len({shuffled[row].tobytes() for row in rows}) == 1
+
+
+def test_blocks_have_each_weight_once() -> None:
+    """Of a phase with two taps: sets and taps in turn, sixteen inputs a block."""
+    rng = np.random.default_rng(0)
+    kept = by_sixteen(rng, (32, 20, 2), 0.9)
+    places = np.where(kept, 1 + np.arange(kept.size).reshape(kept.shape), 0)
+    sets = [np.arange(16), np.arange(16, 32)]
+    made = build_tables(places[None], 100 * np.arange(32), np.array([0, 64]), sets)
+    assert sorted(made.weights[made.weights > 0].tolist()) == sorted(places[places > 0].tolist())
+    for number, (of, shift, count, first, fresh, half) in enumerate(made.blocks.tolist()):
+        block = made.weights.reshape(-1, 16, 16)[number]
+        rows, tap = sets[of // 64], shift // 64
+        assert (block[:count] == places[rows][:, made.inputs[first : first + count], tap].T).all()
+        assert not block[count:].any()
+        before = made.blocks[number - 1] if number else None
+        assert fresh == (before is None or (int(before[0]), int(before[1])) != (of, shift))
+        assert before is None or (half != int(before[5])) == bool(fresh)

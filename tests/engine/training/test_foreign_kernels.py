@@ -10,9 +10,8 @@ import pytest
 from arm_emulator import assembly
 from ticketry_engine.kernels.planar.row_sums import RowSums
 from ticketry_engine.kernels.target import foreign
-from ticketry_engine.kernels.training.convolution import forward, input_gradient, weight_gradient
-from ticketry_engine.kernels.training.layer import MaskedLayer
-from ticketry_engine.kernels.training.layout import Batch
+from ticketry_engine.kernels.training.convolution import build_forward, build_input_gradient, build_weight_gradient
+from ticketry_engine.kernels.training.layer import Batch, MaskedLayer
 from ticketry_engine.kernels.training.products import Products
 from ticketry_engine.kernels.window import Window
 
@@ -27,8 +26,8 @@ def test_convolutions(where: str, rows: int) -> None:
     window = Window((3, 3), (1, 1), (1, 1), (1, 1))
     x, y = (Batch.of(channels, (8, 8), 1, 2, offset << 24) for offset, channels in enumerate((16, 32)))
     layer = MaskedLayer(kept, window)
-    ops = [*forward(x, y, layer, target)[0].ops, *input_gradient(y, x, layer, target)[0].ops]
-    made = weight_gradient(x, y, layer, target, lambda size: 2 << 24)
+    ops = [*build_forward(x, y, layer, target)[0].ops, *build_input_gradient(y, x, layer, target)[0].ops]
+    made = build_weight_gradient(x, y, layer, target, lambda size: 2 << 24)
     kernels = dict.fromkeys(op.kernel for op in [*ops, *made.begin, *made.ops, *made.end])
     assert {kernel.rows for kernel in kernels if isinstance(kernel, RowSums)} == {1, rows}
     for kernel in kernels:

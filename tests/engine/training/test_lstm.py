@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import ticketry as tk
+from arenas import targets
 from engine.training.test_region_step import library
 from ticketry.core.prune import prune
 from ticketry.errors import EngineError
@@ -24,9 +25,9 @@ def relative(one: Tensor, other: Tensor) -> float:
     return float((one.detach() - other.detach()).norm() / other.detach().norm().clamp_min(1e-12))
 
 
-@pytest.mark.parametrize("where", ["host", "avx2"])
-@settings(deadline=None, max_examples=12)
+@settings(deadline=None, max_examples=6)
 @given(
+    where=st.sampled_from(targets()),
     words=st.integers(1, 6),
     batch=st.integers(1, 37),
     inputs=st.integers(1, 30),
@@ -82,7 +83,7 @@ class Model(nn.Module):
         return self.last(y) + h.mean() + c.mean()
 
 
-HOW = ({}, {"batch_first": True}, {"num_layers": 2}, {"bidirectional": True}, {"num_layers": 2, "bidirectional": True})
+HOW = ({"batch_first": True}, {"num_layers": 2, "bidirectional": True})
 
 
 def trained(density: float = 0.2, **how: Any) -> tuple[Model, tk.Mask, Tensor]:
@@ -121,28 +122,17 @@ def row_size(model: Model) -> int:
     return sum(one.numel() for one in model.lstm.parameters() if one.dim() == 2)
 
 
-def test_dropout_between_layers_is_torchs_own() -> None:
+def test_masks_that_move_and_dropout_between_layers_which_is_torchs_own() -> None:
     model, mask, x = trained(num_layers=2, dropout=0.5)
-    plain = copy.deepcopy(model)
-    fast = tk.sparse_training(model, mask, x)
-    torch.manual_seed(3)
-    loss, _ = step(fast, x)
-    torch.manual_seed(3)
-    wanted, _ = step(plain, x)
-    assert relative(loss, wanted) <= 1e-5
-
-
-def test_a_training_with_a_mask_that_moves() -> None:
-    model, mask, x = trained()
-    plain = copy.deepcopy(model)
+    plain, other = copy.deepcopy(model), prune(model, 0.1, score="random", seed=2)
     fast = tk.sparse_training(model, mask, x)
     losses: list[list[float]] = [[], []]
-    other = prune(model, 0.1, score="random", seed=2)
     for number, one in enumerate((fast, plain)):
         optimizer = torch.optim.Adam(one.parameters(), lr=1e-2)
         held = tk.hold(plain, mask) if number else None
-        for turn in range(12):
-            if turn == 6:
+        torch.manual_seed(3)
+        for turn in range(8):
+            if turn == 4:
                 if held is None:
                     fast.update(other)
                 else:
@@ -154,7 +144,7 @@ def test_a_training_with_a_mask_that_moves() -> None:
             optimizer.step()
             losses[number].append(loss.item())
     assert losses[0] == pytest.approx(losses[1], abs=1e-3)
-    assert losses[0][-1] < 0.7 * losses[0][0]
+    assert losses[0][-1] < 0.8 * losses[0][0]
     for name, kept in other.items():
         assert not dict(model.named_parameters())[name][~kept].any()
 
@@ -182,35 +172,25 @@ def test_what_runs_in_torch(density: float, x: Tensor, why: str) -> None:
 def test_small_ones_run_in_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     model, mask, x = trained()
     monkeypatch.setattr(lstm, "PRUNED", 1 << 20)
-    fast = tk.sparse_training(model, mask, x)
-    assert any("small" in layer.why for layer in fast.layers())
+    assert any("small" in layer.why for layer in tk.sparse_training(model, mask, x).layers())
 
 
-def test_one_way_back_alone() -> None:
-    model, mask, x = trained()
-    loss = tk.sparse_training(model, mask, x)(x).sum()
-    loss.backward(retain_graph=True)
-    with pytest.raises(EngineError, match="second time"):
-        loss.backward()
-
-
-def test_two_calls_before_the_way_back() -> None:
+def test_two_calls_before_the_backward_pass_and_none_after_it() -> None:
     """Tables are shared, and the second call's weights are others."""
     model, mask, x = trained()
     exact = copy.deepcopy(model).double()
     fast = tk.sparse_training(model, mask, x)
     for one, text in ((fast, x), (exact, x.double())):
         one.zero_grad()
-        (one(text).square().mean() + one(2 * text).square().mean()).backward()
+        loss = one(text).square().mean() + one(2 * text).square().mean()
+        loss.backward(retain_graph=True)
+        if one is fast:
+            with pytest.raises(EngineError, match="second time"):
+                loss.backward()
     for (name, mine), wanted in zip(model.named_parameters(), exact.parameters(), strict=True):
         assert mine.grad is not None
         assert wanted.grad is not None
         assert relative(mine.grad, wanted.grad * mask[name] if name in mask else wanted.grad) <= 1e-4
-
-
-def test_times_are_told() -> None:
-    model, mask, x = trained()
-    fast = tk.sparse_training(model, mask, x)
     (row,) = (layer for layer in fast.profile(x) if layer.name == "lstm")
     assert row.seconds
     assert row.seconds > 0

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import ticketry as tk
+from arenas import targets
 from engine.training.regions import layer, region
 from engine.training.test_region_step import library
 from engine.training.test_sparse_training import MODELS, data, same_width
@@ -19,16 +20,16 @@ from samples import sample
 from ticketry.errors import EngineError
 from ticketry.tasks.models.image_models import Block, ResNet
 from ticketry_engine.kernels.program import Program
-from ticketry_engine.kernels.training.layout import Batch, border
+from ticketry_engine.kernels.training.layer import Batch, build_border_ops
 from ticketry_engine.plan.storage import Buffer, BufferAllocator
 from ticketry_engine.training.plan import TrainingPlan
-from ticketry_engine.training.region import LAYERS, lifetimes, read_in_backward
+from ticketry_engine.training.region import LAYERS, compute_lifetimes, values_read_in_backward
 
 SIZES = {"a": 64, "b": 128, "c": 192, "d": 448}
 """Layout -> bytes."""
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(st.data())
 def test_places_are_given_once(data: st.DataObject) -> None:
     """Against a list of who wrote which byte last, whether it may still be read, and by whom."""
@@ -70,11 +71,11 @@ def test_free_bytes_are_joined_and_taken_before_new_ones() -> None:
     assert arena.is_exclusive(Buffer(128, 192, "third"))
 
 
-@pytest.mark.parametrize("where", ["host", "avx2", "generic"])
-@pytest.mark.parametrize(("size", "halo"), [((5, 7), 1), ((4, 4), 2), ((1, 1), 3)])
+@pytest.mark.parametrize("where", targets())
+@pytest.mark.parametrize(("size", "halo"), [((5, 7), 1), ((1, 1), 3)])
 def test_borders(where: str, size: tuple[int, int], halo: int) -> None:
     value = Batch.of(3, size, halo, blocks=2, offset=128)
-    program = Program(border(value), 32, 128 + value.bytes + 64, library(where))
+    program = Program(build_border_ops(value), 32, 128 + value.bytes + 64, library(where))
     session = program.session()
     memory = session.arena.view(np.float32)
     memory[:] = np.arange(1, len(memory) + 1)
@@ -83,7 +84,7 @@ def test_borders(where: str, size: tuple[int, int], halo: int) -> None:
     expected, g = before.copy(), value.geometry
     for plane in range(3 * 2):
         start = (128 + plane * g.bytes) // 4
-        inside = {g.position(row, column) for row in range(size[0]) for column in range(size[1])}
+        inside = {g.pixel_position(row, column) for row in range(size[0]) for column in range(size[1])}
         for position in range(g.bytes // g.step):
             if position not in inside:
                 expected[start + 16 * position : start + 16 * (position + 1)] = 0
@@ -96,18 +97,25 @@ def gradients(fast: nn.Module, x: Tensor) -> list[Tensor]:
     return [parameter.grad for parameter in fast.parameters() if parameter.grad is not None]
 
 
-@pytest.mark.parametrize("name", sample(MODELS, ["resnet", "vgg"]))
-def test_a_step_leaves_nothing_to_the_next_one(name: str) -> None:
-    """Bit for bit what a step gives in memory that nobody has used."""
+@pytest.mark.parametrize("name", sample(MODELS, ["resnet"]))
+@pytest.mark.parametrize("images", sample([40, 16], 1))
+def test_memory_that_is_used_again_changes_no_bit(name: str, images: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bit for bit what a step gives in memory that is new, or where every value has a place of its own."""
     build, shape = MODELS[name]
     torch.manual_seed(0)
     model = build().train()
     mask = tk.prune(model, density=0.3, distribution="layerwise")
-    x = data(shape, 40)[0]
-    used, fresh = (tk.sparse_training(copy.deepcopy(model), mask, x) for _ in range(2))
+    x = data(shape, images)[0]
+    used, fresh, apart = (tk.sparse_training(copy.deepcopy(model), mask, x) for _ in range(3))
     gradients(used, 100 * x.flip(0))
-    for one, other in zip(gradients(used, x), gradients(fresh, x), strict=True):
-        assert torch.equal(one, other)
+    found = gradients(used, x)
+    expected = [gradients(fresh, x)]
+    with monkeypatch.context() as changed:
+        changed.setattr(TrainingPlan, "runs_by_block", lambda *_: False)
+        changed.setattr(TrainingPlan, "_only_convolutions_read", lambda *_: False)
+        expected.append(gradients(apart, x))
+    for wanted in expected:
+        assert all(torch.equal(one, other) for one, other in zip(found, wanted, strict=True))
 
 
 def a_step_of_resnet(repeats: tuple[int, int, int], images: int) -> TrainingPlan:
@@ -123,34 +131,14 @@ def a_step_of_resnet(repeats: tuple[int, int, int], images: int) -> TrainingPlan
 
 def test_norms_are_computed_again_and_memory_is_shared() -> None:
     plan = a_step_of_resnet((2, 2, 2), 64)
-    lives = lifetimes(plan.region)
+    lives = compute_lifetimes(plan.region)
     assert lives.recomputed
     for name, maker in lives.recomputed.items():
-        readers = [node for node in plan.region.nodes if name in read_in_backward(node)]
+        readers = [node for node in plan.region.nodes if name in values_read_in_backward(node)]
         assert maker.op == "batch_norm"
         assert all(node.op in LAYERS for node in readers)
     values = sum(plan.layout(name).bytes for name in plan.values)
     assert plan.program.arena <= 0.85 * values, "gradients, and what is computed again, lie where values lay"
-
-
-@pytest.mark.parametrize("name", sample(MODELS, ["resnet", "vgg"]))
-@pytest.mark.parametrize("images", [16, 40])
-def test_blocks_at_one_place_and_gradients_over_gradients_change_no_bit(
-    name: str, images: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    build, shape = MODELS[name]
-    torch.manual_seed(0)
-    model = build().train()
-    mask = tk.prune(model, density=0.3, distribution="layerwise")
-    x = data(shape, images)[0]
-    used = tk.sparse_training(copy.deepcopy(model), mask, x)
-    found = gradients(used, x)
-    with monkeypatch.context() as apart:
-        apart.setattr(TrainingPlan, "runs_by_block", lambda *_: False)
-        apart.setattr(TrainingPlan, "_only_convolutions_read", lambda *_: False)
-        plain = tk.sparse_training(copy.deepcopy(model), mask, x)
-        for one, other in zip(found, gradients(plain, x), strict=True):
-            assert torch.equal(one, other)
 
 
 def test_what_one_convolution_reads_has_the_memory_of_a_block() -> None:
@@ -158,7 +146,7 @@ def test_what_one_convolution_reads_has_the_memory_of_a_block() -> None:
     plan = a_step_of_resnet((1, 1, 1), 80)
     passing = {name for name, value in plan.values.items() if value.passing}
     readers = {name: [node for node in plan.region.nodes if name in node.inputs] for name in plan.values}
-    assert passing == set(lifetimes(plan.region).passing) == plan.passing
+    assert passing == set(compute_lifetimes(plan.region).passing) == plan.passing
     assert passing
     for name in passing:
         (reader,) = readers[name]
@@ -173,9 +161,9 @@ def test_a_value_that_is_still_read_is_never_lost() -> None:
     plan = TrainingPlan(whole, {"x": (3, 8, 8)}, {}, 40, frozenset(), library("host"))
     plan.store_value("y", passing=True)
     with pytest.raises(AssertionError, match=r"'y'.*only their last block is stored"):
-        plan.finish("forward")
-    plan.drop("y")
-    plan.finish("forward")
+        plan.append_waiting("forward")
+    plan.release_value("y")
+    plan.append_waiting("forward")
 
 
 def test_a_batch_beyond_what_tables_reach_is_told_before_kernels_are_made(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -44,7 +44,7 @@ def data(shape: tuple[int, int, int], images: int = 32) -> tuple[Tensor, Tensor]
     return means[labels] + torch.randn(images, *shape, generator=generator), labels
 
 
-def losses(model: nn.Module, x: Tensor, y: Tensor, steps: int, rate: float = 0.005) -> list[float]:
+def losses(model: nn.Module, x: Tensor, y: Tensor, steps: int, rate: float = 0.01) -> list[float]:
     optimizer = torch.optim.SGD(model.parameters(), lr=rate, momentum=0.9, weight_decay=1e-3)
     found = []
     for step in range(steps):
@@ -58,7 +58,7 @@ def losses(model: nn.Module, x: Tensor, y: Tensor, steps: int, rate: float = 0.0
 
 
 @pytest.mark.parametrize("name", sample(MODELS, ["resnet"]))
-def test_fifty_steps_as_the_masked_model(name: str) -> None:
+def test_a_training_is_that_of_the_masked_model(name: str) -> None:
     build, shape = MODELS[name]
     torch.manual_seed(0)
     model = build().train()
@@ -66,15 +66,27 @@ def test_fifty_steps_as_the_masked_model(name: str) -> None:
     mask = tk.prune(model, density=0.2)
     x, y = data(shape)
     fast = tk.sparse_training(model, mask, x)
-    found = losses(fast, x, y, 50)
+    found = losses(fast, x, y, 20)
     with tk.hold(twin, mask):
-        expected = losses(twin, x, y, 50)
-    assert max(abs(a - b) for a, b in zip(found, expected, strict=True)) <= 1e-3
-    assert found[-1] < found[0] / 2
+        expected = losses(twin, x, y, 20)
+    assert max(abs(a - b) for a, b in zip(found, expected, strict=True)) <= 2e-3
+    assert found[-1] < 0.7 * found[0]
     for parameter, kept in zip(mask.parameters(model).values(), mask.values(), strict=True):
         assert not parameter[~kept].any()
     assert torch.equal(fast.eval()(x), model(x))
     assert {layer.where for layer in fast.layers()} == {"engine"} or "faster dense" in repr(fast)
+
+
+def gradients_agree(model: nn.Module, twin: nn.Module, mask: tk.Mask) -> None:
+    """Those of a model against those of its twin in torch, which was not held. What should be 0 is noise in both."""
+    largest = max(float(parameter.grad.abs().max()) for parameter in twin.parameters() if parameter.grad is not None)
+    for (name, mine), theirs in zip(model.named_parameters(), twin.parameters(), strict=True):
+        if theirs.grad is None:
+            assert mine.grad is None, name
+            continue
+        expected = theirs.grad * mask[name] if name in mask else theirs.grad
+        noise = 1e-4 * float(expected.abs().max()) + 1e-7 * largest
+        assert torch.allclose(mine.grad, expected, rtol=1e-3, atol=noise), name
 
 
 def test_small_linear_layers_alone_run_in_torch() -> None:
@@ -84,6 +96,7 @@ def test_small_linear_layers_alone_run_in_torch() -> None:
         mask = tk.prune(model.train(), density=0.1, distribution="layerwise")
         fast = tk.sparse_training(model, mask, data((1, 28, 28))[0])
         assert {(layer.where, layer.why) for layer in fast.layers()} == {found}
+    assert repr(fast).endswith("Nothing runs in kernels.")
 
 
 def test_large_linear_layers_and_gradients_that_are_kept() -> None:
@@ -126,37 +139,25 @@ def test_large_linear_layers_and_gradients_that_are_kept() -> None:
     near(weight.grad, both)
 
 
-def test_bit_for_bit_the_same_twice() -> None:
-    states = []
-    for _ in range(2):
-        torch.manual_seed(0)
-        model = resnet()
-        x, y = data((3, 16, 16))
-        losses(tk.sparse_training(model, tk.prune(model, density=0.1), x), x, y, 5)
-        states.append(model.state_dict())
-    assert all(torch.equal(one, other) for one, other in zip(states[0].values(), states[1].values(), strict=True))
-
-
-@pytest.mark.parametrize("images", sample([80, 10], [80]))
-def test_several_threads(images: int) -> None:
+@pytest.mark.parametrize("images", sample([40, 10], 1))
+def test_bit_for_bit_the_same_twice_and_nearly_in_several_threads(images: int) -> None:
     """Each takes blocks of images, or shares operations where there are fewer blocks."""
-    found: dict[int, list[dict[str, Tensor]]] = {1: [], 3: []}
+    found: list[dict[str, Tensor]] = []
     before = torch.get_num_threads()
     try:
-        for threads, states in found.items():
+        for threads in (1, 1, 3, 3):
             torch.set_num_threads(threads)
-            for _ in range(2):
-                torch.manual_seed(0)
-                model = resnet()
-                x, y = data((3, 16, 16), images)
-                losses(tk.sparse_training(model, tk.prune(model, density=0.1), x), x, y, 3)
-                states.append(model.state_dict())
+            torch.manual_seed(0)
+            model = resnet()
+            x, y = data((3, 16, 16), images)
+            losses(tk.sparse_training(model, tk.prune(model, density=0.1), x), x, y, 2)
+            found.append(model.state_dict())
     finally:
         torch.set_num_threads(before)
-    for states in found.values():
-        assert all(torch.equal(one, states[1][name]) for name, one in states[0].items())
-        for name, one in states[0].items():
-            torch.testing.assert_close(one, found[1][0][name], rtol=1e-4, atol=1e-4)
+    for name, one in found[0].items():
+        assert torch.equal(one, found[1][name])
+        assert torch.equal(found[2][name], found[3][name])
+        torch.testing.assert_close(found[2][name], one, rtol=1e-4, atol=1e-4)
 
 
 def test_it_has_the_models_own_parameters() -> None:
@@ -186,13 +187,11 @@ def test_masks_that_move_and_batches_of_any_size() -> None:
     losses(fast, x, y, 2)
     assert len(fast._context.library._addresses) <= kernels + 2
     twin = copy.deepcopy(model)
-    for images in (64, 37, 3):
+    for images in (37, 3):
         for one in (fast, twin):
             one.zero_grad()
             F.cross_entropy(one(x[:images]), y[:images]).backward()
-        for (name, mine), theirs in zip(model.named_parameters(), twin.parameters(), strict=True):
-            expected = theirs.grad * smaller[name] if name in smaller else theirs.grad
-            assert torch.allclose(mine.grad, expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max())), name
+        gradients_agree(model, twin, smaller)
     with pytest.raises(MaskError):
         fast.update(tk.Mask({"nothing": torch.ones(1)}))
 
@@ -248,42 +247,6 @@ def test_gradients_from_elsewhere_are_masked_too() -> None:
         loss.backward()
 
 
-class Mixed(nn.Module):
-    """Layers that kernels know between others, a layer that is called twice, and one that runs beside."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.first = nn.Conv2d(8, 32, 3, padding=1)
-        self.twice = nn.Conv2d(32, 32, 3, padding=1)
-        self.beside = nn.Conv2d(32, 32, 1)
-        self.norm = nn.GroupNorm(4, 32)
-        self.last = nn.Linear(32, 10)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = F.relu(self.first(x))
-        side = self.beside(x)
-        x = F.gelu(self.norm(self.twice(F.gelu(self.twice(x)) + side)))
-        return self.last((x + side).mean((2, 3)))
-
-
-def test_what_kernels_do_not_know_runs_in_torch_at_its_place() -> None:
-    torch.manual_seed(0)
-    model = Mixed().train()
-    twin = copy.deepcopy(model)
-    mask = tk.prune(model, density=0.2, score="random")
-    x, y = torch.randn(20, 8, 9, 9), torch.randint(0, 10, (20,))
-    fast = tk.sparse_training(model, mask, x)
-    mask.apply_(twin)
-    for one in (fast, twin):
-        F.cross_entropy(one(x), y).backward()
-    for (name, mine), theirs in zip(model.named_parameters(), twin.parameters(), strict=True):
-        expected = theirs.grad * mask[name] if name in mask else theirs.grad
-        assert torch.allclose(mine.grad, expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max())), name
-    where = {layer.name: layer.where for layer in fast.layers()}
-    assert where["first"] == "engine"
-    assert any(layer.why for layer in fast.layers() if layer.where == "torch") or "torch" not in where.values()
-
-
 def test_the_way_of_a_model_in_training_mode_is_taken_whenever_it_was_captured() -> None:
     class Dropping(nn.Module):
         def __init__(self) -> None:
@@ -302,18 +265,6 @@ def test_the_way_of_a_model_in_training_mode_is_taken_whenever_it_was_captured()
     torch.manual_seed(0)
     torch.testing.assert_close(found, model(x), rtol=1e-4, atol=1e-5)
     assert not torch.equal(found, fast(x)), "other numbers are dropped"
-
-
-def gradients_agree(model: nn.Module, twin: nn.Module, mask: tk.Mask) -> None:
-    """Those of a model against those of its twin in torch, which was not held. What should be 0 is noise in both."""
-    largest = max(float(parameter.grad.abs().max()) for parameter in twin.parameters() if parameter.grad is not None)
-    for (name, mine), theirs in zip(model.named_parameters(), twin.parameters(), strict=True):
-        if theirs.grad is None:
-            assert mine.grad is None, name
-            continue
-        expected = theirs.grad * mask[name] if name in mask else theirs.grad
-        noise = 1e-4 * float(expected.abs().max()) + 1e-7 * largest
-        assert torch.allclose(mine.grad, expected, rtol=1e-3, atol=noise), name
 
 
 class Stem(nn.Module):
@@ -406,19 +357,54 @@ def test_a_graph_that_is_not_its_code_is_not_taken() -> None:
             gradients_agree(model, twin, mask)
 
 
-def test_transformers() -> None:
+class Mixed(nn.Module):
+    """Layers that kernels know between others, a layer that is called twice, one that runs beside, and dropouts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.twice = nn.Conv2d(8, 32, 3, padding=1), nn.Conv2d(32, 32, 3, padding=1)
+        self.beside, self.last = nn.Conv2d(32, 32, 1), nn.Linear(32, 10)
+        self.norm, self.frozen = nn.GroupNorm(4, 32), nn.BatchNorm2d(32)
+        self.one, self.two = nn.Dropout(0.5), nn.Dropout(0.3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.frozen(self.first(x)))
+        side, one, two = self.beside(x), self.one(x), self.two(x)
+        x = F.gelu(self.norm(self.twice(F.gelu(self.twice(x)) + side))) + two
+        return self.last((x + side + one).mean((2, 3)))
+
+
+@pytest.mark.parametrize(
+    ("build", "x"),
+    [
+        (Mixed, torch.randn(20, 8, 9, 9)),
+        (
+            lambda: GPT(50, context=40, dropout=0.1, scale=same_width, width=32, blocks=1),
+            torch.arange(360).view(9, 40) % 50,
+        ),
+    ],
+    ids=["mixed", "transformer"],
+)
+def test_what_kernels_do_not_know_runs_in_torch_at_its_place(build: Callable[[], nn.Module], x: Tensor) -> None:
+    """With random numbers in the order of the code, and norms that are frozen later."""
     torch.manual_seed(0)
-    model = GPT(50, context=40, dropout=0.1, scale=same_width, width=32, blocks=2).train()
+    model = build().train()
     twin = copy.deepcopy(model)
     mask = tk.prune(model, density=0.2, distribution="layerwise")
-    tokens, targets = torch.randint(0, 50, (9, 40)), torch.randint(0, 50, (9, 40))
-    fast = tk.sparse_training(model, mask, tokens[:2])
-    assert {layer.where for layer in fast.layers() if layer.name.startswith("blocks")} == {"engine"}
+    fast = tk.sparse_training(model, mask, x)
     mask.apply_(twin)
-    for one in (fast, twin):
-        torch.manual_seed(3)
-        F.cross_entropy(one(tokens).flatten(0, 1), targets.flatten()).backward()
-    gradients_agree(model, twin, mask)
+    for frozen in (False, True):
+        for one in (fast, twin):
+            torch.manual_seed(3)
+            one.zero_grad()
+            if frozen and isinstance(model, Mixed):
+                (model if one is fast else twin).frozen.eval()
+            one(x).square().mean().backward()
+        gradients_agree(model, twin, mask)
+    for buffer, other in zip(model.buffers(), twin.buffers(), strict=True):
+        torch.testing.assert_close(buffer, other)
+    inner = ("first", "twice", "beside") if isinstance(model, Mixed) else ("blocks",)
+    assert {layer.where for layer in fast.layers() if layer.name.startswith(inner)} == {"engine"}
 
 
 def test_profile_tells_seconds_and_leaves_all_as_it_was() -> None:
@@ -441,19 +427,7 @@ def test_profile_tells_seconds_and_leaves_all_as_it_was() -> None:
     assert torch.equal(numbers, torch.get_rng_state())
 
 
-def test_hooks_run_once() -> None:
-    model = nn.Sequential(nn.Sequential(nn.Conv2d(8, 16, 3), nn.ReLU()), nn.Conv2d(16, 16, 3)).train()
-    x, seen = torch.randn(8, 8, 9, 9), []
-    fast = tk.sparse_training(model, tk.prune(model, density=0.3), x)
-    for module in (model, model[0], model[0][0]):
-        module.register_forward_hook(lambda module, args, output: seen.append(type(module)))
-    for _ in range(2):
-        seen.clear()
-        fast(x)
-        assert seen == [nn.Conv2d, nn.Sequential, nn.Sequential]
-
-
-def test_hooks_of_the_model_and_of_all_modules_run() -> None:
+def test_hooks_of_modules_and_of_all_modules_run() -> None:
     model = LeNet300100((1, 28, 28), 10, scale=same_width).train()
     x, _ = data((1, 28, 28))
     fast, seen = tk.sparse_training(model, tk.prune(model, density=0.1, distribution="layerwise"), x), []
@@ -469,47 +443,15 @@ def test_hooks_of_the_model_and_of_all_modules_run() -> None:
             handle.remove()
     assert type(model) in seen
     assert torch.equal(fast(x), expected)
+    model, order = nn.Sequential(nn.Sequential(nn.Conv2d(8, 16, 3), nn.ReLU()), nn.Conv2d(16, 16, 3)).train(), []
+    fast = tk.sparse_training(model, tk.prune(model, density=0.3), torch.randn(8, 8, 9, 9))
+    for module in (model, model[0], model[0][0]):
+        module.register_forward_hook(lambda module, args, output: order.append(type(module)))
+    fast(torch.randn(8, 8, 9, 9))
+    assert order == [nn.Conv2d, nn.Sequential, nn.Sequential], "each once"
 
 
-def test_frozen_norms_and_random_numbers_in_the_order_of_the_code() -> None:
-    class Both(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.stem, self.last = Stem(), nn.Conv2d(16, 16, 3, padding=1)
-            self.one, self.two = nn.Dropout(0.5), nn.Dropout(0.3)
-
-        def forward(self, x: Tensor) -> Tensor:
-            first = self.stem(x)
-            one, two = self.one(x), self.two(x)
-            return self.last(first + torch.cat([two, two], 1)) + torch.cat([one, one], 1)
-
-    torch.manual_seed(0)
-    model, x = Both().train(), torch.randn(8, 8, 9, 9)
-    twin = copy.deepcopy(model)
-    mask = tk.prune(model, density=0.3)
-    fast = tk.sparse_training(model, mask, x)
-    mask.apply_(twin)
-    for frozen in (False, True):
-        if frozen:
-            model.stem.norm.eval()
-            twin.stem.norm.eval()
-        for one in (fast, twin):
-            torch.manual_seed(3)
-            one.zero_grad()
-            one(x).square().sum().backward()
-        gradients_agree(model, twin, mask)
-        torch.testing.assert_close(model.stem.norm.running_mean, twin.stem.norm.running_mean)
-        assert [layer.where for layer in fast.layers()] == ["engine", "engine"]
-
-
-def test_a_model_of_which_nothing_runs_in_kernels_says_so() -> None:
-    model = nn.Sequential(nn.Linear(4, 40)).train()
-    fast = tk.sparse_training(model, tk.prune(model, density=0.9), torch.ones(2, 4))
-    assert repr(fast).endswith("Nothing runs in kernels.")
-    assert torch.equal(fast(torch.ones(2, 4)), model(torch.ones(2, 4)))
-
-
-def test_clear_errors() -> None:
+def test_clear_errors(capfd: pytest.CaptureFixture[str]) -> None:
     double = nn.Sequential(nn.Linear(4, 4)).double()
     with pytest.raises(EngineError, match="float64"):
         tk.sparse_training(double, tk.prune(double, density=0.5), torch.ones(2, 4))
@@ -521,6 +463,11 @@ def test_clear_errors() -> None:
     assert isinstance(fast, SparseTraining)
     with pytest.raises(TypeError, match="takes 2 positional arguments"):
         fast(torch.ones(2, 4), torch.ones(2, 4))
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3)).train()
+    fast = tk.sparse_training(model, tk.prune(model, density=0.3), torch.randn(2, 3, 16, 16))
+    with pytest.raises(RuntimeError, match=r"(D|d)ouble"):  # the model's own error
+        fast(torch.randn(2, 3, 16, 16).double())
+    assert capfd.readouterr().err == ""
 
 
 @pytest.mark.filterwarnings("error")
@@ -529,16 +476,6 @@ def test_a_training_that_diverges_is_told_by_its_loss_alone() -> None:
     model = resnet()
     found = losses(tk.sparse_training(model, tk.prune(model, density=0.2, score="random"), x), x, y, 6, rate=1e9)
     assert not all(map(math.isfinite, found))
-
-
-def test_inputs_that_the_model_refuses_raise_its_error_and_print_nothing(
-    capfd: pytest.CaptureFixture[str],
-) -> None:
-    model, x = resnet(), torch.randn(2, 3, 16, 16)
-    fast = tk.sparse_training(model, tk.prune(model, density=0.3, distribution="layerwise"), example_inputs=x)
-    with pytest.raises(RuntimeError, match="Double"):
-        fast(x.double())
-    assert capfd.readouterr().err == ""
 
 
 def test_a_model_with_gates_of_its_own() -> None:

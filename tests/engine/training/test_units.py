@@ -71,8 +71,7 @@ def test_pixels_that_were_one_are_not_taken_for_images_of_features(last: nn.Modu
     assert str(raised.value) == str(of_torch.value)
 
 
-@pytest.mark.parametrize("end", [flat, plus_its_mean])
-@pytest.mark.parametrize("first", [16, 32])
+@pytest.mark.parametrize(("end", "first"), [(flat, 16), (plus_its_mean, 16), (plus_its_mean, 32)])
 def test_images_of_another_size_than_at_first(end: Callable[[Tensor], Tensor], first: int) -> None:
     """What is added there has one shape for images of 16 x 16, and is broadcast for those of 32 x 32."""
     fast, twin = trained(Strided(end, nn.SiLU()), first)

@@ -37,14 +37,10 @@ def made() -> Iterator[Made]:
     fast.release()
 
 
-def test_making_it_keeps_no_copy_of_the_weights(made: Made) -> None:
-    model, fast, _ = made
+def test_the_weights_their_gradients_and_the_optimiser_s_state_are_all_that_stays(made: Made) -> None:
+    model, fast, x = made
     assert [id(one) for one in _tensors()] == [id(model[0].weight)]
     assert fast.layers()[0].where == "engine"
-
-
-def test_training_keeps_the_weights_their_gradients_and_the_optimiser_s_state(made: Made) -> None:
-    model, fast, x = made
     optimizer = torch.optim.SGD(fast.parameters(), lr=0.01, momentum=0.9)
     for _ in range(2):
         optimizer.zero_grad()
@@ -56,6 +52,12 @@ def test_training_keeps_the_weights_their_gradients_and_the_optimiser_s_state(ma
     removed = ~fast.mask["0.weight"]
     assert not model[0].weight[removed].any()
     assert not momentum[removed].any()
+    (plan,) = [plan for unit in fast._units for step in unit.steps for plan in step._plans.values()]
+    tables = [arg for op in plan.program.ops for arg in op.args if isinstance(arg, np.ndarray) and arg.nbytes > 1000]
+    assert tables
+    assert all(not table.flags.owndata for table in tables), "views of the program's one memory"
+    assert not plan.ops
+    assert not plan.packed
 
 
 def test_gradients_that_no_kernel_made_are_masked_all_the_same(made: Made) -> None:
@@ -63,17 +65,6 @@ def test_gradients_that_no_kernel_made_are_masked_all_the_same(made: Made) -> No
     model(x).square().mean().backward()  # in torch
     assert model[0].weight.grad.count_nonzero() > 0
     assert not model[0].weight.grad[~fast.mask["0.weight"]].any()
-
-
-def test_a_plan_has_its_tables_once(made: Made) -> None:
-    _, fast, x = made
-    fast(x).sum().backward()
-    (plan,) = [plan for unit in fast._units for step in unit.steps for plan in step._plans.values()]
-    tables = [arg for op in plan.program.ops for arg in op.args if isinstance(arg, np.ndarray) and arg.nbytes > 1000]
-    assert tables
-    assert all(not table.flags.owndata for table in tables), "views of the program's one memory"
-    assert not plan.ops
-    assert not plan.packed
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])

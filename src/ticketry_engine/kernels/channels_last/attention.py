@@ -27,7 +27,7 @@ import numpy as np
 
 from ticketry_engine.errors import EngineError
 from ticketry_engine.kernels.activations import exp
-from ticketry_engine.kernels.channels_last import lanes as lane
+from ticketry_engine.kernels.channels_last import vectors
 from ticketry_engine.kernels.channels_last.elementwise import copy
 from ticketry_engine.kernels.channels_last.geometry import (
     FLOAT,
@@ -39,7 +39,7 @@ from ticketry_engine.kernels.channels_last.geometry import (
     store_vector,
     vector_offset,
 )
-from ticketry_engine.kernels.emitter import Emitter, StateSlot, Written
+from ticketry_engine.kernels.emitter import EmittedKernel, Emitter, StateSlot
 from ticketry_engine.kernels.jit import ir
 from ticketry_engine.kernels.program import Bias, BlockSpec, Op
 from ticketry_engine.kernels.target import Target
@@ -158,7 +158,7 @@ def _window_offset(e: Emitter, number: ir.Value, windows: int, steps: Steps) -> 
 
 
 @dataclass(frozen=True)
-class TransposeKeys(Written):
+class TransposeKeys(EmittedKernel):
     """Kernel that transposes keys from [keys, channels] to [channels, padded keys], with zeros after the last key."""
 
     title: ClassVar[str] = "turnkeys"
@@ -172,8 +172,8 @@ class TransposeKeys(Written):
     def write(self, e: Emitter) -> None:
         b, lanes = e.b, e.target.lanes
         blocks = self.padded // lanes
-        low, high = e.share(b.mul(e.state(StateSlot.IMAGES), e.i64(self.windows * blocks)))
-        source, result = e.arena(e.arg(AttentionArg.K)), e.arena(e.arg(AttentionArg.TURNED))
+        low, high = e.thread_share(b.mul(e.state(StateSlot.IMAGES), e.i64(self.windows * blocks)))
+        source, result = e.arena_pointer(e.arg(AttentionArg.K)), e.arena_pointer(e.arg(AttentionArg.TURNED))
         with e.loop(low, high) as turn:
             image = b.udiv(turn.index, e.i64(blocks))
             first = b.mul(b.sub(turn.index, b.mul(image, e.i64(blocks))), e.i64(lanes))
@@ -185,7 +185,7 @@ class TransposeKeys(Written):
 
             def transpose_block(byte: ir.Value, counts: list[int]) -> None:
                 rows = [self._load_key(e, keys, first, number, byte, counts[0]) for number in range(lanes)]
-                for number, vector in enumerate(lane.transpose(e, rows)[: counts[0]]):
+                for number, vector in enumerate(vectors.transpose(e, rows)[: counts[0]]):
                     line = b.add(b.mul(byte, e.i64(self.padded)), e.i64(number * row))
                     e.store(vector, e.at(place, line))
 
@@ -203,7 +203,7 @@ class TransposeKeys(Written):
 
 
 @dataclass(frozen=True)
-class ChannelsLastAttention(Written):
+class ChannelsLastAttention(EmittedKernel):
     """Kernel that computes a tile of queries of one head at a time."""
 
     title: ClassVar[str] = "attention"
@@ -230,7 +230,7 @@ class ChannelsLastAttention(Written):
         tile = min(_TILE[e.target.registers][1], self.queries)
         tiles = -(-self.queries // tile)
         stage = e.scratch(tile * self.padded // e.target.lanes)
-        low, high = e.share(b.mul(e.state(StateSlot.IMAGES), e.i64(self.windows * self.heads * tiles)))
+        low, high = e.thread_share(b.mul(e.state(StateSlot.IMAGES), e.i64(self.windows * self.heads * tiles)))
         with e.loop(low, high) as turn:
             unit = b.udiv(turn.index, e.i64(tiles))
             image = b.udiv(unit, e.i64(self.heads))
@@ -281,7 +281,7 @@ class _QueryTile:
         head = self._key_value_head if arg is AttentionArg.V else self.head
         e, b = self.e, self.e.b
         byte = b.add(_window_offset(e, self.image, self.kernel.windows, steps), b.mul(token, e.i64(steps[0])))
-        return e.at(e.arena(e.arg(arg)), b.add(byte, b.mul(head, e.i64(self.kernel.size * FLOAT))))
+        return e.at(e.arena_pointer(e.arg(arg)), b.add(byte, b.mul(head, e.i64(self.kernel.size * FLOAT))))
 
     def _write_scores(self, first: ir.Value) -> None:
         """Compute the scores of all queries with some vectors of keys, and store them on the stack."""
@@ -290,7 +290,7 @@ class _QueryTile:
         key_heads = e.i64(kernel.heads // kernel.group)
         start = b.mul(b.add(b.mul(self.image, key_heads), self._key_value_head), e.i64(kernel.size * self.row))
         byte = b.mul(first, e.i64(FLOAT))
-        keys = e.at(e.arena(e.arg(AttentionArg.TURNED)), b.add(start, byte))
+        keys = e.at(e.arena_pointer(e.arg(AttentionArg.TURNED)), b.add(start, byte))
         query = self._token_pointer(AttentionArg.Q, kernel.q, self.query)
         zeros = [e.splat(0.0)] * (self.vectors * self.tile)
         with e.loop(0, kernel.size, carried=zeros) as channel:
@@ -331,18 +331,18 @@ class _QueryTile:
         row = e.at(self.stage, number * self.row)
 
         def mask_unseen(first: ir.Value, vector: ir.Value, other: float) -> ir.Value:
-            return e.select(lane.first_lanes_mask(e, b.sub(limit, first)), vector, e.splat(other))
+            return e.select(vectors.first_lanes_mask(e, b.sub(limit, first)), vector, e.splat(other))
 
         with e.loop(0, self.visible_keys, lanes, carried=[e.splat(float("-inf"))]) as some:
             value = mask_unseen(some.index, e.load(row, b.mul(some.index, e.i64(FLOAT))), float("-inf"))
             some.next = [e.intrinsic("llvm.maxnum", some.carried[0], value)]
-        largest = e.splat(lane.max_lane(e, some.results[0]))
+        largest = e.splat(vectors.max_lane(e, some.results[0]))
         with e.loop(0, self.visible_keys, lanes, carried=[e.splat(0.0)]) as some:
             byte = b.mul(some.index, e.i64(FLOAT))
             power = mask_unseen(some.index, exp(e, b.fsub(e.load(row, byte), largest)), 0.0)
             e.store(power, row, byte)
             some.next = [b.fadd(some.carried[0], power)]
-        return lane.sum_lanes(e, some.results[0])
+        return vectors.sum_lanes(e, some.results[0])
 
     def _write_values(self, first: ir.Value, counts: list[int], factors: list[ir.Value]) -> None:
         """Compute and store some vectors of the head's channels of the result."""

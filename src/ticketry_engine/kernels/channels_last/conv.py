@@ -23,6 +23,7 @@ import numpy as np
 
 from ticketry_engine.errors import EngineError
 from ticketry_engine.kernels.activations import Activation
+from ticketry_engine.kernels.bfloat import rounded
 from ticketry_engine.kernels.channels_last.geometry import FLOAT, HALF, ChannelsLastGeometry, ChannelsLastValue, Strides
 from ticketry_engine.kernels.channels_last.group_conv import (
     CYCLES_A_NANOSECOND,
@@ -36,7 +37,6 @@ from ticketry_engine.kernels.channels_last.group_conv import (
     block_sizes,
     choose_block_shape,
 )
-from ticketry_engine.kernels.channels_last.number_formats import rounded
 from ticketry_engine.kernels.program import BlockSpec, Op
 from ticketry_engine.kernels.target import Target
 from ticketry_engine.kernels.window import Array, Convolution, Window
@@ -156,7 +156,7 @@ class ConvShape:
     @property
     def largest_offset(self) -> int:
         """Offset from the first column's input to the last column's, in units of 4 bytes."""
-        return int(self.offsets(self.columns).max(initial=0))
+        return int(self.column_offsets(self.columns).max(initial=0))
 
     def check(self, outputs: int, inputs: int) -> None:
         """Raise EngineError unless the values match a convolution with this many output and input channels."""
@@ -173,7 +173,7 @@ class ConvShape:
         if self.residual is not None and not self.residual.like(self.y):
             raise EngineError("a residual has to have the shape of the output")
 
-    def offsets(self, columns: int) -> Array:
+    def column_offsets(self, columns: int) -> Array:
         """Return each column's input offset from tap 0, channel 0, in units of 4 bytes: [taps * columns]."""
         geometry = self.x.geometry
         (height, width), (down, right) = self.window.size, self.window.dilation
@@ -228,7 +228,7 @@ def kernel_arguments(
         max(1, WEIGHTS_KEPT // max(1, packed.nbytes // len(blocks))),
         np.array([(block.rows[0], (len(block.rows) - 1) % target.lanes + 1) for block in blocks], np.int32),
         np.stack([bias[_padded_rows(block, row_count)] for block in blocks]),
-        shape.offsets(channels)[columns].astype(np.int32 if kernel.wide_offsets else np.uint16),
+        shape.column_offsets(channels)[columns].astype(np.int32 if kernel.wide_offsets else np.uint16),
         packed,
         *(arg for tile in shapes for arg in _tile_tables(shape, tile, blocks, channels)),
     )

@@ -11,14 +11,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
 import numpy as np
 
 from ticketry_engine.errors import EngineError
-from ticketry_engine.kernels.activations import Activation, activate, exp
-from ticketry_engine.kernels.channels_last import lanes as lane
-from ticketry_engine.kernels.channels_last import number_formats
+from ticketry_engine.kernels import bfloat
+from ticketry_engine.kernels.activations import Activation, activate
+from ticketry_engine.kernels.channels_last import vectors
 from ticketry_engine.kernels.channels_last.geometry import (
     FLOAT,
     ChannelsLastValue,
@@ -33,8 +34,9 @@ from ticketry_engine.kernels.channels_last.geometry import (
     store_vector,
     vector_offset,
 )
-from ticketry_engine.kernels.emitter import Emitter, Written
+from ticketry_engine.kernels.emitter import EmittedKernel, Emitter
 from ticketry_engine.kernels.jit import ir
+from ticketry_engine.kernels.norms import NORMS, LastStep, Step, Vectors
 from ticketry_engine.kernels.program import Op
 from ticketry_engine.kernels.window import Array
 
@@ -105,7 +107,7 @@ def _build_kernel(
 
 
 @dataclass(frozen=True)
-class ChannelsLastElementwise(Written):
+class ChannelsLastElementwise(EmittedKernel):
     """Kernel of one elementwise operation."""
 
     title: ClassVar[str] = "elementwise"
@@ -128,9 +130,7 @@ class ChannelsLastElementwise(Written):
             self._write_pixel(e, *pixel)
 
     def _write_pixel(self, e: Emitter, x: ir.Value, y: ir.Value, other: ir.Value | None = None) -> None:
-        spread = (
-            e.splat(number_formats.load_one(e, other, self.other.item)) if self.other and self.one_channel else None
-        )
+        spread = e.splat(bfloat.load_scalar(e, other, self.other.item)) if self.other and self.one_channel else None
 
         def write_vectors(byte: ir.Value, counts: list[int]) -> None:
             for number, count in enumerate(counts):
@@ -184,7 +184,7 @@ def rotary(
 
 
 @dataclass(frozen=True)
-class Rotary(Written):
+class Rotary(EmittedKernel):
     """Kernel of rotary embeddings: see above."""
 
     height: int
@@ -232,12 +232,8 @@ class Rotary(Written):
         loop_vectors(e, count, 2, write_vectors)
 
 
-# -- Norms over the channels of each pixel: layer norm, root-mean-square norm and softmax ------------------------------
+# -- Norms over the channels of each pixel: see `kernels.norms` --------------------------------------------------------
 
-#     layer norm   y = (x - mean) / sqrt(variance + eps) * weight + bias
-#     RMS norm     y = x / sqrt(mean(x^2) + eps) * weight
-#     softmax      y = exp(x - max(x)) / sum(exp(x - max(x)))
-#
 # ``weight`` and ``bias`` are float32 tables [channels], padded with zeros to whole vectors. A pixel's channels are
 # consecutive, so sums run over whole vectors with four independent accumulators, and the lanes are added once at the
 # end. The second and third pass over a pixel read from the L1 cache.
@@ -258,181 +254,113 @@ def layer_norm(
     eps: float = 1e-5,
 ) -> list[Op]:
     """Return operations for ``y = (x - mean) / sqrt(variance + eps) * weight + bias`` over channels; y may be x."""
-    check_same_shape(x, y)
     weight = np.ones(x.channels) if weight is None else weight
     bias = np.zeros(x.channels) if bias is None else bias
-    tables = (pad_to_vectors(weight, x.channels), pad_to_vectors(bias, x.channels))
-    shape = (x.geometry.height, x.geometry.width, x.channels)
-    kernel = ChannelsLastLayerNorm(*shape, Strides.from_value(x), Strides.from_value(y), float(eps))
-    return [Op(kernel, (first_pixel(x), first_pixel(y), *tables))]
+    return [_build_norm("layernorm", x, y, float(eps), weight, bias)]
 
 
 def rms_norm(x: ChannelsLastValue, y: ChannelsLastValue, weight: Array | None = None, eps: float = 1e-6) -> list[Op]:
     """Return operations for ``y = x / sqrt(mean(x^2) + eps) * weight`` over the channels of a pixel; y may be x."""
-    check_same_shape(x, y)
-    table = pad_to_vectors(np.ones(x.channels) if weight is None else weight, x.channels)
-    shape = (x.geometry.height, x.geometry.width, x.channels)
-    return [
-        Op(
-            ChannelsLastRmsNorm(*shape, Strides.from_value(x), Strides.from_value(y), float(eps)),
-            (first_pixel(x), first_pixel(y), table),
-        )
-    ]
+    return [_build_norm("rmsnorm", x, y, float(eps), np.ones(x.channels) if weight is None else weight)]
 
 
 def softmax(x: ChannelsLastValue, y: ChannelsLastValue) -> list[Op]:
     """Return operations for ``y = exp(x) / sum(exp(x))`` over the channels of a pixel; y may be x."""
+    return [_build_norm("softmax", x, y, 0.0)]
+
+
+def _build_norm(title: str, x: ChannelsLastValue, y: ChannelsLastValue, eps: float, *weights: Array) -> Op:
     check_same_shape(x, y)
-    kernel = ChannelsLastSoftmax(
-        x.geometry.height, x.geometry.width, x.channels, Strides.from_value(x), Strides.from_value(y)
-    )
-    return [Op(kernel, (first_pixel(x), first_pixel(y)))]
+    shape = (x.geometry.height, x.geometry.width, x.channels)
+    kernel = ChannelsLastNorm(title, *shape, Strides.from_value(x), Strides.from_value(y), eps)
+    tables = (pad_to_vectors(one, x.channels) for one in weights)
+    return Op(kernel, (first_pixel(x), first_pixel(y), *tables))
 
 
 @dataclass(frozen=True)
-class _ChannelKernel(Written):
-    """A kernel that handles one pixel at a time, with all its channels."""
+class ChannelsLastNorm(EmittedKernel):
+    """Kernel of one of `NORMS`, pixel by pixel."""
 
+    title: str
     height: int
     width: int
     channels: int
     x: Strides
     y: Strides
+    eps: float
 
     def write(self, e: Emitter) -> None:
-        with loop_pixels(e, self.height, self.width, [(_NORM_X, self.x), (_NORM_Y, self.y)]) as (_, _, pixel):
-            self._write_pixel(e, *pixel)
+        with loop_pixels(e, self.height, self.width, [(_NORM_X, self.x), (_NORM_Y, self.y)]) as (_, _, (x, y)):
+            NORMS[self.title](_PixelCursor(e, self, x, y))
 
-    def _write_pixel(self, e: Emitter, x: ir.Value, y: ir.Value) -> None:
-        raise NotImplementedError
 
-    def _reduce_channels(
-        self,
-        e: Emitter,
-        start: float,
-        body: Callable[[ir.Value, int, ir.Value], ir.Value],
-        combine: Callable[[ir.Value, ir.Value], ir.Value],
-    ) -> ir.Value:
-        """Reduce a pixel's channels to one vector.
+class _PixelCursor:
+    """`norms.ChannelCursor` of a pixel."""
 
-        Args:
-            start: initial value of every lane.
-            body: (byte in a pixel, lanes in use, accumulator) -> new accumulator.
-            combine: joins two accumulators.
-        """
-        lanes = e.target.lanes
+    compensated = False
+
+    def __init__(self, e: Emitter, kernel: ChannelsLastNorm, x: ir.Value, y: ir.Value) -> None:
+        self.e, self.kernel, self._x, self._y = e, kernel, x, y
+        self._at: tuple[ir.Value, int] = (None, 0)
+        """Byte of the current vector in a pixel, and its lanes in use."""
+
+    def load_settings(self) -> tuple[ir.Value, ir.Value]:
+        return self.e.f32(1 / self.kernel.channels), self.e.f32(self.kernel.eps)
+
+    def reduce(self, step: Step, start: float = 0.0, sums: int = 1, *, largest: bool = False) -> Vectors:
+        e, channels, lanes = self.e, self.kernel.channels, self.e.target.lanes
         size = _UNROLL * lanes
-        whole = self.channels // size * size
-        sums = [e.splat(start)] * _UNROLL
-        with e.loop(0, whole, size, carried=sums) as turn:
+        whole = channels // size * size
+        with e.loop(0, whole, size, carried=[e.splat(start)] * _UNROLL) as turn:
             byte = e.b.mul(turn.index, e.i64(4))
             turn.next = [
-                body(vector_offset(e, byte, number), lanes, value) for number, value in enumerate(turn.carried)
+                self._step(step, vector_offset(e, byte, number), lanes, value)
+                for number, value in enumerate(turn.carried)
             ]
-        sums = list(turn.results)
-        for number, at in enumerate(range(whole, self.channels, lanes)):
-            sums[number] = body(e.i64(4 * at), min(lanes, self.channels - at), sums[number])
-        return combine(combine(sums[0], sums[1]), combine(sums[2], sums[3]))
+        totals = list(turn.results)
+        for number, at in enumerate(range(whole, channels, lanes)):
+            totals[number] = self._step(step, e.i64(4 * at), min(lanes, channels - at), totals[number])
+        combine, finish = (self.larger, vectors.max_lane) if largest else (e.b.fadd, vectors.sum_lanes)
+        return [finish(e, combine(combine(totals[0], totals[1]), combine(totals[2], totals[3])))]
 
+    def _step(
+        self, step: Callable[[Vectors, Vectors], Vectors], byte: ir.Value, lanes: int, total: ir.Value
+    ) -> ir.Value:
+        self._at = byte, lanes
+        return step([load_vector(self.e, self._x, byte, lanes, self.kernel.x.item)], [total])[0]
 
-@dataclass(frozen=True)
-class ChannelsLastLayerNorm(_ChannelKernel):
-    """Kernel of layer norm."""
+    def write(self, step: LastStep, *, weights: int = 0) -> None:
+        e, source = self.e, (self._x, self.kernel.x) if weights else (self._y, self.kernel.y)
 
-    title: ClassVar[str] = "layernorm"
-
-    eps: float
-
-    def _write_pixel(self, e: Emitter, x: ir.Value, y: ir.Value) -> None:
-        b = e.b
-        count = e.f32(1 / self.channels)
-
-        def add(byte: ir.Value, lanes: int, so_far: ir.Value) -> ir.Value:
-            return b.fadd(so_far, load_vector(e, x, byte, lanes, self.x.item))
-
-        mean = e.splat(b.fmul(lane.sum_lanes(e, self._reduce_channels(e, 0.0, add, b.fadd)), count))
-
-        def add_square(byte: ir.Value, lanes: int, so_far: ir.Value) -> ir.Value:
-            apart = _replace_padding(e, b.fsub(load_vector(e, x, byte, lanes, self.x.item), mean), lanes, 0.0)
-            return e.fma(apart, apart, so_far)
-
-        variance = b.fmul(lane.sum_lanes(e, self._reduce_channels(e, 0.0, add_square, b.fadd)), count)
-        deviation = e.intrinsic("llvm.sqrt", b.fadd(variance, e.f32(self.eps)))
-        factor = e.splat(b.fdiv(e.f32(1.0), deviation))
-
-        def write(byte: ir.Value, counts: list[int]) -> None:
+        def write_vectors(byte: ir.Value, counts: list[int]) -> None:
             for number, lanes in enumerate(counts):
                 at = vector_offset(e, byte, number)
-                value = b.fmul(b.fsub(load_vector(e, x, at, lanes, self.x.item), mean), factor)
-                value = e.fma(value, e.load(e.table(_NORM_SCALE), at), e.load(e.table(_NORM_SHIFT), at))
-                store_vector(e, value, y, at, lanes, self.y.item)
+                self._at = at, lanes
+                tables = [partial(self._load_weight, arg) for arg in (_NORM_SCALE, _NORM_SHIFT)[:weights]]
+                self.store(step([load_vector(e, source[0], at, lanes, source[1].item)], tables))
 
-        loop_vectors(e, self.channels, _UNROLL, write)
+        loop_vectors(e, self.kernel.channels, _UNROLL, write_vectors)
 
+    def _load_weight(self, arg: int) -> ir.Value:
+        return self.e.load(self.e.table(arg), self._at[0])
 
-@dataclass(frozen=True)
-class ChannelsLastRmsNorm(_ChannelKernel):
-    """Kernel of RMS norm."""
+    def store(self, values: Vectors) -> None:
+        store_vector(self.e, values[0], self._y, *self._at, self.kernel.y.item)
 
-    title: ClassVar[str] = "rmsnorm"
+    def fill_padding(self, values: Vectors, number: float) -> Vectors:
+        e, lanes = self.e, self._at[1]
+        if lanes == e.target.lanes:
+            return values
+        return [e.select(vectors.first_lanes_mask(e, lanes), values[0], e.splat(number))]
 
-    eps: float
+    def spread(self, totals: Vectors) -> Vectors:
+        return [self.e.splat(total) for total in totals]
 
-    def _write_pixel(self, e: Emitter, x: ir.Value, y: ir.Value) -> None:
-        b = e.b
+    def larger(self, one: ir.Value, other: ir.Value) -> ir.Value:
+        return self.e.intrinsic("llvm.maxnum", one, other)
 
-        def add_square(byte: ir.Value, lanes: int, so_far: ir.Value) -> ir.Value:
-            value = load_vector(e, x, byte, lanes, self.x.item)  # 0 after the last channel
-            return e.fma(value, value, so_far)
+    def one(self) -> ir.Value:
+        return self.e.f32(1.0)
 
-        mean = b.fmul(lane.sum_lanes(e, self._reduce_channels(e, 0.0, add_square, b.fadd)), e.f32(1 / self.channels))
-        factor = e.splat(b.fdiv(e.f32(1.0), e.intrinsic("llvm.sqrt", b.fadd(mean, e.f32(self.eps)))))
-
-        def write(byte: ir.Value, counts: list[int]) -> None:
-            for number, lanes in enumerate(counts):
-                at = vector_offset(e, byte, number)
-                value = b.fmul(load_vector(e, x, at, lanes, self.x.item), factor)
-                store_vector(e, b.fmul(value, e.load(e.table(_NORM_SCALE), at)), y, at, lanes, self.y.item)
-
-        loop_vectors(e, self.channels, _UNROLL, write)
-
-
-@dataclass(frozen=True)
-class ChannelsLastSoftmax(_ChannelKernel):
-    """Kernel of softmax."""
-
-    title: ClassVar[str] = "softmax"
-
-    def _write_pixel(self, e: Emitter, x: ir.Value, y: ir.Value) -> None:
-        b = e.b
-
-        def larger(a: ir.Value, c: ir.Value) -> ir.Value:
-            return e.intrinsic("llvm.maxnum", a, c)
-
-        def take_larger(byte: ir.Value, lanes: int, so_far: ir.Value) -> ir.Value:
-            return larger(
-                so_far, _replace_padding(e, load_vector(e, x, byte, lanes, self.x.item), lanes, float("-inf"))
-            )
-
-        largest = e.splat(lane.max_lane(e, self._reduce_channels(e, float("-inf"), take_larger, larger)))
-
-        def add(byte: ir.Value, lanes: int, so_far: ir.Value) -> ir.Value:
-            power = exp(e, b.fsub(load_vector(e, x, byte, lanes, self.x.item), largest))
-            store_vector(e, power, y, byte, lanes, self.y.item)
-            return b.fadd(so_far, _replace_padding(e, power, lanes, 0.0))
-
-        factor = e.splat(b.fdiv(e.f32(1.0), lane.sum_lanes(e, self._reduce_channels(e, 0.0, add, b.fadd))))
-
-        def scale(byte: ir.Value, counts: list[int]) -> None:
-            for number, lanes in enumerate(counts):
-                at = vector_offset(e, byte, number)
-                store_vector(e, b.fmul(load_vector(e, y, at, lanes, self.y.item), factor), y, at, lanes, self.y.item)
-
-        loop_vectors(e, self.channels, _UNROLL, scale)
-
-
-def _replace_padding(e: Emitter, vector: ir.Value, lanes: int, other: float) -> ir.Value:
-    """Replace all lanes after the first ``lanes`` by ``other``."""
-    if lanes == e.target.lanes:
-        return vector
-    return e.select(lane.first_lanes_mask(e, lanes), vector, e.splat(other))
+    def mean_plus(self, total: ir.Value, share: ir.Value, number: ir.Value) -> ir.Value:
+        return self.e.b.fadd(self.e.b.fmul(total, share), number)

@@ -26,7 +26,7 @@ import numpy as np
 
 from ticketry_engine.errors import EngineError
 from ticketry_engine.kernels.activations import Activation
-from ticketry_engine.kernels.channels_last import number_formats
+from ticketry_engine.kernels.channels_last import vectors
 from ticketry_engine.kernels.emitter import Emitter, StateSlot
 from ticketry_engine.kernels.jit import ir
 from ticketry_engine.kernels.window import Array
@@ -228,8 +228,8 @@ def loop_rows(
         strides: for each value the kernel argument that holds its `first_pixel`, and its strides.
     """
     b = e.b
-    low, high = e.share(b.mul(e.state(StateSlot.IMAGES), e.i64(height)))
-    bases = [e.arena(e.arg(arg)) for arg, _ in strides]
+    low, high = e.thread_share(b.mul(e.state(StateSlot.IMAGES), e.i64(height)))
+    bases = [e.arena_pointer(e.arg(arg)) for arg, _ in strides]
     with e.loop(low, high) as turn:
         image = b.udiv(turn.index, e.i64(height))
         row = b.sub(turn.index, b.mul(image, e.i64(height)))
@@ -266,14 +266,14 @@ def loop_vectors(e: Emitter, channels: int, most: int, body: Callable[[ir.Value,
 
 def load_vector(e: Emitter, pointer: ir.Value, byte: ir.Value, count: int, item: int = FLOAT) -> ir.Value:
     """Load ``count`` numbers at ``byte`` (counted as float32) as a float32 vector, zeros in the other lanes."""
-    return number_formats.load_vector(e, _element_pointer(e, pointer, byte, item), count, item)
+    return vectors.load_vector(e, _element_pointer(e, pointer, byte, item), count, item)
 
 
 def store_vector(
     e: Emitter, vector: ir.Value, pointer: ir.Value, byte: ir.Value, count: int, item: int = FLOAT
 ) -> None:
     """Store the first ``count`` lanes at ``byte`` (counted as float32)."""
-    number_formats.store_vector(e, vector, _element_pointer(e, pointer, byte, item), count, item)
+    vectors.store_vector(e, vector, _element_pointer(e, pointer, byte, item), count, item)
 
 
 def _element_pointer(e: Emitter, pointer: ir.Value, byte: ir.Value, item: int) -> ir.Value:

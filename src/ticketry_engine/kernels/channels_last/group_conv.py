@@ -29,10 +29,11 @@ from typing import ClassVar
 
 import numpy as np
 
+from ticketry_engine.kernels import bfloat
 from ticketry_engine.kernels.activations import Activation, activate_all
-from ticketry_engine.kernels.channels_last import number_formats
+from ticketry_engine.kernels.channels_last import vectors
 from ticketry_engine.kernels.channels_last.geometry import FLOAT, HALF, LINE, Strides, is_expensive
-from ticketry_engine.kernels.emitter import I16, I64, Emitter, StateSlot, Written
+from ticketry_engine.kernels.emitter import I16, I64, EmittedKernel, Emitter, StateSlot
 from ticketry_engine.kernels.jit import ir
 from ticketry_engine.kernels.target import Target
 from ticketry_engine.kernels.window import Array, Axis
@@ -68,7 +69,7 @@ TILE_ARGS = 5
 
 
 @dataclass(frozen=True)
-class GroupConv(Written):
+class GroupConv(EmittedKernel):
     """The kernel described at the top of this module; `ConvArg` lists its arguments."""
 
     finished: ClassVar[bool] = True
@@ -126,7 +127,7 @@ class _ConvWriter:
         low_group, high_group, low, high = self._divide_work(e.arg(ConvArg.GROUPS), count)
         groups_per_pass = e.arg(ConvArg.GROUPS_PER_PASS)
         steps = (kernel.x, kernel.y, kernel.residual or kernel.y)
-        bases = [e.arena(e.arg(arg)) for arg in (ConvArg.X, ConvArg.Y, ConvArg.RESIDUAL)]
+        bases = [e.arena_pointer(e.arg(arg)) for arg in (ConvArg.X, ConvArg.Y, ConvArg.RESIDUAL)]
         with e.loop(low_group, high_group, groups_per_pass) as some:
             end = e.b.add(some.index, groups_per_pass)
             end = e.select(e.b.icmp_signed("<", end, high_group), end, high_group)
@@ -146,7 +147,7 @@ class _ConvWriter:
     def _divide_work(self, groups: ir.Value, tiles: ir.Value) -> list[ir.Value]:
         """Return first and end of this thread's groups and tiles; threads divide the more numerous of the two."""
         e = self.e
-        some_groups, some_tiles = e.share(groups), e.share(tiles)
+        some_groups, some_tiles = e.thread_share(groups), e.thread_share(tiles)
         by_groups = e.b.icmp_signed(">", groups, tiles)
         zero = e.i64(0)
         return [
@@ -197,10 +198,10 @@ class _ConvWriter:
         source = e.at(x, e.b.mul(offset, e.i64(FLOAT)))
         row = e.at(self.weights, e.b.mul(column, e.i64(self.bytes)))
         if self.kernel.pairs:
-            weights = [number_formats.load_pairs(e, row, v * size, size) for v in range(vectors)]
+            weights = [bfloat.load_pairs(e, row, v * size, size) for v in range(vectors)]
         else:
             weights = [e.load(row, v * size, align=size) for v in range(vectors)]
-        multiply = number_formats.multiply_pairs if self.kernel.pairs else Emitter.fma
+        multiply = bfloat.multiply_pairs if self.kernel.pairs else Emitter.fma
         results = []
         for index, place in enumerate(self.tile.places):
             input_ = self._load_input(source, self.kernel.x.at(place))
@@ -211,8 +212,8 @@ class _ConvWriter:
         """Load the input of a column at a pixel: a vector if depthwise, else one number in all lanes."""
         e, kernel = self.e, self.kernel
         if kernel.depthwise:
-            return number_formats.load(e, source, byte, kernel.x.item)
-        return number_formats.splat_pair(e, source, byte) if kernel.pairs else e.splat(e.load_f32(source, byte))
+            return bfloat.load(e, source, byte, kernel.x.item)
+        return bfloat.splat_pair(e, source, byte) if kernel.pairs else e.splat(e.load_f32(source, byte))
 
     def _add_accumulators(self, parts: list[ir.Value]) -> list[ir.Value]:
         one = len(parts) // self.accumulators
@@ -267,14 +268,14 @@ class _ConvWriter:
         if residual is not None:
             assert kernel.residual is not None
             item = kernel.residual.item
-            beside = [number_formats.load(e, residual, v * count * item, item) for v in range(kernel.vectors)]
+            beside = [bfloat.load(e, residual, v * count * item, item) for v in range(kernel.vectors)]
             sums = [e.b.fadd(value, other) for value, other in zip(sums, beside, strict=True)]
         for v, value in enumerate(activate_all(e, kernel.act, sums)):
             here = e.at(y, v * count * kernel.y.item)
             if kernel.partial_vector and v == kernel.vectors - 1:
-                number_formats.store_first(e, value, here, lanes, kernel.y.item)
+                vectors.store_first(e, value, here, lanes, kernel.y.item)
             else:
-                number_formats.store(e, value, here, 0, kernel.y.item)
+                bfloat.store(e, value, here, 0, kernel.y.item)
 
 
 # -- tiles -------------------------------------------------------------------------------------------------------------
@@ -309,7 +310,7 @@ class Tile:
 @functools.lru_cache(maxsize=4096)
 def _count_tiles(axis: Axis, length: int) -> tuple[int, int, float]:
     """Return the tiles of this length along an axis, the sum of their taps, and the share of tiles with every tap."""
-    alive = axis.alive(length)
+    alive = axis.live_taps(length)
     return len(alive), int(alive.sum()), float(alive.all(axis=1).mean())
 
 
@@ -341,7 +342,7 @@ class ConvAxes:
 
     def count_input_pixels(self, tile: Tile) -> int:
         """Return the number of input pixels that a tile reads."""
-        return tile.images * self.rows.seen(tile.rows) * self.columns.seen(tile.columns)
+        return tile.images * self.rows.input_span(tile.rows) * self.columns.input_span(tile.columns)
 
     def candidate_tiles(self, pixels: int, images: int) -> list[Tile]:
         """Return tiles of at most ``pixels`` pixels whose images divide ``images``, without redundant longer ones."""
@@ -374,9 +375,9 @@ class Tiling:
     @classmethod
     def from_axes(cls, plane: ConvAxes, tile: Tile) -> Tiling:
         """Return the tiles of an image."""
-        row_starts, column_starts = plane.rows.starts(tile.rows), plane.columns.starts(tile.columns)
-        row_kinds, row_of = np.unique(plane.rows.alive(tile.rows), axis=0, return_inverse=True)
-        column_kinds, column_of = np.unique(plane.columns.alive(tile.columns), axis=0, return_inverse=True)
+        row_starts, column_starts = plane.rows.tile_starts(tile.rows), plane.columns.tile_starts(tile.columns)
+        row_kinds, row_of = np.unique(plane.rows.live_taps(tile.rows), axis=0, return_inverse=True)
+        column_kinds, column_of = np.unique(plane.columns.live_taps(tile.columns), axis=0, return_inverse=True)
         kinds = [find_runs((rows[:, None] & columns).reshape(-1)) for rows in row_kinds for columns in column_kinds]
         row, column = (part.reshape(-1) for part in np.meshgrid(row_starts, column_starts, indexing="ij"))
         kind = row_of.reshape(-1)[:, None] * len(column_kinds) + column_of.reshape(-1)

@@ -16,11 +16,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from ticketry_engine.errors import EngineError
-from ticketry_engine.kernels.channels_last import lanes as lane
-from ticketry_engine.kernels.channels_last import number_formats
+from ticketry_engine.kernels import bfloat
+from ticketry_engine.kernels.channels_last import vectors
 from ticketry_engine.kernels.channels_last.geometry import FLOAT, ChannelsLastValue, Strides, first_pixel, loop_rows
-from ticketry_engine.kernels.copies import Copies, copies
-from ticketry_engine.kernels.emitter import I64, Emitter, StateSlot, Written
+from ticketry_engine.kernels.copies import Copies, plan_copies
+from ticketry_engine.kernels.emitter import I64, EmittedKernel, Emitter, StateSlot
 from ticketry_engine.kernels.jit import ir
 from ticketry_engine.kernels.program import Op
 from ticketry_engine.kernels.window import Array
@@ -108,7 +108,7 @@ def _build_move(number: int, strides: Sequence[int], value: ChannelsLastValue, t
 
 
 @dataclass(frozen=True)
-class Move(Written):
+class Move(EmittedKernel):
     """Kernel that copies between a tensor and a value; `MoveArg` lists its arguments."""
 
     height: int
@@ -125,7 +125,7 @@ class Move(Written):
     """Whether a row's pixels are consecutive in the tensor; used only for values with channel planes."""
 
     def write(self, e: Emitter) -> None:
-        outside = e.table(MoveArg.NUMBER) if self.is_table else e.external(e.arg(MoveArg.NUMBER))
+        outside = e.table(MoveArg.NUMBER) if self.is_table else e.tensor_pointer(e.arg(MoveArg.NUMBER))
         with loop_rows(e, self.height, [(MoveArg.VALUE, self.value)]) as (image, y, (inside,)):
             number = e.b.add(image, e.state(StateSlot.FIRST))
             there = e.b.add(e.b.mul(number, e.arg(MoveArg.IMAGE)), e.b.mul(y, e.arg(MoveArg.ROW)))
@@ -142,15 +142,15 @@ class Move(Written):
                 with e.loop(first, last, lanes) as column:
                     place = e.at(near, e.b.mul(column.index, e.i64(FLOAT)))
                     there = e.at(far, e.b.mul(column.index, e.arg(MoveArg.COLUMN)))
-                    number_formats.store_vector(e, self._load_pixels(e, there, count), place, count)
+                    vectors.store_vector(e, self._load_pixels(e, there, count), place, count)
 
     def _load_pixels(self, e: Emitter, there: ir.Value, count: int) -> ir.Value:
         """Load up to a vector of one channel's pixels from the tensor."""
         if self.contiguous_rows:
-            return number_formats.load_vector(e, there, count)
+            return vectors.load_vector(e, there, count)
         steps = ir.Constant(ir.VectorType(I64, e.target.lanes), list(range(e.target.lanes)))
         offsets = e.b.mul(steps, e.splat(e.arg(MoveArg.COLUMN)))
-        return lane.gather(e, lane.lane_addresses(e, there, offsets), lane.first_lanes_mask(e, count))
+        return vectors.gather(e, vectors.lane_addresses(e, there, offsets), vectors.first_lanes_mask(e, count))
 
     def _move_row(self, e: Emitter, inside: ir.Value, outside: ir.Value) -> None:
         lanes = e.target.lanes
@@ -171,17 +171,17 @@ class Move(Written):
         near, far = (
             e.at(base, e.b.mul(first, e.i64(size))) for base, size in ((inside, self.value.item), (outside, FLOAT))
         )
-        mask = lane.first_lanes_mask(e, count)
+        mask = vectors.first_lanes_mask(e, count)
         if self.order is TensorOrder.STRIDED:
-            pointers = lane.lane_addresses(e, outside, self._channel_offsets(e, first))
+            pointers = vectors.lane_addresses(e, outside, self._channel_offsets(e, first))
             if self.to_tensor:
-                lane.scatter(e, number_formats.load(e, near, 0, self.value.item), pointers, mask)
+                vectors.scatter(e, bfloat.load(e, near, 0, self.value.item), pointers, mask)
             else:
-                number_formats.store_vector(e, lane.gather(e, pointers, mask), near, count, self.value.item)
+                vectors.store_vector(e, vectors.gather(e, pointers, mask), near, count, self.value.item)
         elif self.to_tensor:
-            number_formats.store_vector(e, number_formats.load(e, near, 0, self.value.item), far, count)
+            vectors.store_vector(e, bfloat.load(e, near, 0, self.value.item), far, count)
         else:
-            number_formats.store_vector(e, number_formats.load_vector(e, far, count), near, count, self.value.item)
+            vectors.store_vector(e, vectors.load_vector(e, far, count), near, count, self.value.item)
 
     def _channel_offsets(self, e: Emitter, first: ir.Value) -> ir.Value:
         """Load the table's offsets of a vector of channels; lanes after the last channel are undefined."""
@@ -198,16 +198,16 @@ class Move(Written):
         columns = [e.at(near, pixel * self.value.pixel) for pixel in range(pixels)]
         empty = [e.splat(0.0)] * e.target.lanes
         if self.to_tensor:
-            vectors = [number_formats.load(e, column, 0, self.value.item) for column in columns]
-            turned = lane.transpose(e, (vectors + empty)[: e.target.lanes])
+            pixels_read = [bfloat.load(e, column, 0, self.value.item) for column in columns]
+            turned = vectors.transpose(e, (pixels_read + empty)[: e.target.lanes])
             for vector, pointer in zip(turned, rows, strict=False):
-                number_formats.store_vector(e, vector, pointer, pixels)
+                vectors.store_vector(e, vector, pointer, pixels)
         else:
-            turned = lane.transpose(
-                e, ([number_formats.load_vector(e, row, pixels) for row in rows] + empty)[: e.target.lanes]
+            turned = vectors.transpose(
+                e, ([vectors.load_vector(e, row, pixels) for row in rows] + empty)[: e.target.lanes]
             )
             for vector, pointer in zip(turned, columns, strict=False):
-                number_formats.store_vector(e, vector, pointer, channels, self.value.item)
+                vectors.store_vector(e, vector, pointer, channels, self.value.item)
 
 
 def _split_loop(count: int, step: int) -> list[tuple[int, int, int]]:
@@ -241,7 +241,7 @@ def gather(sources: Sequence[ChannelsLastValue], y: ChannelsLastValue, where: tu
         inside = source_index == number
         found[inside] = table.reshape(-1)[element[inside]]
     ops = []
-    for number, plan in copies(goals, found.T, source_index.T, g.item):
+    for number, plan in plan_copies(goals, found.T, source_index.T, g.item):
         source = sources[number] if number >= 0 else y
         kernel = Copies(plan.length, g.item, True, number < 0)
         begins = (first_pixel(source), first_pixel(y), source.geometry.image, g.image)

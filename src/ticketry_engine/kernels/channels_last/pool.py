@@ -25,7 +25,7 @@ from ticketry_engine.kernels.channels_last.geometry import (
     store_vector,
     vector_offset,
 )
-from ticketry_engine.kernels.emitter import Emitter, Written
+from ticketry_engine.kernels.emitter import EmittedKernel, Emitter
 from ticketry_engine.kernels.jit import ir
 from ticketry_engine.kernels.program import Op
 from ticketry_engine.kernels.window import Array, Pair, Window
@@ -51,7 +51,8 @@ def avg_pool(x: ChannelsLastValue, y: ChannelsLastValue, window: Window, count_i
     counts = [table[:, 1] - table[:, 0] for table in tables]
     if count_include_pad:
         counts = [
-            axis.padded(outputs) for axis, outputs in zip(window.axes(x.geometry), _height_and_width(y), strict=True)
+            axis.count_padded_taps(outputs)
+            for axis, outputs in zip(window.axes(x.geometry), _height_and_width(y), strict=True)
         ]
     return [_build_pool("mean", x, y, tables, [1 / np.maximum(count, 1) for count in counts], (1, 1))]
 
@@ -76,7 +77,7 @@ def _window_ranges(x: ChannelsLastValue, y: ChannelsLastValue, window: Window) -
     """
     tables = []
     for axis, outputs in zip(window.axes(x.geometry), _height_and_width(y), strict=True):
-        first = axis.begins(outputs)
+        first = axis.first_inputs(outputs)
         if first[-1] >= axis.extent:
             raise EngineError(f"the last of {outputs} pooling windows begins after the last of {axis.extent} inputs")
         last = np.minimum(first + axis.dilation * (axis.size - 1) + 1, axis.extent)
@@ -98,7 +99,7 @@ def _build_pool(
 
 
 @dataclass(frozen=True)
-class ChannelsLastPool(Written):
+class ChannelsLastPool(EmittedKernel):
     """Kernel of max pooling or of a weighted sum over windows."""
 
     title: ClassVar[str] = "pool"

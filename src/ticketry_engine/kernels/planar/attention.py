@@ -22,7 +22,7 @@ import numpy as np
 
 from ticketry_engine.errors import EngineError
 from ticketry_engine.kernels.activations import exp
-from ticketry_engine.kernels.emitter import I32, PTR, Emitter, Written
+from ticketry_engine.kernels.emitter import I32, PTR, EmittedKernel, Emitter
 from ticketry_engine.kernels.jit import ir
 from ticketry_engine.kernels.planar.geometry import (
     FLOAT,
@@ -77,7 +77,7 @@ def attention(
     if found != fitting or 0 in found or heads % key_heads:
         raise EngineError(f"attention of {heads} heads does not fit queries, keys, values, results of {found} channels")
     geometries = [value.geometry for value in (q, k, v, y)]
-    places = [(g.width, g.position(0, 0) * g.step) if windows else _tokens(g) for g in geometries]
+    places = [(g.width, g.pixel_position(0, 0) * g.step) if windows else _token_layout(g) for g in geometries]
     queries, keys = places[0][0], places[1][0]
     if windows and len({g.height for g in geometries}) > 1:
         raise EngineError("as many windows of queries as of keys have to be")
@@ -102,15 +102,15 @@ def _bias_table(bias: Bias, spec: BlockSpec) -> tuple[Array | int, ...]:
     return (table, bias.by_head * table.strides[0], table.strides[1], bias.by_window * table.strides[0])
 
 
-def _tokens(g: Geometry) -> tuple[int, int]:
+def _token_layout(g: Geometry) -> tuple[int, int]:
     """Return the number of tokens and the byte of the first one in its plane."""
     if g.height > 1 and g.row != g.width:
         raise EngineError(f"tokens must follow one another: {g.height} rows of {g.width} lie {g.row} positions apart")
-    return g.height * g.width, g.position(0, 0) * g.step
+    return g.height * g.width, g.pixel_position(0, 0) * g.step
 
 
 @dataclass(frozen=True)
-class Attention(Written):
+class Attention(EmittedKernel):
     """Attention over planes."""
 
     images: int
@@ -147,10 +147,10 @@ class _AttentionWriter:
         self.window = e.i64(0)
         self.tables = [e.table(9 + i) for i in range(4)]
         self.scale = e.splat(e.load_f32(e.table(13)))
-        self.scores = self._memory(self.block * self.across)
-        self.sums = self._memory(kernel.values * self.across)
+        self.scores = self._allocate_stack(self.block * self.across)
+        self.sums = self._allocate_stack(kernel.values * self.across)
 
-    def _memory(self, vectors: int) -> ir.Value:
+    def _allocate_stack(self, vectors: int) -> ir.Value:
         place = self.e.b.alloca(ir.ArrayType(self.e.vector, vectors))
         place.align, place.type = self._size, PTR  # the builder assigns a typed pointer, which LLVM no longer has
         return place
@@ -164,20 +164,20 @@ class _AttentionWriter:
         size = e.i64(self.across * self.pixels)
         tiles = b.mul(e.i64(self.parts), b.udiv(b.add(self.queries, b.sub(size, e.i64(1))), size))
         heads = b.mul(self.heads, e.arg(18)) if self.kernel.windows else self.heads
-        with e.turns(heads, tiles) as (head, tile):
+        with e.loop_share_of_pairs(heads, tiles) as (head, tile):
             if self.kernel.windows:
                 self.window, head = b.udiv(head, self.heads), b.urem(head, self.heads)
                 self.begins = [b.add(start, b.mul(self.window, e.arg(19 + i))) for i, start in enumerate(self.starts)]
             part, tile = b.urem(tile, e.i64(self.parts)), b.udiv(tile, e.i64(self.parts))
-            self._tile(head, b.mul(tile, size), b.mul(part, e.i64(self._size)))
+            self._write_tile(head, b.mul(tile, size), b.mul(part, e.i64(self._size)))
 
-    def _tile(self, head: ir.Value, first: ir.Value, part: ir.Value) -> None:
+    def _write_tile(self, head: ir.Value, first: ir.Value, part: ir.Value) -> None:
         """Process all keys for the queries from ``first`` on."""
         e, b, k = self.e, self.e.b, self.kernel
         zero, none = e.splat(0.0), e.splat(float("-inf"))
         with e.loop(0, k.values) as i:
             for v in range(self.across):
-                e.store(zero, self._sum(i.index), v * self._size, self._size)
+                e.store(zero, self._sum_pointer(i.index), v * self._size, self._size)
         seen = self.count
         if k.causal:
             last = b.add(first, e.i64(self.across * self.pixels))
@@ -198,7 +198,7 @@ class _AttentionWriter:
             totals = self._store_exponentials(scores, most, totals)
             self._add_values(head, key, part, shrink)
             turn.next = [*most, *totals]
-        self._write(head, first, part, turn.results[self.across :])
+        self._write_results(head, first, part, turn.results[self.across :])
 
     def _compute_scores(self, head: ir.Value, first: ir.Value, key: ir.Value, part: ir.Value) -> list[ir.Value]:
         """Return the dot products of each key of the block with each query vector."""
@@ -206,12 +206,12 @@ class _AttentionWriter:
         key_head = b.udiv(head, self.group)
         with e.loop(0, self.depth, carried=[e.splat(0.0)] * (self.block * self.across)) as i:
             q, k = (
-                self._place(which, b.add(b.mul(of, self.depth), i.index), position, part)
+                self._token_pointer(which, b.add(b.mul(of, self.depth), i.index), position, part)
                 for which, of, position in ((0, head, first), (1, key_head, key))
             )
-            queries = [e.load(q, v * self._step) for v in range(self.across)]
+            queries = [e.load(q, v * self._vector_bytes) for v in range(self.across)]
             for j in range(self.block):
-                value = self._image_values(k, j)
+                value = self._load_token_value(k, j)
                 pairs = zip(queries, i.carried[j * self.across :], strict=False)
                 i.next += [e.fma(query, value, total) for query, total in pairs]
         return i.results
@@ -277,15 +277,15 @@ class _AttentionWriter:
         powers = [e.load(self.scores, index * self._size, self._size) for index in range(self.block * self.across)]
         begin = b.mul(b.udiv(head, self.group), e.i64(self.kernel.values))
         with e.loop(0, self.kernel.values) as i:
-            place, here = self._place(2, b.add(begin, i.index), key, part), self._sum(i.index)
+            place, here = self._token_pointer(2, b.add(begin, i.index), key, part), self._sum_pointer(i.index)
             sums = [b.fmul(e.load(here, v * self._size, self._size), shrink[v]) for v in range(self.across)]
             for j in range(self.block):
-                value = self._image_values(place, j)
+                value = self._load_token_value(place, j)
                 sums = [e.fma(powers[j * self.across + v], value, total) for v, total in enumerate(sums)]
             for v, total in enumerate(sums):
                 e.store(total, here, v * self._size, self._size)
 
-    def _write(self, head: ir.Value, first: ir.Value, part: ir.Value, totals: Sequence[ir.Value]) -> None:
+    def _write_results(self, head: ir.Value, first: ir.Value, part: ir.Value, totals: Sequence[ir.Value]) -> None:
         """Store sums / totals for the queries that exist."""
         e, b = self.e, self.e.b
         inverse = [b.fdiv(e.splat(1.0), total) for total in totals]
@@ -296,26 +296,26 @@ class _AttentionWriter:
         ]
         with e.loop(0, self.kernel.values) as i:
             channel = b.add(b.mul(head, e.i64(self.kernel.values)), i.index)
-            place, here = self._place(3, channel, first, part), self._sum(i.index)
+            place, here = self._token_pointer(3, channel, first, part), self._sum_pointer(i.index)
             for v, (factor, mask) in enumerate(zip(inverse, masks, strict=True)):
                 value = b.fmul(e.load(here, v * self._size, self._size), factor)
-                store(e, value, place, v * self._step, mask)
+                store(e, value, place, v * self._vector_bytes, mask)
 
     @property
-    def _step(self) -> int:
+    def _vector_bytes(self) -> int:
         """Bytes between two vectors of queries."""
         return FLOAT * max(self.kernel.images, self.e.target.lanes)
 
-    def _sum(self, feature: ir.Value) -> ir.Value:
+    def _sum_pointer(self, feature: ir.Value) -> ir.Value:
         return self.e.at(self.sums, self.e.b.mul(feature, self.e.i64(self.across * self._size)))
 
-    def _place(self, which: int, channel: ir.Value, position: ir.Value, part: ir.Value) -> ir.Value:
+    def _token_pointer(self, which: int, channel: ir.Value, position: ir.Value, part: ir.Value) -> ir.Value:
         """Return the pointer to a token in a plane of q, k, v or y (`which` 0 to 3)."""
         b = self.e.b
         plane = self.e.load_i64(self.tables[which], b.mul(channel, self.e.i64(8)))
         byte = b.add(b.mul(position, self.e.i64(FLOAT * self.kernel.images)), b.add(part, self.begins[which]))
-        return self.e.at(self.e.arena(plane), byte)
+        return self.e.at(self.e.arena_pointer(plane), byte)
 
-    def _image_values(self, place: ir.Value, token: int) -> ir.Value:
+    def _load_token_value(self, place: ir.Value, token: int) -> ir.Value:
         """Return each image's value at a token, repeated for all queries of a vector."""
         return load_repeated(self.e, place, self.images, token * FLOAT * self.kernel.images)

@@ -2,7 +2,7 @@
 
     y[row] = act(bias[row] + residual[row] + sum over columns of weight[row, column] * x_shifted[column])
 
-A column is an input channel at one tap: the byte of its plane plus the tap's shift. `choose` picks the kernel;
+A column is an input channel at one tap: the byte of its plane plus the tap's shift. `choose_way` picks the kernel;
 this module packs the tables described in `row_sums`, without a Python loop over weights.
 """
 
@@ -17,10 +17,10 @@ import numpy as np
 
 from ticketry_engine.kernels.activations import Activation, activation
 from ticketry_engine.kernels.planar import dots, taps
-from ticketry_engine.kernels.planar.geometry import FLOAT, LINE, Geometry, Planes, Tiles, cut, mask_type, split
-from ticketry_engine.kernels.planar.row_sums import FIRST, FLAG_BITS, LAST, RowSums, side_by_side
-from ticketry_engine.kernels.planar.taps import Tapped
-from ticketry_engine.kernels.planar.unfold import Unfolding, unfolding
+from ticketry_engine.kernels.planar.geometry import FLOAT, LINE, Geometry, Planes, Tiles, cut_tiles, mask_type, split
+from ticketry_engine.kernels.planar.row_sums import FIRST, FLAG_BITS, LAST, RowSums, count_partial_sums
+from ticketry_engine.kernels.planar.taps import MaskedTiles
+from ticketry_engine.kernels.planar.unfold import Unfolding, plan_unfolding
 from ticketry_engine.kernels.program import MARGIN, BlockSpec, Op
 from ticketry_engine.kernels.target import FEW, Target
 from ticketry_engine.kernels.window import Array, Convolution, Window
@@ -41,7 +41,7 @@ def conv(x: Planes, y: Planes, layer: Convolution, residual: Planes | None, spec
     _check_shapes(x, y, layer, residual)
     weight = _zero_halo_taps(np.ascontiguousarray(layer.weight, dtype=np.float32), x.geometry, y.geometry, window)
     beside, unfold = None if residual is None else residual.geometry, spec.reserve is not None
-    way = choose(x.geometry, y.geometry, beside, weight, window, groups, spec.target, unfold=unfold)
+    way = choose_way(x.geometry, y.geometry, beside, weight, window, groups, spec.target, unfold=unfold)
     ops: list[Op] = []
     if way.folds is None:
         shifts = [x.geometry.shift(*window.shift(tap)) for tap in window.taps]
@@ -60,23 +60,23 @@ def conv(x: Planes, y: Planes, layer: Convolution, residual: Planes | None, spec
         np.ascontiguousarray(layer.biases),
     )
     if way.tapped is not None:
-        return [_by_taps(way.tapped, matrix, layer, y.geometry.images, spec.target)]
+        return [_build_taps_op(way.tapped, matrix, layer, y.geometry.images, spec.target)]
     if way.dots is not None:
-        return _by_dots(way.dots, matrix, (x.geometry, y.geometry, beside), layer, spec)
+        return _build_dots_ops(way.dots, matrix, (x.geometry, y.geometry, beside), layer, spec)
     made = _ConvLayer(matrix, value, activation(layer.act), spec.target)
     return [*ops, *(made.op(kind) for kind in way.kinds)]
 
 
-def _by_taps(tiles: Sequence[Tapped], matrix: Matrix, layer: Convolution, images: int, target: Target) -> Op:
+def _build_taps_op(tiles: Sequence[MaskedTiles], matrix: Matrix, layer: Convolution, images: int, target: Target) -> Op:
     """Return the operation that computes all rows with the kernel for rows with few inputs (`taps`)."""
     row, column = np.nonzero(matrix.weight)
     begins = matrix.columns[row // matrix.group_rows, column]
     entries = (row, begins, column % matrix.taps, matrix.weight[row, column])
     rows = (matrix.y, matrix.residual, matrix.bias)
-    return taps.op(tiles, entries, rows, layer.window, images, activation(layer.act), target)
+    return taps.build_op(tiles, entries, rows, layer.window, images, activation(layer.act), target)
 
 
-def _by_dots(
+def _build_dots_ops(
     kinds: dict[int, list[list[Array]]],
     matrix: Matrix,
     geometries: tuple[Geometry, Geometry, Geometry | None],
@@ -85,7 +85,7 @@ def _by_dots(
 ) -> list[Op]:
     """Return the operations that compute all rows as inner products (`dots`), for values of one position."""
     assert spec.reserve is not None
-    x, y, residual = (0 if g is None else g.position(0, 0) * g.step for g in geometries)
+    x, y, residual = (0 if g is None else g.pixel_position(0, 0) * g.step for g in geometries)
     at = replace(
         matrix,
         columns=matrix.columns + x,
@@ -93,7 +93,7 @@ def _by_dots(
         residual=None if matrix.residual is None else matrix.residual + residual,
     )
     scratch = spec.reserve(dots.scratch_bytes(at.columns.size))
-    return dots.ops(
+    return dots.build_ops(
         (at.weight, at.columns), kinds, (at.y, at.residual, at.bias), scratch, activation(layer.act), spec.target
     )
 
@@ -107,14 +107,14 @@ def scratch_bytes(x: Planes, y: Planes, layer: Convolution, spec: BlockSpec) -> 
 def cost(x: Planes, y: Planes, layer: Convolution, spec: BlockSpec) -> float:
     """Estimate the time of `conv` for one block of images on one thread, in nanoseconds.
 
-    The estimate only serves to choose between ways to do the same work: see `choose`.
+    The estimate only serves to choose between ways to do the same work: see `choose_way`.
     """
     return _fastest_way(x, y, layer, spec.target).nanoseconds
 
 
 def _fastest_way(x: Planes, y: Planes, layer: Convolution, target: Target) -> Way:
     weight = _zero_halo_taps(layer.weight, x.geometry, y.geometry, layer.window)
-    return choose(x.geometry, y.geometry, None, weight, layer.window, layer.groups, target)
+    return choose_way(x.geometry, y.geometry, None, weight, layer.window, layer.groups, target)
 
 
 def _zero_halo_taps(weight: Array, x: Geometry, y: Geometry, window: Window) -> Array:
@@ -148,16 +148,16 @@ class _ConvLayer:
         )
         args: list[int | Array] = [made.segments, made.columns, made.weights, made.chunks, len(made.chunks)]
         for t in kind.tiles:
-            check(made, self.x, t.places, (min(t.shape.x), max(t.shape.x) + self.target.lanes * FLOAT))
+            check_reads(made, self.x, t.places, (min(t.shape.x), max(t.shape.x) + self.target.lanes * FLOAT))
             masks = np.zeros(1) if t.masks is None else t.masks
             args += [t.places, len(t.places), masks.astype(mask_type(self.target))]
         return Op(spec, tuple(args))
 
     def _tables(self, kind: RowKind) -> SumTables:
         if kind.rows > 1:
-            return shared(self.matrix, kind.groups, chunks=kind.chunks)
+            return pack_shared_rows(self.matrix, kind.groups, chunks=kind.chunks)
         rows = np.sort(np.concatenate([rows for group in kind.groups for rows in group]))
-        return single(self.matrix, rows, block=kind.block, chunks=kind.chunks)
+        return pack_single_rows(self.matrix, rows, block=kind.block, chunks=kind.chunks)
 
 
 def _check_shapes(x: Planes, y: Planes, layer: Convolution, residual: Planes | None) -> None:
@@ -212,7 +212,7 @@ class SumTables:
     """Least and greatest byte at which a column begins."""
 
 
-def single(matrix: Matrix, rows: Array, *, block: int, chunks: int) -> SumTables:
+def pack_single_rows(matrix: Matrix, rows: Array, *, block: int, chunks: int) -> SumTables:
     """Pack tables in which each row has its own columns.
 
     Args:
@@ -224,10 +224,10 @@ def single(matrix: Matrix, rows: Array, *, block: int, chunks: int) -> SumTables
     kept = matrix.weight[rows] != 0
     edges = np.minimum(np.arange(blocks + 1) * block, matrix.inputs) * matrix.taps
     counts = np.stack([kept[:, low:high].sum(axis=1) for low, high in itertools.pairwise(edges)], axis=1)
-    flags = _flags(counts)
+    flags = _segment_flags(counts)
     groups = rows // matrix.group_rows
-    out = _Rows(matrix)
-    for part in even_parts(counts.sum(axis=1), chunks, groups if blocks > 1 else None):
+    out = _SingleRowTables(matrix)
+    for part in split_evenly(counts.sum(axis=1), chunks, groups if blocks > 1 else None):
         out.chunk()
         for number in np.flatnonzero((flags[part] | counts[part]).any(axis=0)):
             used = part.start + np.flatnonzero(flags[part, number] | counts[part, number])
@@ -236,7 +236,7 @@ def single(matrix: Matrix, rows: Array, *, block: int, chunks: int) -> SumTables
     return out.tables(blocks > 1)
 
 
-class _Rows:
+class _SingleRowTables:
     """Builder of the tables of single rows."""
 
     def __init__(self, matrix: Matrix) -> None:
@@ -256,20 +256,20 @@ class _Rows:
         begins = m.columns[0, column] if len(m.columns) == 1 else m.columns[index // m.group_rows, column]
         if len(begins):
             self._reach += [int(begins.min()), int(begins.max())]
-        base = _bases(begins, counts)
+        base = _least_column_starts(begins, counts)
         head = counts << FLAG_BITS | flags
         self._parts.append((rows, head, base, begins - base[row], m.weight[index, column]))
 
     def tables(self, blocked: bool) -> SumTables:
         rows, heads, bases, columns, weights = (np.concatenate(part) for part in zip(*self._parts, strict=True))
-        segments = segments_of(self._matrix, [heads, bases], rows.reshape(-1, 1))
+        segments = build_segment_table(self._matrix, [heads, bases], rows.reshape(-1, 1))
         bounds = [*self._starts, (len(rows), 0)]
         chunks = [(start, following[0] - start, weight) for (start, weight), following in itertools.pairwise(bounds)]
         reach = min(self._reach, default=0), max(self._reach, default=0)
         return _tables(segments, columns, weights, chunks, blocked, reach)
 
 
-def shared(matrix: Matrix, groups: Sequence[Sequence[Array]], *, chunks: int) -> SumTables:
+def pack_shared_rows(matrix: Matrix, groups: Sequence[Sequence[Array]], *, chunks: int) -> SumTables:
     """Pack tables in which rows share their columns.
 
     Args:
@@ -286,9 +286,9 @@ def shared(matrix: Matrix, groups: Sequence[Sequence[Array]], *, chunks: int) ->
     of = np.repeat(np.arange(len(groups)), [len(group) for group in groups])
     weights = [matrix.weight[rows][:, kept[group]].T for rows, group in zip(sets, of, strict=True)]
     head = counts[of] << FLAG_BITS | FIRST | LAST
-    segments = segments_of(matrix, [head, bases[of], first[of]], np.stack(sets))
+    segments = build_segment_table(matrix, [head, bases[of], first[of]], np.stack(sets))
     done = np.cumsum(counts[of]) - counts[of]
-    starts = [(part.start, part.stop - part.start, done[part.start]) for part in even_parts(counts[of], chunks)]
+    starts = [(part.start, part.stop - part.start, done[part.start]) for part in split_evenly(counts[of], chunks)]
     columns = np.concatenate([begins - base for begins, base in zip(absolute, bases, strict=True)])
     reach = min(int(begins.min()) for begins in absolute), max(int(begins.max()) for begins in absolute)
     return _tables(segments, columns, np.concatenate(weights), starts, False, reach)
@@ -305,7 +305,7 @@ class ReadBounds(Protocol):
         """Least and greatest byte at which a column begins."""
 
 
-def check(tables: ReadBounds, x: Planes, places: Array, reach: tuple[int, int]) -> None:
+def check_reads(tables: ReadBounds, x: Planes, places: Array, reach: tuple[int, int]) -> None:
     """Check that no tile reads outside the planes.
 
     Args:
@@ -324,7 +324,7 @@ def check(tables: ReadBounds, x: Planes, places: Array, reach: tuple[int, int]) 
         raise ValueError(f"columns at bytes {low} … {high} lie outside the planes at {first} … {end}")
 
 
-def _bases(begins: Array, counts: Array) -> Array:
+def _least_column_starts(begins: Array, counts: Array) -> Array:
     """Return the least column start of each segment; 0 for segments without columns."""
     bases = np.zeros(len(counts), dtype=np.int64)
     some = counts > 0
@@ -333,7 +333,7 @@ def _bases(begins: Array, counts: Array) -> Array:
     return bases
 
 
-def segments_of(matrix: Matrix, head: Sequence[Array], rows: Array) -> Array:
+def build_segment_table(matrix: Matrix, head: Sequence[Array], rows: Array) -> Array:
     """Build the segment table; ``rows`` is [segments, rows per segment]."""
     each = rows.shape[1]
     words = np.empty((len(rows), len(head) + (2 if matrix.residual is None else 3) * each), dtype=np.int32)
@@ -347,7 +347,7 @@ def segments_of(matrix: Matrix, head: Sequence[Array], rows: Array) -> Array:
     return words
 
 
-def _flags(counts: Array) -> Array:
+def _segment_flags(counts: Array) -> Array:
     """Return [rows, blocks] flags: FIRST on a row's first block with weights, LAST on its last (block 0 if empty)."""
     some = counts > 0
     flags = np.zeros(counts.shape, dtype=np.int64)
@@ -358,7 +358,7 @@ def _flags(counts: Array) -> Array:
     return flags
 
 
-def even_parts(work: Array, parts: int, groups: Array | None = None) -> Iterator[slice]:
+def split_evenly(work: Array, parts: int, groups: Array | None = None) -> Iterator[slice]:
     """Yield consecutive non-empty slices of about equal work that do not span two groups."""
     done = np.cumsum(work + 1)
     cuts = np.searchsorted(done, done[-1] * np.arange(1, parts) / parts)
@@ -453,7 +453,7 @@ class Way:
     folds: Unfolding | None
     kinds: list[RowKind]
     cycles: float
-    tapped: list[taps.Tapped] | None = None
+    tapped: list[taps.MaskedTiles] | None = None
     """Tiles of the `taps` kernel, which then computes all rows."""
     dots: dict[int, list[list[Array]]] | None = None
     """All rows by set size as of `kinds`, if inner products compute them."""
@@ -470,7 +470,7 @@ class Way:
         )
 
 
-def choose(
+def choose_way(
     x: Geometry,
     y: Geometry,
     residual: Geometry | None,
@@ -496,16 +496,27 @@ def choose(
     filled = y.images >= target.lanes
     if unfold and dots.can_use(x, y, target):
         ways.append(
-            Way(None, [], dots.cycles(groups * inputs * size, rows, kept.reshape(outputs, -1), target), dots=rows)
+            Way(
+                None,
+                [],
+                dots.estimate_cycles(groups * inputs * size, rows, kept.reshape(outputs, -1), target),
+                dots=rows,
+            )
         )
-    if not filled and window.stride[1] <= _WIDEST_STRIDE and (target.masks or taps.reach(x, window) <= MARGIN):
+    if (
+        not filled
+        and window.stride[1] <= _WIDEST_STRIDE
+        and (target.masks or taps.largest_read_distance(x, window) <= MARGIN)
+    ):
         tiles = taps.make_tiles(x, y, residual, window, target)
-        spent = taps.cycles(tiles, kept, x.bytes, inputs * groups, window.stride[1], target)
+        spent = taps.estimate_cycles(tiles, kept, x.bytes, inputs * groups, window.stride[1], target)
         ways.append(Way(None, [], spent, tiles))
     if window.reads_inside(x, y) and (filled or (window.stride == (1, 1) and x.row == y.row)):
         columns = np.arange(inputs)[:, None] * x.bytes + np.array([x.shift(*window.shift(tap)) for tap in window.taps])
-        for one, more in [(rows, 1.0)] if filled or list(rows) == [1] else [(rows, 1.0), (_one_row_each(rows), _ALONE)]:
-            some = _kinds(one, kept, columns, x, y, residual, window, target)
+        for one, more in (
+            [(rows, 1.0)] if filled or list(rows) == [1] else [(rows, 1.0), (_split_into_single_rows(rows), _ALONE)]
+        ):
+            some = _build_row_kinds(one, kept, columns, x, y, residual, window, target)
             ways.append(Way(None, some, more * sum(kind.cycles for kind in some)))
     elif y.images > target.lanes:
         raise ValueError(f"{window} reads beyond the halo of {x}")
@@ -513,8 +524,8 @@ def choose(
         raise ValueError(f"{window} over {x} needs scratch memory for vectors of {target.lanes} lanes")
     if not ways or (unfold and not filled and window != Window()):
         used = kept.reshape(groups, outputs // groups, inputs, size).any(axis=1).reshape(-1, size)
-        folds = unfolding(x, y, window, used, target)
-        some = _kinds(rows, kept, folds.columns(0)[:inputs], folds.geometry, y, residual, Window(), target)
+        folds = plan_unfolding(x, y, window, used, target)
+        some = _build_row_kinds(rows, kept, folds.columns(0)[:inputs], folds.geometry, y, residual, Window(), target)
         ways.append(Way(folds, some, sum(kind.cycles for kind in some) + folds.cycles))
     moved = x.bytes * inputs * groups + y.bytes * outputs * (1 if residual is None else 2)
     visit = 0 if filled else next((cycles for size, cycles in _VISITS if moved > size), 0)
@@ -538,7 +549,7 @@ def row_kinds(kept: Array, groups: int) -> dict[int, list[list[Array]]]:
     return found
 
 
-def _one_row_each(kinds: dict[int, list[list[Array]]]) -> dict[int, list[list[Array]]]:
+def _split_into_single_rows(kinds: dict[int, list[list[Array]]]) -> dict[int, list[list[Array]]]:
     """Return the same rows, each in its own set."""
     return {
         1: [[row for rows in sets for row in np.split(rows, len(rows))] for some in kinds.values() for sets in some]
@@ -563,7 +574,7 @@ def tile_vectors(rows: int, target: Target) -> tuple[int, ...]:
     return {1: (12, 8, 4), 2: (5,), 3: (4,)}.get(rows, (2,))
 
 
-def _kinds(
+def _build_row_kinds(
     rows: dict[int, list[list[Array]]],
     kept: Array,
     columns: Array,
@@ -579,15 +590,17 @@ def _kinds(
     for size, groups in rows.items():
         possible = []
         for most in tile_vectors(size, target):
-            tiles = cut(x, y, residual, stride=window.stride, lanes=target.lanes, most=most, taps=max(window.size))
-            block = _block(columns, tiles, near) if size == 1 else len(columns)
+            tiles = cut_tiles(
+                x, y, residual, stride=window.stride, lanes=target.lanes, most=most, taps=max(window.size)
+            )
+            block = _inputs_per_block(columns, tiles, near) if size == 1 else len(columns)
             kind = RowKind(size, groups, tiles, block, 0.0)
-            possible.append(replace(kind, cycles=_cycles(kind, kept, columns, target)))
+            possible.append(replace(kind, cycles=_estimate_cycles(kind, kept, columns, target)))
         found.append(min(possible, key=lambda kind: kind.cycles))
     return found
 
 
-def _block(columns: Array, tiles: Sequence[Tiles], near: int) -> int:
+def _inputs_per_block(columns: Array, tiles: Sequence[Tiles], near: int) -> int:
     """Return the number of inputs whose share of a tile fills ``near`` bytes of the L1 cache."""
     some = columns[:8]
     if not some.size:
@@ -596,7 +609,7 @@ def _block(columns: Array, tiles: Sequence[Tiles], near: int) -> int:
     return max(1, near * len(some) // (LINE * len(lines)))
 
 
-def _cycles(kind: RowKind, kept: Array, columns: Array, target: Target) -> float:
+def _estimate_cycles(kind: RowKind, kept: Array, columns: Array, target: Target) -> float:
     """Estimate the cycles of a kind: those of each column and each segment, over all tiles."""
     entries = sum(int(kept[group[0][0]].sum()) * len(group) for group in kind.groups)
     blocks = max(1, -(-len(columns) // kind.block))
@@ -607,7 +620,7 @@ def _cycles(kind: RowKind, kept: Array, columns: Array, target: Target) -> float
         vectors = len(tiles.shape.x)
         begins = columns[:8].reshape(-1, 1) + np.array(tiles.shape.x) + int(tiles.places[0, 0])
         across = float((begins % LINE + target.lanes * FLOAT > LINE).mean()) if begins.size else 0.0
-        sets = side_by_side(kind.rows, vectors)
+        sets = count_partial_sums(kind.rows, vectors)
         several = kind.rows == 1 and sets > 1  # one load reads several columns' weights, another their offsets
         loads = (vectors * (1 + across) + (0.4 if several else kind.rows + 1)) / 2
         sums = max(kind.rows * vectors / 2, 4 / sets)

@@ -21,7 +21,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from ticketry_engine.kernels.activations import Activation, activate
-from ticketry_engine.kernels.emitter import I1, I8, I16, I32, Emitter, Written, same
+from ticketry_engine.kernels.emitter import I1, I8, I16, I32, EmittedKernel, Emitter, same
 from ticketry_engine.kernels.jit import ir
 from ticketry_engine.kernels.planar.geometry import FLOAT, LINE, Geometry, sum_positions
 from ticketry_engine.kernels.program import Op
@@ -42,7 +42,7 @@ def can_use(x: Geometry, y: Geometry, target: Target) -> bool:
     return y.height * y.width * y.images == 1 == x.images and target.gathers
 
 
-def cycles(columns: int, kinds: dict[int, list[list[Array]]], kept: Array, target: Target) -> float:
+def estimate_cycles(columns: int, kinds: dict[int, list[list[Array]]], kept: Array, target: Target) -> float:
     """Estimate the cycles of both kernels. ``kinds`` as returned by `conv.row_kinds`."""
     total = 2.0 * columns
     for rows, groups in kinds.items():
@@ -54,22 +54,22 @@ def cycles(columns: int, kinds: dict[int, list[list[Array]]], kept: Array, targe
 
 
 @dataclass(frozen=True)
-class Collect(Written):
+class Collect(EmittedKernel):
     """Kernel that copies floats from arbitrary addresses side by side."""
 
     finished: ClassVar[bool] = True
 
     def write(self, e: Emitter) -> None:
-        places, to = e.table(0), e.arena(e.arg(2))
-        low, high = e.share(e.arg(1))
+        places, to = e.table(0), e.arena_pointer(e.arg(2))
+        low, high = e.thread_share(e.arg(1))
         with e.loop(low, high) as turn:
             at = e.b.mul(turn.index, e.i64(FLOAT))
-            e.b.store(e.load_f32(e.arena(e.load_i32(places, at))), e.at(to, at), align=FLOAT)
+            e.b.store(e.load_f32(e.arena_pointer(e.load_i32(places, at))), e.at(to, at), align=FLOAT)
         e.b.store(e.f32(0.0), e.at(to, e.b.mul(e.arg(1), e.i64(FLOAT))), align=FLOAT)
 
 
 @dataclass(frozen=True)
-class Dots(Written):
+class Dots(EmittedKernel):
     """Args:
     rows: that share columns.
     wide: whether columns take 32 bits.
@@ -85,9 +85,9 @@ class Dots(Written):
 
     def write(self, e: Emitter) -> None:
         b, count, width = e.b, e.target.lanes, e.target.lanes * FLOAT
-        groups, x, columns, weights = e.table(0), e.arena(e.arg(2)), e.table(3), e.table(4)
+        groups, x, columns, weights = e.table(0), e.arena_pointer(e.arg(2)), e.table(3), e.table(4)
         size = 4 if self.wide else 2
-        low, high = e.share(e.arg(1))
+        low, high = e.thread_share(e.arg(1))
         with e.loop(low, high) as turn:
             group = e.at(groups, b.mul(turn.index, e.i64(4 * (HEAD + ROW * self.rows))))
             with e.loop(e.load_i32(group), e.load_i32(group, 4), carried=[e.splat(0.0)] * self.rows) as chunk:
@@ -100,16 +100,16 @@ class Dots(Written):
                 at = e.at(weights, b.mul(chunk.index, e.i64(width * self.rows)))
                 chunk.next = [e.fma(e.load(at, row * width), values, value) for row, value in enumerate(chunk.carried)]
             for row, value in enumerate(chunk.results):
-                self._end(e, e.at(group, 4 * (HEAD + ROW * row)), value)
+                self._write_row_end(e, e.at(group, 4 * (HEAD + ROW * row)), value)
 
-    def _end(self, e: Emitter, row: Any, lanes_: Any) -> None:
+    def _write_row_end(self, e: Emitter, row: Any, lanes_: Any) -> None:
         b = e.b
         value = b.extract_element(sum_positions(e, lanes_, 1), same(I32, 0))
         value = b.fadd(value, e.load_f32(row, 8))
         if self.residual:
-            value = b.fadd(value, e.load_f32(e.arena(e.load_i32(row, 4))))
+            value = b.fadd(value, e.load_f32(e.arena_pointer(e.load_i32(row, 4))))
         value = b.extract_element(activate(e, self.act, e.splat(value)), same(I32, 0))
-        b.store(value, e.arena(e.load_i32(row)), align=FLOAT)
+        b.store(value, e.arena_pointer(e.load_i32(row)), align=FLOAT)
 
 
 def _gather_floats(e: Emitter, x: Any, index: Any) -> Any:
@@ -128,7 +128,7 @@ def scratch_bytes(columns: int) -> int:
     return -(-(columns + 1) * FLOAT // LINE) * LINE
 
 
-def ops(
+def build_ops(
     matrix: tuple[Array, Array],
     kinds: dict[int, list[list[Array]]],
     rows: tuple[Array, Array | None, Array],
@@ -150,13 +150,13 @@ def ops(
     number = np.cumsum(used).reshape(used.shape) - 1
     wide = len(places) >= _WIDE
     found = [Op(Collect(), (places if places.size else np.zeros(1, np.int32), len(places), scratch))]
-    for size, sets in _parts(kinds).items():
+    for size, sets in _split_row_sets(kinds).items():
         tables = _Tables(size, target.lanes, len(places))
         # Sorted by number of chunks: branch prediction fails on loops whose length changes.
         for some in sorted(sets, key=lambda some: -(-np.count_nonzero(weight[some[0]]) // target.lanes)):
             kept = np.flatnonzero(weight[some[0]])
             numbers = number[some[0] // (len(weight) // len(columns)), kept]
-            tables.add(numbers, weight[some][:, kept], _words(some, rows))
+            tables.add(numbers, weight[some][:, kept], _pack_words(some, rows))
         kernel = Dots(size, wide, rows[1] is not None, act)
         groups, chunks, weights = tables.arrays(np.int32 if wide else np.uint16)
         found.append(Op(kernel, (groups, len(groups), scratch, chunks, weights)))
@@ -188,7 +188,7 @@ class _Tables:
         return np.array(self._groups, np.int32), np.stack(self._columns).astype(kind), np.concatenate(self._weights)
 
 
-def _parts(kinds: dict[int, list[list[Array]]]) -> dict[int, list[Array]]:
+def _split_row_sets(kinds: dict[int, list[list[Array]]]) -> dict[int, list[Array]]:
     """Return sets of at most `_MOST_ROWS` rows, by their size."""
     found: dict[int, list[Array]] = {}
     for groups in kinds.values():
@@ -198,7 +198,7 @@ def _parts(kinds: dict[int, list[list[Array]]]) -> dict[int, list[Array]]:
     return found
 
 
-def _words(some: Array, rows: tuple[Array, Array | None, Array]) -> list[int]:
+def _pack_words(some: Array, rows: tuple[Array, Array | None, Array]) -> list[int]:
     y, residual, bias = rows
     bits = bias.astype(np.float32).view(np.int32)
     beside = np.zeros_like(y) if residual is None else residual

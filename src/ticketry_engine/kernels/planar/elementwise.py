@@ -10,15 +10,25 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from functools import partial
+from typing import Any
 
 import numpy as np
 
 from ticketry_engine.errors import EngineError
-from ticketry_engine.kernels.activations import Activation, activate, activation, exp
-from ticketry_engine.kernels.emitter import Emitter, Written
+from ticketry_engine.kernels.activations import Activation, activate, activation
+from ticketry_engine.kernels.emitter import EmittedKernel, Emitter
 from ticketry_engine.kernels.jit import ir
-from ticketry_engine.kernels.planar.geometry import FLOAT, Planes, first_lanes_mask, load, load_repeated, runs, store
+from ticketry_engine.kernels.norms import NORMS, LastStep, Step, Vectors
+from ticketry_engine.kernels.planar.geometry import (
+    FLOAT,
+    Planes,
+    find_contiguous_runs,
+    first_lanes_mask,
+    load,
+    load_repeated,
+    store,
+)
 from ticketry_engine.kernels.program import Op
 from ticketry_engine.kernels.window import Array
 
@@ -36,12 +46,12 @@ def elementwise(kind: str, a: Planes, b: Planes, y: Planes, act: Any = None) -> 
         raise EngineError(f"no elementwise {kind!r}: choose from add, mul")
     g = a.geometry
     spread = (b.geometry.height, b.geometry.width) == (1, 1) and g.height * g.width > 1
-    return [_op(Elementwise(kind, activation(act), g.images, spread), [a, b], y, [])]
+    return [_build_op(Elementwise(kind, activation(act), g.images, spread), [a, b], y, [])]
 
 
 def apply(act: Any, x: Planes, y: Planes) -> list[Op]:
     """Return the operations of ``y = act(x)``; ``y`` may be ``x``."""
-    return [_op(Elementwise("copy", activation(act)), [x], y, [])]
+    return [_build_op(Elementwise("copy", activation(act)), [x], y, [])]
 
 
 def copy(x: Planes, y: Planes) -> list[Op]:
@@ -52,7 +62,7 @@ def copy(x: Planes, y: Planes) -> list[Op]:
 def affine(x: Planes, y: Planes, scale: Array, shift: Array, act: Any = None) -> list[Op]:
     """Return the operations of ``y = act(scale * x + shift)`` with per-channel factors; ``y`` may be ``x``."""
     factors = np.stack([scale, shift], 1).astype(np.float32)
-    return [_op(Elementwise("affine", activation(act)), [x], y, [factors])]
+    return [_build_op(Elementwise("affine", activation(act)), [x], y, [factors])]
 
 
 def rotary(x: Planes, cos: Planes, sin: Planes, y: Planes, half: int) -> list[Op]:
@@ -68,24 +78,24 @@ def rotary(x: Planes, cos: Planes, sin: Planes, y: Planes, half: int) -> list[Op
     heads = np.arange(x.channels // size)[:, None] * size
     crossed = Planes(x.geometry, x.offsets[(heads + partner).reshape(-1)])
     repeated = [Planes(one.geometry, np.tile(one.offsets, len(heads))) for one in (cos, sin)]
-    return [_op(Elementwise("rotary", None), [x, repeated[0], crossed, repeated[1]], y, [])]
+    return [_build_op(Elementwise("rotary", None), [x, repeated[0], crossed, repeated[1]], y, [])]
 
 
-def _op(kernel: Elementwise, sources: Sequence[Planes], y: Planes, tables: Sequence[Any]) -> Op:
+def _build_op(kernel: Elementwise, sources: Sequence[Planes], y: Planes, tables: Sequence[Any]) -> Op:
     geometries = [value.geometry for value in (*sources, y)]
     walked = [geometries[0], geometries[-1]] if kernel.spread else geometries
     zeros = kernel.act not in _NOT_ZERO_AT_ZERO and kernel.kind != "affine" and not kernel.spread
-    count, floats, places = runs(walked, halos=zeros)
+    count, floats, places = find_contiguous_runs(walked, halos=zeros)
     if kernel.spread:
         one = geometries[1]
-        places = (places[0], (one.position(0, 0) * one.step, 0), places[1])
+        places = (places[0], (one.pixel_position(0, 0) * one.step, 0), places[1])
     offsets = [value.offsets for value in (*sources, y)]
     flat = [number for place in places for number in place]
     return Op(kernel, (y.channels, count, floats, *flat, *offsets, *tables))
 
 
 @dataclass(frozen=True)
-class Elementwise(Written):
+class Elementwise(EmittedKernel):
     """Kernel of ``y = act(...)`` on runs of floats in the planes of each channel."""
 
     kind: str
@@ -102,16 +112,17 @@ class Elementwise(Written):
         channels, count, floats = (e.arg(i) for i in range(3))
         places = [(e.arg(3 + 2 * i), e.arg(4 + 2 * i)) for i in range(values)]
         tables = [e.table(3 + 2 * values + i) for i in range(values)]
-        low, high = e.share(channels)
+        low, high = e.thread_share(channels)
         with e.loop(low, high) as channel:
             entry = b.mul(channel.index, e.i64(8))
             planes = [
-                e.at(e.arena(e.load_i64(table, entry)), start) for table, (start, _) in zip(tables, places, strict=True)
+                e.at(e.arena_pointer(e.load_i64(table, entry)), start)
+                for table, (start, _) in zip(tables, places, strict=True)
             ]
             combine = self._combine(e, entry, 3 + 3 * values)
             with e.loop(0, count) as run:
                 rows = [e.at(plane, b.mul(run.index, row)) for plane, (_, row) in zip(planes, places, strict=True)]
-                self._run(e, floats, rows, combine)
+                self._write_run(e, floats, rows, combine)
 
     def _combine(self, e: Emitter, entry: ir.Value, factors: int) -> Callable[..., ir.Value]:
         """Return the function that combines one vector of each source."""
@@ -126,42 +137,40 @@ class Elementwise(Written):
             return lambda x, cos, partner, sin: e.fma(partner, sin, b.fmul(x, cos))
         return lambda x, other: activate(e, self.act, (b.fadd if self.kind == "add" else b.fmul)(x, other))
 
-    def _run(self, e: Emitter, floats: ir.Value, rows: Sequence[ir.Value], combine: Callable[..., ir.Value]) -> None:
+    def _write_run(
+        self, e: Emitter, floats: ir.Value, rows: Sequence[ir.Value], combine: Callable[..., ir.Value]
+    ) -> None:
         """Process a run of floats: several vectors at once, then one by one; the last may be partial."""
         b, width = e.b, e.target.lanes
         step = _UNROLLED * width
         whole = b.mul(b.udiv(floats, e.i64(step)), e.i64(step))
         with e.loop(0, whole, step) as loop:
-            found = [combine(*self._sources(e, rows, loop.index, k * width, None)) for k in range(_UNROLLED)]
+            found = [combine(*self._load_sources(e, rows, loop.index, k * width, None)) for k in range(_UNROLLED)]
             for k, value in enumerate(found):
-                store(e, value, rows[-1], self._byte(e, loop.index, k * width))
+                store(e, value, rows[-1], self._byte_offset(e, loop.index, k * width))
         with e.loop(whole, floats, width) as loop:
             mask = first_lanes_mask(e, b.sub(floats, loop.index))
-            value = combine(*self._sources(e, rows, loop.index, 0, mask))
-            store(e, value, rows[-1], self._byte(e, loop.index, 0), mask)
+            value = combine(*self._load_sources(e, rows, loop.index, 0, mask))
+            store(e, value, rows[-1], self._byte_offset(e, loop.index, 0), mask)
 
-    def _sources(
+    def _load_sources(
         self, e: Emitter, rows: Sequence[ir.Value], index: ir.Value, further: int, mask: ir.Value | None
     ) -> list[ir.Value]:
-        byte = self._byte(e, index, further)
+        byte = self._byte_offset(e, index, further)
         found = [load(e, row, byte, mask) for row in rows[: 1 if self.spread else -1]]
         if self.spread:
             within = e.b.and_(byte, e.i64(FLOAT * self.images - 1))
             found.append(load_repeated(e, rows[1], self.images, within))
         return found
 
-    def _byte(self, e: Emitter, index: ir.Value, further: int) -> ir.Value:
+    def _byte_offset(self, e: Emitter, index: ir.Value, further: int) -> ir.Value:
         return e.b.mul(e.b.add(index, e.i64(further)), e.i64(FLOAT))
 
 
-# -- Layer norm, RMS norm and softmax over the channels of each position -----------------------------------------------
+# -- Norms over the channels of each position: see `kernels.norms` -----------------------------------------------------
 
-#     layer norm   y = (x - mean) / sqrt(variance + eps) * weight + bias
-#     RMS norm     y = x / sqrt(mean(x^2) + eps) * weight
-#     softmax      y = exp(x - max(x)) / sum(exp(x - max(x)))
-#
 # Vectors run over positions and images, so no lanes are added together. 256 bytes of positions are processed at a time,
-# channel by channel: one pass per sum and one to write. They stay in the L1 cache between passes.
+# channel by channel. They stay in the L1 cache between passes.
 
 
 _BYTES = 256
@@ -173,187 +182,112 @@ def layer_norm(x: Planes, y: Planes, weight: Array | None, bias: Array | None, e
     factors = np.zeros((x.channels, 2), np.float32)
     factors[:, 0] = 1 if weight is None else weight
     factors[:, 1] = 0 if bias is None else bias
-    numbers = np.array([1 / x.channels, eps], np.float32)
-    return [_norm_op(PlanarLayerNorm(), x, y, [numbers, factors])]
+    return [_build_norm_op("layernorm", x, y, np.array([1 / x.channels, eps], np.float32), factors)]
 
 
 def rms_norm(x: Planes, y: Planes, weight: Array | None, eps: float) -> list[Op]:
     """Return operations for ``x / sqrt(mean(x^2) + eps) * weight`` over channels; ``y`` may be ``x``."""
     factors = np.ones(x.channels, np.float32) if weight is None else np.asarray(weight, np.float32)
-    return [_norm_op(RmsNorm(), x, y, [np.array([1 / x.channels, eps], np.float32), factors])]
+    return [_build_norm_op("rmsnorm", x, y, np.array([1 / x.channels, eps], np.float32), factors)]
 
 
 def softmax(x: Planes, y: Planes) -> list[Op]:
     """Return operations for ``exp(x) / sum(exp(x))`` over channels; ``y`` may be ``x``."""
-    return [_norm_op(Softmax(), x, y, [])]
+    return [_build_norm_op("softmax", x, y)]
 
 
-def _norm_op(kernel: PlanarLayerNorm | RmsNorm | Softmax, x: Planes, y: Planes, tables: Sequence[Array]) -> Op:
-    count, floats, places = runs([x.geometry, y.geometry])
+def _build_norm_op(title: str, x: Planes, y: Planes, *tables: Array) -> Op:
+    count, floats, places = find_contiguous_runs([x.geometry, y.geometry])
     flat = [number for place in places for number in place]
-    return Op(kernel, (x.channels, count, floats, *flat, x.offsets, y.offsets, *tables))
+    return Op(PlanarNorm(title), (x.channels, count, floats, *flat, x.offsets, y.offsets, *tables))
 
 
-class _Stack:
-    """A few vectors of positions across all channels."""
+class _PositionCursor:
+    """`norms.ChannelCursor` of a few vectors of positions."""
+
+    compensated = True
 
     def __init__(self, e: Emitter, channels: ir.Value, x: ir.Value, y: ir.Value, mask: list[ir.Value | None]) -> None:
         self.e, self.channels, self.mask = e, channels, mask
         self._x, self._y = x, y
         self._tables = e.table(7), e.table(8)
+        self._channel: ir.Value = None
 
-    def for_each_channel(
-        self, step: Callable[..., Sequence[ir.Value]], carried: Sequence[ir.Value] = ()
-    ) -> list[ir.Value]:
-        """Write ``carried = step(channel, carried)`` for each channel in order; return the final values."""
-        with self.e.loop(0, self.channels, carried=carried) as channel:
-            channel.next = list(step(channel.index, channel.carried))
+    def load_settings(self) -> tuple[ir.Value, ir.Value]:
+        e, numbers = self.e, self.e.table(9)
+        self._factors = e.table(10)
+        return e.splat(e.load_f32(numbers)), e.splat(e.load_f32(numbers, FLOAT))
+
+    def reduce(self, step: Step, start: float = 0.0, sums: int = 1, *, largest: bool = False) -> Vectors:
+        with self.e.loop(0, self.channels, carried=[self.e.splat(start)] * (sums * len(self.mask))) as channel:
+            self._channel = channel.index
+            channel.next = list(step(self._load(), channel.carried))
         return channel.results
 
-    def load_channel(self, channel: ir.Value, y: bool = False) -> list[ir.Value]:
-        place = self._place(channel, y)
-        return [load(self.e, place, k * self._step, mask) for k, mask in enumerate(self.mask)]
+    def write(self, step: LastStep, *, weights: int = 0) -> None:
+        e = self.e
+        with e.loop(0, self.channels) as channel:
+            self._channel, found = channel.index, list[ir.Value]()
+            if weights:
+                first = e.at(self._factors, e.b.mul(channel.index, e.i64(weights * FLOAT)))
+                found = [e.splat(e.load_f32(first, FLOAT * number)) for number in range(weights)]
+            self.store(step(self._load(y=not weights), [partial(_identity, one) for one in found]))
 
-    def store_channel(self, channel: ir.Value, values: Sequence[ir.Value]) -> None:
-        place = self._place(channel, True)
+    def store(self, values: Vectors) -> None:
+        place = self._place(True)
         for k, (value, mask) in enumerate(zip(values, self.mask, strict=True)):
-            store(self.e, value, place, k * self._step, mask)
+            store(self.e, value, place, k * FLOAT * self.e.target.lanes, mask)
 
-    @property
-    def _step(self) -> int:
-        return FLOAT * self.e.target.lanes
+    def fill_padding(self, values: Vectors, number: float) -> Vectors:
+        return values
 
-    def _place(self, channel: ir.Value, y: bool) -> ir.Value:
-        plane = self.e.load_i64(self._tables[y], self.e.b.mul(channel, self.e.i64(8)))
-        return self.e.at(self.e.arena(plane), self._y if y else self._x)
+    def spread(self, totals: Vectors) -> Vectors:
+        return totals
+
+    def larger(self, one: ir.Value, other: ir.Value) -> ir.Value:
+        return self.e.select(self.e.b.fcmp_ordered(">", one, other), one, other)
+
+    def one(self) -> ir.Value:
+        return self.e.splat(1.0)
+
+    def mean_plus(self, total: ir.Value, share: ir.Value, number: ir.Value) -> ir.Value:
+        return self.e.fma(total, share, number)
+
+    def _load(self, *, y: bool = False) -> list[ir.Value]:
+        place = self._place(y)
+        return [load(self.e, place, k * FLOAT * self.e.target.lanes, mask) for k, mask in enumerate(self.mask)]
+
+    def _place(self, y: bool) -> ir.Value:
+        plane = self.e.load_i64(self._tables[y], self.e.b.mul(self._channel, self.e.i64(8)))
+        return self.e.at(self.e.arena_pointer(plane), self._y if y else self._x)
 
 
-def _over_positions(e: Emitter, body: Callable[[_Stack], None]) -> None:
-    """Write ``body`` for every position, several vectors at a time."""
-    b, width = e.b, e.target.lanes
-    channels, count, floats = (e.arg(i) for i in range(3))
-    x, x_row, y, y_row = (e.arg(3 + i) for i in range(4))
-    vectors = _BYTES // FLOAT // width
-    size = e.i64(vectors * width)
-    chunks = b.udiv(b.add(floats, b.sub(size, e.i64(1))), size)
-    with e.turns(count, chunks) as (run, chunk):
-        first = b.mul(chunk, size)
-        byte = b.mul(first, e.i64(FLOAT))
-        x, y = (b.add(b.add(start, b.mul(run, row)), byte) for start, row in ((x, x_row), (y, y_row)))
-        rest = b.sub(floats, first)
-        with b.if_else(b.icmp_signed(">=", rest, size)) as (whole, part):
-            with whole:
-                body(_Stack(e, channels, x, y, [None] * vectors))
-            with part:
-                some = [first_lanes_mask(e, b.sub(rest, e.i64(k * width))) for k in range(vectors)]
-                body(_Stack(e, channels, x, y, some))
+def _identity(value: ir.Value) -> ir.Value:
+    return value
 
 
 @dataclass(frozen=True)
-class PlanarLayerNorm(Written):
-    """Layer norm kernel with one pass for the mean and one for the variance.
+class PlanarNorm(EmittedKernel):
+    """Kernel of one of `NORMS`."""
 
-    The second pass also sums ``x - mean``, the rounding error of the mean, and corrects for it (Chan, Golub and
-    LeVeque,
-    "Algorithms for computing the sample variance", 1983), so that a mean far from 0 loses no digits.
-    """
-
-    title: ClassVar[str] = "layernorm"
+    title: str
 
     def write(self, e: Emitter) -> None:
-        _over_positions(e, self._normalise)
-
-    def _normalise(self, s: _Stack) -> None:
-        e, b = s.e, s.e.b
-        numbers, factors = e.table(9), e.table(10)
-        share, eps = e.splat(e.load_f32(numbers)), e.splat(e.load_f32(numbers, FLOAT))
-        zeros = [e.splat(0.0) for _ in s.mask]
-
-        def add(channel: ir.Value, sums: list[ir.Value]) -> list[ir.Value]:
-            return [b.fadd(total, value) for total, value in zip(sums, s.load_channel(channel), strict=True)]
-
-        means = [b.fmul(total, share) for total in s.for_each_channel(add, zeros)]
-
-        def from_mean(channel: ir.Value) -> list[ir.Value]:
-            return [b.fsub(value, mean) for value, mean in zip(s.load_channel(channel), means, strict=True)]
-
-        def add_apart(channel: ir.Value, sums: list[ir.Value]) -> list[ir.Value]:
-            apart = from_mean(channel)
-            squares = zip(apart, sums[len(apart) :], strict=True)
-            found = [b.fadd(total, value) for total, value in zip(sums, apart, strict=False)]
-            return found + [e.fma(value, value, total) for value, total in squares]
-
-        shares = [b.fmul(total, share) for total in s.for_each_channel(add_apart, zeros + zeros)]
-        missed = shares[: len(zeros)]
-        variances = [b.fsub(square, b.fmul(m, m)) for square, m in zip(shares[len(zeros) :], missed, strict=True)]
-        inverse = [b.fdiv(e.splat(1.0), e.intrinsic("llvm.sqrt", b.fadd(variance, eps))) for variance in variances]
-
-        def write(channel: ir.Value, _: list[ir.Value]) -> list[ir.Value]:
-            pair = e.at(factors, b.mul(channel, e.i64(2 * FLOAT)))
-            weight, bias = (e.splat(e.load_f32(pair, byte)) for byte in (0, FLOAT))
-            apart = [b.fsub(value, m) for value, m in zip(from_mean(channel), missed, strict=True)]
-            s.store_channel(channel, [e.fma(b.fmul(a, i), weight, bias) for a, i in zip(apart, inverse, strict=True)])
-            return []
-
-        s.for_each_channel(write)
-
-
-@dataclass(frozen=True)
-class RmsNorm(Written):
-    """Root-mean-square norm kernel."""
-
-    def write(self, e: Emitter) -> None:
-        _over_positions(e, self._normalise)
-
-    def _normalise(self, s: _Stack) -> None:
-        e, b = s.e, s.e.b
-        numbers, factors = e.table(9), e.table(10)
-        share, eps = e.splat(e.load_f32(numbers)), e.splat(e.load_f32(numbers, FLOAT))
-
-        def add_square(channel: ir.Value, sums: list[ir.Value]) -> list[ir.Value]:
-            return [e.fma(value, value, total) for total, value in zip(sums, s.load_channel(channel), strict=True)]
-
-        squares = s.for_each_channel(add_square, [e.splat(0.0) for _ in s.mask])
-        roots = [e.intrinsic("llvm.sqrt", e.fma(square, share, eps)) for square in squares]
-        inverse = [b.fdiv(e.splat(1.0), root) for root in roots]
-
-        def write(channel: ir.Value, _: list[ir.Value]) -> list[ir.Value]:
-            weight = e.splat(e.load_f32(e.at(factors, b.mul(channel, e.i64(FLOAT)))))
-            values = zip(s.load_channel(channel), inverse, strict=True)
-            s.store_channel(channel, [b.fmul(b.fmul(value, i), weight) for value, i in values])
-            return []
-
-        s.for_each_channel(write)
-
-
-@dataclass(frozen=True)
-class Softmax(Written):
-    """Softmax kernel; subtracts the largest value first."""
-
-    def write(self, e: Emitter) -> None:
-        _over_positions(e, self._normalise)
-
-    def _normalise(self, s: _Stack) -> None:
-        e, b = s.e, s.e.b
-
-        def larger(channel: ir.Value, found: list[ir.Value]) -> list[ir.Value]:
-            pairs = zip(found, s.load_channel(channel), strict=True)
-            return [e.select(b.fcmp_ordered(">", old, new), old, new) for old, new in pairs]
-
-        largest = s.for_each_channel(larger, [e.splat(float("-inf")) for _ in s.mask])
-
-        def power(channel: ir.Value, sums: list[ir.Value]) -> list[ir.Value]:
-            powers = [exp(e, b.fsub(value, most)) for value, most in zip(s.load_channel(channel), largest, strict=True)]
-            s.store_channel(channel, powers)
-            return [b.fadd(total, value) for total, value in zip(sums, powers, strict=True)]
-
-        sums = s.for_each_channel(power, [e.splat(0.0) for _ in s.mask])
-        inverse = [b.fdiv(e.splat(1.0), total) for total in sums]
-
-        def divide(channel: ir.Value, _: list[ir.Value]) -> list[ir.Value]:
-            s.store_channel(
-                channel, [b.fmul(value, i) for value, i in zip(s.load_channel(channel, y=True), inverse, strict=True)]
-            )
-            return []
-
-        s.for_each_channel(divide)
+        """Write the norm for every position, several vectors at a time."""
+        b, width = e.b, e.target.lanes
+        channels, count, floats = (e.arg(i) for i in range(3))
+        x, x_row, y, y_row = (e.arg(3 + i) for i in range(4))
+        vectors = _BYTES // FLOAT // width
+        size = e.i64(vectors * width)
+        chunks = b.udiv(b.add(floats, b.sub(size, e.i64(1))), size)
+        with e.loop_share_of_pairs(count, chunks) as (run, chunk):
+            first = b.mul(chunk, size)
+            byte = b.mul(first, e.i64(FLOAT))
+            x, y = (b.add(b.add(start, b.mul(run, row)), byte) for start, row in ((x, x_row), (y, y_row)))
+            rest = b.sub(floats, first)
+            with b.if_else(b.icmp_signed(">=", rest, size)) as (whole, part):
+                with whole:
+                    NORMS[self.title](_PositionCursor(e, channels, x, y, [None] * vectors))
+                with part:
+                    some = [first_lanes_mask(e, b.sub(rest, e.i64(k * width))) for k in range(vectors)]
+                    NORMS[self.title](_PositionCursor(e, channels, x, y, some))

@@ -53,7 +53,7 @@ class Geometry:
         """Build a geometry with the given row length, or the shortest possible."""
         return cls(height, width, halo, images, width + halo if row is None else row)
 
-    def position(self, y: int, x: int) -> int:
+    def pixel_position(self, y: int, x: int) -> int:
         """Return the position of a pixel in its plane; y and x may be up to ``halo`` outside."""
         return (y + self.halo) * self.row + x + self.halo
 
@@ -139,7 +139,7 @@ class Tiles:
     """[tiles, vectors]: one bit per lane that holds a pixel; None if all do."""
 
 
-def cut(
+def cut_tiles(
     x: Geometry,
     y: Geometry,
     residual: Geometry | None,
@@ -166,10 +166,10 @@ def cut(
     if positions > 1 and stride != (1, 1):
         raise ValueError("vectors of several positions need stride 1")
     if positions == 1 or y.width % positions == 0:
-        return _rectangles(x, y, residual, stride, lanes, most, taps)
+        return _rectangle_tiles(x, y, residual, stride, lanes, most, taps)
     if not x.row == y.row == residual.row:
         raise ValueError(f"rows of different lengths: {x}, {residual}, {y}")
-    return _runs(x, y, residual, lanes, most)
+    return _run_tiles(x, y, residual, lanes, most)
 
 
 def split(extent: int, most: int) -> list[tuple[int, int]]:
@@ -179,12 +179,12 @@ def split(extent: int, most: int) -> list[tuple[int, int]]:
     return [(low, high - low) for low, high in itertools.pairwise(bounds)]
 
 
-def _rectangles(
+def _rectangle_tiles(
     x: Geometry, y: Geometry, residual: Geometry, stride: tuple[int, int], lanes: int, most: int, taps: int
 ) -> list[Tiles]:
     positions, deep = max(1, lanes // y.images), max(1, y.images // lanes)
     columns = y.width // positions
-    rows, cols = _best(y.height, columns, most // deep, positions, stride, taps)
+    rows, cols = _best_rectangle(y.height, columns, most // deep, positions, stride, taps)
 
     def offsets(geometry: Geometry, stride: tuple[int, int], height: int, width: int) -> tuple[int, ...]:
         """Bytes from a tile's place to each of its vectors."""
@@ -199,8 +199,8 @@ def _rectangles(
     for top, height in split(y.height, rows):
         for column, width in split(columns, cols):
             left = column * positions
-            from_x = x.position(top * stride[0], left * stride[1]) * x.step
-            place = (from_x, y.position(top, left) * y.step, residual.position(top, left) * residual.step)
+            from_x = x.pixel_position(top * stride[0], left * stride[1]) * x.step
+            place = (from_x, y.pixel_position(top, left) * y.step, residual.pixel_position(top, left) * residual.step)
             found.setdefault((height, width), []).append(place)
     all_tiles = []
     for size, places in found.items():
@@ -209,7 +209,9 @@ def _rectangles(
     return all_tiles
 
 
-def _best(height: int, columns: int, most: int, positions: int, stride: tuple[int, int], taps: int) -> tuple[int, int]:
+def _best_rectangle(
+    height: int, columns: int, most: int, positions: int, stride: tuple[int, int], taps: int
+) -> tuple[int, int]:
     """Return the rows and columns of a tile that minimise the time for loading weights and inputs."""
     best, least = (1, 1), math.inf
     for rows in range(1, min(height, most) + 1):
@@ -223,7 +225,7 @@ def _best(height: int, columns: int, most: int, positions: int, stride: tuple[in
     return best
 
 
-def _runs(x: Geometry, y: Geometry, residual: Geometry, lanes: int, most: int) -> list[Tiles]:
+def _run_tiles(x: Geometry, y: Geometry, residual: Geometry, lanes: int, most: int) -> list[Tiles]:
     positions = lanes // y.images
     pixels = np.zeros((y.height, y.row), dtype=bool)
     pixels[:, : y.width] = True
@@ -238,7 +240,7 @@ def _runs(x: Geometry, y: Geometry, residual: Geometry, lanes: int, most: int) -
     all_tiles = []
     for size, firsts in found.items():
         offsets = tuple(vector * lanes * FLOAT for vector in range(size))
-        starts = [g.position(0, 0) * g.step for g in (x, y, residual)]
+        starts = [g.pixel_position(0, 0) * g.step for g in (x, y, residual)]
         places = np.array([[start + first * lanes * FLOAT for start in starts] for first in firsts], dtype=np.int32)
         masks = np.stack([bits[first : first + size] for first in firsts])
         full = bool((masks == (1 << lanes) - 1).all())
@@ -280,7 +282,7 @@ def first_lanes_mask(e: Emitter, count: ir.Value) -> ir.Value:
     return e.b.icmp_signed("<", ir.Constant(ir.VectorType(I32, lanes), list(range(lanes))), splat(e, few, lanes))
 
 
-def from_bits(e: Emitter, pointer: ir.Value, byte: ir.Value | int = 0) -> ir.Value:
+def load_bit_mask(e: Emitter, pointer: ir.Value, byte: ir.Value | int = 0) -> ir.Value:
     """Load a mask stored as one bit per lane, in `mask_type`."""
     lanes = e.target.lanes
     bits = e.b.load(e.at(pointer, byte), typ=I16 if lanes == 16 else I8, align=1)
@@ -406,7 +408,9 @@ def pick_positions(e: Emitter, vectors: Sequence[ir.Value], images: int, phase: 
     return found
 
 
-def runs(geometries: Sequence[Geometry], halos: bool = False) -> tuple[int, int, tuple[tuple[int, int], ...]]:
+def find_contiguous_runs(
+    geometries: Sequence[Geometry], halos: bool = False
+) -> tuple[int, int, tuple[tuple[int, int], ...]]:
     """Return how the pixels of values of equal size form runs of consecutive floats.
 
     Args:
@@ -419,7 +423,7 @@ def runs(geometries: Sequence[Geometry], halos: bool = False) -> tuple[int, int,
         two.
     """
     first = geometries[0]
-    places = tuple((g.position(0, 0) * g.step, g.row * g.step) for g in geometries)
+    places = tuple((g.pixel_position(0, 0) * g.step, g.row * g.step) for g in geometries)
     if len({g.row for g in geometries}) == 1 and (halos or first.row == first.width or first.height == 1):
         return 1, ((first.height - 1) * first.row + first.width) * first.images, places
     return first.height, first.width * first.images, places

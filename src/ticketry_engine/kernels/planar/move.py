@@ -17,8 +17,8 @@ from typing import ClassVar
 import numpy as np
 
 import ticketry_engine.kernels.bfloat as bfloat
-from ticketry_engine.kernels.copies import Copies, copies
-from ticketry_engine.kernels.emitter import Emitter, StateSlot, Written
+from ticketry_engine.kernels.copies import Copies, plan_copies
+from ticketry_engine.kernels.emitter import EmittedKernel, Emitter, StateSlot, minimum
 from ticketry_engine.kernels.jit import ir
 from ticketry_engine.kernels.planar import geometry as lanes
 from ticketry_engine.kernels.planar.geometry import FLOAT, Planes
@@ -38,12 +38,12 @@ def load(number: int, strides: Sequence[int], y: Planes, item: int = FLOAT) -> l
         item: bytes of a stored value: `FLOAT`, or `bfloat.HALF` for bfloat16, with twice the images per position. The
             latter requires vectors of 16 lanes.
     """
-    return [_move(number, strides, y, item, out=False)]
+    return [_build_move(number, strides, y, item, out=False)]
 
 
 def store(number: int, strides: Sequence[int], x: Planes, item: int = FLOAT) -> list[Op]:
-    """Write planes to an external float32 tensor with any strides. Arguments as of `load`."""
-    return [_move(number, strides, x, item, out=True)]
+    """Write planes to an external float32 tensor with any strides. Arguments as for `load`."""
+    return [_build_move(number, strides, x, item, out=True)]
 
 
 def constant(values: Array, y: Planes) -> list[Op]:
@@ -51,11 +51,11 @@ def constant(values: Array, y: Planes) -> list[Op]:
     g, width = y.geometry, values.shape[2]
     kernel = MovedRows(g.images, min(width, lanes.MOST), False, True) if width >= 4 else Elements(False, True)
     steps = (0, FLOAT * g.height * width, FLOAT * width, FLOAT)
-    place = (g.position(0, 0) * g.step, g.row * g.step, g.step)
+    place = (g.pixel_position(0, 0) * g.step, g.row * g.step, g.step)
     return [Op(kernel, (values, *steps, y.channels, g.height, width, *place, y.offsets))]
 
 
-def _move(number: int, strides: Sequence[int], planes: Planes, item: int, out: bool) -> Op:
+def _build_move(number: int, strides: Sequence[int], planes: Planes, item: int, out: bool) -> Op:
     g, channels = planes.geometry, planes.channels
     images = g.images * FLOAT // item
     height, width = g.height, g.width
@@ -72,11 +72,11 @@ def _move(number: int, strides: Sequence[int], planes: Planes, item: int, out: b
     elif columns:
         kernel = Columns(images, pixels, depth, out, item)
     steps = (FLOAT * by_image, FLOAT * by_channel, FLOAT * by_row, FLOAT * by_column)
-    place = (g.position(0, 0) * g.step, g.row * g.step, g.step)
+    place = (g.pixel_position(0, 0) * g.step, g.row * g.step, g.step)
     return Op(kernel, (number, *steps, channels, height, width, *place, planes.offsets))
 
 
-class _Sides:
+class _MoveArguments:
     """Both sides of a move, as the kernel reads them from the operation's arguments."""
 
     def __init__(self, e: Emitter, held: bool = False) -> None:
@@ -87,7 +87,7 @@ class _Sides:
         self.start, self.row, self.step = (e.arg(i) for i in range(8, 11))
         self.planes = e.table(11)
         self.here = e.state(StateSlot.IMAGES)
-        tensor = e.table(0) if held else e.external(self.number)
+        tensor = e.table(0) if held else e.tensor_pointer(self.number)
         self.tensor = e.at(tensor, e.b.mul(e.state(StateSlot.FIRST), self.by_image))
 
     def tensor_row(self, channel: ir.Value, y: ir.Value) -> ir.Value:
@@ -98,7 +98,7 @@ class _Sides:
     def plane_row(self, channel: ir.Value, y: ir.Value) -> ir.Value:
         """Return the pointer to a row in its plane."""
         b = self.e.b
-        plane = self.e.arena(self.e.load_i64(self.planes, b.mul(channel, self.e.i64(8))))
+        plane = self.e.arena_pointer(self.e.load_i64(self.planes, b.mul(channel, self.e.i64(8))))
         return self.e.at(plane, b.add(self.start, b.mul(y, self.row)))
 
     def image(self, number: int) -> ir.Value:
@@ -117,10 +117,6 @@ class _Sides:
             return self.e.i64(1), self.e.i64(0)
         b = self.e.b
         return b.udiv(b.add(count, self.e.i64(size - 1)), self.e.i64(size)), b.sub(count, self.e.i64(size))
-
-
-def _least(e: Emitter, a: ir.Value, b: ir.Value) -> ir.Value:
-    return e.select(e.b.icmp_signed("<", a, b), a, b)
 
 
 def _move_transposed(
@@ -165,7 +161,7 @@ def _store_vector(e: Emitter, value: ir.Value, plane: ir.Value, byte: int, float
 
 
 @dataclass(frozen=True)
-class MovedRows(Written):
+class MovedRows(EmittedKernel):
     """Moves rows of pixels that are neighbours in the tensor."""
 
     title: ClassVar[str] = "rows"  # its name in machine profiles
@@ -179,18 +175,18 @@ class MovedRows(Written):
     """Bytes of a value in planes."""
 
     def write(self, e: Emitter) -> None:
-        s = _Sides(e, self.held)
+        s = _MoveArguments(e, self.held)
         images = [s.image(n) for n in range(self.images)]
-        with e.turns(s.channels, s.height) as (channel, y):
+        with e.loop_share_of_pairs(s.channels, s.height) as (channel, y):
             outside, inside = s.tensor_row(channel, y), s.plane_row(channel, y)
             count, last = s.chunks(s.width, self.width, e.target.lanes)
             with e.loop(0, count) as chunk:
-                x = _least(e, e.b.mul(chunk.index, e.i64(e.target.lanes)), last)
+                x = minimum(e, e.b.mul(chunk.index, e.i64(e.target.lanes)), last)
                 pixels = e.at(outside, e.b.mul(x, e.i64(FLOAT)))
                 rows = [e.at(pixels, image) for image in images]
-                self._chunk(e, rows, e.at(inside, e.b.mul(x, s.step)))
+                self._move_chunk(e, rows, e.at(inside, e.b.mul(x, s.step)))
 
-    def _chunk(self, e: Emitter, rows: Sequence[ir.Value], plane: ir.Value) -> None:
+    def _move_chunk(self, e: Emitter, rows: Sequence[ir.Value], plane: ir.Value) -> None:
         """Move one vector of each image's row."""
         width = e.target.lanes
         mask = lanes.constant_mask(e, self.width)
@@ -210,7 +206,7 @@ class MovedRows(Written):
 
 
 @dataclass(frozen=True)
-class Columns(Written):
+class Columns(EmittedKernel):
     """Kernel that moves pixels whose channels are contiguous in the tensor."""
 
     images: int
@@ -222,24 +218,24 @@ class Columns(Written):
     item: int = FLOAT
 
     def write(self, e: Emitter) -> None:
-        s = _Sides(e)
+        s = _MoveArguments(e)
         images = [s.image(n) for n in range(self.images)]
         tiles, last_tile = s.chunks(s.channels, self.channels, e.target.lanes)
         pixels = max(1, e.target.lanes // self.images)
-        with e.turns(tiles, s.height) as (tile, y):
-            channel = _least(e, e.b.mul(tile, e.i64(e.target.lanes)), last_tile)
+        with e.loop_share_of_pairs(tiles, s.height) as (tile, y):
+            channel = minimum(e, e.b.mul(tile, e.i64(e.target.lanes)), last_tile)
             outside = s.tensor_row(channel, y)
             rows = range(min(self.channels, e.target.lanes))
             inside = [s.plane_row(e.b.add(channel, e.i64(k)), y) for k in rows]
             count, last = s.chunks(s.width, self.width, pixels)
             with e.loop(0, count) as chunk:
-                x = _least(e, e.b.mul(chunk.index, e.i64(pixels)), last)
+                x = minimum(e, e.b.mul(chunk.index, e.i64(pixels)), last)
                 pixel = e.at(outside, e.b.mul(x, s.by_column))
                 byte = e.b.mul(x, s.step)
-                self._square(e, s, images, pixel, [e.at(plane, byte) for plane in inside])
+                self._move_square(e, s, images, pixel, [e.at(plane, byte) for plane in inside])
 
-    def _square(
-        self, e: Emitter, s: _Sides, images: Sequence[ir.Value], pixel: ir.Value, planes: Sequence[ir.Value]
+    def _move_square(
+        self, e: Emitter, s: _MoveArguments, images: Sequence[ir.Value], pixel: ir.Value, planes: Sequence[ir.Value]
     ) -> None:
         """Move as many channels as lanes, by as many pixels and images."""
         width = e.target.lanes
@@ -250,7 +246,7 @@ class Columns(Written):
             near = [(plane, self.item * part, floats) for plane in planes]
             _move_transposed(e, near, rows, mask, lanes.interleave, self.out, self.item)
 
-    def _rows(self, e: Emitter, s: _Sides, images: Sequence[ir.Value], pixel: ir.Value) -> Iterator[ir.Value]:
+    def _rows(self, e: Emitter, s: _MoveArguments, images: Sequence[ir.Value], pixel: ir.Value) -> Iterator[ir.Value]:
         """Yield the tensor address of each lane's pixel and image; the last pixel's beyond the end of a row."""
         for x in range(e.target.lanes // len(images)):
             here = e.at(pixel, e.b.mul(s.by_column, e.i64(min(x, self.width - 1))))
@@ -259,7 +255,7 @@ class Columns(Written):
 
 
 @dataclass(frozen=True)
-class Elements(Written):
+class Elements(EmittedKernel):
     """Kernel that moves single elements: for any strides and for values too small for vectors."""
 
     out: bool
@@ -267,8 +263,8 @@ class Elements(Written):
     item: int = FLOAT
 
     def write(self, e: Emitter) -> None:
-        s = _Sides(e, self.held)
-        with e.turns(s.channels, s.height) as (channel, y):
+        s = _MoveArguments(e, self.held)
+        with e.loop_share_of_pairs(s.channels, s.height) as (channel, y):
             outside, inside = s.tensor_row(channel, y), s.plane_row(channel, y)
             with e.loop(0, s.width) as column:
                 pixel, plane = (
@@ -276,41 +272,41 @@ class Elements(Written):
                 )
                 images = s.here if self.out else e.b.udiv(s.step, e.i64(self.item))
                 with e.loop(0, images) as image:
-                    there = _least(e, image.index, e.b.sub(s.here, e.i64(1)))
+                    there = minimum(e, image.index, e.b.sub(s.here, e.i64(1)))
                     far = e.at(pixel, e.b.mul(there, s.by_image))
                     near = e.at(plane, e.b.mul(image.index, e.i64(self.item)))
                     if self.out:
-                        e.b.store(bfloat.load_one(e, near, self.item), far, align=FLOAT)
+                        e.b.store(bfloat.load_scalar(e, near, self.item), far, align=FLOAT)
                     else:
-                        bfloat.store_one(e, e.load_f32(far), near, self.item)
+                        bfloat.store_scalar(e, e.load_f32(far), near, self.item)
 
 
 # -- gather ------------------------------------------------------------------------------------------------------------
 
 #     y[i] = source[of[i]][element[i]]      or 0 where of[i] is -1
 #
-# The copies are grouped into runs of consecutive elements (`copies`), which move as whole vectors.
+# The copies are grouped into runs of consecutive elements (`plan_copies`), which move as whole vectors.
 
 
 def gather(sources: Sequence[Planes], y: Planes, where: tuple[Array, Array]) -> list[Op]:
     """Fill a value with elements of `sources` and zeros. Arguments as of `channels_last.gather`."""
     of, element = where
-    goals, found = _bytes(y).reshape(of.shape), np.zeros(of.shape, np.int64)
+    goals, found = _element_offsets(y).reshape(of.shape), np.zeros(of.shape, np.int64)
     for number, source in enumerate(sources):
         inside = of == number
-        found[inside] = _bytes(source).reshape(-1)[element[inside]]
+        found[inside] = _element_offsets(source).reshape(-1)[element[inside]]
     images = y.geometry.images
     ops = []
-    for number, plan in copies(goals, found, of, FLOAT * images):
+    for number, plan in plan_copies(goals, found, of, FLOAT * images):
         kernel = Copies(plan.length * images, FLOAT, False, number < 0)
         ops.append(Op(kernel, (0, 0, 0, 0, len(plan.starts), len(plan.runs), plan.starts, plan.runs)))
     return ops
 
 
-def _bytes(value: Planes) -> Array:
+def _element_offsets(value: Planes) -> Array:
     """Return the arena byte of each element: [channels, positions]."""
     g = value.geometry
-    rows = np.arange(g.height) * g.row + g.position(0, 0)
+    rows = np.arange(g.height) * g.row + g.pixel_position(0, 0)
     positions = (rows[:, None] + np.arange(g.width)).reshape(-1)
     table: Array = value.offsets[:, None] + positions * g.step
     return table

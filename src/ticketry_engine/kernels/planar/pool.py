@@ -14,16 +14,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ticketry_engine.kernels.emitter import Emitter, Written
+from ticketry_engine.kernels.emitter import EmittedKernel, Emitter
 from ticketry_engine.kernels.jit import ir
 from ticketry_engine.kernels.planar.geometry import (
     FLOAT,
     MOST,
     Planes,
+    find_contiguous_runs,
     first_lanes_mask,
     load,
     pick_positions,
-    runs,
     splat,
     store,
     sum_positions,
@@ -45,18 +45,18 @@ def avg_pool(x: Planes, y: Planes, window: Window, count_include_pad: bool = Tru
         count_include_pad: whether padding counts as zeros or not at all.
     """
     pool = _Pool("mean", x, y, window)
-    counts = [pool.inside(axis)[:, 1] for axis in (0, 1)]
+    counts = [pool.taps_inside(axis)[:, 1] for axis in (0, 1)]
     if count_include_pad:
-        counts = [along.padded(outputs) for along, outputs in map(pool.along, (0, 1))]
+        counts = [along.count_padded_taps(outputs) for along, outputs in map(pool.axis_windows, (0, 1))]
     return [pool.op(*(1 / np.maximum(count, 1) for count in counts))]
 
 
 def global_mean(x: Planes, y: Planes) -> list[Op]:
     """Return operations for the mean of each plane; ``y`` has one position."""
     g = x.geometry
-    _, floats, ((start, _),) = runs([g], halos=True)
+    _, floats, ((start, _),) = find_contiguous_runs([g], halos=True)
     share = np.array([1 / (g.height * g.width)], np.float32)
-    place = y.geometry.position(0, 0) * y.geometry.step
+    place = y.geometry.pixel_position(0, 0) * y.geometry.step
     return [Op(Mean(g.images), (x.channels, start, floats, place, share, x.offsets, y.offsets))]
 
 
@@ -69,15 +69,15 @@ class _Pool:
     y: Planes
     window: Window
 
-    def along(self, axis: int) -> tuple[Axis, int]:
+    def axis_windows(self, axis: int) -> tuple[Axis, int]:
         """Return the windows along the rows (axis 0) or columns (1) and their number."""
         g = self.y.geometry
         return self.window.axes(self.x.geometry)[axis], (g.height, g.width)[axis]
 
-    def inside(self, axis: int) -> Array:
+    def taps_inside(self, axis: int) -> Array:
         """Return for each window its first row or column inside the input and the number of taps inside."""
-        along, outputs = self.along(axis)
-        begin, step = along.begins(outputs), along.dilation
+        along, outputs = self.axis_windows(axis)
+        begin, step = along.first_inputs(outputs), along.dilation
         first = np.maximum(0, -(begin // step))
         last = np.minimum(along.size, -(-(along.extent - begin) // step))
         return np.stack([begin + first * step, np.maximum(last - first, 0)], 1).astype(np.int64)
@@ -85,49 +85,49 @@ class _Pool:
     def op(self, share_rows: Array, share_columns: Array) -> Op:
         """Return the operation. A mean is the sum times the factors of its row and column."""
         g, h, dilation = self.x.geometry, self.y.geometry, self.window.dilation
-        rows, columns = self.inside(0), self.inside(1)
-        rows[:, 0] = (rows[:, 0] * g.row + g.position(0, 0)) * g.step
+        rows, columns = self.taps_inside(0), self.taps_inside(1)
+        rows[:, 0] = (rows[:, 0] * g.row + g.pixel_position(0, 0)) * g.step
         columns[:, 0] *= g.step
         taps = (dilation[0] * g.row * g.step, dilation[1] * g.step)
-        args: tuple[int | Array, ...] = (self.x.channels, h.height, h.width, *taps, h.position(0, 0) * h.step)
+        args: tuple[int | Array, ...] = (self.x.channels, h.height, h.width, *taps, h.pixel_position(0, 0) * h.step)
         args += (h.row * h.step, rows, share_rows.astype(np.float32), self.x.offsets, self.y.offsets)
-        if not self._spanned():
+        if not self._runs_over_positions():
             return Op(Windows(self.kind, g.images), (*args, share_columns.astype(np.float32), columns))
         size, stride, padding = self.window.size[1], self.window.stride[1], self.window.padding[1]
-        over = padding > 0 or self._last >= g.width
+        over = padding > 0 or self._last_column_read >= g.width
         kernel = Spans(self.kind, g.images, size, stride, over and self.kind == "max")
-        table = self._bounds() if self.kind == "max" else self._repeated(share_columns)
+        table = self._window_upper_bounds() if self.kind == "max" else self._repeat_shares(share_columns)
         return Op(kernel, (*args, table, -padding * g.step))
 
-    def _spanned(self) -> bool:
+    def _runs_over_positions(self) -> bool:
         """Whether vectors over positions save time, and read only the plane and its halo."""
         g = self.x.geometry
         size, stride, padding = self.window.size[1], self.window.stride[1], self.window.padding[1]
         saved = stride * g.images <= 8 and stride <= 4 and size <= 7
-        return saved and padding <= g.halo and self._last < g.width + g.halo
+        return saved and padding <= g.halo and self._last_column_read < g.width + g.halo
 
     @property
-    def _last(self) -> int:
+    def _last_column_read(self) -> int:
         """Last column that a window reads."""
-        along, outputs = self.along(1)
-        return int(along.begins(outputs)[-1]) + (along.size - 1) * along.dilation
+        along, outputs = self.axis_windows(1)
+        return int(along.first_inputs(outputs)[-1]) + (along.size - 1) * along.dilation
 
-    def _bounds(self) -> Array:
+    def _window_upper_bounds(self) -> Array:
         """Return upper bounds of a row's values from the first window on: inf inside, -inf outside the input."""
-        g, (along, outputs) = self.x.geometry, self.along(1)
-        count = (_rounded(outputs * g.images) * along.stride) // g.images + along.size * along.dilation
+        g, (along, outputs) = self.x.geometry, self.axis_windows(1)
+        count = (_round_to_vectors(outputs * g.images) * along.stride) // g.images + along.size * along.dilation
         columns = np.arange(count) - along.padding
         bounds = np.where((columns >= 0) & (columns < g.width), np.inf, -np.inf)
         return np.repeat(bounds, g.images).astype(np.float32)
 
-    def _repeated(self, shares: Array) -> Array:
+    def _repeat_shares(self, shares: Array) -> Array:
         """Return the factor of each column, repeated for each image."""
-        values = np.zeros(_rounded(len(shares) * self.x.geometry.images), np.float32)
+        values = np.zeros(_round_to_vectors(len(shares) * self.x.geometry.images), np.float32)
         values[: len(shares) * self.x.geometry.images] = np.repeat(shares, self.x.geometry.images)
         return values
 
 
-def _rounded(floats: int) -> int:
+def _round_to_vectors(floats: int) -> int:
     """Round up to whole vectors of any target."""
     return -(-floats // MOST) * MOST
 
@@ -139,7 +139,7 @@ class _PoolRow:
         b = e.b
         height, self.width, self.down, self.right, start, step = (e.arg(i) for i in range(1, 7))
         channel, row = b.udiv(turn, height), b.urem(turn, height)
-        x, y = (e.arena(e.load_i64(e.table(i), b.mul(channel, e.i64(8)))) for i in (9, 10))
+        x, y = (e.arena_pointer(e.load_i64(e.table(i), b.mul(channel, e.i64(8)))) for i in (9, 10))
         entry = e.at(e.table(7), b.mul(row, e.i64(16)))
         self.x, self.rows = e.at(x, e.load_i64(entry)), e.load_i64(entry, 8)
         self.y = e.at(y, b.add(start, b.mul(row, step)))
@@ -151,8 +151,8 @@ class _PoolRow:
 
 
 @contextmanager
-def _lines(e: Emitter) -> Iterator[_PoolRow]:
-    low, high = e.share(e.b.mul(e.arg(0), e.arg(1)))
+def _loop_output_rows(e: Emitter) -> Iterator[_PoolRow]:
+    low, high = e.thread_share(e.b.mul(e.arg(0), e.arg(1)))
     with e.loop(low, high) as turn:
         yield _PoolRow(e, turn.index)
 
@@ -169,7 +169,7 @@ def _accumulate(e: Emitter, kind: str, old: ir.Value, new: ir.Value) -> ir.Value
 
 
 @dataclass(frozen=True)
-class Windows(Written):
+class Windows(EmittedKernel):
     """Max (``"max"``) or mean (``"mean"``) pooling of windows of any shape, position by position.
 
     A vector holds the images of one position. The last arguments are the factors of the columns' sums, and for each
@@ -183,9 +183,9 @@ class Windows(Written):
     def write(self, e: Emitter) -> None:
         b = e.b
         shares, columns = e.table(11), e.table(12)
-        with _lines(e) as line, e.loop(0, line.width) as column:
+        with _loop_output_rows(e) as line, e.loop(0, line.width) as column:
             entry = e.at(columns, b.mul(column.index, e.i64(16)))
-            found = self._window(e, line, e.at(line.x, e.load_i64(entry)), e.load_i64(entry, 8))
+            found = self._reduce_window(e, line, e.at(line.x, e.load_i64(entry)), e.load_i64(entry, 8))
             here = e.at(line.y, b.mul(column.index, e.i64(FLOAT * self.images)))
             if self.kind == "mean":
                 share = b.fmul(line.share(), e.load_f32(shares, b.mul(column.index, e.i64(FLOAT))))
@@ -193,7 +193,7 @@ class Windows(Written):
             for part, value in enumerate(found):
                 b.store(value, e.at(here, FLOAT * e.target.lanes * part), align=FLOAT)
 
-    def _window(self, e: Emitter, line: _PoolRow, first: ir.Value, count: ir.Value) -> list[ir.Value]:
+    def _reduce_window(self, e: Emitter, line: _PoolRow, first: ir.Value, count: ir.Value) -> list[ir.Value]:
         """Return the maximum or sum of the taps inside, as many vectors as a position's images take."""
         b = e.b
         kind = vector(min(self.images, e.target.lanes))
@@ -210,7 +210,7 @@ class Windows(Written):
 
 
 @dataclass(frozen=True)
-class Spans(Written):
+class Spans(EmittedKernel):
     """Pooling for few images: vectors run over positions.
 
     With a stride, the positions in between are computed and dropped. Positions outside the input are read as the halo's
@@ -230,25 +230,25 @@ class Spans(Written):
 
     def write(self, e: Emitter) -> None:
         b, width = e.b, e.target.lanes
-        with _lines(e) as line:
+        with _loop_output_rows(e) as line:
             line.x = e.at(line.x, e.arg(12))
             floats = b.mul(line.width, e.i64(self.images))
             whole = b.and_(floats, e.i64(-width))
             with e.loop(0, whole, width) as loop:
-                self._vector(e, line, loop.index, None)
+                self._write_vector(e, line, loop.index, None)
             rest = b.sub(floats, whole)
             with e.when(b.icmp_signed(">", rest, e.i64(0))):
-                self._vector(e, line, whole, first_lanes_mask(e, rest))
+                self._write_vector(e, line, whole, first_lanes_mask(e, rest))
 
-    def _vector(self, e: Emitter, line: _PoolRow, first: ir.Value, mask: ir.Value | None) -> None:
+    def _write_vector(self, e: Emitter, line: _PoolRow, first: ir.Value, mask: ir.Value | None) -> None:
         """Compute one vector of an output row."""
         byte = e.b.mul(first, e.i64(FLOAT))
-        value = pick_positions(e, self._sums(e, line, e.b.mul(byte, e.i64(self.stride))), self.images)
+        value = pick_positions(e, self._reduce_windows(e, line, e.b.mul(byte, e.i64(self.stride))), self.images)
         if self.kind == "mean":
             value = e.b.fmul(value, e.b.fmul(e.splat(line.share()), e.load(e.table(11), byte)))
         store(e, value, line.y, byte, mask)
 
-    def _sums(self, e: Emitter, line: _PoolRow, byte: ir.Value) -> list[ir.Value]:
+    def _reduce_windows(self, e: Emitter, line: _PoolRow, byte: ir.Value) -> list[ir.Value]:
         """Return the maximum or sum of the windows at consecutive positions, `stride` vectors."""
         b = e.b
         vectors = [FLOAT * e.target.lanes * part for part in range(self.stride)]
@@ -269,7 +269,7 @@ class Spans(Written):
 
 
 @dataclass(frozen=True)
-class Mean(Written):
+class Mean(EmittedKernel):
     """Mean of each plane; halo zeros between rows are added too."""
 
     images: int
@@ -279,9 +279,9 @@ class Mean(Written):
         channels, start, floats, place = (e.arg(i) for i in range(4))
         share, xs, ys = (e.table(i) for i in range(4, 7))
         sums = 4 if self.images <= 4 * width else self.images // width
-        low, high = e.share(channels)
+        low, high = e.thread_share(channels)
         with e.loop(low, high) as turn:
-            x, y = (e.arena(e.load_i64(table, b.mul(turn.index, e.i64(8)))) for table in (xs, ys))
+            x, y = (e.arena_pointer(e.load_i64(table, b.mul(turn.index, e.i64(8)))) for table in (xs, ys))
             x, y = e.at(x, start), e.at(y, place)
             zero = e.splat(0.0)
             whole = b.mul(b.udiv(floats, e.i64(sums * width)), e.i64(sums * width))

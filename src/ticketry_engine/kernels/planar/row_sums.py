@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from ticketry_engine.kernels.activations import Activation, activate_all
-from ticketry_engine.kernels.emitter import I16, I32, I64, Emitter, Written
+from ticketry_engine.kernels.emitter import I16, I32, I64, EmittedKernel, Emitter
 from ticketry_engine.kernels.planar import geometry as lanes
 from ticketry_engine.kernels.planar.geometry import LINE, Shape
 
@@ -51,12 +51,12 @@ _UNDER_WAY = 8
 """Independent sums that keep the adders busy: two adders with a latency of four cycles."""
 
 
-def side_by_side(rows: int, vectors: int) -> int:
+def count_partial_sums(rows: int, vectors: int) -> int:
     """Return how many partial sums each row and vector needs so that a small tile keeps the adders busy."""
     return -(-_UNDER_WAY // (rows * vectors))
 
 
-class OfSegments(Written):
+class SegmentKernel(EmittedKernel):
     """Base class of kernels that process segments: the layout of the segment table."""
 
     rows: int
@@ -73,7 +73,7 @@ class OfSegments(Written):
 
 
 @dataclass(frozen=True)
-class RowSums(OfSegments):
+class RowSums(SegmentKernel):
     """Kernel of weighted sums of planes.
 
     Args:
@@ -84,7 +84,7 @@ class RowSums(OfSegments):
         blocked: whether rows have several segments.
         unit: unit of the column offsets, in bytes.
         wide: whether columns take 32 bits (signed) instead of 16.
-        sets: partial sums per row and vector, the same for all tiles; 0 for what each tile needs (`side_by_side`).
+        sets: partial sums per row and vector; 0: as many as each tile needs (`count_partial_sums`).
     """
 
     title: ClassVar[str] = "sums"
@@ -122,8 +122,8 @@ class _SumsBody:
         self.e, self.spec, self.number = e, spec, number
         self.shape, self.masked = spec.shapes[number], spec.masked[number]
         self.vectors = len(self.shape.x)
-        self.sets = spec.sets or side_by_side(spec.rows, self.vectors)
-        self.arena = e.arena()
+        self.sets = spec.sets or count_partial_sums(spec.rows, self.vectors)
+        self.arena = e.arena_pointer()
         self.segments, self.columns, self.weights = e.table(SEGMENTS), e.table(COLUMNS), e.table(WEIGHTS)
         self.chunks, self.chunk_count = e.table(CHUNKS), e.arg(CHUNK_COUNT)
         at = SHAPES + 3 * number
@@ -132,12 +132,12 @@ class _SumsBody:
     def emit(self) -> None:
         """Loop over this thread's units of work: one chunk of rows over one tile each."""
         e, b = self.e, self.e.b
-        low, high = e.share(b.mul(self.count, self.chunk_count))
+        low, high = e.thread_share(b.mul(self.count, self.chunk_count))
         with e.loop(low, high) as unit:
             chunk = e.at(self.chunks, b.mul(b.urem(unit.index, self.chunk_count), e.i64(24)))
-            self._chunk(chunk, self._tile(b.udiv(unit.index, self.chunk_count)))
+            self._write_chunk(chunk, self._tile_pointers(b.udiv(unit.index, self.chunk_count)))
 
-    def _chunk(self, chunk: Any, tile: _Tile) -> None:
+    def _write_chunk(self, chunk: Any, tile: _Tile) -> None:
         """Process all segments of a chunk, over one tile."""
         e, b, spec = self.e, self.e.b, self.spec
         start, count, weight = (e.load_i64(chunk, 8 * word) for word in range(3))
@@ -148,25 +148,25 @@ class _SumsBody:
             begin = loop.carried[0]
             end = b.add(begin, b.ashr(head, e.i64(FLAG_BITS)))
             loop.next = [end]
-            self._segment(segment, head, tile, begin, end)
+            self._write_segment(segment, head, tile, begin, end)
 
-    def _tile(self, tile: Any) -> _Tile:
+    def _tile_pointers(self, tile: Any) -> _Tile:
         e, b = self.e, self.e.b
         place = e.at(self.places, b.mul(tile, e.i64(12)))
         x, y, residual = (e.at(self.arena, e.load_i32(place, 4 * word)) for word in range(3))
         masks = e.at(self.masks, b.mul(tile, e.i64(self.vectors * self._mask_bytes)))
         return _Tile(x, y, residual, masks)
 
-    def _segment(self, segment: Any, head: Any, tile: _Tile, begin: Any, end: Any) -> None:
+    def _write_segment(self, segment: Any, head: Any, tile: _Tile, begin: Any, end: Any) -> None:
         e, b, spec = self.e, self.e.b, self.spec
         outputs = [e.at(tile.y, e.load_i32(segment, 4 * (spec.head + row))) for row in range(spec.rows)]
         x, columns = e.at(tile.x, e.load_i32(segment, 4)), self.columns
         if spec.rows > 1:
             columns = e.at(columns, b.mul(b.sub(e.load_i32(segment, 8), begin), e.i64(self._column_bytes)))
         sums = self._sums(x, columns, begin, end)
-        bases = self._bases(segment, head, outputs, tile)
+        bases = self._initial_sums(segment, head, outputs, tile)
         sums = [b.fadd(value, base) for value, base in zip(sums, bases, strict=True)]
-        self._end(head, outputs, tile, sums)
+        self._write_segment_end(head, outputs, tile, sums)
 
     # Sums
 
@@ -184,11 +184,11 @@ class _SumsBody:
         sums = [e.splat(0.0)] * count
         if self.sets > 1:
             begin, sums = self._sum_in_sets(x, columns, begin, end)
-        ahead = [self._column(columns, begin, number) for number in range(AHEAD if spec.rows == 1 else 0)]
+        ahead = [self._load_column(columns, begin, number) for number in range(AHEAD if spec.rows == 1 else 0)]
         with e.loop(begin, end, 1, [*sums, *ahead]) as loop:
-            queue = [*loop.carried[count:], self._column(columns, loop.index, len(ahead))]
-            weights = self._weights(loop.index, 1)[0]
-            loop.next = self._add(x, queue[0], weights, loop.carried[:count]) + queue[1:]
+            queue = [*loop.carried[count:], self._load_column(columns, loop.index, len(ahead))]
+            weights = self._load_weights(loop.index, 1)[0]
+            loop.next = self._add_column(x, queue[0], weights, loop.carried[:count]) + queue[1:]
         return loop.results[:count]
 
     def _sum_in_sets(self, x: Any, columns: Any, begin: Any, end: Any) -> tuple[Any, list[Any]]:
@@ -201,26 +201,26 @@ class _SumsBody:
         with e.loop(begin, middle, several, sums + self._load_columns(columns, begin, several)) as loop:
             sums, now = list(loop.carried[: count * self.sets]), loop.carried[count * self.sets :]
             following = self._load_columns(columns, b.add(loop.index, e.i64(several)), several)
-            self._fetch(self.weights, loop.index, 4 * spec.rows, several)
-            self._fetch(columns, loop.index, self._column_bytes, several)
-            weights = self._weights(loop.index, several)
+            self._prefetch_table(self.weights, loop.index, 4 * spec.rows, several)
+            self._prefetch_table(columns, loop.index, self._column_bytes, several)
+            weights = self._load_weights(loop.index, several)
             for number in range(several):
                 mine = slice(number % self.sets * count, (number % self.sets + 1) * count)
-                sums[mine] = self._add(x, now[number], weights[number], sums[mine])
+                sums[mine] = self._add_column(x, now[number], weights[number], sums[mine])
             loop.next = sums + following
         parts = [loop.results[number * count : (number + 1) * count] for number in range(self.sets)]
         while len(parts) > 1:
             parts = [[b.fadd(*pair) for pair in zip(*parts[:2], strict=True)], *parts[2:]][::-1]
         return middle, parts[0]
 
-    def _fetch(self, table: Any, index: Any, size: int, count: int) -> None:
+    def _prefetch_table(self, table: Any, index: Any, size: int, count: int) -> None:
         """Prefetch the lines that hold `count` entries of a table, `FETCHED_AHEAD` bytes ahead."""
         if not self.e.target.masks:
             return
         ahead = FETCHED_AHEAD * size // (4 * self.spec.rows)
         here = self.e.at(table, self.e.b.mul(index, self.e.i64(size)))
         for byte in range(0, size * count, LINE):
-            self.e.fetch(here, ahead + byte)
+            self.e.prefetch(here, ahead + byte)
 
     def _load_columns(self, columns: Any, index: Any, count: int) -> list[Any]:
         """Return the byte offsets of `count` columns from `index` on; one load reads several."""
@@ -230,14 +230,14 @@ class _SumsBody:
             part = number * size % 8
             if part == 0:
                 at = e.at(columns, b.add(b.mul(index, e.i64(size)), e.i64(number * size)))
-                word = e.opaque(b.load(at, typ=I64, align=size))  # opaque: the load must not be delayed
+                word = e.hide_from_optimiser(b.load(at, typ=I64, align=size))  # opaque: the load must not be delayed
             value = b.ashr(b.shl(word, e.i64(64 - bits - 8 * part)), e.i64(64 - bits)) if self.spec.wide else word
             if not self.spec.wide:
                 value = b.and_(b.lshr(word, e.i64(8 * part)), e.i64((1 << bits) - 1))
             found.append(b.mul(value, e.i64(self.spec.unit)))
         return found
 
-    def _weights(self, index: Any, count: int) -> list[list[Any]]:
+    def _load_weights(self, index: Any, count: int) -> list[list[Any]]:
         """Return each row's weight in all lanes, for `count` columns; one load reads several of a single row."""
         e, b, rows = self.e, self.e.b, self.spec.rows
         at = e.at(self.weights, b.mul(index, e.i64(4 * rows)))
@@ -249,11 +249,11 @@ class _SumsBody:
         width = min(count, e.target.lanes)
         for start in range(0, count, width):
             # Opaque, or the optimiser loads each weight separately.
-            several = e.opaque(b.load(e.at(at, 4 * start), typ=lanes.vector(width), align=4))
+            several = e.hide_from_optimiser(b.load(e.at(at, 4 * start), typ=lanes.vector(width), align=4))
             found += [[lanes.shuffle(e, several, several, [number] * e.target.lanes)] for number in range(width)]
         return found
 
-    def _column(self, columns: Any, index: Any, further: int = 0) -> Any:
+    def _load_column(self, columns: Any, index: Any, further: int = 0) -> Any:
         """Return the byte offset of column ``index + further``."""
         e, b = self.e, self.e.b
         size = self._column_bytes
@@ -263,7 +263,7 @@ class _SumsBody:
         value = b.load_atomic(at, "monotonic", size, typ=kind) if further else b.load(at, typ=kind, align=size)
         return b.mul(widen(value, I64), e.i64(self.spec.unit))
 
-    def _add(self, x: Any, column: Any, weights: list[Any], sums: list[Any]) -> list[Any]:
+    def _add_column(self, x: Any, column: Any, weights: list[Any], sums: list[Any]) -> list[Any]:
         e = self.e
         inputs = [e.load(e.at(x, column), vector) for vector in self.shape.x]
         return [
@@ -274,17 +274,17 @@ class _SumsBody:
 
     # Bases of the sums, and the end of a segment
 
-    def _bases(self, segment: Any, head: Any, outputs: list[Any], tile: _Tile) -> list[Any]:
+    def _initial_sums(self, segment: Any, head: Any, outputs: list[Any], tile: _Tile) -> list[Any]:
         """Return, row by row, the vectors to which the segment's sums are added.
 
         They are read after the sums, so that no sum waits for a slower cache.
         """
         if not self.spec.blocked:
-            return self._bias_and_residual(segment, tile)
+            return self._load_bias_and_residual(segment, tile)
         e, b = self.e, self.e.b
-        with b.if_else(self._flag(head, FIRST)) as (then, otherwise):
+        with b.if_else(self._has_flag(head, FIRST)) as (then, otherwise):
             with then:
-                fresh, fresh_end = self._bias_and_residual(segment, tile), b.block
+                fresh, fresh_end = self._load_bias_and_residual(segment, tile), b.block
             with otherwise:
                 going = [e.load(output, at) for output in outputs for at in self.shape.y]
                 going_end = b.block
@@ -296,7 +296,7 @@ class _SumsBody:
             bases.append(phi)
         return bases
 
-    def _bias_and_residual(self, segment: Any, tile: _Tile) -> list[Any]:
+    def _load_bias_and_residual(self, segment: Any, tile: _Tile) -> list[Any]:
         e, b, spec, rows = self.e, self.e.b, self.spec, self.spec.rows
         bases = []
         for row in range(rows):
@@ -308,29 +308,29 @@ class _SumsBody:
             bases += [b.fadd(e.load(plane, at), bias) for at in self.shape.residual]
         return bases
 
-    def _flag(self, head: Any, flag: int) -> Any:
+    def _has_flag(self, head: Any, flag: int) -> Any:
         b = self.e.b
         return b.icmp_signed("!=", b.and_(head, self.e.i64(flag)), self.e.i64(0))
 
-    def _end(self, head: Any, outputs: list[Any], tile: _Tile, sums: list[Any]) -> None:
+    def _write_segment_end(self, head: Any, outputs: list[Any], tile: _Tile, sums: list[Any]) -> None:
         if not self.spec.blocked:
-            self._finish(outputs, tile, sums)
+            self._write_outputs(outputs, tile, sums)
             return
-        with self.e.b.if_else(self._flag(head, LAST)) as (then, otherwise):
+        with self.e.b.if_else(self._has_flag(head, LAST)) as (then, otherwise):
             with then:
-                self._finish(outputs, tile, sums)
+                self._write_outputs(outputs, tile, sums)
             with otherwise:
-                self._store(outputs, sums)
+                self._store_outputs(outputs, sums)
 
-    def _finish(self, outputs: list[Any], tile: _Tile, sums: list[Any]) -> None:
+    def _write_outputs(self, outputs: list[Any], tile: _Tile, sums: list[Any]) -> None:
         e = self.e
         values = activate_all(e, self.spec.act, sums)
         if self.masked:
-            there = [lanes.from_bits(e, tile.masks, t * self._mask_bytes) for t in range(self.vectors)]
+            there = [lanes.load_bit_mask(e, tile.masks, t * self._mask_bytes) for t in range(self.vectors)]
             values = [e.select(there[i % self.vectors], value, e.splat(0.0)) for i, value in enumerate(values)]
-        self._store(outputs, values)
+        self._store_outputs(outputs, values)
 
-    def _store(self, outputs: list[Any], values: list[Any]) -> None:
+    def _store_outputs(self, outputs: list[Any], values: list[Any]) -> None:
         for row, output in enumerate(outputs):
             for t, at in enumerate(self.shape.y):
                 self.e.store(values[row * self.vectors + t], output, at)

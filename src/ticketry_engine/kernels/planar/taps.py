@@ -31,15 +31,15 @@ from typing import Any, ClassVar
 import numpy as np
 
 from ticketry_engine.kernels.activations import Activation, activate_all
-from ticketry_engine.kernels.emitter import Emitter, Written
+from ticketry_engine.kernels.emitter import EmittedKernel, Emitter
 from ticketry_engine.kernels.planar.geometry import (
     FLOAT,
     MOST,
     Geometry,
     Shape,
     clear_lanes,
-    from_bits,
     load,
+    load_bit_mask,
     mask_type,
     pick_positions,
     split,
@@ -60,7 +60,7 @@ SEGMENT_WORDS = 4
 
 
 @dataclass(frozen=True)
-class Taps(Written):
+class Taps(EmittedKernel):
     """Kernel of rows with few inputs.
 
     Args:
@@ -87,7 +87,7 @@ class Taps(Written):
     def write(self, e: Emitter) -> None:
         b = e.b
         segments, columns, chunks = e.table(SEGMENTS), e.table(COLUMNS), e.table(CHUNKS)
-        low, high = e.share(e.arg(CHUNK_COUNT))
+        low, high = e.thread_share(e.arg(CHUNK_COUNT))
         with e.loop(low, high) as turn:
             chunk = e.at(chunks, b.mul(turn.index, e.i64(24)))
             first, count, column = (e.load_i64(chunk, 8 * word) for word in range(3))
@@ -97,7 +97,7 @@ class Taps(Written):
                 end = b.add(begin, e.load_i32(segment))
                 row.next = [end]
                 for number in range(len(self.shapes)):
-                    _Tiles(self, e, number).all(segment, columns, begin, end)
+                    _Tiles(self, e, number).write_tiles(segment, columns, begin, end)
 
 
 class _Tiles:
@@ -106,15 +106,15 @@ class _Tiles:
     def __init__(self, kernel: Taps, e: Emitter, number: int) -> None:
         self.kernel, self.e, self.shape = kernel, e, kernel.shapes[number]
         self.masked, self.few = kernel.masked[number], kernel.few[number]
-        self.bytes, self.parts = _entry(e.target).itemsize, _parts(kernel.stride, e.target)
+        self.bytes, self.parts = _mask_entry_type(e.target).itemsize, _masks_per_tap(kernel.stride, e.target)
         at = SHAPES + SHAPE_ARGS * number
         self.places, self.count = e.table(at), e.arg(at + 1)
         self.read, self.written, self.masks = e.table(at + 2), e.table(at + 3), e.table(at + 4)
         self.weights = e.table(WEIGHTS)
 
-    def all(self, segment: Any, columns: Any, begin: Any, end: Any) -> None:
+    def write_tiles(self, segment: Any, columns: Any, begin: Any, end: Any) -> None:
         e, b, kernel, vectors = self.e, self.e.b, self.kernel, len(self.shape.x)
-        arena, bias = e.arena(), e.splat(e.load_f32(segment, 4 * (SEGMENT_WORDS - 1)))
+        arena, bias = e.arena_pointer(), e.splat(e.load_f32(segment, 4 * (SEGMENT_WORDS - 1)))
         with e.loop(0, self.count) as tile:
             place = e.at(self.places, b.mul(tile.index, e.i64(12)))
             x, y, residual = (e.at(arena, e.load_i32(place, 4 * word)) for word in range(3))
@@ -126,7 +126,7 @@ class _Tiles:
                 source, mask = e.at(x, e.load_i32(entry)), e.at(masks, b.mul(e.load_i32(entry, 4), tap))
                 weight = e.splat(e.load_f32(self.weights, b.mul(column.index, e.i64(4))))
                 column.next = [
-                    e.fma(weight, self._input(source, mask, number), value)
+                    e.fma(weight, self._load_input(source, mask, number), value)
                     for number, value in enumerate(column.carried)
                 ]
             written = e.at(self.written, b.mul(tile.index, e.i64(self.bytes * vectors)))
@@ -136,35 +136,37 @@ class _Tiles:
                     b.fadd(value, e.load(residual, at)) for value, at in zip(sums, self.shape.residual, strict=True)
                 ]
             for number, value in enumerate(activate_all(e, kernel.act, sums)):
-                self._write(value, y, written, number)
+                self._store_vector(value, y, written, number)
 
-    def _write(self, value: Any, y: Any, masks: Any, number: int) -> None:
+    def _store_vector(self, value: Any, y: Any, masks: Any, number: int) -> None:
         """Store a vector of the tile."""
         e, byte = self.e, self.shape.y[number]
         if self.masked and e.target.masks:
-            store(e, value, y, byte, from_bits(e, masks, self.bytes * number))
+            store(e, value, y, byte, load_bit_mask(e, masks, self.bytes * number))
         elif self.masked:
-            store(e, self._cleared(value, masks, number), y, byte)
+            store(e, self._clear_lanes(value, masks, number), y, byte)
         else:
             store_first(e, value, y, byte, self.few[number])
 
-    def _cleared(self, value: Any, masks: Any, number: int) -> Any:
+    def _clear_lanes(self, value: Any, masks: Any, number: int) -> Any:
         """Zero the lanes that a mask entry excludes."""
         at = self.e.load_u16(masks, self.bytes * number)
         return clear_lanes(self.e, value, self.e.at(self.masks, at))
 
-    def _input(self, source: Any, masks: Any, number: int) -> Any:
+    def _load_input(self, source: Any, masks: Any, number: int) -> Any:
         """Return what a tap reads for a vector of the tile."""
         e, stride, width = self.e, self.kernel.stride, self.e.target.lanes * FLOAT
         if not e.target.masks:
             read = [e.load(source, self.shape.x[number] + part * width) for part in range(stride)]
-            return self._cleared(pick_positions(e, read, self.kernel.images) if stride > 1 else read[0], masks, number)
+            return self._clear_lanes(
+                pick_positions(e, read, self.kernel.images) if stride > 1 else read[0], masks, number
+            )
         parts = [
             load(
                 e,
                 source,
                 self.shape.x[number] + part * width,
-                from_bits(e, masks, self.bytes * (number * stride + part)),
+                load_bit_mask(e, masks, self.bytes * (number * stride + part)),
             )
             for part in range(stride)
         ]
@@ -172,7 +174,7 @@ class _Tiles:
 
 
 @dataclass(frozen=True, eq=False)
-class Tapped:
+class MaskedTiles:
     """Tiles of one shape: their places, and masks of the lanes read and written."""
 
     shape: Shape
@@ -195,12 +197,12 @@ class Tapped:
         return self.places, len(self.places), self.read, self.written, self.masks
 
 
-def _entry(target: Target) -> np.dtype[Any]:
+def _mask_entry_type(target: Target) -> np.dtype[Any]:
     """Return the element type of mask tables: bits, or the byte offset of a mask."""
     return mask_type(target) if target.masks else np.dtype(np.uint16)
 
 
-def _parts(stride: int, target: Target) -> int:
+def _masks_per_tap(stride: int, target: Target) -> int:
     """Return the masks per tap and vector: one per vector read, or one for the positions picked from them."""
     return stride if target.masks else 1
 
@@ -216,7 +218,9 @@ class _Vector:
 
 
 @functools.lru_cache(maxsize=256)
-def make_tiles(x: Geometry, y: Geometry, residual: Geometry | None, window: Window, target: Target) -> list[Tapped]:
+def make_tiles(
+    x: Geometry, y: Geometry, residual: Geometry | None, window: Window, target: Target
+) -> list[MaskedTiles]:
     """Return all tiles of a plane.
 
     If x, y and the residual have rows of one length and the stride is 1, vectors continue into the next row; otherwise
@@ -225,8 +229,8 @@ def make_tiles(x: Geometry, y: Geometry, residual: Geometry | None, window: Wind
     beside = y if residual is None else residual
     each, follow = target.lanes // y.images, _rows_continue(x, y, beside, window)
     found: dict[tuple[Shape, tuple[int, ...]], list[list[_Vector]]] = {}
-    for pixels in _runs(y, follow, each, 12 if target.registers >= 32 else 6):
-        vectors = [_vector(x, y, beside, window, some, each) for some in pixels]
+    for pixels in _vector_runs(y, follow, each, 12 if target.registers >= 32 else 6):
+        vectors = [_build_vector(x, y, beside, window, some, each) for some in pixels]
         first = vectors[0]
         shape = Shape(
             tuple(one.x - first.x for one in vectors),
@@ -235,10 +239,10 @@ def make_tiles(x: Geometry, y: Geometry, residual: Geometry | None, window: Wind
         )
         few = tuple(target.lanes if follow else count * y.images for _, _, count in pixels)
         found.setdefault((shape, few), []).append(vectors)
-    return [_tiles(shape, few, tiles, x, y, window, target) for (shape, few), tiles in found.items()]
+    return [_build_tiles(shape, few, tiles, x, y, window, target) for (shape, few), tiles in found.items()]
 
 
-def reach(x: Geometry, window: Window) -> int:
+def largest_read_distance(x: Geometry, window: Window) -> int:
     """Return by how many bytes a window's taps may read before or after a plane."""
     return max(abs(x.shift(*window.shift(tap))) for tap in window.taps) + (window.stride[1] + 1) * MOST * FLOAT
 
@@ -252,7 +256,7 @@ _Run = tuple[int, int, int]
 """A vector's row, first column (possibly beyond the row's end, hence in a later row) and number of positions."""
 
 
-def _runs(y: Geometry, follow: bool, each: int, most: int) -> Iterator[list[_Run]]:
+def _vector_runs(y: Geometry, follow: bool, each: int, most: int) -> Iterator[list[_Run]]:
     """Yield the vectors of each tile."""
     if follow:
         last = (y.height - 1) * y.row + y.width
@@ -269,18 +273,18 @@ def _runs(y: Geometry, follow: bool, each: int, most: int) -> Iterator[list[_Run
             ]
 
 
-def _vector(x: Geometry, y: Geometry, residual: Geometry, window: Window, run: _Run, each: int) -> _Vector:
+def _build_vector(x: Geometry, y: Geometry, residual: Geometry, window: Window, run: _Run, each: int) -> _Vector:
     row, at, count = run
     places = [divmod(row * y.row + at + number, y.row) for number in range(count)]
     return _Vector(
-        (x.position(row * window.stride[0], 0) + at * window.stride[1]) * x.step,
-        (y.position(row, 0) + at) * y.step,
-        (residual.position(row, 0) + at) * residual.step,
+        (x.pixel_position(row * window.stride[0], 0) + at * window.stride[1]) * x.step,
+        (y.pixel_position(row, 0) + at) * y.step,
+        (residual.pixel_position(row, 0) + at) * residual.step,
         (*(place if place[1] < y.width else None for place in places), *[None] * (each - count)),
     )
 
 
-def _tiles(
+def _build_tiles(
     shape: Shape,
     few: tuple[int, ...],
     tiles: Sequence[Sequence[_Vector]],
@@ -288,7 +292,7 @@ def _tiles(
     y: Geometry,
     window: Window,
     target: Target,
-) -> Tapped:
+) -> MaskedTiles:
     places = np.array([[t[0].x, t[0].y, t[0].residual] for t in tiles], dtype=np.int32)
     nothing = -(1 << 20)
     pixels = np.array([[[p or (nothing, nothing) for p in v.pixels] for v in t] for t in tiles])  # [tiles, v, each, 2]
@@ -304,15 +308,17 @@ def _tiles(
     )  # [tiles, taps, v, each]
     masked = bool((there.repeat(y.images, axis=-1) != (np.arange(target.lanes) < np.array(few)[:, None])).any())
     if target.masks:
-        read = _bits(seen, window.stride[1], y.images, target)
-        return Tapped(shape, few, places, read, _bits(there, 1, y.images, target)[..., 0], np.zeros(1), masked)
+        read = _lane_masks(seen, window.stride[1], y.images, target)
+        return MaskedTiles(
+            shape, few, places, read, _lane_masks(there, 1, y.images, target)[..., 0], np.zeros(1), masked
+        )
     both = np.concatenate([seen, there[:, None]], axis=1)  # [tiles, taps + 1, v, each]
-    bits = _bits(both, 1, y.images, target)[..., 0]
+    bits = _lane_masks(both, 1, y.images, target)[..., 0]
     kinds, at = np.unique(bits, return_inverse=True)
     masks = -(kinds[:, None].astype(np.int32) >> np.arange(target.lanes, dtype=np.int32) & 1)
-    entries = (at.reshape(bits.shape) * target.lanes * FLOAT).astype(_entry(target))
+    entries = (at.reshape(bits.shape) * target.lanes * FLOAT).astype(_mask_entry_type(target))
     read, written = (np.ascontiguousarray(some) for some in (entries[:, :-1], entries[:, -1]))
-    return Tapped(shape, few, places, read, written, np.ascontiguousarray(masks, dtype=np.int32), masked)
+    return MaskedTiles(shape, few, places, read, written, np.ascontiguousarray(masks, dtype=np.int32), masked)
 
 
 def _in_range(place: Array, extent: int) -> Array:
@@ -320,7 +326,7 @@ def _in_range(place: Array, extent: int) -> Array:
     return found
 
 
-def _bits(there: Array, stride: int, images: int, target: Target) -> Array:
+def _lane_masks(there: Array, stride: int, images: int, target: Target) -> Array:
     """Convert [..., positions of a vector] to masks [..., stride] of the lanes used in each vector read."""
     spread = np.zeros((*there.shape[:-1], there.shape[-1] * stride), dtype=bool)
     spread[..., ::stride] = there
@@ -329,8 +335,8 @@ def _bits(there: Array, stride: int, images: int, target: Target) -> Array:
     return found
 
 
-def op(
-    tiles: Sequence[Tapped],
+def build_op(
+    tiles: Sequence[MaskedTiles],
     columns: tuple[Array, Array, Array, Array],
     rows: tuple[Array, Array | None, Array],
     window: Window,
@@ -383,7 +389,9 @@ _SECOND = 1 << 20
 """Bytes of inputs that the L2 cache holds."""
 
 
-def cycles(tiles: Sequence[Tapped], kept: Array, plane: int, planes: int, stride: int, target: Target) -> float:
+def estimate_cycles(
+    tiles: Sequence[MaskedTiles], kept: Array, plane: int, planes: int, stride: int, target: Target
+) -> float:
     """Estimate the cycles: each vector of each column, the overhead per tile and row, and repeated reads of planes.
 
     Args:

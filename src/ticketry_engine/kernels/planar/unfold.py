@@ -15,7 +15,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from ticketry_engine.kernels.emitter import Emitter, Written
+from ticketry_engine.kernels.emitter import EmittedKernel, Emitter
 from ticketry_engine.kernels.jit import ir
 from ticketry_engine.kernels.planar.geometry import (
     FLOAT,
@@ -23,8 +23,8 @@ from ticketry_engine.kernels.planar.geometry import (
     SLACK,
     Geometry,
     Planes,
-    from_bits,
     load,
+    load_bit_mask,
     mask_type,
     pick_positions,
     shuffle,
@@ -131,7 +131,7 @@ class Unfolding:
 
     def columns(self, offset: int) -> Array:
         """Return the byte of each channel and tap, [channels, taps], for copies at `offset`; 0 if unused."""
-        starts = self._starts(offset)
+        starts = self._copy_offsets(offset)
         columns = np.zeros((self.used.shape[1], len(self.window.taps)), dtype=np.int64)
         for number, tap in enumerate(self.window.taps):
             if tap in self.of:
@@ -139,7 +139,7 @@ class Unfolding:
                 columns[:, number] = np.where(self.used[copy], starts[copy] + self.geometry.shift(row, column), 0)
         return columns
 
-    def _starts(self, offset: int) -> Array:
+    def _copy_offsets(self, offset: int) -> Array:
         """Return the byte of each copy and channel, [copies, channels]; 0 if unused."""
         starts = np.zeros(self.used.shape, dtype=np.int64)
         starts[self.used] = self.value(offset).offsets
@@ -156,44 +156,46 @@ class Unfolding:
                 offsets = np.zeros(x.channels, dtype=np.int64)
                 offsets[self.channels] = first + number * stride + self.phase.bytes * np.arange(count)
                 sources[phase] = Planes(self.phase, offsets)
-            ops.append(self._split(x, first, stride))
+            ops.append(self._build_split_op(x, first, stride))
         whole = np.asarray(self.used.all(axis=0) & self.turned)
         if whole.any():
-            ops.append(self._turn(x, np.flatnonzero(whole), offset))
+            ops.append(self._build_turn_op(x, np.flatnonzero(whole), offset))
         if (self.used & ~whole).any():
-            ops.append(self._copy(sources, offset, ~whole))
+            ops.append(self._build_gather_op(sources, offset, ~whole))
         return ops
 
-    def _turn(self, x: Planes, channels: Array, offset: int) -> Op:
+    def _build_turn_op(self, x: Planes, channels: Array, offset: int) -> Op:
         """Return the operation that makes all copies of some channels by moving rows sideways."""
         g, (row, rows) = x.geometry, (self.copies[0].row, self.copies[0].rows)
         above = min(max(0, -row), rows)
         inside = max(0, min(rows - above, g.height - max(0, row)))
-        begin = g.position(max(0, row), 0) * g.step
-        places = np.stack([x.offsets[channels] + begin, *self._starts(offset)[:, channels]], axis=1)
+        begin = g.pixel_position(max(0, row), 0) * g.step
+        places = np.stack([x.offsets[channels] + begin, *self._copy_offsets(offset)[:, channels]], axis=1)
         shifts = tuple(copy.column * self.y.images for copy in self.copies)
         vectors, row = (count * self.y.images // self.target.lanes for count in (self.x.width, self.row))
         kernel = Turn(shifts, vectors, row)
         return Op(kernel, (places, len(places), g.row * g.step, above, above + inside, rows))
 
-    def _split(self, x: Planes, first: int, copy_bytes: int) -> Op:
+    def _build_split_op(self, x: Planes, first: int, copy_bytes: int) -> Op:
         stride, count = self.window.stride[1], len(self.channels)
         each = -(-self.phase.width * x.geometry.images // self.target.lanes)
         valid = np.arange(each * stride * self.target.lanes) < x.geometry.width * x.geometry.images
         bits = valid.reshape(-1, self.target.lanes) @ (1 << np.arange(self.target.lanes))
-        begin = x.geometry.position(0, 0) * x.geometry.step
+        begin = x.geometry.pixel_position(0, 0) * x.geometry.step
         places = np.stack([x.offsets[self.channels] + begin, first + self.phase.bytes * np.arange(count)], axis=1)
         kernel = PhaseSplit(stride, tuple(self.phases), x.geometry.images)
         row_bytes, phase_bytes = x.geometry.row * x.geometry.step, self.phase.row * self.phase.step
         numbers = (x.geometry.height, row_bytes, phase_bytes, copy_bytes, each)
         return Op(kernel, (places, count, *numbers, bits.astype(mask_type(self.target))))
 
-    def _copy(self, sources: dict[int, Planes], offset: int, channels: Array) -> Op:
+    def _build_gather_op(self, sources: dict[int, Planes], offset: int, channels: Array) -> Op:
         """Return the operation that assembles the copies of the flagged channels from pieces."""
         places, all_pieces, all_bits, done = [], [], [], 0
-        made = [self._pieces(copy, next(iter(sources.values())).geometry) for copy in self.copies]
+        made = [self._piece_tables(copy, next(iter(sources.values())).geometry) for copy in self.copies]
         most = max(pieces.shape[1] for pieces, _ in made)
-        for copy, used, starts, (pieces, bits) in zip(self.copies, self.used, self._starts(offset), made, strict=True):
+        for copy, used, starts, (pieces, bits) in zip(
+            self.copies, self.used, self._copy_offsets(offset), made, strict=True
+        ):
             source = sources[copy.phase]
             places += [
                 (int(source.offsets[channel]), int(starts[channel]), done, done + len(pieces))
@@ -206,7 +208,7 @@ class Unfolding:
         pieces, bits = np.concatenate(all_pieces).astype(np.int32), np.concatenate(all_bits)
         return Op(Gather(most), (table, len(table), pieces, bits.astype(mask_type(self.target))))
 
-    def _pieces(self, copy: PlaneCopy, source: Geometry) -> tuple[Array, Array]:
+    def _piece_tables(self, copy: PlaneCopy, source: Geometry) -> tuple[Array, Array]:
         """Return for each vector of a copy the bytes of the source pieces and their lanes."""
         width, images = self.target.lanes, self.y.images
         each = width // images
@@ -231,7 +233,7 @@ class Unfolding:
 _NOWHERE = -(1 << 40)
 
 
-def unfolding(x: Geometry, y: Geometry, window: Window, used: Array, target: Target) -> Unfolding:
+def plan_unfolding(x: Geometry, y: Geometry, window: Window, used: Array, target: Target) -> Unfolding:
     """Return the copies that a layer needs.
 
     Args:
@@ -242,7 +244,7 @@ def unfolding(x: Geometry, y: Geometry, window: Window, used: Array, target: Tar
     families: dict[tuple[int, int, int, int], list[Pair]] = {}
     for number, tap in enumerate(window.taps):
         if used[:, number].any() and window.reads_any_pixel(x, y, tap):
-            families.setdefault(_family(window, tap, y, each, whole), []).append(tap)
+            families.setdefault(_copy_key(window, tap, y, each, whole), []).append(tap)
     copies: list[PlaneCopy] = []
     of: dict[Pair, tuple[int, int, int]] = {}
     read = np.zeros((len(families), len(used)), dtype=bool)
@@ -260,7 +262,7 @@ def unfolding(x: Geometry, y: Geometry, window: Window, used: Array, target: Tar
     return Unfolding(x, y, window, tuple(copies), of, read, row, target)
 
 
-def _family(window: Window, tap: Pair, y: Geometry, each: int, whole: bool) -> tuple[int, int, int, int]:
+def _copy_key(window: Window, tap: Pair, y: Geometry, each: int, whole: bool) -> tuple[int, int, int, int]:
     """Return a key that is equal for taps that can share a copy: same phases, at shifts that keep vectors aligned."""
     row, column = (window.input(0, tap[axis], axis) for axis in (0, 1))
     shift, phase = divmod(column, window.stride[1])
@@ -271,7 +273,7 @@ def _family(window: Window, tap: Pair, y: Geometry, each: int, whole: bool) -> t
 
 
 @dataclass(frozen=True)
-class Gather(Written):
+class Gather(EmittedKernel):
     """Kernel that assembles vectors from pieces of consecutive lanes of a plane; uncovered lanes are zero.
 
     Arguments: places (source, destination, first and past-the-end vector; int64), their number, the bytes of each
@@ -282,10 +284,10 @@ class Gather(Written):
     pieces: int
 
     def write(self, e: Emitter) -> None:
-        b, arena = e.b, e.arena()
+        b, arena = e.b, e.arena_pointer()
         places, pieces, bits = e.table(0), e.table(2), e.table(3)
         size = mask_type(e.target).itemsize
-        low, high = e.share(e.arg(1))
+        low, high = e.thread_share(e.arg(1))
         with e.loop(low, high) as plane:
             place = e.at(places, b.mul(plane.index, e.i64(32)))
             source, to = (e.at(arena, e.load_i64(place, 8 * word)) for word in (0, 1))
@@ -296,13 +298,13 @@ class Gather(Written):
                 value = e.splat(0.0)
                 for piece in range(self.pieces):
                     begin = e.at(source, e.load_i32(at, 4 * piece))
-                    value = load(e, begin, 0, from_bits(e, mask, size * piece), value)
+                    value = load(e, begin, 0, load_bit_mask(e, mask, size * piece), value)
                 e.store(value, to, loop.carried[0])
                 loop.next = [b.add(loop.carried[0], e.i64(e.target.lanes * FLOAT))]
 
 
 @dataclass(frozen=True)
-class Turn(Written):
+class Turn(EmittedKernel):
     """Kernel that moves rows of planes sideways, for several copies at once; positions outside are zero.
 
     Arguments: places (byte of the first inside row; byte of each copy; int64), their number, bytes between two rows,
@@ -318,10 +320,10 @@ class Turn(Written):
     """Vectors per row of a copy."""
 
     def write(self, e: Emitter) -> None:
-        b, arena, places = e.b, e.arena(), e.table(0)
+        b, arena, places = e.b, e.arena_pointer(), e.table(0)
         step, first, last, rows = (e.arg(index) for index in range(2, 6))
         size, line = 8 * (1 + len(self.shifts)), self.row * e.target.lanes * FLOAT
-        low, high = e.share(e.arg(1))
+        low, high = e.thread_share(e.arg(1))
         with e.loop(low, high) as plane:
             place = e.at(places, b.mul(plane.index, e.i64(size)))
             source = e.at(arena, e.load_i64(place))
@@ -356,7 +358,7 @@ class Turn(Written):
 
 
 @dataclass(frozen=True)
-class PhaseSplit(Written):
+class PhaseSplit(EmittedKernel):
     """Kernel that picks every stride-th pixel of each row, once for each of some phases.
 
     Arguments: places (source, destination of the first phase; int64), their number, rows, bytes between two rows of x
@@ -370,11 +372,11 @@ class PhaseSplit(Written):
     images: int
 
     def write(self, e: Emitter) -> None:
-        b, arena = e.b, e.arena()
+        b, arena = e.b, e.arena_pointer()
         places, masks = e.table(0), e.table(7)
         rows, from_row, to_row, copy_bytes, each = (e.arg(index) for index in range(2, 7))
         size, width = mask_type(e.target).itemsize, e.target.lanes * FLOAT
-        low, high = e.share(e.arg(1))
+        low, high = e.thread_share(e.arg(1))
         with e.loop(low, high) as plane:
             place = e.at(places, b.mul(plane.index, e.i64(16)))
             source, to = (e.at(arena, e.load_i64(place, 8 * word)) for word in (0, 1))
@@ -382,7 +384,9 @@ class PhaseSplit(Written):
                 begin = e.at(source, b.mul(row.index, from_row))
                 bits = e.at(masks, b.mul(vector.index, e.i64(size * self.stride)))
                 begin = e.at(begin, b.mul(vector.index, e.i64(width * self.stride)))
-                read = [load(e, begin, width * part, from_bits(e, bits, size * part)) for part in range(self.stride)]
+                read = [
+                    load(e, begin, width * part, load_bit_mask(e, bits, size * part)) for part in range(self.stride)
+                ]
                 end = e.at(e.at(to, b.mul(row.index, to_row)), b.mul(vector.index, e.i64(width)))
                 for number, phase in enumerate(self.phases):
                     e.store(pick_positions(e, read, self.images, phase), e.at(end, b.mul(copy_bytes, e.i64(number))))

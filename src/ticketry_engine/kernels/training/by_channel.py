@@ -23,11 +23,11 @@ import numpy as np
 
 import ticketry_engine.kernels.bfloat as bfloat
 from ticketry_engine.kernels.activations import activate, slope
-from ticketry_engine.kernels.emitter import Emitter, Written
+from ticketry_engine.kernels.emitter import EmittedKernel, Emitter
 from ticketry_engine.kernels.planar.geometry import FLOAT, LINE, first_lanes_mask
 from ticketry_engine.kernels.program import Op
 from ticketry_engine.kernels.target import Target
-from ticketry_engine.kernels.training.layout import IMAGES, Batch, images_of, parts
+from ticketry_engine.kernels.training.layer import IMAGES, Batch, images_of, operation_blocks
 from ticketry_engine.kernels.window import Array
 
 _HEAD = 7
@@ -46,7 +46,7 @@ ResNet-20; half and twice the distance perform alike."""
 
 
 @dataclass(frozen=True)
-class ByChannel(Written):
+class ByChannel(EmittedKernel):
     """Base class of kernels that process values channel by channel.
 
     Args:
@@ -61,7 +61,7 @@ class ByChannel(Written):
     """Numbers per channel in the table."""
     sums: ClassVar[int] = 0
     """Sums per channel, one vector each in the table, after the numbers of all channels."""
-    sides: ClassVar[int] = 1
+    value_count: ClassVar[int] = 1
     near: ClassVar[bool] = False
     """Whether the first number is the channel's first value, used as a shift; it is stored after the sums, in all
     lanes."""
@@ -71,11 +71,11 @@ class ByChannel(Written):
     masked: bool
 
     @property
-    def stored(self) -> int:
+    def vectors_per_channel(self) -> int:
         """Vectors per channel in the table."""
         return self.sums + self.near
 
-    def body(self, e: Emitter, at: Sequence[Any], numbers: Sequence[Any], there: Any) -> list[Any]:
+    def write_vector(self, e: Emitter, at: Sequence[Any], numbers: Sequence[Any], there: Any) -> list[Any]:
         """Write one vector and return its addend of each sum.
 
         Args:
@@ -97,14 +97,14 @@ class ByChannel(Written):
         b, width, step = e.b, FLOAT * e.target.lanes, self.item * e.target.lanes
         channels, begin, end, rows, images, place = (e.arg(number) for number in range(_HEAD - 1))
         table, unroll = e.table(_HEAD - 1), math.gcd(self.vectors, 8)
-        places = [[e.arg(_HEAD + 4 * side + word) for word in range(4)] for side in range(self.sides)]
-        with e.loop(*e.share(channels)) as channel:
+        places = [[e.arg(_HEAD + 4 * side + word) for word in range(4)] for side in range(self.value_count)]
+        with e.loop(*e.thread_share(channels)) as channel:
             given = e.at(table, b.mul(channel.index, e.i64(FLOAT * self.numbers)))
-            first = [e.at(e.arena(place[0]), b.mul(channel.index, place[1])) for place in places]
+            first = [e.at(e.arena_pointer(place[0]), b.mul(channel.index, place[1])) for place in places]
             numbers = [e.splat(e.load_f32(given, FLOAT * number)) for number in range(self.numbers)]
             if self.near:
-                numbers.insert(0, e.splat(bfloat.load_one(e, e.at(first[0], b.mul(begin, places[0][2])), self.item)))
-            sums = e.at(table, b.add(place, b.mul(channel.index, e.i64(width * self.stored))))
+                numbers.insert(0, e.splat(bfloat.load_scalar(e, e.at(first[0], b.mul(begin, places[0][2])), self.item)))
+            sums = e.at(table, b.add(place, b.mul(channel.index, e.i64(width * self.vectors_per_channel))))
             totals = [e.splat(0.0)] * (self.sums * _CHAINS)
             with e.loop(begin, end, carried=totals) as block:
                 there = self._image_masks(e, b.sub(images, b.mul(block.index, e.i64(images_of(self.item)))))
@@ -115,11 +115,11 @@ class ByChannel(Written):
                         totals = list(vector.carried)
                         for line in lines if e.target.lanes == IMAGES else ():
                             for further in range(_AHEAD, _AHEAD + unroll * step, LINE):
-                                e.fetch(line, b.add(vector.index, e.i64(further)))
+                                e.prefetch(line, b.add(vector.index, e.i64(further)))
                         for part in range(unroll):
                             byte = b.add(vector.index, e.i64(part * step))
                             mask = None if there is None else there[part % len(there)]
-                            found = self.body(e, [e.at(line, byte) for line in lines], numbers, mask)
+                            found = self.write_vector(e, [e.at(line, byte) for line in lines], numbers, mask)
                             for number, value in enumerate(found):
                                 place = number * _CHAINS + part % _CHAINS
                                 totals[place] = b.fadd(totals[place], value)
@@ -148,12 +148,12 @@ def _mask_images(e: Emitter, there: Any, value: Any) -> Any:
 
 @dataclass(frozen=True)
 class Moments(ByChannel):
-    """Sums of ``x - shift`` and of its square, with a shift near the mean: see `moments_of`. Value: x."""
+    """Sums of ``x - shift`` and of its square, with a shift near the mean: see `read_moments`. Value: x."""
 
     near: ClassVar[bool] = True
     sums: ClassVar[int] = 2
 
-    def body(self, e: Emitter, at: Sequence[Any], numbers: Sequence[Any], there: Any) -> list[Any]:
+    def write_vector(self, e: Emitter, at: Sequence[Any], numbers: Sequence[Any], there: Any) -> list[Any]:
         value = _mask_images(e, there, e.b.fsub(self.load(e, at[0]), numbers[0]))
         return [value, e.b.fmul(value, value)]
 
@@ -164,7 +164,7 @@ class Total(ByChannel):
 
     sums: ClassVar[int] = 1
 
-    def body(self, e: Emitter, at: Sequence[Any], numbers: Sequence[Any], there: Any) -> list[Any]:
+    def write_vector(self, e: Emitter, at: Sequence[Any], numbers: Sequence[Any], there: Any) -> list[Any]:
         return [_mask_images(e, there, self.load(e, at[0]))]
 
 
@@ -178,10 +178,10 @@ class ScaleShift(ByChannel):
     residual: bool
 
     @property
-    def sides(self) -> int:  # type: ignore[override]
+    def value_count(self) -> int:  # type: ignore[override]
         return 3 if self.residual else 2
 
-    def body(self, e: Emitter, at: Sequence[Any], numbers: Sequence[Any], there: Any) -> list[Any]:
+    def write_vector(self, e: Emitter, at: Sequence[Any], numbers: Sequence[Any], there: Any) -> list[Any]:
         value = e.fma(self.load(e, at[0]), numbers[0], numbers[1])
         if self.residual:
             value = e.b.fadd(value, self.load(e, at[2]))
@@ -206,10 +206,10 @@ class NormSums(ByChannel):
     residual: bool
 
     @property
-    def sides(self) -> int:  # type: ignore[override]
+    def value_count(self) -> int:  # type: ignore[override]
         return 3 if self.relu and self.residual else 2
 
-    def body(self, e: Emitter, at: Sequence[Any], numbers: Sequence[Any], there: Any) -> list[Any]:
+    def write_vector(self, e: Emitter, at: Sequence[Any], numbers: Sequence[Any], there: Any) -> list[Any]:
         x, gradient = self.load(e, at[1]), self.load(e, at[0])
         if self.relu:
             given = self.load(e, at[2]) if self.residual else e.fma(x, numbers[1], numbers[2])
@@ -228,11 +228,11 @@ class NormGradient(ByChannel):
     """
 
     numbers: ClassVar[int] = 5
-    sides: ClassVar[int] = 3
+    value_count: ClassVar[int] = 3
 
     relu: bool
 
-    def body(self, e: Emitter, at: Sequence[Any], numbers: Sequence[Any], there: Any) -> list[Any]:
+    def write_vector(self, e: Emitter, at: Sequence[Any], numbers: Sequence[Any], there: Any) -> list[Any]:
         x, gradient = self.load(e, at[1]), self.load(e, at[0])
         if self.relu:
             given = e.fma(x, numbers[3], numbers[4])
@@ -250,10 +250,10 @@ class Add(ByChannel):
     residual: bool
 
     @property
-    def sides(self) -> int:  # type: ignore[override]
+    def value_count(self) -> int:  # type: ignore[override]
         return 2 + self.relu + self.residual
 
-    def body(self, e: Emitter, at: Sequence[Any], numbers: Sequence[Any], there: Any) -> list[Any]:
+    def write_vector(self, e: Emitter, at: Sequence[Any], numbers: Sequence[Any], there: Any) -> list[Any]:
         value, (_, *others) = self.load(e, at[0]), at
         if self.relu:
             kept = e.b.fcmp_ordered(">", self.load(e, others.pop(0)), e.splat(0.0))
@@ -266,11 +266,11 @@ class Add(ByChannel):
 class Activated(ByChannel):
     """``y = act(x)``. Values: x, y."""
 
-    sides: ClassVar[int] = 2
+    value_count: ClassVar[int] = 2
 
     act: str
 
-    def body(self, e: Emitter, at: Sequence[Any], numbers: Sequence[Any], there: Any) -> list[Any]:
+    def write_vector(self, e: Emitter, at: Sequence[Any], numbers: Sequence[Any], there: Any) -> list[Any]:
         self.store(e, _mask_images(e, there, activate(e, self.act, self.load(e, at[0]))), at[1])
         return []
 
@@ -279,20 +279,22 @@ class Activated(ByChannel):
 class ActivationGradient(ByChannel):
     """``dx = dy * act'(x)``. Values: dy, x, dx."""
 
-    sides: ClassVar[int] = 3
+    value_count: ClassVar[int] = 3
 
     act: str
 
-    def body(self, e: Emitter, at: Sequence[Any], numbers: Sequence[Any], there: Any) -> list[Any]:
+    def write_vector(self, e: Emitter, at: Sequence[Any], numbers: Sequence[Any], there: Any) -> list[Any]:
         self.store(e, e.b.fmul(self.load(e, at[0]), slope(e, self.act, self.load(e, at[1]))), at[2])
         return []
 
 
-def operations(kind: type[ByChannel], values: Sequence[Batch], images: int, target: Target, **flags: Any) -> list[Op]:
-    """Return the operations of a kernel on values of the same pixels, block by block or over all blocks (see `parts`).
+def build_channel_ops(
+    kind: type[ByChannel], values: Sequence[Batch], images: int, target: Target, **flags: Any
+) -> list[Op]:
+    """Return the operations of a kernel on values of the same pixels: one for each of `operation_blocks`.
 
     A value with one channel is broadcast to all channels. The operations share one table: the numbers of each channel,
-    then the sums of each operation (see `sums_of`).
+    then the sums of each operation (see `read_sums`).
 
     Args:
         images: number of existing images; may be less than the blocks hold.
@@ -304,16 +306,16 @@ def operations(kind: type[ByChannel], values: Sequence[Batch], images: int, targ
         if size != (height, width, first.blocks) or value.channels not in (1, first.channels):
             raise ValueError(f"values of different pixels: {first} and {value}")
     kernel = kind(width * first.images // target.lanes, first.item, images < first.blocks * first.images, **flags)
-    if len(values) != kernel.sides:
+    if len(values) != kernel.value_count:
         raise ValueError(f"{kernel} over {len(values)} values")
-    cut = parts(first.blocks, (height, width))
-    begin, each = first.channels * kernel.numbers, first.channels * kernel.stored * target.lanes
+    cut = operation_blocks(first.blocks, (height, width))
+    begin, each = first.channels * kernel.numbers, first.channels * kernel.vectors_per_channel * target.lanes
     table = np.zeros(begin + len(cut) * each + 1, dtype=np.float32)
     places: list[int] = []
     for value in values:
         g = value.geometry
         apart = g.bytes if value.channels > 1 else 0
-        places += [value.offset + g.position(0, 0) * g.step, apart, value.block_bytes, g.row * g.step]
+        places += [value.offset + g.pixel_position(0, 0) * g.step, apart, value.block_bytes, g.row * g.step]
     return [
         Op(
             kernel,
@@ -323,18 +325,18 @@ def operations(kind: type[ByChannel], values: Sequence[Batch], images: int, targ
     ]
 
 
-def numbers_of(op: Op) -> Array:
+def channel_numbers(op: Op) -> Array:
     """Return the numbers of each channel in an operation's table: channels x numbers."""
-    kernel, table = _table(op)
+    kernel, table = _find_table(op)
     return table[: int(op.args[0]) * kernel.numbers].reshape(-1, kernel.numbers)
 
 
-def sums_of(op: Op, target: Target) -> Array:
+def read_sums(op: Op, target: Target) -> Array:
     """Return the sums of all operations that share a table: channels x sums, float64."""
-    return np.asarray(_stored_sums(op, target).sum(axis=(0, 3), dtype=np.float64))
+    return np.asarray(_read_stored_sums(op, target).sum(axis=(0, 3), dtype=np.float64))
 
 
-def moments_of(op: Op, counts: Sequence[int], target: Target) -> tuple[Array, Array]:
+def read_moments(op: Op, counts: Sequence[int], target: Target) -> tuple[Array, Array]:
     """Return mean and variance of each channel, float64, combined from the parts of `Moments` operations.
 
     Chan, Golub and LeVeque, "Updating Formulae and a Pairwise Algorithm for Computing Sample Variances" (1979).
@@ -342,7 +344,7 @@ def moments_of(op: Op, counts: Sequence[int], target: Target) -> tuple[Array, Ar
     Args:
         counts: number of values per channel in each part.
     """
-    stored = _stored_sums(op, target)
+    stored = _read_stored_sums(op, target)
     sums, near = stored[:, :, :2].sum(axis=3, dtype=np.float64), stored[:, :, 2, 0].astype(np.float64)
     numbers = np.array(counts, dtype=np.float64)[:, None]
     means = near + sums[:, :, 0] / numbers
@@ -351,14 +353,14 @@ def moments_of(op: Op, counts: Sequence[int], target: Target) -> tuple[Array, Ar
     return mean, np.maximum(squares.sum(axis=0) / numbers.sum(), 0)
 
 
-def _stored_sums(op: Op, target: Target) -> Array:
+def _read_stored_sums(op: Op, target: Target) -> Array:
     """Return the stored vectors: parts x channels x vectors x lanes."""
-    kernel, table = _table(op)
+    kernel, table = _find_table(op)
     channels = int(op.args[0])
-    return table[channels * kernel.numbers : -1].reshape(-1, channels, kernel.stored, target.lanes)
+    return table[channels * kernel.numbers : -1].reshape(-1, channels, kernel.vectors_per_channel, target.lanes)
 
 
-def _table(op: Op) -> tuple[ByChannel, Array]:
+def _find_table(op: Op) -> tuple[ByChannel, Array]:
     kernel, table = op.kernel, op.args[_HEAD - 1]
     assert isinstance(kernel, ByChannel)
     assert isinstance(table, np.ndarray)
@@ -385,7 +387,7 @@ _FACTORS = 2
 
 
 @dataclass(frozen=True)
-class ByToken(Written):
+class ByToken(EmittedKernel):
     """Base class of kernels that compute statistics of each token.
 
     Args:
@@ -393,36 +395,36 @@ class ByToken(Written):
     """
 
     finished: ClassVar[bool] = True
-    sides: ClassVar[int]
+    value_count: ClassVar[int]
     """Number of values with a plane per feature; those with a single plane follow."""
     sums: ClassVar[int] = 2
 
     vectors: int
 
-    def begin(self, e: Emitter, at: Sequence[Any]) -> Any:
+    def load_token_values(self, e: Emitter, at: Sequence[Any]) -> Any:
         """Return what the terms of a vector need, loaded once; ``at`` is its pointer in each value."""
         raise NotImplementedError
 
-    def terms(self, e: Emitter, at: Sequence[Any], begun: Any, factor: Any) -> list[Any]:
+    def sum_terms(self, e: Emitter, at: Sequence[Any], begun: Any, factor: Any) -> list[Any]:
         """Return the addends of a feature for each sum."""
         raise NotImplementedError
 
-    def end(self, e: Emitter, at: Sequence[Any], begun: Any, means: Sequence[Any], epsilon: Any) -> None:
+    def store_means(self, e: Emitter, at: Sequence[Any], begun: Any, means: Sequence[Any], epsilon: Any) -> None:
         """Store the results, computed from the means over features."""
         raise NotImplementedError
 
     def write(self, e: Emitter) -> None:
         b, width = e.b, FLOAT * e.target.lanes
         features, begin, end, table = e.arg(0), e.arg(1), e.arg(2), e.table(3)
-        places = [[e.arg(_TOKEN_HEAD + 3 * side + word) for word in range(3)] for side in range(self.sides + 2)]
+        places = [[e.arg(_TOKEN_HEAD + 3 * side + word) for word in range(3)] for side in range(self.value_count + 2)]
         share, epsilon = (e.splat(e.load_f32(table, FLOAT * number)) for number in range(_FACTORS))
         unroll = math.gcd(self.vectors, 2)
         with e.loop(begin, end) as block:
-            planes = [e.at(e.arena(offset), b.mul(block.index, step)) for offset, _, step in places]
-            with e.loop(*e.share(self.vectors // unroll)) as turn:
+            planes = [e.at(e.arena_pointer(offset), b.mul(block.index, step)) for offset, _, step in places]
+            with e.loop(*e.thread_share(self.vectors // unroll)) as turn:
                 byte = b.mul(turn.index, e.i64(unroll * width))
                 ats = [[e.at(plane, b.add(byte, e.i64(part * width))) for plane in planes] for part in range(unroll)]
-                begun = [self.begin(e, at) for at in ats]
+                begun = [self.load_token_values(e, at) for at in ats]
                 with e.loop(0, features, carried=[e.splat(0.0)] * (self.sums * unroll)) as feature:
                     factor = e.splat(
                         e.load_f32(table, b.add(e.i64(FLOAT * _FACTORS), b.mul(feature.index, e.i64(FLOAT))))
@@ -431,29 +433,29 @@ class ByToken(Written):
                     for at, known in zip(ats, begun, strict=True):
                         here = [
                             e.at(place, b.mul(feature.index, step))
-                            for place, (_, step, _) in zip(at[: self.sides], places, strict=False)
+                            for place, (_, step, _) in zip(at[: self.value_count], places, strict=False)
                         ]
-                        found += self.terms(e, here, known, factor)
+                        found += self.sum_terms(e, here, known, factor)
                     feature.next = [b.fadd(*pair) for pair in zip(feature.carried, found, strict=True)]
                 for part, at in enumerate(ats):
                     totals = feature.results[self.sums * part : self.sums * (part + 1)]
-                    self.end(e, at, begun[part], [b.fmul(total, share) for total in totals], epsilon)
+                    self.store_means(e, at, begun[part], [b.fmul(total, share) for total in totals], epsilon)
 
 
 @dataclass(frozen=True)
 class TokenMoments(ByToken):
     """Mean and 1 / deviation of each token. Values: x; mean, inverse."""
 
-    sides: ClassVar[int] = 1
+    value_count: ClassVar[int] = 1
 
-    def begin(self, e: Emitter, at: Sequence[Any]) -> Any:
+    def load_token_values(self, e: Emitter, at: Sequence[Any]) -> Any:
         return e.load(at[0])  # shift near the mean, against cancellation
 
-    def terms(self, e: Emitter, at: Sequence[Any], begun: Any, factor: Any) -> list[Any]:
+    def sum_terms(self, e: Emitter, at: Sequence[Any], begun: Any, factor: Any) -> list[Any]:
         apart = e.b.fsub(e.load(at[0]), begun)
         return [apart, e.b.fmul(apart, apart)]
 
-    def end(self, e: Emitter, at: Sequence[Any], begun: Any, means: Sequence[Any], epsilon: Any) -> None:
+    def store_means(self, e: Emitter, at: Sequence[Any], begun: Any, means: Sequence[Any], epsilon: Any) -> None:
         b, (shift, squares) = e.b, means
         e.store(b.fadd(begun, shift), at[1])
         variance = b.fsub(squares, b.fmul(shift, shift))
@@ -466,16 +468,16 @@ class TokenMoments(ByToken):
 class TokenSums(ByToken):
     """Means over features of g and of g times the normalised input. Values: dy, x, mean, inverse; both means."""
 
-    sides: ClassVar[int] = 4
+    value_count: ClassVar[int] = 4
 
-    def begin(self, e: Emitter, at: Sequence[Any]) -> Any:
+    def load_token_values(self, e: Emitter, at: Sequence[Any]) -> Any:
         return e.load(at[2]), e.load(at[3])
 
-    def terms(self, e: Emitter, at: Sequence[Any], begun: Any, factor: Any) -> list[Any]:
+    def sum_terms(self, e: Emitter, at: Sequence[Any], begun: Any, factor: Any) -> list[Any]:
         gradient = e.b.fmul(e.load(at[0]), factor)
         return [gradient, e.b.fmul(gradient, e.b.fsub(e.load(at[1]), begun[0]))]
 
-    def end(self, e: Emitter, at: Sequence[Any], begun: Any, means: Sequence[Any], epsilon: Any) -> None:
+    def store_means(self, e: Emitter, at: Sequence[Any], begun: Any, means: Sequence[Any], epsilon: Any) -> None:
         e.store(means[0], at[4])
         e.store(e.b.fmul(means[1], begun[1]), at[5])
 
@@ -485,9 +487,9 @@ class TokenLayerNorm(ByChannel):
     """``y = (x - mean) * inverse * scale + shift``. Values: x, y; mean, inverse of tokens. Numbers: scale, shift."""
 
     numbers: ClassVar[int] = 2
-    sides: ClassVar[int] = 4
+    value_count: ClassVar[int] = 4
 
-    def body(self, e: Emitter, at: Sequence[Any], numbers: Sequence[Any], there: Any) -> list[Any]:
+    def write_vector(self, e: Emitter, at: Sequence[Any], numbers: Sequence[Any], there: Any) -> list[Any]:
         normal = e.b.fmul(e.b.fsub(e.load(at[0]), e.load(at[2])), e.load(at[3]))
         e.store(e.fma(normal, numbers[0], numbers[1]), at[1])
         return []
@@ -503,9 +505,9 @@ class LayerNormGradient(ByChannel):
 
     numbers: ClassVar[int] = 1
     sums: ClassVar[int] = 2
-    sides: ClassVar[int] = 7
+    value_count: ClassVar[int] = 7
 
-    def body(self, e: Emitter, at: Sequence[Any], numbers: Sequence[Any], there: Any) -> list[Any]:
+    def write_vector(self, e: Emitter, at: Sequence[Any], numbers: Sequence[Any], there: Any) -> list[Any]:
         b = e.b
         gradient, inverse = e.load(at[0]), e.load(at[4])
         normal = b.fmul(b.fsub(e.load(at[1]), e.load(at[3])), inverse)
@@ -514,7 +516,7 @@ class LayerNormGradient(ByChannel):
         return [b.fmul(gradient, normal), gradient]
 
 
-def token_operations(kind: type[ByToken], values: Sequence[Batch], epsilon: float, target: Target) -> list[Op]:
+def build_token_ops(kind: type[ByToken], values: Sequence[Batch], epsilon: float, target: Target) -> list[Op]:
     """Return the operations of a kernel on values of the same tokens, those with a plane per feature first."""
     first = values[0]
     if first.geometry.height != 1 or any(value.geometry.halo for value in values):
@@ -526,10 +528,13 @@ def token_operations(kind: type[ByToken], values: Sequence[Batch], epsilon: floa
         places += [value.offset, value.geometry.bytes if value.channels > 1 else 0, value.block_bytes]
     kernel = kind(first.geometry.width * IMAGES // target.lanes)
     size = first.geometry.height, first.geometry.width
-    return [Op(kernel, (first.channels, part.start, part.stop, table, *places)) for part in parts(first.blocks, size)]
+    return [
+        Op(kernel, (first.channels, part.start, part.stop, table, *places))
+        for part in operation_blocks(first.blocks, size)
+    ]
 
 
-def factors_of(op: Op) -> Array:
+def feature_factors(op: Op) -> Array:
     """Return the per-feature factors in an operation's table."""
     table = op.args[_TOKEN_HEAD - 1]
     assert isinstance(table, np.ndarray)
@@ -555,7 +560,7 @@ _PLANE = IMAGES * FLOAT
 
 
 @dataclass(frozen=True)
-class _OfUnits(Written):
+class _UnitKernel(EmittedKernel):
     """Base class of kernels that process all units of some blocks."""
 
     finished: ClassVar[bool] = True
@@ -565,17 +570,17 @@ class _OfUnits(Written):
         """Yield pointers to a vector of each gate and of each state. Arguments: units, blocks, value bytes."""
         b, units, blocks = e.b, e.arg(0), e.arg(1)
         parts = e.i64(IMAGES // e.target.lanes)
-        with e.turns(blocks, b.mul(units, parts)) as (block, turn):
+        with e.loop_share_of_pairs(blocks, b.mul(units, parts)) as (block, turn):
             byte = b.mul(turn, e.i64(FLOAT * e.target.lanes))
             whole = b.mul(units, e.i64(_PLANE))
             state = b.add(byte, b.mul(block, whole))
             first = b.add(byte, b.mul(block, b.mul(whole, e.i64(GATES))))
-            gates = [e.at(e.arena(e.arg(2)), b.add(first, b.mul(whole, e.i64(gate)))) for gate in range(GATES)]
-            yield gates, [e.at(e.arena(e.arg(3 + number)), state) for number in range(states)]
+            gates = [e.at(e.arena_pointer(e.arg(2)), b.add(first, b.mul(whole, e.i64(gate)))) for gate in range(GATES)]
+            yield gates, [e.at(e.arena_pointer(e.arg(3 + number)), state) for number in range(states)]
 
 
 @dataclass(frozen=True)
-class LstmGates(_OfUnits):
+class LstmGates(_UnitKernel):
     """One time step forward. Arguments: units, blocks; bytes of the sums, previous cells, cells and states."""
 
     def write(self, e: Emitter) -> None:
@@ -590,7 +595,7 @@ class LstmGates(_OfUnits):
 
 
 @dataclass(frozen=True)
-class LstmGatesGradient(_OfUnits):
+class LstmGatesGradient(_UnitKernel):
     """One time step backward. Arguments: units, blocks; bytes of gates, previous cells, cells, state and cell
     gradients.
 

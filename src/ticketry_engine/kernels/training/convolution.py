@@ -15,19 +15,39 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-import ticketry_engine.kernels.amx as amx
+import ticketry_engine.kernels.bfloat as bfloat
 from ticketry_engine.kernels.bfloat import HALF
-from ticketry_engine.kernels.planar.conv import Matrix, SumTables, check, row_kinds, shared, single, tile_vectors
+from ticketry_engine.kernels.planar.conv import (
+    Matrix,
+    SumTables,
+    check_reads,
+    pack_shared_rows,
+    pack_single_rows,
+    row_kinds,
+    tile_vectors,
+)
 from ticketry_engine.kernels.planar.geometry import FLOAT, LINE, Tiles
-from ticketry_engine.kernels.planar.row_sums import FLAG_BITS, RowSums, side_by_side
+from ticketry_engine.kernels.planar.row_sums import FLAG_BITS, RowSums, count_partial_sums
 from ticketry_engine.kernels.program import Op
 from ticketry_engine.kernels.target import Target
-from ticketry_engine.kernels.training import tile_products, tile_sums, tiled
-from ticketry_engine.kernels.training.layer import Gathered, MaskedLayer, WeightGradient, scatter
-from ticketry_engine.kernels.training.layout import IMAGES, Batch, TileSide, parts, shares, threads_take_blocks, tiles
-from ticketry_engine.kernels.training.pair_sums import PAIR, PairSums, pad_segments
-from ticketry_engine.kernels.training.products import TOGETHER, Products, Totals, Zero
-from ticketry_engine.kernels.training.tile_products import Added
+from ticketry_engine.kernels.training import tile_products, tile_spread, tile_sums
+from ticketry_engine.kernels.training.layer import (
+    IMAGES,
+    Batch,
+    GatheredOps,
+    MaskedLayer,
+    TileSide,
+    WeightGradient,
+    build_scatter,
+    build_tiles,
+    operation_blocks,
+    split_blocks_by_thread,
+    threads_take_blocks,
+)
+from ticketry_engine.kernels.training.products import PAIR, TOGETHER, PairSums, Products, Totals, Zero, pad_segments
+from ticketry_engine.kernels.training.tile_products import Added, TileProducts
+from ticketry_engine.kernels.training.tile_spread import TileSpread
+from ticketry_engine.kernels.training.tile_sums import TileSums
 from ticketry_engine.kernels.window import Array, Pair, Window
 from ticketry_engine.support.row_groups import row_groups
 
@@ -82,19 +102,21 @@ def halo_of_gradient(size: Pair, out: Pair, window: Window) -> int:
     return needed
 
 
-def forward(x: Batch, y: Batch, layer: MaskedLayer, target: Target, residual: Batch | None = None) -> list[Gathered]:
+def build_forward(
+    x: Batch, y: Batch, layer: MaskedLayer, target: Target, residual: Batch | None = None
+) -> list[GatheredOps]:
     """Return the operations of ``y = conv(x)``, plus a residual if given. Pruned weights cost nothing."""
     window = layer.window
     shifts = np.array([x.geometry.shift(*window.shift(tap)) for tap in window.taps])
     columns = x.channel_bytes.reshape(layer.groups, -1, 1) + shifts
     sides = [TileSide(x, stride=window.stride), TileSide(y)] + ([] if residual is None else [TileSide(residual)])
-    matrix = _matrix(layer.places, columns, y, residual)
-    return [replace(_sums(matrix, sides, _size(y), target, layer.threads), alone=layer.alone)]
+    matrix = _build_matrix(layer.places, columns, y, residual)
+    return [replace(_build_sums(matrix, sides, _plane_size(y), target, layer.threads), alone=layer.alone)]
 
 
-def input_gradient(
+def build_input_gradient(
     dy: Batch, dx: Batch, layer: MaskedLayer, target: Target, residual: Batch | None = None
-) -> list[Gathered]:
+) -> list[GatheredOps]:
     """Return the operations of the gradient by the input.
 
     They go phase by phase of the stride: all pixels of x that are reached by the same taps.
@@ -104,8 +126,8 @@ def input_gradient(
     """
     window, groups, found, untouched = layer.window, layer.groups, [], False
     places = layer.places.reshape(groups, -1, *layer.places.shape[1:])  # groups, O, I, taps
-    sets = tiled.row_sets(layer.places.reshape(len(layer.kept), -1), groups, dy, target)
-    height, width = _size(dx)
+    sets = find_tile_row_sets(layer.places.reshape(len(layer.kept), -1), groups, dy, target)
+    height, width = _plane_size(dx)
     across, down = range(min(window.stride[1], width)), range(min(window.stride[0], height))
     for phase in itertools.product(down, across):
         taps, shifts = [], []
@@ -125,13 +147,15 @@ def input_gradient(
         size = -(-(height - phase[0]) // window.stride[0]), -(-(width - phase[1]) // window.stride[1])
         sides = [TileSide(dy), TileSide(dx, phase, window.stride)]
         sides += [] if residual is None else [TileSide(residual, phase, window.stride)]
-        matrix = _matrix(transposed.reshape(groups * transposed.shape[1], *transposed.shape[2:]), columns, dx, residual)
-        if sets and not tiled.row_sets(matrix.weight, groups, dy, target):
-            found.append(tiled.spread(places[:, :, :, taps], np.array(shifts), sets, sides, size, target))
+        matrix = _build_matrix(
+            transposed.reshape(groups * transposed.shape[1], *transposed.shape[2:]), columns, dx, residual
+        )
+        if sets and not find_tile_row_sets(matrix.weight, groups, dy, target):
+            found.append(build_tile_spread(places[:, :, :, taps], np.array(shifts), sets, sides, size, target))
             continue
-        found.append(_sums(matrix, sides, size, target, layer.threads))
+        found.append(_build_sums(matrix, sides, size, target, layer.threads))
     if untouched and residual is None:
-        found.insert(0, _zeros(dx, target))
+        found.insert(0, _build_zeroing(dx, target))
     elif untouched and residual != dx:
         raise ValueError("a stride that leaves pixels out adds to the gradient that is there, not to another one")
     return found
@@ -155,33 +179,43 @@ class ProductTables:
     """Number of threads that accumulate separate sums."""
 
 
-def product_tables(x: Batch, dy: Batch, layer: MaskedLayer, target: Target) -> ProductTables:
+def build_product_tables(x: Batch, dy: Batch, layer: MaskedLayer, target: Target) -> ProductTables:
     """Return the tables for a layer whose values have these layouts."""
     window, lanes = layer.window, target.lanes
     shifts = np.array([x.geometry.shift(*window.shift(tap)) for tap in window.taps])
     columns = x.channel_bytes.reshape(layer.groups, -1, 1) + shifts
-    sides, size = [TileSide(x, stride=window.stride), TileSide(dy)], _size(dy)
-    matrix = _matrix(layer.places, columns, dy, None)
-    sets = tiled.row_sets(matrix.weight, layer.groups, x, target)
+    sides, size = [TileSide(x, stride=window.stride), TileSide(dy)], _plane_size(dy)
+    matrix = _build_matrix(layer.places, columns, dy, None)
+    sets = find_tile_row_sets(matrix.weight, layer.groups, x, target)
     rows = most = 0
     if sets:
-        made, width = tile_products.tables(matrix, sets), amx.ROW_BYTES
+        made, width = tile_products.build_tables(matrix, sets), bfloat.TILE_ROW_BYTES
     else:
-        groups = _equal_column_sets(matrix, PRODUCTS if target.registers >= 32 else FEW_PRODUCTS)
-        rows, most = (len(groups[0][0]), LONG) if groups else (1, _most(target, size))
-        cut = tiles(sides, size, lanes, most)
-        made = shared(matrix, groups, chunks=1) if groups else _tables(matrix, cut, _near(target, size))
+        groups = _find_equal_column_sets(matrix, PRODUCTS if target.registers >= 32 else FEW_PRODUCTS)
+        rows, most = (len(groups[0][0]), LONG) if groups else (1, _tile_vectors(target, size))
+        cut = build_tiles(sides, size, lanes, most)
+        made = (
+            pack_shared_rows(matrix, groups, chunks=1)
+            if groups
+            else _build_tables(matrix, cut, _segment_input_bytes(target, size))
+        )
         made = pad_segments(made, rows, TOGETHER)
         width = rows * FLOAT * lanes // TOGETHER
-    several = len(shares(x.blocks, layer.threads)) if threads_take_blocks(x.blocks, size, layer.threads) else 1
-    chunks, near = _chunks(made, width, 1 if several > 1 else layer.threads)
+    several = (
+        len(split_blocks_by_thread(x.blocks, layer.threads))
+        if threads_take_blocks(x.blocks, size, layer.threads)
+        else 1
+    )
+    chunks, near = _split_into_chunks(made, width, 1 if several > 1 else layer.threads)
     if not near:
         several = 1
-        chunks, _ = _chunks(made, width, layer.threads)
-    return ProductTables(made, sets, rows, most, chunks, near and len(parts(x.blocks, size)) == x.blocks, several)
+        chunks, _ = _split_into_chunks(made, width, layer.threads)
+    return ProductTables(
+        made, sets, rows, most, chunks, near and len(operation_blocks(x.blocks, size)) == x.blocks, several
+    )
 
 
-def weight_gradient(
+def build_weight_gradient(
     x: Batch,
     dy: Batch,
     layer: MaskedLayer,
@@ -193,24 +227,24 @@ def weight_gradient(
 
     Args:
         reserve: function that reserves temporary bytes of the arena and returns their offset.
-        tables: result of `product_tables`, if available.
+        tables: result of `build_product_tables`, if available.
     """
-    lanes, sides, size = target.lanes, [TileSide(x, stride=layer.window.stride), TileSide(dy)], _size(dy)
-    tables = tables or product_tables(x, dy, layer, target)
+    lanes, sides, size = target.lanes, [TileSide(x, stride=layer.window.stride), TileSide(dy)], _plane_size(dy)
+    tables = tables or build_product_tables(x, dy, layer, target)
     made, chunks, several, sets = tables.made, tables.chunks, tables.several, tables.sets
     together = lanes if sets else TOGETHER
     turns = -(-len(made.weights) // lanes)
     vectors = turns * lanes // together
     width = vectors * lanes * FLOAT
     scratch, ops = reserve(several * width), []
-    owners = [owner for owner, share in enumerate(shares(x.blocks, several)) for _ in share]
-    for part in parts(x.blocks, size) if tables.by_block else [range(x.blocks)]:
+    owners = [owner for owner, share in enumerate(split_blocks_by_thread(x.blocks, several)) for _ in share]
+    for part in operation_blocks(x.blocks, size) if tables.by_block else [range(x.blocks)]:
         sums = scratch + width * owners[part.start]
         if sets:
-            ops.append(tiled.products(made, x, sides, size, target, chunks, sums, part))
+            ops.append(build_tile_products(made, x, sides, size, target, chunks, sums, part))
             continue
-        cut = tiles(sides, size, lanes, tables.most, part)
-        _check(made, x, cut, target)
+        cut = build_tiles(sides, size, lanes, tables.most, part)
+        _check_reads(made, x, cut, target)
         args: list[int | Array] = [made.segments, made.columns, sums, chunks, len(chunks)]
         for t in cut:
             args += [t.places, len(t.places)]
@@ -219,7 +253,7 @@ def weight_gradient(
     begin = [Op(Zero(), (scratch + width * owner, vectors)) for owner in range(several)]
     end = [
         Op((Added if sets else Totals)(several), (scratch, turns, 0, width)),
-        scatter(made.weights - 1, layer.kept.size, alone=layer.alone),
+        build_scatter(made.weights - 1, layer.kept.size, alone=layer.alone),
     ]
     return WeightGradient(begin, ops, end, turns * lanes)
 
@@ -229,27 +263,27 @@ def _output_times_stride(window: Window, axis: int, position: int, tap: int) -> 
     return position + window.padding[axis] - tap * window.dilation[axis]
 
 
-def _size(value: Batch) -> Pair:
+def _plane_size(value: Batch) -> Pair:
     return value.geometry.height, value.geometry.width
 
 
-def _flat(target: Target, size: Pair) -> bool:
+def _is_single_row(target: Target, size: Pair) -> bool:
     return size[0] == 1 and target.lanes == IMAGES
 
 
-def _near(target: Target, size: Pair) -> int:
+def _segment_input_bytes(target: Target, size: Pair) -> int:
     """Return the bytes of inputs that a segment of single rows covers."""
-    return FLAT_NEAR if _flat(target, size) else NEAR
+    return FLAT_NEAR if _is_single_row(target, size) else NEAR
 
 
-def _most(target: Target, size: Pair) -> int:
+def _tile_vectors(target: Target, size: Pair) -> int:
     """Return the maximum number of vectors per tile of single rows."""
-    if _flat(target, size):
+    if _is_single_row(target, size):
         return FLAT_VECTORS
     return VECTORS if target.registers >= 32 else 12
 
 
-def _matrix(places: Array, columns: Array, y: Batch, residual: Batch | None) -> Matrix:
+def _build_matrix(places: Array, columns: Array, y: Batch, residual: Batch | None) -> Matrix:
     """Build a matrix from ``places``, rows x inputs x taps, and ``columns``, groups x inputs x taps."""
     return Matrix(
         places.reshape(len(places), places.shape[1] * places.shape[2]),
@@ -261,7 +295,7 @@ def _matrix(places: Array, columns: Array, y: Batch, residual: Batch | None) -> 
     )
 
 
-def _tables(matrix: Matrix, cut: Sequence[Tiles], near: int, chunks: int = 1) -> SumTables:
+def _build_tables(matrix: Matrix, cut: Sequence[Tiles], near: int, chunks: int = 1) -> SumTables:
     """Return tables of single rows, in blocks of inputs that fill ``near`` bytes per tile."""
     some = matrix.columns[0, : 8 * matrix.taps].reshape(-1, 1)
     lines = np.unique((some + np.array(cut[0].shape.x)) // LINE)
@@ -269,51 +303,53 @@ def _tables(matrix: Matrix, cut: Sequence[Tiles], near: int, chunks: int = 1) ->
     kept = int(np.count_nonzero(matrix.weight))
     if kept:
         block = max(block, -(-FEWEST * len(matrix.weight) * matrix.inputs // kept))
-    return single(replace(matrix, taps=max(1, matrix.taps)), np.arange(len(matrix.weight)), block=block, chunks=chunks)
+    return pack_single_rows(
+        replace(matrix, taps=max(1, matrix.taps)), np.arange(len(matrix.weight)), block=block, chunks=chunks
+    )
 
 
-def _check(made: SumTables, x: Batch, cut: Sequence[Tiles], target: Target) -> None:
+def _check_reads(made: SumTables, x: Batch, cut: Sequence[Tiles], target: Target) -> None:
     """Check that no tile reads outside the planes."""
     for t in cut:
-        check(made, x.planes, t.places, (min(t.shape.x), max(t.shape.x) + target.lanes * FLOAT))
+        check_reads(made, x.planes, t.places, (min(t.shape.x), max(t.shape.x) + target.lanes * FLOAT))
 
 
-def _zeros(value: Batch, target: Target) -> Gathered:
+def _build_zeroing(value: Batch, target: Target) -> GatheredOps:
     """Return operations that zero a value; nothing is gathered."""
     vectors = value.block_bytes // (FLOAT * target.lanes)
     ops = [
         Op(Zero(), (value.offset + part.start * value.block_bytes, len(part) * vectors))
-        for part in parts(value.blocks, _size(value))
+        for part in operation_blocks(value.blocks, _plane_size(value))
     ]
-    return Gathered(ops, np.zeros(0, dtype=np.int64))
+    return GatheredOps(ops, np.zeros(0, dtype=np.int64))
 
 
-def _sums(matrix: Matrix, sides: Sequence[TileSide], size: Pair, target: Target, threads: int) -> Gathered:
+def _build_sums(matrix: Matrix, sides: Sequence[TileSide], size: Pair, target: Target, threads: int) -> GatheredOps:
     x, half = sides[0].value, sides[0].value.item == HALF
-    sets = tiled.row_sets(matrix.weight, len(matrix.columns), x, target)
-    groups = [] if sets else _groups(matrix, target)
+    sets = find_tile_row_sets(matrix.weight, len(matrix.columns), x, target)
+    groups = [] if sets else _find_row_sets(matrix, target)
     rows = len(groups[0][0]) if groups else 1
     if sets:
         most = tile_sums.POSITIONS
     elif half:
         most = PAIR_VECTORS[rows]
     else:
-        most = tile_vectors(rows, target)[0] if groups else _most(target, size)
+        most = tile_vectors(rows, target)[0] if groups else _tile_vectors(target, size)
     chunks = 1
     if threads > 1 and not threads_take_blocks(x.blocks, size, threads):
-        some = tiles(sides, size, target.lanes, most, parts(x.blocks, size)[0])
+        some = build_tiles(sides, size, target.lanes, most, operation_blocks(x.blocks, size)[0])
         chunks = -(-UNITS * threads // sum(len(t.places) for t in some))
     if sets:
-        return tiled.sums(matrix, sets, sides, size, target, chunks)
-    cut = tiles(sides, size, target.lanes, most)
-    near = FAR if half else _near(target, size)
-    made = shared(matrix, groups, chunks=chunks) if groups else _tables(matrix, cut, near, chunks)
-    _check(made, x, cut, target)
+        return build_tile_sums(matrix, sets, sides, size, target, chunks)
+    cut = build_tiles(sides, size, target.lanes, most)
+    near = FAR if half else _segment_input_bytes(target, size)
+    made = pack_shared_rows(matrix, groups, chunks=chunks) if groups else _build_tables(matrix, cut, near, chunks)
+    _check_reads(made, x, cut, target)
     made = pad_segments(made, rows, PAIR, once=True) if half else made
     index = made.weights.reshape(-1) - 1
     weights, masks, ops = np.zeros(len(index), np.uint16 if half else np.float32), np.zeros(1, dtype=np.uint16), []
-    for part in parts(x.blocks, size):
-        cut = tiles(sides, size, target.lanes, most, part)
+    for part in operation_blocks(x.blocks, size):
+        cut = build_tiles(sides, size, target.lanes, most, part)
         args: list[int | Array] = [made.segments, made.columns, weights, made.chunks, len(made.chunks)]
         for t in cut:
             args += [t.places, len(t.places)] if half else [t.places, len(t.places), masks]
@@ -322,13 +358,13 @@ def _sums(matrix: Matrix, sides: Sequence[TileSide], size: Pair, target: Target,
             ops.append(Op(PairSums(rows, shapes, residual, made.unit, made.wide), tuple(args)))
             continue
         # The smallest tile decides: the order of sums is part of the version of the kernels' numbers.
-        several = side_by_side(rows, min(len(shape.x) for shape in shapes))
+        several = count_partial_sums(rows, min(len(shape.x) for shape in shapes))
         spec = RowSums(rows, shapes, (False,) * len(cut), residual, None, made.blocked, made.unit, made.wide, several)
         ops.append(Op(spec, tuple(args)))
-    return Gathered(ops, index)
+    return GatheredOps(ops, index)
 
 
-def _groups(matrix: Matrix, target: Target) -> list[list[Array]]:
+def _find_row_sets(matrix: Matrix, target: Target) -> list[list[Array]]:
     """Return sets of rows with equal columns that are summed together, if that is faster than single rows.
 
     All sets must have one size of at least `SHARING` rows. With few registers, the inputs of a tile for all columns
@@ -349,7 +385,7 @@ def _groups(matrix: Matrix, target: Target) -> list[list[Array]]:
     return kinds[rows] if target.registers >= 32 or columns * tile <= NEAR // 2 else []
 
 
-def _equal_column_sets(matrix: Matrix, sizes: Sequence[int]) -> list[list[Array]]:
+def _find_equal_column_sets(matrix: Matrix, sizes: Sequence[int]) -> list[list[Array]]:
     """Return sets of rows with equal columns, of the first of these sizes that divides all groups."""
     found = []
     per = len(matrix.weight) // len(matrix.columns)
@@ -362,7 +398,7 @@ def _equal_column_sets(matrix: Matrix, sizes: Sequence[int]) -> list[list[Array]
     return [list(rows.reshape(-1, size)) for rows in found] if size else []
 
 
-def _chunks(made: SumTables, width: int, threads: int) -> tuple[Array, bool]:
+def _split_into_chunks(made: SumTables, width: int, threads: int) -> tuple[Array, bool]:
     """Return runs of segments whose sums (`width` bytes per column) stay in the L2 cache, and whether one run is
     enough.
 
@@ -375,3 +411,97 @@ def _chunks(made: SumTables, width: int, threads: int) -> tuple[Array, bool]:
     bounds = np.unique(np.searchsorted(before, [total * run // several for run in range(several)] + [total + 1]))
     found = [(low * made.segments.shape[1] * 4, high - low, before[low]) for low, high in itertools.pairwise(bounds)]
     return np.array(found, dtype=np.int64), runs == 1
+
+
+# -- layers in bfloat16 on AMX tiles: whether a layer's mask allows them, and their operations -------------------------
+
+#     sixteen rows with equal columns   ->   forward: tile_sums,  input gradient: tile_spread,  weight gradient:
+#                                            tile_products
+
+
+def find_tile_row_sets(weight: Array, groups: int, value: Batch, target: Target) -> list[Array]:
+    """Return sets of sixteen rows with equal (possibly no) columns; empty if rows do not divide into them or AMX is
+    missing.
+
+    Args:
+        weight: rows x columns; 0 is pruned.
+        groups: number of convolution groups.
+        value: the value to read.
+    """
+    if not target.tiles or value.item != HALF or len(weight) % (groups * bfloat.TILE_ROWS):
+        return []
+    kept = np.packbits(weight != 0, axis=1)
+    if bfloat.TILE_ROWS * len({row.tobytes() for row in kept}) > len(kept):
+        return []
+    found, per = [], len(weight) // groups
+    for group in range(groups):
+        for same in row_groups(weight[group * per : (group + 1) * per]):
+            if len(same.rows) % bfloat.TILE_ROWS:
+                return []
+            found += list(same.rows.reshape(-1, bfloat.TILE_ROWS) + group * per)
+    return found
+
+
+def build_tile_sums(
+    matrix: Matrix, sets: Sequence[Array], sides: Sequence[TileSide], size: Pair, target: Target, chunks: int
+) -> GatheredOps:
+    """Return the operations of a matrix on a value: a forward pass, or a gradient whose rows also share columns."""
+    x = sides[0].value
+    made = tile_sums.build_tables(matrix, sets, chunks)
+    index, ops = made.weights - 1, []
+    weights = np.zeros(len(index), dtype=np.uint16)
+    for part in operation_blocks(x.blocks, size):
+        cut = build_tiles(sides, size, target.lanes, tile_sums.POSITIONS, part)
+        args: list[int | Array] = [made.segments, made.columns, weights, made.chunks, len(made.chunks), tile_sums.TILES]
+        for t in cut:
+            check_reads(made, x.planes, t.places, (min(t.shape.x), max(t.shape.x) + bfloat.TILE_ROW_BYTES))
+            args += [t.places, len(t.places)]
+        spec = TileSums(tuple(t.shape for t in cut), matrix.residual is not None)
+        ops.append(Op(spec, tuple(args)))
+    return GatheredOps(ops, index)
+
+
+def build_tile_spread(
+    places: Array, shifts: Array, sets: Sequence[Array], sides: Sequence[TileSide], size: Pair, target: Target
+) -> GatheredOps:
+    """Return the operations of the input gradient, in one phase of the stride.
+
+    Args:
+        places: conv groups x outputs x inputs x taps of the phase.
+        shifts: byte shifts of these taps.
+        sides: the output's gradient, the input's, and optionally a value to add.
+    """
+    dy, dx = (side.value for side in sides[:2])
+    made = tile_spread.build_tables(places, dy.channel_bytes, shifts, sets)
+    index, ops = made.weights - 1, []
+    weights = np.zeros(max(1, len(index)), dtype=np.uint16)
+    beside = sides[2].value.geometry.bytes if len(sides) > 2 else 0
+    for part in operation_blocks(dy.blocks, size):
+        cut = build_tiles(sides, size, target.lanes, tile_spread.positions_per_tile(dx.channels), part)
+        args: list[int | Array] = [made.sets, made.blocks, weights, made.inputs]
+        args += [len(made.blocks), dx.geometry.bytes, beside, tile_spread.TILES]
+        for t in cut:
+            check_reads(made, dy.planes, t.places, (min(t.shape.x), max(t.shape.x) + bfloat.TILE_ROW_BYTES))
+            args += [t.places, len(t.places)]
+        spec = TileSpread(tuple(t.shape for t in cut), dx.channels, len(sides) > 2)
+        ops.append(Op(spec, tuple(args)))
+    return GatheredOps(ops, index)
+
+
+def build_tile_products(
+    made: SumTables,
+    x: Batch,
+    sides: Sequence[TileSide],
+    size: Pair,
+    target: Target,
+    chunks: Array,
+    sums: int,
+    part: range,
+) -> Op:
+    """Return the operation of the gradients of retained weights, for some blocks."""
+    args: list[int | Array] = [made.segments, made.columns, sums, chunks, len(chunks), tile_products.TILES]
+    cut = build_tiles(sides, size, target.lanes, tile_products.POSITIONS, part)
+    for t in cut:
+        check_reads(made, x.planes, t.places, (min(t.shape.x), max(t.shape.x) + bfloat.TILE_ROW_BYTES))
+        args += [t.places, len(t.places), tile_products.build_offset_table(t.shape), len(t.shape.x)]
+    return Op(TileProducts(len(cut)), tuple(args))

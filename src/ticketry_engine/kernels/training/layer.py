@@ -1,20 +1,239 @@
-"""A layer with its mask, and its lowered form: operations whose weight tables are refilled before each pass."""
+"""Values of a whole batch and their tiles, and masked layers as operations on them.
+
+    value:   block 0 [channel 0 | channel 1 | ...]   block 1 [channel 0 | ...]   ...
+    plane:   [rows, columns, 16 images]       one AVX-512 vector per position
+
+One vector per position makes every shift and stride aligned; tiles may span blocks if planes are small. The weight
+tables of a layer's operations are refilled before each pass (`GatheredOps`).
+"""
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
 
 import ticketry_engine.kernels.bfloat as bfloat
-from ticketry_engine.kernels.emitter import Emitter, Written
-from ticketry_engine.kernels.planar.geometry import FLOAT
+from ticketry_engine.kernels.emitter import EmittedKernel, Emitter
+from ticketry_engine.kernels.planar.geometry import FLOAT, Bare, Geometry, Planes, Shape, Tiles, split
 from ticketry_engine.kernels.planar.row_sums import RowSums
 from ticketry_engine.kernels.program import Op
-from ticketry_engine.kernels.training.pair_sums import PairSums
+from ticketry_engine.kernels.training.products import PairSums
 from ticketry_engine.kernels.training.tile_sums import TileSums
-from ticketry_engine.kernels.window import Array, Window
+from ticketry_engine.kernels.window import Array, Pair, Window
+
+IMAGES = 16
+"""Images per block in float32: one vector of 16 lanes. In bfloat16 the same bytes hold twice as many."""
+
+
+def images_of(item: int) -> int:
+    """Return the images per block for values of `item` bytes."""
+    return IMAGES * FLOAT // item
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A value of a batch: the planes of all channels of its first block of images, of the second, and so on."""
+
+    geometry: Geometry
+    channels: int
+    blocks: int
+    offset: int
+    """Arena byte of the first plane."""
+    item: int = FLOAT
+    """Bytes of a stored value: `FLOAT`, or `HALF` for bfloat16. Positions and planes have the same bytes in both."""
+    passing: bool = False
+    """Whether all blocks reuse one place: a block is no longer read when the next one is written."""
+
+    @classmethod
+    def of(cls, channels: int, size: Pair, halo: int, blocks: int, offset: int = 0, item: int = FLOAT) -> Batch:
+        """Build a value of `channels` planes of `size` (rows, columns).
+
+        Planes of single positions have no slack, which makes linear layers faster: their tiles end exactly with them.
+        """
+        kind = Bare if tuple(size) == (1, 1) and not halo else Geometry
+        return cls(kind.of(*size, halo, IMAGES), channels, blocks, offset, item)
+
+    @property
+    def images(self) -> int:
+        """Images per block."""
+        return images_of(self.item)
+
+    @property
+    def block_bytes(self) -> int:
+        """Bytes between two blocks."""
+        return 0 if self.passing else self.geometry.bytes * self.channels
+
+    @property
+    def _places(self) -> int:
+        """Number of blocks stored at the same time."""
+        return 1 if self.passing else self.blocks
+
+    @property
+    def bytes(self) -> int:
+        return self.geometry.bytes * self.channels * self._places
+
+    @property
+    def channel_bytes(self) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+        """Byte of each channel's plane in a block."""
+        return np.arange(self.channels, dtype=np.int64) * self.geometry.bytes
+
+    @property
+    def planes(self) -> Planes:
+        """All planes of all blocks."""
+        return Planes.at(self.geometry, self.channels * self._places, self.offset)
+
+
+@dataclass(frozen=True)
+class TileSide:
+    """How tiles cover a value: first pixel and stride in pixels."""
+
+    value: Batch
+    begin: Pair = (0, 0)
+    stride: Pair = (1, 1)
+
+    def place(self, block: int, row: int, column: int) -> int:
+        """Return the byte, in channel 0, of a tile that begins at a position of a block."""
+        g = self.value.geometry
+        pixel = g.pixel_position(self.begin[0] + row * self.stride[0], self.begin[1] + column * self.stride[1])
+        return self.value.offset + block * self.value.block_bytes + pixel * g.step
+
+    def vectors(self, blocks: int, rows: int, columns: int, lanes: int) -> tuple[int, ...]:
+        """Return the bytes from a tile's place to each of its vectors."""
+        g = self.value.geometry
+        return tuple(
+            block * self.value.block_bytes + g.shift(row * self.stride[0], column * self.stride[1]) + part * FLOAT
+            for block in range(blocks)
+            for row in range(rows)
+            for column in range(columns)
+            for part in range(0, IMAGES, lanes)
+        )
+
+
+def build_tiles(sides: Sequence[TileSide], size: Pair, lanes: int, most: int, part: range | None = None) -> list[Tiles]:
+    """Return tiles of at most ``most`` vectors that cover all rows and columns of every block once.
+
+    Args:
+        sides: input and output, and optionally an added value.
+        part: blocks to cover; default all.
+    """
+    part = range(sides[0].value.blocks) if part is None else part
+    return list(_compute_tiles(tuple(sides), size, lanes, most, part))
+
+
+@functools.lru_cache(maxsize=4096)
+def _compute_tiles(sides: tuple[TileSide, ...], size: Pair, lanes: int, most: int, part: range) -> tuple[Tiles, ...]:
+    """Compute the tiles. They do not depend on masks, so the cache serves all layers and updates."""
+    positions = max(1, most * lanes // IMAGES)
+    rows, columns = _tile_size(size, positions)
+    together = max(1, min(len(part), positions // (rows * columns)))
+    sides = (*sides, sides[1]) if len(sides) == 2 else sides
+    steps = np.array([side.value.block_bytes for side in sides])
+    groups: dict[int, list[int]] = {}
+    for block, blocks in split(len(part), together):
+        groups.setdefault(blocks, []).append(part[block])
+    found = {
+        (blocks, *shape): (np.array(begins)[:, None, None] * steps + places).reshape(-1, len(sides))
+        for blocks, begins in groups.items()
+        for shape, places in _places_in_block(sides, size, rows, columns).items()
+    }
+    made = []
+    for shape, places in found.items():
+        narrow = places.astype(np.int32)
+        narrow.flags.writeable = False
+        made.append(Tiles(Shape(*(side.vectors(*shape, lanes) for side in sides)), narrow, None))
+    return tuple(made)
+
+
+@functools.lru_cache(maxsize=1024)
+def _places_in_block(
+    sides: tuple[TileSide, ...], size: Pair, rows: int, columns: int
+) -> dict[Pair, np.ndarray[tuple[int, int], np.dtype[np.int64]]]:
+    """Return the places of tiles in the first block, by (rows, columns) of a tile. Independent of masks, so cached."""
+    spots: dict[Pair, list[list[int]]] = {}
+    for top, height in split(size[0], rows):
+        for left, width in split(size[1], columns):
+            spots.setdefault((height, width), []).append([side.place(0, top, left) for side in sides])
+    return {shape: np.array(places, dtype=np.int64) for shape, places in spots.items()}
+
+
+def _tile_size(size: Pair, most: int) -> Pair:
+    """Return the rows and columns of a tile: long rows, which hardware prefetching handles better than squares."""
+    columns = min(size[1], most)
+    return max(1, min(size[0], most // columns)), columns
+
+
+def operation_blocks(blocks: int, size: Pair) -> list[range]:
+    """Return the blocks of each operation: single blocks if their pixels fill tiles, so that caches serve the next
+    operation.
+    """
+    return [range(block, block + 1) for block in range(blocks)] if size[0] * size[1] >= 16 else [range(blocks)]
+
+
+def split_blocks_by_thread(blocks: int, threads: int) -> list[range]:
+    """Divide blocks evenly among threads; only threads with at least one block are listed."""
+    threads = min(blocks, threads)
+    return [range(blocks * part // threads, blocks * (part + 1) // threads) for part in range(threads)]
+
+
+def threads_take_blocks(blocks: int, size: Pair, threads: int) -> bool:
+    """Return whether each thread takes whole blocks; otherwise threads share each operation."""
+    return threads > 1 and blocks >= threads and len(operation_blocks(blocks, size)) == blocks
+
+
+# -- Zero the halos of a value that reuses memory of other values ------------------------------------------------------
+
+#     head        . . . . . .        before the first pixel
+#     row ends    . p p p . .        between two rows (the halo of both)
+#     tail        . . . . . .        after the last pixel
+#
+# Only the halo is written, not the pixels, which are overwritten anyway.
+
+
+@dataclass(frozen=True)
+class Border(EmittedKernel):
+    """Kernel that zeroes everything around the pixels of consecutive planes.
+
+    Arguments: number of planes, byte of the first, bytes per plane; bytes before the first pixel; rows minus one, bytes
+    of
+    a row's pixels and between two rows; byte after the last pixel.
+    """
+
+    finished: ClassVar[bool] = True
+
+    def write(self, e: Emitter) -> None:
+        b = e.b
+        planes, begin, size, head, rows, pixels, row, tail = (e.arg(number) for number in range(8))
+        with e.loop(*e.thread_share(planes)) as plane:
+            place = e.at(e.arena_pointer(begin), b.mul(plane.index, size))
+            self._zero_bytes(e, place, e.i64(0), head)
+            with e.loop(0, rows) as line:
+                first = b.add(b.add(head, pixels), b.mul(line.index, row))
+                self._zero_bytes(e, place, first, b.sub(b.add(first, row), pixels))
+            self._zero_bytes(e, place, tail, size)
+
+    @staticmethod
+    def _zero_bytes(e: Emitter, place: object, begin: object, end: object) -> None:
+        with e.loop(begin, end, FLOAT * e.target.lanes) as vector:
+            e.store(e.splat(0.0), place, vector.index)
+
+
+def build_border_ops(value: Batch) -> list[Op]:
+    """Return the operations that zero a value's halo, block by block or over all blocks (see `operation_blocks`)."""
+    g = value.geometry
+    pixels = g.width * g.step
+    last = g.pixel_position(g.height - 1, 0) * g.step + pixels
+    shape = (g.bytes, g.pixel_position(0, 0) * g.step, g.height - 1, pixels, g.row * g.step, last)
+    return [
+        Op(Border(), (value.channels * len(part), value.offset + part.start * value.block_bytes, *shape))
+        for part in operation_blocks(value.blocks, (g.height, g.width))
+    ]
+
+
+# -- a layer with its mask: operations whose weight tables are refilled before each pass -------------------------------
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,7 +266,7 @@ class MaskedLayer:
 
 
 @dataclass(frozen=True, eq=False)
-class Gathered:
+class GatheredOps:
     """Operations, one per part of the blocks, whose weight table is filled from the weights before each pass."""
 
     ops: list[Op]
@@ -71,7 +290,7 @@ class Gathered:
         assert isinstance(table, np.ndarray)
         return table
 
-    def gather(self, source: Gathered | None = None) -> Op:
+    def gather(self, source: GatheredOps | None = None) -> Op:
         """Return the operation that fills the table from external tensor 0, or from a table with the same weights."""
         count, item = len(self.index), self.table.itemsize
         if source is None:
@@ -110,7 +329,7 @@ class WeightGradient:
 
 
 @dataclass(frozen=True)
-class WeightGather(Written):
+class WeightGather(EmittedKernel):
     """Kernel of ``table[i] = source[index[i]]``. Arguments: index (int32), table, length, source.
 
     Args:
@@ -125,18 +344,18 @@ class WeightGather(Written):
 
     def write(self, e: Emitter) -> None:
         b, index, table = e.b, e.table(0), e.table(1)
-        source, item = (e.table(3), self.item) if self.packed else (e.external(e.arg(3)), FLOAT)
-        with e.loop(*e.share(e.arg(2))) as loop:
+        source, item = (e.table(3), self.item) if self.packed else (e.tensor_pointer(e.arg(3)), FLOAT)
+        with e.loop(*e.thread_share(e.arg(2))) as loop:
             number = e.load_i32(index, b.mul(loop.index, e.i64(4)))
             there = b.icmp_signed(">=", number, e.i64(0))
             place = number if self.item == FLOAT else e.select(there, number, e.i64(0))
-            value = bfloat.load_one(e, e.at(source, b.mul(place, e.i64(item))), item)
+            value = bfloat.load_scalar(e, e.at(source, b.mul(place, e.i64(item))), item)
             value = value if self.item == FLOAT else e.select(there, value, e.f32(0.0))
-            bfloat.store_one(e, value, e.at(table, b.mul(loop.index, e.i64(self.item))), self.item)
+            bfloat.store_scalar(e, value, e.at(table, b.mul(loop.index, e.i64(self.item))), self.item)
 
 
 @dataclass(frozen=True)
-class PackedCopy(Written):
+class PackedCopy(EmittedKernel):
     """Kernel of ``goal[i] = source[index[i]]``. Arguments: index (int32), length, numbers of both external tensors.
 
     Args:
@@ -148,8 +367,8 @@ class PackedCopy(Written):
     spread: bool
 
     def write(self, e: Emitter) -> None:
-        index, source, goal = e.table(0), e.external(e.arg(2)), e.external(e.arg(3))
-        with e.loop(*e.share(e.arg(1))) as loop:
+        index, source, goal = e.table(0), e.tensor_pointer(e.arg(2)), e.tensor_pointer(e.arg(3))
+        with e.loop(*e.thread_share(e.arg(1))) as loop:
             byte = e.b.mul(loop.index, e.i64(FLOAT))
             there = e.b.mul(e.load_i32(index, byte), e.i64(FLOAT))
             origin, end = (byte, there) if self.spread else (there, byte)
@@ -161,7 +380,7 @@ PART = 4096
 
 
 @dataclass(frozen=True)
-class Scatter(Written):
+class Scatter(EmittedKernel):
     """Kernel that expands packed numbers to a dense tensor: ``goal[places[i]] = source[order[i]]``, 0 elsewhere.
 
     Arguments: ascending places, order and the first place of each part (int32); number of parts and of elements;
@@ -174,8 +393,8 @@ class Scatter(Written):
     def write(self, e: Emitter) -> None:
         b, width = e.b, e.target.lanes
         places, order, firsts = (e.table(number) for number in range(3))
-        elements, source, goal = e.arg(4), e.external(e.arg(5)), e.external(e.arg(6))
-        with e.loop(*e.share(e.arg(3))) as part:
+        elements, source, goal = e.arg(4), e.tensor_pointer(e.arg(5)), e.tensor_pointer(e.arg(6))
+        with e.loop(*e.thread_share(e.arg(3))) as part:
             begin = b.mul(part.index, e.i64(PART))
             end = b.add(begin, e.i64(PART))
             end = e.select(b.icmp_signed("<", end, elements), end, elements)
@@ -191,7 +410,7 @@ class Scatter(Written):
                 b.store(value, e.at(goal, b.mul(e.load_i32(places, at), e.i64(FLOAT))), align=FLOAT)
 
 
-def scatter(places: Array, elements: int, *, alone: bool = False) -> Op:
+def build_scatter(places: Array, elements: int, *, alone: bool = False) -> Op:
     """Return the operation that expands external tensor 0 (packed) to external tensor 1 of `elements` elements.
 
     Args:

@@ -13,15 +13,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import ticketry_engine.kernels.bfloat as bfloat
-from ticketry_engine.kernels.emitter import Emitter, Written
+from ticketry_engine.kernels.emitter import EmittedKernel, Emitter
 from ticketry_engine.kernels.planar.geometry import FLOAT
 from ticketry_engine.kernels.program import Op
-from ticketry_engine.kernels.training.layout import IMAGES, Batch
+from ticketry_engine.kernels.training.layer import IMAGES, Batch
 from ticketry_engine.kernels.window import Pair, Window
 
 
 @dataclass(frozen=True)
-class AdjacentPool(Written):
+class AdjacentPool(EmittedKernel):
     """Kernel of pooling with adjacent windows.
 
     Args:
@@ -42,9 +42,9 @@ class AdjacentPool(Written):
         b = e.b
         planes, rows, columns = (e.arg(number) for number in range(3))
         small, large, other = (
-            (e.arena(e.arg(3 + 4 * side)), *(e.arg(4 + 4 * side + w) for w in range(3))) for side in range(3)
+            (e.arena_pointer(e.arg(3 + 4 * side)), *(e.arg(4 + 4 * side + w) for w in range(3))) for side in range(3)
         )
-        with e.loop(*e.share(planes)) as plane, e.loop(0, rows) as row, e.loop(0, columns) as column:
+        with e.loop(*e.thread_share(planes)) as plane, e.loop(0, rows) as row, e.loop(0, columns) as column:
             turn = (plane.index, row.index, column.index)
 
             def place(side: tuple[Any, ...]) -> Any:
@@ -58,13 +58,13 @@ class AdjacentPool(Written):
                 at = [e.at(one, part) for one in places]
                 (self._backward if self.backward else self._forward)(e, *at)
 
-    def _taps(self, side: int) -> list[int]:
+    def _tap_bytes(self, side: int) -> list[int]:
         """Return the byte of each tap of a window, in the large value (0) or the other one (1)."""
         by_row, by_column = self.steps[side]
         return [r * by_row + c * by_column for r in range(self.size[0]) for c in range(self.size[1])]
 
     def _forward(self, e: Emitter, y: Any, x: Any, _: Any) -> None:
-        first, *others = [bfloat.load(e, x, tap, self.item) for tap in self._taps(0)]
+        first, *others = [bfloat.load(e, x, tap, self.item) for tap in self._tap_bytes(0)]
         found = _maximum(e, [first, *others]) if self.largest else first
         for value in () if self.largest else others:
             found = e.b.fadd(found, value)
@@ -74,16 +74,16 @@ class AdjacentPool(Written):
     def _backward(self, e: Emitter, dy: Any, dx: Any, x: Any) -> None:
         gradient = bfloat.load(e, dy, 0, self.item)
         if not self.largest:
-            share = e.b.fmul(gradient, e.splat(1 / len(self._taps(0))))
-            for tap in self._taps(0):
+            share = e.b.fmul(gradient, e.splat(1 / len(self._tap_bytes(0))))
+            for tap in self._tap_bytes(0):
                 bfloat.store(e, share, dx, tap, self.item)
             return
-        values = [bfloat.load(e, x, tap, self.item) for tap in self._taps(1)]
+        values = [bfloat.load(e, x, tap, self.item) for tap in self._tap_bytes(1)]
         # The first of the largest gets the gradient, as in torch; `gradient` is zeroed once it is used.
         largest = values[0]
         for value in values[1:]:
             largest = e.select(e.b.fcmp_ordered(">", value, largest), value, largest)
-        for tap, value in zip(self._taps(0), values, strict=True):
+        for tap, value in zip(self._tap_bytes(0), values, strict=True):
             here = e.b.fcmp_unordered(">=", value, largest)
             bfloat.store(e, e.select(here, gradient, e.splat(0.0)), dx, tap, self.item)
             gradient = e.select(here, e.splat(0.0), gradient)
@@ -91,26 +91,26 @@ class AdjacentPool(Written):
 
 def pool_forward(x: Batch, y: Batch, size: Pair, *, largest: bool) -> Op:
     """Return the operation that pools adjacent windows of x into ``y``."""
-    return _op(y, x, x, size, largest, False)
+    return _build_pool_op(y, x, x, size, largest, False)
 
 
 def pool_backward(dy: Batch, dx: Batch, x: Batch, size: Pair, *, largest: bool) -> Op:
     """Return the operation that writes the gradient of x; pixels outside all windows are left unchanged."""
-    return _op(dy, dx, x, size, largest, True)
+    return _build_pool_op(dy, dx, x, size, largest, True)
 
 
-def _op(small: Batch, large: Batch, other: Batch, size: Pair, largest: bool, backward: bool) -> Op:
+def _build_pool_op(small: Batch, large: Batch, other: Batch, size: Pair, largest: bool, backward: bool) -> Op:
     g = small.geometry
     steps = tuple((value.geometry.row * value.geometry.step, value.geometry.step) for value in (large, other))
     args: list[int] = [small.channels * small.blocks, g.height, g.width]
     for value, by in ((small, (1, 1)), (large, size), (other, size)):
         at = value.geometry
-        args += [value.offset + at.position(0, 0) * at.step, at.bytes, by[0] * at.row * at.step, by[1] * at.step]
+        args += [value.offset + at.pixel_position(0, 0) * at.step, at.bytes, by[0] * at.row * at.step, by[1] * at.step]
     return Op(AdjacentPool(size, steps, largest, backward, small.item), tuple(args))
 
 
 @dataclass(frozen=True)
-class Overlapping(Written):
+class Overlapping(EmittedKernel):
     """Kernel of max pooling with overlapping or padded windows; taps outside read the nearest pixel inside.
 
     Args:
@@ -130,14 +130,14 @@ class Overlapping(Written):
     def write(self, e: Emitter) -> None:
         b = e.b
         planes, rows, columns, by_row, by_column = (e.arg(number) for number in range(5))
-        places = [(e.arena(e.arg(5 + 2 * side)), e.arg(6 + 2 * side)) for side in range(3)]
-        with e.loop(*e.share(planes)) as plane:
+        places = [(e.arena_pointer(e.arg(5 + 2 * side)), e.arg(6 + 2 * side)) for side in range(3)]
+        with e.loop(*e.thread_share(planes)) as plane:
             small, *large = [e.at(at, b.mul(plane.index, step)) for at, step in places]
             with e.loop(0, rows) as row:
-                down = self._reached(e, row.index, 0)
+                down = self._clamped_positions(e, row.index, 0)
                 line = e.at(small, b.mul(row.index, by_row))
                 with e.loop(0, columns) as column:
-                    across = self._reached(e, column.index, 1)
+                    across = self._clamped_positions(e, column.index, 1)
                     here = e.at(line, b.mul(column.index, by_column))
                     taps = [
                         [
@@ -153,7 +153,7 @@ class Overlapping(Written):
                         else:
                             self._forward(e, here, taps[0], part)
 
-    def _reached(self, e: Emitter, index: Any, axis: int) -> list[Any]:
+    def _clamped_positions(self, e: Emitter, index: Any, axis: int) -> list[Any]:
         """Return the rows or columns that a window reads, clamped to the inside."""
         b, w = e.b, self.window
         begin = b.sub(b.mul(index, e.i64(w.stride[axis])), e.i64(w.padding[axis]))
@@ -190,19 +190,19 @@ def _maximum(e: Emitter, values: list[Any]) -> Any:
 
 def overlapping_forward(x: Batch, y: Batch, window: Window) -> Op:
     """Return the operation of ``y``, the maximum of overlapping windows of x."""
-    return _overlapping(y, [x, x], window, False)
+    return _build_overlapping_op(y, [x, x], window, False)
 
 
 def overlapping_backward(dy: Batch, dx: Batch, x: Batch, window: Window) -> Op:
     """Return the operation that adds the gradient of x to dx."""
-    return _overlapping(dy, [dx, x], window, True)
+    return _build_overlapping_op(dy, [dx, x], window, True)
 
 
-def _overlapping(small: Batch, large: list[Batch], window: Window, backward: bool) -> Op:
+def _build_overlapping_op(small: Batch, large: list[Batch], window: Window, backward: bool) -> Op:
     steps = tuple((value.geometry.row * value.geometry.step, value.geometry.step) for value in large)
     g, inside = small.geometry, (large[0].geometry.height, large[0].geometry.width)
     args = [small.channels * small.blocks, g.height, g.width, g.row * g.step, g.step]
     for value in (small, *large):
         at = value.geometry
-        args += [value.offset + at.position(0, 0) * at.step, at.bytes]
+        args += [value.offset + at.pixel_position(0, 0) * at.step, at.bytes]
     return Op(Overlapping(window, steps, inside, backward, small.item), tuple(args))

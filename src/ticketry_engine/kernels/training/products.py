@@ -1,4 +1,4 @@
-"""Kernel of the weight gradient, computed only where weights are retained.
+"""Kernels of the weight gradient, only where weights are retained (`Products`), and of bfloat16 sums (`PairSums`).
 
     dW[row, column] = sum over positions and images t of dy[row][t] * x[column + t]        (sampled dense-dense product)
 
@@ -16,17 +16,24 @@ one per row. The sums of a chunk stay in the L2 cache while it processes all til
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
-import ticketry_engine.kernels.bfloat as bfloat
-from ticketry_engine.kernels.emitter import Emitter, Written
-from ticketry_engine.kernels.planar.geometry import FLOAT, Shape, shuffle
-from ticketry_engine.kernels.training.pair_sums import column, segments_by_chunk
+import numpy as np
 
-SEGMENTS, COLUMNS, SUMS, CHUNKS, CHUNK_COUNT, SHAPES = range(6)
-"""Arguments: tables, byte of the sums in the arena, the number of chunks; then each shape's places and their number."""
+import ticketry_engine.kernels.bfloat as bfloat
+from ticketry_engine.kernels.emitter import I16, I32, I64, EmittedKernel, Emitter
+from ticketry_engine.kernels.planar.conv import SumTables
+from ticketry_engine.kernels.planar.geometry import FLOAT, Shape, shuffle
+from ticketry_engine.kernels.planar.row_sums import FLAG_BITS, SegmentKernel
+
+SEGMENTS, COLUMNS, WEIGHTS, CHUNKS, CHUNK_COUNT, SHAPES = range(6)
+"""Arguments of `PairSums`: tables, the number of chunks; then for each shape its places and their number."""
+
+SUMS = WEIGHTS
+"""`Products` has in its place the byte of the sums in the arena."""
 
 TOGETHER = 4
 """Columns whose sums are folded into one vector."""
@@ -36,7 +43,7 @@ SIDE_BY_SIDE = 8
 
 
 @dataclass(frozen=True)
-class Products(Written):
+class Products(EmittedKernel):
     """Kernel of the weight gradient.
 
     Args:
@@ -74,24 +81,28 @@ class _ProductsBody:
 
     def __init__(self, e: Emitter, spec: Products, number: int) -> None:
         self.e, self.spec, self.shape = e, spec, spec.shapes[number]
-        self.columns, self.sums, self.first_argument = e.table(COLUMNS), e.arena(e.arg(SUMS)), SHAPES + 2 * number
+        self.columns, self.sums, self.first_argument = (
+            e.table(COLUMNS),
+            e.arena_pointer(e.arg(SUMS)),
+            SHAPES + 2 * number,
+        )
 
     def emit(self) -> None:
         e, head = self.e, self.spec.head
-        with segments_by_chunk(e, self.spec.segment_bytes, self.first_argument) as (segment, (x, y), begin, end):
+        with loop_segments_by_chunk(e, self.spec.segment_bytes, self.first_argument) as (segment, (x, y), begin, end):
             inputs = e.at(x, e.load_i32(segment, 4))
             rows = [e.at(y, e.load_i32(segment, 4 * (head + row))) for row in range(self.spec.rows)]
             if self.spec.rows == 1:
-                self._segment([self._load(rows[0], at) for at in self.shape.y], inputs, begin, end)
+                self._write_segment([self._load(rows[0], at) for at in self.shape.y], inputs, begin, end)
             else:
-                self._several(rows, inputs, begin, end)
+                self._write_shared_rows(rows, inputs, begin, end)
 
-    def _several(self, rows: Sequence[Any], x: Any, begin: Any, end: Any) -> None:
+    def _write_shared_rows(self, rows: Sequence[Any], x: Any, begin: Any, end: Any) -> None:
         """Compute the products of rows that share their columns."""
         e, b, width = self.e, self.e.b, FLOAT * self.e.target.lanes
         with e.loop(begin, end, TOGETHER) as turn:
             place = e.at(self.sums, b.mul(turn.index, e.i64(len(rows) * width // TOGETHER)))
-            inputs = [e.at(x, self._column(turn.index, further)) for further in range(TOGETHER)]
+            inputs = [e.at(x, self._load_column(turn.index, further)) for further in range(TOGETHER)]
             parts = [[e.splat(0.0)] * TOGETHER for _ in rows]
             for at, there in zip(self.shape.x, self.shape.y, strict=True):
                 gradients = [self._load(row, there) for row in rows]
@@ -103,22 +114,22 @@ class _ProductsBody:
                 here = e.at(place, number * width)
                 e.store(b.fadd(e.load(here), fold_lanes(e, part)), here)
 
-    def _segment(self, gradients: list[Any], x: Any, begin: Any, end: Any) -> None:
+    def _write_segment(self, gradients: list[Any], x: Any, begin: Any, end: Any) -> None:
         e, b = self.e, self.e.b
         if e.target.registers < 32:
-            self._columns(gradients, x, begin, end, TOGETHER)
+            self._write_columns(gradients, x, begin, end, TOGETHER)
             return
         several = b.and_(b.sub(end, begin), e.i64(-SIDE_BY_SIDE))
         middle = b.add(begin, several)
-        self._columns(gradients, x, begin, middle, SIDE_BY_SIDE)
-        self._columns(gradients, x, middle, end, TOGETHER)
+        self._write_columns(gradients, x, begin, middle, SIDE_BY_SIDE)
+        self._write_columns(gradients, x, middle, end, TOGETHER)
 
-    def _columns(self, gradients: list[Any], x: Any, begin: Any, end: Any, together: int) -> None:
+    def _write_columns(self, gradients: list[Any], x: Any, begin: Any, end: Any, together: int) -> None:
         """Compute `together` columns of a row at a time; the result does not depend on that number."""
         e, b, width = self.e, self.e.b, FLOAT * self.e.target.lanes
         with e.loop(begin, end, together) as turn:
             place = e.at(self.sums, b.mul(turn.index, e.i64(width // TOGETHER)))
-            inputs = [e.at(x, self._column(turn.index, further)) for further in range(together)]
+            inputs = [e.at(x, self._load_column(turn.index, further)) for further in range(together)]
             parts: list[Any] = [None] * together
             for gradient, at in zip(gradients, self.shape.x, strict=True):
                 for number, pointer in enumerate(inputs):
@@ -138,22 +149,22 @@ class _ProductsBody:
             return bfloat.multiply_pairs(e, gradient, value, e.splat(0.0) if part is None else part)
         return e.b.fmul(gradient, value) if part is None else e.fma(gradient, value, part)
 
-    def _column(self, index: Any, further: int) -> Any:
-        return column(self.e, self.columns, index, further, self.spec.unit, wide=self.spec.wide)
+    def _load_column(self, index: Any, further: int) -> Any:
+        return load_column(self.e, self.columns, index, further, self.spec.unit, wide=self.spec.wide)
 
 
 @dataclass(frozen=True)
-class Zero(Written):
+class Zero(EmittedKernel):
     """Kernel that zeroes vectors in the arena. Arguments: byte of the first, and their number."""
 
     def write(self, e: Emitter) -> None:
-        place = e.arena(e.arg(0))
-        with e.loop(*e.share(e.arg(1))) as vector:
+        place = e.arena_pointer(e.arg(0))
+        with e.loop(*e.thread_share(e.arg(1))) as vector:
             e.store(e.splat(0.0), place, e.b.mul(vector.index, e.i64(FLOAT * e.target.lanes)))
 
 
 @dataclass(frozen=True)
-class Totals(Written):
+class Totals(EmittedKernel):
     """Kernel that adds the lanes of each column and writes the totals to an external tensor, a vector per iteration.
 
     Arguments: byte of the sums; number of iterations; number of the external tensor; bytes between two threads' sums.
@@ -167,8 +178,8 @@ class Totals(Written):
     def write(self, e: Emitter) -> None:
         b, width = e.b, FLOAT * e.target.lanes
         several = e.target.lanes // TOGETHER
-        place, out = e.arena(e.arg(0)), e.external(e.arg(2))
-        with e.loop(*e.share(e.arg(1))) as turn:
+        place, out = e.arena_pointer(e.arg(0)), e.tensor_pointer(e.arg(2))
+        with e.loop(*e.thread_share(e.arg(1))) as turn:
             here = e.at(place, b.mul(turn.index, e.i64(width * several)))
             sums = [e.load(here, width * number) for number in range(several)]
             for thread in range(1, self.several):
@@ -184,10 +195,218 @@ class Totals(Written):
 def fold_lanes(e: Emitter, vectors: Sequence[Any]) -> Any:
     """Add neighbouring lanes of several vectors (a power of two) into one vector, in order."""
     while len(vectors) > 1:
-        vectors = [_pairs(e, *pair) for pair in zip(vectors[::2], vectors[1::2], strict=True)]
+        vectors = [_add_neighbours(e, *pair) for pair in zip(vectors[::2], vectors[1::2], strict=True)]
     return vectors[0]
 
 
-def _pairs(e: Emitter, one: Any, other: Any) -> Any:
+def _add_neighbours(e: Emitter, one: Any, other: Any) -> Any:
     odd, even = (shuffle(e, one, other, range(start, 2 * e.target.lanes, 2)) for start in (1, 0))
     return e.b.fadd(even, odd)
+
+
+# -- weighted sums in bfloat16, two columns at a time ------------------------------------------------------------------
+
+#     sum[row][image] += w[row, k] * x[k][image] + w[row, k + 1] * x[k + 1][image]        (vdpbf16ps)
+#
+# A position holds 32 images. The values that two columns read are interleaved image by image and multiplied by the
+# row's pair of weights; the sums are float32, two vectors per vector of values. Interleaving takes two instructions per
+# vector and pair of columns, for all rows that share them. Results are rounded to bfloat16 once.
+#
+# Tables are those of `planar.row_sums`, except that segments have an even number of unshared columns, weights are
+# bfloat16 pairs (for each pair of columns, each row's two), and each row has a single segment.
+
+PAIR = 2
+"""Columns multiplied together."""
+
+
+@contextmanager
+def _loop_segments(e: Emitter, chunk: Any, segment_bytes: int) -> Iterator[tuple[Any, Any, Any]]:
+    """Loop over the segments of a chunk. Yields the segment, and its first and past-the-end column."""
+    b, segments = e.b, e.table(SEGMENTS)
+    start, count, first = (e.load_i64(chunk, 8 * word) for word in range(3))
+    stop = b.add(start, b.mul(count, e.i64(segment_bytes)))
+    with e.loop(start, stop, segment_bytes, [first]) as loop:
+        segment, begin = e.at(segments, loop.index), loop.carried[0]
+        end = b.add(begin, b.ashr(e.load_i32(segment), e.i64(FLAG_BITS)))
+        loop.next = [end]
+        yield segment, begin, end
+
+
+def _tile_pointers(e: Emitter, places: Any, number: Any, values: int) -> tuple[Any, ...]:
+    """Return pointers to a tile of x, of y, and of the residual."""
+    place = e.at(places, e.b.mul(number, e.i64(12)))
+    return tuple(e.at(e.arena_pointer(), e.load_i32(place, 4 * word)) for word in range(values))
+
+
+@contextmanager
+def loop_segments_by_unit(
+    e: Emitter, segment_bytes: int, argument: int
+) -> Iterator[tuple[Any, tuple[Any, ...], Any, Any]]:
+    """Loop over this thread's units of work, one chunk of rows over one tile each, and the segments of each chunk.
+
+    Yields the segment, pointers to the tile of x, y and the residual, and the first and past-the-end column.
+
+    Args:
+        argument: number of the argument with the places of the tiles; their number follows.
+    """
+    b, chunks, chunk_count = e.b, e.table(CHUNKS), e.arg(CHUNK_COUNT)
+    places, count = e.table(argument), e.arg(argument + 1)
+    with e.loop(*e.thread_share(b.mul(count, chunk_count))) as unit:
+        chunk = e.at(chunks, b.mul(b.urem(unit.index, chunk_count), e.i64(24)))
+        tile = _tile_pointers(e, places, b.udiv(unit.index, chunk_count), 3)
+        with _loop_segments(e, chunk, segment_bytes) as (segment, begin, end):
+            yield segment, tile, begin, end
+
+
+@contextmanager
+def loop_segments_by_chunk(
+    e: Emitter, segment_bytes: int, argument: int
+) -> Iterator[tuple[Any, tuple[Any, ...], Any, Any]]:
+    """Loop over this thread's chunks, all tiles of each chunk, and its segments: see `loop_segments_by_unit`.
+
+    The sums of a chunk stay in the cache over all tiles.
+    """
+    b, chunks = e.b, e.table(CHUNKS)
+    places, count = e.table(argument), e.arg(argument + 1)
+    with e.loop(*e.thread_share(e.arg(CHUNK_COUNT))) as number:
+        chunk = e.at(chunks, b.mul(number.index, e.i64(24)))
+        with e.loop(0, count) as turn:
+            tile = _tile_pointers(e, places, turn.index, 2)
+            with _loop_segments(e, chunk, segment_bytes) as (segment, begin, end):
+                yield segment, tile, begin, end
+
+
+@dataclass(frozen=True)
+class PairSums(SegmentKernel):
+    """Kernel of weighted sums in bfloat16.
+
+    Args:
+        rows: rows that share columns.
+        shapes: shapes of the tiles; each gets its own code.
+        residual: whether another value is added to y.
+        unit: unit of the column offsets, in bytes.
+        wide: whether columns take 32 bits (signed) instead of 16.
+    """
+
+    finished: ClassVar[bool] = True
+
+    rows: int
+    shapes: tuple[Shape, ...]
+    residual: bool
+    unit: int
+    wide: bool
+
+    def write(self, e: Emitter) -> None:
+        for number in range(len(self.shapes)):
+            _PairSumsBody(e, self, number).emit()
+
+
+class _PairSumsBody:
+    """Writer of the loops of one shape."""
+
+    def __init__(self, e: Emitter, spec: PairSums, number: int) -> None:
+        self.e, self.spec, self.shape = e, spec, spec.shapes[number]
+        self.columns, self.weights, self.first_argument = e.table(COLUMNS), e.table(WEIGHTS), SHAPES + 2 * number
+
+    def emit(self) -> None:
+        with loop_segments_by_unit(self.e, self.spec.segment_bytes, self.first_argument) as (segment, tile, begin, end):
+            x, y, residual = tile
+            sums = self._sums(self.e.at(x, self.e.load_i32(segment, 4)), begin, end)
+            self._write_segment_end(segment, y, residual, sums)
+
+    def _sums(self, x: Any, begin: Any, end: Any) -> list[Any]:
+        """Return two sums per row and vector of values, with images in the order of `bfloat.interleave_pairs`."""
+        e, b, spec = self.e, self.e.b, self.spec
+        vectors = len(self.shape.x)
+        with e.loop(begin, end, PAIR, [e.splat(0.0)] * (2 * spec.rows * vectors)) as loop:
+            at = e.at(self.weights, b.mul(loop.index, e.i64(bfloat.HALF * spec.rows)))
+            weights = [bfloat.splat_pair(e, at, PAIR * bfloat.HALF * row) for row in range(spec.rows)]
+            inputs = [
+                e.at(x, load_column(e, self.columns, loop.index, further, spec.unit, wide=spec.wide))
+                for further in range(PAIR)
+            ]
+            sums = list(loop.carried)
+            for t, vector in enumerate(self.shape.x):
+                values = [bfloat.load_pairs(e, pointer, vector) for pointer in inputs]
+                for part, pairs in enumerate(bfloat.interleave_pairs(e, *values)):
+                    for row, weight in enumerate(weights):
+                        number = 2 * (row * vectors + t) + part
+                        sums[number] = bfloat.multiply_pairs(e, weight, pairs, sums[number])
+            loop.next = sums
+        return loop.results
+
+    def _write_segment_end(self, segment: Any, y: Any, residual: Any, sums: Sequence[Any]) -> None:
+        vectors = len(self.shape.y)
+        write_rows(
+            self.e, self.spec, self.shape, (segment, y, residual), lambda row, t: sums[2 * (row * vectors + t) :][:2]
+        )
+
+
+def write_rows(
+    e: Emitter, spec: SegmentKernel, shape: Shape, at: tuple[Any, Any, Any], sums: Callable[[int, int], Sequence[Any]]
+) -> None:
+    """Write the end of a segment: sums plus biases and residual, rounded to bfloat16.
+
+    Args:
+        at: pointers to the segment, to a tile of y, and to a tile of the residual.
+        sums: function that returns both sums of a row and a vector.
+    """
+    b, (segment, y, residual) = e.b, at
+    for row in range(spec.rows):
+        bias = e.splat(e.load_f32(segment, spec.segment_bytes - 4 * (spec.rows - row)))
+        out = e.at(y, e.load_i32(segment, 4 * (spec.head + row)))
+        if spec.residual:
+            beside = e.at(residual, e.load_i32(segment, 4 * (spec.head + spec.rows + row)))
+        for t, place in enumerate(shape.y):
+            values = [b.fadd(value, bias) for value in sums(row, t)]
+            if spec.residual:
+                there = bfloat.load_pairs(e, beside, shape.residual[t])
+                values = [b.fadd(*pair) for pair in zip(values, bfloat.split_to_float32(e, there), strict=True)]
+            bfloat.store_rounded(e, values, out, place)
+
+
+# -- columns -----------------------------------------------------------------------------------------------------------
+
+#     segment with 5 columns, sets of 4:   c0 c1 c2 c3 | c4 c4 c4 c4       (the last column repeated)
+#
+# Whole sets need no remainder loop.
+
+
+def load_column(e: Emitter, table: Any, index: Any, further: int, unit: int, *, wide: bool) -> Any:
+    """Load the byte offset of column ``index + further``.
+
+    Args:
+        unit: unit of the offsets, in bytes.
+        wide: whether offsets take 32 bits (signed) instead of 16.
+    """
+    kind, widen, size = (I32, e.b.sext, 4) if wide else (I16, e.b.zext, 2)
+    at = e.at(table, e.b.add(e.b.mul(index, e.i64(size)), e.i64(further * size)))
+    return e.b.mul(widen(e.b.load(at, typ=kind, align=size), I64), e.i64(unit))
+
+
+def pad_segments(made: SumTables, rows: int, together: int, *, once: bool = False) -> SumTables:
+    """Pad segments to whole sets of columns by repeating the last column.
+
+    With several rows per segment, each segment gets its own columns. Weights are ordered as kernels read them: for each
+    set
+    of columns, one row after the other.
+
+    Args:
+        together: columns per set.
+        once: whether repeated columns get zero weights rather than copies of the last weights.
+    """
+    counts = made.segments[:, 0].astype(np.int64) >> FLAG_BITS
+    filled = -(-counts // together) * together
+    first, start = np.cumsum(counts) - counts, np.cumsum(filled) - filled
+    number, counted = np.arange(int(filled.sum())) - np.repeat(start, filled), np.repeat(counts, filled)
+    behind = np.minimum(number, counted - 1)
+    segments, chunks = made.segments.copy(), made.chunks.copy()
+    segments[:, 0] = filled << FLAG_BITS
+    chunks[:, 2] = start[chunks[:, 0] // (4 * segments.shape[1])]
+    columns = made.columns[np.repeat(first if rows == 1 else made.segments[:, 2], filled) + behind]
+    weights = made.weights[np.repeat(first, filled) + behind]
+    if once:
+        weights[number >= counted] = 0
+    if rows > 1:
+        weights = weights.reshape(-1, together, rows).swapaxes(1, 2).reshape(-1)
+    return replace(made, segments=segments, chunks=chunks, columns=columns, weights=weights)

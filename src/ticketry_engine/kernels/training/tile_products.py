@@ -2,11 +2,11 @@
 
     sums [16 columns, 16 rows]  +=  x [16 columns, 32 images]  @  dy [32 images, 16 rows]        at each position
 
-At each position the rows' output gradients are transpose_words into pairs of images, the right operand; the values of
+At each position the rows' output gradients are transposed into pairs of images, the right operand; the values of
 sixteen columns, copied side by side, are the left operand. The sums stay in a tile register over all positions of a
-tile of planes, and the transpose_words gradients serve all columns.
+tile of planes, and the transposed gradients serve all columns.
 
-Tables are those of `products` for several rows, except that columns are bytes (int32) in sets of sixteen, and sums are
+Tables are those of `Products` for several rows, except that columns are bytes (int32) in sets of sixteen, and sums are
 one float32 per column and row, column by column. A further table holds the byte of each position in x and in dy.
 """
 
@@ -18,13 +18,13 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-import ticketry_engine.kernels.amx as amx
-from ticketry_engine.kernels.emitter import I32, Emitter, Written
+import ticketry_engine.kernels.bfloat as bfloat
+from ticketry_engine.kernels.emitter import I32, EmittedKernel, Emitter
 from ticketry_engine.kernels.jit import ir
-from ticketry_engine.kernels.planar.conv import Matrix, SumTables, segments_of
+from ticketry_engine.kernels.planar.conv import Matrix, SumTables, build_segment_table
 from ticketry_engine.kernels.planar.geometry import FLOAT, Shape
 from ticketry_engine.kernels.planar.row_sums import FLAG_BITS
-from ticketry_engine.kernels.training.pair_sums import segments_by_chunk
+from ticketry_engine.kernels.training.products import loop_segments_by_chunk
 from ticketry_engine.kernels.window import Array
 
 SEGMENTS, COLUMNS, SUMS, CHUNKS, CHUNK_COUNT, CONFIGURATION, SHAPES = range(7)
@@ -41,11 +41,11 @@ STRIP = 4
 LEFT, RIGHT = STRIP, STRIP + 1
 """Tile registers of the operands, after those of the sums."""
 
-TILES = amx.configuration([(amx.ROWS, amx.ROW_BYTES)] * (RIGHT + 1))
+TILES = bfloat.build_configuration([(bfloat.TILE_ROWS, bfloat.TILE_ROW_BYTES)] * (RIGHT + 1))
 
 
 @dataclass(frozen=True)
-class TileProducts(Written):
+class TileProducts(EmittedKernel):
     """AMX kernel of the weight gradient.
 
     Args:
@@ -55,7 +55,7 @@ class TileProducts(Written):
     finished: ClassVar[bool] = True
 
     shapes: int
-    rows: ClassVar[int] = amx.ROWS
+    rows: ClassVar[int] = bfloat.TILE_ROWS
     head: ClassVar[int] = 3
 
     @property
@@ -63,10 +63,10 @@ class TileProducts(Written):
         return 4 * (self.head + 2 * self.rows)
 
     def write(self, e: Emitter) -> None:
-        amx.configure(e, e.table(CONFIGURATION))
+        bfloat.configure_tiles(e, e.table(CONFIGURATION))
         for number in range(self.shapes):
             _TileProductsBody(e, self, number).emit()
-        amx.release(e)
+        bfloat.release_tiles(e)
 
 
 class _TileProductsBody:
@@ -74,72 +74,76 @@ class _TileProductsBody:
 
     def __init__(self, e: Emitter, spec: TileProducts, number: int) -> None:
         self.e, self.spec = e, spec
-        self.columns, self.sums, self.first_argument = e.table(COLUMNS), e.arena(e.arg(SUMS)), SHAPES + 4 * number
+        self.columns, self.sums, self.first_argument = (
+            e.table(COLUMNS),
+            e.arena_pointer(e.arg(SUMS)),
+            SHAPES + 4 * number,
+        )
         self.reach, self.positions = e.table(self.first_argument + 2), e.arg(self.first_argument + 3)
-        self.turned = e.scratch(POSITIONS * amx.ROWS)
-        self.copies = e.scratch(2 * STRIP * amx.ROWS)
+        self.turned = e.scratch(POSITIONS * bfloat.TILE_ROWS)
+        self.copies = e.scratch(2 * STRIP * bfloat.TILE_ROWS)
 
     def emit(self) -> None:
         e, b = self.e, self.e.b
-        segments = segments_by_chunk(e, self.spec.segment_bytes, self.first_argument)
+        segments = loop_segments_by_chunk(e, self.spec.segment_bytes, self.first_argument)
         with segments as (segment, (x, y), begin, end), e.when(b.icmp_signed("<", begin, end)):
-            self._turn(segment, y)
-            self._strips(x, begin, end)
+            self._transpose_gradients(segment, y)
+            self._write_strips(x, begin, end)
 
-    def _turn(self, segment: Any, y: Any) -> None:
+    def _transpose_gradients(self, segment: Any, y: Any) -> None:
         """Transpose the rows' gradients at all positions, pairs of images first."""
         e, b = self.e, self.e.b
-        rows = [e.at(y, e.load_i32(segment, 4 * (self.spec.head + row))) for row in range(amx.ROWS)]
-        words = ir.VectorType(I32, amx.ROWS)
+        rows = [e.at(y, e.load_i32(segment, 4 * (self.spec.head + row))) for row in range(bfloat.TILE_ROWS)]
+        words = ir.VectorType(I32, bfloat.TILE_ROWS)
         with e.loop(0, self.positions) as loop:
             there = e.load_i32(self.reach, b.add(b.mul(loop.index, e.i64(8)), e.i64(4)))
             vectors = [b.load(e.at(row, there), typ=words, align=4) for row in rows]
-            goal = e.at(self.turned, b.mul(loop.index, e.i64(amx.TILE_BYTES)))
+            goal = e.at(self.turned, b.mul(loop.index, e.i64(bfloat.TILE_BYTES)))
             for number, vector in enumerate(transpose_words(e, vectors)):
-                b.store(vector, e.at(goal, number * amx.ROW_BYTES), align=amx.ROW_BYTES)
+                b.store(vector, e.at(goal, number * bfloat.TILE_ROW_BYTES), align=bfloat.TILE_ROW_BYTES)
 
-    def _strips(self, x: Any, begin: Any, end: Any) -> None:
+    def _write_strips(self, x: Any, begin: Any, end: Any) -> None:
         """Process all columns: `STRIP` sets at a time, then the rest in halves of it."""
         e, b = self.e, self.e.b
         size = STRIP
         while size:
-            width = size * amx.ROWS
+            width = size * bfloat.TILE_ROWS
             whole = b.add(begin, b.mul(b.sdiv(b.sub(end, begin), e.i64(width)), e.i64(width)))
             with e.loop(begin, whole, width) as loop:
-                self._strip(x, loop.index, size)
+                self._write_strip(x, loop.index, size)
             begin, size = whole, size // 2
 
-    def _strip(self, x: Any, first: Any, sets: int) -> None:
+    def _write_strip(self, x: Any, first: Any, sets: int) -> None:
         e, b = self.e, self.e.b
-        sums = e.at(self.sums, b.mul(first, e.i64(amx.ROW_BYTES)))
+        sums = e.at(self.sums, b.mul(first, e.i64(bfloat.TILE_ROW_BYTES)))
         for number in range(sets):
-            amx.load(e, number, e.at(sums, number * amx.TILE_BYTES))
+            bfloat.load_tile(e, number, e.at(sums, number * bfloat.TILE_BYTES))
         columns = e.at(self.columns, b.mul(first, e.i64(4)))
         with e.loop(0, b.add(self.positions, e.i64(1))) as loop:
             with e.when(b.icmp_signed("<", loop.index, self.positions)):
-                self._copy(x, columns, loop.index, sets)
+                self._copy_columns(x, columns, loop.index, sets)
             with e.when(b.icmp_signed(">", loop.index, e.i64(0))):
                 before = b.sub(loop.index, e.i64(1))
-                amx.load(e, RIGHT, e.at(self.turned, b.mul(before, e.i64(amx.TILE_BYTES))))
+                bfloat.load_tile(e, RIGHT, e.at(self.turned, b.mul(before, e.i64(bfloat.TILE_BYTES))))
                 copies = self._column_buffer(before)
                 for number in range(sets):
-                    amx.load(e, LEFT, e.at(copies, number * amx.TILE_BYTES))
-                    amx.multiply(e, number, LEFT, RIGHT)
+                    bfloat.load_tile(e, LEFT, e.at(copies, number * bfloat.TILE_BYTES))
+                    bfloat.multiply_tiles(e, number, LEFT, RIGHT)
         for number in range(sets):
-            amx.store(e, number, e.at(sums, number * amx.TILE_BYTES))
+            bfloat.store_tile(e, number, e.at(sums, number * bfloat.TILE_BYTES))
 
     def _column_buffer(self, position: Any) -> Any:
         """Return the buffer for copied columns; two alternate, because loading a tile just stored would stall."""
         e, b = self.e, self.e.b
-        return e.at(self.copies, b.mul(b.and_(position, e.i64(1)), e.i64(STRIP * amx.TILE_BYTES)))
+        return e.at(self.copies, b.mul(b.and_(position, e.i64(1)), e.i64(STRIP * bfloat.TILE_BYTES)))
 
-    def _copy(self, x: Any, columns: Any, position: Any, sets: int) -> None:
+    def _copy_columns(self, x: Any, columns: Any, position: Any, sets: int) -> None:
         e, b = self.e, self.e.b
         here = e.at(x, e.load_i32(self.reach, b.mul(position, e.i64(8))))
         goal = self._column_buffer(position)
-        for number in range(sets * amx.ROWS):
+        for number in range(sets * bfloat.TILE_ROWS):
             values = e.load(e.at(here, e.load_i32(columns, 4 * number)))
-            e.store(values, goal, number * amx.ROW_BYTES, align=amx.ROW_BYTES)
+            e.store(values, goal, number * bfloat.TILE_ROW_BYTES, align=bfloat.TILE_ROW_BYTES)
 
 
 def transpose_words(e: Emitter, vectors: Sequence[Any]) -> list[Any]:
@@ -158,24 +162,24 @@ def transpose_words(e: Emitter, vectors: Sequence[Any]) -> list[Any]:
     return found
 
 
-def reach(shape: Shape) -> Array:
+def build_offset_table(shape: Shape) -> Array:
     """Return the table of each position's bytes in x and dy."""
     return np.ascontiguousarray(np.array([shape.x, shape.y], dtype=np.int32).T)
 
 
-def tables(matrix: Matrix, sets: Sequence[Array]) -> SumTables:
+def build_tables(matrix: Matrix, sets: Sequence[Array]) -> SumTables:
     """Return a layer's tables. A partial set of columns is padded by repeating its last column, with its places."""
     columns, places, counts = [], [], []
     for rows in sets:
         kept = np.flatnonzero(matrix.weight[rows[0]])
-        filled = -(-len(kept) // amx.ROWS) * amx.ROWS
+        filled = -(-len(kept) // bfloat.TILE_ROWS) * bfloat.TILE_ROWS
         kept = np.append(kept, np.repeat(kept[-1:], filled - len(kept)))
         columns.append(matrix.columns[rows[0] // matrix.group_rows, kept])
         places.append(matrix.weight[rows][:, kept].T.reshape(-1))
         counts.append(filled)
     count = np.array(counts)
     nothing = np.zeros_like(count)
-    segments = segments_of(matrix, [count << FLAG_BITS, nothing, nothing], np.stack(list(sets)))
+    segments = build_segment_table(matrix, [count << FLAG_BITS, nothing, nothing], np.stack(list(sets)))
     every = np.concatenate(columns)
     bounds = (int(every.min()), int(every.max())) if len(every) else (0, 0)
     chunks = np.zeros((0, 3), dtype=np.int64)
@@ -183,7 +187,7 @@ def tables(matrix: Matrix, sets: Sequence[Array]) -> SumTables:
 
 
 @dataclass(frozen=True)
-class Added(Written):
+class Added(EmittedKernel):
     """Kernel that adds the sums of several threads and writes them to an external tensor.
 
     Arguments: byte of the sums; number of vectors; number of the external tensor; bytes between two threads' sums.
@@ -193,8 +197,8 @@ class Added(Written):
 
     def write(self, e: Emitter) -> None:
         b, width = e.b, FLOAT * e.target.lanes
-        place, out = e.arena(e.arg(0)), e.external(e.arg(2))
-        with e.loop(*e.share(e.arg(1))) as turn:
+        place, out = e.arena_pointer(e.arg(0)), e.tensor_pointer(e.arg(2))
+        with e.loop(*e.thread_share(e.arg(1))) as turn:
             at = b.mul(turn.index, e.i64(width))
             value = e.load(e.at(place, at))
             for thread in range(1, self.several):

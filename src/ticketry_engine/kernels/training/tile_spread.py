@@ -28,9 +28,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-import ticketry_engine.kernels.amx as amx
 import ticketry_engine.kernels.bfloat as bfloat
-from ticketry_engine.kernels.emitter import Emitter, Written
+from ticketry_engine.kernels.emitter import EmittedKernel, Emitter
 from ticketry_engine.kernels.planar.geometry import Shape
 from ticketry_engine.kernels.window import Array
 
@@ -41,7 +40,7 @@ configuration; then for each shape its places and their number."""
 SET, SHIFT, COUNT, FIRST, FRESH, HALF = range(6)
 """Words of a block."""
 
-BLOCK_BYTES = amx.ROWS * amx.ROWS * bfloat.HALF
+BLOCK_BYTES = bfloat.TILE_ROWS * bfloat.TILE_ROWS * bfloat.HALF
 
 SUMS_BYTES = 32_000
 """Bytes of sums that stay in the L1 cache."""
@@ -49,18 +48,19 @@ SUMS_BYTES = 32_000
 SUM, LEFT, RIGHT = 0, 4, 5
 """Tile registers: four of sums, in turn; a block of weights; pairs of outputs."""
 
-TILES = amx.configuration(
-    [(amx.ROWS, amx.ROW_BYTES)] * LEFT + [(amx.ROWS, amx.ROW_BYTES // 2), (amx.ROWS // 2, amx.ROW_BYTES)]
+TILES = bfloat.build_configuration(
+    [(bfloat.TILE_ROWS, bfloat.TILE_ROW_BYTES)] * LEFT
+    + [(bfloat.TILE_ROWS, bfloat.TILE_ROW_BYTES // 2), (bfloat.TILE_ROWS // 2, bfloat.TILE_ROW_BYTES)]
 )
 
 
-def positions(inputs: int) -> int:
+def positions_per_tile(inputs: int) -> int:
     """Return the positions per tile of planes."""
-    return max(1, min(2, SUMS_BYTES // (2 * amx.ROW_BYTES * inputs)))
+    return max(1, min(2, SUMS_BYTES // (2 * bfloat.TILE_ROW_BYTES * inputs)))
 
 
 @dataclass(frozen=True)
-class TileSpread(Written):
+class TileSpread(EmittedKernel):
     """AMX kernel of the input gradient.
 
     Args:
@@ -76,10 +76,10 @@ class TileSpread(Written):
     residual: bool
 
     def write(self, e: Emitter) -> None:
-        amx.configure(e, e.table(CONFIGURATION))
+        bfloat.configure_tiles(e, e.table(CONFIGURATION))
         for number in range(len(self.shapes)):
             _TileSpreadBody(e, self, number).emit()
-        amx.release(e)
+        bfloat.release_tiles(e)
 
 
 class _TileSpreadBody:
@@ -87,32 +87,34 @@ class _TileSpreadBody:
 
     def __init__(self, e: Emitter, spec: TileSpread, number: int) -> None:
         self.e, self.spec, self.shape = e, spec, spec.shapes[number]
-        self.arena = e.arena()
+        self.arena = e.arena_pointer()
         self.sets, self.blocks, self.weights, self.inputs = (e.table(n) for n in (SETS, BLOCKS, WEIGHTS, INPUTS))
         self.places, self.count = e.table(SHAPES + 2 * number), e.arg(SHAPES + 2 * number + 1)
         self.tiles = range(2 * len(self.shape.x))
-        self.width = amx.ROW_BYTES * len(self.tiles)
+        self.width = bfloat.TILE_ROW_BYTES * len(self.tiles)
         self.sums = e.scratch(spec.inputs * len(self.tiles))
-        self.pair_bytes, self.made_bytes = (len(self.tiles) * size for size in (amx.TILE_BYTES // 2, amx.TILE_BYTES))
-        self.pairs = e.scratch(2 * self.pair_bytes // amx.ROW_BYTES)
-        self.made = e.scratch(2 * self.made_bytes // amx.ROW_BYTES)
+        self.pair_bytes, self.made_bytes = (
+            len(self.tiles) * size for size in (bfloat.TILE_BYTES // 2, bfloat.TILE_BYTES)
+        )
+        self.pairs = e.scratch(2 * self.pair_bytes // bfloat.TILE_ROW_BYTES)
+        self.made = e.scratch(2 * self.made_bytes // bfloat.TILE_ROW_BYTES)
 
     def emit(self) -> None:
         """Loop over this thread's tiles of planes."""
         e, b, blocks = self.e, self.e.b, self.e.arg(BLOCK_COUNT)
-        with e.loop(*e.share(self.count)) as unit:
+        with e.loop(*e.thread_share(self.count)) as unit:
             place = e.at(self.places, b.mul(unit.index, e.i64(12)))
             x, y, residual = (e.at(self.arena, e.load_i32(place, 4 * word)) for word in range(3))
-            self._begin(residual)
+            self._load_residual(residual)
             with e.loop(0, b.add(blocks, e.i64(2))) as loop:
-                for behind, stage in enumerate((self._interleave, self._multiply, self._add)):
+                for behind, stage in enumerate((self._interleave, self._multiply, self._add_products)):
                     number = b.sub(loop.index, e.i64(behind))
                     there = b.and_(b.icmp_signed(">=", number, e.i64(0)), b.icmp_signed("<", number, blocks))
                     with e.when(there):
                         stage(number, x)
-            self._end(y)
+            self._store_rounded_tile(y)
 
-    def _begin(self, residual: Any) -> None:
+    def _load_residual(self, residual: Any) -> None:
         e, b = self.e, self.e.b
         with e.loop(0, self.spec.inputs) as loop:
             here = e.at(self.sums, b.mul(loop.index, e.i64(self.width)))
@@ -122,63 +124,63 @@ class _TileSpreadBody:
                 if self.spec.residual:
                     values = bfloat.split_to_float32(e, bfloat.load_pairs(e, plane, at))
                 for part, value in enumerate(values):
-                    e.store(value, here, (2 * t + part) * amx.ROW_BYTES, align=amx.ROW_BYTES)
+                    e.store(value, here, (2 * t + part) * bfloat.TILE_ROW_BYTES, align=bfloat.TILE_ROW_BYTES)
 
-    def _word(self, block: Any, word: int) -> Any:
+    def _load_word(self, block: Any, word: int) -> Any:
         return self.e.load_i32(self.blocks, self.e.b.add(self.e.b.mul(block, self.e.i64(24)), self.e.i64(4 * word)))
 
     def _interleave(self, block: Any, x: Any) -> None:
         """Interleave pairs of outputs for a block, unless the previous block already did."""
         e, b = self.e, self.e.b
-        with e.when(b.icmp_signed("!=", self._word(block, FRESH), e.i64(0))):
-            one, shifted = e.at(self.sets, self._word(block, SET)), e.at(x, self._word(block, SHIFT))
-            goal = e.at(self.pairs, b.mul(self._word(block, HALF), e.i64(self.pair_bytes)))
-            for pair in range(amx.ROWS // 2):
+        with e.when(b.icmp_signed("!=", self._load_word(block, FRESH), e.i64(0))):
+            one, shifted = e.at(self.sets, self._load_word(block, SET)), e.at(x, self._load_word(block, SHIFT))
+            goal = e.at(self.pairs, b.mul(self._load_word(block, HALF), e.i64(self.pair_bytes)))
+            for pair in range(bfloat.TILE_ROWS // 2):
                 outputs = [e.at(shifted, e.load_i32(one, 4 * (2 * pair + further))) for further in range(2)]
                 for t, at in enumerate(self.shape.x):
                     values = [bfloat.load_pairs(e, output, at) for output in outputs]
                     for output in outputs:
-                        e.fetch(output, at + len(self.shape.x) * amx.ROW_BYTES)
+                        e.prefetch(output, at + len(self.shape.x) * bfloat.TILE_ROW_BYTES)
                     for part, pairs in enumerate(bfloat.interleave_pairs(e, *values)):
-                        place = (2 * t + part) * amx.TILE_BYTES // 2 + pair * amx.ROW_BYTES
-                        b.store(pairs, e.at(goal, place), align=amx.ROW_BYTES)
+                        place = (2 * t + part) * bfloat.TILE_BYTES // 2 + pair * bfloat.TILE_ROW_BYTES
+                        b.store(pairs, e.at(goal, place), align=bfloat.TILE_ROW_BYTES)
 
     def _multiply(self, block: Any, _: Any) -> None:
         e, b = self.e, self.e.b
         weights = e.at(self.weights, b.mul(block, e.i64(BLOCK_BYTES)))
-        amx.load(e, LEFT, weights, BLOCK_BYTES // amx.ROWS)
-        pairs = e.at(self.pairs, b.mul(self._word(block, HALF), e.i64(self.pair_bytes)))
+        bfloat.load_tile(e, LEFT, weights, BLOCK_BYTES // bfloat.TILE_ROWS)
+        pairs = e.at(self.pairs, b.mul(self._load_word(block, HALF), e.i64(self.pair_bytes)))
         made = self._product_buffer(block)
         for tile in self.tiles:
-            amx.zero(e, SUM + tile)
-            amx.load(e, RIGHT, e.at(pairs, tile * amx.TILE_BYTES // 2))
-            amx.multiply(e, SUM + tile, LEFT, RIGHT)
+            bfloat.zero_tile(e, SUM + tile)
+            bfloat.load_tile(e, RIGHT, e.at(pairs, tile * bfloat.TILE_BYTES // 2))
+            bfloat.multiply_tiles(e, SUM + tile, LEFT, RIGHT)
         for tile in self.tiles:
-            amx.store(e, SUM + tile, e.at(made, tile * amx.TILE_BYTES))
+            bfloat.store_tile(e, SUM + tile, e.at(made, tile * bfloat.TILE_BYTES))
 
     def _product_buffer(self, block: Any) -> Any:
         e, b = self.e, self.e.b
         return e.at(self.made, b.mul(b.and_(block, e.i64(1)), e.i64(self.made_bytes)))
 
-    def _add(self, block: Any, _: Any) -> None:
+    def _add_products(self, block: Any, _: Any) -> None:
         e, b = self.e, self.e.b
-        inputs = e.at(self.inputs, b.mul(self._word(block, FIRST), e.i64(4)))
-        with e.loop(0, self._word(block, COUNT), 1, [self._product_buffer(block)]) as loop:
+        inputs = e.at(self.inputs, b.mul(self._load_word(block, FIRST), e.i64(4)))
+        with e.loop(0, self._load_word(block, COUNT), 1, [self._product_buffer(block)]) as loop:
             number = e.load_i32(inputs, b.mul(loop.index, e.i64(4)))
             here = e.at(self.sums, b.mul(number, e.i64(self.width)))
             for tile in self.tiles:
-                value = e.load(loop.carried[0], tile * amx.TILE_BYTES)
-                sums = b.fadd(e.load(here, tile * amx.ROW_BYTES), value)
-                e.store(sums, here, tile * amx.ROW_BYTES, align=amx.ROW_BYTES)
-            loop.next = [e.at(loop.carried[0], amx.ROW_BYTES)]
+                value = e.load(loop.carried[0], tile * bfloat.TILE_BYTES)
+                sums = b.fadd(e.load(here, tile * bfloat.TILE_ROW_BYTES), value)
+                e.store(sums, here, tile * bfloat.TILE_ROW_BYTES, align=bfloat.TILE_ROW_BYTES)
+            loop.next = [e.at(loop.carried[0], bfloat.TILE_ROW_BYTES)]
 
-    def _end(self, y: Any) -> None:
+    def _store_rounded_tile(self, y: Any) -> None:
         e, b = self.e, self.e.b
         with e.loop(0, self.spec.inputs) as loop:
             here = e.at(self.sums, b.mul(loop.index, e.i64(self.width)))
             plane = e.at(y, b.mul(loop.index, e.arg(PLANE)))
             for t, at in enumerate(self.shape.y):
-                values = [e.load(here, (2 * t + part) * amx.ROW_BYTES) for part in range(2)]
+                values = [e.load(here, (2 * t + part) * bfloat.TILE_ROW_BYTES) for part in range(2)]
                 bfloat.store_rounded(e, values, plane, at)
 
 
@@ -195,7 +197,7 @@ class Spread:
     """Least and greatest byte, relative to a tile's place, at which an output is read."""
 
 
-def tables(places: Array, planes: Array, shifts: Array, sets: Sequence[Array]) -> Spread:
+def build_tables(places: Array, planes: Array, shifts: Array, sets: Sequence[Array]) -> Spread:
     """Return the tables of one phase.
 
     Args:
@@ -211,12 +213,12 @@ def tables(places: Array, planes: Array, shifts: Array, sets: Sequence[Array]) -
     for (number, rows), tap in itertools.product(enumerate(sets), range(taps)):
         mine = places[int(rows[0]) // per, rows % per, :, tap]
         kept = np.flatnonzero(mine[0])
-        for begin in range(0, len(kept), amx.ROWS):
-            some = kept[begin : begin + amx.ROWS]
-            block = np.zeros((amx.ROWS, amx.ROWS), dtype=places.dtype)
+        for begin in range(0, len(kept), bfloat.TILE_ROWS):
+            some = kept[begin : begin + bfloat.TILE_ROWS]
+            block = np.zeros((bfloat.TILE_ROWS, bfloat.TILE_ROWS), dtype=places.dtype)
             block[: len(some)] = mine[:, some].T
             half = half if begin else 1 - half
-            blocks.append((4 * amx.ROWS * number, int(shifts[tap]), len(some), first, int(not begin), half))
+            blocks.append((4 * bfloat.TILE_ROWS * number, int(shifts[tap]), len(some), first, int(not begin), half))
             weights.append(block.reshape(-1))
             first += len(some)
         inputs.append((kept + int(rows[0]) // per * each).astype(np.int32))

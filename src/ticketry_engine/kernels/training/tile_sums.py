@@ -7,7 +7,7 @@ sixteen such pairs are the right operands of two products, and the rows' weights
 all columns stay in tile registers. One set of columns is multiplied while the next one is interleaved, because loading
 a tile right after storing its data would stall.
 
-Tables are those of `pair_sums`, except that columns are bytes (int32), a segment's third word is its first block of
+Tables are those of `PairSums`, except that columns are bytes (int32), a segment's third word is its first block of
 weights, and a block holds the rows' weights for 32 columns, row by row; the last block is padded with zeros.
 """
 
@@ -19,13 +19,12 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-import ticketry_engine.kernels.amx as amx
 import ticketry_engine.kernels.bfloat as bfloat
-from ticketry_engine.kernels.emitter import Emitter
-from ticketry_engine.kernels.planar.conv import Matrix, SumTables, even_parts, segments_of
+from ticketry_engine.kernels.emitter import Emitter, minimum
+from ticketry_engine.kernels.planar.conv import Matrix, SumTables, build_segment_table, split_evenly
 from ticketry_engine.kernels.planar.geometry import FLOAT, Shape
-from ticketry_engine.kernels.planar.row_sums import FIRST, FLAG_BITS, LAST, OfSegments
-from ticketry_engine.kernels.training.pair_sums import PAIR, segments_by_unit, write_rows
+from ticketry_engine.kernels.planar.row_sums import FIRST, FLAG_BITS, LAST, SegmentKernel
+from ticketry_engine.kernels.training.products import PAIR, loop_segments_by_unit, write_rows
 from ticketry_engine.kernels.window import Array
 
 SEGMENTS, COLUMNS, WEIGHTS, CHUNKS, CHUNK_COUNT, CONFIGURATION, SHAPES = range(7)
@@ -37,11 +36,11 @@ POSITIONS = 2
 LEFT, RIGHT = 2 * POSITIONS, 2 * POSITIONS + 1
 """Tile registers of the operands, after those of the sums."""
 
-TILES = amx.configuration([(amx.ROWS, amx.ROW_BYTES)] * (RIGHT + 1))
+TILES = bfloat.build_configuration([(bfloat.TILE_ROWS, bfloat.TILE_ROW_BYTES)] * (RIGHT + 1))
 
 
 @dataclass(frozen=True)
-class TileSums(OfSegments):
+class TileSums(SegmentKernel):
     """AMX kernel of weighted sums.
 
     Args:
@@ -53,13 +52,13 @@ class TileSums(OfSegments):
 
     shapes: tuple[Shape, ...]
     residual: bool
-    rows: int = amx.ROWS
+    rows: int = bfloat.TILE_ROWS
 
     def write(self, e: Emitter) -> None:
-        amx.configure(e, e.table(CONFIGURATION))
+        bfloat.configure_tiles(e, e.table(CONFIGURATION))
         for number in range(len(self.shapes)):
             _TileSumsBody(e, self, number).emit()
-        amx.release(e)
+        bfloat.release_tiles(e)
 
 
 class _TileSumsBody:
@@ -68,44 +67,44 @@ class _TileSumsBody:
     def __init__(self, e: Emitter, spec: TileSums, number: int) -> None:
         self.e, self.spec, self.shape = e, spec, spec.shapes[number]
         self.columns, self.weights, self.first_argument = e.table(COLUMNS), e.table(WEIGHTS), SHAPES + 2 * number
-        self.block_bytes = 2 * len(self.shape.x) * amx.TILE_BYTES
+        self.block_bytes = 2 * len(self.shape.x) * bfloat.TILE_BYTES
         self.turned = _zeroed_scratch(e, 2 * self.block_bytes)
-        self.sums = e.scratch(self.block_bytes // amx.ROW_BYTES)
+        self.sums = e.scratch(self.block_bytes // bfloat.TILE_ROW_BYTES)
 
     def emit(self) -> None:
-        with segments_by_unit(self.e, self.spec.segment_bytes, self.first_argument) as (segment, tile, begin, end):
+        with loop_segments_by_unit(self.e, self.spec.segment_bytes, self.first_argument) as (segment, tile, begin, end):
             x, y, residual = tile
             self._multiply(segment, x, begin, end)
-            write_rows(self.e, self.spec, self.shape, (segment, y, residual), self._sums)
+            write_rows(self.e, self.spec, self.shape, (segment, y, residual), self._load_row_sums)
 
     def _multiply(self, segment: Any, x: Any, begin: Any, end: Any) -> None:
         """Multiply all columns of a segment, then store the sums."""
         e, b = self.e, self.e.b
-        weights = e.at(self.weights, b.mul(e.load_i32(segment, 8), e.i64(amx.TILE_BYTES)))
+        weights = e.at(self.weights, b.mul(e.load_i32(segment, 8), e.i64(bfloat.TILE_BYTES)))
         tiles = range(2 * len(self.shape.x))
         for tile in tiles:
-            amx.zero(e, tile)
-        blocks = b.sdiv(b.add(b.sub(end, begin), e.i64(amx.DEPTH - 1)), e.i64(amx.DEPTH))
+            bfloat.zero_tile(e, tile)
+        blocks = b.sdiv(b.add(b.sub(end, begin), e.i64(bfloat.TILE_DEPTH - 1)), e.i64(bfloat.TILE_DEPTH))
         with e.loop(0, b.add(blocks, e.i64(1))) as block:
-            first = b.add(begin, b.mul(block.index, e.i64(amx.DEPTH)))
-            last = amx.least(e, b.add(first, e.i64(amx.DEPTH)), end)
-            self._turn(x, first, last, self._block_buffer(block.index))
+            first = b.add(begin, b.mul(block.index, e.i64(bfloat.TILE_DEPTH)))
+            last = minimum(e, b.add(first, e.i64(bfloat.TILE_DEPTH)), end)
+            self._interleave_pairs(x, first, last, self._block_buffer(block.index))
             before = b.sub(block.index, e.i64(1))
             with e.when(b.icmp_signed(">", block.index, e.i64(0))):
-                amx.load(e, LEFT, e.at(weights, b.mul(before, e.i64(amx.TILE_BYTES))))
+                bfloat.load_tile(e, LEFT, e.at(weights, b.mul(before, e.i64(bfloat.TILE_BYTES))))
                 there = self._block_buffer(before)
                 for tile in tiles:
-                    amx.load(e, RIGHT, e.at(there, tile * amx.TILE_BYTES))
-                    amx.multiply(e, tile, LEFT, RIGHT)
+                    bfloat.load_tile(e, RIGHT, e.at(there, tile * bfloat.TILE_BYTES))
+                    bfloat.multiply_tiles(e, tile, LEFT, RIGHT)
         for tile in tiles:
-            amx.store(e, tile, e.at(self.sums, tile * amx.TILE_BYTES))
+            bfloat.store_tile(e, tile, e.at(self.sums, tile * bfloat.TILE_BYTES))
 
     def _block_buffer(self, block: Any) -> Any:
         """Return the buffer for a block of interleaved columns; two alternate."""
         e, b = self.e, self.e.b
         return e.at(self.turned, b.mul(b.and_(block, e.i64(1)), e.i64(self.block_bytes)))
 
-    def _turn(self, x: Any, first: Any, last: Any, goal: Any) -> None:
+    def _interleave_pairs(self, x: Any, first: Any, last: Any, goal: Any) -> None:
         """Interleave what pairs of columns read. Stale data after the last pair is multiplied by zero weights."""
         e, b = self.e, self.e.b
         with e.loop(first, last, PAIR, [e.i64(0)]) as loop:
@@ -115,14 +114,16 @@ class _TileSumsBody:
             for t, vector in enumerate(self.shape.x):
                 values = [bfloat.load_pairs(e, pointer, vector) for pointer in inputs]
                 for pointer in inputs:  # too many streams for the hardware prefetcher
-                    e.fetch(pointer, vector + len(self.shape.x) * amx.ROW_BYTES)
+                    e.prefetch(pointer, vector + len(self.shape.x) * bfloat.TILE_ROW_BYTES)
                 for part, pairs in enumerate(bfloat.interleave_pairs(e, *values)):
-                    b.store(pairs, e.at(row, (2 * t + part) * amx.TILE_BYTES), align=amx.ROW_BYTES)
-            loop.next = [b.add(loop.carried[0], e.i64(amx.ROW_BYTES))]
+                    b.store(pairs, e.at(row, (2 * t + part) * bfloat.TILE_BYTES), align=bfloat.TILE_ROW_BYTES)
+            loop.next = [b.add(loop.carried[0], e.i64(bfloat.TILE_ROW_BYTES))]
 
-    def _sums(self, row: int, t: int) -> Sequence[Any]:
+    def _load_row_sums(self, row: int, t: int) -> Sequence[Any]:
         e = self.e
-        return [e.load(self.sums, (2 * t + part) * amx.TILE_BYTES + row * amx.ROW_BYTES) for part in range(2)]
+        return [
+            e.load(self.sums, (2 * t + part) * bfloat.TILE_BYTES + row * bfloat.TILE_ROW_BYTES) for part in range(2)
+        ]
 
 
 def _zeroed_scratch(e: Emitter, size: int) -> Any:
@@ -133,7 +134,7 @@ def _zeroed_scratch(e: Emitter, size: int) -> Any:
     return place
 
 
-def tables(matrix: Matrix, sets: Sequence[Array], chunks: int) -> SumTables:
+def build_tables(matrix: Matrix, sets: Sequence[Array], chunks: int) -> SumTables:
     """Return a layer's tables.
 
     Args:
@@ -144,16 +145,16 @@ def tables(matrix: Matrix, sets: Sequence[Array], chunks: int) -> SumTables:
     for rows in sets:
         kept = np.flatnonzero(matrix.weight[rows[0]])
         begins = matrix.columns[rows[0] // matrix.group_rows, kept]
-        blocks = -(-len(kept) // amx.DEPTH)
-        block = np.zeros((len(rows), blocks * amx.DEPTH), dtype=matrix.weight.dtype)
+        blocks = -(-len(kept) // bfloat.TILE_DEPTH)
+        block = np.zeros((len(rows), blocks * bfloat.TILE_DEPTH), dtype=matrix.weight.dtype)
         block[:, : len(kept)] = matrix.weight[rows][:, kept]
         columns.append(np.append(begins, begins[len(begins) - len(begins) % PAIR :]))
-        weights.append(block.reshape(len(rows), blocks, amx.DEPTH).swapaxes(0, 1))
+        weights.append(block.reshape(len(rows), blocks, bfloat.TILE_DEPTH).swapaxes(0, 1))
         counts.append(len(columns[-1]))
     count, each = np.array(counts), np.array([len(block) for block in weights])
     head = [count << FLAG_BITS | FIRST | LAST, np.zeros_like(count), np.cumsum(each) - each]
-    segments, before = segments_of(matrix, head, np.stack(list(sets))), np.cumsum(count) - count
-    parts = even_parts(count, chunks)
+    segments, before = build_segment_table(matrix, head, np.stack(list(sets))), np.cumsum(count) - count
+    parts = split_evenly(count, chunks)
     starts = [(4 * segments.shape[1] * part.start, part.stop - part.start, before[part.start]) for part in parts]
     every = np.concatenate(columns)
     reach = (int(every.min()), int(every.max())) if len(every) else (0, 0)

@@ -1,13 +1,44 @@
-"""Vector helpers: masked loads and stores, gathers and scatters, sums over lanes, transposes in registers.
+"""Vectors of float32 in registers: masked loads and stores, gathers and scatters, sums over lanes, transposes.
 
 A lane is one float32 of a vector register; `Target.lanes` is their number (16 with AVX-512). Masked instructions touch
-only the memory of the lanes that are set, so a kernel may end anywhere without reading past a value.
+only the memory of the lanes that are set, so a kernel may end anywhere without reading past a value. ``item`` is the
+size of a number in memory: `FLOAT` bytes, or `HALF` for bfloat16, which is converted on the way.
 """
 
 from __future__ import annotations
 
-from ticketry_engine.kernels.emitter import F32, I1, I32, I64, PTR, Emitter
+from ticketry_engine.kernels import bfloat
+from ticketry_engine.kernels.bfloat import FLOAT, HALF
+from ticketry_engine.kernels.emitter import F32, I1, I16, I32, I64, PTR, Emitter
 from ticketry_engine.kernels.jit import ir
+
+
+def load_first(e: Emitter, pointer: ir.Value, count: ir.Value | int, item: int = FLOAT) -> ir.Value:
+    """Load the first ``count`` numbers, zeros in the other lanes; no other memory is read."""
+    if item == FLOAT:
+        return _load_lanes(e, pointer, count)
+    return bfloat.widen(e, _load_lanes(e, pointer, count, HALF, I16))
+
+
+def store_first(e: Emitter, vector: ir.Value, pointer: ir.Value, count: ir.Value | int, item: int = FLOAT) -> None:
+    """Store the first ``count`` lanes; no other memory is written."""
+    if item == FLOAT:
+        _store_lanes(e, vector, pointer, count)
+    else:
+        _store_lanes(e, bfloat.narrow(e, vector), pointer, count, HALF)
+
+
+def load_vector(e: Emitter, pointer: ir.Value, count: int, item: int = FLOAT) -> ir.Value:
+    """Load ``count`` numbers, a constant of the kernel, with zeros in the other lanes."""
+    return bfloat.load(e, pointer, 0, item) if count == e.target.lanes else load_first(e, pointer, count, item)
+
+
+def store_vector(e: Emitter, vector: ir.Value, pointer: ir.Value, count: int, item: int = FLOAT) -> None:
+    """Store the first ``count`` lanes, a constant of the kernel."""
+    if count == e.target.lanes:
+        bfloat.store(e, vector, pointer, 0, item)
+    else:
+        store_first(e, vector, pointer, count, item)
 
 
 def first_lanes_mask(e: Emitter, count: ir.Value | int) -> ir.Value:
@@ -19,14 +50,14 @@ def first_lanes_mask(e: Emitter, count: ir.Value | int) -> ir.Value:
     return e.b.icmp_signed("<", ir.Constant(everywhere.type, list(range(lanes))), everywhere)
 
 
-def load_first(e: Emitter, pointer: ir.Value, count: ir.Value | int, align: int = 4, kind: ir.Type = F32) -> ir.Value:
+def _load_lanes(e: Emitter, pointer: ir.Value, count: ir.Value | int, align: int = 4, kind: ir.Type = F32) -> ir.Value:
     """Load the first ``count`` values into a vector, zeros in the other lanes; no other memory is read."""
     vector = ir.VectorType(kind, e.target.lanes)
     given = [pointer, ir.Constant(I32, align), first_lanes_mask(e, count), ir.Constant(vector, None)]
     return e.call(f"llvm.masked.load.{_suffix(vector)}.p0", vector, given)
 
 
-def store_first(e: Emitter, value: ir.Value, pointer: ir.Value, count: ir.Value | int, align: int = 4) -> None:
+def _store_lanes(e: Emitter, value: ir.Value, pointer: ir.Value, count: ir.Value | int, align: int = 4) -> None:
     """Store the first ``count`` lanes; no other memory is written."""
     given = [value, pointer, ir.Constant(I32, align), first_lanes_mask(e, count)]
     e.call(f"llvm.masked.store.{_suffix(value.type)}.p0", ir.VoidType(), given)

@@ -1,0 +1,137 @@
+"""Layer norm, RMS norm and softmax over channels, written once for both layouts.
+
+    layernorm   y = (x - mean) / sqrt(variance + eps) * weight + bias
+    rmsnorm     y = x / sqrt(mean(x^2) + eps) * weight
+    softmax     y = exp(x - max(x)) / sum(exp(x - max(x)))
+
+A kernel makes a few passes over the channels of a position: one for each statistic, and one that writes. How a layout
+steps through them is the matter of its `ChannelCursor`:
+
+    planar          a step loads one channel of several vectors of positions; each vector has its own statistics
+    channels last   a step loads a vector of channels of one pixel; lanes are combined after the last step
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from ticketry_engine.kernels.activations import exp
+from ticketry_engine.kernels.emitter import Emitter
+from ticketry_engine.kernels.jit import ir
+
+Vectors = Sequence[ir.Value]
+Step = Callable[[Vectors, Vectors], Vectors]
+"""(values of x, totals so far) -> totals."""
+Weights = Sequence[Callable[[], ir.Value]]
+"""Functions that return the weights of the current channels."""
+LastStep = Callable[[Vectors, Weights], Vectors]
+"""(values, weights) -> values of y."""
+
+
+class ChannelCursor(Protocol):
+    """Emits passes over the channels of one position, or of several vectors of positions."""
+
+    e: Emitter
+    compensated: bool
+    """Whether layer norm corrects the rounding error of the mean, so that a mean far from 0 loses no digits (Chan,
+    Golub and LeVeque, "Algorithms for computing the sample variance", 1983)."""
+
+    def load_settings(self) -> tuple[ir.Value, ir.Value]:
+        """Return 1 / channels and epsilon, as numbers of the kind that `reduce` returns."""
+
+    def reduce(self, step: Step, start: float = 0.0, sums: int = 1, *, largest: bool = False) -> Vectors:
+        """Emit a step for all channels of x; return the totals, ``sums`` of each position."""
+
+    def write(self, step: LastStep, *, weights: int = 0) -> None:
+        """Emit a step for all channels of x, or of y if there are no weights, and store its results in y."""
+
+    def store(self, values: Vectors) -> None:
+        """Store values of y in the current step of `reduce`."""
+
+    def fill_padding(self, values: Vectors, number: float) -> Vectors:
+        """Replace the lanes that belong to no channel."""
+
+    def spread(self, totals: Vectors) -> Vectors:
+        """Return numbers of positions as vectors that go with values."""
+
+    def larger(self, one: ir.Value, other: ir.Value) -> ir.Value: ...
+
+    def one(self) -> ir.Value:
+        """Return 1 as a number of the kind that `reduce` returns."""
+
+    def mean_plus(self, total: ir.Value, share: ir.Value, number: ir.Value) -> ir.Value:
+        """Return ``total * share + number``, for the mean of squares of RMS norm."""
+
+
+def write_layer_norm(c: ChannelCursor) -> None:
+    e, b = c.e, c.e.b
+    share, eps = c.load_settings()
+
+    def add(values: Vectors, totals: Vectors) -> Vectors:
+        return [b.fadd(total, value) for total, value in zip(totals, values, strict=True)]
+
+    means = c.spread([b.fmul(total, share) for total in c.reduce(add)])
+
+    def add_squares(values: Vectors, totals: Vectors) -> Vectors:
+        apart = c.fill_padding([b.fsub(value, mean) for value, mean in zip(values, means, strict=True)], 0.0)
+        sums = [b.fadd(total, value) for total, value in zip(totals, apart, strict=False)] if c.compensated else []
+        return sums + [e.fma(value, value, total) for value, total in zip(apart, totals[len(sums) :], strict=True)]
+
+    shares = [b.fmul(total, share) for total in c.reduce(add_squares, sums=2 if c.compensated else 1)]
+    missed, variances = (shares[: len(means)], shares[len(means) :]) if c.compensated else ([], shares)
+    if missed:
+        variances = [b.fsub(square, b.fmul(m, m)) for square, m in zip(variances, missed, strict=True)]
+    inverse = c.spread([b.fdiv(c.one(), e.intrinsic("llvm.sqrt", b.fadd(variance, eps))) for variance in variances])
+
+    def normalise(values: Vectors, weights: Weights) -> Vectors:
+        apart = [b.fsub(value, mean) for value, mean in zip(values, means, strict=True)]
+        if missed:
+            apart = [b.fsub(value, m) for value, m in zip(apart, missed, strict=True)]
+        weight, bias = weights
+        return [e.fma(b.fmul(value, i), weight(), bias()) for value, i in zip(apart, inverse, strict=True)]
+
+    c.write(normalise, weights=2)
+
+
+def write_rms_norm(c: ChannelCursor) -> None:
+    e, b = c.e, c.e.b
+    share, eps = c.load_settings()
+
+    def add_squares(values: Vectors, totals: Vectors) -> Vectors:
+        return [e.fma(value, value, total) for total, value in zip(totals, values, strict=True)]
+
+    roots = [e.intrinsic("llvm.sqrt", c.mean_plus(total, share, eps)) for total in c.reduce(add_squares)]
+    inverse = c.spread([b.fdiv(c.one(), root) for root in roots])
+
+    def normalise(values: Vectors, weights: Weights) -> Vectors:
+        scaled = zip(values, inverse, strict=True)
+        return [b.fmul(b.fmul(value, i), weights[0]()) for value, i in scaled]
+
+    c.write(normalise, weights=1)
+
+
+def write_softmax(c: ChannelCursor) -> None:
+    e, b = c.e, c.e.b
+
+    def take_larger(values: Vectors, totals: Vectors) -> Vectors:
+        values = c.fill_padding(values, float("-inf"))
+        return [c.larger(total, value) for total, value in zip(totals, values, strict=True)]
+
+    largest = c.spread(c.reduce(take_larger, float("-inf"), largest=True))
+
+    def add_powers(values: Vectors, totals: Vectors) -> Vectors:
+        powers = [exp(e, b.fsub(value, most)) for value, most in zip(values, largest, strict=True)]
+        c.store(powers)
+        return [b.fadd(total, power) for total, power in zip(totals, c.fill_padding(powers, 0.0), strict=True)]
+
+    inverse = c.spread([b.fdiv(c.one(), total) for total in c.reduce(add_powers)])
+    c.write(lambda values, _: [b.fmul(value, i) for value, i in zip(values, inverse, strict=True)])
+
+
+NORMS: dict[str, Callable[[ChannelCursor], None]] = {
+    "layernorm": write_layer_norm,
+    "rmsnorm": write_rms_norm,
+    "softmax": write_softmax,
+}
+"""Title of a norm's kernels -> the function that writes them."""
