@@ -16,6 +16,7 @@ from ticketry_engine.gpu.tables import (
     inner_empty,
     is_inner,
     layer_groups,
+    outer_empty,
     pack,
     why_no_tables,
 )
@@ -146,6 +147,11 @@ def test_others_are_not_unless_whole_vectors_lie_without_gaps():
         torch.empty(2, 3, 8).permute(2, 0, 1),
     ):
         assert not is_inner(other)
+
+
+def test_outer_tensors_are_what_torch_likes():
+    assert outer_empty((2, 3, 4, 5), torch.empty(0)).is_contiguous(memory_format=torch.channels_last)
+    assert outer_empty((4, 5), torch.empty(0)).is_contiguous()
 
 
 @given(st.integers(5, 10), st.integers(1, 5), st.integers(1, 4), st.integers(0, 2), st.integers(1, 2), st.booleans())

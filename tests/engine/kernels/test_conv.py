@@ -382,3 +382,9 @@ def test_what_cannot_be_done_is_refused(message, layout, x, y, weight, window) -
     convolution = Convolution(np.ones(weight, np.float32), **window)
     with pytest.raises((EngineError, ValueError), match=message):
         KERNELS[layout].conv(x, y, convolution, None, BlockSpec(here))
+
+
+def test_a_residual_of_another_shape_is_refused() -> None:
+    layer = Convolution(np.ones((6, 4, 3, 3), np.float32), **_ONE)
+    with pytest.raises(EngineError, match="residual"):
+        KERNELS["channels_last"].conv(_pixels(4, 1), _pixels(6), layer, _pixels(4, 1), BlockSpec(target()))

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from arenas import guarded, outside
-from engine.kernels.layouts import ACTS, KERNELS, Array, Block, Setting, as_stored, settings_of
+from engine.kernels.layouts import ACTS, KERNELS, Array, Block, Setting, as_stored, assert_close, settings_of
 from ticketry.errors import EngineError
 from ticketry_engine.kernels.bfloat import rounded
 from ticketry_engine.kernels.channels_last import ChannelsLastGeometry, ChannelsLastValue
@@ -97,6 +97,15 @@ def test_over_channels(layout, data, operation, shape, scale, weighted) -> None:
     if operation == "softmax" and max(setting.items) != min(setting.items):
         tolerance = 2**-8  # exponentials are stored, and rounded, before they are divided
     setting.check([x], build, lambda x: truth(x.movedim(1, -1)).movedim(-1, 1), tolerance=tolerance, in_place=True)
+
+
+@pytest.mark.parametrize("images", [1, 16])
+def test_a_mean_far_from_zero_costs_layer_norm_of_planes_no_digits(images: int) -> None:
+    x = np.random.default_rng(0).standard_normal((images, 40, 3, 9)).astype(np.float32) + 3000
+    block = Block("planar", images=images)
+    a, y = block.place((40, 3, 9), 1, data=x), block.place((40, 3, 9))
+    expected = F.layer_norm(torch.from_numpy(x).double().movedim(1, -1), (40,), eps=1e-5).movedim(-1, 1)
+    assert_close(block.run(block.kernels.layer_norm(a, y, None, None, 1e-5), y), expected)
 
 
 @LAYOUTS
