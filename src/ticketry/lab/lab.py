@@ -76,6 +76,7 @@ class Lab:
             colon (``ray:auto,cpus=1``), the runner of another package, or module:object; or a
             `concurrent.futures.Executor` whose workers see the store under the same name. By default this process, or
             local processes if there are workers.
+        executor: the same as an executor given as `runner`.
         loggers: also report trainings to these: names of `lab.loggers`, loggers of other packages, module:object, or
             logger objects. A logger that raises is reported once, and stops no training.
 
@@ -109,8 +110,12 @@ class Lab:
         checkpoint_seconds: float = 60.0,
         on_event: OnEvent | None = None,
         runner: str | concurrent.futures.Executor = "",
+        executor: concurrent.futures.Executor | None = None,
         loggers: Sequence[str | Logger] = (),
     ) -> None:
+        if executor is not None and runner:
+            raise UsageError("give runner= or executor=, not both")
+        runner = executor or runner
         check_options(workers=workers, threads=threads, devices=devices, checkpoint_seconds=checkpoint_seconds)
         self._chosen = choose_runner(runner, workers)
         self.data = Path(data).resolve() if data is not None else None

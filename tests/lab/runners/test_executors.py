@@ -61,7 +61,7 @@ def test_a_search_gives_the_same_bits(tmp_path: Path, lab: Lab, kind: str, monke
     events: list[Event] = []
     with (
         POOLS[kind](tmp_path) as pool,
-        Lab(tmp_path / "other", device="cpu", on_event=events.append, runner=pool) as other,
+        Lab(tmp_path / "other", device="cpu", on_event=events.append, executor=pool) as other,
     ):
         assert elsewhere.searched(other) == elsewhere.searched(lab)
         assert other.ledger.segments_trained == 6
