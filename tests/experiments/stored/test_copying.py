@@ -11,6 +11,7 @@ import torch
 import ticketry as tk
 from ticketry.errors import StoreError
 from ticketry.experiments.store_transfer import copy_store
+from ticketry.lab.store import store as store_module
 from ticketry.lab.store.files import read_sealed, write_sealed
 from ticketry.lab.store.folder import SharedFolder
 from ticketry.lab.store.maintenance import collect_garbage
@@ -23,6 +24,7 @@ KEY = "ab" * 32
 def origin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """A folder with a result, its weights and a run."""
     monkeypatch.setenv("TICKETRY_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(store_module, "_mirrors", {})  # which later commands of this process would publish
     folder = tmp_path / "origin"
     store = open_store(folder)
     digest = store.put_bytes(b"weights")
