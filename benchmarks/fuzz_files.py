@@ -42,14 +42,14 @@ from ticketry.cli.search import read_arguments
 from ticketry.core.structure.plans import ShrinkPlan
 from ticketry.core.ticket.folder import sealed_manifest
 from ticketry.errors import TicketryError
-from ticketry.evidence.ticket_under_test import made_task
+from ticketry.evidence.ticket_under_test import build_task
 from ticketry.experiments.stored_runs import find_damaged_files
 from ticketry.lab.store.bundle import MAGIC
 from ticketry.lab.store.files import read_sealed, sealed_bytes
 from ticketry.lab.store.maintenance import check, collect_garbage
 from ticketry.lab.store.store import Store
 from ticketry.records.campaign import read_campaign_record
-from ticketry.records.ticket import RetrainingInfo, read_info
+from ticketry.records.ticket import RetrainingInfo, read_ticket_info
 from ticketry.report import evidence_of, summary_lines, verdict_line
 from ticketry.report.campaigns import markdown
 from ticketry.report.exporting import _csv_files
@@ -90,9 +90,9 @@ def ticket(store: Path, draw: random.Random) -> Callable[[], object]:
         found = tk.Ticket.load(folder)
         found.describe()
         found._repr_html_()
-        told = read_info(RetrainingInfo, found.info, str(folder))
+        told = read_ticket_info(RetrainingInfo, found.info, str(folder))
         recipe_from(told.recipe)
-        made_task(found)
+        build_task(found)
 
     return read
 

@@ -26,14 +26,14 @@ from fuzz_changes import (
 from graphs import small
 
 import ticketry as tk
-from made_records import bench_record, search_record, stability_record, verify_record, with_rounds, with_verdicts
+from made_records import add_verdicts, bench_record, search_record, stability_record, verify_record, with_rounds
 from strangers import forged, info_of_digits
 from ticketry.cli.listing import read_record
 from ticketry.core.mask import Mask, to_bytes
 from ticketry.core.structure.plans import ShrinkPlan
 from ticketry.core.ticket.folder import sealed_manifest
 from ticketry.errors import TicketryError
-from ticketry.evidence.ticket_under_test import made_task
+from ticketry.evidence.ticket_under_test import build_task
 from ticketry.experiments.run_file import check_trust, read_run_file
 from ticketry.experiments.stored_runs import find_damaged_files
 from ticketry.integrations import jobs as job_file
@@ -43,7 +43,7 @@ from ticketry.lab.store.store import Store
 from ticketry.records.evidence import read_evidence
 from ticketry.records.run import read_run
 from ticketry.records.schema import as_json
-from ticketry.records.ticket import RetrainingInfo, SearchInfo, read_info
+from ticketry.records.ticket import RetrainingInfo, SearchInfo, read_ticket_info
 from ticketry.report import evidence_of, summary_lines, verdict_line
 from ticketry.report.exporting import _csv_files
 from ticketry.report.subject import subject_of
@@ -120,10 +120,10 @@ def _tickets(folder: Path) -> Iterator[Format]:
             found = tk.Ticket.load(where)
             found.describe()
             found._repr_html_()
-            retraining = read_info(RetrainingInfo, found.info, "the ticket")
+            retraining = read_ticket_info(RetrainingInfo, found.info, "the ticket")
             recipe_from(retraining.recipe)
-            read_info(SearchInfo, found.info, "the ticket")
-            made_task(found)
+            read_ticket_info(SearchInfo, found.info, "the ticket")
+            build_task(found)
             return found
 
         return read
@@ -157,7 +157,7 @@ def _tickets(folder: Path) -> Iterator[Format]:
 
 def _records(folder: Path) -> Iterator[Format]:
     plain = {**search_record(levels=1, replicates=1, controls=("shuffled",)), "run": RUN}
-    several = {"run.json": plain, "run.json of gates": {**with_rounds(with_verdicts(plain), rounds=1), "run": RUN}}
+    several = {"run.json": plain, "run.json of gates": {**with_rounds(add_verdicts(plain), rounds=1), "run": RUN}}
     for name, good in several.items():
         path = folder / name / RUN / "run.json"
 

@@ -16,7 +16,7 @@ import numpy as np
 from common import Row, main, parser
 from scipy.stats import binomtest
 
-from ticketry.evidence.significance import guarded
+from ticketry.evidence.significance import guarded_p_values
 from ticketry.evidence.verdict import InterimAnalyses, decide_after
 
 RUNS, QUICK_RUNS, CHECKED = 2000, 200, 60
@@ -94,7 +94,7 @@ def verifications(dense: Any, control: Any, plan: InterimAnalyses | None) -> tup
     for n, level in levels.items():
         still = ~(bad | ((good | bad) & (better | worse)))
         for yes, no, part, null in ((good, bad, dense, -MARGIN), (better, worse, control, 0.0)):
-            shown, refuted = guarded(part[:, :n], null, MARGIN)
+            shown, refuted = guarded_p_values(part[:, :n], null, MARGIN)
             unanswered = still & ~(yes | no)
             yes |= unanswered & (shown <= level)
             no |= unanswered & ~yes & (refuted <= level)

@@ -25,8 +25,8 @@ import numpy as np
 from common import Row, main, parser
 from scipy.stats import multivariate_normal, norm
 
-from ticketry.evidence.comparison import one_sided
-from ticketry.evidence.significance import guarded
+from ticketry.evidence.comparison import one_sided_p_values
+from ticketry.evidence.significance import guarded_p_values
 from ticketry.evidence.verdict import InterimAnalyses, decide_after
 
 RUNS, QUICK_RUNS, CHECKED = 4000, 200, 10
@@ -169,13 +169,13 @@ def normal(name: str, spread: float, covariance: Any) -> Cell:
 
 
 def now(differences: Any, null: float) -> tuple[Any, Any]:
-    return guarded(differences, null, MARGIN)
+    return guarded_p_values(differences, null, MARGIN)
 
 
 def student_t(differences: Any, null: float) -> tuple[Any, Any]:
     """Student's t alone; a spread of nothing decides nothing."""
     spread = differences.std(axis=1, ddof=1)
-    sides = one_sided(differences.mean(axis=1), np.maximum(spread, 1e-12), differences.shape[1], null)
+    sides = one_sided_p_values(differences.mean(axis=1), np.maximum(spread, 1e-12), differences.shape[1], null)
     return tuple(np.where(spread > 1e-9, side, 1.0) for side in sides)  # type: ignore[return-value]
 
 

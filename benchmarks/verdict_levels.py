@@ -35,10 +35,10 @@ from ticketry.evidence.significance import (
     POOLED_LEVELS,
     SD_FLOOR,
     UNSEEN_FALL,
-    guarded,
-    pool,
+    guarded_p_values,
+    pool_sd,
     pooled_p_values,
-    unseen_collapse,
+    unseen_collapse_p_value,
 )
 from ticketry.evidence.verdict import holm
 from ticketry.lab.store.bundle import Bundle
@@ -72,12 +72,12 @@ def pooled(differences: Any, edge: float) -> Any:
     spread = np.sqrt(np.maximum(np.maximum(variances, of_all), (SD_FLOOR * MARGIN) ** 2))
     distance = differences.mean(axis=2) - edge
     students = stdtr(np.clip(count, 1, POOLED_LEVELS) * (n - 1), -distance / (spread / np.sqrt(n)))
-    return np.maximum(students, unseen_collapse(distance, n, UNSEEN_FALL * MARGIN, spread))
+    return np.maximum(students, unseen_collapse_p_value(distance, n, UNSEEN_FALL * MARGIN, spread))
 
 
 def level_by_level(differences: Any, edge: float) -> Any:
     """The rule of earlier versions."""
-    return guarded(differences, edge, MARGIN)[0]
+    return guarded_p_values(differences, edge, MARGIN)[0]
 
 
 def students(differences: Any, edge: float) -> Any:
@@ -104,7 +104,7 @@ def called_as_good(p_values: Any) -> Any:
 def check(differences: Any) -> None:
     """End the benchmark if the library finds other p-values."""
     for levels, found in zip(differences[:CHECKED], pooled(differences[:CHECKED], -MARGIN), strict=True):
-        sd = pool([list(one) for one in levels], MARGIN)
+        sd = pool_sd([list(one) for one in levels], MARGIN)
         own = []
         for one in levels:
             spread = max(float(np.std(one, ddof=1)), sd.sd, sd.floor)

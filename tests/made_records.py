@@ -172,7 +172,7 @@ def at_rewind(record: dict[str, Any], asked: str) -> dict[str, Any]:
     return record
 
 
-def with_verdicts(record: dict[str, Any]) -> dict[str, Any]:
+def add_verdicts(record: dict[str, Any]) -> dict[str, Any]:
     """The record with a verdict for each level: wins in the middle, undecided at the ends, loses at last."""
     levels = sorted({point["level"] for point in record["points"]} - {0})
     for point in record["points"]:
@@ -637,7 +637,7 @@ def make_bench() -> Callable[..., dict[str, Any]]:
 def full_record() -> dict[str, Any]:
     """A run with everything that a record may hold: verdicts, budgets, pictures of the first layer's masks,
     rounds of gates."""
-    return with_rounds(with_pictures(with_verdicts(search_record(levels=9))))
+    return with_rounds(with_pictures(add_verdicts(search_record(levels=9))))
 
 
 @pytest.fixture(scope="session")

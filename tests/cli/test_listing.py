@@ -16,11 +16,11 @@ from cli.calling import call
 from made_records import search_record
 from ticketry.cli.listing import first_paragraph
 from ticketry.evidence.control import (
-    LONGER,
+    LONGER_CONTROLS,
     PROCEDURE_RIVALS,
     RIVALS,
     SMALL_DENSE,
-    STATIC,
+    STATIC_MASKS,
     check_controls,
     check_rivals,
 )
@@ -143,7 +143,7 @@ def test_controls_are_all_that_an_option_can_name(capsys: pytest.CaptureFixture[
     names = [row["name"] for row in json.loads(out)]
     assert code == 0
     assert len(names) == len(set(names))
-    assert {*names} >= {*RIVALS, *PROCEDURE_RIVALS, *LONGER, *MATCHED_DENSE}
+    assert {*names} >= {*RIVALS, *PROCEDURE_RIVALS, *LONGER_CONTROLS, *MATCHED_DENSE}
     for name in names:
         known = (*RIVALS, *PROCEDURE_RIVALS)
-        check_controls((name,)) if name not in (SMALL_DENSE, *STATIC) else check_rivals((name,), known)
+        check_controls((name,)) if name not in (SMALL_DENSE, *STATIC_MASKS) else check_rivals((name,), known)

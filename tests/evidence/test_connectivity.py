@@ -16,8 +16,8 @@ from torch.nn import functional as F
 
 from ticketry import search
 from ticketry.errors import UsageError
-from ticketry.evidence.connectivity import barrier, error_of, instability, interpolated
-from ticketry.evidence.stability import children, stability
+from ticketry.evidence.connectivity import barrier, instability, interpolate_states, metric_to_error
+from ticketry.evidence.stability import stability, train_two_data_orders
 from ticketry.lab.lab import Lab
 from ticketry.lab.search_result import Found, Seeds
 from ticketry.lab.training.data_loading import DataOrder
@@ -132,9 +132,9 @@ def test_permuted_units_make_a_barrier_as_a_slow_loop_finds_it(lab, split):
 def test_interpolation_keeps_ends_zeros_and_whole_numbers():
     one = {"w": torch.tensor([0.1, 0.0, 3.0]), "steps": torch.tensor(7), "used": torch.tensor(True)}
     other = {"w": torch.tensor([0.7, 0.0, -1.0]), "steps": torch.tensor(90), "used": torch.tensor(False)}
-    assert torch.equal(interpolated(one, other, 0, 10)["w"], one["w"])
-    assert torch.equal(interpolated(one, other, 10, 10)["w"], other["w"])
-    middle = interpolated(one, other, 1, 4)
+    assert torch.equal(interpolate_states(one, other, 0, 10)["w"], one["w"])
+    assert torch.equal(interpolate_states(one, other, 10, 10)["w"], other["w"])
+    middle = interpolate_states(one, other, 1, 4)
     assert middle["w"].dtype == torch.float32
     assert middle["w"].tolist() == pytest.approx([0.25, 0.0, 2.0])
     assert (int(middle["steps"]), bool(middle["used"])) == (7, True)
@@ -151,7 +151,7 @@ def test_interpolation_keeps_ends_zeros_and_whole_numbers():
     ],
 )
 def test_an_error_is_lower_when_better(metric, value, error):
-    assert error_of(metric, value) == error
+    assert metric_to_error(metric, value) == error
 
 
 # -- norm statistics ---------------------------------------------------------------------------------------------------
@@ -201,7 +201,7 @@ def test_recalibration_is_the_average_over_batches_at_every_alpha(lab, batches):
     indices = [order.batch(step) for step in range(batches)]
     wanted = []
     for index in range(4):
-        outputs = normed_by_hand(interpolated(*states, index, 3), splits, indices)
+        outputs = normed_by_hand(interpolate_states(*states, index, 3), splits, indices)
         wanted.append(float(F.cross_entropy(outputs, splits.test.targets)))
     assert found.errors == pytest.approx(wanted, rel=1e-5)
     assert found.recalibrated == batches
@@ -272,7 +272,7 @@ def test_instability_is_the_barrier_between_children_and_trains_them_once(tmp_pa
             measured = instability(lab, task, recipe, found, seeds, control=control, points=5, split="validation")
             trained = lab.ledger.segments_trained
             assert trained - before == {None: 1, "random_reinit": 3}.get(control, 2)
-            pair = children(lab, task, recipe, found, seeds, control=control)
+            pair = train_two_data_orders(lab, task, recipe, found, seeds, control=control)
             assert measured == barrier(lab, task, *pair, points=5, split="validation")
             ends = [100 - child.metrics["validation"]["accuracy"] for child in pair]
             assert measured.errors[::4] == pytest.approx(ends, abs=1e-5)

@@ -10,8 +10,8 @@ import pytest
 
 import ticketry as tk
 from ticketry.errors import UsageError
-from ticketry.evidence.control import begins_after, obstacle
-from ticketry.evidence.controls import Trained, train_control, trained_control
+from ticketry.evidence.control import explain_undefined_control, steps_before_control
+from ticketry.evidence.controls import ControlTrainings, train_any_control, train_control
 from ticketry.lab.search_result import Found, Seeds, budget
 from ticketry.lab.training.segment import Result
 
@@ -33,7 +33,7 @@ def gates(lab: tk.Lab, **settings: Any) -> Found:
     return tk.search.continuous(lab, TASK, chosen, recipe=RECIPE, seeds=SEEDS)[0][-1]
 
 
-def behind(made: Trained, dense: list[Result]) -> int:
+def behind(made: ControlTrainings, dense: list[Result]) -> int:
     """Steps along the states that trainings start from, back to a seed."""
     by_state = {each.model: each for each in [*dense, *made.trainings[:-1]]}
     steps, each = 0, made.trainings[-1]
@@ -48,7 +48,7 @@ def behind(made: Trained, dense: list[Result]) -> int:
 def test_what_a_whole_training_is_too_much_for_is_trained_over_the_schedule_s_end(lab: tk.Lab, control: str) -> None:
     found = gates(lab, rounds=2, rewind="3it", retrain="rewind_lr")
     assert budget(found) == 2 * TOTAL + TOTAL - 3
-    made = trained_control(lab, TASK, control, found, SEEDS)
+    made = train_any_control(lab, TASK, control, found, SEEDS)
     assert [(each.segment.first, each.segment.last) for each in made.trainings] == [(3, 12), (3, 12), (9, 12)]
     assert len({each.segment.order_seed for each in made.trainings}) == 3
     assert made.budget == budget(found) == behind(made, [made.fresh or found.dense])
@@ -61,7 +61,7 @@ def test_under_a_budget_it_begins_with_a_dense_network_of_the_tickets_schedule(l
     found = gates(lab, rounds=rounds, rewind="0", retrain="rewind_lr", equal_cost="steps")
     short = TOTAL // (rounds + 1)
     assert budget(found) == TOTAL
-    made = trained_control(lab, TASK, control, found, SEEDS)
+    made = train_any_control(lab, TASK, control, found, SEEDS)
     assert made.fresh is not None
     assert (made.fresh.segment.mask, made.fresh.segment.recipe) == (None, found.result.segment.recipe)
     assert (made.fresh.segment.start.seed == SEEDS.initialisation) == (control == "shuffled")
@@ -73,10 +73,10 @@ def test_what_cannot_have_as_many_steps_is_refused(lab: tk.Lab) -> None:
     found = gates(lab, rounds=2, rewind="3it", retrain="none")
     with pytest.raises(UsageError, match=r"shuffled is not defined .* 0 steps after 12, it never reaches .* 24"):
         train_control(lab, TASK, RECIPE, "shuffled", found, SEEDS)
-    assert not obstacle("cyclic", found)
-    assert not obstacle("dense_of_flops", found)
+    assert not explain_undefined_control("cyclic", found)
+    assert not explain_undefined_control("dense_of_flops", found)
     first = gates(lab, rounds=1, rewind="3it", retrain="none")
-    assert trained_control(lab, TASK, "shuffled", first, SEEDS).budget == budget(first) == TOTAL
+    assert train_any_control(lab, TASK, "shuffled", first, SEEDS).budget == budget(first) == TOTAL
 
 
 @pytest.mark.parametrize(
@@ -106,5 +106,5 @@ def test_where_it_begins(
         return SimpleNamespace(segment=segment)
 
     found = Found(level, "mask", result(0, rewound), result(0, dense), retrain, result(*own), behind=behind)
-    assert begins_after(found) == begun
-    assert bool(obstacle("shuffled", found)) == (begun is None)
+    assert steps_before_control(found) == begun
+    assert bool(explain_undefined_control("shuffled", found)) == (begun is None)

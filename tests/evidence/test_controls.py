@@ -15,7 +15,7 @@ from ticketry.core.mask import Mask
 from ticketry.core.scope import scope
 from ticketry.core.structure.controls import random_mask
 from ticketry.errors import UsageError
-from ticketry.evidence.control import CONTROLS, LONGER, check_controls
+from ticketry.evidence.control import CONTROLS, LONGER_CONTROLS, check_controls
 from ticketry.evidence.controls import control_mask, train_control
 from ticketry.lab.lab import Lab
 from ticketry.lab.retrain import retraining
@@ -160,7 +160,7 @@ def unlike(one: Segment, other: Segment) -> set[str]:
 
 
 @pytest.mark.parametrize("retrain", RETRAINS)
-@pytest.mark.parametrize("control", sorted(set(CONTROLS) - set(LONGER)))
+@pytest.mark.parametrize("control", sorted(set(CONTROLS) - set(LONGER_CONTROLS)))
 def test_a_control_lacks_one_thing_only(searched, control, retrain):
     """As many steps of the same schedule and data order: only the mask differs, or only the weights do."""
     lab, ticket = searched.lab, searched.tickets[retrain]

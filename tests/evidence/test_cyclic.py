@@ -11,8 +11,8 @@ import torch
 import ticketry as tk
 from ticketry.core.mask import Mask
 from ticketry.errors import UsageError
-from ticketry.evidence.control import LONGER
-from ticketry.evidence.controls import control_mask, cycles, train_control, trained_control
+from ticketry.evidence.control import LONGER_CONTROLS
+from ticketry.evidence.controls import control_mask, count_cycles, train_any_control, train_control
 from ticketry.evidence.settings import StabilitySettings
 from ticketry.evidence.stability import stability
 from ticketry.experiments.request import SearchRequest
@@ -39,13 +39,13 @@ def imp(lab: Lab, **settings: Any) -> list[Found]:
 
 
 def trainings(lab: Lab, control: str, ticket: Found) -> Any:
-    return trained_control(lab, TASK, control, ticket, SEEDS).trainings
+    return train_any_control(lab, TASK, control, ticket, SEEDS).trainings
 
 
 # -- what is trained ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("control", LONGER)
+@pytest.mark.parametrize("control", LONGER_CONTROLS)
 def test_a_chain_is_the_same_training_again_and_again(tmp_path: Path, control: str) -> None:
     """One mask throughout, from the early weights, each cycle from where the one before ended; written out."""
     with tk.Lab(tmp_path / "one") as lab, tk.Lab(tmp_path / "other") as by_hand:
@@ -101,7 +101,13 @@ def test_cycles_are_rounded_to_the_nearest(tmp_path: Path) -> None:
     with tk.Lab(tmp_path) as lab:
         ticket = imp(lab)[3]
     left = search_cost(ticket) - K
-    assert [cycles(ticket, steps) for steps in (left, left // 2, 2 * left, 10 * left, left // 4)] == [1, 2, 1, 1, 4]
+    assert [count_cycles(ticket, steps) for steps in (left, left // 2, 2 * left, 10 * left, left // 4)] == [
+        1,
+        2,
+        1,
+        1,
+        4,
+    ]
 
 
 # -- in a run ----------------------------------------------------------------------------------------------------------
@@ -110,7 +116,9 @@ def test_cycles_are_rounded_to_the_nearest(tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def record(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     settings = tk.search.iterative.Settings(rewind=f"{K}it", rate=0.5, levels=2)
-    run = SearchRequest(tk.search.iterative, TASK, settings, RECIPE, replicates=2, controls=("shuffled", *LONGER))
+    run = SearchRequest(
+        tk.search.iterative, TASK, settings, RECIPE, replicates=2, controls=("shuffled", *LONGER_CONTROLS)
+    )
     with tk.Lab(tmp_path_factory.mktemp("store")) as lab:
         return as_json(execute(lab, run))
 
@@ -119,7 +127,7 @@ def test_no_verdict_rests_on_them(record: dict[str, Any]) -> None:
     assert "verdict_error" not in record
     for verdict in record["verdicts"]:
         assert [one["role"] for one in verdict["comparisons"]] == ["dense", "shuffled"]
-        assert [one["role"] for one in verdict["beside"]] == list(LONGER)
+        assert [one["role"] for one in verdict["beside"]] == list(LONGER_CONTROLS)
         tickets, cyclic = (
             [p["test"]["accuracy"] for p in record["points"] if (p["role"], p["level"]) == (role, verdict["level"])]
             for role in ("ticket", "cyclic")

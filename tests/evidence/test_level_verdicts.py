@@ -11,9 +11,9 @@ from msgspec.structs import replace
 from slow_p_values import slow_pooled
 from ticketry.errors import UsageError
 from ticketry.evidence.level_verdicts import (
-    judge,
-    with_current_verdicts,
-    with_verdicts,
+    add_verdicts,
+    judge_levels,
+    recompute_verdicts,
 )
 from ticketry.records.metric import Metric
 from ticketry.records.network import Point
@@ -63,7 +63,7 @@ def claim_p(level: int) -> float:
 
 
 def test_p_values_are_the_slow_tests_and_holm_s() -> None:
-    found = judge(rows(), METRIC, examples=10_000)
+    found = judge_levels(rows(), METRIC, examples=10_000)
     raw = [claim_p(level) for level in (1, 2, 3)]
     assert [one.p for one in found] == pytest.approx(raw)
     ranked = sorted(range(3), key=lambda index: raw[index])
@@ -92,17 +92,19 @@ def differences_of(level: int) -> list[float]:
 def test_replicates_of_one_dense_network_count_as_one() -> None:
     """A task that makes the same dense network whatever its seed: by the keys of the record."""
     keyed = [replace(one, key=f"{one.role}-{one.level}-{one.replicate}") for one in rows()]
-    assert [one.groups for one in judge(keyed, METRIC, examples=10_000)] == [10] * 3
+    assert [one.groups for one in judge_levels(keyed, METRIC, examples=10_000)] == [10] * 3
     shared = [replace(one, key="same") if one.role == "dense" and one.replicate > 1 else one for one in keyed]
-    found = judge(shared, METRIC, examples=10_000)
+    found = judge_levels(shared, METRIC, examples=10_000)
     assert [(one.n, one.groups) for one in found] == [(10, 3)] * 3
-    alone = judge([replace(one, key="same") if one.role == "dense" else one for one in keyed], METRIC, examples=10_000)
+    alone = judge_levels(
+        [replace(one, key="same") if one.role == "dense" else one for one in keyed], METRIC, examples=10_000
+    )
     assert [one.verdict for one in alone] == ["undecided"] * 3
     assert all("the 10 seeds come from 1 parent" in " ".join(one.reasons) for one in alone)
 
 
 def test_levels_without_controls_are_judged_beside_dense_alone() -> None:
-    found = judge([one for one in rows() if (one.role, one.level) != ("shuffled", 3)], METRIC, examples=10_000)
+    found = judge_levels([one for one in rows() if (one.role, one.level) != ("shuffled", 3)], METRIC, examples=10_000)
     assert [one.claim for one in found] == ["wins", "wins", "matches"]
     assert [one.verdict for one in found] == ["matches", "wins", "loses"]
     assert [[each.role for each in one.comparisons] for one in found] == [["dense", "shuffled"]] * 2 + [["dense"]]
@@ -110,12 +112,12 @@ def test_levels_without_controls_are_judged_beside_dense_alone() -> None:
 
 def test_unequal_budgets_a_missing_replicate_and_nan_are_told() -> None:
     with pytest.raises(UsageError, match=r"unequal budgets .*shuffled: 90 steps"):
-        judge(rows(budget=90), METRIC, examples=10_000)
+        judge_levels(rows(budget=90), METRIC, examples=10_000)
     with pytest.raises(UsageError, match="the metric of shuffled is nan at seed number 1"):
-        judge(rows(test={"accuracy": float("nan")}), METRIC, examples=10_000)
+        judge_levels(rows(test={"accuracy": float("nan")}), METRIC, examples=10_000)
     lacking = [one for one in rows() if (one.level, one.role, one.replicate) != (2, "shuffled", 3)]
     with pytest.raises(UsageError, match="level 2 lacks a shuffled for some of the 10 replicates"):
-        judge(lacking, METRIC, examples=10_000)
+        judge_levels(lacking, METRIC, examples=10_000)
     assert told(rows(budget=90)).verdict_error.startswith("unequal budgets")
 
 
@@ -123,14 +125,14 @@ def told(points: list[Point], budget: str = "") -> RunRecord:
     task = Task("digits", "lenet-300-100", METRIC, 20, 10)
     settings = {"budget": budget}
     record = RunRecord(format=1, name="run", method="iterative", task=task, settings=settings, points=tuple(points))
-    return with_verdicts(record, 10_000)
+    return add_verdicts(record, 10_000)
 
 
 @pytest.mark.parametrize("steps", [20, 300])
 def test_with_a_budget_of_the_search_the_dense_network_is_judged_with_its_own_steps(steps: int) -> None:
     """Their steps are fewer under a budget of steps, more under one of FLOPs; controls are checked all the same."""
     even = [one if one.role == "dense" else replace(one, budget=steps) for one in rows()]
-    assert told(even, "steps").verdicts == tuple(judge(rows(), METRIC, examples=10_000))
+    assert told(even, "steps").verdicts == tuple(judge_levels(rows(), METRIC, examples=10_000))
     other = [replace(one, budget=30) if one.role == "shuffled" else one for one in even]
     error = told(other, "steps").verdict_error
     assert (error.startswith("unequal budgets (ticket:"), "ticketry verify" in error) == (True, False)
@@ -138,23 +140,23 @@ def test_with_a_budget_of_the_search_the_dense_network_is_judged_with_its_own_st
 
 def test_verdicts_of_an_earlier_rule_are_computed_again_and_the_file_s_word_is_named() -> None:
     made = told(rows())
-    assert with_current_verdicts(made) is made
+    assert recompute_verdicts(made) is made
     old = [replace(one, rule="", probability=None, verdict="undecided") for one in made.verdicts]
     stored = replace(made, verdicts=tuple(old))
-    shown = with_current_verdicts(read_run(json.loads(json.dumps(as_json(stored)))))
+    shown = recompute_verdicts(read_run(json.loads(json.dumps(as_json(stored)))))
     assert [one.verdict for one in shown.verdicts] == ["matches", "wins", "loses"]
     for one, by_now in zip(shown.verdicts, made.verdicts, strict=True):
         assert "the record stores 'undecided'" in one.reasons[-1]
         assert replace(one, reasons=()) == replace(by_now, reasons=())
     assert stored.verdicts == tuple(old)
     same = replace(made, verdicts=tuple(replace(one, rule="") for one in made.verdicts))
-    assert with_current_verdicts(same).verdicts == made.verdicts
+    assert recompute_verdicts(same).verdicts == made.verdicts
 
 
 def test_a_record_whose_networks_cannot_be_compared_keeps_its_stored_verdicts() -> None:
     old = tuple(replace(one, rule="") for one in told(rows()).verdicts)
     stored = replace(told(rows(budget=90)), verdicts=old)
-    assert with_current_verdicts(stored) is stored
+    assert recompute_verdicts(stored) is stored
 
 
 @pytest.mark.parametrize(("steps", "advised"), [(90, False), (110, True)])

@@ -14,8 +14,8 @@ import pytest
 import ticketry as tk
 from ticketry.core.ticket.ticket import Ticket
 from ticketry.errors import TicketError, TrustError
-from ticketry.evidence.control import obstacle
-from ticketry.evidence.controls import stored_control_mask, train_control
+from ticketry.evidence.control import explain_undefined_control
+from ticketry.evidence.controls import store_control_mask, train_control
 from ticketry.evidence.settings import VerifySettings
 from ticketry.evidence.verification import verify
 from ticketry.experiments.verify import execute_verify
@@ -130,7 +130,7 @@ def by_hand(searched: Searched, own: Any, **what: Any) -> float:
 def test_a_control_is_trained_as_its_ticket(searched: Searched, own: Any) -> None:
     early, mask = Start(state=searched.ticket.rewound.model), searched.ticket.mask
     assert mask is not None
-    shuffled = stored_control_mask(searched.lab, searched.task, "shuffled", mask, Seeds())
+    shuffled = store_control_mask(searched.lab, searched.task, "shuffled", mask, Seeds())
     assert searched.controls["ticket"] == by_hand(searched, own, start=early, mask=mask)
     assert searched.controls["shuffled"] == by_hand(searched, own, start=early, mask=shuffled)
     for control in ("random_reinit", "cyclic_random"):
@@ -147,7 +147,7 @@ def test_a_verified_ticket_is_trained_as_it_was(searched: Searched, own: Any) ->
     assert list(made.values["ticket"]) == [
         by_hand(searched, own, start=start, mask=ticket.mask, order_seed=order.order)
     ]
-    shuffled = stored_control_mask(searched.lab, searched.task, "shuffled", searched.ticket.mask, order)
+    shuffled = store_control_mask(searched.lab, searched.task, "shuffled", searched.ticket.mask, order)
     assert list(made.values["shuffled"]) == [by_hand(searched, own, start=start, mask=shuffled, order_seed=order.order)]
     dense = searched.lab.segment(searched.task, start=start, order_seed=order.order, recipe=RECIPE)
     assert list(made.values["dense"]) == [searched.lab.train(dense).metrics["test"]["accuracy"]]
@@ -186,7 +186,7 @@ def test_variants_that_cannot_be_are_refused(searched: Searched, told: dict[str,
 def test_of_a_ticket_that_was_given_a_structure_the_mask_alone_is_another(searched: Searched, own: Any) -> None:
     ticket = Ticket.load(searched.saved)
     other = searched.lab.store.get_mask(
-        stored_control_mask(searched.lab, searched.task, "shuffled", searched.ticket.mask, Seeds.of(9))
+        store_control_mask(searched.lab, searched.task, "shuffled", searched.ticket.mask, Seeds.of(9))
     )
     settings = VerifySettings(**{**QUICK, "controls": ("random_reinit",)})
     made = verify(searched.lab, Ticket(other, ticket.start, ticket.info), settings)
@@ -218,7 +218,9 @@ def test_where_it_cannot_be_that_is_said_of_each_control(searched: Searched, tmp
     assert mask is not None
     result = replace(searched.ticket.result, segment=held(searched.ticket.result.segment, mask))
     ticket = replace(searched.ticket, result=result)
-    assert "'holding' needs the mask" in obstacle("shuffled", ticket)
-    assert "'holding' needs the mask" in obstacle("cyclic_random", ticket)
-    assert obstacle("random_reinit", ticket) == obstacle("dense_of_flops", ticket) == ""
-    assert obstacle("shuffled", searched.ticket) == ""
+    assert "'holding' needs the mask" in explain_undefined_control("shuffled", ticket)
+    assert "'holding' needs the mask" in explain_undefined_control("cyclic_random", ticket)
+    assert (
+        explain_undefined_control("random_reinit", ticket) == explain_undefined_control("dense_of_flops", ticket) == ""
+    )
+    assert explain_undefined_control("shuffled", searched.ticket) == ""

@@ -13,7 +13,7 @@ from ticketry.core.structure.controls import random_mask
 from ticketry.evidence.controls import control_mask
 from ticketry.evidence.rivals import Procedure, ProcedureRivals, Rivals
 from ticketry.evidence.settings import VerifySettings
-from ticketry.evidence.ticket_under_test import subject
+from ticketry.evidence.ticket_under_test import load_tested_ticket
 from ticketry.evidence.verification import Verification, verify_procedure
 from ticketry.lab.search_result import Seeds
 from ticketry.lab.training.segment import Result, Start
@@ -95,7 +95,7 @@ def test_pairs_share_their_seeds_and_no_seed_is_of_a_run(lab: tk.Lab, oneshot: V
     used = {getattr(RUN.replicate(n), which) for n in range(1000) for which in ("initialisation", "order", "mask")}
     begun = []
     for number in range(2):
-        found = oneshot.compared.of_seed(number)
+        found = oneshot.compared.train_all_roles(number)
         seeds = fresh(number)
         assert not {seeds.initialisation, seeds.order, seeds.mask} & used
         assert all(one.result.segment.order_seed == seeds.order for one in found.values())
@@ -110,7 +110,7 @@ def test_pairs_share_their_seeds_and_no_seed_is_of_a_run(lab: tk.Lab, oneshot: V
 
 def test_controls_keep_what_they_say(lab: tk.Lab, oneshot: Verification) -> None:
     """Layer by layer, against the formulas; all of them as many weights as the ticket."""
-    found = oneshot.compared.of_seed(0)
+    found = oneshot.compared.train_all_roles(0)
     masks = {role: lab.store.get_mask(str(one.result.segment.mask)) for role, one in found.items() if role != "dense"}
     kept = {role: {layer.name: layer.kept for layer in mask.table()} for role, mask in masks.items()}
     total = sum(a * b for a, b in LAYERS.values())
@@ -164,10 +164,10 @@ def test_what_cannot_be_made_as_long_is_left_out(lab: tk.Lab) -> None:
 
 def test_a_control_that_one_seed_has_none_of_is_left_out_of_all(lab: tk.Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     """A ticket of one seed may keep so few weights that no narrower network has as few: it was unequal values."""
-    there = ProcedureRivals._narrower
+    there = ProcedureRivals._narrower_task
     monkeypatch.setattr(
         ProcedureRivals,
-        "_narrower",
+        "_narrower_task",
         lambda self, one: None if one.seeds == fresh(1) else there(self, one),
     )
     settings = replace(TWO, controls=("shuffled", "small_dense"))
@@ -182,7 +182,7 @@ def test_what_is_pruned_before_the_first_step_is_trained_again_like_the_ticket(l
     run = tk.run("early", TASK, replicates=1, controls=(), recipe={"length": "20it"}, **options)
     saved = run.tickets[0].load()
     with tk.Lab(tmp_path) as own:
-        about = subject(own, saved)
+        about = load_tested_ticket(own, saved)
         again = Rivals(about, VerifySettings(controls=("none",))).train("ticket", about.seeds)
     assert again.result.model == saved.info["trained_state"]
     assert (again.budget, about.step) == (20, 0)

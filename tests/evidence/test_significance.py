@@ -18,20 +18,20 @@ from ticketry.evidence.significance import (
     UNSEEN_FALL,
     UNSEEN_RATE,
     Diagnosis,
-    collapse_edge,
-    correlation,
+    collapse_test_edge,
     diagnose,
-    guarded,
+    guarded_p_values,
     guarded_power,
-    hall,
-    inflation,
-    pool,
+    hall_corrected_t,
+    is_significantly_above,
+    lag_1_correlation,
+    pool_sd,
     pooled_p_values,
     replicates_needed,
-    sample_of,
-    shown_above,
     skewness,
-    unseen_collapse,
+    standard_error_inflation,
+    summarise_differences,
+    unseen_collapse_p_value,
 )
 from ticketry.evidence.verdict import holm
 
@@ -42,7 +42,9 @@ differences = st.lists(st.floats(-3, 3).map(lambda value: round(value, 3)), min_
 @example([2.0, 3.0, 0.312, 1.312], 0.0, 1.0)  # symmetric: skewness is rounding alone
 @settings(deadline=None, max_examples=40)
 def test_p_values_are_those_of_the_slow_reference(values: list[float], null: float, least: float) -> None:
-    assert guarded(values, null, least) == pytest.approx(slow_p(np.array(values), null, least), rel=1e-6, abs=1e-12)
+    assert guarded_p_values(values, null, least) == pytest.approx(
+        slow_p(np.array(values), null, least), rel=1e-6, abs=1e-12
+    )
 
 
 TIES = [
@@ -60,20 +62,20 @@ def test_a_spread_that_is_the_least_is_not_larger_whatever_rounding_says(values:
     mean = sum(exact) / len(exact)
     variance = sum((value - mean) ** 2 for value in exact) / (len(exact) - 1)
     assert variance == Fraction(least).limit_denominator(1000) ** 2
-    found = guarded(values, 0.0, least)
+    found = guarded_p_values(values, 0.0, least)
     assert found == pytest.approx(slow_p(np.array(values), 0.0, least), rel=1e-9)
     for shift in (0.1, 0.7, -1.3, 12.34):
-        moved = guarded([value + shift for value in values], shift, least)
+        moved = guarded_p_values([value + shift for value in values], shift, least)
         assert moved == pytest.approx(found, rel=1e-9)
-    above = guarded(values, 0.0, least * 0.999)
+    above = guarded_p_values(values, 0.0, least * 0.999)
     assert any(one > two * (1 + 1e-4) for one, two in zip(above, found, strict=True)), "skewness counts just beyond"
 
 
 @given(differences, st.floats(-1, 1), st.floats(0.05, 2), st.floats(0, 2))
 @settings(deadline=None, max_examples=40)
 def test_p_values_fall_as_differences_rise(values: list[float], null: float, least: float, more: float) -> None:
-    above, below = guarded(values, null, least)
-    up, down = guarded([value + more for value in values], null, least)
+    above, below = guarded_p_values(values, null, least)
+    up, down = guarded_p_values([value + more for value in values], null, least)
     assert up <= above + 1e-9
     assert down >= below - 1e-9
 
@@ -84,10 +86,10 @@ def test_the_unit_of_a_metric_changes_nothing(unit: float) -> None:
     skewed = -np.random.default_rng(8).exponential(1, (200, 7))
     hanging = np.cumsum(np.random.default_rng(9).normal(size=(200, 7)), axis=1)
     for rows in (skewed, hanging):
-        expected = np.array(guarded(rows, -1.0, 0.05))
-        assert np.array(guarded(unit * rows, -unit, 0.05 * unit)) == pytest.approx(expected, rel=1e-6)
+        expected = np.array(guarded_p_values(rows, -1.0, 0.05))
+        assert np.array(guarded_p_values(unit * rows, -unit, 0.05 * unit)) == pytest.approx(expected, rel=1e-6)
         assert skewness(unit * rows) == pytest.approx(skewness(rows))
-        assert correlation(unit * rows) == pytest.approx(correlation(rows))
+        assert lag_1_correlation(unit * rows) == pytest.approx(lag_1_correlation(rows))
 
 
 # -- an unseen collapse ------------------------------------------------------------------------------------------------
@@ -102,7 +104,7 @@ def test_an_unseen_collapse_errs_at_most_at_its_level(rate: float, n: int) -> No
     """
     for alpha in (0.001, 0.0328, 0.05):
         shift = rate * UNSEEN_FALL * 0.5
-        edge = collapse_edge(n, alpha, 0.5 * UNSEEN_FALL, 0.5)
+        edge = collapse_test_edge(n, alpha, 0.5 * UNSEEN_FALL, 0.5)
         reached = (1 - rate) ** n * stats.norm.sf((edge - shift) / (0.5 / n**0.5))
         assert reached <= alpha * (1 + 1e-9)
     assert rate <= UNSEEN_RATE
@@ -112,9 +114,9 @@ def test_an_unseen_collapse_errs_at_most_at_its_level(rate: float, n: int) -> No
 @pytest.mark.parametrize("alpha", [0.001, 0.05])
 def test_the_edge_is_where_p_is_alpha(n: int, alpha: float) -> None:
     for fall, spread in ((2.5, 0.5), (2.5, 1.5)):
-        edge = collapse_edge(n, alpha, fall, spread)
-        assert unseen_collapse(edge, n, fall, spread) == pytest.approx(alpha)
-        assert collapse_edge(n, alpha, 2 * fall, 2 * spread) == pytest.approx(2 * edge)
+        edge = collapse_test_edge(n, alpha, fall, spread)
+        assert unseen_collapse_p_value(edge, n, fall, spread) == pytest.approx(alpha)
+        assert collapse_test_edge(n, alpha, 2 * fall, 2 * spread) == pytest.approx(2 * edge)
 
 
 # -- skewness ----------------------------------------------------------------------------------------------------------
@@ -131,8 +133,8 @@ def test_hall_s_transformation_is_its_cubic_and_rises() -> None:
     t, s, n = 1.7, -0.8, 12
     a, b = 1 / 3, 1 / 6
     expected = t + a * s * t**2 / n**0.5 + (a * s) ** 2 * t**3 / (3 * n) + b * s / n**0.5
-    assert hall(t, s, n) == pytest.approx(expected)
-    grid = hall(np.linspace(-30, 30, 1001), -2.0, 5)
+    assert hall_corrected_t(t, s, n) == pytest.approx(expected)
+    grid = hall_corrected_t(np.linspace(-30, 30, 1001), -2.0, 5)
     assert (np.diff(grid) >= -1e-9).all()
 
 
@@ -140,7 +142,9 @@ def test_hall_s_transformation_halves_the_error_of_skewed_samples() -> None:
     """Differences whose distribution has its tail below: a t test at 5 % finds means above the truth too often."""
     rows = -np.random.default_rng(3).exponential(1, (20_000, 10)) + 1
     statistic = rows.mean(axis=1) / (rows.std(axis=1, ddof=1) / 10**0.5)
-    plain, corrected = ((stats.t.sf(one, 9) <= 0.05).mean() for one in (statistic, hall(statistic, skewness(rows), 10)))
+    plain, corrected = (
+        (stats.t.sf(one, 9) <= 0.05).mean() for one in (statistic, hall_corrected_t(statistic, skewness(rows), 10))
+    )
     assert plain > 0.12
     assert abs(corrected - 0.05) < abs(plain - 0.05) / 1.5
 
@@ -152,23 +156,25 @@ def test_the_correlation_by_chance_is_moran_s() -> None:
     """Over all orders of some values its mean is -1/n exactly; over normal samples its spread is Moran's."""
     values = [0.3, -1.2, 0.8, 2.0, 0.1, -0.4]
     orders = np.array(list(itertools.permutations(values)))
-    assert correlation(orders).mean() == pytest.approx(-1 / 6)
+    assert lag_1_correlation(orders).mean() == pytest.approx(-1 / 6)
     n = 10
-    drawn = correlation(np.random.default_rng(4).normal(size=(20_000, n)))
+    drawn = lag_1_correlation(np.random.default_rng(4).normal(size=(20_000, n)))
     assert drawn.std() == pytest.approx((n - 2) / (n * (n - 1) ** 0.5), rel=0.03)
-    assert (inflation(drawn, n) > 1).mean() < 0.02
+    assert (standard_error_inflation(drawn, n) > 1).mean() < 0.02
 
 
 def test_an_order_that_is_plain_makes_the_error_larger() -> None:
     rising, turns = np.arange(10.0), np.array([0.0, 1.0] * 5)
     for values in (rising, turns):
-        found = float(correlation(values))
-        assert inflation(found, 10) == pytest.approx(((1 + min(abs(found), 0.9)) / (1 - min(abs(found), 0.9))) ** 0.5)
+        found = float(lag_1_correlation(values))
+        assert standard_error_inflation(found, 10) == pytest.approx(
+            ((1 + min(abs(found), 0.9)) / (1 - min(abs(found), 0.9))) ** 0.5
+        )
         told = diagnose(tuple(values), 0.1, "dense")
         assert told is not None
         assert "are correlated in their order" in " ".join(told.reasons)
-    assert correlation([2.0, 2.0, 2.0]) == 0
-    assert skewness([90.1 - 90.0] * 9 + [90.2 - 90.1]) == correlation([0.1] * 10) == 0  # equal but for rounding
+    assert lag_1_correlation([2.0, 2.0, 2.0]) == 0
+    assert skewness([90.1 - 90.0] * 9 + [90.2 - 90.1]) == lag_1_correlation([0.1] * 10) == 0  # equal but for rounding
 
 
 # -- diagnosis ---------------------------------------------------------------------------------------------------------
@@ -201,7 +207,10 @@ def test_what_is_shown_is_what_the_p_value_says(n: int, spread: float) -> None:
     drawn = np.random.default_rng(n).normal(0.8, spread, (2000, n))
     drawn[:200] = np.sort(drawn[:200], axis=1)
     for alpha in (0.05, 0.004):
-        assert np.array_equal(shown_above(sample_of(drawn), LEAST, alpha), guarded(drawn, 0.0, LEAST)[0] <= alpha)
+        assert np.array_equal(
+            is_significantly_above(summarise_differences(drawn), LEAST, alpha),
+            guarded_p_values(drawn, 0.0, LEAST)[0] <= alpha,
+        )
 
 
 @pytest.mark.parametrize(
@@ -215,7 +224,7 @@ def test_the_number_of_seeds_reaches_its_power_where_they_spread_more_than_the_l
 
     def power(n: int) -> float:
         drawn = np.random.default_rng(5).normal(distance, spread, (8000, n))
-        return float((guarded(drawn, 0.0, LEAST)[0] <= alpha).mean())
+        return float((guarded_p_values(drawn, 0.0, LEAST)[0] <= alpha).mean())
 
     found = seeds_needed(distance, spread, alpha, least_spread=LEAST)
     assert found is not None
@@ -227,7 +236,7 @@ def test_the_number_of_seeds_reaches_its_power_where_they_spread_more_than_the_l
 
 def test_equal_differences_are_shown_surely_or_never() -> None:
     found = seeds_needed(0.5, 0.0, 0.05, least_spread=LEAST)
-    assert found == next(n for n in range(3, 50) if guarded(np.full(n, 0.5), 0.0, LEAST)[0] <= 0.05)
+    assert found == next(n for n in range(3, 50) if guarded_p_values(np.full(n, 0.5), 0.0, LEAST)[0] <= 0.05)
     assert [guarded_power(n, 0.5, 0.0, 0.05, LEAST) for n in (found - 1, found)] == [0.0, 1.0]
 
 
@@ -236,7 +245,7 @@ MARGIN = 0.5
 
 def compared(levels: Any, index: int) -> Any:
     own = [float(value) for value in levels[index]]
-    return compare(own, [0.0] * len(own), margin=MARGIN, least_spread=0.3, pooled=pool(levels, MARGIN))
+    return compare(own, [0.0] * len(own), margin=MARGIN, least_spread=0.3, pooled=pool_sd(levels, MARGIN))
 
 
 @pytest.mark.parametrize("shape", [(1, 5), (2, 3), (7, 5)])
@@ -256,17 +265,17 @@ def test_lost_levels_are_not_pooled_and_single_collapses_are() -> None:
     steady = [0.1, -0.1, 0.2, 0.0, -0.2]
     lost = [-9.0, -14.0, -4.0, -20.0, -11.0]
     collapsed = [0.1, -0.1, 0.0, 0.2, -8.0]
-    assert pool([steady, lost], MARGIN) == pool([steady], MARGIN)
-    with_collapse = pool([steady, collapsed], MARGIN)
+    assert pool_sd([steady, lost], MARGIN) == pool_sd([steady], MARGIN)
+    with_collapse = pool_sd([steady, collapsed], MARGIN)
     assert with_collapse.levels == 2
     assert with_collapse.sd == pytest.approx(((np.var(steady, ddof=1) + np.var(collapsed, ddof=1)) / 2) ** 0.5)
-    assert pool([lost], MARGIN).levels == 0
+    assert pool_sd([lost], MARGIN).levels == 0
     assert compared([lost, lost], 0).p_noninferior > 0.99
 
 
 @pytest.mark.parametrize(("distance", "spread", "alpha"), [(0.5, 0.3, 0.05), (0.3, 0.3, 0.01)])
 def test_replicates_needed_reach_their_power(distance: float, spread: float, alpha: float) -> None:
-    pooled = pool([[-spread, spread] * 50] * 5, MARGIN)
+    pooled = pool_sd([[-spread, spread] * 50] * 5, MARGIN)
     needed = replicates_needed(distance, spread, alpha, pooled)
     assert needed is not None
     means = np.random.default_rng(1).normal(distance, spread, (2000, needed + 1))

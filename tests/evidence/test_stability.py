@@ -18,7 +18,7 @@ from ticketry.core.mask import Mask
 from ticketry.core.scope import Scope
 from ticketry.errors import MaskError, UsageError
 from ticketry.evidence.controls import control_mask
-from ticketry.evidence.stability import children, distance, stability
+from ticketry.evidence.stability import distance, stability, train_two_data_orders
 from ticketry.lab.lab import Lab
 from ticketry.lab.search_result import Found, Seeds
 from ticketry.lab.training.segment import Start
@@ -159,17 +159,22 @@ def test_stability_is_the_papers_two_norms(searched, tmp_path, control):
 
 def test_children_differ_in_the_data_order_alone(searched):
     for control in (None, "random_reinit", "shuffled", "random_prune"):
-        one, other = children(searched.lab, searched.task, searched.recipe, searched.ticket, SEEDS, control=control)
+        one, other = train_two_data_orders(
+            searched.lab, searched.task, searched.recipe, searched.ticket, SEEDS, control=control
+        )
         assert replace(one.segment, order_seed=other.segment.order_seed) == other.segment
         assert one.segment.order_seed != other.segment.order_seed
         assert one.model != other.model
-    assert children(searched.lab, searched.task, searched.recipe, searched.ticket, SEEDS)[0] == searched.ticket.result
+    assert (
+        train_two_data_orders(searched.lab, searched.task, searched.recipe, searched.ticket, SEEDS)[0]
+        == searched.ticket.result
+    )
 
 
 def test_dense_children_part_at_the_rewind_step(searched):
     """The second child's segment, under the first order, is the rest of the dense training to the bit."""
     lab = searched.lab
-    one, other = children(lab, searched.task, searched.recipe, searched.dense, SEEDS)
+    one, other = train_two_data_orders(lab, searched.task, searched.recipe, searched.dense, SEEDS)
     assert one == searched.dense.result
     assert (other.segment.first, other.segment.last, other.segment.mask) == (6, 20, None)
     assert lab.train(replace(other.segment, order_seed=SEEDS.order)).model == one.model != other.model
@@ -205,7 +210,7 @@ def test_what_has_no_stability_is_refused_before_training(searched):
         with pytest.raises(UsageError, match=said):
             stability(lab, task, recipe, found, seeds, control=control)
     with pytest.raises(UsageError, match="shuffled is a control of a ticket"):
-        children(lab, task, recipe, searched.dense, SEEDS, control="shuffled")
+        train_two_data_orders(lab, task, recipe, searched.dense, SEEDS, control="shuffled")
     assert lab.ledger.segments_asked == asked
 
 

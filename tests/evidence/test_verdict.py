@@ -20,7 +20,7 @@ from samples import sample
 from slow_p_values import slow_p
 from ticketry.errors import UsageError
 from ticketry.evidence.comparison import compare, seeds_needed
-from ticketry.evidence.significance import guarded
+from ticketry.evidence.significance import guarded_p_values
 from ticketry.evidence.verdict import InterimAnalyses, Verdict, decide_after, holm, holm_verdicts, verdict
 
 SLEEP = (1.2, 2.4, 1.3, 1.3, 0.0, 1.0, 1.8, 0.8, 4.6, 1.4)
@@ -281,7 +281,7 @@ def test_seeds_of_a_plan_are_counted_to_an_analysis_that_shows_it_by_its_own_sha
 
 def power_of(n: int, distance: float, spread: float, alpha: float) -> float:
     drawn = np.random.default_rng(1).normal(distance, spread, (5000, n))
-    return float((guarded(drawn, 0.0, 0.5)[0] <= alpha).mean())
+    return float((guarded_p_values(drawn, 0.0, 0.5)[0] <= alpha).mean())
 
 
 # -- what is reported ------------------------------------------------------------------------------------------------

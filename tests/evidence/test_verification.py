@@ -17,9 +17,9 @@ from ticketry.core.ticket.ticket import Ticket
 from ticketry.errors import TicketError, TrustError, UsageError
 from ticketry.evidence import rivals as rivals_module
 from ticketry.evidence.controls import control_mask, scale_recipe
-from ticketry.evidence.rivals import Trained, flops_share
+from ticketry.evidence.rivals import TrainedNetwork, flops_share
 from ticketry.evidence.settings import VerifySettings
-from ticketry.evidence.ticket_under_test import made_task, subject
+from ticketry.evidence.ticket_under_test import build_task, load_tested_ticket
 from ticketry.evidence.verification import Verification, verify
 from ticketry.experiments.request import SearchRequest
 from ticketry.experiments.search import execute
@@ -98,7 +98,7 @@ def test_budgets_are_equal_and_parameters_are_counted(ticket: Ticket, made: Veri
 
 
 def test_seeds_are_those_of_no_search_and_of_no_second_purpose(lab: Lab, ticket: Ticket) -> None:
-    about = subject(lab, ticket)
+    about = load_tested_ticket(lab, ticket)
     orders = [about.fresh_seeds(n, purpose).order for purpose in ("verify", "again") for n in range(50)]
     assert len(set(orders)) == 100
     assert not set(orders) & {Seeds().replicate(n).order for n in range(1000)}
@@ -195,11 +195,11 @@ def pretend(monkeypatch: pytest.MonkeyPatch, values: dict[str, float], budgets: 
     """Make up what each network reaches, give or take a little; returns what is asked for."""
     asked: list[tuple[str, int]] = []
 
-    def train(self, role: str, seeds: Seeds) -> Trained:
+    def train(self, role: str, seeds: Seeds) -> TrainedNetwork:
         asked.append((role, seeds.order))
         wobble = (seeds.order % 7 + len(role)) % 5 / 20
         result = SimpleNamespace(metrics={"test": {"accuracy": values[role] + wobble}})
-        return Trained(result, (budgets or {}).get(role, TOTAL))
+        return TrainedNetwork(result, (budgets or {}).get(role, TOTAL))
 
     monkeypatch.setattr(rivals_module.Rivals, "train", train)
     return asked
@@ -246,11 +246,11 @@ def test_an_old_ticket_s_task_is_made_by_its_name(ticket: Ticket) -> None:
         return Ticket(ticket.mask, ticket.start, {"task": task})
 
     described = {name: value for name, value in ticket.info["task"].items() if name != "spec"}
-    assert made_task(of(described)).key() == made_task(ticket).key() == catalogue.get("digits").key()
+    assert build_task(of(described)).key() == build_task(ticket).key() == catalogue.get("digits").key()
     with pytest.raises(TrustError, match="names the task 'nothing', which is not one of the built-in ones"):
-        made_task(of({"name": "nothing", "key": {}}))
+        build_task(of({"name": "nothing", "key": {}}))
     with pytest.raises(TicketError, match="'nothing' of this ticket cannot be built: there is no task"):
-        made_task(of({"name": "nothing", "key": {}}), trust=True)
+        build_task(of({"name": "nothing", "key": {}}), trust=True)
 
 
 def test_rewinding_to_step_0_starts_controls_from_an_initialisation(lab: Lab, saved: dict[str, Path]) -> None:

@@ -16,7 +16,7 @@ from msgspec import structs
 import ticketry as tk
 from ticketry.cli import main
 from ticketry.errors import LayerCollapseError, TrainingError
-from ticketry.evidence.level_verdicts import judge
+from ticketry.evidence.level_verdicts import judge_levels
 from ticketry.experiments.reproduce import blocks as planning
 from ticketry.experiments.reproduce.blocks import finished_blocks
 from ticketry.lab.lab import Lab
@@ -63,7 +63,7 @@ def test_the_others_go_on_and_all_is_kept(tmp_path: Path, workers: int) -> None:
     assert controls == tickets
     # Only what every replicate has reached is judged, as if no more had been asked for.
     reached = [one for one in record.points if one.level <= 1]
-    assert list(record.verdicts) == judge(reached, record.task.metric, 400)
+    assert list(record.verdicts) == judge_levels(reached, record.task.metric, 400)
     assert main(["report", record.name, "--store", str(tmp_path)]) == 0
     page = (tmp_path / "runs" / record.name / "report.html").read_text()
     assert f"Less was found than was requested: {TOLD}" in page
@@ -90,14 +90,14 @@ def test_a_density_that_cannot_be_takes_no_other_ticket_away(tmp_path: Path) -> 
 
 
 def test_tickets_of_earlier_rounds_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    own, calls = masks.hardened_mask, itertools.count()
+    own, calls = masks.mask_of_open_gates, itertools.count()
 
     def empty_at_the_third(*args: Any, **named: Any) -> str:
         if next(calls) == 2:
             raise LayerCollapseError("no gate of 'fc1.weight' is on", "choose a larger init")
         return own(*args, **named)
 
-    monkeypatch.setattr(masks, "hardened_mask", empty_at_the_third)
+    monkeypatch.setattr(masks, "mask_of_open_gates", empty_at_the_third)
     with pytest.raises(LayerCollapseError, match="no gate"):
         tk.run("continuous", rounds=4, rewind="10%", replicates=1, store=tmp_path, **QUICK)
     assert [one.level for one in stored(tmp_path).points if one.role == "ticket"] == [1, 2]

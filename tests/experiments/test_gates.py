@@ -104,7 +104,7 @@ def test_stability_needs_the_same_early_weights(tmp_path: Path) -> None:
 def test_a_density_that_no_gates_leave_is_cut_to_and_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Controls are trained beside the requested density alone, and the terminal says which ticket was cut."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(rounds, "_TRIES", 1)
+    monkeypatch.setattr(rounds, "_MOST_TRIES", 1)
     monkeypatch.setattr(rounds, "TOLERANCE", 1e-6)
     options: dict[str, Any] = {"replicates": 1, "controls": ("shuffled",), "recipe": {"length": "20it"}, "workers": 0}
     run = tk.run("continuous", density=0.2, rounds=2, rewind="0", gate_lr=10.0, **options)

@@ -73,7 +73,7 @@ def test_controls_have_the_pattern_of_their_ticket(tmp_path: Path, name: str, se
     rows = {row["role"]: row for row in points}
     for role, mask in masks.items():
         for weight, kept in mask.items():
-            Pattern.parse("4x1").blocks(tuple(kept.shape)).whole(kept, weight)  # raises for half ones
+            Pattern.parse("4x1").blocks(tuple(kept.shape)).retained_blocks(kept, weight)  # raises for half ones
         assert (mask.density, mask.kept) == (rows[role]["density"], rows[role]["kept"])
     assert masks["random_reinit"] == masks["ticket"]
     assert [row.kept for row in masks["shuffled"].table()] == [row.kept for row in masks["ticket"].table()]

@@ -98,7 +98,7 @@ def test_amounts_that_cannot_be_are_told_before_anything_is_trained(
 @pytest.mark.parametrize("name", [name for name in tk.search.methods() if name != "decorators"])
 def test_every_method_for_budgets_takes_amounts(name: str) -> None:
     settings = decode_settings({"bytes": "20kB"}, tk.search.method(name).Settings, what=name)[0]
-    assert settings.budget.unmeasured
+    assert settings.budget.needs_measurement
     with pytest.raises(UsageError, match="needs the costs of this network"):
         _ = settings.budget.terms
 

@@ -122,7 +122,7 @@ def test_looks_without_a_value_are_nan() -> None:
         what="x",
         advice="y",
     )
-    assert math.isnan(made.looks[0][1])
+    assert math.isnan(made.measurements[0][1])
     assert as_json(made)["looks"] == [[2, None], [4, 0.05]]
 
 

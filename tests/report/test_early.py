@@ -100,7 +100,7 @@ def test_what_is_shown_falls_below_the_threshold_where_the_detector_stops(distan
     from ticketry.core.sparse_training.mask_dynamics import first_slow_checkpoint
 
     moment = Moment(0, True, "distance", threshold, tuple(enumerate(distances, start=1)))
-    compared = [value for _, value in moment.compared]
+    compared = [value for _, value in moment.compared_measurements]
     assume(all(not math.isclose(value, threshold, rel_tol=1e-9) for value in compared))
     assert compared[0] == 1
     below = [look for look, value in enumerate(compared, start=1) if look > 1 and value < threshold]

@@ -20,7 +20,7 @@ from ticketry.experiments.request import build_request
 from ticketry.lab.budget_masks import dense_macs, macs_by_layer, remaining_macs
 from ticketry.lab.search_result import Seeds
 from ticketry.search.common.method import Replicate
-from ticketry.search.common.pruning import prunable, prune
+from ticketry.search.common.pruning import prunable_scope, prune
 
 MODEL = "conv-2@0.0625"
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -151,9 +151,9 @@ def test_masks_by_density_have_the_keys_that_they_had(name: str, tmp_path: Path)
     settings = decode_settings(given, tk.search.method(name).Settings, what=name)[0]
     with tk.Lab(tmp_path) as lab:
         replicate = Replicate(lab, task(), task().recipe.changed(length="4it"), Seeds(0, 0, 0))
-        begun = lab.train(replicate.whole.until(0), label="initialisation", measure=False)
+        begun = lab.train(replicate.dense_training.until(0), label="initialisation", measure=False)
         weights = replace(begun, model=lab.store.put_tensors(numbered(task())))
-        scope = prunable(replicate, settings)
+        scope = prunable_scope(replicate, settings)
         mask = prune(replicate, weights, scope, 0.4, settings)
         prune(replicate, weights, scope, 0.2, settings, within=mask)
         assert sorted(path.stem[:8] for path in (tmp_path / "memo" / "masks").rglob("*.json")) == sorted(keys)

@@ -15,7 +15,7 @@ from ticketry.errors import UsageError
 from ticketry.report.tables.results import Results
 from ticketry.report.tables.rows import point_rows
 from ticketry.search import ALIASES, METHODS, method
-from ticketry.search.common.aliases import known_as
+from ticketry.search.common.aliases import listed_name
 
 PAPERS = {
     "imp": "iterative",
@@ -56,11 +56,11 @@ def test_an_alias_is_its_method_with_other_defaults(name: str) -> None:
 
 def test_the_name_holds_while_the_settings_do() -> None:
     snip = method("snip")
-    assert known_as("early", "snip", snip.Settings(density=(0.1,), batches=9)) == "snip"
-    assert known_as("early", "snip", snip.Settings(iterations=5)) == "early"
-    assert known_as("early", "snip", snip.Settings(structure="channels")) == "early"
-    assert known_as("early", "", snip.Settings()) == "early"
-    assert known_as("iterative", "imp", method("imp").Settings(rewind="3%")) == "imp"
+    assert listed_name("early", "snip", snip.Settings(density=(0.1,), batches=9)) == "snip"
+    assert listed_name("early", "snip", snip.Settings(iterations=5)) == "early"
+    assert listed_name("early", "snip", snip.Settings(structure="channels")) == "early"
+    assert listed_name("early", "", snip.Settings()) == "early"
+    assert listed_name("iterative", "imp", method("imp").Settings(rewind="3%")) == "imp"
     with pytest.raises(UsageError, match=r"search method 'snips' is not known: .* did you mean snip"):
         method("snips")
 

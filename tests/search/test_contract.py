@@ -81,7 +81,7 @@ def test_contract(name: str, tmp_path: Path) -> None:
     task = task_of(given, method)
     recipe = task.recipe.changed(length=LENGTH)
     found = check_search(method, tmp_path, settings=settings, densities=densities, task=task, recipe=recipe)
-    shape = getattr(settings, "shape", None)
+    shape = getattr(settings, "parsed_structure", None)
     with tk.Lab(tmp_path / "first") as lab:
         for item in found[1:] if shape and shape.pattern else ():
             check_pattern(lab.store.get_mask(str(item.mask)), shape.pattern, lab.model(task))

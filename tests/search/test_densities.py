@@ -53,7 +53,7 @@ def test_sparsity_levels_and_budgets() -> None:
 def test_names_and_numbers_of_gates_alone() -> None:
     assert settings("oneshot", spare="fc3").spare == ("fc3",)
     assert settings("oneshot", half_rate=["fc3.weight"]).half_rate == ("fc3.weight",)
-    assert settings("continuous", init=0.1, penalty=1e-7).members == ((0.1, 1e-7),)
+    assert settings("continuous", init=0.1, penalty=1e-7).inits_and_penalties == ((0.1, 1e-7),)
 
 
 def test_an_integer_is_the_same_run() -> None:

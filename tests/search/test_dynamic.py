@@ -127,7 +127,7 @@ def test_nothing_is_done_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     with tk.Lab(tmp_path) as lab:
         first = found_by(lab, density=(0.5, 0.2))
         assert lab.ledger.steps_trained == TOTAL + 2 * each
-        monkeypatch.setattr(importlib.import_module("ticketry.search.dynamic"), "first_gradient", None)
+        monkeypatch.setattr(importlib.import_module("ticketry.search.dynamic"), "first_batch_gradient", None)
         again = found_by(lab, density=(0.2, 0.5))
         assert lab.ledger.steps_trained == TOTAL + 2 * each
         assert [item.result.model for item in again] == [item.result.model for item in first]

@@ -93,7 +93,7 @@ def test_the_masks_that_are_compared_are_chosen_as_the_tickets(tmp_path: Path, c
     masks = [tk.prune(model, score="magnitude", **chosen, **more) for model in models]
     differing = [(one ^ other).kept / one.total for one, other in pairwise(masks)]
     assert ticket.moment is not None
-    assert [share for _, share in ticket.moment.looks] == differing[: len(ticket.moment.looks)]
+    assert [share for _, share in ticket.moment.measurements] == differing[: len(ticket.moment.measurements)]
     assert any(differing)
 
 

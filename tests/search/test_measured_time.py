@@ -12,7 +12,7 @@ import torch
 import ticketry as tk
 from search.known_costs import COMMON, costs, slowly, task
 from ticketry.errors import CostError, UsageError
-from ticketry.evidence.controls import dense_of_cost
+from ticketry.evidence.controls import narrowest_dense_of_cost
 from ticketry.lab import measured_time
 from ticketry.lab.budget_masks import dense_macs
 from ticketry_engine.bench.machine import machine as machine_here
@@ -113,9 +113,9 @@ def test_a_dense_network_that_is_never_so_slow_is_refused(machine: dict[str, flo
         with pytest.raises(
             UsageError, match=r"even conv-2@0.0625 takes only 100.0 % of the dense time, and the ticket"
         ):
-            dense_of_cost(lab, task(), "dense_of_time", mask, f"time:{model.digest}")
+            narrowest_dense_of_cost(lab, task(), "dense_of_time", mask, f"time:{model.digest}")
         with pytest.raises(UsageError, match="needs tickets with a latency budget"):
-            dense_of_cost(lab, task(), "dense_of_time", mask, "flops")
+            narrowest_dense_of_cost(lab, task(), "dense_of_time", mask, "flops")
 
 
 @pytest.mark.slow

@@ -12,7 +12,7 @@ import ticketry as tk
 from search.known_costs import COMMON, task
 from ticketry.budgets.cost_model import CostModel, Curve, LayerCost, mask_granularity
 from ticketry.errors import UsageError
-from ticketry.evidence.control import CONTROLS, Drawing, Form
+from ticketry.evidence.control import CONTROLS, Drawing, MaskForm
 
 CHEAP = 0.3
 """Of the time of single weights, which groups of 4 rows take in the layers that have cheap ones."""
@@ -68,7 +68,7 @@ def test_a_shuffled_mask_keeps_the_groups_that_make_the_ticket_cheap() -> None:
     }
     grouped[names[0]] = grouped[names[0]][:2].repeat_interleave(4, 0)
     ticket = tk.Mask(grouped)
-    mask = CONTROLS.get("shuffled").mask(ticket, Drawing(3, Form(aim="time:x"), prices=known))
+    mask = CONTROLS.get("shuffled").mask(ticket, Drawing(3, MaskForm(aim="time:x"), prices=known))
     assert mask.kept == ticket.kept
     assert mask != ticket
     assert {name for name, kept in mask.items() if mask_granularity(kept) == "rows:4"} == {names[0]}
@@ -78,7 +78,7 @@ def test_a_mask_whose_costs_know_no_groups_is_shuffled_weight_by_weight() -> Non
     name = next(name for name, value in task().build().named_parameters() if name.endswith("weight"))
     rows = torch.rand(2, 20, generator=torch.Generator().manual_seed(0)).lt(0.3)
     ticket = tk.Mask({name: rows.repeat_interleave(4, 0)})  # as chance may have it
-    drawing = Drawing(3, Form(aim="time:x"), prices=costs(()))
+    drawing = Drawing(3, MaskForm(aim="time:x"), prices=costs(()))
     assert CONTROLS.get("shuffled").mask(ticket, drawing) == CONTROLS.get("shuffled").mask(ticket, Drawing(3))
 
 

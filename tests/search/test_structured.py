@@ -151,8 +151,8 @@ def test_the_detector_finds_a_moment_at_every_density(shared_store: Path, densit
     assert moment.detected
     assert moment.detector == "distance"
     assert moment.threshold == max(density, 0.1)
-    assert moment.step == ticket.behind == moment.looks[-1][0] < TOTAL
-    steps, far = zip(*moment.looks, strict=True)
+    assert moment.step == ticket.behind == moment.measurements[-1][0] < TOTAL
+    steps, far = zip(*moment.measurements, strict=True)
     assert list(steps) == list(range(2, moment.step + 1, 2))
     changes = [abs(later - earlier) for earlier, later in pairwise(far)]
     assert changes[-1] < moment.threshold * far[0] <= min(changes[:-1], default=1)
@@ -191,7 +191,7 @@ def test_the_channels_that_are_compared_are_chosen_as_the_tickets(tmp_path: Path
             masks.append(tk.Mask({name: mask[name] for name in scales}))
     shares = [(one ^ other).kept / one.total for one, other in pairwise(masks)]
     assert ticket.moment is not None
-    assert [share for _, share in ticket.moment.looks] == shares[: len(ticket.moment.looks)]
+    assert [share for _, share in ticket.moment.measurements] == shares[: len(ticket.moment.measurements)]
 
 
 @pytest.mark.slow

@@ -90,7 +90,7 @@ def test_levels_end_at_the_density_of_the_paper(name: str) -> None:
         previous = density
     assert found[-1] >= 0.8 * previous * (1 - 1e-9)
     assert abs(100 * found[-1] - REMAINING["-".join(name.split("-")[:2])]) < 0.1
-    assert (settings.distribution, settings.score, settings.how_retrained) == ("global", "magnitude", "continue")
+    assert (settings.distribution, settings.score, settings.effective_retrain) == ("global", "magnitude", "continue")
     assert not settings.spare_output
     assert not settings.spare
 

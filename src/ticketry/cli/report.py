@@ -179,10 +179,10 @@ def _write_report(arguments: _Arguments, runs: list[RunRecord]) -> dict[str, Any
 def _verdict_lines(run: RunRecord, paths: Paths) -> list[str]:
     """Return the verdicts of a run as lines, with the verification that would decide an undecided level."""
     from ticketry.cli.screen.results import suggestion_lines
-    from ticketry.evidence.level_verdicts import with_current_verdicts
+    from ticketry.evidence.level_verdicts import recompute_verdicts
     from ticketry.report import verdict_lines
 
-    shown = with_current_verdicts(run)
+    shown = recompute_verdicts(run)
     return [*verdict_lines(shown), *suggestion_lines(shown, paths.run(run.name) / "run.toml")]
 
 

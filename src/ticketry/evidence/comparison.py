@@ -26,12 +26,12 @@ from ticketry.evidence.significance import (
     UNSEEN_FALL,
     Diagnosis,
     PooledSD,
-    collapse_edge,
+    collapse_test_edge,
     diagnose,
-    guarded,
+    guarded_p_values,
     guarded_power,
     pooled_p_values,
-    special,
+    scipy_special,
 )
 from ticketry.records.network import DENSE
 from ticketry.records.verdict import MeanDifference
@@ -40,7 +40,7 @@ from ticketry.records.verdict import MeanDifference
 def check_settings(
     margin: float, confidence: float, resolution: float | None, least_spread: float | None = None
 ) -> None:
-    """Raise `UsageError` if a setting is not a number or out of its range."""
+    """Raise `UsageError` if a setting of a comparison is not a number or out of range."""
     given = {"margin": margin, "confidence": confidence, "resolution": resolution, "least_spread": least_spread}
     for name, value in given.items():
         if not isinstance(value, Real) and not (value is None and name in ("resolution", "least_spread")):
@@ -61,11 +61,11 @@ INTERIM = (3, 5, 7, 10)
 
 @dataclass(frozen=True)
 class InterimAnalyses:
-    """Numbers of seeds at which a decision may be made. Repeated analyses without a plan find false wins.
+    """Plan of interim analyses: the numbers of seeds after which a decision may be made.
 
-    Analysis k may err with probability alpha_k, and the alpha_k add up to alpha (union bound; conservative). They
-    follow the spending function alpha * (n / last)^3 of Kim & DeMets (Biometrika 74, 1987), which leaves two thirds of
-    alpha to the last of the default analyses and still lets three seeds decide clear cases.
+    Testing repeatedly without such a plan finds false wins. Analysis k has its own error rate alpha_k; they add up to
+    alpha (union bound). They follow the spending function alpha * (n / last)^3 of Kim & DeMets (Biometrika 74, 1987),
+    which gives two thirds of alpha to the last default analysis and lets three seeds decide clear cases.
     """
 
     at: tuple[int, ...] = INTERIM
@@ -83,12 +83,12 @@ class InterimAnalyses:
         return self.at[-1]
 
     def alphas(self, alpha: float) -> dict[int, float]:
-        """Return the alpha of each analysis, by its number of seeds; they add up to alpha."""
+        """Split alpha among the analyses; return each one's part by its number of seeds."""
         spent = [0.0, *(alpha * (n / self.last) ** 3 for n in self.at)]
         return {n: spent[k + 1] - spent[k] for k, n in enumerate(self.at)}
 
-    def next_after(self, n: int) -> int | None:
-        """Return the next analysis after n seeds; None after the last."""
+    def next_analysis_after(self, n: int) -> int | None:
+        """Return the number of seeds of the next analysis after n seeds; None after the last."""
         return next((at for at in self.at if at > n), None)
 
 
@@ -97,9 +97,10 @@ MOST_SEEDS = 1000
 
 
 class Comparison(MeanDifference, frozen=True, kw_only=True, dict=True):
-    """Result of a comparison with one other network. Every p-value is one-sided; 1 if nothing was tested.
+    """Result of comparing a ticket with one other network over paired seeds.
 
-    p-values are those of Student's t or, with an SD floor, of `significance.guarded`.
+    p-values are one-sided, and 1 if there were too few seeds. They are those of Student's t or, with an SD floor, of
+    `significance.guarded_p_values`.
     """
 
     n: int
@@ -130,11 +131,11 @@ class Comparison(MeanDifference, frozen=True, kw_only=True, dict=True):
 
     @cached_property
     def diagnosis(self) -> Diagnosis | None:
-        """Evidence against the tests' assumptions; None for too few differences, and for plain t tests."""
+        """Checks of the tests' assumptions; None with too few differences or without an SD floor."""
         return None if self.least_spread is None else diagnose(self.differences, self.least_spread, self.name)
 
-    def p_of(self, network: str) -> float:
-        """Return the p-value of the hypothesis: as good as the dense network, or better than a control."""
+    def p_value_for(self, network: str) -> float:
+        """Return the p-value of the claim about `network`: as good as dense, or better than a control."""
         return self.p_noninferior if network == DENSE else self.p_superior
 
 
@@ -174,10 +175,10 @@ def compare(
         (0.97, 3, True)
     """
     check_settings(margin, confidence, resolution, least_spread)
-    differences = _differences(ticket, other, higher_is_better, name)
-    n, mean, sd = len(differences), *_moments(differences)
+    differences = _paired_differences(ticket, other, higher_is_better, name)
+    n, mean, sd = len(differences), *_mean_and_sd(differences)
     scale = max(abs(value) for value in (*ticket, *other))
-    spread, note = _spread(sd, scale, resolution, least_spread, name)
+    spread, note = _sd_to_test_with(sd, scale, resolution, least_spread, name)
     if pooled is not None and sd is not None:
         spread = max(sd, pooled.sd, pooled.floor, resolution or 0.0)
     found = Comparison(
@@ -199,12 +200,16 @@ def compare(
         if pooled is not None:
             return pooled_p_values(mean - null, spread, n, pooled)
         if least_spread is None:
-            return one_sided(mean, spread, n, null)
-        return guarded(differences, null, max(least_spread, resolution or 0.0))
+            return one_sided_p_values(mean, spread, n, null)
+        return guarded_p_values(differences, null, max(least_spread, resolution or 0.0))
 
     p_noninferior, p_inferior = p_values(-margin)
     p_superior, p_worse = p_values(0.0)
-    half = _half_width(spread, n, confidence, n - 1 if pooled is None else pooled.freedom(n)) if spread else None
+    half = (
+        _interval_half_width(spread, n, confidence, n - 1 if pooled is None else pooled.degrees_of_freedom(n))
+        if spread
+        else None
+    )
     return replace(
         found,
         spread=spread,
@@ -217,12 +222,16 @@ def compare(
     )
 
 
-def one_sided(mean: Any, spread: Any, n: Any, null: Any) -> tuple[Any, Any]:
-    """Return the p-values of H0: mean <= null and of H0: mean >= null, by Student's t.
+def one_sided_p_values(mean: Any, spread: Any, n: Any, null: Any) -> tuple[Any, Any]:
+    """Return the p-values of H0: true mean <= null and H0: true mean >= null, by Student's t.
 
-    Numbers or NumPy arrays that broadcast; n >= 2 and spread > 0.
+    Args:
+        mean: observed mean; like all arguments a number or a NumPy array (they broadcast).
+        spread: standard deviation, above 0.
+        n: number of differences, at least 2.
+        null: mean at the edge of the hypothesis.
     """
-    statistic, stdtr = (mean - null) / (spread / n**0.5), special().stdtr
+    statistic, stdtr = (mean - null) / (spread / n**0.5), scipy_special().stdtr
     return stdtr(n - 1, -statistic), stdtr(n - 1, statistic)
 
 
@@ -230,10 +239,12 @@ def one_sided(mean: Any, spread: Any, n: Any, null: Any) -> tuple[Any, Any]:
 def seeds_needed(
     distance: float, spread: float, alpha: float, power: float = 0.8, least_spread: float | None = None
 ) -> int | None:
-    """Return the fewest seeds with which a one-sided test at `alpha` rejects normal differences with `power`.
+    """Return the smallest number of seeds with which a one-sided test at level `alpha` has a given power.
+
+    Differences are assumed to be normal.
 
     Args:
-        distance: assumed distance of the true mean beyond the null hypothesis.
+        distance: assumed distance of the true mean from the null hypothesis, in the direction of the claim.
         spread: SD of the differences, above 0; with an SD floor also 0.
         alpha: the level of the test.
         power: by the noncentral t distribution; with an SD floor also by simulation, up to `SIMULATED` seeds.
@@ -242,17 +253,17 @@ def seeds_needed(
     Returns:
         None if the distance is not positive or more than `MOST_SEEDS` would be needed.
     """
-    ndtri, stdtrit, nctdtr = special().ndtri, special().stdtrit, special().nctdtr
+    ndtri, stdtrit, nctdtr = scipy_special().ndtri, scipy_special().stdtrit, scipy_special().nctdtr
     if distance <= 0:
         return None
 
-    def by_parts(n: int) -> bool:
-        """Return whether each part of the test alone has that power."""
+    def parts_have_power(n: int) -> bool:
+        """Return whether each of the tests that are combined has the power with n seeds."""
         error = spread / sqrt(n)
         lift = float(ndtri(power)) * error
         if (
             least_spread is not None
-            and distance - collapse_edge(n, alpha, UNSEEN_FALL * least_spread, least_spread) < lift
+            and distance - collapse_test_edge(n, alpha, UNSEEN_FALL * least_spread, least_spread) < lift
         ):
             return False
         enough = float(stdtrit(n - 1, 1 - alpha))
@@ -260,21 +271,21 @@ def seeds_needed(
             return bool(1 - nctdtr(n - 1, distance / error, enough) >= power)
         return distance - enough * least_spread / sqrt(n) >= lift
 
-    def reached(n: int) -> bool:
-        if not by_parts(n):  # then the whole test lacks it too
+    def has_power(n: int) -> bool:
+        if not parts_have_power(n):  # then the whole test lacks it too
             return False
         return least_spread is None or n > SIMULATED or guarded_power(n, distance, spread, alpha, least_spread) >= power
 
     fewest = 2 if least_spread is None else LEAST_SEEDS
     enough = fewest  # doubled until sufficient: SciPy's series fails for a large noncentrality
-    while enough < MOST_SEEDS and not reached(enough):
+    while enough < MOST_SEEDS and not has_power(enough):
         enough = min(2 * enough, MOST_SEEDS)
-    found = bisect_left(range(enough), True, lo=fewest, key=reached)
-    return found if found < enough or reached(enough) else None
+    found = bisect_left(range(enough), True, lo=fewest, key=has_power)
+    return found if found < enough or has_power(enough) else None
 
 
 def check_budgets(steps: Mapping[str, Sequence[int]]) -> None:
-    """Raise `UsageError` unless all networks were trained for equally many steps with every seed.
+    """Raise `UsageError` unless, for every seed, all networks were trained for the same number of steps.
 
     Args:
         steps: training steps by network, one number for each seed.
@@ -285,7 +296,7 @@ def check_budgets(steps: Mapping[str, Sequence[int]]) -> None:
         raise UsageError(f"unequal budgets ({listed}): train all of them for the same number of steps, with every seed")
 
 
-def _differences(
+def _paired_differences(
     ticket: Sequence[float], other: Sequence[float], higher_is_better: bool, name: str
 ) -> tuple[float, ...]:
     if not len(ticket):
@@ -306,17 +317,17 @@ def _differences(
     return tuple(sign * (float(one) - float(two)) for one, two in zip(ticket, other, strict=True))
 
 
-def _moments(differences: Sequence[float]) -> tuple[float, float | None]:
+def _mean_and_sd(differences: Sequence[float]) -> tuple[float, float | None]:
     import numpy as np
 
     values = np.asarray(differences, dtype=np.float64)
     return float(values.mean()), float(values.std(ddof=1)) if len(values) > 1 else None
 
 
-def _spread(
+def _sd_to_test_with(
     sd: float | None, scale: float, resolution: float | None, least_spread: float | None, name: str
 ) -> tuple[float | None, str]:
-    """Return the SD to test with, and a note about it."""
+    """Return the standard deviation to test with, and a note if it is not the observed one."""
     if sd is None:
         return None, f"{name}: one seed has no spread, so nothing can be decided"
     flat = sd <= ROUNDING * scale
@@ -334,5 +345,5 @@ def _spread(
     return 0.0, f"{equal} (do the seeds take effect?): no interval; tested as if they spread by {least_spread:g}"
 
 
-def _half_width(spread: float, n: int, confidence: float, freedom: int) -> float:
-    return -float(special().stdtrit(freedom, (1 - confidence) / 2)) * spread / sqrt(n)
+def _interval_half_width(spread: float, n: int, confidence: float, freedom: int) -> float:
+    return -float(scipy_special().stdtrit(freedom, (1 - confidence) / 2)) * spread / sqrt(n)

@@ -1,8 +1,8 @@
 """Linear mode connectivity: the error along the straight line between two trained networks.
 
 Frankle, Dziugaite, Roy & Carbin, "Linear Mode Connectivity and the Lottery Ticket Hypothesis" (ICML 2020, section 2).
-Two networks with no barrier between them are in one linearly connected minimum. A start whose children under different
-data orders have none is *stable* (the paper: a height below 2 percentage points).
+Two networks without an error barrier between them are in one linearly connected minimum. An initial state is *stable*
+if two trainings from it with different data orders have no barrier (the paper: a height below 2 percentage points).
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ticketry.errors import UsageError
-from ticketry.evidence.control import check_line
-from ticketry.evidence.stability import children
+from ticketry.evidence.control import check_barrier_settings
+from ticketry.evidence.stability import train_two_data_orders
 from ticketry.lab.lab import Lab
 from ticketry.lab.search_result import Found, Seeds
 from ticketry.lab.store.store import NUMERICS, digest_of
@@ -34,14 +34,14 @@ from ticketry_engine.support.seeds import mix
 
 @dataclass(frozen=True)
 class Barrier:
-    """Error along the line between two networks."""
+    """Error along the straight line between the weights of two networks, and the height of its barrier."""
 
     height: float
     """Highest error on the line minus the mean of the two ends, in the metric's unit."""
     alphas: tuple[float, ...]
     """Positions on the line: 0 is the first network, 1 the other."""
     errors: tuple[float, ...]
-    """Error at each alpha, lower is better: 100 - accuracy for a metric in %, see `error_of`."""
+    """Error at each alpha, lower is better: 100 - accuracy for a metric in %, see `metric_to_error`."""
     split: str
     """Split of the examples: train, validation or test."""
     recalibrated: int
@@ -82,7 +82,7 @@ def barrier(
         >>> found.alphas, found.height >= 0
         ((0.0, 0.5, 1.0), True)
     """
-    _check(task, one, other, points, split, recalibrate)
+    _check_arguments(task, one, other, points, split, recalibrate)
     arithmetic, batch = one.segment.arithmetic, one.segment.recipe.batch
     described: dict[str, Any] = {
         "numerics": NUMERICS,
@@ -100,11 +100,11 @@ def barrier(
         errors, recalibrated = [], 0
         with arithmetic.active():
             for index in range(points):
-                model = arithmetic.place(rebuild_model(task, interpolated(*states, index, points - 1)))
+                model = arithmetic.place(rebuild_model(task, interpolate_states(*states, index, points - 1)))
                 if recalibrate:
-                    recalibrated = recalibrate_(course, model, one.segment.recipe, recalibrate, arithmetic)
+                    recalibrated = recompute_batch_norm_(course, model, one.segment.recipe, recalibrate, arithmetic)
                 metrics = evaluate(task, course, model, split, arithmetic)
-                errors.append(error_of(task.metric, metrics[task.metric.name]))
+                errors.append(metric_to_error(task.metric, metrics[task.metric.name]))
         known = {"errors": errors, "recalibrated": recalibrated}
         lab.store.put_memo("barriers", key, known)
     errors = [float(error) for error in known["errors"]]
@@ -129,10 +129,10 @@ def instability(
     split: str = "test",
     recalibrate: int = 0,
 ) -> Barrier:
-    """Measure the barrier between two children of one start under different data orders.
+    """Measure the error barrier between two trainings of one network that differ in the data order.
 
-    Frankle et al. 2020, section 2. The start is the ticket's, a control's (any of `evidence.CONTROLS`), or for the
-    dense network of a search its state at the rewind step. The second child is shared with `evidence.stability`.
+    Frankle et al. 2020, section 2. Both start with the ticket's weights, a control's (any of `evidence.CONTROLS`), or,
+    for the dense network of a search, its state at the rewind step. `evidence.stability` uses the same trainings.
 
     Args:
         found: a network of a search with this recipe and these seeds.
@@ -153,15 +153,18 @@ def instability(
         >>> found.split, found.height >= 0
         ('test', True)
     """
-    check_line(points, split, recalibrate)  # before anything is trained
-    one, other = children(lab, task, recipe, found, seeds, control=control)
+    check_barrier_settings(points, split, recalibrate)  # before anything is trained
+    one, other = train_two_data_orders(lab, task, recipe, found, seeds, control=control)
     return barrier(lab, task, one, other, points=points, split=split, recalibrate=recalibrate)
 
 
-def interpolated(one: Mapping[str, Tensor], other: Mapping[str, Tensor], index: int, last: int) -> dict[str, Tensor]:
-    """Return the state at alpha = index / last; tensors that are not floating-point are those of `one`.
+def interpolate_states(
+    one: Mapping[str, Tensor], other: Mapping[str, Tensor], index: int, last: int
+) -> dict[str, Tensor]:
+    """Return the state (1 - alpha) * one + alpha * other at alpha = index / last, computed in float64.
 
-    Weights are integers in float64, so the ends are exact, and the line is the same from either side.
+    Tensors that are not floating-point are those of `one`. The result is exact at both ends and is the same if the
+    networks are swapped.
     """
     return {
         name: (((last - index) * a.double() + index * other[name].double()) / last).to(a.dtype)
@@ -172,11 +175,13 @@ def interpolated(one: Mapping[str, Tensor], other: Mapping[str, Tensor], index: 
 
 
 @torch.no_grad()
-def recalibrate_(course: Course, model: nn.Module, recipe: Recipe, batches: int, arithmetic: Arithmetic) -> int:
+def recompute_batch_norm_(
+    course: Course, model: nn.Module, recipe: Recipe, batches: int, arithmetic: Arithmetic
+) -> int:
     """Recompute the running statistics of all batch norms in place; return the number of batches (0: no batch norm).
 
-    Each statistic is the plain average over the batches, which are normalised by their own as in training; all other
-    modules are in evaluation mode (no dropout). The model is left in evaluation mode.
+    Each statistic is the average over the batches. During this batch norms use batch statistics, as in training; all
+    other modules are in evaluation mode, in which the whole model is afterwards.
     """
     norms = [module for module in model.modules() if isinstance(module, _BatchNorm) and module.track_running_stats]
     if not norms:
@@ -196,10 +201,10 @@ def recalibrate_(course: Course, model: nn.Module, recipe: Recipe, batches: int,
     return batches
 
 
-def error_of(metric: Metric, value: float) -> float:
-    """Return a metric as an error, lower is better: 100 - value in %, -value for other gains, the value for losses.
+def metric_to_error(metric: Metric, value: float) -> float:
+    """Convert a metric to an error, where lower is better: 100 - value in %, -value for other gains, value for losses.
 
-    NaN becomes infinite, so that a maximum cannot hide it.
+    NaN becomes infinity, so that it determines the maximum.
     """
     if isnan(value):
         return float("inf")
@@ -208,8 +213,8 @@ def error_of(metric: Metric, value: float) -> float:
     return 100 - value if metric.unit == "%" else -value
 
 
-def _check(task: Task, one: Result, other: Result, points: int, split: str, recalibrate: int) -> None:
-    check_line(points, split, recalibrate)
+def _check_arguments(task: Task, one: Result, other: Result, points: int, split: str, recalibrate: int) -> None:
+    check_barrier_settings(points, split, recalibrate)
     for result in (one, other):
         if digest_of(dict(result.segment.task.key())) != digest_of(dict(task.key())):
             raise UsageError(

@@ -1,7 +1,7 @@
-"""Controls of a ticket: their names, their masks and weights, and the training steps that they can have.
+"""Controls of a ticket: their names, masks and weights, and the training steps that they can have.
 
-A ticket is a claim about *these* connections with *these* early weights; each control removes one of the two. Nothing
-here imports torch when it is imported."""
+A ticket claims that *these* connections with *these* early weights matter; each control replaces one of the two. This
+module imports torch only when it is used."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Form:
-    """Structure that masks of controls share with the ticket's."""
+class MaskForm:
+    """Structure of a ticket's mask, which masks of its controls must have too."""
 
     kind: str = "weights"
     """weights, channels, rows (groups of rows that retain the same columns), n:m or pattern."""
@@ -39,14 +39,14 @@ class Form:
     """The mask's budget (flops), for weights; controls have the same budget instead of the same density."""
 
     @classmethod
-    def from_structure(cls, structure: str, *, shrunk: bool, pattern: str = UNSTRUCTURED, aim: str = "") -> Form:
+    def from_structure(cls, structure: str, *, shrunk: bool, pattern: str = UNSTRUCTURED, aim: str = "") -> MaskForm:
         """Return the form of a ticket's mask.
 
         Args:
-            structure: the kind of its `Structuring`, or an empty text.
-            pattern: the pattern in which it was chosen.
-            shrunk: whether its network is trained without the removed channels.
-            aim: its budget.
+            structure: kind of the `Structuring` that was applied after the search; empty without one.
+            pattern: pattern in which the search chose the mask.
+            shrunk: whether removed channels are removed from the trained network.
+            aim: text that identifies its cost budget; empty without one.
         """
         if shrunk:
             return cls("channels")
@@ -56,7 +56,7 @@ class Form:
         return cls("n:m", n_of_m[1]) if n_of_m else cls("rows")
 
     @classmethod
-    def of_found(cls, found: Found) -> Form:
+    def of_found(cls, found: Found) -> MaskForm:
         """Return the form of a found ticket's mask."""
         kind, shrunk = found.structured.by.kind if found.structured else "", found.result.segment.whole_channels
         return cls.from_structure(kind, shrunk=shrunk, pattern=found.pattern, aim=found.aim)
@@ -69,16 +69,16 @@ class Form:
         return {"form": self.kind, **{name: value for name, value in more.items() if value}}
 
 
-WEIGHTS = Form()
+WEIGHTS = MaskForm()
 
 
 @dataclass(frozen=True)
 class Drawing:
-    """Inputs for drawing a control's mask."""
+    """Arguments of `Control.mask`: the seed, the required structure, and the network if the structure needs it."""
 
     seed: int
-    form: Form = WEIGHTS
-    """Form of the ticket's mask, which the control shares."""
+    form: MaskForm = WEIGHTS
+    """Structure of the ticket's mask, which the control's must have too."""
     model: Callable[[], nn.Module] | None = None
     """Builds a network of the task. None for masks of single weights, like `structure`."""
     structure: Callable[[], Structure] | None = None
@@ -90,8 +90,8 @@ class Drawing:
 class Control:
     """A network as sparse as a ticket, trained for exactly as long, that lacks one property of the ticket.
 
-    A subclass overrides `mask` or `weights`, which are pure functions of their arguments, or sets `fresh`. Lists show
-    its docstring.
+    A subclass overrides `mask` or `weights`, which are pure functions of their arguments, or sets `fresh`. ``ticketry
+    list controls`` shows its docstring.
 
     Examples:
         >>> class SameSigns(tk.evidence.Control):
@@ -108,30 +108,28 @@ class Control:
     """
 
     forms: ClassVar[tuple[str, ...]] = ("weights",)
-    """Kinds of `Form` that it supports."""
+    """Kinds of `MaskForm` that it supports."""
     fresh: ClassVar[bool] = False
     """Whether it starts from a fresh initialisation, trained densely up to the step of the ticket's start."""
     searched: ClassVar[bool] = True
-    """Whether it uses a result of the search, and so has the search's cost."""
+    """Whether it uses a result of the search; the search then counts as part of its cost."""
     drawn_as: ClassVar[str] = ""
     """The control whose masks it shares, if any."""
 
     def mask(self, ticket: Mask, drawing: Drawing) -> Mask:
-        """Return the control's mask: same parameters, equally many retained weights.
+        """Return the control's mask: for the same parameters, with the same number of retained weights.
 
         Args:
             ticket: the ticket's mask.
-            drawing: a seed, and the form of the mask.
+            drawing: the seed and the required structure.
         """
         return ticket
 
     def weights(self, weights: Mapping[str, Tensor], ticket: Mask, seed: int) -> Mapping[str, Tensor]:
-        """Return weights and buffers, by normalised name, that replace those of the ticket's start.
-
-        They are masked afterwards. Tensors that are not named stay.
+        """Return initial weights and buffers, by normalised name, that replace the ticket's; masking follows.
 
         Args:
-            weights: weights and buffers of the ticket's start.
+            weights: weights and buffers with which the ticket's training starts.
             ticket: its mask.
             seed: seed of random values.
         """
@@ -139,17 +137,17 @@ class Control:
 
     @property
     def changes_mask(self) -> bool:
-        """Whether it has a different mask."""
+        """Whether the control's mask differs from the ticket's."""
         return type(self).mask is not Control.mask
 
     @property
     def changes_weights(self) -> bool:
-        """Whether it starts from different weights."""
+        """Whether the control starts from other weights than the ticket."""
         return self.fresh or self.remakes_weights
 
     @property
     def remakes_weights(self) -> bool:
-        """Whether its start is derived from the ticket's."""
+        """Whether its initial weights are computed from the ticket's."""
         return type(self).weights is not Control.weights
 
 
@@ -165,9 +163,9 @@ class RandomReinit(Control):
 class Shuffled(Control):
     """The ticket's weights, its mask shuffled within each layer.
 
-    Channels: equally many of each group. Groups of rows: equally many in each layer, with as many rows and columns.
-    N:M: equally many weights of every M inputs. Patterns: equally many blocks of each layer. Under a latency budget,
-    layers with row groups retain equally many groups, because single weights would cost more.
+    What is shuffled depends on the mask's structure: whole channels within each coupled group; groups of rows, with
+    their numbers of rows and columns; weights within every M inputs of N:M; blocks of a pattern. Under a latency budget
+    groups of rows stay together, because single weights would cost more.
     """
 
     forms = _FORMS
@@ -178,7 +176,7 @@ class Shuffled(Control):
 
         form, seed = drawing.form, drawing.seed
         if form.kind == "weights":
-            return _with_groups_shuffled(ticket, shuffled(ticket, seed), drawing)
+            return _shuffle_row_groups(ticket, shuffled(ticket, seed), drawing)
         assert drawing.model is not None
         assert drawing.structure is not None
         if form.kind == "channels":
@@ -190,8 +188,8 @@ class Shuffled(Control):
         return controls.shuffled_blocks(drawing.model(), ticket, form.pattern, seed)
 
 
-def _with_groups_shuffled(ticket: Mask, single: Mask, drawing: Drawing) -> Mask:
-    """Shuffle groups of rows in the layers whose cost is charged by groups, and use single weights elsewhere.
+def _shuffle_row_groups(ticket: Mask, single: Mask, drawing: Drawing) -> Mask:
+    """Shuffle whole groups of rows in layers whose cost is counted by groups; take other layers from `single`.
 
     Args:
         single: the ticket's mask with single weights shuffled in all layers.
@@ -214,8 +212,8 @@ def _with_groups_shuffled(ticket: Mask, single: Mask, drawing: Drawing) -> Mask:
 class RandomPrune(Control):
     """The ticket's weights, a random mask of the same density over the whole scope, or of the same budget.
 
-    Channels: random ones of all groups, at the ticket's density as closely as whole channels permit. Groups of rows:
-    columns are drawn from all layers together. Patterns: random blocks of all layers.
+    Structured masks consist of random channels of all layers (as near to the density as possible), random columns of
+    groups of rows, or random blocks of a pattern.
     """
 
     forms = _FORMS
@@ -242,16 +240,16 @@ class RandomPrune(Control):
 
 
 class Cyclic(Control):
-    """The ticket itself, trained repeatedly from where it ended, for as many steps as its whole search."""
+    """The ticket itself, trained again and again from its last weights, for as many steps as its whole search."""
 
 
 class CyclicRandom(Shuffled):
-    """Cyclic training with the mask of shuffled."""
+    """As cyclic, with the mask of the control shuffled."""
 
     drawn_as = "shuffled"
 
 
-def _control(name: str, found: Any) -> Control:
+def _make_control(name: str, found: Any) -> Control:
     if not (isinstance(found, type) and issubclass(found, Control)):
         raise UsageError(f"{found!r} is not a class derived from ticketry.evidence.Control")
     control = found()
@@ -274,22 +272,27 @@ CONTROLS: Registry[Control] = Registry(
         "cyclic": f"{_HERE}:Cyclic",
         "cyclic_random": f"{_HERE}:CyclicRandom",
     },
-    make=_control,
+    make=_make_control,
 )
 """Classes derived from `Control`; `get` returns an instance. Entry points add those of other packages."""
 
-LONGER = ("cyclic", "cyclic_random")
-"""Controls that are trained for longer than the ticket: shown beside a verdict, but not part of it. All other controls
+LONGER_CONTROLS = ("cyclic", "cyclic_random")
+"""Controls that are trained for longer than the ticket: shown with a verdict, but not part of it. All other controls
 have the ticket's budget."""
 
 
-def network_named(role: str) -> str:
-    """Return the network that a dense rival names; empty for the ticket's own."""
+def network_in_role(role: str) -> str:
+    """Return the network that a dense control names: vgg-11 in ``dense_of_flops:vgg-11``; else an empty text."""
     return role.partition(":")[2]
 
 
 def check_controls(names: tuple[str, ...]) -> tuple[str, ...]:
-    """Return the names; raise `UsageError` for an unknown one, `PluginError` for an unusable plugin."""
+    """Return the names of controls after checking them.
+
+    Raises:
+        UsageError: for an unknown control.
+        PluginError: for a plugin that cannot be imported.
+    """
     for name in names:
         if is_matched_dense(name):
             _check_dense_rival(name)
@@ -306,29 +309,31 @@ def _check_dense_rival(name: str) -> None:
 
 SMALL_DENSE = "small_dense"
 """A narrower dense network with no more parameters than the ticket, if the task defines one."""
-RIVALS = (*(name for name in CONTROLS.built_in if name not in LONGER), SMALL_DENSE)
+RIVALS = (*(name for name in CONTROLS.built_in if name not in LONGER_CONTROLS), SMALL_DENSE)
 """Controls that a verified ticket should beat."""
-STATIC = ("uniform", "erk")
+STATIC_MASKS = ("uniform", "erk")
 """Random masks of a procedure that need no search, fixed from the initialisation on. Their layers have one density, or
 those of Erdos-Renyi-Kernel (Evci et al. 2020, RigL, section 3)."""
-PROCEDURE_RIVALS = ("shuffled", *STATIC)
+PROCEDURE_RIVALS = ("shuffled", *STATIC_MASKS)
 """Controls that a verified procedure should beat: random masks with its layers' densities, trained as its tickets are,
 and masks that need no search (Liu et al., "The Unreasonable Effectiveness of Random Pruning", 2022)."""
 STRUCTURED_RIVALS = ("shuffled", "random_prune")
-"""Controls that a verified procedure whose masks have a structure should beat; `STATIC` masks have none."""
+"""Controls that a verified procedure whose masks have a structure should beat; masks of `STATIC_MASKS` have none."""
 
 
 def check_rivals(names: tuple[str, ...], known: tuple[str, ...] = RIVALS) -> None:
-    """Raise `UsageError` for a name that is neither in `known` nor another control with the ticket's budget."""
+    """Raise `UsageError` for a name that is neither in `known` nor a control with the ticket's number of steps."""
     for name in names:
         if is_matched_dense(name):
             _check_dense_rival(name)
             continue
         if name in known:
             continue
-        if name in LONGER or (name not in CONTROLS and ":" not in name):
-            longer = " has more training steps than a ticket, see `search --controls`" if name in LONGER else ""
-            of_procedures = " is a control of procedures (--about procedure)" if name in STATIC else ""
+        if name in LONGER_CONTROLS or (name not in CONTROLS and ":" not in name):
+            longer = (
+                " has more training steps than a ticket, see `search --controls`" if name in LONGER_CONTROLS else ""
+            )
+            of_procedures = " is a control of procedures (--about procedure)" if name in STATIC_MASKS else ""
             raise UsageError(
                 f"control {name!r}{longer or of_procedures or ' is not known'}: {list_choices(name, known)}"
             )
@@ -349,7 +354,7 @@ MORE_CONTROLS = {
 SPLITS = ("train", "validation", "test")
 
 
-def check_line(points: int, split: str, recalibrate: int) -> None:
+def check_barrier_settings(points: int, split: str, recalibrate: int) -> None:
     """Raise `UsageError` for invalid settings of an error barrier."""
     if points < 3:
         raise UsageError(f"a barrier needs points between the two ends: points must be at least 3, not {points}")
@@ -358,11 +363,11 @@ def check_line(points: int, split: str, recalibrate: int) -> None:
         raise UsageError(f"recalibrate is a number of training batches, at least 0, not {recalibrate}")
 
 
-def begins_after(found: Found) -> int | None:
-    """Return the training steps of a control's start; None if it cannot reach the ticket's total.
+def steps_before_control(found: Found) -> int | None:
+    """Return for how many steps a control's initial weights were trained; None if no control can match the total.
 
-    They are those of the rewound weights. A ticket that keeps final weights starts from the dense network, after which
-    its training fits once or more; if a budget gave the ticket a shorter schedule, from a dense network of that one.
+    As a rule that is the rewind step. A ticket that continues from final weights is compared with controls that start
+    from the dense network, by the ticket's own schedule if a budget shortened it, and then train once or more.
     """
     own, steps = found.result.segment, budget(found)
     if found.retrain in FROM_REWOUND:
@@ -374,15 +379,15 @@ def begins_after(found: Found) -> int | None:
     return None
 
 
-def obstacle(control: str, found: Found) -> str:
-    """Return why a control cannot have a ticket's training and steps; empty if it can, or need not."""
+def explain_undefined_control(control: str, found: Found) -> str:
+    """Return why a control is undefined for a ticket (its kind of training or its steps); empty if it is defined."""
     if is_matched_dense(control):
         return ""
     from ticketry.lab.training.variant import explain_mask_dependence
 
     if CONTROLS.get(control).changes_mask and (why := explain_mask_dependence(found.result.segment.variants)):
         return why
-    if control in LONGER or begins_after(found) is not None:
+    if control in LONGER_CONTROLS or steps_before_control(found) is not None:
         return ""
     begun = (found.rewound if found.retrain in FROM_REWOUND else found.dense).segment.last
     own = found.result.segment.steps

@@ -1,7 +1,7 @@
 """Training of controls: networks as sparse as a ticket, trained for as long, that lack one property of it.
 
-The built-in controls are those of the papers: Frankle & Carbin (2019, figure 4), Frankle et al. (2019, 2020), Su et al.
-(2020). Three groups have their own section below: dense networks of a ticket's cost, cyclic training, and the rest."""
+The built-in controls are those of Frankle & Carbin (2019, figure 4), Frankle et al. (2019, 2020) and Su et al. (2020).
+Below are three sections: dense networks of a ticket's cost, cyclic training, and all other controls."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from ticketry.core.mask import Mask
 from ticketry.errors import TaskError, UsageError
 from ticketry.evidence.control import (
     CONTROLS,
-    LONGER,
+    LONGER_CONTROLS,
     WEIGHTS,
     Control,
     Drawing,
-    Form,
-    begins_after,
-    network_named,
-    obstacle,
+    MaskForm,
+    explain_undefined_control,
+    network_in_role,
+    steps_before_control,
 )
 from ticketry.lab.budget_masks import dense_macs, load_prices, remaining_macs
 from ticketry.lab.lab import Lab
@@ -42,13 +42,13 @@ from ticketry.tasks.task import Task
 from ticketry_engine.support.seeds import mix
 
 
-def train_for(
+def train_with_scaled_recipe(
     lab: Lab, task: Task, recipe: Recipe, steps: int, seeds: Seeds, *, variants: Sequence[Variant] = (), label: str = ""
 ) -> Result:
-    """Train from the initialisation for a number of steps, with the recipe's schedule scaled to them.
+    """Train from the initialisation for `steps` steps, with the recipe's schedule scaled to that length.
 
     Args:
-        variants: modifications of the training, such as a fixed mask; without any the network is dense.
+        variants: variants of training, such as a fixed mask; without any the network is dense.
     """
     per_epoch = lab.per_epoch(task, recipe)
     if steps != recipe.steps(per_epoch):
@@ -71,23 +71,23 @@ def scale_recipe(recipe: Recipe, per_epoch: int, steps: int) -> Recipe:
 
 
 HUNDRED = 100
-"""Number of widths that are timed: finer steps are below the resolution of a timing."""
+"""Number of widths that are timed; finer differences are below the resolution of a timing."""
 
 STEPS = 1000
-"""Number of widths: for layers of up to 1,000 filters or neurons every width is among them."""
+"""Number of widths that are compared by MACs, enough for every width of layers with up to 1,000 filters."""
 
 
-def dense_of_cost(lab: Lab, task: Task, role: str, mask: Mask, terms: str = "") -> Task:
-    """Return the task with the narrowest dense network that costs at least as much as the masked one.
+def narrowest_dense_of_cost(lab: Lab, task: Task, role: str, mask: Mask, terms: str = "") -> Task:
+    """Return the task with the narrowest dense network that costs at least as much as the ticket's masked network.
 
-    The cost is in MACs or latency; rounding thus never favours the ticket. Latencies are measured here and stored. It
-    is the strongest control: what a user would take instead of the ticket.
+    The cost is MACs or latency, which is measured and stored. This is the strongest control: the network that a user
+    would choose instead of the ticket.
 
     Args:
         task: the mask's task.
         role: a name of `records.network.MATCHED_DENSE`, followed by a colon and the network if it is not the task's own
             (``dense_of_flops:vgg-11``).
-        terms: terms of the ticket's budget, see `Budget.terms`: they name the costs of a latency.
+        terms: `Budget.terms` of the ticket, which identify the measured latencies.
 
     Raises:
         UsageError: if the task's network has no other widths, or even the widest form costs less; for a latency-matched
@@ -95,13 +95,13 @@ def dense_of_cost(lab: Lab, task: Task, role: str, mask: Mask, terms: str = "") 
         CostError: if these costs are from another machine.
     """
     own = str(task.key().get("model", ""))
-    base = NetworkName.parse(network_named(role) or own)
+    base = NetworkName.parse(network_in_role(role) or own)
     if task.spec is None or not own or base.library:
         raise UsageError(f"{role}: the network of the task {task.name} has no other widths: leave this control out")
     widest = NetworkName.parse(own).width if base.base == NetworkName.parse(own).base else Fraction(1)
 
-    def of_steps(steps: int) -> Task:
-        """Return the task with the network of this width."""
+    def with_width(steps: int) -> Task:
+        """Return the task with the network scaled to steps / `STEPS` of its width."""
         assert task.spec is not None
         width = NetworkName.parse(f"{base.base}@{float(widest * steps / STEPS):.6f}").width  # the format of names
         try:
@@ -110,50 +110,52 @@ def dense_of_cost(lab: Lab, task: Task, role: str, mask: Mask, terms: str = "") 
             raise UsageError(f"{role}: {error}") from None
 
     if role.startswith(LATENCY_MATCHED):
-        return _of_time(lab, task, role, mask, terms, of_steps)
-    wanted, whole = remaining_macs(lab, task, mask), of_steps(STEPS)
+        return _narrowest_of_latency(lab, task, role, mask, terms, with_width)
+    wanted, whole = remaining_macs(lab, task, mask), with_width(STEPS)
     if dense_macs(lab, whole) < wanted:
         raise UsageError(
             f"{role}: {whole.key()['model']} takes {dense_macs(lab, whole):,} multiplications, fewer than"
             f" the ticket's {wanted:,}: name a network that is dearer at its full width"
         )
-    least = bisect_left(range(1, STEPS), wanted, key=lambda steps: dense_macs(lab, of_steps(steps))) + 1
-    return of_steps(least)
+    least = bisect_left(range(1, STEPS), wanted, key=lambda steps: dense_macs(lab, with_width(steps))) + 1
+    return with_width(least)
 
 
-def _of_time(lab: Lab, task: Task, role: str, mask: Mask, terms: str, of_steps: Callable[[int], Task]) -> Task:
-    """Return the narrowest network, in steps of a hundredth, that is at least as slow as the masked one."""
+def _narrowest_of_latency(
+    lab: Lab, task: Task, role: str, mask: Mask, terms: str, with_width: Callable[[int], Task]
+) -> Task:
+    """Return the narrowest network, in steps of 1 % of the width, that is at least as slow as the masked network."""
     costs = load_prices(lab, task, mask, terms) if terms.startswith("time") else None
     if not isinstance(costs, CostModel):
         raise UsageError(f"{role} needs tickets with a latency budget: search with --time, or use dense_of_flops")
     wanted = measure_masked_latency(lab, task, mask, costs)
 
-    def share(hundredths: int) -> float:
-        return measure_dense_latency(lab, of_steps(hundredths * STEPS // HUNDRED), task, costs).share
+    def relative_latency(hundredths: int) -> float:
+        return measure_dense_latency(lab, with_width(hundredths * STEPS // HUNDRED), task, costs).share
 
-    if share(HUNDRED) < wanted.share:
+    if relative_latency(HUNDRED) < wanted.share:
         raise UsageError(
-            f"{role}: even {of_steps(STEPS).key()['model']} takes only {100 * share(HUNDRED):.1f} % of the dense time,"
-            f" and the ticket {wanted}: name a network that is slower at its full width"
+            f"{role}: even {with_width(STEPS).key()['model']} takes only {100 * relative_latency(HUNDRED):.1f} % of the"
+            f" dense time, and the ticket {wanted}: name a network that is slower at its full width"
         )
-    least = bisect_left(range(1, HUNDRED), wanted.share, key=share) + 1
-    return of_steps(least * STEPS // HUNDRED)
+    least = bisect_left(range(1, HUNDRED), wanted.share, key=relative_latency) + 1
+    return with_width(least * STEPS // HUNDRED)
 
 
-def train_cycles(
+def train_cyclic_control(
     lab: Lab, task: Task, recipe: Recipe, mask: str, found: Found, seeds: Seeds, label: str = ""
 ) -> list[Result]:
-    """Train a stored mask for `cycles` cycles and return each result.
+    """Train a stored mask repeatedly, for about as many steps as the ticket's whole search; return each result.
 
     Gadhikar, Nelaturu & Burkholz, "Cyclic Sparse Training: Is it Enough?" (2024, arXiv 2406.02773) ask how much of a
-    gain is due to repeated learning rate cycles alone. A cycle is the ticket's own training (steps k..T for a ticket
-    that keeps final weights): weights continue from cycle to cycle, the optimiser starts afresh, each has its own data
-    order. The first is the training of the ticket (or of `shuffled`) itself, shared through the store. The budget is
-    that of the search, so no verdict is based on these controls.
+    gain is due to repeated learning rate cycles alone. A cycle is the ticket's own training (steps k..T if it continues
+    from final weights). Weights continue from cycle to cycle; the optimiser and the data order are new. The first cycle
+    is the training of the ticket (or of `shuffled`) itself. Because there are more steps than in the ticket's training,
+    no verdict is based on these controls.
     """
-    first = _first(lab, task, recipe, mask, found, seeds)
+    first = _first_cycle(lab, task, recipe, mask, found, seeds)
     results: list[Result] = []
-    count = cycles(found, first.steps)
+    count = count_cycles(found, first.steps)
     for number in range(count):
         if not results:
             segment = first
@@ -164,13 +166,13 @@ def train_cycles(
     return results
 
 
-def cycles(found: Found, steps: int) -> int:
-    """Return the number of cycles of `steps` steps nearest to a ticket's whole cost after its rewind step."""
+def count_cycles(found: Found, steps: int) -> int:
+    """Return how many cycles of `steps` steps come nearest to a ticket's whole search after its rewind step."""
     left = search_cost(found) - found.rewound.segment.last
     return max(1, (2 * left + steps) // (2 * steps))
 
 
-def _first(lab: Lab, task: Task, recipe: Recipe, mask: str, found: Found, seeds: Seeds) -> Segment:
+def _first_cycle(lab: Lab, task: Task, recipe: Recipe, mask: str, found: Found, seeds: Seeds) -> Segment:
     at_end = found.rewound.segment.last >= found.result.segment.total
     retrain = found.retrain if found.retrain in REWINDING else "restart" if at_end else "continue"
     return retraining(
@@ -187,14 +189,15 @@ def _first(lab: Lab, task: Task, recipe: Recipe, mask: str, found: Found, seeds:
     )
 
 
-def stored_control_mask(lab: Lab, task: Task, control: str, ticket: str, seeds: Seeds, form: Form = WEIGHTS) -> str:
-    """Return the digest of a control's stored mask for a ticket's stored mask. Cached in the store.
+def store_control_mask(lab: Lab, task: Task, control: str, ticket: str, seeds: Seeds, form: MaskForm = WEIGHTS) -> str:
+    """Draw a control's mask for a ticket's stored mask, store it, and return its digest. Cached in the store.
 
     Args:
-        form: form of both masks, see `Drawing.form`.
+        ticket: digest of the ticket's mask.
+        form: structure of both masks.
 
     Raises:
-        UsageError: if the control is unknown, does not support that form, or draws a mask that does not fit.
+        UsageError: if the control is unknown, does not support that structure, or draws a mask that does not fit.
     """
     chosen = CONTROLS.get(control)
     described: dict[str, Any] = {"control": chosen.drawn_as or control, "of": ticket, "seed": seeds.mask}
@@ -212,7 +215,7 @@ def stored_control_mask(lab: Lab, task: Task, control: str, ticket: str, seeds: 
 
 
 def control_mask(control: str, mask: Mask, seeds: Seeds) -> Mask:
-    """Return a control's mask of single weights for a ticket's mask. Pure function of its arguments.
+    """Draw a control's mask of single weights for a ticket's mask. The result depends only on the arguments.
 
     Raises:
         UsageError: if the control is unknown, or draws a mask that does not fit.
@@ -221,7 +224,7 @@ def control_mask(control: str, mask: Mask, seeds: Seeds) -> Mask:
 
 
 def _draw_mask(control: str, ticket: Mask, seeds: Seeds, drawing: Drawing) -> Mask:
-    """Draw a control's mask in the form of `drawing`."""
+    """Draw a control's mask with the structure that `drawing` requires, and check it."""
     chosen = CONTROLS.get(control)
     if not chosen.changes_mask:
         return ticket
@@ -245,10 +248,10 @@ def _draw_mask(control: str, ticket: Mask, seeds: Seeds, drawing: Drawing) -> Ma
 
 
 def control_start(lab: Lab, control: str, state: str, ticket: str, seeds: Seeds) -> Start:
-    """Return the start of a control that derives its weights from the ticket's.
+    """Store the initial state of a control that computes its weights from the ticket's, and return it.
 
     Args:
-        state: digest of the stored weights and buffers of the ticket's start.
+        state: digest of the stored weights and buffers with which the ticket's training starts.
         ticket: digest of its stored mask.
 
     Raises:
@@ -268,16 +271,16 @@ def control_start(lab: Lab, control: str, state: str, ticket: str, seeds: Seeds)
 def train_control(
     lab: Lab, task: Task, recipe: Recipe, control: str, found: Found, seeds: Seeds, label: str = ""
 ) -> Result:
-    """Train a control beside a ticket, for exactly as many steps of the same schedule and data order.
+    """Train a control of a ticket for exactly as many steps, with the same schedule and data order.
 
-    - Tickets that keep final weights (rewind_lr, finetune): the control starts from the dense network and is trained as
-      often as the ticket was, in different data orders, until it has the ticket's `budget`; the last training may cover
-      only the end of the schedule.
+    - Tickets that continue from final weights (rewind_lr, finetune): the control starts from the dense network and
+      trains repeatedly, in different data orders, until it has the ticket's number of steps; the last training may
+      cover only the end of the schedule.
     - Gradual pruning: the control continues from the dense network at the last pruning step.
     - Dynamic masks: the control's mask is fixed, trained from step 0 for the ticket's total steps.
-    - Modifications of the ticket's training apply to the control too (`Variant.under`), and its mask has the form of
-      the ticket's (`stored_control_mask`).
-    - `LONGER` controls are trained for longer, see `train_cycles`.
+    - Variants of the ticket's training apply to the control too (`Variant.under`), and its mask has the structure of
+      the ticket's.
+    - `LONGER_CONTROLS` are trained for longer, see `train_cyclic_control`.
 
     Args:
         lab: the lab with the search in its store.
@@ -302,57 +305,64 @@ def train_control(
         >>> made.kept == found.kept, made == found
         (True, False)
     """
-    return trained_control(lab, task, control, found, seeds, label).trainings[-1]
+    return train_any_control(lab, task, control, found, seeds, label).trainings[-1]
 
 
 @dataclass(frozen=True)
-class Trained:
-    """A control and the trainings that it alone needed."""
+class ControlTrainings:
+    """The trainings of a control, apart from those that it shares with the search."""
 
     trainings: list[Result]
-    """Each continues the previous one."""
-    begun: int = 0
-    """Training steps of the start of the first."""
+    """The trainings in order; each continues the previous one."""
+    steps_before: int = 0
+    """Training steps of the weights with which the first one starts."""
     fresh: Result | None = None
-    """The dense training of its start, unless the search has it."""
+    """Dense training of those weights, if it was done for this control alone."""
     searched: bool = True
     """See `Control.searched`."""
 
     @property
     def budget(self) -> int:
         """Training steps since initialisation."""
-        return self.begun + sum(each.segment.steps for each in self.trainings)
+        return self.steps_before + sum(each.segment.steps for each in self.trainings)
 
 
-def trained_control(lab: Lab, task: Task, control: str, found: Found, seeds: Seeds, label: str = "") -> Trained:
-    """Train a control, see `train_control`, or one of `records.network.MATCHED_DENSE`; return all trainings.
+def train_any_control(
+    lab: Lab, task: Task, control: str, found: Found, seeds: Seeds, label: str = ""
+) -> ControlTrainings:
+    """Train a control (see `train_control`) or a dense network of the ticket's cost; return all trainings.
 
-    A dense network of the ticket's cost starts from its own initialisation and has the ticket's total steps.
+    A dense network of the ticket's cost (`records.network.MATCHED_DENSE`) is trained from its initialisation for the
+    ticket's total number of steps.
     """
     assert found.mask is not None
     recipe = found.result.segment.recipe  # a budget may have changed that of the search
     ticket = mask = found.mask
     if is_matched_dense(control):
-        rival = dense_of_cost(lab, task, control, lab.store.get_mask(ticket), found.aim)
-        trained = train_for(lab, rival, recipe, budget(found), seeds, label=label)
-        return Trained([trained], fresh=trained, searched=False)
+        rival = narrowest_dense_of_cost(lab, task, control, lab.store.get_mask(ticket), found.aim)
+        trained = train_with_scaled_recipe(lab, rival, recipe, budget(found), seeds, label=label)
+        return ControlTrainings([trained], fresh=trained, searched=False)
     chosen = CONTROLS.get(control)
     if chosen.changes_mask:
-        mask = stored_control_mask(lab, task, control, ticket, seeds, Form.of_found(found))
-    if control in LONGER:
-        return Trained(train_cycles(lab, task, recipe, mask, found, seeds, label), found.rewound.segment.last)
-    steps = begins_after(found)
+        mask = store_control_mask(lab, task, control, ticket, seeds, MaskForm.of_found(found))
+    if control in LONGER_CONTROLS:
+        return ControlTrainings(
+            train_cyclic_control(lab, task, recipe, mask, found, seeds, label), found.rewound.segment.last
+        )
+    steps = steps_before_control(found)
     if steps is None:
-        raise UsageError(f"the control {control} is not defined for this ticket: {obstacle(control, found)}")
-    begun, fresh = _find_start(lab, task, chosen, found, steps, seeds, label)
+        raise UsageError(
+            f"the control {control} is not defined for this ticket: {explain_undefined_control(control, found)}"
+        )
+    start, fresh = _train_start(lab, task, chosen, found, steps, seeds, label)
     segment = retraining(
         lab,
         task,
         recipe,
         retrain=found.retrain,
         mask=None,
-        rewound=begun if found.retrain in FROM_REWOUND else found.rewound,
-        trained=begun,
+        rewound=start if found.retrain in FROM_REWOUND else found.rewound,
+        trained=start,
         order_seed=seeds.order,
         entered=found.result.segment.first if found.retrain == GRADUAL else None,
         variants=with_other_mask(found.result.segment.variants, mask),
@@ -360,13 +370,15 @@ def trained_control(lab: Lab, task: Task, control: str, found: Found, seeds: See
     if chosen.remakes_weights:
         assert segment.start.state is not None
         segment = replace(segment, start=control_start(lab, control, segment.start.state, ticket, seeds))
-    return Trained(_train_repeatedly(lab, segment, budget(found) - steps, seeds, label), steps, fresh, chosen.searched)
+    return ControlTrainings(
+        _train_repeatedly(lab, segment, budget(found) - steps, seeds, label), steps, fresh, chosen.searched
+    )
 
 
-def _find_start(
+def _train_start(
     lab: Lab, task: Task, chosen: Control, found: Found, steps: int, seeds: Seeds, label: str
 ) -> tuple[Result, Result | None]:
-    """Return the state after `steps` steps for a control's start, and its dense training unless the search has it."""
+    """Return the state after `steps` dense steps from which a control starts, and that training if it is a new one."""
     state = found.rewound if found.retrain in FROM_REWOUND else found.dense
     searched = state.segment.last == steps
     if searched and not chosen.fresh:
@@ -383,7 +395,7 @@ def _find_start(
 
 
 def _train_repeatedly(lab: Lab, segment: Segment, steps: int, seeds: Seeds, label: str) -> list[Result]:
-    """Train a segment repeatedly until there are `steps` steps; the last training may cover only its end."""
+    """Train a segment repeatedly for `steps` steps in all; the last training may cover only the end of the segment."""
     trained, left = [lab.train(segment, label=label)], steps - segment.steps
     while left > 0:
         start, order = Start(state=trained[-1].model), mix(seeds.order, "again", len(trained))

@@ -1,10 +1,9 @@
 """The verdicts of a run: each level's tickets against dense and controls, paired by replicate, corrected by Holm.
 
 A replicate is a whole search from its own seeds, so these verdicts are about the *method* at a density: they predict
-its next ticket. Replicates with the same dense network count as one. `evidence.verify` is about one ticket. Networks
-have equally many steps. Only if a budget was set for the whole search, the dense network is one training by the recipe,
-at the cost of the search. Controls with another budget, `LONGER`, are not part of a verdict: differences to them are
-shown beside it, with their steps.
+its next ticket. (`evidence.verify` judges one ticket.) Replicates with the same dense network count as one. All
+networks have the same number of steps, with two exceptions: if the whole search had a budget, the dense network is one
+training by the recipe, which costs as much; and `LONGER_CONTROLS`, whose differences are shown but not judged.
 """
 
 from __future__ import annotations
@@ -17,9 +16,9 @@ from msgspec import convert, structs
 
 from ticketry.errors import UsageError
 from ticketry.evidence.comparison import Comparison, compare
-from ticketry.evidence.control import LONGER
-from ticketry.evidence.significance import LEAST_SEEDS, RULE, pool
-from ticketry.evidence.verdict import Verdict, by_parent, holm_verdicts, level_verdict
+from ticketry.evidence.control import LONGER_CONTROLS
+from ticketry.evidence.significance import LEAST_SEEDS, RULE, pool_sd
+from ticketry.evidence.verdict import Verdict, average_by_parent, holm_verdicts, level_verdict
 from ticketry.records.metric import Metric
 from ticketry.records.network import DENSE, TICKET, Point
 from ticketry.records.run import RunRecord
@@ -45,37 +44,37 @@ def default_margin(unit: str, dense: Sequence[float]) -> float:
     return MARGIN_POINTS if unit == "%" else MARGIN_SHARE * abs(sum(dense) / len(dense))
 
 
-def resolution(unit: str, examples: int | None) -> float | None:
+def metric_resolution(unit: str, examples: int | None) -> float | None:
     """Return the smallest step of a metric in % over a number of test examples; None if unknown."""
     return 100 / examples if unit == "%" and examples else None
 
 
-def with_verdicts(record: RunRecord, examples: int | None) -> RunRecord:
-    """Add the verdicts of the levels to a run's record, or the reason why there is no verdict.
+def add_verdicts(record: RunRecord, examples: int | None) -> RunRecord:
+    """Return a run's record with a verdict for each level, or with the reason why there is none.
 
-    For a run that ended early, verdicts cover only levels that every replicate reached, to avoid survivorship bias.
+    If some replicates failed, verdicts cover only levels that every replicate reached, to avoid survivorship bias.
 
     Args:
         examples: number of test examples; None if unknown.
     """
     bounded = bool(upgrade_settings(record.settings).get("equal_cost"))
     try:
-        points = _reached_by_all(record.points, record.replicates) if record.ended else record.points
-        found = judge(points, record.task.metric, examples, uneven=(DENSE,) if bounded else ())
+        points = _points_reached_by_all(record.points, record.replicates) if record.ended else record.points
+        found = judge_levels(points, record.task.metric, examples, roles_with_other_steps=(DENSE,) if bounded else ())
         return structs.replace(record, verdicts=tuple(found))
     except UsageError as error:
-        more = not bounded and _most(record.points, TICKET) > _most(record.points, DENSE)
+        more = not bounded and _most_steps(record.points, TICKET) > _most_steps(record.points, DENSE)
         advice = f". {_AT_EQUAL_BUDGETS}" if more else ""
         return structs.replace(record, verdict_error=f"{error}{advice}")
 
 
-def _most(points: Sequence[Point], role: str) -> int:
+def _most_steps(points: Sequence[Point], role: str) -> int:
     """Return the largest number of training steps of a role's networks."""
     return max((point.budget or 0 for point in points if point.role == role), default=0)
 
 
-def _reached_by_all(points: Sequence[Point], replicates: int) -> list[Point]:
-    """Return the points of levels that all replicates reached; `UsageError` if no such level has tickets."""
+def _points_reached_by_all(points: Sequence[Point], replicates: int) -> list[Point]:
+    """Return the points of levels that all replicates reached; raise `UsageError` if none of these has tickets."""
     reached = Counter(point.level for point in points if point.role in (DENSE, TICKET))
     found = [point for point in points if reached[point.level] == replicates]
     if not any(point.role == TICKET for point in found):
@@ -85,15 +84,15 @@ def _reached_by_all(points: Sequence[Point], replicates: int) -> list[Point]:
     return found
 
 
-def with_current_verdicts(record: RunRecord) -> RunRecord:
-    """Recompute verdicts of another rule from the record's values.
+def recompute_verdicts(record: RunRecord) -> RunRecord:
+    """Return a record whose verdicts follow today's rule; older ones are computed again from its values.
 
-    A level whose stored verdict differs has a note among its reasons. The record's file is not changed.
+    Where a verdict changes, its reasons say so. The record's file is not changed.
     """
     if not record.verdicts or all(one.rule == RULE for one in record.verdicts):
         return record
     stored = {one.level: one for one in record.verdicts}
-    found = with_verdicts(record, None)
+    found = add_verdicts(record, None)
     if found.verdict_error:
         return record
     why = "the record stores {!r}, by the rule of an earlier version, which did not pool levels"
@@ -106,7 +105,7 @@ def with_current_verdicts(record: RunRecord) -> RunRecord:
     return structs.replace(found, verdicts=tuple(verdicts))
 
 
-def judge(
+def judge_levels(
     points: Sequence[Point],
     metric: Metric,
     examples: int | None,
@@ -114,7 +113,7 @@ def judge(
     claim: Claim | None = None,
     margin: float | None = None,
     confidence: float = 0.95,
-    uneven: Collection[str] = (),
+    roles_with_other_steps: Collection[str] = (),
 ) -> list[LevelVerdict]:
     """Return a verdict for each level of a run, densest first, corrected for their number.
 
@@ -123,86 +122,94 @@ def judge(
         examples: number of test examples; None if an older record lacks it.
         claim: by default "wins" for levels that have controls, else "matches".
         margin: see `default_margin`.
-        uneven: roles with other steps than the tickets by design.
+        roles_with_other_steps: roles whose networks may have another number of steps than the tickets.
 
     Raises:
-        UsageError: if networks of one level (but `uneven` ones and those of `LONGER`) were trained for different
-            numbers of steps, a value is not a number, or a level lacks a replicate.
+        UsageError: if networks of one level were trained for different numbers of steps (except
+            `roles_with_other_steps` and `LONGER_CONTROLS`), a value is not a number, or a level lacks a replicate.
     """
     table = {(point.level, point.role, point.replicate): point for point in points}
     replicates = sorted({point.replicate for point in points})
     others = sorted({role for _, role, _ in table} - {"dense", "ticket"})
-    roles, longer = [role for role in others if role not in LONGER], [role for role in others if role in LONGER]
+    roles, longer = (
+        [role for role in others if role not in LONGER_CONTROLS],
+        [role for role in others if role in LONGER_CONTROLS],
+    )
     levels = sorted({level for level, role, _ in table if role == "ticket"})
     present = {(level, role) for level, role, _ in table}
 
-    def row(level: int, role: str) -> list[Point]:
+    def points_of(level: int, role: str) -> list[Point]:
         found = [table.get((level, role, replicate)) for replicate in replicates]
         if any(point is None for point in found):
             raise UsageError(f"level {level} lacks a {role} for some of the {len(replicates)} replicates")
         return [point for point in found if point is not None]
 
-    def values(rows: Sequence[Point]) -> list[float]:
+    def values_of(rows: Sequence[Point]) -> list[float]:
         return [point.metric(metric.name) for point in rows]
 
     if not points:
         raise UsageError("there are no networks to judge")
-    dense = row(0, "dense")
-    margin = default_margin(metric.unit, values(dense)) if margin is None else margin
-    parents = _parents(dense)
+    dense = points_of(0, "dense")
+    margin = default_margin(metric.unit, values_of(dense)) if margin is None else margin
+    parents = _dense_parents(dense)
 
     def differences_to(role: str) -> list[Sequence[float]]:
-        """Return tickets minus this network, for each level that has it."""
+        """Return the differences ticket minus network of this role, for each level that has one."""
         at = [level for level in levels if role == DENSE or (level, role) in present]
-        pairs = [(values(row(level, "ticket")), values(dense if role == DENSE else row(level, role))) for level in at]
+        pairs = [
+            (values_of(points_of(level, "ticket")), values_of(dense if role == DENSE else points_of(level, role)))
+            for level in at
+        ]
         return [
-            by_parent([metric.sign * (one - two) for one, two in zip(own, others, strict=True)], parents)
+            average_by_parent([metric.sign * (one - two) for one, two in zip(own, others, strict=True)], parents)
             for own, others in pairs
         ]
 
-    pooled = {role: pool(differences_to(role), margin) for role in (DENSE, *roles)}
+    pooled = {role: pool_sd(differences_to(role), margin) for role in (DENSE, *roles)}
     made: list[Verdict] = []
     for level in levels:
         rivals = [role for role in roles if (level, role) in present]
-        rows = {role: row(level, role) for role in ("ticket", *rivals)}
+        rows = {role: points_of(level, role) for role in ("ticket", *rivals)}
         made.append(
             level_verdict(
-                values(rows["ticket"]),
-                values(dense),
-                {role: values(rows[role]) for role in rivals},
+                values_of(rows["ticket"]),
+                values_of(dense),
+                {role: values_of(rows[role]) for role in rivals},
                 pooled=pooled,
                 claim=claim or ("wins" if rivals else "matches"),
                 margin=margin,
                 confidence=confidence,
                 higher_is_better=metric.higher_is_better,
-                resolution=resolution(metric.unit, examples),
-                steps=_budgets({role: of for role, of in {DENSE: dense, **rows}.items() if role not in uneven}),
+                resolution=metric_resolution(metric.unit, examples),
+                steps=_steps_by_network(
+                    {role: of for role, of in {DENSE: dense, **rows}.items() if role not in roles_with_other_steps}
+                ),
                 parents=parents,
                 unit=metric.unit,
             )
         )
 
     def longer_difference(level: int, role: str) -> LongerDifference:
-        """Return tickets minus a network of another budget."""
+        """Return the difference ticket minus a network that was trained for more steps."""
         compared = compare(
-            values(row(level, "ticket")),
-            values(row(level, role)),
+            values_of(points_of(level, "ticket")),
+            values_of(points_of(level, role)),
             margin=margin,
             confidence=confidence,
             higher_is_better=metric.higher_is_better,
-            resolution=resolution(metric.unit, examples),
+            resolution=metric_resolution(metric.unit, examples),
             name=role,
         )
-        steps = round(_mean([point.budget or 0 for point in row(level, role)]))
-        return convert({**structs.asdict(difference(role, compared)), "steps": steps}, LongerDifference)
+        steps = round(_mean([point.budget or 0 for point in points_of(level, role)]))
+        return convert({**structs.asdict(to_difference(role, compared)), "steps": steps}, LongerDifference)
 
-    densities = [_mean([point.density for point in row(level, "ticket")]) for level in levels]
+    densities = [_mean([point.density for point in points_of(level, "ticket")]) for level in levels]
     corrected = holm_verdicts(made)
     return [
         LevelVerdict(
             level=level,
             density=density,
-            **{**judgement(one), "p": raw.p},
+            **{**to_judgement_fields(one), "p": raw.p},
             p_holm=one.p,
             rule=RULE,
             probability=1 - raw.dense.p_noninferior if raw.groups >= LEAST_SEEDS else None,
@@ -212,34 +219,34 @@ def judge(
     ]
 
 
-def judgement(made: Verdict) -> dict[str, Any]:
-    """Return a verdict as the fields of a `Judgement`."""
+def to_judgement_fields(made: Verdict) -> dict[str, Any]:
+    """Convert a verdict to the fields of a `Judgement` record."""
     compared, dense = {DENSE: made.dense, **made.controls}, made.dense
     return {
         **{name: getattr(made, name) for name in VerdictAnswers.__struct_fields__},
         "verdict": made.outcome,
         "difference": dense.mean,
         "interval": None if dense.low is None or dense.high is None else (dense.low, dense.high),
-        "comparisons": tuple(difference(role, one) for role, one in compared.items()),
+        "comparisons": tuple(to_difference(role, one) for role, one in compared.items()),
     }
 
 
-def difference(role: str, one: Comparison) -> Difference:
-    """Return the ticket minus one other network."""
+def to_difference(role: str, one: Comparison) -> Difference:
+    """Convert a comparison to the record of a difference."""
     diagnosis = one.diagnosis and convert(one.diagnosis, Diagnosis, from_attributes=True)
-    return Difference(role=role, p=one.p_of(role), diagnosis=diagnosis, **one.numbers())
+    return Difference(role=role, p=one.p_value_for(role), diagnosis=diagnosis, **one.numbers())
 
 
-def _budgets(rows: Mapping[str, Sequence[Point]]) -> dict[str, list[int]]:
-    """Return training steps by network; empty if an older record lacks them."""
+def _steps_by_network(rows: Mapping[str, Sequence[Point]]) -> dict[str, list[int]]:
+    """Return the training steps of each network, by role; empty if an older record lacks them."""
     steps = {role: [point.budget for point in points if point.budget is not None] for role, points in rows.items()}
     return steps if all(len(steps[role]) == len(points) for role, points in rows.items()) else {}
 
 
-def _parents(dense: Sequence[Point]) -> list[str | int] | None:
-    """Return each replicate's dense network, by its key in the store; None if all differ.
+def _dense_parents(dense: Sequence[Point]) -> list[str | int] | None:
+    """Return the key of each replicate's dense network; None if all differ.
 
-    Replicates have their own seeds, so two share a key only if the task ignores the seed.
+    Two replicates have the same dense network only if the task ignores the seed.
     """
     keys: list[str | int] = [point.key or point.replicate for point in dense]
     return keys if len(set(keys)) < len(keys) else None

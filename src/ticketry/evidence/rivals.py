@@ -1,4 +1,7 @@
-"""Rivals of a ticket or a procedure: networks with its budget, each lacking one property of it."""
+"""Rivals, the networks that a ticket or a procedure is compared with: dense networks and controls of equal training.
+
+A procedure is a search method with its settings and recipe; each of its seeds repeats the whole search.
+"""
 
 from __future__ import annotations
 
@@ -18,16 +21,22 @@ from ticketry.evidence.control import (
     PROCEDURE_RIVALS,
     RIVALS,
     SMALL_DENSE,
-    STATIC,
+    STATIC_MASKS,
     STRUCTURED_RIVALS,
     WEIGHTS,
-    Form,
+    MaskForm,
     check_rivals,
-    obstacle,
+    explain_undefined_control,
 )
-from ticketry.evidence.controls import control_start, dense_of_cost, stored_control_mask, train_for, trained_control
+from ticketry.evidence.controls import (
+    control_start,
+    narrowest_dense_of_cost,
+    store_control_mask,
+    train_any_control,
+    train_with_scaled_recipe,
+)
 from ticketry.evidence.settings import VerifySettings
-from ticketry.evidence.ticket_under_test import Subject
+from ticketry.evidence.ticket_under_test import TestedTicket
 from ticketry.lab.budget_masks import load_prices
 from ticketry.lab.costs.meters.flops import FlopsByWeight, forward_flops, removed_shares
 from ticketry.lab.costs.phases import phases_of
@@ -45,7 +54,7 @@ from ticketry_engine.support.seeds import mix
 
 @dataclass(frozen=True)
 class Reference:
-    """A dense network with another budget, shown beside a verdict that it does not decide."""
+    """A dense network trained for another number of steps, which is shown with a verdict but does not affect it."""
 
     role: str
     steps: int
@@ -53,8 +62,8 @@ class Reference:
     """Origin of the number of steps."""
 
 
-def references(subject: Subject) -> list[Reference]:
-    """Return the dense network at the search's whole cost, if recorded, and at the ticket's FLOPs."""
+def list_references(subject: TestedTicket) -> list[Reference]:
+    """List the dense networks to show: for the steps of the whole search, if recorded, and for the ticket's FLOPs."""
     made = []
     spent, once = subject.info.get("search_steps"), subject.budget
     if spent:
@@ -73,10 +82,10 @@ def references(subject: Subject) -> list[Reference]:
 
 
 def flops_share(lab: Lab, task: Task, mask: Mask) -> float:
-    """Return the masked network's FLOPs as a share of the dense one's, if removed weights need none. Cached.
+    """Return the FLOPs of a masked network as a share of the dense network's; removed weights cost none. Cached.
 
-    Counted on one example in a forward pass, see `lab.costs.meters.flops`. Products with a weight are proportional to
-    its density; those with unmasked weights count in full. Biases and norms need none.
+    FLOPs are counted in a forward pass of one example, see `lab.costs.meters.flops`: products with masked weights in
+    proportion to their density, those with other weights in full, biases and norms not at all.
     """
     key = digest_of({"flops": 2, "task": dict(task.key())})
     known = lab.store.memo("flops", key)
@@ -95,8 +104,8 @@ Search = Callable[[Lab, Task, Recipe, Any, Seeds], Iterator[Found]]
 
 
 @dataclass(frozen=True)
-class Replicate:
-    """Result of a procedure from one set of fresh seeds."""
+class RepeatedSearch:
+    """Result of one repetition of a procedure: a whole search from its own seeds."""
 
     task: Task
     seeds: Seeds
@@ -112,8 +121,8 @@ class Replicate:
         return budget(self.ticket)
 
     @property
-    def form(self) -> Form:
-        return Form.of_found(self.ticket)
+    def form(self) -> MaskForm:
+        return MaskForm.of_found(self.ticket)
 
 
 @dataclass(frozen=True)
@@ -151,14 +160,14 @@ class Procedure:
     bounded: bool = False
     """Whether the settings limit the whole search to the cost of one dense training by the recipe."""
     after: int = 0
-    """Fresh seeds that are skipped; `VerifySettings.after` replaces it."""
+    """Number of fresh seeds to skip; `VerifySettings.after` replaces it."""
 
     @property
     def task(self) -> Task:
         return self.task_of(0)
 
     def fresh_seeds(self, number: int) -> Seeds:
-        """Return seeds that no run has used, independent of method and settings, which thus share dense networks.
+        """Return seeds that no run has used. All methods and settings get the same ones, and so share dense networks.
 
         Args:
             number: number of the repetition, from 0.
@@ -166,8 +175,8 @@ class Procedure:
         own = self.seeds
         return Seeds.of(mix(own.initialisation, own.order, own.mask, "procedure", self.after + number))
 
-    def replicate(self, number: int) -> Replicate:
-        """Search from fresh seeds, up to the ticket's level.
+    def replicate(self, number: int) -> RepeatedSearch:
+        """Repeat the search from fresh seeds, up to the ticket's level.
 
         Args:
             number: number of the repetition, from 0.
@@ -187,11 +196,11 @@ class Procedure:
                 " its procedure cannot be judged at that level"
             )
         mask = self.lab.store.get_mask(ticket.mask)
-        return Replicate(task, seeds, found[0], ticket, mask, phases_of(ticket, before).steps)
+        return RepeatedSearch(task, seeds, found[0], ticket, mask, phases_of(ticket, before).steps)
 
 
 @dataclass(frozen=True)
-class Trained:
+class TrainedNetwork:
     """A network trained with one seed."""
 
     result: Result
@@ -202,16 +211,15 @@ class Trained:
 class Rivals:
     """Trains a ticket and its rivals, one seed at a time.
 
-    All are trained over the same steps of one schedule, with one data order per seed. The dense network and the
-    controls with the ticket's weights have its start; those with fresh weights are first trained densely up to the step
-    of that start. Modifications of the ticket's training apply to it and its controls; dense networks follow the recipe
-    alone.
+    All are trained over the same steps of one schedule, and those of one seed in the same data order. The dense network
+    and most controls start with the ticket's initial weights. Controls with fresh weights are first trained densely up
+    to the rewind step. Variants of the ticket's training apply to its controls too, but not to dense networks.
     """
 
-    uneven: tuple[str, ...] = ()
-    """Roles with other steps than the ticket: none."""
+    roles_with_other_steps: tuple[str, ...] = ()
+    """Roles whose networks may have another number of steps than the ticket: none."""
 
-    def __init__(self, subject: Subject, settings: VerifySettings) -> None:
+    def __init__(self, subject: TestedTicket, settings: VerifySettings) -> None:
         """Check the names of the controls.
 
         Raises:
@@ -225,54 +233,54 @@ class Rivals:
         self._dense_tasks: dict[str, Task] = {}
         """Tasks of dense networks other than the ticket's, by role."""
         if SMALL_DENSE in controls:
-            if small := narrower(self.task, subject.remaining):
+            if small := narrower_task(self.task, subject.remaining):
                 self._dense_tasks[SMALL_DENSE] = small
             else:
-                self.left_out[SMALL_DENSE] = no_narrower(self.task, subject.remaining)
+                self.left_out[SMALL_DENSE] = explain_no_narrower(self.task, subject.remaining)
         for name in filter(is_matched_dense, controls):
-            self._dense_tasks[name] = dense_of_cost(self.lab, self.task, name, subject.mask, subject.form.aim)
+            self._dense_tasks[name] = narrowest_dense_of_cost(self.lab, self.task, name, subject.mask, subject.form.aim)
         self.controls = tuple(name for name in controls if name not in self.left_out)
         self.roles = ("ticket", "dense", *self.controls)
 
-    def of_seed(self, number: int) -> dict[str, Trained]:
-        """Train the network of every role."""
+    def train_all_roles(self, number: int) -> dict[str, TrainedNetwork]:
+        """Train the networks of all roles with one seed, or load them from the store."""
         seeds = self.subject.fresh_seeds(number)
         return dict(
             zip(self.roles, self.lab.gather([partial(self.train, role, seeds) for role in self.roles]), strict=True)
         )
 
     def parents(self) -> list[str] | None:
-        """Return None: seeds share the ticket's mask and start by design, because the verdict is about that ticket."""
+        """Return None: seeds count as independent, although they share the ticket, because the verdict is about it."""
         return None
 
     def references(self, count: int) -> list[tuple[Reference, Sequence[float]]]:
-        """Train the dense network at other budgets with the first `count` seeds."""
-        shown, metric = references(self.subject), self.task.metric.name
+        """Train each reference, a dense network with another number of steps, with the first `count` seeds."""
+        shown, metric = list_references(self.subject), self.task.metric.name
 
-        def one(reference: Reference, seeds: Seeds) -> float:
+        def train_reference(reference: Reference, seeds: Seeds) -> float:
             with self.lab.telling("reference "):
                 steps, recipe = reference.steps, self.subject.recipe
-                trained = train_for(self.lab, self.task, recipe, steps, seeds, label=reference.role)
+                trained = train_with_scaled_recipe(self.lab, self.task, recipe, steps, seeds, label=reference.role)
                 return float(trained.metrics["test"][metric])
 
         begun = self.subject.seeds.initialisation  # the dense networks have the ticket's
         seeds = [replace(self.subject.fresh_seeds(number), initialisation=begun) for number in range(count)]
-        values = self.lab.gather([partial(one, reference, each) for reference in shown for each in seeds])
+        values = self.lab.gather([partial(train_reference, reference, each) for reference in shown for each in seeds])
         return [(reference, values[index * count : (index + 1) * count]) for index, reference in enumerate(shown)]
 
-    def train(self, role: str, seeds: Seeds) -> Trained:
+    def train(self, role: str, seeds: Seeds) -> TrainedNetwork:
         """Train the network of a role with a seed, or load it from the store."""
         subject, lab = self.subject, self.subject.lab
         task, mask, start = subject.task, subject.mask_digest if role != "dense" else None, Start(state=subject.start)
         if role in self._dense_tasks:
             task, mask = self._dense_tasks[role], None
-            start = self._fresh(task, seeds, role)
+            start = self._fresh_start(task, seeds, role)
         elif role in self.controls:
             control = CONTROLS.get(role)
             if control.changes_mask:
-                mask = stored_control_mask(lab, task, role, subject.mask_digest, seeds, subject.form)
+                mask = store_control_mask(lab, task, role, subject.mask_digest, seeds, subject.form)
             if control.fresh:
-                start = self._fresh(task, seeds, role)
+                start = self._fresh_start(task, seeds, role)
             if control.remakes_weights:
                 assert start.state is not None
                 start = control_start(lab, role, start.state, subject.mask_digest, seeds)
@@ -285,9 +293,9 @@ class Rivals:
             recipe=subject.recipe,
             variants=() if mask is None else with_other_mask(subject.variants, mask),
         )
-        return Trained(lab.train(segment, label=role), subject.step + segment.steps)
+        return TrainedNetwork(lab.train(segment, label=role), subject.step + segment.steps)
 
-    def parameters(self, role: str) -> int:
+    def count_parameters(self, role: str) -> int:
         """Return the number of unpruned parameters of a role's network."""
         if role == "dense":
             return self.subject.parameters
@@ -295,12 +303,12 @@ class Rivals:
             return sum(value.numel() for value in self.subject.lab.model(self._dense_tasks[role]).parameters())
         return self.subject.remaining
 
-    def model(self, role: str) -> str:
+    def network_name(self, role: str) -> str:
         """Return the name of a role's network."""
         task = self._dense_tasks.get(role, self.subject.task)
         return str(task.key().get("model", ""))
 
-    def _fresh(self, task: Task, seeds: Seeds, role: str) -> Start:
+    def _fresh_start(self, task: Task, seeds: Seeds, role: str) -> Start:
         """Return a fresh initialisation, trained densely up to the rewind step."""
         lab, subject = self.subject.lab, self.subject
         seed = mix(seeds.initialisation, "random_reinit")
@@ -311,14 +319,14 @@ class Rivals:
         return Start(state=lab.train(segment, label=f"{role} (fresh start)").model)
 
 
-def narrower(task: Task, most: int) -> Task | None:
-    """Return the task with the largest narrower network of at most `most` parameters; None if it defines none."""
+def narrower_task(task: Task, most: int) -> Task | None:
+    """Return the task with its widest network of at most `most` parameters; None if it defines no narrower ones."""
     model = task.narrower(most) if task.spec else None
     return catalogue.create_task(replace(task.spec, model=model)) if task.spec and model else None
 
 
-def no_narrower(task: Task, most: int) -> str:
-    """Return why ``small_dense`` is undefined."""
+def explain_no_narrower(task: Task, most: int) -> str:
+    """Return why a task has no narrower network of at most `most` parameters, which ``small_dense`` needs."""
     network = task.key().get("model", "its network")
     return f"the task {task.name} defines no narrower form of {network} with at most {most:,} parameters"
 
@@ -326,9 +334,9 @@ def no_narrower(task: Task, most: int) -> str:
 class ProcedureRivals:
     """Repeats a procedure and trains its rivals, one seed at a time, each from its replicate's seeds.
 
-    - ``dense``: the same initialisation, trained for the total steps of the ticket's weights.
-    - Controls of a ticket, such as ``shuffled``, are trained as the ticket was once its mask was known.
-    - ``uniform``, ``erk``: a random mask, fixed from the initialisation on, with the ticket's other modifications.
+    - ``dense``: the same initialisation, trained for as many steps as the ticket's weights.
+    - Controls of a ticket, such as ``shuffled``, are trained as the ticket was after its mask had been chosen.
+    - ``uniform``, ``erk``: a random mask that is fixed from the initialisation on, with the ticket's other variants.
     - ``small_dense``: a narrower network with no more parameters than the ticket.
     """
 
@@ -338,11 +346,11 @@ class ProcedureRivals:
         Raises:
             UsageError: see `check_rivals`.
         """
-        check_rivals(settings.rivals(()), (*RIVALS, *STATIC))
+        check_rivals(settings.rivals(()), (*RIVALS, *STATIC_MASKS))
         self.subject, self.lab = procedure, procedure.lab
         self.left_out: dict[str, str] = {}
         """Controls that are undefined for some seed, with the reason: they are left out for all."""
-        self.replicates: dict[int, Replicate] = {}
+        self.replicates: dict[int, RepeatedSearch] = {}
         """By seed number."""
         self._settings = settings
 
@@ -351,41 +359,41 @@ class ProcedureRivals:
         return self.subject.task
 
     @property
-    def uneven(self) -> tuple[str, ...]:
-        """Roles with other steps than the tickets, by design."""
+    def roles_with_other_steps(self) -> tuple[str, ...]:
+        """Roles whose networks may have another number of steps than the tickets."""
         return ("dense",) if self.subject.bounded or self._settings.dense_at == "cost" else ()
 
-    def of_seed(self, number: int) -> dict[str, Trained]:
-        """Train the network of every role, or load it from the store."""
+    def train_all_roles(self, number: int) -> dict[str, TrainedNetwork]:
+        """Repeat the search with one seed and train the networks of all roles, or load them from the store."""
         one = self.replicates[number] = self.subject.replicate(number)
-        roles = ("ticket", "dense", *self._controls(one))
-        return dict(zip(roles, self.lab.gather([partial(self._train, role, one) for role in roles]), strict=True))
+        roles = ("ticket", "dense", *self._defined_controls(one))
+        return dict(zip(roles, self.lab.gather([partial(self._train_role, role, one) for role in roles]), strict=True))
 
     def parents(self) -> list[str] | None:
-        """Return each seed's dense network if seeds share one, as with tasks that ignore the seed; else None."""
+        """Return the key of each seed's dense network if some seeds share one (the task ignores seeds); else None."""
         keys = [one.dense.result.segment.key for _, one in sorted(self.replicates.items())]
         return keys if len(set(keys)) < len(keys) else None
 
-    def parameters(self, role: str) -> int:
-        """Return the mean number of unpruned parameters of a role's network over seeds."""
-        return round(fmean(self._parameters(role, one) for one in self.replicates.values()))
+    def count_parameters(self, role: str) -> int:
+        """Return the number of unpruned parameters of a role's network, as the mean over seeds."""
+        return round(fmean(self._count_parameters(role, one) for one in self.replicates.values()))
 
-    def model(self, role: str) -> str:
+    def network_name(self, role: str) -> str:
         """Return the name of a role's network at the first seed."""
-        return str(self._rival(role, self.replicates[0]).key().get("model", ""))
+        return str(self._task_of_role(role, self.replicates[0]).key().get("model", ""))
 
     @property
     def kept_weights(self) -> int:
-        """Mean number of retained weights over seeds."""
+        """Number of weights that the ticket's mask retains, as the mean over seeds."""
         return round(fmean(one.mask.kept for one in self.replicates.values()))
 
     @property
-    def total(self) -> int:
-        """Number of weights in the masks' scope."""
+    def scope_size(self) -> int:
+        """Number of weights in the scope of masks, retained or not."""
         return self.replicates[0].mask.total
 
     def references(self, count: int) -> list[tuple[Reference, Sequence[float]]]:
-        """Train the dense network by the recipe, and at the whole search's cost with `count` seeds."""
+        """Train the dense network by the recipe, and for as many steps as the whole search with `count` seeds."""
         metric, first = self.task.metric.name, self.replicates[0]
         shown: list[tuple[Reference, Sequence[float]]] = []
         judged, planned = self._dense_steps(first), first.dense.result.segment.steps
@@ -396,7 +404,8 @@ class ProcedureRivals:
             note = f"the {first.cost:,} steps of the whole search, {first.cost / planned:.1f} trainings by the recipe"
             reference = Reference("dense_at_cost", first.cost, note)
             pieces = [
-                partial(self._train_for, self.replicates[number], first.cost, reference.role) for number in range(count)
+                partial(self._train_from_initialisation, self.replicates[number], first.cost, reference.role)
+                for number in range(count)
             ]
             results = self.lab.gather(pieces)
             shown.append((reference, [float(one.metrics["test"][metric]) for one in results]))
@@ -404,30 +413,32 @@ class ProcedureRivals:
 
     # -- one seed ------------------------------------------------------------------------------------------------------
 
-    def _controls(self, one: Replicate) -> list[str]:
+    def _defined_controls(self, one: RepeatedSearch) -> list[str]:
         suited = PROCEDURE_RIVALS if one.form.kind == WEIGHTS.kind else STRUCTURED_RIVALS
         asked = [role for role in self._settings.rivals(suited) if role not in self.left_out]
-        wanted = {role: self._obstacle(role, one) for role in asked}
+        wanted = {role: self._explain_undefined(role, one) for role in asked}
         self.left_out |= {role: why for role, why in wanted.items() if why}
         return [role for role, why in wanted.items() if not why]
 
-    def _obstacle(self, role: str, one: Replicate) -> str:
-        """Return why a control is undefined; empty if it is defined."""
-        if role in STATIC:
+    def _explain_undefined(self, role: str, one: RepeatedSearch) -> str:
+        """Return why a control is undefined for this repetition; empty if it is defined."""
+        if role in STATIC_MASKS:
             if one.form.kind != WEIGHTS.kind:
                 return f"draws masks of single weights, but these are of {one.form.kind}"
             return explain_mask_dependence(one.ticket.result.segment.variants)
         if role == SMALL_DENSE:
-            return "" if self._narrower(one) else no_narrower(one.task, self._parameters("ticket", one))
-        return obstacle(role, one.ticket)
+            return (
+                "" if self._narrower_task(one) else explain_no_narrower(one.task, self._count_parameters("ticket", one))
+            )
+        return explain_undefined_control(role, one.ticket)
 
-    def _train(self, role: str, one: Replicate) -> Trained:
+    def _train_role(self, role: str, one: RepeatedSearch) -> TrainedNetwork:
         if role == "ticket":
-            return Trained(one.ticket.result, one.budget)
+            return TrainedNetwork(one.ticket.result, one.budget)
         if role == "dense":
             steps = self._dense_steps(one)
-            return Trained(self._train_for(one, steps, role), steps)
-        if role in STATIC:
+            return TrainedNetwork(self._train_from_initialisation(one, steps, role), steps)
+        if role in STATIC_MASKS:
             seed = mix(one.seeds.mask, role)
             if one.form.aim:
                 prices = load_prices(self.lab, one.task, one.mask, one.form.aim)
@@ -435,37 +446,43 @@ class ProcedureRivals:
             else:
                 mask = random_mask(one.mask, seed, role)
             variants = with_other_mask(one.ticket.result.segment.variants, self.lab.store.put_mask(mask))
-            return Trained(self._train_for(one, one.budget, role, variants=variants), one.budget)
+            return TrainedNetwork(self._train_from_initialisation(one, one.budget, role, variants=variants), one.budget)
         if role == SMALL_DENSE or is_matched_dense(role):
-            return Trained(self._train_for(one, one.budget, role, task=self._rival(role, one)), one.budget)
+            return TrainedNetwork(
+                self._train_from_initialisation(one, one.budget, role, task=self._task_of_role(role, one)), one.budget
+            )
         # A control of the ticket, trained repeatedly if the ticket was trained at each level.
-        made = trained_control(self.lab, one.task, role, one.ticket, one.seeds, label=role)
-        return Trained(made.trainings[-1], made.budget)
+        made = train_any_control(self.lab, one.task, role, one.ticket, one.seeds, label=role)
+        return TrainedNetwork(made.trainings[-1], made.budget)
 
-    def _dense_steps(self, one: Replicate) -> int:
+    def _dense_steps(self, one: RepeatedSearch) -> int:
         if self.subject.bounded:
             return one.dense.result.segment.steps
         return one.cost if self._settings.dense_at == "cost" else one.budget
 
-    def _train_for(
-        self, one: Replicate, steps: int, label: str, *, task: Task | None = None, variants: Sequence[Variant] = ()
+    def _train_from_initialisation(
+        self, one: RepeatedSearch, steps: int, label: str, *, task: Task | None = None, variants: Sequence[Variant] = ()
     ) -> Result:
         recipe = self.subject.recipe
-        return train_for(self.lab, task or one.task, recipe, steps, one.seeds, variants=variants, label=label)
+        return train_with_scaled_recipe(
+            self.lab, task or one.task, recipe, steps, one.seeds, variants=variants, label=label
+        )
 
-    def _rival(self, role: str, one: Replicate) -> Task:
+    def _task_of_role(self, role: str, one: RepeatedSearch) -> Task:
         """Return the task with a role's network."""
         if is_matched_dense(role):
-            return dense_of_cost(self.lab, one.task, role, one.mask, one.form.aim)
-        found = self._narrower(one) if role == SMALL_DENSE else one.task
+            return narrowest_dense_of_cost(self.lab, one.task, role, one.mask, one.form.aim)
+        found = self._narrower_task(one) if role == SMALL_DENSE else one.task
         assert found is not None
         return found
 
-    def _narrower(self, one: Replicate) -> Task | None:
-        return narrower(one.task, self._parameters("ticket", one))
+    def _narrower_task(self, one: RepeatedSearch) -> Task | None:
+        return narrower_task(one.task, self._count_parameters("ticket", one))
 
-    def _parameters(self, role: str, one: Replicate) -> int:
-        everything = sum(value.numel() for value in named_parameters(self.lab.model(self._rival(role, one))).values())
+    def _count_parameters(self, role: str, one: RepeatedSearch) -> int:
+        everything = sum(
+            value.numel() for value in named_parameters(self.lab.model(self._task_of_role(role, one))).values()
+        )
         if role in ("dense", SMALL_DENSE) or is_matched_dense(role):
             return everything
         return everything - one.mask.total + one.mask.kept

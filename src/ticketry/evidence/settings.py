@@ -8,7 +8,7 @@ from typing import Literal
 from ticketry.choices import check_choices, check_storable_numbers
 from ticketry.errors import UsageError
 from ticketry.evidence.comparison import INTERIM, InterimAnalyses, check_settings
-from ticketry.evidence.control import CONTROLS, LONGER, check_controls, check_line
+from ticketry.evidence.control import CONTROLS, LONGER_CONTROLS, check_barrier_settings, check_controls
 from ticketry.records.verdict import Claim
 from ticketry.step import Step
 
@@ -81,12 +81,12 @@ class VerifySettings:
         return None if self.seeds is not None else InterimAnalyses(self.interim)
 
     def rivals(self, suited: tuple[str, ...]) -> tuple[str, ...]:
-        """Return the requested controls, each once, or by default `suited`."""
+        """Return the requested controls without duplicates; by default `suited`, those that fit the ticket."""
         return () if self.controls == ("none",) else tuple(dict.fromkeys(self.controls or suited))
 
     @property
     def what_is_claimed(self) -> Claim:
-        """The claim, or its default."""
+        """The claim: the setting, or by default wins if there are controls, else matches."""
         return self.claim or ("matches" if self.controls == ("none",) else "wins")
 
 
@@ -113,7 +113,7 @@ class StabilitySettings:
 
     @property
     def roles(self) -> tuple[str | None, ...]:
-        """Analysed masks at a density: the ticket's (None) and others."""
+        """Networks that are analysed at a density: the ticket (None) and its controls."""
         return (None, *(() if self.masks == ("none",) else self.masks))
 
     def __post_init__(self) -> None:
@@ -127,8 +127,8 @@ class StabilitySettings:
         check_controls(tuple(role for role in self.roles if role))
         if self.points:
             for split in self.splits:
-                check_line(self.points, split, self.recalibrate)
+                check_barrier_settings(self.points, split, self.recalibrate)
         if others := [name for name in self.roles if name and CONTROLS.get(name).changes_weights]:
             raise UsageError(f"{others[0]} changes the weights, not the mask: name it among the controls")
-        if longer := [name for name in self.masks if name in LONGER]:
+        if longer := [name for name in self.masks if name in LONGER_CONTROLS]:
             raise UsageError(f"{longer[0]} is trained for longer: name it among the controls")

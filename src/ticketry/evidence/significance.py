@@ -5,10 +5,10 @@ eight times as often if a few per cent of tickets collapse, or if differences ar
 and steadier than the population (docs/evidence.md has the error rates). A guarded p-value is therefore the largest of
 
 1. Student's t with an SD floor, by default the margin; where the observed SD is larger, also the t corrected for
-   skewness (`hall`);
-2. the test of an undetected collapse (`unseen_collapse`).
+   skewness (`hall_corrected_t`);
+2. the test of an undetected collapse (`unseen_collapse_p_value`).
 
-Where differences are correlated in their order, both use a correspondingly larger SD (`inflation`).
+Where differences are correlated in their order, both use a correspondingly larger SD (`standard_error_inflation`).
 
 The levels of one search are tested with a pooled SD instead (`pooled_p_values`), because five replicates say little
 about the SD of one level:
@@ -35,8 +35,8 @@ from ticketry.errors import needs
 from ticketry.records.verdict import Diagnosis as Found
 
 
-def special() -> Any:
-    """Return `scipy.special`, which has the distribution functions and imports faster than `scipy.stats`."""
+def scipy_special() -> Any:
+    """Import and return `scipy.special`, which loads faster than `scipy.stats`."""
     needs("scipy", "lab", "a verdict")
     import scipy.special
 
@@ -52,15 +52,15 @@ UNSEEN_FALL = 5.0
 LEAST_SEEDS = 3
 """Fewest seeds that can decide."""
 ROUNDING = 1e-9
-"""SD as a share of the values below which it is rounding error."""
+"""SDs below this share of the values' magnitude count as rounding errors."""
 _RATES = 26
 _ORDER = 2.5758293035489004
 """Normal quantile of a two-sided 1 %, beyond which a correlation in order is significant."""
 _MOST_CORRELATION = 0.9
 
 
-class Sample(NamedTuple):
-    """Statistics of differences of shape (..., n): arrays of shape (...)."""
+class DifferenceStatistics(NamedTuple):
+    """Statistics of paired differences, computed over their last axis."""
 
     n: int
     mean: Any
@@ -68,21 +68,21 @@ class Sample(NamedTuple):
     skew: Any
     """`skewness`."""
     larger: Any
-    """`inflation`."""
+    """`standard_error_inflation`."""
 
 
-def sample_of(differences: Any) -> Sample:
-    """Return the statistics of at least two differences along the last axis."""
+def summarise_differences(differences: Any) -> DifferenceStatistics:
+    """Compute the statistics of differences, of which the last axis has at least two."""
     import numpy as np
 
     values = np.asarray(differences, dtype=np.float64)
     n = values.shape[-1]
-    larger = inflation(correlation(values), n)
-    return Sample(n, values.mean(axis=-1), values.std(axis=-1, ddof=1), skewness(values), larger)
+    larger = standard_error_inflation(lag_1_correlation(values), n)
+    return DifferenceStatistics(n, values.mean(axis=-1), values.std(axis=-1, ddof=1), skewness(values), larger)
 
 
-def guarded(differences: Any, null: float, least_spread: float) -> tuple[Any, Any]:
-    """Return the guarded p-values of H0: mean <= null and of H0: mean >= null.
+def guarded_p_values(differences: Any, null: float, least_spread: float) -> tuple[Any, Any]:
+    """Return the guarded p-values (see the module) of H0: true mean <= null and H0: true mean >= null.
 
     Args:
         differences: shape (..., n).
@@ -98,106 +98,107 @@ def guarded(differences: Any, null: float, least_spread: float) -> tuple[Any, An
     n = values.shape[-1]
     if n < LEAST_SEEDS:
         return np.ones(values.shape[:-1]), np.ones(values.shape[:-1])
-    distance, (statistic, corrected), ordered = _statistics(sample_of(values), null, least_spread)
-    stdtr = special().stdtr
+    distance, (statistic, corrected), ordered = _test_statistics(summarise_differences(values), null, least_spread)
+    stdtr = scipy_special().stdtr
     students = stdtr(n - 1, -np.minimum(statistic, corrected)), stdtr(n - 1, np.maximum(statistic, corrected))
-    collapse = [unseen_collapse(side * distance, n, UNSEEN_FALL * least_spread, ordered) for side in (1, -1)]
+    collapse = [unseen_collapse_p_value(side * distance, n, UNSEEN_FALL * least_spread, ordered) for side in (1, -1)]
     above, below = (np.maximum(*both) for both in zip(students, collapse, strict=True))
     return above, below
 
 
-def shown_above(sample: Sample, least_spread: float, alpha: float) -> Any:
-    """Return whether the first p-value of `guarded`, of H0: mean <= 0, is at most alpha, without computing it."""
+def is_significantly_above(sample: DifferenceStatistics, least_spread: float, alpha: float) -> Any:
+    """Return whether `guarded_p_values` would reject H0: true mean <= 0 at alpha; faster than computing p."""
     import numpy as np
 
-    distance, both, ordered = _statistics(sample, 0.0, least_spread)
-    enough = special().stdtrit(sample.n - 1, 1 - alpha)
-    edge = collapse_edge(sample.n, alpha, UNSEEN_FALL * least_spread, ordered)
+    distance, both, ordered = _test_statistics(sample, 0.0, least_spread)
+    enough = scipy_special().stdtrit(sample.n - 1, 1 - alpha)
+    edge = collapse_test_edge(sample.n, alpha, UNSEEN_FALL * least_spread, ordered)
     return (np.minimum(*both) >= enough) & (distance >= edge)
 
 
-def _statistics(sample: Sample, null: float, least_spread: float) -> tuple[Any, tuple[Any, Any], Any]:
-    """Return the distance from the null hypothesis, t and skewness-corrected t, and the SD without collapses."""
+def _test_statistics(
+    sample: DifferenceStatistics, null: float, least_spread: float
+) -> tuple[Any, tuple[Any, Any], Any]:
+    """Return (mean - null, (t, skewness-corrected t), SD for the test of an unseen collapse)."""
     import numpy as np
 
     distance = sample.mean - null
     statistic = distance / (np.maximum(sample.sd * sample.larger, least_spread) / sqrt(sample.n))
     # Differences with few decimals often have exactly the SD floor: rounding must not decide.
     larger = sample.sd > least_spread * (1 + ROUNDING)
-    corrected = np.where(larger, hall(statistic, sample.skew, sample.n), statistic)
+    corrected = np.where(larger, hall_corrected_t(statistic, sample.skew, sample.n), statistic)
     ordered = np.where(sample.larger > 1, sample.sd * sample.larger, 0.0)
     return distance, (statistic, corrected), np.maximum(ordered, least_spread)
 
 
-def unseen_collapse(distance: Any, n: int, fall: float, spread: Any) -> Any:
-    """Return the p-value of the null hypothesis that a share of seeds collapses, but none of these n did.
+def unseen_collapse_p_value(distance: Any, n: int, fall: float, spread: Any) -> Any:
+    """Return the p-value under the hypothesis that a share of seeds collapses, although none of these n did.
 
-    A share r of all seeds, up to `UNSEEN_RATE`, falls below the others, which are normal. With probability (1 - r)^n
-    none of n seeds collapses, and the observed mean is r * fall above the true one. p is the largest, over r, of
-    (1 - r)^n * P(Z >= (distance - r * fall) / (spread / sqrt(n))). Its error rate without an observed collapse is at
-    most alpha, because the true r is among them.
+    A share r of all seeds, at most `UNSEEN_RATE`, collapses: it falls by `fall` below the others, which are normal.
+    With probability (1 - r)^n none of n seeds does, and the observed mean is then r * fall above the true one. p is the
+    largest, over r, of (1 - r)^n * P(Z >= (distance - r * fall) / (spread / sqrt(n))) with a standard normal Z.
 
     Args:
-        distance: observed mean minus null hypothesis, in the direction of the claim.
+        distance: observed mean minus the mean of the null hypothesis, in the direction of the claim.
         fall: how far a collapsed seed falls below the others, as a rule `UNSEEN_FALL` SD floors.
-        spread: SD of the others.
+        spread: SD of seeds that do not collapse.
     """
     import numpy as np
 
     rates = np.linspace(0, UNSEEN_RATE, _RATES)
     short = np.asarray(distance)[..., None] - rates * fall
     error = np.asarray(spread)[..., None] / sqrt(n)
-    return ((1 - rates) ** n * special().ndtr(-short / error)).max(axis=-1)
+    return ((1 - rates) ** n * scipy_special().ndtr(-short / error)).max(axis=-1)
 
 
-def collapse_edge(n: int, alpha: float, fall: float, spread: Any) -> Any:
-    """Return the distance from the null hypothesis at which `unseen_collapse` is alpha."""
+def collapse_test_edge(n: int, alpha: float, fall: float, spread: Any) -> Any:
+    """Return the distance from the null hypothesis at which `unseen_collapse_p_value` equals alpha."""
     import numpy as np
 
     rates = np.linspace(0, UNSEEN_RATE, _RATES)
     unseen = (1 - rates) ** n
-    rates, below = rates[alpha < unseen], special().ndtri(alpha / unseen[alpha < unseen])
+    rates, below = rates[alpha < unseen], scipy_special().ndtri(alpha / unseen[alpha < unseen])
     error = np.asarray(spread)[..., None] / sqrt(n)
     return (rates * fall - below * error).max(axis=-1)
 
 
-def hall(statistic: Any, skew: Any, n: int) -> Any:
-    """Return Student's t corrected for skewness by Hall's cubic transformation.
+def hall_corrected_t(statistic: Any, skew: Any, n: int) -> Any:
+    """Correct Student's t for skewness by Hall's cubic transformation.
 
-    "On the removal of skewness by transformation", Journal of the Royal Statistical Society B 54, 1992. Unlike
-    Johnson's (1978) it is monotone in t.
+    Hall, "On the removal of skewness by transformation", Journal of the Royal Statistical Society B 54, 1992. It is
+    monotone in t, unlike Johnson's correction (1978).
     """
     root = sqrt(n)
     return statistic + skew * statistic**2 / (3 * root) + skew**2 * statistic**3 / (27 * n) + skew / (6 * root)
 
 
 def skewness(differences: Any) -> Any:
-    """Return the sample skewness G1 of Joanes and Gill (1998); 0 for fewer than 3 or for equal values."""
+    """Return the sample skewness G1 of Joanes and Gill (1998); 0 for fewer than 3 values or equal ones."""
     import numpy as np
 
     values = np.asarray(differences, dtype=np.float64)
     n = values.shape[-1]
     if n < 3:
         return np.zeros(values.shape[:-1])
-    centred = _centred(values)
+    centred = _centre_and_scale(values)
     spread = centred.std(axis=-1, ddof=1)
     third = n / ((n - 1) * (n - 2)) * (centred**3).sum(axis=-1)
-    return _ratio(third, spread**3)
+    return _divide_or_zero(third, spread**3)
 
 
-def correlation(differences: Any) -> Any:
-    """Return the lag-1 autocorrelation in the order of seeds; 0 for equal values."""
+def lag_1_correlation(differences: Any) -> Any:
+    """Return the correlation of successive differences, in the order of seeds; 0 for equal values."""
     import numpy as np
 
-    centred = _centred(np.asarray(differences, dtype=np.float64))
-    return _ratio((centred[..., 1:] * centred[..., :-1]).sum(axis=-1), (centred**2).sum(axis=-1))
+    centred = _centre_and_scale(np.asarray(differences, dtype=np.float64))
+    return _divide_or_zero((centred[..., 1:] * centred[..., :-1]).sum(axis=-1), (centred**2).sum(axis=-1))
 
 
-def inflation(found: Any, n: int) -> Any:
-    """Return the factor of the standard error for a correlation in order: 1 unless significant at 1 %.
+def standard_error_inflation(found: Any, n: int) -> Any:
+    """Return the factor by which a lag-1 correlation enlarges the standard error; 1 unless it is significant at 1 %.
 
-    Under independence it has mean -1/n and SD (n - 2) / (n sqrt(n - 1)) (Moran, "Some theorems on time series II",
-    Biometrika 35, 1948). A negative correlation indicates shared randomness as well (two alternating parents).
+    Of n independent values the correlation has mean -1/n and SD (n - 2) / (n sqrt(n - 1)) (Moran, "Some theorems on
+    time series II", Biometrika 35, 1948). A negative one counts too: it arises, for instance, if two parents alternate.
     """
     import numpy as np
 
@@ -207,10 +208,10 @@ def inflation(found: Any, n: int) -> Any:
     return np.where(shown, np.sqrt((1 + size) / (1 - size)), 1.0)
 
 
-def _centred(values: Any) -> Any:
-    """Subtract the mean and divide by the largest value, so that squares and cubes neither vanish nor overflow.
+def _centre_and_scale(values: Any) -> Any:
+    """Subtract the mean and divide by the largest magnitude, so that squares and cubes neither underflow nor overflow.
 
-    Values that differ only by rounding become 0.
+    Values that differ only by rounding errors become 0.
     """
     import numpy as np
 
@@ -220,7 +221,7 @@ def _centred(values: Any) -> Any:
     return np.where(equal, 0.0, gaps / np.where(equal, 1.0, largest))
 
 
-def _ratio(one: Any, two: Any) -> Any:
+def _divide_or_zero(one: Any, two: Any) -> Any:
     """Divide elementwise; 0 where the divisor is 0."""
     import numpy as np
 
@@ -232,13 +233,13 @@ RULE = "pooled"
 SD_FLOOR = 0.6
 """SD floor in margins."""
 POOLED_LEVELS = 3
-"""Most levels whose degrees of freedom count: levels of one search share replicates, so more add little."""
+"""Maximum number of levels that add degrees of freedom: levels share replicates, so more add little."""
 LOST = 5.0
-"""In margins: levels with a larger median difference are not pooled."""
+"""Levels whose median difference exceeds this number of margins are not pooled."""
 
 
 class PooledSD(NamedTuple):
-    """The standard deviation of differences over the levels of one search."""
+    """Pooled standard deviation of differences over the levels of one search."""
 
     sd: float
     """Root mean square over the pooled levels; 0 without any."""
@@ -251,21 +252,21 @@ class PooledSD(NamedTuple):
         return SD_FLOOR * self.margin
 
     @property
-    def fall(self) -> float:
-        """Assumed distance of an undetected collapse below the others."""
+    def collapse_depth(self) -> float:
+        """How far a collapsed seed is assumed to fall below the others."""
         return UNSEEN_FALL * self.margin
 
-    def freedom(self, n: int) -> int:
-        """Degrees of freedom for n replicates."""
+    def degrees_of_freedom(self, n: int) -> int:
+        """Return the degrees of freedom of tests with n replicates."""
         return min(max(self.levels, 1), POOLED_LEVELS) * (n - 1)
 
 
-def pool(levels: Sequence[Sequence[float]], margin: float) -> PooledSD:
-    """Pool the standard deviations of levels.
+def pool_sd(levels: Sequence[Sequence[float]], margin: float) -> PooledSD:
+    """Pool the standard deviations of the levels of a search.
 
     Args:
-        levels: the differences of each level, one value a replicate.
-        margin: in the unit of the differences.
+        levels: for each level, the difference of each replicate.
+        margin: margin of the verdict, in the unit of the differences.
     """
     import numpy as np
 
@@ -275,20 +276,20 @@ def pool(levels: Sequence[Sequence[float]], margin: float) -> PooledSD:
 
 
 def pooled_p_values(distance: float, spread: float, n: int, pooled: PooledSD) -> tuple[float, float]:
-    """Return the p-values of H0: the mean is at most, and at least, `distance` below the one observed.
+    """Return the p-values of H0: true mean <= null and H0: true mean >= null, with a pooled SD.
 
     Args:
-        distance: the mean observed minus the mean at the edge of the hypothesis.
-        spread: the SD to test with, see `PooledSD`.
-        n: replicates; below `LEAST_SEEDS` both p-values are 1.
+        distance: observed mean minus null.
+        spread: the SD to test with, see the module.
+        n: number of replicates; below `LEAST_SEEDS` both p-values are 1.
     """
     if n < LEAST_SEEDS:
         return 1.0, 1.0
-    statistic, freedom = distance / (spread / sqrt(n)), pooled.freedom(n)
+    statistic, freedom = distance / (spread / sqrt(n)), pooled.degrees_of_freedom(n)
     above, below = (
         max(
-            float(special().stdtr(freedom, -side * statistic)),
-            float(unseen_collapse(side * distance, n, pooled.fall, spread)),
+            float(scipy_special().stdtr(freedom, -side * statistic)),
+            float(unseen_collapse_p_value(side * distance, n, pooled.collapse_depth, spread)),
         )
         for side in (1, -1)
     )
@@ -298,54 +299,52 @@ def pooled_p_values(distance: float, spread: float, n: int, pooled: PooledSD) ->
 def replicates_needed(
     distance: float, spread: float, alpha: float, pooled: PooledSD, power: float = 0.8, most: int = 1000
 ) -> int | None:
-    """Return the fewest replicates with which these tests reject at `alpha` with probability `power`.
+    """Return the smallest number of replicates with which `pooled_p_values` has a power at level `alpha`.
 
     Args:
-        distance: how far beyond the null hypothesis the true mean is taken to be.
-        spread: the SD of the tests, taken to stay what it is.
-        most: None is returned if more would be needed, or if the distance is not positive.
+        distance: assumed distance of the true mean from the null hypothesis, in the direction of the claim.
+        spread: the SD to test with, assumed not to change.
+        most: largest number to consider; None is returned above it, or if the distance is not positive.
     """
     if distance <= 0:
         return None
-    lift = float(special().ndtri(power)) * spread
+    lift = float(scipy_special().ndtri(power)) * spread
 
-    def reached(n: int) -> bool:
-        quantile = float(special().stdtrit(pooled.freedom(n), 1 - alpha))
-        edge = float(collapse_edge(n, alpha, pooled.fall, spread))
+    def has_power(n: int) -> bool:
+        quantile = float(scipy_special().stdtrit(pooled.degrees_of_freedom(n), 1 - alpha))
+        edge = float(collapse_test_edge(n, alpha, pooled.collapse_depth, spread))
         return distance >= max(quantile * spread / sqrt(n), edge) + lift / sqrt(n)
 
-    return next((n for n in range(LEAST_SEEDS, most + 1) if reached(n)), None)
+    return next((n for n in range(LEAST_SEEDS, most + 1) if has_power(n)), None)
 
 
 SIMULATED = 64
-"""Most seeds that are simulated: beyond, guarding costs less than two points of power."""
+"""Maximum number of seeds in simulations; with more seeds, guarding costs less than two points of power."""
 _SAMPLES = 2000
 _SEED = 20261128
 
 
 def guarded_power(n: int, distance: float, spread: float, alpha: float, least_spread: float) -> float:
-    """Return the share of samples of n normal differences that `guarded` rejects at alpha, by simulation.
-
-    The samples are fixed, so that the number is reproducible.
+    """Estimate the power of `guarded_p_values` at alpha for n normal differences, by simulation with fixed samples.
 
     Args:
-        n: `LEAST_SEEDS` to `SIMULATED`.
-        distance: true mean minus null hypothesis, in the direction of the claim.
-        spread: the standard deviation of the differences; 0 for equal ones.
+        n: number of differences, `LEAST_SEEDS` to `SIMULATED`.
+        distance: true mean minus the mean of the null hypothesis, in the direction of the claim.
+        spread: standard deviation of the differences; 0 for equal ones.
     """
-    drawn = _normal_statistics(n)
+    drawn = _standard_normal_statistics(n)
     seen = drawn._replace(mean=distance + spread * drawn.mean, sd=spread * drawn.sd)
-    return float(shown_above(seen, least_spread, alpha).mean())
+    return float(is_significantly_above(seen, least_spread, alpha).mean())
 
 
 @cache
-def _normal_statistics(n: int) -> Sample:
-    """Return statistics of standard normal samples: skewness and order do not depend on mean and SD."""
-    return sample_of(_normal()[:, :n])
+def _standard_normal_statistics(n: int) -> DifferenceStatistics:
+    """Return statistics of fixed standard normal samples of size n, from which those of any mean and SD follow."""
+    return summarise_differences(_standard_normal_samples()[:, :n])
 
 
 @cache
-def _normal() -> Any:
+def _standard_normal_samples() -> Any:
     import numpy as np
 
     return np.random.default_rng(_SEED).standard_normal((_SAMPLES, SIMULATED))
@@ -359,19 +358,19 @@ _SHOWN = 2.5758
 
 
 class Diagnosis(Found, frozen=True, kw_only=True):
-    """Diagnosis of the differences of one comparison."""
+    """Diagnosis of the differences of one comparison, with its unusual findings as text."""
 
     reasons: tuple[str, ...]
     """Descriptions of unusual properties."""
 
 
 def diagnose(differences: Sequence[float], least_spread: float, name: str) -> Diagnosis | None:
-    """Return skewness, correlation in order, outliers and the collapse rate that is not excluded.
+    """Check differences for skewness, correlation in their order and outliers; bound the rate of collapses.
 
     Args:
-        differences: above 0 the ticket is better.
+        differences: ticket minus other network, by seed; positive if the ticket is better.
         least_spread: the SD floor.
-        name: the other network's name.
+        name: the other network's name, for messages.
 
     Returns:
         None for fewer than `LEAST_SEEDS` seeds.
@@ -388,8 +387,8 @@ def diagnose(differences: Sequence[float], least_spread: float, name: str) -> Di
     far = _FAR * max(_MAD * float(np.median(np.abs(gaps))), least_spread)
     low, high = (tuple(int(seed) + 1 for seed in np.flatnonzero(side * gaps > far)) for side in (-1, 1))
     # Clopper-Pearson; never all are below their median
-    bound = float(special().betaincinv(len(low) + 1, n - len(low), 0.95))
-    skew, order = float(skewness(values)), float(correlation(values))
+    bound = float(scipy_special().betaincinv(len(low) + 1, n - len(low), 0.95))
+    skew, order = float(skewness(values)), float(lag_1_correlation(values))
     reasons = []
     for seeds, word in ((low, "below"), (high, "above")):
         if seeds:
@@ -397,7 +396,7 @@ def diagnose(differences: Sequence[float], least_spread: float, name: str) -> Di
             reasons.append(f"{name}: seed number {numbers} is far {word} the others: do some seeds collapse here?")
     if abs(skew) > _SHOWN * sqrt(6 * n * (n - 1) / ((n - 2) * (n + 1) * (n + 3))):
         reasons.append(f"{name}: differences are skewed ({skew:+.1f}), so their mean is less certain than it seems")
-    if inflation(order, n) > 1:
+    if standard_error_inflation(order, n) > 1:
         reasons.append(
             f"{name}: differences are correlated in their order ({order:+.2f}), so seeds may share randomness: a larger"
             " standard error is used"

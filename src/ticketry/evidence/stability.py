@@ -1,10 +1,8 @@
 """Stability: the distance of two trainings of one network, after pruning or under another data order.
 
-The measure of Frankle, Dziugaite, Roy & Carbin, "Stabilizing the Lottery Ticket Hypothesis" (2019, section 3): the L2
-distance and the angle between trained weights that the mask retains. Winning tickets were found to be more stable. It
-says little about linear connectivity: for that see `evidence.connectivity`.
-
-Nothing here imports torch when it is imported, for `ticketry.evidence` binds this module's functions.
+Frankle, Dziugaite, Roy & Carbin, "Stabilizing the Lottery Ticket Hypothesis" (2019, section 3) measure the L2 distance
+and the angle between trained weights that the mask retains, and find winning tickets more stable. For linear mode
+connectivity see `evidence.connectivity`. This module imports torch only when it is used.
 """
 
 from __future__ import annotations
@@ -17,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from ticketry.choices import did_you_mean, format_names
 from ticketry.errors import MaskError, UsageError
-from ticketry.evidence.control import CONTROLS, LONGER
+from ticketry.evidence.control import CONTROLS, LONGER_CONTROLS
 from ticketry.lab.search_result import REWINDING, Found, Seeds
 
 if TYPE_CHECKING:
@@ -32,7 +30,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Distance:
-    """Distance of two states."""
+    """Distance between the weights of two networks."""
 
     l2: float
     """Euclidean distance of the two weight vectors."""
@@ -46,7 +44,7 @@ class Distance:
 
 @dataclass(frozen=True)
 class Stability:
-    """Two distances over the weights that the mask retains; smaller is more stable."""
+    """Distances between trainings over the weights that the mask retains; smaller is more stable."""
 
     pruning: Distance
     """The dense network, masked after training, against the sub-network, masked before it; one data order."""
@@ -57,7 +55,7 @@ class Stability:
 def distance(
     one: Mapping[str, Tensor], other: Mapping[str, Tensor], mask: Mask | Iterable[str] | None = None
 ) -> Distance:
-    """Return the L2 distance and the angle of two states, in total and by parameter, in float64.
+    """Return the L2 distance and the angle between two networks' weights, in total and by parameter, in float64.
 
     The angle is 2 atan2(|u - v|, |u + v|) of the unit vectors u and v (Kahan): unlike arccos of their product, it is
     exact to rounding for nearly equal and nearly opposite vectors too.
@@ -77,12 +75,12 @@ def distance(
         (1.4142, 90.0, 2)
     """
     _warn_of_shared_memory(one, other)
-    pairs = {name: (a.double().cpu(), b.double().cpu()) for name, a, b in _compared(one, other, mask)}
-    layers = {name: _distance_of_pieces([pair]) for name, pair in pairs.items()}
-    return replace(_distance_of_pieces(list(pairs.values())), layers=layers)
+    pairs = {name: (a.double().cpu(), b.double().cpu()) for name, a, b in _select_compared(one, other, mask)}
+    layers = {name: _distance_of_vectors([pair]) for name, pair in pairs.items()}
+    return replace(_distance_of_vectors(list(pairs.values())), layers=layers)
 
 
-def _compared(
+def _select_compared(
     one: Mapping[str, Tensor], other: Mapping[str, Tensor], mask: Mask | Iterable[str] | None
 ) -> Iterator[tuple[str, Tensor, Tensor]]:
     everything = {**other, **one}
@@ -104,7 +102,7 @@ def _compared(
 
 
 def _warn_of_shared_memory(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> None:
-    """Warn if two state dicts are views of one model, which are always equal."""
+    """Warn if two state dicts share memory, so that their distance is always 0."""
     from ticketry.core.ticket.state_dicts import share_memory
 
     shared = [name for name, tensor in one.items() if name in other and share_memory(tensor, other[name])]
@@ -117,8 +115,8 @@ def _warn_of_shared_memory(one: Mapping[str, Tensor], other: Mapping[str, Tensor
         )
 
 
-def _distance_of_pieces(pairs: list[tuple[Tensor, Tensor]]) -> Distance:
-    """Return the distance of two vectors given in pieces."""
+def _distance_of_vectors(pairs: list[tuple[Tensor, Tensor]]) -> Distance:
+    """Return the distance between two vectors, each given as a list of tensors."""
     size_a, size_b = (hypot(*(_norm(pair[side]) for pair in pairs)) for side in (0, 1))
     angle = None
     if size_a and size_b:
@@ -135,15 +133,15 @@ def _norm(vector: Tensor) -> float:
 def stability(
     lab: Lab, task: Task, recipe: Recipe, found: Found, seeds: Seeds, *, control: str | None = None
 ) -> Stability:
-    """Return the stability of a ticket, or of a control with another mask (Frankle et al. 2019, section 3).
+    """Measure the stability of a ticket, or of a control with another mask (Frankle et al. 2019, section 3).
 
     With W_k the rewound weights, m the mask and A(W, u) training from W to the end with the data order u:
 
     - to pruning: |m∘A(W_k, u) - m∘A(m∘W_k, u)|;
     - to data order: |m∘A(m∘W_k, u) - m∘A(m∘W_k, u')|.
 
-    A(W_k, u) is the dense network of the search, whose optimiser state continues at step k, while the ticket's starts
-    afresh. Missing results are trained, and shared with `evidence.instability`.
+    A(W_k, u) is the dense network of the search. Its optimiser state continues at step k; the ticket's optimiser is
+    new. Missing trainings are executed; `evidence.instability` uses the same ones.
 
     Args:
         found: a ticket of a search with this recipe and these seeds.
@@ -173,7 +171,7 @@ def stability(
             f"{control} starts from other weights than the dense network, so that its stability to pruning has no"
             " meaning: use shuffled or random_prune"
         )
-    if control in LONGER:
+    if control in LONGER_CONTROLS:
         raise UsageError(f"{control} is trained for longer than the dense network: use shuffled or random_prune")
     trained, dense, step = found.result.segment, found.dense.segment, found.rewound.segment.last
     if found.retrain not in REWINDING or (trained.first, trained.last) != (step, dense.last):
@@ -186,7 +184,7 @@ def stability(
             "stability to pruning compares a ticket with the dense network from the same weights, and this one starts"
             " from those of the search's own training: search with rewind 0"
         )
-    first, second = children(lab, task, recipe, found, seeds, control=control)
+    first, second = train_two_data_orders(lab, task, recipe, found, seeds, control=control)
     assert first.segment.mask is not None
     mask = lab.store.get_mask(first.segment.mask)
     state = lab.state(first)
@@ -195,14 +193,14 @@ def stability(
     )
 
 
-def children(
+def train_two_data_orders(
     lab: Lab, task: Task, recipe: Recipe, found: Found, seeds: Seeds, *, control: str | None = None
 ) -> tuple[Result, Result]:
-    """Return two trainings that differ only in the data order: of the ticket's start, of a control's, or of dense W_k.
+    """Train a ticket, a control or the dense network in two data orders; return both results.
 
-    The first is the found network (or the control, see `evidence.train_control`); the second starts from the same
-    weights over the same steps with an order drawn from ``mix(seeds.order, "second order")``. For the dense network
-    both share the training up to the rewind step k, including the optimiser (Frankle et al. 2020, section 2).
+    The first is the found network, or the control (`evidence.train_control`). The second has the same initial weights
+    and steps, and an order drawn from ``mix(seeds.order, "second order")``. Both trainings of the dense network
+    continue from the rewind step, including the optimiser (Frankle et al. 2020, section 2).
 
     Raises:
         UsageError: if the control is unknown, or the seeds are not those of the search.
@@ -223,13 +221,13 @@ def children(
         first = train_control(lab, task, recipe, control, found, seeds, label=f"level {found.level} {control}")
         begins = first.segment
     elif found.mask is None:
-        begins = _from_rewound(found)
+        begins = _dense_from_rewind_step(found)
     label = f"level {found.level} {control or 'ticket' if found.mask else 'dense'} (second order)"
     return first, lab.train(replace(begins, order_seed=second_order_seed(seeds.order)), label=label)
 
 
-def _from_rewound(found: Found) -> Segment:
-    """Return the dense network's training from the rewind step on."""
+def _dense_from_rewind_step(found: Found) -> Segment:
+    """Return the training of the dense network from the rewind step on."""
     from ticketry.lab.training.segment import Start
 
     rewound, whole = found.rewound, found.result.segment

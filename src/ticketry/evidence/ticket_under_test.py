@@ -1,4 +1,4 @@
-"""A ticket under test: its task, training and variants, restored from its folder alone."""
+"""A ticket to be tested: its task, training and variants, restored from its folder alone."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from ticketry.core.structure.pattern import Pattern
 from ticketry.core.ticket.state_dicts import match_state_to_model
 from ticketry.core.ticket.ticket import Ticket
 from ticketry.errors import MaskError, TaskError, TicketError, UsageError
-from ticketry.evidence.control import WEIGHTS, Form
+from ticketry.evidence.control import WEIGHTS, MaskForm
 from ticketry.lab.lab import Lab
 from ticketry.lab.search_result import GRADUAL, REWINDING, Seeds
 from ticketry.lab.training.variant import Variant, is_known, variant_from, with_other_mask
 from ticketry.lab.training.variants import HeldMask, Penalty, Shrunk
-from ticketry.records.ticket import RetrainingInfo, TaskInfo, TaskRequest, TicketTask, read_info
+from ticketry.records.ticket import RetrainingInfo, TaskInfo, TaskRequest, TicketTask, read_ticket_info
 from ticketry.registry import import_from_here, load
 from ticketry.tasks import catalogue
 from ticketry.tasks.file_requests import is_widened, quote, refusal
@@ -30,33 +30,33 @@ from ticketry_engine.support.process_state import private_random_state
 from ticketry_engine.support.seeds import mix
 
 
-def name_of(ticket: Ticket) -> str:
-    """Return a ticket's name in errors: its folder, if it has one."""
+def name_in_errors(ticket: Ticket) -> str:
+    """Return how errors name a ticket: by its folder, if it has one."""
     return str(ticket.path or "this ticket")
 
 
-def asked_of(ticket: Ticket) -> TicketTask | None:
-    """Return a ticket's description of its task; None if it has none.
+def read_task_description(ticket: Ticket) -> TicketTask | None:
+    """Read the description of a ticket's task; None if the ticket has none.
 
     Raises:
         TicketError: if it is invalid.
     """
-    return read_info(TaskInfo, ticket.info, name_of(ticket)).task
+    return read_ticket_info(TaskInfo, ticket.info, name_in_errors(ticket)).task
 
 
-def made_task(ticket: Ticket, *, request: TaskRequest | None = None, trust: bool = False) -> Task:
-    """Build the task of a ticket from the request that it contains.
+def build_task(ticket: Ticket, *, request: TaskRequest | None = None, trust: bool = False) -> Task:
+    """Build the task of a ticket from its description.
 
     Args:
-        request: another request in the ticket, in place of its own.
-        trust: whether the user trusts everything that the ticket names, see `tasks.file_requests`. If not, and the
-            network may be larger than memory, its shapes are checked before memory is allocated.
+        request: description to use instead of the ticket's own.
+        trust: whether the user trusts everything that the ticket names, see `tasks.file_requests`. If not, the shapes
+            of a large network are checked before memory is allocated.
 
     Raises:
-        TrustError: if the request is not granted.
-        TicketError: if it is missing, cannot be built, or the ticket has another network.
+        TrustError: if the ticket names something that needs the user's trust.
+        TicketError: if the description is missing or invalid, or the ticket has another network.
     """
-    of, asked = name_of(ticket), asked_of(ticket)
+    of, asked = name_in_errors(ticket), read_task_description(ticket)
     if asked is None:
         raise TicketError(f"{of} does not contain its task, from which its model is built: name it with --task")
     model = asked.key.get("model")
@@ -71,13 +71,13 @@ def made_task(ticket: Ticket, *, request: TaskRequest | None = None, trust: bool
     except (TaskError, UsageError) as error:
         raise TicketError(f"the task {asked.name!r:.80} of {of} cannot be built: {error}") from None
     if not trust and is_widened(spec.model):
-        _require_fit(task, ticket)
+        _require_same_shapes(task, ticket)
     return task
 
 
-def _require_fit(task: Task, ticket: Ticket) -> None:
-    """Raise `TicketError` unless the built-in network has all of the ticket's weights in their shapes."""
-    of = name_of(ticket)
+def _require_same_shapes(task: Task, ticket: Ticket) -> None:
+    """Raise `TicketError` unless the task's network has all of the ticket's weights, in the same shapes."""
+    of = name_in_errors(ticket)
     try:
         with private_random_state([]), torch.device("meta"):
             own = task.build().state_dict()
@@ -99,19 +99,19 @@ _REGISTERED = (*_HOLDING, Penalty)
 
 
 def restore_variants(lab: Lab, info: RetrainingInfo, mask: Mask, of: str) -> tuple[Variant, ...]:
-    """Restore the variants of a ticket's training for its current mask.
+    """Restore the variants with which a ticket was trained, adapted to its current mask.
 
-    The mask may have been given a structure since; then the network may be trained without its removed channels.
+    If the mask got a structure after the search, the network may be trained without its removed channels.
 
     Args:
         of: the ticket's name in errors.
 
     Raises:
         TrustError: for a custom variant whose module is not imported.
-        TicketError: for one that cannot be restored, or needs blobs that this store lacks.
+        TicketError: for a variant that cannot be restored, or needs data that this store lacks.
     """
     digest, holding = lab.store.put_mask(mask), Shrunk if info.segment.shrunk else HeldMask
-    made = [_restore(each, of) for each in info.segment.variants]
+    made = [_restore_variant(each, of) for each in info.segment.variants]
     if not any(one.masked_by() for one in made):
         made.append(holding(mask=digest))
     try:
@@ -128,18 +128,18 @@ def restore_variants(lab: Lab, info: RetrainingInfo, mask: Mask, of: str) -> tup
 
 
 def import_variants(ticket: Ticket) -> None:
-    """Import the modules that a ticket names for the variants of its training, which the user has allowed.
+    """Import the modules of custom variants that a ticket names. Call it only if the user trusts the ticket.
 
     Raises:
-        UsageError: if one cannot be imported.
+        UsageError: if a module cannot be imported.
     """
-    for each in read_info(RetrainingInfo, ticket.info, name_of(ticket)).segment.variants:
+    for each in read_ticket_info(RetrainingInfo, ticket.info, name_in_errors(ticket)).segment.variants:
         if "place" in each:
             import_from_here()
             load(str(each["place"]))
 
 
-def _restore(described: Mapping[str, Any], of: str) -> Variant:
+def _restore_variant(described: Mapping[str, Any], of: str) -> Variant:
     name = described.get("variant")
     if not is_known(described):
         raise refusal("variant of training", described.get("place", name), of, "import its module, or, ")
@@ -156,8 +156,8 @@ _NEEDED = ("task", "recipe", "seeds", "segment", "retrain", "rewind_step")
 
 
 @dataclass(frozen=True)
-class Subject:
-    """A ticket with its task, ready for training in a lab."""
+class TestedTicket:
+    """A ticket with all that is needed to train it and its controls again in a lab."""
 
     lab: Lab
     task: Task
@@ -177,40 +177,39 @@ class Subject:
     parameters: int
     """Parameters of the dense network."""
     variants: tuple[Variant, ...]
-    """Modifications of the training: the mask, and those that the method added."""
-    form: Form = WEIGHTS
-    """Form of its mask and the controls'."""
+    """Variants of the training: its mask, and those that the method added."""
+    form: MaskForm = WEIGHTS
+    """Structure of its mask, which masks of controls must have too."""
     after: int = 0
-    """Fresh seeds that are skipped, see `VerifySettings.after`."""
+    """Number of fresh seeds to skip, see `VerifySettings.after`."""
 
     @property
     def remaining(self) -> int:
-        """Parameters of the ticket: retained weights, and all that have no mask."""
+        """Number of unpruned parameters: retained weights, and all parameters without a mask."""
         return self.parameters - self.mask.total + self.mask.kept
 
     @property
     def budget(self) -> int:
-        """Training steps of the trained ticket, including those of its start."""
+        """Number of steps from the initialisation to the end of the ticket's training."""
         return self.step + self.last - self.first
 
     def fresh_seeds(self, number: int, purpose: str = "verify") -> Seeds:
-        """Return seeds that no search has used, for seed number `number` of a verification."""
+        """Return the seeds for repetition `number` of a verification; no search uses the same ones."""
         return Seeds.of(mix(self.seeds.order, purpose, self.after + number))
 
 
-def subject(lab: Lab, ticket: Ticket, task: Task | None = None) -> Subject:
-    """Read a ticket of a search, and check that it fits the task.
+def load_tested_ticket(lab: Lab, ticket: Ticket, task: Task | None = None) -> TestedTicket:
+    """Prepare a ticket of a search for testing, and check that it fits the task.
 
     Args:
-        ticket: a ticket of a search, rewound to its start (retrain ``continue`` or ``restart``) or pruned before any
-            training.
-        task: for a ticket whose task cannot be built from its name; otherwise optional, and checked.
+        ticket: a ticket that was rewound (retrain ``continue`` or ``restart``) or pruned before any training.
+        task: the task; required only if it cannot be built from its name.
 
     Raises:
         TicketError: if the ticket lacks data about its training, or has another model or task.
         TrustError: if it names a task or network that is not built in, or a path of this machine, or was trained with a
             variant whose module is not imported.
-        UsageError: if it keeps trained weights, see `begins_anew`: then it has no start.
+        UsageError: if it continues from trained weights, so that it has no initial state to train again from.
     """
     info = ticket.info
     missing = [name for name in _NEEDED if name not in info]
@@ -219,24 +218,24 @@ def subject(lab: Lab, ticket: Ticket, task: Task | None = None) -> Subject:
             f"this ticket lacks its {', '.join(missing)}, so it cannot be trained again: verify tickets that a search"
             " has saved, or judge your own numbers with evidence.verdict"
         )
-    training = read_info(RetrainingInfo, info, name_of(ticket))
-    if not begins_anew(training):
+    training = read_ticket_info(RetrainingInfo, info, name_in_errors(ticket))
+    if not trains_after_pruning_only(training):
         raise UsageError(
             f"this ticket keeps trained weights (retrain {training.retrain:.40}), so no dense network or control has"
             " its start and its budget: verify its procedure, the whole search (--about procedure), or tickets of"
             " retrain continue or restart"
         )
-    recipe, form = recipe_from(training.recipe), _form(training, ticket.mask, name_of(ticket))
-    task = task or made_task(ticket)
+    recipe, form = recipe_from(training.recipe), _mask_form(training, ticket.mask, name_in_errors(ticket))
+    task = task or build_task(ticket)
     check_task(task, training.task)
     model = lab.model(task)
     try:
         ticket.mask.parameters(model)
         match_state_to_model(model, ticket.start)
     except (MaskError, TicketError) as error:
-        raise TicketError(f"the ticket does not fit the network {_model_of(task)}: {error}") from None
-    _check_steps(training, recipe.steps(lab.per_epoch(task, recipe)), name_of(ticket))
-    return Subject(
+        raise TicketError(f"the ticket does not fit the network {_model_name(task)}: {error}") from None
+    _check_steps(training, recipe.steps(lab.per_epoch(task, recipe)), name_in_errors(ticket))
+    return TestedTicket(
         lab=lab,
         task=task,
         recipe=recipe,
@@ -249,15 +248,15 @@ def subject(lab: Lab, ticket: Ticket, task: Task | None = None) -> Subject:
         seeds=convert(structs.asdict(training.seeds), Seeds),
         info=info,
         parameters=sum(value.numel() for value in named_parameters(model).values()),
-        variants=restore_variants(lab, training, ticket.mask, name_of(ticket)),
+        variants=restore_variants(lab, training, ticket.mask, name_in_errors(ticket)),
         form=form,
     )
 
 
-def _form(training: RetrainingInfo, mask: Mask, of: str) -> Form:
-    """Return the form of the ticket's mask; `TicketError` if its groups are larger than any layer."""
+def _mask_form(training: RetrainingInfo, mask: Mask, of: str) -> MaskForm:
+    """Return the structure of the ticket's mask; raise `TicketError` if its groups are larger than any layer."""
     pattern = Pattern.parse(training.mask_pattern)
-    form = Form.from_structure(
+    form = MaskForm.from_structure(
         training.structure.kind, shrunk=training.segment.shrunk, pattern=str(pattern), aim=training.aim
     )
     largest = max((size for shape in mask.shapes.values() for size in shape), default=0)
@@ -277,8 +276,8 @@ def _check_steps(training: RetrainingInfo, total: int, of: str) -> None:
             )
 
 
-def begins_anew(info: RetrainingInfo) -> bool:
-    """Whether all of the ticket's training comes after its mask: rewound, or pruned before the first step."""
+def trains_after_pruning_only(info: RetrainingInfo) -> bool:
+    """Return whether a ticket was trained only after pruning: it was rewound, or pruned before the first step."""
     return info.retrain in REWINDING or (info.retrain == GRADUAL and info.rewind_step == info.segment.first == 0)
 
 
@@ -294,5 +293,5 @@ def check_task(task: Task, asked: TicketTask) -> None:
     raise TicketError(f"the ticket has another task or network: its {differences}")
 
 
-def _model_of(task: Task) -> str:
+def _model_name(task: Task) -> str:
     return str(task.key().get("model", task.name))

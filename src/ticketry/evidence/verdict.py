@@ -51,16 +51,16 @@ from ticketry.records.network import DENSE
 from ticketry.records.verdict import Answer, Claim, Difference, LevelVerdict, Outcome, VerdictAnswers
 
 
-def answer(p_yes: float, p_no: float, alpha: float) -> Answer:
-    """Return the answer at alpha."""
+def decide_answer(p_yes: float, p_no: float, alpha: float) -> Answer:
+    """Answer a question at level alpha, from the p-values of its "yes" and its "no"."""
     return "yes" if p_yes <= alpha else "no" if p_no <= alpha else "undecided"
 
 
-def outcome(claim: str, as_good: Answer, better: Answer) -> Outcome:
-    """Return the strongest outcome that is shown.
+def find_outcome(claim: str, as_good: Answer, better: Answer) -> Outcome:
+    """Derive the outcome from both answers: the strongest one that is shown.
 
-    "wins": as good as dense, and better than every control. "matches": as good as dense. "loses": shown not to be as
-    good as dense. Else "undecided". The claim "matches" needs no more than that.
+    "wins": as good as dense and better than every control. "matches": as good as dense. "loses": shown not to be as
+    good as dense. Otherwise "undecided". With the claim "matches" there is no "wins".
     """
     if as_good == "no":
         return "loses"
@@ -81,13 +81,13 @@ class Verdict(VerdictAnswers[NoReturn], frozen=True, kw_only=True):
 
     @property
     def shown(self) -> bool:
-        """Whether the claim is shown."""
+        """Whether the outcome is what was claimed."""
         return self.outcome == self.claim
 
     def _repr_html_(self) -> str:
         compared = {DENSE: self.dense, **self.controls}
         return self.to_html(
-            self.outcome, [(name, one.mean, one.low, one.high, one.p_of(name)) for name, one in compared.items()]
+            self.outcome, [(name, one.mean, one.low, one.high, one.p_value_for(name)) for name, one in compared.items()]
         )
 
 
@@ -107,19 +107,19 @@ def verdict(
     parents: Sequence[Hashable] | None = None,
     unit: str | None = None,
 ) -> Verdict:
-    """Judge a ticket by its and the others' values on the test split, one for each seed, paired by position.
+    """Judge a ticket by values on the test split: of the ticket, the dense network and controls, one for each seed.
 
     Args:
-        ticket, dense, controls: values in the margin's unit: accuracies in %, not as fractions.
+        ticket, dense, controls: values in the margin's unit (accuracies in %, not as fractions), in the order of seeds.
         claim: the hypothesis: "wins" needs at least one control, "matches" none.
-        margin: see `compare`; also `higher_is_better` and `resolution`.
+        margin, higher_is_better, resolution: see `compare`.
         confidence: 1 - the probability of a false "yes", and 1 - that of a false "no", to either question.
-        least_spread: SD floor of seeds in the margin's unit (`significance`); by default the margin. Set it if the
-            margin is far from the SD of your networks.
+        least_spread: SD floor in the margin's unit (`significance`); by default the margin. Set it if the margin is far
+            from the SD of your networks.
         interim: the plan, if seeds are added until a decision is reached. `decide_after` also applies earlier analyses.
-        steps: training steps of each seed by network, which must be equal.
-        parents: for each seed, an object that it shares with others: a dense parent, an initialisation. Seeds with the
-            same parent count as one, their mean. By default seeds share nothing.
+        steps: for each network, its training steps with each seed; they must be equal.
+        parents: for each seed, what it may share with others, such as a dense network or an initialisation. Seeds with
+            equal parents count as one, with their mean. By default seeds share nothing.
         unit: unit of the values: "%", "s", …. If it is unknown, or "" and more is better, values between 0 and 1 count
             as fractions if the margin is 0.1 or more.
 
@@ -140,8 +140,8 @@ def verdict(
     """
     _check_values("ticket", ticket)
     _check_values(DENSE, dense)
-    _check_each("controls", {} if controls is None else controls)
-    _check_each("steps", {} if steps is None else steps)
+    _check_each_network("controls", {} if controls is None else controls)
+    _check_each_network("steps", {} if steps is None else steps)
     check_budgets(steps or {})
     networks = ["ticket", DENSE, *(controls or {})]
     if unknown := [name for name in steps or {} if name not in networks]:
@@ -157,7 +157,7 @@ def verdict(
         unit=unit,
     )
     _check_planned(len(ticket), interim)
-    return _with_reasons(_analysis(rules, ticket, {DENSE: dense, **(controls or {})}, parents), interim)
+    return _add_reasons(_analyse(rules, ticket, {DENSE: dense, **(controls or {})}, parents), interim)
 
 
 def level_verdict(
@@ -170,7 +170,7 @@ def level_verdict(
     parents: Sequence[Hashable] | None = None,
     **rules: Any,
 ) -> Verdict:
-    """Judge one level of a search by the pooled tests of `significance`.
+    """Judge one level of a search as `verdict` does, but by the pooled tests of `significance`.
 
     Args:
         pooled: pooled SD over the levels of the search, by network.
@@ -178,7 +178,7 @@ def level_verdict(
     """
     check_budgets(steps or {})
     chosen = _Rules(least_spread=next(iter(pooled.values())).floor, pooled=pooled, **rules)
-    return _with_reasons(_analysis(chosen, ticket, {DENSE: dense, **controls}, parents), None)
+    return _add_reasons(_analyse(chosen, ticket, {DENSE: dense, **controls}, parents), None)
 
 
 def decide_after(
@@ -191,14 +191,14 @@ def decide_after(
     stop: bool = True,
     **rules: Any,
 ) -> Verdict:
-    """Return the verdict of the first planned interim analysis that decides, or of all available seeds.
+    """Return the verdict of the first planned interim analysis that decides; without a decision, that of all seeds.
 
     Seeds are in the order of their training. Answers are final, and seeds after the decision are ignored.
 
     Args:
-        stop: False uses all seeds, for a verdict that is corrected together with others (`holm_verdicts`): a decision
-            alone may not hold among them, and later seeds then count. Its p-values are the smallest of all analyses,
-            each divided by its share of alpha, and so are valid at any time (union bound).
+        stop: False analyses all seeds. This is needed for verdicts that are corrected together (`holm_verdicts`),
+            because a decision may not hold after the correction. Each p-value is then the smallest of all analyses,
+            divided by that analysis's share of alpha (union bound).
         rules: further arguments of `verdict`, as are the others.
 
     Raises:
@@ -212,12 +212,12 @@ def decide_after(
         if count < n:  # report unequal numbers of values early
             _check_pairs(n, others)
         first = {name: values[:count] for name, values in others.items()}
-        now = _analysis(chosen, ticket[:count], first, None if parents is None else parents[:count])
-        made = now if made is None else _with_answers(_combine(made, now, stop), interim)
+        now = _analyse(chosen, ticket[:count], first, None if parents is None else parents[:count])
+        made = now if made is None else _add_answers(_combine_analyses(made, now, stop), interim)
         if made.decided and stop:
             break
     assert made is not None
-    return _with_reasons(made, interim)
+    return _add_reasons(made, interim)
 
 
 def _check_planned(seeds: int, interim: InterimAnalyses | None) -> None:
@@ -228,7 +228,7 @@ def _check_planned(seeds: int, interim: InterimAnalyses | None) -> None:
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Return p-values corrected for their number, in their order: compare each with alpha.
+    """Correct p-values for multiple testing by Holm's procedure; compare the result, in the same order, with alpha.
 
     Holm, "A simple sequentially rejective multiple test procedure" (Scandinavian Journal of Statistics 6, 1979): valid
     under any dependence.
@@ -258,15 +258,14 @@ def holm_verdicts(
     plans: Sequence[InterimAnalyses | None] | None = None,
     family: int | None = None,
 ) -> list[Verdict]:
-    """Correct the verdicts of one report, for instance of several densities, by `holm`.
+    """Correct the verdicts of one report, such as those of several densities, by `holm`.
 
-    A false "yes" to one of the hypotheses anywhere in the report is then as unlikely as in a single verdict; so is a
-    false "no", and a false win. Answers that no longer hold become undecided.
+    The probability of any false "yes", "no" or "wins" in the report is then that of a single verdict. Answers that no
+    longer hold become undecided.
 
     Args:
-        plans: the interim analyses of each verdict, if any: their share of alpha for the last one determines how many
-            more seeds are needed.
-        family: number of hypotheses to correct for, if larger than that of the verdicts.
+        plans: the plan of interim analyses of each verdict, if any, for estimates of how many more seeds are needed.
+        family: number of hypotheses to correct for, if larger than the number of verdicts.
     """
     total = max(len(verdicts), family or 0)
     padding = [1.0] * (total - len(verdicts))
@@ -276,7 +275,7 @@ def holm_verdicts(
     found = zip(verdicts, plans or [None] * len(verdicts), zip(*lists, strict=True), strict=True)
     for one, plan, (p, as_good, loses, better, not_better) in found:
         made = replace(one, p_as_good=as_good, p_loses=loses, p_better=better, p_not_better=not_better)
-        made = _with_reasons(_with_answers(made, plan, p, total), plan, total)
+        made = _add_reasons(_add_answers(made, plan, p, total), plan, total)
         if one.outcome != made.outcome:
             why = f"{one.outcome!r} does not hold among {total} verdicts (Holm): train more seeds"
             made = replace(made, reasons=(*made.reasons, why))
@@ -289,7 +288,7 @@ def holm_verdicts(
 
 @dataclass(frozen=True, kw_only=True)
 class _Rules:
-    """Rules of a verdict, see `verdict`."""
+    """The arguments of `verdict` that are not values of networks."""
 
     claim: Claim = "wins"
     margin: float = 0.5
@@ -303,15 +302,15 @@ class _Rules:
     """Pooled SD over the levels of a search, by network; None for a verdict of a single ticket."""
 
     @property
-    def perhaps_fractions(self) -> bool:
-        """Whether values between 0 and 1 may be fractions while the margin is in %."""
+    def may_be_fractions(self) -> bool:
+        """Whether values between 0 and 1 are probably fractions, although the margin is in %."""
         return self.margin >= 0.1 and (self.unit is None or (not self.unit and self.higher_is_better))
 
     def __post_init__(self) -> None:
         check_choice("claim", self.claim, get_args(Claim))
         check_settings(self.margin, self.confidence, self.resolution, self.least_spread)
 
-    def compared(self, ticket: Sequence[float], other: Sequence[float], name: str) -> Comparison:
+    def compare_with(self, ticket: Sequence[float], other: Sequence[float], name: str) -> Comparison:
         return compare(
             ticket,
             other,
@@ -325,22 +324,24 @@ class _Rules:
         )
 
 
-def _analysis(
+def _analyse(
     rules: _Rules,
     ticket: Sequence[float],
     others: Mapping[str, Sequence[float]],
     parents: Sequence[Hashable] | None,
 ) -> Verdict:
-    """Analyse these seeds, without reasons. `others`: dense, and every control."""
+    """Test both hypotheses once with all given seeds. `others` has the dense network and every control."""
     n, claim, margin = len(ticket), rules.claim, rules.margin
     if claim == "wins" and len(others) == 1:
         raise UsageError("'wins' needs a control to win against: train controls, or claim 'matches'")
     seen = [*ticket, *others[DENSE]]
-    if rules.perhaps_fractions and seen and all(0 <= value <= 1 for value in seen):
+    if rules.may_be_fractions and seen and all(0 <= value <= 1 for value in seen):
         raise UsageError(f"a margin of {margin} for values between 0 and 1: give both in percent, or both as fractions")
     _check_pairs(n, others)
-    own = by_parent(ticket, parents)
-    compared = {name: rules.compared(own, by_parent(values, parents), name) for name, values in others.items()}
+    own = average_by_parent(ticket, parents)
+    compared = {
+        name: rules.compare_with(own, average_by_parent(values, parents), name) for name, values in others.items()
+    }
     dense = compared.pop(DENSE)
     weight = 1.0 if rules.interim is None else rules.interim.alphas(1.0).get(n, 0.0)
     better = max((one.p_superior for one in compared.values()), default=1.0)
@@ -369,10 +370,10 @@ def _analysis(
         reasons=(),
         assumptions=(),
     )
-    return _with_answers(made, rules.interim)
+    return _add_answers(made, rules.interim)
 
 
-def _check_each(name: str, values: Mapping[str, Sequence[float]]) -> None:
+def _check_each_network(name: str, values: Mapping[str, Sequence[float]]) -> None:
     if not isinstance(values, Mapping):
         raise UsageError(f"{name}= must be a mapping from names of networks to lists of numbers, not {values!r:.60}")
     for network, each in values.items():
@@ -399,8 +400,8 @@ def _check_pairs(n: int, others: Mapping[str, Sequence[float]]) -> None:
             )
 
 
-def by_parent(values: Sequence[float], parents: Sequence[Hashable] | None) -> Sequence[float]:
-    """Return the mean of each parent's seeds, parents in the order of their first seed."""
+def average_by_parent(values: Sequence[float], parents: Sequence[Hashable] | None) -> Sequence[float]:
+    """Average the values of seeds with the same parent; parents are in the order of their first seed."""
     if parents is None:
         return values
     if len(parents) != len(values):
@@ -411,8 +412,8 @@ def by_parent(values: Sequence[float], parents: Sequence[Hashable] | None) -> Se
     return [sum(those) / len(those) for those in of.values()]
 
 
-def _combine(before: Verdict, made: Verdict, stop: bool) -> Verdict:
-    """Combine an earlier with a later analysis: final answers stay if `stop`, else the smallest p-value counts."""
+def _combine_analyses(before: Verdict, made: Verdict, stop: bool) -> Verdict:
+    """Combine an earlier with a later analysis: with `stop` given answers stay, else the smaller p-values are taken."""
     dense, controls = before.as_good_as_dense != "undecided", before.better_than_controls != "undecided"
     return replace(
         made,
@@ -423,17 +424,17 @@ def _combine(before: Verdict, made: Verdict, stop: bool) -> Verdict:
     )
 
 
-def _with_answers(
+def _add_answers(
     made: Verdict, interim: InterimAnalyses | None, p_of_all: float | None = None, verdicts: int = 1
 ) -> Verdict:
-    """Derive the answers of a verdict from its p-values.
+    """Return a verdict with the answers and the outcome that its p-values give.
 
     Args:
-        p_of_all: p-value of the claim, corrected for several verdicts; by default that of its weakest part.
+        p_of_all: p-value of the whole claim, if corrected for several verdicts; by default the largest of its parts.
     """
     alpha, claim = 1 - made.confidence, made.claim
-    as_good = answer(made.p_as_good, made.p_loses, alpha)
-    better = answer(made.p_better, made.p_not_better, alpha) if made.controls else "undecided"
+    as_good = decide_answer(made.p_as_good, made.p_loses, alpha)
+    better = decide_answer(made.p_better, made.p_not_better, alpha) if made.controls else "undecided"
     p = max(made.p_as_good, made.p_better) if claim == "wins" else made.p_as_good
     if p_of_all is not None:
         p = p_of_all
@@ -443,26 +444,26 @@ def _with_answers(
     weight = 1.0 if interim is None else interim.alphas(1.0).get(made.n, 0.0)
     return replace(
         made,
-        outcome=outcome(claim, as_good, better),
+        outcome=find_outcome(claim, as_good, better),
         as_good_as_dense=as_good,
         better_than_controls=better,
-        not_beaten=() if better == "yes" else _not_beaten(made.controls, alpha * weight / verdicts),
+        not_beaten=() if better == "yes" else _controls_not_beaten(made.controls, alpha * weight / verdicts),
         p=p,
     )
 
 
-def _not_beaten(controls: Mapping[str, Comparison], level: float) -> tuple[str, ...]:
-    """Return the controls that the ticket is not shown to beat, or else the least certain one."""
+def _controls_not_beaten(controls: Mapping[str, Comparison], level: float) -> tuple[str, ...]:
+    """Return the controls that the ticket is not shown to beat at `level`; if there are none, the least certain one."""
     found = tuple(name for name, one in controls.items() if one.p_superior > level)
     return found or tuple(sorted(controls, key=lambda name: controls[name].p_superior)[-1:])
 
 
-def _with_reasons(made: Verdict, interim: InterimAnalyses | None, verdicts: int = 1) -> Verdict:
-    """Add missing seeds, reasons and assumptions to a verdict."""
-    following = interim.next_after(made.n) if interim is not None and not made.decided else None
+def _add_reasons(made: Verdict, interim: InterimAnalyses | None, verdicts: int = 1) -> Verdict:
+    """Return a verdict with its reasons, its assumptions and the estimated number of missing seeds."""
+    following = interim.next_analysis_after(made.n) if interim is not None and not made.decided else None
     more = 0 if made.decided else more_seeds(made, (1 - made.confidence) / verdicts, interim)
     made = replace(made, more_seeds=more, next_analysis=following)
-    return replace(made, reasons=reasons_of(made, interim), assumptions=assumptions_of(made, interim))
+    return replace(made, reasons=explain_verdict(made, interim), assumptions=list_assumptions(made, interim))
 
 
 ASSUMED_SPREAD = 0.8
@@ -471,21 +472,21 @@ on Fashion-MNIST (research)."""
 
 
 def more_seeds(made: Verdict, alpha: float, interim: InterimAnalyses | None) -> int | None:
-    """Return how many more seeds will likely answer the open hypotheses.
+    """Estimate how many more seeds will answer the undecided questions; None if too many.
 
     Args:
         alpha: total alpha of all analyses.
-        interim: the planned analyses, each with its share of alpha. Up to the end of the plan the count is that of an
-            analysis; beyond it, that of one test with the last one's share.
+        interim: the plan, if any: up to its last analysis the estimate ends at an analysis, each with its share of
+            alpha. Beyond the plan one test with the last share is assumed.
     """
     dense, rivals = made.dense, list(made.controls.values()) if made.claim == "wins" else []
-    each, ahead = made.n / made.groups, _ahead(made.n, interim)
+    each, ahead = made.n / made.groups, _alphas_of_later_analyses(made.n, interim)
 
     def seeds_to_show(one: Comparison, distance: float, spread: float | None = None, part: float = 1.0) -> float:
         spread = (one.spread or 0.0) if spread is None else spread
         seeds = inf
         for at, share in ahead.items():
-            found = _seeds_for(one, distance, spread, alpha * part * share)
+            found = _seeds_needed_by_test(one, distance, spread, alpha * part * share)
             seeds = inf if found is None else round(found * each)
             if seeds <= at:
                 return at
@@ -503,25 +504,28 @@ def more_seeds(made: Verdict, alpha: float, interim: InterimAnalyses | None) -> 
     return None if enough == inf else max(1, int(enough) - made.n)
 
 
-def _seeds_for(one: Comparison, distance: float, spread: float, alpha: float) -> int | None:
-    """Return the seeds that a test at `alpha` needs; None if more than `MOST_SEEDS`."""
+def _seeds_needed_by_test(one: Comparison, distance: float, spread: float, alpha: float) -> int | None:
+    """Return the number of seeds that a test at `alpha` needs; None if more than `MOST_SEEDS`."""
     if one.pooled is None:
         return seeds_needed(distance, spread, alpha, least_spread=one.least_spread)
     return replicates_needed(distance, max(spread, one.pooled.floor), alpha, one.pooled)
 
 
-def _ahead(n: int, interim: InterimAnalyses | None) -> dict[int, float]:
-    """Return the shares of alpha of the analyses after n seeds; else the last one's, or all of it without a plan."""
+def _alphas_of_later_analyses(n: int, interim: InterimAnalyses | None) -> dict[int, float]:
+    """Return the share of alpha of each planned analysis after n seeds, by its number of seeds.
+
+    After the last analysis it is that one's share; without a plan, all of alpha.
+    """
     shares = {0: 1.0} if interim is None else interim.alphas(1.0)
     last = max(shares)
     return {at: share for at, share in shares.items() if at > n or at == last}
 
 
-def seeds_of_verification(level: LevelVerdict) -> int | None:
-    """Return the seeds with which a verification is likely (80 %) to decide; None if more than 1,000 would be needed.
+def seeds_for_verification(level: LevelVerdict) -> int | None:
+    """Estimate with how many seeds a verification will decide with probability 80 %; None if more than 1,000.
 
-    The true differences and SDs are assumed to be those observed. A verification judges one level alone, with the
-    guarded tests and a share of alpha for its last analysis.
+    The true differences and SDs are assumed to be those observed at this level. A verification uses the guarded tests,
+    with a share of alpha for its last analysis.
     """
     last = InterimAnalyses(INTERIM).alphas(1.0)[INTERIM[-1]]
     alpha, margin = (1 - level.confidence) * last, level.margin
@@ -551,71 +555,76 @@ _FINER = 0.01
 """Margin below which differences need more than two decimals."""
 
 
-def reasons_of(made: Verdict, interim: InterimAnalyses | None) -> tuple[str, ...]:
-    """Return the answers, a line for each comparison, unusual findings, and next steps if undecided."""
+def explain_verdict(made: Verdict, interim: InterimAnalyses | None) -> tuple[str, ...]:
+    """Explain a verdict in lines: its answers, each comparison, unusual findings, and next steps if undecided."""
     lines = [describe_answers(made.as_good_as_dense, made.better_than_controls, made.not_beaten, bool(made.controls))]
     for name, one in {DENSE: made.dense, **made.controls}.items():
         wanted = f"within {one.margin:g} of" if name == DENSE else "above"
-        found = f"{_difference(one)} over {_over(made)}"
-        lines.append(f"ticket - {name}: {found}; {wanted} it with p = {one.p_of(name):.2g}")
+        found = f"{_format_difference(one)} over {_describe_sample_size(made)}"
+        lines.append(f"ticket - {name}: {found}; {wanted} it with p = {one.p_value_for(name):.2g}")
         lines += [one.note] if one.note else []
         lines += one.diagnosis.reasons if one.diagnosis else ()
     if made.groups < made.n:
         few = f": fewer than {LEAST_SEEDS} decide nothing" if made.groups < LEAST_SEEDS else ""
-        lines.append(f"the {_seeds(made.n)} come from {_parents(made.groups)}; those of one parent count as one{few}")
+        lines.append(
+            f"the {_format_seeds(made.n)} come from {_format_parents(made.groups)}; those of one parent count as one"
+            f"{few}"
+        )
     elif 1 < made.n < LEAST_SEEDS:
         lines.append(f"fewer than {LEAST_SEEDS} seeds decide nothing")
-    return (*lines, *_what_next(made, interim))
+    return (*lines, *_suggest_next_steps(made, interim))
 
 
-def _difference(one: Comparison) -> str:
+def _format_difference(one: Comparison) -> str:
     """Format ``+0.30 [+0.12, +0.48]``: the mean and its interval, if it has one."""
     decimals = 2 if one.margin >= _FINER else 1 - floor(log10(one.margin))
 
-    def formatted(value: float) -> str:
+    def format_value(value: float) -> str:
         return format_number(value, decimals, sign=True)
 
-    return formatted(one.mean) + (
-        "" if one.low is None or one.high is None else f" [{formatted(one.low)}, {formatted(one.high)}]"
+    return format_value(one.mean) + (
+        "" if one.low is None or one.high is None else f" [{format_value(one.low)}, {format_value(one.high)}]"
     )
 
 
-def assumptions_of(made: Verdict, interim: InterimAnalyses | None) -> tuple[str, ...]:
-    """Return the assumptions of the p-values, and the collapse rate that the seeds do not exclude."""
+def list_assumptions(made: Verdict, interim: InterimAnalyses | None) -> tuple[str, ...]:
+    """List the assumptions of the p-values, and the rate of collapses that the seeds cannot exclude."""
     least = made.dense.least_spread or 0.0
-    own = "seeds share no randomness" if made.groups == made.n else f"{_parents(made.groups)} share no randomness"
+    own = (
+        "seeds share no randomness" if made.groups == made.n else f"{_format_parents(made.groups)} share no randomness"
+    )
     pooled = made.dense.pooled
     lines = [
         own,
         f"the standard deviation of seeds is taken to be at least {least:g}",
-        f"up to {100 * UNSEEN_RATE:g} % of seeds may fall {pooled.fall if pooled else UNSEEN_FALL * least:g} below the"
-        " others undetected",
+        f"up to {100 * UNSEEN_RATE:g} % of seeds may fall {pooled.collapse_depth if pooled else UNSEEN_FALL * least:g}"
+        " below the others undetected",
     ]
     if pooled is not None:
-        lines.append(_pooled(made, pooled))
+        lines.append(_describe_pooled_sd(made, pooled))
     if found := made.dense.diagnosis:
         seen = f"{len(found.low)} of {made.groups}" if found.low else f"none of {made.groups}"
         lines.append(f"{seen} collapsed: a rate of up to {100 * found.collapse_rate:.0f} % is not excluded (at 95 %)")
     return (*lines, *([_SETTLED] if interim is None else []))
 
 
-def _pooled(made: Verdict, pooled: PooledSD) -> str:
-    """Describe the standard deviation that the level was tested with."""
+def _describe_pooled_sd(made: Verdict, pooled: PooledSD) -> str:
+    """Describe the pooled standard deviation with which a level was tested."""
     levels = f"{pooled.levels} level{'' if pooled.levels == 1 else 's'} of this search"
     used = "" if made.dense.spread is None else f": {made.dense.spread:.2g} here"
     return (
         f"the standard deviation is the largest of the level's own and the pooled one of {levels}{used}, with"
-        f" {pooled.freedom(made.groups)} degrees of freedom; levels whose median is more than {LOST * pooled.margin:g}"
-        " from the other network's are not pooled"
+        f" {pooled.degrees_of_freedom(made.groups)} degrees of freedom; levels whose median is more than"
+        f" {LOST * pooled.margin:g} from the other network's are not pooled"
     )
 
 
-def _what_next(made: Verdict, interim: InterimAnalyses | None) -> list[str]:
+def _suggest_next_steps(made: Verdict, interim: InterimAnalyses | None) -> list[str]:
     if made.decided:
         return []
     lines = []
     if interim is not None and made.n not in interim.at:
-        lines.append(f"no decision is planned at {_seeds(made.n)}")
+        lines.append(f"no decision is planned at {_format_seeds(made.n)}")
     if made.next_analysis is not None:
         lines.append(f"next interim analysis at {made.next_analysis} seeds")
     if made.more_seeds is None:
@@ -626,16 +635,16 @@ def _what_next(made: Verdict, interim: InterimAnalyses | None) -> list[str]:
     beyond = interim is not None and made.n + made.more_seeds > interim.last
     fresh = f"a new plan of {made.n + made.more_seeds} fresh seeds"  # seeds that were analysed do not count
     limit = f", beyond the plan's {interim.last}: that takes {fresh}" if interim and beyond else ""
-    return [*lines, f"likely to decide: about {_seeds(made.more_seeds, 'more ')}{guess}{limit}"]
+    return [*lines, f"likely to decide: about {_format_seeds(made.more_seeds, 'more ')}{guess}{limit}"]
 
 
-def _over(made: Verdict) -> str:
-    return _seeds(made.n) if made.groups == made.n else _parents(made.groups)
+def _describe_sample_size(made: Verdict) -> str:
+    return _format_seeds(made.n) if made.groups == made.n else _format_parents(made.groups)
 
 
-def _seeds(count: int, more: str = "") -> str:
+def _format_seeds(count: int, more: str = "") -> str:
     return f"{count} {more}seed{'' if count == 1 else 's'}"
 
 
-def _parents(count: int) -> str:
+def _format_parents(count: int) -> str:
     return f"{count} parent{'' if count == 1 else 's'}"

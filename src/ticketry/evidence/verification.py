@@ -1,10 +1,11 @@
-"""Verification: train a ticket or a procedure and its rivals from fresh seeds until a verdict is reached.
+"""Verification: train a ticket, or repeat a search, with its rivals from fresh seeds until a verdict is reached.
 
-A claim about *a ticket*, its mask and its start: seeds differ in the data order (and augmentation) of its training, and
-in the randomness of controls. The ticket may be chosen by any rule, because its verdict comes from fresh seeds. A claim
-about *a procedure*, a method with its settings: the whole search is repeated from fresh seeds (`evidence.rivals`). A
-run's own verdicts (`evidence.level_verdicts`) are about its procedure too, over replicates by which its settings and
-level may have been chosen.
+- A verdict on *a ticket* is about its mask and its initial weights: seeds differ in data order, augmentation and the
+  randomness of controls. The ticket may have been selected by any rule, because the seeds are new.
+- A verdict on *a procedure* is about a method with its settings: every seed repeats the whole search.
+
+A run's own verdicts (`evidence.level_verdicts`) are about its procedure too, but the user may have selected settings by
+the same replicates.
 """
 
 from __future__ import annotations
@@ -16,16 +17,16 @@ from typing import Any
 
 from ticketry.core.ticket.ticket import Ticket
 from ticketry.evidence.comparison import Comparison, check_budgets, compare
-from ticketry.evidence.level_verdicts import default_margin, judgement, resolution
-from ticketry.evidence.rivals import Procedure, ProcedureRivals, Reference, Rivals, Trained
+from ticketry.evidence.level_verdicts import default_margin, metric_resolution, to_judgement_fields
+from ticketry.evidence.rivals import Procedure, ProcedureRivals, Reference, Rivals, TrainedNetwork
 from ticketry.evidence.settings import VerifySettings
-from ticketry.evidence.ticket_under_test import subject
+from ticketry.evidence.ticket_under_test import load_tested_ticket
 from ticketry.evidence.verdict import Verdict, decide_after, verdict
 from ticketry.lab.lab import Lab
 from ticketry.lab.training.segment import Result
 from ticketry.records.evidence import Network, Noise
 from ticketry.records.evidence import Reference as ReferenceTold
-from ticketry.records.verdict import About, LeftOut
+from ticketry.records.verdict import About, OmittedControl
 from ticketry.tasks.task import Task
 
 REFERENCE_SEEDS = 3
@@ -39,14 +40,14 @@ AnyRivals = Rivals | ProcedureRivals
 
 @dataclass(frozen=True)
 class Verification:
-    """A verdict with its data."""
+    """Result of a verification: the verdict and the data behind it."""
 
     about: About
     verdict: Verdict
     values: Mapping[str, Sequence[float]]
     """The metric on the test split by network (ticket, dense, controls), one value for each seed."""
     budgets: Mapping[str, int]
-    """Training steps since initialisation: equal for every seed, which was checked, except for uneven roles."""
+    """Training steps since initialisation by role, the same for every seed; only some roles of procedures differ."""
     parameters: Mapping[str, int]
     """Unpruned parameters."""
     models: Mapping[str, str]
@@ -63,10 +64,10 @@ class Verification:
     """The networks of every role and seed."""
 
     def to_record(self) -> dict[str, Any]:
-        """Return the fields of a `VerifyRecord` that are known here."""
+        """Return those fields of a `VerifyRecord` that follow from this result."""
         noise = self.noise
         return {
-            **judgement(self.verdict),
+            **to_judgement_fields(self.verdict),
             "about": self.about,
             "networks": tuple(
                 Network(role, tuple(values), self.budgets[role], self.parameters[role], self.models[role])
@@ -76,7 +77,7 @@ class Verification:
             "references": tuple(
                 ReferenceTold(one.role, one.steps, tuple(values), one.note) for one, values in self.references
             ),
-            "left_out": tuple(LeftOut(role, why) for role, why in self.left_out.items()),
+            "left_out": tuple(OmittedControl(role, why) for role, why in self.left_out.items()),
         }
 
 
@@ -90,15 +91,15 @@ def verify(
 ) -> Verification:
     """Train a ticket and its rivals with fresh seeds until it is decided whether it wins.
 
-    Seeds are added up to each planned interim analysis; the first that decides ends it. Results in the lab's store are
-    reused. Two hypotheses are tested (`evidence.verdict`): as good as the dense network, within the margin, and (claim
-    "wins") better than every control. All seeds share the ticket's mask and start, because the verdict is about it.
+    Seeds are added until a planned interim analysis decides. Results in the lab's store are reused. Two hypotheses are
+    tested (`evidence.verdict`): as good as the dense network within the margin, and, for the claim "wins", better than
+    every control. All seeds share the ticket's mask and initial weights, because the verdict is about them.
 
     Args:
         ticket: a ticket of a search, see `evidence.ticket_under_test`.
-        settings: the controls, the claim, its margin and confidence, the plan; the defaults of `VerifySettings` if left
-            out. ``small_dense`` is left out, with a note, if the task defines none.
-        task: only for a ticket whose task cannot be built from its name.
+        settings: controls, claim, margin, confidence and plan; by default those of `VerifySettings`. The control
+            ``small_dense`` is omitted, with a note, if the task defines no narrower network.
+        task: required only if the ticket's task cannot be built from its name.
         on_interim: called with the verdict of each interim analysis.
 
     Raises:
@@ -114,11 +115,15 @@ def verify(
         3
     """
     settings = settings or VerifySettings()
-    rivals = Rivals(replace(subject(lab, ticket, task), after=settings.after), settings)
-    made, trained = _decide(rivals, settings, on_interim)
-    again = _again(rivals, made.n) if settings.noise else []
-    noise = _minus_itself(rivals, _values(rivals, trained["ticket"])[: made.n], again, made) if again else None
-    return _verification("ticket", rivals, settings, made, trained, again=again, noise=noise)
+    rivals = Rivals(replace(load_tested_ticket(lab, ticket, task), after=settings.after), settings)
+    made, trained = _train_until_decided(rivals, settings, on_interim)
+    again = _train_ticket_again(rivals, made.n) if settings.noise else []
+    noise = (
+        _compare_ticket_with_itself(rivals, _test_values(rivals, trained["ticket"])[: made.n], again, made)
+        if again
+        else None
+    )
+    return _make_verification("ticket", rivals, settings, made, trained, again=again, noise=noise)
 
 
 def verify_procedure(
@@ -129,12 +134,12 @@ def verify_procedure(
 ) -> Verification:
     """Repeat a whole search and its rivals from fresh seeds until it is decided whether it wins.
 
-    As `verify`, but every seed has its own initialisation, data order and search, and so do the rivals: pairs share
-    their seed, and seeds share nothing.
+    Unlike in `verify`, every seed has its own initialisation, data order and search. The procedure and its rivals share
+    the seed within a pair; different seeds share nothing.
 
     Args:
         procedure: the search, see `Procedure`.
-        settings: as of `verify`.
+        settings: as for `verify`.
         on_interim: called with the verdict of each interim analysis.
 
     Raises:
@@ -154,21 +159,21 @@ def verify_procedure(
     """
     settings = settings or VerifySettings()
     rivals = ProcedureRivals(replace(procedure, after=settings.after), settings)
-    made, trained = _decide(rivals, settings, on_interim)
-    return _verification("procedure", rivals, settings, made, trained)
+    made, trained = _train_until_decided(rivals, settings, on_interim)
+    return _make_verification("procedure", rivals, settings, made, trained)
 
 
-def _decide(
+def _train_until_decided(
     rivals: AnyRivals, settings: VerifySettings, on_interim: Callable[[Verdict], None] | None
-) -> tuple[Verdict, dict[str, list[Trained]]]:
-    """Return the verdict of the first analysis that decides, or of the last one, with its trainings."""
-    plan, trained, margin = settings.plan, dict[str, list[Trained]](), settings.margin
+) -> tuple[Verdict, dict[str, list[TrainedNetwork]]]:
+    """Train seeds until an interim analysis decides, or up to the last; return its verdict and all trained networks."""
+    plan, trained, margin = settings.plan, dict[str, list[TrainedNetwork]](), settings.margin
     for count in plan.at if plan else (settings.seeds or 1,):
         _add_seeds(rivals, trained, count)
         # One margin for all analyses, so that more seeds do not change earlier answers.
         if margin is None:
-            margin = default_margin(rivals.task.metric.unit, _values(rivals, trained["dense"]))
-        made = _judge(rivals, trained, settings, margin)
+            margin = default_margin(rivals.task.metric.unit, _test_values(rivals, trained["dense"]))
+        made = _judge_trained(rivals, trained, settings, margin)
         if on_interim:
             on_interim(made)
         if made.decided:
@@ -176,26 +181,26 @@ def _decide(
     return made, trained
 
 
-def _add_seeds(rivals: AnyRivals, trained: dict[str, list[Trained]], count: int) -> None:
-    """Train every network with the seeds from those there are up to `count`."""
+def _add_seeds(rivals: AnyRivals, trained: dict[str, list[TrainedNetwork]], count: int) -> None:
+    """Train every network with further seeds until there are `count` of each."""
 
-    def one(number: int) -> dict[str, Trained]:
+    def train_seed(number: int) -> dict[str, TrainedNetwork]:
         with rivals.lab.telling(f"seed {number} "):
-            return rivals.of_seed(number)
+            return rivals.train_all_roles(number)
 
     missing = range(len(trained.get("ticket", ())), count)
-    for found in rivals.lab.gather([partial(one, number) for number in missing]):
+    for found in rivals.lab.gather([partial(train_seed, number) for number in missing]):
         for role, result in found.items():
             trained.setdefault(role, []).append(result)
     for role in rivals.left_out:  # a control may be undefined for a later seed
         trained.pop(role, None)
 
 
-def _judge(
-    rivals: AnyRivals, trained: Mapping[str, Sequence[Trained]], settings: VerifySettings, margin: float
+def _judge_trained(
+    rivals: AnyRivals, trained: Mapping[str, Sequence[TrainedNetwork]], settings: VerifySettings, margin: float
 ) -> Verdict:
-    values = {role: _values(rivals, found) for role, found in trained.items()}
-    even = {role: found for role, found in trained.items() if role not in rivals.uneven}
+    values = {role: _test_values(rivals, found) for role, found in trained.items()}
+    even = {role: found for role, found in trained.items() if role not in rivals.roles_with_other_steps}
     for number in range(len(trained["ticket"])):
         check_budgets({role: [found[number].budget] for role, found in even.items()})
     metric = rivals.task.metric
@@ -208,19 +213,19 @@ def _judge(
         margin=margin,
         confidence=settings.confidence,
         higher_is_better=metric.higher_is_better,
-        resolution=resolution(metric.unit, rivals.lab.sizes(rivals.task)["test"]),
+        resolution=metric_resolution(metric.unit, rivals.lab.sizes(rivals.task)["test"]),
         least_spread=settings.least_spread,
         parents=rivals.parents(),
         unit=metric.unit,
     )
 
 
-def _verification(
+def _make_verification(
     about: About,
     rivals: AnyRivals,
     settings: VerifySettings,
     made: Verdict,
-    trained: Mapping[str, Sequence[Trained]],
+    trained: Mapping[str, Sequence[TrainedNetwork]],
     *,
     again: Sequence[float] = (),
     noise: Comparison | None = None,
@@ -228,10 +233,10 @@ def _verification(
     return Verification(
         about=about,
         verdict=made,
-        values={role: _values(rivals, found) for role, found in trained.items()},
+        values={role: _test_values(rivals, found) for role, found in trained.items()},
         budgets={role: round(sum(one.budget for one in found) / len(found)) for role, found in trained.items()},
-        parameters={role: rivals.parameters(role) for role in trained},
-        models={role: rivals.model(role) for role in trained},
+        parameters={role: rivals.count_parameters(role) for role in trained},
+        models={role: rivals.network_name(role) for role in trained},
         again=again,
         noise=noise,
         references=rivals.references(min(REFERENCE_SEEDS, made.n)) if settings.references else [],
@@ -241,17 +246,19 @@ def _verification(
     )
 
 
-def _again(rivals: Rivals, count: int) -> list[float]:
-    """Train the ticket with equally many separate seeds."""
+def _train_ticket_again(rivals: Rivals, count: int) -> list[float]:
+    """Train the ticket with `count` other seeds, for the comparison with itself."""
 
-    def one(number: int) -> Trained:
+    def train_seed(number: int) -> TrainedNetwork:
         with rivals.lab.telling(f"seed {number} {AGAIN} "):
             return rivals.train("ticket", rivals.subject.fresh_seeds(number, AGAIN))
 
-    return _values(rivals, rivals.lab.gather([partial(one, number) for number in range(count)]))
+    return _test_values(rivals, rivals.lab.gather([partial(train_seed, number) for number in range(count)]))
 
 
-def _minus_itself(rivals: Rivals, ticket: Sequence[float], again: Sequence[float], made: Verdict) -> Comparison:
+def _compare_ticket_with_itself(
+    rivals: Rivals, ticket: Sequence[float], again: Sequence[float], made: Verdict
+) -> Comparison:
     metric = rivals.task.metric
     return compare(
         ticket,
@@ -259,11 +266,11 @@ def _minus_itself(rivals: Rivals, ticket: Sequence[float], again: Sequence[float
         margin=made.margin,
         confidence=made.confidence,
         higher_is_better=metric.higher_is_better,
-        resolution=resolution(metric.unit, rivals.lab.sizes(rivals.task)["test"]),
+        resolution=metric_resolution(metric.unit, rivals.lab.sizes(rivals.task)["test"]),
         name=AGAIN,
     )
 
 
-def _values(rivals: AnyRivals, trained: Sequence[Trained]) -> list[float]:
+def _test_values(rivals: AnyRivals, trained: Sequence[TrainedNetwork]) -> list[float]:
     name = rivals.task.metric.name
     return [float(one.result.metrics["test"][name]) for one in trained]

@@ -24,11 +24,11 @@ from ticketry.records.network import LATENCY_MATCHED, is_matched_dense
 from ticketry.records.run import RunRecord
 from ticketry.records.settings import FORMAT_1_DEFAULTS
 from ticketry.search import METHODS, Method, Training
-from ticketry.search.common.aliases import known_as
-from ticketry.search.common.method import procedure_sources
-from ticketry.search.common.plan import tickets_in
+from ticketry.search.common.aliases import listed_name
+from ticketry.search.common.method import source_digests
+from ticketry.search.common.plan import ticket_trainings
 from ticketry.search.common.settings import budget_of
-from ticketry.search.common.shape import shape_of
+from ticketry.search.common.structure_option import parsed_structure_of
 from ticketry.tasks import catalogue
 from ticketry.tasks.recipe import Recipe, recipe_from
 from ticketry.tasks.task import Task
@@ -158,7 +158,7 @@ class SearchRequest:
     @cached_property
     def tickets(self) -> list[Training]:
         """The tickets in the plan, by level."""
-        return tickets_in(self.plan)
+        return ticket_trainings(self.plan)
 
     @property
     def planned_densities(self) -> dict[float, int]:
@@ -174,19 +174,19 @@ class SearchRequest:
         return self.replicates * (1 + beside)
 
     @cached_property
-    def procedure_sources(self) -> dict[str, str]:
+    def source_digests(self) -> dict[str, str]:
         """Digests of user code in the search, without controls.
 
         They are computed once, since a file may change after it was imported.
         """
-        return procedure_sources(self.method, self.settings)
+        return source_digests(self.method, self.settings)
 
     @cached_property
     def sources(self) -> dict[str, str]:
         """Digests of all user code, controls included."""
         controls = [name for name in self.controls if not is_matched_dense(name)]  # its colon precedes a network
         outside = {f"control {name}": CONTROLS.digest_source(name) for name in controls if CONTROLS.is_outside(name)}
-        return {**self.procedure_sources, **outside}
+        return {**self.source_digests, **outside}
 
     @property
     def name(self) -> str:
@@ -207,7 +207,7 @@ class SearchRequest:
     @property
     def known_as(self) -> str:
         """Name of the method, or the alias by which it was requested."""
-        return known_as(self.method.name, self.method.alias, self.settings)
+        return listed_name(self.method.name, self.method.alias, self.settings)
 
     def with_new_name(self, paths: Paths) -> SearchRequest:
         """Return the request with the name for a new run, built from the method's alias or a non-default score.
@@ -261,7 +261,11 @@ class SearchRequest:
 
         Settings that were added later are omitted at their defaults, so that stored runs keep their names.
         """
-        values = self.settings.in_format_1() if hasattr(self.settings, "in_format_1") else asdict(self.settings)
+        values = (
+            self.settings.values_for_run_name()
+            if hasattr(self.settings, "values_for_run_name")
+            else asdict(self.settings)
+        )
         settings = {name: value for name, value in values.items() if (name, value) not in LATER.items()}
         chosen = {"arithmetic": dict(self.arithmetic)} if self.arithmetic else {}
         return self.describe() | {"settings": settings} | chosen
@@ -301,12 +305,14 @@ def with_measured_costs(
         say: called with a line of progress.
     """
     settings = request.settings
-    if not (budget := budget_of(settings)) or not budget.unmeasured:
+    if not (budget := budget_of(settings)) or not budget.needs_measurement:
         return request
     from ticketry.lab.task_costs import CostOptions, find_or_measure_costs
 
     if budget.kind == "time":
-        asked = CostOptions(structure=shape_of(settings).granularity or NONE, base=budget.named_base or ENGINE)
+        asked = CostOptions(
+            structure=parsed_structure_of(settings).granularity or NONE, base=budget.base_for_run_name or ENGINE
+        )
     else:
         asked = CostOptions(unit="bytes")
     file = find_or_measure_costs(request.task, asked, options.store, data=options.data, say=say)

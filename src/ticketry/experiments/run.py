@@ -14,7 +14,7 @@ from msgspec.structs import replace
 from ticketry.budgets.units import ENGINE
 from ticketry.core.structure.pattern import parse_share
 from ticketry.errors import TicketryError, UsageError
-from ticketry.evidence.control import LONGER, SMALL_DENSE
+from ticketry.evidence.control import LONGER_CONTROLS, SMALL_DENSE
 from ticketry.evidence.settings import VerifySettings
 from ticketry.experiments.decoding import decode_settings
 from ticketry.experiments.options import USUAL_CONTROLS, BenchOptions, LabOptions, open_lab
@@ -214,7 +214,7 @@ class Run:
         if chosen is None:
             return None
         if settings is None:
-            controls: tuple[str, ...] = tuple(name for name in self.request.controls if name not in LONGER)
+            controls: tuple[str, ...] = tuple(name for name in self.request.controls if name not in LONGER_CONTROLS)
             of_ticket = default_subject(Ticket.load(chosen.ticket, trained=False)) == "ticket"
             own = (*controls, SMALL_DENSE) if of_ticket else ()
             settings = VerifySettings(controls=own if controls else ("none",))

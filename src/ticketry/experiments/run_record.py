@@ -283,8 +283,8 @@ class PointCollector:
 def _describe_search(run: SearchRequest, replicate: int, recipe: Recipe) -> dict[str, Any]:
     """Return the parts of a search that a ticket's other entries lack, see `records.ticket.Searched`."""
     values: dict[str, Any] = {"replicates": run.replicates}
-    if run.procedure_sources:
-        values["sources"] = run.procedure_sources
+    if run.source_digests:
+        values["sources"] = run.source_digests
     if recipe != run.recipe:
         values["recipe"] = asdict(run.recipe)
     if run.task_of(replicate) is not run.task:

@@ -11,9 +11,9 @@ from msgspec.structs import replace
 
 from ticketry.core.structure.pattern import UNSTRUCTURED
 from ticketry.errors import TicketryError
-from ticketry.evidence.control import LONGER, obstacle
-from ticketry.evidence.controls import trained_control
-from ticketry.evidence.level_verdicts import with_current_verdicts, with_verdicts
+from ticketry.evidence.control import LONGER_CONTROLS, explain_undefined_control
+from ticketry.evidence.controls import train_any_control
+from ticketry.evidence.level_verdicts import add_verdicts, recompute_verdicts
 from ticketry.experiments.progress import ProgressFile
 from ticketry.experiments.record_files import (
     describe_environment,
@@ -35,7 +35,7 @@ from ticketry.lab.store.address import display_address
 from ticketry.lab.store.files import path_exists, write_atomically, write_sealed
 from ticketry.lab.store.marks import mark_running
 from ticketry.records.network import TICKET, Point, is_matched_dense
-from ticketry.records.run import FORMAT, LeftOutAtLevel, RunRecord, ScheduleSteps
+from ticketry.records.run import FORMAT, OmittedControlAtLevel, RunRecord, ScheduleSteps
 from ticketry.records.schema import as_json
 from ticketry.tasks.task import Task
 
@@ -120,10 +120,10 @@ def _write_run(lab: Lab, run: SearchRequest, record: RunRecord, done: Ledger, me
             write_sealed(folder / "run.json", as_json(updated))
         if not path_exists(folder / "run.toml"):
             write_atomically(folder / "run.toml", updated.config.encode())
-        return with_current_verdicts(updated)  # costs and date are those of the earlier record
+        return recompute_verdicts(updated)  # costs and date are those of the earlier record
     if used := meter.used():
         record.recorded_cost.update(energy_kwh=used.kwh, energy_by=used.by)
-    record = with_verdicts(record, lab.sizes(run.task)["test"])
+    record = add_verdicts(record, lab.sizes(run.task)["test"])
     write_sealed(folder / "run.json", as_json(record))
     write_atomically(folder / "run.toml", record.config.encode())
     return record
@@ -148,7 +148,7 @@ class _ControlTrainer:
             counts: density and number of weights of the ticket, which its controls share.
         """
         for control in self._run.controls_for(found.level, counts["density"]):
-            if why := obstacle(control, found):
+            if why := explain_undefined_control(control, found):
                 self._points.left_out[found.level, control] = why
             elif self._pool is None:
                 self._train_control(control, replicate, found, counts)
@@ -159,7 +159,7 @@ class _ControlTrainer:
         run = self._run
         assert found.mask is not None
         with self._lab.telling(f"replicate {replicate} "):
-            control_of = trained_control(
+            control_of = train_any_control(
                 self._lab,
                 run.task_of(replicate),
                 control,
@@ -182,7 +182,7 @@ class _ControlTrainer:
             steps = sum(each.segment.steps for each in trained)
             more.update(steps=steps, seconds=round(sum(each.train_seconds for each in trained), 3))
             self._points.add_trainings(trained)
-        if control in LONGER:
+        if control in LONGER_CONTROLS:
             more.update(cycles=len(trained))
         self._points.add(replicate, found.level, control, trained[-1], phases, **more)
 
@@ -229,7 +229,7 @@ def preliminary_record(run: SearchRequest, points: Sequence[Point]) -> RunRecord
         seeds=described["seeds"],
         controls=run.controls,
         sources=run.sources,
-        scored=getattr(run.settings, "other_score", ""),
+        scored=getattr(run.settings, "replacing_score", ""),
     )
 
 
@@ -256,7 +256,9 @@ def _build_record(
         recorded_cost=as_json(points.cost(done, seconds)),
         environment=describe_environment(lab, arithmetic, points.segments.values()),
         rounds=tuple(sorted(points.rounds.values(), key=lambda row: (row.replicate, row.level))),
-        left_out=tuple(LeftOutAtLevel(role, why, level) for (level, role), why in sorted(points.left_out.items())),
+        left_out=tuple(
+            OmittedControlAtLevel(role, why, level) for (level, role), why in sorted(points.left_out.items())
+        ),
         config=format_run_file({**run.describe(), "method": run.known_as}, run.task.spec, chosen),
         store=display_address(lab.store.paths.root),
     )

@@ -15,7 +15,7 @@ from msgspec import convert
 from ticketry.errors import UsageError
 from ticketry.evidence.connectivity import barrier
 from ticketry.evidence.settings import StabilitySettings
-from ticketry.evidence.stability import Distance, Stability, children
+from ticketry.evidence.stability import Distance, Stability, train_two_data_orders
 from ticketry.evidence.stability import stability as distances_of
 from ticketry.experiments.decoding import decode_settings
 from ticketry.experiments.options import USUAL_CONTROLS, LabOptions, open_lab
@@ -197,7 +197,7 @@ def _check_rewinds(run: SearchRequest, settings: StabilitySettings, steps: Mappi
         UsageError: for settings with which tickets cannot be compared, before anything is trained.
     """
     for step, text in steps.items():
-        how = getattr(replace(run.settings, rewind=text), "how_retrained", CONTINUE)
+        how = getattr(replace(run.settings, rewind=text), "effective_retrain", CONTINUE)
         word = how(run.recipe) if callable(how) else how
         if word not in REWINDING or (word != CONTINUE and step > 0):
             raise UsageError(
@@ -263,7 +263,7 @@ def _analyse_network(
     seeds, task = run.seeds.replicate(replicate), run.task_of(replicate)
     about = (lab, task, run.recipe, found, seeds)
     with lab.telling(f"replicate {replicate} rewind {run.settings.rewind} "):
-        one, other = children(*about, control=control)
+        one, other = train_two_data_orders(*about, control=control)
         distances = distances_of(*about, control=control) if found.mask else None
         barriers = [
             barrier(lab, task, one, other, points=settings.points, split=split, recalibrate=settings.recalibrate)

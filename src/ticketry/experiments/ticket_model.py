@@ -18,7 +18,7 @@ from ticketry.core.ticket.ticket import Ticket
 from ticketry.engine.adapters import compile
 from ticketry.engine.export import Exported, export
 from ticketry.errors import EngineError, TicketError, UsageError
-from ticketry.evidence.ticket_under_test import asked_of, made_task
+from ticketry.evidence.ticket_under_test import build_task, read_task_description
 from ticketry.experiments.options import ModelOptions
 from ticketry.tasks import catalogue
 from ticketry.tasks.task import Task
@@ -100,7 +100,7 @@ def load_ticket_model(
     ticket = Ticket.load(path, trained=weights == "trained")
     if weights == "trained" and ticket.trained is None:
         raise TicketError(f"{path} has no trained weights: give --weights start for those at the start of its training")
-    task, told = task or made_task(ticket, trust=trust), asked_of(ticket)
+    task, told = task or build_task(ticket, trust=trust), read_task_description(ticket)
     if told and (why := task.unfit(told.key)):  # a file may have changed since, too
         raise TicketError(f"{path} does not fit the task {task.name}: {why}")
     model = ticket.apply(task.build(), weights).eval().requires_grad_(False)

@@ -16,11 +16,17 @@ from msgspec import convert, structs
 from ticketry.core.structure.pattern import check_density
 from ticketry.core.ticket.ticket import Ticket
 from ticketry.errors import TicketError, UsageError
-from ticketry.evidence.control import LONGER, RIVALS
-from ticketry.evidence.level_verdicts import default_margin, resolution
+from ticketry.evidence.control import LONGER_CONTROLS, RIVALS
+from ticketry.evidence.level_verdicts import default_margin, metric_resolution
 from ticketry.evidence.rivals import Procedure, ProcedureRivals, Rivals
 from ticketry.evidence.settings import VerifySettings
-from ticketry.evidence.ticket_under_test import begins_anew, check_task, import_variants, made_task, name_of
+from ticketry.evidence.ticket_under_test import (
+    build_task,
+    check_task,
+    import_variants,
+    name_in_errors,
+    trains_after_pruning_only,
+)
 from ticketry.evidence.verdict import Verdict
 from ticketry.evidence.verification import verify as verified
 from ticketry.evidence.verification import verify_procedure
@@ -47,7 +53,7 @@ from ticketry.records.evidence import VerifyRecord
 from ticketry.records.network import TICKET, Cost, Point
 from ticketry.records.run import RunRecord, read_run
 from ticketry.records.settings import upgrade_settings
-from ticketry.records.ticket import RetrainingInfo, SearchInfo, read_info
+from ticketry.records.ticket import RetrainingInfo, SearchInfo, read_ticket_info
 from ticketry.records.verdict import About
 from ticketry.search import METHODS
 from ticketry.search import method as method_called
@@ -151,7 +157,7 @@ def verify_ticket(
 ) -> VerifyRecord:
     """Verify a ticket, or its procedure, in a lab with these options: see `execute_verify`."""
     if trust and task is None:
-        task = made_task(Ticket.load(Path(ticket), trained=False), trust=True)
+        task = build_task(Ticket.load(Path(ticket), trained=False), trust=True)
     with open_lab(options, task or (search.task if search else None), on_event) as lab:
         return execute_verify(
             lab, Path(ticket), settings, task=task, search=search, trust=trust, command=command, on_interim=on_interim
@@ -194,7 +200,7 @@ def execute_verify(
     else:
         if trust:
             import_variants(ticket)
-        task = task or made_task(ticket)
+        task = task or build_task(ticket)
         name = _ticket_name(ticket.info, settings, lab.unusual(task))
     config = {"about": about, "ticket": str(path), "settings": vars(settings)}
     with lab.dashboards.reporting(name, "verification", config, by_label=True) as run:
@@ -209,7 +215,7 @@ def execute_verify(
             name=name,
             ticket=str(path),
             run=run_name_of(root, Path(path)),
-            resolution=resolution(metric.unit, lab.sizes(made.compared.task)["test"]),
+            resolution=metric_resolution(metric.unit, lab.sizes(made.compared.task)["test"]),
             interim=() if settings.seeds is not None else settings.interim,
             after=settings.after,
             **about_what,
@@ -227,7 +233,11 @@ def execute_verify(
 
 def default_subject(ticket: Ticket) -> About:
     """Return the default subject of a verdict: the ticket if its whole training uses the mask, else the procedure."""
-    return "ticket" if begins_anew(read_info(RetrainingInfo, ticket.info, name_of(ticket))) else "procedure"
+    return (
+        "ticket"
+        if trains_after_pruning_only(read_ticket_info(RetrainingInfo, ticket.info, name_in_errors(ticket)))
+        else "procedure"
+    )
 
 
 def _ticket_name(info: Mapping[str, Any], settings: VerifySettings, arithmetic: Mapping[str, Any]) -> str:
@@ -257,7 +267,7 @@ def _procedure_name(search: SearchRequest, level: int, settings: VerifySettings)
         for name, value in search.identity().items()
         if name not in ("replicates", "controls", "control_densities", "sources")
     }
-    described |= {"sources": search.procedure_sources} if search.procedure_sources else {}
+    described |= {"sources": search.source_digests} if search.source_digests else {}
     return _digest_name({"procedure": described, "level": level, **_named_settings(settings)})
 
 
@@ -274,9 +284,11 @@ def _describe_procedure(rivals: Rivals | ProcedureRivals, search: SearchRequest,
         "settings": asdict(search.settings),
         "recipe": asdict(search.recipe),
         "level": level,
-        "density": rivals.kept_weights / rivals.total,
+        "density": rivals.kept_weights / rivals.scope_size,
         "kept": rivals.kept_weights,
-        "task": describe_task(search.task, rivals.lab, parameters=rivals.parameters("dense"), prunable=rivals.total),
+        "task": describe_task(
+            search.task, rivals.lab, parameters=rivals.count_parameters("dense"), prunable=rivals.scope_size
+        ),
     }
 
 
@@ -351,7 +363,7 @@ def sparsest_winner(record: RunRecord) -> Point | None:
         and all(
             means[level, role] > mean
             for (at, other), mean in means.items()
-            if at == level and other not in (role, *LONGER)
+            if at == level and other not in (role, *LONGER_CONTROLS)
         )
     ]
     return min(rows[max(winning), "ticket"], key=lambda row: row.replicate) if winning else None
@@ -376,10 +388,10 @@ def read_search(
         TrustError: if it names something that is not built in.
         UsageError: if its mask was restructured later, which a repeated search would not do.
     """
-    of = name_of(ticket)
+    of = name_in_errors(ticket)
     if missing := [name for name in _ENTRIES if name not in ticket.info]:
         raise TicketError(f"{of} lacks its {', '.join(missing)}, so its search cannot be repeated")
-    info = read_info(SearchInfo, ticket.info, of)
+    info = read_ticket_info(SearchInfo, ticket.info, of)
     if info.structure.of:
         raise UsageError(
             f"{of} was given its structure after its search, which a repeated search would not do: search with"
@@ -396,7 +408,7 @@ def read_search(
             raise refusal("search method", info.method, of)
         check_trust({"settings": settings}, None, of=of, store=store)
     method, searched = method_called(info.method), info.search
-    task = task or made_task(ticket, request=searched.task if searched else None, trust=trust)
+    task = task or build_task(ticket, request=searched.task if searched else None, trust=trust)
     check_task(of_replicate(task, info.replicate), info.task)
     found = SearchRequest(
         method=method,
@@ -412,7 +424,7 @@ def read_search(
 
 def _check_sources(search: SearchRequest, recorded: Mapping[str, str] | None, of: str) -> None:
     """Raise `TicketError` if user code of a search has changed since the ticket was found, as far as digests exist."""
-    now = search.procedure_sources
+    now = search.source_digests
     changed = [name for name in sorted({*(recorded or {}), *now}) if recorded and recorded.get(name) != now.get(name)]
     if changed:
         words = {"method": search.method.name, "score": "its score", "kind": "its kind of gates"}
@@ -429,8 +441,8 @@ def build_procedure(lab: Lab, search: SearchRequest, level: int) -> Procedure:
     For data with several splits, the procedure uses splits that the run did not use.
     """
     settings, wanted = search.settings, level
-    if hasattr(settings, "only"):  # a shorter search that finds the ticket too
-        settings, wanted = settings.only(level)
+    if hasattr(settings, "for_level"):  # a shorter search that finds the ticket too
+        settings, wanted = settings.for_level(level)
     return Procedure(
         lab=lab,
         search=search.method.search,

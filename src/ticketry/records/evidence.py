@@ -22,7 +22,7 @@ from ticketry.records.schema import (
     reject,
 )
 from ticketry.records.speed import BenchRecord, CurveRecord, SpeedRecord
-from ticketry.records.verdict import Experiment, Judgement, LeftOut, MeanDifference, Task
+from ticketry.records.verdict import Experiment, Judgement, MeanDifference, OmittedControl, Task
 
 FORMAT: Final = 1
 _ADVICE = "Repeat the command that wrote it; trainings in the store are reused"
@@ -99,7 +99,7 @@ class VerifyRecord(Judgement, frozen=True, kw_only=True, tag_field="kind", tag="
     networks: tuple[Network, ...]
     noise: Noise | None = None
     references: tuple[Reference, ...] = ()
-    left_out: tuple[LeftOut, ...] = ()
+    left_out: tuple[OmittedControl, ...] = ()
     cost: Cost = Cost()
     environment: dict[str, Any] = field(default_factory=dict)
     command: str = ""

@@ -10,7 +10,7 @@ from msgspec import Meta
 from ticketry.choices import check_choice
 
 SCALES = ("linear", "log")
-Over = Annotated[Literal["mean", "iqm"], Meta(extra={"problem": "neither mean nor iqm"})]
+Summary = Annotated[Literal["mean", "iqm"], Meta(extra={"problem": "neither mean nor iqm"})]
 
 
 @dataclass(frozen=True, init=False)
@@ -36,7 +36,7 @@ class Metric:
     """False for a loss or an error."""
     scale: str = "linear"
     """Scale of the axis in figures: linear, or log for metrics that are compared by ratios."""
-    summary: Over = "mean"
+    summary: Summary = "mean"
     """Summary over replicates: mean, or iqm (interquartile mean with a bootstrap interval) for metrics with outliers
     among seeds."""
 
@@ -46,10 +46,10 @@ class Metric:
         unit: str = "%",
         higher_is_better: bool = True,
         scale: str = "linear",
-        summary: Over = "mean",
+        summary: Summary = "mean",
     ) -> None:
         check_choice("metric: scale", scale, SCALES)
-        check_choice("metric: summary", summary, get_args(get_args(Over)[0]))
+        check_choice("metric: summary", summary, get_args(get_args(Summary)[0]))
         for field, value in zip(self.__dataclass_fields__, (name, unit, higher_is_better, scale, summary), strict=True):
             object.__setattr__(self, field, value)
 

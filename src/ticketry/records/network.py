@@ -190,7 +190,7 @@ class Moment(Part, frozen=True):
             reject("looks", "are not in the order of steps")
 
     @property
-    def looks(self) -> tuple[tuple[int, float], ...]:
+    def measurements(self) -> tuple[tuple[int, float], ...]:
         """Measurements of the detector as (step, value), in the order of steps.
 
         Detector distance: ||w - w0|| / ||w0||. Detector masks: share of elements in which the mask differs from the
@@ -199,13 +199,13 @@ class Moment(Part, frozen=True):
         return tuple((int(step), nan_if_invalid(value)) for step, value in self.recorded_looks)
 
     @property
-    def compared(self) -> tuple[tuple[int, float], ...]:
+    def compared_measurements(self) -> tuple[tuple[int, float], ...]:
         """Values that the detector compares with the threshold, as (step, value); NaN where undefined.
 
         Detector distance: |d_t - d_(t-1)| / d_1 with d_0 = 0, so that the first value is 1. Detector masks: the
         measurements themselves.
         """
-        looks = self.looks
+        looks = self.measurements
         if self.detector != DISTANCE or not looks:
             return looks
         first = looks[0][1]
@@ -216,7 +216,7 @@ class Moment(Part, frozen=True):
     @property
     def value_at_pruning(self) -> float:
         """Compared value of the last measurement up to the pruning step; NaN without measurements."""
-        return next((value for step, value in reversed(self.compared) if step <= self.step), math.nan)
+        return next((value for step, value in reversed(self.compared_measurements) if step <= self.step), math.nan)
 
 
 class Point(Part, frozen=True, kw_only=True, omit_defaults=True):

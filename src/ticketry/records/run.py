@@ -11,7 +11,7 @@ from msgspec.structs import force_setattr
 from ticketry.errors import StoreError
 from ticketry.records.network import Cost, Point, check_metric
 from ticketry.records.schema import AtLeastOne, Count, Number, Part, Share, check_format, read, reject
-from ticketry.records.verdict import Experiment, LeftOut, LevelVerdict
+from ticketry.records.verdict import Experiment, LevelVerdict, OmittedControl
 
 FORMAT: Final = 1
 _ADVICE = "Repeat the run to rewrite the record; trainings in the store are reused"
@@ -67,7 +67,7 @@ class Round(Part, frozen=True, kw_only=True):
         return float((self.soft_validation if soft else self.validation)[name])
 
 
-class LeftOutAtLevel(LeftOut, frozen=True):
+class OmittedControlAtLevel(OmittedControl, frozen=True):
     """A control that was omitted because it is not defined for the tickets of a level."""
 
     level: Count
@@ -110,7 +110,7 @@ class RunRecord(Experiment, frozen=True, kw_only=True, omit_defaults=True, tag_f
     verdicts: tuple[LevelVerdict, ...] = ()
     verdict_error: str = ""
     """Why the run has no verdicts; empty if no reason is known."""
-    left_out: tuple[LeftOutAtLevel, ...] = ()
+    left_out: tuple[OmittedControlAtLevel, ...] = ()
     """Requested controls that could not be trained for as long as the tickets."""
     rounds: tuple[Round, ...] = ()
     """Trainings with gates, for methods that derive masks from gates."""

@@ -88,7 +88,7 @@ def read(kind: type[T], value: object, *, what: str, advice: str) -> T:
         raise StoreError(f"{what}: {place} {problem}. {advice}") from None
 
 
-class _Head(Part, frozen=True):
+class _FormatHeader(Part, frozen=True):
     """The part of a record that all formats share."""
 
     format: AtLeastOne
@@ -100,7 +100,7 @@ def check_format(value: object, version: int, *, what: str, advice: str) -> None
     Raises:
         StoreError: if the version is missing or is not `version`.
     """
-    found = read(_Head, value, what=what, advice=advice).format
+    found = read(_FormatHeader, value, what=what, advice=advice).format
     if found != version:
         raise StoreError(
             f"{what}: format {found} is not the one this ticketry reads ({version}): "

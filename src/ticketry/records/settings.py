@@ -56,7 +56,7 @@ def upgrade_settings(stored: Mapping[str, Any], known: Container[str] = ()) -> d
         texts.append("channels" + (f":{changed['multiple']}" if "multiple" in changed else ""))
         used |= {"structured", "multiple"}
     if "pattern" in changed:
-        texts.append(_pattern(str(changed["pattern"])))
+        texts.append(_pattern_to_structure(str(changed["pattern"])))
         used.add("pattern")
     if structure != "none":
         options = _OPTIONS.get(structure, {})
@@ -76,7 +76,7 @@ def upgrade_settings(stored: Mapping[str, Any], known: Container[str] = ()) -> d
     return {name: value for name, value in settings.items() if name not in old or name in changed.keys() - used}
 
 
-def _pattern(pattern: str) -> str:
+def _pattern_to_structure(pattern: str) -> str:
     if pattern == "channel":
         return "filters"
     return f"rows:{pattern.removesuffix('x1')}" if pattern.endswith("x1") else f"search:{pattern}"

@@ -99,7 +99,7 @@ class RetrainingInfo(TrainingInfo, frozen=True, kw_only=True):
 
     @property
     def mask_pattern(self) -> str:
-        """Pattern in which the search chose the mask; it has none if tickets got a structure, or under a budget."""
+        """Pattern in which the search chose the mask; unstructured if the structure came later, or under a budget."""
         if self.aim or self.structure.kind or not isinstance(self.settings.structure, str):
             return self.settings.pattern
         return pattern_of_structure(self.settings.structure) or self.settings.pattern
@@ -155,12 +155,12 @@ class TicketRecord(Part, frozen=True, kw_only=True):
     command: str = ""
 
 
-def read_info(kind: type[T], info: Mapping[str, Any], of: str) -> T:
-    """Read the info of a ticket as one of the classes of this module.
+def read_ticket_info(kind: type[T], info: Mapping[str, Any], of: str) -> T:
+    """Read a ticket's info from its ticket.json, as an instance of one of the classes of this module.
 
     Args:
-        kind: class to read.
-        info: the ticket's info, from ticket.json.
+        kind: the class.
+        info: the ticket's info.
         of: name of the ticket in errors.
 
     Raises:

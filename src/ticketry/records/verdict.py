@@ -57,7 +57,7 @@ class Experiment(Part, frozen=True, kw_only=True):
     store: str = ""
 
 
-class LeftOut(Part, frozen=True):
+class OmittedControl(Part, frozen=True):
     """A control that was omitted because it is not defined for a ticket."""
 
     role: str
@@ -188,7 +188,7 @@ class Judgement(VerdictAnswers[None], frozen=True, kw_only=True):
 
     @property
     def claims_of(self) -> str:
-        """Subject of the verdict as text: this ticket or this procedure."""
+        """What the verdict is about, as text: this ticket or this procedure."""
         return f"this {self.about}"
 
     @property

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from ticketry.errors import UsageError
 from ticketry.lab.search_result import Found, Seeds
 from ticketry.registry import Registry
-from ticketry.search.common.aliases import ALIASES, under_alias
+from ticketry.search.common.aliases import ALIASES, with_alias_defaults
 from ticketry.search.common.method import Method
 from ticketry.search.common.plan import Training
 from ticketry.search.common.settings import COUNTED
@@ -87,7 +87,7 @@ stochastic: Method[_StochasticSettings] = METHODS.get("stochastic")
 
 
 def methods() -> dict[str, Method[Any]]:
-    """Return every method by name; a warning is logged for packages whose methods cannot be used.
+    """Return every search method by name. Logs a warning for each installed package whose methods cannot be imported.
 
     Examples:
         >>> tk.search.methods()["l0"].about.paper
@@ -99,7 +99,7 @@ def methods() -> dict[str, Method[Any]]:
 def method(name: str) -> Method[Any]:
     """Return the method of this name or alias, or a user's own; `UsageError` if it is unknown.
 
-    An alias is the name by which a paper calls a method with some of its settings, see `common.aliases`.
+    An alias, such as ``imp``, is a paper's name for a method with some settings, see `common.aliases`.
 
     Args:
         name: name such as ``iterative``; ``mine`` for ``mine.py`` in the current directory, ``package.module`` or
@@ -117,29 +117,29 @@ def method(name: str) -> Method[Any]:
         ticketry.errors.UsageError: search method 'oneshoot' is not known: acdc, concrete, continuous, ...
     """
     found = METHODS.get(name)
-    return under_alias(found, name) if name in ALIASES else found
+    return with_alias_defaults(found, name) if name in ALIASES else found
 
 
 def check_named_settings(chosen: Method[Any], names: Iterable[str]) -> None:
-    """Raise `UsageError` for settings that were given and would have no effect.
+    """Raise `UsageError` for given settings that would have no effect.
 
-    That is a budget of tickets for a method that has none (the message says which methods have), and a setting beside
-    another that replaces it, such as levels beside density: `Settings.instead_of`.
+    Examples are a cost budget for a method without one, and a setting that another given one overrides, such as levels
+    together with density (`Settings.instead_of`).
 
     Args:
         chosen: the method.
-        names: names of the settings that were given, with any value.
+        names: names of the settings that the user gave.
     """
     given = set(names)
     for name, others in getattr(chosen.Settings, "instead_of", {}).items():
         if name in given and (twice := [other for other in others if other in given]):
             raise UsageError(f"{name} stands in place of {' and '.join(twice)}: give one of them")
 
-    def has(method: Method[Any], name: str) -> bool:
+    def has_setting(method: Method[Any], name: str) -> bool:
         return any(field.name == name and field.init for field in fields(method.Settings))
 
-    if missing := [name for name in COUNTED if name in given and not has(chosen, name)]:
-        able = [name for name in METHODS.built_in if has(METHODS.get(name), missing[0])]
+    if missing := [name for name in COUNTED if name in given and not has_setting(chosen, name)]:
+        able = [name for name in METHODS.built_in if has_setting(METHODS.get(name), missing[0])]
         raise UsageError(
             f"{chosen.name} cannot aim at {COUNTED[missing[0]]} (--{missing[0]}): its masks do not come"
             f" from scores of weights at the end; these methods can: {', '.join(able)}"

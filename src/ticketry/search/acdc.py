@@ -21,9 +21,9 @@ from typing import ClassVar
 from ticketry.core.sparse_training.schedule import phases_within
 from ticketry.lab.search_result import GRADUAL, Found
 from ticketry.search.common.equal_cost import stretch_to_flops
-from ticketry.search.common.method import About, Replicate, on_replicate
+from ticketry.search.common.method import About, Replicate, as_search
 from ticketry.search.common.plan import Schedule, Training
-from ticketry.search.common.pruning import check_score, prunable, prune
+from ticketry.search.common.pruning import check_score_setting, prunable_scope, prune
 from ticketry.search.common.settings import ScoreSettings
 
 ABOUT = About(
@@ -52,8 +52,8 @@ class Settings(ScoreSettings):
     """The step at which the last compressed phase begins; the decompressed one before it lasts until then."""
 
 
-def _phases(settings: Settings, schedule: Schedule) -> list[tuple[int, bool]]:
-    """Return the first step of each phase, and whether it is compressed."""
+def _phase_starts(settings: Settings, schedule: Schedule) -> list[tuple[int, bool]]:
+    """Return each phase as (first step, whether it trains the pruned network)."""
     return phases_within(
         warmup=settings.warmup,
         phase=settings.phase,
@@ -64,38 +64,38 @@ def _phases(settings: Settings, schedule: Schedule) -> list[tuple[int, bool]]:
 
 
 def plan(settings: Settings) -> list[Training]:
-    """Plan a training for each density, in pieces from phase to phase."""
+    """Plan one training for each density, split into phases."""
 
-    def cuts(density: float | None, schedule: Schedule) -> dict[int, float | None]:
-        phases = _phases(settings, schedule)
+    def densities_by_step(density: float | None, schedule: Schedule) -> dict[int, float | None]:
+        phases = _phase_starts(settings, schedule)
         first = next(step for step, sparse in phases if sparse)
         return {step: density if sparse else 1.0 for step, sparse in phases if step >= first}
 
-    return [replace(one, cuts=partial(cuts, one.density)) for one in settings.plan_tickets()]
+    return [replace(one, cuts=partial(densities_by_step, one.density)) for one in settings.plan_tickets()]
 
 
-@on_replicate
+@as_search
 def search(replicate: Replicate, settings: Settings) -> Iterator[Found]:
-    """One replicate: the dense network, then a pruned one for each density, the densest first."""
-    check_score(settings)
-    lab, whole = replicate.lab, replicate.whole
-    phases = _phases(settings, whole)
+    """Search one replicate: yield the dense network, then the ticket of each density, the densest first."""
+    check_score_setting(settings)
+    lab, whole = replicate.lab, replicate.dense_training
+    phases = _phase_starts(settings, whole)
     compressed = [step for step, sparse in phases if sparse]
     first, last = compressed[0], compressed[-1]
-    scope = prunable(replicate, settings)
-    dense = replicate.dense(first, last)
+    scope = prunable_scope(replicate, settings)
+    dense = replicate.train_dense(first, last)
     yield dense
 
-    def member(level: int, density: float) -> Found:
+    def find_ticket(level: int, density: float) -> Found:
         chain, mask = [lab.at(dense.result, first)], None
         turns = [phase for phase in phases if phase[0] >= first]
         for (step, sparse), (after, _) in pairwise([*turns, (whole.total, False)]):
             before = chain[-1]
             mask = prune(replicate, before, scope, density, settings) if sparse else None
-            segment = replicate.onward(before, step, mask=mask, last=after, optimizer=before if sparse else None)
+            segment = replicate.continue_from(before, step, mask=mask, last=after, optimizer=before if sparse else None)
             if step == last:
                 segment = stretch_to_flops(lab, segment, chain, settings.equal_cost)
-            label = f"{settings.goal(density)} {'compressed' if sparse else 'decompressed'} from step {step}"
+            label = f"{settings.describe_target(density)} {'compressed' if sparse else 'decompressed'} from step {step}"
             chain.append(lab.train(segment, label=label, measure=step == last))
         *searched, result = chain
         return Found(
@@ -105,4 +105,4 @@ def search(replicate: Replicate, settings: Settings) -> Iterator[Found]:
             aim=settings.budget_terms,
         )
 
-    yield from replicate.side_by_side(member, settings.targets)
+    yield from replicate.find_each(find_ticket, settings.targets)

@@ -1,22 +1,22 @@
 """Concrete Ticket Search: masks trained over frozen early weights to an exact density.
 
 Weights stay fixed at a step k early in dense training. Each is multiplied by a gate, drawn anew at each step from a
-binary-concrete distribution, and the logits of the gates are trained so that the sparse network's outputs come close
-to those of the dense one at the same weights. The ticket has the weights of step k and exactly the wanted number of
-weights, those of the highest probabilities; it is then trained as after rewinding. One search a density, side by side.
-Arora & Teuscher, "Winning the Lottery by Preserving Network Training Dynamics with Concrete Ticket Search" (2025, arXiv
-2512.07142).
+binary-concrete distribution, and the logits of the gates are trained so that the sparse network's outputs come close to
+those of the dense one at the same weights. The ticket has the weights of step k and exactly the wanted number of
+weights, those of the highest probabilities; it is then trained as after rewinding. Each density has a search of its
+own. Arora & Teuscher, "Winning the Lottery by Preserving Network Training Dynamics with Concrete Ticket Search" (2025,
+arXiv 2512.07142).
 
 From the paper: the relaxation, the balance of gradients that steers the expected density (GradBalance), the reverse KL
 divergence as objective (CTS-KL), the task's loss as an alternative. From the authors' public code, where the text that
-we could read leaves it open: both networks in eval mode, but with batch norms that normalise by the batch at hand (here
-they leave the running statistics of step k alone; in the code they keep none); no augmentation; logits that all begin
-at that of the density; Adam at 0.1, a tenth of it after 88 % of the steps; temperature 2/3; a target of 1.1 times the
-density in the balance, the mask taking the best; one draw a step for the whole batch; rewinding to epoch 9 of 160
-(ResNet-20); masks trained for 12.5, 50 or 100 % of a training. Ours: of these the longest; a separate data order;
-ties by position; which layers have gates, and that none may come out empty; none of the paper's other objectives but
-the KL divergence of the other direction. The dense network is trained to the end to compare with: the search needs its
-first k steps only, and these are counted.
+we could read leaves it open: both networks in eval mode, but with batch norms that use the statistics of the batch
+(here they leave the running statistics of step k alone; in the code they keep none); no augmentation; logits that all
+begin at that of the density; Adam at 0.1, a tenth of it after 88 % of the steps; temperature 2/3; a target of 1.1 times
+the density in the balance, the mask taking the best; one draw a step for the whole batch; rewinding to epoch 9 of 160
+(ResNet-20); masks trained for 12.5, 50 or 100 % of a training. Ours: of these the longest; a separate data order; ties
+by position; which layers have gates, and that none may come out empty; none of the paper's other objectives but the KL
+divergence of the other direction. The dense network is trained to the end to compare with: the search needs its first k
+steps only, and these are counted.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ from typing import TYPE_CHECKING, Literal
 from ticketry.core.structure.pattern import count_retained
 from ticketry.errors import LayerCollapseError, UsageError
 from ticketry.lab.search_result import REWINDING, Found, Retrain, retrain_after
-from ticketry.search.common.equal_cost import compress_to_steps, own_steps
-from ticketry.search.common.method import About, Replicate, on_replicate
-from ticketry.search.common.plan import Schedule, Training, ticket_span
-from ticketry.search.common.pruning import prunable
+from ticketry.search.common.equal_cost import compress_to_steps, ticket_training_steps
+from ticketry.search.common.method import About, Replicate, as_search
+from ticketry.search.common.plan import Schedule, Training, ticket_training_span
+from ticketry.search.common.pruning import prunable_scope
 from ticketry.search.common.settings import PruningSettings
 from ticketry.search.gating import Objective
 from ticketry.step import Step
@@ -85,87 +85,89 @@ class Settings(PruningSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.how_retrained not in REWINDING:
+        if self.effective_retrain not in REWINDING:
             raise UsageError(
                 f"masks are found over the weights of the rewind step, and no others are trained: retrain is"
-                f" {' or '.join(REWINDING)}, not {self.how_retrained}"
+                f" {' or '.join(REWINDING)}, not {self.effective_retrain}"
             )
         if Step.parse(self.mask_length).value <= 0:
             raise UsageError(f"mask_length is how long masks are trained, above 0, not {self.mask_length}")
         if self.targets[0] == 1:
-            raise UsageError(f"a ticket of {self.goal(1)} is the dense network: ask for less")
+            raise UsageError(f"a ticket of {self.describe_target(1)} is the dense network: ask for less")
 
     @property
     def one_training(self) -> bool:
         return False
 
     @property
-    def how_retrained(self) -> str:
-        """How tickets are trained, see `lab.retrain`."""
+    def effective_retrain(self) -> str:
+        """How tickets are trained: the setting `retrain`, or its default; see `lab.retrain`."""
         return retrain_after(self.rewind, self.retrain)
 
 
 def plan(settings: Settings) -> list[Training]:
-    """Plan a training of gates and a ticket for each density."""
+    """Plan one training of gates and one of the ticket for each density."""
     of_masks = [Training(last=settings.mask_length) for _ in settings.targets]
-    return [*of_masks, *settings.plan_tickets(**ticket_span(settings.how_retrained, settings.rewind))]
+    return [*of_masks, *settings.plan_tickets(**ticket_training_span(settings.effective_retrain, settings.rewind))]
 
 
-@on_replicate
+@as_search
 def search(replicate: Replicate, settings: Settings) -> Iterator[Found]:
-    """One replicate: the dense network, to compare with, then a ticket for each density, the densest first."""
-    from ticketry.search.gating.gating import check_task
-    from ticketry.search.gating.masks import allocated_mask, budget_mask
+    """Search one replicate: yield the dense network, then the ticket of each density, the densest first."""
+    from ticketry.search.gating.gating import require_classification
+    from ticketry.search.gating.masks import mask_of_largest_gates, mask_within_budget
 
-    lab, scope = replicate.lab, prunable(replicate, settings)
-    full, retrain = replicate.whole, settings.how_retrained
+    lab, scope = replicate.lab, prunable_scope(replicate, settings)
+    full, retrain = replicate.dense_training, settings.effective_retrain
     kept = full.at(settings.rewind, "rewind")
 
     def steps_needed(whole: Segment, settings: Settings) -> int:
         step = whole.at(settings.rewind, "rewind")
-        return step + mask_steps(settings, whole) + own_steps(retrain, step, whole.total)
+        return step + mask_training_steps(settings, whole) + ticket_training_steps(retrain, step, whole.total)
 
     own, settings = compress_to_steps(replicate, settings, steps_needed, ("rewind", "mask_length"))
-    whole = own.whole
-    pieces = [(share, gates_of(replicate, scope, settings, share)) for share in settings.targets]
-    recipe = _mask_recipe(own.recipe, settings, mask_steps(settings, whole))
-    masks = replace(own, recipe=recipe).reordered("concrete")
+    whole = own.dense_training
+    pieces = [(share, make_gating(replicate, scope, settings, share)) for share in settings.targets]
+    recipe = _gate_recipe(own.recipe, settings, mask_training_steps(settings, whole))
+    masks = replace(own, recipe=recipe).with_other_data_order("concrete")
     if settings.objective != "loss":
-        check_task(lab, replicate.task)
-    dense = replicate.dense(kept, retrain=retrain)
+        require_classification(lab, replicate.task)
+    dense = replicate.train_dense(kept, retrain=retrain)
     if own.recipe != replicate.recipe:
         early = lab.train(whole.until(whole.at(settings.rewind, "rewind")), label="dense", measure=False)
         dense = replace(dense, rewound=early)
     yield dense
 
-    def member(level: int, piece: tuple[float, Gating]) -> Found:
+    def find_ticket(level: int, piece: tuple[float, Gating]) -> Found:
         share, gating = piece
         early = dense.rewound
-        trained = lab.train(masks.onward(early, 0, variants=[gating]), label=f"{settings.goal(share)} mask")
+        trained = lab.train(
+            masks.continue_from(early, 0, variants=[gating]), label=f"{settings.describe_target(share)} mask"
+        )
         if settings.budget:
-            mask = budget_mask(lab, trained, settings, share, settings.collapse)
+            mask = mask_within_budget(lab, trained, settings, share, settings.collapse)
         else:
-            mask = allocated_mask(lab, trained, share, settings.collapse)
-        segment = own.retrained(mask, retrain=retrain, rewound=early, trained=early)
+            mask = mask_of_largest_gates(lab, trained, share, settings.collapse)
+        segment = own.ticket_training(mask, retrain=retrain, rewound=early, trained=early)
         result = lab.train(segment, label=f"level {level} ticket")
         searched = (early, trained) if early.segment.steps else (trained,)
         return replace(dense, level=level, mask=mask, result=result, searched=searched, aim=settings.budget_terms)
 
-    yield from replicate.side_by_side(member, pieces)
+    yield from replicate.find_each(find_ticket, pieces)
 
 
-def gates_of(replicate: Replicate, scope: Scope, settings: Settings, share: float) -> Gating:
-    """Return the gates that a mask of a density, or share of a budget, is trained by."""
+def make_gating(replicate: Replicate, scope: Scope, settings: Settings, share: float) -> Gating:
+    """Return the gates whose training chooses the mask for a density, or for a share of a cost budget."""
     from ticketry.core.gates import BinaryConcrete
     from ticketry.search.gating.gating import Gating
-    from ticketry.search.gating.masks import gate_prices, gate_target
+    from ticketry.search.gating.masks import gate_prices, gate_targets
     from ticketry_engine.support.seeds import mix
 
-    target, density = gate_target(replicate, settings, scope, share)
+    target, density = gate_targets(replicate, settings, scope, share)
     kept = count_retained(density, scope.total)
     if kept < len(scope):
         raise LayerCollapseError(
-            f"{settings.goal(share)} keeps {kept} of {scope.total} weights, too few for one in each of the"
+            f"{settings.describe_target(share)} keeps {kept} of {scope.total} weights, too few for one in each of the"
             f" {len(scope)} layers: choose a higher density, or spare layers"
         )
     return Gating(
@@ -184,14 +186,14 @@ def gates_of(replicate: Replicate, scope: Scope, settings: Settings, share: floa
     )
 
 
-def mask_steps(settings: Settings, whole: Schedule) -> int:
-    """Return the length of the mask training, beside a schedule."""
+def mask_training_steps(settings: Settings, whole: Schedule) -> int:
+    """Return the number of steps for which gates are trained, given the schedule of the weights."""
     length = Step.parse(settings.mask_length)
     return max(length.iterations(total=whole.total, per_epoch=whole.per_epoch), 1)
 
 
-def _mask_recipe(recipe: Recipe, settings: Settings, steps: int) -> Recipe:
-    """Return the recipe of the gates; batch and label smoothing are those of the weights."""
+def _gate_recipe(recipe: Recipe, settings: Settings, steps: int) -> Recipe:
+    """Return the recipe that trains the gates, with the batch size and label smoothing of `recipe`."""
     from ticketry.tasks.recipe import Recipe as Made
 
     return Made(

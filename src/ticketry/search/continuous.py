@@ -3,9 +3,9 @@
 Every weight is multiplied by a gate sigmoid(beta s), trained together with the weights under a penalty on the sum of
 all gates while beta grows, so that gates end at 0 or 1; those above 0 are the mask. The ticket has the mask and the
 weights of an early step of the first round. Savarese, Silva & Maire, "Winning the Lottery with Continuous
-Sparsification" (NeurIPS 2020, arXiv 1912.04427), sections 4 and 5: rounds with one s0 (sequential), or several s0 side
-by side (parallel), each a ticket of another density. Gates are divided by sigmoid(s0), as in the official code; the
-ticket has the bare mask. The dense network is trained to compare with, and is no part of the search.
+Sparsification" (NeurIPS 2020, arXiv 1912.04427), sections 4 and 5: rounds with one s0 (sequential), or independent
+searches with several s0 (parallel), which give tickets of different densities. Gates are divided by sigmoid(s0), as in
+the official code; the ticket has the bare mask. The dense network is trained only for comparison.
 """
 
 from __future__ import annotations
@@ -43,9 +43,9 @@ class Settings(GateSettings):
     """Kind of gate, see `ticketry list gates`, or your own as package.module:Kind; for several rounds it needs a rule
     for a further one."""
 
-    def gating(self) -> dict[str, Any]:
+    def fixed_gating(self) -> dict[str, Any]:
         own = {"final": self.final_temperature, "anneal": self.temperature, "kind": self.kind}
-        return {**super().gating(), **own}
+        return {**super().fixed_gating(), **own}
 
 
 plan, search = plan_by_gates, search_by_gates

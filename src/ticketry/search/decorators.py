@@ -1,4 +1,4 @@
-"""Gate Decorators: gates on norms rank channels, which are removed a few at a time, between ticks and tocks.
+"""Gate Decorators: gates on norms rank channels, and the least important ones are removed step by step.
 
 In a tick only the gates on norms and the last linear layer are trained, for a few steps at a small learning rate. The
 importance of a channel is the sum over these steps of |phi dL/dphi|, and the least important channels are removed. In a
@@ -31,11 +31,11 @@ from ticketry.core.structure.pattern import check_layer_minimum_option
 from ticketry.errors import UsageError
 from ticketry.lab.search_result import Found
 from ticketry.search.common.equal_cost import stretch_to_flops
-from ticketry.search.common.method import About, Replicate, on_replicate
+from ticketry.search.common.method import About, Replicate, as_search
 from ticketry.search.common.plan import Schedule, Training
-from ticketry.search.common.pruning import check_norms, prunable
+from ticketry.search.common.pruning import prunable_scope, require_norm_scales
 from ticketry.search.common.settings import PruningSettings
-from ticketry.search.common.shape import Shape
+from ticketry.search.common.structure_option import ParsedStructure
 from ticketry.step import Step
 
 if TYPE_CHECKING:
@@ -61,8 +61,8 @@ ABOUT = About(
 class Settings(PruningSettings):
     """Settings of Gate Decorators.
 
-    Channels are ranked by their gates, and no budget can be set: `flops`, `time`, `base`, `bytes`, `profile`,
-    `measured` and `unweighed` are no arguments.
+    Channels are ranked by their gates. There is no cost budget: `flops`, `time`, `base`, `bytes`, `profile`, `measured`
+    and `unweighed` cannot be given.
 
     Examples:
         >>> task = tk.task("digits", model="resnet-20@0.25")
@@ -106,30 +106,30 @@ class Settings(PruningSettings):
             )
 
     @property
-    def shape(self) -> Shape:
+    def parsed_structure(self) -> ParsedStructure:
         """Whole channels."""
-        return Shape(channels=True)
+        return ParsedStructure(channels=True)
 
 
-def _tick_steps(settings: Settings, schedule: Schedule) -> int:
+def _steps_per_tick(settings: Settings, schedule: Schedule) -> int:
     length = Step.parse(settings.tick).at(total=schedule.total, per_epoch=schedule.per_epoch, of="tick")
     return max(length, 1)
 
 
-def _cut_steps(settings: Settings, schedule: Schedule) -> list[int]:
-    """Return the steps at which channels go, each at the end of a tick."""
+def _pruning_steps(settings: Settings, schedule: Schedule) -> list[int]:
+    """Return the steps at which channels are removed, each at the end of a tick."""
 
-    def step_of(name: str) -> int:
+    def parse_step(name: str) -> int:
         point = Step.parse(getattr(settings, name))
         return point.at(total=schedule.total, per_epoch=schedule.per_epoch, of=name)
 
-    length, last, gaps = _tick_steps(settings, schedule), step_of("end"), settings.rounds - 1
-    first = step_of("begin") + length if gaps else last
+    length, last, gaps = _steps_per_tick(settings, schedule), parse_step("end"), settings.rounds - 1
+    first = parse_step("begin") + length if gaps else last
     cuts = [first + (last - first) * number // max(gaps, 1) for number in range(gaps)] + [last]
     if any(two - one <= length for one, two in pairwise(cuts)) or first < length:
         raise UsageError(
             f"{settings.rounds} ticks of {length} steps with tocks between them do not fit between"
-            f" {settings.begin} and {settings.end}, steps {step_of('begin')} and {last}: fewer rounds,"
+            f" {settings.begin} and {settings.end}, steps {parse_step('begin')} and {last}: fewer rounds,"
             " shorter ticks, or more steps"
         )
     if last >= schedule.total:
@@ -140,66 +140,68 @@ def _cut_steps(settings: Settings, schedule: Schedule) -> list[int]:
     return cuts
 
 
-def _shares(settings: Settings, density: float) -> list[float]:
-    """Return the density after each cut."""
+def _densities_by_round(settings: Settings, density: float) -> list[float]:
+    """Return the density after each pruning step."""
     return [float(f"{density ** (number / settings.rounds):.12g}") for number in range(1, settings.rounds + 1)]
 
 
 def plan(settings: Settings) -> list[Training]:
-    """Plan a training for each density, in ticks and tocks."""
+    """Plan one training for each density, split into ticks and tocks."""
 
-    def cuts(density: float, schedule: Schedule) -> dict[int, float | None]:
-        length, shares = _tick_steps(settings, schedule), [1.0, *_shares(settings, density)]
+    def densities_by_step(density: float, schedule: Schedule) -> dict[int, float | None]:
+        length, shares = _steps_per_tick(settings, schedule), [1.0, *_densities_by_round(settings, density)]
         found: dict[int, float | None] = {}
-        for cut, before, after in zip(_cut_steps(settings, schedule), shares, shares[1:], strict=False):
+        for cut, before, after in zip(_pruning_steps(settings, schedule), shares, shares[1:], strict=False):
             found |= {cut - length: before, cut: after}
         return found
 
-    return [replace(one, cuts=partial(cuts, one.density)) for one in settings.plan_tickets() if one.density]
+    return [
+        replace(one, cuts=partial(densities_by_step, one.density)) for one in settings.plan_tickets() if one.density
+    ]
 
 
-@on_replicate
+@as_search
 def search(replicate: Replicate, settings: Settings) -> Iterator[Found]:
-    """One replicate: the dense network, then a pruned one for each density, the densest first."""
-    lab, scope = replicate.lab, prunable(replicate, settings)
-    rounds = _Rounds(replicate, settings, scope)
-    check_norms(replicate, scope)
+    """Search one replicate: yield the dense network, then the ticket of each density, the densest first."""
+    lab, scope = replicate.lab, prunable_scope(replicate, settings)
+    rounds = _TicksAndTocks(replicate, settings, scope)
+    require_norm_scales(replicate, scope)
     first, last = rounds.cuts[0] - rounds.length, rounds.cuts[-1]
-    dense = replicate.dense(first, last)
+    dense = replicate.train_dense(first, last)
     yield dense
 
-    def member(level: int, density: float) -> Found:
-        searched, mask, result = rounds.run(lab.at(dense.result, first), density)
+    def find_ticket(level: int, density: float) -> Found:
+        searched, mask, result = rounds.train(lab.at(dense.result, first), density)
         return replace(dense, level=level, mask=mask, result=result, searched=searched, behind=last)
 
-    yield from replicate.side_by_side(member, settings.targets)
+    yield from replicate.find_each(find_ticket, settings.targets)
 
 
-class _Rounds:
-    """Ticks and tocks of one replicate."""
+class _TicksAndTocks:
+    """Trains one replicate by turns: ticks train only the gates and rank channels, tocks train all weights."""
 
     def __init__(self, replicate: Replicate, settings: Settings, scope: Scope) -> None:
         from ticketry.lab.training.variants import Penalty
         from ticketry.search.gating.tick import Tick
 
-        self.replicate, self.settings, self.scope, whole = replicate, settings, scope, replicate.whole
-        self.length, self.cuts = _tick_steps(settings, whole), _cut_steps(settings, whole)
+        self.replicate, self.settings, self.scope, whole = replicate, settings, scope, replicate.dense_training
+        self.length, self.cuts = _steps_per_tick(settings, whole), _pruning_steps(settings, whole)
         self.ticking: Tick = Tick.for_model(replicate.lab.model(replicate.task), lr=settings.tick_lr)
         self.penalties: list[Penalty] = []
         """Penalties of a tock."""
         if settings.strength:
             self.penalties = [Penalty(kind="l1_scales", strength=settings.strength, names=self.ticking.scales)]
 
-    def run(self, begun: Result, density: float) -> tuple[tuple[Result, ...], str, Result]:
-        """Prune from the dense network before the first tick: return all trainings, the last mask and the result."""
-        replicate, lab, goal = self.replicate, self.replicate.lab, self.settings.goal(density)
-        searched: list[Result] = [begun]
+    def train(self, dense: Result, density: float) -> tuple[tuple[Result, ...], str, Result]:
+        """Prune a dense network round by round; return (earlier trainings, the final mask, the last training)."""
+        replicate, lab, goal = self.replicate, self.replicate.lab, self.settings.describe_target(density)
+        searched: list[Result] = [dense]
         mask: str | None = None
-        shares = _shares(self.settings, density)
+        shares = _densities_by_round(self.settings, density)
         for number, (cut, share) in enumerate(zip(self.cuts, shares, strict=True), start=1):
             trained, final = searched[-1], number == len(self.cuts)
             # A tick has its own optimiser; that of the last tock continues afterwards.
-            segment = replicate.onward(
+            segment = replicate.continue_from(
                 trained,
                 cut - self.length,
                 mask=mask,
@@ -209,8 +211,10 @@ class _Rounds:
             )
             tick = lab.train(segment, label=f"{goal} tick {number}", measure=False)
             searched.append(tick)
-            mask = tick_mask(lab, tick, self.scope, share, within=mask, keep_at_least=self.settings.keep_at_least)
-            segment = replicate.onward(
+            mask = prune_least_important(
+                lab, tick, self.scope, share, within=mask, keep_at_least=self.settings.keep_at_least
+            )
+            segment = replicate.continue_from(
                 tick,
                 cut,
                 optimizer=trained,
@@ -236,15 +240,17 @@ def channel_importance(lab: Lab, result: Result) -> dict[str, Tensor]:
     return {name: state[f"{name}/{IMPORTANCE}"] for name in tick.scales}
 
 
-def tick_mask(lab: Lab, result: Result, scope: Scope, density: float, *, within: str | None, keep_at_least: int) -> str:
-    """Return the digest of the stored mask of the channels that were most important in a tick. Remembered.
+def prune_least_important(
+    lab: Lab, result: Result, scope: Scope, density: float, *, within: str | None, keep_at_least: int
+) -> str:
+    """Store the mask that removes the channels of least importance in a tick, and return its digest. Cached.
 
-    For a channel that passes several norms, as on a shortcut, their importances are summed.
+    If a channel is normalised several times, as on a shortcut, its importances are summed.
 
     Args:
         result: result of a segment with a tick.
-        within: digest of the mask that the tick was trained with; what it removes stays removed.
-        keep_at_least: channels that each group retains.
+        within: digest of the mask that the tick was trained with; channels that it removes stay removed.
+        keep_at_least: minimum number of channels in each coupled group.
     """
     from ticketry.core.structure.channel_masks import channels
 

@@ -29,9 +29,9 @@ from ticketry.choices import check_choice
 from ticketry.core.sparse_training.schedule import moves_within
 from ticketry.errors import UsageError
 from ticketry.lab.search_result import DYNAMIC, Found, Growth
-from ticketry.search.common.method import About, Replicate, on_replicate
+from ticketry.search.common.method import About, Replicate, as_search
 from ticketry.search.common.plan import Schedule, Training
-from ticketry.search.common.pruning import draw_mask, prunable
+from ticketry.search.common.pruning import choose_mask, prunable_scope
 from ticketry.search.common.settings import PruningSettings
 from ticketry.step import Step
 
@@ -85,50 +85,56 @@ class Settings(PruningSettings):
             )
 
     @property
-    def gradients(self) -> int:
-        """Number of steps that each move replaces: one if it needs a gradient."""
+    def steps_per_move(self) -> int:
+        """Number of training steps that each change of the mask replaces: one if it needs a gradient, else 0."""
         return int(self.grow == "gradient")
 
 
 def plan(settings: Settings) -> list[Training]:
-    """Plan a training for each density, in pieces from move to move; controls hold one mask from the start."""
+    """Plan one training for each density, split where its mask changes. Controls have a fixed mask from step 0."""
 
-    def cuts(density: float | None, schedule: Schedule) -> dict[int, float | None]:
-        return dict.fromkeys([0, *_moves(settings, schedule, schedule.total)], density)
+    def densities_by_step(density: float | None, schedule: Schedule) -> dict[int, float | None]:
+        return dict.fromkeys([0, *_replaced_shares_by_step(settings, schedule, schedule.total)], density)
 
-    return [replace(one, cuts=partial(cuts, one.density), controls_from="0") for one in settings.plan_tickets()]
+    return [
+        replace(one, cuts=partial(densities_by_step, one.density), controls_from="0") for one in settings.plan_tickets()
+    ]
 
 
-@on_replicate
+@as_search
 def search(replicate: Replicate, settings: Settings) -> Iterator[Found]:
-    """One replicate: the dense network, to compare with, then a sparse one for each density, the densest first."""
-    lab, whole, seeds = replicate.lab, replicate.whole, replicate.seeds
-    if settings.gradients and min(_moves(settings, whole, whole.total)) < 2:
+    """Search one replicate: yield the dense network, then the ticket of each density, the densest first."""
+    lab, whole, seeds = replicate.lab, replicate.dense_training, replicate.seeds
+    if settings.steps_per_move and min(_replaced_shares_by_step(settings, whole, whole.total)) < 2:
         raise UsageError(
             f"frequency {settings.frequency} is one step, and with growth by gradient a move takes the place of a step:"
             " nothing would be trained between moves"
         )
-    scope = prunable(replicate, settings)
+    scope = prunable_scope(replicate, settings)
     initial = lab.train(whole.until(0), label="initialisation", measure=False)
     chosen = {"score": "random", "distribution": settings.distribution}
-    masks = [draw_mask(replicate, initial, scope, share, settings.budget_terms, **chosen) for share in settings.targets]
+    masks = [
+        choose_mask(replicate, initial, scope, share, settings.budget_terms, **chosen) for share in settings.targets
+    ]
     dense = lab.train(whole, label="dense")
     yield Found(0, None, initial, dense, DYNAMIC, dense)
 
-    def member(level: int, piece: tuple[float, str]) -> Found:
+    def find_ticket(level: int, piece: tuple[float, str]) -> Found:
         density, mask = piece
         own = replace(replicate, recipe=_recipe_of_equal_flops(lab, replicate.from_initialisation(mask), settings))
-        begun = own.from_initialisation(mask)
-        moves = _moves(settings, whole, begun.total)
-        goal = settings.goal(density)
-        chain = [lab.train(begun.until(min(moves)), label=f"{goal} from step 0", measure=False)]
-        for step, after in pairwise([*moves, begun.total]):
+        sparse = own.from_initialisation(mask)
+        moves = _replaced_shares_by_step(settings, whole, sparse.total)
+        goal = settings.describe_target(density)
+        chain = [lab.train(sparse.until(min(moves)), label=f"{goal} from step 0", measure=False)]
+        for step, after in pairwise([*moves, sparse.total]):
             before = chain[-1]
-            still = own.onward(before, step, optimizer=before, mask=mask)
-            mask = move_mask(lab, still, moves[step], grow=settings.grow, seed=seeds.mask, regrow=settings.regrow)
-            segment = own.onward(before, step + settings.gradients, optimizer=before, mask=mask, last=after)
+            still = own.continue_from(before, step, optimizer=before, mask=mask)
+            mask = update_dynamic_mask(
+                lab, still, moves[step], grow=settings.grow, seed=seeds.mask, regrow=settings.regrow
+            )
+            segment = own.continue_from(before, step + settings.steps_per_move, optimizer=before, mask=mask, last=after)
             label = f"{goal} from step {step}"
-            chain.append(lab.train(segment, label=label, measure=after == begun.total))
+            chain.append(lab.train(segment, label=label, measure=after == sparse.total))
         *searched, result = chain
         return Found(
             level,
@@ -139,59 +145,65 @@ def search(replicate: Replicate, settings: Settings) -> Iterator[Found]:
             result,
             tuple(searched),
             behind=result.segment.first,
-            gradients=settings.gradients * len(moves),
+            gradients=settings.steps_per_move * len(moves),
             aim=settings.budget_terms,
         )
 
     pieces = zip(settings.targets, masks, strict=True)
-    yield from replicate.side_by_side(member, pieces)
+    yield from replicate.find_each(find_ticket, pieces)
 
 
-def _moves(settings: Settings, whole: Schedule, length: int) -> dict[int, float]:
-    """Return the share of each move by its step, in a schedule of another length with the same steps between moves."""
+def _replaced_shares_by_step(settings: Settings, whole: Schedule, length: int) -> dict[int, float]:
+    """Return the share of weights that is replaced, by the step at which the mask changes.
+
+    Args:
+        whole: schedule of the recipe, which settings refer to.
+        length: length of the training, which a search at equal FLOPs prolongs; the interval between changes stays.
+    """
     end = Step.parse(settings.end).scaled(Fraction(length, whole.total), per_epoch=whole.per_epoch)
     return moves_within(
         settings.alpha, end=str(end), frequency=settings.frequency, total=length, per_epoch=whole.per_epoch
     )
 
 
-def _recipe_of_equal_flops(lab: Lab, begun: Segment, settings: Settings) -> Recipe:
-    """Return the recipe; for equal cost in FLOPs a longer one, moves included, as in RigL 5x (Evci et al. 2020).
+def _recipe_of_equal_flops(lab: Lab, segment: Segment, settings: Settings) -> Recipe:
+    """Return the recipe, prolonged to the FLOPs of one dense training if `equal_cost` is ``flops``.
 
-    It has as many steps as the FLOPs of one dense training pay for.
+    Changes of the mask are included in the cost, as in RigL 5x (Evci et al. 2020).
 
     Args:
-        begun: the training without moves: dense FLOPs, mask, recipe.
+        segment: the sparse training by the recipe, with its mask.
     """
     if settings.equal_cost != "flops":
-        return begun.recipe
+        return segment.recipe
     from ticketry.lab.costs.step_cost import dense_gradient_flops, step_flops
 
-    dense, flops = step_flops(lab, begun)
+    dense, flops = step_flops(lab, segment)
     if flops <= 0:
         raise UsageError("equal_cost flops: the FLOPs of this network cannot be counted: use equal_cost steps")
-    total = begun.total
+    total = segment.total
 
-    def affordable(length: int) -> bool:
-        gradients = settings.gradients * len(_moves(settings, begun, length))
-        return (length - gradients) * flops + gradients * dense_gradient_flops(dense, flops) <= total * dense * (
-            1 + 1e-12
-        )
+    def is_affordable(length: int) -> bool:
+        gradients = settings.steps_per_move * len(_replaced_shares_by_step(settings, segment, length))
+        return (length - gradients) * flops + gradients * dense_gradient_flops(dense, flops) <= total * dense * (1 + 1e-12)
 
     enough, too_long = total, floor(total * dense / flops) + 1
     while too_long - enough > 1:
         middle = (enough + too_long) // 2
-        enough, too_long = (middle, too_long) if affordable(middle) else (enough, middle)
-    return begun.recipe.scaled(enough, per_epoch=begun.per_epoch)
+        enough, too_long = (middle, too_long) if is_affordable(middle) else (enough, middle)
+    return segment.recipe.scaled(enough, per_epoch=segment.per_epoch)
 
 
-def move_mask(lab: Lab, segment: Segment, share: float, *, grow: Growth, seed: int = 0, regrow: bool = False) -> str:
-    """Return the digest of the stored mask that a segment's mask becomes by moving before its first step. Remembered.
+def update_dynamic_mask(
+    lab: Lab, segment: Segment, share: float, *, grow: Growth, seed: int = 0, regrow: bool = False
+) -> str:
+    """Drop and grow weights of a segment's mask before its first step; return the stored new mask's digest. Cached.
 
     Args:
-        segment: how training would continue; it starts from a stored state and has a mask.
-        share, regrow: see `core.sparse_training.mask_dynamics`.
-        grow: ``gradient`` (|gradient| of the segment's first batch) or ``random``.
+        segment: the training that would continue with the present mask, from a stored state.
+        share, regrow: see `core.sparse_training.mask_dynamics.drop_and_grow`.
+        grow: what is grown: weights with the largest |gradient| on the segment's first batch (``gradient``), or random
+            ones.
         seed: seed of random growth.
     """
     import torch
@@ -207,7 +219,7 @@ def move_mask(lab: Lab, segment: Segment, share: float, *, grow: Growth, seed: i
     def compute_mask() -> Mask:
         mask = lab.store.get_mask(digest)
         if grow == "gradient":
-            growth = {name: gradient.abs() for name, gradient in first_gradient(lab, segment).items()}
+            growth = {name: gradient.abs() for name, gradient in first_batch_gradient(lab, segment).items()}
         else:
             growth = {
                 name: torch.rand(shape, dtype=torch.float64, generator=generator(seed, "grow", segment.first, index))
@@ -223,13 +235,12 @@ def move_mask(lab: Lab, segment: Segment, share: float, *, grow: Growth, seed: i
     )
 
 
-def first_gradient(lab: Lab, segment: Segment) -> dict[str, Tensor]:
-    """Return the gradient of the loss of a segment's first batch, by parameter, before anything is trained.
+def first_batch_gradient(lab: Lab, segment: Segment) -> dict[str, Tensor]:
+    """Return the gradient of the loss on a segment's first batch, by parameter name; pruned weights have one too.
 
-    It is dense: removed weights have one too. Like the segment's training it is a pure function of its start, mask,
-    order seed and first step, augmentation and dropout included, so masks derived from it are remembered by the
-    segment's key. It is not stored, because it is as large as the network. It is computed in this process, in one
-    forward and one backward pass, wherever the lab trains segments.
+    It is a pure function of the segment's start, mask, order seed and first step, including augmentation and dropout;
+    masks derived from it can thus be cached by the segment's key. It is computed in this process, even if the lab
+    trains elsewhere, and is not stored.
 
     Raises:
         TrainingError: if it is not finite.

@@ -20,11 +20,11 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from ticketry.errors import UsageError
 from ticketry.lab.search_result import Found
 from ticketry.records.network import Moment
-from ticketry.search.common.method import About, Replicate, on_replicate
+from ticketry.search.common.method import About, Replicate, as_search
 from ticketry.search.common.plan import Training
-from ticketry.search.common.pruning import check_score, prunable, prune, prune_once
+from ticketry.search.common.pruning import check_score_setting, prunable_scope, prune, prune_once
 from ticketry.search.common.settings import ScoreSettings
-from ticketry.search.common.shape import Family
+from ticketry.search.common.structure_option import Family
 from ticketry.step import Step
 
 if TYPE_CHECKING:
@@ -97,78 +97,82 @@ class Settings(ScoreSettings):
             raise UsageError(f"threshold is a share of the first change, at least 0, not {self.threshold:g}")
         if self.iterations < 0 or self.batches < 1 or self.batch < 1:
             raise UsageError("iterations is at least 0, batches and batch are at least 1")
-        if self.shape.channels and self.regrow:
+        if self.parsed_structure.channels and self.regrow:
             raise UsageError("channels that were removed do not return: leave regrow out with structure channels")
 
     @property
-    def cuts(self) -> int:
-        """Number of pruning rounds for each mask."""
-        return self.iterations or (1 if self.shape.channels else 7)
+    def pruning_rounds(self) -> int:
+        """Number of rounds in which a mask is pruned to its density: `iterations`, or its default."""
+        return self.iterations or (1 if self.parsed_structure.channels else 7)
 
     @property
     def mask_densities(self) -> tuple[float, ...]:
         from ticketry.core.prune import densities  # it imports torch
 
-        return tuple(each for last in self.targets for each in densities(last, self.cuts, self.schedule))
+        return tuple(each for last in self.targets for each in densities(last, self.pruning_rounds, self.schedule))
 
 
 def plan(settings: Settings) -> list[Training]:
-    """Plan a training for each density from where it is pruned, at the earliest if that has to be detected."""
+    """Plan one training for each density, from its pruning step on; from the earliest one if it will be detected."""
     return settings.plan_tickets(first=settings.every if settings.when == "detect" else settings.when)
 
 
-@on_replicate
+@as_search
 def search(replicate: Replicate, settings: Settings) -> Iterator[Found]:
-    """One replicate: the dense network, then a pruned one for each density, the densest first."""
+    """Search one replicate: yield the dense network, then the ticket of each density, the densest first."""
     from ticketry.lab.scoring_sample import Sample
 
-    check_score(settings)
-    whole = replicate.whole
-    scope = prunable(replicate, settings)
+    check_score_setting(settings)
+    whole = replicate.dense_training
+    scope = prunable_scope(replicate, settings)
     moments: dict[float, Moment] = {}
     if settings.when == "detect":
         for name in settings.points:
             whole.at(getattr(settings, name), name)  # an error names the point
-        detector = _Detector(replicate, scope, settings)
-        moments = {density: detector.moment(density) for density in settings.targets}
+        detector = _PruningStepDetector(replicate, scope, settings)
+        moments = {density: detector.find_step(density) for density in settings.targets}
         steps = {density: moments[density].step for density in settings.targets}
     else:
         steps = dict.fromkeys(settings.targets, whole.at(settings.when, "when"))
-    cuts: dict[str, Any] = {"iterations": settings.cuts, "schedule": settings.schedule}
-    if not settings.shape.channels:
+    cuts: dict[str, Any] = {"iterations": settings.pruning_rounds, "schedule": settings.schedule}
+    if not settings.parsed_structure.channels:
         cuts["regrow"] = settings.regrow
     sample = Sample(settings.batches, settings.batch, replicate.seeds.mask)
     yield from prune_once(replicate, scope, steps, settings, moments=moments, sample=sample, **cuts)
 
 
-class _Detector:
-    """Detects the moment to prune, training the dense network no further than needed."""
+class _PruningStepDetector:
+    """Detects the step at which to prune, and trains the dense network no further than needed."""
 
     def __init__(self, replicate: Replicate, scope: Scope, settings: Settings) -> None:
-        self._replicate, self._lab, whole = replicate, replicate.lab, replicate.whole
+        self._replicate, self._lab, whole = replicate, replicate.lab, replicate.dense_training
         self._whole, self._scope, self._settings = whole, scope, settings
         every, latest = max(whole.at(settings.every), 1), whole.at(settings.latest)
         self._steps, self._latest = range(every, latest + 1, every), latest
 
-    def moment(self, density: float) -> Moment:
-        """Return when to prune to a density."""
-        return self._by_masks(density) if self._settings.detector == "masks" else self._by_distance(density)
+    def find_step(self, density: float) -> Moment:
+        """Return the step at which to prune to a density, with the measurements that led to it."""
+        return (
+            self._find_by_mask_changes(density)
+            if self._settings.detector == "masks"
+            else self._find_by_distance(density)
+        )
 
-    def _by_distance(self, density: float) -> Moment:
+    def _find_by_distance(self, density: float) -> Moment:
         from ticketry.core.sparse_training.mask_dynamics import first_slow_checkpoint
 
         threshold = self._settings.threshold or max(density, SLOWEST)
-        start, spent = self._train_to(0), 0.0
+        start, spent = self._train_dense_to(0), 0.0
         measured: list[tuple[int, float]] = []
         for step in self._steps:
-            distance, seconds = self._lab.distance(self._train_to(step), start, self._scope)
+            distance, seconds = self._lab.distance(self._train_dense_to(step), start, self._scope)
             measured.append((step, distance))
             spent += seconds
             if first_slow_checkpoint([value for _, value in measured], threshold) is not None:
                 return Moment(step, True, "distance", threshold, tuple(measured), round(spent, 3))
         return Moment(self._latest, False, "distance", threshold, tuple(measured), round(spent, 3))
 
-    def _by_masks(self, density: float) -> Moment:
+    def _find_by_mask_changes(self, density: float) -> Moment:
         from ticketry.core.sparse_training.mask_dynamics import (
             COMPARED_MASKS,
             LARGEST_MASK_DISTANCE,
@@ -180,7 +184,7 @@ class _Detector:
         measured: list[tuple[int, float]] = []
         spent = 0.0
         for step in self._steps:
-            mask, seconds = self._mask(self._train_to(step), density)
+            mask, seconds = self._choose_mask(self._train_dense_to(step), density)
             masks = [*masks[1 - COMPARED_MASKS :], mask]
             spent += seconds
             if len(masks) > 1:
@@ -189,15 +193,15 @@ class _Detector:
                 return Moment(step, True, "masks", LARGEST_MASK_DISTANCE, tuple(measured), round(spent, 3))
         return Moment(self._latest, False, "masks", LARGEST_MASK_DISTANCE, tuple(measured), round(spent, 3))
 
-    def _train_to(self, step: int) -> Result:
+    def _train_dense_to(self, step: int) -> Result:
         return self._lab.train(self._whole.until(step), label=f"dense to step {step}", measure=False)
 
-    def _mask(self, state: Result, density: float) -> tuple[Mask, float]:
-        """Return a mask by magnitude, and the seconds that it took; of channels the retained scales of norms.
+    def _choose_mask(self, state: Result, density: float) -> tuple[Mask, float]:
+        """Return the mask that magnitude pruning would choose now, and the seconds that it took.
 
-        Otherwise it is chosen as the ticket's will be: the settings spare or fill the same layers in both.
+        For channels it is the mask of norm scales. All other settings, such as layers to spare, are the ticket's.
         """
-        lab, structured = self._lab, self._settings.shape.channels
+        lab, structured = self._lab, self._settings.parsed_structure.channels
         # Latencies are estimated: a moment that depended on timings would not be reproducible.
         settings = replace(self._settings, score="slimming" if structured else "magnitude", measured=False)
         try:
@@ -205,10 +209,10 @@ class _Detector:
         except UsageError as error:
             raise UsageError(f"detector masks: {error}; or use detector distance") from None
         kept, seconds = lab.store.get_mask(digest), lab.mask_costs.get(digest).seconds
-        return (self._scales(kept) if structured else kept), seconds
+        return (self._norm_scale_mask(kept) if structured else kept), seconds
 
-    def _scales(self, mask: Mask) -> Mask:
-        """Return the mask of the scales of norms, one for each channel."""
+    def _norm_scale_mask(self, mask: Mask) -> Mask:
+        """Return the mask of norm scales, one element per channel, that belongs to a mask of weights."""
         from ticketry.core.mask import Mask
         from ticketry.core.structure.layout import find_roles
 

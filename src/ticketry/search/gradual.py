@@ -22,11 +22,11 @@ from typing import ClassVar
 from ticketry.core.sparse_training.schedule import cuts_within
 from ticketry.lab.search_result import Found
 from ticketry.search.common.equal_cost import stretch_to_flops
-from ticketry.search.common.method import About, Replicate, on_replicate
+from ticketry.search.common.method import About, Replicate, as_search
 from ticketry.search.common.plan import Schedule, Training
-from ticketry.search.common.pruning import check_score, prunable, prune
+from ticketry.search.common.pruning import check_score_setting, prunable_scope, prune
 from ticketry.search.common.settings import ScoreSettings
-from ticketry.search.common.shape import Family
+from ticketry.search.common.structure_option import Family
 
 ABOUT = About(
     paper="Zhu & Gupta 2017",
@@ -59,8 +59,8 @@ class Settings(ScoreSettings):
     """Steps between two pruning steps, at least one. The state at each is stored."""
 
 
-def _cuts(settings: Settings, density: float, schedule: Schedule) -> dict[int, float]:
-    """Return the pruning steps on the way to a density (or share of a budget), with the density after each."""
+def _pruning_steps(settings: Settings, density: float, schedule: Schedule) -> dict[int, float]:
+    """Return the density after each pruning step, by step, on the way to a final density (or share of a budget)."""
     return cuts_within(
         density,
         begin=settings.begin,
@@ -72,36 +72,38 @@ def _cuts(settings: Settings, density: float, schedule: Schedule) -> dict[int, f
 
 
 def plan(settings: Settings) -> list[Training]:
-    """Plan a training for each density, in pieces from one pruning step to the next."""
+    """Plan one training for each density, split at its pruning steps."""
 
-    def cuts(target: float, schedule: Schedule) -> dict[int, float | None]:
-        found = _cuts(settings, target, schedule)
+    def densities_by_step(target: float, schedule: Schedule) -> dict[int, float | None]:
+        found = _pruning_steps(settings, target, schedule)
         return dict.fromkeys(found) if settings.budget else {**found}
 
     planned = zip(settings.plan_tickets(), settings.targets, strict=True)
-    return [replace(one, cuts=partial(cuts, target)) for one, target in planned]
+    return [replace(one, cuts=partial(densities_by_step, target)) for one, target in planned]
 
 
-@on_replicate
+@as_search
 def search(replicate: Replicate, settings: Settings) -> Iterator[Found]:
-    """One replicate: the dense network, then a pruned one for each density, the densest first."""
-    check_score(settings)
-    lab, whole = replicate.lab, replicate.whole
-    schedules = [_cuts(settings, target, whole) for target in settings.targets]
+    """Search one replicate: yield the dense network, then the ticket of each density, the densest first."""
+    check_score_setting(settings)
+    lab, whole = replicate.lab, replicate.dense_training
+    schedules = [_pruning_steps(settings, target, whole) for target in settings.targets]
     first, last = min(schedules[0]), max(schedules[0])  # those of all densities have the same steps
-    scope = prunable(replicate, settings)
-    dense = replicate.dense(first, last)
+    scope = prunable_scope(replicate, settings)
+    dense = replicate.train_dense(first, last)
     yield dense
 
-    def member(level: int, schedule: dict[int, float]) -> Found:
+    def find_ticket(level: int, schedule: dict[int, float]) -> Found:
         chain, mask = [lab.at(dense.result, first)], None
         for step, after in pairwise([*schedule, whole.total]):
             mask = prune(replicate, chain[-1], scope, schedule[step], settings, within=mask)
-            segment = replicate.retrained(mask, rewound=chain[-1], trained=chain[-1], shrunk=settings.shape.channels)
+            segment = replicate.ticket_training(
+                mask, rewound=chain[-1], trained=chain[-1], shrunk=settings.parsed_structure.channels
+            )
             segment = segment.until(after)
             if step == last:
                 segment = stretch_to_flops(lab, segment, chain, settings.equal_cost)
-            label = f"{settings.goal(schedule[last])} from step {step}"
+            label = f"{settings.describe_target(schedule[last])} from step {step}"
             chain.append(lab.train(segment, label=label, measure=step == last))
         *searched, result = chain
         return replace(
@@ -111,8 +113,8 @@ def search(replicate: Replicate, settings: Settings) -> Iterator[Found]:
             result=result,
             searched=tuple(searched),
             behind=last,
-            pattern=settings.shape.pattern,
+            pattern=settings.parsed_structure.pattern,
             aim=settings.budget_terms,
         )
 
-    yield from replicate.side_by_side(member, schedules)
+    yield from replicate.find_each(find_ticket, schedules)

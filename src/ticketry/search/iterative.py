@@ -25,12 +25,12 @@ from ticketry.choices import format_value
 from ticketry.core.structure.pattern import check_density
 from ticketry.errors import UsageError
 from ticketry.lab.search_result import REWINDING, Found, Retrain, check_rates, retrain_after
-from ticketry.search.common.equal_cost import comparable_dense, compress_to_steps, own_steps
-from ticketry.search.common.method import About, Replicate, on_replicate
-from ticketry.search.common.plan import Training, ticket_span
-from ticketry.search.common.pruning import check_score, prunable, prune, ticket_mask
+from ticketry.search.common.equal_cost import compress_to_steps, dense_for_comparison, ticket_training_steps
+from ticketry.search.common.method import About, Replicate, as_search
+from ticketry.search.common.plan import Training, ticket_training_span
+from ticketry.search.common.pruning import check_score_setting, prunable_scope, prune, structured_mask
 from ticketry.search.common.settings import ScoreSettings, Shares, requested_densities
-from ticketry.search.common.shape import Family
+from ticketry.search.common.structure_option import Family
 from ticketry.step import Step
 
 if TYPE_CHECKING:
@@ -106,7 +106,7 @@ class Settings(ScoreSettings):
             raise UsageError(f"levels must lie in 1 … {_MOST_LEVELS}, not {format_value(self.levels)}")
         super().__post_init__()
         Step.parse(self.rewind)
-        if self.structured_levels and self.shape.tickets is None:
+        if self.structured_levels and self.parsed_structure.tickets is None:
             raise UsageError("structured_levels needs a structure that tickets get: refill, regroup, 2:4")
         if not 0 <= self.structured_levels <= len(self.targets):
             raise UsageError(
@@ -119,26 +119,26 @@ class Settings(ScoreSettings):
 
     @cached_property
     def targets(self) -> tuple[float, ...]:
-        """The density of each level from 1 on, or its share of the budget, falling."""
+        """Density of each level from 1 on, or its share of the cost budget, in falling order."""
         return _level_densities(self)
 
     @property
-    def how_retrained(self) -> str:
-        """How tickets are trained, see `lab.retrain`."""
+    def effective_retrain(self) -> str:
+        """How tickets are trained: the setting `retrain`, or its default; see `lab.retrain`."""
         return retrain_after(self.rewind, self.retrain)
 
     @property
     def ticket_levels(self) -> range:
-        """The levels that have a ticket."""
+        """Levels that yield a ticket; with a structure `structured_levels` limits them to the last ones."""
         last = len(self.targets)
         return range(1 + (last - self.structured_levels if self.structured_levels else 0), last + 1)
 
-    def only(self, level: int) -> tuple[Self, int | None]:
+    def for_level(self, level: int) -> tuple[Self, int | None]:
         return self, level  # each level needs those before it
 
 
 def _level_densities(settings: Settings) -> tuple[float, ...]:
-    """Return `Settings.targets`.
+    """Return the density of each level from 1 on, see `Settings.targets`.
 
     Raises:
         UsageError: if more than one of densities, density and sparsity is given, or densities do not fall.
@@ -153,20 +153,20 @@ def _level_densities(settings: Settings) -> tuple[float, ...]:
         if named != sorted(set(named), reverse=True):
             raise UsageError(f"densities must fall from level to level: {', '.join(map(str, named))}")
         return tuple(named)
-    requested = shares or tuple(map(_clean, requested_densities(settings.density, settings.sparsity)))
+    requested = shares or tuple(map(_round_density, requested_densities(settings.density, settings.sparsity)))
     if not requested:
-        return tuple(_clean((1 - settings.rate) ** level) for level in range(1, settings.levels + 1))
+        return tuple(_round_density((1 - settings.rate) ** level) for level in range(1, settings.levels + 1))
     found: list[float] = []
     reached = 1.0
     for wanted in requested:
         steps = 1
-        while (density := _clean(reached * (1 - settings.rate) ** steps)) > wanted * (1 + 1e-9):
+        while (density := _round_density(reached * (1 - settings.rate) ** steps)) > wanted * (1 + 1e-9):
             found.append(density)
             steps += 1
             if len(found) >= _MOST_LEVELS:
                 raise UsageError(
-                    f"{settings.goal(wanted)} is not reached in {_MOST_LEVELS} levels of rate {settings.rate:g}:"
-                    " raise rate"
+                    f"{settings.describe_target(wanted)} is not reached in {_MOST_LEVELS} levels of rate"
+                    f" {settings.rate:g}: raise rate"
                 )
         found.append(wanted)
         reached = wanted
@@ -174,9 +174,9 @@ def _level_densities(settings: Settings) -> tuple[float, ...]:
 
 
 def plan(settings: Settings) -> list[Training]:
-    """Plan a ticket for each level; with a structure also the network without it that the next level continues from."""
-    structured = settings.shape.tickets is not None
-    span = ticket_span(settings.how_retrained, settings.rewind)
+    """Plan the ticket of each level; with a structure also the unstructured network that the next level prunes."""
+    structured = settings.parsed_structure.tickets is not None
+    span = ticket_training_span(settings.effective_retrain, settings.rewind)
     planned: list[Training] = []
     for level, target in enumerate(settings.targets, start=1):
         density = None if settings.budget else target
@@ -187,46 +187,52 @@ def plan(settings: Settings) -> list[Training]:
     return planned
 
 
-@on_replicate
+@as_search
 def search(replicate: Replicate, settings: Settings) -> Iterator[Found]:
-    """One replicate: the dense network, then a ticket for each level."""
-    check_score(settings)
-    retrain = settings.how_retrained
+    """Search one replicate: yield the dense network, then the ticket of each level."""
+    check_score_setting(settings)
+    retrain = settings.effective_retrain
     check_rates(retrain, replicate.recipe.schedule)
-    prunable(replicate, settings)  # an error for a budget that cannot be met
+    prunable_scope(replicate, settings)  # an error for a budget that cannot be met
 
     def steps_needed(whole: Segment, settings: Settings) -> int:
-        tickets = len(settings.targets) * own_steps(retrain, whole.at(settings.rewind, "rewind"), whole.total)
+        tickets = len(settings.targets) * ticket_training_steps(
+            retrain, whole.at(settings.rewind, "rewind"), whole.total
+        )
         return whole.total + tickets
 
     own, settings = compress_to_steps(replicate, settings, steps_needed, ("rewind",))
-    whole = own.whole
-    dense = own.dense(whole.at(settings.rewind, "rewind"), retrain=retrain)
-    yield comparable_dense(replicate, dense)
+    whole = own.dense_training
+    dense = own.train_dense(whole.at(settings.rewind, "rewind"), retrain=retrain)
+    yield dense_for_comparison(replicate, dense)
     yield from _train_levels(own, settings, dense)
 
 
 def _train_levels(replicate: Replicate, settings: Settings, dense: Found) -> Iterator[Found]:
-    """Yield the ticket of each level.
+    """Prune and train level by level; yield the ticket of each.
 
-    With a structure its mask is derived from the one that the next level continues from; both are trained.
+    With a structure a level trains two networks: its ticket, and the unstructured network that the next level prunes.
     """
-    scope, with_ticket, structured = prunable(replicate, settings), settings.ticket_levels, settings.shape.tickets
+    scope, with_ticket, structured = (
+        prunable_scope(replicate, settings),
+        settings.ticket_levels,
+        settings.parsed_structure.tickets,
+    )
     name = f"{settings.structure} ticket" if structured else "ticket"
     mask, chain = None, [dense.result]
 
-    def segment(mask: str, shrunk: bool) -> Segment:
+    def make_segment(mask: str, shrunk: bool) -> Segment:
         rewound, trained = dense.rewound, chain[-1]
-        return replicate.retrained(mask, retrain=dense.retrain, rewound=rewound, trained=trained, shrunk=shrunk)
+        return replicate.ticket_training(mask, retrain=dense.retrain, rewound=rewound, trained=trained, shrunk=shrunk)
 
     for level, density in enumerate(settings.targets, start=1):
         mask = prune(replicate, chain[-1], scope, density, settings, within=mask)
         segments = {}
         if level in with_ticket:
-            own, derived = ticket_mask(replicate, chain[-1], mask, settings)
-            segments[f"level {level} {name}"] = segment(own, settings.shape.shrinks)
+            own, derived = structured_mask(replicate, chain[-1], mask, settings)
+            segments[f"level {level} {name}"] = make_segment(own, settings.parsed_structure.trains_smaller_network)
         if structured and level < len(settings.targets):
-            segments[f"level {level} without structure"] = segment(mask, False)
+            segments[f"level {level} without structure"] = make_segment(mask, False)
         found = replicate.lab.train_many([*segments.values()], labels=[*segments])
         if level in with_ticket:
             ticket = replace(dense, level=level, mask=own, result=found[0], structured=derived)
@@ -236,10 +242,10 @@ def _train_levels(replicate: Replicate, settings: Settings, dense: Found) -> Ite
                     behind = sum(each.segment.steps for each in chain)
                 yield replace(ticket, searched=tuple(chain), behind=behind)
             else:
-                yield replace(ticket, pattern=settings.shape.pattern, aim=settings.budget_terms)
+                yield replace(ticket, pattern=settings.parsed_structure.pattern, aim=settings.budget_terms)
         chain.append(found[-1])
 
 
-def _clean(density: float) -> float:
-    """Return a density without the last bits of a floating-point power: 0.8 ** 5 is 0.32768."""
+def _round_density(density: float) -> float:
+    """Round away the floating-point error of a power, so that 0.8 ** 5 is 0.32768."""
     return float(f"{density:.12g}")

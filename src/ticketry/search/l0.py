@@ -1,8 +1,8 @@
-"""L0 regularisation: gates that are exactly 0 at times, trained with the weights for as few as possible of them.
+"""L0 regularisation: random gates that can be exactly 0 are trained with the weights, so that few stay open.
 
-Every weight is multiplied by a hard-concrete gate, drawn anew at each step, and the loss has lambda times the expected
-number of gates that are not 0. At a step the gates end: the weights whose gates are most probably open stay, down to
-the density, times their gates without noise, and train on to the end of the same schedule, momentum included. Louizos,
+Every weight is multiplied by a hard-concrete gate, drawn at random in each step, and the loss has lambda times the
+expected number of gates that are not 0. At the pruning step the weights whose gates are most probably open are
+retained, multiplied by their gates without noise, and trained to the end of the same schedule, with momentum. Louizos,
 Welling & Kingma, "Learning Sparse Neural Networks through L0 Regularization" (ICLR 2018, arXiv 1712.01312). Costs one
 training with gates up to the pruning step, which all densities share, and the rest of one for each density.
 
@@ -12,8 +12,8 @@ are removed, and the rest trains on in a physically smaller network.
 
 From the paper: the gates (temperature 2/3, stretched to -0.1 ... 1.1), the penalty, the gate without noise that weights
 keep, and lambda as a number over the examples, 0.1 for its LeNet-300-100. Ours: gates on single weights by
-default; one draw for the whole batch; a cut at half of the schedule to a density, where the paper lets lambda
-decide and trains with gates to the end; Adam at 0.1 for gates with any weight optimiser (the paper: 0.001, for 200
+default; one draw for the whole batch; pruning to a density at half of the schedule, where in the paper lambda
+decides and gates are trained to the end; Adam at 0.1 for gates with any weight optimiser (the paper: 0.001, for 200
 epochs). The dense network is trained without gates, to compare with. Controls begin with the weights that the gates
 have left.
 """
@@ -27,11 +27,11 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from ticketry.core.structure.pattern import check_layer_minimum_option
 from ticketry.errors import UsageError
 from ticketry.lab.search_result import Found
-from ticketry.search.common.method import About, Replicate, on_replicate
+from ticketry.search.common.method import About, Replicate, as_search
 from ticketry.search.common.plan import Training
-from ticketry.search.common.pruning import cut_step, prunable, train_on
+from ticketry.search.common.pruning import parse_pruning_step, prunable_scope, train_after_pruning
 from ticketry.search.common.settings import PruningSettings
-from ticketry.search.common.shape import Family
+from ticketry.search.common.structure_option import Family
 
 if TYPE_CHECKING:
     from ticketry.core.scope import Scope
@@ -81,42 +81,49 @@ class Settings(PruningSettings):
         if not 0 <= self.penalty <= 1e6:
             raise UsageError(f"penalty is a number from 0 to 1e6, not {self.penalty}")
         check_layer_minimum_option(self.keep_at_least)
-        if self.keep_at_least and not self.shape.channels:
+        if self.keep_at_least and not self.parsed_structure.channels:
             raise UsageError("keep_at_least counts channels here: add --structure channels, or use --collapse keep")
-        if self.shape.channels and self.collapse != "raise":
+        if self.parsed_structure.channels and self.collapse != "raise":
             raise UsageError("collapse is for single weights: with structure channels use keep_at_least")
 
 
 def plan(settings: Settings) -> list[Training]:
-    """Plan the training with gates, then the rest of a training for each density."""
+    """Plan the training with gates that all densities share, then the rest of the schedule for each density."""
     return [Training(last=settings.until), *settings.plan_tickets(first=settings.until)]
 
 
-@on_replicate
+@as_search
 def search(replicate: Replicate, settings: Settings) -> Iterator[Found]:
-    """One replicate: the dense network, then a pruned one for each density, the densest first."""
+    """Search one replicate: yield the dense network, then the ticket of each density, the densest first."""
     from ticketry.core.gates.channel_gates import find_readers
-    from ticketry.search.gating.masks import hardened_weights
+    from ticketry.search.gating.masks import weights_times_hard_gates
 
-    lab, task, whole, scope = replicate.lab, replicate.task, replicate.whole, prunable(replicate, settings)
-    step = cut_step(whole, settings.until, "gates are trained", "them")
-    soft = replicate.from_initialisation(variants=[gates_of(replicate, scope, settings)]).until(step)
-    if settings.shape.channels:
+    lab, task, whole, scope = (
+        replicate.lab,
+        replicate.task,
+        replicate.dense_training,
+        prunable_scope(replicate, settings),
+    )
+    step = parse_pruning_step(whole, settings.until, "gates are trained", "them")
+    soft = replicate.from_initialisation(variants=[make_gating(replicate, scope, settings)]).until(step)
+    if settings.parsed_structure.channels:
         find_readers(lab.model(task), lab.structure(task), scope)  # an error before the dense network is trained
-    dense = replicate.dense(step)
+    dense = replicate.train_dense(step)
     yield dense
     gated = lab.train(soft, label="with gates")
-    state = replace(gated, model=hardened_weights(lab, gated))
+    state = replace(gated, model=weights_times_hard_gates(lab, gated))
 
-    def member(level: int, density: float) -> Found:
-        mask = _mask(lab, gated, density, settings)
-        return train_on(replicate, dense.result, state, mask, settings, level=level, density=density, searched=gated)
+    def find_ticket(level: int, density: float) -> Found:
+        mask = _prune_by_gates(lab, gated, density, settings)
+        return train_after_pruning(
+            replicate, dense.result, state, mask, settings, level=level, density=density, searched=gated
+        )
 
-    yield from replicate.side_by_side(member, settings.targets)
+    yield from replicate.find_each(find_ticket, settings.targets)
 
 
-def gates_of(replicate: Replicate, scope: Scope, settings: Settings) -> Gating:
-    """Return the gates from which all tickets of a replicate are pruned."""
+def make_gating(replicate: Replicate, scope: Scope, settings: Settings) -> Gating:
+    """Return the gates whose values choose the masks of all tickets of a replicate."""
     from ticketry.core.gates import HardConcrete
     from ticketry.search.gating.gating import Gating
     from ticketry.search.gating.masks import gate_prices
@@ -130,17 +137,19 @@ def gates_of(replicate: Replicate, scope: Scope, settings: Settings) -> Gating:
         optimizer="adam",
         lr=settings.gate_lr,
         seed=mix(replicate.seeds.mask, "l0"),
-        structured=settings.shape.channels,
+        structured=settings.parsed_structure.channels,
         **gate_prices(replicate, settings, scope),
     )
 
 
-def _mask(lab: Lab, gated: Result, density: float, settings: Settings) -> str:
-    from ticketry.search.gating.masks import allocated_mask, budget_mask, cut_mask
+def _prune_by_gates(lab: Lab, gated: Result, density: float, settings: Settings) -> str:
+    from ticketry.search.gating.masks import mask_of_largest_channel_gates, mask_of_largest_gates, mask_within_budget
 
     if settings.budget:
-        return budget_mask(lab, gated, settings, density, settings.collapse)
-    if not settings.shape.channels:
-        return allocated_mask(lab, gated, density, settings.collapse)
+        return mask_within_budget(lab, gated, settings, density, settings.collapse)
+    if not settings.parsed_structure.channels:
+        return mask_of_largest_gates(lab, gated, density, settings.collapse)
     at_least = max(settings.keep_at_least, 1)
-    return cut_mask(lab, gated, density, keep_at_least=at_least, multiple=settings.shape.multiple)
+    return mask_of_largest_channel_gates(
+        lab, gated, density, keep_at_least=at_least, multiple=settings.parsed_structure.multiple
+    )

@@ -1,4 +1,4 @@
-"""One-shot pruning: train, cut once, train what is left.
+"""One-shot pruning: train, prune once, train what is left.
 
 The dense network is trained, all weights but the best by a score are removed at once, and the remaining weights are
 trained further: at the last learning rate (fine-tuning; Han et al. 2015), from the trained weights with the learning
@@ -24,12 +24,12 @@ from typing import TYPE_CHECKING, ClassVar
 
 from ticketry.errors import UsageError
 from ticketry.lab.search_result import REWINDING, Found, Retrain, check_rates, retrain_after
-from ticketry.search.common.equal_cost import comparable_dense, compress_to_steps, own_steps
-from ticketry.search.common.method import About, Replicate, on_replicate
-from ticketry.search.common.plan import Training, ticket_span
-from ticketry.search.common.pruning import check_score, prunable, prune, prune_once, ticket_mask
+from ticketry.search.common.equal_cost import compress_to_steps, dense_for_comparison, ticket_training_steps
+from ticketry.search.common.method import About, Replicate, as_search
+from ticketry.search.common.plan import Training, ticket_training_span
+from ticketry.search.common.pruning import check_score_setting, prunable_scope, prune, prune_once, structured_mask
 from ticketry.search.common.settings import ScoreSettings
-from ticketry.search.common.shape import Family
+from ticketry.search.common.structure_option import Family
 from ticketry.step import Step
 from ticketry.tasks.recipe import TO_ZERO, Recipe
 
@@ -78,69 +78,75 @@ class Settings(ScoreSettings):
     def __post_init__(self) -> None:
         super().__post_init__()
         retrain_after(self.rewind, self.retrain)
-        if not self.at_end and (self.rewind != "0" or self.retrain not in ("", "finetune")):
+        if not self.prunes_at_end and (self.rewind != "0" or self.retrain not in ("", "finetune")):
             raise UsageError(
                 f"cut at step {self.when}, training continues unchanged: leave rewind and retrain out, or cut at end"
             )
 
     @property
     def one_training(self) -> bool:
-        return not self.at_end
+        return not self.prunes_at_end
 
     @property
-    def at_end(self) -> bool:
-        """Whether the dense network is trained to its end before it is pruned."""
+    def prunes_at_end(self) -> bool:
+        """Whether the dense network is trained to the end of the schedule before it is pruned."""
         return Step.parse(self.when) == Step.parse("end")
 
-    def how_retrained(self, recipe: Recipe) -> str:
-        """Return how tickets are trained, see `lab.retrain`."""
+    def effective_retrain(self, recipe: Recipe) -> str:
+        """Return how tickets are trained: the setting `retrain`, or its default; see `lab.retrain`."""
         falls = recipe.schedule in TO_ZERO and Step.parse(self.rewind) != Step.parse("end")
         return retrain_after(self.rewind, self.retrain or ("rewind_lr" if falls else "finetune"))
 
 
 def plan(settings: Settings) -> list[Training]:
-    """Plan a training for each density."""
-    if not settings.at_end:
+    """Plan the ticket of each density."""
+    if not settings.prunes_at_end:
         return settings.plan_tickets(first=settings.when)
-    return settings.plan_tickets(**ticket_span(settings.retrain or "finetune", settings.rewind))
+    return settings.plan_tickets(**ticket_training_span(settings.retrain or "finetune", settings.rewind))
 
 
-@on_replicate
+@as_search
 def search(replicate: Replicate, settings: Settings) -> Iterator[Found]:
-    """One replicate: the dense network, then a pruned one for each density, the densest first."""
-    check_score(settings)
-    full, recipe = replicate.whole, replicate.recipe
-    scope = prunable(replicate, settings)
-    if not settings.at_end:
+    """Search one replicate: yield the dense network, then the ticket of each density, the densest first."""
+    check_score_setting(settings)
+    full, recipe = replicate.dense_training, replicate.recipe
+    scope = prunable_scope(replicate, settings)
+    if not settings.prunes_at_end:
         steps = dict.fromkeys(settings.targets, full.at(settings.when, "when"))
         yield from prune_once(replicate, scope, steps, settings)
         return
-    retrain = settings.how_retrained(recipe)
+    retrain = settings.effective_retrain(recipe)
     check_rates(retrain, recipe.schedule)
 
     def steps_needed(whole: Segment, settings: Settings) -> int:
-        return whole.total + own_steps(retrain, whole.at(settings.rewind, "rewind"), whole.total)
+        return whole.total + ticket_training_steps(retrain, whole.at(settings.rewind, "rewind"), whole.total)
 
     own, settings = compress_to_steps(replicate, settings, steps_needed, ("rewind",))
-    step = own.whole.at(settings.rewind, "rewind")
-    begun = own.dense(step, retrain=retrain)
+    step = own.dense_training.at(settings.rewind, "rewind")
+    begun = own.train_dense(step, retrain=retrain)
     rewound, dense = begun.rewound, begun.dense
-    yield comparable_dense(replicate, begun)
+    yield dense_for_comparison(replicate, begun)
 
-    def member(level: int, density: float) -> Found:
-        mask, derived = ticket_mask(own, dense, prune(own, dense, scope, density, settings), settings)
-        segment = own.retrained(mask, retrain=retrain, rewound=rewound, trained=dense, shrunk=settings.shape.shrinks)
-        result = own.lab.train(segment, label=settings.goal(density))
+    def find_ticket(level: int, density: float) -> Found:
+        mask, derived = structured_mask(own, dense, prune(own, dense, scope, density, settings), settings)
+        segment = own.ticket_training(
+            mask,
+            retrain=retrain,
+            rewound=rewound,
+            trained=dense,
+            shrunk=settings.parsed_structure.trains_smaller_network,
+        )
+        result = own.lab.train(segment, label=settings.describe_target(density))
         return replace(
             begun,
             level=level,
             mask=mask,
             result=result,
             searched=(dense,),
-            behind=step if retrain in REWINDING else own.whole.total,
+            behind=step if retrain in REWINDING else own.dense_training.total,
             structured=derived,
-            pattern=settings.shape.pattern,
+            pattern=settings.parsed_structure.pattern,
             aim=settings.budget_terms,
         )
 
-    yield from replicate.side_by_side(member, settings.targets)
+    yield from replicate.find_each(find_ticket, settings.targets)

@@ -1,4 +1,4 @@
-"""Training with a penalty: weights, filters or norm scales are made small first, then cut, once.
+"""Training with a penalty: weights, filters or norm scales become small, then they are removed, once.
 
 The network is trained with a penalty in its loss up to a step. Then what the penalty has made small is removed, down to
 the density, and the rest trains on to the end of the same schedule without the penalty, momentum included. The three
@@ -9,8 +9,8 @@ penalty up to the pruning step, which all densities share, and the rest of one f
 
 hoyer_square removes single weights by magnitude. The others remove whole coupled channels, by the scale of their norms
 (l1_scales) or the L2 norm of their weights, and train on in a physically smaller network. Ours: all of it in one
-schedule, where the papers train twice or more (with the penalty, from a trained network or from scratch, then after the
-cut); a density where DeepHoyer has a threshold on weights (1e-4 or a share of their spread), as densities are what
+schedule, where the papers train twice or more (with the penalty, from a trained network or from scratch, then after
+pruning); a density where DeepHoyer has a threshold on weights (1e-4 or a share of their spread), as densities are what
 methods are compared at; group_hoyer_square is the authors', of the rows and columns of each weight, while channels are
 removed with all that is coupled to them. The penalty is on weights in scope, or on all norms. The dense network is
 trained without a penalty, to compare with. Controls begin with the weights that the penalty has left.
@@ -29,11 +29,18 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from ticketry.errors import UsageError
 from ticketry.lab.search_result import Found
-from ticketry.search.common.method import About, Replicate, on_replicate
+from ticketry.search.common.method import About, Replicate, as_search
 from ticketry.search.common.plan import Training
-from ticketry.search.common.pruning import check_norms, check_score, cut_step, prunable, prune, train_on
+from ticketry.search.common.pruning import (
+    check_score_setting,
+    parse_pruning_step,
+    prunable_scope,
+    prune,
+    require_norm_scales,
+    train_after_pruning,
+)
 from ticketry.search.common.settings import ScoreSettings
-from ticketry.search.common.shape import NONE, Family, Shape
+from ticketry.search.common.structure_option import NONE, Family, ParsedStructure
 
 if TYPE_CHECKING:
     from ticketry.core.scope import Scope
@@ -97,49 +104,49 @@ class Settings(ScoreSettings):
         return self.structure != NONE
 
     @cached_property
-    def shape(self) -> Shape:
-        """Blocks of the structure; without one, whole channels where the penalty is on what they have."""
+    def parsed_structure(self) -> ParsedStructure:
+        """What is removed together: blocks of `structure`; without one, whole channels if the penalty is on them."""
         if not self._has_blocks and self.penalty in ("l1_scales", "group_hoyer_square"):
-            return Shape(NONE, channels=True)
-        return Shape.parse(self.structure, self.structures)
+            return ParsedStructure(NONE, channels=True)
+        return ParsedStructure.parse(self.structure, self.structures)
 
     @property
     def effective_score(self) -> str:
-        """The score, or by default the one that fits the penalty."""
+        """The setting `score`, or by default the score that fits the penalty."""
         return self.score or ("magnitude" if self._has_blocks else SCORES[self.penalty])
 
 
 def plan(settings: Settings) -> list[Training]:
-    """Plan the training with the penalty, then the rest of a training for each density."""
+    """Plan the training with the penalty that all densities share, then the rest of the schedule for each density."""
     return [Training(last=settings.until), *settings.plan_tickets(first=settings.until)]
 
 
-@on_replicate
+@as_search
 def search(replicate: Replicate, settings: Settings) -> Iterator[Found]:
-    """One replicate: the dense network, then a pruned one for each density, the densest first."""
+    """Search one replicate: yield the dense network, then the ticket of each density, the densest first."""
     from ticketry.core.score import split_control
 
     settings = replace(settings, score=settings.effective_score)
-    check_score(settings)
-    lab, whole = replicate.lab, replicate.whole
-    step = cut_step(whole, settings.until, "the penalty holds", "it")
-    scope = prunable(replicate, settings)
-    penalty = _penalty(replicate, scope, settings)
+    check_score_setting(settings)
+    lab, whole = replicate.lab, replicate.dense_training
+    step = parse_pruning_step(whole, settings.until, "the penalty holds", "it")
+    scope = prunable_scope(replicate, settings)
+    penalty = _make_penalty(replicate, scope, settings)
     if split_control(settings.score)[1] == "slimming":
-        check_norms(replicate, scope)
-    dense = replicate.dense(step)
+        require_norm_scales(replicate, scope)
+    dense = replicate.train_dense(step)
     yield dense
     shrinking = replicate.from_initialisation(variants=[penalty]).until(step)
     state = lab.train(shrinking, label=f"with {settings.penalty}", measure=False)
 
-    def member(level: int, density: float) -> Found:
+    def find_ticket(level: int, density: float) -> Found:
         mask = prune(replicate, state, scope, density, settings)
-        return train_on(replicate, dense.result, state, mask, settings, level=level, density=density)
+        return train_after_pruning(replicate, dense.result, state, mask, settings, level=level, density=density)
 
-    yield from replicate.side_by_side(member, settings.targets)
+    yield from replicate.find_each(find_ticket, settings.targets)
 
 
-def _penalty(replicate: Replicate, scope: Scope, settings: Settings) -> Penalty:
+def _make_penalty(replicate: Replicate, scope: Scope, settings: Settings) -> Penalty:
     from ticketry.core.structure.layout import find_roles
     from ticketry.lab.training.variants import Penalty
 
@@ -155,4 +162,4 @@ def _penalty(replicate: Replicate, scope: Scope, settings: Settings) -> Penalty:
     else:
         names = tuple(name for name, shape in scope.shapes.items() if len(shape) > 1)
     strength = STRENGTHS[settings.penalty] if settings.strength is None else settings.strength
-    return Penalty(kind=settings.penalty, strength=strength, names=names, pattern=settings.shape.pattern)
+    return Penalty(kind=settings.penalty, strength=strength, names=names, pattern=settings.parsed_structure.pattern)

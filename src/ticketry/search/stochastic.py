@@ -33,8 +33,8 @@ class Settings(GateSettings):
         True
     """
 
-    def gating(self) -> dict[str, Any]:
-        return {**super().gating(), "kind": "stochastic"}
+    def fixed_gating(self) -> dict[str, Any]:
+        return {**super().fixed_gating(), "kind": "stochastic"}
 
 
 plan, search = plan_by_gates, search_by_gates

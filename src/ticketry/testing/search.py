@@ -73,12 +73,12 @@ def check_search(
         found = trial.run(lab)
         _check_levels(lab, found, densities)
         for ticket in found[1:]:
-            _check_start(lab, ticket)
-            _check_end(lab, ticket)
+            _check_rewound_start(lab, ticket)
+            _check_final_weights(lab, ticket)
         trained, middles = lab.ledger.segments_trained, _select_trainings(lab)
         _check_searched(lab, trial, found)
     bits = _result_digests(found)
-    if _result_digests(trial.run_in_new_lab(folder / "blind", task=_OtherTest(trial.task))) != bits:
+    if _result_digests(trial.run_in_new_lab(folder / "blind", task=_TaskWithOtherTest(trial.task))) != bits:
         require(_result_digests(trial.run_in_new_lab(folder / "again")) == bits, "the same seeds give the same bits")
         require(False, "a search does not look at the test split: with other test targets it finds the same")
     require(
@@ -112,8 +112,8 @@ class _Trial:
             return self.run(lab, seeds, task)
 
 
-class _OtherTest(OwnTask):
-    """A task with the targets of its test split permuted; all else is unchanged."""
+class _TaskWithOtherTest(OwnTask):
+    """Copy of a task in which only the targets of the test split are permuted."""
 
     def __init__(self, inner: Task) -> None:
         self.inner, self.name, self.metric, self.recipe = inner, inner.name, inner.metric, inner.recipe
@@ -127,11 +127,11 @@ class _OtherTest(OwnTask):
 
     def course(self, data: Path | None = None) -> Course | None:
         found = self.inner.course(data)
-        return found and _OtherTestCourse(found)
+        return found and _CourseWithOtherTest(found)
 
 
-class _OtherTestCourse(Course):
-    """A course with altered metrics on the test split; all else is unchanged."""
+class _CourseWithOtherTest(Course):
+    """Copy of a course in which only the metrics on the test split are changed."""
 
     def __init__(self, inner: Course) -> None:
         for name in ("sizes", "session", "sample", "loss", "count", "inputs"):
@@ -163,8 +163,8 @@ def _check_levels(lab: Lab, found: Sequence[Found], densities: Sequence[float] |
         require(kept == wanted, f"densities are as asked: {wanted} weights, not {kept}")
 
 
-def _check_start(lab: Lab, ticket: Found) -> None:
-    """Check that a rewound ticket starts at level 0's weights times the mask, as open_lth asserts."""
+def _check_rewound_start(lab: Lab, ticket: Found) -> None:
+    """Check that a rewound ticket starts with the masked weights of the dense network, as open_lth asserts."""
     if ticket.retrain not in REWINDING:
         return
     assert ticket.mask is not None
@@ -181,13 +181,13 @@ def _check_start(lab: Lab, ticket: Found) -> None:
 
 
 def _first_parameter_names(task: Task) -> dict[str, str]:
-    """Return the first name of each tensor of the task's network, by any of its names."""
+    """Return, for each name of a tensor in the task's network, the tensor's first name (tied tensors have several)."""
     first: dict[int, str] = {}
     named = task.build().state_dict(keep_vars=True).items()
     return {normal_name(name): first.setdefault(id(tensor), normal_name(name)) for name, tensor in named}
 
 
-def _check_end(lab: Lab, ticket: Found) -> None:
+def _check_final_weights(lab: Lab, ticket: Found) -> None:
     assert ticket.mask is not None
     state = lab.state(ticket.result)
     for name, kept in lab.store.get_mask(ticket.mask).items():
@@ -195,9 +195,10 @@ def _check_end(lab: Lab, ticket: Found) -> None:
 
 
 def _check_searched(lab: Lab, trial: _Trial, found: Sequence[Found]) -> None:
-    """Check that the sparsest ticket sets `searched` if its mask is the same with and without denser tickets before it.
+    """Check that the sparsest ticket lists its own search trainings (`searched`) if it does not depend on denser ones.
 
-    Without `searched`, the trainings of all earlier tickets count as its search cost, as in iterative pruning.
+    It does not if its mask is the same when only its own density is requested. Without `searched` the trainings of all
+    earlier tickets count as its search cost, as in iterative pruning.
     """
     asked = getattr(trial.settings, "density", None)
     if found[-1].searched or not (isinstance(asked, tuple) and asked and all(isinstance(one, float) for one in asked)):
@@ -217,7 +218,7 @@ def _check_searched(lab: Lab, trial: _Trial, found: Sequence[Found]) -> None:
 def _check_resume(
     trial: _Trial, folder: Path, bits: list[tuple[str | None, str]], trained: int, middles: set[str]
 ) -> None:
-    """Check that a search resumes after a stop in the middle of each of the trainings `middles`."""
+    """Check that a search that is stopped in the middle of any training in `middles` resumes with the same bits."""
     done, left, stopped = 0, set(middles), True
     while stopped:
         stopped = False
@@ -244,7 +245,7 @@ def _check_resume(
 
 
 def _select_trainings(lab: Lab) -> set[str]:
-    """Return the keys of a lab's trainings: the first of two or more steps for each set of variants of training."""
+    """Return keys of a lab's trainings: for each set of training variants, the first of at least two steps."""
     first: dict[tuple[str, ...], str] = {}
     for key in lab.ledger.keys:
         trajectory, _, last = key.rpartition("@")
@@ -264,9 +265,9 @@ def _result_digests(found: Sequence[Found]) -> list[tuple[str | None, str]]:
 def _check_every_step() -> Iterator[None]:
     original = Loop._train_step
 
-    def checked(loop: Loop, batch: Any) -> None:
+    def check_step(loop: Loop, batch: Any) -> None:
         original(loop, batch)
         loop.check()
 
-    with mock.patch.object(Loop, "_train_step", checked):
+    with mock.patch.object(Loop, "_train_step", check_step):
         yield

@@ -55,7 +55,7 @@ NEW_METHOD = '''"""Prune the trained network, and train on from a third of the s
 from dataclasses import dataclass
 
 from ticketry.search import Found, Training
-from ticketry.search.common.method import on_replicate
+from ticketry.search.common.method import as_search
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,18 +71,18 @@ def plan(settings):
     return [Training(level=n, density=one, first="30%") for n, one in enumerate(settings.density, start=1)]
 
 
-@on_replicate
+@as_search
 def search(replicate, settings):
     """Yield the dense network, then a ticket for each density."""
     import ticketry as tk
 
-    dense = replicate.dense(replicate.whole.at("30%"), retrain="continue")
+    dense = replicate.train_dense(replicate.dense_training.at("30%"), retrain="continue")
     yield dense
     for level, density in enumerate(settings.density, start=1):
         model = replicate.lab.model(replicate.task, dense.result)
         mask = replicate.lab.store.put_mask(tk.prune(model, density))
         how = {"retrain": "continue", "rewound": dense.rewound, "trained": dense.result}
-        result = replicate.lab.train(replicate.retrained(mask, **how))
+        result = replicate.lab.train(replicate.ticket_training(mask, **how))
         yield Found(level, mask, dense.rewound, dense.result, "continue", result, searched=(dense.result,))
 '''
 

@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from ticketry.errors import DataError, InterruptedTrainingError, RunnerError
-from ticketry.evidence.connectivity import recalibrate_
+from ticketry.evidence.connectivity import recompute_batch_norm_
 from ticketry.lab.lab import Lab
 from ticketry.lab.store.store import Store
 from ticketry.lab.training import data_loading
@@ -158,7 +158,7 @@ def test_recalibrated_as_in_memory(folder: Make) -> None:
     split = splits.train
     for each in (split, in_memory(split)):
         course = Supervised(task, replace(splits, train=each))
-        assert recalibrate_(course, model, Recipe(batch=16, augment=("flip",)), 4, Arithmetic()) == 4
+        assert recompute_batch_norm_(course, model, Recipe(batch=16, augment=("flip",)), 4, Arithmetic()) == 4
         seen.append({name: value.clone() for name, value in model.state_dict().items()})
     assert all(torch.equal(seen[0][name], seen[1][name]) for name in seen[0])
     order = DataOrder(mix("recalibrate"), len(split), 16)

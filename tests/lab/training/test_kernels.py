@@ -31,7 +31,7 @@ from ticketry.lab.training.segment import Segment
 from ticketry.lab.training.state import initial_state, rebuild_model
 from ticketry.lab.training.supervised import evaluate
 from ticketry.lab.training.variants import Penalty
-from ticketry.search.dynamic import first_gradient
+from ticketry.search.dynamic import first_batch_gradient
 from ticketry.search.gating.gating import Gating
 from ticketry.tasks.recipe import Recipe
 from ticketry_engine import machine
@@ -375,7 +375,7 @@ def test_the_gradient_that_masks_grow_by_is_of_removed_weights_too(made):
     onward = replace(segment, start=start, first=5)
     plain = replace(onward, arithmetic=lab.arithmetic(segment.task))
     mask = lab.store.get_mask(segment.mask)
-    found, wanted = (first_gradient(lab, one) for one in (onward, plain))
+    found, wanted = (first_batch_gradient(lab, one) for one in (onward, plain))
     for name, kept in mask.items():
         assert found[name][~kept].any()
         torch.testing.assert_close(found[name], wanted[name], rtol=1e-4, atol=1e-6)

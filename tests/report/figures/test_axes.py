@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from matplotlib.figure import Figure
 
-from made_records import with_verdicts
+from made_records import add_verdicts
 from ticketry.records.run import read_run
 from ticketry.report import figure_svgs
 from ticketry.report.figures import METRIC_BY_DENSITY
@@ -88,8 +88,8 @@ def test_the_figure_of_a_perplexity(make_record) -> None:
 def test_verdicts_name_differences_as_they_are_counted(make_record) -> None:
     """Above 0 is in the tickets' favour: of perplexities it is the ticket's that is taken away."""
     for record, heads in (
-        (with_verdicts(perplexities(make_record)), ("dense minus tickets", "shuffled masks minus tickets")),
-        (with_verdicts(make_record(levels=6)), ("tickets minus dense", "minus shuffled masks")),
+        (add_verdicts(perplexities(make_record)), ("dense minus tickets", "shuffled masks minus tickets")),
+        (add_verdicts(make_record(levels=6)), ("tickets minus dense", "minus shuffled masks")),
     ):
         found = template_macro("results.html", "verdicts_section")(Results(read_run(record)), PagePart())
         assert all(f">{head}<" in found for head in heads)

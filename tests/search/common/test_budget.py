@@ -160,8 +160,8 @@ def test_a_rounded_rewind_step_makes_the_sum_no_more(lab: Lab, total: int, level
     own, scaled = compress_to_steps(whole, settings, needed, ("rewind",))
     exact = total * total // (total + levels * (total - rewind))
     fitting = [length for length in range(1, exact + 1) if _sum(total, levels, rewind, length) <= total]
-    assert own.whole.total == max(fitting)
-    assert needed(own.whole, scaled) == _sum(total, levels, rewind, max(fitting)) <= total
+    assert own.dense_training.total == max(fitting)
+    assert needed(own.dense_training, scaled) == _sum(total, levels, rewind, max(fitting)) <= total
 
 
 @pytest.mark.parametrize("length", [5, 100, 250])

@@ -10,7 +10,7 @@ from ticketry.core.sparse_training import mask_dynamics
 from ticketry.core.sparse_training.mask_dynamics import drop_and_grow
 from ticketry.errors import TrainingError, UsageError
 from ticketry.lab.training.segment import Start
-from ticketry.search.dynamic import first_gradient, move_mask
+from ticketry.search.dynamic import first_batch_gradient, update_dynamic_mask
 from ticketry_engine.support.seeds import generator, mix
 
 STEP, ORDER = 9, 5
@@ -36,7 +36,7 @@ def by_hand(lab, task, segment) -> dict[str, torch.Tensor]:
 def test_the_gradient_of_the_next_batch(lab, points, half, equal_bits):
     segment = onward(lab, points, half)
     before = torch.random.get_rng_state()
-    found = first_gradient(lab, segment)
+    found = first_batch_gradient(lab, segment)
     assert torch.equal(torch.random.get_rng_state(), before)
     assert equal_bits(found, by_hand(lab, points, segment))
     mask = lab.store.get_mask(half)
@@ -45,25 +45,27 @@ def test_the_gradient_of_the_next_batch(lab, points, half, equal_bits):
 
 def test_a_move_is_made_once(lab, points, half, monkeypatch):
     segment = onward(lab, points, half)
-    digest = move_mask(lab, segment, 0.3, grow="gradient")
+    digest = update_dynamic_mask(lab, segment, 0.3, grow="gradient")
     sizes = {name: gradient.abs() for name, gradient in by_hand(lab, points, segment).items()}
     assert lab.store.get_mask(digest) == drop_and_grow(
         lab.store.get_mask(half), lab.store.get_tensors(segment.start.state), sizes, 0.3
     )
     monkeypatch.setattr(mask_dynamics, "drop_and_grow", None)
-    assert move_mask(lab, segment, 0.3, grow="gradient") == digest
-    assert move_mask(lab, segment.until(STEP + 3), 0.3, grow="gradient") == digest, "however far training goes on"
+    assert update_dynamic_mask(lab, segment, 0.3, grow="gradient") == digest
+    assert update_dynamic_mask(lab, segment.until(STEP + 3), 0.3, grow="gradient") == digest, (
+        "however far training goes on"
+    )
     for other in ({"share": 0.2}, {"regrow": True}, {"grow": "random"}):
         with pytest.raises(TypeError):
-            move_mask(lab, segment, **{"share": 0.3, "grow": "gradient", **other})
+            update_dynamic_mask(lab, segment, **{"share": 0.3, "grow": "gradient", **other})
 
 
 def test_random_growth_is_of_its_seed(lab, points, half):
     segment = onward(lab, points, half)
-    made = [move_mask(lab, segment, 0.5, grow="random", seed=seed) for seed in (1, 2, 1)]
+    made = [update_dynamic_mask(lab, segment, 0.5, grow="random", seed=seed) for seed in (1, 2, 1)]
     assert made[0] == made[2] != made[1]
     with pytest.raises(UsageError, match="is not known: gradient, random"):
-        move_mask(lab, segment, 0.5, grow="hope")
+        update_dynamic_mask(lab, segment, 0.5, grow="hope")
 
 
 def test_a_gradient_that_is_no_number_is_told(lab, points, half):
@@ -73,10 +75,10 @@ def test_a_gradient_that_is_no_number_is_told(lab, points, half):
         {name: value * float("nan") if value.is_floating_point() else value for name, value in state.items()}
     )
     with pytest.raises(TrainingError, match=f"gradient of '0.weight' at step {STEP} is not finite: lower the learning"):
-        first_gradient(lab, lab.segment(points, start=Start(state=broken), mask=half, first=STEP))
+        first_batch_gradient(lab, lab.segment(points, start=Start(state=broken), mask=half, first=STEP))
 
 
 def test_from_an_initialisation(lab, points, equal_bits):
     fresh = lab.train(lab.segment(points, start=4, last=0), measure=False)
     one, other = (lab.segment(points, start=start, order_seed=1) for start in (4, Start(state=fresh.model)))
-    assert equal_bits(first_gradient(lab, one), first_gradient(lab, other))
+    assert equal_bits(first_batch_gradient(lab, one), first_batch_gradient(lab, other))

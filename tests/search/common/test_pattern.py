@@ -17,7 +17,7 @@ from ticketry.errors import TicketryError
 from ticketry.experiments.request import SearchRequest
 from ticketry.search import method as method_called
 from ticketry.search.gating.gating import Gating
-from ticketry.search.gating.masks import gates_of
+from ticketry.search.gating.masks import load_gates
 from ticketry.search.regularised import _OF_BLOCKS
 
 SHORT = tk.task("digits").recipe.changed(length="24it")
@@ -56,7 +56,7 @@ def test_gates_on_blocks_harden_to_tickets(shared_store: Path) -> None:
         masks = masks_of(lab, found)
         for item, mask in zip(found[1:], masks, strict=True):
             last = item.searched[-1]
-            gates = gates_of(lab, last)
+            gates = load_gates(lab, last)
             for name, s in gates.named_parameters():
                 blocks = Pattern.parse("4x1").blocks(tuple(mask[name].shape))
                 assert torch.equal(mask[name], blocks.expand_to_weights(s.detach() > 0))
@@ -125,7 +125,10 @@ def test_a_density_asked_of_gates_on_blocks(shared_store: Path) -> None:
 def test_masks_are_of_the_pattern(shared_store: Path, method: str, settings: dict[str, Any]) -> None:
     with tk.Lab(shared_store) as lab:
         found = found_by(lab, method, **{"score": "magnitude", **settings})
-        pattern, model = method_called(method).Settings(**settings).shape.pattern, lab.model(tk.task("digits"))
+        pattern, model = (
+            method_called(method).Settings(**settings).parsed_structure.pattern,
+            lab.model(tk.task("digits")),
+        )
         for mask, density in zip(masks_of(lab, found), settings["density"], strict=True):
             check_pattern(mask, pattern, model)
             assert mask.density == pytest.approx(density, abs=0.01)

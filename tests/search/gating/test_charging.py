@@ -17,8 +17,8 @@ from ticketry.core.gates import Charges
 from ticketry.errors import LayerCollapseError, UsageError
 from ticketry.experiments.decoding import decode_settings
 from ticketry.lab import measured_time
-from ticketry.lab.budget_masks import dense_macs, macs_by_layer, remaining_macs
-from ticketry.search.gating.gating import Gating, gating_of
+from ticketry.lab.budget_masks import dense_macs, remaining_macs, macs_by_layer
+from ticketry.search.gating.gating import Gating, get_gating
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "continuous": {"rounds": 1, "rewind": "10%", "gate_lr": 10.0, "init": 0.05},
@@ -48,7 +48,7 @@ def test_tickets_cost_the_multiplications_that_were_asked_for(name: str, tmp_pat
             counted = multiplied(model, torch.zeros(1, 1, 8, 8))
         assert counted == remaining_macs(lab, task(), mask)
         assert 0.4 * full - 2 * dearest < counted <= 0.4 * full
-        assert gating_of(ticket.searched[-1].segment).prices
+        assert get_gating(ticket.searched[-1].segment).prices
 
 
 @pytest.mark.parametrize("name", ["concrete", *(pytest.param(n, marks=pytest.mark.slow) for n in ("continuous", "l0"))])
@@ -57,7 +57,7 @@ def test_tickets_take_the_time_that_costs_tell(name: str, tmp_path: Path) -> Non
     with tk.Lab(tmp_path / "store") as lab:
         ticket = found_by(lab, name, time=0.5, base="engine", profile=str(file))[-1]
         assert 0.49 < slowly(lab.store.get_mask(str(ticket.mask)), costs()) / costs().dense <= 0.5
-        told = gating_of(ticket.searched[-1].segment)
+        told = get_gating(ticket.searched[-1].segment)
         sizes = {name: layer.weights for name, layer in costs().layers.items()}
         charges = Charges.by(costs(), {name: sizes[name] for name in told.scope})
         assert [curve for curve, _ in zip(told.prices, charges.curves, strict=True)] == [
@@ -71,7 +71,7 @@ def test_charged_gates_leave_the_dear_weights(tmp_path: Path) -> None:
         kept, price = {}, macs_by_layer(lab, task())
         for unweighed in (False, True):
             ticket = found_by(lab, "l0", flops=0.5, unweighed=unweighed, penalty=60.0, until="80%")[-1]
-            assert bool(gating_of(ticket.searched[-1].segment).prices) is not unweighed
+            assert bool(get_gating(ticket.searched[-1].segment).prices) is not unweighed
             kept[unweighed] = lab.store.get_mask(str(ticket.mask))
     mean = sum(one * size for one, size in price.values()) / sum(size for _, size in price.values())
     dear = [name for name, (one, _) in price.items() if one > mean]
@@ -127,12 +127,12 @@ def test_a_budget_below_the_floor_is_refused_before_training(tmp_path: Path) -> 
 @pytest.mark.slow
 def test_s0_is_found_by_the_costs_of_the_hard_gates(tmp_path: Path) -> None:
     """The gates themselves end within 10 % of the budget; the cut spends what is left."""
-    from ticketry.search.gating.masks import hardened_mask
+    from ticketry.search.gating.masks import mask_of_open_gates
 
     with tk.Lab(tmp_path) as lab:
         dense, *tickets = found_by(lab, "continuous", flops=0.3, rounds=2, init=0.0)
         assert dense.aim == ""
-        ends = lab.store.get_mask(hardened_mask(lab, tickets[-1].searched[-1]))
+        ends = lab.store.get_mask(mask_of_open_gates(lab, tickets[-1].searched[-1]))
         full = dense_macs(lab, task())
         assert remaining_macs(lab, task(), ends) == pytest.approx(0.3 * full, rel=0.1)
         mask = lab.store.get_mask(str(tickets[-1].mask))

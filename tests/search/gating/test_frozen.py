@@ -21,7 +21,7 @@ from ticketry.lab.training.job import Watch
 from ticketry.lab.training.segment import Segment, Start
 from ticketry.lab.training.variant import variant_from
 from ticketry.search.gating.gating import Gating
-from ticketry.search.gating.masks import allocated_mask
+from ticketry.search.gating.masks import mask_of_largest_gates
 from ticketry.tasks.recipe import Recipe
 from ticketry_engine.support.seeds import generator
 
@@ -138,15 +138,15 @@ def test_a_mask_of_exactly_the_density(lab, points):
     result = lab.train(frozen_segment(lab, points))
     logits = {n[2:]: t for n, t in lab.store.get_tensors(result.variants["gates"]).items() if n.startswith("s/")}
     for density in (0.5, DENSITY, 0.2345):
-        mask = lab.store.get_mask(allocated_mask(lab, result, density))
+        mask = lab.store.get_mask(mask_of_largest_gates(lab, result, density))
         assert mask == allocate({name: logits[name] for name in result.segment.variant(Gating).scope}, density)
         assert mask.kept == count_retained(density, mask.total)
         kept = torch.cat([logits[name][mask[name]] for name in mask])
         left = torch.cat([logits[name][~mask[name]] for name in mask])
         assert float(kept.min()) >= float(left.max())
     with pytest.raises(LayerCollapseError, match=r"layer collapse\) after 40 steps of mask training"):
-        allocated_mask(lab, result, 0.005)
-    kept = lab.store.get_mask(allocated_mask(lab, result, 0.0125, "keep"))
+        mask_of_largest_gates(lab, result, 0.005)
+    kept = lab.store.get_mask(mask_of_largest_gates(lab, result, 0.0125, "keep"))
     assert (kept.kept, all(row.kept for row in kept.table())) == (count_retained(0.0125, kept.total), True)
 
 

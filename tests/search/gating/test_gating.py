@@ -91,7 +91,7 @@ class Slow(Training):
         return on / sum(s.numel() for s in self.s.values())
 
 
-def gates_of(lab, result):
+def load_gates(lab, result):
     return {n[2:]: t for n, t in lab.store.get_tensors(result.variants["gates"]).items() if n.startswith("s/")}
 
 
@@ -110,7 +110,7 @@ def test_as_written_out(lab, digits, changes, masked):
     state = lab.state(result)
     for name, parameter in slow.model.named_parameters():
         torch.testing.assert_close(state[name], parameter.detach(), rtol=2e-3, atol=2e-5)
-    for name, s in gates_of(lab, result).items():
+    for name, s in load_gates(lab, result).items():
         torch.testing.assert_close(s, slow.s[name].detach(), rtol=2e-3, atol=2e-4)  # steep gates amplify rounding
     curve = [loss for _, loss in result.record["loss"]]  # fifty steps: a point each
     assert curve == pytest.approx(slow.losses, rel=1e-3, abs=1e-5)
@@ -129,7 +129,7 @@ def test_metrics_are_those_of_the_hard_network(lab, digits):
     """By hand, from the stored weights and gates alone."""
     settings = gating(digits)
     result = lab.train(lab.segment(digits, start=0, recipe=RECIPE, variants=[settings]))
-    state, s = lab.state(result), gates_of(lab, result)
+    state, s = lab.state(result), load_gates(lab, result)
     model = digits.build().eval()
     scale = 1 / torch.sigmoid(torch.tensor(settings.init))
     model.load_state_dict({n: w * (s[n] > 0) * scale if n in s else w for n, w in state.items()})
@@ -147,10 +147,10 @@ def test_a_further_round(lab, digits):
         settings = gating(digits, earlier=first.variants["gates"], reset=reset)
         second = lab.train(lab.segment(digits, start=start, order_seed=9, recipe=RECIPE, variants=[settings]))
         slow = Slow(digits, settings, start=lab.state(first), order_seed=9)
-        for name, s in gates_of(lab, first).items():
+        for name, s in load_gates(lab, first).items():
             slow.s[name].data.copy_((factor * s).clamp(max=settings.init))
         slow.train()
-        for name, s in gates_of(lab, second).items():
+        for name, s in load_gates(lab, second).items():
             torch.testing.assert_close(s, slow.s[name].detach(), rtol=5e-3, atol=1e-4)
         assert second.record["gating"]["density"] == pytest.approx(slow.density(), abs=2e-3)
         assert (first.record["gating"]["round"], second.record["gating"]["round"]) == (1, 2)
@@ -218,7 +218,7 @@ def test_gates_on_channels_go_on_with_the_same_bits(tmp_path, points):
             assert lab.train(segment.until(10)).metrics  # added now
             found.append([everything(lab.store, part) for part in (segment.until(10), segment)])
             result = lab.train(segment)
-            s, state, model = gates_of(lab, result), lab.state(result), points.build().eval()
+            s, state, model = load_gates(lab, result), lab.state(result), points.build().eval()
     assert found[0] == found[1]
     assert {name: len(values) for name, values in s.items()} == {"0": 16, "4": 16}
     for name, reader in (("0", "4.weight"), ("4", "5.weight")):

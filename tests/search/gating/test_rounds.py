@@ -17,7 +17,7 @@ from ticketry.lab.search_result import budget
 from ticketry.search import continuous, stochastic
 from ticketry.search.gating import search as rounds
 from ticketry.search.gating.gating import Gating
-from ticketry.search.gating.masks import gates_of, hardened_weights
+from ticketry.search.gating.masks import load_gates, weights_times_hard_gates
 
 CONTINUOUS, STOCHASTIC = tk.search.continuous, tk.search.stochastic
 TOTAL = 80
@@ -55,7 +55,7 @@ def test_a_large_penalty_makes_sparser_tickets(shared_store: Path) -> None:
 
 def test_members_are_every_s0_with_every_penalty() -> None:
     settings = continuous.Settings(init=(-0.1, 0.2), penalty=(1e-7, 1e-8))
-    assert settings.members == ((0.2, 1e-8), (0.2, 1e-7), (-0.1, 1e-8), (-0.1, 1e-7))
+    assert settings.inits_and_penalties == ((0.2, 1e-8), (0.2, 1e-7), (-0.1, 1e-8), (-0.1, 1e-7))
     assert len(CONTINUOUS.tickets(settings)) == 4 * 5
 
 
@@ -78,7 +78,7 @@ def test_fine_tuning_begins_with_the_hard_network(shared_store: Path) -> None:
     with tk.Lab(shared_store) as lab:
         found = found_by(lab, rounds=1, retrain="finetune", task=task)[1]
         round_ = found.searched[-1]
-        assert found.result.segment.start.state == hardened_weights(lab, round_)
+        assert found.result.segment.start.state == weights_times_hard_gates(lab, round_)
         state = lab.store.get_tensors(found.result.segment.start.state)
     for name, kept in lab.store.get_mask(found.mask).items():
         assert not state[name][~kept].any()
@@ -157,13 +157,13 @@ def test_where_no_s0_leads_to_a_density_the_nearest_gates_are_cut_by_their_value
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rewind: str
 ) -> None:
     """The mask is that of the largest s of the nearest of all tries, chosen here by a sort of its own."""
-    monkeypatch.setattr(rounds, "_TRIES", 2)
+    monkeypatch.setattr(rounds, "_MOST_TRIES", 2)
     monkeypatch.setattr(rounds, "TOLERANCE", 1e-6)
     with tk.Lab(tmp_path) as lab:
         (_, ticket) = found_by(lab, density=0.2, rounds=1, rewind=rewind, length="40it")
         tries = [float(one.record["gating"]["density"]) for one in ticket.searched]
         mask = lab.store.get_mask(ticket.mask)
-        logits = {name: s.detach() for name, s in gates_of(lab, ticket.searched[-1]).by_weight().items()}
+        logits = {name: s.detach() for name, s in load_gates(lab, ticket.searched[-1]).by_weight().items()}
     assert len(tries) == 2
     assert abs(math.log(tries[-1] / 0.2)) <= abs(math.log(tries[0] / 0.2))
     every = torch.cat([logits[name].flatten() for name in mask])

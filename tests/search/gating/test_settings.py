@@ -19,8 +19,8 @@ from installed import site
 from lab_fixtures import Lines
 from ticketry.errors import TaskError, UsageError
 from ticketry.lab.training.variant import variant_from
-from ticketry.search.gating.gating import Gating, check_scores, check_task, divergence
-from ticketry.search.gating.search import _Moves
+from ticketry.search.gating.gating import Gating, divergence, require_class_scores, require_classification
+from ticketry.search.gating.search import _GateMovement
 from ticketry.tasks.recipe import Recipe
 
 SCOPE = ("0.weight",)
@@ -60,22 +60,22 @@ def test_gates_on_channels_have_keys_of_their_own():
 
 def test_progress_by_step():
     gating = Gating(scope=SCOPE)
-    assert [gating.progress(step, total=4, per_epoch=2) for step in range(6)] == [0, 0.25, 0.5, 0.75, 1, 1]
+    assert [gating.annealing_progress(step, total=4, per_epoch=2) for step in range(6)] == [0, 0.25, 0.5, 0.75, 1, 1]
 
 
 def test_progress_by_epoch():
     """Three epochs, the last one cut short: the official code's e / (E - 1)."""
     gating = Gating(scope=SCOPE, anneal="epoch")
-    found = [gating.progress(step, total=5, per_epoch=2) for step in range(7)]
+    found = [gating.annealing_progress(step, total=5, per_epoch=2) for step in range(7)]
     assert found == [0, 0, 0.5, 0.5, 1, 1, 1]
 
 
 def test_the_recipe_of_gates():
     weights = Recipe(schedule="multistep", milestones=("50%",), weight_decay=1e-4, warmup="3it")
-    gates = Gating(scope=SCOPE, lr=0.3, momentum=0.5).recipe(weights)
+    gates = Gating(scope=SCOPE, lr=0.3, momentum=0.5).gate_recipe(weights)
     assert (gates.lr, gates.momentum, gates.weight_decay) == (0.3, 0.5, 0)
     assert (gates.schedule, gates.milestones, gates.warmup) == ("multistep", ("50%",), "3it")
-    constant = Gating(scope=SCOPE, lr_schedule="constant").recipe(weights)
+    constant = Gating(scope=SCOPE, lr_schedule="constant").gate_recipe(weights)
     assert (constant.schedule, constant.warmup) == ("constant", "0it")
 
 
@@ -109,18 +109,18 @@ NAMED = SimpleNamespace(name="lines")
 )
 def test_no_class_scores(outputs: torch.Tensor, targets: torch.Tensor) -> None:
     with pytest.raises(TaskError, match=r"'lines' has outputs .*\(--objective loss\)"):
-        check_scores(NAMED, outputs, targets)  # type: ignore[arg-type]
+        require_class_scores(NAMED, outputs, targets)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("shape", [(), (5,), (2, 3)])
 def test_class_scores(shape: tuple[int, ...]) -> None:
-    check_scores(NAMED, torch.zeros(4, 3, *shape), torch.zeros(4, *shape, dtype=torch.int64))  # type: ignore[arg-type]
+    require_class_scores(NAMED, torch.zeros(4, 3, *shape), torch.zeros(4, *shape, dtype=torch.int64))  # type: ignore[arg-type]
 
 
 def test_a_task_is_checked_before_anything_is_trained(lab, digits) -> None:
     with pytest.raises(TaskError, match="lines"):
-        check_task(lab, Lines())
-    check_task(lab, digits)
+        require_classification(lab, Lines())
+    require_classification(lab, digits)
     assert lab.ledger.segments_asked == 0
 
 
@@ -190,7 +190,7 @@ def test_s0_is_found_beside_the_threshold_of_their_kind(kind: str, tmp_path: Pat
         result = lab.train(segment)
         tensors = lab.store.get_tensors(result.variants["gates"])
         ends = torch.cat([tensors[f"s/{name}"].flatten() for name in sorted(names)])
-        init = _Moves(lab, result, None).init_for(0.3)
+        init = _GateMovement(lab, result, None).init_for_share(0.3)
     assert float((ends - 0.3 + init >= 0.25 - 1e-6).float().mean()) == pytest.approx(0.3, abs=0.01)
 
 
@@ -226,6 +226,6 @@ def test_a_variant_of_ones_own_may_derive_from_them(kind: str) -> None:
 
 
 def test_what_is_known_is_not_loaded_again(lab, digits, monkeypatch) -> None:
-    check_task(lab, digits)
+    require_classification(lab, digits)
     monkeypatch.setattr(type(digits), "load", lambda self, data=None: pytest.fail("loaded again"))
-    check_task(lab, digits)
+    require_classification(lab, digits)

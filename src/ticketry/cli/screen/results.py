@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from ticketry.cli.screen.speed import print_timing
 from ticketry.errors import TrustError
-from ticketry.evidence.verdict import seeds_of_verification
+from ticketry.evidence.verdict import seeds_for_verification
 from ticketry.experiments.options import LabOptions
 from ticketry.experiments.run_file import check_trust, read_run_file
 from ticketry.records.network import TICKET
@@ -120,7 +120,7 @@ def suggest_verification(record: RunRecord, run_file: Path) -> NextVerification 
         return None
     close = [one for one in undecided if one.difference >= -one.margin]
     level = min(close, key=lambda one: one.density) if close else max(undecided, key=lambda one: one.difference)
-    seeds = seeds_of_verification(level)
+    seeds = seeds_for_verification(level)
     return NextVerification(level, seeds, _verify_command(record, level, seeds, run_file) if seeds else "")
 
 

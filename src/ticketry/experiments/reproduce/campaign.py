@@ -13,7 +13,7 @@ from pathlib import Path
 import filelock
 
 from ticketry.errors import TicketryError, UsageError
-from ticketry.evidence.level_verdicts import resolution
+from ticketry.evidence.level_verdicts import metric_resolution
 from ticketry.experiments.options import LabOptions, open_lab
 from ticketry.experiments.record_files import describe_environment, normalise_record, read_earlier_record
 from ticketry.experiments.reproduce.blocks import (
@@ -46,7 +46,7 @@ from ticketry.records.schema import as_json
 from ticketry.report.campaigns import markdown
 from ticketry.report.wording import duration
 from ticketry.report.writing import write_campaign_page
-from ticketry.search.common.method import CANNOT_GO_ON
+from ticketry.search.common.method import REPLICATE_ENDING_ERRORS
 
 Say = Callable[[str], None]
 
@@ -192,7 +192,7 @@ class _CampaignState:
                 return f"the budget is spent: the shortest of what comes next takes about {duration(least)}"
             try:
                 self._train_block(block, waiting[block])
-            except CANNOT_GO_ON as error:
+            except REPLICATE_ENDING_ERRORS as error:
                 self._add_failure(block, error)
 
     def _refresh(self) -> None:
@@ -212,7 +212,7 @@ class _CampaignState:
             return 0.0
         try:
             return self._clock.estimate(block, counted)
-        except CANNOT_GO_ON as error:
+        except REPLICATE_ENDING_ERRORS as error:
             self._add_failure(block, error)
             return 0.0
 
@@ -239,7 +239,7 @@ class _CampaignState:
         for name, done in self._done.runs.items():
             if done and name not in self._resolution:  # sizes need the data, which other runs may not need yet
                 task = self._campaign.runs[name].task
-                self._resolution[name] = resolution(task.metric.unit, self._lab.sizes(task)["test"])
+                self._resolution[name] = metric_resolution(task.metric.unit, self._lab.sizes(task)["test"])
         return decide(self._campaign.claims, self._done.runs, self._resolution, self._done.stable)
 
     def _estimate_remaining(self, decisions: list[Decision]) -> float:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ticketry.errors import StoreError, UsageError
-from ticketry.evidence.significance import special
+from ticketry.evidence.significance import scipy_special
 from ticketry.experiments.options import LabOptions, open_lab
 from ticketry.experiments.reproduce.blocks import finished_blocks
 from ticketry.experiments.reproduce.campaign_file import Campaign
@@ -212,7 +212,7 @@ def prediction_interval(values: Sequence[float]) -> tuple[float, float] | None:
         return None
     mean = sum(values) / n
     spread = sqrt(sum((value - mean) ** 2 for value in values) / (n - 1))
-    half = float(special().stdtrit(n - 1, 0.975)) * spread * sqrt(1 + 1 / n)
+    half = float(scipy_special().stdtrit(n - 1, 0.975)) * spread * sqrt(1 + 1 / n)
     return mean - half, mean + half
 
 

@@ -10,8 +10,8 @@ from pathlib import Path
 from statistics import fmean
 
 from ticketry.errors import NotStoredError
-from ticketry.evidence.control import obstacle
-from ticketry.evidence.controls import trained_control
+from ticketry.evidence.control import explain_undefined_control
+from ticketry.evidence.controls import train_any_control
 from ticketry.evidence.settings import StabilitySettings
 from ticketry.experiments.reproduce.blocks import Block
 from ticketry.experiments.reproduce.campaign_file import Campaign
@@ -249,9 +249,9 @@ def _replay_search(lab: Lab, request: SearchRequest) -> None:
         if found.mask is None:
             return
         for control in request.controls_for(found.level, lab.store.get_mask(found.mask).density):
-            if not obstacle(control, found):
+            if not explain_undefined_control(control, found):
                 with contextlib.suppress(NotStoredError):
-                    trained_control(lab, request.task, control, found, request.seeds, label=control)
+                    train_any_control(lab, request.task, control, found, request.seeds, label=control)
 
     request.method(
         lab, request.task, request.settings, recipe=request.recipe, replicates=1, seeds=request.seeds, on_found=add

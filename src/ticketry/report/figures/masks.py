@@ -230,7 +230,7 @@ def moment_figure(results: Results, shown: Sequence[DetectorMoments], narrow: bo
     groups = [list(shown)] if together else [[one] for one in shown]
     figure, axes = figure_with_panels(len(groups) + together, narrow, 265 if narrow else 310)
     colours = [sequence_colour(index, len(shown), 1 if len(shown) == SHADES else 2) for index in range(len(shown))]
-    last = max(max(m.step, m.looks[-1][0]) for one in shown for m in one.moments.values())
+    last = max(max(m.step, m.measurements[-1][0]) for one in shown for m in one.moments.values())
     for each in axes:
         _set_up_training_axis(each, last, epoch)
     for each, group in zip(axes, groups, strict=False):
@@ -251,7 +251,7 @@ def _draw_compared_values(axes: Axes, group: Sequence[DetectorMoments], colours:
     """Draw lines on a log scale, thresholds, and a mark where each replicate was pruned."""
     values = [one.threshold for one in group]
     for replicate, moment in _longest_measurements(group).items():
-        points = [(step, max(value, _LOW)) for step, value in moment.compared if not math.isnan(value)]
+        points = [(step, max(value, _LOW)) for step, value in moment.compared_measurements if not math.isnan(value)]
         values += [value for _, value in points]
         _draw_measurements(axes, points, replicate)
     for one, colour in zip(group, colours, strict=True):
@@ -264,10 +264,12 @@ def _draw_compared_values(axes: Axes, group: Sequence[DetectorMoments], colours:
 
 def _draw_distances(axes: Axes, shown: Sequence[DetectorMoments], colours: Sequence[str]) -> None:
     for replicate, moment in _longest_measurements(shown).items():
-        _draw_measurements(axes, [(0, 0.0), *(look for look in moment.looks if not math.isnan(look[1]))], replicate)
+        _draw_measurements(
+            axes, [(0, 0.0), *(look for look in moment.measurements if not math.isnan(look[1]))], replicate
+        )
     for one, colour in zip(shown, colours, strict=True):
         for moment in one.moments.values():
-            value = next((value for step, value in reversed(moment.looks) if step <= moment.step), 0.0)
+            value = next((value for step, value in reversed(moment.measurements) if step <= moment.step), 0.0)
             if not math.isnan(value):
                 _mark_moment(axes, (moment.step, value), moment, colour)
     axes.set_ylim(bottom=0)
@@ -279,7 +281,7 @@ def _longest_measurements(group: Sequence[DetectorMoments]) -> dict[int, Moment]
     found: dict[int, Moment] = {}
     for one in group:
         for replicate, moment in one.moments.items():
-            if replicate not in found or len(moment.looks) > len(found[replicate].looks):
+            if replicate not in found or len(moment.measurements) > len(found[replicate].measurements):
                 found[replicate] = moment
     return dict(sorted(found.items()))
 

@@ -11,7 +11,7 @@ from msgspec import structs
 
 from ticketry.records.evidence import Curve, Distances, StabilityRecord, StabilityRow, VerifyRecord
 from ticketry.records.network import DENSE, TICKET
-from ticketry.records.run import LeftOutAtLevel, RunRecord
+from ticketry.records.run import OmittedControlAtLevel, RunRecord
 from ticketry.records.verdict import Difference, Judgement, LevelVerdict
 from ticketry.report.tables.masks import pick_evenly
 from ticketry.report.tables.results import CONTROLS, Summary, summarise
@@ -55,7 +55,7 @@ def seeds_text(judged: Judgement) -> str:
 
 def missing_controls(record: RunRecord | VerifyRecord) -> list[tuple[str, str, str]]:
     """Return (control, reason, "") for each missing control."""
-    levels = [f", level {one.level}" if isinstance(one, LeftOutAtLevel) else "" for one in record.left_out]
+    levels = [f", level {one.level}" if isinstance(one, OmittedControlAtLevel) else "" for one in record.left_out]
     return [(f"{role_name(one.role)}{at}", one.why, "") for one, at in zip(record.left_out, levels, strict=True)]
 
 

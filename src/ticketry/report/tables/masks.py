@@ -239,7 +239,7 @@ def detector_moments(results: Results) -> list[DetectorMoments]:
     """Return the densities with detector measurements, densest first; at most six, evenly spread."""
     found = []
     for group in groups_with_moment(results):
-        moments = {r: point.moment for r, point in group.points.items() if point.moment and point.moment.looks}
+        moments = {r: point.moment for r, point in group.points.items() if point.moment and point.moment.measurements}
         if moments:
             found.append(DetectorMoments(group.level, group.density, moments))
     return pick_evenly(found)
@@ -254,7 +254,7 @@ def groups_with_moment(results: Results) -> list[Group]:
 def detector_names(groups: Sequence[Group], only_measured: bool = False) -> list[str]:
     """Return the names of the detectors of these levels, or only of those that took measurements."""
     points = [point for group in groups for point in group.points.values()]
-    return sorted({p.moment.detector for p in points if p.moment and (p.moment.looks or not only_measured)})
+    return sorted({p.moment.detector for p in points if p.moment and (p.moment.measurements or not only_measured)})
 
 
 def replicates_of(groups: Sequence[Group]) -> list[int]:
@@ -263,7 +263,7 @@ def replicates_of(groups: Sequence[Group]) -> list[int]:
 
 def threshold_text(group: Group) -> str:
     """Return a level's detector threshold; a dash if replicates differ or have none."""
-    found = {p.moment.threshold for p in group.points.values() if p.moment and p.moment.looks}
+    found = {p.moment.threshold for p in group.points.values() if p.moment and p.moment.measurements}
     return f"{found.pop():.3g}" if len(found) == 1 else NONE
 
 
@@ -275,6 +275,6 @@ def moment_text(results: Results, point: Point | None) -> str:
     epoch = results.run.steps.per_epoch
     epochs = f" ({moment.step / epoch:.3g} ep)" if isinstance(epoch, int) and epoch > 0 and moment.step else ""
     value = "" if math.isnan(moment.value_at_pruning) else f": {moment.value_at_pruning:.3g}"
-    detecting = moment.looks or results.run.settings.get("when") == "detect"
+    detecting = moment.measurements or results.run.settings.get("when") == "detect"
     how = "detected" if moment.detected else "latest allowed" if detecting else "as given"
     return f"step {moment.step:,}{epochs}, {how}{value}"

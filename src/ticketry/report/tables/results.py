@@ -156,14 +156,14 @@ class Results:
 
 
 def results_of(record: RunValues) -> Results:
-    """Read a run record for display, with verdicts by the rule of this version (`with_current_verdicts`).
+    """Read a run record for display, with verdicts by the rule of this version (`recompute_verdicts`).
 
     Raises:
         StoreError: if the record is malformed.
     """
-    from ticketry.evidence.level_verdicts import with_current_verdicts
+    from ticketry.evidence.level_verdicts import recompute_verdicts
 
-    return Results(with_current_verdicts(read_run(record)))
+    return Results(recompute_verdicts(read_run(record)))
 
 
 def summarise(values: Iterable[float]) -> Summary:

@@ -121,7 +121,9 @@ def detector_rows(runs: Sequence[Results]) -> Rows:
         for results in runs
         for point in results.run.points
         if point.role == TICKET and point.moment
-        for (step, value), (_, compared) in zip(point.moment.looks, point.moment.compared, strict=True)
+        for (step, value), (_, compared) in zip(
+            point.moment.measurements, point.moment.compared_measurements, strict=True
+        )
     ]
 
 

@@ -1,4 +1,4 @@
-"""Names of methods in papers: each stands for a method with some of its settings."""
+"""Aliases: names of methods in papers, such as ``imp``. An alias is a method with some settings fixed."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, make_dataclass
 from typing import TYPE_CHECKING, Any, get_type_hints
 
 from ticketry.errors import UsageError
-from ticketry.search.common.shape import NONE
+from ticketry.search.common.structure_option import NONE
 
 if TYPE_CHECKING:
     from ticketry.search.common.method import Method
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Alias:
-    """A method as a paper calls it."""
+    """A paper's name for a search method with some settings."""
 
     method: str
     """Name of the method here."""
@@ -24,17 +24,17 @@ class Alias:
     settings: Mapping[str, Any] = field(default_factory=dict)
     """Settings that it fixes; all others have the method's defaults."""
 
-    def holds(self, settings: object) -> bool:
-        """Return whether settings have all values that the name stands for."""
+    def matches(self, settings: object) -> bool:
+        """Return whether settings have all values that this alias fixes."""
 
-        def is_held(value: object, wanted: object, name: str) -> bool:
+        def has_value(value: object, wanted: object, name: str) -> bool:
             return value == wanted or (name == "structure" and str(value).startswith(f"{wanted}:"))  # channels:16
 
-        return all(is_held(getattr(settings, name, None), wanted, name) for name, wanted in self.settings.items())
+        return all(has_value(getattr(settings, name, None), wanted, name) for name, wanted in self.settings.items())
 
     @property
     def words(self) -> str:
-        """The method and the options of the command line that it stands for."""
+        """The command-line words that it abbreviates: a method and options."""
         flags = [f"--{name.replace('_', '-')} {value}" for name, value in self.settings.items() if value != NONE]
         return " ".join([self.method, *flags])
 
@@ -77,8 +77,8 @@ ALIASES: Mapping[str, Alias] = {
 }
 
 
-def under_alias(found: Method[Any], name: str) -> Method[Any]:
-    """Return a copy of a method with the alias's settings as defaults."""
+def with_alias_defaults(found: Method[Any], name: str) -> Method[Any]:
+    """Return a copy of a method whose defaults are the settings of the alias `name`."""
     from dataclasses import replace
 
     alias = ALIASES[name]
@@ -86,13 +86,13 @@ def under_alias(found: Method[Any], name: str) -> Method[Any]:
     return replace(found, alias=name, title=f"{alias.stands_for}: {alias.words}", Settings=kind)
 
 
-def known_as(method: str, alias: str, settings: object) -> str:
-    """Return the name under which a search is listed and drawn: its alias while its settings are those of the alias."""
-    return alias if alias and ALIASES[alias].method == method and ALIASES[alias].holds(settings) else method
+def listed_name(method: str, alias: str, settings: object) -> str:
+    """Return a search's name in lists and figures: its alias if the settings still match that, else the method."""
+    return alias if alias and ALIASES[alias].method == method and ALIASES[alias].matches(settings) else method
 
 
 def _with_defaults(kind: type[Any], values: Mapping[str, Any]) -> type[Any]:
-    """Return a subclass of a settings class with other defaults."""
+    """Return a subclass of a settings class with other default values."""
     hints = get_type_hints(kind, include_extras=True)
     if missing := values.keys() - hints.keys():
         raise UsageError(f"{kind.__module__} has no setting {', '.join(sorted(missing))}")

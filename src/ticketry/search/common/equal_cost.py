@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 AnySettings = TypeVar("AnySettings", bound="PruningSettings")
 
 
-def own_steps(retrain: str, step: int, total: int) -> int:
-    """Return the steps of a ticket's own training.
+def ticket_training_steps(retrain: str, step: int, total: int) -> int:
+    """Return for how many steps a ticket is trained after it was pruned and rewound.
 
     Args:
         retrain: how the ticket is trained, see `lab.retrain`.
@@ -46,30 +46,31 @@ def compress_to_steps(
     steps_needed: Callable[[Segment, AnySettings], int],
     points: tuple[str, ...],
 ) -> tuple[Replicate, AnySettings]:
-    """Return a replicate and settings with a shorter schedule, by which a search of several trainings costs `steps`.
+    """Shorten the schedule such that a whole search has at most as many steps as one dense training of the recipe.
 
-    The schedule gets the length T * T / steps, rounded down to whole iterations; points in it keep their share of it,
-    in whole iterations too. Where this rounding makes the sum more than T, the length is reduced by as much.
+    A dense training has T steps, and the search would have N. The new length is T * T / N, rounded down, or less where
+    rounding of the points below makes the search longer than T. Without `equal_cost` ``steps`` nothing changes.
 
     Args:
-        steps_needed: steps of everything that the sparsest ticket needs, for the dense training of a schedule and the
-            settings with their points in it.
-        points: names of the settings that are points of the schedule.
+        steps_needed: returns the number of steps that the sparsest ticket needs in all, for a dense training and
+            settings.
+        points: names of the settings that are steps of the schedule, such as ``rewind``; they are scaled with it.
     """
-    total, steps = replicate.whole.total, steps_needed(replicate.whole, settings)  # raises for a rewind step at the end
+    whole = replicate.dense_training
+    total, steps = whole.total, steps_needed(whole, settings)  # raises for a rewind step at the end
     if settings.equal_cost != "steps":
         return replicate, settings
     for length in range(total * total // steps, 0, -1):
-        own, scaled = _with_length(replicate, settings, length, points)
-        if steps_needed(own.whole, scaled) <= total:
+        own, scaled = _with_schedule_length(replicate, settings, length, points)
+        if steps_needed(own.dense_training, scaled) <= total:
             return own, scaled
     raise UsageError(f"with equal_cost steps {total} steps are too few for {steps / total:.3g} trainings of them")
 
 
-def _with_length(
+def _with_schedule_length(
     replicate: Replicate, settings: AnySettings, length: int, points: tuple[str, ...]
 ) -> tuple[Replicate, AnySettings]:
-    per_epoch, factor = replicate.whole.per_epoch, Fraction(length, replicate.whole.total)
+    per_epoch, factor = replicate.dense_training.per_epoch, Fraction(length, replicate.dense_training.total)
     scaled: Any = {
         name: str(Step.parse(getattr(settings, name)).scaled(factor, per_epoch=per_epoch)) for name in points
     }
@@ -77,23 +78,23 @@ def _with_length(
     return replace(replicate, recipe=recipe), replace(settings, **scaled)
 
 
-def comparable_dense(replicate: Replicate, found: Found) -> Found:
-    """Return the dense network to compare with: the search's own if that has the recipe's schedule, else another."""
+def dense_for_comparison(replicate: Replicate, found: Found) -> Found:
+    """Return the dense network to compare with: `found`, or if its schedule was shortened, one by the whole recipe."""
     if found.result.segment.recipe == replicate.recipe:
         return found
-    dense = replicate.lab.train(replicate.whole, label="dense")
+    dense = replicate.lab.train(replicate.dense_training, label="dense")
     return replace(found, dense=dense, result=dense)
 
 
 def stretch_to_flops(lab: Lab, rest: Segment, before: list[Result], equal_cost: str) -> Segment:
-    """Return the last stretch of a training, with as many steps as the FLOPs of one dense training pay for.
+    """Prolong the training after the last pruning step until the ticket has cost the FLOPs of one dense training.
 
-    With equal cost in ``flops`` the schedule is as much longer as its rest gets. It continues at the same share
-    of its schedule, with the same learning rates, but changing more slowly. Earlier trainings, and scores that use
-    examples, are subtracted first. Otherwise `rest` is returned.
+    The FLOPs of earlier trainings, and of scores that use examples, are subtracted first. The whole schedule is
+    stretched by the same factor, so learning rates continue from the same value and change more slowly. Unless
+    `equal_cost` is ``flops``, `rest` is returned unchanged.
 
     Args:
-        rest: from the last pruning step to the end of the schedule, with the final mask.
+        rest: training from the last pruning step to the end of the schedule, with the final mask.
         before: all trainings that led to it.
 
     Raises:

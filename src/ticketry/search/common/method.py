@@ -17,7 +17,7 @@ from ticketry.choices import check_bounds
 from ticketry.errors import LayerCollapseError, NotStoredError, TicketryError, TrainingError, UsageError
 from ticketry.lab.search_result import GRADUAL, HOW_TRAINED, Found, Seeds
 from ticketry.registry import digest_defining_source
-from ticketry.search.common.plan import Training, tickets_in
+from ticketry.search.common.plan import Training, ticket_trainings
 
 if TYPE_CHECKING:
     from ticketry.lab.lab import Lab
@@ -30,13 +30,13 @@ S = TypeVar("S", default=Any)
 """Settings of a method."""
 T = TypeVar("T")
 
-CANNOT_GO_ON = (LayerCollapseError, TrainingError)
+REPLICATE_ENDING_ERRORS = (LayerCollapseError, TrainingError)
 """Errors that end one replicate; its earlier tickets remain valid, and other replicates continue."""
 
 
 @dataclass(frozen=True)
 class Replicate:
-    """One replicate of a search: where, what, how and with which seeds it trains."""
+    """One replicate of a search: its lab, task, recipe and seeds, with the trainings that methods are made of."""
 
     lab: Lab
     task: Task
@@ -44,52 +44,57 @@ class Replicate:
     seeds: Seeds
 
     @cached_property
-    def whole(self) -> Segment:
-        """The dense training by the recipe."""
+    def dense_training(self) -> Segment:
+        """The dense training by the recipe, not yet executed."""
         return self.from_initialisation()
 
     def from_initialisation(self, mask: str | None = None, variants: Sequence[Variant] = ()) -> Segment:
-        """Return a training by the recipe from the initialisation to the end, with a mask or variants.
+        """Return the training from the initialisation to the end of the recipe, with a mask or variants."""
+        return self._make_segment(self.seeds.initialisation, mask=mask, variants=variants)
 
-        It is not `whole` with other variants, because variants decide in which kernels a network can be trained.
-        """
-        return self._segment(self.seeds.initialisation, mask=mask, variants=variants)
-
-    def dense(self, *keep: int, retrain: str = GRADUAL) -> Found:
-        """Train the dense network, level 0.
+    def train_dense(self, *keep: int, retrain: str = GRADUAL) -> Found:
+        """Train the dense network, which is level 0 of a search.
 
         Args:
-            keep: rising steps whose states are needed; the last of them is `Found.rewound`.
-            retrain: how its tickets are trained.
+            keep: steps, in rising order, whose states are stored; the last of them becomes `Found.rewound`.
+            retrain: how the tickets of this search are trained, see `lab.retrain`.
         """
-        dense = self.lab.train(self.whole, keep=keep, label="dense")
+        dense = self.lab.train(self.dense_training, keep=keep, label="dense")
         return Found(0, None, self.lab.at(dense, keep[-1]), dense, retrain, dense)
 
-    def onward(self, weights: Result, first: int, *, optimizer: Result | None = None, **more: Any) -> Segment:
-        """Return a training that continues from stored weights at step `first`, by default to the end.
+    def continue_from(self, weights: Result, first: int, *, optimizer: Result | None = None, **more: Any) -> Segment:
+        """Return the training that continues from a result's weights at step `first`, by default to the end.
 
         Args:
-            optimizer: result whose optimiser continues too; with None the optimiser is new.
-            more: arguments of `Lab.segment`.
+            optimizer: result whose optimiser state is continued; None starts a new optimiser.
+            more: arguments of `Lab.segment`, such as a mask.
         """
         from ticketry.lab.training.segment import Start
 
         start = Start(state=weights.model, optimizer=optimizer.training if optimizer else None)
-        return self._segment(start, first=first, **more)
+        return self._make_segment(start, first=first, **more)
 
-    def _segment(self, start: Start | int, **more: Any) -> Segment:
+    def _make_segment(self, start: Start | int, **more: Any) -> Segment:
         return self.lab.segment(self.task, start=start, order_seed=self.seeds.order, recipe=self.recipe, **more)
 
-    def reordered(self, *parts: str | int) -> Replicate:
-        """Return the replicate with another data order, for trainings that `parts` name."""
+    def with_other_data_order(self, *parts: str | int) -> Replicate:
+        """Return a copy with another data order, whose seed is derived from `parts`."""
         from ticketry_engine.support.seeds import mix
 
         return replace(self, seeds=replace(self.seeds, order=mix(self.seeds.order, *parts)))
 
-    def retrained(
+    def ticket_training(
         self, mask: str, *, retrain: str = GRADUAL, rewound: Result, trained: Result, shrunk: bool = False
     ) -> Segment:
-        """Return the training of a ticket, see `lab.retrain`."""
+        """Return the training of a ticket after pruning.
+
+        Args:
+            mask: digest of its mask.
+            retrain: how it is trained, see `lab.retrain`.
+            rewound: state at the rewind step.
+            trained: result that was pruned.
+            shrunk: whether pruned channels are removed from the network.
+        """
         from ticketry.lab.retrain import retraining
 
         return retraining(
@@ -104,43 +109,44 @@ class Replicate:
             shrunk=shrunk,
         )
 
-    def side_by_side(self, member: Callable[[int, T], Found], pieces: Iterable[T]) -> Iterator[Found]:
-        """Yield what `member(level, piece)` finds for each piece, with levels from 1 on; see `gather`."""
+    def find_each(self, find: Callable[[int, T], Found], items: Iterable[T]) -> Iterator[Found]:
+        """Yield the network `find(level, item)` of each item, with levels from 1 on; in parallel, see `find_all`."""
 
-        def find_one(level: int, piece: T) -> Iterator[Found]:
-            yield member(level, piece)
+        def find_one(level: int, item: T) -> Iterator[Found]:
+            yield find(level, item)
 
-        return self.gather([partial(find_one, level, piece) for level, piece in enumerate(pieces, start=1)])
+        return self.find_all([partial(find_one, level, item) for level, item in enumerate(items, start=1)])
 
-    def gather(self, members: Iterable[Callable[[], Iterable[Found]]]) -> Iterator[Found]:
-        """Yield what each member finds, in their order; they run side by side where the lab has workers.
+    def find_all(self, searches: Iterable[Callable[[], Iterable[Found]]]) -> Iterator[Found]:
+        """Run independent searches, in parallel if the lab has workers, and yield their networks in order.
+
+        A failed search does not stop the others: its networks so far and theirs are yielded before its error is raised.
 
         Raises:
-            LayerCollapseError, TrainingError: of the first member that fails, after everything that the others find:
-                one density that empties a layer does not prevent another's ticket.
-            NotStoredError: likewise, where nothing may be trained.
+            LayerCollapseError, TrainingError: of the first search that fails.
+            NotStoredError: likewise, if the lab may not train.
         """
-        ended: list[tuple[int, TicketryError]] = []
+        errors: list[tuple[int, TicketryError]] = []
 
-        def one(number: int, member: Callable[[], Iterable[Found]]) -> list[Found]:
+        def run_one(number: int, search: Callable[[], Iterable[Found]]) -> list[Found]:
             found = []
             try:
-                for item in member():
+                for item in search():
                     found.append(item)
-            except (*CANNOT_GO_ON, NotStoredError) as error:
-                ended.append((number, error))
+            except (*REPLICATE_ENDING_ERRORS, NotStoredError) as error:
+                errors.append((number, error))
             return found
 
-        for found in self.lab.gather([partial(one, *member) for member in enumerate(members)]):
+        for found in self.lab.gather([partial(run_one, *search) for search in enumerate(searches)]):
             yield from found
-        if ended:
-            raise min(ended, key=lambda member: member[0])[1]
+        if errors:
+            raise min(errors, key=lambda error: error[0])[1]
 
 
-def on_replicate(
+def as_search(
     found: Callable[[Replicate, S], Iterator[Found]],
 ) -> Callable[[Lab, Task, Recipe, S, Seeds], Iterator[Found]]:
-    """A method's ``search(lab, task, recipe, settings, seeds)``, written as a function of (replicate, settings)."""
+    """Turn a function of (replicate, settings) into a method's ``search(lab, task, recipe, settings, seeds)``."""
 
     @wraps(found)
     def search(lab: Lab, task: Task, recipe: Recipe, settings: S, seeds: Seeds) -> Iterator[Found]:
@@ -149,18 +155,18 @@ def on_replicate(
     return search
 
 
-NOT_SAID = "not said"
+UNKNOWN = "not said"
 
 
 @dataclass(frozen=True)
 class About:
-    """Facts about a method for lists: where it is from, when it prunes, what it costs. A method may omit them."""
+    """Facts about a method that ``ticketry list methods`` shows. A method may omit them."""
 
-    paper: str = NOT_SAID
+    paper: str = UNKNOWN
     """A short citation."""
-    prunes: str = NOT_SAID
+    prunes: str = UNKNOWN
     """When, relative to training: before, early in, during or after it."""
-    costs: str = NOT_SAID
+    costs: str = UNKNOWN
     """Trainings of the recipe that its tickets take, with the search but without the dense network to compare with."""
     score: str = ""
     """Description of the default score if the settings leave it open, such as "by penalty"."""
@@ -169,7 +175,7 @@ class About:
 
 
 class Search(Protocol):
-    """One replicate of a method: yields the dense network, then each trained ticket."""
+    """Signature of a method's search of one replicate, which yields the dense network, then each trained ticket."""
 
     def __call__(self, lab: Lab, task: Task, recipe: Recipe, settings: Any, seeds: Seeds, /) -> Iterator[Found]: ...
 
@@ -199,7 +205,7 @@ class Method(Generic[S]):
     search: Search
     """Searches one replicate; yields each trained network."""
     plan: Callable[[S], list[Training]] | None = None
-    """Returns what a replicate trains with given settings, beside the dense network; None if that is unknown."""
+    """Returns the trainings of a replicate with given settings, except the dense network's; None if unknown."""
     about: About = field(default_factory=About)
     """Facts for lists."""
     alias: str = ""
@@ -209,8 +215,8 @@ class Method(Generic[S]):
 
     @property
     def scores(self) -> str:
-        """The default score, by which weights are retained; empty without one."""
-        default = self._default("score")
+        """The default pruning score; empty if the method has none."""
+        default = self._default_of("score")
         return self.about.score if default == "" else str(default or "")
 
     @property
@@ -220,15 +226,15 @@ class Method(Generic[S]):
 
     @property
     def removes(self) -> str:
-        """weights, channels or both."""
+        """What the method removes: weights, channels or both."""
         families = getattr(self.Settings, "structures", ())
         return self.about.removes or ("both" if "channels" in families else "weights")
 
     def tickets(self, settings: S) -> list[Training]:
-        """Return the tickets that a replicate will find, by level; none if the method has no plan."""
-        return tickets_in(self.plan(settings)) if self.plan else []
+        """Return the planned trainings of tickets, one for each level; none if the method has no plan."""
+        return ticket_trainings(self.plan(settings)) if self.plan else []
 
-    def _default(self, setting: str) -> Any:
+    def _default_of(self, setting: str) -> Any:
         settings: Any = self.Settings
         return {each.name: each.default for each in fields(settings)}.get(setting)
 
@@ -236,16 +242,15 @@ class Method(Generic[S]):
     def of(cls, name: str, found: object) -> Method[Any]:
         """Return the method defined by a module, or by a class, with a docstring, `Settings` and `search`.
 
-        The docstring's first line is the title, the rest the description. A function stands for the module that it is
-        the `search` of. `plan` and `ABOUT` are optional.
+        The first line of the docstring is the title, the rest the description. `plan` and `ABOUT` are optional.
 
         Args:
             name: name of the method.
-            found: a module, a class or a function.
+            found: a module, a class, or the function `search` of a module.
 
         Raises:
-            UsageError: if it lacks a part of a method, its settings are no dataclass or one has no default, or its
-                search takes other arguments.
+            UsageError: if a required part is missing, `Settings` is no dataclass with a default for every field, or
+                `search` takes other arguments.
         """
         if isinstance(found, Method):
             return replace(found, name=name)
@@ -260,7 +265,7 @@ class Method(Generic[S]):
         if bare := [one.name for one in fields(settings) if one.init and one.default is one.default_factory is MISSING]:
             raise UsageError(f"{what} is no search method: its setting {bare[0]!r} has no default")
         search: Any = found if isinstance(found, FunctionType) else getattr(module, "search")  # noqa: B009
-        _check_call(search, what)
+        _require_search_signature(search, what)
         about = getattr(module, "ABOUT", None)
         title, _, description = inspect.cleandoc(module.__doc__ or what).partition("\n")
         return cls(
@@ -287,17 +292,17 @@ class Method(Generic[S]):
         on_found: Callable[[int, Found], None] | None = None,
         on_ended: Callable[[TicketryError], None] | None = None,
     ) -> list[list[Found]]:
-        """Search. Trainings that are in the lab's store are reused.
+        """Search for tickets in one or more replicates. Trainings in the lab's store are reused.
 
         Args:
             lab: lab that trains.
             task: the task, or its name.
             settings: the method's `Settings`; by default its defaults.
             recipe: by default the task's own.
-            replicates: number of searches, with other seeds, and other data where a task has several splits.
+            replicates: number of searches, each with its own seeds, and its own data if the task has several splits.
             seeds: seeds of the first replicate.
             on_found: called with (replicate, found) as each network is trained, possibly from several threads.
-            on_ended: called after all replicates with the error of those that failed; without it that is raised.
+            on_ended: called at the end with the error of failed replicates, instead of raising it.
 
         Returns:
             The networks that each replicate found, the dense network first.
@@ -315,27 +320,27 @@ class Method(Generic[S]):
         tasks = [of_replicate(task, number) for number in range(replicates)]
         ended: dict[int, TicketryError] = {}
 
-        def one(number: int) -> list[Found]:
+        def search_replicate(number: int) -> list[Found]:
             found = []
             with lab.telling(f"replicate {number} "):
                 networks = self.search(lab, tasks[number], recipe or task.recipe, settings, first.replicate(number))
-                for item in _until_it_fails(check_found(self.name, networks), number, ended):
+                for item in _yield_until_error(check_networks(self.name, networks), number, ended):
                     found.append(item)
                     if on_found:
                         on_found(number, item)
             return found
 
-        all_found = lab.gather([partial(one, number) for number in range(replicates)])
+        all_found = lab.gather([partial(search_replicate, number) for number in range(replicates)])
         if ended:
-            error = _ended(ended, replicates)
+            error = _first_error(ended, replicates)
             if on_ended is None:
                 raise error
             on_ended(error)
         return all_found
 
 
-def _check_call(search: Any, what: str) -> None:
-    """Raise `UsageError` for a search that does not take the arguments that it is called with."""
+def _require_search_signature(search: Any, what: str) -> None:
+    """Raise `UsageError` unless a search takes ``(lab, task, recipe, settings, seeds)``."""
     given = ("lab", "task", "recipe", "settings", "seeds")
     try:
         inspect.signature(search, follow_wrapped=False).bind(*given)
@@ -347,18 +352,18 @@ def _check_call(search: Any, what: str) -> None:
         return
 
 
-def _until_it_fails(
+def _yield_until_error(
     networks: Iterator[Found], number: int, ended: MutableMapping[int, TicketryError]
 ) -> Iterator[Found]:
-    """Yield what replicate `number` finds, and put the error that ends it into `ended`; other errors are raised."""
+    """Yield the networks of replicate `number`; store a training or collapse error in `ended` instead of raising it."""
     try:
         yield from networks
-    except CANNOT_GO_ON as error:
+    except REPLICATE_ENDING_ERRORS as error:
         ended[number] = error
 
 
-def _ended(ended: Mapping[int, TicketryError], replicates: int) -> TicketryError:
-    """Return the error of the first replicate that failed; it names all of them."""
+def _first_error(ended: Mapping[int, TicketryError], replicates: int) -> TicketryError:
+    """Return the error of the first failed replicate, with the numbers of all failed ones in its message."""
     *others, last = map(str, sorted(ended))
     error = ended[min(ended)]
     if replicates == 1:
@@ -371,11 +376,11 @@ def _ended(ended: Mapping[int, TicketryError], replicates: int) -> TicketryError
 # -- checks of what a method yields -----------------------------------------------------------------------------------
 
 
-def check_found(method: str, networks: object) -> Iterator[Found]:
-    """Yield the networks of a replicate of a method, after checking each: methods are written by users too.
+def check_networks(method: str, networks: object) -> Iterator[Found]:
+    """Check each network that a method yields in one replicate, and yield it.
 
     Raises:
-        UsageError: unless they are the dense network and then tickets of rising levels, each trained under its mask.
+        UsageError: unless the dense network comes first, then tickets of rising level, each trained under its mask.
     """
     if not isinstance(networks, Iterable):
         raise UsageError(
@@ -389,7 +394,7 @@ def check_found(method: str, networks: object) -> Iterator[Found]:
                 f"the search method {method} yields a {type(found).__name__}: it yields a ticketry.search.Found for"
                 " each network"
             )
-        if wrong := _wrong_dense(found) if level is None else _wrong_ticket(found, level):
+        if wrong := _find_fault_of_dense(found) if level is None else _find_fault_of_ticket(found, level):
             raise UsageError(f"the search method {method} yields {wrong}")
         level = found.level
         yield found
@@ -397,18 +402,18 @@ def check_found(method: str, networks: object) -> Iterator[Found]:
         raise UsageError(f"the search method {method} yields nothing: it yields the dense network, then its tickets")
 
 
-def _wrong_dense(found: Found) -> str:
-    """Return what is wrong with the first network; empty if nothing is."""
+def _find_fault_of_dense(found: Found) -> str:
+    """Return what is wrong with the first network of a search; empty if it is a valid dense network."""
     if found.level != 0 or found.mask is not None or found.result.segment.mask is not None:
         return (
             f"{_describe(found)} before the dense network: Found(0, None, …), trained without a mask, comes first,"
             " for all others are compared with it"
         )
-    return _wrong_retrain(found)
+    return _find_fault_of_retrain(found)
 
 
-def _wrong_ticket(found: Found, before: int) -> str:
-    """Return what is wrong with a network after one of level `before`; empty if nothing is."""
+def _find_fault_of_ticket(found: Found, before: int) -> str:
+    """Return what is wrong with a ticket that follows a network of level `before`; empty if nothing is."""
     if found.level <= before:
         return f"{_describe(found)} after one of level {before}: the levels of tickets rise from 1 on, one each"
     mask: object = found.mask
@@ -430,10 +435,10 @@ def _wrong_ticket(found: Found, before: int) -> str:
             f"a ticket of level {found.level} with the mask {mask[:12]} that was trained under another one,"
             f" {trained[:12]}: its mask and its result belong together"
         )
-    return _wrong_retrain(found)
+    return _find_fault_of_retrain(found)
 
 
-def _wrong_retrain(found: Found) -> str:
+def _find_fault_of_retrain(found: Found) -> str:
     if found.retrain in HOW_TRAINED:
         return ""
     return f"{_describe(found)} with retrain {found.retrain!r}: it is {', '.join(HOW_TRAINED)}"
@@ -443,10 +448,10 @@ def _describe(found: Found) -> str:
     return f"a network of level {found.level}"
 
 
-def procedure_sources(method: Method[Any], settings: Any) -> dict[str, str]:
-    """Return digests of the source of a method, and of the score and the kind of gates that its settings name.
+def source_digests(method: Method[Any], settings: Any) -> dict[str, str]:
+    """Return digests of the user's source files that a search uses: its method, score and kind of gates, by role.
 
-    Built-in code has none, nor has a method defined at a prompt or in a notebook, where there is no file.
+    Built-in code is omitted, and so are methods defined at a prompt or in a notebook, which have no file.
 
     Raises:
         UsageError: if a module has no source file.
@@ -454,13 +459,13 @@ def procedure_sources(method: Method[Any], settings: Any) -> dict[str, str]:
     defined = (sys.modules.get(method.module), method.search, method.Settings)
     found = {
         "method": digest_defining_source(*defined),
-        **{name: _digest_setting(settings, name) for name in ("score", "kind")},
+        **{name: _digest_setting_source(settings, name) for name in ("score", "kind")},
     }
     return {name: source for name, source in found.items() if source}
 
 
-def _digest_setting(settings: Any, name: str) -> str:
-    """Return the digest of what a setting names; "" for built-in code, or for another kind of setting of that name."""
+def _digest_setting_source(settings: Any, name: str) -> str:
+    """Return the digest of the source file of the plugin that a setting names; "" for built-in code or other values."""
     value = getattr(settings, name, None)
     if not isinstance(value, str):
         return ""

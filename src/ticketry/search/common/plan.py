@@ -10,24 +10,23 @@ from ticketry.step import Step
 
 
 class Schedule(Protocol):
-    """Length of a training by the recipe; a `Segment` is one."""
+    """Length of a training by the recipe, in iterations. Every `Segment` has these properties."""
 
     @property
     def total(self) -> int:
-        """Iterations of the whole training."""
+        """Number of iterations of the whole training."""
 
     @property
     def per_epoch(self) -> int:
-        """Iterations of an epoch."""
+        """Number of iterations of an epoch."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Training:
-    """A training that a search does beside the dense network, in one replicate.
+    """A planned training of one replicate, other than that of the dense network.
 
-    A method's ``plan(settings)`` returns all of them. Progress, campaign plans, forecasts of time and the cost of
-    claims read it, so a method needs no other description of what it trains. Its methods take a schedule, the length
-    of a training by the recipe, because points such as 25% depend on it.
+    A method's ``plan(settings)`` returns all of them; progress displays, campaigns and forecasts read them. Methods of
+    this class take the length of a training by the recipe, because points such as 25% depend on it.
 
     Examples:
         >>> plan = tk.search.oneshot.plan(tk.search.oneshot.Settings(density=(0.5, 0.2), rewind="25%"))
@@ -44,16 +43,16 @@ class Training:
     last: str = "end"
     """Point of the schedule at which it ends."""
     cuts: Callable[[Schedule], Mapping[int, float | None]] | None = None
-    """Steps at which the mask changes, with the density after each (1 without a mask, None if unknown). A piece is
-    trained from each to the next, and only the last piece is measured."""
+    """Steps at which the mask changes, with the density after each (1 without a mask, None if unknown). The training is
+    split there, and only its last part is evaluated."""
     controls_from: str = ""
     """Point at which controls of the ticket begin; by default where its final mask is first trained."""
     has_controls: bool = True
-    """Whether controls are trained beside the ticket, if the run has controls."""
+    """Whether controls of the ticket are trained, if the run has controls."""
 
     def pieces(self, schedule: Schedule) -> list[tuple[int, float | None]]:
-        """Return steps and density of each piece that is trained."""
-        first, last = self._iteration(self.first, schedule), self._iteration(self.last, schedule)
+        """Split the training where its mask changes; return (steps, density) of each part."""
+        first, last = self._to_iteration(self.first, schedule), self._to_iteration(self.last, schedule)
         if self.cuts is None:
             return [(max(last - first, 0), self.density)]
         cuts = dict(self.cuts(schedule))
@@ -67,24 +66,24 @@ class Training:
     def control_steps(self, schedule: Schedule) -> int:
         """Return the number of steps of each control of the ticket."""
         if self.controls_from:
-            return self._iteration(self.last, schedule) - self._iteration(self.controls_from, schedule)
+            return self._to_iteration(self.last, schedule) - self._to_iteration(self.controls_from, schedule)
         return self.pieces(schedule)[-1][0]
 
     @staticmethod
-    def _iteration(point: str, schedule: Schedule) -> int:
+    def _to_iteration(point: str, schedule: Schedule) -> int:
         return Step.parse(point).iterations(total=schedule.total, per_epoch=schedule.per_epoch)
 
 
-def tickets_in(plan: Iterable[Training]) -> list[Training]:
-    """Return the trainings of tickets, by level."""
+def ticket_trainings(plan: Iterable[Training]) -> list[Training]:
+    """Return the planned trainings that train tickets, in the order of levels."""
     return sorted((one for one in plan if one.level), key=lambda one: one.level)
 
 
-def ticket_span(retrain: str, rewind: str) -> dict[str, Any]:
-    """Return where a ticket's own training begins and ends, as keywords of `Training`.
+def ticket_training_span(retrain: str, rewind: str) -> dict[str, Any]:
+    """Return the first and last step of a ticket's training after pruning, as keywords of `Training`.
 
     Args:
-        retrain: how it is trained, see `lab.retrain`.
+        retrain: how the ticket is trained, see `lab.retrain`.
         rewind: point that the ticket is rewound to.
     """
     if retrain == "none":

@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 # -- what is pruned ----------------------------------------------------------------------------------------------------
 
 
-def prunable(replicate: Replicate, settings: PruningSettings) -> Scope:
-    """Return the parameters that masks may touch, after checking that the settings can be met among them."""
+def prunable_scope(replicate: Replicate, settings: PruningSettings) -> Scope:
+    """Return the parameters that may be pruned; raise `UsageError` if the settings cannot be met among them."""
     from ticketry.core.scope import scope
 
     chosen = scope(
@@ -39,7 +39,7 @@ def prunable(replicate: Replicate, settings: PruningSettings) -> Scope:
         embeddings=settings.embeddings,
     )
     least = getattr(settings, "keep_at_least", 0)
-    if settings.shape.channels:
+    if settings.parsed_structure.channels:
         if least > 1:
             _check_channels(replicate, chosen, settings, least)
     else:
@@ -56,17 +56,16 @@ def _check_layers(replicate: Replicate, scope: Scope, settings: PruningSettings,
     from ticketry.core.structure.layout import layouts
 
     match_names(scope, getattr(settings, "half_rate", ()), "half_rate")
-    pattern = settings.shape.parsed_pattern
+    pattern = settings.parsed_structure.parsed_pattern
     if least and not settings.budget:
         known = None if pattern.unstructured else layouts(replicate.lab.model(replicate.task), scope)
         check_layer_minimum(scope.shapes, settings.targets[-1], least, pattern=pattern, layouts=known)
 
 
 def _check_channels(replicate: Replicate, scope: Scope, settings: PruningSettings, least: int) -> None:
-    """Raise `UsageError` for more channels to retain than the density has weights for.
+    """Raise `UsageError` if `least` channels in each group have more weights than the smallest density retains.
 
-    Where one channel of each group is enough, as it mostly is, the first pruning step reports it: following the network
-    takes seconds, which a repeated run would need too.
+    A minimum of one channel is not checked here, because tracing the network takes seconds: pruning would report it.
     """
     from ticketry.core.structure.channel_masks import check_channel_density
 
@@ -77,12 +76,12 @@ def _check_channels(replicate: Replicate, scope: Scope, settings: PruningSetting
         settings.targets[-1],
         scope=scope,
         keep_at_least=least,
-        multiple=settings.shape.multiple,
+        multiple=settings.parsed_structure.multiple,
     )
 
 
 def _check_budget(replicate: Replicate, scope: Scope, settings: PruningSettings, least: int) -> None:
-    """Raise `UsageError` for a budget below the floor, and for layers without a price."""
+    """Raise `UsageError` for a budget below the cost of the smallest allowed mask, or for layers without a cost."""
     from ticketry.budgets.allocation import check_floor, check_floor_of_costs
     from ticketry.core.layer_minimum import count_candidates
     from ticketry.lab.budget_masks import macs_per_weight, store_costs
@@ -91,7 +90,7 @@ def _check_budget(replicate: Replicate, scope: Scope, settings: PruningSettings,
     budget = settings.budget
     assert budget is not None
     share = min(budget.shares)
-    least = least or int(settings.by_value or getattr(settings, "collapse", "raise") == "keep")
+    least = least or int(settings.spends_by_importance or getattr(settings, "collapse", "raise") == "keep")
     if budget.kind in MEASURED:
         costs = budget.costs()
         if budget.measured:
@@ -104,12 +103,12 @@ def _check_budget(replicate: Replicate, scope: Scope, settings: PruningSettings,
     check_floor(scope.sizes, prices, share, least=least, what=COUNTED[budget.kind])
 
 
-def check_norms(replicate: Replicate, scope: Scope) -> None:
-    """Check that all channels that may go pass a norm with a scale.
+def require_norm_scales(replicate: Replicate, scope: Scope) -> None:
+    """Check that every prunable channel is followed by a norm layer with a scale.
 
     Raises:
-        UsageError: naming the first layer whose channels pass none.
-        StructureError: if the network has no channels that can go.
+        UsageError: naming the first layer whose channels have none.
+        StructureError: if the network has no prunable channels.
     """
     from ticketry.core.structure.channel_choice import removable_group_positions
 
@@ -130,19 +129,19 @@ CHANNEL_WISE_SCORES = {"crop": "crop_gates", "snip": "snap"}
 """Names of scores of weights in their published structured forms."""
 
 
-def check_score(settings: ScoreSettings) -> None:
-    """Check the score before anything is trained.
+def check_score_setting(settings: ScoreSettings) -> None:
+    """Check that a score suits the settings, before anything is trained.
 
     Raises:
-        UsageError: if it is unknown, ranks channels where single weights are chosen, or may be below 0 where it is
-            weighed against costs; also for an unknown score of the structure that tickets get.
+        UsageError: for an unknown score, a score of channels if single weights are pruned, a score with negative values
+            under a cost budget, or an unknown score of the structure that tickets get.
     """
     from ticketry.core.score import about, get, names, split_control
     from ticketry.core.structure import apply
     from ticketry.core.structure.channel_scores import CHANNEL_SCORES, check_channel_score
 
     control, plain = split_control(settings.score)
-    if settings.shape.channels:
+    if settings.parsed_structure.channels:
         check_channel_score(_channel_score(settings.score))
     elif plain in CHANNEL_SCORES and plain not in names():
         raise UsageError(
@@ -150,14 +149,14 @@ def check_score(settings: ScoreSettings) -> None:
         )
     else:
         get(settings.score)
-        if settings.budget and settings.weighed and (control == "inverted" or about(plain).signed):
+        if settings.budget and settings.scores_per_cost and (control == "inverted" or about(plain).signed):
             raise UsageError(
                 f"score {settings.score!r} may be below 0, and cannot be weighed against what weights cost: take"
                 f" another for {settings.budget.kind}, or the highest scores whatever they cost (--unweighed,"
                 " unweighed=True)"
             )
-    if settings.shape.tickets is not None:
-        apply.check_structure_score(settings.shape.tickets)
+    if settings.parsed_structure.tickets is not None:
+        apply.check_structure_score(settings.parsed_structure.tickets)
 
 
 def _channel_score(score: str) -> str:
@@ -169,7 +168,7 @@ def _channel_score(score: str) -> str:
 
 
 def _data_needed(score: str) -> str:
-    """Return what a score, or a control of one, needs of the data, as `score.About.data` has it."""
+    """Return what data a score needs, as in `score.About.data`."""
     from ticketry.core.score import about, split_control
     from ticketry.core.structure.channel_scores import CHANNEL_ONLY
 
@@ -190,18 +189,18 @@ def prune(
     within: str | None = None,
     **more: Any,
 ) -> str:
-    """Return the digest of the stored mask of a density, in the shape of the settings.
+    """Prune by the score of the settings, and return the digest of the stored mask.
 
     Args:
         trained: network whose weights are ranked.
-        density: the density; with a budget the share of that, which the mask spends.
-        within: digest of a mask; what that removes stays removed.
-        more: how the mask is chosen, see `Lab.prune`. A score that needs examples gets a `Sample` of the training split
-            unless `sample` is given.
+        density: the density, or the share of the dense cost if the settings have a budget.
+        within: digest of an earlier mask; weights that it removes stay removed.
+        more: further arguments of `Lab.prune`. By default a score that needs examples gets a `Sample` of the training
+            split.
     """
     from ticketry.lab.scoring_sample import Sample
 
-    seeds, shape, score = replicate.seeds, settings.shape, settings.other_score or settings.score
+    seeds, shape, score = replicate.seeds, settings.parsed_structure, settings.replacing_score or settings.score
     needed = _data_needed(score)
     if needed == "no":
         more.pop("sample", None)
@@ -216,7 +215,7 @@ def prune(
         more |= {"score": score, "weighed": not settings.unweighed}
         if shape.granularity:
             more["structure"] = shape.granularity
-        if settings.by_value:
+        if settings.spends_by_importance:
             more["by_value"] = True
     elif shape.channels:
         more |= {"structured": True, "score": _channel_score(settings.score)}
@@ -226,11 +225,13 @@ def prune(
         more |= {"score": settings.score, "half_rate": settings.half_rate}
         if shape.pattern != UNSTRUCTURED:  # masks are remembered since before there were patterns
             more["pattern"] = shape.pattern
-    return draw_mask(replicate, trained, scope, density, settings.budget_terms, **more)
+    return choose_mask(replicate, trained, scope, density, settings.budget_terms, **more)
 
 
-def draw_mask(replicate: Replicate, weights: Result, scope: Scope, share: float, terms: str = "", **chosen: Any) -> str:
-    """Return the digest of the stored mask of a density, or of a share of the budget `terms`. Remembered.
+def choose_mask(
+    replicate: Replicate, weights: Result, scope: Scope, share: float, terms: str = "", **chosen: Any
+) -> str:
+    """Choose a mask of a density, or of a share of the cost budget `terms`; return its stored digest. Cached.
 
     Args:
         weights: network whose weights are ranked.
@@ -244,17 +245,17 @@ def draw_mask(replicate: Replicate, weights: Result, scope: Scope, share: float,
     return budget_mask(lab, task, weights, scope, terms=terms, share=share, seed=seed, **chosen)
 
 
-def ticket_mask(
+def structured_mask(
     replicate: Replicate, weights: Result, mask: str, settings: PruningSettings
 ) -> tuple[str, Structured | None]:
-    """Return the digest of a ticket's mask, and how it was derived from the search's `mask`, if it was.
+    """Apply the structure of the settings, if any, to a search's mask; return the new digest and a description.
 
     Args:
         weights: network whose weights chose `mask`.
     """
     from ticketry.lab.structured_masks import structured_mask
 
-    if (by := settings.shape.tickets) is None:
+    if (by := settings.parsed_structure.tickets) is None:
         return mask, None
     derived = structured_mask(replicate.lab, replicate.task, weights, mask, by, replicate.seeds)
     return derived, Structured(of=mask, weights=weights.model, by=by)
@@ -263,8 +264,13 @@ def ticket_mask(
 # -- pruning once and training on --------------------------------------------------------------------------------------
 
 
-def cut_step(whole: Segment, until: str, what: str, them: str) -> int:
-    """Return the step up to which `what` holds, called `them`; `UsageError` if nothing is trained before or after."""
+def parse_pruning_step(whole: Segment, until: str, what: str, them: str) -> int:
+    """Parse the step at which a training is pruned; raise `UsageError` if nothing is trained before or after it.
+
+    Args:
+        what: what is done until then, for the message: "gates are trained".
+        them: pronoun for it: "them".
+    """
     step = whole.at(until, "until")
     if not 0 < step < whole.total:
         raise UsageError(
@@ -283,33 +289,33 @@ def prune_once(
     moments: Mapping[float, Moment] | None = None,
     **how: Any,
 ) -> Iterator[Found]:
-    """Yield the dense network, then for each density one that is pruned at its step and trains on, with its optimiser.
+    """Yield the dense network, then for each density a network that is pruned once and continues its training.
 
     Args:
         steps: density -> the step at which it is pruned, the densest first.
-        moments: density -> how that step was found, if it was.
-        how: how masks are chosen beside the settings, see `Lab.prune`.
+        moments: density -> the measurements by which that step was detected, if it was.
+        how: further arguments of `Lab.prune`.
 
     Raises:
         UsageError: for a step at the end of training, after which nothing would be trained.
     """
-    if (last := replicate.whole.total) in steps.values():
+    if (last := replicate.dense_training.total) in steps.values():
         raise UsageError(f"cut at step {last} of {last} nothing is left to train: cut earlier")
-    found = replicate.dense(*sorted(set(steps.values())))
+    found = replicate.train_dense(*sorted(set(steps.values())))
     yield found
     dense = found.dense
 
-    def member(level: int, density: float) -> Found:
+    def find_ticket(level: int, density: float) -> Found:
         state = replicate.lab.at(dense, steps[density])
         mask = prune(replicate, state, scope, density, settings, **how)
-        mask, derived = ticket_mask(replicate, state, mask, settings)
-        found = train_on(replicate, dense, state, mask, settings, level=level, density=density)
+        mask, derived = structured_mask(replicate, state, mask, settings)
+        found = train_after_pruning(replicate, dense, state, mask, settings, level=level, density=density)
         return replace(found, moment=(moments or {}).get(density), structured=derived)
 
-    yield from replicate.side_by_side(member, steps)
+    yield from replicate.find_each(find_ticket, steps)
 
 
-def train_on(
+def train_after_pruning(
     replicate: Replicate,
     dense: Result,
     state: Result,
@@ -320,20 +326,23 @@ def train_on(
     density: float,
     searched: Result | None = None,
 ) -> Found:
-    """Return the network that trains on from a state under a mask, optimiser included, to the end of the schedule.
+    """Continue a training with a mask, from a state and its optimiser to the end of the schedule.
 
     Args:
-        dense: the dense network to compare with, of the same schedule and the same order of the data.
-        searched: the training that the mask is from, if the weights of `state` are no longer its.
+        dense: the dense network to compare with, of the same schedule and data order.
+        state: state to continue from.
+        searched: training that chose the mask, if the weights of `state` have been changed since.
     """
     step, source = state.segment.last, searched or state
-    segment = replicate.retrained(mask, rewound=state, trained=state, shrunk=settings.shape.shrinks)
+    segment = replicate.ticket_training(
+        mask, rewound=state, trained=state, shrunk=settings.parsed_structure.trains_smaller_network
+    )
     segment = stretch_to_flops(replicate.lab, segment, [source], settings.equal_cost)
-    result = replicate.lab.train(segment, label=f"{settings.goal(density)} from step {step}")
+    result = replicate.lab.train(segment, label=f"{settings.describe_target(density)} from step {step}")
     return Found(
         *(level, mask, state, dense, GRADUAL, result),
         searched=(source,),
         behind=step,
-        pattern=settings.shape.pattern,
+        pattern=settings.parsed_structure.pattern,
         aim=settings.budget_terms,
     )

@@ -1,7 +1,7 @@
-"""Settings that methods share: where a search prunes, how much, which shape, and at what cost. Needs no torch.
+"""Settings that methods share: what a search prunes, how much, in which structure, at what cost. Imports no torch.
 
 `PruningSettings` has the fields of nearly every method, `ScoreSettings` adds those of methods that rank weights by a
-score. What the fields mean together is a value: `Budget` and `Shape`.
+score. What the fields mean together is a value: `Budget` and `ParsedStructure`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from ticketry.core.structure.pattern import (
 )
 from ticketry.errors import UsageError
 from ticketry.search.common.plan import Training
-from ticketry.search.common.shape import NONE, Family, Shape
+from ticketry.search.common.structure_option import NONE, Family, ParsedStructure
 from ticketry.step import Step
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ UNITS: dict[str, Unit] = {"time": "seconds", "bytes": "bytes"}
 
 @dataclass(frozen=True, kw_only=True)
 class Budget:
-    """Cost limit of tickets, in place of their density."""
+    """Cost limit of tickets, given instead of a density."""
 
     kind: str
     """flops, time or bytes."""
@@ -55,51 +55,48 @@ class Budget:
     unweighed: bool
 
     @property
-    def unmeasured(self) -> bool:
-        """Whether its costs have to be measured on this machine before the search, because no file has them."""
+    def needs_measurement(self) -> bool:
+        """Whether costs must be measured on this machine before the search, because no file with them was given."""
         return self.kind in MEASURED and not self.profile
 
     @cached_property
     def shares(self) -> tuple[float, ...]:
-        """The budgets as shares of the dense network's cost, falling."""
+        """The budgets as shares of the dense network's cost, in falling order."""
         amounts: Sequence[Any] = self.amounts
-        if self.unmeasured:
-            amounts = _stand_ins(self.kind, amounts)
+        if self.needs_measurement:
+            amounts = _placeholder_shares(self.kind, amounts)
         elif self.kind in MEASURED:
             costs = self.costs()
-            amounts = [_share_of(costs, one, self.base) for one in amounts]
+            amounts = [_budget_share(costs, one, self.base) for one in amounts]
         return tuple(sorted(amounts, reverse=True))
 
     @property
-    def named_base(self) -> Base | None:
-        """The base of a share of latency, unless it is the compiled network; else None.
-
-        Names and keys have it only then: runs from before bases could be named were shares of the compiled network.
-        """
+    def base_for_run_name(self) -> Base | None:
+        """The base that names of runs contain: that of a share of latency, unless it is the default; else None."""
         shares = self.kind == "time" and any(parse_share_or_amount(one, "seconds")[1] for one in self.amounts)
         return self.base if shares and self.base != ENGINE else None
 
     @cached_property
     def terms(self) -> str:
-        """Kind and digest of the costs, which distinguish budgets in keys."""
+        """Text that distinguishes budgets in keys: the kind and, for measured costs, their digest."""
         if self.kind not in MEASURED:
             return self.kind
         return f"{self.kind}{'+measured' if self.measured else ''}:{self.costs().digest}"
 
     def costs(self) -> CostModel:
-        """Return the costs in the profile; `UsageError` without one, or for costs in another unit."""
+        """Read the costs in the profile; raise `UsageError` without a profile, or for costs in another unit."""
         unit = UNITS[self.kind]
         if not self.profile:
             raise UsageError(
                 f"{self.kind} needs the costs of this network: --profile FILE, which ticketry cost --unit {unit} writes"
             )
-        costs = costs_in(self.profile)
+        costs = read_costs(self.profile)
         if costs.unit != unit:
             raise UsageError(f"the costs in {self.profile} are in {costs.unit}, and {self.kind} is asked for")
         return costs
 
     def check_shares(self) -> None:
-        """Raise `UsageError` for shares outside (0, 1] or named twice."""
+        """Raise `UsageError` for shares outside (0, 1] or given twice."""
         for share in self.shares:
             if not 0 < share <= 1:
                 raise UsageError(
@@ -112,7 +109,7 @@ class Budget:
 
 @dataclass(frozen=True, kw_only=True)
 class PruningSettings:
-    """Settings of a method: where it prunes, how much, and what the whole search may cost."""
+    """Settings that every method has: what it prunes, how much, and what the whole search may cost."""
 
     points: ClassVar[tuple[str, ...]] = ()
     """Names of the settings that are points of the schedule."""
@@ -159,7 +156,7 @@ class PruningSettings:
     default methods cost what was published."""
 
     def __post_init__(self) -> None:
-        take_as_written(self)
+        convert_fields(self)
         check_choices(self)
         if self.equal_cost == "flops" and not self.one_training:
             raise UsageError(
@@ -167,7 +164,7 @@ class PruningSettings:
                 " has no place for: use equal_cost steps, or a method that costs 1 a density (ticketry list methods)"
             )
         if hasattr(self, "structure"):
-            object.__setattr__(self, "structure", self.shape.text)
+            object.__setattr__(self, "structure", self.parsed_structure.text)
         _ = self.targets
         for point in self.points:
             Step.parse(getattr(self, point))
@@ -175,12 +172,12 @@ class PruningSettings:
 
     @property
     def one_training(self) -> bool:
-        """Whether a ticket takes one training, sparse at the end, which equal cost in FLOPs can prolong."""
+        """Whether each ticket is found in a single training, which `equal_cost` ``flops`` can prolong."""
         return True
 
     @cached_property
     def budget(self) -> Budget | None:
-        """Return the cost limit of tickets; None if a density is requested."""
+        """The cost limit of tickets; None if a density is requested."""
         named = [name for name in COUNTED if getattr(self, name)]
         if len(named) > 1:
             raise UsageError(f"give one budget: {' or '.join(named)}")
@@ -191,67 +188,69 @@ class PruningSettings:
 
     @property
     def budget_terms(self) -> str:
-        """`Budget.terms`; empty without a budget."""
+        """`Budget.terms` of the budget; empty without one."""
         return self.budget.terms if self.budget else ""
 
     @cached_property
-    def shape(self) -> Shape:
-        """Which weights are removed together."""
+    def parsed_structure(self) -> ParsedStructure:
+        """The parsed setting `structure`: which weights are removed together."""
         text = str(getattr(self, "structure", NONE))
-        return Shape.parse(text, self.structures, latency=self.budget is not None and self.budget.kind == "time")
+        return ParsedStructure.parse(
+            text, self.structures, latency=self.budget is not None and self.budget.kind == "time"
+        )
 
     @property
     def targets(self) -> tuple[float, ...]:
-        """The requested densities, or shares of the budget, falling."""
+        """The requested densities, or shares of the dense cost, in falling order."""
         if self.budget:
             return self.budget.shares
         return requested_densities(self.density, self.sparsity) or (0.1,)
 
     @property
-    def weighed(self) -> bool:
-        """Whether each score is weighed against what its weight costs, as a budget does by default."""
+    def scores_per_cost(self) -> bool:
+        """Whether scores are compared per cost of their weights, as is the default under a budget."""
         return self.budget is not None and not self.unweighed and getattr(self, "distribution", "global") == "global"
 
     @property
-    def by_value(self) -> bool:
+    def spends_by_importance(self) -> bool:
         """Whether a budget is spent by the importance of weights per cost, which leaves no layer empty."""
         return False
 
     def plan_tickets(self, **how: Any) -> list[Training]:
-        """Plan a ticket for each target, trained as `how` says; by keywords of `Training`."""
+        """Plan one ticket for each target; `how` has further keywords of `Training`."""
         return [
             Training(level=level, density=None if self.budget else target, **how)
             for level, target in enumerate(self.targets, start=1)
         ]
 
-    def only(self, level: int) -> tuple[Self, int | None]:
-        """Return the settings that find the ticket of this level alone, and its level there (None for the last)."""
+    def for_level(self, level: int) -> tuple[Self, int | None]:
+        """Return settings that find only the ticket of this level, and its level in that search (None: the last)."""
         own: Any = {self.budget.kind if self.budget else "density": (self.targets[level - 1],)}
         return replace(self, **{"density": (), "sparsity": (), **own}), 1
 
-    def in_format_1(self) -> dict[str, Any]:
-        """Return the settings as run names have them, which stay the same for ever."""
+    def values_for_run_name(self) -> dict[str, Any]:
+        """Return the settings by their names in format 1, from which names of runs are derived."""
         values = asdict(self)
         if values.pop("structure", NONE) != NONE:
-            values |= self.shape.old
+            values |= self.parsed_structure.old
         values["budget"] = values.pop("equal_cost")
         if self.budget:
             if self.profile:
                 values["profile"] = self.budget.terms  # the costs themselves, wherever the file is stored
-            if self.by_value:
+            if self.spends_by_importance:
                 values["by_value"] = True  # such budgets were once spent by magnitudes
         del values["base"]
-        if self.budget and self.budget.named_base:
-            values["base"] = self.budget.named_base
+        if self.budget and self.budget.base_for_run_name:
+            values["base"] = self.budget.base_for_run_name
         return values
 
-    def goal(self, share: float) -> str:
-        """Return what a ticket is to reach, for messages: ``density 0.1``, ``flops 0.25``."""
+    def describe_target(self, share: float) -> str:
+        """Describe a ticket's target for messages: ``density 0.1``, ``flops 0.25``."""
         return f"{self.budget.kind if self.budget else 'density'} {share:g}"
 
     def _check_budget(self) -> None:
-        """Raise `UsageError` for a wrong budget, or for settings that have no meaning beside it or without it."""
-        budget, shape = self.budget, self.shape
+        """Raise `UsageError` for an invalid budget, or for settings that have no effect with or without one."""
+        budget, shape = self.budget, self.parsed_structure
         kind = budget.kind if budget else ""
         if self.profile and kind not in MEASURED:
             raise UsageError("profile has costs for a budget of time or bytes: name one, or leave profile out")
@@ -277,17 +276,18 @@ class PruningSettings:
         elif shape.text != NONE or getattr(self, "half_rate", None):
             name = "half_rate" if shape.text == NONE else f"structure {shape}"
             raise UsageError(f"{kind} is spent on single weights: leave {name} out, or give a density")
-        if budget.profile and self.by_value:
-            costs_in(budget.profile).check_granularity(FINEST)
+        if budget.profile and self.spends_by_importance:
+            read_costs(budget.profile).check_granularity(FINEST)
 
     def _check_granularity(self) -> None:
         for name, default in (("unweighed", False), ("distribution", "global"), ("keep_at_least", 0)):
             if getattr(self, name, default) != default:
                 raise UsageError(
-                    f"structure {self.shape} chooses whole blocks of each layer by their time: leave {name} out"
+                    f"structure {self.parsed_structure} chooses whole blocks of each layer by their time:"
+                    f" leave {name} out"
                 )
         if self.profile:
-            costs_in(self.profile).check_granularity(single_granularity(self.shape.granularity))
+            read_costs(self.profile).check_granularity(single_granularity(self.parsed_structure.granularity))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -308,26 +308,28 @@ class ScoreSettings(PruningSettings):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_layer_minimum_option(self.keep_at_least)
-        if self.shape.channels:
+        if self.parsed_structure.channels:
             if self.distribution not in ("global", "uniform"):
                 raise UsageError(
                     f"channels are distributed global or uniform, not {self.distribution}: a group may span many layers"
                 )
             if self.half_rate:
                 raise UsageError("half_rate is for single weights: whole channels of a layer go with their neighbours")
-        pattern = self.shape.parsed_pattern
+        pattern = self.parsed_structure.parsed_pattern
         if pattern.m and self.half_rate:
-            raise UsageError(f"half_rate has no meaning with structure {self.shape}: all layers lose the same share")
+            raise UsageError(
+                f"half_rate has no meaning with structure {self.parsed_structure}: all layers lose the same share"
+            )
         for density in self.mask_densities if pattern.m else ():
             pattern.check_density(density)
 
     @property
     def mask_densities(self) -> tuple[float, ...]:
-        """Densities of all masks that lead to the targets."""
+        """Densities of all masks on the way to the targets, including theirs."""
         return self.targets
 
     @property
-    def by_value(self) -> bool:
+    def spends_by_importance(self) -> bool:
         """Whether a budget is spent by the importance of weights per cost, which leaves no layer empty.
 
         That is the default for time and FLOPs where a method's score is magnitude. Magnitude itself is not in the unit
@@ -335,20 +337,20 @@ class ScoreSettings(PruningSettings):
         """
         default = self.score == getattr(type(self), "score", "") == "magnitude"
         spent = self.budget is not None and self.budget.kind in ("time", "flops")
-        return default and spent and self.weighed and not self.shape.granularity
+        return default and spent and self.scores_per_cost and not self.parsed_structure.granularity
 
     @property
-    def other_score(self) -> str:
-        """The score that masks are chosen by, if it is not the one in `score`; else empty.
+    def replacing_score(self) -> str:
+        """The score that masks are chosen by if it is not `score`; else empty.
 
-        Where layers are compared by the change of the loss without their weights, kfac replaces the default, magnitude.
+        kfac replaces magnitude, the default, where layers are compared by how much the loss changes without weights.
         """
-        replaced = (self.by_value or self.shape.granularity) and self.score == "magnitude"
+        replaced = (self.spends_by_importance or self.parsed_structure.granularity) and self.score == "magnitude"
         return "kfac" if replaced else ""
 
 
 def budget_of(settings: object) -> Budget | None:
-    """Return the budget of settings of any method; None if they have none."""
+    """Return the cost budget in a method's settings; None without one."""
     found = getattr(settings, "budget", None)
     return found if isinstance(found, Budget) else None
 
@@ -356,12 +358,12 @@ def budget_of(settings: object) -> Budget | None:
 # -- values as users write them ----------------------------------------------------------------------------------------
 
 
-def take_as_written(settings: Any) -> None:
-    """Convert the fields of a frozen dataclass to their types, while it is built.
+def convert_fields(settings: Any) -> None:
+    """Convert the fields of a frozen dataclass to their types; call it in ``__post_init__``.
 
-    Where several values are allowed (a tuple), a single one, ``0.2`` or ``"fc3"``, becomes a tuple of one, and a list a
-    tuple. Shares become numbers: 0.2, 1, ``"0.2"`` and ``"20%"``; where several are allowed also ``"50%,20%"``. Where a
-    share is None by default, one is stored as a number and several as a tuple, as records and names of runs have them.
+    - In fields with a tuple, a single value (``0.2``, ``"fc3"``) becomes a tuple of one, and a list a tuple.
+    - Shares become numbers: ``"20%"`` is 0.2. If several are allowed, ``"50%,20%"`` is (0.5, 0.2).
+    - In fields whose default is None, a single share is stored as a number, several as a tuple.
 
     Raises:
         UsageError: for a value that is not a share.
@@ -372,33 +374,33 @@ def take_as_written(settings: Any) -> None:
             continue
         shares = field.name in SHARES
         if several or (shares and value is not None):
-            value = _several(value, apart=shares)
+            value = _split_values(value, apart=shares)
         if shares and value is not None:
-            value = tuple(_share(field.name, one) for one in value)
+            value = tuple(_parse_share(field.name, one) for one in value)
             if not several and len(value) < 2:
                 value = value[0] if value else None
         object.__setattr__(settings, field.name, value)
 
 
-def _several(value: Any, *, apart: bool) -> tuple[Any, ...]:
+def _split_values(value: Any, *, apart: bool) -> tuple[Any, ...]:
     if isinstance(value, str) and apart:
         return tuple(value.split(","))
     return tuple(value) if isinstance(value, list | tuple) else (value,)
 
 
-def _share(name: str, value: Any) -> float:
+def _parse_share(name: str, value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         raise UsageError(f"{name} is a number or a text such as 20%, not {value!r:.60}")
     return float(parse_share_option(name, value))
 
 
 def requested_densities(density: Shares, sparsity: Shares) -> tuple[float, ...]:
-    """Return the densities that are requested by density or sparsity, the densest first; empty if none is.
+    """Return the densities requested by `density` or `sparsity`, the densest first; empty if neither is given.
 
     Raises:
-        UsageError: for both, a density outside of (0, 1], or one that is named twice.
+        UsageError: if both are given, or a density is outside of (0, 1] or given twice.
     """
-    retained, removed = _as_tuple(density), _as_tuple(sparsity)
+    retained, removed = _to_tuple(density), _to_tuple(sparsity)
     if retained and removed:
         raise UsageError("give either density (fraction kept) or sparsity (fraction removed), and only one of them")
     found = [check_density(sparsity=share) for share in removed] or [check_density(share) for share in retained]
@@ -407,26 +409,26 @@ def requested_densities(density: Shares, sparsity: Shares) -> tuple[float, ...]:
     return tuple(sorted(found, reverse=True))
 
 
-def _as_tuple(shares: Shares) -> tuple[float, ...]:
+def _to_tuple(shares: Shares) -> tuple[float, ...]:
     return shares if isinstance(shares, tuple) else () if shares is None else (shares,)
 
 
 # -- costs -------------------------------------------------------------------------------------------------------------
 
 
-def costs_in(profile: str) -> CostModel:
-    """Read the costs in a file; `CostError` if it has none."""
+def read_costs(profile: str) -> CostModel:
+    """Read the costs in a file; raise `CostError` if it contains none."""
     from ticketry.budgets.cost_model import CostModel
 
     return CostModel.load(profile)
 
 
-def _share_of(costs: CostModel, requested: float | str, base: str) -> float:
-    """Return a budget as a share of the unpruned network's costs.
+def _budget_share(costs: CostModel, requested: float | str, base: str) -> float:
+    """Convert a budget, such as 5ms or 0.5, to a share of the dense network's cost.
 
     Raises:
-        UsageError: for a budget that needs no pruning.
-        CostError: if the costs do not have the base's latency.
+        UsageError: for a budget above the dense cost.
+        CostError: if the file of costs lacks the latency of `base`.
     """
     if costs.unit != "seconds":
         amount = costs.budget(requested)
@@ -447,10 +449,10 @@ def _share_of(costs: CostModel, requested: float | str, base: str) -> float:
     return float(f"{share:.12g}")
 
 
-def _stand_ins(kind: str, requested: Sequence[float | str]) -> list[float]:
-    """Return shares unchanged, and placeholder shares for amounts (5ms) until the costs are measured.
+def _placeholder_shares(kind: str, requested: Sequence[float | str]) -> list[float]:
+    """Return shares unchanged, and placeholders for amounts (5ms), whose share is unknown until costs are measured.
 
-    They are only checked: no mask is chosen by them, see `Budget.costs`.
+    Placeholders only pass checks: no mask is chosen by them.
     """
     read = [parse_share_or_amount(one, UNITS[kind]) for one in requested]
     largest = max((number for number, is_share in read if not is_share), default=1.0)

@@ -1,4 +1,4 @@
-"""Training with gates: a variant of training with a second set of parameters and a second optimiser."""
+"""Training with gates: every weight is multiplied by a trainable gate, which has an optimiser of its own."""
 
 from __future__ import annotations
 
@@ -40,14 +40,14 @@ _COUNTS = 100
 _BINS = 20
 """Bins of the histogram of gates in a record."""
 _FEW = 8
-"""Examples that `check_task` uses."""
+"""Examples that `require_classification` uses."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Gating(Variant):
-    """Soft masks that a segment trains with its weights. Frozen, with plain values, because it is part of the key.
+    """Variant of training in which gates (a soft mask) are trained with the weights, see `core.gates`.
 
-    The defaults are those of Savarese et al. (2020); see `core.gates`.
+    The defaults are those of Savarese et al. (2020).
     """
 
     name = "gates"
@@ -81,16 +81,16 @@ class Gating(Variant):
     reset: Reset | None = None
     """How gates of an earlier round are reset, see `Gates.next_round`."""
     seed: int = 0
-    """Seed of the kinds that draw."""
+    """Seed of kinds of gates that are drawn at random."""
     frozen: bool = False
-    """Train the gates alone, over fixed weights and buffers. The mode is eval, but norms normalise by the batch."""
+    """Whether only gates are trained, over fixed weights and buffers; in eval mode, but norms use batch statistics."""
     objective: Objective = "loss"
     """Objective: ``loss``, the task's; over frozen weights also ``reverse_kl`` or ``forward_kl``, a divergence
     of the outputs from those without gates, see `divergence`."""
     density: float | None = None
-    """Expected density that `core.gates.Balance` steers to; None leaves it to the penalty."""
+    """Expected density that `core.gates.Balance` steers to; with None the penalty decides."""
     temperature: float = BinaryConcrete.temperature
-    """Temperature of the draws of a kind that has one; the default stands for the kind's own."""
+    """Temperature of the random draws, for kinds that have one; by default the kind's own."""
     structured: bool = False
     """One gate for each coupled channel of the parameters in scope, see `core.gates.channel_gates`."""
     pattern: str = UNSTRUCTURED
@@ -125,10 +125,10 @@ class Gating(Variant):
             raise UsageError("gates need reset if they continue from an earlier round, and only then")
         # Without a temperature a kind has its own.
         object.__setattr__(self, "temperature", float(getattr(self.make_kind(), "temperature", self.temperature)))
-        self.recipe(Recipe())
+        self.gate_recipe(Recipe())
 
     def make_kind(self) -> Kind:
-        """Return the kind of gate, with its settings; `UsageError` for a temperature out of range."""
+        """Return the kind of gate with its settings; raise `UsageError` for an invalid temperature."""
         own = self.temperature == BinaryConcrete.temperature
         return make_kind(self.kind, final=self.final, **({} if own else {"temperature": self.temperature}))
 
@@ -144,7 +144,7 @@ class Gating(Variant):
 
     @property
     def several_ranks(self) -> bool:
-        """Whether several processes can train them: not if they are drawn, or compare the outputs of one process."""
+        """Whether several processes can train these gates: not random gates, frozen weights or gates on channels."""
         return not (self.make_kind().draws or self.frozen or self.structured)
 
     def blobs(self) -> tuple[str, ...]:
@@ -163,11 +163,13 @@ class Gating(Variant):
         return GatesEffect(around, self)
 
     def first_state(self, around: Surroundings, model: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return the gates that an earlier round ended with, reset."""
+        """Return the gates at the end of the earlier round, after their reset; empty without an earlier round."""
         if self.earlier is None:
             return {}
         assert self.reset is not None
-        found = _gates_on(self, around, rebuild_model(around.task, model), around.store.get_tensors(self.earlier))
+        found = _attach_stored_gates(
+            self, around, rebuild_model(around.task, model), around.store.get_tensors(self.earlier)
+        )
         found.next_round(reset=self.reset)
         return {
             "round": torch.tensor(found.round),
@@ -199,14 +201,14 @@ class Gating(Variant):
         switches = {"momentum": self.momentum, "penalty": self.penalty, "balanced": self.density}
         return {name: getattr(self, name) for name in told} | {name: bool(is_on) for name, is_on in switches.items()}
 
-    def recipe(self, recipe: Recipe) -> Recipe:
-        """Return the recipe of gates trained beside weights that follow `recipe`."""
+    def gate_recipe(self, recipe: Recipe) -> Recipe:
+        """Return the recipe of the gates, given that of the weights."""
         flat = {"schedule": "constant", "warmup": "0it"} if self.lr_schedule == "constant" else {}
         own = ("optimizer", "lr", "momentum", "beta2", "nesterov", "weight_decay")
         return recipe.changed(**{name: getattr(self, name) for name in own}, **flat)
 
-    def progress(self, step: int, *, total: int, per_epoch: int) -> float:
-        """Return the share of a round of `total` iterations that is done before iteration `step`; 1 at its end."""
+    def annealing_progress(self, step: int, *, total: int, per_epoch: int) -> float:
+        """Return the share of the annealing schedule that is done before iteration `step` of `total`; 1 at the end."""
         if step >= total:
             return 1.0
         if self.anneal == "step":
@@ -214,22 +216,22 @@ class Gating(Variant):
         return by_epoch(step // per_epoch, -(-total // per_epoch))
 
 
-def gating_of(segment: Segment) -> Gating:
-    """Return the gates of a segment that trains some."""
+def get_gating(segment: Segment) -> Gating:
+    """Return the `Gating` variant of a segment, which must have one."""
     found = segment.variant(Gating)
     assert found is not None
     return found
 
 
 class GatesEffect(Effect):
-    """Gates in training, with their optimiser. Losses include their penalty; only gradients of weights are clipped.
+    """Effect of `Gating` on a training: attaches the gates, adds their penalty to the loss, and steps their optimiser.
 
-    Over frozen weights nothing but the gates changes: no weight, no momentum, no statistic of batch norm. The network
-    is in eval mode (no dropout), but batch norm normalises by the batch: with the running statistics, which are those
-    of the dense network, the signal of a sparse one would fade from layer to layer.
+    Gradient clipping covers only weights. If weights are frozen, nothing but gates changes. The network is then in eval
+    mode (no dropout), but batch norm uses the statistics of the batch: those of the dense network would let the signal
+    of a sparse network fade from layer to layer.
 
-    It carries ``s/name``, ``round``, ``optimizer/name/entry``, ``kept``, int64 [counts, parameters]: how many gates
-    were on at some hundred steps of a schedule, and for balanced gates ``multiplier``.
+    Its stored state has ``s/name`` (gate values), ``round``, ``optimizer/name/entry``, ``kept`` (number of open gates
+    at about a hundred steps, int64 [counts, parameters]), and ``multiplier`` if gates are steered to a density.
     """
 
     def __init__(self, around: Surroundings, gating: Gating) -> None:
@@ -239,8 +241,8 @@ class GatesEffect(Effect):
     def begin(self, training: InTraining, carried: Mapping[str, Tensor]) -> None:
         around, gating = self.around, self._gating
         self._training = training
-        self.gates = _gates_on(gating, around, training.model, carried)
-        self._recipe = gating.recipe(around.recipe)
+        self.gates = _attach_stored_gates(gating, around, training.model, carried)
+        self._recipe = gating.gate_recipe(around.recipe)
         self._optimizer = make_optimizer(self._recipe, self.gates)
         load_optimizer(self._optimizer, self.gates, select_prefix(carried, "optimizer/"))
         self._count_every = max(1, around.total // _COUNTS)
@@ -255,26 +257,26 @@ class GatesEffect(Effect):
     # -- each step -----------------------------------------------------------------------------------------------------
 
     def before_step(self) -> None:
-        self._anneal()
+        self._set_temperature()
         self.gates.set_step(self._training.step)
         self._optimizer.zero_grad(set_to_none=True)
 
     def loss(self, batch: Any, inner: Callable[[], Tensor]) -> Tensor:
         gating = self._gating
-        with self.gates.drawing(), self._statistics():
+        with self.gates.drawing(), self._use_batch_statistics():
             loss = inner() if gating.objective == "loss" else self._divergence(batch)
         return loss + self.gates.penalty(gating.penalty) if gating.penalty else loss
 
     def _divergence(self, batch: Any) -> Tensor:
-        """Return the divergence of the gated network's outputs from those of the bare weights, in the same mode."""
+        """Return the divergence of the outputs with gates from those without, on a batch."""
         session, model = self._training.session, self._training.model
         outputs, targets = session.outputs(model, batch)
-        check_scores(self.around.task, outputs, targets)
+        require_class_scores(self.around.task, outputs, targets)
         with torch.no_grad(), self.gates.lifted():
             bare, _ = session.outputs(model, batch, of="bare")
         return divergence(outputs, bare, reverse=self._gating.objective == "reverse_kl")
 
-    def _statistics(self) -> contextlib.AbstractContextManager[None]:
+    def _use_batch_statistics(self) -> contextlib.AbstractContextManager[None]:
         return batch_statistics(self._norms) if self._gating.frozen else contextlib.nullcontext()
 
     def after_backward(self) -> None:
@@ -291,11 +293,11 @@ class GatesEffect(Effect):
             self._kept.append(list(self.gates.kept().values()))
 
     def stopped(self) -> None:
-        self._anneal()
+        self._set_temperature()
 
-    def _anneal(self) -> None:
+    def _set_temperature(self) -> None:
         around = self.around
-        progress = self._gating.progress(self._training.step, total=around.total, per_epoch=around.per_epoch)
+        progress = self._gating.annealing_progress(self._training.step, total=around.total, per_epoch=around.per_epoch)
         try:
             self.gates.anneal(progress)
         except TrainingError:
@@ -342,7 +344,7 @@ class GatesEffect(Effect):
         }
 
     def measured(self, measure: Callable[[], Metrics]) -> dict[str, Metrics]:
-        """Return metrics with hard gates, which count, and with soft ones."""
+        """Measure the network with gates rounded to on or off (``metrics``), and with soft gates (``soft_metrics``)."""
         with self.gates.hardened():
             hard = measure()
         return {"metrics": hard, "soft_metrics": measure()}
@@ -351,13 +353,15 @@ class GatesEffect(Effect):
         return list(self.gates.parameters())
 
 
-def _gates_on(gating: Gating, around: Surroundings, model: nn.Module, tensors: Mapping[str, Tensor]) -> Gates:
+def _attach_stored_gates(
+    gating: Gating, around: Surroundings, model: nn.Module, tensors: Mapping[str, Tensor]
+) -> Gates:
     return attach_gates(gating, model, around.mask, tensors, lambda: trace_task_structure(around.task, around.course))
 
 
 @contextlib.contextmanager
 def batch_statistics(norms: Sequence[_BatchNorm]) -> Iterator[None]:
-    """Let batch norms in eval mode normalise by the batch, without updating statistics, in a with block."""
+    """Within a with block, let batch norms in eval mode use batch statistics, without updating running ones."""
     statistics = [(norm, norm.running_mean, norm.running_var) for norm in norms]
     try:
         for norm in norms:
@@ -375,11 +379,11 @@ def attach_gates(
     tensors: Mapping[str, Tensor],
     structure: Callable[[], Structure],
 ) -> Gates:
-    """Return the gates of a segment on a model of its task, new or with the stored `tensors`.
+    """Attach gates to a model, with their initial values or those in the stored `tensors`.
 
     Args:
-        mask: mask whose weights have gates.
-        structure: returns the coupled channels of the task's network, for gates on channels.
+        mask: if given, only weights that it retains get gates.
+        structure: returns the coupled channels of the network; called only for gates on channels.
     """
     of = scope_of_names(model, gating.scope)
     settings: dict[str, Any] = {"init": gating.init, "kind": gating.make_kind(), "seed": gating.seed}
@@ -398,7 +402,7 @@ def attach_gates(
 
 
 def scope_of_names(model: nn.Module, names: Sequence[str]) -> Scope:
-    """Return the scope of named parameters; `ScopeError` for a name that the model lacks."""
+    """Return the scope with these parameters; raise `ScopeError` for a name that the model lacks."""
     parameters = named_parameters(model)
     if unknown := [name for name in names if name not in parameters]:
         raise ScopeError(f"gates are asked for on {unknown[0]!r}, which {type(model).__name__} does not have")
@@ -421,7 +425,7 @@ def divergence(outputs: Tensor, bare: Tensor, *, reverse: bool) -> Tensor:
     return (one.exp() * (one - other)).sum(1).mean()
 
 
-def check_scores(task: Task, outputs: Tensor, targets: Tensor) -> None:
+def require_class_scores(task: Task, outputs: Tensor, targets: Tensor) -> None:
     """Raise `TaskError` unless outputs are a score for each class, [n, classes, ...] for integer targets [n, ...]."""
     scores = outputs.dim() == targets.dim() + 1 and outputs.shape[2:] == targets.shape[1:] and outputs.shape[1] > 1
     if not scores or targets.is_floating_point():
@@ -432,9 +436,8 @@ def check_scores(task: Task, outputs: Tensor, targets: Tensor) -> None:
         )
 
 
-def check_task(lab: Lab, task: Task) -> None:
-    """Raise `TaskError` unless a task's outputs are scores of classes, from a few examples and a new network.
-    Remembered."""
+def require_classification(lab: Lab, task: Task) -> None:
+    """Raise `TaskError` unless a task's outputs are class scores. Runs a new network on a few examples. Cached."""
     key = digest_of({"scores": 1, "task": dict(task.key())})
     if lab.store.memo("objectives", key) is not None:
         return
@@ -445,5 +448,5 @@ def check_task(lab: Lab, task: Task) -> None:
     session = course.session(task.recipe.changed(batch=batch, augment=()), 0, arithmetic)
     with torch.no_grad(), contextlib.closing(session.batches(range(1))) as batches:
         outputs, targets = session.outputs(model, next(batches))
-    check_scores(task, outputs, targets)
+    require_class_scores(task, outputs, targets)
     lab.store.put_memo("objectives", key, {"scores": True})

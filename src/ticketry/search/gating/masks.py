@@ -1,9 +1,9 @@
 """Masks and weights from trained gates.
 
-With a budget each gate is charged in the penalty what its weights cost at the margin (`core.gates.Charges`), so that
-expensive layers are pruned more. Training does not end exactly at a budget: the ticket's mask therefore retains the
-weights with the largest s, over all layers, as many as the budget pays for. Costs influence s already, and count only
-once. With `unweighed` all gates cost the same, and only that last step takes the budget into account.
+A gate is on if its value s is above 0. Under a cost budget the penalty of each gate is the marginal cost of its weights
+(`core.gates.Charges`), so that expensive layers are pruned more. Because training does not end exactly at the budget,
+the ticket's mask retains the weights with the largest s over all layers, as many as the budget allows. With `unweighed`
+all gates have the same penalty, and only that last step depends on costs.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from ticketry.lab.lab import Lab
 from ticketry.lab.training.segment import Result
 from ticketry.lab.training.state import copy_state, rebuild_model
 from ticketry.search.common.settings import PruningSettings
-from ticketry.search.gating.gating import Gating, attach_gates, gating_of, scope_of_names
+from ticketry.search.gating.gating import Gating, attach_gates, get_gating, scope_of_names
 
 if TYPE_CHECKING:
     from ticketry.core.gates import Charges
@@ -29,34 +29,36 @@ if TYPE_CHECKING:
     from ticketry.search.common.method import Replicate
 
 
-def hardened_mask(lab: Lab, result: Result) -> str:
-    """Return the digest of the stored mask of a result's gates, 1[s > 0]. Remembered.
+def mask_of_open_gates(lab: Lab, result: Result) -> str:
+    """Store the mask that retains weights with s > 0, and return its digest. Cached.
 
     Raises:
-        LayerCollapseError: if a parameter has no gate that is on; it says from which step on.
+        LayerCollapseError: if no gate of a parameter is on; the message says since which step.
     """
 
     def compute_mask() -> Mask:
         try:
-            return gates_of(lab, result).harden()
+            return load_gates(lab, result).harden()
         except LayerCollapseError as error:
-            raise LayerCollapseError(f"{error}. {_since(result)}") from None
+            raise LayerCollapseError(f"{error}. {_describe_empty_since(result)}") from None
 
-    return _remembered(lab, result, {}, compute_mask)
+    return _cached_mask(lab, result, {}, compute_mask)
 
 
-def allocated_mask(lab: Lab, result: Result, density: float, collapse: str = "raise") -> str:
-    """Return the digest of the stored mask of the gates with the largest s; ties by position. Remembered.
+def mask_of_largest_gates(lab: Lab, result: Result, density: float, collapse: str = "raise") -> str:
+    """Store the mask of a density that retains the weights with the largest s, and return its digest. Cached.
+
+    Ties are broken by position.
 
     Args:
-        collapse: what to do with a parameter that retains none, see `core.allocate`: ``raise`` or ``keep``.
+        collapse: for a parameter that would lose all weights: ``raise`` an error, or ``keep`` one weight.
 
     Raises:
-        LayerCollapseError: naming such parameters.
+        LayerCollapseError: naming the parameters that would lose all weights.
     """
 
     def compute_mask() -> Mask:
-        gates = gates_of(lab, result)
+        gates = load_gates(lab, result)
         try:
             return gates.allocate(density, collapse=collapse)
         except LayerCollapseError as error:
@@ -67,23 +69,25 @@ def allocated_mask(lab: Lab, result: Result, density: float, collapse: str = "ra
                 by="collapse keep",
             ) from None
 
-    return _remembered(lab, result, {"density": density, "collapse": collapse}, compute_mask)
+    return _cached_mask(lab, result, {"density": density, "collapse": collapse}, compute_mask)
 
 
-def cut_mask(lab: Lab, result: Result, density: float, *, keep_at_least: int = 1, multiple: int = 1) -> str:
-    """Return the digest of the stored mask of the channels whose gates have the largest s, near `density`. Remembered.
+def mask_of_largest_channel_gates(
+    lab: Lab, result: Result, density: float, *, keep_at_least: int = 1, multiple: int = 1
+) -> str:
+    """Store the mask of the channels with the largest s, as near to a density as possible; return its digest. Cached.
 
     Args:
         keep_at_least, multiple: see `structure.channels`.
 
     Raises:
-        LayerCollapseError: if it cannot be reached.
+        LayerCollapseError: if the density cannot be reached.
     """
-    task, gating = result.segment.task, gating_of(result.segment)
+    task, gating = result.segment.task, get_gating(result.segment)
 
     def compute_mask() -> Mask:
         model = rebuild_model(task, lab.state(result))
-        scores = [s.detach() for s in gates_of(lab, result, model).parameters()]
+        scores = [s.detach() for s in load_gates(lab, result, model).parameters()]
         chosen = scope_of_names(model, gating.scope)
         return prune_channels_by_scores(
             model,
@@ -96,36 +100,34 @@ def cut_mask(lab: Lab, result: Result, density: float, *, keep_at_least: int = 1
         )
 
     described = {"density": density, "structured": True, "keep_at_least": keep_at_least, "multiple": multiple}
-    return _remembered(lab, result, described, compute_mask)
+    return _cached_mask(lab, result, described, compute_mask)
 
 
-def _remembered(lab: Lab, result: Result, described: Mapping[str, Any], compute: Callable[[], Mask]) -> str:
-    return lab.load_or_compute_mask(
-        {"gates": result.variants[Gating.name], "of": result.segment.key, **described}, compute
-    )
+def _cached_mask(lab: Lab, result: Result, described: Mapping[str, Any], compute: Callable[[], Mask]) -> str:
+    return lab.load_or_compute_mask({"gates": result.variants[Gating.name], "of": result.segment.key, **described}, compute)
 
 
-def hardened_weights(lab: Lab, result: Result) -> str:
-    """Return the digest of the stored state of the hard network: weights times hard gates, as `Result.metrics` are."""
+def weights_times_hard_gates(lab: Lab, result: Result) -> str:
+    """Store the network's state with weights multiplied by hard gates, and return its digest."""
     model = rebuild_model(result.segment.task, lab.state(result))
-    gates = gates_of(lab, result, model)
+    gates = load_gates(lab, result, model)
     gates.detach(apply=True)
     return lab.store.put_tensors(copy_state(model))
 
 
-def gates_of(lab: Lab, result: Result, model: nn.Module | None = None) -> Gates:
-    """Return the gates of a result, on a model of its task with its weights."""
-    segment, gating = result.segment, gating_of(result.segment)
+def load_gates(lab: Lab, result: Result, model: nn.Module | None = None) -> Gates:
+    """Attach the trained gates of a result to `model`, by default a new model with the result's weights."""
+    segment, gating = result.segment, get_gating(result.segment)
     model = model or rebuild_model(segment.task, lab.state(result))
     mask = lab.store.get_mask(segment.mask) if segment.mask else None
     tensors = lab.store.get_tensors(result.variants[Gating.name])
     gates = attach_gates(gating, model, mask, tensors, lambda: lab.structure(segment.task))
-    gates.anneal(gating.progress(segment.last, total=segment.total, per_epoch=segment.per_epoch))
+    gates.anneal(gating.annealing_progress(segment.last, total=segment.total, per_epoch=segment.per_epoch))
     return gates
 
 
-def _since(result: Result) -> str:
-    """Return the step since which each empty parameter has been empty, as far as counted."""
+def _describe_empty_since(result: Result) -> str:
+    """Describe since which recorded step each parameter without open gates has had none."""
     segment, record = result.segment, result.record["gating"]
     parts = []
     for column, name in enumerate(record["names"], start=1):
@@ -145,26 +147,28 @@ def _since(result: Result) -> str:
 
 
 def gate_prices(replicate: Replicate, settings: PruningSettings, scope: Scope) -> dict[str, Any]:
-    """Return the prices of `Gating`, as its keywords: none without a budget, or if all gates cost the same.
+    """Return the keyword `prices` of `Gating`; empty without a budget, or if all gates cost the same.
 
     Raises:
-        UsageError: for a budget that pays for no single weight.
+        UsageError: for a budget below the cost of any mask.
     """
     if not settings.budget:
         return {}
-    gate_target(replicate, settings, scope, min(settings.budget.shares))
+    gate_targets(replicate, settings, scope, min(settings.budget.shares))
     if settings.unweighed:
         return {}
-    return {"prices": tuple((curve.densities, curve.costs) for curve in _charges(replicate, settings, scope).curves)}
+    return {
+        "prices": tuple((curve.densities, curve.costs) for curve in _gate_charges(replicate, settings, scope).curves)
+    }
 
 
-def gate_target(replicate: Replicate, settings: PruningSettings, scope: Scope, share: float) -> tuple[float, float]:
-    """Return the target of the gates and the density at which every layer begins.
+def gate_targets(replicate: Replicate, settings: PruningSettings, scope: Scope, share: float) -> tuple[float, float]:
+    """Return the target that gates are steered to, and the initial expected density of every layer.
 
-    For a density both are that; for a budget the target is a share of all charges.
+    Without a budget both are the density `share`. With a budget the target is a share of the total cost of gates.
 
     Raises:
-        UsageError: for a budget that pays for no single weight.
+        UsageError: for a budget below the cost of any mask.
     """
     from ticketry.core.gates.charges import share_above_floor
     from ticketry.lab.budget_masks import load_prices
@@ -173,22 +177,24 @@ def gate_target(replicate: Replicate, settings: PruningSettings, scope: Scope, s
         return share, share
     prices = load_prices(replicate.lab, replicate.task, scope, settings.budget.terms)
     left = share_above_floor(prices, scope.sizes, share)
-    density = _charges(replicate, settings, scope).density_for(left)
+    density = _gate_charges(replicate, settings, scope).density_for(left)
     return density if settings.unweighed else left, density
 
 
-def budget_left(lab: Lab, result: Result, terms: str) -> float:
-    """Return the share of the budget's costs that the hard gates of a result leave."""
+def budget_share_left(lab: Lab, result: Result, terms: str) -> float:
+    """Return the cost of the network with hard gates, as a share of the dense cost."""
     from ticketry.lab.budget_masks import remaining_share
 
-    return remaining_share(lab, result.segment.task, gates_of(lab, result).kept(), terms)
+    return remaining_share(lab, result.segment.task, load_gates(lab, result).kept(), terms)
 
 
-def budget_mask(lab: Lab, result: Result, settings: PruningSettings, share: float, collapse: str = "raise") -> str:
-    """Return the digest of the stored mask of the gates with the largest s that a budget pays for. Remembered.
+def mask_within_budget(
+    lab: Lab, result: Result, settings: PruningSettings, share: float, collapse: str = "raise"
+) -> str:
+    """Store the mask with the largest s, over all layers, that a cost budget allows; return its digest. Cached.
 
     Raises:
-        LayerCollapseError: naming parameters that retain none, unless `collapse` is ``keep``.
+        LayerCollapseError: naming parameters that would lose all weights, unless `collapse` is ``keep``.
     """
     from ticketry.budgets.pruner import allocate_budget
     from ticketry.lab.budget_masks import load_prices, prune_to_share
@@ -196,22 +202,22 @@ def budget_mask(lab: Lab, result: Result, settings: PruningSettings, share: floa
     terms, task, least = settings.budget_terms, result.segment.task, int(collapse == "keep")
 
     def compute_mask() -> Mask:
-        scores = gates_of(lab, result).by_weight()
+        scores = load_gates(lab, result).by_weight()
         prices = load_prices(lab, task, scores, terms)
 
-        def cut(of: float) -> Mask:
-            return allocate_budget(scores, prices, of, weighed=False, keep_at_least=least)
+        def allocate(cost_share: float) -> Mask:
+            return allocate_budget(scores, prices, cost_share, weighed=False, keep_at_least=least)
 
         try:
-            return prune_to_share(lab, task, prices, terms, share, cut)
+            return prune_to_share(lab, task, prices, terms, share, allocate)
         except LayerCollapseError as error:
-            where = f"{settings.goal(share)}, of the gates after {result.segment.steps} steps"
+            where = f"{settings.describe_target(share)}, of the gates after {result.segment.steps} steps"
             raise error.with_keep_argument("collapse=keep").with_prefix(where) from None
 
-    return _remembered(lab, result, {"budget": {"of": terms, "share": share}, "collapse": collapse}, compute_mask)
+    return _cached_mask(lab, result, {"budget": {"of": terms, "share": share}, "collapse": collapse}, compute_mask)
 
 
-def _charges(replicate: Replicate, settings: PruningSettings, scope: Scope) -> Charges:
+def _gate_charges(replicate: Replicate, settings: PruningSettings, scope: Scope) -> Charges:
     from ticketry.core.gates import Charges
     from ticketry.lab.budget_masks import load_prices
 

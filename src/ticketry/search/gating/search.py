@@ -34,12 +34,12 @@ from ticketry.choices import format_value
 from ticketry.core.structure.pattern import UNSTRUCTURED
 from ticketry.errors import UsageError
 from ticketry.lab.search_result import REWINDING, Found, Retrain, check_rates, retrain_after
-from ticketry.search.common.equal_cost import compress_to_steps, own_steps
-from ticketry.search.common.method import Replicate, on_replicate
-from ticketry.search.common.plan import Training, ticket_span
-from ticketry.search.common.pruning import prunable
+from ticketry.search.common.equal_cost import compress_to_steps, ticket_training_steps
+from ticketry.search.common.method import Replicate, as_search
+from ticketry.search.common.plan import Training, ticket_training_span
+from ticketry.search.common.pruning import prunable_scope
 from ticketry.search.common.settings import PruningSettings, Shares, requested_densities
-from ticketry.search.common.shape import Family
+from ticketry.search.common.structure_option import Family
 from ticketry.search.gating import LearningRates, Reset
 from ticketry.tasks.recipe import Optimizer
 
@@ -53,7 +53,7 @@ if TYPE_CHECKING:
 _MOST_ROUNDS = 50
 TOLERANCE = 0.1
 """Tolerance of the requested density, relative."""
-_TRIES = 10
+_MOST_TRIES = 10
 _LEAST_STEP = 1e-4
 _MOST_SHARE = 0.99
 _LEAST_SHARE = 1e-9
@@ -63,7 +63,7 @@ _FARTHEST = 50.0
 
 @dataclass(frozen=True, kw_only=True)
 class GateSettings(PruningSettings):
-    """Settings of searches by gates."""
+    """Settings of searches whose masks come from trained gates."""
 
     structures: ClassVar[tuple[Family, ...]] = ("blocks",)
     structure: str = "none"
@@ -120,7 +120,7 @@ class GateSettings(PruningSettings):
             raise UsageError("init names the values of s0 to search with: at least one, and each once")
         if not self.penalty or len(set(self.penalty)) < len(self.penalty):
             raise UsageError("penalty names the values of lambda to search with: at least one, and each once")
-        if self.targets and len(self.members) > 1:
+        if self.targets and len(self.inits_and_penalties) > 1:
             raise UsageError(f"{kind} finds s0 itself: give one init at most, where it begins, and one penalty")
 
     @property
@@ -128,43 +128,43 @@ class GateSettings(PruningSettings):
         return False
 
     @property
-    def members(self) -> tuple[tuple[float, float], ...]:
-        """s0 and penalty of each of the searches side by side, the densest first."""
+    def inits_and_penalties(self) -> tuple[tuple[float, float], ...]:
+        """(s0, penalty) of each independent search, the densest first."""
         return tuple(product(sorted(self.init, reverse=True), sorted(self.penalty)))
 
     @property
     def target(self) -> float | None:
-        """The only requested density, or share of a budget; None without one, or with several."""
+        """The single requested density or share of the dense cost; None without one, or with several."""
         return self.targets[0] if len(self.targets) == 1 else None
 
     @property
     def targets(self) -> tuple[float, ...]:
-        """The requested densities, or the share of a budget, the densest first; empty if s0 decides."""
+        """The requested densities, or the share of the dense cost, the densest first; empty if s0 decides."""
         return self.budget.shares if self.budget else requested_densities(self.density, self.sparsity)
 
-    def each_alone(self) -> tuple[Self, ...]:
-        """Return settings that search for each of several densities; these settings for one density or none."""
+    def split_by_density(self) -> tuple[Self, ...]:
+        """Return settings for each of several densities alone; unchanged settings if there is at most one."""
         if len(self.targets) < 2:
             return (self,)
         return tuple(replace(self, density=density, sparsity=None) for density in self.targets)
 
-    def only(self, level: int) -> tuple[Self, int | None]:
-        """Return the settings that find the ticket of this level, and its level there (None for the last)."""
-        return (self.each_alone()[(level - 1) // self.rounds], None) if self.targets else (self, level)
+    def for_level(self, level: int) -> tuple[Self, int | None]:
+        """Return settings that find the ticket of this level, and its level in that search (None: the last)."""
+        return (self.split_by_density()[(level - 1) // self.rounds], None) if self.targets else (self, level)
 
-    def gating(self) -> dict[str, Any]:
-        """Return what does not change from round to round, as keywords of `Gating`."""
+    def fixed_gating(self) -> dict[str, Any]:
+        """Return the keywords of `Gating` that are the same in all rounds."""
         of_gates = [each.name for each in fields(self) if each.name.startswith("gate_")]
         own = {name.removeprefix("gate_"): getattr(self, name) for name in of_gates}
-        return own | {"pattern": self.shape.pattern}
+        return own | {"pattern": self.parsed_structure.pattern}
 
 
 def plan_by_gates(settings: GateSettings) -> list[Training]:
-    """Plan a training with gates and a ticket for each round, of each density, s0 and penalty."""
-    span = ticket_span(retrain_after(settings.rewind, settings.retrain), settings.rewind)
+    """Plan a training with gates and a ticket for every round of every density, s0 and penalty."""
+    span = ticket_training_span(retrain_after(settings.rewind, settings.retrain), settings.rewind)
     planned: list[Training] = []
-    for alone in settings.each_alone():
-        for number in [*range(1, settings.rounds + 1)] * len(alone.members):
+    for alone in settings.split_by_density():
+        for number in [*range(1, settings.rounds + 1)] * len(alone.inits_and_penalties):
             is_last = number == settings.rounds
             ticket = Training(
                 level=len(planned) // 2 + 1,
@@ -176,67 +176,76 @@ def plan_by_gates(settings: GateSettings) -> list[Training]:
     return planned
 
 
-@on_replicate
+@as_search
 def search_by_gates(replicate: Replicate, settings: GateSettings) -> Iterator[Found]:
-    """One replicate: the dense network, to compare with; then for each density, s0 and penalty a ticket a round."""
-    alone = settings.each_alone()
+    """Search one replicate: yield the dense network, then one ticket per round of each density, s0 and penalty."""
+    alone = settings.split_by_density()
     if len(alone) == 1:
-        yield from _search(replicate, settings)
+        yield from _search_one_density(replicate, settings)
         return
-    yield next(_search(replicate, alone[0]))
+    yield next(_search_one_density(replicate, alone[0]))
 
-    def member(position: int, one: GateSettings) -> Iterator[Found]:
-        for found in _search(replicate, one):
+    def search_density(position: int, one: GateSettings) -> Iterator[Found]:
+        for found in _search_one_density(replicate, one):
             if found.level:
                 yield replace(found, level=position * one.rounds + found.level)
 
-    yield from replicate.gather(partial(member, *each) for each in enumerate(alone))
+    yield from replicate.find_all(partial(search_density, *each) for each in enumerate(alone))
 
 
-def _search(replicate: Replicate, settings: GateSettings) -> Iterator[Found]:
-    """Search for one density at most."""
+def _search_one_density(replicate: Replicate, settings: GateSettings) -> Iterator[Found]:
+    """Search with settings that request at most one density."""
     retrain = retrain_after(settings.rewind, settings.retrain)
     check_rates(retrain, replicate.recipe.schedule)
-    step = replicate.whole.at(settings.rewind, "rewind")
+    step = replicate.dense_training.at(settings.rewind, "rewind")
 
     def steps_needed(whole: Segment, settings: GateSettings) -> int:
-        return settings.rounds * whole.total + own_steps(retrain, whole.at(settings.rewind, "rewind"), whole.total)
+        return settings.rounds * whole.total + ticket_training_steps(
+            retrain, whole.at(settings.rewind, "rewind"), whole.total
+        )
 
     rounds = Rounds(*compress_to_steps(replicate, settings, steps_needed, ("rewind",)))
-    dense = replicate.dense(step, retrain=retrain)
+    dense = replicate.train_dense(step, retrain=retrain)
     yield dense
 
-    def ticket(level: int, chain: list[Result], searched: list[Result]) -> Found:
-        return _ticket(rounds, level, chain, searched, dense)
+    def train_ticket(level: int, chain: list[Result], searched: list[Result]) -> Found:
+        return _train_ticket(rounds, level, chain, searched, dense)
 
     if settings.target is not None:
-        for number, (chain, searched) in enumerate(steered(rounds, settings.target), start=1):
-            yield ticket(number, chain, searched)
+        for number, (chain, searched) in enumerate(train_towards(rounds, settings.target), start=1):
+            yield train_ticket(number, chain, searched)
         return
 
-    def member(position: int, init: float, penalty: float) -> Iterator[Found]:
+    def run_rounds(position: int, init: float, penalty: float) -> Iterator[Found]:
         chain: list[Result] = []
         for number in range(1, settings.rounds + 1):
             chain = [*chain, rounds.train(init, penalty, chain)]
-            yield ticket(position * settings.rounds + number, chain, chain)
+            yield train_ticket(position * settings.rounds + number, chain, chain)
 
-    yield from replicate.gather(partial(member, position, *knobs) for position, knobs in enumerate(settings.members))
+    yield from replicate.find_all(
+        partial(run_rounds, position, *knobs) for position, knobs in enumerate(settings.inits_and_penalties)
+    )
 
 
-def _ticket(rounds: Rounds, level: int, chain: list[Result], searched: list[Result], dense: Found) -> Found:
-    from ticketry.search.gating.masks import allocated_mask, budget_mask, hardened_mask, hardened_weights
+def _train_ticket(rounds: Rounds, level: int, chain: list[Result], searched: list[Result], dense: Found) -> Found:
+    from ticketry.search.gating.masks import (
+        mask_of_largest_gates,
+        mask_of_open_gates,
+        mask_within_budget,
+        weights_times_hard_gates,
+    )
 
     lab, last, retrain, settings = rounds.lab, chain[-1], dense.retrain, rounds.settings
     target, cut_to = settings.target if level == settings.rounds else None, None
     if settings.budget and target is not None:
-        mask = budget_mask(lab, last, settings, target)
-    elif target is not None and not is_met(rounds, last, target):
-        mask, cut_to = allocated_mask(lab, last, target), target
+        mask = mask_within_budget(lab, last, settings, target)
+    elif target is not None and not is_near_density(rounds, last, target):
+        mask, cut_to = mask_of_largest_gates(lab, last, target), target
     else:
-        mask = hardened_mask(lab, last)
-    rewound = rounds.rewound(chain)
-    trained = last if retrain in REWINDING else replace(last, model=hardened_weights(lab, last))
-    segment = rounds.replicate.retrained(mask, retrain=retrain, rewound=rewound, trained=trained)
+        mask = mask_of_open_gates(lab, last)
+    rewound = rounds.rewound_state(chain)
+    trained = last if retrain in REWINDING else replace(last, model=weights_times_hard_gates(lab, last))
+    segment = rounds.replicate.ticket_training(mask, retrain=retrain, rewound=rewound, trained=trained)
     return replace(
         dense,
         level=level,
@@ -244,15 +253,15 @@ def _ticket(rounds: Rounds, level: int, chain: list[Result], searched: list[Resu
         rewound=rewound,
         result=lab.train(segment, label=f"level {level} ticket"),
         searched=tuple(searched),
-        behind=None if retrain in REWINDING else _steps_in(chain, rewound),
-        pattern=settings.shape.pattern,
+        behind=None if retrain in REWINDING else _steps_since_initialisation(chain, rewound),
+        pattern=settings.parsed_structure.pattern,
         aim=settings.budget_terms,
         cut_to=cut_to,
     )
 
 
-def _steps_in(chain: list[Result], rewound: Result) -> int:
-    """Return the training steps since initialisation that led to the weights at the end of a chain of rounds."""
+def _steps_since_initialisation(chain: list[Result], rewound: Result) -> int:
+    """Return for how many steps, since initialisation, the weights at the end of a chain of rounds were trained."""
     last = chain[-1].segment
     if last.start.state == rewound.model:  # weights were rewound between rounds
         return rewound.segment.last + last.steps
@@ -263,51 +272,51 @@ def _steps_in(chain: list[Result], rewound: Result) -> int:
 
 
 class Rounds:
-    """Trains the rounds of one replicate."""
+    """Trains the rounds of one replicate: weights and gates together, each round from the gates of the one before."""
 
     def __init__(self, replicate: Replicate, settings: GateSettings) -> None:
         from ticketry.search.gating.gating import Gating
         from ticketry.search.gating.masks import gate_prices
 
         self.replicate, self.lab, self.settings = replicate, replicate.lab, settings
-        self.step = replicate.whole.at(settings.rewind, "rewind")
-        scope = prunable(replicate, settings)
-        self._gating = Gating(scope=tuple(scope), **gate_prices(replicate, settings, scope), **settings.gating())
+        self.step = replicate.dense_training.at(settings.rewind, "rewind")
+        scope = prunable_scope(replicate, settings)
+        self._gating = Gating(scope=tuple(scope), **gate_prices(replicate, settings, scope), **settings.fixed_gating())
         if settings.rounds > 1 and not self._gating.make_kind().rounds:
             raise UsageError(f"gates of kind {self._gating.kind!r} have no rule for a further round: give rounds 1")
-        for init, penalty in settings.members:
+        for init, penalty in settings.inits_and_penalties:
             for earlier in (None, "a digest"):  # wrong values raise before anything is trained
-                self._gates(init, penalty, 1, earlier)
+                self._make_gating(init, penalty, 1, earlier)
 
     def train(self, init: float, penalty: float, chain: Sequence[Result]) -> Result:
-        """Train the round after those of `chain`, which may be empty.
+        """Train the round that follows those in `chain`, which may be empty.
 
-        Momentum is not carried over from the round before. Each round has its own data order.
+        Each round has a new optimiser and its own data order.
         """
         number = len(chain) + 1
-        gates = self._gates(init, penalty, number, chain[-1].variants[self._gating.name] if chain else None)
+        gates = self._make_gating(init, penalty, number, chain[-1].variants[self._gating.name] if chain else None)
         if not chain:
             segment = self.replicate.from_initialisation(variants=[gates])
         else:
-            weights = self.rewound(chain) if self.settings.weights_between == "rewind" else chain[-1]
-            segment = self.replicate.reordered("round", number).onward(weights, 0, variants=[gates])
+            weights = self.rewound_state(chain) if self.settings.weights_between == "rewind" else chain[-1]
+            segment = self.replicate.with_other_data_order("round", number).continue_from(weights, 0, variants=[gates])
         keep = () if chain else (self.step,)
         label = f"s0 {init:.4g}" + (f" penalty {penalty:.4g}" if len(self.settings.penalty) > 1 else "")
         return self.lab.train(segment, keep=keep, label=f"{label} round {number}")
 
     def remaining_share(self, result: Result) -> float:
-        """Return the density that the gates of a round leave; under a budget the share of its costs."""
+        """Return the density after a round, by its open gates; under a budget the share of the dense cost."""
         if self.settings.budget:
-            from ticketry.search.gating.masks import budget_left
+            from ticketry.search.gating.masks import budget_share_left
 
-            return budget_left(self.lab, result, self.settings.budget.terms)
+            return budget_share_left(self.lab, result, self.settings.budget.terms)
         return float(result.record["gating"]["density"])
 
-    def rewound(self, chain: Sequence[Result]) -> Result:
-        """Return the state at the rewind step, in the first round."""
+    def rewound_state(self, chain: Sequence[Result]) -> Result:
+        """Return the state at the rewind step of the first round."""
         return self.lab.at(chain[0], self.step)
 
-    def _gates(self, init: float, penalty: float, number: int, earlier: str | None) -> Gating:
+    def _make_gating(self, init: float, penalty: float, number: int, earlier: str | None) -> Gating:
         from ticketry_engine.support.seeds import mix
 
         seed = mix(self.replicate.seeds.mask, "gates", number) if self._gating.make_kind().draws else 0
@@ -315,17 +324,18 @@ class Rounds:
         return replace(self._gating, init=init, penalty=penalty, seed=seed, earlier=earlier, reset=reset)
 
 
-def is_met(rounds: Rounds, result: Result, density: float) -> bool:
-    """Return whether the gates of the last round leave the density to within `TOLERANCE`."""
+def is_near_density(rounds: Rounds, result: Result, density: float) -> bool:
+    """Return whether the density after a round is within a relative `TOLERANCE` of `density`."""
     return abs(rounds.remaining_share(result) / density - 1) <= TOLERANCE
 
 
-def steered(rounds: Rounds, density: float) -> Iterator[tuple[list[Result], list[Result]]]:
-    """Yield (the rounds that led here, all that were trained until now) after each round; the last is of the density.
+def train_towards(rounds: Rounds, density: float) -> Iterator[tuple[list[Result], list[Result]]]:
+    """Choose s0 of each round such that the last round reaches a density; yield after each round.
 
-    If no try of a round is dense or near enough, its nearest one is used, see `is_met`.
+    Each item is (the used rounds so far, all rounds trained so far, including tries that were not used). If no try of a
+    round is good enough, the nearest one is used.
     """
-    count, (init, _) = rounds.settings.rounds, rounds.settings.members[0]
+    count, (init, _) = rounds.settings.rounds, rounds.settings.inits_and_penalties[0]
     chain: list[Result] = []
     searched: list[Result] = []
     for number in range(1, count + 1):
@@ -333,18 +343,23 @@ def steered(rounds: Rounds, density: float) -> Iterator[tuple[list[Result], list
         had = rounds.remaining_share(before) if before else 1.0
         aim = had * (density / had) ** (1 / (count - number + 1))
         if before is not None:
-            init = _Moves(rounds.lab, before, chain[-2] if len(chain) > 1 else None).init_for(aim / had)
-        *others, used = _tries(rounds, chain, init, aim, density)
+            init = _GateMovement(rounds.lab, before, chain[-2] if len(chain) > 1 else None).init_for_share(aim / had)
+        *others, used = _try_until_near(rounds, chain, init, aim, density)
         searched += [*others, used]
         chain = [*chain, used]
         yield chain, list(searched)
 
 
-def _tries(rounds: Rounds, chain: list[Result], init: float, aim: float, density: float) -> list[Result]:
-    """Train the round after `chain` with one s0 after another until its density will do.
+def _try_until_near(rounds: Rounds, chain: list[Result], init: float, aim: float, density: float) -> list[Result]:
+    """Train the round after `chain` with different s0 until its density is good enough.
+
+    Args:
+        init: first s0 to try.
+        aim: wanted density after this round.
+        density: wanted density after the last round.
 
     Returns:
-        All tries in their order, except that the one to use is last.
+        All tries in the order of training, except that the one to use comes last.
     """
     before, number = chain[-1] if chain else None, len(chain) + 1
     last = number == rounds.settings.rounds
@@ -354,11 +369,11 @@ def _tries(rounds: Rounds, chain: list[Result], init: float, aim: float, density
     side: bool | None = None  # whether the last try was too sparse
     tried: list[tuple[float, float]] = []
     results: list[Result] = []
-    for _ in range(_TRIES):
+    for _ in range(_MOST_TRIES):
         result = rounds.train(init, rounds.settings.penalty[0], chain)
         results.append(result)
         found = rounds.remaining_share(result)
-        if is_met(rounds, result, density) if last else found >= density:
+        if is_near_density(rounds, result, density) if last else found >= density:
             return results
         stuck, side = side == (found < aim), found < aim
         if side:
@@ -367,13 +382,13 @@ def _tries(rounds: Rounds, chain: list[Result], init: float, aim: float, density
             high = (init, found)
         tried.append((init, found))
         if low and high:
-            init = (low[0] + high[0]) / 2 if stuck else _between(low, high, aim)
+            init = (low[0] + high[0]) / 2 if stuck else _interpolate_init(low, high, aim)
         elif len(tried) > 1:
-            init = _beyond(tried[-2], tried[-1], aim)
+            init = _extrapolate_init(tried[-2], tried[-1], aim)
         else:
-            moves = _Moves(rounds.lab, result, before)
-            reach = 2 * max(abs(init), min(moves.typical, _MOST_TYPICAL))  # guesses from afar are wild
-            way = min(max(abs(moves.init_for(aim / had) - init), reach / 8), reach)
+            moves = _GateMovement(rounds.lab, result, before)
+            reach = 2 * max(abs(init), min(moves.median, _MOST_TYPICAL))  # guesses from afar are wild
+            way = min(max(abs(moves.init_for_share(aim / had) - init), reach / 8), reach)
             init += way if found < aim else -way
         init = min(max(init, -_FARTHEST), _FARTHEST)
     distances = [abs(math.log(max(left, _LEAST_SHARE) / aim)) for _, left in tried]
@@ -381,10 +396,10 @@ def _tries(rounds: Rounds, chain: list[Result], init: float, aim: float, density
     return [*results, nearest]
 
 
-def _beyond(first: tuple[float, float], second: tuple[float, float], aim: float) -> float:
-    """Return the next s0 beyond two tries on the same side of the aim, linearly in log density.
+def _extrapolate_init(first: tuple[float, float], second: tuple[float, float], aim: float) -> float:
+    """Extrapolate s0 from two tries on the same side of the wanted density `aim`, linearly in log density.
 
-    The step is at least half and at most four times as long as that between the tries.
+    A try is (s0, density). The step is half to four times the distance between the tries.
     """
     step = second[0] - first[0]
     gained, missing = math.log(max(second[1], 1e-9) / max(first[1], 1e-9)), math.log(aim / max(second[1], 1e-9))
@@ -392,54 +407,56 @@ def _beyond(first: tuple[float, float], second: tuple[float, float], aim: float)
     return second[0] + step * (min(max(times, 0.5), 4.0) if times > 0 else 4.0)
 
 
-def _between(low: tuple[float, float], high: tuple[float, float], aim: float) -> float:
-    """Return an s0 between two tries, linearly in log density, but not near either."""
+def _interpolate_init(low: tuple[float, float], high: tuple[float, float], aim: float) -> float:
+    """Interpolate s0 between two tries (s0, density), linearly in log density, away from either end."""
     (left, sparse), (right, dense) = low, high
     below, above = math.log(aim / max(sparse, aim / 4)), math.log(min(dense, 4 * aim) / aim)
     share = below / (below + above) if below + above else 0.5
     return left + (right - left) * min(max(share, 0.15), 0.85)
 
 
-class _Moves:
-    """Distances that the gates which were on before a round moved in it."""
+class _GateMovement:
+    """How far gates moved in a round, for those that were on before it."""
 
     def __init__(self, lab: Lab, result: Result, before: Result | None) -> None:
         import torch
 
-        from ticketry.search.gating.gating import gating_of
+        from ticketry.search.gating.gating import get_gating
 
-        gating = gating_of(result.segment)
-        ends, self._threshold = _logits(lab, result), gating.make_kind().threshold
-        began = torch.ones_like(ends, dtype=torch.bool) if before is None else _logits(lab, before) > self._threshold
+        gating = get_gating(result.segment)
+        ends, self._threshold = _gate_values(lab, result), gating.make_kind().threshold
+        began = (
+            torch.ones_like(ends, dtype=torch.bool) if before is None else _gate_values(lab, before) > self._threshold
+        )
         self._moves = torch.sort(ends[began] - gating.init, descending=True).values
         self._returned = int((ends[~began] > self._threshold).sum())
 
     @property
-    def typical(self) -> float:
-        """The median distance."""
+    def median(self) -> float:
+        """Median of the absolute distances."""
         return max(float(self._moves.abs().median()), _LEAST_STEP)
 
-    def init_for(self, share: float) -> float:
-        """Return the s0 from which the wanted number of gates would have ended on, had each moved as it did.
+    def init_for_share(self, share: float) -> float:
+        """Return the s0 with which a share of the gates would be on after the round, if each moved as it did.
 
-        Gates that were off before and came back are assumed to come back again.
+        Gates that were off before the round and on after it are assumed to do the same again.
 
         Args:
-            share: share of the gates on before that should be on after.
+            share: wanted share of the gates that were on before the round.
         """
         wanted = round(min(share, _MOST_SHARE) * len(self._moves)) - self._returned
         return self._threshold - float(self._moves[min(max(wanted, 1), len(self._moves)) - 1])
 
 
-def _logits(lab: Lab, result: Result) -> torch.Tensor:
+def _gate_values(lab: Lab, result: Result) -> torch.Tensor:
     import torch
 
-    from ticketry.search.gating.gating import gating_of
+    from ticketry.search.gating.gating import get_gating
 
-    gating = gating_of(result.segment)
+    gating = get_gating(result.segment)
     if gating.pattern != UNSTRUCTURED:  # one logit for each weight, because densities count weights
-        from ticketry.search.gating.masks import gates_of
+        from ticketry.search.gating.masks import load_gates
 
-        return torch.cat([s.flatten() for s in gates_of(lab, result).by_weight().values()])
+        return torch.cat([s.flatten() for s in load_gates(lab, result).by_weight().values()])
     tensors = lab.store.get_tensors(result.variants[gating.name])
     return torch.cat([value.flatten() for name, value in sorted(tensors.items()) if name.startswith("s/")])

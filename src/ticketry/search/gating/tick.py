@@ -1,4 +1,4 @@
-"""The tick of Gate Decorators: gates on norms are trained for a few steps, and their importance is added up.
+"""A tick, the ranking phase of Gate Decorators: gates on norms are trained for a few steps to measure importance.
 
 You, Yan, Ye, Ma & Wang, "Gate Decorator" (2019, arXiv 1909.08174), section 3: each channel of a norm is multiplied by a
 gate phi, behind scale and shift. While gates are trained at a small learning rate, the importance of each is the sum
@@ -33,7 +33,7 @@ _LARGEST_RATIO = 10.0
 
 @dataclass(frozen=True, kw_only=True)
 class Tick(Variant):
-    """Train gates on norms, and the last linear layer, alone, and add up the importance of each gate."""
+    """Variant of training: only gates on norms and the last linear layer are trained, and importance is summed up."""
 
     name = "tick"
     norms: tuple[tuple[str, str], ...]
@@ -56,7 +56,7 @@ class Tick(Variant):
 
     @property
     def scales(self) -> tuple[str, ...]:
-        """Names of the scales, which hold the gates."""
+        """Names of the scale parameters of norms, which are replaced by gates."""
         return tuple(scale for scale, _ in self.norms)
 
     @classmethod
@@ -80,10 +80,10 @@ class Tick(Variant):
 
     @classmethod
     def for_model(cls, model: nn.Module, **values: float) -> Tick:
-        """Return a tick of the gates of all norms of a model that have a scale.
+        """Return a tick with gates on all norms of a model that have a scale.
 
         Raises:
-            ScopeError: if it has none.
+            ScopeError: if the model has no such norm.
         """
         names = {id(parameter): name for name, parameter in named_parameters(model).items()}
         norms: list[tuple[str, str]] = []
@@ -103,11 +103,11 @@ class Tick(Variant):
 
 
 class TickEffect(Effect):
-    """A tick in training.
+    """Effect of a `Tick` on a training: replaces scales by gates, trains only these, and sums up their importance.
 
-    The network is in training mode: norms normalise by the batch, and their running statistics follow. Its optimiser is
-    used in the tick alone; the training after it continues with that of the training before. For each norm's scale it
-    carries ``scale/worth``, the importance of its channels so far, float64, and ``scale/ratio``.
+    The network is in training mode, so running statistics are updated. The optimiser is used only within the tick. Its
+    stored state has, for each scale, ``scale/worth`` (importance of its channels so far, float64) and ``scale/ratio``
+    (shift / scale).
     """
 
     def __init__(self, around: Surroundings, tick: Tick) -> None:
@@ -119,7 +119,7 @@ class TickEffect(Effect):
         return recipe.changed(optimizer="sgd", schedule="constant", warmup="0it", **own)
 
     def trained(self, model: nn.Module) -> Trainable:
-        gates = _Subset(model, {*self._tick.scales, *self._tick.head})
+        gates = _ParameterSubset(model, {*self._tick.scales, *self._tick.head})
         shifts = {shift for _, shift in self._tick.norms}
         for name, parameter in named_parameters(model).items():
             parameter.requires_grad_(name in gates.names or name in shifts)
@@ -134,7 +134,7 @@ class TickEffect(Effect):
             zeros = torch.zeros(scale.shape, dtype=torch.float64)
             importance = zeros if importance is None else importance.clone()
             self._importance.append(importance.to(scale.device))
-            self._ratios.append(_ratio(scale, shift) if ratio is None else ratio.to(scale.device))
+            self._ratios.append(_shift_per_scale(scale, shift) if ratio is None else ratio.to(scale.device))
 
     def before_step(self) -> None:
         self._before = [scale.detach().clone() for scale, _ in self._norms]
@@ -164,7 +164,7 @@ class TickEffect(Effect):
         return name.endswith(f"/{IMPORTANCE}")
 
 
-def _ratio(scale: Tensor, shift: Tensor | None) -> Tensor:
+def _shift_per_scale(scale: Tensor, shift: Tensor | None) -> Tensor:
     """Return shift / scale where the scale is not 0, between -10 and 10."""
     if shift is None:
         return torch.zeros_like(scale, requires_grad=False)
@@ -172,8 +172,8 @@ def _ratio(scale: Tensor, shift: Tensor | None) -> Tensor:
     return torch.where(scale.detach() == 0, 0.0, ratio).clamp_(-_LARGEST_RATIO, _LARGEST_RATIO)
 
 
-class _Subset:
-    """A subset of a model's parameters, for an optimiser."""
+class _ParameterSubset:
+    """View of a model that offers only some of its parameters to an optimiser."""
 
     def __init__(self, model: nn.Module, names: set[str]) -> None:
         known = named_parameters(model)

@@ -30,10 +30,10 @@ class Gate(nn.Module):
     def __init__(self, looks: Callable[[Tensor], bool]) -> None:
         super().__init__()
         self.inner = nn.Linear(8, 8)
-        self.looks = looks
+        self.measurements = looks
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.inner(x) + x if self.looks(x) else self.inner(x)
+        return self.inner(x) + x if self.measurements(x) else self.inner(x)
 
 
 class Gated(nn.Module):
@@ -81,7 +81,7 @@ def test_a_spared_module_keeps_all_that_enters_or_leaves_it(pattern: str) -> Non
     masked = mask.apply_(copy.deepcopy(model))
     ways = set()
     for factor in (0.01, 100.0):
-        ways.add(model.gate.looks(F.relu(model.first(factor * x))))
+        ways.add(model.gate.measurements(F.relu(model.first(factor * x))))
         assert torch.allclose(small(factor * x), masked(factor * x), rtol=1e-5)
     assert ways == {True, False}
 

@@ -1,4 +1,4 @@
-"""Which weights a method removes together: the values of ``--structure``. Needs no torch."""
+"""The setting ``structure``: which weights a method removes together. Imports no torch."""
 
 from __future__ import annotations
 
@@ -46,16 +46,16 @@ _OLD_NAMES = {
 
 
 @dataclass(frozen=True)
-class Shape:
-    """Which weights are removed together. Each text is one shape, so shapes cannot be combined.
+class ParsedStructure:
+    """A parsed value of the setting ``structure``: which weights are removed together.
 
     Examples:
-        >>> from ticketry.search.common.shape import Shape
-        >>> Shape.parse("channels:16", ["channels"]).multiple
+        >>> from ticketry.search.common.structure_option import ParsedStructure
+        >>> ParsedStructure.parse("channels:16", ["channels"]).multiple
         16
-        >>> str(Shape.parse("regroup:16,method=hypergraph", ["tickets"]).tickets)
+        >>> str(ParsedStructure.parse("regroup:16,method=hypergraph", ["tickets"]).tickets)
         'regroup, 16 rows, hypergraph'
-        >>> Shape.parse("row:4", ["blocks"])
+        >>> ParsedStructure.parse("row:4", ["blocks"])
         Traceback (most recent call last):
             ...
         ticketry.errors.UsageError: structure 'row:4' is not offered: did you mean rows:4? none, rows:4, filters
@@ -77,16 +77,16 @@ class Shape:
     """Return the shape as settings of format 1, without defaults."""
 
     @classmethod
-    def parse(cls, text: str, offered: Iterable[Family], *, latency: bool = False) -> Shape:
-        """Return the shape of a text.
+    def parse(cls, text: str, offered: Iterable[Family], *, latency: bool = False) -> ParsedStructure:
+        """Parse a value of ``--structure``.
 
         Args:
-            text: value of ``--structure``.
-            offered: families of shapes that the method has.
+            text: the value.
+            offered: families of structures that the method offers.
             latency: whether there is a latency budget.
 
         Raises:
-            UsageError: if it is unknown, or if the method does not have it.
+            UsageError: for an unknown value, or one that the method does not offer.
         """
         families = tuple(offered)
         head, *options = text.split(",")
@@ -96,7 +96,7 @@ class Shape:
         if in_blocks(text) and "latency" in families and (latency or kind != "rows"):
             return cls(text, granularity=text, old={"structure": text})
         if not options and "blocks" in families and (kind == "rows" or head == FILTERS):
-            rows = _whole(amount, text, least=2) if kind == "rows" else 0
+            rows = _parse_count(amount, text, least=2) if kind == "rows" else 0
             blocks = f"{rows}x1" if rows else "channel"
             return cls(text, blocks, old={"pattern": blocks})
         pattern = head.removeprefix("search:")
@@ -104,19 +104,19 @@ class Shape:
         if not options and by_search and "n:m" in families and parse_n_of_m(pattern):
             return cls(f"search:{pattern}" if "tickets" in families else pattern, pattern, old={"pattern": pattern})
         if not options and "channels" in families and kind == "channels":
-            multiple = _whole(amount, text, least=1) if amount else 1
+            multiple = _parse_count(amount, text, least=1) if amount else 1
             shortest = f"channels:{multiple}" if multiple > 1 else "channels"
             old = {"structured": True} | ({"multiple": multiple} if multiple > 1 else {})
             return cls(shortest, channels=True, multiple=multiple, old=old)
         if "tickets" in families and (kind in _OPTIONS or parse_n_of_m(head)):
-            return _of_tickets(text, kind if kind in _OPTIONS else head, amount, options)
+            return _parse_ticket_structure(text, kind if kind in _OPTIONS else head, amount, options)
         words = ", ".join(_WORDS[family] for family in _WORDS if family in families)
         near = did_you_mean(head, words.replace(" (with a latency budget)", "").split(", "))
         raise UsageError(f"structure {text!r} is not offered: {near}{NONE}{words and f', {words}'}")
 
     @property
     def needs_latency(self) -> bool:
-        """Whether it is chosen by what blocks cost, which needs a latency budget."""
+        """Whether blocks are chosen by their latency, which needs a latency budget."""
         return bool(self.granularity)
 
     @property
@@ -124,16 +124,16 @@ class Shape:
         return Pattern.parse(self.pattern)
 
     @property
-    def shrinks(self) -> bool:
-        """Whether tickets are trained as physically smaller networks."""
+    def trains_smaller_network(self) -> bool:
+        """Whether tickets are trained without their removed channels, as smaller networks."""
         return self.channels or (self.tickets is not None and self.tickets.whole_channels)
 
     def __str__(self) -> str:
         return self.text
 
 
-def _of_tickets(text: str, kind: str, amount: str, options: list[str]) -> Shape:
-    """Return a shape whose tickets get a structure after the search."""
+def _parse_ticket_structure(text: str, kind: str, amount: str, options: list[str]) -> ParsedStructure:
+    """Parse a structure that is applied to tickets after the search, such as ``refill``."""
     values: dict[str, Any] = {}
     known = _OPTIONS.get(kind, {})
     for option in options:
@@ -143,7 +143,7 @@ def _of_tickets(text: str, kind: str, amount: str, options: list[str]) -> Shape:
             raise UsageError(f"structure {text!r} has the option {option!r}: the options of {kind} are {takes}")
         values[known[name]] = value
     if amount and kind == "regroup":
-        values["rows"] = _whole(amount, text, least=1)
+        values["rows"] = _parse_count(amount, text, least=1)
     elif amount and kind == "refill+":
         try:
             values |= {"match": True} if amount == "match" else {"plus": float(amount)}
@@ -159,16 +159,16 @@ def _of_tickets(text: str, kind: str, amount: str, options: list[str]) -> Shape:
     head = kind if number is None else f"{kind}:{number}"
     named = [f"{name}={changed[option]}" for name, option in known.items() if option in changed]
     old = {"structure": kind, **{_OLD_NAMES[name]: value for name, value in changed.items()}}
-    return Shape(",".join([head, *named]), tickets=by, old=old)
+    return ParsedStructure(",".join([head, *named]), tickets=by, old=old)
 
 
-def shape_of(settings: object) -> Shape:
-    """Return the shape of settings of any method; single weights if they have none."""
-    found = getattr(settings, "shape", None)
-    return found if isinstance(found, Shape) else Shape()
+def parsed_structure_of(settings: object) -> ParsedStructure:
+    """Return the parsed structure in a method's settings; single weights without one."""
+    found = getattr(settings, "parsed_structure", None)
+    return found if isinstance(found, ParsedStructure) else ParsedStructure()
 
 
-def _whole(amount: str, text: str, *, least: int) -> int:
+def _parse_count(amount: str, text: str, *, least: int) -> int:
     if not amount.isdecimal() or int(amount) < least:
         raise UsageError(f"structure {text!r} needs a whole number from {least} on after the colon, got {amount!r}")
     return int(amount)
