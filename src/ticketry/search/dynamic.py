@@ -185,7 +185,9 @@ def _recipe_of_equal_flops(lab: Lab, segment: Segment, settings: Settings) -> Re
 
     def is_affordable(length: int) -> bool:
         gradients = settings.steps_per_move * len(_replaced_shares_by_step(settings, segment, length))
-        return (length - gradients) * flops + gradients * dense_gradient_flops(dense, flops) <= total * dense * (1 + 1e-12)
+        return (length - gradients) * flops + gradients * dense_gradient_flops(dense, flops) <= total * dense * (
+            1 + 1e-12
+        )
 
     enough, too_long = total, floor(total * dense / flops) + 1
     while too_long - enough > 1:

@@ -17,7 +17,7 @@ from ticketry.core.gates import Charges
 from ticketry.errors import LayerCollapseError, UsageError
 from ticketry.experiments.decoding import decode_settings
 from ticketry.lab import measured_time
-from ticketry.lab.budget_masks import dense_macs, remaining_macs, macs_by_layer
+from ticketry.lab.budget_masks import dense_macs, macs_by_layer, remaining_macs
 from ticketry.search.gating.gating import Gating, get_gating
 
 SETTINGS: dict[str, dict[str, Any]] = {

@@ -104,7 +104,9 @@ def mask_of_largest_channel_gates(
 
 
 def _cached_mask(lab: Lab, result: Result, described: Mapping[str, Any], compute: Callable[[], Mask]) -> str:
-    return lab.load_or_compute_mask({"gates": result.variants[Gating.name], "of": result.segment.key, **described}, compute)
+    return lab.load_or_compute_mask(
+        {"gates": result.variants[Gating.name], "of": result.segment.key, **described}, compute
+    )
 
 
 def weights_times_hard_gates(lab: Lab, result: Result) -> str:
