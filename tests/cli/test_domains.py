@@ -79,7 +79,7 @@ def test_a_vocabulary_that_is_no_longer_a_tickets(tmp_path: Path, capsys: pytest
     assert main(["search", "iterative", *task, *quick, *store, *more]) == 0
     (ticket,) = json.loads(capsys.readouterr().out)["tickets"]
     save("net", "loses", "lottery")
-    language._own_key.cache_clear()  # as in a process of its own
+    language._custom_text_key.cache_clear()  # as in a process of its own
     code, err = call(capsys, "compile", ticket["path"], "-o", str(tmp_path / "model.tk"), "--trust")
     assert code == 1
     assert "does not fit the task text: its vocabulary is tokenizer of size 4" in err

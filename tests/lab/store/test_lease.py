@@ -80,9 +80,9 @@ def test_a_lease_is_renewed_for_longer_than_its_length(address: str) -> None:
 
 _HOLDER = """
 import sys, time
-from ticketry.lab.store.lease import Lease, Terms
+from ticketry.lab.store.lease import Lease, LeaseSettings
 from ticketry.lab.store.store import open_remote
-Lease(open_remote(sys.argv[1]), sys.argv[2], Terms("of the killed", float(sys.argv[3]))).take()
+Lease(open_remote(sys.argv[1]), sys.argv[2], LeaseSettings("of the killed", float(sys.argv[3]))).take()
 print("taken", flush=True)
 time.sleep(600)
 """
