@@ -4,9 +4,11 @@
     input gradient    dx = W^T dy                             convolution.build_input_gradient
     weight gradient   dW = dy x^T at retained weights only    convolution.build_weight_gradient
 
-Kernels of the products: float32 `planar.row_sums` and `products`; bfloat16 `products`; with AMX the modules `tile_*`.
+In float32, the products are computed by the kernels `planar.row_sums` and `products`; in bfloat16 by `products`; on
+processors with AMX by the modules `tile_*`.
 
-A value of a batch has one plane per channel and block of `layer.IMAGES` images (twice as many in bfloat16), from a
-network's first layer to its last. A tile of positions stays in registers, as in `kernels.planar`, and may span several
-blocks, so that the last layers, with few pixels, fill the registers too.
+A value (input, output or gradient of a layer, for a whole batch) has one plane per channel and block of `layer.IMAGES`
+images; in bfloat16, a block has twice as many images. All layers of a network use this layout. As in `kernels.planar`,
+a kernel keeps a tile of positions in registers. A tile may span several blocks, so that the last layers, which have few
+pixels, also fill the registers.
 """

@@ -3,12 +3,13 @@
     forward    y  = scale[c] * x + shift[c] (+ residual, ReLU)
     backward   dx = a[c] * g + b[c] * x + c[c],    g = dy where the ReLU was positive, else 0
 
-(Ioffe and Szegedy, "Batch Normalization", 2015, section 3.) Each kernel reads and writes the same pixels of some values
-and uses a few numbers per channel. Some also sum over all pixels and images of a channel, in one lane per image; the
-caller adds the lanes in float64. The values exceed the L2 cache, so each kernel fuses what can be computed in one pass,
-and prefetches.
+(Ioffe and Szegedy, "Batch Normalization", 2015, section 3.) Each kernel reads and writes the same pixels of several
+values and uses a few numbers per channel. Some kernels also sum over all pixels and images of a channel, in one lane
+per image; the caller adds the lanes in float64. Because the values exceed the L2 cache, each kernel computes everything
+that is possible in one pass, and prefetches.
 
-Table of an operation: float32 numbers [channels, numbers], then sums [parts, channels, sums, lanes].
+Table of an operation: float32 numbers [channels, numbers], then sums [parts, channels, sums, lanes]; a part is the
+blocks of one operation.
 """
 
 from __future__ import annotations
@@ -31,12 +32,14 @@ from ticketry_engine.kernels.training.layer import IMAGES, Batch, images_of, ope
 from ticketry_engine.kernels.window import Array
 
 _HEAD = 7
-"""Number of arguments before those of the values: channels, first and past-the-end block, rows, existing images, byte
-of
-the operation's sums in the table, and the table."""
+"""Number of arguments that precede the arguments of the values.
+
+These are the number of channels, the first block, the block after the last, the rows of a plane, the number of existing
+images, the byte offset of the operation's sums in the table, and the table.
+"""
 
 _CHAINS = 4
-"""Independent partial sums, which keep the adders busy."""
+"""Number of independent partial sums, which keep the adders busy."""
 
 _AHEAD = 4096
 """Prefetch distance in bytes, for targets of sixteen lanes.
@@ -50,21 +53,23 @@ class ByChannel(EmittedKernel):
     """Base class of kernels that process values channel by channel.
 
     Args:
-        vectors: vectors per row of pixels.
-        item: bytes of a stored value. Arithmetic and sums are float32 in any case.
-        masked: whether the last block has fewer images than planes: its remaining lanes are written as 0 and add
-        nothing.
+        vectors: number of vectors per row of pixels.
+        item: bytes of a stored value. Arithmetic and sums are always float32.
+        masked: whether the last block has fewer images than lanes: the remaining lanes are written as 0 and do not
+            change sums.
     """
 
     finished: ClassVar[bool] = True
     numbers: ClassVar[int] = 0
-    """Numbers per channel in the table."""
+    """Count of numbers per channel in the table."""
     sums: ClassVar[int] = 0
-    """Sums per channel, one vector each in the table, after the numbers of all channels."""
+    """Count of sums per channel; each takes one vector in the table, after the numbers of all channels."""
     value_count: ClassVar[int] = 1
     near: ClassVar[bool] = False
-    """Whether the first number is the channel's first value, used as a shift; it is stored after the sums, in all
-    lanes."""
+    """Whether the kernel uses the channel's first value as a shift.
+
+    The shift is the first of the channel's numbers, and is stored in all lanes of a vector after the sums.
+    """
 
     vectors: int
     item: int
@@ -72,25 +77,25 @@ class ByChannel(EmittedKernel):
 
     @property
     def vectors_per_channel(self) -> int:
-        """Vectors per channel in the table."""
+        """Number of vectors per channel in the table."""
         return self.sums + self.near
 
     def write_vector(self, e: Emitter, at: Sequence[Any], numbers: Sequence[Any], there: Any) -> list[Any]:
-        """Write one vector and return its addend of each sum.
+        """Emit the processing of one vector, and return what to add to each sum.
 
         Args:
-            at: the vector's pointer in each value.
-            numbers: the channel's numbers, in all lanes.
-            there: mask of the existing images, or None.
+            at: pointer to the vector in each value.
+            numbers: the channel's numbers, each in all lanes.
+            there: mask of the existing images, or None if all exist.
         """
         raise NotImplementedError
 
     def load(self, e: Emitter, at: Any) -> Any:
-        """Load a vector of a value."""
+        """Load a vector of a value as float32."""
         return bfloat.load(e, at, 0, self.item)
 
     def store(self, e: Emitter, value: Any, at: Any) -> None:
-        """Store a vector of a value."""
+        """Store a float32 vector in the value's number format."""
         bfloat.store(e, value, at, 0, self.item)
 
     def write(self, e: Emitter) -> None:
@@ -135,7 +140,7 @@ class ByChannel(EmittedKernel):
                 e.store(numbers[0], sums, width * self.sums)
 
     def _image_masks(self, e: Emitter, images: Any) -> list[Any] | None:
-        """Return the masks of a position's vectors."""
+        """Return a mask of the existing images for each vector of a position, or None if all images exist."""
         if not self.masked:
             return None
         firsts = range(0, images_of(self.item), e.target.lanes)
@@ -148,7 +153,10 @@ def _mask_images(e: Emitter, there: Any, value: Any) -> Any:
 
 @dataclass(frozen=True)
 class Moments(ByChannel):
-    """Sums of ``x - shift`` and of its square, with a shift near the mean: see `read_moments`. Value: x."""
+    """Sum ``x - shift`` and its square per channel, with the channel's first value as shift. Value: x.
+
+    `read_moments` computes mean and variance from these sums.
+    """
 
     near: ClassVar[bool] = True
     sums: ClassVar[int] = 2
@@ -160,7 +168,7 @@ class Moments(ByChannel):
 
 @dataclass(frozen=True)
 class Total(ByChannel):
-    """The sum of a value. Value: x."""
+    """Sum x per channel. Value: x."""
 
     sums: ClassVar[int] = 1
 
@@ -170,7 +178,7 @@ class Total(ByChannel):
 
 @dataclass(frozen=True)
 class ScaleShift(ByChannel):
-    """``y = scale * x + shift``, optionally plus r, optionally ReLU. Values: x, y, r."""
+    """Compute ``y = scale * x + shift``, plus a residual r if `residual`, then ReLU if `relu`. Values: x, y, r."""
 
     numbers: ClassVar[int] = 2
 
@@ -193,10 +201,10 @@ class ScaleShift(ByChannel):
 
 @dataclass(frozen=True)
 class NormSums(ByChannel):
-    """Sums of ``g`` and of ``g * (x - mean)``, where g is dy, or 0 where the ReLU gave 0. Values: dy, x, y if residual.
+    """Sum ``g`` and ``g * (x - mean)`` per channel, where g is dy, or 0 where the ReLU gave 0.
 
-    Numbers: mean, scale, shift. Without a residual, the sign of y follows from x, so y is not read; with one, dy is
-    overwritten by g.
+    Values: dy, x; with ReLU and residual also y. Numbers: mean, scale, shift. Without a residual, the sign of y is
+    computed from x. With ReLU and residual, it is read from y, and dy is overwritten by g.
     """
 
     numbers: ClassVar[int] = 3
@@ -222,9 +230,9 @@ class NormSums(ByChannel):
 
 @dataclass(frozen=True)
 class NormGradient(ByChannel):
-    """``dx = a * g + b * x + c``, where g is dy, or 0 where the ReLU gave 0. Values: dy, x, dx.
+    """Compute ``dx = a * g + b * x + c``, where g is dy, or 0 where the ReLU gave 0. Values: dy, x, dx.
 
-    Numbers: a, b, c; scale, shift.
+    Numbers: a, b, c, scale, shift; the last two are used to find where the ReLU gave 0.
     """
 
     numbers: ClassVar[int] = 5
@@ -244,7 +252,11 @@ class NormGradient(ByChannel):
 
 @dataclass(frozen=True)
 class Add(ByChannel):
-    """``out = g + r``, where g is dy, masked by the ReLU if there is one. Values: dy, y if ReLU, out, r if added."""
+    """Compute ``out = g + r``, where g is dy, or 0 where the ReLU gave 0. Values: dy; y if `relu`; out; r if
+    `residual`.
+
+    Without a residual, ``out = g``.
+    """
 
     relu: bool
     residual: bool
@@ -264,7 +276,7 @@ class Add(ByChannel):
 
 @dataclass(frozen=True)
 class Activated(ByChannel):
-    """``y = act(x)``. Values: x, y."""
+    """Compute ``y = act(x)``. Values: x, y."""
 
     value_count: ClassVar[int] = 2
 
@@ -277,7 +289,7 @@ class Activated(ByChannel):
 
 @dataclass(frozen=True)
 class ActivationGradient(ByChannel):
-    """``dx = dy * act'(x)``. Values: dy, x, dx."""
+    """Compute ``dx = dy * act'(x)``. Values: dy, x, dx."""
 
     value_count: ClassVar[int] = 3
 
@@ -291,13 +303,15 @@ class ActivationGradient(ByChannel):
 def build_channel_ops(
     kind: type[ByChannel], values: Sequence[Batch], images: int, target: Target, **flags: Any
 ) -> list[Op]:
-    """Return the operations of a kernel on values of the same pixels: one for each of `operation_blocks`.
+    """Return the operations of a kernel on values with the same pixels, divided by blocks as in `operation_blocks`.
 
-    A value with one channel is broadcast to all channels. The operations share one table: the numbers of each channel,
-    then the sums of each operation (see `read_sums`).
+    A value with one channel is used for all channels. The operations share one table: the numbers of each channel, then
+    the sums of each operation (see `read_sums`).
 
     Args:
-        images: number of existing images; may be less than the blocks hold.
+        kind: class of the kernel.
+        images: number of existing images; the last block may have room for more.
+        flags: further fields of the kernel.
     """
     first = values[0]
     height, width = first.geometry.height, first.geometry.width
@@ -326,23 +340,24 @@ def build_channel_ops(
 
 
 def channel_numbers(op: Op) -> Array:
-    """Return the numbers of each channel in an operation's table: channels x numbers."""
+    """Return a view of the numbers of each channel in an operation's table: channels x numbers."""
     kernel, table = _find_table(op)
     return table[: int(op.args[0]) * kernel.numbers].reshape(-1, kernel.numbers)
 
 
 def read_sums(op: Op, target: Target) -> Array:
-    """Return the sums of all operations that share a table: channels x sums, float64."""
+    """Return the sums of a kernel over all operations that share the table of `op`: channels x sums, float64."""
     return np.asarray(_read_stored_sums(op, target).sum(axis=(0, 3), dtype=np.float64))
 
 
 def read_moments(op: Op, counts: Sequence[int], target: Target) -> tuple[Array, Array]:
-    """Return mean and variance of each channel, float64, combined from the parts of `Moments` operations.
+    """Return the mean and the variance of each channel in float64, combined from all operations of `Moments`.
 
-    Chan, Golub and LeVeque, "Updating Formulae and a Pairwise Algorithm for Computing Sample Variances" (1979).
+    The method is that of Chan, Golub and LeVeque, "Updating Formulae and a Pairwise Algorithm for Computing Sample
+    Variances" (1979).
 
     Args:
-        counts: number of values per channel in each part.
+        counts: number of values per channel that each operation summed.
     """
     stored = _read_stored_sums(op, target)
     sums, near = stored[:, :, :2].sum(axis=3, dtype=np.float64), stored[:, :, 2, 0].astype(np.float64)
@@ -354,7 +369,7 @@ def read_moments(op: Op, counts: Sequence[int], target: Target) -> tuple[Array, 
 
 
 def _read_stored_sums(op: Op, target: Target) -> Array:
-    """Return the stored vectors: parts x channels x vectors x lanes."""
+    """Return the vectors of sums in an operation's table: operations x channels x vectors x lanes."""
     kernel, table = _find_table(op)
     channels = int(op.args[0])
     return table[channels * kernel.numbers : -1].reshape(-1, channels, kernel.vectors_per_channel, target.lanes)
@@ -380,37 +395,46 @@ def _find_table(op: Op) -> tuple[ByChannel, Array]:
 
 
 _TOKEN_HEAD = 4
-"""Number of arguments before those of the values: features, first and past-the-end block, and the table."""
+"""Number of arguments that precede the arguments of the values.
+
+These are the number of features, the first block, the block after the last, and the table.
+"""
 
 _FACTORS = 2
-"""Numbers in the table before those of the features: 1 / features and epsilon."""
+"""Count of numbers in the table that precede the features' factors: 1 / features and epsilon."""
 
 
 @dataclass(frozen=True)
 class ByToken(EmittedKernel):
-    """Base class of kernels that compute statistics of each token.
+    """Base class of kernels that compute statistics of each token over its features.
 
     Args:
-        vectors: vectors per plane.
+        vectors: number of vectors per plane.
     """
 
     finished: ClassVar[bool] = True
     value_count: ClassVar[int]
-    """Number of values with a plane per feature; those with a single plane follow."""
+    """Number of values before the two results, which have a single plane each."""
     sums: ClassVar[int] = 2
 
     vectors: int
 
     def load_token_values(self, e: Emitter, at: Sequence[Any]) -> Any:
-        """Return what the terms of a vector need, loaded once; ``at`` is its pointer in each value."""
+        """Load what all features of a vector of tokens need; `at` is the pointer to the vector in each value."""
         raise NotImplementedError
 
     def sum_terms(self, e: Emitter, at: Sequence[Any], begun: Any, factor: Any) -> list[Any]:
-        """Return the addends of a feature for each sum."""
+        """Return what one feature adds to each sum.
+
+        Args:
+            at: pointer to the feature's vector in each value.
+            begun: result of `load_token_values`.
+            factor: the feature's factor in the table, in all lanes.
+        """
         raise NotImplementedError
 
     def store_means(self, e: Emitter, at: Sequence[Any], begun: Any, means: Sequence[Any], epsilon: Any) -> None:
-        """Store the results, computed from the means over features."""
+        """Store the results, computed from the means of the sums' terms over features."""
         raise NotImplementedError
 
     def write(self, e: Emitter) -> None:
@@ -444,7 +468,7 @@ class ByToken(EmittedKernel):
 
 @dataclass(frozen=True)
 class TokenMoments(ByToken):
-    """Mean and 1 / deviation of each token. Values: x; mean, inverse."""
+    """Compute the mean and 1 / deviation of each token. Values: x, mean, inverse of the deviation."""
 
     value_count: ClassVar[int] = 1
 
@@ -466,7 +490,10 @@ class TokenMoments(ByToken):
 
 @dataclass(frozen=True)
 class TokenSums(ByToken):
-    """Means over features of g and of g times the normalised input. Values: dy, x, mean, inverse; both means."""
+    """Compute the means over features of g and of g * n, where g is dy * scale and n is the normalised input.
+
+    Values: dy, x, mean, inverse of the deviation, and the two results.
+    """
 
     value_count: ClassVar[int] = 4
 
@@ -484,7 +511,10 @@ class TokenSums(ByToken):
 
 @dataclass(frozen=True)
 class TokenLayerNorm(ByChannel):
-    """``y = (x - mean) * inverse * scale + shift``. Values: x, y; mean, inverse of tokens. Numbers: scale, shift."""
+    """Compute ``y = (x - mean) * inverse * scale + shift``. Values: x, y; per token: mean, inverse of the deviation.
+
+    Numbers: scale, shift.
+    """
 
     numbers: ClassVar[int] = 2
     value_count: ClassVar[int] = 4
@@ -497,10 +527,9 @@ class TokenLayerNorm(ByChannel):
 
 @dataclass(frozen=True)
 class LayerNormGradient(ByChannel):
-    """Gradient of layer norm, with the sums of dy * n and of dy. Values: dy, x, dx; per token mean, inverse, both
-    means.
+    """Compute the gradient of layer norm by x, and sum dy * n and dy per feature, where n is the normalised input.
 
-    Number: scale.
+    Values: dy, x, dx; per token: mean, inverse of the deviation, and the two results of `TokenSums`. Number: scale.
     """
 
     numbers: ClassVar[int] = 1
@@ -517,7 +546,14 @@ class LayerNormGradient(ByChannel):
 
 
 def build_token_ops(kind: type[ByToken], values: Sequence[Batch], epsilon: float, target: Target) -> list[Op]:
-    """Return the operations of a kernel on values of the same tokens, those with a plane per feature first."""
+    """Return the operations of a kernel on values of the same tokens.
+
+    Values with one plane per feature come first. The factor of each feature is 1; change it through `feature_factors`.
+
+    Args:
+        kind: class of the kernel.
+        epsilon: number added to the variance.
+    """
     first = values[0]
     if first.geometry.height != 1 or any(value.geometry.halo for value in values):
         raise ValueError(f"not tokens: {first}")
@@ -535,7 +571,7 @@ def build_token_ops(kind: type[ByToken], values: Sequence[Batch], epsilon: float
 
 
 def feature_factors(op: Op) -> Array:
-    """Return the per-feature factors in an operation's table."""
+    """Return a view of the features' factors in an operation's table."""
     table = op.args[_TOKEN_HEAD - 1]
     assert isinstance(table, np.ndarray)
     return table[_FACTORS:]
@@ -553,21 +589,25 @@ def feature_factors(op: Op) -> Array:
 
 
 GATES = 4
-"""Gates per unit, in torch's order: input, forget, cell, output."""
+"""Number of gates per unit, in torch's order: input, forget, cell, output."""
 
 _PLANE = IMAGES * FLOAT
-"""Bytes of a unit in a block."""
+"""Bytes that a unit takes in a block of images."""
 
 
 @dataclass(frozen=True)
 class _UnitKernel(EmittedKernel):
-    """Base class of kernels that process all units of some blocks."""
+    """Base class of kernels that process all LSTM units of some blocks."""
 
     finished: ClassVar[bool] = True
 
     @contextmanager
     def vectors(self, e: Emitter, states: int) -> Iterator[tuple[list[Any], list[Any]]]:
-        """Yield pointers to a vector of each gate and of each state. Arguments: units, blocks, value bytes."""
+        """Loop over all vectors; yield pointers to a vector in each gate and in each of `states` further values.
+
+        Arguments of the kernel: number of units, number of blocks, arena offsets of the gates and of the further values
+        in bytes.
+        """
         b, units, blocks = e.b, e.arg(0), e.arg(1)
         parts = e.i64(IMAGES // e.target.lanes)
         with e.loop_share_of_pairs(blocks, b.mul(units, parts)) as (block, turn):
@@ -581,7 +621,11 @@ class _UnitKernel(EmittedKernel):
 
 @dataclass(frozen=True)
 class LstmGates(_UnitKernel):
-    """One time step forward. Arguments: units, blocks; bytes of the sums, previous cells, cells and states."""
+    """Compute the gates, cells and states of one time step.
+
+    Arguments: number of units, number of blocks; arena offsets in bytes of the gates' sums of products, the previous
+    cells, the cells and the states. The gates overwrite their sums.
+    """
 
     def write(self, e: Emitter) -> None:
         with self.vectors(e, 3) as (places, (before, after, state)):
@@ -596,10 +640,11 @@ class LstmGates(_UnitKernel):
 
 @dataclass(frozen=True)
 class LstmGatesGradient(_UnitKernel):
-    """One time step backward. Arguments: units, blocks; bytes of gates, previous cells, cells, state and cell
-    gradients.
+    """Compute the gradients of one time step.
 
-    The gradients of the cells are replaced by those of the previous cells.
+    Arguments: number of units, number of blocks; arena offsets in bytes of the gates, the previous cells, the cells,
+    the gradient of the states, and the gradient of the cells. The gradients of the gates' sums overwrite the gates. The
+    gradient of the previous cells overwrites the gradient of the cells.
     """
 
     def write(self, e: Emitter) -> None:
@@ -620,10 +665,10 @@ class LstmGatesGradient(_UnitKernel):
 
     @staticmethod
     def _tanh_derivative(e: Emitter, tanh: Any) -> Any:
-        """Return 1 - tanh²."""
+        """Return ``1 - tanh²``, the derivative at a point where the hyperbolic tangent is `tanh`."""
         return e.b.fsub(e.splat(1.0), e.b.fmul(tanh, tanh))
 
     @staticmethod
     def _sigmoid_gradient(e: Emitter, gradient: Any, gate: Any) -> Any:
-        """Return the gradient by the input of a sigmoid gate."""
+        """Return the gradient by the input of a sigmoid, from the gradient by its output `gate`."""
         return e.b.fmul(gradient, e.b.fmul(gate, e.b.fsub(e.splat(1.0), gate)))

@@ -2,9 +2,9 @@
 
     y = W * x       dx = W^T * dy       dW[o, i, tap] = sum over positions and images of dy[o] * x[i, shifted by tap]
 
-Only retained weights appear in any table. Tables depend only on the mask; before each pass the weights are gathered
-into them by an index. That index is made by packing a "weight" tensor whose entries are their own positions in the
-dense tensor (plus 1; 0 is pruned).
+Only retained weights appear in any table. Tables depend only on the mask. Before each pass, the weights are copied into
+the tables by an index array. To build this array, a "weight" tensor is packed whose entries are 1 + their own index in
+the dense tensor, and 0 for pruned weights.
 """
 
 from __future__ import annotations
@@ -52,47 +52,51 @@ from ticketry_engine.kernels.window import Array, Pair, Window
 from ticketry_engine.support.row_groups import row_groups
 
 NEAR = 32_000
-"""Bytes of inputs that stay in the L1 cache beside weights and outputs."""
+"""Number of bytes of inputs that stay in the L1 cache beside weights and outputs."""
 
 FEWEST = 8
-"""Minimum average number of weights per segment and row; sparser rows get segments that exceed the L1 cache.
+"""Minimum average number of weights per segment and row; in sparser rows, segments may read more than the L1 cache
+holds.
 
-Each segment reads and writes the sums of a tile, which outweighs cache misses for few weights. Chosen by measurement on
-ResNet-18 with 1 to 10 % of its weights."""
+Each segment reads and writes the sums of a tile, which costs more than cache misses if there are few weights. The
+number was chosen by measurement on ResNet-18 with 1 to 10 % of its weights.
+"""
 
 SECOND = 3 << 19
-"""Bytes of sums that stay in the L2 cache beside planes."""
+"""Number of bytes of sums that stay in the L2 cache beside planes."""
 
 FLAT_NEAR, FLAT_VECTORS = 48_000, 4
-"""`NEAR` and `VECTORS` for values of a single row of positions (tokens, examples), with sixteen lanes.
+"""`NEAR` and `VECTORS` for values with a single row of positions (tokens, examples) on targets with sixteen lanes.
 
-Neighbouring positions share no inputs there, so small tiles let a segment cover more inputs. Chosen by measurement on
-layers of 256 to 4,096 features with a tenth of their weights."""
+Neighbouring positions share no inputs in such values. Therefore small tiles are better: a segment can then cover more
+inputs. The numbers were chosen by measurement on layers of 256 to 4,096 features with a tenth of their weights.
+"""
 
 PRODUCTS, FEW_PRODUCTS = (4, 5, 6, 3, 2), (2,)
-"""Numbers of rows multiplied together, preferred first, with 32 registers and with 16."""
+"""Numbers of rows that may be multiplied together, preferred first: on targets with 32 registers, and with 16."""
 
 LONG = 48
-"""Vectors per tile for rows multiplied together."""
+"""Number of vectors per tile for rows that are multiplied together."""
 
 SHARING = 4
 """Minimum number of rows with equal columns that are summed together."""
 
 UNITS = 4
-"""Units of work per operation and thread: tiles, and parts of the rows if there are too few tiles."""
+"""Desired number of units of work per operation and thread; if there are fewer tiles, rows are divided too."""
 
 VECTORS = 16
-"""Vectors per tile with 32 registers; 12 with 16."""
+"""Number of vectors per tile on targets with 32 registers; targets with 16 registers use 12."""
 
 PAIR_VECTORS = {1: 8, 4: 3, 5: 2, 6: 2}
-"""Vectors per tile in bfloat16, with two sums each, by number of rows summed together."""
+"""Number of vectors per tile in bfloat16, by the number of rows summed together; each vector has two sums per row."""
 
 FAR = 1 << 40
-"""`NEAR` for bfloat16: rows are never summed in several segments, since each would round once more."""
+"""Replaces `NEAR` for bfloat16, so that a row is never summed in several segments: each segment would round once more.
+"""
 
 
 def halo_of_gradient(size: Pair, out: Pair, window: Window) -> int:
-    """Return the halo an output's gradient needs so that the input's gradient can be read from it."""
+    """Return the halo in pixels that an output's gradient needs, so that the input's gradient can be computed from it."""
     needed = 0
     for axis in range(2):
         for tap, position in itertools.product(range(window.size[axis]), range(size[axis])):
@@ -105,7 +109,7 @@ def halo_of_gradient(size: Pair, out: Pair, window: Window) -> int:
 def build_forward(
     x: Batch, y: Batch, layer: MaskedLayer, target: Target, residual: Batch | None = None
 ) -> list[GatheredOps]:
-    """Return the operations of ``y = conv(x)``, plus a residual if given. Pruned weights cost nothing."""
+    """Return the operations of ``y = conv(x)``, or ``y = conv(x) + residual``; they skip pruned weights."""
     window = layer.window
     shifts = np.array([x.geometry.shift(*window.shift(tap)) for tap in window.taps])
     columns = x.channel_bytes.reshape(layer.groups, -1, 1) + shifts
@@ -117,12 +121,12 @@ def build_forward(
 def build_input_gradient(
     dy: Batch, dx: Batch, layer: MaskedLayer, target: Target, residual: Batch | None = None
 ) -> list[GatheredOps]:
-    """Return the operations of the gradient by the input.
+    """Return the operations of the gradient by the input, which read `dy` and write `dx`.
 
-    They go phase by phase of the stride: all pixels of x that are reached by the same taps.
+    There is one group of operations per phase of the stride: the pixels of x that the same taps reach.
 
     Args:
-        residual: a gradient of x to add; must be ``dx`` itself if the stride skips pixels.
+        residual: a gradient of x to add; must be `dx` itself if the stride skips pixels.
     """
     window, groups, found, untouched = layer.window, layer.groups, [], False
     places = layer.places.reshape(groups, -1, *layer.places.shape[1:])  # groups, O, I, taps
@@ -163,24 +167,24 @@ def build_input_gradient(
 
 @dataclass(frozen=True, eq=False)
 class ProductTables:
-    """Tables of the weight gradient; they do not depend on where values are stored."""
+    """Tables of the weight gradient; they do not depend on the memory offsets of values."""
 
     made: SumTables
     sets: list[Array]
-    """Sets of sixteen rows, for AMX tiles."""
+    """Groups of sixteen rows with equal columns, for AMX tiles; empty if AMX is not used."""
     rows: int
-    """Rows multiplied together."""
+    """Number of rows that are multiplied together."""
     most: int
     """Maximum number of vectors per tile."""
     chunks: Array
     by_block: bool
-    """Whether sums stay in the L2 cache, so that blocks are processed one after the other."""
+    """Whether sums stay in the L2 cache, so that blocks of images are processed one after the other."""
     several: int
-    """Number of threads that accumulate separate sums."""
+    """Number of threads that have separate sums."""
 
 
 def build_product_tables(x: Batch, dy: Batch, layer: MaskedLayer, target: Target) -> ProductTables:
-    """Return the tables for a layer whose values have these layouts."""
+    """Return the tables of the weight gradient for values with the layouts of `x` and `dy`."""
     window, lanes = layer.window, target.lanes
     shifts = np.array([x.geometry.shift(*window.shift(tap)) for tap in window.taps])
     columns = x.channel_bytes.reshape(layer.groups, -1, 1) + shifts
@@ -226,8 +230,8 @@ def build_weight_gradient(
     """Return the operations of the gradient by the retained weights.
 
     Args:
-        reserve: function that reserves temporary bytes of the arena and returns their offset.
-        tables: result of `build_product_tables`, if available.
+        reserve: function that reserves a number of temporary bytes in the arena and returns their offset.
+        tables: result of `build_product_tables`; None to build the tables here.
     """
     lanes, sides, size = target.lanes, [TileSide(x, stride=layer.window.stride), TileSide(dy)], _plane_size(dy)
     tables = tables or build_product_tables(x, dy, layer, target)
@@ -259,7 +263,7 @@ def build_weight_gradient(
 
 
 def _output_times_stride(window: Window, axis: int, position: int, tap: int) -> int:
-    """Return ``stride * output`` for the output that reads this input position through a tap."""
+    """Return ``stride * output`` for the output that reads input `position` through `tap`, along `axis`."""
     return position + window.padding[axis] - tap * window.dilation[axis]
 
 
@@ -272,19 +276,24 @@ def _is_single_row(target: Target, size: Pair) -> bool:
 
 
 def _segment_input_bytes(target: Target, size: Pair) -> int:
-    """Return the bytes of inputs that a segment of single rows covers."""
+    """Return how many bytes of inputs a segment of single rows may read."""
     return FLAT_NEAR if _is_single_row(target, size) else NEAR
 
 
 def _tile_vectors(target: Target, size: Pair) -> int:
-    """Return the maximum number of vectors per tile of single rows."""
+    """Return the maximum number of vectors per tile for rows that are summed singly."""
     if _is_single_row(target, size):
         return FLAT_VECTORS
     return VECTORS if target.registers >= 32 else 12
 
 
 def _build_matrix(places: Array, columns: Array, y: Batch, residual: Batch | None) -> Matrix:
-    """Build a matrix from ``places``, rows x inputs x taps, and ``columns``, groups x inputs x taps."""
+    """Return the matrix of a product.
+
+    Args:
+        places: rows x inputs x taps: 1 + the index of each weight in the dense tensor, 0 if pruned.
+        columns: groups x inputs x taps: the byte offset that each column reads.
+    """
     return Matrix(
         places.reshape(len(places), places.shape[1] * places.shape[2]),
         columns.reshape(len(columns), columns.shape[1] * columns.shape[2]),
@@ -296,7 +305,7 @@ def _build_matrix(places: Array, columns: Array, y: Batch, residual: Batch | Non
 
 
 def _build_tables(matrix: Matrix, cut: Sequence[Tiles], near: int, chunks: int = 1) -> SumTables:
-    """Return tables of single rows, in blocks of inputs that fill ``near`` bytes per tile."""
+    """Return tables of single rows, whose segments read at most about `near` bytes of inputs per tile."""
     some = matrix.columns[0, : 8 * matrix.taps].reshape(-1, 1)
     lines = np.unique((some + np.array(cut[0].shape.x)) // LINE)
     block = max(1, near * min(8, matrix.columns.shape[1] // max(1, matrix.taps)) // (LINE * max(1, len(lines))))
@@ -309,13 +318,13 @@ def _build_tables(matrix: Matrix, cut: Sequence[Tiles], near: int, chunks: int =
 
 
 def _check_reads(made: SumTables, x: Batch, cut: Sequence[Tiles], target: Target) -> None:
-    """Check that no tile reads outside the planes."""
+    """Check that no tile of `cut` reads outside the planes of `x`."""
     for t in cut:
         check_reads(made, x.planes, t.places, (min(t.shape.x), max(t.shape.x) + target.lanes * FLOAT))
 
 
 def _build_zeroing(value: Batch, target: Target) -> GatheredOps:
-    """Return operations that zero a value; nothing is gathered."""
+    """Return operations that zero a value, as `GatheredOps` with an empty table."""
     vectors = value.block_bytes // (FLOAT * target.lanes)
     ops = [
         Op(Zero(), (value.offset + part.start * value.block_bytes, len(part) * vectors))
@@ -365,11 +374,10 @@ def _build_sums(matrix: Matrix, sides: Sequence[TileSide], size: Pair, target: T
 
 
 def _find_row_sets(matrix: Matrix, target: Target) -> list[list[Array]]:
-    """Return sets of rows with equal columns that are summed together, if that is faster than single rows.
+    """Return sets of rows with equal columns that are summed together; empty if single rows are faster.
 
-    All sets must have one size of at least `SHARING` rows. With few registers, the inputs of a tile for all columns
-    must
-    also stay in the L1 cache.
+    All sets must have the same number of rows, at least `SHARING`. With few registers, the inputs of a tile for all
+    columns must also stay in the L1 cache.
     """
     kept = matrix.weight != 0
     if SHARING * len({row.tobytes() for row in np.packbits(kept, axis=1)}) > len(kept):
@@ -386,7 +394,10 @@ def _find_row_sets(matrix: Matrix, target: Target) -> list[list[Array]]:
 
 
 def _find_equal_column_sets(matrix: Matrix, sizes: Sequence[int]) -> list[list[Array]]:
-    """Return sets of rows with equal columns, of the first of these sizes that divides all groups."""
+    """Return sets of `size` rows with equal columns; empty if no size of `sizes` works.
+
+    The size is the first in `sizes` that divides the number of rows of every group of rows with equal columns.
+    """
     found = []
     per = len(matrix.weight) // len(matrix.columns)
     for group in range(len(matrix.columns)):
@@ -399,10 +410,12 @@ def _find_equal_column_sets(matrix: Matrix, sizes: Sequence[int]) -> list[list[A
 
 
 def _split_into_chunks(made: SumTables, width: int, threads: int) -> tuple[Array, bool]:
-    """Return runs of segments whose sums (`width` bytes per column) stay in the L2 cache, and whether one run is
-    enough.
+    """Divide the segments into chunks whose sums stay in the L2 cache, and return whether a single chunk would suffice.
 
-    The number of runs is a multiple of the threads that share an operation.
+    The number of chunks is a multiple of the `threads` that share an operation.
+
+    Args:
+        width: bytes of sums per column.
     """
     counts = made.segments[:, 0].astype(np.int64) >> FLAG_BITS
     before, total = np.cumsum(counts) - counts, int(counts.sum())
@@ -420,13 +433,15 @@ def _split_into_chunks(made: SumTables, width: int, threads: int) -> tuple[Array
 
 
 def find_tile_row_sets(weight: Array, groups: int, value: Batch, target: Target) -> list[Array]:
-    """Return sets of sixteen rows with equal (possibly no) columns; empty if rows do not divide into them or AMX is
-    missing.
+    """Return sets of sixteen rows with equal (possibly no) columns, for AMX tiles.
+
+    The result is empty if the rows cannot be divided into such sets, if the target has no AMX, or if `value` is not
+    bfloat16.
 
     Args:
         weight: rows x columns; 0 is pruned.
         groups: number of convolution groups.
-        value: the value to read.
+        value: the value that the rows read.
     """
     if not target.tiles or value.item != HALF or len(weight) % (groups * bfloat.TILE_ROWS):
         return []
@@ -445,7 +460,10 @@ def find_tile_row_sets(weight: Array, groups: int, value: Batch, target: Target)
 def build_tile_sums(
     matrix: Matrix, sets: Sequence[Array], sides: Sequence[TileSide], size: Pair, target: Target, chunks: int
 ) -> GatheredOps:
-    """Return the operations of a matrix on a value: a forward pass, or a gradient whose rows also share columns."""
+    """Return the operations of a matrix product on AMX tiles.
+
+    The product is a forward pass, or an input gradient whose rows also share their columns.
+    """
     x = sides[0].value
     made = tile_sums.build_tables(matrix, sets, chunks)
     index, ops = made.weights - 1, []
@@ -464,12 +482,12 @@ def build_tile_sums(
 def build_tile_spread(
     places: Array, shifts: Array, sets: Sequence[Array], sides: Sequence[TileSide], size: Pair, target: Target
 ) -> GatheredOps:
-    """Return the operations of the input gradient, in one phase of the stride.
+    """Return the operations of the input gradient on AMX tiles, for one phase of the stride.
 
     Args:
-        places: conv groups x outputs x inputs x taps of the phase.
+        places: convolution groups x outputs x inputs x taps of the phase: 1 + each weight's index, 0 if pruned.
         shifts: byte shifts of these taps.
-        sides: the output's gradient, the input's, and optionally a value to add.
+        sides: how tiles cover the output's gradient, the input's gradient, and optionally a value to add.
     """
     dy, dx = (side.value for side in sides[:2])
     made = tile_spread.build_tables(places, dy.channel_bytes, shifts, sets)
@@ -498,7 +516,7 @@ def build_tile_products(
     sums: int,
     part: range,
 ) -> Op:
-    """Return the operation of the gradients of retained weights, for some blocks."""
+    """Return the operation that adds products to the weight gradients on AMX tiles, for the blocks in `part`."""
     args: list[int | Array] = [made.segments, made.columns, sums, chunks, len(chunks), tile_products.TILES]
     cut = build_tiles(sides, size, target.lanes, tile_products.POSITIONS, part)
     for t in cut:

@@ -3,8 +3,8 @@
     value:   block 0 [channel 0 | channel 1 | ...]   block 1 [channel 0 | ...]   ...
     plane:   [rows, columns, 16 images]       one AVX-512 vector per position
 
-One vector per position makes every shift and stride aligned; tiles may span blocks if planes are small. The weight
-tables of a layer's operations are refilled before each pass (`GatheredOps`).
+Because each position takes one vector, every shift and stride is aligned. A tile may span several blocks if planes are
+small. The weight tables of a layer's operations are refilled before each pass (`GatheredOps`).
 """
 
 from __future__ import annotations
@@ -26,45 +26,46 @@ from ticketry_engine.kernels.training.tile_sums import TileSums
 from ticketry_engine.kernels.window import Array, Pair, Window
 
 IMAGES = 16
-"""Images per block in float32: one vector of 16 lanes. In bfloat16 the same bytes hold twice as many."""
+"""Images per block in float32, one per lane of a 64-byte vector; in bfloat16, the same bytes hold twice as many."""
 
 
 def images_of(item: int) -> int:
-    """Return the images per block for values of `item` bytes."""
+    """Return the number of images per block for values of `item` bytes."""
     return IMAGES * FLOAT // item
 
 
 @dataclass(frozen=True)
 class Batch:
-    """A value of a batch: the planes of all channels of its first block of images, of the second, and so on."""
+    """Layout of a value of a batch: the planes of all channels for one block of images after the other."""
 
     geometry: Geometry
     channels: int
     blocks: int
     offset: int
-    """Arena byte of the first plane."""
+    """Arena offset of the first plane in bytes."""
     item: int = FLOAT
-    """Bytes of a stored value: `FLOAT`, or `HALF` for bfloat16. Positions and planes have the same bytes in both."""
+    """Bytes of a stored value: `FLOAT`, or `HALF` for bfloat16. Planes have the same number of bytes for either."""
     passing: bool = False
-    """Whether all blocks reuse one place: a block is no longer read when the next one is written."""
+    """Whether all blocks reuse the same memory, because a block is no longer read when the next one is written."""
 
     @classmethod
     def of(cls, channels: int, size: Pair, halo: int, blocks: int, offset: int = 0, item: int = FLOAT) -> Batch:
-        """Build a value of `channels` planes of `size` (rows, columns).
+        """Return the layout of a value with `channels` planes of `size` (rows, columns).
 
-        Planes of single positions have no slack, which makes linear layers faster: their tiles end exactly with them.
+        Planes of a single position without a halo get no unused bytes at their ends, which makes linear layers faster:
+        tiles end exactly where the planes end.
         """
         kind = Bare if tuple(size) == (1, 1) and not halo else Geometry
         return cls(kind.of(*size, halo, IMAGES), channels, blocks, offset, item)
 
     @property
     def images(self) -> int:
-        """Images per block."""
+        """Number of images per block."""
         return images_of(self.item)
 
     @property
     def block_bytes(self) -> int:
-        """Bytes between two blocks."""
+        """Bytes from the begin of a block to the begin of the next; 0 if all blocks reuse the same memory."""
         return 0 if self.passing else self.geometry.bytes * self.channels
 
     @property
@@ -78,7 +79,7 @@ class Batch:
 
     @property
     def channel_bytes(self) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
-        """Byte of each channel's plane in a block."""
+        """Byte offset of each channel's plane in a block."""
         return np.arange(self.channels, dtype=np.int64) * self.geometry.bytes
 
     @property
@@ -89,20 +90,20 @@ class Batch:
 
 @dataclass(frozen=True)
 class TileSide:
-    """How tiles cover a value: first pixel and stride in pixels."""
+    """How tiles cover a value: the pixel at which they begin, and their stride in pixels."""
 
     value: Batch
     begin: Pair = (0, 0)
     stride: Pair = (1, 1)
 
     def place(self, block: int, row: int, column: int) -> int:
-        """Return the byte, in channel 0, of a tile that begins at a position of a block."""
+        """Return the arena byte, in channel 0, of a tile that begins at `row` and `column` of a block."""
         g = self.value.geometry
         pixel = g.pixel_position(self.begin[0] + row * self.stride[0], self.begin[1] + column * self.stride[1])
         return self.value.offset + block * self.value.block_bytes + pixel * g.step
 
     def vectors(self, blocks: int, rows: int, columns: int, lanes: int) -> tuple[int, ...]:
-        """Return the bytes from a tile's place to each of its vectors."""
+        """Return the bytes from a tile's first vector to each of its vectors."""
         g = self.value.geometry
         return tuple(
             block * self.value.block_bytes + g.shift(row * self.stride[0], column * self.stride[1]) + part * FLOAT
@@ -114,11 +115,11 @@ class TileSide:
 
 
 def build_tiles(sides: Sequence[TileSide], size: Pair, lanes: int, most: int, part: range | None = None) -> list[Tiles]:
-    """Return tiles of at most ``most`` vectors that cover all rows and columns of every block once.
+    """Return tiles of at most `most` vectors that cover all rows and columns of every block exactly once.
 
     Args:
-        sides: input and output, and optionally an added value.
-        part: blocks to cover; default all.
+        sides: how tiles cover the input, the output, and optionally an added value.
+        part: numbers of the blocks to cover; None for all.
     """
     part = range(sides[0].value.blocks) if part is None else part
     return list(_compute_tiles(tuple(sides), size, lanes, most, part))
@@ -126,7 +127,7 @@ def build_tiles(sides: Sequence[TileSide], size: Pair, lanes: int, most: int, pa
 
 @functools.lru_cache(maxsize=4096)
 def _compute_tiles(sides: tuple[TileSide, ...], size: Pair, lanes: int, most: int, part: range) -> tuple[Tiles, ...]:
-    """Compute the tiles. They do not depend on masks, so the cache serves all layers and updates."""
+    """Compute the result of `build_tiles`; tiles do not depend on masks, so the cache serves all layers and updates."""
     positions = max(1, most * lanes // IMAGES)
     rows, columns = _tile_size(size, positions)
     together = max(1, min(len(part), positions // (rows * columns)))
@@ -152,7 +153,10 @@ def _compute_tiles(sides: tuple[TileSide, ...], size: Pair, lanes: int, most: in
 def _places_in_block(
     sides: tuple[TileSide, ...], size: Pair, rows: int, columns: int
 ) -> dict[Pair, np.ndarray[tuple[int, int], np.dtype[np.int64]]]:
-    """Return the places of tiles in the first block, by (rows, columns) of a tile. Independent of masks, so cached."""
+    """Return the offsets of the tiles in the first block, by (rows, columns) of a tile.
+
+    Cached, because tiles do not depend on masks.
+    """
     spots: dict[Pair, list[list[int]]] = {}
     for top, height in split(size[0], rows):
         for left, width in split(size[1], columns):
@@ -161,26 +165,31 @@ def _places_in_block(
 
 
 def _tile_size(size: Pair, most: int) -> Pair:
-    """Return the rows and columns of a tile: long rows, which hardware prefetching handles better than squares."""
+    """Return the rows and columns of a tile of at most `most` positions.
+
+    Long rows are preferred to squares, because hardware prefetching handles them better.
+    """
     columns = min(size[1], most)
     return max(1, min(size[0], most // columns)), columns
 
 
 def operation_blocks(blocks: int, size: Pair) -> list[range]:
-    """Return the blocks of each operation: single blocks if their pixels fill tiles, so that caches serve the next
-    operation.
+    """Return the numbers of the blocks that each operation processes.
+
+    If the pixels of a block fill tiles, each operation processes a single block, so that the next operation finds its
+    inputs in the cache. Otherwise one operation processes all blocks.
     """
     return [range(block, block + 1) for block in range(blocks)] if size[0] * size[1] >= 16 else [range(blocks)]
 
 
 def split_blocks_by_thread(blocks: int, threads: int) -> list[range]:
-    """Divide blocks evenly among threads; only threads with at least one block are listed."""
+    """Divide the numbers of the blocks evenly among threads; the list has only threads with at least one block."""
     threads = min(blocks, threads)
     return [range(blocks * part // threads, blocks * (part + 1) // threads) for part in range(threads)]
 
 
 def threads_take_blocks(blocks: int, size: Pair, threads: int) -> bool:
-    """Return whether each thread takes whole blocks; otherwise threads share each operation."""
+    """Return whether each thread processes whole blocks; otherwise all threads share each operation."""
     return threads > 1 and blocks >= threads and len(operation_blocks(blocks, size)) == blocks
 
 
@@ -197,9 +206,9 @@ def threads_take_blocks(blocks: int, size: Pair, threads: int) -> bool:
 class Border(EmittedKernel):
     """Kernel that zeroes everything around the pixels of consecutive planes.
 
-    Arguments: number of planes, byte of the first, bytes per plane; bytes before the first pixel; rows minus one, bytes
-    of
-    a row's pixels and between two rows; byte after the last pixel.
+    Arguments: number of planes, arena offset of the first plane, and size of a plane; bytes before the first pixel;
+    number of rows minus one; bytes of the pixels of a row; bytes from a row to the next; offset of the first byte after
+    the last pixel. Offsets and sizes are in bytes.
     """
 
     finished: ClassVar[bool] = True
@@ -222,7 +231,7 @@ class Border(EmittedKernel):
 
 
 def build_border_ops(value: Batch) -> list[Op]:
-    """Return the operations that zero a value's halo, block by block or over all blocks (see `operation_blocks`)."""
+    """Return the operations that zero a value's halo, divided as in `operation_blocks`."""
     g = value.geometry
     pixels = g.width * g.step
     last = g.pixel_position(g.height - 1, 0) * g.step + pixels
@@ -238,22 +247,23 @@ def build_border_ops(value: Batch) -> list[Op]:
 
 @dataclass(frozen=True, eq=False)
 class MaskedLayer:
-    """A layer's mask and window."""
+    """A layer's mask, its window, and how its weights are stored."""
 
     kept: Array
-    """bool [O, I / groups, kh, kw]: retained weights."""
+    """bool [O, I / groups, kh, kw]: True where a weight is retained."""
     window: Window
     groups: int = 1
     threads: int = 1
-    """Number of threads. Only the last bits of weight gradients depend on it."""
+    """Number of threads; only the last bits of weight gradients depend on it."""
     alone: bool = False
-    """Whether weights and gradients are packed vectors of the retained ones, rather than dense tensors."""
+    """Whether weights and gradients are vectors of the retained numbers only, rather than dense tensors."""
 
     @property
     def places(self) -> Array:
-        """[O, I / groups, taps]: 1 + the position of each weight in the dense tensor; 0 if pruned.
+        """For each weight, 1 + its index in the dense tensor; 0 if pruned: [O, I / groups, taps].
 
-        int32 where sufficient: for large layers this array dominates the memory of making tables.
+        The dtype is int32 if it is sufficient, because for large layers this array needs most of the memory while
+        tables are built.
         """
         numbered = np.arange(1, self.kept.size + 1, dtype=np.int32 if self.kept.size < 1 << 31 else np.int64)
         numbered = numbered.reshape(self.kept.shape)
@@ -267,17 +277,23 @@ class MaskedLayer:
 
 @dataclass(frozen=True, eq=False)
 class GatheredOps:
-    """Operations, one per part of the blocks, whose weight table is filled from the weights before each pass."""
+    """Operations that share a weight table, which is filled from the weights before each pass.
+
+    Each operation processes some blocks of images.
+    """
 
     ops: list[Op]
     index: Array
-    """Position in the dense tensor of each entry of the table; -1: the entry is 0."""
+    """For each entry of the table, the index of its weight in the dense tensor; -1 if the entry is 0."""
     alone: bool = False
-    """Whether weights are a packed vector of the retained ones."""
+    """Whether the weights are a vector of the retained numbers only, rather than a dense tensor."""
 
     @property
     def rows(self) -> Array:
-        """int64 [segments, rows of each]: bytes of y's planes, in the order of the biases, a segment's last words."""
+        """Byte offsets of the planes of y: int64 [segments, rows per segment].
+
+        The biases, which are the last words of each segment, have the same order.
+        """
         spec, segments = self.ops[0].kernel, self.ops[0].args[0]
         assert isinstance(spec, (RowSums, PairSums, TileSums))
         assert isinstance(segments, np.ndarray)
@@ -285,13 +301,18 @@ class GatheredOps:
 
     @property
     def table(self) -> Array:
-        """The weight table of all operations: float32, or the bits of bfloat16."""
+        """The weight table that all operations share: float32, or bfloat16 stored as 16-bit integers."""
         table = self.ops[0].args[2]
         assert isinstance(table, np.ndarray)
         return table
 
     def gather(self, source: GatheredOps | None = None) -> Op:
-        """Return the operation that fills the table from external tensor 0, or from a table with the same weights."""
+        """Return the operation that fills the table.
+
+        Args:
+            source: operations with the same weights, from whose table the weights are copied; None to copy them from
+                external tensor 0.
+        """
         count, item = len(self.index), self.table.itemsize
         if source is None:
             index = self.index
@@ -310,13 +331,15 @@ class WeightGradient:
     """Operations that compute the gradients of retained weights."""
 
     begin: list[Op]
-    """Operations that zero the sums: one, or one per thread with its own blocks."""
+    """Operations that zero the sums: a single one, or one per thread that has separate sums."""
     ops: list[Op]
-    """One operation per part of the blocks."""
+    """Operations that add products to the sums, in order; each processes some blocks."""
     end: list[Op]
-    """Final operations, with external tensors 0 (packed gradients) and 1 (the destination, with zeros elsewhere)."""
+    """Operations that write the gradients packed to external tensor 0, and as the layer stores them to external tensor
+    1.
+    """
     packed: int
-    """Number of elements of the packed gradients."""
+    """Number of elements of external tensor 0, the packed gradients."""
 
 
 # -- WeightGather weights from dense tensors into kernel tables, and scatter packed gradients back ---------------------
@@ -333,7 +356,7 @@ class WeightGather(EmittedKernel):
     """Kernel of ``table[i] = source[index[i]]``. Arguments: index (int32), table, length, source.
 
     Args:
-        packed: whether the source is another table rather than an external tensor, given by its number.
+        packed: whether the source is another table; otherwise it is an external tensor, given by its number.
         item: bytes of a table entry; with bfloat16, a negative index gives 0.
     """
 
@@ -356,10 +379,10 @@ class WeightGather(EmittedKernel):
 
 @dataclass(frozen=True)
 class PackedCopy(EmittedKernel):
-    """Kernel of ``goal[i] = source[index[i]]``. Arguments: index (int32), length, numbers of both external tensors.
+    """Kernel of ``goal[i] = source[index[i]]``. Arguments: index (int32), length, numbers of the two external tensors.
 
     Args:
-        spread: whether the index addresses the destination instead: ``goal[index[i]] = source[i]``.
+        spread: whether the index selects elements of the destination instead: ``goal[index[i]] = source[i]``.
     """
 
     finished: ClassVar[bool] = True
@@ -376,16 +399,15 @@ class PackedCopy(EmittedKernel):
 
 
 PART = 4096
-"""Elements of a dense tensor written at a time, so that they stay in the L1 cache between zeroing and scattering."""
+"""Number of elements of a dense tensor that are zeroed and then filled together, while they are in the L1 cache."""
 
 
 @dataclass(frozen=True)
 class Scatter(EmittedKernel):
     """Kernel that expands packed numbers to a dense tensor: ``goal[places[i]] = source[order[i]]``, 0 elsewhere.
 
-    Arguments: ascending places, order and the first place of each part (int32); number of parts and of elements;
-    numbers of
-    both external tensors.
+    Arguments: three int32 tables: ascending places, order, and the number of the first place in each part of `PART`
+    elements; number of parts; number of elements; numbers of the two external tensors.
     """
 
     finished: ClassVar[bool] = True
@@ -411,11 +433,11 @@ class Scatter(EmittedKernel):
 
 
 def build_scatter(places: Array, elements: int, *, alone: bool = False) -> Op:
-    """Return the operation that expands external tensor 0 (packed) to external tensor 1 of `elements` elements.
+    """Return the operation that expands packed numbers, external tensor 0, to `elements` numbers, external tensor 1.
 
     Args:
-        places: int64, position of each packed number in the dense tensor. Repeated places must hold equal numbers.
-        alone: whether to write only the packed numbers, in the order of their places.
+        places: int64, index in the dense tensor of each packed number. Repeated indices must have equal numbers.
+        alone: whether to write only the packed numbers, sorted by index and without zeros between them.
     """
     found, order = np.unique(places, return_index=True)
     if alone:

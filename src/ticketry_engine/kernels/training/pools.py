@@ -3,8 +3,9 @@
     forward    y = max or mean of x over the window
     backward   mean: dx = dy / taps;      max: dx = dy at the first largest input, 0 at the others
 
-`AdjacentPool` handles adjacent windows and whole planes: each input has one gradient, so dx is stored. `Overlapping`
-handles overlapping max windows and adds to dx. Vectors hold the images of a position, so no lane needs another lane.
+`AdjacentPool` handles windows that adjoin each other and windows of a whole plane: each input is in one window, so its
+gradient is stored. `Overlapping` handles overlapping max windows and adds to dx. A vector holds the images of one
+position, so lanes are independent.
 """
 
 from __future__ import annotations
@@ -22,12 +23,14 @@ from ticketry_engine.kernels.window import Pair, Window
 
 @dataclass(frozen=True)
 class AdjacentPool(EmittedKernel):
-    """Kernel of pooling with adjacent windows.
+    """Kernel of pooling with windows that adjoin each other.
+
+    The small value has one position per window (y or dy); the large value has the windows' inputs (x or dx).
 
     Args:
         size: rows and columns of a window.
-        steps: bytes between two rows and between two positions, in the large value and in the one with its pixels.
-        largest: max pooling rather than the mean.
+        steps: bytes between two rows and between two positions, first in the large value, then in x.
+        largest: whether to compute the maximum rather than the mean.
         backward: whether to compute gradients: the values are dy, dx and, for max pooling, x.
         item: bytes of a stored value.
     """
@@ -59,7 +62,7 @@ class AdjacentPool(EmittedKernel):
                 (self._backward if self.backward else self._forward)(e, *at)
 
     def _tap_bytes(self, side: int) -> list[int]:
-        """Return the byte of each tap of a window, in the large value (0) or the other one (1)."""
+        """Return the byte offset of each tap of a window: in the large value if `side` is 0, in x if it is 1."""
         by_row, by_column = self.steps[side]
         return [r * by_row + c * by_column for r in range(self.size[0]) for c in range(self.size[1])]
 
@@ -90,12 +93,12 @@ class AdjacentPool(EmittedKernel):
 
 
 def pool_forward(x: Batch, y: Batch, size: Pair, *, largest: bool) -> Op:
-    """Return the operation that pools adjacent windows of x into ``y``."""
+    """Return the operation that writes the maxima (if `largest`) or means of adjoining windows of x to `y`."""
     return _build_pool_op(y, x, x, size, largest, False)
 
 
 def pool_backward(dy: Batch, dx: Batch, x: Batch, size: Pair, *, largest: bool) -> Op:
-    """Return the operation that writes the gradient of x; pixels outside all windows are left unchanged."""
+    """Return the operation that writes the gradient of x into `dx`; pixels outside all windows are left unchanged."""
     return _build_pool_op(dy, dx, x, size, largest, True)
 
 
@@ -111,11 +114,11 @@ def _build_pool_op(small: Batch, large: Batch, other: Batch, size: Pair, largest
 
 @dataclass(frozen=True)
 class Overlapping(EmittedKernel):
-    """Kernel of max pooling with overlapping or padded windows; taps outside read the nearest pixel inside.
+    """Kernel of max pooling with overlapping or padded windows; a tap outside the image reads the nearest pixel inside.
 
     Args:
         window: size, stride and padding.
-        steps: bytes between two rows and between two positions, in x or dx, and in x for gradients.
+        steps: bytes between two rows and between two positions: in x; for gradients, in dx and then in x.
         inside: rows and columns of x.
         backward: whether to add gradients to dx (values dy, dx, x) rather than pool (values y, x).
         item: bytes of a stored value.
@@ -154,7 +157,7 @@ class Overlapping(EmittedKernel):
                             self._forward(e, here, taps[0], part)
 
     def _clamped_positions(self, e: Emitter, index: Any, axis: int) -> list[Any]:
-        """Return the rows or columns that a window reads, clamped to the inside."""
+        """Return the rows (`axis` 0) or columns (`axis` 1) that window `index` reads, clamped to the image."""
         b, w = e.b, self.window
         begin = b.sub(b.mul(index, e.i64(w.stride[axis])), e.i64(w.padding[axis]))
         last, found = e.i64(self.inside[axis] - 1), []
@@ -180,7 +183,7 @@ class Overlapping(EmittedKernel):
 
 
 def _maximum(e: Emitter, values: list[Any]) -> Any:
-    """Return the elementwise maximum; NaN wins, as in torch."""
+    """Return the elementwise maximum; as in torch, it is NaN if any of the values is NaN."""
     found = values[0]
     for value in values[1:]:
         larger = e.b.or_(e.b.fcmp_ordered(">", value, found), e.b.fcmp_unordered("uno", value, value))
@@ -189,12 +192,12 @@ def _maximum(e: Emitter, values: list[Any]) -> Any:
 
 
 def overlapping_forward(x: Batch, y: Batch, window: Window) -> Op:
-    """Return the operation of ``y``, the maximum of overlapping windows of x."""
+    """Return the operation that writes the maxima of overlapping windows of x to `y`."""
     return _build_overlapping_op(y, [x, x], window, False)
 
 
 def overlapping_backward(dy: Batch, dx: Batch, x: Batch, window: Window) -> Op:
-    """Return the operation that adds the gradient of x to dx."""
+    """Return the operation that adds the gradient of x to `dx`."""
     return _build_overlapping_op(dy, [dx, x], window, True)
 
 

@@ -2,16 +2,18 @@
 
     dW[row, column] = sum over positions and images t of dy[row][t] * x[column + t]        (sampled dense-dense product)
 
-For a tile of positions, a row's output gradients stay in registers while `TOGETHER` columns at a time read the tile's
-inputs. Their product vectors are added lane by lane into one vector (`fold_lanes`), some lanes per column, and added to
-the sums of earlier tiles; the lanes of a column are added once, at the end. The order of each sum is thus fixed,
-regardless of the number of threads.
+For a tile of positions, the output gradients of a row stay in registers while the tile's inputs are read for `TOGETHER`
+columns at a time. The product vectors of these columns are added lane by lane into one vector of sums (`fold_lanes`),
+in which each column has some lanes; this vector is added to the sums of earlier tiles. The lanes of a column are added
+once, at the end. Thus the order of each sum does not depend on the number of threads.
 
-Rows with equal columns are multiplied several at a time: each load of a gradient or an input serves several products.
+Rows with equal columns are multiplied several at a time, so that each load of a gradient or an input serves several
+products.
 
-Tables are those of `planar.row_sums` for the forward pass, with columns padded to whole sets of `TOGETHER` in each
-segment (not shared between segments of several rows) and vectors of sums instead of weights: for each set of columns
-one per row. The sums of a chunk stay in the L2 cache while it processes all tiles.
+The tables are those of `planar.row_sums` for the forward pass, with two differences. The columns of each segment are
+padded to a multiple of `TOGETHER` and not shared between segments of several rows. Instead of weights there are vectors
+of sums: for each `TOGETHER` columns, one vector per row. The sums of a chunk of rows stay in the L2 cache while the
+chunk processes all tiles.
 """
 
 from __future__ import annotations
@@ -30,27 +32,34 @@ from ticketry_engine.kernels.planar.geometry import FLOAT, Shape, shuffle
 from ticketry_engine.kernels.planar.row_sums import FLAG_BITS, SegmentKernel
 
 SEGMENTS, COLUMNS, WEIGHTS, CHUNKS, CHUNK_COUNT, SHAPES = range(6)
-"""Arguments of `PairSums`: tables, the number of chunks; then for each shape its places and their number."""
+"""Numbers of the arguments of `PairSums`.
+
+These are tables and the number of chunks; then, for each shape, the table of its tiles' offsets and the number of
+tiles.
+"""
 
 SUMS = WEIGHTS
-"""`Products` has in its place the byte of the sums in the arena."""
+"""Number of the argument of `Products` that replaces the weights: the arena offset, in bytes, of the sums."""
 
 TOGETHER = 4
-"""Columns whose sums are folded into one vector."""
+"""Number of columns whose sums are folded into one vector."""
 
 SIDE_BY_SIDE = 8
-"""Columns of a row summed concurrently, with 32 registers: two multipliers with a latency of four cycles."""
+"""Number of columns that a row sums concurrently on targets with 32 registers.
+
+Eight independent sums keep two multipliers with a latency of four cycles busy.
+"""
 
 
 @dataclass(frozen=True)
 class Products(EmittedKernel):
-    """Kernel of the weight gradient.
+    """Kernel that computes the gradients of retained weights in vector registers.
 
     Args:
         shapes: shapes of the tiles of x and of the gradient of y.
         unit: unit of the column offsets, in bytes.
         wide: whether columns take 32 bits (signed) instead of 16.
-        rows: rows that share columns.
+        rows: number of rows that share their columns and are multiplied together.
         half: whether values are bfloat16, multiplied in pairs of neighbouring images.
     """
 
@@ -64,7 +73,7 @@ class Products(EmittedKernel):
 
     @property
     def head(self) -> int:
-        """Words of a segment before those of its rows, as in `Sums`."""
+        """Number of 4-byte words in a segment's header, which precedes the words of its rows, as in `Sums`."""
         return 2 if self.rows == 1 else 3
 
     @property
@@ -77,7 +86,7 @@ class Products(EmittedKernel):
 
 
 class _ProductsBody:
-    """Writer of the loops of one shape."""
+    """Emits the loops of a `Products` kernel for one tile shape."""
 
     def __init__(self, e: Emitter, spec: Products, number: int) -> None:
         self.e, self.spec, self.shape = e, spec, spec.shapes[number]
@@ -98,7 +107,7 @@ class _ProductsBody:
                 self._write_shared_rows(rows, inputs, begin, end)
 
     def _write_shared_rows(self, rows: Sequence[Any], x: Any, begin: Any, end: Any) -> None:
-        """Compute the products of rows that share their columns."""
+        """Emit the products of several rows that share their columns."""
         e, b, width = self.e, self.e.b, FLOAT * self.e.target.lanes
         with e.loop(begin, end, TOGETHER) as turn:
             place = e.at(self.sums, b.mul(turn.index, e.i64(len(rows) * width // TOGETHER)))
@@ -125,7 +134,7 @@ class _ProductsBody:
         self._write_columns(gradients, x, middle, end, TOGETHER)
 
     def _write_columns(self, gradients: list[Any], x: Any, begin: Any, end: Any, together: int) -> None:
-        """Compute `together` columns of a row at a time; the result does not depend on that number."""
+        """Emit the products of one row, `together` columns at a time; the results are the same for any `together`."""
         e, b, width = self.e, self.e.b, FLOAT * self.e.target.lanes
         with e.loop(begin, end, together) as turn:
             place = e.at(self.sums, b.mul(turn.index, e.i64(width // TOGETHER)))
@@ -143,7 +152,7 @@ class _ProductsBody:
         return bfloat.load_pairs(self.e, pointer, byte) if self.spec.half else self.e.load(pointer, byte)
 
     def _multiply(self, gradient: Any, value: Any, part: Any) -> Any:
-        """Return the product added to `part`, which may be None."""
+        """Return ``part + gradient * value``; if `part` is None, return the product alone."""
         e = self.e
         if self.spec.half:
             return bfloat.multiply_pairs(e, gradient, value, e.splat(0.0) if part is None else part)
@@ -155,7 +164,10 @@ class _ProductsBody:
 
 @dataclass(frozen=True)
 class Zero(EmittedKernel):
-    """Kernel that zeroes vectors in the arena. Arguments: byte of the first, and their number."""
+    """Kernel that zeroes consecutive vectors in the arena.
+
+    Arguments: arena offset of the first vector in bytes, and the number of vectors.
+    """
 
     def write(self, e: Emitter) -> None:
         place = e.arena_pointer(e.arg(0))
@@ -165,12 +177,13 @@ class Zero(EmittedKernel):
 
 @dataclass(frozen=True)
 class Totals(EmittedKernel):
-    """Kernel that adds the lanes of each column and writes the totals to an external tensor, a vector per iteration.
+    """Kernel that adds the lanes of each column and writes the totals to an external tensor, one vector per iteration.
 
-    Arguments: byte of the sums; number of iterations; number of the external tensor; bytes between two threads' sums.
+    Arguments: arena offset of the sums in bytes; number of iterations; number of the external tensor; bytes between the
+    sums of two threads.
 
     Args:
-        several: number of threads with their own sums, which are added first.
+        several: number of threads that have separate sums; their sums are added first.
     """
 
     several: int = 1
@@ -193,7 +206,10 @@ class Totals(EmittedKernel):
 
 
 def fold_lanes(e: Emitter, vectors: Sequence[Any]) -> Any:
-    """Add neighbouring lanes of several vectors (a power of two) into one vector, in order."""
+    """Add neighbouring lanes of several vectors until one vector is left; its sums have the order of the vectors.
+
+    The number of vectors must be a power of two.
+    """
     while len(vectors) > 1:
         vectors = [_add_neighbours(e, *pair) for pair in zip(vectors[::2], vectors[1::2], strict=True)]
     return vectors[0]
@@ -216,12 +232,12 @@ def _add_neighbours(e: Emitter, one: Any, other: Any) -> Any:
 # bfloat16 pairs (for each pair of columns, each row's two), and each row has a single segment.
 
 PAIR = 2
-"""Columns multiplied together."""
+"""Number of columns that are multiplied by one instruction."""
 
 
 @contextmanager
 def _loop_segments(e: Emitter, chunk: Any, segment_bytes: int) -> Iterator[tuple[Any, Any, Any]]:
-    """Loop over the segments of a chunk. Yields the segment, and its first and past-the-end column."""
+    """Loop over the segments of a chunk; yield the segment, its first column, and the column after its last."""
     b, segments = e.b, e.table(SEGMENTS)
     start, count, first = (e.load_i64(chunk, 8 * word) for word in range(3))
     stop = b.add(start, b.mul(count, e.i64(segment_bytes)))
@@ -233,7 +249,7 @@ def _loop_segments(e: Emitter, chunk: Any, segment_bytes: int) -> Iterator[tuple
 
 
 def _tile_pointers(e: Emitter, places: Any, number: Any, values: int) -> tuple[Any, ...]:
-    """Return pointers to a tile of x, of y, and of the residual."""
+    """Return pointers to tile `number` of x, of y and of the residual: the first `values` of them."""
     place = e.at(places, e.b.mul(number, e.i64(12)))
     return tuple(e.at(e.arena_pointer(), e.load_i32(place, 4 * word)) for word in range(values))
 
@@ -242,12 +258,14 @@ def _tile_pointers(e: Emitter, places: Any, number: Any, values: int) -> tuple[A
 def loop_segments_by_unit(
     e: Emitter, segment_bytes: int, argument: int
 ) -> Iterator[tuple[Any, tuple[Any, ...], Any, Any]]:
-    """Loop over this thread's units of work, one chunk of rows over one tile each, and the segments of each chunk.
+    """Loop over the segments of this thread's units of work; a unit is one chunk of rows on one tile.
 
-    Yields the segment, pointers to the tile of x, y and the residual, and the first and past-the-end column.
+    Yields the segment; pointers to the tile of x, of y and of the residual; the segment's first column, and the column
+    after its last.
 
     Args:
-        argument: number of the argument with the places of the tiles; their number follows.
+        argument: number of the kernel argument with the table of tile offsets; the next argument is the number of
+            tiles.
     """
     b, chunks, chunk_count = e.b, e.table(CHUNKS), e.arg(CHUNK_COUNT)
     places, count = e.table(argument), e.arg(argument + 1)
@@ -262,9 +280,10 @@ def loop_segments_by_unit(
 def loop_segments_by_chunk(
     e: Emitter, segment_bytes: int, argument: int
 ) -> Iterator[tuple[Any, tuple[Any, ...], Any, Any]]:
-    """Loop over this thread's chunks, all tiles of each chunk, and its segments: see `loop_segments_by_unit`.
+    """Loop over this thread's chunks of rows; for each chunk, over all tiles; for each tile, over the chunk's segments.
 
-    The sums of a chunk stay in the cache over all tiles.
+    Yields what `loop_segments_by_unit` yields, without a residual. The sums of a chunk stay in the cache while all
+    tiles are processed.
     """
     b, chunks = e.b, e.table(CHUNKS)
     places, count = e.table(argument), e.arg(argument + 1)
@@ -281,9 +300,9 @@ class PairSums(SegmentKernel):
     """Kernel of weighted sums in bfloat16.
 
     Args:
-        rows: rows that share columns.
-        shapes: shapes of the tiles; each gets its own code.
-        residual: whether another value is added to y.
+        rows: number of rows that share their columns and are summed together.
+        shapes: shapes of the tiles; each shape gets separate code.
+        residual: whether a residual value is added to y.
         unit: unit of the column offsets, in bytes.
         wide: whether columns take 32 bits (signed) instead of 16.
     """
@@ -302,7 +321,7 @@ class PairSums(SegmentKernel):
 
 
 class _PairSumsBody:
-    """Writer of the loops of one shape."""
+    """Emits the loops of a `PairSums` kernel for one tile shape."""
 
     def __init__(self, e: Emitter, spec: PairSums, number: int) -> None:
         self.e, self.spec, self.shape = e, spec, spec.shapes[number]
@@ -315,7 +334,10 @@ class _PairSumsBody:
             self._write_segment_end(segment, y, residual, sums)
 
     def _sums(self, x: Any, begin: Any, end: Any) -> list[Any]:
-        """Return two sums per row and vector of values, with images in the order of `bfloat.interleave_pairs`."""
+        """Emit the sums of a segment and return two sums per row and vector of values.
+
+        The images of two sums are in the order of `bfloat.interleave_pairs`.
+        """
         e, b, spec = self.e, self.e.b, self.spec
         vectors = len(self.shape.x)
         with e.loop(begin, end, PAIR, [e.splat(0.0)] * (2 * spec.rows * vectors)) as loop:
@@ -345,11 +367,11 @@ class _PairSumsBody:
 def write_rows(
     e: Emitter, spec: SegmentKernel, shape: Shape, at: tuple[Any, Any, Any], sums: Callable[[int, int], Sequence[Any]]
 ) -> None:
-    """Write the end of a segment: sums plus biases and residual, rounded to bfloat16.
+    """Emit the end of a segment: add bias and residual to the sums, round to bfloat16, and store.
 
     Args:
         at: pointers to the segment, to a tile of y, and to a tile of the residual.
-        sums: function that returns both sums of a row and a vector.
+        sums: function that returns the two sums of a row and a vector, given the numbers of both.
     """
     b, (segment, y, residual) = e.b, at
     for row in range(spec.rows):
@@ -373,11 +395,11 @@ def write_rows(
 
 
 def load_column(e: Emitter, table: Any, index: Any, further: int, unit: int, *, wide: bool) -> Any:
-    """Load the byte offset of column ``index + further``.
+    """Load the number of column ``index + further`` from `table` and return its offset in bytes.
 
     Args:
-        unit: unit of the offsets, in bytes.
-        wide: whether offsets take 32 bits (signed) instead of 16.
+        unit: unit of the stored offsets, in bytes.
+        wide: whether stored offsets take 32 bits (signed) instead of 16.
     """
     kind, widen, size = (I32, e.b.sext, 4) if wide else (I16, e.b.zext, 2)
     at = e.at(table, e.b.add(e.b.mul(index, e.i64(size)), e.i64(further * size)))
@@ -385,15 +407,14 @@ def load_column(e: Emitter, table: Any, index: Any, further: int, unit: int, *, 
 
 
 def pad_segments(made: SumTables, rows: int, together: int, *, once: bool = False) -> SumTables:
-    """Pad segments to whole sets of columns by repeating the last column.
+    """Pad the columns of each segment to a multiple of `together` by repeating the segment's last column.
 
-    With several rows per segment, each segment gets its own columns. Weights are ordered as kernels read them: for each
-    set
-    of columns, one row after the other.
+    If segments have several rows, columns that segments shared are copied for each segment. Weights are put in the
+    order in which kernels read them: for each `together` columns, one row after the other.
 
     Args:
-        together: columns per set.
-        once: whether repeated columns get zero weights rather than copies of the last weights.
+        together: number of columns that a kernel processes at a time.
+        once: whether repeated columns get zero weights; otherwise they get copies of the last column's weights.
     """
     counts = made.segments[:, 0].astype(np.int64) >> FLAG_BITS
     filled = -(-counts // together) * together

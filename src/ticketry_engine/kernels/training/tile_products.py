@@ -2,12 +2,13 @@
 
     sums [16 columns, 16 rows]  +=  x [16 columns, 32 images]  @  dy [32 images, 16 rows]        at each position
 
-At each position the rows' output gradients are transposed into pairs of images, the right operand; the values of
-sixteen columns, copied side by side, are the left operand. The sums stay in a tile register over all positions of a
+At each position, the right operand holds the rows' output gradients, transposed into pairs of images. The left operand
+holds the values that sixteen columns read, copied side by side. The sums stay in a tile register for all positions of a
 tile of planes, and the transposed gradients serve all columns.
 
-Tables are those of `Products` for several rows, except that columns are bytes (int32) in sets of sixteen, and sums are
-one float32 per column and row, column by column. A further table holds the byte of each position in x and in dy.
+The tables are those of `Products` for several rows, with three differences. Columns are byte offsets (int32), padded to
+a multiple of sixteen. Sums are one float32 per column and row, column by column. An additional table holds the byte
+offsets of each position in x and in dy.
 """
 
 from __future__ import annotations
@@ -28,28 +29,30 @@ from ticketry_engine.kernels.training.products import loop_segments_by_chunk
 from ticketry_engine.kernels.window import Array
 
 SEGMENTS, COLUMNS, SUMS, CHUNKS, CHUNK_COUNT, CONFIGURATION, SHAPES = range(7)
-"""Arguments: tables, byte of the sums in the arena, the number of chunks, the tile configuration; then for each shape
-its
-places, their number, the bytes of its positions, and their number."""
+"""Numbers of the kernel's arguments.
+
+These are tables, the arena offset of the sums in bytes, the number of chunks, and the tile configuration; then, for
+each shape, the tiles' offsets, the number of tiles, the positions' byte offsets, and the number of positions.
+"""
 
 POSITIONS = 16
 """Maximum number of positions per tile of planes."""
 
 STRIP = 4
-"""Sets of columns whose sums are in tile registers at once."""
+"""Number of column groups, of sixteen columns, whose sums are in tile registers at the same time."""
 
 LEFT, RIGHT = STRIP, STRIP + 1
-"""Tile registers of the operands, after those of the sums."""
+"""Numbers of the tile registers of the two operands, after those of the sums."""
 
 TILES = bfloat.build_configuration([(bfloat.TILE_ROWS, bfloat.TILE_ROW_BYTES)] * (RIGHT + 1))
 
 
 @dataclass(frozen=True)
 class TileProducts(EmittedKernel):
-    """AMX kernel of the weight gradient.
+    """Kernel that computes the gradients of retained weights on AMX tiles.
 
     Args:
-        shapes: number of shapes of tiles of planes.
+        shapes: number of different shapes of tiles of planes.
     """
 
     finished: ClassVar[bool] = True
@@ -70,7 +73,7 @@ class TileProducts(EmittedKernel):
 
 
 class _TileProductsBody:
-    """Writer of the loops of one shape."""
+    """Emits the loops of a `TileProducts` kernel for one tile shape."""
 
     def __init__(self, e: Emitter, spec: TileProducts, number: int) -> None:
         self.e, self.spec = e, spec
@@ -91,7 +94,7 @@ class _TileProductsBody:
             self._write_strips(x, begin, end)
 
     def _transpose_gradients(self, segment: Any, y: Any) -> None:
-        """Transpose the rows' gradients at all positions, pairs of images first."""
+        """Emit the transposition of the sixteen rows' gradients into pairs of images, for all positions."""
         e, b = self.e, self.e.b
         rows = [e.at(y, e.load_i32(segment, 4 * (self.spec.head + row))) for row in range(bfloat.TILE_ROWS)]
         words = ir.VectorType(I32, bfloat.TILE_ROWS)
@@ -103,7 +106,7 @@ class _TileProductsBody:
                 b.store(vector, e.at(goal, number * bfloat.TILE_ROW_BYTES), align=bfloat.TILE_ROW_BYTES)
 
     def _write_strips(self, x: Any, begin: Any, end: Any) -> None:
-        """Process all columns: `STRIP` sets at a time, then the rest in halves of it."""
+        """Emit the products of all columns, ``16 * STRIP`` at a time; for the rest, halve this number repeatedly."""
         e, b = self.e, self.e.b
         size = STRIP
         while size:
@@ -133,7 +136,10 @@ class _TileProductsBody:
             bfloat.store_tile(e, number, e.at(sums, number * bfloat.TILE_BYTES))
 
     def _column_buffer(self, position: Any) -> Any:
-        """Return the buffer for copied columns; two alternate, because loading a tile just stored would stall."""
+        """Return the buffer for the columns copied at `position`.
+
+        Two buffers alternate, because loading a tile from memory that was just stored would stall.
+        """
         e, b = self.e, self.e.b
         return e.at(self.copies, b.mul(b.and_(position, e.i64(1)), e.i64(STRIP * bfloat.TILE_BYTES)))
 
@@ -147,7 +153,7 @@ class _TileProductsBody:
 
 
 def transpose_words(e: Emitter, vectors: Sequence[Any]) -> list[Any]:
-    """Transpose a square of 32-bit words, given as vectors."""
+    """Emit the transposition of a square of 32-bit words, given as one vector per row, and return the new rows."""
     found, size = list(vectors), len(vectors)
     step = size // 2
     while step:
@@ -163,12 +169,15 @@ def transpose_words(e: Emitter, vectors: Sequence[Any]) -> list[Any]:
 
 
 def build_offset_table(shape: Shape) -> Array:
-    """Return the table of each position's bytes in x and dy."""
+    """Return the byte offset of each position of a tile in x and in dy: int32 [positions, 2]."""
     return np.ascontiguousarray(np.array([shape.x, shape.y], dtype=np.int32).T)
 
 
 def build_tables(matrix: Matrix, sets: Sequence[Array]) -> SumTables:
-    """Return a layer's tables. A partial set of columns is padded by repeating its last column, with its places."""
+    """Return the kernel's tables for a layer.
+
+    A partial group of sixteen columns is padded by repeating the last column together with the places of its weights.
+    """
     columns, places, counts = [], [], []
     for rows in sets:
         kept = np.flatnonzero(matrix.weight[rows[0]])
@@ -190,7 +199,8 @@ def build_tables(matrix: Matrix, sets: Sequence[Array]) -> SumTables:
 class Added(EmittedKernel):
     """Kernel that adds the sums of several threads and writes them to an external tensor.
 
-    Arguments: byte of the sums; number of vectors; number of the external tensor; bytes between two threads' sums.
+    Arguments: arena offset of the sums in bytes; number of vectors; number of the external tensor; bytes between the
+    sums of two threads.
     """
 
     several: int = 1

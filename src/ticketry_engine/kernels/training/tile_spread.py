@@ -1,22 +1,24 @@
-"""AMX kernel of the bfloat16 input gradient, for layers whose outputs share their columns in sets of sixteen.
+"""AMX kernel of the bfloat16 input gradient, for layers whose outputs share their columns in groups of sixteen.
 
     dx[inputs of a block] += W[16 outputs, inputs of a block]^T @ dy[16 outputs, images]        for each block
 
-The rows of the transposed weights share nothing. But for one set of sixteen outputs and one tap, an input retains
-either all sixteen weights or none. A block is sixteen such inputs of one set and tap. The outputs' gradients at a
-position are interleaved in pairs and multiplied by the block's weights; the result is added to float32 sums in memory,
-which are rounded once after all blocks.
+The rows of the transposed weights do not share columns. But for one group of sixteen outputs and one tap, an input
+retains either all sixteen weights or none. A block consists of at most sixteen such inputs of one group and one tap.
+The gradients of the sixteen outputs at a position are interleaved in pairs and multiplied by the block's weights. The
+result is added to float32 sums in memory, which are rounded once after all blocks.
 
-Three stages overlap, because loading what a tile instruction just stored (or the reverse) would stall:
+Three stages overlap, because a load stalls if it follows the store of the same data by a tile instruction or vice
+versa:
 
     block n: interleave     block n - 1: multiply     block n - 2: add to the sums
 
 Tables:
-    sets (int32): bytes of the planes of each set of outputs
-    blocks (int32): byte of its set in that table, byte shift of its tap, number of inputs, first of them, whether to
-        interleave (set or tap differ from the previous block), and which half of the buffer to use
+    sets (int32): for each group of sixteen outputs, the byte offsets of their planes
+    blocks (int32): six words per block: byte offset of the block's group in `sets`; byte shift of its tap; number of
+        inputs; index of the first input in `inputs`; whether to interleave (1 if the group or the tap differs from
+        the previous block); which half of the buffer to use
     weights (bfloat16): sixteen inputs x sixteen outputs per block, padded with zeros
-    inputs (int32): numbers of the inputs
+    inputs (int32): the input channels of all blocks
 """
 
 from __future__ import annotations
@@ -34,19 +36,22 @@ from ticketry_engine.kernels.planar.geometry import Shape
 from ticketry_engine.kernels.window import Array
 
 SETS, BLOCKS, WEIGHTS, INPUTS, BLOCK_COUNT, PLANE, BESIDE, CONFIGURATION, SHAPES = range(9)
-"""Arguments: tables, the number of blocks, bytes between two planes of the gradient and of the added value, the tile
-configuration; then for each shape its places and their number."""
+"""Numbers of the kernel's arguments.
+
+These are tables, the number of blocks, bytes between two planes of the input gradient and of the added value, and the
+tile configuration; then, for each shape, the table of its tiles' offsets and the number of tiles.
+"""
 
 SET, SHIFT, COUNT, FIRST, FRESH, HALF = range(6)
-"""Words of a block."""
+"""Numbers of the 4-byte words of a block in the table `blocks`."""
 
 BLOCK_BYTES = bfloat.TILE_ROWS * bfloat.TILE_ROWS * bfloat.HALF
 
 SUMS_BYTES = 32_000
-"""Bytes of sums that stay in the L1 cache."""
+"""Number of bytes of sums that stay in the L1 cache."""
 
 SUM, LEFT, RIGHT = 0, 4, 5
-"""Tile registers: four of sums, in turn; a block of weights; pairs of outputs."""
+"""Numbers of the tile registers: the first of four for sums, one for a block's weights, one for pairs of outputs."""
 
 TILES = bfloat.build_configuration(
     [(bfloat.TILE_ROWS, bfloat.TILE_ROW_BYTES)] * LEFT
@@ -55,18 +60,18 @@ TILES = bfloat.build_configuration(
 
 
 def positions_per_tile(inputs: int) -> int:
-    """Return the positions per tile of planes."""
+    """Return the positions of a tile of planes (1 or 2), so that the sums of `inputs` channels stay in the L1 cache."""
     return max(1, min(2, SUMS_BYTES // (2 * bfloat.TILE_ROW_BYTES * inputs)))
 
 
 @dataclass(frozen=True)
 class TileSpread(EmittedKernel):
-    """AMX kernel of the input gradient.
+    """AMX kernel of the input gradient in bfloat16.
 
     Args:
-        shapes: shapes of the tiles of planes, each with its own code: of the output's gradient and of the input's.
+        shapes: shapes of the tiles of planes of the output's gradient and of the input's; each gets separate code.
         inputs: number of planes of the input's gradient.
-        residual: whether another value is added.
+        residual: whether a residual value is added to the input's gradient.
     """
 
     finished: ClassVar[bool] = True
@@ -83,7 +88,7 @@ class TileSpread(EmittedKernel):
 
 
 class _TileSpreadBody:
-    """Writer of the loops of one shape."""
+    """Emits the loops of a `TileSpread` kernel for one tile shape."""
 
     def __init__(self, e: Emitter, spec: TileSpread, number: int) -> None:
         self.e, self.spec, self.shape = e, spec, spec.shapes[number]
@@ -100,7 +105,7 @@ class _TileSpreadBody:
         self.made = e.scratch(2 * self.made_bytes // bfloat.TILE_ROW_BYTES)
 
     def emit(self) -> None:
-        """Loop over this thread's tiles of planes."""
+        """Emit the loop over this thread's tiles of planes."""
         e, b, blocks = self.e, self.e.b, self.e.arg(BLOCK_COUNT)
         with e.loop(*e.thread_share(self.count)) as unit:
             place = e.at(self.places, b.mul(unit.index, e.i64(12)))
@@ -130,7 +135,7 @@ class _TileSpreadBody:
         return self.e.load_i32(self.blocks, self.e.b.add(self.e.b.mul(block, self.e.i64(24)), self.e.i64(4 * word)))
 
     def _interleave(self, block: Any, x: Any) -> None:
-        """Interleave pairs of outputs for a block, unless the previous block already did."""
+        """Emit code that interleaves a block's outputs in pairs, unless the previous block has the same outputs."""
         e, b = self.e, self.e.b
         with e.when(b.icmp_signed("!=", self._load_word(block, FRESH), e.i64(0))):
             one, shifted = e.at(self.sets, self._load_word(block, SET)), e.at(x, self._load_word(block, SHIFT))
@@ -186,25 +191,26 @@ class _TileSpreadBody:
 
 @dataclass(frozen=True, eq=False)
 class Spread:
-    """Tables of one phase of the stride."""
+    """Tables of `TileSpread` for one phase of the stride, the input pixels that the same taps reach."""
 
     sets: Array
     blocks: Array
     weights: Array
-    """1 + the position of each weight in the dense tensor; 0 for padding."""
+    """For each weight, 1 + its index in the dense tensor; 0 for padding."""
     inputs: Array
     reach: tuple[int, int]
-    """Least and greatest byte, relative to a tile's place, at which an output is read."""
+    """Least and greatest byte, relative to the offset of a tile, at which the output's gradient is read."""
 
 
 def build_tables(places: Array, planes: Array, shifts: Array, sets: Sequence[Array]) -> Spread:
-    """Return the tables of one phase.
+    """Return the tables of one phase of the stride, the input pixels that the same taps reach.
 
     Args:
-        places: conv groups x outputs of a group x inputs of a group x taps of the phase.
-        planes: byte of each output's plane.
+        places: 1 + each weight's index in the dense tensor, 0 if pruned: convolution groups x outputs of a group x
+            inputs of a group x taps of the phase.
+        planes: byte offset of each output's plane.
         shifts: byte shift of each tap.
-        sets: sets of outputs.
+        sets: groups of sixteen outputs with equal columns.
     """
     _, per, each, taps = places.shape
     blocks: list[tuple[int, ...]] = []

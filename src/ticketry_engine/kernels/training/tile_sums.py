@@ -2,13 +2,14 @@
 
     sums [16 rows, 16 images]  +=  w [16 rows, 32 columns]  @  x [32 columns, 16 images]        twice per position
 
-A position holds 32 images. The values that two columns read are interleaved image by image (`bfloat.interleave_pairs`):
-sixteen such pairs are the right operands of two products, and the rows' weights the left operand of both. The sums of
-all columns stay in tile registers. One set of columns is multiplied while the next one is interleaved, because loading
-a tile right after storing its data would stall.
+A position holds 32 images. The values that two columns read are interleaved image by image (`bfloat.interleave_pairs`),
+which gives two vectors of sixteen images. Sixteen such pairs of columns form the right operands of two products; both
+have the rows' weights as left operand. The sums of all columns stay in tile registers. While 32 columns are multiplied,
+the next 32 are interleaved, because loading a tile right after storing its data would stall.
 
-Tables are those of `PairSums`, except that columns are bytes (int32), a segment's third word is its first block of
-weights, and a block holds the rows' weights for 32 columns, row by row; the last block is padded with zeros.
+The tables are those of `PairSums`, with three differences. Columns are byte offsets (int32). The third word of a
+segment is the number of its first block of weights. A block holds the rows' weights for 32 columns, row by row; the
+last block of a segment is padded with zeros.
 """
 
 from __future__ import annotations
@@ -28,24 +29,28 @@ from ticketry_engine.kernels.training.products import PAIR, loop_segments_by_uni
 from ticketry_engine.kernels.window import Array
 
 SEGMENTS, COLUMNS, WEIGHTS, CHUNKS, CHUNK_COUNT, CONFIGURATION, SHAPES = range(7)
-"""Arguments: tables, the number of chunks, the tile configuration; then for each shape its places and their number."""
+"""Numbers of the kernel's arguments.
+
+These are tables, the number of chunks, and the tile configuration; then, for each shape, the table of its tiles'
+offsets and the number of tiles.
+"""
 
 POSITIONS = 2
-"""Positions per tile of planes, with two tile registers of sums each."""
+"""Number of positions per tile of planes; the sums of a position take two tile registers."""
 
 LEFT, RIGHT = 2 * POSITIONS, 2 * POSITIONS + 1
-"""Tile registers of the operands, after those of the sums."""
+"""Numbers of the tile registers of the two operands, after those of the sums."""
 
 TILES = bfloat.build_configuration([(bfloat.TILE_ROWS, bfloat.TILE_ROW_BYTES)] * (RIGHT + 1))
 
 
 @dataclass(frozen=True)
 class TileSums(SegmentKernel):
-    """AMX kernel of weighted sums.
+    """AMX kernel of weighted sums in bfloat16.
 
     Args:
-        shapes: shapes of the tiles of planes; each gets its own code.
-        residual: whether another value is added to y.
+        shapes: shapes of the tiles of planes; each shape gets separate code.
+        residual: whether a residual value is added to y.
     """
 
     finished: ClassVar[bool] = True
@@ -62,7 +67,7 @@ class TileSums(SegmentKernel):
 
 
 class _TileSumsBody:
-    """Writer of the loops of one shape."""
+    """Emits the loops of a `TileSums` kernel for one tile shape."""
 
     def __init__(self, e: Emitter, spec: TileSums, number: int) -> None:
         self.e, self.spec, self.shape = e, spec, spec.shapes[number]
@@ -78,7 +83,7 @@ class _TileSumsBody:
             write_rows(self.e, self.spec, self.shape, (segment, y, residual), self._load_row_sums)
 
     def _multiply(self, segment: Any, x: Any, begin: Any, end: Any) -> None:
-        """Multiply all columns of a segment, then store the sums."""
+        """Emit the products of all columns of a segment, then store the sums in scratch memory."""
         e, b = self.e, self.e.b
         weights = e.at(self.weights, b.mul(e.load_i32(segment, 8), e.i64(bfloat.TILE_BYTES)))
         tiles = range(2 * len(self.shape.x))
@@ -100,12 +105,15 @@ class _TileSumsBody:
             bfloat.store_tile(e, tile, e.at(self.sums, tile * bfloat.TILE_BYTES))
 
     def _block_buffer(self, block: Any) -> Any:
-        """Return the buffer for a block of interleaved columns; two alternate."""
+        """Return the buffer for the interleaved columns of a block; even and odd blocks use different buffers."""
         e, b = self.e, self.e.b
         return e.at(self.turned, b.mul(b.and_(block, e.i64(1)), e.i64(self.block_bytes)))
 
     def _interleave_pairs(self, x: Any, first: Any, last: Any, goal: Any) -> None:
-        """Interleave what pairs of columns read. Stale data after the last pair is multiplied by zero weights."""
+        """Emit a loop that interleaves what columns `first` to `last` read, in pairs, into the buffer `goal`.
+
+        The buffer may hold old data after the last pair; that data is multiplied by zero weights.
+        """
         e, b = self.e, self.e.b
         with e.loop(first, last, PAIR, [e.i64(0)]) as loop:
             at = e.at(self.columns, b.mul(loop.index, e.i64(4)))
@@ -127,7 +135,7 @@ class _TileSumsBody:
 
 
 def _zeroed_scratch(e: Emitter, size: int) -> Any:
-    """Allocate zeroed memory on the stack."""
+    """Reserve `size` bytes on the stack, emit code that zeroes them, and return the pointer."""
     place, width = e.scratch(size // (FLOAT * e.target.lanes)), FLOAT * e.target.lanes
     with e.loop(0, size, width) as loop:
         e.store(e.splat(0.0), place, loop.index)
@@ -135,10 +143,10 @@ def _zeroed_scratch(e: Emitter, size: int) -> Any:
 
 
 def build_tables(matrix: Matrix, sets: Sequence[Array], chunks: int) -> SumTables:
-    """Return a layer's tables.
+    """Return the kernel's tables for a layer.
 
     Args:
-        sets: sets of sixteen rows with equal (possibly no) columns.
+        sets: groups of sixteen rows with equal (possibly no) columns.
         chunks: number of parts of the rows that threads may process in parallel.
     """
     columns, weights, counts = [], [], []
