@@ -252,10 +252,9 @@ class NormGradient(ByChannel):
 
 @dataclass(frozen=True)
 class Add(ByChannel):
-    """Compute ``out = g + r``, where g is dy, or 0 where the ReLU gave 0. Values: dy; y if `relu`; out; r if
-    `residual`.
+    """Compute ``out = g + r`` if `residual`, else ``out = g``, where g is dy, or 0 where the ReLU gave 0.
 
-    Without a residual, ``out = g``.
+    Values: dy; y if `relu`; out; r if `residual`.
     """
 
     relu: bool

@@ -55,8 +55,7 @@ NEAR = 32_000
 """Number of bytes of inputs that stay in the L1 cache beside weights and outputs."""
 
 FEWEST = 8
-"""Minimum average number of weights per segment and row; in sparser rows, segments may read more than the L1 cache
-holds.
+"""Minimum average number of weights per segment and row; to reach it, segments may exceed the L1 cache.
 
 Each segment reads and writes the sums of a tile, which costs more than cache misses if there are few weights. The
 number was chosen by measurement on ResNet-18 with 1 to 10 % of its weights.
@@ -91,12 +90,11 @@ PAIR_VECTORS = {1: 8, 4: 3, 5: 2, 6: 2}
 """Number of vectors per tile in bfloat16, by the number of rows summed together; each vector has two sums per row."""
 
 FAR = 1 << 40
-"""Replaces `NEAR` for bfloat16, so that a row is never summed in several segments: each segment would round once more.
-"""
+"""Replaces `NEAR` for bfloat16, so that rows are not summed in several segments: each would round once more."""
 
 
 def halo_of_gradient(size: Pair, out: Pair, window: Window) -> int:
-    """Return the halo in pixels that an output's gradient needs, so that the input's gradient can be computed from it."""
+    """Return the halo in pixels that an output's gradient needs for the computation of the input's gradient."""
     needed = 0
     for axis in range(2):
         for tap, position in itertools.product(range(window.size[axis]), range(size[axis])):
