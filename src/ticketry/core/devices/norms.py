@@ -1,7 +1,8 @@
 """Batch norms that are synchronised over all processes, also on a CPU (torch's SyncBatchNorm requires a GPU).
 
-Each process sends its count, mean and sum of squared deviations once; the mean and variance of the global batch follow
-from these (Chan, Golub and LeVeque 1979). Batches may differ in size between processes.
+Per forward pass, each process sends its number of values and, per channel, their mean and sum of squared deviations.
+The mean and variance over all processes follow from these numbers (Chan, Golub and LeVeque 1979). The batches of the
+processes may differ in size.
 """
 
 from __future__ import annotations
@@ -21,10 +22,10 @@ if TYPE_CHECKING:
 
 
 class _SynchronisedNormalisation(torch.autograd.Function):
-    """Autograd function that normalises a batch by the mean and variance over all processes.
+    """Normalise a process's batch by the mean and variance over the batches of all processes.
 
-    It communicates once in the forward and once in the backward pass. Gradients of scale and shift cover the process's
-    own batch, as for all other parameters.
+    The processes communicate once in the forward pass and once in the backward pass. The gradients of the norm's weight
+    and bias are sums over this process's own batch, as for all other parameters in data-parallel training.
     """
 
     @staticmethod
@@ -94,7 +95,8 @@ def _gather_statistics(
 class SynchronisedBatchNorm(_BatchNorm):
     """A batch norm for inputs [N, C, …] that computes its training statistics over the batches of all processes.
 
-    Its parameters and buffers have the same names as in torch's batch norms, and it equals them in evaluation mode.
+    Parameters and buffers have the same names as in torch's batch norms. In evaluation mode, this norm computes the
+    same as torch's.
 
     Examples:
         >>> norm = tk.devices.SynchronisedBatchNorm(8).eval()
@@ -146,8 +148,8 @@ def synchronise_norms(model: nn.Module, group: ProcessGroup | None = None) -> nn
         group: the process group; None means all processes.
 
     Raises:
-        UsageError: if the model itself is a batch norm, a norm has no parameters yet (a lazy one), or its class
-            overrides `forward`, which would be lost. The model is unchanged then.
+        UsageError: if the model itself is a batch norm, if a norm has no parameters yet (a lazy norm), or if the class
+            of a norm has its own `forward`, which the replacement would not call. The model is then unchanged.
 
     Examples:
         >>> model = tk.devices.synchronise_norms(nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)))

@@ -1,9 +1,9 @@
-"""Exact selection of the k largest numbers in many tensors, which may be sharded, without copying them.
+"""Select exactly the k largest numbers in many tensors, without copying the tensors; they may be sharded.
 
-The order of floats equals the order of their bits, apart from the sign. So the threshold is found 16 bits at a time,
-each time from a histogram summed over all processes: 512 KB per round, two rounds for 32-bit floats and four for 64.
-The result is one byte per weight: below, at, or above the threshold. It is computed for one parameter at a time, and
-gathered if that is sharded.
+Apart from the sign, floats are ordered as their bits are. So the k-th largest number, the threshold, is found 16 bits
+at a time: each round sums a histogram of 512 KB over all processes; 32-bit floats take two rounds, 64-bit floats four.
+Then each weight gets one byte that says whether it is below, at, or above the threshold. These bytes are computed for
+one parameter at a time, and gathered from all processes if the parameter is sharded.
 """
 
 from __future__ import annotations
@@ -35,19 +35,17 @@ _CHUNK = 1 << 20
 """Number of weights processed at a time, which bounds the additional memory."""
 _EXACT_IN_FLOAT32 = (torch.float32, torch.bfloat16, torch.float16)
 _UNRANKED = torch.iinfo(torch.int64).min
-"""Key of excluded elements; no number has these bits."""
+"""Key (sortable integer) of elements excluded from the ranking; no number has this key."""
 
 
 @dataclass(frozen=True)
 class Threshold:
-    """The elements to retain: all whose key exceeds `key`, and the first `at_key` elements whose key equals it."""
+    """The smallest number to retain, as an integer key; of the elements equal to it, only `at_key` are retained."""
 
     key: int
     """Bits of the threshold number as an integer; larger numbers have larger keys."""
     at_key: int
-    """Number of elements equal to the threshold that are retained: the first, in the order of parameters and
-    positions.
-    """
+    """Number of retained elements whose key equals `key`: the first ones in the order of parameters and positions."""
 
 
 _EVERYTHING = Threshold(_UNRANKED, 0)
@@ -55,7 +53,7 @@ _NOTHING = Threshold(torch.iinfo(torch.int64).max, 0)
 
 
 class Ranking:
-    """Ranks the elements of several named tensors together. Processes that hold shards of them must all call it."""
+    """Ranks the elements of several named tensors together; all processes with shards must call each method."""
 
     def __init__(
         self, numbers: Mapping[str, Tensor], within: Mapping[str, Tensor] | None, *, magnitudes: bool = False
@@ -64,8 +62,8 @@ class Ranking:
 
         Args:
             numbers: the tensors, by name.
-            within: bool tensors by name, not sharded; elements that are False are excluded.
-            magnitudes: whether to rank absolute values.
+            within: bool tensors by name, not sharded; elements where they are False are excluded. None: include all.
+            magnitudes: whether to rank by absolute value.
         """
         self._numbers = numbers
         self._within = within
@@ -74,11 +72,11 @@ class Ranking:
         self._check_no_nan()
 
     def count_candidates(self, name: str) -> int:
-        """Return the number of elements of a tensor that are not excluded."""
+        """Return the number of elements of the tensor `name` that are not excluded from the ranking."""
         return self._numbers[name].numel() if self._within is None else int(self._within[name].sum())
 
     def find_threshold(self, names: Sequence[str], count: int) -> Threshold:
-        """Return the threshold that retains the `count` largest elements of the named tensors together."""
+        """Return the threshold that retains the `count` largest elements among all tensors in `names`."""
         if count == 0:
             return _NOTHING
         if count >= sum(map(self.count_candidates, names)):
@@ -102,12 +100,12 @@ class Ranking:
         return Threshold(above, count)
 
     def _are_small_enough_to_sort(self, names: Sequence[str]) -> bool:
-        """Return whether the tensors are small enough to sort directly, which is then faster than histograms."""
+        """Return whether to sort the tensors directly: faster than histograms if they are small and not sharded."""
         numbers = [self._numbers[name] for name in names]
         return sum(each.numel() for each in numbers) <= _CHUNK and not any(map(is_sharded, numbers))
 
     def select_above(self, name: str, threshold: Threshold) -> tuple[Tensor, int]:
-        """Return a bool tensor of the retained elements (whole, on the CPU), and how many equal the threshold."""
+        """Return the mask (bool, unsharded, on the CPU) of retained elements, and how many equal the threshold."""
         numbers = self._numbers[name]
         codes = torch.zeros(local_shard(numbers).numel(), dtype=torch.uint8, device=local_shard(numbers).device)
         for keys, piece in zip(
@@ -121,7 +119,7 @@ class Ranking:
         return mask, len(tied)
 
     def count_to_include_all(self, names: Sequence[str]) -> int:
-        """Return the smallest k such that the k largest elements include one of each non-empty tensor."""
+        """Return the smallest k such that the k largest elements include an element of every non-empty tensor."""
         best = [
             (self._search_threshold([name], 1).key, -i) for i, name in enumerate(names) if self.count_candidates(name)
         ]
@@ -133,7 +131,7 @@ class Ranking:
         return sum(counts) + len(best[:1])
 
     def _order_keys(self, name: str) -> Iterator[Tensor]:
-        """Yield int64 keys of this process's shard in chunks [at most _CHUNK], in the same order as the numbers."""
+        """Yield, in chunks, an int64 key for each element of this process's shard; keys rank as the numbers do."""
         numbers = self._numbers[name]
         values = local_shard(numbers.detach()).flatten()
         ranked = None if self._within is None else shard_like(self._within[name], numbers).flatten().to(values.device)
@@ -151,10 +149,10 @@ class Ranking:
             yield keys if ranked is None else keys.masked_fill_(~ranked[begin : begin + _CHUNK], _UNRANKED)
 
     def _digit_histogram(self, names: Sequence[str], shift: int, above: int | None) -> Tensor:
-        """Count the keys by their 16-bit digit at bit `shift`, among keys whose higher digits equal `above`: int64
-        [_BINS].
+        """Count the keys by the 16 bits from bit `shift` on, over all processes: int64 [_BINS].
 
-        If `above` is None, this is the highest digit, which includes the sign; its bins start at the lowest number.
+        Only keys whose higher bits equal `above` are counted. If `above` is None, the 16 bits are the highest ones;
+        they include the sign, and the first bin then holds the lowest negative numbers.
         """
         total = torch.zeros(_BINS, dtype=torch.int64)
         # One exchange for all parameters sharded over the same processes.

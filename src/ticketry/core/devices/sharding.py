@@ -27,14 +27,14 @@ def is_sharded(tensor: object) -> TypeGuard[DTensor]:
 
 
 def local_shard(tensor: Tensor) -> Tensor:
-    """Return this process's shard of a tensor, sharing memory; a tensor that is not sharded is returned unchanged."""
+    """Return this process's shard of a tensor, without copying; return a tensor that is not sharded unchanged."""
     return tensor.to_local() if is_sharded(tensor) else tensor
 
 
 def shard_like(whole: Tensor, like: Tensor) -> Tensor:
-    """Return the part of `whole` that corresponds to this process's shard of `like`, without communication.
+    """Return the part of `whole` at the positions of this process's shard of `like`, without communication.
 
-    Every process must have `whole`. If `like` is not sharded, `whole` is returned.
+    Every process must pass the same `whole`. If `like` is not sharded, return `whole`.
     """
     if not is_sharded(like) or is_sharded(whole):
         return local_shard(whole)
@@ -42,14 +42,14 @@ def shard_like(whole: Tensor, like: Tensor) -> Tensor:
 
 
 def distribute_like(whole: Tensor, like: DTensor) -> DTensor:
-    """Shard a tensor, which every process has, in the way `like` is sharded, without communication."""
+    """Shard `whole` in the way `like` is sharded; no communication, since every process passes the same `whole`."""
     from torch.distributed.tensor import distribute_tensor
 
     return distribute_tensor(whole, like.device_mesh, like.placements, src_data_rank=None)
 
 
 def gather_shards(local: Tensor, like: Tensor) -> Tensor:
-    """Return the whole tensor, given each process's shard `local` of a tensor sharded as `like`; all must call this."""
+    """Return the whole tensor whose shards are `local`, sharded as `like` is; all processes must call this."""
     if not is_sharded(like):
         return local
     from torch.distributed.tensor import DTensor
@@ -66,7 +66,7 @@ def shard_groups(tensor: Tensor) -> tuple[ProcessGroup, ...]:
     """Return the process groups over which a tensor is split, one for each mesh dimension that splits it.
 
     Raises:
-        UsageError: for a placement other than `Shard` and `Replicate` (a partial sum, a strided shard).
+        UsageError: for a placement other than `Shard` and `Replicate`, such as a partial sum or a strided shard.
     """
     if not is_sharded(tensor):
         return ()
@@ -92,10 +92,10 @@ def sum_over_groups(counts: Tensor, groups: Iterable[ProcessGroup]) -> Tensor:
 
 
 def check_shards(parameters: Mapping[str, Tensor]) -> None:
-    """Check that parameters have values, are sharded evenly, and over the same number of processes.
+    """Check that parameters have values, supported placements, and shards on the same number of processes.
 
     Raises:
-        UsageError: naming the parameter.
+        UsageError: if not, with the names of the parameters.
     """
     sizes = {}
     for name, parameter in parameters.items():
@@ -110,9 +110,9 @@ def check_shards(parameters: Mapping[str, Tensor]) -> None:
 
 
 def reshard(model: nn.Module) -> None:
-    """Shard the parameters of `fully_shard` modules again, which an evaluation left gathered.
+    """Shard the parameters of all `fully_shard` modules again; after an evaluation they may still be gathered.
 
-    Do not call this within a forward or backward pass.
+    Do not call this during a forward or backward pass.
 
     Raises:
         UsageError: if `model` is not a module.
@@ -127,7 +127,7 @@ def reshard(model: nn.Module) -> None:
 
 
 def process_groups(model: nn.Module, parameters: Iterable[Tensor]) -> Iterator[ProcessGroup]:
-    """Yield the process groups that train `model` together; nothing if a single process trains it."""
+    """Yield the process groups that train `model` together; yield nothing if a single process trains it."""
     if isinstance(model, nn.parallel.DistributedDataParallel):
         yield model.process_group
         return

@@ -36,8 +36,8 @@ class GateOptions(TypedDict, total=False):
 
 
 LARGEST_INIT = 50
-"""Largest absolute init. Papers use -0.3 to 0.3; beyond this bound a new gate is 0 or 1 in float32 and does not
-train.
+"""Largest accepted absolute value of `init`. Papers use -0.3 to 0.3. Beyond 50, the gradient of a new gate vanishes in
+float32, so the gate does not train.
 """
 
 
@@ -55,36 +55,37 @@ def attach(
 ) -> Gates:
     """Multiply weights of `model` by trainable gates, until `Gates.detach`.
 
-    The model's class, parameters, names and state dict do not change and still hold the weights w; whenever the model
-    or one of its modules is called, it computes with w * gate. Both w and the gate's logit s get gradients. Attach
-    gates after the model is on its device and in its memory layout. A weight that several modules share has one gate,
-    which all of them use, including modules outside the scope. A deep or pickled copy of the model is a model without
-    gates.
+    Each gate is computed from a trainable number s, its logit. Whenever the model or one of its modules is called, it
+    computes with w * gate instead of the weight w; both w and s get gradients. The model's class, its parameters, their
+    names and its state dict do not change, and hold w. Attach gates after the model is on its device and in its memory
+    layout. A weight that several modules share has one gate, which all these modules use, also those outside the scope.
+    A deep or pickled copy of the model has no gates.
 
-    torch.compile works, but the multiplication by gates stays outside of compiled code, and compiled modules are
-    recompiled. DistributedDataParallel ignores `Gates.parameters`: average their gradients yourself. Not supported:
-    nn.DataParallel on several devices, TorchScript modules.
+    torch.compile works, but the multiplication by gates is not compiled, and modules compiled earlier are recompiled.
+    DistributedDataParallel ignores `Gates.parameters`: average their gradients yourself. nn.DataParallel on several
+    devices and TorchScript modules are not supported.
 
     Args:
         model: any module.
-        init: s0, the initial value of every s; the larger, the denser the final mask.
+        init: s0, the initial value of every s; a larger s0 gives a denser final mask.
         kind: a name of `KINDS`, or a configured kind such as ``Continuous(final=500)``.
-        scope: the parameters that get gates; by default `ticketry.scope(model)`, or those of `within`.
-        within: a mask of the parameters in scope, in the same pattern; gates of removed weights stay 0.
-        pattern: weights that share a gate: each has its own (``unstructured``), ``4x1``, ``16x1`` … (adjacent rows at
-            one column) or ``channel`` (a whole row of one layer), see `structure.Pattern`. The mask then has whole
-            blocks. The gradient of a block's s is a sum over its weights, so s moves faster than for a single weight.
-            ``channel`` concerns one layer: before a batch norm, a soft gate on a filter has no effect except on its
-            gradient until it is 0. For gates on coupled channels see `attach_channels`.
-        seed: for kinds that draw random numbers.
-        charges: the cost of open gates in the penalty, see `Charges`; None: all weights cost the same.
+        scope: the parameters that get gates; by default the parameters of `within`, or else `ticketry.scope(model)`.
+        within: a mask of the parameters in scope, in the same pattern; gates of weights that it removes stay 0.
+        pattern: the blocks of weights that share a gate: ``unstructured`` (each weight has its own gate), ``4x1``,
+            ``16x1`` … (4 or 16 adjacent rows at one column) or ``channel`` (a whole row of one layer), see
+            `structure.Pattern`. The mask then retains or removes whole blocks. The gradient of a block's s is a sum
+            over the block's weights, so s moves faster than for a single weight. With ``channel``, a batch norm after
+            the layer cancels a soft gate on a filter, except in the filter's gradient, until the gate is 0.
+            `attach_channels` avoids this: it gates channels where the next layers read them.
+        seed: seed of the random numbers, for kinds of gates that are random.
+        charges: what each open gate costs in the penalty, see `Charges`; None: all weights cost the same.
 
     Raises:
-        UsageError: for a `within` that is not a mask, an unknown kind or pattern, one without blocks (2:4), charges for
-            other weights, an s0 out of range, or a parameter that has gates already or is sharded over several devices
-            (`fully_shard`).
-        ScopeError, MaskError: if scope or mask do not fit the model or each other, or the mask retains parts of blocks
-            or would make a computed weight (weight_norm) NaN.
+        UsageError: if `within` is not a mask; if the kind or pattern is unknown; if the pattern has no blocks (2:4);
+            if `charges` are for other weights; if `init` is out of range; or if a parameter already has gates or is
+            sharded over several devices (`fully_shard`).
+        ScopeError, MaskError: if scope or mask do not fit the model or each other, or if the mask retains parts of
+            blocks or would make a computed weight (weight_norm) NaN.
 
     Examples:
         >>> model = nn.Linear(4, 3)

@@ -9,22 +9,22 @@ from ticketry.core.gates.gates import Gates
 from ticketry.errors import UsageError
 
 HEADROOM = 1.1
-"""Target of the expected density relative to the requested one, as in the official code; the mask retains the best
-gates.
+"""Gates are closed while their expected density exceeds this number times the requested density, as in the official
+code.
 """
 SMOOTHING = 0.01
-"""Weight of the newest ratio in the moving average, as in the official code."""
+"""Share of the newest ratio in the moving average of `Balance`, as in the official code."""
 
 
 class Balance:
-    """Steers gates to a density by adding a gradient that closes them while they are too open.
+    """Steers gates to a density: while the gates are too open, a gradient that closes them is added.
 
-    GradBalance of Concrete Ticket Search (Arora & Teuscher 2025, arXiv 2512.07142). Let g be the gradient of the loss
-    with respect to all logits s, E the expected number of retained weights (`Gates.penalty(1.0)`), and e its gradient.
-    The gates get the gradient g + lambda e, where lambda is a moving average of |g| / |e| (L2 norms over all gates) at
-    steps where E exceeds ``headroom * density * weights``, and of 0 at other steps. So the closing gradient is as
-    strong as the loss gradient, whatever the scale of the loss. Use an optimiser with adaptive step sizes, such as
-    Adam, and initialise gates at the requested density.
+    This is GradBalance of Concrete Ticket Search (Arora & Teuscher 2025, arXiv 2512.07142). Let g be the gradient of
+    the loss with respect to all logits s, E the expected number of retained weights (`Gates.penalty(1.0)`), and e the
+    gradient of E. The logits get the gradient g + lambda e. Here, lambda is a moving average over steps. A step adds
+    |g| / |e| (L2 norms over all gates) to the average if E exceeds ``headroom * density * weights``, and 0 otherwise.
+    So the closing gradient is as strong as the loss gradient, whatever the scale of the loss. Use an optimiser with
+    adaptive step sizes, such as Adam, and initialise gates at the requested density.
 
     Examples:
         >>> model = nn.Linear(4, 3)
@@ -45,8 +45,8 @@ class Balance:
         Args:
             gates: the gates to steer.
             density: target density of all weights that have gates, above 0 and below 1.
-            headroom: expected density allowed, relative to `density`.
-            smoothing: weight of the newest ratio in the moving average.
+            headroom: the gates are closed while their expected density is above headroom * `density`.
+            smoothing: share of the newest ratio in the moving average, above 0 and at most 1.
 
         Raises:
             UsageError: for settings out of range.
@@ -63,7 +63,7 @@ class Balance:
         """lambda, a float64 scalar; None before the first step. It is the only state to save in checkpoints."""
 
     def add_gradients(self) -> None:
-        """Add the closing gradient to the gates; call this between `backward` and the step of their optimiser."""
+        """Add the gradient that closes gates; call this between `backward` and the step of the gates' optimiser."""
         logits = self._gates.parameters()
         expected = self._gates.penalty(1.0)
         closing = torch.autograd.grad(expected, logits)
@@ -78,7 +78,7 @@ class Balance:
 
 
 def _joint_norm(tensors: list[Tensor] | tuple[Tensor, ...]) -> Tensor:
-    """Return the L2 norm over all tensors in float64, because squares of small gradients underflow in float32."""
+    """Return the L2 norm over all tensors; it is computed in float64, where squares of small gradients fit."""
     parts = [torch.linalg.vector_norm(tensor, dtype=torch.float64).to(tensors[0].device) for tensor in tensors]
     total: Tensor = torch.linalg.vector_norm(torch.stack(parts))
     return total

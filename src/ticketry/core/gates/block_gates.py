@@ -20,8 +20,8 @@ from ticketry.core.structure.pattern import Pattern
 class BlockGates(Gates):
     """Gates on blocks of weights, created by `attach` with a pattern.
 
-    Each block has one logit s, in tensors of `Blocks.shape` under the weight's name. `kept`, densities, masks and the
-    penalty count weights; histograms and ties count gates.
+    Each block has one logit s. The logits of a weight are a tensor of shape `Blocks.shape`, named like the weight.
+    `kept`, densities, masks and the penalty count weights; `histogram` and `ties` count gates.
     """
 
     def __init__(
@@ -55,11 +55,11 @@ class BlockGates(Gates):
         return sum(int(blocks.sizes.sum()) for blocks in self._blocks)
 
     def penalty(self, coefficient: float) -> Tensor:
-        """Return coefficient * the sum over weights of how far their gates are open: a scalar to add to the loss.
+        """Return the penalty: `coefficient` times the sum, over all weights, of how far their gates are open.
 
-        A block's gate counts once for each weight that it multiplies, so the penalty equals that of gates on single
-        weights. For random gates it is the expected number of retained weights (Louizos, Welling & Kingma 2018, arXiv
-        1712.01312, section 2: groups that share a gate). The penalty's gradient does not depend on the pattern.
+        Add this scalar to the loss. A block's gate counts once for each weight that it multiplies, so the penalty is as
+        large as with one gate per weight. For random gates the sum is the expected number of retained weights (Louizos,
+        Welling & Kingma 2018, arXiv 1712.01312, section 2: groups that share a gate).
         """
         opened = zip(self._compute_openness(), self._sizes, strict=True)
         return charge_penalty([(value * sizes).sum() for value, sizes in opened], self, coefficient)
@@ -81,7 +81,10 @@ class BlockGates(Gates):
         return sum(float((value.double() * sizes).sum()) for value, sizes in opened) / self.weights
 
     def harden(self, *, collapse: str = "raise") -> Mask:
-        """Return the mask of the gates, in whole blocks; see `Gates.harden`. ``keep`` retains the best block."""
+        """Return the mask of the gates that are on, in whole blocks; see `Gates.harden`.
+
+        With ``collapse="keep"``, a parameter without open gates retains the block with the largest s.
+        """
         return Mask(self._expand_to_weights(super().harden(collapse=collapse)))
 
     def allocate(self, density: float, *, collapse: str = "raise") -> Mask:
@@ -135,6 +138,6 @@ class BlockGates(Gates):
         return None if blocks is None else Mask(self._expand_to_weights(blocks))
 
     def _expand_to_weights(self, of_blocks: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Expand tensors with one entry per block to the shapes of the weights."""
+        """Return tensors in the shapes of the weights, in which each weight has the value of its block."""
         pairs = zip(of_blocks.items(), self._blocks, strict=True)
         return {name: blocks.expand_to_weights(values) for (name, values), blocks in pairs}

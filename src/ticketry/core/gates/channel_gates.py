@@ -27,11 +27,11 @@ def attach_channels(
 ) -> ChannelGates:
     """Multiply each channel by a trainable gate at the layers that read it, until `Gates.detach`.
 
-    Each channel c of a group has one gate z_c. Every layer that reads the channel sees its value times z_c, after norm
-    and nonlinearity, so no norm cancels the gate. This is implemented by scaling the reading layer's weights for the
-    channel; the model's modules do not change. Depthwise convolutions are not scaled, but the layers after them are.
-    (Louizos, Welling & Kingma 2018, arXiv 1712.01312, section 4, gates neurons and filters; this function gates coupled
-    channels.)
+    Coupled channels, which can only be removed together, form one channel c of a group and share one gate z_c. Every
+    layer that reads the channel sees its value, after norm and nonlinearity, times z_c; so no norm cancels the gate.
+    This is implemented by scaling the weights with which the layer reads the channel; the model's modules do not
+    change. A depthwise convolution is not scaled; the layers after it are. (Louizos, Welling & Kingma 2018, arXiv
+    1712.01312, section 4, gate single neurons and filters in this way.)
 
     Args:
         model: on the device where it trains, see `attach`.
@@ -43,7 +43,7 @@ def attach_channels(
 
     Raises:
         StructureError: if there are no channels that can be removed.
-        UsageError: if no layer with a known weight reads some of them, or a weight has gates already.
+        UsageError: if no layer with a known weight reads the channels of a group, or a weight has gates already.
     """
     check_init(init)
     readers = find_readers(model, structure, scope)
@@ -54,10 +54,10 @@ def attach_channels(
 
 
 def find_readers(model: nn.Module, structure: Structure, scope: Scope) -> dict[str, list[Member]]:
-    """Return for each removable group, by name, the weight dimensions that read its channels.
+    """Return, by the name of each removable channel group, the weight dimensions that read the group's channels.
 
-    Dimensions that are outputs as well, such as those of a depthwise convolution, are left out. Raises as
-    `attach_channels`.
+    Dimensions that also compute channels, such as those of a depthwise convolution, are left out. Raises the same
+    errors as `attach_channels`.
     """
     parts = structure.roles
     groups = _name_uniquely([structure.groups[position] for position in removable_group_positions(structure, scope)])
@@ -74,7 +74,7 @@ def find_readers(model: nn.Module, structure: Structure, scope: Scope) -> dict[s
 
 @dataclass(frozen=True)
 class _ChannelIndices:
-    """The position of one group's channels in one weight."""
+    """Where the channels of a group are in a weight: indices along one dimension."""
 
     group: int
     dim: int
@@ -85,8 +85,8 @@ class _ChannelIndices:
 class ChannelGates(Gates):
     """Gates on channels, created by `attach_channels`.
 
-    Each channel has one logit s, in tensors [channels] under the group's name. Counts, densities and histograms count
-    channels; the penalty counts weights.
+    Each channel has one logit s. The logits of a group are a tensor [channels], named like the group. `kept`, `ties`,
+    densities and histograms count channels; the penalty and `weights` count weights.
     """
 
     def __init__(
@@ -112,11 +112,11 @@ class ChannelGates(Gates):
         super().__init__(model, parameters, kind, init, None, seed)
 
     def penalty(self, coefficient: float) -> Tensor:
-        """Return coefficient * the sum over gates of how far each is open, times the number of weights that it
-        multiplies.
+        """Return the penalty: `coefficient` times the number of weights behind open gates.
 
-        For hard-concrete gates this is the expected number of weights that are not multiplied by 0 (Louizos, Welling &
-        Kingma 2018, section 2: groups that share a gate). Weights that compute the channels are not counted.
+        Each gate counts as far as it is open, times the number of weights that it multiplies. For hard-concrete gates
+        this is the expected number of weights that are not multiplied by 0 (Louizos, Welling & Kingma 2018, section 2:
+        groups that share a gate). The weights that compute a channel are not counted, only those that read it.
         """
         opened = zip(self._compute_openness(), self._weights_per_channel, strict=True)
         return weighted_sum([value.sum() * weights for value, weights in opened], coefficient)
@@ -126,7 +126,7 @@ class ChannelGates(Gates):
         return sum(weights * len(s) for weights, s in zip(self._weights_per_channel, self._logits, strict=True))
 
     def harden(self, *, collapse: str = "raise") -> Mask:
-        """Raise `UsageError`: channel gates become a mask by `channel_masks.prune_channels_by_scores`."""
+        """Raise `UsageError`; use `channel_masks.prune_channels_by_scores` to turn channel gates into a mask."""
         return self.allocate(1.0)
 
     def by_weight(self) -> dict[str, Tensor]:
@@ -134,7 +134,7 @@ class ChannelGates(Gates):
         raise UsageError("gates on channels multiply what layers read: a weight has that of its input, and of no other")
 
     def allocate(self, density: float, *, collapse: str = "raise") -> Mask:
-        """Raise `UsageError`: channel gates become a mask by `channel_masks.prune_channels_by_scores`."""
+        """Raise `UsageError`; use `channel_masks.prune_channels_by_scores` to turn channel gates into a mask."""
         raise UsageError(
             "gates on channels rank channels, and become a mask at a density:"
             " structure.channel_masks.prune_channels_by_scores(model, structure, [s of each group], density)"
@@ -191,19 +191,19 @@ class ChannelGates(Gates):
 
 
 def _broadcast_gates(weight: Tensor, part: _ChannelIndices, gate: Tensor) -> Tensor:
-    """Return a group's gates at the positions of its channels in a weight, and 1 elsewhere; it can be broadcast."""
+    """Return the factor, to be broadcast, of a weight: the group's gates where it reads their channels, else 1."""
     # Indices are unique, so that neither this nor its gradient depends on an order of summation.
     spread = gate.new_ones(weight.shape[part.dim]).index_put((part.index,), gate[:, None].expand(part.index.shape))
     return spread.view([-1 if dim == part.dim else 1 for dim in range(weight.dim())])
 
 
 def _count_weights_per_channel(member: Member, parameter: Tensor) -> int:
-    """Return the number of weights of a parameter that read one channel."""
+    """Return how many weights of `parameter` read a channel; `member` is the dimension that reads it."""
     return parameter.numel() // parameter.shape[member.dim] * len(member.indices[0])
 
 
 def _name_uniquely(groups: Sequence[ChannelGroup]) -> dict[str, ChannelGroup]:
-    """Return groups by name; a number is appended if several groups have the same name."""
+    """Return groups by name; append a number to the name if several groups have the same one."""
     named: dict[str, ChannelGroup] = {}
     for group in groups:
         name, number = group.name, 1

@@ -1,4 +1,4 @@
-"""Costs of open gates, which a penalty charges instead of their number."""
+"""Costs of open gates, such as FLOPs: with them, a penalty sums what open gates cost instead of counting them."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from ticketry.errors import UsageError
 
 @dataclass(frozen=True)
 class Charges:
-    """For each parameter with gates, the cost that the penalty charges as a function of the share of open gates.
+    """The cost of each parameter with gates, as a function of the share of its gates that are open.
 
-    For a layer of n weights of which o are open (possibly a sum of probabilities), the penalty is C(o / n), where C is
-    the lower convex hull of the layer's costs. So the gradient charges each gate the marginal cost of its weight. The
-    cost of an empty layer is subtracted, and the unit is the mean price of a weight: with all gates open, the penalty
-    is their number, so a coefficient means the same with and without charges.
+    For a layer of n weights of which o are open (o may be a sum of probabilities), the penalty is C(o / n), where C is
+    the lower convex hull of the layer's cost as a function of density. So the gradient of each gate contains the
+    marginal cost of its weight. The cost of the layer without weights is subtracted. The unit is the mean cost of a
+    weight: with all gates open, the penalty equals the number of weights, as without charges.
 
     Examples:
         >>> charges = tk.gates.Charges.by({"0.weight": 3, "2.weight": 1}, {"0.weight": 4, "2.weight": 4})
@@ -39,8 +39,8 @@ class Charges:
     """
 
     curves: tuple[Curve, ...]
-    """For each parameter in the order of the scope: its convex cost by density, 0 if empty; all full layers cost
-    `sum(sizes)`.
+    """For each parameter, in the order of the scope: its cost as a convex function of density, 0 at density 0. At
+    density 1, the costs of all parameters add up to `sum(sizes)`.
     """
     sizes: tuple[int, ...]
     """Number of weights of each parameter."""
@@ -50,8 +50,8 @@ class Charges:
         """Compute charges from the price of each parameter's weights, or from a cost model.
 
         Args:
-            prices: parameter name -> cost of each of its weights; or a `CostModel`.
-            sizes: name -> number of weights, for the parameters that have gates.
+            prices: the cost of a single weight, by parameter name; or a `CostModel`.
+            sizes: the number of weights, by name, of the parameters that have gates.
 
         Raises:
             UsageError: for a parameter without a price, or if no weight costs anything.
@@ -71,7 +71,7 @@ class Charges:
         return cls(tuple(above), tuple(sizes.values()))
 
     def of(self, opened: Sequence[Tensor]) -> list[Tensor]:
-        """Return the charge of each parameter for its open gates.
+        """Return, for each parameter, the cost of its open gates as a scalar tensor.
 
         Args:
             opened: number of open gates of each parameter, as scalar tensors.
@@ -79,11 +79,11 @@ class Charges:
         return [_compute_charge(*each) for each in zip(opened, self.curves, self.sizes, strict=True)]
 
     def share(self, density: float) -> float:
-        """Return the share of all charges that remains if every layer has this `density`."""
+        """Return the cost of all parameters at this `density`, as a share of their cost at density 1."""
         return sum(curve.at(density) for curve in self.curves) / sum(curve.costs[-1] for curve in self.curves)
 
     def density_for(self, share: float) -> float:
-        """Return the density, equal in all layers, at which this `share` of all charges remains."""
+        """Return the density at which all parameters together cost this `share` of their cost at density 1."""
         low, high = 0.0, 1.0
         for _ in range(60):
             middle = (low + high) / 2
@@ -100,15 +100,15 @@ def convex_costs(prices: Prices, sizes: Mapping[str, int]) -> dict[str, Curve]:
 
 
 def share_above_floor(prices: Prices, sizes: Mapping[str, int], share: float) -> float:
-    """Convert a budget to the share of removable costs that it leaves: 0 with all gated layers empty, 1 with all full.
+    """Convert a budget to the share of the gates' costs that it permits: 0 permits no open gate, 1 permits all.
 
     Args:
         prices: see `Charges.by`.
-        sizes: number of weights of each parameter.
-        share: the budget: share of the cost of all these weights or, with a cost model, of the whole network.
+        sizes: number of weights of each parameter with gates.
+        share: the budget, as a share of the cost of all these weights or, with a cost model, of the whole network.
 
     Raises:
-        UsageError: for a budget below the cost with empty layers.
+        UsageError: for a budget below the cost that remains without any of these weights.
     """
     if not isinstance(prices, CostModel):
         return share
@@ -128,7 +128,10 @@ class _HasCharges(Protocol):
 
 
 def charge_penalty(opened: Sequence[Tensor], gates: _HasCharges, coefficient: float) -> Tensor:
-    """Return coefficient * the charges for open gates, a scalar. Without `charges`, each open gate costs 1."""
+    """Return `coefficient` times the cost of the open gates, a scalar; without `gates.charges`, each gate costs 1.
+
+    `opened` contains, for each parameter, the number of its open gates.
+    """
     return weighted_sum(opened if gates.charges is None else gates.charges.of(opened), coefficient)
 
 
@@ -144,5 +147,5 @@ def _compute_charge(opened: Tensor, curve: Curve, size: int) -> Tensor:
 
 
 def _round_for_keys(value: float) -> float:
-    """Round to 12 digits, as in the keys of stored results."""
+    """Return `value` rounded to 12 significant digits, as numbers are in the keys of stored results."""
     return float(f"{value:.12g}")

@@ -30,7 +30,7 @@ from ticketry_engine.support.seeds import generator
 
 @dataclass(frozen=True)
 class OpenSums:
-    """Cached sums of how far gates are open, and the state of the gates for which they are valid."""
+    """Per parameter, the cached sum of how far its gates are open, and the state of the gates that it belongs to."""
 
     totals: list[Tensor]
     moment: Moment
@@ -38,24 +38,27 @@ class OpenSums:
 
 
 def create_logits(parameter: nn.Parameter, init: float) -> nn.Parameter:
-    """Create the logits s of a parameter, in at least float32, because small steps would not change a bfloat16 s."""
+    """Create the logits s of a parameter, in float32 or wider: small steps would not change a bfloat16 s."""
     dtype = torch.promote_types(parameter.dtype, torch.float32)
     return nn.Parameter(torch.full_like(parameter, init, dtype=dtype, requires_grad=False))
 
 
 def mask_as_numbers(logits: Tensor, kept: Tensor) -> Tensor:
-    """Return a mask as numbers 0 and 1, in the dtype, layout and device of the logits."""
+    """Return the mask `kept` as numbers 0 and 1, with the dtype, memory layout and device of `logits`."""
     return torch.empty_like(logits, requires_grad=False).copy_(kept)
 
 
 def draw_uniform(logits: Tensor, seed: int, step: int, number: int) -> Tensor:
-    """Draw uniform numbers in (0, 1) for parameter `number` at a step; equal on any device and in any layout."""
+    """Draw uniform numbers in (0, 1) in the shape of `logits`; they depend only on `seed`, `step` and `number`.
+
+    `number` is the parameter's index. Device and memory layout do not change the numbers.
+    """
     draws = torch.rand(logits.shape, dtype=logits.dtype, generator=generator(seed, "gates", step, number))
     return torch.empty_like(logits, requires_grad=False).copy_(draws.clamp_(min=torch.finfo(draws.dtype).eps))
 
 
 def check_resumable(state: Mapping[str, Any], own: Mapping[str, Any], kind: Kind) -> None:
-    """Check that gates of this kind, whose state is `own`, can resume from `state`.
+    """Check that gates whose kind is `kind` and whose state dict is `own` can resume from the state dict `state`.
 
     Raises:
         MaskError: if `state` belongs to gates of another kind, with other temperatures, or on other weights.
@@ -85,7 +88,7 @@ def check_no_nan(logits: Iterable[tuple[str, Tensor]], progress: float, rounds: 
     """Check that no logit has become NaN.
 
     Raises:
-        TrainingError: naming a parameter with NaN.
+        TrainingError: if one has; the message names the parameter.
     """
     for name, each in logits:
         if bool(torch.isnan(each.detach()).any()):
@@ -97,7 +100,7 @@ def check_no_nan(logits: Iterable[tuple[str, Tensor]], progress: float, rounds: 
 
 @contextmanager
 def temporarily_set(thing: object, flag: str) -> Iterator[None]:
-    """Set an attribute of an object to True within the block."""
+    """Set the attribute `flag` of `thing` to True within the block, and restore its value afterwards."""
     before = getattr(thing, flag)
     setattr(thing, flag, True)
     try:
@@ -110,7 +113,7 @@ def check_devices(logits: Sequence[tuple[str, Tensor]], weights: Sequence[Tensor
     """Check that gates are on the devices of their weights.
 
     Raises:
-        UsageError: naming a weight on another device.
+        UsageError: if a weight is on another device than its gates; the message names the weight.
     """
     for (name, each), weight in zip(logits, weights, strict=True):
         if weight.device != each.device:
@@ -123,14 +126,14 @@ def check_devices(logits: Sequence[tuple[str, Tensor]], weights: Sequence[Tensor
 def harden_logits(
     logits: Mapping[str, Tensor], kept: Sequence[Tensor | None], threshold: float, collapse: str, where: str
 ) -> Mask:
-    """Return the mask that retains weights whose logit s is above the threshold, within `kept`.
+    """Return the mask that retains the weights in `kept` whose logit s is above `threshold`.
 
     Args:
         logits: parameter name -> s.
-        kept: for each parameter its initial mask as 0 and 1, or None if it has none.
-        threshold: s above this is on.
+        kept: for each parameter its initial mask as 0 and 1, or None if all weights may be retained.
+        threshold: gates whose s is above this are on.
         collapse: see `Gates.harden`.
-        where: progress of the search, for the error message.
+        where: progress of the search in words, for the error message.
     """
     check_collapse(collapse)
     on = {}
@@ -151,7 +154,7 @@ def harden_logits(
 
 @dataclass(frozen=True)
 class Histogram:
-    """Number of gates by how far they are open, from 0 (off) to 1.
+    """Numbers of gates, counted by how far they are open: from 0 (off) to 1.
 
     Examples:
         >>> gates = tk.gates.attach(nn.Linear(4, 3), init=2.0)
@@ -165,16 +168,16 @@ class Histogram:
     upper edge.
     """
     counts: Mapping[str, tuple[int, ...]]
-    """parameter name -> number of gates in each of the n bins"""
+    """The number of gates in each of the n bins, by parameter name."""
 
     @property
     def total(self) -> tuple[int, ...]:
-        """Number of gates of all parameters in each bin."""
+        """The number of gates in each bin, over all parameters."""
         return tuple(map(sum, zip(*self.counts.values(), strict=True)))
 
 
 def count_gates(opened: Mapping[str, Tensor], bins: int) -> Histogram:
-    """Return a histogram of how far gates are open, in `bins` equal bins.
+    """Return a histogram of `opened` (how far gates are open, by parameter name) in `bins` bins of equal width.
 
     Raises:
         UsageError: for less than one bin.
@@ -196,7 +199,7 @@ class OptimizerStepListener(Protocol):
 
 
 def listen_to_optimizer_steps(listener: OptimizerStepListener) -> None:
-    """Call the listener's `_count_optimizer_step` after every optimiser step, as long as the listener lives."""
+    """Call the listener's `_count_optimizer_step` after every optimiser step, until the listener is deleted."""
     for one in _listeners.present:
         if one() is None:
             _listeners.remove(one)
@@ -215,7 +218,7 @@ _listeners = Listeners["weakref.ref[OptimizerStepListener]"](lambda: Stepping(af
 
 RESETS = ("paper", "code")
 GateFunction = Callable[[Tensor, Moment], Tensor]
-"""(logits s, moment) -> deterministic gates."""
+"""A function that computes deterministic gates from logits s and a `Moment`."""
 
 
 class Gates:
@@ -275,9 +278,10 @@ class Gates:
     # -- to train --------------------------------------------------------------------------------------------------
 
     def parameters(self) -> list[nn.Parameter]:
-        """Return the logits s, for an optimiser: in the shape and layout of their weights, in at least float32.
+        """Return the logits s, to be trained by an optimiser.
 
-        Do not use weight decay: it would pull them towards 0, the threshold between on and off.
+        Each tensor of logits has the shape and memory layout of its weight, in float32 or wider. Do not use weight
+        decay: it would pull the logits towards 0, the threshold between on and off.
         """
         return list(self._logits)
 
@@ -301,11 +305,11 @@ class Gates:
         return self._progress
 
     def penalty(self, coefficient: float) -> Tensor:
-        """Return coefficient * the sum over weights of how far their gates are open: a scalar to add to the loss.
+        """Return the penalty: `coefficient` times the sum, over all weights, of how far their gates are open.
 
-        Because it is a sum, it grows with the model (coefficients: Savarese et al. 2020: 1e-8; Louizos et al. 2018: 0.1
-        / examples). With `charges`, it is the sum of the costs of open gates. Sums computed in the last forward pass
-        are reused.
+        Add this scalar to the loss. It grows with the size of the model; papers use coefficients of 1e-8 (Savarese et
+        al. 2020) and 0.1 / number of examples (Louizos et al. 2018). With `charges`, the sum is of the costs of open
+        gates. If the last forward pass has already computed the sum, it is reused.
         """
         sums, self._sums = self._sums, None
         valid = (
@@ -315,9 +319,10 @@ class Gates:
         return charge_penalty(totals, self, coefficient)
 
     def anneal(self, progress: float) -> None:
-        """Set the temperature for a round's `progress`, the share of its training that is done, from 0 to 1.
+        """Set the temperature of the gates for `progress`, the share (0 to 1) of this round's training that is done.
 
-        `by_step` and `by_epoch` compute it. Logits are checked for NaN whenever progress reaches a further per cent.
+        `by_step` and `by_epoch` compute this share. Each time it reaches a further per cent, logits are checked for
+        NaN.
 
         Raises:
             UsageError: for a progress out of range.
@@ -331,10 +336,10 @@ class Gates:
             self._checked = int(100 * progress)
 
     def set_step(self, step: int) -> None:
-        """Set the step number that seeds the next random draws, which depend only on (seed, step, parameter).
+        """Set the step number: the next random gates depend only on the seed, this number and the parameter.
 
-        An ordinary training loop needs no call: the step number increases whenever the logits have changed. Raises
-        `UsageError` below 0.
+        An ordinary training loop need not call this: the step number increases whenever the logits have changed. Raises
+        `UsageError` for a number below 0.
         """
         if step < 0:
             raise UsageError(f"a step is a number from 0 on, not {step!r}")
@@ -348,10 +353,11 @@ class Gates:
     # -- soft and hard ---------------------------------------------------------------------------------------------
 
     def hard(self, on: bool = True) -> None:
-        """Switch hard gates on or off, in training and evaluation mode; hard gates give s no gradient.
+        """Switch hard gates on or off, for training and evaluation mode; with hard gates, s gets no gradient.
 
-        Without hard gates, training uses soft or random gates, and each kind defines the gates of evaluation mode. A
-        call raises `MaskError` if gates remove a whole row whose norm `weight_norm` divides by.
+        Hard gates remove exactly the weights that the mask removes. Otherwise training uses soft or random gates, and
+        each kind defines the gates of evaluation mode. With `weight_norm`, which divides by the norm of a row, calling
+        the model raises `MaskError` if gates remove a whole row.
         """
         self._hard = on
 
@@ -360,34 +366,37 @@ class Gates:
         return temporarily_set(self, "_hard")
 
     def lifted(self) -> contextlib.AbstractContextManager[None]:
-        """Disable the gates within the block, so that the model computes with its bare weights, as for a teacher."""
+        """Disable the gates within the block: the model then computes with its weights alone, such as a teacher."""
         return temporarily_set(self, "_lifted")
 
     def drawing(self) -> contextlib.AbstractContextManager[None]:
-        """Use the gates of training mode in evaluation mode too, within the block; trains gates over frozen weights."""
+        """Within the block, use the gates of training mode also in evaluation mode, to train gates but not weights."""
         return temporarily_set(self, "_drawing")
 
     def harden(self, *, collapse: str = "raise") -> Mask:
-        """Return the mask of the gates that are on: s > 0 (hard-concrete: s > log(-gamma / zeta)). Ties are off, see
-        `ties`.
+        """Return the mask of the weights whose gates are on: s > 0 (hard-concrete: s > log(-gamma / zeta)).
 
         Args:
-            collapse: what to do with a parameter without open gates: ``raise``, or ``keep`` the one with the largest s.
+            collapse: what to do if no gate of a parameter is on: ``raise`` an error, or ``keep`` the weight with the
+                largest s.
 
         Raises:
-            LayerCollapseError: naming those parameters, if `collapse` is ``raise``.
-            TrainingError: naming the parameter whose s are NaN.
+            LayerCollapseError: if no gate of a parameter is on and `collapse` is ``raise``.
+            TrainingError: if logits are NaN; the message names the parameter.
         """
         check_no_nan(self.named_parameters(), self.progress, self.round)
         where = f"progress {self.progress:g}, inverse temperature {self.beta:g}, round {self.round}"
         return harden_logits(dict(self.named_parameters()), self._kept, self.kind.threshold, collapse, where)
 
     def allocate(self, density: float, *, collapse: str = "raise") -> Mask:
-        """Return the mask of the gates with the largest s at a density; for `collapse` and errors see `tk.allocate`."""
+        """Return the mask that retains the share `density` of the weights, those with the largest s.
+
+        For `collapse` and the errors see `tk.allocate`.
+        """
         return allocate_for_gates(self.by_weight(), density, within=self._initial_mask(), collapse=collapse)
 
     def _initial_mask(self) -> Mask | None:
-        """Return the mask passed to `attach` as `within`, if any."""
+        """Return the mask that was passed to `attach` as `within`; None without one."""
         kept = {name: mask != 0 for name, mask in zip(self._names, self._kept, strict=True) if mask is not None}
         return Mask(kept) if kept else None
 
@@ -409,7 +418,7 @@ class Gates:
 
     @torch.no_grad()
     def soft_density(self) -> float:
-        """Return the mean openness of the gates: of sigmoid(beta s), or of the probability that a gate is not 0."""
+        """Return how far gates are open on average: sigmoid(beta s), or for random gates the chance of being open."""
         return sum(float(value.double().sum()) for value in self._compute_openness()) / self._gate_count
 
     @torch.no_grad()
@@ -426,18 +435,17 @@ class Gates:
 
     @torch.no_grad()
     def next_round(self, *, reset: str = "paper", optimizer: Optimizer | None = None) -> None:
-        """Start the next round of a search: reset beta to 1 and open gates to s0, and keep suppressed gates off.
+        """Start the next round of a search: reset beta to 1 and all s above s0 to s0; gates that are off stay off.
 
         Args:
-            reset: ``paper``: s <- min(beta_T s, s0) (Savarese et al. 2020, algorithm 2). ``code``: s <- min(s, s0), as
-                in
-                the official code, which resets the temperature before it uses it.
-            optimizer: the optimiser of the gates; its state for them (momentum) is cleared. The official code retains
-                it.
+            reset: ``paper`` sets s to min(beta_T s, s0), where beta_T is the inverse temperature at the end of a round
+                (Savarese et al. 2020, algorithm 2). ``code`` sets s to min(s, s0), as the paper's official code does.
+            optimizer: the optimiser of the gates; its state for the gates, such as momentum, is cleared. None: no state
+                is cleared, as in the official code.
 
         Raises:
-            UsageError: for kinds without rounds.
-            TrainingError: naming the parameter whose s are NaN.
+            UsageError: for an unknown reset, and for kinds of gates without rounds.
+            TrainingError: if logits are NaN; the message names the parameter.
         """
         if not self.kind.rounds:
             raise UsageError(f"gates of kind {self.kind.name!r} have no rule for a further round")
@@ -458,11 +466,11 @@ class Gates:
         """Remove the gates from the model. Masks and statistics of the gates remain available.
 
         Args:
-            apply: whether to multiply the weights by the hard gates; otherwise they stay as training left them.
+            apply: whether to multiply the weights by the hard gates; otherwise the weights stay as training left them.
 
         Raises:
-            UsageError: if the gates are detached already.
-            MaskError: with `apply`, see `hard`.
+            UsageError: if the gates are already detached.
+            MaskError: with `apply`, in the case that `hard` describes.
         """
         if self._swap is None:
             raise UsageError("these gates are detached already")
@@ -478,7 +486,7 @@ class Gates:
     # -- state -----------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the state for resuming bit for bit: numbers, and copies of the logits by name under ``"gates"``."""
+        """Return the state from which `load_state_dict` resumes bit for bit, with copies of the logits."""
         return {
             "kind": self.kind.name,
             "init": self.init,
@@ -493,7 +501,7 @@ class Gates:
 
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Resume from a state. The tensors s stay the same objects, so optimisers remain valid.
+        """Resume from `state`, as `state_dict` returned it. Optimisers stay valid: logits are changed in place.
 
         Raises:
             MaskError: if the state belongs to gates of another kind, with other temperatures, or on other weights.
@@ -534,7 +542,10 @@ class Gates:
 
     @property
     def _logit_versions(self) -> tuple[int, ...]:
-        """Tensor versions of all s, and the number of optimiser steps: fused optimisers increase no versions."""
+        """Numbers that change whenever logits do: torch's tensor versions, and the number of optimiser steps.
+
+        The steps are needed because fused optimisers do not increase tensor versions.
+        """
         return self._updates, *(logits._version for logits in self._logits)
 
     @property
@@ -542,12 +553,12 @@ class Gates:
         return sum(logits.numel() for logits in self._logits)
 
     def _retained_logits(self) -> Iterator[Tensor]:
-        """Yield the logits of each parameter; with an initial mask, those of the retained weights as a 1-d tensor."""
+        """Yield the logits of each parameter; with an initial mask, only those of retained weights, as 1-d tensors."""
         for logits, kept in zip(self._logits, self._kept, strict=True):
             yield logits.detach() if kept is None else logits.detach()[kept != 0]
 
     def _count_logits(self, where: Callable[[Tensor, float], Tensor]) -> dict[str, int]:
-        """Count the logits of each parameter for which `where(s, threshold)` is True."""
+        """Return, by parameter name, the number of logits s for which `where(s, threshold)` is True."""
         at = self.kind.threshold
         return {name: int(where(s, at).sum()) for name, s in zip(self._names, self._retained_logits(), strict=True)}
 
@@ -557,7 +568,10 @@ class Gates:
             yield opened if kept is None else opened * kept
 
     def _apply_gates(self, numbers: Sequence[int], weights: Sequence[Tensor], everything: bool) -> list[Tensor]:
-        """Return weight * gate for some parameters, by number, as the model's current mode requires."""
+        """Return weight * gate of the parameters with the indices `numbers`, for the current mode of the model.
+
+        `everything` says that these are all parameters with gates.
+        """
         if self._lifted:
             return list(weights)
         self._check_devices(numbers, weights)
@@ -574,7 +588,7 @@ class Gates:
     def _apply_gate_function(
         self, numbers: Sequence[int], weights: Sequence[Tensor], act: GateFunction
     ) -> list[Tensor]:
-        """Return weight * gate, with gates computed by `act`, outside of training."""
+        """Return weight * gate for evaluation or for hard gates; `act` computes the gates."""
         return [
             apply_gate(weight, act(self._logits[number], self._moment), self._kept[number])
             for number, weight in zip(numbers, weights, strict=True)
@@ -583,8 +597,9 @@ class Gates:
     def _apply_training_gates(
         self, numbers: Sequence[int], weights: Sequence[Tensor], everything: bool
     ) -> list[Tensor]:
-        """Return weight * gate of training. If `everything` (all parameters are included), cache the sums for the
-        penalty.
+        """Return weight * gate for training.
+
+        If `everything` (these are all parameters with gates), cache the sums of open gates for the penalty.
         """
         pairs = [
             self.kind.product(
@@ -598,7 +613,7 @@ class Gates:
         return [product for product, _ in pairs]
 
     def _draw_uniform(self, number: int) -> Tensor | None:
-        """Draw the uniform numbers of parameter `number` for this step; None if the kind of gates is not random."""
+        """Draw this step's uniform numbers for the parameter with index `number`; None if gates are not random."""
         return draw_uniform(self._logits[number], self.seed, self._step, number) if self.kind.draws else None
 
     def _check_devices(self, numbers: Sequence[int], weights: Sequence[Tensor]) -> None:

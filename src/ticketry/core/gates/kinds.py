@@ -14,7 +14,7 @@ from ticketry.errors import UsageError
 from ticketry.registry import Registry
 
 LARGEST_BETA = 1e12
-"""Largest accepted inverse temperature: far above what rounds a float32 sigmoid to 0 or 1, far below overflow."""
+"""Largest accepted inverse temperature. Far smaller ones already round a float32 sigmoid to 0 or 1; none overflows."""
 
 
 def inverse_temperature(progress: float, final: float) -> float:
@@ -22,7 +22,7 @@ def inverse_temperature(progress: float, final: float) -> float:
 
     Args:
         progress: share of the round that is done, 0 <= progress <= 1.
-        final: beta_T, at least 1.
+        final: beta_T, the inverse temperature at the end of the round, at least 1.
 
     Raises:
         UsageError: for numbers outside these ranges.
@@ -48,9 +48,9 @@ def check_final(final: float) -> float:
 
 
 def by_step(step: int, steps: int) -> float:
-    """Return the progress after `step` of the `steps` updates of a round, so that each update lowers the temperature.
+    """Return `step` / `steps`, the progress after `step` of the `steps` optimiser steps of a round.
 
-    This is the schedule of the paper.
+    With this progress, which is the paper's, every step lowers the temperature.
 
     Examples:
         >>> tk.gates.by_step(50, 100)
@@ -63,7 +63,7 @@ def by_step(step: int, steps: int) -> float:
 def by_epoch(epoch: int, epochs: int) -> float:
     """Return the progress in epoch 0, 1, … of `epochs`: 0 in the first epoch, 1 in the last.
 
-    This is the schedule of the official code. In a round of one epoch the progress is 1.
+    The official code of Savarese et al. (2020) uses this progress. In a round of a single epoch, it is 1.
 
     Examples:
         >>> [tk.gates.by_epoch(epoch, 3) for epoch in range(3)]
@@ -80,7 +80,7 @@ def _check_progress(done: int, last: int, what: str) -> None:
 
 @dataclass(frozen=True)
 class Moment:
-    """The initial logit and current inverse temperature, on which gates depend besides their logits s.
+    """The numbers besides the logits s on which gates depend: the initial logit and the inverse temperature.
 
     Examples:
         >>> moment = tk.gates.Moment(init=0.0, beta=2.0)
@@ -95,8 +95,9 @@ class Moment:
 
 
 class Kind:
-    """Base class of kinds of gates. Methods take logits s of any shape and return tensors of that shape, differentiable
-    in s.
+    """Base class of kinds of gates, which define how gates are computed from their logits s.
+
+    The methods take logits of any shape, and return tensors of the same shape that are differentiable in s.
 
     Examples:
         >>> class Square(tk.gates.Kind):
@@ -128,11 +129,11 @@ class Kind:
 
     @property
     def threshold(self) -> float:
-        """Gates whose s is above this are on; at exactly this value they are tied, and off."""
+        """Gates whose s is above this number are on; at exactly this number they are off, and count as ties."""
         return 0.0
 
     def inverse_temperature(self, progress: float) -> float:
-        """Return beta at this progress of a round; always 1 for kinds that are not annealed."""
+        """Return the inverse temperature beta at `progress` of a round (0 to 1); 1 for kinds without annealing."""
         inverse_temperature(progress, 1.0)  # raises for a progress outside [0, 1]
         return 1.0
 
@@ -155,19 +156,20 @@ class Kind:
         return (logits > self.threshold).to(logits.dtype)
 
     def open(self, logits: Tensor, moment: Moment) -> Tensor:
-        """Return how far each gate is open, from 0 to 1. The penalty is its sum, and `soft_density` its mean."""
+        """Return how far each gate is open, from 0 to 1; the penalty sums this, and `soft_density` averages it."""
         raise NotImplementedError
 
     def product(
         self, weight: Tensor, logits: Tensor, kept: Tensor | None, moment: Moment, uniform: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
-        """Return weight * gate of training in the weight's dtype; also the sum of `open` if it costs nothing, else
-        None.
+        """Return weight * gate for training, in the weight's dtype, and the sum of `open` if it costs nothing.
+
+        A kind that would have to compute the sum separately returns None in its place.
 
         Args:
             weight: values of the parameter.
-            logits: its s.
-            kept: the initial mask as 0 and 1; None if there is none.
+            logits: the logits s of the parameter.
+            kept: the initial mask as 0 and 1; None if all weights may be retained.
             moment: s0 and the inverse temperature.
             uniform: uniform random numbers; None for kinds that are not random.
         """
@@ -183,10 +185,11 @@ def sigmoid(logits: Tensor, factor: float = 1.0) -> Tensor:
 class Continuous(Kind):
     """Gates of Continuous Sparsification (Savarese, Silva & Maire 2020, arXiv 1912.04427, section 4 and algorithm 2).
 
-    Training and evaluation: m = sigmoid(beta s) / sigmoid(s0) with beta = final ** progress. The division, from the
-    official code, makes a new gate 1 (to rounding), so that gates attached to a trained network do not change it.
-    Hardened: 1[s > 0] / sigmoid(s0), the limit of soft gates as beta grows. Penalty: sum of sigmoid(beta s), as in the
-    paper; the official code sums the divided gates, so the same coefficient counts 1 / sigmoid(s0) times as much there.
+    In training and evaluation, a gate is m = sigmoid(beta s) / sigmoid(s0) with beta = final ** progress. The division
+    is from the official code: it makes new gates 1 (up to rounding), so that attaching gates does not change what a
+    trained network computes. A hard gate is 1[s > 0] / sigmoid(s0), the limit of soft gates as beta grows. The penalty
+    sums sigmoid(beta s), as in the paper. The official code sums the divided gates instead, so its penalty is
+    1 / sigmoid(s0) times as large.
 
     Examples:
         >>> kind, s = tk.gates.Continuous(final=100.0), torch.tensor([-1.0, 0.0, 1.0])
@@ -231,7 +234,7 @@ class Continuous(Kind):
 
     @staticmethod
     def scale(moment: Moment) -> float:
-        """Return 1 / sigmoid(s0), by which gates are multiplied so that new gates are 1."""
+        """Return 1 / sigmoid(s0); gates are multiplied by this number so that new gates are 1."""
         return 1 + math.exp(-moment.init)
 
 
@@ -239,10 +242,10 @@ class Continuous(Kind):
 class Stochastic(Kind):
     """Gates of Iterative Stochastic Sparsification (ISS), the baseline of Savarese et al. (2020).
 
-    Training: m ~ Bernoulli(sigmoid(s)), drawn once per step, with a straight-through gradient dm/ds = sigmoid(s) (1 -
-    sigmoid(s)) (Bengio et al. 2013, arXiv 1308.3432). Gates are 0 or 1 and not normalised. Evaluation: the
-    deterministic mask 1[s > 0], soft or hardened. Penalty: sum of sigmoid(s), the expected number of weights retained.
-    There is no temperature to anneal.
+    In training, a gate is m ~ Bernoulli(sigmoid(s)), drawn once per step, with the straight-through gradient
+    dm/ds = sigmoid(s) (1 - sigmoid(s)) (Bengio et al. 2013, arXiv 1308.3432). Gates are 0 or 1, without division by
+    sigmoid(s0). In evaluation, a gate is 1[s > 0], hard or not. The penalty sums sigmoid(s), which is the expected
+    number of retained weights. There is no temperature to anneal.
 
     Examples:
         >>> kind, s = tk.gates.Stochastic(), torch.tensor([0.0, 0.0, 2.0])
@@ -257,7 +260,7 @@ class Stochastic(Kind):
     draws: ClassVar[bool] = True
     rounds: ClassVar[bool] = True
     final: float = 200.0
-    """beta_T in the reset between rounds, which is the same as for `Continuous`."""
+    """beta_T, the factor of s in the reset between rounds (`Gates.next_round`), as for `Continuous`."""
 
     def __post_init__(self) -> None:
         check_final(self.final)
@@ -277,14 +280,15 @@ class Stochastic(Kind):
 
 @dataclass(frozen=True)
 class BinaryConcrete(Kind):
-    """Random gates in (0, 1); s is the logit of a weight's retention probability.
+    """Random gates in (0, 1), where s is the logit of the probability to retain a weight.
 
-    Training: m = sigmoid((log u - log(1 - u) + s) / temperature) with u ~ U(0, 1) drawn once per step (Maddison et al.
-    2017, arXiv 1611.00712, section 3.2 and appendix; Concrete Ticket Search, Arora & Teuscher 2025, arXiv 2512.07142,
-    uses them over frozen weights). P(m > 0.5) = sigmoid(s). Evaluation: the retention probability sigmoid(s); hardened:
-    1[s > 0]. Penalty: sum of sigmoid(s), the expected number of retained weights. Not normalised, not annealed.
+    In training, a gate is m = sigmoid((log u - log(1 - u) + s) / temperature), with u ~ U(0, 1) drawn once per step
+    (Maddison et al. 2017, arXiv 1611.00712, section 3.2 and appendix); so P(m > 0.5) = sigmoid(s). In evaluation, a
+    gate is the probability sigmoid(s); a hard gate is 1[s > 0]. The penalty sums sigmoid(s), which is the expected
+    number of retained weights. The temperature is not annealed. Concrete Ticket Search (Arora & Teuscher 2025, arXiv
+    2512.07142) trains such gates while the weights are frozen.
 
-    For a mask of an exact density, as in Concrete Ticket Search, pass the logits to `ticketry.allocate`.
+    For a mask of an exact density, as in Concrete Ticket Search, call `Gates.allocate`.
 
     Examples:
         >>> kind, s = tk.gates.BinaryConcrete(temperature=1.0), torch.tensor([0.0])
@@ -319,7 +323,7 @@ def draw_concrete(logits: Tensor, uniform: Tensor, temperature: float) -> Tensor
 
 
 def check_temperature(temperature: float) -> None:
-    """Raise `UsageError` unless 0 < temperature <= 1; above 1, concrete gates concentrate between 0 and 1."""
+    """Raise `UsageError` unless 0 < temperature <= 1; at higher temperatures gates avoid 0 and 1."""
     if not 0 < temperature <= 1:
         raise UsageError(f"the temperature of a concrete gate is above 0 and at most 1, not {temperature!r}")
 
@@ -328,10 +332,11 @@ def check_temperature(temperature: float) -> None:
 class HardConcrete(Kind):
     """Gates of L0 regularisation (Louizos, Welling & Kingma 2018, arXiv 1712.01312, sections 2.2-2.3); s is log alpha.
 
-    Training: m = clip(z (zeta - gamma) + gamma, 0, 1) with z a binary-concrete random number (equations 10 and 11).
-    Evaluation and hardened: m = clip(sigmoid(s) (zeta - gamma) + gamma, 0, 1) (equation 13); its support is the mask,
-    so a weight is retained where s > log(-gamma / zeta) = -2.398. Penalty: sum of P(m != 0) = sigmoid(s - temperature
-    log(-gamma / zeta)) (equation 12), the expected number of retained weights. Not annealed.
+    In training, a gate is m = clip(z (zeta - gamma) + gamma, 0, 1), where z is random as in `BinaryConcrete` (equations
+    10 and 11). In evaluation, a gate, hard or not, is m = clip(sigmoid(s) (zeta - gamma) + gamma, 0, 1) (equation 13).
+    The mask retains the weights whose gate is not 0, that is, with s > log(-gamma / zeta) = -2.398. The penalty sums
+    P(m != 0) = sigmoid(s - temperature log(-gamma / zeta)) (equation 12), which is the expected number of retained
+    weights. The temperature is not annealed.
 
     Examples:
         >>> kind, s = tk.gates.HardConcrete(), torch.tensor([-3.0, 0.0, 3.0])
@@ -343,11 +348,11 @@ class HardConcrete(Kind):
     name: ClassVar[str] = "hard-concrete"
     draws: ClassVar[bool] = True
     gamma: float = -0.1
-    """Lower end of the stretched interval, below 0."""
+    """Lower end, below 0, of the interval to which z is stretched before clipping."""
     zeta: float = 1.1
-    """Upper end of the stretched interval, above 1."""
+    """Upper end, above 1, of the interval to which z is stretched before clipping."""
     temperature: float = 2 / 3
-    """beta in the paper."""
+    """Temperature of z; the paper calls it beta."""
 
     def __post_init__(self) -> None:
         check_temperature(self.temperature)
@@ -427,14 +432,15 @@ KINDS: Registry[type[Kind]] = Registry(
 
 
 def make_kind(kind: object, **settings: object) -> Kind:
-    """Return the kind of gates with this name; an object of a kind is returned unchanged.
+    """Return a kind of gates, given its name; a `Kind` object is checked and returned unchanged.
 
     Args:
-        kind: a name of `KINDS`, or an object.
-        settings: values of the kind's fields; those that it has no field for are ignored.
+        kind: a name of `KINDS`, or a `Kind` object.
+        settings: values of the kind's fields; settings that are not fields of the kind are ignored.
 
     Raises:
-        UsageError: if the name is unknown, the class has required fields, or it does not return one gate per s.
+        UsageError: if the name is unknown, if the class has required fields without a value in `settings`, or if the
+            kind does not return one gate per logit.
     """
     if isinstance(kind, Kind):
         _check_required_methods(type(kind))

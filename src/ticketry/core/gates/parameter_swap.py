@@ -16,12 +16,14 @@ from torch._compile import _disable_dynamo
 from ticketry.errors import UsageError
 
 Products = Callable[[Sequence[int], Sequence[Tensor], bool], Sequence[Tensor]]
-"""(indices of parameters, their values, whether these are all parameters) -> the tensors to substitute."""
+"""A function that returns the tensors to substitute. Its arguments are the indices of parameters, the parameters, and
+whether these are all parameters.
+"""
 
 
 @dataclass(frozen=True)
 class ParameterLocation:
-    """A parameter's location: the attribute `local` of `module`."""
+    """Where a model holds a parameter: the attribute with the name `local` of `module`."""
 
     module: nn.Module
     local: str
@@ -37,19 +39,26 @@ class ParameterLocation:
 
 
 class ParameterSwap:
-    """Substitutes products for some parameters during each call of `model` or of one of its modules.
+    """Substitutes products (weight * gate) for some parameters while `model` or one of its modules runs.
 
-    The product is stored in the module's instance dictionary, which Python searches before `nn.Module` searches the
-    parameters. The parameters themselves never change: even during a forward pass, the state dict, `named_parameters()`
-    and optimisers see only the weights, and an interrupted pass leaves nothing behind that could be saved or trained.
+    A product is stored in the instance dictionary of the parameter's module, where Python looks before it looks among
+    the parameters. The parameters themselves never change: even during a forward pass, the state dict,
+    `named_parameters()` and optimisers see only the weights, and an interrupted pass leaves nothing behind that could
+    be saved or trained.
 
-    The outermost module that is called computes the products of all its parameters at once, and inner modules use them.
-    A module that is called alone (`model.encoder(x)`, or by activation checkpointing in the backward pass) is the
-    outermost.
+    When a module is called that is not inside another running module, the products of all its parameters are computed
+    at once, and its submodules use them. This holds for the model, and for a part that is called alone
+    (`model.encoder(x)`, or by activation checkpointing in the backward pass).
     """
 
     def __init__(self, model: nn.Module, places: Sequence[Sequence[ParameterLocation]], products: Products) -> None:
-        """Register hooks on `model`; `places` lists the locations of each parameter (several for tied weights)."""
+        """Register hooks on `model`.
+
+        Args:
+            model: the model.
+            places: for each parameter, all its locations; a tied weight has several.
+            products: function that computes the tensors to substitute.
+        """
         self._model, self._places, self._products = model, places, products
         self._placed: set[int] = set()
         self._stack: list[_RunningModule] = []
@@ -73,9 +82,9 @@ class ParameterSwap:
         _forget_compiled_code()
 
     def clean_up_interrupted_call(self) -> None:
-        """Undo substitutions of a call that was interrupted, such as by Ctrl-C, before its hooks ran.
+        """Undo the substitutions of a call that was interrupted, such as by Ctrl-C, before the hooks could undo them.
 
-        The next call of the model or of the interrupted module does this too.
+        The next call of the model or of the interrupted module also undoes them.
         """
         if self._stack and not _is_running(self._stack[0].site.module, entered=0):
             self._undo_all()
@@ -137,7 +146,7 @@ class ParameterSwap:
 
 
 class _RunningModule:
-    """A module during its call, and the substitutions made for it."""
+    """A module while it runs, and the substitutions made when it was called."""
 
     __slots__ = ("flat", "numbers", "site")
 
@@ -148,7 +157,7 @@ class _RunningModule:
 
 @dataclass(frozen=True, eq=False)
 class _HookedModule:
-    """A module with hooks, and the indices of the parameters in it."""
+    """A module with hooks, and the indices of the parameters inside it that are substituted."""
 
     swap: ParameterSwap
     module: nn.Module
@@ -161,7 +170,7 @@ class _HookedModule:
 
 
 class _Hook:
-    """A hook that calls the swap before or after a module's forward pass. Copying the model replaces it by `_Inert`."""
+    """A hook that calls the `ParameterSwap` before or after a module runs; in a copy of the model it does nothing."""
 
     def __init__(self, site: _HookedModule, act: Callable[[ParameterSwap, _HookedModule, nn.Module], None]) -> None:
         self.site, self._act = site, act
@@ -184,14 +193,14 @@ class _Hook:
 
 
 class _Inert:
-    """A hook that does nothing, for copies of a model."""
+    """A hook that does nothing; copies of a model have it instead of `_Hook`."""
 
     def __call__(self, *args: object) -> None:
         return None
 
 
 def find_parameter_locations(model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> list[list[ParameterLocation]]:
-    """Return all locations of each parameter in a model."""
+    """Return, for each parameter, all its locations in `model`."""
     numbers = {id(parameter): number for number, parameter in enumerate(parameters.values())}
     places: list[list[ParameterLocation]] = [[] for _ in parameters]
     for module in model.modules():
@@ -234,7 +243,7 @@ _CALL = nn.Module._call_impl.__code__
 
 
 def _is_running(module: nn.Module, entered: int) -> bool:
-    """Return whether more than `entered` calls of `module` are on the interpreter's call stack."""
+    """Return whether more than `entered` calls of `module` are on Python's call stack."""
     calls = 0
     frame: FrameType | None = sys._getframe()
     while frame is not None:

@@ -13,7 +13,7 @@ from ticketry.errors import TrainingError
 
 
 def apply_gate(weight: Tensor, gate: Tensor, kept: Tensor | None) -> Tensor:
-    """Return weight * gate (* kept), computed in the gate's dtype and returned in the weight's."""
+    """Return weight * gate (* kept, if given) in the weight's dtype; compute in the gate's dtype."""
     if kept is not None:
         gate = gate * kept
     return (weight.to(gate.dtype) * gate).to(weight.dtype)
@@ -24,19 +24,19 @@ def sigmoid_product(
 ) -> tuple[Tensor, Tensor]:
     """Return weight * sigmoid(beta * logits) * scale (* kept), and the sum of sigmoid(beta * logits) (* kept).
 
-    With p the product, t the sum and sg the sigmoid, the gradients are
+    For the product p, the sum t and sg = sigmoid(beta * logits), the gradients are
 
         dL/dweight = dL/dp * sg * scale
         dL/dlogits = beta * sg * (1 - sg) * (dL/dp * weight * scale + dL/dt)
 
-    The backward pass recomputes the sigmoid instead of storing it. The inputs are leaf tensors that outlive the pass,
-    so they are not stored as autograd's saved tensors: activation checkpointing, which counts these, does not see them,
-    and the sum may be differentiated after the product.
+    The backward pass recomputes the sigmoid instead of storing it. The inputs are not stored as saved tensors of
+    autograd, since they are leaf tensors that outlive the backward pass. So activation checkpointing, which counts
+    saved tensors, works; and the sum may be differentiated after the product has been.
 
     Args:
         weight, logits: tensors of equal shape and dtype.
-        kept: 0 and 1 in that shape and dtype; None retains all.
-        beta: at most `kinds.LARGEST_BETA`.
+        kept: a mask of 0 and 1 in the same shape and dtype; None retains all weights.
+        beta: inverse temperature, at most `kinds.LARGEST_BETA`.
         scale: factor of the product.
     """
     product, total = _SigmoidProduct.apply(weight, logits, kept, beta, scale)  # type: ignore[no-untyped-call]
@@ -44,13 +44,13 @@ def sigmoid_product(
 
 
 def weighted_sum(totals: Sequence[Tensor], coefficient: float) -> Tensor:
-    """Return coefficient * the sum of scalar tensors, with fewer autograd nodes than stacking them."""
+    """Return `coefficient` times the sum of the scalar tensors `totals`, as a single autograd node."""
     total: Tensor = _WeightedSum.apply(coefficient, *totals)  # type: ignore[no-untyped-call]
     return total
 
 
 def block_product(weight: Tensor, gate: Tensor, blocks: Blocks) -> Tensor:
-    """Multiply every weight by the gate of its block, in the weight's dtype, without expanding the gates.
+    """Return every weight times the gate of its block, in the weight's dtype, without a copy of the gate per weight.
 
     Args:
         weight: the parameter.
@@ -64,7 +64,7 @@ def block_product(weight: Tensor, gate: Tensor, blocks: Blocks) -> Tensor:
 
 
 _FEW_BLOCKS = 32_768
-"""Below this number of blocks, sums use a single operation, because overhead then outweighs memory traffic."""
+"""With fewer blocks than this, sum by a single operation: the overhead of several would outweigh memory traffic."""
 
 
 class _BlockProduct(torch.autograd.Function):
@@ -87,7 +87,7 @@ class _BlockProduct(torch.autograd.Function):
 
 
 def _block_sums_of_products(grad: Tensor, weight: Tensor, gate: Tensor, blocks: Blocks) -> Tensor:
-    """Return the sum of grad * weight over each block, in `Blocks.shape`."""
+    """Return, for each block, the sum of grad * weight over the block, in the shape `Blocks.shape` of `gate`."""
     small = blocks.count < _FEW_BLOCKS or blocks.whole_rows
     if small or torch.is_grad_enabled():  # differentiable again with create_graph=True
         return blocks.sum_by_block(grad * weight)
@@ -152,12 +152,15 @@ def _compute_gate(logits: Tensor, kept: Tensor | None, beta: float) -> Tensor:
 
 
 def _multiply_in_place(gate: Tensor, other: Tensor, scale: float) -> Tensor:
-    """Return gate * other * scale, computed in place of `gate` in one pass."""
+    """Overwrite `gate` with gate * other * scale, in one pass over memory, and return it."""
     return torch.addcmul(gate.new_zeros(()), gate, other, value=scale, out=gate)
 
 
 def _gate_gradient(weight: Tensor, grad: Tensor | None, grad_total: Tensor | None, beta: float, scale: float) -> Tensor:
-    """Return beta times the gradient with respect to the gate, as a new tensor in the weight's layout."""
+    """Return `beta` times the gradient with respect to the gate, as a new tensor in the weight's memory layout.
+
+    `grad` and `grad_total` are the gradients of the product and of the sum; None means 0.
+    """
     charge = weight.new_zeros(()) if grad_total is None else grad_total * beta
     if grad is None:
         return torch.empty_like(weight).copy_(charge)
@@ -167,7 +170,7 @@ def _gate_gradient(weight: Tensor, grad: Tensor | None, grad_total: Tensor | Non
 def _differentiable_gradients(
     ctx: Any, grad: Tensor | None, grad_total: Tensor | None
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Return the gradients of weight and logits by operations that can be differentiated again (create_graph=True)."""
+    """Return the gradients of weight and logits; they can be differentiated again (create_graph=True)."""
     weight, logits, kept, beta, scale = ctx.inputs
     gate = torch.sigmoid(logits * beta)
     passes = 1 if kept is None else kept
