@@ -136,7 +136,7 @@ def _print_scores(rows: list[dict[str, Any]]) -> None:
 
 
 def _origin_note(row: Mapping[str, Any]) -> str:
-    """Return a note that names the package of a row; empty for ticketry's own."""
+    """Return the package of a row in brackets; empty for ticketry's own."""
     return "" if row["from"] == BUILT_IN else f" (of {row['from']})"
 
 

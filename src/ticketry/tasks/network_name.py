@@ -68,7 +68,7 @@ LIBRARIES = ("timm", "torchvision")
 """Libraries whose networks can be named."""
 
 WIDEST = 4
-"""Largest factor W of a name NAME@W."""
+"""Largest width factor W in NAME@W."""
 
 _DECIMALS = 6
 """Largest number of decimals of a width: enough for 1/64, the step of `models.narrower`."""

@@ -51,7 +51,11 @@ class Training:
     """Whether controls of the ticket are trained, if the run has controls."""
 
     def pieces(self, schedule: Schedule) -> list[tuple[int, float | None]]:
-        """Split the training where its mask changes; return (steps, density) of each part."""
+        """Split the training where its mask changes; return (steps, density) of each part.
+
+        Args:
+            schedule: length of a training by the recipe.
+        """
         first, last = self._to_iteration(self.first, schedule), self._to_iteration(self.last, schedule)
         if self.cuts is None:
             return [(max(last - first, 0), self.density)]
@@ -60,11 +64,19 @@ class Training:
         return [(end - step, density) for (step, density), end in zip(cuts.items(), ends, strict=True)]
 
     def steps(self, schedule: Schedule) -> int:
-        """Return the number of steps."""
+        """Return the number of steps.
+
+        Args:
+            schedule: length of a training by the recipe.
+        """
         return sum(steps for steps, _ in self.pieces(schedule))
 
     def control_steps(self, schedule: Schedule) -> int:
-        """Return the number of steps of each control of the ticket."""
+        """Return the number of steps of each control of the ticket.
+
+        Args:
+            schedule: length of a training by the recipe.
+        """
         if self.controls_from:
             return self._to_iteration(self.last, schedule) - self._to_iteration(self.controls_from, schedule)
         return self.pieces(schedule)[-1][0]

@@ -400,7 +400,7 @@ class Language(Task):
     """Name of the network, see `tasks.models.language`."""
     recipe: Recipe
     time: int
-    """Tokens of a piece: the length of backpropagation through time, or the context of a model without state."""
+    """Tokens of a piece: the length of back-propagation through time, or the context of a model without state."""
     dropout: float
     train: int = 0
     """Number of tokens of the training text, from its start; 0 takes all."""
