@@ -1,10 +1,11 @@
 """Searches for tickets, one published method per file.
 
 A method is a module with a docstring, `Settings` (a frozen dataclass), ``plan(settings)``, and ``search(lab, task,
-recipe, settings, seeds)``, which yields a `Found` for each network of one replicate, see `Method.of`. The command line,
-campaigns, the report, controls and contract tests (`ticketry.testing.check_search`) need nothing else. Methods of other
-packages are found by entry points of the group ``ticketry.methods``; a user's own are named ``package.module``,
-``package.module:object``, or ``mine`` for ``mine.py`` in the current directory, see `ticketry.registry`.
+recipe, settings, seeds)``. Its `search` yields a `Found` for each network of one replicate, see `Method.of`. The
+command line, campaigns, the report, controls and contract tests (`ticketry.testing.check_search`) need nothing else.
+Methods of other packages are found by entry points of the group ``ticketry.methods``; a user's own are named
+``package.module``, ``package.module:object``, or ``mine`` for ``mine.py`` in the current directory, see
+`ticketry.registry`.
 
 No module here imports torch when it is imported, so that ``ticketry --help`` answers at once.
 """
@@ -69,7 +70,7 @@ METHODS: Registry[Method[Any]] = Registry(
     aliases={name: alias.method for name, alias in ALIASES.items()},
     modules=True,
 )
-"""All methods. The modules of this folder are the built-in ones, those in its packages are what they share."""
+"""Registry of all methods. Each module of this folder is a built-in method; its subpackages hold shared code."""
 
 # So that `tk.search.iterative(lab, task)` searches, with types; each replaces its module as an attribute.
 acdc: Method[_AcdcSettings] = METHODS.get("acdc")
@@ -87,7 +88,7 @@ stochastic: Method[_StochasticSettings] = METHODS.get("stochastic")
 
 
 def methods() -> dict[str, Method[Any]]:
-    """Return every search method by name. Logs a warning for each installed package whose methods cannot be imported.
+    """Return every search method by name; log a warning for each installed package that cannot be imported.
 
     Examples:
         >>> tk.search.methods()["l0"].about.paper
@@ -97,13 +98,13 @@ def methods() -> dict[str, Method[Any]]:
 
 
 def method(name: str) -> Method[Any]:
-    """Return the method of this name or alias, or a user's own; `UsageError` if it is unknown.
+    """Return the method with this name or alias, built-in or a user's own; raise `UsageError` if it is unknown.
 
-    An alias, such as ``imp``, is a paper's name for a method with some settings, see `common.aliases`.
+    An alias, such as ``imp``, is a paper's name for a method with certain default settings, see `common.aliases`.
 
     Args:
-        name: name such as ``iterative``; ``mine`` for ``mine.py`` in the current directory, ``package.module`` or
-            ``package.module:object``.
+        name: name such as ``iterative``. A user's own method is named ``mine`` (for ``mine.py`` in the current
+            directory), ``package.module`` or ``package.module:object``.
 
     Examples:
         >>> tk.search.method("imp").name
@@ -121,10 +122,10 @@ def method(name: str) -> Method[Any]:
 
 
 def check_named_settings(chosen: Method[Any], names: Iterable[str]) -> None:
-    """Raise `UsageError` for given settings that would have no effect.
+    """Raise `UsageError` if the user gave settings that would have no effect.
 
-    Examples are a cost budget for a method without one, and a setting that another given one overrides, such as levels
-    together with density (`Settings.instead_of`).
+    Examples are a cost budget for a method that has none, and ``levels`` together with ``density``, which overrides
+    levels (`Settings.instead_of`).
 
     Args:
         chosen: the method.

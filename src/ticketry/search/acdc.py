@@ -47,9 +47,9 @@ class Settings(ScoreSettings):
     warmup: str = "10%"
     """Length of the dense training at the beginning."""
     phase: str = "5%"
-    """Length of each compressed and each decompressed phase. The state at the end of each is kept in the store."""
+    """Length of each compressed and each decompressed phase. The network's state after each phase is stored."""
     end: str = "85%"
-    """The step at which the last compressed phase begins; the decompressed one before it lasts until then."""
+    """The step at which the last compressed phase begins and the decompressed phase before it ends."""
 
 
 def _phase_starts(settings: Settings, schedule: Schedule) -> list[tuple[int, bool]]:
@@ -64,7 +64,7 @@ def _phase_starts(settings: Settings, schedule: Schedule) -> list[tuple[int, boo
 
 
 def plan(settings: Settings) -> list[Training]:
-    """Plan one training for each density, split into phases."""
+    """Plan one training for each density, split into compressed and decompressed phases."""
 
     def densities_by_step(density: float | None, schedule: Schedule) -> dict[int, float | None]:
         phases = _phase_starts(settings, schedule)

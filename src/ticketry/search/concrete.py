@@ -65,20 +65,20 @@ class Settings(PruningSettings):
     """
 
     collapse: Literal["raise", "keep"] = "raise"
-    """If none of a layer's gates is among the best: raise (an error), or keep its best weight instead of the worst
-    one retained in the largest layer."""
+    """What to do if a layer would lose all weights: raise an error, or keep its best weight in exchange for the worst
+    retained weight of the largest layer."""
     rewind: str = "6%"
-    """Start of the tickets, whose weights the masks are trained over: a step such as 9ep, 500it, 6%; 0 is the
+    """The step whose weights tickets start from and masks are trained on, such as 9ep, 500it, 6%; 0 is the
     initialisation."""
     mask_length: str = "100%"
     """Length of the mask training: a step such as 20ep, 500it, or a share of the recipe's length."""
     objective: Objective = "reverse_kl"
-    """Objective of the mask training: reverse_kl (outputs as the dense network's, CTS-KL), forward_kl, or loss (of the
-    task)."""
+    """Objective of the mask training: reverse_kl or forward_kl (a divergence from the dense network's outputs;
+    reverse_kl is the paper's CTS-KL), or loss (the task's loss)."""
     temperature: float = 2 / 3
     """Temperature of the draws, above 0 and at most 1; the lower, the nearer gates are to 0 and 1."""
     gate_lr: float = 0.1
-    """Learning rate of the gates, by Adam; a tenth of it in the last 12 % of mask training."""
+    """Learning rate of the gates (Adam); the last 12 % of mask training use a tenth of it."""
     retrain: Retrain = ""
     """How a ticket is trained: continue (from the rewind step k, steps k..T of the schedule; the default) or restart
     (the whole schedule again)."""
@@ -106,7 +106,7 @@ class Settings(PruningSettings):
 
 
 def plan(settings: Settings) -> list[Training]:
-    """Plan one training of gates and one of the ticket for each density."""
+    """Plan, for each density, one training of gates and one training of the ticket."""
     of_masks = [Training(last=settings.mask_length) for _ in settings.targets]
     return [*of_masks, *settings.plan_tickets(**ticket_training_span(settings.effective_retrain, settings.rewind))]
 
@@ -157,7 +157,7 @@ def search(replicate: Replicate, settings: Settings) -> Iterator[Found]:
 
 
 def make_gating(replicate: Replicate, scope: Scope, settings: Settings, share: float) -> Gating:
-    """Return the gates whose training chooses the mask for a density, or for a share of a cost budget."""
+    """Describe the gates that choose the mask of one ticket; `share` is its density, or its share of the dense cost."""
     from ticketry.core.gates import BinaryConcrete
     from ticketry.search.gating.gating import Gating
     from ticketry.search.gating.masks import gate_prices, gate_targets

@@ -36,12 +36,12 @@ class Settings(GateSettings):
     """
 
     final_temperature: float = 200.0
-    """beta_T, the inverse temperature at the end of each round; it is 1 at the start."""
+    """beta_T: the inverse temperature at the end of each round; every round starts at 1."""
     temperature: Anneal = "step"
-    """beta grows with every step (the paper) or with every epoch (the official code)."""
+    """When beta grows: step (with every step, the paper) or epoch (with every epoch, the official code)."""
     kind: str = "continuous"
-    """Kind of gate, see `ticketry list gates`, or your own as package.module:Kind; for several rounds it needs a rule
-    for a further one."""
+    """Kind of gate, see `ticketry list gates`, or your own as package.module:Kind. With several rounds, the kind must
+    define how gates continue in the next round."""
 
     def fixed_gating(self) -> dict[str, Any]:
         own = {"final": self.final_temperature, "anneal": self.temperature, "kind": self.kind}

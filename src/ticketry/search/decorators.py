@@ -61,8 +61,8 @@ ABOUT = About(
 class Settings(PruningSettings):
     """Settings of Gate Decorators.
 
-    Channels are ranked by their gates. There is no cost budget: `flops`, `time`, `base`, `bytes`, `profile`, `measured`
-    and `unweighed` cannot be given.
+    Channels are always ranked by their gates, and the method has no cost budget: `flops`, `time`, `base`, `bytes`,
+    `profile`, `measured` and `unweighed` cannot be given.
 
     Examples:
         >>> task = tk.task("digits", model="resnet-20@0.25")
@@ -81,13 +81,13 @@ class Settings(PruningSettings):
     measured: bool = field(default=False, init=False)
     unweighed: bool = field(default=False, init=False)
     begin: str = "25%"
-    """The step of the first tick (with a single round it is the last before end)."""
+    """The step at which the first tick begins. With a single round, the only tick ends at `end` instead."""
     end: str = "75%"
     """The last pruning step; afterwards the network trains at its final density, without a penalty."""
     rounds: int = 10
-    """Number of ticks, each followed by a pruning step; between two of them there is a tock."""
+    """Number of ticks. A pruning step follows each tick, and a tock fills the time until the next tick."""
     tick: str = "1%"
-    """Length of a tick, at least one step."""
+    """Length of a tick, such as 1% or 20it; at least one step."""
     tick_lr: float = 1e-3
     """Learning rate of the gates and the last linear layer in a tick, by SGD with momentum 0.9."""
     strength: float = 1e-3
@@ -107,7 +107,7 @@ class Settings(PruningSettings):
 
     @property
     def parsed_structure(self) -> ParsedStructure:
-        """Whole channels."""
+        """The structure that this method prunes: always whole channels."""
         return ParsedStructure(channels=True)
 
 
@@ -117,7 +117,7 @@ def _steps_per_tick(settings: Settings, schedule: Schedule) -> int:
 
 
 def _pruning_steps(settings: Settings, schedule: Schedule) -> list[int]:
-    """Return the steps at which channels are removed, each at the end of a tick."""
+    """Return the training steps at which channels are removed: the ends of the ticks."""
 
     def parse_step(name: str) -> int:
         point = Step.parse(getattr(settings, name))
@@ -141,7 +141,7 @@ def _pruning_steps(settings: Settings, schedule: Schedule) -> list[int]:
 
 
 def _densities_by_round(settings: Settings, density: float) -> list[float]:
-    """Return the density after each pruning step."""
+    """Return the density after each pruning step; the last one is `density`, and each keeps the same share."""
     return [float(f"{density ** (number / settings.rounds):.12g}") for number in range(1, settings.rounds + 1)]
 
 
@@ -178,7 +178,7 @@ def search(replicate: Replicate, settings: Settings) -> Iterator[Found]:
 
 
 class _TicksAndTocks:
-    """Trains one replicate by turns: ticks train only the gates and rank channels, tocks train all weights."""
+    """Alternate ticks, which train only gates and rank channels, with tocks, which train all weights."""
 
     def __init__(self, replicate: Replicate, settings: Settings, scope: Scope) -> None:
         from ticketry.lab.training.variants import Penalty
@@ -188,12 +188,12 @@ class _TicksAndTocks:
         self.length, self.cuts = _steps_per_tick(settings, whole), _pruning_steps(settings, whole)
         self.ticking: Tick = Tick.for_model(replicate.lab.model(replicate.task), lr=settings.tick_lr)
         self.penalties: list[Penalty] = []
-        """Penalties of a tock."""
+        """The L1 penalty on gates that tocks train under; empty if its strength is 0."""
         if settings.strength:
             self.penalties = [Penalty(kind="l1_scales", strength=settings.strength, names=self.ticking.scales)]
 
     def train(self, dense: Result, density: float) -> tuple[tuple[Result, ...], str, Result]:
-        """Prune a dense network round by round; return (earlier trainings, the final mask, the last training)."""
+        """Prune a dense network round by round; return (earlier trainings, digest of the final mask, last training)."""
         replicate, lab, goal = self.replicate, self.replicate.lab, self.settings.describe_target(density)
         searched: list[Result] = [dense]
         mask: str | None = None
@@ -231,7 +231,7 @@ class _TicksAndTocks:
 
 
 def channel_importance(lab: Lab, result: Result) -> dict[str, Tensor]:
-    """Return the importance of the channels of each norm in a tick, float64, by the name of its scale."""
+    """Return the channels' importance that a tick measured: name of a norm's scale -> one float64 per channel."""
     from ticketry.search.gating.tick import IMPORTANCE, Tick
 
     tick = result.segment.variant(Tick)
@@ -243,12 +243,14 @@ def channel_importance(lab: Lab, result: Result) -> dict[str, Tensor]:
 def prune_least_important(
     lab: Lab, result: Result, scope: Scope, density: float, *, within: str | None, keep_at_least: int
 ) -> str:
-    """Store the mask that removes the channels of least importance in a tick, and return its digest. Cached.
+    """Store the mask that removes the channels of least importance, and return the mask's digest. Cached.
 
-    If a channel is normalised several times, as on a shortcut, its importances are summed.
+    A channel that passes several norms, such as one on a residual shortcut, has the sum of the importances.
 
     Args:
-        result: result of a segment with a tick.
+        result: result of the tick that measured the importance.
+        scope: parameters that may be pruned.
+        density: density of the mask.
         within: digest of the mask that the tick was trained with; channels that it removes stay removed.
         keep_at_least: minimum number of channels in each coupled group.
     """

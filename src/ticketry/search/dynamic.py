@@ -64,18 +64,19 @@ class Settings(PruningSettings):
 
     points: ClassVar[tuple[str, ...]] = ("frequency", "end")
     grow: Growth = "gradient"
-    """Which weights are grown: gradient (those with the largest gradient, RigL) or random (SET)."""
+    """Which removed weights are grown: gradient (those with the largest gradient, RigL) or random (SET)."""
     alpha: float = 0.3
-    """Share of each layer's weights that would be dropped at step 0; it falls along a cosine, to 0 at end."""
+    """Share of each layer's weights to drop in a change of the mask: this value at step 0, falling along a cosine to 0
+    at `end`."""
     frequency: str = "100it"
-    """Steps between two moves of the mask. The state at each is stored."""
+    """Steps between two changes of the mask. The network's state at each change is stored."""
     end: str = "75%"
-    """The step after which the mask stays."""
+    """The step after which the mask no longer changes."""
     distribution: Literal["erk", "uniform"] = "erk"
-    """erk or uniform: how the retained weights are distributed over the layers; that never changes."""
+    """How the retained weights are distributed over the layers: erk or uniform. No layer's density ever changes."""
     regrow: bool = False
-    """Let weights that have just been dropped be grown again at the same move, as in the paper; those keep their
-    value."""
+    """Allow weights that were just dropped to be grown again in the same change of the mask, as in the paper; such
+    weights keep their value."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -86,12 +87,12 @@ class Settings(PruningSettings):
 
     @property
     def steps_per_move(self) -> int:
-        """Number of training steps that each change of the mask replaces: one if it needs a gradient, else 0."""
+        """Number of training steps that each change of the mask replaces: 1 if the change needs a gradient, else 0."""
         return int(self.grow == "gradient")
 
 
 def plan(settings: Settings) -> list[Training]:
-    """Plan one training for each density, split where its mask changes. Controls have a fixed mask from step 0."""
+    """Plan one training for each density, split where the mask changes; controls train a fixed mask from step 0."""
 
     def densities_by_step(density: float | None, schedule: Schedule) -> dict[int, float | None]:
         return dict.fromkeys([0, *_replaced_shares_by_step(settings, schedule, schedule.total)], density)
@@ -154,11 +155,12 @@ def search(replicate: Replicate, settings: Settings) -> Iterator[Found]:
 
 
 def _replaced_shares_by_step(settings: Settings, whole: Schedule, length: int) -> dict[int, float]:
-    """Return the share of weights that is replaced, by the step at which the mask changes.
+    """Return step at which the mask changes -> share of each layer's weights that is replaced there.
 
     Args:
-        whole: schedule of the recipe, which settings refer to.
-        length: length of the training, which a search at equal FLOPs prolongs; the interval between changes stays.
+        whole: schedule of the recipe, to which points such as 75% refer.
+        length: number of steps of the training. A search at equal FLOPs has more steps than `whole`; the interval
+            between changes is not scaled.
     """
     end = Step.parse(settings.end).scaled(Fraction(length, whole.total), per_epoch=whole.per_epoch)
     return moves_within(
@@ -167,9 +169,9 @@ def _replaced_shares_by_step(settings: Settings, whole: Schedule, length: int) -
 
 
 def _recipe_of_equal_flops(lab: Lab, segment: Segment, settings: Settings) -> Recipe:
-    """Return the recipe, prolonged to the FLOPs of one dense training if `equal_cost` is ``flops``.
+    """Return the segment's recipe, prolonged to the FLOPs of a dense training if `equal_cost` is ``flops``.
 
-    Changes of the mask are included in the cost, as in RigL 5x (Evci et al. 2020).
+    The FLOPs include those of changes of the mask, as in RigL 5x (Evci et al. 2020).
 
     Args:
         segment: the sparse training by the recipe, with its mask.
@@ -199,13 +201,14 @@ def _recipe_of_equal_flops(lab: Lab, segment: Segment, settings: Settings) -> Re
 def update_dynamic_mask(
     lab: Lab, segment: Segment, share: float, *, grow: Growth, seed: int = 0, regrow: bool = False
 ) -> str:
-    """Drop and grow weights of a segment's mask before its first step; return the stored new mask's digest. Cached.
+    """Drop and grow weights of a segment's mask before its first step; return the new mask's digest. Cached.
 
     Args:
-        segment: the training that would continue with the present mask, from a stored state.
-        share, regrow: see `core.sparse_training.mask_dynamics.drop_and_grow`.
-        grow: what is grown: weights with the largest |gradient| on the segment's first batch (``gradient``), or random
-            ones.
+        segment: the training as it would continue, from a stored state, with the present mask.
+        share, regrow: share of weights to replace, and whether dropped weights may be grown again at once, see
+            `core.sparse_training.mask_dynamics.drop_and_grow`.
+        grow: which weights are grown: those with the largest |gradient| on the segment's first batch (``gradient``), or
+            ``random`` ones.
         seed: seed of random growth.
     """
     import torch
@@ -238,14 +241,14 @@ def update_dynamic_mask(
 
 
 def first_batch_gradient(lab: Lab, segment: Segment) -> dict[str, Tensor]:
-    """Return the gradient of the loss on a segment's first batch, by parameter name; pruned weights have one too.
+    """Return the gradient of the loss on a segment's first batch, by parameter name, also of pruned weights.
 
-    It is a pure function of the segment's start, mask, order seed and first step, including augmentation and dropout;
-    masks derived from it can thus be cached by the segment's key. It is computed in this process, even if the lab
-    trains elsewhere, and is not stored.
+    The gradient depends only on the segment's start, mask, order seed and first step, including augmentation and
+    dropout, so masks derived from it can be cached by the segment's key. It is computed in this process, even if the
+    lab trains elsewhere, and is not stored.
 
     Raises:
-        TrainingError: if it is not finite.
+        TrainingError: if the gradient is not finite.
     """
     from ticketry.lab.training.job import start_state
     from ticketry.lab.training.loop import Loop

@@ -64,30 +64,30 @@ class Settings(ScoreSettings):
     """Score by which the highest weights are retained. With structure channels, snip and crop are those of gates on
     channels (SNAP, structured CroP), and l1, l2 and slimming rank channels too."""
     when: str = "detect"
-    """When to prune: detect, or a step such as 0, 500it, 2ep, 5%."""
+    """When to prune: detect (the step is chosen by `detector`), or a fixed step such as 0, 500it, 2ep, 5%."""
     detector: Literal["distance", "masks"] = "distance"
-    """Detector of that moment: distance (the distance from the initialisation changes little; EarlyCroP) or masks
-    (five masks in a row are alike; Early-Bird). Those masks are chosen like the ticket's, but by magnitude, or with
-    structure channels by scales of norms."""
+    """How the pruning step is detected: distance (the distance of weights from the initialisation changes little;
+    EarlyCroP) or masks (five masks in a row are alike; Early-Bird). The compared masks are chosen like the ticket's,
+    but by magnitude, or with structure channels by scales of norms."""
     every: str = "1ep"
-    """Steps between two measurements of the detector. The state at each is stored."""
+    """Steps between two measurements of the detector. The network's state at each measurement is stored."""
     threshold: float = 0.0
-    """With detector distance: the change between two measurements below which weights are slow, as a share of the
-    first; 0 stands for the density (as in the published code), but at least 0.1. That holds for channels too: the
-    published code subtracts 0.1 from the density there, so that it never detects a moment at 0.1 or less."""
+    """With detector distance: prune once the change between two measurements is below this share of the first change; 0
+    stands for the density (as in the published code), but at least 0.1. For channels the published code subtracts 0.1
+    from the density, and never detects a step at densities up to 0.1; here channels use the same rule as weights."""
     latest: str = "25%"
-    """The step at which it is pruned if nothing was detected before."""
+    """The step at which the network is pruned if the detector found no earlier step."""
     iterations: int = 0
-    """Pruning rounds at the same training step, each by the scores of the remaining weights; 0 stands for 7, or for 1
-    with structure channels, as in the published code."""
+    """Number of pruning rounds, all at the same training step; each scores the weights that remain. 0 stands for 7, or
+    for 1 with structure channels, as in the published code."""
     schedule: Literal["halving", "exponential"] = "halving"
-    """Densities of these rounds: halving (EarlyCroP) or exponential (SynFlow, Iter-SNIP)."""
+    """How the density falls over the pruning rounds: halving (EarlyCroP) or exponential (SynFlow, Iter-SNIP)."""
     regrow: bool = False
     """Whether weights removed in an earlier round may return (FORCE)."""
     batches: int = 5
     """Batches of training examples that the score uses."""
     batch: int = 128
-    """Examples in each."""
+    """Number of examples in each batch that the score uses."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -113,7 +113,7 @@ class Settings(ScoreSettings):
 
 
 def plan(settings: Settings) -> list[Training]:
-    """Plan one training for each density, from its pruning step on; from the earliest one if it will be detected."""
+    """Plan one training for each density, from its pruning step on (the earliest possible one if detected)."""
     return settings.plan_tickets(first=settings.every if settings.when == "detect" else settings.when)
 
 
@@ -142,7 +142,7 @@ def search(replicate: Replicate, settings: Settings) -> Iterator[Found]:
 
 
 class _PruningStepDetector:
-    """Detects the step at which to prune, and trains the dense network no further than needed."""
+    """Find the step at which to prune, training the dense network no further than the detector needs."""
 
     def __init__(self, replicate: Replicate, scope: Scope, settings: Settings) -> None:
         self._replicate, self._lab, whole = replicate, replicate.lab, replicate.dense_training
@@ -197,9 +197,10 @@ class _PruningStepDetector:
         return self._lab.train(self._whole.until(step), label=f"dense to step {step}", measure=False)
 
     def _choose_mask(self, state: Result, density: float) -> tuple[Mask, float]:
-        """Return the mask that magnitude pruning would choose now, and the seconds that it took.
+        """Return the mask that magnitude pruning would choose for this state, and the seconds that this took.
 
-        For channels it is the mask of norm scales. All other settings, such as layers to spare, are the ticket's.
+        For channels, return the mask of norm scales instead. All other settings, such as layers to spare, are the
+        ticket's.
         """
         lab, structured = self._lab, self._settings.parsed_structure.channels
         # Latencies are estimated: a moment that depended on timings would not be reproducible.
@@ -212,7 +213,7 @@ class _PruningStepDetector:
         return (self._norm_scale_mask(kept) if structured else kept), seconds
 
     def _norm_scale_mask(self, mask: Mask) -> Mask:
-        """Return the mask of norm scales, one element per channel, that belongs to a mask of weights."""
+        """Return the entries of a mask that belong to norm scales, which have one element per channel."""
         from ticketry.core.mask import Mask
         from ticketry.core.structure.layout import find_roles
 

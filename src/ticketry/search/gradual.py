@@ -56,11 +56,11 @@ class Settings(ScoreSettings):
     end: str = "75%"
     """The last pruning step; afterwards the network trains at its final density."""
     frequency: str = "2.5%"
-    """Steps between two pruning steps, at least one. The state at each is stored."""
+    """Steps between two pruning steps, at least one. The network's state at each pruning step is stored."""
 
 
 def _pruning_steps(settings: Settings, density: float, schedule: Schedule) -> dict[int, float]:
-    """Return the density after each pruning step, by step, on the way to a final density (or share of a budget)."""
+    """Return pruning step -> density after that step, on the way to a final density (or share of a budget)."""
     return cuts_within(
         density,
         begin=settings.begin,
@@ -72,7 +72,7 @@ def _pruning_steps(settings: Settings, density: float, schedule: Schedule) -> di
 
 
 def plan(settings: Settings) -> list[Training]:
-    """Plan one training for each density, split at its pruning steps."""
+    """Plan one training for each density, split into parts at the pruning steps."""
 
     def densities_by_step(target: float, schedule: Schedule) -> dict[int, float | None]:
         found = _pruning_steps(settings, target, schedule)

@@ -69,14 +69,15 @@ class Settings(ScoreSettings):
     With a latency budget also auto (each layer in the granularity that retains most for its time) or one granularity
     for all layers, weights, rows:4, rows:16."""
     rewind: str = "0"
-    """Start of the tickets: a step such as 500it, 1ep, 3%; 0 is the original hypothesis, end keeps final weights."""
+    """The step whose weights tickets start from, such as 500it, 1ep, 3%; 0 is the original hypothesis, end keeps final
+    weights."""
     rate: float = 0.2
     """Share of the remaining weights that each level removes."""
     levels: int = 10
     """Number of pruning rounds, each with a ticket; 0.8^10 leaves 10.7 % of the weights."""
     density: Shares = None
-    """Fraction of weights retained at the last level, instead of levels. Several (0.2,0.1) are those of some levels,
-    and rate leads from one to the next."""
+    """Fraction of weights retained at the last level, instead of levels. With several (0.2,0.1), the search passes
+    each, and lowers the density by rate in between."""
     flops: tuple[float, ...] = ()
     """Share of the dense network's MACs (of the layers that are pruned) that the last level's ticket takes, such as
     0.25 or 25%, in place of density: the budget shrinks by rate from level to level. Several are the budgets of all
@@ -97,7 +98,7 @@ class Settings(ScoreSettings):
         **dict.fromkeys(("density", "sparsity", "flops", "time", "bytes"), ("levels",)),
         "densities": ("rate", "levels"),
     }
-    """Settings that replace others: both must not be given."""
+    """Setting -> the settings that it replaces, which must not be given together with it."""
 
     def __post_init__(self) -> None:
         if not 0 < self.rate < 1:
@@ -119,7 +120,7 @@ class Settings(ScoreSettings):
 
     @cached_property
     def targets(self) -> tuple[float, ...]:
-        """Density of each level from 1 on, or its share of the cost budget, in falling order."""
+        """Density of each level from 1 on, or its share of the dense cost under a budget, in falling order."""
         return _level_densities(self)
 
     @property
@@ -129,7 +130,7 @@ class Settings(ScoreSettings):
 
     @property
     def ticket_levels(self) -> range:
-        """Levels that yield a ticket; with a structure `structured_levels` limits them to the last ones."""
+        """Levels that yield a ticket: all, or the last `structured_levels` ones if this setting is given."""
         last = len(self.targets)
         return range(1 + (last - self.structured_levels if self.structured_levels else 0), last + 1)
 
@@ -138,7 +139,7 @@ class Settings(ScoreSettings):
 
 
 def _level_densities(settings: Settings) -> tuple[float, ...]:
-    """Return the density of each level from 1 on, see `Settings.targets`.
+    """Return the density of each level from 1 on, or its share of the dense cost, see `Settings.targets`.
 
     Raises:
         UsageError: if more than one of densities, density and sparsity is given, or densities do not fall.
@@ -174,7 +175,7 @@ def _level_densities(settings: Settings) -> tuple[float, ...]:
 
 
 def plan(settings: Settings) -> list[Training]:
-    """Plan the ticket of each level; with a structure also the unstructured network that the next level prunes."""
+    """Plan each level's ticket and, if tickets get a structure, the unstructured network that the next level prunes."""
     structured = settings.parsed_structure.tickets is not None
     span = ticket_training_span(settings.effective_retrain, settings.rewind)
     planned: list[Training] = []
@@ -209,9 +210,10 @@ def search(replicate: Replicate, settings: Settings) -> Iterator[Found]:
 
 
 def _train_levels(replicate: Replicate, settings: Settings, dense: Found) -> Iterator[Found]:
-    """Prune and train level by level; yield the ticket of each.
+    """Prune and train level by level; yield the ticket of each level.
 
-    With a structure a level trains two networks: its ticket, and the unstructured network that the next level prunes.
+    If tickets get a structure, a level trains two networks: its ticket, and the unstructured network that the next
+    level prunes.
     """
     scope, with_ticket, structured = (
         prunable_scope(replicate, settings),
@@ -247,5 +249,5 @@ def _train_levels(replicate: Replicate, settings: Settings, dense: Found) -> Ite
 
 
 def _round_density(density: float) -> float:
-    """Round away the floating-point error of a power, so that 0.8 ** 5 is 0.32768."""
+    """Round to 12 digits, which removes the floating-point error of a power: 0.8 ** 5 is 0.32768."""
     return float(f"{density:.12g}")

@@ -60,21 +60,22 @@ class Settings(PruningSettings):
     structures: ClassVar[tuple[Family, ...]] = ("channels",)
     points: ClassVar[tuple[str, ...]] = ("until",)
     structure: str = "none"
-    """Units with a gate: none (each weight), channels (each coupled channel; the network becomes physically smaller) or
-    channels:16 (each group that loses any channel keeps a multiple of 16)."""
+    """What has a gate: none (each weight), channels (each coupled channel; the network becomes physically smaller) or
+    channels:16 (likewise; each group that loses any channel keeps a multiple of 16)."""
     until: str = "50%"
     """The step up to which the network is trained with gates, and at which it is pruned."""
     collapse: Literal["raise", "keep"] = "raise"
-    """If none of a layer's gates is among the best: raise (an error), or keep its best weight instead of the worst
-    one retained in the largest layer."""
+    """What to do if a layer would lose all weights: raise an error, or keep its best weight in exchange for the worst
+    retained weight of the largest layer."""
     penalty: float = 0.1
-    """lambda times the number of training examples: the coefficient in the loss is this over that number."""
+    """lambda times the number of training examples; the coefficient in the loss is this value divided by that
+    number."""
     init: float = 0.0
-    """Initial value of every log alpha; 0 is a gate that is half open."""
+    """Initial value of every gate's parameter log alpha; 0 is a half-open gate."""
     gate_lr: float = 0.1
-    """Learning rate of the gates, by Adam; it rises and falls with that of the weights."""
+    """Learning rate of the gates (Adam), which rises and falls with the learning rate of the weights."""
     keep_at_least: int = 0
-    """With structure channels: channels that each group retains at least, at least 1."""
+    """With structure channels: minimum number of channels that each group retains, at least 1."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -88,7 +89,7 @@ class Settings(PruningSettings):
 
 
 def plan(settings: Settings) -> list[Training]:
-    """Plan the training with gates that all densities share, then the rest of the schedule for each density."""
+    """Plan one training with gates, shared by all densities, then one rest of the schedule per density."""
     return [Training(last=settings.until), *settings.plan_tickets(first=settings.until)]
 
 
@@ -123,7 +124,7 @@ def search(replicate: Replicate, settings: Settings) -> Iterator[Found]:
 
 
 def make_gating(replicate: Replicate, scope: Scope, settings: Settings) -> Gating:
-    """Return the gates whose values choose the masks of all tickets of a replicate."""
+    """Describe the gates whose trained values choose the masks of all tickets of a replicate."""
     from ticketry.core.gates import HardConcrete
     from ticketry.search.gating.gating import Gating
     from ticketry.search.gating.masks import gate_prices

@@ -66,14 +66,15 @@ class Settings(ScoreSettings):
     With a latency budget also auto (each layer in the granularity that retains most for its time) or one granularity
     for all layers, weights, rows:4, rows:16."""
     when: str = "end"
-    """When it is pruned: end (of the dense training), or a step such as 0, 500it, 5%: then training continues from
-    there, with the optimiser's state, to the end of the same schedule, and rewind and retrain have no meaning."""
+    """When to prune: end (of the dense training), or a step such as 0, 500it, 5%. After a step, training continues with
+    the optimiser's state to the end of the same schedule, and rewind and retrain cannot be given."""
     rewind: str = "0"
-    """The step k: training after pruning has the length of steps k … T of the schedule (end: the whole length)."""
+    """The step k to rewind to: after pruning, steps k … T of the schedule are trained (end: as many as all steps)."""
     retrain: Retrain = ""
     """How the remaining weights are trained: finetune (final weights, last learning rate), rewind_lr (final weights,
-    learning rates of steps k..T), continue (the weights of step k, steps k..T) or restart (those, the whole schedule
-    again). By default finetune, or rewind_lr where the schedule ends at a rate of 0, at which nothing would change."""
+    learning rates of steps k..T), continue (weights of step k, steps k..T) or restart (weights of step k, the whole
+    schedule again). By default finetune; rewind_lr if the schedule's last learning rate is 0, with which nothing would
+    change."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -99,7 +100,7 @@ class Settings(ScoreSettings):
 
 
 def plan(settings: Settings) -> list[Training]:
-    """Plan the ticket of each density."""
+    """Plan one ticket for each density."""
     if not settings.prunes_at_end:
         return settings.plan_tickets(first=settings.when)
     return settings.plan_tickets(**ticket_training_span(settings.retrain or "finetune", settings.rewind))

@@ -1,4 +1,4 @@
-"""Training with a penalty: weights, filters or norm scales become small, then they are removed, once.
+"""Training with a penalty that makes weights, filters or norm scales small; what is small is then removed once.
 
 The network is trained with a penalty in its loss up to a step. Then what the penalty has made small is removed, down to
 the density, and the rest trains on to the end of the same schedule without the penalty, momentum included. The three
@@ -47,8 +47,8 @@ if TYPE_CHECKING:
     from ticketry.lab.training.variants import Penalty
 
 STRENGTHS = {"l1_scales": 1e-4, "hoyer_square": 1e-4, "group_hoyer_square": 1e-3, "group_lasso": 1e-4}
-"""Default strength of each penalty: network slimming's for VGG (1e-5 for its ResNets and DenseNets); ours; the default
-of DeepHoyer's code; ours."""
+"""Default strength of each penalty. l1_scales: as in network slimming for VGG (its ResNets use 1e-5).
+group_hoyer_square: as in DeepHoyer's code. The two others are our choice."""
 _OF_BLOCKS = ("group_hoyer_square", "group_lasso")
 SCORES = {"l1_scales": "slimming", "hoyer_square": "magnitude", "group_hoyer_square": "l2"}
 
@@ -75,15 +75,15 @@ class Settings(ScoreSettings):
     structures: ClassVar[tuple[Family, ...]] = ("blocks",)
     points: ClassVar[tuple[str, ...]] = ("until",)
     structure: str = "none"
-    """Blocks that the penalty is on and that are removed together: rows:4, rows:16 (so many neighbouring rows, at one
+    """Blocks of weights that are penalised and removed together: rows:4, rows:16 (so many neighbouring rows, at one
     column), filters (whole rows of one layer), or none."""
     until: str = "50%"
     """The step up to which the network is trained with the penalty, and at which it is pruned."""
     penalty: Literal["l1_scales", "hoyer_square", "group_hoyer_square", "group_lasso"] = "hoyer_square"
-    """Penalty: l1_scales (of norms), hoyer_square (weights), group_hoyer_square (filters and channels, or
-    the blocks of a structure) or group_lasso (the blocks of a structure)."""
+    """Penalty: l1_scales (on scales of norms), hoyer_square (on weights), group_hoyer_square (on filters and channels,
+    or on the blocks of a structure) or group_lasso (on the blocks of a structure)."""
     strength: float | None = None
-    """Coefficient of the penalty in the loss; 1e-4, of group_hoyer_square 1e-3, if left out."""
+    """Coefficient of the penalty in the loss; by default 1e-3 for group_hoyer_square and 1e-4 for all others."""
     score: str = ""
     """Score by which the highest weights are retained. By default it fits the penalty: slimming for l1_scales,
     magnitude for hoyer_square and with a structure, l2 for group_hoyer_square without one."""
@@ -105,7 +105,7 @@ class Settings(ScoreSettings):
 
     @cached_property
     def parsed_structure(self) -> ParsedStructure:
-        """What is removed together: blocks of `structure`; without one, whole channels if the penalty is on them."""
+        """What is removed together: the blocks of `structure`, else whole channels if the penalty is on channels."""
         if not self._has_blocks and self.penalty in ("l1_scales", "group_hoyer_square"):
             return ParsedStructure(NONE, channels=True)
         return ParsedStructure.parse(self.structure, self.structures)
@@ -117,7 +117,7 @@ class Settings(ScoreSettings):
 
 
 def plan(settings: Settings) -> list[Training]:
-    """Plan the training with the penalty that all densities share, then the rest of the schedule for each density."""
+    """Plan one training with the penalty, shared by all densities, then one rest of the schedule per density."""
     return [Training(last=settings.until), *settings.plan_tickets(first=settings.until)]
 
 

@@ -1,4 +1,4 @@
-"""Check that a pruning score keeps its contract."""
+"""Check that a pruning score keeps the contract of scores."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ticketry_engine.support.entry_points import Need, entry_point
 
 
 def require(holds: bool, promise: str) -> None:
-    """Raise `AssertionError` with the promise if it does not hold (unlike assert, also under python -O)."""
+    """Raise `AssertionError` with the message `promise` unless `holds`; unlike assert, also under python -O."""
     if not holds:
         raise AssertionError(promise)
 
@@ -28,20 +28,20 @@ def check_score(
     batches: Iterable[object] | None = None,
     loss: Loss | None = None,
 ) -> None:
-    """Check that a score keeps its contract on a model.
+    """Check on a model that a score keeps the contract of scores.
 
-    - It returns a tensor for each parameter in scope and no other, of the parameter's shape. The values are real and
-      may be infinite, but not NaN.
+    - The score returns one tensor for each parameter in scope, of the parameter's shape, and no other tensors. The
+      values are real and may be infinite, but not NaN.
     - The same seed gives the same scores.
-    - It leaves the model unchanged: weights, buffers, gradients, parameter objects and which of them require gradients,
-      modes, hooks. It also leaves random states and the gradient mode unchanged.
-    - `prune` meets any density with it.
+    - The score leaves the model unchanged: weights, buffers, gradients, parameter objects, their `requires_grad`,
+      modules' modes, hooks. It also leaves random states and torch's gradient mode unchanged.
+    - `prune` with this score meets every density exactly.
 
     Args:
         score: name of a score, or the function.
         model: model to score; by default a small convolutional network with batch norm.
-        batches: batches that the score gets.
-        loss: loss that the score gets.
+        batches: batches of examples that are passed to the score.
+        loss: loss function that is passed to the score.
 
     Raises:
         AssertionError: if a promise is broken; the message names it.
@@ -79,7 +79,7 @@ def _small_network() -> nn.Module:
 
 
 def _snapshot(model: nn.Module) -> dict[str, object]:
-    """Return all state besides values that a score could change, by its description in messages."""
+    """Return what a score could change besides tensor values: description for messages -> state."""
     parameters, modules = dict(model.named_parameters()), list(model.modules())
     return {
         "the objects that are parameters": {name: id(one) for name, one in parameters.items()},

@@ -1,4 +1,4 @@
-"""Check that a search method keeps its contract."""
+"""Check that a search method keeps the contract of search methods."""
 
 from __future__ import annotations
 
@@ -41,18 +41,18 @@ def check_search(
     task: str | Task | None = None,
     recipe: Recipe | None = None,
 ) -> list[Found]:
-    """Check that a search method keeps its contract on a small real task (digits, 60 steps), and return its networks.
+    """Check a search method's contract on a small real task (digits, 60 steps); return the networks found.
 
-    - The dense network comes first, then tickets of rising level, each trained under its mask. Requested densities are
-      met to the element.
+    - The dense network comes first, then tickets of rising level, each trained under its mask. Masks retain exactly the
+      number of weights that the requested density demands.
     - Controls can be trained like a ticket, with the same variants of training, under another mask.
     - A ticket that is trained from its rewind step starts at level 0's weights (and buffers) times the mask, bit for
       bit.
     - Pruned weights are exactly 0 at every step, including optimiser state.
     - The same seeds give the same bits; other seeds give different ones.
-    - If it is interrupted in the middle of a training of each kind (dense, masked, with a custom variant) and run
-      again, it resumes with the same bits and trains no finished segment twice.
-    - It never reads the test split.
+    - If the search is interrupted in the middle of a training of each kind (dense, masked, with a custom variant) and
+      run again, it resumes with the same bits and trains no finished segment twice.
+    - The search never uses the test split.
     - A ticket whose mask needs no earlier ticket lists in `searched` the trainings that it needs. This is checked for
       methods whose setting `density` takes several fractions: the ticket must have the same mask when only its own
       density is requested.
@@ -60,8 +60,8 @@ def check_search(
     Args:
         method: name of a method, or an argument of `Method.of`, such as a module with `Settings` and `search`.
         folder: empty folder for stores.
-        settings: settings of the method; by default its defaults.
-        densities: density of each ticket, if the method promises them.
+        settings: settings of the method; by default all defaults.
+        densities: density of each ticket, if the method promises densities.
         task: task to search on, as a name or an object; by default digits.
         recipe: recipe of training; by default the task's, shortened to 60 steps.
 
@@ -89,7 +89,7 @@ def check_search(
 
 
 class _Trial:
-    """One replicate of a method with fixed settings."""
+    """Run one replicate of a method with fixed settings, as often as the checks need it."""
 
     def __init__(
         self, method: str | Method | ModuleType | type, settings: Any, task: Task, recipe: Recipe | None
@@ -103,7 +103,7 @@ class _Trial:
         self.recipe = recipe or task.recipe.changed(length=_QUICK)
 
     def run(self, lab: Lab, seeds: Seeds | None = None, task: Task | None = None, settings: Any = None) -> list[Found]:
-        """Run the search and return its networks, for the first replicate by default."""
+        """Run the search in a lab and return its networks; `seeds` are by default those of the first replicate."""
         own = self.settings if settings is None else settings
         return list(self.method.search(lab, task or self.task, self.recipe, own, seeds or Seeds()))
 
@@ -113,7 +113,7 @@ class _Trial:
 
 
 class _TaskWithOtherTest(OwnTask):
-    """Copy of a task in which only the targets of the test split are permuted."""
+    """Copy of a task whose test split has permuted targets; training and validation splits are unchanged."""
 
     def __init__(self, inner: Task) -> None:
         self.inner, self.name, self.metric, self.recipe = inner, inner.name, inner.metric, inner.recipe
@@ -131,7 +131,7 @@ class _TaskWithOtherTest(OwnTask):
 
 
 class _CourseWithOtherTest(Course):
-    """Copy of a course in which only the metrics on the test split are changed."""
+    """Copy of a course that changes only the metrics on the test split."""
 
     def __init__(self, inner: Course) -> None:
         for name in ("sizes", "session", "sample", "loss", "count", "inputs"):
@@ -164,7 +164,7 @@ def _check_levels(lab: Lab, found: Sequence[Found], densities: Sequence[float] |
 
 
 def _check_rewound_start(lab: Lab, ticket: Found) -> None:
-    """Check that a rewound ticket starts with the masked weights of the dense network, as open_lth asserts."""
+    """Check that a rewound ticket starts with the dense network's masked weights at the rewind step (as open_lth)."""
     if ticket.retrain not in REWINDING:
         return
     assert ticket.mask is not None
@@ -181,7 +181,7 @@ def _check_rewound_start(lab: Lab, ticket: Found) -> None:
 
 
 def _first_parameter_names(task: Task) -> dict[str, str]:
-    """Return, for each name of a tensor in the task's network, the tensor's first name (tied tensors have several)."""
+    """Return, for each name in the state dict of the task's network, the first name of the same (tied) tensor."""
     first: dict[int, str] = {}
     named = task.build().state_dict(keep_vars=True).items()
     return {normal_name(name): first.setdefault(id(tensor), normal_name(name)) for name, tensor in named}
@@ -195,10 +195,10 @@ def _check_final_weights(lab: Lab, ticket: Found) -> None:
 
 
 def _check_searched(lab: Lab, trial: _Trial, found: Sequence[Found]) -> None:
-    """Check that the sparsest ticket lists its own search trainings (`searched`) if it does not depend on denser ones.
+    """Check that the sparsest ticket sets `searched` to its own trainings if it does not depend on denser tickets.
 
-    It does not if its mask is the same when only its own density is requested. Without `searched` the trainings of all
-    earlier tickets count as its search cost, as in iterative pruning.
+    It does not depend on them if its mask is the same when only its own density is requested. If `searched` is empty,
+    the trainings of all earlier tickets count as search cost, as in iterative pruning.
     """
     asked = getattr(trial.settings, "density", None)
     if found[-1].searched or not (isinstance(asked, tuple) and asked and all(isinstance(one, float) for one in asked)):
@@ -218,7 +218,13 @@ def _check_searched(lab: Lab, trial: _Trial, found: Sequence[Found]) -> None:
 def _check_resume(
     trial: _Trial, folder: Path, bits: list[tuple[str | None, str]], trained: int, middles: set[str]
 ) -> None:
-    """Check that a search that is stopped in the middle of any training in `middles` resumes with the same bits."""
+    """Check that a search resumes with the same bits after a stop in the middle of each training in `middles`.
+
+    Args:
+        bits: digests of the networks that an uninterrupted search found.
+        trained: number of segments that it trained.
+        middles: keys of the trainings to interrupt.
+    """
     done, left, stopped = 0, set(middles), True
     while stopped:
         stopped = False
@@ -245,7 +251,7 @@ def _check_resume(
 
 
 def _select_trainings(lab: Lab) -> set[str]:
-    """Return keys of a lab's trainings: for each set of training variants, the first of at least two steps."""
+    """Return keys of trainings to interrupt: for each set of training variants, the first of at least two steps."""
     first: dict[tuple[str, ...], str] = {}
     for key in lab.ledger.keys:
         trajectory, _, last = key.rpartition("@")

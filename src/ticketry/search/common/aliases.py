@@ -15,17 +15,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Alias:
-    """A paper's name for a search method with some settings."""
+    """A paper's name, such as ``snip``, that stands for a search method with certain settings."""
 
     method: str
-    """Name of the method here."""
+    """Name of the search method in ticketry, such as ``early``."""
     stands_for: str
-    """The paper's name, with the citation."""
+    """The paper's full name of the method, with a citation; for lists."""
     settings: Mapping[str, Any] = field(default_factory=dict)
-    """Settings that it fixes; all others have the method's defaults."""
+    """Settings whose defaults the alias changes; all other settings keep the method's defaults."""
 
     def matches(self, settings: object) -> bool:
-        """Return whether settings have all values that this alias fixes."""
+        """Return whether `settings` have every value that this alias sets."""
 
         def has_value(value: object, wanted: object, name: str) -> bool:
             return value == wanted or (name == "structure" and str(value).startswith(f"{wanted}:"))  # channels:16
@@ -34,7 +34,7 @@ class Alias:
 
     @property
     def words(self) -> str:
-        """The command-line words that it abbreviates: a method and options."""
+        """The command-line words that the alias abbreviates: the method's name and its options."""
         flags = [f"--{name.replace('_', '-')} {value}" for name, value in self.settings.items() if value != NONE]
         return " ".join([self.method, *flags])
 
@@ -78,7 +78,7 @@ ALIASES: Mapping[str, Alias] = {
 
 
 def with_alias_defaults(found: Method[Any], name: str) -> Method[Any]:
-    """Return a copy of a method whose defaults are the settings of the alias `name`."""
+    """Return a copy of a method whose default settings are those of the alias `name`."""
     from dataclasses import replace
 
     alias = ALIASES[name]
@@ -87,12 +87,12 @@ def with_alias_defaults(found: Method[Any], name: str) -> Method[Any]:
 
 
 def listed_name(method: str, alias: str, settings: object) -> str:
-    """Return a search's name in lists and figures: its alias if the settings still match that, else the method."""
+    """Return a search's name for lists and figures: `alias` if `settings` still match it, else `method`."""
     return alias if alias and ALIASES[alias].method == method and ALIASES[alias].matches(settings) else method
 
 
 def _with_defaults(kind: type[Any], values: Mapping[str, Any]) -> type[Any]:
-    """Return a subclass of a settings class with other default values."""
+    """Return a subclass of the settings class `kind` whose fields named in `values` have these defaults."""
     hints = get_type_hints(kind, include_extras=True)
     if missing := values.keys() - hints.keys():
         raise UsageError(f"{kind.__module__} has no setting {', '.join(sorted(missing))}")

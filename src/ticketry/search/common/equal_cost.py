@@ -22,12 +22,12 @@ AnySettings = TypeVar("AnySettings", bound="PruningSettings")
 
 
 def ticket_training_steps(retrain: str, step: int, total: int) -> int:
-    """Return for how many steps a ticket is trained after it was pruned and rewound.
+    """Return the number of steps for which a ticket is trained after it was pruned and rewound.
 
     Args:
         retrain: how the ticket is trained, see `lab.retrain`.
         step: the rewind step.
-        total: length of the schedule.
+        total: number of steps of the schedule.
 
     Raises:
         UsageError: for a rewind step at the end of the schedule, after which nothing would be trained.
@@ -46,15 +46,19 @@ def compress_to_steps(
     steps_needed: Callable[[Segment, AnySettings], int],
     points: tuple[str, ...],
 ) -> tuple[Replicate, AnySettings]:
-    """Shorten the schedule such that a whole search has at most as many steps as one dense training of the recipe.
+    """Shorten the schedule until a whole search takes no more steps than one dense training by the full recipe.
 
-    A dense training has T steps, and the search would have N. The new length is T * T / N, rounded down, or less where
-    rounding of the points below makes the search longer than T. Without `equal_cost` ``steps`` nothing changes.
+    If a dense training has T steps and the search would have N, the new length is T * T / N, rounded down. It is
+    shorter still if rounding `points` would make the search longer than T. Both arguments are returned unchanged unless
+    the setting `equal_cost` is ``steps``.
 
     Args:
-        steps_needed: returns the number of steps that the sparsest ticket needs in all, for a dense training and
-            settings.
-        points: names of the settings that are steps of the schedule, such as ``rewind``; they are scaled with it.
+        steps_needed: function of (dense training, settings) that returns how many steps the search for the sparsest
+            ticket takes in all.
+        points: names of the settings that are steps of the schedule, such as ``rewind``; they are scaled with the
+            schedule.
+        replicate: replicate whose recipe is shortened.
+        settings: settings of the search.
     """
     whole = replicate.dense_training
     total, steps = whole.total, steps_needed(whole, settings)  # raises for a rewind step at the end
@@ -79,7 +83,7 @@ def _with_schedule_length(
 
 
 def dense_for_comparison(replicate: Replicate, found: Found) -> Found:
-    """Return the dense network to compare with: `found`, or if its schedule was shortened, one by the whole recipe."""
+    """Return `found`, or, if its schedule was shortened, a dense network trained by the whole recipe instead."""
     if found.result.segment.recipe == replicate.recipe:
         return found
     dense = replicate.lab.train(replicate.dense_training, label="dense")
@@ -87,15 +91,16 @@ def dense_for_comparison(replicate: Replicate, found: Found) -> Found:
 
 
 def stretch_to_flops(lab: Lab, rest: Segment, before: list[Result], equal_cost: str) -> Segment:
-    """Prolong the training after the last pruning step until the ticket has cost the FLOPs of one dense training.
+    """Prolong the last training until the ticket's whole search costs the FLOPs of one dense training.
 
-    The FLOPs of earlier trainings, and of scores that use examples, are subtracted first. The whole schedule is
-    stretched by the same factor, so learning rates continue from the same value and change more slowly. Unless
-    `equal_cost` is ``flops``, `rest` is returned unchanged.
+    FLOPs of earlier trainings, and of scores that use examples, count as spent. The whole schedule is stretched by one
+    factor, so learning rates continue from the same value and change more slowly. Unless `equal_cost` is ``flops``,
+    `rest` is returned unchanged.
 
     Args:
-        rest: training from the last pruning step to the end of the schedule, with the final mask.
-        before: all trainings that led to it.
+        rest: the last training, from the last pruning step to the end of the schedule, with the final mask.
+        before: all trainings before `rest`.
+        equal_cost: the setting of this name.
 
     Raises:
         UsageError: if the network's FLOPs cannot be counted, or none are left.

@@ -1,4 +1,4 @@
-"""Search methods, and one replicate of a search with the steps that most methods share."""
+"""Search methods, and `Replicate`: one replicate of a search with the trainings that most methods need."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ S = TypeVar("S", default=Any)
 T = TypeVar("T")
 
 REPLICATE_ENDING_ERRORS = (LayerCollapseError, TrainingError)
-"""Errors that end one replicate; its earlier tickets remain valid, and other replicates continue."""
+"""Errors that end only one replicate: its earlier tickets remain valid, and other replicates continue."""
 
 
 @dataclass(frozen=True)
 class Replicate:
-    """One replicate of a search: its lab, task, recipe and seeds, with the trainings that methods are made of."""
+    """One replicate of a search: a lab, task, recipe and seeds, with the trainings that methods consist of."""
 
     lab: Lab
     task: Task
@@ -45,27 +45,35 @@ class Replicate:
 
     @cached_property
     def dense_training(self) -> Segment:
-        """The dense training by the recipe, not yet executed."""
+        """The description of the dense training by the recipe; reading this property trains nothing."""
         return self.from_initialisation()
 
     def from_initialisation(self, mask: str | None = None, variants: Sequence[Variant] = ()) -> Segment:
-        """Return the training from the initialisation to the end of the recipe, with a mask or variants."""
+        """Describe a training from the initialisation to the end of the recipe, optionally under a mask.
+
+        Args:
+            mask: digest of a mask.
+            variants: variants of training, such as a penalty.
+        """
         return self._make_segment(self.seeds.initialisation, mask=mask, variants=variants)
 
     def train_dense(self, *keep: int, retrain: str = GRADUAL) -> Found:
-        """Train the dense network, which is level 0 of a search.
+        """Train the dense network and return it as level 0 of a search.
 
         Args:
-            keep: steps, in rising order, whose states are stored; the last of them becomes `Found.rewound`.
+            keep: steps, in rising order, at which the network's state is stored; the last state becomes
+                `Found.rewound`.
             retrain: how the tickets of this search are trained, see `lab.retrain`.
         """
         dense = self.lab.train(self.dense_training, keep=keep, label="dense")
         return Found(0, None, self.lab.at(dense, keep[-1]), dense, retrain, dense)
 
     def continue_from(self, weights: Result, first: int, *, optimizer: Result | None = None, **more: Any) -> Segment:
-        """Return the training that continues from a result's weights at step `first`, by default to the end.
+        """Describe a training that continues from the weights of a result at step `first`, by default to the end.
 
         Args:
+            weights: result whose weights are continued.
+            first: step of the schedule at which the training begins.
             optimizer: result whose optimiser state is continued; None starts a new optimiser.
             more: arguments of `Lab.segment`, such as a mask.
         """
@@ -86,13 +94,13 @@ class Replicate:
     def ticket_training(
         self, mask: str, *, retrain: str = GRADUAL, rewound: Result, trained: Result, shrunk: bool = False
     ) -> Segment:
-        """Return the training of a ticket after pruning.
+        """Describe the training of a ticket after pruning.
 
         Args:
-            mask: digest of its mask.
-            retrain: how it is trained, see `lab.retrain`.
-            rewound: state at the rewind step.
-            trained: result that was pruned.
+            mask: digest of the ticket's mask.
+            retrain: how the ticket is trained, see `lab.retrain`.
+            rewound: the network at the rewind step.
+            trained: the trained network that was pruned.
             shrunk: whether pruned channels are removed from the network.
         """
         from ticketry.lab.retrain import retraining
@@ -110,7 +118,7 @@ class Replicate:
         )
 
     def find_each(self, find: Callable[[int, T], Found], items: Iterable[T]) -> Iterator[Found]:
-        """Yield the network `find(level, item)` of each item, with levels from 1 on; in parallel, see `find_all`."""
+        """Yield `find(level, item)` for each item, with levels from 1 on; calls may be parallel, see `find_all`."""
 
         def find_one(level: int, item: T) -> Iterator[Found]:
             yield find(level, item)
@@ -118,13 +126,14 @@ class Replicate:
         return self.find_all([partial(find_one, level, item) for level, item in enumerate(items, start=1)])
 
     def find_all(self, searches: Iterable[Callable[[], Iterable[Found]]]) -> Iterator[Found]:
-        """Run independent searches, in parallel if the lab has workers, and yield their networks in order.
+        """Run independent searches, in parallel if the lab has workers, and yield their networks in the given order.
 
-        A failed search does not stop the others: its networks so far and theirs are yielded before its error is raised.
+        If a search fails, the others still run to their ends. All networks found are yielded before the error is
+        raised.
 
         Raises:
-            LayerCollapseError, TrainingError: of the first search that fails.
-            NotStoredError: likewise, if the lab may not train.
+            LayerCollapseError, TrainingError: the error of the first search that failed.
+            NotStoredError: if the lab may not train, and a search needs a training that is not stored.
         """
         errors: list[tuple[int, TicketryError]] = []
 
@@ -146,7 +155,7 @@ class Replicate:
 def as_search(
     found: Callable[[Replicate, S], Iterator[Found]],
 ) -> Callable[[Lab, Task, Recipe, S, Seeds], Iterator[Found]]:
-    """Turn a function of (replicate, settings) into a method's ``search(lab, task, recipe, settings, seeds)``."""
+    """Convert a function of (replicate, settings) to a method's ``search(lab, task, recipe, settings, seeds)``."""
 
     @wraps(found)
     def search(lab: Lab, task: Task, recipe: Recipe, settings: S, seeds: Seeds) -> Iterator[Found]:
@@ -160,22 +169,22 @@ UNKNOWN = "not said"
 
 @dataclass(frozen=True)
 class About:
-    """Facts about a method that ``ticketry list methods`` shows. A method may omit them."""
+    """Description of a method that ``ticketry list methods`` shows. A method may omit every field."""
 
     paper: str = UNKNOWN
     """A short citation."""
     prunes: str = UNKNOWN
-    """When, relative to training: before, early in, during or after it."""
+    """When weights are pruned, relative to training: before, early in, during or after it."""
     costs: str = UNKNOWN
-    """Trainings of the recipe that its tickets take, with the search but without the dense network to compare with."""
+    """How many trainings by the recipe a ticket takes, including the search, excluding the dense network."""
     score: str = ""
-    """Description of the default score if the settings leave it open, such as "by penalty"."""
+    """Description of the default score if the default of the setting `score` is empty, such as "by penalty"."""
     removes: str = ""
-    """weights, channels or both; if empty the structures that the settings offer decide."""
+    """What is removed: weights, channels or both. If empty, this follows from the structures that settings offer."""
 
 
 class Search(Protocol):
-    """Signature of a method's search of one replicate, which yields the dense network, then each trained ticket."""
+    """Signature of a function that searches one replicate: it yields the dense network, then each trained ticket."""
 
     def __call__(self, lab: Lab, task: Task, recipe: Recipe, settings: Any, seeds: Seeds, /) -> Iterator[Found]: ...
 
@@ -197,21 +206,22 @@ class Method(Generic[S]):
     name: str
     """Name on the command line."""
     title: str
-    """One line that describes it."""
+    """Description of the method in one line."""
     description: str
-    """Description with its papers."""
+    """Longer description, which cites the papers."""
     Settings: type[S]
-    """Frozen dataclass of its settings."""
+    """Frozen dataclass of the method's settings."""
     search: Search
-    """Searches one replicate; yields each trained network."""
+    """Function that searches one replicate and yields each trained network."""
     plan: Callable[[S], list[Training]] | None = None
-    """Returns the trainings of a replicate with given settings, except the dense network's; None if unknown."""
+    """Function that returns a replicate's planned trainings for given settings, without the dense network's; None if
+    the method does not plan."""
     about: About = field(default_factory=About)
-    """Facts for lists."""
+    """Description for ``ticketry list methods``."""
     alias: str = ""
-    """The alias by which it was requested, see `common.aliases`; else empty."""
+    """The alias by which the method was requested, see `common.aliases`; else empty."""
     module: str = ""
-    """Module that defines it; empty for one built otherwise."""
+    """Name of the module that defines the method; empty if no module does."""
 
     @property
     def scores(self) -> str:
@@ -221,7 +231,7 @@ class Method(Generic[S]):
 
     @property
     def structured(self) -> bool:
-        """Whether it can remove whole channels."""
+        """Whether the method can remove whole channels."""
         return self.removes != "weights"
 
     @property
@@ -231,7 +241,7 @@ class Method(Generic[S]):
         return self.about.removes or ("both" if "channels" in families else "weights")
 
     def tickets(self, settings: S) -> list[Training]:
-        """Return the planned trainings of tickets, one for each level; none if the method has no plan."""
+        """Return the planned trainings of tickets, one for each level; an empty list if the method has no plan."""
         return ticket_trainings(self.plan(settings)) if self.plan else []
 
     def _default_of(self, setting: str) -> Any:
@@ -240,7 +250,7 @@ class Method(Generic[S]):
 
     @classmethod
     def of(cls, name: str, found: object) -> Method[Any]:
-        """Return the method defined by a module, or by a class, with a docstring, `Settings` and `search`.
+        """Return the method that a module or class with a docstring, `Settings` and `search` defines.
 
         The first line of the docstring is the title, the rest the description. `plan` and `ABOUT` are optional.
 
@@ -249,8 +259,8 @@ class Method(Generic[S]):
             found: a module, a class, or the function `search` of a module.
 
         Raises:
-            UsageError: if a required part is missing, `Settings` is no dataclass with a default for every field, or
-                `search` takes other arguments.
+            UsageError: if a required part is missing, `Settings` is not a dataclass with a default for every field, or
+                `search` takes other arguments than (lab, task, recipe, settings, seeds).
         """
         if isinstance(found, Method):
             return replace(found, name=name)
@@ -292,24 +302,24 @@ class Method(Generic[S]):
         on_found: Callable[[int, Found], None] | None = None,
         on_ended: Callable[[TicketryError], None] | None = None,
     ) -> list[list[Found]]:
-        """Search for tickets in one or more replicates. Trainings in the lab's store are reused.
+        """Search for tickets in one or more replicates, reusing trainings that the lab's store contains.
 
         Args:
-            lab: lab that trains.
+            lab: lab that trains and stores the networks.
             task: the task, or its name.
-            settings: the method's `Settings`; by default its defaults.
-            recipe: by default the task's own.
-            replicates: number of searches, each with its own seeds, and its own data if the task has several splits.
+            settings: the method's `Settings`; by default all defaults.
+            recipe: recipe of all trainings; by default the task's.
+            replicates: number of searches; each has its own seeds, and its own data if the task has several splits.
             seeds: seeds of the first replicate.
-            on_found: called with (replicate, found) as each network is trained, possibly from several threads.
-            on_ended: called at the end with the error of failed replicates, instead of raising it.
+            on_found: called with (replicate, found) after each network is trained, possibly from several threads.
+            on_ended: called at the end with the error of failed replicates, which is then not raised.
 
         Returns:
-            The networks that each replicate found, the dense network first.
+            For each replicate, the networks that it found, the dense network first.
 
         Raises:
-            UsageError: for less than one replicate, or if the method does not yield what a search has to.
-            LayerCollapseError, TrainingError: if a replicate fails; after the others have ended too.
+            UsageError: for less than one replicate, or if the method's search yields invalid results.
+            LayerCollapseError, TrainingError: if a replicate fails; raised after all other replicates have ended.
         """
         from ticketry.tasks.catalogue import of_replicate, resolve_task
 
@@ -363,7 +373,7 @@ def _yield_until_error(
 
 
 def _first_error(ended: Mapping[int, TicketryError], replicates: int) -> TicketryError:
-    """Return the error of the first failed replicate, with the numbers of all failed ones in its message."""
+    """Return the first failed replicate's error, after adding the numbers of all failed replicates to its message."""
     *others, last = map(str, sorted(ended))
     error = ended[min(ended)]
     if replicates == 1:
@@ -377,7 +387,7 @@ def _first_error(ended: Mapping[int, TicketryError], replicates: int) -> Ticketr
 
 
 def check_networks(method: str, networks: object) -> Iterator[Found]:
-    """Check each network that a method yields in one replicate, and yield it.
+    """Yield the networks that a method yields in one replicate, after checking each of them.
 
     Raises:
         UsageError: unless the dense network comes first, then tickets of rising level, each trained under its mask.
@@ -403,7 +413,7 @@ def check_networks(method: str, networks: object) -> Iterator[Found]:
 
 
 def _find_fault_of_dense(found: Found) -> str:
-    """Return what is wrong with the first network of a search; empty if it is a valid dense network."""
+    """Return what is wrong with the first network of a search, for a message; empty for a valid dense network."""
     if found.level != 0 or found.mask is not None or found.result.segment.mask is not None:
         return (
             f"{_describe(found)} before the dense network: Found(0, None, …), trained without a mask, comes first,"
@@ -413,7 +423,7 @@ def _find_fault_of_dense(found: Found) -> str:
 
 
 def _find_fault_of_ticket(found: Found, before: int) -> str:
-    """Return what is wrong with a ticket that follows a network of level `before`; empty if nothing is."""
+    """Return what is wrong with a ticket that follows a network of level `before`; empty for a valid ticket."""
     if found.level <= before:
         return f"{_describe(found)} after one of level {before}: the levels of tickets rise from 1 on, one each"
     mask: object = found.mask
@@ -449,9 +459,9 @@ def _describe(found: Found) -> str:
 
 
 def source_digests(method: Method[Any], settings: Any) -> dict[str, str]:
-    """Return digests of the user's source files that a search uses: its method, score and kind of gates, by role.
+    """Return digests of the user's own source files that a search uses, by role: method, score, kind (of gates).
 
-    Built-in code is omitted, and so are methods defined at a prompt or in a notebook, which have no file.
+    Built-in code is omitted. So are methods defined at a prompt or in a notebook, because they have no file.
 
     Raises:
         UsageError: if a module has no source file.
@@ -465,7 +475,7 @@ def source_digests(method: Method[Any], settings: Any) -> dict[str, str]:
 
 
 def _digest_setting_source(settings: Any, name: str) -> str:
-    """Return the digest of the source file of the plugin that a setting names; "" for built-in code or other values."""
+    """Return the digest of the source file of the user's code that a setting names; "" if it names none."""
     value = getattr(settings, name, None)
     if not isinstance(value, str):
         return ""

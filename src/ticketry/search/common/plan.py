@@ -1,4 +1,4 @@
-"""The trainings of a search, known before any starts. Needs no torch."""
+"""The plan of a search: all its trainings, listed before the first one starts. Needs no torch."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ticketry.step import Step
 
 
 class Schedule(Protocol):
-    """Length of a training by the recipe, in iterations. Every `Segment` has these properties."""
+    """Length in iterations of a whole training by the recipe, and of an epoch. Every `Segment` is a `Schedule`."""
 
     @property
     def total(self) -> int:
@@ -25,8 +25,8 @@ class Schedule(Protocol):
 class Training:
     """A planned training of one replicate, other than that of the dense network.
 
-    A method's ``plan(settings)`` returns all of them; progress displays, campaigns and forecasts read them. Methods of
-    this class take the length of a training by the recipe, because points such as 25% depend on it.
+    A method's ``plan(settings)`` returns a list of these, which progress displays, campaigns and forecasts read. The
+    methods below take a `schedule`, the length of a training by the recipe, because points such as 25% depend on it.
 
     Examples:
         >>> plan = tk.search.oneshot.plan(tk.search.oneshot.Settings(density=(0.5, 0.2), rewind="25%"))
@@ -37,21 +37,21 @@ class Training:
     level: int = 0
     """Level of the ticket that is trained; 0 for a training that only leads to tickets."""
     density: float | None = None
-    """Density of the mask at its end; None if there is no mask, or if the density is an outcome of the search."""
+    """Density of the mask when the training ends; None without a mask, or if the search determines the density."""
     first: str = "0"
-    """Point of the schedule at which it begins, such as 500it, 3%."""
+    """Point of the schedule at which the training begins, such as 500it, 3%."""
     last: str = "end"
-    """Point of the schedule at which it ends."""
+    """Point of the schedule at which the training ends."""
     cuts: Callable[[Schedule], Mapping[int, float | None]] | None = None
-    """Steps at which the mask changes, with the density after each (1 without a mask, None if unknown). The training is
-    split there, and only its last part is evaluated."""
+    """Function that maps the schedule to {step at which the mask changes: density after it}. The density is 1 without a
+    mask and None if unknown. The training is split at these steps, and only the last part is evaluated."""
     controls_from: str = ""
-    """Point at which controls of the ticket begin; by default where its final mask is first trained."""
+    """Point at which controls of the ticket begin; by default the point at which the final mask is first trained."""
     has_controls: bool = True
     """Whether controls of the ticket are trained, if the run has controls."""
 
     def pieces(self, schedule: Schedule) -> list[tuple[int, float | None]]:
-        """Split the training where its mask changes; return (steps, density) of each part.
+        """Split the training where its mask changes; return (number of steps, density) of each part.
 
         Args:
             schedule: length of a training by the recipe.
@@ -64,7 +64,7 @@ class Training:
         return [(end - step, density) for (step, density), end in zip(cuts.items(), ends, strict=True)]
 
     def steps(self, schedule: Schedule) -> int:
-        """Return the number of steps.
+        """Return the number of steps of this training.
 
         Args:
             schedule: length of a training by the recipe.
@@ -72,7 +72,7 @@ class Training:
         return sum(steps for steps, _ in self.pieces(schedule))
 
     def control_steps(self, schedule: Schedule) -> int:
-        """Return the number of steps of each control of the ticket.
+        """Return the number of steps for which each control of the ticket is trained.
 
         Args:
             schedule: length of a training by the recipe.
@@ -87,16 +87,16 @@ class Training:
 
 
 def ticket_trainings(plan: Iterable[Training]) -> list[Training]:
-    """Return the planned trainings that train tickets, in the order of levels."""
+    """Return only those planned trainings that train a ticket, in the order of their levels."""
     return sorted((one for one in plan if one.level), key=lambda one: one.level)
 
 
 def ticket_training_span(retrain: str, rewind: str) -> dict[str, Any]:
-    """Return the first and last step of a ticket's training after pruning, as keywords of `Training`.
+    """Return where a ticket's training begins and ends, as keywords of `Training`; defaults are omitted.
 
     Args:
         retrain: how the ticket is trained, see `lab.retrain`.
-        rewind: point that the ticket is rewound to.
+        rewind: point of the schedule to which the ticket is rewound.
     """
     if retrain == "none":
         return {"last": "0"}

@@ -1,5 +1,4 @@
-"""Steps that methods share: which parameters are pruned, the mask of a density or budget, pruning once and training
-on."""
+"""Functions that methods share: choose prunable parameters, choose a mask, prune once and continue training."""
 
 from __future__ import annotations
 
@@ -28,7 +27,7 @@ if TYPE_CHECKING:
 
 
 def prunable_scope(replicate: Replicate, settings: PruningSettings) -> Scope:
-    """Return the parameters that may be pruned; raise `UsageError` if the settings cannot be met among them."""
+    """Return the parameters that may be pruned; raise `UsageError` if pruning these cannot meet the settings."""
     from ticketry.core.scope import scope
 
     chosen = scope(
@@ -50,7 +49,7 @@ def prunable_scope(replicate: Replicate, settings: PruningSettings) -> Scope:
 
 
 def _check_layers(replicate: Replicate, scope: Scope, settings: PruningSettings, least: int) -> None:
-    """Raise `UsageError` for names of layers that are not pruned, and for more weights to retain than there are."""
+    """Raise `UsageError` if `half_rate` names an unpruned layer, or layers cannot retain `least` weights."""
     from ticketry.core.layer_minimum import check_layer_minimum
     from ticketry.core.scope import match_names
     from ticketry.core.structure.layout import layouts
@@ -65,7 +64,7 @@ def _check_layers(replicate: Replicate, scope: Scope, settings: PruningSettings,
 def _check_channels(replicate: Replicate, scope: Scope, settings: PruningSettings, least: int) -> None:
     """Raise `UsageError` if `least` channels in each group have more weights than the smallest density retains.
 
-    A minimum of one channel is not checked here, because tracing the network takes seconds: pruning would report it.
+    Do not call this for a minimum of one channel: tracing the network takes seconds, and pruning reports the error too.
     """
     from ticketry.core.structure.channel_masks import check_channel_density
 
@@ -81,7 +80,7 @@ def _check_channels(replicate: Replicate, scope: Scope, settings: PruningSetting
 
 
 def _check_budget(replicate: Replicate, scope: Scope, settings: PruningSettings, least: int) -> None:
-    """Raise `UsageError` for a budget below the cost of the smallest allowed mask, or for layers without a cost."""
+    """Raise `UsageError` if the smallest allowed mask costs more than the budget, or a layer has no known cost."""
     from ticketry.budgets.allocation import check_floor, check_floor_of_costs
     from ticketry.core.layer_minimum import count_candidates
     from ticketry.lab.budget_masks import macs_per_weight, store_costs
@@ -104,10 +103,10 @@ def _check_budget(replicate: Replicate, scope: Scope, settings: PruningSettings,
 
 
 def require_norm_scales(replicate: Replicate, scope: Scope) -> None:
-    """Check that every prunable channel is followed by a norm layer with a scale.
+    """Check that a norm layer with a scale follows every prunable channel.
 
     Raises:
-        UsageError: naming the first layer whose channels have none.
+        UsageError: if a layer's channels pass no norm with a scale; the message names the first such layer.
         StructureError: if the network has no prunable channels.
     """
     from ticketry.core.structure.channel_choice import removable_group_positions
@@ -126,15 +125,15 @@ def require_norm_scales(replicate: Replicate, scope: Scope) -> None:
 # -- scores ------------------------------------------------------------------------------------------------------------
 
 CHANNEL_WISE_SCORES = {"crop": "crop_gates", "snip": "snap"}
-"""Names of scores of weights in their published structured forms."""
+"""Name of a score of single weights -> name of its published form for whole channels."""
 
 
 def check_score_setting(settings: ScoreSettings) -> None:
-    """Check that a score suits the settings, before anything is trained.
+    """Check, before anything is trained, that the score suits the other settings.
 
     Raises:
-        UsageError: for an unknown score, a score of channels if single weights are pruned, a score with negative values
-            under a cost budget, or an unknown score of the structure that tickets get.
+        UsageError: if the score is unknown, ranks channels although single weights are pruned, or may be negative under
+            a cost budget; or if the structure of tickets names an unknown score.
     """
     from ticketry.core.score import about, get, names, split_control
     from ticketry.core.structure import apply
@@ -168,7 +167,7 @@ def _channel_score(score: str) -> str:
 
 
 def _data_needed(score: str) -> str:
-    """Return what data a score needs, as in `score.About.data`."""
+    """Return what data a score needs: ``no``, ``shapes`` or a kind of examples, see `score.About.data`."""
     from ticketry.core.score import about, split_control
     from ticketry.core.structure.channel_scores import CHANNEL_ONLY
 
@@ -189,11 +188,12 @@ def prune(
     within: str | None = None,
     **more: Any,
 ) -> str:
-    """Prune by the score of the settings, and return the digest of the stored mask.
+    """Choose a mask by the score of the settings, store the mask, and return its digest. Cached.
 
     Args:
         trained: network whose weights are ranked.
-        density: the density, or the share of the dense cost if the settings have a budget.
+        scope: parameters that may be pruned.
+        density: density of the mask, or its share of the dense cost if the settings have a budget.
         within: digest of an earlier mask; weights that it removes stay removed.
         more: further arguments of `Lab.prune`. By default a score that needs examples gets a `Sample` of the training
             split.
@@ -231,11 +231,14 @@ def prune(
 def choose_mask(
     replicate: Replicate, weights: Result, scope: Scope, share: float, terms: str = "", **chosen: Any
 ) -> str:
-    """Choose a mask of a density, or of a share of the cost budget `terms`; return its stored digest. Cached.
+    """Choose a mask of a given density or cost, store the mask, and return its digest. Cached.
 
     Args:
         weights: network whose weights are ranked.
-        chosen: how the mask is chosen, see `Lab.prune` and `lab.budget_masks.budget_mask`.
+        scope: parameters that may be pruned.
+        share: density of the mask, or its share of the dense cost if `terms` are given.
+        terms: `Budget.terms` of a cost budget; empty without a budget.
+        chosen: further arguments of `Lab.prune`, or with `terms` of `lab.budget_masks.budget_mask`.
     """
     from ticketry.lab.budget_masks import budget_mask
 
@@ -248,10 +251,11 @@ def choose_mask(
 def structured_mask(
     replicate: Replicate, weights: Result, mask: str, settings: PruningSettings
 ) -> tuple[str, Structured | None]:
-    """Apply the structure of the settings, if any, to a search's mask; return the new digest and a description.
+    """Apply the ticket structure of the settings to a search's mask; return (digest of the new mask, description).
 
     Args:
         weights: network whose weights chose `mask`.
+        mask: digest of the search's mask, returned with None if the settings have no such structure.
     """
     from ticketry.lab.structured_masks import structured_mask
 
@@ -265,11 +269,13 @@ def structured_mask(
 
 
 def parse_pruning_step(whole: Segment, until: str, what: str, them: str) -> int:
-    """Parse the step at which a training is pruned; raise `UsageError` if nothing is trained before or after it.
+    """Parse the step at which a training is pruned; raise `UsageError` if it is the first or last step.
 
     Args:
-        what: what is done until then, for the message: "gates are trained".
-        them: pronoun for it: "them".
+        whole: the whole training.
+        until: the step as text, such as 50%.
+        what: for the message, what happens before that step, such as "gates are trained".
+        them: for the message, the pronoun of the noun in `what`, such as "them".
     """
     step = whole.at(until, "until")
     if not 0 < step < whole.total:
@@ -289,15 +295,16 @@ def prune_once(
     moments: Mapping[float, Moment] | None = None,
     **how: Any,
 ) -> Iterator[Found]:
-    """Yield the dense network, then for each density a network that is pruned once and continues its training.
+    """Yield the dense network, then, for each density, a network that is pruned once and trained to the end.
 
     Args:
-        steps: density -> the step at which it is pruned, the densest first.
-        moments: density -> the measurements by which that step was detected, if it was.
+        steps: density -> the step at which the network is pruned to that density; the densest first.
+        scope: parameters that may be pruned.
+        moments: density -> the measurements by which its pruning step was detected; None if steps were fixed.
         how: further arguments of `Lab.prune`.
 
     Raises:
-        UsageError: for a step at the end of training, after which nothing would be trained.
+        UsageError: if a pruning step is the end of training, so that nothing would be trained afterwards.
     """
     if (last := replicate.dense_training.total) in steps.values():
         raise UsageError(f"cut at step {last} of {last} nothing is left to train: cut earlier")
@@ -326,12 +333,16 @@ def train_after_pruning(
     density: float,
     searched: Result | None = None,
 ) -> Found:
-    """Continue a training with a mask, from a state and its optimiser to the end of the schedule.
+    """Continue training under a mask, from a state with its optimiser to the end of the schedule.
 
     Args:
         dense: the dense network to compare with, of the same schedule and data order.
-        state: state to continue from.
-        searched: training that chose the mask, if the weights of `state` have been changed since.
+        mask: digest of the mask.
+        level: level of the ticket.
+        density: target of the ticket, for the label.
+        state: result to continue from.
+        searched: training that chose the mask; by default `state`. Give it if the weights of `state` were changed after
+            that training.
     """
     step, source = state.segment.last, searched or state
     segment = replicate.ticket_training(

@@ -1,7 +1,7 @@
-"""Settings that methods share: what a search prunes, how much, in which structure, at what cost. Imports no torch.
+"""Settings that methods share: what a search prunes, how much of it, in which structure, at which cost. No torch.
 
-`PruningSettings` has the fields of nearly every method, `ScoreSettings` adds those of methods that rank weights by a
-score. What the fields mean together is a value: `Budget` and `ParsedStructure`.
+`PruningSettings` has the fields of nearly every method; `ScoreSettings` adds fields for methods that rank weights by a
+score. Fields that only have a meaning together are combined into a `Budget` and a `ParsedStructure`.
 """
 
 from __future__ import annotations
@@ -32,23 +32,23 @@ if TYPE_CHECKING:
     from ticketry.budgets.cost_model import CostModel
 
 Shares = tuple[float, ...] | float | None
-"""One share or several; one is stored as a number, so that records and names of runs stay the same."""
+"""One share, several or none. A single share is stored as a number, as older records and names of runs have it."""
 COUNTED = {"flops": "multiplications", "time": "time", "bytes": "bytes"}
-"""Setting of each budget, and the cost that it is a share of."""
+"""Name of a budget's setting -> the cost that the budget limits, for messages."""
 MEASURED = ("time", "bytes")
-"""Budgets whose costs a file contains."""
+"""Budgets whose costs are read from a file or measured; those of flops are counted."""
 UNITS: dict[str, Unit] = {"time": "seconds", "bytes": "bytes"}
-"""Unit of the costs of each of them."""
+"""Name of a measured budget -> unit of its costs."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Budget:
-    """Cost limit of tickets, given instead of a density."""
+    """Cost limit of tickets, which the user gives instead of a density."""
 
     kind: str
     """flops, time or bytes."""
     amounts: tuple[float | str, ...]
-    """Shares of the dense network's cost, or amounts such as 5ms; each gives a ticket."""
+    """Shares of the dense network's cost, or amounts such as 5ms; the search finds one ticket for each."""
     base: Base
     profile: str
     measured: bool
@@ -56,7 +56,7 @@ class Budget:
 
     @property
     def needs_measurement(self) -> bool:
-        """Whether costs must be measured on this machine before the search, because no file with them was given."""
+        """Whether costs must be measured on this machine before the search, because no file of costs was given."""
         return self.kind in MEASURED and not self.profile
 
     @cached_property
@@ -72,19 +72,19 @@ class Budget:
 
     @property
     def base_for_run_name(self) -> Base | None:
-        """The base that names of runs contain: that of a share of latency, unless it is the default; else None."""
+        """The base to include in the run's name: only for shares of latency with a base other than the default."""
         shares = self.kind == "time" and any(parse_share_or_amount(one, "seconds")[1] for one in self.amounts)
         return self.base if shares and self.base != ENGINE else None
 
     @cached_property
     def terms(self) -> str:
-        """Text that distinguishes budgets in keys: the kind and, for measured costs, their digest."""
+        """Text that identifies the budget in cache keys: its kind and, for measured costs, the digest of the costs."""
         if self.kind not in MEASURED:
             return self.kind
         return f"{self.kind}{'+measured' if self.measured else ''}:{self.costs().digest}"
 
     def costs(self) -> CostModel:
-        """Read the costs in the profile; raise `UsageError` without a profile, or for costs in another unit."""
+        """Read the file of costs; raise `UsageError` if none was given or its unit is not the budget's."""
         unit = UNITS[self.kind]
         if not self.profile:
             raise UsageError(
@@ -96,7 +96,7 @@ class Budget:
         return costs
 
     def check_shares(self) -> None:
-        """Raise `UsageError` for shares outside (0, 1] or given twice."""
+        """Raise `UsageError` if a share is outside (0, 1] or given twice."""
         for share in self.shares:
             if not 0 < share <= 1:
                 raise UsageError(
@@ -109,12 +109,12 @@ class Budget:
 
 @dataclass(frozen=True, kw_only=True)
 class PruningSettings:
-    """Settings that every method has: what it prunes, how much, and what the whole search may cost."""
+    """Settings that every method has: what to prune, how much of it, and what the whole search may cost."""
 
     points: ClassVar[tuple[str, ...]] = ()
     """Names of the settings that are points of the schedule."""
     structures: ClassVar[tuple[Family, ...]] = ()
-    """Families of shapes that the method offers in its setting `structure`."""
+    """Families of values that the method offers for its setting `structure`."""
 
     spare: tuple[str, ...] = ()
     """Names or patterns of layers that are not pruned (and not counted in the density), such as fc3 or conv1."""
@@ -123,7 +123,7 @@ class PruningSettings:
     spare_first_conv: bool = False
     """Do not prune the first convolution."""
     embeddings: bool = False
-    """Prune embeddings too. One whose matrix is also the last layer's (tied weights) is pruned in any case, once."""
+    """Prune embeddings too. An embedding whose matrix is also the last layer's (tied weights) is always pruned."""
     density: Shares = ()
     """Fraction of weights retained at the end. Several (0.5,0.2,0.1) give one ticket each, from one dense training.
     0.1 if neither density nor sparsity is given."""
@@ -172,12 +172,12 @@ class PruningSettings:
 
     @property
     def one_training(self) -> bool:
-        """Whether each ticket is found in a single training, which `equal_cost` ``flops`` can prolong."""
+        """Whether the method finds each ticket in a single training, so that `equal_cost` may be ``flops``."""
         return True
 
     @cached_property
     def budget(self) -> Budget | None:
-        """The cost limit of tickets; None if a density is requested."""
+        """The cost limit of tickets; None if the user requests a density."""
         named = [name for name in COUNTED if getattr(self, name)]
         if len(named) > 1:
             raise UsageError(f"give one budget: {' or '.join(named)}")
@@ -208,28 +208,28 @@ class PruningSettings:
 
     @property
     def scores_per_cost(self) -> bool:
-        """Whether scores are compared per cost of their weights, as is the default under a budget."""
+        """Whether weights are ranked by score divided by cost, as is the default under a budget."""
         return self.budget is not None and not self.unweighed and getattr(self, "distribution", "global") == "global"
 
     @property
     def spends_by_importance(self) -> bool:
-        """Whether a budget is spent by the importance of weights per cost, which leaves no layer empty."""
+        """Whether a budget is spent on the weights of the highest importance per cost, leaving no layer empty."""
         return False
 
     def plan_tickets(self, **how: Any) -> list[Training]:
-        """Plan one ticket for each target; `how` has further keywords of `Training`."""
+        """Plan one ticket training for each target; `how` are further keywords of `Training`."""
         return [
             Training(level=level, density=None if self.budget else target, **how)
             for level, target in enumerate(self.targets, start=1)
         ]
 
     def for_level(self, level: int) -> tuple[Self, int | None]:
-        """Return settings that find only the ticket of this level, and its level in that search (None: the last)."""
+        """Return settings that find only the ticket of `level`, and the ticket's level with them (None: the last)."""
         own: Any = {self.budget.kind if self.budget else "density": (self.targets[level - 1],)}
         return replace(self, **{"density": (), "sparsity": (), **own}), 1
 
     def values_for_run_name(self) -> dict[str, Any]:
-        """Return the settings by their names in format 1, from which names of runs are derived."""
+        """Return setting -> value, with the names of record format 1; names of runs are derived from these."""
         values = asdict(self)
         if values.pop("structure", NONE) != NONE:
             values |= self.parsed_structure.old
@@ -245,11 +245,11 @@ class PruningSettings:
         return values
 
     def describe_target(self, share: float) -> str:
-        """Describe a ticket's target for messages: ``density 0.1``, ``flops 0.25``."""
+        """Return a text for messages that names a ticket's target, such as ``density 0.1`` or ``flops 0.25``."""
         return f"{self.budget.kind if self.budget else 'density'} {share:g}"
 
     def _check_budget(self) -> None:
-        """Raise `UsageError` for an invalid budget, or for settings that have no effect with or without one."""
+        """Raise `UsageError` if the budget is invalid, or another setting does not fit its presence or absence."""
         budget, shape = self.budget, self.parsed_structure
         kind = budget.kind if budget else ""
         if self.profile and kind not in MEASURED:
@@ -325,15 +325,15 @@ class ScoreSettings(PruningSettings):
 
     @property
     def mask_densities(self) -> tuple[float, ...]:
-        """Densities of all masks on the way to the targets, including theirs."""
+        """Densities of all masks that the search chooses: intermediate ones and the targets."""
         return self.targets
 
     @property
     def spends_by_importance(self) -> bool:
         """Whether a budget is spent by the importance of weights per cost, which leaves no layer empty.
 
-        That is the default for time and FLOPs where a method's score is magnitude. Magnitude itself is not in the unit
-        of the loss; weighed against costs it would empty the layers whose weights cost the most.
+        This is so for budgets of time and FLOPs if the score is a method's default, magnitude. Magnitude itself is not
+        in the unit of the loss: divided by cost, it would empty the layers whose weights cost the most.
         """
         default = self.score == getattr(type(self), "score", "") == "magnitude"
         spent = self.budget is not None and self.budget.kind in ("time", "flops")
@@ -341,16 +341,16 @@ class ScoreSettings(PruningSettings):
 
     @property
     def replacing_score(self) -> str:
-        """The score that masks are chosen by if it is not `score`; else empty.
+        """The score that chooses masks instead of the setting `score`; empty if `score` itself does.
 
-        kfac replaces magnitude, the default, where layers are compared by how much the loss changes without weights.
+        kfac replaces magnitude if layers must be compared by how much the loss rises without their weights.
         """
         replaced = (self.spends_by_importance or self.parsed_structure.granularity) and self.score == "magnitude"
         return "kfac" if replaced else ""
 
 
 def budget_of(settings: object) -> Budget | None:
-    """Return the cost budget in a method's settings; None without one."""
+    """Return the cost budget of a method's settings; None if they have no budget."""
     found = getattr(settings, "budget", None)
     return found if isinstance(found, Budget) else None
 
@@ -359,14 +359,14 @@ def budget_of(settings: object) -> Budget | None:
 
 
 def convert_fields(settings: Any) -> None:
-    """Convert the fields of a frozen dataclass to their types; call it in ``__post_init__``.
+    """Convert the fields of a frozen dataclass to their declared types; call this in ``__post_init__``.
 
-    - In fields with a tuple, a single value (``0.2``, ``"fc3"``) becomes a tuple of one, and a list a tuple.
-    - Shares become numbers: ``"20%"`` is 0.2. If several are allowed, ``"50%,20%"`` is (0.5, 0.2).
-    - In fields whose default is None, a single share is stored as a number, several as a tuple.
+    - If a field's default is a tuple, a single value (``0.2``, ``"fc3"``) or a list is converted to a tuple.
+    - Shares are converted to numbers: ``"20%"`` to 0.2, and, if several are allowed, ``"50%,20%"`` to (0.5, 0.2).
+    - If a field's default is None, a single share is stored as a number, and several shares as a tuple.
 
     Raises:
-        UsageError: for a value that is not a share.
+        UsageError: if a value that must be a share is not one.
     """
     for field in fields(settings):
         value, several = getattr(settings, field.name), isinstance(field.default, tuple)
@@ -398,7 +398,7 @@ def requested_densities(density: Shares, sparsity: Shares) -> tuple[float, ...]:
     """Return the densities requested by `density` or `sparsity`, the densest first; empty if neither is given.
 
     Raises:
-        UsageError: if both are given, or a density is outside of (0, 1] or given twice.
+        UsageError: if both are given, or a density is outside (0, 1] or given twice.
     """
     retained, removed = _to_tuple(density), _to_tuple(sparsity)
     if retained and removed:
@@ -417,17 +417,17 @@ def _to_tuple(shares: Shares) -> tuple[float, ...]:
 
 
 def read_costs(profile: str) -> CostModel:
-    """Read the costs in a file; raise `CostError` if it contains none."""
+    """Read the costs in the file `profile`; raise `CostError` if the file contains no costs."""
     from ticketry.budgets.cost_model import CostModel
 
     return CostModel.load(profile)
 
 
 def _budget_share(costs: CostModel, requested: float | str, base: str) -> float:
-    """Convert a budget, such as 5ms or 0.5, to a share of the dense network's cost.
+    """Convert a requested budget, such as 5ms or 0.5, to a share of the dense network's cost in `costs`.
 
     Raises:
-        UsageError: for a budget above the dense cost.
+        UsageError: if the budget exceeds the dense cost.
         CostError: if the file of costs lacks the latency of `base`.
     """
     if costs.unit != "seconds":
@@ -450,9 +450,9 @@ def _budget_share(costs: CostModel, requested: float | str, base: str) -> float:
 
 
 def _placeholder_shares(kind: str, requested: Sequence[float | str]) -> list[float]:
-    """Return shares unchanged, and placeholders for amounts (5ms), whose share is unknown until costs are measured.
+    """Replace amounts (5ms), whose shares are unknown until costs are measured, by placeholder shares.
 
-    Placeholders only pass checks: no mask is chosen by them.
+    Shares are returned unchanged. Placeholders only let checks pass; they choose no mask.
     """
     read = [parse_share_or_amount(one, UNITS[kind]) for one in requested]
     largest = max((number for number, is_share in read if not is_share), default=1.0)

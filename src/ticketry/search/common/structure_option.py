@@ -15,10 +15,11 @@ from ticketry.errors import UsageError
 NONE = "none"
 FILTERS = "filters"
 Family = Literal["blocks", "n:m", "channels", "tickets", "latency"]
-"""Structures that a method offers together.
+"""A family of values of the setting ``structure``; a method offers whole families.
 
-blocks: blocks of one layer's weights. n:m: N of every M inputs. channels: whole coupled channels. tickets: tickets
-whose masks are derived from those of the search. latency: a granularity for each layer, under a latency budget.
+blocks: blocks of one layer's weights are removed together. n:m: at most N of every M inputs remain. channels: whole
+coupled channels are removed. tickets: the structure is applied to a ticket's mask after the search. latency: a
+granularity is chosen for each layer, under a latency budget.
 """
 _WORDS: dict[Family, str] = {
     "blocks": "rows:4, filters",
@@ -32,7 +33,7 @@ _OPTIONS = {
     "refill+": {"score": "score", "coupled": "coupled"},
     "regroup": {"method": "method", "collapse": "collapse"},
 }
-"""Options of each kind: name in the text and field of `Structuring`."""
+"""For each kind of ticket structure, its options: name in the text -> field of `Structuring`."""
 _OLD_NAMES = {
     "plus": "plus",
     "match": "refill_match",
@@ -42,7 +43,7 @@ _OLD_NAMES = {
     "score": "refill_score",
     "coupled": "refill_coupled",
 }
-"""Settings of format 1 by field of `Structuring`."""
+"""Field of `Structuring` -> name of the same setting in record format 1."""
 
 
 @dataclass(frozen=True)
@@ -62,31 +63,31 @@ class ParsedStructure:
     """
 
     text: str = NONE
-    """The shortest text for it."""
+    """The shortest text that `parse` reads as this structure."""
     pattern: str = UNSTRUCTURED
-    """Pattern in which the search chooses its masks, see `core.structure.pattern`."""
+    """Pattern of the masks that the search chooses, such as 4x1 or 2:4, see `core.structure.pattern`."""
     channels: bool = False
     """Whether the search removes whole coupled channels."""
     multiple: int = 1
-    """Number that the channels of a group are a multiple of, once it loses any."""
+    """A group that loses channels retains a multiple of this number."""
     granularity: str = ""
-    """Granularity that masks are chosen in by latency: auto, weights or rows:N; empty without one."""
+    """Granularity of masks that are chosen by latency: auto, weights or rows:N; else empty."""
     tickets: Structuring | None = None
-    """How the mask of a ticket is derived from the search's mask; None if they are the same."""
+    """How a ticket's mask is derived from the search's mask; None if the ticket has the search's mask."""
     old: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
-    """Return the shape as settings of format 1, without defaults."""
+    """The structure as settings of record format 1, without those that have default values."""
 
     @classmethod
     def parse(cls, text: str, offered: Iterable[Family], *, latency: bool = False) -> ParsedStructure:
-        """Parse a value of ``--structure``.
+        """Parse a value of the setting ``structure``.
 
         Args:
-            text: the value.
+            text: the value, such as ``rows:4``.
             offered: families of structures that the method offers.
             latency: whether there is a latency budget.
 
         Raises:
-            UsageError: for an unknown value, or one that the method does not offer.
+            UsageError: if the value is unknown, or the method does not offer it.
         """
         families = tuple(offered)
         head, *options = text.split(",")
@@ -116,7 +117,7 @@ class ParsedStructure:
 
     @property
     def needs_latency(self) -> bool:
-        """Whether blocks are chosen by their latency, which needs a latency budget."""
+        """Whether blocks are chosen by their latency, so that the settings must have a latency budget."""
         return bool(self.granularity)
 
     @property
@@ -163,7 +164,7 @@ def _parse_ticket_structure(text: str, kind: str, amount: str, options: list[str
 
 
 def parsed_structure_of(settings: object) -> ParsedStructure:
-    """Return the parsed structure in a method's settings; single weights without one."""
+    """Return the parsed structure of a method's settings; that of single weights if the method has no structure."""
     found = getattr(settings, "parsed_structure", None)
     return found if isinstance(found, ParsedStructure) else ParsedStructure()
 

@@ -1,4 +1,4 @@
-"""Soft masks: gates that are trained with the weights, and the searches whose masks they become. Needs no torch."""
+"""Soft masks: gates that are trained with the weights, and searches that turn them into masks. Needs no torch."""
 
 from typing import Literal
 

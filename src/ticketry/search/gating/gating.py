@@ -1,4 +1,4 @@
-"""Training with gates: every weight is multiplied by a trainable gate, which has an optimiser of its own."""
+"""Training with gates: every weight is multiplied by a trainable gate, and gates have their own optimiser."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ from ticketry.tasks.recipe import Optimizer, Recipe
 from ticketry.tasks.task import Task
 
 _COUNTS = 100
-"""Number of times in a whole schedule that the gates that are on are counted."""
+"""Number of times in a whole schedule at which the open gates are counted."""
 _BINS = 20
-"""Bins of the histogram of gates in a record."""
+"""Number of bins of the histogram of gate values in a record."""
 _FEW = 8
-"""Examples that `require_classification` uses."""
+"""Number of examples that `require_classification` runs the network on."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,49 +55,52 @@ class Gating(Variant):
     scope: tuple[str, ...]
     """Names of the parameters that have gates."""
     kind: str = "continuous"
-    """A name of `core.gates.KINDS`."""
+    """Kind of gate: a name in the registry `core.gates.KINDS`."""
     init: float = 0.0
-    """s0, the initial value of every s; in a further round those that are on are reset to it."""
+    """s0: the initial value of every gate parameter s. In a further round, gates that are on are reset to s0."""
     penalty: float = 1e-8
     """lambda: coefficient of the sum of all gates in the loss."""
     final: float = 200.0
-    """beta_T: the inverse temperature at the end of the schedule, for the kinds that have one."""
+    """beta_T: the inverse temperature at the end of the schedule, for kinds of gates with a temperature."""
     anneal: Anneal = "step"
-    """``step``: the temperature falls with every iteration (the paper); ``epoch``: with every epoch (the code)."""
+    """When the temperature falls: ``step``, with every iteration (the paper), or ``epoch``, with every epoch (the
+    code)."""
     optimizer: Optimizer = "sgd"
     """Optimiser of the gates: sgd, adam or adamw."""
     lr: float = 0.1
     """Peak learning rate of the gates."""
     lr_schedule: LearningRates = "recipe"
-    """``recipe``: rises and falls as that of the weights does (the code); ``constant``: stays."""
+    """Schedule of the gates' learning rate: ``recipe``, that of the weights (the code), or ``constant``."""
     momentum: float = 0.9
     """Momentum of SGD; beta1 of Adam and AdamW."""
     beta2: float = 0.999
     nesterov: bool = False
     weight_decay: float = 0.0
-    """Weight decay of the gates; it pulls them to the border between on and off, and the paper has none."""
+    """Weight decay of the gates, which pulls them to the border between on and off; the paper has no such decay."""
     earlier: str | None = None
-    """Digest of the stored gates of an earlier round that these continue from; None for new ones."""
+    """Digest of the stored gates of an earlier round, with which training continues; None for new gates."""
     reset: Reset | None = None
     """How gates of an earlier round are reset, see `Gates.next_round`."""
     seed: int = 0
-    """Seed of kinds of gates that are drawn at random."""
+    """Seed of the random draws, for kinds of gates that are drawn at random."""
     frozen: bool = False
-    """Whether only gates are trained, over fixed weights and buffers; in eval mode, but norms use batch statistics."""
+    """Whether only gates are trained while weights and buffers stay fixed. The network is then in eval mode, but its
+    norms use batch statistics."""
     objective: Objective = "loss"
-    """Objective: ``loss``, the task's; over frozen weights also ``reverse_kl`` or ``forward_kl``, a divergence
-    of the outputs from those without gates, see `divergence`."""
+    """Objective: ``loss`` (the task's); with `frozen` also ``reverse_kl`` or ``forward_kl``, the divergence between the
+    outputs with and without gates, see `divergence`."""
     density: float | None = None
-    """Expected density that `core.gates.Balance` steers to; with None the penalty decides."""
+    """Expected density to which `core.gates.Balance` steers the gates; with None only the penalty affects the
+    density."""
     temperature: float = BinaryConcrete.temperature
-    """Temperature of the random draws, for kinds that have one; by default the kind's own."""
+    """Temperature of the random draws, for kinds of gates that have one; by default the kind's own."""
     structured: bool = False
-    """One gate for each coupled channel of the parameters in scope, see `core.gates.channel_gates`."""
+    """Whether each coupled channel has one gate instead of each weight, see `core.gates.channel_gates`."""
     pattern: str = UNSTRUCTURED
-    """Weights that share a gate, see `core.structure.pattern`."""
+    """Pattern of the blocks of weights that share a gate, see `core.structure.pattern`."""
     prices: tuple[tuple[tuple[float, ...], tuple[float, ...]], ...] = ()
-    """Densities and costs of each parameter: the curves of `core.gates.Charges`. Without them all weights cost the
-    same; with them `density` is the share of all charges."""
+    """For each parameter, a cost curve (densities, costs), see `core.gates.Charges`. If given, `density` is a share of
+    the total cost; if empty, all weights cost the same."""
 
     def __post_init__(self) -> None:
         for name in ("init", "penalty", "final", "lr", "momentum", "beta2", "weight_decay", "temperature"):
@@ -128,7 +131,8 @@ class Gating(Variant):
         self.gate_recipe(Recipe())
 
     def make_kind(self) -> Kind:
-        """Return the kind of gate with its settings; raise `UsageError` for an invalid temperature."""
+        """Return an instance of the kind of gate with these settings; raise `UsageError` if `temperature` is
+        invalid."""
         own = self.temperature == BinaryConcrete.temperature
         return make_kind(self.kind, final=self.final, **({} if own else {"temperature": self.temperature}))
 
@@ -144,7 +148,7 @@ class Gating(Variant):
 
     @property
     def several_ranks(self) -> bool:
-        """Whether several processes can train these gates: not random gates, frozen weights or gates on channels."""
+        """Whether several processes can train together; not with random gates, frozen weights or gates on channels."""
         return not (self.make_kind().draws or self.frozen or self.structured)
 
     def blobs(self) -> tuple[str, ...]:
@@ -163,7 +167,7 @@ class Gating(Variant):
         return GatesEffect(around, self)
 
     def first_state(self, around: Surroundings, model: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return the gates at the end of the earlier round, after their reset; empty without an earlier round."""
+        """Return the state that gates begin with: those of the earlier round after their reset, else an empty dict."""
         if self.earlier is None:
             return {}
         assert self.reset is not None
@@ -202,13 +206,13 @@ class Gating(Variant):
         return {name: getattr(self, name) for name in told} | {name: bool(is_on) for name, is_on in switches.items()}
 
     def gate_recipe(self, recipe: Recipe) -> Recipe:
-        """Return the recipe of the gates, given that of the weights."""
+        """Return the recipe that trains the gates: the weights' `recipe` with the gates' optimiser settings."""
         flat = {"schedule": "constant", "warmup": "0it"} if self.lr_schedule == "constant" else {}
         own = ("optimizer", "lr", "momentum", "beta2", "nesterov", "weight_decay")
         return recipe.changed(**{name: getattr(self, name) for name in own}, **flat)
 
     def annealing_progress(self, step: int, *, total: int, per_epoch: int) -> float:
-        """Return the share of the annealing schedule that is done before iteration `step` of `total`; 1 at the end."""
+        """Return the share, 0 … 1, of the temperature's annealing that is done before iteration `step` of `total`."""
         if step >= total:
             return 1.0
         if self.anneal == "step":
@@ -217,7 +221,7 @@ class Gating(Variant):
 
 
 def get_gating(segment: Segment) -> Gating:
-    """Return the `Gating` variant of a segment, which must have one."""
+    """Return the `Gating` variant of `segment`, which must be a training with gates."""
     found = segment.variant(Gating)
     assert found is not None
     return found
@@ -226,12 +230,13 @@ def get_gating(segment: Segment) -> Gating:
 class GatesEffect(Effect):
     """Effect of `Gating` on a training: attaches the gates, adds their penalty to the loss, and steps their optimiser.
 
-    Gradient clipping covers only weights. If weights are frozen, nothing but gates changes. The network is then in eval
-    mode (no dropout), but batch norm uses the statistics of the batch: those of the dense network would let the signal
-    of a sparse network fade from layer to layer.
+    Gradient clipping covers only weights. If weights are frozen, only gates change. The network is then in eval mode
+    (no dropout), but batch norm uses batch statistics: with the dense network's running statistics, the signal of a
+    sparse network would fade from layer to layer.
 
-    Its stored state has ``s/name`` (gate values), ``round``, ``optimizer/name/entry``, ``kept`` (number of open gates
-    at about a hundred steps, int64 [counts, parameters]), and ``multiplier`` if gates are steered to a density.
+    The stored state has the entries ``s/name`` (gate values), ``round``, ``optimizer/name/entry``, ``kept`` (number of
+    open gates at about a hundred steps, int64 [counts, parameters]), and, if gates are steered to a density,
+    ``multiplier``.
     """
 
     def __init__(self, around: Surroundings, gating: Gating) -> None:
@@ -268,7 +273,7 @@ class GatesEffect(Effect):
         return loss + self.gates.penalty(gating.penalty) if gating.penalty else loss
 
     def _divergence(self, batch: Any) -> Tensor:
-        """Return the divergence of the outputs with gates from those without, on a batch."""
+        """Return the divergence between the network's outputs with gates and without gates on a batch."""
         session, model = self._training.session, self._training.model
         outputs, targets = session.outputs(model, batch)
         require_class_scores(self.around.task, outputs, targets)
@@ -344,7 +349,7 @@ class GatesEffect(Effect):
         }
 
     def measured(self, measure: Callable[[], Metrics]) -> dict[str, Metrics]:
-        """Measure the network with gates rounded to on or off (``metrics``), and with soft gates (``soft_metrics``)."""
+        """Measure twice: with gates rounded to on or off (``metrics``), and with soft gates (``soft_metrics``)."""
         with self.gates.hardened():
             hard = measure()
         return {"metrics": hard, "soft_metrics": measure()}
@@ -361,7 +366,7 @@ def _attach_stored_gates(
 
 @contextlib.contextmanager
 def batch_statistics(norms: Sequence[_BatchNorm]) -> Iterator[None]:
-    """Within a with block, let batch norms in eval mode use batch statistics, without updating running ones."""
+    """Let batch norms in eval mode use batch statistics inside a with block; running statistics stay unchanged."""
     statistics = [(norm, norm.running_mean, norm.running_var) for norm in norms]
     try:
         for norm in norms:
@@ -379,11 +384,11 @@ def attach_gates(
     tensors: Mapping[str, Tensor],
     structure: Callable[[], Structure],
 ) -> Gates:
-    """Attach gates to a model, with their initial values or those in the stored `tensors`.
+    """Attach gates to a model; values come from the stored `tensors`, or are initial ones if `tensors` is empty.
 
     Args:
-        mask: if given, only weights that it retains get gates.
-        structure: returns the coupled channels of the network; called only for gates on channels.
+        mask: if given, only weights that this mask retains get gates.
+        structure: function that returns the network's coupled channels; called only for gates on channels.
     """
     of = scope_of_names(model, gating.scope)
     settings: dict[str, Any] = {"init": gating.init, "kind": gating.make_kind(), "seed": gating.seed}
@@ -402,7 +407,7 @@ def attach_gates(
 
 
 def scope_of_names(model: nn.Module, names: Sequence[str]) -> Scope:
-    """Return the scope with these parameters; raise `ScopeError` for a name that the model lacks."""
+    """Return the scope of the parameters `names`; raise `ScopeError` if the model lacks one of them."""
     parameters = named_parameters(model)
     if unknown := [name for name in names if name not in parameters]:
         raise ScopeError(f"gates are asked for on {unknown[0]!r}, which {type(model).__name__} does not have")
@@ -414,11 +419,12 @@ def scope_of_names(model: nn.Module, names: Sequence[str]) -> Scope:
 
 
 def divergence(outputs: Tensor, bare: Tensor, *, reverse: bool) -> Tensor:
-    """Return the mean Kullback-Leibler divergence, in nats, of two sets of class scores [n, classes, ...] (logits).
+    """Return the mean Kullback-Leibler divergence, in nats, between two batches of logits [n, classes, ...].
 
-    With p from `outputs` and q from `bare`: KL(p, q) = sum p log(p / q) if `reverse`, as in CTS-KL of Arora & Teuscher
-    (2025), which is large where only the sparse network is confident; else KL(q, p), as in distillation (Hinton et al.
-    2015), which is large where the sparse one misses a class.
+    Let p be the class probabilities of `outputs` (the network with gates) and q those of `bare` (without gates). If
+    `reverse`, return KL(p, q) = sum p log(p / q), as in CTS-KL of Arora & Teuscher (2025); it is large where only the
+    network with gates is confident. Else return KL(q, p), as in distillation (Hinton et al. 2015); it is large where
+    the network with gates misses a class.
     """
     p, q = F.log_softmax(outputs, 1), F.log_softmax(bare, 1)
     one, other = (p, q) if reverse else (q, p)
@@ -426,7 +432,7 @@ def divergence(outputs: Tensor, bare: Tensor, *, reverse: bool) -> Tensor:
 
 
 def require_class_scores(task: Task, outputs: Tensor, targets: Tensor) -> None:
-    """Raise `TaskError` unless outputs are a score for each class, [n, classes, ...] for integer targets [n, ...]."""
+    """Raise `TaskError` unless outputs are class scores [n, classes, ...] for integer targets [n, ...]."""
     scores = outputs.dim() == targets.dim() + 1 and outputs.shape[2:] == targets.shape[1:] and outputs.shape[1] > 1
     if not scores or targets.is_floating_point():
         raise TaskError(
@@ -437,7 +443,7 @@ def require_class_scores(task: Task, outputs: Tensor, targets: Tensor) -> None:
 
 
 def require_classification(lab: Lab, task: Task) -> None:
-    """Raise `TaskError` unless a task's outputs are class scores. Runs a new network on a few examples. Cached."""
+    """Run a new network on a few examples; raise `TaskError` unless its outputs are class scores. Cached."""
     key = digest_of({"scores": 1, "task": dict(task.key())})
     if lab.store.memo("objectives", key) is not None:
         return

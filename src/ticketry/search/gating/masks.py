@@ -1,9 +1,9 @@
-"""Masks and weights from trained gates.
+"""Masks and weights that follow from trained gates.
 
 A gate is on if its value s is above 0. Under a cost budget the penalty of each gate is the marginal cost of its weights
-(`core.gates.Charges`), so that expensive layers are pruned more. Because training does not end exactly at the budget,
-the ticket's mask retains the weights with the largest s over all layers, as many as the budget allows. With `unweighed`
-all gates have the same penalty, and only that last step depends on costs.
+(`core.gates.Charges`), so that expensive layers are pruned more. Training does not end exactly at the budget, so the
+ticket's mask retains the weights with the largest s over all layers, as many as the budget allows. With `unweighed` all
+gates have the same penalty, and costs affect only this choice.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ if TYPE_CHECKING:
 
 
 def mask_of_open_gates(lab: Lab, result: Result) -> str:
-    """Store the mask that retains weights with s > 0, and return its digest. Cached.
+    """Store the mask that retains the weights whose gates have s > 0, and return its digest. Cached.
 
     Raises:
-        LayerCollapseError: if no gate of a parameter is on; the message says since which step.
+        LayerCollapseError: if a parameter has no open gate; the message says since which step.
     """
 
     def compute_mask() -> Mask:
@@ -46,15 +46,17 @@ def mask_of_open_gates(lab: Lab, result: Result) -> str:
 
 
 def mask_of_largest_gates(lab: Lab, result: Result, density: float, collapse: str = "raise") -> str:
-    """Store the mask of a density that retains the weights with the largest s, and return its digest. Cached.
+    """Store the mask of the given density that retains the weights with the largest s; return its digest. Cached.
 
-    Ties are broken by position.
+    Weights with equal s are retained in the order of their positions.
 
     Args:
-        collapse: for a parameter that would lose all weights: ``raise`` an error, or ``keep`` one weight.
+        result: result of the training with gates.
+        density: density of the mask.
+        collapse: what happens if a parameter would lose all weights: ``raise`` an error, or ``keep`` one weight.
 
     Raises:
-        LayerCollapseError: naming the parameters that would lose all weights.
+        LayerCollapseError: if a parameter would lose all weights; the message names each.
     """
 
     def compute_mask() -> Mask:
@@ -75,10 +77,11 @@ def mask_of_largest_gates(lab: Lab, result: Result, density: float, collapse: st
 def mask_of_largest_channel_gates(
     lab: Lab, result: Result, density: float, *, keep_at_least: int = 1, multiple: int = 1
 ) -> str:
-    """Store the mask of the channels with the largest s, as near to a density as possible; return its digest. Cached.
+    """Store the mask of the channels with the largest s, as near as possible to a density; return its digest. Cached.
 
     Args:
-        keep_at_least, multiple: see `structure.channels`.
+        keep_at_least, multiple: minimum number of channels of each group, and the number that each group which loses
+            channels retains a multiple of.
 
     Raises:
         LayerCollapseError: if the density cannot be reached.
@@ -110,7 +113,7 @@ def _cached_mask(lab: Lab, result: Result, described: Mapping[str, Any], compute
 
 
 def weights_times_hard_gates(lab: Lab, result: Result) -> str:
-    """Store the network's state with weights multiplied by hard gates, and return its digest."""
+    """Store the network's state after multiplying weights by gates rounded to 0 or 1; return the state's digest."""
     model = rebuild_model(result.segment.task, lab.state(result))
     gates = load_gates(lab, result, model)
     gates.detach(apply=True)
@@ -118,7 +121,7 @@ def weights_times_hard_gates(lab: Lab, result: Result) -> str:
 
 
 def load_gates(lab: Lab, result: Result, model: nn.Module | None = None) -> Gates:
-    """Attach the trained gates of a result to `model`, by default a new model with the result's weights."""
+    """Attach a result's trained gates to `model` (by default a new model with the result's weights); return them."""
     segment, gating = result.segment, get_gating(result.segment)
     model = model or rebuild_model(segment.task, lab.state(result))
     mask = lab.store.get_mask(segment.mask) if segment.mask else None
@@ -129,7 +132,7 @@ def load_gates(lab: Lab, result: Result, model: nn.Module | None = None) -> Gate
 
 
 def _describe_empty_since(result: Result) -> str:
-    """Describe since which recorded step each parameter without open gates has had none."""
+    """Describe, for each parameter without open gates, from which recorded step on all its gates were closed."""
     segment, record = result.segment, result.record["gating"]
     parts = []
     for column, name in enumerate(record["names"], start=1):
@@ -149,7 +152,7 @@ def _describe_empty_since(result: Result) -> str:
 
 
 def gate_prices(replicate: Replicate, settings: PruningSettings, scope: Scope) -> dict[str, Any]:
-    """Return the keyword `prices` of `Gating`; empty without a budget, or if all gates cost the same.
+    """Return the argument `prices` of `Gating` as {name: value}; empty if all gates have the same penalty.
 
     Raises:
         UsageError: for a budget below the cost of any mask.
@@ -165,9 +168,9 @@ def gate_prices(replicate: Replicate, settings: PruningSettings, scope: Scope) -
 
 
 def gate_targets(replicate: Replicate, settings: PruningSettings, scope: Scope, share: float) -> tuple[float, float]:
-    """Return the target that gates are steered to, and the initial expected density of every layer.
+    """Return (target to which gates are steered, initial expected density of every layer).
 
-    Without a budget both are the density `share`. With a budget the target is a share of the total cost of gates.
+    Without a budget both are the density `share`. With a budget the target is a share of the gates' total cost.
 
     Raises:
         UsageError: for a budget below the cost of any mask.
@@ -184,7 +187,12 @@ def gate_targets(replicate: Replicate, settings: PruningSettings, scope: Scope, 
 
 
 def budget_share_left(lab: Lab, result: Result, terms: str) -> float:
-    """Return the cost of the network with hard gates, as a share of the dense cost."""
+    """Return the cost of the network with gates rounded to on or off, as a share of the dense cost.
+
+    Args:
+        result: result of the training with gates.
+        terms: `Budget.terms` of the budget.
+    """
     from ticketry.lab.budget_masks import remaining_share
 
     return remaining_share(lab, result.segment.task, load_gates(lab, result).kept(), terms)
@@ -193,10 +201,11 @@ def budget_share_left(lab: Lab, result: Result, terms: str) -> float:
 def mask_within_budget(
     lab: Lab, result: Result, settings: PruningSettings, share: float, collapse: str = "raise"
 ) -> str:
-    """Store the mask with the largest s, over all layers, that a cost budget allows; return its digest. Cached.
+    """Store the mask of the weights with the largest s that meets a cost budget; return its digest. Cached.
 
     Raises:
-        LayerCollapseError: naming parameters that would lose all weights, unless `collapse` is ``keep``.
+        LayerCollapseError: if a parameter would lose all weights and `collapse` is not ``keep``; the message names
+            each.
     """
     from ticketry.budgets.pruner import allocate_budget
     from ticketry.lab.budget_masks import load_prices, prune_to_share

@@ -52,7 +52,7 @@ if TYPE_CHECKING:
 
 _MOST_ROUNDS = 50
 TOLERANCE = 0.1
-"""Tolerance of the requested density, relative."""
+"""Largest relative deviation from the requested density that is accepted."""
 _MOST_TRIES = 10
 _LEAST_STEP = 1e-4
 _MOST_SHARE = 0.99
@@ -63,30 +63,32 @@ _FARTHEST = 50.0
 
 @dataclass(frozen=True, kw_only=True)
 class GateSettings(PruningSettings):
-    """Settings of searches whose masks come from trained gates."""
+    """Settings that all searches share whose masks come from trained gates."""
 
     structures: ClassVar[tuple[Family, ...]] = ("blocks",)
     structure: str = "none"
-    """Weights that share a gate: none (each has its own), rows:4, rows:16 (so many neighbouring rows, at one column) or
-    filters (whole rows of one layer)."""
+    """Which weights share a gate: none (each weight has its own), rows:4, rows:16 (so many neighbouring rows, at one
+    column) or filters (whole rows of one layer)."""
     rewind: str = "2ep"
-    """Start of the tickets: a step of the first round's training such as 2ep, 500it, 3%; 0 is the initialisation."""
+    """The step of the first round whose weights tickets start from, such as 2ep, 500it, 3%; 0 is the initialisation."""
     rounds: int = 5
     """Number of trainings of the whole recipe with gates; each gives a ticket."""
     init: tuple[float, ...] = (0.0,)
-    """s0, the initial value of gates: the larger, the denser the tickets. Several are searched side by side, each with
-    its own rounds and tickets (-0.2 -0.1 0 0.1)."""
+    """s0, the initial value of gates: the larger, the denser the tickets. Several values (-0.2 -0.1 0 0.1) are searched
+    side by side, each with its own rounds and tickets."""
     density: Shares = None
-    """Fraction of weights retained by the last ticket, to within 10 %: s0 is then found round by round, beginning with
-    init. Several (0.2,0.1) are separate searches."""
+    """Fraction of weights retained by the last ticket, to within 10 %; the search then finds s0 round by round,
+    beginning with init. Several values (0.2,0.1) are separate searches."""
     sparsity: Shares = None
     """Fraction removed by the last ticket, instead of density."""
     penalty: tuple[float, ...] = (1e-8,)
-    """lambda, times the sum of all gates in the loss. Several are searched side by side, each with every init."""
+    """lambda, the coefficient of the sum of all gates in the loss. Several values are searched side by side, each with
+    every init."""
     reset: Reset = "paper"
     """How gates are reset between rounds: paper (s = min(beta_T s, s0)) or code (s = min(s, s0), the official code)."""
     weights_between: Literal["continue", "rewind"] = "continue"
-    """Weights of a further round: continue (from the round before) or rewind (those of the rewind step)."""
+    """Initial weights of a further round: continue (the last weights of the round before) or rewind (the weights of the
+    rewind step)."""
     gate_lr: float = 0.1
     """Learning rate of the gates."""
     gate_lr_schedule: LearningRates = "recipe"
@@ -96,7 +98,7 @@ class GateSettings(PruningSettings):
     gate_momentum: float = 0.9
     """Momentum of the gates' SGD; beta1 of Adam and AdamW."""
     gate_nesterov: bool = False
-    """Nesterov's form of the gates' momentum."""
+    """Use Nesterov momentum for the gates."""
     gate_weight_decay: float = 0.0
     """Weight decay of the gates; the papers have none."""
     retrain: Retrain = ""
@@ -129,38 +131,38 @@ class GateSettings(PruningSettings):
 
     @property
     def inits_and_penalties(self) -> tuple[tuple[float, float], ...]:
-        """(s0, penalty) of each independent search, the densest first."""
+        """The pair (s0, penalty) of each independent search; those that yield the densest tickets come first."""
         return tuple(product(sorted(self.init, reverse=True), sorted(self.penalty)))
 
     @property
     def target(self) -> float | None:
-        """The single requested density or share of the dense cost; None without one, or with several."""
+        """The requested density or share of the dense cost; None if none or several are requested."""
         return self.targets[0] if len(self.targets) == 1 else None
 
     @property
     def targets(self) -> tuple[float, ...]:
-        """The requested densities, or the share of the dense cost, the densest first; empty if s0 decides."""
+        """The requested densities, or the share of the dense cost, densest first; empty if `init` decides instead."""
         return self.budget.shares if self.budget else requested_densities(self.density, self.sparsity)
 
     def split_by_density(self) -> tuple[Self, ...]:
-        """Return settings for each of several densities alone; unchanged settings if there is at most one."""
+        """Return one copy of the settings for each requested density; (self,) if at most one is requested."""
         if len(self.targets) < 2:
             return (self,)
         return tuple(replace(self, density=density, sparsity=None) for density in self.targets)
 
     def for_level(self, level: int) -> tuple[Self, int | None]:
-        """Return settings that find the ticket of this level, and its level in that search (None: the last)."""
+        """Return settings that find the ticket of `level`, and the ticket's level with them (None: the last)."""
         return (self.split_by_density()[(level - 1) // self.rounds], None) if self.targets else (self, level)
 
     def fixed_gating(self) -> dict[str, Any]:
-        """Return the keywords of `Gating` that are the same in all rounds."""
+        """Return the arguments of `Gating` that are the same in all rounds."""
         of_gates = [each.name for each in fields(self) if each.name.startswith("gate_")]
         own = {name.removeprefix("gate_"): getattr(self, name) for name in of_gates}
         return own | {"pattern": self.parsed_structure.pattern}
 
 
 def plan_by_gates(settings: GateSettings) -> list[Training]:
-    """Plan a training with gates and a ticket for every round of every density, s0 and penalty."""
+    """Plan, for every round of every (density, s0, penalty), one training with gates and one of a ticket."""
     span = ticket_training_span(retrain_after(settings.rewind, settings.retrain), settings.rewind)
     planned: list[Training] = []
     for alone in settings.split_by_density():
@@ -178,7 +180,7 @@ def plan_by_gates(settings: GateSettings) -> list[Training]:
 
 @as_search
 def search_by_gates(replicate: Replicate, settings: GateSettings) -> Iterator[Found]:
-    """Search one replicate: yield the dense network, then one ticket per round of each density, s0 and penalty."""
+    """Search one replicate: yield the dense network, then a ticket per round of every (density, s0, penalty)."""
     alone = settings.split_by_density()
     if len(alone) == 1:
         yield from _search_one_density(replicate, settings)
@@ -194,7 +196,7 @@ def search_by_gates(replicate: Replicate, settings: GateSettings) -> Iterator[Fo
 
 
 def _search_one_density(replicate: Replicate, settings: GateSettings) -> Iterator[Found]:
-    """Search with settings that request at most one density."""
+    """Search one replicate with settings that request at most one density; yield its networks."""
     retrain = retrain_after(settings.rewind, settings.retrain)
     check_rates(retrain, replicate.recipe.schedule)
     step = replicate.dense_training.at(settings.rewind, "rewind")
@@ -261,7 +263,7 @@ def _train_ticket(rounds: Rounds, level: int, chain: list[Result], searched: lis
 
 
 def _steps_since_initialisation(chain: list[Result], rewound: Result) -> int:
-    """Return for how many steps, since initialisation, the weights at the end of a chain of rounds were trained."""
+    """Return for how many steps the weights at the end of the rounds in `chain` were trained since initialisation."""
     last = chain[-1].segment
     if last.start.state == rewound.model:  # weights were rewound between rounds
         return rewound.segment.last + last.steps
@@ -272,7 +274,7 @@ def _steps_since_initialisation(chain: list[Result], rewound: Result) -> int:
 
 
 class Rounds:
-    """Trains the rounds of one replicate: weights and gates together, each round from the gates of the one before."""
+    """Train the rounds of one replicate: weights and gates together, starting from the previous round's gates."""
 
     def __init__(self, replicate: Replicate, settings: GateSettings) -> None:
         from ticketry.search.gating.gating import Gating
@@ -289,9 +291,14 @@ class Rounds:
                 self._make_gating(init, penalty, 1, earlier)
 
     def train(self, init: float, penalty: float, chain: Sequence[Result]) -> Result:
-        """Train the round that follows those in `chain`, which may be empty.
+        """Train the round that follows the rounds in `chain`, which may be empty.
 
         Each round has a new optimiser and its own data order.
+
+        Args:
+            init: s0, the initial value of gates.
+            penalty: coefficient of the sum of all gates in the loss.
+            chain: results of the rounds before.
         """
         number = len(chain) + 1
         gates = self._make_gating(init, penalty, number, chain[-1].variants[self._gating.name] if chain else None)
@@ -305,7 +312,8 @@ class Rounds:
         return self.lab.train(segment, keep=keep, label=f"{label} round {number}")
 
     def remaining_share(self, result: Result) -> float:
-        """Return the density after a round, by its open gates; under a budget the share of the dense cost."""
+        """Return the share of weights whose gates are open after a round; under a budget, their share of the dense
+        cost."""
         if self.settings.budget:
             from ticketry.search.gating.masks import budget_share_left
 
@@ -313,7 +321,7 @@ class Rounds:
         return float(result.record["gating"]["density"])
 
     def rewound_state(self, chain: Sequence[Result]) -> Result:
-        """Return the state at the rewind step of the first round."""
+        """Return the network at the rewind step of the first round in `chain`."""
         return self.lab.at(chain[0], self.step)
 
     def _make_gating(self, init: float, penalty: float, number: int, earlier: str | None) -> Gating:
@@ -325,15 +333,15 @@ class Rounds:
 
 
 def is_near_density(rounds: Rounds, result: Result, density: float) -> bool:
-    """Return whether the density after a round is within a relative `TOLERANCE` of `density`."""
+    """Return whether the density after a round deviates from `density` by at most the relative `TOLERANCE`."""
     return abs(rounds.remaining_share(result) / density - 1) <= TOLERANCE
 
 
 def train_towards(rounds: Rounds, density: float) -> Iterator[tuple[list[Result], list[Result]]]:
-    """Choose s0 of each round such that the last round reaches a density; yield after each round.
+    """Train rounds, choosing s0 of each so that the last one reaches a density; yield after each round.
 
-    Each item is (the used rounds so far, all rounds trained so far, including tries that were not used). If no try of a
-    round is good enough, the nearest one is used.
+    Each item is (used rounds so far, all trainings so far), where the second list includes tries that were not used. If
+    no try of a round is near enough, the nearest try is used.
     """
     count, (init, _) = rounds.settings.rounds, rounds.settings.inits_and_penalties[0]
     chain: list[Result] = []
@@ -351,7 +359,7 @@ def train_towards(rounds: Rounds, density: float) -> Iterator[tuple[list[Result]
 
 
 def _try_until_near(rounds: Rounds, chain: list[Result], init: float, aim: float, density: float) -> list[Result]:
-    """Train the round after `chain` with different s0 until its density is good enough.
+    """Train the round after `chain` with different values of s0 until the density after it is near enough.
 
     Args:
         init: first s0 to try.
@@ -359,7 +367,7 @@ def _try_until_near(rounds: Rounds, chain: list[Result], init: float, aim: float
         density: wanted density after the last round.
 
     Returns:
-        All tries in the order of training, except that the one to use comes last.
+        All tries in the order of training, except that the try to use comes last.
     """
     before, number = chain[-1] if chain else None, len(chain) + 1
     last = number == rounds.settings.rounds
@@ -397,9 +405,10 @@ def _try_until_near(rounds: Rounds, chain: list[Result], init: float, aim: float
 
 
 def _extrapolate_init(first: tuple[float, float], second: tuple[float, float], aim: float) -> float:
-    """Extrapolate s0 from two tries on the same side of the wanted density `aim`, linearly in log density.
+    """Extrapolate s0 from two tries that are both too sparse or both too dense, linearly in log density.
 
-    A try is (s0, density). The step is half to four times the distance between the tries.
+    A try is (s0, density), and `aim` is the wanted density. The new s0 lies half to four times the distance of the
+    tries beyond the second try.
     """
     step = second[0] - first[0]
     gained, missing = math.log(max(second[1], 1e-9) / max(first[1], 1e-9)), math.log(aim / max(second[1], 1e-9))
@@ -408,7 +417,7 @@ def _extrapolate_init(first: tuple[float, float], second: tuple[float, float], a
 
 
 def _interpolate_init(low: tuple[float, float], high: tuple[float, float], aim: float) -> float:
-    """Interpolate s0 between two tries (s0, density), linearly in log density, away from either end."""
+    """Interpolate s0 between two tries (s0, density), linearly in log density; stay away from both ends."""
     (left, sparse), (right, dense) = low, high
     below, above = math.log(aim / max(sparse, aim / 4)), math.log(min(dense, 4 * aim) / aim)
     share = below / (below + above) if below + above else 0.5
@@ -416,7 +425,7 @@ def _interpolate_init(low: tuple[float, float], high: tuple[float, float], aim: 
 
 
 class _GateMovement:
-    """How far gates moved in a round, for those that were on before it."""
+    """How far gates moved in a round, counting only gates that were on before the round."""
 
     def __init__(self, lab: Lab, result: Result, before: Result | None) -> None:
         import torch
@@ -433,13 +442,13 @@ class _GateMovement:
 
     @property
     def median(self) -> float:
-        """Median of the absolute distances."""
+        """The median of the absolute distances by which gates moved."""
         return max(float(self._moves.abs().median()), _LEAST_STEP)
 
     def init_for_share(self, share: float) -> float:
-        """Return the s0 with which a share of the gates would be on after the round, if each moved as it did.
+        """Return the s0 with which `share` of the gates would be on after the round, if all moved as before.
 
-        Gates that were off before the round and on after it are assumed to do the same again.
+        Gates that were off before the round and on after it are assumed to open again.
 
         Args:
             share: wanted share of the gates that were on before the round.

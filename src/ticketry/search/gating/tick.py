@@ -1,13 +1,14 @@
-"""A tick, the ranking phase of Gate Decorators: gates on norms are trained for a few steps to measure importance.
+"""A tick, the phase of Gate Decorators that ranks channels: it trains gates on norms for a few steps.
 
 You, Yan, Ye, Ma & Wang, "Gate Decorator" (2019, arXiv 1909.08174), section 3: each channel of a norm is multiplied by a
 gate phi, behind scale and shift. While gates are trained at a small learning rate, the importance of each is the sum
 over steps of |phi dL/dphi|: to first order, the change of the loss without the channel.
 
 No gate is added to the network. As in the authors' code phi begins as the scale and replaces it: with r = shift / scale
-at the start of the tick, the norm's output is phi (x + r), so that its scale is phi, its shift is phi r, and
-dL/dphi = dL/dscale + r dL/dshift. The function and the names of parameters are unchanged. |r| is limited to 10, as in
-the code, which changes the function there; here a shift moves by r times the change of its scale.
+at the start of the tick, the norm's output is phi (x + r), so that its scale is phi, its shift is phi r, and dL/dphi =
+dL/dscale + r dL/dshift. The network's function and the names of parameters are unchanged. |r| is limited to 10, as in
+the code. Where the limit applies, the code changes the function; here the shift moves by r times the change of its
+scale instead.
 """
 
 from __future__ import annotations
@@ -26,22 +27,22 @@ from ticketry.lab.training.variant import Effect, InTraining, Surroundings, Vari
 from ticketry.tasks.recipe import Recipe
 
 IMPORTANCE = "worth"
-"""Entry of a tick's state with the importance of the channels of a norm."""
+"""Name of the entry, in a tick's stored state, with the importance of a norm's channels."""
 _RATIO = "ratio"
 _LARGEST_RATIO = 10.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Tick(Variant):
-    """Variant of training: only gates on norms and the last linear layer are trained, and importance is summed up."""
+    """Variant of training that trains only gates on norms and the last linear layer, and sums up importance."""
 
     name = "tick"
     norms: tuple[tuple[str, str], ...]
-    """Names of the scale and the shift ("" without one) of each norm with gates."""
+    """For each norm with gates, the names of its scale and of its shift ("" if it has no shift)."""
     head: tuple[str, ...] = ()
-    """Parameters that are trained with the gates: those of the last linear layer."""
+    """Names of the parameters that are trained together with the gates: those of the last linear layer."""
     lr: float = 1e-3
-    """Learning rate of the tick, constant, by SGD without weight decay."""
+    """Constant learning rate of the tick, which uses SGD without weight decay."""
     momentum: float = 0.9
 
     def __post_init__(self) -> None:
@@ -56,7 +57,7 @@ class Tick(Variant):
 
     @property
     def scales(self) -> tuple[str, ...]:
-        """Names of the scale parameters of norms, which are replaced by gates."""
+        """Names of the norms' scale parameters, which serve as gates during the tick."""
         return tuple(scale for scale, _ in self.norms)
 
     @classmethod
@@ -80,7 +81,7 @@ class Tick(Variant):
 
     @classmethod
     def for_model(cls, model: nn.Module, **values: float) -> Tick:
-        """Return a tick with gates on all norms of a model that have a scale.
+        """Return a tick with gates on all norms of a model that have a scale; `values` are further fields.
 
         Raises:
             ScopeError: if the model has no such norm.
@@ -103,11 +104,11 @@ class Tick(Variant):
 
 
 class TickEffect(Effect):
-    """Effect of a `Tick` on a training: replaces scales by gates, trains only these, and sums up their importance.
+    """Effect of a `Tick` on a training: scales become gates, only these and `head` are trained, importance is summed.
 
-    The network is in training mode, so running statistics are updated. The optimiser is used only within the tick. Its
-    stored state has, for each scale, ``scale/worth`` (importance of its channels so far, float64) and ``scale/ratio``
-    (shift / scale).
+    The network is in training mode, so running statistics are updated. The optimiser is used only within the tick. For
+    each scale, the stored state has the entries ``scale/worth`` (importance of its channels so far, float64) and
+    ``scale/ratio`` (shift / scale).
     """
 
     def __init__(self, around: Surroundings, tick: Tick) -> None:
@@ -165,7 +166,7 @@ class TickEffect(Effect):
 
 
 def _shift_per_scale(scale: Tensor, shift: Tensor | None) -> Tensor:
-    """Return shift / scale where the scale is not 0, between -10 and 10."""
+    """Return shift / scale, limited to -10 … 10; 0 where the scale is 0 or there is no shift."""
     if shift is None:
         return torch.zeros_like(scale, requires_grad=False)
     ratio = shift.detach() / scale.detach()
@@ -173,7 +174,7 @@ def _shift_per_scale(scale: Tensor, shift: Tensor | None) -> Tensor:
 
 
 class _ParameterSubset:
-    """View of a model that offers only some of its parameters to an optimiser."""
+    """View of a model that shows an optimiser only the parameters `names`."""
 
     def __init__(self, model: nn.Module, names: set[str]) -> None:
         known = named_parameters(model)
