@@ -131,8 +131,7 @@ class Gating(Variant):
         self.gate_recipe(Recipe())
 
     def make_kind(self) -> Kind:
-        """Return an instance of the kind of gate with these settings; raise `UsageError` if `temperature` is
-        invalid."""
+        """Return an instance of `kind` with these settings; raise `UsageError` if `temperature` is invalid."""
         own = self.temperature == BinaryConcrete.temperature
         return make_kind(self.kind, final=self.final, **({} if own else {"temperature": self.temperature}))
 

@@ -312,8 +312,7 @@ class Rounds:
         return self.lab.train(segment, keep=keep, label=f"{label} round {number}")
 
     def remaining_share(self, result: Result) -> float:
-        """Return the share of weights whose gates are open after a round; under a budget, their share of the dense
-        cost."""
+        """Return the share of weights with open gates after a round; under a budget their share of the dense cost."""
         if self.settings.budget:
             from ticketry.search.gating.masks import budget_share_left
 
