@@ -1,6 +1,6 @@
-"""Sparse layers on a GPU: groups of rows that share their columns run in Triton kernels on tensor cores.
+"""Sparse layers on a GPU: groups of rows that retain the same columns run in Triton kernels on tensor cores.
 
-`compile_gpu` compiles a model into a module. The kernels need Triton, which comes with torch's CUDA builds for Linux.
+`compile_gpu` compiles a model into a module. The kernels need Triton, which is part of torch's CUDA builds for Linux.
 Reading order: `compiled`, `plan` (which kernel runs a layer), `tables` (packed weights), `kernels`.
 """
 

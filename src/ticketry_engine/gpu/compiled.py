@@ -1,4 +1,4 @@
-"""A model compiled for its mask on a GPU: an `nn.Module` for inference that is called like the model."""
+"""Compile a model and its mask for a GPU into an `nn.Module` for inference that is called like the model."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from ticketry_engine.support.entry_points import entry_point
 PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16, "tf32": torch.float32}
 
 MOST_SHAPES = 8
-"""Input shapes whose CUDA graphs are cached; the least recently used is dropped."""
+"""Maximum number of input shapes whose programs and CUDA graphs are cached; the least recently used is dropped."""
 
 Key: TypeAlias = "tuple[tuple[int, ...], ...]"
 
@@ -47,25 +47,27 @@ def compile_gpu(
     device: torch.device | str | None = None,
     force: bool = False,
 ) -> CompiledGpu:
-    """Compile a model for a GPU: layers whose rows share columns in groups run in sparse kernels.
+    """Compile a model for a GPU: layers in which groups of rows retain the same columns run in sparse kernels.
 
-    Inputs and outputs have the model's dtypes; in between all floating point numbers have `precision`.
+    Inputs and outputs have the model's dtypes; between layers all floating point numbers have `precision`.
 
     Args:
-        model: any module that `torch.export` accepts. It is not changed, and compiled in eval mode.
-        keep: applied to a copy of the model; None if its pruned weights are already zero.
+        model: any module that `torch.export` accepts. The model is not changed, and is compiled in eval mode.
+        keep: mask, parameter name -> bool tensor, True = retained; applied to a copy of the model. None if the model's
+            pruned weights are already zero.
         example_inputs: a tensor, a tuple of tensors or a dict of keyword arguments, with the batch first. Calls may
-            have other batch sizes; each gets a separate plan.
-        precision: "bf16", "fp16", or "tf32": float32 multiplied with 10 bits of fraction.
-        graph: record a CUDA graph for each input shape and replay it.
-        device: device to run on; None for that of the model's parameters.
-        force: use the sparse kernels wherever they can run, also where they are estimated to be slower.
+            have other batch sizes; each batch size gets a separate plan.
+        precision: "bf16", "fp16", or "tf32"; the last is float32 multiplied with 10 bits of fraction.
+        graph: whether to record a CUDA graph for each input shape and replay it in later calls.
+        device: device to run on; None for the device of the model's parameters.
+        force: whether to use the sparse kernels wherever they can run, even where they are estimated to be slower.
 
     Raises:
-        EngineError: the model cannot be captured, its parameters are on several devices, or the device has no kernels.
-        MaskError: the mask does not fit the model.
-        MissingExtraError: Triton is not installed.
-        UsageError: an unknown precision.
+        EngineError: if the model cannot be captured, its parameters are on several devices, or the device has no
+            kernels.
+        MaskError: if the mask does not fit the model.
+        MissingExtraError: if Triton is not installed.
+        UsageError: if `precision` is unknown.
     """
     if precision not in PRECISIONS:
         raise UsageError(f"the precision is one of {', '.join(PRECISIONS)}, not {precision!r}")
@@ -86,10 +88,10 @@ def _device(model: nn.Module) -> torch.device:
 
 
 def check_device(device: torch.device) -> torch.device:
-    """Return the device with its index.
+    """Return the device, with the index of the current GPU if `device` has none.
 
     Raises:
-        EngineError: Triton's kernels cannot run there.
+        EngineError: if Triton's kernels cannot run on the device.
     """
     import triton
 
@@ -107,7 +109,7 @@ def check_device(device: torch.device) -> torch.device:
 
 
 class CompiledGpu(ForInference):
-    """A compiled graph on a GPU, with one plan for each input shape."""
+    """A model compiled for a GPU by `compile_gpu`; it keeps one program for each input shape."""
 
     def __init__(
         self, graph: Graph, device: torch.device, *, precision: str = "bf16", record: bool = True, force: bool = False
@@ -134,18 +136,19 @@ class CompiledGpu(ForInference):
             return build(self.graph.outputs, self._run(inputs)(inputs))
 
     def choices(self, *args: Any, **kwargs: Any) -> dict[str, LayerChoice]:
-        """Return how each layer would run for these inputs, by the name of its output."""
+        """Return which kernel each layer would use for these inputs, and why, by the name of the layer's output."""
         return self._plan(self._call.bind_examples(args, kwargs))
 
     def layers(self) -> list[Layer]:
-        """Return a row for each layer, in order: which kernel it used in the last call, and why."""
+        """Return a row for each layer, in order: which kernel the layer used in the last call, and why."""
         return self._layers({})
 
     def profile(self, *args: Any, rounds: int = 5, **kwargs: Any) -> list[Layer]:
-        """Return `layers` with the seconds of each: the median of some rounds, synchronised after every operation.
+        """Return the rows of `layers` with the seconds of each layer: the median of `rounds` measurements.
 
-        Each operation is replayed from a separate CUDA graph, because launching from Python would take longer than the
-        kernels. Its inputs may still be in the GPU's cache. With ``graph=False`` the time includes the launches.
+        The GPU is synchronised after every operation. Each operation is replayed from a separate CUDA graph, because
+        launching it from Python would take longer than the kernels. The inputs of an operation may still be in the
+        GPU's cache. With ``graph=False``, the seconds include the launches.
         """
         inputs = [self._check_device_of(x) for x in self._call.bind_examples(args, kwargs)]
         with self._lock, torch.no_grad(), computing_mode(self.device):
@@ -157,12 +160,15 @@ class CompiledGpu(ForInference):
             return self._layers(median_seconds(lambda: program.timed(inputs, clock), rounds))
 
     def save(self, path: str | os.PathLike[str]) -> Path:
-        """Write a model file, as `Compiled.save` does. It holds the network without plans, and loads for a CPU."""
+        """Write a model file, as `Compiled.save` does, and return its path.
+
+        The file holds the network without plans for the GPU; loading it gives a model for a CPU.
+        """
         return model_file.save(self.graph, Path(path))
 
     @property
     def weight_bytes(self) -> int:
-        """Bytes on the device of the weights and tables of all layers called so far."""
+        """Bytes on the device of the weights and tables that all calls so far have needed."""
         return self._weights.bytes
 
     def __deepcopy__(self, memo: dict[int, Any]) -> CompiledGpu:
@@ -215,7 +221,7 @@ def _batch(inputs: Sequence[Tensor]) -> int:
 
 
 class _ShapeProgram:
-    """A program for one input shape, recorded as a CUDA graph if requested, then replayed."""
+    """A program for one input shape; if `record`, the first call is recorded as a CUDA graph, which calls replay."""
 
     def __init__(self, program: Any, record: bool) -> None:
         self.program = program
@@ -242,7 +248,7 @@ class _ShapeProgram:
 
 
 def warm_up(call: Callable[[], object], device: torch.device) -> None:
-    """Call three times on another stream, so that kernels are compiled and tuned, and libraries initialised."""
+    """Call `call` three times on another stream: kernels are then compiled and tuned, and libraries initialised."""
     stream = torch.cuda.Stream(device=device)  # type: ignore[no-untyped-call]
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
@@ -252,10 +258,10 @@ def warm_up(call: Callable[[], object], device: torch.device) -> None:
 
 
 def record_cuda_graph(call: Callable[[], T]) -> tuple[torch.cuda.CUDAGraph, T]:
-    """Record a call as a CUDA graph; return the graph and the call's result, which each replay overwrites.
+    """Record `call` as a CUDA graph; return the graph and the call's result, which each replay overwrites.
 
     Raises:
-        EngineError: the call cannot be recorded.
+        EngineError: if the call cannot be recorded.
     """
     graph = torch.cuda.CUDAGraph()
     try:
@@ -269,7 +275,10 @@ def record_cuda_graph(call: Callable[[], T]) -> tuple[torch.cuda.CUDAGraph, T]:
 
 
 class _ReplayClock:
-    """A clock that times a function by replaying its CUDA graph. Graphs stay alive: later ones read their outputs."""
+    """Measures the seconds of a function by replaying its CUDA graph.
+
+    All graphs are kept, because later graphs read the outputs of earlier ones.
+    """
 
     REPLAYS = 10
 
@@ -299,7 +308,7 @@ class _ReplayClock:
 
 @contextlib.contextmanager
 def computing_mode(device: torch.device) -> Iterator[None]:
-    """Disable autocast, multiply float32 as TF32, and make the device current."""
+    """Within the block, disable autocast, multiply float32 as TF32, and make `device` the current device."""
     matmul, conv = torch.backends.cuda.matmul, torch.backends.cudnn.conv  # type: ignore[attr-defined]
     before = matmul.fp32_precision, conv.fp32_precision
     current = torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
@@ -317,7 +326,7 @@ def _wall_clock(call: Callable[[], T]) -> tuple[T, float]:
 
 
 def require_triton() -> None:
-    """Raise MissingExtraError unless Triton is installed."""
+    """Raise MissingExtraError if Triton is not installed."""
     if find_spec("triton") is None:
         raise MissingExtraError("triton", "gpu", "sparse kernels on a GPU")
 
@@ -331,10 +340,10 @@ def compile_gpu_in_own_precision(
     target: str,
     precision: str = "fp32",
 ) -> CompiledGpu:
-    """Call `compile_gpu` with the precision of the model's weights; float32 is multiplied as TF32.
+    """Call `compile_gpu` with the precision of the model's weights; float32 weights are multiplied as TF32.
 
     Raises:
-        EngineError: settings for a CPU, weights in float64, and as `compile_gpu` does.
+        EngineError: if settings for a CPU are given, if weights are float64, or if `compile_gpu` raises it.
     """
     if threads is not None or target != "host":
         raise EngineError("threads and target apply to a CPU only: leave them out, or move the model to the CPU")
@@ -347,7 +356,7 @@ def compile_gpu_in_own_precision(
 
 
 def precision_of(model: nn.Module) -> str:
-    """Return the precision of most of a model's weights."""
+    """Return the precision that most of a model's weights have: "bf16", "fp16" or "tf32" (for float32)."""
     counts: dict[torch.dtype, int] = {}
     for parameter in model.parameters():
         if parameter.is_floating_point():

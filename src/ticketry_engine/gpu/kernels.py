@@ -5,9 +5,10 @@
     transpose       change of layout
     pool            max and average pooling
 
-All but `transpose` use the inner layout (`layout`): channels outermost, the batch innermost. A retained column (a
-channel at a tap) is then a contiguous run of images, so gathering columns loads vectors of 16 bytes; with innermost
-channels every gathered element would be a separate access. The gathered block is multiplied on tensor cores.
+All kernels but `transpose` use the inner layout (see `tables`): channels outermost, the batch innermost. A retained
+column (a channel at a tap) is then a contiguous run of images, so that vectors of 16 bytes are loaded when columns are
+gathered. If channels were innermost, every gathered element would be a separate access. The gathered block is
+multiplied on tensor cores.
 """
 
 from __future__ import annotations
@@ -18,14 +19,17 @@ import triton.language as tl
 
 @triton.jit
 def clamped(v):
-    """Clamp v to [0, 6]; NaN stays NaN as in torch, which the GPU's minimum and maximum do not guarantee."""
+    """Return v clamped to [0, 6].
+
+    NaN stays NaN as in torch, which the GPU's minimum and maximum do not guarantee.
+    """
     v = tl.where(v < 0, 0.0, v)
     return tl.where(v > 6, 6.0, v)
 
 
 @triton.jit
 def activate(v, ACT: tl.constexpr, SLOPE: tl.constexpr):
-    """Apply an activation of `ir.native` to float32; "" is the identity."""
+    """Return the activation `ACT` of `ir.native` of float32 numbers; "" is the identity, and "leaky_relu" uses `SLOPE`."""
     if ACT == "relu":
         v = tl.where(v < 0, 0.0, v)
     elif ACT == "leaky_relu":
@@ -62,7 +66,7 @@ _SIZES = [
     "stride_w",
     "count",
 ]
-"""Arguments that are not specialised, so that all layers of a network share one binary."""
+"""Arguments for whose values Triton does not compile special binaries, so that all layers of a network share one."""
 
 
 @triton.jit(do_not_specialize=_SIZES)
@@ -96,7 +100,7 @@ def group_product(
     PRECISION: tl.constexpr,  # input precision of float32 products
     WIDEN: tl.constexpr,  # multiply 16-bit numbers as float32: for Triton's interpreter
 ):
-    """Compute act(x[columns] weight^T + bias + residual) for one tile of rows at PIXELS outputs."""
+    """Compute ``act(x[columns] weight^T + bias + residual)`` for one tile of rows and `PIXELS` outputs of each row."""
     images = eights * 8
     outputs = out_height * out_width * images
     program = tl.program_id(0)
@@ -172,7 +176,10 @@ def layer_norm(
     FEATURES: tl.constexpr,  # a power of two, at least the width
     WIDE: tl.constexpr,
 ):
-    """Normalise each token's features, then scale and shift them; features are read once and stay in registers."""
+    """Normalise each token's features, then scale and shift them.
+
+    Features are read once and stay in registers.
+    """
     run = eights * 8
     t = tl.program_id(0) * TOKENS + tl.arange(0, TOKENS)
     c = tl.arange(0, FEATURES)
@@ -207,7 +214,7 @@ def transpose(
     BLOCK: tl.constexpr,
     WIDE: tl.constexpr,
 ):
-    """Copy out[r, i, j] = x[r, i, j] with any strides, in square tiles of the last two axes."""
+    """Copy ``out[r, i, j] = x[r, i, j]`` for any strides; each program copies a square of the last two axes."""
     blocks = tl.cdiv(b, BLOCK)
     program = tl.program_id(0)
     j = (program % blocks) * BLOCK + tl.arange(0, BLOCK)
@@ -243,7 +250,7 @@ def pool(
     BLOCK: tl.constexpr,
     WIDE: tl.constexpr,
 ):
-    """Pool [C, H, W, N]: one channel at BLOCK outputs."""
+    """Pool an image [C, H, W, N]; each program computes `BLOCK` outputs of one channel."""
     images = eights * 8
     outputs = out_height * out_width * images
     blocks = tl.cdiv(outputs, BLOCK)

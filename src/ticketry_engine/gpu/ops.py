@@ -1,12 +1,14 @@
-"""Registers the kernels as torch operations, so that torch.compile, torch.export and CUDA graphs can use them.
+"""Register the kernels as torch operations, so that torch.compile, torch.export and CUDA graphs can use them.
 
     ticketry::group_conv2d   act(conv2d(x) + bias + residual) with a weight in `tables.GroupTables`
     ticketry::group_linear   act(x weight^T + bias + residual) with a weight in `tables.GroupTables`
     ticketry::turn           a copy of x in the inner or the outer layout
     ticketry::inner_layer_norm, ticketry::inner_pool2d
 
-Shapes are those of torch; the inner layout is expressed by strides (`layout`). An input in another layout is converted
-first. On a CPU the operations run only if TRITON_INTERPRET=1 was set before this module was imported, for tests.
+Tensors have the shapes that torch's operations have; the inner layout (batch innermost) and the outer layout, which
+torch's layers prefer, differ only in their strides (see `tables`). An input that is not in the inner layout is
+converted first. On a CPU the operations run only if TRITON_INTERPRET=1 was set before this module was imported, for
+tests.
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ _WIDE = 1 << 31
 _TURN = 64
 _POOL = 256
 _NORMED = 1 << 14
-"""Numbers that a program of a layer norm keeps in registers: 64 in each thread."""
+"""Number of elements that a program of a layer norm keeps in registers: 64 in each thread."""
 _WIDEST = 1 << 13
 
 Indices = Sequence[int]
@@ -55,13 +57,13 @@ def group_conv2d(
     act: str,
     slope: float,
 ) -> Tensor:
-    """Return act(conv2d(x) + bias + residual) in the inner layout.
+    """Return ``act(conv2d(x) + bias + residual)`` in the inner layout (batch innermost).
 
     Args:
         x: [N, C, H, W] in float16, bfloat16 or float32 (multiplied as TF32); all tensors have the same dtype.
         weight, tiles, rows, places: fields of `tables.GroupTables`, packed for this padding and dilation.
-        outputs: output channels.
-        act: an activation of `ir.native`, "" for none; "leaky_relu" uses `slope`.
+        outputs: number of output channels.
+        act: an activation of `ir.native`, or "" for none; "leaky_relu" uses `slope`.
     """
     out = _conv_out(x, outputs, kernel, stride, padding, dilation)
     x, residual = _prepare_operands(x, weight, bias, residual, out)
@@ -105,7 +107,10 @@ def group_linear(
     act: str,
     slope: float,
 ) -> Tensor:
-    """Return act(x weight^T + bias + residual) of x [tokens, I]; arguments as for `group_conv2d`."""
+    """Return ``act(x weight^T + bias + residual)`` in the inner layout (batch innermost), for x [tokens, I].
+
+    The arguments have the same meaning as in `group_conv2d`.
+    """
     out = inner_empty((x.shape[0], outputs), x)
     x, residual = _prepare_operands(x, weight, bias, residual, out)
     if out.numel():
@@ -126,7 +131,10 @@ def _group_linear_fake(x: Tensor, *rest: Any) -> Tensor:
 def _prepare_operands(
     x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, out: Tensor
 ) -> tuple[Tensor, Tensor | None]:
-    """Return x and the residual in the inner layout; raise EngineError for operands that do not match."""
+    """Return x and the residual in the inner layout.
+
+    Raises EngineError if an operand does not match x in dtype or device, or the residual does not match `out` in shape.
+    """
     for name, one in {"weight": weight, "bias": bias, "residual": residual}.items():
         if one is not None and (one.dtype != x.dtype or one.device != x.device):
             raise EngineError(f"the {name} is {one.dtype} on {one.device}, but x is {x.dtype} on {x.device}")
@@ -141,7 +149,7 @@ def _to_inner(x: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class _ImageShape:
-    """The padded number of images, and (height, width) before and after the layer."""
+    """The number of images, padded to a multiple of 8, and (height, width) before and after the layer."""
 
     run: int
     size: Indices = (1, 1)
@@ -151,7 +159,7 @@ class _ImageShape:
 
 @dataclass(frozen=True, eq=False)
 class _Product:
-    """The operands and the output of a group product."""
+    """The operands and the output of one call of the group kernel."""
 
     x: Tensor
     weight: Tensor
@@ -165,7 +173,12 @@ class _Product:
     slope: float
 
     def launch(self, images: _ImageShape, *, taps: bool = False, border: bool = False) -> None:
-        """Run the group kernel."""
+        """Run the group kernel.
+
+        Args:
+            taps: whether `places` include taps.
+            border: whether a tap may be outside the image.
+        """
         x, out, (count, tile) = self.x, self.out, (self.tiles.shape[0], self.rows.shape[1])
         outputs = images.run * images.out_size[0] * images.out_size[1]
         bias, residual = (x if one is None else one for one in (self.bias, self.residual))
@@ -202,7 +215,7 @@ class _Product:
 
 
 def _storage_extent(x: Tensor) -> int:
-    """Return the largest element offset plus one."""
+    """Return how many elements the tensor spans in its storage: the largest element offset plus one."""
     return 1 + sum((size - 1) * step for size, step in zip(x.shape, x.stride(), strict=True))
 
 
@@ -211,7 +224,7 @@ def _storage_extent(x: Tensor) -> int:
 
 @torch.library.custom_op("ticketry::turn", mutates_args=())
 def turn(x: Tensor, inner: bool) -> Tensor:
-    """Return a copy of x [N, C, H, W] or [tokens, C] in the inner or the outer layout."""
+    """Return a copy of x [N, C, H, W] or [tokens, C] in the inner layout if `inner`, else in the layout torch prefers."""
     return _change_layout(x, inner)
 
 
@@ -236,7 +249,7 @@ turn.register_fake(_empty_in_layout)
 
 
 def _three_axes(x: Tensor, out: Tensor) -> tuple[tuple[int, int, int], ...]:
-    """Return (size, stride in x, stride in out) of three axes that cover the tensor; the last two are tiled."""
+    """Return (size, stride in x, stride in out) of three axes that cover the tensor; `transpose` tiles the last two."""
     if x.dim() == 2:
         return (1, 0, 0), (x.shape[1], x.stride(1), out.stride(1)), (x.shape[0], x.stride(0), out.stride(0))
     n, c, h, w = x.shape
@@ -251,7 +264,7 @@ def _three_axes(x: Tensor, out: Tensor) -> tuple[tuple[int, int, int], ...]:
 
 @torch.library.custom_op("ticketry::inner_layer_norm", mutates_args=())
 def inner_layer_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
-    """Return layer_norm of x [tokens, C] in the inner layout, as a linear layer in the group kernel reads it."""
+    """Return the layer norm of x [tokens, C] in the inner layout, in which the group kernel's linear layers read it."""
     out = inner_empty(x.shape, x)
     if not out.numel():
         return out

@@ -1,4 +1,8 @@
-"""Chooses the kernel of each layer by estimated time: the group kernel, a 2:4 product, or a dense layer of torch."""
+"""Choose the kernel of each layer by estimated time: the group kernel, a 2:4 product, or a dense layer of torch.
+
+The group kernel reads and writes the inner layout, in which the batch is innermost; torch's layers read and write the
+outer layout (channels_last or contiguous). Changes of layout cost time.
+"""
 
 from __future__ import annotations
 
@@ -19,23 +23,23 @@ from ticketry_engine.support.row_groups import row_groups
 LAYERS = ("conv2d", "linear")
 
 FOLLOWS = frozenset({"act", "add", "mul", "affine", "max_pool2d", "avg_pool2d", "global_avg_pool", "concat", "slice"})
-"""Operations that run in either layout and do not change it."""
+"""Operations that run in the inner or the outer layout; their outputs have the layout of their inputs."""
 
 
 @dataclass(frozen=True)
 class LayerChoice:
-    """The kernel of one layer, and the reason."""
+    """The kernel chosen for a layer, and the reason for the choice."""
 
     kernel: str
-    """"group", "2:4" or "dense"."""
+    """One of "group", "2:4" and "dense"."""
     why: str
     tile: int = 0
-    """Rows of a tile, if the kernel is "group"."""
+    """Rows of a tile, if the layer runs in the group kernel or may be switched to it; else 0."""
 
 
 @dataclass(frozen=True)
 class LayerFacts:
-    """Facts about a layer's weight that do not depend on the input shape."""
+    """Properties of a layer's weight that do not depend on the input shape."""
 
     groups: list[tuple[int, int]]
     """(rows, retained columns) of each group of rows that share their columns."""
@@ -45,7 +49,7 @@ class LayerFacts:
 
 
 def layer_facts(graph: Graph) -> dict[str, LayerFacts]:
-    """Return the facts of each convolution and linear layer, by the name of its output."""
+    """Return the `LayerFacts` of each convolution and linear layer, by the name of the layer's output."""
     found = {}
     for node in graph.nodes:
         if node.op in LAYERS:
@@ -70,15 +74,15 @@ def plan(
     rates: Rates | None = None,
     force: bool = False,
 ) -> dict[str, LayerChoice]:
-    """Return the choice of each layer, by the name of its output.
+    """Return the kernel choice of each layer, by the name of the layer's output.
 
-    Each layer is first chosen alone. Then single layers are switched between the group kernel and dense while that
-    lowers the estimate of the whole network, because changes of layout cost time. The search also starts from all
-    layers dense, and the cheaper result is returned.
+    First, the fastest kernel is chosen for each layer alone. Then single layers are switched between the group kernel
+    and dense as long as this lowers the estimated time of the whole network, which includes changes of layout. The
+    search is repeated from a start in which no layer uses the group kernel, and the faster result is returned.
 
     Args:
-        rates: rates of the device; None for the constants `RATES`.
-        force: use the group kernel wherever it can run, for tests and calibration.
+        rates: measured rates of the device; None for the constants `RATES`.
+        force: whether to use the group kernel wherever it can run, for tests and calibration.
     """
     rates = rates or RATES[dtype]
     works = layer_works(graph, batch, facts)
@@ -123,7 +127,7 @@ def _compare_times(seconds: float, dense: float) -> str:
 
 
 def layer_works(graph: Graph, batch: int, facts: Mapping[str, LayerFacts]) -> dict[str, LayerWork]:
-    """Return the work of each layer with known shapes, by the name of its output."""
+    """Return the amount of work of each layer whose shapes are known, by the name of the layer's output."""
     made = {
         node.output: _layer_work(graph, node, batch, facts[node.output].groups)
         for node in graph.nodes
@@ -162,7 +166,7 @@ _SWEEPS = 4
 def _improve_choices(
     graph: Graph, batch: int, works: Mapping[str, LayerWork], start: Mapping[str, LayerChoice], rates: Rates
 ) -> dict[str, LayerChoice]:
-    """Switch single layers between "group" and "dense" as long as the estimate of the whole network falls."""
+    """Switch single layers between "group" and "dense" as long as the estimated time of the whole network falls."""
     found = dict(start)
     least = estimate_seconds(graph, batch, works, found, rates)
     for _ in range(_SWEEPS):
@@ -189,13 +193,13 @@ def _switch_kernel(choice: LayerChoice) -> LayerChoice:
 def estimate_seconds(
     graph: Graph, batch: int, works: Mapping[str, LayerWork], choices: Mapping[str, LayerChoice], rates: Rates
 ) -> float:
-    """Estimate the seconds of all layers and of the changes of layout; other operations are the same in any plan."""
+    """Estimate the seconds of all layers and changes of layout; other operations take the same time in any plan."""
     layers = sum(_choice_seconds(work, choices[name], rates) for name, work in works.items())
     return layers + all_layout_changes_seconds(graph, batch, choices, rates)
 
 
 def all_layout_changes_seconds(graph: Graph, batch: int, choices: Mapping[str, LayerChoice], rates: Rates) -> float:
-    """Estimate the seconds of all changes of layout."""
+    """Estimate the seconds of all changes between the inner and the outer layout."""
     total = 0.0
     held: dict[str, set[str]] = {name: {"outer"} for name in graph.inputs}
 
@@ -239,12 +243,12 @@ def _choice_seconds(work: LayerWork, choice: LayerChoice, rates: Rates) -> float
 
 
 def is_group(node: Node, choices: Mapping[str, LayerChoice]) -> bool:
-    """Return whether a node is a layer in the group kernel."""
+    """Return whether a node is a layer that runs in the group kernel."""
     return node.op in LAYERS and choices[node.output].kernel == "group"
 
 
 def find_inner_values(graph: Graph, choices: Mapping[str, LayerChoice]) -> set[str]:
-    """Return the values with a reader that prefers the inner layout; layer norms write these inner."""
+    """Return the names of values that some reader prefers in the inner layout; layer norms write them in it."""
     wanted: set[str] = set()
     for node in reversed(graph.nodes):
         if is_group(node, choices):
@@ -256,19 +260,22 @@ def find_inner_values(graph: Graph, choices: Mapping[str, LayerChoice]) -> set[s
 
 
 def _is_grid(graph: Graph, node: Node) -> bool:
-    """Return whether a linear layer works on the last axis of an image, which the inner layout does not support."""
+    """Return whether a node is a linear layer over the last axis of an image; the inner layout does not allow this."""
     return node.op == "linear" and len(graph.values[node.inputs[0]].shape or ()) == 4
 
 
 def _is_grid_result(graph: Graph, name: str) -> bool:
-    """Return whether a value is the result of a linear layer or layer norm on the last axis of an image."""
+    """Return whether a value is the result of a linear layer or layer norm over the last axis of an image."""
     maker = graph.makers.get(name)
     shape = graph.values[name].shape or ()
     return maker is not None and maker.op in ("linear", "layer_norm") and len(shape) not in (2, 3)
 
 
 def runs_on_inner_inputs(graph: Graph, node: Node) -> bool:
-    """Return whether a node can run on inner inputs: images of one shape, or feature rows of one shape."""
+    """Return whether a node can run on inputs in the inner layout.
+
+    All inputs must be images, joined along channels if at all, or rows of features of one shape.
+    """
     if node.op not in FOLLOWS:
         return False
     shapes = [graph.values[name].shape for name in node.inputs]
@@ -280,18 +287,18 @@ def runs_on_inner_inputs(graph: Graph, node: Node) -> bool:
 
 
 _ROWS, _COLUMNS = 32, 64
-"""torch's semi-structured 16-bit tensors need multiples of these sizes."""
+"""The sizes of torch's semi-structured 16-bit tensors must be multiples of these numbers."""
 
 
 def is_two_four(weight: Tensor) -> bool:
-    """Return whether every four neighbouring columns of a weight [O, I] retain at most two."""
+    """Return whether a weight [O, I] retains at most two of every four neighbouring columns."""
     if weight.dim() != 2 or weight.shape[0] % _ROWS or weight.shape[1] % _COLUMNS:
         return False
     return bool(((weight != 0).reshape(len(weight), -1, 4).sum(2) <= 2).all())
 
 
 def supports_two_four(device: torch.device, dtype: torch.dtype) -> bool:
-    """Return whether the device supports 2:4 products with this dtype."""
+    """Return whether torch can compute 2:4 products with this dtype on the device."""
     if device.type != "cuda" or dtype not in (torch.float16, torch.bfloat16) or torch.version.hip:
         return False
     return torch.cuda.get_device_capability(device) >= (8, 0)
@@ -308,45 +315,46 @@ TILES = (16, 32, 64, 128)
 """Rows that a tile of the group kernel may have."""
 
 MARGIN = 0.95
-"""A sparse kernel is chosen only below this share of the dense time, because the estimate is not exact."""
+"""Share of the dense time that a sparse kernel must stay below to be chosen, because estimates are not exact."""
 
 FEWEST_IMAGES = 4
-"""Layers with fewer images (or tokens) stay dense: their vectors of 8 would be mostly padding."""
+"""Minimum number of images (or tokens) of a sparse layer: with fewer, its vectors of 8 would be mostly padding."""
 
 
 LEAST_FILLED = 0.5
-"""A layer whose groups fill less than this share of tiles of 16 rows, the smallest, stays dense.
+"""Minimum share of retained weights in tiles of 16 rows, the smallest tiles; with a lower share, a layer stays dense.
 
-Unstructured masks fill 1/16; they are assumed to be slower than cuDNN and cuBLAS at any density (not measured).
+Unstructured masks fill 1/16 of a tile; they are assumed to be slower than cuDNN and cuBLAS at any density (not
+measured).
 """
 
 
 @dataclass(frozen=True)
 class Rates:
-    """Measured rates of a device with one number format."""
+    """Measured speeds of a device with one number format."""
 
     conv: float
     """FLOP/s of cuDNN on a large convolution."""
     linear: float
     """FLOP/s of cuBLAS on a large linear layer."""
     group: Mapping[int, float]
-    """Rows of a tile -> FLOP/s of the group kernel, padding included. Small tiles are limited by gathers from L2."""
+    """FLOP/s of the group kernel by the rows of a tile, including padding; gathers from L2 limit small tiles."""
     two_four: float
-    """FLOP/s of torch's semi-structured product, counted as for the dense layer."""
+    """FLOP/s of torch's semi-structured product, where FLOP are those of the dense layer."""
     bandwidth: float
     """Bytes/s of a copy."""
     turned: float
-    """Bytes/s of a change of layout, reads and writes added."""
+    """Bytes/s of a change of layout, where bytes read and bytes written are added."""
     launch: float
-    """Seconds of overhead between two kernels of a CUDA graph."""
+    """Seconds between two kernels of a CUDA graph."""
     step: float
-    """Seconds that a program alone on its multiprocessor takes for 64 columns."""
+    """Seconds that a program of the group kernel, alone on its multiprocessor, takes for 64 columns."""
     program: float
-    """Seconds of overhead of a program, divided by the number of multiprocessors; fitted to timings."""
+    """Constant overhead in seconds of a program, divided by the number of multiprocessors; fitted to timings."""
     row: float
-    """Seconds of overhead for each row of a program's tile, divided likewise; fitted to timings."""
+    """Overhead in seconds per row of a program's tile, divided by the number of multiprocessors; fitted to timings."""
     bytes: int
-    """Bytes of a number."""
+    """Bytes of one number."""
 
 
 _H100 = Rates(
@@ -383,33 +391,33 @@ RATES: Mapping[torch.dtype, Rates] = {
 
 @dataclass(frozen=True)
 class LayerWork:
-    """The amount of work of one layer at one input shape."""
+    """The amount of work of one layer for one input shape."""
 
     pixels: int
-    """Outputs of one channel: images x height x width, or tokens."""
+    """Outputs per output channel: images x height x width, or tokens."""
     run: int
-    """Images, or tokens: the innermost axis in memory."""
+    """Number of images or tokens, which form the innermost axis of the inner layout."""
     rows: int
     columns: int
-    """Columns of the dense weight: input channels of one output * taps."""
+    """Columns of the dense weight: input channels of a convolution group x taps."""
     groups: Sequence[tuple[int, int]]
     """(rows, retained columns) of each group of rows that share their columns."""
     inputs: int
-    """Input numbers read."""
+    """Number of input numbers that are read."""
     outputs: int
-    """Output numbers written."""
+    """Number of output numbers that are written."""
     residual: bool
     act: bool
     linear: bool = False
 
     @property
     def padded_pixels(self) -> int:
-        """Pixels, with runs padded to whole vectors."""
+        """Outputs per output channel, with the images of a pixel padded to a multiple of 8."""
         return self.pixels // self.run * -(-self.run // 8) * 8
 
 
 def dense_seconds(work: LayerWork, rates: Rates) -> float:
-    """Estimate the seconds in cuDNN or cuBLAS, with torch's extra passes for a residual and an activation."""
+    """Estimate the seconds in cuDNN or cuBLAS, including torch's separate passes for a residual and an activation."""
     return _dense_product_seconds(work, rates, rates.linear if work.linear else rates.conv, 1.0)
 
 
@@ -419,7 +427,12 @@ def two_four_seconds(work: LayerWork, rates: Rates) -> float:
 
 
 def _dense_product_seconds(work: LayerWork, rates: Rates, rate: float, stored: float) -> float:
-    """Estimate a product at ``rate`` FLOP/s of the dense weight, of which the share ``stored`` is read."""
+    """Estimate the seconds of a product with the dense weight, including separate passes for residual and activation.
+
+    Args:
+        rate: FLOP/s of the product.
+        stored: share of the dense weight's bytes that is read.
+    """
     product = 2.0 * work.pixels * work.rows * work.columns / rate
     bytes_ = rates.bytes * (work.inputs + work.outputs + stored * work.rows * work.columns)
     return rates.launch + max(product, bytes_ / rates.bandwidth) + _extra_pass_seconds(work, rates)
@@ -431,7 +444,7 @@ def _extra_pass_seconds(work: LayerWork, rates: Rates) -> float:
 
 
 def group_seconds(work: LayerWork, tile: int, rates: Rates) -> float:
-    """Estimate the seconds in the group kernel, with bias, residual and activation."""
+    """Estimate the seconds in the group kernel with tiles of `tile` rows, including bias, residual and activation."""
     product, weights = group_product_seconds(work, tile, rates), _padded_weights(work, tile)
     moved = work.inputs + work.outputs * (1 + work.residual) + weights
     longest = max((columns for _, columns in work.groups), default=0)
@@ -439,7 +452,7 @@ def group_seconds(work: LayerWork, tile: int, rates: Rates) -> float:
 
 
 def group_product_seconds(work: LayerWork, tile: int, rates: Rates) -> float:
-    """Estimate the seconds of the group kernel's arithmetic alone, padding included."""
+    """Estimate the seconds of the group kernel's arithmetic alone, including the arithmetic on padding."""
     return 2.0 * work.padded_pixels * _padded_weights(work, tile) / rates.group[tile]
 
 
@@ -448,30 +461,30 @@ def _padded_weights(work: LayerWork, tile: int) -> int:
 
 
 def tile_fill(work: LayerWork) -> float:
-    """Return retained weights / weights of the smallest tiles that hold them; 1 if none is retained."""
+    """Return the share of retained weights in the smallest tiles that hold them; 1 if no weight is retained."""
     tiles = sum(-(-rows // TILES[0]) * TILES[0] * columns for rows, columns in work.groups)
     return sum(rows * columns for rows, columns in work.groups) / tiles if tiles else 1.0
 
 
 def layout_change_seconds(numbers: int, rates: Rates) -> float:
-    """Estimate the seconds to convert a tensor between the inner and the outer layout."""
+    """Estimate the seconds to convert a tensor of `numbers` elements between the inner and the outer layout."""
     return rates.launch + 2.0 * rates.bytes * numbers / rates.turned
 
 
 def best_tile(work: LayerWork, rates: Rates) -> int:
-    """Return the rows of the tile with the least time for arithmetic and program overhead.
+    """Return the number of rows per tile with the least estimated time for arithmetic and for the programs' overhead.
 
-    Memory bandwidth is left out: it does not depend on the tile, but smaller tiles gather their inputs more often.
+    The bytes moved are not considered, because their estimate is nearly the same for all tiles.
     """
     return min(TILES, key=lambda tile: group_product_seconds(work, tile, rates) + programs_seconds(work, tile, rates))
 
 
 _PIXELS = 128
-"""Outputs of a channel that a program computes; some programs compute twice as many."""
+"""Outputs of a channel that a program computes; some configurations compute twice as many."""
 
 
 def programs_seconds(work: LayerWork, tile: int, rates: Rates) -> float:
-    """Estimate the overhead in seconds of the group kernel's programs."""
+    """Estimate the seconds that the group kernel's programs take in addition to their arithmetic."""
     count = sum(-(-rows // tile) for rows, _ in work.groups) * -(-work.padded_pixels // _PIXELS)
     return count * (rates.program + tile * rates.row)
 
@@ -487,21 +500,21 @@ class Config:
     """Launch parameters of the group kernel."""
 
     pixels: int
-    """Output pixels of a program."""
+    """Output pixels that a program computes."""
     columns: int
-    """Retained columns of a step: 32 or 64, because tables are padded to 64."""
+    """Retained columns that a program processes per step: 32 or 64, because tables are padded to 64."""
     warps: int
     stages: int
-    """Steps of the gather that are in shared memory at once (pipeline stages)."""
+    """Number of steps whose inputs are in shared memory at the same time (pipeline stages)."""
 
 
 T = TypeVar("T")
 
 ROUNDS = 7
-"""Timed runs of each candidate, alternating."""
+"""Number of timed runs of each candidate; candidates alternate."""
 
 _FILL = 132 * 2
-"""Below this many programs smaller tiles are tried: two for each multiprocessor of an H100."""
+"""Minimum number of programs, two per multiprocessor of an H100; if there are fewer, smaller tiles are tried."""
 
 _log = logging.getLogger(__name__)
 
@@ -510,7 +523,13 @@ _lock = threading.Lock()
 
 
 def candidate_configs(tile: int, outputs: int, tiles: int) -> list[Config]:
-    """Return the candidates for ``tiles`` tiles of ``tile`` rows at this many outputs, the most promising first."""
+    """Return the launch parameters to try, the most promising first.
+
+    Args:
+        tile: rows of a tile.
+        outputs: outputs per output channel.
+        tiles: number of tiles.
+    """
     found = {
         16: [Config(256, 64, 4, 3), Config(128, 64, 4, 4), Config(64, 64, 4, 5)],
         32: [Config(256, 64, 8, 3), Config(128, 64, 4, 4), Config(64, 64, 4, 5)],
@@ -524,7 +543,11 @@ def candidate_configs(tile: int, outputs: int, tiles: int) -> list[Config]:
 
 
 def choose(key: Hashable, tile: int, outputs: int, tiles: int, x: Tensor, run: Callable[[Config], None]) -> Config:
-    """Return the fastest candidate for `key`: cached, timed with `run`, or the first where timing is not possible."""
+    """Return the fastest launch parameters for `key`, from the cache or by timing each candidate with `run`.
+
+    The first candidate is returned on a CPU, and if nothing is cached while a CUDA graph is recorded: timing is then
+    impossible.
+    """
     candidates = candidate_configs(tile, outputs, tiles)
     if x.device.type != "cuda":
         return _limit_pixels(candidates[0], outputs)
@@ -541,7 +564,7 @@ def choose(key: Hashable, tile: int, outputs: int, tiles: int, x: Tensor, run: C
 def find_fastest(
     candidates: list[Config], run: Callable[[Config], None], seconds: Callable[[Callable[[], None]], float]
 ) -> Config:
-    """Return the candidate with the least median time over alternating rounds; skip those that cannot run."""
+    """Return the candidate with the least median time over alternating rounds; skip candidates that cannot run."""
     times: dict[Config, list[float]] = {}
     errors: list[Exception] = []
     for config in candidates:
@@ -561,7 +584,7 @@ def find_fastest(
 
 
 def time_on_gpu(call: Callable[[], T]) -> tuple[T, float]:
-    """Return the result of a call and its seconds on the current GPU, measured by CUDA events."""
+    """Return the result of a call and the seconds that it took on the current GPU, measured by CUDA events."""
     begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
     begin.record()
     made = call()
@@ -579,7 +602,7 @@ def _seconds(call: Callable[[], None]) -> float:
 
 
 def _limit_pixels(config: Config, outputs: int) -> Config:
-    """Halve the pixels of a program to about the number of outputs, because the interpreter computes them all."""
+    """Halve the pixels per program until they are about the number of outputs, for Triton's slow interpreter."""
     pixels = config.pixels
     while pixels > 16 and pixels // 2 >= outputs:
         pixels //= 2

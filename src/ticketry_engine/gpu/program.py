@@ -1,4 +1,4 @@
-"""Turns a graph into a list of functions on a device: sparse layers in the group kernel, everything else in torch."""
+"""Turn a graph into a list of functions on a device: sparse layers in the group kernel, everything else in torch."""
 
 from __future__ import annotations
 
@@ -19,31 +19,31 @@ from ticketry_engine.ir.reference import Cast, check_output, prepare
 
 @dataclass
 class GpuValue:
-    """A value of the graph, in the outer layout, the inner layout, or both."""
+    """A value of the graph, stored in torch's (outer) layout, in the group kernel's (inner) layout, or in both."""
 
     shape: torch.Size
     outer: Any = None
     inner: Tensor | None = None
-    """[N, C, H, W] or [tokens, C]."""
+    """The value as [N, C, H, W] or [tokens, C] in the inner layout, or None."""
 
     @classmethod
     def of(cls, made: Any) -> GpuValue:
-        """Wrap a result of torch, in the outer layout; it may be a number or a list."""
+        """Wrap a result of torch, which is in the outer layout; the result may also be a number or a list."""
         return cls(made.shape if isinstance(made, Tensor) else torch.Size(), outer=made)
 
     def get_outer(self) -> Any:
-        """Return the value in the outer layout, for torch's operations; converted once."""
+        """Return the value in the outer layout, for torch's operations; a conversion is stored for later calls."""
         if self.outer is None:
             self.outer = ops.turn(self.inner, False).reshape(self.shape)
         return self.outer
 
     def get_flat(self) -> Tensor:
-        """Return the value in the outer layout as an image or as [tokens, C]."""
+        """Return the value in the outer layout, as an image or with all axes but the last flattened to [tokens, C]."""
         outer: Tensor = self.get_outer()
         return outer if len(self.shape) in (2, 4) else outer.flatten(0, -2)
 
     def get_inner(self) -> Tensor:
-        """Return the value in the inner layout, for the group kernel; converted once."""
+        """Return the value in the inner layout, for the group kernel; a conversion is stored for later calls."""
         if self.inner is None:
             self.inner = ops.turn(self.get_flat(), True)
         return self.inner
@@ -57,11 +57,11 @@ class GpuValue:
 Step: TypeAlias = Callable[..., GpuValue]
 
 Clock: TypeAlias = "Callable[[Callable[[], GpuValue]], tuple[GpuValue, float]]"
-"""Runs a function and returns its result and its seconds."""
+"""Function that calls a function and returns the function's result and its seconds."""
 
 
 class Weights:
-    """Weights on a device, dense and packed, shared by the programs for all input shapes of a model."""
+    """Dense and packed weights on a device, shared by a model's programs for all input shapes."""
 
     def __init__(self, graph: Graph, facts: Mapping[str, LayerFacts], dtype: torch.dtype, device: torch.device) -> None:
         self.graph = graph
@@ -73,7 +73,7 @@ class Weights:
         self._dense: dict[tuple[str, str], Tensor] = {}
 
     def tables(self, node: Node, tile: int) -> GroupTables:
-        """Return the packed weight of a layer in tiles of this many rows."""
+        """Return the packed weight of a layer, in tiles of `tile` rows."""
         key = (node.output, tile)
         if key not in self._tables:
             weight = self.graph.tensors[node.weights["weight"]]
@@ -105,7 +105,7 @@ class Weights:
 
     @property
     def bytes(self) -> int:
-        """Bytes on the device of the weights of all layers used so far."""
+        """Bytes on the device of all weights that were used so far."""
         dense = sum(one.numel() * one.element_size() for (_, how), one in self._dense.items() if how != "2:4")
         return dense + sum(tables.bytes for tables in self._tables.values())
 
@@ -127,11 +127,11 @@ class GpuProgram:
             self._steps.append((self._build_step(node), node.inputs, node.output, free))
 
     def __call__(self, inputs: Sequence[Tensor]) -> dict[str, Any]:
-        """Run the graph on inputs in its order; return its results by name, in the dtypes of the graph."""
+        """Run the graph and return its results by name, in the dtypes of the graph; `inputs` are in the graph's order."""
         return self._run(inputs, lambda name, run, reads: run(*reads))
 
     def timed(self, inputs: Sequence[Tensor], clock: Clock) -> dict[str, float]:
-        """Return the seconds of each node, by the name of its output."""
+        """Return the seconds of each node, measured by `clock`, by the name of the node's output."""
         seconds: dict[str, float] = {}
 
         def measure(name: str, run: Step, reads: list[GpuValue]) -> GpuValue:
@@ -226,7 +226,7 @@ def _restore_shape(made: GpuValue, x: GpuValue) -> GpuValue:
 
 
 def kernel_activation(act: str | dict[str, float] | None) -> tuple[str, float]:
-    """Convert an activation of the graph to the kernels' (name, slope)."""
+    """Return (name, slope) of an activation of the graph, as the kernels expect it; the name is "" for no activation."""
     if isinstance(act, dict):
         return "leaky_relu", float(act["leaky_relu"])
     return act or "", 0.0
@@ -236,7 +236,7 @@ def kernel_activation(act: str | dict[str, float] | None) -> tuple[str, float]:
 
 
 def _run_in_either_layout(node: Node, outer: Callable[..., Any], inner: Callable[..., Tensor]) -> Step:
-    """Return a step that runs in the inner layout if the first input exists only there, else in the outer layout."""
+    """Return a step that runs `inner` if the first input exists only in the inner layout, else `outer`."""
 
     def run(*reads: GpuValue) -> GpuValue:
         if not reads[0].is_inner:
@@ -248,7 +248,10 @@ def _run_in_either_layout(node: Node, outer: Callable[..., Any], inner: Callable
 
 
 def to_memory_order(x: Tensor) -> Tensor:
-    """View an inner tensor in the order of its memory: contiguous [C, H, W, P] or [C, P]."""
+    """View a tensor in the inner layout in the order of its memory: contiguous [C, H, W, P] or [C, P].
+
+    P is the number of images or tokens, rounded up to a multiple of 8.
+    """
     run = round_up(x.shape[0])
     shape = (*x.shape[1:], run)
     steps = [1]
@@ -258,14 +261,17 @@ def to_memory_order(x: Tensor) -> Tensor:
 
 
 def from_memory_order(stored: Tensor, count: int) -> Tensor:
-    """View a tensor in memory order as the inner tensor of this many images or tokens: inverse of `to_memory_order`."""
+    """View the result of `to_memory_order` as a tensor in the inner layout, with `count` images or tokens."""
     shape = (count, *stored.shape[:-1])
     stored = stored.contiguous()
     return stored.as_strided(shape, inner_strides(shape))
 
 
 def _build_inner_function(node: Node, weights: Weights) -> Callable[..., Tensor]:
-    """Return the operation on inner tensors: torch's function in memory order, with its axes renumbered."""
+    """Return the operation of a node on tensors in the inner layout.
+
+    Most operations call torch's function on tensors in memory order, with its axes renumbered.
+    """
     attrs = node.attrs
     if node.op in ("max_pool2d", "avg_pool2d"):
         mode = "max" if node.op == "max_pool2d" else "padded_mean" if attrs["count_include_pad"] else "mean"

@@ -1,9 +1,9 @@
-"""Packs a layer's weight for the group kernel: dense tiles of rows that share their retained columns.
+"""Pack a layer's weight for the group kernel: dense tiles of rows that share their retained columns.
 
     group:  32 rows, retained columns 3 7 20 ...      tile 0:  rows 0-15   [16, columns padded to 64]
                                                       tile 1:  rows 16-31  [16, columns padded to 64]
 
-`GroupTables` lists the arrays. All tiles of a group share one list of input places.
+`GroupTables` lists the arrays. All tiles of a group share one list of the inputs that their columns read.
 """
 
 from __future__ import annotations
@@ -23,37 +23,40 @@ from ticketry_engine.support.row_groups import Indices, row_groups
 Table: TypeAlias = "np.ndarray[Any, np.dtype[np.int32]]"
 
 UNIT = 64
-"""Columns of a tile are padded to a multiple of this, which every step size of the kernel divides."""
+"""The columns of a tile are padded to a multiple of this number, which every step size of the kernel divides."""
 
 FARTHEST = 127
-"""Most pixels from a tap to its output's first pixel, with dilation and padding: it is stored as a signed byte."""
+"""Maximum distance in pixels, with dilation and padding, of a tap from its output's first pixel: a signed byte."""
 
 MOST_CHANNELS = 1 << 15
-"""Most input channels of a layer with taps: the channel shares an int32 with the tap."""
+"""Limit of the number of input channels in a layer with taps: channel and tap share an int32."""
 
 
 @dataclass(frozen=True)
 class GroupTables:
-    """The arrays that one launch of the kernel reads. All indices are computed here; none comes from a file."""
+    """The arrays that one launch of the group kernel reads.
+
+    All indices are computed here; none is read from a file.
+    """
 
     weight: Tensor
-    """[sum over tiles of rows * padded columns], in the layer's number format."""
+    """The tiles, one after the other, each [rows of a tile, padded columns], in the layer's number format."""
     tiles: Tensor
-    """int32 [tiles, 3]: first column / 64, number of columns, first weight / 64. Longest tiles first."""
+    """int32 [tiles, 3]: first column / 64, number of columns, first weight / 64; tiles with more columns come first."""
     rows: Tensor
-    """int32 [tiles, tile]: the output channel of each row; -1 after the group's last row."""
+    """int32 [tiles, tile]: the output channel of each row of a tile; -1 for rows of padding."""
     places: Tensor
-    """int32 [columns + 64]: the input of each column; negative in the padding.
+    """int32 [columns + 64]: what each column reads; negative for columns of padding.
 
-    Without taps it is the channel; with taps it is channel << 16 | rows down << 8 | columns right, both as signed bytes
-    minus the layer's padding.
+    Without taps, a column reads an input channel. With taps, the number is channel << 16 | rows down << 8 | columns
+    right. The last two are signed bytes, from which the layer's padding is already subtracted.
     """
     tile: int
-    """Rows of a tile."""
+    """Number of rows of a tile."""
 
     @property
     def bytes(self) -> int:
-        """Bytes of all tables."""
+        """Total bytes of all tables."""
         return sum(held.nbytes for one in fields(self) if isinstance(held := getattr(self, one.name), Tensor))
 
     def to(self, device: torch.device | str) -> GroupTables:
@@ -64,16 +67,16 @@ class GroupTables:
 
 @dataclass(frozen=True, eq=False)
 class RowSet:
-    """Rows that retain the same columns; columns are numbered over all input channels."""
+    """Rows that retain the same columns; columns are numbered over all input channels and taps."""
 
     rows: Indices
     columns: Indices
 
 
 def layer_groups(weight: Tensor, groups: int = 1) -> list[RowSet]:
-    """Return groups of rows of a weight [O, C / groups, ...] with the same nonzero columns.
+    """Return the groups of rows with the same nonzero columns, for a weight [O, C / groups, ...].
 
-    Rows in different groups of a convolution read different channels, so they are never grouped.
+    Rows in different convolution groups read different channels, so they are never in the same result.
     """
     rows, width = len(weight) // groups, weight[0].numel()
     return [
@@ -92,7 +95,7 @@ def pack(
     padding: Sequence[int] = (0, 0),
     dilation: Sequence[int] = (1, 1),
 ) -> GroupTables:
-    """Pack the nonzero columns of a convolution's weight [O, C / groups, kh, kw] or a linear layer's [O, I].
+    """Pack the nonzero columns of a weight: [O, C / groups, kh, kw] of a convolution or [O, I] of a linear layer.
 
     Raises:
         EngineError: if `why_no_tables` gives a reason, or the weight is too large.
@@ -132,12 +135,12 @@ def pack(
 
 
 def has_taps(kernel: Sequence[int], padding: Sequence[int]) -> bool:
-    """Return whether places include taps."""
+    """Return whether columns differ in their taps; False for a 1 x 1 kernel without padding."""
     return (*kernel, *padding) != (1, 1, 0, 0)
 
 
 def why_no_tables(shape: Sequence[int], *, groups: int, padding: Sequence[int], dilation: Sequence[int]) -> str | None:
-    """Return why a weight of this shape cannot be packed; None if it can."""
+    """Return why a weight of this shape cannot be packed; None if the weight can be packed."""
     kernel = tuple(shape[2:]) or (1, 1)
     if not has_taps(kernel, padding):
         return None
@@ -150,7 +153,10 @@ def why_no_tables(shape: Sequence[int], *, groups: int, padding: Sequence[int], 
 
 
 def _input_places(columns: Indices, kernel: Sequence[int], padding: Sequence[int], dilation: Sequence[int]) -> Table:
-    """Return the input place of columns, flattened as (channel, kh, kw); -1 for padding."""
+    """Return what each column reads, as in `GroupTables.places`.
+
+    Columns are numbered as (channel, kh, kw); -1 is a column of padding.
+    """
     area = kernel[0] * kernel[1]
     channel, tap = columns // area, columns % area
     if not has_taps(kernel, padding):
@@ -174,12 +180,12 @@ EIGHT = 8
 
 
 def round_up(count: int) -> int:
-    """Return `count` rounded up to a multiple of 8, a whole vector."""
+    """Return `count` rounded up to a multiple of 8, the numbers in a vector of 16 bytes."""
     return -(-count // EIGHT) * EIGHT
 
 
 def inner_strides(shape: Sequence[int]) -> tuple[int, ...]:
-    """Return the strides of an inner tensor [N, C, H, W] or [tokens, C]."""
+    """Return the strides of a tensor [N, C, H, W] or [tokens, C] in the inner layout (batch innermost)."""
     run = round_up(shape[0])
     if len(shape) == 2:
         return 1, run
@@ -188,20 +194,23 @@ def inner_strides(shape: Sequence[int]) -> tuple[int, ...]:
 
 
 def inner_empty(shape: Sequence[int], like: Tensor) -> Tensor:
-    """Return an uninitialised inner tensor with the dtype and device of `like`."""
+    """Return an uninitialised tensor in the inner layout (batch innermost), with the dtype and device of `like`."""
     shape = tuple(shape)
     return like.new_empty(prod(shape[1:]) * round_up(shape[0])).as_strided(shape, inner_strides(shape))
 
 
 def outer_empty(shape: Sequence[int], like: Tensor) -> Tensor:
-    """Return an uninitialised channels_last or contiguous tensor with the dtype and device of `like`."""
+    """Return an uninitialised tensor in the layout that torch's layers prefer, with the dtype and device of `like`.
+
+    Tensors of four dimensions are channels_last; others are contiguous.
+    """
     if len(shape) == 4:
         return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=torch.channels_last)
     return like.new_empty(shape)
 
 
 def is_inner(x: Tensor) -> bool:
-    """Return whether x can be read as an inner tensor: its strides match, and its storage includes the padding."""
+    """Return whether x is in the inner layout: its strides match, and its storage includes the padding of the batch."""
     if x.dim() not in (2, 4) or x.storage_offset() % EIGHT:
         return False
     steps = zip(x.shape, x.stride(), inner_strides(x.shape), strict=True)

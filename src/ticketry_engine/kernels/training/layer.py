@@ -335,8 +335,7 @@ class WeightGradient:
     ops: list[Op]
     """Operations that add products to the sums, in order; each processes some blocks."""
     end: list[Op]
-    """Operations that write the gradients packed to external tensor 0, and then as the layer stores them to tensor 1.
-    """
+    """Operations that write the gradients: packed to external tensor 0, then as the layer stores them to tensor 1."""
     packed: int
     """Number of elements of external tensor 0, the packed gradients."""
 
