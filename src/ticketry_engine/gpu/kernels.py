@@ -29,7 +29,10 @@ def clamped(v):
 
 @triton.jit
 def activate(v, ACT: tl.constexpr, SLOPE: tl.constexpr):
-    """Return the activation `ACT` of `ir.native` of float32 numbers; "" is the identity, and "leaky_relu" uses `SLOPE`."""
+    """Return the activation `ACT` of `ir.native` of float32 numbers; "" is the identity.
+
+    `SLOPE` is the factor of negative numbers in "leaky_relu".
+    """
     if ACT == "relu":
         v = tl.where(v < 0, 0.0, v)
     elif ACT == "leaky_relu":

@@ -224,7 +224,7 @@ def _storage_extent(x: Tensor) -> int:
 
 @torch.library.custom_op("ticketry::turn", mutates_args=())
 def turn(x: Tensor, inner: bool) -> Tensor:
-    """Return a copy of x [N, C, H, W] or [tokens, C] in the inner layout if `inner`, else in the layout torch prefers."""
+    """Return a copy of x [N, C, H, W] or [tokens, C] in the inner layout if `inner`, else in the outer layout."""
     return _change_layout(x, inner)
 
 

@@ -127,7 +127,11 @@ class GpuProgram:
             self._steps.append((self._build_step(node), node.inputs, node.output, free))
 
     def __call__(self, inputs: Sequence[Tensor]) -> dict[str, Any]:
-        """Run the graph and return its results by name, in the dtypes of the graph; `inputs` are in the graph's order."""
+        """Run the graph and return its results by name, in the dtypes of the graph.
+
+        Args:
+            inputs: the inputs in the graph's order.
+        """
         return self._run(inputs, lambda name, run, reads: run(*reads))
 
     def timed(self, inputs: Sequence[Tensor], clock: Clock) -> dict[str, float]:
@@ -226,7 +230,7 @@ def _restore_shape(made: GpuValue, x: GpuValue) -> GpuValue:
 
 
 def kernel_activation(act: str | dict[str, float] | None) -> tuple[str, float]:
-    """Return (name, slope) of an activation of the graph, as the kernels expect it; the name is "" for no activation."""
+    """Return (name, slope) of an activation of the graph, as the kernels expect it; without activation, the name is ""."""
     if isinstance(act, dict):
         return "leaky_relu", float(act["leaky_relu"])
     return act or "", 0.0
