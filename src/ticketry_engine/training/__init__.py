@@ -2,5 +2,6 @@
 
 Reading order: `sparse_training` (the module), `units` (which calls run in kernels), `tracing`, `capture` (regions of a
 traced call), `region_step` (a region as an autograd function), `emission` (operations of each node), `plan` (memory and
-order of operations). The parameters stay the user's dense tensors, or packed weights (`kept_weights`).
+order of operations). The parameters to train are the user's dense tensors, or vectors of their retained weights
+(`kept_weights`).
 """

@@ -1,7 +1,7 @@
-"""Regions of a training step: nodes that run in kernels, forward and backward, their shapes and lifetimes.
+"""Regions of a training step: nodes that run in kernels, forward and backward, with their shapes and lifetimes.
 
-Nodes are those of `ir`; their weights are named as the model's parameters. In addition to what inference runs, a region
-may contain ``batch_norm``, which computes the statistics of the batch.
+Nodes are those of `ir`; their weights have the names of the model's parameters. A region may contain ``batch_norm``,
+which computes the statistics of the batch and is not used for inference.
 """
 
 from __future__ import annotations
@@ -17,42 +17,44 @@ from ticketry_engine.ir.native import NATIVE
 from ticketry_engine.kernels.window import Window
 
 PlaneShape = tuple[int, int, int]
-"""Channels, rows and columns of a value; rows and columns are 1 for a value without pixels."""
+"""Channels, rows and columns of a value; a value without pixels has 1 row and 1 column."""
 
 LAYERS = ("conv2d", "linear")
-"""Operations that a mask may prune."""
+"""Operations whose weights a mask may prune."""
 
 
 def layer_name(node: Node) -> str:
-    """Return the name of the module that a convolution, linear layer or batch norm belongs to."""
+    """Return the name of the module whose weight a node uses: a convolution, linear layer or norm."""
     return node.weights["weight"].rpartition(".")[0]
 
 
 @dataclass(frozen=True)
 class TrainingRegion(Region):
-    """A region of a training step. Its values stay in the kernels' layout from one node to the next."""
+    """A region of a training step; values keep the kernels' memory layout between its nodes."""
 
     weights: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     """Name of each layer's weight -> its shape."""
     tokens: bool = False
-    """Whether values are [..., features] and not [images, channels, ...]."""
+    """Whether values are [..., features] rather than [images, channels, ...]."""
     flat: frozenset[str] = frozenset()
-    """Values that were [images, channels] in the traced call. They must have a single pixel here: from images of
-    another size the model would flatten more features, or raise an error."""
+    """Names of the values that were [images, channels] in the traced call, and must have a single pixel per channel.
+
+    With images of another size, the model would flatten more features, or raise an error.
+    """
 
     @cached_property
     def parameters(self) -> list[str]:
-        """Names of all parameters, in order, each once."""
+        """Names of all parameters, in the order of their first use, without repetition."""
         return list(dict.fromkeys(name for node in self.nodes for name in node.weights.values()))
 
     def window(self, node: Node) -> Window:
-        """Return the window of a convolution, linear layer or pooling with a kernel."""
+        """Return the window of a convolution, a linear layer, or a pooling that has a kernel size."""
         size = node.attrs["kernel"] if "kernel" in node.attrs else self.weights[node.weights["weight"]][2:] or (1, 1)
         names = ("stride", "padding", "dilation")
         return Window(tuple(size), **{name: tuple(node.attrs[name]) for name in names if name in node.attrs})
 
     def shapes(self, inputs: Mapping[str, PlaneShape]) -> dict[str, PlaneShape]:
-        """Return the shape of every value.
+        """Return the shape of every value, given the shapes of the inputs.
 
         Raises:
             EngineError: if the inputs do not fit the layers.
@@ -86,7 +88,10 @@ class TrainingRegion(Region):
 
 
 def fuse_norms(region: TrainingRegion) -> TrainingRegion:
-    """Return the region with sums and ReLUs fused into the batch norm before them, if nothing else reads its output."""
+    """Return the region with sums and ReLUs fused into the batch norms before them.
+
+    A sum or ReLU is fused if nothing else reads the norm's output.
+    """
     nodes, uses = list(region.nodes), region.uses
     number = 0
     while number < len(nodes):
@@ -100,7 +105,7 @@ def fuse_norms(region: TrainingRegion) -> TrainingRegion:
 
 
 def _fused_norm(nodes: Sequence[Node], node: Node, uses: Mapping[str, int]) -> tuple[int, Node] | None:
-    """Return the position of the norm into which a node can be fused, and the fused norm."""
+    """Return the index of the norm into which `node` can be fused, and the fused norm; None if there is none."""
     relu = node.op == "act" and node.attrs["act"] == "relu"
     if not relu and node.op != "add":
         return None
@@ -120,7 +125,7 @@ def _fused_norm(nodes: Sequence[Node], node: Node, uses: Mapping[str, int]) -> t
 
 
 def values_read_in_backward(node: Node) -> tuple[str, ...]:
-    """Return the values that the node's gradients are computed from, in addition to the gradient of its output."""
+    """Return the values that a node's backward pass reads, in addition to the gradient of the node's output."""
     if node.op == "batch_norm":
         return (node.inputs[0], node.output) if node.attrs["act"] and len(node.inputs) > 1 else node.inputs[:1]
     if node.op == "act":
@@ -130,24 +135,28 @@ def values_read_in_backward(node: Node) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class Lifetimes:
-    """Lifetimes of values, by the number of a node."""
+    """Which values can be released when; the lists have one entry per node of the region."""
 
     after_forward: Sequence[Sequence[str]]
-    """Values that are not needed after the node's forward pass, at least until they are recomputed."""
+    """For each node, the values that are not needed after the node's forward pass, or not until they are recomputed."""
     after_backward: Sequence[Sequence[str]]
-    """Values that are not needed after the node's backward pass."""
+    """For each node, the values that are not needed after the node's backward pass."""
     after_outputs: Sequence[str]
     """Outputs that the backward pass does not read."""
     recomputed: dict[str, Node]
-    """Values of batch norms that are recomputed in the backward pass, which takes one pass over the norm's input, and
-    the norm of each."""
+    """Value that is recomputed in the backward pass -> the batch norm that computes the value.
+
+    This takes one pass over the norm's input.
+    """
     passing: dict[str, Node]
-    """Recomputed values that only the convolution after the norm reads, and that convolution. If both run block by
-    block, one block of memory is enough."""
+    """Recomputed value that only the layer after the norm reads -> that layer.
+
+    If the norm and the layer run block by block, memory for one block of the value is enough.
+    """
 
 
 def compute_lifetimes(region: TrainingRegion) -> Lifetimes:
-    """Return the lifetimes of a region's values if all its nodes have a backward pass."""
+    """Return the lifetimes of a region's values for the case that all nodes have a backward pass."""
     nodes, outputs = region.nodes, set(region.outputs)
     back = {name for node in nodes for name in values_read_in_backward(node)}
     recomputed = {

@@ -1,4 +1,4 @@
-"""A region as one autograd function: its forward and its backward pass run in kernels."""
+"""A region as a single autograd function, whose forward and backward pass run in kernels."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from ticketry_engine.training.plan import GradientMemory, RegionPass, TrainingPl
 from ticketry_engine.training.region import PlaneShape, TrainingRegion
 
 TOKENS = 16
-"""Tokens per row of a block, if there are enough."""
+"""Number of tokens per row of a block, if there are enough tokens."""
 
 _PLANS = 8
 """Maximum number of plans for different input shapes."""
@@ -31,19 +31,19 @@ _SHAPES = 256
 """Maximum number of input shapes for which `fits` is remembered."""
 
 MOST_THREADS = 8
-"""Maximum number of threads that share an operation: they wait for each other after each one."""
+"""Maximum number of threads that share an operation; threads wait for each other after every operation."""
 
 
 class RegionStep:
-    """A region that is called with tensors: [images, channels, ...], or [..., features] over tokens.
+    """Function that runs a region on tensors [images, channels, ...], or [..., features] over tokens.
 
     Args:
         modules: the model's modules, by name.
         kept: module of each convolution and linear layer -> its retained weights.
-        masks: the same as tensors, for modules whose mask is enforced.
-        rows: module -> the packed row of its retained weights, where these are the parameters.
-        half: whether to compute as under autocast to bfloat16: values and their gradients are bfloat16, including the
-            outputs. Parameters and their gradients, sums and statistics are float32.
+        masks: module whose mask is enforced -> its retained weights as a tensor.
+        rows: module -> the packed vector of its retained weights, where this vector is the parameter to train.
+        half: whether to compute as under autocast to bfloat16. Values and their gradients, including the outputs, are
+            then bfloat16; parameters and their gradients, sums and statistics are float32.
     """
 
     def __init__(
@@ -61,13 +61,13 @@ class RegionStep:
         self._modules, self._kept, self._library = modules, kept, library
         self._plans: dict[Any, TrainingPlan] = {}
         self._fitting: dict[tuple[torch.Size, ...], bool] = {}
-        """Shapes of the inputs, without the number of images -> whether they fit."""
+        """Shapes of the inputs, without the number of images -> whether they fit the region."""
         self.seconds: dict[str, float] | None = None
-        """If set, collects seconds by label of operations: see `Session.seconds`."""
+        """If not None, collects seconds by the label of operations: see `ProgramSession.seconds`."""
         self._memory = GradientMemory()
         parts = [name.rpartition(".") for name in region.parameters]
         self._sources = [(modules[module], module, attribute) for module, _, attribute in parts]
-        """Module of each parameter, its name, and the attribute."""
+        """For each parameter: the module, the module's name, and the parameter's name in the module."""
 
     def __call__(self, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
         parameters = [getattr(module, attribute) for module, _, attribute in self._sources]
@@ -80,10 +80,10 @@ class RegionStep:
         return found
 
     def fits(self, inputs: Sequence[Tensor]) -> bool:
-        """Return whether the region computes what the model does for inputs of these shapes.
+        """Return whether the region computes what the model computes for inputs of these shapes.
 
-        The call was traced with other shapes. With these, the model may broadcast a sum, flatten pixels to features, or
-        raise an error.
+        The call was traced with inputs of other shapes. With the shapes of `inputs`, the model may broadcast a sum,
+        flatten pixels to features, or raise an error.
         """
         if self.region.tokens:
             return len({tensor.shape[:-1] for tensor in inputs}) == 1
@@ -102,13 +102,13 @@ class RegionStep:
         return True
 
     def dense_parameters(self) -> Iterator[Tensor]:
-        """Yield the parameters that it reads directly, and not as rows."""
+        """Yield the dense parameters that the region reads; weights that are read as packed vectors are left out."""
         for module, name, attribute in self._sources:
             if attribute != "weight" or name not in self.rows:
                 yield getattr(module, attribute)
 
     def named_parameters(self, parameters: Sequence[Tensor]) -> dict[str, Tensor]:
-        """Return the region's parameters by name, with rows instead of weights that have one."""
+        """Return the region's parameters by name; a weight that has a packed vector is replaced by the vector."""
         return {
             name: self.rows.get(module, parameter) if attribute == "weight" else parameter
             for name, (_, module, attribute), parameter in zip(
@@ -117,7 +117,11 @@ class RegionStep:
         }
 
     def give_gradient(self, module: str, gradient: Tensor, weight: Tensor) -> Tensor | None:
-        """Give a weight's gradient to its row, if it has one; return what autograd receives."""
+        """Deliver a weight's gradient, and return the gradient that autograd receives for the weight.
+
+        If the weight has a packed vector, the gradient is added to the vector's, and the result is None. But if the
+        weight has hooks of the user, autograd receives a dense gradient, which reaches the vector after the hooks.
+        """
         if module in self.rows:
             if not _has_hooks(weight):
                 accumulate(self.rows[module], gradient)
@@ -129,7 +133,11 @@ class RegionStep:
         return gradient
 
     def plan(self, inputs: Sequence[Tensor], wanted: frozenset[str]) -> TrainingPlan:
-        """Return the plan for inputs of these shapes; it is created when first needed."""
+        """Return the plan for inputs of these shapes, created at the first call.
+
+        Args:
+            wanted: names of the inputs whose gradients are needed.
+        """
         tokens = self.region.tokens
         counts = [tensor[..., 0].numel() if tokens else len(tensor) for tensor in inputs]
         if len(set(counts)) > 1:
@@ -156,7 +164,7 @@ class RegionStep:
     def begin_step(
         self, inputs: Sequence[Tensor], wanted: frozenset[str], parameters: Sequence[Tensor]
     ) -> tuple[TrainingPlan, RegionPass]:
-        """Begin a step: load its inputs into the kernels' layout."""
+        """Begin a step: load the inputs into the kernels' layout, and return the plan and the step's state."""
         plan = self.plan(inputs, wanted)
         state = RegionPass(
             plan.program.session(plan.threads), self.named_parameters(parameters), self._modules, self._memory
@@ -168,7 +176,7 @@ class RegionStep:
 
 
 class _RegionFunction(torch.autograd.Function):
-    """Arguments: the step, the number of inputs, the inputs, the parameters."""
+    """Autograd function of a region; its arguments are the step, the number of inputs, the inputs and the parameters."""
 
     @staticmethod
     def forward(ctx: Any, step: RegionStep, count: int, *tensors: Tensor) -> tuple[Tensor, ...]:
@@ -221,13 +229,13 @@ class _RegionFunction(torch.autograd.Function):
 
 
 def _has_hooks(weight: Tensor) -> bool:
-    """Return whether a hook other than that of mask enforcement reads or changes a weight's gradient."""
+    """Return whether a weight has a hook on its gradient, apart from the hook that enforces the mask."""
     hooks = (weight._backward_hooks or {}).values()
     return any(not getattr(getattr(hook, "__self__", None), "masks_gradients", False) for hook in hooks)
 
 
 def _require_readable(tensor: Tensor, what: str, *, half: bool = False) -> None:
-    """Raise EngineError for a tensor that kernels cannot read."""
+    """Raise EngineError if kernels cannot read a tensor."""
     known = (torch.float32, torch.bfloat16) if half else (torch.float32,)
     if tensor.device.type != "cpu" or tensor.dtype not in known:
         raise EngineError(
@@ -246,7 +254,7 @@ def _shape(tensor: Tensor) -> PlaneShape:
 
 
 def _pad_to_blocks(tensor: Tensor, plan: TrainingPlan, name: str) -> Tensor:
-    """Return the tensor, contiguous, padded with images or tokens of zeros to whole blocks."""
+    """Return a contiguous tensor, padded with images or tokens of zeros to whole blocks."""
     tensor = tensor.resolve_neg().contiguous()
     elements = plan.blocks * plan.images * math.prod(plan.shapes[name])
     if tensor.numel() == elements:

@@ -1,8 +1,8 @@
-"""Traces a module's call with `torch.fx`, and checks that the graph computes what the call computes.
+"""Trace a module's call with `torch.fx`, and check that the graph computes what the call computes.
 
-Symbolic tracing runs a module's code once, and fixes what the code decides or draws meanwhile. A trace is therefore
-only used if the code changes neither the module nor the state of random numbers, and if the graph returns the same
-outputs.
+Symbolic tracing runs a module's code once. Whatever the code decides or draws at random during that run stays fixed in
+the graph. A trace is therefore used only if the code changes neither the module nor the state of random numbers, and if
+the graph returns the same outputs as the code.
 """
 
 from __future__ import annotations
@@ -29,37 +29,43 @@ LAYERS = (nn.Conv2d, nn.Linear)
 """Modules whose weights kernels can use."""
 
 _IN_PLACE = ("setitem", "iadd", "isub", "imul", "itruediv", "iand", "ior", "ipow", "imatmul")
-"""Functions of `operator` that change their first argument."""
+"""Names of the functions in `operator` that change their first argument."""
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
 class Substitute:
-    """A replacement of a module's `forward`."""
+    """Base class of objects that replace a module's `forward`."""
 
     @property
     def module(self) -> nn.Module:
-        """The module whose code is replaced."""
+        """The module whose `forward` is replaced."""
         raise NotImplementedError
 
 
 class Untraceable(Exception):
-    """The reason why a call has no graph."""
+    """Raised if a call has no graph; the message is the reason."""
 
 
 @dataclass(frozen=True)
 class Traced:
-    """A graph whose placeholders are the tensors among the arguments, in order; values have their shapes in `meta`."""
+    """The graph of a call; its placeholders are the tensors among the call's arguments, in order.
+
+    The `meta` of each node has the shape of the node's value.
+    """
 
     graph: fx.Graph
     constants: Mapping[str, Tensor]
     """Name in the graph -> tensor that the code created without inputs, such as a range."""
     output: TreeSpec
-    """Structure of the output, whose leaves the graph returns as a list."""
+    """Structure of the call's output, whose leaves the graph returns as a list."""
 
 
 def call_key(module: nn.Module, leaves: Sequence[Any], spec: TreeSpec) -> tuple[Any, ...]:
-    """Return the conditions under which a graph is valid: the form of the call, and the module's settings.
+    """Return a key of the conditions under which a graph is valid: the form of the call and the module's settings.
+
+    Args:
+        leaves, spec: the call's arguments and keywords, flattened.
 
     Raises:
         Untraceable: if an argument is neither a tensor nor a constant, or an attribute hides a parameter.
@@ -84,7 +90,7 @@ def _own_settings(module: nn.Module, seen: dict[int, int]) -> tuple[Any, ...]:
 
 
 def has_hooks(module: nn.Module) -> bool:
-    """Return whether a module has hooks, so that a call runs more than its code."""
+    """Return whether a module has hooks, so that a call runs more than the module's own code."""
     return any(map(module.__dict__.get, _HOOKS))
 
 
@@ -95,7 +101,7 @@ def trace_call(module: nn.Module, leaves: Sequence[Any], spec: TreeSpec) -> Trac
         leaves, spec: the call's arguments and keywords, flattened.
 
     Raises:
-        Untraceable: if there is no graph, or it computes something else.
+        Untraceable: if the call has no graph, or the graph does not compute what the call computes.
     """
     tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
     if not tensors:
@@ -124,7 +130,7 @@ def trace_call(module: nn.Module, leaves: Sequence[Any], spec: TreeSpec) -> Trac
 
 
 def _check_changes(graph: fx.Graph, modules: Mapping[str, nn.Module]) -> None:
-    """Raise Untraceable if a node changes an argument, a constant, or a value that another node reads later."""
+    """Raise Untraceable if a node changes an argument, a constant, or a value that a later node reads."""
     order = {node: number for number, node in enumerate(graph.nodes)}
     for node in graph.nodes:
         if not _works_in_place(node, modules) or not node.all_input_nodes:
@@ -146,7 +152,7 @@ def _works_in_place(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:
 
 
 def _check_against_code(whole: _CallModule, graph: fx.Graph, tensors: Sequence[Tensor]) -> None:
-    """Record the shape of each value. Raise Untraceable if the graph computes something else than the code."""
+    """Record the shape of each value in the graph; raise Untraceable if graph and code return different outputs."""
     found: list[Any] = []
     prop = ShapeProp(fx.GraphModule(whole, graph))
     # The code runs first: if it fails, a failing graph would print its traceback.
@@ -172,7 +178,10 @@ def _first_line(error: Exception) -> str:
 
 
 def copy_without_hooks(module: nn.Module) -> nn.Module:
-    """Return a copy whose calls run its own code and no hooks; raise CaptureError if it cannot be copied."""
+    """Return a copy of a module whose calls run the module's own code and no hooks.
+
+    Raises CaptureError if the module cannot be copied.
+    """
     held = [one for one in module.modules() if isinstance(one.__dict__.get("forward"), Substitute)]
     forwards = [one.__dict__.pop("forward") for one in held]
     try:
@@ -193,7 +202,7 @@ def copy_without_hooks(module: nn.Module) -> nn.Module:
 
 
 def _collect_state(module: nn.Module) -> list[Any]:
-    """Return the state that a module's code must not change."""
+    """Return the state that a module's code must not change, for comparison: random numbers, settings, buffers."""
     drawn = np.random.get_state()  # noqa: NPY002
     found: list[Any] = [bytes(torch.get_rng_state().numpy()), random.getstate(), repr(drawn)]
     seen: dict[int, int] = {}
@@ -207,8 +216,11 @@ def _collect_state(module: nn.Module) -> list[Any]:
 def trace_layer(module: nn.Module, leaves: Sequence[Any], spec: TreeSpec) -> Traced:
     """Return the graph of a single layer's call, in which the layer is named ``""``.
 
+    Args:
+        leaves, spec: the call's arguments and keywords, flattened.
+
     Raises:
-        Untraceable: if it is called with anything but one tensor.
+        Untraceable: if the call has any other arguments than one tensor.
     """
     if len(leaves) != 1 or not isinstance(leaves[0], Tensor):
         raise Untraceable("it is called with more than one tensor")
@@ -224,7 +236,10 @@ def trace_layer(module: nn.Module, leaves: Sequence[Any], spec: TreeSpec) -> Tra
 
 
 class _CallModule(nn.Module):
-    """A call as a module whose only arguments are the call's tensors. It shares the parameters, buffers and modules."""
+    """A call as a module whose only arguments are the call's tensors.
+
+    It shares the parameters, buffers and submodules of the called module.
+    """
 
     def __init__(self, module: nn.Module, leaves: Sequence[Any], spec: TreeSpec) -> None:
         super().__init__()
@@ -243,10 +258,10 @@ class _CallModule(nn.Module):
 
 
 class _Tracer(fx.Tracer):
-    """Traces calls of this thread only, and keeps modules with hooks as single nodes.
+    """Tracer that ignores calls in other threads, and keeps modules with hooks as single nodes.
 
     Args:
-        module: the original module, which has the hooks; a copy is traced.
+        module: the original module, which has the hooks; the tracer runs on a copy.
     """
 
     proxy_buffer_attributes = True
@@ -275,17 +290,20 @@ class _Tracer(fx.Tracer):
 
 
 PLAIN = (type(None), bool, int, float, str, torch.dtype, torch.device)
-"""Types that are compared by value."""
+"""Types whose objects are compared by value."""
 
 _PLAIN = frozenset(PLAIN)
 _MODULE_ATTRIBUTES = frozenset(vars(nn.Module())) - {"training"}
 
 _SMALL = 16
-"""Maximum number of elements of a tensor that is compared by value; a larger one by identity and version."""
+"""Maximum number of elements of a tensor compared by value; larger tensors are compared by identity and version."""
 
 
 class _Identity:
-    """An object compared by identity. The reference keeps its address from being reused."""
+    """Key that is equal only to a key of the same object and version.
+
+    Its reference to the object keeps the object's address from being reused.
+    """
 
     def __init__(self, thing: Any, version: int = 0) -> None:
         self.thing, self.version = thing, version
@@ -298,10 +316,12 @@ class _Identity:
 
 
 def module_settings(module: nn.Module, seen: dict[int, int]) -> tuple[Any, ...]:
-    """Return a module's settings as hashable values: numbers and texts, also in containers and Python objects.
+    """Return a module's settings as hashable values.
+
+    Settings are numbers and texts among the attributes, also in containers and Python objects.
 
     Args:
-        seen: address -> number of each object described so far; grows.
+        seen: address -> number of each object described so far; this call adds entries.
     """
     return tuple(
         [
