@@ -176,7 +176,7 @@ class RegionStep:
 
 
 class _RegionFunction(torch.autograd.Function):
-    """Autograd function of a region; its arguments are the step, the number of inputs, the inputs and the parameters."""
+    """Autograd function of a region; arguments are the step, the number of inputs, the inputs and the parameters."""
 
     @staticmethod
     def forward(ctx: Any, step: RegionStep, count: int, *tensors: Tensor) -> tuple[Tensor, ...]:
