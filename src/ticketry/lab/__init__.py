@@ -1,1 +1,1 @@
-"""Training of segments (parts of a training that a key identifies) and the store of their results."""
+"""Train segments, which are ranges of steps of a training, and store their results, each under a key."""

@@ -1,7 +1,7 @@
-"""Masks that meet a cost budget, and the cost of each weight of a task's network; both are stored and reused.
+"""Compute masks that meet a cost budget, and the cost of each weight of a task's network; store and reuse the results.
 
-A mask is a pure function of weights, scores, prices and budget. Prices are MACs (multiply-accumulates), counted and not
-timed: the same budget gives the same mask on every machine.
+A mask depends only on the weights, their scores, their prices and the budget. By default a price is a number of MACs
+(multiply-accumulates); MACs are counted and not timed, so the same budget gives the same mask on every machine.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from ticketry.tasks.task import Task
 def macs_by_layer(lab: Lab, task: Task) -> dict[str, tuple[int, int]]:
     """Return for each linear and convolution layer the MACs per weight element and the number of elements.
 
-    MACs are counted for one example. The result is stored, so that a finished run can be reported without its data.
+    MACs are counted for one example. The result is stored, so a later report on the task needs no training data.
     """
 
     def count() -> dict[str, Any]:
@@ -52,10 +52,15 @@ def macs_by_layer(lab: Lab, task: Task) -> dict[str, tuple[int, int]]:
 
 
 def store_costs(lab: Lab, task: Task, costs: CostModel, names: Iterable[str]) -> None:
-    """Store a cost model under its digest, so that controls and verdicts of tickets can load it.
+    """Store the cost model `costs` under its digest, for later calls of `load_prices`.
+
+    Args:
+        lab, task: the store and the network.
+        costs: the cost model.
+        names: parameters that `costs` must include with their current sizes.
 
     Raises:
-        CostError: if the cost model belongs to another network.
+        CostError: if `costs` lacks one of the parameters, or has another size for it.
     """
     model = lab.model(task)
     sizes = {name: value.numel() for name, value in scope_of(model).parameters(model).items()}
@@ -66,10 +71,15 @@ def store_costs(lab: Lab, task: Task, costs: CostModel, names: Iterable[str]) ->
 
 
 def load_prices(lab: Lab, task: Task, names: Iterable[str], terms: str) -> Prices:
-    """Return the prices of weights for the terms of a budget, see `Budget.terms`.
+    """Return the price of each weight: MACs, or a stored cost model if `terms` contain a digest of one.
+
+    Args:
+        lab, task: the store and the network.
+        names: parameters whose MACs are returned.
+        terms: the quantity that the budget limits, see `Budget.terms`.
 
     Raises:
-        CostError: if the terms name costs that are not in the store.
+        CostError: if the cost model is not in the store.
     """
     _, by_costs, digest = terms.partition(":")
     if not by_costs:
@@ -83,22 +93,22 @@ def load_prices(lab: Lab, task: Task, names: Iterable[str], terms: str) -> Price
 
 
 def is_met_by_timing(terms: str) -> bool:
-    """Return whether masks for a budget are chosen by timing them on this machine, see `Budget.measured`."""
+    """Return whether the `terms` of a budget ask that masks be timed on this machine, see `Budget.measured`."""
     return terms.partition(":")[0].endswith("+measured")
 
 
 def prune_to_share(
     lab: Lab, task: Task, prices: Prices, terms: str, share: float, prune: Callable[[float], Mask]
 ) -> Mask:
-    """Return the mask with this share of the costs; if the terms ask for timing, the one with the nearest measured
-    latency.
+    """Return the mask that meets a budget, by estimated costs or by timing.
 
     Args:
-        lab, task: the machine and the network.
+        lab, task: the store and the network.
         prices: prices of the weights.
-        terms: see `Budget.terms`.
+        terms: the quantity that the budget limits, and whether masks are timed, see `Budget.terms`.
         share: the budget, as a share of the dense network's costs.
-        prune: returns the mask for a share of the estimated costs.
+        prune: returns the mask for a share of the estimated costs. Without timing it is called once, with `share`.
+            With timing it is called with several shares, until the measured latency is near `share`.
     """
     if not is_met_by_timing(terms):
         return prune(share)
@@ -107,7 +117,13 @@ def prune_to_share(
 
 
 def remaining_share(lab: Lab, task: Task, kept: Mapping[str, int], terms: str) -> float:
-    """Return the remaining share of a budget's costs, given the number of retained weights in each parameter."""
+    """Return the cost of a pruned network as a share of the dense network's cost.
+
+    Args:
+        lab, task: the store and the network.
+        kept: number of retained weights of each parameter.
+        terms: the quantity that counts as cost, see `Budget.terms`.
+    """
     prices = load_prices(lab, task, kept, terms)
     if isinstance(prices, CostModel):
         layers = ((layer, kept.get(name, layer.weights)) for name, layer in prices.layers.items())
@@ -118,7 +134,7 @@ def remaining_share(lab: Lab, task: Task, kept: Mapping[str, int], terms: str) -
 
 
 def macs_per_weight(lab: Lab, task: Task, names: Iterable[str]) -> dict[str, int]:
-    """Return the MACs that one weight of each of these parameters costs, for one example.
+    """Return, for each parameter in `names`, the MACs per weight element and example.
 
     Raises:
         UsageError: for a parameter that is not the weight of a linear or convolution layer.
@@ -138,14 +154,14 @@ def dense_macs(lab: Lab, task: Task) -> int:
 
 
 def remaining_macs(lab: Lab, task: Task, mask: Mask) -> int:
-    """Return the MACs of the masked network for one example, including layers without a mask."""
+    """Return the MACs of the masked network for one example; layers without a mask count in full."""
     known = macs_by_layer(lab, task)
     kept = {name: int(mask[name].sum()) if name in mask else size for name, (_, size) in known.items()}
     return sum(price * kept[name] for name, (price, _) in known.items())
 
 
 def segment_macs(lab: Lab, segment: Segment) -> int:
-    """Return the MACs for one example of the network that a segment trains."""
+    """Return the MACs for one example of the network that `segment` trains, dense or masked."""
     if segment.mask is None:
         return dense_macs(lab, segment.task)
     return remaining_macs(lab, segment.task, lab.store.get_mask(segment.mask))
@@ -164,18 +180,18 @@ def budget_mask(
     seed: int = 0,
     **settings: Any,
 ) -> str:
-    """Return the digest of the stored mask that meets a budget, scored on the weights of a result. Computed once per
-    store.
+    """Compute the mask that meets a budget, store it, and return its digest; a later call only looks the digest up.
 
     Args:
-        lab, task, result: the network and its weights.
+        lab, task: the store and the network.
+        result: its weights are scored.
         scope: parameters to prune.
-        terms: the quantity of the budget, and its costs, see `Budget.terms`.
+        terms: the quantity that the budget limits, see `Budget.terms`.
         share: the budget, as a share of the dense network's costs.
         within: digest of a mask; only weights that it retains can be chosen.
-        sample: the batches for scores that need data.
-        seed: for random choices.
-        settings: arguments of `budgets.pruner.budget_pruner`.
+        sample: the batches on which the score is computed; None for scores without data.
+        seed: seed of random choices.
+        settings: further arguments of `budgets.pruner.budget_pruner`.
     """
 
     prices = load_prices(lab, task, scope, terms)

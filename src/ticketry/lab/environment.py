@@ -14,7 +14,7 @@ from ticketry_engine.processor import processor as name_and_features
 
 
 def describe_machine() -> dict[str, Any]:
-    """Return the software versions and the machine for a record; they are not part of any key."""
+    """Return the software versions and the machine for a stored record. Keys of results do not contain them."""
     return {
         "ticketry": __version__,
         "torch": torch.__version__,

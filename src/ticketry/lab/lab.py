@@ -1,4 +1,4 @@
-"""The lab trains segments and stores every result, so that nothing is computed twice."""
+"""Train segments (ranges of steps of a training) and store every result, so that nothing is computed twice."""
 
 from __future__ import annotations
 
@@ -51,34 +51,39 @@ from ticketry_engine.support.process_state import ONE_AT_A_TIME
 
 T = TypeVar("T")
 _Request = tuple[str, tuple[int, ...], bool]
-"""A segment's key, the further steps whose states are stored, and whether metrics are needed."""
+"""Key of a segment, the intermediate steps whose states are stored, and whether metrics are needed."""
 
 
 class Lab:
-    """Trains segments and remembers them. Use it as a context manager, or call `close`. Safe for several threads.
+    """Trains segments, which are ranges of steps of a training, and stores each result for later calls.
+
+    Use a lab as a context manager, or call `close` at the end. Several threads may call its methods.
 
     Args:
         store: folder of the durable store; created if missing.
         data: folder in which data sets are looked for first.
-        workers: 0 trains in this process; n trains in n local processes, one segment each.
+        workers: number of local processes that train side by side, one segment each; 0 to train in this process.
         device: cpu, cuda or auto.
         precision: fp32, bf16 or auto (a fixed rule, see `lab.training.precision`).
-        threads: CPU threads of a segment, or of each of its ranks; part of its key.
-        devices: ranks that train each segment together, each with this many threads or a GPU, see
-            `lab.training.ranks`; part of its key.
-        parallel: with several devices: ``ddp`` (each has the whole network) or ``fsdp`` (a part); part of the key.
-        norms: with several devices: ``synchronised`` (batch norms see the whole batch) or ``own``; part of the key.
-        kernels: dense, sparse or auto: whether networks train in kernels that compute only the weights that a mask
-            retains, see `lab.training.kernels`; part of their key.
-        checkpoint_seconds: time between checkpoints inside a segment.
-        on_event: called with every `Event`, from any thread.
-        runner: where segments are trained, in the form of ``--on``: a name of `lab.runners`, with details behind a
-            colon (``ray:auto,cpus=1``), the runner of another package, or module:object; or a
-            `concurrent.futures.Executor` whose workers see the store under the same name. By default this process, or
-            local processes if there are workers.
-        executor: the same as an executor given as `runner`.
-        loggers: also report trainings to these: names of `lab.loggers`, loggers of other packages, module:object, or
-            logger objects. A logger that raises is reported once, and stops no training.
+        threads: number of CPU threads of each training process.
+        devices: number of processes that train each segment together, each with its own threads or GPU, see
+            `lab.training.ranks`.
+        parallel: for several devices: ``ddp`` (each device has the whole network) or ``fsdp`` (each has a part).
+        norms: for several devices: ``synchronised`` (a batch norm sees the whole batch) or ``own`` (a batch norm sees
+            the device's part of the batch).
+        kernels: dense, sparse or auto. Sparse kernels compute only with the weights that a mask retains, see
+            `lab.training.kernels`.
+        checkpoint_seconds: seconds between two checkpoints inside a segment.
+        on_event: function that is called with every `Event`, from any thread.
+        runner: where segments are trained: a name of `lab.runners`, with details after a colon
+            (``ray:auto,cpus=1``), the runner of another package, or module:object; or a
+            `concurrent.futures.Executor` whose workers find the store at the same path. By default segments train in
+            this process, or in local processes if `workers` is above 0.
+        executor: an executor, another way to give it as `runner`.
+        loggers: dashboards to which trainings are reported: names of `lab.loggers`, loggers of other packages,
+            module:object, or logger objects. If a logger raises an error, a warning appears once and training goes on.
+
+    `threads`, `devices`, `parallel`, `norms` and `kernels` are part of the key under which a result is stored.
 
     Examples:
         >>> task, recipe = tk.task("digits"), tk.Recipe(length="20it", batch=32, lr=0.05)
@@ -135,14 +140,15 @@ class Lab:
         self.mask_costs = MaskCosts()
         self.dashboards = Dashboards(loggers, self.store.paths.root)
         self.workers = self._chosen.workers
-        """Number of trainings side by side; for workers elsewhere, how many may be requested at once."""
+        """Number of trainings side by side; with workers on other machines, the number that may be requested at once.
+        """
         self.on, self.asked = self._chosen.name, runner if isinstance(runner, str) else ""
-        """The runner's name; and the text that chose it, if any."""
+        """Name of the runner, and the text given as ``runner=``; the text is empty if an executor was given."""
         self._order = Order(self.store.address, self.data, checkpoint_seconds)
         self._listeners = [on_event] if on_event else []
         self._labels: dict[str, str] = {}
         self._thread = threading.local()
-        """Has the `prefix` of the labels of what a thread trains."""
+        """Thread-local storage of `prefix`, with which the labels of the thread's trainings begin."""
         self._runner: Runner | None = None
         self._guard = threading.RLock()
         self._in_flight: dict[_Request, concurrent.futures.Future[Work]] = {}
@@ -168,20 +174,21 @@ class Lab:
         shrunk: bool = False,
         variants: Sequence[Variant] = (),
     ) -> Segment:
-        """Describe a segment of the task; by default the whole schedule, dense, from an initialisation seed.
+        """Return the description of a training of `task` from step `first` to step `last`; nothing is trained yet.
 
         Args:
-            task, recipe: what to train, and how; by default with the task's own recipe.
-            start: an initialisation seed, or a stored state.
-            mask: a mask to enforce throughout, or its digest.
-            first, last: steps to begin and end at; by default the whole schedule.
+            task: what to train.
+            recipe: how to train it; by default the task's own recipe.
+            start: seed of the initial weights, or a stored state to start from.
+            mask: mask that is enforced at every step, or its digest; None trains a dense network.
+            first, last: first and last step; by default those of the whole schedule.
             order_seed: seed of the order of the data, of augmentation and of dropout.
-            shrunk: train the network without the channels that the mask removes, instead of enforcing the mask: equal
-                within float error. Stored states have their full shapes in both cases.
+            shrunk: whether to take the channels that the mask removes out of the network, instead of enforcing the
+                mask. The results agree within float error, and stored states have their full shapes in both cases.
             variants: further changes to the training, see `lab.training.variant`.
 
         Raises:
-            UsageError: for variants that cannot be trained together.
+            UsageError: if the variants cannot be trained together, or for `shrunk` without a mask.
         """
         if shrunk and mask is None:
             raise UsageError("a network is trained shrunk by a mask of whole channels, and this segment has no mask")
@@ -209,13 +216,15 @@ class Lab:
         )
 
     def train(self, segment: Segment, *, keep: Sequence[int] = (), label: str = "", measure: bool = True) -> Result:
-        """Return the result of a segment: from the store, or trained now. Concurrent callers share one training.
+        """Return the result of a segment from the store; train the segment if the store lacks the result.
+
+        If several threads ask for the same segment, it is trained once.
 
         Args:
-            segment: what to train, see `segment`.
-            keep: further steps inside the segment whose states are stored, see `at`.
+            segment: what to train, see the method `segment`.
+            keep: steps inside the segment whose states are also stored; `at` returns these states.
             label: name of the training in progress events.
-            measure: whether its metrics are needed; an intermediate state may do without.
+            measure: whether metrics of the trained network are needed.
 
         Raises:
             TrainingError: if the loss is no longer a number.
@@ -231,9 +240,16 @@ class Lab:
         labels: Sequence[str] = (),
         measure: bool = True,
     ) -> list[Result]:
-        """Return the results of `segments`, in order; trained side by side if the lab has workers. Raises as `train`.
+        """Return the results of `segments`, in order; with workers, missing segments are trained side by side.
 
-        ``keep`` and ``measure`` hold for all segments; `labels` has one name for each.
+        Args:
+            segments: what to train.
+            keep: steps whose states are also stored, for every segment.
+            labels: for every segment the name of its training in progress events.
+            measure: whether metrics of the trained networks are needed.
+
+        Raises:
+            TicketryError: the errors that `train` raises.
         """
         names = labels or [""] * len(segments)
         with handle_signals():
@@ -257,7 +273,7 @@ class Lab:
         return results
 
     def train_aside(self, segments: Sequence[Segment], address: str, *, measure: bool) -> list[Work]:
-        """Train segments side by side in another store to time them. The lab's own counts do not include them.
+        """Train segments side by side in another store, to time them; the ledger of the lab does not count this work.
 
         Args:
             segments: what to train.
@@ -265,7 +281,7 @@ class Lab:
             measure: whether metrics are measured at the end.
 
         Raises:
-            TicketryError: see `train`.
+            TicketryError: the errors that `train` raises.
         """
         order = replace(self._order, store=address, measure=measure)
         self._labels |= dict.fromkeys([one.key for one in segments], "to measure a step")
@@ -277,11 +293,11 @@ class Lab:
         return [future.result() for future in futures]
 
     def at(self, result: Result, step: int) -> Result:
-        """Return the result of the trajectory of `result` at another `step`; `UsageError` if it is not stored."""
+        """Return the state at another `step` of the training that gave `result`; `UsageError` if it is not stored."""
         return self._result(result.segment.until(step))
 
     def gather(self, functions: Iterable[Callable[[], T]]) -> list[T]:
-        """Call independent `functions`, side by side if the lab has workers; return their results in order."""
+        """Call `functions`, in parallel threads if the lab has workers, and return their results in order."""
         pieces = list(functions)
         prefix = self._prefix
         if self.workers == 0 or len(pieces) < 2:
@@ -298,7 +314,7 @@ class Lab:
 
     @contextlib.contextmanager
     def listening(self, on_event: OnEvent) -> Iterator[None]:
-        """In a block, also pass progress events to `on_event`, from the thread that reports them."""
+        """Within a ``with`` block, also call `on_event` with every progress event, from the thread that reports it."""
         self._listeners.append(on_event)
         try:
             yield
@@ -307,7 +323,7 @@ class Lab:
 
     @contextlib.contextmanager
     def telling(self, prefix: str) -> Iterator[None]:
-        """In a block, begin the labels of everything that this thread trains with `prefix`."""
+        """Within a ``with`` block, put `prefix` before the label of every training that this thread starts."""
         before = self._prefix
         self._thread.prefix = prefix
         try:
@@ -317,7 +333,12 @@ class Lab:
 
     @contextlib.contextmanager
     def training_in(self, kernels: str, precision: str = "") -> Iterator[None]:
-        """In a block, describe segments with other kernels (auto, dense, sparse) and optionally another precision."""
+        """Within a ``with`` block, use other `kernels` and, if given, another `precision` for new segments.
+
+        Args:
+            kernels: auto, dense or sparse.
+            precision: fp32, bf16 or auto; by default the precision does not change.
+        """
         before = self.kernels, self._choices
         self.kernels = Kernels(kernels, self.store, self.course)
         self._choices = {**self._choices, "precision": precision or self._choices["precision"]}
@@ -328,7 +349,10 @@ class Lab:
 
     @contextlib.contextmanager
     def training_nothing(self) -> Iterator[NoTraining]:
-        """In a block, raise `NotStoredError` for what is not stored or was left out of a bundle; count nothing."""
+        """Within a ``with`` block, raise `NotStoredError` instead of training a segment whose result is not stored.
+
+        This includes weights that were left out of a bundle. The ledger of the lab does not count these requests.
+        """
         with self._guard:
             before, nothing = (self._runner, self.ledger, self.store.retrain), NoTraining()
             self._runner, self.ledger, self.store.retrain = nothing, self.ledger.copy(), nothing.retrain
@@ -338,7 +362,7 @@ class Lab:
             self._runner, self.ledger, self.store.retrain = before
 
     def stop(self) -> None:
-        """Request all trainings to store their state and stop."""
+        """Ask all running trainings to store their state and stop."""
         if self._runner:
             self._runner.stop()
 
@@ -368,9 +392,7 @@ class Lab:
         return course_of(task, self.data)
 
     def sizes(self, task: Task) -> dict[str, int]:
-        """Return the number of examples of each split. They are stored, so that a finished run need not load data
-        again.
-        """
+        """Return the number of examples of each split (train, validation, test); the store has them after one call."""
         known = self.store.load_or_compute(
             "sizes", digest_of(task.key()), lambda: task_checks.check_sizes(task, self.course(task).sizes())
         )
@@ -389,7 +411,7 @@ class Lab:
         return str(self._choices["device"])
 
     def unusual(self, task: Task) -> dict[str, Any]:
-        """Return the part of the arithmetic that belongs in a run's name, see `precision.non_default_choices`."""
+        """Return the settings of precision, threads and devices that differ from the defaults, for a run's name."""
         precision, threads, ranks, norms, parallel = (
             self._choices[name] for name in ("precision", "threads", "ranks", "norms", "parallel")
         )
@@ -398,7 +420,7 @@ class Lab:
         return non_default_choices(precision=precision, threads=threads, devices=ranks, norms=norms, parallel=parallel)
 
     def check_cut(self, task: Task, recipe: Recipe, ranks: int) -> None:
-        """Raise `TaskError` if `ranks` processes cannot divide the task's batches. Checked once per store."""
+        """Raise `TaskError` if the batches cannot be divided among `ranks` processes; the store keeps the answer."""
         check_task(task.name, task.spec)
 
         def check() -> dict[str, str]:
@@ -420,7 +442,7 @@ class Lab:
             raise TaskError(why)
 
     def structure(self, task: Task) -> Structure:
-        """Return the coupled channels of the task's network; traced once by each lab, as it takes seconds."""
+        """Return which channels of the task's network can only be removed together; a lab traces a network once."""
         key = digest_of(task.key())
         with self._tracing:
             if key not in self._structures:
@@ -430,20 +452,20 @@ class Lab:
     # -- states and masks --------------------------------------------------------------------------------------------
 
     def state(self, result: Result) -> dict[str, Tensor]:
-        """Return the weights and buffers of a result, by normalised name."""
+        """Return the weights and buffers of the network that `result` stores, by name."""
         return self.store.get_tensors(result.model)
 
     def model(self, task: Task, result: Result | None = None) -> nn.Module:
-        """Return the task's model with a result's weights, or freshly initialised (seed 0)."""
+        """Return the task's model with the weights of `result`, or by default with new weights from seed 0."""
         return rebuild_model(task, self.state(result) if result else initial_state(task, 0))
 
     def distance(self, result: Result, reference: Result, names: Iterable[str]) -> tuple[float, float]:
-        """Return ||w - w0|| / ||w0|| and the seconds it took; computed once per store.
+        """Return the relative distance ||w - w0|| / ||w0|| of weights, and the seconds that its first computation took.
 
         Args:
-            result: has the weights w.
-            reference: has the weights w0.
-            names: weights that are compared.
+            result: the result with the weights w.
+            reference: the result with the weights w0.
+            names: names of the parameters that are compared.
         """
         names = list(names)
         key = digest_of({"numerics": NUMERICS, "of": result.model, "from": reference.model, "names": names})
@@ -467,16 +489,18 @@ class Lab:
         structured: bool = False,
         **settings: Any,
     ) -> str:
-        """Return the digest of the stored mask that `core.prune` gives for a result's weights. Remembered.
+        """Prune the weights of a result with `core.prune`, store the mask, and return its digest.
+
+        A later call with the same arguments only looks the digest up.
 
         Args:
             task: task of the result.
-            result: the weights to prune.
+            result: the result whose weights are pruned.
             scope: parameters to prune.
-            within: digest of the mask of the candidates.
-            sample: the batches that the score sees, if it needs any.
-            structured: choose whole channels, by `structure.channels` and with its settings.
-            settings: arguments of `core.prune`.
+            within: digest of a mask; weights that it removes stay removed.
+            sample: the batches on which the score is computed; None for scores without data.
+            structured: whether to remove whole channels, with `structure.channels` in place of `core.prune`.
+            settings: further arguments of `core.prune`, or of `structure.channels`.
         """
 
         def compute_mask() -> Mask:
@@ -514,16 +538,15 @@ class Lab:
         seen: SeenExamples | None = None,
         ready: Callable[[], object] | None = None,
     ) -> str:
-        """Return the digest of a mask: from the store if its description is known, otherwise computed by `make` and
-        stored.
-
-        A description with a function in it (such as a custom score) cannot be recognised: the mask is computed anew.
+        """Return the digest of the mask with this description; if the store lacks the mask, compute and store it.
 
         Args:
-            described: everything that decides the mask, as JSON values.
+            described: everything that determines the mask, as JSON values. If a value is a function (such as a custom
+                score), the description cannot be a key, and the mask is always computed.
             make: computes the mask.
-            seen: examples that the computation looks at, for `mask_costs`.
-            ready: called before `make`; its time is not counted, nor the time in which other threads compute.
+            seen: training examples that `make` uses, for the record of costs in `mask_costs`.
+            ready: function called before `make`, such as to load data. The recorded seconds include neither `ready` nor
+                the time that `make` waits for other threads.
         """
         key = "" if any(map(callable, described.values())) else digest_of({"numerics": NUMERICS, **described})
 
@@ -572,7 +595,7 @@ class Lab:
             return future
 
     def _run_in_threads(self, pieces: Sequence[Callable[[], T]]) -> list[concurrent.futures.Future[T]]:
-        """Run each function in its own thread and wait for all of them. The first error stops all trainings."""
+        """Call each function in its own thread and wait for all of them; the first error stops all trainings."""
         with concurrent.futures.ThreadPoolExecutor(len(pieces), thread_name_prefix="search") as pool:
             futures = [pool.submit(piece) for piece in pieces]
             try:
@@ -583,7 +606,13 @@ class Lab:
         return futures
 
     def _remake_by_worker(self, digest: str, trajectory: str, step: int) -> None:
-        """Let a worker train weights again that a bundle left out."""
+        """Ask a worker to train a network again whose weights were left out of a bundle, and wait for it.
+
+        Args:
+            digest: digest of the missing weights.
+            trajectory: key of the training that gave them.
+            step: the step of that training at which the weights are needed.
+        """
         segment = self._remaker.segment(digest, trajectory, step)
         order = replace(self._order, measure=False, weights=True)
         with handle_signals(), self._guard:

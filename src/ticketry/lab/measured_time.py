@@ -1,7 +1,7 @@
-"""Measured latency of a task's network, sparse or dense, and masks chosen by it; each is measured once per store.
+"""Measure the latency of a task's network, sparse or dense, once per store; choose masks by measured latency.
 
-Seconds differ from run to run, so no key contains them: keys contain the mask or network that a measurement chose.
-Costs name the machine, batch, threads and precision.
+Seconds differ from run to run. So the key of a stored result contains no seconds, but the mask or network that was
+timed. A cost model says which machine, batch size, threads and precision are timed.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ if TYPE_CHECKING:
     from ticketry_engine.bench.timing import Interval
 
 _TIMING = threading.Lock()
-"""Lock of the thread that times: replicates of a search are threads of one process."""
+"""Lock that allows only one thread at a time to measure: the repetitions of a search run as threads of one process."""
 
 _ROUNDS = 11
 """Number of timed rounds, as in `tk.cost.meet`."""
 
 
 def check_measurable_here(costs: CostModel) -> None:
-    """Raise `CostError` if this machine cannot measure latencies for a cost model."""
+    """Raise `CostError` if the cost model is of another machine, of more threads than this one has, or not in seconds."""
     from ticketry_engine.bench.machine import another_machine
 
     if costs.unit != "seconds":
@@ -55,21 +55,25 @@ def check_measurable_here(costs: CostModel) -> None:
 
 
 def check_new_costs(lab: Lab, costs: CostModel) -> None:
-    """Call `check_measurable_here`, unless the store has measurements for these costs, which are valid anywhere."""
+    """Call `check_measurable_here` if the store does not contain these costs yet.
+
+    Once costs are in the store, results measured with them can be read on any machine.
+    """
     if lab.store.memo("costs", costs.digest) is None:
         check_measurable_here(costs)
 
 
 def measure_masked_latency(lab: Lab, task: Task, mask: Mask, costs: CostModel) -> RelativeLatency:
-    """Return the latency under a mask relative to the dense network, from a timing that was not used to choose the
-    mask.
+    """Return the latency of the masked network as a share of the dense network's latency.
+
+    The network is timed again: timings that were made to choose the mask are not used.
     """
     described = {"task": dict(task.key()), "mask": mask.digest, "costs": costs.digest}
     return _load_or_measure(lab, described, lambda: _build_meter(lab, task, costs).share_anew(mask, _ROUNDS))
 
 
 def measure_dense_latency(lab: Lab, rival: Task, task: Task, costs: CostModel) -> RelativeLatency:
-    """Return the latency of the dense network of the task `rival` relative to that of `task`."""
+    """Return the latency of the dense network of `rival` as a share of the latency of the dense network of `task`."""
     described = {"task": dict(task.key()), "network": dict(rival.key()), "costs": costs.digest}
 
     def measure() -> Interval:
@@ -80,13 +84,13 @@ def measure_dense_latency(lab: Lab, rival: Task, task: Task, costs: CostModel) -
 
 
 def prune_to_latency(lab: Lab, task: Task, costs: CostModel, share: float, prune: Callable[[float], Mask]) -> Mask:
-    """Return the mask whose measured latency is nearest to a share of the dense network's latency.
+    """Prune to several densities, time each mask, and return the mask whose latency is nearest to the aim `share`.
 
     Args:
-        lab, task: the machine and the network.
-        costs: cost model that chooses the first mask.
-        share: latency relative to the dense network.
-        prune: returns the mask for a share of the estimated costs.
+        lab, task: the store and the network.
+        costs: cost model that estimates the latency of the first mask.
+        share: latency to aim at, as a share of the dense network's latency.
+        prune: returns the mask for an estimated latency, given as a share of the dense network's latency.
     """
     from ticketry.budgets.approach import meet_share
 
@@ -120,7 +124,10 @@ def _build_meter(lab: Lab, task: Task, costs: CostModel) -> Meter:
 
 
 def fill_zero_parameters(model: nn.Module) -> nn.Module:
-    """Return the model in evaluation mode; parameters that are all 0, which kernels would skip, get other values."""
+    """Fill parameters that contain a zero with small random values, so that no kernel skips them; return the model.
+
+    The model is switched to evaluation mode.
+    """
     with torch.no_grad():
         for index, parameter in enumerate(model.parameters()):
             if not bool(parameter.all()):

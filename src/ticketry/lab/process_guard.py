@@ -1,4 +1,4 @@
-"""Helpers for child processes: they end with their parent, return errors that can be pickled, and tune malloc."""
+"""Help child processes to end with their parent, to return errors that can be pickled, and to tune malloc."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def _wait_for_parent() -> None:
 
 
 def make_picklable(error: Exception) -> Exception:
-    """Return the error, or a `RunnerError` with its traceback if the error cannot be pickled."""
+    """Return `error`; or, if it cannot be pickled, a `RunnerError` that contains the traceback of `error`."""
     try:
         pickle.loads(pickle.dumps(error))
     except Exception:
@@ -38,28 +38,27 @@ def make_picklable(error: Exception) -> Exception:
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -3, -4
 """Option numbers in glibc's <malloc.h>."""
 _LARGE, _LEFT = 1 << 20, 1 << 17
-"""Bytes: minimum size of a block with its own mapping, and free bytes left at the end of the heap (glibc's default)."""
+"""Sizes in bytes: the smallest block that gets its own memory mapping, and the free memory that may stay at the end of
+the heap (glibc's default)."""
 _MOST = 2**31 - 1
 """Largest int."""
 
 
 def keep_freed_memory() -> bool:
-    """Let glibc keep large freed blocks in this process for the next step; return whether it does.
+    """Tell glibc to keep large freed blocks in this process for the next training step; return whether that worked.
 
-    By default glibc returns blocks of more than 32 MiB to the system at once, which then fills each new page with
-    zeros. Call this only in a process that trains: it keeps as much memory as it ever used at once.
-
-    Measured: a language model with a vocabulary of 10,000 words spends a third of a step on those zeros.
+    By default glibc returns blocks of more than 32 MiB to the system. The system then fills every page of the next
+    block with zeros: for a language model with a vocabulary of 10,000 words this took a third of a step. Call this
+    function only in a process that trains, because the process afterwards never returns memory.
     """
     return _set_malloc({_MMAP_MAX: 0, _TRIM_THRESHOLD: _MOST})
 
 
 def give_back_freed_memory() -> bool:
-    """Let glibc return every large block to the system when it is freed; return whether it does.
+    """Tell glibc to return every block of 1 MiB or more to the system once it is freed; return whether that worked.
 
-    By default glibc places ever larger blocks in its heap, where long-lived tensors fragment the free space.
-
-    Measured: a process with half of a sharded network held 2.3 GB instead of 1 GB.
+    By default glibc places ever larger blocks in its heap, where long-lived tensors fragment the free space: a process
+    with half of a sharded network held 2.3 GB instead of 1 GB.
     """
     return _set_malloc({_MMAP_THRESHOLD: _LARGE, _TRIM_THRESHOLD: _LEFT})
 

@@ -1,4 +1,4 @@
-"""How a ticket is trained after its mask was found. Papers differ here, and the choice affects results strongly."""
+"""Choose the initial weights and the steps with which a ticket (a masked network) is trained after the search."""
 
 from __future__ import annotations
 
@@ -27,12 +27,9 @@ def retraining(
     entered: int | None = None,
     variants: Sequence[Variant] = (),
 ) -> Segment:
-    """Return the segment that trains a ticket; if `shrunk`, without the channels that its mask removes.
+    """Return the description of the training of a ticket, from the initial weights and steps that `retrain` selects.
 
-    `variants` are further changes to the training, which controls have too. If one of them enforces the mask, `mask`
-    is None.
-
-    With k the step of `rewound` and T the length of the schedule, `retrain` is one of
+    Let k be the last step of `rewound` (or `entered`, if given), and T the length of the schedule. `retrain` is one of
 
     - ``continue``: the weights of step k, steps k..T of the schedule (Frankle et al. 2019, rewinding);
     - ``restart``: the weights of step k, the whole schedule again (the code of Savarese et al. 2020, Chen et al. 2022);
@@ -40,11 +37,20 @@ def retraining(
     - ``finetune``: the final weights at the schedule's last learning rate, for T - k steps (T where k = T);
     - ``none``: the final weights, measured without further training;
     - ``gradual``: the weights and the optimiser's state of step k, steps k..T: training continues unchanged except for
-      the mask (Zhu & Gupta 2017). Not for users to choose: gradual pruning has no other way;
-    - ``dynamic``: the weights of step k, here 0, steps k..T, with a constant mask: the comparison for a network whose
-      mask changed during training (Evci et al. 2020, static). Not for users to choose either.
+      the mask (Zhu & Gupta 2017). Only gradual pruning uses this value;
+    - ``dynamic``: the weights of step k = 0, steps 0..T, with a constant mask: a comparison for a network whose mask
+      changes during training (Evci et al. 2020, static). Only searches with changing masks use this value.
 
-    `entered` is the step k at which the schedule is entered, if it is not the last step of `rewound`.
+    Args:
+        lab, task, recipe: what is trained, and how.
+        retrain: one of the values above.
+        mask: the ticket's mask; None if one of `variants` enforces the mask.
+        rewound: the state at step k.
+        trained: the state with the final weights.
+        order_seed: seed of the order of the data, of augmentation and of dropout.
+        shrunk: whether the channels that the mask removes are taken out of the network during training.
+        entered: the step k, if it is not the last step of `rewound`.
+        variants: further changes to the training.
     """
     step = rewound.segment.last if entered is None else entered
     end = recipe.steps(lab.per_epoch(task, recipe))

@@ -1,4 +1,4 @@
-"""The batches of a task's training split on which scores are computed."""
+"""Draw the batches of a task's training split on which pruning scores are computed."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from ticketry_engine.support.seeds import mix
 
 @dataclass(frozen=True)
 class Sample:
-    """Number, size and seed of the batches that a score uses, without augmentation; see `Course.loss` for their
-    loss.
-    """
+    """Describes the random training batches on which a pruning score is computed; they are not augmented."""
 
     count: int = 5
+    """Number of batches."""
     size: int = 128
-    """Examples in a batch."""
+    """Number of examples in a batch."""
     seed: int = 0
+    """Seed of the choice of examples."""
 
     def __post_init__(self) -> None:
         if self.count < 1 or self.size < 1:
             raise UsageError(f"a score needs at least one batch of one example, got {self.count} of {self.size}")
 
     def limit_to(self, task: Task) -> Sample:
-        """Return the sample with a batch size that the task supports, see `Task.scored`."""
+        """Return a copy whose batch size is one that `task` supports, see `Task.scored`."""
         return replace(self, size=task.scored(self.size))
 
     def draw(self, course: Course, model: nn.Module) -> list[Any]:
-        """Return the batches for scoring a model, on the model's device, see `Course.sample`."""
+        """Draw the batches from the training data of `course`, and return them on the model's device."""
         return course.sample(model, self.count, self.size, mix(self.seed, "score"))

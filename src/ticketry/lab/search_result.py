@@ -1,4 +1,4 @@
-"""Inputs and results of searches: ways of retraining, seeds, networks found. Needs no torch."""
+"""Define inputs and results of searches: ways of retraining, seeds, and the networks found; torch is not imported."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ if TYPE_CHECKING:
 REWINDING = ("continue", "restart")
 """Ways of retraining that start from the weights of the rewind step."""
 Retrain = Literal["", "continue", "restart", "rewind_lr", "finetune", "none"]
-"""Ways of retraining; an empty text leaves it to the rewind step, see `retrain_after`."""
+"""Ways of retraining a ticket; with an empty text, the rewind step decides, see `retrain_after`."""
 RETRAINS = tuple(word for word in get_args(Retrain) if word)
 GRADUAL = "gradual"
 """How networks of gradual pruning are trained: their training continues, see `lab.retrain`."""
 DYNAMIC = "dynamic"
 """How networks with changing masks are trained: once, sparse from step 0 on, see `lab.retrain`."""
 FROM_REWOUND = (*REWINDING, GRADUAL, DYNAMIC)
-"""Ways that start from the weights of the rewind step, as do their controls; the others start from final weights."""
+"""Ways of retraining that start from the weights of the rewind step; all other ways start from the final weights."""
 HOW_TRAINED = (*RETRAINS, GRADUAL, DYNAMIC)
 """All values of `Found.retrain`."""
 Growth = Literal["gradient", "random"]
-"""Criterion for growing weights if the mask changes, see `search.dynamic`."""
+"""Criterion by which a changing mask chooses the weights that become active again, see `search.dynamic`."""
 
 
 def check_retrain(retrain: str) -> str:
@@ -41,10 +41,10 @@ def check_retrain(retrain: str) -> str:
 
 
 def retrain_after(rewind: str, retrain: str) -> str:
-    """Return how tickets of a rewind step are trained; by default finetune after the end, and otherwise continue.
+    """Return `retrain`; if it is empty, return the default, which is finetune for ``rewind="end"`` and else continue.
 
     Raises:
-        UsageError: if `retrain` is unknown, or leaves nothing to train.
+        UsageError: if `retrain` is unknown, or if no steps would be left to train.
     """
     at_end = Step.parse(rewind) == Step.parse("end")
     if at_end and retrain in ("continue", "rewind_lr"):
@@ -53,7 +53,7 @@ def retrain_after(rewind: str, retrain: str) -> str:
 
 
 def check_rates(retrain: str, schedule: str) -> None:
-    """Raise `UsageError` for fine-tuning at the last learning rate of a schedule that ends at 0."""
+    """Raise `UsageError` if `retrain` is finetune and `schedule` ends with a learning rate of 0."""
     if retrain == "finetune" and schedule in TO_ZERO:
         raise UsageError(
             f"the schedule {schedule} ends at a learning rate of 0, at which fine-tuning changes nothing: use --retrain"
@@ -63,7 +63,7 @@ def check_rates(retrain: str, schedule: str) -> None:
 
 @dataclass(frozen=True)
 class Seeds:
-    """The three sources of randomness in an experiment.
+    """Holds the seeds of the three sources of randomness in an experiment.
 
     Examples:
         >>> tk.search.Seeds.of(3)
@@ -85,18 +85,18 @@ class Seeds:
 
     @classmethod
     def of(cls, seed: int) -> Seeds:
-        """Return all three seeds from one number; their random streams are independent.
+        """Return seeds that are all equal to `seed`; the three random streams are still independent.
 
         Args:
-            seed: used for all three.
+            seed: value of all three seeds.
         """
         return cls(seed, seed, seed)
 
     def replicate(self, number: int) -> Seeds:
-        """Return the seeds of a further replicate; after the largest seed comes the smallest.
+        """Return the seeds for repetition `number` of an experiment: each seed plus `number`.
 
         Args:
-            number: number of the replicate: the first is 0.
+            number: number of the repetition, from 0. Beyond the largest valid seed, seeds continue from the smallest.
         """
         seeds = (self.initialisation, self.order, self.mask)
         return Seeds(*((seed + number - MIN_INTEGER) % (MAX_INTEGER - MIN_INTEGER + 1) + MIN_INTEGER for seed in seeds))
@@ -104,18 +104,19 @@ class Seeds:
 
 @dataclass(frozen=True)
 class Structured:
-    """How a structured mask was derived from an unstructured one."""
+    """Records from which mask and weights, and by which settings, a structured mask was derived."""
 
     of: str
-    """Digest of the mask without structure."""
+    """Digest of the unstructured mask."""
     weights: str
-    """Digest of the weights that chose both masks."""
+    """Digest of the weights from which both masks were computed."""
     by: Structuring
+    """Settings that turned the unstructured mask into the structured one."""
 
 
 @dataclass(frozen=True)
 class Found:
-    """A network that a search trained: the dense one (level 0), or a ticket.
+    """Describes a network that a search trained: the dense network (level 0), or a ticket (level 1 and above).
 
     Examples:
         >>> task, recipe = tk.task("digits"), tk.Recipe(length="20it", batch=32, lr=0.05)
@@ -130,46 +131,46 @@ class Found:
     mask: str | None
     """Digest of the stored mask; None for the dense network."""
     rewound: Result
-    """The state at the rewind step, from which rewound weights are taken: of the dense network, or of the training that
-    found the mask. For gradual pruning, the dense network at the last pruning step; for changing masks, the
-    initialisation. Controls start from it."""
+    """The state at the rewind step of the dense training, or of the training that found the mask. For gradual pruning
+    this is the dense network at the last pruning step, and for changing masks the initialisation. Controls with rewound
+    weights start from this state."""
     dense: Result
     """The trained dense network."""
     retrain: str
-    """How it was trained, see `lab.retrain`."""
+    """How the network was trained after its mask was found, see `lab.retrain`."""
     result: Result
-    """The result of its training."""
+    """The result of training the network."""
     searched: tuple[Result, ...] = ()
     """All trainings that were needed to find the mask, in order; the last one gave the mask. Empty if the mask comes
-    from the networks found before it."""
+    from the network of the level before."""
     behind: int | None = None
-    """Number of training steps, since initialisation, of the weights from which its training started; None if `level`
-    and `retrain` determine it, see `budget`."""
+    """Number of steps, since initialisation, that the network's initial weights had been trained; None if `level` and
+    `retrain` determine this number, see `budget`."""
     gradients: int = 0
-    """Batches whose gradient was computed for the mask without training; each costs as much as a step."""
+    """Number of batches whose gradient was computed for the mask without a training step; each counts as a step."""
     moment: Moment | None = None
     """When a detector decided to prune; None without a detector."""
     structured: Structured | None = None
-    """How the mask was given a structure after it was found; None if it was not."""
+    """How the mask was derived from an unstructured mask; None if it was not."""
     pattern: str = UNSTRUCTURED
-    """The pattern of its mask, see `core.structure.pattern`."""
+    """The pattern of the mask, see `core.structure.pattern`."""
     aim: str = ""
-    """The quantity and costs of its budget, see `Budget.terms`; empty if it was pruned to a density."""
+    """The quantity that the search's budget limits, see `Budget.terms`; empty if the search had a density."""
     cut_to: float | None = None
-    """Density to which a mask of gates was pruned by the gates' values, if the gates' settings could not reach it; else
-    None.
+    """Density to which a mask was pruned by the values of trained gates, because the gates alone did not reach it; None
+    if that was not needed.
     """
 
     @property
     def search_steps(self) -> int:
-        """Training steps of `searched`, plus `gradients`."""
+        """Number of training steps of all trainings in `searched`, plus `gradients`."""
         return sum(result.segment.steps for result in self.searched) + self.gradients
 
 
 def search_cost(found: Found) -> int:
-    """Return the training steps of the whole search that ends with this network, including its own training.
+    """Return the number of training steps of the whole search for `found`, including the training of `found` itself.
 
-    A ticket without `searched` costs the dense network's steps, and one ticket's steps for each level.
+    Without `Found.searched` these are the dense network's steps plus, for each level, the steps of one ticket.
     """
     own = found.result.segment.steps
     if found.mask is None:
@@ -178,10 +179,11 @@ def search_cost(found: Found) -> int:
 
 
 def budget(found: Found) -> int:
-    """Return the training steps since initialisation of a network's weights, including shared dense steps.
+    """Return the number of steps for which the weights of `found` were trained since their initialisation.
 
-    The weights of a ticket that was rewound to step k had the k dense steps and the ticket's own. A ticket with final
-    weights (rewind_lr, finetune, none) had the steps of the dense network and of every level before it.
+    For a ticket rewound to step k, these are k dense steps and the ticket's own steps. For a ticket that starts from
+    final weights (rewind_lr, finetune, none), these are the steps of the dense network and of the tickets of all levels
+    up to its own.
     """
     steps = found.result.segment.steps
     if found.mask is None:

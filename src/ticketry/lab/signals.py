@@ -1,8 +1,9 @@
-"""Handling of signals that end a process: Ctrl-C, SIGTERM, SIGHUP and SIGQUIT.
+"""Handle signals that end a process: Ctrl-C, SIGTERM, SIGHUP and SIGQUIT.
 
 In a command, or in a call of a lab, the first signal raises `Stopped` in the main thread. During a training
-(`defer_signals`) it is recorded; the training stores its state between two steps, then stops. Worker processes do the
-same (`record_signals`). Ignored signals (nohup) and handlers of the caller's are left alone.
+(`defer_signals`) the signal is only recorded; the training stores its state between two steps, then stops. Worker
+processes do the same (`record_signals`). Signals that are ignored (nohup) or have a handler of the caller's stay as
+they are.
 """
 
 from __future__ import annotations
@@ -20,15 +21,15 @@ from typing import Any
 
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT") if hasattr(signal, name))
 _SCHEDULERS = tuple(getattr(signal, name) for name in ("SIGUSR1", "SIGUSR2") if hasattr(signal, name))
-"""Signals by which a scheduler announces the end of a job, if the process has a handler for them."""
+"""Signals by which a scheduler may announce the end of a job; used only if the process has a handler for them."""
 _ONE_REQUEST = 1.0
-"""Seconds within which several signals count as one: timeout(1) sends two, a closed terminal several."""
+"""Seconds within which several signals count as one, because timeout(1) and a closed terminal send several."""
 _LAST_SECONDS = 10
 """Seconds for which a data-loading process stays alive after SIGTERM, so that the training can store its state."""
 
 
 class Stopped(KeyboardInterrupt):
-    """A signal asked this process to end. A subclass of KeyboardInterrupt, so that no handler of errors catches it."""
+    """Raised when a signal asks this process to end; ``except Exception`` does not catch a `KeyboardInterrupt`."""
 
     def __init__(self, number: int) -> None:
         super().__init__(number)
@@ -37,20 +38,21 @@ class Stopped(KeyboardInterrupt):
 
 @dataclass
 class StopRequest:
-    """The signal that asked this process to end, if any."""
+    """Holds the signal that asked this process to end, if there was one."""
 
     raises: bool
-    """Whether a signal interrupts the main thread."""
+    """Whether a signal raises `Stopped` in the main thread."""
     number: int = 0
-    """The first signal; 0 if there was none."""
+    """Number of the first signal; 0 if there was none."""
     since: float = 0.0
+    """Time of the first signal, in seconds of `time.monotonic`."""
 
 
 _current: StopRequest | None = None
 
 
 def stop_signal() -> int:
-    """Return the signal that asked this process to end, or 0."""
+    """Return the number of the signal that asked this process to end; 0 if there was none."""
     return _current.number if _current else 0
 
 
@@ -70,14 +72,14 @@ def signal_name(number: int) -> str:
 
 @contextlib.contextmanager
 def handle_signals(*, command: bool = False) -> Iterator[StopRequest]:
-    """Let signals end this block by raising `Stopped` in the main thread, and restore the handlers afterwards.
+    """Within a ``with`` block, raise `Stopped` in the main thread on a signal; restore the handlers afterwards.
 
-    A second signal, at least a second after the first, ends the process at once. Nested blocks, and blocks in other
-    threads, do nothing.
+    A second signal, at least a second after the first, ends the process at once. A block inside another such block, or
+    in another thread, has no effect.
 
     Args:
-        command: whether the process is a command, which returns its own exit code. In a user's process Ctrl-C becomes a
-            KeyboardInterrupt, and any other signal is delivered again after the block.
+        command: whether the process is a command, which handles `Stopped` itself. In a user's process, any signal other
+            than Ctrl-C is sent again to the process after the block.
     """
     global _current
     if _current is not None or threading.current_thread() is not threading.main_thread():
@@ -116,7 +118,7 @@ def handle_signals(*, command: bool = False) -> Iterator[StopRequest]:
 
 @contextlib.contextmanager
 def defer_signals() -> Iterator[None]:
-    """Let no signal interrupt this block of the main thread; the block checks `stop_signal` at suitable moments."""
+    """Within a ``with`` block of the main thread, only record signals; the block must check `stop_signal` itself."""
     request = _current
     if request is None or threading.current_thread() is not threading.main_thread():
         yield
@@ -133,10 +135,10 @@ def defer_signals() -> Iterator[None]:
 
 @contextlib.contextmanager
 def record_signals() -> Iterator[StopRequest]:
-    """Let signals end this block of a worker by raising `Stopped`, and restore the previous handlers afterwards.
+    """Within a ``with`` block of a worker, raise `Stopped` on a signal; restore the previous handlers afterwards.
 
-    Those handlers do not see the signals; `StopRequest.number` is the first one. In threads, and where this process
-    handles signals already, the block does nothing.
+    The previous handlers do not receive the signals; `StopRequest.number` is the number of the first signal. The block
+    has no effect outside the main thread, or if this process handles signals already.
     """
     global _current
     if _current is not None or threading.current_thread() is not threading.main_thread():
@@ -169,9 +171,10 @@ def record_signals() -> Iterator[StopRequest]:
 
 @contextlib.contextmanager
 def block_signals() -> Iterator[None]:
-    """Start processes of this block with signals blocked, until they call `unblock_signals`.
+    """Within a ``with`` block, block signals, so that processes started in it have them blocked too.
 
-    A signal to the process group would otherwise end a process that is just starting.
+    Otherwise a signal to the process group would end a process that is just starting. A new process calls
+    `unblock_signals` when it is ready.
     """
     if not hasattr(signal, "pthread_sigmask"):
         yield
@@ -186,13 +189,16 @@ def block_signals() -> Iterator[None]:
 
 
 def unblock_signals(*numbers: int) -> None:
-    """Receive signals that `block_signals` blocked, by default all."""
+    """Unblock the signals with these `numbers`, by default all signals that `block_signals` blocks."""
     if hasattr(signal, "pthread_sigmask"):
         signal.pthread_sigmask(signal.SIG_UNBLOCK, numbers or (*SIGNALS, *_SCHEDULERS))
 
 
 def ignore_signals_as_reader() -> None:
-    """Ignore signals in a data-loading process, since the training decides; after SIGTERM it ends within seconds."""
+    """Ignore signals in a data-loading process, since the training process handles them.
+
+    After SIGTERM the data-loading process ends 10 seconds later.
+    """
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     if hasattr(signal, "alarm"):
@@ -203,13 +209,13 @@ def ignore_signals_as_reader() -> None:
 
 
 def ignore_signals_as_rank() -> None:
-    """Ignore signals in one of several processes that train one network: their parent decides when to stop."""
+    """Ignore signals in one of several processes that train a network together; the parent process handles them."""
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     unblock_signals()
 
 
 def print_error_line(text: str) -> None:
-    """Print a line on standard error, unless it is closed."""
+    """Print `text` as a line on standard error; do nothing if standard error is closed."""
     with contextlib.suppress(OSError, ValueError):
         print(f"ticketry: {text}", file=sys.stderr, flush=True)

@@ -1,4 +1,4 @@
-"""Structured masks that are derived from unstructured ones; computed and compared once per store."""
+"""Derive structured masks from unstructured masks, and compare the two; the store keeps the results."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from ticketry.tasks.task import Task
 
 
 def structured_mask(lab: Lab, task: Task, found: Result, mask: str, by: Structuring, seeds: Seeds) -> str:
-    """Return the digest of the structured mask derived from a stored mask and its weights; computed once per store.
+    """Derive a structured mask from a stored mask, store it, and return its digest; a later call only looks it up.
 
     Args:
         lab, task: the store and the network.
-        found: the network whose weights chose `mask`.
-        mask: digest of the mask without structure.
+        found: the result with the weights from which `mask` was computed.
+        mask: digest of the unstructured mask.
         by: the structure.
-        seeds: their `mask` decides random choices.
+        seeds: the seed `seeds.mask` is used for random choices.
     """
     sample = Sample(seed=seeds.mask) if channel_score_needs_data(by) else None
 
@@ -58,16 +58,15 @@ def structured_mask(lab: Lab, task: Task, found: Result, mask: str, by: Structur
 
 
 def layer_fits(lab: Lab, task: Task, how: Structured, mask: str) -> list[dict[str, Any]]:
-    """Return for each layer the share of the unstructured mask that the structured one retains; computed once per
-    store.
+    """Return, per layer, how much of the unstructured mask is retained by the structured mask derived from it.
 
     Args:
         lab, task: the store and the network.
-        how: how the structured mask was derived.
+        how: names the unstructured mask and the weights.
         mask: digest of the structured mask.
 
     Returns:
-        The fields of `structure.LayerFit` of each layer, as JSON values; the last entry is for all layers together.
+        For each layer the fields of `structure.LayerFit`, as JSON values; the last entry is for all layers together.
     """
     key = digest_of({"numerics": NUMERICS, "coverage": mask, "of": how.of, "state": how.weights})
 

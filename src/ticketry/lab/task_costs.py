@@ -1,4 +1,4 @@
-"""Files with the costs of a task's network, for searches with a budget of latency or bytes."""
+"""Write files with the costs of a task's network, for searches with a budget of latency or bytes."""
 
 from __future__ import annotations
 
@@ -21,25 +21,25 @@ HERE = "this machine"
 
 @dataclass(frozen=True, kw_only=True)
 class CostOptions:
-    """Options of `ticketry cost`."""
+    """Holds the options of the command `ticketry cost`, which measures the costs of a network's weights."""
 
     batch: int = 16
-    """Examples in a call."""
+    """Number of examples in a call of the network."""
     threads: int = 1
-    """Threads of a call."""
+    """Number of CPU threads that a call uses."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """fp32 or bf16."""
     unit: Literal["seconds", "bytes"] = "seconds"
     """seconds (of a call), or bytes (of the file that ticketry compile writes)."""
     structure: str = NONE
-    """For seconds: measure for searches with this --structure, such as auto or rows:16; none and weights are single
-    weights."""
+    """For seconds: measure the costs for searches with this --structure, such as auto or rows:16; with none or weights,
+    single weights are removed."""
     base: Base = "eager"
-    """For seconds on this machine: also time the network in this engine, for searches whose --time is a share of it.
-    engine is the network compiled without pruning, which is always timed."""
+    """For seconds on this machine: also time the unpruned network in this engine, for searches whose --time is a share
+    of that time. The value engine means the network that ticketry compiles without pruning; it is always timed."""
     target: str = HERE
-    """this machine, which is timed; or a GPU from whose rates latency is estimated, h100-bf16; or a file of costs of
-    the same network measured on another machine."""
+    """Where seconds come from: "this machine", which is timed; a GPU profile (h100-bf16), for an estimate from the
+    rates of that GPU; or a file with costs of the same network that were measured on another machine."""
 
     def __post_init__(self) -> None:
         for name in ("batch", "threads"):
@@ -62,17 +62,17 @@ class CostOptions:
 def measure_costs(
     task: Task, options: CostOptions, *, data: Path | None = None, say: Callable[[str], None] = lambda _: None
 ) -> CostModel:
-    """Measure the costs of a task's network, for a call with its first examples.
+    """Measure the costs of the weights of a task's network, when it is called with the first training examples.
 
     Args:
         task: the task.
         options: what to measure.
         data: folder in which data sets are looked for first.
-        say: called with the current activity.
+        say: called with a text that describes the current activity.
 
     Raises:
-        CostError: for a profile with another precision, or fewer examples than a call needs.
-        EngineError: for a network that cannot be captured.
+        CostError: if the target has another precision, or the task has fewer examples than `options.batch`.
+        EngineError: if the network cannot be captured as a graph.
     """
     from ticketry.budgets import model_costs
     from ticketry.budgets.granularity import granularities_to_measure
@@ -104,7 +104,15 @@ def find_or_measure_costs(
     data: Path | None = None,
     say: Callable[[str], None] = lambda _: None,
 ) -> Path:
-    """Return the file with these costs in a store; measure them if it is missing. Seconds are stored per processor."""
+    """Return the file in the store with the costs that `options` describe; if it is missing, measure and write it.
+
+    Args:
+        task: the task.
+        options: what to measure. Costs in seconds have one file for each type of processor.
+        store: folder of the store.
+        data: folder in which data sets are looked for first.
+        say: called with a text that describes the current activity.
+    """
     from ticketry.lab.store.store import open_store
 
     file = open_store(store).paths.costs(_costs_file_name(task, options))
