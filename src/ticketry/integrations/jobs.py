@@ -1,6 +1,4 @@
-"""Jobs that trainers' callbacks run: hold a mask, prune gradually or train gates, with sparse kernels and checkpoint
-files.
-"""
+"""Define the jobs that callbacks run during a trainer's training: hold a mask, prune gradually or train gates."""
 
 from __future__ import annotations
 
@@ -48,13 +46,13 @@ class Job:
     """
 
     name: ClassVar[str]
-    """Name of the job; the tickets that it gives record it as their method."""
+    """Name of the job; tickets record it as the method that found them."""
     one_optimizer: ClassVar[bool] = True
     """Whether the training must have exactly one optimiser, whose steps the job counts."""
     needs_length: ClassVar[bool] = True
     """Whether the job must know the number of steps of the whole training."""
     one_process: bool = False
-    """Whether the job supports training in a single process only."""
+    """Whether training must run in a single process."""
 
     def __init__(self) -> None:
         self.model: nn.Module | None = None
@@ -69,12 +67,13 @@ class Job:
     def start(
         self, model: nn.Module, total: int, runs: Callable[[], bool] | None = None, *, trial: bool = False
     ) -> None:
-        """Prepare a model for training. A checkpoint may be loaded before or after this call.
+        """Prepare a model for training; `load` may be called before or after this method.
 
         Args:
-            model: the model, or the part of it that the job prunes, on its device.
+            model: the model, or the part of a model that the job prunes, on its device.
             total: number of optimiser steps of the whole training; 0 if the job does not need it (see `needs_length`).
-            runs: returns whether this training is still running, for trainers that do not report an interruption.
+            runs: returns whether this training is still running. Only trainers that do not report an interruption need
+                this function.
             trial: whether this is a short trial run, in which the schedule is compressed into the available steps.
         """
         loaded, self._loaded = self._loaded, None
@@ -90,29 +89,33 @@ class Job:
             self._load(loaded)
 
     def load(self, state: Mapping[str, Any]) -> None:
-        """Restore the state that `state` returned, now or when training begins."""
+        """Restore a state that the method `state` returned; before `start`, keep it until `start` is called."""
         if self.model is None:
             self._loaded = state
         else:
             self._load(state)
 
     def resume(self, done: int) -> None:
-        """Continue a training of which `done` steps are over; the model and the job have loaded their states."""
+        """Continue a training after `done` optimiser steps; call this when model and job have loaded their states."""
 
     def before_step(self, done: int) -> None:
-        """Prepare the model for the forward passes of the next step, after `done` earlier steps."""
+        """Prepare the model for the forward passes of the next step; `done` is the number of earlier steps."""
 
     def before_update(self, scaler: torch.amp.GradScaler | None) -> None:
-        """Act on the gradients of a step before the optimiser uses them; `scaler` has scaled them, if there is one."""
+        """Use or change the gradients of a step before the optimiser does.
+
+        Args:
+            scaler: the gradient scaler of mixed-precision training that has scaled the gradients; None without one.
+        """
 
     def after_update(self, done: int) -> None:
-        """Act on the weights after the optimiser has made `done` steps."""
+        """Change the weights or the mask after an optimiser step; `done` is the number of steps so far."""
 
     def finish(self) -> None:
-        """Finish: check the removed weights and remove everything from the model."""
+        """End the job after the last step: check that removed weights are 0, and remove hooks from the model."""
 
     def release(self) -> None:
-        """Remove everything from the model, and forget a loaded state whose training never began."""
+        """Remove everything that the job attached to the model, and forget a state loaded before `start`."""
         self.model = self._loaded = None
         if self._attachment is not None:
             self._attachment.remove()
@@ -123,7 +126,7 @@ class Job:
         raise NotImplementedError
 
     def _is_active(self) -> bool:
-        """Return whether the job changes the next step of the model."""
+        """Return whether the job has any effect on the next training step."""
         return True
 
     def _attach(self, model: nn.Module, total: int, trial: bool) -> None:
@@ -137,11 +140,11 @@ _OTHER_PROCESS = (
     "where a trainer forks or spawns its processes (Lightning's ddp_fork, ddp_spawn, ddp_notebook), the callbacks that"
     " were called are in those: take strategy='ddp', or the mask from a checkpoint"
 )
-"""Explains in errors why this process may know nothing about a training."""
+"""Part of error messages: why a training may have run in another process than this one."""
 
 
 class CallbackBase:
-    """Methods that the callbacks for all trainers share."""
+    """Base class of the callbacks for all trainers; it gives access to the mask and the ticket."""
 
     job: Job
     _trained: nn.Module | None = None
@@ -155,8 +158,9 @@ class CallbackBase:
         """Return a ticket with the mask and the trained weights.
 
         Args:
-            start: the state dict from which the ticket is trained: from before training, or from an early step.
-            info: further entries for the ticket's `info`; the method is already included.
+            start: the state dict from which the ticket is to be trained again: that of the model before training, or
+                after a few steps.
+            info: further entries for the ticket's `info`, which always contains the method.
 
         Raises:
             UsageError: if nothing has been trained yet.
@@ -176,9 +180,9 @@ class CallbackBase:
         return Ticket(self.mask, start, {"method": self.job.name, **(info or {})}, trained=state)
 
     def release(self) -> None:
-        """Remove the mask or the gates from the model after an interrupted training. The weights do not change.
+        """Remove the mask or the gates from the model after an interrupted training, without changing the weights.
 
-        After a completed training this does nothing.
+        After a completed training there is nothing to remove.
         """
         self.job.release()
 
@@ -216,15 +220,16 @@ PRECISIONS = ("fp32", "bf16")
 
 
 class Kernels:
-    """Sparse kernels for the steps of a model, or nothing if `kernels` is dense.
+    """Switches sparse kernels on for the training steps of a model; with ``kernels="dense"`` it does nothing.
 
     Args:
         kernels: dense or sparse.
-        example_inputs: required by sparse kernels, see `tk.sparse_training`.
-        precision: fp32 or, for sparse kernels only, bf16, see `tk.sparse_training`.
+        example_inputs: inputs with which sparse kernels trace the model, see `tk.sparse_training`; None for dense.
+        precision: fp32, or for sparse kernels also bf16.
 
     Raises:
-        UsageError: for an unknown value, or if an argument lacks another one that it requires.
+        UsageError: for an unknown value, for sparse kernels without example inputs, for example inputs without sparse
+            kernels, or for bf16 without sparse kernels.
     """
 
     def __init__(self, kernels: str, example_inputs: Any, precision: str = "fp32") -> None:
@@ -245,7 +250,7 @@ class Kernels:
         self._step = contextlib.ExitStack()
 
     def attach(self, model: nn.Module, mask: Mask) -> None:
-        """Create kernels for a model whose mask is enforced by the caller; raises as `tk.sparse_training`."""
+        """Create kernels for a model, whose mask the caller must enforce; raise the errors of `tk.sparse_training`."""
         if self.sparse:
             # llvmlite is an extra, and only these kernels need it.
             from ticketry_engine import train
@@ -253,7 +258,7 @@ class Kernels:
             self._fast = train(model, mask, self._example, precision=self._precision)
 
     def follow(self, mask: Mask) -> None:
-        """Adapt the kernels to a mask, if it differs from the previous one."""
+        """Adapt the kernels to `mask` if the mask has changed."""
         if self._fast is not None and self._fast.mask is not mask:
             self._fast.update(mask)
 
@@ -413,7 +418,7 @@ class GradualJob(Job):
         self._kernels.attach(model, self.mask)
 
     def _build_trial_run(self, model: nn.Module, total: int) -> Gradual:
-        """Return gradual pruning for a trial run: one pruning step, after the last step, to the last density."""
+        """Return a pruner for a trial run of `total` steps, which prunes once, to the final density, after the last."""
         for point in ("begin", "end", "frequency"):
             Step.parse(self._options.get(point, "0"))  # type: ignore[arg-type]
         density = check_density(self._density, self._options.get("sparsity"))
@@ -433,7 +438,7 @@ class GradualJob(Job):
 
 
 _SCHEDULE_OPTIONS = GradualOptions.__annotations__.keys() - PruneOptions.__annotations__.keys()
-"""Options of gradual pruning that determine when and how far it prunes, but not which weights."""
+"""Names of the options of gradual pruning that determine when and how far it prunes, but not which weights."""
 
 
 class GatesJob(Job):
@@ -449,9 +454,9 @@ class GatesJob(Job):
         self._options = options
         self._steps = self._done = 0
         self._total = 0
-        """Length of the schedule: of this training, or of the one that a checkpoint comes from."""
+        """Steps of the temperature schedule: those of this training, or of the training that wrote a checkpoint."""
         self._applied = False
-        """Whether the weights are multiplied by the hard gates, which is how training ends."""
+        """Whether the weights were multiplied by the hard gates, as happens at the end of training."""
         self._gates: Gates | None = None
         self._optimizer: Optimizer | None = None
         self._hard: Hold | None = None
@@ -525,7 +530,7 @@ class GatesJob(Job):
             )
 
     def finish_and_watch(self) -> None:
-        """End the training, and let `check` find removed weights that other callbacks write afterwards."""
+        """Call `finish`, then watch the removed weights, so that `check` finds those that are written afterwards."""
         model = self.model
         self.finish()
         if model is not None:
@@ -533,7 +538,7 @@ class GatesJob(Job):
                 self._hard = hold(model, self.mask)
 
     def check(self) -> None:
-        """Raise `HoldError` if a removed weight was written since `finish_and_watch`."""
+        """Raise `HoldError` if a removed weight is no longer 0 since `finish_and_watch`."""
         try:
             if self._hard:
                 self._hard.check()
@@ -584,7 +589,15 @@ class GatesJob(Job):
         self._total, self._fresh, self._applied = total, False, bool(state.get("applied", False))
 
     def _schedule_length_on_resume(self, total: int, done: int) -> int:
-        """Return the length of the temperature schedule of a training of `total` steps resumed after `done` steps."""
+        """Return the number of steps of the temperature schedule after a checkpoint was loaded.
+
+        Args:
+            total: number of steps of the training that wrote the checkpoint.
+            done: number of steps of that training before the checkpoint.
+
+        Raises:
+            MaskError: if this training is shorter than that of the checkpoint.
+        """
         if not done or total == self._total:
             return self._total
         if done < total and total > self._total:
@@ -602,7 +615,7 @@ class GatesJob(Job):
         return total
 
     def _add_penalty_gradient(self) -> None:
-        """Add the penalty's gradient to the gates' gradients: the trainer has called backward on its own loss."""
+        """Add the penalty's gradient to the gates' gradients, since the loss of the trainer lacks the penalty."""
         if not self._penalty:
             return
         gates = self.gates
@@ -634,7 +647,7 @@ _TENSOR = "tensor"
 
 
 def write_state(path: Path, state: dict[str, Any]) -> None:
-    """Write a job's state atomically: nested dicts (with string keys) and lists of tensors and plain values."""
+    """Write a job's state to a file: nested dicts (with string keys) and lists of tensors and plain values."""
     tensors: dict[str, Tensor] = {}
 
     def to_json(value: Any) -> Any:
@@ -653,7 +666,7 @@ def write_state(path: Path, state: dict[str, Any]) -> None:
 
 
 def read_state(path: Path) -> dict[str, Any]:
-    """Return the state that `write_state` wrote; tuples become lists.
+    """Return the state that `write_state` wrote to a file; what was a tuple is a list.
 
     Raises:
         TicketryError: if the file is missing or cannot be read.

@@ -1,12 +1,12 @@
-"""Callbacks for Lightning's Trainer.
+"""Provide callbacks for Lightning's Trainer.
 
     callback = GradualCallback(density=0.1)
     lightning.Trainer(callbacks=[callback], ...).fit(module)
     ticket = callback.ticket(early_state_dict)
 
-The trainer's checkpoints contain their state, so that `fit(ckpt_path=...)` gives the same result as an uninterrupted
-training. The names in the module's state dict do not change. A *step* is a step of the optimiser: accumulated batches
-count once.
+The trainer's checkpoints contain the callbacks' state, so that `fit(ckpt_path=...)` gives the same result as an
+uninterrupted training. The names in the module's state dict do not change. A *step* is a step of the optimiser:
+batches whose gradients are accumulated count as one step.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ class _JobCallback(CallbackBase, Callback):
         self.job.after_update(trainer.global_step)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Check the removed weights after every callback's `on_train_end`, since some callbacks write weights there."""
+        """End the job and check the removed weights, now that no callback's `on_train_end` can write weights."""
         if self.job.model is None:
             return
         if not self._went_on:  # from a checkpoint of a complete training Lightning trains nothing, and does not say so
@@ -127,12 +127,12 @@ class HoldCallback(_JobCallback):
         precision: str = "fp32",
     ) -> None:
         """Args:
-        mask: has the names of parameters of the LightningModule, or of its part `module`.
-        module: dotted name of that part, such as ``net`` for ``self.net``; empty for the whole module.
+        mask: the mask; its names are names of parameters of the LightningModule, or of its submodule `module`.
+        module: dotted name of the submodule to prune, such as ``net`` for ``self.net``; empty for the whole module.
         kernels: dense; or sparse, which computes only with retained weights, see `tk.sparse_training`. Sparse
             kernels need a CPU, weights in float32 and one process; otherwise training raises an error when it
             begins.
-        example_inputs: inputs of the module or of that part, required by sparse kernels: a tensor or a tuple.
+        example_inputs: a tensor or a tuple, inputs of the pruned module; required by sparse kernels.
         precision: precision of sparse kernels, fp32 or bf16; choose bf16 if the trainer has
             ``precision="bf16-mixed"``.
         """
@@ -154,22 +154,24 @@ class GradualCallback(_JobCallback):
     ) -> None:
         """Args:
         density: share of the weights that remains at the end.
-        module: dotted name of the part of the LightningModule to prune; empty for the whole module.
-        kernels, example_inputs, precision: see `HoldCallback`; the kernels adapt to every new mask.
-        options: sparsity, begin, end, frequency, scope, score, distribution, half_rate, collapse, keep_at_least,
-            pattern, seed: see `ticketry.gradual`. The trainer determines the length of the training.
+        module: dotted name of the submodule to prune; empty for the whole LightningModule.
+        kernels, example_inputs, precision: see `HoldCallback`; sparse kernels adapt to every new mask.
+        options: arguments of `ticketry.gradual`: sparsity, begin, end, frequency, scope, score, distribution,
+            half_rate, collapse, keep_at_least, pattern, seed. The number of steps comes from the trainer.
         """
         super().__init__(GradualJob(density, options, Kernels(kernels, example_inputs, precision)), module)
 
 
 class GatesCallback(_JobCallback):
-    """Trains gates together with the weights: soft masks that become hard while the module trains, see
-    `core.gates.attach`.
+    """Trains a gate (a soft mask value) for each weight while the module trains, see `core.gates.attach`.
 
-    The logged loss does not include the penalty, whose gradient is added to the gates' gradients before each step.
-    Gates are not clipped. When training ends, the weights are multiplied by the hard gates, and the gates are removed:
-    removed weights are exactly 0. If all gates of a layer are off, `mask` raises `LayerCollapseError`, see
-    `Gates.harden`. Earlier checkpoints contain weights and gates separately. Supports one process only.
+    The gates become hard, 0 or 1, during training. When training ends, the weights are multiplied by the hard gates and
+    the gates are removed, so that removed weights are exactly 0. Checkpoints written before the end contain weights and
+    gates separately.
+
+    The logged loss does not include the penalty on the gates; its gradient is added before each step. Gradients of
+    gates are not clipped. If all gates of a layer are 0, `mask` raises `LayerCollapseError`, see `Gates.harden`.
+    Training must run in one process.
     """
 
     def __init__(
@@ -184,16 +186,16 @@ class GatesCallback(_JobCallback):
         penalty: coefficient of the sum of all gates in the loss; a gate counts once for each weight that it
             multiplies.
         optimizer: builds the gates' optimiser from a list of parameters, such as ``partial(torch.optim.SGD,
-            lr=1.0)``; its learning rate is constant. By default SGD with learning rate 0.1 and momentum 0.9
+            lr=1.0)``; its learning rate stays constant. By default SGD with learning rate 0.1 and momentum 0.9
             (Savarese et al. 2020).
-        module: dotted name of the part of the LightningModule that gets gates; empty for the whole module.
-        options: init, kind, scope, within, pattern, seed: see `core.gates.attach`.
+        module: dotted name of the submodule that gets gates; empty for the whole LightningModule.
+        options: arguments of `core.gates.attach`: init, kind, scope, within, pattern, seed.
         """
         super().__init__(GatesJob(penalty, optimizer, options), module)
         self.job: GatesJob
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Remove the gates, so that other callbacks find the hard network."""
+        """Multiply the weights by the hard gates and remove the gates, so that other callbacks see a pruned network."""
         self.job.finish_and_watch()
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -226,7 +228,15 @@ def _count_steps(trainer: Trainer) -> int:
 
 
 def _count_steps_with_accumulation_schedule(trainer: Trainer, scheduler: Any, steps: int) -> int:
-    """Return the number of optimiser steps if the number of accumulated batches changes, which Lightning ignores."""
+    """Return the number of optimiser steps if the number of accumulated batches changes from epoch to epoch.
+
+    Lightning's own estimate ignores such changes.
+
+    Args:
+        trainer: the trainer.
+        scheduler: a `GradientAccumulationScheduler`.
+        steps: Lightning's estimate, which is returned if the number of batches or epochs is unknown.
+    """
     batches, epochs = trainer.num_training_batches, trainer.max_epochs
     if batches == float("inf") or not epochs or epochs < 0:
         return steps

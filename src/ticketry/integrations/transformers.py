@@ -1,12 +1,12 @@
-"""Callbacks for the Trainer of transformers.
+"""Provide callbacks for the Trainer of transformers.
 
     callback = GradualCallback(density=0.1)
     transformers.Trainer(model, args, train_dataset=data, callbacks=[callback]).train()
     ticket = callback.ticket(early_state_dict)
 
-Their state is a safetensors file in each of the trainer's checkpoints, so that `train(resume_from_checkpoint=...)`
-gives the same result as an uninterrupted training. The names in the model's state dict do not change. A *step* is a
-step of the optimiser: accumulated batches count once.
+Each of the trainer's checkpoints contains a safetensors file with the callbacks' state, so that
+`train(resume_from_checkpoint=...)` gives the same result as an uninterrupted training. The names in the model's state
+dict do not change. A *step* is a step of the optimiser: batches whose gradients are accumulated count as one step.
 """
 
 from __future__ import annotations
@@ -109,7 +109,11 @@ class _JobCallback(CallbackBase, TrainerCallback):
         return f"ticketry-{self.job.name}{of}.safetensors"
 
     def _read_checkpoint_state(self, args: TrainingArguments, state: TrainerState) -> dict[str, Any]:
-        """Read the job's state from the resumed checkpoint; `MaskError` if it is of another step than the weights."""
+        """Return the job's state in the checkpoint from which training resumes.
+
+        Raises:
+            MaskError: if the state and the weights are of different steps.
+        """
         folder = Path(self._resume_from or _find_resumed_checkpoint(state) or self._checkpoint_folder(args, state))
         found = read_state(folder / self._file)
         step = found.pop(_STEP, state.global_step)  # older files do not have it
@@ -142,13 +146,13 @@ class HoldCallback(_JobCallback):
         precision: str = "fp32",
     ) -> None:
         """Args:
-        mask: has the names of parameters of the model, or of its part `module`.
-        module: dotted name of that part, such as ``bert``; empty for the whole model.
+        mask: the mask; its names are names of parameters of the model, or of its submodule `module`.
+        module: dotted name of the submodule to prune, such as ``bert``; empty for the whole model.
         resume_from: the checkpoint from which training resumes, if it is not in the trainer's output_dir.
         kernels: dense; or sparse, which computes only with retained weights, see `tk.sparse_training`. Sparse
             kernels need a CPU, weights in float32 and one process; otherwise training raises an error when it
             begins.
-        example_inputs: inputs of the model or of that part, required by sparse kernels: a tensor or a tuple.
+        example_inputs: a tensor or a tuple, inputs of the pruned module; required by sparse kernels.
         precision: precision of sparse kernels, fp32 or bf16; choose bf16 if the trainer has ``bf16=True``.
         """
         super().__init__(HoldJob(mask, Kernels(kernels, example_inputs, precision)), module, resume_from)
@@ -170,23 +174,25 @@ class GradualCallback(_JobCallback):
     ) -> None:
         """Args:
         density: share of the weights that remains at the end.
-        module: dotted name of the part of the model to prune; empty for the whole model.
+        module: dotted name of the submodule to prune; empty for the whole model.
         resume_from: the checkpoint from which training resumes, if it is not in the trainer's output_dir.
-        kernels, example_inputs, precision: see `HoldCallback`; the kernels adapt to every new mask.
-        options: sparsity, begin, end, frequency, scope, score, distribution, half_rate, collapse, keep_at_least,
-            pattern, seed: see `ticketry.gradual`. The trainer determines the length of the training.
+        kernels, example_inputs, precision: see `HoldCallback`; sparse kernels adapt to every new mask.
+        options: arguments of `ticketry.gradual`: sparsity, begin, end, frequency, scope, score, distribution,
+            half_rate, collapse, keep_at_least, pattern, seed. The number of steps comes from the trainer.
         """
         super().__init__(GradualJob(density, options, Kernels(kernels, example_inputs, precision)), module, resume_from)
 
 
 class GatesCallback(_JobCallback):
-    """Trains gates together with the weights: soft masks that become hard while the model trains, see
-    `core.gates.attach`.
+    """Trains a gate (a soft mask value) for each weight while the model trains, see `core.gates.attach`.
 
-    The logged loss does not include the penalty, whose gradient is added to the gates' gradients before each step.
-    Gates are not clipped. When training ends, the weights are multiplied by the hard gates, and the gates are removed:
-    removed weights are exactly 0. If all gates of a layer are off, `mask` raises `LayerCollapseError`, see
-    `Gates.harden`. Earlier checkpoints contain weights and gates separately. Supports one process only.
+    The gates become hard, 0 or 1, during training. When training ends, the weights are multiplied by the hard gates and
+    the gates are removed, so that removed weights are exactly 0. Checkpoints written before the end contain weights and
+    gates separately.
+
+    The logged loss does not include the penalty on the gates; its gradient is added before each step. Gradients of
+    gates are not clipped. If all gates of a layer are 0, `mask` raises `LayerCollapseError`, see `Gates.harden`.
+    Training must run in one process.
     """
 
     def __init__(
@@ -202,11 +208,11 @@ class GatesCallback(_JobCallback):
         penalty: coefficient of the sum of all gates in the loss; a gate counts once for each weight that it
             multiplies.
         optimizer: builds the gates' optimiser from a list of parameters, such as ``partial(torch.optim.SGD,
-            lr=1.0)``; its learning rate is constant. By default SGD with learning rate 0.1 and momentum 0.9
+            lr=1.0)``; its learning rate stays constant. By default SGD with learning rate 0.1 and momentum 0.9
             (Savarese et al. 2020).
-        module: dotted name of the part of the model that gets gates; empty for the whole model.
+        module: dotted name of the submodule that gets gates; empty for the whole model.
         resume_from: the checkpoint from which training resumes, if it is not in the trainer's output_dir.
-        options: init, kind, scope, within, pattern, seed: see `core.gates.attach`.
+        options: arguments of `core.gates.attach`: init, kind, scope, within, pattern, seed.
         """
         super().__init__(GatesJob(penalty, optimizer, options), module, resume_from)
         self.job: GatesJob
@@ -218,11 +224,11 @@ class GatesCallback(_JobCallback):
 
 
 def _make_is_running(state: TrainerState) -> Callable[[], bool]:
-    """Return a function that tells whether the `train` call with this state is still running.
+    """Return a function that tells whether the call of `Trainer.train` with this state is still running.
 
     The Trainer calls no callback when an exception ends a training. So the function searches the stacks of all threads
-    for the call; each call has its own state. If no call of `train` is found at first, other code calls the callbacks,
-    and the training counts as running for ever.
+    for the call of `train` whose trainer has this state. If there is no such call now, other code than `train` calls
+    the callbacks, and the function always returns True.
     """
     known = weakref.ref(state)
 
@@ -233,14 +239,14 @@ def _make_is_running(state: TrainerState) -> Callable[[], bool]:
 
 
 def _find_resumed_checkpoint(state: TrainerState) -> str | None:
-    """Return the checkpoint from which the `train` call with this state resumes; None if unknown."""
+    """Return the checkpoint from which the call of `Trainer.train` with this state resumes; None if unknown."""
     training = next(_find_train_calls(state), None)
     found = training.f_locals.get("resume_from_checkpoint") if training is not None else None
     return found if isinstance(found, str) else None
 
 
 def _find_train_calls(state: TrainerState | None) -> Iterator[FrameType]:
-    """Yield the frames of `Trainer.train` calls with this state, from the stacks of all threads."""
+    """Yield the stack frames, in all threads, of calls of `Trainer.train` whose trainer has this state."""
     for frame in sys._current_frames().values():
         for caller in _iterate_callers(frame):
             if _is_train_call(caller, state):
@@ -254,7 +260,7 @@ def _iterate_callers(frame: FrameType | None) -> Iterator[FrameType]:
 
 
 def _is_train_call(frame: FrameType, state: TrainerState | None) -> bool:
-    """Return whether a frame is a call of `Trainer.train` with this state."""
+    """Return whether a stack frame is a call of `Trainer.train` whose trainer has this state."""
     if state is None or frame.f_code.co_name != "train":
         return False
     return getattr(frame.f_locals.get("self"), "__dict__", {}).get("state") is state

@@ -1,20 +1,20 @@
 """Registries map names to objects: methods, scores, gates, controls, tasks, models, data sets, runners and others.
 
-Every name stands for an object in a module, which is imported when it is first requested. There are three kinds:
+Every name stands for an object in a module; the module is imported when the object is first requested. A name is
 
 built in
-    NAME -> ``module:object`` in the mapping that the registry was created with.
+    if the mapping with which the registry was created has it, with its ``module:object``;
 from an installed package
-    NAME -> ``module:object`` in an entry point of the registry's group, in that package's pyproject.toml::
+    if the package has an entry point of this name, with its ``module:object``, in its pyproject.toml::
 
         [project.entry-points."ticketry.tasks"]
         moons = "my_package.tasks:Moons"
 user-defined
-    ``package.module:object`` itself, which may be in the current directory.
+    if it is itself written ``package.module:object``; the module may be in the current directory.
 
-``module`` alone names the module. Registries whose objects can be modules also accept it without a colon: ``mine`` for
-``mine.py`` in the current directory, or ``package.module``. If an entry point of a package cannot be used, a warning
-names the package and all other names keep working. A package cannot replace a built-in name.
+A registry whose objects can be modules also accepts a name without a colon: ``mine`` for ``mine.py`` in the current
+directory, or ``package.module``. If an entry point of a package cannot be used, a warning names the package and all
+other names keep working. A package cannot replace a built-in name.
 """
 
 from __future__ import annotations
@@ -52,12 +52,12 @@ GROUPS = {
     *("ticketry.methods", "ticketry.scores", "ticketry.gates", "ticketry.controls", "ticketry.tasks"),
     *("ticketry.models", "ticketry.language_models", "ticketry.data", "ticketry.runners", "ticketry.loggers"),
 }
-"""All known groups of entry points. Registries add theirs, but most registries are created only when needed."""
+"""All groups of entry points that ticketry uses. They are listed here because most registries are created late."""
 _log = logging.getLogger(__name__)
 
 
 class Registry(Generic[T]):
-    """All objects of one kind, such as tasks, by name."""
+    """Finds objects of one kind, such as tasks, by their names."""
 
     def __init__(
         self,
@@ -74,16 +74,17 @@ class Registry(Generic[T]):
     ) -> None:
         """
         Args:
-            kind: kind of the objects, for messages: task, search method.
-            group: group of entry points: ticketry.tasks.
-            built_in: ``module:object`` of each built-in name, in the order in which they are listed.
-            needs: attributes that every object must have.
-            make: function of name and object that returns what `get` returns, by default the object. It may raise a
-                `TicketryError`.
-            aliases: other name -> name of a built-in object.
-            modules: whether objects can be modules, so that a module's name alone is valid.
-            error: class of the error for an unknown name, and for a user-defined object that cannot be used.
-            unknown: message for an unknown name; advice on user-defined names and the nearest name are appended.
+            kind: what the objects are, for messages, such as "task" or "search method".
+            group: group of entry points in which packages offer objects, such as "ticketry.tasks".
+            built_in: built-in names, in the order of lists for users, each with its ``module:object``.
+            needs: names of attributes that every object must have.
+            make: called with a name and the object found; `get` returns its result. By default `get` returns the
+                object. `make` may raise a `TicketryError`.
+            aliases: further names, each with the built-in name that it stands for.
+            modules: whether objects can be modules, so that the name of a module is valid too.
+            error: class of the error for an unknown name, or for a user-defined object that cannot be used.
+            unknown: begin of the message for an unknown name. The message also says how to name an object of one's own,
+                and which known name is nearest.
         """
         self.kind = kind
         self.group = group
@@ -96,7 +97,7 @@ class Registry(Generic[T]):
         self._error = error
         self._unknown = unknown
         self._built: dict[str, T] = {}
-        """Built-in objects that were requested before."""
+        """Built-in objects that were requested before, by name."""
         self._shadowed: set[_EntryPoint] = set()
 
     def names(self) -> tuple[str, ...]:
@@ -110,13 +111,13 @@ class Registry(Generic[T]):
         return self.aliases.get(name, name) in self.built_in or name in self._list_entry_points()
 
     def get(self, name: str) -> T:
-        """Return the object that a name stands for.
+        """Return the object with this name, after importing its module.
 
         Raises:
-            PluginError: if a package's object cannot be imported or is not of this kind, or if two packages offer the
-                name.
-            TicketryError: of the registry's `error` class, if the name is unknown, or if a user-defined object cannot
-                be imported or is not of this kind.
+            PluginError: if two packages offer the name, or if the object of a package cannot be imported or lacks a
+                needed attribute.
+            TicketryError: the registry's `error` class, if the name is unknown, or if a user-defined object cannot be
+                imported or lacks a needed attribute.
         """
         target, where = self.find_target(name), self.find_origin(name)
         if where == BUILT_IN:
@@ -138,14 +139,14 @@ class Registry(Generic[T]):
             raise self._error(f"{self.kind} {name!r} is not known: {error}") from error
 
     def find_origin(self, name: str) -> str:
-        """Return where an object comes from: ``built in``, package and version, or the module of ``module:object``."""
+        """Return where the object comes from: "built in", a package with its version, or the name of a module."""
         if self.aliases.get(name, name) in self.built_in:
             return BUILT_IN
         offers = self._list_entry_points().get(name)
         return " and ".join(offer.package for offer in offers) if offers else self.find_target(name).partition(":")[0]
 
     def find_target(self, name: str) -> str:
-        """Return the ``module:object`` that a name stands for, without importing it. Raises as `get`."""
+        """Return the ``module:object`` for a name without importing the module; raise the errors of `get`."""
         offers = self._list_entry_points().get(name, [])
         if len(offers) > 1:
             which = " and ".join(f"{offer.package} ({offer.target})" for offer in offers)
@@ -162,7 +163,7 @@ class Registry(Generic[T]):
         return name
 
     def is_outside(self, name: str) -> bool:
-        """Return whether a name stands for code outside this library: a package's or user-defined."""
+        """Return whether a name stands for code outside ticketry: an object of another package, or a user's own."""
         return self.aliases.get(name, name) not in self.built_in and (
             self._is_user_defined(name) or name in self._list_entry_points()
         )
@@ -172,11 +173,11 @@ class Registry(Generic[T]):
         return ":" in name or (self._modules and is_module(name))
 
     def digest_source(self, name: str) -> str:
-        """Return a digest of the source of an object, for the keys of results that depend on it; "" if built in."""
+        """Return a digest of the source code of an object, or "" for a built-in object; keys of results contain it."""
         return "" if self.find_origin(name) == BUILT_IN else digest_source(self.find_target(name), self.get(name))
 
     def load_usable(self) -> dict[str, T]:
-        """Return all objects by name; for a package's object that cannot be used, log a warning and omit it."""
+        """Return all objects by name; omit an object of a package that cannot be used, with a warning in the log."""
         found = {}
         for name in self.names():
             try:
@@ -186,7 +187,7 @@ class Registry(Generic[T]):
         return found
 
     def build_unknown_error(self, name: str) -> TicketryError:
-        """Return the error for an unknown name, which lists the choices and the nearest of them."""
+        """Return the error for an unknown name; the message lists the known names and the most similar one."""
         names = (*self.names(), *self.aliases)
         text = self._unknown.format(kind=self.kind, name=name, names=", ".join(names))
         near = did_you_mean(name, names)
@@ -196,7 +197,7 @@ class Registry(Generic[T]):
         return error
 
     def _check_kind_and_build(self, name: str, found: Any) -> T:
-        """Check that an object has the needed attributes, and pass it through `make`."""
+        """Return what `make` returns for an object; raise `UsageError` if the object lacks a needed attribute."""
         missing = [part for part in self._needs if not hasattr(found, part)]
         if missing:
             raise UsageError(f"it has no {missing[0]}, and a {self.kind} has {' and '.join(self._needs)}")
@@ -209,7 +210,7 @@ class Registry(Generic[T]):
         return made
 
     def _list_entry_points(self) -> dict[str, list[_EntryPoint]]:
-        """Return the entry points of installed packages by name, without names that are built in."""
+        """Return, by name, the entry points of installed packages in this group; built-in names are left out."""
         found: dict[str, list[_EntryPoint]] = {}
         for offer in _find_entry_points(tuple(sys.path)):
             if offer.group != self.group:
@@ -227,13 +228,13 @@ class Registry(Generic[T]):
 
 
 def is_offered(name: str) -> bool:
-    """Return whether an installed package offers an object of that name, of any kind."""
+    """Return whether an installed package has an entry point with this name, in any group of ticketry."""
     return any(offer.name == name for offer in _find_entry_points(tuple(sys.path)))
 
 
 @dataclass(frozen=True, order=True)
 class _EntryPoint:
-    """An entry point of an installed package."""
+    """Describes an entry point by which an installed package offers an object to a registry."""
 
     group: str
     name: str
@@ -244,7 +245,7 @@ class _EntryPoint:
 
 
 def _warn_unknown_groups(offers: Sequence[_EntryPoint]) -> None:
-    """Warn of entry points in groups that no registry uses, which are likely mistyped."""
+    """Log a warning for each group of entry points that no registry uses; such a group is probably mistyped."""
     for group in sorted({offer.group for offer in offers} - GROUPS):
         package = next(offer.package for offer in offers if offer.group == group)
         near = did_you_mean(group, sorted(GROUPS))
@@ -256,7 +257,7 @@ def _warn_unknown_groups(offers: Sequence[_EntryPoint]) -> None:
 
 @lru_cache(maxsize=8)
 def _find_entry_points(path: tuple[str, ...]) -> tuple[_EntryPoint, ...]:
-    """Return all entry points in groups of this library; packages are searched along `path` (`sys.path`)."""
+    """Return all entry points in groups that begin with "ticketry.", of the packages in the folders `path`."""
     from importlib.metadata import distributions  # 20 ms, and not needed for help
 
     found: dict[str, list[_EntryPoint]] = {}

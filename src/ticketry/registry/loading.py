@@ -14,16 +14,16 @@ from ticketry.errors import UsageError
 
 
 def import_from_here() -> None:
-    """Put the current directory on `sys.path`, as ``python -m`` does, so that its modules can be imported."""
+    """Put the current directory on `sys.path`, so that modules in the directory can be imported."""
     here = os.getcwd()
     if here not in sys.path and "" not in sys.path:
         sys.path.insert(0, here)
 
 
 def is_module(name: str) -> bool:
-    """Return whether a name is a module of the current directory or a dotted module of a package; imports nothing.
+    """Return whether a name is that of a module in the current directory, or ``package.module``; import nothing.
 
-    An installed module without a dot does not count, because such a name is more often a typing error.
+    For the name of an installed module without a dot the answer is False, since it is more often a typing error.
     """
     parts = name.split(".")
     if not all(part.isidentifier() for part in parts):
@@ -41,19 +41,24 @@ def is_module(name: str) -> bool:
 
 
 def require_user_file(name: str, found: object) -> None:
-    """Raise `UsageError` if a module of that name in the current directory is shadowed by another one."""
+    """Raise `UsageError` if the current directory has a module `name`, but another module was imported instead.
+
+    Args:
+        name: name of the module; nothing is checked for a name with a colon.
+        found: the module that was imported.
+    """
     file, loaded = _find_user_file(name), getattr(found, "__file__", None)
     if ":" not in name and file and isinstance(loaded, str) and not os.path.samefile(file, loaded):
         raise UsageError(f"{file.name} in {os.getcwd()} has the name of the module {loaded}, so rename your file")
 
 
 def _find_user_file(name: str) -> Path | None:
-    """Return the file of a module in the current directory, or None."""
+    """Return the file of the module `name` in the current directory; None if there is none."""
     return _find_module_file(Path(os.getcwd(), *name.split(".")))
 
 
 def _find_module_file(path: Path) -> Path | None:
-    """Return the file of a module or package from its path without suffix, or None."""
+    """Return the file of the module or package at `path`, which has no suffix; None if there is none."""
     return next((file for file in (path / "__init__.py", path.with_name(f"{path.name}.py")) if file.is_file()), None)
 
 
@@ -76,7 +81,7 @@ def load(target: str) -> Any:
 
 
 def resolve(target: str) -> Any:
-    """Return what `load` returns, but pass on every error of the import unchanged."""
+    """Return the object or module that `load` returns; unlike `load`, do not convert errors of the import."""
     name, colon, path = target.partition(":")
     found: Any = importlib.import_module(name)
     if path.isidentifier() and not hasattr(found, path) and hasattr(found, "__path__") and find_spec(f"{name}.{path}"):

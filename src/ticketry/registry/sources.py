@@ -1,10 +1,13 @@
-"""Digests of the source of user-defined code, for the keys of results that depend on this code.
+"""Compute digests of the source of user-defined code; keys of results that depend on this code contain them.
 
-A digest covers the module itself and all modules that it reaches by import statements, including those in functions:
-other modules of its package, and of the folder that it is imported from. It does not cover other installed packages,
-modules imported by a name computed at run time, the ``__init__`` of packages on the way, or data files. A digest is
-the same in every process, because it does not depend on which modules are loaded. One exception: if a file is edited
-after its module was loaded, as in a notebook, the digest is of the source that runs, see `read_module_source`.
+A digest covers a module and the modules that it reaches, which are the modules imported by its import statements (also
+those in functions), by the imports of these modules, and so on. Only modules of the same package or from the same
+folder count. A digest does not cover other installed packages, modules imported by a name computed at run time, the
+``__init__`` of a parent package, or data files.
+
+A digest is the same in every process, because it does not depend on which modules are loaded. One exception: if a file
+is edited after its module was loaded, as in a notebook, the digest is that of the source that runs, see
+`read_module_source`.
 """
 
 from __future__ import annotations
@@ -26,9 +29,13 @@ _log = logging.getLogger(__name__)
 
 
 def digest_source(target: str, *objects: object) -> str:
-    """Return the sha256 of the source behind ``module:object``, without this library's own source.
+    """Return the SHA-256 of the source that defines ``module:object``; modules of ticketry are left out.
 
-    It covers the module, the modules that define the object and `objects`, and all modules that these reach.
+    The digest covers the module, the modules that define the object and `objects`, and all modules that these reach.
+
+    Args:
+        target: the name ``module:object``.
+        objects: further objects whose defining modules are included.
 
     Raises:
         UsageError: if a module cannot be imported or has no source file.
@@ -37,9 +44,9 @@ def digest_source(target: str, *objects: object) -> str:
 
 
 def digest_defining_source(*objects: object) -> str:
-    """Return the sha256 of the source of the modules that define objects, and of the modules that these reach.
+    """Return the SHA-256 of the source of the modules that define `objects`, and of the modules that these reach.
 
-    It is "" if the modules are all this library's or have no file, as at a prompt and in a notebook.
+    The result is "" if all these modules belong to ticketry or have no file, as at a prompt and in a notebook.
     """
     return (
         _digest_modules(modules)
@@ -49,7 +56,7 @@ def digest_defining_source(*objects: object) -> str:
 
 
 def find_reached_modules(target: str) -> set[str]:
-    """Return the modules that define ``module:object``, and those that they reach by import statements.
+    """Return the names of the modules that define ``module:object``, and of all modules that these reach.
 
     Raises:
         UsageError: if the module cannot be imported.
@@ -59,14 +66,14 @@ def find_reached_modules(target: str) -> set[str]:
 
 
 def _defining_modules(*objects: object) -> set[str]:
-    """Return the modules that define objects, without those of this library."""
+    """Return the names of the modules that define `objects`; modules of ticketry are left out."""
     modules = {one.__name__ for one in objects if isinstance(one, ModuleType)}
     names = {getattr(one, "__module__", None) for one in objects} | modules
     return {name for name in names if name in sys.modules and not _is_library_module(name)}
 
 
 def _digest_modules(modules: Iterable[str]) -> str:
-    """Return the sha256 of the source of modules, and of the modules that these reach."""
+    """Return the SHA-256 of the source of modules, and of the modules that these reach."""
     found = hashlib.sha256()
     for name in sorted(modules):
         file = _find_source_file(name)
@@ -79,7 +86,7 @@ def _digest_modules(modules: Iterable[str]) -> str:
 
 
 def add_reached_modules(found: hashlib._Hash, modules: Iterable[str]) -> hashlib._Hash:
-    """Add the names and sources of all modules that `modules` reach to a digest, and return it."""
+    """Add the names and sources of all modules that `modules` reach to the digest `found`, and return `found`."""
     for name, file in sorted(_find_reached(modules).items()):
         found.update(f"\0{name}\0".encode())
         found.update(read_module_source(name, file))
@@ -87,15 +94,14 @@ def add_reached_modules(found: hashlib._Hash, modules: Iterable[str]) -> hashlib
 
 
 _loaded_sources: dict[tuple[str, Path], tuple[object, bytes]] = {}
-"""Loaded spec (None if not loaded) and source of each module and file, when the source was first read."""
+"""For each module and file, the module's spec (None if the module is not loaded) and the source when first read."""
 
 
 def read_module_source(name: str, file: Path) -> bytes:
-    """Return the source that a module runs in this process.
+    """Return the source code that a module runs in this process: the content of its file when it was loaded.
 
-    This is the content of its file. If the file was edited after the module was loaded, it is the source before the
-    edit, and a warning is logged once per edit. Otherwise results of the old code would be stored under the key of the
-    new code, and later processes would use them.
+    If the file was edited after the module was loaded, the source before the edit is returned, and a warning is logged
+    once per edit. With the new source, results of the old code would be stored under the key of the new code.
     """
     source = file.read_bytes()
     module = sys.modules.get(name)
@@ -133,19 +139,20 @@ def _is_library_module(module: str) -> bool:
 
 @dataclass(frozen=True)
 class _Module:
-    """A module: its name and file, and the folder that it is imported from."""
+    """Describes a module by its name and file, and by the folder on `sys.path` from which it is imported."""
 
     name: str
     file: Path
     root: Path
+    """The folder on `sys.path`."""
 
     @property
     def package(self) -> str:
-        """The package that its relative imports refer to."""
+        """Name of the package to which relative imports in this module refer."""
         return self.name if self.file.name == "__init__.py" else self.name.rpartition(".")[0]
 
     def sibling(self, name: str) -> _Module | None:
-        """Return a module by name from the same folder; None if missing or in another installed package."""
+        """Return the module `name` in the same root folder; None if missing or part of another installed package."""
         first = name.partition(".")[0]
         if _is_library_module(name) or (first != self.name.partition(".")[0] and _is_package_folder(self.root)):
             return None
@@ -155,7 +162,7 @@ class _Module:
 
 
 def _find_reached(modules: Iterable[str]) -> dict[str, Path]:
-    """Return name and file of every other module that imported modules reach by import statements."""
+    """Return the name and file of every other module that the imported `modules` reach."""
     roots = [found for name in modules if (found := _find_imported_module(name))]
     seen, waiting = {found.file: found for found in roots}, list(roots)
     while waiting:
@@ -169,7 +176,7 @@ def _find_reached(modules: Iterable[str]) -> dict[str, Path]:
 
 
 def _find_imported_module(name: str) -> _Module | None:
-    """Return an imported module with its file; None if its file and name do not match."""
+    """Return an imported module with its file; None if it has no source file, or a file with another name."""
     file = _find_source_file(name)
     if file is None:
         return None
@@ -185,7 +192,7 @@ def _find_imported_module(name: str) -> _Module | None:
 
 @lru_cache(maxsize=256)
 def _parse_imports(source: bytes, package: str) -> tuple[tuple[str, ...], ...]:
-    """Return what a module imports, anywhere in its source: for each import its possible names, likeliest first."""
+    """Return, for each import anywhere in the source, the module names that it may mean, the likeliest first."""
     try:
         tree = ast.parse(source)
     except (SyntaxError, ValueError):  # for another Python version; importing it raises the error
@@ -194,7 +201,7 @@ def _parse_imports(source: bytes, package: str) -> tuple[tuple[str, ...], ...]:
 
 
 def _imported_names(node: ast.AST, package: str) -> Iterator[tuple[str, ...]]:
-    """Yield the possible module names of each import of a statement."""
+    """Yield, for each import in the statement `node`, the module names that it may mean."""
     if isinstance(node, ast.Import):
         yield from ((alias.name,) for alias in node.names)
     elif isinstance(node, ast.ImportFrom):
@@ -206,5 +213,5 @@ def _imported_names(node: ast.AST, package: str) -> Iterator[tuple[str, ...]]:
 
 @lru_cache(maxsize=64)
 def _is_package_folder(folder: Path) -> bool:
-    """Return whether packages are installed in a folder, so that modules next to a package do not belong to it."""
+    """Return whether pip installs packages into a folder, in which modules side by side are then unrelated."""
     return folder.name in ("site-packages", "dist-packages") or any(folder.glob("*.dist-info"))
