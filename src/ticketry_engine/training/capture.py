@@ -1,6 +1,6 @@
-"""Divides a traced call of a model into regions that run in kernels and nodes that run in torch, with autograd.
+"""Divide a traced call of a model into regions that run in kernels and nodes that run in torch, with autograd.
 
-Modules with weights are single nodes of the trace (`torch.fx`): their parameters, hooks and buffers stay in the model.
+Modules with weights are single nodes of the trace (`torch.fx`); their parameters, hooks and buffers stay in the model.
 """
 
 from __future__ import annotations
@@ -27,45 +27,50 @@ LIMIT = 0.5
 """Density above which a layer runs in torch, or in kernels with all its weights."""
 
 LIMITS = {"avx512": 0.7}
-"""Target -> `LIMIT` for convolutions with windows larger than 1 x 1 if the batch fills whole blocks.
+"""Target -> replacement of `LIMIT` for convolutions with windows larger than 1 x 1 if the batch fills whole blocks.
 
 Measured: four 3x3 convolutions with norms and ReLUs, of 16 to 512 channels, took 0.83 to 0.95 of the time of the dense
-kernels at 70 %, and 0.93 to 1.03 at 80 %. 1x1 convolutions took 1.25 at 70 % with 1,024 channels, 0.91 with 256."""
+kernels at 70 %, and 0.93 to 1.03 at 80 %. 1x1 convolutions took 1.25 at 70 % with 1,024 channels, 0.91 with 256.
+"""
 
 DENSE = 4
-"""Minimum number of dense convolutions for which a region without sparse layers pays off.
+"""Minimum number of dense convolutions for which a region without sparse layers is faster than torch.
 
-Measured (AVX-512, 32 registers): they take 0.5 to 1.1 of torch's time; the norms, ReLUs and sums around them a
-third."""
+Measured (AVX-512, 32 registers): dense convolutions take 0.5 to 1.1 of torch's time; the norms, ReLUs and sums around
+them take a third.
+"""
 
 FULL = 1.15
-"""Maximum ratio of the images of whole blocks to those of the batch for dense convolutions."""
+"""Maximum ratio of the images that whole blocks hold to the images of the batch, for dense convolutions."""
 
 LIMIT_LINEAR = 0.3
-"""`LIMIT` for linear layers, whose dense products are faster."""
+"""Replacement of `LIMIT` for linear layers, whose dense products are faster."""
 
 SHORT = 64
-"""Weights per row, including pruned ones, up to which a layer joins a region at any density: a stem, a depthwise
-convolution."""
+"""Maximum number of weights per row, including pruned ones, with which a layer joins a region at any density.
+
+Examples are the first convolution of a network and depthwise convolutions.
+"""
 
 ALONE = 1 << 17
-"""Minimum number of pruned weights in linear layers for a region without convolutions; below it the fixed costs of a
-step exceed the savings.
+"""Minimum number of pruned weights in linear layers for a region without convolutions.
 
-Measured, batch 128: 784-300-100-10 (266,200 weights) took 1.03, 0.90, 0.74 and 0.75 of the dense step's time at a
-density of 30, 20, 10 and 5 % (AVX-512); 3072-4096-4096-10 took 1.0, 0.75 and 0.35 at 50, 30 and 10 % (AVX2)."""
+With fewer pruned weights, the fixed costs of a step exceed the savings. Measured, batch 128: 784-300-100-10 (266,200
+weights) took 1.03, 0.90, 0.74 and 0.75 of the dense step's time at a density of 30, 20, 10 and 5 % (AVX-512);
+3072-4096-4096-10 took 1.0, 0.75 and 0.35 at 50, 30 and 10 % (AVX2).
+"""
 
 
 @dataclass(frozen=True)
 class CapturedCall:
-    """A traced call as steps: nodes of the trace that run in torch, and regions that replace the others."""
+    """A traced call as steps: nodes of the trace that run in torch, and regions that replace the other nodes."""
 
     graph: fx.Graph
     order: list[fx.Node | FoundRegion]
     reasons: dict[str, str]
-    """Layer with weights -> why it runs in torch."""
+    """Name of a layer with weights that runs in torch -> the reason."""
     dense: set[str]
-    """Layers in regions that compute with pruned weights as zeros."""
+    """Names of the layers in regions that compute with all weights; pruned weights are zeros."""
 
 
 @dataclass
@@ -76,23 +81,23 @@ class FoundRegion:
     nodes: list[Node] = field(default_factory=list)
     weights: dict[str, tuple[int, ...]] = field(default_factory=dict)
     members: dict[fx.Node, str] = field(default_factory=dict)
-    """Node of the trace -> its value in the region."""
+    """Node of the trace -> the name of its value in the region."""
     inputs: dict[fx.Node, str] = field(default_factory=dict)
     outputs: list[fx.Node] = field(default_factory=list)
     seeds: int = 0
-    """Number of layers that gain from the mask: convolutions, and linear layers over tokens."""
+    """Number of layers that the mask makes faster: convolutions, and linear layers over tokens."""
     pruned: int = 0
-    """Number of pruned weights in other linear layers: see `ALONE`."""
+    """Number of pruned weights in linear layers over examples: see `ALONE`."""
     dense: set[str] = field(default_factory=set)
-    """Convolutions with all their weights: see `DENSE`."""
+    """Names of the convolutions that compute with all their weights: see `DENSE`."""
 
     @property
     def is_faster(self) -> bool:
-        """Whether the region is faster than its layers in torch."""
+        """Whether the region is expected to be faster than its layers in torch."""
         return self.seeds > 0 or self.pruned >= ALONE or len(self.dense) >= DENSE
 
     def region(self) -> TrainingRegion:
-        """Return the finished region."""
+        """Return the region in the form in which it is planned and run."""
         outputs = tuple(dict.fromkeys(self.members[node] for node in self.outputs))
         values = () if self.tokens else (self.inputs | self.members).items()
         flat = frozenset(name for node, name in values if len(shape_of(node) or ()) == 2)
@@ -109,13 +114,13 @@ def capture(
     limit: float = LIMIT,
     half: bool = False,
 ) -> CapturedCall:
-    """Return a call of a model as steps.
+    """Divide a call of a model into steps.
 
     Args:
         kept: module under the mask -> its retained weights.
         graph: the traced call (see `tracing`).
         dense: whether convolutions with all their weights run in kernels.
-        limit: density up to which convolutions run in sparse kernels if blocks are full (see `LIMITS`).
+        limit: density up to which convolutions run in sparse kernels if the batch fills whole blocks (see `LIMITS`).
         half: whether kernels compute in bfloat16.
     """
     modules = dict(model.named_modules())
@@ -136,14 +141,14 @@ class _RegionFinder:
         self.of: dict[fx.Node, FoundRegion] = {}
         self.reasons: dict[str, str] = {}
         self.used: set[str] = set()
-        """Modules with weights in regions: a second call of one runs in torch."""
+        """Modules with weights that are in regions; a second call of such a module runs in torch."""
         self.free: dict[fx.Node, Node] = {}
-        """Nodes that kernels can run, and that may be the first of a region."""
+        """Nodes outside of regions that kernels can run, and that may be the first nodes of a region."""
         self.after: dict[fx.Node, fx.Node] = {}
         """Node that draws random numbers -> the previous such node."""
 
     def add_node(self, node: fx.Node) -> None:
-        """Add a node to a region, if kernels can run it."""
+        """Add a node to a region if kernels can run it and are faster."""
         try:
             lowered = self._lower(node)
         except Unsupported as why:
@@ -185,7 +190,7 @@ class _RegionFinder:
                 region.seeds += 1
 
     def _prepend(self, region: FoundRegion, read: fx.Node) -> None:
-        """Let a region begin with the free nodes before its first layer."""
+        """Move the node `read`, and nodes before it, from `free` to the begin of a new region."""
         if read in self.free:
             self._prepend(region, read.all_input_nodes[0])
             self._add_to_region(read, self.free.pop(read), region)
@@ -207,9 +212,9 @@ class _RegionFinder:
     # -- choose a region -----------------------------------------------------------------------------------------------
 
     def _neighbours(self, node: fx.Node) -> list[FoundRegion]:
-        """Return regions that compute inputs of a node, then regions over tokens that share an input with it.
+        """Return the regions that compute inputs of a node, then the regions over tokens that share an input with it.
 
-        The latter join queries, keys and values in one region.
+        The second kind is how queries, keys and values get into one region.
         """
         found = {id(self.of[read]): self.of[read] for read in node.all_input_nodes if read in self.of}
         for region in self.found:
@@ -218,7 +223,7 @@ class _RegionFinder:
         return list(found.values())
 
     def _may_join(self, node: fx.Node, region: FoundRegion) -> bool:
-        """Return whether no input of the node from outside the region depends on the region."""
+        """Return whether a node can join a region: its other inputs must not depend on the region."""
         return not any(self._depends(read, region) for read in node.all_input_nodes if self.of.get(read) is not region)
 
     def _depends(self, node: fx.Node, region: FoundRegion) -> bool:
@@ -237,7 +242,7 @@ class _RegionFinder:
         return False
 
     def _predecessors(self, node: fx.Node) -> list[fx.Node]:
-        """Return the nodes that have to run before a node in torch."""
+        """Return the nodes that must run before `node` if it runs in torch."""
         return [*node.all_input_nodes, *(self.after[node] for _ in range(node in self.after))]
 
     # -- choose nodes --------------------------------------------------------------------------------------------------
@@ -249,7 +254,7 @@ class _RegionFinder:
         return weight_shape(module)
 
     def _is_faster_in_kernels(self, node: fx.Node, layer: str) -> bool:
-        """Return whether the layer's mask makes it faster in kernels."""
+        """Return whether the mask of a layer makes the layer faster in kernels."""
         kept = self.kept.get(layer)
         return kept is not None and float(kept.mean()) <= self._density_limit(node, layer)
 
@@ -261,7 +266,7 @@ class _RegionFinder:
         return self.limit if fills_blocks(_count_images(node), half=self.half) and window != (1, 1) else LIMIT
 
     def _runs_dense(self, node: fx.Node, layer: str) -> bool:
-        """Return whether kernels run a convolution with all its weights as fast as torch."""
+        """Return whether a convolution runs in kernels with all its weights, because this is as fast as torch."""
         groups = getattr(self.modules[layer], "groups", 1)
         return self.dense and groups == 1 and fills_blocks(_count_images(node), half=self.half)
 
@@ -284,7 +289,7 @@ class _RegionFinder:
         return lower_function(node)
 
     def build_steps(self, graph: fx.Graph) -> CapturedCall:
-        """Return the steps in an order in which they can run."""
+        """Return the captured call, with its steps in an order in which they can run."""
         for region in self.found:
             if not region.is_faster:
                 named = {node.name: node for node in region.members}
@@ -317,7 +322,7 @@ class _RegionFinder:
 
 
 def _may_begin_region(node: Node) -> bool:
-    """Return whether a region over tokens may begin with a node before its first layer."""
+    """Return whether a region over tokens may begin with this node, before the region's first layer."""
     return node.op == "layer_norm" or (node.op == "act" and node.attrs["act"] != "relu")
 
 
@@ -328,7 +333,10 @@ def _count_images(node: fx.Node) -> int:
 
 
 def fills_blocks(images: int, *, half: bool = False) -> bool:
-    """Return whether a batch fills whole blocks of images, up to `FULL`. Blocks in bfloat16 are larger."""
+    """Return whether a batch fills whole blocks of images, with at most the share of empty images that `FULL` allows.
+
+    Blocks in bfloat16 (`half`) hold twice as many images.
+    """
     block = images_of(HALF if half else FLOAT)
     return 0 < -(-images // block) * block <= FULL * images
 
@@ -337,7 +345,7 @@ def fills_blocks(images: int, *, half: bool = False) -> bool:
 
 
 class Unsupported(Exception):
-    """The reason why a node runs in torch."""
+    """Raised if a node must run in torch; the message is the reason."""
 
 
 def shape_of(node: fx.Node) -> torch.Size | None:
@@ -356,14 +364,18 @@ def _require_images(node: fx.Node) -> torch.Size:
 def _build_layer_node(
     op: str, node: fx.Node, x: fx.Node, *, weight: bool = True, bias: bool = True, **attrs: Any
 ) -> Node:
-    """Return a node whose weights are parameters of the called module."""
+    """Return a node whose weights are parameters of the module that `node` calls.
+
+    Args:
+        weight, bias: whether the module has this parameter.
+    """
     roles = [role for role, exists in (("weight", weight), ("bias", bias)) if exists]
     prefix = f"{node.target}." if node.target else ""
     return native_node(op, (x.name,), node.name, {role: prefix + role for role in roles}, **attrs)
 
 
 def weight_shape(module: nn.Conv2d | nn.Linear) -> tuple[int, ...]:
-    """Return the shape of a layer's weight, without computing a parametrised one."""
+    """Return the shape of a layer's weight, without computing the weight if it is parametrised."""
     if isinstance(module, nn.Linear):
         return module.out_features, module.in_features
     return module.out_channels, module.in_channels // module.groups, *module.kernel_size
@@ -497,7 +509,10 @@ _MODULES: dict[type[nn.Module], Callable[[fx.Node, fx.Node, Any], Node | None]] 
 
 
 def _named_arguments(node: fx.Node, **defaults: Any) -> dict[str, Any]:
-    """Return the arguments after the first, by name.
+    """Return the arguments of a call after the first, by name.
+
+    Args:
+        defaults: name of each argument -> its default, in the order of the arguments.
 
     Raises:
         Unsupported: if the call has an argument that is not in `defaults`.
@@ -580,12 +595,11 @@ _FUNCTIONS: dict[Any, Callable[[fx.Node], Node | None]] = {
     F.max_pool2d: _lower_function_max_pool,
     F.avg_pool2d: _lower_function_avg_pool,
 }
-"""Functions and method names."""
+"""Function, or name of a method -> function that converts a call of it to a node."""
 
 
 def kind_of(module: nn.Module) -> type[nn.Module]:
-    """Return the torch class whose `forward` the module runs, if it is one that kernels know; else the module's
-    class."""
+    """Return the torch class whose `forward` the module runs, if kernels know it; else the module's own class."""
     own = type(module)
     for base in own.__mro__:
         same = base in _MODULES and own.forward is base.forward
@@ -595,10 +609,10 @@ def kind_of(module: nn.Module) -> type[nn.Module]:
 
 
 def lower_module(node: fx.Node, module: nn.Module) -> Node | None:
-    """Return the node for a call of a module; None if its output equals its input.
+    """Return the node for a call of a module; None if the module returns its input unchanged.
 
     Raises:
-        Unsupported: if no kernel can run it.
+        Unsupported: if no kernel can run the module.
     """
     lower = _MODULES.get(kind_of(module))
     if lower is None or len(node.all_input_nodes) != 1:
@@ -607,7 +621,10 @@ def lower_module(node: fx.Node, module: nn.Module) -> Node | None:
 
 
 def lower_function(node: fx.Node) -> Node | None:
-    """Return the node for a call of a function or method: see `lower_module`."""
+    """Return the node for a call of a function or method; None if it returns its input unchanged.
+
+    Raises Unsupported if no kernel can run the call.
+    """
     function = _FUNCTIONS.get(node.target) if node.op in ("call_function", "call_method") else None
     if function is None:
         raise Unsupported("no kernels")
@@ -620,7 +637,7 @@ _DRAWING = re.compile(
 
 
 def may_draw_random_numbers(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:
-    """Return whether a node may draw random numbers: such nodes run in the order of the model's code."""
+    """Return whether a node may draw random numbers; such nodes must keep the order of the model's code."""
     if node.op == "call_module":
         module = modules[str(node.target)]
         known = kind_of(module) in _MODULES and not isinstance(module, nn.Dropout)
@@ -635,7 +652,7 @@ def may_draw_random_numbers(node: fx.Node, modules: Mapping[str, nn.Module]) -> 
 def allowed_layouts(node: fx.Node, lowered: Node | None) -> set[bool]:
     """Return in which regions a node may be: True for regions over tokens, False for regions over images.
 
-    A linear layer over [examples, features] counts as one over images without pixels.
+    A linear layer over [examples, features] may be in a region over images, as images without pixels.
     """
     sizes = {len(shape_of(read) or ()) for read in node.all_input_nodes}
     if lowered is None and shape_of(node) != shape_of(node.all_input_nodes[0]):

@@ -1,4 +1,4 @@
-"""The operations of a region's nodes, forward and backward, added to a plan."""
+"""Add the operations of a region's nodes, forward and backward, to a plan."""
 
 from __future__ import annotations
 
@@ -76,7 +76,10 @@ def plan_region(
     rows: frozenset[str],
     item: int,
 ) -> TrainingPlan:
-    """Return the complete plan of a region for one batch size. For arguments and errors see `TrainingPlan`."""
+    """Return the complete plan of a region for one batch size.
+
+    Arguments and errors are those of `TrainingPlan`.
+    """
     plan = TrainingPlan(region, shapes, kept, live, wanted, library, threads, rows, item)
     plan.label = MOVES
     lives = compute_lifetimes(region)
@@ -119,7 +122,7 @@ def plan_region(
 
 
 def _layer_label(node: Node) -> str:
-    """Return the module's name for layers; for other nodes their kind."""
+    """Return the label of a node's operations: the name of the module for layers, else the kind of the node."""
     return layer_name(node) if node.op in LAYERS else _LABELS[node.op]
 
 
@@ -193,7 +196,10 @@ def _emit_weight_gradient(node: Node, plan: TrainingPlan, x: Batch, dy: Batch, l
 
 
 def _weight_gradient_runs_by_block(node: Node, plan: TrainingPlan, gradients: Gradients) -> bool:
-    """Return whether a layer's weight gradient, which is emitted next, runs block by block. Its tables are kept."""
+    """Return whether a layer's weight gradient, which is planned next, runs block by block.
+
+    The tables of the gradient are stored in the plan.
+    """
     layer = _build_masked_layer(node, plan)
     if not layer.count:
         return False
@@ -253,7 +259,12 @@ def _emit_norm_forward(node: Node, plan: TrainingPlan) -> None:
 
 
 def _recompute_norm(name: str, makers: Mapping[str, Node], plan: TrainingPlan, *, passing: bool = False) -> None:
-    """Recompute the output of a norm in the backward pass, if it is not stored."""
+    """Add operations to the backward pass that recompute value `name`, the output of a norm, if it is not stored.
+
+    Args:
+        makers: value -> the norm that computes it.
+        passing: whether memory for one block of the value is enough.
+    """
     if name in plan.present:
         return
     node = makers[name]
@@ -416,7 +427,7 @@ def _emit_sum_backward(node: Node, plan: TrainingPlan, gradients: Gradients) -> 
 
 
 def _windows_overlap(node: Node) -> bool:
-    """Return whether a pooling needs the kernels for any windows, and not those for windows that tile the image."""
+    """Return whether a pooling needs the kernels for any windows, because its windows overlap or are padded."""
     if node.op != "max_pool2d":
         return False
     attrs = node.attrs

@@ -1,9 +1,9 @@
-"""Packed weights: the retained weights of each tensor under the mask as a separate parameter, a row of numbers.
+"""Packed weights: the retained weights of each tensor under the mask form a separate parameter, a vector called row.
 
-Gradients and optimiser states are then as small as the mask. Rows and the model's tensors are synchronised: tensors
-follow after each optimiser step; if a tensor itself was changed (by a state dict), its row follows. With deferred
-write-back, tensors follow only when something other than the kernels reads them. A tensor that replaces another takes
-over its row.
+Gradients and optimiser states are then as small as the mask. Rows and the model's tensors are synchronised: after each
+optimiser step, rows are written to their tensors; if a tensor itself was changed (by a state dict), it is copied to its
+row. With deferred writing, rows are written only when something other than the kernels reads the tensors. If a tensor
+is replaced by another, the row is bound to the new tensor.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from ticketry_engine.support.listeners import Stepping
 
 
 class PackedWeight:
-    """The retained weights of a tensor, in the order of its elements."""
+    """The retained weights of a tensor as a parameter (the row), in the order of the tensor's elements."""
 
     def __init__(self, dense: nn.Parameter, kept: Tensor) -> None:
         self.dense = dense
@@ -52,7 +52,7 @@ class PackedWeight:
 
     @torch.no_grad()
     def adopt_mask(self, kept: Tensor) -> None:
-        """Adopt another mask: copy its retained weights from the tensor."""
+        """Use another mask: copy the weights that it retains from the tensor to the row."""
         self.kept = kept
         self.places = kept.flatten().nonzero()[:, 0]
         self._seen: Array = np.empty(len(self.places), np.int32)
@@ -61,20 +61,25 @@ class PackedWeight:
         self._record_state()
 
     def _record_state(self) -> None:
-        """Remember the current state of row and tensor, to notice changes."""
+        """Record the current state of row and tensor, so that later changes are noticed."""
         self._seen[:] = self._bits()
         self._memory = self.dense.untyped_storage()  # a reference, so that its address is not reused
         self._dense_was = self.dense._version, self.dense.data_ptr()
 
     def _bits(self) -> Array:
-        """Return the row's bits, in which a NaN equals itself. NumPy compares them in a quarter of torch's time."""
+        """Return the row's bits as integers.
+
+        Unlike floating point numbers, the bits of a NaN are equal to themselves, and NumPy compares integers in a
+        quarter of torch's time.
+        """
         return self.parameter.detach().numpy().view(np.int32)
 
     @property
     def was_changed(self) -> bool:
-        """Whether the row itself was changed.
+        """Whether the row was changed since its state was last recorded.
 
-        Compares numbers, since ``.data`` and fused optimisers leave the version."""
+        Numbers are compared, because ``.data`` and fused optimisers do not increase a tensor's version.
+        """
         return not np.array_equal(self._bits(), self._seen)
 
     @property
@@ -83,16 +88,19 @@ class PackedWeight:
         return self.waiting or self.was_changed
 
     def belongs_to(self, dense: object) -> bool:
-        """Return whether it belongs to the tensor, which still has its hook (`torch.utils.swap_tensors` removes it)."""
+        """Return whether the row is bound to the tensor `dense`, and the tensor still has the row's hook.
+
+        `torch.utils.swap_tensors` removes the hook.
+        """
         return dense is self.dense and self.dense._cdata == self._content
 
     def fits(self, dense: object) -> bool:
-        """Return whether the row fits a tensor."""
+        """Return whether a tensor has the shape, dtype and device that the row needs."""
         kind = self.kept.shape, torch.float32, "cpu"
         return isinstance(dense, nn.Parameter) and (dense.shape, dense.dtype, dense.device.type) == kind
 
     def bind_to(self, dense: nn.Parameter) -> None:
-        """Belong to another tensor, which has replaced the old one, and copy its weights."""
+        """Bind the row to another tensor, which has replaced the old one, and copy the tensor's weights to the row."""
         self.release()
         self.dense, self.waiting = dense, False
         self._add_hook()
@@ -104,19 +112,19 @@ class PackedWeight:
         self._record_state()
 
     def read(self) -> None:
-        """Copy the tensor's weights if the tensor was changed or moved, and the row was not changed."""
+        """Copy the tensor's weights to the row if the tensor was changed or moved, and the row was not changed."""
         if (self.dense._version, self.dense.data_ptr()) != self._dense_was and not self.needs_write_back:
             self._copy_from_tensor()
 
     def defer_write(self) -> None:
-        """Defer writing the changed row to the tensor. For autograd, the tensor counts as changed from now on."""
+        """Defer writing the changed row to the tensor; autograd treats the tensor as changed from now on."""
         self.waiting = True
         torch.autograd.graph.increment_version(self.dense)
         self._record_state()
 
     @torch.no_grad()
     def write(self, session: ProgramSession, number: int) -> None:
-        """Write the row to the tensor, by an operation of a session."""
+        """Write the row to the tensor, by operation `number` of the session's program."""
         if self.dense.is_contiguous():
             session.run(number, number + 1, [self.parameter.data_ptr(), self.dense.data_ptr()])
             if not self.waiting:
@@ -128,7 +136,12 @@ class PackedWeight:
         self._record_state()
 
     def move_state(self, state: dict[str, object], before: Tensor) -> None:
-        """Convert an optimiser's state from the row's former positions to the current ones; new positions get 0."""
+        """Convert an optimiser's state of the row to the current mask; weights that were pruned before get 0.
+
+        Args:
+            state: the optimiser's state of the row, which is changed.
+            before: positions in the tensor of the weights that were retained before.
+        """
         for name, value in state.items():
             if isinstance(value, Tensor) and value.shape == before.shape:
                 whole = value.new_zeros(self.dense.numel())
@@ -136,7 +149,7 @@ class PackedWeight:
                 state[name] = whole[self.places]
 
     def _collect_gradient(self, dense: Tensor) -> None:
-        """Move the tensor's gradient to the row, after a call in which the layer ran in torch."""
+        """Move the tensor's gradient to the row, after a pass in which the layer ran in torch."""
         if dense.grad is None:
             return
         found = dense.grad.flatten()[self.places]
@@ -144,14 +157,14 @@ class PackedWeight:
         accumulate(self.parameter, found)
 
     def release(self) -> None:
-        """Leave gradients to the tensor from now on."""
+        """Remove the hook, so that gradients stay in the tensor from now on."""
         self._handle.remove()
 
 
 def accumulate(row: nn.Parameter, gradient: Tensor) -> None:
-    """Add a gradient to that of a row, and call the row's hooks, as autograd does for parameters.
+    """Add a gradient to the gradient of a row, and call the row's hooks, as autograd does for parameters.
 
-    Rows are not part of autograd graphs, because their size changes with the mask.
+    Rows are not part of autograd graphs, because their sizes change with the mask.
     """
     for hook in [*(row._backward_hooks or {}).values()]:
         other = hook(gradient)
@@ -162,7 +175,7 @@ def accumulate(row: nn.Parameter, gradient: Tensor) -> None:
 
 
 class _SettleHook:
-    """A hook that runs before a model saves or loads a state dict. In copies of the model it does nothing."""
+    """Hook that calls `settle` before a model saves or loads a state dict; in copies of the model it does nothing."""
 
     __slots__ = ("_settle",)
 
@@ -178,12 +191,12 @@ class _SettleHook:
 
 
 class PackedWeights:
-    """Rows for some tensors of a model.
+    """The rows of all tensors of a model that are trained as packed weights.
 
     Args:
-        modules: the layers, by name; some may share a weight.
+        modules: the layers, by name; several layers may share a weight.
         masks: layer -> its tensor of the mask.
-        stored: modules whose state dicts are saved and loaded with rows and tensors synchronised.
+        stored: modules for which rows and tensors are synchronised before a state dict is saved or loaded.
     """
 
     def __init__(
@@ -196,7 +209,7 @@ class PackedWeights:
         self._library, self._modules = library, modules
         rows: dict[int, PackedWeight] = {}
         self.rows: dict[str, PackedWeight] = {}
-        """By layer."""
+        """Layer -> the row of its weight."""
         for name, kept in masks.items():
             weight = modules[name].weight
             assert isinstance(weight, nn.Parameter)
@@ -206,7 +219,7 @@ class PackedWeights:
         self._each = list(rows.values())
         self._optimizers: weakref.WeakSet[Optimizer] = weakref.WeakSet()
         self.late = False
-        """Whether tensors are updated by `update_tensors` only, and not after each step."""
+        """Whether tensors are written only by `update_tensors`, and not after each step."""
         self._number()
         self._link()
         self._handles: list[Stepping | RemovableHandle] = [
@@ -229,11 +242,11 @@ class PackedWeights:
 
     @property
     def parameters(self) -> dict[str, nn.Parameter]:
-        """Layer -> the row of its weight."""
+        """Layer -> the parameter that holds its retained weights."""
         return {name: row.parameter for name, row in self.rows.items()}
 
     def adopt_mask(self, modules: Mapping[str, nn.Module], masks: Mapping[str, Tensor]) -> None:
-        """Adopt another mask, also in the states of the optimisers that have stepped the rows."""
+        """Use another mask, and convert the states of all optimisers that have stepped rows."""
         self._modules = modules
         self.synchronise()
         taken: set[int] = set()
@@ -249,7 +262,7 @@ class PackedWeights:
         self._link()
 
     def synchronise(self) -> None:
-        """Synchronise rows and tensors. If both were changed, rows win."""
+        """Write changed rows to their tensors, and copy other changed tensors to their rows."""
         self._bind_to_replaced_tensors()
         for number, row in enumerate(self._each):
             if row.needs_write_back:
@@ -258,7 +271,7 @@ class PackedWeights:
                 row.read()
 
     def prepare_call(self) -> None:
-        """Prepare a call of the model: `synchronise`, or with deferred write-back only update rows."""
+        """Prepare a call of the model by `synchronise`; with deferred writing, update only rows and not tensors."""
         if not self.late:
             self.synchronise()
             return
@@ -270,12 +283,11 @@ class PackedWeights:
                 row.read()
 
     def _bind_to_replaced_tensors(self) -> None:
-        """Bind rows to the tensors that their layers have now.
+        """Bind each row to the tensor that its layer has now.
 
         Raises:
-            EngineError: if a layer's weight has another shape, dtype or device, if tensors are tied differently, or if
-            a
-                tensor has a hook on its gradient, which it does not receive.
+            EngineError: if a layer's weight has another shape, dtype or device; if tensors are tied differently; or if
+                a tensor has a hook on its gradient, because the tensor receives no gradient.
         """
         now = [(name, row, self._weight(name)) for name, row in self.rows.items()]
         for name, row, dense in now:
@@ -303,12 +315,12 @@ class PackedWeights:
         self._number()
 
     def _weight(self, name: str) -> nn.Parameter | None:
-        """Return a layer's weight, without computing a parametrisation."""
+        """Return a layer's weight, without computing a parametrisation; None if the layer has no such parameter."""
         return self._modules[name]._parameters.get("weight") if name in self._modules else None
 
     @contextmanager
     def written_late(self) -> Iterator[None]:
-        """Defer writing to tensors within the block, except for state dicts."""
+        """Within the block, defer writing rows to tensors, except for state dicts."""
         if self.late:
             yield
             return
@@ -320,14 +332,14 @@ class PackedWeights:
             self.synchronise()
 
     def update_tensors(self, tensors: Iterable[Tensor]) -> None:
-        """Write deferred rows to those of these tensors that have one, because they are about to be read."""
+        """Write deferred rows to those of `tensors` that have a row, because these tensors are about to be read."""
         for tensor in tensors if self.late else ():
             number = self._numbers.get(id(tensor))
             if number is not None and self._each[number].needs_write_back:
                 self._each[number].write(self._session, number)
 
     def _copy_loaded_weights(self, optimizer: Optimizer, args: object, kwargs: object) -> None:
-        """Copy weights that were loaded since the backward pass to their rows."""
+        """Before a step, copy weights that were loaded since the backward pass from tensors to their rows."""
         if self._rows_stepped_by(optimizer):
             self._bind_to_replaced_tensors()
             for row in self._each:
@@ -346,7 +358,7 @@ class PackedWeights:
         return [(number, row) for number, row in enumerate(self._each) if id(row.parameter) in stepped]
 
     def release(self) -> None:
-        """Remove all hooks: the model's tensors are the only parameters again."""
+        """Remove all hooks, so that the model's tensors are the only parameters again."""
         for handle in self._handles:
             handle.remove()
         for row in self._each:

@@ -1,8 +1,9 @@
 """LSTM layers in sparse kernels: all operations of all words in one program, and the unit that replaces `nn.LSTM`.
 
-Products with the inputs are one operation over all words. Products with the states run word by word, with the same
-tables. Values have a plane of sixteen examples for each unit; the blocks of a word are contiguous, and words follow one
-another. The states of one word are therefore a value, and gradients of weights are sums over all blocks.
+A word is a time step of the sequence. Products of the weights with the inputs are one operation over all words.
+Products with the states run word by word, with the same tables. Values have a plane of sixteen examples for each LSTM
+unit. The blocks of a word are contiguous, and words follow one another. Therefore the states of a word form a value,
+and gradients of weights are sums over all blocks.
 """
 
 from __future__ import annotations
@@ -39,15 +40,15 @@ from ticketry_engine.training.tracing import Substitute
 from ticketry_engine.training.units import NOT_COMPILED, TrainingContext
 
 INPUTS, STATES = "weight_ih_l0", "weight_hh_l0"
-"""Names of the weights in `nn.LSTM`."""
+"""Names of the weights for inputs and for states in the first layer of an `nn.LSTM`."""
 
 _TILES = 5
-"""Arguments of sums before those of their tiles; each tile has three."""
+"""Number of arguments of a sum kernel before the arguments of its tiles, of which each tile shape has three."""
 
 
 @dataclass(frozen=True)
 class SequenceShape:
-    """The shape of the input: words x examples x features, and the number of units."""
+    """The shape of an LSTM layer's input (words x examples x features), and the number of LSTM units."""
 
     words: int
     batch: int
@@ -56,13 +57,13 @@ class SequenceShape:
 
     @property
     def blocks(self) -> int:
-        """Number of blocks of one word."""
+        """Number of blocks of sixteen examples per word."""
         return -(-self.batch // IMAGES)
 
 
 @dataclass
 class LstmPass(PassState):
-    """The state of one call between its forward and its backward pass."""
+    """The state of one call from its forward pass to its backward pass."""
 
     session: ProgramSession
     number: int = field(default_factory=itertools.count().__next__)
@@ -73,12 +74,12 @@ class LstmLayer:
 
     Args:
         text: the shape of the input.
-        kept: retained weights, by `INPUTS` and `STATES`: bool [4 units, inputs or units].
+        kept: `INPUTS` and `STATES` -> retained weights: bool [4 units, inputs or units].
         library: compiles the kernels.
         threads: number of threads that share each operation.
 
     Raises:
-        EngineError: if it needs more memory than kernels can address.
+        EngineError: if the layer needs more memory than kernels can address.
     """
 
     def __init__(self, text: SequenceShape, kept: Mapping[str, Array], library: Library, threads: int = 1) -> None:
@@ -111,7 +112,7 @@ class LstmLayer:
     # -- operations ----------------------------------------------------------------------------------------------------
 
     def _allocate_value(self, channels: int, blocks: int) -> Batch:
-        """Allocate memory for a value."""
+        """Allocate memory for a value, and return its layout."""
         value = Batch.of(channels, (1, 1), 0, blocks, self._size)
         self._size += value.bytes
         return value
@@ -121,17 +122,21 @@ class LstmLayer:
         return begin
 
     def _words_of(self, value: Batch, word: int, words: int = 1) -> Batch:
-        """Return the part of a value for some words."""
+        """Return the layout of `words` consecutive words of a value, from number `word`."""
         blocks = self.text.blocks
         return replace(value, blocks=words * blocks, offset=value.offset + word * blocks * value.block_bytes)
 
     def _add_ops(self, ops: list[Op]) -> range:
-        """Add operations, and return their numbers."""
+        """Add operations to the program, and return their numbers in it."""
         self._ops += ops
         return range(len(self._ops) - len(ops), len(self._ops))
 
     def _for_word(self, op: Op, word: int, *values: Batch) -> Op:
-        """Return an operation of the first word for another one, with the same tables."""
+        """Return a copy of an operation on the first word that processes number `word` instead, with the same tables.
+
+        Args:
+            values: the values that the operation reads and writes, in the order of its tiles' offsets.
+        """
         moved = np.array([self.text.blocks * word * value.block_bytes for value in values], dtype=np.int32)
         args = list(op.args)
         for number in range(_TILES, len(args), 3):
@@ -178,7 +183,7 @@ class LstmLayer:
         self.backward_ops = self._add_ops(ops)
 
     def _add_totals(self) -> None:
-        """Add the backward operations that sum over all words, and those that fill tables."""
+        """Add the operations of the backward pass that process all words at once, and the ones that fill tables."""
         target, words = self._target, self.text.words
         self._to_inputs = build_input_gradient(self.gates, self.dx, self._layers[INPUTS], target)
         self.to_inputs = self._add_ops([op for each in self._to_inputs for op in each.ops])
@@ -216,6 +221,7 @@ class LstmLayer:
         Args:
             x: words x examples x inputs, float32.
             past: state and cell before the first word: examples x units.
+            weights: `INPUTS` and `STATES` -> weight.
             bias: the sum of torch's two biases of each gate.
             seconds: collects the seconds of operations: see `ProgramSession.seconds`.
         """
@@ -242,7 +248,7 @@ class LstmLayer:
             state.session.run(ops.start, ops.stop, shared=True)
 
     def outputs(self, state: LstmPass) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the states of all words, words x examples x units, and state and cell after the last word."""
+        """Return the states of all words (words x examples x units), and the state and the cell after the last word."""
         words = self.text.words
         states = self._store(state, self._words_of(self.states, 1, words))
         return states, states[-1].clone(), self._store(state, self._words_of(self.cells, words))[0]
@@ -250,7 +256,10 @@ class LstmLayer:
     def backward(
         self, state: LstmPass, given: tuple[Tensor, Tensor, Tensor], weights: Mapping[str, Tensor], *, inputs: bool
     ) -> dict[str, Tensor]:
-        """Run a backward pass, and return gradients: of both weights by name, of ``bias``, ``h``, ``c``, and ``x``.
+        """Run a backward pass, and return the gradients by name.
+
+        The names are `INPUTS` and `STATES` for the weights, ``bias``, ``h`` and ``c`` for the state and cell before the
+        first word, and ``x`` for the input.
 
         Args:
             given: gradients of `outputs`.
@@ -304,13 +313,13 @@ class LstmLayer:
         _to_blocks(self._view(state, value), tensor.detach())
 
     def _store(self, state: LstmPass, value: Batch) -> Tensor:
-        """Return a value as words x examples x channels."""
+        """Copy a value from working memory to a new tensor: words x examples x channels."""
         view = self._view(state, value).transpose(2, 3)
         return view.reshape(len(view), -1, value.channels)[:, : self.text.batch].contiguous()
 
 
 def _to_blocks(blocks: Tensor, tensor: Tensor) -> None:
-    """Copy words x examples x channels to words x blocks x channels x 16, and fill the last block with zeros."""
+    """Copy words x examples x channels to words x blocks x channels x 16; pad the last block of a word with zeros."""
     batch = tensor.shape[1]
     whole = batch // IMAGES
     if whole:
@@ -325,38 +334,42 @@ def _to_blocks(blocks: Tensor, tensor: Tensor) -> None:
 
 
 LIMIT = 0.3
-"""Density of all weights above which a layer runs in torch.
+"""Density of all weights above which an LSTM runs in torch.
 
 Measured (200 units, 35 words, 20 examples, AVX-512): 0.34, 0.43, 0.53, 0.72, 0.78 and 1.25 of torch's time at 5, 10,
-20, 25, 30 and 50 %."""
+20, 25, 30 and 50 %.
+"""
 
 FEWEST = 4
-"""Minimum number of examples: fewer leave most lanes of the vectors empty.
+"""Minimum number of examples; with fewer, most lanes of the vectors are empty.
 
-Measured (200 units, 10 %): 1.38, 0.98, 0.58 and 0.48 of torch's time with 1, 2, 4 and 8 examples."""
+Measured (200 units, 10 %): 1.38, 0.98, 0.58 and 0.48 of torch's time with 1, 2, 4 and 8 examples.
+"""
 
 PRUNED = 1 << 14
-"""Minimum number of pruned weights: with fewer, fixed costs exceed the savings. 64 units at 10 % (29,500 pruned) took
-0.71 of torch's time."""
+"""Minimum number of pruned weights; with fewer, fixed costs exceed the savings.
+
+Measured: 64 units at 10 % (29,500 pruned weights) took 0.71 of torch's time.
+"""
 
 _SHAPES = 8
-"""Maximum number of input shapes for which a layer's operations are stored."""
+"""Maximum number of input shapes for which a layer's operations are kept."""
 
 
 class LstmUnit(Substitute):
-    """The `forward` of an `nn.LSTM` while sparse training runs.
+    """Replaces the `forward` of an `nn.LSTM` while sparse training runs.
 
     Args:
         name: the module's name in the model.
     """
 
     last = None
-    """An LSTM has no traced form."""
+    """Always None, because an LSTM has no traced form (see `Unit.last`)."""
 
     def __init__(self, name: str, module: nn.LSTM, context: TrainingContext) -> None:
         self.name, self.context, self._module = name, context, (module,)
         self.seconds: dict[str, float] | None = None
-        """If set, collects the seconds of a pass."""
+        """If not None, collects the seconds of a pass."""
         self._layers: dict[Any, LstmLayer] = {}
         self._why_called = ""
         self._eager = torch.compiler.disable(self._forward, reason=NOT_COMPILED)  # type: ignore[no-untyped-call]
@@ -398,7 +411,10 @@ class LstmUnit(Substitute):
         return x.transpose(0, 1) if module.batch_first else x, (torch.stack(states), torch.stack(cells))
 
     def _run_layer(self, x: Tensor, past: tuple[Tensor, Tensor], layer: int, *, reverse: bool) -> tuple[Tensor, ...]:
-        """Return the states of one layer in one direction, words x examples x units, and its last state and cell."""
+        """Run one layer in one direction; return its states, its last state and its last cell.
+
+        The states are words x examples x units; the other two are examples x units.
+        """
         names = _weight_names(layer, reverse=reverse)
         weights = [getattr(self.module, names[of]) for of in (INPUTS, STATES)]
         biases = [getattr(self.module, name.replace("weight", "bias")) for name in names.values()]
@@ -421,28 +437,28 @@ class LstmUnit(Substitute):
 
     @property
     def _masks(self) -> Mapping[str, Tensor]:
-        """Tensors of the mask for its weights, by parameter name."""
+        """Tensors of the mask for this LSTM's weights, by parameter name."""
         return self.context.recurrent.get(self.name, {})
 
     def drop_regions(self) -> None:
-        """Forget all tables, because the mask has changed."""
+        """Drop all operations and tables, because the mask has changed."""
         self._layers = {}
 
     # -- report --------------------------------------------------------------------------------------------------------
 
     @property
     def density(self) -> float:
-        """Density of all its weights, including those not under the mask."""
+        """Share of retained weights among all weights of the LSTM, including weights that are not under the mask."""
         return self.count / max(1, _count_weights(self.module))
 
     @property
     def count(self) -> int:
-        """Number of retained weights."""
+        """Number of retained weights, including weights that are not under the mask."""
         return _count_weights(self.module) - sum(int((~mask).sum()) for mask in self._masks.values())
 
     @property
     def why(self) -> str:
-        """Why it runs in torch; empty if it runs in kernels."""
+        """Why the LSTM runs in torch; empty if it runs in kernels."""
         module = self.module
         if module.proj_size or not module.bias or not all(isinstance(p, nn.Parameter) for p in module._flat_weights):
             return "no kernels for an LSTM with projections, without biases, or of computed weights"
@@ -456,11 +472,11 @@ class LstmUnit(Substitute):
 
     @property
     def steps(self) -> list[LstmUnit]:
-        """The objects whose `seconds` are collected: itself."""
+        """The objects whose `seconds` are collected: only this unit."""
         return [self]
 
     def layer_seconds(self) -> dict[str, float]:
-        """Return the seconds of its kernels."""
+        """Return the seconds of the LSTM's kernels by its name; empty if it runs in torch."""
         return {} if self.why else {self.name: sum((self.seconds or {}).values())}
 
 
@@ -471,7 +487,7 @@ def lstm_units(model: nn.Module, context: TrainingContext) -> list[LstmUnit]:
 
 
 def masks_of_lstms(model: nn.Module, masks: Mapping[int, Tensor]) -> dict[str, dict[str, Tensor]]:
-    """Return LSTM under the mask -> parameter name -> tensor of the mask.
+    """Return, for each LSTM under the mask, its parameter names -> tensors of the mask.
 
     Args:
         masks: ``id`` of a parameter -> its tensor of the mask.
@@ -486,7 +502,7 @@ def masks_of_lstms(model: nn.Module, masks: Mapping[int, Tensor]) -> dict[str, d
 
 
 def _weight_names(layer: int, *, reverse: bool) -> dict[str, str]:
-    """Return `INPUTS` and `STATES` -> the names of these weights in one layer and direction."""
+    """Return `INPUTS` and `STATES` -> the names of these weights in one layer and one direction."""
     end = f"_l{layer}" + ("_reverse" if reverse else "")
     return {of: of.removesuffix("_l0") + end for of in (INPUTS, STATES)}
 
@@ -496,7 +512,7 @@ def _count_weights(module: nn.LSTM) -> int:
 
 
 def _why_unsupported(module: nn.LSTM, given: Any) -> str:
-    """Return why kernels cannot run a call with this input; empty if they can."""
+    """Return why kernels cannot run a call with the input `given`; empty if they can."""
     if not isinstance(given, Tensor) or given.dim() != 3:
         return "called with a packed sequence, or with a single one"
     if given.dtype != torch.float32 or given.device.type != "cpu":
@@ -508,7 +524,10 @@ def _why_unsupported(module: nn.LSTM, given: Any) -> str:
 
 
 class _LstmFunction(torch.autograd.Function):
-    """Arguments: the unit, the layer, the names of its weights; input, state, cell, weights, biases."""
+    """Autograd function of a layer; arguments are the unit, the layer, the names of its weights, and tensors.
+
+    The tensors are the input, the state, the cell, the weights and the biases.
+    """
 
     @staticmethod
     def forward(

@@ -1,7 +1,7 @@
-"""The plan of a region's training step: storage of values and gradients, order of operations, and a pass's state.
+"""The plan of a region's training step: memory of values and gradients, order of operations, and state of a pass.
 
-Batch norms combine the sums of their channels between two passes over the values, in float64. Everything else runs in
-kernels, operation after operation.
+Operations run in kernels, one after the other. The exception are batch norms: between two passes over the values, they
+combine the sums of their channels in float64 in NumPy.
 """
 
 from __future__ import annotations
@@ -39,25 +39,25 @@ from ticketry_engine.plan.storage import LARGEST_ARENA, Buffer, BufferAllocator
 from ticketry_engine.training.region import LAYERS, PlaneShape, TrainingRegion
 
 _TENSORS = 48
-"""Blocks of a tensor moved at a time; each is passed as an external tensor."""
+"""Maximum number of blocks of a tensor that are moved by one call; each block is passed as an external tensor."""
 
 
 @dataclass
 class Slot:
-    """Position in the program of the first of some operations; known once their order is final."""
+    """Index in the program of the first of some operations; -1 until the order of operations is final."""
 
     number: int = -1
 
 
 class TrainingPlan:
-    """Collects the operations of a step, and links them into a program.
+    """Collects the operations of a training step, and links them into a program.
 
     Args:
         kept: module -> its retained weights, bool [O, I / groups, kh, kw].
-        live: number of images; blocks are padded with empty images.
+        live: number of images; the last block is padded with empty images.
         wanted: inputs whose gradients are requested.
         threads: number of threads that share each operation.
-        rows: modules whose weights are packed rows of the retained ones: see `kept_weights`.
+        rows: modules whose weights are packed vectors of the retained weights: see `kept_weights`.
         item: bytes of a number in values and gradients: `FLOAT`, or `HALF` for bfloat16.
 
     Raises:
@@ -87,15 +87,15 @@ class TrainingPlan:
         self.shapes = region.shapes(shapes)
         self.ops: list[Op] = []
         self.label = ""
-        """Label of the operations being added: their layer or kind."""
+        """Label of the operations that are being added: the name of their layer, or their kind."""
         self.stages: dict[str, list[Stage]] = {"forward": [], "backward": []}
         self.prepare: dict[str, list[Stage]] = {"forward": [], "backward": []}
         self._arena = BufferAllocator()
         self._buffers: dict[int, Buffer] = {}
-        """Buffers in use, by offset."""
+        """Buffers in use, by offset in bytes."""
         self._borders: list[tuple[Buffer, Op]] = []
         self.values: dict[str, Batch] = {}
-        """Storage of each value; the last one, if the value is not `present`."""
+        """Layout of each value; if the value is not in `present`, its previous layout."""
         self.present: set[str] = set()
         self.moves: dict[str, list[int]] = {}
         self._scratch, self._scratch_taken = Buffer(0, 0, None), False
@@ -106,17 +106,17 @@ class TrainingPlan:
         self._gathers: list[tuple[Op, str]] = []
         self._regathers: list[Op] = []
         self.packed: dict[str, GatheredOps] = {}
-        """Module -> its forward operations, whose table holds its weights."""
+        """Module -> its forward operations, whose table holds the module's weights."""
         self.passing: set[str] = set()
-        """Values that are stored one block at a time."""
+        """Values of which only one block is stored at a time."""
         self.tables: dict[str, ProductTables] = {}
-        """Module -> tables of its weight gradient, if they were needed before it."""
+        """Module -> tables of its weight gradient, if they were built before the gradient's operations."""
         self.token_statistics: dict[str, list[Batch]] = {}
         """Output of a layer norm -> mean and 1 / deviation of each token."""
         self._filled = -1
 
     def link(self) -> None:
-        """Link the program of the added operations."""
+        """Link the added operations into the plan's program."""
         size = self._arena.size
         for op, slot in self._standalone:
             slot.number = len(self.ops)
@@ -132,7 +132,7 @@ class TrainingPlan:
         self._standalone, self._gathers, self._regathers = [], [], []
 
     def _link_gathers(self) -> None:
-        """Merge the operations that fill tables, because calls take most of the time of a small step."""
+        """Add the operations that fill tables, many per call, because calls take most of a small step's time."""
         first, keys = len(self.ops), [key for _, key in self._gathers]
         for number, (op, _) in enumerate(self._gathers):
             self.ops.append(replace(op, args=(*op.args[:-1], number % _TENSORS)))
@@ -152,7 +152,7 @@ class TrainingPlan:
     # -- memory --------------------------------------------------------------------------------------------------------
 
     def _halo(self, name: str) -> int:
-        """Return the halo that the convolutions which read a value need."""
+        """Return the halo, in pixels, that the convolutions reading a value need."""
         needed = 0
         for node in self.region.nodes:
             if node.op in LAYERS and node.inputs[0] == name:
@@ -164,9 +164,10 @@ class TrainingPlan:
         return needed
 
     def _gradient_halo(self, name: str) -> int:
-        """Return the halo that the gradient of a value needs if a convolution computes the value.
+        """Return the halo, in pixels, that the gradient of value `name` needs; 0 if no convolution computes the value.
 
-        The output of a norm that only convolutions read has the same halo: the norm overwrites its gradient.
+        The output of a batch norm that only convolutions read gets the halo of the norm's input, because the norm
+        overwrites the gradient of its output by the gradient of its input.
         """
         for node in self.region.nodes:
             if node.op in LAYERS and node.output == name:
@@ -182,16 +183,17 @@ class TrainingPlan:
         return name not in self.region.outputs and all(node.op in LAYERS for node in readers)
 
     def runs_by_block(self, *names: str) -> bool:
-        """Return whether operations on these values run block by block, on one thread."""
+        """Return whether operations on these values run block by block, on a single thread."""
         return self.threads == 1 and all(
             len(operation_blocks(self.blocks, self.shapes[name][1:])) == self.blocks for name in names
         )
 
     def store_value(self, name: str, when: str = "forward", *, passing: bool = False) -> Batch:
-        """Allocate memory for a value.
+        """Allocate memory for a value, and return the value's layout.
 
         Args:
-            passing: whether one block of memory is enough, because all readers wait together with the writer.
+            when: pass that computes the value: "forward" or "backward".
+            passing: whether memory for one block is enough, because each block is read before the next one is written.
         """
         value = self._reserve(replace(self.layout(name), passing=passing), when)
         self.values[name] = value
@@ -199,7 +201,7 @@ class TrainingPlan:
         return value
 
     def release_value(self, name: str) -> None:
-        """Release a value that no later operation reads, unless it is recomputed."""
+        """Release the memory of a value that no later operation reads, unless the value is recomputed."""
         if name in self.present:
             self.present.remove(name)
             self.release(self.values[name])
@@ -210,16 +212,16 @@ class TrainingPlan:
         return self._reserve(Batch.of(1, (size[0], size[1]), 0, self.blocks), when)
 
     def layout(self, name: str) -> Batch:
-        """Return the layout of a value, at offset 0."""
+        """Return the layout that a value would have at offset 0."""
         channels, *size = self.shapes[name]
         return Batch.of(channels, (size[0], size[1]), self._halo(name), self.blocks, item=self.item)
 
     def gradient_memory(self, name: str) -> Batch:
-        """Allocate memory for a gradient of a value."""
+        """Allocate memory for a gradient of a value, and return the gradient's layout."""
         return self._reserve(self.gradient_layout(name), "backward")
 
     def gradient_layout(self, name: str) -> Batch:
-        """Return the layout of a gradient of a value, at offset 0."""
+        """Return the layout that a gradient of a value would have at offset 0."""
         channels, *size = self.shapes[name]
         return Batch.of(channels, (size[0], size[1]), self._gradient_halo(name), self.blocks, item=self.item)
 
@@ -228,12 +230,12 @@ class TrainingPlan:
         self._arena.release(self._buffers.pop(memory.offset))
 
     def free_scratch(self) -> None:
-        """Let the waiting operations run if they use the scratch memory."""
+        """Append the waiting operations to the backward pass if they use the scratch memory, so that it is free."""
         if self._scratch_taken:
             self.append_waiting("backward")
 
     def reserve_scratch(self, size: int) -> int:
-        """Return the offset of scratch memory for an operation of the backward pass."""
+        """Reserve `size` bytes of scratch memory for an operation of the backward pass, and return their offset."""
         self.free_scratch()
         self._scratch_taken = True
         if size > self._scratch.end - self._scratch.begin:
@@ -264,13 +266,16 @@ class TrainingPlan:
     # -- stages --------------------------------------------------------------------------------------------------------
 
     def add(self, when: str, ops: list[Op], begin: Sequence[Op] = ()) -> Slot:
-        """Add operations to a pass: one for each block, or one for all.
+        """Add operations to a pass, and return where the first of them will be in the program.
 
-        Consecutive operations for blocks run block by block, so that caches still hold the output of one for the next.
-        An operation for all blocks, and a stage added by `then`, waits for all of them.
+        There is either one operation for each block, or fewer operations for all blocks. In the first case the
+        operations wait: consecutive operations for blocks run block by block, so that an operation finds the output of
+        the previous one in the cache. Operations for all blocks, and stages that `add_stage` adds, run after all
+        waiting operations.
 
         Args:
-            begin: operations that run before these: one, or one for each thread that takes whole blocks.
+            when: the pass: "forward" or "backward".
+            begin: operations that run before `ops`: a single one, or one for each thread that processes whole blocks.
         """
         slot, ops, begin = Slot(), self._labelled(ops), self._labelled(begin)
         if len(ops) == self.blocks:
@@ -284,7 +289,7 @@ class TrainingPlan:
         return slot
 
     def _run_next(self, when: str, bounds: list[int]) -> None:
-        """Append operations to a pass, in one call with the previous ones if possible."""
+        """Append a range of operations to a pass, in the same call as the previous operations if possible."""
         before = self.stages[when][-1] if self.stages[when] else None
         if isinstance(before, OpRange) and len(bounds) == len(before.bounds) == 2 and before.bounds[1] == bounds[0]:
             before.bounds[1] = bounds[1]
@@ -292,28 +297,33 @@ class TrainingPlan:
             self.stages[when].append(OpRange(bounds))
 
     def add_stage(self, when: str, stage: Stage) -> None:
-        """Add a stage that runs when everything added before is done."""
+        """Add a stage that runs after everything that was added before."""
         self.append_waiting(when)
         self.stages[when].append(stage)
 
     def add_waiting_stage(self, stage: Stage) -> None:
-        """Add a stage of the backward pass that runs when all waiting operations are done."""
+        """Add a stage of the backward pass that runs after all waiting operations."""
         self._later.append(stage)
         if not self._waiting:
             self.append_waiting("backward")
 
     def add_final_stage(self, stage: Stage) -> None:
-        """Add a stage to the end of the backward pass; it must read a table that no other operation writes."""
+        """Add a stage to the end of the backward pass; the stage must read a table that no other operation writes."""
         self._last.append(stage)
 
     def add_standalone(self, op: Op) -> Slot:
-        """Add an operation that only a stage runs."""
+        """Add an operation that is not part of a pass, but is run by a stage."""
         slot = Slot()
         self._standalone.append((self._labelled([op])[0], slot))
         return slot
 
     def gather(self, op: Op, parameter: str | None = None) -> None:
-        """Fill a table from a parameter before the forward pass, or from another table before the backward pass."""
+        """Add an operation that fills a table.
+
+        Args:
+            parameter: parameter from which the table is filled before the forward pass; None if the table is filled
+                from another table before the backward pass.
+        """
         (op,) = self._labelled([op])
         if parameter is None:
             self._regathers.append(op)
@@ -344,23 +354,27 @@ class TrainingPlan:
         self._arena.settle()
 
     def add_into(self, value: Batch, other: Batch) -> None:
-        """Add ``other += value`` to the backward pass."""
+        """Add the operation ``other += value`` to the backward pass."""
         self.add(
             "backward", build_channel_ops(Add, [value, other, other], self.live, self.target, relu=False, residual=True)
         )
 
     def copy_into(self, value: Batch, other: Batch) -> None:
-        """Add ``other = value`` to the backward pass."""
+        """Add the operation ``other = value`` to the backward pass."""
         self.add("backward", build_channel_ops(Add, [value, other], self.live, self.target, relu=False, residual=False))
 
     def add_zeroing(self, value: Batch) -> None:
-        """Set a gradient to 0."""
+        """Add an operation to the backward pass that sets a gradient to 0."""
         self.add("backward", [Op(Zero(), (value.offset, value.bytes // (FLOAT * self.target.lanes)))])
 
     # -- to and from tensors -------------------------------------------------------------------------------------------
 
     def add_move(self, key: str, value: Batch, *, out: bool) -> None:
-        """Add the operations that load a value from a tensor or store it to one: one for each block."""
+        """Add the operations, one per block, that load a value from a tensor, or store it to a tensor if `out`.
+
+        Args:
+            key: name of the move for `load` and `store`.
+        """
         channels, height, width = value.channels, value.geometry.height, value.geometry.width
         strides = (channels * height * width, height * width, width, 1)
         if self.region.tokens:  # the first position holds sixteen neighbouring tokens, one per image
@@ -373,11 +387,15 @@ class TrainingPlan:
         self.moves[key] = numbers
 
     def load(self, state: RegionPass, key: str, tensor: Tensor) -> None:
-        """Load a value from a contiguous float32 tensor of all images."""
+        """Load a value from a contiguous float32 tensor of all images, by the move `key`."""
         self._run_move(state, key, tensor)
 
     def store(self, state: RegionPass, key: str, shape: Sequence[int]) -> Tensor:
-        """Return a value as a new tensor of a shape, which may have fewer images than the blocks."""
+        """Return a value as a new tensor, by the move `key`.
+
+        Args:
+            shape: shape of the tensor, which may have fewer images than the blocks hold.
+        """
         value = self.shapes[key.rpartition(" ")[2]]
         size = self.blocks * self.images * math.prod(value)
         tensor = torch.empty(size, dtype=torch.float32, device="cpu")
@@ -393,7 +411,7 @@ class TrainingPlan:
             state.session.run(some[0], some[-1] + 1, addresses, self.images, shared=True)
 
     def run(self, when: str, state: RegionPass) -> None:
-        """Run a whole pass, between loads and stores."""
+        """Run the pass `when` ("forward" or "backward"), without loading inputs and storing outputs."""
         ready: list[Stage] = []
         if when == "forward" or self._filled != state.number:  # another step may have filled the tables meanwhile
             ready += self.prepare["forward"]
@@ -405,14 +423,17 @@ class TrainingPlan:
                 stage(state)
 
     def table(self, number: int, argument: int) -> Array:
-        """Return a table of an operation in the program's memory."""
+        """Return a table in the program's memory: argument `argument` of operation `number`."""
         found = self.program.ops[number].args[argument]
         assert isinstance(found, np.ndarray)
         return found
 
 
 class Gradients:
-    """Gradients of values during the backward pass. Each is complete before the node that computes the value runs."""
+    """Memory of the gradients of values while the backward pass is planned.
+
+    The gradient of a value is complete before the node that computes the value.
+    """
 
     def __init__(self, plan: TrainingPlan) -> None:
         self._plan = plan
@@ -423,11 +444,14 @@ class Gradients:
                 self.needed.add(node.output)
 
     def take(self, name: str) -> Batch:
-        """Remove and return the gradient of a node's output."""
+        """Remove the gradient of a node's output, and return its layout."""
         return self.of.pop(name)
 
     def add_gradient(self, name: str, memory: Batch) -> None:
-        """Set the gradient of a value, or add to it. The memory is released unless it is the first."""
+        """Use `memory` as the gradient of a value, or add it to the gradient that exists already.
+
+        In the second case, and if the gradient is not needed, the memory is released.
+        """
         first = self.of.get(name)
         if first is None and name in self.needed:
             self.of[name] = memory
@@ -437,7 +461,10 @@ class Gradients:
         self._plan.release(memory)
 
     def pass_gradient(self, name: str, memory: Batch) -> None:
-        """Give a value a gradient that is stored in another value's layout and not read again."""
+        """Use a gradient with the layout of another value as the gradient of `name`; nothing else reads it later.
+
+        If the layouts differ, the gradient is copied.
+        """
         plan = self._plan
         first = name in self.needed and name not in self.of
         if first and plan.gradient_layout(name).geometry != memory.geometry:
@@ -452,17 +479,17 @@ class Gradients:
 
 
 _LARGE = 4 << 20
-"""Minimum bytes of memory that is reused; the allocator returns smaller blocks quickly."""
+"""Minimum number of bytes of memory that is reused; smaller memory is quickly available from the allocator."""
 
 
 class PassState:
-    """A session that is returned after one backward pass."""
+    """A session that is closed after one backward pass."""
 
     session: ProgramSession
     closed = False
 
     def require_open(self, what: str) -> None:
-        """Raise EngineError on a second backward pass through `what`."""
+        """Raise EngineError if the session is closed: a second backward pass runs through `what`."""
         if self.closed:
             raise EngineError(
                 f"backward runs a second time through {what} of sparse training, which keeps its values for one:"
@@ -470,7 +497,7 @@ class PassState:
             )
 
     def close(self) -> None:
-        """Return the working memory."""
+        """Close the session, which returns its working memory."""
         if not self.closed:
             self.closed = True
             self.session.close()
@@ -480,9 +507,9 @@ class PassState:
 
 
 class GradientMemory:
-    """Memory for the gradients of large weights, reused by the next step.
+    """Memory for the gradients of large weights, which the next step reuses.
 
-    The system zeroes each new page when it is first written, which takes longer than all products of a large sparse
+    The system zeroes each new page of memory at the first write; this takes longer than all products of a large sparse
     layer.
     """
 
@@ -491,7 +518,7 @@ class GradientMemory:
         self._lent: dict[object, weakref.ref[Array]] = {}
 
     def empty(self, key: object, shape: torch.Size) -> Tensor:
-        """Return an uninitialised float32 tensor: in the key's memory, unless a tensor there is still in use."""
+        """Return an uninitialised float32 tensor, in the memory of `key` if no other tensor uses that memory."""
         size = shape.numel() * FLOAT
         lent = self._lent.get(key)
         if size < _LARGE or (lent is not None and lent() is not None):
@@ -507,17 +534,17 @@ class GradientMemory:
 
 @dataclass
 class RegionPass(PassState):
-    """The state of one step of a region."""
+    """The state of one training step of a region."""
 
     session: ProgramSession
     parameters: dict[str, Tensor]
     modules: Mapping[str, Any]
     memory: GradientMemory = field(default_factory=GradientMemory)
     saved: dict[str, Any] = field(default_factory=dict)
-    """Output of each batch norm -> mean, 1 / standard deviation, and the numbers of its kernel."""
+    """Output of each batch norm -> mean, 1 / standard deviation, and the numbers per channel of its kernel."""
     gradients: dict[str, Tensor] = field(default_factory=dict)
     wanted: frozenset[str] = frozenset()
-    """Parameters whose gradients are requested."""
+    """Names of the parameters whose gradients are requested."""
     number: int = field(default_factory=itertools.count().__next__)
 
 
@@ -526,7 +553,10 @@ Stage = Callable[[RegionPass], None]
 
 @dataclass
 class OpRange:
-    """Runs operations from the first bound to the last; each thread runs those between two neighbouring bounds."""
+    """Stage that runs the operations from the first bound to the last.
+
+    If there are more than two bounds, each thread runs the operations between two neighbouring bounds.
+    """
 
     bounds: list[int]
 

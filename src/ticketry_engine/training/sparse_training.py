@@ -30,7 +30,7 @@ from ticketry_engine.training.tracing import LAYERS, copy_without_hooks
 from ticketry_engine.training.units import NOT_COMPILED, TrainingContext, Unit, build_units, is_within, replace_forwards
 
 VERSION = 6
-"""Version of the kernels' numerics, part of keys: raised whenever the same step would compute other bits."""
+"""Version of the kernels' numerics, part of cache keys: raised whenever the same step would compute other bits."""
 
 PRECISIONS = ("fp32", "bf16")
 
@@ -38,7 +38,7 @@ OUTSIDE = "outside of kernels"
 
 
 class Enforcement(Protocol):
-    """Keeps the pruned weights of a model at 0."""
+    """Object that keeps the pruned weights of a model at 0."""
 
     def release(self) -> None:
         """Stop enforcing the mask."""
@@ -56,35 +56,37 @@ def train(
     precision: str = "fp32",
     enforce: Enforce | None = None,
 ) -> SparseTraining:
-    """Return a module that trains like the model under a mask, with kernels that compute only what is retained.
+    """Return a module that trains like the model under a mask, with kernels that compute only with retained weights.
 
-    It has the model's own parameters, buffers and modules under their names: optimisers, state dicts, clipping and
-    checkpoints work as with the model, and what it learns is in the model.
+    The module has the model's own parameters, buffers and submodules under their names. Therefore optimisers, state
+    dicts, gradient clipping and checkpoints work as with the model, and training the module changes the model's
+    weights.
 
-    In training mode, convolutions, linear layers and LSTMs under the mask (and batch norms, ReLUs, sums and pools
-    around them) run in sparse kernels, forward and backward; everything else runs in torch. Layers that kernels would
-    slow down, by a fixed rule of density and shape, run densely: ``print`` of the module tells. In evaluation mode the
-    model itself runs in torch.
+    In training mode, convolutions, linear layers and LSTMs under the mask run in sparse kernels, forward and backward,
+    together with batch norms, ReLUs, sums and pools around them. Everything else runs in torch. A layer that sparse
+    kernels would slow down, by a fixed rule of density and shape, runs densely; ``print`` of the module shows where
+    each layer runs. In evaluation mode the model itself runs in torch.
 
     Args:
         model: float32, on the CPU.
-        keep: parameter name -> bool tensor, True = retained. None: nothing is pruned, and only consecutive convolutions
-            that kernels compute as fast as torch run in them, on processors with AVX-512.
-        example_inputs: a tensor, a tuple of arguments or a mapping of named ones, the batch first. Other batches may
-            have other sizes.
-        target: the processor to compile kernels for; ``"host"`` is this one.
-        precision: ``"fp32"``, or ``"bf16"``: calls in training mode compute as under ``torch.autocast("cpu",
-            torch.bfloat16)``. Values between layers and their gradients are bfloat16, parameters and their gradients
-            float32.
-        enforce: called with the model and the mask whenever the module gets a mask; what it returns keeps pruned
-            weights at 0 outside of kernels, until its `release` is called. None: pruned weights are set to 0 once, and
-            the caller keeps them there.
+        keep: parameter name -> bool tensor, True = retained. None if nothing is pruned: then, on processors with
+            AVX-512, consecutive convolutions run in kernels if these are as fast as torch, and everything else in
+            torch.
+        example_inputs: a tensor, a tuple of arguments or a mapping of named arguments, with the batch first. Later
+            calls may have other batch sizes.
+        target: the processor to compile kernels for; ``"host"`` is the processor of this computer.
+        precision: ``"fp32"`` or ``"bf16"``. With the latter, calls in training mode compute as under
+            ``torch.autocast("cpu", torch.bfloat16)``: values between layers and their gradients are bfloat16,
+            parameters and their gradients float32.
+        enforce: function that is called with the model and the mask whenever the module gets a mask. It returns an
+            object that keeps pruned weights at 0 outside of kernels until its `release` is called. None: pruned weights
+            are set to 0 once, and the caller keeps them at 0.
 
     Raises:
         MaskError: if the mask does not fit the model.
-        CaptureError: if the example does not run through the model.
-        EngineError: if the model is not in float32 on the CPU, or the processor does not multiply bfloat16.
-        UsageError: for another precision.
+        CaptureError: if the model cannot be called with the example inputs.
+        EngineError: if the model is not in float32 on the CPU, or the processor cannot multiply bfloat16.
+        UsageError: if `precision` is unknown.
         MissingExtraError: if llvmlite is not installed.
 
     Examples:
@@ -100,7 +102,7 @@ def train(
 
 
 class SparseTraining(nn.Module):
-    """A model that trains with sparse kernels. For arguments see `train`.
+    """A model that trains with sparse kernels; `train` explains the arguments.
 
     Examples:
         >>> model, x = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 8)), torch.randn(16, 64)
@@ -159,9 +161,9 @@ class SparseTraining(nn.Module):
         self.training = model.training  # not train(), which would change the modes of the model's modules
 
     def update(self, mask: Mapping[str, Tensor] | None) -> None:
-        """Use another mask from now on, or none.
+        """Use another mask from now on; None for no mask.
 
-        Tables are rebuilt at the next step; kernels are compiled only for new shapes.
+        Kernel tables are rebuilt at the next step; kernels are compiled only for shapes that are new.
 
         Raises:
             MaskError: if the mask does not fit the model.
@@ -198,7 +200,10 @@ class SparseTraining(nn.Module):
             unit.drop_regions()
 
     def named_kept_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """Yield `kept_parameters` with their names in the model; raise EngineError without a mask."""
+        """Yield the parameters of `kept_parameters` with their names in the model.
+
+        Raises EngineError if there is no mask.
+        """
         if self.mask is None:
             raise EngineError("without a mask all weights are retained: train parameters() instead")
         self._prepare_call()
@@ -216,27 +221,28 @@ class SparseTraining(nn.Module):
     def kept_parameters(self) -> list[nn.Parameter]:
         """Return the parameters to train, with convolutions and linear layers under the mask as packed weights.
 
-        Packed weights are a vector of the retained weights of a tensor. Given to an optimiser instead of `parameters`,
-        they make gradients, optimiser states and steps as small as the mask. Optimisers that update each weight
-        independently (SGD, the Adam family) compute what they compute with dense weights. The model's tensors are
-        updated after each step and before each call; they receive no gradients, so clip these parameters instead. A
-        tensor that replaces another (a load with ``assign=True``, a rebuilt layer) is used from the next call or step
-        on. `update` converts packed weights to a new mask.
+        A packed weight is a vector of the retained weights of a tensor. If an optimiser gets these parameters instead
+        of `parameters`, gradients, optimiser states and steps are as small as the mask. Optimisers that update each
+        weight independently (SGD, the Adam family) compute the same as with dense weights.
+
+        The model's tensors are updated after each step and before each call. They receive no gradients, so clip the
+        gradients of the packed weights instead. If a tensor is replaced (by loading with ``assign=True``, or a rebuilt
+        layer), the new tensor is used from the next call or step on. `update` converts packed weights to a new mask.
 
         Raises:
-            EngineError: if there is no mask. At a call or step: if a weight has another shape, dtype or device, if
-                weights are tied differently, or if a hook is registered on the gradient of a tensor of the model.
+            EngineError: if there is no mask. At a later call or step: if a weight has another shape, dtype or device,
+                if weights are tied differently, or if a hook is registered on the gradient of a tensor of the model.
         """
         return [parameter for _, parameter in self.named_kept_parameters()]
 
     @contextmanager
     def writing_late(self) -> Iterator[None]:
-        """Defer writing `kept_parameters` to the model's tensors within the block.
+        """Within the block, defer writing the weights of `kept_parameters` to the model's tensors.
 
-        Kernels read packed weights directly, and writing them to tensors takes much of a step of large linear layers.
-        Calls of this module (also in evaluation mode) and state dicts remain correct, because tensors are updated where
-        torch reads them. Anything else that reads the model's tensors, such as a copy, an average, or a call of the
-        model outside of `running`, may find the weights of an earlier step.
+        Kernels read packed weights directly, and writing them to tensors takes much of the time of a step with large
+        linear layers. Calls of this module (also in evaluation mode) and state dicts remain correct, because a tensor
+        is updated before torch reads it there. Any other code that reads the model's tensors may find the weights of an
+        earlier step: for example a copy, an average, or a call of the model outside of `running`.
 
             with fast.writing_late():
                 for images, labels in loader: ...            # an epoch
@@ -251,7 +257,9 @@ class SparseTraining(nn.Module):
             yield
 
     def _capture_example(self, example: tuple[Any, ...], named: dict[str, Any]) -> None:
-        """Capture the call with the example inputs, and the calls of modules within it, on a copy in training mode."""
+        """Capture the call with the example inputs, and calls of modules within it, on a copy of the model in training
+        mode.
+        """
         twin = copy_without_hooks(self._model[0]).train()
         root = next(unit for unit in self._units if not unit.name)
         form, _ = root.find_form(example, named, twin=twin)
@@ -285,7 +293,7 @@ class SparseTraining(nn.Module):
                     inside, apart = [*inside, name], [*apart, *(unit.name_in_model(whole) for whole in form.wholes)]
 
     def release(self) -> None:
-        """Stop enforcing the mask, and detach `kept_parameters` from the model."""
+        """Stop enforcing the mask, and disconnect the parameters of `kept_parameters` from the model."""
         weights, self._weights, self._context.weights, self._context.rows = self._weights, None, None, {}
         self._released = True
         if self._hold is not None:
@@ -307,7 +315,9 @@ class SparseTraining(nn.Module):
         return self._eager(*args, **kwargs)
 
     def _prepare_call(self) -> None:
-        """Prepare a call: layers may have been rebuilt, and rows or tensors changed."""
+        """Before a call, update what is out of date: units if layers were rebuilt, and packed weights or tensors if
+        changed.
+        """
         if not (self._released and self.mask is not None) and [*self._model[0].modules()] != self._modules_seen:
             self.update(self.mask)
         if self._weights is not None:
@@ -322,7 +332,7 @@ class SparseTraining(nn.Module):
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """Run calls of the model and its modules in kernels within the block: for methods other than `forward`.
+        """Within the block, calls of the model and its modules run in kernels, for methods other than `forward`.
 
         For example, `model.read(tokens)` within `with fast.running():` computes in kernels.
         """
@@ -333,8 +343,9 @@ class SparseTraining(nn.Module):
     def profile(self, *args: Any, rounds: int = 3, **kwargs: Any) -> list[Layer]:
         """Measure the seconds of each layer, forward and backward, on one thread, as medians of `rounds` calls.
 
-        `layers` and ``print`` report them from then on. Operations are timed one by one; the row "outside of kernels"
-        is the time of torch and of Python. Gradients, running statistics and random numbers are restored.
+        The result has the rows of `layers`, which from then on have seconds, as does ``print`` of the module.
+        Operations are timed one by one; the row "outside of kernels" is the time of torch and of Python. Gradients,
+        running statistics and random numbers are restored.
         """
         model = self._model[0]
         gradients = [(one, one.grad) for one in model.parameters()]
@@ -357,7 +368,7 @@ class SparseTraining(nn.Module):
         torch.autograd.backward(made, [torch.ones_like(one) for one in made])
 
     def _time_pass(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, float]:
-        """Return the seconds of one pass forward and backward, by layer or kind of operation."""
+        """Return the seconds of one pass forward and backward, by the name of a layer or the kind of an operation."""
         steps = [step for unit in self._all_units for step in unit.steps]
         for step in steps:
             step.seconds = {}
@@ -374,9 +385,10 @@ class SparseTraining(nn.Module):
         return {**found, OUTSIDE: whole - sum(found.values())}
 
     def layers(self) -> list[Layer]:
-        """Return a row for each layer with weights: where it runs, its density, and why, if it runs in torch.
+        """Return a row for each layer with weights: where the layer runs, its density, and why it runs in torch, if it
+        does.
 
-        After `profile`, rows have seconds, and there are further rows for everything else that takes time.
+        After `profile`, rows have seconds, and there are more rows for all other work that takes time.
         """
         rows = describe_layers(self._model[0], self.mask, self._context.kept, self._units, self._lstms)
         seconds = self._seconds
@@ -395,7 +407,7 @@ class SparseTraining(nn.Module):
         ]
 
     def untraced(self) -> dict[str, str]:
-        """Return the modules that could not be traced, so that only parts of them run in kernels, and why."""
+        """Return the modules that could not be traced, and the reason for each; only parts of them run in kernels."""
         lstms = {unit.name for unit in self._lstms}  # the model itself may be an LSTM
         return {
             unit.name: unit.last.why
@@ -422,12 +434,12 @@ class SparseTraining(nn.Module):
 
 
 def by_parameter(model: nn.Module, mask: Mapping[str, Tensor]) -> dict[int, Tensor]:
-    """Return ``id`` of a parameter -> its tensor of the mask."""
+    """Return a mapping from the ``id`` of each parameter under the mask to its tensor of the mask."""
     return {id(parameter): mask[name] for name, parameter in masked_parameters(model, mask).items()}
 
 
 def masks_of_layers(model: nn.Module, mask: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return convolution or linear layer under the mask -> its tensor of the mask."""
+    """Return a mapping from each convolution or linear layer under the mask to its tensor of the mask."""
     found = by_parameter(model, mask)
     # Not `module.weight`, which a spectral norm computes anew at each access.
     weights = (
@@ -437,7 +449,7 @@ def masks_of_layers(model: nn.Module, mask: Mapping[str, Tensor]) -> dict[str, T
 
 
 def retained_arrays(masks: Mapping[str, Tensor]) -> dict[str, Array]:
-    """Return layer under the mask -> its retained weights, as an array [O, I, rows, columns]."""
+    """Return a mapping from each layer under the mask to its retained weights, as a bool array [O, I, rows, columns]."""
     kept = {name: tensor.numpy() for name, tensor in masks.items()}
     return {
         name: np.ascontiguousarray(each.reshape(*each.shape, 1, 1) if each.ndim == 2 else each)
@@ -449,7 +461,7 @@ def retained_arrays(masks: Mapping[str, Tensor]) -> dict[str, Array]:
 
 
 ALL_WEIGHTS = "all weights"
-"""Kernel name of a layer that computes with its pruned weights as zeros."""
+"""Kernel name of a layer that computes with all its weights; pruned weights are zeros."""
 
 
 def describe_layers(
@@ -464,7 +476,7 @@ def describe_layers(
     Args:
         mask: names of the parameters under the mask.
         kept: layer under the mask -> its retained weights.
-        units, lstms: the model's units; the rows describe their last calls.
+        units, lstms: the model's units, whose last calls the rows describe.
     """
     inside = {name for unit in units for name in unit.layers_in_kernels()}
     dense = {name for unit in units for name in unit.dense_layers()}

@@ -1,7 +1,7 @@
-"""Modules whose calls run in kernels as far as possible: the whole model, or its parts separately.
+"""Run a model's calls in kernels as far as possible: the whole model at once, or its modules separately.
 
-A call is traced when its form is new. If a module's code cannot be traced, it runs unchanged, and the modules that it
-calls are traced instead.
+A call is traced when a call of the same form was not traced before. If a module's code cannot be traced, the code runs
+unchanged, and the modules that it calls are traced instead.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from ticketry_engine.training.tracing import (
 _T = TypeVar("_T")
 
 NOT_COMPILED = "sparse training runs kernels of its own, which torch.compile can neither read nor make faster"
-"""Reason given to torch.compile, which it prints with ``fullgraph=True``."""
+"""Reason given to torch.compile, which prints it with ``fullgraph=True``."""
 
 _FORMS = 16
 """Maximum number of forms of calls that one module is traced for; calls in other forms run in torch."""
@@ -46,7 +46,7 @@ _FORMS = 16
 
 @dataclass
 class TrainingContext:
-    """State shared by all units of a model. Layers are named as in the model."""
+    """State shared by all units of a model; layers have their names in the model."""
 
     library: Library
     kept: Mapping[str, Array] = field(default_factory=dict)
@@ -56,36 +56,36 @@ class TrainingContext:
     recurrent: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
     """LSTM under the mask -> its tensors of the mask, by parameter name."""
     rows: Mapping[str, nn.Parameter] = field(default_factory=dict)
-    """Layer -> the packed row of its retained weights, if `weights` is set."""
+    """Layer -> the packed vector of its retained weights; empty if `weights` is None."""
     weights: PackedWeights | None = None
-    """Synchronises these rows with the model's tensors."""
+    """Synchronises the packed vectors with the model's tensors; None if the dense tensors are trained."""
     half: bool = False
     """Whether modules compute as under autocast to bfloat16."""
     walking: bool = False
-    """Whether a graph is being run: its modules then run unchanged."""
+    """Whether a layer is being called as a node of a graph; its module then runs unchanged."""
 
     def update_before_read(self, tensors: Iterable[Tensor]) -> None:
-        """Bring the model's tensors up to date, because something other than a row is about to be read."""
+        """Write packed vectors to those of the model's `tensors` that are out of date, before the tensors are read."""
         if self.weights is not None:
             self.weights.update_tensors(tensors)
 
 
 @dataclass
 class _CallForm:
-    """The graph of one form of calls, or why there is none, and its regions under the current mask."""
+    """The graph of one form of calls, or the reason why there is no graph; and its regions under the current mask."""
 
     traced: Traced | None
     why: str = ""
     wholes: tuple[str, ...] = ()
-    """Modules that are single nodes of the graph and contain layers under the mask."""
+    """Names of the modules that are single nodes of the graph and contain layers under the mask."""
     captured: CapturedCall | None = None
     steps: dict[int, RegionStep] = field(default_factory=dict)
     direct: bool = False
-    """Whether part of it runs in kernels, and the rest calls no module."""
+    """Whether the call runs at least one region in kernels and calls no modules otherwise."""
 
 
 class Unit(Substitute):
-    """A module's `forward` while sparse training runs.
+    """Replaces a module's `forward` while sparse training runs.
 
     Args:
         name: the module's name in the model.
@@ -123,9 +123,9 @@ class Unit(Substitute):
         return type(self.module).forward(self.module, *args, **kwargs)
 
     def direct_call(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Callable[[], Any] | None:
-        """Return a function that runs the call, if it consists only of kernels and functions; else None.
+        """Return a function that runs the call, if the call consists only of kernels and functions; else None.
 
-        It bypasses `nn.Module.__call__`, which takes a tenth of a small network's step.
+        The function bypasses `nn.Module.__call__`, which takes a tenth of a small network's step.
         """
         module, context = self.module, self.context
         plain = type(module).__call__ is nn.Module.__call__ and module._compiled_call_impl is None
@@ -141,10 +141,10 @@ class Unit(Substitute):
     def find_form(
         self, args: tuple[Any, ...], kwargs: Mapping[str, Any], *, twin: nn.Module | None = None
     ) -> tuple[_CallForm, list[Any]]:
-        """Return the form of a call, captured, and the leaves of its arguments.
+        """Return the form of a call with its regions, and the leaves of the call's arguments.
 
         Args:
-            twin: a copy of the module to trace instead.
+            twin: a copy of the module that is traced instead of the module.
         """
         leaves, spec = tree_flatten((args, dict(kwargs)))
         module = twin or self.module
@@ -179,7 +179,7 @@ class Unit(Substitute):
                 yield str(node.target)
 
     def _in_this_module(self, some: Mapping[str, _T]) -> dict[str, _T]:
-        """Return the entries whose names are in the module, by their names in it."""
+        """Return the entries whose names are in this unit's module, by their names in that module."""
         prefix = f"{self.name}." if self.name else ""
         return {
             name[len(prefix) :] if name != self.name else "": one
@@ -211,7 +211,7 @@ class Unit(Substitute):
         form.direct = bool(form.steps) and not any(step.op == "call_module" for step in others)
 
     def drop_regions(self) -> None:
-        """Forget all regions, because the mask has changed; graphs stay."""
+        """Drop all regions, because the mask has changed; graphs are kept."""
         for form in self._forms.values():
             form.captured, form.steps, form.direct = None, {}, False
 
@@ -219,7 +219,7 @@ class Unit(Substitute):
 
     @property
     def steps(self) -> list[RegionStep]:
-        """Regions of the last call's form."""
+        """The regions of the previous call's form."""
         return [] if self.last is None else list(self.last.steps.values())
 
     def layers_in_kernels(self) -> set[str]:
@@ -228,12 +228,12 @@ class Unit(Substitute):
         return {self.name_in_model(layer_name(node)) for node in nodes if node.op in LAYER_OPS}
 
     def dense_layers(self) -> set[str]:
-        """Return the layers in kernels that compute with all their weights, including pruned ones as zeros."""
+        """Return the layers in kernels that compute with all their weights; their pruned weights are zeros."""
         captured = None if self.last is None else self.last.captured
         return set() if captured is None else {self.name_in_model(name) for name in captured.dense}
 
     def layer_seconds(self) -> dict[str, float]:
-        """Return the seconds of each layer, by its name in the model, and of everything else in regions."""
+        """Return the seconds of each layer (by its name in the model), and of other operations in regions (by kind)."""
         inside, found = self.layers_in_kernels(), dict[str, float]()
         for step in self.steps:
             for label, seconds in (step.seconds or {}).items():
@@ -243,17 +243,17 @@ class Unit(Substitute):
         return found
 
     def reasons(self) -> dict[str, str]:
-        """Return the layers that run in torch, by their names in the model, and why."""
+        """Return the layers that run in torch, by their names in the model, and the reason for each."""
         captured = None if self.last is None else self.last.captured
         return {} if captured is None else {self.name_in_model(name): why for name, why in captured.reasons.items()}
 
     def name_in_model(self, name: str) -> str:
-        """Return the name in the model of a module in this one."""
+        """Return the name in the model of a module that has `name` in this unit's module."""
         return ".".join(part for part in (self.name, name) if part)
 
 
 def _to_float32(value: Any) -> Any:
-    """Convert an output of autocast, for callers that did not enable it."""
+    """Return an output as float32 if it is bfloat16, because the caller did not enable autocast."""
     return value.float() if isinstance(value, Tensor) and value.dtype == torch.bfloat16 else value
 
 
@@ -267,13 +267,13 @@ def build_units(model: nn.Module, context: TrainingContext) -> list[Unit]:
 
 
 def is_within(name: str, modules: Sequence[str]) -> bool:
-    """Return whether a module is inside one of these, by name."""
+    """Return whether the module `name` is inside one of `modules`, by their names."""
     return any(name.startswith(f"{module}.") or not module for module in modules)
 
 
 @contextmanager
 def replace_forwards(units: Sequence[Substitute]) -> Iterator[None]:
-    """Replace the modules' `forward` by their units within the block."""
+    """Within the block, replace the `forward` of each unit's module by the unit."""
     # Modules whose code is already replaced are left alone.
     mine = [unit for unit in units if "forward" not in unit.module.__dict__]
     for unit in mine:
@@ -295,7 +295,7 @@ class _CapturedRun:
         self._values: dict[fx.Node, Any] = dict(zip(places, tensors, strict=True))
 
     def result(self) -> Any:
-        """Return the module's output."""
+        """Run all steps, and return the module's output."""
         for step in self._captured.order:
             if isinstance(step, FoundRegion):
                 self._run_region(step)
@@ -339,7 +339,7 @@ class _CapturedRun:
         return found
 
     def _call_module(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
-        """Call a module that is a single node of the graph; modules inside it may be units."""
+        """Call a module that is a single node of the graph; its submodules may be replaced by units."""
         context = self._unit.context
         if not isinstance(module.__dict__.get("forward"), Unit):  # units call `before_read` themselves
             context.update_before_read(module.parameters())
