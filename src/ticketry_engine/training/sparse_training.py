@@ -257,9 +257,7 @@ class SparseTraining(nn.Module):
             yield
 
     def _capture_example(self, example: tuple[Any, ...], named: dict[str, Any]) -> None:
-        """Capture the call with the example inputs, and calls of modules within it, on a copy of the model in training
-        mode.
-        """
+        """Capture the call with the example inputs, and the calls of modules in it, on a copy in training mode."""
         twin = copy_without_hooks(self._model[0]).train()
         root = next(unit for unit in self._units if not unit.name)
         form, _ = root.find_form(example, named, twin=twin)
@@ -315,9 +313,7 @@ class SparseTraining(nn.Module):
         return self._eager(*args, **kwargs)
 
     def _prepare_call(self) -> None:
-        """Before a call, update what is out of date: units if layers were rebuilt, and packed weights or tensors if
-        changed.
-        """
+        """Before a call, update what is out of date: rebuilt layers' units, and changed packed weights or tensors."""
         if not (self._released and self.mask is not None) and [*self._model[0].modules()] != self._modules_seen:
             self.update(self.mask)
         if self._weights is not None:
@@ -385,10 +381,10 @@ class SparseTraining(nn.Module):
         return {**found, OUTSIDE: whole - sum(found.values())}
 
     def layers(self) -> list[Layer]:
-        """Return a row for each layer with weights: where the layer runs, its density, and why it runs in torch, if it
-        does.
+        """Return a row for each layer with weights: where the layer runs, its density, and why it runs in torch.
 
-        After `profile`, rows have seconds, and there are more rows for all other work that takes time.
+        The reason is empty if the layer runs in kernels. After `profile`, rows have seconds, and there are more rows
+        for all other work that takes time.
         """
         rows = describe_layers(self._model[0], self.mask, self._context.kept, self._units, self._lstms)
         seconds = self._seconds
@@ -449,7 +445,7 @@ def masks_of_layers(model: nn.Module, mask: Mapping[str, Tensor]) -> dict[str, T
 
 
 def retained_arrays(masks: Mapping[str, Tensor]) -> dict[str, Array]:
-    """Return a mapping from each layer under the mask to its retained weights, as a bool array [O, I, rows, columns]."""
+    """Return a mapping from each layer under the mask to its retained weights: bool [O, I, rows, columns]."""
     kept = {name: tensor.numpy() for name, tensor in masks.items()}
     return {
         name: np.ascontiguousarray(each.reshape(*each.shape, 1, 1) if each.ndim == 2 else each)
