@@ -1,10 +1,10 @@
-"""Activation functions on float32 vectors, used at the end of every kernel.
+"""Activation functions on float32 vectors, which kernels apply before they store their results.
 
     exp(x) = 2^n * p(r),   n = round(x / ln 2),   r = x - n * ln 2,   p a polynomial of degree 6
 
-The others derive from it, for example silu(x) = x / (1 + exp(-x)); no function calls a maths library. Results are
-within about 1e-6 (relative) of the true value for all finite inputs whose result is a normal number; GELU within 1e-5
-where it is closer to 0 than 1e-6. Infinities give the limit or NaN; NaN stays NaN.
+Other functions are computed from exp, for example silu(x) = x / (1 + exp(-x)); no function calls a maths library. For
+finite inputs whose result is a normal number, the relative error is about 1e-6; for GELU it is 1e-5 where the result
+is closer to 0 than 1e-6. An infinite input gives the function's limit or NaN; NaN stays NaN.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from ticketry_engine.kernels.emitter import I32, Emitter, same
 from ticketry_engine.kernels.jit import ir
 
 Activation = str | tuple[str, float] | None
-"""A name, or a name with its parameter; None is the identity. Hashable, with a ``repr`` that identifies it."""
+"""An activation: its name, (name, parameter), or None for the identity. Kernels store activations in this form."""
 
 _LOG2_E = 1.4426950408889634
 _LN2_HIGH, _LN2_LOW = 0.693145751953125, 1.42860682030941723212e-6
 _ROUND = 12582912.0
-"""1.5 * 2**23: adding it leaves the nearest integer in the low bits of the sum."""
+"""1.5 * 2**23: when it is added to x in float32, the low bits of the sum hold the integer nearest to x."""
 
 _EXP = (
     1.0,
@@ -56,7 +56,7 @@ error 5e-8."""
 
 
 def activation(act: str | Mapping[str, float] | tuple[str, float] | None) -> Activation:
-    """Normalise an activation given by name, or as ``{"leaky_relu": slope}``, to the form kernels store.
+    """Return `act`, a name or ``{"leaky_relu": slope}``, in the form that kernels store.
 
     Raises:
         EngineError: if the activation is unknown.
@@ -71,9 +71,10 @@ def activation(act: str | Mapping[str, float] | tuple[str, float] | None) -> Act
 
 
 def activate(e: Emitter, act: str | Mapping[str, float] | tuple[str, float] | None, vector: Any) -> Any:
-    """Apply an activation to each value of a vector of any width.
+    """Return the activation `act` of each value of a vector of any width.
 
-    Activations with an exponential become a function of the module, so that their code exists once per vector width.
+    Long activations (with an exponential) become a function in the LLVM module, so that a kernel contains their code
+    only once per vector width.
     """
     act = activation(act)
     if act is None:
@@ -88,9 +89,9 @@ def activate(e: Emitter, act: str | Mapping[str, float] | tuple[str, float] | No
 def activate_all(
     e: Emitter, act: str | Mapping[str, float] | tuple[str, float] | None, vectors: Sequence[Any]
 ) -> list[Any]:
-    """Apply an activation to several vectors of one width.
+    """Return the activation `act` of each of several vectors of the target's width.
 
-    Activations with an exponential process some vectors jointly, so that they share the loads of its constants.
+    Activations with an exponential process a few vectors at once, so that these share the loads of constants.
     """
     act = activation(act)
     if act not in _WITH_EXPONENTIAL:
@@ -103,11 +104,11 @@ def activate_all(
 
 
 _VECTORS_AT_ONCE = 4
-"""Vectors processed at once with 32 registers, half with 16: the vectors and their exponentials fit in registers."""
+"""Vectors processed at once with 32 registers (half as many with 16), so that intermediate results fit in registers."""
 
 
 def _concatenate(e: Emitter, vectors: Sequence[Any]) -> Any:
-    """Concatenate vectors into one wide vector, pairwise; a missing partner is replaced by the vector itself."""
+    """Concatenate vectors into one wide vector; unless their number is a power of two, repeat some at the end."""
     while len(vectors) > 1:
         lanes = vectors[0].type.count
         whole = ir.Constant(ir.VectorType(I32, 2 * lanes), list(range(2 * lanes)))
@@ -137,7 +138,7 @@ def slope(e: Emitter, act: str, vector: Any) -> Any:
 
 
 def _call_function(e: Emitter, what: str, write: Callable[[Emitter, Any], Any], kind: Any) -> Any:
-    """Return the module's function `what` on vectors of type `kind`, writing it on first use."""
+    """Return the LLVM function named `what` for vectors of type `kind`; on first use, `write` emits its body."""
     name = f"{what}.{kind.count}"
     if name not in e.module.globals:
         function = ir.Function(e.module, ir.FunctionType(kind, [kind]), name)
@@ -179,7 +180,7 @@ def silu(e: Emitter, x: Any) -> Any:
 
 
 def tanh(e: Emitter, x: Any) -> Any:
-    """Return tanh(x): a polynomial near 0, where 1 - 2 / (exp(2x) + 1) would cancel."""
+    """Return tanh(x): 1 - 2 / (exp(2x) + 1), or a polynomial near 0, where that formula loses digits."""
     b = e.b
     square = b.fmul(x, x)
     near = e.fma(b.fmul(square, x), _polynomial(e, square, _TANH), x)
@@ -190,13 +191,13 @@ def tanh(e: Emitter, x: Any) -> Any:
 
 
 def gelu(e: Emitter, x: Any) -> Any:
-    """Return x times the normal CDF, through erfc(abs(x)), which stays accurate in the tail."""
+    """Return x times the normal CDF, computed from erfc so that it stays accurate for very negative x."""
     b = e.b
     return b.fmul(x, _normal_cdf_and_exp(e, x)[0])
 
 
 def _normal_cdf_and_exp(e: Emitter, x: Any) -> tuple[Any, Any]:
-    """Return the normal CDF and exp(-x²/2)."""
+    """Return the normal CDF of x, and exp(-x²/2)."""
     b = e.b
     z = b.fmul(e.intrinsic("llvm.fabs", x), _constant_like(x, 0.7071067811865476))
     one = _constant_like(x, 1.0)
@@ -208,7 +209,7 @@ def _normal_cdf_and_exp(e: Emitter, x: Any) -> tuple[Any, Any]:
 
 
 def gelu_tanh(e: Emitter, x: Any) -> Any:
-    """Return GELU with the tanh approximation, x * sigmoid(2u), since 0.5 (1 + tanh(u)) = sigmoid(2u)."""
+    """Return GELU with the tanh approximation as x * sigmoid(2u), which equals x * 0.5 * (1 + tanh(u))."""
     b = e.b
     cubic = e.fma(b.fmul(x, x), _constant_like(x, 0.044715), _constant_like(x, 1.0))
     twice = b.fmul(b.fmul(x, cubic), _constant_like(x, -2 * 0.7978845608028654))
@@ -221,7 +222,7 @@ def _gelu_slope(e: Emitter, x: Any) -> Any:
 
 
 def _gelu_tanh_slope(e: Emitter, x: Any) -> Any:
-    """Return the derivative of x * s, s = sigmoid(2u): s + x * s * (1 - s) * 2u'."""
+    """Return the derivative of x * s with s = sigmoid(2u), namely s + x * s * (1 - s) * 2u'."""
     b, square, one, twice = e.b, e.b.fmul(x, x), _constant_like(x, 1.0), _constant_like(x, 2 * 0.7978845608028654)
     s = sigmoid(e, b.fmul(b.fmul(x, twice), e.fma(square, _constant_like(x, 0.044715), one)))
     inner = b.fmul(twice, e.fma(square, _constant_like(x, 3 * 0.044715), one))
@@ -265,7 +266,7 @@ def _hardswish_slope(e: Emitter, x: Any) -> Any:
 
 
 def exp(e: Emitter, x: Any) -> Any:
-    """Return 2**n * exp(r), with n the integer nearest to x / ln 2. Inputs are clamped to [-87, 88.3]."""
+    """Return exp(x) as 2**n * exp(r), where n is the integer nearest to x / ln 2; x is clamped to [-87, 88.3]."""
     b = e.b
     x = _clamp_above(e, _clamp_below(e, x, -87.0), 88.3)
     shifted = e.fma(x, _constant_like(x, _LOG2_E), _constant_like(x, _ROUND))
@@ -278,7 +279,7 @@ def exp(e: Emitter, x: Any) -> Any:
 
 
 def _polynomial(e: Emitter, x: Any, coefficients: tuple[float, ...]) -> Any:
-    """Evaluate a polynomial by Horner's rule; ``coefficients`` start at the lowest power."""
+    """Return a polynomial's value at x by Horner's rule; `coefficients` start at the lowest power."""
     value = _constant_like(x, coefficients[-1])
     for coefficient in reversed(coefficients[:-1]):
         value = e.fma(value, x, _constant_like(x, coefficient))
@@ -286,7 +287,7 @@ def _polynomial(e: Emitter, x: Any, coefficients: tuple[float, ...]) -> Any:
 
 
 def _clamp_below(e: Emitter, x: Any, bound: float) -> Any:
-    """Return max(x, bound). A compare and a select propagate NaN and compile to one instruction."""
+    """Return max(x, bound), or NaN for NaN; compare and select compile to one instruction."""
     return e.select(e.b.fcmp_ordered("<", x, _constant_like(x, bound)), _constant_like(x, bound), x)
 
 
@@ -295,7 +296,7 @@ def _clamp_above(e: Emitter, x: Any, bound: float) -> Any:
 
 
 def _constant_like(like: Any, value: float) -> Any:
-    """Return a constant in all lanes of a vector like `like`, rounded to float32 as the IR text format requires."""
+    """Return a vector of the type of `like` with `value`, rounded to float32, in every lane."""
     rounded = struct.unpack("f", struct.pack("f", value))[0]
     return same(like.type, rounded)
 
@@ -321,6 +322,6 @@ SLOPES: dict[str, Callable[[Emitter, Any], Any]] = {
     "sigmoid": _sigmoid_slope,
     "tanh": _tanh_slope,
 }
-"""Derivatives by activation name."""
+"""By activation name: the function that emits the activation's derivative."""
 _WITH_EXPONENTIAL = {"silu", "gelu", "gelu_tanh", "sigmoid", "tanh"}
 _WITH_PARAMETER: dict[str, Callable[[Emitter, Any, float], Any]] = {"leaky_relu": leaky_relu}

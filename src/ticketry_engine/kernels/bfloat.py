@@ -1,10 +1,10 @@
 """Load, store and multiply values stored as float32 or bfloat16.
 
-In registers values are float32, except for the bfloat16 pairs that ``vdpbf16ps`` multiplies:
+Registers hold float32, except for the pairs of bfloat16 that the instruction ``vdpbf16ps`` multiplies:
 
     sum[lane] += a[2 * lane] * x[2 * lane] + a[2 * lane + 1] * x[2 * lane + 1]
 
-``item`` is the size of a stored value, `FLOAT` or `HALF` bytes.
+The argument ``item`` is the size of a value in memory: `FLOAT` bytes for float32 or `HALF` bytes for bfloat16.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ BFLOAT = _BFloat()
 
 
 def rounded(values: Array) -> Array:
-    """Return the bits of the bfloat16 nearest to each float32 (ties to even): uint16 of the same shape."""
+    """Return the bits of the bfloat16 nearest to each float32 (ties to even), as uint16 of the same shape."""
     import torch
 
     nearest = torch.from_numpy(np.ascontiguousarray(values, np.float32)).to(torch.bfloat16)
@@ -54,14 +54,14 @@ def rounded(values: Array) -> Array:
 
 
 def load(e: Emitter, pointer: ir.Value, byte: ir.Value | int = 0, item: int = FLOAT) -> ir.Value:
-    """Load a vector as float32."""
+    """Load a vector of float32 or bfloat16 (`item` bytes a value) and return it as float32."""
     if item == FLOAT:
         return e.load(pointer, byte)
     return widen(e, e.b.load(e.at(pointer, byte), typ=half_vector_type(e), align=HALF))
 
 
 def store(e: Emitter, vector: ir.Value, pointer: ir.Value, byte: ir.Value | int = 0, item: int = FLOAT) -> None:
-    """Store a float32 vector."""
+    """Store a float32 vector as float32, or rounded to bfloat16, depending on `item`."""
     if item == FLOAT:
         e.store(vector, pointer, byte)
     else:
@@ -69,7 +69,7 @@ def store(e: Emitter, vector: ir.Value, pointer: ir.Value, byte: ir.Value | int 
 
 
 def load_scalar(e: Emitter, pointer: ir.Value, item: int = FLOAT) -> ir.Value:
-    """Load one value as float32."""
+    """Load one float32 or bfloat16 (`item` bytes) and return it as float32."""
     if item == FLOAT:
         return e.load_f32(pointer)
     half = e.b.zext(e.b.load(pointer, typ=I16, align=HALF), I32)
@@ -77,7 +77,7 @@ def load_scalar(e: Emitter, pointer: ir.Value, item: int = FLOAT) -> ir.Value:
 
 
 def store_scalar(e: Emitter, value: ir.Value, pointer: ir.Value, item: int = FLOAT) -> None:
-    """Store one float32 value."""
+    """Store one float32 value as float32, or rounded to bfloat16, depending on `item`."""
     if item == FLOAT:
         e.b.store(value, pointer, align=FLOAT)
     else:
@@ -85,18 +85,18 @@ def store_scalar(e: Emitter, value: ir.Value, pointer: ir.Value, item: int = FLO
 
 
 def half_vector_type(e: Emitter) -> ir.VectorType:
-    """Return the type of a vector of bfloat16 bits, one per float32 lane."""
+    """Return the type of a vector that holds the bits of as many bfloat16 as a float32 vector has lanes."""
     return ir.VectorType(I16, e.target.lanes)
 
 
 def widen(e: Emitter, values: ir.Value) -> ir.Value:
-    """Convert a vector of bfloat16 bits (`half_vector_type`) to float32."""
+    """Convert a vector of bfloat16 bits (of `half_vector_type`) to a float32 vector."""
     words = ir.VectorType(I32, e.target.lanes)
     return e.b.bitcast(e.b.shl(e.b.zext(values, words), same(words, 16)), e.vector)
 
 
 def narrow(e: Emitter, vector: ir.Value) -> ir.Value:
-    """Round a float32 vector to bfloat16 bits, ties to even."""
+    """Round a float32 vector to bfloat16 (ties to even), and return its bits as `half_vector_type`."""
     return e.b.bitcast(e.b.fptrunc(vector, ir.VectorType(BFLOAT, e.target.lanes)), half_vector_type(e))
 
 
@@ -104,35 +104,34 @@ def narrow(e: Emitter, vector: ir.Value) -> ir.Value:
 
 
 def pair_vector_type(e: Emitter) -> ir.VectorType:
-    """Return the type of a vector with a pair of bfloat16 in each lane."""
+    """Return the type of a vector that holds two bfloat16 in the place of each float32 lane."""
     return ir.VectorType(BFLOAT, 2 * e.target.lanes)
 
 
 def splat_pair(e: Emitter, pointer: ir.Value, byte: ir.Value | int) -> ir.Value:
-    """Load two consecutive bfloat16 and repeat the pair in every lane."""
+    """Load two consecutive bfloat16 and return a vector with this pair in every lane."""
     word = e.b.load(e.at(pointer, byte), typ=I32, align=HALF)
     return e.b.bitcast(e.splat(word), pair_vector_type(e))
 
 
 def multiply_pairs(e: Emitter, a: ir.Value, x: ir.Value, y: ir.Value) -> ir.Value:
-    """Return ``a[0] * x[0] + a[1] * x[1] + y`` in each lane: bfloat16 pairs, float32 sum.
+    """Return ``a[0] * x[0] + a[1] * x[1] + y`` in each lane; a and x are bfloat16 pairs, y and the result float32.
 
-    Each product is rounded separately; denormal numbers count as zero.
+    The sum is rounded each time a product is added; denormal numbers count as zero.
     """
     return e.call(f"llvm.x86.avx512bf16.dpbf16ps.{32 * e.target.lanes}", e.vector, [y, a, x])
 
 
 def load_pairs(e: Emitter, pointer: ir.Value, byte: ir.Value | int, align: int = HALF) -> ir.Value:
-    """Load a vector of pairs of neighbours."""
+    """Load consecutive bfloat16 as a vector of pairs (`pair_vector_type`)."""
     return e.b.load(e.at(pointer, byte), typ=pair_vector_type(e), align=align)
 
 
 def interleave_pairs(e: Emitter, one: ir.Value, other: ir.Value) -> list[ir.Value]:
-    """Interleave two vectors of bfloat16 into pairs (one[i], other[i]), as two vectors.
+    """Return the pairs (one[i], other[i]) of two bfloat16 vectors, as two vectors of pairs.
 
-    Each 128-bit piece is interleaved separately, which takes one instruction per vector; `split_to_float32` uses the
-    same
-    order.
+    The first result holds the pairs of the first half of each 128-bit piece, the second result those of the second
+    half, which takes one instruction per result. `split_to_float32` uses the same order.
     """
     width = 2 * e.target.lanes
     words = ir.VectorType(I16, width)
@@ -151,13 +150,13 @@ def interleave_pairs(e: Emitter, one: ir.Value, other: ir.Value) -> list[ir.Valu
 
 
 def split_to_float32(e: Emitter, values: ir.Value) -> list[ir.Value]:
-    """Convert a vector of bfloat16, two per lane, to two float32 vectors: the halves of each 128 bits."""
+    """Convert a vector of bfloat16, two per lane, to two float32 vectors, in the order of `interleave_pairs`."""
     nothing = same(ir.VectorType(I16, 2 * e.target.lanes), 0)
     return [e.b.bitcast(one, e.vector) for one in interleave_pairs(e, nothing, values)]
 
 
 def store_rounded(e: Emitter, vectors: Sequence[ir.Value], pointer: ir.Value, byte: ir.Value | int) -> None:
-    """Round two float32 vectors in the order of `split_to_float32` to bfloat16 and store them as one vector."""
+    """Round two float32 vectors to bfloat16 and store them as one vector; this inverts `split_to_float32`."""
     lanes = e.target.lanes
     first, second = vectors
     both = e.call(f"llvm.x86.avx512bf16.cvtne2ps2bf16.{32 * lanes}", pair_vector_type(e), [second, first])
@@ -172,22 +171,22 @@ def store_rounded(e: Emitter, vectors: Sequence[ir.Value], pointer: ir.Value, by
 #     sums [16, 16] float32  +=  left [16, 32] bfloat16  @  right [32, 16] bfloat16
 #
 # A tile has up to 16 rows of 64 bytes in registers of its own. The right matrix is stored in pairs: its row ``k`` holds
-# elements ``2k`` and ``2k + 1`` of each column side by side. One `multiply_tiles` takes as long as AVX-512 needs for a
-# sixteenth of it. A kernel configures the tiles when it begins and releases them when it ends.
+# elements ``2k`` and ``2k + 1`` of each column side by side. One `multiply_tiles` is 16 times as fast as AVX-512. A
+# kernel configures the tiles when it begins and releases them when it ends.
 
 TILE_ROWS = 16
-"""Rows of a tile."""
+"""Greatest number of rows of a tile."""
 
 TILE_ROW_BYTES = 64
 
 TILE_BYTES = TILE_ROWS * TILE_ROW_BYTES
 
 TILE_DEPTH = 32
-"""bfloat16 values per row of a tile: the terms that one product adds to each sum."""
+"""bfloat16 values per row of a tile: the number of terms that one `multiply_tiles` adds to each sum."""
 
 
 def build_configuration(tiles: Sequence[tuple[int, int]]) -> Array:
-    """Return the configuration table for `configure_tiles`, from the (rows, bytes per row) of each tile."""
+    """Return the table for `configure_tiles`; `tiles` holds (rows, bytes per row) of each tile register."""
     table = np.zeros(64, dtype=np.uint8)
     table[0] = 1
     for number, (rows, size) in enumerate(tiles):
@@ -196,12 +195,12 @@ def build_configuration(tiles: Sequence[tuple[int, int]]) -> Array:
 
 
 def configure_tiles(e: Emitter, table: Any) -> None:
-    """Configure the tiles before use."""
+    """Emit the instruction that sets the tile registers' shapes from a table of `build_configuration`."""
     e.call("llvm.x86.ldtilecfg", ir.VoidType(), [table])
 
 
 def release_tiles(e: Emitter) -> None:
-    """Release the tiles."""
+    """Emit the instruction that frees the tile registers."""
     e.call("llvm.x86.tilerelease", ir.VoidType(), [])
 
 
@@ -210,7 +209,7 @@ def zero_tile(e: Emitter, tile: int) -> None:
 
 
 def load_tile(e: Emitter, tile: int, pointer: Any, stride: int = TILE_ROW_BYTES) -> None:
-    """Load a tile whose rows are `stride` bytes apart."""
+    """Load tile register `tile` from memory, where its rows are `stride` bytes apart."""
     e.call("llvm.x86.tileloadd64", ir.VoidType(), [_tile_number(tile), pointer, e.i64(stride)])
 
 
@@ -219,7 +218,10 @@ def store_tile(e: Emitter, tile: int, pointer: Any) -> None:
 
 
 def multiply_tiles(e: Emitter, sums: int, left: int, right: int) -> None:
-    """Write ``sums += left @ right``: bfloat16 pairs, float32 sums; denormal numbers count as zero."""
+    """Emit ``sums += left @ right`` for three tile registers: float32 sums of bfloat16 products.
+
+    Denormal numbers count as zero.
+    """
     e.call("llvm.x86.tdpbf16ps", ir.VoidType(), [_tile_number(sums), _tile_number(left), _tile_number(right)])
 
 

@@ -1,10 +1,10 @@
-"""Copy runs of consecutive elements within a thread's working memory, in any layout.
+"""Copy runs of consecutive elements within a thread's working memory (the arena), in any layout.
 
     for start in starts:              int64 [outer, 2]: (destination, source) byte offsets
-        for run in runs:              int64 [inner, 2]: offsets added to the start's
+        for run in runs:              int64 [inner, 2]: byte offsets that are added to those of `start`
             copy `length` elements
 
-Splitting the offsets into an outer and an inner table keeps the tables small, and whole runs move as vectors.
+Two small tables, `starts` and `runs`, replace one large table of their sums. Whole runs move as vectors.
 """
 
 from __future__ import annotations
@@ -20,47 +20,49 @@ from ticketry_engine.kernels.jit import ir
 from ticketry_engine.kernels.window import Array
 
 _MOST_LENGTHS = 6
-"""Number of different run lengths that get their own kernel; beyond it elements are copied one by one."""
+"""Greatest number of different run lengths in a set of copies; beyond it, elements are copied one by one."""
 
 _UNROLLED = 4
 
 
 class CopyArg(enum.IntEnum):
-    """Arguments of the kernel."""
+    """Positions of the arguments of a `Copies` kernel."""
 
     SOURCE = 0
-    """Byte offset in the arena."""
+    """Byte offset of the source in the arena; RESULT likewise for the destination."""
     RESULT = 1
     SOURCE_IMAGE = 2
-    """Bytes between two images."""
+    """Bytes between two images of the source; RESULT_IMAGE likewise for the destination."""
     RESULT_IMAGE = 3
     OUTER = 4
-    """Number of entries in the first table."""
+    """Number of entries of the table STARTS; INNER likewise for RUNS."""
     INNER = 5
     STARTS = 6
-    """int64 [outer, 2]: byte offsets of an entry's destination and source."""
+    """int64 [outer, 2]: byte offsets of destination and source, relative to RESULT and SOURCE."""
     RUNS = 7
-    """int64 [inner, 2]: byte offsets of each run within an entry."""
+    """int64 [inner, 2]: for each run, byte offsets of destination and source relative to an entry of STARTS."""
 
 
 @dataclass(frozen=True)
 class CopyPlan:
-    """The runs to copy: every run of every start."""
+    """Runs to copy: for each row of `starts`, all runs of `runs`, shifted by that row."""
 
     starts: Array
-    """int64 [entries, 2]: destination, source."""
+    """int64 [outer, 2]: byte offsets of destination and source."""
     runs: Array
+    """int64 [inner, 2]: byte offsets of destination and source that are added to those of a start."""
     length: int
     """Elements per run."""
 
 
 def plan_copies(destinations: Array, places: Array, of: Array, size: int) -> Iterator[tuple[int, CopyPlan]]:
-    """Yield the copies that fill `destinations` from `places`, each with the number of its source (-1: zeros).
+    """Yield (number of a source, or -1 for zeros; plan of the copies from that source).
 
     Args:
-        goals: destination bytes, int64 [outer, inner]; each is the sum of a row's offset and a column's.
-        places: source bytes, of the same shape.
-        of: number of each element's source.
+        destinations: int64 [outer, inner], the byte of each element's destination: the sum of an offset of its row and
+            an offset of its column.
+        places: the byte of each element in its source, of the same shape.
+        of: the number of each element's source, of the same shape; -1 for an element to be set to zero.
         size: bytes per element.
     """
     for number in np.unique(of).tolist():
@@ -82,7 +84,14 @@ def plan_copies(destinations: Array, places: Array, of: Array, size: int) -> Ite
 
 
 def _group_into_runs(to: Array, source: Array, size: int, zeros: bool) -> Iterator[tuple[Array, int]]:
-    """Group elements that are consecutive on both sides into runs, by length: yield ([runs, 2], length)."""
+    """Yield (runs [runs, 2], their length in elements), where a run is consecutive in destination and in source.
+
+    Args:
+        to: destination byte of each element.
+        source: source byte of each element.
+        size: bytes per element.
+        zeros: whether zeros are written, so that only the destination matters.
+    """
     breaks = np.diff(to) != size
     if not zeros:
         breaks = breaks | (np.diff(source) != size)
@@ -97,14 +106,14 @@ def _group_into_runs(to: Array, source: Array, size: int, zeros: bool) -> Iterat
 
 @dataclass(frozen=True)
 class Copies(EmittedKernel):
-    """Kernel that copies runs; its arguments are listed in `CopyArg`."""
+    """Kernel that copies runs of elements, or fills them with zeros; `CopyArg` lists its arguments."""
 
     length: int
     """Elements per run."""
     item: int
     """Bytes per element."""
     by_image: bool
-    """Whether each image has its own elements; otherwise one element holds all images."""
+    """Whether the copies are repeated for each image; False if each element holds the values of all images."""
     zeros: bool
     """Whether to write zeros instead of reading a source."""
 
@@ -125,7 +134,7 @@ class Copies(EmittedKernel):
                 self._copy_runs(e, e.at(runs, b.mul(turn.index, e.i64(16))), 1, to, source_place)
 
     def _copy_runs(self, e: Emitter, pairs: ir.Value, count: int, to: ir.Value, source_place: ir.Value) -> None:
-        """Copy `count` consecutive runs."""
+        """Copy the `count` runs whose entries of the table RUNS begin at `pairs`."""
         ends = [
             (e.at(to, e.load_i64(pairs, 16 * number)), e.at(source_place, e.load_i64(pairs, 16 * number + 8)))
             for number in range(count)
@@ -154,6 +163,6 @@ class Copies(EmittedKernel):
 
 
 def _copy_types(lanes: int) -> list[tuple[ir.Type, int]]:
-    """Return the types to copy with and their bytes, widest first."""
+    """Return (type, bytes) of the loads for the rest of a run that is shorter than a vector, widest first."""
     widths = [width for width in (8, 4) if width < lanes]
     return [*((ir.VectorType(I32, width), 4 * width) for width in widths), (I64, 8), (I32, 4), (I16, 2)]

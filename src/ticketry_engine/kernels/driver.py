@@ -1,4 +1,4 @@
-"""The native loop over blocks and operations: a whole network is one call into it.
+"""The native loop that runs all operations of a network on all blocks of a batch, in one call.
 
     drive(state, ops, n_ops, first block, last block, images per block, images in total)
 
@@ -7,9 +7,11 @@
             op.kernel(state, op)
             if PARTS > 1: wait at the barrier
 
-Inference flushes denormal numbers (below 1.2e-38) to zero (`Driver.denormals`). SiLU, GELU and softmax produce them for
-very negative inputs, and multiplying with one costs more than a hundred cycles on Intel. The processor's flag is set
-during the call only.
+A block is a few images of the batch; PARTS is the number of threads that share each operation.
+
+Inference flushes denormal numbers (below 1.2e-38) to zero (`Driver.denormals`). SiLU, GELU and softmax produce such
+numbers for very negative inputs, and multiplying by a denormal number costs more than a hundred cycles on Intel. The
+processor's flush flag is set during the call only.
 """
 
 from __future__ import annotations
@@ -30,18 +32,18 @@ from ticketry_engine.kernels.emitter import StateSlot
 from ticketry_engine.kernels.target import Target
 
 BARRIER_BYTES = 128
-"""Size of a barrier: the arrival counter and, on its own cache line, the generation number."""
+"""Bytes of a barrier: a counter of arrived threads and, in the next cache line, how often the barrier has opened."""
 
 _PATIENCE = 100
-"""Spins before a waiting thread calls ``sched_yield``: a few microseconds.
+"""How often a waiting thread checks the barrier before it calls ``sched_yield``: a few microseconds.
 
-A small number matters on busy machines, where the awaited thread may need this core."""
+The number is small because the thread that is still missing may need this core on a busy machine."""
 
 _PAUSES = {
     "x86_64": ("declare void @llvm.x86.sse2.pause()", "call void @llvm.x86.sse2.pause()"),
     "aarch64": ("declare void @llvm.aarch64.hint(i32)", "call void @llvm.aarch64.hint(i32 1)"),
 }
-"""Spin-wait hint per processor: (declaration, call)."""
+"""LLVM code per processor that pauses a waiting loop for a moment: (declaration, call)."""
 
 _FLUSHES = {
     "x86_64": (
@@ -63,9 +65,10 @@ _FLUSHES = {
         "call void @llvm.aarch64.set.fpcr(i64 %before)",
     ),
 }
-"""Code that flushes denormals per processor: (declarations, code at entry, code at exit).
+"""LLVM code per processor that flushes denormal numbers to zero: (declarations, code at entry, code at exit).
 
-On x86 it sets bits 15 (flush results) and 6 (treat inputs as zero) of MXCSR; the exit code restores the old state."""
+On x86 the entry code sets bits 15 (flush results) and 6 (treat inputs as zero) of the register MXCSR. The exit code
+restores the register's old value."""
 
 _DRIVE = """
 target triple = "{triple}"
@@ -173,10 +176,10 @@ done:
 
 @dataclass(frozen=True)
 class Driver:
-    """The function that calls the kernels; its signature differs from theirs (see the module docstring)."""
+    """Description of the function ``drive`` that calls the kernels: see the module docstring."""
 
     denormals: bool = True
-    """Whether denormal numbers are preserved, as in torch."""
+    """Whether denormal numbers are kept, as in torch, or flushed to zero."""
 
     def emit(self, name: str, target: Target) -> str:
         processor = target.triple.split("-")[0]
@@ -211,23 +214,23 @@ def cores() -> int:
 
 @dataclass(slots=True)
 class _JobBatch:
-    """State shared by the jobs of one call."""
+    """State shared by the jobs of one call of `Workers.run`."""
 
     holding: object
-    """Objects the jobs use; each thread keeps a reference until its job ends, even if the caller did not wait."""
+    """Objects that the jobs use; each thread keeps a reference until its job ends, even if the caller does not."""
     threads: int
-    """Number of threads besides the caller's."""
+    """Number of worker threads that run a job; the caller's own thread is not counted."""
     ended: list[BaseException | None] = field(default_factory=list)
-    """Error or None of each job that has finished on a worker thread."""
+    """For each job that a worker thread has finished, in order: the error that the job raised, or None."""
     signal: SimpleQueue[None] = field(default_factory=SimpleQueue)
-    """Receives an entry when all jobs have finished."""
+    """Receives an entry when the worker threads have finished all their jobs."""
 
 
 _Queue = SimpleQueue["tuple[Job, _JobBatch] | weakref.ref[Workers]"]
 
 
 class Workers:
-    """A fixed number of worker threads, used by one caller at a time. They end when this object is collected."""
+    """A fixed number of worker threads for one caller at a time; they end when this object is garbage-collected."""
 
     def __init__(self, count: int) -> None:
         self._queues: list[_Queue] = [SimpleQueue() for _ in range(count)]
@@ -238,16 +241,15 @@ class Workers:
             threading.Thread(target=_run_queued_jobs, args=(queue, gone), daemon=True, name="ticketry-engine").start()
 
     def run(self, jobs: Sequence[Job], holding: object = None) -> None:
-        """Run the first job here and each other job on its own thread; return when all have finished.
+        """Run the first job on the calling thread and each other job on a worker; return when all jobs have finished.
 
         Args:
-            jobs: functions with their arguments. Once one has started, all will.
-            holding: objects the jobs use, kept alive until the last job ends.
+            jobs: functions with their arguments, at most one job more than there are workers. All jobs start or none.
+            holding: objects that the jobs use; they are kept alive until the last job ends.
 
         Raises:
-            BaseException: the first error of a job or a signal handler, after all jobs have ended. These workers must
-            not be
-                used again afterwards.
+            BaseException: the first error of a job or a signal handler, raised after all jobs have ended. Do not use
+                these workers again afterwards.
         """
         queues = self._queues[: len(jobs) - 1]
         if len(queues) < len(jobs) - 1:
@@ -275,7 +277,7 @@ class Workers:
 
 
 def _run_queued_jobs(queue: _Queue, gone: weakref.ref[Workers]) -> None:
-    """Run jobs from the queue until it delivers `gone`, the weak reference to the collected owner."""
+    """Run jobs from `queue` until it delivers `gone`, a weak reference to the garbage-collected `Workers`."""
     while not isinstance(given := queue.get(), weakref.ref):
         (function, arguments), call = given
         error: BaseException | None = None

@@ -1,11 +1,11 @@
-"""Write the LLVM IR of one kernel: arguments, loops whose carried values stay in registers, float32 vectors.
+"""Write the LLVM IR of one kernel: read its arguments, emit loops, compute with float32 vectors.
 
 A kernel is a function ``void (i64* state, i64* op)``:
 
-    state   one int64 per slot of `StateSlot`: working memory, images of the block, thread number, external tensors
+    state   one int64 per member of `StateSlot`: working memory, images of the block, thread number, external tensors
     op      [kernel address, args[0], args[1], ...]: integers and table addresses of one operation (`program.Op`)
 
-Loop counts, tile shapes and activations are fixed when the kernel is written, so the loops contain no dispatch.
+Tile shapes and activations are fixed when the kernel is written, so the loops contain no branches on them.
 """
 
 from __future__ import annotations
@@ -26,61 +26,60 @@ PTR = ir.PointerType()
 
 
 def same(kind: ir.Type, value: Any) -> ir.Constant:
-    """Return a constant of type `kind`; for a vector type, the value in every lane.
+    """Return the constant `value` of type `kind`; if `kind` is a vector type, every lane holds `value`.
 
-    Constants are cached, because building lists of numbers took half the time of writing a kernel.
+    Constants are cached: without a cache, they took half the time of writing a kernel.
     """
     return _cached_constant(kind, value, repr(value))
 
 
 @functools.lru_cache(maxsize=1024)
 def _cached_constant(kind: ir.Type, value: Any, text: str) -> ir.Constant:
-    """Build the constant. ``text`` is part of the cache key because 0.0 == -0.0."""
+    """Build the constant for `same`; `text` is only part of the cache key, because 0.0 == -0.0."""
     listed = isinstance(kind, ir.VectorType) and value is not ir.Undefined
     return ir.Constant(kind, [value] * kind.count if listed else value)
 
 
 _REGISTERS = {"x86_64": ("r", "v"), "aarch64": ("r", "w")}
-"""Register constraints of inline assembly per processor: (integer, vector)."""
+"""Per processor: how inline assembly names (an integer register, a vector register)."""
 
 
 class StateSlot(enum.IntEnum):
-    """Slots of the runtime state passed to every kernel, each an int64."""
+    """Indices into the runtime state, an array of int64 that is passed to every kernel."""
 
     ARENA = 0
     """Address of this thread's working memory."""
     FIRST = 1
-    """Index in the batch of the block's first image."""
+    """Number of the block's first image, counted from the start of the batch."""
     IMAGES = 2
-    """Number of images in this block; only the last block may have fewer than the program was built for."""
+    """Number of images in this block; only the last block may have fewer images than the program was built for."""
     PART = 3
-    """Index of this thread among those that share each operation, 0 … PARTS - 1."""
+    """Number of this thread among the threads that share each operation: 0 … PARTS - 1."""
     PARTS = 4
-    """Number of threads that share each operation; 1 if threads split the batch instead."""
+    """Number of threads that share each operation; 1 if each thread runs whole blocks of the batch instead."""
     BARRIER = 5
-    """Address of the barrier at which these threads meet after each operation."""
+    """Address of the barrier where the threads that share operations wait for each other after each operation."""
     EXTERNAL = 8
-    """First of the slots with the addresses of input and output tensors."""
+    """Index of the first input or output tensor's address; the addresses of the other tensors follow."""
 
 
 @dataclass
 class EmittedLoop:
     """A loop while its body is being written.
 
-    `index` is the loop variable and `carried` holds the values at the start of an iteration. The body must set `next`
-    to
-    their values for the next iteration.
+    `index` is the loop variable, and `carried` holds values that each iteration receives from the iteration before. The
+    body must set `next` to the values that it passes on.
     """
 
     index: ir.Value
     carried: list[ir.Value]
     next: list[ir.Value] = field(default_factory=list)
     results: list[ir.Value] = field(default_factory=list)
-    """Carried values after the loop; the initial ones if it ran zero times."""
+    """Values of `carried` after the last iteration; the initial values if the loop runs zero times."""
 
 
 class Emitter:
-    """Builder of one kernel for one target. `b` is llvmlite's IRBuilder, for everything not covered here."""
+    """Builder of one kernel for one target; `b` is llvmlite's IRBuilder, for instructions without a method here."""
 
     def __init__(self, name: str, target: Target) -> None:
         self.target = target
@@ -102,28 +101,28 @@ class Emitter:
     # Arguments
 
     def state(self, slot: int) -> ir.Value:
-        """Load an integer of the runtime state (see `StateSlot`)."""
+        """Load the integer of the runtime state at index `slot` (see `StateSlot`)."""
         return self.load_i64(self._state, 8 * slot)
 
     def arg(self, index: int) -> ir.Value:
-        """Load argument `index` of the operation, ``Op.args[index]``: an integer, or a table's address as one."""
+        """Load ``Op.args[index]`` of the operation: an integer, or the address of a table as an integer."""
         return self.load_i64(self._op, 8 * (index + 1))  # the first is the kernel itself
 
     def table(self, index: int) -> ir.Value:
-        """Return the pointer to a table of the operation, ``Op.args[index]``."""
+        """Return a pointer to the table ``Op.args[index]`` of the operation."""
         return self.b.inttoptr(self.arg(index), PTR)
 
     def arena_pointer(self, offset: ir.Value | int = 0) -> ir.Value:
-        """Return a pointer into this thread's working memory."""
+        """Return a pointer to byte `offset` of this thread's working memory (the arena)."""
         return self.at(self.b.inttoptr(self.state(StateSlot.ARENA), PTR), offset)
 
     def tensor_pointer(self, number: ir.Value) -> ir.Value:
-        """Return the pointer to an input or output tensor, by its number."""
+        """Return a pointer to the data of input or output tensor `number`."""
         slot = self.at(self._state, self.b.mul(self.b.add(number, self.i64(StateSlot.EXTERNAL)), self.i64(8)))
         return self.b.inttoptr(self.load_i64(slot), PTR)
 
     def thread_share(self, count: ir.Value | int) -> tuple[ir.Value, ir.Value]:
-        """Return the range (from, to) of ``count`` iterations that this thread executes."""
+        """Return (first, end) of the iterations that this thread executes, of `count` iterations in all."""
         count = self.i64(count)
         part, parts = self.state(StateSlot.PART), self.state(StateSlot.PARTS)
         low = self.b.udiv(self.b.mul(count, part), parts)
@@ -136,7 +135,7 @@ class Emitter:
         return ir.Constant(I64, int(value)) if isinstance(value, int) else value
 
     def at(self, pointer: ir.Value, byte: ir.Value | int) -> ir.Value:
-        """Return the pointer ``byte`` bytes after `pointer`."""
+        """Return `pointer` moved forward by `byte` bytes."""
         return self.b.gep(pointer, [self.i64(byte)], source_etype=I8)
 
     def load_i64(self, pointer: ir.Value, byte: ir.Value | int = 0) -> ir.Value:
@@ -169,7 +168,7 @@ class Emitter:
         return ir.Constant(F32, value)
 
     def splat(self, scalar: ir.Value | float) -> ir.Value:
-        """Return a vector with `scalar` in every lane; its type is float32 or the type of the value."""
+        """Return a vector with `scalar` in every lane: of float32 for a Python number, else of the scalar's type."""
         if isinstance(scalar, (int, float)):
             return same(self.vector, float(scalar))
         nothing = same(ir.VectorType(scalar.type, self.target.lanes), ir.Undefined)
@@ -177,25 +176,25 @@ class Emitter:
         return self.b.shuffle_vector(one, nothing, same(ir.VectorType(I32, self.target.lanes), 0))
 
     def fma(self, a: ir.Value, x: ir.Value, y: ir.Value) -> ir.Value:
-        """Return ``a * x + y``, rounded once on processors that have a fused multiply-add."""
+        """Return ``a * x + y``, rounded only once if the processor has a fused multiply-add."""
         return self.intrinsic("llvm.fma" if self.target.fused else "llvm.fmuladd", a, x, y)
 
     def intrinsic(self, name: str, *values: ir.Value) -> ir.Value:
-        """Call an LLVM intrinsic, such as ``llvm.maxnum``, whose arguments all have one type."""
+        """Call the LLVM intrinsic `name`, such as ``llvm.maxnum``, on float32 values or vectors of one type."""
         kind = values[0].type
         suffix = f"v{kind.count}f32" if isinstance(kind, ir.VectorType) else "f32"
         return self.call(f"{name}.{suffix}", kind, values)
 
     def call(self, name: str, result: ir.Type, values: Sequence[ir.Value]) -> ir.Value:
-        """Call an external function or an intrinsic by its full name, declaring it on first use."""
+        """Call the external function or intrinsic with the full name `name`, and declare it on first use."""
         if name not in self.module.globals:
             ir.Function(self.module, ir.FunctionType(result, [value.type for value in values]), name)
         return self.b.call(self.module.globals[name], values)
 
     def hide_from_optimiser(self, value: ir.Value) -> ir.Value:
-        """Return `value` through an empty asm statement, so that the optimiser neither moves nor rewrites it.
+        """Return `value` as the result of empty inline assembly, so that the optimiser neither moves nor rewrites it.
 
-        Vectors wider than the target's registers are returned unchanged: LLVM would abort the process.
+        A vector wider than the target's registers is returned unchanged, because LLVM would abort the process.
         """
         register = _REGISTERS.get(self.target.triple.split("-")[0])
         if register is None or (isinstance(value.type, ir.VectorType) and value.type.count > self.target.lanes):
@@ -205,7 +204,7 @@ class Emitter:
         return self.b.asm(signature, "", f"={kind},0", [value], False)
 
     def scratch(self, vectors: int) -> ir.Value:
-        """Allocate memory for ``vectors`` vectors on the stack and return its pointer."""
+        """Allocate memory for `vectors` float32 vectors on the stack, and return a pointer to it."""
         with self.b.goto_entry_block():
             # llvmlite types a fresh pointer as one to an array; a round trip through an integer removes that.
             place = self.b.alloca(ir.ArrayType(self.vector, vectors))
@@ -217,9 +216,10 @@ class Emitter:
     def loop(
         self, start: ir.Value | int, stop: ir.Value | int, step: ir.Value | int = 1, carried: Sequence[ir.Value] = ()
     ) -> Iterator[EmittedLoop]:
-        """Write ``for index in range(start, stop, step)``; ``carried`` values stay in registers across iterations.
+        """Write ``for index in range(start, stop, step)``, where each iteration passes values on to the next.
 
-        Inside, set ``loop.next`` to the values of the next iteration; after the loop, read ``loop.results``.
+        `carried` are the values for the first iteration; they stay in registers. In the ``with`` block, set
+        ``loop.next`` to the values for the next iteration. After the block, read the last values from ``loop.results``.
         """
         b, start, stop = self.b, self.i64(start), self.i64(stop)
         before = b.block
@@ -250,13 +250,13 @@ class Emitter:
 
     @contextmanager
     def when(self, condition: ir.Value) -> Iterator[None]:
-        """Write ``if condition:`` without an else branch and without results."""
+        """Write ``if condition:`` around the code that the ``with`` block emits."""
         with self.b.if_then(condition):
             yield
 
     @contextmanager
     def loop_share_of_pairs(self, outer: ir.Value, inner: ir.Value) -> Iterator[tuple[ir.Value, ir.Value]]:
-        """Loop over this thread's share of ``outer * inner`` iterations and yield both indices."""
+        """Loop over this thread's share of the pairs (i < outer, j < inner), and yield i and j."""
         low, high = self.thread_share(self.b.mul(outer, inner))
         with self.loop(low, high) as turn:
             yield self.b.udiv(turn.index, inner), self.b.urem(turn.index, inner)
@@ -271,7 +271,7 @@ def minimum(e: Emitter, one: ir.Value, other: ir.Value) -> ir.Value:
 
 
 class EmittedKernel:
-    """Base class of kernels written with an `Emitter`."""
+    """Base class of kernels whose `write` emits the code with an `Emitter`."""
 
     def emit(self, name: str, target: Target) -> str:
         """Return the LLVM IR of a module that contains the kernel as a function called `name`."""
@@ -280,5 +280,5 @@ class EmittedKernel:
         return e.text()
 
     def write(self, e: Emitter) -> None:
-        """Write the kernel's body."""
+        """Emit the body of the kernel with `e`."""
         raise NotImplementedError

@@ -1,4 +1,4 @@
-"""Compile kernels to machine code, once each, and cache the object files on disk.
+"""Compile each kernel to machine code once, and cache the object files on disk.
 
     kernel (dataclass) --repr, generator sources, LLVM, target--> name --> kernels/<name>.o in the user's cache
 
@@ -21,10 +21,10 @@ from ticketry_engine.kernels.target import Target, llvmlite_binding
 
 
 class Kernel(Protocol):
-    """A kernel description: a frozen dataclass of plain values whose ``repr`` determines its code.
+    """A kernel description: a frozen dataclass of plain values; kernels with equal ``repr`` have the same machine code.
 
-    If the class attribute ``finished`` is true, the kernel's loops are already in final form: only clean-up passes run,
-    which halves compilation time.
+    If the class attribute ``finished`` is true, LLVM runs only clean-up passes and no loop optimisations, because the
+    kernel's loops are already in final form. Compilation then takes half the time.
     """
 
     def emit(self, name: str, target: Target) -> str:
@@ -33,7 +33,7 @@ class Kernel(Protocol):
 
 @dataclass(frozen=True)
 class CachedKernel:
-    """A kernel known only by the name of its cached machine code; its description is not available."""
+    """A kernel that can only be loaded from the cache, by the name of its machine code; it cannot be compiled again."""
 
     name: str
     title: str
@@ -43,12 +43,12 @@ class CachedKernel:
 
 
 def title(kernel: Kernel) -> str:
-    """Return a kernel's display name."""
+    """Return the name under which reports list a kernel."""
     return str(getattr(kernel, "title", type(kernel).__name__.lower()))
 
 
 class Library:
-    """Compiled kernels in memory. It must outlive every program that calls them."""
+    """Compiled kernels in memory; a library must live longer than every program that calls its kernels."""
 
     def __init__(self, target: Target) -> None:
         self.target = target
@@ -59,11 +59,11 @@ class Library:
         self._addresses: dict[str, int] = {}
         self._objects: list[Any] = []
         self._read: dict[str, bytes] = {}
-        """Machine code by name, read from the cache but not loaded into executable memory yet."""
+        """By kernel name: machine code that was read from the cache but is not in executable memory yet."""
         self._lock = threading.Lock()
 
     def addresses(self, kernels: Sequence[Kernel]) -> list[int]:
-        """Return the address of each kernel, compiling those that are missing."""
+        """Return the address of each kernel's machine code; load or compile the kernels that are not in memory yet."""
         names = [self.name(kernel) for kernel in kernels]
         with self._lock:
             new = {name: kernel for name, kernel in zip(names, kernels, strict=True) if name not in self._addresses}
@@ -77,18 +77,18 @@ class Library:
 
     @functools.cached_property
     def identity(self) -> str:
-        """Identity of everything outside the kernel that its code depends on: generators, LLVM and target."""
+        """Text of what machine code depends on besides its kernel: digest of the generators, LLVM version, target."""
         return f"{_source_digest()} {llvmlite_binding().llvm_version_info} {self.target!r}"
 
     def name(self, kernel: Kernel) -> str:
-        """Return the name of a kernel's machine code: a digest of all its dependencies."""
+        """Return the name of a kernel's machine code: a digest of its description and of `identity`."""
         if isinstance(kernel, CachedKernel):
             return kernel.name
         text = f"{self.identity} {kernel!r}"
         return "k" + hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
     def has(self, kernel: Kernel) -> bool:
-        """Return whether a kernel's machine code is loaded or cached."""
+        """Return whether a kernel's machine code is in memory or in the cache on disk."""
         name = self.name(kernel)
         if name in self._addresses or name in self._read:
             return True
@@ -119,13 +119,13 @@ class Library:
 
 
 def create_target_machine(target: Target, **settings: Any) -> Any:
-    """Create LLVM's target machine, with additional `settings`."""
+    """Return LLVM's code generator for `target`; `settings` are further arguments of ``create_target_machine``."""
     found = llvmlite_binding().Target.from_triple(target.triple)
     return found.create_target_machine(target.cpu, target.features, opt=3, **settings)
 
 
 def optimise(kernel: Kernel, name: str, target: Target, machine: Any) -> Any:
-    """Return a kernel's LLVM module after the middle-end passes."""
+    """Return the LLVM module `name` of a kernel, optimised but not yet translated to machine code."""
     llvm = llvmlite_binding()
     module = llvm.parse_assembly(kernel.emit(name, target))
     module.verify()
@@ -145,7 +145,7 @@ def optimise(kernel: Kernel, name: str, target: Target, machine: Any) -> Any:
 
 @functools.cache
 def _source_digest() -> str:
-    """Digest of the generator sources; objects compiled by other versions are not used."""
+    """Return a digest of the generator sources, so that machine code from other versions is not used."""
     return digest_of_files(Path(__file__).parent.rglob("*.py"))
 
 
@@ -160,7 +160,7 @@ try:
 except ModuleNotFoundError:
 
     class _NamedStruct:
-        """Stand-in for a type that modules derive from or instantiate at import time."""
+        """Stand-in for a type of llvmlite that modules derive from or instantiate when they are imported."""
 
         def __init__(self, *of: Any, **how: Any) -> None:
             pass

@@ -4,11 +4,11 @@
     rmsnorm     y = x / sqrt(mean(x^2) + eps) * weight
     softmax     y = exp(x - max(x)) / sum(exp(x - max(x)))
 
-A kernel makes a few passes over the channels of a position: one for each statistic, and one that writes. How a layout
-steps through them is the matter of its `ChannelCursor`:
+A kernel makes a few passes over the channels of a position: one for each statistic, and one that writes the result.
+Each layout has a `ChannelCursor` that steps through the channels:
 
-    planar          a step loads one channel of several vectors of positions; each vector has its own statistics
-    channels last   a step loads a vector of channels of one pixel; lanes are combined after the last step
+    planar          a step loads one channel of several vectors of positions; each lane has its own statistics
+    channels last   a step loads a vector of channels of one pixel; the lanes are combined after the last step
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from ticketry_engine.kernels.jit import ir
 
 Vectors = Sequence[ir.Value]
 Step = Callable[[Vectors, Vectors], Vectors]
-"""(values of x, totals so far) -> totals."""
+"""Function (values of x, totals before the step) -> totals after the step."""
 Weights = Sequence[Callable[[], ir.Value]]
-"""Functions that return the weights of the current channels."""
+"""Functions that load the current channels' weights: (weight,) or (weight, bias)."""
 LastStep = Callable[[Vectors, Weights], Vectors]
-"""(values, weights) -> values of y."""
+"""Function (values of x, weights) -> values of y."""
 
 
 class ChannelCursor(Protocol):
-    """Emits passes over the channels of one position, or of several vectors of positions."""
+    """Emits passes over the channels of one pixel, or of several vectors of positions."""
 
     e: Emitter
     compensated: bool
@@ -38,30 +38,42 @@ class ChannelCursor(Protocol):
     Golub and LeVeque, "Algorithms for computing the sample variance", 1983)."""
 
     def load_settings(self) -> tuple[ir.Value, ir.Value]:
-        """Return 1 / channels and epsilon, as numbers of the kind that `reduce` returns."""
+        """Return (1 / channels, epsilon), as numbers of the type that `reduce` returns."""
 
     def reduce(self, step: Step, start: float = 0.0, sums: int = 1, *, largest: bool = False) -> Vectors:
-        """Emit a step for all channels of x; return the totals, ``sums`` of each position."""
+        """Emit a loop of `step` over all channels of x, and return the final totals.
+
+        Args:
+            step: function that adds the values of some channels to the totals.
+            start: first value of each total.
+            sums: number of totals per position.
+            largest: whether totals are maxima instead of sums.
+        """
 
     def write(self, step: LastStep, *, weights: int = 0) -> None:
-        """Emit a step for all channels of x, or of y if there are no weights, and store its results in y."""
+        """Emit a loop of `step` over all channels, and store what it returns in y.
+
+        Args:
+            step: function of the values of x and of `weights` weights; without weights, it gets the values of y.
+            weights: number of weights per channel.
+        """
 
     def store(self, values: Vectors) -> None:
-        """Store values of y in the current step of `reduce`."""
+        """Store `values` in y, at the channels of the current step."""
 
     def fill_padding(self, values: Vectors, number: float) -> Vectors:
-        """Replace the lanes that belong to no channel."""
+        """Return `values` with `number` in the lanes after the last channel."""
 
     def spread(self, totals: Vectors) -> Vectors:
-        """Return numbers of positions as vectors that go with values."""
+        """Return totals as vectors that can be combined with the values of a step."""
 
     def larger(self, one: ir.Value, other: ir.Value) -> ir.Value: ...
 
     def one(self) -> ir.Value:
-        """Return 1 as a number of the kind that `reduce` returns."""
+        """Return 1 as a number of the type that `reduce` returns."""
 
     def mean_plus(self, total: ir.Value, share: ir.Value, number: ir.Value) -> ir.Value:
-        """Return ``total * share + number``, for the mean of squares of RMS norm."""
+        """Return ``total * share + number``: for RMS norm, the mean of squares plus epsilon."""
 
 
 def write_layer_norm(c: ChannelCursor) -> None:
@@ -134,4 +146,4 @@ NORMS: dict[str, Callable[[ChannelCursor], None]] = {
     "rmsnorm": write_rms_norm,
     "softmax": write_softmax,
 }
-"""Title of a norm's kernels -> the function that writes them."""
+"""By title of a norm: the function that writes its kernel."""

@@ -1,4 +1,4 @@
-"""Link operations and their tables into a native program, and run it over a batch with one or more threads.
+"""Link operations and their tables into a native program, and run the program over a batch with one or more threads.
 
     batch:   | block 0 | block 1 | ... |       a block has `images` images
     block:   op 0 -> op 1 -> op 2 -> ...       all operations, one block at a time, in one arena
@@ -31,34 +31,37 @@ _EMPTY_CALLS = 8
 """Number of empty calls timed before a profile; the shortest is subtracted as overhead."""
 
 _SLOTS = 64
-"""Length of a state array: the named slots, then up to 56 addresses of input and output tensors."""
+"""Length of the state array of `StateSlot`: 8 reserved entries, then up to 56 addresses of tensors."""
 
 
 @dataclass(frozen=True)
 class Op:
-    """One operation: its kernel and the arguments that `Emitter.arg` and `Emitter.table` read."""
+    """One operation: a kernel and its arguments, which the kernel reads with `Emitter.arg` and `Emitter.table`."""
 
     kernel: Kernel
     args: tuple[int | np.ndarray[Any, Any], ...]
     label: str = ""
-    """Name of the layer it belongs to."""
+    """Name of the layer that the operation belongs to."""
 
 
 @dataclass(frozen=True)
 class Bias:
-    """An additive attention bias; several layers may share one."""
+    """A table that is added to attention scores; several layers may share it under one name."""
 
     name: str
     values: np.ndarray[Any, Any]
-    """float32 [windows or 1 times heads or 1, queries, keys]; -inf where a query does not attend to a key."""
+    """float32 [tables, queries, keys]: one table for all heads, or per head, or per window and head; -inf hides a key."""
     by_head: int
-    """Number of tables between two heads: 1, or 0 if all heads share one."""
+    """How many tables the tables of two consecutive heads are apart: 1, or 0 if all heads share a table."""
     by_window: int = 0
-    """Number of tables between two windows."""
+    """How many tables the tables of two consecutive windows are apart; 0 if all windows share their tables."""
 
     @classmethod
     def of(cls, name: str, values: np.ndarray[Any, Any]) -> Bias:
-        """Build a bias from an array [(windows or 1,) heads or 1, queries, keys]."""
+        """Build a bias from an array [heads, queries, keys] or [windows, heads, queries, keys].
+
+        A size of 1 in place of windows or heads means that all of them share a table.
+        """
         heads = values.shape[-3]
         several = values.ndim == 4 and len(values) > 1
         return cls(name, values.reshape(-1, *values.shape[-2:]), int(heads > 1), heads if several else 0)
@@ -66,37 +69,38 @@ class Bias:
 
 @dataclass(frozen=True)
 class BlockSpec:
-    """Parameters of the operations of a program: the processor, the block size and the scratch memory."""
+    """What functions that build operations need to know: the processor, the block size and the scratch memory."""
 
     target: Target
     images: int = 1
     """Images per block (the last block of a batch may have fewer)."""
     reserve: Callable[[int], int] | None = None
-    """Function that reserves scratch bytes for one operation and returns their arena offset, a multiple of 64."""
+    """Function that reserves scratch bytes for one operation and returns their arena offset, a multiple of 64; None if
+    there is no scratch memory."""
     tables: dict[str, np.ndarray[Any, Any]] = field(default_factory=dict, compare=False, repr=False)
     """Tables that several operations share, by name."""
 
 
 @dataclass
 class _Workspace:
-    """Memory of one call: a state and an arena per thread, a barrier and the worker threads."""
+    """What one call of a program uses: a state array per thread, working memory, a barrier and worker threads."""
 
     states: list[np.ndarray[Any, Any]]
     starts: list[int]
-    """Addresses of the states."""
+    """Addresses of the state arrays."""
     arenas: list[MappedMemory]
     barrier: np.ndarray[Any, Any]
     workers: Workers
 
 
 MARGIN = 1 << 20
-"""Bytes before and after working memory that kernels may read; their values are unused."""
+"""Bytes before and after working memory that kernels may read, though results never depend on them."""
 
 
 class MappedMemory:
     """Zeroed, page-aligned working memory, in huge pages if the system provides them.
 
-    `MARGIN` bytes on both sides belong to the mapping too. They are never written, and most are never touched.
+    The mapping also contains `MARGIN` bytes before and after the memory; kernels may read them but never write to them.
     """
 
     def __init__(self, size: int) -> None:
@@ -116,16 +120,16 @@ class MappedMemory:
 
 @dataclass
 class Program:
-    """Operations linked for one target.
+    """Operations that are linked and ready to run.
 
     Args:
-        ops: the operations in order; each works on one block.
+        ops: the operations, in the order in which each block passes through them.
         images: images per block.
         arena: bytes of working memory per thread.
-        library: compiles the kernels.
-        split: how threads divide the work: "batch" (each takes whole blocks, with its own memory) or "parts" (all share
-            each operation of each block, and one memory).
-        denormals: whether to keep denormal numbers. Flushing them to zero is faster (see `driver`).
+        library: compiles and holds the kernels.
+        split: how threads divide the work. With "batch", each thread runs whole blocks in its own working memory. With
+            "parts", all threads share each operation of each block, and one working memory.
+        denormals: whether to keep denormal numbers; flushing them to zero is faster (see `driver`).
     """
 
     ops: Sequence[Op]
@@ -146,14 +150,17 @@ class Program:
 
     @property
     def table_bytes(self) -> int:
-        """Total bytes of all tables: weights, biases and offsets."""
+        """Total bytes of all tables (weights, biases, offsets); a shared table counts once."""
         tables = [arg for op in self.ops for arg in op.args if isinstance(arg, np.ndarray)]
         return sum({table.ctypes.data: table.nbytes for table in tables}.values())
 
     def _link(self, addresses: Sequence[int]) -> None:
-        """Copy the tables into one memory, followed by the arguments of each operation and the list of operations.
+        """Copy all tables, the list of operations and their arguments into one memory, as native code reads them.
 
-        The operations' tables become views of that memory, so that none is stored twice.
+        Args:
+            addresses: address of each operation's kernel.
+
+        The tables of `ops` become views of that memory, so that no table is stored twice.
         """
         # Tables shared by several operations are stored once.
         tables = {id(arg): arg for op in self.ops for arg in op.args if isinstance(arg, np.ndarray)}
@@ -193,9 +200,9 @@ class Program:
 
         Args:
             batch: number of images.
-            external: addresses of the input and output tensors.
+            external: addresses of the input and output tensors, in the order of their numbers.
             threads: number of threads that share the work.
-            holding: owner of those tensors; a reference is held until no thread uses them, even after an interrupt.
+            holding: object that owns the tensors; it is kept alive until no thread uses them, even after an interrupt.
         """
         if len(external) > _SLOTS - StateSlot.EXTERNAL:
             raise EngineError(
@@ -223,7 +230,13 @@ class Program:
     def profile(
         self, batch: int, external: Sequence[int], clock: Callable[[], float] = time.perf_counter
     ) -> list[float]:
-        """Return the seconds of each operation over the batch, on one thread, without the overhead of the clock."""
+        """Run the batch on one thread, and return the seconds that each operation took, without the time for measuring.
+
+        Args:
+            batch: number of images.
+            external: addresses of the input and output tensors.
+            clock: function that returns the current time in seconds.
+        """
         workspace = self._take_workspace(1)
         state = workspace.states[0]
         state[StateSlot.EXTERNAL : StateSlot.EXTERNAL + len(external)] = external
@@ -239,22 +252,22 @@ class Program:
         return seconds
 
     def _time_empty_call(self, start: int, batch: int, clock: Callable[[], float]) -> float:
-        """Return the seconds of an empty call: a microsecond or two, which matters next to small layers."""
+        """Return the seconds that a native call without operations takes: a microsecond or two."""
         begin = clock()
         self._drive(start, self._first_entry, 0, 0, 1, self.images, batch)
         return clock() - begin
 
     def session(self, threads: int = 1) -> ProgramSession:
-        """Return working memory that persists between calls, for running ranges of operations.
+        """Return a `ProgramSession`, which runs ranges of operations and keeps the working memory between calls.
 
-        With several threads, which share each operation, the program must have been built with ``split="parts"``.
+        More than one thread requires a program with ``split="parts"``, because the threads share each operation.
         """
         return ProgramSession(self, self._take_workspace(threads))
 
     def _take_workspace(self, threads: int) -> _Workspace:
-        """Return a free workspace, or create one; two Python threads may run the program at once.
+        """Return an unused workspace for `threads` threads, or create one; each concurrent call gets its own.
 
-        Workspaces are keyed by process id, because worker threads do not survive a fork.
+        A forked process creates its own workspaces, because worker threads do not survive a fork.
         """
         with self._lock:
             free = self._free.get((os.getpid(), threads))
@@ -278,14 +291,14 @@ class Program:
 
 
 class ProgramSession:
-    """Persistent working memory of a program whose operations run range by range."""
+    """Runs ranges of a program's operations one after the other, and keeps the working memory between them."""
 
     def __init__(self, program: Program, workspace: _Workspace) -> None:
         self._program, self._workspace = program, workspace
         self._whole = True
-        """False after an error, when the state of the memory and the threads is unknown."""
+        """Whether the workspace can be reused: False after an error, which leaves memory and threads in any state."""
         self.seconds: dict[str, float] | None = None
-        """If set, collects seconds per label; every operation then runs alone on one thread."""
+        """None, or a dict that collects seconds by `Op.label`; then operations run one by one on one thread."""
         self.arena = workspace.arenas[0].bytes
 
     def run(
@@ -297,10 +310,15 @@ class ProgramSession:
         *,
         shared: bool = False,
     ) -> None:
-        """Run operations ``first`` to ``last`` (exclusive) on one block of ``images`` images (default: all).
+        """Run the operations ``first`` to ``last - 1`` on one block of images.
 
         Args:
-            shared: whether threads share each operation; pays off for operations longer than a thread's wake-up.
+            first: number of the first operation.
+            last: number after the last operation.
+            external: addresses of the input and output tensors; if empty, those of the call before remain valid.
+            images: number of images; None for all images of a block.
+            shared: whether all threads share each operation, which is faster only if operations take longer than it
+                takes to wake up a thread.
         """
         states = self._workspace.states if shared else self._workspace.states[:1]
         for state in states if external else ():
@@ -308,7 +326,7 @@ class ProgramSession:
         self._run([(first, last)] * len(states), images, apart=False)
 
     def run_ranges_in_parallel(self, bounds: Sequence[int]) -> None:
-        """Run independent ranges of operations in parallel: thread i runs ``bounds[i]`` to ``bounds[i + 1]``."""
+        """Run independent ranges of operations in parallel: thread i runs ``bounds[i]`` to ``bounds[i + 1] - 1``."""
         if len(self._workspace.states) == 1:
             self.run(bounds[0], bounds[-1])
         else:
@@ -351,11 +369,11 @@ class ProgramSession:
         return self._program.ops[number].kernel
 
     def close(self) -> None:
-        """Return the memory for reuse by the next session; its contents are discarded."""
+        """Give the working memory back to the program for reuse; its contents are lost."""
         if self._whole:
             self._program._return_workspace(self._workspace)
 
 
 def _padded_size(size: int) -> int:
-    """Round a table's size up to cache lines, plus one line so that a vector load at its end stays inside."""
+    """Round a table's bytes up to whole cache lines and add a line, which a vector load at the table's end may read."""
     return -(-size // 64) * 64 + 64

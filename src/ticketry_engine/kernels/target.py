@@ -1,4 +1,4 @@
-"""The processor that kernels are compiled for: triple, features, width and number of its vector registers."""
+"""The processor that kernels are compiled for: instruction set, vector registers and cache sizes."""
 
 from __future__ import annotations
 
@@ -11,26 +11,27 @@ from ticketry_engine.errors import EngineError, MissingExtraError
 from ticketry_engine.processor import cache_sizes
 
 _X86 = {"avx512": 16, "avx2": 8, "generic": 4}
-"""x86-64 levels and their float32 lanes per vector register; each level also runs code of the later ones."""
+"""By x86-64 level: float32 values per vector register. A processor also runs code of the levels listed after its own.
+"""
 
 _LINUX = "x86_64-unknown-linux-gnu"
 
 NEAR = 32_000
-"""L1 bytes available for inputs, beside weights and outputs, of a 32 KB cache."""
+"""Bytes of an L1 cache of 32 KB that are used for inputs; the rest is left to weights and outputs."""
 
 WIDE_NEAR, WIDE_NEAR_OF_FEW = 40_000, 44_000
-"""L1 bytes for inputs of a 48 KB cache; the second number applies to rows with a density below `FEW`.
+"""Bytes of an L1 cache of 48 KB that are used for inputs; the second number is for layers with a density below `FEW`.
 
-Sparser rows need less of the cache for their weights. Both numbers were chosen by measurement on ResNet-18, VGG-16
-and ResNet-20."""
+Rows of such layers need less of the cache for their weights. Both numbers were chosen by measurement on ResNet-18,
+VGG-16 and ResNet-20."""
 
 FEW = 0.15
-"""Density below which `Target.near_of_few` applies."""
+"""Share of retained weights in a layer below which `Target.near_of_few` replaces `Target.near`."""
 
 
 @dataclass(frozen=True)
 class Target:
-    """A processor as the code generators see it. Equal targets share their compiled kernels."""
+    """Properties of a processor that generated code depends on; equal targets share compiled kernels."""
 
     name: str
     triple: str
@@ -41,26 +42,26 @@ class Target:
     registers: int
     """Number of vector registers."""
     bf16: bool = False
-    """Whether it multiplies bfloat16 pairs (``vdpbf16ps``)."""
+    """Whether the processor multiplies pairs of bfloat16 (``vdpbf16ps``)."""
     tiles: bool = False
-    """Whether it multiplies bfloat16 tiles (AMX) and this process is allowed to."""
+    """Whether the processor multiplies tiles of bfloat16 (AMX), and the system lets this process use them."""
     fused: bool = True
-    """Whether it has a fused multiply-add. Without one, LLVM's ``fma`` would call libm."""
+    """Whether the processor has a fused multiply-add instruction; without it, LLVM's ``fma`` would call libm."""
     near: int = NEAR
-    """Bytes of inputs that one segment of a single weight row covers, so that they stay in the L1 cache."""
+    """Bytes of inputs that planar kernels read again and again before they go on, so that the L1 cache holds them."""
     near_of_few: int = NEAR
-    """`near` for rows with a density below `FEW`."""
+    """The value of `near` for layers with a density below `FEW`."""
     second: int = 2 << 20
-    """Bytes of the L2 cache."""
+    """Size of the L2 cache in bytes."""
 
     @property
     def masks(self) -> bool:
-        """Whether it has mask registers (AVX-512); elsewhere masked loads and stores are far slower."""
+        """Whether the processor has mask registers (AVX-512); without them, masked loads and stores are far slower."""
         return self.lanes == _X86["avx512"]
 
     @property
     def gathers(self) -> bool:
-        """Whether it can load a vector's lanes from arbitrary addresses in one instruction (AVX2, AVX-512)."""
+        """Whether one instruction can load the lanes of a vector from arbitrary addresses (AVX2, AVX-512)."""
         return self.lanes >= _X86["avx2"] and self.triple.startswith("x86_64")
 
 
@@ -73,14 +74,13 @@ _FOREIGN = {
 
 
 def target(name: str = "host") -> Target:
-    """Return the target called `name`: ``"host"``, or one whose kernels the host can run.
+    """Return the target called `name`: this machine (``"host"``), or a target whose code this machine can run.
 
     ``"avx512"``, ``"avx2"`` and ``"generic"`` (four lanes, SSE4.2) are levels of x86-64; ``"aarch64"`` is 64-bit Arm
-    with
-    NEON.
+    with NEON.
 
     Raises:
-        EngineError: if the name is unknown, the host lacks the level, or no kernels run on this system.
+        EngineError: if the name is unknown, this machine cannot run that target's code, or it runs no kernels at all.
     """
     host = _host()
     if name in ("host", host.name):
@@ -93,7 +93,7 @@ def target(name: str = "host") -> Target:
 
 
 def foreign(name: str) -> Target:
-    """Return the target called `name` for cross-compilation, whether or not the host can run it.
+    """Return the target called `name` for cross-compilation, even if this machine cannot run its code.
 
     Raises:
         EngineError: if the name is unknown.
@@ -104,7 +104,7 @@ def foreign(name: str) -> Target:
 
 
 def near_input_bytes(first: int) -> tuple[int, int]:
-    """Return `Target.near` and `Target.near_of_few` of an AVX-512 processor with an L1 cache of `first` bytes."""
+    """Return (`Target.near`, `Target.near_of_few`) for an AVX-512 processor whose L1 cache has `first` bytes."""
     return (WIDE_NEAR, WIDE_NEAR_OF_FEW) if first >= 48 << 10 else (NEAR, NEAR)
 
 
@@ -133,7 +133,7 @@ def _host() -> Target:
 
 
 def llvmlite_binding() -> Any:
-    """Return llvmlite's binding module, imported on first use.
+    """Import and return the module ``llvmlite.binding``.
 
     Raises:
         MissingExtraError: if llvmlite is not installed.

@@ -2,7 +2,8 @@
 
     input row read by output row p and tap t:   p * stride + t * dilation - padding
 
-Pairs are (vertical, horizontal). A tap is one position of the window; the halo is the zero border around an image.
+Pairs are (vertical, horizontal). A tap is one position of the window. The halo is a border of zeros that is stored
+around each image, so that taps can read outside of the image.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ Pair = tuple[int, int]
 
 
 class PixelGeometry(Protocol):
-    """The geometry of a value, in either layout."""
+    """Height and width of a value's images, and the width of their zero border (`halo`), in pixels."""
 
     @property
     def height(self) -> int: ...
@@ -31,7 +32,7 @@ class PixelGeometry(Protocol):
 
 @dataclass(frozen=True)
 class Axis:
-    """A window along one axis: ``size`` taps over ``extent`` inputs."""
+    """A window along one axis: ``size`` taps that slide over ``extent`` inputs."""
 
     extent: int
     size: int
@@ -44,11 +45,11 @@ class Axis:
         return (self.extent + 2 * self.padding - self.dilation * (self.size - 1) - 1) // self.stride + 1
 
     def first_inputs(self, outputs: int) -> Array:
-        """Return the input read by each output's first tap; negative in the padding."""
+        """Return, for each of `outputs` outputs, the input that its first tap reads; negative in the padding."""
         return np.arange(outputs) * self.stride - self.padding
 
     def count_padded_taps(self, outputs: int) -> Array:
-        """Return the number of taps of each window that fall on inputs or padding."""
+        """Return, for each of `outputs` windows, how many taps fall on inputs or padding (dilation 1)."""
         counts: Array = np.minimum(self.size, self.extent + self.padding - self.first_inputs(outputs))
         return counts
 
@@ -57,11 +58,11 @@ class Axis:
         return (length - 1) * self.stride + (self.size - 1) * self.dilation + 1
 
     def tile_starts(self, length: int) -> Array:
-        """Return the first output of each tile of `length`; the last tile is moved back to end with the axis."""
+        """Return the first output of each tile of `length` outputs; the last tile ends at the last output."""
         return np.minimum(np.arange(0, self.outputs, length), self.outputs - length)
 
     def live_taps(self, length: int) -> Array:
-        """Return, for each tile of `length` outputs, which taps read any real input: bool [tiles, size]."""
+        """Return, for each tile of `length` outputs, which taps read any input: bool [tiles, size]."""
         outputs = self.tile_starts(length)[:, None] + np.arange(length)
         inputs = outputs[:, :, None] * self.stride - self.padding + np.arange(self.size) * self.dilation
         seen = (inputs >= 0) & (inputs < self.extent)
@@ -83,28 +84,28 @@ class Window:
         return [(row, column) for row in range(self.size[0]) for column in range(self.size[1])]
 
     def axes(self, x: PixelGeometry) -> tuple[Axis, Axis]:
-        """Return the windows along the rows and along the columns of x."""
+        """Return the window along the rows of x and the window along its columns."""
         sizes = zip((x.height, x.width), self.size, self.stride, self.padding, self.dilation, strict=True)
         rows, columns = (Axis(*axis) for axis in sizes)
         return rows, columns
 
     def input(self, position: int, tap: int, axis: int) -> int:
-        """Return the row (axis 0) or column (axis 1) of x that a tap reads for position `position` of y."""
+        """Return the row (axis 0) or column (axis 1) of x that tap `tap` reads for row or column `position` of y."""
         return position * self.stride[axis] + tap * self.dilation[axis] - self.padding[axis]
 
     def shift(self, tap: Pair) -> Pair:
-        """Return the rows and columns from pixel ``p * stride`` of x to the pixel that a tap reads for pixel p of y."""
+        """Return (rows, columns) from pixel ``p * stride`` of x to the pixel that `tap` reads for any pixel p of y."""
         return self.input(0, tap[0], 0), self.input(0, tap[1], 1)
 
     def reads_any_pixel(self, x: PixelGeometry, y: PixelGeometry, tap: Pair) -> bool:
-        """Return whether a tap reads any pixel of x; the other taps only ever read the halo."""
+        """Return whether `tap` reads a pixel of x for any pixel of y; False if it reads only zeros of the halo."""
         return all(
             any(0 <= self.input(position, tap[axis], axis) < size for position in range(extent))
             for axis, (extent, size) in enumerate(((y.height, x.height), (y.width, x.width)))
         )
 
     def reads_inside(self, x: PixelGeometry, y: PixelGeometry) -> bool:
-        """Return whether every tap reads only pixels and halo of x."""
+        """Return whether no tap reads beyond the halo of x; taps that read only zeros are ignored."""
         for axis, (extent, size) in enumerate(((y.height, x.height), (y.width, x.width))):
             taps = [tap[axis] for tap in self.taps if self.reads_any_pixel(x, y, tap)]
             low = min((self.input(0, tap, axis) for tap in taps), default=0)
@@ -116,10 +117,10 @@ class Window:
 
 @dataclass(frozen=True, eq=False)
 class Convolution:
-    """The weights and window of a convolution. A linear layer is a convolution over a single pixel."""
+    """Weights, bias, window and activation of a convolution; a linear layer is a convolution of one pixel."""
 
     weight: Array
-    """float32 [O, I / groups, kh, kw], rows in the order of y's channels; a pruned weight is exactly 0."""
+    """float32 [O, I / groups, kh, kw]; row i computes channel i of the output. A pruned weight is exactly 0."""
     bias: Array | None = None
     """float32 [O]."""
     stride: Pair = (1, 1)
@@ -135,5 +136,5 @@ class Convolution:
 
     @property
     def biases(self) -> Array:
-        """The bias of each row; zeros without a bias."""
+        """The bias of each output channel as float32; zeros if the layer has no bias."""
         return np.zeros(len(self.weight), np.float32) if self.bias is None else np.asarray(self.bias, np.float32)

@@ -2,8 +2,8 @@
 
     plane of a channel:   [rows, columns, images] float32        vectors run over positions and images
 
-A weight row may retain any columns, because a column is only an address (plane plus shift) in a table. The time of
-sparse single weights is therefore proportional to their number.
+A weight row may retain any columns, because a column (an input channel at one tap of the window) is only an address in
+a table. The time of a layer is therefore proportional to the number of its retained weights.
 """
 
 from ticketry_engine.kernels.planar.attention import attention

@@ -1,16 +1,17 @@
-"""Linear layers on a single position and image: inner products of sparse rows.
+"""Kernels of linear layers for one image and one position: inner products of sparse weight rows with the input.
 
     y[row] = act(bias[row] + residual[row] + sum over j of weight[row, j] * packed[column[row, j]])
 
-Used behind a global pooling, where planes hold one value and `row_sums` would fill one lane of a vector. Lanes are
-columns here: `Collect` copies the inputs side by side once, then each row (or rows with equal columns) gathers its
-inputs a vector at a time and adds the lanes once, at its end.
+After a global pooling, planes hold one value, so `row_sums` would fill only one lane of a vector. Here the lanes of a
+vector are columns (inputs). The kernel `Collect` first copies all inputs side by side ("packed"). Then `Dots` gathers
+the inputs of each row (or of a few rows with equal columns) a vector at a time, and adds the lanes at the row's end.
 
-Tables:
-    `Collect`: places (int32: byte of each column), their number, the byte where they go. A zero follows them.
-    `Dots`: groups (int32): first and past-the-end chunk of columns, then for each row the bytes of its planes of y and
-        of the residual, and its bias; their number; the byte of the packed inputs; columns [chunks, lanes], counted in
-        floats; weights [chunks, rows, lanes]. Chunks are padded with the index of the zero.
+Arguments:
+    `Collect`: places (int32: the byte of each column); their number; the byte of the packed inputs, which end in a zero
+    `Dots`: groups of rows with equal columns (int32: first chunk and end; then for each row the bytes of its planes of
+        y and of the residual, and its bias); their number; the byte of the packed inputs; columns [chunks, lanes] as
+        indices of packed inputs; weights [chunks, rows, lanes]. A chunk is a vector of columns; the last chunk of a
+        group is filled up with the index of the zero.
 """
 
 from __future__ import annotations
@@ -29,21 +30,28 @@ from ticketry_engine.kernels.target import Target
 from ticketry_engine.kernels.window import Array
 
 HEAD, ROW = 2, 3
-"""Words of a group before its rows, and words per row."""
+"""Number of 4-byte words of a group before those of its rows, and number of words per row."""
 
 _WIDE = 1 << 16
 
 _MOST_ROWS = 4
-"""Maximum number of rows that share one gather."""
+"""Greatest number of rows in a group, for which a vector of inputs is gathered only once."""
 
 
 def can_use(x: Geometry, y: Geometry, target: Target) -> bool:
-    """Return whether values have one position and image, and the processor gathers."""
+    """Return whether this module's kernels apply: one position, one image, and a processor with gather instructions."""
     return y.height * y.width * y.images == 1 == x.images and target.gathers
 
 
 def estimate_cycles(columns: int, kinds: dict[int, list[list[Array]]], kept: Array, target: Target) -> float:
-    """Estimate the cycles of both kernels. ``kinds`` as returned by `conv.row_kinds`."""
+    """Estimate the cycles that `Collect` and `Dots` take.
+
+    Args:
+        columns: number of columns.
+        kinds: rows with equal columns, as returned by `conv.row_kinds`.
+        kept: bool [rows, columns], which weights are retained.
+        target: the processor.
+    """
     total = 2.0 * columns
     for rows, groups in kinds.items():
         for sets in groups:
@@ -55,7 +63,7 @@ def estimate_cycles(columns: int, kinds: dict[int, list[list[Array]]], kept: Arr
 
 @dataclass(frozen=True)
 class Collect(EmittedKernel):
-    """Kernel that copies floats from arbitrary addresses side by side."""
+    """Kernel that copies floats from arbitrary arena addresses side by side, followed by a zero."""
 
     finished: ClassVar[bool] = True
 
@@ -70,10 +78,13 @@ class Collect(EmittedKernel):
 
 @dataclass(frozen=True)
 class Dots(EmittedKernel):
-    """Args:
-    rows: that share columns.
-    wide: whether columns take 32 bits.
-    residual: whether y begins with another value.
+    """Kernel of inner products of weight rows with the packed inputs.
+
+    Args:
+        rows: number of rows per group, which share their columns.
+        wide: whether a column takes 32 bits instead of 16.
+        residual: whether another value is added to y.
+        act: activation of the result.
     """
 
     finished: ClassVar[bool] = True
@@ -113,7 +124,7 @@ class Dots(EmittedKernel):
 
 
 def _gather_floats(e: Emitter, x: Any, index: Any) -> Any:
-    """Load the floats at `index` (int32) from `x`."""
+    """Load the floats with the indices `index` (a vector of int32) from the array at `x`."""
     count, scale = e.target.lanes, FLOAT
     if count == 16:
         everywhere = ir.Constant(ir.VectorType(I1, count), [1] * count)
@@ -124,7 +135,7 @@ def _gather_floats(e: Emitter, x: Any, index: Any) -> Any:
 
 
 def scratch_bytes(columns: int) -> int:
-    """Return the bytes of the packed inputs."""
+    """Return the bytes that the packed inputs of a layer with `columns` columns take, with the zero after them."""
     return -(-(columns + 1) * FLOAT // LINE) * LINE
 
 
@@ -136,13 +147,15 @@ def build_ops(
     act: Activation,
     target: Target,
 ) -> list[Op]:
-    """Return the operations of a layer.
+    """Return the operations that compute a layer.
 
     Args:
-        matrix: weights, rows x columns of a conv group; and the byte of each column, conv groups x columns.
+        matrix: weights [rows, columns of a conv group]; and the byte of each column, [conv groups, columns].
         kinds: rows with equal columns, as returned by `conv.row_kinds`.
         rows: for each row the bytes of its planes of y and of the residual, and its bias.
-        scratch: byte of the scratch memory for packed inputs.
+        scratch: arena byte of the scratch memory for packed inputs.
+        act: activation of the result.
+        target: the processor.
     """
     weight, columns = matrix
     used = (weight.reshape(*columns.shape[:1], -1, columns.shape[1]) != 0).any(axis=1)
@@ -164,7 +177,7 @@ def build_ops(
 
 
 class _Tables:
-    """Builder of the tables of `Dots`."""
+    """Builder of the tables of a `Dots` kernel, group by group."""
 
     def __init__(self, rows: int, lanes_: int, zero: int) -> None:
         self._rows, self._lanes, self._zero = rows, lanes_, zero
@@ -173,7 +186,13 @@ class _Tables:
         self._weights: list[Array] = [np.zeros((rows, lanes_), np.float32)]
 
     def add(self, columns: Array, weights: Array, words: list[int]) -> None:
-        """Add a group of rows: numbers of its columns, weights [rows, columns]."""
+        """Add a group of rows.
+
+        Args:
+            columns: index of each column's packed input.
+            weights: [rows, columns].
+            words: bytes of planes and biases of the rows, from `_pack_words`.
+        """
         begin, count = len(self._columns), -(-len(columns) // self._lanes)
         filled = np.full(count * self._lanes, self._zero)
         filled[: len(columns)] = columns
@@ -184,12 +203,12 @@ class _Tables:
         self._groups.append([begin, begin + count, *words])
 
     def arrays(self, kind: type) -> tuple[Array, Array, Array]:
-        """Return groups, columns and weights. An unused first chunk keeps the tables from being empty."""
+        """Return (groups, columns, weights); the first chunk is unused, so that no table is empty."""
         return np.array(self._groups, np.int32), np.stack(self._columns).astype(kind), np.concatenate(self._weights)
 
 
 def _split_row_sets(kinds: dict[int, list[list[Array]]]) -> dict[int, list[Array]]:
-    """Return sets of at most `_MOST_ROWS` rows, by their size."""
+    """Split rows with equal columns into sets of at most `_MOST_ROWS`, and return the sets by number of rows."""
     found: dict[int, list[Array]] = {}
     for groups in kinds.values():
         for rows in (rows for sets in groups for rows in sets):

@@ -2,14 +2,14 @@
 
     plane of a channel, halo 1:      . . . . . .        each position holds `images` floats
                                      . p p p p .        p: pixel   .: halo (zeros)
-                                     . p p p p .        row: positions between two rows
+                                     . p p p p .
                                      . . . . . .
 
-A halo of zeros surrounds the pixels: ``halo`` rows above and below, and ``halo`` positions between two rows, shared as
-the right border of one row and the left border of the next. So a tap of a convolution is one constant shift of the
-address at every pixel, with no bounds checks.
+A halo of zeros surrounds the pixels: ``halo`` rows above and below, and ``halo`` positions between two rows, which are
+the right border of one row and the left border of the next. So a tap of a convolution reads at the same distance from
+every pixel, and needs no bounds checks.
 
-A value is a list of planes at arbitrary arena offsets: concatenating, splitting and shuffling channels only permutes
+A value is a list of planes at arbitrary arena offsets. Concatenating, splitting and shuffling channels only changes
 that list and moves no data.
 """
 
@@ -34,12 +34,12 @@ LINE = 64
 """Bytes of a cache line."""
 
 SLACK = 256
-"""Bytes after a plane that a kernel's last tile may read, and overwrite with zeros or the value's own data."""
+"""Bytes after a plane that a kernel's last tile may read and write; their contents are never used."""
 
 
 @dataclass(frozen=True)
 class Geometry:
-    """The shape of one plane. Values of equal geometry may reuse the same memory, since all keep the halo zero."""
+    """The shape of one plane; values of equal geometry may use the same memory in turn, as all keep the halo zero."""
 
     height: int
     width: int
@@ -50,20 +50,20 @@ class Geometry:
 
     @classmethod
     def of(cls, height: int, width: int, halo: int, images: int, row: int | None = None) -> Geometry:
-        """Build a geometry with the given row length, or the shortest possible."""
+        """Build a geometry whose rows start `row` positions apart; None for the least distance possible."""
         return cls(height, width, halo, images, width + halo if row is None else row)
 
     def pixel_position(self, y: int, x: int) -> int:
-        """Return the position of a pixel in its plane; y and x may be up to ``halo`` outside."""
+        """Return the position of pixel (y, x) in its plane; y and x may lie up to ``halo`` outside of the image."""
         return (y + self.halo) * self.row + x + self.halo
 
     def shift(self, rows: int, columns: int) -> int:
-        """Return the bytes from a pixel to the one ``rows`` below and ``columns`` to the right."""
+        """Return the bytes from a pixel to the pixel `rows` rows below and `columns` columns to the right."""
         return (rows * self.row + columns) * self.step
 
     @property
     def positions(self) -> int:
-        """Positions of a plane, halo included."""
+        """Number of positions of a plane, halo included."""
         return (self.height + 2 * self.halo) * self.row + self.halo
 
     @property
@@ -73,13 +73,13 @@ class Geometry:
 
     @property
     def bytes(self) -> int:
-        """Bytes of a plane with its slack: a multiple of 64."""
+        """Bytes of a plane including `SLACK`: a multiple of 64."""
         return -(-self.positions * self.step // 64) * 64 + SLACK
 
 
 @dataclass(frozen=True)
 class Bare(Geometry):
-    """A geometry without slack, for tiles that end exactly where planes end."""
+    """A geometry of planes without `SLACK`, for kernels whose tiles end exactly where planes end."""
 
     @property
     def bytes(self) -> int:
@@ -88,14 +88,14 @@ class Bare(Geometry):
 
 @dataclass(frozen=True, eq=False)
 class Planes:
-    """A value: the geometry of its planes and the arena byte where each channel's plane begins."""
+    """A value: the shape of its planes, and the arena byte where each channel's plane begins."""
 
     geometry: Geometry
     offsets: np.ndarray[Any, np.dtype[np.int64]]
 
     @classmethod
     def at(cls, geometry: Geometry, channels: int, offset: int) -> Planes:
-        """Place planes one after the other from `offset` on (a multiple of 64)."""
+        """Return a value whose planes follow one another from arena byte `offset` (a multiple of 64) on."""
         return cls(geometry, offset + geometry.bytes * np.arange(channels, dtype=np.int64))
 
     @property
@@ -103,17 +103,17 @@ class Planes:
         return len(self.offsets)
 
     def take(self, channels: Sequence[int] | np.ndarray[Any, Any]) -> Planes:
-        """Return the value with these channels, in this order."""
+        """Return a view of the given channels, in the given order."""
         return Planes(self.geometry, self.offsets[np.asarray(channels, dtype=np.int64)])
 
     def part(self, first: int, channels: int) -> Planes:
-        """Return the value with ``channels`` channels from ``first`` on."""
+        """Return a view of `channels` consecutive channels from channel `first` on."""
         return Planes(self.geometry, self.offsets[first : first + channels])
 
 
 # -- Tiles: sets of vectors whose sums a kernel holds in registers at once ---------------------------------------------
 
-#     rectangle   pixels of some rows and columns; used if a position fills vectors, or rows are a multiple of a vector
+#     rectangle   pixels of some rows and columns; used if a position fills vectors, or a row fills whole vectors
 #     run         consecutive vectors of the flattened plane, across row ends; results in the halo are masked to zero
 #
 # A tile's sums reuse each weight for all its vectors, so larger tiles load fewer weights per multiply-add.
@@ -121,7 +121,7 @@ class Planes:
 
 @dataclass(frozen=True)
 class Shape:
-    """The vectors of a tile: byte offsets from the tile's place in the planes of x, y and the residual."""
+    """The vectors of a tile: their byte offsets from where the tile begins, in planes of x, y and the residual."""
 
     x: tuple[int, ...]
     y: tuple[int, ...]
@@ -130,13 +130,13 @@ class Shape:
 
 @dataclass(frozen=True, eq=False)
 class Tiles:
-    """All tiles of one shape."""
+    """All tiles of a plane that have one shape."""
 
     shape: Shape
     places: np.ndarray[Any, np.dtype[np.int32]]
-    """int32 [tiles, 3]: the byte in a plane of x (of tap 0 without padding), y and the residual where a tile begins."""
+    """int32 [tiles, 3]: byte where a tile begins, in planes of x (for one tap without padding), y and the residual."""
     masks: np.ndarray[Any, Any] | None
-    """[tiles, vectors]: one bit per lane that holds a pixel; None if all do."""
+    """[tiles, vectors], one bit per lane: whether the lane holds a pixel; None if all lanes hold pixels."""
 
 
 def cut_tiles(
@@ -149,13 +149,19 @@ def cut_tiles(
     most: int,
     taps: int = 1,
 ) -> list[Tiles]:
-    """Return tiles that cover each pixel of y once, of at most ``most`` vectors and at most four shapes.
+    """Return tiles of at most four shapes that cover each pixel of y once.
 
     Args:
-        taps: rows and columns of the window on x: larger windows get squarer tiles.
+        x: planes of the input.
+        y: planes of the output.
+        residual: planes of a value that is added to the output, if there is one.
+        stride: rows and columns of x between two pixels of y.
+        lanes: float32 values per vector.
+        most: greatest number of vectors per tile.
+        taps: height or width of the window, whichever is larger; larger windows get squarer tiles.
 
     Raises:
-        ValueError: if positions of x, y and the residual cannot be processed in common vectors.
+        ValueError: if the same vectors cannot cover the positions of x, y and the residual.
     """
     residual = y if residual is None else residual
     if (residual.images, residual.height, residual.width) != (y.images, y.height, y.width) or x.images != y.images:
@@ -173,7 +179,7 @@ def cut_tiles(
 
 
 def split(extent: int, most: int) -> list[tuple[int, int]]:
-    """Split an extent into the fewest, nearly equal parts of at most ``most``: (start, size) of each."""
+    """Split `extent` items into the fewest parts of at most `most` items, of nearly equal size: (start, size) each."""
     parts = -(-extent // most)
     bounds = [extent * part // parts for part in range(parts + 1)]
     return [(low, high - low) for low, high in itertools.pairwise(bounds)]
@@ -187,7 +193,7 @@ def _rectangle_tiles(
     rows, cols = _best_rectangle(y.height, columns, most // deep, positions, stride, taps)
 
     def offsets(geometry: Geometry, stride: tuple[int, int], height: int, width: int) -> tuple[int, ...]:
-        """Bytes from a tile's place to each of its vectors."""
+        """Return the bytes from where a tile begins to each of its vectors."""
         return tuple(
             (row * stride[0] * geometry.row + column * positions * stride[1]) * geometry.step + part * lanes * FLOAT
             for row in range(height)
@@ -212,7 +218,16 @@ def _rectangle_tiles(
 def _best_rectangle(
     height: int, columns: int, most: int, positions: int, stride: tuple[int, int], taps: int
 ) -> tuple[int, int]:
-    """Return the rows and columns of a tile that minimise the time for loading weights and inputs."""
+    """Return the rows and columns of vectors in a tile that minimise the time for loading weights and inputs.
+
+    Args:
+        height: rows of y.
+        columns: vectors in a row of y.
+        most: greatest number of vectors per tile.
+        positions: positions per vector.
+        stride: the window's stride.
+        taps: height or width of the window.
+    """
     best, least = (1, 1), math.inf
     for rows in range(1, min(height, most) + 1):
         for cols in range(1, min(columns, most // rows) + 1):
@@ -255,16 +270,16 @@ def _run_tiles(x: Geometry, y: Geometry, residual: Geometry, lanes: int, most: i
 
 
 MOST = 16
-"""Maximum number of lanes of any target."""
+"""Greatest number of float32 lanes that a target's vectors have."""
 
 
 def vector(lanes: int) -> ir.VectorType:
-    """Return the type of a vector of float32."""
+    """Return the type of a vector of `lanes` float32 values."""
     return ir.VectorType(F32, lanes)
 
 
 def shuffle(e: Emitter, a: ir.Value, b: ir.Value, lanes: Sequence[int]) -> ir.Value:
-    """Return the selected lanes of two vectors; indices of ``b`` follow those of ``a``."""
+    """Return a vector of the selected `lanes` of a and b, where the lanes of b are numbered after those of a."""
     return e.b.shuffle_vector(a, b, ir.Constant(ir.VectorType(I32, len(lanes)), list(lanes)))
 
 
@@ -275,7 +290,7 @@ def splat(e: Emitter, scalar: ir.Value, lanes: int) -> ir.Value:
 
 
 def first_lanes_mask(e: Emitter, count: ir.Value) -> ir.Value:
-    """Return the mask of the first ``count`` lanes (empty if negative)."""
+    """Return a mask with the first `count` lanes set: no lane if `count` is negative, all if it is large."""
     lanes = e.target.lanes
     most = e.i64(lanes)
     few = e.b.trunc(e.select(e.b.icmp_signed("<", count, most), count, most), I32)
@@ -283,7 +298,7 @@ def first_lanes_mask(e: Emitter, count: ir.Value) -> ir.Value:
 
 
 def load_bit_mask(e: Emitter, pointer: ir.Value, byte: ir.Value | int = 0) -> ir.Value:
-    """Load a mask stored as one bit per lane, in `mask_type`."""
+    """Load a mask that is stored as one bit per lane, in an element of `mask_type`."""
     lanes = e.target.lanes
     bits = e.b.load(e.at(pointer, byte), typ=I16 if lanes == 16 else I8, align=1)
     if lanes < 8:
@@ -292,12 +307,12 @@ def load_bit_mask(e: Emitter, pointer: ir.Value, byte: ir.Value | int = 0) -> ir
 
 
 def mask_type(target: Target) -> np.dtype[Any]:
-    """Return the element type of a mask table, one element per vector."""
+    """Return the element type of tables of masks: one element has a bit for each lane of a vector."""
     return np.dtype(np.uint16 if target.lanes == 16 else np.uint8)
 
 
 def constant_mask(e: Emitter, count: int) -> ir.Value | None:
-    """Return the constant mask of the first ``count`` lanes; None if that is all of them."""
+    """Return a constant mask with the first `count` lanes set; None if these are all lanes."""
     lanes = e.target.lanes
     return None if count >= lanes else ir.Constant(ir.VectorType(I1, lanes), [lane < count for lane in range(lanes)])
 
@@ -309,7 +324,7 @@ def load(
     mask: ir.Value | None = None,
     otherwise: ir.Value | None = None,
 ) -> ir.Value:
-    """Load a vector. Lanes outside the mask are not read and become zero, or those of ``otherwise``."""
+    """Load a vector; lanes not in `mask` are not read, but taken from `otherwise`, or zero without it."""
     if mask is None:
         return e.load(pointer, byte)
     given = [e.at(pointer, byte), ir.Constant(I32, FLOAT), mask, otherwise or ir.Constant(e.vector, None)]
@@ -319,7 +334,7 @@ def load(
 def store(
     e: Emitter, value: ir.Value, pointer: ir.Value, byte: ir.Value | int = 0, mask: ir.Value | None = None
 ) -> None:
-    """Store the lanes of a vector that are in the mask."""
+    """Store the lanes of `value` that are set in `mask`; all lanes without a mask."""
     if mask is None:
         e.store(value, pointer, byte)
         return
@@ -328,7 +343,7 @@ def store(
 
 
 def store_first(e: Emitter, value: ir.Value, pointer: ir.Value, byte: int, count: int) -> None:
-    """Store the first ``count`` lanes, a constant; in power-of-two pieces where masked stores are slow."""
+    """Store the first `count` lanes of `value`, in pieces of 1, 2, 4, ... lanes where masked stores are slow."""
     if e.target.masks or count >= e.target.lanes:
         store(e, value, pointer, byte, constant_mask(e, count))
         return
@@ -341,16 +356,16 @@ def store_first(e: Emitter, value: ir.Value, pointer: ir.Value, byte: int, count
 
 
 def clear_lanes(e: Emitter, value: ir.Value, mask: ir.Value) -> ir.Value:
-    """Zero the lanes whose entry in a mask in memory (int32, 0 or -1 per lane) is 0."""
+    """Return `value` with zero in some lanes; `mask` points to int32 per lane: 0 to clear the lane, -1 to keep it."""
     whole = ir.VectorType(I32, e.target.lanes)
     kept = e.b.and_(e.b.bitcast(value, whole), e.b.load(mask, typ=whole, align=4))
     return e.b.bitcast(kept, e.vector)
 
 
 def interleave(e: Emitter, rows: Sequence[ir.Value]) -> list[ir.Value]:
-    """Return lane 0 of each row, then lane 1 of each, and so on, as many vectors as rows (a power of two).
+    """Return lane 0 of all rows, then lane 1 of all rows, and so on, as a list of as many vectors as there are rows.
 
-    With as many rows as lanes this is a transpose.
+    The number of rows is a power of two; if it is the number of lanes, the result is the transpose.
     """
     if len(rows) == 1:
         return list(rows)
@@ -362,7 +377,7 @@ def interleave(e: Emitter, rows: Sequence[ir.Value]) -> list[ir.Value]:
 
 
 def deinterleave(e: Emitter, vectors: Sequence[ir.Value]) -> list[ir.Value]:
-    """Invert `interleave`."""
+    """Return the rows from which `interleave` makes the given vectors."""
     if len(vectors) == 1:
         return list(vectors)
     lanes, halves = vectors[0].type.count, []
@@ -373,7 +388,7 @@ def deinterleave(e: Emitter, vectors: Sequence[ir.Value]) -> list[ir.Value]:
 
 
 def load_repeated(e: Emitter, pointer: ir.Value, images: int, byte: ir.Value | int = 0) -> ir.Value:
-    """Load the values of ``images`` images, repeated to fill a vector (the first lanes, if there are more images)."""
+    """Load the values of all images at one position, repeated to fill a vector; or a full vector of many images."""
     lanes = e.target.lanes
     if images >= lanes:
         return e.load(pointer, byte)
@@ -384,7 +399,7 @@ def load_repeated(e: Emitter, pointer: ir.Value, images: int, byte: ir.Value | i
 
 
 def sum_positions(e: Emitter, value: ir.Value, images: int) -> ir.Value:
-    """Sum the positions of a vector; the result has ``images`` lanes."""
+    """Return the sum over the positions of a vector: a vector with one lane per image (`images`)."""
     count = value.type.count
     while count > images:
         count //= 2
@@ -394,7 +409,13 @@ def sum_positions(e: Emitter, value: ir.Value, images: int) -> ir.Value:
 
 
 def pick_positions(e: Emitter, vectors: Sequence[ir.Value], images: int, phase: int = 0) -> ir.Value:
-    """Pick one of every ``len(vectors)`` positions of neighbouring vectors, from ``phase`` on, as one vector."""
+    """Return positions phase, phase + n, phase + 2n, ... of n consecutive vectors, as one vector.
+
+    Args:
+        vectors: the n vectors.
+        images: lanes per position.
+        phase: first position to pick.
+    """
     width = e.target.lanes
     position, lane = np.divmod(np.arange(width), images)
     wanted = [int(place) for place in (position * len(vectors) + phase) * images + lane]
@@ -411,16 +432,14 @@ def pick_positions(e: Emitter, vectors: Sequence[ir.Value], images: int, phase: 
 def find_contiguous_runs(
     geometries: Sequence[Geometry], halos: bool = False
 ) -> tuple[int, int, tuple[tuple[int, int], ...]]:
-    """Return how the pixels of values of equal size form runs of consecutive floats.
+    """Return how planes of equal height and width can be processed as runs of consecutive floats.
 
     Args:
-        geometries: of one height, width and number of images.
-        halos: whether the halo between pixels may be processed too, which makes longer runs if all rows have one
-        length.
+        geometries: planes with the same height, width and number of images.
+        halos: whether runs may contain the halo between rows, so that a plane can be a single run.
 
     Returns:
-        The number of runs, the floats of each, and for each geometry the byte of the first run and the bytes between
-        two.
+        The number of runs, the floats per run, and for each geometry (byte of the first run, bytes between two runs).
     """
     first = geometries[0]
     places = tuple((g.pixel_position(0, 0) * g.step, g.row * g.step) for g in geometries)

@@ -2,21 +2,23 @@
 
     sum[row][t] += weight[row] * x[column + t]        t: vectors of a tile, all sums in registers
 
-For a set of rows with equal columns and a tile of positions, the sums stay in registers over all columns: one load of
-an input serves all rows, and one broadcast weight all vectors of the tile. A column is the address of a plane plus a
-shift, so the table of columns is all that distinguishes convolutions, groups, concatenated inputs and linear layers.
+A row is an output channel of the layer; a column is an input channel at one tap of the window. The kernel processes a
+set of rows with equal columns and a tile of positions at a time. The sums stay in registers over all columns: an input
+is loaded once for all rows, and a weight is broadcast once for all vectors of the tile. A column is the address of a
+plane plus a shift, so that convolutions, groups, concatenated inputs and linear layers differ only in their columns.
 
 Tables:
-    segments (int32): the number of columns, shifted left by `FLAG_BITS`, and flags; the base byte of its columns; if
-        several rows share columns, the first of them in the table of columns; then the byte of each row's plane of y,
-        that of its residual plane, and its bias
-    columns: offset of each from the base, in units of `unit` bytes; in segment order, or shared between segments
-    weights (float32): each row's weight, for each column of each segment
-    chunks (int64): parts of the rows for threads: the first byte of its segments, their number, its first weight
-    places and masks of tiles: see `tiles`
+    segments (int32): the number of columns, shifted left by `FLAG_BITS`, and flags; the least byte at which a column
+        begins (base); if several rows share columns, the index of the first column; then for each row the bytes of its
+        plane of y and of its residual plane, and its bias
+    columns: offset of each column from the base, in units of `unit` bytes; in the order of the segments
+    weights (float32): the weight of each row, for each column of each segment
+    chunks (int64): parts of the rows that threads share: the byte of the first segment, the number of segments, the
+        index of the first weight
+    places and masks of tiles: see `geometry.Tiles`
 
-A row may have several segments, one per block of inputs, so that a block's inputs stay in the L1 cache. Sums are then
-added to y, unless the segment is the row's `FIRST`; activation and masks are applied in its `LAST`.
+A row may have several segments, one per block of inputs, so that a block's inputs stay in the L1 cache. The `FIRST`
+segment of a row starts its sums, later segments add to y, and the `LAST` one applies activation and masks.
 """
 
 from __future__ import annotations
@@ -30,15 +32,16 @@ from ticketry_engine.kernels.planar import geometry as lanes
 from ticketry_engine.kernels.planar.geometry import LINE, Shape
 
 FIRST, LAST = 1, 2
-"""Flags of a segment: it starts its rows' sums; it completes them."""
+"""Flags of a segment: FIRST if it starts the sums of its rows, LAST if it completes them."""
 
 FLAG_BITS = 2
+"""Number of low bits of a segment's first word that hold flags."""
 
 SEGMENTS, COLUMNS, WEIGHTS, CHUNKS, CHUNK_COUNT, SHAPES = range(6)
-"""Arguments: tables, the number of chunks; then for each shape its places, their number and its masks."""
+"""Positions of the arguments: four tables, the number of chunks, then (places, number of places, masks) per shape."""
 
 AHEAD = 3
-"""Columns of a single row whose offsets are loaded ahead, so that reading x never waits for an address."""
+"""How many columns ahead the offsets of a single row are loaded, so that reading x never waits for an address."""
 
 FETCHED_AHEAD = 4096
 """Prefetch distance in the table of weights, in bytes, for tiles with few positions.
@@ -48,23 +51,28 @@ and twice the distance perform alike. AVX2 gains nothing, so nothing is prefetch
 
 
 _UNDER_WAY = 8
-"""Independent sums that keep the adders busy: two adders with a latency of four cycles."""
+"""Number of independent sums that keep the adders busy: two adders with a latency of four cycles each."""
 
 
 def count_partial_sums(rows: int, vectors: int) -> int:
-    """Return how many partial sums each row and vector needs so that a small tile keeps the adders busy."""
+    """Return into how many partial sums each sum of a small tile is split, so that additions need not wait.
+
+    Args:
+        rows: rows that are summed together.
+        vectors: vectors of the tile.
+    """
     return -(-_UNDER_WAY // (rows * vectors))
 
 
 class SegmentKernel(EmittedKernel):
-    """Base class of kernels that process segments: the layout of the segment table."""
+    """Base class of kernels with a table of segments; it defines the layout of that table."""
 
     rows: int
     residual: bool
 
     @property
     def head(self) -> int:
-        """Words of a segment before those of its rows."""
+        """Number of 4-byte words at the start of a segment, before the words of its rows."""
         return 2 if self.rows == 1 else 3
 
     @property
@@ -74,17 +82,18 @@ class SegmentKernel(EmittedKernel):
 
 @dataclass(frozen=True)
 class RowSums(SegmentKernel):
-    """Kernel of weighted sums of planes.
+    """Kernel that computes rows of a layer as weighted sums of planes.
 
     Args:
-        rows: rows that share columns.
-        shapes: shapes of the tiles; each gets its own code.
-        masked: for each shape whether its tiles have masks.
-        residual: whether another value is added to y.
-        blocked: whether rows have several segments.
+        rows: number of rows that are summed together and share their columns.
+        shapes: shapes of the tiles; the kernel contains separate code for each shape.
+        masked: for each shape, whether its tiles have masks.
+        residual: whether another value is added to the sums.
+        act: activation of the result.
+        blocked: whether a row may have several segments.
         unit: unit of the column offsets, in bytes.
-        wide: whether columns take 32 bits (signed) instead of 16.
-        sets: partial sums per row and vector; 0: as many as each tile needs (`count_partial_sums`).
+        wide: whether column offsets take 32 bits (signed) instead of 16.
+        sets: number of partial sums per row and vector; 0 for as many as a tile needs (`count_partial_sums`).
     """
 
     title: ClassVar[str] = "sums"
@@ -107,7 +116,7 @@ class RowSums(SegmentKernel):
 
 @dataclass
 class _Tile:
-    """Pointers to a tile of x, y and the residual, in a plane at the arena's start, and to its masks."""
+    """Pointers to a tile's positions, in planes of x, y and the residual at arena byte 0, and to the tile's masks."""
 
     x: Any
     y: Any
@@ -116,7 +125,7 @@ class _Tile:
 
 
 class _SumsBody:
-    """Writer of the loops of one shape."""
+    """Writer of the kernel's code for the tiles of one shape."""
 
     def __init__(self, e: Emitter, spec: RowSums, number: int) -> None:
         self.e, self.spec, self.number = e, spec, number
@@ -130,7 +139,7 @@ class _SumsBody:
         self.places, self.count, self.masks = e.table(at), e.arg(at + 1), e.table(at + 2)
 
     def emit(self) -> None:
-        """Loop over this thread's units of work: one chunk of rows over one tile each."""
+        """Emit the loop over this thread's share of all pairs of a tile and a chunk of rows."""
         e, b = self.e, self.e.b
         low, high = e.thread_share(b.mul(self.count, self.chunk_count))
         with e.loop(low, high) as unit:
@@ -138,7 +147,7 @@ class _SumsBody:
             self._write_chunk(chunk, self._tile_pointers(b.udiv(unit.index, self.chunk_count)))
 
     def _write_chunk(self, chunk: Any, tile: _Tile) -> None:
-        """Process all segments of a chunk, over one tile."""
+        """Emit the loop over the segments of a chunk, for one tile."""
         e, b, spec = self.e, self.e.b, self.spec
         start, count, weight = (e.load_i64(chunk, 8 * word) for word in range(3))
         stop = b.add(start, b.mul(count, e.i64(spec.segment_bytes)))
@@ -192,7 +201,10 @@ class _SumsBody:
         return loop.results[:count]
 
     def _sum_in_sets(self, x: Any, columns: Any, begin: Any, end: Any) -> tuple[Any, list[Any]]:
-        """Process several columns per iteration; return where they end, and the sums over all sets."""
+        """Emit a loop over several columns at a time, with `sets` partial sums for each sum.
+
+        Return the first column that the loop leaves over, and the sums so far.
+        """
         e, b, spec = self.e, self.e.b, self.spec
         count, several = spec.rows * self.vectors, max(self.sets, 4)
         turns = b.udiv(b.sub(end, begin), e.i64(several))
@@ -214,7 +226,7 @@ class _SumsBody:
         return middle, parts[0]
 
     def _prefetch_table(self, table: Any, index: Any, size: int, count: int) -> None:
-        """Prefetch the lines that hold `count` entries of a table, `FETCHED_AHEAD` bytes ahead."""
+        """Prefetch `count` entries of `table` (`size` bytes each), as far ahead as `FETCHED_AHEAD` bytes of weights."""
         if not self.e.target.masks:
             return
         ahead = FETCHED_AHEAD * size // (4 * self.spec.rows)
@@ -223,7 +235,7 @@ class _SumsBody:
             self.e.prefetch(here, ahead + byte)
 
     def _load_columns(self, columns: Any, index: Any, count: int) -> list[Any]:
-        """Return the byte offsets of `count` columns from `index` on; one load reads several."""
+        """Return the byte offsets of `count` columns from `index` on; a load of 8 bytes reads several of them."""
         e, b, size = self.e, self.e.b, self._column_bytes
         found, bits = [], 8 * size
         for number in range(count):
@@ -238,7 +250,7 @@ class _SumsBody:
         return found
 
     def _load_weights(self, index: Any, count: int) -> list[list[Any]]:
-        """Return each row's weight in all lanes, for `count` columns; one load reads several of a single row."""
+        """Return for each of `count` columns from `index` on, the weight of each row as a vector of equal lanes."""
         e, b, rows = self.e, self.e.b, self.spec.rows
         at = e.at(self.weights, b.mul(index, e.i64(4 * rows)))
         if rows > 1 or count == 1:
@@ -254,7 +266,7 @@ class _SumsBody:
         return found
 
     def _load_column(self, columns: Any, index: Any, further: int = 0) -> Any:
-        """Return the byte offset of column ``index + further``."""
+        """Return the byte offset of column ``index + further``, relative to the segment's base."""
         e, b = self.e, self.e.b
         size = self._column_bytes
         at = e.at(columns, b.mul(b.add(index, e.i64(further)), e.i64(size)))
@@ -275,9 +287,9 @@ class _SumsBody:
     # Bases of the sums, and the end of a segment
 
     def _initial_sums(self, segment: Any, head: Any, outputs: list[Any], tile: _Tile) -> list[Any]:
-        """Return, row by row, the vectors to which the segment's sums are added.
+        """Return the vectors to which the segment's sums are added: bias and residual, or the earlier segments' sums.
 
-        They are read after the sums, so that no sum waits for a slower cache.
+        Their loads are emitted after the sums, so that no sum waits for a slower cache.
         """
         if not self.spec.blocked:
             return self._load_bias_and_residual(segment, tile)
