@@ -50,7 +50,7 @@ class Bias:
 
     name: str
     values: np.ndarray[Any, Any]
-    """float32 [tables, queries, keys]: one table for all heads, or per head, or per window and head; -inf hides a key."""
+    """float32 [tables, queries, keys]: one table for all heads, per head, or per window and head; -inf hides a key."""
     by_head: int
     """How many tables the tables of two consecutive heads are apart: 1, or 0 if all heads share a table."""
     by_window: int = 0

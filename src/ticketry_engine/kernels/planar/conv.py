@@ -1,9 +1,10 @@
-"""Turn a convolution and its weights into operations with tables. A linear layer is a 1x1 convolution.
+"""Plan a convolution on planes: choose a kernel, and pack the weights into tables.
 
     y[row] = act(bias[row] + residual[row] + sum over columns of weight[row, column] * x_shifted[column])
 
-A column is an input channel at one tap: the byte of its plane plus the tap's shift. `choose_way` picks the kernel;
-this module packs the tables described in `row_sums`, without a Python loop over weights.
+A linear layer is a 1x1 convolution. A row is an output channel. A column is an input channel at one tap of the window,
+stored as the byte of the channel's plane plus the tap's shift. `choose_way` chooses among the kernels of `row_sums`,
+`taps` and `dots`. This module packs the tables of `row_sums`, without a Python loop over weights.
 """
 
 from __future__ import annotations
@@ -28,14 +29,17 @@ from ticketry_engine.support.row_groups import row_groups
 
 
 def conv(x: Planes, y: Planes, layer: Convolution, residual: Planes | None, spec: BlockSpec) -> list[Op]:
-    """Return the operations of ``y = act(conv(x) + bias + residual)``. Pruned weights cost nothing.
+    """Return the operations that compute ``y = act(conv(x) + bias + residual)``; pruned weights take no time.
 
     Args:
-        residual: a value with y's channels; may be y itself.
-        spec: without scratch memory, x is read in place even where copying it would be faster.
+        x: the input.
+        y: the output.
+        layer: weights, bias, window and activation.
+        residual: a value with the channels of y that is added, if any; it may be y itself.
+        spec: without scratch memory (`BlockSpec.reserve`), x is read in place even where copying it would be faster.
 
     Raises:
-        ValueError: if shapes do not match, or x cannot be read in place and there is no scratch memory.
+        ValueError: if shapes do not match, or if x cannot be read in place and there is no scratch memory.
     """
     window, groups = layer.window, layer.groups
     _check_shapes(x, y, layer, residual)
@@ -68,7 +72,7 @@ def conv(x: Planes, y: Planes, layer: Convolution, residual: Planes | None, spec
 
 
 def _build_taps_op(tiles: Sequence[MaskedTiles], matrix: Matrix, layer: Convolution, images: int, target: Target) -> Op:
-    """Return the operation that computes all rows with the kernel for rows with few inputs (`taps`)."""
+    """Return the operation that computes the layer with the kernel for rows with few inputs (`taps`)."""
     row, column = np.nonzero(matrix.weight)
     begins = matrix.columns[row // matrix.group_rows, column]
     entries = (row, begins, column % matrix.taps, matrix.weight[row, column])
@@ -83,7 +87,7 @@ def _build_dots_ops(
     layer: Convolution,
     spec: BlockSpec,
 ) -> list[Op]:
-    """Return the operations that compute all rows as inner products (`dots`), for values of one position."""
+    """Return the operations that compute the layer as inner products (`dots`), for values of one position."""
     assert spec.reserve is not None
     x, y, residual = (0 if g is None else g.pixel_position(0, 0) * g.step for g in geometries)
     at = replace(
@@ -99,7 +103,7 @@ def _build_dots_ops(
 
 
 def scratch_bytes(x: Planes, y: Planes, layer: Convolution, spec: BlockSpec) -> int:
-    """Return the bytes of scratch memory that `conv` needs; 0 if it reads x in place."""
+    """Return the bytes of scratch memory that `conv` needs for copies of x; 0 if it reads x in place."""
     way = _fastest_way(x, y, layer, spec.target)
     return 0 if way.folds is None else way.folds.bytes
 
@@ -107,7 +111,7 @@ def scratch_bytes(x: Planes, y: Planes, layer: Convolution, spec: BlockSpec) -> 
 def cost(x: Planes, y: Planes, layer: Convolution, spec: BlockSpec) -> float:
     """Estimate the time of `conv` for one block of images on one thread, in nanoseconds.
 
-    The estimate only serves to choose between ways to do the same work: see `choose_way`.
+    The estimate only serves to compare alternatives for the same layer: see `choose_way`.
     """
     return _fastest_way(x, y, layer, spec.target).nanoseconds
 
@@ -118,7 +122,7 @@ def _fastest_way(x: Planes, y: Planes, layer: Convolution, target: Target) -> Wa
 
 
 def _zero_halo_taps(weight: Array, x: Geometry, y: Geometry, window: Window) -> Array:
-    """Return the weights as O x I x taps, with zeros for taps that only read the halo."""
+    """Return the weights as [O, I, taps], with zeros at taps that only read the halo."""
     weight = weight.reshape(*weight.shape[:2], -1)
     inside = np.array([window.reads_any_pixel(x, y, tap) for tap in window.taps])
     return weight if inside.all() else weight * inside.astype(np.float32)
@@ -126,15 +130,16 @@ def _zero_halo_taps(weight: Array, x: Geometry, y: Geometry, window: Window) -> 
 
 @dataclass(frozen=True, eq=False)
 class _ConvLayer:
-    """A layer and the value it reads: x or its unfolded copies."""
+    """A layer and the value that it reads, from which `op` builds operations of `RowSums` kernels."""
 
     matrix: Matrix
     x: Planes
+    """The layer's input, or the shifted copies of the input that `Unfolding` describes."""
     act: Activation
     target: Target
 
     def op(self, kind: RowKind) -> Op:
-        """Return the operation for the rows of one kind."""
+        """Return the operation that computes the rows of one kind."""
         made = self._tables(kind)
         spec = RowSums(
             kind.rows,
@@ -175,21 +180,24 @@ def _check_shapes(x: Planes, y: Planes, layer: Convolution, residual: Planes | N
 
 @dataclass(frozen=True, eq=False)
 class Matrix:
-    """A layer as a matrix: rows (outputs) over columns (inputs times taps)."""
+    """A layer as a matrix whose rows are output channels and whose columns are input channels at taps."""
 
     weight: Array
-    """O x K float32; K runs over a conv group's inputs, then taps."""
+    """float32 [rows, columns of a conv group]; the taps of an input channel are neighbouring columns."""
     columns: Array
-    """Groups x K int64: the byte where each column begins (plane plus shift), relative to a tile's place."""
+    """int64 [conv groups, columns]: arena byte where the column's plane begins plus the shift of its tap."""
     taps: int
+    """Number of taps of the window."""
     y: Array
-    """O int64: the byte where each plane of y begins."""
+    """int64 [rows]: arena byte where each plane of y begins."""
     residual: Array | None
+    """int64 [rows]: arena byte where each plane of the residual begins."""
     bias: Array
+    """float32 [rows]."""
 
     @property
     def inputs(self) -> int:
-        """Inputs per conv group."""
+        """Number of input channels per conv group."""
         return int(self.weight.shape[1]) // self.taps
 
     @property
@@ -199,7 +207,7 @@ class Matrix:
 
 @dataclass(frozen=True, eq=False)
 class SumTables:
-    """Tables of a `row_sums` kernel and the properties its code depends on."""
+    """The tables of a `RowSums` kernel (see `row_sums`), and the fields of the kernel that depend on them."""
 
     segments: Array
     columns: Array
@@ -209,16 +217,17 @@ class SumTables:
     wide: bool
     blocked: bool
     reach: tuple[int, int]
-    """Least and greatest byte at which a column begins."""
+    """Least and greatest arena byte at which a column begins."""
 
 
 def pack_single_rows(matrix: Matrix, rows: Array, *, block: int, chunks: int) -> SumTables:
-    """Pack tables in which each row has its own columns.
+    """Return the tables for rows that are computed one by one, each with columns of its own.
 
     Args:
-        rows: row numbers, ascending.
-        block: inputs covered by one segment.
-        chunks: number of parts of the rows that threads may process in parallel.
+        matrix: the layer.
+        rows: numbers of the rows, ascending.
+        block: input channels per segment of a row.
+        chunks: number of parts into which the rows are divided for threads.
     """
     blocks = max(1, -(-matrix.inputs // block))
     kept = matrix.weight[rows] != 0
@@ -237,12 +246,12 @@ def pack_single_rows(matrix: Matrix, rows: Array, *, block: int, chunks: int) ->
 
 
 class _SingleRowTables:
-    """Builder of the tables of single rows."""
+    """Builder of the tables of `pack_single_rows`, chunk by chunk."""
 
     def __init__(self, matrix: Matrix) -> None:
         self._matrix = matrix
         self._parts: list[tuple[Array, ...]] = []
-        """Rows, head words and bases of segments; their columns and weights."""
+        """For each call of `segments`: rows, first words and base bytes of the segments; columns and weights."""
         self._starts: list[tuple[int, int]] = []
         self._reach: list[int] = []
 
@@ -250,7 +259,15 @@ class _SingleRowTables:
         self._starts.append((sum(len(part[0]) for part in self._parts), sum(len(part[-1]) for part in self._parts)))
 
     def segments(self, rows: Array, counts: Array, flags: Array, row: Array, column: Array) -> None:
-        """Add a segment for each of `rows`; ``row`` (an index into them) and ``column`` locate each weight."""
+        """Add one segment for each of several rows.
+
+        Args:
+            rows: numbers of the rows.
+            counts: number of retained weights of each segment.
+            flags: flags of each segment.
+            row: for each retained weight, the index of its row in `rows`.
+            column: for each retained weight, its column.
+        """
         m = self._matrix
         index = rows[row]
         begins = m.columns[0, column] if len(m.columns) == 1 else m.columns[index // m.group_rows, column]
@@ -270,10 +287,13 @@ class _SingleRowTables:
 
 
 def pack_shared_rows(matrix: Matrix, groups: Sequence[Sequence[Array]], *, chunks: int) -> SumTables:
-    """Pack tables in which rows share their columns.
+    """Return the tables for rows that share their columns.
 
     Args:
-        groups: for each set of shared columns, the sets of rows that are summed together, all of one length.
+        matrix: the layer.
+        groups: for each group of rows with equal columns, the sets of rows that are summed together. All sets have the
+            same number of rows.
+        chunks: number of parts into which the sets are divided for threads.
     """
     sets = [rows for group in groups for rows in group]
     kept = [np.flatnonzero(matrix.weight[group[0][0]]) for group in groups]
@@ -295,25 +315,27 @@ def pack_shared_rows(matrix: Matrix, groups: Sequence[Sequence[Array]], *, chunk
 
 
 class ReadBounds(Protocol):
-    """Tables with the bounds of what a kernel reads."""
+    """Tables of a kernel, with the range of bytes where their columns begin."""
 
     @property
     def weights(self) -> Array: ...
 
     @property
     def reach(self) -> tuple[int, int]:
-        """Least and greatest byte at which a column begins."""
+        """Least and greatest arena byte at which a column begins."""
 
 
 def check_reads(tables: ReadBounds, x: Planes, places: Array, reach: tuple[int, int]) -> None:
-    """Check that no tile reads outside the planes.
+    """Check that a kernel reads nothing before the first or after the last plane of x.
 
     Args:
-        places: places of the tiles.
-        reach: first and past-the-end byte that a tile reads, relative to the start of a column.
+        tables: the kernel's tables.
+        x: the value that the kernel reads.
+        places: [tiles, 3], bytes where the tiles begin (`Tiles.places`).
+        reach: first byte that a tile reads and the byte after the last, relative to where the tile begins.
 
     Raises:
-        ValueError: if a tile would read outside.
+        ValueError: if a tile reads outside of the planes.
     """
     if not tables.weights.size:
         return
@@ -325,7 +347,12 @@ def check_reads(tables: ReadBounds, x: Planes, places: Array, reach: tuple[int, 
 
 
 def _least_column_starts(begins: Array, counts: Array) -> Array:
-    """Return the least column start of each segment; 0 for segments without columns."""
+    """Return the least byte at which a column of each segment begins; 0 for segments without columns.
+
+    Args:
+        begins: byte where each column begins, segment by segment.
+        counts: number of columns of each segment.
+    """
     bases = np.zeros(len(counts), dtype=np.int64)
     some = counts > 0
     if some.any():
@@ -334,7 +361,13 @@ def _least_column_starts(begins: Array, counts: Array) -> Array:
 
 
 def build_segment_table(matrix: Matrix, head: Sequence[Array], rows: Array) -> Array:
-    """Build the segment table; ``rows`` is [segments, rows per segment]."""
+    """Return the table of segments.
+
+    Args:
+        matrix: the layer.
+        head: the first words of each segment, an array per word.
+        rows: [segments, rows per segment], numbers of the rows.
+    """
     each = rows.shape[1]
     words = np.empty((len(rows), len(head) + (2 if matrix.residual is None else 3) * each), dtype=np.int32)
     for number, word in enumerate(head):
@@ -348,7 +381,10 @@ def build_segment_table(matrix: Matrix, head: Sequence[Array], rows: Array) -> A
 
 
 def _segment_flags(counts: Array) -> Array:
-    """Return [rows, blocks] flags: FIRST on a row's first block with weights, LAST on its last (block 0 if empty)."""
+    """Return flags [rows, blocks]: FIRST for a row's first block with weights, and LAST for its last such block.
+
+    A row without weights has both flags on block 0. `counts` [rows, blocks] are the numbers of retained weights.
+    """
     some = counts > 0
     flags = np.zeros(counts.shape, dtype=np.int64)
     index = np.arange(len(counts))
@@ -359,7 +395,13 @@ def _segment_flags(counts: Array) -> Array:
 
 
 def split_evenly(work: Array, parts: int, groups: Array | None = None) -> Iterator[slice]:
-    """Yield consecutive non-empty slices of about equal work that do not span two groups."""
+    """Yield consecutive slices of items such that each slice has about equal work.
+
+    Args:
+        work: work of each item.
+        parts: number of slices.
+        groups: number of each item's group; a slice never contains items of two groups.
+    """
     done = np.cumsum(work + 1)
     cuts = np.searchsorted(done, done[-1] * np.arange(1, parts) / parts)
     if groups is not None:
@@ -377,11 +419,15 @@ def _tables(
     blocked: bool,
     reach: tuple[int, int],
 ) -> SumTables:
-    """Build `SumTables`.
+    """Build `SumTables` with the largest unit and smallest type that the column offsets allow.
 
     Args:
-        columns: bytes relative to their segment's base.
-        chunks: for each chunk its first segment, number of segments and first weight.
+        segments: table of segments.
+        columns: byte of each column, relative to the base of its segment.
+        weights: table of weights.
+        chunks: for each chunk, (first segment, number of segments, first weight).
+        blocked: whether rows may have several segments.
+        reach: least and greatest byte at which a column begins.
     """
     made = np.array(chunks, dtype=np.int64)
     made[:, 0] *= segments.shape[1] * 4
@@ -394,7 +440,7 @@ def _tables(
 
 # -- Choose the kernel of a convolution by estimated time --------------------------------------------------------------
 
-#     row_sums   weighted sums of planes; rows with equal columns are summed together, over tiles of x or of its copies
+#     row_sums   weighted sums of planes (or of copies of planes); rows with equal columns are summed together
 #     taps       rows with few inputs, such as depthwise convolutions
 #     dots       inner products, for one position and one image
 #
@@ -405,58 +451,58 @@ def _tables(
 
 
 _LAST = 16 << 20
-"""Bytes that stay in the L3 cache beside other data."""
+"""Bytes of values that stay in the L3 cache, besides other data."""
 
 _VISITS = ((2 << 20, 140), (1 << 20, 80), (1 << 18, 50))
-"""(bytes of all values, cycles per visit of another row's planes), for each cache level they exceed. Fitted to layers
-of
-64 to 240 planes of 28 x 28 to 112 x 112 pixels."""
+"""(bytes, cycles): if a layer's values exceed the bytes, each step to the planes of other rows costs the cycles.
+
+The first entry that applies counts. Fitted to layers of 64 to 240 planes of 28 x 28 to 112 x 112 pixels."""
 
 _ALONE = 1.3
-"""Correction factor of the estimate for single rows whose columns other rows share."""
+"""Correction factor of the estimate if rows with equal columns are computed one by one."""
 
 _BYTES_A_CYCLE = 8.0
 """Memory bandwidth in bytes per cycle."""
 
 _UNITS = 12
-"""Units of work per operation, for threads to share."""
+"""Number of pairs (tile, chunk of rows) into which an operation is divided at least, so that threads can share it."""
 
 _CYCLES_PER_NS = 4.0
 
 _WIDEST_STRIDE = 2
-"""Largest horizontal stride at which whole vectors are read and positions are picked from them."""
+"""Largest horizontal stride of the `taps` kernel, which reads whole vectors and drops the positions in between."""
 
 
 @dataclass(frozen=True, eq=False)
 class RowKind:
-    """Rows of a layer that one kernel computes."""
+    """Rows of a layer that one `RowSums` kernel computes, and how the kernel proceeds."""
 
     rows: int
-    """Rows summed together."""
+    """Number of rows that are summed together."""
     groups: list[list[Array]]
-    """For each group of rows with equal columns, the sets of `rows` rows."""
+    """For each group of rows with equal columns, its sets of `rows` rows that are summed together."""
     tiles: list[Tiles]
     block: int
-    """Inputs of a conv group covered by one segment."""
+    """Input channels per segment of a row."""
     cycles: float
 
     @property
     def chunks(self) -> int:
-        """Number of parts of the rows that threads may process in parallel."""
+        """Number of parts into which the rows are divided for threads."""
         return -(-_UNITS // sum(len(t.places) for t in self.tiles))
 
 
 @dataclass(frozen=True, eq=False)
 class Way:
-    """A way to compute a layer, with its estimated time."""
+    """One of the possible plans for a layer, with its estimated time."""
 
     folds: Unfolding | None
     kinds: list[RowKind]
     cycles: float
     tapped: list[taps.MaskedTiles] | None = None
-    """Tiles of the `taps` kernel, which then computes all rows."""
+    """Tiles of the `taps` kernel, if that kernel computes the layer."""
     dots: dict[int, list[list[Array]]] | None = None
-    """All rows by set size as of `kinds`, if inner products compute them."""
+    """All rows, as returned by `row_kinds`, if the `dots` kernels compute the layer."""
 
     @property
     def nanoseconds(self) -> float:
@@ -464,7 +510,7 @@ class Way:
 
     @property
     def visits(self) -> int:
-        """How often the sums move on to the planes of other rows: once per tile and set of rows."""
+        """How often kernels move on to the planes of other rows: once for each tile and set of rows."""
         return sum(
             len(tiles.places) * sum(len(group) for group in kind.groups) for kind in self.kinds for tiles in kind.tiles
         )
@@ -480,14 +526,20 @@ def choose_way(
     target: Target,
     unfold: bool = True,
 ) -> Way:
-    """Return the fastest way.
+    """Return the plan for a layer with the least estimated time.
 
     Args:
-        weight: O x I/groups x taps.
-        unfold: whether x may be copied.
+        x: planes of the input.
+        y: planes of the output.
+        residual: planes of a value that is added, if any.
+        weight: [O, I / groups, taps].
+        window: the window.
+        groups: number of conv groups.
+        target: the processor.
+        unfold: whether x may be copied to scratch memory (`unfold`).
 
     Raises:
-        ValueError: if x would have to be unfolded but may not be, or cannot because an image takes several vectors.
+        ValueError: if x has to be copied to scratch memory, but `unfold` is false or a position takes several vectors.
     """
     outputs, inputs, size = weight.shape
     kept = weight != 0
@@ -535,7 +587,12 @@ def choose_way(
 
 
 def row_kinds(kept: Array, groups: int) -> dict[int, list[list[Array]]]:
-    """Return the sets of rows with equal columns that are summed together: set size -> for each group, its sets."""
+    """Return which rows are summed together: by number of rows in a set, a list of sets per group of equal rows.
+
+    Args:
+        kept: bool [rows, columns], which weights are retained.
+        groups: number of conv groups.
+    """
     found: dict[int, list[list[Array]]] = {}
     per = len(kept) // groups
     for group in range(groups):
@@ -550,14 +607,14 @@ def row_kinds(kept: Array, groups: int) -> dict[int, list[list[Array]]]:
 
 
 def _split_into_single_rows(kinds: dict[int, list[list[Array]]]) -> dict[int, list[list[Array]]]:
-    """Return the same rows, each in its own set."""
+    """Return the rows of `kinds` in the same form, with each row in a set of its own."""
     return {
         1: [[row for rows in sets for row in np.split(rows, len(rows))] for some in kinds.values() for sets in some]
     }
 
 
 def _set_sizes(rows: int) -> list[int]:
-    """Split rows with equal columns into sets of at most 6, of one size if possible."""
+    """Return the sizes of the sets into which `rows` equal rows are split: at most 6, and all equal if possible."""
     for size in (6, 4, 5):
         if rows % size == 0:
             return [size] * (rows // size)
@@ -565,9 +622,10 @@ def _set_sizes(rows: int) -> list[int]:
 
 
 def tile_vectors(rows: int, target: Target) -> tuple[int, ...]:
-    """Return the possible numbers of vectors per tile: sums, one column's inputs and one weight stay in registers.
+    """Return the numbers of vectors per tile to try, for which sums, inputs and a weight fit in the registers.
 
-    Single rows also try smaller tiles: the L1 cache then holds more of their inputs, so rows have fewer segments.
+    Smaller tiles are tried for single rows: more input channels of a small tile fit in the L1 cache, so that rows have
+    fewer segments.
     """
     if target.registers >= 32:
         return {1: (16, 8), 2: (8,), 3: (8,)}.get(rows, (4,))
@@ -584,7 +642,18 @@ def _build_row_kinds(
     window: Window,
     target: Target,
 ) -> list[RowKind]:
-    """Return the kinds with their tiles and times. ``columns``: [inputs of a conv group, taps], bytes."""
+    """Return the kinds of rows, each with its fastest tiles.
+
+    Args:
+        rows: rows by set size, from `row_kinds`.
+        kept: bool [O, I / groups, taps], which weights are retained.
+        columns: [I / groups, taps], the byte of each column.
+        x: planes that are read: those of the input or of its copies.
+        y: planes of the output.
+        residual: planes of a value that is added, if any.
+        window: the window on the planes that are read.
+        target: the processor.
+    """
     found = []
     near = target.near_of_few if kept.mean() < FEW else target.near
     for size, groups in rows.items():
@@ -601,7 +670,7 @@ def _build_row_kinds(
 
 
 def _inputs_per_block(columns: Array, tiles: Sequence[Tiles], near: int) -> int:
-    """Return the number of inputs whose share of a tile fills ``near`` bytes of the L1 cache."""
+    """Return for how many input channels the cache lines that a tile reads fill `near` bytes."""
     some = columns[:8]
     if not some.size:
         return 1
@@ -610,7 +679,7 @@ def _inputs_per_block(columns: Array, tiles: Sequence[Tiles], near: int) -> int:
 
 
 def _estimate_cycles(kind: RowKind, kept: Array, columns: Array, target: Target) -> float:
-    """Estimate the cycles of a kind: those of each column and each segment, over all tiles."""
+    """Estimate the cycles of a kind: the cycles of all columns and segments, summed over all tiles."""
     entries = sum(int(kept[group[0][0]].sum()) * len(group) for group in kind.groups)
     blocks = max(1, -(-len(columns) // kind.block))
     segments = sum(len(group) for group in kind.groups)

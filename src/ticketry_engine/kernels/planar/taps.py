@@ -1,24 +1,26 @@
-"""Kernel of rows with few inputs, such as depthwise convolutions: weighted sums of shifted planes without copies.
+"""Kernel of layers whose rows read few inputs, such as depthwise convolutions: sums of shifted planes without copies.
 
     y[row][t] = act(bias + residual + sum over taps of weight[tap] * (x[t * stride + shift(tap)] if inside else 0))
 
-If a vector spans several positions, a tap may read outside of x, or beyond the end of a row, for some of them.
-`unfold` copies planes to avoid that, which pays if many rows read a copy. Here vectors are read in place, and a table
-of masks zeroes the lanes that read outside: three loads per tap instead of a copy. With a horizontal stride, `stride`
-neighbouring vectors are read and every stride-th position is picked.
+If a vector spans several positions, a tap may read outside of x for some of them. `unfold` copies planes to avoid that,
+which pays if many rows read a copy. Here vectors are read in place, and a table of masks sets the lanes that read
+outside to zero. With a horizontal stride, `stride` neighbouring vectors are read, and every stride-th position is kept.
 
-With mask registers (AVX-512), masked lanes are not read, and a mask has one bit per lane. Elsewhere masked loads are
-several times slower and masked stores ten times: all lanes are read, even beyond the plane, and ANDed with a mask of
-whole lanes, of which few differ. The tiles of a channel are consecutive, so its plane is read from front to back.
+With mask registers (AVX-512), a mask has one bit per lane, and masked lanes are not read. On other processors, masked
+loads and stores are slow. There all lanes are read, even outside of the plane, and ANDed with a mask of whole lanes;
+equal masks are stored once. All tiles of a row are processed before the next row.
 
 Tables:
-    segments (int32), one per row: number of columns; bytes of its planes of y and of the residual (0 if none); bias
-    columns (int32): byte of each (plane plus shift), and its tap
+    segments (int32), one per row: number of columns; bytes of the row's planes of y and residual (0 if none); bias
+    columns (int32): for each retained weight, its byte (plane plus shift) and the number of its tap
     weights (float32), one per column
-    chunks (int64), parts of the rows for threads to share: the first segment, their number, the first column
-    for each shape of tiles: places (int32: the byte of x, y and the residual where a tile begins), their number; which
-        lanes are read and written: bits [tiles, taps, vectors, stride] and [tiles, vectors], or (uint16) [tiles, taps,
-        vectors] and [tiles, vectors], the byte of a mask in the last table: masks (int32) [n, lanes]
+    chunks (int64), parts of the rows that threads share: first segment, number of segments, first column
+    for each shape of tiles:
+        places (int32): bytes where a tile begins in planes of x, y and the residual; the number of tiles
+        masks of the lanes that are read and of those that are written
+            AVX-512: bits, [tiles, taps, vectors, stride] and [tiles, vectors]
+            otherwise: uint16 [tiles, taps, vectors] and [tiles, vectors], byte of a mask in the next table
+        masks (int32) [n, lanes]
 """
 
 from __future__ import annotations
@@ -51,8 +53,8 @@ from ticketry_engine.kernels.target import Target
 from ticketry_engine.kernels.window import Array, Window
 
 SEGMENTS, COLUMNS, WEIGHTS, CHUNKS, CHUNK_COUNT, SHAPES = range(6)
-"""Arguments: tables, the number of chunks; then for each shape its places, their number, its read and write masks, and
-the table of masks."""
+"""Positions of the arguments: four tables and the number of chunks; then `SHAPE_ARGS` arguments for each tile shape:
+places, their number, masks of lanes read, masks of lanes written, table of masks."""
 
 SHAPE_ARGS = 5
 
@@ -61,16 +63,17 @@ SEGMENT_WORDS = 4
 
 @dataclass(frozen=True)
 class Taps(EmittedKernel):
-    """Kernel of rows with few inputs.
+    """Kernel that computes rows with few inputs as sums of planes, masked at the border.
 
     Args:
-        shapes: shapes of the tiles; each gets its own code.
-        taps: taps of the window.
-        stride: positions of x between two positions of a vector.
+        shapes: shapes of the tiles; the kernel contains separate code for each shape.
+        taps: number of taps of the window.
+        stride: horizontal stride of the window.
         images: images per position.
-        few: for each shape the number of leading lanes of each vector that are written.
-        masked: for each shape whether some of these lanes are between two rows and must stay zero.
-        residual: whether another value is added to y.
+        few: for each shape and vector, the number of leading lanes that are written.
+        masked: for each shape, whether some of the leading lanes lie between two rows and must stay zero.
+        residual: whether another value is added to the sums.
+        act: activation of the result.
     """
 
     finished: ClassVar[bool] = True
@@ -101,7 +104,7 @@ class Taps(EmittedKernel):
 
 
 class _Tiles:
-    """Writer of the loops of one shape of tiles."""
+    """Writer of the kernel's code for the tiles of one shape."""
 
     def __init__(self, kernel: Taps, e: Emitter, number: int) -> None:
         self.kernel, self.e, self.shape = kernel, e, kernel.shapes[number]
@@ -139,7 +142,7 @@ class _Tiles:
                 self._store_vector(value, y, written, number)
 
     def _store_vector(self, value: Any, y: Any, masks: Any, number: int) -> None:
-        """Store a vector of the tile."""
+        """Store vector `number` of a tile, without the lanes that hold no pixel."""
         e, byte = self.e, self.shape.y[number]
         if self.masked and e.target.masks:
             store(e, value, y, byte, load_bit_mask(e, masks, self.bytes * number))
@@ -149,12 +152,12 @@ class _Tiles:
             store_first(e, value, y, byte, self.few[number])
 
     def _clear_lanes(self, value: Any, masks: Any, number: int) -> Any:
-        """Zero the lanes that a mask entry excludes."""
+        """Return `value` with zero in the lanes that entry `number` of a table of masks excludes."""
         at = self.e.load_u16(masks, self.bytes * number)
         return clear_lanes(self.e, value, self.e.at(self.masks, at))
 
     def _load_input(self, source: Any, masks: Any, number: int) -> Any:
-        """Return what a tap reads for a vector of the tile."""
+        """Return what a tap reads for vector `number` of a tile, with zeros for pixels outside of x."""
         e, stride, width = self.e, self.kernel.stride, self.e.target.lanes * FLOAT
         if not e.target.masks:
             read = [e.load(source, self.shape.x[number] + part * width) for part in range(stride)]
@@ -175,41 +178,41 @@ class _Tiles:
 
 @dataclass(frozen=True, eq=False)
 class MaskedTiles:
-    """Tiles of one shape: their places, and masks of the lanes read and written."""
+    """All tiles of one shape, with masks of the lanes that are read and written."""
 
     shape: Shape
     few: tuple[int, ...]
     """Number of leading lanes of each vector that are written."""
     places: Array
-    """int32 [tiles, 3]: bytes in x (of the first pixel's own input), y and the residual."""
+    """int32 [tiles, 3]: bytes where a tile begins in planes of x (for one tap without padding), y and the residual."""
     read: Array
-    """[tiles, taps, vectors, parts], in the form the kernel takes."""
+    """Masks of the lanes that each tap reads, in the form that the module docstring describes."""
     written: Array
-    """[tiles, vectors]."""
+    """Masks of the lanes that are written, likewise."""
     masks: Array
-    """int32 [n, lanes], to which the other tables point; unused if they hold bits."""
+    """int32 [n, lanes], the masks to which `read` and `written` refer; unused if those tables hold bits."""
     masked: bool
     """Whether some of the first `few` lanes belong to no pixel."""
 
     @property
     def args(self) -> tuple[int | Array, ...]:
-        """Arguments of the kernel."""
+        """The kernel's arguments for this shape."""
         return self.places, len(self.places), self.read, self.written, self.masks
 
 
 def _mask_entry_type(target: Target) -> np.dtype[Any]:
-    """Return the element type of mask tables: bits, or the byte offset of a mask."""
+    """Return the element type of the tables `MaskedTiles.read` and `written`: bits, or the byte of a mask."""
     return mask_type(target) if target.masks else np.dtype(np.uint16)
 
 
 def _masks_per_tap(stride: int, target: Target) -> int:
-    """Return the masks per tap and vector: one per vector read, or one for the positions picked from them."""
+    """Return the number of masks per tap and vector: one per vector that is read, or one if lanes are masked later."""
     return stride if target.masks else 1
 
 
 @dataclass(frozen=True)
 class _Vector:
-    """A vector of the output: bytes of its first lane in x, y and the residual, and the pixel of each position."""
+    """A vector of the output: the bytes of its first lane in planes of x, y and the residual, and its pixels."""
 
     x: int
     y: int
@@ -221,10 +224,10 @@ class _Vector:
 def make_tiles(
     x: Geometry, y: Geometry, residual: Geometry | None, window: Window, target: Target
 ) -> list[MaskedTiles]:
-    """Return all tiles of a plane.
+    """Return tiles that cover each pixel of y once.
 
-    If x, y and the residual have rows of one length and the stride is 1, vectors continue into the next row; otherwise
-    each row is divided into vectors separately.
+    If x, y and the residual have rows of equal length and the stride is 1, a vector may continue into the next row;
+    otherwise each row is divided into vectors separately.
     """
     beside = y if residual is None else residual
     each, follow = target.lanes // y.images, _rows_continue(x, y, beside, window)
@@ -243,7 +246,7 @@ def make_tiles(
 
 
 def largest_read_distance(x: Geometry, window: Window) -> int:
-    """Return by how many bytes a window's taps may read before or after a plane."""
+    """Return how many bytes before or after a plane of x the taps of a window may read."""
     return max(abs(x.shift(*window.shift(tap))) for tap in window.taps) + (window.stride[1] + 1) * MOST * FLOAT
 
 
@@ -253,11 +256,18 @@ def _rows_continue(x: Geometry, y: Geometry, residual: Geometry, window: Window)
 
 
 _Run = tuple[int, int, int]
-"""A vector's row, first column (possibly beyond the row's end, hence in a later row) and number of positions."""
+"""A vector's row, first column and number of positions; a column after the row's end lies in a later row."""
 
 
 def _vector_runs(y: Geometry, follow: bool, each: int, most: int) -> Iterator[list[_Run]]:
-    """Yield the vectors of each tile."""
+    """Yield the vectors of each tile.
+
+    Args:
+        y: planes of the output.
+        follow: whether a vector may continue into the next row.
+        each: positions per vector.
+        most: greatest number of vectors per tile.
+    """
     if follow:
         last = (y.height - 1) * y.row + y.width
         for first, size in split(-(-last // each), most):
@@ -327,7 +337,14 @@ def _in_range(place: Array, extent: int) -> Array:
 
 
 def _lane_masks(there: Array, stride: int, images: int, target: Target) -> Array:
-    """Convert [..., positions of a vector] to masks [..., stride] of the lanes used in each vector read."""
+    """Return the bits of the lanes that are used in each vector that is read.
+
+    Args:
+        there: bool [..., positions], which positions of a vector are used.
+        stride: number of vectors that are read for one vector; their positions in between are unused.
+        images: lanes per position.
+        target: the processor.
+    """
     spread = np.zeros((*there.shape[:-1], there.shape[-1] * stride), dtype=bool)
     spread[..., ::stride] = there
     all_lanes = np.repeat(spread, images, axis=-1).reshape(*there.shape[:-1], stride, target.lanes)
@@ -344,14 +361,17 @@ def build_op(
     act: Activation,
     target: Target,
 ) -> Op:
-    """Return the operation of a layer.
+    """Return the operation that computes a layer.
 
     Args:
-        tiles: tiles of all its planes.
-        columns: for each retained weight, row by row: its row, the byte of what it reads (plane plus shift), its tap,
-        its
-            value.
+        tiles: tiles of a plane, from `make_tiles`.
+        columns: four arrays with an entry for each retained weight, row by row: row, byte of the plane plus shift of
+            the tap, tap, weight.
         rows: for each row the bytes of its planes of y and of the residual, and its bias.
+        window: the window.
+        images: images per position.
+        act: activation of the result.
+        target: the processor.
     """
     row, begins, tap, weights = columns
     y, residual, bias = rows
@@ -379,7 +399,7 @@ def build_op(
 
 
 _CHUNKS = 12
-"""Number of parts of the rows for threads to share."""
+"""Greatest number of parts into which the rows are divided for threads."""
 
 
 _SECOND_BYTES_A_CYCLE, _LAST_BYTES_A_CYCLE = 40, 16
@@ -392,11 +412,11 @@ _SECOND = 1 << 20
 def estimate_cycles(
     tiles: Sequence[MaskedTiles], kept: Array, plane: int, planes: int, stride: int, target: Target
 ) -> float:
-    """Estimate the cycles: each vector of each column, the overhead per tile and row, and repeated reads of planes.
+    """Estimate the cycles of the kernel: arithmetic, overhead per tile and row, and repeated reads of planes.
 
     Args:
-        tiles: tiles returned by `make_tiles`.
-        kept: retained weights [rows, inputs, taps] of a conv group.
+        tiles: tiles of a plane, from `make_tiles`.
+        kept: bool [rows, inputs of a conv group, taps], which weights are retained.
         plane: bytes of one plane.
         planes: number of planes of x.
         stride: horizontal stride.
