@@ -1,4 +1,4 @@
-"""Structured masks from unstructured ones: N:M masks (such as 2:4 for sparse tensor cores), and dispatch by kind."""
+"""Derive structured masks from unstructured masks: N:M masks (such as 2:4), or any kind that `Structuring` names."""
 
 from __future__ import annotations
 
@@ -32,28 +32,29 @@ from ticketry_engine.support.entry_points import entry_point
 
 @entry_point()
 def n_m(model: nn.Module, mask: Mask, n: int = 2, m: int = 4, *, fill: bool = True, spare: Patterns = ()) -> Mask:
-    """Return an N:M mask from an unstructured one: of every m consecutive inputs, n are retained.
+    """Return an N:M mask derived from an unstructured mask: of every m consecutive inputs, n are retained.
 
-    The m inputs (a run) are consecutive inputs of one output: along dimension 1 of linear and recurrent weights (as
-    `torch.sparse.to_sparse_semi_structured` needs a 2:4 matrix), and along the input channels of a convolution (of its
-    group) at each kernel position. A last run shorter than m retains n too, as if padded with zeros.
+    A run of m inputs consists of consecutive inputs of the same output. In linear and recurrent weights, runs are along
+    dimension 1, as `torch.sparse.to_sparse_semi_structured` requires. In convolutions, runs are along the input
+    channels at each kernel position. If the last run is shorter than m, n inputs of this run are retained too.
 
-    Each run retains the n weights of largest magnitude, first those in `mask`; ties go to the earlier position.
+    Each run retains first the largest weights that `mask` retains, then (with `fill`) the largest of the others. Of
+    equal magnitudes, the earlier position is retained.
 
     Args:
         model: the model, with the weights trained under `mask`.
         mask: unstructured mask of any of the model's parameters; vectors, such as biases, are unchanged.
-        n: weights retained in a run, 1 <= n < m.
-        m: inputs in a run.
-        fill: whether removed weights return where `mask` retains fewer than n, so that every run has exactly n (the
-            density is n/m, but for short last runs).
+        n: number of weights retained in a run, 1 <= n < m.
+        m: number of inputs in a run.
+        fill: whether runs in which `mask` retains fewer than n weights are filled up with removed weights. Then every
+            run retains exactly n, and the density is n/m (slightly more with shorter last runs).
         spare: names or patterns, as in `ticketry.scope`, of layers whose mask is unchanged.
 
     Returns:
         A mask of the same tensors as `mask`.
 
     Raises:
-        UsageError: if `mask` is not a mask, not 1 <= n < m, or a pattern of `spare` matches nothing.
+        UsageError: if `mask` is not a mask, if 1 <= n < m does not hold, or if a pattern of `spare` matches nothing.
         MaskError: if the mask does not fit the model, or a weight is NaN.
         StructureError: if the mask has weights of a layer whose inputs are unknown, such as an embedding.
 
@@ -104,15 +105,15 @@ def apply_structuring(
     seed: int = 0,
     structure: Structure | None = None,
 ) -> Mask:
-    """Return the structured mask derived from an unstructured one, see `ticketry.structure`.
+    """Return the structured mask that a `Structuring` derives from an unstructured mask, see `ticketry.structure`.
 
     Args:
-        by: kind of structure.
-        model: the model, with the weights by which the mask was chosen.
-        mask: unstructured mask.
+        by: kind of structure, with its options.
+        model: the model, with the weights by which `mask` was chosen.
+        mask: the unstructured mask.
         example_inputs: a tensor, or a tuple of the model's arguments.
-        batches, loss, seed: inputs of the score, if it needs any.
-        structure: the model's coupled channels, if known; finding them takes seconds.
+        batches, loss, seed: inputs of the score of channels, if the score needs any.
+        structure: the model's channel structure, if known; otherwise it is found, which takes seconds.
     """
     seen: dict[str, Any] = {"batches": batches, "loss": loss, "seed": seed, "spare": by.spare}
     if by.kind == "channels":
@@ -131,13 +132,13 @@ def apply_structuring(
 
 
 def check_structure_score(by: Structuring) -> None:
-    """Raise `UsageError` if the structure is chosen by an unknown score of channels."""
+    """Raise `UsageError` if the structure has whole channels and the score that ranks them is unknown."""
     if by.whole_channels:
         (check_channel_score if by.kind == "channels" else check_refill_score)(by.score)
 
 
 def channel_score_needs_data(by: Structuring) -> bool:
-    """Return whether the structure is chosen by a score of channels that needs data."""
+    """Return whether the structure has whole channels and the score that ranks them needs data."""
     plain = split_control(by.score)[1]
     plain = "activation" if plain == "activation_l1" else plain
     if not by.whole_channels or plain == "remaining":

@@ -1,4 +1,4 @@
-"""Choose which channels are removed: rankings by score, masks at a density, and a path of masks with falling cost."""
+"""Choose which channels to remove: rankings by score, masks at a density, and sequences of masks with falling cost."""
 
 from __future__ import annotations
 
@@ -33,16 +33,16 @@ Channel = tuple[int, int]
 
 
 def check_channel_limits(keep_at_least: int, multiple: int) -> None:
-    """Raise `UsageError` for numbers of channels below 1."""
+    """Raise `UsageError` if `keep_at_least` or `multiple` is below 1."""
     for what, count in (("keep_at_least", keep_at_least), ("multiple", multiple)):
         if count < 1:
             raise UsageError(f"{what} is 1 or more channels, not {count}")
 
 
 class RemainingWeights:
-    """Number and cost of the weights that remain while channels are removed and restored one by one.
+    """Counts the remaining weights, and their cost, while channels are removed and restored one by one.
 
-    The number of remaining weights in a tensor is the product of its remaining indices over all dimensions.
+    The number of remaining weights of a tensor is the product, over its dimensions, of the remaining indices.
     """
 
     def __init__(
@@ -51,12 +51,12 @@ class RemainingWeights:
         shapes: Mapping[str, tuple[int, ...]],
         prices: Mapping[str, float] | None = None,
     ) -> None:
-        """Start with all channels.
+        """Start to count, with no channel removed.
 
         Args:
             groups: the groups of channels.
-            shapes: shapes of the tensors to count, by name.
-            prices: tensor name -> cost of one of its weights.
+            shapes: shapes of the tensors whose weights are counted, by name.
+            prices: tensor name -> cost of each of the tensor's weights; by default 0.
         """
         self.groups = groups
         self.removed: list[Flags] = [np.zeros(group.size, dtype=bool) for group in groups]
@@ -80,7 +80,7 @@ class RemainingWeights:
 
     @property
     def largest(self) -> str:
-        """Name of the tensor with most remaining weights."""
+        """Name of the tensor with the most remaining weights."""
         return max(self._left, key=lambda name: prod(self._left[name]))
 
     def _update_counts(self, group: int, channel: int, sign: int) -> None:
@@ -94,7 +94,10 @@ class RemainingWeights:
 
 
 def rank_channels_globally(count: RemainingWeights, scores: Sequence[Tensor], keep_at_least: int) -> list[Channel]:
-    """Return the remaining channels in the order of removal: lowest score first, and of equal scores the later."""
+    """Return the channels that may still be removed, of all groups together, in the order of scores, lowest first.
+
+    Of equal scores, the later channel comes first. Each group retains `keep_at_least` channels.
+    """
     ranked = sorted(
         (float(value), -g, -c)
         for g, values in enumerate(scores)
@@ -111,9 +114,9 @@ def rank_channels_globally(count: RemainingWeights, scores: Sequence[Tensor], ke
 
 
 def rank_channels_uniformly(count: RemainingWeights, scores: Sequence[Tensor], keep_at_least: int) -> list[Channel]:
-    """Return the remaining channels in an order of removal by which all groups retain about the same fraction.
+    """Return the channels that may still be removed, in an order by which groups lose about equal shares of channels.
 
-    Within each group, channels are ordered by score, lowest first.
+    Within each group, channels are ordered by score, lowest first. Each group retains `keep_at_least` channels.
     """
     ranked = []
     for g, (group, values) in enumerate(zip(count.groups, scores, strict=True)):
@@ -130,17 +133,18 @@ DISTRIBUTIONS = {"global": rank_channels_globally, "uniform": rank_channels_unif
 
 @dataclass(frozen=True)
 class ChannelOrder:
-    """Settings of the order in which channels are removed, and how many each group retains whatever the scores.
+    """Settings for the order in which channels are removed, and for the number that each group retains.
 
     Raises:
         UsageError: for an unknown distribution, or numbers below 1.
     """
 
     distribution: str
+    """``global`` (one ranking of all channels) or ``uniform`` (groups retain equal fractions)."""
     keep_at_least: int
-    """Smallest number of channels that each group retains."""
+    """Smallest number of channels that each group retains, whatever the scores."""
     multiple: int
-    """Channels are removed in blocks, after which the group has a multiple of this number."""
+    """Channels are removed in blocks, so that a group that loses channels retains a multiple of this number."""
 
     def __post_init__(self) -> None:
         if self.distribution not in DISTRIBUTIONS:
@@ -149,21 +153,27 @@ class ChannelOrder:
 
     @property
     def minimum_description(self) -> str:
-        """Text for messages: how many channels each group retains."""
+        """Text for error messages that says how many channels each group must retain."""
         least = -(-self.keep_at_least // self.multiple) * self.multiple
         return f"{least}{f' (the least multiple of {self.multiple})' if self.multiple > 1 else ''}"
 
     def rank_blocks(self, count: RemainingWeights, scores: Sequence[Tensor]) -> list[list[Channel]]:
-        """Return the blocks of remaining channels that may be removed, in the order of removal."""
+        """Return the blocks of channels that may be removed, in the order of removal.
+
+        Args:
+            count: the channels that remain.
+            scores: scores of the channels of each group.
+        """
         steps = DISTRIBUTIONS[self.distribution](count, scores, self.keep_at_least)
         return split_into_blocks(count, steps, self.multiple)
 
 
 def split_into_blocks(count: RemainingWeights, steps: Sequence[Channel], multiple: int) -> list[list[Channel]]:
-    """Divide an order of channels into blocks; removing a block leaves its group a multiple of `multiple` channels.
+    """Divide an order of channels into blocks, so that each block leaves its group a multiple of `multiple` channels.
 
-    A block contains the next channels of one group, and blocks are sorted by the mean position of their channels. The
-    first block of a group is smaller if its size is not a multiple. Channels outside of complete blocks are left out.
+    A block consists of the next channels of one group. Blocks are sorted by the mean position of their channels in
+    `steps`. The first block of a group is smaller if the group's size is not a multiple. Channels that do not fill a
+    block are left out, and are not removed.
     """
     waiting: dict[int, list[tuple[int, int]]] = {}
     left = [count.count_remaining(g) for g in range(len(count.groups))]
@@ -181,16 +191,16 @@ def split_into_blocks(count: RemainingWeights, steps: Sequence[Channel], multipl
 def remove_to_density(
     count: RemainingWeights, blocks: Sequence[Sequence[Channel]], density: float, limits: str
 ) -> list[Flags]:
-    """Remove blocks in order up to the nearest density; return flags of the removed channels for each group.
+    """Remove blocks in order until the density is nearest to `density`; return flags of each group's removed channels.
 
     Args:
-        count: the remaining weights, which are updated.
-        blocks: the blocks in the order of removal.
-        density: the target.
-        limits: how many channels each group retains, for the error message.
+        count: counts the remaining weights; it is updated.
+        blocks: blocks of channels in the order of removal.
+        density: the target density.
+        limits: text for the error message that says how many channels each group retains.
 
     Raises:
-        LayerCollapseError: if all blocks are removed and the density is still higher.
+        LayerCollapseError: if the density is still above the target when all blocks are removed.
     """
     target = density * count.total
     for block in blocks:
@@ -214,7 +224,7 @@ def remove_to_density(
 
 
 class ChannelChoice:
-    """The channels of a model that may be removed in a scope, and their scores and masks."""
+    """The channels of a model that may be removed in a scope; computes their scores, and masks without some of them."""
 
     def __init__(self, model: nn.Module, structure: Structure, scope: Scope) -> None:
         if not isinstance(structure, Structure):
@@ -231,14 +241,14 @@ class ChannelChoice:
     def score_channels(
         self, mask: Mask | None, inputs: ScoreInputs, *, score: str | Score, reduce: str
     ) -> list[Tensor]:
-        """Return the scores of each group's channels in the network pruned by `mask`."""
+        """Return, for each group, the scores of its channels in the network pruned by `mask` (None: unpruned)."""
         with temporarily_pruned(mask, mask.parameters(self.model) if mask is not None else {}):
             found = channel_scores(self.model, self.groups, self.scope, self.roles, inputs, score=score, reduce=reduce)
         self.check_no_nan(found)
         return found
 
     def sum_weight_scores(self, values: Mapping[str, Tensor]) -> list[Tensor]:
-        """Return for each group the sum of the weights' scores in each channel, float64 [channels]."""
+        """Return, for each group, the sum of the weight scores `values` in each channel: float64 [channels]."""
         return [
             sum_over_channels(values, [one for one in group.parameters if one.name in values])
             .double()
@@ -247,13 +257,19 @@ class ChannelChoice:
         ]
 
     def check_no_nan(self, scores: Sequence[Tensor]) -> None:
-        """Raise `MaskError` if a score is NaN."""
+        """Raise `MaskError` if any score of a channel is NaN."""
         for group, values in zip(self.groups, scores, strict=True):
             if bool(torch.isnan(values).any()):
                 raise MaskError(f"the scores of the channels of {group.name} are not all numbers (NaN)")
 
     def check_reachable(self, within: Mask | None, density: float, order: ChannelOrder) -> None:
-        """Raise `LayerCollapseError` if a density cannot be reached, whatever the scores."""
+        """Raise `LayerCollapseError` if `density` cannot be reached, whatever the scores of channels.
+
+        Args:
+            within: mask to continue from, or None.
+            density: the target density.
+            order: how many channels each group retains.
+        """
         # With the largest channels removed first, those that must stay are as small as possible.
         sizes = [
             -torch.tensor([sum(len(member.indices[c]) for member in group.parameters) for c in range(group.size)])
@@ -262,7 +278,7 @@ class ChannelChoice:
         self.prune_to_density(sizes, within, density, order)
 
     def prune_to_density(self, scores: list[Tensor], within: Mask | None, density: float, order: ChannelOrder) -> Mask:
-        """Return the mask at a density that removes the channels of lowest score, and those that `within` removes."""
+        """Return the mask that removes the channels of `within` and then those of lowest score, down to `density`."""
         count = RemainingWeights(self.groups, {name: self.shapes[name] for name in self.masked_names})
         if within is not None:
             for g, channel in self.removed_channels(within):
@@ -270,7 +286,7 @@ class ChannelChoice:
         return self.mask(remove_to_density(count, order.rank_blocks(count, scores), density, order.minimum_description))
 
     def removed_channels(self, mask: Mask) -> list[Channel]:
-        """Return the channels that a mask removes."""
+        """Return the channels that a mask removes as a whole."""
         removed_indices = flag_removed_indices(mask)
         return [
             (g, int(c))
@@ -284,7 +300,7 @@ class ChannelChoice:
         )
 
     def check_whole_channel_mask(self, mask: Mask) -> None:
-        """Raise `MaskError` unless a mask removes whole channels, of these groups only."""
+        """Raise `MaskError` unless a mask removes whole channels only, of the groups that may be pruned in scope."""
         flags = [np.zeros(group.size, dtype=bool) for group in self.groups]
         if set(mask) == set(self.masked_names):
             for g, channel in self.removed_channels(mask):
@@ -301,16 +317,16 @@ class ChannelChoice:
 def masked_tensor_names(
     groups: Iterable[ChannelGroup], shapes: Mapping[str, tuple[int, ...]], scope: Scope
 ) -> list[str]:
-    """Return the names of all tensors in a mask of these channels: those in scope, and others with these channels."""
+    """Return the names of all tensors in a mask of channels: tensors in scope, and tensors that store the channels."""
     shared = {member.name for group in groups for member in group.parameters}
     return [name for name in shapes if name in scope or name in shared]
 
 
 def removable_group_positions(structure: Structure, scope: Scope) -> list[int]:
-    """Return the positions of the groups that may lose channels: prunable, and produced by weights in scope.
+    """Return the indices of the groups that may lose channels: prunable groups that weights in scope produce.
 
     Raises:
-        StructureError: if no group may lose channels; it gives the reasons.
+        StructureError: if no group may lose channels; the message contains the reasons.
     """
     reasons = [group.reason or explain_out_of_scope(group, structure.roles, scope) for group in structure.groups]
     found = [position for position, reason in enumerate(reasons) if not reason]
@@ -321,7 +337,7 @@ def removable_group_positions(structure: Structure, scope: Scope) -> list[int]:
 
 
 def explain_out_of_scope(group: ChannelGroup, parts: Roles, scope: Scope) -> str:
-    """Return why a group's channels cannot be removed in a scope, naming the parameters; empty if they can."""
+    """Return why the channels of a group cannot be removed in a scope; "" if they can."""
     makers = list(dict.fromkeys(member.name for member in group.within(parts.outputs)))
     if not makers:
         return "no weight of a layer makes them"
@@ -334,26 +350,29 @@ def explain_out_of_scope(group: ChannelGroup, parts: Roles, scope: Scope) -> str
 
 
 _LEAST_SHARE = 1e-12
-"""Smallest fraction of a group's importance inside the logarithm, and of all costs as the cost of one channel."""
+"""Lower bound of two fractions: a group's remaining importance (avoids log 0), and a channel's share of all costs."""
 
 
 @dataclass(frozen=True)
 class ChannelOptions:
-    """Settings for choosing whole channels under a budget."""
+    """Settings for the choice of whole channels under a budget."""
 
     order: ChannelOrder
+    """How many channels each group retains, and in which multiples."""
     spare: tuple[str, ...] = ()
+    """Names or patterns of modules that are not traced."""
     known: Callable[[], Structure] | None = None
-    """Returns the model's channel structure."""
+    """Function that returns the model's channel structure."""
     scores: Callable[[ChannelChoice], list[Tensor]] | None = None
-    """Returns the importance of each channel; by default it is the sum of its weights' importance."""
+    """Function that returns the importance of each channel; by default the sum of the importance of its weights."""
 
 
 class ChannelPath:
-    """A sequence of masks of whole channels with falling cost, from all channels to as few as allowed.
+    """A sequence of masks of whole channels with falling cost, from all channels to as few as permitted.
 
-    A group with total importance S that retains s has the value S log(s / S), as layers in `budgets.layer_choice`: the
-    fewer channels a group has left, the more each is worth. Channels are removed in the order of value per cost saved.
+    A group whose channels have the total importance S, and whose retained channels have s, has the value S log(s / S),
+    as layers in `budgets.layer_choice`. So the fewer channels a group has left, the more each is worth. Channels are
+    removed in the order of value lost per cost saved, lowest first.
     """
 
     def __init__(
@@ -364,13 +383,13 @@ class ChannelPath:
         order: ChannelOrder,
         within: Mask | None = None,
     ) -> None:
-        """Order the channels by value per cost.
+        """Order the channels by value lost per cost saved.
 
         Args:
             choice: the channels that may be removed.
-            scores: importance of each channel of each group, not negative.
-            prices: parameter name -> cost of one of its weights; parameters without a price cost nothing.
-            order: how many channels each group retains at least, and in which multiples.
+            scores: for each group, the importance of each channel, not negative.
+            prices: parameter name -> cost of each of the parameter's weights; by default 0.
+            order: the smallest number of channels that each group retains, and in which multiples.
             within: a mask of whole channels to continue from.
         """
         choice.check_no_nan(scores)
@@ -378,12 +397,12 @@ class ChannelPath:
         shapes = {name: choice.shapes[name] for name in choice.masked_names}
         self._prices = {name: float(prices.get(name, 0.0)) for name in shapes}
         self.dense = RemainingWeights(choice.groups, shapes, self._prices).cost
-        """Cost of all channels."""
+        """Cost of the network with all channels."""
         self._start = choice.removed_channels(within) if within is not None else []
         count = self._count_start()
         self._blocks = split_into_blocks(count, self._rank_by_value_per_cost(count, scores), order.multiple)
         self.costs = [count.cost]
-        """Cost after each step, falling; the first is the cost before any step."""
+        """Costs after 0, 1, 2 … steps, falling; each step removes a block of channels."""
         for block in self._blocks:
             for step in block:
                 count.remove(*step)
@@ -395,11 +414,11 @@ class ChannelPath:
 
     @property
     def floor(self) -> float:
-        """Cost of the sparsest mask, after all steps."""
+        """Cost of the sparsest mask, which is reached after all steps."""
         return self.costs[-1]
 
     def mask(self, step: int) -> Mask:
-        """Return the mask after this many steps."""
+        """Return the mask after `step` steps, each of which removes a block of channels."""
         count = self._count_start()
         for block in self._blocks[:step]:
             for one in block:
@@ -407,10 +426,10 @@ class ChannelPath:
         return self._choice.mask(count.removed)
 
     def first_step_within(self, cost: float) -> int:
-        """Return the first step after which the cost is at most `cost`.
+        """Return the smallest number of steps after which the network costs at most `cost`.
 
         Raises:
-            LayerCollapseError: if the sparsest mask costs more.
+            LayerCollapseError: if even the sparsest mask costs more.
         """
         step = bisect_left(self._rising, -cost * (1 + 1e-12))
         if step == len(self.costs):
@@ -429,7 +448,7 @@ class ChannelPath:
         return count
 
     def _rank_by_value_per_cost(self, count: RemainingWeights, scores: Sequence[Tensor]) -> list[Channel]:
-        """Return the channels in the order of removal: lowest value per cost first; of equal ones the later first."""
+        """Return the channels in the order of value lost per cost saved, lowest first; of equal ones, later first."""
         ranked: list[tuple[float, int, int]] = []
         for g, (group, values) in enumerate(zip(count.groups, scores, strict=True)):
             worth = np.maximum(values.detach().cpu().double().numpy(), 0.0)
@@ -457,5 +476,5 @@ class ChannelPath:
 
 
 def _sort_by_rate(ranked: list[tuple[float, int, int]]) -> list[tuple[float, int, int]]:
-    """Sort (rate, -group, -channel) by rate and group; stable: channels of a group with equal rates stay in order."""
+    """Sort tuples (rate, -group, -channel) by rate, then by -group; channels with equal keys keep their order."""
     return sorted(ranked, key=lambda one: (one[0], one[1]))

@@ -1,4 +1,4 @@
-"""Masks that remove whole coupled channels, at a density or under a budget."""
+"""Masks that remove whole coupled channels, to reach a density or to meet a budget."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ from ticketry_engine.support.entry_points import entry_point
 def parse_budget(
     budgets: Mapping[str, float | str | None], base: str, density: object, sparsity: object
 ) -> tuple[str, float | str] | None:
-    """Return the name and amount of the requested budget; None if a density is requested instead.
+    """Return (name, amount) of the requested budget; None if a density or sparsity is requested, or nothing.
 
     Raises:
         UsageError: for several budgets, a budget together with a density, or `base` without a latency budget.
@@ -70,10 +70,11 @@ def channels_within_budget(
 
     Args:
         model, example_inputs, base, scope, within: see `channels`.
-        unit: time, flops or bytes.
-        amount: a fraction of the unpruned model's cost or of the latency of `base`, or an absolute amount.
-        score: score of weights or channels; by default the change of the loss, or of the outputs without a loss.
-        inputs: inputs of the score.
+        unit: what the budget limits: time, flops or bytes.
+        amount: the budget: a fraction of the unpruned model's cost (for time, of the latency of `base`), or an absolute
+            amount.
+        score: score of weights or channels; by default the change of the loss if there is a loss, else of the outputs.
+        inputs: inputs of the score, such as batches.
         options: settings for choosing channels.
     """
 
@@ -116,7 +117,7 @@ def _channels_within_macs(
     options: ChannelOptions,
     weight_importance: Any,
 ) -> Mask:
-    """Return the densest mask of whole channels with at most a fraction of the MACs of the layers in scope."""
+    """Return the densest mask of whole channels whose MACs are at most a fraction `amount` of all MACs in scope."""
     share, parameters = parse_flops(amount), scope.parameters(model)
     prices = multiplications_per_weight(
         model, {name: parameters[name] for name in countable_parameters(model, scope)}, example_inputs
@@ -134,19 +135,19 @@ def _channels_within_macs(
 def channel_groups(
     model: nn.Module, example_inputs: Inputs, *, spare: Patterns = (), scope: Scope | None = None
 ) -> tuple[ChannelGroup, ...]:
-    """Return all groups of coupled channels of `model`; groups that cannot lose channels have a reason.
+    """Return all groups of coupled channels of `model`; groups whose channels cannot be removed have a reason.
 
-    A copy of the model runs on the example inputs while every index of every parameter is traced through each
-    operation: additions, concatenations, flattening, grouped convolutions, norms, attention, recurrent layers. Then
-    some channels of each group are removed as a trial. A group is not prunable if its removal breaks the model or
-    changes its outputs, or if a weight outside of the scope produces it. `channels` removes channels of exactly the
-    prunable groups.
+    A copy of the model runs on the example inputs, while every index of every parameter is traced through all
+    operations: additions, concatenations, flattening, grouped convolutions, norms, attention, recurrent layers. Then
+    half the channels of each group are removed as a trial. A group is not prunable if the trial breaks the model or
+    changes its outputs, or if a weight outside of the scope produces the channels. The function `channels` removes
+    channels of exactly the prunable groups.
 
     Args:
         model: any module; it is not changed.
         example_inputs: a tensor, a tuple of the model's arguments, or a dictionary of them; two examples or more.
-        spare: names or patterns (``blocks.3``, ``*.router``) of modules that are not traced: all channels that enter or
-            leave them are retained. For modules whose control flow depends on activations.
+        spare: names or patterns (``blocks.3``, ``*.router``) of modules that are not traced, for modules whose control
+            flow depends on activations. All channels that enter or leave these modules are retained.
         scope: the weights that `channels` may prune, by default `ticketry.scope(model)`.
 
     Raises:
@@ -198,24 +199,26 @@ def channels(
 ) -> Mask:
     """Return a mask that removes whole coupled channels, which `shrink` can take out of the model.
 
-    The mask contains the weights in scope and all other parameters of channels (biases, norm scales and shifts). A
-    removed channel is removed from all of them and from the weights of all later layers that read it, so that it is
-    exactly 0 everywhere. The density refers to all these tensors, and is met as closely as whole channels permit.
+    The mask contains the weights in scope and all other parameters that store channels (biases, norm scales and
+    shifts). A channel is removed from all these parameters and from the weights of all later layers that read it, so
+    that it is exactly 0 everywhere. The density refers to all tensors in the mask, and is met as closely as whole
+    channels permit.
 
     Args:
         model: any module; it is not changed.
-        example_inputs: a tensor, a tuple of the model's arguments, or a dictionary of them; or a function that returns
-            the model's structure, which takes most of the time to find.
+        example_inputs: a tensor, a tuple of the model's arguments, or a dictionary of them. Or a function without
+            arguments that returns the model's `Structure`; finding the structure takes most of the time.
         density: fraction retained, 0 < density <= 1, or "10%".
         sparsity: fraction removed, instead of density.
-        time: latency budget on this machine instead of density: a fraction of the latency of `base` (0.5, "50%") or an
-            amount ("5ms"). The mask is compiled, timed and corrected until it meets the budget. If the unpruned model
-            meets it once compiled, no channel is removed and a `BudgetWarning` says so.
-        base: implementation that `time` is a fraction of: ``eager``, ``torch.compile``, ``onnxruntime``, ``openvino``
-            or ``engine``.
+        time: latency budget on this machine, instead of density: a fraction of the latency of `base` (0.5, "50%") or an
+            amount ("5ms"). The masked model is compiled and timed, and the mask corrected, until the budget is met. If
+            the compiled unpruned model meets the budget, no channel is removed and a `BudgetWarning` says so.
+        base: the implementation whose latency `time` is a fraction of: ``eager``, ``torch.compile``, ``onnxruntime``,
+            ``openvino`` or ``engine``.
         flops: largest fraction of the MACs of the layers in scope, instead of density.
-        bytes: fraction of the model file that `Compiled.save` writes, or an amount ("2MB"), instead of density. Under
-            these budgets channels are removed by importance per cost saved.
+        bytes: largest size of the model file that `Compiled.save` writes, instead of density: a fraction of the
+            unpruned model's file, or an amount ("2MB"). For all three budgets, the channels with the lowest importance
+            per cost saved are removed.
         score: ``l1``, ``l2`` (norm of a channel's weights, in all layers that share it), ``slimming`` (|scale| of its
             norms; Liu et al. 2017), ``taylor`` (sum of |w dL/dw|; Molchanov et al. 2019), ``snap`` (|dL/dc| of a gate
             c = 1 on the channel; Verdenius et al. 2020), ``crop_gates`` (change of gradient flow by such a gate;
@@ -224,25 +227,27 @@ def channels(
             by name or as a function, summed over each channel. The prefixes ``inverted:`` and ``shuffled:`` negate or
             permute the scores within groups, as controls. By default ``l1``, or under a budget the importance used by
             `prune`: change of the loss, or of the outputs without a loss.
-        reduce: ``mean`` over a channel's weights or their ``sum``. Gates and activations ignore it.
+        reduce: whether a channel's score is the ``mean`` or the ``sum`` over its weights. Scores by gates (``snap``,
+            ``crop_gates``) and activations ignore it.
         distribution: ``global``: one ranking of all channels; ``uniform``: each group retains the same fraction.
-        scope: weights that may be pruned, by default `ticketry.scope(model)`. Channels that a layer outside of it
-            produces are retained.
-        within: a mask of whole channels to continue from: channels that it removes stay removed (and count), and scores
-            are measured in the network pruned by it. If it has the density already, it is returned unchanged.
-        keep_at_least: number of channels that each group retains whatever the scores.
-        multiple: channels are removed in blocks, so that each group that loses any retains a multiple of this number.
-            Processors compute in blocks too: with 16, a step in bf16 saves nearly as much time as FLOPs.
-        iterations: number of pruning steps; each uses scores of the network that the last one left, on the same
-            batches.
-        schedule: densities of the steps, exponential or halving: see `prune.densities`.
-        batches, loss, seed: inputs of the score, if it needs any. Gradients are computed as in `ticketry.score`: in
-            evaluation mode, but with batch statistics in norms.
+        scope: weights that may be pruned, by default `ticketry.scope(model)`. Channels that are produced by a layer
+            outside of the scope are retained.
+        within: a mask of whole channels to continue from. The channels that it removes stay removed, and count as
+            removed. Scores are measured in the network pruned by this mask. If the mask has the density already, it is
+            returned unchanged.
+        keep_at_least: smallest number of channels that each group retains, whatever the scores.
+        multiple: channels are removed in blocks, so that each group that loses channels retains a multiple of this
+            number. Processors compute in blocks too: with 16, a step in bf16 saves nearly as much time as FLOPs.
+        iterations: number of pruning steps. Each step uses scores of the network that the previous step left, on the
+            same batches.
+        schedule: densities after the steps, exponential or halving, see `prune.densities`.
+        batches, loss, seed: inputs of the score, if the score needs any. Gradients are computed as in `ticketry.score`:
+            in evaluation mode, but with batch statistics in norms.
         spare: modules that are not traced, see `channel_groups`.
 
     Raises:
         UsageError: for a density outside (0, 1], an unknown score or option.
-        MaskError: if `within` is not such a mask.
+        MaskError: if `within` is not a mask of whole channels of this model.
         ScoreError: if the scores are not finite or all 0, or an operation lacks the derivatives that they need.
         StructureError: if the model cannot be traced or has no channels that can be removed.
         LayerCollapseError: if the density cannot be reached with `keep_at_least` channels in each group, before
@@ -304,7 +309,7 @@ def check_channel_density(
     keep_at_least: int = 1,
     multiple: int = 1,
 ) -> None:
-    """Raise the errors of `channels` if no scores allow it to reach a density."""
+    """Raise the errors of `channels` if no scores could make it reach the density."""
     order = ChannelOrder("global", keep_at_least, multiple)
     ChannelChoice(model, structure, scope).check_reachable(None, check_density(density), order)
 
@@ -319,7 +324,10 @@ def prune_channels_by_scores(
     keep_at_least: int = 1,
     multiple: int = 1,
 ) -> Mask:
-    """Return the mask of `channels` at a density for given scores: one tensor [channels] per prunable group."""
+    """Return the mask that `channels` returns at a density, for given `scores` of channels.
+
+    `scores` contains a tensor [channels] for each prunable group.
+    """
     order = ChannelOrder("global", keep_at_least, multiple)
     choice = ChannelChoice(model, structure, scope_of(model) if scope is None else scope)
     if (wanted := [group.size for group in choice.groups]) != [len(values) for values in scores]:

@@ -1,4 +1,4 @@
-"""Scores of channels, from weights, norms, gradients, or the activations that later layers read."""
+"""Scores of channels, computed from weights, norms, gradients, or the activations that later layers read."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _INPUT_STATISTICS: dict[str, Callable[[Tensor], Tensor]] = {
     "activation_l2": torch.square,
     "apoz": lambda inputs: inputs != 0,
 }
-"""Name of a score -> function of a layer's inputs whose mean is the score."""
+"""Name of a score -> function of a layer's inputs; the score of a channel is the mean of its values."""
 
 ACTIVATION_SCORES = tuple(_INPUT_STATISTICS)
 
@@ -50,19 +50,20 @@ def activation_scores(
     *,
     score: str,
 ) -> list[Tensor]:
-    """Return a score of each channel of each group, float64 [size], from the inputs of the layers that read it.
+    """Return, for each group, scores of its channels from the inputs of the layers that read them: float64 [channels].
 
-    At these inputs a channel has passed its norm, nonlinearity, pooling and shortcut. ``activation`` is the mean
-    |input| over all examples, positions and layers that read the channel, ``activation_l2`` the root mean square.
-    ``apoz`` is the fraction of inputs that are not 0: one minus the average percentage of zeros (Hu, Peng, Tai & Tang,
-    "Network Trimming", 2016, arXiv 1607.03250), which counts zeros directly after the ReLU, before pooling.
+    At these inputs a channel has passed its norm, nonlinearity, pooling and shortcut. The score ``activation`` is the
+    mean |input| over all examples, positions and layers that read the channel; ``activation_l2`` is the root mean
+    square. ``apoz`` is the fraction of inputs that are not 0, that is, one minus the average percentage of zeros (Hu,
+    Peng, Tai & Tang, "Network Trimming", 2016, arXiv 1607.03250). The paper counts zeros directly after the ReLU,
+    before pooling.
 
-    Layers are in evaluation mode, but norms use batch statistics, see `ticketry.score`. Modes, buffers and random state
-    are restored. No gradient is computed: `loss(model, batch)` only runs the model.
+    The model runs in evaluation mode, but with batch statistics in norms, see `ticketry.score`. Modes, buffers and
+    random state are restored. No gradient is computed: `loss(model, batch)` only runs the model.
 
     Raises:
-        UsageError: if batches or loss are missing, no linear, convolution or recurrent layer reads a group, or no input
-            is 0 for ``apoz``.
+        UsageError: if batches or loss are missing, if no linear, convolution or recurrent layer reads the channels of a
+            group, or, for ``apoz``, if no input is 0.
     """
     data, run = require_data(score, inputs.batches, inputs.loss)
     inner = unwrapped(model)
@@ -112,20 +113,20 @@ def _score_group(group: ChannelGroup, seen: Mapping[str, Sequence[Tensor]], role
 
 
 def _multiplies_input(module: nn.Module, local: str) -> bool:
-    """Return whether a module multiplies its input by its weight `local`."""
+    """Return whether a module multiplies its input by the weight that is its attribute `local`."""
     if isinstance(module, nn.RNNBase):
         return local.startswith("weight_ih_l0")
     return local == "weight" and (isinstance(module, (nn.Linear, _ConvNd)) or is_transposed_linear(module))
 
 
 class _InputStatistics:
-    """Sums one module's inputs separately for each index of its weight's input dimension."""
+    """Sums a function of a module's inputs, separately for each index of the weight's input dimension."""
 
     def __init__(self, name: str, module: nn.Module, local: str) -> None:
         self.name, self.module, self.local = name, module, local
         self.total: Tensor | float = 0.0
         self.entries = 0
-        """Number of inputs summed so far for each index."""
+        """Number of inputs that were summed for each index so far."""
 
     def create_hook(self, score: str) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -143,7 +144,7 @@ class _InputStatistics:
         return hook
 
     def mean(self) -> Tensor:
-        """Return the mean for each index of the weight's input dimension, float64."""
+        """Return the mean over the inputs, for each index of the weight's input dimension, as float64."""
         assert isinstance(self.total, Tensor)
         mean, module = self.total / self.entries, self.module
         if isinstance(module, _ConvNd) and module.groups > 1 and not module.transposed:
@@ -154,13 +155,13 @@ class _InputStatistics:
 
 
 CHANNEL_SCORES = ("l1", "l2", "slimming", "taylor", "snap", "crop_gates", *ACTIVATION_SCORES)
-"""Scores of channels; any score of weights (`ticketry.score`) can be used as well."""
+"""Names of the scores of channels; any score of weights (`ticketry.score`) can be used as well."""
 
 REDUCTIONS = ("mean", "sum")
 
 
 def check_channel_score(score: str | Score, more: Sequence[str] = ()) -> None:
-    """Raise `UsageError` for an unknown score of channels; the names in `more` are accepted too."""
+    """Raise `UsageError` if `score` is neither a known score of channels nor among the names in `more`."""
     if not isinstance(score, str):
         return
     plain, known = split_control(score)[1], tuple(dict.fromkeys((*more, *CHANNEL_SCORES, *names())))
@@ -188,7 +189,17 @@ def channel_scores(
     score: str | Score,
     reduce: str,
 ) -> list[Tensor]:
-    """Return a score of each channel of each group, float64 [size]; higher is more important."""
+    """Return, for each group, the scores of its channels: float64 [channels]; the higher, the more important.
+
+    Args:
+        model: the model.
+        groups: the channel groups.
+        scope: the weights that may be pruned.
+        roles: the dimensions along which layers produce and read channels.
+        inputs: batches, loss and seed, which some scores need.
+        score: name or function of the score, see `channels`.
+        reduce: whether to take the ``mean`` or the ``sum`` over the weights of a channel.
+    """
     if reduce not in REDUCTIONS:
         raise UsageError(f"reduce is {' or '.join(REDUCTIONS)}, not {reduce!r}")
     check_channel_score(score)
@@ -211,7 +222,10 @@ def channel_scores(
 
 
 def apply_control(control: str, scores: list[Tensor], seed: int) -> list[Tensor]:
-    """Return the scores negated ("inverted"), permuted within each group ("shuffled"), or unchanged ("")."""
+    """Return scores as modified by a control, which is "inverted", "shuffled" or "" (no change).
+
+    "inverted" negates the scores; "shuffled" permutes them within each group.
+    """
     if control == "inverted":
         return [-values for values in scores]
     if control == "shuffled":
@@ -221,7 +235,7 @@ def apply_control(control: str, scores: list[Tensor], seed: int) -> list[Tensor]
 
 
 def weight_scores(model: nn.Module, scope: Scope, score: str | Score, inputs: ScoreInputs) -> Mapping[str, Tensor]:
-    """Return the score of each weight in scope, to be summed over channels."""
+    """Return the score of each weight in scope, by parameter name; a channel's score is the sum of these."""
     if score in ("l1", "l2"):
         power = torch.abs if score == "l1" else torch.square
         return {
@@ -242,7 +256,7 @@ def _reduce_to_channels(values: Mapping[str, Tensor], group: ChannelGroup, reduc
 
 
 def sum_over_channels(values: Mapping[str, Tensor], members: Sequence[Member]) -> Tensor:
-    """Return for each channel the sum of its values in these members, float64 [channels]."""
+    """Return, for each channel, the sum of its `values` over the tensors in `members`: float64 [channels]."""
     total = torch.zeros(())
     for member in members:
         value = values[member.name].detach().cpu().double()
@@ -252,7 +266,7 @@ def sum_over_channels(values: Mapping[str, Tensor], members: Sequence[Member]) -
 
 
 def _slimming_scores(scales: Mapping[str, Tensor], group: ChannelGroup, reduce: str) -> Tensor:
-    """Return |scale| of each channel's norms (Liu et al. 2017, section 3)."""
+    """Return the absolute scales of the norms of each channel, summed or averaged (Liu et al. 2017, section 3)."""
     members = [member for member in group.parameters if member.name in scales]
     if not members:
         raise UsageError(
@@ -267,7 +281,7 @@ def _slimming_scores(scales: Mapping[str, Tensor], group: ChannelGroup, reduce: 
 
 
 def _find_reading_weights(group: ChannelGroup, roles: Roles) -> list[Member]:
-    """Return the weights of the layers that read a group's channels, in scope or not."""
+    """Return the weights, in scope or not, of the layers that read the channels of a group."""
     found = group.within(roles.inputs)
     if not found:
         raise UsageError(
@@ -286,12 +300,13 @@ def _gate_effects(
     also: Collection[str] = (),
     second: bool = False,
 ) -> dict[str, Tensor]:
-    """Return w g for each weight w, with g the gradient of the mean loss; if `second`, g² + w (H g).
+    """Return w g for each weight w, where g is the gradient of the mean loss; or, with `second`, g² + w (H g).
 
-    A gate c = 1 on a channel scales all weights of later layers that read it. So dL/dc is the sum of w g over these
-    weights (SNAP; Verdenius et al. 2020), and d/dc of z = <stopgrad(g), g> is the sum of g² + w (H g) (structured CroP;
-    Rachwan et al. 2022), without adding a gate. The gradient flow z covers the weights in scope. Weights in `also`,
-    outside of the scope, contribute only w (H g).
+    A gate c = 1 on a channel scales all weights of later layers that read the channel. So dL/dc is the sum of w g over
+    these weights (SNAP; Verdenius et al. 2020). The derivative of the gradient flow z = <stopgrad(g), g> by c is the
+    sum of g² + w (H g) (structured CroP; Rachwan et al. 2022), where H is the Hessian. No gate has to be added to the
+    model. The gradient flow z covers the weights in scope. Weights named in `also` that are outside of the scope
+    contribute only w (H g).
     """
     batches, loss = require_data(score, inputs.batches, inputs.loss)
     shapes = dict(scope.shapes)
@@ -310,10 +325,10 @@ def _gate_effects(
 
 @dataclass(frozen=True)
 class ChannelScore:
-    """Description, shown in lists, of a score that exists for channels only."""
+    """Describes, for lists of scores, a score that exists for channels only."""
 
     description: str
-    """One sentence."""
+    """One sentence that says what the score is."""
     about: About
 
 

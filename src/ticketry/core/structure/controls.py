@@ -1,4 +1,4 @@
-"""Random masks as controls, which have the density and structure of a mask but not its choice of weights."""
+"""Random masks that serve as controls: they have a mask's density and structure, but not its choice of weights."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from ticketry_engine.support.seeds import generator
 
 
 def random_mask(like: Mask, seed: int, distribution: str = "global") -> Mask:
-    """Return a random mask with the same number of weights as `like`; no layer is left empty.
+    """Return a random mask that retains as many weights as `like`; no layer is left empty.
 
     Args:
-        like: the mask.
+        like: the mask whose tensors and number of weights the random mask has.
         seed: seed of the random scores.
-        distribution: distribution of the weights over the layers: ``global`` (random), ``uniform`` or ``erk``, see
-            `core.allocate`.
+        distribution: how the weights are distributed over the layers: ``global`` (at random), ``uniform`` or ``erk``,
+            see `core.allocate`.
     """
     scores = {
         name: torch.rand(shape, dtype=torch.float64, generator=generator(seed, "random_prune", index))
@@ -41,17 +41,17 @@ def random_mask(like: Mask, seed: int, distribution: str = "global") -> Mask:
 
 @entry_point(Need(values=False))
 def shuffled_structure(mask: Mask, seed: int, *, model: nn.Module | None = None) -> Mask:
-    """Return a mask with groups of rows of the same sizes and widths as in `mask`, but of random rows and columns.
+    """Return a mask whose row groups are as large as those of `mask`, but have random rows and random columns.
 
-    Every layer keeps its density and its number of empty rows. The random numbers are seeded by (seed, the layer's
-    name).
+    Groups have the same numbers of rows and of columns as in `mask`. Every layer keeps its density and its number of
+    empty rows. The random numbers of a layer are seeded by `seed` and the layer's name.
 
     Args:
-        mask: a mask from `regroup` or `refill`, for example. For an N:M mask, only the number of weights of each row is
-            preserved.
+        mask: a mask with groups of rows, for example from `regroup` or `refill`. Of an N:M mask, only the number of
+            weights of each row is preserved.
         seed: seed of the random numbers.
-        model: gives the layout of transposed convolutions and the groups of grouped ones; without it, rows are in
-            dimension 0 and read the same inputs.
+        model: the model of the mask, which shows the dimensions of transposed convolutions and the groups of grouped
+            convolutions. Without it, rows are in dimension 0, and all rows of a layer read the same inputs.
 
     Raises:
         UsageError: if `mask` is not a mask.
@@ -89,10 +89,11 @@ def _shuffle_row_groups(name: str, kept: Tensor, view: MatrixView, seed: int) ->
 
 
 def random_structure(model: nn.Module, mask: Mask, seed: int) -> Mask:
-    """Return a mask of random groups of rows with random columns over all layers, with as many weights as `mask`.
+    """Return a mask of random row groups with random columns, which retains as many weights as `mask` in total.
 
-    Rows form random groups of the median size in `mask`. Every group gets one column; then columns of all groups are
-    added in random order, up to the number of weights. Layers do not keep their densities; vectors are unchanged.
+    Rows form random groups of the median size of the groups in `mask`. Every group first gets one column. Then columns
+    of all groups and layers are added in random order, up to the number of weights. Layers do not keep their densities.
+    Vectors are unchanged.
     """
     views = matrix_views(model, mask)
     size = _median_group_size(mask, views)
@@ -109,7 +110,7 @@ def random_structure(model: nn.Module, mask: Mask, seed: int) -> Mask:
 
 
 def _median_group_size(mask: Mask, views: dict[str, MatrixView]) -> int:
-    """Return the median over non-empty rows of the size of their group."""
+    """Return the median, over all rows that are not empty, of the number of rows in the row's group."""
     sizes = [
         len(group.rows)
         for name, view in views.items()
@@ -132,7 +133,10 @@ def _draw_row_groups(name: str, view: MatrixView, size: int, seed: int) -> list[
 def _draw_columns(
     views: dict[str, MatrixView], groups: dict[str, list[Tensor]], budget: int, seed: int
 ) -> dict[str, Tensor]:
-    """Return for each layer bool [groups, columns]: one column of each group, and random ones within the budget."""
+    """Draw the columns that each group retains: bool [groups, columns] for each layer.
+
+    Each group gets one column; then random columns of all groups are added up to `budget` weights.
+    """
     keys = {
         name: torch.rand(len(groups[name]), view.columns, dtype=torch.float64, generator=generator(seed, "keys", name))
         for name, view in views.items()
@@ -149,9 +153,9 @@ def _draw_columns(
 
 
 def shuffled_n_m(model: nn.Module, mask: Mask, m: int, seed: int) -> Mask:
-    """Return a mask that is shuffled within every run of m neighbouring inputs, at one kernel position of one row.
+    """Return a mask that is shuffled within every run of m neighbouring inputs of a row, at each kernel position.
 
-    A shorter last run is shuffled too. Vectors are unchanged.
+    A last run with fewer than m inputs is shuffled too. Vectors are unchanged.
     """
     views = matrix_views(model, mask)
     made = {}
@@ -170,13 +174,13 @@ def shuffled_n_m(model: nn.Module, mask: Mask, m: int, seed: int) -> Mask:
 
 
 def shuffled_blocks(model: nn.Module, mask: Mask, pattern: str | Pattern, seed: int) -> Mask:
-    """Return a mask with the same number of blocks of each size in each layer, at random positions.
+    """Return a mask whose layers retain as many blocks of each size as in `mask`, at random positions.
 
-    For N:M patterns it has the same number of weights in each layer, at most N of every M inputs. The generator of each
-    layer is seeded by (seed, index of the layer).
+    For an N:M pattern, each layer retains as many weights as in `mask`, with at most N of every M inputs. The random
+    numbers of a layer are seeded by `seed` and the layer's index.
 
     Raises:
-        MaskError: if the mask does not have the pattern.
+        MaskError: if `mask` does not have the pattern.
     """
     pattern, known = Pattern.parse(pattern), layouts(model, mask)
     shuffle = _shuffle_n_of_m if pattern.m else _shuffle_blocks
@@ -204,7 +208,7 @@ def _shuffle_n_of_m(kept: Tensor, name: str, pattern: Pattern, layout: Layout, d
 
 
 def random_blocks(model: nn.Module, like: Mask, pattern: str | Pattern, seed: int) -> Mask:
-    """Return a mask of random blocks over all layers with about the density of `like`; no layer is left empty."""
+    """Return a mask of random blocks of all layers, with about the density of `like`; no layer is left empty."""
     pattern, known = Pattern.parse(pattern), layouts(model, like)
     scores = {}
     for index, (name, shape) in enumerate(like.shapes.items()):
@@ -219,7 +223,7 @@ def random_blocks(model: nn.Module, like: Mask, pattern: str | Pattern, seed: in
 def shuffled_channels(model: nn.Module, structure: Structure, mask: Mask, seed: int) -> Mask:
     """Return a mask that removes as many channels of each group as `mask` does, chosen at random.
 
-    The generator of each group is seeded by (seed, index of the group).
+    The random numbers of a group are seeded by `seed` and the group's index.
     """
     removed_indices, removed = flag_removed_indices(mask), {}
     for position, group in enumerate(structure.groups):
@@ -233,10 +237,9 @@ def shuffled_channels(model: nn.Module, structure: Structure, mask: Mask, seed: 
 
 
 def random_channels(model: nn.Module, structure: Structure, mask: Mask, seed: int) -> Mask:
-    """Return a mask that removes random channels of all groups, to the density of `mask`; each group retains at least
-    one.
+    """Return a mask that removes random channels of all groups, down to the density of `mask`.
 
-    Only groups whose parameters are all in the mask lose channels.
+    Each group retains at least one channel. Only groups whose parameters are all in the mask lose channels.
     """
     positions = [
         position for position, group in enumerate(structure.groups) if group.prunable and _contains_group(mask, group)

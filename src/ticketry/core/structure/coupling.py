@@ -1,9 +1,9 @@
 """Find groups of coupled channels by tracing every index of every parameter through a run of a model.
 
 The model runs on real numbers under a dispatch mode that sees each ATen operation. Every index of every parameter has a
-label. A rule for each operation says which labels belong to one channel and which must stay (are frozen). An operation
-without a rule freezes all labels that reach it. So channels that are not frozen can be removed from all tensors
-together without changing anything else.
+label. A rule for each operation determines which labels belong to the same channel, and which cannot be removed (are
+frozen). An operation without a rule freezes all labels of its operands. All labels of a channel that is not frozen can
+then be removed from all tensors together, without changing anything else.
 """
 
 from __future__ import annotations
@@ -51,12 +51,12 @@ from ticketry.errors import ControlFlowError, StructureError
 def trace_channels(
     model_copy: nn.Module, arguments: Arguments, choices: Mapping[ViewCall, int], spared: frozenset[str] = frozenset()
 ) -> Trace:
-    """Run a copy of a model in evaluation and in training mode, and trace which channels belong together.
+    """Run a copy of a model in evaluation mode and in training mode, and trace which channels belong together.
 
     Args:
         model_copy: a copy on the CPU, see `copy_in_dtype`; it is not changed.
         arguments: arguments of the call.
-        choices: see `Trace.choices`.
+        choices: which dimension becomes narrower where a reshape splits a dimension, see `Trace.choices`.
         spared: names of modules that are not traced.
 
     Raises:
@@ -98,7 +98,7 @@ def _label_parameters(trace: Trace) -> None:
 
 
 def _apply_module_constraints(trace: Trace, name: str, module: nn.Module) -> None:
-    """Freeze or unite labels of a module's parameters as its class requires."""
+    """Unite labels of a module's parameters, or mark them as not removable, where the module's class requires it."""
     if isinstance(module, nn.MultiheadAttention):
         why = f"nn.MultiheadAttention has one width for inputs, heads and outputs ({name})"
         for parameter in module.parameters():
@@ -112,7 +112,10 @@ def _apply_module_constraints(trace: Trace, name: str, module: nn.Module) -> Non
 
 
 def _unite_recurrent_units(trace: Trace, module: nn.RNNBase) -> None:
-    """Unite the labels of unit j in every layer, direction and gate, because a recurrent module has one hidden size."""
+    """Unite the labels of hidden unit j in all layers, directions and gates of a recurrent module, for each j.
+
+    The units must be removed together, because the module has a single hidden size.
+    """
     first = trace.book.get(_get_tensor(module, "weight_hh_l0")).labels[0]
     assert isinstance(module.hidden_size, int)
     if first is None:
@@ -167,13 +170,13 @@ RULES: dict[str, Rule] = {
     **shape_rules.RULES,
     **layer_rules.RULES,
 }
-"""Name of an operation, see `Call` -> its rule."""
+"""Name of an operation (see `Call`) -> the rule that traces the operation."""
 
 READING_OPERATIONS = ("_local_scalar_dense", "equal")
-"""Operations that return values to Python, as in `if x.sum() > 0`, `x.item()`, `torch.equal`."""
+"""Operations that return the values of tensors to Python, as in `if x.sum() > 0`, `x.item()`, `torch.equal`."""
 
 PACKING_OPERATIONS = ("_pack_padded_sequence", "_pad_packed_sequence")
-"""Operations that return sequences and their lengths."""
+"""Operations that return sequences and the lengths of these sequences."""
 
 
 def _control_flow_error(t: Trace, call: Call) -> ControlFlowError:
@@ -189,7 +192,7 @@ def _control_flow_error(t: Trace, call: Call) -> ControlFlowError:
 
 
 class _RuleMode(EagerMode):
-    """A dispatch mode that traces every operation of a run by its rule."""
+    """A dispatch mode that traces every operation of a run by the operation's rule."""
 
     def __init__(self, trace: Trace) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -220,7 +223,7 @@ class _RuleMode(EagerMode):
 
 
 class _AttentionScaleMode(TorchFunctionMode):
-    """Detects attention whose scale depends on a width, before it is decomposed into products and a softmax."""
+    """Detects attention whose scale depends on the width of query and key, before torch decomposes the call."""
 
     def __init__(self, trace: Trace) -> None:
         super().__init__()
@@ -246,7 +249,7 @@ def _find_unused_parameters(trace: Trace) -> list[str]:
 
 @dataclass(frozen=True, eq=False)
 class Member:
-    """A dimension of a tensor along which the channels of a group are stored.
+    """A dimension of a parameter or buffer along which the channels of a group are stored.
 
     Examples:
         >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
@@ -259,11 +262,11 @@ class Member:
     name: str
     """Name of a parameter or buffer."""
     dim: int
-    """The dimension."""
+    """Position of the dimension in the tensor's shape."""
     array: Ids
     """Indices of each channel along `dim`: [channels, indices]."""
     buffer: bool = False
-    """Whether it is a buffer, such as a running mean."""
+    """Whether the tensor is a buffer, such as a running mean."""
 
     @cached_property
     def indices(self) -> tuple[tuple[int, ...], ...]:
@@ -285,8 +288,8 @@ class Member:
 class ChannelGroup:
     """Channels that are stored in the same dimensions of the same tensors.
 
-    Channel i consists of `indices[i]` of every member and can only be removed from all of them together. Channels of
-    one layer are in different groups if different tensors read them, as after a concatenation.
+    Channel i consists of the indices `indices[i]` of every member, and can only be removed from all members together.
+    Channels of one layer are in different groups if different tensors read them, as after a concatenation.
 
     Examples:
         >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
@@ -300,11 +303,12 @@ class ChannelGroup:
     """
 
     name: str
-    """Name of the first layer that produces the channels; if none does, of one that reads them, with "(inputs)"
-    added.
+    """Name of the first layer that produces the channels.
+
+    If no layer produces them: name of a layer that reads them, followed by "(inputs)".
     """
     members: tuple[Member, ...]
-    """All parameters and buffers with these channels."""
+    """The dimensions of all parameters and buffers that store these channels."""
     size: int
     """Number of channels."""
     reason: str = ""
@@ -322,7 +326,7 @@ class ChannelGroup:
         return tuple(member for member in self.members if not member.buffer)
 
     def within(self, places: Collection[tuple[str, int]]) -> list[Member]:
-        """Return the members in parameters whose (name, dimension) is among `places`, such as `Roles.outputs`."""
+        """Return the members in parameters whose (name, dimension) is among `places`, for example `Roles.outputs`."""
         return [member for member in self.parameters if (member.name, member.dim) in places]
 
     def __repr__(self) -> str:
@@ -332,21 +336,25 @@ class ChannelGroup:
 
 @dataclass(frozen=True)
 class ChannelCount:
-    """A module attribute that counts units, such as `out_features`: after pruning, the units with a channel left."""
+    """A module attribute, such as `out_features`, that counts units: channels or groups of channels.
+
+    After pruning, the attribute counts the units of which a channel is left.
+    """
 
     module: str
     attribute: str
     units: tuple[tuple[int, int] | None, ...]
-    """(group, channel) of each unit; None for a unit that cannot be removed."""
+    """(index of the group, index of the channel) of each unit; None for a unit that cannot be removed."""
     guessed: bool = False
-    """Whether the relation is only inferred from the attribute's value."""
+    """Whether the attribute is only assumed to count these units, because the two numbers are equal."""
 
 
 @dataclass(frozen=True)
 class DimensionSplit:
-    """A reshape that splits a dimension into several, of which one is assumed to become narrower by pruning."""
+    """A reshape that splits a dimension into several, of which pruning is assumed to make one narrower."""
 
     site: ViewCall
+    """The call that reshapes."""
     options: int
     """Number of resulting dimensions."""
     groups: frozenset[int]
@@ -355,7 +363,7 @@ class DimensionSplit:
 
 @dataclass(frozen=True)
 class Structure:
-    """The channel structure of a model: all groups, and the module attributes that depend on them.
+    """The channel structure of a model: all channel groups, and the module attributes that depend on their sizes.
 
     Examples:
         >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
@@ -371,9 +379,9 @@ class Structure:
     counted: tuple[ChannelCount, ...]
     """Module attributes that count channels."""
     cuts: tuple[DimensionSplit, ...] = ()
-    """Dimensions that are split into several, such as attention heads."""
+    """Reshapes that split a dimension into several, for example into attention heads and their widths."""
     written: Mapping[str, frozenset[int]] = field(default_factory=dict)
-    """Name of a module -> indices of the groups whose width its code may contain as a number."""
+    """Name of a module -> indices of the groups whose width the module's code may contain as a number."""
     roles: Roles = field(default_factory=Roles)
     """The (name, dimension) pairs in which layers produce and read channels."""
 
@@ -383,7 +391,7 @@ class Structure:
         return sum(group.size for group in self.groups if group.prunable)
 
     def staying(self, why: dict[int, str]) -> Structure:
-        """Return the structure with some groups marked as not prunable.
+        """Return a copy of the structure in which some groups are marked as not prunable.
 
         Args:
             why: index of a group -> the reason.
@@ -395,7 +403,10 @@ class Structure:
 def find_structure(
     model_copy: nn.Module, arguments: Arguments, choices: Mapping[ViewCall, int], spared: frozenset[str] = frozenset()
 ) -> Structure:
-    """Find a model's channel structure by tracing a copy of it, see `trace_channels`; removals are not tested."""
+    """Find a model's channel structure by tracing a copy of the model; do not test whether channels can be removed.
+
+    The arguments are those of `trace_channels`.
+    """
     trace = trace_channels(model_copy, arguments, choices, spared)
     parts = find_roles(trace.model, trace.factors)
     buffers = {name for name, _ in trace.model.named_buffers()}
@@ -422,7 +433,10 @@ def _find_groups(trace: Trace, channel_of: Mapping[int, tuple[int, int]], severa
 
 
 def _find_channel_counts(trace: Trace, channel_of: Mapping[int, tuple[int, int]]) -> tuple[ChannelCount, ...]:
-    """Return the attributes that count channels, and those that may, because they always match the same ones."""
+    """Return the attributes that count channels, including attributes that are only guessed to count channels.
+
+    An attribute is guessed if its value equals the width of some dimensions, always with the same channels.
+    """
     guesses: dict[tuple[str, str], Ids] = {}
     for key, several in trace.numbers.items():
         roots = [trace.labels.find_roots(ids) for ids in several]
@@ -439,16 +453,16 @@ def _find_channel_counts(trace: Trace, channel_of: Mapping[int, tuple[int, int]]
 
 @dataclass(frozen=True)
 class _ChannelClass:
-    """Channels in the same dimensions of the same tensors, with equal numbers of indices."""
+    """Channels that are stored in the same dimensions of the same tensors, with equal numbers of indices."""
 
     roots: list[int]
-    """Root of each channel's labels, in the model's order."""
+    """Smallest label of each channel, in the model's order."""
     places: dict[tuple[str, int], Ids]
     """(name, dimension) -> indices [channels, indices], in the model's order."""
 
 
 def _classify_channels(trace: Trace) -> list[_ChannelClass]:
-    """Classify all channels by the tensors that contain them and by the reason why they cannot be removed."""
+    """Divide all channels into classes by the tensors that contain them and the reason why they cannot be removed."""
     keys = list(trace.tensors)
     sizes = [len(ids) for ids in trace.tensors.values()]
     if not keys:

@@ -1,7 +1,7 @@
 """Group-wise masks, in which all rows of a group retain exactly the same columns.
 
-Rows are grouped by similarity or by partitioning a hypergraph (rows are its nodes, columns its edges). Then the columns
-of highest worth per weight are chosen for each group.
+Rows are grouped by similarity, or by partitioning a hypergraph whose nodes are rows and whose edges are columns. Then
+the columns of highest worth per weight are chosen for each group.
 """
 
 from __future__ import annotations
@@ -33,29 +33,29 @@ WORTHS = ("kept", "all", "squares", "count")
 
 @dataclass(frozen=True)
 class GroupWorth:
-    """The worth and cost of retaining each column in each group of rows of a layer."""
+    """Contains the worth and the cost of retaining each column in each row group of a layer."""
 
     worth: Tensor
-    """[groups, columns]: worth of a column, summed over the group's rows."""
+    """[groups, columns]: worth of each column, summed over the rows of the group."""
     second: Tensor
-    """[groups, columns]: tie-breaker where the worth is 0."""
+    """[groups, columns]: a second worth, which ranks columns whose first worth is 0."""
     sizes: Tensor
-    """[groups]: number of rows, which is the cost of a column."""
+    """[groups]: number of rows of each group, which is the number of weights that a column costs."""
 
     @property
     def one_column_each(self) -> int:
-        """Number of weights if each group retains one column."""
+        """Number of weights that are retained if each group retains a single column."""
         return int(self.sizes.sum())
 
 
 def compute_weight_worth(size: Tensor, kept: Tensor, by: str) -> Tensor:
-    """Return what each weight contributes to the worth of its column, [rows, columns].
+    """Return what each weight contributes to the worth of its column: [rows, columns].
 
     Args:
-        size: |w|.
-        kept: the unstructured mask.
-        by: ``kept``: |w| of retained weights, which retains most magnitude for given groups; ``all``: |w| of all
-            weights; ``squares``: w ** 2 of retained weights; ``count``: 1 for each retained weight.
+        size: absolute weights [rows, columns].
+        kept: the unstructured mask [rows, columns].
+        by: the contribution of a weight w. ``kept``: |w| if the mask retains w, else 0; for given groups, this retains
+            the largest total magnitude. ``all``: |w|. ``squares``: w ** 2 if retained. ``count``: 1 if retained.
     """
     if by == "all":
         return size
@@ -65,7 +65,13 @@ def compute_weight_worth(size: Tensor, kept: Tensor, by: str) -> Tensor:
 
 
 def sum_group_worth(worth: Tensor, second: Tensor, groups: Sequence[Indices]) -> GroupWorth:
-    """Sum the weights' worth and tie-breaker [rows, columns] over each group's rows."""
+    """Sum the contributions of weights, [rows, columns], over the rows of each group.
+
+    Args:
+        worth: contribution of each weight to the worth of its column.
+        second: contribution of each weight to the second worth, which ranks columns whose worth is 0.
+        groups: the rows of each group.
+    """
     return GroupWorth(
         _sum_rows_by_group(worth, groups),
         _sum_rows_by_group(second, groups),
@@ -74,12 +80,12 @@ def sum_group_worth(worth: Tensor, second: Tensor, groups: Sequence[Indices]) ->
 
 
 def choose_columns(layers: Sequence[GroupWorth], budget: int, *, every_group: bool = True) -> list[Tensor]:
-    """Return the columns that each group retains, bool [groups, columns] for each layer, by one threshold for all
-    layers.
+    """Choose the columns that each group retains, by a common threshold for all layers; return bool [groups, columns].
 
-    The threshold applies to the worth per weight (the mean over the group's rows); ties are broken by `second`, then by
-    position. The best column of each group (or of each layer, if not `every_group`) is always retained. The number of
-    weights is as close to `budget` as whole columns allow, unless the best columns exceed it.
+    The threshold applies to the worth per weight, that is, the mean over the group's rows. Of equal columns, those with
+    the higher `second` are retained, then the earlier. The best column of each group is always retained; without
+    `every_group`, only the best of each layer. The number of weights is as close to `budget` as whole columns permit,
+    unless the columns that are always retained exceed it.
     """
     first = torch.cat([_mark_best_columns(layer, every_group).flatten() for layer in layers])
     worth = torch.cat([(layer.worth / layer.sizes[:, None]).flatten() for layer in layers])
@@ -105,7 +111,7 @@ def _sum_rows_by_group(worth: Tensor, groups: Sequence[Indices]) -> Tensor:
 
 
 def _mark_best_columns(layer: GroupWorth, every_group: bool) -> Tensor:
-    """Return bool [groups, columns] that marks the best column of each group, or only the best of the layer."""
+    """Return bool [groups, columns] that marks the best column of each group; without `every_group`, of the layer."""
     best = torch.zeros(layer.worth.shape, dtype=torch.bool)
     if every_group:
         return best.scatter_(1, layer.worth.argmax(1, keepdim=True), True)
@@ -117,19 +123,20 @@ Values = np.ndarray[Any, np.dtype[np.float64]]
 
 ROUNDS = 40
 BLOCK = 64
-"""Number of rows computed together, so that intermediate results stay in the cache."""
+"""Number of rows whose exchanges are computed together, so that intermediate results stay in the cache."""
 SMALLEST_GAIN = 5e-4
-"""Relative gain of similarity below which the rounds of exchanges end."""
+"""The rounds of exchanges end when a round raises the similarity within groups by less than this fraction."""
 
 
 def group_similar_rows(worth: Tensor, sizes: Sequence[int]) -> list[Indices]:
-    """Group the rows of `worth` [rows, columns] (not negative) by similarity into groups of these `sizes`.
+    """Divide the rows of `worth` [rows, columns], which is not negative, into groups of similar rows of these `sizes`.
 
-    A group starts with the remaining row of largest norm and repeatedly adds the row with the highest mean cosine
-    similarity to it. Then pairs of rows are exchanged if that raises the sum of inner products within groups. Cosines
-    match rows that retain the same columns, whatever their magnitude; inner products weight rows by magnitude.
+    A group starts with the row of largest norm that is left. Then the row with the highest mean cosine similarity to
+    the rows of the group is added repeatedly. Finally, pairs of rows in different groups are exchanged if the exchange
+    raises the sum of inner products within groups. Cosine similarity matches rows that retain the same columns,
+    whatever their magnitude; inner products give large rows more weight.
 
-    The result is deterministic: ties go to the earlier row. Takes O(rows^2 columns) time and O(rows^2) memory.
+    The result is deterministic: of equal rows, the earlier is taken. Takes O(rows^2 columns) time and O(rows^2) memory.
     """
     similarity = (worth @ worth.T).numpy()
     groups = _match_rows(similarity, sorted(sizes, reverse=True))
@@ -173,9 +180,14 @@ def _exchange_rows(similarity: Values, groups: list[Indices]) -> list[Indices]:
 
 
 def _best_exchanges(similarity: Values, to_groups: Values, group_of_row: Indices) -> tuple[Values, Indices]:
-    """Return for each row the gain of its best exchange, and the row to exchange it with.
+    """Return, for each row, the gain of its best exchange with another row, and the index of that other row.
 
-    Within a group the gain is at most 0.
+    Exchanges within a group have a gain of at most 0.
+
+    Args:
+        similarity: inner products of all pairs of rows, 0 on the diagonal.
+        to_groups: [rows, groups]: sum of a row's similarities to the other rows of each group.
+        group_of_row: index of the group of each row.
     """
     group = torch.from_numpy(group_of_row)
     places = torch.from_numpy(to_groups)
@@ -198,10 +210,14 @@ def _best_exchanges(similarity: Values, to_groups: Values, group_of_row: Indices
 def _apply_exchanges(
     gains: Values, partners: Indices, similarity: Values, to_groups: Values, group_of_row: Indices
 ) -> float:
-    """Apply exchanges, the best first and each row at most once; return the total gain of similarity within groups.
+    """Apply exchanges of rows, the best first and each row at most once; return the total gain of similarity.
 
-    An exchange changes the gains of others, so each gain is recomputed, and exchanges with less than half of theirs
-    left are skipped.
+    An exchange changes the gains of the remaining exchanges. So each gain is computed again before the exchange is
+    applied, and exchanges with half of their original gain or less are skipped.
+
+    Args:
+        gains, partners: the best exchange of each row, from `_best_exchanges`.
+        similarity, to_groups, group_of_row: see `_best_exchanges`; the last two are updated.
     """
     free = np.ones(len(group_of_row), dtype=bool)
     total = 0.0
@@ -231,10 +247,10 @@ def _apply_exchanges(
 
 
 def partition_rows(kept: Tensor, sizes: Sequence[int], seed: int) -> list[Indices]:
-    """Partition the rows of `kept` (bool [rows, columns]) into parts of these sizes, so that few columns span parts.
+    """Divide the rows of `kept`, a mask [rows, columns], into parts of these `sizes` so that few columns span parts.
 
     Mt-KaHyPar (Gottesbüren et al. 2021), in its deterministic preset with one thread, minimises the sum over columns of
-    (number of parts that retain weights of the column - 1). Sizes must not be 0.
+    (number of parts that retain weights of the column - 1). No size may be 0.
 
     Raises:
         MissingExtraError: if mtkahypar is not installed.
@@ -269,18 +285,19 @@ def _import_mtkahypar() -> ModuleType:
 
 
 def split_group_sizes(count: int, rows: int) -> list[int]:
-    """Return the sizes of groups if `count` rows are divided into groups of `rows`; the last may be smaller."""
+    """Return the sizes of the groups when `count` rows are divided into groups of `rows`; the last may be smaller."""
     whole, rest = divmod(count, rows)
     return [rows] * whole + [rest] * (rest > 0)
 
 
 @dataclass
 class PaperBlocks:
-    """The heuristic of Chen et al. (2022, section 3.2, after Rumi et al. 2020) on one matrix.
+    """Finds dense blocks in a mask by the heuristic of Chen et al. (2022, section 3.2, after Rumi et al. 2020).
 
-    Rows are partitioned by a hypergraph. In each part of at least b1 rows, the columns that at least t2 rows retain
-    become a dense block, if there are at least b2. Rows without a block are partitioned again until no block is found,
-    then removed. t1, the number of parts, follows from the rows of a group; t2 from the number of weights.
+    Rows are divided into parts by `partition_rows`. In each part of at least b1 rows, the columns that at least t2 rows
+    retain become a dense block, if at least b2 columns do so. Rows without a block are divided again, until no block is
+    found; the rows that are left are removed. The paper's t1, the number of parts, results from the number of rows of a
+    group, and t2 from the number of weights to retain.
     """
 
     kept: Tensor
@@ -288,15 +305,17 @@ class PaperBlocks:
     rows: int
     """Number of rows of a group."""
     b1: int
+    """Smallest number of rows of a block."""
     b2: int
+    """Smallest number of columns of a block."""
     seed: int
     _parts: dict[tuple[int, ...], list[Indices]] = field(default_factory=dict)
 
     def select_blocks(self, budget: int) -> Tensor:
-        """Return the mask of blocks, bool [rows, columns], for the largest t2 with at least `budget` weights, or else
-        t2 = 1.
+        """Return a mask of blocks, bool [rows, columns], with about `budget` weights.
 
-        If that exceeds the budget, later columns that exactly t2 rows retain are left out.
+        The threshold t2 is the largest whose blocks have at least `budget` weights, or 1 if none does. If the blocks
+        exceed the budget, later columns that exactly t2 rows retain are left out.
         """
         found: list[tuple[Indices, Tensor]] = []
         for threshold in range(min(self.rows, len(self.kept)), 0, -1):
@@ -306,7 +325,10 @@ class PaperBlocks:
         return self._build_mask(found, 1, budget)
 
     def _find_blocks(self, threshold: int) -> list[tuple[Indices, Tensor]]:
-        """Return (rows, number of them that retain each column) for each block."""
+        """Return, for each block, its rows and, for each column, how many of these rows retain it.
+
+        `threshold` is t2, the number of rows that must retain a column of a block.
+        """
         left, blocks = np.arange(len(self.kept)), []
         while len(left):
             without = []
@@ -364,36 +386,38 @@ def regroup(
     block_columns: int = 1,
     seed: int = 0,
 ) -> Mask:
-    """Return a mask close to an unstructured one in which groups of `rows` rows retain the same columns.
+    """Return a mask close to an unstructured mask, in which the rows of each group of `rows` retain the same columns.
 
     Rows are a layer's outputs; columns are (input channel, kernel height, kernel width). The rows of each layer are
-    divided into groups, of which the last may be smaller. Then each group's columns are chosen by the worth of its
-    rows, with one threshold per layer, so that groups of higher worth retain more columns (Chen et al. 2022,
-    "Coarsening the Granularity: Towards Structurally Sparse Lottery Tickets", section 3.2; the choice of columns
-    differs).
+    divided into groups, of which the last may be smaller. Then columns are chosen for each group by their worth, summed
+    over the group's rows. A layer has a single threshold, so groups of higher worth retain more columns. This follows
+    Chen et al. 2022, "Coarsening the Granularity: Towards Structurally Sparse Lottery Tickets", section 3.2, except for
+    the choice of columns.
 
-    Empty rows stay empty; no other row becomes empty. Outputs of a grouped convolution are grouped within its groups,
-    so a depthwise convolution is unchanged. Transposed convolutions have their outputs in dimension 1, which `groups`
-    does not show. Biases and norms are unchanged.
+    Empty rows stay empty; no other row becomes empty. In a grouped convolution, rows are only grouped with rows of the
+    same convolution group, so a depthwise convolution is unchanged. Transposed convolutions have their outputs in
+    dimension 1; the function `groups`, which takes rows from dimension 0, does not show their groups. Biases and norms
+    are unchanged.
 
     Args:
         model: the model with the weights by which the mask was chosen, not those it is rewound to.
         mask: the unstructured mask.
-        density: fraction retained of everything in the mask, unchanged layers included; layers keep their proportions,
-            up to their dense size. By default each layer retains its number of weights.
-        rows: rows of a group, 1 or more.
+        density: fraction retained of all elements in the mask, including unchanged layers. The numbers of weights of
+            the layers are scaled in proportion, up to dense layers. By default each layer keeps its number of weights.
+        rows: number of rows of a group, 1 or more.
         sparsity: fraction removed, instead of density.
         method: how rows are grouped. ``similarity``: by cosine similarity of retained weights, then exchanges (see
-            `group_masks.group_similar_rows`); ``hypergraph``: by Mt-KaHyPar over retained columns (extra `hypergraph`;
-            slow); ``paper``: likewise, with columns by counts, and rows without a block removed; ``random``: a control.
-        budget: ``layer``: each layer retains its number of weights, up to half a column of a group; ``global``: one
-            threshold over all layers, and the whole mask retains its number.
-        by: worth of columns: ``kept`` (the default), ``all``, ``squares``, ``count`` (see
-            `group_masks.compute_weight_worth`).
-        spare, first_conv, output: layers that are unchanged, as in `ticketry.scope`.
-        collapse: if a layer has too few weights for one column of each group: ``raise``, or ``keep`` as many columns as
-            its weights allow, at least one; the other groups become empty.
-        block_rows, block_columns: smallest rows and columns of a block, for the method ``paper`` (b1, b2).
+            `group_masks.group_similar_rows`). ``hypergraph``: by Mt-KaHyPar, so that groups share retained columns
+            (needs the extra `hypergraph`; slow). ``paper``: as ``hypergraph``, but a column is chosen if enough rows of
+            the group retain it, and rows without a block are removed. ``random``: random groups, as a control.
+        budget: ``layer``: each layer keeps its number of weights, up to half a column of a group; ``global``: all
+            layers have a common threshold, and only the whole mask keeps its number of weights.
+        by: worth of columns: ``kept`` (the default), ``all``, ``squares`` or ``count``, see
+            `group_masks.compute_weight_worth`.
+        spare, first_conv, output: select layers that are unchanged, as in `ticketry.scope`.
+        collapse: what to do if a layer has too few weights for a column in each group: ``raise`` an error, or ``keep``
+            as many columns as its weights permit, at least one; the other groups become empty.
+        block_rows, block_columns: for the method ``paper``: smallest number of rows and of columns of a block (b1, b2).
         seed: seed of the methods ``random``, ``hypergraph`` and ``paper``.
 
     Raises:
@@ -437,23 +461,26 @@ def regroup(
 
 @dataclass(frozen=True)
 class LayerMatrix:
-    """A weight tensor and its mask as matrices."""
+    """Contains the absolute weights of a layer and its mask, as matrices."""
 
     name: str
     view: MatrixView
     size: Tensor
-    """|w| [rows, columns]."""
+    """Absolute weights [rows, columns]."""
     kept: Tensor
-    """Mask [rows, columns]."""
+    """The unstructured mask [rows, columns]."""
     seed: int
 
     @property
     def nonempty_rows(self) -> Tensor:
-        """Indices of the rows that retain weights, ascending."""
+        """Indices of the rows in which the mask retains weights, ascending."""
         return self.kept.any(1).nonzero().flatten()
 
     def group_rows(self, method: str, rows: int) -> list[Indices]:
-        """Divide the nonempty rows into groups of `rows`, within each run of rows that read the same inputs."""
+        """Divide the rows that are not empty into groups of `rows`; the rows of a group read the same inputs.
+
+        `method` is that of `regroup`.
+        """
         if rows == 1 or len(self.view.runs[0]) == 1:
             return list(self.nonempty_rows[:, None].numpy())
         nonempty = self.nonempty_rows.numpy()
@@ -478,7 +505,11 @@ class LayerMatrix:
 def layer_budgets(
     mask: Mask, layers: Mapping[str, LayerMatrix], density: float | str | None, sparsity: float | str | None = None
 ) -> dict[str, int]:
-    """Return the number of weights of each layer: unchanged, or scaled in proportion to reach a density overall."""
+    """Return the number of weights that each layer is to retain.
+
+    Without a density or sparsity, it is the number that `mask` retains. Otherwise these numbers are scaled in
+    proportion, so that the whole mask has the density.
+    """
     own = {name: int(layer.kept.sum()) for name, layer in layers.items()}
     if density is None and sparsity is None:
         return own
@@ -502,7 +533,14 @@ def choose_layer_masks(
     budget: str,
     collapse: str,
 ) -> dict[str, Tensor]:
-    """Choose columns for the groups of each layer within the budgets; return the masks, bool [rows, columns]."""
+    """Choose the columns of each row group, and return the mask of each layer: bool [rows, columns].
+
+    Args:
+        layers: weights and mask of each layer.
+        grouped: the row groups of each layer.
+        budgets: the number of weights of each layer.
+        by, budget, collapse: see `regroup`.
+    """
     made = {
         name: sum_group_worth(compute_weight_worth(layer.size, layer.kept, by), layer.size, grouped[name])
         for name, layer in layers.items()
@@ -543,7 +581,7 @@ def _regroup_by_paper(layer: LayerMatrix, budget: int, rows: int, b1: int, b2: i
 
 
 def _check_options(method: str, budget: str, by: str | None, rows: int, collapse: str, least: tuple[int, int]) -> str:
-    """Return the worth of columns to use. Raise `UsageError` for invalid or contradictory options."""
+    """Return `by`, or its default, after checking the options of `regroup`; raise `UsageError` if they are invalid."""
     for what, word, known in (
         ("method", method, REGROUP_METHODS),
         ("budget", budget, BUDGETS),

@@ -33,7 +33,10 @@ from ticketry_engine.support.process_state import private_random_state
 
 
 def trace_pointwise(t: Trace, call: Call) -> Any:
-    """Trace an elementwise operation: unite the labels of the operands index by index."""
+    """Trace an elementwise operation: unite the labels of the operands index by index.
+
+    Also determine whether the result is 0 wherever the operands are 0.
+    """
     operands = [(tensor, t.book.get(tensor)) for tensor in call.tensors]
     if not any(ids is not None for _, axes in operands for ids in axes.labels):
         return run_without_labels(t, call)
@@ -67,7 +70,7 @@ def trace_pointwise(t: Trace, call: Call) -> Any:
 
 
 def record_sum(t: Trace, parts: Iterable[tuple[Tensor, Ids | None]]) -> None:
-    """Record that labels of different channels are added up, as in a residual stream."""
+    """Record the labels of different channels that an addition adds up, as in a residual stream."""
     met = [ids for tensor, ids in parts if ids is not None and tensor.untyped_storage().data_ptr() not in t.weights]
     t.sums += [
         other[t.labels.find_roots(other) != t.labels.find_roots(one)]
@@ -77,10 +80,10 @@ def record_sum(t: Trace, parts: Iterable[tuple[Tensor, Ids | None]]) -> None:
 
 
 def _evaluate_at_zero(call: Call, choice: tuple[int, ...]) -> float | None:
-    """Return an operation's result where the chosen operands are 0: 0, another value (returned as 1), or not finite
-    (None).
+    """Return the result of an operation where the operands in `choice` are 0.
 
-    It is evaluated once with the other operands unchanged and once with random ones (masks negated).
+    The result is 0, 1 for any other finite value, or None for a value that is not finite. The operation is evaluated
+    twice: with the other operands unchanged, and with random ones (boolean masks are negated).
     """
     if not choice:
         return 1
@@ -114,7 +117,7 @@ def _evaluate(call: Call, choice: tuple[int, ...], scrambled: bool) -> Tensor:
 def trace_creation(t: Trace, call: Call) -> Any:
     """Trace the creation of a tensor during the run, such as an initial hidden state.
 
-    Its width may be that of any channels.
+    The tensor gets new labels, because its width may equal the number of any channels.
     """
     result = call.run()
     labels = [t.labels.create(size) if size > 1 else None for size in result.shape]
@@ -126,20 +129,23 @@ def trace_creation(t: Trace, call: Call) -> Any:
 
 @rule_for_one_tensor
 def trace_like(t: Trace, call: Call, axes: Axes, shape: tuple[int, ...], result: Tensor) -> Axes:
-    """Trace the creation of a tensor with the shape of another, such as `zeros_like`."""
+    """Trace the creation of a tensor with the shape and labels of another, such as `zeros_like`."""
     axes.zero = [call.name == "zeros_like"] * result.dim()
     return axes
 
 
 def trace_overwriting(t: Trace, call: Call) -> Any:
-    """Trace an operation that fills a tensor with random numbers or a constant."""
+    """Trace an operation that fills a tensor with random numbers or a constant, so that no part is known to be 0."""
     result = call.run()
     t.book.forget_zeros(call.tensors[0])
     return result
 
 
 def trace_reduction(t: Trace, call: Call) -> Any:
-    """Trace a reduction; reduced dimensions are frozen, unless zeros of removed channels do not change the result."""
+    """Trace a reduction such as a sum or a maximum, and mark the channels of reduced dimensions as not removable.
+
+    Only in sums and norms of dimensions whose removed channels are 0 can channels still be removed.
+    """
     tensor = call.tensors[0]
     axes = t.book.get(tensor)
     reduced = reduced_dimensions(call.argument("dim"), tensor.dim())
@@ -171,7 +177,10 @@ def reduced_dimensions(dim: object, dimensions: int) -> list[int]:
 
 @rule_for_one_tensor
 def trace_softmax(t: Trace, call: Call, axes: Axes, shape: tuple[int, ...], result: Tensor) -> Axes:
-    """Trace a softmax; its dimension is frozen, because a removed channel would still count in the normalisation."""
+    """Trace a softmax, and mark the channels of its dimension as not removable.
+
+    Removed channels could not be zeroed: zeros would still count in the normalisation.
+    """
     dimension = int(call.argument("dim")) % max(len(shape), 1)
     t.freeze(axes.labels[dimension], f"{call.func} normalises over it")
     axes.labels[dimension] = None
@@ -199,14 +208,17 @@ _ELEMENTWISE: dict[str, Rule] = {
 
 
 def unite_summed_dimensions(t: Trace, one: Axes, axis: int, other: Axes, other_axis: int) -> None:
-    """Unite the labels of two dimensions that a product sums over; freeze them if removed channels are 0 in neither."""
+    """Unite the labels of two dimensions that a product sums over.
+
+    If removed channels are 0 in neither factor, mark the labels as not removable.
+    """
     ids = t.unite_axes(one.labels[axis], other.labels[other_axis])
     if not (one.zero[axis] or other.zero[other_axis]):
         t.freeze(ids, "it is summed over, and a removed channel of it is not 0 there")
 
 
 def trace_product(t: Trace, call: Call) -> Any:
-    """Trace a matrix product: mm, bmm, mv, dot, addmm, baddbmm or addmv."""
+    """Trace a matrix product (mm, bmm, mv, dot, addmm, baddbmm or addmv): unite the labels that it sums over."""
     added, left, right = ([None] * (3 - len(call.tensors)) + call.tensors)[:3]
     assert left is not None
     assert right is not None
@@ -269,10 +281,10 @@ def trace_convolution(t: Trace, call: Call) -> Any:
 def _unite_grouped_channels(
     t: Trace, x: Axes, w: Axes, weight: Tensor, groups: int, transposed: bool
 ) -> tuple[Ids | None, bool]:
-    """Unite labels of a grouped convolution so that whole groups go together, or else the same channels of every group.
+    """Unite the labels of a grouped convolution, so that every group loses the same channels, or groups go as a whole.
 
-    Whole groups go together if there are at least as many groups as inputs of a group; the module's `groups` then
-    changes.
+    Groups can only be removed as a whole if there are at least as many groups as inputs of a group. The `groups`
+    attribute of the module then changes.
 
     Returns:
         The labels of the outputs, and whether a removed channel's outputs are 0.
@@ -317,7 +329,7 @@ def _unite_grouped_channels(
 
 
 def trace_batch_norm(t: Trace, call: Call) -> Any:
-    """Trace a norm with separate statistics for each channel (dimension 1)."""
+    """Trace a batch or instance norm, which has separate statistics for each channel (dimension 1)."""
     tensor = call.tensors[0]
     axes = t.book.get(tensor)
     t.freeze_axes(axes, [d for d in range(tensor.dim()) if d != 1], "a norm runs over it")
@@ -339,13 +351,13 @@ def trace_batch_norm(t: Trace, call: Call) -> Any:
 
 
 def _is_zero_after_norm(t: Trace, call: Call) -> bool:
-    """Return whether a removed channel is 0 after the norm, because its scale and shift are 0."""
+    """Return whether a removed channel is 0 after the norm: whether the channel's scale and shift are 0."""
     pair = call.argument("weight"), call.argument("bias")
     return all(tensor is not None and t.book.get(tensor).zero[0] for tensor in pair)
 
 
 def trace_group_norm(t: Trace, call: Call) -> Any:
-    """Trace a group norm: only whole groups of channels can be removed, and the module's `num_groups` changes."""
+    """Trace a group norm: the channels of a group can only be removed together; the module's `num_groups` changes."""
     tensor = call.tensors[0]
     axes = t.book.get(tensor)
     t.freeze_axes(axes, [d for d in range(tensor.dim()) if d != 1], "a norm runs over it")
@@ -367,7 +379,7 @@ def trace_group_norm(t: Trace, call: Call) -> Any:
 
 
 def trace_layer_norm(t: Trace, call: Call) -> Any:
-    """Trace a layer norm; its features are frozen, because zeros of removed features would change the statistics."""
+    """Trace a layer norm, and mark its features as not removable: zeros would change its mean and variance."""
     tensor = call.tensors[0]
     axes = t.book.get(tensor)
     count = len(call.argument("normalized_shape"))
@@ -383,7 +395,10 @@ def trace_layer_norm(t: Trace, call: Call) -> Any:
 
 
 def trace_weight_norm(t: Trace, call: Call) -> Any:
-    """Trace weight_norm, which computes a weight g v / |v| with one norm for each index of a dimension."""
+    """Trace weight_norm, which computes a weight as g v / |v|, with one norm |v| for each index of a dimension.
+
+    Channels of this dimension are marked as not removable, because their norm would be 0.
+    """
     v, g = (t.book.get(call.argument(name)) for name in ("v", "g"))
     for d, ids in enumerate(v.labels):
         if d == call.argument("dim"):
@@ -404,7 +419,7 @@ def trace_weight_norm(t: Trace, call: Call) -> Any:
 
 
 def trace_pooling(t: Trace, call: Call) -> Any:
-    """Trace pooling, resizing or padding by reflection, which treat each channel separately."""
+    """Trace pooling, resizing, or padding by reflection: the channels stay the same, but no position can be removed."""
     tensor = call.tensors[0]
     axes = t.book.get(tensor)
     result = call.run()
@@ -422,7 +437,7 @@ def trace_pooling(t: Trace, call: Call) -> Any:
 
 
 def freeze_query_and_key_widths(t: Trace, *several: Axes) -> None:
-    """Freeze the widths of query and key, from which attention computes its scale."""
+    """Mark the last dimension of query and key as not removable, because attention computes its scale from it."""
     for axes in several:
         t.freeze(axes.labels[-1], "attention scales its scores by the width of query and key")
 
@@ -430,7 +445,8 @@ def freeze_query_and_key_widths(t: Trace, *several: Axes) -> None:
 def trace_attention(t: Trace, call: Call) -> Any:
     """Trace attention over query, key and value [batch, heads, length, width].
 
-    The width of query and key is frozen unless the scale is given, because the default scale depends on it.
+    Unless the call gives a scale, the width of query and key is marked as not removable, because the default scale
+    depends on this width.
     """
     q, k, v = (t.book.get(call.argument(name)) for name in ("query", "key", "value"))
     if call.argument("scale") is None:

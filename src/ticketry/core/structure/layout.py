@@ -1,4 +1,4 @@
-"""Weights as rows (outputs) and columns (inputs): layouts of layers, blocks, N:M runs, matrices and roles."""
+"""Views of weights as rows (outputs) and columns (inputs): layouts, blocks, N:M runs, matrices and channel roles."""
 
 from __future__ import annotations
 
@@ -43,10 +43,11 @@ _ROWS_FIRST = (nn.Linear, nn.Bilinear, nn.RNNBase, nn.RNNCellBase, nn.MultiheadA
 
 @dataclass(frozen=True)
 class Layout:
-    """How a weight is viewed as rows (outputs) times columns (inputs, then taps: the kernel positions).
+    """Describes which dimensions of a weight are outputs (rows) and which are inputs and kernel positions (columns).
 
-    Linear, recurrent and attention layers and convolutions have dimensions (outputs, inputs, taps …). Transposed
-    convolutions have (inputs, outputs of a group, taps …); embeddings and transformers' Conv1D have (inputs, outputs).
+    The dimensions are (outputs, inputs, kernel positions …) in linear, recurrent, attention and convolution layers,
+    (inputs, outputs of a group, kernel positions …) in transposed convolutions, and (inputs, outputs) in embeddings and
+    in the Conv1D of the library transformers.
 
     Examples:
         >>> weight = torch.arange(24.0).reshape(4, 6)
@@ -63,17 +64,17 @@ class Layout:
 
     inputs_first: bool = False
     groups: int = 1
-    """Groups of a convolution; rows of different groups read different inputs."""
+    """Number of groups of a convolution; rows of different groups read different inputs."""
     stacked: bool = False
     """Whether dimension 0 indexes separate matrices, such as experts, with outputs and inputs in dimensions 1 and 2."""
 
     def rows(self, weight: Tensor) -> Tensor:
-        """Return a view of the weight as [groups, rows of a group, inputs of a group, taps …].
+        """Return a view of the weight as [groups, rows of a group, inputs of a group, kernel positions …].
 
-        A vector becomes [1, rows], a single number [1, 1].
+        A vector becomes [1, rows], a scalar [1, 1].
 
         Raises:
-            UsageError: if the groups do not divide its first dimension.
+            UsageError: if the number of groups does not divide the first dimension of the weight.
         """
         if weight.dim() == 0:
             return weight.view(1, 1)
@@ -87,7 +88,7 @@ class Layout:
         return parted.transpose(1, 2) if self.inputs_first else parted
 
     def weight(self, rows: Tensor, shape: tuple[int, ...]) -> Tensor:
-        """Return the weight of this shape, given its `rows`: the inverse of `rows`."""
+        """Return the weight of the given shape from `rows`, a tensor in the form that the method `rows` returns."""
         if len(shape) < 2:
             return rows.reshape(shape)
         if self.stacked:
@@ -97,22 +98,22 @@ class Layout:
 
 @entry_point(Need(values=False))
 def layouts(model: nn.Module, names: Iterable[str], example_inputs: Any = None) -> dict[str, Layout]:
-    """Return the layout of each named parameter, as its layer uses it.
+    """Return which dimensions of each named parameter are outputs and inputs, as the parameter's layer uses it.
 
-    A shared parameter has the layout of the layer that multiplies by it, such as the linear layer that an embedding is
-    tied to. Vectors and scalars have no inputs.
+    A parameter shared by an embedding and a linear layer has the layout of the linear layer, which multiplies by it.
+    Vectors and scalars have no inputs.
 
     Args:
         model: the model with the parameters.
         names: names of the parameters.
-        example_inputs: inputs of a call that shows how the model multiplies by its parameters: a tensor, a tuple of
-            arguments or a dict of them by name. Needed for parameters with two or more dimensions outside of torch's
-            layers.
+        example_inputs: a tensor, a tuple of arguments or a dict of them by name. The model is called with them to see
+            how it multiplies by its parameters. Needed for parameters with two or more dimensions that do not belong to
+            a layer of torch.
 
     Raises:
         ScopeError: for a name that the model does not have.
-        StructureError: for a parameter whose inputs are unknown: its layer is not one of torch's, and the call (if any)
-            has no product with it, or several that differ.
+        StructureError: for a parameter whose inputs are unknown: it does not belong to a layer of torch, and no call is
+            made, or the call does not multiply by it, or does so in different ways.
 
     Examples:
         >>> model = nn.Sequential(nn.Conv2d(8, 8, 3, groups=4), nn.ConvTranspose2d(8, 4, 3))
@@ -134,12 +135,15 @@ def layouts(model: nn.Module, names: Iterable[str], example_inputs: Any = None) 
 
 
 def layouts_or_rows(model: nn.Module, names: Iterable[str]) -> dict[str, Layout]:
-    """Return `layouts`, assuming outputs in dimension 0 if the layout is unknown; this suffices for single weights."""
+    """Return `layouts`, but assume outputs in dimension 0 where the layout is unknown.
+
+    The assumption is harmless if weights are pruned one by one.
+    """
     return {name: layout or Layout() for name, layout in _layouts_by_class(model, list(names)).items()}
 
 
 def _layouts_by_class(model: nn.Module, names: list[str]) -> dict[str, Layout | None]:
-    """Return each parameter's layout by the class of its layer; None for an unknown class."""
+    """Return the layout of each parameter, as implied by the class of its layer; None for an unknown class."""
     found: dict[int, Layout | None] = {}
     for module in model.modules():
         for parameter in module.parameters(recurse=False):
@@ -165,7 +169,7 @@ def _layout_of_layer(module: nn.Module, parameter: Tensor) -> Layout | None:
 
 
 def _layout_from_use(use: FactorUse, dimensions: int) -> Layout | None:
-    """Return the layout of a parameter that a product implies; None if `Layout` cannot express it."""
+    """Return the layout that a product implies for its parameter; None if no `Layout` describes it."""
     if use.convolution:
         return Layout(0 in use.summed, use.groups)
     if dimensions == 2 and len(use.summed) == 1:
@@ -194,25 +198,25 @@ def _describe_unknown_layout(model: nn.Module, name: str, *, called: bool) -> st
 
 @dataclass(frozen=True)
 class Roles:
-    """The (parameter, dimension) pairs along which layers produce or read channels, and the scales of norms."""
+    """Contains the (parameter, dimension) pairs along which layers produce or read channels, and scales of norms."""
 
     outputs: frozenset[tuple[str, int]] = frozenset()
     """Dimensions of weights along which a layer produces channels."""
     inputs: frozenset[tuple[str, int]] = frozenset()
-    """Dimensions along which a layer reads channels; a depthwise convolution does both in dimension 0."""
+    """Dimensions along which a layer reads channels; depthwise convolutions produce and read along dimension 0."""
     scales: frozenset[str] = frozenset()
-    """Names of scales of norms."""
+    """Names of the parameters that are scales of norms."""
 
 
 def find_roles(model: nn.Module, factors: Mapping[str, Collection[int]] | None = None) -> Roles:
-    """Return along which dimensions the parameters of a model produce or read channels.
+    """Return along which dimensions each parameter of a model produces or reads channels.
 
     Args:
         model: the model.
-        factors: name of each parameter that activations are multiplied by -> dimensions that are summed over, as seen
-            in a call. They determine the roles in layers of unknown classes. A parameter that is not a factor, such as
-            a scale or a position embedding, produces no channels. Without `factors`, all dimensions of unknown layers
-            are outputs.
+        factors: name of each parameter that activations are multiplied by in a call -> dimensions that the product sums
+            over. Used for layers of unknown classes: the summed dimensions read channels, the others produce channels,
+            and a parameter that is no factor, such as a position embedding, does neither. Without `factors`, all
+            dimensions in layers of unknown classes produce channels.
     """
     inner = unwrapped(model)
     names = {id(parameter): name for name, parameter in named_parameters(inner).items()}
@@ -236,7 +240,11 @@ def find_roles(model: nn.Module, factors: Mapping[str, Collection[int]] | None =
 
 
 def iterate_layer_parameters(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
-    """Yield (local name, parameter) of a module; for a computed weight, the parameters that have the weight's shape."""
+    """Yield (local name, parameter) for the parameters of a module.
+
+    For a weight that the module computes from parameters, yield the weight's name with each parameter of the same
+    shape.
+    """
     if not isinstance(module, ParametrizationList):
         yield from module.named_parameters(recurse=False)
     for computed in computed_weights_in(module):
@@ -245,7 +253,7 @@ def iterate_layer_parameters(module: nn.Module) -> Iterator[tuple[str, nn.Parame
 
 
 def _output_and_input_dimensions(module: nn.Module) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
-    """Return the (outputs, inputs) dimensions of a layer's weights; None for a layer of unknown class."""
+    """Return (output dimensions, input dimensions) of a layer's weight; None for a layer of unknown class."""
     if isinstance(module, _ConvNd):
         if module.groups > 1 and module.in_channels == module.groups:
             return (0, 1) if module.transposed else (0,), (0,)
@@ -260,11 +268,11 @@ def _output_and_input_dimensions(module: nn.Module) -> tuple[tuple[int, ...], tu
 
 
 class Blocks:
-    """The division of a weight into blocks by a pattern, created by `Pattern.blocks`.
+    """The division of a weight into the blocks of a pattern; created by `Pattern.blocks`.
 
-    A tensor with one entry per block has the shape [blocks of rows, inputs, taps …], or [rows] for whole rows. The last
-    block of each column (in each group of a convolution) may have fewer rows. So compare blocks by `mean_by_block`,
-    their score per weight, and count their weights by `sizes`.
+    A tensor with one entry per block has the shape [blocks of rows, inputs, kernel positions …], or [rows] if blocks
+    are whole rows. The last block of each column (in each group of a convolution) may have fewer rows than the others.
+    Therefore compare blocks by `mean_by_block`, and count their weights by `sizes`.
     """
 
     def __init__(self, pattern: str, rows: int, whole_rows: bool, shape: tuple[int, ...], layout: Layout) -> None:
@@ -284,7 +292,7 @@ class Blocks:
 
     @cached_property
     def sizes(self) -> Tensor:
-        """int64 [`shape`]: number of weights of each block."""
+        """Number of weights of each block: an int64 tensor in the shape `shape`."""
         heights = torch.full((self._groups, self._high), self.height)
         if self._high > self._whole:
             heights[:, -1] = self._rows - self._whole * self.height
@@ -293,9 +301,10 @@ class Blocks:
         return heights.flatten()[(...,) + (None,) * len(self._columns)].expand(self.shape)
 
     def views(self, weight: Tensor) -> list[Tensor]:
-        """Return views of the weight by blocks: [groups, blocks of rows, rows of a block, inputs, taps …].
+        """Return views of a weight by block: [groups, blocks, rows of a block, inputs, kernel positions …].
 
-        The first view has all blocks of full height; a second view has the smaller blocks of the last rows, if any.
+        The first view contains all blocks of full height. If the last rows form smaller blocks, a second view contains
+        these.
         """
         height, whole = self.height, self._whole
         if self._high == whole and not self.layout.inputs_first and weight.dim():  # the common case
@@ -305,23 +314,23 @@ class Blocks:
         return [full, rows[:, whole * height :].unsqueeze(1)] if self._high > whole else [full]
 
     def block_views(self, blocks: Tensor) -> list[Tensor]:
-        """Return views of a tensor with one entry per block that broadcast against `views`."""
+        """Return views of a tensor with one entry per block, in shapes that broadcast with the views from `views`."""
         columns = (1,) * len(self._columns) if self.whole_rows else self._columns
         parted = blocks.view(self._groups, self._high, 1, *columns)
         return [parted[:, : self._whole], parted[:, self._whole :]] if self._high > self._whole else [parted]
 
     def sum_by_block(self, weights: Tensor) -> Tensor:
-        """Return the sum of the values over each block, in `shape`; differentiable."""
+        """Return the sum of the weights in each block, as a tensor in the shape `shape`; differentiable."""
         over = list(range(2, 3 + len(self._columns))) if self.whole_rows else [2]
         sums = [view.sum(over) for view in self.views(weights)]
         return (torch.cat(sums, 1) if len(sums) > 1 else sums[0]).flatten(0, 1)
 
     def mean_by_block(self, scores: Tensor) -> Tensor:
-        """Return the mean score of each block's weights, in float64."""
+        """Return the mean score of the weights in each block, as a float64 tensor in the shape `shape`."""
         return self.sum_by_block(scores.double()) / self.sizes.to(scores.device)
 
     def expand_to_weights(self, blocks: Tensor) -> Tensor:
-        """Return a tensor in the weight's shape with the entry of each weight's block; differentiable."""
+        """Return a tensor in the weight's shape with the entry of the block that each weight is in; differentiable."""
         parts = [
             own.expand(self._groups, own.shape[1], height, *self._columns).flatten(1, 2)
             for own, height in zip(self.block_views(blocks), self._block_heights(), strict=True)
@@ -329,10 +338,10 @@ class Blocks:
         return self.layout.weight(torch.cat(parts, 1) if len(parts) > 1 else parts[0], self.weight_shape)
 
     def retained_blocks(self, mask: Tensor, name: str) -> Tensor:
-        """Return bool [`shape`] that marks the blocks which a mask retains.
+        """Return a bool tensor in the shape `shape` that marks the blocks which a mask retains.
 
         Raises:
-            MaskError: if it retains a part of a block.
+            MaskError: if the mask retains a part of a block; the message contains the parameter's `name`.
         """
         kept, sizes = self.sum_by_block(mask.cpu() != 0), self.sizes
         if bool(((kept != 0) & (kept != sizes)).any()):
@@ -351,17 +360,18 @@ class Blocks:
 def mark_best_n_of_m(
     scores: Tensor, n: int, m: int, layout: Layout | None = None, among: Tensor | None = None
 ) -> Tensor:
-    """Return bool in the shape of `scores` that marks the n best of every m neighbouring inputs of a row at one tap.
+    """Mark the n highest scores among every m neighbouring inputs of a row, at each kernel position.
 
-    The inputs are divided into runs 0 … m - 1, m … 2m - 1, and so on; a shorter last run retains n too. Ties go to the
-    earlier input. A tensor without inputs (a vector, a scalar) is retained completely.
+    The result is a bool tensor in the shape of `scores`. The inputs are divided into runs 0 … m - 1, m … 2m - 1, and so
+    on; in a shorter last run n are marked too. Of equal scores, the earlier input is marked. In a vector or scalar,
+    which has no inputs, all elements are marked.
 
     Args:
-        scores: scores of a weight, in its shape.
-        n: number of weights retained in a run.
+        scores: the scores of all weights of a parameter, in its shape.
+        n: number of weights marked in a run.
         m: number of inputs in a run.
         layout: layout of the weight, see `layouts`; by default inputs are in dimension 1.
-        among: bool in the same shape: the candidates.
+        among: bool tensor in the same shape; only weights where it is True can be marked. By default all can.
     """
     layout = layout or Layout()
     among = torch.ones_like(scores, dtype=torch.bool) if among is None else among
@@ -383,7 +393,10 @@ def mark_best_n_of_m(
 
 
 def _split_runs(rows: Tensor, m: int) -> tuple[Tensor, ...]:
-    """Return m views [groups, rows, inputs / m, taps …], one for each position in a run, padded with 0 or False."""
+    """Split the inputs into runs of m, and return m views, of which view i contains input i of every run.
+
+    Each view has the shape [groups, rows, runs, kernel positions …]. A shorter last run is padded with 0 or False.
+    """
     inputs = rows.shape[2]
     filled = functional.pad(rows, (0, 0) * (rows.dim() - 3) + (0, -inputs % m)) if inputs % m else rows
     return torch.unflatten(filled, 2, (filled.shape[2] // m, m)).unbind(3)
@@ -391,13 +404,13 @@ def _split_runs(rows: Tensor, m: int) -> tuple[Tensor, ...]:
 
 @entry_point()
 def groups(mask: Mask) -> dict[str, list[RowGroup]]:
-    """Return the groups of equal rows of each parameter of a mask.
+    """Return, for each parameter of a mask, the groups of rows that retain the same columns.
 
     Args:
         mask: a mask of any parameters; rows are in dimension 0.
 
     Raises:
-        UsageError: if it is not a mask.
+        UsageError: if `mask` is not a mask.
 
     Examples:
         >>> mask = tk.Mask({"weight": torch.tensor([[True, False], [False, True], [True, False]])})
@@ -409,9 +422,10 @@ def groups(mask: Mask) -> dict[str, list[RowGroup]]:
 
 @dataclass(frozen=True)
 class MatrixView:
-    """Conversion of a weight of two or more dimensions to a matrix [rows, columns], and back.
+    """Converts a weight of two or more dimensions to a matrix [rows, columns], and back.
 
-    Rows are the layer's outputs; columns are (input channel, kernel height, kernel width), flattened in that order.
+    Rows are the layer's outputs; columns are all combinations of input channel, kernel height and kernel width,
+    flattened in this order.
     """
 
     shape: tuple[int, ...]
@@ -432,16 +446,16 @@ class MatrixView:
 
     @property
     def runs(self) -> list[range]:
-        """Ranges of rows that read the same inputs: all rows, or those of each group of a grouped convolution."""
+        """Ranges of rows that read the same inputs: one for each group of a convolution, otherwise a single range."""
         length = self.rows // self.layout.groups
         return [range(start, start + length) for start in range(0, self.rows, length)] if length else []
 
     def matrix(self, weight: Tensor) -> Tensor:
-        """Return a weight as a matrix [rows, columns], as a view if possible."""
+        """Return a weight as a matrix [rows, columns]; the matrix is a view of the weight if possible."""
         return self.layout.rows(weight).reshape(self.rows, self.columns)
 
     def weight(self, matrix: Tensor) -> Tensor:
-        """Return a matrix as a contiguous weight."""
+        """Convert a matrix [rows, columns] back to a contiguous tensor in the weight's shape."""
         if not self.layout.inputs_first:
             return matrix.reshape(self.shape)
         groups, taps = self.layout.groups, self.shape[2:]
@@ -451,13 +465,13 @@ class MatrixView:
 def matrix_views(
     model: nn.Module, mask: Mask, *, spare: Patterns = (), first_conv: bool = True, output: bool = True
 ) -> dict[str, MatrixView]:
-    """Return the matrix view of each parameter in a mask that has two or more dimensions.
+    """Return the `MatrixView` of each parameter of a mask with two or more dimensions.
 
     Args:
         model: the model with the parameters.
         mask: a mask of these parameters.
-        spare: names or patterns to leave out; a module's name spares all its parameters.
-        first_conv, output: whether the first convolution, and the last linear or convolution layer, are included.
+        spare: names or patterns of parameters or modules to leave out.
+        first_conv, output: whether to include the first convolution, and the last linear or convolution layer.
 
     Raises:
         MaskError: if the mask does not fit the model.
@@ -483,7 +497,7 @@ def matrix_views(
 
 
 def weight_magnitudes(model: nn.Module, mask: Mask, views: dict[str, MatrixView]) -> dict[str, Tensor]:
-    """Return |w| of each layer in `views`, float64 [rows, columns] on the CPU.
+    """Return the absolute weights of each layer in `views`, as float64 matrices [rows, columns] on the CPU.
 
     Raises:
         MaskError: if a weight is not a finite number.

@@ -1,4 +1,4 @@
-"""Measure how much of an unstructured mask a structured one retains, and compare it with masks without structure."""
+"""Measure how much of an unstructured mask a structured mask retains, and compare with masks without structure."""
 
 from __future__ import annotations
 
@@ -26,21 +26,24 @@ def coverage(
 ) -> dict[str, LayerFit]:
     """Return how much of a mask a structured mask retains, for each parameter with two or more dimensions.
 
-    Two references help to interpret coverage. `null_coverage` is the coverage without common structure: the entries of
-    each column are shuffled among the layer's rows (in mask and weights); then rows are grouped by similarity and
-    columns chosen, with the structured mask's group sizes and number of weights. `random_coverage` is the coverage of
-    the original mask by random groups of these sizes. Both are None where rows share no columns, as in N:M masks.
+    The coverage is the fraction of the total |w| retained by `mask` that `structured` retains too. Two references help
+    to interpret it. For `null_coverage`, the entries of each column are shuffled among the layer's rows, in mask and
+    weights alike, so that rows have no structure in common. Then rows are grouped by similarity and columns are chosen,
+    with the group sizes and the number of weights of `structured`, and the coverage is measured. `random_coverage` is
+    the coverage of the original mask by random groups of these sizes. In layers where rows share no columns, such as
+    those of N:M masks, both references are None.
 
     Args:
         model: the model with the weights.
         mask: the unstructured mask.
-        structured: the mask derived from it, by `regroup`, `refill` or otherwise; of at least the same tensors.
-        null: whether to measure the two references; or the function (model, mask) -> mask that built `structured`,
-            which is then called with a shuffled copy of the model and the mask.
-        seed: seed of shuffling and random groups.
+        structured: the structured mask derived from `mask`, by `regroup`, `refill` or otherwise. It must contain all
+            tensors of `mask`.
+        null: whether to measure the two references. Or the function (model, mask) -> mask that built `structured`: for
+            `null_coverage` it is called with shuffled copies of the model and the mask.
+        seed: seed of the shuffling and of the random groups.
 
     Raises:
-        MaskError: if a mask does not fit the model, or the masks have different tensors.
+        MaskError: if a mask does not fit the model, or `structured` lacks a tensor of `mask`.
         UsageError: if `mask` or `structured` is not a mask, or for an invalid `null`.
 
     Examples:
@@ -79,17 +82,17 @@ def coverage(
 
 @entry_point()
 def together(fits: Mapping[str, LayerFit] | Iterable[LayerFit], name: str = "all layers") -> LayerFit:
-    """Combine the fits of several layers: add up rows, columns and groups; average densities, fill and coverage by
-    weights.
+    """Combine the fits of several layers into one.
 
-    References that were not measured for a layer count as its coverage.
+    Numbers of rows, columns and groups are added up. Densities, fill and coverage are averaged, weighted by what they
+    are fractions of. If a layer has no measured reference, its coverage is used instead.
 
     Args:
         fits: fits of layers, from `coverage`.
-        name: name of the combination.
+        name: name of the combined fit.
 
     Raises:
-        UsageError: without fits, or if some are not `LayerFit`s.
+        UsageError: if `fits` is empty, or contains anything other than `LayerFit`.
 
     Examples:
         >>> model = nn.Sequential(nn.Linear(16, 16), nn.Linear(16, 16))
@@ -137,13 +140,13 @@ def together(fits: Mapping[str, LayerFit] | Iterable[LayerFit], name: str = "all
 
 
 class _LayerComparison:
-    """One layer's magnitudes and structured mask, to measure its coverage and references."""
+    """Compares a layer's structured mask with its unstructured mask, by magnitude: coverage and references."""
 
     def __init__(self, name: str, view: MatrixView, worth: Tensor, new: Tensor) -> None:
         self._name, self._view, self._worth, self._new = name, view, worth, new
         found = [row_groups(new[run.start : run.stop]) for run in view.runs]
         self._sizes = [[len(group.rows) for group in groups if group.width] for groups in found]
-        """Sizes of the groups in each run of rows that read the same inputs."""
+        """For each run of rows that read the same inputs: the sizes of its row groups."""
         self._flat = sorted(size for sizes in self._sizes for size in sizes)
 
     @property
@@ -152,7 +155,7 @@ class _LayerComparison:
 
     @property
     def rows_share_columns(self) -> bool:
-        """Whether most rows share their columns with other rows."""
+        """Whether the median row shares its columns with other rows."""
         return self._median_group_size > 1
 
     def to_layer_fit(self, kept: Tensor, null: float | None, random: float | None) -> LayerFit:
@@ -173,7 +176,10 @@ class _LayerComparison:
         )
 
     def null_coverage(self, seed: int) -> float:
-        """Return the coverage by groups of the same sizes, with the entries of each column shuffled beforehand."""
+        """Return the coverage by groups of similar rows, of the same sizes, after the entries of columns are mixed.
+
+        The entries of each column are shuffled among the rows that read the same inputs.
+        """
         worth = shuffle_columns(self._worth, self._view, self._name, seed)
         grouped: list[Indices] = []
         for run, sizes in zip(self._view.runs, self._sizes, strict=True):
@@ -184,7 +190,7 @@ class _LayerComparison:
         return self._coverage_of_groups(worth, grouped)
 
     def random_coverage(self, seed: int) -> float:
-        """Return the coverage by random groups of the same sizes, of non-empty rows if there are enough."""
+        """Return the coverage by random groups of the same sizes; empty rows are used only if others do not suffice."""
         grouped: list[Indices] = []
         for number, (run, sizes) in enumerate(zip(self._view.runs, self._sizes, strict=True)):
             rows = self._worth[run.start : run.stop].any(1).nonzero().flatten().numpy() + run.start
@@ -213,9 +219,9 @@ def _check_same_shapes(mask: Mask, structured: Mask, views: Mapping[str, MatrixV
 
 
 def shuffle_columns(matrix: Tensor, view: MatrixView, name: str, seed: int) -> Tensor:
-    """Shuffle the entries of each column of a matrix [rows, columns] among rows that read the same inputs.
+    """Return a copy of a matrix [rows, columns] with the entries of each column shuffled among rows that read the same.
 
-    Each column is shuffled independently; the order depends only on the layer's name and the seed.
+    Each column is shuffled independently. The order depends only on the layer's `name` and the `seed`.
     """
     shuffled = torch.empty_like(matrix)
     for number, run in enumerate(view.runs):
@@ -228,7 +234,7 @@ def shuffle_columns(matrix: Tensor, view: MatrixView, name: str, seed: int) -> T
 def copy_with_shuffled_columns(
     model: nn.Module, mask: Mask, views: Mapping[str, MatrixView], seed: int
 ) -> tuple[nn.Module, Mask]:
-    """Return copies of the model and the mask whose columns in `views` are shuffled in the same way."""
+    """Return copies of the model and the mask in which the columns of the layers in `views` are shuffled alike."""
     other = copied(model, {})
     kept = dict(mask)
     parameters = mask.parameters(other)

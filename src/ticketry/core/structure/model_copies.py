@@ -1,4 +1,4 @@
-"""Copies of a model in one float type that may share weights, their inputs, and comparisons of their outputs."""
+"""Copy models, converted to a single float type and sharing unchanged parts, and compare the outputs of the copies."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from ticketry_engine.support.process_state import default_dtype, private_random_
 from ticketry_engine.support.seeds import seed_torch
 
 Inputs = Tensor | tuple[Any, ...] | Mapping[str, Any]
-"""Example inputs: a single argument, a tuple of all arguments, or a mapping of them by name."""
+"""Example inputs of a model: a single tensor, a tuple of all arguments, or a mapping from names to arguments."""
 
 Arguments = tuple[Any, ...] | dict[str, Any]
 
 
 def choose_tracing_dtype(model: nn.Module) -> torch.dtype:
-    """Return the float type in which a model is traced: float64 if it contains float64 or recurrent layers, else
-    float32.
+    """Return the float type in which to trace a model.
 
-    Some models have constants that cannot be converted, and convolutions in float64 are slow. Recurrent layers need
-    float64, because fused float32 kernels store their weights in another order.
+    It is float64 if the model has float64 parameters or recurrent layers, else float32. Recurrent layers need float64,
+    because fused float32 kernels store their weights in another order. Other models stay in float32, because some have
+    constants that cannot be converted, and convolutions in float64 are slow.
     """
     double = any(parameter.dtype == torch.float64 for parameter in model.parameters())
     recurrent = any(isinstance(module, nn.RNNBase) for module in model.modules())
@@ -62,19 +62,19 @@ def copy_in_dtype(model: nn.Module, dtype: torch.dtype) -> nn.Module:
 
 
 def _converted_dtype(tensor: Tensor, dtype: torch.dtype) -> torch.dtype | None:
-    """Return the type of a tensor in a copy whose floats are `dtype`; complex tensors stay complex."""
+    """Return the type to which a tensor is converted if floats become `dtype`; None if the type does not change."""
     if tensor.is_complex():
         return dtype.to_complex()
     return dtype if tensor.is_floating_point() else None
 
 
 def copy_sharing_parameters(model: nn.Module, tensors: Mapping[int, Tensor] | None = None) -> nn.Module:
-    """Return a copy that shares all parameters with `model`, except for those in `tensors` (by `id`)."""
+    """Return a copy of `model` that shares its parameters, except for replacements in `tensors`: `id` -> new tensor."""
     return copied(model, {**{id(parameter): parameter for parameter in model.parameters()}, **(tensors or {})})
 
 
 def copy_arguments(inputs: Inputs, dtype: torch.dtype) -> Arguments:
-    """Return example inputs as a tuple or dict of arguments, copied to the CPU with floats converted to `dtype`."""
+    """Return example inputs as a tuple or dict of arguments, copied to the CPU, with floats converted to `dtype`."""
 
     def convert(value: object) -> object:
         if not isinstance(value, Tensor):
@@ -89,17 +89,18 @@ def copy_arguments(inputs: Inputs, dtype: torch.dtype) -> Arguments:
 
 
 def clone_arguments(arguments: Arguments) -> Arguments:
-    """Return copies of arguments, because a model may write to them."""
+    """Return arguments with all tensors copied, so that a model may write to them."""
     copies: Arguments = tree_map(lambda value: value.clone() if isinstance(value, Tensor) else value, arguments)
     return copies
 
 
 @contextmanager
 def traceable_operations(model_copy: nn.Module | None = None) -> Iterator[None]:
-    """Within the block, disable gradients and fused transformer layers; restore torch's random state afterwards.
+    """Within the block, disable gradients and fused transformer layers; afterwards restore torch's random state.
 
     Args:
-        model_copy: a copy in one float type, see `copy_in_dtype`; all floats that its code creates get this type.
+        model_copy: a copy from `copy_in_dtype`, whose floats have a single type. Within the block, its code creates
+            floats of this type too.
     """
     fast = torch.backends.mha.get_fastpath_enabled()
     dtype = next((one.dtype for one in model_copy.parameters() if one.dtype in _FLOATS), None) if model_copy else None
@@ -118,7 +119,7 @@ _COMPLEX = (torch.complex128, torch.complex64)
 
 
 class EagerMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Base of dispatch modes in which a model runs uncompiled."""
+    """Base class of dispatch modes in which a model runs uncompiled."""
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -126,7 +127,7 @@ class EagerMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 class _FloatTypeMode(EagerMode):
-    """A dispatch mode that replaces float types named in code, such as `dtype=torch.float32`, by the copy's type."""
+    """A dispatch mode that replaces float types named in a model's code, such as `dtype=torch.float32`, by its type."""
 
     def __init__(self, dtype: torch.dtype) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -146,7 +147,7 @@ def run_model(model: nn.Module, arguments: Arguments) -> list[Tensor]:
     """Run a model and return all tensors in its outputs.
 
     Raises:
-        StructureError: if it fails, or returns no tensor.
+        StructureError: if the model fails, or returns no tensor.
     """
     try:
         outputs = model(**arguments) if isinstance(arguments, dict) else model(*arguments)
@@ -166,7 +167,7 @@ def run_model(model: nn.Module, arguments: Arguments) -> list[Tensor]:
 
 
 def _iterate_tensors(outputs: object, seen: set[int]) -> Iterator[Tensor]:
-    """Yield all tensors in a model's outputs, including those in unregistered containers such as a dataclass."""
+    """Yield all tensors in a model's outputs, including tensors in objects such as dataclasses."""
     for value in tree_flatten(outputs)[0]:
         if isinstance(value, Tensor):
             yield value
@@ -186,7 +187,7 @@ def describe_failing_module(model: nn.Module, error: BaseException) -> str:
 
 
 def find_failing_module(model: nn.Module, error: BaseException) -> str:
-    """Return the name of the innermost module in whose code an exception was raised; empty for the model itself."""
+    """Return the name of the innermost module whose code raised `error`; "" for the model itself."""
     names = {id(module): name for name, module in model.named_modules()}
     found, frame = "", error.__traceback__
     while frame is not None:
@@ -198,8 +199,8 @@ def find_failing_module(model: nn.Module, error: BaseException) -> str:
 class PartialCopies:
     """Creates many copies of a model that share all modules in which nothing changes.
 
-    Sharing is safe only if modules store nothing during a run, such as a width or a result, and refer to no other
-    modules except their children. Otherwise all modules are copied.
+    Modules are shared only if no module of the model stores anything during a run, such as a width or a result, and
+    none refers to a module that is not its child. Otherwise all modules are copied.
     """
 
     def __init__(self, model: nn.Module, arguments: Arguments) -> None:
@@ -215,7 +216,10 @@ class PartialCopies:
         ) and _stores_nothing_in_run(model, arguments)
 
     def copy(self, tensors: Mapping[int, Tensor], modules: Iterable[nn.Module] = ()) -> nn.Module:
-        """Return a copy with some parameters and buffers (by `id`) replaced, and separate copies of `modules`."""
+        """Return a copy with the parameters and buffers in `tensors` (`id` -> new tensor) replaced.
+
+        The copy has its own copies of `modules`.
+        """
         shared: dict[int, nn.Module] = {}
         if self._can_share:
             changed = {id(module) for module in modules}
@@ -227,7 +231,10 @@ class PartialCopies:
 def _collect_unchanged_modules(
     module: nn.Module, changed: set[int], shared: dict[int, nn.Module], known: dict[int, bool]
 ) -> bool:
-    """Add a module and all modules below it that are unchanged to `shared`; return whether the module itself is."""
+    """Add to `shared` each module, in `module` and below, that is unchanged with all its children.
+
+    Return whether `module` is unchanged. `changed` contains ids of changed modules; `known` stores results by id.
+    """
     if id(module) not in known:
         same = [_collect_unchanged_modules(child, changed, shared, known) for child in module.children()]
         known[id(module)] = all(same) and id(module) not in changed
@@ -237,14 +244,14 @@ def _collect_unchanged_modules(
 
 
 def _refers_to_other_modules(module: nn.Module) -> bool:
-    """Return whether an attribute of a module refers to another module, or to a method of one, besides its children."""
+    """Return whether an attribute of a module refers to a module other than its children, or to a method of one."""
     held = (value for name, value in vars(module).items() if name != "_modules")
     found = (getattr(part, "__self__", part) for value in held for part in _iterate_nested(value))
     return any(isinstance(part, nn.Module) and part is not module for part in found)
 
 
 def _stores_nothing_in_run(model: nn.Module, arguments: Arguments) -> bool:
-    """Return whether running the model leaves the attributes of all modules unchanged."""
+    """Return whether the attributes of all modules stay the same when the model runs."""
     model_copy = copy_sharing_parameters(model).eval()
     before = list(_iterate_stored_values(model_copy))
     try:
@@ -259,7 +266,7 @@ def _stores_nothing_in_run(model: nn.Module, arguments: Arguments) -> bool:
 
 
 def _iterate_stored_values(model: nn.Module) -> Iterator[tuple[Any, int]]:
-    """Yield all values stored in modules, with the version counter of tensors."""
+    """Yield (value, version) for all values stored in modules; the version is that of tensors, and 0 for others."""
     for module in model.modules():
         for name, value in vars(module).items():
             for part in (name, *_iterate_nested(value)):
@@ -267,7 +274,7 @@ def _iterate_stored_values(model: nn.Module) -> Iterator[tuple[Any, int]]:
 
 
 def _iterate_nested(value: object) -> Iterator[object]:
-    """Yield a value and, for containers, all values in it."""
+    """Yield a value and, if it is a container, all values in it at any depth."""
     yield value
     if isinstance(value, dict):
         value = [*value.keys(), *value.values()]
@@ -277,42 +284,43 @@ def _iterate_nested(value: object) -> Iterator[object]:
 
 
 FLOAT64_TOLERANCE = 1e-6
-"""Largest difference in float64, relative to the largest output. It allows for casts to float32 inside models."""
+"""Largest allowed difference in float64, relative to the largest output; permits casts to float32 in models."""
 
 RETRY_IN_FLOAT64 = 1e-5
-"""Difference in float32 above which outputs are compared in float64."""
+"""Relative difference in float32 above which the outputs are computed and compared again in float64."""
 
 FLOAT32_TOLERANCE = 1e-3
-"""Largest difference in float32, for models that do not run in float64."""
+"""Largest allowed relative difference in float32, for models that do not run in float64."""
 
 TRAINING_TOLERANCE = 3e-2
-"""Largest difference in training mode, where norms over few examples amplify errors."""
+"""Largest allowed relative difference in training mode, where norms over few examples amplify errors."""
 
 
 @dataclass(frozen=True)
 class Problem:
-    """The reason why a model without some channels differs from the masked model."""
+    """Describes how a model without some channels differs from the masked model, or why it fails."""
 
     text: str
     where: str = ""
-    """Name of the module whose code failed."""
+    """Name of the module whose code failed; empty if unknown."""
     ran: bool = True
-    """Whether both models ran and only their outputs differ."""
+    """Whether both models ran, so that only their outputs differ."""
 
 
 def compare_models(
     masked: nn.Module, small: nn.Module, arguments: Arguments, *, training: bool = False
 ) -> Problem | None:
-    """Return how the outputs of a smaller model differ from those of the masked one; None if they are equal.
+    """Return how the outputs of a smaller model differ from the outputs of the masked model; None if they are equal.
 
-    Outputs that differ in float32 are computed again in float64.
+    If outputs differ in float32, both models are run again in float64.
 
     Args:
-        masked: the model with zeros.
-        small: the smaller model, in the same float type.
+        masked: the model in which the removed channels are zeros.
+        small: the smaller model without these channels, in the same float type.
         arguments: arguments of a call.
-        training: compare in training mode, with random numbers replaced by the middle of their range. Then the result
-            is also None if the masked model does not run (a norm over one example) or is not deterministic.
+        training: whether to compare in training mode, with random numbers replaced by the middle of their range. In
+            training mode the result is also None if the masked model does not run (for example because a norm sees one
+            example) or is not deterministic.
     """
     try:
         wanted = _run_for_outputs(masked, arguments, training)
@@ -356,7 +364,7 @@ def _compare_outputs(
 def _largest_difference_in_double(
     masked: nn.Module, small: nn.Module, arguments: Arguments, worst: float, training: bool
 ) -> tuple[float, bool]:
-    """Return the largest difference in float64 and True; or `worst` and False if the models only run in float32."""
+    """Return (largest relative difference in float64, True); (`worst`, False) if a model does not run in float64."""
     exact = copy_arguments(arguments, torch.float64)
     try:
         wanted, found = (
@@ -378,7 +386,7 @@ def _run_for_outputs(model: nn.Module, arguments: Arguments, training: bool, see
 
 
 def _largest_difference(wanted: list[Tensor], found: list[Tensor]) -> float:
-    """Return the largest difference relative to the largest output; infinite if shapes differ."""
+    """Return the largest difference of outputs, relative to the largest output; infinity if shapes differ."""
     if [tensor.shape for tensor in wanted] != [tensor.shape for tensor in found]:
         return float("inf")
     return max((_relative_difference(*pair) for pair in zip(wanted, found, strict=True)), default=0.0)
@@ -397,7 +405,10 @@ def _relative_difference(one: Tensor, other: Tensor) -> float:
 
 
 class _ConstantDrawsMode(EagerMode):  # type: ignore[no-untyped-call]
-    """A dispatch mode that replaces random numbers by constants, because tensors of two shapes get different ones."""
+    """A dispatch mode that replaces random numbers by constants.
+
+    Without it, the masked and the smaller model would draw different numbers, because their tensors differ in shape.
+    """
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
@@ -430,4 +441,4 @@ _CONSTANT_DRAWS: dict[str, Callable[..., Any]] = {
     "normal_": lambda tensor, mean=0.0, std=1.0: tensor.fill_(mean),
     "exponential_": lambda tensor, rate=1.0: tensor.fill_(1 / rate),
 }
-"""Name of a random operation -> its replacement, with the same arguments."""
+"""Name of a random operation -> function with the same arguments that returns constants instead."""

@@ -1,7 +1,7 @@
-"""Patterns of masks: which weights are retained or removed together. Does not import torch.
+"""Patterns of masks: which weights are retained or removed together; this module does not import torch.
 
-A pattern is single weights, blocks of rows, whole rows, or n of every m inputs. It means the same in `allocate` and
-`prune`, for gates, in penalties, and as an option of searches.
+A pattern is unstructured (single weights), blocks of rows, whole rows, or N of every M inputs. Patterns mean the same
+in `allocate`, in `prune`, for gates, in penalties, and as an option of searches.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ DISTRIBUTIONS: tuple[Distribution, ...] = get_args(Distribution)
 
 
 SHARES = frozenset(("density", "densities", "sparsity", "control_densities", "at", "flops"))
-"""Settings and options that are densities, sparsities or fractions of a cost, which may be written as ``10%``."""
+"""Names of settings and options whose value is a fraction, which users may write as a percentage, such as ``10%``."""
 
 
 def parse_share(value: object, name: str = "") -> float:
-    """Return a fraction as a number: 0.1, ``"0.1"`` and ``"10%"`` are equivalent.
+    """Return a fraction as a number; the fraction may be written as 0.1, ``"0.1"`` or ``"10%"``.
 
     Args:
         value: the fraction.
-        name: its name, for the error message.
+        name: what the error message calls the fraction.
 
     Raises:
-        UsageError: if it is neither a number nor a percentage.
+        UsageError: if `value` is neither a number nor a percentage.
     """
     if not isinstance(value, bool) and isinstance(value, Real | Decimal):
         return value  # type: ignore[return-value]
@@ -51,7 +51,7 @@ def parse_share(value: object, name: str = "") -> float:
 
 
 def check_density(density: float | str | None = None, sparsity: float | str | None = None) -> float:
-    """Return the density, 0 < density <= 1 or ``10%``, given exactly one of density and sparsity.
+    """Return the density as a number in (0, 1], given either the density or the sparsity.
 
     Raises:
         UsageError: if both or none are given, or the value is out of range.
@@ -77,7 +77,7 @@ def check_density(density: float | str | None = None, sparsity: float | str | No
 
 
 def parse_share_option(name: str, value: float | str) -> float:
-    """Return the value of an option in `SHARES` as a number; raises as `check_density`."""
+    """Return the value of the option `name`, listed in `SHARES`, as a number; raise `UsageError` if out of range."""
     if name == "sparsity":
         check_density(sparsity=value)
         return parse_share(value)
@@ -96,31 +96,31 @@ def _format_share(value: float | str) -> str:
 
 
 def _hint_at_percentage(share: float) -> str:
-    """Return a hint for a fraction above 1, which was probably meant as a percentage."""
+    """Return a hint for an error message if a fraction above 1 was probably meant as a percentage, else ""."""
     return f": {share:g} %? write {share:g}% or {share / 100:g}" if 1 < share <= 100 else ""
 
 
 def count_retained(density: float, total: int) -> int:
-    """Return `density * total` rounded half up, exact in the density's decimal digits."""
+    """Return `density * total`, rounded half up; computed with the density's decimal digits, without float errors."""
     return int(Fraction(str(density)) * total + Fraction(1, 2))
 
 
 def check_layer_minimum_option(count: int) -> int:
-    """Return the smallest number of weights of each layer; raise `UsageError` if it is below 0."""
+    """Return `count`, the smallest number of weights of each layer; raise `UsageError` unless it is an int >= 0."""
     if not isinstance(count, int) or count < 0:
         raise UsageError(f"keep_at_least is a number of weights, 0 or more, not {count}")
     return count
 
 
 def check_collapse(collapse: str) -> str:
-    """Return the action for layers that would be left empty; raise `UsageError` if it is unknown."""
+    """Return `collapse`, the action for layers left empty; raise `UsageError` unless it is raise or keep."""
     if collapse not in ("raise", "keep"):
         raise UsageError(f"collapse is raise or keep, not {collapse!r}")
     return collapse
 
 
 def check_distribution(distribution: str) -> str:
-    """Return the name of a distribution; raise `UsageError` if it is unknown."""
+    """Return `distribution`; raise `UsageError` if it is not in `DISTRIBUTIONS`."""
     check_choice("distribution", distribution, DISTRIBUTIONS)
     return distribution
 
@@ -133,24 +133,25 @@ POSSIBLE = (
 
 
 def parse_n_of_m(text: str) -> tuple[int, int] | None:
-    """Return N and M of a text such as ``2:4``, 1 <= N < M; None for any other text."""
+    """Return N and M of a text such as ``2:4``, where 1 <= N < M; None for any other text."""
     match = re.fullmatch(r"([1-9]\d*):([1-9]\d*)", text)
     return (int(match[1]), int(match[2])) if match and int(match[1]) < int(match[2]) else None
 
 
 @dataclass(frozen=True)
 class Pattern:
-    """A pattern of masks, for weights viewed as rows (one per output) times columns (one per input and kernel
-    position).
+    """A pattern of masks: states which weights are retained or removed together.
+
+    A weight is viewed as rows (one per output) times columns (one per input and kernel position).
 
     - ``unstructured``: single weights.
-    - ``4x1``: blocks of 4 neighbouring rows (0-3, 4-7, …) at one column; any number from 2 on. The rows of a block of
-      rows retain the same columns and form a group of `structure.groups`. The last block may have fewer rows. Blocks do
-      not cross the groups of a grouped convolution (in a depthwise convolution they are single weights).
-    - ``channel``: whole rows, that is the filter or neuron of one layer. Coupled channels (`structure.channels`)
-      differ: they include bias, norm and the inputs of later layers.
-    - ``2:4``: at most 2 of every 4 neighbouring inputs (0-3, 4-7, …) at one kernel position of one row; any N < M. The
-      last inputs, if fewer than M, may retain N too.
+    - ``4x1`` (or any other number from 2 on): blocks of 4 neighbouring rows (0-3, 4-7, …) at one column. The 4 rows
+      then retain the same columns, so they are a group of `structure.groups`. The last block may have fewer rows.
+      Blocks do not cross the groups of a grouped convolution; in a depthwise convolution they are single weights.
+    - ``channel``: whole rows, that is, filters or neurons of one layer. They differ from the coupled channels of
+      `structure.channels`, which include bias, norm and the inputs of later layers.
+    - ``2:4`` (or any other N:M with N < M): at most 2 of every 4 neighbouring inputs (0-3, 4-7, …) of one row at one
+      kernel position. If the number of inputs is no multiple of M, the last inputs may retain N too.
 
     Examples:
         >>> two_of_four = tk.structure.Pattern.parse("2:4")
@@ -175,17 +176,17 @@ class Pattern:
     text: str = UNSTRUCTURED
     """The pattern as users write it."""
     rows: int = 1
-    """Number of rows of a block (Rx1)."""
+    """Number of rows of a block: R of Rx1, otherwise 1."""
     whole_rows: bool = False
-    """Whether a block contains all columns (``channel``)."""
+    """Whether a block contains all columns of its row (``channel``)."""
     n: int = 0
-    """Number of weights retained of `m`; 0 for other patterns."""
+    """N of an N:M pattern: largest number of weights retained of `m`; 0 for other patterns."""
     m: int = 0
-    """Number of inputs in a run (N:M); 0 for other patterns."""
+    """M of an N:M pattern: number of neighbouring inputs of which `n` are retained; 0 for other patterns."""
 
     @classmethod
     def parse(cls, text: str | Pattern) -> Pattern:
-        """Parse the text of a pattern; a `Pattern` is returned unchanged.
+        """Parse the text of a pattern; return an argument that is a `Pattern` already unchanged.
 
         Args:
             text: ``unstructured``, ``channel``, ``4x1``, ``2:4`` …
@@ -217,19 +218,19 @@ class Pattern:
 
     @property
     def blocks_of_rows(self) -> bool:
-        """Whether weights are retained or removed in blocks: Rx1 and ``channel``."""
+        """Whether weights are retained or removed in blocks, as for the patterns Rx1 and ``channel``."""
         return self.rows > 1 or self.whole_rows
 
     @property
     def densest(self) -> float:
-        """Largest density of a mask: n / m (slightly more if inputs are no multiple of m), or 1 for other patterns."""
+        """Largest density of a mask: n / m, which a shorter last run may exceed slightly; 1 if not N:M."""
         return self.n / self.m if self.m else 1.0
 
     def check_blocks(self, of: str) -> Pattern:
-        """Return the pattern; raise `UsageError` for N:M, which has no blocks.
+        """Return the pattern itself; raise `UsageError` if it is N:M, which has no blocks.
 
         Args:
-            of: what needs blocks, for the error message.
+            of: what needs blocks, such as "gates"; the error message begins with it.
         """
         if self.m:
             raise UsageError(
@@ -239,14 +240,14 @@ class Pattern:
         return self
 
     def check_density(self, density: float | str | None = None, sparsity: float | str | None = None) -> float:
-        """Return the density, given density or sparsity; for N:M the default is n / m.
+        """Return the density as a number, given a density or a sparsity; for N:M the default is n / m.
 
         Args:
             density: fraction retained.
-            sparsity: fraction removed, instead.
+            sparsity: fraction removed, instead of `density`.
 
         Raises:
-            UsageError: for an invalid density, or one that the pattern cannot reach.
+            UsageError: for an invalid density, or a density above the largest of the pattern.
         """
         if self.m and density is None and sparsity is None:
             return self.densest
@@ -267,7 +268,7 @@ class Pattern:
 
         Args:
             shape: shape of the weight.
-            layout: its output and input dimensions, see `layout.layouts`; by default outputs are in dimension 0.
+            layout: output and input dimensions of the weight, see `layout.layouts`; by default outputs come first.
 
         Raises:
             UsageError: for N:M, which has no blocks.

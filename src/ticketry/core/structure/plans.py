@@ -1,4 +1,4 @@
-"""Plans: which part of a model a smaller one retains, as data; and masks of channels."""
+"""Plans, which list the indices that a smaller model retains of each tensor, and masks of channels."""
 
 from __future__ import annotations
 
@@ -35,19 +35,20 @@ from ticketry_engine.support.sealed_files import sealed, unsealed
 FORMAT = "ticketry.shrink.1"
 
 _ATTRIBUTE = re.compile(r"[A-Za-z]\w*(\.\d+)?")
-"""Name of a module attribute that a plan may set: of a number, or `name.i` for an entry of a list or tuple."""
+"""Name of a module attribute that a plan may set: `name` for a number, `name.i` for entry i of a list or tuple."""
 
 Kept = dict[str, dict[int, tuple[int, ...]]]
 
 
 @dataclass(frozen=True)
 class ShrinkPlan:
-    """The indices that a smaller model retains of each dimension of each tensor.
+    """Lists the indices that a smaller model retains of each dimension of each tensor.
 
     Attributes:
-        shapes: name of each parameter and buffer that becomes smaller -> its shape before.
-        kept: name -> dimension -> remaining indices, ascending.
-        attributes: name of a module -> attribute that counts channels (`name.i` for an entry) -> its value afterwards.
+        shapes: name of each parameter and buffer that becomes smaller -> its shape in the larger model.
+        kept: name of the parameter or buffer -> dimension -> retained indices, ascending.
+        attributes: name of a module -> attribute that counts channels -> value of the attribute in the smaller model.
+            `name.i` stands for entry i of a list or tuple.
 
     Examples:
         >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
@@ -68,29 +69,29 @@ class ShrinkPlan:
     attributes: Mapping[str, Mapping[str, int]]
 
     def cut(self, name: str, tensor: Tensor) -> Tensor:
-        """Return the part that the smaller model retains of a tensor shaped like the parameter or buffer `name`."""
+        """Return the part that the smaller model retains of `tensor`, which is shaped like the parameter `name`."""
         for dim, indices in self.kept.get(name, {}).items():
             tensor = tensor.index_select(dim, torch.tensor(indices, device=tensor.device))
         return tensor.contiguous()
 
     def expand(self, name: str, part: Tensor, into: Tensor) -> Tensor:
-        """Return a copy of `into` with `part` at the remaining indices: the inverse of `cut`.
+        """Return a copy of `into` with `part` written to the retained indices: the inverse of `cut`.
 
         Args:
             name: name of the parameter or buffer.
-            part: the remaining part of the tensor.
-            into: tensor in the shape before, on the device of `part`.
+            part: the retained part of the tensor.
+            into: tensor in the shape that the larger model has, on the device of `part`.
         """
         return _insert_part(into, part, list(self.kept.get(name, {}).items()))
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """Return the shape of the parameter or buffer `name` afterwards."""
+        """Return the shape of the parameter or buffer `name` in the smaller model."""
         kept = self.kept.get(name, {})
         return tuple(len(kept[dim]) if dim in kept else size for dim, size in enumerate(self.shapes[name]))
 
     @property
     def removed(self) -> int:
-        """Number of removed elements of parameters and buffers."""
+        """Number of elements that are removed from all parameters and buffers together."""
         return sum(prod(shape) - prod(self.shape(name)) for name, shape in self.shapes.items())
 
     # -- a file --------------------------------------------------------------------------------------------------------
@@ -111,10 +112,10 @@ class ShrinkPlan:
 
         Args:
             data: the bytes.
-            where: name of the data in error messages.
+            where: what error messages call the data, such as a path.
 
         Raises:
-            StructureError: if the data is damaged or not a plan.
+            StructureError: if the data is damaged, or is not a plan.
         """
         try:
             tensors = safetensors_load(data)
@@ -133,13 +134,13 @@ class ShrinkPlan:
         return cls(shapes, {name: dict(sorted(dims.items())) for name, dims in sorted(kept.items())}, attributes)
 
     def save(self, path: str | Path) -> Path:
-        """Write the plan to a file, see `to_bytes`, and return its path.
+        """Write the plan to a file in the format of `to_bytes`, and return the path.
 
         Args:
-            path: path of the file; an existing one is replaced.
+            path: path of the file; an existing file is replaced.
 
         Raises:
-            StructureError: if it cannot be written.
+            StructureError: if the file cannot be written.
         """
         path = Path(path)
         try:
@@ -153,10 +154,10 @@ class ShrinkPlan:
         """Read a plan from a file that `save` wrote; pickle is not used.
 
         Args:
-            path: the file.
+            path: path of the file.
 
         Raises:
-            StructureError: if the file is missing, damaged or not a plan.
+            StructureError: if the file is missing, is damaged or is not a plan.
         """
         try:
             data = content_of(Path(path))
@@ -203,18 +204,19 @@ def _check_indices(tensor: Tensor, size: int) -> tuple[int, ...]:
 
 @entry_point(Need(values=False))
 def rebuild(model: nn.Module, plan: ShrinkPlan) -> nn.Module:
-    """Return a smaller copy of `model`, built by a plan: its parameters, buffers, and the sizes stored in its modules.
+    """Return a smaller copy of `model` that has the tensor shapes and module sizes listed in a plan.
 
     Parameters keep their type, device, `requires_grad` and ties, but not their gradients. `model` is not changed. To
-    load weights of a smaller model, first rebuild a new model of the same class.
+    load the saved weights of a smaller model, first rebuild a new model of the same class, then load them into the
+    result.
 
     Args:
-        model: the model of the plan, or another of its class.
+        model: the model that the plan was made for, or another model of the same class.
         plan: a plan from `shrink_plan`.
 
     Raises:
         UsageError: if `plan` is not a plan.
-        StructureError: if `model` lacks a tensor of the plan, or has it in another shape.
+        StructureError: if `model` lacks a tensor that the plan names, or the tensor has another shape.
 
     Examples:
         >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
@@ -241,7 +243,7 @@ def require_plan(plan: object) -> None:
 
 
 def cut_model_tensors(model: nn.Module, plan: ShrinkPlan) -> dict[int, Tensor]:
-    """Return the `id` of each parameter and buffer that becomes smaller -> its remaining part."""
+    """Return the retained part of each parameter and buffer that becomes smaller, by the `id` of the tensor."""
     places = list(_iterate_named_tensors(model))
     tensors = dict(places)
     for name, shape in plan.shapes.items():
@@ -261,7 +263,7 @@ def cut_model_tensors(model: nn.Module, plan: ShrinkPlan) -> dict[int, Tensor]:
 
 
 def set_module_sizes(small: nn.Module, plan: ShrinkPlan) -> nn.Module:
-    """Set the sizes stored in the modules of a model whose tensors are already cut; return the model."""
+    """Set the sizes that modules store, such as `out_features`, in a model with cut tensors; return the model."""
     modules = {normal_module_name(name): module for name, module in small.named_modules(remove_duplicate=False)}
     for name, values in plan.attributes.items():
         if name not in modules:
@@ -275,7 +277,7 @@ def set_module_sizes(small: nn.Module, plan: ShrinkPlan) -> nn.Module:
 
 
 def read_number(module: nn.Module, attribute: str) -> int | None:
-    """Return the value of a module attribute, or of an entry (`name.i`), if it is an integer; else None."""
+    """Return the value of a module attribute, or of entry i of a list (`name.i`); None if it is no integer."""
     name, _, index = attribute.partition(".")
     value: Any = getattr(module, name, None)
     if index:
@@ -297,7 +299,7 @@ def _set_number(where: str, module: nn.Module, attribute: str, number: int) -> N
 
 
 def _iterate_named_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Yield (name, tensor) of every parameter and buffer; shared ones under all their names."""
+    """Yield (name, tensor) of every parameter and buffer; a shared tensor is yielded under each of its names."""
     for prefix, module in model.named_modules(remove_duplicate=False):
         for local, tensor in (*module._parameters.items(), *module._buffers.items()):
             if tensor is not None:
@@ -305,7 +307,7 @@ def _iterate_named_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 
 def normal_module_name(name: str) -> str:
-    """Return a module's name without prefixes of wrappers."""
+    """Return the name of a module without the prefixes that wrappers such as `torch.compile` add."""
     return normal_name(f"{name}.weight")[: -len(".weight")] if name else ""
 
 
@@ -319,11 +321,11 @@ def _cut_tensor(plan: ShrinkPlan, name: str, tensor: Tensor) -> Tensor:
 Flags = NDArray[np.bool_]
 
 Removed = Mapping[int, Flags]
-"""Index of a group -> whether each of its channels is removed."""
+"""Index of a channel group -> whether each channel of the group is removed."""
 
 
 def named_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Return parameters and buffers by normalised name; shared ones only under their first name."""
+    """Return parameters and buffers by normalised name; a shared tensor is contained under its first name only."""
     inner = unwrapped(model)
     buffers = {normal_name(name): buffer for name, buffer in inner.named_buffers()}
     return {**named_parameters(inner), **buffers}
@@ -336,7 +338,13 @@ def named_shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
 def flag_retained_indices(
     structure: Structure, shapes: Mapping[str, tuple[int, ...]], removed: Removed
 ) -> dict[tuple[str, int], Flags]:
-    """Return (name, dimension) -> whether each index is retained, for the dimensions that lose any."""
+    """Return (name, dimension) -> whether each index is retained, for all dimensions that lose an index.
+
+    Args:
+        structure: the channel groups.
+        shapes: shape of each parameter and buffer, by name.
+        removed: index of a group -> whether each channel of the group is removed.
+    """
     kept: dict[tuple[str, int], Flags] = {}
     for position, flags in removed.items():
         for member in structure.groups[position].members if flags.any() else ():
@@ -348,7 +356,10 @@ def flag_retained_indices(
 def build_channel_mask(
     names: Iterable[str], structure: Structure, shapes: Mapping[str, tuple[int, ...]], removed: Removed
 ) -> Mask:
-    """Return the mask of the named tensors that removes each element with an index of a removed channel."""
+    """Return the mask that removes all elements of the tensors `names` at indices of removed channels.
+
+    The other arguments are those of `flag_retained_indices`.
+    """
     kept, tensors = flag_retained_indices(structure, shapes, removed), {}
     for name in names:
         mask = torch.ones(shapes[name], dtype=torch.bool)
@@ -365,12 +376,12 @@ def build_channel_mask(
 
 @dataclass(frozen=True)
 class ModelSizes:
-    """The tensors of a model and the modules that store their sizes, collected once for many plans."""
+    """Contains a model's tensors and the modules that store their sizes, collected once for many plans."""
 
     tensors: Mapping[str, Tensor]
     modules: Sequence[tuple[str, nn.Module]]
     behind: Mapping[tuple[int, str], Tensor]
-    """(`id` of a module, local name of a computed weight) -> the parameter of the weight's shape."""
+    """(`id` of a module, local name of a computed weight) -> the parameter that has the shape of this weight."""
 
     @classmethod
     def collect(cls, model: nn.Module) -> ModelSizes:
@@ -389,7 +400,7 @@ class ModelSizes:
         return {id(tensor): name for name, tensor in self.tensors.items()}
 
     def build_plan(self, structure: Structure, removed: Removed) -> ShrinkPlan:
-        """Return the plan that removes these channels."""
+        """Return the plan that removes the channels flagged in `removed`."""
         kept: Kept = {}
         for (name, dim), stay in sorted(flag_retained_indices(structure, self.shapes, removed).items()):
             kept.setdefault(name, {})[dim] = tuple(np.flatnonzero(stay).tolist())
@@ -399,7 +410,7 @@ class ModelSizes:
     def _changed_attributes(
         self, structure: Structure, removed: Removed, plan: ShrinkPlan
     ) -> dict[str, dict[str, int]]:
-        """Return module -> attribute -> new value, for the attributes that change."""
+        """Return name of a module -> attribute -> new value, for all attributes that change."""
         counted: dict[str, dict[str, int]] = {}
         for entry in structure.counted:
             stays = [unit is None or unit[0] not in removed or not removed[unit[0]][unit[1]] for unit in entry.units]
@@ -456,11 +467,11 @@ def _convolution_sizes(module: _ConvNd, weight: tuple[int, ...], groups: int) ->
 
 
 def flag_removed_channels(group: ChannelGroup, removed_indices: Mapping[tuple[str, int], Flags]) -> Flags:
-    """Return which channels of a group a mask removes from every parameter.
+    """Return, for each channel of a group, whether a mask removes the channel from every parameter.
 
     Args:
-        group: the group.
-        removed_indices: those of the mask, see `flag_removed_indices`.
+        group: the channel group.
+        removed_indices: the indices that the mask removes, from `flag_removed_indices`.
     """
     gone = np.ones(group.size, dtype=bool)
     for member in group.parameters:
@@ -470,7 +481,7 @@ def flag_removed_channels(group: ChannelGroup, removed_indices: Mapping[tuple[st
 
 
 def flag_removed_indices(mask: Mapping[str, Tensor]) -> dict[tuple[str, int], Flags]:
-    """Return (name, dimension) -> whether the mask removes everything at each index."""
+    """Return (name, dimension) -> whether the mask removes, for each index, all weights at that index."""
     found = {}
     for name, tensor in mask.items():
         for dim in range(tensor.dim()):

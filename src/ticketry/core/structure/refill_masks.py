@@ -1,8 +1,9 @@
-"""Refill: derive a mask of whole channels from an unstructured one, as many as its retained weights would fill.
+"""Refill: derive a mask of whole channels from an unstructured mask, as many as its retained weights would fill.
 
 Chen, Chen, Ma, Wang, Wang, "Coarsening the Granularity: Towards Structurally Sparse Lottery Tickets", ICML 2022,
-section 3.2. The paper only zeroes the filters that are not filled. This implementation removes everything that belongs
-to such a channel (bias, norm, inputs of later layers), so that the network can be shrunk without changing its outputs.
+section 3.2. The paper only sets the filters that are not filled to zero. This implementation removes everything that
+belongs to such a channel (bias, norm, inputs of later layers), so that the network can be made smaller without changing
+its outputs.
 """
 
 from __future__ import annotations
@@ -42,13 +43,13 @@ from ticketry.errors import LayerCollapseError, ScopeError, StructureError, Usag
 from ticketry_engine.support.entry_points import entry_point
 
 REFILL_SCORES = ("remaining", "l1", "l2", "taylor", "activation_l1", "activation_l2")
-"""Scores of the paper; any other score of `structure.channels` can be used too."""
+"""Scores in the paper; any score of `structure.channels` can be used too."""
 
 CHANNEL_WISE_SCORES = frozenset(CHANNEL_SCORES) - {"l1", "l2", "taylor"}
-"""Scores of a whole channel, which are not computed separately for each layer that produces it."""
+"""Scores of a whole channel, as opposed to scores for each layer that produces the channel."""
 
 ADDITIVE_SCORES = ("remaining", "taylor")
-"""Scores that have the same unit in all layers."""
+"""Scores that have the same unit in all layers, so that they can be added up directly."""
 
 
 def check_refill_score(score: str | Score) -> None:
@@ -56,7 +57,7 @@ def check_refill_score(score: str | Score) -> None:
 
 
 def score_for_refill(choice: ChannelChoice, mask: Mask, score: str | Score, inputs: ScoreInputs) -> list[Tensor]:
-    """Return a score of each channel of each group, float64 [size], in the network pruned by the mask."""
+    """Return, for each group, the score of each channel in the network pruned by `mask`: float64 [channels]."""
     control, plain = split_control(score) if isinstance(score, str) else ("", score)
     plain = "activation" if plain == "activation_l1" else plain
     if isinstance(plain, str) and plain in CHANNEL_WISE_SCORES:
@@ -71,7 +72,10 @@ def score_for_refill(choice: ChannelChoice, mask: Mask, score: str | Score, inpu
 
 
 def count_retained_weights(mask: Mask, member: Member, shapes: Mapping[str, tuple[int, ...]]) -> Tensor:
-    """Return how many weights each channel retains in one tensor, int64 [channels]; all if it is not in the mask."""
+    """Return how many weights each channel retains in the tensor of `member`: int64 [channels].
+
+    If the tensor is not in the mask, all its weights count.
+    """
     return _count_retained_by_index(mask, member, shapes)[torch.from_numpy(member.array)].sum(1)
 
 
@@ -81,9 +85,9 @@ def count_retained_weights(mask: Mask, member: Member, shapes: Mapping[str, tupl
 def _score_indices_in_layers(
     choice: ChannelChoice, mask: Mask, score: str | Score, inputs: ScoreInputs
 ) -> dict[tuple[str, int], Tensor]:
-    """Return (name, dimension) of weights that produce channels -> sum of the score over each index, float64.
+    """Return (name, dimension) -> sum of the score over each index, float64, for all weights that produce channels.
 
-    For ``l2`` it is the sum of squares.
+    For the score ``l2`` the sum is that of squares.
     """
     wanted = {(m.name, m.dim): m for group in choice.groups for m in group.within(choice.roles.outputs)}
     if score == "remaining":
@@ -135,8 +139,9 @@ def _sum_by_channel(by_index: Tensor, member: Member, score: str | Score) -> Ten
 
 
 def _combine_layers(layers: list[Tensor], score: str | Score) -> Tensor:
-    """Add up the scores of layers that produce the same channels; scores without a common unit are first divided by
-    their sum.
+    """Add up the scores of layers that produce the same channels.
+
+    If the unit of the score differs between layers, each layer's scores are first divided by their sum.
     """
     if len(layers) > 1 and score not in ADDITIVE_SCORES:
         layers = [values / torch.clamp(values.abs().sum(), min=torch.finfo(torch.float64).tiny) for values in layers]
@@ -163,45 +168,50 @@ def refill(
     seed: int = 0,
     structure: Structure | None = None,
 ) -> Mask:
-    """Return a mask of whole channels derived from an unstructured one; `shrink` can take out the removed channels.
+    """Return a mask of whole channels derived from an unstructured mask; `shrink` can take out the removed channels.
 
-    Each layer retains k0 = floor(density · channels) channels, at least one, where density is the retained fraction of
-    its weights. The channels with the highest scores are filled, that is, all their weights are retained (ties by
-    position). The other channels are emptied, with everything that belongs to them: biases, norm scales and shifts, and
-    inputs of later layers. As in the paper, these inputs are not counted, so the density is below the mask's, down to
-    its square; with `density`, more channels are filled.
+    Each layer retains k0 = floor(density · channels) channels, at least one, where density is the fraction of the
+    layer's weights that `mask` retains. The channels with the highest scores are filled, that is, all their weights are
+    retained; of equal scores, the earlier channel is filled. The other channels are emptied, that is, everything that
+    belongs to them is removed: weights, biases, norm scales and shifts, and inputs of later layers. As in the paper, k0
+    does not account for the removed inputs, so the density of the result is below that of `mask` (down to the square).
+    The argument `density` fills more channels.
 
-    If several layers produce the same channels, as in a residual stream, k0 follows from all their weights together.
-    Channels are then ranked by each layer's scores divided by their sum, so that layers have equal weight; otherwise a
-    layer with larger weights would decide alone, although the scale of weights before a norm has no meaning. Weight
-    counts and ``taylor`` have a common unit (weights, loss) and are added directly.
+    If several layers produce the same channels, as in a residual stream, k0 is computed from all their weights
+    together. Each layer's scores are then divided by their sum, and added up. So all layers have equal influence;
+    otherwise a layer with larger weights would decide alone, although the scale of weights before a norm has no
+    meaning. The scores ``remaining`` and ``taylor`` have the same unit in all layers and are added directly.
 
-    Layers outside of the mask, and those that share their channels, retain all channels. A layer in the mask whose
-    channels cannot be removed, such as the classifier, is filled completely except for removed inputs.
+    Layers outside of the mask, and layers that produce the same channels as these, retain all channels. If the channels
+    of a layer in the mask cannot be removed, as in the classifier, all weights of the layer are retained, except those
+    that read removed channels.
 
     Args:
         model: the model with the weights trained under `mask`.
         mask: unstructured mask of any of the model's parameters.
         example_inputs: a tensor, or a tuple of the model's arguments; two examples or more.
-        score: score of a channel by its retained weights in the layers that produce it: ``remaining`` (number), ``l1``,
-            ``l2`` (norm), ``taylor`` (sum of |w dL/dw|); ``activation_l1``, ``activation_l2`` (mean |value|, root mean
-            square of the inputs of later layers, in the masked network); or any other of `structure.channels`, in the
-            masked network. ``shuffled:l1`` fills random channels, as a control.
-        plus: refill+: fraction of the emptied channels that is filled too, the best first:
-            k = floor(k0 + (channels - k0) · plus).
-        density: choose `plus` so that the result's density is nearest to this one, but at least k0 channels.
+        score: score of channels, computed in the masked network. By the retained weights of the layers that produce a
+            channel: ``remaining`` (number of weights), ``l1`` or ``l2`` (norm), ``taylor`` (sum of |w dL/dw|). By the
+            inputs of later layers: ``activation_l1`` (mean |value|), ``activation_l2`` (root mean square). Or any other
+            score of `structure.channels`. ``shuffled:l1`` fills random channels, as a control.
+        plus: refill+: fraction of the emptied channels that is filled too, the best first. The number of filled
+            channels is then k = floor(k0 + (channels - k0) · plus).
+        density: choose `plus` so that the density of the result is nearest to `density`; at least k0 channels are
+            filled.
         coupled: ``agree``: the layers of a residual stream retain the same channels; ``inner``: residual streams
             retain all channels, and only channels inside a block are removed.
-        first: whether the first convolution may lose output channels; by default if it is in the mask (in the paper
-            that of ResNets is not). True includes it with all its weights even if it is not in the mask.
-        output: likewise for the last linear or convolution layer, if its channels are not the model's outputs.
-        spare: names or patterns, as in `ticketry.scope`, of layers that retain all their channels. Modules that cannot
-            be traced also retain all channels that enter them.
-        keep_at_least: number of channels that each layer retains at least.
-        multiple: the number of channels is rounded to the nearest multiple (at least one): see `channels`.
-        batches, loss, seed: inputs of the score, if it needs any: see `channels`.
-        structure: channel structure of the model, if known (`structure.tried_structure`); finding it takes most of the
-            time.
+        first: whether the first convolution may lose output channels. By default it may if it is in the mask; in the
+            paper, the first convolution of ResNets is not. True includes all its weights even if the mask lacks them.
+        output: whether the last linear or convolution layer may lose output channels, with the same values as `first`.
+            Channels that are outputs of the model are always retained.
+        spare: names or patterns, as in `ticketry.scope`, of layers that retain all their channels. Spared modules that
+            cannot be traced also retain all channels that enter them.
+        keep_at_least: smallest number of channels that each layer retains.
+        multiple: the number of channels is rounded to the nearest multiple of this number (at least one multiple), see
+            `channels`.
+        batches, loss, seed: inputs of the score, if the score needs any, see `channels`.
+        structure: channel structure of the model, if known from `structure.tried_structure`; finding the structure
+            takes most of the time.
 
     Raises:
         UsageError: for an unknown score or option, `plus` outside [0, 1], or patterns that match nothing.
@@ -276,13 +286,20 @@ def _check_structure(structure: Structure, shapes: Mapping[str, tuple[int, ...]]
 
 
 def _rename_to_first_names(model: nn.Module, mask: Mask) -> Mask:
-    """Return the mask under the first names of shared parameters; raise `MaskError` if it does not fit the model."""
+    """Return the mask with shared parameters under their first names; raise `MaskError` if it does not fit `model`."""
     names = {id(parameter): name for name, parameter in named_parameters(model).items()}
     return Mask({names[id(parameter)]: mask[name].cpu() for name, parameter in mask.parameters(model).items()})
 
 
 def _scope_with_ends(model: nn.Module, mask: Mask, first: bool | None, output: bool | None) -> Scope:
-    """Return the scope of the mask; `first` and `output` add the first and last layer."""
+    """Return the scope of the mask's tensors, plus the weights of the first or last layer if requested.
+
+    Args:
+        model: the model.
+        mask: the mask.
+        first: whether to add the weights of the first convolution.
+        output: whether to add the weights of the last linear or convolution layer.
+    """
     asked = [names for names, want in zip(first_and_last_layer_parameters(model), (first, output), strict=True) if want]
     parameters = named_parameters(model)
     shapes = mask.shapes
@@ -301,7 +318,7 @@ def _find_retained_groups(
     output: bool | None,
     spared: set[str],
 ) -> dict[int, str]:
-    """Return the indices of the groups that retain all channels because of the options, with the reasons."""
+    """Return index of a group -> reason, for the groups that retain all channels because of the options."""
     ends = first_and_last_layer_parameters(model)
     spared = spared | (ends[0] if first is False else set()) | (ends[1] if output is False else set())
     found: dict[int, str] = {}
@@ -319,7 +336,10 @@ def _find_retained_groups(
 
 
 def _match_spared_parameters(model: nn.Module, spare: Sequence[str], unseen: Sequence[str]) -> set[str]:
-    """Return the parameters that patterns match; a pattern for a module that is not traced may match none."""
+    """Return the names of the parameters that the patterns `spare` match.
+
+    A pattern that matches no parameter is an error, unless it matches a module in `unseen`, which is not traced.
+    """
     found: set[str] = set()
     for pattern in spare:
         try:
@@ -335,14 +355,14 @@ def _match_spared_parameters(model: nn.Module, spare: Sequence[str], unseen: Seq
 
 @dataclass(frozen=True)
 class _GroupBudget:
-    """Number of channels of a group, and of all and retained weights that produce them."""
+    """Numbers of a channel group: its channels (`size`), and the retained and all weights that produce them."""
 
     size: int
     kept: int
     total: int
 
     def count_filled(self, plus: float, keep_at_least: int, multiple: int) -> int:
-        """Return the number of channels to fill, that is, to retain completely."""
+        """Return the number of channels to fill, that is, to retain with all their weights."""
         paid = max(self.kept * self.size // self.total, 1)
         filled = paid + math.floor((self.size - paid) * plus + 1e-9)  # tolerance for rounding of `plus`
         whole = max((filled + multiple // 2) // multiple, 1) * multiple
@@ -368,7 +388,10 @@ def _compute_group_budget(
 
 
 def _fill_to_density(choice: ChannelChoice, channels: Callable[[float], list[int]], density: float) -> list[int]:
-    """Return the number of channels to fill in each group, for the `plus` whose density is nearest."""
+    """Return the number of channels to fill in each group, so that the mask's density is nearest to `density`.
+
+    `channels` is a function that returns these numbers for a value of `plus`.
+    """
     low, high = 0.0, 1.0
     while high - low > 1e-6:
         middle = (low + high) / 2
@@ -377,7 +400,7 @@ def _fill_to_density(choice: ChannelChoice, channels: Callable[[float], list[int
 
 
 def _density_if_filled(choice: ChannelChoice, filled: Sequence[int]) -> float:
-    """Return the density of a mask with these numbers of filled channels."""
+    """Return the density of a mask in which the number of retained channels of each group is that in `filled`."""
     left = {name: list(choice.shapes[name]) for name in choice.masked_names}
     for group, count in zip(choice.groups, filled, strict=True):
         for member in group.parameters:
@@ -386,7 +409,7 @@ def _density_if_filled(choice: ChannelChoice, filled: Sequence[int]) -> float:
 
 
 def _flag_removed(scores: Tensor, filled: int) -> Flags:
-    """Return whether each channel is removed: all except the `filled` ones of highest score; ties go to the earlier."""
+    """Flag all channels as removed except for the `filled` highest scores; of equal scores, the earlier is retained."""
     removed = np.ones(len(scores), dtype=bool)
     removed[torch.argsort(scores, descending=True, stable=True)[:filled].numpy()] = False
     return removed

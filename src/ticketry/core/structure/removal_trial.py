@@ -1,7 +1,7 @@
-"""Test which channel groups can be removed, by comparing the smaller model's outputs with the masked model's.
+"""Test which channel groups can be removed: compare outputs of the smaller model and of the masked model.
 
-Tracing cannot see numbers in the user's code: a width written out in a `view`, or a scale computed from a width. A
-model with such a number fails without its channels, or returns other outputs.
+Tracing cannot see numbers in the user's code, such as a width written out in a `view`, or a scale computed from a
+width. Without the channels that such a number counts, the model fails or returns other outputs.
 """
 
 from __future__ import annotations
@@ -46,15 +46,17 @@ from ticketry_engine.support.entry_points import entry_point
 
 @entry_point()
 def tried_structure(model: nn.Module, example_inputs: Inputs, spare: Patterns = ()) -> Structure:
-    """Return the channel structure of `model`; groups whose removal breaks it or changes its outputs are not prunable.
+    """Return the channel structure of `model`, after testing which channel groups can be removed.
 
-    When a dimension is split into several, one of them is assumed to become narrower, first the last one (the width of
-    attention heads). If its channels cannot be removed, another is tried (the number of heads).
+    A group is marked as not prunable if its removal breaks the model or changes its outputs. If the model splits a
+    dimension into several, the last one (the width of attention heads) is first assumed to become narrower. If channels
+    cannot be removed so, another one (the number of heads) is tried.
 
     Args:
         model: any module; it is not changed.
         example_inputs: a tensor, a tuple of the model's arguments, or a dictionary of them.
-        spare: names or patterns of modules that are not traced: all channels that enter or leave them are retained.
+        spare: names or patterns of modules that are not traced. All channels that enter or leave these modules are
+            retained.
 
     Raises:
         UsageError: if a pattern of `spare` matches no module.
@@ -93,7 +95,7 @@ def tried_structure(model: nn.Module, example_inputs: Inputs, spare: Patterns = 
 
 
 def _try_in_double(structure: Structure, scrambled: nn.Module, arguments: Arguments) -> Structure:
-    """Repeat the test in float64, if the model runs in it, because float32 hides small differences."""
+    """Repeat the test in float64, which reveals smaller differences, if the model runs in float64."""
     exact = _Trial(copy_in_dtype(scrambled, torch.float64), copy_arguments(arguments, torch.float64), structure)
     problem = exact.find_problem([*exact.half_channels])
     return structure if problem is None or not problem.ran else exact.find_removable_groups()
@@ -102,16 +104,16 @@ def _try_in_double(structure: Structure, scrambled: nn.Module, arguments: Argume
 def find_structure_sparing_untraceable(
     model: nn.Module, example_inputs: Inputs, spare: Sequence[str]
 ) -> tuple[Structure, tuple[str, ...]]:
-    """Return the result of `tried_structure`, sparing those modules that cannot be traced.
+    """Return the result of `tried_structure` without tracing the modules that cannot be traced, if `spare` names them.
 
     Args:
         model: any module; it is not changed.
         example_inputs: see `tried_structure`.
-        spare: names or patterns of modules, or of modules around them, whose control flow may depend on activations.
-            Other names are ignored.
+        spare: names or patterns of modules whose control flow, or that of a module inside, may depend on activations.
+            Names of any other modules are ignored.
 
     Returns:
-        The structure, and the names of modules that were not traced.
+        The structure, and the names of the modules that were not traced.
 
     Raises:
         StructureError: see `tried_structure`.
@@ -145,17 +147,15 @@ def _match_modules(model: nn.Module, spare: Patterns) -> frozenset[str]:
 
 
 _MOST_GUESSES = 4
-"""Number of attributes that are left unchanged in turn, at most, for one group."""
+"""For a group that fails: largest number of tests in which different guessed attributes are left unchanged."""
 
 _MOST_CHOICES = 2
-"""Number of further choices for a split dimension; splits into more than three (query, key and value of heads) are
-rare.
-"""
+"""Number of times that another dimension of a split is tried; splits into more than three dimensions are rare."""
 
 
 @dataclass
 class _Trial:
-    """A test of which channel groups of a model can be removed, by removing half the channels of each."""
+    """Tests which channel groups of a model can be removed, by removing a random half of each group's channels."""
 
     model_copy: nn.Module
     arguments: Arguments
@@ -169,7 +169,7 @@ class _Trial:
 
     @cached_property
     def half_channels(self) -> dict[int, Flags]:
-        """Index of each prunable group -> flags of a random half of its channels."""
+        """Index of each prunable group -> flags that mark a random half of the group's channels."""
         draw = np.random.default_rng(0)
         return {
             position: _flag_random_half(group.size, draw)
@@ -186,15 +186,14 @@ class _Trial:
         return ModelSizes.collect(self.model_copy)
 
     def find_removable_groups(self) -> Structure:
-        """Return the structure; groups whose removal changes the outputs in evaluation mode are no longer prunable."""
+        """Test all prunable groups in evaluation mode; return the structure with failing groups marked not prunable."""
         self._test_groups([*self.half_channels])
         return self.structure.staying(self.not_removable)
 
     def confirm_in_training_mode(self) -> Structure:
-        """Return the structure; groups whose removal changes the outputs in training mode are no longer prunable
-        either.
+        """Test the prunable groups in training mode; return the structure with failing groups marked as not prunable.
 
-        Attributes that equal a width by chance keep their value.
+        Also stop changing attributes that equal a number of channels only by chance.
         """
         self.removable = [*self.half_channels]
         if self.removable and self.find_problem(self.removable, training=True, evaluation=False):
@@ -204,9 +203,10 @@ class _Trial:
         return self.structure.staying(self.not_removable)
 
     def _drop_guesses(self) -> None:
-        """Stop changing guessed attributes that the model does not need changed, in all modules of a class at once.
+        """Stop changing guessed attributes if the model passes the tests when they keep their value.
 
-        Such an attribute may count something else: the longest text, or the pixels of an attention window.
+        An attribute is left unchanged in all modules of a class at once. Such an attribute may count something other
+        than channels: the longest text, or the pixels of an attention window.
         """
         kinds: dict[tuple[type[nn.Module], str], list[ChannelCount]] = {}
         classes = {name: type(module) for name, module in self.model_copy.named_modules()}
@@ -220,7 +220,7 @@ class _Trial:
                 self.structure = before
 
     def _test_groups(self, positions: list[int]) -> None:
-        """Test all groups together; if that fails, without those of the failing module, or in halves."""
+        """Test the groups at `positions` together; if the test fails, divide the groups and test the parts."""
         waiting = [(positions, False)] if positions else []
         while waiting:
             several, suspected = waiting.pop()
@@ -235,7 +235,11 @@ class _Trial:
                 waiting += self._divide_failing_groups(several, problem)
 
     def _divide_failing_groups(self, several: list[int], problem: Problem) -> list[tuple[list[int], bool]]:
-        """Return the parts to test instead, each with whether it is suspected to fail; the last is tested first."""
+        """Divide groups that fail together into parts to test; the last part is tested first.
+
+        Groups that the failing module may be about become parts of their own; without any, the groups are halved. Each
+        part comes with a flag: whether the group is suspected to fail.
+        """
         suspects = self._find_suspects(several, problem.where)
         if len(suspects) == 1 and suspects[0] in self.structure.written.get(problem.where, ()):
             self._mark_not_removable(suspects[0], problem)
@@ -247,7 +251,11 @@ class _Trial:
         return [(several[middle:], False), (several[:middle], False)]
 
     def _find_suspects(self, several: list[int], where: str) -> list[int]:
-        """Return groups whose width a module's code may contain, or else groups with channels in or around it."""
+        """Return those of the groups `several` that may make the module `where` fail.
+
+        These are groups whose width the module's code may contain as a number, or else groups with channels in the
+        module or in a module around it.
+        """
         written = self.structure.written.get(where, frozenset())
         touching = [position for position in several if position in written]
         while where and not touching:
@@ -261,14 +269,14 @@ class _Trial:
         return touching
 
     def _fails_alone(self, position: int) -> bool:
-        """Return whether a group fails alone; if so, mark it as not removable."""
+        """Test a single group; if the test fails, mark the group as not removable and return True."""
         problem = self.find_problem([position])
         if problem is not None:
             self._mark_not_removable(position, problem)
         return problem is not None
 
     def _mark_not_removable(self, position: int, problem: Problem) -> None:
-        """Mark a failing group as not removable, unless it passes when guessed attributes are left unchanged."""
+        """Mark a failing group as not removable, unless the group passes with guessed attributes left unchanged."""
         guesses = [c for c in self.structure.counted if c.guessed and any(u and u[0] == position for u in c.units)]
         counted = self.structure.counted
         for dropped in (*([guess] for guess in guesses), guesses)[:_MOST_GUESSES] if guesses else ():
@@ -283,7 +291,7 @@ class _Trial:
     def find_problem(
         self, positions: Sequence[int], *, training: bool | None = None, evaluation: bool = True
     ) -> Problem | None:
-        """Return how the model differs without half of the channels of these groups; None if it does not.
+        """Remove half the channels of these groups, and return how the model then differs; None if outputs are equal.
 
         Args:
             positions: indices of the groups.
@@ -299,7 +307,7 @@ class _Trial:
         return found
 
     def _build_masked_model(self, removed: Removed) -> nn.Module:
-        """Return the model with these channels set to 0."""
+        """Return a copy of the model in which the channels flagged in `removed` are 0."""
         masked: dict[int, Tensor] = {}
         for (name, dim), stay in flag_retained_indices(self.structure, self.sizes.shapes, removed).items():
             whole = self.sizes.tensors[name]
@@ -309,7 +317,7 @@ class _Trial:
         return self.copies.copy(masked)
 
     def _build_smaller_model(self, plan: ShrinkPlan) -> nn.Module:
-        """Return the smaller model, which shares everything that is not cut."""
+        """Return a smaller copy of the model by a plan; it shares with the model everything that is not cut."""
         cut = {id(self.sizes.tensors[name]): plan.cut(name, self.sizes.tensors[name].detach()) for name in plan.kept}
         counting = [module for name, module in self.sizes.modules if normal_module_name(name) in plan.attributes]
         return set_module_sizes(self.copies.copy(cut, counting), plan)
@@ -322,7 +330,7 @@ def _flag_random_half(size: int, draw: np.random.Generator) -> Flags:
 
 
 def build_smaller(model_copy: nn.Module, plan: ShrinkPlan) -> nn.Module:
-    """Return the smaller model, which shares all parameters that are not cut with `model_copy`."""
+    """Return the smaller model that a plan describes; it shares all parameters that are not cut with `model_copy`."""
     return set_module_sizes(copy_sharing_parameters(model_copy, cut_model_tensors(model_copy, plan)), plan)
 
 
@@ -330,21 +338,26 @@ def build_smaller(model_copy: nn.Module, plan: ShrinkPlan) -> nn.Module:
 
 
 def _noise_for_small_weights(parameter: Tensor, spread: float) -> float:
-    """Return the noise that very small weights need so that outputs are as large as inputs; 0 for larger weights."""
+    """Return the standard deviation of noise for weights with a very small `spread`; 0 if the spread is larger.
+
+    With this noise, the outputs of the layer are about as large as the inputs.
+    """
     usual = parameter[0].numel() ** -0.5 if parameter.dim() > 1 and len(parameter) else 0.0
     return usual if spread < 0.5 * usual else 0.0
 
 
 _MOST_NUMBERS = 65521
-"""Number of random numbers drawn for one tensor; then they repeat. It is prime, so that no two channels get the
-same.
+"""Number of random numbers drawn for a tensor, which are repeated to fill the tensor.
+
+The number is prime, so that no two channels get the same numbers.
 """
 
 
 def _add_noise(model_copy: nn.Module) -> nn.Module:
-    """Return a copy with noise added to its weights, because zeros and ones would hide errors.
+    """Return a copy of the model with noise added to its weights, because zeros and ones in weights would hide errors.
 
-    Examples are new biases and norms, last layers of residual branches, and weights so small that attention is uniform.
+    Such weights are found in new biases and norms, and in last layers of residual branches; very small weights, by
+    which attention is uniform, hide errors as well.
     """
     draw = torch.Generator().manual_seed(0)
 

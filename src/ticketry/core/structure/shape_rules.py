@@ -1,7 +1,7 @@
 """Trace operations that move or select elements: views, permutations, concatenation, slices, indices.
 
-Each function runs one operation and sets the labels of its outputs, see `trace`. A frozen dimension is one of whose
-channels none can be removed.
+Each function runs an operation and sets the labels of its outputs, see `trace`. A dimension is frozen if none of its
+channels can be removed.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from ticketry.core.structure.trace import (
 
 @rule_for_one_tensor
 def trace_view(t: Trace, call: Call, axes: Axes, shape: tuple[int, ...], result: Tensor) -> Axes:
-    """Trace a reshape, which merges and splits dimensions."""
+    """Trace a reshape: find the labels of the merged and split dimensions."""
     found = Axes.unlabelled(result.dim())
     for before, after in _match_runs(shape, tuple(result.shape)):
         _trace_view_run(t, shape, axes, before, result, found, after)
@@ -43,8 +43,10 @@ def trace_view(t: Trace, call: Call, axes: Axes, shape: tuple[int, ...], result:
 
 
 def _match_runs(before: tuple[int, ...], after: tuple[int, ...]) -> list[tuple[list[int], list[int]]]:
-    """Return the smallest runs of dimensions before and after a reshape with equal products, without dimensions of
-    size 1.
+    """Match dimensions `before` a reshape with dimensions `after` it; dimensions of size 1 are left out.
+
+    Each match is a run of consecutive dimensions before and a run after with the same number of elements, as short as
+    possible.
     """
     one = [d for d, size in enumerate(before) if size != 1]
     other = [d for d, size in enumerate(after) if size != 1]
@@ -99,7 +101,7 @@ def _require_labels(axes: Axes, dimension: int) -> Ids:
 
 
 def _find_varying_dimension(grid: Ids) -> int | None:
-    """Return the only dimension along which labels differ; None if there are several."""
+    """Return the dimension of `grid` along which labels differ; None if labels differ along several dimensions."""
     for position in range(grid.ndim):
         moved = np.moveaxis(grid, position, -1).reshape(-1, grid.shape[position])
         if (moved == moved[0]).all():
@@ -123,7 +125,7 @@ def trace_permute(t: Trace, call: Call, axes: Axes, shape: tuple[int, ...], resu
 
 @rule_for_one_tensor
 def trace_squeeze(t: Trace, call: Call, axes: Axes, shape: tuple[int, ...], result: Tensor) -> Axes:
-    """Trace the removal of dimensions of size 1."""
+    """Trace `squeeze`, which removes dimensions of size 1."""
     dim, count = call.argument("dim"), len(shape)
     listed = list(range(count)) if dim is None else [d % count for d in ([dim] if isinstance(dim, int) else dim)]
     return axes.reorder([d for d in range(count) if not (d in listed and shape[d] == 1)])
@@ -138,7 +140,10 @@ def trace_unsqueeze(t: Trace, call: Call, axes: Axes, shape: tuple[int, ...], re
 
 @rule_for_one_tensor
 def trace_expand(t: Trace, call: Call, axes: Axes, shape: tuple[int, ...], result: Tensor) -> Axes:
-    """Trace `expand`; repeated elements may match the number of any channels, as in `norm.expand_as(x)`."""
+    """Trace `expand`: expanded dimensions get new labels, because their size may equal the number of any channels.
+
+    An example is `norm.expand_as(x)`, where the size is the number of channels of x.
+    """
     added = result.dim() - len(shape)
     found = axes.reorder([-1] * added + list(range(len(shape))))
     for d, size in enumerate(result.shape):
@@ -150,7 +155,7 @@ def trace_expand(t: Trace, call: Call, axes: Axes, shape: tuple[int, ...], resul
 
 @rule_for_one_tensor
 def trace_repeat(t: Trace, call: Call, axes: Axes, shape: tuple[int, ...], result: Tensor) -> Axes:
-    """Trace `repeat`, which concatenates copies of a tensor."""
+    """Trace `repeat`, which concatenates copies of a tensor: all copies have the same labels."""
     found = axes.reorder([-1] * (result.dim() - len(shape)) + list(range(len(shape))))
     for dimension, times in enumerate(call.argument("repeats")):
         ids = found.labels[dimension]
@@ -212,7 +217,7 @@ def trace_stack(t: Trace, call: Call) -> Any:
 
 @rule_for_one_tensor
 def trace_pad(t: Trace, call: Call, axes: Axes, shape: tuple[int, ...], result: Tensor) -> Axes:
-    """Trace padding with a constant; the indices that it adds cannot be removed."""
+    """Trace padding with a constant: the added indices cannot be removed."""
     widths = list(call.argument("pad"))
     for index in range(len(widths) // 2):
         dimension = len(shape) - 1 - index
@@ -229,7 +234,7 @@ def trace_pad(t: Trace, call: Call, axes: Axes, shape: tuple[int, ...], result: 
 
 
 def trace_pixel_shuffle(t: Trace, call: Call) -> Any:
-    """Trace `pixel_shuffle`, which turns factor^2 channels (dimension -3) into one, or `pixel_unshuffle`."""
+    """Trace `pixel_shuffle`, which turns each factor^2 channels (dimension -3) into one, or `pixel_unshuffle`."""
     tensor = call.tensors[0]
     ids = t.book.get(tensor).labels[-3]
     if ids is None:
@@ -254,7 +259,10 @@ def trace_pixel_shuffle(t: Trace, call: Call) -> Any:
 
 @rule_for_one_tensor
 def trace_channel_shuffle(t: Trace, call: Call, axes: Axes, shape: tuple[int, ...], result: Tensor) -> Axes:
-    """Trace `channel_shuffle`: dimension 1 is split into groups, and the first channels of all groups come first."""
+    """Trace `channel_shuffle`: channels (dimension 1) are viewed as [groups, channels of a group] and transposed.
+
+    All groups must lose the same channels.
+    """
     ids, groups = axes.labels[1], int(call.argument("groups"))
     if ids is not None:
         rows = ids.reshape(groups, -1)
@@ -266,7 +274,7 @@ def trace_channel_shuffle(t: Trace, call: Call, axes: Axes, shape: tuple[int, ..
 
 @rule_for_one_tensor
 def trace_im2col(t: Trace, call: Call, axes: Axes, shape: tuple[int, ...], result: Tensor) -> Axes:
-    """Trace `im2col`: [batch, channels, height, width] -> [batch, channels x pixels of a window, positions]."""
+    """Trace `im2col`, which turns [batch, channels, height, width] into [batch, channels * window size, positions]."""
     t.freeze_axes(axes, [-1, -2, *range(len(shape) - 3)], "windows of it are taken")
     found = Axes.unlabelled(result.dim())
     ids = axes.labels[-3]
@@ -277,7 +285,7 @@ def trace_im2col(t: Trace, call: Call, axes: Axes, shape: tuple[int, ...], resul
 
 @rule_for_one_tensor
 def trace_col2im(t: Trace, call: Call, axes: Axes, shape: tuple[int, ...], result: Tensor) -> Axes:
-    """Trace `col2im`, which adds up windows."""
+    """Trace `col2im`, which adds up overlapping windows into an image: the indices of a channel's window are united."""
     t.freeze_axes(axes, [-1, *range(len(shape) - 2)], "windows of it are taken")
     found = Axes.unlabelled(result.dim())
     ids = axes.labels[-2]
@@ -292,7 +300,7 @@ def trace_col2im(t: Trace, call: Call, axes: Axes, shape: tuple[int, ...], resul
 
 
 def trace_pack_padded(t: Trace, call: Call) -> tuple[Tensor, Tensor]:
-    """Trace `pack_padded_sequence`, which returns all elements step by step, and their number per step."""
+    """Trace `pack_padded_sequence`, which returns the elements of all sequences and the number of elements per step."""
     axes = t.book.get(call.tensors[0])
     t.freeze_axes(axes, [0, 1], "it is a batch of sequences")
     data, sizes = call.run()
@@ -301,7 +309,7 @@ def trace_pack_padded(t: Trace, call: Call) -> tuple[Tensor, Tensor]:
 
 
 def trace_pad_packed(t: Trace, call: Call) -> tuple[Tensor, Tensor]:
-    """Trace `pad_packed_sequence`; the padding may differ from 0."""
+    """Trace `pad_packed_sequence`: removed channels are 0 afterwards only if the padding value is 0 too."""
     axes = t.book.get(call.tensors[0])
     data, lengths = call.run()
     padded = axes.reorder([-1, -1, *range(1, len(axes.labels))])
@@ -334,7 +342,7 @@ _MOVES: dict[str, Rule] = {
 
 
 def trace_split(t: Trace, call: Call) -> object:
-    """Trace the split of a dimension into consecutive parts."""
+    """Trace the split of a dimension into consecutive parts, such as `split` or `chunk`."""
     tensor = call.tensors[0]
     axes = t.book.get(tensor)
     dimension = int(call.argument("dim")) % tensor.dim()
@@ -349,10 +357,10 @@ def trace_split(t: Trace, call: Call) -> object:
 
 
 def _split_labels(t: Trace, ids: Ids | None, sizes: Sequence[int]) -> list[Ids | None]:
-    """Return the labels of consecutive parts of a dimension.
+    """Return the labels of consecutive parts of a dimension, which have the given `sizes`.
 
-    Parts of equal size share one width in the code and must lose the same channels. Parts of different sizes are frozen
-    unless their widths are attributes of the module.
+    Parts of equal size share one width in the code, so they must lose the same channels. If sizes differ, channels can
+    be removed only if all widths are attributes of the module.
     """
     if ids is None:
         return [None for _ in sizes]
@@ -377,7 +385,7 @@ def _freeze_single(t: Trace, ids: Ids) -> Ids | None:
 
 @rule_for_one_tensor
 def trace_slice(t: Trace, call: Call, axes: Axes, shape: tuple[int, ...], result: Tensor) -> Axes:
-    """Trace `slice` or `narrow`."""
+    """Trace `slice` or `narrow`, which select consecutive indices of a dimension."""
     dimension = int(call.argument("dim")) % len(shape)
     ids, size, length = axes.labels[dimension], shape[dimension], result.shape[dimension]
     start = call.argument("start") or 0
@@ -391,10 +399,11 @@ def trace_slice(t: Trace, call: Call, axes: Axes, shape: tuple[int, ...], result
 
 
 def _slice_labels(t: Trace, ids: Ids, start: int, length: int) -> Ids | None:
-    """Return the labels of one part of a dimension.
+    """Return the labels of a part of a dimension, from index `start`; None if its channels cannot be removed.
 
-    If it is one of several equal parts, all must lose the same channels. The ends of any other part, counted from the
-    start or the end of the dimension, must be attributes of the module; otherwise all labels are frozen.
+    If the part is one of several equal parts, all parts must lose the same channels. Otherwise the part's ends, counted
+    from the start or the end of the dimension, must be attributes of the module; if they are not, no channel of the
+    dimension can be removed.
     """
     found, stop = ids[start : start + length], start + length
     t.record_width_use(ids)
@@ -413,7 +422,10 @@ def _slice_labels(t: Trace, ids: Ids, start: int, length: int) -> Ids | None:
 
 @rule_for_one_tensor
 def trace_glu(t: Trace, call: Call, axes: Axes, shape: tuple[int, ...], result: Tensor) -> Axes:
-    """Trace `glu`: the first half times the sigmoid of the second half."""
+    """Trace `glu`, which multiplies the first half of a dimension by the sigmoid of the second half.
+
+    Both halves must lose the same channels.
+    """
     dimension = int(call.argument("dim")) % len(shape)
     if axes.labels[dimension] is not None:
         axes.labels[dimension] = _split_labels(t, axes.labels[dimension], [shape[dimension] // 2] * 2)[0]
@@ -422,7 +434,7 @@ def trace_glu(t: Trace, call: Call, axes: Axes, shape: tuple[int, ...], result: 
 
 @rule_for_one_tensor
 def trace_roll(t: Trace, call: Call, axes: Axes, shape: tuple[int, ...], result: Tensor) -> Axes:
-    """Trace a cyclic shift, which freezes its dimensions."""
+    """Trace `roll`, a cyclic shift: channels of the shifted dimensions cannot be removed."""
     dimensions = [int(d) % len(shape) for d in call.argument("dims") or range(len(shape))]
     t.freeze_axes(axes, dimensions, "it is rolled")
     for d in dimensions:
@@ -434,7 +446,7 @@ def trace_roll(t: Trace, call: Call, axes: Axes, shape: tuple[int, ...], result:
 
 
 def trace_select(t: Trace, call: Call) -> object:
-    """Trace the selection of one index, or of each index (`unbind`), of a dimension, which is frozen."""
+    """Trace `select` or `unbind`, which pick indices of a dimension: channels of this dimension cannot be removed."""
     tensor = call.tensors[0]
     axes = t.book.get(tensor)
     dimension = int(call.argument("dim")) % tensor.dim()
@@ -455,7 +467,10 @@ def trace_index_select(t: Trace, call: Call, axes: Axes, shape: tuple[int, ...],
 
 @rule_for_one_tensor
 def trace_index(t: Trace, call: Call, axes: Axes, shape: tuple[int, ...], result: Tensor) -> Axes:
-    """Trace `x[:, places]`: indexed dimensions are frozen, and replaced by those of the index tensor."""
+    """Trace indexing by tensors, such as `x[:, places]`: channels of the indexed dimensions cannot be removed.
+
+    In the result, the dimensions of the index tensors replace the indexed dimensions.
+    """
     indexed: list[int] = []
     dimension = 0
     for places in call.args[1]:
@@ -474,7 +489,7 @@ def trace_index(t: Trace, call: Call, axes: Axes, shape: tuple[int, ...], result
 
 
 def trace_along_dimension(t: Trace, call: Call) -> object:
-    """Trace sorting or accumulation along a dimension, which is frozen."""
+    """Trace sorting or accumulation along a dimension: channels of this dimension cannot be removed."""
     tensor = call.tensors[0]
     axes = t.book.get(tensor)
     dimension = call.argument("dim")
@@ -494,14 +509,14 @@ def trace_along_dimension(t: Trace, call: Call) -> object:
 
 @rule_for_one_tensor
 def trace_triangle(t: Trace, call: Call, axes: Axes, shape: tuple[int, ...], result: Tensor) -> Axes:
-    """Trace `tril` or `triu`, which set one side of a diagonal of the last two dimensions to 0."""
+    """Trace `tril` or `triu`, which zero one side of a diagonal: the last two dimensions cannot lose channels."""
     t.freeze_axes(axes, range(max(len(shape) - 2, 0), len(shape)), "it is cut along a diagonal")
     return axes
 
 
 @rule_for_one_tensor
 def trace_unfold(t: Trace, call: Call, axes: Axes, shape: tuple[int, ...], result: Tensor) -> Axes:
-    """Trace `Tensor.unfold`, which adds a last dimension with windows of another one."""
+    """Trace `Tensor.unfold`, which replaces a dimension by windows of it: its channels cannot be removed."""
     dimension = int(call.argument("dimension")) % max(len(shape), 1)
     t.freeze(axes.labels[dimension], "it is cut into windows")
     return axes.reorder([-1 if d == dimension else d for d in range(len(shape))] + [-1])

@@ -1,4 +1,4 @@
-"""Build a physically smaller model from a channel-wise mask, and the optimiser to continue training it."""
+"""Build a smaller model without the channels that a mask removes, and an optimiser to continue its training."""
 
 from __future__ import annotations
 
@@ -40,26 +40,27 @@ from ticketry_engine.support.entry_points import entry_point
 
 @entry_point()
 def shrink(model: nn.Module, mask: Mask, example_inputs: Inputs, *, spare: Patterns = ()) -> nn.Module:
-    """Return a smaller copy of `model` without the channels that `mask` removes; its outputs equal the masked model's.
+    """Return a smaller copy of `model` without the channels that `mask` removes, with the masked model's outputs.
 
-    The copy keeps class, names, devices and types; weights, norm statistics and other buffers are cut. Before it is
-    returned, its outputs are compared with the masked model's on the example inputs, in float64, in evaluation and in
-    training mode. To continue training use `shrink_optimizer`; dropout draws other random numbers than before.
-    Attributes that equal a width are changed only if the model needs it on these inputs.
+    The copy has the same class, names, devices and types; weights, norm statistics and other buffers are cut. Before
+    the copy is returned, its outputs and the masked model's are compared on the example inputs, in float64, in
+    evaluation and in training mode. Integer attributes of modules that may count channels are changed only if the model
+    needs the change on these inputs. To continue training use `shrink_optimizer`; dropout then draws other random
+    numbers than in the larger model.
 
     Args:
         model: any module; it is not changed.
-        mask: channel-wise mask, as from `structure.channels`: it removes all coupled weights, biases, norm scales and
-            shifts of each removed channel.
+        mask: channel-wise mask, as from `structure.channels`: a mask that removes all coupled weights, biases, norm
+            scales and norm shifts of each removed channel.
         example_inputs: a tensor, a tuple of the model's arguments, or a dictionary of them.
         spare: modules that are not traced, see `structure.channel_groups`.
 
     Raises:
         UsageError: if `mask` is not a mask.
-        MaskError: if the mask does not fit the model or is not channel-wise; it names the layer and the number of
-            weights.
-        LayerCollapseError: if it removes all channels of a group.
-        StructureError: if the model cannot be traced, or differs without the channels.
+        MaskError: if the mask does not fit the model or is not channel-wise. The message names the layer and the number
+            of weights that are removed without their channel.
+        LayerCollapseError: if the mask removes all channels of a group.
+        StructureError: if the model cannot be traced, or its outputs differ without the channels.
 
     Examples:
         >>> model = nn.Sequential(nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 8, 3)).eval()
@@ -77,8 +78,9 @@ def shrink(model: nn.Module, mask: Mask, example_inputs: Inputs, *, spare: Patte
 
 @entry_point()
 def shrink_plan(model: nn.Module, mask: Mask, example_inputs: Inputs, *, spare: Patterns = ()) -> ShrinkPlan:
-    """Return the plan by which `shrink` builds the smaller model, for `rebuild`. The errors are those of `shrink`.
+    """Return the plan by which `shrink` builds the smaller model.
 
+    `rebuild` builds a smaller model by the plan. The errors raised are those of `shrink`.
     Args:
         model: any module; it is not changed.
         mask: channel-wise mask, as from `structure.channels`.
@@ -97,7 +99,7 @@ def shrink_plan(model: nn.Module, mask: Mask, example_inputs: Inputs, *, spare: 
 
 
 def plan_for_structure(model: nn.Module, mask: Mask, example_inputs: Inputs, structure: Structure) -> ShrinkPlan:
-    """Return the plan of `shrink_plan` for a known channel structure."""
+    """Return the plan of `shrink_plan`, which removes the channels that `mask` removes, for a known structure."""
     removed_indices = flag_removed_indices(mask)
     removed = {
         position: flag_removed_channels(group, removed_indices) for position, group in enumerate(structure.groups)
@@ -161,7 +163,7 @@ def _describe_not_channel_wise(
 def _describe_example_channel(
     name: str, mask: Mask, structure: Structure, removed_indices: dict[tuple[str, int], Flags]
 ) -> str:
-    """Return a text that names a channel which the mask removes from this tensor but not as a whole, and why."""
+    """Return text for an error: an example of a channel that the mask removes from tensor `name` but not elsewhere."""
     for group in structure.groups:
         for member in group.parameters:
             flags = removed_indices.get((name, member.dim)) if member.name == name else None
@@ -187,16 +189,17 @@ def _explain_why_retained(group: ChannelGroup, channel: int, removed_indices: di
 
 @entry_point()
 def shrink_optimizer(optimizer: Optimizer, model: nn.Module, small: nn.Module, plan: ShrinkPlan) -> Optimizer:
-    """Return an optimiser for `small` with the settings and state (momentum, moments, step counts) of `optimizer`.
+    """Return an optimiser for `small` that continues with the settings and the state of `optimizer`.
 
-    State with an entry for each weight is cut like the weights, so the next steps equal those of the masked model.
-    Learning rate schedules must be created again for the new optimiser.
+    The state (momentum, moments, step counts) is copied; state with an entry for each weight is cut like the weights.
+    The next steps then equal the steps of the masked model. Learning rate schedules must be created again for the new
+    optimiser.
 
     Args:
         optimizer: optimiser of parameters of `model`; it is not changed.
-        model: the model that was shrunk.
+        model: the model from which `small` was made.
         small: the smaller model, from `rebuild(model, plan)` or `shrink`.
-        plan: the plan, from `shrink_plan`.
+        plan: the plan of the smaller model, from `shrink_plan`.
 
     Raises:
         UsageError: if `plan` is not a plan.
@@ -261,5 +264,5 @@ def _cut_optimizer_state(state: dict[str, Any], parameter: Tensor, name: str, pl
 
 
 def _list_state_tensors(value: object) -> list[Tensor]:
-    """Return a value of an optimiser's state, or the entries of a list, as far as they are tensors."""
+    """Return the tensors in `value`, an entry of an optimiser's state: the value itself, or the items of a list."""
     return [one for one in (value if isinstance(value, list) else [value]) if isinstance(one, Tensor)]

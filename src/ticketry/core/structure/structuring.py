@@ -1,6 +1,6 @@
-"""Kinds of structure that an unstructured mask can be turned into, and measures of fit, as plain data. Needs no torch.
+"""Kinds of structured masks derived from an unstructured mask, and how well they fit it, as plain data without torch.
 
-`structure.apply` builds the mask, and `structure.coverage` measures the fit.
+`structure.apply` builds the structured mask, and `structure.coverage` measures the fit.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ from ticketry.errors import UsageError
 CHANNEL_KINDS = ("refill", "refill+", CHANNELS)
 KINDS = (*CHANNEL_KINDS, "regroup", "2:4")
 PLUS = 0.2
-"""Default fraction of the dropped channels that refill+ fills back. The paper does not state it; the densities of
-its two networks in one table, 32.84 % and 46.41 %, imply it.
+"""Default fraction of the dropped channels that refill+ retains in addition.
+
+The paper does not state this fraction; the densities 32.84 % and 46.41 % of the two networks in its table imply it.
 """
 REGROUP_METHODS = ("similarity", "hypergraph", "paper", "random")
 COUPLINGS = ("agree", "inner")
@@ -31,42 +32,46 @@ _KINDS_WITH_OPTION = {
     "collapse": ("regroup",),
     "density": ("refill+", "regroup", "channels"),
 }
-"""Option -> kinds of structure that have it."""
+"""Option -> kinds of structure that have the option."""
 _ROUNDING = 1e-9
-"""Rounding error allowed for a fraction."""
+"""Rounding error by which a fraction may be outside [0, 1]."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Structuring:
-    """A kind of structure with its options; options of other kinds keep their defaults.
+    """How to derive a structured mask: the kind of structure and its options.
+
+    Options that belong to other kinds keep their defaults.
 
     Raises:
-        UsageError: for an unknown kind or option, or an option of another kind.
+        UsageError: for an unknown kind, an invalid value, or an option that belongs to another kind.
     """
 
     kind: str
-    """refill, refill+ (as many whole channels as the layer's retained weights fill), channels (whole channels by score
-    alone), regroup (groups of rows), or N:M such as 2:4 (N of M consecutive weights)."""
-    plus: float = 0.0
-    """refill+: fraction of the channels dropped by refill that is filled back; 0 means the default, `PLUS`."""
-    match: bool = False
-    """refill+: instead of plus, fill back as many channels as give the density of the unstructured mask."""
-    score: str = "l1"
-    """For whole channels: the score that ranks them."""
-    coupled: str = "agree"
-    """refill: agree (coupled channels are removed together) or inner (only channels of a single layer are removed)."""
-    rows: int = 16
-    """regroup: number of rows of a group."""
-    method: str = "similarity"
-    """regroup: how rows are grouped."""
-    collapse: str = "raise"
-    """regroup: what to do if a layer has too few weights for one column per group: raise, or keep (fewer groups)."""
-    density: float | None = None
-    """Target density; None means that of the unstructured mask (refill+: the result of `plus` or `match`)."""
-    spare: tuple[str, ...] = ()
-    """Names or patterns of layers whose mask is unchanged; for refill and channels, of layers that retain all
-    channels.
+    """Kind of structure.
+
+    refill: as many whole channels as the layer's retained weights would fill; refill+: some more of them; channels:
+    whole channels, chosen by score alone; regroup: groups of rows with the same columns; N:M such as 2:4: N of every M
+    consecutive weights.
     """
+    plus: float = 0.0
+    """For refill+: fraction of the channels dropped by refill that is retained in addition; 0 stands for `PLUS`."""
+    match: bool = False
+    """For refill+, instead of `plus`: retain so many channels that the density is that of the unstructured mask."""
+    score: str = "l1"
+    """For refill, refill+ and channels: the score that ranks channels."""
+    coupled: str = "agree"
+    """For refill and refill+: agree (coupled channels go together), or inner (only channels of a single layer go)."""
+    rows: int = 16
+    """For regroup: number of rows of a group."""
+    method: str = "similarity"
+    """For regroup: how rows are grouped, see `regroup`."""
+    collapse: str = "raise"
+    """For regroup: what to do if a layer has too few weights for a column in each group: raise, or keep some groups."""
+    density: float | None = None
+    """Target density; None means the density of the unstructured mask, or for refill+ what `plus` or `match` give."""
+    spare: tuple[str, ...] = ()
+    """Names or patterns of layers whose mask is unchanged; whole-channel kinds retain all channels of these layers."""
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS and self.n_of_m is None:
@@ -91,7 +96,7 @@ class Structuring:
 
     @property
     def n_of_m(self) -> tuple[int, int] | None:
-        """N and M of an N:M structure; None for another kind."""
+        """N and M if this is an N:M structure; None for any other kind."""
         return parse_n_of_m(self.kind)
 
     @property
@@ -101,12 +106,12 @@ class Structuring:
 
     @property
     def has_null(self) -> bool:
-        """Whether coverage by chance is defined: whether rows share columns, independently of other layers."""
+        """Whether coverage can be compared with that of random groups of rows, as groups share columns in a layer."""
         return self.kind == "regroup"
 
     @property
     def share(self) -> float:
-        """Effective value of `plus`; 0 if a density is met instead."""
+        """The value of `plus` that applies: `PLUS` if it is left at 0, and 0 if a density is to be met instead."""
         met = self.kind != "refill+" or self.match or self.density is not None
         return 0.0 if met else self.plus or PLUS
 
@@ -127,7 +132,7 @@ class Structuring:
 
 @dataclass(frozen=True)
 class LayerFit:
-    """How well a structured mask fits the unstructured one, for one layer or all layers; fractions are from 0 to 1.
+    """How well a structured mask fits an unstructured mask, for one layer or for all layers; fractions are in [0, 1].
 
     Examples:
         >>> model = nn.Linear(4, 2, bias=False)
@@ -143,11 +148,11 @@ class LayerFit:
     rows: int
     """Number of outputs of the layer."""
     columns: int
-    """Number of weights of one output: input channels x kernel height x kernel width."""
+    """Number of weights of each output: input channels times kernel height times kernel width."""
     groups: int
-    """Number of groups of rows that retain the same columns; empty rows are not counted."""
+    """Number of groups of rows that retain the same columns, without the group of empty rows."""
     rows_per_group: int
-    """Median over non-empty rows of the size of a row's group; 1 if rows share no columns."""
+    """Median number of rows in a row's group, over all rows that are not empty; 1 if no rows share their columns."""
     density_before: float
     """Fraction of the layer that the unstructured mask retains."""
     density_after: float
@@ -159,9 +164,9 @@ class LayerFit:
     magnitude: float
     """Sum of |w| over the weights that the unstructured mask retains."""
     null_coverage: float | None = None
-    """Coverage by the same procedure if rows have no common structure; None if not measured."""
+    """Coverage that the same procedure reaches on shuffled columns, without common structure; None if not measured."""
     random_coverage: float | None = None
-    """Coverage by random groups (and removals) of rows with columns chosen for them; None if not measured."""
+    """Coverage of random groups of rows, with columns chosen for these groups; None if not measured."""
 
     def __post_init__(self) -> None:
         if min(self.rows, self.columns, self.groups, self.rows_per_group) < 0:
@@ -173,5 +178,5 @@ class LayerFit:
                 object.__setattr__(self, name, min(max(value, 0.0), 1.0))
 
     def as_json(self) -> dict[str, str | int | float | None]:
-        """Return the fields by name."""
+        """Return a dictionary of all fields, by name."""
         return asdict(self)

@@ -1,9 +1,9 @@
-"""State of a traced run: the labels of all tensors, and where their numbers come from.
+"""Data recorded while a run of a model is traced: labels of tensor indices, and where tensors come from.
 
 Every index of every parameter has a label. Labels that must be removed together are united; labels that cannot be
-removed are frozen. A rule for an ATen operation runs it once and sets the axes (labels of each dimension) of its
-outputs. Whatever channels are removed, the remaining part of each output in the masked model must equal the output of
-the shrunk model.
+removed are frozen. For each ATen operation, a rule runs the operation once and sets the axes of the outputs, that is,
+the labels of each dimension. Rules guarantee: whatever channels are removed, the remaining part of each output in the
+masked model equals the output of the smaller model.
 """
 
 from __future__ import annotations
@@ -28,10 +28,11 @@ FIXED = 0
 
 
 class Labels:
-    """Classes of labels that are removed together, and the reasons why some can never be removed (are frozen).
+    """Sets of labels (called classes) that must be removed together, and the reasons why some cannot be removed.
 
     Every index of every dimension of a parameter starts with its own label. An addition of two activations unites their
-    labels index by index; an operation that needs an index freezes its label.
+    labels index by index. An operation that needs an index freezes the label of this index: the label can then never be
+    removed.
     """
 
     def __init__(self) -> None:
@@ -41,7 +42,7 @@ class Labels:
         self._reasons: dict[int, str] = {FIXED: "it is fixed"}
 
     def create(self, count: int) -> Ids:
-        """Return `count` new labels in separate classes."""
+        """Return `count` new labels, each in a class of its own."""
         if self._used + count > len(self._parent):
             grown = np.arange(2 * (self._used + count), dtype=np.int64)
             grown[: self._used] = self._parent[: self._used]
@@ -51,15 +52,15 @@ class Labels:
         return ids
 
     def mark_as_model_labels(self) -> None:
-        """Mark all labels so far as those of the model's tensors; later ones belong to tensors that the run creates."""
+        """Record that all labels created so far belong to the model; later labels belong to tensors of the run."""
         self._named = self._used
 
     def are_outside_model(self, ids: Ids) -> bool:
-        """Return whether none of these labels belongs to a tensor of the model."""
+        """Return whether all of these labels belong to tensors that the run creates, none to the model's tensors."""
         return bool((self.find_roots(ids) >= self._named).all())
 
     def find_roots(self, ids: Ids) -> Ids:
-        """Return the root of each label's class: its smallest label."""
+        """Return, for each label, the smallest label of its class; this label identifies the class."""
         roots = self._parent[ids]
         while True:
             above = self._parent[roots]
@@ -69,7 +70,10 @@ class Labels:
             roots = above
 
     def unite(self, one: Ids, other: Ids, reason: str) -> None:
-        """Unite the classes of `one` and `other` at each position; a class united with `FIXED` is frozen (`reason`)."""
+        """Unite the classes of `one[i]` and `other[i]` for each i.
+
+        A class that is united with `FIXED` is frozen, for the given `reason`.
+        """
         one, other = self.find_roots(one), self.find_roots(other)
         different = one != other
         if not different.any():
@@ -80,7 +84,7 @@ class Labels:
         self._unite_roots(np.minimum(one[free], other[free]), np.maximum(one[free], other[free]))
 
     def _unite_roots(self, low: Ids, high: Ids) -> None:
-        """Unite pairs of classes, given by their roots with `low` < `high`."""
+        """Unite the classes whose smallest labels are `low[i]` and `high[i]`, for each i; `low[i]` < `high[i]`."""
         if not len(low):
             return
         if len(np.unique(high)) < len(high) or np.isin(low, high).any():  # chains of pairs
@@ -92,21 +96,21 @@ class Labels:
                 self._reasons.setdefault(above, self._reasons.pop(root))
 
     def freeze(self, ids: Ids, reason: str) -> None:
-        """Freeze the classes of these labels; if frozen again, the first reason is kept."""
+        """Mark the classes of these labels as not removable; a class that already has a reason keeps it."""
         for root in np.unique(self.find_roots(ids)):
             self._reasons.setdefault(int(root), reason)
 
     def are_frozen(self, ids: Ids) -> NDArray[np.bool_]:
-        """Return whether each label is frozen."""
+        """Return, for each label, whether it cannot be removed."""
         return np.asarray([root in self._reasons for root in self.find_roots(ids).tolist()], dtype=bool)
 
     def reason(self, root: int) -> str | None:
-        """Return why the class with this root is frozen; None if it is not."""
+        """Return why the class with the smallest label `root` cannot be removed; None if it can."""
         return self._reasons.get(root)
 
 
 def find_smallest_connected(edges: Ids, count: int) -> Ids:
-    """Return for each of `count` nodes the smallest node connected with it; columns of `edges` are pairs of nodes."""
+    """Return, for each of `count` nodes, the smallest node connected with it; columns of `edges` are pairs of nodes."""
     roots = np.arange(count)
     while True:
         low, high = np.sort(roots[edges], axis=0)
@@ -122,7 +126,7 @@ class Axes:
     """The labels of a tensor, with one entry per dimension.
 
     labels: the label of each index; None for a dimension without channels (batch, space, time). zero: whether the
-    slices of a removed channel are exactly 0 in the masked model, for any inputs.
+    tensor is exactly 0 at the indices of a removed channel in the masked model, for any inputs.
     """
 
     labels: list[Ids | None]
@@ -136,7 +140,7 @@ class Axes:
         return Axes(list(self.labels), list(self.zero))
 
     def reorder(self, order: list[int]) -> Axes:
-        """Return the axes in another order; -1 means an axis without labels."""
+        """Return the labels of the dimensions listed in `order`; -1 stands for a new dimension without labels."""
         return Axes(
             [None if axis < 0 else self.labels[axis] for axis in order],
             [False if axis < 0 else self.zero[axis] for axis in order],
@@ -147,17 +151,17 @@ View = tuple[int, tuple[int, ...], tuple[int, ...]]
 
 
 class AxesByTensor:
-    """The axes of every tensor seen so far.
+    """Stores the `Axes` of every tensor seen so far.
 
-    Tensors are identified by their memory (storage, offset, sizes, strides), not by object: views are new objects, and
-    in-place operations write to the same memory.
+    Tensors are identified by their memory (storage, offset, sizes, strides), not by object, because views are new
+    objects, and in-place operations write to the same memory.
     """
 
     def __init__(self) -> None:
         self._axes: dict[int, dict[View, Axes]] = {}
 
     def get(self, tensor: Tensor) -> Axes:
-        """Return a copy of the tensor's axes; axes without labels for an unknown tensor."""
+        """Return a copy of the tensor's axes; if the tensor is unknown, none of its dimensions has labels."""
         found = self._axes_by_view(tensor).get(_view_key(tensor))
         return found.copy() if found else Axes.unlabelled(tensor.dim())
 
@@ -165,7 +169,7 @@ class AxesByTensor:
         self._axes_by_view(tensor)[_view_key(tensor)] = axes.copy()
 
     def forget_zeros(self, tensor: Tensor) -> None:
-        """Record that the tensor's memory was written to, so that nothing in it is known to be 0."""
+        """Record that the memory of a tensor was overwritten, so that no part of this memory is known to be 0."""
         for axes in self._axes_by_view(tensor).values():
             axes.zero = [False] * len(axes.zero)
 
@@ -182,7 +186,7 @@ def _view_key(tensor: Tensor) -> View:
 
 
 class Provenance:
-    """Records which tensors depend on the model's inputs, and which of these depend on floats (are activations)."""
+    """Records which tensors depend on the model's inputs, and which are activations: floats that depend on inputs."""
 
     def __init__(self) -> None:
         self._inputs: set[int] = set()
@@ -199,7 +203,7 @@ class Provenance:
         return any(_storage_address(tensor) in self._inputs for tensor in tensors)
 
     def depend_on_activations(self, tensors: Iterable[Tensor]) -> bool:
-        """Return whether any of these tensors is computed from floats that depend on the inputs."""
+        """Return whether any of these tensors is computed from activations: floats that depend on the inputs."""
         return any(_storage_address(tensor) in self._activations for tensor in tensors)
 
     def record_operation(self, operands: Iterable[Tensor], results: Iterable[Tensor]) -> None:
@@ -216,15 +220,15 @@ class Provenance:
 
 
 ViewCall = tuple[str, tuple[int, ...], tuple[int, ...]]
-"""A call of `view`: name of the module that runs it, shapes before and after."""
+"""A call of `view`: (name of the module that makes the call, shape before, shape after)."""
 
 NO_CHANNEL = ""
-"""Reason for freezing labels that are not channels: the height and width of a kernel."""
+"""Reason recorded for labels that cannot be removed because they are no channels: a kernel's height and width."""
 
 
 @dataclass
 class Trace:
-    """Everything found while tracing a run."""
+    """Collects what is found while a run of a model is traced."""
 
     model: nn.Module
     """The copy of the model that runs, on the CPU."""
@@ -233,39 +237,35 @@ class Trace:
     tensors: dict[tuple[str, int], Ids] = field(default_factory=dict)
     """(name of a parameter or buffer, dimension) -> label of each index."""
     attributes: dict[tuple[str, str], Ids] = field(default_factory=dict)
-    """(name of a module, attribute) -> one label for each unit that the attribute counts."""
+    """(name of a module, attribute) -> one label for each channel or group of channels that the attribute counts."""
     choices: Mapping[ViewCall, int] = field(default_factory=dict)
-    """Call that splits a dimension -> which resulting dimension can be narrower, counted from the last; by default
-    0.
-    """
+    """Call that splits a dimension -> which resulting dimension can become narrower: 0, the default, is the last."""
     cuts: dict[ViewCall, tuple[Ids, int]] = field(default_factory=dict)
-    """Call that splits a dimension -> labels of the dimension, and number of resulting dimensions."""
+    """Call that splits a dimension -> (labels of the dimension, number of resulting dimensions)."""
     stack: list[str] = field(default_factory=list)
-    """Names of the running modules, the innermost last."""
+    """Names of the modules whose forward is running, the innermost last."""
     spared: frozenset[str] = frozenset()
-    """Names of modules that are not traced: all channels that enter or leave them are frozen."""
+    """Names of modules that are not traced: channels that enter or leave these modules cannot be removed."""
     provenance: Provenance = field(default_factory=Provenance)
     numbers: dict[tuple[str, str], list[Ids]] = field(default_factory=dict)
-    """(name of a module, attribute) -> labels of each dimension whose width its code may have read from the
-    attribute.
-    """
+    """(name of a module, attribute) -> labels of each dimension whose width the module may have read from it."""
     written: dict[str, list[Ids]] = field(default_factory=dict)
-    """Name of a module -> labels of all dimensions whose width its code may contain as a number."""
+    """Name of a module -> labels of all dimensions whose width the module's code may contain as a number."""
     sums: list[Ids] = field(default_factory=list)
-    """Labels of channels of different layers that an addition united."""
+    """Labels of channels that were united because the outputs of different layers are added."""
     seen: set[int] = field(default_factory=set)
-    """Addresses of the storages of all operands."""
+    """Memory addresses of all tensors that operations of the run read."""
     derived: dict[int, frozenset[str]] = field(default_factory=dict)
-    """Storage of a tensor that depends on no input -> names of the parameters that it is computed from."""
+    """Address of a tensor that depends on no input -> names of the parameters from which the tensor is computed."""
     factors: dict[str, set[int]] = field(default_factory=dict)
-    """Name of a parameter that activations are multiplied by -> dimensions that are summed over.
+    """Name of a parameter that activations are multiplied by -> dimensions over which the product sums.
 
-    A layer reads channels along these dimensions, and produces channels along the others.
+    A layer reads channels along these dimensions, and produces channels along the parameter's other dimensions.
     """
 
     @cached_property
     def weights(self) -> frozenset[int]:
-        """Addresses of the storages of all parameters."""
+        """Memory addresses of all parameters."""
         return frozenset(parameter.untyped_storage().data_ptr() for parameter in self.model.parameters())
 
     @property
@@ -274,12 +274,12 @@ class Trace:
 
     @property
     def module(self) -> nn.Module:
-        """The innermost running module."""
+        """The innermost module whose forward is running."""
         return self.model.get_submodule(self.running_name)
 
     @property
     def spared_module(self) -> str | None:
-        """Name of the outermost running module that is not traced, if any."""
+        """Name of the outermost running module that is not to be traced; None if there is none."""
         return next((name for name in self.stack if name in self.spared), None)
 
     def add_location(self, why: str) -> str:
@@ -296,7 +296,10 @@ class Trace:
             self.freeze(axes.labels[dimension], why)
 
     def unite_axes(self, one: Ids | None, other: Ids | None) -> Ids | None:
-        """Unite the labels of two dimensions index by index; if one has no labels or another size, freeze the other."""
+        """Unite the labels of two dimensions index by index, and return the united labels.
+
+        If one dimension has no labels (None), or the sizes differ, mark all labels as not removable and return None.
+        """
         if one is None or other is None:
             self.freeze(
                 other if one is None else one,
@@ -310,14 +313,14 @@ class Trace:
         return one
 
     def record_unit_count(self, attribute: str, ids: Ids | None) -> None:
-        """Record that an attribute of the running module counts the units of these labels."""
+        """Record that an attribute of the running module is the number of these labels."""
         if ids is not None:
             known = self.attributes.setdefault((self.running_name, attribute), ids)
             if len(known) == len(ids):  # a module that runs twice
                 self.labels.unite(known, ids, self.add_location("it meets a channel that stays"))
 
     def record_derivation(self, operands: Sequence[Tensor], results: Iterable[Tensor]) -> None:
-        """Record which parameters the results are computed from; none if they depend on the model's inputs."""
+        """Record from which parameters the `results` of an operation are computed; none if they depend on inputs."""
         names: frozenset[str] = frozenset()
         if not self.provenance.depend_on_inputs(operands):
             names = names.union(*(self.derived.get(_storage_address(tensor), ()) for tensor in operands))
@@ -325,7 +328,7 @@ class Trace:
             self.derived[_storage_address(tensor)] = names
 
     def record_factor(self, tensor: Tensor, summed: Ids | None) -> None:
-        """Record that activations are multiplied by a tensor and summed over an axis with these labels."""
+        """Record that activations are multiplied by `tensor`, and summed over the dimension with labels `summed`."""
         for name in self.derived.get(_storage_address(tensor), ()):
             dimensions = self.factors.setdefault(name, set())
             for (other, dimension), own in self.tensors.items():
@@ -333,9 +336,10 @@ class Trace:
                     dimensions.add(dimension)
 
     def record_width_use(self, ids: Ids | None) -> bool:
-        """Record that the running module's code needed the number of these labels; return whether an attribute has it.
+        """Record that the running module's code used the number of these labels; return whether an attribute equals it.
 
-        Attributes with this number may be its source; they are changed with it unless they also count other channels.
+        The code may have read the number from any attribute that equals it. After pruning, such an attribute gets the
+        new number, unless the attribute also counts other channels.
         """
         if ids is None:
             return False
@@ -351,7 +355,10 @@ def _storage_address(tensor: Tensor) -> int:
 
 
 def find_equal_attributes(module: nn.Module, number: int) -> list[str]:
-    """Return a user-defined module's attributes that equal a number, as `name` or `name.i` (`plans.read_number`)."""
+    """Return the attributes of a user-defined module that equal `number`.
+
+    Entries of lists and tuples are named `name.i`, see `plans.read_number`.
+    """
     if number < 2 or type(module).__module__.startswith("torch.nn."):  # attributes of torch's layers are known
         return []
     found = []
@@ -367,11 +374,11 @@ def find_equal_attributes(module: nn.Module, number: int) -> list[str]:
 
 @dataclass(frozen=True)
 class Call:
-    """An ATen operation with its arguments, before it runs."""
+    """An ATen operation with its arguments, which has not run yet."""
 
     func: Any
     name: str
-    """Name without namespace, overload and the trailing underscore of in-place forms."""
+    """Name of the operation without namespace and overload, and without the final underscore of in-place forms."""
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
 
@@ -384,7 +391,7 @@ class Call:
         return self.func(*self.args, **self.kwargs)
 
     def argument(self, name: str) -> Any:
-        """Return an argument, or its default, by its name in the operation's schema."""
+        """Return the argument called `name` in the operation's schema; its default if it is not given."""
         for position, known in enumerate(self.func._schema.arguments):
             if known.name == name:
                 if position < len(self.args):
@@ -398,7 +405,7 @@ class Call:
 
     @property
     def writes(self) -> bool:
-        """Whether the operation writes to an argument."""
+        """Whether the operation changes one of its arguments in place."""
         return bool(self.func._schema.is_mutable)
 
 
@@ -410,7 +417,7 @@ def list_tensors(result: Any) -> list[Tensor]:
 
 
 def _collect_tensors(values: Iterable[Any]) -> list[Tensor]:
-    """Return all tensors among arguments or results, including those in lists."""
+    """Return all tensors among `values`, including tensors in lists and tuples."""
     found: list[Tensor] = []
     for value in values:
         if isinstance(value, Tensor):
@@ -421,9 +428,9 @@ def _collect_tensors(values: Iterable[Any]) -> list[Tensor]:
 
 
 def rule_for_one_tensor(rule: Callable[[Trace, Call, Axes, tuple[int, ...], Tensor], Axes]) -> Rule:
-    """Return a rule for operations from one tensor to one, given a function that computes the result's axes.
+    """Turn a function that computes the axes of a result into a rule for operations with one tensor and one result.
 
-    Axes and shape of the operand are read before the operation runs, because it may change the tensor in place.
+    The axes and the shape of the operand are read before the operation runs, because it may change the tensor in place.
     """
 
     def apply(t: Trace, call: Call) -> Tensor:
@@ -436,13 +443,16 @@ def rule_for_one_tensor(rule: Callable[[Trace, Call, Axes, tuple[int, ...], Tens
 
 
 def unite_pieces(t: Trace, pieces: Ids) -> None:
-    """Unite the labels of all rows [pieces, labels], so that all pieces lose the same channels."""
+    """Unite the rows of `pieces` [pieces, labels] position by position, so that all pieces lose the same channels."""
     for piece in pieces[1:]:
         t.labels.unite(pieces[0], piece, t.add_location("it is one of several that must lose the same channels"))
 
 
 def freeze_operands(t: Trace, call: Call) -> Any:
-    """Freeze all operands of an operation without a rule, or in a module that is not traced, and run it."""
+    """Run an operation that cannot be followed, after marking all labels of its operands as not removable.
+
+    This rule applies to operations without a rule of their own, and inside modules that are not traced.
+    """
     why = f"{call.func} cannot be followed" if t.spared_module is None else f"{t.spared_module} is spared"
     for tensor in call.tensors:
         t.freeze_axes(t.book.get(tensor), range(tensor.dim()), why)
@@ -452,20 +462,23 @@ def freeze_operands(t: Trace, call: Call) -> Any:
 
 
 def run_without_labels(t: Trace, call: Call) -> Any:
-    """Run an operation whose results have no labels."""
+    """Run an operation and record that its results have no labels."""
     result = call.run()
     set_output_axes(t, list_tensors(result))
     return result
 
 
 def set_output_axes(t: Trace, outputs: Sequence[Tensor], *known: Axes) -> None:
-    """Set the axes of the first outputs to those in `known`; further outputs get axes without labels."""
+    """Set the axes of `outputs` to those in `known`, in order; any further outputs get no labels."""
     for index, output in enumerate(outputs):
         t.book.set(output, known[index] if index < len(known) else Axes.unlabelled(output.dim()))
 
 
 def unite_all(t: Trace, several: Iterable[Ids | None]) -> Ids | None:
-    """Unite the labels of several dimensions index by index; return None if any has no labels."""
+    """Unite the labels of several dimensions index by index, and return the united labels.
+
+    If a dimension has no labels, mark all labels as not removable and return None.
+    """
     parts = list(several)
     if not parts:
         return None
