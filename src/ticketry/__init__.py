@@ -1,7 +1,7 @@
 """Find a winning ticket, prove that it wins, make it faster.
 
-The names below are the library's public interface. They are imported when they are first used, so that ``import
-ticketry`` and ``ticketry --help`` do not wait for torch.
+The names in this module are the public interface of the library. Each is imported when it is first used, so that
+``import ticketry`` and ``ticketry --help`` do not wait for torch.
 """
 
 from __future__ import annotations
@@ -128,7 +128,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Import a public name when it is first used."""
+    """Import and return a public name; Python calls this when the name is first used."""
     if name not in _PUBLIC:
         raise AttributeError(f"module 'ticketry' has no attribute {name!r}")
     module, _, attribute = _PUBLIC[name].partition(":")

@@ -1,7 +1,7 @@
 """Check the values of settings: a word from a list of choices, or a number within bounds.
 
-The choices of a field are those of its `Literal` annotation, which the command line reads too. Numbers have the same
-bounds on the command line, in Python, in run files and in campaigns.
+The allowed words of a field are listed in its `Literal` annotation, which the command line reads too. Numbers have the
+same bounds on the command line, in Python, in run files and in campaigns.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any, Literal, NamedTuple
 from ticketry.errors import TicketryError, UsageError
 
 _MOST_NAMES = 4
-"""Names that a message lists before it abbreviates the list."""
+"""Largest number of names that a message lists; longer lists are abbreviated."""
 
 
 def check_choices(settings: Any, of: str = "") -> None:
@@ -27,7 +27,7 @@ def check_choices(settings: Any, of: str = "") -> None:
 
     Args:
         settings: a dataclass instance. If a field is a tuple, each of its elements is checked.
-        of: prefix of the field's name in the message, such as "recipe: ".
+        of: prefix of a field's name in the message, such as "recipe: ".
     """
     kind: Any = type(settings)
     for name, known in _find_choices(kind).items():
@@ -37,13 +37,13 @@ def check_choices(settings: Any, of: str = "") -> None:
 
 
 def check_choice(what: str, word: object, known: Iterable[Any]) -> None:
-    """Raise `UsageError` unless `word` is among the `known` choices. The message starts with `what` and lists them."""
+    """Raise `UsageError` unless `word` is in `known`; the message starts with `what` and lists `known`."""
     if word not in known:
         raise UsageError(f"{what} {word!r} is not known: {list_choices(word, known)}")
 
 
 def list_choices(word: object, known: Iterable[Any]) -> str:
-    """Return the choices as text for an error message; for a misspelled word, with a suggestion."""
+    """Return the choices `known` as text for an error message, with a suggestion if `word` is a misspelled choice."""
     names = [str(one) for one in known if one]
     near = did_you_mean(str(word), names).rstrip()
     return f"{', '.join(names)}{near and f'; {near}'}"
@@ -52,7 +52,7 @@ def list_choices(word: object, known: Iterable[Any]) -> str:
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Return a question that suggests the known names closest to `name`, such as "did you mean fc.weight? ".
 
-    The text is empty if no name is close. A module's name or a parameter's name alone (``fc``, ``weight``) counts as
+    The result is empty if no name is close. The name of a module or of a parameter alone (``fc``, ``weight``) counts as
     close to ``fc.weight``.
     """
     known = list(known)
@@ -65,7 +65,7 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 
 
 def require_name(name: object, what: str, error: type[TicketryError]) -> str:
-    """Return a parameter name if it is a string and not empty; else raise `error`, whose message starts with `what`."""
+    """Return `name` if it is a string and not empty; else raise `error` with a message that starts with `what`."""
     if not isinstance(name, str):
         kind = type(name).__name__
         raise error(f"{what} has the name {name!r:.60}, a {kind}: use names of parameters, such as 'fc.weight'")
@@ -75,7 +75,7 @@ def require_name(name: object, what: str, error: type[TicketryError]) -> str:
 
 
 def describe_name_difference(given: Iterable[str], known: Iterable[str]) -> str:
-    """Describe for an error message how the `given` names differ from the `known` ones; empty if they are the same."""
+    """Return, for an error message, how the names `given` differ from `known`; an empty text if they do not."""
     given, known = list(given), list(known)
     if unknown := [name for name in given if name not in set(known)]:
         unused = [name for name in known if name not in set(given)] or known
@@ -91,14 +91,14 @@ def format_names(names: Iterable[str]) -> str:
 
 
 def add_module_names(names: Iterable[str]) -> list[str]:
-    """Return the names of parameters and of all modules that contain them."""
+    """Return the given names of parameters, and the names of all modules that contain these parameters."""
     parts = [name.split(".") for name in names]
     return list(dict.fromkeys(".".join(one[:length]) for one in parts for length in range(1, len(one) + 1)))
 
 
 @lru_cache(maxsize=256)
 def _find_choices(kind: Any) -> dict[str, tuple[Any, ...]]:
-    """Return field name -> allowed values, for each field of a dataclass annotated with `Literal`."""
+    """Return the allowed values, by field name, of each field of a dataclass that is annotated with `Literal`."""
     hints = typing.get_type_hints(kind)
     found = {}
     for field in dataclasses.fields(kind):
@@ -117,11 +117,11 @@ def _find_choices(kind: Any) -> dict[str, tuple[Any, ...]]:
 # -- numbers -----------------------------------------------------------------------------------------------------------
 
 MIN_INTEGER, MAX_INTEGER = -(2**63), 2**63 - 1
-"""Smallest and largest integer accepted anywhere, because TOML run files cannot hold others."""
+"""Smallest and largest accepted integer: TOML run files cannot hold integers of more than 64 bits."""
 
 
 class Bounds(NamedTuple):
-    """Smallest and largest allowed value of a number, both included."""
+    """The range of allowed values of a number: smallest and largest, both included."""
 
     low: float
     high: float
@@ -137,7 +137,7 @@ BOUNDS = {
     "checkpoint_seconds": Bounds(1e-9, 1e9, whole=False),
     **dict.fromkeys(("seed", "initialisation_seed", "order_seed", "mask_seed"), SEED),
 }
-"""Option name -> its bounds."""
+"""Bounds of options, by option name."""
 
 
 def check_bounds(name: str, value: Any, bounds: Bounds | None = None) -> None:
@@ -145,8 +145,8 @@ def check_bounds(name: str, value: Any, bounds: Bounds | None = None) -> None:
 
     Args:
         name: the option, as the user writes it.
-        value: its value.
-        bounds: its bounds; by default those in `BOUNDS`.
+        value: the option's value.
+        bounds: the option's bounds; by default those in `BOUNDS`.
     """
     low, high, whole = bounds or BOUNDS[name]
     kind = "a whole number" if whole else "a number"
@@ -158,7 +158,7 @@ def check_bounds(name: str, value: Any, bounds: Bounds | None = None) -> None:
 
 
 def check_options(**values: Any) -> None:
-    """Raise `UsageError` unless each option is within its bounds in `BOUNDS`."""
+    """Raise `UsageError` unless the value of each option is within the option's bounds in `BOUNDS`."""
     for name, value in values.items():
         check_bounds(name, value)
 
@@ -167,7 +167,7 @@ def check_storable_numbers(settings: Any, what: str = "") -> None:
     """Raise `UsageError` unless a run file can store all numbers of a dataclass: 64-bit integers and finite floats.
 
     Args:
-        settings: a dataclass, whose fields may be dataclasses and tuples.
+        settings: an instance of a dataclass, whose fields may be dataclasses and tuples.
         what: prefix of each field's name in the message.
     """
     for field in fields(settings):

@@ -43,10 +43,10 @@ class LayerCollapseError(MaskError):
     """Raised if pruning would leave a layer without weights.
 
     Attributes:
-        what: what is wrong, without advice.
-        advice: what to do about it; may be empty.
-        keep: further advice: to keep a weight in each layer, by the argument `by`.
-        by: the argument of the called function that does so, such as ``keep_at_least=1``.
+        what: text that says what is wrong, without advice.
+        advice: text that says what to do about it; may be empty.
+        keep: further advice, to keep a weight in each layer by the argument `by`.
+        by: the argument of the called function that keeps a weight in each layer, such as ``keep_at_least=1``.
 
     Examples:
         >>> error = tk.errors.LayerCollapseError("fc is empty", "spare it", keep="keep a weight")
@@ -66,19 +66,18 @@ class LayerCollapseError(MaskError):
         super().__init__(f"{what}; {ways}" if ways else what)
 
     def with_keep_argument(self, argument: str) -> LayerCollapseError:
-        """Return the error with `argument` as the one that keeps a weight in each layer, for functions that call it
-        differently.
-        """
+        """Return the error with `argument` as `by`, for a function with another name for this argument."""
         return LayerCollapseError(self.what, self.advice, keep=self.keep, by=argument)
 
     def with_prefix(self, where: str) -> LayerCollapseError:
-        """Return the error with `where` in front of its message."""
+        """Return the error with `where` put before its message."""
         return LayerCollapseError(f"{where}: {self.what}", self.advice, keep=self.keep, by=self.by)
 
 
 class ScoreError(TicketryError):
-    """Raised if a score cannot rank weights: a value is missing, not finite, or all values are 0, or the model has no
-    derivatives.
+    """Raised if a score cannot rank weights.
+
+    This is so if a value is missing or not finite, if all values are 0, or if the model has no derivatives.
 
     Examples:
         >>> loss = lambda model, batch: model(batch).sum()
@@ -90,7 +89,7 @@ class ScoreError(TicketryError):
 
 
 class ControlFlowError(StructureError):
-    """Raised if a module's control flow depends on its activations, so that its channels cannot be traced.
+    """Raised if the control flow of a module depends on its activations, so that channels cannot be traced.
 
     Examples:
         >>> class Early(nn.Linear):
@@ -134,7 +133,7 @@ class TicketError(TicketryError):
 
 
 class TrustError(TicketryError):
-    """Raised if a file that the user does not trust names code to import or a path of this machine.
+    """Raised if a file that the user does not trust names a module to import or a path of this machine.
 
     Examples:
         >>> try:  # a ticket from elsewhere that names code; trust=True, or --trust, lets it be imported
@@ -159,7 +158,7 @@ class OutsideError(TrustError):
 
 
 class StoreError(TicketryError):
-    """Raised if the store cannot be read or written: no space, no permission, or a format of another version.
+    """Raised if the store of results cannot be read or written: no space, no permission, or another format.
 
     Examples:
         >>> from pathlib import Path
@@ -234,7 +233,7 @@ class TrainingError(TicketryError):
 
 
 class NotStoredError(TicketryError):
-    """Raised if a result is not in the store and training it is not allowed.
+    """Raised if a result is not in the store of results, and the caller does not allow training to compute it.
 
     Examples:
         >>> with tk.Lab("empty") as lab, lab.training_nothing():
@@ -246,11 +245,11 @@ class NotStoredError(TicketryError):
 
 
 class InterruptedTrainingError(TicketryError):
-    """Raised if training was stopped on request. Its state is stored, and the same command resumes it.
+    """Raised if training was stopped on request; the same command resumes from the stored state.
 
     Args:
         message: text of the error.
-        number: number of the signal that stopped training, by default that of Ctrl-C. The exit code is 128 + number.
+        number: number of the signal that stopped training; by default the signal of Ctrl-C. The exit code is 128 + number.
 
     Examples:
         >>> tk.errors.InterruptedTrainingError("training was asked to stop", number=15).exit_code
@@ -267,7 +266,7 @@ class InterruptedTrainingError(TicketryError):
 
 
 class RunnerError(TicketryError):
-    """Raised if a worker process ended without a result.
+    """Raised if a worker process of a search ended without a result.
 
     Examples:
         >>> issubclass(tk.errors.RunnerError, tk.errors.TicketryError)
@@ -286,7 +285,7 @@ class CostError(TicketryError):
 
 
 class BudgetWarning(UserWarning):
-    """Warns that a budget was met in an unexpected way: without any pruning, or with hardly any weights left.
+    """Warns that a budget was met without any pruning, or with hardly any weights left.
 
     Examples:
         >>> model = nn.Sequential(nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 16)).eval()

@@ -1,6 +1,4 @@
-"""Check that paths read from untrusted files stay inside their folder; other file helpers come from
-`ticketry_engine`.
-"""
+"""Check that paths from untrusted files stay inside a folder; also the file functions of `ticketry_engine`."""
 
 from __future__ import annotations
 
@@ -54,10 +52,10 @@ _SEPARATORS = "/\\" if os.sep == "/" else "/\\:"
 
 
 def join_inside(root: Path, *names: str) -> Path:
-    """Return `root` / names, where the names come from an untrusted file.
+    """Return the path `root` / names[0] / names[1] …, for names that come from an untrusted file.
 
     Raises:
-        OutsideError: if a name is not a plain file name (it is a path, ``..``, empty, too long or not printable), or a
+        OutsideError: if a name is not a plain file name (but a path, ``..``, empty, too long or not printable), or if a
             link on the path leads outside `root`.
     """
     for name in names:
@@ -70,7 +68,7 @@ def join_inside(root: Path, *names: str) -> Path:
 
 
 def require_inside(root: Path, path: Path) -> Path:
-    """Return a path if it is inside `root` after resolving links; else raise `OutsideError`."""
+    """Return `path` if it is inside `root` after resolving links; else raise `OutsideError`."""
     real = os.path.realpath(root)
     if os.path.commonpath([real, os.path.realpath(path)]) != real:
         raise OutsideError(f"{path} is a link to outside of {root} and is not followed")

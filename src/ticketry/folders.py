@@ -1,7 +1,7 @@
 """List and delete folders. If a folder cannot be read, these functions raise `OSError` instead of treating it as empty.
 
-`pathlib` returns False or nothing if the system denies access, so code that deletes or moves files must use these
-functions. They do not recurse, so that an untrusted folder may be nested arbitrarily deep.
+`pathlib` returns False or an empty list if the system denies access, so code that deletes or moves files must use these
+functions instead. These functions do not recurse, so an untrusted folder may be nested arbitrarily deep.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def _stat_mode(path: Path) -> int | None:
 
 
 def list_entries(folder: Path) -> list[os.DirEntry[str]]:
-    """Return the entries of a folder, sorted by name; none if the folder does not exist.
+    """Return the entries of a folder, sorted by name; an empty list if the folder does not exist.
 
     Raises:
         OSError: if the folder cannot be read, or is a link to a missing folder.
@@ -88,14 +88,14 @@ def iterate_below(folder: Path) -> Iterator[Path]:
 
 
 def iterate_files(folder: Path) -> Iterator[Path]:
-    """Yield the regular files below a folder. Links are neither yielded nor followed; raises as `iterate_below`."""
+    """Yield the regular files below a folder, but no links; raise the same errors as `iterate_below`."""
     for path, entry in _walk(folder):
         if entry.is_file(follow_symlinks=False):
             yield path
 
 
 def iterate_folders(folder: Path) -> Iterator[Path]:
-    """Yield the folders below a folder, outer ones first. Links are not followed; raises as `iterate_below`."""
+    """Yield the folders below a folder, each before its sub-folders; raise the same errors as `iterate_below`."""
     for path, entry in _walk(folder):
         if entry.is_dir(follow_symlinks=False):
             yield path
@@ -145,7 +145,10 @@ def _delete(folder: Path, *, lenient: bool) -> None:
 
 
 def _empty_folder(root: int, attempt: contextlib.AbstractContextManager[None]) -> None:
-    """Delete the contents of an open folder. Inner folders are moved up into it first, so that paths stay short."""
+    """Delete the contents of an open folder, after moving deeper folders up into it so that paths stay short.
+
+    `root` is the folder's file descriptor; `attempt` is the context of each deletion, which may ignore errors.
+    """
     waiting = _unlink_files(root, attempt)
     while waiting:
         with attempt:
@@ -161,7 +164,7 @@ def _empty_folder(root: int, attempt: contextlib.AbstractContextManager[None]) -
 
 
 def _rmdir_or_move_up(name: str, parent: int, root: int) -> list[str]:
-    """Delete a folder if it is empty; else move it from `parent` to `root`, and return its new name."""
+    """Delete the folder `name` in `parent` if it is empty; else move it to `root` and return its new name."""
     try:
         os.rmdir(name, dir_fd=parent)
     except OSError as error:
@@ -174,7 +177,10 @@ def _rmdir_or_move_up(name: str, parent: int, root: int) -> list[str]:
 
 
 def _unlink_files(handle: int, attempt: contextlib.AbstractContextManager[None]) -> list[str]:
-    """Delete the files and links in an open folder, and return the names of its folders."""
+    """Delete the files and links in an open folder, and return the names of the remaining folders.
+
+    `handle` is the folder's file descriptor; `attempt` is the context of each deletion, which may ignore errors.
+    """
     with os.scandir(handle) as found:
         listed = list(found)
     folders = []

@@ -14,9 +14,9 @@ _PATTERN = re.compile(r"(?P<number>\d{1,18}(?:\.\d{1,18})?)\s*(?P<unit>it|ep|%)"
 
 @dataclass(frozen=True)
 class Step:
-    """A position in training: after a number of iterations or epochs, or at a percentage of the whole training.
+    """A position in training, given by a number of iterations, of epochs, or of per cent of the whole training.
 
-    `at` converts epochs and percentages to iterations, given the length of training.
+    `at` converts the position to a number of iterations, given the length of training.
 
     Examples:
         >>> tk.Step.parse("3%").at(total=1000, per_epoch=100)
@@ -34,7 +34,7 @@ class Step:
     """
 
     value: Fraction
-    """Number of units; an exact fraction, so that 0.1 % has no rounding error."""
+    """Number of units, as an exact fraction, so that 0.1 % has no rounding error."""
     unit: str
     """``it`` (iterations), ``ep`` (epochs) or ``%`` (of the whole training)."""
 
@@ -53,7 +53,7 @@ class Step:
         """Parse ``500it``, ``2ep``, ``0.5ep``, ``3%``, ``0`` or ``end`` (= ``100%``).
 
         Args:
-            text: text to parse; a `Step` is returned unchanged.
+            text: the text; a `Step` is returned unchanged.
 
         Raises:
             UsageError: for other text. A bare number other than 0 is refused, because its unit is unclear.
@@ -61,7 +61,7 @@ class Step:
         return text if isinstance(text, Step) else _parse_text(text)
 
     def at(self, *, total: int, per_epoch: int, of: str = "") -> int:
-        """Return the iteration at this position, rounded half up.
+        """Return the number of iterations before this position; halves are rounded up.
 
         Args:
             total: iterations of the whole training.
@@ -69,7 +69,7 @@ class Step:
             of: name of the setting that has this value, for the error message.
 
         Raises:
-            UsageError: if the position is beyond the end of training.
+            UsageError: if the position is later than the end of training.
         """
         iteration = self.iterations(per_epoch=per_epoch, total=total)
         if iteration > total:
@@ -78,7 +78,7 @@ class Step:
         return iteration
 
     def iterations(self, *, per_epoch: int, total: int | None = None) -> int:
-        """Return the number of iterations up to this position, which may exceed the length of training.
+        """Return the number of iterations before this position, even if it is later than the end of training.
 
         Args:
             per_epoch: iterations of an epoch.
@@ -96,10 +96,10 @@ class Step:
         return _round_half_up(self.value * total / 100)
 
     def scaled(self, factor: Fraction, *, per_epoch: int) -> Step:
-        """Return the corresponding position of a training `factor` times as long; epochs become iterations.
+        """Return the corresponding position of a training that is `factor` times as long; epochs become iterations.
 
         Args:
-            factor: how many times as long, exact.
+            factor: the new length of training / the old length, as an exact fraction.
             per_epoch: iterations of an epoch.
 
         Examples:
@@ -140,7 +140,7 @@ def _round_half_up(value: Fraction) -> int:
 
 
 def _decimal_places(denominator: int) -> int | None:
-    """Return the number of decimals that write 1/denominator exactly; None if no finite number of decimals does."""
+    """Return how many decimals are needed to write 1/denominator exactly; None if infinitely many."""
     twos = fives = 0
     while denominator % 2 == 0:
         denominator //= 2

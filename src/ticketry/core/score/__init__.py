@@ -1,23 +1,24 @@
 """Scores: the importance of each weight for pruning.
 
-A score is a function ``score(model, scope, *, batches=None, loss=None, seed=0) -> {name: tensor}``. It returns for each
-parameter in scope a tensor of its shape; the higher, the more important the weight. To add a score, pass the function
-itself; or write it here and name it in `registry`; or provide an entry point in the group ``ticketry.scores`` (see
-`ticketry.registry`). `described` adds facts for lists; `of_gradients` and `of_gradient_flow` turn a formula into a
-score.
+A score is a function ``score(model, scope, *, batches=None, loss=None, seed=0) -> {name: tensor}``. For each parameter
+in scope it returns a tensor of the parameter's shape, with a higher number for a more important weight. A custom score
+can be passed as a function, or be an entry point of a package in the group ``ticketry.scores`` (see
+`ticketry.registry`); built-in scores are listed in `registry`. `described` attaches the facts that lists of scores
+show; `of_gradients` and `of_gradient_flow` turn a formula into a score.
 
 Scores that need data take it only from `batches` (of training data); every batch counts equally. ``loss(model, batch)``
-is the mean loss of a batch. The model is restored afterwards, also after an exception. These scores have further
+is the mean loss of a batch. The model is restored afterwards, also after an exception. Scores with data have further
 options, which can be set with `functools.partial`:
 
 norms
     ``batch`` (the default): norms use the statistics of each batch, as in training; running statistics are neither used
     nor changed. ``running`` (the default of `kfac`): the running statistics, as in evaluation. Dropout is off in both.
 at
-    A mask: the score is measured in the network pruned by it. Removed weights are 0 in the forward pass and excluded
-    from the gradient flow, but get a score for the case that they return. Iterated scores use this (`prune`).
+    A mask: the score is measured in the network that the mask prunes. Removed weights are 0 in the forward pass and
+    excluded from the gradient flow, but get a score too, since a later mask may retain them. `prune` uses this option
+    when it prunes in several iterations.
 
-The prefixes ``inverted:`` and ``shuffled:`` of a name give controls: `inverted`, `shuffled`.
+A name with the prefix ``inverted:`` or ``shuffled:`` is a control of the score, see `inverted` and `shuffled`.
 """
 
 from ticketry.core.score.gradient_scores import (

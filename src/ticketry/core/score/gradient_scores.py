@@ -1,4 +1,4 @@
-"""Scores from gradients of the loss. Most are formulas of a weight and its gradient or its Hessian-gradient product."""
+"""Scores from gradients of the loss: most are a formula of a weight and its gradient or Hessian-gradient product."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from ticketry.errors import UsageError
 from ticketry_engine.support.entry_points import CHANGES, entry_point
 
 Formula = Callable[[Tensor, Tensor], Tensor]
-"""(weights of a parameter, measured tensor) -> scores, all of one shape."""
+"""A function that computes scores from the weights of a parameter and a measured tensor, all of the same shape."""
 
 
 class DataScore(Protocol):
@@ -32,8 +32,8 @@ class DataScore(Protocol):
 
     Raises:
         UsageError: without batches or loss.
-        ScoreError: if all scores are 0 or one is not finite; for scores with second derivatives, if an operation has
-            none.
+        ScoreError: if all scores are 0 or a score is not finite; for scores with second derivatives, if an operation
+            has no second derivative.
 
     Examples:
         >>> model = nn.Linear(2, 1, bias=False)
@@ -68,10 +68,10 @@ def of_gradients(
 ) -> Callable[[Formula], DataScore]:
     """Return a decorator that turns a formula of weight w and gradient g into a score.
 
-    g is the mean over batches of ``each(dL/dw)``.
+    Here g is the mean over batches of ``each(dL/dw)``, where L is the loss of a batch.
 
     Args:
-        about: facts for lists, see `described`.
+        about: facts about the score, see `described`.
         each: function applied to the gradient of each batch before averaging, such as `torch.square`.
 
     Examples:
@@ -92,10 +92,10 @@ def of_gradients(
 def of_gradient_flow(about: About) -> Callable[[Formula], DataScore]:
     """Return a decorator that turns a formula of weight w and Hessian-gradient product Hg into a score.
 
-    The gradient g and the Hessian H are those of the mean loss over the batches.
+    The gradient g and the Hessian H are of the mean loss over all batches.
 
     Args:
-        about: facts for lists, see `described`.
+        about: facts about the score, see `described`.
 
     Examples:
         >>> @tk.score.of_gradient_flow(tk.score.About(paper="ours", data="yes", order=2))
@@ -140,17 +140,18 @@ def _build_score(formula: Formula, about: About, measure: Callable[..., dict[str
 
 @of_gradients(About(paper="Lee et al. 2019", data="yes", order=1, channels="snap"))
 def snip(weight: Tensor, gradient: Tensor) -> Tensor:
-    """|w * dL/dw|, of the loss averaged over the batches (SNIP); needs data.
+    """Score each weight by |w * dL/dw|, where L is the loss averaged over the batches (SNIP); needs data.
 
-    Lee, Ajanthan & Torr, "SNIP: Single-shot network pruning based on connection sensitivity" (2019, arXiv 1810.02340),
-    without its normalisation by the sum, which changes no order. Iterated, it is Iter-SNIP and FORCE: see `prune`.
+    Lee, Ajanthan & Torr, "SNIP: Single-shot network pruning based on connection sensitivity" (2019, arXiv 1810.02340).
+    Their division by the sum of all scores is left out, because it does not change the order. Iter-SNIP and FORCE
+    prune by this score in several iterations: see `prune`.
 
     Args:
-        model: whose weights are scored; it is restored afterwards.
+        model: the model whose weights are scored; it is restored afterwards.
         scope: the parameters to score.
-        batches: of training data; every batch counts the same.
+        batches: batches of training data; every batch counts the same.
         loss: ``loss(model, batch)``, the mean loss of a batch, a scalar.
-        seed: of random numbers that the model draws (dropout is off).
+        seed: seed of random numbers that the model draws (dropout is off).
         norms: see `ticketry.score`.
         at: see `ticketry.score`.
 
@@ -170,18 +171,19 @@ def snip(weight: Tensor, gradient: Tensor) -> Tensor:
 
 @of_gradients(About(paper="Molchanov et al. 2019", data="yes", order=1, channels="taylor"), torch.abs)
 def taylor(weight: Tensor, size: Tensor) -> Tensor:
-    """Mean over the batches of |w * dL/dw|, the first-order change of the loss without w (Taylor); needs data.
+    """Score each weight by the mean over batches of |w * dL/dw|, the change of the loss without w; needs data.
 
-    Molchanov et al., "Pruning convolutional neural networks for resource efficient inference" (2017, arXiv 1611.06440),
-    for single weights instead of feature maps. Absolute values are taken per batch, so that changes of opposite sign do
-    not cancel as they do in `snip`; with one batch the two scores are equal.
+    The change is the first-order Taylor expansion of Molchanov et al., "Pruning convolutional neural networks for
+    resource efficient inference" (2017, arXiv 1611.06440), here for single weights instead of feature maps. Absolute
+    values are taken per batch, so changes of opposite sign do not cancel. In `snip` they cancel; with a single batch,
+    the two scores are equal.
 
     Args:
-        model: whose weights are scored; it is restored afterwards.
+        model: the model whose weights are scored; it is restored afterwards.
         scope: the parameters to score.
-        batches: of training data; every batch counts the same.
+        batches: batches of training data; every batch counts the same.
         loss: ``loss(model, batch)``, the mean loss of a batch, a scalar.
-        seed: of random numbers that the model draws (dropout is off).
+        seed: seed of random numbers that the model draws (dropout is off).
         norms: see `ticketry.score`.
         at: see `ticketry.score`.
 
@@ -201,18 +203,18 @@ def taylor(weight: Tensor, size: Tensor) -> Tensor:
 
 @of_gradients(About(paper="Theis et al. 2018", data="yes", order=1, channels="summed"), torch.square)
 def fisher(weight: Tensor, square: Tensor) -> Tensor:
-    """w^2 / 2 * mean of (dL/dw)^2 over the batches (empirical Fisher); needs data.
+    """Score each weight by w^2 / 2 * mean of (dL/dw)^2 over the batches (empirical Fisher); needs data.
 
-    Theis et al., "Faster gaze prediction with dense networks and Fisher pruning" (2018, arXiv 1801.05787), for
-    single weights. The mean is over batches: with batches of one example, which need ``norms="running"``, it is the
-    published form; the gradient of a larger batch is a mean, whose square is smaller.
+    Theis et al., "Faster gaze prediction with dense networks and Fisher pruning" (2018, arXiv 1801.05787), here for
+    single weights. The published score averages over examples; it equals this score if each batch has one example,
+    which needs ``norms="running"``. The gradient of a larger batch is a mean over examples, so its square is smaller.
 
     Args:
-        model: whose weights are scored; it is restored afterwards.
+        model: the model whose weights are scored; it is restored afterwards.
         scope: the parameters to score.
-        batches: of training data; every batch counts the same.
+        batches: batches of training data; every batch counts the same.
         loss: ``loss(model, batch)``, the mean loss of a batch, a scalar.
-        seed: of random numbers that the model draws (dropout is off).
+        seed: seed of random numbers that the model draws (dropout is off).
         norms: see `ticketry.score`.
         at: see `ticketry.score`.
 
@@ -232,19 +234,20 @@ def fisher(weight: Tensor, square: Tensor) -> Tensor:
 
 @of_gradient_flow(About(paper="Rachwan et al. 2022", data="yes", order=2, channels="crop_gates"))
 def crop(weight: Tensor, product: Tensor) -> Tensor:
-    """|w * Hg|: removes first the weights that least change the gradient flow (CroP); needs data.
+    """Score each weight by |w * Hg|, the change of the gradient flow without the weight (CroP); needs data.
 
     Rachwan et al., "Winning the lottery ahead of time: efficient early network pruning" (2022, arXiv 2206.10451). The
-    gradient flow g'g changes by about -2 w * Hg without w. g and H are of the mean loss over all batches, and of the
-    weights in scope. Iterated with the schedule ``halving`` it is CroPit, and EarlyCroP's saliency: see `prune`. The
-    published code measures with ``norms="running"``.
+    gradient flow is g'g, where g is the gradient of the mean loss over all batches with respect to the weights in
+    scope; H is the Hessian of this loss. Without the weight w, the flow changes by about -2 w * Hg. CroPit and
+    EarlyCroP prune by this score in several iterations with the schedule ``halving``: see `prune`. The published code
+    measures with ``norms="running"``.
 
     Args:
-        model: whose weights are scored; it is restored afterwards.
+        model: the model whose weights are scored; it is restored afterwards.
         scope: the parameters to score.
-        batches: of training data; every batch counts the same.
+        batches: batches of training data; every batch counts the same.
         loss: ``loss(model, batch)``, the mean loss of a batch, a scalar.
-        seed: of random numbers that the model draws (dropout is off).
+        seed: seed of random numbers that the model draws (dropout is off).
         norms: see `ticketry.score`.
         at: see `ticketry.score`.
 
@@ -275,25 +278,26 @@ def grasp(
     at: Mask | None = None,
     temperature: float = 1.0,
 ) -> dict[str, Tensor]:
-    """w * Hg with its sign: retains the weights without which the gradient flow would fall most (GraSP); needs data.
+    """Score each weight by w * Hg, by how much the gradient flow would fall without it (GraSP); needs data.
 
     Wang, Zhang & Grosse, "Picking winning tickets before training by preserving gradient flow" (2020, arXiv
-    2002.07376). The paper removes the weights with the largest -w * Hg, so those with the largest w * Hg are retained
-    here. The sign matters: retaining the largest -w * Hg, or absolute values (`crop`), is another method.
+    2002.07376). For g and H see `crop`. The paper removes the weights with the largest -w * Hg, and so retains the
+    weights with the largest w * Hg. The sign matters: to retain the largest -w * Hg, or the largest absolute values
+    (`crop`), is another method.
 
     Args:
         norms, at: see `ticketry.score`.
-        temperature: divisor of the model's output (one tensor of logits) before the loss. The published code uses 200,
-            which flattens the class probabilities: ``functools.partial(score.grasp, temperature=200)``.
-        model: whose weights are scored; it is restored afterwards.
+        temperature: number by which the model's output (one tensor of logits) is divided before the loss. The published
+            code uses 200, which flattens the class probabilities: ``functools.partial(score.grasp, temperature=200)``.
+        model: the model whose weights are scored; it is restored afterwards.
         scope: the parameters to score.
-        batches: of training data; every batch counts the same.
+        batches: batches of training data; every batch counts the same.
         loss: ``loss(model, batch)``, the mean loss of a batch, a scalar.
-        seed: of random numbers that the model draws (dropout is off).
+        seed: seed of random numbers that the model draws (dropout is off).
 
     Raises:
-        UsageError: without batches or loss; for a temperature that is not positive, or cannot be applied.
-        ScoreError: if all scores are 0, one is not finite, or an operation has no second derivative.
+        UsageError: without batches or loss; if the temperature is not positive, or the output is not a single tensor.
+        ScoreError: if all scores are 0, a score is not finite, or an operation has no second derivative.
 
     Examples:
         >>> model = nn.Linear(2, 1, bias=False)
@@ -313,7 +317,7 @@ def grasp(
 
 @contextmanager
 def _divide_output(model: nn.Module, temperature: float) -> Iterator[None]:
-    """Within the block, divide the model's output by a temperature wherever the loss calls the model."""
+    """Within the block, divide the output of every call of the model by `temperature`."""
     if not 0 < temperature < inf:
         raise UsageError(f"a temperature is a positive number, not {temperature}")
     if temperature == 1:
@@ -351,17 +355,17 @@ def grasp200(
     norms: str = "batch",
     at: Mask | None = None,
 ) -> dict[str, Tensor]:
-    """`grasp` at temperature 200, as in the authors' published code; needs data. For classifiers.
+    """Score weights of a classifier by `grasp` at temperature 200, as the authors' published code does; needs data.
 
-    Wang, Zhang & Grosse (2020, arXiv 2002.07376). It has a name so that commands can request it; arguments and errors
-    are those of `grasp`.
+    Wang, Zhang & Grosse (2020, arXiv 2002.07376). This score exists so that commands can request the temperature by a
+    name. It raises the same errors as `grasp`.
 
     Args:
-        model: whose weights are scored; it is restored afterwards.
+        model: the model whose weights are scored; it is restored afterwards.
         scope: the parameters to score.
-        batches: of training data; every batch counts the same.
+        batches: batches of training data; every batch counts the same.
         loss: ``loss(model, batch)``, the mean loss of a batch, a scalar.
-        seed: of random numbers that the model draws (dropout is off).
+        seed: seed of random numbers that the model draws (dropout is off).
         norms: see `ticketry.score`.
         at: see `ticketry.score`.
 

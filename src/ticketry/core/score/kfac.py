@@ -1,4 +1,4 @@
-"""Score by the second-order change of the loss, from the diagonal of K-FAC's Fisher approximation."""
+"""Score by the change of the loss without a weight, to second order, by K-FAC's approximation of the Fisher matrix."""
 
 from __future__ import annotations
 
@@ -42,25 +42,26 @@ def kfac(
     norms: str = "running",
     at: Mask | None = None,
 ) -> dict[str, Tensor]:
-    """w^2 / 2 * E[x^2] * E[g^2], with each weight's input x and the loss's gradient g at its output; needs data.
+    """Score each weight by w^2 / 2 * E[x^2] * E[g^2], where x is its input and g its output's gradient; needs data.
 
-    The diagonal of the empirical Fisher information if inputs and gradients are uncorrelated: Martens & Grosse,
-    "Optimizing neural networks with Kronecker-factored approximate curvature" (ICML 2015, arXiv 1503.05671); for
-    convolutions Grosse & Martens (ICML 2016, arXiv 1602.01407), where positions count as uncorrelated too. Unlike
-    `fisher` it uses each example of a batch separately, so it is less noisy. It is additive over weights and comparable
-    between layers, and the basis of ``structure="auto"``. Float64.
+    E[x^2] * E[g^2] is the diagonal of the empirical Fisher information if inputs and gradients are uncorrelated:
+    Martens & Grosse, "Optimizing neural networks with Kronecker-factored approximate curvature" (ICML 2015, arXiv
+    1503.05671). For convolutions, Grosse & Martens (ICML 2016, arXiv 1602.01407) also assume that positions are
+    uncorrelated. The score uses each example of a batch separately, so it is less noisy than `fisher`. The score of
+    several weights is the sum of their scores, and layers are comparable; ``structure="auto"`` is based on it. It is
+    computed in float64.
 
-    It applies to weights that are a factor of a product: of linear layers, attention and convolutions. Any other weight
-    (of recurrent layers, embeddings, norms, computed weights) has w^2 / 2 * size * g^2, with the gradient g of the mean
-    loss of a batch of that size. The expectation is the same, because gradients of different examples cancel.
+    The formula applies to weights of linear layers, attention and convolutions. Any other weight (of recurrent layers,
+    embeddings, norms, computed weights) gets w^2 / 2 * size * g^2, where g is the weight's gradient of the mean loss of
+    a batch of `size` examples. This has the same expectation, because gradients of different examples cancel.
 
     Args:
-        model: whose weights are scored; it is restored afterwards.
+        model: the model whose weights are scored; it is restored afterwards.
         scope: the parameters to score.
-        batches: of training data, of equal size; every batch counts the same.
+        batches: batches of training data, of equal size; every batch counts the same.
         loss: ``loss(model, batch)``, the mean loss of a batch, a scalar.
-        seed: of random numbers that the model draws (dropout is off).
-        norms: see `ticketry.score`; running by default, so that examples are independent of one another.
+        seed: seed of random numbers that the model draws (dropout is off).
+        norms: see `ticketry.score`; by default ``running``, so that examples do not influence one another.
         at: see `ticketry.score`.
 
     Raises:
@@ -104,7 +105,10 @@ def kfac(
 def _batch_gradient_squares(
     model: nn.Module, weights: Mapping[str, nn.Parameter], batch: object, loss: Loss, count: int
 ) -> dict[str, Tensor]:
-    """Return (weight * gradient)^2 for each weight, with the gradient of one batch's loss."""
+    """Return (weight * gradient of the batch's loss)^2 for each parameter, by name.
+
+    `count` is the number of the batch in error messages.
+    """
     if not weights:
         return {}
     try:
@@ -125,6 +129,6 @@ def _batch_gradient_squares(
 def _find_without_product(
     model: nn.Module, weights: Mapping[str, nn.Parameter], calls: Mapping[str, Sequence[object]]
 ) -> list[str]:
-    """Return the weights for which no product was recorded, except those of unused layers (whose score is 0)."""
+    """Return the weights whose product with an input was not recorded; leave out layers that the model never calls."""
     layers = {id(module._parameters.get("weight")) for module in model.modules() if is_linear_or_convolution(module)}
     return [name for name, weight in weights.items() if not calls[name] and id(weight) not in layers]

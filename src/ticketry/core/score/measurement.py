@@ -36,12 +36,12 @@ def prepare_for_measurement(
     """Within the block, prepare a model for measuring gradients; yield the parameters in scope by name.
 
     All layers are in evaluation mode (no dropout), but with ``norms="batch"`` norms use the statistics of the batch.
-    Random numbers depend on `seed` only, weights outside the mask `at` are 0, and compiled modules run eagerly.
+    Random numbers depend on `seed` only, weights that the mask `at` removes are 0, and compiled modules run eagerly.
     Afterwards, also after an exception, modes, buffers, weights, ``requires_grad`` and random generators are restored.
-    Memory: a copy of the buffers and, with `at`, of the weights.
+    This takes the memory of a copy of the buffers and, with `at`, of the weights.
 
     Raises:
-        UsageError: for `norms` other than batch or running, or an `at` that is not a mask.
+        UsageError: if `norms` is neither ``batch`` nor ``running``, or if `at` is not a mask.
         ScoreError: for complex parameters.
         MaskError: if `at` is not a mask of the scope, or makes a computed weight NaN.
     """
@@ -70,16 +70,14 @@ def prepare_for_measurement(
 
 @contextmanager
 def _without_gradient_exchange(model: nn.Module) -> Iterator[None]:
-    """Within the block, disable DistributedDataParallel's gradient exchange, which would wait for a `backward` never
-    called.
-    """
+    """Within the block, disable DistributedDataParallel's gradient exchange, since `backward` is never called."""
     with model.no_sync() if isinstance(model, nn.parallel.DistributedDataParallel) else nullcontext():
         yield
 
 
 @contextmanager
 def seeded_random_state(seed: int, model: nn.Module) -> Iterator[None]:
-    """Within the block, seed torch's random generators of the CPU and the model's devices; restore them afterwards."""
+    """Within the block, seed torch's random generators on the CPU and the model's devices; restore them afterwards."""
     devices = sorted({tensor.device.index for tensor in model.parameters() if tensor.device.type == "cuda"})
     with private_random_state(devices):
         torch.default_generator.manual_seed(mix(seed, "scoring"))
@@ -89,7 +87,7 @@ def seeded_random_state(seed: int, model: nn.Module) -> Iterator[None]:
 
 
 def cache_batches(inputs: ScoreInputs, model: nn.Module) -> ScoreInputs:
-    """Return the inputs with their batches in a list, which can be iterated several times."""
+    """Return `inputs` with the batches as a list, so that they can be iterated several times."""
     if inputs.batches is None:
         return inputs
     with seeded_random_state(inputs.seed, model):  # a loader that shuffles draws from the global generator
@@ -116,7 +114,7 @@ def temporarily_pruned(mask: Mask | None, parameters: Mapping[str, nn.Parameter]
 
 @contextmanager
 def _require_all_gradients(parameters: Mapping[str, nn.Parameter]) -> Iterator[None]:
-    """Within the block, make all parameters require gradients, because frozen weights have a score too."""
+    """Within the block, make all parameters require gradients, so that frozen weights also get a score."""
     before = {name: parameter.requires_grad for name, parameter in parameters.items()}
     try:
         for parameter in parameters.values():
@@ -163,7 +161,7 @@ def _restore_buffer(buffer: Tensor | None, value: Tensor | None) -> None:
 
 
 def require_data(score: str, batches: Iterable[object] | None, loss: Loss | None) -> tuple[Iterable[object], Loss]:
-    """Return batches and loss; raise `UsageError` if the caller has given only one or none."""
+    """Return `batches` and `loss`; raise `UsageError` if either is None. `score` is the name of the score."""
     if batches is None or loss is None:
         missing = " and ".join(word for word, value in (("batches", batches), ("a loss", loss)) if value is None)
         raise UsageError(
@@ -177,7 +175,7 @@ def call_loss(loss: Loss, model: nn.Module, batch: object) -> Tensor:
     """Call the loss function as ``loss(model, batch)``.
 
     Raises:
-        UsageError: for a criterion of torch, which takes outputs and targets instead.
+        UsageError: if `loss` is a criterion of torch, which takes outputs and targets instead of model and batch.
     """
     if (getattr(loss, "__module__", None) or "").startswith("torch.nn."):  # its modules and its functional ones
         name = getattr(loss, "__name__", type(loss).__name__)
@@ -201,10 +199,10 @@ def average_gradients(
     loss: Loss,
     transform: Callable[[Tensor], Tensor] = lambda gradient: gradient,
 ) -> dict[str, Tensor]:
-    """Return the mean over batches of ``transform(gradient of the batch's loss)``, by name; every batch counts equally.
+    """Return, by parameter name, the mean over batches of ``transform(gradient of the batch's loss)``.
 
-    If several processes train the model (DistributedDataParallel), the mean is over the batches of all of them. All
-    must call this with equally many batches, and get the same result.
+    Every batch counts equally. If several processes train the model (DistributedDataParallel), the mean is over the
+    batches of all processes. All processes must call this with the same number of batches, and get the same result.
 
     Raises:
         UsageError: if there is no batch, or the loss is not a scalar tensor.
@@ -228,7 +226,7 @@ def average_gradients(
 def average_over_processes(
     model: nn.Module, weights: Mapping[str, nn.Parameter], own: dict[str, Tensor]
 ) -> dict[str, Tensor]:
-    """Average tensors, in place, over the processes that train a model together."""
+    """Average the tensors `own`, in place, over the processes that train the model together."""
     for group in process_groups(model, weights.values()):
         import torch.distributed as dist
 
@@ -248,20 +246,20 @@ def hessian_gradient_product(
     *,
     gradient: dict[str, Tensor] | None = None,
 ) -> dict[str, Tensor]:
-    """Compute the Hessian-gradient product Hg of the mean loss over the batches, by parameter name.
+    """Return the Hessian-gradient product Hg of the mean loss over the batches, by parameter name.
 
-    H and g are with respect to the given weights only (no bias, no norm). First g is averaged over all batches; then
-    the derivative of <g, gradient of a batch>, with g constant, is averaged over the same batches, which therefore stay
-    in memory.
+    H and g are with respect to the given weights only (no bias, no norm). First, g is averaged over all batches. Then
+    the derivative of <g, gradient of a batch>, with constant g, is averaged over the same batches. So all batches are
+    kept in memory.
 
     Args:
         score: name of the score, for error messages.
         model, weights, batches, loss: see `average_gradients`.
-        at: a mask; g is 0 for removed weights.
+        at: a mask; for weights that it removes, g is set to 0.
         gradient: g if it is already known, or another vector to multiply H by.
 
     Raises:
-        ScoreError: naming an operation without a second derivative; see also `average_gradients`.
+        ScoreError: if an operation, which the message names, has no second derivative; see also `average_gradients`.
     """
     kept = list(batches)
     try:
@@ -292,10 +290,10 @@ def _average_products(
 
 
 def check_scores(score: str, scores: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return the scores, detached, after checking them.
+    """Return `scores`, detached, after a check of their values; `score` is the name of the score.
 
     Raises:
-        ScoreError: if one is not finite, or all of them are exactly 0.
+        ScoreError: if a value is not finite, or if all values are exactly 0.
     """
     for name, values in scores.items():
         if not bool(torch.isfinite(values).all()):
@@ -316,7 +314,7 @@ def batch_loss(model: nn.Module, batch: object, loss: Loss, count: int) -> Tenso
 
     Raises:
         UsageError: if the loss is not a scalar tensor, or does not take a model and a batch.
-        ScoreError: if it is not finite, or does not require gradients.
+        ScoreError: if the loss is not finite, or does not require gradients.
     """
     value = call_loss(loss, model, batch)
     check_loss(value, count)
@@ -324,7 +322,10 @@ def batch_loss(model: nn.Module, batch: object, loss: Loss, count: int) -> Tenso
 
 
 def check_loss(value: object, count: int, *, reached: bool = True) -> None:
-    """Check that the loss of a batch is a finite scalar and, if `reached`, requires gradients; as in `batch_loss`."""
+    """Check that the loss of the `count`-th batch is a finite scalar and, if `reached`, requires gradients.
+
+    Raises the same errors as `batch_loss`.
+    """
     if not isinstance(value, Tensor) or value.numel() != 1:
         what = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
         raise UsageError(f"a loss is one number in a tensor, the mean over the batch, not {what}")
@@ -357,7 +358,7 @@ def _promote_dtype(dtype: torch.dtype) -> torch.dtype:
 
 @contextmanager
 def _use_math_attention() -> Iterator[None]:
-    """Within the block, compute attention by its plain formula, because fused kernels have no second derivative."""
+    """Within the block, compute attention by its plain formula; fused kernels have no second derivative."""
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
     with sdpa_kernel(SDPBackend.MATH):
@@ -377,7 +378,7 @@ def _explain_missing_derivative() -> Iterator[None]:
 
 
 def _check_twice_differentiable(value: Tensor) -> None:
-    """Raise an error if a loss uses a once-differentiable function, whose second derivative may silently be 0."""
+    """Raise an error if a loss uses an autograd function whose second derivative may silently be 0."""
     mark = once_differentiable(_check_twice_differentiable).__code__
     seen, waiting = set(), [value.grad_fn]
     while waiting:
@@ -400,14 +401,17 @@ class _OnceDifferentiableError(ScoreError):
 
 
 def has_mask_option(score: Score) -> bool:
-    """Return whether a score has the option `at`, a mask of the network to measure."""
+    """Return whether a score has the option `at`: a mask, to measure the score in the pruned network."""
     return "at" in inspect.signature(score).parameters
 
 
 def score_pruned_model(
     score: Score, model: nn.Module, scope: Scope, mask: Mask | None, inputs: ScoreInputs
 ) -> dict[str, Tensor]:
-    """Return the scores of the model pruned by a mask: by the score's option `at`, or else with weights set to 0."""
+    """Return the scores of the model pruned by `mask`.
+
+    The mask is passed as the score's option `at`. For a score without this option, removed weights are set to 0.
+    """
     options = vars(inputs)
     if mask is None:
         return evaluate_score(score, model, scope, **options)

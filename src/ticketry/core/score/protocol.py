@@ -1,4 +1,4 @@
-"""The protocol of scores: their signature, inputs and facts, and calling a score with checks of its result."""
+"""What a score is: its signature, its inputs, the facts that lists show about it, and calls with checked results."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class ScoreInputs:
 
 @dataclass(frozen=True)
 class About:
-    """Facts about a score that lists show: see `described`.
+    """Facts about a score, shown in lists of scores; attached by `described`.
 
     Examples:
         >>> tk.score.about("snip")
@@ -59,17 +59,17 @@ class About:
     """
 
     paper: str = "not said"
-    """Short citation."""
+    """Short citation of the paper that introduces the score."""
     data: str = "not said"
-    """Data needed besides the weights: no, shapes (of the inputs) or yes (batches of examples)."""
+    """Data that the score needs besides the weights: ``no``, ``shapes`` (of inputs) or ``yes`` (batches)."""
     order: int | None = None
-    """Order of the highest derivative of the loss that the score needs."""
+    """Highest order of derivatives of the loss that the score needs; None if not said."""
     channels: str = "summed"
     """Corresponding score of `structure.channels` for whole channels; ``summed``: the sum over each channel's
     weights.
     """
     signed: bool = False
-    """Whether scores may be negative; such scores cannot be divided by the cost of weights."""
+    """Whether values may be negative; then they cannot be divided by the cost of the weights."""
 
 
 class Score(Protocol):
@@ -98,10 +98,10 @@ F = TypeVar("F", bound=Callable[..., dict[str, Tensor]])
 
 
 def described(about: About) -> Callable[[F], F]:
-    """Return a decorator that attaches facts to a score, which lists show.
+    """Return a decorator that attaches `about` to a score.
 
     Args:
-        about: the facts.
+        about: facts about the score, which lists of scores show.
 
     Examples:
         >>> @tk.score.described(tk.score.About(paper="ours", data="no"))
@@ -123,19 +123,19 @@ ABOUT = "about"
 
 
 def get_facts(score: object) -> About:
-    """Return the facts attached to a score, or the defaults."""
+    """Return the facts attached to a score, or default facts if it has none."""
     found = getattr(score, ABOUT, None)
     return found if isinstance(found, About) else About()
 
 
 def evaluate_score(score: Score, model: nn.Module, scope: Scope, **options: Any) -> dict[str, Tensor]:
-    """Call a score and return a detached tensor for each parameter in scope, in the scope's order.
+    """Call a score and return, for each parameter in scope, a detached tensor of values, in the scope's order.
 
-    Infinite scores are allowed: such weights are retained or removed before all others.
+    Infinite values are allowed: weights with inf are the last to be removed, and weights with -inf the first.
 
     Raises:
-        ScoreError: naming the score, if it does not return a tensor of real numbers in the shape of each parameter in
-            scope, or exits the process.
+        ScoreError: if the score does not return, for each parameter in scope, a tensor of real numbers in the
+            parameter's shape, or if it exits the process. The message names the score.
     """
     found = _call_score(score, model, scope, options)
     _check_names(score, found, scope)
@@ -143,10 +143,10 @@ def evaluate_score(score: Score, model: nn.Module, scope: Scope, **options: Any)
 
 
 def evaluate_partial_score(score: Score, model: nn.Module, scope: Scope, **options: Any) -> dict[str, Tensor]:
-    """Call a score of channels, which may return tensors for any parameters of the model, such as scales of norms.
+    """Call a score of channels: it may return tensors for any parameters of the model, such as scales of norms.
 
     Raises:
-        ScoreError: see `evaluate_score`; but parameters may be missing or out of scope.
+        ScoreError: see `evaluate_score`; here, parameters may be missing or out of scope.
     """
     found = _call_score(score, model, scope, options)
     shapes = {name: tuple(one.shape) for name, one in named_parameters(model).items()}
@@ -179,7 +179,7 @@ def _call_score(score: Score, model: nn.Module, scope: Scope, options: Mapping[s
 
 
 def describe_score(score: Score) -> str:
-    """Return the name of a score for messages and, for custom scores, the module that defines it."""
+    """Return the name of a score for messages; for a custom score, with the module that defines it."""
     plain = score
     while hasattr(plain, "func"):  # a functools.partial
         plain = plain.func

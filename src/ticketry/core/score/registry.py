@@ -1,4 +1,4 @@
-"""Look up scores by name: built-in ones, those of installed packages, and controls derived from a score."""
+"""Look up scores by name: built-in scores, scores of installed packages, and controls derived from a score."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ _BUILT_IN = {
     "synflow": "synflow",
     "taylor": "gradient_scores",
 }
-"""Name of a built-in score -> module that contains its function."""
+"""The module that contains the function of each built-in score."""
 
 _OPTIONS: dict[str, Any] = {"batches": None, "loss": None, "seed": 0}
 
 
 def _check_function(name: str, found: Any) -> Score:
-    """Return a function, after checking that it can be called as a score."""
+    """Return `found`, after checking that it can be called as a score; `name` is for error messages."""
     if not callable(found):
         raise UsageError(f"it is a {type(found).__name__}, and a score is a function")
     if isinstance(found, type):
@@ -65,7 +65,7 @@ SCORES: Registry[Score] = Registry(
 
 
 def names() -> tuple[str, ...]:
-    """Return the names of all scores: built-in ones first, then those of installed packages.
+    """Return the names of all scores: first the built-in scores, then the scores of installed packages.
 
     Examples:
         >>> tk.score.names()
@@ -75,10 +75,10 @@ def names() -> tuple[str, ...]:
 
 
 def get(score: str | Score) -> Score:
-    """Return the score with this name; a function is returned after a check of its arguments.
+    """Return the function of a score, given its name; a function is checked and returned unchanged.
 
     Args:
-        score: a name, which for a control has the prefix ``inverted:`` or ``shuffled:``; or a function.
+        score: a name, with the prefix ``inverted:`` or ``shuffled:`` for a control; or a function.
 
     Raises:
         UsageError: if the name is unknown, or the function does not take the arguments of a score.
@@ -132,7 +132,7 @@ def source_of(score: str) -> str:
 
 
 def about(name: str) -> About:
-    """Return the facts about a score; for a control, those of its score. Raise `UsageError` if the name is unknown.
+    """Return the facts about a score; a control has the facts of its score. Raise `UsageError` for an unknown name.
 
     Args:
         name: name of a score, such as ``snip`` or ``inverted:snip``.
@@ -177,10 +177,11 @@ def inverted(score: str | Score) -> Score:
 def shuffled(score: str | Score) -> Score:
     """Return the score with its values permuted within each layer, as a control: ``shuffled:snip``.
 
-    In one pruning step, each layer retains as many weights as with the score itself, under any distribution; so the
-    comparison shows how much of the score lies in the layers' densities alone. In several steps the densities only come
-    close, because later steps rank the remaining weights at random: shuffle the final mask instead (the control
-    ``shuffled`` of searches). The permutation depends only on (seed, index of the tensor).
+    In a single pruning step, each layer retains as many weights as with the score itself, whatever the distribution of
+    the density over layers. So a comparison shows how much of the score's success is due to the densities of layers
+    alone. In several steps the densities are only similar, because later steps rank the remaining weights at random;
+    there, shuffle the final mask instead (the control ``shuffled`` of searches). The permutation depends only on the
+    seed and the tensor's index.
 
     Args:
         score: a name, or a function.
@@ -211,6 +212,6 @@ def _set_name(control: Any, kind: str, score: Score) -> Score:
 
 
 CONTROLS = {"inverted": inverted, "shuffled": shuffled}
-"""Name prefix of a control -> function that derives it from a score. A control should be clearly worse than the
-score.
+"""For each prefix of a control, the function that derives the control from a score. A control should be clearly worse
+than its score.
 """

@@ -1,4 +1,4 @@
-"""Score by the synaptic flow through each weight, with inputs of 1 (SynFlow)."""
+"""SynFlow: score weights by the flow through the network for inputs of 1, without data."""
 
 from __future__ import annotations
 
@@ -32,30 +32,31 @@ def synflow(
     at: Mask | None = None,
     bypass: tuple[type[nn.Module], ...] = (),
 ) -> dict[str, Tensor]:
-    """|w| * dR/d|w|, with R the sum of outputs at inputs of 1 with absolute weights (SynFlow); needs input shapes only.
+    """Score each weight by |w| * dR/d|w| for R = sum of the outputs for inputs of 1 (SynFlow); needs input shapes only.
 
-    Tanaka et al., "Pruning neural networks without any data by iteratively conserving synaptic flow" (2020, arXiv
-    2006.05467). A single pruning step empties layers: the paper iterates, ``prune(…, score="synflow",
-    iterations=100)``. It is meant for networks of linear layers, pooling and ReLU, where each layer's scores sum to R.
+    R is computed with the absolute values of all weights. Tanaka et al., "Pruning neural networks without any data by
+    iteratively conserving synaptic flow" (2020, arXiv 2006.05467). Pruning in a single step empties layers, so the
+    paper prunes in many steps: ``prune(…, score="synflow", iterations=100)``. The score is meant for networks of linear
+    layers, pooling and ReLU, where the scores of each layer add up to R.
 
-    Norms are bypassed (their output is their input) and dropout is off. Everything is computed in float64 on copies,
-    because R grows with the weights of every layer and overflows float32. Tensors that the model creates without a
-    type, such as an initial hidden state, are float64 too. An embedding is fed a 1 for each of its rows.
+    Norms return their input unchanged, and dropout is off. Everything is computed in float64 on copies, because R grows
+    with the weights of every layer and overflows float32. Tensors that the model creates without a type, such as an
+    initial hidden state, are also float64. An embedding gets a 1 for each of its rows as input.
 
     Args:
-        model: whose weights are scored; it is restored afterwards.
+        model: the model whose weights are scored; it is restored afterwards.
         scope: the parameters to score.
-        batches: only the shapes of the first batch are used; one example suffices. With a loss, the inputs are those
-            that the loss passes to the model; without, the batch is the model's input: a tensor or a tuple of tensors.
-        loss: see `batches`.
+        batches: only the shapes of the first batch are used; one example suffices. With `loss`, the model gets the
+            inputs that the loss passes to it; without `loss`, the batch itself, a tensor or a tuple of tensors.
+        loss: ``loss(model, batch)``, see `batches`.
         seed: ignored.
         at: see `ticketry.score`.
-        bypass: custom classes of norms to bypass as well.
+        bypass: custom classes of norms, to be bypassed like torch's.
 
     Raises:
-        UsageError: without a batch, for an `at` that is not a mask, if the loss does not call the model, or for a
-            norm's parameter in scope.
-        ScoreError: if all scores are 0 or one is not finite; if the model cannot compute in float64.
+        UsageError: without a batch, if `at` is not a mask, if the loss does not call the model, or if a parameter of a
+            norm is in scope.
+        ScoreError: if all scores are 0, if a score is not finite, or if the model cannot compute in float64.
 
     Examples:
         >>> model = nn.Sequential(nn.Linear(1, 2, bias=False), nn.Linear(2, 1, bias=False))
@@ -85,8 +86,8 @@ def synflow(
 class _SummedOutput(nn.Module):
     """Sums the outputs of a model and differentiates the sum with respect to the `wanted` tensors, in one call.
 
-    Both must happen in one call with substituted tensors, because activation checkpointing calls parts of the model
-    again in the backward pass.
+    Forward and backward pass run in a single call with substituted tensors, because activation checkpointing calls
+    parts of the model again in the backward pass.
     """
 
     def __init__(self, model: nn.Module, wanted: Sequence[Tensor]) -> None:
@@ -118,7 +119,7 @@ def _explain_type_errors() -> Iterator[None]:
 
 
 class _ModelCalled(Exception):
-    """Raised to stop a call of the model and pass on its arguments."""
+    """Raised when the model is called, to stop the call and hand over its arguments."""
 
     def __init__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         super().__init__()
@@ -163,7 +164,10 @@ def _replace_floats_by_ones(value: Any) -> Any:
 
 
 def _copy_absolute_tensors(model: nn.Module, at: Mask | None) -> tuple[dict[str, Tensor], dict[int, Tensor]]:
-    """Return absolute float64 copies of the model's tensors: by name for `functional_call`, and of parameters by id."""
+    """Return the absolute values of the model's tensors in float64: by name, and those of parameters also by id.
+
+    Weights that the mask `at` removes are 0.
+    """
     leaves: dict[int, Tensor] = {}
     for name, parameter in model.named_parameters():
         absolute = parameter.detach().double().abs()
@@ -196,7 +200,7 @@ def _sum_outputs(output: Any) -> Tensor:
 
 @contextmanager
 def _linearise(model: nn.Module, passed: tuple[type[nn.Module], ...]) -> Iterator[None]:
-    """Within the block, bypass norms, and treat embeddings as linear layers that are fed a 1 for each row."""
+    """Within the block, let norms return their input, and embeddings the sum of their rows (a 1 for each row)."""
 
     def same(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], __: object) -> Any:
         return args[0] if args else next(iter(kwargs.values()))

@@ -24,10 +24,10 @@ def magnitude(
     loss: object = None,
     seed: int = 0,
 ) -> dict[str, Tensor]:
-    """|w| of every weight in scope; of a computed weight (weight_norm, …) as the layer uses it; needs no data.
+    """Score each weight by |w|; a computed weight (weight_norm, …) by the value that the layer uses; needs no data.
 
     Args:
-        model: whose weights are scored.
+        model: the model whose weights are scored.
         scope: the parameters to score.
         batches, loss, seed: ignored; all scores have the same signature.
 
@@ -50,13 +50,15 @@ def random(
     loss: object = None,
     seed: int = 0,
 ) -> dict[str, Tensor]:
-    """Uniform random numbers in [0, 1) that depend only on (seed, index of the tensor); float64, so that ties are rare.
+    """Score weights by uniform random numbers in [0, 1), which depend only on the seed and the tensor's index.
+
+    The numbers are float64, so that ties are rare.
 
     Args:
-        model: the model of the parameters.
+        model: the model whose weights are scored.
         scope: the parameters to score.
         batches, loss: ignored; all scores have the same signature.
-        seed: of the numbers.
+        seed: seed of the random numbers.
 
     Examples:
         >>> model = nn.Linear(4, 2)

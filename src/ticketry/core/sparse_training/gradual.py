@@ -1,4 +1,4 @@
-"""Gradual pruning in any training loop: a mask shrinks along a schedule and is enforced between pruning steps."""
+"""Gradual pruning in any training loop: prune along a schedule, and enforce the mask between pruning steps."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from ticketry_engine.support.entry_points import Need, entry_point
 
 
 class PruneOptions(TypedDict, total=False):
-    """Arguments that gradual pruning passes to `prune`, to choose the weights."""
+    """Arguments of `prune` that choose the weights, as far as gradual pruning accepts them."""
 
     scope: Scope | None
     score: str | Score
@@ -46,12 +46,12 @@ class PruneOptions(TypedDict, total=False):
     collapse: str
     keep_at_least: int
     pattern: str | Pattern
-    """Any pattern except N:M, which has no masks of the intermediate densities."""
+    """Any pattern except N:M, which has a single density."""
     seed: int
 
 
 class GradualOptions(PruneOptions, total=False):
-    """Arguments of `gradual`: the schedule, and those that choose the weights."""
+    """Arguments of `gradual`: the schedule, and the arguments of `prune` that choose the weights."""
 
     sparsity: float | None
     begin: str | Step
@@ -66,7 +66,7 @@ class Gradual:
         self, model: nn.Module, cuts: Mapping[int, float], *, steps: int, **choice: Unpack[PruneOptions]
     ) -> None:
         self.cuts = dict(cuts)
-        """Number of optimiser steps -> density after the pruning step that happens then, see `schedule.cuts`."""
+        """The density after each pruning step, by the number of optimiser steps before it, see `schedule.cuts`."""
         self.steps = steps
         """Expected number of optimiser steps of the whole training."""
         self.done = 0
@@ -91,9 +91,7 @@ class Gradual:
         release_leftovers(model)
 
     def _check_layer_minimum(self) -> None:
-        """Raise, as `prune` does but before any training, if the final density is too low for the minimum of each
-        layer.
-        """
+        """Raise, before any training, the error of `prune` for a final density too low for the minimum per layer."""
         choice, scope = self._choice, self._choice["scope"]
         assert isinstance(scope, Scope)
         pattern = choice["pattern"]
@@ -104,19 +102,19 @@ class Gradual:
 
     @property
     def mask(self) -> Mask:
-        """The current mask; before the first pruning step it retains everything in scope."""
+        """The current mask; before the first pruning step, it retains all weights in scope."""
         return self._mask
 
     @entry_point()
     def step(self) -> bool:
         """Count an optimiser step, prune the model if a pruning step is due, and return whether it was.
 
-        From then on removed weights are held at exactly 0, and the optimiser's state for them is cleared before its
-        next step (see `hold`).
+        After pruning, removed weights are kept at exactly 0, and the optimiser's state for removed weights is cleared
+        before its next step (see `hold`).
 
         Raises:
             LayerCollapseError: if a layer would be left without weights.
-            UsageError: for a copy of this object, which holds no weights.
+            UsageError: if this object is a copy, because a copy does not keep weights at 0.
         """
         self._refuse_copy()
         self.done += 1
@@ -143,25 +141,24 @@ class Gradual:
     # -- state -----------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the state to save in a checkpoint, together with those of model and optimiser.
+        """Return the state of gradual pruning, to save in a checkpoint besides the states of model and optimiser.
 
-        ``done``: steps so far; ``mask``: bool tensors by name, on the CPU; ``cuts``: the schedule as [step, density] in
-        order.
+        ``done`` is the number of steps so far, ``mask`` has bool tensors on the CPU by name, and ``cuts`` is the
+        schedule as pairs [step, density] in order.
         """
         cuts = [[step, density] for step, density in self.cuts.items()]
         return {"done": self.done, "mask": {name: kept.cpu() for name, kept in self._mask.items()}, "cuts": cuts}
 
     @entry_point()
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Resume from a state, on a model with the weights of the same checkpoint.
+        """Resume from `state`; the model must have the weights of the same checkpoint.
 
-        If pruning has begun, it continues along the schedule in the state, with a warning if that differs from this
-        object's schedule and pruning steps are left. Before the first pruning step, this object's schedule applies.
+        If the state is from after the first pruning step, pruning continues along the schedule in the state; there is a
+        warning if pruning steps remain and this object has another schedule. Otherwise this object's schedule applies.
 
         Raises:
-            MaskError: if the state belongs to another model or scope, ends at another density, or its last pruning step
-                is
-                not before the end of this training.
+            MaskError: if the state belongs to another model or scope, if its schedule ends at another density, or if
+                its last pruning step is not before the end of this training.
         """
         if not {"done", "mask"} <= state.keys():
             raise MaskError("this is no state of gradual pruning: it has done and mask")
@@ -182,7 +179,7 @@ class Gradual:
             self._hold_mask(mask)
 
     def _resume_cuts(self, cuts: dict[int, float], done: int) -> dict[int, float]:
-        """Return the schedule to continue along, for a state with the schedule `cuts` after `done` steps."""
+        """Return the schedule to continue with after `done` steps; `cuts` is the schedule in the loaded state."""
         if cuts == self.cuts or done < min(*cuts, *self.cuts):
             return self.cuts
         (last, density), (_, wanted) = list(cuts.items())[-1], list(self.cuts.items())[-1]
@@ -221,11 +218,11 @@ class Gradual:
             )
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return the state for a copy, which holds no weights: copies of a model with a held mask train freely."""
+        """Return the state for a copy of this object; a copy does not keep weights at 0."""
         return {**self.__dict__, "_hold": None, "_is_copy": self._is_copy or self._hold is not None}
 
     def _refuse_copy(self) -> None:
-        """Raise `UsageError` for a copy, whose model would train densely between pruning steps."""
+        """Raise `UsageError` if this object is a copy: its mask would not be enforced between pruning steps."""
         if self._is_copy:
             raise UsageError(
                 "this is a copy of gradual pruning, and copies hold no weights: let it hold those of its model,"
@@ -254,7 +251,7 @@ class Gradual:
             )
 
     def describe_early_end(self) -> str:
-        """Return a warning text if training ends before the last pruning step; else an empty string."""
+        """Return the text of a warning if training ended before the last pruning step; otherwise an empty string."""
         *_, (last, density) = self.cuts.items()
         if self.done >= last:
             return ""
@@ -284,26 +281,25 @@ def gradual(
     frequency: str | Step = "2.5%",
     **choice: Unpack[PruneOptions],
 ) -> Gradual:
-    """Prune `model` gradually, along the cubic schedule, while you train it in your own loop.
+    """Prune `model` gradually, along the schedule `cubic`, while you train it in your own loop.
 
-    Call `Gradual.step` after each optimiser step; any number of optimisers of any kind is supported. Leaving the block
-    before the last pruning step gives a warning. Zhu & Gupta, "To prune, or not to prune" (2017, arXiv 1710.01878),
-    section 3.
+    Call `Gradual.step` after each step of all optimisers, which may be of any kind. If the block ends before the last
+    pruning step, there is a warning. Zhu & Gupta, "To prune, or not to prune" (2017, arXiv 1710.01878), section 3.
 
     Args:
         model: any module; it keeps its class, names and state dict.
-        density: fraction of the scope retained at the end.
-        steps: optimiser steps of the whole training.
-        sparsity: fraction removed at the end, instead of density.
+        density: fraction of the weights in scope that is retained at the end.
+        steps: number of optimiser steps of the whole training.
+        sparsity: fraction of the weights in scope that is removed at the end; give this or `density`.
         begin: position in training from which the density falls below 1: ``500it`` or ``25%``.
-        end: position at which the final density is reached; the rest of the training is at this density.
-        frequency: number of steps between two pruning steps, at least one.
-        choice: scope, score, distribution, half_rate, collapse, keep_at_least, pattern, seed: see `prune`. The score
-            must not need data.
+        end: position at which the final density is reached; training then continues at this density.
+        frequency: distance between two pruning steps, at least one optimiser step.
+        choice: further arguments of `prune`: scope, score, distribution, half_rate, collapse, keep_at_least, pattern,
+            seed. The score must not need data.
 
     Raises:
         UsageError: for an impossible schedule (see `schedule.cuts_within`), an unknown option, a score that needs data,
-            or an N:M pattern, which has no masks of the intermediate densities.
+            or an N:M pattern, which has a single density.
         ScopeError: see `scope`.
         LayerCollapseError: if the density is too low for `keep_at_least`.
 
@@ -335,7 +331,7 @@ def _describe_cuts(cuts: Mapping[int, float]) -> str:
 
 
 def _parse_cuts(stored: Any) -> dict[int, float]:
-    """Parse a schedule, step -> density, from a state; raise `MaskError` if it is malformed."""
+    """Return the schedule (density by step) that a state contains; raise `MaskError` if it is malformed."""
     try:
         cuts = {int(step): float(density) for step, density in stored}
     except (TypeError, ValueError):
@@ -348,7 +344,7 @@ def _parse_cuts(stored: Any) -> dict[int, float]:
 
 
 def _require_data_free(score: str | Score) -> Score:
-    """Return the score; raise `UsageError` if it needs data."""
+    """Return the function of a score; raise `UsageError` if the score needs data."""
     found = get(score)
     if get_facts(found).data in ("yes", "shapes"):
         raise UsageError(
@@ -359,7 +355,7 @@ def _require_data_free(score: str | Score) -> Score:
 
 
 def _parse_pattern_for_any_density(pattern: str | Pattern) -> Pattern:
-    """Parse a pattern; raise `UsageError` for N:M patterns, which cannot have every density."""
+    """Parse a pattern; raise `UsageError` for an N:M pattern, which has a single density."""
     found = Pattern.parse(pattern)
     if found.m:
         raise UsageError(

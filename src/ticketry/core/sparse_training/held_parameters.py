@@ -1,4 +1,4 @@
-"""The parameters that a mask is enforced on, found by name, and the optimiser state that belongs to them."""
+"""Find the parameters that a mask names, and the state that an optimiser has for these parameters."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class HeldParameter:
     """A parameter whose mask is enforced, with the hook that masks its gradient."""
 
     masks_gradients = True
-    """Marks this hook for the engine: it leaves gradients unchanged that are masked already."""
+    """Tells the engine that this hook does not change gradients that are masked already."""
 
     def __init__(self, parameter: nn.Parameter, mask: Tensor, hook: bool) -> None:
         self.parameter, self._mask = parameter, mask
@@ -36,10 +36,10 @@ class HeldParameter:
 
     @property
     def factors(self) -> Tensor:
-        """The mask as 0 and 1 in the parameter's dtype, layout and device; for a sharded parameter, this process's
-        shard.
+        """The mask as 0 and 1 in the parameter's dtype, memory layout and device.
 
-        It is as large as the weights, so it is computed only if needed: kernels return masked gradients already.
+        For a sharded parameter, this is the mask of this process's shard. The tensor is as large as the weights, so it
+        is created only when needed: the kernels of the engine return masked gradients without it.
         """
         own = local_shard(self.parameter.detach())
         if self._factors is None or self._factors.device != own.device or self._factors.dtype != own.dtype:
@@ -48,12 +48,12 @@ class HeldParameter:
         return self._factors
 
     def factors_like(self, tensor: Tensor, *, once: bool = False) -> Tensor:
-        """Return `factors` in the dtype and on the device of `tensor`: the parameter, its gradient or its optimiser
-        state.
+        """Return `factors` in the dtype and on the device of `tensor`.
 
         Args:
-            tensor: tensor in the parameter's shape; for a sharded parameter, in that of this process's shard.
-            once: whether the call is not repeated at each step, so that the result need not be cached.
+            tensor: the parameter, its gradient or a tensor of its optimiser state; for a sharded parameter, the shard
+                of this process.
+            once: True if the call is not repeated at each step, so that the result is not cached.
         """
         own = local_shard(self.parameter.detach())
         factors = self._compute_factors(own) if once and self._factors is None else self.factors
@@ -65,11 +65,11 @@ class HeldParameter:
 
     @property
     def gradient(self) -> Tensor | None:
-        """The parameter's gradient; for a sharded parameter, this process's shard."""
+        """The gradient of the parameter; for a sharded parameter, the shard of this process."""
         return None if self.parameter.grad is None else local_shard(self.parameter.grad)
 
     def is_held(self, parameter: nn.Parameter | None) -> bool:
-        """Return whether `parameter` is this parameter and its hook is still in effect."""
+        """Return whether `parameter` is the same parameter, with the gradient hook still in effect."""
         return parameter is self.parameter and _tensor_identity(self.parameter) == self._content
 
     @torch.no_grad()
@@ -93,14 +93,14 @@ class HeldParameter:
 
     @torch.no_grad()
     def _mask_accumulated_gradient(self, parameter: Tensor) -> None:
-        """Mask a gradient after `fully_shard` has added it up over all processes."""
+        """Mask the gradient of `parameter` after `fully_shard` has added it up over all processes."""
         if parameter.grad is not None:
             gradient = local_shard(parameter.grad)
             gradient.mul_(self.factors_like(gradient))
 
 
 class MaskedParameters:
-    """The parameters of a model that a mask names, including all further names of tied ones."""
+    """The parameters of a model that a mask names, with all names of tied parameters."""
 
     def __init__(self, model: nn.Module, mask: Mask) -> None:
         self.model = model
@@ -108,12 +108,12 @@ class MaskedParameters:
         masked = {id(parameter): name for name, parameter in mask.parameters(model).items()}
         everything = [(normal_name(name), one) for name, one in model.named_parameters(remove_duplicate=False)]
         self.masked_by = {name: masked[id(one)] for name, one in everything if id(one) in masked}
-        """Name of a parameter -> name of its mask, which differs for tied weights."""
+        """The name of each parameter's mask, by the name of the parameter; the names of tied weights differ."""
         self.masked_by |= {name: name for name in mask}
         self.find_and_remember()
 
     def find_and_remember(self) -> dict[str, nn.Parameter]:
-        """Return the result of `find_parameters`, and remember the modules and parameters found for `are_unchanged`."""
+        """Return the result of `find_parameters`, and remember the modules and parameters for `are_unchanged`."""
         found = self.find_parameters()
         self._path: dict[tuple[int, str], tuple[Mapping[str, object], str, object]] = {}
         for raw, _ in self.model.named_parameters(remove_duplicate=False):
@@ -122,7 +122,7 @@ class MaskedParameters:
         return found
 
     def find_parameters(self) -> dict[str, nn.Parameter]:
-        """Return the parameters that now have these names, each once.
+        """Return the parameters that the model now has under the names of the mask; a tied parameter is listed once.
 
         Raises:
             HoldError: if a parameter is missing or has another shape.
@@ -144,13 +144,13 @@ class MaskedParameters:
         return {name: one for name, one in found.items() if not tied[name]}
 
     def are_unchanged(self, held: Mapping[str, HeldParameter]) -> bool:
-        """Return whether the model still has the remembered modules and parameters, and these are in `held`."""
+        """Return whether the model still has the remembered modules and parameters, and `held` has the parameters."""
         return all(key in entries and entries[key] is value for entries, key, value in self._path.values()) and all(
             _tensor_identity(each.parameter) == each._content for each in held.values()
         )
 
     def has_parameter_of(self, optimizer: Optimizer) -> bool:
-        """Return whether an optimiser steps any parameter of the model."""
+        """Return whether `optimizer` updates any parameter of the model."""
         own = {id(parameter) for parameter in self.model.parameters()}
         return any(id(parameter) in own for group in optimizer.param_groups for parameter in group["params"])
 
@@ -169,9 +169,9 @@ class MaskedParameters:
 
 
 def iterate_state_tensors(optimizer: Optimizer, parameter: nn.Parameter) -> Iterator[Tensor]:
-    """Yield the tensors of an optimiser's state with one element per weight, except those that only scale its steps.
+    """Yield the tensors in the optimiser state of `parameter` that have one element per weight.
 
-    For sharded parameters these are the local shards.
+    State that only scales the optimiser's steps is left out. For a sharded parameter, yield this process's shards.
     """
     state: Mapping[str, object] = optimizer.state.get(parameter, {})
     for key, value in state.items():
@@ -183,9 +183,10 @@ def iterate_state_tensors(optimizer: Optimizer, parameter: nn.Parameter) -> Iter
 
 @torch.no_grad()
 def clear_dense_history(optimizer: Optimizer, held: Mapping[str, HeldParameter]) -> None:
-    """Clear the history of L-BFGS if it dates from before pruning: if a vector is nonzero for removed weights.
+    """Clear the history of L-BFGS if it dates from before pruning.
 
-    Each vector of the history concatenates all parameters.
+    Each vector of the history is the concatenation of all parameters; an old history has a vector that is not 0 at
+    removed weights.
     """
     if not isinstance(optimizer, LBFGS):
         return
@@ -200,7 +201,7 @@ def clear_dense_history(optimizer: Optimizer, held: Mapping[str, HeldParameter])
 
 
 def _float_tensors_in(value: object) -> Iterator[Tensor]:
-    """Yield the floating-point and complex tensors in a value of an optimiser's state."""
+    """Yield the floating-point and complex tensors in `value`, an entry of an optimiser's state."""
     if isinstance(value, Tensor):
         if value.is_floating_point() or value.is_complex():
             yield value
@@ -213,7 +214,7 @@ def _float_tensors_in(value: object) -> Iterator[Tensor]:
 
 
 def _tensor_identity(parameter: nn.Parameter) -> int:
-    """Return a number that changes if `torch.utils.swap_tensors` replaces a tensor, which loses its hooks."""
+    """Return a number that changes when `torch.utils.swap_tensors` swaps the parameter, which removes its hooks."""
     content: int = parameter._cdata
     return content
 

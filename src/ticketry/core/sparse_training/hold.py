@@ -1,4 +1,4 @@
-"""Mask enforcement: pruned weights stay exactly zero in any training loop."""
+"""Mask enforcement: keep pruned weights exactly 0 in any training loop."""
 
 from __future__ import annotations
 
@@ -73,7 +73,8 @@ class Hold:
         Args:
             model: see `hold`.
             mask: see `hold`.
-            hooks: False for a loop that calls `mask_gradients` and `mask_state` itself, which takes less time.
+            hooks: whether to mask gradients and optimiser state automatically; False for a loop that calls
+                `mask_gradients` and `mask_state` itself, which takes less time.
         """
         release_leftovers(model)
         self._mask, self._hooks, self._is_copy = mask, hooks, False
@@ -100,13 +101,13 @@ class Hold:
 
     @property
     def tensors(self) -> list[Tensor]:
-        """The mask as numbers 0 and 1 in the weights' dtype, one tensor per parameter."""
+        """The mask as numbers 0 and 1: one tensor per parameter, in the parameter's dtype."""
         self._refuse_copy()
         return [held.factors for held in self._held.values()]
 
     @torch.no_grad()
     def mask_gradients(self) -> None:
-        """Set the gradients of removed weights to 0; call this before clipping gradients and stepping."""
+        """Set the gradients of removed weights to 0; call this before gradients are clipped and the optimiser steps."""
         self._refuse_copy()
         pairs = [(held.gradient, held) for held in self._held.values()]
         dense = [(gradient, held) for gradient, held in pairs if gradient is not None and not gradient.is_sparse]
@@ -120,7 +121,7 @@ class Hold:
     def mask_state(self, optimizer: Optimizer) -> None:
         """Set the optimiser's state (momentum, moments) for removed weights to 0.
 
-        The history of L-BFGS mixes weights, so it is cleared as a whole if it dates from before pruning.
+        The history of L-BFGS mixes weights, so the whole history is cleared if it dates from before pruning.
         """
         self._refuse_copy()
         clear_dense_history(optimizer, self._held)
@@ -143,9 +144,8 @@ class Hold:
         """Check that removed weights, and the optimiser's state for them, are exactly 0 now.
 
         Raises:
-            HoldError: naming the parameter, how many of its removed weights are not 0, and the largest; or that the
-                model
-                no longer has the parameter.
+            HoldError: if a removed weight or its state is not 0, or if the model no longer has a parameter of the mask.
+                The message names the parameter, the number of removed weights that are not 0, and the largest of them.
         """
         self._refuse_copy()
         reshard(self._named.model)
@@ -176,11 +176,11 @@ class Hold:
             self.check()
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return the state of a copy, which enforces nothing: copies of the model train freely."""
+        """Return the state for a copy of this object; a copy enforces no mask, so that copies of the model are free."""
         return {"_is_copy": True, "_held": {}, "_listener": None}
 
     def _refuse_copy(self) -> None:
-        """Raise `UsageError` for a copy of this object, whose model would train densely."""
+        """Raise `UsageError` if this object is a copy: its mask is not enforced on any model."""
         if self._is_copy:
             raise UsageError(
                 "this is a copy of a held mask, and copies hold no weights: hold the mask on the copied model, with"
@@ -211,13 +211,13 @@ class Hold:
         self._non_finite_search.record_step(optimizer)
 
     def _steps_held_parameter(self, optimizer: Optimizer) -> bool:
-        """Return whether the optimiser updates any parameter of the mask."""
+        """Return whether `optimizer` updates a parameter that the mask names."""
         own = {id(held.parameter) for held in self._held.values()}
         return any(id(parameter) in own for group in optimizer.param_groups for parameter in group["params"])
 
     @torch.no_grad()
     def _mask_replaced_parameters(self) -> None:
-        """Mask parameters that have replaced others of the same name, and enforce the mask on them instead."""
+        """Find parameters that replaced others under the same name; mask these and enforce the mask on them."""
         now = self._named.find_and_remember()
         for name, parameter in now.items():
             if name in self._held and is_sharded(parameter) and not is_sharded(self._held[name].parameter):
@@ -274,8 +274,8 @@ class Hold:
 class _FirstNonFiniteStep:
     """Finds the first optimiser step after which a weight is infinite or NaN.
 
-    A loss that is not finite reaches every weight and stays, so it suffices to record the sum of the smallest parameter
-    after each step. Sums are read in batches, so that no step waits for a GPU.
+    After a loss that is not finite, every weight is and stays NaN or infinite. So it suffices to record, after each
+    step, the sum of the smallest parameter. Sums are read many at a time, so that steps do not wait for a GPU.
     """
 
     _BATCH = 64
@@ -288,7 +288,7 @@ class _FirstNonFiniteStep:
         self.watch_smallest(held)
 
     def watch_smallest(self, held: dict[str, HeldParameter]) -> None:
-        """From now on, record the sum of the smallest of these parameters."""
+        """From now on, record the sum of the smallest parameter in `held`."""
         self._probe = min((each.parameter for each in held.values()), key=lambda parameter: parameter.numel())
 
     def record_step(self, optimizer: Optimizer) -> None:
@@ -304,7 +304,7 @@ class _FirstNonFiniteStep:
         self._sums.append(total)
 
     def find_first(self) -> int | None:
-        """Return the number of the step, counted from 1; None if all were finite."""
+        """Return the number of the first step, counted from 1, that was not finite; None if there was none."""
         self._read_sums()
         finite = int(self._finite)
         return finite + 1 if finite < self.count else None
@@ -319,25 +319,26 @@ class _FirstNonFiniteStep:
 def hold(model: nn.Module, mask: Mask) -> Hold:
     """Keep the weights that `mask` removes at exactly 0 while `model` trains, in any training loop.
 
-    Removed weights are set to 0 once. From then on their gradients are set to 0 whenever gradients are accumulated, so
-    that clipping and gradient norms see the masked gradient, and SGD (momentum, weight decay) and the Adam family leave
-    the weights at 0. Earlier momentum and the history of L-BFGS are cleared. For optimisers that mix weights (Muon,
-    L-BFGS, custom ones), the weights are also masked after each step. At the end of the block, removed weights are
-    checked to be 0.
+    First, removed weights are set to 0. From then on, their gradients are set to 0 whenever gradients are accumulated.
+    So clipping and gradient norms use the masked gradient, and SGD (with momentum and weight decay) and the Adam family
+    leave removed weights at 0. Earlier momentum of removed weights and the history of L-BFGS are cleared. Optimisers
+    that mix weights (Muon, L-BFGS, custom ones) could change removed weights, so weights are also masked after each
+    step. At the end of the block, removed weights are checked to be 0.
 
-    The mask applies to parameter names: a parameter that replaces another (a load with ``assign=True``, a layer that is
-    rebuilt) is masked from the optimiser's next step on. docs/optimisers.md has a table of optimisers and wrappers.
+    The mask applies to parameter names: a parameter that replaces another of the same name (a load with
+    ``assign=True``, a layer that is rebuilt) is masked from the optimiser's next step on. docs/optimisers.md has a
+    table of optimisers and wrappers.
 
     Args:
         model: any module; it keeps its class, names and state dict.
         mask: a mask of parameters of this model.
 
     Raises:
-        MaskError: if the mask does not fit the model; or, for a model that several processes train
-            (DistributedDataParallel, `fully_shard`), if they have different masks. Each of them calls this.
+        MaskError: if the mask does not fit the model. If several processes train the model (DistributedDataParallel,
+            `fully_shard`), all of them must call this, and the error is also raised if their masks differ.
         UsageError: if `mask` is not a `Mask`, or sharded parameters have no values yet or are not sharded evenly.
-        HoldError: at the end of the block, if a removed weight is not 0; after a loss that was not finite, it names the
-            step. At an optimiser step, if the model no longer has a parameter of the mask.
+        HoldError: at the end of the block, if a removed weight is not 0; if a loss was not finite, the message names
+            the step. At an optimiser step, if the model no longer has a parameter of the mask.
 
     Examples:
         >>> model = nn.Linear(10, 5)

@@ -1,7 +1,7 @@
 """Remove masks and gates that an interrupted training left on a model.
 
-Some trainers do not report that a training was interrupted (by Ctrl-C or an exception). A mask or gates left on the
-model would silently change later computations.
+Some trainers do not report that a training was interrupted (by Ctrl-C or an exception). Without this module, a mask or
+gates would then stay on the model and silently change later computations.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from ticketry_engine.support.listeners import Listeners, Stepping
 
 
 class Attachment:
-    """A registered mask or gates that a training has attached to a model; `remove` ends the registration.
+    """A mask or gates that a training has attached to a model, in a register of all such attachments.
 
     Args:
         model: the model.
-        what: one word for messages, such as "hold".
-        is_running: whether the training still runs.
-        is_active: whether the attachment changes a training step now.
-        release: removes the attachment from the model, and calls `remove`.
+        what: what is attached, as one word for messages, such as "hold".
+        is_running: function that returns whether the training still runs.
+        is_active: function that returns whether the attachment would now change a training step.
+        release: function that takes the attachment off the model, and calls `remove`.
     """
 
     def __init__(
@@ -41,14 +41,14 @@ class Attachment:
         _attachments.add(self)
 
     def remove(self) -> None:
-        """End the registration, once the attachment is off the model; may be called repeatedly."""
+        """Delete the attachment from the register, after it was taken off the model; may be called repeatedly."""
         _attachments.remove(self)
 
 
 def release_leftovers(model: nn.Module) -> None:
-    """Release what interrupted trainings left on `model`, or on a model that shares parameters with it.
+    """Take the masks and gates of interrupted trainings off `model`, and off models that share parameters with it.
 
-    Attachments of trainings that still run are not released.
+    Masks and gates of trainings that still run are left in place.
     """
     for one in _find_leftovers({id(parameter) for parameter in model.parameters()}):
         one.release()
@@ -60,7 +60,10 @@ def _find_leftovers(parameters: set[int]) -> list[Attachment]:
 
 
 def _release_before_step(optimizer: Optimizer, args: object, kwargs: object) -> None:
-    """Release leftovers on the parameters of an optimiser; raise `HoldError` if they have changed the gradients."""
+    """Before an optimiser steps, take the masks and gates of interrupted trainings off its parameters.
+
+    Raises `HoldError` if these have already changed the gradients of the step.
+    """
     if all(one.is_running() for one in _attachments.present):
         return
     left = _find_leftovers({id(parameter) for group in optimizer.param_groups for parameter in group["params"]})

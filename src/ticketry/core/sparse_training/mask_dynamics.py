@@ -1,4 +1,4 @@
-"""Changes of masks during training: drop-and-grow updates, and measures of change that decide when to prune."""
+"""Changes of masks during training: updates that drop and grow weights, and measures that decide when to prune."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ def drop_and_grow(
 ) -> Mask:
     """Return the mask after one update of dynamic sparse training; each layer retains as many weights as before.
 
-    Each layer drops its floor(share * retained) weights of smallest magnitude and grows as many with the largest
-    `growth`; a nearly dense layer drops at most as many as it has removed weights. Ties go to the earlier position.
-    With |gradient| as growth this is RigL (Evci et al., "Rigging the Lottery", 2020, arXiv 1911.11134, section 3), with
-    random numbers SET (Mocanu et al. 2018).
+    Each layer removes (drops) its floor(share * retained) weights of smallest magnitude, but no more than it has
+    removed weights. It retains (grows) the same number of other weights, those with the largest `growth`. Of equal
+    values, the earlier position is chosen. With |gradient| as `growth` this is RigL (Evci et al., "Rigging the
+    Lottery", 2020, arXiv 1911.11134, section 3); with random numbers it is SET (Mocanu et al. 2018).
 
     Args:
         mask: the current mask.
-        weights, growth: parameter name -> tensor in the mask's shape; further names are ignored.
+        weights, growth: tensors in the mask's shapes, by parameter name; names that the mask lacks are ignored.
         share: fraction of the retained weights to drop, 0 <= share < 1.
         regrow: whether weights that have just been dropped may grow again.
 
@@ -60,9 +60,7 @@ def _update_layer(kept: Tensor, sizes: Tensor, growth: Tensor, share: float, reg
 
 
 def _mark_largest_among(values: Tensor, among: Tensor, count: int) -> Tensor:
-    """Return a bool tensor [n] that marks the `count` largest of `values`, among positions where `among` [n] is
-    true.
-    """
+    """Return a bool tensor [n] that is True at the `count` largest `values` [n] for which `among` [n] is True."""
     positions = among.nonzero().flatten()
     chosen = torch.zeros_like(among)
     chosen[positions[mask_of_largest(values.detach().cpu().flatten()[positions], count)]] = True
@@ -70,9 +68,9 @@ def _mark_largest_among(values: Tensor, among: Tensor, count: int) -> Tensor:
 
 
 COMPARED_MASKS = 5
-"""Number of recent masks that Early-Bird compares (You et al. 2020)."""
+"""Number of most recent masks that Early-Bird (You et al. 2020) compares."""
 LARGEST_MASK_DISTANCE = 0.1
-"""Largest fraction of elements in which any two of these masks may differ."""
+"""Largest fraction of elements in which any two of the compared masks may differ."""
 
 
 @torch.no_grad()
@@ -80,13 +78,13 @@ def relative_distance(state: Mapping[str, Tensor], reference: Mapping[str, Tenso
     """Return ||w - w0|| / ||w0|| over all named tensors together, computed in float64.
 
     Args:
-        state: w, name -> tensor.
-        reference: w0, name -> tensor.
-        names: tensors to compare.
+        state: the tensors w, by name.
+        reference: the tensors w0, by name.
+        names: names of the tensors to compare.
 
     Raises:
-        MaskError: if a name is missing from either.
-        UsageError: if the reference is all 0.
+        MaskError: if a name is missing from `state` or `reference`.
+        UsageError: if all compared tensors of `reference` are 0.
     """
     moved = size = 0.0
     for name in names:
@@ -103,13 +101,12 @@ def relative_distance(state: Mapping[str, Tensor], reference: Mapping[str, Tenso
 def first_slow_checkpoint(distances: Sequence[float], threshold: float) -> int | None:
     """Return the checkpoint (counted from 1) at which EarlyCroP prunes; None if weights still change too fast.
 
-    With d_t the distance from the initialisation at checkpoint t and d_0 = 0, it is the first t > 1 with |d_t -
-    d_(t-1)| < threshold * d_1. Rachwan et al. 2022 (arXiv 2206.10451); in their published code the threshold is the
-    density.
+    Let d_t be the distance of the weights from their initial values at checkpoint t. The result is the first t > 1 with
+    |d_t - d_(t-1)| < threshold * d_1 (Rachwan et al. 2022, arXiv 2206.10451).
 
     Args:
-        distances: d_1, d_2, ….
-        threshold: above 0.
+        distances: d_1, d_2, …, see `relative_distance`.
+        threshold: a number above 0; the published code uses the density.
     """
     if threshold <= 0:
         raise UsageError(f"the threshold, a share of the first change, must be above 0, got {threshold:g}")
@@ -124,8 +121,9 @@ def first_stable_checkpoint(
 ) -> int | None:
     """Return the checkpoint (counted from 1) at which Early-Bird prunes; None if masks still differ too much.
 
-    It is the first checkpoint at which any two of the last `compared` masks differ in at most a fraction `share` of
-    elements. You et al. 2020, "Drawing Early-Bird Tickets" (arXiv 1909.11957), section 3.3.
+    The result is the first checkpoint where any two of the last `compared` masks differ in at most a fraction `share`
+    of their elements. `masks` has one mask per checkpoint. You et al. 2020, "Drawing Early-Bird Tickets" (arXiv
+    1909.11957), section 3.3.
     """
     last: deque[Mask] = deque(maxlen=compared)
     for place, mask in enumerate(masks, start=1):

@@ -1,4 +1,4 @@
-"""Sparsity penalties, which shrink weights, blocks, filters or norm scales so that these can be pruned."""
+"""Sparsity penalties, which shrink weights, blocks, filters or scales of norms, so that these can be pruned."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ BLOCK_PENALTIES = ("group_hoyer_square", "group_lasso")
 
 
 def check_penalty(kind: str, *, blocks: bool | None = None) -> str:
-    """Return the name of a penalty if it is valid.
+    """Return `kind` if it is the name of a penalty.
 
     Args:
         kind: the name.
         blocks: whether the penalty will be applied to the blocks of a pattern; None if this is not known yet.
 
     Raises:
-        UsageError: if the name is unknown, the penalty does not support blocks, or it requires them.
+        UsageError: if the name is unknown, or if the penalty requires blocks or does not support blocks.
     """
     check_choice("penalty", kind, PENALTIES)
     if blocks and kind not in BLOCK_PENALTIES:
@@ -36,17 +36,17 @@ def check_penalty(kind: str, *, blocks: bool | None = None) -> str:
 
 
 def penalty(kind: str, weights: Iterable[Tensor], blocks: Iterable[Blocks] | None = None) -> Tensor:
-    """Return the term that a penalty of strength 1 adds to the loss: a scalar, differentiable in the weights.
+    """Return the penalty, to be added to the loss with a factor: a scalar, differentiable in the weights.
 
-    - ``l1_scales``: the sum of |w|. On the scales of norms it is network slimming (Liu et al. 2017, arXiv 1708.06519,
-      equation 1), or the penalty of Gate Decorators on their gates (You et al. 2019, arXiv 1909.08174).
-    - ``hoyer_square``: (sum |w|)² / sum w² of each tensor, summed over tensors. It is between 1 and the number of
-      elements, at any scale (Yang, Wen & Li, "DeepHoyer", 2020, arXiv 1908.09979, section 3.1).
-    - ``group_hoyer_square``: ``hoyer_square`` of the L2 norms of rows (filters, units; dimension 0) plus that of
-      columns (input channels; dimension 1) of each tensor (section 3.2 and the authors' code). Coupled tensors are not
-      joined. With `blocks`: of the L2 norms of the blocks.
-    - ``group_lasso``, with `blocks` only: the sum of sqrt(size) * L2 norm over blocks (Yuan & Lin 2006; Wen et al.
-      2016, arXiv 1608.03665, use it on filters and channels, without the size).
+    - ``l1_scales``: the sum of |w|. Applied to the scales of norms, this is network slimming (Liu et al. 2017, arXiv
+      1708.06519, equation 1); applied to gates, the penalty of Gate Decorators (You et al. 2019, arXiv 1909.08174).
+    - ``hoyer_square``: (sum |w|)² / sum w² of each tensor, summed over tensors. For each tensor, this is between 1 and
+      the number of elements, whatever the scale (Yang, Wen & Li, "DeepHoyer", 2020, arXiv 1908.09979, section 3.1).
+    - ``group_hoyer_square``: ``hoyer_square`` of the L2 norms of a tensor's rows (filters, units; dimension 0) plus
+      ``hoyer_square`` of the L2 norms of its columns (input channels; dimension 1), summed over tensors (section 3.2
+      and the authors' code). With `blocks`, ``hoyer_square`` of the L2 norms of the blocks instead.
+    - ``group_lasso``, with `blocks` only: the sum over blocks of sqrt(size) * L2 norm (Yuan & Lin 2006). Wen et al.
+      2016 (arXiv 1608.03665) apply it to filters and channels, without sqrt(size).
 
     A tensor of zeros adds nothing.
 
@@ -56,8 +56,8 @@ def penalty(kind: str, weights: Iterable[Tensor], blocks: Iterable[Blocks] | Non
         blocks: blocks of each tensor, see `structure.pattern`.
 
     Raises:
-        UsageError: for an unknown kind, one that requires or does not support blocks, or a tensor with less than two
-            dimensions where the penalty needs rows and columns.
+        UsageError: if the kind is unknown, if it requires blocks or does not support blocks, or if the penalty needs
+            rows and columns and a tensor has less than two dimensions.
     """
     check_penalty(kind, blocks=blocks is not None)
     values = []
@@ -86,11 +86,10 @@ def penalty(kind: str, weights: Iterable[Tensor], blocks: Iterable[Blocks] | Non
 def add_penalty_gradients_(
     kind: str, strength: float, parameters: Iterable[Tensor], blocks: Iterable[Blocks] | None = None
 ) -> None:
-    """Add strength times the gradient of `penalty` to the gradient of each parameter, in place; create missing
-    gradients.
+    """Add `strength` times the gradient of `penalty` to the gradient of each parameter, in place.
 
-    The closed form takes less time and memory than autograd. A weight or group that is exactly 0 gets no gradient, so
-    pruned weights stay 0.
+    A parameter without a gradient gets one. The gradient is computed by a formula, which takes less time and memory
+    than autograd. For a weight or group that is exactly 0 it is 0, so pruned weights stay 0.
 
     Raises:
         UsageError: see `penalty`.
@@ -136,7 +135,7 @@ def _add_block_gradients_(kind: str, strength: float, parameter: Tensor, blocks:
 
 
 def _block_norms(weight: Tensor, blocks: Blocks) -> Tensor:
-    """Return the L2 norm of each block, in `Blocks.shape`; its gradient at a block of zeros is 0."""
+    """Return the L2 norm of each block, in the shape `Blocks.shape`; the gradient of a block of zeros is 0."""
     squares = blocks.sum_by_block(weight.square())
     zero = squares == 0
     return squares.masked_fill(zero, 1).sqrt().masked_fill(zero, 0)
@@ -147,7 +146,7 @@ def _block_size_roots(blocks: Blocks, like: Tensor) -> Tensor:
 
 
 def _row_and_column_norms(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the L2 norms of rows (dimension 0) and of columns (dimension 1)."""
+    """Return the L2 norms of the rows (dimension 0) and of the columns (dimension 1) of a weight."""
     if weight.dim() < 2:
         raise UsageError(
             f"a group penalty needs weights with rows and columns, got shape {tuple(weight.shape)}: leave biases and"

@@ -1,6 +1,4 @@
-"""Schedules of mask changes during training: densities, fractions of weights to replace, phases. Does not import
-torch.
-"""
+"""Schedules of mask changes during training: densities, fractions of weights to replace, phases; no torch needed."""
 
 from __future__ import annotations
 
@@ -16,8 +14,9 @@ from ticketry.step import Step
 def cubic(progress: float, density: float, initial: float = 1.0) -> float:
     """Return the density at `progress` along the cubic schedule from `initial` to `density`.
 
-    density + (initial - density) * (1 - progress)^3: equation 1 of Zhu & Gupta, "To prune, or not to prune" (2017,
-    arXiv 1710.01878), whose sparsities are 1 - density. Most weights are removed early, when many are redundant.
+    The density is density + (initial - density) * (1 - progress)^3: equation 1 of Zhu & Gupta, "To prune, or not to
+    prune" (2017, arXiv 1710.01878), who write it with sparsities, 1 - density. Most weights are removed early, when
+    many are redundant.
 
     Args:
         progress: from 0 (nothing is removed yet) to 1 (the end).
@@ -42,20 +41,20 @@ def cubic(progress: float, density: float, initial: float = 1.0) -> float:
 
 
 def cuts(density: float, *, begin: int, end: int, frequency: int, initial: float = 1.0) -> dict[int, float]:
-    """Return the pruning steps of gradual pruning, in order: training step -> density; the last is `end` -> `density`.
+    """Return the density to prune to at each pruning step of gradual pruning, by training step in ascending order.
 
-    Pruning steps happen every `frequency` steps after `begin`, where the density is still `initial`, and at `end`. Zhu
-    & Gupta (2017) found frequencies of 100 to 1000 steps equally good.
+    At step `begin` the density is still `initial`. From there, weights are pruned every `frequency` steps, and last at
+    step `end` to `density`. Zhu & Gupta (2017) found frequencies of 100 to 1000 steps equally good.
 
     Args:
         density: fraction of weights retained at the end.
-        begin: step after which the density falls.
-        end: step at which `density` is reached.
-        frequency: steps between two pruning steps.
+        begin: training step after which the density falls.
+        end: training step at which `density` is reached.
+        frequency: number of training steps between two pruning steps.
         initial: fraction of weights retained at the beginning.
 
     Raises:
-        UsageError: unless 0 <= begin < end and frequency >= 1; see `cubic` for densities.
+        UsageError: unless 0 <= begin < end and frequency >= 1; for invalid densities, see `cubic`.
 
     Examples:
         >>> tk.schedule.cuts(0.2, begin=0, end=40, frequency=20)
@@ -80,9 +79,9 @@ def cuts_within(
     total: int,
     per_epoch: int | None = None,
 ) -> dict[int, float]:
-    """Return `cuts` for a training of `total` steps, with positions written as ``500it``, ``2ep`` or ``3%``.
+    """Return the result of `cuts` for positions in training that are written as ``500it``, ``2ep`` or ``3%``.
 
-    A frequency below one step counts as one step.
+    A frequency of less than one step counts as one step.
 
     Args:
         density: fraction of weights retained at the end.
@@ -93,7 +92,8 @@ def cuts_within(
         per_epoch: steps of an epoch, required if a position is in epochs.
 
     Raises:
-        UsageError: if no step is left at the final density, or a position is in epochs without `per_epoch`; see `cuts`.
+        UsageError: if no step remains after `end` to train at the final density, or if a position is in epochs and
+            `per_epoch` is missing; see also `cuts`.
 
     Examples:
         >>> tk.schedule.cuts_within(0.2, begin="0%", end="40%", frequency="20%", total=100)
@@ -133,9 +133,9 @@ def cosine(progress: float, share: float) -> float:
 def moves_within(
     share: float, *, end: str | Step, frequency: str | Step, total: int, per_epoch: int | None = None
 ) -> dict[int, float]:
-    """Return the mask updates of dynamic sparse training: step -> fraction of each layer's weights to replace.
+    """Return, by step, the fraction of each layer's weights that each mask update of dynamic sparse training replaces.
 
-    Updates happen every `frequency` steps (at least one) before `end`; the fractions fall along `cosine`.
+    Updates happen every `frequency` steps (at least every step) before `end`; the fractions fall along `cosine`.
 
     Args:
         share: fraction at the beginning of the schedule, in (0, 1).
@@ -166,11 +166,11 @@ def moves_within(
 def phases_within(
     *, warmup: str | Step, phase: str | Step, end: str | Step, total: int, per_epoch: int | None = None
 ) -> list[tuple[int, bool]]:
-    """Return the phases of alternating compressed and decompressed training: (first step, whether it is compressed).
+    """Return the phases of AC/DC training, as pairs of the first step and whether the phase is compressed (sparse).
 
-    After a dense `warmup`, compressed and decompressed phases of length `phase` alternate. The last compressed phase
-    begins at `end`; the decompressed phase before it is extended if no full pair fits. Peste et al., "AC/DC" (2021,
-    arXiv 2106.12379), algorithm 1, and the schedules in the authors' code.
+    After a dense `warmup`, compressed and decompressed (dense) phases of length `phase` alternate. The last compressed
+    phase begins at `end`. If the time before `end` does not fit a whole number of phases, the last decompressed phase
+    is longer. Peste et al., "AC/DC" (2021, arXiv 2106.12379), algorithm 1, and the schedules in the authors' code.
 
     Args:
         warmup: length of the dense training at the beginning.
@@ -180,8 +180,8 @@ def phases_within(
         per_epoch: steps of an epoch, required if a position is in epochs.
 
     Raises:
-        UsageError: unless a compressed and a decompressed phase of this length fit between `warmup` and `end`, and
-            steps are left after it.
+        UsageError: unless a compressed and a decompressed phase fit between `warmup` and `end`, and steps remain after
+            `end`.
 
     Examples:
         >>> tk.schedule.phases_within(warmup="10ep", phase="5ep", end="28ep", total=40, per_epoch=1)
@@ -201,7 +201,7 @@ def phases_within(
 
 
 def _round_last_bits(density: float) -> float:
-    """Round to 12 digits, such as 0.3 for 0.30000000000000004, because the last bits may differ between machines."""
+    """Return `density` rounded to 12 digits, since the last bits of computed densities differ between machines."""
     return float(f"{density:.12g}")
 
 

@@ -1,1 +1,1 @@
-"""Tickets: a mask, the weights that its training starts from, and information about both; as folders and on the hub."""
+"""Tickets: a mask with the weights from which it is trained; their folders, and the Hugging Face hub."""

@@ -1,7 +1,7 @@
-"""A ticket's folder: written completely or not at all, and checked before anything in it is used.
+"""The folder of a ticket: written completely or not at all, and checked before its contents are used.
 
 If tensors are sharded over several devices, all processes write the folder together and gather one tensor at a time.
-The bytes equal those of the same ticket written by one process.
+The files are the same as if a single process writes the same ticket.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ def to_json_values(value: object, where: str, depth: int = 0) -> Any:
     """Return a copy of `value` as plain JSON values; tuples become lists, and keys are sorted.
 
     Args:
-        value: anything; mappings need strings as keys.
+        value: any value that JSON can hold; the keys of mappings must be strings.
         where: name of the value in messages, such as ``info``.
-        depth: number of levels above `value`.
+        depth: number of levels of the structure above `value`.
 
     Raises:
-        TicketError: naming a value that JSON cannot hold: a tensor, NaN or infinity, a key that is not text, invalid
-            Unicode, more than 32 levels (including a cyclic structure).
+        TicketError: for a value that JSON cannot hold: a tensor, NaN or infinity, a key that is not text, invalid
+            Unicode, or a structure of more than 32 levels (such as a cyclic one). The message names the value.
     """
     if depth > _DEEPEST:
         raise TicketError(f"{where:.80}… is nested more than {_DEEPEST} levels deep: make it flatter")
@@ -87,7 +87,7 @@ MODEL = "model.safetensors"
 FILES = (MANIFEST, MASK, START, MODEL)
 
 _SEAL = "sha256"
-"""Key in ticket.json of the digest of all other entries."""
+"""Name of the entry in ticket.json that has the digest of all other entries."""
 _LARGEST_MANIFEST = 16 << 20
 _TRIES = 8
 _SHA256 = re.compile("[0-9a-f]{64}")
@@ -95,7 +95,7 @@ _SHA256 = re.compile("[0-9a-f]{64}")
 
 @dataclass(frozen=True)
 class FileFact:
-    """Size and digest of another file of the ticket, as listed in ticket.json."""
+    """Size and digest of a file of the ticket, as listed in ticket.json."""
 
     size: int
     """Number of bytes."""
@@ -111,18 +111,18 @@ def write_folder(
     payloads: Iterable[tuple[str, bytes | Iterable[bytes]]],
     manifest: Callable[[Mapping[str, FileFact]], bytes],
 ) -> Path:
-    """Write a ticket's files to a temporary folder next to `path`, and move that into place.
+    """Write a ticket's files to a temporary folder next to `path`, and then move this folder to `path`.
 
     An existing ticket is left unchanged if it has the same bytes, and replaced otherwise.
 
     Args:
         path: path of the ticket's folder; missing parents are created.
-        payloads: name and contents, as one or several byte strings, of every file except ticket.json; consumed one at a
-            time.
-        manifest: returns the contents of ticket.json from the facts of all other files.
+        payloads: name and contents of every file except ticket.json; the contents are one or several byte strings. The
+            iterable is consumed one file at a time.
+        manifest: function that returns the contents of ticket.json, given the sizes and digests of all other files.
 
     Raises:
-        TicketError: if `path` exists and is not a ticket, or cannot be written; nothing is left behind.
+        TicketError: if `path` exists and is not a ticket, or cannot be written; no temporary files are left.
     """
     target = Path(os.path.realpath(path))
     if not target.name:
@@ -178,7 +178,7 @@ def _move_into_place(temporary: Path, target: Path) -> None:
 
 
 def _restore_or_delete(aside: Path, target: Path) -> None:
-    """Restore the replaced ticket `aside` if the new one is missing, else delete it."""
+    """Move the replaced ticket from `aside` back to `target` if no new ticket is at `target`; otherwise delete it."""
     if exists(aside) and not exists(target):
         with contextlib.suppress(OSError):
             aside.rename(target)
@@ -214,7 +214,7 @@ def _is_ticket(folder: Path) -> bool:
 
 
 def sealed_manifest(values: Mapping[str, Any]) -> bytes:
-    """Return the bytes of ticket.json with these values and their digest."""
+    """Return the bytes of a ticket.json that contains `values` and their digest."""
     whole = {**values, _SEAL: _digest_of(values)}
     return (json.dumps(whole, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
 
@@ -228,15 +228,15 @@ def _digest_of(values: Mapping[str, Any]) -> str:
 
 
 def read_manifest(folder: Path, root: Path) -> tuple[dict[str, Any], dict[str, FileFact]]:
-    """Return ticket.json of `folder` as plain values, and the facts of the other files.
+    """Return the values in ticket.json of `folder`, and the sizes and digests of the other files.
 
     Args:
         folder: the ticket's folder.
-        root: folder that links may not leave.
+        root: folder that links must not leave.
 
     Raises:
-        TicketError: if it is missing, larger than 16 MB, not a JSON object, of another kind or a newer format, or lists
-            unknown files.
+        TicketError: if ticket.json is missing, larger than 16 MB, not a JSON object, of another kind or a newer format,
+            or lists unknown files.
     """
     if not os.path.isdir(folder):
         raise TicketError(f"there is no ticket at {folder}: a ticket is a folder with a {MANIFEST}")
@@ -268,7 +268,10 @@ def manifest_bytes(folder: Path) -> bytes:
 
 
 def read_file(folder: Path, root: Path, name: str, fact: FileFact) -> bytes:
-    """Return the contents of a file; raise `TicketError` if its size or digest differs from ticket.json."""
+    """Return the contents of the file `name`; raise `TicketError` if its size or digest differs from `fact`.
+
+    Links must not lead out of `root`.
+    """
     data = _read_checked_file(folder, root, name, fact.size)
     if hashlib.sha256(data).hexdigest() != fact.sha256:
         raise TicketError(
@@ -292,7 +295,10 @@ def _parse_file_facts(files: object, folder: Path) -> dict[str, FileFact]:
 
 
 def _read_checked_file(folder: Path, root: Path, name: str, size: int | None = None) -> bytes:
-    """Return the bytes of a regular file below `root`, links resolved; memory is allocated for its actual size only."""
+    """Return the bytes of a regular file, which must be below `root` after resolving links.
+
+    Memory is allocated for the actual size of the file, not for the size that ticket.json says.
+    """
     path = Path(os.path.realpath(folder / name))
     if Path(os.path.realpath(root)) not in path.parents:
         raise TicketError(f"{folder / name} is a link to outside of the ticket and is not followed")
@@ -325,11 +331,11 @@ def _refuse_constant(name: str) -> NoReturn:
 
 
 _Serialiser = Callable[[Mapping[str, Tensor]], bytes]
-"""Converts tensors to the bytes of a safetensors file."""
+"""A function that converts tensors to the bytes of a safetensors file."""
 
 
 def any_sharded(*states: Mapping[str, Tensor] | None) -> bool:
-    """Return whether any tensor in these state dicts is sharded over several devices."""
+    """Return whether a tensor in the state dicts `states` is sharded over several devices."""
     return any(is_sharded(tensor) for state in states if state for tensor in state.values())
 
 
@@ -338,15 +344,16 @@ def write_folder_from_all_ranks(
     files: Iterable[tuple[str, Callable[[], bytes] | Mapping[str, Tensor]]],
     manifest: Callable[[Mapping[str, FileFact]], bytes],
 ) -> Path:
-    """Write a ticket's folder as `write_folder` does, called by all processes; rank 0 writes.
+    """Write a ticket's folder as `write_folder` does; all processes call this, and rank 0 writes.
 
     Args:
         path: path of the ticket's folder, for rank 0.
-        files: name, and either a function that returns the contents (called by rank 0) or a sharded state dict.
+        files: name of each file, with a sharded state dict, or with a function that returns the contents and that only
+            rank 0 calls.
         manifest: see `write_folder`.
 
     Raises:
-        TicketError: in all processes, if a state dict is on some of them only, or the folder cannot be written.
+        TicketError: in all processes, if only some processes have a state dict, or if the folder cannot be written.
     """
     import torch.distributed as dist
 
@@ -383,9 +390,9 @@ def _require_all_processes(state: Mapping[str, Tensor], world: int) -> None:
 
 
 def iterate_file_bytes(state: Mapping[str, Tensor], written: _Serialiser = state_to_bytes) -> Iterator[bytes]:
-    """Yield the bytes of a state dict's safetensors file, one tensor at a time.
+    """Yield the bytes of the safetensors file of a state dict, one tensor at a time.
 
-    All processes that hold shards of the state dict must consume the iterator.
+    All processes that hold shards of the state dict must consume the iterator. `written` converts one tensor.
     """
     names, header = _build_header(state, written)
     yield header
@@ -396,9 +403,9 @@ def iterate_file_bytes(state: Mapping[str, Tensor], written: _Serialiser = state
 
 
 def _build_header(state: Mapping[str, Tensor], written: _Serialiser) -> tuple[list[str], bytes]:
-    """Return the names in the order of the file, and the header of the safetensors file.
+    """Return the names of the tensors in the order of the safetensors file, and the header of the file.
 
-    The order is the one that safetensors uses for empty tensors of the same names and types.
+    The order is the one in which safetensors writes empty tensors with the same names and types.
     """
     hollow = written({name: torch.empty(0, dtype=tensor.dtype) for name, tensor in state.items()})
     entries: dict[str, Any] = parse_json(hollow[8:])

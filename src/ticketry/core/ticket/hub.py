@@ -1,4 +1,4 @@
-"""Tickets on the Hugging Face hub: the ticket's files, a model card, and a config for other libraries' loaders."""
+"""Tickets on the Hugging Face hub: their files, a model card, and a config for the loaders of other libraries."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ticketry.version import __version__
 CARD = "README.md"
 FIGURE = "figure.png"
 CONFIG = "config.json"
-"""File that loaders of transformers and timm read together with ``model.safetensors``."""
+"""Name of the file that loaders of transformers and timm read besides ``model.safetensors``."""
 
 
 def download(
@@ -32,11 +32,11 @@ def download(
     """Download the files of a ticket, and no others, into the hub's cache.
 
     Returns:
-        The folder of the files, and the cache folder of this repository, which their links do not leave.
+        The folder with the files, and the cache folder of this repository; the files are links inside the latter.
 
     Raises:
         MissingExtraError: without huggingface_hub.
-        TicketError: if the hub refuses or cannot be reached, with advice.
+        TicketError: if the hub refuses or cannot be reached; the message has advice.
     """
     hub = _import_hub("fetching a ticket from the hub")
     try:
@@ -69,14 +69,14 @@ def upload(
 
     Args:
         repo_id: ``user/name``.
-        save: writes the ticket to a folder and returns its path.
-        beside: further files by name: the model card, a figure, a model's config.
+        save: function that writes the ticket to a folder and returns the folder's path.
+        beside: contents of further files by name: the model card, a figure, a model's config.
         private, endpoint, token: see huggingface_hub.
         message: message of the commit.
 
     Raises:
         MissingExtraError: without huggingface_hub.
-        TicketError: if the repository has other weights, or the hub refuses or cannot be reached.
+        TicketError: if the repository has weights but no ticket, or if the hub refuses or cannot be reached.
     """
     hub = _import_hub("pushing a ticket to the hub")
     try:
@@ -95,7 +95,7 @@ def upload(
 
 
 def export_config(model: nn.Module) -> bytes:
-    """Return the ``config.json`` from which transformers or timm can build this model.
+    """Return the content of the ``config.json`` from which transformers or timm can build this model.
 
     Raises:
         TicketError: if the model is from another library.
@@ -138,7 +138,7 @@ def _import_hub(purpose: str) -> Any:
 
 
 def _explain_hub_error(error: Exception, what: str) -> TicketError:
-    """Return a TicketError with advice for an error of the hub's client."""
+    """Return a `TicketError`, with advice, for an error of the hub's client; `what` is what was tried."""
     from huggingface_hub import errors
 
     status = getattr(getattr(error, "response", None), "status_code", None)

@@ -1,4 +1,4 @@
-"""State dicts: copying, checking, masking, safetensors files, and loading into a model."""
+"""Copy, check and mask state dicts, convert them to and from safetensors files, and load them into a model."""
 
 from __future__ import annotations
 
@@ -29,7 +29,10 @@ _MOST_DIMENSIONS = 32
 
 
 def copy_state(tensors: Mapping[str, Tensor], what: str) -> dict[str, Tensor]:
-    """Return a state dict as contiguous copies on the CPU, with normalised names; shards stay on their devices."""
+    """Return a contiguous copy of a state dict on the CPU, without prefixes of wrappers in names.
+
+    Sharded tensors stay on their devices. `what` names the state dict in error messages.
+    """
     state: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         short = normal_name(require_name(name, what, TicketError))
@@ -49,7 +52,7 @@ def copy_state(tensors: Mapping[str, Tensor], what: str) -> dict[str, Tensor]:
 
 
 def require_masked_tensors(mask: Mask, start: Mapping[str, Tensor]) -> None:
-    """Raise `TicketError` unless `start` has every tensor of the mask in its shape."""
+    """Raise `TicketError` unless `start` has every tensor of the mask, with the mask's shape."""
     for name, shape in mask.shapes.items():
         if name not in start:
             question = did_you_mean(name, start)
@@ -85,7 +88,7 @@ def warn_of_same_weights(
 
     Args:
         start, trained: the caller's state dicts, which may share memory.
-        start_copy, trained_copy: the ticket's copies, by normalised names; `trained_copy` is masked.
+        start_copy, trained_copy: the ticket's copies of them; in `trained_copy`, removed weights are 0.
         mask: the ticket's mask.
     """
     shared = [name for name, tensor in start.items() if name in trained and share_memory(tensor, trained[name])]
@@ -106,13 +109,13 @@ def warn_of_same_weights(
 
 
 def share_memory(one: Tensor, other: Tensor) -> bool:
-    """Return whether writing to one tensor would change the other."""
+    """Return whether the two tensors share memory, so that writing to one would change the other."""
     first, second = _address_range(one), _address_range(other)
     return first is not None and second is not None and first[0] < second[1] and second[0] < first[1]
 
 
 def _address_range(tensor: Tensor) -> tuple[int, int] | None:
-    """Return the first and the last memory address of a tensor's elements; None if it has none."""
+    """Return the first and the last memory address of a tensor's elements; None for an empty tensor."""
     own = local_shard(tensor)
     if own.layout != torch.strided or own.is_meta or not own.numel():
         return None
@@ -122,13 +125,13 @@ def _address_range(tensor: Tensor) -> tuple[int, int] | None:
 
 
 def mask_state(state: dict[str, Tensor], mask: Mask) -> dict[str, Tensor]:
-    """Set removed weights in a state dict to 0, in place, and return it.
+    """Set removed weights in a state dict to 0, in place, and return the state dict.
 
-    A tied tensor has several names, of which the mask has one. All of them are masked, because load_state_dict uses the
-    last.
+    A tied tensor has several names in the state dict and a single name in the mask. It is masked under all its names,
+    because `load_state_dict` uses the last one.
 
     Raises:
-        TicketError: if a removed weight has a data type without 0.
+        TicketError: if a removed weight has a data type that has no 0.
     """
     unmasked = [name for name in state if name not in mask and state[name].dim() > 1]
     for name, kept in mask.items():
@@ -146,7 +149,7 @@ _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 def _view_as_integers(tensor: Tensor) -> Tensor:
-    """View a tensor as integers of the same size, because torch cannot fill float8 and large unsigned integers."""
+    """View a tensor as integers of the same size: torch cannot fill tensors of float8 and large unsigned integers."""
     return tensor.view(_INTEGERS[tensor.itemsize]) if tensor.itemsize in _INTEGERS else tensor
 
 
@@ -165,16 +168,16 @@ def _have_same_bits(one: Tensor, other: Tensor) -> bool:
 
 
 def _are_equal_in_all_processes(one: Tensor, other: Tensor) -> bool:
-    """Return whether two tensors with equal placements are equal in all processes; all must call this."""
+    """Return whether two tensors that are sharded alike are equal; all processes must call this."""
     own = local_shard(one)
     differ = torch.tensor([not _have_same_bits(own, local_shard(other))], dtype=torch.int64, device=own.device)
     return not int(sum_over_groups(differ, shard_groups(one)))
 
 
 def match_state_to_model(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the state dict under the names of `model`.
+    """Return the tensors of `state` under the names of the state dict of `model`.
 
-    A tied tensor may have one name in the state dict, or several with equal values.
+    A tied tensor of the model may have a single name in `state`, or several names with equal values.
 
     Raises:
         TicketError: if the state dict does not fit the model.
@@ -216,7 +219,7 @@ def match_state_to_model(model: nn.Module, state: Mapping[str, Tensor]) -> dict[
 
 
 def state_to_bytes(state: Mapping[str, Tensor]) -> bytes:
-    """Return a state dict as the bytes of a safetensors file, independent of the order of names."""
+    """Return the bytes of a safetensors file with a state dict; they do not depend on the order of its names."""
     try:
         return bytes(safetensors_save(dict(state), metadata={"format": "pt"}))  # transformers needs this entry
     except (SafetensorError, ValueError, TypeError, LookupError, RuntimeError) as error:
@@ -224,7 +227,7 @@ def state_to_bytes(state: Mapping[str, Tensor]) -> bytes:
 
 
 def state_from_bytes(data: bytes, path: Path) -> dict[str, Tensor]:
-    """Read a state dict from the bytes of a safetensors file; `path` is for messages."""
+    """Return the state dict in the bytes of a safetensors file; `path` is the file's path in messages."""
     try:
         return dict(safetensors_load(data))
     except (SafetensorError, ValueError, TypeError, LookupError, RuntimeError) as error:
@@ -232,14 +235,15 @@ def state_from_bytes(data: bytes, path: Path) -> dict[str, Tensor]:
 
 
 def load_state(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Load tensors into a model as `load_state_dict` does, with the versions of its module classes.
+    """Load tensors into a model as `load_state_dict` does, with the current versions of its module classes.
 
-    A plain mapping lacks the versions of module classes that a state dict has, so a class may convert or refuse it
-    (torchvision's MNASNet). This function adds the versions of `model`.
+    torch stores versions of module classes in state dicts. A plain mapping has no versions, so some classes, such as
+    torchvision's MNASNet, would take it for an old state dict, and convert or refuse it. This function adds the
+    versions.
 
     Args:
         model: the model, which is changed.
-        tensors: all tensors by the names of `model`.
+        tensors: all tensors, by their names in `model`.
 
     Raises:
         RuntimeError: if names or shapes differ.

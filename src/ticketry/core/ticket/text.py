@@ -11,7 +11,10 @@ from ticketry.core.tables import format_layer_lines, one_line
 
 
 def describe(mask: Mask, info: Mapping[str, Any], trained: bool) -> str:
-    """Return a ticket's method, density, metric, seeds and table of layers as plain text."""
+    """Return a ticket's method, density, metric, seeds and table of layers as plain text.
+
+    `trained` says whether the ticket has trained weights.
+    """
     facts = [f"{label + ':':<10} {text}" for label, text in list_facts(mask, info, trained)]
     return "\n".join([*facts, "", *format_layer_lines(mask.table())])
 
@@ -25,8 +28,8 @@ def model_card(
         mask, info: the ticket's mask and info.
         trained: whether the ticket has trained weights.
         repo_id: ``user/name``.
-        verdict: whether the ticket wins, as a sentence.
-        figure: name of an image in the repository.
+        verdict: a sentence that says whether the ticket wins.
+        figure: file name of an image in the repository.
     """
     licence = info.get("license")
     head = ["library_name: ticketry", "tags:", *(f"- {tag}" for tag in _TAGS)]
@@ -66,7 +69,7 @@ after it; removed weights are 0. The mask itself is `ticket.mask`.
 
 
 def list_facts(mask: Mask, info: Mapping[str, Any], trained: bool) -> list[tuple[str, str]]:
-    """Return (label, text) pairs of facts about a ticket, without its layers."""
+    """Return the facts about a ticket, except the table of layers, as pairs (label, text)."""
     facts = [("method", _format_value(info.get("method", "not said")))]
     facts += [(key, _format_value(info[key])) for key in ("level", "replicate") if key in info]
     facts.append(("density", f"{mask.density:.4g} ({mask.kept:,} of {mask.total:,} prunable weights kept)"))

@@ -1,4 +1,4 @@
-"""A ticket: a mask, the weights that its training starts from, and information about it."""
+"""A ticket: a mask, the weights from which the masked network is trained, and information about both."""
 
 from __future__ import annotations
 
@@ -36,14 +36,15 @@ class Ticket:
     """A sparse sub-network that can be saved, shared and trained.
 
     Attributes:
-        mask: the retained weights.
-        start: state dict (weights and buffers) that the ticket's training starts from, at the rewind step.
-        trained: state dict after training, with removed weights exactly 0; None before.
-        info: plain JSON values. `describe` and the model card show method, settings, seeds, metric, value, level,
-            replicate, parameters (elements of all parameters of the model, the second denominator) and license.
-        path: folder that the ticket was read from; None for a new one.
+        mask: the mask of the sub-network.
+        start: state dict (weights and buffers) from which the ticket is trained: that of the rewind step.
+        trained: state dict after training, with removed weights exactly 0; None if the ticket was not trained.
+        info: plain JSON values. `describe` and the model card show these entries: method, settings, seeds, metric,
+            value, level, replicate, parameters (number of all parameters of the model) and license.
+        path: the folder that the ticket was read from; None for a new ticket.
 
-    Tensors are copies on the CPU, or in parts on their devices. Names are normalised; tied tensors have every name.
+    Tensors are copies on the CPU; sharded tensors stay sharded on their devices. Names have no prefixes of wrappers. A
+    tied tensor is stored under all its names.
 
     Examples:
         >>> model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8))
@@ -76,10 +77,11 @@ class Ticket:
 
         Raises:
             UsageError: if the mask is not a `Mask`, a state is not a state dict, or `info` is not a mapping.
-            TicketError: if the states differ from the mask or from each other in names or shapes, contain anything but
-                dense tensors, or `info` has values that JSON cannot hold.
+            TicketError: if mask, `start` and `trained` differ in names or shapes, if a state dict contains anything but
+                dense tensors, or if `info` has values that JSON cannot hold.
 
-        Warns (`UserWarning`) if `start` has the trained weights, because the state dict was taken early but not copied.
+        There is a warning (`UserWarning`) if `start` has the trained weights: then the state dict was taken before
+        training, but not copied.
         """
         self._set_contents(mask, start, info, trained)
         if trained is not None and self.trained is not None:
@@ -92,7 +94,7 @@ class Ticket:
         info: Mapping[str, Any],
         trained: Mapping[str, Tensor] | None,
     ) -> None:
-        """Check and copy mask, states and info."""
+        """Check mask, state dicts and info, and store copies of them."""
         self.path: Path | None = None
         require_mask(mask)
         _require_mapping("start", start, "a state dict, such as model.state_dict() gives early in training")
@@ -111,7 +113,7 @@ class Ticket:
 
     @property
     def density(self) -> float:
-        """Fraction of the prunable weights that is retained."""
+        """Fraction of the weights in scope that the mask retains."""
         return self.mask.density
 
     def describe(self) -> str:
@@ -132,14 +134,13 @@ class Ticket:
         """Load the ticket's weights and buffers into `model`, set removed weights to exactly 0, and return the model.
 
         Args:
-            model: any module with the ticket's parameters and buffers; it may be wrapped (data-parallel, compiled). It
-                is
-                not changed if it does not fit.
-            which: ``start`` (the weights that the ticket's training starts from) or ``trained``.
+            model: any module with the ticket's parameters and buffers; it may be wrapped (data-parallel, compiled). A
+                model that does not fit is not changed.
+            which: ``start`` (the weights before training) or ``trained`` (the weights after training).
 
         Raises:
-            TicketError: if `model` has other tensors or shapes than the ticket, or ties two that differ in the ticket;
-                or if the ticket was never trained.
+            TicketError: if `model` has other tensors or shapes than the ticket; if `model` ties two tensors that differ
+                in the ticket; or if `which` is ``trained`` and the ticket has no trained weights.
         """
         if which not in ("start", "trained"):
             raise TicketError(f"a ticket has the states start and trained, not {which!r}")
@@ -170,7 +171,7 @@ class Ticket:
         processes together: rank 0 writes, and one tensor at a time is gathered.
 
         Raises:
-            TicketError: if something else is at `path`, or it cannot be written (disk full, no permission).
+            TicketError: if `path` has other files, or the folder cannot be written (disk full, no permission).
         """
         if any_sharded(self.start, self.trained):
             return write_folder_from_all_ranks(path, self._list_sharded_files(), self._build_manifest)
@@ -189,7 +190,7 @@ class Ticket:
         return bool(manifest.get("info") == json.loads(json.dumps(to_json_values(dict(info), "info"))))
 
     def is_as_written(self, path: str | Path) -> bool:
-        """Return whether ticket.json at `path`, from which this ticket was read, has the bytes `save` would write."""
+        """Return whether `save` would write the same ticket.json as the one at `path`, where this ticket was read."""
         folder = Path(path)
         _, facts = files.read_manifest(folder, folder)
         written = {name: facts[name] for name in files.FILES if name in facts}  # in the order of `_iterate_files`
@@ -197,11 +198,12 @@ class Ticket:
 
     @classmethod
     def load(cls, path: str | Path, *, trained: bool = True) -> Ticket:
-        """Read a ticket from a folder. Sizes and digests are checked before parsing; pickle is not used.
+        """Read a ticket from a folder. Sizes and digests are checked before files are parsed; pickle is not used.
 
         Args:
-            path: path of the folder. Links that lead out of it are not followed: see `from_hub` for a repository.
-            trained: whether to read the trained weights too, if any.
+            path: path of the folder. Links that lead out of the folder are refused; for a repository of the hub, whose
+                cache has such links, use `from_hub`.
+            trained: whether to read the trained weights too, if the ticket has any.
 
         Raises:
             TicketError: if the ticket is missing, incomplete, damaged, malicious or written by a newer ticketry.
@@ -253,7 +255,7 @@ class Ticket:
         return files.sealed_manifest(manifest)
 
     def _summarise_counts(self) -> dict[str, Any]:
-        """Return counts and densities of mask and start for ticket.json; they are checked on loading."""
+        """Return the numbers of weights and densities that ticket.json contains and that loading checks."""
         return {
             "density": self.mask.density,
             "sparsity": self.mask.sparsity,
@@ -288,7 +290,7 @@ class Ticket:
         Args:
             repo_id: ``user/name``.
             revision: branch, tag or commit; by default ``main``.
-            endpoint, token, cache_dir: as in huggingface_hub, whose environment variables apply too.
+            endpoint, token, cache_dir: see huggingface_hub, whose environment variables apply too.
 
         Raises:
             MissingExtraError: without huggingface_hub.
@@ -309,26 +311,25 @@ class Ticket:
         figure: bytes | None = None,
         model: nn.Module | None = None,
     ) -> str:
-        """Upload the ticket with a model card to a repository of the Hugging Face hub in one commit; return its URL.
+        """Upload the ticket and a model card to a repository of the Hugging Face hub; return the repository's URL.
 
-        A missing repository is created. An existing ticket and README.md are replaced and other files stay; a
-        repository with other weights is refused. `Run.push` adds verdict and figure.
+        This makes one commit. A missing repository is created. An existing ticket and README.md are replaced, and other
+        files stay. A repository that has weights but no ticket is refused. `Run.push` adds `verdict` and `figure`.
 
         Args:
             repo_id: ``user/name``.
             private, endpoint, token: see huggingface_hub, whose environment variables apply too.
             message: message of the commit.
-            verdict: whether the ticket wins, as a sentence for the card.
-            figure: a PNG for the card.
-            model: a model of transformers or timm, with the ticket's tensors. Their own loaders
-                (``AutoModel.from_pretrained("user/name")``, ``timm.create_model("hf-hub:user/name")``) can then open
-                the
-                trained weights of the repository.
+            verdict: a sentence for the card that says whether the ticket wins.
+            figure: the bytes of a PNG image for the card.
+            model: a model of transformers or timm, with the ticket's tensors. The loaders of these libraries
+                (``AutoModel.from_pretrained("user/name")``, ``timm.create_model("hf-hub:user/name")``) can then load
+                the trained weights from the repository.
 
         Raises:
             MissingExtraError: without huggingface_hub.
-            TicketError: if the hub refuses or cannot be reached; if `model` is from another library, or the ticket
-                does not fit it or was never trained.
+            TicketError: if the hub refuses or cannot be reached; if `model` is from another library or does not fit the
+                ticket; or if `model` is given and the ticket has no trained weights.
         """
         if any_sharded(self.start, self.trained):
             raise TicketError(
@@ -346,6 +347,9 @@ class Ticket:
 
 
 def _require_mapping(name: str, given: object, what: str) -> None:
-    """Raise `UsageError` if the argument `name` is not a mapping; `what` describes it in the message."""
+    """Raise `UsageError` if the value `given` of the argument `name` is not a mapping.
+
+    In the message, `what` describes the argument.
+    """
     if not isinstance(given, Mapping):
         raise UsageError(f"{name}= is {what}, not a {type(given).__name__}")
