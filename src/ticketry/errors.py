@@ -210,8 +210,9 @@ class TaskError(TicketryError):
 
 
 class PluginError(TicketryError):
-    """Raised if a plugin of an installed package cannot be imported, is not of the expected kind, or has an ambiguous
-    name.
+    """Raised if a plugin of an installed package cannot be used.
+
+    This is so if the plugin cannot be imported, is not of the expected kind, or has an ambiguous name.
 
     Examples:
         >>> issubclass(tk.errors.PluginError, tk.errors.TicketryError)
@@ -249,7 +250,7 @@ class InterruptedTrainingError(TicketryError):
 
     Args:
         message: text of the error.
-        number: number of the signal that stopped training; by default the signal of Ctrl-C. The exit code is 128 + number.
+        number: number of the signal that stopped training, by default of Ctrl-C; the exit code is 128 + number.
 
     Examples:
         >>> tk.errors.InterruptedTrainingError("training was asked to stop", number=15).exit_code
@@ -275,8 +276,9 @@ class RunnerError(TicketryError):
 
 
 class CostError(TicketryError):
-    """Raised if costs or a machine profile are missing, damaged, or belong to another model, machine or number of
-    threads.
+    """Raised if measured costs or a machine profile cannot be used.
+
+    This is so if they are missing or damaged, or if they belong to another model, machine or number of threads.
 
     Examples:
         >>> issubclass(tk.errors.CostError, tk.errors.TicketryError)
