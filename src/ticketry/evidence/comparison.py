@@ -1,9 +1,9 @@
-"""Paired comparisons: a ticket against another network from the same seeds, and the plan of interim analyses.
+"""Paired comparisons of a ticket with another network from the same seeds, and plans of interim analyses.
 
-Each seed gives one difference, ticket minus other, with the sign such that higher is better. Differences are assumed to
-be independent and roughly normal (Student's one-sample t); with an SD floor, as verdicts have it, less is assumed
-(`evidence.significance`). Results hold for networks from other seeds on *this* test split; they do not cover the
-variation between test splits.
+Each seed gives one difference, ticket minus other network; its sign is chosen so that positive is better. Differences
+are assumed to be independent and roughly normal (Student's one-sample t). Verdicts use an SD floor, with which less is
+assumed (`evidence.significance`). Results hold for networks from other seeds on *this* test split; they do not cover
+the variation between test splits.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from ticketry.records.verdict import MeanDifference
 def check_settings(
     margin: float, confidence: float, resolution: float | None, least_spread: float | None = None
 ) -> None:
-    """Raise `UsageError` if a setting of a comparison is not a number or out of range."""
+    """Raise `UsageError` if a setting of a comparison is not a number, or is out of range."""
     given = {"margin": margin, "confidence": confidence, "resolution": resolution, "least_spread": least_spread}
     for name, value in given.items():
         if not isinstance(value, Real) and not (value is None and name in ("resolution", "least_spread")):
@@ -56,20 +56,21 @@ def check_settings(
 
 
 INTERIM = (3, 5, 7, 10)
-"""Default numbers of seeds of interim analyses."""
+"""Default numbers of seeds after which an interim analysis is made."""
 
 
 @dataclass(frozen=True)
 class InterimAnalyses:
     """Plan of interim analyses: the numbers of seeds after which a decision may be made.
 
-    Testing repeatedly without such a plan finds false wins. Analysis k has its own error rate alpha_k; they add up to
-    alpha (union bound). They follow the spending function alpha * (n / last)^3 of Kim & DeMets (Biometrika 74, 1987),
-    which gives two thirds of alpha to the last default analysis and lets three seeds decide clear cases.
+    Testing repeatedly without such a plan finds false wins. With a plan, analysis k has its own error rate alpha_k, and
+    all alpha_k add up to alpha (union bound). The sum of alpha_k up to n seeds is alpha * (n / last)^3 (the spending
+    function of Kim & DeMets, Biometrika 74, 1987). By default the last analysis gets two thirds of alpha, and three
+    seeds can decide clear cases.
     """
 
     at: tuple[int, ...] = INTERIM
-    """Ascending numbers of seeds; the last is the limit."""
+    """Numbers of seeds after which an analysis is made, ascending; no seeds are added after the last one."""
 
     def __post_init__(self) -> None:
         rising = all(one < two for one, two in zip(self.at, self.at[1:], strict=False))
@@ -83,59 +84,59 @@ class InterimAnalyses:
         return self.at[-1]
 
     def alphas(self, alpha: float) -> dict[int, float]:
-        """Split alpha among the analyses; return each one's part by its number of seeds."""
+        """Split alpha among the analyses; return number of seeds -> the error rate of the analysis after them."""
         spent = [0.0, *(alpha * (n / self.last) ** 3 for n in self.at)]
         return {n: spent[k + 1] - spent[k] for k, n in enumerate(self.at)}
 
     def next_analysis_after(self, n: int) -> int | None:
-        """Return the number of seeds of the next analysis after n seeds; None after the last."""
+        """Return the number of seeds of the first planned analysis with more than `n` seeds; None if there is none."""
         return next((at for at in self.at if at > n), None)
 
 
 MOST_SEEDS = 1000
-"""Largest estimate of needed seeds."""
+"""Largest number of needed seeds that is estimated."""
 
 
 class Comparison(MeanDifference, frozen=True, kw_only=True, dict=True):
     """Result of comparing a ticket with one other network over paired seeds.
 
-    p-values are one-sided, and 1 if there were too few seeds. They are those of Student's t or, with an SD floor, of
+    p-values are one-sided, and 1 if there were too few seeds. They are of Student's t test, or with an SD floor of
     `significance.guarded_p_values`.
     """
 
     n: int
     """Number of seeds."""
     spread: float | None = None
-    """SD of the interval: `sd`, at least the resolution; 0 for equal differences without a resolution, which have no
-    interval; None if nothing was tested."""
+    """SD from which the interval is computed: `sd`, but at least the resolution. 0 for equal differences without a
+    resolution, which have no interval; None if nothing was tested."""
     margin: float
     confidence: float
     p_noninferior: float = 1.0
-    """H0: mean <= -margin. Small: worse by less than the margin."""
+    """p-value of H0: mean <= -margin. A small value shows that the ticket is not worse by the margin or more."""
     p_superior: float = 1.0
-    """H0: mean <= 0. Small: better."""
+    """p-value of H0: mean <= 0. A small value shows that the ticket is better."""
     p_inferior: float = 1.0
-    """H0: mean >= -margin. Small: worse by more than the margin."""
+    """p-value of H0: mean >= -margin. A small value shows that the ticket is worse by more than the margin."""
     p_worse: float = 1.0
-    """H0: mean >= 0. Small: worse."""
+    """p-value of H0: mean >= 0. A small value shows that the ticket is worse."""
     note: str = ""
-    """Description of an unusual SD."""
+    """Remark on an unusual SD, for the verdict's reasons; empty if the SD is usual."""
     least_spread: float | None = None
     """SD floor of the tests; None for plain t tests."""
     differences: tuple[float, ...] = ()
-    """By seed."""
+    """Difference ticket minus other network of each seed; positive if the ticket is better."""
     name: str = ""
     """Name of the other network."""
     pooled: PooledSD | None = None
-    """Pooled SD over the levels of the search; None for a comparison tested alone."""
+    """Pooled SD over the levels of the search; None for a comparison that is tested alone."""
 
     @cached_property
     def diagnosis(self) -> Diagnosis | None:
-        """Checks of the tests' assumptions; None with too few differences or without an SD floor."""
+        """Checks of the tests' assumptions; None if there are too few differences or no SD floor."""
         return None if self.least_spread is None else diagnose(self.differences, self.least_spread, self.name)
 
     def p_value_for(self, network: str) -> float:
-        """Return the p-value of the claim about `network`: as good as dense, or better than a control."""
+        """Return the p-value of the claim about `network`: as good as the dense network, or better than a control."""
         return self.p_noninferior if network == DENSE else self.p_superior
 
 
@@ -159,12 +160,14 @@ def compare(
         margin: how much worse still counts as equally good, in the metric's unit; above 0.
         confidence: confidence of the two-sided interval; above 0.5.
         higher_is_better: False for a loss or an error.
-        resolution: the metric's smallest step: 100 / number of test examples for an accuracy in %. It is a lower bound
-            of the SD, so that equal differences do not pass for perfect certainty.
-        least_spread: SD floor in the metric's unit, for the tests of `significance`; without it plain t tests, by which
-            equal differences without a resolution show nothing. The interval is the t interval of the observed SD.
-        pooled: SD over the levels of one search, for tests and interval of `significance.pooled_p_values`.
-        name: the other network's name in messages.
+        resolution: the metric's smallest possible change, 100 / number of test examples for an accuracy in %. The SD is
+            taken to be at least this large, so that equal differences do not pass for perfect certainty.
+        least_spread: SD floor in the metric's unit, for the tests of `significance`. If None, plain t tests are used,
+            by which equal differences without a resolution show nothing. The interval is always the t interval of the
+            observed SD.
+        pooled: pooled SD over the levels of one search; if given, tests and interval are those of
+            `significance.pooled_p_values`.
+        name: name of the other network in messages.
 
     Raises:
         UsageError: if the numbers of values differ, one is not finite, or a setting is out of its range.
@@ -226,10 +229,10 @@ def one_sided_p_values(mean: Any, spread: Any, n: Any, null: Any) -> tuple[Any, 
     """Return the p-values of H0: true mean <= null and H0: true mean >= null, by Student's t.
 
     Args:
-        mean: observed mean; like all arguments a number or a NumPy array (they broadcast).
+        mean: observed mean. All arguments may be numbers or NumPy arrays, which are broadcast.
         spread: standard deviation, above 0.
         n: number of differences, at least 2.
-        null: mean at the edge of the hypothesis.
+        null: the mean that the hypotheses compare with.
     """
     statistic, stdtr = (mean - null) / (spread / n**0.5), scipy_special().stdtr
     return stdtr(n - 1, -statistic), stdtr(n - 1, statistic)
@@ -239,26 +242,27 @@ def one_sided_p_values(mean: Any, spread: Any, n: Any, null: Any) -> tuple[Any, 
 def seeds_needed(
     distance: float, spread: float, alpha: float, power: float = 0.8, least_spread: float | None = None
 ) -> int | None:
-    """Return the smallest number of seeds with which a one-sided test at level `alpha` has a given power.
+    """Return the smallest number of seeds with which a one-sided test at level `alpha` has the given power.
 
     Differences are assumed to be normal.
 
     Args:
         distance: assumed distance of the true mean from the null hypothesis, in the direction of the claim.
-        spread: SD of the differences, above 0; with an SD floor also 0.
-        alpha: the level of the test.
-        power: by the noncentral t distribution; with an SD floor also by simulation, up to `SIMULATED` seeds.
-        least_spread: SD floor of the guarded tests; without it a plain t test.
+        spread: SD of the differences, above 0; it may be 0 if there is an SD floor.
+        alpha: level of the test.
+        power: wanted power, computed by the noncentral t distribution; with an SD floor and up to `SIMULATED` seeds
+            also by simulation.
+        least_spread: SD floor of the guarded tests; None for a plain t test.
 
     Returns:
-        None if the distance is not positive or more than `MOST_SEEDS` would be needed.
+        The number of seeds; None if the distance is not positive or more than `MOST_SEEDS` would be needed.
     """
     ndtri, stdtrit, nctdtr = scipy_special().ndtri, scipy_special().stdtrit, scipy_special().nctdtr
     if distance <= 0:
         return None
 
     def parts_have_power(n: int) -> bool:
-        """Return whether each of the tests that are combined has the power with n seeds."""
+        """Return whether each part of the combined test alone has the power with n seeds."""
         error = spread / sqrt(n)
         lift = float(ndtri(power)) * error
         if (
@@ -288,7 +292,7 @@ def check_budgets(steps: Mapping[str, Sequence[int]]) -> None:
     """Raise `UsageError` unless, for every seed, all networks were trained for the same number of steps.
 
     Args:
-        steps: training steps by network, one number for each seed.
+        steps: network -> training steps with each seed.
     """
     budgets = {name: sorted(set(counts)) for name, counts in steps.items()}
     if len({count for counts in budgets.values() for count in counts}) > 1:
@@ -327,7 +331,7 @@ def _mean_and_sd(differences: Sequence[float]) -> tuple[float, float | None]:
 def _sd_to_test_with(
     sd: float | None, scale: float, resolution: float | None, least_spread: float | None, name: str
 ) -> tuple[float | None, str]:
-    """Return the standard deviation to test with, and a note if it is not the observed one."""
+    """Return (standard deviation to test with, note if this is not the observed one)."""
     if sd is None:
         return None, f"{name}: one seed has no spread, so nothing can be decided"
     flat = sd <= ROUNDING * scale

@@ -34,18 +34,19 @@ from ticketry_engine.support.seeds import mix
 
 @dataclass(frozen=True)
 class Barrier:
-    """Error along the straight line between the weights of two networks, and the height of its barrier."""
+    """Errors along the straight line between the weights of two networks, and the height of the error barrier."""
 
     height: float
     """Highest error on the line minus the mean of the two ends, in the metric's unit."""
     alphas: tuple[float, ...]
-    """Positions on the line: 0 is the first network, 1 the other."""
+    """Positions on the line at which errors were measured: 0 is the first network, 1 the other."""
     errors: tuple[float, ...]
-    """Error at each alpha, lower is better: 100 - accuracy for a metric in %, see `metric_to_error`."""
+    """Error at each alpha; lower is better. It is 100 - accuracy for a metric in %, see `metric_to_error`."""
     split: str
-    """Split of the examples: train, validation or test."""
+    """Split on which errors were measured: train, validation or test."""
     recalibrated: int
-    """Training batches for recomputing batch-norm statistics at each alpha; 0 if interpolated."""
+    """Number of training batches that recomputed batch-norm statistics at each alpha; 0 if statistics were
+    interpolated."""
 
 
 def barrier(
@@ -53,26 +54,26 @@ def barrier(
 ) -> Barrier:
     """Measure the error barrier between two trained networks (Frankle et al. 2020, section 2). Cached in the store.
 
-    The network at each of `points` evenly spaced alphas, including the ends, is (1 - alpha) * one + alpha * other:
-    weights and floating-point buffers; other buffers are those of `one`. The barrier is max(errors) minus the mean of
-    the two ends, so it is never negative.
+    Errors are measured at `points` evenly spaced alphas, including both ends. Weights and floating-point buffers are (1
+    - alpha) * one + alpha * other; other buffers are copied from `one`. The barrier is the largest error minus the mean
+    of the errors at the two ends, so it is never negative.
 
-    Interpolated running statistics are invalid: the activations of a mixture of weights do not have the mixture of
-    their means and variances. For networks with batch norm a barrier may thus be an artefact of the statistics;
-    `recalibrate` recomputes them, at the ends too.
+    Interpolated running statistics of batch norms do not fit the interpolated weights, so that a barrier may be an
+    artefact of the statistics. `recalibrate` recomputes the statistics at all points, including both ends.
 
     Args:
         points: number of alphas (the paper has 30).
-        split: train, validation or test.
+        split: split on which errors are measured: train, validation or test.
         recalibrate: number of training batches (not augmented, in a fixed order, of the recipe's size) over which
             batch-norm statistics are averaged at each alpha; 0 interpolates them. Has no effect without batch norm.
         lab: the lab with the results in its store.
-        task: their task.
-        one: a trained network: the error at alpha 0.
-        other: the network at alpha 1.
+        task: the task of both networks.
+        one: the trained network at alpha 0.
+        other: the trained network at alpha 1.
 
     Raises:
-        UsageError: for fewer than 3 points, an unknown split, a negative `recalibrate`, or networks of another task.
+        UsageError: if there are fewer than 3 points, the split is unknown, `recalibrate` is negative, or a network
+            belongs to another task.
 
     Examples:
         >>> task, recipe = tk.task("digits"), tk.Recipe(length="20it", batch=32, lr=0.05)
@@ -129,10 +130,10 @@ def instability(
     split: str = "test",
     recalibrate: int = 0,
 ) -> Barrier:
-    """Measure the error barrier between two trainings of one network that differ in the data order.
+    """Measure the error barrier between two trainings of one network with different data orders.
 
-    Frankle et al. 2020, section 2. Both start with the ticket's weights, a control's (any of `evidence.CONTROLS`), or,
-    for the dense network of a search, its state at the rewind step. `evidence.stability` uses the same trainings.
+    Frankle et al. 2020, section 2. Both trainings start with the initial weights of the ticket or of a control, or, for
+    the dense network of a search, with its state at the rewind step. `evidence.stability` uses the same trainings.
 
     Args:
         found: a network of a search with this recipe and these seeds.
@@ -140,9 +141,11 @@ def instability(
         lab: the lab with the search in its store.
         task: task of the search.
         recipe: recipe of the search.
+        seeds: seeds of the replicate that found the network.
+        control: name of a control in `evidence.CONTROLS`, to measure it instead of the ticket.
 
     Raises:
-        UsageError: as `barrier`, and for an unknown control or seeds of another search.
+        UsageError: as for `barrier`, and if the control is unknown or `seeds` are of another search.
 
     Examples:
         >>> task, recipe = tk.task("digits"), tk.Recipe(length="20it", batch=32, lr=0.05)
@@ -161,10 +164,10 @@ def instability(
 def interpolate_states(
     one: Mapping[str, Tensor], other: Mapping[str, Tensor], index: int, last: int
 ) -> dict[str, Tensor]:
-    """Return the state (1 - alpha) * one + alpha * other at alpha = index / last, computed in float64.
+    """Return the state dict (1 - alpha) * one + alpha * other for alpha = index / last, computed in float64.
 
-    Tensors that are not floating-point are those of `one`. The result is exact at both ends and is the same if the
-    networks are swapped.
+    Tensors that are not floating-point are copied from `one`. The result is exact at both ends, and the same if the two
+    networks are swapped and alpha is mirrored.
     """
     return {
         name: (((last - index) * a.double() + index * other[name].double()) / last).to(a.dtype)
@@ -178,10 +181,11 @@ def interpolate_states(
 def recompute_batch_norm_(
     course: Course, model: nn.Module, recipe: Recipe, batches: int, arithmetic: Arithmetic
 ) -> int:
-    """Recompute the running statistics of all batch norms in place; return the number of batches (0: no batch norm).
+    """Recompute the running statistics of all batch norms in place; return the number of batches used.
 
-    Each statistic is the average over the batches. During this batch norms use batch statistics, as in training; all
-    other modules are in evaluation mode, in which the whole model is afterwards.
+    Each statistic is the average over `batches` batches. Meanwhile batch norms use batch statistics, as in training,
+    and all other modules are in evaluation mode. Afterwards the whole model is in evaluation mode. A model without
+    batch norms uses 0 batches.
     """
     norms = [module for module in model.modules() if isinstance(module, _BatchNorm) and module.track_running_stats]
     if not norms:
@@ -202,9 +206,10 @@ def recompute_batch_norm_(
 
 
 def metric_to_error(metric: Metric, value: float) -> float:
-    """Convert a metric to an error, where lower is better: 100 - value in %, -value for other gains, value for losses.
+    """Convert a metric's value to an error, for which lower is better.
 
-    NaN becomes infinity, so that it determines the maximum.
+    An accuracy in % becomes 100 - value, another metric for which higher is better becomes -value, a loss is unchanged,
+    and NaN becomes infinity, so that it is the largest error.
     """
     if isnan(value):
         return float("inf")

@@ -1,9 +1,10 @@
-"""The verdicts of a run: each level's tickets against dense and controls, paired by replicate, corrected by Holm.
+"""The verdicts of a run, one per level: are its tickets as good as dense networks and better than controls?
 
-A replicate is a whole search from its own seeds, so these verdicts are about the *method* at a density: they predict
-its next ticket. (`evidence.verify` judges one ticket.) Replicates with the same dense network count as one. All
-networks have the same number of steps, with two exceptions: if the whole search had a budget, the dense network is one
-training by the recipe, which costs as much; and `LONGER_CONTROLS`, whose differences are shown but not judged.
+Networks are compared in pairs from the same replicate, and verdicts are corrected by Holm's procedure. A replicate is a
+whole search from its own seeds, so these verdicts are about the *method* at a density: they predict its next ticket.
+(`evidence.verify` judges one ticket.) Replicates with the same dense network count as one. All networks must have the
+same number of steps, with two exceptions. If the whole search had a budget, the dense network is one training by the
+recipe, which costs as much. `LONGER_CONTROLS` have more steps; their differences are shown but not judged.
 """
 
 from __future__ import annotations
@@ -40,21 +41,22 @@ _AT_EQUAL_BUDGETS = (
 
 
 def default_margin(unit: str, dense: Sequence[float]) -> float:
-    """Return half a point for a metric in %, otherwise 1 % of the dense network's mean."""
+    """Return the default margin of a verdict: 0.5 points for a metric in %, else 1 % of the mean of `dense`."""
     return MARGIN_POINTS if unit == "%" else MARGIN_SHARE * abs(sum(dense) / len(dense))
 
 
 def metric_resolution(unit: str, examples: int | None) -> float | None:
-    """Return the smallest step of a metric in % over a number of test examples; None if unknown."""
+    """Return the smallest possible change of a metric in %, 100 / `examples`; None for other units."""
     return 100 / examples if unit == "%" and examples else None
 
 
 def add_verdicts(record: RunRecord, examples: int | None) -> RunRecord:
-    """Return a run's record with a verdict for each level, or with the reason why there is none.
+    """Return a run's record with a verdict for each level, or with the reason why there are no verdicts.
 
     If some replicates failed, verdicts cover only levels that every replicate reached, to avoid survivorship bias.
 
     Args:
+        record: the run's record.
         examples: number of test examples; None if unknown.
     """
     bounded = bool(upgrade_settings(record.settings).get("equal_cost"))
@@ -69,12 +71,12 @@ def add_verdicts(record: RunRecord, examples: int | None) -> RunRecord:
 
 
 def _most_steps(points: Sequence[Point], role: str) -> int:
-    """Return the largest number of training steps of a role's networks."""
+    """Return the largest number of training steps among the networks with a role, such as ``dense``."""
     return max((point.budget or 0 for point in points if point.role == role), default=0)
 
 
 def _points_reached_by_all(points: Sequence[Point], replicates: int) -> list[Point]:
-    """Return the points of levels that all replicates reached; raise `UsageError` if none of these has tickets."""
+    """Return the points of levels that all replicates reached; raise `UsageError` if no such level has a ticket."""
     reached = Counter(point.level for point in points if point.role in (DENSE, TICKET))
     found = [point for point in points if reached[point.level] == replicates]
     if not any(point.role == TICKET for point in found):
@@ -85,9 +87,9 @@ def _points_reached_by_all(points: Sequence[Point], replicates: int) -> list[Poi
 
 
 def recompute_verdicts(record: RunRecord) -> RunRecord:
-    """Return a record whose verdicts follow today's rule; older ones are computed again from its values.
+    """Return a record whose verdicts follow the current rule, recomputed if an older version judged them.
 
-    Where a verdict changes, its reasons say so. The record's file is not changed.
+    If a verdict changes, a reason is added that names the stored verdict. The record's file is not changed.
     """
     if not record.verdicts or all(one.rule == RULE for one in record.verdicts):
         return record
@@ -115,13 +117,15 @@ def judge_levels(
     confidence: float = 0.95,
     roles_with_other_steps: Collection[str] = (),
 ) -> list[LevelVerdict]:
-    """Return a verdict for each level of a run, densest first, corrected for their number.
+    """Return a verdict for each level of a run, densest first, corrected for the number of levels.
 
     Args:
-        points: points of a run's record.
+        points: the trained networks with their metrics, from a run's record.
+        metric: the judged metric.
         examples: number of test examples; None if an older record lacks it.
-        claim: by default "wins" for levels that have controls, else "matches".
-        margin: see `default_margin`.
+        claim: what is claimed; by default "wins" for levels with controls and "matches" for others.
+        margin: how much worse than dense still counts as equally good; by default `default_margin`.
+        confidence: 1 - the probability of a false verdict.
         roles_with_other_steps: roles whose networks may have another number of steps than the tickets.
 
     Raises:
@@ -154,7 +158,7 @@ def judge_levels(
     parents = _dense_parents(dense)
 
     def differences_to(role: str) -> list[Sequence[float]]:
-        """Return the differences ticket minus network of this role, for each level that has one."""
+        """Return, for each level with a network of this role, the replicates' differences ticket minus network."""
         at = [level for level in levels if role == DENSE or (level, role) in present]
         pairs = [
             (values_of(points_of(level, "ticket")), values_of(dense if role == DENSE else points_of(level, role)))
@@ -220,7 +224,7 @@ def judge_levels(
 
 
 def to_judgement_fields(made: Verdict) -> dict[str, Any]:
-    """Convert a verdict to the fields of a `Judgement` record."""
+    """Convert a verdict to the fields of the record type `Judgement`."""
     compared, dense = {DENSE: made.dense, **made.controls}, made.dense
     return {
         **{name: getattr(made, name) for name in VerdictAnswers.__struct_fields__},
@@ -232,19 +236,19 @@ def to_judgement_fields(made: Verdict) -> dict[str, Any]:
 
 
 def to_difference(role: str, one: Comparison) -> Difference:
-    """Convert a comparison to the record of a difference."""
+    """Convert the comparison with the network of `role` to its record, a `Difference`."""
     diagnosis = one.diagnosis and convert(one.diagnosis, Diagnosis, from_attributes=True)
     return Difference(role=role, p=one.p_value_for(role), diagnosis=diagnosis, **one.numbers())
 
 
 def _steps_by_network(rows: Mapping[str, Sequence[Point]]) -> dict[str, list[int]]:
-    """Return the training steps of each network, by role; empty if an older record lacks them."""
+    """Return role -> training steps of its network in each replicate; empty if an older record lacks the steps."""
     steps = {role: [point.budget for point in points if point.budget is not None] for role, points in rows.items()}
     return steps if all(len(steps[role]) == len(points) for role, points in rows.items()) else {}
 
 
 def _dense_parents(dense: Sequence[Point]) -> list[str | int] | None:
-    """Return the key of each replicate's dense network; None if all differ.
+    """Return a key for each replicate's dense network; None if all dense networks differ.
 
     Two replicates have the same dense network only if the task ignores the seed.
     """

@@ -1,4 +1,4 @@
-"""Rivals, the networks that a ticket or a procedure is compared with: dense networks and controls of equal training.
+"""Rivals: the dense networks and controls, trained for as long, that a ticket or a procedure is compared with.
 
 A procedure is a search method with its settings and recipe; each of its seeds repeats the whole search.
 """
@@ -54,16 +54,16 @@ from ticketry_engine.support.seeds import mix
 
 @dataclass(frozen=True)
 class Reference:
-    """A dense network trained for another number of steps, which is shown with a verdict but does not affect it."""
+    """A dense network with another number of steps, which is shown next to a verdict but does not affect it."""
 
     role: str
     steps: int
     note: str
-    """Origin of the number of steps."""
+    """Explanation of the number of steps."""
 
 
 def list_references(subject: TestedTicket) -> list[Reference]:
-    """List the dense networks to show: for the steps of the whole search, if recorded, and for the ticket's FLOPs."""
+    """List two references: as many steps as the whole search (if recorded), and as many FLOPs as the ticket."""
     made = []
     spent, once = subject.info.get("search_steps"), subject.budget
     if spent:
@@ -82,10 +82,10 @@ def list_references(subject: TestedTicket) -> list[Reference]:
 
 
 def flops_share(lab: Lab, task: Task, mask: Mask) -> float:
-    """Return the FLOPs of a masked network as a share of the dense network's; removed weights cost none. Cached.
+    """Return the FLOPs of a masked network, as a share of the dense network's FLOPs. Cached.
 
-    FLOPs are counted in a forward pass of one example, see `lab.costs.meters.flops`: products with masked weights in
-    proportion to their density, those with other weights in full, biases and norms not at all.
+    FLOPs are counted in a forward pass of one example, see `lab.costs.meters.flops`. Products with masked weights count
+    in proportion to the weights' density, products with other weights in full, biases and norms not at all.
     """
     key = digest_of({"flops": 2, "task": dict(task.key())})
     known = lab.store.memo("flops", key)
@@ -100,12 +100,12 @@ def flops_share(lab: Lab, task: Task, mask: Mask) -> float:
 
 
 Search = Callable[[Lab, Task, Recipe, Any, Seeds], Iterator[Found]]
-"""One replicate of a method: yields the dense network, then each ticket."""
+"""Function that searches one replicate: it yields the dense network, then each ticket."""
 
 
 @dataclass(frozen=True)
 class RepeatedSearch:
-    """Result of one repetition of a procedure: a whole search from its own seeds."""
+    """Result of one repetition of a procedure, which is a whole search from its own seeds."""
 
     task: Task
     seeds: Seeds
@@ -113,11 +113,11 @@ class RepeatedSearch:
     ticket: Found
     mask: Mask
     cost: int
-    """Training steps of everything that the ticket needed, see `lab.costs.phases`."""
+    """Number of training steps of all trainings that the ticket needed, see `lab.costs.phases`."""
 
     @property
     def budget(self) -> int:
-        """Training steps of the ticket's weights."""
+        """Number of steps for which the ticket's weights were trained."""
         return budget(self.ticket)
 
     @property
@@ -127,7 +127,7 @@ class RepeatedSearch:
 
 @dataclass(frozen=True)
 class Procedure:
-    """A search with everything that determines its results: method, settings, recipe, seeds.
+    """A search with everything that determines its results: method, settings, recipe and seeds.
 
     A verdict about a procedure repeats the whole search: every replicate has its own initialisation, data order and
     search, so that replicates share no randomness.
@@ -144,19 +144,19 @@ class Procedure:
     """
 
     lab: Lab
-    """The lab that trains it."""
+    """The lab that runs the searches."""
     search: Search
-    """The method's function."""
+    """The method's function `search`."""
     task_of: Callable[[int], Task]
-    """Returns the task of a fresh replicate."""
+    """Function that returns the task of the replicate with a given number."""
     settings: Any
     """Settings of the method."""
     recipe: Recipe
-    """Recipe of the networks."""
+    """Recipe of the searches."""
     level: int | None
-    """Level of the ticket; None for the last one that is found."""
+    """Level of the judged ticket; None for the last ticket of each search."""
     seeds: Seeds
-    """Seeds of the run's first replicate, from which fresh ones are derived."""
+    """Seeds of the run's first replicate, from which fresh seeds are derived."""
     bounded: bool = False
     """Whether the settings limit the whole search to the cost of one dense training by the recipe."""
     after: int = 0
@@ -167,7 +167,7 @@ class Procedure:
         return self.task_of(0)
 
     def fresh_seeds(self, number: int) -> Seeds:
-        """Return seeds that no run has used. All methods and settings get the same ones, and so share dense networks.
+        """Return seeds that no run has used; all methods and settings get the same seeds, and so share dense networks.
 
         Args:
             number: number of the repetition, from 0.
@@ -176,13 +176,13 @@ class Procedure:
         return Seeds.of(mix(own.initialisation, own.order, own.mask, "procedure", self.after + number))
 
     def replicate(self, number: int) -> RepeatedSearch:
-        """Repeat the search from fresh seeds, up to the ticket's level.
+        """Repeat the search from fresh seeds, up to the level of the judged ticket.
 
         Args:
             number: number of the repetition, from 0.
 
         Raises:
-            UsageError: if there is no ticket of the level.
+            UsageError: if the search finds no ticket of that level.
         """
         task, seeds, found = self.task_of(self.after + number), self.fresh_seeds(number), []
         for one in self.search(self.lab, task, self.recipe, self.settings, seeds):
@@ -201,23 +201,24 @@ class Procedure:
 
 @dataclass(frozen=True)
 class TrainedNetwork:
-    """A network trained with one seed."""
+    """A network trained with one seed: its result and its number of steps."""
 
     result: Result
     budget: int
-    """Training steps since initialisation."""
+    """Number of training steps since initialisation."""
 
 
 class Rivals:
-    """Trains a ticket and its rivals, one seed at a time.
+    """Train a ticket and its rivals, one seed at a time.
 
-    All are trained over the same steps of one schedule, and those of one seed in the same data order. The dense network
-    and most controls start with the ticket's initial weights. Controls with fresh weights are first trained densely up
-    to the rewind step. Variants of the ticket's training apply to its controls too, but not to dense networks.
+    All networks are trained over the same steps of one schedule; the networks of one seed have the same data order. The
+    dense network and most controls start with the ticket's initial weights. Controls with fresh weights are first
+    trained densely up to the rewind step. Variants of the ticket's training also apply to its controls, but not to
+    dense networks.
     """
 
     roles_with_other_steps: tuple[str, ...] = ()
-    """Roles whose networks may have another number of steps than the ticket: none."""
+    """Roles whose networks may have another number of steps than the ticket; always empty here."""
 
     def __init__(self, subject: TestedTicket, settings: VerifySettings) -> None:
         """Check the names of the controls.
@@ -229,9 +230,9 @@ class Rivals:
         check_rivals(controls)
         self.subject, self.lab, self.task = subject, subject.lab, subject.task
         self.left_out: dict[str, str] = {}
-        """Undefined controls, with the reason."""
+        """Control that is undefined for this ticket -> reason."""
         self._dense_tasks: dict[str, Task] = {}
-        """Tasks of dense networks other than the ticket's, by role."""
+        """Role of a dense network of another size -> task with that network."""
         if SMALL_DENSE in controls:
             if small := narrower_task(self.task, subject.remaining):
                 self._dense_tasks[SMALL_DENSE] = small
@@ -243,18 +244,18 @@ class Rivals:
         self.roles = ("ticket", "dense", *self.controls)
 
     def train_all_roles(self, number: int) -> dict[str, TrainedNetwork]:
-        """Train the networks of all roles with one seed, or load them from the store."""
+        """Train the networks of all roles with one seed, or load them from the store; return them by role."""
         seeds = self.subject.fresh_seeds(number)
         return dict(
             zip(self.roles, self.lab.gather([partial(self.train, role, seeds) for role in self.roles]), strict=True)
         )
 
     def parents(self) -> list[str] | None:
-        """Return None: seeds count as independent, although they share the ticket, because the verdict is about it."""
+        """Return None: seeds count as independent. They share the ticket, but the verdict is about this ticket only."""
         return None
 
     def references(self, count: int) -> list[tuple[Reference, Sequence[float]]]:
-        """Train each reference, a dense network with another number of steps, with the first `count` seeds."""
+        """Train each reference (a dense network with other steps) with `count` seeds; return the metric's values."""
         shown, metric = list_references(self.subject), self.task.metric.name
 
         def train_reference(reference: Reference, seeds: Seeds) -> float:
@@ -269,7 +270,7 @@ class Rivals:
         return [(reference, values[index * count : (index + 1) * count]) for index, reference in enumerate(shown)]
 
     def train(self, role: str, seeds: Seeds) -> TrainedNetwork:
-        """Train the network of a role with a seed, or load it from the store."""
+        """Train the network of one role with the given seeds, or load it from the store."""
         subject, lab = self.subject, self.subject.lab
         task, mask, start = subject.task, subject.mask_digest if role != "dense" else None, Start(state=subject.start)
         if role in self._dense_tasks:
@@ -296,7 +297,7 @@ class Rivals:
         return TrainedNetwork(lab.train(segment, label=role), subject.step + segment.steps)
 
     def count_parameters(self, role: str) -> int:
-        """Return the number of unpruned parameters of a role's network."""
+        """Return the number of parameters of a role's network that are not pruned."""
         if role == "dense":
             return self.subject.parameters
         if role in self._dense_tasks:
@@ -304,12 +305,12 @@ class Rivals:
         return self.subject.remaining
 
     def network_name(self, role: str) -> str:
-        """Return the name of a role's network."""
+        """Return the name of a role's network, such as ``resnet-20``."""
         task = self._dense_tasks.get(role, self.subject.task)
         return str(task.key().get("model", ""))
 
     def _fresh_start(self, task: Task, seeds: Seeds, role: str) -> Start:
-        """Return a fresh initialisation, trained densely up to the rewind step."""
+        """Initialise a role's network afresh, train it densely up to the rewind step, and return this start."""
         lab, subject = self.subject.lab, self.subject
         seed = mix(seeds.initialisation, "random_reinit")
         begun = catalogue.untrained(task)
@@ -320,22 +321,22 @@ class Rivals:
 
 
 def narrower_task(task: Task, most: int) -> Task | None:
-    """Return the task with its widest network of at most `most` parameters; None if it defines no narrower ones."""
+    """Return the task with its widest network of at most `most` parameters; None if there is no such network."""
     model = task.narrower(most) if task.spec else None
     return catalogue.create_task(replace(task.spec, model=model)) if task.spec and model else None
 
 
 def explain_no_narrower(task: Task, most: int) -> str:
-    """Return why a task has no narrower network of at most `most` parameters, which ``small_dense`` needs."""
+    """Return a message for ``small_dense``: the task has no narrower network of at most `most` parameters."""
     network = task.key().get("model", "its network")
     return f"the task {task.name} defines no narrower form of {network} with at most {most:,} parameters"
 
 
 class ProcedureRivals:
-    """Repeats a procedure and trains its rivals, one seed at a time, each from its replicate's seeds.
+    """Repeat a procedure (a whole search) and train its rivals, one seed at a time.
 
-    - ``dense``: the same initialisation, trained for as many steps as the ticket's weights.
-    - Controls of a ticket, such as ``shuffled``, are trained as the ticket was after its mask had been chosen.
+    - ``dense``: the dense network from the same initialisation, trained for as many steps as the ticket's weights.
+    - Controls of a ticket, such as ``shuffled``, are trained like the ticket after its mask was chosen.
     - ``uniform``, ``erk``: a random mask that is fixed from the initialisation on, with the ticket's other variants.
     - ``small_dense``: a narrower network with no more parameters than the ticket.
     """
@@ -349,9 +350,9 @@ class ProcedureRivals:
         check_rivals(settings.rivals(()), (*RIVALS, *STATIC_MASKS))
         self.subject, self.lab = procedure, procedure.lab
         self.left_out: dict[str, str] = {}
-        """Controls that are undefined for some seed, with the reason: they are left out for all."""
+        """Control that is undefined for at least one seed, and thus left out for all seeds -> reason."""
         self.replicates: dict[int, RepeatedSearch] = {}
-        """By seed number."""
+        """Number of the seed -> the repeated search."""
         self._settings = settings
 
     @property
@@ -364,22 +365,22 @@ class ProcedureRivals:
         return ("dense",) if self.subject.bounded or self._settings.dense_at == "cost" else ()
 
     def train_all_roles(self, number: int) -> dict[str, TrainedNetwork]:
-        """Repeat the search with one seed and train the networks of all roles, or load them from the store."""
+        """Repeat the search with one seed, and train or load the networks of all roles; return them by role."""
         one = self.replicates[number] = self.subject.replicate(number)
         roles = ("ticket", "dense", *self._defined_controls(one))
         return dict(zip(roles, self.lab.gather([partial(self._train_role, role, one) for role in roles]), strict=True))
 
     def parents(self) -> list[str] | None:
-        """Return the key of each seed's dense network if some seeds share one (the task ignores seeds); else None."""
+        """Return the key of each seed's dense network if seeds share one (the task ignores seeds), else None."""
         keys = [one.dense.result.segment.key for _, one in sorted(self.replicates.items())]
         return keys if len(set(keys)) < len(keys) else None
 
     def count_parameters(self, role: str) -> int:
-        """Return the number of unpruned parameters of a role's network, as the mean over seeds."""
+        """Return the mean over seeds of the number of unpruned parameters of a role's network."""
         return round(fmean(self._count_parameters(role, one) for one in self.replicates.values()))
 
     def network_name(self, role: str) -> str:
-        """Return the name of a role's network at the first seed."""
+        """Return the name of a role's network with the first seed."""
         return str(self._task_of_role(role, self.replicates[0]).key().get("model", ""))
 
     @property
@@ -393,7 +394,7 @@ class ProcedureRivals:
         return self.replicates[0].mask.total
 
     def references(self, count: int) -> list[tuple[Reference, Sequence[float]]]:
-        """Train the dense network by the recipe, and for as many steps as the whole search with `count` seeds."""
+        """Return dense networks with other numbers of steps: the recipe's, and the whole search's (`count` seeds)."""
         metric, first = self.task.metric.name, self.replicates[0]
         shown: list[tuple[Reference, Sequence[float]]] = []
         judged, planned = self._dense_steps(first), first.dense.result.segment.steps
@@ -421,7 +422,7 @@ class ProcedureRivals:
         return [role for role, why in wanted.items() if not why]
 
     def _explain_undefined(self, role: str, one: RepeatedSearch) -> str:
-        """Return why a control is undefined for this repetition; empty if it is defined."""
+        """Return why a control is undefined for this repetition of the search; empty if it is defined."""
         if role in STATIC_MASKS:
             if one.form.kind != WEIGHTS.kind:
                 return f"draws masks of single weights, but these are of {one.form.kind}"
@@ -469,7 +470,7 @@ class ProcedureRivals:
         )
 
     def _task_of_role(self, role: str, one: RepeatedSearch) -> Task:
-        """Return the task with a role's network."""
+        """Return the task of a repetition, with the network that a role has."""
         if is_matched_dense(role):
             return narrowest_dense_of_cost(self.lab, one.task, role, one.mask, one.form.aim)
         found = self._narrower_task(one) if role == SMALL_DENSE else one.task

@@ -26,16 +26,16 @@ class VerifySettings:
     """
 
     about: Literal["", "ticket", "procedure"] = ""
-    """Subject of the verdict: ticket (this mask and this start, trained again with other orders of the data) or
-    procedure (method and settings: the whole search, again from fresh seeds). By default ticket if it has a start, else
-    procedure."""
+    """Subject of the verdict: ticket (this mask and these initial weights, trained again with other data orders) or
+    procedure (method and settings: the whole search is repeated from fresh seeds). By default ticket if the ticket has
+    initial weights to train from, else procedure."""
     controls: tuple[str, ...] = ()
     """Controls: random_reinit, shuffled, random_prune, small_dense, others of `ticketry list controls`, for a procedure
     also uniform and erk; or none. By default the first four for a ticket, and shuffled, uniform, erk for a
     procedure."""
     dense_at: Literal["budget", "cost"] = "budget"
-    """Training steps of the dense network that a procedure is compared with: budget (those of its tickets' weights) or
-    cost (those of the whole search)."""
+    """Training steps of the dense network that a procedure is compared with: budget (as many as the weights of its
+    tickets) or cost (as many as the whole search)."""
     claim: Claim | None = None
     """wins (no worse than dense and better than every control) or matches (no worse than dense); by default wins if
     there are controls."""
@@ -47,12 +47,13 @@ class VerifySettings:
     least_spread: float | None = None
     """SD floor of seeds, in the metric's unit; by default the margin."""
     interim: tuple[int, ...] = INTERIM
-    """Interim analyses: numbers of seeds at which to judge. The last is the limit; earlier ones cost power."""
+    """Numbers of seeds after which to judge (interim analyses). The last number is the limit; each earlier analysis
+    costs some power."""
     seeds: int | None = None
-    """Number of seeds for a single analysis, without interim analyses."""
+    """Number of seeds of a single analysis, which replaces the interim analyses."""
     after: int = 0
-    """Fresh seeds to skip: those of an earlier verification with another plan or other settings. Extending a plan after
-    its seeds were analysed raises the error rate."""
+    """Number of fresh seeds to skip, because an earlier verification used them. Extending a plan after its seeds were
+    analysed raises the error rate."""
     noise: bool = True
     """Also train the ticket with equally many other seeds (A/A) to measure the noise floor; --no-noise saves it. Not
     available for a procedure, which would need as many searches again."""
@@ -77,16 +78,16 @@ class VerifySettings:
 
     @property
     def plan(self) -> InterimAnalyses | None:
-        """The interim analyses; None for a single analysis."""
+        """The plan of interim analyses; None for a single analysis."""
         return None if self.seeds is not None else InterimAnalyses(self.interim)
 
     def rivals(self, suited: tuple[str, ...]) -> tuple[str, ...]:
-        """Return the requested controls without duplicates; by default `suited`, those that fit the ticket."""
+        """Return the requested controls without duplicates; if none were requested, the default controls `suited`."""
         return () if self.controls == ("none",) else tuple(dict.fromkeys(self.controls or suited))
 
     @property
     def what_is_claimed(self) -> Claim:
-        """The claim: the setting, or by default wins if there are controls, else matches."""
+        """The claim to test: the setting `claim`; by default wins with controls, matches without."""
         return self.claim or ("matches" if self.controls == ("none",) else "wins")
 
 
@@ -95,13 +96,14 @@ class StabilitySettings:
     """Settings of a stability analysis."""
 
     rewinds: tuple[str, ...] = ("0", "1%", "3%", "7%", "20%")
-    """Rewind steps, with a search for each."""
+    """Rewind steps; the search is run once for each."""
     at: tuple[float, ...] = ()
-    """Densities of the analysed tickets; all of the search's by default."""
+    """Densities of the tickets to analyse; by default all tickets."""
     masks: tuple[str, ...] = ("shuffled", "random_prune")
-    """Other masks of the ticket's weights: shuffled, random_prune, or none; analysed like the ticket."""
+    """Other masks of the ticket's weights to analyse like the ticket: shuffled, random_prune, or none."""
     points: int = 11
-    """Points on the line of an error barrier, including its ends; 0 skips barriers."""
+    """Number of points on the line between two networks at which to measure the error, including both ends; 0 skips
+    error barriers."""
     splits: tuple[str, ...] = ("train", "test")
     """Splits of the examples: train, validation, test."""
     recalibrate: int = 20
@@ -113,7 +115,7 @@ class StabilitySettings:
 
     @property
     def roles(self) -> tuple[str | None, ...]:
-        """Networks that are analysed at a density: the ticket (None) and its controls."""
+        """Names of the networks to analyse at a density: None for the ticket, then its controls."""
         return (None, *(() if self.masks == ("none",) else self.masks))
 
     def __post_init__(self) -> None:

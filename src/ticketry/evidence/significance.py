@@ -1,8 +1,9 @@
-"""Significance tests of paired differences that hold beyond Student's t, their power, and a diagnosis of assumptions.
+"""Significance tests of paired differences that assume less than Student's t, their power, and a diagnosis.
 
 Student's t has its nominal error rate if differences are normal and independent. With up to ten seeds it errs three to
 eight times as often if a few per cent of tickets collapse, or if differences are skewed: most samples then look better
-and steadier than the population (docs/evidence.md has the error rates). A guarded p-value is therefore the largest of
+and steadier than the population (error rates: docs/evidence.md). A guarded p-value is therefore the largest p-value of
+these tests:
 
 1. Student's t with an SD floor, by default the margin; where the observed SD is larger, also the t corrected for
    skewness (`hall_corrected_t`);
@@ -15,13 +16,14 @@ about the SD of one level:
 
 - SD = the largest of the level's own, the pooled one, `SD_FLOOR` margins and the metric's resolution;
 - Student's t with `POOLED_LEVELS` (n - 1) degrees of freedom, fewer where fewer levels are pooled;
-- or, if its p-value is larger, the test of an undetected collapse.
+- the test of an undetected collapse, if its p-value is larger.
 
-Levels whose median difference exceeds `LOST` margins are not pooled: they vary more than levels near dense. The median
-ignores single collapsed replicates, so these stay in the pool. `benchmarks/verdict_levels.py` measures the error rates.
+Levels whose median difference exceeds `LOST` margins are not pooled: they vary more than levels that are nearly as good
+as dense. The median ignores single collapsed replicates, so their levels stay in the pool.
+`benchmarks/verdict_levels.py` measures the error rates.
 
-Every p-value falls as all differences rise by the same amount. Functions take arrays whose last axis is the seeds;
-nothing here imports NumPy or SciPy when it is imported.
+Every p-value falls as all differences rise by the same amount. Functions take arrays whose last axis is the seeds.
+Importing this module imports neither NumPy nor SciPy.
 """
 
 from __future__ import annotations
@@ -44,35 +46,35 @@ def scipy_special() -> Any:
 
 
 LEAST_SPREAD = 1.0
-"""SD floor of seeds, in margins."""
+"""Default SD floor of the guarded tests, in margins."""
 UNSEEN_RATE = 0.05
-"""Largest assumed share of seeds that collapse undetected."""
+"""Largest share of seeds that is assumed to collapse undetected."""
 UNSEEN_FALL = 5.0
-"""How far a collapsed seed falls below the others, in SD floors."""
+"""How far a collapsed seed is assumed to fall below the others, in SD floors."""
 LEAST_SEEDS = 3
-"""Fewest seeds that can decide."""
+"""Smallest number of seeds that can decide."""
 ROUNDING = 1e-9
-"""SDs below this share of the values' magnitude count as rounding errors."""
+"""An SD below this share of the values' magnitude counts as a rounding error."""
 _RATES = 26
 _ORDER = 2.5758293035489004
-"""Normal quantile of a two-sided 1 %, beyond which a correlation in order is significant."""
+"""Normal quantile of a two-sided test at 1 %, beyond which a correlation of successive seeds is significant."""
 _MOST_CORRELATION = 0.9
 
 
 class DifferenceStatistics(NamedTuple):
-    """Statistics of paired differences, computed over their last axis."""
+    """Statistics of paired differences, computed over the last axis, which is the seeds."""
 
     n: int
     mean: Any
     sd: Any
     skew: Any
-    """`skewness`."""
+    """The result of `skewness`."""
     larger: Any
-    """`standard_error_inflation`."""
+    """The result of `standard_error_inflation`."""
 
 
 def summarise_differences(differences: Any) -> DifferenceStatistics:
-    """Compute the statistics of differences, of which the last axis has at least two."""
+    """Compute the statistics of differences; the last axis is the seeds, at least two."""
     import numpy as np
 
     values = np.asarray(differences, dtype=np.float64)
@@ -82,15 +84,15 @@ def summarise_differences(differences: Any) -> DifferenceStatistics:
 
 
 def guarded_p_values(differences: Any, null: float, least_spread: float) -> tuple[Any, Any]:
-    """Return the guarded p-values (see the module) of H0: true mean <= null and H0: true mean >= null.
+    """Return the guarded p-values of H0: true mean <= `null` and H0: true mean >= `null`, see the module.
 
     Args:
-        differences: shape (..., n).
-        null: the mean at the edge of the hypothesis.
-        least_spread: SD floor in the unit of the differences, above 0.
+        differences: array of shape (..., n), with n seeds.
+        null: the mean that the hypotheses compare with.
+        least_spread: SD floor, above 0, in the unit of the differences.
 
     Returns:
-        Two arrays of shape (...); 1 for fewer than `LEAST_SEEDS`.
+        Two arrays of shape (...), which are 1 if there are fewer than `LEAST_SEEDS` seeds.
     """
     import numpy as np
 
@@ -107,7 +109,7 @@ def guarded_p_values(differences: Any, null: float, least_spread: float) -> tupl
 
 
 def is_significantly_above(sample: DifferenceStatistics, least_spread: float, alpha: float) -> Any:
-    """Return whether `guarded_p_values` would reject H0: true mean <= 0 at alpha; faster than computing p."""
+    """Return whether `guarded_p_values` rejects H0: true mean <= 0 at alpha, without computing the p-values."""
     import numpy as np
 
     distance, both, ordered = _test_statistics(sample, 0.0, least_spread)
@@ -132,15 +134,17 @@ def _test_statistics(
 
 
 def unseen_collapse_p_value(distance: Any, n: int, fall: float, spread: Any) -> Any:
-    """Return the p-value under the hypothesis that a share of seeds collapses, although none of these n did.
+    """Return the p-value under the hypothesis that a share of all seeds collapses, although none of these n did.
 
-    A share r of all seeds, at most `UNSEEN_RATE`, collapses: it falls by `fall` below the others, which are normal.
-    With probability (1 - r)^n none of n seeds does, and the observed mean is then r * fall above the true one. p is the
-    largest, over r, of (1 - r)^n * P(Z >= (distance - r * fall) / (spread / sqrt(n))) with a standard normal Z.
+    A share r of all seeds, at most `UNSEEN_RATE`, is assumed to fall by `fall` below the others, which are normal. With
+    probability (1 - r)^n none of n seeds collapses; the observed mean is then r * fall above the true mean. The p-value
+    is the largest value, over r, of (1 - r)^n * P(Z >= (distance - r * fall) / (spread / sqrt(n))) with a standard
+    normal Z.
 
     Args:
         distance: observed mean minus the mean of the null hypothesis, in the direction of the claim.
-        fall: how far a collapsed seed falls below the others, as a rule `UNSEEN_FALL` SD floors.
+        n: number of seeds.
+        fall: how far a collapsed seed falls below the others, usually `UNSEEN_FALL` SD floors.
         spread: SD of seeds that do not collapse.
     """
     import numpy as np
@@ -152,7 +156,7 @@ def unseen_collapse_p_value(distance: Any, n: int, fall: float, spread: Any) -> 
 
 
 def collapse_test_edge(n: int, alpha: float, fall: float, spread: Any) -> Any:
-    """Return the distance from the null hypothesis at which `unseen_collapse_p_value` equals alpha."""
+    """Return the distance of the mean from the null hypothesis at which `unseen_collapse_p_value` is alpha."""
     import numpy as np
 
     rates = np.linspace(0, UNSEEN_RATE, _RATES)
@@ -165,15 +169,15 @@ def collapse_test_edge(n: int, alpha: float, fall: float, spread: Any) -> Any:
 def hall_corrected_t(statistic: Any, skew: Any, n: int) -> Any:
     """Correct Student's t for skewness by Hall's cubic transformation.
 
-    Hall, "On the removal of skewness by transformation", Journal of the Royal Statistical Society B 54, 1992. It is
-    monotone in t, unlike Johnson's correction (1978).
+    Hall, "On the removal of skewness by transformation", Journal of the Royal Statistical Society B 54, 1992. The
+    result is monotone in t, unlike Johnson's correction (1978).
     """
     root = sqrt(n)
     return statistic + skew * statistic**2 / (3 * root) + skew**2 * statistic**3 / (27 * n) + skew / (6 * root)
 
 
 def skewness(differences: Any) -> Any:
-    """Return the sample skewness G1 of Joanes and Gill (1998); 0 for fewer than 3 values or equal ones."""
+    """Return the sample skewness G1 of Joanes and Gill (1998); 0 for fewer than 3 values, or equal values."""
     import numpy as np
 
     values = np.asarray(differences, dtype=np.float64)
@@ -187,7 +191,7 @@ def skewness(differences: Any) -> Any:
 
 
 def lag_1_correlation(differences: Any) -> Any:
-    """Return the correlation of successive differences, in the order of seeds; 0 for equal values."""
+    """Return the correlation between each difference and the next, in the order of seeds; 0 for equal values."""
     import numpy as np
 
     centred = _centre_and_scale(np.asarray(differences, dtype=np.float64))
@@ -195,10 +199,11 @@ def lag_1_correlation(differences: Any) -> Any:
 
 
 def standard_error_inflation(found: Any, n: int) -> Any:
-    """Return the factor by which a lag-1 correlation enlarges the standard error; 1 unless it is significant at 1 %.
+    """Return the factor by which the lag-1 correlation `found` enlarges the standard error of a mean.
 
-    Of n independent values the correlation has mean -1/n and SD (n - 2) / (n sqrt(n - 1)) (Moran, "Some theorems on
-    time series II", Biometrika 35, 1948). A negative one counts too: it arises, for instance, if two parents alternate.
+    The factor is 1 unless the correlation is significant at 1 %. For n independent values the correlation has mean -1/n
+    and SD (n - 2) / (n sqrt(n - 1)) (Moran, "Some theorems on time series II", Biometrika 35, 1948). Negative
+    correlations count too: they arise, for instance, if seeds from two dense networks alternate.
     """
     import numpy as np
 
@@ -209,7 +214,7 @@ def standard_error_inflation(found: Any, n: int) -> Any:
 
 
 def _centre_and_scale(values: Any) -> Any:
-    """Subtract the mean and divide by the largest magnitude, so that squares and cubes neither underflow nor overflow.
+    """Subtract the mean, then divide by the largest magnitude; squares and cubes then neither underflow nor overflow.
 
     Values that differ only by rounding errors become 0.
     """
@@ -229,11 +234,12 @@ def _divide_or_zero(one: Any, two: Any) -> Any:
 
 
 RULE = "pooled"
-"""Name of these tests in records. Records without a rule were judged by `guarded_tests`, level by level."""
+"""Name, in records, of the tests with a pooled SD. In records without a rule, each level was tested alone with guarded
+p-values."""
 SD_FLOOR = 0.6
-"""SD floor in margins."""
+"""SD floor of the pooled tests, in margins."""
 POOLED_LEVELS = 3
-"""Maximum number of levels that add degrees of freedom: levels share replicates, so more add little."""
+"""Largest number of levels that add degrees of freedom: levels share replicates, so further levels add little."""
 LOST = 5.0
 """Levels whose median difference exceeds this number of margins are not pooled."""
 
@@ -242,7 +248,7 @@ class PooledSD(NamedTuple):
     """Pooled standard deviation of differences over the levels of one search."""
 
     sd: float
-    """Root mean square over the pooled levels; 0 without any."""
+    """Root mean square of the pooled levels' SDs; 0 if no level is pooled."""
     levels: int
     """Number of pooled levels."""
     margin: float
@@ -257,15 +263,15 @@ class PooledSD(NamedTuple):
         return UNSEEN_FALL * self.margin
 
     def degrees_of_freedom(self, n: int) -> int:
-        """Return the degrees of freedom of tests with n replicates."""
+        """Return the degrees of freedom of a pooled test with n replicates."""
         return min(max(self.levels, 1), POOLED_LEVELS) * (n - 1)
 
 
 def pool_sd(levels: Sequence[Sequence[float]], margin: float) -> PooledSD:
-    """Pool the standard deviations of the levels of a search.
+    """Pool the standard deviations of the levels of a search into one.
 
     Args:
-        levels: for each level, the difference of each replicate.
+        levels: for each level, the differences of its replicates.
         margin: margin of the verdict, in the unit of the differences.
     """
     import numpy as np
@@ -276,10 +282,10 @@ def pool_sd(levels: Sequence[Sequence[float]], margin: float) -> PooledSD:
 
 
 def pooled_p_values(distance: float, spread: float, n: int, pooled: PooledSD) -> tuple[float, float]:
-    """Return the p-values of H0: true mean <= null and H0: true mean >= null, with a pooled SD.
+    """Return the p-values of H0: true mean <= null and H0: true mean >= null, from tests with a pooled SD.
 
     Args:
-        distance: observed mean minus null.
+        distance: observed mean minus `null`, the mean that the hypotheses compare with.
         spread: the SD to test with, see the module.
         n: number of replicates; below `LEAST_SEEDS` both p-values are 1.
     """
@@ -299,12 +305,12 @@ def pooled_p_values(distance: float, spread: float, n: int, pooled: PooledSD) ->
 def replicates_needed(
     distance: float, spread: float, alpha: float, pooled: PooledSD, power: float = 0.8, most: int = 1000
 ) -> int | None:
-    """Return the smallest number of replicates with which `pooled_p_values` has a power at level `alpha`.
+    """Return the smallest number of replicates with which `pooled_p_values` has the given power at `alpha`.
 
     Args:
         distance: assumed distance of the true mean from the null hypothesis, in the direction of the claim.
-        spread: the SD to test with, assumed not to change.
-        most: largest number to consider; None is returned above it, or if the distance is not positive.
+        spread: the SD to test with, assumed not to change with more replicates.
+        most: largest number to consider. The result is None if more are needed, or if the distance is not positive.
     """
     if distance <= 0:
         return None
@@ -319,7 +325,8 @@ def replicates_needed(
 
 
 SIMULATED = 64
-"""Maximum number of seeds in simulations; with more seeds, guarding costs less than two points of power."""
+"""Largest number of seeds in simulations. With more seeds, the guarded tests lose less than two points of power against
+Student's t."""
 _SAMPLES = 2000
 _SEED = 20261128
 
@@ -339,7 +346,7 @@ def guarded_power(n: int, distance: float, spread: float, alpha: float, least_sp
 
 @cache
 def _standard_normal_statistics(n: int) -> DifferenceStatistics:
-    """Return statistics of fixed standard normal samples of size n, from which those of any mean and SD follow."""
+    """Return statistics of fixed standard normal samples of size n; scaled, they hold for any mean and SD."""
     return summarise_differences(_standard_normal_samples()[:, :n])
 
 
@@ -351,29 +358,29 @@ def _standard_normal_samples() -> Any:
 
 
 _FAR = 3.0
-"""SDs from the median beyond which a seed is an outlier, and below the median a collapse."""
+"""Distance from the median, in SDs, beyond which a seed is an outlier; an outlier below the median is a collapse."""
 _MAD = 1.4826
 """Ratio of SD to median absolute deviation of a normal distribution."""
 _SHOWN = 2.5758
 
 
 class Diagnosis(Found, frozen=True, kw_only=True):
-    """Diagnosis of the differences of one comparison, with its unusual findings as text."""
+    """Diagnosis of one comparison's differences: checks of assumptions, with unusual findings as text."""
 
     reasons: tuple[str, ...]
-    """Descriptions of unusual properties."""
+    """Sentences about unusual properties; empty if all is usual."""
 
 
 def diagnose(differences: Sequence[float], least_spread: float, name: str) -> Diagnosis | None:
-    """Check differences for skewness, correlation in their order and outliers; bound the rate of collapses.
+    """Check differences for skewness, correlation of successive seeds and outliers; bound the rate of collapses.
 
     Args:
-        differences: ticket minus other network, by seed; positive if the ticket is better.
+        differences: ticket minus other network for each seed; positive if the ticket is better.
         least_spread: the SD floor.
-        name: the other network's name, for messages.
+        name: name of the other network, for messages.
 
     Returns:
-        None for fewer than `LEAST_SEEDS` seeds.
+        The diagnosis; None if there are fewer than `LEAST_SEEDS` seeds.
     """
     import numpy as np
 

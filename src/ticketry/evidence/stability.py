@@ -1,7 +1,7 @@
-"""Stability: the distance of two trainings of one network, after pruning or under another data order.
+"""Stability: how far two trainings of one network end apart if one is pruned first, or has another data order.
 
 Frankle, Dziugaite, Roy & Carbin, "Stabilizing the Lottery Ticket Hypothesis" (2019, section 3) measure the L2 distance
-and the angle between trained weights that the mask retains, and find winning tickets more stable. For linear mode
+and the angle between the trained weights that the mask retains. They find winning tickets more stable. For linear mode
 connectivity see `evidence.connectivity`. This module imports torch only when it is used.
 """
 
@@ -30,44 +30,45 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Distance:
-    """Distance between the weights of two networks."""
+    """Distance between the weights of two networks, as L2 distance and angle."""
 
     l2: float
     """Euclidean distance of the two weight vectors."""
     angle: float | None
-    """Angle between the two vectors in degrees, 0 … 180; None if one of them is 0."""
+    """Angle between the two weight vectors in degrees, 0 … 180; None if a vector is 0."""
     weights: int
     """Number of compared weights."""
     layers: Mapping[str, Distance] = field(default_factory=dict)
-    """Distance of each parameter."""
+    """Distance of each parameter, by its name."""
 
 
 @dataclass(frozen=True)
 class Stability:
-    """Distances between trainings over the weights that the mask retains; smaller is more stable."""
+    """Two distances between trained networks over the weights that the mask retains; small distances mean stable."""
 
     pruning: Distance
-    """The dense network, masked after training, against the sub-network, masked before it; one data order."""
+    """Distance between the dense network, masked after training, and the sub-network, masked before training; both have
+    the same data order."""
     data_order: Distance
-    """The sub-network against itself, trained from the same start under another data order."""
+    """Distance between two trainings of the sub-network from the same start under different data orders."""
 
 
 def distance(
     one: Mapping[str, Tensor], other: Mapping[str, Tensor], mask: Mask | Iterable[str] | None = None
 ) -> Distance:
-    """Return the L2 distance and the angle between two networks' weights, in total and by parameter, in float64.
+    """Return the L2 distance and the angle between two networks' weights, in total and for each parameter.
 
-    The angle is 2 atan2(|u - v|, |u + v|) of the unit vectors u and v (Kahan): unlike arccos of their product, it is
-    exact to rounding for nearly equal and nearly opposite vectors too.
+    All is computed in float64. The angle of unit vectors u and v is 2 atan2(|u - v|, |u + v|) (Kahan): unlike the
+    arccos of their product, this is exact to rounding even for nearly equal and nearly opposite vectors.
 
     Args:
         one, other: name -> tensor, such as `lab.state(result)`.
-        mask: the compared weights: those that a `Mask` retains, or all of the parameters that a `Scope` (or any
-            iterable) names; None is every floating-point tensor, including norm statistics.
+        mask: which weights are compared: those that a `Mask` retains, or all weights of the parameters that a `Scope`
+            (or any iterable) names; with None every floating-point tensor, including norm statistics.
 
     Raises:
-        MaskError: if the mask names a tensor that a state lacks or has in another shape.
-        UsageError: if the states belong to different networks.
+        MaskError: if the mask names a tensor that a network lacks or has in another shape.
+        UsageError: if the two networks have different tensors.
 
     Examples:
         >>> apart = tk.evidence.distance({"w": torch.tensor([1.0, 0.0])}, {"w": torch.tensor([0.0, 1.0])})
@@ -102,7 +103,7 @@ def _select_compared(
 
 
 def _warn_of_shared_memory(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> None:
-    """Warn if two state dicts share memory, so that their distance is always 0."""
+    """Warn if two state dicts share memory, because their distance is then always 0."""
     from ticketry.core.ticket.state_dicts import share_memory
 
     shared = [name for name, tensor in one.items() if name in other and share_memory(tensor, other[name])]
@@ -116,7 +117,7 @@ def _warn_of_shared_memory(one: Mapping[str, Tensor], other: Mapping[str, Tensor
 
 
 def _distance_of_vectors(pairs: list[tuple[Tensor, Tensor]]) -> Distance:
-    """Return the distance between two vectors, each given as a list of tensors."""
+    """Return the distance between two vectors; each pair has one part of both vectors as tensors."""
     size_a, size_b = (hypot(*(_norm(pair[side]) for pair in pairs)) for side in (0, 1))
     angle = None
     if size_a and size_b:
@@ -135,25 +136,26 @@ def stability(
 ) -> Stability:
     """Measure the stability of a ticket, or of a control with another mask (Frankle et al. 2019, section 3).
 
-    With W_k the rewound weights, m the mask and A(W, u) training from W to the end with the data order u:
+    Let W_k be the rewound weights, m the mask, and A(W, u) the weights after training W to the end with data order u:
 
-    - to pruning: |m∘A(W_k, u) - m∘A(m∘W_k, u)|;
-    - to data order: |m∘A(m∘W_k, u) - m∘A(m∘W_k, u')|.
+    - stability to pruning is |m∘A(W_k, u) - m∘A(m∘W_k, u)|;
+    - stability to data order is |m∘A(m∘W_k, u) - m∘A(m∘W_k, u')|.
 
     A(W_k, u) is the dense network of the search. Its optimiser state continues at step k; the ticket's optimiser is
-    new. Missing trainings are executed; `evidence.instability` uses the same ones.
+    new. Trainings that the lab's store lacks are executed. `evidence.instability` uses the same trainings.
 
     Args:
         found: a ticket of a search with this recipe and these seeds.
-        control: ``shuffled`` or ``random_prune``.
+        control: ``shuffled`` or ``random_prune``, to measure that control instead of the ticket.
         lab: the lab with the search in its store.
         task: task of the search.
         recipe: recipe of the search.
-        seeds: seeds of the replicate that found it.
+        seeds: seeds of the replicate that found the ticket.
 
     Raises:
-        UsageError: for the dense network, for a control with other weights, for seeds of another search, or if
-            the ticket was not trained as the dense network was from step k on (retrain ``continue``).
+        UsageError: if `found` is the dense network, the control has other weights than the ticket, `seeds` are of
+            another search, or the ticket was not trained over the same steps as the dense network from step k on
+            (retrain ``continue``).
 
     Examples:
         >>> task, recipe = tk.task("digits"), tk.Recipe(length="20it", batch=32, lr=0.05)
@@ -196,11 +198,11 @@ def stability(
 def train_two_data_orders(
     lab: Lab, task: Task, recipe: Recipe, found: Found, seeds: Seeds, *, control: str | None = None
 ) -> tuple[Result, Result]:
-    """Train a ticket, a control or the dense network in two data orders; return both results.
+    """Train a ticket, a control or the dense network under two data orders; return both results.
 
-    The first is the found network, or the control (`evidence.train_control`). The second has the same initial weights
-    and steps, and an order drawn from ``mix(seeds.order, "second order")``. Both trainings of the dense network
-    continue from the rewind step, including the optimiser (Frankle et al. 2020, section 2).
+    The first result is `found`, or the control if one is named (`evidence.train_control`). The second training has the
+    same initial weights and steps; its data order has the seed ``mix(seeds.order, "second order")``. Both trainings of
+    a dense network continue from the rewind step with the optimiser's state (Frankle et al. 2020, section 2).
 
     Raises:
         UsageError: if the control is unknown, or the seeds are not those of the search.
@@ -227,7 +229,7 @@ def train_two_data_orders(
 
 
 def _dense_from_rewind_step(found: Found) -> Segment:
-    """Return the training of the dense network from the rewind step on."""
+    """Describe the training that continues the dense network from the rewind step, with the optimiser's state."""
     from ticketry.lab.training.segment import Start
 
     rewound, whole = found.rewound, found.result.segment

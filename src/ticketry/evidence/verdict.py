@@ -1,19 +1,22 @@
 """The verdict: is a ticket as good as the dense network, and is it better than every control?
 
-Two hypotheses over paired seeds (`evidence.comparison`), each answered "yes", "no" or "undecided":
+Two questions about paired seeds (`evidence.comparison`) are each answered "yes", "no" or "undecided":
 
-- *as good as dense*: worse than the dense network by less than the margin. "no" if it is shown to be worse by more;
-- *better than every control*: "no" if it is shown to be worse than one. This is the lottery ticket hypothesis: *these*
-  connections with *these* weights matter. At a density of 0.8 controls do as well, so no "yes" can be expected.
+- *as good as dense*: "yes" if the ticket is shown not to be worse than the dense network by the margin or more, "no" if
+  it is shown to be worse by more than the margin;
+- *better than every control*: "yes" if the ticket is shown to be better than each control, "no" if it is shown to be
+  worse than one. This is the lottery ticket hypothesis: *these* connections with *these* weights matter. At a density
+  of 0.8 controls do as well, so no "yes" can be expected.
 
 A ticket *wins* if both are "yes", *matches* if it is as good as dense, and *loses* if it is not. The claim
 ``"matches"`` does not wait for the controls.
 
-Every test is at alpha = 1 - confidence. Better than *every* control needs each test's own error below alpha, and so
-does "wins" (intersection-union test: Berger, "Multiparameter hypothesis testing and acceptance sampling", Technometrics
-24, 1982). Worse than *some* control is shown wrongly if one test errs, hence Bonferroni's correction.
+Every test is at alpha = 1 - confidence. "Better than *every* control" and "wins" hold only if every single test is
+significant, so no correction is needed (intersection-union test: Berger, "Multiparameter hypothesis testing and
+acceptance sampling", Technometrics 24, 1982). "Worse than *some* control" is wrong if any test errs, so Bonferroni's
+correction applies.
 
-Nothing here imports SciPy, NumPy or torch when it is imported, for `ticketry.evidence` binds `verdict`.
+Importing this module imports neither SciPy, NumPy nor torch.
 """
 
 from __future__ import annotations
@@ -52,12 +55,12 @@ from ticketry.records.verdict import Answer, Claim, Difference, LevelVerdict, Ou
 
 
 def decide_answer(p_yes: float, p_no: float, alpha: float) -> Answer:
-    """Answer a question at level alpha, from the p-values of its "yes" and its "no"."""
+    """Return the answer to a question at level alpha: "yes" or "no" if its p-value is at most alpha."""
     return "yes" if p_yes <= alpha else "no" if p_no <= alpha else "undecided"
 
 
 def find_outcome(claim: str, as_good: Answer, better: Answer) -> Outcome:
-    """Derive the outcome from both answers: the strongest one that is shown.
+    """Return the strongest outcome that the answers to both questions show.
 
     "wins": as good as dense and better than every control. "matches": as good as dense. "loses": shown not to be as
     good as dense. Otherwise "undecided". With the claim "matches" there is no "wins".
@@ -70,18 +73,18 @@ def find_outcome(claim: str, as_good: Answer, better: Answer) -> Outcome:
 
 
 class Verdict(VerdictAnswers[NoReturn], frozen=True, kw_only=True):
-    """A verdict with its comparisons. p-values are corrected for interim analyses: compare them with alpha."""
+    """A verdict with the comparisons behind it. p-values are corrected for interim analyses: compare with alpha."""
 
     outcome: Outcome
     """The strongest outcome that is shown."""
     dense: Comparison
     controls: Mapping[str, Comparison]
     next_analysis: int | None
-    """Number of seeds of the next interim analysis, if one is planned and needed."""
+    """Number of seeds of the next interim analysis; None if no further one is planned or needed."""
 
     @property
     def shown(self) -> bool:
-        """Whether the outcome is what was claimed."""
+        """Whether the outcome equals the claim."""
         return self.outcome == self.claim
 
     def _repr_html_(self) -> str:
@@ -107,25 +110,29 @@ def verdict(
     parents: Sequence[Hashable] | None = None,
     unit: str | None = None,
 ) -> Verdict:
-    """Judge a ticket by values on the test split: of the ticket, the dense network and controls, one for each seed.
+    """Judge a ticket by the metric on the test split of the ticket, the dense network and controls.
 
     Args:
-        ticket, dense, controls: values in the margin's unit (accuracies in %, not as fractions), in the order of seeds.
-        claim: the hypothesis: "wins" needs at least one control, "matches" none.
-        margin, higher_is_better, resolution: see `compare`.
-        confidence: 1 - the probability of a false "yes", and 1 - that of a false "no", to either question.
-        least_spread: SD floor in the margin's unit (`significance`); by default the margin. Set it if the margin is far
-            from the SD of your networks.
-        interim: the plan, if seeds are added until a decision is reached. `decide_after` also applies earlier analyses.
-        steps: for each network, its training steps with each seed; they must be equal.
-        parents: for each seed, what it may share with others, such as a dense network or an initialisation. Seeds with
-            equal parents count as one, with their mean. By default seeds share nothing.
-        unit: unit of the values: "%", "s", …. If it is unknown, or "" and more is better, values between 0 and 1 count
-            as fractions if the margin is 0.1 or more.
+        ticket, dense, controls: values of the metric, one for each seed, in the same order of seeds and in the margin's
+            unit (accuracies in %, not as fractions).
+        claim: what is claimed: "wins" needs at least one control, "matches" needs none.
+        margin, higher_is_better, resolution: how much worse still counts as equally good, the direction of the metric,
+            and its smallest possible change, see `compare`.
+        confidence: 1 - the largest probability of a false "yes", and also 1 - the largest probability of a false "no".
+        least_spread: SD floor in the margin's unit (`significance`); by default the margin. Set this if the margin is
+            far from the SD of your networks.
+        interim: plan of interim analyses, if seeds are added until a decision is reached; only the analysis after all
+            given seeds is made. `decide_after` also makes the earlier ones.
+        steps: network -> its training steps with each seed; all must be equal.
+        parents: for each seed, a key of what it may share with other seeds, such as a dense network or an
+            initialisation. Seeds with equal parents are averaged and count as one. By default seeds share nothing.
+        unit: unit of the values: "%", "s", …. If the unit is None, or "" for a metric of which more is better, values
+            between 0 and 1 count as fractions if the margin is 0.1 or more.
 
     Raises:
-        UsageError: unequal numbers of values, of steps or of parents, values that are not finite, fractions with a
-            margin in points, "wins" without controls, more seeds than the plan has, a setting out of its range.
+        UsageError: if numbers of values, steps or parents differ, a value is not finite, values are fractions but the
+            margin is in points, "wins" is claimed without controls, there are more seeds than the plan has, or a
+            setting is out of range.
 
     Examples:
         >>> ticket, dense = [97.9, 97.8, 98.1, 97.9, 97.6], [97.6, 97.5, 97.7, 97.6, 97.4]
@@ -170,10 +177,11 @@ def level_verdict(
     parents: Sequence[Hashable] | None = None,
     **rules: Any,
 ) -> Verdict:
-    """Judge one level of a search as `verdict` does, but by the pooled tests of `significance`.
+    """Judge one level of a search like `verdict`, but by the tests of `significance` that pool the SD over levels.
 
     Args:
-        pooled: pooled SD over the levels of the search, by network.
+        ticket, dense, controls, steps, parents: as for `verdict`.
+        pooled: network -> pooled SD over the levels of the search.
         rules: further arguments of `verdict`, as are the others.
     """
     check_budgets(steps or {})
@@ -191,18 +199,19 @@ def decide_after(
     stop: bool = True,
     **rules: Any,
 ) -> Verdict:
-    """Return the verdict of the first planned interim analysis that decides; without a decision, that of all seeds.
+    """Return the verdict of the first interim analysis that decides, or of all seeds if none does.
 
-    Seeds are in the order of their training. Answers are final, and seeds after the decision are ignored.
+    Seeds are in the order of their training. Answers are final: seeds after the decision are ignored.
 
     Args:
-        stop: False analyses all seeds. This is needed for verdicts that are corrected together (`holm_verdicts`),
-            because a decision may not hold after the correction. Each p-value is then the smallest of all analyses,
-            divided by that analysis's share of alpha (union bound).
+        interim: plan of the interim analyses.
+        stop: if False, all seeds are analysed. This is needed for verdicts that are corrected together
+            (`holm_verdicts`), because a decision may not hold after the correction. Each p-value is then the smallest
+            over all analyses, after division by the analysis's share of alpha (union bound).
         rules: further arguments of `verdict`, as are the others.
 
     Raises:
-        UsageError: as `verdict`.
+        UsageError: as for `verdict`.
     """
     chosen = _Rules(interim=interim, **rules)
     n, others = len(ticket), {DENSE: dense, **(controls or {})}
@@ -228,16 +237,16 @@ def _check_planned(seeds: int, interim: InterimAnalyses | None) -> None:
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Correct p-values for multiple testing by Holm's procedure; compare the result, in the same order, with alpha.
+    """Return p-values, corrected for multiple testing by Holm's procedure, in the same order.
 
-    Holm, "A simple sequentially rejective multiple test procedure" (Scandinavian Journal of Statistics 6, 1979): valid
-    under any dependence.
+    Compare the results with alpha. Holm, "A simple sequentially rejective multiple test procedure" (Scandinavian
+    Journal of Statistics 6, 1979); valid under any dependence.
 
     Args:
         p_values: p-values in 0 … 1.
 
     Raises:
-        UsageError: if one is not in 0 … 1.
+        UsageError: if a p-value is not in 0 … 1.
 
     Examples:
         >>> tk.evidence.holm([0.25, 0.0625, 0.02])
@@ -258,14 +267,15 @@ def holm_verdicts(
     plans: Sequence[InterimAnalyses | None] | None = None,
     family: int | None = None,
 ) -> list[Verdict]:
-    """Correct the verdicts of one report, such as those of several densities, by `holm`.
+    """Correct all verdicts of one report, such as those of several densities, by `holm`; return them.
 
     The probability of any false "yes", "no" or "wins" in the report is then that of a single verdict. Answers that no
     longer hold become undecided.
 
     Args:
-        plans: the plan of interim analyses of each verdict, if any, for estimates of how many more seeds are needed.
-        family: number of hypotheses to correct for, if larger than the number of verdicts.
+        verdicts: the verdicts to correct.
+        plans: each verdict's plan of interim analyses or None, for estimates of how many more seeds are needed.
+        family: number of hypotheses to correct for, if it is larger than the number of verdicts.
     """
     total = max(len(verdicts), family or 0)
     padding = [1.0] * (total - len(verdicts))
@@ -303,7 +313,7 @@ class _Rules:
 
     @property
     def may_be_fractions(self) -> bool:
-        """Whether values between 0 and 1 are probably fractions, although the margin is in %."""
+        """Whether values that all lie between 0 and 1 are probably fractions, although the margin is in %."""
         return self.margin >= 0.1 and (self.unit is None or (not self.unit and self.higher_is_better))
 
     def __post_init__(self) -> None:
@@ -330,7 +340,7 @@ def _analyse(
     others: Mapping[str, Sequence[float]],
     parents: Sequence[Hashable] | None,
 ) -> Verdict:
-    """Test both hypotheses once with all given seeds. `others` has the dense network and every control."""
+    """Test both questions once with all given seeds; `others` are the dense network and all controls."""
     n, claim, margin = len(ticket), rules.claim, rules.margin
     if claim == "wins" and len(others) == 1:
         raise UsageError("'wins' needs a control to win against: train controls, or claim 'matches'")
@@ -401,7 +411,7 @@ def _check_pairs(n: int, others: Mapping[str, Sequence[float]]) -> None:
 
 
 def average_by_parent(values: Sequence[float], parents: Sequence[Hashable] | None) -> Sequence[float]:
-    """Average the values of seeds with the same parent; parents are in the order of their first seed."""
+    """Average the values of seeds with equal `parents`; return one value per parent, ordered by its first seed."""
     if parents is None:
         return values
     if len(parents) != len(values):
@@ -413,7 +423,7 @@ def average_by_parent(values: Sequence[float], parents: Sequence[Hashable] | Non
 
 
 def _combine_analyses(before: Verdict, made: Verdict, stop: bool) -> Verdict:
-    """Combine an earlier with a later analysis: with `stop` given answers stay, else the smaller p-values are taken."""
+    """Combine an earlier and a later analysis: keep earlier answers if `stop`, else take the smaller p-values."""
     dense, controls = before.as_good_as_dense != "undecided", before.better_than_controls != "undecided"
     return replace(
         made,
@@ -427,10 +437,13 @@ def _combine_analyses(before: Verdict, made: Verdict, stop: bool) -> Verdict:
 def _add_answers(
     made: Verdict, interim: InterimAnalyses | None, p_of_all: float | None = None, verdicts: int = 1
 ) -> Verdict:
-    """Return a verdict with the answers and the outcome that its p-values give.
+    """Return the verdict with answers and outcome set according to its p-values.
 
     Args:
-        p_of_all: p-value of the whole claim, if corrected for several verdicts; by default the largest of its parts.
+        interim: plan of interim analyses, if any.
+        p_of_all: p-value of the whole claim, if corrected for several verdicts; by default the largest p-value of its
+            parts.
+        verdicts: number of verdicts that are corrected together.
     """
     alpha, claim = 1 - made.confidence, made.claim
     as_good = decide_answer(made.p_as_good, made.p_loses, alpha)
@@ -453,13 +466,13 @@ def _add_answers(
 
 
 def _controls_not_beaten(controls: Mapping[str, Comparison], level: float) -> tuple[str, ...]:
-    """Return the controls that the ticket is not shown to beat at `level`; if there are none, the least certain one."""
+    """Return the controls that the ticket is not shown to beat at `level`; if it beats all, the least certain one."""
     found = tuple(name for name, one in controls.items() if one.p_superior > level)
     return found or tuple(sorted(controls, key=lambda name: controls[name].p_superior)[-1:])
 
 
 def _add_reasons(made: Verdict, interim: InterimAnalyses | None, verdicts: int = 1) -> Verdict:
-    """Return a verdict with its reasons, its assumptions and the estimated number of missing seeds."""
+    """Return the verdict with its reasons, its assumptions and the estimated number of missing seeds added."""
     following = interim.next_analysis_after(made.n) if interim is not None and not made.decided else None
     more = 0 if made.decided else more_seeds(made, (1 - made.confidence) / verdicts, interim)
     made = replace(made, more_seeds=more, next_analysis=following)
@@ -467,17 +480,18 @@ def _add_reasons(made: Verdict, interim: InterimAnalyses | None, verdicts: int =
 
 
 ASSUMED_SPREAD = 0.8
-"""Assumed SD of paired differences in margins if unknown: 0.4 points at a margin of 0.5, as measured with LeNet-300-100
-on Fashion-MNIST (research)."""
+"""SD of paired differences, in margins, that is assumed if the SD is unknown: 0.4 points at a margin of 0.5, as
+measured with LeNet-300-100 on Fashion-MNIST."""
 
 
 def more_seeds(made: Verdict, alpha: float, interim: InterimAnalyses | None) -> int | None:
-    """Estimate how many more seeds will answer the undecided questions; None if too many.
+    """Estimate how many more seeds will answer the undecided questions; None if they are too many.
 
     Args:
-        alpha: total alpha of all analyses.
-        interim: the plan, if any: up to its last analysis the estimate ends at an analysis, each with its share of
-            alpha. Beyond the plan one test with the last share is assumed.
+        alpha: sum of the error rates of all analyses.
+        interim: plan of interim analyses, if any. Up to its last analysis, the estimate is the number of seeds of an
+            analysis, tested with that analysis's share of alpha; beyond the plan, one test with the last share is
+            assumed.
     """
     dense, rivals = made.dense, list(made.controls.values()) if made.claim == "wins" else []
     each, ahead = made.n / made.groups, _alphas_of_later_analyses(made.n, interim)
@@ -505,16 +519,16 @@ def more_seeds(made: Verdict, alpha: float, interim: InterimAnalyses | None) -> 
 
 
 def _seeds_needed_by_test(one: Comparison, distance: float, spread: float, alpha: float) -> int | None:
-    """Return the number of seeds that a test at `alpha` needs; None if more than `MOST_SEEDS`."""
+    """Return the number of seeds that the comparison's test needs at `alpha`; None if more than `MOST_SEEDS`."""
     if one.pooled is None:
         return seeds_needed(distance, spread, alpha, least_spread=one.least_spread)
     return replicates_needed(distance, max(spread, one.pooled.floor), alpha, one.pooled)
 
 
 def _alphas_of_later_analyses(n: int, interim: InterimAnalyses | None) -> dict[int, float]:
-    """Return the share of alpha of each planned analysis after n seeds, by its number of seeds.
+    """Return number of seeds -> share of alpha, for each planned analysis with more than `n` seeds.
 
-    After the last analysis it is that one's share; without a plan, all of alpha.
+    The last analysis is always included. Without a plan the result is {0: 1.0}, one test with all of alpha.
     """
     shares = {0: 1.0} if interim is None else interim.alphas(1.0)
     last = max(shares)
@@ -522,7 +536,7 @@ def _alphas_of_later_analyses(n: int, interim: InterimAnalyses | None) -> dict[i
 
 
 def seeds_for_verification(level: LevelVerdict) -> int | None:
-    """Estimate with how many seeds a verification will decide with probability 80 %; None if more than 1,000.
+    """Estimate the number of seeds with which a verification decides with probability 80 %; None above 1,000.
 
     The true differences and SDs are assumed to be those observed at this level. A verification uses the guarded tests,
     with a share of alpha for its last analysis.
@@ -552,11 +566,11 @@ def seeds_for_verification(level: LevelVerdict) -> int | None:
 
 _SETTLED = "their number was fixed beforehand: repeated verdicts as seeds are added err more often"
 _FINER = 0.01
-"""Margin below which differences need more than two decimals."""
+"""Margin below which differences are written with more than two decimals."""
 
 
 def explain_verdict(made: Verdict, interim: InterimAnalyses | None) -> tuple[str, ...]:
-    """Explain a verdict in lines: its answers, each comparison, unusual findings, and next steps if undecided."""
+    """Explain a verdict in lines of text: answers, comparisons, unusual findings, and next steps if undecided."""
     lines = [describe_answers(made.as_good_as_dense, made.better_than_controls, made.not_beaten, bool(made.controls))]
     for name, one in {DENSE: made.dense, **made.controls}.items():
         wanted = f"within {one.margin:g} of" if name == DENSE else "above"
@@ -576,7 +590,7 @@ def explain_verdict(made: Verdict, interim: InterimAnalyses | None) -> tuple[str
 
 
 def _format_difference(one: Comparison) -> str:
-    """Format ``+0.30 [+0.12, +0.48]``: the mean and its interval, if it has one."""
+    """Format a comparison's mean and its interval, if it has one, as ``+0.30 [+0.12, +0.48]``."""
     decimals = 2 if one.margin >= _FINER else 1 - floor(log10(one.margin))
 
     def format_value(value: float) -> str:
@@ -609,7 +623,7 @@ def list_assumptions(made: Verdict, interim: InterimAnalyses | None) -> tuple[st
 
 
 def _describe_pooled_sd(made: Verdict, pooled: PooledSD) -> str:
-    """Describe the pooled standard deviation with which a level was tested."""
+    """Return a sentence about the pooled standard deviation with which a level was tested."""
     levels = f"{pooled.levels} level{'' if pooled.levels == 1 else 's'} of this search"
     used = "" if made.dense.spread is None else f": {made.dense.spread:.2g} here"
     return (

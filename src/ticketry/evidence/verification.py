@@ -1,11 +1,11 @@
-"""Verification: train a ticket, or repeat a search, with its rivals from fresh seeds until a verdict is reached.
+"""Verification: train a ticket (or repeat a search) and its rivals from fresh seeds until a verdict is reached.
 
 - A verdict on *a ticket* is about its mask and its initial weights: seeds differ in data order, augmentation and the
   randomness of controls. The ticket may have been selected by any rule, because the seeds are new.
 - A verdict on *a procedure* is about a method with its settings: every seed repeats the whole search.
 
-A run's own verdicts (`evidence.level_verdicts`) are about its procedure too, but the user may have selected settings by
-the same replicates.
+A run's own verdicts (`evidence.level_verdicts`) are about its procedure too, but from the same replicates by which the
+user may have selected settings.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ from ticketry.records.verdict import About, OmittedControl
 from ticketry.tasks.task import Task
 
 REFERENCE_SEEDS = 3
-"""Seeds of references, which are shown but not tested."""
+"""Number of seeds of reference networks, which are shown but not tested."""
 AGAIN = "again"
-"""Name of the ticket's second training in an A/A comparison."""
+"""Name, in messages, of the ticket's second training when it is compared with itself (A/A)."""
 
 
 AnyRivals = Rivals | ProcedureRivals
@@ -40,31 +40,33 @@ AnyRivals = Rivals | ProcedureRivals
 
 @dataclass(frozen=True)
 class Verification:
-    """Result of a verification: the verdict and the data behind it."""
+    """Result of a verification: the verdict and all values that it is based on."""
 
     about: About
     verdict: Verdict
     values: Mapping[str, Sequence[float]]
-    """The metric on the test split by network (ticket, dense, controls), one value for each seed."""
+    """Role (ticket, dense, controls) -> the metric on the test split, one value for each seed."""
     budgets: Mapping[str, int]
-    """Training steps since initialisation by role, the same for every seed; only some roles of procedures differ."""
+    """Role -> training steps since initialisation, as the mean over seeds; seeds differ only for some roles of
+    procedures."""
     parameters: Mapping[str, int]
-    """Unpruned parameters."""
+    """Role -> number of unpruned parameters."""
     models: Mapping[str, str]
     again: Sequence[float]
-    """The ticket's values with equally many other seeds: the A/A run. Empty if not requested."""
+    """Values of the ticket with equally many other seeds, for a comparison with itself (A/A); empty if not
+    requested."""
     noise: Comparison | None
-    """Ticket minus ticket: the noise floor."""
+    """Comparison of the ticket with itself under other seeds, which shows the noise floor; None if not requested."""
     references: Sequence[tuple[Reference, Sequence[float]]]
-    """The dense network at other budgets, and its values."""
+    """Dense networks with other numbers of steps, each with its values."""
     left_out: Mapping[str, str]
-    """Undefined controls, with the reason."""
+    """Control that is undefined here -> reason."""
     compared: AnyRivals = field(repr=False)
     trained: Sequence[Result] = field(repr=False)
-    """The networks of every role and seed."""
+    """Results of all trained networks, of every role and seed."""
 
     def to_record(self) -> dict[str, Any]:
-        """Return those fields of a `VerifyRecord` that follow from this result."""
+        """Return the fields of a `VerifyRecord` that can be derived from this result."""
         noise = self.noise
         return {
             **to_judgement_fields(self.verdict),
@@ -89,13 +91,15 @@ def verify(
     task: Task | None = None,
     on_interim: Callable[[Verdict], None] | None = None,
 ) -> Verification:
-    """Train a ticket and its rivals with fresh seeds until it is decided whether it wins.
+    """Train a ticket and its rivals with fresh seeds until an analysis decides whether the ticket wins.
 
     Seeds are added until a planned interim analysis decides. Results in the lab's store are reused. Two hypotheses are
-    tested (`evidence.verdict`): as good as the dense network within the margin, and, for the claim "wins", better than
-    every control. All seeds share the ticket's mask and initial weights, because the verdict is about them.
+    tested (`evidence.verdict`): the ticket is as good as the dense network within the margin, and, for the claim
+    "wins", better than every control. All seeds share the ticket's mask and initial weights, which are the subject of
+    the verdict.
 
     Args:
+        lab: lab that trains the networks.
         ticket: a ticket of a search, see `evidence.ticket_under_test`.
         settings: controls, claim, margin, confidence and plan; by default those of `VerifySettings`. The control
             ``small_dense`` is omitted, with a note, if the task defines no narrower network.
@@ -103,7 +107,8 @@ def verify(
         on_interim: called with the verdict of each interim analysis.
 
     Raises:
-        TicketError, UsageError: see `evidence.ticket_under_test`; for settings out of range; for unequal budgets.
+        TicketError, UsageError: if the ticket cannot be tested, see `evidence.ticket_under_test`; `UsageError` also if
+            a setting is out of range or networks have different numbers of steps.
         TrainingError: if a loss is no longer a number.
 
     Examples:
@@ -132,10 +137,10 @@ def verify_procedure(
     *,
     on_interim: Callable[[Verdict], None] | None = None,
 ) -> Verification:
-    """Repeat a whole search and its rivals from fresh seeds until it is decided whether it wins.
+    """Repeat a whole search and its rivals from fresh seeds until an analysis decides whether its tickets win.
 
-    Unlike in `verify`, every seed has its own initialisation, data order and search. The procedure and its rivals share
-    the seed within a pair; different seeds share nothing.
+    Unlike in `verify`, every seed has its own initialisation, data order and search. Networks that are compared as a
+    pair have the same seed; different seeds share nothing.
 
     Args:
         procedure: the search, see `Procedure`.
@@ -143,7 +148,8 @@ def verify_procedure(
         on_interim: called with the verdict of each interim analysis.
 
     Raises:
-        UsageError: for settings out of range; for unequal budgets; for a level that a repeated search does not reach.
+        UsageError: if a setting is out of range, networks have different numbers of steps, or a repeated search does
+            not reach the level.
         TrainingError: if a loss is no longer a number.
 
     Examples:
@@ -166,7 +172,7 @@ def verify_procedure(
 def _train_until_decided(
     rivals: AnyRivals, settings: VerifySettings, on_interim: Callable[[Verdict], None] | None
 ) -> tuple[Verdict, dict[str, list[TrainedNetwork]]]:
-    """Train seeds until an interim analysis decides, or up to the last; return its verdict and all trained networks."""
+    """Train seeds until an analysis decides, at most to the last one; return (verdict, all trained networks)."""
     plan, trained, margin = settings.plan, dict[str, list[TrainedNetwork]](), settings.margin
     for count in plan.at if plan else (settings.seeds or 1,):
         _add_seeds(rivals, trained, count)
@@ -182,7 +188,7 @@ def _train_until_decided(
 
 
 def _add_seeds(rivals: AnyRivals, trained: dict[str, list[TrainedNetwork]], count: int) -> None:
-    """Train every network with further seeds until there are `count` of each."""
+    """Train the networks of all roles with further seeds until each role has `count` networks."""
 
     def train_seed(number: int) -> dict[str, TrainedNetwork]:
         with rivals.lab.telling(f"seed {number} "):
@@ -247,7 +253,7 @@ def _make_verification(
 
 
 def _train_ticket_again(rivals: Rivals, count: int) -> list[float]:
-    """Train the ticket with `count` other seeds, for the comparison with itself."""
+    """Train the ticket with `count` other seeds, for its comparison with itself; return the metric's values."""
 
     def train_seed(number: int) -> TrainedNetwork:
         with rivals.lab.telling(f"seed {number} {AGAIN} "):
