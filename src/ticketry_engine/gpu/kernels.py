@@ -69,7 +69,7 @@ _SIZES = [
     "stride_w",
     "count",
 ]
-"""Arguments for whose values Triton does not compile special binaries, so that all layers of a network share one."""
+"""Arguments for which Triton must not compile special variants, so that all layers of a network share one binary."""
 
 
 @triton.jit(do_not_specialize=_SIZES)

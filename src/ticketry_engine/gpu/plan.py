@@ -260,7 +260,7 @@ def find_inner_values(graph: Graph, choices: Mapping[str, LayerChoice]) -> set[s
 
 
 def _is_grid(graph: Graph, node: Node) -> bool:
-    """Return whether a node is a linear layer over the last axis of an image; the inner layout does not allow this."""
+    """Return whether a node is a linear layer over the last axis of an image, which the inner layout cannot hold."""
     return node.op == "linear" and len(graph.values[node.inputs[0]].shape or ()) == 4
 
 
@@ -274,7 +274,8 @@ def _is_grid_result(graph: Graph, name: str) -> bool:
 def runs_on_inner_inputs(graph: Graph, node: Node) -> bool:
     """Return whether a node can run on inputs in the inner layout.
 
-    All inputs must be images, joined along channels if at all, or rows of features of one shape.
+    The inputs must be images, joined or cut only along channels; or, for an elementwise operation, feature rows of one
+    shape.
     """
     if node.op not in FOLLOWS:
         return False
@@ -312,7 +313,7 @@ def supports_two_four(device: torch.device, dtype: torch.dtype) -> bool:
 
 
 TILES = (16, 32, 64, 128)
-"""Rows that a tile of the group kernel may have."""
+"""Numbers of rows that a tile of the group kernel may have."""
 
 MARGIN = 0.95
 """Share of the dense time that a sparse kernel must stay below to be chosen, because estimates are not exact."""

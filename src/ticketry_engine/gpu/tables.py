@@ -26,10 +26,13 @@ UNIT = 64
 """The columns of a tile are padded to a multiple of this number, which every step size of the kernel divides."""
 
 FARTHEST = 127
-"""Maximum distance in pixels, with dilation and padding, of a tap from its output's first pixel: a signed byte."""
+"""Maximum distance in pixels of a tap from its output's first pixel; the distance is stored as a signed byte.
+
+Dilation and padding count.
+"""
 
 MOST_CHANNELS = 1 << 15
-"""Limit of the number of input channels in a layer with taps: channel and tap share an int32."""
+"""Number of input channels that a layer with taps must stay below: channel and tap share an int32."""
 
 
 @dataclass(frozen=True)
@@ -180,7 +183,7 @@ EIGHT = 8
 
 
 def round_up(count: int) -> int:
-    """Return `count` rounded up to a multiple of 8, the numbers in a vector of 16 bytes."""
+    """Return `count` rounded up to a multiple of 8: eight 16-bit numbers fill a vector of 16 bytes."""
     return -(-count // EIGHT) * EIGHT
 
 

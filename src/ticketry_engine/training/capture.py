@@ -75,7 +75,7 @@ class CapturedCall:
 
 @dataclass
 class FoundRegion:
-    """A region under construction: nodes of the trace, and the nodes for kernels that replace them."""
+    """A region under construction: nodes of the trace, and the nodes that replace them in kernels."""
 
     tokens: bool = False
     nodes: list[Node] = field(default_factory=list)
@@ -190,7 +190,7 @@ class _RegionFinder:
                 region.seeds += 1
 
     def _prepend(self, region: FoundRegion, read: fx.Node) -> None:
-        """Move the node `read`, and nodes before it, from `free` to the begin of a new region."""
+        """Add the node `read` to the begin of a region if it is in `free`, after the nodes before it."""
         if read in self.free:
             self._prepend(region, read.all_input_nodes[0])
             self._add_to_region(read, self.free.pop(read), region)
@@ -248,7 +248,7 @@ class _RegionFinder:
     # -- choose nodes --------------------------------------------------------------------------------------------------
 
     def _weight(self, layer: str) -> tuple[int, ...]:
-        """Return the shape of a layer's weight."""
+        """Return the shape of the weight of the layer with this name."""
         module = self.modules[layer]
         assert isinstance(module, (nn.Conv2d, nn.Linear))
         return weight_shape(module)
@@ -259,7 +259,7 @@ class _RegionFinder:
         return kept is not None and float(kept.mean()) <= self._density_limit(node, layer)
 
     def _density_limit(self, node: fx.Node, layer: str) -> float:
-        """Return the density above which a layer is faster dense."""
+        """Return the density above which a layer is faster if it computes with all its weights."""
         if isinstance(self.modules[layer], nn.Linear):
             return LIMIT_LINEAR
         window = self._weight(layer)[2:]
@@ -333,9 +333,9 @@ def _count_images(node: fx.Node) -> int:
 
 
 def fills_blocks(images: int, *, half: bool = False) -> bool:
-    """Return whether a batch fills whole blocks of images, with at most the share of empty images that `FULL` allows.
+    """Return whether blocks of images are full enough: their empty places do not exceed the share that `FULL` allows.
 
-    Blocks in bfloat16 (`half`) hold twice as many images.
+    Blocks in bfloat16 (`half`) have room for twice as many images.
     """
     block = images_of(HALF if half else FLOAT)
     return 0 < -(-images // block) * block <= FULL * images
@@ -650,9 +650,9 @@ def may_draw_random_numbers(node: fx.Node, modules: Mapping[str, nn.Module]) -> 
 
 
 def allowed_layouts(node: fx.Node, lowered: Node | None) -> set[bool]:
-    """Return in which regions a node may be: True for regions over tokens, False for regions over images.
+    """Return in which kinds of regions a node may be: True for regions over tokens, False for regions over images.
 
-    A linear layer over [examples, features] may be in a region over images, as images without pixels.
+    A linear layer over [examples, features] may be in a region over images, as if each image had a single pixel.
     """
     sizes = {len(shape_of(read) or ()) for read in node.all_input_nodes}
     if lowered is None and shape_of(node) != shape_of(node.all_input_nodes[0]):

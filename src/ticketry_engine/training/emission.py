@@ -52,7 +52,7 @@ from ticketry_engine.training.region import (
 )
 
 MOVES = "load and store"
-"""Label of operations that convert between tensors and the kernels' layout."""
+"""Label of the operations that convert between tensors and the kernels' memory layout."""
 
 NORMS = "batch norms"
 
@@ -427,7 +427,7 @@ def _emit_sum_backward(node: Node, plan: TrainingPlan, gradients: Gradients) -> 
 
 
 def _windows_overlap(node: Node) -> bool:
-    """Return whether a pooling needs the kernels for any windows, because its windows overlap or are padded."""
+    """Return whether a pooling needs the kernels for overlapping or padded windows."""
     if node.op != "max_pool2d":
         return False
     attrs = node.attrs

@@ -175,7 +175,7 @@ def accumulate(row: nn.Parameter, gradient: Tensor) -> None:
 
 
 class _SettleHook:
-    """Hook that calls `settle` before a model saves or loads a state dict; in copies of the model it does nothing."""
+    """Hook that calls `settle` before a state dict is saved or loaded; in copies of the model the hook does nothing."""
 
     __slots__ = ("_settle",)
 
@@ -262,7 +262,7 @@ class PackedWeights:
         self._link()
 
     def synchronise(self) -> None:
-        """Write changed rows to their tensors, and copy other changed tensors to their rows."""
+        """Write changed rows to their tensors; then copy changed tensors to rows that were not changed."""
         self._bind_to_replaced_tensors()
         for number, row in enumerate(self._each):
             if row.needs_write_back:

@@ -458,7 +458,7 @@ class LstmUnit(Substitute):
 
     @property
     def why(self) -> str:
-        """Why the LSTM runs in torch; empty if it runs in kernels."""
+        """Why the LSTM runs in torch; empty if the LSTM runs in kernels."""
         module = self.module
         if module.proj_size or not module.bias or not all(isinstance(p, nn.Parameter) for p in module._flat_weights):
             return "no kernels for an LSTM with projections, without biases, or of computed weights"
@@ -476,12 +476,12 @@ class LstmUnit(Substitute):
         return [self]
 
     def layer_seconds(self) -> dict[str, float]:
-        """Return the seconds of the LSTM's kernels by its name; empty if it runs in torch."""
+        """Return the seconds of the LSTM's kernels, by the LSTM's name; empty if the LSTM runs in torch."""
         return {} if self.why else {self.name: sum((self.seconds or {}).values())}
 
 
 def lstm_units(model: nn.Module, context: TrainingContext) -> list[LstmUnit]:
-    """Return a unit for each LSTM layer under the mask."""
+    """Return a unit, which replaces `forward`, for each LSTM under the mask."""
     modules = ((name, model.get_submodule(name)) for name in context.recurrent)
     return [LstmUnit(name, module, context) for name, module in modules if isinstance(module, nn.LSTM)]
 

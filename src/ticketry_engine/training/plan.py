@@ -166,8 +166,8 @@ class TrainingPlan:
     def _gradient_halo(self, name: str) -> int:
         """Return the halo, in pixels, that the gradient of value `name` needs; 0 if no convolution computes the value.
 
-        The output of a batch norm that only convolutions read gets the halo of the norm's input, because the norm
-        overwrites the gradient of its output by the gradient of its input.
+        The gradient of a batch norm's output gets the halo of the gradient of the norm's input if only convolutions
+        read the output, because then the second gradient overwrites the first.
         """
         for node in self.region.nodes:
             if node.op in LAYERS and node.output == name:
@@ -207,7 +207,11 @@ class TrainingPlan:
             self.release(self.values[name])
 
     def token_memory(self, name: str, when: str) -> Batch:
-        """Allocate memory for one number per token of a value."""
+        """Allocate memory for one number per token of a value, and return the layout of these numbers.
+
+        Args:
+            when: pass that writes the numbers: "forward" or "backward".
+        """
         _, *size = self.shapes[name]
         return self._reserve(Batch.of(1, (size[0], size[1]), 0, self.blocks), when)
 
@@ -334,7 +338,7 @@ class TrainingPlan:
         return [op if op.label == self.label else replace(op, label=self.label) for op in ops]
 
     def append_waiting(self, when: str) -> None:
-        """Append all waiting operations to a pass."""
+        """Append all waiting operations (see `add`) to a pass."""
         if lost := [name for name in self.present if self.values[name].passing]:
             raise AssertionError(f"{lost} are still read, but only their last block is stored")
         bounds = [len(self.ops)]

@@ -25,10 +25,10 @@ TOKENS = 16
 """Number of tokens per row of a block, if there are enough tokens."""
 
 _PLANS = 8
-"""Maximum number of plans for different input shapes."""
+"""Maximum number of plans, for different input shapes, that a region keeps."""
 
 _SHAPES = 256
-"""Maximum number of input shapes for which `fits` is remembered."""
+"""Maximum number of input shapes for which the result of `fits` is stored."""
 
 MOST_THREADS = 8
 """Maximum number of threads that share an operation; threads wait for each other after every operation."""

@@ -30,7 +30,7 @@ from ticketry_engine.training.tracing import LAYERS, copy_without_hooks
 from ticketry_engine.training.units import NOT_COMPILED, TrainingContext, Unit, build_units, is_within, replace_forwards
 
 VERSION = 6
-"""Version of the kernels' numerics, part of cache keys: raised whenever the same step would compute other bits."""
+"""Version of the kernels' arithmetic, part of `Machine`: raised whenever the same step would compute other bits."""
 
 PRECISIONS = ("fp32", "bf16")
 
@@ -69,9 +69,8 @@ def train(
 
     Args:
         model: float32, on the CPU.
-        keep: parameter name -> bool tensor, True = retained. None if nothing is pruned: then, on processors with
-            AVX-512, consecutive convolutions run in kernels if these are as fast as torch, and everything else in
-            torch.
+        keep: parameter name -> bool tensor, True = retained. None if nothing is pruned: then only consecutive
+            convolutions that kernels compute as fast as torch run in kernels, and only on processors with AVX-512.
         example_inputs: a tensor, a tuple of arguments or a mapping of named arguments, with the batch first. Later
             calls may have other batch sizes.
         target: the processor to compile kernels for; ``"host"`` is the processor of this computer.
@@ -337,11 +336,11 @@ class SparseTraining(nn.Module):
             yield
 
     def profile(self, *args: Any, rounds: int = 3, **kwargs: Any) -> list[Layer]:
-        """Measure the seconds of each layer, forward and backward, on one thread, as medians of `rounds` calls.
+        """Return the rows of `layers` with the seconds of each layer, forward and backward, on one thread.
 
-        The result has the rows of `layers`, which from then on have seconds, as does ``print`` of the module.
-        Operations are timed one by one; the row "outside of kernels" is the time of torch and of Python. Gradients,
-        running statistics and random numbers are restored.
+        Seconds are medians of `rounds` calls; `layers` and ``print`` of the module show them from then on. Operations
+        are timed one by one; the row "outside of kernels" is the time of torch and of Python. Gradients, running
+        statistics and random numbers are restored.
         """
         model = self._model[0]
         gradients = [(one, one.grad) for one in model.parameters()]

@@ -26,7 +26,7 @@ from ticketry_engine.support.process_state import ONE_AT_A_TIME, private_random_
 from ticketry_engine.training.capture import kind_of
 
 LAYERS = (nn.Conv2d, nn.Linear)
-"""Modules whose weights kernels can use."""
+"""Classes of modules whose weights kernels can use."""
 
 _IN_PLACE = ("setitem", "iadd", "isub", "imul", "itruediv", "iand", "ior", "ipow", "imatmul")
 """Names of the functions in `operator` that change their first argument."""

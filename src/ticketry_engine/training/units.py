@@ -41,7 +41,7 @@ NOT_COMPILED = "sparse training runs kernels of its own, which torch.compile can
 """Reason given to torch.compile, which prints it with ``fullgraph=True``."""
 
 _FORMS = 16
-"""Maximum number of forms of calls that one module is traced for; calls in other forms run in torch."""
+"""Maximum number of forms of calls for which a module is traced; calls of further forms run in torch."""
 
 
 @dataclass
@@ -258,7 +258,7 @@ def _to_float32(value: Any) -> Any:
 
 
 def build_units(model: nn.Module, context: TrainingContext) -> list[Unit]:
-    """Return a unit for the model and for each of its modules with layers under the mask."""
+    """Return a unit, which replaces `forward`, for the model and for each of its modules with layers under the mask."""
     return [
         Unit(name, module, context)
         for name, module in model.named_modules()
@@ -286,7 +286,7 @@ def replace_forwards(units: Sequence[Substitute]) -> Iterator[None]:
 
 
 class _CapturedRun:
-    """One run of a captured call, step by step."""
+    """A single run of a captured call, step by step."""
 
     def __init__(self, unit: Unit, form: _CallForm, found: Traced, tensors: Sequence[Tensor]) -> None:
         assert form.captured is not None

@@ -42,10 +42,11 @@ _CHAINS = 4
 """Number of independent partial sums, which keep the adders busy."""
 
 _AHEAD = 4096
-"""Prefetch distance in bytes, for targets of sixteen lanes.
+"""Prefetch distance in bytes, for targets with sixteen lanes.
 
-The values exceed the L2 cache, and hardware prefetching is not enough. Chosen by measurement on ResNet-18 and
-ResNet-20; half and twice the distance perform alike."""
+The values exceed the L2 cache, and hardware prefetching alone is too slow. The distance was chosen by measurement on
+ResNet-18 and ResNet-20; half and twice the distance are as fast.
+"""
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ class ByChannel(EmittedKernel):
     Args:
         vectors: number of vectors per row of pixels.
         item: bytes of a stored value. Arithmetic and sums are always float32.
-        masked: whether the last block has fewer images than lanes: the remaining lanes are written as 0 and do not
+        masked: whether the last block has room for more images than exist: its empty lanes are written as 0 and do not
             change sums.
     """
 
@@ -140,7 +141,11 @@ class ByChannel(EmittedKernel):
                 e.store(numbers[0], sums, width * self.sums)
 
     def _image_masks(self, e: Emitter, images: Any) -> list[Any] | None:
-        """Return a mask of the existing images for each vector of a position, or None if all images exist."""
+        """Return one mask per vector of a position, True where an image exists; None if all images exist.
+
+        Args:
+            images: number of existing images from the block's first image on.
+        """
         if not self.masked:
             return None
         firsts = range(0, images_of(self.item), e.target.lanes)
@@ -413,13 +418,17 @@ class ByToken(EmittedKernel):
 
     finished: ClassVar[bool] = True
     value_count: ClassVar[int]
-    """Number of values before the two results, which have a single plane each."""
+    """Number of values without the two results, which follow; each result has a single plane."""
     sums: ClassVar[int] = 2
 
     vectors: int
 
     def load_token_values(self, e: Emitter, at: Sequence[Any]) -> Any:
-        """Load what all features of a vector of tokens need; `at` is the pointer to the vector in each value."""
+        """Load the numbers that all features of a vector of tokens need.
+
+        Args:
+            at: pointer to the vector in each value.
+        """
         raise NotImplementedError
 
     def sum_terms(self, e: Emitter, at: Sequence[Any], begun: Any, factor: Any) -> list[Any]:
@@ -433,7 +442,14 @@ class ByToken(EmittedKernel):
         raise NotImplementedError
 
     def store_means(self, e: Emitter, at: Sequence[Any], begun: Any, means: Sequence[Any], epsilon: Any) -> None:
-        """Store the results, computed from the means of the sums' terms over features."""
+        """Store the results of a vector of tokens.
+
+        Args:
+            at: pointer to the vector in each value.
+            begun: result of `load_token_values`.
+            means: for each sum, its mean over features.
+            epsilon: number to add to a variance, in all lanes.
+        """
         raise NotImplementedError
 
     def write(self, e: Emitter) -> None:

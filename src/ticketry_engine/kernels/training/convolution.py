@@ -72,7 +72,7 @@ inputs. The numbers were chosen by measurement on layers of 256 to 4,096 feature
 """
 
 PRODUCTS, FEW_PRODUCTS = (4, 5, 6, 3, 2), (2,)
-"""Numbers of rows that may be multiplied together, preferred first: on targets with 32 registers, and with 16."""
+"""Numbers of rows that may be multiplied together, preferred first: for 32 registers, and for 16 registers."""
 
 LONG = 48
 """Number of vectors per tile for rows that are multiplied together."""
@@ -107,7 +107,7 @@ def halo_of_gradient(size: Pair, out: Pair, window: Window) -> int:
 def build_forward(
     x: Batch, y: Batch, layer: MaskedLayer, target: Target, residual: Batch | None = None
 ) -> list[GatheredOps]:
-    """Return the operations of ``y = conv(x)``, or ``y = conv(x) + residual``; they skip pruned weights."""
+    """Return the operations of ``y = conv(x)``, plus `residual` if given; pruned weights are not computed with."""
     window = layer.window
     shifts = np.array([x.geometry.shift(*window.shift(tap)) for tap in window.taps])
     columns = x.channel_bytes.reshape(layer.groups, -1, 1) + shifts
@@ -165,7 +165,7 @@ def build_input_gradient(
 
 @dataclass(frozen=True, eq=False)
 class ProductTables:
-    """Tables of the weight gradient; they do not depend on the memory offsets of values."""
+    """Tables of a layer's weight gradient; they do not depend on where in memory values are stored."""
 
     made: SumTables
     sets: list[Array]
@@ -178,7 +178,7 @@ class ProductTables:
     by_block: bool
     """Whether sums stay in the L2 cache, so that blocks of images are processed one after the other."""
     several: int
-    """Number of threads that have separate sums."""
+    """Number of threads that have separate sums; 1 if all threads share the sums."""
 
 
 def build_product_tables(x: Batch, dy: Batch, layer: MaskedLayer, target: Target) -> ProductTables:
@@ -261,7 +261,7 @@ def build_weight_gradient(
 
 
 def _output_times_stride(window: Window, axis: int, position: int, tap: int) -> int:
-    """Return ``stride * output`` for the output that reads input `position` through `tap`, along `axis`."""
+    """Return ``stride * output``, where output number ``output`` reads input `position` through `tap`, along `axis`."""
     return position + window.padding[axis] - tap * window.dilation[axis]
 
 
@@ -392,9 +392,9 @@ def _find_row_sets(matrix: Matrix, target: Target) -> list[list[Array]]:
 
 
 def _find_equal_column_sets(matrix: Matrix, sizes: Sequence[int]) -> list[list[Array]]:
-    """Return sets of `size` rows with equal columns; empty if no size of `sizes` works.
+    """Return sets of rows with equal columns; all sets have the same number of rows, which is one of `sizes`.
 
-    The size is the first in `sizes` that divides the number of rows of every group of rows with equal columns.
+    The number is the first that divides every group of rows with equal columns; if there is none, the result is empty.
     """
     found = []
     per = len(matrix.weight) // len(matrix.columns)
@@ -514,7 +514,11 @@ def build_tile_products(
     sums: int,
     part: range,
 ) -> Op:
-    """Return the operation that adds products to the weight gradients on AMX tiles, for the blocks in `part`."""
+    """Return the operation on AMX tiles that adds products to the sums of weight gradients, for the blocks in `part`.
+
+    Args:
+        sums: arena offset of the sums in bytes.
+    """
     args: list[int | Array] = [made.segments, made.columns, sums, chunks, len(chunks), tile_products.TILES]
     cut = build_tiles(sides, size, target.lanes, tile_products.POSITIONS, part)
     for t in cut:

@@ -26,7 +26,7 @@ from ticketry_engine.kernels.training.tile_sums import TileSums
 from ticketry_engine.kernels.window import Array, Pair, Window
 
 IMAGES = 16
-"""Images per block in float32, one per lane of a 64-byte vector; in bfloat16, the same bytes hold twice as many."""
+"""Images per block in float32, one per lane of a 64-byte vector; a block has twice as many images in bfloat16."""
 
 
 def images_of(item: int) -> int:
@@ -90,7 +90,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class TileSide:
-    """How tiles cover a value: the pixel at which they begin, and their stride in pixels."""
+    """The position of tiles in a value: the pixel at which the tiles begin, and their stride in pixels."""
 
     value: Batch
     begin: Pair = (0, 0)
@@ -328,7 +328,7 @@ class GatheredOps:
 
 @dataclass(frozen=True, eq=False)
 class WeightGradient:
-    """Operations that compute the gradients of retained weights."""
+    """Operations that compute the gradients of a layer's retained weights, in three stages."""
 
     begin: list[Op]
     """Operations that zero the sums: a single one, or one per thread that has separate sums."""

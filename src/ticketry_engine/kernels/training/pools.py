@@ -25,13 +25,13 @@ from ticketry_engine.kernels.window import Pair, Window
 class AdjacentPool(EmittedKernel):
     """Kernel of pooling with windows that adjoin each other.
 
-    The small value has one position per window (y or dy); the large value has the windows' inputs (x or dx).
+    The small value has one position per window (y or dy); the large value has the inputs of the windows (x or dx).
 
     Args:
         size: rows and columns of a window.
         steps: bytes between two rows and between two positions, first in the large value, then in x.
         largest: whether to compute the maximum rather than the mean.
-        backward: whether to compute gradients: the values are dy, dx and, for max pooling, x.
+        backward: whether to compute gradients; the values are then dy, dx and, for max pooling, x.
         item: bytes of a stored value.
     """
 

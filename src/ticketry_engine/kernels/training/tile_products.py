@@ -153,7 +153,7 @@ class _TileProductsBody:
 
 
 def transpose_words(e: Emitter, vectors: Sequence[Any]) -> list[Any]:
-    """Emit the transposition of a square of 32-bit words, given as one vector per row, and return the new rows."""
+    """Return the transpose of a square of 32-bit words, given as one vector per row."""
     found, size = list(vectors), len(vectors)
     step = size // 2
     while step:
@@ -174,9 +174,12 @@ def build_offset_table(shape: Shape) -> Array:
 
 
 def build_tables(matrix: Matrix, sets: Sequence[Array]) -> SumTables:
-    """Return the kernel's tables for a layer.
+    """Return the tables of the AMX kernel for the weight gradient of a layer.
 
-    A partial group of sixteen columns is padded by repeating the last column together with the places of its weights.
+    A partial group of sixteen columns is padded by repeating the last column together with the indices of its weights.
+
+    Args:
+        sets: groups of sixteen rows with equal columns.
     """
     columns, places, counts = [], [], []
     for rows in sets:

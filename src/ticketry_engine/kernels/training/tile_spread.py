@@ -51,7 +51,7 @@ SUMS_BYTES = 32_000
 """Number of bytes of sums that stay in the L1 cache."""
 
 SUM, LEFT, RIGHT = 0, 4, 5
-"""Numbers of the tile registers: the first of four for sums, one for a block's weights, one for pairs of outputs."""
+"""Numbers of tile registers: the first of four for sums; one for a block's weights; one for pairs of outputs."""
 
 TILES = bfloat.build_configuration(
     [(bfloat.TILE_ROWS, bfloat.TILE_ROW_BYTES)] * LEFT

@@ -83,7 +83,7 @@ class _TileSumsBody:
             write_rows(self.e, self.spec, self.shape, (segment, y, residual), self._load_row_sums)
 
     def _multiply(self, segment: Any, x: Any, begin: Any, end: Any) -> None:
-        """Emit the products of all columns of a segment, then store the sums in scratch memory."""
+        """Emit the products of all columns of a segment, and store the sums in scratch memory."""
         e, b = self.e, self.e.b
         weights = e.at(self.weights, b.mul(e.load_i32(segment, 8), e.i64(bfloat.TILE_BYTES)))
         tiles = range(2 * len(self.shape.x))
@@ -143,7 +143,7 @@ def _zeroed_scratch(e: Emitter, size: int) -> Any:
 
 
 def build_tables(matrix: Matrix, sets: Sequence[Array], chunks: int) -> SumTables:
-    """Return the kernel's tables for a layer.
+    """Return the tables of the AMX kernel for the weighted sums of a layer.
 
     Args:
         sets: groups of sixteen rows with equal (possibly no) columns.
