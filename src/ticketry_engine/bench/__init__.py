@@ -1,5 +1,6 @@
-"""Times dense and sparse engines side by side in one process; time saved is against the fastest dense engine.
+"""Times dense and sparse engines in one process; a sparse engine's saved time is relative to the fastest dense engine.
 
-`workload` has the model and inputs, `dense_engines` the engines to compare with, `timing` the samples and statistics,
-`compare` the comparison, `machine` the processor and its cores. Outputs are compared with eager torch before timing.
+`dense_engines` contains the engines to compare with, `timing` the workload, the samples and statistics, `compare` the
+comparison, and `machine` describes the processor and chooses cores. Before an engine is timed, its outputs are compared
+with those of eager torch.
 """

@@ -1,4 +1,4 @@
-"""Compares engines on one case: prepares them, checks outputs against eager torch, and times them alternately."""
+"""Compares engines on one case: prepares them, compares their outputs with eager torch, and times them alternately."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ from ticketry_engine.support.modules import masked_parameters
 from ticketry_engine.support.process_state import torch_threads
 
 TOLERANCE = {"fp32": 1e-4, "bf16": 5e-2}
-"""Largest relative error with which an engine is timed."""
+"""Precision -> maximum relative error of an engine's outputs; an engine with a larger error is not timed."""
 
 
 @dataclass
 class _ContenderState:
-    """A contender, with its call, or the reason why it is not timed."""
+    """A contender, with the function to time, or with the reason why the contender is not timed."""
 
     contender: Contender
     call: Call | None = None
@@ -50,17 +50,20 @@ def compare(
 ) -> Timed:
     """Time all contenders on one case alternately, with the same threads on the same cores.
 
-    A contender that is unavailable, fails or has wrong outputs is not timed; its row states the reason.
+    A contender that is unavailable, fails or has wrong outputs is not timed; its row in the result contains the reason.
 
     Args:
-        required: names of contenders whose absence is an error.
-        on_cores: one core for each thread; the idlest ones by default.
-        say: is called with progress messages.
+        case: the model, its inputs, the precision and the number of threads.
+        contenders: the engines to time.
+        timing: settings of the measurement; None: defaults.
+        required: names of contenders that must be available.
+        on_cores: numbers of the cores for the threads, one per thread; by default the idlest cores.
+        say: function that is called with progress messages.
 
     Raises:
-        UsageError: for more threads than cores.
-        EngineError: if two contenders have the same name, a required one is missing, a sparse one fails or is wrong, or
-            no dense engine can run the model.
+        UsageError: if there are more threads than cores.
+        EngineError: if two contenders have the same name, if a required contender is unavailable, if a sparse contender
+            fails or has wrong outputs, or if no dense engine can run the model.
     """
     timing = timing or Timing()
     chosen = tuple(on_cores) if on_cores is not None else choose_cores(case.threads)
@@ -99,7 +102,7 @@ def compare(
 
 
 def saved_against(time_of: EngineTime, base: EngineTime, timing: Timing) -> Saved:
-    """Return the share of time that one engine saves relative to another engine, from samples of the same rounds."""
+    """Return the share of time that the engine `time_of` saves relative to `base`, by samples of the same rounds."""
     ours, theirs = _samples_of_clock(time_of, timing.clock), _samples_of_clock(base, timing.clock)
     shares = [1 - one / other for one, other in zip(ours, theirs, strict=True)]
     found = median_interval(shares, timing.confidence)
@@ -112,7 +115,7 @@ def _compute_savings(times: Sequence[EngineTime], timing: Timing) -> tuple[Saved
 
 
 def _fastest_dense_engine(times: Sequence[EngineTime]) -> EngineTime:
-    """Return the fastest dense engine; at least one was timed."""
+    """Return the fastest of the dense engines that were timed."""
     return min((row for row in times if not row.sparse and row.timed), key=lambda row: row.seconds or 0.0)
 
 
@@ -123,7 +126,7 @@ def _samples_of_clock(row: EngineTime, clock: str) -> tuple[float, ...]:
 def _prepare(
     contender: Contender, case: Case, expected: list[torch.Tensor], required: Sequence[str], say: Callable[[str], None]
 ) -> _ContenderState:
-    """Prepare a contender and check its outputs; the state has its call, or the reason why it is not timed."""
+    """Prepare a contender and check its outputs; return the function to time, or the reason why it is not timed."""
     entry = _ContenderState(contender)
     if contender.model is not None:
         case = case.of(contender.model)
@@ -189,10 +192,17 @@ def _check_names_differ(contenders: Sequence[Contender]) -> None:
 def time_layers(
     fast: Compiled, model: nn.Module, mask: Mapping[str, Tensor], inputs: Tensor, precision: str
 ) -> list[SpeedLayer]:
-    """Return each layer with its seconds, and the seconds of the same layer unpruned in the same engine.
+    """Return each layer with its time, and with the time of the same layer without a mask in the same engine.
 
-    Both are medians of a few calls on one thread. They are not alternated, so small differences mean nothing. A layer
-    without a counterpart of that name in the unpruned model has None.
+    Both times are medians of a few calls on one thread, in seconds. The calls do not alternate, so small differences
+    mean nothing. The second time is None if the model without a mask has no layer of that name.
+
+    Args:
+        fast: the compiled model.
+        model: the model that `fast` was compiled from.
+        mask: the mask of `fast`.
+        inputs: inputs of the calls.
+        precision: "fp32" or "bf16".
     """
     whole = cast("Compiled", compile(unpruned(model, mask), None, inputs, threads=1, precision=precision))
     dense = {layer.name: layer.seconds for layer in whole.profile(inputs)}
@@ -200,7 +210,7 @@ def time_layers(
 
 
 def unpruned(model: nn.Module, mask: Mapping[str, Tensor]) -> nn.Module:
-    """Return a copy with random numbers as pruned weights, so that no layer is sparse; useful only for timing."""
+    """Return a copy of the model with random numbers in place of pruned weights, for timing layers without zeros."""
     filled, draw = copy.deepcopy(model), torch.Generator().manual_seed(0)
     for name, parameter in masked_parameters(filled, mask).items():
         noise = 0.01 + 0.1 * torch.rand(parameter.shape, generator=draw)

@@ -1,4 +1,4 @@
-"""Capture: a PyTorch model becomes a graph, by recording or torch.export, and passes that simplify it."""
+"""Captures a PyTorch model as a graph: records a call or runs torch.export, then simplifies the graph in passes."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
-"""Moves the batch to axis 0 around linear layers and views whose tensors have it elsewhere.
+"""Moves the batch to axis 0 around linear layers and views whose tensors have the batch on another axis.
 
-Examples are `nn.MultiheadAttention` with [T, N, C] and window attention with [N * W, T, C]. A linear layer works row
-by row, so its rows may be in another order if its outputs are put back. Views between such layers then cancel.
+Examples are `nn.MultiheadAttention` with [T, N, C] and window attention with [N * W, T, C]. A linear layer treats each
+row separately, so a pass may reorder the rows before the layer and restore the order after the layer. Views between
+such layers then cancel.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ from ticketry_engine.ir import FLOATS, Graph, Json, Node, Value, aten, node
 
 
 def move_batch_first(graph: Graph, sizes: Mapping[str, Sizes]) -> Graph:
-    """Return the graph with the batch at axis 0 in linear layers and views that had it elsewhere."""
+    """Return the graph with the batch moved to axis 0 in linear layers and views that had the batch on another axis."""
     return rewrite(graph, _rewrite_batch_first, sizes)
 
 
@@ -55,32 +56,34 @@ def _rewrite_view(editor: Editor, one: Node) -> list[Node] | str:
 
 
 Step = tuple[str, list[Any]]
-"""A torch operation, and its arguments after the tensor."""
+"""Name of a torch operation, and the arguments that follow the tensor argument."""
 
 
 @dataclass(frozen=True)
 class _Layout:
-    """A way to view a tensor with the batch at axis 0, and to undo it."""
+    """Operations that view a tensor with the batch at axis 0, and operations that undo this view."""
 
     shape: tuple[int | None, ...]
     forth: tuple[Step, ...]
     back: Callable[[int], tuple[Step, ...]]
-    """Operations that undo it, for a new last size."""
+    """Function from the size of the last axis, which may have changed, to the operations that undo the view."""
 
     def to_batch_first(self, made: Tensor, batch: int) -> Tensor:
-        """Return a tensor viewed with the batch at axis 0."""
+        """Return the tensor `made` viewed with the batch at axis 0."""
         for op, args in self.forth:
             made = aten.find(op, trusted=True)(made, *args)
         return made
 
 
 Made = Callable[[list[str]], Node]
-"""Builds the native node that computes the result from values with the batch at axis 0."""
+"""Function that returns the native node which computes the result from the named values; their batch is at axis 0."""
 
 
 def _apply_batch_first(editor: Editor, one: Node, inputs: Sequence[str | None], make: Made) -> list[Node]:
-    """Return nodes that bring the batch of all inputs to axis 0, apply a row-wise operation, and undo the move. The
-    inputs have one shape, except for the last axis."""
+    """Return nodes that move the batch of `inputs` to axis 0, apply the operation of `make`, and undo the move.
+
+    The operation treats each row separately. All inputs have the same shape, except for the last axis.
+    """
     sizes = [editor.sizes.get(name or "") for name in inputs]
     first = sizes[0]
     if first is None or any(other is None or other[:-1] != first[:-1] for other in sizes):
@@ -127,7 +130,7 @@ def _activation_batch_first(editor: Editor, one: Node, found: Found) -> list[Nod
 
 
 def _pairwise_batch_first(editor: Editor, one: Node, found: Found) -> list[Node]:
-    """Lower a sum or product of two values, or of a value and a constant that is the same for all rows."""
+    """Lower a sum or product of two values, or of a value and a constant; the constant is the same for all rows."""
     name, pair = base(one), [found["self"], found["other"]]
     require_match(found.get("alpha", 1) == 1)
     if is_constant(editor, pair[0]) and name != "div":
@@ -164,7 +167,7 @@ def _softmax_batch_first(editor: Editor, one: Node, found: Found) -> list[Node]:
 
 
 def _window_matmul(editor: Editor, one: Node, found: Found) -> list[Node]:
-    """Lower a product of windows [N * W, h, T, d] with a weight, or of two such values, window by window."""
+    """Lower a matrix product of windows [N * W, h, T, d] with a weight, or with other windows of the same sizes."""
     names = [value_of(found[role]) for role in ("self", "other")]
     if None in names:
         return _linear_batch_first(editor, one, found)
@@ -177,7 +180,7 @@ def _window_matmul(editor: Editor, one: Node, found: Found) -> list[Node]:
 
 
 def _window_attention(editor: Editor, one: Node, found: Found) -> list[Node]:
-    """Lower attention in windows [N * W, h, T, d]; its bias is a weight and the same for all windows."""
+    """Lower attention in windows [N * W, h, T, d]; the attention bias is a weight that all windows share."""
     require_match(not found["dropout_p"] and not found["is_causal"])
     nodes, (q, k, v) = _split_windows(editor, [str(value_of(found[role])) for role in ("query", "key", "value")])
     mask, bias = found["attn_mask"], None
@@ -193,7 +196,10 @@ def _window_attention(editor: Editor, one: Node, found: Found) -> list[Node]:
 
 
 def _split_windows(editor: Editor, names: list[str]) -> tuple[list[Node], list[str]]:
-    """Return nodes that view values [N * W, h, ...] as [N, W, h, ...]; windows of an example must be neighbours."""
+    """Return nodes that view values [N * W, h, ...] as [N, W, h, ...], and the names of the viewed values.
+
+    All windows of an example must be consecutive along axis 0.
+    """
     sizes = [editor.sizes.get(name, ()) for name in names]
     several = sizes[0][0] if sizes[0] else None
     require_match(all(len(size) == 4 and size[:2] == sizes[0][:2] for size in sizes))
@@ -208,7 +214,7 @@ def _split_windows(editor: Editor, names: list[str]) -> tuple[list[Node], list[s
 
 
 def _flatten_windows(editor: Editor, made: str, output: str) -> Node:
-    """Return the node that views [N, W, ...] as [N * W, ...]."""
+    """Return the node that views the value `made` [N, W, ...] as `output` [N * W, ...]."""
     sizes = [-1, *(int(size or 0) for size in (editor.shape(made) or ())[2:])]
     return Node("aten.reshape.default", (made,), output, {"args": [{"value": made}, sizes], "kwargs": {}}, {})
 
@@ -221,12 +227,14 @@ _ROW_BY_ROW: Mapping[str, Callable[[Editor, Node, Found], list[Node]]] = {
     **dict.fromkeys(("layer_norm", "rms_norm"), _norm_batch_first),
     **dict.fromkeys(("add", "mul", "div"), _pairwise_batch_first),
 }
-"""Row-wise operations besides activations -> their rules."""
+"""Name of a row-wise operation (other than an activation) -> the rule that lowers the operation."""
 
 
 def _batch_layouts(sizes: Sizes) -> list[_Layout]:
-    """Return ways to move the batch to axis 0, the likeliest first; empty if no axis or several axes depend on the
-    batch."""
+    """Return ways to move the batch to axis 0, the most likely way first.
+
+    The list is empty if no axis or several axes depend on the batch.
+    """
     where = [axis for axis, size in enumerate(sizes) if not isinstance(size, int)]
     if len(where) != 1 or where[0] == len(sizes) - 1:
         return []
@@ -264,7 +272,7 @@ def _batch_layouts(sizes: Sizes) -> list[_Layout]:
 
 
 def _bring_batch_first(editor: Editor, x: str, layouts: list[_Layout]) -> tuple[list[Node], str, _Layout]:
-    """Return nodes that bring the batch of `x` to axis 0, the value that they make, and the layout chosen."""
+    """Return nodes that move the batch of `x` to axis 0, the name of the moved value, and the layout used."""
     for layout in layouts:
         with contextlib.suppress(NoMatchError):
             chain = chain_to(editor, x)
@@ -283,7 +291,7 @@ def _free_value(editor: Editor, like: str, shape: tuple[int | None, ...] | None 
 
 
 def _apply_torch_ops(editor: Editor, x: str, steps: Sequence[Step], like: str, output: str) -> list[Node]:
-    """Return nodes that apply torch operations in sequence, from a value to `output`."""
+    """Return nodes that apply the torch operations `steps` in sequence to `x`; the last node computes `output`."""
     nodes = []
     for number, (op, args) in enumerate(steps, start=1):
         made = output if number == len(steps) else _free_value(editor, like)
@@ -302,26 +310,26 @@ slice narrow flatten unflatten contiguous clone split split_with_sizes chunk unb
 VIEWS = frozenset(_VIEWS.split())
 _BATCHES = (2, 3)
 _LARGEST = 1 << 22
-"""Maximum elements of an example; larger chains of views are left to torch."""
+"""Maximum number of elements of one example; torch computes the views of larger examples."""
 
 
 @dataclass(frozen=True)
 class ViewChain:
-    """A chain of views, evaluated: from which element of the source each element of the value comes."""
+    """A chain of views from a source value to a viewed value, as the source element of each viewed element."""
 
     source: str
-    """The value with the batch at axis 0 from which the chain starts."""
+    """Name of the value at which the chain starts; its batch is at axis 0."""
     size: int
-    """Elements of one example of the source."""
+    """Number of elements of one example of the source."""
     run: Callable[[int], Tensor]
-    """Function from a number of examples to the index of the source element at each position of the value."""
+    """Function from a number of examples to a tensor with the source index of each viewed element."""
 
 
 def chain_to(editor: Editor, name: str) -> ViewChain:
-    """Return the chain of views that leads to a value from the nearest one with the batch at axis 0.
+    """Return the chain of views that ends in the value `name` and starts at the nearest value with the batch at axis 0.
 
     Raises:
-        NoMatchError: if there is none, or it is too long to be evaluated.
+        NoMatchError: if no such chain exists, or an example of the first value has too many elements.
     """
     steps: list[Node] = []
     while not is_canonical(editor, name) or not steps:
@@ -352,8 +360,11 @@ def is_canonical(editor: Editor, name: str) -> bool:
 
 
 def number(editor: Editor, name: str, batch: int) -> int:
-    """Return the value of a size expression for a given number of examples; raise `GraphError` if it depends on other
-    values."""
+    """Return the value of the size expression `name` for `batch` examples.
+
+    Raises:
+        GraphError: if the expression depends on anything but sizes.
+    """
     one = editor.makers.get(name)
     if one is not None and one.op == "aten.sym_size.int":
         sizes = editor.size(value_of(one.attrs["args"][0]) or "")
@@ -370,10 +381,10 @@ def example_map(chain: ViewChain, layout: Callable[[Tensor, int], Tensor]) -> Te
     """Return the source index of each element of one example.
 
     Args:
-        layout: what puts the batch at axis 0, of (value, number of examples).
+        layout: function from the viewed value and the number of examples to that value with the batch at axis 0.
 
     Raises:
-        NoMatchError: examples mix.
+        NoMatchError: if an element of an example comes from another example.
     """
     found: Tensor | None = None
     for batch in _BATCHES:
@@ -395,10 +406,10 @@ def native_views(editor: Editor, source: str, where: Tensor, output: str) -> lis
     """Return native nodes that arrange the source's elements by the index table `where` as the value `output` [N, ...].
 
     Returns:
-        Nodes, the last of which makes `output`; the source if it is the same.
+        Nodes, the last of which computes `output`; or the name `source` if nothing moves.
 
     Raises:
-        NoMatchError: if this needs more than a reshape, a slice and a transpose.
+        NoMatchError: if reshapes, slices and a transpose cannot express the arrangement.
     """
     shape = editor.shape(source) or ()
     total = prod(int(size or 0) for size in shape[1:])
@@ -411,7 +422,7 @@ def native_views(editor: Editor, source: str, where: Tensor, output: str) -> lis
 
 
 def _stride_decomposition(where: Tensor) -> list[tuple[int, int]]:
-    """Return (size, stride) of each axis of an index table; raise `NoMatchError` if it is no sum over axes."""
+    """Return (size, stride) of the axes of an index table; raise `NoMatchError` if strides cannot express the table."""
     first = int(where.flatten()[0])
     parts: list[tuple[int, int]] = []
     total = torch.zeros((), dtype=torch.int64)
@@ -424,7 +435,7 @@ def _stride_decomposition(where: Tensor) -> list[tuple[int, int]]:
 
 
 def _nested_strides(line: list[int]) -> list[tuple[int, int]]:
-    """Return a line of offsets as nested (size, stride), the outermost first."""
+    """Return the offsets `line` along one axis as nested pairs (size, stride), the outermost pair first."""
     if len(line) == 1:
         return []
     step, length = line[1] - line[0], 2
@@ -437,11 +448,12 @@ def _nested_strides(line: list[int]) -> list[tuple[int, int]]:
 
 
 def _source_axes(parts: list[tuple[int, int]], first: int, total: int) -> list[tuple[int, int | None]]:
-    """Return the axes of the source value, outermost first, as (size, the only index that is read; None if all are
-    read).
+    """Return the axes of the source value, outermost first, as pairs (size, index).
+
+    The index is the only one that is read along the axis, or None if all are read.
 
     Raises:
-        NoMatchError: a part begins in the middle of an axis that it takes the whole of.
+        NoMatchError: if the source cannot be divided into such axes.
     """
     cuts: list[tuple[int, int | None]] = []
     reach = 1

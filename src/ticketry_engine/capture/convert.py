@@ -1,4 +1,4 @@
-"""Converts a captured program to a graph of torch nodes, and lists the overloads that rules may lower."""
+"""Converts a traced program to a graph of torch nodes, and lists the ATen overloads that lowering rules accept."""
 
 from __future__ import annotations
 
@@ -36,25 +36,25 @@ _RESHAPES = {
     "aten.view_copy.default": "aten.reshape.default",
     "aten.view_as.default": "aten.reshape_as.default",
 }
-"""Operation that requires a memory layout -> the equivalent one for any layout."""
+"""Operation that requires a certain memory layout -> the equivalent operation for any memory layout."""
 
 _BY_STRIDES = ("as_strided", "as_strided_copy", "as_strided_scatter", "_reshape_alias")
 """Operations whose result depends on the memory layout of their input."""
 
 
 class _Leaf:
-    """A placeholder for a tensor while torch rebuilds containers."""
+    """A stand-in for a tensor or constant while torch rebuilds the containers of a call's arguments or outputs."""
 
     def __init__(self, tree: Json) -> None:
         self.tree = tree
 
 
 def convert(program: TracedProgram, model: nn.Module) -> tuple[Graph, dict[str, Sizes]]:
-    """Convert a traced program to a graph of torch nodes, and return it with the sizes of all values.
+    """Return a traced program as a graph of torch nodes, and the sizes of all tensors by value name.
 
     Raises:
-        CaptureError: if it holds what a graph cannot: control flow by the values of tensors, an unknown operation on
-            sizes, an argument that is neither tensor nor number nor text.
+        CaptureError: if the program contains something that a graph cannot express: control flow that depends on
+            tensors, an unknown operation on sizes, or an argument that is not a tensor, a number or a text.
     """
     reader = _GraphBuilder(program)
     nodes = [made for one in program.graph.nodes if one.op == "call_function" for made in reader.node(one)]
@@ -72,7 +72,7 @@ def convert(program: TracedProgram, model: nn.Module) -> tuple[Graph, dict[str, 
 
 
 class _GraphBuilder:
-    """Builds nodes, values and weights from a traced program, in order."""
+    """Builds nodes, values and weights from a traced program, in the order of its operations."""
 
     def __init__(self, program: TracedProgram) -> None:
         self.program = program
@@ -81,9 +81,9 @@ class _GraphBuilder:
         self.sizes: dict[str, Sizes] = {}
         self.tensors: dict[str, Tensor] = {}
         self.weights: dict[str, str] = {}
-        """Name of a node -> name of the weight that it is."""
+        """Name of a traced placeholder -> name of the weight that the placeholder stands for."""
         self.arguments: dict[str, Json] = {}
-        """Name of a placeholder of the user's -> value or constant"""
+        """Name of a placeholder for an argument of the model -> name of a value, or a constant."""
         self._add_placeholders()
 
     def _add_placeholders(self) -> None:
@@ -123,7 +123,7 @@ class _GraphBuilder:
     # -- operations --------------------------------------------------------------------------------------------------
 
     def node(self, one: fx.Node) -> list[Node]:
-        """Return the node for an operation; an empty list for one that only asserts."""
+        """Return a list with the node for a traced operation; the list is empty if the operation only asserts."""
         op = self._operation_name(one)
         if not op:
             return []
@@ -176,7 +176,7 @@ class _GraphBuilder:
         return encode
 
     def outputs(self, nodes: list[Node]) -> Json:
-        """Return the tree of a call's outputs; add a node for a weight that is an output itself."""
+        """Return the containers of a call's outputs with value names; add a node to `nodes` for a weight among them."""
         found: list[Json] = []
         for one in self.program.outputs:
             if isinstance(one, Constant):
@@ -188,7 +188,7 @@ class _GraphBuilder:
         return _encode_tree(tree_unflatten([_Leaf(tree) for tree in found], self.program.out_spec))
 
     def _weight_as_value(self, weight: str, nodes: list[Node]) -> str:
-        """Add a node that returns a weight, and return its value's name."""
+        """Add a node that copies `weight` to a value, and return the name of the value."""
         name = f"{weight}.value"
         nodes.append(
             Node("aten.clone.default", (), name, {"args": [{"tensor": weight}], "kwargs": {}}, {weight: weight})
@@ -199,7 +199,7 @@ class _GraphBuilder:
 
 
 def _check_memory(one: fx.Node) -> None:
-    """Raise `CaptureError` if an operation reads a view of a larger tensor by strides."""
+    """Raise `CaptureError` if the input of an operation that reads memory by strides is a view of a larger tensor."""
     read = one.args[0].meta.get("val") if one.args and isinstance(one.args[0], fx.Node) else None
     if (
         not isinstance(read, Tensor)
@@ -214,7 +214,7 @@ def _check_memory(one: fx.Node) -> None:
 
 
 def shape_of(sizes: Sizes) -> tuple[int | None, ...] | None:
-    """Return sizes as a `Value` stores a shape: None for the batch, and None altogether if another size varies."""
+    """Return sizes in the form of `Value.shape`: None for the batch size; None for the whole if another size varies."""
     rest = [size for size in sizes[1:] if isinstance(size, int)]
     if len(rest) < len(sizes) - 1:
         return None
@@ -277,7 +277,7 @@ def _encode_signature(program: TracedProgram, model: nn.Module, arguments: Mappi
 
 
 def _encode_tree(found: Any) -> Json:
-    """Containers with leaves in them, as a tree of `Graph.outputs`."""
+    """Return containers of `_Leaf` objects and constants in the form of `Graph.outputs`."""
     if isinstance(found, _Leaf):
         return found.tree
     if isinstance(found, Mapping):
@@ -339,4 +339,4 @@ upsample_bicubic2d default vec
 OVERLOADS: Mapping[str, frozenset[str]] = {
     name: frozenset(overloads) for name, *overloads in (line.split() for line in _LISTED.strip().splitlines())
 }
-"""Name of an operation -> its overloads that rules read; of other operations they read the default one alone."""
+"""Name of an operation -> the overloads that rules accept; of an operation not listed, rules accept only "default"."""

@@ -1,5 +1,8 @@
-"""Calls a model in eager mode to check a capture: whether one example behaves like several, and whether calls have
-memory."""
+"""Calls a model in eager mode to check a capture.
+
+The checks find whether the graph also holds for one example, whether calls change inputs, and whether outputs depend
+on earlier calls.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +39,7 @@ _TOLERANCE = 1e-3
 
 
 def own_copy(model: nn.Module) -> nn.Module:
-    """Return a copy on the CPU, in evaluation mode and without gradients; raise CaptureError if that is impossible."""
+    """Return a copy of the model on the CPU, in evaluation mode, without gradients; raise `CaptureError` on failure."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # recurrent layers say that their weights are not in one piece
         try:
@@ -49,16 +52,16 @@ def own_copy(model: nn.Module) -> nn.Module:
 
 
 def copy_to_call(model: nn.Module) -> nn.Module:
-    """Return a copy with the same parameters, but separate buffers and attributes, which a call may change."""
+    """Return a copy of the model that shares its parameters, but has separate buffers and attributes."""
     return copy.deepcopy(model, {id(one): one for one in model.parameters()})
 
 
 def holds_for_one(graph: Graph, model: nn.Module, given: Arguments) -> bool:
-    """Return whether a graph of torch operations computes what the model computes for its first example input.
+    """Return whether a graph of torch operations and the model compute the same for the first example alone.
 
     Args:
-        model: on the CPU, in evaluation mode.
-        given: the example inputs; inputs without data count as equal.
+        model: the captured model, on the CPU, in evaluation mode.
+        given: the example inputs; the result is True if they have no data.
     """
     if not given.examples or not _can_run(model, given):
         return True
@@ -75,14 +78,14 @@ def check_calls(model: nn.Module, given: Arguments) -> list[str]:
     """Raise an error if a model changes its inputs, or if its outputs depend on earlier calls.
 
     Args:
-        model: never called before, on the CPU, in evaluation mode.
-        given: example inputs; inputs without data are not checked.
+        model: a model that was never called, on the CPU, in evaluation mode.
+        given: the example inputs; inputs without data are not checked.
 
     Returns:
-        Notes for the user: which of its Python attributes the model changes.
+        Notes for the user that name the Python attribute which each call of the model changes.
 
     Raises:
-        CaptureError: if it changes an input or remembers its calls.
+        CaptureError: if the model changes an input, or its outputs depend on earlier calls.
     """
     if not _can_run(model, given):
         return []
@@ -95,10 +98,10 @@ def check_calls(model: nn.Module, given: Arguments) -> list[str]:
 
 
 def _check_state(model: nn.Module, given: Arguments) -> str | None:
-    """Call a copy of the model twice; return the path of what the second call changes in its Python state, or None.
+    """Call a copy of the model twice; return the path of the Python attribute that the second call changes, or None.
 
     Raises:
-        CaptureError: if a call changes an input or a buffer, or counts calls.
+        CaptureError: if a call changes an input or a buffer, or increments a counter.
     """
     called = copy_to_call(model)
     try:
@@ -134,7 +137,7 @@ def _call_and_check_inputs(model: nn.Module, given: Arguments) -> None:
 
 
 def _raw_bytes(tensor: Tensor) -> Tensor:
-    """Return a tensor's bytes, by which NaN equals itself."""
+    """Return a tensor's bytes; a comparison of bytes finds NaN equal to NaN."""
     return tensor.detach().resolve_conj().resolve_neg().contiguous().reshape(-1).view(torch.uint8)
 
 
@@ -168,7 +171,7 @@ def _can_run(model: nn.Module, given: Arguments) -> bool:
 
 
 def _call_outputs(call: Callable[..., Any], given: Arguments) -> list[Tensor]:
-    """Return the output tensors of a call, with the same random numbers each time."""
+    """Return the output tensors of a call with copies of the inputs; every call draws the same random numbers."""
     made = outputs_of(_call_seeded(call, given.map(torch.clone)))
     return [tensor.nan_to_num() if tensor.is_floating_point() else tensor.clone() for tensor in made]
 
@@ -180,7 +183,7 @@ def _call_seeded(call: Callable[..., Any], given: Arguments) -> Any:
 
 
 def _run_graph(graph: Graph, args: Any, kwargs: Any) -> list[Any]:
-    """Return a graph's outputs, computed node by node in torch."""
+    """Compute a graph node by node in torch, and return its outputs."""
     values: dict[str, Any] = dict(zip(graph.inputs, CallBinder(graph).bind(args, kwargs), strict=True))
     for one in graph.nodes:
         values[one.output] = torch_step(graph, one)(*(values[name] for name in one.inputs))
@@ -191,7 +194,7 @@ def _run_graph(graph: Graph, args: Any, kwargs: Any) -> list[Any]:
 
 
 _Root: TypeAlias = "tuple[str, str]"
-"""Owner of a value's memory: ("weight", name), or ("value", name) for an input or a node's new result."""
+"""Owner of a value's memory: ("weight", name of a weight), or ("value", name of an input or a node's new result)."""
 
 _VIEWS = ("reshape", "flatten", "slice", "transpose")
 """Native nodes whose result may share memory with their input."""
@@ -201,14 +204,14 @@ _GIVE_BACK = ("dropout", "feature_dropout", "alpha_dropout", "feature_alpha_drop
 
 
 def with_own_results(graph: Graph, captured: Graph) -> Graph:
-    """Return the graph with copies of results that share memory with a constant, an input or another result.
+    """Return the graph with copies of results that share memory with a weight, an input or another result.
 
-    Sharing that the captured graph already had stays, except with weights, which are never returned. Passes omit copies
-    that change no number, and compute once what is the same for every example.
+    Passes create such sharing: they remove copies, and replace values that are the same for every example by weights.
+    Results that already shared memory in the graph `captured` still do, unless they share memory with a weight.
     """
     before, after = _memory_owners(captured), _memory_owners(graph)
     known = {("value", name): ("value", name) for name in graph.inputs}
-    """Memory that is taken -> whose it was as captured."""
+    """Owner of memory that an input or result uses -> owner of the same value's memory in the captured graph."""
     values, nodes, names = dict(graph.values), list(graph.nodes), []
     for old, name in zip(leaves(captured.outputs), leaves(graph.outputs), strict=True):
         root = after[name]
@@ -229,7 +232,7 @@ def with_own_results(graph: Graph, captured: Graph) -> Graph:
 
 
 def _memory_owners(graph: Graph) -> dict[str, _Root]:
-    """Return value -> owner of its memory."""
+    """Return, for each value of the graph, the owner of its memory."""
     roots: dict[str, _Root] = {name: ("value", name) for name in graph.inputs}
     for one in graph.nodes:
         kind, source = _view_source(one)
@@ -238,7 +241,7 @@ def _memory_owners(graph: Graph) -> dict[str, _Root]:
 
 
 def _view_source(one: Node) -> tuple[str, str]:
-    """Return the weight or value that a node's result may be a view of; ("value", "") for a new result."""
+    """Return the weight or value whose memory a node's result may share; ("value", "") if the result has its own."""
     if one.native:
         return "value", one.inputs[0] if one.op in _VIEWS else ""
     if one.op.startswith("operator."):
@@ -257,7 +260,7 @@ def _view_source(one: Node) -> tuple[str, str]:
 
 
 def with_defaults(graph: Graph, model: nn.Module) -> Graph:
-    """Return the graph with the defaults of arguments that differ from the captured values in its signature."""
+    """Return the graph with those argument defaults in its signature that differ from the captured arguments."""
     signature = graph.signature
     captured = {**dict(zip(signature["names"], signature["args"], strict=False)), **signature["kwargs"]}
     found: dict[str, Json] = {}
@@ -271,7 +274,7 @@ def with_defaults(graph: Graph, model: nn.Module) -> Graph:
 
 
 def _is_default(tree: Json, default: Any) -> bool:
-    """Return whether a captured argument equals a parameter's default. A tensor never does."""
+    """Return whether a captured argument equals a parameter's default; False for a tensor."""
     if isinstance(tree, str) or "constant" not in tree:
         return False
     return type(tree["constant"]) is type(default) and is_constant(tree["constant"], default)

@@ -1,4 +1,4 @@
-"""Rewrites a graph node by node; all passes use it."""
+"""Rewrites a graph node by node; all capture passes use this module."""
 
 from __future__ import annotations
 
@@ -18,22 +18,25 @@ from ticketry_engine.ir.native import TensorFacts, infer, takes
 Shape: TypeAlias = "tuple[int | None, ...]"
 
 Found: TypeAlias = "dict[str, Json]"
-"""Arguments of a torch node by name."""
+"""Arguments of a torch node, by argument name."""
 
 Rule: TypeAlias = "Callable[[Editor, Node], list[Node] | str | None]"
-"""Replacement of a node: other nodes, the last of which makes its output; the name of an equal value; or None (also by
-raising `NoMatchError`) to keep the node."""
+"""Function that returns the replacement of a node.
+
+The replacement is a list of nodes, the last of which computes the node's output, or the name of an equal value. To
+keep the node, the function returns None or raises `NoMatchError`.
+"""
 
 Lowering: TypeAlias = "Callable[[Editor, Node, Found], list[Node] | str | None]"
 """Function that returns the replacement of a torch node, given its arguments."""
 
 
 class NoMatchError(Exception):
-    """Raised by a rule that does not apply to a node."""
+    """Error that a rule raises if it does not apply to a node."""
 
 
 def finite_number(arg: Json) -> float:
-    """Return an argument as a finite number; raise `NoMatchError` for anything else, such as ``{"float": "inf"}``."""
+    """Return an argument as a float; raise `NoMatchError` if it is not finite or not a number."""
     require_match(isinstance(arg, (int, float)))
     return float(arg)
 
@@ -52,7 +55,7 @@ class Editor:
     values: dict[str, Value]
     tensors: dict[str, Tensor]
     sizes: Mapping[str, Sizes]
-    """Sizes of captured values, including values whose batch is not at axis 0."""
+    """Name of a captured value -> its sizes; includes values whose batch is not at axis 0."""
     makers: dict[str, Node]
     """Value -> the node that computes it, among the nodes rewritten so far."""
     uses: Mapping[str, int]
@@ -64,7 +67,7 @@ class Editor:
 
     @classmethod
     def of(cls, graph: Graph, sizes: Mapping[str, Sizes] | None = None) -> Editor:
-        """Return an editor for a graph."""
+        """Return an editor for a graph; `sizes` are the sizes of the captured values."""
         holders = Counter(name for one in graph.nodes for name in one.weights.values())
         return cls(graph, dict(graph.values), dict(graph.tensors), sizes or {}, {}, graph.uses(), holders)
 
@@ -72,27 +75,28 @@ class Editor:
         return self.values[name].shape
 
     def size(self, name: str) -> Sizes | None:
-        """Return the sizes of a value, including the batch; None if any is unknown."""
+        """Return the sizes of a value, including the batch size; None if any size is unknown."""
         found = self.sizes.get(name)
         if found is None and (shape := self.shape(name)) is not None:
             found = tuple(Multiple(1) if size is None else size for size in shape)
         return None if found is None or None in found else found
 
     def same_size(self, one: str, other: str) -> bool:
-        """Return whether two values are known to have equal sizes, so that a view between them changes nothing."""
+        """Return whether the sizes of two values are known and equal."""
         return self.size(one) is not None and self.size(one) == self.size(other)
 
     def floating(self, *names: str) -> bool:
-        """Return whether all values have known shapes and one floating-point type."""
+        """Return whether all values have known shapes and the same floating-point data type."""
         kinds = {self.values[name].dtype for name in names}
         known = all(self.values[name].shape is not None for name in names)
         return known and len(kinds) == 1 and kinds <= FLOATS
 
     def floats(self, one: Node, *args: Json, axes: int | None = None) -> list[str]:
-        """Return the names of the values that arguments refer to, each with `axes` axes (None: at least one).
+        """Return the names of the values that `args`, arguments of the node `one`, refer to.
 
         Raises:
-            NoMatchError: if the arguments are no values, or not all of them and of the output are `floating`.
+            NoMatchError: if an argument refers to no value; if the values and the node's output do not share one
+                floating-point data type; or if a value does not have `axes` axes (None: at least one axis).
         """
         names = [value_of(arg) for arg in args]
         found = [name for name in names if name is not None]
@@ -108,7 +112,7 @@ class Editor:
         return name
 
     def tensor(self, name: str, tensor: Tensor) -> str:
-        """Add a weight and return its name; an equal weight that exists is reused."""
+        """Add `tensor` as a weight and return its name: `name`, with a number appended if another weight has it."""
         known = self.tensors.get(name)
         if known is tensor:
             return name
@@ -117,7 +121,7 @@ class Editor:
         return name
 
     def constant(self, name: str, tensor: Tensor) -> str:
-        """Return the name of a weight with these values, reusing one that a rule of this pass added."""
+        """Return the name of a weight equal to `tensor`; reuse a weight that an earlier call of this method added."""
         tensor = tensor.contiguous()
         key = (str(tensor.dtype), tuple(tensor.shape), tensor.view(torch.uint8).numpy().tobytes())
         if key not in self._constants:
@@ -125,7 +129,7 @@ class Editor:
         return self._constants[key]
 
     def replacement(self, name: str, tensor: Tensor) -> str:
-        """Replace a weight, under the same name if no other node uses it, and return its name."""
+        """Store `tensor` under `name` if at most one node uses that weight, else under a new name; return the name."""
         if self.holders.get(name, 0) > 1:
             return self.tensor(name, tensor)
         self.tensors[name] = tensor
@@ -134,7 +138,7 @@ class Editor:
     def make(
         self, op: str, inputs: tuple[str, ...], like: str, weights: Mapping[str, str] | None = None, **attrs: Json
     ) -> Node:
-        """Return a native node with a new output value of the inferred shape."""
+        """Return a native node with a new output value of the inferred shape and the data type of the value `like`."""
         made = node(op, inputs, "", weights, **attrs)
         return replace(made, output=self.value(like, self.inferred(made)))
 
@@ -145,9 +149,9 @@ class Editor:
         return infer(one.op, one.attrs, inputs, weights)[0]
 
     def made_by(self, name: str | None, *ops: str, act: Json = None) -> Node:
-        """Return the node that computes a value; raise `NoMatchError` for another operation or activation.
+        """Return the node that computes a value; raise `NoMatchError` unless its operation is in `ops` and `act` fits.
 
-        Torch nodes are identified by their `base`.
+        The operation of a torch node is the name that `base` returns.
         """
         maker = self.makers.get(name or "")
         if maker is None or (maker.op if maker.native else base(maker)) not in ops or maker.attrs.get("act") != act:
@@ -170,7 +174,7 @@ def free_name(name: str, taken: Mapping[str, Any]) -> str:
 
 
 def rewrite(graph: Graph, rule: Rule, sizes: Mapping[str, Sizes] | None = None) -> Graph:
-    """Return the graph after applying `rule` once to every node, in order, with already rewritten inputs."""
+    """Return the graph after applying `rule` once to every node, in the graph's order."""
     editor = Editor.of(graph, sizes)
     renamed: dict[str, str] = {}
     done: list[Node] = []
@@ -194,14 +198,14 @@ def rewrite(graph: Graph, rule: Rule, sizes: Mapping[str, Sizes] | None = None) 
 
 
 def rename_last_output(nodes: list[Node], x: str, output: str) -> list[Node] | str:
-    """Return the nodes with the last one's output renamed to `output`; `x` itself if there are none."""
+    """Return the nodes with the output of the last node renamed to `output`; return `x` if `nodes` is empty."""
     if not nodes:
         return x
     return [*nodes[:-1], replace(nodes[-1], output=output)]
 
 
 def rename(one: Node, renamed: Mapping[str, str]) -> Node:
-    """Return the node with renamed inputs."""
+    """Return the node with inputs renamed by the mapping `renamed` from old to new names."""
     if not any(name in renamed for name in one.inputs):
         return one
     if one.native:
@@ -210,7 +214,7 @@ def rename(one: Node, renamed: Mapping[str, str]) -> Node:
 
 
 def with_arguments(one: Node, changed: Mapping[str, Json]) -> Node:
-    """Return a torch node with the values in its arguments renamed."""
+    """Return a torch node whose arguments are replaced by `changed`, a mapping from value names to new arguments."""
     inputs: dict[str, None] = {}
     weights: dict[str, str] = {}
 
@@ -227,7 +231,7 @@ def with_arguments(one: Node, changed: Mapping[str, Json]) -> Node:
 
 
 def without_unused(graph: Graph) -> Graph:
-    """Return the graph without nodes whose output is never read."""
+    """Return the graph without nodes that contribute to no output of the graph."""
     wanted = set(graph.results)
     kept = []
     for one in reversed(graph.nodes):
@@ -241,7 +245,7 @@ def without_unused(graph: Graph) -> Graph:
 
 
 def arguments(one: Node) -> Found:
-    """Return the arguments of a torch node by name, including defaults; {} for arithmetic on sizes."""
+    """Return the arguments of a torch node by name, including defaults; {} for a node that computes with sizes."""
     if one.op.startswith("operator."):
         return {}
     schema = aten.find(one.op, trusted=True)._schema
@@ -262,7 +266,7 @@ def tensor_of(arg: Json) -> str | None:
 
 
 def number_of(arg: Json, tensors: Mapping[str, Tensor]) -> float | None:
-    """Return an argument as a number, or the only element of the weight that it refers to; None otherwise."""
+    """Return an argument that is a number or a weight with one element as a float; None for any other argument."""
     if isinstance(arg, (int, float)) and not isinstance(arg, bool):
         return float(arg)
     name = tensor_of(arg)
@@ -274,8 +278,8 @@ def number_of(arg: Json, tensors: Mapping[str, Tensor]) -> float | None:
 def base(one: Node) -> str:
     """Return the name of an ATen operation without its overload, or "getitem".
 
-    The name is "" for a native node, for arithmetic on sizes, and for an overload that rules do not read, see
-    `OVERLOADS`.
+    The name is "" for a native node, for arithmetic on sizes, and for an overload that rules do not accept (see
+    `OVERLOADS`).
     """
     kind, _, rest = one.op.partition(".")
     name, _, overload = rest.partition(".")

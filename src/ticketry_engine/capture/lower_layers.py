@@ -1,5 +1,7 @@
-"""Lowers torch layers to native nodes: convolutions (also transposed), linear layers, norms, attention, pools, resizes,
-activations, sums, and operations without effect in evaluation mode."""
+"""Lowers torch layers to native nodes, and removes operations without effect in evaluation mode.
+
+The layers are convolutions (also transposed), linear layers, norms, attention, pools, resizes, activations and sums.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,7 @@ from ticketry_engine.support.seeds import generator
 
 
 def weights_of(editor: Editor, found: Mapping[str, Json]) -> dict[str, str]:
-    """Return the names of weight and bias by role; raise `NoMatchError` unless both are weights of the model."""
+    """Return {"weight": name, "bias": name} without absent entries; raise `NoMatchError` if one is no model weight."""
     given = {role: tensor_of(found.get(role)) for role in ("weight", "bias") if found.get(role) is not None}
     named = {role: name for role, name in given.items() if name is not None}
     require_match(named.keys() == given.keys() and "weight" in named)
@@ -64,7 +66,7 @@ def _resolve_padding(padding: Json, kernel: torch.Size, dilation: list[int]) -> 
 
 
 def _lower_conv1d(editor: Editor, one: Node, found: Found) -> list[Node]:
-    """Lower a convolution over one axis to one over images of height 1."""
+    """Lower a one-dimensional convolution to a two-dimensional convolution over images of height 1."""
     (x,), weights = editor.floats(one, found["input"], axes=3), weights_of(editor, found)
     weight = editor.tensors[weights["weight"]].unsqueeze(2)
     stride, dilation = pair(found["stride"])[1], pair(found["dilation"])[1]
@@ -80,10 +82,10 @@ def linear_input(found: Found) -> Json:
 
 
 def linear_weights(editor: Editor, one: Node, found: Found) -> dict[str, str]:
-    """Return the weights of an operation by role, as in a linear layer.
+    """Return the names of a matrix product's weight and bias as those of a linear layer: {"weight": ..., "bias": ...}.
 
     Raises:
-        NoMatchError: if they are not the model's weights, or have other shapes than those of a linear layer.
+        NoMatchError: if these arguments are no weights of the model, or do not have the shapes of a linear layer.
     """
     if base(one) == "linear":
         named = weights_of(editor, found)
@@ -110,7 +112,7 @@ def _lower_linear(editor: Editor, one: Node, found: Found) -> list[Node]:
 
 
 def _lower_batch_norm(editor: Editor, one: Node, found: Found) -> list[Node]:
-    """Lower a batch norm in evaluation mode: a scale and a shift of each channel."""
+    """Lower a batch norm in evaluation mode to a scale and a shift of each channel."""
     named = [tensor_of(found[role]) for role in ("weight", "bias", "running_mean", "running_var")]
     (x,) = editor.floats(one, found["input"])
     require_match(not found.get("training") and len(editor.shape(x) or ()) >= 2)
@@ -171,10 +173,10 @@ def _lower_attention(editor: Editor, one: Node, found: Found) -> list[Node]:
 def masked_attention(
     editor: Editor, inputs: tuple[str, str, str], output: str, mask: Json, scale: Json, causal: bool = False
 ) -> Node:
-    """Return an attention node with a mask that is the same for every example and masks no query entirely.
+    """Return an attention node with the mask `mask` (None: no mask).
 
     Raises:
-        NoMatchError: for any other mask.
+        NoMatchError: if the mask differs between examples, or masks all keys of a query.
     """
     bias = None if mask is None else _attention_bias(editor, mask, inputs)
     if bias is not None and not causal:
@@ -190,7 +192,7 @@ def masked_attention(
 
 
 def _attention_bias(editor: Editor, mask: Json, inputs: Sequence[str]) -> torch.Tensor:
-    """Return the attention bias of a mask: [heads or 1, T, S]."""
+    """Return the attention bias [heads or 1, queries, keys] that is equivalent to `mask`."""
     heads, queries = (editor.shape(inputs[0]) or ())[1:3]
     keys = (editor.shape(inputs[1]) or ())[2]
     name = tensor_of(mask)
@@ -211,7 +213,7 @@ def _attention_bias(editor: Editor, mask: Json, inputs: Sequence[str]) -> torch.
 
 
 def act_of(name: str, found: Mapping[str, Any]) -> Json:
-    """Return the activation that an ATen operation computes, or None."""
+    """Return the activation that the ATen operation `name` with the arguments `found` computes; None if it is none."""
     if name == "gelu":
         return "gelu_tanh" if found["approximate"] == "tanh" else "gelu"
     if name in ACTS:
@@ -242,7 +244,7 @@ def _lower_activation(editor: Editor, one: Node, found: Found) -> list[Node]:
 
 
 def _lower_pairwise(editor: Editor, one: Node, found: Found) -> list[Node]:
-    """Lower a sum or product of two values; of [N, C, H, W] and [N, C, 1, 1] the larger comes first."""
+    """Lower a sum or product of two values; the larger value becomes the first input of the node."""
     require_match(found.get("alpha", 1) == 1)
     require_match(
         all(rows_of(editor.makers, editor.tensors, value_of(found[role])) is None for role in ("self", "other"))
@@ -259,7 +261,7 @@ def _lower_pairwise(editor: Editor, one: Node, found: Found) -> list[Node]:
 
 
 def _remove_identity(editor: Editor, one: Node, found: Found) -> str:
-    """Return the argument itself if the operation changes neither its shape nor its data type."""
+    """Return the name of the operation's argument; raise `NoMatchError` if the operation changes shape or data type."""
     x = value_of(found.get("self", found.get("input")))
     if x is None or found.get("train") is True or found.get("training") is True:
         raise NoMatchError
@@ -304,11 +306,11 @@ _NOTHING_TO_DO = (
     *("dropout", "feature_dropout", "alpha_dropout", "contiguous", "clone", "detach", "alias", "to", "_to_copy"),
     *("type_as", "lift_fresh_copy", "positive", "expand_as"),
 )
-"""Operations without effect in evaluation mode if shape and data type stay."""
+"""Operations that have no effect in evaluation mode if they keep shape and data type."""
 
 
 def getitem_of(editor: Editor, one: Node, maker: Node) -> list[Node]:
-    """Lower the first result of an operation with several results."""
+    """Return nodes for entry 0 of the results of `maker`, an operation with several results; `one` takes the entry."""
     rule = _FIRST_OF.get(base(maker))
     if rule is None or one.attrs["args"][1] != 0:
         raise NoMatchError
@@ -323,11 +325,11 @@ def getitem_of(editor: Editor, one: Node, maker: Node) -> list[Node]:
 
 
 _REACH = {"upsample_bilinear2d": 1, "upsample_bicubic2d": 2}
-"""Interpolation mode -> neighbouring pixels on each side that contribute to a pixel."""
+"""Resize operation -> number of neighbouring pixels on each side that contribute to an output pixel."""
 
 
 def lower_resizes(graph: Graph) -> Graph:
-    """Return the graph with interpolations by whole scales lowered to native nodes."""
+    """Return the graph with bilinear and bicubic upsampling by integer factors lowered to native nodes."""
     return rewrite(graph, _lower_resize)
 
 
@@ -359,11 +361,11 @@ def _lower_resize(editor: Editor, one: Node) -> list[Node]:
 def _resize_weights(
     resize: Callable[[Tensor], Tensor], sizes: Sequence[int], axis: int, scale: int, reach: int, dtype: torch.dtype
 ) -> Tensor:
-    """Return the weights of neighbouring pixels along an axis, [scale, 2 reach + 1], read off the operation itself.
+    """Return the weights of neighbouring pixels along `axis`, [scale, 2 reach + 1], measured by calling `resize`.
 
     Raises:
-        NoMatchError: they are not the same all over the image (`align_corners`, a scale that was given and is another),
-            or it is so small that its edges hide them.
+        NoMatchError: if the weights depend on the position in the image (`align_corners`, or a given scale factor that
+            differs from the ratio of the sizes), or if the image is too small to measure them.
     """
     size = sizes[axis]
     require_match(size > 2 * reach)
@@ -394,14 +396,14 @@ def _repeat_borders(editor: Editor, x: str, like: str, sizes: Sequence[int], rea
 
 
 def pair(value: Json) -> list[int]:
-    """Return a setting for one or two axes, such as a stride, as a setting for two axes."""
+    """Return a setting such as a stride as two numbers; a single number applies to two axes."""
     sizes = value if isinstance(value, list) else [value]
     require_match(len(sizes) in (1, 2) and all(type(size) is int for size in sizes))
     return [sizes[0], sizes[-1]]
 
 
 def window_of(sizes: Json, axes: int, beside: int) -> list[int]:
-    """Return a pooling window or stride for height and width; for one axis, `beside` is the value of the other axis."""
+    """Return a pooling window, stride or padding as [height, width]; if `axes` is 1, the height is `beside`."""
     return pair(sizes) if axes == 2 else [beside, pair(sizes)[1]]
 
 
@@ -440,7 +442,7 @@ def lower_adaptive_pool(editor: Editor, one: Node, found: Found, *, axes: int = 
 
 
 def _apply_over_axes(axes: int, editor: Editor, one: Node, x: str, op: str, **attributes: Json) -> list[Node]:
-    """Return nodes that apply a pooling; over one axis, they pool images of height 1."""
+    """Return nodes that apply the pooling `op` to `x`; if `axes` is 1, they treat signals as images of height 1."""
     if axes == 1:
         return as_image_operation(editor, one, x, op, **attributes)
     return [node(op, (x,), one.output, **attributes)]
@@ -449,7 +451,7 @@ def _apply_over_axes(axes: int, editor: Editor, one: Node, x: str, op: str, **at
 def as_image_operation(
     editor: Editor, one: Node, x: str, op: str, weights: Mapping[str, str] | None = None, **attributes: Json
 ) -> list[Node]:
-    """Return nodes that apply an operation to [N, C, L] as one on images [N, C, 1, L]."""
+    """Return nodes that view signals `x` [N, C, L] as images [N, C, 1, L] and apply the operation `op` to them."""
     shape, made = editor.shape(x) or (), editor.shape(one.output) or ()
     picture = editor.make("reshape", (x,), one.output, shape=[*shape[:2], 1, shape[2]])
     result = editor.make(op, (picture.output,), one.output, weights, **attributes)
@@ -489,15 +491,20 @@ _FOLDED = ("affine", "act")
 
 
 def lower_transposed(graph: Graph) -> Graph:
-    """Return the graph with transposed convolutions over one or two axes lowered, including norms and activations after
-    them."""
+    """Return the graph with transposed convolutions over one or two axes lowered.
+
+    A following norm or activation is folded into the convolution.
+    """
     readers = {name: one.op for one in graph.nodes for name in one.inputs}
     return rewrite(graph, partial(_lower_transposed, readers, {}))
 
 
 @dataclass(frozen=True)
 class _Axis:
-    """One axis of a transposed convolution that is computed as a convolution of each output phase."""
+    """One axis of a transposed convolution that is computed as one convolution per output phase.
+
+    The phase of an output pixel is its position modulo the stride.
+    """
 
     size: int
     """Input size."""
@@ -509,19 +516,18 @@ class _Axis:
     """Output size."""
 
     def place(self, weight: int) -> tuple[int, int]:
-        """Return the phase of a kernel position, and the distance in pixels from the output position to its input
-        pixel."""
+        """Return, for kernel position `weight`, the output phase and the distance in pixels to the input pixel."""
         behind, phase = divmod(self.dilation * weight - self.padding, self.stride)
         return phase, -behind
 
     @property
     def places(self) -> int:
-        """Positions per phase."""
+        """Return the number of output positions per phase."""
         return -(-self.made // self.stride)
 
     @property
     def room(self) -> int:
-        """Padding of the convolution on each side."""
+        """Return the padding of the convolution on each side, in pixels."""
         return max(0, -self._first, self.places - self.size + self._last)
 
     @property
@@ -530,7 +536,7 @@ class _Axis:
 
     @property
     def _first(self) -> int:
-        """Offset of the first input pixel that the kernel multiplies; the pixels are consecutive."""
+        """Return the offset of the first input pixel that the kernel multiplies; the pixels are consecutive."""
         return self.place(self.kernel - 1)[1]
 
     @property
@@ -540,20 +546,20 @@ class _Axis:
 
 @dataclass(frozen=True)
 class _Transposed:
-    """A transposed convolution with everything that is folded into it."""
+    """A transposed convolution, with the norm and activation that are folded into the convolution."""
 
     x: str
     name: str
-    """Name of its weight."""
+    """Name of the weight."""
     weight: Tensor
-    """[I, O / groups, kh, kw]"""
+    """Shape [input channels, output channels / groups, kernel height, kernel width]."""
     bias: Tensor | None
     axes: tuple[_Axis, _Axis]
     groups: int
     act: Json = None
 
     def scaled(self, scale: Tensor, shift: Tensor) -> _Transposed:
-        """Return it with output channels scaled and shifted, rounded once from float64."""
+        """Return the convolution with scaled and shifted output channels, computed in float64 and rounded once."""
         kind, (inputs, outputs, *_) = self.weight.dtype, self.weight.shape
         by_group = scale.view(self.groups, 1, outputs, 1, 1)
         weight = self.weight.double().view(self.groups, inputs // self.groups, *self.weight.shape[1:]) * by_group
@@ -561,7 +567,7 @@ class _Transposed:
         return replace(self, weight=weight.view_as(self.weight).to(kind), bias=bias.to(kind))
 
     def phases(self) -> Tensor:
-        """Return the convolution's weight [groups * phases * (O / groups), I / groups, taps, taps]."""
+        """Return the weight [groups * phases * (O / groups), I / groups, taps, taps] of the equivalent convolution."""
         inputs, outputs, *kernel = self.weight.shape
         down, across = self.axes
         made = self.weight.new_zeros(
@@ -575,14 +581,14 @@ class _Transposed:
         return made.flatten(0, 3)
 
     def nodes(self, editor: Editor, output: str) -> list[Node]:
-        """Return the nodes that make `output`."""
+        """Return native nodes that compute the transposed convolution; the last node computes `output`."""
         down, across = self.axes
         strides, outputs = (down.stride, across.stride), self.weight.shape[1]
         batch, *sizes = editor.shape(self.x) or ()
         nodes: list[Node] = []
 
         def then(op: str, weights: Mapping[str, str] | None = None, **attrs: Json) -> list[int]:
-            """Another node, and the sizes of what it makes."""
+            """Append a node that reads the previous node's output; return its output sizes without the batch."""
             nodes.append(editor.make(op, (nodes[-1].output if nodes else self.x,), output, weights, **attrs))
             return [int(size or 0) for size in (editor.shape(nodes[-1].output) or ())[1:]]
 
@@ -610,7 +616,10 @@ class _Transposed:
 def _lower_transposed(
     readers: Mapping[str, str], known: dict[str, _Transposed], editor: Editor, one: Node
 ) -> list[Node] | str:
-    """Lower a transposed convolution together with the nodes after it that no other node reads."""
+    """Lower a transposed convolution together with a following norm and activation.
+
+    While the next node can still be folded, keep the convolution in `known`, by output name, and raise `NoMatchError`.
+    """
     found = _fold_following(known, editor, one) if one.native else _parse_transposed(editor, one)
     if found.act is None and editor.uses[one.output] == 1 and readers.get(one.output) in _FOLDED:
         known[one.output] = found
@@ -637,11 +646,11 @@ def _parse_transposed(editor: Editor, one: Node) -> _Transposed:
 def _transposed_axes(
     found: Found, weight: Tensor, shape: tuple[int | None, ...], made: tuple[int | None, ...]
 ) -> tuple[_Axis, _Axis]:
-    """Return the axes height and width; a signal has height 1."""
+    """Return the axes height and width of a transposed convolution; for a signal, the height is 1."""
     stride, dilation, padding = (pair(found[role]) for role in ("stride", "dilation", "padding"))
 
     def axis(number: int) -> _Axis:
-        """Counted from the end."""
+        """Return the axis with the negative index `number`."""
         size, places = int(shape[number] or 0), int(made[number] or 0)
         return _Axis(size, weight.shape[number], stride[number], dilation[number], padding[number], places)
 
@@ -649,7 +658,7 @@ def _transposed_axes(
 
 
 def _fold_following(known: Mapping[str, _Transposed], editor: Editor, one: Node) -> _Transposed:
-    """Return the transposed convolution with the following norm or activation folded in."""
+    """Return the transposed convolution of `known` before the norm or activation `one`, with that node folded in."""
     found = known.get(one.inputs[0]) if one.op in _FOLDED else None
     if found is None:
         raise NoMatchError

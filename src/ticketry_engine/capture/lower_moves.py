@@ -1,7 +1,7 @@
-"""Lowers rolls, pads, repetitions and strided slices to slices, concatenations, reshapes and pads.
+"""Lowers operations that move elements, and sums and products with constants, to native nodes.
 
-The engine moves elements by one table, however the move is written. Passes that depend on torch's meaning of such an
-operation have to run before: pads of convolutions, and heads of keys that are repeated.
+Rolls, pads, repetitions and strided slices become slices, concatenations, reshapes and pads. Passes that look for the
+torch operations must run before `lower_moves`: they fold pads into convolutions, and remove repeated attention heads.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ from ticketry_engine.capture.same_rows import rows_of
 from ticketry_engine.ir import Graph, Json, Node, aten, node
 
 _MOST_COPIES = 64
-"""Maximum number of repetitions of a value."""
+"""Maximum number of copies of a value that a lowered expand or resize may make."""
 
 
 def lower_moves(graph: Graph) -> Graph:
-    """Return the graph with torch operations that only move elements lowered, if they leave the batch in place."""
+    """Return the graph with torch operations lowered that only move elements and keep the batch at axis 0."""
     return rewrite(graph, _lower_move)
 
 
@@ -53,7 +53,7 @@ def _lower_move(editor: Editor, one: Node) -> list[Node] | str:
 
 
 def _moved_value(editor: Editor, one: Node, found: Found) -> tuple[str, tuple[int, ...]]:
-    """Return the moved value and its sizes without the batch; raise `NoMatchError` if the batch moves."""
+    """Return the value that `one` moves, and its sizes without the batch; raise `NoMatchError` if the batch moves."""
     (x,) = editor.floats(one, found.get("self", found.get("input")))
     shape, made = editor.shape(x) or (), editor.shape(one.output) or ()
     require_match(len(shape) >= 2 and made and shape[0] == made[0])
@@ -103,7 +103,7 @@ def _lower_pad(editor: Editor, one: Node, found: Found) -> list[Node] | str:
 
 
 def _lower_strided_slice(editor: Editor, one: Node, found: Found) -> list[Node] | str:
-    """Lower x[:, start:stop:step]."""
+    """Lower a slice with a step, such as x[:, start:stop:step]."""
     x, sizes = _moved_value(editor, one, found)
     axis, start, step = int(found["dim"]) % (len(sizes) + 1), found["start"] or 0, found["step"]
     require_match(axis and type(start) is int and type(step) is int and step > 1)
@@ -125,7 +125,7 @@ def _lower_strided_slice(editor: Editor, one: Node, found: Found) -> list[Node] 
 
 
 def _lower_expand(editor: Editor, one: Node, found: Found) -> list[Node] | str:
-    """Lower an expand: axes of size one grow, and new axes are inserted after the batch."""
+    """Lower an expand of axes of size 1 to concatenations of copies."""
     x, sizes = _moved_value(editor, one, found)
     made = tuple(int(size or 0) for size in (editor.shape(one.output) or ())[1:])
     require_match(len(made) == len(sizes))
@@ -142,7 +142,7 @@ def _lower_expand(editor: Editor, one: Node, found: Found) -> list[Node] | str:
 
 
 def _lower_nearest_resize(editor: Editor, one: Node, found: Found) -> list[Node] | str:
-    """Lower nearest-neighbour upsampling by whole scales to repeated pixels."""
+    """Lower nearest-neighbour upsampling by integer factors to concatenations that repeat pixels."""
     x, sizes = _moved_value(editor, one, found)
     made = tuple(int(size or 0) for size in (editor.shape(one.output) or ())[1:])
     require_match(len(sizes) == 3 and all(size and not wanted % size for size, wanted in zip(sizes, made, strict=True)))
@@ -164,8 +164,10 @@ def _lower_nearest_resize(editor: Editor, one: Node, found: Found) -> list[Node]
 
 
 def _repeats_pixels(editor: Editor, one: Node, sizes: tuple[int, ...], made: tuple[int, ...]) -> bool:
-    """Return whether torch repeats every pixel equally, tested by upsampling an image of row and column numbers. A
-    given scale factor or a rounded quotient may select other pixels."""
+    """Return whether torch repeats every pixel equally often, tested by upsampling images of row and column numbers.
+
+    A given scale factor or a rounded quotient may select other pixels.
+    """
     interpolate = aten.prepare(one, editor.tensors, "cpu")
     for axis, (size, wanted) in enumerate(zip(sizes, made, strict=True)):
         numbers = torch.arange(size, dtype=getattr(torch, editor.values[one.output].dtype))
@@ -182,7 +184,7 @@ _MOST_BRANCHES = 8
 
 
 def _select_entry(editor: Editor, x: str, axis: int, number: int) -> tuple[list[Node], str]:
-    """Return nodes that select one entry along an axis and drop the axis, and the value that they make."""
+    """Return nodes that select entry `number` along `axis` and drop the axis, and the name of the selected value."""
     shape = editor.shape(x) or ()
     part = editor.make("slice", (x,), x, axis=axis, start=number, stop=number + 1)
     whole = editor.make("reshape", (part.output,), x, shape=[*shape[:axis], *shape[axis + 1 :]])
@@ -199,7 +201,7 @@ def _lower_stack(editor: Editor, one: Node, found: Found) -> list[Node]:
 
 
 def _lower_branch_sum(editor: Editor, one: Node, found: Found) -> list[Node]:
-    """Lower a sum over an axis of a few branches."""
+    """Lower a sum over an axis with at most 8 entries to additions of the entries."""
     x, sizes = _moved_value(editor, one, found)
     require_match(len(found["dim"] or ()) == 1 and found.get("dtype") is None and len(sizes) == 4)
     axis = int(found["dim"][0]) % (len(sizes) + 1)
@@ -213,7 +215,7 @@ def _lower_branch_sum(editor: Editor, one: Node, found: Found) -> list[Node]:
 
 
 def _lower_branch_gate(editor: Editor, one: Node, found: Found) -> list[Node]:
-    """Lower [N, K, C, H, W] times [N, K, C, 1, 1], branch by branch."""
+    """Lower a product of [N, K, C, H, W] and [N, K, C, 1, 1] to one product for each of the K branches."""
     x, other = editor.floats(one, found["self"], found["other"], axes=5)
     if editor.shape(x) != editor.shape(one.output):
         x, other = other, x
@@ -232,7 +234,7 @@ def _lower_branch_gate(editor: Editor, one: Node, found: Found) -> list[Node]:
 
 
 def _lower_softmax_over_axis(editor: Editor, one: Node) -> list[Node]:
-    """Lower a softmax over an axis that is not the last one by moving that axis to the end."""
+    """Lower a softmax over an axis other than the last: move the axis to the end, and back after the softmax."""
     x, axis = one.inputs[0], int(one.attrs["axis"])
     shape = editor.shape(x) or ()
     require_match(len(shape) >= 5 and axis < len(shape) - 1)
@@ -260,7 +262,7 @@ _RULES: Mapping[str, Callable[[Editor, Node, Found], list[Node] | str]] = {
 
 
 def _input_with_same_batch(editor: Editor, one: Node, found: Found) -> str:
-    """Return the first argument; raise `NoMatchError` unless its first size is that of the output."""
+    """Return the first argument; raise `NoMatchError` unless argument and output have the same size of axis 0."""
     (x,) = editor.floats(one, found.get("self"))
     before, after = editor.shape(x), editor.shape(one.output)
     require_match(before and after and before[0] == after[0])
@@ -268,7 +270,7 @@ def _input_with_same_batch(editor: Editor, one: Node, found: Found) -> str:
 
 
 def _input_of_same_size(editor: Editor, one: Node, found: Found) -> str | None:
-    """Return the first argument if the output is known to have the same sizes, else None."""
+    """Return the first argument if argument and output are known to have the same sizes, else None."""
     x = value_of(found.get("self"))
     return x if x is not None and editor.same_size(x, one.output) else None
 
@@ -307,7 +309,7 @@ _TWO_AXES = ("dim0", "dim1", "axis0", "axis1")
 
 
 def order(name: str, found: Found, rank: int) -> list[int]:
-    """Return the order of axes that a transposing operation produces."""
+    """Return, for each output axis of the transposing operation `name`, the index of the input axis."""
     axes = list(range(rank))
     if name == "permute":
         return [int(axis) % rank for axis in found["dims"]]
@@ -372,7 +374,7 @@ def _lower_select_int(editor: Editor, one: Node, found: Found) -> list[Node]:
 
 
 def _lower_getitem(editor: Editor, one: Node, _: Found) -> list[Node] | str:
-    """Lower an entry of a chunk, split or unbind."""
+    """Lower a node that takes one entry of the list that a chunk, split or unbind returns."""
     maker = editor.makers.get(one.inputs[0]) if one.inputs else None
     index = one.attrs["args"][1]
     if maker is None or not isinstance(index, int):
@@ -407,8 +409,7 @@ _PARTS: Mapping[str, Callable[[dict[str, Json], int], list[int]]] = {
     "split_with_sizes": lambda found, size: list(found["split_sizes"]),
     "unbind": lambda found, size: [1] * size,
 }
-"""Operation that returns a list -> function of its arguments and the axis size that returns the sizes of the entries.
-"""
+"""Operation that returns a list -> function from (arguments, axis size) to the sizes of the list's entries."""
 
 
 def _lower_cat(editor: Editor, one: Node, found: Found) -> list[Node]:
@@ -456,7 +457,7 @@ def tidy_shapes(graph: Graph) -> Graph:
 
 
 def _recognise_shuffle(editor: Editor, one: Node) -> list[Node]:
-    """Replace [N, C, H, W] -> [N, g, C / g, H, W] -> [N, C / g, g, H, W] -> [N, C, H, W] by a channel shuffle."""
+    """Replace a reshape to [N, g, C / g, H, W], a swap of axes 1 and 2, and a reshape back by a channel shuffle."""
     made = editor.shape(one.output) or ()
     require_match(one.op == "reshape" and len(made) == 4)
     turned = editor.made_by(one.inputs[0], "transpose")
@@ -494,15 +495,17 @@ _NAMES = ("add", "sub", "mul", "div", "neg", "rsub", "addcmul")
 
 
 def lower_constants(graph: Graph) -> Graph:
-    """Return the graph with sums and products with constants lowered. Longer formulas must be recognised before."""
+    """Return the graph with sums and products with constants lowered; recognise longer formulas before this pass."""
     return rewrite(graph, _lower_constant)
 
 
 def constant_of(editor: Editor, arg: Json, like: str) -> Tensor:
-    """Return an argument as a constant with the axes of `like` without the batch, each of full size or 1.
+    """Return an argument as a constant that can be added to one example of the value `like`.
+
+    The constant has the axes of `like` without the batch; each axis has the size of that in `like`, or 1.
 
     Raises:
-        NoMatchError: it differs between examples, is of another type, or makes the value larger.
+        NoMatchError: if the argument differs between examples, or has another data type or larger sizes than `like`.
     """
     shape = editor.shape(like)
     if not shape or len(shape) < 2:
@@ -559,7 +562,7 @@ def _lower_constant(editor: Editor, one: Node) -> list[Node]:
 
 
 def _shifted_product(editor: Editor, one: Node, found: Found) -> list[Node]:
-    """Lower ``self + value * tensor1 * tensor2`` with one constant factor."""
+    """Lower ``self + value * tensor1 * tensor2`` if one of the two tensors is a constant."""
     factors = [found["tensor1"], found["tensor2"]]
     if is_constant(editor, factors[1]):
         factors.reverse()
@@ -584,10 +587,10 @@ def _node_with_constant(editor: Editor, op: str, x: str, constant: Tensor, outpu
 
 
 def with_plain_zeros(graph: Graph, captured: Graph) -> Graph:
-    """Return the graph with -0.0 replaced by 0.0 in weights that passes computed and only native nodes read.
+    """Return the graph with -0.0 replaced by 0.0 in weights that passes computed and that only native nodes read.
 
-    A negative factor makes -0.0 of a weight that a mask removes, and a file has a bit more for each weight of a tensor
-    with such a zero. Sums do not see it; what torch computes, as a quotient, may.
+    A pass that multiplies a pruned weight by a negative factor produces -0.0, and a tensor that contains -0.0 takes one
+    bit more per weight in a file. Native nodes ignore the sign of a zero; torch operations such as a quotient may not.
     """
     in_torch = {name for one in graph.nodes if not one.native for name in one.weights.values()}
     made = {

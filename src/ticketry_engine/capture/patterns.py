@@ -1,5 +1,8 @@
-"""Recognises formulas of several nodes, such as activations and attention, and fuses pads, norms, residuals and
-activations into neighbouring layers."""
+"""Replaces formulas of several nodes by single nodes, and fuses nodes into neighbouring layers.
+
+The formulas are those of activations, norms, rotary embeddings and attention. Pads, norms, residual sums and
+activations are fused.
+"""
 
 from __future__ import annotations
 
@@ -33,19 +36,19 @@ from ticketry_engine.ir import FLOATS, Graph, Json, Node, node
 
 
 def recognise_acts(graph: Graph) -> Graph:
-    """Return the graph with formulas of activations replaced by `act` nodes."""
+    """Return the graph with formulas of several nodes that compute an activation replaced by `act` nodes."""
     for rule in (_recognise_hardsigmoid, _recognise_gated, _recognise_gelu):
         graph = rewrite(graph, rule)
     return graph
 
 
 def _match_scaled(editor: Editor, name: str, kind: str) -> tuple[str, float]:
-    """Return (value, number) if a value is `value + number` ("add") or `value * number` ("mul")."""
+    """Return (x, number) if the value `name` is x + number (`kind` "add") or x * number (`kind` "mul")."""
     return _match_scale(editor, editor.made_by(name, kind, *(["div"] if kind == "mul" else [])), kind)
 
 
 def _match_scale(editor: Editor, one: Node, kind: str) -> tuple[str, float]:
-    """Return (value, number) of a node that adds or multiplies a number; a division counts as multiplication."""
+    """Return (x, number) if the node computes x + number (`kind` "add") or x * number or x / (1 / number) ("mul")."""
     require_match(not one.native and base(one) in (kind, "div" if kind == "mul" else kind))
     found = arguments(one)
     x, number = value_of(found["self"]), number_of(found["other"], editor.tensors)
@@ -57,28 +60,28 @@ def _match_scale(editor: Editor, one: Node, kind: str) -> tuple[str, float]:
 
 
 def _match_scaled_by(editor: Editor, name: str, kind: str, number: float) -> str:
-    """Return the value that was scaled by exactly this number."""
+    """Return x if the value `name` is x + number (`kind` "add") or x * number (`kind` "mul")."""
     x, found = _match_scaled(editor, name, kind)
     require_match(isclose(found, number, rel_tol=1e-6))
     return x
 
 
 def _match_division_by_six(editor: Editor, one: Node) -> str:
-    """Return the value that a torch node divides by six."""
+    """Return x if the torch node computes x / 6."""
     x, number = _match_scale(editor, one, "mul")
     require_match(isclose(number, 1 / 6, rel_tol=1e-6) and editor.floating(x, one.output))
     return x
 
 
 def _match_relu6_of_shifted(editor: Editor, name: str) -> str:
-    """Return x if a value is relu6(x + 3)."""
+    """Return x if the value `name` is relu6(x + 3)."""
     x, number = _match_scaled(editor, editor.made_by(name, "act", act="relu6").inputs[0], "add")
     require_match(number == 3)
     return x
 
 
 def _recognise_hardsigmoid(editor: Editor, one: Node) -> list[Node]:
-    """Replace relu6(x + 3) / 6."""
+    """Replace relu6(x + 3) / 6 by a hardsigmoid."""
     return [
         node(
             "act",
@@ -90,7 +93,7 @@ def _recognise_hardsigmoid(editor: Editor, one: Node) -> list[Node]:
 
 
 def _recognise_gated(editor: Editor, one: Node) -> list[Node]:
-    """Replace x * sigmoid(x), x * hardsigmoid(x) and (x * relu6(x + 3)) / 6."""
+    """Replace x * sigmoid(x) by SiLU, and x * hardsigmoid(x) or (x * relu6(x + 3)) / 6 by hardswish."""
     if one.op == "mul":
         require_match(one.attrs["act"] is None)
         for x, gate in (one.inputs, one.inputs[::-1]):
@@ -109,7 +112,7 @@ def _recognise_gated(editor: Editor, one: Node) -> list[Node]:
 
 
 def _recognise_gelu(editor: Editor, one: Node) -> list[Node]:
-    """Replace x / 2 * (1 + erf(x / sqrt 2)), or with tanh((x + 0.044715 x^3) sqrt(2 / pi))."""
+    """Replace x / 2 * (1 + curve) by GELU, where curve is erf(x / sqrt 2) or tanh((x + 0.044715 x^3) sqrt(2 / pi))."""
     require_match(one.op == "mul" and one.attrs["act"] is None)
     for half, sum_ in (one.inputs, one.inputs[::-1]):
         with contextlib.suppress(NoMatchError):
@@ -126,7 +129,7 @@ def _recognise_gelu(editor: Editor, one: Node) -> list[Node]:
 
 
 def _is_gelu_cubic(editor: Editor, name: str, x: str) -> bool:
-    """Return whether a value is sqrt(2 / pi) (x + 0.044715 x^3); raise `NoMatchError` for any other formula."""
+    """Return whether the value `name` is sqrt(2 / pi) (x + 0.044715 x^3); it may raise `NoMatchError` if not."""
     total = editor.made_by(_match_scaled_by(editor, name, "mul", sqrt(2 / pi)), "add")
     require_match(total.native and x in total.inputs)
     cubic = _match_scaled_by(editor, total.inputs[1 - total.inputs.index(x)], "mul", 0.044715)
@@ -140,7 +143,7 @@ _PRODUCTS = ("matmul", "bmm")
 
 
 def recognise_attention(graph: Graph) -> Graph:
-    """Return the graph with formulas of attention without a mask replaced by `attention` nodes."""
+    """Return the graph with formulas of attention replaced by `attention` nodes, if the attention has no mask."""
     return rewrite(graph, _recognise_plain_attention)
 
 
@@ -154,7 +157,7 @@ def _product_inputs(one: Node) -> list[str]:
 
 
 def _without_scale(editor: Editor, name: str) -> tuple[str, float]:
-    """Return (value, factor) if `name` is a multiple of a value; (name, 1) otherwise."""
+    """Return (x, factor) if the value `name` is x * factor, else (name, 1)."""
     try:
         return _match_scaled(editor, name, "mul")
     except NoMatchError:
@@ -184,7 +187,11 @@ _WITH_ACT = ("conv2d", "linear", "add", "mul", "affine")
 
 
 def _fusable_layer(editor: Editor, name: str | None) -> Node:
-    """Return the layer that computes a value if no other node reads it and it has no residual or activation yet."""
+    """Return the layer that computes the value `name`; the layer has no residual or activation yet.
+
+    Raises:
+        NoMatchError: if there is no such layer, or several nodes read the value.
+    """
     layer = None if name is None else editor.computed_for_one_reader(name)
     if layer is None or layer.op not in ("conv2d", "linear"):
         raise NoMatchError
@@ -196,8 +203,10 @@ def _fusable_layer(editor: Editor, name: str | None) -> Node:
 
 
 def fuse(graph: Graph) -> Graph:
-    """Return the graph with residual sums and activations fused into layers, if nothing else reads the intermediate
-    values."""
+    """Return the graph with residual sums and activations fused into the preceding layers.
+
+    A layer stays as it is if several nodes read its output.
+    """
     return rewrite(rewrite(graph, _fuse_residual), _fuse_activation)
 
 
@@ -226,8 +235,10 @@ def _fuse_activation(editor: Editor, one: Node) -> list[Node]:
 
 
 def fold_norms(graph: Graph) -> Graph:
-    """Return the graph with `affine` nodes folded into the preceding layers, if no other node reads those layers'
-    outputs."""
+    """Return the graph with `affine` nodes, which scale and shift channels, folded into the preceding layers.
+
+    A layer stays as it is if several nodes read its output.
+    """
     return rewrite(graph, _fold_norm)
 
 
@@ -253,7 +264,7 @@ def _fold_norm(editor: Editor, one: Node) -> list[Node]:
 
 
 def _fold_scale(editor: Editor, one: Node) -> list[Node]:
-    """Fold a factor, or one per feature, into the linear layer before it (layer scale, or the scale of queries)."""
+    """Fold a multiplication by one factor, or by one factor per feature, into the preceding linear layer."""
     found = arguments(one)
     x, factor = (found["self"], found["other"]) if value_of(found["self"]) else (found["other"], found["self"])
     layer, weight, single = _fusable_layer(editor, value_of(x)), tensor_of(factor), number_of(factor, editor.tensors)
@@ -269,7 +280,10 @@ def _fold_scale(editor: Editor, one: Node) -> list[Node]:
 
 
 def _rescale_layer(editor: Editor, layer: Node, output: str, scale: Tensor, shift: Tensor, act: Json) -> Node:
-    """Return a layer with its output scaled and shifted, rounded once from float64; zero weights stay zero."""
+    """Return the layer with weights that scale and shift its output channels; weights that are zero stay zero.
+
+    The new weights are computed in float64 and rounded once.
+    """
     name = layer.weights["weight"]
     weight = editor.tensors[name]
     folded = (weight.double() * scale.view(-1, *[1] * (weight.dim() - 1))).to(weight.dtype)
@@ -349,7 +363,10 @@ def _recognise_rms_norm(editor: Editor, one: Node) -> list[Node]:
 
 
 def _match_inverse_root(editor: Editor, name: str | None, root: str) -> tuple[str, float]:
-    """Return (x, eps) of a root of mean(x^2) + eps over the last axis."""
+    """Return (x, eps) if the value `name` is root(mean(x^2) + eps), where `root` is "sqrt" or "rsqrt".
+
+    The mean is over the last axis.
+    """
     total = _torch_arguments(editor.made_by(value_of(_torch_arguments(_match_root(editor, name, root))["self"]), "add"))
     eps = number_of(total["other"], editor.tensors)
     mean = _torch_arguments(editor.made_by(value_of(total["self"]), "mean"))
@@ -370,20 +387,20 @@ def _match_inverse_root(editor: Editor, name: str | None, root: str) -> tuple[st
 
 
 def _torch_arguments(one: Node) -> Found:
-    """Return the arguments of a torch node; raise `NoMatchError` for a native one."""
+    """Return the arguments of a torch node; raise `NoMatchError` if the node is native."""
     require_match(not one.native)
     return arguments(one)
 
 
 def _match_root(editor: Editor, name: str | None, root: str) -> Node:
-    """Return the node that computes 1 / sqrt ("rsqrt") or sqrt, also as a power."""
+    """Return the node that computes the value `name` as `root` ("sqrt" or "rsqrt") or as the equivalent power."""
     found = editor.made_by(name, root, "pow")
     require_match(base(found) == root or _torch_arguments(found)["exponent"] == (-0.5 if root == "rsqrt" else 0.5))
     return found
 
 
 def _fuse_norm_weight(editor: Editor, one: Node) -> list[Node]:
-    """Fuse the multiplication by a norm's weight into the norm."""
+    """Fuse the node `one`, which multiplies an RMS norm's output by a weight, into the norm."""
     found = arguments(one)
     x, other = found["self"], found["other"]
     if value_of(x) is None:
@@ -415,7 +432,7 @@ def _recognise_rotary(editor: Editor, one: Node) -> list[Node]:
 
 
 def _match_constant_product(editor: Editor, name: str) -> tuple[str, Tensor]:
-    """Return (value, constant) that a torch node multiplies."""
+    """Return (x, constant) if a torch node computes the value `name` as x * constant."""
     found = _torch_arguments(editor.made_by(name, "mul"))
     x, other = found["self"], found["other"]
     if is_constant(editor, x):
@@ -427,7 +444,7 @@ def _match_constant_product(editor: Editor, name: str) -> tuple[str, Tensor]:
 
 
 def _match_swapped_halves(editor: Editor, name: str, x: str) -> tuple[int, Tensor]:
-    """Return half the size of the last axis, and the signs [size] of ``cat(-x[..., half:], x[..., :half])``."""
+    """Match the value `name` as ``cat(-x[..., half:], x[..., :half])``; return `half` and the sign of each entry."""
     joined = editor.made_by(name, "concat")
     shape = editor.shape(x) or ()
     require_match(joined.native and len(joined.inputs) == 2 and joined.attrs["axis"] == len(shape) - 1)
@@ -455,7 +472,7 @@ def _rotary_node(editor: Editor, x: str, cos: Tensor, sin: Tensor, half: int, ou
 
 
 def _recognise_partial_rotary(editor: Editor, one: Node) -> list[Node]:
-    """Replace cat(rotary(x[..., :n]), x[..., n:])."""
+    """Replace cat(rotary(x[..., :n]), x[..., n:]) by one rotary node for the whole of x."""
     require_match(one.op == "concat" and len(one.inputs) == 2)
     turned, rest = (editor.made_by(name, op) for name, op in zip(one.inputs, ("rotary", "slice"), strict=True))
     cut = editor.made_by(turned.inputs[0], "slice")
@@ -482,7 +499,7 @@ def _recognise_shared_heads(editor: Editor, one: Node) -> list[Node]:
 
 
 def _match_repeated_heads(editor: Editor, name: str) -> str:
-    """Return the value [N, g, T, d] whose heads are repeated to the number of query heads."""
+    """Return the value [N, g, T, d] whose heads are repeated to give the value `name`."""
     joined = editor.made_by(name, "reshape", "repeat_interleave")
     if not joined.native and base(joined) == "repeat_interleave":
         found = arguments(joined)
@@ -506,9 +523,9 @@ _TOKEN_PRODUCTS = ("matmul", "bmm")
 
 
 def recognise_normalize(graph: Graph, sizes: Mapping[str, Sizes]) -> Graph:
-    """Return the graph with L2 normalisation over the last axis (`torch.nn.functional.normalize`) as an RMS norm.
+    """Return the graph with L2 normalisation over the last axis (`torch.nn.functional.normalize`) by an RMS norm.
 
-    Vectors shorter than 1e-12, torch's minimum, become up to a factor of sqrt(2) shorter than in torch.
+    The results differ only for vectors of about torch's minimum length, 1e-12, by a factor of at most sqrt(2).
     """
     return rewrite(graph, _recognise_normalize, sizes)
 
@@ -540,8 +557,11 @@ def _recognise_normalize(editor: Editor, one: Node) -> list[Node]:
 
 
 def recognise_written_attention(graph: Graph) -> Graph:
-    """Return the graph with softmax(f(q k^T)) v replaced by attention nodes, where f multiplies and adds constants that
-    are the same for every example. Sums and products with constants must be native before."""
+    """Return the graph with softmax(f(q k^T)) v replaced by attention nodes.
+
+    Here f multiplies by constants and adds constants that are the same for every example. Apply `lower_constants`
+    before this pass.
+    """
     return rewrite(graph, _recognise_masked_attention)
 
 
@@ -576,13 +596,13 @@ def _recognise_masked_attention(editor: Editor, one: Node) -> list[Node]:
 def attention(
     editor: Editor, inputs: tuple[str, str, str], output: str, bias: Tensor | None, scale: float | None
 ) -> Node:
-    """Return an attention node, or a window attention node for five axes.
+    """Return an attention node; return a window attention node if the inputs (q, k, v) have five axes.
 
     Args:
-        bias: added to the scores; each of its axes has full size or 1.
+        bias: what is added to the attention scores; each of its axes has the size of that axis of the scores, or 1.
 
     Raises:
-        NoMatchError: if the bias masks all keys of a query, or differs between heads in a way that no kernel supports.
+        NoMatchError: if the bias masks all keys of a query, or contains NaN or +inf.
     """
     *several, queries, _ = editor.shape(inputs[0]) or ()
     keys = (editor.shape(inputs[1]) or ())[-2]
@@ -608,7 +628,7 @@ def _matmul_inputs(editor: Editor, one: Node) -> tuple[str, str]:
 
 
 def _match_scores(editor: Editor, name: str) -> tuple[Node, Tensor, Tensor | None]:
-    """Return the product that attention scores are computed from, its factor, and the constant added to it."""
+    """Match attention scores as product * factor + constant, and return (node of the product, factor, constant)."""
     factor, bias = torch.ones(()), None
     while True:
         with contextlib.suppress(NoMatchError):
@@ -623,7 +643,7 @@ def _match_scores(editor: Editor, name: str) -> tuple[Node, Tensor, Tensor | Non
 
 
 def _broadcast_constant(editor: Editor, one: Node, role: str) -> Tensor:
-    """Return a constant with all axes of the node's value except the batch."""
+    """Return the weight `role` of a node, in a shape that broadcasts to one example of the node's output."""
     found = editor.tensors[one.weights[role]]
     if one.op != "affine":
         return found

@@ -1,4 +1,4 @@
-"""Captures a model as a graph: tracing, conversion to nodes, and passes."""
+"""Captures a model as a graph: traces the model, converts the trace to nodes, and applies passes to the graph."""
 
 from __future__ import annotations
 
@@ -74,21 +74,21 @@ def capture(
     dynamic_batch: bool = True,
     upsampling: bool = True,
 ) -> Graph:
-    """Return the graph of a model in evaluation mode, with masked weights. The model is not changed.
+    """Return the graph of a model in evaluation mode, with masked weights; do not change the model.
 
     Args:
-        mask: pruned weights are exactly 0 in the graph; None: no mask.
+        mask: mask of the weights to keep, by parameter name; pruned weights are exactly 0 in the graph. None: no mask.
         example_inputs: a tensor, a tuple of arguments, or a dict of arguments by name; only shapes and dtypes matter.
-        dynamic_batch: whether inputs that share the first tensor's leading size may have any number of examples. A
-            model that requires its own number is captured with it, and `Graph.notes` say why. A model that behaves
-            differently for one example is captured for one if the example inputs have one, else for two and more.
-        upsampling: whether transposed convolutions and interpolations become convolutions with zeros among their
-            taps, for kernels that skip zeros.
+        dynamic_batch: whether the graph takes any number of examples, the size of axis 0 of the first input tensor.
+            If the model works for a certain number only, the graph takes that number, and `Graph.notes` say why. If
+            the model behaves differently for one example, the graph takes one example if the example inputs contain
+            one, else two or more.
+        upsampling: whether transposed convolutions and interpolations become convolutions whose kernels contain
+            zeros, which sparse kernels skip.
 
     Raises:
-        CaptureError: if torch.export cannot trace the model, if it writes to its parameters, buffers or inputs, or if
-        its
-            outputs depend on earlier calls.
+        CaptureError: if torch.export cannot trace the model, if the model writes to its parameters, buffers or inputs,
+            or if its outputs depend on earlier calls.
         MaskError: if the mask does not fit the model.
     """
     given = Arguments.of(example_inputs)
@@ -126,7 +126,7 @@ def _capture_by_recording(model: nn.Module, given: Arguments, dynamic_batch: boo
 
 
 def _explain_fixed_size(reason: FixedSizeError, given: Arguments) -> str:
-    """Return why a model is captured for the size of its example inputs only."""
+    """Return text for the user: why the graph takes only the number of examples of the example inputs."""
     if given.examples is None:
         return str(reason)
     return f"{reason}; it takes {given.examples} alone there. The batch has to be on axis 0 to be of any size"
@@ -144,7 +144,7 @@ def _capture_by_export(model: nn.Module, given: Arguments, dynamic_batch: bool) 
 
 
 def _require_two_examples(graph: Graph) -> Graph:
-    """Return the graph with calls of fewer than two examples refused."""
+    """Return the graph with a signature that refuses calls with fewer than two examples."""
     return replace(graph, signature={**graph.signature, "fewest": FEWEST})
 
 
@@ -179,11 +179,11 @@ def simplify(graph: Graph, sizes: Mapping[str, Sizes], *, upsampling: bool = Tru
 
 
 _RULES: Mapping[str, Lowering] = {**LAYER_RULES, **MOVE_RULES}
-"""Name of an ATen operation, or "getitem" -> rule that lowers it."""
+"""Name of an ATen operation, or "getitem" -> the rule that lowers this operation."""
 
 
 def lower(graph: Graph, sizes: Mapping[str, Sizes]) -> Graph:
-    """Return the graph with torch nodes lowered one by one."""
+    """Return the graph with torch nodes replaced by native nodes, where a rule exists for the node."""
     return rewrite(graph, _lower_node, sizes)
 
 
@@ -197,7 +197,7 @@ def _lower_node(editor: Editor, one: Node) -> list[Node] | str | None:
 # -- what depends on weights alone is computed once --------------------------------------------------------------------
 
 _LARGEST = 1 << 20
-"""Maximum elements of a computed constant beyond those of the weights it is computed from."""
+"""Number of elements by which a computed constant may exceed the weights that it is computed from."""
 
 
 def compute_constants(graph: Graph) -> Graph:
@@ -230,7 +230,7 @@ def compute_constants(graph: Graph) -> Graph:
 
 
 def _name_of_computed(one: Node, made: Tensor, tensors: Mapping[str, Tensor]) -> str:
-    """Return a name for a computed constant: the name of the weight with the same shape, or of the only weight."""
+    """Return a name for the constant `made`, derived from a weight with its shape, or from the only weight."""
     like = next((name for name in one.weights.values() if tensors[name].shape == made.shape), None)
     if like is None and len(one.weights) == 1 and (only := next(iter(one.weights.values()))):
         like = only if tensors[only].numel() == made.numel() else None
@@ -241,7 +241,7 @@ _NEW = {"new_zeros": "zeros", "new_ones": "ones", "new_full": "full"}
 
 
 def _without_unneeded_input(graph: Graph, one: Node) -> Node:
-    """Replace `new_zeros` and the like by operations that do not read another tensor."""
+    """Return the node with `new_zeros`, `new_ones` or `new_full` replaced by an operation that reads no tensor."""
     op = _NEW.get(base(one))
     if op is None:
         return one
@@ -254,7 +254,7 @@ def _without_unneeded_input(graph: Graph, one: Node) -> Node:
 
 
 def _is_function_of_weights(one: Node) -> bool:
-    """Return whether a torch node without inputs always returns the same."""
+    """Return whether a node without inputs is a torch node that returns the same result each time."""
     if one.native:
         return False
     if one.op.startswith("operator."):

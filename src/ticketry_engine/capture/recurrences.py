@@ -1,7 +1,7 @@
 """Replaces recurrences that are written step by step, such as selective scans, by one node for all steps.
 
-A model that loops over its tokens is captured as many times the same few small operations, each of which costs more
-to call than to compute.
+A model that loops over its tokens is captured with a few small operations for each token, and calling such an
+operation takes longer than its computation.
 """
 
 from __future__ import annotations
@@ -28,8 +28,10 @@ _VIEWS = ("reshape", "flatten")
 
 
 def recognise_recurrences(graph: Graph) -> Graph:
-    """Return the graph with one ``scan`` for each chain of states ``decay[t] * state + added[t]`` over a whole axis,
-    and one product for equal products with every entry of an axis."""
+    """Return the graph with one ``scan`` node for each recurrence, and one matrix product for products in a loop.
+
+    A recurrence computes ``state = decay[t] * state + added[t]`` for all t along an axis.
+    """
     steps = dict(_find_chains(graph))
     if steps:
         graph = rewrite(graph, _ScanRule(steps))
@@ -41,7 +43,7 @@ def recognise_recurrences(graph: Graph) -> Graph:
 
 @dataclass(frozen=True)
 class _Entry:
-    """A slice of one position along an axis of a value, in any shape."""
+    """The slice of the value `source` at position `index` along `axis`, possibly reshaped."""
 
     source: str
     axis: int
@@ -49,7 +51,7 @@ class _Entry:
 
 
 def _match_entry(makers: Mapping[str, Node], name: str) -> _Entry:
-    """Return the axis and position from which a value is sliced, through views that do not move the batch."""
+    """Return the slice that the value `name` is, possibly reshaped; raise `NoMatchError` if it is not such a slice."""
     maker = makers.get(name)
     while maker is not None and maker.op in _VIEWS:
         maker = makers.get(maker.inputs[0])
@@ -63,7 +65,7 @@ def _drop_axis(shape: Shape, axis: int) -> Shape:
 
 
 def _select_like(editor: Editor, source: str, like: _Entry, output: str) -> list[Node]:
-    """Return nodes that select the same entry of another value, in the shape of `like`."""
+    """Return nodes that select from `source` the position of `like` along its axis; the last computes `output`."""
     part = editor.make("slice", (source,), output, axis=like.axis, start=like.index, stop=like.index + 1)
     return [part, reshaped(editor, part.output, output)]
 
@@ -73,13 +75,13 @@ def _select_like(editor: Editor, source: str, like: _Entry, output: str) -> list
 
 @dataclass(frozen=True)
 class _Step:
-    """A state computed from the previous one."""
+    """One step of a recurrence, ``output = decay * before + added``."""
 
     output: str
     decay: _Entry
     added: _Entry
     before: str
-    """The previous state; a weight, the same for every example, if the step `begins` a recurrence."""
+    """Name of the previous state's value; if the step `begins` a recurrence, name of the weight it starts from."""
     begins: bool = False
 
     @property
@@ -87,14 +89,14 @@ class _Step:
         return self.added.axis
 
     def follows(self, other: _Step) -> bool:
-        """Return whether it is the next state of the same recurrence."""
+        """Return whether this step comes right after the step `other` of the same recurrence."""
         same = (self.decay.source, self.added.source) == (other.decay.source, other.added.source)
         return same and not self.begins and self.before == other.output and self.added.index == other.added.index + 1
 
 
 @dataclass(frozen=True)
 class _InChain:
-    """A step with the first step of its chain, and the length of the chain."""
+    """A step of a recurrence, the first step of this recurrence, and the number of steps."""
 
     step: _Step
     first: _Step
@@ -102,7 +104,7 @@ class _InChain:
 
 
 def _find_chains(graph: Graph) -> Iterator[tuple[str, _InChain]]:
-    """Yield (state, its position) for the states of all recurrences over a whole axis."""
+    """Yield (name of a state, its place in the recurrence) for all recurrences that cover an axis completely."""
     makers = graph.makers
     steps = [step for one in graph.nodes for step in _match_steps(graph, makers, one)]
     behind: dict[str, list[_Step]] = {}
@@ -119,7 +121,7 @@ def _find_chains(graph: Graph) -> Iterator[tuple[str, _InChain]]:
 
 
 def _match_steps(graph: Graph, makers: Mapping[str, Node], one: Node) -> Iterator[_Step]:
-    """Yield the ways to read a sum as a step of a recurrence; several if the previous state is a slice, too."""
+    """Yield the ways to interpret a sum as a step of a recurrence; several if the previous state is also a slice."""
     if one.op != "add" or one.attrs["act"] is not None:
         return
     for product, added in (one.inputs, one.inputs[::-1]):
@@ -141,7 +143,7 @@ def _match_steps(graph: Graph, makers: Mapping[str, Node], one: Node) -> Iterato
 
 
 class _ScanRule:
-    """A rule that replaces each state by an entry of all states, which are computed where the first one was."""
+    """A rule that replaces the first state by a ``scan`` of all states, and every state by a slice of the scan."""
 
     def __init__(self, places: Mapping[str, _InChain]) -> None:
         self._places = places
@@ -165,7 +167,7 @@ class _ScanRule:
 
 
 def _stacked_values(editor: Editor, one: Node) -> tuple[list[str], int]:
-    """Return the values that a node stacks, and the new axis."""
+    """Return the names of the values that a node stacks, and the index of the new axis."""
     require_match(not one.native and base(one) == "stack")
     found = arguments(one)
     names = [value_of(arg) for arg in found["tensors"]]
@@ -177,7 +179,7 @@ def _stacked_values(editor: Editor, one: Node) -> tuple[list[str], int]:
 
 
 def _match_whole_axis(editor: Editor, names: list[str]) -> tuple[str, int]:
-    """Return (source, axis) if the values are all slices of one axis, in order."""
+    """Return (source, axis) if the values `names` are the slices of `source` at all positions of `axis`, in order."""
     entries = [_match_entry(editor.makers, name) for name in names]
     source, axis = entries[0].source, entries[0].axis
     require_match(entries == [_Entry(source, axis, index) for index in range(len(names))])
@@ -186,7 +188,7 @@ def _match_whole_axis(editor: Editor, names: list[str]) -> tuple[str, int]:
 
 
 def _add_steps_first(editor: Editor, source: str, axis: int, shape: Shape, nodes: list[Node]) -> str:
-    """Return a value [N, T, ...] whose entries have the shape [N, ...], and append the nodes that make it."""
+    """Append nodes that move `axis` of `source` to axis 1 and give each slice the shape `shape`; return the value."""
     whole = editor.shape(source) or ()
     if axis != 1:
         axes = [0, axis, *(other for other in range(1, len(whole)) if other != axis)]
@@ -200,7 +202,7 @@ def _add_steps_first(editor: Editor, source: str, axis: int, shape: Shape, nodes
 
 
 def _add_moved_steps(editor: Editor, x: str, axis: int, nodes: list[Node]) -> str:
-    """Return a value [N, T, ...] with its steps at another axis, and append the nodes that make it."""
+    """Append nodes that move axis 1 of the value `x` to `axis`, and return the name of the moved value."""
     if axis == 1:
         return x
     rank = len(editor.shape(x) or ())
@@ -210,7 +212,7 @@ def _add_moved_steps(editor: Editor, x: str, axis: int, nodes: list[Node]) -> st
 
 
 def _recognise_stack(editor: Editor, one: Node) -> list[Node] | str:
-    """Replace a stack of all entries of an axis by the value itself, with the axis moved."""
+    """Replace a stack of all slices along an axis by the sliced value, with the axis moved."""
     parts, axis = _stacked_values(editor, one)
     nodes: list[Node] = []
     x = _add_steps_first(editor, *_match_whole_axis(editor, parts), editor.shape(parts[0]) or (), nodes)
@@ -218,7 +220,7 @@ def _recognise_stack(editor: Editor, one: Node) -> list[Node] | str:
 
 
 def _recognise_repeated_product(editor: Editor, one: Node) -> list[Node] | str:
-    """Replace stack([view(left[t] @ right[t]) for t in ...]) by one product over all t."""
+    """Replace stack([view(left[t] @ right[t]) for t in ...]) by one batched product for all t."""
     parts, axis = _stacked_values(editor, one)
     products = [_match_product(editor, name) for name in parts]
     shape = editor.shape(parts[0]) or ()
@@ -245,7 +247,7 @@ def _recognise_repeated_product(editor: Editor, one: Node) -> list[Node] | str:
 
 
 def _match_product(editor: Editor, name: str) -> Node:
-    """Return the matrix product that a value is a view of."""
+    """Return the node of the matrix product whose result, possibly reshaped, is the value `name`."""
     maker = editor.makers.get(name)
     while maker is not None and maker.op in _VIEWS:
         maker = editor.makers.get(maker.inputs[0])

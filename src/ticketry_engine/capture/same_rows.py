@@ -1,9 +1,8 @@
-"""Computes values that are the same for every example and depend only on the number of examples once: position numbers,
-causal masks.
+"""Finds values that are the same for every example, such as position numbers and causal masks, and computes them once.
 
-Such a value is computed once, for one example, and expanded. Only operations that process examples independently are
-followed, and those that give equal rows if all their inputs have equal rows. The result is checked for two numbers
-of examples.
+Such a value depends on nothing but the number of examples. It is computed for one example, and an ``expand`` repeats it
+for the others. An operation qualifies if equal rows in all its inputs give equal rows in its output. Each value is
+checked by computing it for two and for three examples.
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ clone contiguous detach alias view reshape sum mean amax amin any all softmax tr
 constant_pad_nd flatten unflatten lift_fresh_copy repeat repeat_interleave gather
 """
 _FOLLOWED = frozenset(_FOLLOWED_NAMES.split())
-"""Operations that are followed besides the pointwise ones."""
+"""Operations, besides pointwise ones, that may compute a value which is the same for every example."""
 
 _TRIANGLES = ("triu", "tril")
 """Operations whose result depends on the row number."""
@@ -47,23 +46,23 @@ _EXAMPLES = (2, 3)
 _NO_END = 2**63 - 1
 """End of the slice ``x[:]``."""
 _LARGEST = 1 << 22
-"""Maximum elements of an example."""
+"""Maximum number of elements of one example."""
 
 
 @dataclass
 class _EqualRows:
-    """Values found so far that are the same for every example."""
+    """Values found so far that are the same for every example, and values that their computation needs."""
 
     graph: Graph
     numbers: dict[str, str] = field(default_factory=dict)
-    """Name of a number of examples -> the value whose size it is."""
+    """Name of a value that is the number of examples -> name of the tensor value whose size 0 it reads."""
     orders: dict[str, list[Any]] = field(default_factory=dict)
-    """``arange`` over the examples -> its values for each of `_EXAMPLES`; used as an index."""
+    """Name of an ``arange`` over the examples, used as an index -> the tensors for each number in `_EXAMPLES`."""
     rows: dict[str, Tensor] = field(default_factory=dict)
-    """Value -> its row for one example, [1, ...]."""
+    """Name of a value -> the row [1, ...] that is the same for every example."""
 
     def look(self, one: Node) -> None:
-        """Evaluate a torch node; raise NoMatchError if its output is not the same for every example."""
+        """Evaluate a torch node and store its output; raise `NoMatchError` unless it is the same for every example."""
         name = op_packet(one)
         if one.op == "aten.sym_size.int":
             x, axis = one.attrs["args"][:2]
@@ -105,7 +104,7 @@ class _EqualRows:
         return any(value in self.numbers for value in one.inputs) and self._has_batch_as_first_size(one, name)
 
     def _has_batch_as_first_size(self, one: Node, name: str) -> bool:
-        """Whether the number of examples is nothing but the first size."""
+        """Return whether an operation uses the number of examples only as the first size of its output."""
         found = arguments(one)
         if name == "arange":
             return value_of(found["end"]) in self.numbers and found.get("start", 0) == 0 and found.get("step", 1) == 1
@@ -171,7 +170,7 @@ def _expand_node(name: str, row: Tensor, number: str, tensors: dict[str, Tensor]
 
 
 def rows_of(made_by: Mapping[str, Node], tensors: Mapping[str, Tensor], name: str | None) -> Tensor | None:
-    """Return the row [1, ...] that an ``expand`` repeats for every example; None for other values."""
+    """Return the row [1, ...] that an ``expand`` repeats to make the value `name`; None if no ``expand`` makes it."""
     maker = made_by.get(name or "")
     if maker is None or base(maker) != "expand" or len(maker.weights) != 1:
         return None

@@ -1,6 +1,7 @@
-"""Networks as graphs: nodes with their rules, a reference interpreter in torch, argument binding, and model files.
+"""Represents networks as graphs of nodes, runs graphs in torch, binds arguments of calls, and reads model files.
 
-Reading order: `nodes`, `native` (the node kinds), `graph`, `reference`; `aten` has the nodes that run in torch.
+Read the modules in this order: `native` (the kinds of nodes), `graph`, `reference`; `aten` has the nodes that torch
+runs.
 """
 
 from __future__ import annotations

@@ -1,13 +1,18 @@
-"""Torch nodes: ATen operations, and arithmetic on sizes, as data.
+"""Checks and runs torch nodes, which are ATen operations or arithmetic on sizes.
 
-A node ``aten.NAME.OVERLOAD`` has the attributes ``{"args": [...], "kwargs": {...}}`` in JSON, where an object stands
-for what JSON lacks: ``{"value": name}`` an input of the node, ``{"tensor": name}`` a weight of the graph, ``{"dtype":
-name}``, ``{"memory_format": name}``, ``{"float": "inf" | "-inf" | "nan"}``, ``{"complex": "(1+2j)"}``, and ``{"device":
-"own"}``, the device the graph runs on. A node ``operator.NAME`` computes with single numbers, or takes an entry of a
-list.
+A node ``aten.NAME.OVERLOAD`` has the attributes ``{"args": [...], "kwargs": {...}}`` in JSON. A JSON object with one
+entry stands for an argument that JSON cannot express:
 
-Graphs come from files. So only the operations in `ALLOWED` are run; of a graph that was captured in this process also
-those that a model brings itself (``NAMESPACE.NAME.OVERLOAD``), as long as they write to none of their arguments.
+- ``{"value": name}`` is an input of the node, and ``{"tensor": name}`` a weight of the graph;
+- ``{"dtype": name}``, ``{"memory_format": name}``, ``{"float": "inf" | "-inf" | "nan"}`` and ``{"complex": "(1+2j)"}``
+  are constants;
+- ``{"device": "own"}`` is the device on which the graph runs.
+
+A node ``operator.NAME`` computes with single numbers, or takes an entry of a list.
+
+A graph may come from a file of unknown origin. Such a graph may use only the operations in `ALLOWED`. A graph that was
+captured in this process may also use a model's custom operations (``NAMESPACE.NAME.OVERLOAD``) that do not write to
+their arguments.
 """
 
 from __future__ import annotations
@@ -27,7 +32,7 @@ LEAST_INT, LARGEST_INT = -(1 << 63), (1 << 63) - 1  # the largest is what torch 
 
 _MEMORY_FORMATS = ("contiguous_format", "channels_last", "channels_last_3d", "preserve_format")
 NOT_FINITE = ("inf", "-inf", "nan")
-"""Spelling of floats that JSON cannot represent."""
+"""Spelling of the floats that JSON cannot represent."""
 
 
 def is_number(value: Any) -> bool:
@@ -48,7 +53,10 @@ def _require_numbers(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _bounded_power(base: Any, exponent: Any) -> Any:
-    """Return a power of sizes, checked in floats first, because integers from a file could take any time."""
+    """Return ``base ** exponent``; raise `GraphError` if the result exceeds the range of floats.
+
+    The check comes first, because exact powers of large integers from a file could take very long.
+    """
     try:
         near = math.pow(base, exponent)
     except (OverflowError, ValueError) as error:
@@ -82,15 +90,15 @@ OPERATORS: Mapping[str, tuple[int, Callable[..., Any]]] = {
     "float": (1, _require_numbers(float)),
     "getitem": (2, _checked_entry),
 }
-"""Name -> (number of arguments, function)."""
+"""Name of an operation on numbers or lists -> (number of arguments, function)."""
 
 
 def find(op: str, *, trusted: bool = False) -> Any:
     """Return the function of a torch node's operation; raise GraphError if it is not allowed.
 
     Args:
-        trusted: whether the graph was made in this process: any operation is allowed that does not write to its
-        arguments.
+        trusted: whether the graph was captured in this process; then any operation is allowed that does not write to
+            its arguments.
     """
     kind, _, rest = op.partition(".")
     if kind == "operator" and rest in OPERATORS:
@@ -110,18 +118,20 @@ def find(op: str, *, trusted: bool = False) -> Any:
 
 
 _RESULTS = ("Tensor", "List[Tensor]", "int", "float", "bool", "number")
-"""Result types of operations allowed in files. Some overloads work on lists or texts (``aten.mul.left_t``), which could
-grow without limit."""
+"""Result types of operations allowed in files.
+
+The types exclude overloads on lists or texts (``aten.mul.left_t``), whose results could grow without limit.
+"""
 
 
 def is_portable(op: str) -> bool:
-    """Return whether a graph in a file may have a torch node with this operation."""
+    """Return whether a graph in a file may contain a torch node with the operation `op`."""
     kind, _, rest = op.partition(".")
     return rest in OPERATORS if kind == "operator" else kind == "aten" and rest.partition(".")[0] in ALLOWED
 
 
 def is_function(overload: Any) -> bool:
-    """Return whether an ATen operation changes none of its arguments."""
+    """Return whether the operation of a torch overload writes to none of its arguments."""
     arguments = overload._schema.arguments
     return not any(one.alias_info is not None and one.alias_info.is_write for one in arguments)
 
@@ -155,7 +165,7 @@ def check(node: Node, *, trusted: bool = False) -> None:
 
 
 def replace_objects(attrs: Mapping[str, Json], change: Callable[[str, str], Json]) -> dict[str, Json]:
-    """Return the attributes of a torch node with each object in its arguments replaced by ``change(kind, content)``."""
+    """Return the attributes of a torch node with each JSON object {kind: content} replaced: `change(kind, content)`."""
 
     def each(value: Json) -> Json:
         if isinstance(value, list):
@@ -169,7 +179,16 @@ _DEEPEST = 8
 
 
 def _iterate_references(value: Json, where: str, depth: int = 0) -> Iterator[tuple[str, str]]:
-    """Yield (kind, name) of every value and tensor named in arguments; raise `GraphError` for invalid arguments."""
+    """Yield ("value", name) or ("tensor", name) for each reference in a JSON argument.
+
+    Args:
+        value: the argument.
+        where: text that begins error messages.
+        depth: number of lists that contain the argument.
+
+    Raises:
+        GraphError: if the argument is invalid.
+    """
     if value is None or isinstance(value, (bool, str)):
         return
     if isinstance(value, (int, float)):
@@ -209,7 +228,13 @@ _CONTENTS: Mapping[str, Any] = {
 
 
 def prepare(node: Node, tensors: Mapping[str, Tensor], device: str | torch.device) -> Callable[..., Any]:
-    """Return a function of the node's inputs, in order, that runs its operation. The node must have been checked."""
+    """Return a function from the node's inputs, in order, to its output; call `check` on the node before.
+
+    Args:
+        node: a torch node.
+        tensors: weights of the graph by name.
+        device: the device that ``{"device": "own"}`` stands for.
+    """
     function = find(node.op, trusted=True)
     if node.op in _OF_PLAIN_MEMORY or node.op.partition(".")[0] not in ("aten", "operator"):
         function = _on_plain_memory(function)
@@ -218,7 +243,7 @@ def prepare(node: Node, tensors: Mapping[str, Tensor], device: str | torch.devic
     positions = {name: index for index, name in enumerate(node.inputs)}
 
     def resolve(value: Json) -> Any:
-        """The argument itself, or a function from the inputs to it where it holds any."""
+        """Return a JSON argument as a Python object; return a `_Late` object if the argument depends on inputs."""
         if isinstance(value, list):
             parts = [resolve(part) for part in value]
             return _delay_list(parts) if any(isinstance(part, _Late) for part in parts) else parts
@@ -258,14 +283,14 @@ _OF_PLAIN_MEMORY = frozenset(
         *("as_strided.default", "as_strided_copy.default", "as_strided_scatter.default", "_reshape_alias.default"),
     )
 )
-"""Operations that read a tensor's memory, and so need it contiguous and without pending conjugations."""
+"""Operations that read a tensor's memory, and therefore need a contiguous tensor without a pending conjugation."""
 
 
 def _on_plain_memory(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Return the function with every tensor argument made contiguous.
+    """Return a function that makes every tensor argument contiguous, and then calls `function`.
 
-    The preceding operation may have been computed in another layout than the model's own, or be a view of a larger
-    tensor. Custom operations may rely on the layout, too.
+    A tensor may have another memory layout than in the original model, or be a view of a larger tensor. Custom
+    operations may also depend on the memory layout.
     """
 
     def plain(value: Any) -> Any:
@@ -301,12 +326,15 @@ _IN_PYTHON: Mapping[str, Callable[..., Any]] = {
     "aten.select.int": torch.select,
     "aten.transpose.int": torch.transpose,
 }
-"""Operation -> equivalent torch function with half the call overhead, so that models with small steps are not slower
-than in eager torch."""
+"""Operation -> equivalent torch function.
+
+A call of the function has half the overhead, so that models with many small operations are not slower than in eager
+torch.
+"""
 
 
 class _Late:
-    """An argument that is computed from the inputs of a call."""
+    """An argument that the function `of` computes from the inputs of a call."""
 
     __slots__ = ("of",)
 
@@ -371,5 +399,8 @@ upsample_nearest1d upsample_nearest2d upsample_nearest3d upsample_trilinear3d
 """
 
 ALLOWED = frozenset(" ".join((_POINTWISE, _REDUCTIONS, _SHAPES, _FACTORIES, _LAYERS)).split())
-"""ATen operations that depend only on their arguments (and on torch's random state, for dropout in use), write to none
-of them, read no file and return no uninitialised memory."""
+"""Names of the ATen operations that a graph in a file may contain.
+
+Their results depend only on their arguments, or on torch's random state in case of dropout. They write to no argument,
+read no file and return no uninitialised memory.
+"""

@@ -1,5 +1,4 @@
-"""Binds a call's arguments to the inputs of a graph, checks tensors that kernels read, and builds what a call
-returns."""
+"""Binds a call's arguments to the inputs of a graph, checks tensors that kernels read, and builds a call's result."""
 
 from __future__ import annotations
 
@@ -19,7 +18,7 @@ from ticketry_engine.support.process_state import ONE_AT_A_TIME
 
 
 class OutputRecord(dict[str, Any]):
-    """A dict with attribute access and positional indexing that replaces a model's own output class."""
+    """A dict with attribute access and indexing by position; calls return it in place of a model's output class."""
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -32,7 +31,7 @@ class OutputRecord(dict[str, Any]):
 
 
 class Fields(tuple[Any, ...]):
-    """A tuple with named entries that replaces a model's NamedTuple, and results of torch functions such as ``max``."""
+    """A tuple with named entries; calls return it in place of a NamedTuple or the result of `torch.max`."""
 
     _fields: tuple[str, ...]
 
@@ -71,7 +70,7 @@ register_pytree_node(
 
 
 def build(tree: Json, values: Mapping[str, Any]) -> Any:
-    """Build the Python object that a tree of `Graph.outputs` describes."""
+    """Return the Python object that `tree`, in the form of `Graph.outputs`, describes; `values` has values by name."""
     if isinstance(tree, str):
         return values[tree]
     ((kind, content),) = tree.items()
@@ -89,7 +88,7 @@ def build(tree: Json, values: Mapping[str, Any]) -> Any:
 
 
 class CallBinder:
-    """Checks a call's arguments against a graph's inputs and returns them in its order, as readable tensors."""
+    """Checks the arguments of calls of a graph, and returns them as tensors in the order of `Graph.inputs`."""
 
     def __init__(self, graph: Graph, device: str = "cpu") -> None:
         self._dispatch_keys = keys_of_dense_tensors(device)
@@ -103,11 +102,12 @@ class CallBinder:
         self._fewest = 0 if graph.signature is None else graph.signature.get("fewest", 0)
 
     def bind(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Tensor]:
-        """Return the graph's inputs in order.
+        """Return the tensors for `Graph.inputs`, in order, from a call's positional and keyword arguments.
 
         Raises:
-            EngineError: if arguments are missing or too many, or differ in kind, shape or dtype from those at capture;
-                if batch sizes differ or are too small; if a tensor is not readable; or inside torch.jit tracing.
+            EngineError: if arguments are missing or too many; if arguments differ in kind, shape or dtype from the
+                captured ones; if batch sizes differ or are too small; if a tensor is not readable; or if
+                torch.jit.trace is tracing the call.
         """
         if torch._C._get_tracing_state() is not None:
             raise EngineError("torch.jit.trace cannot see what a compiled model does: trace the model itself")
@@ -138,10 +138,10 @@ class CallBinder:
         return inputs
 
     def bind_examples(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Tensor]:
-        """Return the graph's inputs in order, from a call or from one tuple, list or dict of example inputs.
+        """Return the tensors for `Graph.inputs`; a single tuple, list or dict may contain all arguments.
 
         Raises:
-            EngineError: as `bind` does.
+            EngineError: for the same reasons as `bind`.
         """
         given = args[0] if len(args) == 1 and not kwargs else None
         if isinstance(given, (tuple, list, Mapping)) and not self._is_first_argument(given):
@@ -149,7 +149,7 @@ class CallBinder:
         return self.bind(args, kwargs)
 
     def _is_first_argument(self, given: Any) -> bool:
-        """Return whether a container is of the kind of the model's first argument at capture."""
+        """Return whether a container has the same kind (mapping or sequence) as the first argument when capturing."""
         trees = [] if self._signature is None else self._signature["args"]
         kind = next(iter(trees[0])) if trees and isinstance(trees[0], dict) else ""
         return kind in (("dict", "record", "numbered") if isinstance(given, Mapping) else ("tuple", "list", "fields"))
@@ -189,7 +189,7 @@ class CallBinder:
         return found
 
     def _check_left_out(self, name: str, value: Any) -> None:
-        """Raise EngineError unless an argument that was not given at capture has its default value."""
+        """Raise `EngineError` unless `value` is the default of an argument that was left out when capturing."""
         default = self._defaults.get(name, {"constant": None})
         if default is None or not is_constant(default["constant"], value):
             raise EngineError(
@@ -199,7 +199,7 @@ class CallBinder:
 
 
 def is_constant(constant: Any, value: Any) -> bool:
-    """Return whether an argument equals a constant of a signature; NaN equals NaN."""
+    """Return whether an argument equals a constant of a graph's signature; NaN counts as equal to NaN."""
     if isinstance(value, Tensor):
         return False
     both_nan = constant != constant and value != value
@@ -243,15 +243,15 @@ _TYPES = (Tensor, nn.Parameter)
 
 
 def _dispatch_keys(tensor: Any) -> int:
-    """Return torch's dispatch keys of a tensor as bits."""
+    """Return torch's dispatch keys of a tensor as the bits of an integer."""
     return torch._C._dispatch_keys(tensor).raw_repr()
 
 
 @functools.cache
 def keys_of_dense_tensors(device: str) -> frozenset[int]:
-    """Return the dispatch keys of ordinary dense tensors on a device type, in and outside inference mode.
+    """Return the dispatch keys of ordinary dense tensors on a device type, inside and outside inference mode.
 
-    They are read under a lock with torch's tracing modes disabled, because that stack belongs to the whole process.
+    A lock is held while torch's modes are disabled, because the stack of modes belongs to the whole process.
     """
     found = []
     for inference in (False, True):
@@ -264,17 +264,17 @@ _ON_CPU = keys_of_dense_tensors("cpu")
 
 
 def readable_tensor(value: object, name: str, keys: frozenset[int] = _ON_CPU) -> Tensor:
-    """Return a tensor that can be read by its address: itself, or a copy of a negated or conjugated view.
+    """Return `value` if kernels can read this tensor by its address; copy it if it is a negated or conjugated view.
 
-    A subclass of Tensor with its own memory is read as that memory; its Python overrides are ignored.
+    For a subclass of Tensor, the memory of the tensor is read, and methods that the subclass overrides are ignored.
 
     Args:
         value: the object to check.
-        name: its name in messages.
-        keys: dispatch keys accepted, from `keys_of_dense_tensors`.
+        name: the object's name in error messages.
+        keys: accepted dispatch keys, from `keys_of_dense_tensors`.
 
     Raises:
-        EngineError: if the value is not a tensor, or not a dense one on the device.
+        EngineError: if the value is not a dense tensor on the device that `keys` belong to.
     """
     if type(value) not in _TYPES or _dispatch_keys(value) not in keys:
         value = _resolve(value, name, keys)
@@ -284,10 +284,10 @@ def readable_tensor(value: object, name: str, keys: frozenset[int] = _ON_CPU) ->
 
 
 def require_float32(value: object, shape: Sequence[int], name: str) -> Tensor:
-    """Return the value as a `readable_tensor` float32 tensor of this shape.
+    """Return the result of `readable_tensor` for `value`, a float32 tensor of the shape `shape`.
 
     Raises:
-        EngineError: if it has another dtype or shape, or is not readable.
+        EngineError: if the value has another dtype or shape, or is not readable.
     """
     tensor = readable_tensor(value, name)
     if tensor.dtype is not torch.float32 or tensor.shape != shape:
@@ -296,10 +296,10 @@ def require_float32(value: object, shape: Sequence[int], name: str) -> Tensor:
 
 
 def new_output(shape: Sequence[int]) -> Tensor:
-    """Return a new `readable_tensor` float32 tensor, independent of torch's defaults.
+    """Return a new float32 tensor on the CPU that kernels can write to; torch's default dtype and device are ignored.
 
     Raises:
-        EngineError: in a torch mode whose new tensors have no memory, such as FakeTensorMode.
+        EngineError: if a torch mode is active whose new tensors have no memory, such as FakeTensorMode.
     """
     made = torch.empty(shape, dtype=torch.float32, device="cpu")
     if type(made) is not Tensor or _dispatch_keys(made) not in _ON_CPU:
@@ -328,7 +328,7 @@ def _resolve(value: object, name: str, keys: frozenset[int]) -> Tensor:
 
 
 def _describe_tensor(tensor: Tensor) -> str:
-    """Describe, for a message, why a tensor is not readable."""
+    """Return the part of an error message that says why kernels cannot read a tensor."""
     if tensor.device.type == "meta":
         return "has no data (device meta)"
     if torch._C._functorch.is_functorch_wrapped_tensor(tensor):
@@ -345,7 +345,7 @@ def _describe_tensor(tensor: Tensor) -> str:
 
 
 def _check_storage(tensor: Tensor, name: str) -> None:
-    """Raise EngineError unless the storage contains all bytes that shape and strides reach."""
+    """Raise `EngineError` unless the tensor's storage contains all bytes that its shape and strides reach."""
     count = tensor.numel()
     if not count:
         return

@@ -1,6 +1,6 @@
-"""The graph that the engine works on: capture builds it, plans read it, and model files store it.
+"""Defines the graph of a network: capture builds a graph, the planner reads it, and a model file stores it.
 
-`Graph.validate` checks a graph from a file; shapes have to follow from the rules of `ir.native`.
+`Graph.validate` checks a graph, for example one from a file; the shapes must agree with the rules of `ir.native`.
 """
 
 from __future__ import annotations
@@ -36,47 +36,51 @@ from ticketry_engine.ir.native_shapes import Shape
 OF_SIGNATURES = frozenset({"fewest", "defaults"})
 """Optional entries of a signature.
 
-``"fewest"``: the least batch size for which the graph is valid. ``"defaults"``: the default values of arguments that
-were captured with another constant, or left out and do not default to None: ``{"constant": ...}``, or None for an
-object that a graph cannot hold.
+``"fewest"`` is the smallest batch size for which the graph is valid. ``"defaults"`` maps the name of an argument to its
+default, ``{"constant": ...}``, or to None if a graph cannot contain the default. It lists arguments that were captured
+with another constant than the default, and arguments that were left out and whose default is not None.
 """
 
 
 @dataclass(frozen=True)
 class Graph:
-    """A network as a list of operations in an order in which they can run."""
+    """A network as a list of nodes (operations), in an order in which the nodes can run."""
 
     inputs: tuple[str, ...]
     outputs: Json
-    """Outputs of a call: a value's name; ``{"constant": None | bool | number | str}``; or ``{"tuple": [...]}``,
-    ``{"list": [...]}``, ``{"dict": {...}}``, ``{"record": {...}}`` of such (a record's entries are attributes too,
-    ``fields`` are a tuple's, and the keys of ``numbered`` stand for whole numbers)."""
+    """Outputs of a call, as a tree: the name of a value, a constant, or a container of such trees.
+
+    A constant is ``{"constant": None | bool | number | str}``. A container is ``{"tuple": [...]}``, ``{"list": [...]}``
+    or ``{"dict": {...}}``; ``{"record": {...}}``, a dict whose entries are also attributes; ``{"fields": {...}}``, a
+    tuple with named entries; or ``{"numbered": {...}}``, a dict whose keys are integers."""
     nodes: tuple[Node, ...]
     values: dict[str, Value]
     tensors: dict[str, Tensor]
     signature: Json = None
-    """How a call's arguments give `inputs`: ``{"args": [tree...], "kwargs": {name: tree}, "names": [of args]}`` with
-    trees as in `outputs`; None: positional, in order. It may have `OF_SIGNATURES` besides."""
+    """Where a call's arguments contain `inputs`: ``{"args": [tree...], "kwargs": {name: tree}, "names": [name...]}``.
+
+    The trees have the form of `outputs`; ``names`` are the names of positional arguments. Entries in `OF_SIGNATURES`
+    are optional. None: the inputs are the positional arguments, in order."""
     notes: tuple[str, ...] = ()
     """Notes for the user, such as why the batch size is fixed."""
 
     @property
     def dynamic(self) -> bool:
-        """Whether any batch size is accepted."""
+        """Return whether the graph accepts any batch size."""
         return any(_is_dynamic(self.values[name].shape) for name in self.inputs)
 
     @property
     def makers(self) -> dict[str, Node]:
-        """Value name -> the node that computes it."""
+        """Return, for each value name, the node that computes the value."""
         return {one.output: one for one in self.nodes}
 
     @property
     def results(self) -> tuple[str, ...]:
-        """Names of the values in `outputs`, in order, each once."""
+        """Return the names of the values in `outputs`, in order and without repetition."""
         return tuple(dict.fromkeys(leaves(self.outputs)))
 
     def uses(self) -> dict[str, int]:
-        """Return value name -> number of reads by nodes and by the graph's outputs."""
+        """Return, for each value name, how often nodes and the graph's outputs read the value."""
         counts = dict.fromkeys(self.values, 0)
         for one in self.nodes:
             for name in one.inputs:
@@ -86,7 +90,7 @@ class Graph:
         return counts
 
     def with_nodes(self, nodes: tuple[Node, ...] | list[Node], **changes: Any) -> Graph:
-        """Return the graph with other nodes, without values and tensors that are no longer used."""
+        """Return the graph with the given nodes and other `changes`, without values and tensors that are not used."""
         changed = replace(self, nodes=tuple(nodes), **changes)
         named = {*changed.inputs, *(one.output for one in changed.nodes)}
         held = {name for one in changed.nodes for name in one.weights.values()}
@@ -99,16 +103,17 @@ class Graph:
     def validate(self, *, trusted: bool = False) -> Graph:
         """Return the graph itself if it is consistent.
 
-        The shapes of torch nodes cannot be derived here. They are claims, which are checked when the node runs, before
-        a native node reads its result.
+        The output shapes of torch nodes are not checked here. They are checked when the node runs, before a native node
+        reads the output.
 
         Args:
-            trusted: the graph was built in this process, so it may have operations that are not allowed in files.
+            trusted: whether the graph was built in this process; then operations are allowed that a file may not
+                contain.
 
         Raises:
-            GraphError: for an unknown operation, a name used before its definition or defined twice, weights that are
-                absent or of a wrong shape, a shape that does not follow from those of the inputs, an attribute of a
-                wrong type or size; in a file also for a name that cannot be printed.
+            GraphError: if an operation is unknown; if a name is used before its definition, or defined twice; if a
+                weight is missing or has a wrong shape; if an output shape disagrees with the input shapes; if an
+                attribute has a wrong type or size; or, unless `trusted`, if a name cannot be printed.
         """
         _check_counts(self)
         if not trusted:
@@ -142,7 +147,7 @@ class Graph:
 
 @dataclass(frozen=True)
 class Region:
-    """Nodes that run together in kernels, with the values that they read and write from and for other nodes."""
+    """Nodes that run together in kernels, with the values that they read from other nodes and make for other nodes."""
 
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
@@ -150,13 +155,17 @@ class Region:
 
     @property
     def uses(self) -> dict[str, int]:
-        """Value name -> number of reads by nodes and as an output."""
+        """Return, for each value name, how often the nodes and the outputs of the region read the value."""
         return dict(Counter([*(name for one in self.nodes for name in one.inputs), *self.outputs]))
 
 
 def last_uses(steps: Sequence[tuple[Sequence[str], Sequence[str]]], kept: Iterable[str]) -> list[tuple[str, ...]]:
-    """Return for each step, given as (values read, values made), the values to free after it: those read by no later
-    step and not in `kept`."""
+    """Return, for each step, the values that can be freed after the step.
+
+    Args:
+        steps: (names of the values that the step reads, names of the values that it makes) for each step.
+        kept: names of values that are never freed.
+    """
     last = {name: number for number, (reads, _) in enumerate(steps) for name in reads}
     free = set().union(*(set(reads) | set(makes) for reads, makes in steps)) - set(kept)
     return [
@@ -176,11 +185,11 @@ def _is_dynamic(shape: Shape | None) -> bool:
 
 _DEEPEST = 64
 _WHOLE = re.compile(r"-?(0|[1-9][0-9]{0,18})")
-"""The canonical spelling of an integer, so that equal keys have equal texts."""
+"""Pattern of the only spelling of an integer that keys may have, so that equal integers have equal texts."""
 
 
 def leaves(tree: Json, depth: int = 0) -> Iterator[str]:
-    """Yield the value names in a tree such as `Graph.outputs`, in order; raise GraphError if it is not such a tree."""
+    """Yield the value names in a tree of the form of `Graph.outputs`, in order; raise `GraphError` for other JSON."""
     if isinstance(tree, str):
         yield tree
         return
@@ -236,7 +245,10 @@ def _check_name(name: object) -> None:
 
 
 def _check_printable(names: Iterable[str]) -> None:
-    """Raise GraphError for unprintable names: tables and errors show them, and they may come from an untrusted file."""
+    """Raise `GraphError` if a name has characters that cannot be printed.
+
+    Tables and error messages show names, which may come from an untrusted file.
+    """
     for name in names:
         if not name.isprintable():
             raise GraphError(
@@ -245,7 +257,7 @@ def _check_printable(names: Iterable[str]) -> None:
 
 
 def _iterate_names(tree: Json) -> Iterator[str]:
-    """Yield all value names and dict keys in trees such as `Graph.outputs`."""
+    """Yield all value names and dict keys in a tree, or a list of trees, of the form of `Graph.outputs`."""
     if isinstance(tree, str):
         yield tree
     elif isinstance(tree, dict):

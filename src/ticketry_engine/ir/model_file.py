@@ -1,7 +1,7 @@
-"""A graph as one file, model.tk: a safetensors container whose metadata is the graph in JSON. No pickle.
+"""Saves a graph as one file, model.tk, and loads it: a safetensors file whose metadata is the graph as JSON.
 
-The file ends with a digest of all its bytes (`support.sealed_files`) and is not read if it does not match. Weights with
-many exact zeros are packed: see below.
+The file ends with a digest of all its bytes (`support.sealed_files`); a file with a wrong digest is not read. Of
+weights with many zeros, only the nonzero values and their positions are stored. No pickle is used.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from ticketry_engine.support.sealed_files import read_metadata, sealed, unsealed
 
 KIND = "ticketry.model"
 FORMAT = 2
-"""Format number of files with Elias-Fano positions; other files have format 1."""
+"""Format number of files that contain positions as an Elias-Fano code; other files have the format number 1."""
 _NOT_OURS = (
     SafetensorError,
     ValueError,
@@ -47,14 +47,16 @@ _NOT_OURS = (
 
 
 def save(graph: Graph, path: str | Path, meta: Mapping[str, Json] | None = None) -> Path:
-    """Write a graph to a file, atomically through a temporary name.
+    """Write a graph to a file, atomically through a temporary file, and return the path.
 
     Args:
-        meta: JSON to store beside the graph, such as its ticket.
+        graph: the graph.
+        path: path of the file; its directory must exist.
+        meta: JSON to store beside the graph, such as the ticket that it was compiled from.
 
     Raises:
-        ModelFileError: if the file cannot be written, or the model has custom operations: a file has to load without
-            the model's source.
+        ModelFileError: if the file cannot be written, or if the model has custom operations, which would need the
+            model's source code when the file is loaded.
     """
     target = Path(path)
     data = sealed(dumps(graph, meta))
@@ -69,7 +71,7 @@ def save(graph: Graph, path: str | Path, meta: Mapping[str, Json] | None = None)
 
 
 def load(path: str | Path) -> tuple[Graph, dict[str, Json], str]:
-    """Load a file written by `save`; return its graph, its meta data, and a digest of its bytes.
+    """Load a file written by `save`, and return (graph, metadata that was saved with it, digest of the file's bytes).
 
     Raises:
         ModelFileError: if the file is missing, damaged or inconsistent.
@@ -88,7 +90,10 @@ def load(path: str | Path) -> tuple[Graph, dict[str, Json], str]:
 
 
 def dumps(graph: Graph, meta: Mapping[str, Json] | None = None) -> bytes:
-    """Return the bytes of a graph's file; equal graphs give equal bytes. Raises ModelFileError as `save` does."""
+    """Return the bytes of a graph's file without the digest; raise `ModelFileError` for custom operations, as `save`.
+
+    Equal graphs give equal bytes.
+    """
     own = [one.op for one in graph.nodes if not one.native and not is_portable(one.op)]
     if own:
         whose = "operations that no file may hold" if own[0].startswith("aten.") else "operations of its own"
@@ -111,7 +116,7 @@ def dumps(graph: Graph, meta: Mapping[str, Json] | None = None) -> bytes:
 
 
 def loads(data: bytes) -> tuple[Graph, dict[str, Json]]:
-    """Return the graph and the meta data in the bytes of a file. Raises ModelFileError as `load` does."""
+    """Return (graph, metadata) from the bytes that `dumps` returned; raise `ModelFileError` for other bytes."""
     try:
         stored = safetensors_load(data)
         metadata = read_metadata(data)
@@ -139,7 +144,7 @@ def _pack_file(data: bytes) -> bytes:
 
 
 def to_json(graph: Graph) -> Json:
-    """Return a graph without its weights as JSON, for `from_json`."""
+    """Return a graph as JSON that `from_json` reads; the JSON does not contain the weights."""
     return {
         "inputs": list(graph.inputs),
         "outputs": _encode_floats(graph.outputs),
@@ -154,7 +159,10 @@ def to_json(graph: Graph) -> Json:
 
 
 def from_json(document: Json, tensors: dict[str, Tensor]) -> Graph:
-    """Return the graph of `to_json` with weights, not yet validated; raise ModelFileError for other JSON."""
+    """Return the graph that `to_json` wrote as `document`, with the weights `tensors`; do not validate the graph.
+
+    Raise `ModelFileError` for JSON that `to_json` cannot have written.
+    """
     keys = {"inputs", "outputs", "nodes", "values", "signature", "notes"}
     require(isinstance(document, dict) and set(document) == keys, f"its graph has not the parts {sorted(keys)}")
     require(_is_text_list(document["inputs"]) and _is_text_list(document["notes"]), "its inputs or notes are no texts")
@@ -172,7 +180,7 @@ def from_json(document: Json, tensors: dict[str, Tensor]) -> Graph:
 
 
 def _encode_floats(tree: Json) -> Json:
-    """Replace non-finite floats in a tree of values by ``{"float": name}``, which JSON can store."""
+    """Return a tree of the form of `Graph.outputs` with ``{"float": "inf"}`` or similar for each non-finite float."""
     if isinstance(tree, dict):
         return {key: _encode_floats(part) for key, part in tree.items()}
     if isinstance(tree, (list, tuple)):
@@ -181,7 +189,7 @@ def _encode_floats(tree: Json) -> Json:
 
 
 def _decode_floats(tree: Json) -> Json:
-    """Restore non-finite floats in constants: the inverse of `_encode_floats`."""
+    """Return the tree that `_encode_floats` encoded, with non-finite floats restored."""
     if isinstance(tree, dict):
         spelled = tree.get("constant") if set(tree) == {"constant"} else None
         if isinstance(spelled, dict) and set(spelled) == {"float"} and spelled["float"] in NOT_FINITE:
@@ -250,35 +258,43 @@ def _refuse_constant(name: str) -> NoReturn:
 
 
 def weight_bytes(graph: Graph) -> int:
-    """Return the bytes of all weights without packing."""
+    """Return the size of all weights in bytes, if zeros are stored too."""
     return sum(tensor.numel() * tensor.element_size() for tensor in graph.tensors.values())
 
 
 PLACES = "places"
-"""Value of "packed" for weights whose positions are an Elias-Fano code."""
+"""Value of the table entry "packed" for weights whose positions are stored as an Elias-Fano code."""
 
 
 def head_bytes(name: str, total: int) -> int:
-    """Return the maximum number of bytes by which a packed weight enlarges the file's head.
+    """Return the maximum number of bytes by which packing a weight enlarges the file's JSON header.
 
     Args:
-        total: `weight_bytes` of the graph; it bounds the number of digits in the head.
+        name: the weight's name.
+        total: `weight_bytes` of the graph, which bounds the number of digits in the header.
     """
     entry = {f"kept:{name}": {"dtype": "F32", "shape": [total], "data_offsets": [total, total]}}
     return len(json.dumps(entry, separators=(",", ":"))) + len(rf",\"packed\":\"{PLACES}\"") + 2 + _ROUNDED - 1
 
 
 def position_bytes(kept: int, weights: int) -> int:
-    """Return the bytes that store the positions of the retained weights."""
+    """Return the number of bytes that store the positions of `kept` nonzero elements among `weights` elements."""
     return min(packed_bit_bytes(weights), packed_number_bytes(kept, weights))
 
 
 _ROUNDED = 8
-"""Multiple of bytes to which the size of the head is rounded up."""
+"""The size of the file's header is rounded up to a multiple of this number of bytes."""
 
 
 def stored_as(name: str, tensor: Tensor, stored: dict[str, Tensor], total: int) -> Json:
-    """Put a weight's parts into `stored`, and return its entry for the table of weights."""
+    """Add the tensors that store a weight to `stored`, and return the weight's entry for the table of weights.
+
+    Args:
+        name: the weight's name.
+        tensor: the weight.
+        stored: tensors of the file by name.
+        total: `weight_bytes` of the graph.
+    """
     flat = tensor.detach().cpu().contiguous().flatten()
     facts: dict[str, Json] = {"dtype": str(tensor.dtype).removeprefix("torch."), "shape": list(tensor.shape)}
     kept = flat != 0
@@ -305,7 +321,10 @@ def _pack_flags(flags: Tensor) -> Tensor:
 
 
 def read_weights(table: Json, stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the weights of a file from its table and stored tensors; raise ModelFileError if they do not match."""
+    """Return the weights by name from a file's table of weights and its stored tensors.
+
+    Raise `ModelFileError` if the table does not match the stored tensors.
+    """
     require(isinstance(table, dict), "its table of weights is no object")
     made: dict[str, Tensor] = {}
     wanted: set[str] = set()
@@ -386,7 +405,7 @@ def _read_positions(where: str, places: Tensor, total: int, count: int) -> Tenso
 
 
 def require(condition: bool, otherwise: str) -> None:
-    """Raise ModelFileError with the reason `otherwise` unless the condition holds."""
+    """Raise `ModelFileError` with the reason `otherwise` unless the condition holds."""
     if not condition:
         raise ModelFileError(f"the file is damaged: {otherwise}")
 
@@ -406,33 +425,36 @@ def require(condition: bool, otherwise: str) -> None:
 Bytes = NDArray[np.uint8]
 
 _MOST_LOW = 4
-"""Most lower bits. More would be shorter below a density of 4 %, but this limit bounds the elements that a small
-untrusted file can claim: it has at least one byte for 128 elements."""
+"""Maximum number of lower bits per position.
+
+More bits would give shorter codes below a density of 4 %. With this limit, a file has at least one byte for 128
+elements, so that a small untrusted file cannot claim very large weights.
+"""
 
 
 def pack_bits(flags: NDArray[np.bool_]) -> Bytes:
-    """Pack flags [t] as one bit for each element, the lowest bit of a byte first."""
+    """Return flags [t] packed as one bit per flag, the lowest bit of each byte first."""
     return np.packbits(flags, bitorder="little")
 
 
 def unpack_bits(data: Bytes, total: int) -> NDArray[np.bool_]:
-    """Unpack `total` flags: the inverse of `pack_bits`."""
+    """Return the `total` flags that `pack_bits` packed."""
     return np.unpackbits(data, count=total, bitorder="little").view(np.bool_)
 
 
 def packed_bit_bytes(total: int) -> int:
-    """Return the bytes of `pack_bits` for `total` elements."""
+    """Return the number of bytes that `pack_bits` returns for `total` flags."""
     return (total + 7) // 8
 
 
 def packed_number_bytes(count: int, total: int) -> int:
-    """Return the size in bytes of the positions of `count` elements among `total`, as `pack_places` encodes them."""
+    """Return the number of bytes that `pack_places` returns for `total` flags, of which `count` are set."""
     low = _low_bit_count(count, total)
     return (count * low + 7) // 8 + (_high_bits(count, total, low) + 7) // 8
 
 
 def pack_places(flags: NDArray[np.bool_]) -> Bytes:
-    """Pack the positions of the set flags as an Elias-Fano code."""
+    """Return the positions of the set flags as an Elias-Fano code."""
     places = np.flatnonzero(flags)
     count, total = len(places), len(flags)
     low = _low_bit_count(count, total)
@@ -443,10 +465,10 @@ def pack_places(flags: NDArray[np.bool_]) -> Bytes:
 
 
 def unpack_places(data: Bytes, count: int, total: int) -> NDArray[np.bool_]:
-    """Unpack `total` flags, `count` of them set: the inverse of `pack_places`.
+    """Return the `total` flags that `pack_places` packed, of which `count` are set.
 
     Raises:
-        ValueError: if the bytes are not a code of that many increasing positions.
+        ValueError: if the bytes are not the code of `count` increasing positions below `total`.
     """
     if not 0 <= count <= total or len(data) != packed_number_bytes(count, total):
         raise ValueError("the number of bytes does not match its positions")
@@ -465,7 +487,7 @@ def unpack_places(data: Bytes, count: int, total: int) -> NDArray[np.bool_]:
 
 
 def _low_bit_count(count: int, total: int) -> int:
-    """Return the number of lower bits of each position for which the whole code is shortest."""
+    """Return the number of lower bits per position that makes the Elias-Fano code shortest."""
     low = 0
     while low < _MOST_LOW and _code_length(count, total, low + 1) < _code_length(count, total, low):
         low += 1
@@ -477,5 +499,8 @@ def _code_length(count: int, total: int, low: int) -> int:
 
 
 def _high_bits(count: int, total: int, low: int) -> int:
-    """Return the bits of the higher parts: a one for each position, and zeros up to the last element's part."""
+    """Return the number of bits that encode the higher parts of `count` positions among `total` elements.
+
+    The bits are a one for each position, and as many zeros as the highest possible higher part.
+    """
     return count + (max(total - 1, 0) >> low)

@@ -1,13 +1,17 @@
-"""The native operations: their attributes, weights, output shapes, and meaning in torch.
+"""Defines the native operations: their attributes, weights, output shapes, and equivalent torch functions.
+
+Each entry lists the inputs with their shapes, the attributes after the colon, the weights, and the result. Inputs in
+parentheses and weights followed by "or none" are optional; N is the batch size.
 
 conv2d           x [N, C, H, W] (, residual): stride, padding, dilation, groups, act;
-                 weight [O, C / groups, kh, kw], bias [O]; act(conv(x) + bias + residual)
-linear           x [N, ..., I] (, residual): act; weight [O, I], bias [O]; act(x weight^T + bias + residual)
-add, mul         two values of one shape, or [N, C, H, W] and [N, C, 1, 1]: act
+                 weight [O, C / groups, kh, kw], bias [O] or none; act(conv(x) + bias + residual)
+linear           x [N, ..., I] (, residual): act; weight [O, I], bias [O] or none; act(x weight^T + bias + residual)
+add, mul         two values of the same shape, or [N, C, H, W] and [N, C, 1, 1]: act
 add_constant, mul_constant
-                 x [N, ...]: act; constant, with x's axes but the batch, each of x's size or 1
-rotary           x [N, ..., d]: half; cos, sin, as a constant but with all d; x * cos + partner(x) * sin, where the
-                 partner of channel i is i + half for i < half, i - half below 2 half, and itself behind
+                 x [N, ...]: act; constant, with the axes of x except the batch, each axis of the size in x or 1
+rotary           x [N, ..., d]: half; cos, sin, with axes like those of a constant, the last axis of size d;
+                 x * cos + partner(x) * sin, where the partner of channel i is channel i + half if i < half, channel
+                 i - half if half <= i < 2 half, and channel i otherwise
 act              x: act
 max_pool2d       x [N, C, H, W]: kernel, stride, padding, dilation, ceil
 avg_pool2d       x [N, C, H, W]: kernel, stride, padding, ceil, count_include_pad
@@ -16,21 +20,23 @@ concat           values: axis >= 1
 slice            x: axis >= 1, start, stop
 flatten          x [N, ...] -> [N, product]
 affine           x [N, C, ...]: act; scale [C], shift [C]; act(x * scale + shift)
-batch_norm       x [N, C, ...] (, residual): eps, act; weight [C], bias [C]; with mean and variance of the batch, as in
-                 training: act((x - mean) / sqrt(variance + eps) * weight + bias + residual)
-layer_norm       x [..., C]: eps; weight [C], bias [C], both or neither left out
+batch_norm       x [N, C, ...] (, residual): eps, act; weight [C], bias [C];
+                 act((x - mean) / sqrt(variance + eps) * weight + bias + residual), with mean and variance of the batch
+                 as in training
+layer_norm       x [..., C]: eps; weight [C] and bias [C], or neither of them
 rms_norm         x [..., C]: eps; weight [C] or none; x / sqrt(mean(x^2) + eps) * weight
 softmax          x: axis >= 1
-attention        q [N, h, T, d], k [N, g, S, d], v [N, g, S, e]: scale (None: 1 / sqrt(d)), causal; bias [h or 1, T, S],
-                 added to the scores, or none. Each of the g heads of k and v serves h / g neighbouring heads of q
-window_attention the same in windows: q [N, W, h, T, d], k [N, W, h, S, d], v [N, W, h, S, e]: scale;
-                 bias [W or 1, h or 1, T, S], or none
-scan             decay, added [N, ..., T, ...] (, start, without T): axis, that of T; start, as a constant, if it is
-                 no input; all states [N, ..., T, ...], each decay * the one before + added, the first behind start
-pad              x [N, ...]: before, after: how many zeros before and behind those of each axis but the batch
-transpose        x: axes, a permutation that leaves axis 0
-reshape          x: shape, whose first entry is x's first size (None for the batch)
-channel_shuffle  x [N, C, H, W]: groups; [N, g, C / g, ...] -> [N, C / g, g, ...]
+attention        q [N, h, T, d], k [N, g, S, d], v [N, g, S, e]: scale (None: 1 / sqrt(d)), causal; bias [h or 1, T, S]
+                 or none, which is added to the scores. Each head of k and v serves h / g consecutive heads of q
+window_attention q [N, W, h, T, d], k [N, W, h, S, d], v [N, W, h, S, e]: scale; bias [W or 1, h or 1, T, S] or none;
+                 attention in each of the W windows
+scan             decay, added [N, ..., T, ...] (, start, without the axis T): axis, the index of T; start, like a
+                 constant, if it is not an input; states [N, ..., T, ...], where state[0] = decay[0] * start + added[0]
+                 and state[t] = decay[t] * state[t - 1] + added[t]
+pad              x [N, ...]: before, after: number of zeros before and after the elements of each axis except the batch
+transpose        x: axes, a permutation that keeps axis 0 in place
+reshape          x: shape, whose first entry is size 0 of x (None for the batch)
+channel_shuffle  x [N, C, H, W]: groups; views C as [groups, C / groups], swaps these two axes, and merges them
 """
 
 from __future__ import annotations
@@ -52,7 +58,7 @@ from ticketry_engine.errors import GraphError
 from ticketry_engine.ir.native_shapes import ACTS, Attrs, Shape
 
 MOST_MOVED = 1 << 21
-"""Maximum elements of one example of a value that a gather moves; larger tables would take too much memory."""
+"""Maximum number of elements of one example of a value that a gather moves; tables for more need too much memory."""
 
 _FLOATS = ("float64", "float32", "float16", "bfloat16")
 
@@ -66,7 +72,7 @@ class TensorFacts:
 
     @classmethod
     def of(cls, tensor: Any) -> TensorFacts:
-        """Return the facts of a torch tensor."""
+        """Return the shape and dtype of a torch tensor."""
         return cls(tuple(tensor.shape), dtype_name(tensor.dtype))
 
 
@@ -85,23 +91,23 @@ Infer: TypeAlias = Callable[[Attrs, "Sequence[Shape]", "Mapping[str, Shape]"], S
 
 @dataclass(frozen=True)
 class Rule:
-    """The inputs, attributes, weights, shape rule and meaning of a native operation."""
+    """The definition of a native operation: its inputs, attributes, weights, shape rule and torch function."""
 
     inputs: tuple[int, int]
-    """Least and greatest number of inputs."""
+    """Minimum and maximum number of inputs."""
     infer: Infer
     compute: Callable[[Attrs, Mapping[str, Any], int], Function]
-    """Attributes, weights by role and number of inputs -> function of the inputs, in torch."""
+    """Function from (attributes, weights by role, number of inputs) to a torch function of the inputs."""
     checks: Mapping[str, Callable[[Any], bool]] = field(default_factory=dict)
-    """Attribute -> function that returns whether a value is allowed."""
+    """Name of an attribute -> function that returns whether a value of the attribute is allowed."""
     defaults: Mapping[str, Any] = field(default_factory=dict)
     required: frozenset[str] = frozenset()
     optional: frozenset[str] = frozenset()
-    """Roles of optional weights; `required` has those of the others."""
+    """Roles of weights that may be missing; `required` contains the roles of all other weights."""
 
 
 def takes(op: str, attrs: Attrs) -> bool:
-    """Return whether these attributes are allowed; all names have to be those of the operation."""
+    """Return whether the values of an operation's attributes are allowed; `attrs` must contain all its attributes."""
     return all(check(attrs[name]) for name, check in NATIVE[op].checks.items())
 
 
@@ -145,7 +151,13 @@ _Weights: TypeAlias = "Mapping[str, Tensor]"
 
 
 def _with_residual_and_activation(compute: Function, attrs: Attrs, inputs: int) -> Function:
-    """Return `compute` followed by the residual sum and the activation, both in place."""
+    """Return a function that calls `compute`, then adds the residual and applies the activation in place.
+
+    Args:
+        compute: function of the first input.
+        attrs: attributes of the node, with "act".
+        inputs: number of inputs; 2 if there is a residual.
+    """
     act = activation(attrs["act"], fresh=True)
     if inputs == 2:
         if act is None:
@@ -276,7 +288,7 @@ def _compute_pairwise(operation: Function, attrs: Attrs, *_: Any) -> Function:
 
 
 def _window_arguments(attrs: Attrs) -> dict[str, Any]:
-    """Return the window of a pooling under the argument names of torch's functions."""
+    """Return the window attributes of a pooling as keyword arguments of torch's pooling functions."""
     names = {"kernel_size": "kernel", "stride": "stride", "padding": "padding", "dilation": "dilation"}
     return {name: tuple(attrs[key]) for name, key in names.items() if key in attrs} | {"ceil_mode": attrs["ceil"]}
 
@@ -292,8 +304,10 @@ def _compute_reshape(attrs: Attrs, *_: Any) -> Function:
 
 
 def activation(act: str | dict[str, float] | None, *, fresh: bool = False) -> Function | None:
-    """Return the torch function of an activation, None for the identity; in place if possible and its argument is
-    `fresh`."""
+    """Return the torch function of an activation; None for the identity.
+
+    If `fresh`, the function may change its argument in place.
+    """
     if act is None:
         return None
     if isinstance(act, dict):
@@ -457,15 +471,15 @@ MOST_NODES = 1 << 20
 MOST_DIMENSIONS = 16
 LONGEST_NAME = 512
 LARGEST_SIZE = 1 << 40
-"""Most elements of a tensor, or of one example of a value: a bound for untrusted files."""
+"""Maximum number of elements of a tensor, or of one example of a value; it limits what an untrusted file can claim."""
 
 FLOATS = frozenset({"float64", "float32", "float16", "bfloat16"})
 DTYPES = FLOATS | {"int64", "int32", "int16", "int8", "uint8", "bool"}
 _FLOAT8 = {"float8_e4m3fn", "float8_e4m3fnuz", "float8_e5m2", "float8_e5m2fnuz", "float8_e8m0fnu"}
 UNFILED = frozenset(_FLOAT8 | {"complex32", "complex64", "complex128", "uint16", "uint32", "uint64"})
-"""Further dtypes of torch nodes in a graph captured in this process; files do not store them."""
+"""Dtypes that torch nodes may have in a graph captured in this process, but not in a file."""
 OTHERS = frozenset({"number", "list"})
-"""Results of torch nodes other than tensors: single numbers such as sizes; tuples and lists."""
+"""Kinds of results of torch nodes that are not tensors: single numbers such as sizes, and tuples or lists."""
 
 
 @dataclass(frozen=True)
@@ -474,37 +488,38 @@ class Value:
 
     name: str
     shape: Shape | None
-    """Sizes; None at axis 0 is the batch. The whole shape is None if it depends on the batch otherwise, such as N*T;
-    only torch nodes use such values."""
+    """Sizes, where None at axis 0 is the batch size; None if the shape depends on the batch size in another way.
+
+    An example of the latter is N * T. Only torch nodes use such values."""
     dtype: str = "float32"
     """Name of a torch dtype without ``torch.``, or "number" or "list"."""
 
     def numel(self, batch: int) -> int:
-        """Return the number of elements at a batch size; 0 if the shape is unknown."""
+        """Return the number of elements for the batch size `batch`; 0 if the shape is unknown."""
         return 0 if self.shape is None else prod(batch if size is None else int(size) for size in self.shape)
 
 
 @dataclass(frozen=True)
 class Node:
-    """One operation. `ir.native` lists the native ones with their attributes and weights."""
+    """One operation of a graph; `ir.native` lists the native operations with their attributes and weights."""
 
     op: str
     inputs: tuple[str, ...]
     output: str
     attrs: dict[str, Json] = field(default_factory=dict)
     weights: dict[str, str] = field(default_factory=dict)
-    """Role ("weight", "bias", "scale", "shift") -> name in `Graph.tensors`; for a torch node name -> the same name."""
+    """Role ("weight", "bias", "scale", "shift") -> name in `Graph.tensors`; the role is the name in a torch node."""
 
     @property
     def native(self) -> bool:
-        """Whether the operation is native."""
+        """Return whether the operation is native."""
         return self.op in NATIVE
 
 
 def node(
     op: str, inputs: tuple[str, ...], output: str, weights: Mapping[str, str] | None = None, **attrs: Json
 ) -> Node:
-    """Return a native node with defaults for attributes not given; raise GraphError for an unknown operation."""
+    """Return a native node; attributes that are not given get defaults. Raise `GraphError` for an unknown operation."""
     if op not in NATIVE:
         raise GraphError(f"there is no native operation {op!r}")
     whole = {**NATIVE[op].defaults, **attrs}

@@ -1,5 +1,4 @@
-"""Shape rules of native operations, from their attributes and the shapes of inputs and weights; checks of
-attributes."""
+"""Computes output shapes of native operations from attributes and shapes of inputs and weights; checks attributes."""
 
 from __future__ import annotations
 
@@ -42,7 +41,7 @@ def residual(inputs: Sequence[Shape], made: Shape) -> Shape:
 
 
 def windows(size: int, kernel: int, stride: int, padding: int, dilation: int, *, ceil: bool = False) -> int:
-    """Number of places of a window along an axis, as torch counts them; fewer than 1 if it is larger than the input."""
+    """Return the number of positions of a window along an axis, as torch counts; below 1 if the window does not fit."""
     room = size + 2 * padding - dilation * (kernel - 1) - 1
     places = (room + (stride - 1 if ceil else 0)) // stride + 1
     if ceil and (places - 1) * stride >= size + padding:
@@ -204,7 +203,7 @@ def window_attention(attrs: Attrs, inputs: Sequence[Shape], weights: Mapping[str
 
 
 _MOST_STEPS = 1 << 16
-"""Maximum number of steps of a recurrence; each is a call."""
+"""Maximum number of steps of a recurrence; in torch, each step is a call."""
 
 
 def scan(attrs: Attrs, inputs: Sequence[Shape], weights: Mapping[str, Shape]) -> Shape:
@@ -262,34 +261,34 @@ ACTS: Mapping[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]
     "sigmoid": (torch.sigmoid, torch.sigmoid_),
     "tanh": (torch.tanh, torch.tanh_),
 }
-"""Activation -> its function, and the same in place on a tensor without other references.
+"""Name of an activation -> (its torch function, the same function that may change its argument in place).
 
-An attribute ``act`` is one of these names, None, or {"leaky_relu": slope}. An ATen operation of the same name with the
-tensor as its only argument is captured as this activation."""
+The attribute ``act`` of a node is one of these names, None, or {"leaky_relu": slope}. Capture replaces an ATen
+operation of the same name, with the tensor as its only argument, by this activation."""
 
 _LARGEST_ATTR = 1 << 16
-"""Most of a stride, padding, dilation or kernel size: a bound for untrusted files."""
+"""Maximum stride, padding, dilation, kernel size or number of groups; it limits what an untrusted file can claim."""
 _LARGEST_NUMBER = 3.4028234663852886e38
-"""The largest float32, which kernels compute with."""
+"""The largest finite float32; kernels compute in float32."""
 
 
 def is_count(value: Any, least: int = 0) -> bool:
-    """Return whether a value is an integer that a stride, kernel size or number of groups may be."""
+    """Return whether a value is an integer from `least` to the maximum stride, kernel size or number of groups."""
     return type(value) is int and least <= value <= _LARGEST_ATTR
 
 
 def is_pair(least: int) -> Callable[[Any], bool]:
-    """Return a check for two such integers of at least `least`."""
+    """Return a function that returns whether a value is a list of two integers for which `is_count` is true."""
     return lambda value: isinstance(value, (list, tuple)) and len(value) == 2 and all(is_count(n, least) for n in value)
 
 
 def is_size(value: Any) -> bool:
-    """Return whether a value may be an axis size or an index along it."""
+    """Return whether a value may be the size of an axis, or an index along an axis."""
     return type(value) is int and 0 <= value < 1 << 40
 
 
 def is_axis(value: Any) -> bool:
-    """Return whether a value is an axis after the batch axis."""
+    """Return whether a value may be the index of an axis other than the batch axis."""
     return type(value) is int and 1 <= value < 16
 
 
@@ -306,23 +305,23 @@ def is_number(value: Any) -> bool:
 
 
 def is_act(value: Any) -> bool:
-    """Return whether a value names an activation (None is the identity)."""
+    """Return whether a value is allowed for the attribute ``act``; None stands for the identity."""
     if isinstance(value, dict):
         return set(value) == {"leaky_relu"} and is_number(value["leaky_relu"])
     return value is None or (isinstance(value, str) and value in ACTS)
 
 
 def is_axes(value: Any) -> bool:
-    """Return whether a value is a list of axes."""
+    """Return whether a value is a list of axis numbers."""
     return isinstance(value, (list, tuple)) and 0 < len(value) <= 16 and all(is_count(one) for one in value)
 
 
 def is_shape(value: Any) -> bool:
-    """Return whether a value is a shape; its first size may be None, the batch."""
+    """Return whether a value is a shape; the first size may be None, which stands for the batch size."""
     sane = isinstance(value, (list, tuple)) and 0 < len(value) <= 16
     return sane and (value[0] is None or is_size(value[0])) and all(is_size(one) for one in value[1:])
 
 
 def is_room(value: Any) -> bool:
-    """Return whether a value is a list of padding sizes, one for each axis after the batch."""
+    """Return whether a value is a list of padding sizes, one for each axis after the batch axis."""
     return isinstance(value, (list, tuple)) and 0 < len(value) <= 16 and all(is_count(one) for one in value)

@@ -1,6 +1,6 @@
-"""Run nodes in plain torch: those that the engine leaves to torch, and whole graphs in tests of kernels.
+"""Runs nodes in torch: nodes for which the engine has no kernels, and whole graphs in tests of kernels.
 
-Arguments are looked up once, when a node is prepared, so that a call does no extra work.
+Arguments are looked up when a node is prepared, not in each call.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from ticketry_engine.ir.native import FLOATS, NATIVE, OTHERS, Function, Node, Va
 
 
 def prepare(node: Node, tensors: Mapping[str, Tensor], *, device: str | torch.device = "cpu") -> Function:
-    """Return a function of the node's inputs, in order, that computes its output."""
+    """Return a torch function from the node's inputs, in order, to its output."""
     if not node.native:
         return prepare_torch_node(node, tensors, device)
     weights = {role: tensors[name] for role, name in node.weights.items()}
@@ -28,13 +28,20 @@ def prepare(node: Node, tensors: Mapping[str, Tensor], *, device: str | torch.de
 
 
 def torch_step(graph: Graph, node: Node) -> Function:
-    """Return a function of the node's inputs that runs it in torch and checks its output against the graph."""
+    """Return a torch function from the node's inputs to its output that checks the output's shape and dtype."""
     function = prepare(node, graph.tensors)
     return function if node.native else check_output(function, graph.values[node.output], node)
 
 
 class Cast:
-    """Converts the graph's floating-point type to another one."""
+    """Converts tensors, values and nodes of a graph from its main floating-point dtype to another dtype.
+
+    The main dtype is that of most weight elements.
+
+    Args:
+        graph: the graph.
+        precision: name of the new dtype; None: nothing is converted.
+    """
 
     def __init__(self, graph: Graph, precision: str | None) -> None:
         if precision is not None and precision not in FLOATS:
@@ -63,7 +70,7 @@ class Cast:
 
 
 def check_output(function: Function, value: Value, node: Node) -> Function:
-    """Wrap a function so that it raises an error if its output's dtype or shape differs from the graph's."""
+    """Return `function` with a check: it raises `GraphError` if its output has another dtype or shape than `value`."""
     if value.dtype in OTHERS:
         return function
     dtype = getattr(torch, value.dtype)

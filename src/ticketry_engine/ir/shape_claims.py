@@ -1,9 +1,9 @@
-"""Checks the output shapes that a file's torch nodes claim, without computing data.
+"""Checks the output shapes that a file states for its torch nodes, without computing data.
 
-The shapes of native nodes follow from their inputs (`ir.native`). Those of torch nodes are claims, and a file may
-claim anything: a node said to make ten numbers could make 2^40. The nodes of a graph from a file are therefore run
-once on the meta device. Since every tensor there takes some memory, the number of tensors that a node creates is
-bounded before.
+The output shapes of native nodes follow from their inputs (`ir.native`). For torch nodes, a file may state any shape: a
+node whose stated output has ten elements could create 2^40. Therefore each node of a graph from a file is run once on
+the meta device. A tensor on the meta device also takes some memory, so the number of tensors that a node creates is
+limited before.
 """
 
 from __future__ import annotations
@@ -25,19 +25,23 @@ from ticketry_engine.support.modules import normal_name
 
 BATCH = 2
 _LARGEST = 1 << 36
-"""Maximum elements of a node's output for two examples."""
+"""Maximum number of elements of a node's output for two examples, for any graph."""
 _SMALL, _FOR_EACH = 1 << 30, 1 << 10
-"""… so many, or so many for each element of the weights and of two examples, if that is more: a mask of 32,768 tokens,
-or a thousand channels at the resolution of an image with one."""
+"""Lower limits for small graphs: the larger of `_SMALL` and `_FOR_EACH` times the elements of all weights and inputs.
+
+The first number allows a mask for 32,768 tokens, the second a thousand channels from an image with one channel.
+"""
 _ONE_BY_ONE = 1 << 17
-"""Maximum number of tensors in lists, and of steps, over all nodes, plus two for each node."""
+"""Maximum number of tensors in lists, and of time steps, over all nodes; two per node are allowed in addition."""
 
 
 def check_claims(graph: Graph) -> Graph:
-    """Return the graph itself if its torch nodes compute what they claim, as far as this can be checked without data.
+    """Return the graph itself if the outputs of its torch nodes have the stated shapes and dtypes.
+
+    A node is not checked if its output shape depends on data.
 
     Raises:
-        GraphError: if a node does not accept its arguments, or its output is too large or differs from the claim.
+        GraphError: if a node does not accept its arguments, or if its output is too large or not as stated.
     """
     weights = {name: tensor.to("meta") for name, tensor in graph.tensors.items()}
     made: dict[str, Any] = {name: _meta_input(graph.values[name]) for name in graph.inputs}
@@ -73,15 +77,22 @@ def _meta_input(value: Value) -> Tensor:
 
 _RECURRENCES = ("gru", "lstm", "rnn_relu", "rnn_tanh")
 _BY_AXIS = ("split", "unbind", "unsafe_split")
-"""Operations that return a list with a tensor for each so many entries of an axis."""
+"""Operations that return a list of tensors, one for each fixed number of entries along an axis."""
 _BY_COUNT = ("chunk", "diff", "dsplit", "hsplit", "split_with_sizes", "tensor_split", "unsafe_chunk", "vsplit")
 _COUNTS = ("chunks", "indices", "n", "sections", "split_size", "split_sizes")
-"""Arguments that give the number or positions of the parts."""
+"""Names of arguments that contain the number, sizes or positions of the parts."""
 
 
 def _count_parts(one: Node, weights: Mapping[str, Tensor], made: Mapping[str, Any]) -> int:
-    """Return the maximum number of tensors that a node creates, as list entries or in its steps; 0 if that number does
-    not depend on its arguments."""
+    """Return the maximum number of tensors that a node creates, as entries of a list or in its time steps.
+
+    Return 0 if this number does not depend on the node's arguments.
+
+    Args:
+        one: a torch node.
+        weights: weights on the meta device by name.
+        made: values on the meta device by name.
+    """
     family = one.op.split(".")[1]
     if family not in (*_RECURRENCES, *_BY_AXIS, *_BY_COUNT) or one.op.startswith("operator."):
         return 0
@@ -107,7 +118,7 @@ def _count_parts(one: Node, weights: Mapping[str, Tensor], made: Mapping[str, An
 
 
 def _run_on_meta(one: Node, weights: dict[str, Tensor], made: dict[str, Any]) -> Any:
-    """Return the node's output without data; None if it cannot be determined."""
+    """Return the node's output on the meta device; None if its shape depends on data."""
     try:
         return prepare(_with_device(one), weights, "meta")(*(made[name] for name in one.inputs))
     except NotImplementedError:
@@ -122,7 +133,7 @@ def _run_on_meta(one: Node, weights: dict[str, Tensor], made: dict[str, Any]) ->
 
 
 def _with_device(one: Node) -> Node:
-    """Return the node with an explicit device if it creates a tensor without inputs."""
+    """Return the node with an explicit device argument, if its operation has such an argument."""
     if one.op.startswith("operator."):
         return one
     names = [known.name for known in find(one.op)._schema.arguments]
@@ -157,23 +168,23 @@ def _check_claim(one: Node, value: Value, found: Any) -> None:
 
 
 COMPUTED = ".computed"
-"""Suffix of a tensor computed from a parameter of the same shape, such as a parametrised weight."""
+"""Suffix of the name of a tensor that was computed from a parameter, such as a parametrised weight."""
 
 _FORMS = r"2d|T|padded|phases|computed"
-"""Suffixes that passes add to the name of a weight that they transform."""
+"""Suffixes that passes append to the name of a weight when they transform the weight."""
 
 _FORM = re.compile(rf"(\.({_FORMS}))+$|\.parametrizations(?=\.)|(?<=weight)\.original\d?(?=$|\.)")
 _ADDED = re.compile(rf"\.({_FORMS}|\d+)$")
-"""A suffix as in `_FORMS`, or a number that distinguishes several tensors of one parameter."""
+"""Pattern of a suffix in `_FORMS`, or of a number that distinguishes several tensors of one parameter."""
 
 
 def layer_name(weight: str) -> str:
-    """Return the module name of a weight's layer."""
+    """Return the module name of the layer to which the weight with the name `weight` belongs."""
     return _FORM.sub("", weight).removesuffix(".weight")
 
 
 def origins(graph: Graph, parameters: Iterable[str]) -> dict[str, str]:
-    """Return tensor of the graph -> the parameter that it equals or was computed from."""
+    """Return, for tensors of the graph, the name of the parameter that the tensor equals or was computed from."""
     own = {normal_name(name): name for name in parameters}
     found: dict[str, str] = {}
     for tensor in graph.tensors:
@@ -186,5 +197,5 @@ def origins(graph: Graph, parameters: Iterable[str]) -> dict[str, str]:
 
 
 def parameters_of(node: Node, of: Mapping[str, str]) -> set[str]:
-    """Return the parameters that a node's weights were computed from, by the `origins` of its graph."""
+    """Return the names of the parameters that a node's weights were computed from; `of` is the result of `origins`."""
     return {of[weight] for weight in node.weights.values() if weight in of}

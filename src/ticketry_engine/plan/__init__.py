@@ -1,1 +1,1 @@
-"""The planner: which nodes run in the engine, in which layout, where their values are stored, and by which kernels."""
+"""Plans a graph: chooses the nodes that run in kernels, the memory layout, the place of each value, and the kernels."""

@@ -1,8 +1,8 @@
 """Assigns each value of a region a place in a thread's working memory, in the channels-last or the planar layout.
 
-Channels-last: concatenated values are parts of one wider value, and a residual stream has one order of channels:
-that of its most expensive producer with grouped rows. Planar: values of one geometry share memory, so that their
-halos stay zero; values of another geometry have other memory.
+In the channels-last layout, concatenated values are parts of one wider value. All values of a residual stream have the
+same order of channels, which the most expensive layer with grouped rows determines. In the planar layout, only values
+of the same geometry share memory, so that the zeros around their planes (halos) are never overwritten.
 """
 
 from __future__ import annotations
@@ -23,31 +23,30 @@ from ticketry_engine.plan.value_axes import UnsupportedError, ValueForm
 from ticketry_engine.support.row_groups import row_groups
 
 _WORTH_APART = 2
-"""Minimum ratio of an input's memory in channels-last to that with separate channels, from which channels are separate.
-"""
+"""If channels-last needs this many times the memory of separate channels for an input, its channels are separate."""
 
 Order = np.ndarray[Any, np.dtype[np.int64]]
 
 
 @dataclass
 class _Wide:
-    """Adjacent storages that form one wider value."""
+    """Storages that lie next to each other in memory and form one wider value."""
 
     members: list[int]
     firsts: list[int]
-    """The first channel of each member."""
+    """First channel of each member in the wider value."""
     channels: int
     geometry: channels_last.ChannelsLastGeometry = field(init=False)
     offset: int = field(init=False, default=0)
 
 
 class PixelsArena:
-    """Memory of each value of a region in the channels-last layout, for blocks of `images` images."""
+    """Places of a region's values in memory in the channels-last layout, for blocks of `images` images."""
 
     layout: ModuleType = channels_last
 
     def __init__(self, sketch: Sketch, images: int, lanes: int, item: int = FLOAT) -> None:
-        """`item`: bytes of a value."""
+        """Assign all places; `lanes` is the number of lanes of a vector, `item` the bytes of an element."""
         self._item = item
         self._storages = sketch.storages
         self._wides = _wide_values(sketch, lanes)
@@ -63,7 +62,10 @@ class PixelsArena:
         self.bytes = self._assign_offsets(images)
 
     def value(self, form: ValueForm) -> channels_last.ChannelsLastValue:
-        """Return the memory of a value, or of channels computed at a time; raise UnsupportedError if there is none."""
+        """Return the memory of a value; of a value computed in chunks, the memory of one chunk.
+
+        Raise `UnsupportedError` if the value's channels are not consecutive.
+        """
         runs = _channel_runs(form, self._storages)
         wide, first = self._in[runs[0][0]]
         if runs[0][2] > self._storages.all[runs[0][0]].channels:  # see `chunks`
@@ -78,13 +80,12 @@ class PixelsArena:
         return channels_last.ChannelsLastValue(wide.geometry, wide.offset, start, at - start)
 
     def order(self, form: ValueForm) -> Order | None:
-        """Return the value's channels in the order in which they are stored; None if they are not reordered."""
+        """Return the channel numbers of a value in the order in which memory stores the channels; None if unchanged."""
         number = int(form.flat[0, 0])
         return self._channel_orders.get(self._storages.orders.find(number))
 
     def check(self, task: RegionTask) -> None:
-        """Raise `UnsupportedError` if the inputs cannot be stored in this layout, or if it has no kernel for an
-        attention."""
+        """Raise `UnsupportedError` if this layout cannot store the task's inputs or has no kernel for the attention."""
         values = [self.value(form) for form in task.inputs]
         if task.kind not in ("attention", "window_attention"):
             return
@@ -97,7 +98,7 @@ class PixelsArena:
             raise UnsupportedError("an attention that pixels have no kernel for")
 
     def _assign_offsets(self, images: int) -> int:
-        """Assign an offset to each value, and return the bytes of the memory."""
+        """Assign an offset to each value, and return the size of the whole memory in bytes."""
         memory: LayoutSlots[channels_last.ChannelsLastGeometry] = LayoutSlots()
         slots: dict[int, int] = {}
         order = sorted(self._wides, key=lambda wide: min(self._storages.all[one].born for one in wide.members))
@@ -129,8 +130,10 @@ class PixelsArena:
         return flat if _WORTH_APART * flat.image <= found.image else found
 
     def _memory_owner(self, wide: _Wide, first: Sequence[int]) -> _Wide:
-        """Return the value whose memory one reuses: itself, unless both are single storages. `first`: see
-        `Storages.places`."""
+        """Return the wide value whose memory `wide` uses: `wide` itself, or the value that it overwrites.
+
+        `first` is the result of `Storages.places`. Only values of one storage each can share memory.
+        """
         if len(wide.members) > 1:
             return wide
         found, _ = self._in[first[wide.members[0]]]
@@ -138,11 +141,11 @@ class PixelsArena:
 
 
 Run = tuple[int, int, int]
-"""(storage, first channel, end channel)."""
+"""Consecutive channels of a storage: (number of the storage, first channel, channel after the last)."""
 
 
 def _channel_runs(form: ValueForm, storages: Storages) -> list[Run]:
-    """Return the value's channels as the shortest list of runs."""
+    """Return a value's channels as the shortest list of runs of consecutive channels."""
     flat = form.flat
     if not len(flat):
         raise UnsupportedError("a value without channels")
@@ -151,7 +154,7 @@ def _channel_runs(form: ValueForm, storages: Storages) -> list[Run]:
 
 
 def _wide_values(sketch: Sketch, lanes: int) -> list[_Wide]:
-    """Return groups of storages that form one wider value, because an operation reads them as a single value."""
+    """Return the wide values of a region; storages that an operation reads as one value form one wide value."""
     storages = sketch.storages
     sequences: dict[int, list[int]] = {}
     for task in sketch.tasks:
@@ -171,7 +174,10 @@ def _wide_values(sketch: Sketch, lanes: int) -> list[_Wide]:
 
 
 def _append_runs(sequences: dict[int, list[int]], storages: Storages, runs: Sequence[Run], lanes: int) -> None:
-    """Append the storages of a value's runs to an existing sequence of adjacent storages."""
+    """Record in `sequences` that the storages of `runs` must lie next to each other, in this order.
+
+    Raise `UnsupportedError` if that contradicts an earlier sequence, or if channels would not begin at a vector.
+    """
     whole = [storage for storage, low, high in runs if (low, high) == (0, storages.all[storage].channels)]
     if len(whole) != len(runs) or len(set(whole)) != len(whole):
         raise UnsupportedError("parts of values side by side")
@@ -187,7 +193,7 @@ def _append_runs(sequences: dict[int, list[int]], storages: Storages, runs: Sequ
 
 
 def _inputs_with_separate_channels(sketch: Sketch) -> set[int]:
-    """Return inputs that only convolutions of all channels read: their channels may be stored separately."""
+    """Return the storages of inputs whose channels may be stored separately: only ungrouped layers read them."""
     found = {int(task.output.flat[0, 0]) for task in sketch.tasks if task.kind == "load"}
     for task in sketch.tasks:
         whole = task.kind == "conv2d" and task.node.attrs.get("groups", 1) == 1
@@ -199,7 +205,7 @@ def _inputs_with_separate_channels(sketch: Sketch) -> set[int]:
 
 
 def _channel_orders(sketch: Sketch) -> dict[int, Order]:
-    """Return root of a stream -> order of its channels, for streams whose channels are reordered."""
+    """Return root storage of a residual stream -> order of its channels, for streams whose channels are reordered."""
     storages = sketch.storages
     pinned = {storages.orders.find(one) for one in storages.pinned}
     best: dict[int, tuple[int, Order]] = {}
@@ -219,12 +225,14 @@ def _channel_orders(sketch: Sketch) -> dict[int, Order]:
 
 
 class PlanesArena:
-    """Memory of each plane of a region in the planar layout, for blocks of `images` images and vectors of `lanes`
-    lanes.
+    """Places of a region's planes (channels) in memory in the planar layout.
 
     Args:
-        halos: whether planes have the halo that convolutions read. Without it convolutions unfold their input, which is
-            only possible (and `halos` only has an effect) where images do not fill a vector.
+        storages: the storages of the region.
+        images: number of images of a block.
+        lanes: number of lanes of a vector.
+        halos: whether zeros surround the planes that convolutions read; otherwise convolutions copy (unfold) their
+            input. False has an effect only if the images of a block do not fill a vector.
     """
 
     layout: ModuleType = planar
@@ -246,7 +254,7 @@ class PlanesArena:
         self._starts, self.bytes = memory.lay_out(lambda geometry: geometry.bytes)
 
     def value(self, form: ValueForm) -> planar.Planes:
-        """Return the memory of a value, or of the channels computed at a time."""
+        """Return the memory of a value; of a value computed in chunks, the memory of one chunk."""
         storages, numbers = form.flat[:, 0], form.flat[:, 1]
         if (numbers >= self._channels[storages]).any():  # see `chunks`: of one storage, from its first channel on
             storages, numbers = storages[: self._channels[storages[0]]], numbers[: self._channels[storages[0]]]
@@ -254,17 +262,18 @@ class PlanesArena:
         return planar.Planes(geometry, self._starts[geometry] + geometry.bytes * (self._slots[storages] + numbers))
 
     def order(self, form: ValueForm) -> None:
-        """Return None: planes are read in any order, so channels are not reordered."""
+        """Return None, because the planar layout never reorders channels."""
 
     def check(self, task: RegionTask) -> None:
-        """Do nothing: the planar layout has a kernel for every operation of a region."""
+        """Do nothing, because the planar layout has a kernel for every task of a region."""
 
 
 def _plane_geometries(storages: Storages, images: int, lanes: int, wanted: bool) -> list[planar.Geometry]:
-    """Return the geometry of each storage: the largest halo that a reader needs, and equal row distances where
-    required.
+    """Return the geometry of each storage's planes.
 
-    Rows that do not fill a vector have no halo: convolutions unfold them, and a halo would leave lanes empty.
+    The halo (zeros around a plane) is the largest that a reader needs. Planes have equal distances between rows where
+    an operation requires that. Planes whose rows do not fill a vector have no halo, because a halo would leave lanes
+    unused.
     """
     few = images < lanes
     none = [storage.pixels[1] * images < lanes or (few and not wanted) for storage in storages.all]
@@ -293,11 +302,17 @@ def _plane_geometries(storages: Storages, images: int, lanes: int, wanted: bool)
 Array = np.ndarray[Any, Any]
 
 _MOST = 256
-"""Maximum channels that are paired with each other; longer runs are divided."""
+"""Maximum number of channels among which pairs are chosen; longer runs are divided."""
 
 
 def pair_channels(sketch: Sketch, orders: Mapping[int, Array], lanes: int) -> dict[int, Array]:
-    """Return the orders of channels, with channels of each run of rows paired, by root of the values that share one."""
+    """Return orders of channels in which channels that layers retain together are paired.
+
+    Args:
+        sketch: the region.
+        orders: order of channels by root storage of a residual stream; pairs are formed within its runs of rows.
+        lanes: number of lanes of a vector.
+    """
     storages = sketch.storages
     pinned = {storages.orders.find(one) for one in storages.pinned}
     readers: dict[int, list[Array]] = {}
@@ -321,7 +336,10 @@ def pair_channels(sketch: Sketch, orders: Mapping[int, Array], lanes: int) -> di
 
 
 def _weighted_support(sketch: Sketch, task: RegionTask, lanes: int) -> Array:
-    """Return the retained channels of a layer, float32 [channels, groups * taps], weighted by the root of the work."""
+    """Return which input channels each group of rows retains, as float32 [channels, groups * taps].
+
+    Entries of retained channels are the square root of the group's work, other entries are 0.
+    """
     weight = sketch.weight(task.node)
     groups = [group for group in row_groups(weight) if group.width]
     channels = task.inputs[0].channels
@@ -334,7 +352,7 @@ def _weighted_support(sketch: Sketch, task: RegionTask, lanes: int) -> Array:
 
 
 def _row_groups_of(sketch: Sketch, task: RegionTask) -> Array:
-    """Return the group of each row of a layer."""
+    """Return, for each row of a layer's weight, the number of its group of rows with equal columns."""
     weight = sketch.weight(task.node)
     labels = np.zeros(weight.shape[0], np.int64)
     for number, group in enumerate(row_groups(weight)):
@@ -343,7 +361,7 @@ def _row_groups_of(sketch: Sketch, task: RegionTask) -> Array:
 
 
 def _pair_within_groups(kept: Array, labels: list[Array]) -> Array:
-    """Return an order of the rows of `kept` in which rows with equal labels stay consecutive."""
+    """Return an order of the rows of `kept` that pairs similar rows and moves none out of its run of equal labels."""
     count = len(kept)
     new = np.zeros(count, bool)
     for each in labels:
@@ -359,11 +377,10 @@ def _pair_within_groups(kept: Array, labels: list[Array]) -> Array:
 
 
 def order_by_best_pairs(together: Array) -> Array:
-    """Return an order of elements that puts pairs with the most in common next to each other, at positions 2c and 2c +
-    1.
+    """Return an order of elements in which the elements at positions 2c and 2c + 1 have much in common.
 
     Args:
-        together: [n, n], symmetric: how much two elements have in common.
+        together: symmetric matrix [n, n] of how much two elements have in common.
     """
     count = len(together)
     rows, columns = np.triu_indices(count, 1)
@@ -381,7 +398,7 @@ def order_by_best_pairs(together: Array) -> Array:
 
 
 def _exchange_partners(together: Array, pairs: list[tuple[int, int]]) -> None:
-    """Exchange partners between pairs while that increases the total."""
+    """Exchange elements between pairs, in place, while an exchange increases the sum of `together` over all pairs."""
     better = True
     while better:
         better = False

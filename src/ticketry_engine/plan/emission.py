@@ -1,4 +1,4 @@
-"""Emit a region as operations of one layout: each task becomes calls of the layout's kernel functions."""
+"""Translates the tasks of a region to operations of one memory layout, by calling the layout's kernel functions."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ from ticketry_engine.plan.value_axes import ValueForm
 from ticketry_engine.support.row_groups import row_groups
 
 Arena = PixelsArena | PlanesArena
-"""A layout's memory; `layout` has its kernel functions, which have the same names in both layouts."""
+"""Memory of a region in one layout; the module `layout` has kernel functions of the same names for both layouts."""
 
 
 class Emission:
-    """A region's operations on one block.
+    """The operations of a region for one block of images.
 
     Args:
         sketch: the region.
-        arena: the storage of its values.
+        arena: the memory of the region's values.
         target: the processor.
         images: number of images of a block.
-        inputs: number of external input tensors; output tensors follow them.
+        inputs: number of input tensors of the region; the numbers of output tensors follow.
         last: numbers of the inputs whose channels are innermost in memory (torch's channels_last).
-        found: values whose channels pass through two operations a few at a time.
+        found: task number -> chunks of channels, in which this task and the next one are computed alternately.
 
     Raises:
         UnsupportedError: if the layout cannot run a task of the region.
@@ -54,7 +54,7 @@ class Emission:
         self.spec = BlockSpec(target, images, self._scratch_offset)
         self.ops: list[Op] = []
         self.tasks: list[RegionTask] = []
-        """Which task each operation is of; of some channels alone, where they go through one after the other."""
+        """Task of each operation; if the task is computed in chunks, a task restricted to the channels of a chunk."""
         self.scratch = 0
         for number, task in enumerate(sketch.tasks):
             arena.check(task)
@@ -70,11 +70,11 @@ class Emission:
 
     @property
     def bytes(self) -> int:
-        """Bytes of a thread's working memory."""
+        """Return the size of a thread's working memory in bytes."""
         return self.arena.bytes + 64 + self.scratch
 
     def _scratch_offset(self, size: int) -> int:
-        """Return the offset of scratch memory behind all values, which every operation may overwrite."""
+        """Reserve `size` bytes of scratch memory, which all operations share, after the values; return its offset."""
         self.scratch = max(self.scratch, size)
         return -(-self.arena.bytes // 64) * 64
 
@@ -82,8 +82,7 @@ class Emission:
         return self.arena.value(task.output)
 
     def ordered(self, task: RegionTask, *roles: str) -> list[Array | None]:
-        """Return weights with one entry per output channel, in the order in which channels are stored; None for missing
-        weights."""
+        """Return the task's weights with these roles in the stored order of output channels; None for an absent one."""
         return [_weight_in_storage_order(self.sketch, task, role, self.arena) for role in roles]
 
 
@@ -91,8 +90,10 @@ Strides = tuple[int, int, int, int]
 
 
 def strides(form: ValueForm, last: bool = False) -> Strides:
-    """Return the element strides (image, channel, row, column) of a tensor that stores a value, contiguous or channels-
-    last."""
+    """Return the strides (image, channel, row, column), in elements, of the torch tensor that stores a value.
+
+    The tensor is contiguous, or in torch's channels_last format if `last`.
+    """
     channels, (height, width) = form.channels, form.pixels
     if form.labels == "pc" or last:
         return (channels * height * width, 1, width * channels, channels)
@@ -100,8 +101,11 @@ def strides(form: ValueForm, last: bool = False) -> Strides:
 
 
 def tensor_layout(form: ValueForm) -> tuple[tuple[int, ...], tuple[int, ...] | None]:
-    """Return the shape, without the batch, of the contiguous tensor that stores a value, and the permutation of its
-    axes that gives the value's own axes; None if they are equal."""
+    """Return (shape, permutation) of the contiguous tensor that stores a value.
+
+    The shape is without the batch. The permutation of the tensor's axes gives the axes of the value; it is None if the
+    axes are the same.
+    """
     sizes = form.axes
     if form.labels in ("pc", "f"):
         return sizes, None
@@ -121,9 +125,9 @@ def _weight_in_storage_order(sketch: Sketch, task: RegionTask, role: str, arena:
 
 
 def convolution(sketch: Sketch, task: RegionTask, arena: Arena) -> Convolution:
-    """Return a layer with its weights in the order in which channels are stored.
+    """Return a layer as a convolution whose weights are in the stored order of input and output channels.
 
-    A linear layer is a convolution over a single pixel, or over the whole plane after a flattening.
+    A linear layer is a convolution with a kernel of one pixel or, after a flattening, of a whole plane.
     """
     node, x = task.node, task.inputs[0]
     weight = _weight_in_storage_order(sketch, task, "weight", arena)
@@ -140,7 +144,7 @@ def convolution(sketch: Sketch, task: RegionTask, arena: Arena) -> Convolution:
 
 
 def _constant_by_position(sketch: Sketch, task: RegionTask, role: str) -> Array:
-    """Return a constant as [channels, height, width] of the task's output, with channels in their original order."""
+    """Return a constant of the task, expanded to [channels, height, width] of its output, in original channel order."""
     form = task.output
     spread = sketch.weight(task.node, role).detach().cpu().float().expand(form.axes)
     order = [axis for kind in "cp" for axis, label in enumerate(form.labels) if label == kind]
@@ -149,7 +153,10 @@ def _constant_by_position(sketch: Sketch, task: RegionTask, role: str) -> Array:
 
 
 def _element_sources(emission: Emission, task: RegionTask) -> tuple[Array, Array]:
-    """Return for each element of the output its input (-1: the element is 0) and its index there, in storage order."""
+    """Return two arrays: the number of the input that each output element comes from, and the element's index there.
+
+    The number is -1 if the output element is 0. Elements and indices are in the stored order of channels.
+    """
     assert task.where is not None
     order = emission.arena.order(task.output)
     where = task.where if order is None else task.where[order]
@@ -168,7 +175,7 @@ def _element_sources(emission: Emission, task: RegionTask) -> tuple[Array, Array
 
 
 def _constant_by_channel(emission: Emission, task: RegionTask, role: str) -> Array:
-    """Return a constant that is the same at all positions: float32 per channel, in storage order."""
+    """Return a constant that is the same for all pixels, as one float32 per channel, in the stored channel order."""
     form = task.output
     constant = emission.sketch.weight(task.node, role).detach().cpu().float()
     sizes = [size for size, label in zip(constant.shape, form.labels, strict=True) if label == "c"]
@@ -178,7 +185,7 @@ def _constant_by_channel(emission: Emission, task: RegionTask, role: str) -> Arr
 
 
 def _emit_head_by_head(emission: Emission, task: RegionTask, x: Any, y: Any) -> Any:
-    """Return the operations of a task on the last axis, one for each head."""
+    """Return the operations of a norm or softmax over the last axis, separately for each attention head."""
     layout, kind, attrs = emission.layout, task.kind, task.node.attrs
     size = task.output.planes.shape[-2]
     alone = size == task.output.channels
@@ -195,7 +202,7 @@ def _emit_head_by_head(emission: Emission, task: RegionTask, x: Any, y: Any) -> 
 
 
 def _head_weight(emission: Emission, task: RegionTask, role: str) -> Array | None:
-    """Return a weight of one head's channels in their original order."""
+    """Return a weight of the channels of one head, in their original order; None if the task has no such weight."""
     if role not in task.node.weights:
         return None
     found: Array = emission.sketch.weight(task.node, role).detach().cpu().float().numpy()
@@ -205,7 +212,14 @@ def _head_weight(emission: Emission, task: RegionTask, role: str) -> Array | Non
 def _emit_in_chunks(
     emission: Emission, task: RegionTask, then: RegionTask, parts: list[Array]
 ) -> Iterator[tuple[RegionTask, list[Op]]]:
-    """Yield the operations of two tasks alternately, for some channels of the value between them at a time."""
+    """Yield (task restricted to a chunk, operations) for two consecutive tasks, alternately for each chunk of channels.
+
+    Args:
+        emission: the operations of the region.
+        task: the task that computes the channels.
+        then: the next task, which reads them.
+        parts: channel numbers of each chunk.
+    """
     layout, arena, spec = emission.layout, emission.arena, emission.spec
     x, between, y = (cast("Any", arena.value(form)) for form in (task.inputs[0], task.output, then.output))
     first, second = (convolution(emission.sketch, one, arena) for one in (task, then))
@@ -222,7 +236,7 @@ def _emit_in_chunks(
 
 
 def _emit_operations(emission: Emission, task: RegionTask, inputs: list[Any]) -> Any:
-    """Return the operations of the layout's kernels for a task, given the storage of its inputs."""
+    """Return the operations that compute a task; `inputs` is the memory of the task's inputs."""
     layout, kind, attrs, y = emission.layout, task.kind, task.node.attrs, emission.output(task)
     if kind == "load":
         return layout.load(task.number, strides(task.output, task.number in emission.last), y)
@@ -279,33 +293,46 @@ def _emit_operations(emission: Emission, task: RegionTask, inputs: list[Any]) ->
 
 
 BYTES = 384 << 10
-"""Maximum bytes of the channels that pass through two operations at a time.
+"""Maximum bytes of a chunk of channels that passes through two operations.
 
-Measured (batch 8, a Zen 5 with 1 MB of L2 cache), 256 and 512 KB: EfficientNet-B0 0.90 and 0.89 of the time,
-MobileNetV3 0.95 and 0.96 with a fifth of the weights; 0.95 and 0.96, 0.94 and 0.96 without a mask."""
+Time relative to no chunks, measured with 256 and 512 KB (batch 8, a Zen 5 with 1 MB of L2 cache): with a fifth of the
+weights, EfficientNet-B0 0.90 and 0.89, MobileNetV3 0.95 and 0.96; without a mask, EfficientNet-B0 0.95 and 0.96,
+MobileNetV3 0.94 and 0.96."""
 
 _ROWS = 8
-"""Planar: the channels of a chunk are a multiple of this; channels-last: of a vector."""
+"""In the planar layout, the number of channels of a chunk is a multiple of this number.
+
+In the channels-last layout, it is a multiple of the lanes of a vector."""
 
 
 @dataclass(frozen=True, eq=False)
 class Chunk:
-    """How a value is computed in chunks of channels by one operation and consumed by the next."""
+    """The division of a value's channels into chunks, which one operation computes and the next operation reads."""
 
     channels: int
-    """Channels per chunk."""
+    """Number of channels of a chunk."""
     order: Array
-    """All channels in the order of the chunks."""
+    """Numbers of all channels in the order of the chunks."""
 
     @property
     def parts(self) -> list[Array]:
-        """The channel numbers of each chunk."""
+        """Return the channel numbers of each chunk."""
         return [self.order[at : at + self.channels] for at in range(0, len(self.order), self.channels)]
 
 
 def chunks(sketch: Sketch, layout: str, images: int, lanes: int, item: int) -> dict[int, Chunk]:
-    """Return task number -> chunks, for values larger than `BYTES` that a pointwise convolution computes and only the
-    next task, a depthwise convolution, reads."""
+    """Return, by task number, the chunks of channels in which a task and the next one are computed alternately.
+
+    The task is a pointwise convolution whose output is larger than `BYTES` and read only by the next task, a depthwise
+    convolution.
+
+    Args:
+        sketch: the region.
+        layout: "planes" or "pixels".
+        images: number of images of a block.
+        lanes: number of lanes of a vector.
+        item: bytes of an element.
+    """
     readers = _reading_tasks(sketch)
     found = {}
     for number, (task, then) in enumerate(zip(sketch.tasks, sketch.tasks[1:], strict=False)):
@@ -322,7 +349,7 @@ def chunks(sketch: Sketch, layout: str, images: int, lanes: int, item: int) -> d
 
 
 def with_chunks(sketch: Sketch, found: Mapping[int, Chunk]) -> Sketch:
-    """Return the region with memory for the channels computed at a time; their inputs live until all are computed."""
+    """Return the region with memory for one chunk of each value in `found`; inputs are kept until the last chunk."""
     if not found:
         return sketch
     storages = sketch.storages
@@ -337,14 +364,14 @@ def with_chunks(sketch: Sketch, found: Mapping[int, Chunk]) -> Sketch:
 
 
 def select_rows(layer: Convolution, rows: Array) -> Convolution:
-    """Return a convolution restricted to some output channels; for a depthwise one, to the same input channels."""
+    """Return the convolution of the output channels `rows` only; a depthwise one then has only these input channels."""
     bias = None if layer.bias is None else layer.bias[rows]
     groups = len(rows) if layer.groups > 1 else 1
     return replace(layer, weight=layer.weight[rows], bias=bias, groups=groups)
 
 
 def _reading_tasks(sketch: Sketch) -> dict[int, list[int]]:
-    """Return storage -> numbers of the tasks that read it."""
+    """Return, for each storage, the numbers of the tasks that read it."""
     found: dict[int, list[int]] = {}
     for number, task in enumerate(sketch.tasks):
         for one in {one for form in task.inputs for one in form.storages}:
@@ -369,8 +396,11 @@ def _is_depthwise_conv(task: RegionTask) -> bool:
 
 
 def _chunk_order(sketch: Sketch, task: RegionTask, layout: str) -> Array:
-    """Return the order in which channels are computed in chunks: planar, rows with equal columns next to each other;
-    channels-last, the order in which the value's channels are stored."""
+    """Return the order of channels for chunks.
+
+    In the planar layout, rows with equal columns are next to each other; in the channels-last layout, the order is that
+    in which memory stores the channels.
+    """
     channels = np.arange(task.output.channels)
     if layout == "pixels":
         return channels

@@ -1,14 +1,15 @@
-"""Chooses the layout of a region, and how many images go through it together.
+"""Chooses the memory layout of a region ("planes" or "pixels"), and the number of images in a block.
 
-The layout is the one whose products are estimated to take less time, by the kernels' own estimates.
+The layout is the one whose convolutions and linear layers take less time, by the estimates of the kernels.
 
-Images are as many as fill vectors, no more than caches hold. Over planes a vector holds 16 images, and fewer fill it
-with positions, which costs where rows share no columns and kernels are larger than a pixel, for the halo between two
-rows fills vectors too; so there only values that no cache holds make blocks of 16 smaller, and those that the second
-one does not hold make smaller ones smaller still. Kernels of one pixel need no halo. Rows that share theirs run as
-fast with any number, over pixels too: what counts is that values stay in the second cache, and that weights which do
-not are not fetched for every image. The bounds are measured (one core, 1 MB and 32 MB of cache): VGG-16 and
-ResNet-18 at 32 and 64 pixels, ResNet-50 at 224.
+A block has as many images as fill vectors, but no more than caches hold. In the planar layout, a vector holds one pixel
+of 16 images, or several pixels of fewer images. The latter wastes lanes if kernels are larger than one pixel, because
+the zeros between two rows (halo) also fill lanes. If, in addition, most rows share their columns with few others, only
+values that no cache holds reduce a block of 16 images, and values larger than the L2 cache reduce a smaller block.
+Groups of rows with equal columns run equally fast with any number of images, also in the channels-last layout. For
+them, values should stay in the L2 cache, and weights that exceed the cache should be read for several images at once.
+The bounds were measured (one core, 1 MB and 32 MB of cache) on VGG-16 and ResNet-18 at 32 and 64 pixels, and on
+ResNet-50 at 224 pixels.
 """
 
 from __future__ import annotations
@@ -24,40 +25,55 @@ from ticketry_engine.plan.sketch import Sketch
 from ticketry_engine.plan.value_axes import UnsupportedError
 
 _WORTH_A_LOOK = 0.5
-"""Share of the weights in groups of a vector and more from which the exact cost over pixels is worth its time: of half
-a vector planes took 0.42 to 0.68 of it in seven networks (batch 1 to 64; AVX-512 and AVX2).
+"""If a smaller share of the weights is in groups of at least one vector of rows, "planes" is chosen without estimates.
 
-In bf16 it always is: unless few weights are kept, all of them there are faster than those kept in float32."""
+With groups of half a vector, the planar layout took 0.42 to 0.68 of the time of channels-last in seven networks (batch
+1 to 64; AVX-512 and AVX2). With bfloat16 values the times are always estimated, because multiplying all weights in
+bfloat16 is faster than multiplying the retained ones in float32, unless few weights are retained."""
 
 _FEW_REGISTERS, _FEW_REGISTERS_AND_WAITING, _LARGE = 1.1, 1.2, 4 << 20
-"""By what the estimate of planes is too small with sixteen registers; and where values of a block have more bytes than
-the last number, or most weights are in rows alone. What is chosen by them takes 1.02 of the faster layout's time on
-the mean (geometric), at most 1.3: twenty networks, without a mask, with 0.7 and 0.9 of single weights, with groups of
-8, 16 and 32 rows, 157 cases (a Zen 1)."""
+"""Factors that correct the estimate of the planar layout on processors with sixteen registers.
+
+The first factor is the usual one. The second applies if a value of a block has more bytes than the third number, or if
+most weights are in small groups of rows. With these factors, the chosen layout takes 1.02 times the time of the faster
+one (geometric mean; at most 1.3) in 157 cases: twenty networks without a mask, with 0.7 and 0.9 of single weights
+pruned, and with groups of 8, 16 and 32 rows (a Zen 1)."""
 
 _OF_ONE_PIXEL = 0.8
-"""By what the estimate of planes is too large, beside that of pixels, where nearly all products are of single pixels
-and masks take some: estimated at 1.04 to 1.24 of pixels, ViT-tiny and a wide transformer's block took 0.83 to 1.01 of
-their time (groups of 16 and 32 rows, 10, 20 and 35 % of the weights, batch 1 and 8, AVX-512; a Zen 5)."""
+"""Factor that corrects the estimate of the planar layout if nearly all kernels have one pixel and weights are pruned.
+
+ViT-tiny and a wide transformer block took 0.83 to 1.01 of the time of channels-last, while the estimates were 1.04 to
+1.24 (groups of 16 and 32 rows; 10, 20 and 35 % of the weights; batch 1 and 8; AVX-512; a Zen 5)."""
 
 _WITHOUT_MASK = 1.2
-"""By what the estimate of planes is too small where masks take little: estimated at 0.86 to 0.92 of pixels with 16
-images and more, MobileNetV3, EfficientNet-B0 and ConvNeXt-atto took 1.12 to 1.16 of their time (a Zen 5)."""
+"""Factor that corrects the estimate of the planar layout if few weights are pruned.
+
+MobileNetV3, EfficientNet-B0 and ConvNeXt-atto took 1.12 to 1.16 of the time of channels-last with 16 or more images,
+while the estimates were 0.86 to 0.92 (a Zen 5)."""
 
 _NEARLY_DENSE = 0.6
-"""Share of the multiplications kept from which all of them, zeros too, may be faster over pixels. Not of the weights: a
-last linear layer has most of these in a small network, and takes hardly any time."""
+"""Share of retained multiplications from which channels-last kernels that also multiply zeros may be faster.
+
+The share counts multiplications, not weights, because the last linear layer of a small network has most of the weights
+but takes little time."""
 
 
 def choose(sketch: Sketch, target: Target, images: int, item: int = FLOAT) -> str:
-    """Return the faster layout, "planes" or "pixels", for blocks of `images` images and values of `item` bytes."""
+    """Return the layout that is estimated to be faster: "planes" (planar) or "pixels" (channels-last).
+
+    Args:
+        sketch: the region.
+        target: the processor.
+        images: number of images of a block.
+        item: bytes of an element of a value.
+    """
     small, masked = share_in_groups(sketch, target.lanes) < _WORTH_A_LOOK, _retained_share(sketch) < _NEARLY_DENSE
     if item == FLOAT and small and masked:
         return "planes"
     few = target.registers < 32
 
     def estimate(layout: str) -> float:
-        """Estimate the time of a layout, with few registers for the block size that will be used."""
+        """Return the estimated time of a layout; with few registers, for the block size of `images_per_block`."""
         return cost(
             sketch, layout, target, images_per_block(sketch, layout, images, target, item) if few else images, item
         )
@@ -81,17 +97,17 @@ def choose(sketch: Sketch, target: Target, images: int, item: int = FLOAT) -> st
 
 
 def _largest_value_bytes(sketch: Sketch, item: int) -> int:
-    """Return the bytes of an image's largest value."""
+    """Return the size of the region's largest value for one image, in bytes."""
     return max((item * one.channels * prod(one.pixels) for one in sketch.storages.all), default=1)
 
 
 def _most_positions(sketch: Sketch) -> int:
-    """Return the maximum number of output pixels of a product."""
+    """Return the number of output pixels of the layer (convolution or linear) with the most output pixels."""
     return max((prod(task.output.pixels) for task, _ in sketch.products()), default=1)
 
 
 def _retained_share(sketch: Sketch) -> float:
-    """Return the share of multiplications with retained weights."""
+    """Return the share of all multiplications in which the weight is retained."""
     kept = total = 0
     for task, node in sketch.products():
         weight, positions = sketch.weight(node), prod(task.output.pixels)
@@ -101,14 +117,22 @@ def _retained_share(sketch: Sketch) -> float:
 
 
 def arena_of(sketch: Sketch, layout: str, target: Target, images: int, item: int = FLOAT) -> Arena:
-    """Return the storage of a region's values. Planes have halos, unless convolutions run faster by unfolding."""
+    """Return the memory of a region's values; planes have halos unless convolutions run faster by unfolding.
+
+    Args:
+        sketch: the region.
+        layout: "planes" or "pixels".
+        target: the processor.
+        images: number of images of a block.
+        item: bytes of an element of a value.
+    """
     if layout == "pixels":
         return PixelsArena(sketch, images, target.lanes, item)
     return PlanesArena(sketch.storages, images, target.lanes, images >= target.lanes or not mostly_single_rows(sketch))
 
 
 def cost(sketch: Sketch, layout: str, target: Target, images: int, item: int = FLOAT) -> float:
-    """Return the estimated nanoseconds of a region's products for one image.
+    """Return the estimated time of a region's convolutions and linear layers for one image, in nanoseconds.
 
     Raises:
         UnsupportedError: if the layout cannot run the region.
@@ -125,38 +149,46 @@ def cost(sketch: Sketch, layout: str, target: Target, images: int, item: int = F
 # -- how many images go through a region together ----------------------------------------------------------------------
 
 MOST_IMAGES = 16
-"""Images of a block over planes: as many as fill a vector of the widest registers."""
+"""Maximum number of images of a block: the number that fills a vector of the widest registers."""
 
 _MOST_OVER_PIXELS = 8
 
 _PLANES_BYTES = 20 << 20
-"""Maximum bytes of the largest value of a block: every reader fetches a larger one from memory."""
+"""Maximum bytes of the largest value of a planar block; no cache would hold a larger value."""
 
 _FEW_PLANES_BYTES = 2 << 20
-"""`_PLANES_BYTES` for images that do not fill a vector: positions fill it equally well, so values may stay in L2.
+"""Maximum bytes of the largest value of a planar block whose images do not fill a vector.
 
-Measured (Granite Rapids, 2 MB, batch 8): one image at a time took 0.72 of the time of eight in ConvNeXt-atto at 224
-pixels, and 0.76 in ResNet-18 at 64. At 32 pixels eight are best in VGG-16, and similar to two in ResNet-18. With 512 KB
-(Zen 1) two took 1.18 of the time of four in VGG-11, and one 1.03 in ResNet-18 at 64.
+Pixels then fill vectors for any number of images, so a block may be small enough for the L2 cache. Measured with 2 MB
+of L2 cache (Granite Rapids, batch 8): blocks of one image took 0.72 of the time of blocks of eight in ConvNeXt-atto at
+224 pixels, and 0.76 in ResNet-18 at 64 pixels. At 32 pixels, eight images are best in VGG-16, and as fast as two in
+ResNet-18. With 512 KB (Zen 1), blocks of two took 1.18 of the time of blocks of four in VGG-11, and blocks of one 1.03
+in ResNet-18 at 64 pixels.
 
-If most products are pointwise, the bound is the L2 cache itself. Measured with a fifth of the weights (2 MB, AVX2): two
-images took 0.80 of the time of sixteen in ViT-tiny; one took 0.76 and 0.81 of eight in a wide transformer block and in
-ConvNeXt-atto. With 512 KB one took 0.70 and 0.84 of the time of what 2 MB hold, at 28 x 28 and 14 x 14 pixels."""
+If most layers are pointwise, the bound is the size of the L2 cache. Measured with a fifth of the weights (2 MB, AVX2):
+blocks of two took 0.80 of the time of blocks of sixteen in ViT-tiny; blocks of one took 0.76 of the time of blocks of
+eight in a wide transformer block, and 0.81 in ConvNeXt-atto. With 512 KB, blocks of one took 0.70 (28 x 28 pixels) and
+0.84 (14 x 14 pixels) of the time of blocks that fill 2 MB."""
 
 _FEWEST_POSITIONS = 8
-"""Vectors of positions that these keep: of 7 x 7 pixels each one image took 1.27 of eight's time."""
+"""Minimum number of vectors that the pixels of a small block fill.
+
+With 7 x 7 pixels, blocks of one image took 1.27 of the time of blocks of eight."""
 
 _FEWEST_OF_LARGE_KERNELS = 2
-"""Images of values that no cache holds: in ResNet-50 at 224 pixels two took 0.88 of one's time, 0.81 with AVX2."""
+"""Number of images of a block if no cache holds its values.
+
+In ResNet-50 at 224 pixels, blocks of two took 0.88 of the time of blocks of one, and 0.81 with AVX2."""
 
 _GROUPS_BYTES, _GROUPS_BYTES_OF_MANY_WEIGHTS = 5 << 18, 5 << 20
-"""Maximum bytes of the largest value with grouped rows, also channels-last; the second if weights exceed
-`_MANY_WEIGHTS`."""
+"""Maximum bytes of the largest value of a block if rows are grouped or the layout is channels-last.
+
+The second number applies if the weights have more than `_MANY_WEIGHTS` bytes."""
 
 _MANY_WEIGHTS = 10 << 20
 
 _FEW_ROWS = 4
-"""Together, from which on vectors of positions run like those of images."""
+"""Number of rows with equal columns from which vectors of pixels are as fast as vectors of images."""
 
 _MOSTLY, _NEARLY_ALL = 0.5, 0.75
 
@@ -168,7 +200,15 @@ def images_per_thread(batch: int, threads: int) -> int:
 
 
 def images_per_block(sketch: Sketch, layout: str, images: int, target: Target, item: int = FLOAT) -> int:
-    """Return the images per block if each thread has `images`, for values of `item` bytes."""
+    """Return the number of images of a block.
+
+    Args:
+        sketch: the region.
+        layout: "planes" or "pixels".
+        images: number of images of a thread.
+        target: the processor.
+        item: bytes of an element of a value.
+    """
     largest = _largest_value_bytes(sketch, item)
     if layout == "planes" and mostly_single_rows(sketch):
         single = pointwise_share(sketch) > _NEARLY_ALL
@@ -191,7 +231,7 @@ def images_per_block(sketch: Sketch, layout: str, images: int, target: Target, i
 
 
 def share_in_groups(sketch: Sketch, rows: int) -> float:
-    """Return the share of retained weights in groups of at least `rows` rows."""
+    """Return the share of retained weights that are in groups of at least `rows` rows with equal columns."""
     inside = total = 0
     for _, node in sketch.products():
         for height, width in sketch.groups(node):
@@ -201,12 +241,12 @@ def share_in_groups(sketch: Sketch, rows: int) -> float:
 
 
 def mostly_single_rows(sketch: Sketch) -> bool:
-    """Return whether most retained weights are in rows that share their columns with few other rows."""
+    """Return whether most retained weights are in groups of fewer than 4 rows with equal columns."""
     return share_in_groups(sketch, _FEW_ROWS) < _MOSTLY
 
 
 def pointwise_share(sketch: Sketch) -> float:
-    """Return the share of multiplications in 1 x 1 kernels; linear layers count as such."""
+    """Return the share of retained multiplications in 1 x 1 convolutions and linear layers."""
     inside = total = 0
     for task, node in sketch.products():
         weight = sketch.weight(node)
@@ -217,5 +257,5 @@ def pointwise_share(sketch: Sketch) -> float:
 
 
 def _weight_bytes(sketch: Sketch, item: int) -> int:
-    """Return the bytes of the retained weights."""
+    """Return the size of the region's retained weights in bytes, with `item` bytes per weight."""
     return sum(item * int(sketch.weight(node).count_nonzero()) for _, node in sketch.products())

@@ -1,7 +1,7 @@
-"""Rearranged values: rolled, padded, cut into windows, or with channels and positions exchanged.
+"""Represents rearranged values: rolled, padded, cut into windows, or with channels and pixels exchanged.
 
-A rearranged value is a table of the source of each element. Views of it are views of the table and cost nothing. It is
-copied to new memory when an operation computes with it.
+A rearranged value is a table that contains the source of each element. A view of the value is a view of the table, so
+views take no time at run time. The elements are copied to new memory when an operation computes with the value.
 """
 
 from __future__ import annotations
@@ -18,34 +18,35 @@ from ticketry_engine.plan.storage import Storages
 from ticketry_engine.plan.value_axes import Planned, UnsupportedError, ValueForm
 
 ZERO = -1
-"""Index of an element that is 0."""
+"""Index in a table of sources that stands for an element that is 0."""
 
 
 @dataclass(frozen=True, eq=False)
 class Rearranged:
-    """Elements of some storages, in any arrangement."""
+    """A value that contains elements of some storages in any arrangement."""
 
     sources: tuple[int, ...]
-    """Numbers of the storages."""
+    """Numbers of the storages that the elements come from."""
     where: Planned
-    """[axes...] without the batch: index of each element in the concatenated sources, channel by channel and position
-    by position, or `ZERO`."""
+    """Table [axes without the batch] with the index of each element in the concatenated sources, or `ZERO`.
+
+    The elements of a source are counted channel by channel, and those of a channel pixel by pixel."""
 
     @property
     def axes(self) -> tuple[int, ...]:
-        """The value's shape without the batch."""
+        """Return the value's shape without the batch."""
         return tuple(self.where.shape)
 
     def view(self, where: Planned) -> Rearranged:
-        """Return the same elements in another arrangement."""
+        """Return a value with the same sources and the table `where`."""
         return replace(self, where=where)
 
 
 def rearranged(value: ValueForm | Rearranged, storages: Storages) -> Rearranged:
-    """Return a value as a table of elements.
+    """Return a value as a table of the sources of its elements.
 
     Raises:
-        UnsupportedError: if it is too large.
+        UnsupportedError: if the value has too many elements.
     """
     if isinstance(value, Rearranged):
         return value
@@ -68,7 +69,10 @@ def rearranged(value: ValueForm | Rearranged, storages: Storages) -> Rearranged:
 
 
 def in_planes(value: Rearranged, labels: str, storages: Storages) -> ValueForm | None:
-    """Return the value as a list of whole planes; None if that is impossible."""
+    """Return a rearranged value as a list of whole planes of its sources; None if the value cuts or changes planes.
+
+    `labels` has a letter per axis: "c" for channels, "p" for pixels.
+    """
     where = _elements_by_channel(value.where, labels)
     positions = where.shape[-1]
     ends = np.cumsum([storages.all[one].channels * prod(storages.all[one].pixels) for one in value.sources])
@@ -89,7 +93,7 @@ def in_planes(value: Rearranged, labels: str, storages: Storages) -> ValueForm |
 
 
 def _elements_by_channel(where: Planned, labels: str) -> Planned:
-    """Return the elements as [channel axes..., positions]."""
+    """Return the table transposed and reshaped to [channel axes..., pixels]; `labels` says which axes are channels."""
     order = [axis for kind in "cp" for axis, label in enumerate(labels) if label == kind]
     channels = [where.shape[axis] for axis, label in enumerate(labels) if label == "c"]
     made: Planned = where.transpose(order).reshape(*channels, -1)
@@ -97,10 +101,9 @@ def _elements_by_channel(where: Planned, labels: str) -> Planned:
 
 
 def source_table(value: Rearranged, labels: str) -> tuple[Planned, list[int], tuple[int, int]]:
-    """Return the source of each element, [channels, positions], the sizes of the channel axes, and the pixels of a
-    plane.
+    """Return (table of sources [channels, pixels], sizes of the channel axes, height and width of a plane).
 
-    Labels may have at most two positions.
+    `labels` has a letter per axis, "c" for channels and "p" for pixels, and at most two "p".
     """
     places = [size for size, label in zip(value.axes, labels, strict=True) if label == "p"]
     channels = [size for size, label in zip(value.axes, labels, strict=True) if label == "c"]
@@ -114,40 +117,40 @@ def source_table(value: Rearranged, labels: str) -> tuple[Planned, list[int], tu
 
 
 def transposed(value: Rearranged, axes: Sequence[int]) -> Rearranged:
-    """Permute the axes, given as axes of the whole value: the batch, axis 0, stays."""
+    """Return the value with permuted axes; `axes` includes the batch, axis 0, which stays in place."""
     return value.view(value.where.transpose([axis - 1 for axis in axes[1:]]))
 
 
 def reshaped(value: Rearranged, shape: Sequence[int | None]) -> Rearranged:
-    """Reshape; `shape` includes the batch."""
+    """Return the value reshaped to `shape`, which includes the batch."""
     return value.view(value.where.reshape([int(size or 0) for size in shape[1:]]))
 
 
 def flattened(value: Rearranged) -> Rearranged:
-    """Flatten to [N, everything]."""
+    """Return the value flattened to one axis besides the batch."""
     return value.view(value.where.reshape(-1))
 
 
 def sliced(value: Rearranged, axis: int, start: int, stop: int) -> Rearranged:
-    """Slice an axis."""
+    """Return the entries from `start` to before `stop` along `axis`, where the batch is axis 0."""
     return value.view(value.where[(slice(None),) * (axis - 1) + (slice(start, stop),)])
 
 
 def padded(value: Rearranged, before: Sequence[int], after: Sequence[int]) -> Rearranged:
-    """Pad with zeros: numbers before and after each axis without the batch."""
+    """Return the value padded with zeros; `before` and `after` have the numbers for each axis except the batch."""
     room = list(zip(before, after, strict=True))
     return value.view(np.pad(value.where, room, constant_values=ZERO))
 
 
 def shuffled(value: Rearranged, groups: int) -> Rearranged:
-    """Shuffle channels as in ShuffleNet."""
+    """Return the value with channels shuffled between groups as in ShuffleNet."""
     channels, *rest = value.axes
     split = value.where.reshape(groups, channels // groups, *rest).swapaxes(0, 1)
     return value.view(split.reshape(channels, *rest))
 
 
 def joined(values: Sequence[Rearranged], axis: int, storages: Storages) -> Rearranged:
-    """Concatenate along an axis."""
+    """Return the values concatenated along `axis`, where the batch is axis 0."""
     sources: dict[int, int] = {}
     tables, at = [], 0
     for value in values:
@@ -170,6 +173,6 @@ def joined(values: Sequence[Rearranged], axis: int, storages: Storages) -> Rearr
 
 
 def all_planes(storage: int, storages: Storages) -> ValueForm:
-    """Return all planes of a storage."""
+    """Return the value that consists of all planes of the storage with the number `storage`."""
     one = storages.all[storage]
     return forms.new_value("cpp", [one.channels], one.pixels, storage)

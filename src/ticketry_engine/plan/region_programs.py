@@ -1,4 +1,4 @@
-"""Runs a region: programs for the batch sizes that occur, created when first needed, and the cache of their plans."""
+"""Divides a graph into regions, runs a region with a program for each batch size, and caches programs on disk."""
 
 from __future__ import annotations
 
@@ -33,54 +33,54 @@ from ticketry_engine.plan.sketch import VIEWS, Sketch, add
 from ticketry_engine.plan.value_axes import UnsupportedError
 
 _MOST_READY = 256
-"""Maximum number of batches whose program is found without choosing a plan."""
+"""Maximum number of calls with different batch sizes or threads whose programs are remembered."""
 
 ITEM = {"fp32": FLOAT, "bf16": HALF}
-"""Precision -> bytes of a channels-last value."""
+"""Precision -> bytes of an element of a channels-last value."""
 
 _ROUNDS = 5
-"""Timing samples of each tried plan, after warming up."""
+"""Number of timing samples of each plan in `tune`, after a call that warms up."""
 
 Last = tuple[int, ...]
-"""Numbers of the inputs that are channels-last tensors."""
+"""Numbers of the inputs that are tensors in torch's channels_last format."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How a batch is run: layout, block size, and division among threads."""
+    """The way in which a region runs a batch: layout, block size, and division among threads."""
 
     layout: str
     """"planes" or "pixels"."""
     images: int
-    """Images per block."""
+    """Number of images of a block."""
     split: str
-    """How threads divide the work: see `Program`."""
+    """Division of the work among threads: "batch" or "parts", see `Program`."""
     last: Last = ()
-    """Numbers of the channels-last inputs; the others are contiguous."""
+    """Numbers of the inputs in torch's channels_last format; all other inputs are contiguous."""
     precision: str = "fp32"
-    """Number format of values and products: "fp32", or "bf16" (channels-last only)."""
+    """Number format of values and multiplications: "fp32", or, in the channels-last layout only, "bf16"."""
 
 
 @dataclass
 class Native:
-    """A region compiled to native programs: one for each plan, that is, batch size, threads and layout."""
+    """A region compiled to programs of kernels: one program for each `Plan`, created when it is first needed."""
 
     graph: Graph
     region: Region
     library: Library
     digest: Callable[[], str]
-    """Function that returns the graph's digest."""
+    """Function that returns a digest of the graph, which identifies cached programs."""
     layout: str | None = None
-    """"planes" or "pixels"; None: see `choose`."""
+    """"planes" or "pixels"; None: the layout that `choose` returns."""
     precision: str = "fp32"
-    """"bf16" for bfloat16 if the region runs in the channels-last layout; the planar layout always uses float32."""
+    """Number format in the channels-last layout, "fp32" or "bf16"; the planar layout always uses float32."""
     sketch: Sketch = field(init=False)
     programs: dict[Plan, Program] = field(init=False, default_factory=dict)
     _tuned: dict[tuple[int, int, Last], Plan] = field(init=False, default_factory=dict)
     _chosen: dict[int, str] = field(init=False, default_factory=dict)
     _blocks: dict[tuple[str, int], int] = field(init=False, default_factory=dict)
     _ready_programs: dict[tuple[int, int, Last, str | None], Program] = field(init=False, default_factory=dict)
-    """Program of each batch size, number of threads, memory format of inputs, and layout that was called."""
+    """(batch size, threads, channels_last inputs, layout) of a previous call -> its program."""
     _lock: threading.RLock = field(init=False, default_factory=threading.RLock)
 
     def __post_init__(self) -> None:
@@ -90,10 +90,12 @@ class Native:
         sizes = [tuple(size for size in shape[1:] if size is not None) for shape in shapes]
         known = [name in self.graph.inputs for name in self.region.inputs]
         self._from_torch = [(number, size) for number, size in enumerate(sizes) if not known[number]]
-        """Numbers and sizes of the inputs that torch nodes compute. `binding.CallBinder` has checked the others."""
+        """(number, sizes without the batch) of the inputs that torch nodes compute.
+
+        `binding.CallBinder` checks all other inputs."""
 
     def __call__(self, tensors: Sequence[Tensor], threads: int) -> list[Tensor]:
-        """Return the region's outputs for its inputs."""
+        """Return the region's outputs for the inputs `tensors`, computed with `threads` threads."""
         batch, last, used, made = self._bind(tensors)
         if batch:
             key = (batch, threads, last, self.layout)
@@ -108,7 +110,7 @@ class Native:
     def profile(
         self, tensors: Sequence[Tensor], seconds: dict[str, float], clock: Callable[[], float] = time.perf_counter
     ) -> list[Tensor]:
-        """Run the region on one thread, and add the seconds of each layer, by `clock`, to `seconds`."""
+        """Run the region on one thread and return its outputs; add each layer's time, by `clock`, to `seconds`."""
         batch, last, used, made = self._bind(tensors)
         if not batch:
             return made
@@ -119,7 +121,7 @@ class Native:
         return made
 
     def tune(self, tensors: Sequence[Tensor], threads: int) -> dict[Plan, float]:
-        """Time every plan that is possible for this batch and keep the fastest. Returns the seconds of each plan."""
+        """Time every possible plan for this batch size, keep the fastest, and return the seconds of each plan."""
         batch, last, used, _ = self._bind(tensors)
         addresses = [tensor.data_ptr() for tensor in used]
         programs: dict[Plan, Program] = {}
@@ -146,13 +148,13 @@ class Native:
         return found
 
     def forget(self) -> None:
-        """Free all programs."""
+        """Free the memory of all programs."""
         with self._lock:
             self._ready_programs.clear()
             self.programs.clear()
 
     def plan(self, batch: int, threads: int, last: Last = ()) -> Plan:
-        """Return how a batch is run: the plan found by `tune`, or else the one with the lowest estimate."""
+        """Return the plan for a batch: the one that `tune` found, else the plan with the lowest estimated time."""
         with self._lock:
             if (batch, threads, last) in self._tuned:
                 return self._tuned[batch, threads, last]
@@ -178,7 +180,7 @@ class Native:
         return Plans(self.digest(), self.region, self.library)
 
     def program(self, plan: Plan) -> Program:
-        """Return the program of a plan; it is created when first needed."""
+        """Return the program of a plan; create the program if it does not exist yet."""
         with self._lock:
             if plan not in self.programs:
                 self.programs[plan] = self._program(plan)
@@ -201,7 +203,9 @@ class Native:
         return Emission(sketch, arena, target, images, len(self.region.inputs), plan.last, found)
 
     def _bind(self, tensors: Sequence[Tensor]) -> tuple[int, Last, list[Tensor], list[Tensor]]:
-        """Return number of images, channels-last inputs, tensors read and written, and tensors returned."""
+        """Check inputs and create outputs for a call.
+
+        Return (batch size, numbers of channels_last inputs, tensors that the program reads and writes, outputs)."""
         batch = tensors[0].shape[0]
         used = list(tensors)
         for number, size in self._from_torch:
@@ -222,13 +226,13 @@ class Native:
 
 
 def _divide_batch(layout: str, images: int, batch: int, threads: int, last: Last, precision: str) -> Plan:
-    """Return a plan in which threads divide the batch if there is a block for each, and otherwise every operation."""
+    """Return a plan in which threads divide the batch if each thread gets a block, else they divide each operation."""
     split = "batch" if -(-batch // images) >= threads else "parts"
     return Plan(layout, images, split, last, precision if layout == "pixels" else "fp32")
 
 
 def _candidate_plans(batch: int, threads: int, last: Last, precision: str) -> list[Plan]:
-    """Return the plans worth timing: both layouts, with the block sizes that the batch fills."""
+    """Return the plans that `tune` times: both layouts, with all block sizes that the batch fills."""
     most = images_per_thread(batch, 1)
     blocks = [images for images in (1, 2, 4, 8, 16) if images <= most]
     layouts = ("planes", "pixels")
@@ -247,20 +251,26 @@ def _candidate_plans(batch: int, threads: int, last: Last, precision: str) -> li
 _log = logging.getLogger(__name__)
 
 _MOST_BYTES = 1 << 30
-"""Maximum bytes of all cached plans together; the oldest are deleted."""
+"""Maximum bytes of all cached programs together; the oldest ones are deleted."""
 
 
 @dataclass(frozen=True)
 class Record:
-    """A cached plan."""
+    """The content of a cache file: the operations of a program, or the chosen layout."""
 
     ops: list[Op]
     facts: dict[str, Any]
-    """Further values stored with the operations, as JSON."""
+    """Further values stored with the operations as JSON, such as the layout or the bytes of working memory."""
 
 
 class Plans:
-    """The cached plans of a region."""
+    """Cached programs and layout choices of a region, in files.
+
+    Args:
+        graph_digest: digest of the graph.
+        region: the region.
+        library: the library that has the compiled kernels.
+    """
 
     def __init__(self, graph_digest: str, region: Region, library: Library) -> None:
         outputs = [node.output for node in region.nodes]
@@ -269,7 +279,7 @@ class Plans:
         self._library = library
 
     def fetch(self, *key: object) -> Record | None:
-        """Return the plan of a key; None if it is missing, or one of its kernels is."""
+        """Return the record with the key `key`; None if the record or one of its kernels is not in the cache."""
         data = kept(self._cache_path(key))
         if data is None:
             return None
@@ -282,7 +292,7 @@ class Plans:
         return Record(ops, document["facts"]) if all(self._library.has(op.kernel) for op in ops) else None
 
     def keep(self, ops: Sequence[Op], facts: dict[str, Any], *key: object) -> None:
-        """Store a plan in the cache, if the cache is writable."""
+        """Store operations and further values under the key `key`, if the cache is writable."""
         tables: dict[str, np.ndarray[Any, Any]] = {}
         known: dict[int, str] = {}
         entries = []
@@ -308,7 +318,7 @@ class Plans:
 
 
 def digest_of(graph: Graph) -> str:
-    """Return a digest of everything that a graph computes with."""
+    """Return a digest of a graph's nodes, values and weights."""
     digest = hashlib.blake2b(digest_size=16)
     for one in graph.nodes:
         digest.update(
@@ -325,13 +335,16 @@ def digest_of(graph: Graph) -> str:
 
 @functools.cache
 def _sources_digest() -> str:
-    """Return a digest of planner and graph: plans that other sources made are not used (kernels have their own)."""
+    """Return a digest of the source files of the planner and of the graph.
+
+    Programs planned by other versions of these files are not used. Cached kernels have a digest of their own.
+    """
     here = Path(__file__).parent
     return digest_of_files([*here.glob("*.py"), *Path(ir.__file__).parent.glob("*.py")])
 
 
 def _delete_oldest(folder: Path) -> None:
-    """Delete the oldest plans if all together are too large."""
+    """Delete the oldest cache files if all files together exceed the maximum size."""
     try:
         plans = [(one.stat().st_mtime, one.stat().st_size, one) for one in folder.glob("*.plan")]
         total = 0
@@ -347,25 +360,25 @@ def _delete_oldest(folder: Path) -> None:
 
 
 _WORTH = {"conv2d", "linear"}
-"""Operations that make a region worth compiling; without one, loading and storing cost more than is saved."""
+"""Operations of which a region must contain at least one; else loading and storing take more time than is saved."""
 
 _LARGE_HEAD = 1 << 16
-"""Minimum number of retained weights after the last global pooling for which a new region begins there.
+"""Number of retained weights after the last global pooling from which a separate region begins after the pooling.
 
-The head's values are small, so a separate region takes more images at once and fetches its weights less often."""
+Values after the pooling are small, so a separate region can have larger blocks, and reads its weights less often."""
 
 
 @dataclass
 class Partition:
-    """A graph divided into regions and torch nodes, in the order in which they run."""
+    """A graph divided into regions, which run in kernels, and torch nodes, in the order in which they run."""
 
     steps: list[Region | Node]
     reasons: dict[str, str]
-    """Output of each torch node -> why it is not in a region."""
+    """Output of each torch node -> the reason why the node is not in a region."""
 
 
 def sketch_region(graph: Graph, region: Region) -> Sketch:
-    """Return the region as operations on values whose axes are assigned to channels and positions."""
+    """Return the region as tasks on values whose axes are assigned to channels and pixels."""
     sketch = Sketch(graph)
     waiting = {name: number for number, name in enumerate(region.inputs)}
     for node in region.nodes:
@@ -379,7 +392,7 @@ def sketch_region(graph: Graph, region: Region) -> Sketch:
 
 
 def partition(graph: Graph) -> Partition:
-    """Divide a graph into the largest possible regions. Nodes that no layout can run are left to torch."""
+    """Divide a graph into regions that are as large as possible; torch runs the nodes that no layout can run."""
     reasons = {node.output: "the engine has no such operation" for node in graph.nodes if not node.native}
     while True:
         levels, regions, sketches = _assign_levels(graph, reasons)
@@ -396,7 +409,15 @@ def partition(graph: Graph) -> Partition:
 
 
 def _moves_read_by_torch(graph: Graph, nodes: Sequence[Node], sketch: Sketch) -> set[str]:
-    """Return the values whose elements are only reordered and that torch reads: torch's views reorder at no cost."""
+    """Return the values of a region that only rearrange elements and that only torch reads.
+
+    Torch should rearrange them itself, because its views take no time.
+
+    Args:
+        graph: the whole graph.
+        nodes: the nodes of the region.
+        sketch: the region as tasks.
+    """
     readers: dict[str, list[str]] = {}
     inside = {node.output for node in nodes}
     for node in graph.nodes:
@@ -413,10 +434,10 @@ def _moves_read_by_torch(graph: Graph, nodes: Sequence[Node], sketch: Sketch) ->
 def _assign_levels(
     graph: Graph, reasons: dict[str, str]
 ) -> tuple[dict[str, int], dict[int, list[Node]], dict[int, Sketch]]:
-    """Return the level of each value, and the nodes and the sketch of each level's region.
+    """Return (level of each value, nodes of each level's region, sketch of each level's region).
 
-    A value's level is the number of changes between torch and the engine before it. Nodes that the layouts cannot run
-    are added to `reasons`.
+    The level of a value is the number of changes between torch and the engine on the way to it. Nodes that no layout
+    can run are added to `reasons`.
     """
     levels: dict[str, int] = dict.fromkeys(graph.inputs, 0)
     native: set[str] = set()
@@ -445,7 +466,7 @@ def _assign_levels(
 def _order_steps(
     graph: Graph, levels: Mapping[str, int], regions: Mapping[int, Sequence[Node]], reasons: Mapping[str, str]
 ) -> list[Region | Node]:
-    """Return the steps level by level: torch nodes of a level come before the region of the next."""
+    """Return the regions and torch nodes in the order of their levels, in which they can run."""
     steps: list[tuple[int, Region | Node]] = []
     for level, nodes in regions.items():
         inside = {node.output for node in nodes}
@@ -459,7 +480,7 @@ def _order_steps(
 
 
 def _split_head(graph: Graph, region: Region) -> list[Region]:
-    """Return the region, divided into body and head of the network if the head has many weights."""
+    """Return the region, divided after its last global pooling if the layers after the pooling have many weights."""
     means = [number for number, node in enumerate(region.nodes) if node.op == "global_avg_pool"]
     if not means:
         return [region]

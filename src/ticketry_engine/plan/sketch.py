@@ -1,5 +1,7 @@
-"""A region as operations on values whose axes are assigned to channels and positions, before memory is laid out; and
-the rules that add a node of each kind."""
+"""Translates the nodes of a region to tasks on values whose axes are assigned to channels and pixels.
+
+The values do not have places in memory yet.
+"""
 
 from __future__ import annotations
 
@@ -24,36 +26,38 @@ Like = tuple[str, Sequence[int], tuple[int, int]]
 
 @dataclass(frozen=True, eq=False)
 class RegionTask:
-    """One operation of a region: a node, or the load ("load") or store ("store") of a value."""
+    """One operation of a region: that of a node, a load ("load"), a store ("store"), or a copy of elements."""
 
     kind: str
     label: str
     inputs: tuple[ValueForm, ...]
     output: ValueForm
-    """The value that is computed; for a store, the stored value."""
+    """The value that the task computes; for a store, the value that it stores."""
     node: Node
     number: int = 0
-    """For a load or store: the number of the region's input or output."""
+    """In a load or store, the number of the region's input or output."""
     where: Planned | None = None
-    """For a gather, [channels, positions]: the source of each element, as in `Rearranged.where`."""
+    """In a gather, a table [channels, pixels] of the source of each element, as in `Rearranged.where`."""
 
 
 @dataclass
 class Sketch:
-    """A region as operations whose values have axes of channels and positions, but no memory yet."""
+    """A region as tasks on values whose axes are assigned to channels and pixels, but which have no memory yet."""
 
     graph: Graph
     storages: Storages = field(default_factory=Storages)
     tasks: list[RegionTask] = field(default_factory=list)
     forms: dict[str, ValueForm | Rearranged] = field(default_factory=dict)
-    """Value -> its storage form, or a rearranged value, which is copied when an operation computes with it."""
+    """Name of a value -> its planes, or a table of sources, which is copied to planes if an operation needs planes."""
     _constants: dict[tuple[str, str, tuple[int, int]], ValueForm] = field(default_factory=dict)
     _groups: dict[str, list[tuple[int, int]]] = field(default_factory=dict)
     _copies: dict[tuple[int, str, tuple[int, int]], tuple[Rearranged, ValueForm]] = field(default_factory=dict)
-    """Copies of rearranged values, by the value's id; the value is stored, too, so that its id is not reused."""
+    """(id of a rearranged value, labels, pixels) -> (the value, its copy).
+
+    The reference to the value keeps its id unique."""
 
     def load(self, name: str, number: int) -> ValueForm:
-        """Add a task that loads a value from an input tensor of the region."""
+        """Add a task that loads the value `name` from the region's input tensor with the number `number`."""
         shape = self.graph.values[name].shape
         if shape is None or shape[0] is not None or self.graph.values[name].dtype != "float32":
             raise UnsupportedError("a value that is not float32 with the batch first")
@@ -65,7 +69,7 @@ class Sketch:
         return form
 
     def store(self, name: str, number: int) -> None:
-        """Add a task that stores a value to an output tensor of the region."""
+        """Add a task that stores the value `name` to the region's output tensor with the number `number`."""
         form = self.forms[name]
         if isinstance(form, Rearranged):
             labels = ("c" * (len(form.axes) - 2) + "pp")[-len(form.axes) :]
@@ -75,7 +79,10 @@ class Sketch:
         self.tasks.append(RegionTask("store", "store", (form,), form, Node("store", (name,), ""), number))
 
     def constant(self, node: Node, role: str, like: ValueForm, channels: Sequence[int]) -> ValueForm:
-        """Return a weight as a value with the positions of another value and `channels` in their original order."""
+        """Return the weight `role` of a node as a value with the labels and pixels of the value `like`.
+
+        `channels` are the sizes of the channel axes; channels are never reordered.
+        """
         key = (node.weights[role], f"{like.labels} {list(channels)}", like.pixels)
         if key not in self._constants:
             held = Node("constant", (), node.weights[role], {}, {"constant": node.weights[role]})
@@ -88,18 +95,25 @@ class Sketch:
         return self.graph.tensors[node.weights[role]]
 
     def groups(self, node: Node) -> list[tuple[int, int]]:
-        """Return rows and columns of each group of rows with equal columns; computed once per weight."""
+        """Return (number of rows, number of columns) of each group of rows with equal columns in the node's weight."""
         name = node.weights["weight"]
         if name not in self._groups:
             self._groups[name] = [(len(one.rows), one.width) for one in row_groups(self.graph.tensors[name])]
         return self._groups[name]
 
     def products(self) -> list[tuple[RegionTask, Node]]:
-        """Return the convolutions and linear layers."""
+        """Return (task, its node) for each convolution and linear layer."""
         return [(task, task.node) for task in self.tasks if task.kind in ("conv2d", "linear")]
 
     def add_task(self, node: Node, inputs: Sequence[ValueForm], like: Like, kind: str = "") -> ValueForm:
-        """Add a task with a new output of labels, channel axes and pixels. The kind defaults to the node's."""
+        """Add a task with a new output value and return this value.
+
+        Args:
+            node: the node of the task.
+            inputs: input values.
+            like: (labels, sizes of the channel axes, pixels) of the output.
+            kind: kind of the task; by default the operation of the node.
+        """
         labels, channels, pixels = like
         storage = self.storages.add(prod(channels), pixels, len(self.tasks))
         output = forms.new_value(labels, channels, pixels, storage)
@@ -107,7 +121,7 @@ class Sketch:
         return output
 
     def without_row_gaps(self, node: Node, form: ValueForm) -> ValueForm:
-        """Return a value with consecutive positions: itself, or a copy if other readers need a halo between rows."""
+        """Return the value `form` without zeros (halos) between rows; add a copy if the value has several rows."""
         if form.pixels[0] == 1:
             return form
         self.record_read(form)
@@ -119,10 +133,10 @@ class Sketch:
     def as_planes(
         self, node: Node, value: ValueForm | Rearranged, labels: str, pixels: tuple[int, int] | None = None
     ) -> ValueForm:
-        """Return a value stored as planes with these labels and pixels: the value itself, or a copy.
+        """Return `value` as planes with the given labels and pixels; add a copy if necessary.
 
         Raises:
-            UnsupportedError: if it cannot be stored this way.
+            UnsupportedError: if the value cannot be stored in this way.
         """
         if isinstance(value, ValueForm) and value.labels == labels and pixels in (None, value.pixels):
             return value
@@ -161,7 +175,10 @@ class Sketch:
         return made
 
     def record_read(self, form: ValueForm, halo: int = 0, halo_of_few: int | None = None) -> None:
-        """Record that the next task reads a value, with a halo of this many positions around each image."""
+        """Record that the next task reads a value and needs `halo` zeros around each image.
+
+        `halo_of_few` is the halo that the task needs if images do not fill a vector; it defaults to `halo`.
+        """
         self.storages.read(form, len(self.tasks), halo, halo_of_few)
 
 
@@ -169,7 +186,7 @@ class Sketch:
 
 
 _SMALL_WINDOW = 7
-"""Width of the widest pooling windows that kernels process with vectors of positions."""
+"""Width of the widest pooling windows for which kernels use vectors of consecutive pixels."""
 
 Rule = Callable[[Sketch, Node, "list[ValueForm]"], ValueForm]
 
@@ -197,13 +214,16 @@ def _add_conv2d(sketch: Sketch, node: Node, inputs: list[ValueForm]) -> ValueFor
 
 
 def _output_pixels(sketch: Sketch, node: Node) -> tuple[int, int]:
-    """Return height and width of a node's output; (1, 1) for [N, C]."""
+    """Return (height, width) of a node's output; (1, 1) if the output is no image."""
     shape = sketch.graph.values[node.output].shape or ()
     return (int(shape[2] or 0), int(shape[3] or 0)) if len(shape) == 4 else (1, 1)
 
 
 def _required_halo(node: Node, axis: int, kernel: Sequence[int], x: Sequence[int], y: Sequence[int]) -> int:
-    """Return by how many positions the windows of a convolution or pooling exceed the input."""
+    """Return by how many pixels the windows of a convolution or pooling exceed the input along `axis`.
+
+    `kernel`, `x` and `y` are the sizes of the kernel, the input and the output.
+    """
     stride, padding = node.attrs["stride"][axis], node.attrs["padding"][axis]
     dilation = node.attrs.get("dilation", (1, 1))[axis]
     behind = (y[axis] - 1) * stride + (kernel[axis] - 1) * dilation - padding - (x[axis] - 1)
@@ -227,7 +247,16 @@ def _add_product(
     like: Like,
     same_rows: bool,
 ) -> ValueForm:
-    """Add a convolution or linear layer, with its residual if there is one."""
+    """Add a convolution or linear layer with its residual, if it has one.
+
+    Args:
+        sketch: the region.
+        node: the node of the layer.
+        x: the input.
+        residual: empty, or the value that is added to the output.
+        like: (labels, sizes of the channel axes, pixels) of the output.
+        same_rows: whether input and output need equal distances between rows.
+    """
     labels, _, pixels = like
     for other in residual:
         if (other.labels, other.pixels) != (labels, pixels) and not (other.pixels == pixels == (1, 1)):
@@ -275,7 +304,7 @@ def _add_pointwise(sketch: Sketch, node: Node, inputs: list[ValueForm]) -> Value
 
 
 def _add_over_last_axis(sketch: Sketch, node: Node, inputs: list[ValueForm]) -> ValueForm:
-    """Add an operation on the last axis; if there are several channel axes, one for each head."""
+    """Add an operation over the last axis; with several channel axes, it is computed separately for each head."""
     (x,) = inputs
     if node.attrs.get("axis", len(x.labels)) != len(x.labels) or x.labels[-1] != "c":
         raise UnsupportedError(f"a {node.op} over positions")
@@ -327,7 +356,10 @@ def _add_rotary(sketch: Sketch, node: Node, inputs: list[ValueForm]) -> ValueFor
 
 
 def _over_channels_rule(axis: Callable[[Node], int], otherwise: str) -> Rule:
-    """Return a rule for an operation that needs an axis to be the only channel axis."""
+    """Return a rule for an operation whose axis, the result of `axis`, must be the only channel axis.
+
+    `otherwise` is the reason in the error if it is not.
+    """
 
     def rule(sketch: Sketch, node: Node, inputs: list[ValueForm]) -> ValueForm:
         if not _is_channels(inputs[0], axis(node)):
@@ -338,7 +370,7 @@ def _over_channels_rule(axis: Callable[[Node], int], otherwise: str) -> Rule:
 
 
 def _add_softmax(sketch: Sketch, node: Node, inputs: list[ValueForm]) -> ValueForm:
-    """Add a softmax over the only channel axis, or over the last of several."""
+    """Add a softmax over the only channel axis, or over the last axis."""
     (x,) = inputs
     if _is_channels(x, int(node.attrs["axis"]) - 1):
         return _add_pointwise(sketch, node, inputs)
@@ -348,7 +380,7 @@ def _add_softmax(sketch: Sketch, node: Node, inputs: list[ValueForm]) -> ValueFo
 
 
 def _is_channels(form: ValueForm, axis: int) -> bool:
-    """Return whether an axis after the batch is the only channel axis."""
+    """Return whether `axis`, counted without the batch, is the only channel axis."""
     return form.labels[axis] == "c" and form.labels.count("c") == 1
 
 
@@ -401,7 +433,7 @@ def _add_concat(sketch: Sketch, node: Node, inputs: list[ValueForm]) -> ValueFor
 
 
 def _view_rule(made: Callable[[Node, ValueForm], ValueForm]) -> Rule:
-    """Return a rule for an operation that only rearranges the list of planes."""
+    """Return a rule for an operation that moves no data; `made` returns the output from the node and its input."""
 
     def rule(sketch: Sketch, node: Node, inputs: list[ValueForm]) -> ValueForm:
         y = made(node, inputs[0])
@@ -444,10 +476,10 @@ Value = ValueForm | Rearranged
 
 
 def add(sketch: Sketch, node: Node) -> None:
-    """Add a node to the sketch, with the copies it needs.
+    """Add a node to the sketch, with copies of its inputs if necessary.
 
     Raises:
-        UnsupportedError: if no layout can run the node; only unused copies may have been added.
+        UnsupportedError: if no layout can run the node; copies that nothing reads may then have been added.
     """
     if node.op not in RULES and node.op not in _VIEWS:
         raise UnsupportedError(f"no kernel for {node.op}")
@@ -479,8 +511,10 @@ def _rearranging_view(made: Callable[[Node, Rearranged], Rearranged]) -> _View:
 
 
 def _concatenate(sketch: Sketch, node: Node, values: Sequence[Value], error: UnsupportedError) -> Value:
-    """Concatenate values. Those stored as planes stay in place if an operation reads all planes; the others are
-    moved."""
+    """Return the concatenation of values, as planes if possible.
+
+    The result is a table of sources if the axis is no channel axis, or if a later operation moves the elements again.
+    """
     if like := next((value for value in values if isinstance(value, ValueForm)), None):
         axis, labels = node.attrs["axis"], like.labels
         if labels[axis - 1 : axis] == "c" and not _is_moved_again(sketch, node.output):
@@ -493,7 +527,7 @@ def _concatenate(sketch: Sketch, node: Node, values: Sequence[Value], error: Uns
 
 
 def _is_moved_again(sketch: Sketch, value: str) -> bool:
-    """Return whether an operation that reads the value moves its elements again."""
+    """Return whether an operation that only moves elements reads the value with the name `value`."""
     return any(value in one.inputs and one.op in _VIEWS for one in sketch.graph.nodes)
 
 
@@ -510,7 +544,7 @@ _VIEWS: Mapping[str, _View] = {
 }
 
 VIEWS = frozenset(_VIEWS)
-"""Operations that only reorder elements, or insert zeros."""
+"""Names of the operations that only move elements or insert zeros."""
 
 # -- what computes -----------------------------------------------------------------------------------------------------
 
@@ -519,7 +553,7 @@ _ON_IMAGES = frozenset({"conv2d", "max_pool2d", "avg_pool2d", "global_avg_pool"}
 
 
 def _apply_on_copies(sketch: Sketch, node: Node, values: Sequence[Value], error: UnsupportedError) -> Value:
-    """Run the node on copies of its inputs in the layout it needs; raise the error if that is impossible."""
+    """Add the node on copies of its inputs with suitable axis labels; raise `error` if that is impossible."""
     labels = _required_labels(sketch, node, values)
     rank = len(values[0].axes)
     if labels is None or any(len(value.axes) != rank for value in values):
@@ -542,7 +576,7 @@ def _apply_on_copies(sketch: Sketch, node: Node, values: Sequence[Value], error:
 
 
 def _with_two_position_axes(sketch: Sketch, value: Value) -> Rearranged:
-    """Return a value of several position axes and one channel axis with its positions reshaped to two axes."""
+    """Return a value of several pixel axes and one channel axis with the pixels reshaped to two axes."""
     table = rearranged(value, sketch.storages)
     first, *rest, channels = table.axes
     return replace(table, where=table.where.reshape(first, prod(rest), channels))
@@ -553,7 +587,7 @@ def _is_gate(values: Sequence[Value]) -> bool:
 
 
 def _required_labels(sketch: Sketch, node: Node, values: Sequence[Value]) -> str | None:
-    """Return the axis labels that the node's inputs need; None if unknown."""
+    """Return the axis labels that the inputs of a node must have; None if no labels are suitable."""
     rank = len(values[0].axes)
     rows = "p" * (rank - 1) + "c"
     if node.op in _ROW_BY_ROW:

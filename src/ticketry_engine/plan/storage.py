@@ -1,4 +1,4 @@
-"""Lifetimes of a region's planes, constraints on their geometries and channel orders, and the buffer allocator."""
+"""Records lifetimes of a region's planes and constraints on their geometry and channel order; allocates memory."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from ticketry_engine.plan.value_axes import ValueForm
 
 @dataclass
 class Storage:
-    """Memory of the planes that one operation writes."""
+    """Requirements on the memory of the planes (channels) that one operation writes."""
 
     channels: int
     pixels: tuple[int, int]
     halo: int = 0
-    """Largest halo that a reader needs."""
+    """Largest number of zeros around each plane that a reader needs."""
     halo_of_few: int = 0
-    """Largest halo that a reader benefits from if images do not fill a vector."""
+    """Largest number of zeros around each plane that a reader uses if images do not fill a vector."""
     born: int = 0
     dies: int = 0
-    """Numbers of the operations that write it and that last read it."""
+    """`born` and `dies` are the numbers of the first operation that writes the storage and the last that reads it."""
 
 
 class Union:
-    """Disjoint sets of storages."""
+    """Disjoint sets of storages (union-find)."""
 
     def __init__(self) -> None:
         self._parent: dict[int, int] = {}
@@ -46,29 +46,32 @@ class Union:
 
 @dataclass
 class Storages:
-    """All storages of a region, and constraints between them."""
+    """All storages of a region, and the constraints between storages."""
 
     all: list[Storage] = field(default_factory=list)
     halos: Union = field(default_factory=Union)
-    """Storages with equal geometries: concatenated, added, or read by one operation as one value."""
+    """Sets of storages that must have equal geometries, because they are concatenated, added, or read as one value."""
     rows: Union = field(default_factory=Union)
-    """Storages with equal distances between rows: one is computed from the other at constant shifts."""
+    """Sets of storages that must have equal distances between rows, as input and output of a layer with stride 1."""
 
     orders: Union = field(default_factory=Union)
-    """Storages with one order of channels: an operation reads and writes them channel by channel."""
+    """Sets of storages that must have the same order of channels, because an operation works channel by channel."""
     pinned: set[int] = field(default_factory=set)
-    """Storages whose channels are not reordered."""
+    """Storages whose channels must keep their original order."""
     over: dict[int, int] = field(default_factory=dict)
-    """Storage -> another one of its geometry whose memory it may reuse if nothing reads that one later."""
+    """Storage -> another storage of the same geometry, whose memory it may overwrite after the last read."""
     once: set[int] = field(default_factory=set)
-    """Storages whose elements are each written once, in any layout."""
+    """Storages in `over` of which each element is written only once in every layout."""
 
     def add(self, channels: int, pixels: tuple[int, int], born: int) -> int:
         self.all.append(Storage(channels, pixels, born=born, dies=born))
         return len(self.all) - 1
 
     def read(self, form: ValueForm, when: int, halo: int = 0, halo_of_few: int | None = None) -> None:
-        """Record that an operation reads a value with a halo; `halo_of_few` defaults to `halo`."""
+        """Record that operation `when` reads a value and needs `halo` zeros around each plane.
+
+        `halo_of_few` is the number of zeros if images do not fill a vector; it defaults to `halo`.
+        """
         for number in form.storages:
             storage = self.all[number]
             storage.dies = max(storage.dies, when)
@@ -77,13 +80,13 @@ class Storages:
         self.require_equal_geometry([form])
 
     def require_equal_geometry(self, forms: Iterable[ValueForm]) -> None:
-        """Require equal geometries."""
+        """Require that all storages of the values `forms` have equal geometries."""
         numbers = [number for form in forms for number in form.storages]
         self.halos.join(numbers)
         self.rows.join(numbers)
 
     def require_equal_order(self, *forms: ValueForm) -> None:
-        """Require equal orders of channels."""
+        """Require that the values `forms` have the same order of channels."""
         for numbers in zip(*(form.flat[:, 0].tolist() for form in forms), strict=True):
             self.orders.join(numbers)
         for form in forms:
@@ -98,12 +101,14 @@ class Storages:
         self.rows.join([*one.storages, *other.storages])
 
     def allow_overwriting(self, y: ValueForm, x: ValueForm, others: Iterable[ValueForm], *, once: bool) -> None:
-        """Record that the operation which computes y reads each element of x just before it writes that element of y.
+        """Allow y to overwrite x: the operation that computes y reads each element of x right before writing it in y.
 
         Args:
+            y: the output.
+            x: an input of the same sizes.
             others: further inputs, which must not share memory with y.
-            once: whether each element is written once, also channels-last, where the last tile of a
-                convolution overlaps the previous one.
+            once: whether each element of y is written only once in every layout. In the channels-last layout, the last
+                tile of a convolution writes elements again.
         """
         whole = len(x.storages) == 1 and x.channels == self.all[x.storages[0]].channels == y.channels
         elsewhere = all(x.storages[0] not in other.storages for other in others)
@@ -113,7 +118,10 @@ class Storages:
                 self.once.add(y.storages[0])
 
     def places(self, *, once: bool = False) -> list[int]:
-        """Return for each storage the storage whose memory it uses: itself, or the first that it overwrites."""
+        """Return, for each storage, the number of the storage whose memory it uses: its own, or that it overwrites.
+
+        If `once`, only storages in `Storages.once` overwrite another storage.
+        """
         found: list[int] = []
         for number, storage in enumerate(self.all):
             below = self.over.get(number)
@@ -122,7 +130,7 @@ class Storages:
         return found
 
     def halo(self, number: int, *, few: bool = False) -> int:
-        """Return the largest halo that a reader of any storage of the same geometry needs, or gains from (`few`)."""
+        """Return the largest `halo` (`halo_of_few` if `few`) of all storages with the geometry of storage `number`."""
         key = self.halos.find(number)
         relatives = [storage for other, storage in enumerate(self.all) if self.halos.find(other) == key]
         return max(storage.halo_of_few if few else storage.halo for storage in relatives)
@@ -144,12 +152,12 @@ LARGEST_ARENA = (1 << 31) - (1 << 24)
 
 @dataclass(frozen=True)
 class Buffer:
-    """A range of bytes (or slots) of the memory."""
+    """A range of memory, in bytes or in slots of equal size."""
 
     begin: int
     end: int
     layout: Hashable
-    """Buffers of equal layouts have the same zero borders."""
+    """Identifier of the buffer's layout; buffers of equal layouts have zeros at the same places."""
 
     def overlaps(self, other: Buffer) -> bool:
         """Return whether two buffers have bytes in common."""
@@ -157,21 +165,21 @@ class Buffer:
 
 
 class BufferAllocator:
-    """Allocates ranges of one memory, and reuses released ranges."""
+    """Allocates buffers in one memory, and reuses released buffers."""
 
     def __init__(self) -> None:
         self.size = 0
-        """Bytes of the memory."""
+        """Size of the memory, in bytes or slots."""
         self._free: list[tuple[int, int]] = []
-        """Free ranges, in order; no two of them touch."""
+        """Free ranges (begin, end) in ascending order; adjacent ranges are joined."""
         self._clean: list[Buffer] = []
-        """Released buffers that nothing has overwritten; those that waiting operations may still use come last."""
+        """Released buffers that nothing has overwritten; buffers that waiting operations may still use come last."""
         self._waiting = 0
-        """Number of buffers that waiting operations may still use."""
+        """Number of released buffers that waiting operations may still use."""
         self._given: list[Buffer] = []
 
     def take(self, size: int, layout: Hashable) -> tuple[Buffer, bool]:
-        """Return a buffer, and whether the last buffer there had the same layout, so that its borders are zero."""
+        """Return (a buffer, whether its borders are zero because the last buffer in this place had the same layout)."""
         for number in reversed(range(len(self._clean))):
             buffer = self._clean[number]
             if buffer.layout == layout and buffer.end - buffer.begin == size:
@@ -191,12 +199,12 @@ class BufferAllocator:
         return buffer, False
 
     def release(self, buffer: Buffer) -> None:
-        """Take back a buffer that no later operation uses; waiting operations may still use it until `settle`."""
+        """Release a buffer that no later operation uses; operations that wait to run may use it until `settle`."""
         self._clean.append(buffer)
         self._waiting += 1
 
     def settle(self) -> None:
-        """Record that no operation waits any more."""
+        """Record that all waiting operations have run, so that released buffers become free."""
         for buffer in self._clean[len(self._clean) - self._waiting :]:
             bisect.insort(self._free, (buffer.begin, buffer.end))
         self._waiting = 0
@@ -208,7 +216,7 @@ class BufferAllocator:
         self._free = joined
 
     def is_exclusive(self, buffer: Buffer) -> bool:
-        """Return whether only buffers of one layout ever used these bytes: their borders stay zero between steps."""
+        """Return whether only buffers of one layout ever used the bytes of `buffer`, so that its borders stay zero."""
         return all(
             other.layout == buffer.layout and other.begin == buffer.begin
             for other in self._given
@@ -216,7 +224,7 @@ class BufferAllocator:
         )
 
     def _start_of_free_tail(self) -> int:
-        """Return where a buffer begins that extends the memory: a free range at the end is part of it."""
+        """Return the begin of a buffer that extends the memory; it starts in the free range at the end, if any."""
         return self._free[-1][0] if self._free and self._free[-1][1] == self.size else self.size
 
     def _mark_occupied(self, buffer: Buffer) -> None:
@@ -234,15 +242,14 @@ G = TypeVar("G", bound=Hashable)
 
 
 class LayoutSlots(Generic[G]):
-    """Slots of values in one memory for each layout. Values are added in the order in which they are written."""
+    """Assigns slots to values, in a separate memory for each layout; values are added in the order of writing."""
 
     def __init__(self) -> None:
         self._memories: dict[G, BufferAllocator] = {}
         self._live: dict[G, list[tuple[int, Buffer]]] = {}
 
     def add(self, layout: G, size: int, born: int, dies: int) -> int:
-        """Return the first slot of a value of `size` slots that is written by operation `born` and last read by
-        `dies`."""
+        """Return the first slot of a value of `size` slots; operation `born` writes it, and `dies` reads it last."""
         memory, live = self._memories.setdefault(layout, BufferAllocator()), self._live.setdefault(layout, [])
         for end, buffer in live:
             if end < born:
@@ -253,7 +260,10 @@ class LayoutSlots(Generic[G]):
         return buffer.begin
 
     def lay_out(self, bytes_of: Callable[[G], int]) -> tuple[dict[G, int], int]:
-        """Return where the memory of each layout begins if they follow one another, and where the last one ends."""
+        """Return (first byte of each layout's memory, total bytes) if the memories of the layouts follow each other.
+
+        `bytes_of` returns the bytes of a slot of a layout.
+        """
         starts, end = {}, 0
         for layout, memory in self._memories.items():
             starts[layout] = end

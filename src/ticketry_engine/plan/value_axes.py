@@ -1,9 +1,9 @@
-"""How the axes of a value are spread over channels and positions.
+"""Assigns the axes of a value to channels and pixels.
 
-Behind the batch, each axis of a value is one of channels ("c") or of positions ("p"): [N, C, H, W] is "cpp", tokens
-[N, T, D] are "pc", heads [N, h, T, d] are "cpc". A value is an array of planes with the shape of its channel axes, so
-that transposing, splitting and joining channels make another array of the same planes and move no data. "f" is the one
-axis of a flattened [N, C * H * W], read by linear layers as a kernel over the whole plane.
+Each axis after the batch has a label: "c" for channels or "p" for pixels (positions). [N, C, H, W] is "cpp", tokens
+[N, T, D] are "pc", heads [N, h, T, d] are "cpc". A value is an array of planes with the shape of its channel axes.
+Transposing, splitting and joining channels give another array of the same planes, and move no data. "f" is the single
+axis of a flattened value [N, C * H * W]; a linear layer reads it like a convolution with a kernel of a whole plane.
 """
 
 from __future__ import annotations
@@ -19,22 +19,22 @@ Planned = np.ndarray[Any, np.dtype[np.int64]]
 
 
 class UnsupportedError(Exception):
-    """The reason why a layout cannot run a node, which then runs in torch: see `Compiled.layers`."""
+    """Error for a node that a layout cannot run; torch then runs the node, and `Compiled.layers` shows the message."""
 
 
 @dataclass(frozen=True, eq=False)
 class ValueForm:
-    """Where a value is stored: its planes as (storage, number within it), its axes, and the pixels of a plane."""
+    """The axis labels of a value, the planes that store it, and the pixels of a plane."""
 
     labels: str
     planes: Planned
-    """[channel axes..., 2]: the storage and the plane in it."""
+    """Array [channel axes..., 2] of (number of a storage, number of a plane in the storage)."""
     pixels: tuple[int, int]
     """Height and width of a plane; (1, T) for a single axis of T tokens."""
 
     @property
     def flat(self) -> Planned:
-        """The planes as [channels, 2], in the order of the channel axes."""
+        """Return the planes as [channels, 2], with all channel axes flattened."""
         return self.planes.reshape(-1, 2)
 
     @property
@@ -43,13 +43,13 @@ class ValueForm:
 
     @property
     def storages(self) -> list[int]:
-        """Numbers of the storages of its planes."""
+        """Return the numbers of the storages that contain the value's planes."""
         found: list[int] = np.unique(self.planes[..., 0]).tolist()
         return found
 
     @property
     def axes(self) -> tuple[int, ...]:
-        """The value's shape without the batch; merged positions count as their product."""
+        """Return the value's shape without the batch."""
         sizes = iter(self.planes.shape[:-1])
         if self.labels == "f":
             return (prod(self.planes.shape[:-1]) * prod(self.pixels),)
@@ -58,7 +58,7 @@ class ValueForm:
 
 
 def region_input(shape: Sequence[int | None], storage: int) -> ValueForm:
-    """Return the form of an input of the region."""
+    """Return an input of a region with the given shape as a value in the storage with the number `storage`."""
     sizes = [int(size or 0) for size in shape[1:]]
     if len(sizes) == 3:
         return new_value("cpp", sizes[:1], (sizes[1], sizes[2]), storage)
@@ -70,14 +70,14 @@ def region_input(shape: Sequence[int | None], storage: int) -> ValueForm:
 
 
 def new_value(labels: str, channels: Sequence[int], pixels: tuple[int, int], storage: int) -> ValueForm:
-    """Return a value in a new storage."""
+    """Return a value that consists of all planes of the storage `storage`; `channels` are its channel axes."""
     count = prod(channels)
     planes = np.stack([np.full(count, storage, dtype=np.int64), np.arange(count, dtype=np.int64)], axis=-1)
     return ValueForm(labels, planes.reshape(*channels, 2), pixels)
 
 
 def transposed(form: ValueForm, axes: Sequence[int]) -> ValueForm:
-    """Permute the axes, given as axes of the whole value: the batch, axis 0, stays."""
+    """Return the value with permuted axes; `axes` includes the batch, axis 0, which stays in place."""
     order = [axis - 1 for axis in axes[1:]]
     places = [axis for axis in order if form.labels[axis] == "p"]
     if places != sorted(places) or form.labels == "f":
@@ -89,7 +89,10 @@ def transposed(form: ValueForm, axes: Sequence[int]) -> ValueForm:
 
 
 def reshaped(form: ValueForm, shape: Sequence[int | None]) -> ValueForm:
-    """Split or merge axes; each new axis must consist of channels only or of positions only."""
+    """Return the value reshaped to `shape`, which includes the batch.
+
+    Raise `UnsupportedError` if a new axis would mix channels and pixels, or if pixel axes would change.
+    """
     if form.labels == "f":
         raise UnsupportedError("a new shape of a flattened value")
     old, new = list(form.axes), [int(size or 0) for size in shape[1:]]
@@ -111,7 +114,7 @@ def reshaped(form: ValueForm, shape: Sequence[int | None]) -> ValueForm:
 
 
 def _matching_axis_runs(old: list[int], new: list[int]) -> list[tuple[list[int], list[int]]]:
-    """Return the shortest runs of old and of new axes with equal numbers of elements."""
+    """Return pairs of shortest runs of old axes and of new axes that have equal numbers of elements."""
     blocks, i, j = [], 0, 0
     while i < len(old) or j < len(new):
         a, b = i, j
@@ -132,7 +135,7 @@ def _matching_axis_runs(old: list[int], new: list[int]) -> list[tuple[list[int],
 
 
 def flattened(form: ValueForm) -> ValueForm:
-    """Flatten to [N, everything]: channels only if planes have one pixel, else "f"."""
+    """Return the value flattened to one axis besides the batch: "c" if planes have one pixel, else "f"."""
     if form.labels.lstrip("c").strip("p") or "c" not in form.labels:
         raise UnsupportedError("a flattened value whose positions come before its channels")
     if form.pixels == (1, 1) or "p" not in form.labels:
@@ -141,7 +144,7 @@ def flattened(form: ValueForm) -> ValueForm:
 
 
 def joined(forms: Sequence[ValueForm], axis: int) -> ValueForm:
-    """Concatenate along a channel axis: join the lists of planes."""
+    """Return the values concatenated along the channel axis `axis`, where the batch is axis 0."""
     first = forms[0]
     if any(form.labels != first.labels or form.pixels != first.pixels for form in forms):
         raise UnsupportedError("a concatenation of values that lie differently")
@@ -151,13 +154,13 @@ def joined(forms: Sequence[ValueForm], axis: int) -> ValueForm:
 
 
 def sliced(form: ValueForm, axis: int, start: int, stop: int) -> ValueForm:
-    """Slice a channel axis."""
+    """Return the entries from `start` to before `stop` along the channel axis `axis`, where the batch is axis 0."""
     number = _channel_axis_number(form, axis)
     return replace(form, planes=form.planes[(slice(None),) * number + (slice(start, stop),)])
 
 
 def shuffled(form: ValueForm, groups: int) -> ValueForm:
-    """Shuffle channels as in ShuffleNet: [g, C / g] transposed."""
+    """Return the value with channels shuffled between groups as in ShuffleNet."""
     if form.labels != "cpp":
         raise UnsupportedError("a shuffle of other than images")
     planes = form.planes.reshape(groups, -1, 2).transpose(1, 0, 2).reshape(-1, 2)
@@ -165,7 +168,7 @@ def shuffled(form: ValueForm, groups: int) -> ValueForm:
 
 
 def _channel_axis_number(form: ValueForm, axis: int) -> int:
-    """Return the position of an axis of the value among its channel axes."""
+    """Return the number of channel axes before `axis`, which must be a channel axis; the batch is axis 0."""
     label = form.labels[axis - 1]
     if label != "c" or form.labels == "f":
         raise UnsupportedError("a part of or an addition to positions")

@@ -1,1 +1,1 @@
-"""Traces a model's torch operations, by recording a call without data or by torch.export."""
+"""Traces a model's torch operations: records calls on the meta device, or runs torch.export."""

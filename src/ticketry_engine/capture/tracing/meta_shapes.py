@@ -1,6 +1,7 @@
-"""Shape rules of common operations on the meta device; torch's own rules load its compiler, which takes a second.
+"""Computes the output shapes of common operations on the meta device.
 
-A rule returns None for unsupported arguments; then torch's rule is used.
+Torch's own shape rules load torch's compiler, which takes a second. A rule of this module returns None for arguments
+that it does not support; the recorder then uses torch's rule.
 """
 
 from __future__ import annotations
@@ -17,12 +18,12 @@ _aten = torch.ops.aten
 
 
 def _pointwise(x: Tensor, *_: Any) -> Tensor | None:
-    """Return the output of an operation that keeps shape and dtype."""
+    """Return the output of an operation on `x` that keeps shape and dtype; None if `x` is not floating-point."""
     return _empty_dense(x) if x.is_floating_point() else None
 
 
 def _empty_dense(x: Tensor) -> Tensor:
-    """Return an empty tensor with the shape of `x` and its order of axes in memory, without gaps."""
+    """Return an empty tensor with the shape of `x`, and the order of axes of `x` in memory, without gaps."""
     strides = [0] * x.dim()
     step = 1
     for axis in sorted(range(x.dim()), key=lambda axis: (x.stride(axis), -axis)):
@@ -32,12 +33,12 @@ def _empty_dense(x: Tensor) -> Tensor:
 
 
 def _in_place_unary(x: Tensor, *_: Any) -> Tensor | None:
-    """Return the argument of an operation that writes to it."""
+    """Return `x`, the output of an in-place operation on `x`; None if `x` is not floating-point."""
     return x if x.is_floating_point() else None
 
 
 def _binary(x: Any, y: Any) -> Tensor | None:
-    """Return the output of an operation on two tensors of one type, or on a tensor and a number."""
+    """Return the output of an operation on two tensors of the same dtype, or on a tensor and a number."""
     if not isinstance(x, Tensor) or not x.is_floating_point():
         return None
     if not isinstance(y, (int, float, Tensor)):
@@ -184,7 +185,7 @@ def _matmul_output(x: Tensor, y: Tensor) -> Tensor | None:
 
 
 def _recurrent_output(x: Tensor, states: Any, *settings: Any) -> tuple[Tensor, ...] | None:
-    """Return the outputs of a recurrent layer without running its steps, as torch's rule does."""
+    """Return the outputs of a recurrent layer; unlike torch's rule, do not run its time steps."""
     several = list(states) if isinstance(states, (list, tuple)) else [states]
     bidirectional, batch_first = settings[-2:]
     if x.dim() != 3 or any(each.dim() != 3 or each.dtype != x.dtype for each in several) or len(settings) != 7:
@@ -243,4 +244,4 @@ SHAPES: Mapping[torch._ops.OpOverload, Callable[..., Tensor | tuple[Tensor, ...]
         _recurrent_output,
     ),
 }
-"""Operation -> shape rule for its positional arguments on the meta device."""
+"""Operation -> function from its positional arguments to its output on the meta device, or to None."""

@@ -1,4 +1,4 @@
-"""The result of tracing: a model's operations as an fx graph, and the meaning of its placeholders."""
+"""Defines the result of tracing a model: an fx graph of its operations, and the meaning of the graph's placeholders."""
 
 from __future__ import annotations
 
@@ -12,55 +12,55 @@ from torch.utils._pytree import TreeSpec
 
 @dataclass(frozen=True)
 class Multiple:
-    """A size that is a multiple of the number of examples."""
+    """A tensor size that is `of_batch` times the number of examples."""
 
     of_batch: int
 
 
 Sizes: TypeAlias = "tuple[int | Multiple | None, ...]"
-"""A shape with the batch at any axis; None is a size that depends on the batch in another way."""
+"""A shape whose sizes may depend on the batch; None is a size that is no multiple of the number of examples."""
 
 
 @dataclass(frozen=True)
 class Constant:
-    """An input or output that is not a tensor."""
+    """The value of an input or output that is not a tensor."""
 
     value: object
 
 
 @dataclass(frozen=True)
 class TracedProgram:
-    """A model as torch operations that do not write to their arguments."""
+    """A model as a graph of torch operations, none of which writes to its arguments."""
 
     graph: fx.Graph
-    """Placeholders, operations and the output; `meta["val"]` is a node's result in the traced call."""
+    """Graph of placeholders, operations and the output; `meta["val"]` of a node is its result in the traced call."""
     inputs: Sequence[str | Constant]
-    """Leaves of the model's arguments, in order: names of placeholders, or constants."""
+    """Leaves of the model's argument containers, in order: names of placeholders, or constants."""
     weights: Mapping[str, tuple[str, Tensor]]
-    """Placeholder -> the model's name of the parameter, buffer or constant, and its tensor."""
+    """Name of a placeholder -> (name of a parameter, buffer or constant in the model, its tensor)."""
     outputs: Sequence[fx.Node | Constant]
-    """Leaves of the model's return value."""
+    """Leaves of the containers that the model returns, in order."""
     in_spec: TreeSpec
-    """Pytree spec of (args, kwargs)."""
+    """Pytree spec of the containers in (args, kwargs)."""
     out_spec: TreeSpec
     sizes: Callable[[fx.Node], Sizes]
     """Function that returns the sizes of a node's tensor."""
     constants: Mapping[str, object] = field(default_factory=dict)
-    """Placeholder that is not a tensor -> its value."""
+    """Name of a placeholder that is not a tensor -> its value."""
     notes: Sequence[str] = ()
     for_one: bool = True
-    """Whether the program is known to be valid for one example, too."""
+    """Whether the program is also valid for one example, not only for two or more."""
 
 
 ASKED_FOR = "it was asked for"
-"""Reason for a fixed number of examples if the user requested it."""
+"""Reason in a note for the user: the user requested a fixed number of examples."""
 
 ONE_DIFFERS = "the model does something else for one example than for more"
-"""Reason for a fixed number of examples if the example inputs have one example."""
+"""Reason in a note for the user: the number of examples is fixed to one, because a second would change the model."""
 
 
 def fixed_batch_note(reason: str) -> tuple[str, ...]:
-    """Return the note of a program with a fixed number of examples; empty without a reason."""
+    """Return the note that tells the user why the number of examples is fixed; no note if `reason` is empty."""
     return (f"the number of examples is fixed: {reason}",) if reason else ()
 
 
@@ -68,25 +68,25 @@ def fixed_batch_note(reason: str) -> tuple[str, ...]:
 
 
 FEWEST = 2
-"""Smallest number of examples for which a trace holds, as in torch.export: torch broadcasts a size of one."""
+"""Smallest number of examples for which a trace is valid, because torch broadcasts a size of 1, as in torch.export."""
 
 
 class NotRecordedError(BaseException):
-    """Raised with the reason why a call cannot be recorded.
+    """Error with the reason why a call cannot be recorded.
 
-    Not an `Exception`, because a model that catches exceptions would continue as if its size had another value.
+    The class derives from `BaseException`, so that a model that catches `Exception` does not catch this error.
     """
 
 
 class Examples(int):
-    """An integer that is linear in the number of examples, ``per_example * examples + more``; torch takes it as an int.
+    """An integer ``per_example * examples + more``, where `examples` may be any number; torch accepts it as an int.
 
-    Sums, multiples and exact quotients are `Examples` again. A comparison has a result if it is the same for all
-    numbers of examples from `FEWEST` on. Any other operation raises `NotRecordedError`.
+    Sums, multiples and exact quotients are `Examples` again. A comparison returns a result only if the result is the
+    same for all numbers of examples from `FEWEST` on. Any other operation raises `NotRecordedError`.
 
     Args:
-        per_example: an integer, not 0.
-        more: an integer.
+        per_example: the factor of the number of examples, not 0.
+        more: the summand that does not depend on the number of examples.
         traced: the number of examples in the traced call.
     """
 
@@ -189,7 +189,7 @@ class Examples(int):
         return self != 0
 
     def __hash__(self) -> int:
-        """Raise `NotRecordedError`: a table would compare hashes before values."""
+        """Raise `NotRecordedError`, because a dict or set would use the hash of a single number of examples."""
         _refuse("an entry of a table for the number of examples")
 
     def _only_of_one_number(self, *_: object, **__: object) -> Any:

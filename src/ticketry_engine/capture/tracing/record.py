@@ -1,9 +1,9 @@
-"""Records a model by running it on the meta device, for three numbers of examples and once more for one.
+"""Records a model by calling it on the meta device with 2, 3 and 8191 examples, and then with one example.
 
-What is equal in all three calls is a constant; an integer that is linear in the number of examples becomes a
-multiple plus a rest. In the third call sizes know this (`Examples`), so that a decision based on the number of
-examples is noticed. These calls cover two examples and more; the fourth call checks one example. If anything is
-uncertain, torch.export is used, which proves validity and takes a second longer.
+A number that is equal in the first three calls is a constant; an integer that is linear in the number of examples
+becomes a `LinearSize`. In the third call, the sizes that depend on the batch are `Examples` objects, which raise an
+error if the model decides by the number of examples. These calls cover two or more examples; the fourth call checks one
+example. If anything is uncertain, the capture uses torch.export, which proves validity and takes a second longer.
 """
 
 from __future__ import annotations
@@ -55,22 +55,25 @@ from ticketry_engine.errors import CaptureError
 from ticketry_engine.support.process_state import ONE_AT_A_TIME
 
 _EXAMPLES = (2, 3, 8191)
-"""Numbers of examples of the recorded calls: small ones, and one above the bounds at which models slice (`x[:100]`,
-`x.split(64)`)."""
+"""Numbers of examples of the recorded calls.
+
+The last number is larger than the bounds at which models slice the batch (`x[:100]`, `x.split(64)`).
+"""
 
 
 def record(model: nn.Module, arguments: Arguments, *, dynamic_batch: bool) -> TracedProgram:
-    """Return the operations of a model in evaluation mode, as torch.export would.
+    """Return the operations of a model in evaluation mode, the same that torch.export would return.
 
     Args:
-        model: on the CPU. It is not changed: copies of it without data are called.
-        arguments: its arguments; only shapes and dtypes of tensors matter.
-        dynamic_batch: whether to record for any number of examples from two on, and not only for that of the arguments.
+        model: the model, on the CPU; a copy without data is called, and the model is not changed.
+        arguments: arguments of the calls; only shapes and dtypes of tensors matter.
+        dynamic_batch: whether the result must be valid for any number of examples from two on; False: only for the
+            number in `arguments`.
 
     Raises:
-        CaptureError: if it writes to an input, a parameter or a buffer.
-        FixedSizeError: if the result is not valid for other sizes of the leading axis.
-        NotRecordedError: if validity is uncertain, or the model does not run.
+        CaptureError: if the model writes to an input, a parameter or a buffer.
+        FixedSizeError: if the model's operations are not valid for other sizes of axis 0.
+        NotRecordedError: if it is uncertain whether the result is valid, or if the model does not run.
     """
     examples = arguments.examples
     if dynamic_batch and examples is None:
@@ -134,15 +137,15 @@ def _size_for_call(size: int | LinearSize | None, examples: int) -> int:
 
 
 class FixedSizeError(NotRecordedError):
-    """Raised if a model's operations depend on the leading size, so that it is captured for one size."""
+    """Error for a model whose operations depend on the size of axis 0; it can be captured for one size only."""
 
 
 class _MetaCopy:
-    """A copy of a model with weights on the meta device, which no call may change."""
+    """A copy of a model with weights on the meta device; after each call, `check` raises if the call changed it."""
 
     def __init__(self, model: nn.Module) -> None:
         self.weights: list[tuple[str, Tensor, Tensor]] = []
-        """Name, the model's own, and what takes its place."""
+        """(Name of a weight, tensor of the model, meta tensor of the copy) for each weight."""
         stands_for: dict[int, Any] = {}
         for name, tensor in (*model.named_parameters(), *model.named_buffers()):
             if type(tensor) not in (Tensor, nn.Parameter):
@@ -159,14 +162,15 @@ class _MetaCopy:
         self._state = state_of(self.model)
 
     def check(self, tape: Tape, inputs: Sequence[str]) -> None:
-        """Check that a call changed neither weights, nor inputs, nor the model's attributes.
+        """Raise an error if a call changed weights, inputs or attributes of the model.
 
         Args:
-            inputs: names of the tensors that the call was given, in the tape's order.
+            tape: the record of the call.
+            inputs: names of the call's input tensors, in the order of the tape.
 
         Raises:
-            CaptureError: if it has written to a weight or an input.
-            NotRecordedError: if it has changed what the model holds besides.
+            CaptureError: if the call wrote to a weight or an input.
+            NotRecordedError: if the call changed another attribute of the model.
         """
         names = [name for name, _, _ in self.weights]
         if tape.written:
@@ -180,11 +184,14 @@ class _MetaCopy:
 
 
 class _RecordedCall:
-    """Operations and outputs of one call of the model's copy on the meta device.
+    """The recorded operations and outputs of one call of the model's copy on the meta device.
 
     Args:
-        examples: the size of leading axes that become `number`; None: no size is changed.
-        sizes: see `SizeQueries`.
+        twin: the copy of the model.
+        arguments: the example inputs, whose shapes and dtypes are used.
+        examples: size of axis 0 that marks the batch of an input; None: the inputs keep their sizes.
+        number: number of examples of this call, which replaces `examples`.
+        sizes: function from a `Ref` to the sizes that the model's code sees, as in `SizeQueries`.
     """
 
     def __init__(
@@ -219,7 +226,7 @@ def _meta_tensor(tensor: Tensor, examples: int | None, number: int | None) -> Te
 
 
 def _leaf_names(model: nn.Module, arguments: Arguments) -> list[str]:
-    """Return the names of the arguments' leaves as in torch.export."""
+    """Return a name for each leaf of the argument containers; torch.export would choose the same names."""
     bound = inspect.signature(model.forward).bind(*arguments.args, **arguments.kwargs).arguments
     found = []
     for path, _ in tree_flatten_with_path(bound)[0]:
@@ -250,7 +257,7 @@ def _merge_ops(several: Sequence[RecordedOp]) -> RecordedOp:
 
 
 def _merge(several: Sequence[Any]) -> Any:
-    """Return the same containers with `LinearSize` in place of integers that differ between calls."""
+    """Return the containers of the first call, with a `LinearSize` for each integer that differs between the calls."""
     first = several[0]
     if any(type(each) is not type(first) for each in several):
         raise NotRecordedError("other arguments for other numbers of examples")
@@ -269,8 +276,10 @@ def _merge(several: Sequence[Any]) -> Any:
 
 
 def _linear_size(numbers: Sequence[int]) -> LinearSize | None:
-    """Return the size as a linear function of the number of examples, from its values in several calls; None if it is
-    not linear."""
+    """Return an integer as a linear function of the number of examples; None if the function is not linear.
+
+    `numbers` are the values of the integer in the calls with the numbers of examples `_EXAMPLES`.
+    """
     step, left = divmod(numbers[1] - numbers[0], _EXAMPLES[1] - _EXAMPLES[0])
     line = LinearSize(step, numbers[0] - step * _EXAMPLES[0])
     fits = not left and all(line.at(examples) == number for examples, number in zip(_EXAMPLES, numbers, strict=False))
@@ -278,7 +287,7 @@ def _linear_size(numbers: Sequence[int]) -> LinearSize | None:
 
 
 def _merge_shapes(calls: Sequence[_RecordedCall], index: int) -> list[int | LinearSize | None]:
-    """Return a tensor's sizes for any number of examples; None for a size that is not linear in it."""
+    """Return the sizes of tensor `index` of the calls; None for a size that is not linear in the number of examples."""
     shapes = [call.tape.shapes[index] for call in calls]
     if any(len(shape) != len(shapes[0]) for shape in shapes):
         raise NotRecordedError("other shapes for other numbers of examples")
@@ -374,7 +383,7 @@ class _GraphWriter:
         return given
 
     def _size_node(self, line: LinearSize) -> fx.Node:
-        """Return the node that computes an integer from the number of examples."""
+        """Return the node that computes the integer `line` from the number of examples; add the node if necessary."""
         found = self._numbers.get(line)
         if found is None:
             found = self._numbers[line] = self._add_size_node(line)
@@ -413,14 +422,14 @@ _CPU = torch.device("cpu")
 
 @dataclass(frozen=True)
 class Ref:
-    """A tensor's index on the tape."""
+    """A reference to a recorded tensor: its index in `Tape.tensors`."""
 
     index: int
 
 
 @dataclass(frozen=True)
 class RecordedOp:
-    """A recorded operation: its arguments with `Ref` in place of tensors, and its results."""
+    """A recorded operation with its arguments and results, where a `Ref` stands for each tensor."""
 
     op: torch._ops.OpOverload
     args: tuple[Any, ...]
@@ -436,7 +445,7 @@ class Tape:
         self.shapes: list[tuple[int, ...]] = []
         self.steps: list[RecordedOp] = []
         self.written: set[int] = set()
-        """Indices of the given tensors whose memory an operation has written to, also through a view."""
+        """Indices of those weights and inputs whose memory an operation wrote to, directly or through a view."""
         self._adopted: list[Tensor] = []
         self._place: dict[int, Ref] = {}
         self._memory: dict[int, int] = {}
@@ -445,10 +454,10 @@ class Tape:
             self._memory[_memory_id(tensor)] = index
 
     def add(self, tensor: Tensor) -> Ref:
-        """Add a tensor and return its index; a tensor that was written to in place counts as a new one.
+        """Add a tensor and return its `Ref`; a tensor that an operation changed in place gets a new `Ref`.
 
         Raises:
-            NotRecordedError: if that operation has changed its shape.
+            NotRecordedError: if the operation changed the tensor's shape.
         """
         before = self._place.get(id(tensor))
         if before is not None and self.shapes[before.index] != tuple(tensor.shape):
@@ -459,13 +468,16 @@ class Tape:
         return ref
 
     def note_write(self, tensor: Tensor) -> None:
-        """Record a write to the memory of a given tensor."""
+        """Record in `written` that an operation wrote to `tensor`, if a weight or input has the same memory."""
         index = self._memory.get(_memory_id(tensor))
         if index is not None:
             self.written.add(index)
 
     def adopt(self, tensor: Tensor) -> None:
-        """Identify the copy that Python receives of a tensor that the last operation created without inputs."""
+        """Give `tensor` the `Ref` of the last operation's result, if this operation had no inputs.
+
+        For such operations, Python receives another tensor object than the one recorded.
+        """
         if id(tensor) in self._place or not self.steps:
             return
         last = self.steps[-1]
@@ -488,7 +500,7 @@ class Tape:
             raise NotRecordedError("a tensor that is neither a weight nor an input nor made of those") from None
 
     def find_all(self, given: Any) -> Any:
-        """Return the same containers of lists, tuples and dicts, with `Ref` instead of tensors."""
+        """Return lists, tuples and dicts with a `Ref` in place of each tensor; lists become tuples."""
         if isinstance(given, Tensor):
             return self.find(given)
         if isinstance(given, (list, tuple)):
@@ -499,14 +511,14 @@ class Tape:
 
 
 def _memory_id(tensor: Tensor) -> int:
-    """Return an identifier of a tensor's memory, which its views share."""
+    """Return a number that identifies a tensor's memory; a tensor and its views have the same number."""
     return int(tensor.untyped_storage()._cdata)
 
 
 _UPDATES_STATISTICS = frozenset(
     {torch.ops.aten.batch_norm.default, torch.ops.aten.instance_norm.default, torch.ops.aten.native_batch_norm.default}
 )
-"""Norms that write to running statistics (arguments 3 and 4) if argument 5 is true."""
+"""Norms that write to their running statistics (arguments 3 and 4) if argument 5 (training) is true."""
 
 
 @cache
@@ -536,10 +548,10 @@ def _holds_ref(given: Any) -> bool:
 
 
 class Recorder(ProxyTorchDispatchMode):
-    """Torch mode that runs every operation on the meta device and records it on a tape.
+    """Torch mode that runs every operation on the meta device and records the operation on a tape.
 
-    Only torch's own tracer class sees operations before they are decomposed, hence the base class; its methods are not
-    used.
+    The base class is torch's tracer, because torch shows only this class operations that are not yet decomposed. The
+    methods of the base class are not used.
     """
 
     def __init__(self, tape: Tape) -> None:
@@ -597,11 +609,12 @@ def _run_on_meta(op: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: dict[
 
 
 class SizeQueries(TorchFunctionMode):
-    """Answers what the model's code asks about tensors: device cpu, and sizes that are valid for any batch.
+    """Torch mode that answers what the model's code asks about tensors: device cpu, and sizes valid for any batch.
 
     Args:
         tape: the recorded tensors.
-        sizes: returns the shape of a `Ref`'s tensor, with `Examples` in it; None: shapes are not changed.
+        sizes: function from a `Ref` to the sizes of its tensor, `Examples` where they depend on the batch; None: the
+            code sees the actual sizes.
     """
 
     def __init__(self, tape: Tape, sizes: Callable[[Ref], Sequence[int]] | None = None) -> None:
@@ -650,14 +663,14 @@ _READS: Mapping[Any, Callable[..., Any]] = {
     Tensor.is_meta.__get__: lambda: False,  # type: ignore[attr-defined]
     Tensor.is_cpu.__get__: lambda: True,  # type: ignore[attr-defined]
 }
-"""Attribute or method of a tensor -> its answer."""
+"""Attribute or method of a tensor -> function that returns the answer for the model's code."""
 
 
 # -- lines -------------------------------------------------------------------------------------------------------------
 
 
 class LinearSize(NamedTuple):
-    """An integer that is linear in the number of examples."""
+    """An integer that is linear in the number of examples: ``per_example * examples + more``."""
 
     per_example: int
     more: int
@@ -670,8 +683,9 @@ def matches_call(said: Any, found: Any, examples: int) -> bool:
     """Return whether recorded operations, arguments or containers agree with a further call.
 
     Args:
-        said: with `LinearSize` instead of some integers.
-        found: those of a call with `examples` examples.
+        said: what was recorded, with `LinearSize` for integers that depend on the number of examples.
+        found: what was recorded in the further call.
+        examples: number of examples of the further call.
     """
     if isinstance(said, LinearSize):
         return bool(said.at(examples) == found)
@@ -688,6 +702,6 @@ def matches_call(said: Any, found: Any, examples: int) -> bool:
 
 
 def matches_shape(said: Sequence[int | LinearSize | None], found: Sequence[int], examples: int) -> bool:
-    """Return whether a tensor's recorded sizes agree with its shape; None matches any size."""
+    """Return whether the recorded sizes `said` agree with the shape `found` of a call; None matches any size."""
     known = [(size, other) for size, other in zip(said, found, strict=False) if size is not None]
     return len(said) == len(found) and all(matches_call(*pair, examples) for pair in known)

@@ -1,4 +1,4 @@
-"""Detects side effects of a call that a compiled model would not have, and replaces in-place operations."""
+"""Detects side effects of a model's calls, which a compiled model would not have, and replaces in-place operations."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ticketry_engine.ir.aten import is_function
 
 
 def writes_to_weight(name: str) -> CaptureError:
-    """Return the error for a model that writes to a parameter or buffer."""
+    """Return the error for a model that writes to the parameter or buffer `name`."""
     return CaptureError(
         f"the model writes to {name!r} in evaluation mode, and so has a memory of earlier calls: the engine takes"
         " networks whose outputs depend on their inputs alone. Make that state an argument and an output of its forward"
@@ -26,7 +26,7 @@ def writes_to_weight(name: str) -> CaptureError:
 
 
 def writes_to_input(name: str) -> CaptureError:
-    """Return the error for a model that changes its inputs in place."""
+    """Return the error for a model that changes its input `name` in place."""
     return CaptureError(
         f"the model changes its input {name!r} in place, and a compiled model leaves its inputs as they are: copy the"
         f" input first (`{name} = {name}.clone()`), and return the new value if the caller needs it"
@@ -34,7 +34,7 @@ def writes_to_input(name: str) -> CaptureError:
 
 
 class Containers:
-    """The arguments of one call by name, with a copy of the entries of their lists and dicts from before the call."""
+    """The arguments of one call, by name, with a copy of their lists and dicts from before the call."""
 
     def __init__(self, model: nn.Module, arguments: Arguments) -> None:
         bound = inspect.signature(model.forward).bind(*arguments.args, **arguments.kwargs)
@@ -62,15 +62,15 @@ _LEAVES = frozenset({*_PLAIN, Tensor, nn.Parameter})
 _CONTAINERS = frozenset({dict, OrderedDict, list, tuple, set, frozenset, deque})
 """Container classes that have no other attributes."""
 _TORCH_OWN = frozenset({"_parameters", "_buffers", "_modules"})
-"""Attributes of a module that are tables of parameters, buffers and submodules."""
+"""Attributes of a module in which torch stores parameters, buffers and submodules."""
 _DEEPEST = 8
 
 State: TypeAlias = "dict[tuple[object, ...], Any]"
-"""Path to an object -> the object, which is kept alive so that its id stays unique."""
+"""Path of an object in a model -> the object; the reference keeps the object alive, so that its id stays unique."""
 
 
 def state_of(model: nn.Module) -> State:
-    """Return all objects that a model's modules hold, through containers and plain objects, by path."""
+    """Return, by path, all objects that a model's modules refer to, directly or through containers and objects."""
     found: State = {}
     seen: set[int] = set()
     for prefix, module in model.named_modules():
@@ -85,10 +85,10 @@ def state_of(model: nn.Module) -> State:
 
 
 def first_change(before: State, after: State, *, counters: bool = False) -> str | None:
-    """Return the path of the first object that was replaced, or whose number or text changed; None if all are equal.
+    """Return the path of the first object that differs between two states of a model; None if none differs.
 
     Args:
-        counters: look only at numbers, texts and the number of entries.
+        counters: whether to report only changed numbers and texts, and added or removed objects.
     """
     for path in after if before.keys() == after.keys() else (*after, *before):
         if path not in before or path not in after:
@@ -110,7 +110,7 @@ def _is_equal(one: Any, other: Any) -> bool:
 
 
 def _is_leaf(value: Any) -> bool:
-    """Return whether an object contains nothing to traverse."""
+    """Return whether an object has no parts that `state_of` must visit."""
     kind = type(value)
     if kind in _LEAVES or (kind in _CONTAINERS and not value):
         return True
@@ -129,7 +129,7 @@ def _add_children(found: State, path: tuple[object, ...], value: Any, seen: set[
 
 
 def _children(value: Any) -> Iterator[tuple[object, Any]]:
-    """Return the parts of an object: entries of containers, members of sets, attributes of plain objects."""
+    """Yield (name, part) for the parts of an object: entries of a container, members of a set, or attributes."""
     if isinstance(value, Mapping):
         for key, part in value.items():
             yield key if isinstance(key, (str, int)) else f"{key!r:.80}", part
@@ -163,8 +163,11 @@ _DROPOUTS = frozenset({"dropout", "feature_dropout", "alpha_dropout"})
 
 
 def without_writes(graph: fx.Graph) -> bool:
-    """Replace operations that write to their arguments, in place; return False and change nothing if that is
-    visible."""
+    """Replace in-place operations of the graph by functional ones, and return True.
+
+    Return False, and replace none, if an operation has no functional form, or if a later operation reads the written
+    memory through another tensor.
+    """
     for one in graph.nodes:
         if _aten_name(one) in _DROPOUTS and one.args[2] is False:
             one.replace_all_uses_with(one.args[0])
@@ -184,7 +187,7 @@ def without_writes(graph: fx.Graph) -> bool:
 
 
 def is_in_place(one: fx.Node) -> bool:
-    """Return whether a node writes to an argument."""
+    """Return whether a node's operation writes to one of its arguments."""
     return isinstance(one.target, torch._ops.OpOverload) and not is_function(one.target)
 
 
@@ -199,7 +202,7 @@ def _written_argument(one: fx.Node) -> fx.Node:
 
 
 def _memory_families(graph: fx.Graph) -> dict[fx.Node, set[fx.Node]]:
-    """Return node -> all nodes that may share its memory, including itself."""
+    """Return, for each node, the set of all nodes that may share memory with the node, including the node itself."""
     family: dict[fx.Node, set[fx.Node]] = {}
     for one in graph.nodes:
         family[one] = {one}
@@ -211,7 +214,13 @@ def _memory_families(graph: fx.Graph) -> dict[fx.Node, set[fx.Node]]:
 
 
 def _is_read_through_alias(one: fx.Node, family: set[fx.Node], order: dict[fx.Node, int]) -> bool:
-    """Return whether an in-place write is read later through another tensor that existed before."""
+    """Return whether a later node reads what `one` writes through a tensor other than the written argument.
+
+    Args:
+        one: an in-place operation.
+        family: nodes that may share memory with the written argument.
+        order: position of each node in the graph.
+    """
     others = [member for member in family if member is not _written_argument(one) and order[member] < order[one]]
     return any(
         member.op == "placeholder" or any(order[user] > order[one] for user in member.users) for member in others
@@ -233,7 +242,7 @@ def _holds_tensors(one: fx.Node) -> bool:
 
 
 def _functional_op(one: fx.Node) -> Any:
-    """Return the function that computes the result of an in-place operation, or None."""
+    """Return the functional form of an in-place operation (`relu` for `relu_`), or None."""
     assert isinstance(one.target, torch._ops.OpOverload)
     namespace, _, name = one.target._schema.name.partition("::")
     writes = [arg for arg in one.target._schema.arguments if arg.alias_info is not None and arg.alias_info.is_write]
@@ -265,10 +274,10 @@ def _replace_in_place(graph: fx.Graph, one: fx.Node) -> None:
 
 
 def functional(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
-    """Return the program without operations that write to their arguments.
+    """Return the exported program with functional operations in place of those that write to their arguments.
 
     Raises:
-        CaptureError: if torch.export cannot determine what one of them writes to.
+        CaptureError: if torch.export cannot replace such an operation.
     """
     if without_writes(program.graph):
         return program
@@ -297,7 +306,7 @@ def program_of(exported: torch.export.ExportedProgram, notes: Sequence[str]) -> 
     """Return an exported program as a `TracedProgram`.
 
     Raises:
-        CaptureError: if it holds an object that a graph cannot, or a block that is run under autocast.
+        CaptureError: if the program uses an object that a graph cannot contain, or runs a block under autocast.
     """
     inline(exported)
     signature, spec = exported.graph_signature, exported.call_spec
@@ -343,7 +352,7 @@ def _program_tensor(exported: torch.export.ExportedProgram, target: str) -> Tens
 
 
 def _program_outputs(exported: torch.export.ExportedProgram) -> list[fx.Node | Constant]:
-    """Return the leaves of a call's return value, without the mutated inputs that torch adds."""
+    """Return the leaves of the model's return value, without the changed inputs that torch.export appends."""
     kinds = torch.export.graph_signature.OutputKind
     given: Any = exported.graph.output_node().args[0]  # names of nodes change, those in the signature do not
     pairs = zip(exported.graph_signature.output_specs, given, strict=True)
@@ -351,7 +360,7 @@ def _program_outputs(exported: torch.export.ExportedProgram) -> list[fx.Node | C
 
 
 def _batch_symbol(exported: torch.export.ExportedProgram) -> Any:
-    """Return the symbol of the number of examples, or None."""
+    """Return torch's symbol for the number of examples; None if the program has a fixed number."""
     names = set(exported.graph_signature.user_inputs)
     for one in exported.graph.nodes:
         value = one.meta.get("val")
@@ -374,14 +383,14 @@ def _convert_size(size: Any, batch: Any) -> int | Multiple | None:
 
 
 _ARGUMENTS_BEFORE = {"wrap_with_set_grad_enabled": 1, "wrap_with_autocast": 4}
-"""Operation that runs a block -> number of arguments before the block."""
+"""Name of an operation that runs a block of operations -> number of arguments before the block argument."""
 
 
 def inline(program: torch.export.ExportedProgram) -> None:
-    """Replace each block under torch.no_grad or torch.autocast by its operations, in place.
+    """Move the operations of each block under torch.no_grad or torch.autocast to the main graph of the program.
 
     Raises:
-        CaptureError: if a block runs under an enabled autocast, whose types are chosen while it runs.
+        CaptureError: if a block runs under an enabled autocast, because torch then chooses data types at run time.
     """
     module, graph = program.graph_module, program.graph
     for one in list(graph.nodes):
@@ -408,7 +417,7 @@ def inline(program: torch.export.ExportedProgram) -> None:
 
 
 def _inline_outputs(graph: fx.Graph, one: fx.Node, made: Any) -> None:
-    """Replace the node that ran a block, which returned a tuple, by the block's outputs."""
+    """Replace the results of `one`, the node that ran a block, by `made`, the block's outputs in the main graph."""
     parts = list(made) if isinstance(made, (tuple, list)) else [made]
     for user in list(one.users):
         if user.op != "call_function" or getattr(user.target, "__name__", "") != "getitem":

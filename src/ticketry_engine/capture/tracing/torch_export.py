@@ -1,4 +1,4 @@
-"""Runs torch.export with at least two examples and one dynamic batch, and explains its errors."""
+"""Runs torch.export with at least two examples and a dynamic batch size, and explains errors of torch.export."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ _REASON_LINES = 6
 
 @dataclass(frozen=True)
 class Arguments:
-    """The arguments of a model's call."""
+    """Positional and keyword arguments for a call of a model."""
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
 
     @classmethod
     def of(cls, example_inputs: Any) -> Arguments:
-        """Return the arguments from a tensor, a tuple, or a dict by name, with tensors on the CPU."""
+        """Return the arguments given as a tensor, a tuple, or a dict by name; move the tensors to the CPU."""
         if isinstance(example_inputs, Mapping):
             found = cls((), dict(example_inputs))
         else:
@@ -44,7 +44,7 @@ class Arguments:
         return found.map(_on_cpu)
 
     def map(self, change: Any) -> Arguments:
-        """Return the arguments with a function applied to every tensor."""
+        """Return the arguments with the function `change` applied to every tensor."""
 
         def each(leaf: Any) -> Any:
             return change(leaf) if isinstance(leaf, Tensor) else leaf
@@ -53,12 +53,12 @@ class Arguments:
         return Arguments(args, kwargs)
 
     def at_batch(self, batch: int, seed: int) -> Arguments:
-        """Return the arguments with another number of examples, see `example_inputs.at_batch`."""
+        """Return arguments with `batch` examples; `example_inputs.at_batch` describes how."""
         return Arguments(*at_batch((self.args, self.kwargs), batch, seed))
 
     @property
     def examples(self) -> int | None:
-        """Leading size of the first tensor that has axes; None without one."""
+        """Return the number of examples: size 0 of the first tensor that has an axis; None without such a tensor."""
         for leaf in tree_flatten((self.args, self.kwargs))[0]:
             if isinstance(leaf, Tensor) and leaf.dim():
                 return int(leaf.shape[0])
@@ -73,18 +73,18 @@ def _on_cpu(tensor: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class TorchExport:
-    """A model exported by torch.export."""
+    """The program of a model from torch.export, and the reason why its number of examples is fixed, if it is."""
 
     program: torch.export.ExportedProgram
     fixed: str
-    """Why the number of examples is fixed; "" if it is not."""
+    """Reason why the number of examples is fixed; "" if the program takes any number."""
 
 
 def export(model: nn.Module, arguments: Arguments, *, dynamic_batch: bool) -> TorchExport:
-    """Export a model, for any number of examples if possible.
+    """Export a model with torch.export; if `dynamic_batch`, for any number of examples if possible.
 
     Raises:
-        CaptureError: if torch.export does not take the model.
+        CaptureError: if torch.export cannot export the model.
     """
     if not dynamic_batch:
         return TorchExport(_export(model, arguments, None), ASKED_FOR)
@@ -102,7 +102,7 @@ def export(model: nn.Module, arguments: Arguments, *, dynamic_batch: bool) -> To
 
 
 def _with_two_examples(arguments: Arguments, examples: int) -> Arguments:
-    """Return arguments with at least two examples, because torch.export treats sizes 0 and 1 as fixed."""
+    """Return arguments with at least two examples; torch.export cannot make the sizes 0 and 1 dynamic."""
     if examples > 1:
         return arguments
 
@@ -136,7 +136,7 @@ def _export(
 
 
 def returned_object(error: BaseException) -> str:
-    """Return advice if torch.export failed because of an object that the model returns, such as a cache; else ""."""
+    """Return advice for the user if torch.export failed because the model returns a custom object, else ""."""
     found = re.search(r"Found <class '(?:[\w.]*\.)?(\w+)'> in output", f"{error} {error.__cause__}")
     if found is None:
         return ""
@@ -147,7 +147,7 @@ def returned_object(error: BaseException) -> str:
 
 
 def dynamic_shapes(inputs: Any, batch: int) -> Any:
-    """Return the `dynamic_shapes` of each leaf: its first size is dynamic if it is the batch."""
+    """Return torch's `dynamic_shapes` for containers of inputs: size 0 of a tensor is dynamic if it equals `batch`."""
     dimension = torch.export.Dim("batch")
 
     def leading(leaf: Any) -> Any:
@@ -157,12 +157,15 @@ def dynamic_shapes(inputs: Any, batch: int) -> Any:
 
 
 def has_batch_first(leaf: Any, examples: int | None) -> bool:
-    """Return whether a leaf is a tensor whose first axis is the batch."""
+    """Return whether `leaf` is a tensor whose size 0 equals `examples`."""
     return isinstance(leaf, Tensor) and leaf.dim() > 0 and leaf.shape[0] == examples
 
 
 def named_shapes(model: nn.Module, args: Any, kwargs: Any, batch: int) -> Any:
-    """Return `dynamic_shapes` as torch.export expects them: a tuple for positional arguments, else a dict by name."""
+    """Return `dynamic_shapes` in the form that torch.export expects.
+
+    The result is a tuple if all arguments are positional, else a dict by argument name.
+    """
     args, kwargs = dynamic_shapes((args, kwargs), batch)
     signature = inspect.signature(model.forward)
     if not kwargs and all(one.kind is not one.VAR_POSITIONAL for one in signature.parameters.values()):
@@ -183,7 +186,7 @@ def _lines(error: BaseException, count: int) -> str:
 
 @contextlib.contextmanager
 def traceable_torch() -> Iterator[None]:
-    """Disable gradients and fused transformer layers, which are single opaque operations."""
+    """Disable gradients and torch's fused transformer layers inside a `with` block; torch cannot trace fused layers."""
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
@@ -195,7 +198,7 @@ def traceable_torch() -> Iterator[None]:
 
 @contextlib.contextmanager
 def quiet(*loggers: str, level: int = logging.CRITICAL) -> Iterator[None]:
-    """Suppress warnings of exporters, and their log messages below a level."""
+    """Suppress warnings, and messages of `loggers` (default: torch) below `level`, inside a `with` block."""
     found = [logging.getLogger(name) for name in loggers or ("torch",)]
     levels = [logger.level for logger in found]
     for logger in found:
