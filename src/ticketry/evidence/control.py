@@ -1,7 +1,7 @@
-"""Controls of a ticket: their names, masks and weights, and the training steps that they can have.
+"""Controls of a ticket: their names, how their masks and weights are made, and for how long they can be trained.
 
-A ticket claims that *these* connections with *these* early weights matter; each control replaces one of the two. This
-module imports torch only when it is used."""
+A ticket claims that *these* connections with *these* early weights matter; each control replaces the connections or the
+weights. This module imports torch only when it is used."""
 
 from __future__ import annotations
 
@@ -27,26 +27,27 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class MaskForm:
-    """Structure of a ticket's mask, which masks of its controls must have too."""
+    """Structure of a ticket's mask, which the masks of its controls must also have."""
 
     kind: str = "weights"
-    """weights, channels, rows (groups of rows that retain the same columns), n:m or pattern."""
+    """Kind of structure: weights, channels, rows (groups of rows that retain the same columns), n:m or pattern."""
     m: int = 0
-    """Group size, for n:m."""
+    """Group size M, for kind n:m."""
     pattern: str = ""
-    """The pattern of the mask, for pattern; see `core.structure.pattern`."""
+    """Pattern of the mask, for kind pattern; see `core.structure.pattern`."""
     aim: str = ""
-    """The mask's budget (flops), for weights; controls have the same budget instead of the same density."""
+    """Text that identifies the mask's cost budget, for kind weights. If given, controls have the same cost instead of
+    the same density."""
 
     @classmethod
     def from_structure(cls, structure: str, *, shrunk: bool, pattern: str = UNSTRUCTURED, aim: str = "") -> MaskForm:
-        """Return the form of a ticket's mask.
+        """Return the structure of a ticket's mask.
 
         Args:
-            structure: kind of the `Structuring` that was applied after the search; empty without one.
+            structure: kind of the `Structuring` that was applied after the search; empty if none was applied.
             pattern: pattern in which the search chose the mask.
-            shrunk: whether removed channels are removed from the trained network.
-            aim: text that identifies its cost budget; empty without one.
+            shrunk: whether pruned channels are physically removed before training.
+            aim: text that identifies the cost budget; empty if there is none.
         """
         if shrunk:
             return cls("channels")
@@ -57,12 +58,12 @@ class MaskForm:
 
     @classmethod
     def of_found(cls, found: Found) -> MaskForm:
-        """Return the form of a found ticket's mask."""
+        """Return the structure of the mask of a ticket that a search found."""
         kind, shrunk = found.structured.by.kind if found.structured else "", found.result.segment.whole_channels
         return cls.from_structure(kind, shrunk=shrunk, pattern=found.pattern, aim=found.aim)
 
     def key(self) -> dict[str, Any]:
-        """Return JSON values that distinguish a control's mask from those of other forms."""
+        """Return JSON values for cache keys that distinguish control masks of this structure from others."""
         if self.kind == "channels":
             return {"channels": True}  # key of masks stored before other forms existed
         more = {"m": self.m, "pattern": self.pattern, "budget": self.aim}
@@ -74,24 +75,24 @@ WEIGHTS = MaskForm()
 
 @dataclass(frozen=True)
 class Drawing:
-    """Arguments of `Control.mask`: the seed, the required structure, and the network if the structure needs it."""
+    """Arguments of `Control.mask`: the seed, the required structure, and the network if that structure needs it."""
 
     seed: int
     form: MaskForm = WEIGHTS
-    """Structure of the ticket's mask, which the control's must have too."""
+    """Structure of the ticket's mask, which the control's mask must also have."""
     model: Callable[[], nn.Module] | None = None
-    """Builds a network of the task. None for masks of single weights, like `structure`."""
+    """Function that builds the task's network. For masks of single weights, `model` and `structure` are None."""
     structure: Callable[[], Structure] | None = None
-    """Finds the network's coupled channels."""
+    """Function that finds the network's coupled channels."""
     prices: Prices | None = None
-    """Cost of a weight of each parameter, for a ticket with a budget. Its control costs no more."""
+    """Costs of weights, for a ticket with a cost budget; its control may not cost more. Else None."""
 
 
 class Control:
-    """A network as sparse as a ticket, trained for exactly as long, that lacks one property of the ticket.
+    """A network as sparse as a ticket and trained for as long, but without one property of the ticket.
 
-    A subclass overrides `mask` or `weights`, which are pure functions of their arguments, or sets `fresh`. ``ticketry
-    list controls`` shows its docstring.
+    A subclass overrides `mask` or `weights`, whose results must depend only on their arguments, or sets `fresh`.
+    ``ticketry list controls`` shows the docstring of the subclass.
 
     Examples:
         >>> class SameSigns(tk.evidence.Control):
@@ -108,16 +109,17 @@ class Control:
     """
 
     forms: ClassVar[tuple[str, ...]] = ("weights",)
-    """Kinds of `MaskForm` that it supports."""
+    """Kinds of `MaskForm` that the control supports."""
     fresh: ClassVar[bool] = False
-    """Whether it starts from a fresh initialisation, trained densely up to the step of the ticket's start."""
+    """Whether the control starts from a fresh initialisation, trained densely up to the step from which the ticket
+    starts."""
     searched: ClassVar[bool] = True
-    """Whether it uses a result of the search; the search then counts as part of its cost."""
+    """Whether the control uses a result of the search, so that the search counts as part of its cost."""
     drawn_as: ClassVar[str] = ""
-    """The control whose masks it shares, if any."""
+    """Name of another control that draws the same masks; empty if there is none."""
 
     def mask(self, ticket: Mask, drawing: Drawing) -> Mask:
-        """Return the control's mask: for the same parameters, with the same number of retained weights.
+        """Return the control's mask, which must cover the same parameters and retain as many weights as the ticket's.
 
         Args:
             ticket: the ticket's mask.
@@ -126,11 +128,11 @@ class Control:
         return ticket
 
     def weights(self, weights: Mapping[str, Tensor], ticket: Mask, seed: int) -> Mapping[str, Tensor]:
-        """Return initial weights and buffers, by normalised name, that replace the ticket's; masking follows.
+        """Return initial weights and buffers that replace the ticket's, by normalised name; they are masked afterwards.
 
         Args:
             weights: weights and buffers with which the ticket's training starts.
-            ticket: its mask.
+            ticket: the ticket's mask.
             seed: seed of random values.
         """
         return weights
@@ -147,7 +149,7 @@ class Control:
 
     @property
     def remakes_weights(self) -> bool:
-        """Whether its initial weights are computed from the ticket's."""
+        """Whether the control's initial weights are computed from the ticket's."""
         return type(self).weights is not Control.weights
 
 
@@ -161,11 +163,11 @@ class RandomReinit(Control):
 
 
 class Shuffled(Control):
-    """The ticket's weights, its mask shuffled within each layer.
+    """The ticket's weights under its mask, shuffled within each layer.
 
-    What is shuffled depends on the mask's structure: whole channels within each coupled group; groups of rows, with
-    their numbers of rows and columns; weights within every M inputs of N:M; blocks of a pattern. Under a latency budget
-    groups of rows stay together, because single weights would cost more.
+    Structured masks keep their structure: what is shuffled is whole channels within each coupled group, groups of rows
+    (which keep their numbers of rows and columns), weights within every M inputs of N:M, or blocks of a pattern. Under
+    a latency budget groups of rows stay together, because single weights would cost more.
     """
 
     forms = _FORMS
@@ -189,7 +191,7 @@ class Shuffled(Control):
 
 
 def _shuffle_row_groups(ticket: Mask, single: Mask, drawing: Drawing) -> Mask:
-    """Shuffle whole groups of rows in layers whose cost is counted by groups; take other layers from `single`.
+    """Return a mask with whole groups of rows shuffled where costs depend on groups; other layers are of `single`.
 
     Args:
         single: the ticket's mask with single weights shuffled in all layers.
@@ -210,10 +212,10 @@ def _shuffle_row_groups(ticket: Mask, single: Mask, drawing: Drawing) -> Mask:
 
 
 class RandomPrune(Control):
-    """The ticket's weights, a random mask of the same density over the whole scope, or of the same budget.
+    """The ticket's weights under a random mask over all layers, of the same density, or of the same cost.
 
-    Structured masks consist of random channels of all layers (as near to the density as possible), random columns of
-    groups of rows, or random blocks of a pattern.
+    If the ticket's mask has a structure, the random mask consists of random channels of all layers (as near to the
+    density as possible), random columns of groups of rows, or random blocks of a pattern.
     """
 
     forms = _FORMS
@@ -244,7 +246,7 @@ class Cyclic(Control):
 
 
 class CyclicRandom(Shuffled):
-    """As cyclic, with the mask of the control shuffled."""
+    """The control cyclic, but with the shuffled mask of the control shuffled."""
 
     drawn_as = "shuffled"
 
@@ -274,24 +276,24 @@ CONTROLS: Registry[Control] = Registry(
     },
     make=_make_control,
 )
-"""Classes derived from `Control`; `get` returns an instance. Entry points add those of other packages."""
+"""Registry of the subclasses of `Control`; `get` returns an instance. Other packages add theirs by entry points."""
 
 LONGER_CONTROLS = ("cyclic", "cyclic_random")
-"""Controls that are trained for longer than the ticket: shown with a verdict, but not part of it. All other controls
-have the ticket's budget."""
+"""Controls that are trained for longer than the ticket; they are shown with a verdict but do not affect it. All other
+controls have the ticket's number of training steps."""
 
 
 def network_in_role(role: str) -> str:
-    """Return the network that a dense control names: vgg-11 in ``dense_of_flops:vgg-11``; else an empty text."""
+    """Return the network named in a role, such as vgg-11 in ``dense_of_flops:vgg-11``; empty if none is named."""
     return role.partition(":")[2]
 
 
 def check_controls(names: tuple[str, ...]) -> tuple[str, ...]:
-    """Return the names of controls after checking them.
+    """Check the names of controls and return them unchanged.
 
     Raises:
-        UsageError: for an unknown control.
-        PluginError: for a plugin that cannot be imported.
+        UsageError: if a control is unknown.
+        PluginError: if a control's plugin cannot be imported.
     """
     for name in names:
         if is_matched_dense(name):
@@ -308,21 +310,21 @@ def _check_dense_rival(name: str) -> None:
 
 
 SMALL_DENSE = "small_dense"
-"""A narrower dense network with no more parameters than the ticket, if the task defines one."""
+"""Name of a control: a narrower dense network with no more parameters than the ticket, if the task defines one."""
 RIVALS = (*(name for name in CONTROLS.built_in if name not in LONGER_CONTROLS), SMALL_DENSE)
-"""Controls that a verified ticket should beat."""
+"""Controls that a ticket is compared with by default in a verification."""
 STATIC_MASKS = ("uniform", "erk")
-"""Random masks of a procedure that need no search, fixed from the initialisation on. Their layers have one density, or
-those of Erdos-Renyi-Kernel (Evci et al. 2020, RigL, section 3)."""
+"""Controls of a procedure with a random mask that needs no search and is fixed from the initialisation on. All layers
+have the same density (uniform), or densities by Erdos-Renyi-Kernel (erk; Evci et al. 2020, RigL, section 3)."""
 PROCEDURE_RIVALS = ("shuffled", *STATIC_MASKS)
-"""Controls that a verified procedure should beat: random masks with its layers' densities, trained as its tickets are,
-and masks that need no search (Liu et al., "The Unreasonable Effectiveness of Random Pruning", 2022)."""
+"""Controls that a procedure is compared with by default: its tickets with shuffled masks, and random masks that need no
+search (Liu et al., "The Unreasonable Effectiveness of Random Pruning", 2022)."""
 STRUCTURED_RIVALS = ("shuffled", "random_prune")
-"""Controls that a verified procedure whose masks have a structure should beat; masks of `STATIC_MASKS` have none."""
+"""Default controls of a procedure whose masks have a structure, which masks of `STATIC_MASKS` lack."""
 
 
 def check_rivals(names: tuple[str, ...], known: tuple[str, ...] = RIVALS) -> None:
-    """Raise `UsageError` for a name that is neither in `known` nor a control with the ticket's number of steps."""
+    """Raise `UsageError` if a name is neither in `known` nor a control with the ticket's number of steps."""
     for name in names:
         if is_matched_dense(name):
             _check_dense_rival(name)
@@ -349,13 +351,13 @@ MORE_CONTROLS = {
     "uniform": "Of verify --about procedure: a random mask, all layers equally dense, from the initialisation on",
     "erk": "Of verify --about procedure: the same with the layers' densities of Erdos-Renyi-Kernel",
 }
-"""Names for ``--controls`` besides `CONTROLS`, with their descriptions."""
+"""Name that ``--controls`` accepts besides those in `CONTROLS` -> description."""
 
 SPLITS = ("train", "validation", "test")
 
 
 def check_barrier_settings(points: int, split: str, recalibrate: int) -> None:
-    """Raise `UsageError` for invalid settings of an error barrier."""
+    """Raise `UsageError` if a setting of an error barrier is invalid."""
     if points < 3:
         raise UsageError(f"a barrier needs points between the two ends: points must be at least 3, not {points}")
     check_choice("split", split, SPLITS)
@@ -364,10 +366,11 @@ def check_barrier_settings(points: int, split: str, recalibrate: int) -> None:
 
 
 def steps_before_control(found: Found) -> int | None:
-    """Return for how many steps a control's initial weights were trained; None if no control can match the total.
+    """Return for how many steps a control's initial weights are trained; None if no control can match the ticket.
 
-    As a rule that is the rewind step. A ticket that continues from final weights is compared with controls that start
-    from the dense network, by the ticket's own schedule if a budget shortened it, and then train once or more.
+    For a rewound ticket this is the rewind step. If a ticket continues from final weights, its controls start from the
+    dense network (trained by the ticket's own schedule if a budget shortened it) and then train once or more. A control
+    matches the ticket if it can have the same total number of steps.
     """
     own, steps = found.result.segment, budget(found)
     if found.retrain in FROM_REWOUND:
@@ -380,7 +383,7 @@ def steps_before_control(found: Found) -> int | None:
 
 
 def explain_undefined_control(control: str, found: Found) -> str:
-    """Return why a control is undefined for a ticket (its kind of training or its steps); empty if it is defined."""
+    """Return why a control is undefined for a ticket, as text for messages; empty if it is defined."""
     if is_matched_dense(control):
         return ""
     from ticketry.lab.training.variant import explain_mask_dependence

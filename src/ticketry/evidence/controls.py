@@ -1,4 +1,4 @@
-"""Training of controls: networks as sparse as a ticket, trained for as long, that lack one property of it.
+"""Training of controls: networks as sparse as a ticket and trained for as long, without one of its properties.
 
 The built-in controls are those of Frankle & Carbin (2019, figure 4), Frankle et al. (2019, 2020) and Su et al. (2020).
 Below are three sections: dense networks of a ticket's cost, cyclic training, and all other controls."""
@@ -45,10 +45,10 @@ from ticketry_engine.support.seeds import mix
 def train_with_scaled_recipe(
     lab: Lab, task: Task, recipe: Recipe, steps: int, seeds: Seeds, *, variants: Sequence[Variant] = (), label: str = ""
 ) -> Result:
-    """Train from the initialisation for `steps` steps, with the recipe's schedule scaled to that length.
+    """Train a network from its initialisation for `steps` steps, with the recipe's schedule scaled to that length.
 
     Args:
-        variants: variants of training, such as a fixed mask; without any the network is dense.
+        variants: variants of training, such as a fixed mask. Without variants a dense network is trained.
     """
     per_epoch = lab.per_epoch(task, recipe)
     if steps != recipe.steps(per_epoch):
@@ -58,7 +58,7 @@ def train_with_scaled_recipe(
 
 
 def scale_recipe(recipe: Recipe, per_epoch: int, steps: int) -> Recipe:
-    """Scale a recipe to `steps` iterations, with its milestones and warm-up."""
+    """Return the recipe with length, milestones and warm-up scaled to `steps` iterations in all."""
     scale = Fraction(steps, recipe.steps(per_epoch))
 
     def scaled(text: str) -> str:
@@ -71,28 +71,29 @@ def scale_recipe(recipe: Recipe, per_epoch: int, steps: int) -> Recipe:
 
 
 HUNDRED = 100
-"""Number of widths that are timed; finer differences are below the resolution of a timing."""
+"""Number of widths among which a timed network is chosen; finer differences cannot be resolved by timing."""
 
 STEPS = 1000
-"""Number of widths that are compared by MACs, enough for every width of layers with up to 1,000 filters."""
+"""Number of widths among which a network is chosen by MACs: every width of layers with up to 1,000 filters."""
 
 
 def narrowest_dense_of_cost(lab: Lab, task: Task, role: str, mask: Mask, terms: str = "") -> Task:
-    """Return the task with the narrowest dense network that costs at least as much as the ticket's masked network.
+    """Return the task with the narrowest dense network that costs no less than the ticket's masked network.
 
-    The cost is MACs or latency, which is measured and stored. This is the strongest control: the network that a user
-    would choose instead of the ticket.
+    The cost is counted MACs, or latency, which is measured and stored. This is the strongest control: the network that
+    a user would choose instead of the ticket.
 
     Args:
-        task: the mask's task.
-        role: a name of `records.network.MATCHED_DENSE`, followed by a colon and the network if it is not the task's own
-            (``dense_of_flops:vgg-11``).
+        task: the ticket's task.
+        role: a name of `records.network.MATCHED_DENSE`. A colon and a network may follow (``dense_of_flops:vgg-11``);
+            by default it is the task's network.
+        mask: the ticket's mask.
         terms: `Budget.terms` of the ticket, which identify the measured latencies.
 
     Raises:
-        UsageError: if the task's network has no other widths, or even the widest form costs less; for a latency-matched
-            network of a ticket without a latency budget.
-        CostError: if these costs are from another machine.
+        UsageError: if the network has no other widths, even the widest one costs less than the ticket, or latency is to
+            be matched but the ticket has no latency budget.
+        CostError: if the ticket's latencies were measured on another machine.
     """
     own = str(task.key().get("model", ""))
     base = NetworkName.parse(network_in_role(role) or own)
@@ -101,7 +102,7 @@ def narrowest_dense_of_cost(lab: Lab, task: Task, role: str, mask: Mask, terms: 
     widest = NetworkName.parse(own).width if base.base == NetworkName.parse(own).base else Fraction(1)
 
     def with_width(steps: int) -> Task:
-        """Return the task with the network scaled to steps / `STEPS` of its width."""
+        """Return the task with the network scaled to `steps` / `STEPS` of its full width."""
         assert task.spec is not None
         width = NetworkName.parse(f"{base.base}@{float(widest * steps / STEPS):.6f}").width  # the format of names
         try:
@@ -124,7 +125,7 @@ def narrowest_dense_of_cost(lab: Lab, task: Task, role: str, mask: Mask, terms: 
 def _narrowest_of_latency(
     lab: Lab, task: Task, role: str, mask: Mask, terms: str, with_width: Callable[[int], Task]
 ) -> Task:
-    """Return the narrowest network, in steps of 1 % of the width, that is at least as slow as the masked network."""
+    """Return the task with the narrowest network (in steps of 1 %) that is no faster than the masked network."""
     costs = load_prices(lab, task, mask, terms) if terms.startswith("time") else None
     if not isinstance(costs, CostModel):
         raise UsageError(f"{role} needs tickets with a latency budget: search with --time, or use dense_of_flops")
@@ -145,13 +146,13 @@ def _narrowest_of_latency(
 def train_cyclic_control(
     lab: Lab, task: Task, recipe: Recipe, mask: str, found: Found, seeds: Seeds, label: str = ""
 ) -> list[Result]:
-    """Train a stored mask repeatedly, for about as many steps as the ticket's whole search; return each result.
+    """Train a network with a stored mask repeatedly, about as long as the ticket's whole search; return all results.
 
     Gadhikar, Nelaturu & Burkholz, "Cyclic Sparse Training: Is it Enough?" (2024, arXiv 2406.02773) ask how much of a
-    gain is due to repeated learning rate cycles alone. A cycle is the ticket's own training (steps k..T if it continues
-    from final weights). Weights continue from cycle to cycle; the optimiser and the data order are new. The first cycle
-    is the training of the ticket (or of `shuffled`) itself. Because there are more steps than in the ticket's training,
-    no verdict is based on these controls.
+    gain is due to repeated learning rate cycles alone. A cycle is the ticket's own training (steps k..T if the ticket
+    continues from final weights). Each cycle continues with the weights of the cycle before, with a new optimiser and
+    data order. The first cycle is the training of the ticket (or of the control `shuffled`) itself. These controls have
+    more steps than the ticket, so no verdict is based on them.
     """
     first = _first_cycle(lab, task, recipe, mask, found, seeds)
     results: list[Result] = []
@@ -167,7 +168,7 @@ def train_cyclic_control(
 
 
 def count_cycles(found: Found, steps: int) -> int:
-    """Return how many cycles of `steps` steps come nearest to a ticket's whole search after its rewind step."""
+    """Return how many cycles of `steps` steps come nearest to the steps of a ticket's search after the rewind step."""
     left = search_cost(found) - found.rewound.segment.last
     return max(1, (2 * left + steps) // (2 * steps))
 
@@ -190,14 +191,17 @@ def _first_cycle(lab: Lab, task: Task, recipe: Recipe, mask: str, found: Found, 
 
 
 def store_control_mask(lab: Lab, task: Task, control: str, ticket: str, seeds: Seeds, form: MaskForm = WEIGHTS) -> str:
-    """Draw a control's mask for a ticket's stored mask, store it, and return its digest. Cached in the store.
+    """Draw a control's mask for a ticket's stored mask, store it, and return its digest. Cached.
 
     Args:
         ticket: digest of the ticket's mask.
         form: structure of both masks.
+        control: name of the control.
+        seeds: seeds of the replicate; `seeds.mask` determines the draw.
 
     Raises:
-        UsageError: if the control is unknown, does not support that structure, or draws a mask that does not fit.
+        UsageError: if the control is unknown, does not support the structure, or draws a mask that does not fit the
+            ticket's.
     """
     chosen = CONTROLS.get(control)
     described: dict[str, Any] = {"control": chosen.drawn_as or control, "of": ticket, "seed": seeds.mask}
@@ -215,16 +219,16 @@ def store_control_mask(lab: Lab, task: Task, control: str, ticket: str, seeds: S
 
 
 def control_mask(control: str, mask: Mask, seeds: Seeds) -> Mask:
-    """Draw a control's mask of single weights for a ticket's mask. The result depends only on the arguments.
+    """Draw a control's mask of single weights for a ticket's mask; the result depends only on the arguments.
 
     Raises:
-        UsageError: if the control is unknown, or draws a mask that does not fit.
+        UsageError: if the control is unknown, or draws a mask that does not fit the ticket's.
     """
     return _draw_mask(control, mask, seeds, Drawing(0))
 
 
 def _draw_mask(control: str, ticket: Mask, seeds: Seeds, drawing: Drawing) -> Mask:
-    """Draw a control's mask with the structure that `drawing` requires, and check it."""
+    """Draw a control's mask with the structure that `drawing` requires; check that it fits the ticket's mask."""
     chosen = CONTROLS.get(control)
     if not chosen.changes_mask:
         return ticket
@@ -248,14 +252,16 @@ def _draw_mask(control: str, ticket: Mask, seeds: Seeds, drawing: Drawing) -> Ma
 
 
 def control_start(lab: Lab, control: str, state: str, ticket: str, seeds: Seeds) -> Start:
-    """Store the initial state of a control that computes its weights from the ticket's, and return it.
+    """Compute a control's initial weights from the ticket's, store them, and return them as a start of training.
 
     Args:
         state: digest of the stored weights and buffers with which the ticket's training starts.
-        ticket: digest of its stored mask.
+        ticket: digest of the ticket's stored mask.
+        control: name of the control.
+        seeds: seeds of the replicate.
 
     Raises:
-        UsageError: if the control changes names or shapes.
+        UsageError: if the control returns other names, shapes or dtypes than the network has.
     """
     before = lab.store.get_tensors(state)
     seed = mix(seeds.mask, control, ticket)
@@ -271,28 +277,28 @@ def control_start(lab: Lab, control: str, state: str, ticket: str, seeds: Seeds)
 def train_control(
     lab: Lab, task: Task, recipe: Recipe, control: str, found: Found, seeds: Seeds, label: str = ""
 ) -> Result:
-    """Train a control of a ticket for exactly as many steps, with the same schedule and data order.
+    """Train a control for exactly as many steps as its ticket, with the same schedule and data order.
 
-    - Tickets that continue from final weights (rewind_lr, finetune): the control starts from the dense network and
-      trains repeatedly, in different data orders, until it has the ticket's number of steps; the last training may
+    - Ticket that continues from final weights (rewind_lr, finetune): the control starts from the dense network and is
+      trained repeatedly, in different data orders, until it has the ticket's number of steps. The last training may
       cover only the end of the schedule.
-    - Gradual pruning: the control continues from the dense network at the last pruning step.
-    - Dynamic masks: the control's mask is fixed, trained from step 0 for the ticket's total steps.
-    - Variants of the ticket's training apply to the control too (`Variant.under`), and its mask has the structure of
-      the ticket's.
+    - Ticket of gradual pruning: the control continues from the dense network at the last pruning step.
+    - Ticket with a dynamic mask: the control has a fixed mask and is trained from step 0 for the ticket's total steps.
+    - Variants of the ticket's training also apply to the control (`Variant.under`), and both masks have the same
+      structure.
     - `LONGER_CONTROLS` are trained for longer, see `train_cyclic_control`.
 
     Args:
         lab: the lab with the search in its store.
         task: task of the search.
-        recipe: recipe of the search. If a budget changed the ticket's recipe, the control has the ticket's.
+        recipe: recipe of the search. If a budget changed the ticket's recipe, the ticket's is used instead.
         control: random_reinit, shuffled, random_prune or another of ``ticketry list controls``.
         found: the ticket.
         seeds: seeds of the replicate that found it.
         label: name in progress events.
 
     Raises:
-        UsageError: for an unknown control, or one that is not defined for this ticket, or cannot have its steps.
+        UsageError: if the control is unknown, not defined for this ticket, or cannot have the ticket's number of steps.
         TrainingError: if a loss is no longer a number.
 
     Examples:
@@ -310,27 +316,27 @@ def train_control(
 
 @dataclass(frozen=True)
 class ControlTrainings:
-    """The trainings of a control, apart from those that it shares with the search."""
+    """The trainings of a control, without those that the search executed anyway."""
 
     trainings: list[Result]
     """The trainings in order; each continues the previous one."""
     steps_before: int = 0
-    """Training steps of the weights with which the first one starts."""
+    """Number of steps for which the weights were trained with which the first training starts."""
     fresh: Result | None = None
-    """Dense training of those weights, if it was done for this control alone."""
+    """Dense training of the initial weights, if it was done for this control alone; else None."""
     searched: bool = True
-    """See `Control.searched`."""
+    """Whether the search counts as part of the control's cost, see `Control.searched`."""
 
     @property
     def budget(self) -> int:
-        """Training steps since initialisation."""
+        """Number of training steps since initialisation."""
         return self.steps_before + sum(each.segment.steps for each in self.trainings)
 
 
 def train_any_control(
     lab: Lab, task: Task, control: str, found: Found, seeds: Seeds, label: str = ""
 ) -> ControlTrainings:
-    """Train a control (see `train_control`) or a dense network of the ticket's cost; return all trainings.
+    """Train a control (see `train_control`) or a dense network of the ticket's cost; return all its trainings.
 
     A dense network of the ticket's cost (`records.network.MATCHED_DENSE`) is trained from its initialisation for the
     ticket's total number of steps.
@@ -378,7 +384,7 @@ def train_any_control(
 def _train_start(
     lab: Lab, task: Task, chosen: Control, found: Found, steps: int, seeds: Seeds, label: str
 ) -> tuple[Result, Result | None]:
-    """Return the state after `steps` dense steps from which a control starts, and that training if it is a new one."""
+    """Return (state after `steps` dense steps from which a control starts, its training if new, else None)."""
     state = found.rewound if found.retrain in FROM_REWOUND else found.dense
     searched = state.segment.last == steps
     if searched and not chosen.fresh:
@@ -395,7 +401,7 @@ def _train_start(
 
 
 def _train_repeatedly(lab: Lab, segment: Segment, steps: int, seeds: Seeds, label: str) -> list[Result]:
-    """Train a segment repeatedly for `steps` steps in all; the last training may cover only the end of the segment."""
+    """Train a segment repeatedly until it has `steps` steps; the last training may cover only the segment's end."""
     trained, left = [lab.train(segment, label=label)], steps - segment.steps
     while left > 0:
         start, order = Start(state=trained[-1].model), mix(seeds.order, "again", len(trained))

@@ -1,4 +1,4 @@
-"""A ticket to be tested: its task, training and variants, restored from its folder alone."""
+"""Restore all that testing a ticket needs from its folder: its task, training, and variants of training."""
 
 from __future__ import annotations
 
@@ -31,30 +31,30 @@ from ticketry_engine.support.seeds import mix
 
 
 def name_in_errors(ticket: Ticket) -> str:
-    """Return how errors name a ticket: by its folder, if it has one."""
+    """Return how error messages name a ticket: by its folder, or "this ticket" if it has no folder."""
     return str(ticket.path or "this ticket")
 
 
 def read_task_description(ticket: Ticket) -> TicketTask | None:
-    """Read the description of a ticket's task; None if the ticket has none.
+    """Read the description of a ticket's task; return None if the ticket has no such description.
 
     Raises:
-        TicketError: if it is invalid.
+        TicketError: if the description is invalid.
     """
     return read_ticket_info(TaskInfo, ticket.info, name_in_errors(ticket)).task
 
 
 def build_task(ticket: Ticket, *, request: TaskRequest | None = None, trust: bool = False) -> Task:
-    """Build the task of a ticket from its description.
+    """Build a ticket's task from the description in the ticket.
 
     Args:
         request: description to use instead of the ticket's own.
-        trust: whether the user trusts everything that the ticket names, see `tasks.file_requests`. If not, the shapes
+        trust: whether the user trusts everything that the ticket names, see `tasks.file_requests`. If False, the shapes
             of a large network are checked before memory is allocated.
 
     Raises:
         TrustError: if the ticket names something that needs the user's trust.
-        TicketError: if the description is missing or invalid, or the ticket has another network.
+        TicketError: if the description is missing or invalid, or the ticket's weights are of another network.
     """
     of, asked = name_in_errors(ticket), read_task_description(ticket)
     if asked is None:
@@ -76,7 +76,7 @@ def build_task(ticket: Ticket, *, request: TaskRequest | None = None, trust: boo
 
 
 def _require_same_shapes(task: Task, ticket: Ticket) -> None:
-    """Raise `TicketError` unless the task's network has all of the ticket's weights, in the same shapes."""
+    """Raise `TicketError` unless the task's network has all weights of the ticket, in the same shapes."""
     of = name_in_errors(ticket)
     try:
         with private_random_state([]), torch.device("meta"):
@@ -95,20 +95,22 @@ def _require_same_shapes(task: Task, ticket: Ticket) -> None:
 
 _HOLDING = (HeldMask, Shrunk)
 _REGISTERED = (*_HOLDING, Penalty)
-"""Variants that `restore_variants` finds by name; importing their classes registers them."""
+"""Variants that `restore_variants` can find by name, because importing their classes registers them."""
 
 
 def restore_variants(lab: Lab, info: RetrainingInfo, mask: Mask, of: str) -> tuple[Variant, ...]:
-    """Restore the variants with which a ticket was trained, adapted to its current mask.
+    """Restore the variants of training with which a ticket was trained, adapted to its current mask.
 
-    If the mask got a structure after the search, the network may be trained without its removed channels.
+    If pruned channels were physically removed before training, they are removed here too.
 
     Args:
-        of: the ticket's name in errors.
+        info: entries of the ticket about its training.
+        mask: the ticket's mask.
+        of: name of the ticket in errors.
 
     Raises:
-        TrustError: for a custom variant whose module is not imported.
-        TicketError: for a variant that cannot be restored, or needs data that this store lacks.
+        TrustError: if the module of a custom variant is not imported.
+        TicketError: if a variant cannot be restored, or needs data that this store lacks.
     """
     digest, holding = lab.store.put_mask(mask), Shrunk if info.segment.shrunk else HeldMask
     made = [_restore_variant(each, of) for each in info.segment.variants]
@@ -128,7 +130,7 @@ def restore_variants(lab: Lab, info: RetrainingInfo, mask: Mask, of: str) -> tup
 
 
 def import_variants(ticket: Ticket) -> None:
-    """Import the modules of custom variants that a ticket names. Call it only if the user trusts the ticket.
+    """Import the modules of custom variants that a ticket names; call this only if the user trusts the ticket.
 
     Raises:
         UsageError: if a module cannot be imported.
@@ -157,7 +159,7 @@ _NEEDED = ("task", "recipe", "seeds", "segment", "retrain", "rewind_step")
 
 @dataclass(frozen=True)
 class TestedTicket:
-    """A ticket with all that is needed to train it and its controls again in a lab."""
+    """A ticket with everything that is needed to train it and its controls again in a lab."""
 
     lab: Lab
     task: Task
@@ -165,27 +167,27 @@ class TestedTicket:
     mask: Mask
     mask_digest: str
     start: str
-    """Digest of the stored unmasked state that the ticket's training starts from."""
+    """Digest of the stored state, before masking, from which the ticket's training starts."""
     step: int
-    """The rewind step k: training steps of the start."""
+    """The rewind step k: number of steps for which the state `start` was trained."""
     first: int
-    """First step of the schedule that the ticket is trained on."""
+    """First step of the schedule at which the ticket's training begins."""
     last: int
     seeds: Seeds
-    """Seeds of the replicate that found it."""
+    """Seeds of the replicate that found the ticket."""
     info: Mapping[str, Any]
     parameters: int
-    """Parameters of the dense network."""
+    """Number of parameters of the dense network."""
     variants: tuple[Variant, ...]
-    """Variants of the training: its mask, and those that the method added."""
+    """Variants of the ticket's training: its mask, and variants that the method added."""
     form: MaskForm = WEIGHTS
-    """Structure of its mask, which masks of controls must have too."""
+    """Structure of the ticket's mask, which the masks of controls must also have."""
     after: int = 0
     """Number of fresh seeds to skip, see `VerifySettings.after`."""
 
     @property
     def remaining(self) -> int:
-        """Number of unpruned parameters: retained weights, and all parameters without a mask."""
+        """Number of unpruned parameters: weights that the mask retains, and all parameters that it does not cover."""
         return self.parameters - self.mask.total + self.mask.kept
 
     @property
@@ -194,22 +196,23 @@ class TestedTicket:
         return self.step + self.last - self.first
 
     def fresh_seeds(self, number: int, purpose: str = "verify") -> Seeds:
-        """Return the seeds for repetition `number` of a verification; no search uses the same ones."""
+        """Return seeds, used by no search, of repetition `number`; another `purpose` gives other seeds."""
         return Seeds.of(mix(self.seeds.order, purpose, self.after + number))
 
 
 def load_tested_ticket(lab: Lab, ticket: Ticket, task: Task | None = None) -> TestedTicket:
-    """Prepare a ticket of a search for testing, and check that it fits the task.
+    """Prepare a ticket for testing, and check that it fits its task.
 
     Args:
+        lab: lab that will train.
         ticket: a ticket that was rewound (retrain ``continue`` or ``restart``) or pruned before any training.
         task: the task; required only if it cannot be built from its name.
 
     Raises:
-        TicketError: if the ticket lacks data about its training, or has another model or task.
-        TrustError: if it names a task or network that is not built in, or a path of this machine, or was trained with a
-            variant whose module is not imported.
-        UsageError: if it continues from trained weights, so that it has no initial state to train again from.
+        TicketError: if the ticket lacks data about its training, or belongs to another model or task.
+        TrustError: if the ticket names a task or network that is not built in or a path of this machine, or was trained
+            with a variant whose module is not imported.
+        UsageError: if the ticket continued from trained weights, so that it has no initial state to train from again.
     """
     info = ticket.info
     missing = [name for name in _NEEDED if name not in info]
@@ -254,7 +257,7 @@ def load_tested_ticket(lab: Lab, ticket: Ticket, task: Task | None = None) -> Te
 
 
 def _mask_form(training: RetrainingInfo, mask: Mask, of: str) -> MaskForm:
-    """Return the structure of the ticket's mask; raise `TicketError` if its groups are larger than any layer."""
+    """Return the structure of the ticket's mask; raise `TicketError` if it has groups larger than any layer."""
     pattern = Pattern.parse(training.mask_pattern)
     form = MaskForm.from_structure(
         training.structure.kind, shrunk=training.segment.shrunk, pattern=str(pattern), aim=training.aim
@@ -268,7 +271,7 @@ def _mask_form(training: RetrainingInfo, mask: Mask, of: str) -> MaskForm:
 
 
 def _check_steps(training: RetrainingInfo, total: int, of: str) -> None:
-    """Raise `TicketError` for steps beyond the recipe's schedule."""
+    """Raise `TicketError` if a step of the ticket exceeds the `total` steps of its recipe."""
     for name, step in (("segment.last", training.segment.last), ("rewind_step", training.rewind_step)):
         if step > total:
             raise TicketError(
@@ -277,12 +280,12 @@ def _check_steps(training: RetrainingInfo, total: int, of: str) -> None:
 
 
 def trains_after_pruning_only(info: RetrainingInfo) -> bool:
-    """Return whether a ticket was trained only after pruning: it was rewound, or pruned before the first step."""
+    """Return whether all training of a ticket's weights followed pruning, after rewinding or from step 0 on."""
     return info.retrain in REWINDING or (info.retrain == GRADUAL and info.rewind_step == info.segment.first == 0)
 
 
 def check_task(task: Task, asked: TicketTask) -> None:
-    """Raise `TicketError` unless the ticket was found on this task."""
+    """Raise `TicketError` unless `asked`, the task that the ticket was found on, is the same as `task`."""
     own, written = json_key(task), asked.key
     if own == written:
         return

@@ -182,7 +182,7 @@ def level_verdict(
     Args:
         ticket, dense, controls, steps, parents: as for `verdict`.
         pooled: network -> pooled SD over the levels of the search.
-        rules: further arguments of `verdict`, as are the others.
+        rules: further arguments of `verdict`.
     """
     check_budgets(steps or {})
     chosen = _Rules(least_spread=next(iter(pooled.values())).floor, pooled=pooled, **rules)
@@ -208,7 +208,7 @@ def decide_after(
         stop: if False, all seeds are analysed. This is needed for verdicts that are corrected together
             (`holm_verdicts`), because a decision may not hold after the correction. Each p-value is then the smallest
             over all analyses, after division by the analysis's share of alpha (union bound).
-        rules: further arguments of `verdict`, as are the others.
+        rules: further arguments of `verdict`.
 
     Raises:
         UsageError: as for `verdict`.
