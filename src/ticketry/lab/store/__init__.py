@@ -1,1 +1,1 @@
-"""The durable store: content-addressed tensors, results by segment key, locks, checkpoints inside segments."""
+"""Store tensors under their digests, results under the keys of segments, and checkpoints of unfinished segments."""

@@ -1,10 +1,8 @@
-"""Addresses of stores: a folder, or the URL of a store that several machines share. Needs no torch and no network.
+"""Parse the addresses of stores: a folder, or the URL of a store that several machines share.
 
-A shared store has a local folder, its mirror in the user's cache, so that code for folders works with it too.
-`local_folder` returns the folder of an address, `shared_url` the URL of a folder.
-
-A shared store has a place on this machine, the folder of its mirror in the user's cache; code that works on the folder
-of a store works there. `local_folder` gives the place of an address, `shared_url` the address of a place.
+A shared store has a mirror, a local folder in the user's cache, so that code for folders also works for shared stores.
+`local_folder` returns the folder for an address, `shared_url` the URL for a folder. The module needs neither torch nor
+the network.
 """
 
 from __future__ import annotations
@@ -19,7 +17,7 @@ from ticketry.errors import StoreError, UsageError
 from ticketry.files import cache_folder, content_of, parse_json, why_not_private, write_atomically
 
 BUCKETS = ("s3", "gs", "az")
-"""Schemes that obstore opens: Amazon S3 and compatible services, Google Cloud Storage, Azure Blob Storage."""
+"""URL schemes that obstore opens: Amazon S3 and compatible services, Google Cloud Storage, Azure Blob Storage."""
 SCHEMES = (*BUCKETS, "file")
 _MIRROR, _FACTS = "store", "address.json"
 """Folder of a mirror, and the file next to it with the store's URL and the mirror's id."""
@@ -64,11 +62,11 @@ def canonical_url(address: str) -> str:
 
 
 def local_folder(address: str | Path) -> Path:
-    """Return the local folder of a store: the address itself, or the mirror of a shared store.
+    """Return the local folder of a store: the address itself, or for a URL the mirror of the shared store.
 
     Raises:
-        UsageError: as `canonical_url`.
-        StoreError: if the cache belongs to another user, or cannot be written.
+        UsageError: if `canonical_url` rejects the URL.
+        StoreError: if the folder for mirrors belongs to another user, or cannot be written.
     """
     if not is_url(address):
         return Path(address)
@@ -88,7 +86,7 @@ def local_folder(address: str | Path) -> Path:
 
 
 def shared_url(place: Path) -> str | None:
-    """Return the URL of the shared store whose mirror is in a folder; None for any other folder."""
+    """Return the URL of the shared store whose mirror is the folder `place`; None if the folder is not a mirror."""
     place = place.absolute()
     if place.name != _MIRROR or place.parent.parent != _mirrors_folder():
         return None
@@ -105,14 +103,12 @@ def split_address(url: str) -> tuple[str, tuple[str, ...]] | None:
 
 
 def mirror_name(place: Path) -> str:
-    """Return the random id of a mirror, which differs from those of mirrors on other machines."""
+    """Return the random id of the mirror in the folder `place`; mirrors on other machines have other ids."""
     return _read_mirror_facts(place.parent).get("mirror", "")
 
 
 def display_address(place: str | Path) -> str:
-    """Return a store's folder, or a path in it, as the user wrote it: with the store's URL instead of the mirror's
-    folder.
-    """
+    """Return a path for messages to the user: a path inside a mirror is shown with the URL of the shared store."""
     path = Path(place)
     for folder in (path, *path.parents):
         if url := shared_url(folder):

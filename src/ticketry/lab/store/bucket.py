@@ -1,7 +1,7 @@
-"""Objects in a bucket: Amazon S3 and compatible services, Google Cloud Storage or Azure, accessed through obstore.
+"""Read and write objects in a bucket (Amazon S3 and compatible services, Google Cloud Storage, Azure) through obstore.
 
-obstore finds the credentials of each provider (environment, instance role, web identity). None is taken from an
-address, and none is in a message: the part of a request's URL behind its path is left out.
+obstore finds the provider's credentials (environment, instance role, web identity). Addresses contain no credentials;
+error messages contain none either, because the query part of a request's URL is left out.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from ticketry.lab.store.objects import Listed, PassingError, repeat
 T = TypeVar("T")
 
 _SMALL, _SMALL_SECONDS = 4 << 20, 20
-"""Bytes of a small request, and its time limit."""
+"""Maximum bytes of a small request, and the time limit for small requests in seconds."""
 _LARGE_SECONDS = 600
 _NO_BUCKET = ("NoSuchBucket", "ContainerNotFound", "bucket does not exist", "BucketNotFound")
 _PASSING_CODES = (408, 409, 425, 429)
@@ -27,11 +27,11 @@ _PASSING_CODES = (408, 409, 425, 429)
 
 
 class Bucket:
-    """The objects below a prefix of a bucket, see `Objects`.
+    """Stores objects below a prefix of a bucket; the methods are described in `Objects`.
 
     Raises:
-        MissingExtraError: without obstore.
-        StoreError: if the address or the environment's settings for it are invalid.
+        MissingExtraError: if obstore is not installed.
+        StoreError: if the address is invalid, or the settings in environment variables are.
     """
 
     def __init__(self, address: str) -> None:
@@ -39,7 +39,7 @@ class Bucket:
         self._obstore = _import_obstore()
         self._small, self._large = (self._open_client(seconds) for seconds in (_SMALL_SECONDS, _LARGE_SECONDS))
         self._ahead: float | None = None
-        """Seconds of the provider's clock before this process's monotonic clock."""
+        """Provider's time in seconds since 1970 minus ``time.monotonic()``; None if not measured yet."""
 
     def _open_client(self, seconds: float) -> Any:
         plain = any(
@@ -125,7 +125,13 @@ class Bucket:
     # -- errors ------------------------------------------------------------------------------------------------------
 
     def _request(self, verb: str, name: str, action: Callable[[int], T]) -> T:
-        """Send a request and repeat it after passing errors; error messages name the action by `verb`."""
+        """Send a request, and repeat it after errors that may pass.
+
+        Args:
+            verb: what is attempted, for error messages: read, write, list or delete.
+            name: name of the object.
+            action: sends the request; its argument is the number of earlier tries.
+        """
         known = self._obstore.exceptions
 
         def attempt(tries: int) -> T:
@@ -165,7 +171,7 @@ def _import_obstore() -> Any:
 
 
 def _version(meta: Any) -> str:
-    """Return an object's ETag, with its version number if the provider has one."""
+    """Return the ETag in an object's metadata, followed by the version number if the provider has one."""
     return f"{meta.get('e_tag') or ''} {meta.get('version') or ''}"
 
 

@@ -1,4 +1,4 @@
-r"""The file format of bundles: a format line, a digest, a list of parts, and the parts, which are files of a store.
+r"""Write and read bundles, which are files with a format line, a digest, a list of parts, and the parts themselves.
 
     ticketry.bundle.2\n                      the format
     SHA-256 of all that follows, in hex, \n  so that a flipped bit is noticed
@@ -6,8 +6,9 @@ r"""The file format of bundles: a format line, a digest, a list of parts, and th
     list                                     JSON: `Contents`, with size and digest of each part
     parts                                    see `Coding`
 
-The same parts give the same bytes (with the same version of zlib). A bundle contains no code, and no paths, see `Part`.
-Bundles of version 1 can be read too: their records are compressed, their tensors are stored unchanged.
+A part is a file of a store. The same parts give the same bytes (with the same version of zlib). A bundle contains no
+code and no paths, see `Part`. In bundles of version 1, which can be read too, records are compressed, and tensors are
+stored unchanged.
 """
 
 from __future__ import annotations
@@ -35,15 +36,17 @@ _SEAL = 65
 """Bytes of the digest, with its newline."""
 _START = len(MAGIC) + _SEAL
 _LEVEL = 6
-"""Level of zlib: the highest takes five times as long for masks, and gains 2 %."""
+"""Compression level of zlib; with the highest level, masks take five times as long and become 2 % smaller."""
 _CHUNK = 1 << 20
 _LARGEST_LIST = 256 << 20
 _LARGEST_RECORD = 64 << 20
 _MOST_SWOLLEN, _PLAIN_RECORD = 30, 4 << 20
-"""A record may be this many times as large as in the file, or this many bytes if that is more, because parsed JSON
-needs twenty times its bytes of memory. Records of real stores are up to 18 times as large."""
+"""Limits of the size of an unpacked record: this many times its compressed size, or this many bytes if that is more.
+Larger records are rejected, because parsed JSON needs twenty times its bytes of memory. The factor for records of real
+stores is at most 18."""
 _MOST_INFLATED, _AT_LEAST = 100, 64 << 20
-"""All records and masks may be this many times as large as the file, or this many bytes if that is more."""
+"""Limits of the size of all unpacked records and masks: this many times the size of the bundle, or this many bytes if
+that is more."""
 
 Kind = Literal["blob", "result", "memo", "run", "evidence", "campaign"]
 Coding = Literal["whole", "zlib", "difference"]
@@ -53,19 +56,20 @@ _Size = Annotated[int, Meta(ge=0, le=1 << 50)]
 
 
 class Part(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One file of a store."""
+    """Describes one file of a store that a bundle contains."""
 
     kind: Kind
     name: tuple[str, ...]
-    """Its name in the store, never a path: a digest, a trajectory and a step, a kind and a key, or a run's name."""
+    """The file's name in the store, never a path. Depending on `kind` it is a digest; a trajectory and a step; the kind
+    and the key of a stored value; or the name of a run, of evidence or of a campaign."""
     size: _Size
     """Bytes of the file in a store."""
     packed: _Size
     """Bytes of the part in the bundle."""
     sha256: Digest
-    """Digest of the file in a store."""
+    """SHA-256 of the file in a store."""
     coding: Coding | Literal[""] = ""
-    """Empty in version 1."""
+    """How the file is compressed; empty in bundles of version 1."""
 
     @property
     def compressed(self) -> bool:
@@ -73,12 +77,12 @@ class Part(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Contents(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The list of parts at the beginning of a bundle."""
+    """Lists the parts of a bundle; the list is stored at the bundle's beginning."""
 
     store: int
     """Format version of the store."""
     numerics: int
-    """Version of the numerics that computed the results, see `store.NUMERICS`."""
+    """Version of the code that computed the results, see `store.NUMERICS`."""
     weights: bool
     """Whether the bundle includes weights."""
     runs: tuple[str, ...]
@@ -88,13 +92,13 @@ class Contents(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Source(NamedTuple):
-    """A part to write into a bundle."""
+    """Describes a part that is to be written into a bundle; `read` returns the bytes of its file."""
 
     kind: Kind
     name: tuple[str, ...]
     read: Callable[[], bytes]
     whole: bool = False
-    """Whether the part is stored unchanged, as weights are, since compression does not make them smaller."""
+    """Whether the part is stored without compression; this is best for weights, which do not become smaller."""
 
 
 # -- writing -----------------------------------------------------------------------------------------------------------
@@ -103,7 +107,17 @@ class Source(NamedTuple):
 def write_bundle(
     target: Path, sources: Sequence[Source], *, store: int, numerics: int, weights: bool, runs: Sequence[str]
 ) -> Contents:
-    """Write the parts and return the list, see `Contents`. Each part is read twice; at most two are in memory.
+    """Write a bundle to the file `target`, and return the list of its parts.
+
+    Each part is read twice, and at most two parts are in memory at a time.
+
+    Args:
+        target: the file.
+        sources: the parts, in the order in which they are written.
+        store: version of the store's format.
+        numerics: version of the code that computed the results.
+        weights: whether the parts include weights.
+        runs: names of the runs in the bundle.
 
     Raises:
         StoreError: if the file cannot be written, or a part changes between the two reads.
@@ -132,7 +146,7 @@ def write_bundle(
 
 
 def _encode(sources: Sequence[Source]) -> Iterator[tuple[Part, bytes]]:
-    """Yield each part with its encoded bytes."""
+    """Yield the description and the compressed bytes of each part."""
     before = b""
     for kind, name, read, whole in sources:
         data = read()
@@ -145,7 +159,7 @@ def _encode(sources: Sequence[Source]) -> Iterator[tuple[Part, bytes]]:
 
 
 def _compress(data: bytes, before: bytes) -> tuple[Coding, bytes]:
-    """Return the coding that makes a part shortest, and the encoded bytes."""
+    """Return the coding that makes `data` smallest, and the compressed bytes; `before` is the part before `data`."""
     found: tuple[Coding, bytes] = "zlib", zlib.compress(data, _LEVEL)
     if len(before) == len(data):
         other = zlib.compress(_xor(data, before), _LEVEL)
@@ -154,7 +168,7 @@ def _compress(data: bytes, before: bytes) -> tuple[Coding, bytes]:
 
 
 def _largest_record(packed: int) -> int:
-    """Return the maximum size of a record that takes `packed` bytes in the file."""
+    """Return the maximum bytes that a record may have if its compressed form has `packed` bytes."""
     return min(_LARGEST_RECORD, max(_PLAIN_RECORD, _MOST_SWOLLEN * packed))
 
 
@@ -163,15 +177,16 @@ def _xor(data: bytes, other: bytes) -> bytes:
 
 
 _SAMPLED = 2048
-"""Bytes of a mask, spread evenly over it, by which masks are compared."""
+"""Number of bytes of a mask, at even distances, by which masks are compared."""
 _TOGETHER = 1000
-"""Number of masks that are sorted together, since sorting time grows with the square."""
+"""Maximum number of masks that are sorted together; the time grows with the square of the number."""
 
 
 def sort_by_similarity(digests: Iterable[str], read: Callable[[str], bytes]) -> list[str]:
-    """Return the digests of stored masks in an order in which neighbours are similar, grouped by size.
+    """Sort the digests of stored masks so that neighbours are similar, which makes their differences compress well.
 
-    A group begins with the mask that has the most bits set; each next mask is the most similar remaining one.
+    Masks of equal size form a group. A group begins with the mask that has the most bits set; the next mask is always
+    the remaining mask that is most similar to the mask before.
 
     Args:
         digests: the masks.
@@ -212,7 +227,7 @@ _BITS = np.array([byte.bit_count() for byte in range(256)], np.uint8)
 
 
 class Bundle:
-    """A bundle opened for reading, with verified digest and list. Use it as a context manager.
+    """Opens a bundle for reading, and verifies its digest and its list of parts; use it as a context manager.
 
     Raises:
         StoreError: if the file is not a bundle, is damaged, has an unknown version, or states impossible sizes.
@@ -235,10 +250,10 @@ class Bundle:
         self._file.close()
 
     def parts(self) -> Iterator[tuple[Part, bytes]]:
-        """Yield each part with its content, in the order of the file. The digest of the content is verified.
+        """Yield the description and the unpacked content of each part, in the order of the file.
 
         Raises:
-            StoreError: for a part that differs from the list.
+            StoreError: if the content of a part has another digest or size than the list says.
         """
         with explain_os_errors(self.path, "read"):
             self._file.seek(self._first)

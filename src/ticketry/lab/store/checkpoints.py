@@ -1,8 +1,8 @@
-"""Checkpoints inside a segment as objects of a shared store: one object, or one for each file of a sharded checkpoint.
+"""Upload and fetch checkpoints of unfinished segments, which other machines resume from a shared store.
 
-Objects have the same names as files in the store's folder. The name of a sharded checkpoint also contains the digest of
-its file list, which is uploaded last and fetched first. A thread uploads the newest checkpoint, so that training never
-waits.
+A checkpoint is one object; a sharded checkpoint has one object for each file, and one for the list of files. The list
+is uploaded last and fetched first, and the names of the objects contain the list's digest. A thread uploads the newest
+checkpoint, so that training never waits.
 """
 
 from __future__ import annotations
@@ -32,29 +32,30 @@ _log = logging.getLogger(__name__)
 
 
 class _List(msgspec.Struct):
-    """The list of the files of a sharded checkpoint."""
+    """Lists the files of a sharded checkpoint, with the SHA-256 of each."""
 
     files: dict[Annotated[str, Meta(pattern=r"^\.?\w[\w.-]*$", max_length=200)], str]
 
 
 class Checkpoint(NamedTuple):
-    """A checkpoint in a shared store."""
+    """Identifies a checkpoint in a shared store."""
 
     trajectory: str
     step: int
     digest: str
-    """SHA-256 of its file, or of its file list."""
+    """SHA-256 of the checkpoint's file, or of the file list of a sharded checkpoint."""
     in_parts: bool
+    """Whether the checkpoint is sharded, with several files."""
 
     @property
     def name(self) -> str:
-        """The name of its object, or the common prefix of its objects."""
+        """Name of the checkpoint's object, or for a sharded checkpoint the prefix of the names of its objects."""
         name = partial_name(self.trajectory, self.step, self.digest)
         return name.removesuffix(".safetensors") + ".parts" if self.in_parts else name
 
 
 def parse_checkpoint_name(name: str) -> Checkpoint | None:
-    """Return the checkpoint to which an object below ``partial/`` belongs; None for an unknown name."""
+    """Return the checkpoint to which the object `name` belongs; None if the name is not that of a checkpoint."""
     head = PurePosixPath("/".join(name.split("/")[1:2]))
     trajectory, step, digest = [*head.stem.rsplit("-", 2), "", ""][:3]
     if not step.isdecimal() or head.suffix not in (".safetensors", ".parts"):
@@ -63,17 +64,17 @@ def parse_checkpoint_name(name: str) -> Checkpoint | None:
 
 
 def list_checkpoints(remote: Objects, trajectory: str) -> Iterator[tuple[Checkpoint, str]]:
-    """Yield the objects of a trajectory's checkpoints, each as checkpoint and object name."""
+    """Yield, for each object of a checkpoint of `trajectory`, the checkpoint and the name of the object."""
     for one in remote.list(f"partial/{trajectory}-"):
         if (found := parse_checkpoint_name(one.name)) and found.trajectory == trajectory:
             yield found, one.name
 
 
 def upload(remote: Objects, trajectory: str, step: int, path: Path) -> None:
-    """Upload the checkpoint in a file or a folder.
+    """Upload the checkpoint at `path`, which is a file or, for a sharded checkpoint, a folder.
 
     Raises:
-        FileNotFoundError: if a newer one replaces it before it is read.
+        FileNotFoundError: if a newer checkpoint replaces this one before it is read.
         StoreError: if the store does not answer.
     """
     if not path.is_dir():
@@ -92,7 +93,7 @@ def upload(remote: Objects, trajectory: str, step: int, path: Path) -> None:
 
 
 def fetch_newest(remote: Objects, paths: Paths, trajectory: str, last: int) -> None:
-    """Download the newest checkpoint up to step `last` into the store's folder; skip damaged ones."""
+    """Download the newest undamaged checkpoint of `trajectory` up to step `last` into the store's folder."""
     found = {checkpoint for checkpoint, _ in list_checkpoints(remote, trajectory) if checkpoint.step <= last}
     for checkpoint in sorted(found, key=lambda one: one.step, reverse=True):
         if (_fetch_parts if checkpoint.in_parts else _fetch_file)(remote, paths, checkpoint):
@@ -133,7 +134,7 @@ def _fetch_parts(remote: Objects, paths: Paths, checkpoint: Checkpoint) -> bool:
 
 
 def _parse_file_list(listed: bytes) -> dict[str, str]:
-    """Return the digests in a list of files, by file name; empty if the list is damaged or forged."""
+    """Return the SHA-256 of each file in an encoded file list, by name; empty if the list is invalid."""
     try:
         return dict(msgspec.json.decode(listed, type=_List).files)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
@@ -141,7 +142,7 @@ def _parse_file_list(listed: bytes) -> dict[str, str]:
 
 
 class Uploads:
-    """Uploads the checkpoints of one trajectory in a thread; a newer checkpoint replaces one that still waits."""
+    """Uploads checkpoints of one training in a thread; a newer checkpoint replaces one that was not uploaded yet."""
 
     def __init__(self, remote: Objects, trajectory: str) -> None:
         self._remote, self._trajectory = remote, trajectory
@@ -149,7 +150,7 @@ class Uploads:
         self._waiting: tuple[int, Path] | None = None
         self._busy = self._closed = False
         self._step = self._dropped = -1
-        """Step that is being uploaded; and step up to which checkpoints are no longer needed."""
+        """Step of the checkpoint that is being uploaded, and the step up to which checkpoints were cancelled."""
         self._thread: threading.Thread | None = None
 
     def enqueue(self, step: int, path: Path) -> None:
@@ -162,14 +163,14 @@ class Uploads:
             self._changed.notify_all()
 
     def cancel(self, last: int) -> None:
-        """Cancel checkpoints up to step `last`; `close` deletes their objects."""
+        """Cancel uploads of checkpoints up to step `last`; `delete_cancelled` deletes those that were uploaded."""
         with self._changed:
             self._dropped = last
             if self._waiting and self._waiting[0] <= last:
                 self._waiting = None
 
     def close(self) -> None:
-        """Wait a short time for the last upload, unless it was cancelled: this machine has the checkpoint too."""
+        """Wait at most 15 seconds for the last upload, and end the thread; a cancelled upload is not waited for."""
         with self._changed:
             self._changed.wait_for(lambda: not self._is_awaited(), timeout=_LAST_SECONDS)
             if self._is_awaited():
@@ -178,7 +179,7 @@ class Uploads:
             self._changed.notify_all()
 
     def delete_cancelled(self) -> None:
-        """Delete the objects of cancelled checkpoints."""
+        """Delete the objects of cancelled checkpoints from the shared store."""
         try:
             with patience(_LAST_SECONDS):
                 self._delete_up_to(self._dropped)

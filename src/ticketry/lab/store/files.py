@@ -1,4 +1,4 @@
-"""JSON files of a store: written atomically, with a digest of their contents, and with errors that say what to do."""
+"""Write a store's JSON files atomically and with a digest of their contents; raise errors that say what to do."""
 
 from __future__ import annotations
 
@@ -17,31 +17,31 @@ from ticketry.files import parse_json
 from ticketry.folders import exists
 
 LARGEST_JSON = 1 << 30
-"""Bytes of a JSON file."""
+"""Maximum bytes of a JSON file that is read."""
 REPAIR = "run `ticketry store check --repair`: it sets damaged files aside, and the next run makes them again"
 _SEAL = "sha256"
 """The entry of a record that contains the digest of all other entries."""
 _LONGEST_SHOWN = 500
-"""Characters of a path in a message."""
+"""Maximum characters of a path in an error message."""
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 _NO_PERMISSION = (errno.EACCES, errno.EPERM)
 _ABOUT_THE_FILE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EFBIG, errno.EINVAL, errno.ELOOP)
-"""Errors that tell what is at a path (nothing, a folder, a pipe, a link, or too large a file). Others leave it
-unknown."""
+"""Error numbers that say what is at a path: nothing, a folder, a pipe, a link, or too large a file. After any other
+error the content of the path is unknown."""
 _READING = ("read", "list", "compare", "look for")
 
 
 class InaccessibleError(StoreError):
-    """A file or folder that the system did not let ticketry read or write, so that its contents are unknown."""
+    """Raised if the system does not let ticketry read or write a file or folder, whose contents are then unknown."""
 
 
 @contextlib.contextmanager
 def explain_os_errors(path: Path, doing: str) -> Iterator[None]:
-    """In a block, convert an operating system's error into a `StoreError` that says what to do.
+    """Within a ``with`` block, turn an `OSError` into a `StoreError` whose message says what to do.
 
     Args:
-        path: what is read or written.
-        doing: what is attempted, a verb such as "read" or "write".
+        path: file or folder that the block reads or writes.
+        doing: what the block does, a verb such as "read" or "write".
 
     Raises:
         InaccessibleError: if the error leaves unknown what is at the path.
@@ -55,7 +55,7 @@ def explain_os_errors(path: Path, doing: str) -> Iterator[None]:
 
 
 def _path_in_error(error: OSError, path: Path) -> str:
-    """Return the path below `path` that an error names, otherwise `path`; long paths are shortened."""
+    """Return the path for an error message: the path in `error` if it is below `path`, else `path`; shorten it."""
     named = Path(os.fsdecode(error.filename)) if isinstance(error.filename, str | bytes) else path
     found = str(named if path in named.parents and not named.name.endswith(".tmp") else path)
     return found if len(found) <= _LONGEST_SHOWN else f"{found[:_LONGEST_SHOWN]}…"
@@ -85,7 +85,7 @@ def path_exists(path: Path) -> bool:
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Write a file under a temporary name, flush it to the disk and rename it into place; `StoreError` if it fails."""
+    """Write a file under a temporary name, flush it to the disk and rename it; raise `StoreError` if that fails."""
     with explain_os_errors(path, "write"):
         files.write_atomically(path, data, durable=True)
 
@@ -129,7 +129,7 @@ def _parse(data: bytes, what: str) -> dict[str, Any]:
 
 
 def _parse_json_object(data: bytes) -> dict[str, Any] | None:
-    """Return the JSON object in the bytes; None if there is none, or if a string has half of a surrogate pair."""
+    """Return the JSON object that `data` contains; None if `data` is invalid or has half of a surrogate pair."""
     try:
         value = parse_json(data)
         if b"\\ud" in data.lower():  # half of a pair could not be written or compared
@@ -158,17 +158,24 @@ def write_sealed(path: Path, record: Mapping[str, Any]) -> None:
 
 
 def read_sealed(path: Path) -> dict[str, Any] | None:
-    """Return the record that `write_sealed` wrote, or None if the file is missing; `StoreError` as `parse_sealed`."""
+    """Return the record that `write_sealed` wrote, or None if the file is missing.
+
+    Raises:
+        StoreError: if the file is not a JSON object, or the digest in it is missing or wrong.
+    """
     record = read_json(path)
     return record if record is None else _check_seal(record, str(path))
 
 
 def parse_sealed(data: bytes, what: str) -> dict[str, Any]:
-    """Return the record in `sealed_bytes`.
+    """Return the record from bytes that `sealed_bytes` returned.
+
+    Args:
+        data: the bytes.
+        what: name of the record for error messages.
 
     Raises:
-        StoreError: if the bytes are no record, or its digest is missing or wrong; the message names the record by
-            `what`.
+        StoreError: if the bytes are not a JSON object, or the digest in it is missing or wrong.
     """
     return _check_seal(_parse(data, what), what)
 
@@ -183,10 +190,14 @@ def _check_seal(record: dict[str, Any], what: str) -> dict[str, Any]:
 
 
 def parse_canonical_record(data: bytes, what: str) -> dict[str, Any]:
-    """Return the record in `sealed_bytes`, whose bytes must be exactly those that `sealed_bytes` returns.
+    """Return the record in `data`, which must be exactly the bytes that `sealed_bytes` returns for the record.
+
+    Args:
+        data: the bytes.
+        what: name of the record for error messages.
 
     Raises:
-        StoreError: for other bytes; the message names the record by `what`.
+        StoreError: if the bytes differ in any way, such as in spaces or in the order of entries.
     """
     record = _parse_json_object(data)
     if record is None or data != _to_bytes(record) or record.pop(_SEAL, None) != digest_of(record):

@@ -1,4 +1,4 @@
-"""Objects as files in a folder: a store on this machine, or on a network file system that several machines use."""
+"""Store objects as files in a folder, on this machine or on a network file system that several machines use."""
 
 from __future__ import annotations
 
@@ -25,7 +25,9 @@ _MISSING = (FileNotFoundError, NotADirectoryError)
 
 
 class Folder:
-    """Objects in a folder, see `Objects`. The methods raise `OutsideError` for names and links that lead outside.
+    """Stores objects as files in a folder; the methods are described in `Objects`.
+
+    They raise `OutsideError` for a name or link that leads out of the folder.
 
     Args:
         place: the folder, which may be missing.
@@ -70,8 +72,11 @@ class Folder:
         return True
 
     def adopt_file(self, name: str, file: Path) -> None:
-        """Rename a finished file of the same file system to be this object; if the object exists, mark that as
-        in use.
+        """Turn a finished file into the object `name` by renaming it; an existing object stays and is marked as used.
+
+        Args:
+            name: name of the object.
+            file: the file, which must be on the same file system as the folder.
         """
         path = self.path(name)
         with explain_os_errors(path, "write"):
@@ -94,11 +99,17 @@ class Folder:
         return time.time()
 
     def path(self, name: str) -> Path:
-        """Return the file of an object."""
+        """Return the path of the file that stores the object `name`."""
         return join_inside(self.root, *name.split("/"))
 
     def _do(self, verb: str, path: Path, action: Callable[[int], T]) -> T:
-        """Run an action on a file and explain its errors; their messages name the action by `verb`."""
+        """Call `action(0)`, and turn an `OSError` into a `StoreError`.
+
+        Args:
+            verb: what is attempted, for error messages: read, write or delete.
+            path: the file.
+            action: reads or writes the file; its argument is the number of earlier tries.
+        """
         with explain_os_errors(path, verb):
             return action(0)
 
@@ -118,10 +129,10 @@ class Folder:
 
 
 class SharedFolder(Folder):
-    """Objects in a folder of a network file system; the time is that of the file server.
+    """Stores objects as files in a folder of a network file system; `now` returns the time of the file server.
 
-    An object is created by a hard link from a temporary file. This is atomic on every server, and fails if the name
-    exists (Linux, open(2), on O_EXCL and NFS).
+    An object is created by making a hard link to a temporary file. This is atomic on every server, and fails if the
+    name exists (see the Linux manual, open(2), on O_EXCL and NFS).
 
     Args:
         address: ``file:///path/to/folder``.

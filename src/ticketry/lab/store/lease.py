@@ -1,12 +1,12 @@
-"""Leases: in a shared store, only one machine at a time may train a trajectory.
+"""Ensure by leases that only one machine at a time trains a trajectory (one training) of a shared store.
 
 A lease is a sequence of small objects, ``trajectories/xx/KEY.json@N``. A machine takes or renews the lease by creating
-the object with the next number, which only one machine can; the newest object names the holder. The holder renews the
-lease every third of its length. A lease has expired when its newest object is older than its length, by the clock of
-the store's server or by the monotonic clock of the waiting machine; clocks of two machines are never compared.
+the object with the next number N; only one machine can do so, and the newest object names this machine. A lease lasts
+for a number of seconds, and is renewed every third of that time. It has expired if its newest object is too old, by the
+clock of the store's server or by the monotonic clock of the waiting machine; clocks of two machines are never compared.
 
-If a holder loses its lease (it was suspended or disconnected), two machines train the same and one result is wasted.
-Nothing is damaged: results are named by their keys, tensors by their digests.
+If a machine loses its lease (because it was suspended or disconnected), two machines train the same, and one result is
+wasted. Nothing is damaged, because results are named by their keys and tensors by their digests.
 """
 
 from __future__ import annotations
@@ -27,29 +27,30 @@ from ticketry.errors import StoreError
 from ticketry.lab.store.objects import Listed, Objects, patience
 
 _SLACK = 1.25
-"""A lease can be taken over when its newest object is this many times as old as the lease's length."""
+"""A lease can be taken over when the age of its newest object is this many times the length of the lease."""
 _RETAINED = 4
-"""Number of older objects that are retained while the lease is held, for readers with an outdated listing."""
+"""Number of older objects that are retained while the lease is held, for machines with an outdated listing."""
 _RELEASE_SECONDS = 8.0
-"""Seconds for which releasing a lease is attempted; after that it expires."""
+"""Seconds for which releasing a lease is attempted; a lease that could not be released expires later."""
 
 _log = logging.getLogger(__name__)
 
 
 class Holder(msgspec.Struct, frozen=True):
-    """The process that holds a lease."""
+    """Describes the process that holds a lease."""
 
     owner: Annotated[str, Meta(pattern="^[0-9a-f]{1,64}$")]
     """Random id of this lease."""
     mirror: str
-    """Id of the machine's mirror of the store: a process with the mirror's local lock knows that an earlier holder is
-    gone.
+    """Id of the mirror of the store on the holder's machine. Another process of that machine may take the lease at
+    once: it has the mirror's lock, so that the holder must have ended.
     """
     seconds: Annotated[float, Meta(gt=0, le=86_400)]
+    """Length of the lease."""
 
 
 class _Content(msgspec.Struct, frozen=True):
-    """Content of a lease object."""
+    """The JSON content of a lease object; `lease` is None in an object that releases the lease."""
 
     lease: Holder | None = None
     beat: str = ""
@@ -58,19 +59,21 @@ class _Content(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True)
 class LeaseSettings:
-    """Settings of the leases of a process."""
+    """Settings of all leases that a process takes."""
 
     mirror: str
+    """Id of this machine's mirror of the store."""
     seconds: float
+    """Length of a lease."""
 
 
 def lease_name(trajectory: str) -> str:
-    """Return the name of a trajectory's lease objects, without the number."""
+    """Return the name of the lease objects of `trajectory`, without ``@`` and the number."""
     return f"trajectories/{trajectory[:2]}/{trajectory}.json"
 
 
 def newest_lease(remote: Objects, name: str) -> tuple[int, Holder | None, Listed | None]:
-    """Return the newest number of a lease (0 if there is none), its holder and its entry in the listing."""
+    """Return the number of the newest object of a lease (0 if there is none), the holder, and the object's listing."""
     while numbers := _list_numbers(remote, name):
         newest = max(numbers)
         if (data := remote.get(f"{name}@{newest}")) is not None:
@@ -79,7 +82,7 @@ def newest_lease(remote: Objects, name: str) -> tuple[int, Holder | None, Listed
 
 
 def read_holder(data: bytes) -> Holder | None:
-    """Return the holder named in a lease object; None if the lease is released or the object is damaged."""
+    """Return the holder that a lease object names; None if the object releases the lease or is damaged."""
     try:
         return msgspec.json.decode(data, type=_Content).lease
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
@@ -87,7 +90,7 @@ def read_holder(data: bytes) -> Holder | None:
 
 
 def busy_trajectory(remote: Objects, terms: LeaseSettings) -> str:
-    """Return a trajectory whose lease another machine renewed recently, or an empty string."""
+    """Return a trajectory that another machine trains now, by its recently renewed lease; else an empty string."""
     now = remote.now()
     names = {
         one.name.rpartition("@")[0]
@@ -107,7 +110,7 @@ def _list_numbers(remote: Objects, name: str) -> dict[int, Listed]:
 
 
 class Lease:
-    """The right to train one trajectory. A thread renews it until `release`."""
+    """Gives this machine the right to train one trajectory; a thread renews the lease until `release`."""
 
     def __init__(self, remote: Objects, trajectory: str, terms: LeaseSettings) -> None:
         self._remote, self._terms = remote, terms
@@ -117,7 +120,7 @@ class Lease:
         self._guard = threading.Lock()
         self._ended = threading.Event()
         self.lost = False
-        """Whether another machine has taken over."""
+        """Whether another machine has taken the lease over."""
 
     def take(self) -> None:
         """Wait until no other machine holds the lease, and take it.
@@ -154,7 +157,7 @@ class Lease:
         return holder is None or holder.mirror == self._terms.mirror or unchanged > _SLACK * holder.seconds
 
     def _write(self, number: int, holder: Holder | None) -> bool:
-        """Create the object with this number; return False if another machine was faster."""
+        """Create the lease object with this number; return False if another machine created it first."""
         data = msgspec.json.encode(_Content(holder, uuid.uuid4().hex))
         if not self._remote.create_if_absent(f"{self._name}@{number}", data):
             return False

@@ -1,7 +1,7 @@
-"""Messages between a driver and its workers during training, as small objects of the store.
+"""Exchange messages between a driver and its workers during training, as small objects of the store.
 
-Only progress reports and requests to stop use messages; a reader that comes too early or too late finds none. In a
-shared store, a thread writes the newest message and checks for requests, so that training never waits.
+The driver is the process of the search; workers train for it. Workers report progress, and the driver requests to stop.
+In a shared store, a thread writes the newest message and looks for requests, so that training never waits.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ from ticketry.lab.store.objects import Objects, patience
 
 _DRIVER, _STOP = "driver", "stop"
 _PATIENCE_SECONDS = 10.0
-"""Seconds after which an unanswered write of a message is abandoned in favour of the next one."""
+"""Seconds after which the writing of a message is given up if the store does not answer."""
 _KNOWN_SECONDS = 3.0
-"""Seconds for which the answer is reused whether an object of a shared store exists."""
+"""Seconds for which this process assumes that an object of a shared store still exists, or is still missing."""
 
 
 class Messages:
-    """The messages of one driver.
+    """Reads and writes the messages between one driver and its workers.
 
     Args:
         objects: the store.
-        driver: name of the driver, which no other driver has.
-        remote: whether the store is far away, so that training must not wait for it.
+        driver: unique name of the driver.
+        remote: whether access to the store is slow, so that a thread must do it while training goes on.
     """
 
     def __init__(self, objects: Objects, driver: str, *, remote: bool) -> None:
@@ -48,9 +48,10 @@ class Messages:
     # -- the driver's side -------------------------------------------------------------------------------------------
 
     def announce(self) -> None:
-        """Announce the driver in the store; call it again now and then to show that the driver is alive.
+        """Announce the driver in the store; raise `StoreError` if that fails.
 
-        `StoreError` if that fails. ``store gc`` takes a driver for dead whose announcement is old.
+        The driver must repeat this every few minutes, because ``store gc`` deletes the messages of a driver that has
+        not announced itself for long.
         """
         self._write(_DRIVER, b"{}")
 
@@ -66,7 +67,7 @@ class Messages:
         return {}
 
     def delete_message(self, key: str) -> None:
-        """Delete the message about a segment."""
+        """Delete the message about the segment with this key."""
         with contextlib.suppress(StoreError), patience(_PATIENCE_SECONDS):
             self._objects.delete([self._name(key)])
 
@@ -84,11 +85,11 @@ class Messages:
         return self._exists(_DRIVER)
 
     def is_stop_requested(self) -> bool:
-        """Return whether the driver requested to stop, or has ended."""
+        """Return whether the worker should stop, because the driver requested it or has ended."""
         return self._exists(_STOP) or not self.is_driver_active()
 
     def report(self, key: str, what: Mapping[str, Any]) -> None:
-        """Report a segment's progress; an error of the store is ignored."""
+        """Report the progress `what` of the segment with this key; errors of the store are ignored."""
         if not self.is_driver_active():  # else the driver's folder would be created again
             return
         name, data = self._name(key), json.dumps(dict(what)).encode()
@@ -115,7 +116,8 @@ class Messages:
                 self._objects.put(name, data)
 
     def _exists(self, name: str) -> bool:
-        """Return whether an object exists; in a shared store only the first call waits for an answer."""
+        """Return whether an object exists. In a shared store only the first call waits for an answer; later calls
+        return the last known answer, which a thread renews."""
         if self._thread is None:
             return self._objects.get(f"{self._folder}/{name}") is not None
         asked, there = self._known.get(name, (0.0, False))
@@ -133,7 +135,7 @@ class Messages:
 
 
 def messages_at(address: str, driver: str) -> Messages:
-    """Return the messages of a driver in the store at an address; a missing store is not created."""
+    """Return the `Messages` of a driver in the store at `address`, without creating a store that is missing."""
     from ticketry.lab.store.store import open_remote
 
     place = local_folder(address)

@@ -1,4 +1,4 @@
-"""Maintenance of a store: find damaged files and move them away, delete unneeded files, find the files of a run."""
+"""Maintain a store: find damaged files and move them away, delete unneeded files, and find the files of a run."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ from ticketry.lab.store.references import Results, referenced_digests, result_ke
 from ticketry.lab.store.store import DESCRIBED, Store, read_format
 
 GRACE_SECONDS = 3600.0
-"""Age below which `collect_garbage` deletes no file, since a training that is not yet stored may need it."""
+"""Age in seconds below which `collect_garbage` deletes no file, since an unfinished training may need the file."""
 
 
 def describe_activity(store: Store) -> str:
-    """Return a description of the work that processes do in a store; empty if it is idle.
+    """Return a text about the work that a process now does in the store; an empty text if no process does any.
 
     Raises:
         StoreError: if a folder of the store cannot be read.
@@ -61,16 +61,16 @@ def describe_activity(store: Store) -> str:
 
 @dataclass
 class Health:
-    """Result of a check of a store."""
+    """Holds the result of a check of a store."""
 
     blobs: int = 0
     results: int = 0
     damaged: list[Path] = field(default_factory=list)
-    """Files that do not match their digest or are not JSON, and tickets with such files."""
+    """Files that do not match their digest or are not valid JSON, and folders of tickets with such files."""
     missing: list[Path] = field(default_factory=list)
-    """Results that need a damaged or missing file."""
+    """Results that refer to a damaged or missing file."""
     leftover: list[Path] = field(default_factory=list)
-    """Temporary files of killed writers."""
+    """Temporary files of processes that were killed while writing."""
     set_aside: list[Path] = field(default_factory=list)
     """Files that a repair moved to the store's folder `damaged`."""
 
@@ -82,14 +82,11 @@ class Health:
 def check(store: Store, *, repair: bool = False, more: Iterable[Path] = ()) -> Health:
     """Read every file of the store and compare it with its digest.
 
-    With `repair`, damaged files and the results that need them are moved to the folder ``damaged``. The next run trains
-    those segments again; nothing is deleted.
-
     Args:
         store: the store.
-        repair: whether to move damaged files.
-        more: further damaged files that the caller found: records, tickets and pages, whose format this module does not
-            know.
+        repair: whether to move damaged files, and the results that refer to them, to the folder ``damaged``. The next
+            run computes these results again; nothing is deleted.
+        more: further damaged files, which the caller found among records, tickets and pages.
     """
     store.fetch(everything=True)
     health, paths = Health(), store.paths
@@ -128,10 +125,10 @@ def check(store: Store, *, repair: bool = False, more: Iterable[Path] = ()) -> H
 
 
 def repair_format(root: Path) -> list[Path]:
-    """Move a damaged ``store.json`` away and write a new one, since otherwise the store cannot be opened for a repair.
+    """Move a damaged ``store.json`` away and write a new one, so that the store can be opened for further repair.
 
     Returns:
-        The file, if it was damaged.
+        A list with the path of the file, or an empty list if the file was not damaged.
     """
     paths = Paths(root)
     try:
@@ -147,7 +144,11 @@ def repair_format(root: Path) -> list[Path]:
 
 
 def _is_undamaged(path: Path, reads: Callable[[], bool]) -> bool:
-    """Return whether a JSON file is missing, or has the bytes that were written.
+    """Return whether a JSON file has exactly the bytes that ticketry writes for its values; True if it is missing.
+
+    Args:
+        path: the file.
+        reads: reads the file, and returns whether its values are valid.
 
     Raises:
         InaccessibleError: if the file cannot be read.
@@ -186,12 +187,16 @@ def _move(path: Path, target: Path) -> Path:
 
 
 def collect_garbage(store: Store, *, grace_seconds: float = GRACE_SECONDS, dry_run: bool = False) -> tuple[int, int]:
-    """Delete tensors that no result needs and temporary files of killed writers. Return (files, bytes) freed.
+    """Delete tensors to which no result refers, and leftover temporary files; return the number of files and of bytes.
+
+    Args:
+        store: the store.
+        grace_seconds: files younger than this are not deleted.
+        dry_run: whether to only count, and delete nothing.
 
     Raises:
-        StoreError: if a record is damaged, or a folder or file cannot be read, since its needs are unknown; or if a
-            process uses the store, since a result names its tensors only when it is stored, which may take longer than
-            `grace_seconds`.
+        StoreError: if a process uses the store, if a record is damaged, or if a file or folder cannot be read. In these
+            cases it is not known which tensors are needed.
     """
     if what := describe_activity(store):
         raise StoreError(f"{what}: free space when it has ended")
@@ -212,7 +217,7 @@ def collect_garbage(store: Store, *, grace_seconds: float = GRACE_SECONDS, dry_r
 
 
 def _unneeded(store: Store, needed: set[str]) -> Iterator[Any]:
-    """Yield unneeded objects: tensors that no result names, and checkpoints with a newer one."""
+    """Yield objects that can be deleted: tensors that are not in `needed`, and checkpoints that are not the newest."""
     for one in store.objects.list("blobs/"):
         if one.name.endswith(".safetensors") and Path(one.name).stem not in needed:
             yield one
@@ -253,18 +258,18 @@ def _delete_leftovers(store: Store, grace_seconds: float, *, dry_run: bool) -> t
 
 
 class Usage:
-    """Finds the files of a store that a record needs. All results are read once.
+    """Finds the files of a store to which a record refers, directly or through other files.
 
     Args:
-        store: the store, with all results fetched.
-        damaged: ignore damaged files, as if they named nothing; otherwise they are a `StoreError`.
+        store: the store; if it is shared, all results must have been fetched.
+        damaged: whether to ignore damaged files; otherwise a damaged file raises `StoreError`.
     """
 
     def __init__(self, store: Store, *, damaged: bool = False) -> None:
         self.store = store
         self._lenient = damaged
         self._elsewhere: dict[Path, int] = {}
-        """Sizes of files that are in the shared store and not in this folder."""
+        """Bytes of the files that the shared store has and the local folder lacks."""
         if store.mirror:
             for one in store.mirror.remote.list():
                 path = store.paths.root / one.name
@@ -273,7 +278,10 @@ class Usage:
         self._places: dict[str, Path | None] = {}
 
     def files_of(self, records: Iterable[Mapping[str, Any]]) -> set[Path]:
-        """Return the results, stored values and tensors that records name, and those that these were trained from."""
+        """Return the files of all results, stored values and tensors to which records refer.
+
+        This includes the trainings that gave the initial weights of these results, back to the initialisation.
+        """
         trajectories = {trajectory for record in records for trajectory, _ in result_keys_in(record)}
         files = set(self._results.follow(trajectories, referenced_digests))
         blobs = {blob for path in files for blob in referenced_digests(self._results.records[path])}
@@ -288,13 +296,13 @@ class Usage:
         return [*here, *(path for path in self._elsewhere if path.is_relative_to(folder))]
 
     def bytes_of(self, files: Iterable[Path]) -> int:
-        """Return the total size of files."""
+        """Return the total bytes of files."""
         paths = list(files)
         elsewhere = sum(self._elsewhere.get(path, 0) for path in paths)
         return elsewhere + size_of(path for path in paths if path not in self._elsewhere)
 
     def _find_blob(self, digest: str) -> Path | None:
-        """Return the file of tensors, or None if it is missing; cached, since runs share most files."""
+        """Return the path of the tensor file with this digest, or None if the file is missing; cache the answer."""
         if digest not in self._places:
             path = self.store.paths.blob(digest)
             self._places[digest] = path if path in self._elsewhere or path_exists(path) else None
@@ -318,7 +326,7 @@ class Usage:
 
 
 def size_of(files: Iterable[Path]) -> int:
-    """Return the total size of files; files that were just deleted count as 0."""
+    """Return the total bytes of files; a file that does not exist counts as 0."""
     total = 0
     for path in files:
         with contextlib.suppress(FileNotFoundError):

@@ -1,4 +1,4 @@
-"""Marks of running work in a store: files in a run's folder that a process locks while it works on the run."""
+"""Mark runs as running: a process that works on a run holds the lock of a file, the mark, in the run's folder."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def is_mark(name: str) -> bool:
 
 @contextlib.contextmanager
 def mark_running(folder: Path) -> Iterator[None]:
-    """In a block, mark a run as running; each process that works on the run has its own mark."""
+    """Within a ``with`` block, mark the run in `folder` as running, by a lock that ends with this process."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = next(filter(None, map(_lock_mark, _mark_candidates(folder))), None)
@@ -49,12 +49,12 @@ def mark_running(folder: Path) -> Iterator[None]:
 
 
 def mark_in_use(paths: Paths) -> contextlib.AbstractContextManager[None]:
-    """In a block, mark a store as in use, so that commands refuse to remove its runs or to move it."""
+    """Within a ``with`` block, mark a store as in use; commands then refuse to remove runs or to move the store."""
     return mark_running(require_inside(paths.root, paths.live))
 
 
 def is_running(folder: Path) -> bool:
-    """Return whether a process works on the run in a folder. Nothing is written.
+    """Return whether a process works on the run in `folder`, without writing anything.
 
     Raises:
         StoreError: if the folder or a mark in it cannot be read.
@@ -64,13 +64,13 @@ def is_running(folder: Path) -> bool:
 
 
 def _mark_candidates(folder: Path) -> Iterator[Path]:
-    """Yield paths for marks; a process uses the first one that is free or that a killed process has left."""
+    """Yield paths for a new mark; a process uses the first path whose file is missing or not locked."""
     for number in range(1, _MOST + 1):
         yield folder / (_MARK if number == 1 else f"{_MARK}-{number}")
 
 
 def _lock_mark(mark: Path) -> filelock.FileLock | None:
-    """Lock a mark; return None if another process holds it, or another user created it."""
+    """Create and lock a mark; return None if another process holds the lock, or the file is another user's."""
     if mark.is_symlink() or (exists(mark) and not is_file(mark)):  # a lock opens, and empties, its file
         return None
     try:
@@ -84,7 +84,7 @@ def _lock_mark(mark: Path) -> filelock.FileLock | None:
 
 
 def is_locked(mark: Path) -> bool:
-    """Return whether a process holds the lock of a file, which may belong to another user. Nothing is written."""
+    """Return whether a process holds the lock of the file `mark`, without writing; it may be another user's file."""
     if sys.platform == "win32":  # where the only way to test a lock is to take it
         return is_file(mark) and _is_taken(mark)
     try:

@@ -1,9 +1,9 @@
-"""A folder on this machine as a cache of a shared store.
+"""Cache a shared store in a folder on this machine, the mirror.
 
-Objects are read from the folder first and then from the shared store; both are verified by their digests. An object is
-written to the folder, marked as unpublished, and then uploaded; tensors are uploaded before the record that names them,
-so that a visible record is complete. If the process is killed in between, the next process that opens the mirror
-uploads the marked objects.
+An object is read from the folder or, if the folder lacks it, from the shared store; its digest is verified. An object
+is written to the folder, marked as unpublished, and then uploaded. Tensors are uploaded before the record that refers
+to them, so that other machines see complete records only. If the process is killed before an upload, the next process
+that opens the mirror uploads the marked objects.
 """
 
 from __future__ import annotations
@@ -29,23 +29,24 @@ from ticketry.lab.store.paths import Paths
 from ticketry.lab.store.records import FOLDERS, Records
 
 _OPENING_SECONDS = 10.0
-"""Seconds for which opening an address is attempted."""
+"""Seconds for which opening a shared store is attempted."""
 _FRESH_SECONDS = 900.0
-"""Seconds for which an object is assumed to exist after it was seen: less than the age at which `store gc` deletes
-it."""
+"""Seconds for which an object is assumed to exist after it was seen; `store gc` deletes only older objects."""
 _CONTENT = ("blobs", "memo", "results")
-"""Folders of trained objects, in the order of publishing."""
+"""Folders of tensors, stored values and results, in the order in which they are uploaded."""
 _TOP = ("store.json", *_CONTENT, "partial", "runs", "evidence", "campaigns", "trajectories", "live", "damaged")
 """Top-level names of a shared store."""
 
 
 class Mirror:
-    """A cached shared store, see `Objects`. There is one for each address and process. Safe for several threads.
+    """Reads and writes the objects of a shared store through a local folder; methods are described in `Objects`.
+
+    A process has one mirror for each address, and several threads may use it.
 
     Args:
         remote: the shared store.
-        root: the folder of the cache.
-        lease_seconds: length of its leases.
+        root: the local folder.
+        lease_seconds: seconds for which a lease lasts, see `lease`.
     """
 
     def __init__(self, remote: Objects, root: Path, *, lease_seconds: float) -> None:
@@ -61,10 +62,10 @@ class Mirror:
         self._opened = False
 
     def open(self) -> None:
-        """Check that the address holds a store or nothing, and upload objects that earlier processes left unpublished.
+        """Check that the address holds a store or is empty, and upload the objects that are marked as unpublished.
 
         Raises:
-            StoreError: if the address does not answer in time, cannot be read, or holds something else.
+            StoreError: if the address does not answer in time, cannot be read, or holds other files.
         """
         if self._opened and path_exists(self.paths.format):
             return
@@ -133,7 +134,7 @@ class Mirror:
         return self._publish(name, replace=False)
 
     def adopt_file(self, name: str, file: Path) -> None:
-        """Rename a finished file of the same file system to be this object, and upload it."""
+        """Turn a finished file into the object `name` by renaming it, and upload it; see `Folder.adopt_file`."""
         known = path_exists(self.folder.path(name))
         if not known:
             self._mark_unpublished(name, replace=False)
@@ -159,7 +160,7 @@ class Mirror:
         return self.remote.now()
 
     def _ensure_published(self, name: str) -> None:
-        """Check that an object still exists in the shared store and is too young to be deleted by `store gc`."""
+        """Upload an object again if the shared store lacks it, or if `store gc` might delete it because of its age."""
         if time.monotonic() - self._seen.get(name, -_FRESH_SECONDS) < _FRESH_SECONDS:
             return
         found = [one for one in self.remote.list(name) if one.name == name]
@@ -171,9 +172,7 @@ class Mirror:
     # -- publishing --------------------------------------------------------------------------------------------------
 
     def publish_unpublished(self) -> None:
-        """Upload the objects that an earlier process of this mirror did not: tensors before the records that
-        name them.
-        """
+        """Upload all objects that are marked as unpublished, tensors first and the records that refer to them last."""
         waiting = []
         with explain_os_errors(self._unpublished, "read"):
             markers = list_matching(self._unpublished, "*.json")
@@ -196,7 +195,12 @@ class Mirror:
             write_atomically(marker, json.dumps({"name": name, "replace": replace}).encode())
 
     def _publish(self, name: str, *, replace: bool) -> bool:
-        """Upload an object; return whether the shared store did not have it."""
+        """Upload an object; return whether it is new there, or has replaced another.
+
+        Args:
+            name: name of the object.
+            replace: whether to replace an object of this name in the shared store.
+        """
         with explain_os_errors(self.paths.root / name, "read"):
             data = content_of(self.paths.root / name)
         if replace:
@@ -213,7 +217,10 @@ class Mirror:
 
     @contextlib.contextmanager
     def hold_lease(self, trajectory: str) -> Iterator[None]:
-        """In a block, hold a trajectory's lease, so that no other machine trains it, and upload its checkpoints."""
+        """Within a ``with`` block, hold the lease of a trajectory, and upload its checkpoints in a thread.
+
+        Meanwhile no other machine trains the trajectory.
+        """
         held = lease.Lease(self.remote, trajectory, self._terms)
         held.take()
         uploads = self._uploads[trajectory] = Uploads(self.remote, trajectory)
@@ -226,27 +233,32 @@ class Mirror:
             uploads.delete_cancelled()
 
     def busy_trajectory(self) -> str:
-        """Return a trajectory that another machine is training, or an empty string."""
+        """Return a trajectory that another machine trains now, or an empty string if there is none."""
         return lease.busy_trajectory(self.remote, self._terms)
 
     def fetch_checkpoint(self, trajectory: str, last: int) -> None:
-        """Get the newest checkpoint of a trajectory up to step `last` into the folder."""
+        """Download the newest checkpoint of a trajectory up to step `last` into the local folder."""
         fetch_newest(self.remote, self.paths, trajectory, last)
 
     def upload_checkpoint(self, trajectory: str, step: int, path: Path) -> None:
-        """Queue the upload of a checkpoint, if this process holds the trajectory's lease."""
+        """Queue the upload of the checkpoint at `path`; do nothing if this process lacks the trajectory's lease."""
         if uploads := self._uploads.get(trajectory):
             uploads.enqueue(step, path)
 
     def drop_checkpoints(self, trajectory: str, last: int) -> None:
-        """Delete the checkpoints up to step `last` when the lease is released."""
+        """Mark the checkpoints up to step `last` for deletion; they are deleted when the lease is released."""
         if uploads := self._uploads.get(trajectory):
             uploads.cancel(last)
 
     # -- the store as a whole ----------------------------------------------------------------------------------------
 
     def fetch(self, *, results: bool = False, everything: bool = False) -> None:
-        """Download records; optionally also results and stored values, or everything again in order to verify it."""
+        """Download the records of runs, evidence and campaigns.
+
+        Args:
+            results: whether to also download results and stored values that the local folder lacks.
+            everything: whether to download everything, also what the local folder has, in order to verify the store.
+        """
         if everything:
             self.publish()
             for one in sorted(self.remote.list(), key=lambda one: one.name):
@@ -259,7 +271,7 @@ class Mirror:
         self.records.fetch()
 
     def _download_again(self, name: str) -> None:
-        """Download an object even if the folder has it, in order to verify the shared store."""
+        """Download an object even if the local folder has it; do nothing for checkpoints, leases and messages."""
         if name.startswith((".", "partial/", "trajectories/", "live/")):
             return
         if name.startswith(FOLDERS):
@@ -268,12 +280,12 @@ class Mirror:
             self.folder.put(name, data)
 
     def publish(self) -> None:
-        """Upload everything that this machine has written."""
+        """Upload everything that this machine has written and not uploaded yet."""
         self.publish_unpublished()
         self.records.publish()
 
     def move_aside(self, path: Path, place: Path) -> None:
-        """Move a damaged object of the shared store in the same way as its file or folder was moved here."""
+        """Repeat in the shared store that a damaged file or folder was moved from `path` to `place` in the folder."""
         with explain_os_errors(place, "read"):
             files = [place] if is_file(place) else list(iterate_files(place))
             for file in files:

@@ -1,4 +1,4 @@
-"""The interface of store backends (objects by name, in a folder or bucket), and how failed requests are repeated."""
+"""Define the interface to a store's objects (files in a folder or a bucket), and repeat requests that fail."""
 
 from __future__ import annotations
 
@@ -18,29 +18,33 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Listed:
-    """An object in a listing."""
+    """Describes an object in a listing."""
 
     name: str
     size: int
+    """Bytes."""
     version: str
-    """Changes whenever the object is written with other content."""
+    """Text that changes whenever the object is written with other content."""
     modified: float
-    """Time of the last write, by the clock of `Objects.now`."""
+    """Time of the last write in seconds since 1970, by the clock of `Objects.now`."""
 
 
 class Objects(Protocol):
-    """Named objects; names may contain ``/``. Every method raises `StoreError` when it gives up."""
+    """Reads and writes objects (byte strings) by name; every method raises `StoreError` if it fails in the end.
+
+    Names may contain ``/``.
+    """
 
     address: str
 
     def get(self, name: str, *, fresh: bool = False) -> bytes | None:
-        """Return the content, or None if the object is missing; if `fresh`, do not use a cached copy."""
+        """Return the content of an object, or None if it is missing; if `fresh`, do not return a cached copy."""
 
     def put(self, name: str, data: bytes) -> str:
-        """Write an object, in place of any of this name; return its version as in `Listed`, empty if unknown."""
+        """Write an object, replacing one of the same name; return `Listed.version`, or an empty text if unknown."""
 
     def create_if_absent(self, name: str, data: bytes) -> bool:
-        """Create an object and return True; if the name exists, mark that object as in use and return False."""
+        """Create an object and return True; if the name exists, mark the old object as used and return False."""
 
     def list(self, prefix: str = "") -> Iterator[Listed]:
         """Yield all objects whose names begin with a prefix."""
@@ -58,22 +62,22 @@ class Objects(Protocol):
 # out. Here every write can be repeated, as an object's content shows whether an earlier try succeeded.
 
 PATIENCE_SECONDS = 180.0
-"""Seconds for which requests are repeated after the first try; a network may be unavailable for two minutes."""
+"""Seconds for which a failed request is repeated, since a network may be unavailable for two minutes."""
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 10.0
 _STOPPING_SECONDS = 15.0
-"""The same once the worker was requested to stop: schedulers allow about 30 s."""
+"""Seconds for which a failed request is repeated once this process was asked to end; schedulers allow about 30 s."""
 _LONGEST_TRY = 45.0
-"""Maximum seconds that one try with its pause counts; a longer one means that this process was suspended."""
+"""Maximum seconds that a try and its pause count; if they take longer, this process was suspended meanwhile."""
 _limit = threading.local()
 
 
 class PassingError(Exception):
-    """A request failed but may succeed later: no answer, a broken connection, or a busy server."""
+    """Raised if a request failed but may succeed later: no answer, a broken connection, or a busy server."""
 
 
 @contextlib.contextmanager
 def patience(seconds: float) -> Iterator[None]:
-    """In a block, let this thread repeat requests for at most `seconds`."""
+    """Within a ``with`` block, let this thread repeat a failed request for at most `seconds`."""
     before = getattr(_limit, "seconds", PATIENCE_SECONDS)
     _limit.seconds = min(before, seconds)
     try:
@@ -83,11 +87,14 @@ def patience(seconds: float) -> Iterator[None]:
 
 
 def repeat(what: str, attempt: Callable[[int], T]) -> T:
-    """Call `attempt` until it raises no `PassingError`, and return its result; its argument is the number of earlier
-    tries.
+    """Call `attempt` until it raises no `PassingError`, and return its result.
+
+    Args:
+        what: begin of the error message.
+        attempt: sends the request; its argument is the number of earlier tries.
 
     Raises:
-        StoreError: if the thread's `patience` is exhausted; the message begins with `what`.
+        StoreError: if there is no success within the seconds that `patience` allows.
     """
     last, spent, tries = time.monotonic(), 0.0, 0
     while True:

@@ -1,8 +1,9 @@
-"""Packs runs into a bundle: their records, results and masks, and optionally the weights.
+"""Pack runs into a bundle: their records, results and masks, and optionally their weights.
 
-Starting from the results that a record names, it adds the weights from which those were trained and the trainings that
-gave these weights, back to the initialisation, and the same trainings in a second order of the data. For weights that
-are left out, the bundle names the training that computes them again, see `lab.training.execute`.
+The bundle contains the results to which a run's record refers, and the results of all trainings that gave the initial
+weights of these, back to the initialisation. It also contains the same trainings with a second order of the data, if
+they exist. For weights that are left out, the bundle says which training computes them again, see
+`lab.training.execute`.
 """
 
 from __future__ import annotations
@@ -21,23 +22,24 @@ from ticketry.lab.store.store import FORMAT, NUMERICS, Store
 from ticketry.records.campaign import read_campaign_record
 
 _GONE: dict[str, Any] = {"segment": {}}
-"""Stands for a result that was just deleted."""
+"""Value in place of a result that another process has just deleted."""
 _SHOWN = 5
 """Number of names in an error message."""
 _OF_MASKS = ("masks", "plans")
-"""Kinds of stored values that name a mask."""
+"""Kinds of stored values that contain the digest of a mask."""
 
 
 def pack(store: Store, names: Sequence[str], target: Path, *, weights: bool = False, masks: bool = True) -> Contents:
-    """Write a bundle of runs with the evidence about them; without names, of everything in the store.
+    """Write runs, and the evidence about them, into a bundle.
 
     Args:
         store: the store.
-        names: names of runs, and of campaigns with their scale (``stabilizing-cpu``), which stand for all their runs.
-        target: the file.
-        weights: include the weights: some hundred times as large.
-        masks: include masks, and the results of networks trained under them. Otherwise only records describe those,
-            and there are only results of dense networks.
+        names: names of runs. The name of a campaign with its scale (``stabilizing-cpu``) means all its runs. Without
+            names, everything in the store is packed.
+        target: the file to write.
+        weights: whether to include weights; the bundle is then some hundred times as large.
+        masks: whether to include masks, and the results of networks with masks. Without them the bundle contains the
+            records, and the results of dense networks only.
 
     Raises:
         StoreError: for an unknown name, for weights without masks, and for damaged files.
@@ -73,7 +75,7 @@ class _Selection:
             self.results = {key: record for key, record in self.results.items() if not _input_digests(record)}
 
     def sources(self, weights: bool) -> Iterator[Source]:
-        """Yield the parts in the order of unpacking: each part after those that it needs."""
+        """Yield the parts of the bundle; a part comes after all parts to which it refers."""
         made: dict[str, Key] = {}
         started, needed = set[str](), set[str]()
         for key, record in sorted(self.results.items()):
@@ -105,7 +107,7 @@ class _Selection:
     # -- records -----------------------------------------------------------------------------------------------------
 
     def _read_campaigns(self) -> dict[str, tuple[Mapping[str, Any], set[str]]]:
-        """Return each campaign's record and the names of its runs."""
+        """Return, by the name of a campaign, the campaign's record and the names of its runs."""
         read: dict[str, tuple[Mapping[str, Any], set[str]]] = {}
         for path in self.store.paths.campaign_records():
             values = read_sealed(path) or {}
@@ -114,7 +116,7 @@ class _Selection:
         return read
 
     def _named_runs(self) -> tuple[str, ...]:
-        """Return the named runs and the runs of named campaigns; all runs if no name was given."""
+        """Return the names of the runs to pack: the given runs and the runs of given campaigns, or by default all."""
         known = {path.parent.name for path in self.store.paths.run_records()}
         found: dict[str, None] = {}
         for name in self.names:
@@ -153,8 +155,10 @@ class _Selection:
                 yield "campaign", name, record
 
     def _memos(self, masks: set[str]) -> Iterator[tuple[Path, str, set[str]]]:
-        """Yield the stored values that gave these masks, and the sizes of the tasks; without names, those of
-        all masks.
+        """Yield stored values to pack: those that contain one of `masks`, and the sizes and prices of the tasks.
+
+        If everything in the store is packed, all stored values that contain a mask are included. Each item is a path,
+        the kind of value, and the digests that the value contains.
         """
         tasks = {
             digest_of(record["segment"]["task"]) for record in self.results.values() if "task" in record["segment"]
@@ -170,7 +174,7 @@ class _Selection:
 
 
 def _input_digests(record: Mapping[str, Any]) -> Sequence[str]:
-    """Return the digests of a training's initial state and mask."""
+    """Return the digests of the tensors with which a training starts: initial state and mask."""
     blobs: Sequence[str] = record["segment"].get("blobs", ())
     return blobs
 

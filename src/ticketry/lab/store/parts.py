@@ -1,7 +1,7 @@
-"""Sharded checkpoints inside a segment: a folder of files, one or more from each process, with their digests.
+"""Read and write sharded checkpoints: folders with one or more files from each process that trains a network.
 
-The folder is written under a temporary name and renamed when all files are on the disk. Its list of digests has a
-digest of its own, so that an incomplete folder is ignored.
+A folder is written under a temporary name, and renamed when all files are on the disk. It contains a list of the files'
+digests, which has a digest of its own. So an incomplete or damaged folder is recognised, and ignored.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from ticketry.lab.store.files import InaccessibleError, explain_os_errors, read_
 from ticketry.lab.store.paths import Paths
 
 LIST = "parts.json"
-"""File that lists the SHA-256 of the other files by name."""
+"""Name of the file that lists the SHA-256 of all other files in the folder."""
 
 
 def create_folder(paths: Paths, trajectory: str, step: int) -> Path:
@@ -33,13 +33,20 @@ def create_folder(paths: Paths, trajectory: str, step: int) -> Path:
 
 
 def compute_digests(folder: Path, rank: int, world: int) -> dict[str, str]:
-    """Return the SHA-256, by file name, of the files in a folder that this rank has to hash."""
+    """Return the SHA-256, by file name, of every `world`-th file in a folder, beginning with file number `rank`."""
     with explain_os_errors(folder, "read"):
         return {path.name: file_digest(path) for path in sorted(folder.iterdir())[rank::world]}
 
 
 def finish_folder(folder: Path, paths: Paths, trajectory: str, step: int, digests: Mapping[str, str]) -> None:
-    """Give a complete folder its final name, and delete older checkpoints."""
+    """Write the list of digests into a folder, give the folder its final name, and delete older checkpoints.
+
+    Args:
+        folder: the folder with its temporary name, which contains all other files.
+        paths: the store.
+        trajectory, step: the training and its step.
+        digests: SHA-256 of each file, by name.
+    """
     write_sealed(folder / LIST, {"files": dict(digests)})
     target = paths.partial_folder(trajectory, step)
     with explain_os_errors(target, "write"):
@@ -53,10 +60,10 @@ def finish_folder(folder: Path, paths: Paths, trajectory: str, step: int, digest
 
 
 def link_folder(folder: Path) -> Path:
-    """Return a second folder with hard links to the same files, which survives the deletion of the first.
+    """Return a new folder with hard links to the files in `folder`; the files stay available if `folder` is deleted.
 
     Raises:
-        FileNotFoundError: if a newer checkpoint has replaced the folder.
+        FileNotFoundError: if `folder` was deleted because of a newer checkpoint.
     """
     place = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".tmp", dir=folder.parent))
     try:
@@ -74,7 +81,7 @@ def link_folder(folder: Path) -> Path:
 
 
 def newest_folder(paths: Paths, trajectory: str, last: int) -> tuple[int, Path] | None:
-    """Return step and folder of the newest undamaged checkpoint up to step `last`."""
+    """Return step and folder of the newest undamaged sharded checkpoint up to step `last`; None if there is none."""
     for step, folder in sorted(_folders(paths, trajectory), reverse=True):
         with contextlib.suppress(InaccessibleError):  # an older one gives the same bits
             if step <= last and is_whole(folder):
@@ -83,10 +90,10 @@ def newest_folder(paths: Paths, trajectory: str, last: int) -> tuple[int, Path] 
 
 
 def is_whole(folder: Path) -> bool:
-    """Return whether the files of a folder are complete and unchanged.
+    """Return whether a folder has exactly the files in its list, with the digests in the list.
 
     Raises:
-        InaccessibleError: if one cannot be read.
+        InaccessibleError: if a file cannot be read.
     """
     try:
         listed = read_sealed(folder / LIST)
@@ -104,12 +111,12 @@ def is_whole(folder: Path) -> bool:
 
 
 def stored_steps(paths: Paths, trajectory: str) -> list[int]:
-    """Return the steps with a sharded checkpoint, including damaged ones."""
+    """Return the steps for which there is a sharded checkpoint, damaged or not."""
     return [step for step, _ in _folders(paths, trajectory)]
 
 
 def delete_folders(paths: Paths, trajectory: str, last: int) -> None:
-    """Delete the folders of checkpoints up to step `last`."""
+    """Delete the folders of the sharded checkpoints of `trajectory` up to step `last`."""
     for step, folder in list(_folders(paths, trajectory)):
         if step <= last:
             with contextlib.suppress(OSError):

@@ -1,8 +1,6 @@
-"""The names of all files of a store. Names that come from the content of a file cannot lead outside of the store.
+"""Define the paths of all files of a store; no path leads out of the store's folder.
 
-The name of an object is its path below the store's folder, separated by ``/``.
-
-An object's name is its path below the store's folder, with ``/`` between.
+The name of an object is its path relative to the store's folder, with ``/`` as separator.
 """
 
 from __future__ import annotations
@@ -16,7 +14,7 @@ from ticketry.lab.store.files import explain_os_errors, path_exists
 
 
 def ticket_folder(run: Path, replicate: int, level: int) -> Path:
-    """Return the folder of a ticket of a run, which has the folder `run`."""
+    """Return the folder of a ticket, given the folder `run` of the ticket's run."""
     return run / "tickets" / f"replicate-{replicate}-level-{level:02d}"
 
 
@@ -26,7 +24,7 @@ def blob_name(digest: str) -> str:
 
 
 def results_name(trajectory: str) -> str:
-    """Return the common prefix of the object names of a trajectory's results."""
+    """Return the prefix with which the object names of all results of a trajectory begin."""
     return f"results/{trajectory[:2]}/{trajectory}/"
 
 
@@ -36,17 +34,17 @@ def result_name(trajectory: str, step: int) -> str:
 
 
 def memo_name(kind: str, key: str) -> str:
-    """Return the object name of a stored value, such as the digest of a mask computed with known settings."""
+    """Return the object name of the value of some `kind` (such as "masks") that is stored under `key`."""
     return f"memo/{kind}/{key[:2]}/{key}.json"
 
 
 def partial_name(trajectory: str, step: int, digest: str) -> str:
-    """Return the object name of a checkpoint inside a segment."""
+    """Return the object name of the checkpoint of an unfinished segment at a step; `digest` is its SHA-256."""
     return f"partial/{trajectory}-{step}-{digest}.safetensors"
 
 
 class Paths:
-    """The files and folders of a store. Methods raise `OutsideError` for names and links that lead out of it."""
+    """Returns the paths of a store's files; a name or link that leads out of the store raises `OutsideError`."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -60,16 +58,14 @@ class Paths:
         self.campaigns = root / "campaigns"
         self.live = root / "live"
         self.moving = root / "moving.json"
-        """Names the store that is being moved here, until it has been."""
+        """File that exists while another store is being moved into this folder, and names that store."""
 
     def has_folders(self) -> bool:
-        """Return whether the folder has subfolders that only stores have; `StoreError` if the system denies the
-        answer.
-        """
+        """Return whether the folder has subfolders that only stores have; `StoreError` if that cannot be found out."""
         return any(map(path_exists, (self.results, self.memo, self.runs, self.evidences, self.campaigns)))
 
     def object_name(self, path: Path) -> str:
-        """Return the object name of a file of the store."""
+        """Return the object name of the file at `path`, which is in the store's folder."""
         return path.relative_to(self.root).as_posix()
 
     # -- single files ------------------------------------------------------------------------------------------------
@@ -99,20 +95,20 @@ class Paths:
         return join_inside(self.root, "runs", name)
 
     def evidence(self, name: str) -> Path:
-        """Return the record of a verification or of a stability analysis."""
+        """Return the path of the record of a verification or of a stability analysis."""
         return join_inside(self.root, "evidence", f"{name}.json")
 
     def campaign(self, name: str) -> Path:
-        """Return the record of a campaign at a scale; its pages are in the same folder."""
+        """Return the path of the record of a campaign; the campaign's pages are in the same folder."""
         return join_inside(self.root, "campaigns", f"{name}.json")
 
     def record(self, kind: str, name: str) -> Path:
-        """Return the record of a ``run``, of ``evidence`` or of a ``campaign``."""
+        """Return the path of a record; `kind` is ``run``, ``evidence`` or ``campaign``."""
         return self.run(name) / "run.json" if kind == "run" else getattr(self, kind)(name)
 
     @property
     def costs_folder(self) -> Path:
-        """The folder with costs of networks that were measured for searches."""
+        """Folder of the files with measured costs of networks."""
         return self.root / "costs"
 
     def costs(self, name: str) -> Path:
@@ -123,7 +119,7 @@ class Paths:
         return join_inside(self.root, "live", driver, name)
 
     def damaged_place(self, path: Path) -> Path:
-        """Return an unused path in ``damaged`` for a file or folder that a repair moves."""
+        """Return an unused path in the folder ``damaged``, to which a repair can move the file or folder `path`."""
         place = self.root / "damaged" / path.relative_to(self.root)
         number = 1
         with explain_os_errors(place, "look for"):
@@ -141,14 +137,14 @@ class Paths:
         return self._matching(self.runs, "*/run.json")
 
     def evidence_records(self) -> Iterator[Path]:
-        """Yield the records of verifications, stability analyses and timings."""
+        """Yield the paths of the records of verifications, stability analyses and timings."""
         return self._matching(self.evidences, "*.json")
 
     def campaign_records(self) -> Iterator[Path]:
         return self._matching(self.campaigns, "*.json")
 
     def tickets(self) -> Iterator[Path]:
-        """Yield the folder of each ticket that a run has saved."""
+        """Yield the folders of all tickets of all runs."""
         return self._matching(self.runs, "*/tickets/*")
 
     def pages(self) -> Iterator[Path]:
@@ -174,7 +170,7 @@ class Paths:
         return self._matching(self.results, "*/*/lock")
 
     def partial_files(self, trajectory: str = "*") -> Iterator[Path]:
-        """Yield the checkpoints inside segments, by default of all trajectories."""
+        """Yield the files of checkpoints of unfinished segments, by default of all trajectories."""
         return self._matching(self.partial, f"{trajectory}-*.safetensors")
 
     def partial_folders(self, trajectory: str = "*") -> Iterator[Path]:
@@ -182,11 +178,11 @@ class Paths:
         return self._matching(self.partial, f"{trajectory}-*.parts")
 
     def live_files(self, name: str) -> Iterator[Path]:
-        """Yield the file of the message with this name of each driver."""
+        """Yield, for each driver, the path of its message `name`."""
         return self._matching(self.live, f"*/{name}")
 
     def leftovers(self) -> Iterator[Path]:
-        """Yield files that killed processes left: temporary files, unfinished tickets, messages to workers."""
+        """Yield what killed processes may have left behind: temporary files, unfinished tickets, and messages."""
         with explain_os_errors(self.root, "read"):
             found = [path for path in iterate_below(self.root) if _is_temporary(path.name)]
         yield from self._checked(found)

@@ -1,8 +1,8 @@
-"""Synchronises the records of runs, evidence and campaigns between a mirror and its shared store.
+"""Synchronise the records of runs, evidence and campaigns between a mirror and its shared store.
 
-They are uploaded when a command ends, records last, so that a visible record of a run has all its tickets. Paths in
-records begin with the mirror's folder on this machine, and with the store's URL in the shared store. Pages are not
-shared: each machine renders its own from the records, and runs no script of another machine.
+Files are uploaded when a command ends, tickets before the run's record, so that a record that other machines see is
+complete. Paths in records begin with the mirror's folder on this machine, and with the store's URL in the shared store.
+HTML pages are not shared: each machine renders pages from the records, so that no script of another machine runs.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ FOLDERS = ("runs/", "evidence/", "campaigns/")
 
 
 class Records:
-    """The folders ``runs``, ``evidence`` and ``campaigns`` of a mirror.
+    """Synchronises the folders ``runs``, ``evidence`` and ``campaigns`` of a mirror with the shared store.
 
-    An index next to the mirror contains, for each file, its size and time here and its version in the shared store at
-    the last synchronisation.
+    An index file next to the mirror says for each file which size and time it had on this machine, and which version in
+    the shared store, when it was last synchronised.
     """
 
     def __init__(self, remote: Objects, paths: Paths) -> None:
@@ -51,7 +51,7 @@ class Records:
                     index[name] = {"here": stamp, "there": self._remote.put(name, data).strip()}
 
     def fetch(self) -> None:
-        """Download the records of all runs, evidence and campaigns; delete those that other machines deleted."""
+        """Download new records of runs, evidence and campaigns, and delete records that other machines deleted."""
         self.publish()
         with self._locked_index() as index:
             there = {one.name: one for folder in FOLDERS for one in self._remote.list(folder)}
@@ -71,19 +71,19 @@ class Records:
                     folder.rmdir()
 
     def fetch_folder(self, folder: str) -> None:
-        """Download everything below a folder."""
+        """Download all new files below `folder`, such as the tickets of a run."""
         with self._locked_index() as index:
             for one in self._remote.list(f"{folder}/"):
                 if self._is_newer(one, index):
                     self._download(one.name, index, one)
 
     def get(self, name: str) -> None:
-        """Download one file again."""
+        """Download the file `name`, even if the mirror has it."""
         with self._locked_index() as index:
             self._download(name, index)
 
     def remove_from_index(self, names: Iterable[str]) -> None:
-        """Remove files from the index that were deleted both here and in the shared store."""
+        """Remove files from the index; the caller has deleted them in the mirror and in the shared store."""
         with self._locked_index() as index:
             for name in names:
                 index.pop(name, None)
@@ -113,7 +113,7 @@ class Records:
         index[name] = {"here": self._stamp(name), "there": listed.version.strip() if listed else ""}
 
     def _relocate(self, name: str, data: bytes, old: str, new: str) -> bytes:
-        """Return a record with paths in the folder `new` instead of `old`; other and damaged files stay unchanged."""
+        """Return the content of a file; in an undamaged record, paths get the folder `new` instead of `old`."""
         if not (_is_record(name) and name.endswith(".json")):
             return data
         try:
@@ -123,7 +123,7 @@ class Records:
 
     @contextlib.contextmanager
     def _locked_index(self) -> Iterator[dict[str, Any]]:
-        """Yield the index, for one process at a time, and store it afterwards."""
+        """Within a ``with`` block, lock the index for other processes and yield it; store it afterwards."""
         with self._guard:
             make_folder(self._index.parent, private=True)
             with self._lock:
@@ -143,7 +143,7 @@ class Records:
 
 
 def replace_folder_in_paths(value: Any, old: str, new: str) -> Any:
-    """Return a JSON value in which paths in the folder `old` are replaced by paths in the folder `new`."""
+    """Return a copy of a JSON value, with the folder `new` in place of `old` at the begin of all paths."""
     match value:
         case str():
             return new + value[len(old) :] if value.startswith(f"{old}/") else value
@@ -155,7 +155,7 @@ def replace_folder_in_paths(value: Any, old: str, new: str) -> Any:
 
 
 def _is_record(name: str) -> bool:
-    """Return whether an object is a record of a run, of evidence or of a campaign, not a ticket, page or figure."""
+    """Return whether `name` is the record of a run, of evidence or of a campaign; not a ticket, page or figure."""
     folder, _, rest = name.partition("/")
     if folder == "runs":
         return rest.count("/") == 1 and rest.endswith(("/run.json", "/run.toml"))

@@ -1,6 +1,6 @@
-"""References between a store's records: results, the weights from which they were trained, and the trainings of those.
+"""Follow the references between a store's records, from results to the trainings that gave their initial weights.
 
-Also pairs of trainings that differ only in the order of the data; the second one measures the effect of the order.
+For a training there may be a second one with another order of the data only; it shows the effect of the order.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ def result_keys_in(values: Mapping[str, Any]) -> set[Key]:
 
 
 def output_digests(record: Mapping[str, Any]) -> set[str]:
-    """Return the digests of a result's weights and states."""
+    """Return the digests of all tensors that a training produced: weights, optimiser state, states of variants."""
     found = (record["model"], record["training"], *record["variants"].values())
     return {digest for digest in found if digest}
 
 
 def referenced_digests(record: Mapping[str, Any]) -> set[str]:
-    """Return all digests to which a result or a stored value refers."""
+    """Return all digests of tensors and masks to which a result or a stored value refers."""
     segment, variants = (record.get(name) for name in ("segment", "variants"))
     blobs = segment.get("blobs") if isinstance(segment, dict) else None
     found = [record.get(name) for name in ("model", "training", "mask", "plan")]
@@ -42,21 +42,21 @@ def referenced_digests(record: Mapping[str, Any]) -> set[str]:
 
 
 class Results:
-    """All results of a store, read once.
+    """Reads all results of a store, and follows their references.
 
     Args:
         paths: the store.
-        read: reads a result; returns an empty one for a file without references.
+        read: returns the result in a file; an empty result has no references.
     """
 
     def __init__(self, paths: Paths, read: Callable[[Path], Mapping[str, Any]]) -> None:
         self.records = {path: read(path) for path in paths.result_files() if path.stem.isdecimal()}
         self.of_trajectory: dict[str, dict[int, Path]] = {}
-        """Trajectory -> step -> file."""
+        """Path of each result, by trajectory and step."""
         for path in sorted(self.records, key=lambda path: (path.parent.name, int(path.stem))):
             self.of_trajectory.setdefault(path.parent.name, {})[int(path.stem)] = path
         self.makers: dict[str, Key] = {}
-        """Digest of weights -> the first result that has them."""
+        """Trajectory and step of the first result with some weights, by the digest of the weights."""
         for trajectory, files in self.of_trajectory.items():
             for step, path in files.items():
                 if {"model", "training", "variants"} <= self.records[path].keys():
@@ -69,12 +69,12 @@ class Results:
         starts: Callable[[Mapping[str, Any]], Iterable[str]],
         more: Callable[[Mapping[str, Any]], str | None] = lambda _: None,
     ) -> list[Path]:
-        """Return all results of these trajectories, and recursively those that gave their initial weights.
+        """Return the files of all results of these trajectories, and of the trajectories to which these lead.
 
         Args:
-            trajectories: where to begin.
-            starts: returns the digests in a result whose origin is followed.
-            more: returns a further trajectory to follow from a result, or None.
+            trajectories: the trajectories to begin with.
+            starts: returns digests of tensors for a result; the trajectories that produced these tensors are followed.
+            more: returns a further trajectory to follow for a result, or None.
         """
         waiting, seen = sorted(set(trajectories)), set[str]()
         found: list[Path] = []
@@ -95,12 +95,12 @@ class Results:
 
 
 def second_order_seed(seed: int) -> int:
-    """Return the seed of the second order of the data for a seed of the first."""
+    """Return the seed for the second order of the data, derived from the seed for the first order."""
     return mix(seed, "second order")
 
 
 def second_order_trajectory(result: Mapping[str, Any]) -> str | None:
-    """Return the trajectory of the same training in the second data order; None if the result does not describe it."""
+    """Return the trajectory of the same training with the second data order; None if `result` lacks a description."""
     segment = result["segment"]
     if not isinstance(segment, dict) or not isinstance(segment.get("order_seed"), int):
         return None
@@ -109,7 +109,7 @@ def second_order_trajectory(result: Mapping[str, Any]) -> str | None:
 
 
 def find_second_order_result(store: Store, key: str) -> tuple[str, dict[str, Any]] | None:
-    """Return key and result of a segment in the second data order, if the store has its metrics."""
+    """Return key and result of the same segment with the second data order; None if the store lacks its metrics."""
     trajectory, _, step = key.partition("@")
     first = store.load_valid_result(trajectory, int(step)) if step.isdigit() else None
     second = second_order_trajectory(first) if first else None

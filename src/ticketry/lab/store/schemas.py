@@ -1,4 +1,4 @@
-"""Schemas of results and stored values, which detect forged files and files of other versions."""
+"""Define schemas of results and stored values, to detect forged files and files of other versions."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class _Cost(msgspec.Struct):
 
 
 class Trained(msgspec.Struct):
-    """The entries of a result on which other code depends."""
+    """Schema of the entries that every stored result must have; results may have further entries."""
 
     step: _Count
     model: Digest
@@ -29,7 +29,7 @@ class Trained(msgspec.Struct):
 
 
 class _Flops(msgspec.Struct):
-    """FLOPs of a network by weights, or of a score by examples."""
+    """Schema of stored FLOPs: of a network (`dense`, `products`), or of a score (`first`, `others`, `fixed`)."""
 
     dense: float | None = None
     products: list[tuple[list[str], float]] = []
@@ -44,7 +44,7 @@ class _Flops(msgspec.Struct):
 
 
 class _Kernels(msgspec.Struct):
-    """Share of a network's MACs that sparse kernels skip, or the reason why the network has no such kernels."""
+    """Schema of the share of MACs that sparse kernels skip, or of the reason why a network cannot use them."""
 
     left_out: _Share | None = None
     inside: _Share | None = None
@@ -75,7 +75,7 @@ MEMOS: dict[str, Any] = {
     "kernels": _Kernels,
     "prices": _schema(layers=dict[str, tuple[_Positive, _Count]]),  # cost of one weight of a layer, number of weights
 }
-"""Schema of each kind of stored value; other kinds are not checked."""
+"""Schema of each kind of stored value; values of other kinds are not checked."""
 
 
 def describe_mismatch(schema: Any, value: object) -> str:

@@ -1,4 +1,4 @@
-"""The durable store: content-addressed tensors, results by segment key, locks, checkpoints inside segments."""
+"""Store tensors under their digests, results under the keys of segments, and checkpoints of unfinished segments."""
 
 from __future__ import annotations
 
@@ -43,30 +43,32 @@ if TYPE_CHECKING:  # imported with the first shared store
     from ticketry.lab.store.mirror import Mirror
 
 NUMERICS = 1
-"""Version of all code that affects the numbers of a segment; results of other versions are not found."""
+"""Version of all code that affects computed numbers; keys contain it, so that results of other versions are not found.
+"""
 FORMAT = 2
 DESCRIBED = {"format": FORMAT, "kind": "ticketry.store"}
 """Content of ``store.json``."""
 _ADVICE = REPAIR[0].upper() + REPAIR[1:]
 _NOT_TENSORS = (SafetensorError, ValueError, TypeError, LookupError, RuntimeError)
-"""Errors of reading a file that is not a safetensors file, or has a dtype unknown to torch."""
+"""Errors that occur for a file that is not a safetensors file, or has a dtype unknown to torch."""
 
 _log = logging.getLogger(__name__)
 
 
 class Store:
-    """A folder that stores every trained segment. Several processes may use it at once.
+    """Stores tensors, results and checkpoints of trainings in a folder, which several processes may use at once.
 
     Args:
         root: the folder.
-        mirror: the shared store that the folder caches, if it does.
+        mirror: the shared store of which the folder is the mirror; None for a store on this machine only.
 
     Raises:
-        StoreError: if the folder cannot be created, or holds a store of another format.
+        StoreError: if the folder cannot be created, or holds other files or a store of another format.
     """
 
     retrain: Callable[[str, str, int], None] | None = None
-    """Function of (digest, trajectory, step) that trains weights again that a bundle left out."""
+    """Function that is called if weights are missing because a bundle left them out. It trains them again; its
+    arguments are the digest of the weights, the trajectory, and the step."""
 
     def __init__(self, root: str | Path, mirror: Mirror | None = None) -> None:
         self.paths = Paths(Path(root))
@@ -89,7 +91,7 @@ class Store:
 
     @property
     def address(self) -> str:
-        """The address by which another process opens the store, see `open_store`."""
+        """Address with which another process can open the store, see `open_store`."""
         return self.mirror.address if self.mirror else str(self.paths.root.resolve())
 
     def _format(self) -> int | None:
@@ -121,7 +123,7 @@ class Store:
         return digest
 
     def put_pieces(self, pieces: Iterable[bytes]) -> str:
-        """Store a file given as an iterable of pieces, one in memory at a time; return its SHA-256."""
+        """Store the concatenation of `pieces` as a file, with one piece in memory at a time; return its SHA-256."""
         self.paths.blobs.mkdir(parents=True, exist_ok=True)
         found = hashlib.sha256()
         with (
@@ -167,7 +169,7 @@ class Store:
         """Return the tensors in the file of this digest, by name, in the order of names.
 
         Raises:
-            DamagedBlobError: as `get_bytes`; and if it holds something else.
+            DamagedBlobError: if the file is missing, is damaged, or does not contain tensors.
         """
         try:
             return _read_tensors(self.get_bytes(digest))
@@ -179,7 +181,7 @@ class Store:
         return self.put_bytes(to_bytes(mask))
 
     def get_mask(self, digest: str) -> Mask:
-        """Return the mask of this digest; `DamagedBlobError` as `get_tensors`."""
+        """Return the mask with this digest; `DamagedBlobError` if it is missing, damaged, or not a mask."""
         try:
             return from_bytes(self.get_bytes(digest))
         except MaskError as error:
@@ -188,14 +190,19 @@ class Store:
     # -- weights that a bundle left out ------------------------------------------------------------------------------
 
     def is_left_out(self, digest: str) -> bool:
-        """Return whether a bundle left out these weights and they were not trained again since."""
+        """Return whether the weights with this digest are missing because a bundle left them out."""
         if self.has(digest) or self.memo("left-out", digest) is None:
             return False
         again = self.memo("again", digest)
         return again is None or not self.has(again["model"])
 
     def _retrain_left_out(self, digest: str) -> bytes:
-        """Train weights again that a bundle left out, and return their file."""
+        """Train the missing weights with this digest again, and return their file.
+
+        Raises:
+            DamagedBlobError: if no bundle left these weights out, so that they are simply missing.
+            StoreError: if they cannot be trained again here.
+        """
         path, source = self.paths.blob(digest), self.memo("left-out", digest)
         if source is None:
             raise DamagedBlobError(f"{path} is missing. {_ADVICE}")
@@ -214,7 +221,7 @@ class Store:
     # -- results -----------------------------------------------------------------------------------------------------
 
     def result(self, trajectory: str, step: int) -> dict[str, Any] | None:
-        """Return the record of a trajectory at a step, or None."""
+        """Return the result of a trajectory at a step; None if it is not stored."""
         record = self._read_result(trajectory, step)
         if record is not None and record.get("metrics") is None and self.mirror:
             record = self._read_result(trajectory, step, fresh=True)  # they may have been measured elsewhere since
@@ -225,7 +232,7 @@ class Store:
         return None if data is None else parse_sealed(data, str(self.paths.result(trajectory, step)))
 
     def put_result(self, trajectory: str, step: int, record: Mapping[str, Any]) -> None:
-        """Store a result. It replaces one on this machine, but not one that another machine has published."""
+        """Store a result; replace a result of this machine, but not one that another machine has uploaded."""
         name, data = result_name(trajectory, step), sealed_bytes(record)
         if path_exists(self.paths.result(trajectory, step)):
             self.objects.put(name, data)
@@ -233,7 +240,7 @@ class Store:
             self.objects.create_if_absent(name, data)
 
     def load_valid_result(self, trajectory: str, step: int) -> dict[str, Any] | None:
-        """Return a validated result, or None if it is missing.
+        """Return the result of a trajectory at a step, after checking its entries; None if it is not stored.
 
         Raises:
             StoreError: if the file is damaged or not a result.
@@ -252,7 +259,7 @@ class Store:
     # -- checkpoints inside a segment --------------------------------------------------------------------------------
 
     def put_checkpoint(self, trajectory: str, step: int, tensors: Mapping[str, Tensor]) -> None:
-        """Store a checkpoint of an unfinished segment, and delete older ones."""
+        """Store a checkpoint of an unfinished segment at a step, and delete older checkpoints."""
         data = tensors_to_bytes(tensors)
         path = self.paths.partial_file(trajectory, step, hashlib.sha256(data).hexdigest())
         Folder(self.paths.root).put(self.paths.object_name(path), data)
@@ -260,12 +267,12 @@ class Store:
         self.upload_checkpoint(trajectory, step, path)
 
     def upload_checkpoint(self, trajectory: str, step: int, path: Path) -> None:
-        """Upload a checkpoint of the store's folder, so that other machines can use it."""
+        """Upload the checkpoint at `path`, so that other machines can use it; do nothing if the store is not shared."""
         if self.mirror:
             self.mirror.upload_checkpoint(trajectory, step, path)
 
     def newest_checkpoint(self, trajectory: str, last: int) -> tuple[int, dict[str, Tensor]] | None:
-        """Return the newest undamaged checkpoint of an unfinished segment up to step `last`, with its step."""
+        """Return step and tensors of the newest undamaged checkpoint up to step `last`; None if there is none."""
         if self.mirror:
             self.mirror.fetch_checkpoint(trajectory, last)
         for path in sorted(self.paths.partial_files(trajectory), key=_step_of, reverse=True):
@@ -287,7 +294,7 @@ class Store:
         return max((step for step in steps if step <= last), default=-1)
 
     def drop_checkpoints(self, trajectory: str, last: int) -> None:
-        """Delete the checkpoints up to step `last`; later ones belong to a longer segment that was interrupted."""
+        """Delete the checkpoints up to step `last`; later checkpoints belong to a longer, interrupted segment."""
         self._drop(trajectory, last)
         if self.mirror:
             self.mirror.drop_checkpoints(trajectory, last)
@@ -302,7 +309,7 @@ class Store:
     # -- remembered values -------------------------------------------------------------------------------------------
 
     def memo(self, kind: str, key: str) -> dict[str, Any] | None:
-        """Return the value stored by `put_memo` under a key; None if it is missing, or damaged, which is logged."""
+        """Return the value that `put_memo` stored; None if it is missing or damaged (damage is logged)."""
         path, why = self.paths.memo_file(kind, key), ""
         for fresh in (False, True):
             try:
@@ -322,7 +329,7 @@ class Store:
         return None
 
     def load_or_compute(self, kind: str, key: str, make: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
-        """Return the value stored under a key; if there is none, compute it with `make` and store it."""
+        """Return the value stored under `kind` and `key`; if there is none, call `make` and store its result."""
         known = self.memo(kind, key)
         if known is None:
             known = dict(make())
@@ -330,14 +337,17 @@ class Store:
         return known
 
     def put_memo(self, kind: str, key: str, value: Mapping[str, Any]) -> None:
-        """Store a small value under a key, such as the digest of a computed mask."""
+        """Store a small value, such as the digest of a computed mask, under `kind` (such as "masks") and `key`."""
         self.objects.put(memo_name(kind, key), sealed_bytes(value))
 
     # -- other processes and machines --------------------------------------------------------------------------------
 
     @contextlib.contextmanager
     def lock(self, trajectory: str) -> Iterator[None]:
-        """In a block, hold the lock for training a trajectory. Waits for another process, unless that was killed."""
+        """Within a ``with`` block, hold the lock of a trajectory, so that no other process trains it.
+
+        If another process holds the lock, wait until that process releases it or ends.
+        """
         path = self.paths.lock(trajectory)
         with explain_os_errors(path, "lock"):
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -350,23 +360,23 @@ class Store:
             lock.release()
 
     def fetch(self, *, results: bool = False, everything: bool = False) -> None:
-        """Download the records of a shared store; optionally also results, or everything; see `Mirror.fetch`."""
+        """Download records of a shared store; if asked, also results, or everything again; see `Mirror.fetch`."""
         if self.mirror:
             self.mirror.fetch(results=results, everything=everything)
 
     def fetch_folder(self, folder: Path) -> None:
-        """Download all files of a run's folder of a shared store."""
+        """Download all files below `folder`, such as a run's folder, from the shared store."""
         if self.mirror:
             self.mirror.records.fetch_folder(self.paths.object_name(folder))
 
     def publish(self) -> None:
-        """Upload the records that were written here to the shared store."""
+        """Upload the records that this machine has written to the shared store."""
         if self.mirror:
             self.mirror.publish()
 
 
 def read_format(path: Path) -> int | None:
-    """Return the number in the store's own file, or None if it is missing; `StoreError` if it is damaged."""
+    """Return the format version in the file ``store.json``; None if the file is missing, `StoreError` if damaged."""
     described = read_json(path)
     if described is None:
         return None
@@ -377,13 +387,13 @@ def read_format(path: Path) -> int | None:
 
 
 def tensors_to_bytes(tensors: Mapping[str, Tensor]) -> bytes:
-    """Return tensors as a safetensors file; equal tensors give equal bytes. Tensors that share memory are copied."""
+    """Return the bytes of a safetensors file with these tensors; equal tensors give equal bytes."""
     plain = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in sorted(tensors.items())}
     return bytes(safetensors_save(plain))
 
 
 def _read_tensors(data: bytes) -> dict[str, Tensor]:
-    """Return the tensors sorted by name, since no result may depend on the order in a file."""
+    """Return the tensors in the bytes of a safetensors file, sorted by name."""
     return dict(sorted(safetensors_load(data).items()))
 
 
@@ -398,16 +408,17 @@ _guard = threading.Lock()
 
 
 def open_store(address: str | Path) -> Store:
-    """Open the store at an address, created if missing.
+    """Open the store at an address; create it if it is missing.
 
     Args:
         address: a folder; the URL of a store that many machines share (``s3://bucket/folder``, ``gs://``, ``az://``,
-            ``file:///shared/folder``); or the folder of the mirror of one.
+            ``file:///shared/folder``); or the mirror folder of a shared store.
 
     Raises:
-        UsageError: for an unknown kind of URL, or one with credentials in it.
-        MissingExtraError: for a bucket without obstore.
-        StoreError: if it cannot be created, does not answer, or holds something else or a store of another format.
+        UsageError: for an unknown kind of URL, or a URL that contains credentials.
+        MissingExtraError: for a bucket, if obstore is not installed.
+        StoreError: if the store cannot be created, does not answer, or has another format, or if the address holds
+            other files.
     """
     place = local_folder(address)
     with _guard:  # one mirror for each address: two threads that open it at once share its connections
@@ -421,10 +432,10 @@ def open_store(address: str | Path) -> Store:
 
 
 def existing_store(address: str | Path) -> Store | None:
-    """Return the store at an address, with the records of a shared store downloaded; None if there is no store.
+    """Open the store at an address and download the records of a shared store; None if there is no store.
 
     Raises:
-        UsageError, StoreError: as `open_store`.
+        UsageError, StoreError: in the same cases as `open_store`.
     """
     place = local_folder(address)
     if (url := shared_url(place)) and not _create_mirror(url, place).exists():
@@ -437,7 +448,7 @@ def existing_store(address: str | Path) -> Store | None:
 
 
 def has_store(place: Path) -> bool:
-    """Return whether a folder holds a store; `StoreError` if the system denies the answer."""
+    """Return whether the folder `place` is a store; `StoreError` if that cannot be found out."""
     return path_exists(Paths(place).format)
 
 
@@ -448,7 +459,7 @@ def publish_opened_stores() -> None:
 
 
 def open_remote(url: str) -> Objects:
-    """Return the objects at a URL in the form of `canonical_url`."""
+    """Return access to the objects at a URL, which must have the form that `canonical_url` returns."""
     if url.startswith("file://"):
         return SharedFolder(url)
     from ticketry.lab.store.bucket import Bucket
@@ -463,7 +474,7 @@ def _create_mirror(url: str, place: Path) -> Mirror:
 
 
 def _lease_seconds() -> float:
-    """Return ``$TICKETRY_LEASE_SECONDS``: seconds after which another machine may take over a training."""
+    """Return the seconds after which another machine may take over a training (TICKETRY_LEASE_SECONDS, or 60)."""
     text = os.environ.get("TICKETRY_LEASE_SECONDS", "")
     try:
         seconds = float(text or 60.0)

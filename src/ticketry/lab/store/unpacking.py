@@ -1,6 +1,7 @@
-"""Unpacks a bundle into a store. The whole bundle is verified before anything is written.
+"""Unpack a bundle into a store, after verifying the whole bundle.
 
-Existing files stay, with two exceptions: results without metrics, and records of campaigns with fewer replicates.
+Files that the store has already are not replaced, with two exceptions: a result without metrics is replaced by one with
+metrics, and the record of a campaign by one with more replicates.
 """
 
 from __future__ import annotations
@@ -22,12 +23,12 @@ from ticketry.lab.store.store import FORMAT, NUMERICS, Store, open_store
 from ticketry.records.campaign import CampaignRecord, read_campaign_record
 
 Check = Callable[[str, dict[str, Any]], None]
-"""Function of (kind, values) that raises `StoreError` if the record of a run or of evidence is invalid."""
+"""Function that checks a record, given its kind and values, and raises `StoreError` if the record is invalid."""
 
 
 @dataclass(frozen=True)
 class Unpacked:
-    """Result of unpacking a bundle."""
+    """Describes what unpacking a bundle has changed in the store."""
 
     runs: tuple[str, ...]
     new: int
@@ -35,14 +36,14 @@ class Unpacked:
     known: int
     """Number of files that the store already had."""
     differing: tuple[Path, ...]
-    """Files of the store for which the bundle has other numbers."""
+    """Files of the store that have other numbers than the same files in the bundle; they were not replaced."""
     left_out: int
-    """Number of states whose weights are neither in the bundle nor in the store: they are trained again when needed."""
+    """Number of states whose weights are neither in the bundle nor in the store; they are trained again when needed."""
     renewed: tuple[Path, ...] = ()
-    """Files that were replaced because the bundle has more: results with metrics, campaigns with more replicates."""
+    """Files that the bundle's files replaced: results now with metrics, campaigns now with more replicates."""
     apart: tuple[str, ...] = ()
-    """Campaigns for which bundle and store each have replicates that the other lacks. One record stays; it is written
-    again with all replicates when the campaign is planned or continued."""
+    """Campaigns for which the bundle and the store have different replicates, and only one of the two records stays.
+    Planning or continuing the campaign writes a record with all replicates."""
 
 
 def unpack(bundle: Path, root: Path, *, check: Check) -> Unpacked:
@@ -94,7 +95,7 @@ def _add_contents(opened: Bundle, store: Store) -> Unpacked:
 
 
 def _write(store: Store, path: Path, data: bytes) -> None:
-    """Write a result or stored value as an object, and a record as a file: records are uploaded later, all together."""
+    """Write a file of the store; in a shared store, results and stored values are uploaded at once, records later."""
     if path.is_relative_to(store.paths.results) or path.is_relative_to(store.paths.memo):
         store.objects.put(store.paths.object_name(path), data)
     else:
@@ -102,8 +103,13 @@ def _write(store: Store, path: Path, data: bytes) -> None:
 
 
 def _write_run_file(record: Path, data: bytes) -> None:
-    """Write the configuration of a run, if it is missing, before the run's record: a stored run then always has its
-    configuration, even if this process is killed.
+    """Write the configuration ``run.toml`` of a run if it is missing; call this before the run's record is written.
+
+    So every run in the store has its configuration, even if this process is killed in between.
+
+    Args:
+        record: path of the run's record.
+        data: content of the run's record in the bundle.
     """
     file = record.with_name("run.toml")
     if not path_exists(record) or (not path_exists(file) and _read(record) == data):
@@ -119,20 +125,20 @@ def _read(path: Path) -> bytes:
 
 
 class Comparison(NamedTuple):
-    """Tells which of two files stays: the store's or the bundle's."""
+    """Says whether the store's or the bundle's version of a file stays."""
 
     take: bool
     """Whether the bundle's file replaces the store's."""
     lost: Literal["", "numbers", "replicates"] = ""
-    """What is lost with the other file: other numbers, replicates of a campaign, or nothing."""
+    """What is lost with the version that does not stay: other numbers, replicates of a campaign, or nothing."""
 
 
 _OF_MAKING = ("seconds", "train_seconds", "other_seconds", "cost", "environment", "command", "config", "store")
-"""Entries of a record about how and when it was made."""
+"""Names of entries that say how and when a record was made; they are ignored when records are compared."""
 
 
 def compare(kind: Kind, name: tuple[str, ...], known: bytes, new: bytes) -> Comparison:
-    """Compare a file of the store with the verified file of the same name in a bundle."""
+    """Decide whether a file of the store (`known`) is replaced by the file of the same name in a bundle (`new`)."""
     if known == new:
         return Comparison(take=False)
     if kind == "blob" or (kind == "memo" and name[0] == "left-out"):
@@ -155,7 +161,7 @@ def compare(kind: Kind, name: tuple[str, ...], known: bytes, new: bytes) -> Comp
 
 
 def _relocate(values: dict[str, Any], beside: dict[str, Any]) -> dict[str, Any]:
-    """Return a record whose paths are in the store of the record `beside`, since a copied store has another folder."""
+    """Return the record `values` with its store's folder replaced by that of the record `beside` in all paths."""
     old, new = values.get("store"), beside.get("store")
     if not (isinstance(old, str) and isinstance(new, str) and old):
         return values
@@ -164,14 +170,14 @@ def _relocate(values: dict[str, Any], beside: dict[str, Any]) -> dict[str, Any]:
 
 
 def _without_origin(value: Any) -> Any:
-    """Return a record without the entries in `_OF_MAKING`."""
+    """Return a JSON value without the entries that say how and when it was made, see `_OF_MAKING`."""
     if isinstance(value, dict):
         return {name: _without_origin(one) for name, one in value.items() if name not in _OF_MAKING}
     return [_without_origin(one) for one in value] if isinstance(value, list) else value
 
 
 def _compare_campaigns(ours: CampaignRecord, theirs: CampaignRecord) -> Comparison:
-    """Choose the record with more replicates, or the later one."""
+    """Choose the record with more replicates; if both have the same number, choose the later record."""
     take = _campaign_order(theirs) > _campaign_order(ours)
     winner, other = (theirs, ours) if take else (ours, theirs)
     have = {run.name: run.replicates for run in winner.runs}
@@ -201,7 +207,7 @@ def _check_versions(contents: Contents, bundle: Path) -> None:
 
 
 def _path_of_part(paths: Paths, part: Part) -> Path:
-    """Return the path of a part in the store; `OutsideError` for an invalid name."""
+    """Return the path in the store for a part of a bundle; `OutsideError` if its name is invalid."""
     names = part.name
     if part.kind == "blob":
         return paths.blob(names[0])
@@ -213,7 +219,15 @@ def _path_of_part(paths: Paths, part: Part) -> Path:
 
 
 def _check_part(paths: Paths, part: Part, data: bytes, check: Check, what: str) -> None:
-    """Raise `StoreError` unless a part matches its name."""
+    """Raise `StoreError` if the content of a part is invalid or does not belong to the part's name.
+
+    Args:
+        paths: the store.
+        part: description of the part.
+        data: content of the part.
+        check: checks the records of runs and evidence.
+        what: name of the part for error messages.
+    """
     wanted = 2 if part.kind in ("result", "memo") else 1
     if len(part.name) != wanted:
         raise StoreError(f"{what}: a {part.kind} with {len(part.name)} names, not {wanted}")
@@ -245,7 +259,7 @@ def _check_part(paths: Paths, part: Part, data: bytes, check: Check, what: str) 
 
 
 def _check_result(part: Part, values: dict[str, Any], what: str) -> None:
-    """Raise `StoreError` unless a result describes its training, and its key is the digest of that."""
+    """Raise `StoreError` if a result is invalid, or its key is not the digest of the training that it describes."""
     trajectory, step = part.name
     if why := describe_mismatch(Trained, values):
         raise StoreError(f"{what} is no result: {why}")
