@@ -42,7 +42,7 @@ class LayerFacts:
     """Properties of a layer's weight that do not depend on the input shape."""
 
     groups: list[tuple[int, int]]
-    """(rows, retained columns) of each group of rows that share their columns."""
+    """Number of rows and number of retained columns, for each group of rows that retain the same columns."""
     two_four: bool
     unfit: str | None
     """Why the layer cannot run in the group kernel; None if it can."""
@@ -402,7 +402,7 @@ class LayerWork:
     columns: int
     """Columns of the dense weight: input channels of a convolution group x taps."""
     groups: Sequence[tuple[int, int]]
-    """(rows, retained columns) of each group of rows that share their columns."""
+    """Number of rows and number of retained columns, for each group of rows that retain the same columns."""
     inputs: int
     """Number of input numbers that are read."""
     outputs: int

@@ -63,7 +63,7 @@ weights) took 1.03, 0.90, 0.74 and 0.75 of the dense step's time at a density of
 
 @dataclass(frozen=True)
 class CapturedCall:
-    """A traced call as steps: nodes of the trace that run in torch, and regions that replace the other nodes."""
+    """A traced call, divided into steps: nodes of the trace that run in torch, and regions for the other nodes."""
 
     graph: fx.Graph
     order: list[fx.Node | FoundRegion]

@@ -334,7 +334,7 @@ def _to_blocks(blocks: Tensor, tensor: Tensor) -> None:
 
 
 LIMIT = 0.3
-"""Density of all weights above which an LSTM runs in torch.
+"""Density, over all weights of an LSTM, above which the LSTM runs in torch.
 
 Measured (200 units, 35 words, 20 examples, AVX-512): 0.34, 0.43, 0.53, 0.72, 0.78 and 1.25 of torch's time at 5, 10,
 20, 25, 30 and 50 %.
@@ -487,7 +487,7 @@ def lstm_units(model: nn.Module, context: TrainingContext) -> list[LstmUnit]:
 
 
 def masks_of_lstms(model: nn.Module, masks: Mapping[int, Tensor]) -> dict[str, dict[str, Tensor]]:
-    """Return, for each LSTM under the mask, its parameter names -> tensors of the mask.
+    """Return a mapping from each LSTM under the mask to its tensors of the mask, by parameter name.
 
     Args:
         masks: ``id`` of a parameter -> its tensor of the mask.
@@ -502,7 +502,7 @@ def masks_of_lstms(model: nn.Module, masks: Mapping[int, Tensor]) -> dict[str, d
 
 
 def _weight_names(layer: int, *, reverse: bool) -> dict[str, str]:
-    """Return `INPUTS` and `STATES` -> the names of these weights in one layer and one direction."""
+    """Return a mapping from `INPUTS` and `STATES` to the names of these weights in one layer and direction."""
     end = f"_l{layer}" + ("_reverse" if reverse else "")
     return {of: of.removesuffix("_l0") + end for of in (INPUTS, STATES)}
 

@@ -44,7 +44,7 @@ _TENSORS = 48
 
 @dataclass
 class Slot:
-    """Index in the program of the first of some operations; -1 until the order of operations is final."""
+    """Index of an operation in the program, the first of several that were added together; -1 until it is known."""
 
     number: int = -1
 
@@ -234,7 +234,7 @@ class TrainingPlan:
         self._arena.release(self._buffers.pop(memory.offset))
 
     def free_scratch(self) -> None:
-        """Append the waiting operations to the backward pass if they use the scratch memory, so that it is free."""
+        """Append the waiting operations to the backward pass if they use the scratch memory, which is then free."""
         if self._scratch_taken:
             self.append_waiting("backward")
 
@@ -557,7 +557,7 @@ Stage = Callable[[RegionPass], None]
 
 @dataclass
 class OpRange:
-    """Stage that runs the operations from the first bound to the last.
+    """Stage that runs the operations with the indices from the first of `bounds` up to, but not including, the last.
 
     If there are more than two bounds, each thread runs the operations between two neighbouring bounds.
     """

@@ -135,7 +135,7 @@ def values_read_in_backward(node: Node) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class Lifetimes:
-    """Which values can be released when; the lists have one entry per node of the region."""
+    """When the values of a region are no longer needed; the first two lists have one entry per node."""
 
     after_forward: Sequence[Sequence[str]]
     """For each node, the values that are not needed after the node's forward pass, or not until they are recomputed."""

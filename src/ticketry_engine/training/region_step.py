@@ -119,8 +119,9 @@ class RegionStep:
     def give_gradient(self, module: str, gradient: Tensor, weight: Tensor) -> Tensor | None:
         """Deliver a weight's gradient, and return the gradient that autograd receives for the weight.
 
-        If the weight has a packed vector, the gradient is added to the vector's, and the result is None. But if the
-        weight has hooks of the user, autograd receives a dense gradient, which reaches the vector after the hooks.
+        If the weight has a packed vector, the gradient is added to the gradient of the vector, and the result is None.
+        But if the weight has hooks of the user, the result is a dense gradient; it reaches the vector after the hooks
+        have run.
         """
         if module in self.rows:
             if not _has_hooks(weight):

@@ -341,7 +341,7 @@ class _CapturedRun:
     def _call_module(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
         """Call a module that is a single node of the graph; its submodules may be replaced by units."""
         context = self._unit.context
-        if not isinstance(module.__dict__.get("forward"), Unit):  # units call `before_read` themselves
+        if not isinstance(module.__dict__.get("forward"), Unit):  # units call `update_before_read` themselves
             context.update_before_read(module.parameters())
         before, context.walking = context.walking, isinstance(module, LAYERS)
         try:

@@ -176,7 +176,7 @@ class ProductTables:
     """Maximum number of vectors per tile."""
     chunks: Array
     by_block: bool
-    """Whether sums stay in the L2 cache, so that blocks of images are processed one after the other."""
+    """Whether the sums fit into the L2 cache; blocks of images are then processed one after the other."""
     several: int
     """Number of threads that have separate sums; 1 if all threads share the sums."""
 

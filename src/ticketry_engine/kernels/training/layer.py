@@ -183,7 +183,7 @@ def operation_blocks(blocks: int, size: Pair) -> list[range]:
 
 
 def split_blocks_by_thread(blocks: int, threads: int) -> list[range]:
-    """Divide the numbers of the blocks evenly among threads; the list has only threads with at least one block."""
+    """Divide the numbers of the blocks evenly among threads; threads without a block are not in the list."""
     threads = min(blocks, threads)
     return [range(blocks * part // threads, blocks * (part + 1) // threads) for part in range(threads)]
 
@@ -290,7 +290,7 @@ class GatheredOps:
 
     @property
     def rows(self) -> Array:
-        """Byte offsets of the planes of y: int64 [segments, rows per segment].
+        """Byte offsets of the planes of y that each segment writes: int64 [segments, rows per segment].
 
         The biases, which are the last words of each segment, have the same order.
         """
@@ -340,7 +340,7 @@ class WeightGradient:
     """Number of elements of external tensor 0, the packed gradients."""
 
 
-# -- WeightGather weights from dense tensors into kernel tables, and scatter packed gradients back ---------------------
+# -- Copy weights from dense tensors to kernel tables (`WeightGather`), and packed gradients back (`Scatter`) ----------
 
 #     gather    table[i] = source[index[i]]
 #     scatter   goal[places[i]] = source[order[i]],  0 elsewhere

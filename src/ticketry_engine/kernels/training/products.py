@@ -45,7 +45,7 @@ TOGETHER = 4
 """Number of columns whose sums are folded into one vector."""
 
 SIDE_BY_SIDE = 8
-"""Number of columns that a row sums concurrently on targets with 32 registers.
+"""Number of columns of a row that are summed concurrently, on targets with 32 registers.
 
 Eight independent sums keep two multipliers with a latency of four cycles busy.
 """
