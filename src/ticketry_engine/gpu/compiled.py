@@ -221,7 +221,7 @@ def _batch(inputs: Sequence[Tensor]) -> int:
 
 
 class _ShapeProgram:
-    """A program for one input shape; if `record`, it is recorded as a CUDA graph at the first call and then replayed."""
+    """A program for one input shape; if `record`, it is recorded as a CUDA graph at the first call, then replayed."""
 
     def __init__(self, program: Any, record: bool) -> None:
         self.program = program
