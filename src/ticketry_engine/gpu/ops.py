@@ -173,12 +173,7 @@ class _Product:
     slope: float
 
     def launch(self, images: _ImageShape, *, taps: bool = False, border: bool = False) -> None:
-        """Run the group kernel.
-
-        Args:
-            taps: whether `places` include taps.
-            border: whether a tap may be outside the image.
-        """
+        """Run the group kernel; `taps` and `border` are arguments of `kernels.group_product`."""
         x, out, (count, tile) = self.x, self.out, (self.tiles.shape[0], self.rows.shape[1])
         outputs = images.run * images.out_size[0] * images.out_size[1]
         bias, residual = (x if one is None else one for one in (self.bias, self.residual))

@@ -1,7 +1,6 @@
 """Choose the kernel of each layer by estimated time: the group kernel, a 2:4 product, or a dense layer of torch.
 
-The group kernel reads and writes the inner layout, in which the batch is innermost; torch's layers read and write the
-outer layout (channels_last or contiguous). Changes of layout cost time.
+The group kernel uses the inner layout (batch innermost), torch's layers the outer layout (channels_last or contiguous).
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ class LayerChoice:
     """One of "group", "2:4" and "dense"."""
     why: str
     tile: int = 0
-    """Rows of a tile, if the layer runs in the group kernel or may be switched to it; else 0."""
+    """Rows of a tile, if the layer runs in the group kernel or could be switched to it."""
 
 
 @dataclass(frozen=True)
@@ -272,11 +271,7 @@ def _is_grid_result(graph: Graph, name: str) -> bool:
 
 
 def runs_on_inner_inputs(graph: Graph, node: Node) -> bool:
-    """Return whether a node can run on inputs in the inner layout.
-
-    The inputs must be images, joined or cut only along channels; or, for an elementwise operation, feature rows of one
-    shape.
-    """
+    """Return whether a node can run in the inner layout: on images, or elementwise on feature rows of one shape."""
     if node.op not in FOLLOWS:
         return False
     shapes = [graph.values[name].shape for name in node.inputs]
@@ -428,10 +423,9 @@ def two_four_seconds(work: LayerWork, rates: Rates) -> float:
 
 
 def _dense_product_seconds(work: LayerWork, rates: Rates, rate: float, stored: float) -> float:
-    """Estimate the seconds of a product with the dense weight, including separate passes for residual and activation.
+    """Estimate the seconds of a product with the dense weight at `rate` FLOP/s.
 
     Args:
-        rate: FLOP/s of the product.
         stored: share of the dense weight's bytes that is read.
     """
     product = 2.0 * work.pixels * work.rows * work.columns / rate
@@ -546,8 +540,7 @@ def candidate_configs(tile: int, outputs: int, tiles: int) -> list[Config]:
 def choose(key: Hashable, tile: int, outputs: int, tiles: int, x: Tensor, run: Callable[[Config], None]) -> Config:
     """Return the fastest launch parameters for `key`, from the cache or by timing each candidate with `run`.
 
-    The first candidate is returned on a CPU, and if nothing is cached while a CUDA graph is recorded: timing is then
-    impossible.
+    Where timing is impossible (on a CPU, or while a CUDA graph is recorded), return the first candidate.
     """
     candidates = candidate_configs(tile, outputs, tiles)
     if x.device.type != "cuda":

@@ -254,7 +254,7 @@ def _run_in_either_layout(node: Node, outer: Callable[..., Any], inner: Callable
 def to_memory_order(x: Tensor) -> Tensor:
     """View a tensor in the inner layout in the order of its memory: contiguous [C, H, W, P] or [C, P].
 
-    P is the number of images or tokens, rounded up to a multiple of 8.
+    P is the number of images or tokens, padded.
     """
     run = round_up(x.shape[0])
     shape = (*x.shape[1:], run)

@@ -333,9 +333,9 @@ def _count_images(node: fx.Node) -> int:
 
 
 def fills_blocks(images: int, *, half: bool = False) -> bool:
-    """Return whether blocks of images are full enough: their empty places do not exceed the share that `FULL` allows.
+    """Return whether a batch fills blocks of images, with at most as many empty places as `FULL` allows.
 
-    Blocks in bfloat16 (`half`) have room for twice as many images.
+    In bfloat16 (`half`), blocks are larger.
     """
     block = images_of(HALF if half else FLOAT)
     return 0 < -(-images // block) * block <= FULL * images
@@ -509,10 +509,7 @@ _MODULES: dict[type[nn.Module], Callable[[fx.Node, fx.Node, Any], Node | None]] 
 
 
 def _named_arguments(node: fx.Node, **defaults: Any) -> dict[str, Any]:
-    """Return the arguments of a call after the first, by name.
-
-    Args:
-        defaults: name of each argument -> its default, in the order of the arguments.
+    """Return the arguments of a call after the first, by name; `defaults` are in the order of the arguments.
 
     Raises:
         Unsupported: if the call has an argument that is not in `defaults`.
@@ -621,10 +618,7 @@ def lower_module(node: fx.Node, module: nn.Module) -> Node | None:
 
 
 def lower_function(node: fx.Node) -> Node | None:
-    """Return the node for a call of a function or method; None if it returns its input unchanged.
-
-    Raises Unsupported if no kernel can run the call.
-    """
+    """Return the node for a call of a function or method; None, or an error, as for `lower_module`."""
     function = _FUNCTIONS.get(node.target) if node.op in ("call_function", "call_method") else None
     if function is None:
         raise Unsupported("no kernels")

@@ -262,8 +262,7 @@ def _recompute_norm(name: str, makers: Mapping[str, Node], plan: TrainingPlan, *
     """Add operations to the backward pass that recompute value `name`, the output of a norm, if it is not stored.
 
     Args:
-        makers: value -> the norm that computes it.
-        passing: whether memory for one block of the value is enough.
+        makers: value -> norm that computes the value.
     """
     if name in plan.present:
         return

@@ -139,8 +139,7 @@ class PackedWeight:
         """Convert an optimiser's state of the row to the current mask; weights that were pruned before get 0.
 
         Args:
-            state: the optimiser's state of the row, which is changed.
-            before: positions in the tensor of the weights that were retained before.
+            before: the row's former positions in the tensor.
         """
         for name, value in state.items():
             if isinstance(value, Tensor) and value.shape == before.shape:

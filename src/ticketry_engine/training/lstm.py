@@ -132,10 +132,10 @@ class LstmLayer:
         return range(len(self._ops) - len(ops), len(self._ops))
 
     def _for_word(self, op: Op, word: int, *values: Batch) -> Op:
-        """Return a copy of an operation on the first word that processes number `word` instead, with the same tables.
+        """Return an operation of the first word changed to process `word`, with the same tables.
 
         Args:
-            values: the values that the operation reads and writes, in the order of its tiles' offsets.
+            values: the values that the operation reads and writes, in order.
         """
         moved = np.array([self.text.blocks * word * value.block_bytes for value in values], dtype=np.int32)
         args = list(op.args)
@@ -256,10 +256,9 @@ class LstmLayer:
     def backward(
         self, state: LstmPass, given: tuple[Tensor, Tensor, Tensor], weights: Mapping[str, Tensor], *, inputs: bool
     ) -> dict[str, Tensor]:
-        """Run a backward pass, and return the gradients by name.
+        """Run a backward pass, and return gradients by name: `INPUTS`, `STATES`, ``bias``, ``h``, ``c``, and ``x``.
 
-        The names are `INPUTS` and `STATES` for the weights, ``bias``, ``h`` and ``c`` for the state and cell before the
-        first word, and ``x`` for the input.
+        The gradients ``h`` and ``c`` belong to the state and the cell before the first word.
 
         Args:
             given: gradients of `outputs`.
@@ -524,9 +523,9 @@ def _why_unsupported(module: nn.LSTM, given: Any) -> str:
 
 
 class _LstmFunction(torch.autograd.Function):
-    """Autograd function of a layer; arguments are the unit, the layer, the names of its weights, and tensors.
+    """Autograd function of a layer.
 
-    The tensors are the input, the state, the cell, the weights and the biases.
+    Arguments: the unit, the layer, the names of its weights; input, state, cell, weights, biases.
     """
 
     @staticmethod

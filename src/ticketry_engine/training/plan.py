@@ -166,8 +166,8 @@ class TrainingPlan:
     def _gradient_halo(self, name: str) -> int:
         """Return the halo, in pixels, that the gradient of value `name` needs; 0 if no convolution computes the value.
 
-        The gradient of a batch norm's output gets the halo of the gradient of the norm's input if only convolutions
-        read the output, because then the second gradient overwrites the first.
+        If only convolutions read the output of a norm, the gradients of its output and input share memory, and thus the
+        halo.
         """
         for node in self.region.nodes:
             if node.op in LAYERS and node.output == name:
@@ -189,10 +189,9 @@ class TrainingPlan:
         )
 
     def store_value(self, name: str, when: str = "forward", *, passing: bool = False) -> Batch:
-        """Allocate memory for a value, and return the value's layout.
+        """Allocate memory for a value that the pass `when` computes, and return the value's layout.
 
         Args:
-            when: pass that computes the value: "forward" or "backward".
             passing: whether memory for one block is enough, because each block is read before the next one is written.
         """
         value = self._reserve(replace(self.layout(name), passing=passing), when)
@@ -207,11 +206,7 @@ class TrainingPlan:
             self.release(self.values[name])
 
     def token_memory(self, name: str, when: str) -> Batch:
-        """Allocate memory for one number per token of a value, and return the layout of these numbers.
-
-        Args:
-            when: pass that writes the numbers: "forward" or "backward".
-        """
+        """Allocate memory for one number per token of a value, written in the pass `when`; return the layout."""
         _, *size = self.shapes[name]
         return self._reserve(Batch.of(1, (size[0], size[1]), 0, self.blocks), when)
 
@@ -270,15 +265,13 @@ class TrainingPlan:
     # -- stages --------------------------------------------------------------------------------------------------------
 
     def add(self, when: str, ops: list[Op], begin: Sequence[Op] = ()) -> Slot:
-        """Add operations to a pass, and return where the first of them will be in the program.
+        """Add operations to a pass, either one per block or some for all blocks; return the slot of the first.
 
-        There is either one operation for each block, or fewer operations for all blocks. In the first case the
-        operations wait: consecutive operations for blocks run block by block, so that an operation finds the output of
-        the previous one in the cache. Operations for all blocks, and stages that `add_stage` adds, run after all
-        waiting operations.
+        Operations per block wait: consecutive ones run together, block by block, so that caches still hold what the
+        previous operation wrote. Everything that processes all blocks runs after the waiting operations.
 
         Args:
-            when: the pass: "forward" or "backward".
+            when: "forward" or "backward".
             begin: operations that run before `ops`: a single one, or one for each thread that processes whole blocks.
         """
         slot, ops, begin = Slot(), self._labelled(ops), self._labelled(begin)
@@ -325,8 +318,8 @@ class TrainingPlan:
         """Add an operation that fills a table.
 
         Args:
-            parameter: parameter from which the table is filled before the forward pass; None if the table is filled
-                from another table before the backward pass.
+            parameter: source of the table, read before the forward pass; None: another table, read before the backward
+                pass.
         """
         (op,) = self._labelled([op])
         if parameter is None:
@@ -374,11 +367,7 @@ class TrainingPlan:
     # -- to and from tensors -------------------------------------------------------------------------------------------
 
     def add_move(self, key: str, value: Batch, *, out: bool) -> None:
-        """Add the operations, one per block, that load a value from a tensor, or store it to a tensor if `out`.
-
-        Args:
-            key: name of the move for `load` and `store`.
-        """
+        """Add the operations of the move `key`, one per block: load a value from a tensor, or store it if `out`."""
         channels, height, width = value.channels, value.geometry.height, value.geometry.width
         strides = (channels * height * width, height * width, width, 1)
         if self.region.tokens:  # the first position holds sixteen neighbouring tokens, one per image
@@ -452,9 +441,9 @@ class Gradients:
         return self.of.pop(name)
 
     def add_gradient(self, name: str, memory: Batch) -> None:
-        """Use `memory` as the gradient of a value, or add it to the gradient that exists already.
+        """Use `memory` as the gradient of a value, or add it to an existing gradient and release it.
 
-        In the second case, and if the gradient is not needed, the memory is released.
+        The memory is also released if the gradient is not needed.
         """
         first = self.of.get(name)
         if first is None and name in self.needed:
@@ -465,10 +454,7 @@ class Gradients:
         self._plan.release(memory)
 
     def pass_gradient(self, name: str, memory: Batch) -> None:
-        """Use a gradient with the layout of another value as the gradient of `name`; nothing else reads it later.
-
-        If the layouts differ, the gradient is copied.
-        """
+        """Use a gradient that nothing else reads later as the gradient of `name`; copy it if the layouts differ."""
         plan = self._plan
         first = name in self.needed and name not in self.of
         if first and plan.gradient_layout(name).geometry != memory.geometry:
@@ -557,7 +543,7 @@ Stage = Callable[[RegionPass], None]
 
 @dataclass
 class OpRange:
-    """Stage that runs the operations with the indices from the first of `bounds` up to, but not including, the last.
+    """Stage that runs the operations between the first and the last of `bounds`.
 
     If there are more than two bounds, each thread runs the operations between two neighbouring bounds.
     """

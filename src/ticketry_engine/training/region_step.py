@@ -117,11 +117,9 @@ class RegionStep:
         }
 
     def give_gradient(self, module: str, gradient: Tensor, weight: Tensor) -> Tensor | None:
-        """Deliver a weight's gradient, and return the gradient that autograd receives for the weight.
+        """Give a weight's gradient to the weight's packed vector, if there is one; return what autograd receives.
 
-        If the weight has a packed vector, the gradient is added to the gradient of the vector, and the result is None.
-        But if the weight has hooks of the user, the result is a dense gradient; it reaches the vector after the hooks
-        have run.
+        Autograd receives None in this case, or a dense gradient if the user's hooks must see it first.
         """
         if module in self.rows:
             if not _has_hooks(weight):

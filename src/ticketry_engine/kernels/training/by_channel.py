@@ -34,8 +34,8 @@ from ticketry_engine.kernels.window import Array
 _HEAD = 7
 """Number of arguments that precede the arguments of the values.
 
-These are the number of channels, the first block, the block after the last, the rows of a plane, the number of existing
-images, the byte offset of the operation's sums in the table, and the table.
+These are channels, first block, block after the last, rows of a plane, existing images, byte offset of the operation's
+sums in the table, table.
 """
 
 _CHAINS = 4
@@ -69,7 +69,7 @@ class ByChannel(EmittedKernel):
     near: ClassVar[bool] = False
     """Whether the kernel uses the channel's first value as a shift.
 
-    The shift is the first of the channel's numbers, and is stored in all lanes of a vector after the sums.
+    The shift is the first of `numbers`, and is stored after the sums in all lanes of a vector.
     """
 
     vectors: int
@@ -141,11 +141,7 @@ class ByChannel(EmittedKernel):
                 e.store(numbers[0], sums, width * self.sums)
 
     def _image_masks(self, e: Emitter, images: Any) -> list[Any] | None:
-        """Return one mask per vector of a position, True where an image exists; None if all images exist.
-
-        Args:
-            images: number of existing images from the block's first image on.
-        """
+        """Return a mask of the existing images for each vector of a position; None if all images exist."""
         if not self.masked:
             return None
         firsts = range(0, images_of(self.item), e.target.lanes)
@@ -237,7 +233,7 @@ class NormSums(ByChannel):
 class NormGradient(ByChannel):
     """Compute ``dx = a * g + b * x + c``, where g is dy, or 0 where the ReLU gave 0. Values: dy, x, dx.
 
-    Numbers: a, b, c, scale, shift; the last two are used to find where the ReLU gave 0.
+    Numbers: a, b, c; scale and shift, which tell where the ReLU gave 0.
     """
 
     numbers: ClassVar[int] = 5
@@ -401,7 +397,7 @@ def _find_table(op: Op) -> tuple[ByChannel, Array]:
 _TOKEN_HEAD = 4
 """Number of arguments that precede the arguments of the values.
 
-These are the number of features, the first block, the block after the last, and the table.
+These are features, first block, block after the last, table.
 """
 
 _FACTORS = 2
@@ -424,31 +420,24 @@ class ByToken(EmittedKernel):
     vectors: int
 
     def load_token_values(self, e: Emitter, at: Sequence[Any]) -> Any:
-        """Load the numbers that all features of a vector of tokens need.
-
-        Args:
-            at: pointer to the vector in each value.
-        """
+        """Load what all features of a vector of tokens need; `at` has the pointer to the vector in each value."""
         raise NotImplementedError
 
     def sum_terms(self, e: Emitter, at: Sequence[Any], begun: Any, factor: Any) -> list[Any]:
-        """Return what one feature adds to each sum.
+        """Return what a feature adds to each sum; `factor` is the feature's factor in the table.
 
         Args:
             at: pointer to the feature's vector in each value.
             begun: result of `load_token_values`.
-            factor: the feature's factor in the table, in all lanes.
         """
         raise NotImplementedError
 
     def store_means(self, e: Emitter, at: Sequence[Any], begun: Any, means: Sequence[Any], epsilon: Any) -> None:
-        """Store the results of a vector of tokens.
+        """Store the results, computed from `means`, the means of the sums over features.
 
         Args:
             at: pointer to the vector in each value.
             begun: result of `load_token_values`.
-            means: for each sum, its mean over features.
-            epsilon: number to add to a variance, in all lanes.
         """
         raise NotImplementedError
 
@@ -483,7 +472,7 @@ class ByToken(EmittedKernel):
 
 @dataclass(frozen=True)
 class TokenMoments(ByToken):
-    """Compute the mean and 1 / deviation of each token. Values: x, mean, inverse of the deviation."""
+    """Compute the mean and 1 / deviation of each token. Values: x; both results."""
 
     value_count: ClassVar[int] = 1
 
@@ -507,7 +496,7 @@ class TokenMoments(ByToken):
 class TokenSums(ByToken):
     """Compute the means over features of g and of g * n, where g is dy * scale and n is the normalised input.
 
-    Values: dy, x, mean, inverse of the deviation, and the two results.
+    Values: dy, x, mean, 1 / deviation; both results.
     """
 
     value_count: ClassVar[int] = 4
@@ -526,10 +515,7 @@ class TokenSums(ByToken):
 
 @dataclass(frozen=True)
 class TokenLayerNorm(ByChannel):
-    """Compute ``y = (x - mean) * inverse * scale + shift``. Values: x, y; per token: mean, inverse of the deviation.
-
-    Numbers: scale, shift.
-    """
+    """Compute ``y = (x - mean) * inverse * scale + shift``. Values: x, y; mean, inverse. Numbers: scale, shift."""
 
     numbers: ClassVar[int] = 2
     value_count: ClassVar[int] = 4
@@ -544,7 +530,7 @@ class TokenLayerNorm(ByChannel):
 class LayerNormGradient(ByChannel):
     """Compute the gradient of layer norm by x, and sum dy * n and dy per feature, where n is the normalised input.
 
-    Values: dy, x, dx; per token: mean, inverse of the deviation, and the two results of `TokenSums`. Number: scale.
+    Values: dy, x, dx; per token: mean, 1 / deviation, both results of `TokenSums`. Number: scale.
     """
 
     numbers: ClassVar[int] = 1
@@ -561,13 +547,9 @@ class LayerNormGradient(ByChannel):
 
 
 def build_token_ops(kind: type[ByToken], values: Sequence[Batch], epsilon: float, target: Target) -> list[Op]:
-    """Return the operations of a kernel on values of the same tokens.
+    """Return the operations of the kernel class `kind` on values of the same tokens.
 
-    Values with one plane per feature come first. The factor of each feature is 1; change it through `feature_factors`.
-
-    Args:
-        kind: class of the kernel.
-        epsilon: number added to the variance.
+    Values with a plane per feature come first. `feature_factors` sets the factors of features, which are 1 initially.
     """
     first = values[0]
     if first.geometry.height != 1 or any(value.geometry.halo for value in values):
@@ -618,10 +600,9 @@ class _UnitKernel(EmittedKernel):
 
     @contextmanager
     def vectors(self, e: Emitter, states: int) -> Iterator[tuple[list[Any], list[Any]]]:
-        """Loop over all vectors; yield pointers to a vector in each gate and in each of `states` further values.
+        """Loop over all vectors; yield pointers to a vector in each gate and in each of `states` other values.
 
-        Arguments of the kernel: number of units, number of blocks, arena offsets of the gates and of the further values
-        in bytes.
+        Arguments of the kernel: number of units, number of blocks, arena offset of each value in bytes.
         """
         b, units, blocks = e.b, e.arg(0), e.arg(1)
         parts = e.i64(IMAGES // e.target.lanes)
@@ -636,10 +617,9 @@ class _UnitKernel(EmittedKernel):
 
 @dataclass(frozen=True)
 class LstmGates(_UnitKernel):
-    """Compute the gates, cells and states of one time step.
+    """Compute the gates, cells and states of one time step; the gates overwrite their sums of products.
 
-    Arguments: number of units, number of blocks; arena offsets in bytes of the gates' sums of products, the previous
-    cells, the cells and the states. The gates overwrite their sums.
+    Arguments: number of units, number of blocks; arena offsets in bytes of the sums, previous cells, cells and states.
     """
 
     def write(self, e: Emitter) -> None:
@@ -657,9 +637,9 @@ class LstmGates(_UnitKernel):
 class LstmGatesGradient(_UnitKernel):
     """Compute the gradients of one time step.
 
-    Arguments: number of units, number of blocks; arena offsets in bytes of the gates, the previous cells, the cells,
-    the gradient of the states, and the gradient of the cells. The gradients of the gates' sums overwrite the gates. The
-    gradient of the previous cells overwrites the gradient of the cells.
+    Arguments: number of units, number of blocks; arena offsets in bytes of gates, previous cells, cells, state
+    gradients and cell gradients. The gates are overwritten by their gradients, the cell gradients by those of the
+    previous cells.
     """
 
     def write(self, e: Emitter) -> None:
@@ -680,7 +660,7 @@ class LstmGatesGradient(_UnitKernel):
 
     @staticmethod
     def _tanh_derivative(e: Emitter, tanh: Any) -> Any:
-        """Return ``1 - tanh²``, the derivative at a point where the hyperbolic tangent is `tanh`."""
+        """Return ``1 - tanh²``, the derivative of the hyperbolic tangent."""
         return e.b.fsub(e.splat(1.0), e.b.fmul(tanh, tanh))
 
     @staticmethod

@@ -289,8 +289,8 @@ def _build_matrix(places: Array, columns: Array, y: Batch, residual: Batch | Non
     """Return the matrix of a product.
 
     Args:
-        places: rows x inputs x taps: 1 + the index of each weight in the dense tensor, 0 if pruned.
-        columns: groups x inputs x taps: the byte offset that each column reads.
+        places: weights (see `MaskedLayer.places`), rows x inputs x taps.
+        columns: byte offset that each column reads, groups x inputs x taps.
     """
     return Matrix(
         places.reshape(len(places), places.shape[1] * places.shape[2]),
@@ -392,9 +392,9 @@ def _find_row_sets(matrix: Matrix, target: Target) -> list[list[Array]]:
 
 
 def _find_equal_column_sets(matrix: Matrix, sizes: Sequence[int]) -> list[list[Array]]:
-    """Return sets of rows with equal columns; all sets have the same number of rows, which is one of `sizes`.
+    """Return sets of rows with equal columns, of the first size in `sizes` that divides all groups of such rows.
 
-    The number is the first that divides every group of rows with equal columns; if there is none, the result is empty.
+    The result is empty if no size does.
     """
     found = []
     per = len(matrix.weight) // len(matrix.columns)
@@ -431,10 +431,9 @@ def _split_into_chunks(made: SumTables, width: int, threads: int) -> tuple[Array
 
 
 def find_tile_row_sets(weight: Array, groups: int, value: Batch, target: Target) -> list[Array]:
-    """Return sets of sixteen rows with equal (possibly no) columns, for AMX tiles.
+    """Return sets of sixteen rows with equal (possibly no) columns, for AMX tiles; empty if tiles cannot be used.
 
-    The result is empty if the rows cannot be divided into such sets, if the target has no AMX, or if `value` is not
-    bfloat16.
+    Tiles need AMX, a bfloat16 value, and rows that can all be divided into such sets.
 
     Args:
         weight: rows x columns; 0 is pruned.
@@ -483,9 +482,9 @@ def build_tile_spread(
     """Return the operations of the input gradient on AMX tiles, for one phase of the stride.
 
     Args:
-        places: convolution groups x outputs x inputs x taps of the phase: 1 + each weight's index, 0 if pruned.
+        places: weights (see `MaskedLayer.places`), convolution groups x outputs x inputs x taps of the phase.
         shifts: byte shifts of these taps.
-        sides: how tiles cover the output's gradient, the input's gradient, and optionally a value to add.
+        sides: tiles of the output's gradient, of the input's gradient, and optionally of a value to add.
     """
     dy, dx = (side.value for side in sides[:2])
     made = tile_spread.build_tables(places, dy.channel_bytes, shifts, sets)
@@ -514,11 +513,7 @@ def build_tile_products(
     sums: int,
     part: range,
 ) -> Op:
-    """Return the operation on AMX tiles that adds products to the sums of weight gradients, for the blocks in `part`.
-
-    Args:
-        sums: arena offset of the sums in bytes.
-    """
+    """Return the operation on AMX tiles that adds the products of the blocks in `part` to the sums at byte `sums`."""
     args: list[int | Array] = [made.segments, made.columns, sums, chunks, len(chunks), tile_products.TILES]
     cut = build_tiles(sides, size, target.lanes, tile_products.POSITIONS, part)
     for t in cut:

@@ -52,8 +52,8 @@ class Batch:
     def of(cls, channels: int, size: Pair, halo: int, blocks: int, offset: int = 0, item: int = FLOAT) -> Batch:
         """Return the layout of a value with `channels` planes of `size` (rows, columns).
 
-        Planes of a single position without a halo get no unused bytes at their ends, which makes linear layers faster:
-        tiles end exactly where the planes end.
+        Planes of a single position have no unused bytes, which makes linear layers faster: tiles end where the planes
+        end.
         """
         kind = Bare if tuple(size) == (1, 1) and not halo else Geometry
         return cls(kind.of(*size, halo, IMAGES), channels, blocks, offset, item)
@@ -65,7 +65,7 @@ class Batch:
 
     @property
     def block_bytes(self) -> int:
-        """Bytes from the begin of a block to the begin of the next; 0 if all blocks reuse the same memory."""
+        """Bytes from one block to the next; 0 if all blocks reuse the same memory."""
         return 0 if self.passing else self.geometry.bytes * self.channels
 
     @property
@@ -176,8 +176,7 @@ def _tile_size(size: Pair, most: int) -> Pair:
 def operation_blocks(blocks: int, size: Pair) -> list[range]:
     """Return the numbers of the blocks that each operation processes.
 
-    If the pixels of a block fill tiles, each operation processes a single block, so that the next operation finds its
-    inputs in the cache. Otherwise one operation processes all blocks.
+    These are single blocks if their pixels fill tiles, so that caches serve the next operation; otherwise all blocks.
     """
     return [range(block, block + 1) for block in range(blocks)] if size[0] * size[1] >= 16 else [range(blocks)]
 
@@ -206,9 +205,8 @@ def threads_take_blocks(blocks: int, size: Pair, threads: int) -> bool:
 class Border(EmittedKernel):
     """Kernel that zeroes everything around the pixels of consecutive planes.
 
-    Arguments: number of planes, arena offset of the first plane, and size of a plane; bytes before the first pixel;
-    number of rows minus one; bytes of the pixels of a row; bytes from a row to the next; offset of the first byte after
-    the last pixel. Offsets and sizes are in bytes.
+    Arguments: number of planes; byte of the first plane; bytes per plane; bytes before the first pixel; number of rows
+    minus one; bytes of a row's pixels; bytes from a row to the next; byte after the last pixel.
     """
 
     finished: ClassVar[bool] = True

@@ -25,11 +25,9 @@ from ticketry_engine.kernels.window import Pair, Window
 class AdjacentPool(EmittedKernel):
     """Kernel of pooling with windows that adjoin each other.
 
-    The small value has one position per window (y or dy); the large value has the inputs of the windows (x or dx).
-
     Args:
         size: rows and columns of a window.
-        steps: bytes between two rows and between two positions, first in the large value, then in x.
+        steps: bytes between two rows and between two positions, first in the windows' value (x or dx), then in x.
         largest: whether to compute the maximum rather than the mean.
         backward: whether to compute gradients; the values are then dy, dx and, for max pooling, x.
         item: bytes of a stored value.
@@ -62,7 +60,7 @@ class AdjacentPool(EmittedKernel):
                 (self._backward if self.backward else self._forward)(e, *at)
 
     def _tap_bytes(self, side: int) -> list[int]:
-        """Return the byte offset of each tap of a window: in the large value if `side` is 0, in x if it is 1."""
+        """Return the byte offset of each tap of a window: in x or dx if `side` is 0, in x if it is 1."""
         by_row, by_column = self.steps[side]
         return [r * by_row + c * by_column for r in range(self.size[0]) for c in range(self.size[1])]
 

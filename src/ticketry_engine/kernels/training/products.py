@@ -34,8 +34,7 @@ from ticketry_engine.kernels.planar.row_sums import FLAG_BITS, SegmentKernel
 SEGMENTS, COLUMNS, WEIGHTS, CHUNKS, CHUNK_COUNT, SHAPES = range(6)
 """Numbers of the arguments of `PairSums`.
 
-These are tables and the number of chunks; then, for each shape, the table of its tiles' offsets and the number of
-tiles.
+These are tables and number of chunks; then, per shape, the tiles' offsets and their number.
 """
 
 SUMS = WEIGHTS
@@ -45,9 +44,9 @@ TOGETHER = 4
 """Number of columns whose sums are folded into one vector."""
 
 SIDE_BY_SIDE = 8
-"""Number of columns of a row that are summed concurrently, on targets with 32 registers.
+"""Number of columns of a row that are summed concurrently on targets with 32 registers.
 
-Eight independent sums keep two multipliers with a latency of four cycles busy.
+This keeps two multipliers with a latency of four cycles busy.
 """
 
 
@@ -206,10 +205,7 @@ class Totals(EmittedKernel):
 
 
 def fold_lanes(e: Emitter, vectors: Sequence[Any]) -> Any:
-    """Add neighbouring lanes of several vectors until one vector is left; its sums have the order of the vectors.
-
-    The number of vectors must be a power of two.
-    """
+    """Add neighbouring lanes of several vectors (a power of two) into one vector; the sums keep the vectors' order."""
     while len(vectors) > 1:
         vectors = [_add_neighbours(e, *pair) for pair in zip(vectors[::2], vectors[1::2], strict=True)]
     return vectors[0]
@@ -280,10 +276,9 @@ def loop_segments_by_unit(
 def loop_segments_by_chunk(
     e: Emitter, segment_bytes: int, argument: int
 ) -> Iterator[tuple[Any, tuple[Any, ...], Any, Any]]:
-    """Loop over this thread's chunks of rows; for each chunk, over all tiles; for each tile, over the chunk's segments.
+    """Loop over this thread's chunks of rows, all tiles of each chunk, and the chunk's segments.
 
-    Yields what `loop_segments_by_unit` yields, without a residual. The sums of a chunk stay in the cache while all
-    tiles are processed.
+    Yields what `loop_segments_by_unit` yields, without a residual. A chunk's sums stay in the cache over all tiles.
     """
     b, chunks = e.b, e.table(CHUNKS)
     places, count = e.table(argument), e.arg(argument + 1)
@@ -334,10 +329,7 @@ class _PairSumsBody:
             self._write_segment_end(segment, y, residual, sums)
 
     def _sums(self, x: Any, begin: Any, end: Any) -> list[Any]:
-        """Emit the sums of a segment and return two sums per row and vector of values.
-
-        The images of two sums are in the order of `bfloat.interleave_pairs`.
-        """
+        """Emit the sums of a segment; return two per row and vector, with images as in `bfloat.interleave_pairs`."""
         e, b, spec = self.e, self.e.b, self.spec
         vectors = len(self.shape.x)
         with e.loop(begin, end, PAIR, [e.splat(0.0)] * (2 * spec.rows * vectors)) as loop:

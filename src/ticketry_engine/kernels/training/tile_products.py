@@ -31,8 +31,8 @@ from ticketry_engine.kernels.window import Array
 SEGMENTS, COLUMNS, SUMS, CHUNKS, CHUNK_COUNT, CONFIGURATION, SHAPES = range(7)
 """Numbers of the kernel's arguments.
 
-These are tables, the arena offset of the sums in bytes, the number of chunks, and the tile configuration; then, for
-each shape, the tiles' offsets, the number of tiles, the positions' byte offsets, and the number of positions.
+These are tables, arena offset of the sums in bytes, number of chunks, tile configuration; then, per shape, the tiles'
+offsets and their number, the positions' byte offsets and their number.
 """
 
 POSITIONS = 16
@@ -174,12 +174,9 @@ def build_offset_table(shape: Shape) -> Array:
 
 
 def build_tables(matrix: Matrix, sets: Sequence[Array]) -> SumTables:
-    """Return the tables of the AMX kernel for the weight gradient of a layer.
+    """Return the kernel's tables for a layer; `sets` are groups of sixteen rows with equal columns.
 
-    A partial group of sixteen columns is padded by repeating the last column together with the indices of its weights.
-
-    Args:
-        sets: groups of sixteen rows with equal columns.
+    Partial groups of sixteen columns are padded by repeating the last column and the indices of its weights.
     """
     columns, places, counts = [], [], []
     for rows in sets:

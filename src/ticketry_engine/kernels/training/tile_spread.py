@@ -38,8 +38,8 @@ from ticketry_engine.kernels.window import Array
 SETS, BLOCKS, WEIGHTS, INPUTS, BLOCK_COUNT, PLANE, BESIDE, CONFIGURATION, SHAPES = range(9)
 """Numbers of the kernel's arguments.
 
-These are tables, the number of blocks, bytes between two planes of the input gradient and of the added value, and the
-tile configuration; then, for each shape, the table of its tiles' offsets and the number of tiles.
+These are tables, number of blocks, bytes between two planes of the input gradient and of the added value, tile
+configuration; then, per shape, the tiles' offsets and their number.
 """
 
 SET, SHIFT, COUNT, FIRST, FRESH, HALF = range(6)
@@ -60,7 +60,7 @@ TILES = bfloat.build_configuration(
 
 
 def positions_per_tile(inputs: int) -> int:
-    """Return the positions of a tile of planes (1 or 2), so that the sums of `inputs` channels stay in the L1 cache."""
+    """Return the positions of a tile (1 or 2), so that the sums of `inputs` channels stay in the L1 cache."""
     return max(1, min(2, SUMS_BYTES // (2 * bfloat.TILE_ROW_BYTES * inputs)))
 
 
@@ -191,7 +191,7 @@ class _TileSpreadBody:
 
 @dataclass(frozen=True, eq=False)
 class Spread:
-    """Tables of `TileSpread` for one phase of the stride, the input pixels that the same taps reach."""
+    """Tables of `TileSpread` for one phase of the stride."""
 
     sets: Array
     blocks: Array
@@ -206,8 +206,8 @@ def build_tables(places: Array, planes: Array, shifts: Array, sets: Sequence[Arr
     """Return the tables of one phase of the stride, the input pixels that the same taps reach.
 
     Args:
-        places: 1 + each weight's index in the dense tensor, 0 if pruned: convolution groups x outputs of a group x
-            inputs of a group x taps of the phase.
+        places: weights (see `MaskedLayer.places`), convolution groups x outputs x inputs of a group x taps of the
+            phase.
         planes: byte offset of each output's plane.
         shifts: byte shift of each tap.
         sets: groups of sixteen outputs with equal columns.

@@ -31,8 +31,7 @@ from ticketry_engine.kernels.window import Array
 SEGMENTS, COLUMNS, WEIGHTS, CHUNKS, CHUNK_COUNT, CONFIGURATION, SHAPES = range(7)
 """Numbers of the kernel's arguments.
 
-These are tables, the number of chunks, and the tile configuration; then, for each shape, the table of its tiles'
-offsets and the number of tiles.
+These are tables, number of chunks, tile configuration; then, per shape, the tiles' offsets and their number.
 """
 
 POSITIONS = 2
@@ -112,7 +111,7 @@ class _TileSumsBody:
     def _interleave_pairs(self, x: Any, first: Any, last: Any, goal: Any) -> None:
         """Emit a loop that interleaves what columns `first` to `last` read, in pairs, into the buffer `goal`.
 
-        The buffer may hold old data after the last pair; that data is multiplied by zero weights.
+        Old data after the last pair is multiplied by zero weights.
         """
         e, b = self.e, self.e.b
         with e.loop(first, last, PAIR, [e.i64(0)]) as loop:
