@@ -1,1 +1,1 @@
-"""Tasks: data, a model, a loss, a metric and a recipe under one name."""
+"""Tasks: each gives data, a model, a loss, a metric and a training recipe a common name."""

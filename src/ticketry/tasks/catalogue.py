@@ -42,7 +42,7 @@ _LINES = {
 """One-line descriptions of the built-in tasks that are not data sets of `facts.DATA_SETS`."""
 
 _PREFIXES = {name.partition(":")[0]: name for name in _LINES if ":" in name} | {texts.TEXT: texts.TEXT}
-"""Prefix before the colon of a name such as table:houses.csv -> registered name, such as table:FILE."""
+"""Registered names with a colon, such as table:FILE, by the prefix before the colon, such as table."""
 
 TASKS: Registry[Any] = Registry(
     "task",
@@ -59,7 +59,7 @@ TASKS: Registry[Any] = Registry(
     error=TaskError,
     unknown="there is no {kind} {name!r}: choose one of {names}",
 )
-"""Tasks, subclasses of `Task`, and functions that return a task, by name; see `user_task.load`."""
+"""All registered tasks by name: an entry is a `Task`, a subclass of `Task`, or a function that returns a task."""
 
 
 def names() -> tuple[str, ...]:
@@ -68,12 +68,12 @@ def names() -> tuple[str, ...]:
 
 
 def find_origin(name: str) -> str:
-    """Return the package that a task comes from, or "built in"."""
+    """Return the name of the package that a task comes from, or "built in"."""
     return (DATA_SETS if _is_data_set(name) else TASKS).find_origin(_registered_name(name))
 
 
 def describe(name: str) -> str:
-    """Return a one-line description of a task, or why a task of an installed package cannot be used.
+    """Return a one-line description of a task; for a broken task of an installed package, why it cannot be used.
 
     Raises:
         TaskError: for an unknown name.
@@ -91,11 +91,12 @@ def describe(name: str) -> str:
 
 
 def get(name: str, *, model: str | None = None, options: Mapping[str, object] | None = None) -> Task:
-    """Return the task of that name: built in, of an installed package, or module:object (see `user_task.load`).
+    """Return the task named `name`: built in, of an installed package, or module:object (see `user_task.load`).
 
-    `model` replaces the default network of the task. `options` are those of the task: data sets in memory take
-    ``train`` (fewer training examples) and ``size`` (fewer pixels); see also `images.folder.create_folder_task`,
-    `regression.create_task` and the others. Values are text, as on a command line; other values are converted to text.
+    `model` is the name of a network that replaces the task's default network. `options` are options of the task: data
+    sets in memory take ``train`` (fewer training examples) and ``size`` (fewer pixels); for other tasks see
+    `images.folder.create_folder_task`, `regression.create_task` and similar functions. Values are text, as on a command
+    line; other values are converted to text.
 
     Raises:
         TaskError: for an unknown name, network or option, and errors of `user_task.load`.
@@ -118,10 +119,10 @@ def get(name: str, *, model: str | None = None, options: Mapping[str, object] | 
 
 
 def resolve_task(task: str | Task) -> Task:
-    """Return the task for a name, or for a task object; an object without a key gets one from its class and options.
+    """Return the task for a name or a task object; an object without a key gets a key from its class and options.
 
     Raises:
-        TaskError: as `get`; or if no name and options create the object again, see `user_task.recreate`.
+        TaskError: as `get`; or if the object cannot be created again from a name and options, see `user_task.recreate`.
     """
     from ticketry.tasks.user_task import recreate
 
@@ -129,7 +130,7 @@ def resolve_task(task: str | Task) -> Task:
 
 
 def create_task(spec: Spec) -> Task:
-    """Create the task that a request of the user names; its attribute `spec` is the request.
+    """Create the task that `spec`, a request of the user, names; the task's attribute `spec` is the request.
 
     Raises:
         TaskError, PluginError: as `get`.
@@ -138,12 +139,13 @@ def create_task(spec: Spec) -> Task:
 
 
 def create_task_from_file(file: str, spec: Spec, *, trust: bool = False) -> Task:
-    """Create the task of a request that was read from a file; see `file_requests` for the requests that are allowed.
+    """Create the task of `spec`, a request that was read from a file; `file_requests` says which are allowed.
 
     Args:
         file: name of the file in error messages.
-        trust: whether the user trusts the names in the file. Even then a function is called only if its annotation
-            says that it returns a task.
+        spec: the request.
+        trust: whether the user trusts the names in the file. Even then, a function that a name refers to is called only
+            if the function's annotation says that it returns a task.
 
     Raises:
         TrustError: for a request that is not allowed.
@@ -182,7 +184,7 @@ def of_replicate(task: Task, number: int) -> Task:
     """Return the task for replicate `number` of a search: `task`, or a copy with the options of `Task.of_replicate`.
 
     Raises:
-        TaskError: if there is no such replicate, or if replicates differ and the task was not created by name.
+        TaskError: if the task has fewer replicates, or if replicates differ and the task was not created by name.
     """
     return _add_options(task, task.of_replicate(number), "differs between replicates")
 
@@ -191,7 +193,7 @@ def untrained(task: Task) -> Task:
     """Return the task with randomly initialised networks: `task`, or a copy with the options of `Task.untrained`.
 
     Raises:
-        TaskError: if its networks are pre-trained and the task was not created by name.
+        TaskError: if the networks of `task` are pre-trained and the task was not created by name.
     """
     return _add_options(task, task.untrained(), "begins with trained weights")
 

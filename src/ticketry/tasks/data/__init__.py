@@ -18,18 +18,18 @@ from ticketry.tasks.facts import DATA_SETS
 from ticketry.tasks.task import Splits
 
 VERSION = 1
-"""Version of the result of `load`; part of the key, raised when an example or a pixel changes."""
+"""Version of the result of `load`, as part of keys of stored results; increased when an example or a pixel changes."""
 
 
 def load(name: str, data: Path | None = None, *, train: int = 0, factor: int = 1) -> Splits:
-    """Load a data set: images uint8 [n, channels, height, width], targets int64 [n]; once a process.
+    """Load the splits of a data set: images uint8 [n, channels, height, width] and targets int64 [n].
 
-    Prepared splits in the cache folder are used first. Otherwise the published files are read from the folder `data`,
-    $TICKETRY_DATA or the cache folder (see `locate.places`), and downloaded if they are missing. The tensors may be
-    memory-mapped and are shared: do not write to them.
+    Each process loads a data set once. Splits that were prepared earlier are read from the cache folder. Otherwise the
+    published files are read from the folder `data`, $TICKETRY_DATA or the cache folder (see `locate.places`), and
+    downloaded if they are missing. The tensors may be memory-mapped and are shared: do not write to them.
 
     Args:
-        train: number of training examples, the same of each class (see `splits.take_fewer`); 0 takes all.
+        train: number of training examples, equally many of each class (see `splits.take_fewer`); 0 takes all.
         factor: factor by which height and width are reduced, by averaging squares of pixels.
 
     Raises:
@@ -41,7 +41,7 @@ def load(name: str, data: Path | None = None, *, train: int = 0, factor: int = 1
 
 
 def source_digest(name: str) -> str:
-    """Return the digest of the code that reads a data set of an installed package; empty for built-in ones."""
+    """Return the digest of the code that reads a data set of an installed package; empty for a built-in data set."""
     if name not in DATA_SETS.names() or DATA_SETS.find_origin(name) == BUILT_IN:
         return ""
     return digest_source(DATA_SETS.get(name).read)

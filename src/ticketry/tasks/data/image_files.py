@@ -25,27 +25,27 @@ if TYPE_CHECKING:
 
 
 SCALE = (0.08, 1.0)
-"""Range of the share of the image area in random crops."""
+"""Smallest and largest share of the image's area that a random crop has."""
 RATIO = (3 / 4, 4 / 3)
-"""Range of width / height of random crops."""
+"""Smallest and largest width / height of a random crop."""
 _ATTEMPTS = 10
 
 Box = tuple[int, int, int, int]
-"""Left, top, right, bottom; right and bottom are exclusive."""
+"""A rectangle in an image, in pixels: left, top, right, bottom; right and bottom are exclusive."""
 
 
 @dataclass(frozen=True)
 class ImageRequest:
-    """A function that reads a batch of image files as uint8 [n, 3, size, size], see `tasks.task.Reader.request`."""
+    """A callable object that reads a batch of image files as uint8 [n, 3, size, size], see `Reader.request`."""
 
     paths: tuple[str, ...]
     size: int
     resize: int
-    """Shorter side of an image before the central square is cropped."""
+    """Number of pixels to which the shorter side of an image is resized before the central square is cropped."""
     seed: int | None = None
-    """Seed of random crops, which depend on it and on the position in the batch; None crops the centre."""
+    """Seed of random crops, which depend on this seed and on the position in the batch; None crops the centre."""
     first: int = 0
-    """Position of the first image in the batch, if a batch is split over processes."""
+    """Position, in the whole batch, of the first of these images, if a batch is split over processes."""
 
     def __call__(self) -> Tensor:
         """Read the images.
@@ -90,7 +90,7 @@ def decode_image(file: str | bytes, name: str) -> Image:
     """Decode an image file, given by its path or content, to RGB without an alpha channel.
 
     Raises:
-        DataError: if it is not a complete image with 8 or 16 bits a channel.
+        DataError: if the file is not a complete image with 8 or 16 bits per channel.
     """
     needs("PIL", "lab", "reading images")
     from PIL import Image
@@ -124,7 +124,7 @@ def to_array(image: Image) -> NDArray[np.uint8]:
 
 
 def resize_image(image: Image, width: int, height: int) -> Image:
-    """Resize an image bilinearly, with antialiasing when it shrinks."""
+    """Resize an image bilinearly to `width` x `height` pixels, with antialiasing if it shrinks."""
     from PIL import Image
 
     if image.size == (width, height):
@@ -144,12 +144,12 @@ def crop_centre(image: Image, resize: int, size: int) -> Image:
 
 
 def random_box(width: int, height: int, draws: random.Random) -> Box:
-    """Return a random crop of an image, by the recipe of Inception and ResNet for ImageNet.
+    """Return the box of a random crop of an image, as in the training of Inception and ResNet on ImageNet.
 
-    Szegedy et al. 2015 (section 6): the share of the area is uniform in [0.08, 1], the logarithm of the aspect ratio
-    in that of [3/4, 4/3], and so is the position. After ten boxes that do not fit, the result is the largest central
-    box whose ratio is in bounds, as in torchvision. Only `Random.random` is used, which Python promises never to
-    change.
+    The share of the area is uniform in [0.08, 1], the logarithm of the aspect ratio is uniform in [log 3/4, log 4/3],
+    and the position is uniform (Szegedy et al. 2015, section 6). After ten boxes that do not fit into the image, the
+    result is the largest central box with an aspect ratio in [3/4, 4/3], as in torchvision. Random numbers come from
+    `Random.random`, which Python promises never to change.
     """
     low, high = (math.log(ratio) for ratio in RATIO)
     for _ in range(_ATTEMPTS):
@@ -169,44 +169,44 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", "
 """Suffixes of image files, in lower or upper case; other files and hidden files are skipped."""
 
 TEST_FOLDERS = ("val", "test")
-"""Names of the folder of the test split; the first that exists is used. ImageNet's own test split has no labels."""
+"""Names of the folder of the test split; the first that exists is used. ImageNet's test folder has no labels."""
 
 
 @dataclass(frozen=True, eq=False)
 class Listing:
-    """The files of one split, ordered by class, then by name."""
+    """The image files of a split, ordered by class and then by name."""
 
     folder: Path
     classes: tuple[str, ...]
     names: NDArray[np.bytes_]
-    """[n] paths below the folder of the class, as bytes, which take a third of the memory of strings."""
+    """[n] paths relative to the folder of the class, as bytes, which take a third of the memory of strings."""
     labels: NDArray[np.int64]
     """[n] class numbers."""
 
     def path(self, row: int) -> str:
-        """Return the path of the file of a row."""
+        """Return the path of the file at index `row`."""
         return os.path.join(self.folder, self.classes[self.labels[row]], os.fsdecode(bytes(self.names[row])))
 
 
 @dataclass(frozen=True, eq=False)
 class ImageFolder:
-    """A folder of images on disk."""
+    """The contents of a folder of images: classes and listings of files."""
 
     train: Listing
     test: Listing
     digest: str
-    """SHA-256 (hex) of the sorted paths below the folder and the sizes of the files."""
+    """SHA-256 (hex) of the sizes and relative paths of all files, in the order of the paths."""
 
 
 def scan(root: Path) -> ImageFolder:
     """List the images in train/<class>/... and val/<class>/... (or test/) below `root`.
 
-    Classes are numbered by the order of their folder names in train. Contents of files are not read. ImageNet takes
-    about 10 s on a local disk.
+    Classes are numbered in the order of their folder names in train. Files are listed but not read. This takes about
+    10 s for ImageNet on a local disk.
 
     Raises:
-        DataError: if a folder is missing or cannot be read, a class has no images or is not in train, or there are
-            fewer than two classes.
+        DataError: if a folder is missing or cannot be read, if a class has no images or has no folder in train, or if
+            there are fewer than two classes.
     """
     found = hashlib.sha256()
     try:
@@ -264,7 +264,7 @@ def _list_images(
 
 
 def _iterate_files(folder: str, prefix: str) -> Iterator[tuple[bytes, int]]:
-    """Yield path below `folder` and size in bytes of each image, including those in sub-folders."""
+    """Yield the path and the size in bytes of each image in `folder` and its sub-folders; paths start with `prefix`."""
     waiting = [(folder, prefix)]
     while waiting:
         place, before = waiting.pop()

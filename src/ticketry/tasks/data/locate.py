@@ -1,6 +1,6 @@
-"""Files of data sets: search in folders, download, and reading with verification of their digests.
+"""Find the files of data sets in folders, download them, and read them with a check of their digests.
 
-A download is complete and has its published digest, or leaves no file.
+A download that is incomplete or has another digest than the published one leaves no file.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ from ticketry.files import cache_folder as cache_folder
 from ticketry.version import __version__
 
 _TIMEOUT = 30.0
-"""Seconds without an answer after which a download fails."""
+"""Number of seconds without an answer after which a download fails."""
 
 
 @dataclass(frozen=True)
 class Origin:
-    """A published file: URL, path and digest."""
+    """A published file: where it is downloaded from, where it is stored, and its digest."""
 
     url: str
     path: str
-    """Path below a data folder."""
+    """Path of the file, relative to a folder of data sets."""
     md5: str
-    """Digest of the file as downloaded."""
+    """MD5 digest of the file as it is downloaded, that is, compressed."""
 
 
 def fetch(origin: Origin, folder: Path) -> None:
@@ -70,7 +70,7 @@ def fetch(origin: Origin, folder: Path) -> None:
 
 @dataclass(frozen=True)
 class Place:
-    """A folder that may hold data sets, and the option or variable that named it."""
+    """A folder that may hold data sets, and the option or environment variable that names it."""
 
     folder: Path
     named_by: str
@@ -78,15 +78,15 @@ class Place:
 
 @dataclass(frozen=True)
 class Layout:
-    """The files of a data set, in one folder below a place."""
+    """The names of the files of a data set, and the folder in which they are, relative to a place."""
 
     folder: str
     files: tuple[str, ...]
     packings: tuple[str, ...] = ("",)
-    """Possible suffixes of each file, such as none, .gz, .xz; the first that exists is used."""
+    """Suffixes that each file may have, such as none, .gz or .xz; the first file that exists is used."""
 
     def find(self, place: Path) -> tuple[Path, ...] | None:
-        """Return the paths of `files` in their order, or None if one is missing."""
+        """Return the paths of `files`, in order, below the folder `place`; None if a file is missing."""
         found = []
         for file in self.files:
             choices = [place / self.folder / f"{file}{packing}" for packing in self.packings]
@@ -104,16 +104,16 @@ class Layout:
 
 @dataclass(frozen=True)
 class Collection:
-    """A data set: its possible layouts on disk, and the files to download."""
+    """A data set: the layouts that its files may have on disk, and the files to download."""
 
     title: str
     layouts: tuple[Layout, ...]
     origins: tuple[Origin, ...]
-    """Files to download, which form one of the layouts; empty if there is no download."""
+    """The files to download, which have one of the layouts; empty if the data set cannot be downloaded."""
 
 
 def places(data: Path | None = None) -> tuple[Place, ...]:
-    """Return the folders to search: `data` and $TICKETRY_DATA if they are set, then the cache folder.
+    """Return the folders to search, in order: `data` and $TICKETRY_DATA, as far as given, and the cache folder.
 
     Raises:
         DataError: if `data` does not exist.
@@ -130,7 +130,7 @@ def places(data: Path | None = None) -> tuple[Place, ...]:
 
 
 def find_files(collection: Collection, where: tuple[Place, ...]) -> tuple[Path, ...]:
-    """Return the files of the first place with a complete layout; empty if there is none."""
+    """Return the files of the data set in the first place of `where` that has all files; empty if no place has."""
     for place in where:
         for layout in collection.layouts:
             if found := layout.find(place.folder):
@@ -139,10 +139,10 @@ def find_files(collection: Collection, where: tuple[Place, ...]) -> tuple[Path, 
 
 
 def obtain(collection: Collection, where: tuple[Place, ...]) -> tuple[Path, ...]:
-    """Return the files of the first place with a complete layout, or download them into the last place.
+    """Return the files of the data set in the first place that has all files; else download into the last place.
 
     Raises:
-        DataError: if no place has a complete layout and there is no download.
+        DataError: if no place has all files, and the data set cannot be downloaded.
     """
     if found := find_files(collection, where):
         return found
@@ -171,17 +171,17 @@ def _explain_missing(collection: Collection, where: tuple[Place, ...], download:
 
 
 DAMAGED = (OSError, EOFError, zlib.error, lzma.LZMAError, tarfile.TarError, zipfile.BadZipFile)
-"""Errors that reading a damaged compressed file or archive raises."""
+"""The types of errors that are raised when a damaged compressed file or archive is read."""
 
 
 def unpack(path: Path, content: bytes) -> bytes:
-    """Decompress the content of a file if its name ends in .gz or .xz; raises one of `DAMAGED`."""
+    """Return `content`, decompressed if the file name ends in .gz or .xz; raise one of `DAMAGED` if it is damaged."""
     kinds = {".gz": gzip.decompress, ".xz": lzma.decompress}
     return kinds[path.suffix](content) if path.suffix in kinds else content
 
 
 def read_verified(path: Path, md5: str) -> bytes:
-    """Read a file, decompressed if its name ends in .gz or .xz, and verify that the content has the digest `md5`.
+    """Return the content of a file, decompressed if its name ends in .gz or .xz, after a check of its digest `md5`.
 
     Raises:
         DataError: if the file cannot be read or decompressed, or has another digest.
@@ -203,7 +203,10 @@ def read_verified(path: Path, md5: str) -> bytes:
 
 
 def iterate_members(path: Path) -> Iterator[tuple[PurePosixPath, Callable[[], bytes]]]:
-    """Yield path and reading function of each file in an archive (.zip or .tar.gz); raises one of `DAMAGED`."""
+    """Yield, for each file in an archive (.zip or .tar.gz), its path and a function that reads it.
+
+    Raises one of `DAMAGED` if the archive is damaged.
+    """
     if path.suffix == ".zip":
         with zipfile.ZipFile(path) as archive:
             for name in archive.namelist():
@@ -216,10 +219,10 @@ def iterate_members(path: Path) -> Iterator[tuple[PurePosixPath, Callable[[], by
 
 
 def read_text(path: Path) -> bytes:
-    """Read a text file as valid UTF-8, decompressed if its name ends in .gz or .xz.
+    """Return the text of a UTF-8 file, decompressed if its name ends in .gz or .xz.
 
     Raises:
-        DataError: if the file cannot be read, is empty or is not text.
+        DataError: if the file cannot be read, is empty or is not valid UTF-8.
     """
     try:
         content = unpack(path, path.read_bytes())

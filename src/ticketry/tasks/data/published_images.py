@@ -35,7 +35,7 @@ _UINT8 = 0x08
 
 
 def parse_idx(content: bytes, *, dimensions: int, what: str) -> NDArray[np.uint8]:
-    """Parse an idx file of bytes; return a read-only array view of `content`.
+    """Parse `content` of an idx file (the format of MNIST) with elements of one byte; return a read-only view.
 
     Args:
         dimensions: required number of dimensions.
@@ -66,15 +66,15 @@ _FILES = (
 
 @dataclass(frozen=True)
 class MnistFiles:
-    """MNIST or Fashion-MNIST, which have the same format."""
+    """The files of MNIST or of Fashion-MNIST, which have the same format."""
 
     title: str
     folder: str
     url: str
     packed: tuple[str, ...]
-    """md5 of the .gz files, in the order of `_FILES`."""
+    """MD5 digests of the .gz files, in the order of `_FILES`."""
     plain: tuple[str, ...]
-    """md5 of the unpacked files."""
+    """MD5 digests of the unpacked files, in the order of `_FILES`."""
 
     def collection(self) -> Collection:
         layout = Layout(self.folder, _FILES, ("", ".gz"))
@@ -85,7 +85,7 @@ class MnistFiles:
         return Collection(self.title, (layout,), tuple(origins))
 
     def read(self, where: tuple[Place, ...]) -> Splits:
-        """Read the splits: the published test set, and 500 training examples of each class for validation."""
+        """Read the splits: the test set is the published one, and validation has 500 training examples per class."""
         arrays = []
         for path, md5 in zip(obtain(self.collection(), where), self.plain, strict=True):
             dimensions = 3 if "images" in path.name else 1
@@ -132,11 +132,11 @@ FASHION_MNIST = MnistFiles(
 
 
 DIGITS_VALIDATION, DIGITS_TEST = 20, 40
-"""Number of validation and of test examples of each class."""
+"""Number of validation examples and of test examples per class of the digits of scikit-learn."""
 
 
 def read_digits(_: tuple[Place, ...]) -> Splits:
-    """Read the digits of scikit-learn, which has no test set: 40 of each class for testing, 20 for validation.
+    """Read the digits of scikit-learn: of each class, 40 are for testing, 20 for validation, the rest for training.
 
     Raises:
         MissingExtraError: if scikit-learn is not installed.
@@ -153,16 +153,16 @@ def read_digits(_: tuple[Place, ...]) -> Splits:
 
 @dataclass(frozen=True)
 class CifarFiles:
-    """CIFAR-10 or CIFAR-100."""
+    """The files of CIFAR-10 or of CIFAR-100."""
 
     title: str
     folder: str
     archive: str
     archive_md5: str
     batches: Mapping[str, str]
-    """md5 of each batch by its name; training batches in order, then the test batch."""
+    """MD5 digest of each batch file by its name: first the training batches in order, then the test batch."""
     labels: bytes
-    """Name of the classes in a batch."""
+    """Name of the entry of a batch file that has the classes."""
     validation_per_class: int
 
     def collection(self) -> Collection:
@@ -171,7 +171,7 @@ class CifarFiles:
         return Collection(self.title, layouts, (origin,))
 
     def read(self, where: tuple[Place, ...]) -> Splits:
-        """Read the splits: the published test set, and a tenth of each training class for validation."""
+        """Read the splits: the test set is the published one, and validation has a tenth of each training class."""
         files = obtain(self.collection(), where)
         from_archive = files[0].name == self.archive
         contents = _read_cifar_archive(self, files[0]) if from_archive else _read_cifar_files(self, files)
@@ -207,7 +207,7 @@ CIFAR100 = CifarFiles(
     labels=b"fine_labels",
     validation_per_class=50,
 )
-"""With the 100 fine classes; the 20 coarse classes are not used."""
+"""CIFAR-100 with its 100 fine classes; the 20 coarse classes are not used."""
 
 
 def _read_cifar_files(published: CifarFiles, files: tuple[Path, ...]) -> Iterator[bytes]:
@@ -234,11 +234,11 @@ _KNOWN = {
     ("numpy", "ndarray"): np.ndarray,
     ("numpy", "dtype"): np.dtype,
 }
-"""Allowed names in pickled CIFAR batches, and their objects."""
+"""The objects that pickled CIFAR batches may refer to, by module and name."""
 
 
 class _Batch(pickle.Unpickler):
-    """An unpickler that looks up only the names in `_KNOWN`."""
+    """An unpickler that refuses all objects except those in `_KNOWN`."""
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in _KNOWN:
@@ -247,7 +247,10 @@ class _Batch(pickle.Unpickler):
 
 
 def unpickle(content: bytes, labels: bytes) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """Return images [n, 3, 32, 32] and classes [n] of a pickled CIFAR batch; `labels` is the key of the classes."""
+    """Return the images [n, 3, 32, 32] and classes [n] of a pickled CIFAR batch.
+
+    `labels` is the name of the entry that has the classes.
+    """
     batch = _Batch(io.BytesIO(content), encoding="bytes").load()
     return batch[b"data"].reshape(-1, 3, 32, 32), np.asarray(batch[labels], np.int64)
 
@@ -260,7 +263,7 @@ _ANNOTATIONS = "val_annotations.txt"
 
 @dataclass(frozen=True)
 class TinyImageNetFiles:
-    """Tiny ImageNet, or its subset with 20 classes."""
+    """The files of Tiny ImageNet, or of its subset with 20 classes."""
 
     title: str
     folder: str
@@ -275,7 +278,7 @@ class TinyImageNetFiles:
         return Collection(self.title, (Layout(self.folder, ("wnids.txt",)), Layout("", (self.archive,))), self.origins)
 
     def read(self, where: tuple[Place, ...]) -> Splits:
-        """Read the splits: the published validation set for testing, 50 training images of each class for validation.
+        """Read the splits: the published validation set is for testing; validation has 50 training images per class.
 
         Classes are numbered in the order of their WordNet ids.
 
@@ -315,11 +318,11 @@ TWENTY = TinyImageNetFiles(
 )
 
 _Image = tuple[str, str, bytes]
-"""Class, name and content of an image file, the order of sorting."""
+"""Class, name and content of an image file; images are sorted by these."""
 
 
 _File = tuple[PurePosixPath, Callable[[], bytes]]
-"""Path below the folder of the data set, and a function that returns the content."""
+"""The path of a file, relative to the folder of the data set, and a function that returns the content."""
 
 
 def _iterate_tiny_folder(folder: Path) -> Iterator[_File]:
@@ -334,7 +337,7 @@ def _iterate_tiny_archive(path: Path) -> Iterator[_File]:
 
 
 def _sort_images(files: Iterator[_File]) -> tuple[list[_Image], list[_Image]]:
-    """Return the training images and the published validation images, sorted by class and name."""
+    """Return the training images and the published validation images, each list sorted by class and name."""
     train: list[_Image] = []
     test: list[_Image] = []
     classes: dict[str, str] = {}
@@ -359,7 +362,10 @@ def _sort_images(files: Iterator[_File]) -> tuple[list[_Image], list[_Image]]:
 def _decode_images(
     images: list[_Image], classes: int, per_class: int, where: str
 ) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """Decode images; return pixels [n, 3, 64, 64] and classes [n]."""
+    """Decode images; return pixels [n, 3, 64, 64] and classes [n].
+
+    Raises `DataError` unless there are `per_class` images of each of the `classes` classes.
+    """
     names, labels, counts = np.unique([wnid for wnid, _, _ in images], return_inverse=True, return_counts=True)
     if len(names) != classes or np.any(counts != per_class):
         found = f"{len(images):,} images of {len(names)} classes"

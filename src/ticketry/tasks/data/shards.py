@@ -1,4 +1,4 @@
-"""Shards: large image data sets as a few tar files (WebDataset), with a manifest; reading and writing."""
+"""Read and write shards: large image data sets as a few tar files (WebDataset format), listed in a manifest."""
 
 from __future__ import annotations
 
@@ -32,22 +32,22 @@ _SECONDS = 600
 
 @dataclass(frozen=True)
 class Source:
-    """Location of shards: a folder or a URL. Small and picklable, for reading processes."""
+    """The location of shards, a folder or a URL; small and picklable, to be sent to reading processes."""
 
     url: str = ""
     folder: str = ""
-    """Folder of the shards; for a URL, the folder in the cache."""
+    """Folder of the shards; for a URL, the cache folder of its files."""
 
     def __str__(self) -> str:
         return self.url or self.folder
 
     def local(self, name: str, sha256: str = "", size: int | None = None) -> Path:
-        """Return the local path of a file, downloaded first if the source is a URL and the cache lacks it.
+        """Return the local path of a file; download it first if the source is a URL and the cache lacks the file.
 
         Args:
-            name: path below the source, from a manifest.
+            name: path of the file, relative to the source; from a manifest.
             sha256: digest of the file (hex); empty for the manifest, whose digest is not known.
-            size: size in bytes. For cached files it is compared instead of the digest.
+            size: size in bytes. A cached file is checked by its size only, a downloaded file by its digest.
 
         Raises:
             DataError: if the file is missing, cannot be downloaded, or has another digest or size.
@@ -69,7 +69,7 @@ class Source:
         return path
 
     def _fetch(self, name: str, path: Path, sha256: str) -> None:
-        """Download a file unless another process of this machine has done so; processes wait for one another."""
+        """Download a file to `path`; if another process of this machine already downloads it, wait instead."""
         path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{path}.lock"):
             if sha256 and path.is_file():
@@ -153,13 +153,13 @@ _WORDS = {"train": "train", "training": "train", "val": "test", "validation": "t
 
 
 class Shard(msgspec.Struct, frozen=True):
-    """Entry of a tar file in a manifest."""
+    """The entry of a tar file in a manifest."""
 
     file: str
     bytes: int
     sha256: str
     part: str
-    """``train`` or ``test``."""
+    """Split to which the images belong: ``train`` or ``test``."""
 
 
 class Manifest(msgspec.Struct, frozen=True):
@@ -174,19 +174,19 @@ class Manifest(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True, eq=False)
 class Index:
-    """Locations and labels of all images, in the order of shards and of images in them."""
+    """Locations and labels of all images, in the order of the shards and of the images in a shard."""
 
     shard: NDArray[np.int64]
-    """[n] position of the shard in the manifest."""
+    """[n] index, in the manifest, of the shard that contains the image."""
     offset: NDArray[np.int64]
-    """[n] offset of the first byte in the shard."""
+    """[n] offset of the image's first byte in the shard, in bytes."""
     size: NDArray[np.int64]
-    """[n] size in bytes."""
+    """[n] size of the image file in bytes."""
     label: NDArray[np.int64]
     """[n] class number."""
 
     def digest(self, shards: tuple[Shard, ...]) -> str:
-        """Return the SHA-256 (hex) of the parts and names of shards and the locations and labels of images."""
+        """Return the SHA-256 (hex) of the names and splits of the shards, and the locations and labels of images."""
         found = hashlib.sha256("".join(f"{one.part}/{one.file}\n" for one in shards).encode())
         for values in (self.shard, self.offset, self.size, self.label):
             found.update(values.astype("<i8").tobytes())
@@ -207,7 +207,7 @@ class ShardListing:
         return self.index.label
 
     def request(self, rows: list[int], size: int, resize: int, seed: int | None, first: int = 0) -> ShardImageRequest:
-        """Return a function that reads these images; `ImageRequest` describes the other arguments."""
+        """Return a function that reads the images with indices `rows`; for the other arguments see `ImageRequest`."""
         shard = self.index.shard[rows]
         numbers, places = np.unique(shard, return_inverse=True)
         images = zip(places.tolist(), self.index.offset[rows].tolist(), self.index.size[rows].tolist(), strict=True)
@@ -217,12 +217,12 @@ class ShardListing:
 
 @dataclass(frozen=True)
 class ShardImageRequest:
-    """A function that reads a batch of images from shards as uint8 [n, 3, size, size]."""
+    """A callable object that reads a batch of images from shards as uint8 [n, 3, size, size]."""
 
     source: Source
     shards: tuple[Shard, ...]
     images: tuple[tuple[int, int, int], ...]
-    """For each image: index of the shard in `shards`, offset in the shard, and size in bytes."""
+    """For each image: index of its shard in `shards`, offset in the shard in bytes, and size in bytes."""
     size: int
     resize: int
     seed: int | None = None
@@ -263,11 +263,11 @@ class ShardSet:
 
 
 def open_shards(source: Source) -> ShardSet:
-    """Return the data set of a source from its manifest; a folder without a manifest is scanned.
+    """Return the data set at `source`, as its manifest lists it; a folder without a manifest is scanned.
 
     Raises:
-        DataError: if there are no shards, an image has no class, a class has fewer than two training images, or the
-            manifest is damaged.
+        DataError: if there are no shards, if an image has no class, if a class has fewer than two training images, or
+            if the manifest is damaged.
     """
     if source.url or (Path(source.folder) / MANIFEST).is_file():
         manifest, index = _read_manifest(source)
@@ -374,16 +374,20 @@ def scan_shards(folder: Path, *, digests: bool = False) -> tuple[Manifest, Index
 
 
 def guess_part(name: str) -> str:
-    """Return ``train`` or ``test`` by the words of a file name; ``labelled?`` for the word test; empty if unknown."""
+    """Return the split that the words of a file name suggest: ``train`` or ``test``; empty if there is no such word.
+
+    The result is ``labelled?`` for the word test, because published test sets often have no labels.
+    """
     words = re.findall(r"[a-z]+", name.lower())
     found = next((_WORDS[word] for word in words if word in _WORDS), "")
     return found or ("labelled?" if "test" in words else "")
 
 
 def iterate_images(path: Path) -> Iterator[tuple[int, int, int]]:
-    """Yield offset, size in bytes and class of each image in a shard.
+    """Yield the offset in bytes, the size in bytes and the class of each image in a shard.
 
-    Members with the same key follow one another, as WebDataset requires; other members are skipped.
+    The image and the class of an example are files with the same name and different suffixes, one after the other, as
+    WebDataset requires. Other files are skipped.
 
     Raises:
         DataError: for an image without a class, a class that is not a number, or a file that is not a tar file.
@@ -430,26 +434,26 @@ def _parse_class(path: Path, name: str, text: bytes) -> int:
 
 
 def encode_index(index: Index) -> bytes:
-    """Return the content of an index file, the same for the same images."""
+    """Return the bytes of the index file of `index`; equal indices give equal bytes."""
     file = io.BytesIO()
     np.savez_compressed(file, **{name: getattr(index, name) for name in ("shard", "offset", "size", "label")})
     return file.getvalue()
 
 
 MEGABYTES = 128
-"""Approximate size of the images in a shard."""
+"""Approximate size of a shard, in megabytes."""
 
 
 def write_shards(images: str | Path, shards: str | Path, *, megabytes: float = MEGABYTES) -> Path:
     """Write a folder of images (train/<class>/* and val/<class>/* or test/) as shards with a manifest.
 
-    Images are written unchanged, in a fixed random order, so that each shard has many classes; the same images give the
-    same bytes. Other readers of WebDataset can read the shards.
+    Image files are copied unchanged, in a fixed random order, so that each shard has many classes. The same images
+    always give the same shards. Other readers of WebDataset can read the shards.
 
     Args:
         images: folder of images, as for the task imagefolder.
         shards: new or empty folder for the shards.
-        megabytes: size of the images in a shard; the last shard may be smaller.
+        megabytes: size of a shard in megabytes; the last shard may be smaller.
 
     Returns:
         The folder of the shards.
@@ -472,10 +476,12 @@ def write_shards(images: str | Path, shards: str | Path, *, megabytes: float = M
 def describe(shards: str | Path, *, classes: Sequence[str] = ()) -> Path:
     """Write the manifest ``shards.json`` and the index ``index.npz`` of the shards in a folder; return the folder.
 
-    They are needed to read the shards from a URL, and save scanning. Reads all shards once.
+    The two files are needed to read the shards from a URL; for a folder, they save a scan of the shards at every start.
+    This function reads all shards once.
 
     Args:
-        classes: names of the classes by number.
+        shards: folder of the shards.
+        classes: names of the classes, in the order of their numbers.
 
     Raises:
         DataError: if there are no shards, or one is not a WebDataset shard of images with classes.

@@ -1,4 +1,4 @@
-"""Splits of data sets: a fixed rule, subsets, smaller images, and cached copies in a memory-mapped file."""
+"""Split data sets by a fixed rule, reduce the numbers of examples and pixels, and cache splits in files."""
 
 from __future__ import annotations
 
@@ -22,14 +22,15 @@ from ticketry.tasks.task import Split, Splits
 
 
 def hold_out(labels: NDArray[Any], *per_class: int | NDArray[np.int64], seed: int = 0) -> tuple[NDArray[np.int64], ...]:
-    """Hold out random examples of every class; return indices of the rest, then of each set of `per_class`, ascending.
+    """Hold out random examples of every class, in one or more sets; return indices of the rest, then of each set.
 
-    Example i gets the i-th raw 64-bit output of PCG64 seeded with `seed`. In each class the examples with the smallest
-    outputs form the first set, the next ones the second set. Unlike shuffles, numpy promises never to change raw
-    outputs.
+    Example i gets the i-th raw 64-bit output of the generator PCG64 seeded with `seed`. In each class, the examples
+    with the smallest outputs form the first set, those with the next larger outputs the second set, and so on. numpy
+    promises never to change the raw outputs; it makes no such promise for shuffles. Indices are in ascending order.
 
     Args:
-        per_class: number of examples in each set, for all classes or for each class in the order of labels.
+        labels: [n] class of each example.
+        per_class: for each set, the number of examples per class; or an array with a number for each class.
         seed: seed of the choice.
     """
     numbers = np.random.PCG64(seed).random_raw(len(labels))
@@ -44,7 +45,7 @@ def hold_out(labels: NDArray[Any], *per_class: int | NDArray[np.int64], seed: in
 
 
 def count_share_of_each(labels: NDArray[np.int64], share: Fraction) -> NDArray[np.int64]:
-    """Return the number of examples that are a share of each class: rounded half up, at least 1, at most all but 1."""
+    """Return, for each class, `share` times its number of examples: rounded half up, at least 1, at most all but 1."""
     sizes = np.bincount(labels)
     wanted = [int(share * size + Fraction(1, 2)) for size in sizes.tolist()]
     return np.clip(np.array(wanted, np.int64), 1, sizes - 1)
@@ -61,7 +62,7 @@ def split_published(
     per_class: int,
     test: tuple[NDArray[np.uint8], NDArray[Any]],
 ) -> Splits:
-    """Split a published data set: the test set stays, and `per_class` training examples of each class validate."""
+    """Split a published data set: `per_class` training examples of each class are for validation; `test` is kept."""
     train, validation = hold_out(labels, per_class)
     return Splits(
         train=select_examples(images, labels, train),
@@ -71,10 +72,10 @@ def split_published(
 
 
 def take_fewer(split: Split, count: int) -> Split:
-    """Return a copy of `count` examples of a split, the same number of each class, chosen by `hold_out`.
+    """Return a copy of `count` examples of a split, equally many of each class, chosen by `hold_out`.
 
     Raises:
-        TaskError: if the count is not a multiple of the number of classes, or a class has too few.
+        TaskError: if `count` is not a multiple of the number of classes, or if a class has too few examples.
     """
     labels = split.targets.numpy()
     members = np.bincount(labels)
@@ -89,11 +90,13 @@ def take_fewer(split: Split, count: int) -> Split:
 
 
 _AT_ONCE = 4096
-"""Number of images that are averaged at a time, in 32 bits."""
+"""Number of images whose pixels are averaged at a time."""
 
 
 def average_pixels(images: Tensor, factor: int) -> Tensor:
-    """Reduce images uint8 [n, c, h, w] to [n, c, h / factor, w / factor] by averaging squares, rounded half up.
+    """Reduce images uint8 [n, c, h, w] to [n, c, h / factor, w / factor] by averaging squares of pixels.
+
+    Means are rounded, with halves rounded up.
 
     Integer arithmetic gives the same bytes on every machine.
     """
@@ -114,9 +117,9 @@ def average_splits(splits: Splits, factor: int) -> Splits:
 
 
 def load_or_prepare(name: str, *, folder: Path, make: Callable[[], Splits]) -> Splits:
-    """Load splits from `folder`/prepared/`name`.safetensors, or create and save them if the file is missing or damaged.
+    """Load splits from `folder`/prepared/`name`.safetensors; if the file is missing or damaged, create and save them.
 
-    If they cannot be saved (no space, no permission), they are returned without an error.
+    `make` creates the splits. If the splits cannot be saved (no space, no permission), they are returned all the same.
     """
     path = folder / "prepared" / f"{name}.safetensors"
     splits = _load(path)
@@ -138,7 +141,7 @@ def _save(splits: Splits, path: Path) -> bool:
 
 
 def _load(path: Path) -> Splits | None:
-    """Load the splits of a file; None if it is missing or does not match its digest."""
+    """Load the splits in a file; return None if the file is missing or its content does not match its digest."""
     try:
         with safe_open(path, framework="pt") as file:
             wanted = (file.metadata() or {}).get("sha256")
@@ -159,7 +162,7 @@ def _to_splits(tensors: Mapping[str, Tensor]) -> Splits:
 
 
 def _digest(tensors: Mapping[str, Tensor]) -> str:
-    """Return the SHA-256 of names, types, shapes and values of tensors."""
+    """Return the SHA-256 (hex) of the names, types, shapes and values of tensors."""
     found = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):
         found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())

