@@ -162,7 +162,7 @@ class CompiledGpu(ForInference):
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write a model file, as `Compiled.save` does, and return its path.
 
-        The file holds the network without plans for the GPU; loading it gives a model for a CPU.
+        The file holds no plans for the GPU, and loads as a model for a CPU.
         """
         return model_file.save(self.graph, Path(path))
 

@@ -138,7 +138,7 @@ def pack(
 
 
 def has_taps(kernel: Sequence[int], padding: Sequence[int]) -> bool:
-    """Return whether columns differ in their taps; False for a 1 x 1 kernel without padding."""
+    """Return whether `GroupTables.places` include taps: always, except for a 1 x 1 kernel without padding."""
     return (*kernel, *padding) != (1, 1, 0, 0)
 
 
@@ -203,10 +203,7 @@ def inner_empty(shape: Sequence[int], like: Tensor) -> Tensor:
 
 
 def outer_empty(shape: Sequence[int], like: Tensor) -> Tensor:
-    """Return an uninitialised tensor in the layout that torch's layers prefer, with the dtype and device of `like`.
-
-    Tensors of four dimensions are channels_last; others are contiguous.
-    """
+    """Return an uninitialised tensor, channels_last or contiguous, with the dtype and device of `like`."""
     if len(shape) == 4:
         return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=torch.channels_last)
     return like.new_empty(shape)

@@ -148,7 +148,7 @@ class _RegionFinder:
         """Node that draws random numbers -> the previous such node."""
 
     def add_node(self, node: fx.Node) -> None:
-        """Add a node to a region if kernels can run it and are faster."""
+        """Add a node to a region if kernels can run it, and a neighbouring or new region can take it."""
         try:
             lowered = self._lower(node)
         except Unsupported as why:

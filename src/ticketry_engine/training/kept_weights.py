@@ -67,11 +67,7 @@ class PackedWeight:
         self._dense_was = self.dense._version, self.dense.data_ptr()
 
     def _bits(self) -> Array:
-        """Return the row's bits as integers.
-
-        Unlike floating point numbers, the bits of a NaN are equal to themselves, and NumPy compares integers in a
-        quarter of torch's time.
-        """
+        """Return the row's bits: a NaN equals itself, and NumPy compares integers in a quarter of torch's time."""
         return self.parameter.detach().numpy().view(np.int32)
 
     @property

@@ -300,10 +300,7 @@ _SMALL = 16
 
 
 class _Identity:
-    """Key that is equal only to a key of the same object and version.
-
-    Its reference to the object keeps the object's address from being reused.
-    """
+    """Key that equals only keys of the same object and version; its reference keeps the address from being reused."""
 
     def __init__(self, thing: Any, version: int = 0) -> None:
         self.thing, self.version = thing, version

@@ -424,11 +424,12 @@ class ByToken(EmittedKernel):
         raise NotImplementedError
 
     def sum_terms(self, e: Emitter, at: Sequence[Any], begun: Any, factor: Any) -> list[Any]:
-        """Return what a feature adds to each sum; `factor` is the feature's factor in the table.
+        """Return what a feature adds to each sum.
 
         Args:
             at: pointer to the feature's vector in each value.
             begun: result of `load_token_values`.
+            factor: the feature's factor.
         """
         raise NotImplementedError
 
@@ -602,7 +603,7 @@ class _UnitKernel(EmittedKernel):
     def vectors(self, e: Emitter, states: int) -> Iterator[tuple[list[Any], list[Any]]]:
         """Loop over all vectors; yield pointers to a vector in each gate and in each of `states` other values.
 
-        Arguments of the kernel: number of units, number of blocks, arena offset of each value in bytes.
+        Arguments of the kernel: units, blocks, byte of each value.
         """
         b, units, blocks = e.b, e.arg(0), e.arg(1)
         parts = e.i64(IMAGES // e.target.lanes)
@@ -617,9 +618,9 @@ class _UnitKernel(EmittedKernel):
 
 @dataclass(frozen=True)
 class LstmGates(_UnitKernel):
-    """Compute the gates, cells and states of one time step; the gates overwrite their sums of products.
+    """Compute the gates, cells and states of one time step; the gates overwrite their sums.
 
-    Arguments: number of units, number of blocks; arena offsets in bytes of the sums, previous cells, cells and states.
+    Arguments: number of units, number of blocks; bytes of the sums, previous cells, cells and states.
     """
 
     def write(self, e: Emitter) -> None:
