@@ -1,10 +1,10 @@
-"""Kernels for the channels-last (NHWC-like) layout: vectors run over the channels of a pixel.
+"""Kernels on the channels-last (NHWC-like) layout: a vector holds channels of one pixel.
 
     memory of an image:  | pixel (0, 0): c0 c1 c2 ... | pixel (0, 1): c0 c1 c2 ... | ...
 
-Groups of weight rows that retain the same columns, at least a vector of rows each, run near the processor's peak at
-any batch size. `kernels.planar` offers functions with the same names, so the planner emits a region for either layout
-with the same code. Start reading with `conv`, then `group_conv`.
+If at least a vector of weight rows retain the same columns, convolutions run near the processor's peak at any batch
+size. `kernels.planar` has functions with the same names, so that the planner uses both layouts with the same code.
+Start reading with `conv`, then `group_conv`.
 """
 
 from ticketry_engine.kernels.channels_last.attention import attention

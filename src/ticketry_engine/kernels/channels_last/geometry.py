@@ -8,9 +8,9 @@ channels):
     h p p p
     h h h h h        row below, and the right halo of the last row
 
-A tap of a convolution therefore reads at a constant byte offset from the output's pixel, also at the border, and needs
-no test for padding. The images of a block follow one another. Channels are padded to whole cache lines. Halo and
-padding are zero from the start, and no kernel writes to them.
+A tap of a convolution therefore reads at the same distance from every pixel, also at the border, and needs no test for
+padding. The images of a block follow one another. Channels are padded to whole cache lines. Halo and padding are zero
+from the start, and no kernel writes to them.
 
 An input image with few channels that only convolutions read may be stored as one plane of pixels for each channel
 (`ChannelsLastGeometry.build_channel_planes`), because padding three channels to a cache line would waste most of it.
@@ -38,18 +38,18 @@ HALF = 2
 """Bytes of a bfloat16."""
 
 LINE = 64
-"""Bytes of a cache line, and of the widest vector."""
+"""Bytes of a cache line, which is as long as the widest vector."""
 
 SLACK = 64
-"""Bytes after the last image that a vector load at the last pixel may touch."""
+"""Bytes after the last image that vector loads may read."""
 
 
 @dataclass(frozen=True)
 class ChannelsLastGeometry:
-    """Shape and strides of a value.
+    """Shape and strides of a value; a sequence of tokens is an image of one row, a vector an image of one pixel.
 
-    Values of the same geometry may reuse the same memory one after another, because kernels never write to the zeros of
-    halo and padding. A sequence of tokens is an image of one row; a feature vector is an image of one pixel.
+    Values of equal geometry may use the same memory in turn, because kernels never write to the zeros of halo and
+    padding.
     """
 
     height: int
@@ -63,19 +63,20 @@ class ChannelsLastGeometry:
     item: int = FLOAT
     """Bytes of one number: 4 for float32, 2 for bfloat16."""
     channel_stride: int = 0
-    """Bytes from one channel to the next where each channel is a separate plane; 0 where channels are innermost."""
+    """Bytes from one channel to the next if each channel is a separate plane; 0 if the channels are innermost."""
 
     @classmethod
     def build_channel_planes(cls, height: int, width: int, channels: int, halo: int = 0) -> ChannelsLastGeometry:
-        """Return the geometry of a float32 image with one plane for each channel, which only convolutions read."""
+        """Return the geometry of a float32 image with a plane for each channel, which only convolutions can read."""
         plane = _round_to_odd_lines(_count_positions(height, width, halo) * FLOAT)
         return cls(height, width, channels, halo, FLOAT, _round_to_odd_lines(channels * plane), channel_stride=plane)
 
     @classmethod
     def build(cls, height: int, width: int, channels: int, halo: int = 0, item: int = FLOAT) -> ChannelsLastGeometry:
-        """Return a geometry whose pixel and image strides are odd numbers of cache lines.
+        """Return the geometry of a value with innermost channels.
 
-        Strides that are powers of two would map all pixels to a few sets of the L1 cache.
+        Pixels and images are odd numbers of cache lines apart, because distances that are powers of two would map all
+        pixels to a small part of the L1 cache.
         """
         pixel = _round_to_odd_lines(item * channels)
         return cls(
@@ -94,29 +95,29 @@ class ChannelsLastGeometry:
         return (self.width + self.halo) * self.pixel
 
     def pixel_offset(self, y: int, x: int) -> int:
-        """Return the bytes from an image's start to a pixel; y and x may be up to ``halo`` outside the image."""
+        """Return the bytes from an image's start to pixel (y, x), which may lie up to ``halo`` outside of the image."""
         return (y + self.halo) * self.row + (x + self.halo) * self.pixel
 
     def bytes(self, images: int) -> int:
-        """Return the bytes of a value of this many images: a multiple of 64."""
+        """Return the bytes that a value of `images` images takes: a multiple of 64."""
         return images * self.image + SLACK
 
 
 def _count_positions(height: int, width: int, halo: int) -> int:
-    """Return the number of pixels of an image with its halo."""
+    """Return the number of pixels that an image takes in memory, halo included."""
     return (height + 2 * halo) * (width + halo) + halo
 
 
 def _round_to_odd_lines(size: int) -> int:
-    """Round bytes up to an odd number of cache lines."""
+    """Round `size` bytes up to an odd number of cache lines."""
     return (-(-size // LINE) | 1) * LINE
 
 
 @dataclass(frozen=True)
 class ChannelsLastValue:
-    """A value in the arena: its geometry, its offset, and the range of channels it uses.
+    """A value in the arena: a geometry, an offset, and the range of channels that belong to the value.
 
-    Values that share a geometry and offset with different channel ranges form a concatenation without copying.
+    Values with the same geometry and offset but other channels are parts of a concatenation, which needs no copies.
     """
 
     geometry: ChannelsLastGeometry
@@ -124,7 +125,7 @@ class ChannelsLastValue:
     first: int = 0
     """The first channel."""
     channels: int = -1
-    """Number of channels; -1 means all from ``first`` on."""
+    """Number of channels; -1 means all channels from ``first`` on."""
 
     def __post_init__(self) -> None:
         if self.channels < 0:
@@ -133,11 +134,11 @@ class ChannelsLastValue:
             raise ValueError(f"channels {self.first} … {self.first + self.channels} of {self.geometry.channels}")
 
     def part(self, first: int, channels: int) -> ChannelsLastValue:
-        """Return a view of some channels, counted from this value's first."""
+        """Return a view of `channels` channels from channel `first` of this value on."""
         return ChannelsLastValue(self.geometry, self.offset, self.first + first, channels)
 
     def take(self, channels: Sequence[int] | Array) -> ChannelsLastValue:
-        """Return a view of consecutive channels.
+        """Return a view of the given channels, which must be consecutive.
 
         Raises:
             ValueError: if the channels are not consecutive.
@@ -148,11 +149,11 @@ class ChannelsLastValue:
 
     @property
     def start(self) -> int:
-        """Offset in the arena, in bytes, of the first channel of the first image's first pixel (halo included)."""
+        """Arena offset in bytes of the value's first channel where the first image starts, halo included."""
         return self.offset + (self.geometry.channel_stride or self.geometry.item) * self.first
 
     def like(self, other: ChannelsLastValue) -> bool:
-        """Return whether both values have the same height, width and channels; halo and offset may differ."""
+        """Return whether both values have the same height, width and number of channels."""
         mine, its = self.geometry, other.geometry
         return (mine.height, mine.width, self.channels) == (its.height, its.width, other.channels)
 
@@ -163,13 +164,13 @@ class ChannelsLastValue:
 #         for pixel in row:                                          loop_pixels
 #             for vector of channels in pixel:                       loop_vectors
 #
-# Bytes inside a pixel are always counted as if numbers were float32; `load_vector` and `store_vector` halve them for
-# bfloat16.
+# Bytes inside a pixel are always counted as if numbers were float32; `load_vector` and `store_vector` halve such byte
+# counts for bfloat16.
 
 
 @dataclass(frozen=True)
 class Strides:
-    """Bytes from one image, row and pixel of a value to the next; 0 along an axis that is broadcast."""
+    """Bytes from one image, row or pixel of a value to the next; 0 along an axis that is broadcast."""
 
     image: int
     row: int
@@ -179,18 +180,18 @@ class Strides:
 
     @classmethod
     def from_value(cls, value: ChannelsLastValue, height: int = 0, width: int = 0) -> Strides:
-        """Return a value's strides; an axis of size 1 is broadcast to a larger ``height`` or ``width``."""
+        """Return the strides of `value`; an axis of size 1 is broadcast if `height` or `width` is larger."""
         geometry = value.geometry
         row = 0 if geometry.height == 1 < height else geometry.row
         return cls(geometry.image, row, 0 if geometry.width == 1 < width else geometry.pixel, geometry.item)
 
     def at(self, place: tuple[int, int, int]) -> int:
-        """Return the bytes that this many images, rows and pixels span."""
+        """Return the bytes from the first pixel to the pixel `place`, given as (images, rows, pixels) to move on."""
         return place[0] * self.image + place[1] * self.row + place[2] * self.pixel
 
 
 def pad_to_vectors(values: Array, channels: int) -> Array:
-    """Return one float32 for each channel, padded with zeros to whole vectors of the widest registers.
+    """Return the values of all channels as float32, padded with zeros to whole vectors of the widest registers.
 
     Raises:
         EngineError: if the number of values is not the number of channels.
@@ -202,18 +203,18 @@ def pad_to_vectors(values: Array, channels: int) -> Array:
 
 
 def is_expensive(act: Activation) -> bool:
-    """Return whether an activation takes many instructions, so that a kernel should contain its code only once."""
+    """Return whether an activation's code is long, so that a kernel should contain the code only once."""
     return (act[0] if isinstance(act, tuple) else act) not in (None, "relu", "relu6", "leaky_relu")
 
 
 def check_same_shape(x: ChannelsLastValue, y: ChannelsLastValue) -> None:
-    """Raise EngineError unless both values have the same shape."""
+    """Raise EngineError unless x and y have the same height, width and number of channels."""
     if not x.like(y):
         raise EngineError("input and output of an elementwise operation or norm have to have the same shape")
 
 
 def first_pixel(value: ChannelsLastValue) -> int:
-    """Return the offset in the arena, in bytes, of a value's pixel (0, 0)."""
+    """Return the arena offset in bytes of pixel (0, 0) of a value's first image."""
     return value.start + value.geometry.pixel_offset(0, 0)
 
 
@@ -221,11 +222,12 @@ def first_pixel(value: ChannelsLastValue) -> int:
 def loop_rows(
     e: Emitter, height: int, strides: Sequence[tuple[int, Strides]]
 ) -> Iterator[tuple[ir.Value, ir.Value, list[ir.Value]]]:
-    """Loop over this thread's share of all rows of all images; yields image, row, and each value's pointer to the row.
+    """Loop over this thread's share of the rows of all images, and yield (image, row, a pointer to the row per value).
 
     Args:
+        e: the emitter.
         height: rows of an image.
-        strides: for each value the kernel argument that holds its `first_pixel`, and its strides.
+        strides: for each value, the number of the kernel argument that holds its `first_pixel`, and its strides.
     """
     b = e.b
     low, high = e.thread_share(b.mul(e.state(StateSlot.IMAGES), e.i64(height)))
@@ -241,7 +243,14 @@ def loop_rows(
 def loop_pixels(
     e: Emitter, height: int, width: int, strides: Sequence[tuple[int, Strides]]
 ) -> Iterator[tuple[ir.Value, ir.Value, list[ir.Value]]]:
-    """Loop over all pixels of this thread's rows; yields row, column, and each value's pointer to the pixel."""
+    """Loop over the pixels of this thread's share of rows, and yield (row, column, a pointer to the pixel per value).
+
+    Args:
+        e: the emitter.
+        height: rows of an image.
+        width: pixels of a row.
+        strides: as for `loop_rows`.
+    """
     with loop_rows(e, height, strides) as (_, row, starts), e.loop(0, width) as turn:
         pairs = zip(starts, strides, strict=True)
         places = [e.at(start, e.b.mul(turn.index, e.i64(steps.pixel))) for start, (_, steps) in pairs]
@@ -249,11 +258,14 @@ def loop_pixels(
 
 
 def loop_vectors(e: Emitter, channels: int, most: int, body: Callable[[ir.Value, list[int]], None]) -> None:
-    """Loop over a pixel's channels, ``most`` vectors at a time, and emit ``body(byte, counts)`` for each turn.
+    """Emit a loop over the channels of a pixel, `most` vectors at a time.
 
     Args:
-        body: is called with the byte of the first vector in a pixel (counted as float32), and the lanes in use of each
-            vector.
+        e: the emitter.
+        channels: number of channels.
+        most: vectors per iteration; there may be fewer after the loop.
+        body: function (byte, counts) that emits an iteration. `byte` is the place of its first vector in a pixel,
+            counted as if values were float32. `counts` has the number of channels in each of its vectors.
     """
     lanes = e.target.lanes
     full = channels // (most * lanes) * most * lanes
@@ -265,14 +277,14 @@ def loop_vectors(e: Emitter, channels: int, most: int, body: Callable[[ir.Value,
 
 
 def load_vector(e: Emitter, pointer: ir.Value, byte: ir.Value, count: int, item: int = FLOAT) -> ir.Value:
-    """Load ``count`` numbers at ``byte`` (counted as float32) as a float32 vector, zeros in the other lanes."""
+    """Load `count` numbers at `byte` (counted as if they were float32) as a float32 vector; other lanes are zero."""
     return vectors.load_vector(e, _element_pointer(e, pointer, byte, item), count, item)
 
 
 def store_vector(
     e: Emitter, vector: ir.Value, pointer: ir.Value, byte: ir.Value, count: int, item: int = FLOAT
 ) -> None:
-    """Store the first ``count`` lanes at ``byte`` (counted as float32)."""
+    """Store the first `count` lanes at `byte` (counted as if the stored numbers were float32)."""
     vectors.store_vector(e, vector, _element_pointer(e, pointer, byte, item), count, item)
 
 
@@ -281,5 +293,5 @@ def _element_pointer(e: Emitter, pointer: ir.Value, byte: ir.Value, item: int) -
 
 
 def vector_offset(e: Emitter, byte: ir.Value, number: int) -> ir.Value:
-    """Return the byte of the vector ``number`` vectors after the one at ``byte``."""
+    """Return `byte` plus the bytes of `number` float32 vectors."""
     return e.b.add(byte, e.i64(number * e.target.lanes * FLOAT))

@@ -1,10 +1,10 @@
-"""Copies between torch tensors outside the arena and channels-last values inside it: `load` and `store`.
+"""Copies between tensors outside the arena and channels-last values inside the arena: `load`, `store`, `gather`.
 
     value[image, y, x, c] = tensor[image * s0 + c * s1 + y * s2 + x * s3]      (load; `store` is the reverse)
 
-The tensor may have any strides. Its channel offsets are a table, int64 [channels] in bytes; the other strides are
-arguments. Where the tensor is channels-last, a copy is a loop over whole vectors. Where it is NCHW, a square block of
-channels and pixels is loaded by rows, transposed in registers and stored by columns, so both sides are whole vectors.
+The tensor may have any strides. If its channels are innermost, a copy is a loop over whole vectors. If the pixels of a
+row are contiguous (NCHW), a square block of channels and pixels is loaded by rows, transposed in registers and stored
+by columns, so that loads and stores are whole vectors.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from ticketry_engine.kernels.window import Array
 
 
 class TensorOrder(enum.Enum):
-    """Which numbers of the tensor are consecutive in memory; it decides how a kernel copies them."""
+    """Which numbers of a tensor are contiguous in memory; this decides how a kernel copies them."""
 
     CHANNELS = "the channels of a pixel"
     PLANES = "the pixels of a row"
@@ -36,25 +36,25 @@ class TensorOrder(enum.Enum):
 
 
 class MoveArg(enum.IntEnum):
-    """Arguments of the kernel."""
+    """Positions of the arguments of a `Move` kernel."""
 
     VALUE = 0
-    """Offset in the arena, in bytes, of the first image's pixel (0, 0)."""
+    """Arena offset in bytes of pixel (0, 0) of the value's first image."""
     NUMBER = 1
-    """Index of the tensor among those given to `Program.run`, or the table itself (`Move.is_table`)."""
+    """Index of the tensor among the tensors given to `Program.run`, or the tensor as a table (`Move.is_table`)."""
     IMAGE = 2
-    """Bytes from one image of the tensor to the next; ROW and COLUMN likewise."""
+    """Bytes in the tensor from one image to the next; ROW and COLUMN likewise for rows and columns."""
     ROW = 3
     COLUMN = 4
     CHANNELS = 5
-    """int64 [channels]: offset in bytes of each channel from the tensor's pixel."""
+    """int64 [channels]: bytes in the tensor from a pixel's channel 0 to each of its channels."""
 
 
 def load(number: int, strides: Sequence[int], y: ChannelsLastValue) -> list[Op]:
-    """Return operations that fill a value from a float32 tensor.
+    """Return the operations that copy a float32 tensor into a value.
 
     Args:
-        number: index of the tensor among those given to `Program.run`.
+        number: index of the tensor among the tensors given to `Program.run`.
         strides: the tensor's strides in elements: image, channel, row, column.
         y: the value.
     """
@@ -62,7 +62,12 @@ def load(number: int, strides: Sequence[int], y: ChannelsLastValue) -> list[Op]:
 
 
 def store(number: int, strides: Sequence[int], x: ChannelsLastValue) -> list[Op]:
-    """Return operations that write a value with innermost channels to a float32 tensor; arguments as for `load`.
+    """Return the operations that copy a value into a float32 tensor.
+
+    Args:
+        number: index of the tensor among the tensors given to `Program.run`.
+        strides: the tensor's strides in elements: image, channel, row, column.
+        x: the value.
 
     Raises:
         EngineError: if the value has one plane for each channel.
@@ -73,7 +78,7 @@ def store(number: int, strides: Sequence[int], x: ChannelsLastValue) -> list[Op]
 
 
 def constant(values: Array, y: ChannelsLastValue) -> list[Op]:
-    """Return operations that fill every image of a value with the same float32 [channels, height, width]."""
+    """Return the operations that fill every image of y with `values`, float32 [channels, height, width]."""
     g = y.geometry
     table = np.ascontiguousarray(values.transpose(1, 2, 0), np.float32)
     kernel = Move(g.height, g.width, y.channels, Strides.from_value(y), TensorOrder.CHANNELS, False, True)
@@ -109,7 +114,7 @@ def _build_move(number: int, strides: Sequence[int], value: ChannelsLastValue, t
 
 @dataclass(frozen=True)
 class Move(EmittedKernel):
-    """Kernel that copies between a tensor and a value; `MoveArg` lists its arguments."""
+    """Kernel that copies a tensor into a value, or a value into a tensor; `MoveArg` lists its arguments."""
 
     height: int
     width: int
@@ -118,11 +123,11 @@ class Move(EmittedKernel):
     order: TensorOrder
     to_tensor: bool
     is_table: bool = False
-    """Whether the tensor is a table of the program, passed as the argument NUMBER."""
+    """Whether the tensor is a table of the operation, passed as the argument NUMBER."""
     channel_stride: int = 0
-    """Bytes from one channel plane of the value to the next; 0 where channels are innermost."""
+    """Bytes from one channel plane of the value to the next; 0 if the value's channels are innermost."""
     contiguous_rows: bool = False
-    """Whether a row's pixels are consecutive in the tensor; used only for values with channel planes."""
+    """Whether the pixels of a row are contiguous in the tensor; used only for values with channel planes."""
 
     def write(self, e: Emitter) -> None:
         outside = e.table(MoveArg.NUMBER) if self.is_table else e.tensor_pointer(e.arg(MoveArg.NUMBER))
@@ -133,7 +138,7 @@ class Move(EmittedKernel):
             write(e, inside, e.at(outside, there))
 
     def _move_channel_planes(self, e: Emitter, inside: ir.Value, outside: ir.Value) -> None:
-        """Copy a row into the value's channel planes, channel by channel."""
+        """Emit the copy of a row into the value's channel planes, channel by channel."""
         lanes = e.target.lanes
         with e.loop(0, self.channels) as channel:
             near = e.at(inside, e.b.mul(channel.index, e.i64(self.channel_stride)))
@@ -145,7 +150,7 @@ class Move(EmittedKernel):
                     vectors.store_vector(e, self._load_pixels(e, there, count), place, count)
 
     def _load_pixels(self, e: Emitter, there: ir.Value, count: int) -> ir.Value:
-        """Load up to a vector of one channel's pixels from the tensor."""
+        """Load `count` pixels of one channel from the tensor as a vector."""
         if self.contiguous_rows:
             return vectors.load_vector(e, there, count)
         steps = ir.Constant(ir.VectorType(I64, e.target.lanes), list(range(e.target.lanes)))
@@ -167,7 +172,7 @@ class Move(EmittedKernel):
                             self._move_channels(e, channel.index, channels, place, there)
 
     def _move_channels(self, e: Emitter, first: ir.Value, count: int, inside: ir.Value, outside: ir.Value) -> None:
-        """Copy up to a vector of one pixel's channels."""
+        """Emit the copy of `count` channels of one pixel, at most a vector, from channel `first` on."""
         near, far = (
             e.at(base, e.b.mul(first, e.i64(size))) for base, size in ((inside, self.value.item), (outside, FLOAT))
         )
@@ -184,14 +189,14 @@ class Move(EmittedKernel):
             vectors.store_vector(e, vectors.load_vector(e, far, count), near, count, self.value.item)
 
     def _channel_offsets(self, e: Emitter, first: ir.Value) -> ir.Value:
-        """Load the table's offsets of a vector of channels; lanes after the last channel are undefined."""
+        """Load byte offsets of a vector of channels from the table CHANNELS; undefined after the last channel."""
         entry = e.at(e.table(MoveArg.CHANNELS), e.b.mul(first, e.i64(8)))
         return e.b.load(entry, typ=ir.VectorType(I64, e.target.lanes), align=8)
 
     def _move_transposed_block(
         self, e: Emitter, first: ir.Value, channels: int, pixels: int, inside: ir.Value, outside: ir.Value
     ) -> None:
-        """Copy up to a vector of channels of up to a vector of pixels, transposed in registers."""
+        """Emit the copy of a block of channels and pixels, at most a vector of each, with a transpose in registers."""
         entry = e.at(e.table(MoveArg.CHANNELS), e.b.mul(first, e.i64(8)))
         near = e.at(inside, e.b.mul(first, e.i64(self.value.item)))
         rows = [e.at(outside, e.load_i64(entry, 8 * channel)) for channel in range(channels)]
@@ -211,7 +216,7 @@ class Move(EmittedKernel):
 
 
 def _split_loop(count: int, step: int) -> list[tuple[int, int, int]]:
-    """Split a loop over ``count`` items into whole steps and a remainder: (first, end, items of each turn)."""
+    """Split a loop into whole steps and a remainder, and return (first, end, items per iteration) of these loops."""
     whole = count // step * step
     chunks = [(0, whole, step)] if whole else []
     return chunks + ([(whole, count, count - whole)] if count > whole else [])
@@ -221,14 +226,16 @@ def _split_loop(count: int, step: int) -> list[tuple[int, int, int]]:
 
 #     y[channel, position] = sources[number][channel', position']   or 0
 #
-# The element tables are compiled into runs of consecutive bytes (`kernels.copies`): a table of starts and lengths. A
-# run is copied by vectors, so a gather costs about as much as a copy where whole pixels move.
+# Elements that are contiguous in source and destination are joined to runs (`kernels.copies`). A run is copied by
+# vectors, so a gather costs about as much as a copy if whole pixels move.
 
 
 def gather(sources: Sequence[ChannelsLastValue], y: ChannelsLastValue, where: tuple[Array, Array]) -> list[Op]:
-    """Return operations that fill ``y`` with elements of ``sources`` and with zeros.
+    """Return the operations that fill y with elements of `sources` and with zeros.
 
     Args:
+        sources: the values to read.
+        y: the result.
         where: two arrays [channels of y, positions of y], positions row by row. The first has the index of the source,
             or -1 for a zero. The second has the element of that source: channel * positions + position.
     """
@@ -250,7 +257,7 @@ def gather(sources: Sequence[ChannelsLastValue], y: ChannelsLastValue, where: tu
 
 
 def _element_offsets(value: ChannelsLastValue) -> Array:
-    """Return an array [channels, positions]: bytes from a value's first pixel to each element of an image."""
+    """Return an array [channels, pixels]: bytes from pixel (0, 0) of an image to each of its elements."""
     g = value.geometry
     rows, columns = np.arange(g.height) * g.row, np.arange(g.width) * g.pixel
     positions = (rows[:, None] + columns).reshape(-1)

@@ -1,10 +1,10 @@
-"""Max and average pooling.
+"""Kernel of max and average pooling.
 
     y[row, column, c] = max or weighted sum of x[r, q, c]  for r in rows[row], q in columns[column]
 
-Tables hold each output's window: int32 [outputs, 2] for rows and for columns, the first input and the end. Padding is
-cut off there, so it is never read and needs no test. Tables float32 [outputs] hold the weights of a mean. A window is
-reduced for four vectors of channels at once, which stay in registers.
+Two tables, int32 [outputs, 2], hold the first and the end of the input rows (or columns) that each output row (or
+column) reads. Padding is not contained in these ranges, so that it is never read and needs no test. Two tables,
+float32 [outputs], hold factors for means. A window is reduced for four vectors of channels at once, in registers.
 """
 
 from __future__ import annotations
@@ -31,20 +31,23 @@ from ticketry_engine.kernels.program import Op
 from ticketry_engine.kernels.window import Array, Pair, Window
 
 _X, _Y, _ROWS, _COLUMNS, _ROW_WEIGHTS, _COLUMN_WEIGHTS = range(6)
-"""Arguments: offsets of the values' first pixels; int32 [outputs, 2] for each axis: a window's first input and its end;
-float32 [outputs] for each axis: the weight of a mean."""
+"""Positions of the arguments: arena offsets of the first pixels of x and y; for each axis a table of the windows, int32
+[outputs, 2]: first input and end; for each axis a table of the factors of means, float32 [outputs]."""
 
 
 def max_pool(x: ChannelsLastValue, y: ChannelsLastValue, window: Window) -> list[Op]:
-    """Return operations for max pooling; y's size gives the number of windows (and so torch's ``ceil_mode``)."""
+    """Return the operations of max pooling; there are as many windows as pixels of y."""
     ones = [np.ones(size) for size in _height_and_width(y)]
     return [_build_pool("max", x, y, _window_ranges(x, y, window), ones, window.dilation)]
 
 
 def avg_pool(x: ChannelsLastValue, y: ChannelsLastValue, window: Window, count_include_pad: bool = True) -> list[Op]:
-    """Return operations for average pooling; y's size gives the number of windows.
+    """Return the operations of average pooling; there are as many windows as pixels of y.
 
     Args:
+        x: the input.
+        y: the result.
+        window: the pooling window.
         count_include_pad: whether padding counts as zeros (True) or is left out of the mean.
     """
     tables = _window_ranges(x, y, window)
@@ -58,7 +61,7 @@ def avg_pool(x: ChannelsLastValue, y: ChannelsLastValue, window: Window, count_i
 
 
 def global_mean(x: ChannelsLastValue, y: ChannelsLastValue) -> list[Op]:
-    """Return operations for the mean over all pixels; y has one pixel."""
+    """Return the operations of the mean over all pixels of each channel; y has one pixel."""
     if _height_and_width(y) != (1, 1):
         raise EngineError("the result of a mean over all pixels has to have one pixel")
     tables = [np.array([[0, extent]]) for extent in _height_and_width(x)]
@@ -70,7 +73,7 @@ def _height_and_width(value: ChannelsLastValue) -> Pair:
 
 
 def _window_ranges(x: ChannelsLastValue, y: ChannelsLastValue, window: Window) -> list[Array]:
-    """Return int32 [outputs, 2] for rows and columns: each window's first input outside the padding, and its end.
+    """Return for rows and for columns an array [outputs, 2]: the first input in each window, and the window's end.
 
     Raises:
         EngineError: if a window begins after the last input.
@@ -100,7 +103,7 @@ def _build_pool(
 
 @dataclass(frozen=True)
 class ChannelsLastPool(EmittedKernel):
-    """Kernel of max pooling or of a weighted sum over windows."""
+    """Kernel of max or average pooling."""
 
     title: ClassVar[str] = "pool"
 
@@ -112,7 +115,7 @@ class ChannelsLastPool(EmittedKernel):
     x: Strides
     y: Strides
     steps: tuple[int, int]
-    """Dilation: the distance between inputs of a window, along rows and columns."""
+    """Dilation: the distance between the inputs of a window, in rows and in columns."""
 
     def write(self, e: Emitter) -> None:
         # The window's rows come from a table, so the input's pointer stays at the start of its image.

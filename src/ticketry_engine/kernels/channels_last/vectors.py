@@ -1,8 +1,8 @@
 """Vectors of float32 in registers: masked loads and stores, gathers and scatters, sums over lanes, transposes.
 
-A lane is one float32 of a vector register; `Target.lanes` is their number (16 with AVX-512). Masked instructions touch
-only the memory of the lanes that are set, so a kernel may end anywhere without reading past a value. ``item`` is the
-size of a number in memory: `FLOAT` bytes, or `HALF` for bfloat16, which is converted on the way.
+A lane is one float32 of a vector register; a register has `Target.lanes` lanes (16 with AVX-512). Masked instructions
+touch only the memory of the lanes that are set in the mask, so that a kernel never reads past the end of a value. The
+argument ``item`` is the size of a number in memory: `FLOAT` bytes, or `HALF` bytes for bfloat16, which is converted.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from ticketry_engine.kernels.jit import ir
 
 
 def load_first(e: Emitter, pointer: ir.Value, count: ir.Value | int, item: int = FLOAT) -> ir.Value:
-    """Load the first ``count`` numbers, zeros in the other lanes; no other memory is read."""
+    """Load `count` numbers into the first lanes of a float32 vector; the other lanes are zero and not read."""
     if item == FLOAT:
         return _load_lanes(e, pointer, count)
     return bfloat.widen(e, _load_lanes(e, pointer, count, HALF, I16))
 
 
 def store_first(e: Emitter, vector: ir.Value, pointer: ir.Value, count: ir.Value | int, item: int = FLOAT) -> None:
-    """Store the first ``count`` lanes; no other memory is written."""
+    """Store the first `count` lanes of a float32 vector; the memory of the other lanes is not written."""
     if item == FLOAT:
         _store_lanes(e, vector, pointer, count)
     else:
@@ -29,12 +29,12 @@ def store_first(e: Emitter, vector: ir.Value, pointer: ir.Value, count: ir.Value
 
 
 def load_vector(e: Emitter, pointer: ir.Value, count: int, item: int = FLOAT) -> ir.Value:
-    """Load ``count`` numbers, a constant of the kernel, with zeros in the other lanes."""
+    """Load `count` numbers, known when the kernel is written, as a float32 vector; the other lanes are zero."""
     return bfloat.load(e, pointer, 0, item) if count == e.target.lanes else load_first(e, pointer, count, item)
 
 
 def store_vector(e: Emitter, vector: ir.Value, pointer: ir.Value, count: int, item: int = FLOAT) -> None:
-    """Store the first ``count`` lanes, a constant of the kernel."""
+    """Store the first `count` lanes of a float32 vector, where `count` is known when the kernel is written."""
     if count == e.target.lanes:
         bfloat.store(e, vector, pointer, 0, item)
     else:
@@ -42,7 +42,7 @@ def store_vector(e: Emitter, vector: ir.Value, pointer: ir.Value, count: int, it
 
 
 def first_lanes_mask(e: Emitter, count: ir.Value | int) -> ir.Value:
-    """Return a mask with the first ``count`` lanes set."""
+    """Return a mask with the first `count` lanes set."""
     lanes = e.target.lanes
     if isinstance(count, int):
         return ir.Constant(ir.VectorType(I1, lanes), [int(lane < count) for lane in range(lanes)])
@@ -51,48 +51,48 @@ def first_lanes_mask(e: Emitter, count: ir.Value | int) -> ir.Value:
 
 
 def _load_lanes(e: Emitter, pointer: ir.Value, count: ir.Value | int, align: int = 4, kind: ir.Type = F32) -> ir.Value:
-    """Load the first ``count`` values into a vector, zeros in the other lanes; no other memory is read."""
+    """Load `count` values of type `kind` into the first lanes of a vector; the other lanes are zero and not read."""
     vector = ir.VectorType(kind, e.target.lanes)
     given = [pointer, ir.Constant(I32, align), first_lanes_mask(e, count), ir.Constant(vector, None)]
     return e.call(f"llvm.masked.load.{_suffix(vector)}.p0", vector, given)
 
 
 def _store_lanes(e: Emitter, value: ir.Value, pointer: ir.Value, count: ir.Value | int, align: int = 4) -> None:
-    """Store the first ``count`` lanes; no other memory is written."""
+    """Store the first `count` lanes of `value`; the memory of the other lanes is not written."""
     given = [value, pointer, ir.Constant(I32, align), first_lanes_mask(e, count)]
     e.call(f"llvm.masked.store.{_suffix(value.type)}.p0", ir.VoidType(), given)
 
 
 def lane_addresses(e: Emitter, base: ir.Value, offsets: ir.Value) -> ir.Value:
-    """Return one pointer for each lane: ``base + offsets[lane]`` (int64, bytes)."""
+    """Return a vector of pointers, ``base + offsets[lane]`` for each lane; `offsets` is a vector of int64, in bytes."""
     everywhere = e.splat(e.b.ptrtoint(base, I64))
     return e.b.inttoptr(e.b.add(everywhere, offsets), ir.VectorType(PTR, e.target.lanes))
 
 
 def gather(e: Emitter, pointers: ir.Value, mask: ir.Value) -> ir.Value:
-    """Load one float32 from each pointer; zeros where the mask is not set."""
+    """Load one float32 per lane from the lane's pointer; lanes not in `mask` are zero and not read."""
     name = f"llvm.masked.gather.{_suffix(e.vector)}.v{e.target.lanes}p0"
     return e.call(name, e.vector, [pointers, ir.Constant(I32, 4), mask, e.splat(0.0)])
 
 
 def scatter(e: Emitter, value: ir.Value, pointers: ir.Value, mask: ir.Value) -> None:
-    """Store each lane to its pointer where the mask is set."""
+    """Store each lane that is set in `mask` to the lane's pointer."""
     name = f"llvm.masked.scatter.{_suffix(e.vector)}.v{e.target.lanes}p0"
     e.call(name, ir.VoidType(), [value, pointers, ir.Constant(I32, 4), mask])
 
 
 def sum_lanes(e: Emitter, vector: ir.Value) -> ir.Value:
-    """Return the sum of all lanes, added pairwise."""
+    """Return the sum of all lanes of a vector, added pairwise."""
     return _reduce(e, vector, e.b.fadd)
 
 
 def max_lane(e: Emitter, vector: ir.Value) -> ir.Value:
-    """Return the largest of the lanes."""
+    """Return the largest lane of a vector."""
     return _reduce(e, vector, lambda a, b: e.intrinsic("llvm.maxnum", a, b))
 
 
 def _reduce(e: Emitter, vector: ir.Value, combine: object) -> ir.Value:
-    """Combine all lanes into one number by rotating half, then a quarter, ... of the vector onto itself."""
+    """Return all lanes combined into one number, by combining the vector with itself rotated by 1/2, 1/4, ... of it."""
     lanes = e.target.lanes
     while lanes > 1:
         lanes //= 2
@@ -103,7 +103,7 @@ def _reduce(e: Emitter, vector: ir.Value, combine: object) -> ir.Value:
 
 
 def transpose(e: Emitter, rows: list[ir.Value]) -> list[ir.Value]:
-    """Transpose a square block: as many vectors as a vector has lanes; returns its columns."""
+    """Return the columns of a square block whose rows are as many vectors as a vector has lanes."""
     lanes = e.target.lanes
     half = 1
     while half < lanes:
@@ -124,5 +124,5 @@ def _shuffle(e: Emitter, a: ir.Value, b: ir.Value, order: list[int]) -> ir.Value
 
 
 def _suffix(vector: ir.VectorType) -> str:
-    """Return the vector type as LLVM spells it in the names of intrinsics, such as v16f32."""
+    """Return how the names of LLVM intrinsics spell a vector type, such as ``v16f32``."""
     return f"v{vector.count}{'f32' if vector.element == F32 else vector.element}"

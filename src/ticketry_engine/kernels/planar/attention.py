@@ -1,4 +1,4 @@
-"""Scaled dot-product attention on planes: channels are the features of all heads, positions are the tokens.
+"""Kernel of scaled dot-product attention on planes: channels are the features of all heads, positions are the tokens.
 
     y = softmax(scale * q @ k.T + bias) @ v,   for each head and image
 
@@ -9,8 +9,8 @@
             sums = sums * exp(m - m') + p @ v,  total = total * exp(m - m') + sum(p)
         y = sums / total
 
-The running maximum m makes one pass over the keys enough, and no score is stored (Milakov and Gimelshein, "Online
-normalizer calculation for softmax", 2018). No lane needs a value of another lane.
+Because of the running maximum m, one pass over the keys is enough and the matrix of scores is not stored (Milakov and
+Gimelshein, "Online normalizer calculation for softmax", 2018). No lane needs a value of another lane.
 """
 
 from __future__ import annotations
@@ -39,11 +39,10 @@ from ticketry_engine.kernels.program import Bias, BlockSpec, Op
 from ticketry_engine.kernels.window import Array
 
 _MOST_KEYS = 12
-"""Maximum number of keys per block."""
+"""Greatest number of keys per block."""
 
 _HIDDEN = -1e30
-"""Finite stand-in for -inf in bias tables: its exponential is 0, and subtracting it from itself gives 0 rather than
-NaN."""
+"""Number that replaces -inf in bias tables: its exponential is 0 too, but the number minus itself is 0 and not NaN."""
 
 
 def attention(
@@ -58,17 +57,21 @@ def attention(
     bias: Bias | None = None,
     windows: bool = False,
 ) -> list[Op]:
-    """Return the operations of ``softmax(scale * q @ k.T + bias) @ v`` for each image and head.
+    """Return the operations of ``y = softmax(scale * q @ k.T + bias) @ v``, for each image and head.
 
     Args:
-        q, k, v, y: values with heads * features channels and tokens as positions. ``k`` and ``v`` may have other tokens
-            than ``q``, and fewer heads, each shared by several heads of ``q``. ``y`` must not overlap the others.
-        bias: added to the scores.
+        q, k, v: values with heads * features channels, whose positions are tokens. k and v may have other tokens than
+            q. They may also have fewer heads than q; each of these is shared by several heads of q.
+        y: the result; it must not overlap q, k or v.
+        heads: number of heads of q.
+        scale: factor of the scores.
         causal: whether a query attends only to keys up to its own position.
+        spec: holds the bias tables that several operations share (`BlockSpec.tables`).
+        bias: table that is added to the scores, if any.
         windows: whether each row of pixels is a window whose tokens attend only to each other.
 
     Raises:
-        EngineError: if the channels do not divide into heads, or tokens have a halo between them.
+        EngineError: if the channels do not divide into heads, or a halo lies between tokens without `windows`.
     """
     depth, values = q.channels // heads, y.channels // heads
     key_heads = k.channels // max(depth, 1)
@@ -90,10 +93,9 @@ def attention(
 
 
 def _bias_table(bias: Bias, spec: BlockSpec) -> tuple[Array | int, ...]:
-    """Return the bias table [tables, keys, queries], padded after the last query, and its byte strides (head, key,
-    window).
+    """Return (table [tables, keys, queries]; bytes from one head, key and window to the next in that table).
 
-    -inf becomes a finite number whose exponential is 0 and which can be subtracted from itself.
+    The table is padded after the last query, and -inf is replaced by `_HIDDEN`.
     """
     if bias.name not in spec.tables:
         turned = np.maximum(bias.values, np.float32(_HIDDEN)).swapaxes(1, 2)
@@ -103,7 +105,7 @@ def _bias_table(bias: Bias, spec: BlockSpec) -> tuple[Array | int, ...]:
 
 
 def _token_layout(g: Geometry) -> tuple[int, int]:
-    """Return the number of tokens and the byte of the first one in its plane."""
+    """Return (number of tokens, byte of the first token in its plane)."""
     if g.height > 1 and g.row != g.width:
         raise EngineError(f"tokens must follow one another: {g.height} rows of {g.width} lie {g.row} positions apart")
     return g.height * g.width, g.pixel_position(0, 0) * g.step
@@ -111,11 +113,11 @@ def _token_layout(g: Geometry) -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class Attention(EmittedKernel):
-    """Attention over planes."""
+    """Kernel of attention over planes, described in the module docstring."""
 
     images: int
     values: int
-    """Features of a head's values."""
+    """Features per head of v and y."""
     keys: int
     """Keys per block, at most `_MOST_KEYS`."""
     causal: bool
@@ -127,7 +129,7 @@ class Attention(EmittedKernel):
 
 
 class _AttentionWriter:
-    """Writer of the kernel: tiles of ``across`` query vectors against blocks of ``block`` keys."""
+    """Writer of the kernel's code: a tile is `across` vectors of queries, and a block is `block` keys."""
 
     def __init__(self, kernel: Attention, e: Emitter) -> None:
         self.kernel, self.e, target = kernel, e, e.target
@@ -136,14 +138,14 @@ class _AttentionWriter:
         self.across = 2 if kernel.images <= (2 if many else target.lanes) else 4 if many else 3
         self.block = min(kernel.keys, (24 if many else 12) // self.across)
         self.images = min(kernel.images, target.lanes)
-        """Images per vector; a position takes `parts` vectors."""
+        """Images per vector; the images of a position take `parts` vectors."""
         self.parts = kernel.images // self.images
         self.pixels = target.lanes // self.images
         """Tokens per vector."""
         self.heads, self.group, self.depth, self.queries, self.count = (e.arg(i) for i in range(5))
         self.starts = [e.arg(5 + i) for i in range(4)]
         self.begins = self.starts
-        """Starts of the current window."""
+        """Bytes in planes of q, k, v and y where the current window begins."""
         self.window = e.i64(0)
         self.tables = [e.table(9 + i) for i in range(4)]
         self.scale = e.splat(e.load_f32(e.table(13)))
@@ -172,7 +174,7 @@ class _AttentionWriter:
             self._write_tile(head, b.mul(tile, size), b.mul(part, e.i64(self._size)))
 
     def _write_tile(self, head: ir.Value, first: ir.Value, part: ir.Value) -> None:
-        """Process all keys for the queries from ``first`` on."""
+        """Emit the code for the tile of queries from query `first` on, for vector `part` (in bytes) of the images."""
         e, b, k = self.e, self.e.b, self.kernel
         zero, none = e.splat(0.0), e.splat(float("-inf"))
         with e.loop(0, k.values) as i:
@@ -201,7 +203,7 @@ class _AttentionWriter:
         self._write_results(head, first, part, turn.results[self.across :])
 
     def _compute_scores(self, head: ir.Value, first: ir.Value, key: ir.Value, part: ir.Value) -> list[ir.Value]:
-        """Return the dot products of each key of the block with each query vector."""
+        """Return the dot products of the keys of a block, from `key` on, with the queries: `across` vectors per key."""
         e, b = self.e, self.e.b
         key_head = b.udiv(head, self.group)
         with e.loop(0, self.depth, carried=[e.splat(0.0)] * (self.block * self.across)) as i:
@@ -217,7 +219,7 @@ class _AttentionWriter:
         return i.results
 
     def _add_bias(self, scores: Sequence[ir.Value], head: ir.Value, first: ir.Value, key: ir.Value) -> list[ir.Value]:
-        """Add the bias of each query and key to the scores."""
+        """Return the scores plus the bias of each query and key."""
         e, b = self.e, self.e.b
         by_head, by_key = e.arg(15), e.arg(16)
         table = b.add(b.mul(head, by_head), b.mul(self.window, e.arg(17)))
@@ -234,7 +236,7 @@ class _AttentionWriter:
         return found
 
     def _mask_scores(self, scores: Sequence[ir.Value], first: ir.Value, key: ir.Value, new: ir.Value) -> list[ir.Value]:
-        """Set scores to -inf for keys already seen in an earlier block and for keys after the query."""
+        """Return the scores, with -inf for keys before `new` (in an earlier block) and for keys after the query."""
         e, b, found = self.e, self.e.b, []
         none = e.splat(float("-inf"))
         for index, score in enumerate(scores):
@@ -259,7 +261,7 @@ class _AttentionWriter:
     def _store_exponentials(
         self, scores: Sequence[ir.Value], most: Sequence[ir.Value], totals: Sequence[ir.Value]
     ) -> list[ir.Value]:
-        """Store the exponentials of the scores and add them to the totals."""
+        """Emit the code that stores exp(score - most) of each score, and return the totals plus these exponentials."""
         e, b = self.e, self.e.b
         for index, score in enumerate(scores):
             e.store(b.fsub(score, most[index % self.across]), self.scores, index * self._size, self._size)
@@ -272,7 +274,7 @@ class _AttentionWriter:
         return j.results
 
     def _add_values(self, head: ir.Value, key: ir.Value, part: ir.Value, shrink: Sequence[ir.Value]) -> None:
-        """Rescale the sums and add the values of the block's keys, weighted by their exponentials."""
+        """Emit the code that multiplies the sums by `shrink`, and adds the block's values times their exponentials."""
         e, b = self.e, self.e.b
         powers = [e.load(self.scores, index * self._size, self._size) for index in range(self.block * self.across)]
         begin = b.mul(b.udiv(head, self.group), e.i64(self.kernel.values))
@@ -286,7 +288,7 @@ class _AttentionWriter:
                 e.store(total, here, v * self._size, self._size)
 
     def _write_results(self, head: ir.Value, first: ir.Value, part: ir.Value, totals: Sequence[ir.Value]) -> None:
-        """Store sums / totals for the queries that exist."""
+        """Emit the code that stores sums / totals; lanes after the last query are not stored."""
         e, b = self.e, self.e.b
         inverse = [b.fdiv(e.splat(1.0), total) for total in totals]
         left = b.sub(self.queries, first)
@@ -303,19 +305,19 @@ class _AttentionWriter:
 
     @property
     def _vector_bytes(self) -> int:
-        """Bytes between two vectors of queries."""
+        """Bytes in a plane from one vector of queries to the next."""
         return FLOAT * max(self.kernel.images, self.e.target.lanes)
 
     def _sum_pointer(self, feature: ir.Value) -> ir.Value:
         return self.e.at(self.sums, self.e.b.mul(feature, self.e.i64(self.across * self._size)))
 
     def _token_pointer(self, which: int, channel: ir.Value, position: ir.Value, part: ir.Value) -> ir.Value:
-        """Return the pointer to a token in a plane of q, k, v or y (`which` 0 to 3)."""
+        """Return a pointer to token `position` in a plane of q, k, v or y (`which` is 0 to 3)."""
         b = self.e.b
         plane = self.e.load_i64(self.tables[which], b.mul(channel, self.e.i64(8)))
         byte = b.add(b.mul(position, self.e.i64(FLOAT * self.kernel.images)), b.add(part, self.begins[which]))
         return self.e.at(self.e.arena_pointer(plane), byte)
 
     def _load_token_value(self, place: ir.Value, token: int) -> ir.Value:
-        """Return each image's value at a token, repeated for all queries of a vector."""
+        """Return the values of all images at a token (`token` tokens after `place`), repeated to fill a vector."""
         return load_repeated(self.e, place, self.images, token * FLOAT * self.kernel.images)

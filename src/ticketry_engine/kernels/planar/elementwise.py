@@ -1,9 +1,9 @@
-"""Elementwise operations and norms on planes: sums, products, activations, scale and shift, rotary embeddings.
+"""Kernels of elementwise operations and norms on planes: sums, products, activations, scaling, rotary embeddings.
 
     y = act(a + b)      y = act(a * b)      y = act(scale[c] * x + shift[c])      y = x * cos + partner * sin
 
-If all values have the same row length, a plane is one long run, including the halo where the result stays zero there;
-otherwise it is processed row by row. Four vectors per iteration keep loads and arithmetic busy.
+A plane is processed as one long run of floats, halo included, if all values have the same row length and the operation
+maps the zeros of the halo to zeros; otherwise row by row. A loop handles four vectors at a time.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ from ticketry_engine.kernels.window import Array
 
 _NOT_ZERO_AT_ZERO = ("sigmoid", "hardsigmoid")
 _UNROLLED = 4
-"""Vectors per iteration of the main loop: at least as many as the images of a position take."""
+"""Vectors per iteration of the main loop."""
 
 
 def elementwise(kind: str, a: Planes, b: Planes, y: Planes, act: Any = None) -> list[Op]:
-    """Return the operations of ``y = act(a + b)`` (kind "add") or ``act(a * b)`` ("mul"); ``y`` may be ``a`` or ``b``.
+    """Return the operations of ``y = act(a + b)`` (kind "add") or ``act(a * b)`` ("mul"); y may be a or b.
 
-    ``b`` has a's height and width, or one position that is broadcast.
+    The height and width of b are those of a, or both are 1: then b is broadcast.
     """
     if kind not in ("add", "mul"):
         raise EngineError(f"no elementwise {kind!r}: choose from add, mul")
@@ -50,27 +50,26 @@ def elementwise(kind: str, a: Planes, b: Planes, y: Planes, act: Any = None) -> 
 
 
 def apply(act: Any, x: Planes, y: Planes) -> list[Op]:
-    """Return the operations of ``y = act(x)``; ``y`` may be ``x``."""
+    """Return the operations of ``y = act(x)``; y may be x."""
     return [_build_op(Elementwise("copy", activation(act)), [x], y, [])]
 
 
 def copy(x: Planes, y: Planes) -> list[Op]:
-    """Return the operations of ``y = x`` for a geometry of the same height, width and images."""
+    """Return the operations that copy x to y; only halo and row length may differ."""
     return apply(None, x, y)
 
 
 def affine(x: Planes, y: Planes, scale: Array, shift: Array, act: Any = None) -> list[Op]:
-    """Return the operations of ``y = act(scale * x + shift)`` with per-channel factors; ``y`` may be ``x``."""
+    """Return the operations of ``y = act(scale * x + shift)``; scale and shift are [channels], and y may be x."""
     factors = np.stack([scale, shift], 1).astype(np.float32)
     return [_build_op(Elementwise("affine", activation(act)), [x], y, [factors])]
 
 
 def rotary(x: Planes, cos: Planes, sin: Planes, y: Planes, half: int) -> list[Op]:
-    """Return the operations of ``y = x * cos + partner * sin``, for heads of as many channels as ``cos`` and ``sin``.
+    """Return the operations of rotary embeddings, ``y = x * cos + partner(x) * sin``, for each head.
 
-    The partner of channel i of a head is i + half for i < half, i - half for i < 2 half, and i itself otherwise. ``y``
-    must
-    not overlap the others.
+    A head has as many channels as cos and sin. In a head, the partner of channel i is channel i + half for i < half,
+    channel i - half for half <= i < 2 * half, and channel i itself otherwise. y must not overlap the other values.
     """
     size = cos.channels
     partner = np.arange(size)
@@ -96,15 +95,15 @@ def _build_op(kernel: Elementwise, sources: Sequence[Planes], y: Planes, tables:
 
 @dataclass(frozen=True)
 class Elementwise(EmittedKernel):
-    """Kernel of ``y = act(...)`` on runs of floats in the planes of each channel."""
+    """Kernel of one elementwise operation on runs of floats in the planes of each channel."""
 
     kind: str
     """"copy", "affine" (one source), "add", "mul" (two) or "rotary" (four)."""
     act: Activation
     images: int = 0
-    """If `spread`: images per position of the second source."""
+    """Images per position of the second source; used only if `spread`."""
     spread: bool = False
-    """Whether the second source has one position, which is broadcast."""
+    """Whether the second source has a single position, which is broadcast."""
 
     def write(self, e: Emitter) -> None:
         b = e.b
@@ -125,7 +124,11 @@ class Elementwise(EmittedKernel):
                 self._write_run(e, floats, rows, combine)
 
     def _combine(self, e: Emitter, entry: ir.Value, factors: int) -> Callable[..., ir.Value]:
-        """Return the function that combines one vector of each source."""
+        """Return a function that emits the result for a vector of each source.
+
+        `entry` is the byte of the channel's entry in tables with 8 bytes per channel, and `factors` the argument with
+        the table of scales and shifts.
+        """
         b = e.b
         if self.kind == "affine":
             pair = e.at(e.table(factors), entry)
@@ -140,7 +143,7 @@ class Elementwise(EmittedKernel):
     def _write_run(
         self, e: Emitter, floats: ir.Value, rows: Sequence[ir.Value], combine: Callable[..., ir.Value]
     ) -> None:
-        """Process a run of floats: several vectors at once, then one by one; the last may be partial."""
+        """Emit the loops over a run of floats: several vectors at a time, then single vectors, the last one masked."""
         b, width = e.b, e.target.lanes
         step = _UNROLLED * width
         whole = b.mul(b.udiv(floats, e.i64(step)), e.i64(step))
@@ -174,11 +177,11 @@ class Elementwise(EmittedKernel):
 
 
 _BYTES = 256
-"""Bytes of each channel processed at a time."""
+"""Bytes of positions of each channel that are processed together."""
 
 
 def layer_norm(x: Planes, y: Planes, weight: Array | None, bias: Array | None, eps: float) -> list[Op]:
-    """Return operations for ``(x - mean) / sqrt(variance + eps) * weight + bias`` over channels; ``y`` may be ``x``."""
+    """Return the operations of ``y = (x - mean) / sqrt(variance + eps) * weight + bias`` over channels; y may be x."""
     factors = np.zeros((x.channels, 2), np.float32)
     factors[:, 0] = 1 if weight is None else weight
     factors[:, 1] = 0 if bias is None else bias
@@ -186,13 +189,13 @@ def layer_norm(x: Planes, y: Planes, weight: Array | None, bias: Array | None, e
 
 
 def rms_norm(x: Planes, y: Planes, weight: Array | None, eps: float) -> list[Op]:
-    """Return operations for ``x / sqrt(mean(x^2) + eps) * weight`` over channels; ``y`` may be ``x``."""
+    """Return the operations of ``y = x / sqrt(mean(x^2) + eps) * weight`` over channels; y may be x."""
     factors = np.ones(x.channels, np.float32) if weight is None else np.asarray(weight, np.float32)
     return [_build_norm_op("rmsnorm", x, y, np.array([1 / x.channels, eps], np.float32), factors)]
 
 
 def softmax(x: Planes, y: Planes) -> list[Op]:
-    """Return operations for ``exp(x) / sum(exp(x))`` over channels; ``y`` may be ``x``."""
+    """Return the operations of ``y = exp(x) / sum(exp(x))`` over channels; y may be x."""
     return [_build_norm_op("softmax", x, y)]
 
 
@@ -203,7 +206,7 @@ def _build_norm_op(title: str, x: Planes, y: Planes, *tables: Array) -> Op:
 
 
 class _PositionCursor:
-    """`norms.ChannelCursor` of a few vectors of positions."""
+    """The `norms.ChannelCursor` of this layout: it processes a few vectors of positions, channel by channel."""
 
     compensated = True
 
@@ -268,12 +271,12 @@ def _identity(value: ir.Value) -> ir.Value:
 
 @dataclass(frozen=True)
 class PlanarNorm(EmittedKernel):
-    """Kernel of one of `NORMS`."""
+    """Kernel of a norm or softmax over channels; `title` is a key of `NORMS`."""
 
     title: str
 
     def write(self, e: Emitter) -> None:
-        """Write the norm for every position, several vectors at a time."""
+        """Emit the norm of all positions, several vectors of positions at a time."""
         b, width = e.b, e.target.lanes
         channels, count, floats = (e.arg(i) for i in range(3))
         x, x_row, y, y_row = (e.arg(3 + i) for i in range(4))

@@ -1,11 +1,11 @@
-"""Move values between external tensors of any strides and planes.
+"""Copy values between tensors outside the arena, of any strides, and planes: `load`, `store`, `constant` and `gather`.
 
     tensor [image, channel, row, column]  <->  planes [channel][row, column, image]
 
-If the pixels of a row are contiguous in the tensor, the rows of several images are interleaved (`MovedRows`); if the
-channels of a pixel are, squares of pixels and channels are transposed in registers (`Columns`); otherwise elements
-move one by one (`Elements`). A vector that would cross the end of a row or the last channel starts earlier instead, so
-nothing outside the tensor is accessed.
+If the pixels of a row are contiguous in the tensor, the rows of several images are interleaved (`MovedRows`). If the
+channels of a pixel are contiguous, squares of pixels and channels are transposed in registers (`Columns`). Otherwise
+elements are copied one by one (`Elements`). A vector that would cross the end of a row or the last channel starts
+earlier instead, so that nothing outside the tensor is accessed.
 """
 
 from __future__ import annotations
@@ -27,27 +27,27 @@ from ticketry_engine.kernels.window import Array
 
 
 def load(number: int, strides: Sequence[int], y: Planes, item: int = FLOAT) -> list[Op]:
-    """Read an external float32 tensor into planes.
+    """Return the operations that copy a float32 tensor into planes.
 
     In a block with fewer images than the planes hold, the last image is repeated.
 
     Args:
-        number: number of the external tensor.
-        strides: elements between two images, channels, rows and columns of the tensor.
+        number: index of the tensor among the tensors given to `Program.run`.
+        strides: the tensor's strides in elements: image, channel, row, column.
         y: the destination, with the tensor's height, width and channels.
-        item: bytes of a stored value: `FLOAT`, or `bfloat.HALF` for bfloat16, with twice the images per position. The
-            latter requires vectors of 16 lanes.
+        item: bytes per value of the planes: `FLOAT`, or `bfloat.HALF` for bfloat16. With bfloat16 a position holds
+            twice as many images, and vectors must have 16 lanes.
     """
     return [_build_move(number, strides, y, item, out=False)]
 
 
 def store(number: int, strides: Sequence[int], x: Planes, item: int = FLOAT) -> list[Op]:
-    """Write planes to an external float32 tensor with any strides. Arguments as for `load`."""
+    """Return the operations that copy planes into a float32 tensor; the arguments are those of `load`."""
     return [_build_move(number, strides, x, item, out=True)]
 
 
 def constant(values: Array, y: Planes) -> list[Op]:
-    """Fill planes with float32 [channels, height, width], the same for each image."""
+    """Return the operations that fill every image of y with `values`, float32 [channels, height, width]."""
     g, width = y.geometry, values.shape[2]
     kernel = MovedRows(g.images, min(width, lanes.MOST), False, True) if width >= 4 else Elements(False, True)
     steps = (0, FLOAT * g.height * width, FLOAT * width, FLOAT)
@@ -77,10 +77,10 @@ def _build_move(number: int, strides: Sequence[int], planes: Planes, item: int, 
 
 
 class _MoveArguments:
-    """Both sides of a move, as the kernel reads them from the operation's arguments."""
+    """Addresses in the tensor and in the planes, computed from the operation's arguments."""
 
     def __init__(self, e: Emitter, held: bool = False) -> None:
-        """Read the arguments. `held`: the tensor is a table of the operation."""
+        """Emit the loads of the arguments; `held` tells whether the tensor is a table of the operation."""
         self.e = e
         self.number, self.by_image, self.by_channel, self.by_row, self.by_column = (e.arg(i) for i in range(5))
         self.channels, self.height, self.width = (e.arg(i) for i in range(5, 8))
@@ -91,27 +91,28 @@ class _MoveArguments:
         self.tensor = e.at(tensor, e.b.mul(e.state(StateSlot.FIRST), self.by_image))
 
     def tensor_row(self, channel: ir.Value, y: ir.Value) -> ir.Value:
-        """Return the pointer to a row of the block's first image in the tensor."""
+        """Return a pointer to row `y` of a channel in the tensor, for the block's first image."""
         b = self.e.b
         return self.e.at(self.tensor, b.add(b.mul(channel, self.by_channel), b.mul(y, self.by_row)))
 
     def plane_row(self, channel: ir.Value, y: ir.Value) -> ir.Value:
-        """Return the pointer to a row in its plane."""
+        """Return a pointer to row `y` of a channel in its plane."""
         b = self.e.b
         plane = self.e.arena_pointer(self.e.load_i64(self.planes, b.mul(channel, self.e.i64(8))))
         return self.e.at(plane, b.add(self.start, b.mul(y, self.row)))
 
     def image(self, number: int) -> ir.Value:
-        """Return the tensor's bytes from the block's first image to image `number`, or to the last one that exists."""
+        """Return the bytes in the tensor from the block's first image to image `number`, at most to the last image."""
         b = self.e.b
         last = b.sub(self.here, self.e.i64(1))
         there = b.icmp_signed("<", self.e.i64(number), self.here)
         return b.mul(self.e.select(there, self.e.i64(number), last), self.by_image)
 
     def chunks(self, count: ir.Value, few: int, size: int) -> tuple[ir.Value, ir.Value]:
-        """Return the number of chunks of ``size`` that cover ``count``, and the start of the last one.
+        """Return (number of chunks of `size` items that cover `count` items, start of the last chunk).
 
-        ``few`` is `count` if it is below `lanes.MOST`.
+        The last chunk ends with the items, so that it may overlap the chunk before. `few` is the smaller of `count` and
+        `lanes.MOST`, known when the kernel is written; if it is below `size`, there is one chunk.
         """
         if few < size:
             return self.e.i64(1), self.e.i64(0)
@@ -128,13 +129,16 @@ def _move_transposed(
     out: bool,
     item: int,
 ) -> None:
-    """Move vectors between planes and rows of the tensor, transposing them on the way.
+    """Emit the copy of vectors between planes and rows of the tensor, with a transpose in between.
 
     Args:
-        near: for each vector in a plane: pointer, further bytes, mask.
-        far: pointers to rows of the tensor; `mask` selects their lanes.
-        out: whether to write the tensor.
-        item: bytes of a stored value in planes.
+        e: the emitter.
+        near: for each vector in a plane, (pointer, bytes to add, mask).
+        far: pointers to rows of the tensor.
+        mask: lanes of these rows to copy; None for all lanes.
+        turned: function that transposes vectors.
+        out: whether to write the tensor; False to write the planes.
+        item: bytes per value in planes.
     """
     if not out:
         vectors = turned(e, [lanes.load(e, row, 0, mask) for row in far])
@@ -153,7 +157,7 @@ def _load_vector(e: Emitter, plane: ir.Value, byte: int, floats: ir.Value | None
 
 
 def _store_vector(e: Emitter, value: ir.Value, plane: ir.Value, byte: int, floats: ir.Value | None, item: int) -> None:
-    """Store a vector; a bfloat16 vector is stored whole, without a mask."""
+    """Store the lanes in the mask `floats` of a vector; with bfloat16 (`item`), store all lanes."""
     if item == FLOAT:
         lanes.store(e, value, plane, byte, floats)
     else:
@@ -162,17 +166,18 @@ def _store_vector(e: Emitter, value: ir.Value, plane: ir.Value, byte: int, float
 
 @dataclass(frozen=True)
 class MovedRows(EmittedKernel):
-    """Moves rows of pixels that are neighbours in the tensor."""
+    """Kernel that copies rows of pixels which are contiguous in the tensor."""
 
     title: ClassVar[str] = "rows"  # its name in machine profiles
     images: int
     width: int
-    """Pixels of a row, or `lanes.MOST`."""
+    """Pixels per row, at most `lanes.MOST`."""
     out: bool
+    """Whether the tensor is written."""
     held: bool = False
-    """Whether the tensor is a table."""
+    """Whether the tensor is a table of the operation."""
     item: int = FLOAT
-    """Bytes of a value in planes."""
+    """Bytes per value in planes."""
 
     def write(self, e: Emitter) -> None:
         s = _MoveArguments(e, self.held)
@@ -187,7 +192,7 @@ class MovedRows(EmittedKernel):
                 self._move_chunk(e, rows, e.at(inside, e.b.mul(x, s.step)))
 
     def _move_chunk(self, e: Emitter, rows: Sequence[ir.Value], plane: ir.Value) -> None:
-        """Move one vector of each image's row."""
+        """Emit the copy of a chunk of a row, one vector of pixels for each image."""
         width = e.target.lanes
         mask = lanes.constant_mask(e, self.width)
         together = min(self.images, width)
@@ -199,7 +204,10 @@ class MovedRows(EmittedKernel):
             _move_transposed(e, near, rows[part : part + together], mask, ways[self.out], self.out, self.item)
 
     def _place(self, index: int, part: int, width: int) -> tuple[int, int]:
-        """Return the byte of a chunk's vector in the plane and the number of its lanes that belong to the row."""
+        """Return (byte, lanes) of vector `index` of a chunk in the plane, where `lanes` of its lanes belong to the row.
+
+        `part` is the number of the first image, and `width` the lanes of a vector.
+        """
         if self.images >= width:
             return self.item * (index * self.images + part), width if index < self.width else 0
         return FLOAT * index * width, self.width * self.images - index * width
@@ -207,7 +215,7 @@ class MovedRows(EmittedKernel):
 
 @dataclass(frozen=True)
 class Columns(EmittedKernel):
-    """Kernel that moves pixels whose channels are contiguous in the tensor."""
+    """Kernel that copies pixels whose channels are contiguous in the tensor."""
 
     images: int
     width: int
@@ -215,7 +223,9 @@ class Columns(EmittedKernel):
     channels: int
     """Number of channels, at most `lanes.MOST`."""
     out: bool
+    """Whether the tensor is written."""
     item: int = FLOAT
+    """Bytes per value in planes."""
 
     def write(self, e: Emitter) -> None:
         s = _MoveArguments(e)
@@ -237,7 +247,7 @@ class Columns(EmittedKernel):
     def _move_square(
         self, e: Emitter, s: _MoveArguments, images: Sequence[ir.Value], pixel: ir.Value, planes: Sequence[ir.Value]
     ) -> None:
-        """Move as many channels as lanes, by as many pixels and images."""
+        """Emit the copy of a square: a vector of channels, for as many pixels and images as a vector has lanes."""
         width = e.target.lanes
         mask = lanes.constant_mask(e, self.channels)
         floats = lanes.constant_mask(e, self.width * self.images)
@@ -247,7 +257,7 @@ class Columns(EmittedKernel):
             _move_transposed(e, near, rows, mask, lanes.interleave, self.out, self.item)
 
     def _rows(self, e: Emitter, s: _MoveArguments, images: Sequence[ir.Value], pixel: ir.Value) -> Iterator[ir.Value]:
-        """Yield the tensor address of each lane's pixel and image; the last pixel's beyond the end of a row."""
+        """Yield, per lane, the tensor address of its pixel and image; lanes past a row's end use the last pixel."""
         for x in range(e.target.lanes // len(images)):
             here = e.at(pixel, e.b.mul(s.by_column, e.i64(min(x, self.width - 1))))
             for image in images:
@@ -256,7 +266,7 @@ class Columns(EmittedKernel):
 
 @dataclass(frozen=True)
 class Elements(EmittedKernel):
-    """Kernel that moves single elements: for any strides and for values too small for vectors."""
+    """Kernel that copies single elements, for tensors of any strides and for values too small for vectors."""
 
     out: bool
     held: bool = False
@@ -289,7 +299,14 @@ class Elements(EmittedKernel):
 
 
 def gather(sources: Sequence[Planes], y: Planes, where: tuple[Array, Array]) -> list[Op]:
-    """Fill a value with elements of `sources` and zeros. Arguments as of `channels_last.gather`."""
+    """Return the operations that fill y with elements of `sources` and zeros.
+
+    Args:
+        sources: the values to read.
+        y: the result.
+        where: two arrays [channels of y, pixels of y]. The first has the index of the source, or -1 for a zero. The
+            second has the element of that source: channel * pixels + pixel.
+    """
     of, element = where
     goals, found = _element_offsets(y).reshape(of.shape), np.zeros(of.shape, np.int64)
     for number, source in enumerate(sources):
@@ -304,7 +321,7 @@ def gather(sources: Sequence[Planes], y: Planes, where: tuple[Array, Array]) -> 
 
 
 def _element_offsets(value: Planes) -> Array:
-    """Return the arena byte of each element: [channels, positions]."""
+    """Return an array [channels, pixels]: the arena byte of each element of a value."""
     g = value.geometry
     rows = np.arange(g.height) * g.row + g.pixel_position(0, 0)
     positions = (rows[:, None] + np.arange(g.width)).reshape(-1)

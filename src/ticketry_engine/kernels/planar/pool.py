@@ -1,9 +1,9 @@
-"""Max and average pooling of windows, and the mean of whole planes.
+"""Kernels of max and average pooling, and of the mean of whole planes.
 
     y[r, c] = max or mean of x[r * stride + i * dilation - padding, c * stride + j * dilation - padding] over taps i, j
 
-Tables hold for each output row and column where its window begins in the input and how many of its taps are inside, so
-the zeros of the halo never count and the inner loops have no bounds checks.
+For each output row and column, a table holds where the window begins in the input and how many of its taps are inside.
+So the zeros of the halo never count, and the inner loops have no bounds checks.
 """
 
 from __future__ import annotations
@@ -34,15 +34,18 @@ from ticketry_engine.kernels.window import Array, Axis, Window
 
 
 def max_pool(x: Planes, y: Planes, window: Window) -> list[Op]:
-    """Return operations for the maximum of each window. The size of ``y`` determines the number of windows."""
+    """Return the operations of max pooling; there are as many windows as pixels of y."""
     return [_Pool("max", x, y, window).op(np.ones(1), np.ones(1))]
 
 
 def avg_pool(x: Planes, y: Planes, window: Window, count_include_pad: bool = True) -> list[Op]:
-    """Return operations for the mean of each window, as in `max_pool`.
+    """Return the operations of average pooling; there are as many windows as pixels of y.
 
     Args:
-        count_include_pad: whether padding counts as zeros or not at all.
+        x: the input.
+        y: the result.
+        window: the pooling window.
+        count_include_pad: whether padding counts as zeros; False to leave it out of the mean.
     """
     pool = _Pool("mean", x, y, window)
     counts = [pool.taps_inside(axis)[:, 1] for axis in (0, 1)]
@@ -52,7 +55,7 @@ def avg_pool(x: Planes, y: Planes, window: Window, count_include_pad: bool = Tru
 
 
 def global_mean(x: Planes, y: Planes) -> list[Op]:
-    """Return operations for the mean of each plane; ``y`` has one position."""
+    """Return the operations of the mean over all pixels of each channel; y has one pixel."""
     g = x.geometry
     _, floats, ((start, _),) = find_contiguous_runs([g], halos=True)
     share = np.array([1 / (g.height * g.width)], np.float32)
@@ -62,7 +65,7 @@ def global_mean(x: Planes, y: Planes) -> list[Op]:
 
 @dataclass(frozen=True)
 class _Pool:
-    """Mapping from windows of ``x`` to positions of ``y``."""
+    """Which pixels of x each window reads, from which `op` builds the operation."""
 
     kind: str
     x: Planes
@@ -70,12 +73,12 @@ class _Pool:
     window: Window
 
     def axis_windows(self, axis: int) -> tuple[Axis, int]:
-        """Return the windows along the rows (axis 0) or columns (1) and their number."""
+        """Return the window along rows (axis 0) or columns (axis 1), and the number of its positions."""
         g = self.y.geometry
         return self.window.axes(self.x.geometry)[axis], (g.height, g.width)[axis]
 
     def taps_inside(self, axis: int) -> Array:
-        """Return for each window its first row or column inside the input and the number of taps inside."""
+        """Return int64 [windows, 2]: for each window along an axis, its first input and its number of inputs."""
         along, outputs = self.axis_windows(axis)
         begin, step = along.first_inputs(outputs), along.dilation
         first = np.maximum(0, -(begin // step))
@@ -83,7 +86,12 @@ class _Pool:
         return np.stack([begin + first * step, np.maximum(last - first, 0)], 1).astype(np.int64)
 
     def op(self, share_rows: Array, share_columns: Array) -> Op:
-        """Return the operation. A mean is the sum times the factors of its row and column."""
+        """Return the pooling operation; a mean is a sum times a factor of its row and a factor of its column.
+
+        Args:
+            share_rows: factor of each row of y.
+            share_columns: factor of each column of y.
+        """
         g, h, dilation = self.x.geometry, self.y.geometry, self.window.dilation
         rows, columns = self.taps_inside(0), self.taps_inside(1)
         rows[:, 0] = (rows[:, 0] * g.row + g.pixel_position(0, 0)) * g.step
@@ -100,7 +108,7 @@ class _Pool:
         return Op(kernel, (*args, table, -padding * g.step))
 
     def _runs_over_positions(self) -> bool:
-        """Whether vectors over positions save time, and read only the plane and its halo."""
+        """Return whether to use `Spans`: there are few images, and windows read only the plane and its halo."""
         g = self.x.geometry
         size, stride, padding = self.window.size[1], self.window.stride[1], self.window.padding[1]
         saved = stride * g.images <= 8 and stride <= 4 and size <= 7
@@ -108,12 +116,12 @@ class _Pool:
 
     @property
     def _last_column_read(self) -> int:
-        """Last column that a window reads."""
+        """Last column of x that a window reads."""
         along, outputs = self.axis_windows(1)
         return int(along.first_inputs(outputs)[-1]) + (along.size - 1) * along.dilation
 
     def _window_upper_bounds(self) -> Array:
-        """Return upper bounds of a row's values from the first window on: inf inside, -inf outside the input."""
+        """Return an upper bound for each float of an input row, from the first window on: inf, or -inf in padding."""
         g, (along, outputs) = self.x.geometry, self.axis_windows(1)
         count = (_round_to_vectors(outputs * g.images) * along.stride) // g.images + along.size * along.dilation
         columns = np.arange(count) - along.padding
@@ -121,19 +129,19 @@ class _Pool:
         return np.repeat(bounds, g.images).astype(np.float32)
 
     def _repeat_shares(self, shares: Array) -> Array:
-        """Return the factor of each column, repeated for each image."""
+        """Return the factor of each column, repeated for each image and padded with zeros to whole vectors."""
         values = np.zeros(_round_to_vectors(len(shares) * self.x.geometry.images), np.float32)
         values[: len(shares) * self.x.geometry.images] = np.repeat(shares, self.x.geometry.images)
         return values
 
 
 def _round_to_vectors(floats: int) -> int:
-    """Round up to whole vectors of any target."""
+    """Round a number of floats up to whole vectors of the widest target."""
     return -(-floats // MOST) * MOST
 
 
 class _PoolRow:
-    """A row of the output and the input rows of its windows."""
+    """Pointers and numbers for one output row: `y` points to it, `x` to the first input row of its windows."""
 
     def __init__(self, e: Emitter, turn: ir.Value) -> None:
         b = e.b
@@ -146,7 +154,7 @@ class _PoolRow:
         self._e, self._row = e, row
 
     def share(self) -> ir.Value:
-        """Load the factor of this row's sums."""
+        """Load the factor by which sums of this row are multiplied to give means."""
         return self._e.load_f32(self._e.table(8), self._e.b.mul(self._row, self._e.i64(FLOAT)))
 
 
@@ -170,11 +178,10 @@ def _accumulate(e: Emitter, kind: str, old: ir.Value, new: ir.Value) -> ir.Value
 
 @dataclass(frozen=True)
 class Windows(EmittedKernel):
-    """Max (``"max"``) or mean (``"mean"``) pooling of windows of any shape, position by position.
+    """Kernel of max (``"max"``) or mean (``"mean"``) pooling with windows of any shape, one position at a time.
 
-    A vector holds the images of one position. The last arguments are the factors of the columns' sums, and for each
-    column
-    the start of its windows and their number of taps.
+    A vector holds the images of one position. The last two arguments are tables for the columns of y: the factor of
+    the column's sums; the byte where its windows begin in a row of x, and their number of taps.
     """
 
     kind: str
@@ -194,7 +201,7 @@ class Windows(EmittedKernel):
                 b.store(value, e.at(here, FLOAT * e.target.lanes * part), align=FLOAT)
 
     def _reduce_window(self, e: Emitter, line: _PoolRow, first: ir.Value, count: ir.Value) -> list[ir.Value]:
-        """Return the maximum or sum of the taps inside, as many vectors as a position's images take."""
+        """Return the maximum or sum over the taps inside the input, as vectors that hold the images of one position."""
         b = e.b
         kind = vector(min(self.images, e.target.lanes))
         begin = ir.Constant(kind, [_initial_value(self.kind)] * kind.count)
@@ -211,22 +218,22 @@ class Windows(EmittedKernel):
 
 @dataclass(frozen=True)
 class Spans(EmittedKernel):
-    """Pooling for few images: vectors run over positions.
+    """Kernel of max or mean pooling for few images, where a vector holds several positions.
 
-    With a stride, the positions in between are computed and dropped. Positions outside the input are read as the halo's
-    zeros (means) or clamped to -inf (`bounded`). The last arguments are the factor of each float of an output row, or
-    the
-    upper bound of each float of an input row; and the byte where a row's first window begins.
+    With a stride, the positions in between are computed and dropped. Outside of the input, a mean adds the zeros of the
+    halo, and a maximum replaces what it reads by -inf (`bounded`). The last two arguments are a table with the factor
+    of each float of an output row ("mean") or the upper bound of each float of an input row ("max"), and the byte where
+    a row's first window begins.
     """
 
     kind: str
     images: int
     taps: int
-    """Columns of a window."""
+    """Width of a window in pixels."""
     stride: int
-    """Columns between two windows."""
+    """Pixels between the starts of two neighbouring windows of a row."""
     bounded: bool
-    """Whether windows cross the ends of a row in max pooling."""
+    """Whether to apply the upper bounds: in max pooling whose windows cross the ends of a row."""
 
     def write(self, e: Emitter) -> None:
         b, width = e.b, e.target.lanes
@@ -241,7 +248,7 @@ class Spans(EmittedKernel):
                 self._write_vector(e, line, whole, first_lanes_mask(e, rest))
 
     def _write_vector(self, e: Emitter, line: _PoolRow, first: ir.Value, mask: ir.Value | None) -> None:
-        """Compute one vector of an output row."""
+        """Emit the code for the vector of an output row that begins at float `first`; store the lanes set in `mask`."""
         byte = e.b.mul(first, e.i64(FLOAT))
         value = pick_positions(e, self._reduce_windows(e, line, e.b.mul(byte, e.i64(self.stride))), self.images)
         if self.kind == "mean":
@@ -249,7 +256,7 @@ class Spans(EmittedKernel):
         store(e, value, line.y, byte, mask)
 
     def _reduce_windows(self, e: Emitter, line: _PoolRow, byte: ir.Value) -> list[ir.Value]:
-        """Return the maximum or sum of the windows at consecutive positions, `stride` vectors."""
+        """Return the maxima or sums of windows at all positions, also those that the stride skips: `stride` vectors."""
         b = e.b
         vectors = [FLOAT * e.target.lanes * part for part in range(self.stride)]
         with e.loop(0, line.rows, carried=[e.splat(_initial_value(self.kind))] * self.stride) as row:
@@ -270,7 +277,7 @@ class Spans(EmittedKernel):
 
 @dataclass(frozen=True)
 class Mean(EmittedKernel):
-    """Mean of each plane; halo zeros between rows are added too."""
+    """Kernel of the mean over the pixels of each plane; the zeros between rows are added too, and change nothing."""
 
     images: int
 

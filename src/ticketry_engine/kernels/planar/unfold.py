@@ -1,11 +1,11 @@
-"""Unfolding: copies of planes, shifted by the taps of a convolution, so that it reads aligned whole vectors.
+"""Unfolding: copies of planes, shifted by the taps of a convolution, so that the convolution reads aligned vectors.
 
     x row:   . a b c d .        copy for tap -1:   . a b c        copy for tap +1:   b c d .
 
 If a vector spans several positions, shifted reads cross cache lines (which halves the load rate), strides leave gaps,
-and small planes leave lanes empty. A copy has one position per position of y, and zeros where its tap reads outside of
-x. Taps share a copy if the vectors they read in it stay aligned (to half a cache line at least, for taps one below the
-other). Copies cost time once per channel, and pay if many rows read them.
+and small planes leave lanes empty. A copy has one position per position of y, and zeros where the tap reads outside of
+x. Taps share a copy if the vectors that they read in the copy stay aligned. Copying takes time once per channel, and
+pays if many rows read the copies.
 """
 
 from __future__ import annotations
@@ -36,77 +36,78 @@ from ticketry_engine.kernels.window import Array, Pair, Window
 
 @dataclass(frozen=True)
 class PlaneCopy:
-    """A copy for one or several taps: rows from ``row`` on and columns from ``column`` on, both with the window's
-    stride.
-    """
+    """Which rows and columns of x a copy contains; it serves one or several taps of the window."""
 
     row: int
+    """First row of x; further rows follow at the window's vertical stride."""
     rows: int
+    """Number of rows."""
     phase: int
-    """Column of x modulo the horizontal stride."""
+    """The columns of x that the copy contains, modulo the horizontal stride."""
     column: int
-    """First column, counted among those of the phase; negative if it is before the first of x."""
+    """First column, counted in columns with this phase; negative if it lies before the first column of x."""
     columns: int
+    """Number of columns."""
 
 
 @dataclass(frozen=True, eq=False)
 class Unfolding:
-    """The copies a layer reads, and their layout in scratch memory."""
+    """The copies that a layer reads, and their layout in scratch memory."""
 
     x: Geometry
     y: Geometry
     window: Window
     copies: tuple[PlaneCopy, ...]
     of: dict[Pair, tuple[int, int, int]]
-    """For each tap: its copy, and the row and column of the copy that it reads for the first pixel of y."""
+    """By tap: (index of the copy that the tap reads, row and column of the copy for the first pixel of y)."""
     used: Array
-    """[copies, channels]: whether any weight reads the copy."""
+    """bool [copies, channels]: whether any weight reads the channel's copy."""
     row: int
-    """Positions between two rows of a copy."""
+    """Positions from one row of a copy to the next."""
     target: Target
 
     @property
     def geometry(self) -> Geometry:
-        """Geometry of all copies."""
+        """Shape of the planes of all copies."""
         rows = max((copy.rows for copy in self.copies), default=self.y.height)
         columns = max((copy.columns for copy in self.copies), default=self.y.width)
         return Geometry(rows, columns, 0, self.y.images, self.row)
 
     @property
     def copy_bytes(self) -> int:
-        """Bytes between two copies: whole cache lines, without slack, so that copies share pages."""
+        """Bytes from one copied plane to the next: whole cache lines without `SLACK`, so that copies take few pages."""
         return -(-self.geometry.positions * self.geometry.step // LINE) * LINE
 
     @property
     def phases(self) -> list[int]:
-        """Columns of x modulo the horizontal stride that taps read; empty if the stride is 1."""
+        """The different values of `PlaneCopy.phase`; empty if the horizontal stride is 1."""
         return sorted({copy.phase for copy in self.copies}) if self.window.stride[1] > 1 else []
 
     @property
     def phase(self) -> Geometry:
-        """Geometry of the columns of one phase."""
+        """Shape of the planes that hold the columns of x with one phase."""
         return Geometry.of(self.x.height, -(-self.x.width // self.window.stride[1]), 0, self.x.images)
 
     @property
     def channels(self) -> Array:
-        """Channels that any weight reads."""
+        """Numbers of the channels that any weight reads."""
         return np.flatnonzero(self.used.any(axis=0))
 
     @property
     def bytes(self) -> int:
-        """Scratch memory for the copies, in bytes."""
+        """Bytes of scratch memory for the copies and for the planes of the phases."""
         return int(self.used.sum()) * self.copy_bytes + SLACK + len(self.phases) * len(self.channels) * self.phase.bytes
 
     @property
     def turned(self) -> bool:
-        """Whether copies are rows of x moved sideways, in whole vectors except for their ends."""
+        """Whether each copy consists of the same rows of x, moved sideways, so that the kernel `Turn` can be used."""
         each = self.target.lanes // self.y.images
         alike = len({(copy.row, copy.rows) for copy in self.copies}) == 1
         return self.window.stride == (1, 1) and alike and self.x.width % each == 0 and self.row % each == 0
 
     @property
     def cycles(self) -> float:
-        """Estimated cycles of the copies."""
+        """Estimated cycles for making the copies."""
         if self.turned:
             return 1.5 * self.vectors
         return (
@@ -115,7 +116,7 @@ class Unfolding:
 
     @property
     def vectors(self) -> int:
-        """Number of vectors written."""
+        """Number of vectors that all copies take."""
         each = -(-self.geometry.positions * self.y.images // self.target.lanes)
         return int(self.used.sum()) * each
 
@@ -126,11 +127,14 @@ class Unfolding:
         return 1 if self.row % each == 0 else 1 + -(-each // self.row)
 
     def value(self, offset: int) -> Planes:
-        """Return all copies as planes, one after the other from `offset` on."""
+        """Return the copied planes as a value whose planes follow one another from arena byte `offset` on."""
         return Planes(self.geometry, offset + self.copy_bytes * np.arange(int(self.used.sum())))
 
     def columns(self, offset: int) -> Array:
-        """Return the byte of each channel and tap, [channels, taps], for copies at `offset`; 0 if unused."""
+        """Return an array [channels, taps]: the byte where the convolution's column begins; 0 if no weight reads it.
+
+        `offset` is the arena byte where the copies begin.
+        """
         starts = self._copy_offsets(offset)
         columns = np.zeros((self.used.shape[1], len(self.window.taps)), dtype=np.int64)
         for number, tap in enumerate(self.window.taps):
@@ -140,13 +144,13 @@ class Unfolding:
         return columns
 
     def _copy_offsets(self, offset: int) -> Array:
-        """Return the byte of each copy and channel, [copies, channels]; 0 if unused."""
+        """Return an array [copies, channels]: the byte of each copied plane; 0 if no weight reads it."""
         starts = np.zeros(self.used.shape, dtype=np.int64)
         starts[self.used] = self.value(offset).offsets
         return starts
 
     def ops(self, x: Planes, offset: int) -> list[Op]:
-        """Return the operations that make the copies."""
+        """Return the operations that copy planes of x to scratch memory from arena byte `offset` on."""
         ops, sources = [], {0: x}
         if self.phases:
             first = offset + int(self.used.sum()) * self.copy_bytes + SLACK
@@ -165,7 +169,7 @@ class Unfolding:
         return ops
 
     def _build_turn_op(self, x: Planes, channels: Array, offset: int) -> Op:
-        """Return the operation that makes all copies of some channels by moving rows sideways."""
+        """Return the operation that makes the copies of `channels` by moving rows sideways (`Turn`)."""
         g, (row, rows) = x.geometry, (self.copies[0].row, self.copies[0].rows)
         above = min(max(0, -row), rows)
         inside = max(0, min(rows - above, g.height - max(0, row)))
@@ -189,7 +193,13 @@ class Unfolding:
         return Op(kernel, (places, count, *numbers, bits.astype(mask_type(self.target))))
 
     def _build_gather_op(self, sources: dict[int, Planes], offset: int, channels: Array) -> Op:
-        """Return the operation that assembles the copies of the flagged channels from pieces."""
+        """Return the operation that makes the copies of some channels from pieces (`Gather`).
+
+        Args:
+            sources: by phase, the planes to read.
+            offset: arena byte where the copies begin.
+            channels: bool [channels], the channels to copy.
+        """
         places, all_pieces, all_bits, done = [], [], [], 0
         made = [self._piece_tables(copy, next(iter(sources.values())).geometry) for copy in self.copies]
         most = max(pieces.shape[1] for pieces, _ in made)
@@ -209,7 +219,7 @@ class Unfolding:
         return Op(Gather(most), (table, len(table), pieces, bits.astype(mask_type(self.target))))
 
     def _piece_tables(self, copy: PlaneCopy, source: Geometry) -> tuple[Array, Array]:
-        """Return for each vector of a copy the bytes of the source pieces and their lanes."""
+        """Return two arrays [vectors of a copy, pieces]: the byte of each piece in the source, and its lanes as bits."""
         width, images = self.target.lanes, self.y.images
         each = width // images
         vectors = -(-((copy.rows - 1) * self.row + copy.columns) // each)
@@ -237,7 +247,11 @@ def plan_unfolding(x: Geometry, y: Geometry, window: Window, used: Array, target
     """Return the copies that a layer needs.
 
     Args:
-        used: [channels, taps], whether any weight reads it.
+        x: planes of the input.
+        y: planes of the output.
+        window: the window.
+        used: bool [channels, taps], whether any weight reads the channel at the tap.
+        target: the processor.
     """
     each = target.lanes // y.images
     whole = y.width % each == 0
@@ -263,7 +277,15 @@ def plan_unfolding(x: Geometry, y: Geometry, window: Window, used: Array, target
 
 
 def _copy_key(window: Window, tap: Pair, y: Geometry, each: int, whole: bool) -> tuple[int, int, int, int]:
-    """Return a key that is equal for taps that can share a copy: same phases, at shifts that keep vectors aligned."""
+    """Return a key that is equal for taps that can share a copy, because their reads in the copy stay aligned.
+
+    Args:
+        window: the window.
+        tap: the tap.
+        y: planes of the output.
+        each: positions per vector.
+        whole: whether a row of y consists of whole vectors.
+    """
     row, column = (window.input(0, tap[axis], axis) for axis in (0, 1))
     shift, phase = divmod(column, window.stride[1])
     shift = shift % each if whole else shift
@@ -274,14 +296,15 @@ def _copy_key(window: Window, tap: Pair, y: Geometry, each: int, whole: bool) ->
 
 @dataclass(frozen=True)
 class Gather(EmittedKernel):
-    """Kernel that assembles vectors from pieces of consecutive lanes of a plane; uncovered lanes are zero.
+    """Kernel that assembles each vector of a plane from pieces of another plane, and zeros in between.
 
-    Arguments: places (source, destination, first and past-the-end vector; int64), their number, the bytes of each
-    vector's
-    pieces (int32), and their lanes.
+    Arguments: a table of planes (int64: byte of the source, byte of the destination, numbers of the first vector and of
+    the vector after the last); the number of planes; for each vector the bytes of its pieces in the source (int32); for
+    each vector masks of the lanes of its pieces.
     """
 
     pieces: int
+    """Pieces per vector."""
 
     def write(self, e: Emitter) -> None:
         b, arena = e.b, e.arena_pointer()
@@ -305,15 +328,15 @@ class Gather(EmittedKernel):
 
 @dataclass(frozen=True)
 class Turn(EmittedKernel):
-    """Kernel that moves rows of planes sideways, for several copies at once; positions outside are zero.
+    """Kernel that makes several copies of a plane at once, with rows moved sideways and zeros outside of the plane.
 
-    Arguments: places (byte of the first inside row; byte of each copy; int64), their number, bytes between two rows,
-    and
-    rows of a copy: the first inside x, the one after the last inside, and their total.
+    Arguments: a table of planes (int64: byte of the first row to copy, byte of each copy); the number of planes; bytes
+    from one row of the plane to the next; of a copy, the number of its first row inside of x, the number of its first
+    row after x, and how many rows it has.
     """
 
     shifts: tuple[int, ...]
-    """Lanes by which each copy starts later than x (negative: earlier)."""
+    """For each copy, the lanes from the start of a row of x to the start of the copy's row; negative if before."""
     vectors: int
     """Vectors per row of x."""
     row: int
@@ -340,7 +363,7 @@ class Turn(EmittedKernel):
                     self._write_shifted(e, begin, shift, e.at(copy, b.mul(inside.index, e.i64(line))))
 
     def _write_shifted(self, e: Emitter, row: ir.Value, shift: int, to: ir.Value) -> None:
-        """Write a row of a copy, shifted by `shift` lanes."""
+        """Emit the code that writes a row of a copy, which begins `shift` lanes after the start of the row of x."""
         lanes_, last = e.target.lanes, self.vectors * e.target.lanes
         for at in range(0, self.row * lanes_, lanes_):
             begin = at + shift
@@ -359,11 +382,11 @@ class Turn(EmittedKernel):
 
 @dataclass(frozen=True)
 class PhaseSplit(EmittedKernel):
-    """Kernel that picks every stride-th pixel of each row, once for each of some phases.
+    """Kernel that copies every stride-th pixel of each row to a plane of its own, for each phase (first pixel).
 
-    Arguments: places (source, destination of the first phase; int64), their number, rows, bytes between two rows of x
-    and of the phases, bytes between two phases' planes, vectors per row of a phase, and masks of the lanes of a row
-    that hold pixels.
+    Arguments: a table of planes (int64: byte of the source, byte of the first phase's plane); the number of planes; the
+    number of rows; bytes from one row to the next in x and in a phase's plane; bytes from one phase's plane to the
+    next; vectors per row of a phase; masks of the lanes of a row that hold pixels.
     """
 
     title: ClassVar[str] = "split"  # its name in machine profiles
