@@ -1,4 +1,4 @@
-"""Attention over the tokens (pixels) of an image, head by head.
+"""Kernels of attention over the tokens (pixels) of an image, head by head.
 
     y = softmax(scale * q k' + bias) v        q, k, v: [tokens, heads * size]; a head is a run of ``size`` channels
 
@@ -10,9 +10,9 @@ Two kernels run one after the other:
                                 softmax over keys, in place
                                 y[query, c] = sum over keys of scores[query, key] * v[key, c]
 
-Fast because both products multiply one broadcast number by whole vectors of keys or channels, with all sums of a tile
-in registers, and because a tile's scores (at most `MOST_KEYS` for each query) stay in the L1 cache and are never
-written to the arena. The bias table is float32 [windows or 1 times heads or 1, queries, padded keys].
+Both products multiply a broadcast number by whole vectors of keys or channels, with all sums of a tile in registers.
+The scores of a tile, at most `MOST_KEYS` per query, stay in the L1 cache and are never written to the arena. The bias
+is float32 [tables, queries, padded keys]: one table for all heads, per head, or per window and head.
 """
 
 from __future__ import annotations
@@ -45,14 +45,15 @@ from ticketry_engine.kernels.program import Bias, BlockSpec, Op
 from ticketry_engine.kernels.target import Target
 
 _TILE = {32: (4, 6), 16: (2, 6)}
-"""Vector registers of the target -> (vectors, queries) of a tile of sums, chosen so that all sums fit in registers."""
+"""By number of the target's vector registers: (vectors of keys or channels, queries) of a tile; its sums fit in them.
+"""
 
 MOST_KEYS = 4096
-"""Most keys of an attention: a tile's scores are stored on the thread's stack."""
+"""Greatest number of keys: a tile's scores are stored on the thread's stack."""
 
 
 class AttentionArg(enum.IntEnum):
-    """Arguments of both kernels: offsets in the arena of the values' first pixels and of the transposed keys."""
+    """Positions of the arguments of both kernels: arena offsets of first pixels and of the transposed keys; a table."""
 
     Q = 0
     K = 1
@@ -60,7 +61,7 @@ class AttentionArg(enum.IntEnum):
     Y = 3
     TURNED = 4
     BIAS = 5
-    """float32 [windows or 1 times heads or 1, queries, padded keys]; absent without a bias."""
+    """float32 [tables, queries, padded keys]: the bias; absent if there is none."""
 
 
 def attention(
@@ -75,21 +76,24 @@ def attention(
     bias: Bias | None = None,
     windows: bool = False,
 ) -> list[Op]:
-    """Return operations for ``y = softmax(scale * q k' + bias) v``, head by head.
+    """Return the operations of ``y = softmax(scale * q k' + bias) v``, for each head.
 
     The kernels compute in float32; bfloat16 values are converted before and after.
 
     Args:
-        q, k, v: values without a halo; a head is a run of channels. k and v have the same tokens. They may have fewer
-            heads than q, each shared by the same number of query heads.
+        q, k, v: values without a halo, in which a head is a run of channels. k and v have the same tokens. They may
+            have fewer heads than q; each of these is then shared by the same number of heads of q.
         y: the result; it must not overlap the inputs.
+        heads: number of heads of q.
+        scale: factor of the scores.
         causal: whether a token attends only to itself and earlier tokens.
-        bias: added to the scores.
-        windows: whether each row of pixels is a window whose tokens attend only to that window. Values may then have a
+        spec: the processor, the scratch memory for transposed keys, and the shared bias tables.
+        bias: table that is added to the scores, if any.
+        windows: whether each row of pixels is a window whose tokens attend only to each other. Values may then have a
             halo.
 
     Raises:
-        EngineError: shapes that do not match, more than `MOST_KEYS` keys, or no scratch memory.
+        EngineError: if shapes do not match, there are more than `MOST_KEYS` keys, or there is no scratch memory.
     """
     queries, keys, channels = _count_tokens(q, windows), _count_tokens(k, windows), q.channels
     rows = q.geometry.height if windows else 1
@@ -131,7 +135,7 @@ def attention(
 
 
 def _count_tokens(value: ChannelsLastValue, windows: bool) -> int:
-    """Return the tokens of an image, or of one window."""
+    """Return the number of tokens of an image, or of a window if `windows`."""
     if windows:
         return value.geometry.width
     if value.geometry.halo:
@@ -140,7 +144,7 @@ def _count_tokens(value: ChannelsLastValue, windows: bool) -> int:
 
 
 def _pad_keys(keys: int, target: Target) -> int:
-    """Round the number of keys up to whole tiles of vectors."""
+    """Round a number of keys up to the vectors of whole tiles."""
     step = _TILE[target.registers][0] * target.lanes
     return -(-keys // step) * step
 
@@ -150,7 +154,14 @@ Steps = tuple[int, int, int]
 
 
 def _window_offset(e: Emitter, number: ir.Value, windows: int, steps: Steps) -> ir.Value:
-    """Return the offset in bytes of a window's first token; windows are numbered through all images."""
+    """Return the bytes from a value's first pixel to the first token of window `number`.
+
+    Args:
+        e: the emitter.
+        number: number of the window, where the windows of all images are numbered consecutively.
+        windows: windows per image.
+        steps: distances in the value.
+    """
     if windows == 1:
         return e.b.mul(number, e.i64(steps[2]))
     image, window = e.b.udiv(number, e.i64(windows)), e.b.urem(number, e.i64(windows))
@@ -159,7 +170,7 @@ def _window_offset(e: Emitter, number: ir.Value, windows: int, steps: Steps) -> 
 
 @dataclass(frozen=True)
 class TransposeKeys(EmittedKernel):
-    """Kernel that transposes keys from [keys, channels] to [channels, padded keys], with zeros after the last key."""
+    """Kernel that transposes k from [keys, channels] to [channels, padded keys], with zeros after the last key."""
 
     title: ClassVar[str] = "turnkeys"
 
@@ -194,7 +205,7 @@ class TransposeKeys(EmittedKernel):
     def _load_key(
         self, e: Emitter, keys: ir.Value, first: ir.Value, number: int, byte: ir.Value, count: int
     ) -> ir.Value:
-        """Load channels of a key; zeros for a key after the last, whose load is redirected to the last key."""
+        """Load `count` channels of key ``first + number``; the result is zero if there is no such key."""
         token = e.b.add(first, e.i64(number))
         inside = e.b.icmp_signed("<", token, e.i64(self.keys))
         back = e.select(inside, e.i64(0), e.b.mul(e.b.sub(token, e.i64(self.keys - 1)), e.i64(self.steps[0])))
@@ -204,7 +215,7 @@ class TransposeKeys(EmittedKernel):
 
 @dataclass(frozen=True)
 class ChannelsLastAttention(EmittedKernel):
-    """Kernel that computes a tile of queries of one head at a time."""
+    """Kernel of attention with transposed keys; it computes a tile of queries of one head at a time."""
 
     title: ClassVar[str] = "attention"
 
@@ -220,10 +231,10 @@ class ChannelsLastAttention(EmittedKernel):
     scale: float
     causal: bool
     group: int = 1
-    """Query heads that share one head of keys and values."""
+    """Number of heads of q that share one head of k and v."""
     windows: int = 1
     biases: tuple[int, int] | None = None
-    """Bias tables (of one head and window) from one window and from one head to the next; None: no bias."""
+    """(`Bias.by_window`, `Bias.by_head`): distances between tables of the bias; None without a bias."""
 
     def write(self, e: Emitter) -> None:
         b = e.b
@@ -242,17 +253,17 @@ class ChannelsLastAttention(EmittedKernel):
 
 
 class _QueryTile:
-    """Emits the code for one tile of queries of one head."""
+    """Writer of the kernel's code for one tile of queries of one head."""
 
     def __init__(
         self, kernel: ChannelsLastAttention, e: Emitter, tile: int, stage: ir.Value, place: Sequence[ir.Value]
     ) -> None:
-        """`place`: the image (or window number through all images), the head, and the tile's first query."""
+        """Start a tile; `place` holds its image (or number of the window in all images), head and first query."""
         self.kernel, self.e, self.tile, self.stage = kernel, e, tile, stage
         self.image, self.head, self.query = place
         self.vectors = _TILE[e.target.registers][0]
         self.row = FLOAT * kernel.padded
-        """Bytes from one query's scores to the next query's."""
+        """Bytes from the scores of one query to the scores of the next."""
         self.visible_keys = e.i64(kernel.keys)
         """Number of keys that the tile's last query attends to."""
         if kernel.causal:
@@ -277,14 +288,14 @@ class _QueryTile:
         return self.e.b.udiv(self.head, self.e.i64(self.kernel.group))
 
     def _token_pointer(self, arg: AttentionArg, steps: Steps, token: ir.Value) -> ir.Value:
-        """Return a pointer to a token's channels of the current head."""
+        """Return a pointer to the current head's channels of a token, in the value of argument `arg`."""
         head = self._key_value_head if arg is AttentionArg.V else self.head
         e, b = self.e, self.e.b
         byte = b.add(_window_offset(e, self.image, self.kernel.windows, steps), b.mul(token, e.i64(steps[0])))
         return e.at(e.arena_pointer(e.arg(arg)), b.add(byte, b.mul(head, e.i64(self.kernel.size * FLOAT))))
 
     def _write_scores(self, first: ir.Value) -> None:
-        """Compute the scores of all queries with some vectors of keys, and store them on the stack."""
+        """Emit the code that stores the scores of all queries with some vectors of keys, from key `first` on."""
         e, b, kernel = self.e, self.e.b, self.kernel
         size = e.target.lanes * FLOAT
         key_heads = e.i64(kernel.heads // kernel.group)
@@ -310,7 +321,7 @@ class _QueryTile:
             e.store(score, place, at)
 
     def _bias_pointer(self) -> ir.Value:
-        """Return a pointer to the bias of the first query's scores."""
+        """Return a pointer to the row of the bias table for the tile's first query."""
         e, b, kernel = self.e, self.e.b, self.kernel
         row = self.query
         by_window, by_head = kernel.biases or (0, 0)
@@ -322,7 +333,7 @@ class _QueryTile:
         return e.at(e.table(AttentionArg.BIAS), b.mul(row, e.i64(self.row)))
 
     def _exponentiate(self, number: int) -> ir.Value:
-        """Replace a query's scores by exponentials, zero for masked keys, and return their sum."""
+        """Replace the scores of query `number` by exp(score - largest), or zero for hidden keys, and return the sum."""
         e, b, lanes = self.e, self.e.b, self.e.target.lanes
         limit = e.i64(self.kernel.keys)
         if self.kernel.causal:
@@ -345,7 +356,13 @@ class _QueryTile:
         return vectors.sum_lanes(e, some.results[0])
 
     def _write_values(self, first: ir.Value, counts: list[int], factors: list[ir.Value]) -> None:
-        """Compute and store some vectors of the head's channels of the result."""
+        """Emit the code that computes some vectors of the result's channels, from channel `first` of the head on.
+
+        Args:
+            first: the first channel.
+            counts: number of channels in each vector.
+            factors: for each query, 1 / sum of its exponentials.
+        """
         e, b, kernel = self.e, self.e.b, self.kernel
         byte = b.mul(first, e.i64(FLOAT))
         source = e.at(self._token_pointer(AttentionArg.V, kernel.v, e.i64(0)), byte)

@@ -1,16 +1,17 @@
-"""Plans convolutions and linear layers: groups weight rows into blocks, builds the kernel's tables, estimates the time.
+"""Plan convolutions and linear layers: group weight rows into blocks, build the kernel's tables, estimate the time.
 
-A weight [O, I, kh, kw] is a matrix [rows = O, columns = (tap, input channel)]; a linear layer has one tap. Single
-columns are dropped where no row of a block retains them:
+A weight [O, I, kh, kw] is a matrix [rows = O, columns = (tap, input channel)]; a linear layer has one tap. A group of
+rows computes only the columns that any of its rows retains:
 
               columns           0 1 2 3 4 5 6 7
     group A:  rows 0-31         x . x x . . x .     retained columns 0 2 3 6  -> dense [4 columns, 32 rows]
     group B:  rows 32-47        . x . . x . . x     retained columns 1 4 7    -> dense [3 columns, 16 rows]
 
-1. `flatten_by_tap` brings the weight into this form (bfloat16: a column is a pair of channels, `pair_channels`).
-2. `group_rows` and `join_groups` form groups; joining two groups computes some zeros but saves vectors.
-3. `split_into_blocks` splits groups into blocks of one to four vectors of rows; `tiles` chooses the output tile.
-4. `kernel_arguments` packs weights, offsets and runs for `group_conv.GroupConv`, which explains the tables.
+1. `flatten_by_tap` brings the weight into this form. With bfloat16, a column is a pair of channels (`pair_channels`).
+2. `group_rows` and `join_groups` form groups. A joined group computes some zeros but needs fewer vectors.
+3. `split_into_blocks` splits groups into blocks of one to four vectors of rows.
+4. `group_conv.choose_block_shape` chooses the tiles of output pixels.
+5. `kernel_arguments` packs the tables that `group_conv` explains.
 """
 
 from __future__ import annotations
@@ -42,24 +43,28 @@ from ticketry_engine.kernels.target import Target
 from ticketry_engine.kernels.window import Array, Convolution, Window
 
 _BY_CHANNEL = 2.0
-"""Correction factor for the estimated time of depthwise convolutions with AVX-512, fitted to timings of three networks.
+"""Correction factor of the estimated time of depthwise convolutions with 32 vector registers (AVX-512).
 
-AVX2 needs none."""
+The factor was fitted to timings of three networks; AVX2 needs no correction."""
 
 
 def conv(
     x: ChannelsLastValue, y: ChannelsLastValue, layer: Convolution, residual: ChannelsLastValue | None, spec: BlockSpec
 ) -> list[Op]:
-    """Return operations for ``y = act(convolution(x) + bias + residual)``.
+    """Return the operations of ``y = act(convolution(x) + bias + residual)``.
 
-    If x is bfloat16, weights are rounded to bfloat16 and summed in float32; depthwise convolutions multiply in float32.
+    If x is bfloat16, weights are rounded to bfloat16 and products are added in float32. Depthwise convolutions keep
+    float32 weights.
 
     Args:
-        x: the input; its halo is at least the padding.
+        x: the input, whose halo is at least as wide as the padding.
         y: the output; it must not overlap the input or the residual.
+        layer: weights, bias, window and activation.
+        residual: a value of the output's shape that is added, if any.
+        spec: the processor and the number of images per block.
 
     Raises:
-        EngineError: shapes that do not match, or bfloat16 on a target that cannot multiply it.
+        EngineError: if shapes do not match, or x is bfloat16 and the target cannot multiply bfloat16.
     """
     shape = ConvShape(x, y, residual, layer.window)
     weights, parts = _plan_parts(shape, layer, spec.images, spec.target)
@@ -77,10 +82,10 @@ def cost(x: ChannelsLastValue, y: ChannelsLastValue, layer: Convolution, spec: B
 
 
 def _plan_parts(shape: ConvShape, layer: Convolution, images: int, target: Target) -> tuple[Array, list[ConvPart]]:
-    """Return the weights [rows, columns] (bfloat16: [rows, columns, 2]), and the layer's blocks grouped by their shape.
+    """Return the weights [rows, columns] (bfloat16: [rows, columns, 2]), and the parts into which the layer is split.
 
     Raises:
-        EngineError: shapes that do not match, or bfloat16 on a target that cannot multiply it.
+        EngineError: if shapes do not match, or x is bfloat16 and the target cannot multiply bfloat16.
     """
     weight, groups = layer.weight, layer.groups
     shape.check(len(weight), weight.shape[1] * groups)
@@ -99,7 +104,7 @@ def _plan_parts(shape: ConvShape, layer: Convolution, images: int, target: Targe
 
 
 def _plan_depthwise(shape: ConvShape, weights: Array, images: int, target: Target) -> ConvPart:
-    """Plan a depthwise convolution: a vector of rows reads a vector of input channels, and columns are taps."""
+    """Plan a depthwise convolution, in which a vector of rows reads a vector of channels and a column is a tap."""
     groups = [np.arange(at, min(at + target.lanes, len(weights))) for at in range(0, len(weights), target.lanes)]
     blocks = split_into_blocks(weights != 0, groups, target.lanes, {1: 1.0})
     work = ConvWork(shape.plane, target.lanes, images, len(blocks), float(weights.shape[1]))
@@ -108,7 +113,7 @@ def _plan_depthwise(shape: ConvShape, weights: Array, images: int, target: Targe
 
 
 def _plan_grouped(shape: ConvShape, support: Array, images: int, target: Target) -> list[ConvPart]:
-    """Plan a convolution in groups of rows that share columns; ``support`` is bool [rows, columns], True = retained."""
+    """Plan a convolution with groups of rows that share columns; `support` [rows, columns] tells retained weights."""
     groups = group_rows(support, target.lanes)
     retained = sum(float(support[group].any(axis=0).sum()) for group in groups)
     work = ConvWork(shape.plane, shape.columns, images, len(groups), retained / max(1, len(groups)))
@@ -129,7 +134,7 @@ def _plan_grouped(shape: ConvShape, support: Array, images: int, target: Target)
 
 @dataclass(frozen=True)
 class ConvShape:
-    """The values and the window of a convolution."""
+    """Input, output, residual and window of a convolution."""
 
     x: ChannelsLastValue
     y: ChannelsLastValue
@@ -142,24 +147,24 @@ class ConvShape:
 
     @property
     def pairs(self) -> bool:
-        """Whether inputs are bfloat16: a column is then a pair of neighbouring channels of a tap.
+        """Whether the input is bfloat16, so that a column is a pair of neighbouring channels at a tap.
 
-        With an odd number of channels the last one is paired with a zero weight.
+        If the number of channels is odd, the second weight of the last pair is zero.
         """
         return self.x.geometry.item == HALF
 
     @property
     def columns(self) -> int:
-        """Number of columns of one tap."""
+        """Number of columns per tap."""
         return -(-self.x.channels // 2) if self.pairs else self.x.channels
 
     @property
     def largest_offset(self) -> int:
-        """Offset from the first column's input to the last column's, in units of 4 bytes."""
+        """Greatest of the `column_offsets`, in 4-byte words."""
         return int(self.column_offsets(self.columns).max(initial=0))
 
     def check(self, outputs: int, inputs: int) -> None:
-        """Raise EngineError unless the values match a convolution with this many output and input channels."""
+        """Raise EngineError unless the values fit a convolution with `outputs` output and `inputs` input channels."""
         if inputs != self.x.channels:
             raise EngineError(f"a convolution of {inputs} channels cannot read an input of {self.x.channels}")
         shape = (outputs, self.plane.rows.outputs, self.plane.columns.outputs)
@@ -174,7 +179,7 @@ class ConvShape:
             raise EngineError("a residual has to have the shape of the output")
 
     def column_offsets(self, columns: int) -> Array:
-        """Return each column's input offset from tap 0, channel 0, in units of 4 bytes: [taps * columns]."""
+        """Return [taps * columns], the distance in 4-byte words from the input of tap 0, channel 0 to each column's."""
         geometry = self.x.geometry
         (height, width), (down, right) = self.window.size, self.window.dilation
         rows, places = np.arange(height) * down * geometry.row, np.arange(width) * right * geometry.pixel
@@ -185,7 +190,7 @@ class ConvShape:
 
 @dataclass(frozen=True, eq=False)
 class ConvPart:
-    """The blocks of one shape: one operation computes them all."""
+    """All blocks of a layer that have one shape; one operation computes them."""
 
     shape: BlockShape
     blocks: list[RowBlock]
@@ -195,7 +200,7 @@ class ConvPart:
 
 
 def build_kernel(shape: ConvShape, part: ConvPart, act: Activation, target: Target) -> GroupConv:
-    """Return the kernel for the blocks of a part."""
+    """Return the kernel that computes the blocks of a part."""
     x, best, (down, right) = Strides.from_value(shape.x), part.shape, shape.window.stride
     return GroupConv(
         vectors=best.vectors,
@@ -216,7 +221,7 @@ def kernel_arguments(
 ) -> tuple[int | Array, ...]:
     """Return the kernel's arguments, in the order of `group_conv.ConvArg`."""
     blocks, row_count = part.blocks, part.shape.vectors * target.lanes
-    channels = 1 if part.depthwise else shape.columns  # columns of a tap; a depthwise row has one input channel
+    channels = 1 if part.depthwise else shape.columns  # columns per tap; a depthwise row reads one input channel
     packed = np.concatenate([_pack_weights(weights, block, row_count) for block in blocks])
     columns = np.concatenate([block.columns for block in blocks])
     shapes = [part.shape.tile] + ([part.shape.rest] if part.shape.rest else [])
@@ -235,18 +240,18 @@ def kernel_arguments(
 
 
 def _padded_rows(block: RowBlock, row_count: int) -> Array:
-    """Return a block's rows, the last one repeated up to whole vectors."""
+    """Return the rows of a block, with the last row repeated until there are `row_count` rows."""
     return np.pad(block.rows, (0, row_count - len(block.rows)), mode="edge")
 
 
 def _pack_weights(weights: Array, block: RowBlock, row_count: int) -> Array:
-    """Return a block's weights [columns, rows] (bfloat16: [columns, rows, 2])."""
+    """Return the weights of a block, [columns, row_count] or, with bfloat16, [columns, row_count, 2]."""
     packed = np.ascontiguousarray(weights[_padded_rows(block, row_count)[:, None], block.columns].swapaxes(0, 1))
     return packed if packed.ndim == 2 else rounded(packed)
 
 
 def _tile_tables(shape: ConvShape, tile: Tile, blocks: Sequence[RowBlock], channels: int) -> tuple[int | Array, ...]:
-    """Return the tables of one tile shape, in the order of `group_conv.ConvArg.TILES`."""
+    """Return the arguments that describe the tiles of one shape, in the order of `group_conv.ConvArg.TILES`."""
     tiling = Tiling.from_axes(shape.plane, tile)
     x, y = shape.x.geometry, shape.y.geometry
     residual = shape.residual.geometry if shape.residual else y
@@ -259,7 +264,7 @@ def _tile_tables(shape: ConvShape, tile: Tile, blocks: Sequence[RowBlock], chann
 
 
 def _pixel_offsets(geometry: ChannelsLastGeometry, rows: Array, columns: Array) -> Array:
-    """Return the bytes from an image's start to each pixel."""
+    """Return the bytes from an image's start to each of the given pixels."""
     found: Array = (rows + geometry.halo) * geometry.row + (columns + geometry.halo) * geometry.pixel
     return found
 
@@ -267,9 +272,14 @@ def _pixel_offsets(geometry: ChannelsLastGeometry, rows: Array, columns: Array) 
 def _run_tables(
     blocks: Sequence[RowBlock], spans: Sequence[list[tuple[int, int]]], channels: int
 ) -> tuple[Array, Array]:
-    """Return the index of the first run of each block and tile class, and each run's first column and end.
+    """Return (index of the first run of each block and tile class, [runs, 2] with first column and end of each run).
 
-    Columns are numbered through all blocks.
+    The columns of all blocks are numbered consecutively.
+
+    Args:
+        blocks: the blocks.
+        spans: for each tile class, the runs of taps that touch the image (`Tiling.spans`).
+        channels: columns per tap.
     """
     starts = np.cumsum([0, *(len(block.columns) for block in blocks)])
     longest = max(len(each) for each in spans)
@@ -288,18 +298,18 @@ def _run_tables(
 
 @dataclass(frozen=True, eq=False)
 class RowBlock:
-    """Rows of one group that a kernel computes together."""
+    """Rows with the same columns that a kernel computes together: one to four vectors of rows."""
 
     rows: Array
     columns: Array
-    """Retained columns, sorted."""
+    """Columns that any of the rows retains, ascending."""
     vectors: int
 
 
 def flatten_by_tap(weight: Array, groups: int) -> Array:
-    """Return a convolution's weight as float32 [rows, taps * input channels], the channels of a tap consecutive.
+    """Return the weight [O, I / groups, kh, kw] of a convolution as float32 [rows, taps * input channels].
 
-    The weight [O, I / groups, kh, kw] of a grouped convolution becomes that of an ungrouped one, with zeros.
+    The channels of a tap are neighbouring columns. A grouped convolution becomes an ungrouped convolution with zeros.
     """
     outputs, inputs, height, width = weight.shape
     flat = weight.transpose(0, 2, 3, 1).reshape(outputs, height * width, inputs)
@@ -311,18 +321,18 @@ def flatten_by_tap(weight: Array, groups: int) -> Array:
 
 
 def pair_channels(weights: Array, channels: int) -> Array:
-    """Return weights [rows, taps * channels] as [rows, taps * pairs, 2]; an odd last channel is paired with zero."""
+    """Return weights [rows, taps * channels] as [rows, taps * pairs, 2]; the last of an odd number is paired with 0."""
     rows = len(weights)
     taps = np.pad(weights.reshape(rows, -1, channels), ((0, 0), (0, 0), (0, channels % 2)))
     return taps.reshape(rows, -1, 2)
 
 
 def group_rows(support: Array, lanes: int) -> list[Array]:
-    """Group neighbouring rows with the same columns, and join groups where one vector of both costs less than two.
+    """Return groups of neighbouring rows with equal columns; rows are also grouped if that saves vectors.
 
     Args:
-        support: bool [rows, columns], which columns each row keeps.
-        lanes: rows a vector holds.
+        support: bool [rows, columns], which columns each row retains.
+        lanes: rows per vector.
     """
     new = (support[1:] != support[:-1]).any(axis=1)
     bounds = [0, *(np.flatnonzero(new) + 1).tolist(), len(support)]
@@ -343,15 +353,15 @@ def group_rows(support: Array, lanes: int) -> list[Array]:
 
 
 def join_groups(support: Array, groups: Sequence[Array], lanes: int, cost: dict[int, float]) -> list[Array]:
-    """Join neighbouring groups where blocks of more vectors, with the columns of both, are estimated to cost less.
+    """Join neighbouring groups of rows if the joined group, with the columns of both, has a lower estimated cost.
 
-    Rows with few pruned weights are thus computed as in the dense layer, and take no longer than it.
+    Rows with few pruned weights are thus computed as in the dense layer, and take no more time than there.
 
     Args:
-        support: bool [rows, columns].
+        support: bool [rows, columns], which columns each row retains.
         groups: the rows of each group, from `group_rows`.
-        lanes: rows in a vector.
-        cost: vectors of a block -> cost of one of its columns.
+        lanes: rows per vector.
+        cost: by number of vectors in a block, the cost of one column of such a block.
     """
     splits = _cheapest_splits(-(-len(support) // lanes), cost)
     prices = [sum(cost[size] for size in split) for split in splits]
@@ -370,13 +380,13 @@ def join_groups(support: Array, groups: Sequence[Array], lanes: int, cost: dict[
 
 
 def split_into_blocks(support: Array, groups: Sequence[Array], lanes: int, cost: dict[int, float]) -> list[RowBlock]:
-    """Split groups into blocks.
+    """Split groups of rows into blocks, with the least cost.
 
     Args:
-        support: bool [rows, columns].
+        support: bool [rows, columns], which columns each row retains.
         groups: the rows of each group.
-        lanes: rows in a vector.
-        cost: vectors of a block -> cost of one of its columns.
+        lanes: rows per vector.
+        cost: by number of vectors in a block, the cost of one column of such a block.
     """
     best = _cheapest_splits(max((-(-len(group) // lanes) for group in groups), default=0), cost)
     blocks = []
@@ -390,7 +400,7 @@ def split_into_blocks(support: Array, groups: Sequence[Array], lanes: int, cost:
 
 
 def _cheapest_splits(most: int, cost: dict[int, float]) -> list[tuple[int, ...]]:
-    """Return, for each of 0 ... most vectors, the cheapest list of block sizes that adds up to it."""
+    """Return, for each number of vectors from 0 to `most`, the block sizes with that sum that cost least."""
     best: list[tuple[float, tuple[int, ...]]] = [(0.0, ())]
     for count in range(1, most + 1):
         best.append(

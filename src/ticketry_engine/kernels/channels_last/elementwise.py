@@ -1,10 +1,10 @@
-"""Elementwise operations and norms: sums, products, scaling, activations, copies, rotary embeddings.
+"""Kernels of elementwise operations and norms: sums, products, scaling, activations, copies, rotary embeddings.
 
     y = act(x + other)     y = act(x * other)     y = act(x * scale[c] + shift[c])     y = act(x)
 
-``other`` may have one row, one column or one channel, which is broadcast. ``scale`` and ``shift`` are float32 tables
-[channels], padded with zeros to whole vectors. A pixel's channels are consecutive, so every load and store is a whole
-vector, and four vectors at a time hide the latency of the arithmetic.
+If ``other`` has only one row, one column or one channel, it is broadcast. ``scale`` and ``shift`` are float32 tables
+[channels], padded with zeros to whole vectors. Loads and stores are whole vectors, because the channels of a pixel are
+contiguous. A loop handles four vectors at a time, so that additions need not wait for each other.
 """
 
 from __future__ import annotations
@@ -41,19 +41,24 @@ from ticketry_engine.kernels.program import Op
 from ticketry_engine.kernels.window import Array
 
 _X, _OTHER, _Y, _SCALE, _SHIFT = range(5)
-"""Arguments: offsets of the values' first pixels; float32 [channels padded to vectors] of the affine operation."""
+"""Positions of the arguments: arena offsets of the first pixels of x, other and y; for "affine", the tables scale and
+shift, float32 [channels, padded to whole vectors]."""
 
 
 def elementwise(
     kind: str, x: ChannelsLastValue, other: ChannelsLastValue, y: ChannelsLastValue, act: Activation = None
 ) -> list[Op]:
-    """Return operations for ``y = act(x + other)`` (kind "add") or ``act(x * other)`` ("mul"); y may be x.
+    """Return the operations of ``y = act(x + other)`` (kind "add") or ``y = act(x * other)`` ("mul").
 
     Args:
-        other: its height, width and channels are those of x, or 1 to be broadcast.
+        kind: "add" or "mul".
+        x: the first operand.
+        other: the second operand. Its height, width and channels are equal to those of x, or 1 to be broadcast.
+        y: the result; it may be x.
+        act: activation of the result.
 
     Raises:
-        EngineError: shapes that cannot be broadcast.
+        EngineError: if the shapes do not match and cannot be broadcast.
     """
     check_same_shape(x, y)
     mine, its = x.geometry, other.geometry
@@ -72,18 +77,18 @@ def elementwise(
 
 
 def apply(act: Activation, x: ChannelsLastValue, y: ChannelsLastValue) -> list[Op]:
-    """Return operations for ``y = act(x)``; y may be x."""
+    """Return the operations of ``y = act(x)``; y may be x."""
     check_same_shape(x, y)
     return [Op(_build_kernel("copy", x, None, y, act), (first_pixel(x), 0, first_pixel(y)))]
 
 
 def copy(x: ChannelsLastValue, y: ChannelsLastValue) -> list[Op]:
-    """Return operations for ``y = x``; the halo, number format and channel range may differ."""
+    """Return the operations that copy x to y; halo, number format and channel range may differ."""
     return apply(None, x, y)
 
 
 def affine(x: ChannelsLastValue, y: ChannelsLastValue, scale: Array, shift: Array, act: Activation = None) -> list[Op]:
-    """Return operations for ``y = act(x * scale + shift)``, scale and shift float32 [channels]; y may be x."""
+    """Return the operations of ``y = act(x * scale + shift)``; scale and shift are [channels], and y may be x."""
     check_same_shape(x, y)
     tables = (pad_to_vectors(scale, x.channels), pad_to_vectors(shift, x.channels))
     return [Op(_build_kernel("affine", x, None, y, act), (first_pixel(x), 0, first_pixel(y), *tables))]
@@ -120,7 +125,7 @@ class ChannelsLastElementwise(EmittedKernel):
     x: Strides
     other: Strides | None
     one_channel: bool
-    """Whether ``other`` has one channel, which is broadcast over x's."""
+    """Whether ``other`` has one channel, which is broadcast over the channels of x."""
     y: Strides
     act: Activation
 
@@ -153,25 +158,31 @@ class ChannelsLastElementwise(EmittedKernel):
 #     channels of a head:   0 ... half - 1 | half ... 2 half - 1 | 2 half ... size - 1
 #     partner(c):           c + half       | c - half            | c
 #
-# Each of the three ranges is a run of consecutive channels with a constant distance to its partners, so the kernel
-# loads whole vectors of both and multiplies them without shuffles.
+# In each of the three ranges, all channels have the same distance to their partners, so that the kernel loads whole
+# vectors of channels and of partners, and multiplies them without shuffles.
 
 
 _ROTARY_X, _COS, _SIN, _ROTARY_Y = range(4)
-"""Arguments: offsets of the values' first pixels."""
+"""Positions of the arguments: arena offsets of the first pixels of x, cos, sin and y."""
 
 
 def rotary(
     x: ChannelsLastValue, cos: ChannelsLastValue, sin: ChannelsLastValue, y: ChannelsLastValue, half: int
 ) -> list[Op]:
-    """Return operations for ``y = x * cos + partner(x) * sin``, head by head; the partners are drawn above.
+    """Return the operations of rotary embeddings, ``y = x * cos + partner(x) * sin``, for each head.
+
+    In a head, the partner of channel i is channel i + half for i < half, channel i - half for half <= i < 2 * half, and
+    channel i itself otherwise.
 
     Args:
-        x: its channels are several heads, each with as many channels as ``cos`` and ``sin``.
+        x: the input. Its channels are several heads, each with as many channels as cos and sin.
+        cos: factors of x.
+        sin: factors of the partners.
         y: the result; it must not overlap the inputs.
+        half: distance of partners in channels.
 
     Raises:
-        EngineError: if x does not consist of such heads, or ``2 * half`` exceeds a head's channels.
+        EngineError: if x does not consist of such heads, or ``2 * half`` exceeds the channels of a head.
     """
     check_same_shape(x, y)
     check_same_shape(cos, sin)
@@ -185,7 +196,7 @@ def rotary(
 
 @dataclass(frozen=True)
 class Rotary(EmittedKernel):
-    """Kernel of rotary embeddings: see above."""
+    """Kernel of rotary embeddings: see `rotary`."""
 
     height: int
     width: int
@@ -209,7 +220,7 @@ class Rotary(EmittedKernel):
                 self._write_run(e, (x, cos, sin, y), first, partner, count)
 
     def _channel_runs(self) -> list[tuple[int, int, int]]:
-        """Return runs of channels with a constant distance to their partners: (first, first partner, count)."""
+        """Return (first channel, its partner, number of channels) of runs with a constant distance to their partners."""
         rest = self.size - 2 * self.half
         runs = [(0, self.half, self.half), (self.half, 0, self.half), (2 * self.half, 2 * self.half, rest)]
         return [run for run in runs if run[2]]
@@ -234,16 +245,17 @@ class Rotary(EmittedKernel):
 
 # -- Norms over the channels of each pixel: see `kernels.norms` --------------------------------------------------------
 
-# ``weight`` and ``bias`` are float32 tables [channels], padded with zeros to whole vectors. A pixel's channels are
-# consecutive, so sums run over whole vectors with four independent accumulators, and the lanes are added once at the
-# end. The second and third pass over a pixel read from the L1 cache.
+# ``weight`` and ``bias`` are float32 tables [channels], padded with zeros to whole vectors. Vectors of channels are
+# added to four independent accumulators, whose lanes are added once at the end. The second and third pass over a pixel
+# read from the L1 cache.
 
 
 _NORM_X, _NORM_Y, _NORM_SCALE, _NORM_SHIFT = range(4)
-"""Arguments: offsets of the values' first pixels; float32 [channels padded to whole vectors] of a norm with weights."""
+"""Positions of the arguments: arena offsets of the first pixels of x and y; for norms with weights, the tables weight
+and bias, float32 [channels, padded to whole vectors]."""
 
 _UNROLL = 4
-"""Vectors in one turn of a loop, each with its own accumulator."""
+"""Vectors per iteration of a loop; each of them has its own accumulator."""
 
 
 def layer_norm(
@@ -253,19 +265,19 @@ def layer_norm(
     bias: Array | None = None,
     eps: float = 1e-5,
 ) -> list[Op]:
-    """Return operations for ``y = (x - mean) / sqrt(variance + eps) * weight + bias`` over channels; y may be x."""
+    """Return the operations of ``y = (x - mean) / sqrt(variance + eps) * weight + bias`` over channels; y may be x."""
     weight = np.ones(x.channels) if weight is None else weight
     bias = np.zeros(x.channels) if bias is None else bias
     return [_build_norm("layernorm", x, y, float(eps), weight, bias)]
 
 
 def rms_norm(x: ChannelsLastValue, y: ChannelsLastValue, weight: Array | None = None, eps: float = 1e-6) -> list[Op]:
-    """Return operations for ``y = x / sqrt(mean(x^2) + eps) * weight`` over the channels of a pixel; y may be x."""
+    """Return the operations of ``y = x / sqrt(mean(x^2) + eps) * weight`` over the channels of a pixel; y may be x."""
     return [_build_norm("rmsnorm", x, y, float(eps), np.ones(x.channels) if weight is None else weight)]
 
 
 def softmax(x: ChannelsLastValue, y: ChannelsLastValue) -> list[Op]:
-    """Return operations for ``y = exp(x) / sum(exp(x))`` over the channels of a pixel; y may be x."""
+    """Return the operations of ``y = exp(x) / sum(exp(x))`` over the channels of a pixel; y may be x."""
     return [_build_norm("softmax", x, y, 0.0)]
 
 
@@ -279,7 +291,7 @@ def _build_norm(title: str, x: ChannelsLastValue, y: ChannelsLastValue, eps: flo
 
 @dataclass(frozen=True)
 class ChannelsLastNorm(EmittedKernel):
-    """Kernel of one of `NORMS`, pixel by pixel."""
+    """Kernel of a norm or softmax over the channels of each pixel; `title` is a key of `NORMS`."""
 
     title: str
     height: int
@@ -295,14 +307,14 @@ class ChannelsLastNorm(EmittedKernel):
 
 
 class _PixelCursor:
-    """`norms.ChannelCursor` of a pixel."""
+    """The `norms.ChannelCursor` of this layout: it steps through the vectors of channels of a pixel."""
 
     compensated = False
 
     def __init__(self, e: Emitter, kernel: ChannelsLastNorm, x: ir.Value, y: ir.Value) -> None:
         self.e, self.kernel, self._x, self._y = e, kernel, x, y
         self._at: tuple[ir.Value, int] = (None, 0)
-        """Byte of the current vector in a pixel, and its lanes in use."""
+        """(byte of the current vector in a pixel, counted as float32; number of channels in the vector)."""
 
     def load_settings(self) -> tuple[ir.Value, ir.Value]:
         return self.e.f32(1 / self.kernel.channels), self.e.f32(self.kernel.eps)

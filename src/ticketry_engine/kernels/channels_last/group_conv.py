@@ -1,22 +1,24 @@
-"""The convolution kernel: rows that share their retained columns, a tile of output pixels at a time.
+"""The convolution kernel: it computes rows that share their retained columns, a tile of output pixels at a time.
 
-    for each group of rows, for each tile of output pixels:
+    for each block of rows, for each tile of output pixels:
         acc[v][p] = bias[v]                                 v: vectors of rows (output channels), p: pixels of the tile
         for each retained column k:
             acc[v][p] += weight[k][v] * x[tile + offset[k] + p]
         y[tile + p][v] = act(acc[v][p] + residual)
 
-Tables (dtype and shape in `ConvArg`):
+A row is an output channel; a column is an input channel at one tap of the window. A block is a few vectors of rows
+that retain the same columns; `ConvArg` calls it a group. Tables (dtype and shape in `ConvArg`):
 
-    WEIGHTS   | column 0: all rows of the group | column 1 | ...        dense, in the order in which they are read
+    WEIGHTS   | column 0: all rows of the block | column 1 | ...        dense, in the order in which they are read
     OFFSETS   | column 0: input offset          | column 1 | ...
-    TILES     where each tile begins in input, output and residual, and its class
-    runs      for each group and class: ranges of columns whose taps touch the image (border tiles skip the others)
+    TILES     where each tile begins in input, output and residual, and the tile's class (which taps it computes)
+    runs      for each block and class: ranges of columns whose taps touch the image; border tiles skip other columns
 
-The generated code depends only on the layer's shape; the mask is in the tables, so one kernel serves many layers.
+The generated code depends only on the layer's shape. The mask is in the tables, so that one kernel serves many layers.
 
-Fast because all accumulators of a tile stay in registers, each loaded weight vector is used for every pixel of the tile
-and each input for every vector of rows, and pruned columns cost nothing. Single weights have no index and no branch.
+The kernel is fast because all accumulators of a tile stay in registers. A loaded weight vector is used for every pixel
+of the tile, and a loaded input for every vector of rows. Pruned columns take no time, and a single weight needs no
+index and no branch.
 """
 
 from __future__ import annotations
@@ -40,32 +42,38 @@ from ticketry_engine.kernels.window import Array, Axis
 
 
 class ConvArg(enum.IntEnum):
-    """Arguments of the kernel."""
+    """Positions of the kernel's arguments."""
 
     X = 0
-    """Offset in the arena, in bytes, of the input's first image; Y and RESIDUAL likewise."""
+    """Arena offset in bytes of the input's first image; Y and RESIDUAL likewise for output and residual."""
     Y = 1
     RESIDUAL = 2
     GROUPS = 3
-    """Number of groups."""
+    """Number of groups (blocks of rows)."""
     GROUPS_PER_PASS = 4
-    """Groups computed on one tile before the next tile: as many as fit their weights in the L2 cache."""
+    """Number of groups that are computed on a tile before the next tile: their weights fit in the L2 cache."""
     PLACES = 5
-    """int32 [groups, 2]: output channel of the group's first row; rows in its last vector."""
+    """int32 [groups, 2]: output channel of the group's first row; number of rows in the group's last vector."""
     BIAS = 6
-    """float32 [groups, vectors * lanes]."""
+    """float32 [groups, vectors * lanes]: bias of each row."""
     OFFSETS = 7
-    """uint16 or int32 [columns of all groups]: offset from a tile's input to the column's, in units of 4 bytes."""
+    """uint16 or int32 [columns of all groups]: distance from a tile's input to the column's input, in 4-byte words."""
     WEIGHTS = 8
-    """float32 [columns, vectors * lanes]; bfloat16 [columns, vectors * lanes, 2] with pairs of channels."""
+    """float32 [columns of all groups, vectors * lanes]; for pairs of channels, bfloat16 [..., vectors * lanes, 2]."""
     TILES = 9
-    """First of `TILE_ARGS` arguments of the tile shape: tiles in an image; int32 [tiles, 4]: offsets in bytes from the
-    image's start in input, output and residual, and the tile's class; number of classes; int32 [groups * classes + 1]:
-    first run; int32 [runs, 2]: first column and end. The same five follow for the tile shape of remaining images."""
+    """First of `TILE_ARGS` arguments that describe the tiles:
+
+    1. Number of tiles in an image.
+    2. int32 [tiles, 4]: bytes from an image's start to the tile in input, output and residual; the tile's class.
+    3. Number of classes.
+    4. int32 [groups * classes + 1]: index of the first run of columns.
+    5. int32 [runs, 2]: first column of the run, and end.
+
+    The same five arguments follow for the tiles of the remaining images (`GroupConv.rest`), if there are any."""
 
 
 TILE_ARGS = 5
-"""Arguments of one tile shape."""
+"""Number of arguments that describe the tiles of one shape."""
 
 
 @dataclass(frozen=True)
@@ -77,22 +85,22 @@ class GroupConv(EmittedKernel):
     vectors: int
     tile: Tile
     rest: Tile | None
-    """Tile shape for the remaining images, if a tile covers several images."""
+    """If `tile` covers several images: the tile for the images that are left over; else None."""
     x: Strides
-    """Strides between the inputs of neighbouring output pixels: the convolution's stride is included."""
+    """Bytes between the inputs of neighbouring output pixels, so that the convolution's stride is included."""
     y: Strides
     residual: Strides | None
     act: Activation
     partial_vector: bool
-    """Whether the last vector of some group is not full."""
+    """Whether the last vector of any group has fewer rows than lanes."""
     wide_offsets: bool
-    """Whether offsets are int32 instead of uint16."""
+    """Whether the table OFFSETS is int32 instead of uint16."""
     depthwise: bool
-    """Whether row i reads only input channel i, so that columns are taps."""
+    """Whether row i reads only input channel i; then a column is a tap."""
 
     @property
     def pairs(self) -> bool:
-        """Whether columns are pairs of neighbouring channels in bfloat16."""
+        """Whether a column is a pair of neighbouring channels in bfloat16."""
         return self.x.item == HALF and not self.depthwise
 
     def write(self, e: Emitter) -> None:
@@ -106,7 +114,7 @@ class GroupConv(EmittedKernel):
 
 
 class _ConvWriter:
-    """Emits the loops over all tiles of one shape."""
+    """Writer of the kernel's code for the tiles of one shape."""
 
     def __init__(self, kernel: GroupConv, e: Emitter, tile: Tile, first_arg: int) -> None:
         self.kernel, self.e, self.tile = kernel, e, tile
@@ -121,7 +129,12 @@ class _ConvWriter:
             self.stage = e.scratch(tile.pixels * kernel.vectors)
 
     def write_tiles(self, first_image: ir.Value, blocks: ir.Value) -> None:
-        """Emit this thread's share of all tiles and groups, for ``blocks`` times the tile's images."""
+        """Emit the loops over this thread's share of tiles and groups.
+
+        Args:
+            first_image: number of the first image.
+            blocks: number of images divided by the images of a tile.
+        """
         e, kernel = self.e, self.kernel
         count = e.b.mul(blocks, self.per_image)
         low_group, high_group, low, high = self._divide_work(e.arg(ConvArg.GROUPS), count)
@@ -145,7 +158,10 @@ class _ConvWriter:
                     self._write_group(group.index, kind, x, y, residual)
 
     def _divide_work(self, groups: ir.Value, tiles: ir.Value) -> list[ir.Value]:
-        """Return first and end of this thread's groups and tiles; threads divide the more numerous of the two."""
+        """Return this thread's share: first group, end of groups, first tile, end of tiles.
+
+        Threads divide the groups among them if there are more groups than tiles, and otherwise the tiles.
+        """
         e = self.e
         some_groups, some_tiles = e.thread_share(groups), e.thread_share(tiles)
         by_groups = e.b.icmp_signed(">", groups, tiles)
@@ -174,7 +190,10 @@ class _ConvWriter:
         self._store_tile(self._add_accumulators(run.results), place, y, residual)
 
     def _accumulate_columns(self, first: ir.Value, last: ir.Value, sums: list[ir.Value], x: ir.Value) -> list[ir.Value]:
-        """Add a run's columns: one column for each set of accumulators at once, then the remainder on the first set."""
+        """Emit the loop over the columns of a run, and return the new sums.
+
+        Each iteration adds one column to each set of accumulators; columns that are left are added to the first set.
+        """
         e, count = self.e, self.accumulators
         stop = last if count == 1 else e.b.sub(last, e.i64(count - 1))
         with e.loop(first, stop, count, carried=sums) as column:
@@ -209,7 +228,7 @@ class _ConvWriter:
         return results
 
     def _load_input(self, source: ir.Value, byte: int) -> ir.Value:
-        """Load the input of a column at a pixel: a vector if depthwise, else one number in all lanes."""
+        """Load the input of a column at a pixel: a vector of channels if depthwise, else a number in all lanes."""
         e, kernel = self.e, self.kernel
         if kernel.depthwise:
             return bfloat.load(e, source, byte, kernel.x.item)
@@ -284,13 +303,13 @@ class _ConvWriter:
 #
 #     accumulators = vectors of rows * pixels of the tile  <=  vector registers
 #
-# More pixels reuse a weight vector more often, more vectors reuse an input more often. The estimate takes the slowest
-# of multipliers, loads, latency and caches (`estimate_column_cycles`); its constants are fitted to measurements.
+# With more pixels a weight vector is used more often per load, and with more vectors an input. The estimate takes the
+# slowest of multipliers, loads, latency and caches (`estimate_column_cycles`); its constants fit measurements.
 
 
 @dataclass(frozen=True)
 class Tile:
-    """A box of output pixels that are computed together."""
+    """A box of output pixels that a kernel computes together: their sums stay in registers."""
 
     images: int
     rows: int
@@ -298,44 +317,50 @@ class Tile:
 
     @property
     def pixels(self) -> int:
-        """Number of pixels."""
+        """Number of pixels in the box."""
         return self.images * self.rows * self.columns
 
     @property
     def places(self) -> list[tuple[int, int, int]]:
-        """Image, row and column of each pixel relative to the tile's first."""
+        """Image, row and column of each pixel, relative to the tile's first pixel."""
         return [(n, y, x) for n in range(self.images) for y in range(self.rows) for x in range(self.columns)]
 
 
 @functools.lru_cache(maxsize=4096)
 def _count_tiles(axis: Axis, length: int) -> tuple[int, int, float]:
-    """Return the tiles of this length along an axis, the sum of their taps, and the share of tiles with every tap."""
+    """Return (number of tiles of `length` along an axis, sum of their live taps, share of tiles with all taps live).
+
+    A tap is live in a tile if it reads any input there.
+    """
     alive = axis.live_taps(length)
     return len(alive), int(alive.sum()), float(alive.all(axis=1).mean())
 
 
 @dataclass(frozen=True)
 class ConvAxes:
-    """The windows of a convolution along rows and columns."""
+    """The window of a convolution along rows and along columns, with counts for the choice of a tile."""
 
     rows: Axis
     columns: Axis
 
     @property
     def taps(self) -> int:
-        """Taps of the kernel window."""
+        """Number of taps of the window."""
         return self.rows.size * self.columns.size
 
     def count_taps(self, tile: Tile) -> float:
-        """Return the taps computed for one image, summed over tiles; a tap counts once for all pixels of a tile."""
+        """Return the sum of live taps over all tiles of an image; divided by the tile's images if it covers several."""
         return _count_tiles(self.rows, tile.rows)[1] * _count_tiles(self.columns, tile.columns)[1] / tile.images
 
     def tiles_per_image(self, tile: Tile) -> float:
-        """Return the tiles of one image; a fraction if a tile covers several images."""
+        """Return the number of tiles per image; a fraction of it if a tile covers several images."""
         return _count_tiles(self.rows, tile.rows)[0] * _count_tiles(self.columns, tile.columns)[0] / tile.images
 
     def runs_per_tile(self, tile: Tile) -> float:
-        """Return the mean number of runs of a tile: one, or one for each kernel row if the side skips taps."""
+        """Return the mean number of runs of live taps per tile.
+
+        A tile has one run if all columns of the window are live, and else one for each live row of the window.
+        """
         tiles, taps, _ = _count_tiles(self.rows, tile.rows)
         whole = _count_tiles(self.columns, tile.columns)[2]
         return whole + (1 - whole) * taps / tiles
@@ -345,7 +370,7 @@ class ConvAxes:
         return tile.images * self.rows.input_span(tile.rows) * self.columns.input_span(tile.columns)
 
     def candidate_tiles(self, pixels: int, images: int) -> list[Tile]:
-        """Return tiles of at most ``pixels`` pixels whose images divide ``images``, without redundant longer ones."""
+        """Return the tiles to try: at most `pixels` pixels, with a number of images that divides `images`."""
         found = []
         for n in (n for n in range(1, min(images, pixels) + 1) if images % n == 0):
             for y in range(1, min(self.rows.outputs, pixels // n) + 1):
@@ -356,25 +381,27 @@ class ConvAxes:
 
 
 def find_runs(alive: Sequence[bool] | Array) -> list[tuple[int, int]]:
-    """Return the runs of True as (first, end)."""
+    """Return (first, end) of each run of consecutive True in `alive`."""
     edges = np.flatnonzero(np.diff(np.concatenate(([False], np.asarray(alive, dtype=bool), [False])).astype(np.int8)))
     return [(int(first), int(last)) for first, last in edges.reshape(-1, 2)]
 
 
 @dataclass(frozen=True, eq=False)
 class Tiling:
-    """All tiles of an image: the first pixel of each, and its class. Tiles of a class compute the same taps."""
+    """All tiles of an image; tiles of the same class compute the same taps."""
 
     row: Array
+    """Row of the first pixel of each tile."""
     column: Array
+    """Column of the first pixel of each tile."""
     kind: Array
     """Class of each tile: an index into `spans`."""
     spans: list[list[tuple[int, int]]]
-    """For each class the runs of taps that touch the image; taps are numbered row by row of the kernel."""
+    """For each class, (first, end) of the runs of taps that touch the image; taps are numbered row by row."""
 
     @classmethod
     def from_axes(cls, plane: ConvAxes, tile: Tile) -> Tiling:
-        """Return the tiles of an image."""
+        """Return all tiles of the shape `tile` in an image of the output."""
         row_starts, column_starts = plane.rows.tile_starts(tile.rows), plane.columns.tile_starts(tile.columns)
         row_kinds, row_of = np.unique(plane.rows.live_taps(tile.rows), axis=0, return_inverse=True)
         column_kinds, column_of = np.unique(plane.columns.live_taps(tile.columns), axis=0, return_inverse=True)
@@ -387,52 +414,52 @@ class Tiling:
 # -- the choice of a tile ----------------------------------------------------------------------------------------------
 
 CYCLES_A_NANOSECOND = 4.0
-"""Clock rate that converts estimated cycles to time."""
+"""Cycles per nanosecond, to convert estimated cycles to time."""
 
 WEIGHTS_KEPT = 1 << 19
-"""Bytes of weights that stay in the L2 cache while a kernel moves from tile to tile."""
+"""Bytes of weights that stay in the L2 cache while a kernel proceeds from tile to tile."""
 
 _PIXELS = {32: {1: 28, 2: 12, 3: 8, 4: 6}, 16: {1: 12, 2: 6, 3: 4}}
-"""Vector registers of the target -> vectors of a block -> most pixels of a tile without register spills."""
+"""By number of the target's vector registers, by vectors of a block: most pixels of a tile whose sums fit in them."""
 
 _LATENCY = 4
-"""Latency of a fused multiply-add in cycles."""
+"""Cycles until the result of a fused multiply-add is available."""
 
 _MULTIPLIERS = 2
-"""Fused multiply-adds of vectors per cycle."""
+"""Number of fused multiply-adds of vectors per cycle."""
 
 _LOADS = 2
-"""Loads per cycle; a column loads its weight vectors, one input for each pixel, and its offset."""
+"""Number of loads per cycle; a column loads its weight vectors, an input per pixel, and its offset."""
 
 _NEAR_INPUT = 36 << 10
 """Bytes of input that stay in the L1 cache from one block of a tile to the next."""
 
 _STEP, _TILE, _RUN, _VALUE = 0.4, 5.0, 23.0, 6.0
-"""Overhead in cycles of each column, tile, run of columns, and stored vector; fitted to measurements."""
+"""Overhead in cycles per column, per tile, per run of columns, and per stored vector; fitted to measurements."""
 
 _INPUT_LINE, _WEIGHT_LINE, _FAR_WEIGHT_LINE = 0.67, 1.4, 1.75
-"""Cycles to load a cache line of input or weights from L2, and extra cycles for weights from beyond it; fitted."""
+"""Cycles to load a cache line of input from L2, of weights from L2, and extra cycles for weights outside of L2."""
 
 
 @dataclass(frozen=True)
 class BlockShape:
-    """The size of a block and of its output tiles."""
+    """Number of vectors of a block of rows, and the tiles on which the block is computed."""
 
     vectors: int
     tile: Tile
     rest: Tile | None
-    """Tile for the remaining images, if `tile` covers several images."""
+    """If `tile` covers several images: the tile for the images that are left over; else None."""
 
 
 @dataclass(frozen=True)
 class ConvWork:
-    """The facts about a convolution that the choice of a tile depends on."""
+    """Sizes of a convolution on which the choice of a tile depends."""
 
     plane: ConvAxes
     channels: int
-    """Columns of a tap: input channels, or pairs of channels in bfloat16, which cost the same."""
+    """Columns per tap: the number of input channels, or of pairs of channels in bfloat16."""
     images: int
-    """Images in a full block of the batch."""
+    """Images in a full block of the batch (`BlockSpec.images`)."""
     blocks: int
     """Number of blocks of rows."""
     columns: float
@@ -440,24 +467,24 @@ class ConvWork:
 
     @property
     def density(self) -> float:
-        """Share of columns that are retained."""
+        """Share of all columns that a block retains, on average."""
         return min(1.0, self.columns / (self.channels * self.plane.taps))
 
 
 def block_sizes(target: Target) -> list[int]:
-    """Return the numbers of vectors that a block may have."""
+    """Return the possible numbers of vectors in a block of rows."""
     return list(_PIXELS[target.registers])
 
 
 def count_accumulators(vectors: int, tile: Tile, target: Target) -> int:
-    """Return the sets of accumulators that hide the latency of additions, limited by the registers."""
+    """Return how many sets of accumulators a tile needs so that additions need not wait, as far as registers allow."""
     values = vectors * tile.pixels
     most = (target.registers - vectors - 2) // values
     return max(1, min(-(-_LATENCY * _MULTIPLIERS // values), most))
 
 
 def estimate_cycles(work: ConvWork, vectors: int, tile: Tile, target: Target) -> float:
-    """Estimate the cycles of one block for one image."""
+    """Estimate the cycles to compute one block of `vectors` vectors of rows for one image."""
     plane, values = work.plane, vectors * tile.pixels
     columns = work.columns * plane.count_taps(tile) / plane.taps
     beside = _TILE + _RUN * plane.runs_per_tile(tile) + _VALUE * values
@@ -465,7 +492,7 @@ def estimate_cycles(work: ConvWork, vectors: int, tile: Tile, target: Target) ->
 
 
 def estimate_column_cycles(work: ConvWork, vectors: int, tile: Tile, target: Target) -> float:
-    """Estimate the cycles of one column in one tile: the slowest of multipliers, loads, latency and caches."""
+    """Estimate the cycles of a column in a tile: the most that multipliers, loads, latency and caches need."""
     plane = work.plane
     waiting = _LATENCY / count_accumulators(vectors, tile, target)
     multiplied = vectors * tile.pixels / _MULTIPLIERS
@@ -481,7 +508,7 @@ def estimate_column_cycles(work: ConvWork, vectors: int, tile: Tile, target: Tar
 
 
 def estimate_fetched_lines(work: ConvWork, tile: Tile) -> float:
-    """Estimate the cache lines of the tile's input fetched for each column, on average over masks."""
+    """Estimate how many cache lines of a tile's input are fetched per column, if random columns are retained."""
     values = LINE // FLOAT
     inputs = work.plane.taps * tile.pixels
     if tile.pixels * work.channels * FLOAT <= _NEAR_INPUT:
@@ -493,7 +520,7 @@ def estimate_fetched_lines(work: ConvWork, tile: Tile) -> float:
 
 
 def choose_block_shape(work: ConvWork, vectors: int, target: Target) -> tuple[BlockShape, float]:
-    """Return the fastest shape for blocks of this many vectors, and its `estimate_cycles`."""
+    """Return the fastest tiles for blocks of `vectors` vectors, and the estimated cycles of a block for an image."""
     most = _PIXELS[target.registers][vectors]
 
     def price(tile: Tile) -> float:

@@ -219,7 +219,7 @@ class Unfolding:
         return Op(Gather(most), (table, len(table), pieces, bits.astype(mask_type(self.target))))
 
     def _piece_tables(self, copy: PlaneCopy, source: Geometry) -> tuple[Array, Array]:
-        """Return two arrays [vectors of a copy, pieces]: the byte of each piece in the source, and its lanes as bits."""
+        """Return two arrays [vectors of a copy, pieces]: byte of each piece in the source, and its lanes as bits."""
         width, images = self.target.lanes, self.y.images
         each = width // images
         vectors = -(-((copy.rows - 1) * self.row + copy.columns) // each)
