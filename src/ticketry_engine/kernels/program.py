@@ -28,7 +28,7 @@ from ticketry_engine.kernels.jit import Kernel, Library
 from ticketry_engine.kernels.target import Target
 
 _EMPTY_CALLS = 8
-"""Number of empty calls timed before a profile; the shortest is subtracted as overhead."""
+"""Number of native calls without operations that are timed before a profile; the shortest time is subtracted."""
 
 _SLOTS = 64
 """Length of the state array of `StateSlot`: 8 reserved entries, then up to 56 addresses of tensors."""

@@ -54,7 +54,7 @@ class Axis:
         return counts
 
     def input_span(self, length: int) -> int:
-        """Return the number of inputs spanned by `length` consecutive outputs."""
+        """Return the number of inputs from the first to the last input that `length` consecutive outputs read."""
         return (length - 1) * self.stride + (self.size - 1) * self.dilation + 1
 
     def tile_starts(self, length: int) -> Array:
@@ -72,7 +72,7 @@ class Axis:
 
 @dataclass(frozen=True)
 class Window:
-    """The window of a convolution or pooling layer."""
+    """Size, stride, padding and dilation of the window of a convolution or pooling layer."""
 
     size: Pair = (1, 1)
     stride: Pair = (1, 1)
@@ -122,7 +122,7 @@ class Convolution:
     weight: Array
     """float32 [O, I / groups, kh, kw]; row i computes channel i of the output. A pruned weight is exactly 0."""
     bias: Array | None = None
-    """float32 [O]."""
+    """float32 [O]; None without a bias."""
     stride: Pair = (1, 1)
     padding: Pair = (0, 0)
     dilation: Pair = (1, 1)

@@ -265,7 +265,7 @@ class _QueryTile:
         self.row = FLOAT * kernel.padded
         """Bytes from the scores of one query to the scores of the next."""
         self.visible_keys = e.i64(kernel.keys)
-        """Number of keys that the tile's last query attends to."""
+        """Number of keys to which the tile's last query attends."""
         if kernel.causal:
             last = e.b.add(self.query, e.i64(tile))
             self.visible_keys = e.select(e.b.icmp_signed("<", last, self.visible_keys), last, self.visible_keys)

@@ -113,7 +113,7 @@ def _build_kernel(
 
 @dataclass(frozen=True)
 class ChannelsLastElementwise(EmittedKernel):
-    """Kernel of one elementwise operation."""
+    """Kernel of one elementwise operation, chosen by `operation`."""
 
     title: ClassVar[str] = "elementwise"
 
@@ -220,7 +220,7 @@ class Rotary(EmittedKernel):
                 self._write_run(e, (x, cos, sin, y), first, partner, count)
 
     def _channel_runs(self) -> list[tuple[int, int, int]]:
-        """Return (first channel, its partner, number of channels) of runs with a constant distance to their partners."""
+        """Return runs of channels with equal distances to their partners: (first channel, first partner, count) each."""
         rest = self.size - 2 * self.half
         runs = [(0, self.half, self.half), (self.half, 0, self.half), (2 * self.half, 2 * self.half, rest)]
         return [run for run in runs if run[2]]

@@ -123,7 +123,7 @@ class ChannelsLastValue:
     geometry: ChannelsLastGeometry
     offset: int
     first: int = 0
-    """The first channel."""
+    """First channel of the geometry that belongs to the value."""
     channels: int = -1
     """Number of channels; -1 means all channels from ``first`` on."""
 

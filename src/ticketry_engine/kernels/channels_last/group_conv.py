@@ -78,7 +78,7 @@ TILE_ARGS = 5
 
 @dataclass(frozen=True)
 class GroupConv(EmittedKernel):
-    """The kernel described at the top of this module; `ConvArg` lists its arguments."""
+    """The convolution kernel, described at the top of this module; `ConvArg` lists its arguments."""
 
     finished: ClassVar[bool] = True
 
@@ -366,7 +366,7 @@ class ConvAxes:
         return whole + (1 - whole) * taps / tiles
 
     def count_input_pixels(self, tile: Tile) -> int:
-        """Return the number of input pixels that a tile reads."""
+        """Return the number of input pixels that a tile reads, in all its images."""
         return tile.images * self.rows.input_span(tile.rows) * self.columns.input_span(tile.columns)
 
     def candidate_tiles(self, pixels: int, images: int) -> list[Tile]:

@@ -46,7 +46,7 @@ class Geometry:
     halo: int
     images: int
     row: int
-    """Positions between the starts of two rows: at least ``width + halo``."""
+    """Positions from the start of one row to the start of the next: at least ``width + halo``."""
 
     @classmethod
     def of(cls, height: int, width: int, halo: int, images: int, row: int | None = None) -> Geometry:
@@ -68,7 +68,7 @@ class Geometry:
 
     @property
     def step(self) -> int:
-        """Bytes between two positions."""
+        """Bytes from one position to the next."""
         return FLOAT * self.images
 
     @property

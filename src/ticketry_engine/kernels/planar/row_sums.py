@@ -44,10 +44,10 @@ AHEAD = 3
 """How many columns ahead the offsets of a single row are loaded, so that reading x never waits for an address."""
 
 FETCHED_AHEAD = 4096
-"""Prefetch distance in the table of weights, in bytes, for tiles with few positions.
+"""How many bytes ahead the table of weights is prefetched, for tiles with few positions.
 
-With one image each table entry is read once, from the L3 cache. Chosen by measurement on VGG-16 and ResNet-18; half
-and twice the distance perform alike. AVX2 gains nothing, so nothing is prefetched there."""
+With one image, each weight is read once, from the L3 cache. The distance was chosen by measurement on VGG-16 and
+ResNet-18; half and twice the distance are about as fast. Nothing is prefetched with AVX2, where it gains no time."""
 
 
 _UNDER_WAY = 8

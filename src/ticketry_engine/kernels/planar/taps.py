@@ -251,7 +251,7 @@ def largest_read_distance(x: Geometry, window: Window) -> int:
 
 
 def _rows_continue(x: Geometry, y: Geometry, residual: Geometry, window: Window) -> bool:
-    """Return whether a vector may continue into the next row."""
+    """Return whether a vector may continue into the next row: rows have equal lengths and the stride is 1."""
     return window.stride == (1, 1) and x.row == y.row == residual.row
 
 
@@ -406,7 +406,7 @@ _SECOND_BYTES_A_CYCLE, _LAST_BYTES_A_CYCLE = 40, 16
 """Bandwidths of the L2 and L3 caches, in bytes per cycle."""
 
 _SECOND = 1 << 20
-"""Bytes of inputs that the L2 cache holds."""
+"""Bytes of inputs that stay in the L2 cache."""
 
 
 def estimate_cycles(

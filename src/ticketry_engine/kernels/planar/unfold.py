@@ -122,7 +122,7 @@ class Unfolding:
 
     @property
     def pieces(self) -> int:
-        """Approximate number of pieces from which a vector of a copy is assembled."""
+        """Approximate number of pieces of x from which a vector of a copy is assembled."""
         each = self.target.lanes // self.y.images
         return 1 if self.row % each == 0 else 1 + -(-each // self.row)
 
