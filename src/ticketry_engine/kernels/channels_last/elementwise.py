@@ -220,7 +220,7 @@ class Rotary(EmittedKernel):
                 self._write_run(e, (x, cos, sin, y), first, partner, count)
 
     def _channel_runs(self) -> list[tuple[int, int, int]]:
-        """Return runs of channels with equal distances to their partners: (first channel, first partner, count) each."""
+        """Return runs of channels with equal distances to their partners, as (first, first partner, count)."""
         rest = self.size - 2 * self.half
         runs = [(0, self.half, self.half), (self.half, 0, self.half), (2 * self.half, 2 * self.half, rest)]
         return [run for run in runs if run[2]]
