@@ -1,4 +1,4 @@
-"""Compute masks from scores: how many weights, or blocks of weights, each layer retains, and which ones."""
+"""Compute masks from scores: how many weights, or blocks of weights, each layer retains, and which of them."""
 
 from __future__ import annotations
 
@@ -48,13 +48,14 @@ def allocate(
 ) -> Mask:
     """Return the mask that retains the weights with the highest scores, exactly round(density * total) of them.
 
-    If scores are equal, the earlier weight is retained, in the order of `scores`. So the mask does not depend on the
+    Of equal scores, the earlier weight is retained, in the order of `scores`. So the mask does not depend on the
     device.
 
-    With a `pattern` of blocks, whole blocks are retained or removed by the mean score of their weights. The number of
-    retained weights is then accurate to half a block in total, and to one block in each layer that has its own share.
-    With an N:M pattern, only the best N of every M inputs can be retained. At a density of N/M all of them are retained
-    in every layer (a few more if the inputs are no multiple of M); at a lower density, the best of them.
+    With a `pattern` of blocks, whole blocks are retained or removed, by the mean score of their weights. The number of
+    retained weights is then off by at most half a block in total; in a layer whose number is fixed by `distribution` or
+    `half_rate`, by at most one block. With an N:M pattern, only the best N of every M inputs can be retained. At a
+    density of N/M, all these weights are retained (slightly more than N/M if the number of inputs is no multiple of M);
+    at a lower density, the best of them.
 
     Args:
         scores: parameter name -> score of each weight, in the parameter's shape; the higher, the more important.
@@ -64,25 +65,25 @@ def allocate(
             layers; ``layerwise``: every layer retains the same share of its candidates (see `within`); ``uniform``:
             every layer ends at the same density; ``erk``: the density of a layer is proportional to sum(shape) /
             prod(shape) (Erdos-Renyi-Kernel; Evci et al. 2020, RigL, section 3).
-        within: mask of the candidates: only weights that it retains can be retained (continued pruning).
-        half_rate: names or patterns of layers or parameters, as for `spare` of `scope`. They lose half the share of
-            their weights that all layers together lose, and the others lose more instead. Frankle & Carbin (2019,
-            figure 2) prune the output layer so.
-        collapse: what to do if a layer would be left empty: ``raise``, or ``keep`` its best weight instead of the worst
-            retained one of the largest layer.
-        keep_at_least: smallest number of weights that every layer retains (all it has, if it has fewer), instead of the
-            worst retained ones of the layer that retains most. 1 is ``collapse="keep"``. With blocks, rounded up to
-            whole blocks.
+        within: mask of the candidates: weights that this mask removes stay removed (continued pruning).
+        half_rate: names or patterns of layers or parameters that are pruned at half the rate: of their weights, they
+            lose half the share that all layers together lose, and the other layers lose more. Patterns are those of
+            `spare` in `scope`. Frankle & Carbin (2019, figure 2) prune the output layer so.
+        collapse: what to do if a layer would be left empty: ``raise`` an error, or ``keep`` the layer's best weight and
+            remove the worst retained weight of the layer that retains most.
+        keep_at_least: smallest number of weights that every layer retains; a layer with fewer candidates retains all.
+            In exchange, the layer that retains most loses its worst weights. 1 is ``collapse="keep"``. With blocks, the
+            number is rounded up to whole blocks.
         pattern: which weights are retained or removed together: ``unstructured``, ``4x1``, ``channel``, ``2:4`` …, see
             `Pattern`.
-        layouts: parameter name -> its output and input dimensions, for patterns, see `structure.layouts`; by default 0
-            and 1. `prune` finds them from the model.
+        layouts: for patterns: parameter name -> output and input dimensions of the parameter, from `structure.layouts`;
+            by default 0 and 1. The function `prune` finds them from the model.
 
     Raises:
-        UsageError: for a density outside (0, 1] or above that of the pattern, an unknown distribution or pattern, or
-            `scores` that are not a mapping of tensors.
-        MaskError: for NaN scores, more weights requested than `within` retains (by a whole block, with blocks), or a
-            `within` that retains parts of blocks.
+        UsageError: for a density outside (0, 1] or above the largest of the pattern, an unknown distribution or
+            pattern, or `scores` that are not a mapping of tensors.
+        MaskError: if scores are NaN, if more weights are requested than `within` retains (with blocks: by a block or
+            more), or if `within` retains parts of blocks.
         LayerCollapseError: if a layer would be left empty and `collapse` is ``raise``.
 
     Examples:
@@ -137,11 +138,11 @@ def allocate_sharded_magnitudes(
 ) -> Mask:
     """Return the mask that `allocate` computes from weight magnitudes, for parameters sharded over several devices.
 
-    The parameters are not gathered. All processes that hold shards call this with the same arguments and get the same
-    mask of the whole parameters, on the CPU (one byte per weight).
+    The parameters are not gathered. All processes that hold shards must call this function with the same arguments.
+    Each process gets the same mask of the whole parameters, on the CPU (one byte per weight).
 
     Raises:
-        UsageError, MaskError, LayerCollapseError: as `allocate`, in all processes.
+        UsageError, MaskError, LayerCollapseError: as in `allocate`; all processes raise the error.
     """
     check_distribution(distribution)
     check_collapse(collapse)
@@ -177,7 +178,8 @@ def _allocate_ranked(
         tensors: the ranked tensors, for their shapes.
         density: the requested density, for messages.
         kept: number of weights to retain.
-        shares: computes the number of weights of each layer that has its own share, see `count_weights_per_layer`.
+        shares: function (candidates of each layer, number of weights in total) -> numbers of weights, for the layers
+            whose number is fixed; see `count_weights_per_layer`.
         least: smallest number of weights that each layer retains; with 0, an empty layer is an error.
 
     Raises:
@@ -203,7 +205,7 @@ def _allocate_ranked(
 
 
 def _select_jointly(ranking: Ranking, names: list[str], count: int) -> dict[str, Tensor]:
-    """Return name -> bool tensor that marks the `count` highest elements of all these tensors together."""
+    """Mark the `count` highest elements of the tensors `names` together; return a bool tensor for each name."""
     chosen = {}
     threshold = ranking.find_threshold(names, count)
     for name in names:
@@ -213,7 +215,7 @@ def _select_jointly(ranking: Ranking, names: list[str], count: int) -> dict[str,
 
 
 def allocate_for_gates(scores: Mapping[str, Tensor], density: float, *, collapse: str, **more: Any) -> Mask:
-    """Call `allocate`; a LayerCollapseError advises ``collapse=keep``, since gates have no option `keep_at_least`."""
+    """Call `allocate`; its LayerCollapseError then advises ``collapse=keep``, because gates have no `keep_at_least`."""
     try:
         return allocate(scores, density, collapse=collapse, **more)
     except LayerCollapseError as error:
@@ -221,7 +223,7 @@ def allocate_for_gates(scores: Mapping[str, Tensor], density: float, *, collapse
 
 
 def _check_arguments(scores: Mapping[str, Tensor], within: Mask | None, layouts: Mapping[str, Layout]) -> None:
-    """Raise an error if there are no scores, or arguments of `allocate` name different tensors."""
+    """Raise an error if `scores` is empty, or if `within` or `layouts` do not match the tensors in `scores`."""
     if not scores:
         raise MaskError("there are no scores to allocate by")
     if unknown := [name for name in layouts if name not in scores]:
@@ -230,7 +232,7 @@ def _check_arguments(scores: Mapping[str, Tensor], within: Mask | None, layouts:
 
 
 def _check_enough_candidates(kept: int, total: int, left: int, density: float) -> None:
-    """Raise `MaskError` if `kept` weights are to be retained and only `left` are candidates."""
+    """Raise `MaskError` if `kept` weights are to be retained, but only `left` weights are candidates."""
     if kept > left:
         raise MaskError(
             f"density {density:g} keeps {kept} of {total} weights, but the mask to go on from has only {left}: ask for"
@@ -245,7 +247,7 @@ def _select_n_of_m_candidates(
     within: Mask | None,
     half_rate: tuple[str, ...],
 ) -> Mask:
-    """Return the mask of the N highest-scored of every M inputs, among the candidates in `within`."""
+    """Return the mask that retains, among the candidates in `within`, the N highest scores of every M inputs."""
     if half_rate:
         raise UsageError(
             f"half_rate has no meaning with pattern {pattern}, by which all layers lose alike: leave it out"
@@ -270,9 +272,11 @@ def count_weights_per_layer(
     distribution: str,
     half_rate: tuple[str, ...],
 ) -> dict[str, int]:
-    """Return the number of weights to retain in each layer whose number is fixed by the distribution or by `half_rate`.
+    """Return the number of weights to retain, for each layer whose number is fixed by `distribution` or `half_rate`.
 
-    With the distribution ``global`` these are only the layers at half rate; the caller ranks all other layers together.
+    With the distribution ``global`` these are only the layers in `half_rate`; the caller ranks all other layers
+    together. `available` contains each layer's number of candidates; `kept` is the number of weights to retain in
+    total.
     """
     fixed = _count_half_rate_weights(available, kept, half_rate)
     if distribution == "global":
@@ -306,7 +310,7 @@ def _count_half_rate_weights(available: Mapping[str, int], kept: int, half_rate:
 
 
 def count_largest_per_tensor(values: Mapping[str, Tensor], kept: int) -> dict[str, int]:
-    """Count for each tensor how many of the `kept` largest values of all tensors it contains."""
+    """Return, for each tensor, how many of the `kept` largest values of all tensors together it contains."""
     if not values:
         return {}
     chosen = mask_of_largest(torch.cat(list(values.values())), kept)
@@ -315,10 +319,10 @@ def count_largest_per_tensor(values: Mapping[str, Tensor], kept: int) -> dict[st
 
 
 def apportion(amount: int, weights: Mapping[str, Fraction], capacity: Mapping[str, int]) -> dict[str, int]:
-    """Divide an integer `amount` in proportion to `weights`, at most `capacity` for each name.
+    """Divide the integer `amount` among the names in proportion to `weights`; no name gets more than its `capacity`.
 
-    The excess over a capacity goes to the other names in proportion. Remainders are rounded by the largest-remainder
-    method; ties go to the earlier name.
+    What exceeds a capacity goes to the other names in proportion. Fractions are rounded by the largest-remainder
+    method; of equal remainders, the earlier name gets the unit.
     """
     shares: dict[str, Fraction] = {}
     left, open_names = Fraction(amount), [name for name in weights if weights[name] > 0]
@@ -344,7 +348,10 @@ def apportion(amount: int, weights: Mapping[str, Fraction], capacity: Mapping[st
 def _layer_collapse_error(
     counts: Mapping[str, int], density: float, enough: float | None, *, lowest: bool
 ) -> LayerCollapseError:
-    """Build the error that names the empty layers and the lowest density that would leave none empty (`enough`)."""
+    """Return the error that names the empty layers and, if known, a density that would leave no layer empty (`enough`).
+
+    `lowest` says whether `enough` is the lowest such density.
+    """
     empty = ", ".join(name for name, count in counts.items() if not count)
     what = "the lowest that leaves some in each is" if lowest else "some are left in each at"
     higher = "choose a higher one" if enough is None else f"{what} {enough:g}: choose it"
@@ -363,9 +370,9 @@ def _lowest_sufficient_density(
     total: int,
     shares: Callable[[Mapping[str, int], int], dict[str, int]],
 ) -> float | None:
-    """Return the lowest density above `kept / total` that leaves no layer of `filled` empty, rounded up to four digits.
+    """Return the lowest density, rounded up to four digits, that leaves none of the layers `filled` empty.
 
-    None if no density does, because one of the layers has no candidates.
+    The result is above `kept / total`. It is None if no density suffices, because a layer has no candidates.
     """
     if not all(available[name] for name in filled):
         return None
@@ -392,7 +399,7 @@ def _lowest_sufficient_density(
 def _enforce_layer_minimum(
     counts: dict[str, int], available: Mapping[str, int], least: int, density: float
 ) -> dict[str, int]:
-    """Raise each layer's count to at least `least`, and lower the largest counts by as many weights in total."""
+    """Raise each layer's number of weights to at least `least`; lower the largest numbers by as much in total."""
     floor = compute_layer_minimums(counts, available, least, sum(counts.values()), density)
     raised = {name: max(count, floor[name]) for name, count in counts.items()}
     excess = sum(raised.values()) - sum(counts.values())
@@ -408,7 +415,7 @@ def _enforce_layer_minimum(
 
 
 def mask_of_largest(values: Tensor, count: int) -> Tensor:
-    """Return a bool tensor [n] that marks the `count` largest of `values` [n]; ties go to the earlier one."""
+    """Return a bool tensor [n] that marks the `count` largest of `values` [n]; of equal values, the earlier one."""
     if count >= len(values):
         return torch.ones(len(values), dtype=torch.bool)
     if count == 0:
@@ -433,27 +440,27 @@ ARGUMENT_CHECKS.update(dict.fromkeys(("density", "sparsity", "flops"), _check_fr
 # -- blocks ------------------------------------------------------------------------------------------------------------
 
 Targets = Callable[[Mapping[str, int]], dict[str, int]]
-"""Function: number of candidates in each layer -> number to retain, for layers that have their own share."""
+"""Function (number of candidates of each layer) -> number of weights to retain, for layers with a fixed number."""
 
 
 @dataclass(frozen=True)
 class _LayerBlocks:
-    """The candidate blocks of one weight tensor, sorted by score."""
+    """Contains the candidate blocks of a weight tensor, sorted by score."""
 
     blocks: Blocks
     means: Tensor
-    """float64 [candidates]: mean score of each block's weights, descending; ties are in order of position."""
+    """float64 [candidates]: mean score of each block's weights, descending; equal blocks are in order of position."""
     positions: Tensor
     """int64 [candidates]: index of each candidate among all blocks of the tensor."""
     weights: Tensor
-    """int64 [candidates + 1]: number of weights in the best 0, 1, … blocks."""
+    """int64 [candidates + 1]: entry i is the number of weights in the best i blocks."""
 
     @property
     def available(self) -> int:
         return int(self.weights[-1])
 
     def best_blocks_mask(self, count: int) -> Tensor:
-        """Return the mask of the weight tensor that retains its best `count` blocks."""
+        """Return the mask that retains the `count` best blocks of the weight tensor."""
         kept = torch.zeros(self.blocks.count, dtype=torch.bool)
         kept[self.positions[:count]] = True
         return self.blocks.expand_to_weights(kept.view(self.blocks.shape))
@@ -469,20 +476,21 @@ def _allocate_blocks(
     targets: Targets,
     least: int,
 ) -> Mask:
-    """Return the mask of the blocks with the highest mean scores whose number of weights is nearest to `wanted`.
+    """Return the mask that retains the blocks with the highest mean scores, with about `wanted` weights.
 
-    Layers without a target are ranked jointly: the best blocks are taken as long as that brings the number of weights
-    nearer to `wanted`. Layers with a target first take as many of their best blocks as fit. Then each may take one more
-    block, in the order of how much of it would fit, as long as that brings the total nearer.
+    Layers without a target number of weights are ranked jointly: the best blocks are retained as long as each brings
+    the number of weights nearer to `wanted`. Layers with a target first retain as many of their best blocks as fit.
+    Then each may retain another block, in the order of the fraction of the block that would fit, as long as the block
+    brings the total nearer to the sum of the targets.
 
     Args:
-        targets: computes the number of weights of each layer under the distribution.
+        targets: function that returns the target numbers, see `Targets`.
         least: smallest number of weights that each layer retains, rounded up to whole blocks; with 0, an empty layer is
             an error.
 
     Raises:
         MaskError: if `within` retains parts of blocks, or fewer weights than wanted.
-        LayerCollapseError: if a layer would be left empty, or the minimums of all layers exceed `wanted`.
+        LayerCollapseError: if a layer would be left empty, or the minimums of all layers together exceed `wanted`.
     """
     layers = {name: _rank_blocks(name, score, pattern, layouts.get(name), within) for name, score in scores.items()}
     aims = targets({name: layer.available for name, layer in layers.items()})
@@ -495,10 +503,10 @@ def _allocate_blocks(
 
 
 def _cap_at_available_weights(wanted: int, within: Mask, pattern: Pattern, layouts: Mapping[str, Layout]) -> int:
-    """Return the number of weights in `within` if `wanted` exceeds it by less than a block, else `wanted`.
+    """Return `wanted`; but if it exceeds the number of weights in `within` by less than a block, return that number.
 
-    A mask of whole blocks may retain slightly fewer weights than its density requested. The next density of a slowly
-    falling schedule may then request more than the mask has; the nearest mask is the mask itself.
+    A mask of whole blocks may retain slightly fewer weights than were requested. The next density of a slowly falling
+    schedule may then request more weights than this mask has; the nearest mask is then the mask itself.
     """
     largest = max(
         (
@@ -528,12 +536,12 @@ def _rank_blocks(
 
 
 def _count_weights(layers: Mapping[str, _LayerBlocks], counts: Mapping[str, int]) -> int:
-    """Return the total number of weights in the best `counts[name]` blocks of each layer."""
+    """Return the total number of weights if each layer `name` retains its `counts[name]` best blocks."""
     return sum(int(layers[name].weights[count]) for name, count in counts.items())
 
 
 def _count_blocks_by_joint_ranking(layers: Mapping[str, _LayerBlocks], wanted: int) -> dict[str, int]:
-    """Rank the blocks of all layers together, and count how many each retains to come nearest to `wanted` weights."""
+    """Rank the blocks of all layers together; return how many each layer retains to be nearest to `wanted` weights."""
     if not layers:
         return {}
     means = torch.cat([layer.means for layer in layers.values()])
@@ -547,7 +555,7 @@ def _count_blocks_by_joint_ranking(layers: Mapping[str, _LayerBlocks], wanted: i
 
 
 def _count_blocks_for_targets(layers: Mapping[str, _LayerBlocks], aims: Mapping[str, int]) -> dict[str, int]:
-    """Count the blocks that each layer retains to come nearest to its target number of weights."""
+    """Return how many blocks each layer retains so that its number of weights is near its target in `aims`."""
     counts = {
         name: int(torch.searchsorted(layer.weights, torch.tensor(aims[name]), right=True)) - 1
         for name, layer in layers.items()
@@ -569,7 +577,7 @@ def _count_blocks_for_targets(layers: Mapping[str, _LayerBlocks], aims: Mapping[
 def _enforce_layer_minimum_in_blocks(
     layers: Mapping[str, _LayerBlocks], counts: Mapping[str, int], wanted: int, least: int
 ) -> dict[str, int]:
-    """Raise each layer's count of blocks to at least `least` weights, and take the excess from the largest layers."""
+    """Raise each layer's number of blocks to at least `least` weights; the layers that retain most lose as much."""
     empty = [name for name in layers if counts[name] == 0]
     if empty and not least:
         raise LayerCollapseError(
@@ -601,7 +609,10 @@ def _enforce_layer_minimum_in_blocks(
 def _remove_worst_blocks(
     layers: Mapping[str, _LayerBlocks], counts: dict[str, int], floors: Mapping[str, int], excess: int
 ) -> None:
-    """Lower the counts by about `excess` weights, each time by the worst block of the layer that retains most."""
+    """Remove about `excess` weights: repeatedly remove the worst block of the layer that retains most.
+
+    `counts` contains the number of blocks that each layer retains, and is updated. No number falls below `floors`.
+    """
     # Ties go to the first layer in order. A layer whose worst block exceeds the rest of the excess is skipped.
     heap = [(-int(layer.weights[counts[name]]), index, name) for index, (name, layer) in enumerate(layers.items())]
     heapq.heapify(heap)

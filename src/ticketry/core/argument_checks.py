@@ -1,6 +1,6 @@
 """Checks of arguments that many public functions share, registered by argument name in `ARGUMENT_CHECKS`.
 
-`ticketry_engine.support.entry_points` runs them when a public function is called.
+`ticketry_engine.support.entry_points` runs these checks when a public function is called.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from ticketry_engine.support.modules import normal_name
 
 
 def check_whole_number(value: Any, name: str, model: object = None) -> int:
-    """Return a whole number as an int; a float, numpy number or one-element tensor is converted.
+    """Return a whole number as an int; floats, numpy numbers and one-element tensors are converted.
 
     Raises:
         UsageError: for values that are not whole numbers.
@@ -36,7 +36,7 @@ def check_whole_number(value: Any, name: str, model: object = None) -> int:
 
 
 def check_number(value: Any, name: str, model: object = None) -> float:
-    """Return a real number; a one-element tensor is converted. Raise `UsageError` for other values."""
+    """Return a real number, converting a tensor with a single element; raise `UsageError` for any other value."""
     if isinstance(value, Tensor) and value.numel() == 1 and not value.is_complex():
         value = value.item()
     if isinstance(value, bool) or not isinstance(value, Real):
@@ -60,11 +60,11 @@ def _check_score(value: object, name: str, model: object) -> object:
 
 
 def _check_scores(value: object, name: str, model: nn.Module | None) -> object:
-    """Return a mapping from parameter names to tensors of scores, after checking it.
+    """Return `value` after checking that it maps parameter names to tensors of real scores.
 
     Raises:
         MaskError: for a name that is not a string.
-        UsageError: for anything else that is wrong; with a model, also for unknown names and wrong shapes.
+        UsageError: if `value` is no such mapping, or, with a model, for unknown names and wrong shapes.
     """
     if not isinstance(value, Mapping):
         raise UsageError(f"{name}= must map parameter names to tensors, got {_describe(value)}")
@@ -170,7 +170,7 @@ def _check_names(value: object, name: str, model: object) -> object:
 
 
 def _describe(value: object) -> str:
-    """Return the value itself as text if it is short, else its type."""
+    """Return text for an error message: the value itself if it is a number, a text or None, else its type."""
     if value is None or isinstance(value, (bool, int, float, complex, str, bytes)):
         return f"{value!r:.60}"
     return f"a {type(value).__name__}"

@@ -5,9 +5,9 @@
   layers that have no parameter called weight.
 - Quantisers: the `weight_fake_quant` of a layer in quantisation-aware training.
 
-Masks apply to parameters. A mask of the underlying parameter removes weights only if zeros are preserved: wherever the
-parameter is 0, the computed weight is exactly 0. This is tested with random numbers, so it works for any
-parametrisation.
+A mask applies to the parameter from which a weight is computed. The mask removes weights only if the computation
+preserves zeros: wherever the parameter is 0, the computed weight is exactly 0. This property is tested with random
+numbers, which works for any parametrisation.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ from ticketry.errors import MaskError, ScopeError
 from ticketry_engine.support.seeds import generator
 
 _TRIALS = 3
-"""Number of random tensors tested, because a single small tensor can preserve zeros by chance."""
+"""Number of random tensors with which zeros are tested; a single small tensor might preserve zeros by chance."""
 
 _SHOWN = 5
-"""Number of rows that an error message names."""
+"""Largest number of rows that an error message names."""
 
 
 @dataclass(frozen=True)
@@ -43,12 +43,12 @@ class ComputedWeight:
     module: nn.Module
     local: str
     originals: tuple[nn.Parameter, ...]
-    """The parameters that the weight is computed from; a mask may name them."""
+    """The parameters from which the weight is computed; masks may name these parameters."""
     rule: parametrize.ParametrizationList | WeightNorm | _Hooks | nn.Module
 
     @property
     def kind(self) -> str:
-        """Name of the parametrisation or hook, for messages."""
+        """Name of the parametrisation, hook or quantiser, for error messages."""
         if isinstance(self.rule, WeightNorm):
             return "weight_norm"
         if isinstance(self.rule, _Hooks):
@@ -59,7 +59,7 @@ class ComputedWeight:
 
     @property
     def advice(self) -> str:
-        """Advice for messages: how to turn the weight into a parameter."""
+        """Advice for error messages: how to turn the weight into a parameter."""
         if isinstance(self.rule, parametrize.ParametrizationList):
             return "make the weight a parameter first (torch.nn.utils.parametrize.remove_parametrizations)"
         if isinstance(self.rule, WeightNorm):
@@ -70,7 +70,7 @@ class ComputedWeight:
 
     @torch.no_grad()
     def value(self, replaced: Mapping[int, Tensor] | None = None) -> Tensor:
-        """Compute the weight, optionally from other tensors in place of some originals.
+        """Compute the weight, optionally with other tensors in place of some parameters in `originals`.
 
         Neither the model nor the parametrisation's state changes.
 
@@ -81,7 +81,7 @@ class ComputedWeight:
 
     @torch.no_grad()
     def preserves_zeros(self, position: int) -> bool:
-        """Return whether the weight is always 0 where the original at index `position` is 0."""
+        """Return whether the weight is always 0 where the parameter `originals[position]` is 0."""
         original = self.originals[position]
         for trial in range(_TRIALS):
             draw = generator(trial, "zeros that pass through", position)
@@ -93,16 +93,16 @@ class ComputedWeight:
 
     @torch.no_grad()
     def non_finite_rows(self, replaced: Mapping[int, Tensor]) -> list[int]:
-        """Return the rows (indices of the first dimension) of the weight with infinite or NaN elements; see `value`."""
+        """Return the rows (first dimension) with infinite or NaN elements of the weight `value(replaced)`."""
         weight = self.value(replaced)
         return (~weight.isfinite().reshape(len(weight), -1).all(1)).nonzero().flatten().tolist()
 
     @torch.no_grad()
     def is_zero_where_removed(self, removed: Mapping[int, Tensor]) -> bool:
-        """Return whether setting elements of originals to 0 makes the same elements of the weight 0 or NaN.
+        """Return whether the weight becomes 0 or NaN wherever elements of its parameters are set to 0.
 
         Args:
-            removed: index in `originals` -> bool tensor, True for elements set to 0.
+            removed: index in `originals` -> bool tensor, True for the elements that are set to 0.
         """
         removed = {position: each for position, each in removed.items() if each.any()}
         if not all(self.preserves_zeros(position) for position in removed):
@@ -111,11 +111,14 @@ class ComputedWeight:
         return not any(weight[each].any() for each in removed.values())
 
     def zero_originals(self, removed: Mapping[int, Tensor]) -> dict[int, Tensor]:
-        """Return copies of originals with the `removed` elements set to 0, by index in `originals`."""
+        """Return index in `originals` -> copy of this parameter with the `removed` elements set to 0."""
         return {position: self.originals[position].detach().masked_fill(one, 0) for position, one in removed.items()}
 
     def _compute(self, replaced: Mapping[int, Tensor], draw: torch.Generator | None) -> Tensor:
-        """Compute the weight; with `draw`, replace all parameters that are not in `replaced` by random numbers."""
+        """Compute the weight from the tensors in `replaced` (by index) and the other parameters.
+
+        If `draw` is given, the other parameters are replaced by random numbers.
+        """
 
         def tensor(parameter: Tensor, position: int | None) -> Tensor:
             if position is not None and position in replaced:
@@ -140,13 +143,13 @@ class ComputedWeight:
 
 
 def computed_weights(model: nn.Module) -> Iterator[ComputedWeight]:
-    """Yield all weights of a model that are computed from parameters, in the order of its modules."""
+    """Yield all weights of a model that are computed from parameters, in the order of the model's modules."""
     for module in model.modules():
         yield from computed_weights_in(module)
 
 
 def computed_weights_in(module: nn.Module) -> Iterator[ComputedWeight]:
-    """Yield the computed weights of one module, without those of its children and of TorchScript modules."""
+    """Yield the weights that a single module computes, without those of its children; none for TorchScript modules."""
     if isinstance(module, torch.jit.ScriptModule):
         return
     if parametrize.is_parametrized(module):
@@ -163,14 +166,15 @@ def computed_weights_in(module: nn.Module) -> Iterator[ComputedWeight]:
 
 @dataclass(frozen=True)
 class _Hooks:
-    """Forward pre-hooks of a module that compute weights."""
+    """Contains the forward pre-hooks by which a module computes weights."""
 
     hooks: tuple[Callable[..., Any], ...]
     kind: str
+    """Names of the hooks, for error messages."""
     removal: str
-    """How to turn the weight into a parameter, for messages."""
+    """Advice for error messages: how to turn the weight into a parameter."""
     rounds: int = 1
-    """Number of times to run all hooks: more than once if a hook reads a weight that a later hook computes."""
+    """Number of times that all hooks run: more than once if a hook reads a weight that a later hook computes."""
 
     def run(self, module: nn.Module, local: str, values: Mapping[int, Tensor], draw: torch.Generator | None) -> Tensor:
         """Run the hooks on a copy of the module and return its attribute `local`.
@@ -178,8 +182,9 @@ class _Hooks:
         Args:
             module: the module with the hooks.
             local: name of the computed weight.
-            values: tensors to use instead of parameters, by the parameter's id.
-            draw: if given, all other parameters are random, and masks of torch.nn.utils.prune are ignored.
+            values: `id` of a parameter -> tensor to use instead of the parameter.
+            draw: if given, all parameters that are not in `values` are random, and masks of torch.nn.utils.prune are
+                ignored.
         """
         replica = copy.copy(module)
         buffers = {name: None if one is None else one.clone() for name, one in module._buffers.items()}
@@ -203,7 +208,7 @@ def _find_hook_computed_weights(module: nn.Module) -> Iterator[ComputedWeight]:
     """Yield the weights of a module that its forward pre-hooks compute.
 
     Raises:
-        ScopeError: if a custom hook computes a layer's weight and fails outside a forward pass.
+        ScopeError: if a custom hook computes a layer's weight, and the hook fails outside of a forward pass.
     """
     sources: dict[str, tuple[str, ...]] = {}
     known: list[Callable[..., Any]] = []
@@ -239,11 +244,14 @@ _KINDS: dict[type, tuple[str, str]] = {
     SpectralNorm: ("spectral_norm", "torch.nn.utils.remove_spectral_norm"),
     BasePruningMethod: ("torch.nn.utils.prune", "torch.nn.utils.prune.remove"),
 }
-"""Class of a hook -> its name in messages, and the function that removes it."""
+"""Class of a hook -> (name of the hook in error messages, function that removes the hook)."""
 
 
 def _source_parameters(module: nn.Module, local: str, sources: Mapping[str, tuple[str, ...]]) -> Iterator[nn.Parameter]:
-    """Yield the parameters that a weight is computed from, directly or through other computed weights."""
+    """Yield the parameters from which the weight `local` is computed, directly or through other computed weights.
+
+    `sources` maps each computed weight to the names of the tensors that it is computed from.
+    """
     for name in sources[local]:
         if name in sources:
             yield from _source_parameters(module, name, sources)
@@ -252,7 +260,7 @@ def _source_parameters(module: nn.Module, local: str, sources: Mapping[str, tupl
 
 
 def _find_custom_hook_weight(module: nn.Module) -> Iterator[ComputedWeight]:
-    """Yield the weight of a layer that has custom pre-hooks and no parameter called weight."""
+    """Yield the computed weight of a layer that has custom forward pre-hooks and no parameter called weight."""
     layer = isinstance(module, (nn.Linear, _ConvNd, nn.Embedding, nn.Bilinear)) and "weight" not in module._parameters
     hooks = tuple(hook for key, hook in module._forward_pre_hooks.items() if key not in _keyword_hook_ids(module))
     if not layer or not hooks or parametrize.is_parametrized(module, "weight"):
@@ -272,14 +280,14 @@ def _find_custom_hook_weight(module: nn.Module) -> Iterator[ComputedWeight]:
 
 
 def _keyword_hook_ids(module: nn.Module) -> Collection[int]:
-    """Return the ids of hooks that take the call's keyword arguments; they cannot run outside a call."""
+    """Return the ids of hooks that need the keyword arguments of a call, and so cannot run outside of a call."""
     return tuple(getattr(module, "_forward_pre_hooks_with_kwargs", ()))
 
 
 def effective_weights(model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
-    """Return the weights that layers use in place of these parameters, under the same names, detached.
+    """Return the weights that layers use in place of these parameters, detached, under the parameters' names.
 
-    A weight computed from a parameter replaces it if both have the same shape, as for weight_norm's v.
+    A weight computed from a parameter takes the parameter's place if both have the same shape, as for v of weight_norm.
     """
     computed = {id(original): each for each in computed_weights(model) for original in each.originals}
     weights = {}
@@ -292,7 +300,7 @@ def effective_weights(model: nn.Module, parameters: Mapping[str, nn.Parameter]) 
 def check_computed_removed(
     model: nn.Module, parameters: Mapping[str, nn.Parameter], mask: Mapping[str, Tensor]
 ) -> None:
-    """Check that removing weights by a mask also removes the weights computed from them.
+    """Check that a mask of parameters also removes the weights computed from these parameters.
 
     Args:
         model: any module.
@@ -300,7 +308,8 @@ def check_computed_removed(
         mask: bool tensors under the same names, True = retained.
 
     Raises:
-        MaskError: naming a parameter whose computed weight would be nonzero or NaN where the mask removes it.
+        MaskError: if a computed weight would not be 0 where the mask removes its parameter, or would contain NaN; the
+            message names the parameter.
     """
     names = {id(parameter): name for name, parameter in parameters.items()}
     for computed in computed_weights(model):
@@ -326,10 +335,10 @@ def check_computed_finite(model: nn.Module, parameters: Iterable[Tensor], produc
     Args:
         model: any module.
         parameters: the parameters that have gates.
-        products: each parameter times its gates.
+        products: for each parameter, the product with its gates.
 
     Raises:
-        MaskError: naming the rows that would not be finite.
+        MaskError: if a computed weight would not be finite; the message names the rows.
     """
     given = dict(zip(map(id, parameters), products, strict=True))
     for computed in computed_weights(model):
@@ -355,7 +364,7 @@ def _random_like(like: Tensor, draw: torch.Generator) -> Tensor:
 
 
 def _random_half_mask(like: Tensor, draw: torch.Generator) -> Tensor:
-    """Mark about half of the elements at random, but never a whole row (index of the first dimension) or column."""
+    """Mark about half of the elements of `like` at random, but never a whole row (first dimension) or column."""
     removed = torch.rand(like.shape, generator=draw) < 0.5
     flat = removed.reshape(len(removed), -1) if like.dim() else removed.reshape(1, 1)
     rows, columns = flat.shape

@@ -16,7 +16,7 @@ from ticketry_engine.support.process_state import private_random_state
 
 @contextmanager
 def without_parameter_gradients(model: nn.Module) -> Iterator[None]:
-    """Within the block, compute no gradients of parameters; saves time if only those of activations are needed."""
+    """Within the block, compute no gradients of parameters, which saves time if only other gradients are needed."""
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     try:
         for parameter in trainable:
@@ -31,8 +31,8 @@ def without_parameter_gradients(model: nn.Module) -> Iterator[None]:
 def compilation_disabled(model: nn.Module) -> Iterator[None]:
     """Within the block, run compiled modules uncompiled, and recurrent modules without cuDNN.
 
-    Compiled code has no second derivatives and recompiles for each change of mode; cuDNN has no gradients in evaluation
-    mode.
+    Compiled code has no second derivatives, and is compiled again after each change of mode; cuDNN has no gradients in
+    evaluation mode.
     """
     with ExitStack() as stack:
         if any(hasattr(module, "_orig_mod") or module._compiled_call_impl is not None for module in model.modules()):
@@ -48,7 +48,7 @@ def call_in_evaluation(model: nn.Module, example_inputs: Any, *, gradients: bool
     Args:
         model: any module.
         example_inputs: a tensor, a tuple of tensors or a dict of keyword arguments.
-        gradients: whether the output must support gradients.
+        gradients: whether gradients of the output can be computed.
 
     Raises:
         UsageError: if the model fails on these inputs.

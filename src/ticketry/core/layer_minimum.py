@@ -1,6 +1,6 @@
-"""Minimum numbers of weights per layer, checked against a density before anything is scored or trained.
+"""Check minimum numbers of weights per layer against a density, before anything is scored or trained.
 
-Which weights a minimum retains depends on scores, but not how many, so impossible requests are detected without scores.
+Scores determine which weights a minimum retains, but not how many. So impossible requests are detected without scores.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ def check_layer_minimum(
 ) -> None:
     """Raise `LayerCollapseError` if a density cannot retain `least` weights in each layer, whatever the scores.
 
-    With blocks, whole blocks are counted. If blocks differ in size, a request that misses by less than a block passes,
-    and `allocate` decides with the scores.
+    For patterns of blocks, whole blocks are counted. If blocks differ in size, a request that exceeds the density by
+    less than a block passes here, and `allocate`, which knows the scores, decides.
 
     Args:
-        shapes: parameter name -> shape, for all tensors that share the density.
-        density: density of all of them together.
+        shapes: parameter name -> shape, for all tensors that are pruned.
+        density: density of all these tensors together.
         least: smallest number of weights of each layer; 0 for no minimum.
         pattern, layouts, within: see `allocate`.
     """
@@ -60,7 +60,7 @@ def check_layer_minimum(
 
 
 def check_mask_covers_tensors(shapes: Mapping[str, tuple[int, ...]], within: Mask | None) -> None:
-    """Raise `MaskError` if the mask `within` has other tensors, or other shapes, than those in `shapes`."""
+    """Raise `MaskError` if the names and shapes of the tensors in `within` are not exactly those in `shapes`."""
     if within is not None and within.shapes != dict(shapes):
         names = describe_name_difference(within, shapes)
         raise MaskError(
@@ -70,7 +70,9 @@ def check_mask_covers_tensors(shapes: Mapping[str, tuple[int, ...]], within: Mas
 
 
 def count_candidates(shapes: Mapping[str, tuple[int, ...]], within: Mask | None) -> dict[str, int]:
-    """Return the number of weights in each non-empty layer that can be retained: all, or those in `within`.
+    """Return, for each layer that is not empty, the number of weights that can be retained.
+
+    These are all weights of the layer, or the weights that the mask `within` retains.
 
     Raises:
         MaskError: see `check_mask_covers_tensors`.
@@ -81,7 +83,10 @@ def count_candidates(shapes: Mapping[str, tuple[int, ...]], within: Mask | None)
 
 
 def _round_up_to_blocks(least: int, available: int, sizes: torch.Tensor) -> int:
-    """Return the smallest number of weights, at least `least`, that whole blocks of these `sizes` can have."""
+    """Return the smallest number of weights that whole blocks of these `sizes` can have, at least `least`.
+
+    The result is at most `available`, the number of candidates.
+    """
     least = min(least, available)
     full, last = int(sizes.max()), int(sizes.min())
     last_blocks = range(-(-least // last) + 1) if last < full else range(1)
@@ -98,10 +103,10 @@ def _count_n_of_m_weights(
 def compute_layer_minimums(
     counts: Mapping[str, int], available: Mapping[str, int], least: int, kept: int, density: float
 ) -> dict[str, int]:
-    """Return the smallest number of weights that each layer retains: `least`, or all candidates if it has fewer.
+    """Return the smallest number of weights that each layer retains: `least`, or all its candidates if it has fewer.
 
     Raises:
-        LayerCollapseError: if the minimums add up to more than `kept`, or an empty layer has no candidates.
+        LayerCollapseError: if the minimums add up to more than `kept`, or if a layer without weights has no candidates.
     """
     floors = {name: min(least, available[name]) for name in counts}
     if none := [name for name, count in counts.items() if not count and not available[name]]:
@@ -118,13 +123,13 @@ def compute_layer_minimums(
 def too_few_weights_error(
     density: float, kept: int, floors: Mapping[str, int], least: int, how: str = ""
 ) -> LayerCollapseError:
-    """Build the error for a density that retains fewer weights than the layers need.
+    """Return the error for a density that retains fewer weights than the layers need.
 
     Args:
         density: the requested density.
-        kept: number of weights that it retains.
+        kept: number of weights that this density retains.
         floors: number of weights that each layer needs.
-        least: requested minimum of each layer.
+        least: requested smallest number of weights of each layer.
         how: how the weights are counted, such as " in whole blocks of 4x1".
     """
     largest = max(floors, key=lambda name: floors[name])

@@ -31,17 +31,17 @@ from ticketry_engine.support.seeds import generator
 class Mask(Mapping[str, Tensor]):
     """A read-only mapping from parameter names to bool tensors in the parameters' shapes, True = retained.
 
-    Masks of the same tensors combine by ``&``, ``|``, ``^`` and ``~`` and compare by ``==``. Names are normalised, so
-    that a mask of a compiled or data-parallel model fits the original model.
+    Masks of the same tensors are combined by ``&``, ``|``, ``^`` and ``~``, and compared by ``==`` and ``<=``. Names
+    are normalised, so that a mask of a compiled or data-parallel model fits the original model.
 
     Args:
         tensors: parameter name -> tensor of bools, or of numbers 0 and 1.
-        copy: whether to copy boolean tensors, so that later writes to them do not change the mask. Pass False only for
-            tensors that are not used elsewhere.
+        copy: whether to copy bool tensors, so that later writes to these tensors do not change the mask. Pass False
+            only for tensors that are not used elsewhere.
 
     Raises:
-        MaskError: if a tensor holds values other than 0 and 1, a name is not a string or empty, or two names are equal
-            after normalising.
+        MaskError: if a tensor contains values other than 0 and 1, if a name is empty or not a string, or if two names
+            are equal after normalising.
 
     Examples:
         >>> mask = tk.Mask({"weight": torch.tensor([[True, False, False, True], [True, True, False, False]])})
@@ -82,7 +82,7 @@ class Mask(Mapping[str, Tensor]):
 
     @classmethod
     def ones(cls, shapes: Scope | Mapping[str, tuple[int, ...]]) -> Mask:
-        """Return the mask that retains every weight of a scope, or of a mapping name -> shape.
+        """Return the mask that retains every weight of a scope, or of the tensors in a mapping name -> shape.
 
         Examples:
             >>> mask = tk.Mask.ones({"weight": (2, 3)})
@@ -121,21 +121,21 @@ class Mask(Mapping[str, Tensor]):
 
     @property
     def total(self) -> int:
-        """Number of all elements, retained or not: the denominator of `density`."""
+        """Number of all elements, retained or removed; the denominator of `density`."""
         return sum(tensor.numel() for tensor in self._tensors.values())
 
     @property
     def density(self) -> float:
-        """Fraction of all elements that is retained."""
+        """Fraction of all elements that the mask retains."""
         return self.kept / self.total
 
     @property
     def sparsity(self) -> float:
-        """Fraction of all elements that is removed."""
+        """Fraction of all elements that the mask removes."""
         return 1 - self.density
 
     def table(self) -> LayerTable:
-        """Return the number of retained and of all elements of each tensor, in order; the result prints as a table.
+        """Return the numbers of retained elements and of all elements of each tensor; the result prints as a table.
 
         Examples:
             >>> mask = tk.Mask.ones({"0.weight": (4, 4), "1.weight": (1, 4)})
@@ -169,7 +169,7 @@ class Mask(Mapping[str, Tensor]):
         return Mask({name: ~tensor for name, tensor in self._tensors.items()}, copy=False)
 
     def __le__(self, other: Mask) -> bool:
-        """Return whether the other mask retains everything that this mask retains."""
+        """Return whether the mask `other` retains all elements that this mask retains."""
         return (self & ~other).kept == 0
 
     def __eq__(self, other: object) -> bool:
@@ -183,7 +183,7 @@ class Mask(Mapping[str, Tensor]):
         return hash(self.digest)
 
     def overlap(self, other: Mask) -> float:
-        """Return the fraction of this mask's retained elements that `other` retains too; 0 if this mask is empty."""
+        """Return the fraction of this mask's retained elements that `other` retains too; 0 if there are none."""
         kept = self.kept
         return (self & other).kept / kept if kept else 0.0
 
@@ -199,7 +199,7 @@ class Mask(Mapping[str, Tensor]):
 
     @property
     def digest(self) -> str:
-        """SHA-256 (hex) of names, shapes and bits: equal masks have equal digests, on any device."""
+        """SHA-256 (hex) of names, shapes and bits; equal masks have equal digests, whatever their device."""
         if self._digest is None:
             bits, layout = pack_bits(dict(sorted(self._tensors.items())))  # == ignores the order too
             self._digest = hashlib.sha256(layout.encode() + b"\0" + bits.numpy().tobytes()).hexdigest()
@@ -212,8 +212,8 @@ class Mask(Mapping[str, Tensor]):
         """Set the removed weights of `model` to exactly 0, in place, and return the model.
 
         Raises:
-            MaskError: if the mask names a parameter that the model lacks or has in another shape, or a parameter of a
-                computed weight (weight_norm, a parametrisation) that would not become 0.
+            MaskError: if the mask names a parameter that the model lacks or has in another shape, or if a weight
+                computed from a masked parameter (weight_norm, a parametrisation) would not become 0.
         """
         reshard(model)
         parameters = self.parameters(model)
@@ -226,9 +226,7 @@ class Mask(Mapping[str, Tensor]):
 
     @entry_point(BY_NAME)
     def parameters(self, model: nn.Module) -> dict[str, nn.Parameter]:
-        """Return the parameters of `model` that the mask names, by name; raise `MaskError` if the mask does not fit the
-        model.
-
+        """Return the parameters of `model` that the mask names, by name; raise `MaskError` if the mask does not fit.
         Examples:
             >>> model = nn.Linear(3, 2)
             >>> tk.prune(model, 0.5).parameters(model)["weight"] is model.weight
@@ -263,9 +261,9 @@ class Mask(Mapping[str, Tensor]):
 
 
 def shuffled(mask: Mask, seed: int) -> Mask:
-    """Permute the elements of a mask at random within each tensor, as a control with the same number in each layer.
+    """Return a mask whose elements are permuted at random within each tensor, so that each layer keeps its density.
 
-    Each tensor has its own permutation, seeded by (seed, index of the tensor), so that layers of equal shape differ.
+    Each tensor has its own permutation, seeded by `seed` and the tensor's index, so that layers of equal shape differ.
     """
     permuted = {}
     for index, (name, tensor) in enumerate(mask.items()):
@@ -275,7 +273,7 @@ def shuffled(mask: Mask, seed: int) -> Mask:
 
 
 def require_mask(mask: object, name: str = "mask") -> None:
-    """Raise `UsageError`, explaining how to create a mask, unless `mask` (the argument `name`) is a `Mask`."""
+    """Raise `UsageError` if `mask` is not a `Mask`; the message names the argument `name` and how to make a mask."""
     if not isinstance(mask, Mask):
         raise UsageError(
             f"{name}= is a tk.Mask, not a {type(mask).__name__}: tk.prune(model, density=0.1) makes one, and"
@@ -292,10 +290,10 @@ ARGUMENT_CHECKS.update(dict.fromkeys(("mask", "within", "at", "structured"), _ch
 
 
 def pack_bits(tensors: Mapping[str, Tensor]) -> tuple[Tensor, str]:
-    """Pack bool tensors into bits, and describe their shapes.
+    """Pack bool tensors into bits, and describe the tensors' shapes in JSON.
 
     Returns:
-        uint8 [ceil(total / 8)], the first element in the lowest bit; and a JSON object name -> shape.
+        A uint8 tensor [ceil(total / 8)] with the first element in the lowest bit, and a JSON object name -> shape.
     """
     flat = torch.cat([tensor.cpu().flatten() for tensor in tensors.values()])
     bits = torch.from_numpy(np.packbits(flat.numpy(), bitorder="little"))
@@ -320,7 +318,7 @@ _MOST_DIMENSIONS = 32
 
 
 def unpack_bits(bits: Tensor, layout: str) -> Mask:
-    """Return the mask from the bits and the layout that `pack_bits` returned.
+    """Return the mask that `pack_bits` packed, given the two values that it returned: bits and JSON of shapes.
 
     Raises:
         MaskError: if the layout is not a JSON object of shapes, or does not match the number of bits.
@@ -346,7 +344,7 @@ def from_bytes(data: bytes) -> Mask:
     """Read a mask from the bytes of a safetensors file.
 
     Raises:
-        MaskError: if they are not a valid mask file.
+        MaskError: if `data` is not a valid mask file.
     """
     try:
         tensors = safetensors_load(data)

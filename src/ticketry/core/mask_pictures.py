@@ -1,4 +1,4 @@
-"""Small pictures of masks for reports: the first layer, and layers before and after restructuring."""
+"""Small pictures of masks for reports: the first layer, and layers before and after a mask is given structure."""
 
 from __future__ import annotations
 
@@ -12,19 +12,20 @@ from ticketry.core.mask import Mask
 from ticketry.core.structure.layout import row_groups
 
 _LARGEST_DRAWN_LAYER = 200_000
-"""Largest number of weights of a first layer that is drawn; its bits add 25 kB to a record."""
+"""A first layer with more weights is not drawn; the bits of this many weights add 25 kB to a record."""
 
 
 def draw_first_layer(mask: Mask, shape: tuple[int, ...] | None) -> dict[str, Any] | None:
-    """Return the picture of a mask's first tensor as JSON values; None if it cannot be drawn.
+    """Return a picture of a mask's first tensor as JSON values; None if the tensor cannot be drawn.
 
     Args:
-        mask: the mask, its tensors in the order of the model.
+        mask: the mask, with tensors in the order of the model.
         shape: input shape (channels, height, width), or None if inputs are not images.
 
     Returns:
-        For a convolution [out, in, height, width] ``filters``: its packed bits in base64. For a linear layer over all
-        pixels of an image ``inputs``: the retained fraction of each pixel's weights, times 255, in base64.
+        A dictionary with ``name``, ``kind``, ``shape`` and ``data`` (base64). The kind is ``filters`` for a convolution
+        [outputs, inputs, height, width], whose data are packed bits. The kind is ``inputs`` for a linear layer over all
+        pixels of an image, whose data are bytes: the retained fraction of each pixel's weights, times 255.
     """
     name = next(iter(mask))
     bits = mask[name].numpy()
@@ -37,24 +38,24 @@ def draw_first_layer(mask: Mask, shape: tuple[int, ...] | None) -> dict[str, Any
 
 _PICTURES = 2
 _ROWS, _COLUMNS = 128, 256
-"""Largest picture of a restructured layer; its bits take 4 kB."""
+"""Largest numbers of rows and columns in a picture of a restructured layer, whose bits then take 4 kB."""
 
 
 def draw_structure_pictures(before: Mask, after: Mask) -> list[dict[str, Any]]:
-    """Return pictures of layers before and after restructuring, as JSON values.
+    """Return pictures of layers before and after their mask is given structure, as JSON values.
 
-    The two largest layers with up to 128 rows are drawn, or the smallest layer if all have more. Rows are sorted by
-    their group after restructuring, groups with the most columns first. If there are too many rows, every second, third
-    … is drawn; of the columns, the first 256.
+    The two largest layers with up to 128 rows are drawn, or the smallest layer if all have more rows. Rows are sorted
+    by their group in `after`, groups with the most columns first. If a layer has more than 128 rows, only every second,
+    third … row is drawn. Only the first 256 columns are drawn.
 
     Args:
         before: the unstructured mask.
         after: the structured mask, which has at least the same tensors.
 
     Returns:
-        For each layer its ``name``, total ``rows`` and ``columns``, ``every`` (step between drawn rows), ``shape``
-        [height, width] of the picture, ``groups`` (heights from the top; the last one includes empty rows), and the
-        packed bits in base64, ``before`` and ``after``.
+        For each layer: its ``name``; its number of ``rows`` and ``columns``; ``every``, the step between drawn rows;
+        ``shape``, the [height, width] of the picture; ``groups``, the number of drawn rows of each group from the top,
+        empty rows last; ``before`` and ``after``, the packed bits in base64.
     """
     banks = sorted((name for name in before if before[name].dim() > 1), key=lambda name: before[name].numel())
     small = [name for name in banks if len(before[name]) <= _ROWS]

@@ -1,21 +1,21 @@
 """Estimate how far a model's outputs change if single weights are removed, from one call and its gradients.
 
-Removing weight w changes an output of its layer by w x, where x is the input that w multiplies. A quantity with
-gradient g with respect to that output then changes by g w x. If gradients, inputs and positions are uncorrelated, as
-K-FAC assumes (Martens & Grosse 2015; Grosse & Martens 2016), the expected square over examples is
+Removing a weight w changes an output of its layer by w x, where x is the input that w multiplies. A quantity whose
+gradient with respect to this output is g then changes by g w x. If gradients, inputs and positions are uncorrelated, as
+K-FAC assumes (Martens & Grosse 2015; Grosse & Martens 2016), the expected squared change over examples is
 
     w^2 · E[x^2] · sum of g^2 over examples and positions
 
-One backward pass gives this for single examples, whereas gradients of weights are sums over a batch. A weight of a
-transposed convolution meets each input position once, so its sum is scaled by the ratio of input to output positions.
+A single backward pass gives g for each example, whereas gradients of weights are sums over a batch. In a transposed
+convolution, a weight meets each input position once, so the sum is scaled by the ratio of input to output positions.
 
-`output_change` applies this to the squared distance of outputs: over random combinations of the outputs, the mean
-squared change is the diagonal of the Gauss-Newton matrix (second order in the weights, like the saliency of LeCun et
-al. 1990). It needs neither loss nor targets and is comparable between layers. The score `kfac` uses the loss instead.
+`output_change` applies this to random combinations of the model's outputs. The mean squared change of a combination is
+w^2 times the diagonal of the Gauss-Newton matrix (second order in the weights, like the saliency of LeCun et al. 1990).
+It needs neither a loss nor targets, and is comparable between layers. The score `kfac` uses the loss instead.
 
 Supported are linear layers, convolutions, and other products by torch's `linear` or `matmul` with a weight, some of its
-rows or its transpose: attention, or a last layer that shares its weight with an embedding. Any other use of a weight is
-an error, because it would not be counted.
+rows or its transpose, as in attention, or in a last layer that shares its weight with an embedding. Any other use of a
+weight is an error, because its effect would not be counted.
 """
 
 from __future__ import annotations
@@ -39,16 +39,14 @@ from ticketry_engine.support.entry_points import CHANGES, entry_point
 from ticketry_engine.support.seeds import generator
 
 _ENOUGH_EXAMPLES = 8
-"""With this many examples one random combination of the outputs suffices, as sums run over examples and positions
-too.
-"""
+"""Number of examples from which on a single random combination of the outputs suffices for an estimate."""
 
 _DRAWS = 16
-"""Number of random combinations of the outputs for weights whose own gradients are used."""
+"""Number of random combinations of the outputs for weights that are estimated from their own gradients."""
 
 
 class LayerCall:
-    """One call of a layer: mean squared inputs by channel, and squared gradients of its outputs."""
+    """Records a call of a layer: the mean squared input of each channel, and the squared gradients of the outputs."""
 
     def __init__(
         self,
@@ -64,13 +62,13 @@ class LayerCall:
         """Record a call that multiplies `x` by a weight.
 
         Args:
-            x: inputs.
-            output: output of the layer.
+            x: input of the call.
+            output: output of the call.
             axes: number of dimensions of the weight.
-            groups: groups of a convolution.
-            first_row: first row of the weight that is used, if the call uses only some rows.
-            is_layer: whether a module is called, so that the first axis of `x` is examples.
-            transposed: whether the weight's first axis is inputs.
+            groups: number of groups of a convolution.
+            first_row: index of the first row of the weight that is used, if the call uses only some rows.
+            is_layer: whether a module is called; then the first axis of `x` indexes examples.
+            transposed: whether the first axis of the weight indexes inputs.
         """
         self._groups, self._first_row = groups, first_row
         self._channel = 1 - axes  # counted from the end, where convolutions have places: examples need not be stacked
@@ -79,22 +77,22 @@ class LayerCall:
         if transposed:
             self._inputs *= _count_positions(x, self._channel) / max(1, _count_positions(output, self._channel))
         self.examples = 0 if not is_layer else len(x) if x.dim() >= axes else 1
-        """Number of examples; 0 if unknown."""
+        """Number of examples in the call; 0 if unknown."""
         self.output_shift = torch.zeros_like(output, requires_grad=True)
-        """Zeros that are added to the output, so that their gradient is the output's gradient."""
+        """Zeros to be added to the output; the gradient with respect to them is the gradient of the output."""
         self.squared_gradients: Tensor | None = None
         """float64 [output channels]: squared gradients summed over examples and positions; None before any gradient."""
 
     def add_gradient(self, gradient: Tensor, share: float = 1.0) -> None:
-        """Add the squares of a gradient with respect to the output, times `share`."""
+        """Add the squares of `gradient` (with respect to the output), times `share`, to `squared_gradients`."""
         squares = share * _sum_squares_by_channel(gradient, self._channel, mean=False)
         self.squared_gradients = squares if self.squared_gradients is None else self.squared_gradients + squares
 
     def add_factors_to(self, factors: Tensor) -> None:
-        """Add this call's factors of the squared weights, E[x^2] * sum of g^2, to `factors`.
+        """Add to `factors` what this call multiplies the squared weights by: E[x^2] * sum of g^2.
 
         Args:
-            factors: float64 [output channels, input channels of a group]; axes swapped for transposed layers.
+            factors: float64 [output channels, input channels of a group]; for transposed layers, the axes are swapped.
         """
         if self.squared_gradients is None:
             return
@@ -108,12 +106,13 @@ class LayerCall:
 def record_calls(
     model: nn.Module, parameters: Mapping[str, nn.Parameter], others: set[str] | None = None
 ) -> Iterator[dict[str, list[LayerCall]]]:
-    """Within the block, record calls of the layers that use these weights; weights without a layer have empty lists.
+    """Within the block, record the calls of the layers that use these weights, as a list for each weight.
 
     Args:
         model: the model that is called in the block.
-        parameters: its weights, by name.
-        others: receives names of weights that are used by an unsupported function; if None, such a use is an error.
+        parameters: the weights to record, by name. A weight that is not used gets an empty list.
+        others: a set to which the names of weights are added that an unsupported function uses; if None, such a use is
+            an error.
 
     Raises:
         UsageError: in the block, if a weight is used by a function other than its layer, `linear` or `matmul`.
@@ -159,7 +158,7 @@ class _ProductRecorder(TorchFunctionMode):
         self._depth = 0
 
     def enter(self, model: nn.Module, args: object) -> None:
-        """Start checking how weights are used; outside of the model's call they are not, since a loss may use them."""
+        """Start to check how weights are used; uses outside of the model's call, as in a loss, are not checked."""
         self._depth += 1
 
     def leave(self, model: nn.Module, args: object, output: object) -> None:
@@ -192,10 +191,10 @@ class _ProductRecorder(TorchFunctionMode):
         return output + call.output_shift
 
     def _find_rows(self, weight: Tensor) -> tuple[str, int, bool]:
-        """Return which parameter a tensor is rows of: (name, index of the first row, whether it is the whole
-        transpose).
+        """Return of which parameter a tensor is a range of rows, or the whole transpose.
 
-        The result is ("", 0, False) for any other tensor.
+        The result is (name of the parameter, index of the first row, whether the tensor is the transpose), or
+        ("", 0, False) for any other tensor.
         """
         whole = weight if weight._base is None else weight._base
         name = self._names.get(id(whole), "")
@@ -208,7 +207,10 @@ class _ProductRecorder(TorchFunctionMode):
         return "", 0, False
 
     def _refuse_other_uses(self, func: Any, arguments: object, output: object) -> None:
-        """Raise `UsageError` if an operation computes floats from a weight. Views are checked where they are used."""
+        """Raise `UsageError` if an operation computes floats from a weight, other than a view of the weight.
+
+        If names are collected in `others`, add the weight's name instead.
+        """
         made = [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
         for leaf in tree_leaves(arguments) if made else ():
             if not isinstance(leaf, Tensor):
@@ -227,7 +229,7 @@ class _ProductRecorder(TorchFunctionMode):
 
 
 def _matrix_product_factors(func: Any, args: Any, kwargs: Any) -> tuple[Tensor, Tensor] | None:
-    """Return (activations, right factor) of a plain matrix product; None for other operations."""
+    """Return (left factor, right factor) of a matrix product without further options; None for other operations."""
     if kwargs or func not in _MATRIX_PRODUCTS or len(args) != 2 + _MATRIX_PRODUCTS[func]:
         return None
     x, factor = args[_MATRIX_PRODUCTS[func] :]
@@ -238,7 +240,7 @@ _MATRIX_PRODUCTS: dict[Any, int] = {
     **dict.fromkeys((torch.mm, torch.matmul, Tensor.mm, Tensor.matmul, Tensor.__matmul__), 0),
     **dict.fromkeys((torch.addmm, Tensor.addmm), 1),
 }
-"""Function -> position of its first factor among the arguments."""
+"""Function that computes a matrix product -> position of the left factor among the arguments."""
 
 _HARMLESS = frozenset(
     (
@@ -253,7 +255,7 @@ _attention = FunctionType(
     {**vars(F), "has_torch_function": lambda tensors: False},
     argdefs=F.multi_head_attention_forward.__defaults__,
 )
-"""torch's attention function without its dispatch to torch function modes."""
+"""torch's attention function, changed so that the products inside are seen by torch function modes."""
 
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
@@ -265,13 +267,13 @@ def is_linear_or_convolution(module: nn.Module) -> bool:
 def add_output_gradients(
     value: Tensor, calls: Mapping[str, list[LayerCall]], share: float = 1.0, *, again: bool = False
 ) -> None:
-    """Compute the gradients of a scalar with respect to the outputs of all calls, and add their squares to the calls.
+    """Compute the gradients of a scalar with respect to the outputs of all calls, and add the squares to the calls.
 
     Args:
         value: the scalar.
-        calls: calls recorded by `record_calls`.
-        share: factor of the squares.
-        again: whether further gradients of the same forward pass follow.
+        calls: the calls that `record_calls` recorded.
+        share: number by which the squares are multiplied.
+        again: whether further gradients of the same forward pass will be computed.
     """
     every = [call for made in calls.values() for call in made]
     gradients = torch.autograd.grad(value, [call.output_shift for call in every], retain_graph=again, allow_unused=True)
@@ -281,7 +283,10 @@ def add_output_gradients(
 
 
 def squared_output_change(weight: Tensor, calls: list[LayerCall]) -> Tensor:
-    """Return the squared output change by removing each weight: float64, squared weights times the calls' factors."""
+    """Return, for each weight, the squared change of the outputs if the weight is removed, as float64.
+
+    It is the squared weight times the sum of the factors of all `calls`.
+    """
     factors = torch.zeros(weight.shape[:2], dtype=torch.float64)
     for call in calls:
         call.add_factors_to(factors)
@@ -293,7 +298,7 @@ def _count_positions(values: Tensor, channel: int) -> int:
 
 
 def _sum_squares_by_channel(values: Tensor, channel: int, *, mean: bool) -> Tensor:
-    """Return the sums of squares, or with `mean` their means, for each channel: float64 [channels] on the CPU."""
+    """Return, for each channel, the sum or (with `mean`) mean of the squares of `values`: float64 [channels] on CPU."""
     others = [axis for axis in range(-values.dim(), 0) if axis != channel]
     if not values.numel():  # an expert that received no example
         return torch.zeros(values.shape[channel], dtype=torch.float64)
@@ -309,13 +314,14 @@ def _sum_squares_by_channel(values: Tensor, channel: int, *, mean: bool) -> Tens
 
 @entry_point(CHANGES)
 def output_change(model: nn.Module, scope: Scope, example_inputs: Any) -> dict[str, Tensor]:
-    """Return for each weight the relative squared change of the model's outputs without it: parameter name -> float64.
+    """Return parameter name -> for each weight, the relative squared change of the model's outputs without it.
 
-    One call in evaluation mode and one or two backward passes are needed; `model` is unchanged afterwards. All float
-    tensors that the model returns count equally. Memory is needed for gradients of activations, not of weights.
+    The changes are float64. They need a call in evaluation mode and one or two backward passes; `model` is unchanged
+    afterwards. All float tensors that the model returns count equally. Memory is needed for gradients of activations,
+    not of weights.
 
-    Weights that are not a factor of a product (recurrent layers, embeddings, scales, computed weights, an einsum) are
-    estimated from their own gradients in a separate call: the same quantity with more variance.
+    Weights that are not a factor of a product (in recurrent layers, embeddings, scales, computed weights, an einsum)
+    are estimated in a separate call from their own gradients: the same quantity, with more variance.
 
     Raises:
         UsageError: for a weight without a gradient from any output.
@@ -340,7 +346,7 @@ def _estimate_from_weight_gradients(
 ) -> dict[str, Tensor]:
     """Return squared weights times the mean squared gradient of random combinations of the outputs.
 
-    The mean over combinations estimates the sum of the squared gradients of all outputs.
+    The mean over combinations estimates the sum, over all outputs, of the squared gradients.
     """
     total = {name: torch.zeros(parameter.shape, dtype=torch.float64) for name, parameter in parameters.items()}
     reached: set[str] = set()
@@ -379,7 +385,7 @@ def _random_combination(outputs: Sequence[Tensor], draw: int) -> Tensor:
 
 
 def _require_gradients(names: Sequence[str]) -> None:
-    """Raise `UsageError` for named parameters without a gradient from any output."""
+    """Raise `UsageError` if `names`, the parameters that no output has a gradient of, is not empty."""
     if names:
         raise UsageError(
             f"what {', '.join(names)} does to the model's outputs is not known: no gradient reaches any from there;"
@@ -388,7 +394,7 @@ def _require_gradients(names: Sequence[str]) -> None:
 
 
 def _add_combined_output_gradients(outputs: Any, calls: Mapping[str, list[LayerCall]]) -> None:
-    """Add to every call the squared gradients of random combinations of the outputs."""
+    """Add the squared gradients of random combinations of the outputs to the calls."""
     found = _select_differentiable(outputs)
     examples = max((call.examples for made in calls.values() for call in made), default=1)
     draws = (2 if examples < _ENOUGH_EXAMPLES else 1) if found else 0
@@ -398,20 +404,21 @@ def _add_combined_output_gradients(outputs: Any, calls: Mapping[str, list[LayerC
 
 
 _MAGNITUDE_SHARE = 1e-6
-"""Share of a layer's total score given to squared weights; a layer's total counts as at least this share of the
-largest.
+"""Sum of the small multiples of squared weights that are added to a layer's scores, as a share of the layer's scores.
+
+A layer's total score counts as at least this share of the largest layer's total.
 """
 
 
 def add_small_magnitudes(scores: Mapping[str, Tensor], parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Add a small multiple of the squared weights to scores, in float64.
+    """Add a small multiple of the squared weights to the scores, and return the sums in float64.
 
-    Weights of equal score 0, such as those of a branch whose last norm starts at 0, are then ranked by magnitude after
-    all others, instead of being removed although the budget could retain them.
+    Weights with score 0, such as those of a branch whose last norm starts at 0, are then ranked by magnitude, after all
+    other weights. Without this, they would be removed although the budget could retain them.
 
     Args:
         scores: parameter name -> score of each weight, not negative.
-        parameters: parameter name -> weights.
+        parameters: parameter name -> the weights.
     """
     sums = {name: float(score.double().sum()) for name, score in scores.items()}
     largest = max(sums.values(), default=0.0)

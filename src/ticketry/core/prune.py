@@ -1,4 +1,4 @@
-"""Prune a model: compute scores, then a mask at a density or under a budget, in one step or several."""
+"""Prune a model: compute scores, then a mask that has a density or meets a budget, in one step or in several."""
 
 from __future__ import annotations
 
@@ -36,16 +36,16 @@ SCHEDULES = ("exponential", "halving")
 
 
 def densities(density: float, steps: int, schedule: str = "exponential", *, initial: float = 1.0) -> tuple[float, ...]:
-    """Return the density after each of `steps` pruning steps, which go from `initial` (not included) to `density`.
+    """Return the density after each of `steps` pruning steps, which lead from `initial` (not included) to `density`.
 
     Args:
-        density: the last density.
+        density: density after the last step.
         steps: number of pruning steps.
-        schedule: ``exponential``: each step retains the same share, density^(k/steps) for k = 1 … steps (SynFlow:
-            Tanaka et al. 2020; Iter-SNIP and FORCE: de Jorge et al. 2021). ``halving``: the first step goes to a
-            sparsity of 0.5 (0.25 if the final one is not above 0.5), then each halves the distance to the final
-            sparsity k: k - (k - 0.5) * 0.5^i for i = 0 … steps - 2, and last k itself (published code of EarlyCroP,
-            with 7 steps: Rachwan et al. 2022).
+        schedule: ``exponential``: each step retains the same share of the weights, so the densities are
+            density^(k/steps) for k = 1 … steps (SynFlow: Tanaka et al. 2020; Iter-SNIP and FORCE: de Jorge et al.
+            2021). ``halving``: the first step leads to a sparsity of 0.5 (0.25 if the final sparsity is not above 0.5).
+            Each further step halves the distance to the final sparsity k: the sparsities are k - (k - 0.5) * 0.5^i for
+            i = 0 … steps - 2, and finally k (published code of EarlyCroP, with 7 steps: Rachwan et al. 2022).
         initial: density before the first pruning step.
 
         >>> densities(0.01, 4)
@@ -54,7 +54,7 @@ def densities(density: float, steps: int, schedule: str = "exponential", *, init
         (0.5, 0.3, 0.2, 0.1)
 
     Raises:
-        UsageError: for less than one step, an unknown schedule, or densities that are not 0 < density <= initial <= 1.
+        UsageError: for less than one step, for an unknown schedule, or unless 0 < density <= initial <= 1.
     """
     if steps < 1:
         raise UsageError(f"a score is iterated at least once, not {steps} times (iterations=)")
@@ -73,10 +73,9 @@ def densities(density: float, steps: int, schedule: str = "exponential", *, init
 def iterated(
     score: str | Score, steps: int = 100, schedule: str = "exponential", *, regrow: bool = False
 ) -> Callable[..., Mask]:
-    """Return a function that prunes as `prune` does, but in several steps: ``iterated(…)(model, density, …) -> Mask``.
+    """Return a function that prunes in several steps, called as ``iterated(…)(model, density, …) -> Mask``.
 
-    The function takes the other arguments of `prune`:
-
+    The function is `prune` with the arguments `score`, `steps` (as `iterations`), `schedule` and `regrow` set. Methods:
     - SynFlow (Tanaka et al. 2020): ``iterated("synflow", 100)``
     - Iter-SNIP (de Jorge et al. 2021): ``iterated("snip", steps)``
     - FORCE (de Jorge et al. 2021): ``iterated("snip", steps, regrow=True)``
@@ -88,12 +87,12 @@ def iterated(
 
 @contextmanager
 def while_pruning_to(target: float, wanted: float, what: str = "density") -> Iterator[None]:
-    """Add "on the way to X" to a LayerCollapseError raised in the block, if this is an intermediate pruning step.
+    """Within the block, add "on the way to X" to the message of a LayerCollapseError in an intermediate pruning step.
 
     Args:
-        target: density (or share of costs) of this step.
-        wanted: that of the last step.
-        what: what is measured, for the message.
+        target: density (or share of costs) after this step.
+        wanted: density (or share of costs) after the last step; an intermediate step has another `target`.
+        what: what the message calls `wanted`.
     """
     try:
         yield
@@ -133,53 +132,58 @@ def prune(
 ) -> Mask:
     """Return the mask that retains a fraction `density` of the weights of `model`, chosen by `score`.
 
-    The model is not changed: see `Mask.apply_` and `hold`. If the model is sharded over several devices
-    (`fully_shard`), every process calls this and gets the mask of the whole model, without gathering it.
+    The model is not changed; use `Mask.apply_` or `hold` to prune it. If the model is sharded over several devices
+    (`fully_shard`), all processes must call this function; each gets the mask of the whole model, which is not
+    gathered.
 
     Args:
         model: any module.
         density: fraction of the scope to retain, 0 < density <= 1 or "10%". The number of weights is exact; with a
-            pattern of blocks, as close as whole blocks permit. With N:M it is at most N/M, which is the default.
+            pattern of blocks, it is as close as whole blocks permit. With N:M, the density is at most N/M, which is the
+            default.
         sparsity: fraction to remove, instead of density.
         flops: fraction of the MACs of the layers in scope to retain, instead of density. Single weights of all layers
             are pruned together in one step. Without a score, no layer is left empty. With a score, the weights with
-            the highest score per MAC are retained, see `budgets.allocation`; plain magnitudes may then leave early
-            layers of deep networks empty, which is an error that names the lowest sufficient fraction.
-            `keep_at_least` retains the best weights of each.
+            the highest score per MAC are retained, see `budgets.allocation`. With plain magnitudes, early layers of
+            deep networks may then be left empty; this raises an error that names the lowest sufficient fraction.
+            `keep_at_least` avoids the error by retaining the best weights of each layer.
         time: latency budget on this machine, instead of density: a fraction of the latency of `base`, 0 < time <= 1 or
-            "50%", or an amount ("5ms"). The mask is compiled, timed and corrected until it meets the budget. If the
-            compiled unpruned model meets it, nothing is pruned and a `BudgetWarning` is given. `ticketry.cost.meet`
-            does the same and returns all measurements. It combines with the arguments of flops, cost and structure.
+            "50%", or an amount ("5ms"). The masked model is compiled and timed, and the mask corrected, until the
+            budget is met. If the compiled unpruned model meets the budget, nothing is pruned and a `BudgetWarning` is
+            given. `ticketry.cost.meet` does the same and returns all measurements. The arguments that can be given with
+            flops, and cost and structure, can be given with time too.
         base: the implementation whose latency `time` is a fraction of: ``eager`` (the uncompiled model),
             ``torch.compile``, ``onnxruntime``, ``openvino``, or ``engine`` (compiled by ticketry without pruning).
         bytes: budget for the model file that `Compiled.save` writes, instead of density: a fraction of the dense
             model's file, or an amount ("2MB").
-        example_inputs: inputs of a call. Required for flops, time and bytes, and for a pattern on weights outside
-            torch's layers, such as stacked experts, to find their input dimension.
+        example_inputs: inputs of a call. Required for flops, time and bytes. Also required for a pattern if weights
+            such as stacked experts do not belong to a layer of torch: the call shows their input dimension.
         cost: for time and bytes: the cost model, from `ticketry.cost.model`; by default it is measured now.
-        structure: for time: ``auto`` chooses for each layer among single weights and groups of rows; ``weights`` or
-            ``rows:16`` (any size) is one granularity for all; ``channels`` removes whole channels; ``none`` retains the
-            single weights with the highest score per latency. By default ``auto``, ``weights`` and ``channels`` are
-            each met by measurement, and the one that retains most importance is returned. With a score the default is
-            ``none``, with costs or ``within`` it is ``weights``.
-        score: a name of `ticketry.score`, or a function of that form; magnitude by default. With a structure, time or
-            flops the default is `kfac` if there are batches and a loss, else the output change without each weight.
-        scope: the parameters that may be pruned; by default `ticketry.scope(model)`, or those of `within`.
-        distribution, within, half_rate, collapse, keep_at_least: see `allocate`. A score with the option `at` (those
-            that need data, and synflow) scores the network that `within` leaves.
+        structure: for time: ``auto`` chooses single weights or groups of rows for each layer; ``weights`` or
+            ``rows:16`` (any size) is the same granularity for all layers; ``channels`` removes whole channels; ``none``
+            retains the single weights with the highest score per latency. By default, masks by ``auto``, ``weights``
+            and ``channels`` are made to meet the budget, and the mask that retains most importance is returned. With a
+            score, the default is ``none``; with `cost` or `within`, it is ``weights``.
+        score: a name of `ticketry.score`, or a function of that form; by default magnitude. With a structure, time or
+            flops, the default is `kfac` if batches and a loss are given, else the change of the outputs by removing
+            each weight.
+        scope: the parameters that may be pruned; by default `ticketry.scope(model)`, or the parameters in `within`.
+        distribution, within, half_rate, collapse, keep_at_least: see `allocate`. A score with the option `at` (scores
+            that need data, and synflow) is computed in the network that `within` leaves.
         pattern: which weights are retained or removed together: ``unstructured``, ``4x1``, ``16x1``, ``channel``,
             ``2:4`` …, see `structure.pattern.Pattern`. Blocks are chosen by the mean score of their weights.
-        iterations: number of pruning steps; each scores the network that the last one left, on the same batches.
-        schedule: intermediate densities, exponential or halving: see `densities`.
+        iterations: number of pruning steps. Each step computes scores in the network that the previous step left, on
+            the same batches.
+        schedule: intermediate densities, exponential or halving, see `densities`.
         regrow: whether removed weights may return at a later pruning step (FORCE; de Jorge et al. 2021).
-        batches, loss, seed: inputs of the score, if it needs any (magnitude, the default, does not). Several
+        batches, loss, seed: inputs of the score, if the score needs any (magnitude, the default, does not). Several
             iterations, and scores with second derivatives, store the batches in memory.
 
     Raises:
-        UsageError: for contradictory arguments, a score that lacks batches or loss, or these without a score. With N:M,
-            several iterations must begin at N/M or below. A sharded model supports only magnitude, unstructured, in one
-            step.
-        ScoreError: if the scores are all equal to 0, or not real numbers in the shapes of the parameters in scope.
+        UsageError: for contradictory arguments, if a score lacks batches or a loss, or if these are given without a
+            score. Also if several iterations with N:M begin above a density of N/M, or if a sharded model is pruned
+            otherwise than by magnitude, unstructured, in one step.
+        ScoreError: if all scores are 0, or are not real numbers in the shapes of the parameters in scope.
         LayerCollapseError: if a layer would be left empty, in an intermediate step or at the end.
         MaskError: if `within` does not fit the model, or retains fewer weights than requested.
         ScopeError: see `ticketry.scope`.
@@ -327,7 +331,7 @@ def _prune_to_multiplications(
     within: Mask | None,
     keep_at_least: int,
 ) -> Mask:
-    """Return the mask that retains a share of the MACs; raise an error for an impossible budget before scoring."""
+    """Return the mask that retains a share `amount` of the MACs; an impossible share is an error before scoring."""
     share, least = parse_flops(amount), check_layer_minimum_option(keep_at_least)
     prices = count_multiplications(model, scope, example_inputs)
     check_multiplications(scope.shapes, prices, share, within=within, least=least)
@@ -336,13 +340,13 @@ def _prune_to_multiplications(
 
 
 def _require_no_costs(cost: CostModel | None, structure: str | None) -> None:
-    """Raise `UsageError` for options of latency and size budgets if there is no such budget."""
+    """Raise `UsageError` if `cost` or `structure` is given, which only budgets of latency and size permit."""
     if cost is not None or structure not in (None, NONE):
         raise UsageError("cost and structure are for time and bytes: leave them out")
 
 
 def _check_sharded_request(model: nn.Module, score: Score, pattern: Pattern, iterations: int) -> None:
-    """Raise `UsageError` for options that are not supported for sharded models."""
+    """Raise `UsageError` if an option of `prune` is not supported for sharded models."""
     if score is not magnitude:
         wrong = "scores other than magnitude are"
     elif not pattern.unstructured:

@@ -42,19 +42,18 @@ NORMS = (
 EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
 
 _WARNED_SHARE = 0.01
-"""Smallest share of the model's parameters in unknown stacked weights that causes a warning."""
+"""A warning is given if stacked weights of unknown layers have at least this share of the model's parameters."""
 
 Patterns = str | nn.Module | Iterable[str | nn.Module]
 """Names or name patterns of parameters and modules, or modules themselves."""
 
 MOST_NAMES = 20
-"""Number of names that an error message lists."""
+"""Largest number of names that an error message lists."""
 
 
 @dataclass(frozen=True)
 class Scope:
-    """The parameters of a model that may be pruned: normalised names and shapes, in the order of the model's
-    parameters.
+    """The parameters of a model that may be pruned: their normalised names and shapes, in the model's order.
 
     A parameter that several modules share (tied weights) is contained once, under its first name. The total number of
     elements, `total`, is the denominator of every density.
@@ -73,7 +72,7 @@ class Scope:
     shapes: Mapping[str, tuple[int, ...]]
     """Parameter name -> shape."""
     parameters_total: int
-    """Number of elements of all parameters of the model, in scope or not."""
+    """Number of elements of all parameters of the model, whether in scope or not."""
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -81,7 +80,7 @@ class Scope:
 
     @property
     def total(self) -> int:
-        """Number of elements in scope: the denominator of a density."""
+        """Number of elements in scope, which is the denominator of a density."""
         return sum(self.sizes.values())
 
     @property
@@ -103,7 +102,7 @@ class Scope:
         """Return the parameters of `model` that are in scope, by name.
 
         Raises:
-            ScopeError: if the model lacks one of them, or has it with another shape.
+            ScopeError: if the model lacks a parameter in scope, or has it with another shape.
         """
         return matching_parameters(model, self.shapes)
 
@@ -124,25 +123,25 @@ def scope(
     """Return the parameters of `model` that a mask may prune.
 
     By default these are the weights of linear, convolution, recurrent and attention layers, without biases, norms and
-    embeddings. An embedding that shares its matrix with a linear layer (tied weights) is in scope, once. If a layer
+    embeddings. A matrix that an embedding shares with a linear layer (tied weights) is in scope, once. If a layer
     computes its weight from parameters (weight_norm, spectral_norm, a custom parametrisation), the scope contains the
-    parameter whose zeros make the weight zero. If there is no such parameter (orthogonal), the layer has to be spared.
+    parameter whose zeros make the weight zero. If there is no such parameter (orthogonal), spare the layer.
 
-    A warning names stacked weights, such as those of a mixture of experts, that are neither in scope nor in `spare`.
+    A warning names stacked weights, such as a mixture of experts, that are neither in scope nor in `spare`.
 
     Args:
         model: any module.
-        spare: names, patterns (``fc*``, ``*.downsample.*``) or modules to leave out. A module spares all its
-            parameters, including those that it shares with others.
-        include: names, patterns or modules to add, of any kind.
+        spare: names, patterns (``fc*``, ``*.downsample.*``) or modules to leave out. A module stands for all its
+            parameters, including parameters that it shares with other modules.
+        include: names, patterns or modules to add, whatever the kind of layer.
         first_conv: whether the first convolution (in the order of definition) is in scope.
         output: whether the last linear or convolution layer (in the order of definition) is in scope.
-        biases, norms, embeddings: whether those are in scope too.
+        biases, norms, embeddings: whether biases, norms and embeddings are in scope too.
         types: further module classes whose weights (parameters of two or more dimensions) are in scope.
 
     Raises:
-        ScopeError: if a pattern matches nothing, nothing is left in scope, or a computed weight has no parameter whose
-            zeros make it zero.
+        ScopeError: if a pattern matches nothing, if nothing is left in scope, or if a computed weight has no parameter
+            whose zeros make the weight zero.
 
     Examples:
         >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Flatten(), nn.Linear(8, 4), nn.Linear(4, 2))
@@ -198,8 +197,8 @@ def _warn_of_experts(
 ) -> None:
     """Warn about stacked matrices, such as those of a mixture of experts, that are out of scope.
 
-    These are parameters with three or more dimensions in layers of unknown types, if they have at least 1 % of the
-    weights.
+    These are parameters with three or more dimensions in layers of unknown types. The warning is given if they have at
+    least 1 % of the model's weights.
     """
     known = (*_WEIGHTED, *NORMS, *EMBEDDINGS)
     sizes = {
@@ -224,14 +223,14 @@ def _warn_of_experts(
 def filter_by_scope_options(
     model: nn.Module, names: Iterable[str], *, spare: Patterns = (), first_conv: bool = True, output: bool = True
 ) -> set[str]:
-    """Return the names that remain in scope with these options, which are those of `scope`."""
+    """Return the `names` that the options `spare`, `first_conv` and `output` of `scope` do not leave out."""
     return set(names) - _find_spared(
         model, _find_parameters(model), to_name_tuple(spare), first_conv=first_conv, output=output
     )
 
 
 def filter_default_scope(model: nn.Module, names: Iterable[str]) -> set[str]:
-    """Return the names that are in the default `scope` of `model`.
+    """Return those of `names` that are in the default scope of `model`.
 
     Raises:
         ScopeError: see `scope`.
@@ -255,15 +254,15 @@ def _check_scope(value: object, name: str, model: object) -> object:
 
 
 def to_name_tuple(patterns: Patterns) -> tuple[str, ...]:
-    """Return names and patterns as a tuple; `entry_point` has already replaced modules by their names."""
+    """Return names and patterns as a tuple; modules must already be replaced by their names, as `entry_point` does."""
     return (patterns,) if isinstance(patterns, str) else tuple(cast("Iterable[str]", patterns))
 
 
 def _check_patterns(value: object, argument: str, model: nn.Module | None) -> tuple[str, ...]:
-    """Return names and patterns as a tuple, with modules replaced by their names.
+    """Return names and patterns as a tuple, in which modules are replaced by their names.
 
     Raises:
-        UsageError: for other values, and for modules that the model does not contain.
+        UsageError: for a value that is no name, pattern or module, and for a module that the model does not contain.
     """
     single = isinstance(value, (str, nn.Module, Tensor)) or not isinstance(value, Iterable)
     found: list[str] = []
@@ -302,15 +301,15 @@ ARGUMENT_CHECKS["scope"] = _check_scope
 
 
 def match_parameter_names(model: nn.Module, patterns: Patterns, argument: str) -> set[str]:
-    """Return the names of the parameters that patterns match, as in `scope`; error messages name the `argument`."""
+    """Return the names of the parameters that `patterns` match; error messages contain the name `argument`."""
     return set(_match_patterns(_find_parameters(model), to_name_tuple(patterns), argument))
 
 
 def match_names(names: Iterable[str], patterns: Iterable[str], argument: str) -> tuple[str, ...]:
-    """Return those of `names` that one of the patterns matches, as in `scope`, in the order of the names.
+    """Return those of `names` that match a pattern, in their order; patterns are those of `spare` in `scope`.
 
     Raises:
-        UsageError: for a pattern that matches no name; the message names the `argument`.
+        UsageError: for a pattern that matches no name; the message contains the name `argument`.
     """
     known, found = list(names), set[str]()
     for pattern in (patterns,) if isinstance(patterns, str) else patterns:
@@ -326,7 +325,7 @@ def match_names(names: Iterable[str], patterns: Iterable[str], argument: str) ->
 
 
 def first_and_last_layer_parameters(model: nn.Module) -> tuple[set[str], set[str]]:
-    """Return the parameter names of the first convolution, and of the last linear or convolution layer."""
+    """Return (parameter names of the first convolution, those of the last linear or convolution layer)."""
     owners = _find_parameters(model)
     first = _parameters_of_end_layer(model, owners, (_ConvNd,), last=False)
     return set(first), set(_parameters_of_end_layer(model, owners, _OUTPUTS, last=True))
@@ -344,14 +343,15 @@ def named_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def first_names_of_tied(model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> dict[str, str]:
-    """Return for each name the first name of the same parameter in `model`; they differ for tied weights."""
+    """Return name -> first name of the same parameter in `model`; the two names differ only for tied weights."""
     first = {id(parameter): name for name, parameter in named_parameters(model).items()}
     return {name: first[id(parameter)] for name, parameter in parameters.items()}
 
 
 def matching_parameters(model: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, nn.Parameter]:
-    """Return the parameters of `model` with exactly these names and shapes; a shared parameter may have any of its
-    names.
+    """Return the parameters of `model` with exactly these names and shapes, by name.
+
+    A shared parameter may be given under any of its names.
 
     Raises:
         ScopeError: if a parameter is missing or has another shape.
@@ -389,17 +389,18 @@ def _is_real_or_complex(parameter: nn.Parameter) -> bool:
 
 
 class _ParameterLocation(NamedTuple):
-    """A module attribute that holds a parameter, or a weight computed from it."""
+    """A module attribute that contains a parameter, or a weight computed from a parameter."""
 
     module: nn.Module
     local: str
     """Name of the attribute."""
     dimensions: int
+    """Number of dimensions of the parameter."""
 
 
 @dataclass(frozen=True)
 class _FoundParameter:
-    """A parameter of a model, all its normalised names, and the modules that use it."""
+    """A parameter of a model, with all its normalised names and the modules that use it."""
 
     parameter: nn.Parameter
     names: tuple[str, ...]
@@ -414,11 +415,11 @@ class _LayerKinds:
     weighted: tuple[type[nn.Module], ...] = _WEIGHTED
 
     def select_parameters(self, owners: Mapping[str, _FoundParameter]) -> set[str]:
-        """Return the names of the parameters that are in scope by the type of their layer."""
+        """Return the names of the parameters that are in scope because of the type of their layer."""
         return {name for name, owner in owners.items() if any(self._includes(*place) for place in owner.places)}
 
     def _includes(self, module: nn.Module, local: str, dimensions: int) -> bool:
-        """Return whether the attribute `local` of `module` is in scope."""
+        """Return whether the attribute `local` of `module`, with this number of dimensions, is in scope."""
         if isinstance(module, NORMS):
             return self.norms
         if isinstance(module, EMBEDDINGS):
@@ -457,11 +458,12 @@ def _find_parameters(model: nn.Module) -> dict[str, _FoundParameter]:
 def _find_ineffective(
     model: nn.Module, owners: Mapping[str, _FoundParameter], selected: set[str], included: set[str]
 ) -> set[str]:
-    """Return the selected parameters whose zeros do not make the weight computed from them zero, such as weight_norm's
-    g.
+    """Return the names in `selected` of parameters whose zeros do not make the weight computed from them zero.
+
+    An example is g of weight_norm.
 
     Raises:
-        ScopeError: naming layers whose weight no selected parameter can make zero.
+        ScopeError: if no selected parameter can make the weight of a layer zero; the message names such layers.
     """
     names = {id(owner.parameter): name for name, owner in owners.items()}
     layers = {id(module): name or type(model).__name__ for name, module in model.named_modules()}
@@ -516,7 +518,7 @@ def _list_names(names: list[str]) -> str:
 
 
 def _pattern_covers(pattern: str, name: str) -> bool:
-    """Return whether the pattern matches the parameter's name, or the name of a module that contains it."""
+    """Return whether `pattern` matches the parameter name `name`, or the name of a module around the parameter."""
     parts = name.split(".")
     return any(fnmatchcase(".".join(parts[:length]), pattern) for length in range(1, len(parts) + 1))
 

@@ -16,25 +16,23 @@ from ticketry_engine.errors import UsageError
 
 @dataclass(frozen=True)
 class Pattern:
-    """The pattern of weights that a synthetic mask retains."""
+    """States which weights a synthetic mask retains: single weights, or random columns of groups of rows."""
 
     kind: str
     """unstructured, groups or channels."""
     rows: int = 1
-    """Smallest number of rows of a group, if the layer has that many."""
+    """Smallest number of rows of a group; a layer with fewer rows has a single group."""
     any_order: bool = False
-    """Whether the rows of a group may be anywhere in the layer; otherwise they are adjacent."""
+    """Whether the rows of a group may be anywhere in the layer; otherwise the rows are adjacent."""
     pairs: bool = False
-    """Whether adjacent inputs (2c and 2c + 1 of a kernel position) are retained or removed together, because bf16
-    kernels multiply them in pairs.
-    """
+    """Whether the inputs 2c and 2c + 1 at a kernel position are retained or removed together, as bf16 kernels need."""
 
     @classmethod
     def parse(cls, text: str) -> Pattern:
-        """Parse ``unstructured``, ``channels``, ``groups:16`` (16 adjacent rows share columns) or ``groups:4:any`` (any
-        rows).
+        """Parse the text of a pattern, such as ``unstructured``, ``channels`` or ``groups:16``.
 
-        In ``groups:32:pairs`` and ``groups:32:any:pairs`` adjacent inputs are retained or removed together.
+        In ``groups:16``, 16 adjacent rows retain the same columns; in ``groups:4:any``, any 4 rows do. In
+        ``groups:32:pairs`` and ``groups:32:any:pairs``, pairs of adjacent inputs are retained or removed together.
 
         Raises:
             UsageError: for any other text.
@@ -60,8 +58,8 @@ class Pattern:
 def synthetic(model: nn.Module, pattern: Pattern | str, density: float, *, seed: int = 0) -> Mask:
     """Return a random mask with the same density in every weight of `ticketry.scope(model)`.
 
-    A weight is viewed as rows (outputs) times columns (inputs times kernel positions). Of n columns, a group of rows
-    retains round(density * n), at least one. Unstructured masks retain that fraction of each weight tensor.
+    A weight is viewed as rows (outputs) times columns (inputs times kernel positions). Of n columns, each group of rows
+    retains round(density * n), at least one. An unstructured mask retains the fraction `density` of each weight tensor.
 
     Raises:
         UsageError: for an invalid pattern, whole channels, or a density outside (0, 1].
@@ -87,9 +85,9 @@ def synthetic(model: nn.Module, pattern: Pattern | str, density: float, *, seed:
 
 
 def split_rows(rows: int, pattern: Pattern, generator: torch.Generator) -> list[Tensor]:
-    """Divide rows into as many groups as `pattern.rows` permits, of sizes as equal as possible.
+    """Divide `rows` rows into groups of at least `pattern.rows`, of sizes as equal as possible.
 
-    If both the group size and the number of rows are multiples of 16, so are the sizes of all groups.
+    If `pattern.rows` and `rows` are both multiples of 16, the sizes of all groups are multiples of 16 too.
     """
     unit = 16 if pattern.rows % 16 == 0 and rows % 16 == 0 else 1
     count = max(1, rows // pattern.rows)
@@ -100,7 +98,10 @@ def split_rows(rows: int, pattern: Pattern, generator: torch.Generator) -> list[
 
 
 def _random_columns(shape: torch.Size, pairs: bool, density: float, generator: torch.Generator) -> Tensor:
-    """Return bool [inputs * kernel positions] that marks the random columns which a group retains."""
+    """Return bool [inputs * kernel positions] that marks the random columns that a group retains.
+
+    With `pairs`, adjacent inputs are marked together.
+    """
     inputs, positions = shape[0] if shape else 1, shape[1:].numel()
     if not pairs:
         return _random_flags(inputs * positions, density, generator)

@@ -14,7 +14,7 @@ _LARGEST_COUNT = 10**18
 
 
 class LayerDensity(Struct, frozen=True):
-    """The number of elements of a tensor in scope, and how many of them a mask retains."""
+    """Contains the number of elements of a tensor (`total`), and how many of them a mask retains (`kept`)."""
 
     name: str
     kept: Annotated[int, Meta(ge=0, le=_LARGEST_COUNT)]
@@ -27,12 +27,12 @@ class LayerDensity(Struct, frozen=True):
 
     @property
     def density(self) -> float:
-        """Fraction retained; 0 for an empty tensor."""
+        """Fraction of the elements that the mask retains; 0 for a tensor without elements."""
         return self.kept / self.total if self.total else 0.0
 
 
 class LayerTable(tuple[LayerDensity, ...]):
-    """The tensors of a mask in order; prints as a table with a row for all together, then one for each."""
+    """Contains a `LayerDensity` for each tensor of a mask; prints as a table that begins with the sum of all."""
 
     __slots__ = ()
 
@@ -42,7 +42,7 @@ class LayerTable(tuple[LayerDensity, ...]):
 
 
 def format_layer_lines(rows: Iterable[LayerDensity]) -> list[str]:
-    """Return a header and one line per row, in columns."""
+    """Return the lines of a text table with aligned columns: a header, then a line for each row."""
     named = [(one_line(row.name), row) for row in rows]
     width = max(len(name) for name in ("layer", *(name for name, _ in named)))
     return [
@@ -55,16 +55,16 @@ def format_layer_lines(rows: Iterable[LayerDensity]) -> list[str]:
 
 
 MOST_ROWS = 30
-"""Largest number of rows of a table; a last line states how many are left out."""
+"""Largest number of rows of an HTML table; a last line states how many rows are left out."""
 
 
 def html_table(title: str, head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """Return an HTML table with a title; numbers are aligned to the right, and text is escaped.
+    """Return an HTML table with a title; numbers are aligned to the right, and text is escaped for HTML.
 
     Args:
         title: caption of the table.
-        head: names of the columns; empty for a table without a head.
-        rows: cells. Whole numbers get thousands separators, other numbers four digits.
+        head: names of the columns; empty for a table without a header.
+        rows: the cells of each row. Whole numbers get thousands separators, other numbers four digits.
     """
     every = list(rows)
     shown = [f"<tr>{''.join(_format_cell(value) for value in row)}</tr>" for row in every[:MOST_ROWS]]

@@ -1,4 +1,4 @@
-"""How a call of a model multiplies by its weights: how often each is used, and which dimensions are summed over."""
+"""Find how a call of a model multiplies by its weights: how often by each, and over which dimensions products sum."""
 
 from __future__ import annotations
 
@@ -36,20 +36,20 @@ _FACTOR_POSITIONS = {
     "mv": (0, 1),
     "addmv": (1, 2),
 }
-"""Operation -> argument positions of its two factors.
+"""Operation -> positions of the two factors among its arguments.
 
-The operation sums over the last axis of the first factor and the second last of the second.
+The operation sums over the last axis of the first factor, and over the last but one axis of the second factor.
 """
 
 
 @dataclass(frozen=True)
 class FactorUse:
-    """How a matrix product or convolution uses a parameter or a part of it."""
+    """States how a matrix product or convolution uses a parameter, or a part of a parameter."""
 
     summed: frozenset[int]
-    """Dimensions of the parameter that are summed over: its inputs."""
+    """Dimensions of the parameter over which the product sums: the inputs."""
     rows: frozenset[int]
-    """Dimensions along which each index gives an output; the remaining ones index separate products."""
+    """Dimensions of the parameter that become outputs; any further dimensions index separate products."""
     convolution: bool = False
     groups: int = 1
 
@@ -57,9 +57,9 @@ class FactorUse:
 def find_factor_uses(
     model: nn.Module, parameters: Mapping[str, Tensor], example_inputs: Any
 ) -> dict[str, set[FactorUse]]:
-    """Return how products in a call of `model` use each parameter; an empty set if none does.
+    """Return how products in a call of `model` use each parameter; the set is empty if no product uses it.
 
-    Parameters are recognised by their memory, so a product with a tensor computed from a parameter does not count.
+    Parameters are recognised by their memory, so products with a tensor computed from a parameter do not count.
     """
     products = _ProductRecorder(parameters)
     with torch.inference_mode(False), _without_fused_layers(), products:
@@ -70,11 +70,11 @@ def find_factor_uses(
 def multiplications_per_weight(
     model: nn.Module, parameters: Mapping[str, Tensor], example_inputs: Any
 ) -> dict[str, int]:
-    """Return parameter name -> number of multiplications by each of its weights in one call, in evaluation mode.
+    """Return parameter name -> how often each of its weights is multiplied by in a call, in evaluation mode.
 
-    `COUNTED_LAYERS` are counted from the size of their outputs, even if the model is sharded over several devices.
-    Other uses, such as `linear(x, self.encoder.weight.t())`, are counted from the products that torch computes. The
-    larger count applies.
+    For layers in `COUNTED_LAYERS`, the number is computed from the size of their outputs, which works even if the model
+    is sharded over several devices. Other uses, such as `linear(x, self.encoder.weight.t())`, are counted from the
+    products that torch computes. If the two counts differ, the larger is returned.
     """
     by_layers = dict.fromkeys(parameters, 0)
     names = {id(parameter): name for name, parameter in parameters.items()}
@@ -99,11 +99,10 @@ def multiplications_per_weight(
 
 
 def count_multiplications(model: nn.Module, scope: Scope, example_inputs: Any) -> dict[str, int]:
-    """Return parameter name -> number of multiplications by each of its weights; raise an error if a parameter has
-    none.
+    """Return parameter name -> how often each of its weights is multiplied by in a call of `model`.
 
-    All calls of a layer and other uses of its weight in one call of `model` in evaluation mode are counted. Padding
-    counts like any other input.
+    The model is called in evaluation mode. All calls of a layer and all other uses of its weight are counted. Padding
+    counts like any other input. A parameter that is never multiplied by is an error.
 
     Args:
         model: the model with the parameters.
@@ -137,7 +136,7 @@ def countable_parameters(model: nn.Module, scope: Scope) -> list[str]:
 
 @contextmanager
 def _without_fused_layers() -> Iterator[None]:
-    """Within the block, disable torch's fused transformer layer, whose products a dispatch mode does not see."""
+    """Within the block, disable torch's fused transformer layers, because dispatch modes do not see their products."""
     enabled = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
@@ -147,9 +146,9 @@ def _without_fused_layers() -> Iterator[None]:
 
 
 class _ProductRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """A dispatch mode that records products in which a parameter, or a view of one, is a factor.
+    """A dispatch mode that records products in which a parameter, or a view of a parameter, is a factor.
 
-    Views matter, because attention reads keys and values from one part of a weight and queries from another.
+    Views matter, because attention reads keys and values from one part of a weight and queries from another part.
     """
 
     def __init__(self, parameters: Mapping[str, Tensor]) -> None:
@@ -194,7 +193,7 @@ class _ProductRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.uses[name].add(FactorUse(_covered_dimensions(parameter, factor, summed), rows))
 
     def _find_parameter(self, tensor: Any) -> str | None:
-        """Return the name of the parameter that a tensor is a view of; None if it is of none."""
+        """Return the name of the parameter that `tensor` is a view of; None if there is no such parameter."""
         if not isinstance(tensor, Tensor) or not (address := _data_address(tensor)):
             return None
         before = bisect_right(self._addresses, address, key=itemgetter(0)) - 1
@@ -203,7 +202,7 @@ class _ProductRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def _covered_dimensions(parameter: Tensor, view: Tensor, axis: int) -> frozenset[int]:
-    """Return the dimensions of a parameter that an axis of a view of it covers; several if the view merges them."""
+    """Return the dimensions of a parameter that the given axis of a view covers; several if the view merges them."""
     length, stride = view.shape[axis], view.stride(axis)
     found: set[int] = set()
     while length > 1:
