@@ -1,4 +1,4 @@
-"""Parses and checks ``--on`` and ``runner=``, which choose where a lab trains, before anything is trained."""
+"""Parse and check ``--on`` and ``runner=``, which choose where a lab trains, before anything is trained."""
 
 from __future__ import annotations
 
@@ -15,28 +15,30 @@ from ticketry.lab.runners.place import Place, default_workers, takes_details
 from ticketry.lab.runners.runner import RUNNERS, MakeRunner, Runner
 
 MANY = 1000
-"""Number of segments that are sent at once to workers on other machines; their scheduler decides how many train."""
+"""Number of segments that may be sent to workers on other machines at once; a scheduler there decides when to train."""
 IN_PROCESS, PROCESSES = "in-process", "processes"
 
 
 @dataclass(frozen=True)
 class Choice:
-    """A checked choice of a runner; the runner is built when the first segment is trained."""
+    """Describes the chosen runner (the object that trains segments), which is built when training begins."""
 
     name: str
     workers: int
-    """Number of trainings side by side; 0 if they train one after another in this process."""
+    """Number of trainings side by side; 0 if this process trains them one after another."""
     elsewhere: bool
     """Whether workers may be on other machines, which must be able to build the task by its name."""
     make: Callable[[OnEvent], Runner]
+    """Builds the runner, given a listener for events."""
 
 
 def choose_runner(runner: str | Executor, workers: int) -> Choice:
-    """Check a runner and its details.
+    """Return the choice of a runner, after checking the runner's name and details.
 
     Args:
-        runner: NAME or NAME:DETAILS, an executor, or an empty text for in-process or, with workers, processes.
-        workers: number of local processes; 0 if the runner knows its own number.
+        runner: NAME or NAME:DETAILS, or an executor. An empty text means this process, or local processes if `workers`
+            is above 0.
+        workers: number of local processes; 0 if the runner itself determines its number of workers.
 
     Raises:
         UsageError: for an unknown runner or an invalid detail.
@@ -86,7 +88,7 @@ def _wrap_executor(executor: Executor, on_event: OnEvent) -> Runner:
 
 
 def _make_custom(name: str, make: Callable[[OnEvent], Runner], on_event: OnEvent) -> Runner:
-    """Build a user-defined runner; `UsageError` if its arguments or its methods are not those of a runner."""
+    """Build a user-defined runner; raise `UsageError` if it takes other arguments or lacks a method of `Runner`."""
     try:
         inspect.signature(make).bind(on_event)
     except TypeError as error:

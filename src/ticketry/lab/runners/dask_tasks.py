@@ -1,4 +1,4 @@
-"""Training on a Dask cluster: each segment is a task of `Client.get_executor`."""
+"""Train on a Dask cluster; each segment is a task of `Client.get_executor`."""
 
 from __future__ import annotations
 
@@ -22,19 +22,17 @@ _LOCAL = {
     "distributed.admin.system-monitor.interval": "10s",
     "distributed.worker.memory.monitor-interval": "500ms",
 }
-"""Configuration of local workers. A daemonic process could not start processes that read examples, nor ranks. By
-default workers inspect themselves every 10 to 500 ms, in a thread that competes with the training.
-
-Measured: trainings with short steps took a tenth longer (`benchmarks/runners.py`)."""
+"""Dask's configuration for local workers. They are not daemonic, so that they can start further processes. They inspect
+themselves less often than by default, when trainings with short steps took a tenth longer (`benchmarks/runners.py`)."""
 
 _log = logging.getLogger(__name__)
 
 
 class DaskRunner(ExecutorRunner):
-    """Trains in tasks of Dask: ``dask:HOST:PORT`` of a scheduler, or ``dask:local`` with workers on this machine.
+    """Trains in tasks of Dask: ``dask:HOST:PORT`` with a scheduler's address, or ``dask:local`` with workers here.
 
-    An address may begin with ``tcp://`` or ``tls://``. ``workers=N`` and ``memory=`` (a limit) are for local workers.
-    ``gpus=`` requests the resource GPU.
+    An address may begin with ``tcp://`` or ``tls://``. With ``dask:local``, ``workers=N`` sets the number of workers,
+    and ``memory=`` their memory limit. ``gpus=`` requests that many units of Dask's resource GPU for each training.
     """
 
     def __init__(self, workers: int, on_event: OnEvent, place: Place) -> None:
@@ -42,7 +40,7 @@ class DaskRunner(ExecutorRunner):
 
     @staticmethod
     def check(place: Place) -> None:
-        """Raise for an unknown option, a missing address, or if `distributed` is not installed."""
+        """Raise an error if an option is unknown, if the address is missing, or if `distributed` is not installed."""
         place.check((*RESOURCES, "workers"))
         place.parse_count("workers", 1)
         place.resources_per_training()
@@ -58,8 +56,9 @@ class DaskRunner(ExecutorRunner):
 
 
 def execute_on_dask(request: str) -> str:
-    """Run `execute` in a thread of a Dask worker; the worker's status tells when it must end, since Dask sends no
-    signal.
+    """Carry out a request in a thread of a Dask worker, and return the answer of `execute`.
+
+    The training stops when Dask closes the worker; this is seen from the worker's status, since Dask sends no signal.
     """
     from distributed import get_worker
     from distributed.core import Status
@@ -70,7 +69,7 @@ def execute_on_dask(request: str) -> str:
 
 
 class _Tasks(Pool):
-    """Tasks of a Dask client. Dask repeats lost tasks itself; the runner sends tasks again that Dask has given up."""
+    """Sends requests as tasks of a Dask client; Dask itself repeats lost tasks, until it gives them up."""
 
     def __init__(self, place: Place) -> None:
         import dask
@@ -123,7 +122,7 @@ class _Tasks(Pool):
 
 
 def _hide_error(record: logging.LogRecord) -> bool:
-    """Hide log messages of Dask's client, whose errors the runner reports in one sentence."""
+    """Return whether to show a log message of Dask's client; errors are hidden, because the runner reports them."""
     if record.levelno >= logging.ERROR:
         _log.debug("Dask's client: %s", record.getMessage(), exc_info=record.exc_info)
     return record.levelno < logging.ERROR

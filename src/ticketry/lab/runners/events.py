@@ -1,4 +1,4 @@
-"""Progress of segments: the events that a runner sends, and a summary of them for displays."""
+"""Define the events that report the progress of segments, and a summary of events for displays."""
 
 from __future__ import annotations
 
@@ -10,32 +10,35 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Event:
-    """Progress of a segment.
+    """Reports progress in training the segment with the key `key`, from step `first` to step `last`.
 
-    Kinds: started (submitted), waiting (for another process that trains it), progress, stored (a stop was requested and
-    the state is stored), lost (the worker is gone; another one resumes at the step), finished, cached (it was in the
-    store), aside (finished without a new result: a timing in another store, or weights that a bundle left out).
+    Kinds: started (submitted), waiting (for another process that trains the segment), progress, stored (the training
+    was stopped, and its state is stored), lost (the worker is gone, and another worker resumes at the step), finished,
+    cached (the result was in the store), aside (finished without a new result: a timing in another store, or weights
+    that a bundle left out).
     """
 
     kind: str
     key: str
     first: int
     step: int
+    """The step that the training has reached."""
     last: int
     label: str = ""
+    """Name of the training for displays."""
 
 
 OnEvent = Callable[[Event], None]
 
 
 class Activity:
-    """Counts the events of a lab and remembers which segments are in training. Safe for several threads."""
+    """Summarises the events of a lab: counts, and the segments in training. Several threads may call it."""
 
     def __init__(self) -> None:
         self.trained = self.asked = 0
-        """Trained segments, and requested segments; the difference was in the store."""
+        """Numbers of trained and of requested segments; the results of all others were in the store."""
         self.since = 0.0
-        """Time of the first training step in seconds since 1970; 0 before it. The start of workers is not included."""
+        """Time of the first progress in seconds since 1970; 0 before. Workers have been started by then."""
         self.at_once = 0
         """Largest number of segments in training at the same time."""
         self._active: dict[str, Event] = {}

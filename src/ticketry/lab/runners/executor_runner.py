@@ -1,4 +1,4 @@
-"""The runner that trains on a `concurrent.futures.Executor`: local processes, Ray, Dask, Slurm, or a user's own."""
+"""Train on a `concurrent.futures.Executor`: local processes, Ray, Dask, Slurm, or a user's own executor."""
 
 from __future__ import annotations
 
@@ -25,57 +25,65 @@ from ticketry.lab.training.job import Work
 from ticketry.lab.training.segment import Segment
 
 LOSSES = 3
-"""Number of workers lost in a row, without a newer stored state in between, after which a segment fails."""
+"""Number of workers that may be lost in succession; then the segment fails. A newer stored state resets the count."""
 STOP_SECONDS = 30.0
-"""Time that workers have to store their states when the driver asks to stop."""
+"""Seconds that workers have to store their states when the driver asks them to stop."""
 _POLL_SECONDS = 1.0
-"""Minimum time between two reads of the workers' progress."""
+"""Minimum seconds between two reads of the workers' progress."""
 _POLL_SHARE = 0.02
-"""Maximum share of the driver's time for reading progress."""
+"""Maximum share of the driver's time that reading progress may take."""
 _ALIVE_SECONDS = 600.0
-"""Time between two signs of life of the driver."""
+"""Seconds after which the driver announces again in the store that it is alive."""
 
 _log = logging.getLogger(__name__)
 
 
 class Pool:
-    """An executor and how to use it. This class suits executors that a user passes, and does not shut them down."""
+    """Sends requests to the workers of an executor; subclasses do so for local processes, Ray, Dask and Slurm.
+
+    This class itself is for an executor that a user passes; `close` does not shut that executor down.
+    """
 
     name: str
     advice = "They were killed, ran out of memory, or their machines went away"
-    """Appended to the error for lost workers."""
+    """Part of the error message for lost workers."""
     local = False
-    """Whether workers are processes of this command, so that a signal to one of them stops the command."""
+    """Whether workers are processes of this command; then a signal to a worker stops the whole command."""
 
     def __init__(self, executor: Executor, name: str = "") -> None:
         self.executor, self.name = executor, name or type(executor).__name__
 
     def submit(self, request: str, needs: Needs) -> Future[str]:
-        """Run `execute` with a request in a worker; the future returns its answer, or an error of the executor."""
+        """Send a request to a worker, and return the future for the worker's answer.
+
+        Args:
+            request: a `Request` as JSON text.
+            needs: resources of the training.
+        """
         return self.executor.submit(execute, request)
 
     def is_loss(self, error: BaseException) -> bool:
-        """Return whether an error means that the worker was lost, so that another worker should try."""
+        """Return whether an error means that the worker was lost; the request is then sent to another worker."""
         return isinstance(error, ConnectionError)
 
     def explain(self, error: BaseException) -> str:
-        """Return the description of an error of the executor."""
+        """Return the text that describes an error of the executor to the user."""
         return f"{type(error).__name__}: {error}"
 
     def interrupt(self) -> None:
-        """Make workers notice a request to stop at once; by default they look every second."""
+        """Make workers notice a request to stop at once, without waiting for their check every second."""
 
     def give_up(self, future: Future[str]) -> None:
-        """Abandon a training that did not stop in time."""
+        """Cancel the request with this future, because its training did not stop in time."""
         future.cancel()
 
     def close(self) -> None:
-        """Release the workers, which have finished all trainings."""
+        """End the workers or disconnect from them, after all trainings have ended."""
 
 
 @dataclass
 class _SentSegment:
-    """A segment that was sent to a worker, with its progress."""
+    """Holds a segment that was sent to a worker, the futures for the answer, and the progress so far."""
 
     order: Order
     segment: Segment
@@ -85,7 +93,7 @@ class _SentSegment:
     future: Future[str] | None = None
     losses: int = 0
     furthest: int = -1
-    """Step of the newest stored state when the last worker was lost."""
+    """Step of the newest stored state at the time when a worker was last lost; -1 if none was."""
     worker: str = ""
     reported: tuple[str, int] = ("", -1)
 
@@ -97,17 +105,17 @@ class _SentSegment:
 
 
 class ExecutorRunner:
-    """Trains on an executor, through a store that all workers see.
+    """Trains segments on the workers of an executor, which must all have access to the store.
 
-    Workers report progress and notice a request to stop through files in the store. If a worker is lost, another one
-    resumes from the last stored state. An error of the training itself is never retried.
+    Workers report progress, and receive requests to stop, through messages in the store. If a worker is lost, another
+    worker resumes from the last stored state. A training that raises an error is not repeated.
     """
 
     def __init__(self, pool: Pool, place: Place, on_event: OnEvent) -> None:
         self._pool, self._place, self._on_event = pool, place, on_event
         self._driver = uuid.uuid4().hex
         self._live: dict[str, Messages] = {}
-        """Files by which drivers and workers communicate, by the address of their store."""
+        """Messages between this process and its workers, by the address of the store that contains them."""
         self._sent: dict[int, _SentSegment] = {}
         self._answers: queue.SimpleQueue[tuple[_SentSegment, Future[str]] | None] = queue.SimpleQueue()
         self._guard = threading.RLock()
@@ -185,7 +193,12 @@ class ExecutorRunner:
             self._resend(sent, f"it received signal {found['number']}")
 
     def _resend(self, sent: _SentSegment, why: str) -> None:
-        """Send the segment to another worker, which resumes from the last stored state; fail after `LOSSES` losses."""
+        """Send a segment to another worker after a loss; if `LOSSES` workers were lost in succession, raise an error.
+
+        Args:
+            sent: the segment.
+            why: why the worker was lost, for the error message.
+        """
         furthest = open_store(sent.order.store).last_stored_step(sent.segment.trajectory, sent.segment.last)
         sent.losses = 1 if furthest > sent.furthest else sent.losses + 1
         sent.furthest = furthest
@@ -279,7 +292,7 @@ class ExecutorRunner:
                 self._set_result(sent, self._interruption(message))
 
     def _has_reported(self, sent: _SentSegment) -> bool:
-        """Return whether the segment's worker has reported anything; before that it has nothing to store."""
+        """Return whether the segment's worker has begun to train, that is, has reported any progress."""
         return bool(sent.live.read_message(sent.segment.key))
 
     def close(self) -> None:

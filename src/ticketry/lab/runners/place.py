@@ -1,4 +1,4 @@
-"""Parses ``--on`` and ``runner=``: the name of a runner and its options."""
+"""Parse the text of ``--on`` and ``runner=``: the name of a runner, an address and options."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from ticketry.errors import UsageError
 from ticketry.lab.runners.runner import RUNNERS, MakeRunner
 
 RESOURCES = ("cpus", "gpus", "memory")
-"""Options that set the resources of one training."""
+"""Names of the options that set the resources of one training."""
 _UNITS = {"": 1, "kb": 1000, "mb": 1000**2, "gb": 1000**3, "tb": 1000**4}
 _SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([kmgt]?b?)", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
 class Needs:
-    """Resources of one training."""
+    """Numbers of cores and GPUs, and memory, that one training needs."""
 
     cpus: float = 1
     gpus: float = 0
     memory: int | None = None
-    """Bytes."""
+    """Bytes of memory; None if there is no limit."""
 
 
 @dataclass(frozen=True)
 class Place:
-    """A runner's name and details, written ``NAME:ADDRESS,option=value,…``."""
+    """Holds the name, the address and the options of a runner, written ``NAME:ADDRESS,option=value,…``."""
 
     name: str
     address: str = ""
@@ -38,7 +38,7 @@ class Place:
 
     @classmethod
     def parse(cls, text: str) -> Place:
-        """Parse NAME, NAME:DETAILS of a runner that has details, or module:object.
+        """Parse a text that is NAME, NAME:DETAILS (for a runner that accepts details), or module:object.
 
         Raises:
             UsageError: for a repeated option, an option without a value, or a second address.
@@ -61,13 +61,13 @@ class Place:
         return cls(name, address, options)
 
     def check(self, known: tuple[str, ...]) -> None:
-        """Raise `UsageError` for an unknown option, with the nearest known one."""
+        """Raise `UsageError` if there is an option that is not in `known`; the message suggests a similar one."""
         for option in self.options:
             if option not in known:
                 raise UsageError(f"--on {self.name}: has no option {option!r}: {list_choices(option, known)}")
 
     def parse_number(self, option: str, default: float) -> float:
-        """Return an option as a number of at least 0."""
+        """Return the value of an option as a number of at least 0; `default` if the option is not given."""
         text = self.options.get(option)
         if text is None:
             return default
@@ -80,7 +80,7 @@ class Place:
         return value
 
     def parse_count(self, option: str, default: int) -> int:
-        """Return an option as a whole number above 0."""
+        """Return the value of an option as a whole number above 0; `default` if the option is not given."""
         text = self.options.get(option)
         if text is None:
             return default
@@ -89,7 +89,7 @@ class Place:
         return int(text)
 
     def parse_size(self, option: str = "memory") -> int | None:
-        """Return an option that is a size such as 8GB, or None."""
+        """Return the bytes for an option such as ``memory=8GB``; None if the option is not given."""
         text = self.options.get(option)
         if text is None:
             return None
@@ -100,15 +100,18 @@ class Place:
         return int(float(found[1]) * _UNITS[unit if unit.endswith("b") or not unit else f"{unit}b"])
 
     def resources_per_training(self, threads: int = 1, device: str = "cpu", ranks: int = 1) -> Needs:
-        """Return the resources of one training: by default a core for each thread of each rank, and a GPU for each rank
-        that trains on one. Fractions let several trainings share a GPU or a core."""
+        """Return the resources of one training, from the options ``cpus``, ``gpus`` and ``memory``.
+
+        By default a training gets a core for each thread of each of its `ranks` (processes), and on the device cuda a
+        GPU for each rank. With fractions, several trainings share a GPU or a core.
+        """
         cpus = self.parse_number("cpus", float(threads * ranks))
         gpus = self.parse_number("gpus", float(ranks * (device == "cuda")))
         return Needs(cpus, gpus, self.parse_size())
 
 
 def takes_details(make: MakeRunner) -> bool:
-    """Return whether a runner accepts details after its name."""
+    """Return whether a runner accepts an address and options after its name."""
     return "place" in inspect.signature(make).parameters
 
 

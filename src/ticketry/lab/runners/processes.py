@@ -1,4 +1,4 @@
-"""The runner that trains in several local processes."""
+"""Train segments in several local processes."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from ticketry.lab.runners.worker import execute
 from ticketry.lab.signals import block_signals, unblock_signals
 
 _LEAVE_SECONDS = 2.0
-"""Seconds after its answer at which a process ends that received a signal."""
+"""Seconds between the answer and the end of a process that has received a signal to end."""
 
 
 class ProcessRunner(ExecutorRunner):
-    """Trains in local processes, one segment in each; they end when this process does, however it ends."""
+    """Trains segments in local processes, one segment at a time in each; the processes end with this process."""
 
     def __init__(self, workers: int, on_event: OnEvent) -> None:
         if workers < 1:
@@ -34,7 +34,7 @@ class ProcessRunner(ExecutorRunner):
 
 
 class _Processes(Pool):
-    """A process pool of the standard library that is rebuilt after a process was lost."""
+    """Sends requests to a process pool of the standard library, and builds a new pool after a process was lost."""
 
     advice = (
         "A worker process was killed, ran out of memory, or the script that started it is not guarded by"

@@ -1,4 +1,4 @@
-"""Training on a Ray cluster: each segment is a task with its resources."""
+"""Train on a Ray cluster; each segment is a Ray task that requests the resources of one training."""
 
 from __future__ import annotations
 
@@ -17,21 +17,22 @@ from ticketry.lab.runners.place import RESOURCES, Needs, Place
 from ticketry.lab.runners.worker import execute
 
 CONNECT_SECONDS = 10.0
-"""Time that a cluster has to answer."""
+"""Seconds that a cluster has to answer."""
 _CLIENT = "ray://"
 _KEEPALIVE = {"RAY_grpc_client_keepalive_time_ms": 20_000, "RAY_grpc_client_keepalive_timeout_ms": 20_000}
-"""Time after which Ray checks a silent connection, and time to answer; its defaults are 5 and 2 minutes.
+"""Environment variables for Ray: milliseconds after which Ray checks a silent connection, and milliseconds to answer.
 
-A task on a machine that vanished counts as running until its connection is closed. Ray reads these variables when it is
-first imported.
+Ray's defaults are 5 and 2 minutes. A task on a machine that vanished counts as running until its connection is closed.
+Ray reads these variables when it is first imported.
 """
 
 
 class RayRunner(ExecutorRunner):
-    """Trains in tasks of Ray: on a cluster, ``ray:HOST:PORT``, or ``ray`` on this machine.
+    """Trains in tasks of Ray: ``ray:HOST:PORT`` on the cluster at an address, or ``ray`` without an address.
 
-    ``cpus=``, ``gpus=`` and ``memory=`` are for one training. Without an address Ray uses the cluster it knows here, or
-    starts one that ends with the search. ``env=FILE`` is a runtime environment of Ray in JSON.
+    Without an address, Ray uses the cluster that is configured on this machine, or starts a cluster that ends with the
+    search. ``cpus=``, ``gpus=`` and ``memory=`` are for one training. ``env=FILE`` is a JSON file with a runtime
+    environment of Ray.
     """
 
     def __init__(self, workers: int, on_event: OnEvent, place: Place) -> None:
@@ -39,14 +40,14 @@ class RayRunner(ExecutorRunner):
 
     @staticmethod
     def check(place: Place) -> None:
-        """Raise for an unknown option, an invalid number, or if Ray is not installed."""
+        """Raise an error if an option is unknown, if a number is invalid, or if Ray is not installed."""
         place.check((*RESOURCES, "env"))
         place.resources_per_training()
         needs("ray", "ray", "training on Ray")
 
 
 class _Tasks(Pool):
-    """Tasks of Ray without Ray's retries: the runner itself sends lost tasks again, from the last stored state."""
+    """Sends requests as tasks of Ray; Ray's own retries are off, because the runner sends lost tasks again itself."""
 
     name = "Ray"
 
@@ -65,10 +66,13 @@ class _Tasks(Pool):
         self._refs: dict[Future[str], Any] = {}
 
     def _stay_connected(self, connected: Future[None]) -> None:
-        """Connect, and keep this thread alive until `close`.
+        """Connect to Ray in this thread, and keep the thread alive until `close`.
 
-        Processes that Ray starts here end with the thread that started them (Linux, prctl(2), PR_SET_PDEATHSIG), and
-        the first thread that trains may belong to one of several replicates.
+        Processes that Ray starts on Linux end with the thread that started them (prctl(2), PR_SET_PDEATHSIG). The
+        thread that trains first would end too early for that.
+
+        Args:
+            connected: future that is set when Ray is connected, or gets the error.
         """
         try:
             self._connect(self._place.address)
@@ -130,7 +134,7 @@ class _Tasks(Pool):
 
 
 def _read_environment(place: Place) -> dict[str, Any] | None:
-    """Read the JSON file that ``env=`` names."""
+    """Return the content of the JSON file that the option ``env=`` names; None without this option."""
     if "env" not in place.options:
         return None
     try:
@@ -143,7 +147,13 @@ def _read_environment(place: Place) -> dict[str, Any] | None:
 
 
 def check_port(address: str, what: str, seconds: float = CONNECT_SECONDS) -> None:
-    """Raise `RunnerError` unless a server answers at HOST:PORT within some seconds."""
+    """Raise `RunnerError` if no server answers at the address HOST:PORT within `seconds`.
+
+    Args:
+        address: the address.
+        what: name of the server for the error message.
+        seconds: time that the server has to answer.
+    """
     host, _, port = address.rpartition(":")
     if not host or not port.isdecimal() or not 0 < int(port) < 65536:
         raise RunnerError(f"the address of {what} is HOST:PORT, not {address!r}")

@@ -1,4 +1,4 @@
-"""Requests to workers and their answers, as JSON text, which any channel can carry and which contains no code."""
+"""Build and read requests to workers and the workers' answers; both are JSON text and contain no code."""
 
 from __future__ import annotations
 
@@ -29,18 +29,21 @@ from ticketry.version import __version__
 VERSION = 2
 """Version of requests and answers."""
 _ENVIRONMENT = "TICKETRY_"
-"""Environment variables with this prefix travel with a request, except `_PER_MACHINE`."""
+"""Prefix of environment variables that are sent with a request, except those in `_PER_MACHINE`."""
 _PER_MACHINE = ("TICKETRY_CACHE",)
 """Variables that are not sent, because they name folders of the driver's machine."""
 
 
 @dataclass(frozen=True)
 class Request:
-    """A segment to train, in a form that a process on another machine can read."""
+    """Asks a worker to train a segment, in a form that a process on another machine can read.
+
+    The driver is the process that sends the request.
+    """
 
     version: int
     driver: str
-    """Name of the driver, under which the store holds progress and the request to stop, see `store.live`."""
+    """Unique name of the driver; it is part of the names of messages in the store, see `store.live`."""
     key: str
     store: str
     data: str | None
@@ -48,11 +51,11 @@ class Request:
     measure: bool
     weights: bool
     task: dict[str, Any]
-    """How to build the task: name, model, options."""
+    """What is needed to build the task: name, model, options."""
     segment: dict[str, Any]
-    """Description of the segment."""
+    """Description of the segment, see `Segment.describe`."""
     modules: list[str]
-    """Modules that define its variants of training."""
+    """Names of modules that define changes to the training (variants); the worker imports them."""
     keep: list[int]
     folders: list[str]
     """The driver's module search path."""
@@ -66,7 +69,7 @@ class Request:
 
     @classmethod
     def read(cls, text: str) -> Request:
-        """Parse a request. `RunnerError` if it is of another version or malformed."""
+        """Parse a request; raise `RunnerError` if it is invalid or of another version."""
         try:
             values = parse_json(text)
         except ValueError as error:
@@ -80,14 +83,12 @@ class Request:
 
     @property
     def spec(self) -> Spec:
-        """How to build the task."""
+        """Name, model and options of the task."""
         options = tuple((name, value) for name, value in self.task["options"])
         return Spec(self.task["name"], self.task["model"], options)
 
     def check_worker(self) -> None:
-        """Raise `RunnerError` if this process would compute other bits than the driver, because of its versions or
-        processor.
-        """
+        """Raise `RunnerError` if versions or processor here differ from the driver's, so that results might differ."""
         own = describe_versions(self.made_with["device"])
         for what, wanted in self.made_with.items():
             if own[what] != wanted:
@@ -114,7 +115,7 @@ _DIFFERENCES = {
 
 @functools.lru_cache(maxsize=4)
 def describe_versions(device: str) -> dict[str, str]:
-    """Return the versions and the kind of processor or GPU, which affect bits but are not part of a segment's key."""
+    """Return versions and the kind of processor or GPU; these affect results, but are not part of a segment's key."""
     if device == "cuda":
         kind = torch.cuda.get_device_name() if torch.cuda.is_available() else processor_name()
     else:
@@ -134,7 +135,17 @@ def worker_name() -> str:
 
 
 def build_request(order: Order, segment: Segment, keep: tuple[int, ...], driver: str) -> Request:
-    """Build the request to train a segment; `TaskError` if other processes cannot build its task."""
+    """Build the request to train a segment.
+
+    Args:
+        order: settings that apply to all trainings of the lab.
+        segment: what to train.
+        keep: steps whose states are also stored.
+        driver: unique name of the driver.
+
+    Raises:
+        TaskError: if other processes cannot build the segment's task.
+    """
     task = segment.task
     check_task(task.name, task.spec)
     assert task.spec is not None
@@ -170,8 +181,10 @@ def _absolute_paths(path: tuple[str, ...], here: str) -> list[str]:
 
 
 def build_answer(kind: str, **more: Any) -> str:
-    """Return an answer as JSON text. Kinds: ``done`` (with the work), ``failed`` (with the error), ``stopped`` (the
-    driver requested it) and ``left`` (a signal ended the worker).
+    """Return an answer of some kind as JSON text, with further entries `more`.
+
+    Kinds: ``done`` (with the work done), ``failed`` (with the error), ``stopped`` (on the driver's request) and
+    ``left`` (because a signal ended the worker).
     """
     return json.dumps({"version": VERSION, "kind": kind, "worker": worker_name(), **more})
 
@@ -182,7 +195,7 @@ def answer_done(work: Work) -> str:
 
 
 def answer_failed(error: Exception) -> str:
-    """Return the answer for a failed training: class and arguments of an error of ticketry, otherwise a traceback."""
+    """Return the answer for a failed training; it has class and arguments of a ticketry error, else a traceback."""
     args = [part for part in error.args if isinstance(part, (str, int, float, bool, type(None)))]
     ours = isinstance(error, TicketryError) and getattr(errors, type(error).__name__, None) is type(error)
     if ours and len(args) == len(error.args):
@@ -192,7 +205,7 @@ def answer_failed(error: Exception) -> str:
 
 
 def parse_answer(text: object) -> dict[str, Any]:
-    """Parse an answer; `RunnerError` if it is no answer of this version."""
+    """Parse an answer; raise `RunnerError` if it is not an answer of this version."""
     try:
         found = parse_json(text) if isinstance(text, str) else None
     except ValueError:
@@ -203,7 +216,7 @@ def parse_answer(text: object) -> dict[str, Any]:
 
 
 def rebuild_error(found: dict[str, Any]) -> TicketryError:
-    """Return the error in a ``failed`` answer; errors about a disk also name the worker."""
+    """Return the error that a ``failed`` answer describes; errors about stores and data also name the worker."""
     kind = getattr(errors, str(found["error"]), None)
     if not (isinstance(kind, type) and issubclass(kind, TicketryError)):
         return RunnerError(str(found["args"]))

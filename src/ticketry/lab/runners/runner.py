@@ -1,4 +1,4 @@
-"""The interface of runners, the registry of runners, and the runner that trains in the calling process."""
+"""Define the interface and the registry of runners (objects that train segments), and a runner in this process."""
 
 from __future__ import annotations
 
@@ -20,33 +20,41 @@ from ticketry.registry import Registry
 
 @dataclass(frozen=True)
 class Order:
-    """Settings that apply to all trainings of a lab."""
+    """Holds settings that a lab sends to its runner together with a segment."""
 
     store: str
     """Address of the store, see `lab.store.store.open_store`."""
     data: Path | None
+    """Folder in which data sets are looked for first."""
     checkpoint_seconds: float
+    """Seconds between two checkpoints."""
     measure: bool = True
-    """Whether metrics are needed, or only the final state."""
+    """Whether metrics of the trained network are needed."""
     weights: bool = False
-    """Whether only the weights are needed: the result is known, but a bundle left its weights out."""
+    """Whether the segment is trained only for its weights, because its result came from a bundle without weights."""
 
 
 class Runner(Protocol):
-    """Trains segments. `RUNNERS` holds classes or functions that build one from ``(workers, on_event)``."""
+    """Trains segments; `RUNNERS` has classes or functions that build a runner from ``(workers, on_event)``."""
 
     def submit(self, order: Order, segment: Segment, keep: tuple[int, ...]) -> concurrent.futures.Future[Work]:
-        """Start or queue the training of a segment; the future returns the work done."""
+        """Start or queue the training of a segment, and return a future for the amount of work done.
+
+        Args:
+            order: settings of the lab.
+            segment: what to train.
+            keep: steps whose states are also stored.
+        """
 
     def stop(self) -> None:
-        """Request all trainings to store their states and stop; return when they have stopped."""
+        """Ask all trainings to store their states and stop, and return when they have stopped."""
 
     def close(self) -> None:
-        """Release the workers."""
+        """End the workers or disconnect from them."""
 
 
 class ReportingWatch(Watch):
-    """A watch that sends events, and stops a training after a signal or when `stopped` returns True."""
+    """Sends an event when a training reports progress, and asks it to stop after a signal or if `stopped` says so."""
 
     def __init__(self, checkpoint_seconds: float, send: OnEvent, stopped: Callable[[], bool] = lambda: False) -> None:
         super().__init__(checkpoint_seconds)
@@ -66,9 +74,7 @@ class ReportingWatch(Watch):
 
 
 class InProcess:
-    """Trains in the calling process, one segment at a time, since thread count and random state belong to the
-    process.
-    """
+    """Trains segments in the calling process, one at a time, since a process has one thread count and random state."""
 
     def __init__(self, workers: int, on_event: OnEvent) -> None:
         if workers:
@@ -101,16 +107,16 @@ class InProcess:
 
 
 class NoTraining:
-    """A runner for reading a store: it raises `NotStoredError` instead of training."""
+    """Raises `NotStoredError` instead of training; this runner is for reading stored results only."""
 
     def __init__(self) -> None:
         self.wanted: list[tuple[str, int]] = []
-        """Trajectory and step of requested weights that the store lacks."""
+        """Trajectories and steps of the weights that were requested but are not stored."""
         self.asked: list[tuple[Segment, tuple[int, ...]]] = []
-        """Requested segments, with the intermediate steps to store."""
+        """Segments that were requested but are not stored, with the intermediate steps whose states are needed."""
 
     def retrain(self, digest: str, trajectory: str, step: int) -> None:
-        """Raise `NotStoredError`, in place of `Store.retrain`, for weights that a bundle left out."""
+        """Raise `NotStoredError` for weights that a bundle left out; used in place of `Store.retrain`."""
         self.wanted.append((trajectory, step))
         raise NotStoredError(f"{trajectory}@{step}: a bundle left the weights {digest[:12]}… out")
 
@@ -126,16 +132,14 @@ class NoTraining:
 
 
 def raise_first_error(futures: Iterable[concurrent.futures.Future[Any]]) -> None:
-    """Raise the first error of finished futures. Interruptions come last, since they are consequences of other
-    errors.
-    """
+    """Raise the first error of finished futures; an interruption is raised only if there is no other error."""
     errors = [error for future in futures if (error := future.exception()) is not None]
     for error in sorted(errors, key=lambda error: isinstance(error, InterruptedTrainingError)):
         raise error
 
 
 MakeRunner = Callable[..., Runner]
-"""Builds a runner from the number of workers and a listener; also from a `Place` if it has a parameter ``place``."""
+"""Builds a runner from the number of workers and a listener; gets also a `Place` if it has a parameter ``place``."""
 
 
 def _check_callable(name: str, found: Any) -> MakeRunner:

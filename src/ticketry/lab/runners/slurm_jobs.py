@@ -1,8 +1,8 @@
-"""Training on Slurm, through submitit: each job trains one segment after another.
+"""Train in Slurm jobs, through submitit; each job trains one segment after another.
 
-A new segment goes to a job that has just finished one, usually the previous segment of the same search, or to a new
-job. So Python and torch start once for many segments. At its time limit, or when it is preempted, a job stores its
-state and returns to the queue (submitit's checkpoint). If a job is lost, the runner sends its segment again.
+A new segment goes to a job that has just finished another segment, or to a new job. So Python and torch start once for
+many segments. At its time limit, or when it is preempted, a job stores the state of its training and returns to the
+queue (submitit's checkpoint). If a job is lost, the runner sends its segment to another job.
 """
 
 from __future__ import annotations
@@ -32,29 +32,29 @@ from ticketry.lab.runners.worker import execute
 
 LOCAL = "local"
 FOLDER = Path(".ticketry-slurm")
-"""Folder of requests, answers and logs in the current folder; all nodes must see it."""
+"""Folder for requests, answers and logs, inside the current folder; all nodes must have access to it."""
 _PASSED_ON = ("partition", "account", "qos", "constraint", "nodelist", "exclude", "gres", "comment")
 _OPTIONS = (*_PASSED_ON, *RESOURCES, "time", "jobs", "signal", "linger", "folder")
 _TIME = re.compile(r"(?:(\d+)-)?(\d+)(?::(\d\d))?(?::(\d\d))?")
 _CLOSED = "closed"
-"""File with which a job announces that it accepts no more requests."""
+"""Name of the file by which a job says that it accepts no more requests."""
 _POLL_SECONDS = 0.1
 _FAILURES = 100
-"""Failures of a network file system in a row after which the search ends; a single one is retried."""
+"""Number of successive errors of a network file system after which the search ends; fewer errors are ignored."""
 _LEAVE_SECONDS = 5.0
-"""Time that local jobs have to end once their folder is gone."""
+"""Seconds that local jobs have to end after their folder was deleted."""
 _QUEUE_SECONDS = 5.0
-"""Time between two calls of squeue."""
+"""Seconds between two calls of squeue."""
 _GONE_SECONDS = 15.0
-"""Time after which a job is lost that squeue does not list and that has no result."""
+"""Seconds after which a job without a result counts as lost if squeue does not list it."""
 
 
 class SlurmRunner(ExecutorRunner):
-    """Trains in jobs of Slurm: ``slurm:partition=NAME,time=4:00:00,gpus=1``, or ``slurm:local`` to try it here.
+    """Trains in Slurm jobs: ``slurm:partition=NAME,time=4:00:00,gpus=1``; ``slurm:local`` starts jobs here, for tests.
 
-    ``cpus``, ``gpus`` and ``memory`` are for one training, ``time`` is the limit of a job, ``jobs`` the number of jobs,
-    ``signal`` the seconds before its limit at which a job stores its state, ``linger`` the seconds that it waits for
-    another segment, and ``folder`` the folder of requests and logs.
+    Options are ``cpus``, ``gpus`` and ``memory`` (for one training), ``time`` (time limit of a job), ``jobs`` (maximum
+    number of jobs), ``signal`` (seconds before the time limit at which a job stores its state), ``linger`` (seconds for
+    which a job waits for another segment), ``folder`` (for requests and logs), and options of sbatch.
     """
 
     def __init__(self, workers: int, on_event: OnEvent, place: Place) -> None:
@@ -62,7 +62,7 @@ class SlurmRunner(ExecutorRunner):
 
     @staticmethod
     def check(place: Place) -> None:
-        """Raise for invalid options, and if submitit or sbatch is missing."""
+        """Raise an error if an option is invalid, or if submitit or sbatch is missing."""
         place.check(_OPTIONS)
         if place.address not in ("", LOCAL):
             raise UsageError(f"--on slurm: takes options or local, got {place.address!r}")
@@ -79,7 +79,7 @@ class SlurmRunner(ExecutorRunner):
 
 
 def parse_minutes(text: str) -> float:
-    """Parse a time as Slurm writes it: 90 (minutes), 4:00:00, 2-12:00:00."""
+    """Return the minutes of a time in Slurm's notation: 90 (minutes), 4:00:00, or 2-12:00:00."""
     found = _TIME.fullmatch(text)
     if not found:
         raise UsageError(f"--on slurm: time must be 90 (minutes), 4:00:00 or 2-00:00:00, got {text!r}")
@@ -90,7 +90,7 @@ def parse_minutes(text: str) -> float:
 
 
 class LostJobError(Exception):
-    """A job ended without an answer."""
+    """Raised if a job ended without an answer."""
 
 
 # -- in a job ----------------------------------------------------------------------------------------------------------
@@ -98,13 +98,14 @@ class LostJobError(Exception):
 
 @dataclass
 class Chain:
-    """The function that a job runs: it answers the numbered request files in its folder, one after another.
+    """Function that a Slurm job runs: it answers the numbered request files in the job's folder, one after another.
 
-    It ends when its folder is deleted, when no request came for `linger` seconds, when less time is left than the last
-    segment took, or after SIGTERM. The answer to the request ``N`` is the file ``N.answer``.
+    It returns when the folder is deleted, when no request came for `linger` seconds, when less time is left than the
+    last segment took, or after SIGTERM. The answer to the request in the file ``N`` is the file ``N.answer``.
     """
 
     folder: Path
+    """The job's folder."""
     linger: float
     seconds: float
     """Time limit of the job in seconds, minus the advance notice of its end."""
@@ -131,21 +132,21 @@ class Chain:
         return answered
 
     def checkpoint(self) -> Any:
-        """Put the job back into the queue with its folder; submitit calls this after the state is stored."""
+        """Return what submitit shall put back into the queue: this function; submitit calls it at the time limit."""
         from submitit.helpers import DelayedSubmission
 
         return DelayedSubmission(self)
 
 
 def next_request(folder: Path) -> Path | None:
-    """Return the unanswered request in a job's folder; `OSError` if the folder is gone."""
+    """Return the first unanswered request file in a job's folder, or None; `OSError` if the folder was deleted."""
     names = _list_names(folder)
     waiting = sorted(name for name in names if name.isdecimal() and f"{name}.answer" not in names)
     return folder / waiting[0] if waiting else None
 
 
 def _list_names(folder: Path) -> set[str]:
-    """Return the names in a folder. On a network file system a listing is more recent than a test for one file."""
+    """Return the names of the files in a folder; on a network file system this is more up to date than `exists`."""
     with os.scandir(folder) as found:
         return {one.name for one in found}
 
@@ -155,7 +156,7 @@ def _list_names(folder: Path) -> set[str]:
 
 @dataclass
 class _Item:
-    """A request and the future for its answer."""
+    """Holds a request, the resources that it needs, and the future for its answer."""
 
     text: str
     needs: Needs
@@ -171,7 +172,7 @@ class _Item:
 
 @dataclass
 class _Job:
-    """A job of submitit with its current request and the time when squeue last listed it."""
+    """Holds a job of submitit, its current request, and the time `seen` when squeue last listed the job."""
 
     folder: Path
     needs: Needs
@@ -191,7 +192,7 @@ class _Job:
 
 
 class _Jobs(Pool):
-    """Distributes requests to jobs; one thread reads answers and notices jobs that have ended."""
+    """Distributes requests to Slurm jobs; a thread reads the answers and notices when jobs have ended."""
 
     def __init__(self, place: Place) -> None:
         self.name, self._place, self._local = "Slurm", place, place.address == LOCAL
@@ -255,14 +256,14 @@ class _Jobs(Pool):
                     )
 
     def _fail_all(self, message: str) -> None:
-        """End all requests with an error, so that the search does not wait for ever."""
+        """End all open requests with a `RunnerError` that has this message."""
         while self._waiting:
             self._waiting.popleft().set_result(RunnerError(message))
         for one in self._jobs:
             one.set_result(RunnerError(message))
 
     def _poll_once(self) -> None:
-        """Read answers, handle jobs that have ended, and hand out waiting requests."""
+        """Read new answers, handle jobs that have ended, and send waiting requests to free or new jobs."""
         if not self._local and time.monotonic() > self._next_queue:
             self._queue, self._next_queue = _list_queue(), time.monotonic() + _QUEUE_SECONDS
         for one in list(self._jobs):
@@ -285,7 +286,7 @@ class _Jobs(Pool):
             self._submit_jobs([item for item in new if item.needs == each], each)
 
     def _submit_jobs(self, items: list[_Item], needs: Needs) -> None:
-        """Submit a job for each request, all as one array."""
+        """Submit a job for each request in `items`, all jobs as one job array."""
         limit = max(1, round(parse_minutes(self._place.options.get("time", "60"))))
         notice = self._place.parse_count("signal", 60)
         executor, linger = self._build_executor(limit, notice, needs), float(self._place.parse_count("linger", 30))
@@ -341,7 +342,7 @@ class _Jobs(Pool):
 
 
 def _list_queue() -> set[str] | None:
-    """Return the ids of this user's waiting, running and ending jobs; None if Slurm does not answer."""
+    """Return the ids of this user's jobs in Slurm's queue; None if Slurm does not answer."""
     words = ["squeue", "--me", "-h", "-r", "-o", "%i"]
     try:
         found = subprocess.run(words, capture_output=True, text=True, check=False, timeout=60)
@@ -351,7 +352,7 @@ def _list_queue() -> set[str] | None:
 
 
 def _describe_end(job: Any) -> Exception:
-    """Return the error for a job that ended without an answer: its own error, or its loss with its last output."""
+    """Return the error for a job that ended without an answer: the job's own error, or a `LostJobError`."""
     if job.paths.result_pickle.exists() and (error := job.exception()):
         return RunnerError(f"the job {job.job_id} failed: {str(error).strip()[-600:]}")
     for path in (job.paths.stderr, job.paths.stdout):

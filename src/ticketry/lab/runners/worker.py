@@ -1,7 +1,7 @@
-"""Runs a request in a worker: trains the segment, reports progress through the store, and returns an answer.
+"""Carry out a request in a worker: train the segment, report progress through the store, and return an answer.
 
-The worker's process belongs to Ray, Dask, Slurm or another executor. Signals that end it are recorded during a
-training. Once the state is stored, they are delivered again, and the process ends as its scheduler expects.
+The worker's process belongs to Ray, Dask, Slurm or another executor. A signal to end the process is recorded during a
+training. When the state is stored, the signal is sent to the process again, which then ends as its scheduler expects.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ from ticketry.tasks import catalogue
 from ticketry.tasks.task import Spec, Task
 
 POLL_SECONDS = 1.0
-"""Seconds between two reports of progress, and between two checks whether the driver asks to stop."""
+"""Seconds between two reports of progress, and between two checks for the driver's request to stop."""
 
 _one_at_a_time = threading.Lock()
-"""Thread count and random state belong to the process, so only one of its threads trains."""
+"""Lock that lets only one thread of the process train, because a process has one thread count and random state."""
 
 
 def execute(
@@ -41,12 +41,13 @@ def execute(
     leaving: Callable[[], bool] = lambda: False,
     pass_signal_on: Callable[[int], object] = signal.raise_signal,
 ) -> str:
-    """Train a segment and return an answer, see `request.build_answer`. Errors of the training are answers too.
+    """Train the segment of a request and return an answer, also if the training fails; see `request.build_answer`.
 
     Args:
-        request: a `Request` as text.
-        leaving: whether this worker has to end, for schedulers that do not send a signal.
-        pass_signal_on: called with a signal that arrived meanwhile; by default its previous handler gets it.
+        request: a `Request` as JSON text.
+        leaving: returns whether this worker has to end; for schedulers that do not send a signal.
+        pass_signal_on: called with the number of a signal that arrived during the training; by default the signal is
+            sent to this process again.
     """
     with _one_at_a_time, record_signals() as signals:
         text = _train_and_answer(request, leaving, lambda: signals.number)
@@ -93,9 +94,7 @@ def _build_task(spec: Spec) -> Task:
 
 
 class _Watch(ReportingWatch):
-    """Reports progress and checks for a request to stop once a second, through files of the store, which may be
-    slow.
-    """
+    """Reports progress, and looks for the driver's request to stop, once a second through messages in the store."""
 
     def __init__(self, request: Request, leaving: Callable[[], bool]) -> None:
         """Raise `RunnerError` if this worker cannot see the driver's store."""
