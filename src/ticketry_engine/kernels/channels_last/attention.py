@@ -53,7 +53,7 @@ MOST_KEYS = 4096
 
 
 class AttentionArg(enum.IntEnum):
-    """Positions of the arguments of both kernels: arena offsets of first pixels and of the transposed keys; a table."""
+    """Positions of both kernels' arguments: arena offsets of first pixels and of the transposed keys; the bias."""
 
     Q = 0
     K = 1
@@ -144,7 +144,7 @@ def _count_tokens(value: ChannelsLastValue, windows: bool) -> int:
 
 
 def _pad_keys(keys: int, target: Target) -> int:
-    """Round a number of keys up to the vectors of whole tiles."""
+    """Return the number of keys rounded up, so that the keys fill the vectors of whole tiles."""
     step = _TILE[target.registers][0] * target.lanes
     return -(-keys // step) * step
 
@@ -160,7 +160,7 @@ def _window_offset(e: Emitter, number: ir.Value, windows: int, steps: Steps) -> 
         e: the emitter.
         number: number of the window, where the windows of all images are numbered consecutively.
         windows: windows per image.
-        steps: distances in the value.
+        steps: bytes between tokens, windows and images of the value.
     """
     if windows == 1:
         return e.b.mul(number, e.i64(steps[2]))
@@ -258,7 +258,7 @@ class _QueryTile:
     def __init__(
         self, kernel: ChannelsLastAttention, e: Emitter, tile: int, stage: ir.Value, place: Sequence[ir.Value]
     ) -> None:
-        """Start a tile; `place` holds its image (or number of the window in all images), head and first query."""
+        """Prepare a tile; `place` is (image, head, first query), where windows of all images count as images."""
         self.kernel, self.e, self.tile, self.stage = kernel, e, tile, stage
         self.image, self.head, self.query = place
         self.vectors = _TILE[e.target.registers][0]
@@ -333,7 +333,10 @@ class _QueryTile:
         return e.at(e.table(AttentionArg.BIAS), b.mul(row, e.i64(self.row)))
 
     def _exponentiate(self, number: int) -> ir.Value:
-        """Replace the scores of query `number` by exp(score - largest), or zero for hidden keys, and return the sum."""
+        """Emit the code that turns the scores of query `number` into exponentials, and return the sum of these.
+
+        An exponential is exp(score - largest score), or zero for a key that the query does not attend to.
+        """
         e, b, lanes = self.e, self.e.b, self.e.target.lanes
         limit = e.i64(self.kernel.keys)
         if self.kernel.causal:

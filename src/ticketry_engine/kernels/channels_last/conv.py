@@ -82,7 +82,7 @@ def cost(x: ChannelsLastValue, y: ChannelsLastValue, layer: Convolution, spec: B
 
 
 def _plan_parts(shape: ConvShape, layer: Convolution, images: int, target: Target) -> tuple[Array, list[ConvPart]]:
-    """Return the weights [rows, columns] (bfloat16: [rows, columns, 2]), and the parts into which the layer is split.
+    """Return the weights [rows, columns] (bfloat16: [rows, columns, 2]), and the parts of the layer with their blocks.
 
     Raises:
         EngineError: if shapes do not match, or x is bfloat16 and the target cannot multiply bfloat16.
@@ -113,7 +113,7 @@ def _plan_depthwise(shape: ConvShape, weights: Array, images: int, target: Targe
 
 
 def _plan_grouped(shape: ConvShape, support: Array, images: int, target: Target) -> list[ConvPart]:
-    """Plan a convolution with groups of rows that share columns; `support` [rows, columns] tells retained weights."""
+    """Plan a convolution that is not depthwise; `support`, bool [rows, columns], is True for retained weights."""
     groups = group_rows(support, target.lanes)
     retained = sum(float(support[group].any(axis=0).sum()) for group in groups)
     work = ConvWork(shape.plane, shape.columns, images, len(groups), retained / max(1, len(groups)))
@@ -164,7 +164,7 @@ class ConvShape:
         return int(self.column_offsets(self.columns).max(initial=0))
 
     def check(self, outputs: int, inputs: int) -> None:
-        """Raise EngineError unless the values fit a convolution with `outputs` output and `inputs` input channels."""
+        """Raise EngineError unless x, y and residual fit a convolution of `inputs` to `outputs` channels."""
         if inputs != self.x.channels:
             raise EngineError(f"a convolution of {inputs} channels cannot read an input of {self.x.channels}")
         shape = (outputs, self.plane.rows.outputs, self.plane.columns.outputs)
@@ -179,7 +179,10 @@ class ConvShape:
             raise EngineError("a residual has to have the shape of the output")
 
     def column_offsets(self, columns: int) -> Array:
-        """Return [taps * columns], the distance in 4-byte words from the input of tap 0, channel 0 to each column's."""
+        """Return, for each column, how many 4-byte words its input lies after the input of tap 0 and channel 0.
+
+        The result is an array [taps * columns], where `columns` is the number of columns per tap.
+        """
         geometry = self.x.geometry
         (height, width), (down, right) = self.window.size, self.window.dilation
         rows, places = np.arange(height) * down * geometry.row, np.arange(width) * right * geometry.pixel
@@ -272,9 +275,10 @@ def _pixel_offsets(geometry: ChannelsLastGeometry, rows: Array, columns: Array) 
 def _run_tables(
     blocks: Sequence[RowBlock], spans: Sequence[list[tuple[int, int]]], channels: int
 ) -> tuple[Array, Array]:
-    """Return (index of the first run of each block and tile class, [runs, 2] with first column and end of each run).
+    """Return the tables of runs: index of the first run per block and tile class; (first column, end) per run.
 
-    The columns of all blocks are numbered consecutively.
+    A run is a range of a block's columns that a class of tiles computes. The columns of all blocks are numbered
+    consecutively.
 
     Args:
         blocks: the blocks.
@@ -321,14 +325,16 @@ def flatten_by_tap(weight: Array, groups: int) -> Array:
 
 
 def pair_channels(weights: Array, channels: int) -> Array:
-    """Return weights [rows, taps * channels] as [rows, taps * pairs, 2]; the last of an odd number is paired with 0."""
+    """Return weights [rows, taps * channels] as [rows, taps * pairs, 2], with a zero after an odd last channel."""
     rows = len(weights)
     taps = np.pad(weights.reshape(rows, -1, channels), ((0, 0), (0, 0), (0, channels % 2)))
     return taps.reshape(rows, -1, 2)
 
 
 def group_rows(support: Array, lanes: int) -> list[Array]:
-    """Return groups of neighbouring rows with equal columns; rows are also grouped if that saves vectors.
+    """Return groups of neighbouring rows with equal columns, joined where a joined group needs less work.
+
+    The work of a group is its number of vectors times its number of columns.
 
     Args:
         support: bool [rows, columns], which columns each row retains.
@@ -353,7 +359,7 @@ def group_rows(support: Array, lanes: int) -> list[Array]:
 
 
 def join_groups(support: Array, groups: Sequence[Array], lanes: int, cost: dict[int, float]) -> list[Array]:
-    """Join neighbouring groups of rows if the joined group, with the columns of both, has a lower estimated cost.
+    """Join neighbouring groups of rows if the estimated cost of the joined group, with all columns of both, is lower.
 
     Rows with few pruned weights are thus computed as in the dense layer, and take no more time than there.
 
@@ -400,7 +406,7 @@ def split_into_blocks(support: Array, groups: Sequence[Array], lanes: int, cost:
 
 
 def _cheapest_splits(most: int, cost: dict[int, float]) -> list[tuple[int, ...]]:
-    """Return, for each number of vectors from 0 to `most`, the block sizes with that sum that cost least."""
+    """Return, for each number of vectors from 0 to `most`, the cheapest block sizes that add up to the number."""
     best: list[tuple[float, tuple[int, ...]]] = [(0.0, ())]
     for count in range(1, most + 1):
         best.append(

@@ -186,7 +186,7 @@ class Strides:
         return cls(geometry.image, row, 0 if geometry.width == 1 < width else geometry.pixel, geometry.item)
 
     def at(self, place: tuple[int, int, int]) -> int:
-        """Return the bytes from the first pixel to the pixel `place`, given as (images, rows, pixels) to move on."""
+        """Return how many bytes a pointer moves for `place`, a number of (images, rows, pixels)."""
         return place[0] * self.image + place[1] * self.row + place[2] * self.pixel
 
 
@@ -222,7 +222,7 @@ def first_pixel(value: ChannelsLastValue) -> int:
 def loop_rows(
     e: Emitter, height: int, strides: Sequence[tuple[int, Strides]]
 ) -> Iterator[tuple[ir.Value, ir.Value, list[ir.Value]]]:
-    """Loop over this thread's share of the rows of all images, and yield (image, row, a pointer to the row per value).
+    """Loop over this thread's share of all rows; yield the image, the row, and a pointer to the row in each value.
 
     Args:
         e: the emitter.
@@ -243,7 +243,7 @@ def loop_rows(
 def loop_pixels(
     e: Emitter, height: int, width: int, strides: Sequence[tuple[int, Strides]]
 ) -> Iterator[tuple[ir.Value, ir.Value, list[ir.Value]]]:
-    """Loop over the pixels of this thread's share of rows, and yield (row, column, a pointer to the pixel per value).
+    """Loop over all pixels of this thread's share of rows; yield row, column, and a pointer to the pixel in each value.
 
     Args:
         e: the emitter.
@@ -263,7 +263,7 @@ def loop_vectors(e: Emitter, channels: int, most: int, body: Callable[[ir.Value,
     Args:
         e: the emitter.
         channels: number of channels.
-        most: vectors per iteration; there may be fewer after the loop.
+        most: vectors per iteration; after the loop, `body` is called once more for the remaining vectors, if any.
         body: function (byte, counts) that emits an iteration. `byte` is the place of its first vector in a pixel,
             counted as if values were float32. `counts` has the number of channels in each of its vectors.
     """

@@ -133,7 +133,7 @@ class _ConvWriter:
 
         Args:
             first_image: number of the first image.
-            blocks: number of images divided by the images of a tile.
+            blocks: number of images to compute, divided by the images of a tile.
         """
         e, kernel = self.e, self.kernel
         count = e.b.mul(blocks, self.per_image)
@@ -349,11 +349,11 @@ class ConvAxes:
         return self.rows.size * self.columns.size
 
     def count_taps(self, tile: Tile) -> float:
-        """Return the sum of live taps over all tiles of an image; divided by the tile's images if it covers several."""
+        """Return how many taps are computed per image: the sum over its tiles; shared by the images of a tile."""
         return _count_tiles(self.rows, tile.rows)[1] * _count_tiles(self.columns, tile.columns)[1] / tile.images
 
     def tiles_per_image(self, tile: Tile) -> float:
-        """Return the number of tiles per image; a fraction of it if a tile covers several images."""
+        """Return the number of tiles per image: a tile that covers n images counts as 1 / n."""
         return _count_tiles(self.rows, tile.rows)[0] * _count_tiles(self.columns, tile.columns)[0] / tile.images
 
     def runs_per_tile(self, tile: Tile) -> float:
@@ -508,7 +508,7 @@ def estimate_column_cycles(work: ConvWork, vectors: int, tile: Tile, target: Tar
 
 
 def estimate_fetched_lines(work: ConvWork, tile: Tile) -> float:
-    """Estimate how many cache lines of a tile's input are fetched per column, if random columns are retained."""
+    """Estimate how many cache lines of a tile's input are fetched per column, on average over random masks."""
     values = LINE // FLOAT
     inputs = work.plane.taps * tile.pixels
     if tile.pixels * work.channels * FLOAT <= _NEAR_INPUT:

@@ -216,7 +216,7 @@ class Move(EmittedKernel):
 
 
 def _split_loop(count: int, step: int) -> list[tuple[int, int, int]]:
-    """Split a loop into whole steps and a remainder, and return (first, end, items per iteration) of these loops."""
+    """Split a loop over `count` items into two loops, of whole steps and of the rest: (first, end, step) each."""
     whole = count // step * step
     chunks = [(0, whole, step)] if whole else []
     return chunks + ([(whole, count, count - whole)] if count > whole else [])

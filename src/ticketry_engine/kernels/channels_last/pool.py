@@ -73,7 +73,7 @@ def _height_and_width(value: ChannelsLastValue) -> Pair:
 
 
 def _window_ranges(x: ChannelsLastValue, y: ChannelsLastValue, window: Window) -> list[Array]:
-    """Return for rows and for columns an array [outputs, 2]: the first input in each window, and the window's end.
+    """Return an array [outputs, 2] for rows and for columns: first input that each window reads, and the window's end.
 
     Raises:
         EngineError: if a window begins after the last input.

@@ -92,7 +92,7 @@ def max_lane(e: Emitter, vector: ir.Value) -> ir.Value:
 
 
 def _reduce(e: Emitter, vector: ir.Value, combine: object) -> ir.Value:
-    """Return all lanes combined into one number, by combining the vector with itself rotated by 1/2, 1/4, ... of it."""
+    """Return one number: all lanes of `vector`, combined in pairs by the function `combine` until one is left."""
     lanes = e.target.lanes
     while lanes > 1:
         lanes //= 2
@@ -103,7 +103,7 @@ def _reduce(e: Emitter, vector: ir.Value, combine: object) -> ir.Value:
 
 
 def transpose(e: Emitter, rows: list[ir.Value]) -> list[ir.Value]:
-    """Return the columns of a square block whose rows are as many vectors as a vector has lanes."""
+    """Transpose a square block: `rows` are as many vectors as a vector has lanes; the result are its columns."""
     lanes = e.target.lanes
     half = 1
     while half < lanes:

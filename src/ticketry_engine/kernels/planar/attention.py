@@ -93,9 +93,10 @@ def attention(
 
 
 def _bias_table(bias: Bias, spec: BlockSpec) -> tuple[Array | int, ...]:
-    """Return (table [tables, keys, queries]; bytes from one head, key and window to the next in that table).
+    """Return the bias as the kernel reads it: a table [tables, keys, queries] and three distances in bytes.
 
-    The table is padded after the last query, and -inf is replaced by `_HIDDEN`.
+    The distances lead from one head, one key and one window to the next. The table is padded after the last query, and
+    -inf is replaced by `_HIDDEN`.
     """
     if bias.name not in spec.tables:
         turned = np.maximum(bias.values, np.float32(_HIDDEN)).swapaxes(1, 2)
@@ -174,7 +175,7 @@ class _AttentionWriter:
             self._write_tile(head, b.mul(tile, size), b.mul(part, e.i64(self._size)))
 
     def _write_tile(self, head: ir.Value, first: ir.Value, part: ir.Value) -> None:
-        """Emit the code for the tile of queries from query `first` on, for vector `part` (in bytes) of the images."""
+        """Emit the code for a tile of queries from `first` on; `part` is the byte of its images in a position."""
         e, b, k = self.e, self.e.b, self.kernel
         zero, none = e.splat(0.0), e.splat(float("-inf"))
         with e.loop(0, k.values) as i:
@@ -203,7 +204,7 @@ class _AttentionWriter:
         self._write_results(head, first, part, turn.results[self.across :])
 
     def _compute_scores(self, head: ir.Value, first: ir.Value, key: ir.Value, part: ir.Value) -> list[ir.Value]:
-        """Return the dot products of the keys of a block, from `key` on, with the queries: `across` vectors per key."""
+        """Return the dot products of a block's keys with the tile's queries: for each key, `across` vectors."""
         e, b = self.e, self.e.b
         key_head = b.udiv(head, self.group)
         with e.loop(0, self.depth, carried=[e.splat(0.0)] * (self.block * self.across)) as i:
@@ -274,7 +275,7 @@ class _AttentionWriter:
         return j.results
 
     def _add_values(self, head: ir.Value, key: ir.Value, part: ir.Value, shrink: Sequence[ir.Value]) -> None:
-        """Emit the code that multiplies the sums by `shrink`, and adds the block's values times their exponentials."""
+        """Emit the code that multiplies the sums by `shrink` and adds the block's rows of v, times the exponentials."""
         e, b = self.e, self.e.b
         powers = [e.load(self.scores, index * self._size, self._size) for index in range(self.block * self.across)]
         begin = b.mul(b.udiv(head, self.group), e.i64(self.kernel.values))
@@ -319,5 +320,5 @@ class _AttentionWriter:
         return self.e.at(self.e.arena_pointer(plane), byte)
 
     def _load_token_value(self, place: ir.Value, token: int) -> ir.Value:
-        """Return the values of all images at a token (`token` tokens after `place`), repeated to fill a vector."""
+        """Return the values of all images at the token `token` tokens after `place`, repeated to fill a vector."""
         return load_repeated(self.e, place, self.images, token * FLOAT * self.kernel.images)

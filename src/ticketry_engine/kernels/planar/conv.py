@@ -109,7 +109,7 @@ def scratch_bytes(x: Planes, y: Planes, layer: Convolution, spec: BlockSpec) -> 
 
 
 def cost(x: Planes, y: Planes, layer: Convolution, spec: BlockSpec) -> float:
-    """Estimate the time of `conv` for one block of images on one thread, in nanoseconds.
+    """Estimate the nanoseconds that `conv` takes for one block of images on one thread.
 
     The estimate only serves to compare alternatives for the same layer: see `choose_way`.
     """
@@ -130,7 +130,7 @@ def _zero_halo_taps(weight: Array, x: Geometry, y: Geometry, window: Window) -> 
 
 @dataclass(frozen=True, eq=False)
 class _ConvLayer:
-    """A layer and the value that it reads, from which `op` builds operations of `RowSums` kernels."""
+    """Builder of operations with the kernel `RowSums`, for one layer."""
 
     matrix: Matrix
     x: Planes
@@ -221,7 +221,7 @@ class SumTables:
 
 
 def pack_single_rows(matrix: Matrix, rows: Array, *, block: int, chunks: int) -> SumTables:
-    """Return the tables for rows that are computed one by one, each with columns of its own.
+    """Return the tables for rows that are computed one by one, where each row has its own columns.
 
     Args:
         matrix: the layer.
@@ -587,7 +587,9 @@ def choose_way(
 
 
 def row_kinds(kept: Array, groups: int) -> dict[int, list[list[Array]]]:
-    """Return which rows are summed together: by number of rows in a set, a list of sets per group of equal rows.
+    """Return the sets of rows that are summed together, by number of rows in a set.
+
+    Each entry is a list with an element per group of rows with equal columns: the group's sets of that size.
 
     Args:
         kept: bool [rows, columns], which weights are retained.
@@ -670,7 +672,7 @@ def _build_row_kinds(
 
 
 def _inputs_per_block(columns: Array, tiles: Sequence[Tiles], near: int) -> int:
-    """Return for how many input channels the cache lines that a tile reads fill `near` bytes."""
+    """Return the number of input channels of which a tile reads about `near` bytes, in whole cache lines."""
     some = columns[:8]
     if not some.size:
         return 1

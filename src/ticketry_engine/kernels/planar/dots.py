@@ -135,7 +135,7 @@ def _gather_floats(e: Emitter, x: Any, index: Any) -> Any:
 
 
 def scratch_bytes(columns: int) -> int:
-    """Return the bytes that the packed inputs of a layer with `columns` columns take, with the zero after them."""
+    """Return the bytes of scratch memory for the packed inputs of a layer with `columns` columns."""
     return -(-(columns + 1) * FLOAT // LINE) * LINE
 
 

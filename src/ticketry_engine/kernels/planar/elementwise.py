@@ -55,7 +55,7 @@ def apply(act: Any, x: Planes, y: Planes) -> list[Op]:
 
 
 def copy(x: Planes, y: Planes) -> list[Op]:
-    """Return the operations that copy x to y; only halo and row length may differ."""
+    """Return the operations that copy x to y, whose halo and row length may differ from those of x."""
     return apply(None, x, y)
 
 

@@ -50,7 +50,7 @@ class Geometry:
 
     @classmethod
     def of(cls, height: int, width: int, halo: int, images: int, row: int | None = None) -> Geometry:
-        """Build a geometry whose rows start `row` positions apart; None for the least distance possible."""
+        """Build a geometry whose rows start `row` positions apart; without `row`, as close as possible."""
         return cls(height, width, halo, images, width + halo if row is None else row)
 
     def pixel_position(self, y: int, x: int) -> int:
@@ -218,7 +218,7 @@ def _rectangle_tiles(
 def _best_rectangle(
     height: int, columns: int, most: int, positions: int, stride: tuple[int, int], taps: int
 ) -> tuple[int, int]:
-    """Return the rows and columns of vectors in a tile that minimise the time for loading weights and inputs.
+    """Return the size of a tile, in rows and in vectors per row, with the least time for loads of weights and inputs.
 
     Args:
         height: rows of y.
@@ -363,7 +363,7 @@ def clear_lanes(e: Emitter, value: ir.Value, mask: ir.Value) -> ir.Value:
 
 
 def interleave(e: Emitter, rows: Sequence[ir.Value]) -> list[ir.Value]:
-    """Return lane 0 of all rows, then lane 1 of all rows, and so on, as a list of as many vectors as there are rows.
+    """Return lane 0 of all rows, then lane 1 of all rows, and so on: as many vectors as there are rows.
 
     The number of rows is a power of two; if it is the number of lanes, the result is the transpose.
     """
@@ -388,7 +388,7 @@ def deinterleave(e: Emitter, vectors: Sequence[ir.Value]) -> list[ir.Value]:
 
 
 def load_repeated(e: Emitter, pointer: ir.Value, images: int, byte: ir.Value | int = 0) -> ir.Value:
-    """Load the values of all images at one position, repeated to fill a vector; or a full vector of many images."""
+    """Load the values of `images` images at a position, repeated to fill a vector; at most a vector of images."""
     lanes = e.target.lanes
     if images >= lanes:
         return e.load(pointer, byte)
@@ -409,7 +409,7 @@ def sum_positions(e: Emitter, value: ir.Value, images: int) -> ir.Value:
 
 
 def pick_positions(e: Emitter, vectors: Sequence[ir.Value], images: int, phase: int = 0) -> ir.Value:
-    """Return positions phase, phase + n, phase + 2n, ... of n consecutive vectors, as one vector.
+    """Return a vector with every n-th position of n consecutive vectors, starting with position `phase`.
 
     Args:
         vectors: the n vectors.

@@ -109,10 +109,10 @@ class _MoveArguments:
         return b.mul(self.e.select(there, self.e.i64(number), last), self.by_image)
 
     def chunks(self, count: ir.Value, few: int, size: int) -> tuple[ir.Value, ir.Value]:
-        """Return (number of chunks of `size` items that cover `count` items, start of the last chunk).
+        """Return how many chunks of `size` items cover `count` items, and where the last chunk starts.
 
-        The last chunk ends with the items, so that it may overlap the chunk before. `few` is the smaller of `count` and
-        `lanes.MOST`, known when the kernel is written; if it is below `size`, there is one chunk.
+        The last chunk ends at the last item, so that it may overlap the chunk before. `few` is the smaller of `count`
+        and `lanes.MOST`, known when the kernel is written; if `few` is below `size`, there is one chunk.
         """
         if few < size:
             return self.e.i64(1), self.e.i64(0)
@@ -204,7 +204,7 @@ class MovedRows(EmittedKernel):
             _move_transposed(e, near, rows[part : part + together], mask, ways[self.out], self.out, self.item)
 
     def _place(self, index: int, part: int, width: int) -> tuple[int, int]:
-        """Return (byte, lanes) of vector `index` of a chunk in the plane, where `lanes` of its lanes belong to the row.
+        """Return the byte of vector `index` of a chunk in the plane, and how many of its lanes belong to the row.
 
         `part` is the number of the first image, and `width` the lanes of a vector.
         """
@@ -247,7 +247,7 @@ class Columns(EmittedKernel):
     def _move_square(
         self, e: Emitter, s: _MoveArguments, images: Sequence[ir.Value], pixel: ir.Value, planes: Sequence[ir.Value]
     ) -> None:
-        """Emit the copy of a square: a vector of channels, for as many pixels and images as a vector has lanes."""
+        """Emit the copy of a square: a vector of channels, of as many pixels and images as a vector has lanes."""
         width = e.target.lanes
         mask = lanes.constant_mask(e, self.channels)
         floats = lanes.constant_mask(e, self.width * self.images)

@@ -206,7 +206,7 @@ def _mask_entry_type(target: Target) -> np.dtype[Any]:
 
 
 def _masks_per_tap(stride: int, target: Target) -> int:
-    """Return the number of masks per tap and vector: one per vector that is read, or one if lanes are masked later."""
+    """Return the number of masks per tap and vector: `stride` if loads are masked, 1 if lanes are cleared later."""
     return stride if target.masks else 1
 
 
