@@ -1,8 +1,8 @@
-"""Costs of a model on a machine, and masks that meet a budget: `ticketry.cost`.
+"""Costs of a model on a machine, and masks that meet a cost budget; public as `ticketry.cost`.
 
-`cost_model` has costs by layer and density. `timing` measures them, and `model_costs` estimates them for a GPU, counts
-them, or calls it. `allocation` and `layer_choice` find masks for a budget; `latency` and `approach`
-meet a latency budget by measurement. `pruner` finds the masks of searches.
+`cost_model` stores costs by layer and density. `timing` measures costs on this machine; `model_costs` calls it,
+estimates costs for a GPU, or counts them. `allocation` and `layer_choice` find masks for a budget; `latency` and
+`approach` meet a latency budget by measurement. `pruner` finds masks for searches.
 """
 
 from __future__ import annotations

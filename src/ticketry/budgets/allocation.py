@@ -1,4 +1,4 @@
-"""The best-scored single weights that a budget pays for, over all layers together.
+"""Choose the single weights with the largest sum of scores that a budget pays for, over all layers together.
 
 The sum of the retained scores is largest within the budget when the last weight retained in every layer has the same
 score per marginal cost: one Lagrange multiplier over all layers (the relaxed knapsack: Dantzig 1957). For convex costs
@@ -27,13 +27,14 @@ from ticketry.core.structure.pattern import parse_share
 from ticketry.errors import LayerCollapseError, MaskError, UsageError
 
 _PRICE_UNITS = 1 << 50
-"""Prices are whole numbers of this fraction of what all layers cost together, so that sums are exact."""
+"""Prices are whole multiples of the cost of all layers divided by this number, so that sums are exact."""
 
 _SMALL_LAYER = 100_000
-"""Weights of a layer below which edges of curves stay between two whole weights."""
+"""In layers with fewer weights than this, an edge of a cost curve is not rounded to one whole weight, but placed
+between two."""
 
 _ROUNDING = 1e-4
-"""Share of a budget that allocation may leave unspent, because it moves the edges of curves to whole weights."""
+"""Share of a budget that allocation may leave unspent, because edges of cost curves are moved to whole weights."""
 
 _DIGIT_BITS = 16
 
@@ -42,16 +43,16 @@ _DIGIT_BITS = 16
 
 
 def affordable(worth: Tensor, price: Tensor, budget: int) -> Tensor:
-    """Return bool [n]: the elements of the most worth whose prices together are within the budget.
+    """Return bool [n] that selects the elements of the most worth whose prices together are within the budget.
 
-    Equal to a stable sort by falling worth and a running sum of prices: ties go to the earlier element, and the first
-    one that is too expensive ends the selection. Implemented as a radix sort that follows a single bucket, which takes
+    The result is that of a stable sort by falling worth and a running sum of prices: ties go to the earlier element,
+    and the first element that exceeds the budget ends the selection. A radix sort that follows a single bucket takes
     linear time for many millions of elements.
 
     Args:
-        worth: float64 [n], at least 0; an element below 0 is never taken.
-        price: int64 [n], at least 0; the sum is below 2^63.
-        budget: at least 0.
+        worth: float64 [n]; elements below 0 are never selected.
+        price: int64 [n], at least 0, with a sum below 2^63.
+        budget: largest sum of prices, at least 0.
 
         >>> affordable(torch.tensor([3.0, 1.0, 2.0]).double(), torch.tensor([4, 1, 5]), 9).tolist()
         [True, False, True]
@@ -86,7 +87,7 @@ def affordable(worth: Tensor, price: Tensor, budget: int) -> Tensor:
 
 
 def cost_up_to(worth: Tensor, price: Tensor, index: int) -> int:
-    """Return the total price of the elements that are taken, in the order of `affordable`, up to `index`."""
+    """Return the total price of element `index` and all elements that `affordable` selects before it."""
     before = worth > worth[index]
     before[: index + 1] |= worth[: index + 1] == worth[index]
     return int(price[before].sum())
@@ -94,17 +95,17 @@ def cost_up_to(worth: Tensor, price: Tensor, index: int) -> int:
 
 @dataclass(frozen=True)
 class FlatScores:
-    """Scores of all weights of all layers, concatenated."""
+    """Scores and candidates of all layers as flat tensors, from which weights of all layers are selected together."""
 
     scores: Mapping[str, Tensor]
     values: tuple[Tensor, ...]
-    """float64 [weights of a layer], at least 0."""
+    """For each layer, its scores: float64 [weights of the layer], at least 0."""
     candidates: tuple[Tensor | None, ...]
-    """bool [weights of a layer]; None for all."""
+    """For each layer, which weights are candidates: bool [weights of the layer]; None for all."""
 
     @classmethod
     def build(cls, scores: Mapping[str, Tensor], within: Mask | None) -> FlatScores:
-        """Flatten scores. Raises what `allocate_cost` raises for invalid ones."""
+        """Flatten scores; invalid scores raise the errors that `allocate_cost` lists."""
         if not scores:
             raise MaskError("there are no scores to allocate by")
         check_mask_covers_tensors({name: tuple(score.shape) for name, score in scores.items()}, within)
@@ -116,12 +117,12 @@ class FlatScores:
         return cls(scores, tuple(values), tuple(chosen))
 
     def select(self, prices: tuple[Tensor, ...], budget: int, least: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the weights that a budget pays for (bool), the worth and the price of each weight, all concatenated.
+        """Return (weights that a budget pays for (bool), worth, price), each concatenated over all layers.
 
         Args:
-            prices: int64 [weights of a layer].
-            budget: in the same whole units.
-            least: weights of each layer that are taken before all others.
+            prices: for each layer, prices of its weights in whole units: int64 [weights of the layer].
+            budget: budget in the same units.
+            least: number of best weights of each layer that are selected before all others.
         """
         worth = torch.cat([value / price for value, price in zip(self.values, prices, strict=True)])
         parts = torch.split(worth, [len(value) for value in self.values])
@@ -135,14 +136,14 @@ class FlatScores:
         return affordable(worth, price, budget), worth, price
 
     def to_mask(self, chosen: Tensor) -> Mask:
-        """Return the mask of a concatenated selection."""
+        """Return the mask that a selection, concatenated over all layers, stands for."""
         parts = torch.split(chosen, [len(value) for value in self.values])
         return Mask(
             {name: part.reshape(self.scores[name].shape) for name, part in zip(self.scores, parts, strict=True)}
         )
 
     def cost_of_one_each(self, worth: Tensor, price: Tensor) -> int | None:
-        """Return the budget at which each layer has a weight; None if a layer has no candidate."""
+        """Return the smallest budget with which each layer retains a weight; None if a layer has no candidate."""
         found, start = 0, 0
         for part in torch.split(worth, [len(value) for value in self.values]):
             if len(part):
@@ -154,7 +155,7 @@ class FlatScores:
 
 
 def check_worth(name: str, score: Tensor) -> None:
-    """Raise `MaskError` for scores that are NaN, `UsageError` for scores below 0."""
+    """Raise `MaskError` if a score of the parameter `name` is NaN, and `UsageError` if one is below 0."""
     if bool(score.isnan().any()):
         raise MaskError(f"the scores of {name!r} are not all numbers (NaN)")
     if bool((score < 0).any()):
@@ -173,23 +174,24 @@ def allocate_cost(
     keep_at_least: int = 0,
     in_words: Callable[[Mask], str] | None = None,
 ) -> Mask:
-    """Return the mask with the largest sum of scores whose layers cost at most `budget`, by convex hulls of curves.
+    """Return the mask with the largest sum of scores whose layers cost at most `budget`.
 
     The unspent rest is less than the next weight costs. Ties go to the earlier weight.
 
     Args:
         scores: parameter name -> score of each weight, none below 0.
-        curves: parameter name -> cost of the layer by density, in the budget's unit.
-        budget: for all of these layers together.
+        curves: parameter name -> cost of the layer by density, in the budget's unit; the curve's convex hull is used.
+        budget: budget for all these layers together.
         within: a mask of the candidates.
-        keep_at_least: best weights of each layer that are taken before any other.
-        in_words: a mask -> the budget that pays for it as text, for errors; by default the cost of these layers.
+        keep_at_least: number of best weights of each layer that are retained before any other.
+        in_words: for errors, function that maps a mask to a text with the budget that pays for it; by default the cost
+            of these layers.
 
     Raises:
-        UsageError: for scores below 0, a layer without a curve, or a budget below what these layers cost when empty
-            (or with `keep_at_least` weights).
+        UsageError: if a score is below 0, a layer has no curve, or the budget is below the cost of these layers when
+            empty (or with `keep_at_least` weights each).
         MaskError: for scores that are NaN.
-        LayerCollapseError: if a layer would be left empty; the message has the least budget that avoids it.
+        LayerCollapseError: if a layer would be left empty; the message has the smallest budget that avoids this.
     """
     check_priced(scores, curves)
     flat = FlatScores.build(scores, within)
@@ -229,7 +231,10 @@ def allocate_cost(
 
 
 def _marginal_prices(values: Tensor, among: Tensor | None, hull: Curve, unit: float) -> Tensor:
-    """Return int64 [n]: the price of each weight if all better ones of its layer are retained, at least 1."""
+    """Return the price of each weight, which it adds to the cost of all better weights of its layer.
+
+    The result is int64 [n], at least 1.
+    """
     count = len(values)
     if not count:
         return torch.zeros(0, dtype=torch.int64)
@@ -266,22 +271,22 @@ def allocate_multiplications(
     within: Mask | None = None,
     keep_at_least: int = 0,
 ) -> Mask:
-    """Return the mask with the most score per multiplication, for at most a share of the layers' multiplications.
+    """Return the mask of the weights with the highest score per multiplication, within a share of multiplications.
 
     The unspent rest is less than the most expensive weight costs. Ties go to the earlier weight.
 
     Args:
         scores: parameter name -> score of each weight, none below 0.
-        prices: parameter name -> multiplications of one of its weights: see `multiplications.uses`.
-        flops: share of the multiplications of these layers, 0 < flops <= 1 or "25%".
+        prices: parameter name -> number of multiplications of one of its weights, see `multiplications.uses`.
+        flops: share of these layers' multiplications that the mask may take, 0 < flops <= 1 or "25%".
         within: a mask of the candidates.
-        keep_at_least: best weights that every layer retains.
+        keep_at_least: number of best weights that every layer retains.
 
     Raises:
-        UsageError: for a share outside (0, 1], or scores below 0.
+        UsageError: if the share is outside (0, 1] or a score is below 0.
         MaskError: for scores that are NaN.
-        LayerCollapseError: if a layer would be left empty, with the least budget that avoids it; if the budget does not
-            pay for `keep_at_least` weights in each layer, see `check_floor`.
+        LayerCollapseError: if a layer would be left empty; the message has the smallest budget that avoids this. Also
+            if the budget does not pay for `keep_at_least` weights in each layer, see `check_floor`.
     """
     share = parse_flops(flops)
     flat = FlatScores.build(scores, within)
@@ -304,7 +309,7 @@ def allocate_multiplications(
 
 
 def parse_flops(flops: float | str) -> float:
-    """Return the share as a number. Raises `UsageError` outside (0, 1]."""
+    """Parse a share of the multiplications such as 0.25 or "25%"; raise `UsageError` if it is outside (0, 1]."""
     share = parse_share(flops)
     if not 0 < share <= 1:
         raise UsageError(f"flops is the share of multiplications that is left, 0 < flops <= 1, not {flops}")
@@ -312,12 +317,12 @@ def parse_flops(flops: float | str) -> float:
 
 
 def total_price(sizes: Mapping[str, int], prices: Mapping[str, int]) -> int:
-    """Return what all weights cost together."""
+    """Return the cost of all weights, given each layer's number of weights and price of one weight."""
     return sum(prices[name] * size for name, size in sizes.items())
 
 
 def share_in_units(share: float, total: int) -> int:
-    """Return a share of a total in whole units, rounded down; exact for the decimal digits of the share."""
+    """Return `share` of `total`, rounded down; computed exactly from the share's decimal digits."""
     return int(Fraction(str(share)) * total)
 
 
@@ -349,16 +354,18 @@ def check_floor(
     what: str,
     available: Mapping[str, int] | None = None,
 ) -> int:
-    """Return a share of the cost of all weights in whole units. Raises `LayerCollapseError` if it does not pay for the
-    required minimum of weights in each layer.
+    """Return the budget, a share of the cost of all weights, in whole units.
 
     Args:
-        sizes: weights of each layer.
-        prices: cost of one weight of each layer.
-        share: of the cost of all weights.
-        least: weights that every layer retains; at least one in any case.
+        sizes: layer -> number of weights.
+        prices: layer -> cost of one weight.
+        share: share of the cost of all weights.
+        least: minimum number of weights that every layer retains; less than 1 counts as 1.
         what: name of the cost, for the error.
-        available: candidates of each layer; None for all weights.
+        available: layer -> number of candidates; None if all weights are candidates.
+
+    Raises:
+        LayerCollapseError: if the budget does not pay for the minimum of weights in each layer.
     """
     least, total = max(least, 1), total_price(sizes, prices)
     budget = share_in_units(share, total)
@@ -376,7 +383,7 @@ def check_floor(
 
 
 def _round_share_up(part: int, total: int) -> float:
-    """Return a share with four digits, not below the exact one."""
+    """Return `part` / `total`, rounded up to at least three significant digits."""
     scale = 10**4
     while 1000 * total > part * scale and scale < 10**16:
         scale *= 10
@@ -384,17 +391,18 @@ def _round_share_up(part: int, total: int) -> float:
 
 
 def check_floor_of_costs(costs: CostModel, available: Mapping[str, int], amount: float, least: int) -> None:
-    """Raise an error if an amount does not pay for `least` weights in each layer, by the convex hulls of its curves.
+    """Raise an error if a budget does not pay for `least` weights in each layer, by convex hulls of cost curves.
 
     Args:
-        costs: of the whole network.
-        available: candidates of each layer.
+        costs: costs of the whole network.
+        available: layer -> number of candidates.
         amount: budget of the whole network, in the unit of the costs.
-        least: weights that every layer retains; 0 for none.
+        least: minimum number of weights that every layer retains; with 0 nothing is checked.
 
     Raises:
-        UsageError: for a layer without costs.
-        LayerCollapseError: with the least sufficient amount and the layer that makes most of it.
+        UsageError: if a layer has no costs.
+        LayerCollapseError: if the budget is too small; the message has the smallest sufficient one and the layer that
+            contributes most to it.
     """
     if not least:
         return
@@ -417,20 +425,19 @@ def check_floor_of_costs(costs: CostModel, available: Mapping[str, int], amount:
 
 
 def check_priced(names: Iterable[str], curves: Mapping[str, Curve]) -> None:
-    """Raise `UsageError` for layers without a cost curve."""
+    """Raise `UsageError` if one of the layers `names` has no cost curve."""
     if missing := [name for name in names if name not in curves]:
         raise UsageError(f"there is no cost of {', '.join(missing)}: spare them in the scope")
 
 
 def check_not_all_kept(sizes: Mapping[str, int], share: float, least: int, unit: Unit) -> None:
-    """Raise `LayerCollapseError` if the required minimum per layer retains all weights although the budget is below
-    their full cost.
+    """Raise `LayerCollapseError` if `least` weights per layer are all weights, although the share is below 1.
 
     Args:
-        sizes: candidates of each layer.
+        sizes: layer -> number of candidates.
         share: requested share of the dense network's cost.
-        least: weights that every layer retains.
-        unit: of the costs, for the error.
+        least: minimum number of weights that every layer retains.
+        unit: unit of the costs, for the error.
     """
     largest_layer = max(sizes, key=lambda name: sizes[name])
     if share < 1 and least >= sizes[largest_layer]:

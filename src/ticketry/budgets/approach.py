@@ -1,4 +1,4 @@
-"""Find a mask near a requested latency: estimate from costs, compile, time and correct; then report the result."""
+"""Find a mask near a requested latency: estimate by costs, compile, time and correct, until it is near."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ _ROUNDS = 5
 """Maximum number of masks that are timed."""
 
 _NEAR = 0.015
-"""Relative distance from the budget at which a mask is accepted; half a per cent smaller than the documented one."""
+"""Relative distance from the budget at which a mask is accepted; the documentation promises 0.02."""
 
 _REPORTED_ROUNDS = 11
-"""Number of rounds of the timing that is reported."""
+"""Number of rounds of the final timing, which is reported."""
 
 _ALLOCATIONS = 12
-"""Maximum number of allocations until an estimate meets the request; several are needed where cost curves are not
-convex, because allocation uses their convex hulls."""
+"""Maximum number of allocations until an estimate meets the request. Several are needed if cost curves are not convex,
+because allocation uses their convex hulls."""
 
 
 # -- results -----------------------------------------------------------------------------------------------------------
@@ -35,15 +35,16 @@ convex, because allocation uses their convex hulls."""
 
 @dataclass(frozen=True)
 class Considered:
-    """Result for one granularity that was tried for a budget: its mask nearest to the budget."""
+    """Result for one granularity that was tried: the density, latency and value of its mask nearest to the budget."""
 
     structure: str
     density: float
     seconds: float
     value: float
-    """Logarithm of the retained importance, averaged over layers in proportion to their own; 0 for all of it."""
+    """Mean over layers of the logarithm of the retained share of importance, weighted by each layer's importance; 0 if
+    all is retained."""
     why_not: str = ""
-    """Why this granularity has no mask; empty if it has one. The numbers are NaN then."""
+    """Why this granularity has no mask; all numbers are then NaN. Empty if it has a mask."""
 
     def __str__(self) -> str:
         if self.why_not:
@@ -54,7 +55,7 @@ class Considered:
 
 @dataclass(frozen=True)
 class Met:
-    """Result of a latency budget: a mask, its measured latency, the budget, and the estimate.
+    """Result of a latency budget: the mask, its measured latency, the budget, and the estimate.
 
     Examples:
         >>> model = nn.Sequential(nn.Linear(256, 256), nn.ReLU(), nn.Linear(256, 256))
@@ -69,46 +70,47 @@ class Met:
 
     mask: Mask
     latencies: Latencies
-    """Seconds of the base engine, of the unpruned compiled model, and of the budget."""
+    """Latencies in seconds of the base, of the unpruned compiled model, and requested."""
     share: float
-    """Latency of the mask over that of the base engine: the median of a separate timing after the mask was chosen, of
-    models compiled anew and called in turns."""
+    """Latency with the mask as a share of the base's latency: the median of a separate timing after the mask was
+    chosen, for which both models were compiled anew and called in turns."""
     low: float
-    """Lower end of the 95 % interval of the share."""
+    """Lower end of the 95 % interval of `share`."""
     high: float
     estimated: float | None = None
-    """Estimated seconds; None if nothing had to be pruned."""
+    """Estimated latency of the mask in seconds; None if nothing had to be pruned."""
     rounds: int = 0
     """Number of masks that were timed."""
     first: float = 1.0
-    """Estimated over measured latency of the first mask that was timed, before any correction."""
+    """Estimated latency divided by measured latency of the first timed mask, before any correction."""
     chosen: float = 0.0
-    """Share that was measured when the mask was chosen. It is biased towards the request; use `share`."""
+    """Share that was measured when the mask was chosen. It is biased towards the request: use `share` instead."""
     costs: CostModel | None = None
-    """Costs by which masks were chosen; None if nothing had to be pruned, or if only channels were tried."""
+    """Costs by which masks were chosen; None if nothing had to be pruned or only channels were tried."""
     structure: str = ""
-    """Granularity of the mask: ``weights``, ``auto`` (weights or groups of rows, by layer), ``channels`` …"""
+    """Granularity of the mask: ``weights``, ``auto`` (weights or groups of rows, chosen for each layer), ``channels``
+    …"""
     considered: tuple[Considered, ...] = ()
-    """All granularities that were timed, including this one."""
+    """Results for all granularities that were tried, including the chosen one."""
 
     @property
     def requested(self) -> float:
-        """Requested latency as a share of the base engine's latency."""
+        """Requested latency as a share of the base's latency."""
         return self.latencies.requested / self.latencies.now
 
     @property
     def seconds(self) -> float:
-        """Latency of the mask in seconds: the share times the base engine's latency."""
+        """Latency with the mask in seconds: `share` times the base's latency."""
         return self.share * self.latencies.now
 
     @property
     def missed_by(self) -> float:
-        """Relative distance of the latency from the request; negative if the mask is faster than requested."""
+        """Relative distance of the measured latency from the requested one; negative if the mask is faster."""
         return self.share / self.requested - 1
 
     @property
     def pruned(self) -> bool:
-        """Whether anything had to be pruned."""
+        """Whether weights had to be pruned to meet the budget."""
         return not self.latencies.met_unpruned
 
     def __str__(self) -> str:
@@ -128,8 +130,8 @@ def result_without_pruning(mask: Mask, latencies: Latencies) -> Met:
     """Return the result for a budget that the unpruned compiled model meets.
 
     Args:
-        mask: that retains all candidates.
-        latencies: as measured.
+        mask: mask that retains all candidates.
+        latencies: the measured latencies and the requested one.
     """
     share = latencies.unpruned / latencies.now
     return Met(mask, latencies, share, share, share)
@@ -140,17 +142,17 @@ def result_without_pruning(mask: Mask, latencies: Latencies) -> Met:
 
 @dataclass(frozen=True)
 class TimedMask:
-    """A mask that was timed while a budget was approached; shares are of the unpruned compiled network's latency."""
+    """A timed mask with its aimed, estimated and measured latency, as shares of the unpruned compiled network's."""
 
     mask: Mask
     aim: float
-    """Estimated share for which the mask was chosen."""
+    """Share of the latency that was aimed at when the mask was chosen."""
     estimated: float
     found: Interval
 
 
 MaskAt = Callable[[float], tuple[Mask, float]]
-"""Share of the unpruned latency to aim at -> a mask and its estimated share."""
+"""Function that maps a share of the unpruned latency to (mask, its estimated share)."""
 
 
 def approach(
@@ -164,20 +166,20 @@ def approach(
     turns: int = 7,
     known: Sequence[TimedMask] = (),
 ) -> list[TimedMask]:
-    """Time masks until one is near the requested share of the latency; each aim is corrected by the masks before.
+    """Time masks until one is near the requested latency, correcting the aim by earlier timings; return all of them.
 
     Args:
-        meter: of the network.
-        asked: share of the unpruned compiled network's latency.
-        mask_at: see `MaskAt`; it may raise an error for an aim that no mask meets.
-        floor: minimum aim.
-        rounds: maximum number of masks that are timed, `known` ones included.
-        near: relative distance at which no further mask is timed.
-        turns: how often each mask and the unpruned network are timed alternately.
+        meter: meter that times the network.
+        asked: requested share of the unpruned compiled network's latency.
+        mask_at: see `MaskAt`; may raise an error for a share that no mask meets.
+        floor: smallest share to aim at.
+        rounds: maximum number of timed masks, including those in `known`.
+        near: relative distance from the request at which no further mask is timed.
+        turns: number of times that each mask and the unpruned network are timed alternately.
         known: masks that were timed before.
 
     Raises:
-        UsageError, LayerCollapseError: what `mask_at` raises, if no mask was timed.
+        UsageError, LayerCollapseError: the error of `mask_at`, if no mask could be timed.
     """
     tried = list(known)
     while len(tried) < rounds and not any(abs(one.found.median / asked - 1) <= near for one in tried):
@@ -199,7 +201,11 @@ def approach(
 
 
 def _next_aim(points: list[tuple[float, float]], asked: float) -> float:
-    """Return the next aim from (aim, measured) points: interpolated between the nearest two, else in proportion."""
+    """Return the next share to aim at, from (aim, measured) `points`.
+
+    Interpolate between the nearest points below and above `asked`. If all are on one side, scale the nearest aim in
+    proportion.
+    """
     below = [point for point in points if point[1] <= asked]
     above = [point for point in points if point[1] > asked]
     if below and above:
@@ -210,18 +216,18 @@ def _next_aim(points: list[tuple[float, float]], asked: float) -> float:
 
 
 def nearest(tried: Sequence[TimedMask], asked: float) -> TimedMask:
-    """Return the timed mask whose measured share is nearest to the requested one."""
+    """Return the timed mask whose measured share of the latency is nearest to the requested share `asked`."""
     return min(tried, key=lambda one: abs(one.found.median / asked - 1))
 
 
 def report_nearest(meter: Meter, tried: Sequence[TimedMask], asked: float, latencies: Latencies) -> Met:
-    """Time the nearest mask once more, compiled anew, and return the result.
+    """Compile the nearest mask anew, time it once more, and return the result.
 
     Args:
-        meter: of the network.
-        tried: masks of `approach`.
+        meter: meter that times the network.
+        tried: the masks that `approach` timed.
         asked: share of the unpruned compiled network's latency.
-        latencies: of the same budget, with its base.
+        latencies: latencies of the same budget: base, unpruned and requested.
     """
     best, to_base = nearest(tried, asked), latencies.unpruned / latencies.now
     achieved = meter.share_anew(best.mask, _REPORTED_ROUNDS)
@@ -239,16 +245,17 @@ def report_nearest(meter: Meter, tried: Sequence[TimedMask], asked: float, laten
 
 
 def meet_share(meter: Meter, costs: CostModel, time: float | str, allocate: Callable[[float], Mask]) -> Met:
-    """Return the mask whose measured latency is nearest to a budget of the unpruned compiled network's latency.
+    """Meet a latency budget relative to the unpruned compiled network; return the result with the nearest mask.
 
     Args:
-        meter: of the network.
-        costs: of the same network in seconds, by which the first mask is chosen.
-        time: share of the unpruned compiled network's latency, or an amount.
-        allocate: budget in seconds -> a mask.
+        meter: meter that times the network.
+        costs: costs of the same network in seconds, by which the first mask is chosen.
+        time: a share of the unpruned compiled network's latency, or an amount such as "5ms".
+        allocate: function that maps a budget in seconds to a mask.
 
     Raises:
-        UsageError: for a budget below the floor; the message lists what the floor consists of.
+        UsageError: if the budget is below the floor, the latency with all layers empty; the message lists the parts of
+        the floor.
     """
     if costs.unit != "seconds":
         raise UsageError(
@@ -261,11 +268,11 @@ def meet_share(meter: Meter, costs: CostModel, time: float | str, allocate: Call
 
 
 def masks_by_estimate(costs: CostModel, allocate: Callable[[float], Mask]) -> MaskAt:
-    """Return a function from an aim to the mask whose estimated share is nearest to the aim.
+    """Return a function that maps a share of the latency to (mask whose estimate is nearest, its estimated share).
 
     Args:
-        costs: of the network.
-        allocate: budget in seconds -> a mask.
+        costs: costs of the network in seconds.
+        allocate: function that maps a budget in seconds to a mask.
     """
 
     def mask_at(aim: float) -> tuple[Mask, float]:
@@ -276,9 +283,10 @@ def masks_by_estimate(costs: CostModel, allocate: Callable[[float], Mask]) -> Ma
 
 
 def mask_nearest_budget(costs: CostModel, budget: float, allocate: Callable[[float], Mask]) -> Mask:
-    """Return the mask whose estimate is nearest to a budget.
+    """Return the mask whose estimated cost is nearest to `budget`.
 
-    The aim is corrected in proportion to the last estimate, or by bisection if that does not halve the distance.
+    The budget that `allocate` gets is corrected in proportion to the last estimate, or by bisection if that does not
+    halve the distance.
     """
     aim, best, away = budget, None, float("inf")
     low, high = costs.floor, float("inf")
@@ -307,17 +315,17 @@ def mask_nearest_budget(costs: CostModel, budget: float, allocate: Callable[[flo
 # -- warnings about a result -------------------------------------------------------------------------------------------
 
 _LEAST_STAGE_DENSITY = 0.05
-"""Density of a stage of layers below which retraining rarely recovers the accuracy."""
+"""Density of a stage (layers with a common prefix) below which retraining rarely recovers the accuracy."""
 
 _LARGE_ERROR = 0.2
-"""Relative error of the first estimate from which a warning is given."""
+"""Relative error of the first estimate above which a warning is given."""
 
 
 def quality_warnings(found: Met) -> Iterator[str]:
-    """Yield warnings about a mask: stages with hardly any weights, and estimates that were far off.
+    """Yield warnings about a result: stages of layers with hardly any weights, and estimates that were far off.
 
     Args:
-        found: the result of a budget.
+        found: result of a latency budget.
     """
     densities = stage_densities((row.name, row.kept, row.total) for row in found.mask.table())
     low = {stage: density for stage, density in densities.items() if density < _LEAST_STAGE_DENSITY}
@@ -347,7 +355,7 @@ def quality_warnings(found: Met) -> Iterator[str]:
 
 
 def stage_of(name: str) -> str:
-    """Return the stage of a parameter: its name up to the first numbered part, or else its layer.
+    """Return the stage of a parameter: its name up to the first part that ends with a digit, else its layer's name.
 
     >>> stage_of("blocks.2.1.conv_pw.weight"), stage_of("layer1.0.conv1.weight"), stage_of("conv_head.weight")
     ('blocks.2', 'layer1', 'conv_head')
@@ -360,10 +368,10 @@ def stage_of(name: str) -> str:
 
 
 def stage_densities(layers: Iterable[tuple[str, int, int]]) -> dict[str, float]:
-    """Return the density of each stage.
+    """Return the density of each stage of layers, see `stage_of`.
 
     Args:
-        layers: parameter name, weights retained, and number of its weights.
+        layers: for each parameter, (name, number of retained weights, number of weights).
     """
     kept: dict[str, int] = {}
     total: dict[str, int] = {}

@@ -1,4 +1,4 @@
-"""Granularities that a budget prunes in: single weights, groups of rows, or whole channels. Needs no torch."""
+"""Granularities in which a budget prunes: single weights, groups of rows, or whole channels. Needs no torch."""
 
 from __future__ import annotations
 
@@ -11,26 +11,27 @@ from ticketry.errors import UsageError
 FINEST = "weights"
 CHANNELS = "channels"
 NONE = "none"
-"""Structure of a budget: single weights with the highest score per cost."""
+"""Structure of a budget by which single weights with the highest score per cost are retained."""
 AUTO = "auto"
-"""Structure of a budget: each layer gets the granularity that retains most for its cost."""
+"""Structure of a budget by which each layer gets the granularity that retains most for its cost."""
 BY_MEASUREMENT = "by measurement"
-"""Structure of a latency budget: try ``auto``, ``weights`` and ``channels``, and choose the one that retains most."""
+"""Structure of a latency budget by which ``auto``, ``weights`` and ``channels`` are timed, and the one that retains
+most is chosen."""
 MEASURED = (FINEST, "rows:4", "rows:16")
-"""Granularities that ``auto`` chooses from; the engine has fast kernels for them."""
+"""Granularities that ``auto`` chooses from, because the engine has fast kernels for them."""
 
 
 @total_ordering
 @dataclass(frozen=True)
 class Granularity:
-    """Single weights, groups of rows that retain the same columns, or whole channels. Finer ones sort first."""
+    """Single weights, groups of rows that retain the same columns, or whole channels; fine granularities sort first."""
 
     rows: int
-    """1 for single weights, 0 for channels."""
+    """Number of rows in a group; 1 for single weights, 0 for whole channels."""
 
     @classmethod
     def parse(cls, text: str) -> Granularity:
-        """Return ``weights``, ``rows:16`` or ``channels`` as a granularity. Raises `UsageError` for anything else."""
+        """Parse ``weights``, ``rows:N`` or ``channels``; raise `UsageError` for any other `text`."""
         kind, _, rows = text.partition(":")
         if text == FINEST:
             return cls(1)
@@ -48,12 +49,12 @@ class Granularity:
 
 
 def parse_granularities(texts: Iterable[str]) -> list[Granularity]:
-    """Return granularities sorted from fine to coarse."""
+    """Parse names of granularities and return them sorted from fine to coarse."""
     return sorted(Granularity.parse(text) for text in texts)
 
 
 def in_blocks(structure: str) -> bool:
-    """Return whether a budget chooses blocks of each layer by their cost: ``auto``, ``weights`` or ``rows:N``."""
+    """Return whether `structure` is ``auto``, ``weights`` or ``rows:N``, by which blocks are chosen by cost."""
     if structure == AUTO:
         return True
     try:
@@ -63,17 +64,17 @@ def in_blocks(structure: str) -> bool:
 
 
 def sums_block_scores(structure: str) -> bool:
-    """Return whether scores are summed over blocks and compared between layers, so that they need a common unit."""
+    """Return whether `structure` sums scores over blocks and compares layers, so that scores need a common unit."""
     return structure in (BY_MEASUREMENT, CHANNELS) or in_blocks(structure)
 
 
 def single_granularity(structure: str) -> str:
-    """Return the granularity that a structure requires in all layers; empty for ``auto``."""
+    """Return the granularity that `structure` requires in all layers; empty for ``auto``, which chooses by layer."""
     return "" if structure == AUTO else structure
 
 
 def granularities_to_measure(structure: str) -> tuple[str, ...]:
-    """Return the granularities whose costs masks of a structure need."""
+    """Return the granularities whose costs must be measured to choose masks with this structure."""
     if structure == AUTO:
         return MEASURED
     return (structure,) if in_blocks(structure) else (FINEST,)

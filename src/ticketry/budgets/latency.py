@@ -1,4 +1,4 @@
-"""Find masks under a budget. Latency budgets are met by measurement, in the granularity that retains most score."""
+"""Find masks under a budget; latency budgets are met by measurement, in the granularity that retains most."""
 
 from __future__ import annotations
 
@@ -60,18 +60,19 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 _SHARES = (1e-9, 0.08, 0.3, 1.0)
-"""Shares of the dense time of the masks by which costs are measured for a budget; timings of the chosen masks correct
-the estimates."""
+"""Shares of the dense time of the masks under which costs are measured. A few suffice, because timings of the chosen
+masks correct the estimates."""
 
 _ROUNDS, _LAST_ROUNDS, _TURNS = 3, 5, 3
-"""Number of masks timed in each granularity, of masks timed in the best one, and of rounds of a timing."""
+"""Number of masks that are timed in each granularity; number of masks in the best granularity; rounds of each
+timing."""
 
 _NEAR, _MET = 0.04, 1.05
-"""Distance from the budget at which granularities are compared, and factor of the budget up to which it counts as met.
-"""
+"""Relative distance from the budget at which granularities are compared; multiple of the budget up to which it counts
+as met."""
 
 _CANDIDATES = {BY_MEASUREMENT: (AUTO, FINEST, CHANNELS)}
-"""Structure -> granularities that are tried for it; any other structure is the only one tried."""
+"""Structure -> granularities that are tried; for any other structure only that structure is tried."""
 
 
 @entry_point()
@@ -92,25 +93,28 @@ def meet(
     seed: int = 0,
     threads: int | None = None,
 ) -> Met:
-    """Meet a latency budget as ``prune(model, time=..., example_inputs=x)`` does, and return all measurements.
+    """Meet a latency budget like ``prune(model, time=..., example_inputs=x)``, and return all measurements.
 
     If the compiled unpruned model meets the budget, nothing is pruned: `Met.pruned` is False.
 
     Args:
-        time: share of the base's latency, 0 < time <= 1 or "30%", or an amount: "5ms".
-        base: whose latency a share is of: ``eager``, ``torch.compile``, ``onnxruntime``, ``openvino``, or ``engine``
-            (the model compiled by ticketry without pruning).
-        cost: of the model on this machine, by `model`; None to measure it now.
+        model: model to prune, on the CPU.
+        example_inputs: inputs of a call.
+        time: a share of the base's latency, 0 < time <= 1 or "30%"; or an amount such as "5ms".
+        base: how the unpruned model runs whose latency a share refers to: ``eager``, ``torch.compile``,
+            ``onnxruntime``, ``openvino``, or ``engine`` (compiled by ticketry without pruning).
+        cost: costs of the model on this machine, as `tk.cost.model` returns them; None to measure them now.
         structure, score, scope, within, keep_at_least, batches, loss, seed: see `prune`.
-        threads: that a call uses; None for `torch.get_num_threads()`.
+        threads: number of threads that a call uses; None for `torch.get_num_threads()`.
 
     Returns:
-        The mask with its measured share of the base's latency, the 95 % interval and the estimate.
+        The mask, its measured latency as a share of the base's with a 95 % interval, and the estimate.
 
     Raises:
-        UsageError: for a budget below the floor; the message lists what the floor consists of.
+        UsageError: if the budget is below the floor, the latency with all layers empty; the message lists the parts of
+            the floor.
         LayerCollapseError: if a layer would be left empty.
-        CostError: for costs of another model or another machine, which cannot be timed on this machine.
+        CostError: if `cost` is of another model or another machine.
         EngineError: if the base is not installed, or cannot run the model.
 
     Examples:
@@ -129,7 +133,7 @@ def meet(
 
 
 def mask_for(request: Request) -> Mask:
-    """Return the mask of a budget: found by measurement for seconds, unless the costs are of another machine."""
+    """Return the mask for a requested budget: by measurement for seconds on this machine, else by estimated costs."""
     if request.unit == "seconds":
         if request.cost is not None and (other := model_costs.why_elsewhere(request.cost)):
             return _mask_by_estimate(request, request.cost, other)
@@ -147,7 +151,13 @@ def mask_for(request: Request) -> Mask:
 
 
 def _mask_by_estimate(request: Request, costs: CostModel, other: str) -> Mask:
-    """Return the mask whose estimated cost is nearest to the budget, for costs measured on another machine."""
+    """Return the mask whose estimated cost is nearest to the budget, by costs of another machine.
+
+    Args:
+        request: the requested budget.
+        costs: costs measured on the other machine.
+        other: message that the costs are of another machine.
+    """
     request.check_base_elsewhere(other)
     if request.structure == CHANNELS:
         raise CostError(f"whole channels are chosen by timing the model, which cannot be done here: {other}")
@@ -163,7 +173,7 @@ def _mask_by_estimate(request: Request, costs: CostModel, other: str) -> Mask:
 
 
 def _mask_within(costs: CostModel, budget: float, allocate: Callable[[float], Mask]) -> Mask:
-    """Return a mask whose exact cost is within the budget; allocation uses convex hulls, which underestimate costs."""
+    """Return a mask whose exact cost is within `budget`; `allocate` uses convex hulls, which underestimate costs."""
     aim = budget
     while True:
         mask = allocate(aim)
@@ -177,7 +187,7 @@ def _mask_within(costs: CostModel, budget: float, allocate: Callable[[float], Ma
 
 
 def meet_request(request: Request, threads: int) -> Met:
-    """Meet a latency budget by measurement."""
+    """Meet a latency budget by timing masks on this machine; return the result with all measurements."""
     with Progress("latency budget", steps=3) as progress:
         progress.step("compiling the model without pruning")
         meter = Meter(request.model, request.example_inputs, threads, "fp32", request.scope, QUICK)
@@ -199,7 +209,7 @@ def meet_request(request: Request, threads: int) -> Met:
 
 
 def _time_base(request: Request, meter: Meter) -> Latencies:
-    """Time the base, thoroughly, and return the latencies with the median of all its times up to now."""
+    """Time the base once more, thoroughly; return latencies with the median of all its times so far."""
     effort, meter.effort = meter.effort, THOROUGH
     known = time_base(meter, request.amount, request.base)
     meter.effort = effort
@@ -208,7 +218,7 @@ def _time_base(request: Request, meter: Meter) -> Latencies:
 
 @dataclass
 class _Candidate:
-    """A granularity, with its masks that were timed."""
+    """A granularity that is tried, with all its masks that were timed."""
 
     structure: str
     mask_at: MaskAt
@@ -217,7 +227,7 @@ class _Candidate:
 
 
 class _BudgetSearch:
-    """Times masks of each granularity for one budget and chooses the one that retains most importance."""
+    """Time masks of each granularity for one budget; choose the granularity that retains most importance."""
 
     def __init__(self, request: Request, meter: Meter, known: Latencies, progress: Progress) -> None:
         self._request, self._meter, self._known, self._progress = request, meter, known, progress
@@ -228,10 +238,10 @@ class _BudgetSearch:
         self._names = _CANDIDATES.get(request.structure, (request.structure,))
 
     def run(self) -> Met:
-        """Return the best mask, timed once more.
+        """Choose the best mask, time it once more, and return the result.
 
         Raises:
-            UsageError: for a budget below the floor.
+            UsageError: if the budget is below the latency with all layers empty.
             LayerCollapseError: if a layer would be left empty.
         """
         needs_costs = any(name != CHANNELS for name in self._names)
@@ -264,7 +274,7 @@ class _BudgetSearch:
         return replace(result, costs=self._costs, structure=best.structure, considered=considered)
 
     def _time_base(self) -> None:
-        """Time the base again, and update the request, which is a share of its latency."""
+        """Time the base again, and update the requested latency if it is a share of the base's."""
         self._known = _time_base(self._request, self._meter)
         self._asked = self._known.requested / self._known.unpruned
 
@@ -282,8 +292,10 @@ class _BudgetSearch:
         return costs
 
     def _time_granularity(self, name: str) -> _Candidate | None:
-        """Time masks of a granularity. Return None, and note the reason, if it has no mask but other granularities are
-        left to try."""
+        """Time masks of a granularity near the budget.
+
+        If this granularity has no mask but others are left to try, note the reason and return None.
+        """
         try:
             mask_at, floor = self._mask_builder(name)
 
@@ -305,14 +317,14 @@ class _BudgetSearch:
         return _Candidate(name, mask_at, floor, tried)
 
     def _check_minimum(self, tried: list[TimedMask]) -> None:
-        """Raise `LayerCollapseError` if the mask retains fewer weights of a layer than requested."""
+        """Raise `LayerCollapseError` if the nearest mask retains fewer weights of a layer than `keep_at_least`."""
         least = self._request.keep_at_least
         for row in nearest(tried, self._asked).mask.table() if least else ():
             if row.kept < min(least, row.total) and row.name in self._request.scope.shapes:
                 raise LayerCollapseError(f"{row.name} would keep {row.kept} weights, fewer than keep_at_least={least}")
 
     def _mask_builder(self, name: str) -> tuple[MaskAt, float]:
-        """Return a function from an aim to a mask of this granularity, and the minimum aim."""
+        """Return (function that maps a wanted share of the latency to a mask of granularity `name`, smallest share)."""
         if name == CHANNELS:
             return _channel_masks(self._request, self._meter, self._values)
         assert self._costs is not None
@@ -322,7 +334,7 @@ class _BudgetSearch:
         return masks_by_estimate(costs, allocate), costs.floor / costs.dense
 
     def _rank_of(self, one: _Candidate) -> tuple[bool, float]:
-        """Return a sort key: retained importance if the budget is met, else by how far it is missed."""
+        """Return a sort key: candidates that meet the budget rank by retained importance, others below by latency."""
         best = nearest(one.tried, self._asked)
         over = best.found.median / self._asked
         if over > _MET:
@@ -340,7 +352,7 @@ class _BudgetSearch:
 
 
 def _mask_allocator(request: Request, costs: CostModel, values: Mapping[str, Tensor]) -> Callable[[float], Mask]:
-    """Return a function from a budget in the unit of the costs to a mask."""
+    """Return a function that maps a budget, in the unit of `costs`, to a mask."""
     if in_blocks(request.structure):
         only = single_granularity(request.structure)
         if only == FINEST:
@@ -361,9 +373,9 @@ def _mask_allocator(request: Request, costs: CostModel, values: Mapping[str, Ten
 
 
 def _channel_masks(request: Request, meter: Meter, values: Mapping[str, Tensor]) -> tuple[MaskAt, float]:
-    """Return a function from an aim to a mask of whole channels, and the minimum aim.
+    """Return (function that maps a wanted share of the latency to a mask of whole channels, smallest share).
 
-    A layer's estimated time is its unpruned time, in proportion to the retained channels.
+    The time of a layer is estimated as its unpruned time, in proportion to its retained channels.
     """
     profile, dense = meter.dense_profile, meter.dense_seconds
     prices = {name: seconds / max(prod(meter.shape(name)), 1) for name, seconds in profile.layers.items()}
@@ -378,7 +390,7 @@ def _channel_masks(request: Request, meter: Meter, values: Mapping[str, Tensor])
 
 
 def _channel_path(request: Request, values: Mapping[str, Tensor], prices: Mapping[str, float]) -> ChannelPath:
-    """Return the order in which whole channels are removed, by the importance of their weights unless given."""
+    """Return the order in which whole channels are removed: by the requested scores, or else by `values` of weights."""
     options = request.channels or ChannelOptions(ChannelOrder("global", 1, 1))
     known = options.known or partial(tried_structure, request.model, request.example_inputs, options.spare)
     choice = ChannelChoice(request.model, known(), request.scope)
@@ -389,7 +401,7 @@ def _channel_path(request: Request, values: Mapping[str, Tensor], prices: Mappin
 
 
 def _densest_channel_mask(request: Request, costs: CostModel) -> Mask:
-    """Return the densest mask of whole channels whose cost in bytes is within the budget."""
+    """Return the mask of whole channels that retains most within a budget of bytes."""
     budget = costs.budget(request.amount)
     prices = {name: layer.dense / max(layer.weights, 1) for name, layer in costs.layers.items()}
     path = _channel_path(request, request.scores(), prices)
@@ -408,7 +420,7 @@ def _densest_channel_mask(request: Request, costs: CostModel) -> Mask:
 
 
 def _warn_of_torch(costs: CostModel) -> None:
-    """Warn if most of the time is spent in layers that no mask makes faster."""
+    """Warn if more than half of the time is spent in layers that run in torch, which no mask makes faster."""
     if costs.in_torch > costs.dense / 2:
         warnings.warn(f"most of the time is of layers {costs.in_torch_in_words()}", stacklevel=6)
 
@@ -422,7 +434,7 @@ _PATIENCE = 1.0
 class Progress:
     """A progress bar with the remaining time, on terminals and in notebooks only.
 
-    Steps beyond the announced number extend it.
+    The bar becomes longer if there are more steps than announced.
     """
 
     def __init__(self, title: str, steps: int = 0) -> None:
@@ -435,10 +447,10 @@ class Progress:
         self.planned += steps
 
     def step(self, what: str) -> None:
-        """Finish the current step, and begin the next one.
+        """Finish the current step and begin the next one.
 
         Args:
-            what: is done in it.
+            what: what the next step does, for display.
         """
         self.done += 1
         self.planned = max(self.planned, self.done)
@@ -463,7 +475,7 @@ class Progress:
 
 
 def _start_bar() -> Bar | None:
-    """Start a bar on standard error or in a notebook; None if neither can display one."""
+    """Start a progress bar on standard error or in a notebook; return None if neither can display a bar."""
     from rich.console import Console
     from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as Bar

@@ -1,13 +1,13 @@
-"""Choose granularity and density of each layer under one budget.
+"""Choose the granularity and the density of each layer under one cost budget.
 
 Every layer can be pruned in several granularities at many densities, each with a cost and a value. Only options on
 the upper concave hull of value against cost can be optimal (the relaxed multiple-choice knapsack: Sinha & Zoltners
 1979). The pieces of all layers' hulls are bought in the order of value per cost until the budget is spent.
 
-A layer whose scores sum to S and that retains a sum of s has the value S log(s / S). For small losses that equals s
-- S. Large losses count for more, because signals pass through all layers and retained shares multiply (Lee et al.,
-"Layer-adaptive sparsity for the magnitude-based pruning", ICLR 2021, whose score is the slope of this with S = 1).
-So no layer is emptied for the sake of another.
+A layer whose scores sum to S, and whose retained scores sum to s, has the value S log(s / S). For small losses this is
+about s - S. Large losses count for more, because signals pass through all layers and retained shares multiply (Lee et
+al., "Layer-adaptive sparsity for the magnitude-based pruning", ICLR 2021; their score is the slope of this function
+with S = 1). So no layer is emptied for the sake of another.
 """
 
 from __future__ import annotations
@@ -29,18 +29,20 @@ from ticketry.core.structure.pattern import Pattern
 from ticketry.errors import UsageError
 
 WORTH = "logarithm of the share"
-"""Name of the rule that turns scores into values, part of the keys of stored masks; change it with the rule."""
+"""Name of the rule that converts scores to values. It is part of the keys of stored masks: change it if the rule
+changes."""
 
 _LEAST_SHARE = 1e-12
 """Lower bound of a layer's retained share of scores when its logarithm is taken."""
 
 _DENSITIES = np.unique(np.concatenate([np.geomspace(1e-3, 1, 60), np.linspace(0.05, 1, 39)]))
-"""Densities of the options of a layer; the last one chosen is refined to a single block."""
+"""Densities at which a layer can be pruned; the density of the last layer that gets more budget is refined to single
+blocks."""
 
 
 @dataclass(frozen=True)
 class Option:
-    """A way to prune a layer: a granularity and a number of blocks, with cost and value."""
+    """One way to prune a layer: a granularity and a number of retained blocks, with the resulting cost and value."""
 
     cost: float
     value: float
@@ -50,20 +52,22 @@ class Option:
 
 @dataclass
 class LayerOptions:
-    """The ways to prune one layer: granularities and densities, each with its cost and value."""
+    """All ways to prune one layer, which differ in granularity and density; each has a cost and a value."""
 
     scores: Tensor
     curves: Mapping[str, Curve]
     layout: Layout
     dense: Option | None
-    """Option of the unpruned layer, where that is cheaper than retaining all of its blocks."""
+    """The unpruned layer as an option, if it is cheaper than a pruned layer that retains all blocks; else None."""
     least: int = 1
-    """Number of weights that any option retains, if the layer has as many."""
+    """Minimum number of weights that every option retains, if the layer has that many."""
     _cache: dict[str, tuple[Blocks, Tensor, np.ndarray, np.ndarray]] = field(default_factory=dict)
 
     def blocks(self, granularity: str) -> tuple[Blocks, Tensor, np.ndarray, np.ndarray]:
-        """Return the layer's blocks, their order by falling mean score, and the total value and number of weights of
-        the first 0, 1, … blocks."""
+        """Return (blocks, their order from the highest mean score on, values, numbers of weights).
+
+        The last two are those of a layer that retains its first 0, 1, … blocks in this order.
+        """
         if granularity not in self._cache:
             rows = Granularity.parse(granularity).rows
             blocks = Pattern(f"{rows}x1", rows=rows).blocks(tuple(self.scores.shape), self.layout)
@@ -75,13 +79,13 @@ class LayerOptions:
         return self._cache[granularity]
 
     def option(self, granularity: str, blocks: int) -> Option:
-        """Return the option of pruning the layer to this many of its best blocks."""
+        """Return the option that retains the `blocks` best blocks of the layer in this granularity."""
         _, _, value, weights = self.blocks(granularity)
         cost = self.curves[granularity].at(float(weights[blocks] / max(weights[-1], 1)))
         return Option(cost, float(value[blocks]), granularity, blocks)
 
     def hull(self) -> list[Option]:
-        """Return the options on the concave hull, cheapest first: value per cost falls from each to the next."""
+        """Return the options on the upper concave hull of value against cost, cheapest first."""
         options = [self.dense] if self.dense else []
         for granularity in self.curves:
             _, order, _, weights = self.blocks(granularity)
@@ -102,7 +106,7 @@ class LayerOptions:
         return found
 
     def mask(self, option: Option) -> Tensor:
-        """Return the layer's mask under an option."""
+        """Return the layer's mask (bool tensor) that an option stands for."""
         if option is self.dense:
             return torch.ones(self.scores.shape, dtype=torch.bool)
         blocks, order, _, _ = self.blocks(option.granularity)
@@ -113,19 +117,19 @@ class LayerOptions:
 
 @dataclass(frozen=True)
 class ChosenLayers:
-    """A mask with a granularity for each layer."""
+    """A mask of all layers, with the granularity that was chosen for each layer."""
 
     mask: Mask
     granularities: dict[str, str]
     """Parameter name -> ``weights``, ``rows:16`` …, or ``dense``."""
     value: float
-    """Value of all layers: 0 if they retain all their scores, lower the more they lose."""
+    """Sum of the values of all layers: 0 if all scores are retained, lower the more is lost."""
     cost: float
     """Estimated cost of the network."""
 
 
 class LayerChoice:
-    """The options of all layers, in both of the engine's layouts; `within` solves the choice for a budget."""
+    """The options of all layers in both memory layouts of the engine; `within` chooses the best for a budget."""
 
     def __init__(
         self,
@@ -140,17 +144,17 @@ class LayerChoice:
         """Find the options of all layers.
 
         Args:
-            scores: parameter name -> worth of each weight, none below 0. They are summed over blocks, so they should be
-                an additive estimate of the loss: `output_change`, or a score such as fisher, rather than magnitudes.
-            costs: with the granularities that may be chosen.
-            layouts: of the weights, see `core.structure.layout.layouts`.
-            only: the one granularity that all layers are pruned in; a layer may be left whole.
-            least: weights that each layer retains, if it has as many.
-            among: a mask of the candidates, where single weights are chosen; all by default.
+            scores: parameter name -> score of each weight, none below 0. Scores are summed over blocks, so they should
+                estimate the loss additively, as `output_change` or fisher do and magnitudes do not.
+            costs: cost model with all granularities that may be chosen.
+            layouts: parameter name -> which rows may form a group, see `core.structure.layout.layouts`.
+            only: granularity of all pruned layers; empty to choose by layer. A layer may always be left whole.
+            least: minimum number of weights that each layer retains, if it has that many.
+            among: a mask that retains the candidates, if single weights are chosen; by default all weights.
 
         Raises:
-            UsageError: for a granularity that the costs do not have, scores below 0, or a layer without costs.
-            MaskError: for scores that are NaN.
+            UsageError: if the costs lack a granularity or a layer, or a score is below 0.
+            MaskError: if a score is NaN.
         """
         for name, score in scores.items():
             if name not in costs.layers:
@@ -177,10 +181,10 @@ class LayerChoice:
             self._hulls.append({name: layer.hull() for name, layer in layers.items()})
 
     def within(self, budget: float) -> ChosenLayers:
-        """Return the best choice for a budget of the whole network.
+        """Return the choice of the largest value whose estimated cost of the whole network is within `budget`.
 
         Raises:
-            UsageError: if the budget is below what the network costs with one block in each layer.
+            UsageError: if the network costs more than the budget even with one block in each layer.
         """
         found = [self._solve(number, budget) for number in range(2)]
         solved = [each for each in found if isinstance(each, ChosenLayers)]
@@ -190,7 +194,7 @@ class LayerChoice:
         return max(solved, key=lambda each: each.value)
 
     def _solve(self, number: int, budget: float) -> ChosenLayers | float:
-        """Return the best choice in one layout of the engine, or the least budget if this one is below it."""
+        """Return the best choice in memory layout `number`, or the smallest possible budget if `budget` is lower."""
         layers, hulls = self._layers[number], self._hulls[number]
         chosen = {name: hull[0] for name, hull in hulls.items()}
         left = budget - self._rest[number] - sum(option.cost for option in chosen.values())
@@ -223,9 +227,10 @@ def allocate_worth(
     within: Mask | None = None,
     keep_at_least: int = 0,
 ) -> Mask:
-    """Return the mask of single weights whose layers have the most value, for a share `flops` of the multiplications.
+    """Return the mask of single weights with the largest total value, for a share `flops` of all multiplications.
 
-    No layer is left empty. Arguments and errors are those of `allocation.allocate_multiplications`.
+    The value of a layer is that of `LayerChoice`. No layer is left empty. Arguments and errors are those of
+    `allocation.allocate_multiplications`.
     """
     share, least = parse_flops(flops), max(1, keep_at_least)
     shapes = {name: tuple(value.shape) for name, value in values.items()}
@@ -236,11 +241,11 @@ def allocate_worth(
 
 
 def multiplication_costs(sizes: Mapping[str, int], prices: Mapping[str, int]) -> CostModel:
-    """Return costs in multiplications.
+    """Return a cost model that counts multiplications.
 
     Args:
-        sizes: weights of each layer.
-        prices: multiplications of one weight of each layer.
+        sizes: parameter name -> number of weights.
+        prices: parameter name -> multiplications of one weight.
     """
     whole = {name: float(price * sizes[name]) for name, price in prices.items()}
     layers = {
@@ -250,11 +255,11 @@ def multiplication_costs(sizes: Mapping[str, int], prices: Mapping[str, int]) ->
 
 
 def value_of(scores: Mapping[str, Tensor], mask: Mask) -> float:
-    """Return the total value of a mask's layers by the rule of `LayerChoice`: 0 if they retain all scores.
+    """Return the total value of a mask's layers by the rule of `LayerChoice`; 0 if all scores are retained.
 
     Args:
-        scores: of each weight, none below 0.
-        mask: of these weights, and perhaps of others.
+        scores: parameter name -> score of each weight, none below 0.
+        mask: mask of these weights; it may cover others too.
     """
     value = 0.0
     for name, score in scores.items():
@@ -265,20 +270,23 @@ def value_of(scores: Mapping[str, Tensor], mask: Mask) -> float:
 
 
 def zero_outside(scores: Mapping[str, Tensor], mask: Mask | None) -> Mapping[str, Tensor]:
-    """Return the scores with 0 for weights outside the mask; unchanged without a mask."""
+    """Return the scores with 0 for all weights that the mask removes; unchanged if `mask` is None."""
     if mask is None:
         return scores
     return {name: score * mask[name].to(score.device) for name, score in scores.items()}
 
 
 def _values_of_retained(kept: np.ndarray) -> np.ndarray:
-    """Return the value of each sum of retained scores [n]; the last one is the sum of all scores."""
+    """Return the layer's value for each sum of retained scores in `kept` [n]; the last sum is that of all scores."""
     whole = kept[-1]
     return whole * np.log(np.maximum(kept / whole, _LEAST_SHARE)) if whole > 0 else np.zeros_like(kept)
 
 
 def _densest_affordable(layer: LayerOptions, one: Option, other: Option, left: float) -> Option:
-    """Return the densest affordable option between two; the first one if their granularities differ."""
+    """Return the densest option between `one` and `other` that costs at most `left` more than `one`.
+
+    If their granularities differ, there is no option in between, and `one` is returned.
+    """
     if one.granularity != other.granularity:
         return one
     low, high = one.blocks, other.blocks
@@ -289,5 +297,5 @@ def _densest_affordable(layer: LayerOptions, one: Option, other: Option, left: f
 
 
 def _value_per_cost(one: Option, other: Option) -> float:
-    """Return the additional value per additional cost from one option to a more expensive one."""
+    """Return how much value the more expensive option `other` adds to `one`, divided by its additional cost."""
     return (other.value - one.value) / max(other.cost - one.cost, 1e-300)

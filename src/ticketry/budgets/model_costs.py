@@ -1,4 +1,4 @@
-"""`tk.cost.model`: the costs of a model, measured, estimated or counted."""
+"""`tk.cost.model`, which returns the costs of a model: measured, estimated for a GPU, or counted."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ from ticketry_engine.support.entry_points import entry_point
 THIS_MACHINE = "this machine"
 
 _MORE_AMOUNTS = (0.006, 0.15, 0.3, 0.8)
-"""Further amounts of masks for estimates, which are quicker to compute than timings."""
+"""Further densities of masks at which costs are estimated, because estimates are quicker than timings."""
 
 
 @entry_point()
@@ -64,31 +64,36 @@ def model(
     bases: Sequence[str] = (),
     say: Callable[[str], None] = lambda _: None,
 ) -> CostModel:
-    """Return the cost of `model` under any mask, for the batch of the example inputs.
+    """Return a cost model: what `model` costs under any mask, for the batch size of the example inputs.
 
     Seconds on this machine are measured: the model is compiled under masks of some densities, and each layer is timed
-    in turns with the whole unpruned network. With a profile of a GPU they are estimated and nothing is timed.
-    Bytes are those of the file that `Compiled.save` writes. Multiplications are counted. Both are exact.
+    in turns with the whole unpruned network. With a profile of a GPU, seconds are estimated and nothing is timed. Bytes
+    (of the file that `Compiled.save` writes) and multiplications are counted exactly.
 
     Args:
         example_inputs: a tensor, a tuple of arguments, or a dict of arguments by name.
-        target: "this machine"; a profile of a GPU, "h100-bf16", whose precision is fixed; or costs of this model, or a
-            file of them, measured on another machine.
-        granularities: of seconds: ``weights``, ``rows:N`` for groups of N rows that retain the same columns.
-        densities: at which seconds are measured, at least two; with scores, shares of the dense time.
-        scores: parameter name -> score of each weight, none below 0. Seconds are measured under masks that retain the
-            best of them instead of random ones. Costs then hold for such masks, which empty channels.
-        threads: that a call uses; None for `torch.get_num_threads()`.
+        model: model to measure, in eval mode on the CPU.
+        target: "this machine"; a GPU profile or its name, such as "h100-bf16", which has a fixed precision; or costs of
+            this model that were measured on another machine, or the file of these costs.
+        unit: "seconds", "bytes" or "multiplications".
+        granularities: for seconds: granularities of the masks, ``weights`` or ``rows:N`` (groups of N rows that retain
+            the same columns).
+        densities: densities of the masks under which seconds are measured, at least two; with `scores`, shares of the
+            dense time instead.
+        scores: parameter name -> score of each weight, none below 0. If given, seconds are measured under masks that
+            retain the highest scores instead of random weights. Costs then hold for such masks, in which whole channels
+            are empty.
+        threads: number of threads that a call uses; None for `torch.get_num_threads()`.
         precision: "fp32" or "bf16".
         scope: weights that may be pruned; by default `ticketry.scope(model)`.
-        bases: of seconds: also time these (``eager``, ``onnxruntime`` …) beside the network, for budgets that are
-            shares of their latency.
+        bases: for seconds: names of other ways to run the model (``eager``, ``onnxruntime`` …) to time too, for budgets
+            that are shares of their latency.
         say: called with the name of each step.
 
     Raises:
-        UsageError: for bases where nothing is timed.
-        CostError: for costs of another model, or of other threads, precision or batch, or scores of other parameters
-            than those in scope.
+        UsageError: if `bases` are given but nothing is timed.
+        CostError: if the costs of `target` are of another model, number of threads, precision or batch size, or
+            `scores` are of other parameters than those in scope.
         EngineError: if the model cannot be captured, or is not on the CPU.
 
     Examples:
@@ -129,10 +134,10 @@ def load(path: str | Path) -> CostModel:
     """Return the costs in a file that `CostModel.save` wrote.
 
     Args:
-        path: of the file.
+        path: path of the file.
 
     Raises:
-        CostError: if it is missing or damaged.
+        CostError: if the file is missing or damaged.
 
     Examples:
         >>> import tempfile
@@ -147,7 +152,7 @@ def load(path: str | Path) -> CostModel:
 def mask_family(
     timer: Timer, scope: Scope, scores: Mapping[str, Tensor] | None, amounts: Sequence[float] | None = None
 ) -> MaskFamily:
-    """Return the masks to time a network under: random ones, unless there are scores."""
+    """Return the masks under which to time a network: random masks, or with `scores` masks of the best weights."""
     if scores is None:
         return RandomMasks(timer.model, scope.shapes, tuple(amounts or DENSITIES))
     if different := describe_name_difference(scores, scope):
@@ -160,7 +165,7 @@ def mask_family(
 
 
 def _resolve_target(target: str | Path | CostModel | GpuProfile) -> CostModel | GpuProfile | None:
-    """Return the GPU profile or the costs that `target` names; None to measure the model on this machine."""
+    """Return the GPU profile or the costs that `target` names; None if it names this machine."""
     if isinstance(target, CostModel | GpuProfile):
         return target
     if target == THIS_MACHINE:
@@ -176,13 +181,13 @@ def _resolve_target(target: str | Path | CostModel | GpuProfile) -> CostModel | 
 
 
 def why_elsewhere(costs: CostModel) -> str:
-    """Return why costs were not measured on this machine; empty if they were."""
+    """Return a message if costs were measured on another machine; empty if they are of this machine."""
     other = another_machine(costs.about)
     return other and f"the costs are of another machine ({other})"
 
 
 def check_fits(costs: CostModel, meter: Meter) -> CostModel:
-    """Return the costs. Raises `CostError` if model, threads, precision or batch differ from the meter's."""
+    """Return `costs`; raise `CostError` if model, threads, precision or batch size differ from the meter's."""
     for name in meter.names:
         if name not in costs.layers or costs.layers[name].weights != prod(meter.shape(name)):
             raise CostError(f"the costs are of another model: {name!r} has none, or another size")
@@ -199,14 +204,14 @@ def check_fits(costs: CostModel, meter: Meter) -> CostModel:
 # -- bytes -------------------------------------------------------------------------------------------------------------
 
 _HALVINGS = range(2, 12)
-"""Number of halvings of the density at which the cost curve of packed weights has a bend."""
+"""The cost curve of packed weights has a bend where the density was halved this many times."""
 
 _ROUNDING_BYTES = 2.0
-"""Bytes by which the packed positions may exceed the linear interpolation between two counts, because of rounding."""
+"""Number of bytes by which packed positions of weights may exceed a linear interpolation, because of rounding."""
 
 
 def _file_costs(model: nn.Module, example_inputs: Any, scope: Scope) -> CostModel:
-    """Return the costs in bytes of the file that `Compiled.save` writes."""
+    """Return a cost model in bytes of the file that `Compiled.save` writes."""
     parameters = scope.parameters(model)
     fixed, stored = stored_tensors(MaskedModel(model, example_inputs, parameters), parameters)
     if other := [name for name, tensors in stored.items() if not tensors]:
@@ -216,11 +221,11 @@ def _file_costs(model: nn.Module, example_inputs: Any, scope: Scope) -> CostMode
 
 
 def _layer_file_cost(weights: int, tensors: list[StoredTensor]) -> LayerCost:
-    """Return the cost of a layer whose file entries are packed, unless all values take less.
+    """Return the cost in bytes of a layer in the file: packed weights, or all values if these take less.
 
     Args:
-        weights: of the layer.
-        tensors: of the file that hold it; some have zeros beside it.
+        weights: number of the layer's weights.
+        tensors: tensors of the file that store the layer; some also store zeros.
     """
 
     def packed(kept: int) -> float:
@@ -246,7 +251,7 @@ def _layer_file_cost(weights: int, tensors: list[StoredTensor]) -> LayerCost:
 
 @dataclass(frozen=True)
 class GpuProfile:
-    """Rates of a GPU, in one number format, from which the time of a network's layers is estimated.
+    """Measured rates of a GPU in one precision, from which the time of a network's layers is estimated.
 
     Examples:
         >>> profile = tk.cost.profile("h100-bf16")
@@ -260,16 +265,15 @@ class GpuProfile:
     """
 
     gpu: str
-    """Name by `torch.cuda.get_device_name`."""
+    """Name of the GPU, as `torch.cuda.get_device_name` returns it."""
     precision: str
     rates: GpuRates
-    """Rates of its kernels and of dense layers."""
+    """Rates of sparse kernels and of dense layers on this GPU."""
     spread: float
-    """Half the 95 % interval of an estimate, from networks that were not used in the fit."""
+    """Half the width of the 95 % interval of an estimate, as a share of it; from networks not used in the fit."""
 
     def check(self, precision: str) -> None:
-        """Raise `CostError` if `precision` differs from the profile's; "fp32", the default of calls, is always
-        accepted."""
+        """Raise `CostError` if `precision` is neither the profile's nor "fp32", the default of calls."""
         if precision not in ("fp32", self.precision):
             raise CostError(
                 f"the profile of {self.gpu} is of {self.precision}, and {precision} is asked for: give"
@@ -277,7 +281,7 @@ class GpuProfile:
             )
 
     def facts(self) -> dict[str, object]:
-        """Return what cost models record about this profile."""
+        """Return the entries about this profile that a cost model stores in `about`."""
         return {
             "target": self.gpu,
             "processor": self.gpu,
@@ -295,11 +299,11 @@ class GpuProfile:
 GPUS: Mapping[str, GpuProfile] = {
     "h100-bf16": GpuProfile("NVIDIA H100 80GB HBM3", "bf16", H100_BF16, spread=0.2),
 }
-"""Profiles that come with the package."""
+"""Name -> GPU profile that comes with the package."""
 
 
 def profile(name: str) -> GpuProfile:
-    """Return a profile by its name. Raises `UsageError` for an unknown one.
+    """Return the GPU profile with this name; raise `UsageError` if it is unknown.
 
     Examples:
         >>> tk.cost.profile("h100-bf16").precision
@@ -311,34 +315,37 @@ def profile(name: str) -> GpuProfile:
 
 
 class Estimator:
-    """A `Timer` that estimates a network's latency under masks from a GPU's profile."""
+    """A `Timer` that computes a network's latency under masks from the profile of a GPU, without timing."""
 
     def __init__(self, model: nn.Module, example_inputs: Any, profile: GpuProfile, scope: Scope | None = None) -> None:
-        """Raise `EngineError` if the model cannot be captured."""
+        """Capture a model for a batch of example inputs; raise `EngineError` if it cannot be captured."""
         self.model, self._shapes = model, (scope or scope_of(model)).shapes
         self.names = tuple(self._shapes)
         self.network = MaskedModel(model, example_inputs, self.names, upsampling=False)
         self._rates = profile.rates
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """Return the shape of a weight in scope."""
+        """Return the shape of the weight `name`, which must be in scope."""
         return self._shapes[name]
 
     @cached_property
     def dense_profile(self) -> CallSeconds:
-        """Latency of the unpruned network, divided into layers and other operations."""
+        """Estimated latency of the unpruned network, divided into its layers and all other operations."""
         return self._rates.call_seconds(self.network, None)
 
     @property
     def dense_seconds(self) -> float:
-        """Latency of the unpruned network."""
+        """Estimated latency of the unpruned network in seconds."""
         return self.dense_profile.total
 
     def profile(self, mask: Mask, layout: str | None) -> CallSeconds:
-        """Return the latency under a mask, divided into layers and other operations. Raises `UnsupportedError` for
-        channels-last."""
+        """Return the estimated latency under a mask, divided into layers and all other operations.
+
+        Raises:
+            UnsupportedError: if `layout` is channels-last.
+        """
         return self._rates.call_seconds(self.network, mask, layout)
 
     def seconds(self, mask: Mask) -> float:
-        """Return the latency under a mask."""
+        """Return the estimated latency under a mask in seconds."""
         return self.profile(mask, None).total

@@ -1,6 +1,6 @@
-"""Masks under a budget of costs: for searches, controls, and comparisons at equal cost.
+"""Choose masks under a cost budget: for searches, controls, and comparisons at equal cost.
 
-The default allocation weighs each score against its price. The others are what it is compared with, at the same budget
+By default weights are retained by score divided by price. The alternatives serve for comparisons at the same cost
 instead of the same density: one threshold over all layers (global magnitude), uniform and ERK densities, random masks.
 """
 
@@ -41,24 +41,26 @@ def allocate_budget(
     keep_at_least: int = 0,
     what: str = "multiplications",
 ) -> Mask:
-    """Return the mask of a budget: a pure function of its arguments. Ties go to the earlier weight.
+    """Return a mask within a budget; the result depends only on the arguments, and ties go to the earlier weight.
 
     Args:
         scores: parameter name -> score of each weight.
-        prices: cost of a weight; or costs of layers, whose share is of the whole network's.
-        share: of the cost of all these weights together, 0 < share <= 1 or "25%"; the mask never costs more.
-        distribution: ``global``, or how retained weights are spread over the layers, see `core.allocate`. The mask then
-            retains as many weights as the budget pays for.
-        weighed: for ``global``, whether scores are weighed against prices (most score for the budget) or the highest
-            scores are retained as under a density.
-        within: a mask of the candidates.
-        keep_at_least: best weights that every layer retains.
-        what: name of the cost, for errors.
+        prices: parameter name -> cost of one weight; or a cost model of the whole network.
+        share: budget as a share, 0 < share <= 1 or "25%", of the cost of all these weights, or with a cost model of the
+            whole network. The mask never costs more.
+        distribution: ``global``, or another rule by which retained weights are spread over the layers, see
+            `core.allocate`. With another rule, the mask retains as many weights as the budget pays for.
+        weighed: for ``global``: whether the retained sum of scores is maximised for the budget (score against price),
+            or the highest scores are retained whatever they cost.
+        within: a mask that retains the candidates; by default all weights.
+        keep_at_least: minimum number of weights that every layer retains.
+        what: name of the cost in error messages.
 
     Raises:
-        UsageError: for a share outside (0, 1].
-        LayerCollapseError: if a layer would be left empty, with the least share that avoids it; if the budget does not
-            pay for `keep_at_least` weights in each layer, with the floor and the layer that makes most of it.
+        UsageError: if the share is outside (0, 1].
+        LayerCollapseError: if a layer would be left empty; the message has the smallest share that avoids this. Also if
+            the budget does not pay for `keep_at_least` weights in each layer; the message has the smallest possible
+            cost and the layer that contributes most to it.
     """
     check_distribution(distribution)
     if isinstance(prices, CostModel):
@@ -95,24 +97,25 @@ def budget_pruner(
     by_value: bool = False,
     **rule: Any,
 ) -> Callable[[float], Mask]:
-    """Return a function from a share of the budget to a mask by the model's scores, as `prune` does for densities.
+    """Return a function that maps a share of the dense cost to a mask, as `prune` does for densities.
 
-    A budget that is met by measurement needs several shares; scores of the unpruned model are computed once.
+    Call it with several shares to meet a budget by measurement: scores of the unpruned model are computed only once.
 
     Args:
-        model: with the weights.
+        model: model whose weights are scored.
         scope: candidates for pruning.
-        prices: see `allocate_budget`.
-        score: name or function.
-        within: a mask of the candidates.
-        iterations, schedule, regrow: see `prune`; intermediate shares are of the budget.
-        inputs: what the score needs.
-        structure: ``auto`` to choose a granularity for each layer among those that costs in seconds have, or one for
-            all layers, see `layer_choice`. Blocks are worth what `within` retains of them, and are retained whole. The
-            score should be additive.
-        by_value: choose single weights by the value of layers, see `layer_choice.allocate_worth`. Of the rules of
-            `allocate_budget` only `keep_at_least` applies. The score should be additive.
-        rule: options of `allocate_budget`.
+        prices: costs, see `allocate_budget`.
+        score: name of a score, or the function.
+        within: a mask that retains the candidates; by default all weights.
+        iterations, schedule, regrow: see `prune`; intermediate rounds have shares of the dense cost instead of
+            densities.
+        inputs: batches, loss and seed that the score needs.
+        structure: ``auto`` chooses a granularity for each layer, among those of the cost model in seconds; a
+            granularity applies to all layers, see `layer_choice`. A block's score is the sum over its weights in
+            `within`, and blocks are retained whole. The score should be additive.
+        by_value: choose single weights so that the total value of layers is largest, see `layer_choice.allocate_worth`.
+            Of the options of `allocate_budget` only `keep_at_least` then applies. The score should be additive.
+        rule: further options of `allocate_budget`.
     """
     function, inputs = get(score), inputs or ScoreInputs(None, None, 0)
     if regrow and not has_mask_option(function):
@@ -151,7 +154,7 @@ def budget_pruner(
 def _allocate_by_value(
     scores: Mapping[str, Tensor], prices: Prices, share: float, within: Mask | None, least: int
 ) -> Mask:
-    """Return the mask of single weights whose layers have the most value together."""
+    """Return the mask of single weights with the largest total value of layers within a budget."""
     if isinstance(prices, CostModel):
         choice = LayerChoice(scores, prices, only=FINEST, least=max(least, 1), among=within)
         return choice.within(prices.budget(share)).mask
@@ -159,13 +162,13 @@ def _allocate_by_value(
 
 
 def random_mask_of_equal_cost(like: Mask, prices: Prices, seed: int, distribution: str = "global") -> Mask:
-    """Return a random mask of the same cost, up to less than one weight; no layer is left empty.
+    """Return a random mask that costs as much as `like`, or less by under one weight; no layer is left empty.
 
     Args:
-        like: the mask whose cost is met.
-        prices: see `allocate_budget`.
-        seed: of the random scores.
-        distribution: of the weights over the layers: ``global`` (random), ``uniform`` or ``erk``.
+        like: mask whose cost the random mask gets.
+        prices: costs, see `allocate_budget`.
+        seed: seed of the random mask.
+        distribution: how retained weights are spread over the layers: ``global`` (at random), ``uniform`` or ``erk``.
     """
     scores = {
         name: torch.rand(shape, dtype=torch.float64, generator=generator(seed, "random_prune", index))
@@ -175,16 +178,16 @@ def random_mask_of_equal_cost(like: Mask, prices: Prices, seed: int, distributio
 
 
 _HALVINGS = 20
-"""Number of bisections of the budget for the hulls: precise to a millionth."""
+"""Number of bisections of the budget that convex hulls of curves get; precise to a millionth."""
 
 
 def _allocate_by_hulls(
     scores: Mapping[str, Tensor], costs: CostModel, amount: float, within: Mask | None, least: int
 ) -> Mask:
-    """Return the mask with the most score whose exact cost is within the amount, found by convex hulls of curves.
+    """Return the mask with the largest sum of scores whose exact cost is within `amount`.
 
-    Where a curve is above its hull (a kernel that is not faster at half of its weights), the exact cost is higher than
-    what the hulls pay, so that they get less.
+    Masks are found by the convex hulls of cost curves. If a curve is above its hull (a kernel that is not faster with
+    half of its weights), a mask costs more than the hulls say, so the hulls get a smaller budget.
     """
     curves, left = costs.curves(), costs.left_for(scores, amount)
     in_words = partial(required_budget, costs)
@@ -215,7 +218,7 @@ def _allocate_by_hulls(
 def _allocate_by_rule(
     scores: Mapping[str, Tensor], prices: Prices, budget: float, distribution: str, within: Mask | None, least: int
 ) -> Mask:
-    """Return the mask with as many weights as the budget pays for, chosen by a rule that ignores prices."""
+    """Return a mask by a rule that ignores prices, with as many weights as the budget pays for."""
     total = sum(score.numel() for score in scores.values())
     count = _count_affordable(scores, prices, budget, distribution, within)
     while True:
@@ -230,7 +233,7 @@ def _allocate_by_rule(
 def _count_affordable(
     scores: Mapping[str, Tensor], prices: Prices, budget: float, distribution: str, within: Mask | None
 ) -> int:
-    """Return the number of weights that a rule can retain for the budget, without a minimum per layer."""
+    """Return how many weights a `distribution` can retain within the budget, without a minimum per layer."""
     if not isinstance(prices, CostModel) and distribution == "global":
         values = torch.cat([_candidate_scores(scores, name, within) for name in scores])
         price = torch.cat([torch.full((score.numel(),), prices[name]) for name, score in scores.items()])

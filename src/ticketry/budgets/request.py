@@ -1,4 +1,4 @@
-"""A request for a mask under a budget, checked before anything is scored or measured."""
+"""A request for a mask under a budget, which is checked before anything is scored or measured."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Request:
     """A request for a mask under a budget of seconds or bytes.
 
     Raises:
-        UsageError: for options that contradict each other.
+        UsageError: if options contradict each other.
         LayerCollapseError: if no mask with `keep_at_least` weights in each layer can meet the budget.
     """
 
@@ -42,18 +42,19 @@ class Request:
     scope: Scope
     unit: Unit
     amount: float | str
-    """A share of the dense network's cost, or an amount: ``"5ms"``."""
+    """The budget: a share of the dense network's cost (of the base's latency for seconds), or an amount such as
+    ``"5ms"``."""
     scores: Callable[[], Mapping[str, Tensor]]
-    """Function that returns the score of each weight."""
+    """Function that returns parameter name -> score of each weight; it is called only when scores are needed."""
     structure: str = NONE
     within: Mask | None = None
     keep_at_least: int = 0
     cost: CostModel | None = None
-    """Costs of the model; None: they are measured on this machine."""
+    """Costs of the model; None to measure or count them."""
     base: str = ENGINE
-    """Engine whose latency a share of seconds is of, see `units.BASES`."""
+    """How the unpruned model runs whose latency a share of seconds refers to: one of `units.BASES`."""
     channels: ChannelOptions | None = None
-    """How whole channels are chosen, if they are requested."""
+    """How whole channels are chosen, if the structure is channels; None for the default way."""
 
     def __post_init__(self) -> None:
         check_base(self.base)
@@ -83,25 +84,26 @@ class Request:
             self.check_retained(share)
 
     def check_retained(self, share: float) -> None:
-        """Raise `LayerCollapseError` if the minimum per layer retains all weights for a share below 1."""
+        """Raise `LayerCollapseError` if `keep_at_least` retains all weights although `share` is below 1."""
         if self.keep_at_least:
             check_not_all_kept(self._candidate_counts, share, self.keep_at_least, self.unit)
 
     def check_floor(self, costs: CostModel, amount: float | str) -> None:
-        """Raise an error if an amount does not pay for `keep_at_least` weights in each layer.
+        """Raise an error if the budget `amount` does not pay for `keep_at_least` weights in each layer.
 
         Raises:
-            UsageError: if it is below the cost of empty layers.
-            LayerCollapseError: if it is below the cost of these weights, see `allocation.check_floor_of_costs`.
+            UsageError: if the budget is below the cost of the network with all layers empty.
+            LayerCollapseError: if the budget is below the cost with these weights, see
+                `allocation.check_floor_of_costs`.
         """
         if self.keep_at_least:
             check_floor_of_costs(costs, self._candidate_counts, costs.budget(amount), self.keep_at_least)
 
     def check_base_elsewhere(self, other: str) -> None:
-        """Raise `UsageError` for a share of a base that would have to be timed on another machine.
+        """Raise `UsageError` if the budget is a share of a base that cannot be timed on this machine.
 
         Args:
-            other: why the costs are not of this machine.
+            other: message that the costs are of another machine.
         """
         if parse_share_or_amount(self.amount, self.unit)[1] and self.base != ENGINE:
             raise UsageError(
@@ -110,7 +112,7 @@ class Request:
             )
 
     def all_candidates(self) -> Mask:
-        """Return the mask that retains every candidate."""
+        """Return the mask that retains all candidates for pruning."""
         return self.within or Mask.ones(self.scope)
 
     @property
@@ -122,16 +124,17 @@ class Request:
 
 
 def default_structure(structure: str | None, score: str | Score | None) -> str:
-    """Return the structure of a budget: by default ``none`` if a score is given, and ``weights`` without a score."""
+    """Return the structure of a budget; by default ``none`` if a score is given, else ``weights``."""
     return structure or (NONE if score is not None else FINEST)
 
 
 def default_structure_of_latency(
     structure: str | None, score: str | Score | None, cost: CostModel | None, within: Mask | None
 ) -> str:
-    """Return the structure of a latency budget; by default the best one by measurement.
+    """Return the structure of a latency budget; by default several are timed and the best one is chosen.
 
-    Costs cover one structure and candidates are single weights; with either the default is `default_structure`.
+    If `score`, `cost` or `within` is given, the default is that of `default_structure` instead: costs cover one
+    structure only, and candidates in `within` are single weights.
     """
     if structure is None and score is None and cost is None and within is None:
         return BY_MEASUREMENT
@@ -147,13 +150,13 @@ def score_finder(
     structure: str,
     example_inputs: Any,
 ) -> Callable[[], dict[str, Tensor]]:
-    """Return a function that computes the scores for a budget.
+    """Return a function that computes the scores by which a budget chooses weights.
 
-    The default is magnitude, unless the structure sums scores over blocks and compares layers: then it is kfac, or
-    `output_change` without batches.
+    The default score is magnitude. If the structure sums scores over blocks and compares layers, the default is kfac,
+    or without batches `output_change`.
 
     Raises:
-        UsageError: for magnitudes with a structure that sums scores.
+        UsageError: if the score is magnitude, but the structure sums scores.
     """
     if score is None and sums_block_scores(structure):
         if inputs.batches is None:

@@ -28,16 +28,20 @@ _AMOUNT = re.compile(r"\s*([0-9.]+(?:e[+-]?[0-9]+)?)\s*([a-zA-Z%]*)\s*")
 
 
 def parse_amount(text: float | str, unit: Unit, dense: float) -> float:
-    """Return a budget in `unit`; a share (0.3 or "30%") is multiplied by `dense`. Raises `UsageError` if invalid."""
+    """Parse a budget and return it in `unit`; a share (0.3 or "30%") is multiplied by the cost `dense`.
+
+    Raises:
+        UsageError: if `text` is neither a share nor an amount.
+    """
     number, is_share = parse_share_or_amount(text, unit)
     return number * dense if is_share else number
 
 
 def parse_share_or_amount(text: float | str, unit: Unit) -> tuple[float, bool]:
-    """Return a share of the dense network's cost, or an amount in `unit`, and whether it is a share.
+    """Parse a budget: return (share of the dense cost, True) or (amount in `unit`, False).
 
     Raises:
-        UsageError: if it is neither.
+        UsageError: if `text` is neither a share nor an amount.
 
     >>> parse_share_or_amount("30%", "seconds"), parse_share_or_amount("5ms", "seconds")
     ((0.3, True), (0.005, False))
@@ -65,19 +69,19 @@ def parse_share_or_amount(text: float | str, unit: Unit) -> tuple[float, bool]:
 
 
 def format_cost(value: float, unit: Unit) -> str:
-    """Return a cost with three digits and a suitable prefix: "5.4 ms"."""
+    """Format a cost with three digits and a suitable prefix of the unit: "5.4 ms"."""
     size, name = next((each for each in _PRINTED[unit] if abs(value) >= each[0]), _PRINTED[unit][-1])
     return f"{value / size:.3g} {name}".strip()
 
 
 def format_cost_above(value: float, unit: Unit) -> str:
-    """Return a cost rounded up to three digits: a budget that a user can copy and that suffices."""
+    """Format a cost, rounded up to three digits, so that a user can copy it as a budget that suffices."""
     step = 10.0 ** (floor(log10(value)) - 2)
     return format_cost(ceil(value / step * (1 - 1e-12)) * step, unit)
 
 
 def format_table(rows: Sequence[tuple[str, ...]]) -> str:
-    """Return rows as aligned text, with a line below the first row."""
+    """Format rows as text in aligned columns, with a line of dashes below the first row."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     return "\n".join([lines[0], "  ".join("-" * width for width in widths), *lines[1:]])
@@ -87,18 +91,18 @@ Base = Literal["eager", "torch.compile", "onnxruntime", "openvino", "engine"]
 EAGER: Base = "eager"
 ENGINE: Base = "engine"
 BASES: tuple[str, ...] = get_args(Base)
-"""Engines that run the unpruned model; ``engine`` is the model compiled by ticketry."""
+"""Ways to run the unpruned model whose latency a budget may be a share of; ``engine`` is ticketry's compiled model."""
 
 
 def check_base(base: str) -> str:
-    """Return the base. Raises `UsageError` if it is unknown."""
+    """Return `base` unchanged; raise `UsageError` if it is not one of `BASES`."""
     check_choice("base", base, BASES)
     return base
 
 
 @dataclass(frozen=True)
 class Latencies:
-    """Seconds of one call in the base engine, in the unpruned compiled model, and as requested.
+    """Three latencies in seconds: of the base, of the unpruned model compiled by ticketry, and the requested one.
 
     Examples:
         >>> from ticketry.budgets.units import Latencies
@@ -109,21 +113,21 @@ class Latencies:
     """
 
     base: str
-    """One of `BASES`."""
+    """Name of the base: one of `BASES`."""
     now: float
-    """Latency of the base, timed in turns with `unpruned`."""
+    """Latency of the base, timed alternately with the compiled unpruned model."""
     unpruned: float
     """Latency of the model compiled by ticketry without pruning."""
     requested: float
 
     @property
     def met_unpruned(self) -> bool:
-        """Whether the compiled unpruned model meets the budget."""
+        """Whether the compiled model meets the request without pruning."""
         return self.requested >= self.unpruned
 
     @property
     def is_close(self) -> bool:
-        """Whether the unpruned model's latency is within a quarter of the request, so that noise might decide."""
+        """Whether request and unpruned latency differ by at most about a quarter, so that noise might decide."""
         return 0.8 < self.requested / self.unpruned < 1.25
 
     def __str__(self) -> str:
