@@ -20,7 +20,7 @@ from ticketry_engine.kernels.jit import ir
 from ticketry_engine.kernels.window import Array
 
 _MOST_LENGTHS = 6
-"""Greatest number of different run lengths in a set of copies; beyond it, elements are copied one by one."""
+"""Greatest number of different run lengths in a set of copies; with more lengths, elements are copied singly."""
 
 _UNROLLED = 4
 

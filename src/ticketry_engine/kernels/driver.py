@@ -32,7 +32,7 @@ from ticketry_engine.kernels.emitter import StateSlot
 from ticketry_engine.kernels.target import Target
 
 BARRIER_BYTES = 128
-"""Bytes of a barrier: a counter of arrived threads and, in the next cache line, how often the barrier has opened."""
+"""Bytes of a barrier: the number of threads that arrived and, a cache line later, how often the barrier opened."""
 
 _PATIENCE = 100
 """How often a waiting thread checks the barrier before it calls ``sched_yield``: a few microseconds.

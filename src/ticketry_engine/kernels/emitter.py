@@ -122,7 +122,7 @@ class Emitter:
         return self.b.inttoptr(self.load_i64(slot), PTR)
 
     def thread_share(self, count: ir.Value | int) -> tuple[ir.Value, ir.Value]:
-        """Return (first, end) of the iterations that this thread executes, of `count` iterations in all."""
+        """Return (first, end) of this thread's share of `count` iterations."""
         count = self.i64(count)
         part, parts = self.state(StateSlot.PART), self.state(StateSlot.PARTS)
         low = self.b.udiv(self.b.mul(count, part), parts)

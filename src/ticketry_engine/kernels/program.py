@@ -52,9 +52,9 @@ class Bias:
     values: np.ndarray[Any, Any]
     """float32 [tables, queries, keys]: one table for all heads, per head, or per window and head; -inf hides a key."""
     by_head: int
-    """How many tables the tables of two consecutive heads are apart: 1, or 0 if all heads share a table."""
+    """Distance between the tables of two consecutive heads: 1 table, or 0 if all heads share a table."""
     by_window: int = 0
-    """How many tables the tables of two consecutive windows are apart; 0 if all windows share their tables."""
+    """Distance between the tables of two consecutive windows, in tables; 0 if all windows share their tables."""
 
     @classmethod
     def of(cls, name: str, values: np.ndarray[Any, Any]) -> Bias:
@@ -157,10 +157,10 @@ class Program:
     def _link(self, addresses: Sequence[int]) -> None:
         """Copy all tables, the list of operations and their arguments into one memory, as native code reads them.
 
+        The tables of `ops` become views of that memory, so that no table is stored twice.
+
         Args:
             addresses: address of each operation's kernel.
-
-        The tables of `ops` become views of that memory, so that no table is stored twice.
         """
         # Tables shared by several operations are stored once.
         tables = {id(arg): arg for op in self.ops for arg in op.args if isinstance(arg, np.ndarray)}

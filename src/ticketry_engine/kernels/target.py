@@ -11,8 +11,7 @@ from ticketry_engine.errors import EngineError, MissingExtraError
 from ticketry_engine.processor import cache_sizes
 
 _X86 = {"avx512": 16, "avx2": 8, "generic": 4}
-"""By x86-64 level: float32 values per vector register. A processor also runs code of the levels listed after its own.
-"""
+"""By x86-64 level: float32 values per vector register. A processor also runs code of all levels after its own."""
 
 _LINUX = "x86_64-unknown-linux-gnu"
 
@@ -48,7 +47,7 @@ class Target:
     fused: bool = True
     """Whether the processor has a fused multiply-add instruction; without it, LLVM's ``fma`` would call libm."""
     near: int = NEAR
-    """Bytes of inputs that planar kernels read again and again before they go on, so that the L1 cache holds them."""
+    """Bytes of inputs per segment of a weight row (`planar.row_sums`), so that these inputs stay in the L1 cache."""
     near_of_few: int = NEAR
     """The value of `near` for layers with a density below `FEW`."""
     second: int = 2 << 20

@@ -49,7 +49,7 @@ class Axis:
         return np.arange(outputs) * self.stride - self.padding
 
     def count_padded_taps(self, outputs: int) -> Array:
-        """Return, for each of `outputs` windows, how many taps fall on inputs or padding (dilation 1)."""
+        """Return, for each of `outputs` windows, how many taps fall on inputs or padding; the dilation must be 1."""
         counts: Array = np.minimum(self.size, self.extent + self.padding - self.first_inputs(outputs))
         return counts
 

@@ -45,8 +45,7 @@ from ticketry_engine.kernels.program import Bias, BlockSpec, Op
 from ticketry_engine.kernels.target import Target
 
 _TILE = {32: (4, 6), 16: (2, 6)}
-"""By number of the target's vector registers: (vectors of keys or channels, queries) of a tile; its sums fit in them.
-"""
+"""By number of the target's vector registers: (vectors, queries) of a tile, whose sums fit in the registers."""
 
 MOST_KEYS = 4096
 """Greatest number of keys: a tile's scores are stored on the thread's stack."""

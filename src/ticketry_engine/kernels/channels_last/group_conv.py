@@ -420,7 +420,7 @@ WEIGHTS_KEPT = 1 << 19
 """Bytes of weights that stay in the L2 cache while a kernel proceeds from tile to tile."""
 
 _PIXELS = {32: {1: 28, 2: 12, 3: 8, 4: 6}, 16: {1: 12, 2: 6, 3: 4}}
-"""By number of the target's vector registers, by vectors of a block: most pixels of a tile whose sums fit in them."""
+"""By number of the target's vector registers and vectors of a block: most pixels of a tile, whose sums then fit."""
 
 _LATENCY = 4
 """Cycles until the result of a fused multiply-add is available."""

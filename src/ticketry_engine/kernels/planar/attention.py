@@ -237,7 +237,10 @@ class _AttentionWriter:
         return found
 
     def _mask_scores(self, scores: Sequence[ir.Value], first: ir.Value, key: ir.Value, new: ir.Value) -> list[ir.Value]:
-        """Return the scores, with -inf for keys before `new` (in an earlier block) and for keys after the query."""
+        """Return the scores, with -inf for keys before `new` and, if attention is causal, for keys after the query.
+
+        The last block starts earlier than `new`, so that it is full; keys before `new` belong to the block before.
+        """
         e, b, found = self.e, self.e.b, []
         none = e.splat(float("-inf"))
         for index, score in enumerate(scores):

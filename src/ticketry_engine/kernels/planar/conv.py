@@ -465,7 +465,7 @@ _BYTES_A_CYCLE = 8.0
 """Memory bandwidth in bytes per cycle."""
 
 _UNITS = 12
-"""Number of pairs (tile, chunk of rows) into which an operation is divided at least, so that threads can share it."""
+"""Least number of pairs (tile, chunk of rows) into which an operation is divided, so that threads can share it."""
 
 _CYCLES_PER_NS = 4.0
 

@@ -43,9 +43,9 @@ class PlaneCopy:
     rows: int
     """Number of rows."""
     phase: int
-    """The columns of x that the copy contains, modulo the horizontal stride."""
+    """The copy contains columns of x whose number, modulo the horizontal stride, is `phase`."""
     column: int
-    """First column, counted in columns with this phase; negative if it lies before the first column of x."""
+    """First column, counting only columns with this phase; negative if it lies before the first column of x."""
     columns: int
     """Number of columns."""
 
