@@ -1,7 +1,7 @@
 """Decode settings: command-line words, keyword arguments and TOML tables become the fields of dataclasses.
 
-All three use `decode_value`, so they accept the same values and report errors in the same words. Bounds of numbers are
-checked by the dataclasses themselves (`ticketry.choices`). Needs no torch.
+All three sources use `decode_value`, so they accept the same values and report errors in the same words. The
+dataclasses themselves check the bounds of numbers (`ticketry.choices`). This module does not import torch.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from ticketry.lab.store.address import local_folder
 def decode_settings(given: Mapping[str, Any], *kinds: type[Any], what: str) -> tuple[Any, ...]:
     """Return an instance of each dataclass in `kinds`, with the given values of its fields.
 
-    A list stands for a tuple, and a single value for a tuple of one.
+    For a field that is a tuple, a list or a single value is converted to a tuple.
 
     Args:
         given: values by name; a name may be a field of several of the classes.
         kinds: dataclasses.
-        what: subject of error messages, such as ``run("iterative", …)`` or ``the run file run.toml``.
+        what: what error messages complain about, such as ``run("iterative", …)`` or ``the run file run.toml``.
 
     Raises:
         UsageError: for a name that no class has, or a value of the wrong type.
@@ -60,8 +60,8 @@ def decode_value(name: str, value: Any, hint: Any, *, what: str = "", text: bool
         name: name of the option; densities may be percentages, and a store may be a URL.
         value: value from Python or TOML; with `text` a word of the command line, or a list of words for a tuple.
         hint: annotation of the field.
-        what: subject of error messages; with `text` the group of the option, such as recipe of ``--recipe.lr``.
-        text: whether numbers are written as text.
+        what: what error messages complain about; with `text` the option's group, such as recipe in ``--recipe.lr``.
+        text: whether the value comes from the command line, where numbers are written as text.
 
     Raises:
         UsageError: for a value of the wrong type, a word that is not among the choices, or a share out of range.
@@ -89,7 +89,7 @@ def decode_value(name: str, value: Any, hint: Any, *, what: str = "", text: bool
 
 
 def find_choices(hint: Any) -> tuple[Any, ...]:
-    """Return all allowed values if an annotation consists of `Literal`s; otherwise an empty tuple."""
+    """Return the allowed values of an annotation that consists of `Literal`s and None; otherwise an empty tuple."""
     found: list[Any] = []
     for kind in inner_types(hint):
         if get_origin(kind) is Literal:
@@ -102,7 +102,7 @@ def find_choices(hint: Any) -> tuple[Any, ...]:
 
 
 def inner_types(hint: Any) -> Iterator[Any]:
-    """Yield the types in an annotation: the members of a union and the elements of a tuple."""
+    """Yield the types in an annotation, with unions replaced by their members and tuples by their elements."""
     origin = get_origin(hint)
     if origin is Annotated:
         yield from inner_types(get_args(hint)[0])
@@ -122,14 +122,14 @@ def takes_several(hint: Any) -> bool:
 
 
 def _decode_fractions(name: str, value: Any) -> Any:
-    """Convert one or several densities, such as 10%, to numbers; return other values unchanged."""
+    """Convert a density such as 10%, or a list of densities, to numbers; return values of other types unchanged."""
     if isinstance(value, (list, tuple)):
         return tuple(_decode_fractions(name, one) for one in value)
     return parse_share_option(name, value) if isinstance(value, str | int | float) else value
 
 
 def _parse_number(word: str) -> float | str:
-    """Convert a word to a number if possible; an amount such as 5ms stays text."""
+    """Convert a word to a number if possible; return other words, such as 5ms, unchanged."""
     try:
         return float(word)
     except ValueError:

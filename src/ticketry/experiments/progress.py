@@ -1,4 +1,4 @@
-"""Report a search while it runs: to the loggers of a lab (`lab.loggers`), and in a file for `report --watch`."""
+"""Report the progress of a search: to the loggers of a lab (`lab.loggers`), and in a file for `report --watch`."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ if TYPE_CHECKING:
 
 
 _FIELDS = ("replicate", "level", "role", "density", "kept", "budget", "search_steps", "cycles")
-"""Fields of a network by which dashboards group, filter and sort."""
+"""Fields of a network that dashboards can group, filter and sort by."""
 
 
 class SearchLog:
-    """Logs a search as a group of runs: one for each network, each training that a mask comes from, and the whole."""
+    """Logs a search as a group of logged runs: for each network, each training behind a mask, and the whole search."""
 
     def __init__(self, lab: Lab, run: SearchRequest) -> None:
         self._dashboards, self._name = lab.dashboards, run.name
@@ -47,12 +47,12 @@ class SearchLog:
 
     @contextlib.contextmanager
     def log_run(self) -> Iterator[Logged]:
-        """Open the logged run of the whole search during a block."""
+        """Open the logged run of the whole search, and close it at the end of the `with` block."""
         with self._dashboards.reporting(self._name, "search", self._of_all, by_label=False) as run:
             yield run
 
     def log_network(self, point: Point, result: Result) -> None:
-        """Log a trained network; for a ticket, also its folder."""
+        """Log a trained network; for a ticket, also log its folder as an artifact."""
         fields = {name: value for name in _FIELDS if (value := getattr(point, name)) is not None}
         self._dashboards.report_training(
             result,
@@ -65,7 +65,7 @@ class SearchLog:
         )
 
     def log_mask_trainings(self, replicate: int, found: Found) -> None:
-        """Log the trainings that produced a ticket's mask, except the dense network."""
+        """Log the trainings that produced a ticket's mask, except the training of the dense network."""
         for number, result in enumerate(found.searched, start=1):
             key = (replicate, result.segment.key)
             if key in self._searched or result.segment.key == found.dense.segment.key:
@@ -80,7 +80,7 @@ class SearchLog:
             )
 
     def log_record(self, run: Logged, record: RunRecord, folder: Path) -> None:
-        """Log the means over replicates by role, with the level as step; then the record and the run file."""
+        """Log the means over replicates by role, with the level as step; then log the record and the run file."""
         metric = record.task.metric.name
         for level in sorted({point.level for point in record.points}):
             points = [point for point in record.points if point.level == level]
@@ -93,7 +93,7 @@ class SearchLog:
 
 
 def log_verification(lab: Lab, run: Logged, record: VerifyRecord, file: Path) -> None:
-    """Log the metric of every network of a verification, with the seed as step; then the record."""
+    """Log the metric of each network of a verification for each seed (logged as step); then log the record."""
     metric = record.task.metric.name
     for seed in range(record.n):
         values = {f"test/{metric}/{one.role}": one.values[seed] for one in record.networks}
@@ -104,9 +104,9 @@ def log_verification(lab: Lab, run: Logged, record: VerifyRecord, file: Path) ->
 
 
 class ProgressFile:
-    """Writes a run's progress to a file of the store during a block, and deletes it at the end.
+    """Writes a run's progress to a file of the store during a `with` block, and deletes the file at the end.
 
-    A thread writes it, so that training never waits for a disk. Errors of writing are ignored.
+    A thread writes the file, so that training never waits for a disk. Write errors are ignored.
     """
 
     def __init__(self, lab: Lab, run: SearchRequest) -> None:

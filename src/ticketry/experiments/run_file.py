@@ -1,4 +1,4 @@
-"""Run files: write a run as TOML, read it for --config, and check that it names no untrusted code or files."""
+"""Run files: write a run as TOML, read the file for --config, and check that it names no untrusted code or files."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ else:
 
 
 _LARGEST = 1 << 20
-"""Largest size of a run file or a campaign in bytes."""
+"""Largest size of a run file or a campaign file in bytes."""
 _MOST_PARTS = 32
-"""Largest number of parts of a dotted key, since the time of Python's parser grows quadratically."""
+"""Largest number of parts in a dotted key; Python's parser takes quadratic time in this number."""
 _DEEPEST = 100
-"""Largest depth of tables and arrays."""
+"""Largest depth of nested tables and arrays."""
 _PART = r"""(?:[A-Za-z0-9_-]+|"(?:[^"\\\n]|\\.)*"|'[^'\n]*')"""
 _LONG_KEY = re.compile(rf"^[ \t]*\[{{0,2}}[ \t]*(?:{_PART}[ \t]*\.[ \t]*){{{_MOST_PARTS}}}", re.MULTILINE)
 
@@ -46,8 +46,8 @@ def format_run_file(described: Mapping[str, Any], spec: Any, chosen: Mapping[str
 
     Args:
         described: description of the search, see `SearchRequest.describe`.
-        spec: name and options of its task.
-        chosen: further options: those that affect the bits, and the place of training if it was given.
+        spec: name and options of the task.
+        chosen: further entries: options that change results bit for bit, and where to train if it was given.
     """
     top = {
         "method": described["method"],
@@ -75,7 +75,7 @@ def read_run_file(path: Path) -> dict[str, Any]:
     """Return the entries of a run file.
 
     Raises:
-        UsageError: if it cannot be read, is not TOML, or has a wrong entry.
+        UsageError: if the file cannot be read, is not TOML, or has a wrong entry.
     """
     _, tables = read_toml(path, "run file")
     decode_search_options(tables, f"the run file {path}")
@@ -90,7 +90,7 @@ def read_toml(path: Path, what: str) -> tuple[str, dict[str, Any]]:
         what: kind of file, for error messages.
 
     Raises:
-        UsageError: if it cannot be read, or is not TOML.
+        UsageError: if the file cannot be read, or is not TOML.
     """
     try:
         text = content_of(path, most=_LARGEST).decode()
@@ -115,7 +115,7 @@ _RANGE = "whole numbers lie between -2**63 and 2**63 - 1"
 
 
 def _find_invalid_value(tables: dict[str, Any]) -> str:
-    """Return a message about the first invalid value of a run file or campaign; empty if all are valid."""
+    """Return a message about the first invalid value of a TOML file; the empty string if all values are valid."""
     level: list[tuple[str, Any]] = [("", tables)]
     for _ in range(_DEEPEST):
         inner: list[tuple[str, Any]] = []
@@ -139,15 +139,15 @@ _TABLES: dict[str, Any] = {
     "settings": dict[str, Any],
     "recipe": dict[str, Any],
 }
-"""Types of a run file's tables; `settings` and `recipe` are checked by their own dataclasses."""
+"""Types of a run file's tables; the dataclasses of `settings` and `recipe` check the values in these two tables."""
 
 
 def decode_search_options(tables: Mapping[str, Any], what: str = "the run file") -> SearchOptions:
-    """Decode the entries of a run file or a preset, except method, settings and recipe.
+    """Check the entries of a run file or a preset, and return all but method, settings and recipe as `SearchOptions`.
 
     Args:
         tables: the entries.
-        what: subject of error messages.
+        what: what error messages complain about.
 
     Raises:
         UsageError: for an unknown entry, a value of the wrong type, or a number out of bounds.
@@ -171,13 +171,13 @@ def decode_search_options(tables: Mapping[str, Any], what: str = "the run file")
 def check_trust(
     tables: Mapping[str, Any], said: Container[str] | None, *, of: str, store: str | Path | None = None
 ) -> None:
-    """Raise `TrustError` for code or a local path that a file names, unless the user named it too.
+    """Raise `TrustError` if a file names code or a local path that the user did not name on the command line.
 
     Args:
         tables: entries of the file.
-        said: names of entries that the command line overrides; None if there is no command line, as for a ticket.
+        said: names of entries that the command line overrides; None for a file without command line, such as a ticket.
         of: the file, for error messages.
-        store: store of the command, whose files of costs are trusted.
+        store: store of the command; its files of layer costs are trusted.
 
     Raises:
         TrustError: for the first entry that is not trusted.
@@ -217,10 +217,10 @@ def check_trust(
 def upgrade_stored_settings(
     stored: Mapping[str, Any], method: object, store: str | Path | None = None
 ) -> dict[str, Any]:
-    """Return stored settings in the current format, with the path of their file of costs in this store.
+    """Return stored settings in the current format; if their file of layer costs has moved, with its path in `store`.
 
-    The store may have been moved since the costs were measured. Their digest is part of the run's name, so that they
-    cannot be confused with others.
+    The store may have been moved since the costs were measured. The digest of the costs is part of the run's name, so
+    that a file of other costs cannot be used by mistake.
     """
     outside = isinstance(method, str) and METHODS.is_outside(method)
     current = upgrade_settings(stored, FORMAT_1 if outside else ())
@@ -236,7 +236,7 @@ def upgrade_stored_settings(
 
 
 def _is_stored_cost_file(profile: str, store: str | Path | None) -> bool:
-    """Return whether a path is a file of costs in a store on this machine, after following links."""
+    """Return whether a path, after following links, is a file of layer costs in a store on this machine."""
     if (folder := _costs_folder(store)) is None:
         return False
     try:
@@ -246,7 +246,7 @@ def _is_stored_cost_file(profile: str, store: str | Path | None) -> bool:
 
 
 def _costs_folder(store: str | Path | None) -> Path | None:
-    """Return the folder of costs in a store on this machine."""
+    """Return the store's folder of layer costs; None without a store, or if the store is not on this machine."""
     if store is None or is_url(store):
         return None
     from ticketry.lab.store.paths import Paths  # its package takes torch, which --help does without
@@ -255,7 +255,7 @@ def _costs_folder(store: str | Path | None) -> Path | None:
 
 
 def _is_local_runner(on: str) -> bool:
-    """Return whether a runner trains on this machine."""
+    """Return whether `on`, the description of a runner, trains on this machine."""
     return on.partition(":")[0] in ("processes", "in-process")
 
 
@@ -263,7 +263,7 @@ _SHAPE = re.compile(r"(?:[a-z]+\+?:)?[\d.:]+|[a-z]+\+?|refill\+:match")
 
 
 def _code_words(name: str, value: Any) -> Iterator[str]:
-    """Yield the texts of a setting that may name code; for a structure, the values of its options."""
+    """Yield the texts in the value of a setting that may name code; for a structure, the values of its options."""
     for word in value if isinstance(value, list) else [value]:
         if not isinstance(word, str):
             continue

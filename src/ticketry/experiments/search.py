@@ -52,23 +52,23 @@ def execute(
     energy: str = "meter",
     on_ended: Callable[[TicketryError], None] | None = None,
 ) -> RunRecord:
-    """Train what the store lacks of a run, write its tickets and its record, and return the record.
+    """Train the networks of a run that the store lacks, write the tickets and the record, and return the record.
 
-    If a replicate fails, the others continue; the record has their results and the reason.
+    If a replicate fails, other replicates continue; the record has their results and the reason of the failure.
 
     Args:
         lab: where to train.
         run: the search.
-        command: the command line that repeats it, for the record.
-        on_point: called with the record's row of each trained network; from several threads.
-        on_found: called with (replicate, found) for the dense network and each ticket; from several threads.
+        command: the command line that repeats the run, for the record.
+        on_point: called with the record's row of each trained network, from several threads.
+        on_found: called with (replicate, found) for the dense network and each ticket, from several threads.
         energy: ``meter``, or ``estimate`` for a machine without a meter, see `lab.costs.energy`.
         on_ended: called at the end with the error of each failed replicate; by default the error is raised.
 
     Raises:
-        MissingExtraError: for an estimate without codecarbon.
-        LayerCollapseError, TrainingError: if a replicate fails, after the record was written; or at once, if no ticket
-            was found.
+        MissingExtraError: for ``energy="estimate"`` if codecarbon is not installed.
+        LayerCollapseError, TrainingError: if a replicate failed; the record is written first, unless no ticket was
+            found.
     """
     began, ledger, meter = time.monotonic(), lab.ledger.copy(), open_energy_meter(energy)
     run = run.for_lab(lab)
@@ -130,7 +130,7 @@ def _write_run(lab: Lab, run: SearchRequest, record: RunRecord, done: Ledger, me
 
 
 class _ControlTrainer:
-    """Trains the controls of each ticket as soon as it is found, in parallel threads if the lab has workers."""
+    """Trains the controls of each ticket as soon as the ticket is found, in parallel threads if the lab has workers."""
 
     def __init__(self, lab: Lab, run: SearchRequest, points: PointCollector) -> None:
         self._lab, self._run, self._points = lab, run, points
@@ -145,7 +145,7 @@ class _ControlTrainer:
         Args:
             replicate: number of the replicate.
             found: the ticket.
-            counts: density and number of weights of the ticket, which its controls share.
+            counts: density and number of weights of the ticket; the controls have the same.
         """
         for control in self._run.controls_for(found.level, counts["density"]):
             if why := explain_undefined_control(control, found):
@@ -187,7 +187,7 @@ class _ControlTrainer:
         self._points.add(replicate, found.level, control, trained[-1], phases, **more)
 
     def _count_dense_weights(self, task: Task, ticket: str) -> dict[str, Any]:
-        """Return name and weight count of a dense control, and its weights as a fraction of the prunable ones."""
+        """Return name and weight count of a dense control, and the count as a share of the ticket's prunable weights."""
         weights = sum(size for _, size in macs_by_layer(self._lab, task).values())
         share = weights / self._lab.store.get_mask(ticket).total
         return {"model": str(task.key()["model"]), "density": min(share, 1.0), "kept": weights}
@@ -212,7 +212,7 @@ class _ControlTrainer:
 
 
 def preliminary_record(run: SearchRequest, points: Sequence[Point]) -> RunRecord:
-    """Return a record of an unfinished run with the networks so far."""
+    """Return the record of an unfinished run, with the networks that are already trained."""
     described = run.describe()
     return RunRecord(
         format=FORMAT,

@@ -1,4 +1,4 @@
-"""Analyse the stability of tickets: search at several rewind steps, and compare what is found."""
+"""Analyse the stability of tickets: search with several rewind steps, and compare the tickets that are found."""
 
 from __future__ import annotations
 
@@ -53,21 +53,21 @@ CONTINUE = REWINDING[0]
 
 @dataclass(frozen=True)
 class Stabilities:
-    """Stability of tickets along rewind steps, with the searches that found them."""
+    """Result of `stability`: the record with the tickets' distances, and the records of the searches."""
 
     record: StabilityRecord
-    """Record of the analysis, as in the store's folder `evidence`."""
+    """Record of the analysis, equal to the one in the store's folder `evidence`."""
     runs: tuple[RunRecord, ...]
     store: Path = Path(".ticketry")
 
     def frame(self) -> pandas.DataFrame:
-        """Return a pandas table with the distances of each network; `MissingExtraError` without pandas."""
+        """Return a pandas table with the distances of each network; raise `MissingExtraError` if pandas is missing."""
         from ticketry.report.tables.rows import stability_rows
 
         return to_frame(stability_rows([self.record]))
 
     def report(self, path: str | Path | None = None) -> Path:
-        """Write the page of the analysis with its searches, and return it; by default beside the record."""
+        """Write an HTML page about the analysis and its searches, and return the path; by default beside the record."""
         file = Paths(self.store).evidence(self.record.name).with_suffix(".html")
         return write_report(self.runs, Path(path or file), evidence=[self.record])
 
@@ -92,7 +92,7 @@ def stability(
     recipe: Recipe | Mapping[str, Any] | None = None,
     **options: Any,
 ) -> Stabilities:
-    """Measure the stability of tickets to pruning and to data order along rewind steps, as ``ticketry stability`` does.
+    """Measure how much pruning and data order change tickets of several rewind steps, as ``ticketry stability`` does.
 
     Args:
         method, task, model, replicates, controls, seeds, recipe: see `run`.
@@ -125,7 +125,7 @@ def analyse(
     command: str = "",
     on_event: OnEvent | None = None,
 ) -> Stabilities:
-    """Analyse stability in a lab with these options: see `execute_stability`."""
+    """Open a lab with the given `options`, and call `execute_stability` in the lab."""
     with open_lab(options, request.task, on_event) as lab:
         record, searches = execute_stability(lab, request, settings, command=command)
     return Stabilities(record, tuple(searches), options.store)
@@ -134,10 +134,10 @@ def analyse(
 def execute_stability(
     lab: Lab, run: SearchRequest, settings: StabilitySettings, *, command: str = "", on_point: OnPoint | None = None
 ) -> tuple[StabilityRecord, list[RunRecord]]:
-    """Search at each rewind step and analyse what was found.
+    """Search with each rewind step, and analyse the tickets that were found.
 
     Args:
-        run: a search whose settings have ``rewind``; its controls are trained too, for their accuracy.
+        run: a search whose settings have ``rewind``; the controls of the search are trained too, for their accuracy.
         on_point: see `experiments.search.execute`.
 
     Returns:
@@ -191,10 +191,12 @@ def execute_stability(
 
 
 def _check_rewinds(run: SearchRequest, settings: StabilitySettings, steps: Mapping[int, str]) -> set[int | None]:
-    """Check the rewind steps, and return the levels to analyse if they are known before the search; empty for all.
+    """Check the rewind steps, and return the levels to analyse.
+
+    The set is empty if all levels are analysed, or if densities of levels are known only after the search.
 
     Raises:
-        UsageError: for settings with which tickets cannot be compared, before anything is trained.
+        UsageError: for settings with which tickets cannot be compared with the dense network.
     """
     for step, text in steps.items():
         how = getattr(replace(run.settings, rewind=text), "effective_retrain", CONTINUE)
@@ -209,21 +211,21 @@ def _check_rewinds(run: SearchRequest, settings: StabilitySettings, steps: Mappi
 
 
 def record_name(run: SearchRequest, settings: StabilitySettings) -> str:
-    """Return the name of an analysis's record in the store's folder `evidence`."""
+    """Return the name of the record of a stability analysis in the store's folder `evidence`."""
     return f"stability-{digest_of(json.loads(json.dumps([run.identity(), asdict(settings)])))[:8]}"
 
 
 def _run_search(
     lab: Lab, run: SearchRequest, command: str, on_point: OnPoint | None
 ) -> tuple[RunRecord, list[tuple[int, Found]]]:
-    """Run a search; return its record, and the found networks with their replicates, dense networks first."""
+    """Run a search; return its record and (replicate, network) pairs, sorted by replicate, dense network first."""
     found: list[tuple[int, Found]] = []
     record = execute(lab, run, command=command, on_point=on_point, on_found=lambda *item: found.append(item))
     return record, sorted(found, key=lambda pair: (pair[0], pair[1].level))
 
 
 def _train_dense_to_rewinds(lab: Lab, run: SearchRequest, steps: Sequence[int]) -> None:
-    """Train the dense network of each replicate once, and store all rewind steps."""
+    """Train the dense network of each replicate once, and store its weights after each of `steps`."""
 
     def one(number: int) -> None:
         seeds = run.seeds.replicate(number)
@@ -236,7 +238,7 @@ def _train_dense_to_rewinds(lab: Lab, run: SearchRequest, steps: Sequence[int]) 
 
 
 def _is_requested(lab: Lab, found: Found, settings: StabilitySettings, levels: set[int | None]) -> bool:
-    """Return whether a ticket is analysed, by its level or, if levels were not known, by its density."""
+    """Return whether to analyse a ticket: decide by its level, or by its density if `levels` is empty."""
     if levels:
         return None in levels or found.level in levels
     assert found.mask is not None
@@ -247,7 +249,7 @@ def _is_requested(lab: Lab, found: Found, settings: StabilitySettings, levels: s
 def _row_functions(
     lab: Lab, run: SearchRequest, settings: StabilitySettings, replicate: int, found: Found
 ) -> Iterator[Any]:
-    """Yield a function for each row of a found network, to be called in parallel."""
+    """Yield the functions that compute the rows of the record for a found network; callers run them in parallel."""
     if found.mask is None:
         if settings.dense:
             yield partial(_analyse_network, lab, run, settings, replicate, found, None)
@@ -259,7 +261,7 @@ def _row_functions(
 def _analyse_network(
     lab: Lab, run: SearchRequest, settings: StabilitySettings, replicate: int, found: Found, control: str | None
 ) -> StabilityRow:
-    """Compute the requested distances and barriers of one network."""
+    """Compute the distances and error barriers of a found network, or of its `control` if that is not None."""
     seeds, task = run.seeds.replicate(replicate), run.task_of(replicate)
     about = (lab, task, run.recipe, found, seeds)
     with lab.telling(f"replicate {replicate} rewind {run.settings.rewind} "):

@@ -1,4 +1,4 @@
-"""List the runs of a store with size, age and state; remove one; find damaged records and tickets."""
+"""List the runs of a store with size, age and state; remove a run; find damaged records and tickets."""
 
 from __future__ import annotations
 
@@ -29,17 +29,17 @@ State = Literal["done", "half", "running"]
 
 @dataclass(frozen=True)
 class StoredRun:
-    """A run in a store."""
+    """State, size and age of a run in a store."""
 
     name: str
     state: State
-    """half: interrupted before its record was written; the same command continues it."""
+    """half: the run was interrupted before its record was written; the same command continues it."""
     bytes: int
-    """Size of its folder and of all results and weights that it needs, including shared ones."""
+    """Size of the run's folder and of all results and weights that the run needs, also those that other runs need."""
     own_bytes: int
-    """Bytes that no other run needs, which removing it frees."""
+    """Size of the files that no other run needs: removing the run frees these bytes."""
     changed: float
-    """When its folder last changed, in seconds since 1970."""
+    """When the run's folder last changed, in seconds since 1970."""
 
     @property
     def age_seconds(self) -> float:
@@ -77,14 +77,14 @@ def stored_runs(root: Path) -> list[StoredRun]:
 
 
 def _last_change(folder: Path, *, shared: bool) -> float:
-    """Return the time of the last change of a run's folder, or in a shared store of its files."""
+    """Return when a run's folder or its files (only these if `shared`) last changed, in seconds since 1970."""
     with explain_os_errors(folder, "read"):
         paths = [*([] if shared else [folder]), *iterate_files(folder)]
         return max((path.stat().st_mtime for path in paths), default=0.0)
 
 
 def _records_by_run(store: Store) -> dict[str, list[Mapping[str, Any]]]:
-    """Return the records of each run with those of its own evidence; all other records are under ""."""
+    """Return, by run name, a run's record and the evidence about this run alone; other records have the key ""."""
     with explain_os_errors(store.paths.runs, "read"):
         found: dict[str, list[Mapping[str, Any]]] = {
             one.name: [] for one in list_entries(store.paths.runs) if one.is_dir()
@@ -101,7 +101,7 @@ def _records_by_run(store: Store) -> dict[str, list[Mapping[str, Any]]]:
 
 @dataclass(frozen=True)
 class Removed:
-    """Result of a removal."""
+    """The name of a removed run, and the number and bytes of the deleted files."""
 
     run: str
     files: int
@@ -109,12 +109,12 @@ class Removed:
 
 
 def remove_run(root: Path, name: str, *, dry_run: bool = False) -> Removed:
-    """Delete a run: its folder, the evidence about it, and the results and weights that nothing else needs.
+    """Delete a run: its folder, the evidence about it, and the results and weights that no other run needs.
 
-    Trainings of a run without a record stay, since other runs may need them.
+    If the run has no record, its trainings are not deleted, since other runs may need them.
 
     Raises:
-        StoreError: if there is no such run, or a run of the store is being carried out.
+        StoreError: if there is no such run, or a run of the store is still training.
     """
     store = open_store(root)
     store.fetch(results=True)
@@ -154,7 +154,7 @@ def remove_run(root: Path, name: str, *, dry_run: bool = False) -> Removed:
 
 
 def disk_usage(root: Path) -> list[dict[str, Any]]:
-    """Return number and size of the files in a store, by kind."""
+    """Return, for each kind of files in a store, a dict with their number and size in bytes."""
     store = open_store(root)
     paths = store.paths
     kinds = {
@@ -178,10 +178,10 @@ def disk_usage(root: Path) -> list[dict[str, Any]]:
 
 
 def find_damaged_files(store: Store) -> Iterator[Path]:
-    """Yield damaged records, run files, tickets and pages.
+    """Yield the paths of damaged records, run files, tickets and pages.
 
     Raises:
-        InaccessibleError: if one cannot be read.
+        InaccessibleError: if a file cannot be read.
     """
     for path in store.paths.run_records():
         record = _read_run(path)
@@ -213,7 +213,7 @@ def _read_run(path: Path) -> RunRecord | None:
 
 
 def _has_config(file: Path, config: str) -> bool:
-    """Return whether the run file matches the record; a missing file counts as a match."""
+    """Return whether a run file has the text `config`; a missing file counts as a match."""
     try:
         with explain_os_errors(file, "read"):
             return content_of(file) == config.encode()

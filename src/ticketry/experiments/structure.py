@@ -1,4 +1,4 @@
-"""Restructure the mask of a ticket; its initial weights do not change."""
+"""Change the mask of a ticket to a structure that hardware can use; the ticket's initial weights do not change."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from ticketry.records.schema import as_json
 from ticketry.records.structure import Structure, StructureRecord
 
 _OUTDATED = ("value", "dense_value", "metrics", "level", "search_steps", "trained_state")
-"""Entries of a ticket that are invalid after its mask was restructured."""
+"""Entries of a ticket that become invalid when its mask is restructured."""
 
 
 def restructure(
@@ -39,7 +39,7 @@ def restructure(
     Args:
         ticket: folder of a ticket, a run's ticket, or a loaded `Ticket` (its folder is read again).
         to: refill, refill+, regroup, channels, 2:4 (or another N:M).
-        output: the new ticket's folder; by default the ticket's name with the structure behind it, in this folder.
+        output: the new ticket's folder; by default in the current folder, named after the ticket and the structure.
         options: the fields of `StructureOptions` (``rows``, ``density``, ``score`` …) and of `ModelOptions`.
 
     Returns:
@@ -49,7 +49,7 @@ def restructure(
         UsageError: for a wrong argument.
         StructureError, MaskError, LayerCollapseError: see `structure.refill`, `regroup`, `n_m`, `channels`.
         TicketError: if there is no such ticket, or it is damaged.
-        TrustError: if it names a task or network that is not built in, or a place of this machine.
+        TrustError: if the ticket names a task or network that is not built in, or a path on this machine.
 
     Examples:
         >>> run = tk.run("iterative", levels=2, replicates=1, controls=(), recipe={"length": "20it"}, workers=0)
@@ -73,8 +73,8 @@ def restructure_ticket(
 ) -> StructureRecord:
     """Give a ticket's mask a structure, save the new ticket, and return the record: see `restructure`.
 
-    The new ticket has the start of the old one, also at positions that are filled again. It is not trained:
-    `ticketry verify` trains it with the ticket's recipe.
+    The new ticket has the initial weights of the old ticket, also at positions where the structure adds weights. The
+    new ticket is not trained: `ticketry verify` trains it with the ticket's recipe.
     """
     by = options.to_structuring(to)
     check_structure_score(by)

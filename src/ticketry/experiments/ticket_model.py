@@ -1,4 +1,4 @@
-"""Rebuild the model of a ticket; compile it for its mask, or export it."""
+"""Rebuild the model of a ticket; compile the model for the ticket's mask, or export it."""
 
 from __future__ import annotations
 
@@ -42,11 +42,11 @@ class TicketModel:
     ticket: Ticket
     task: Task
     model: nn.Module
-    """Model with the ticket's weights, pruned weights 0, in evaluation mode."""
+    """Model with the ticket's weights, in evaluation mode; pruned weights are 0."""
     inputs: Tensor
     """Example inputs of the model."""
     weights: str
-    """Which weights the model has: trained or start."""
+    """Which weights of the ticket the model has: trained, or start (before training)."""
 
     @property
     def mask(self) -> Mask:
@@ -68,7 +68,7 @@ class TicketModel:
 
 
 def load_source(options: ModelOptions, ticket: str | PathLike[str]) -> TicketModel:
-    """Return the ticket and its model with these options: see `load_ticket_model`."""
+    """Call `load_ticket_model` with the given `options`."""
     task = catalogue.get(options.task) if options.task else None
     return load_ticket_model(ticket, task=task, weights=options.weights, data=options.data, trust=options.trust)
 
@@ -85,14 +85,14 @@ def load_ticket_model(
 
     Args:
         path: folder of the ticket.
-        task: task of a ticket that does not name one.
+        task: the task, for a ticket that does not name its task.
         weights: trained, or start for the weights at the start of the ticket's training.
-        data: folder of data sets, for a task that takes its example inputs from them.
-        trust: whether to import the task and network that the ticket names, see `tasks.file_requests`.
+        data: folder of data sets, for a task that takes its example inputs from a data set.
+        trust: whether to import a task and network of user code that the ticket names, see `tasks.file_requests`.
 
     Raises:
         TicketError: if the ticket is damaged, does not name its task, is not trained, or does not fit the task.
-        TrustError: if it names a task or network that is not built in, or a place of this machine.
+        TrustError: if the ticket names a task or network that is not built in, or a path on this machine.
     """
     if weights not in WEIGHTS:
         raise UsageError(f"weights must be {' or '.join(WEIGHTS)}, got {weights!r}")
@@ -108,14 +108,14 @@ def load_ticket_model(
 
 
 def model_name(task: Task, model: nn.Module) -> str:
-    """Return the network's name, or its class."""
+    """Return the name of the task's network; for a network without a name, its class name."""
     return str(task.key().get("model") or type(model).__name__)
 
 
 def compile_source(
     source: TicketModel, *, precision: str = "fp32", threads: int | None = None
 ) -> tuple[Compiled, float]:
-    """Compile the ticket's model and run it once; return it and the elapsed seconds."""
+    """Compile the ticket's model and run it once; return the compiled model and the elapsed seconds."""
     began = time.perf_counter()
     made = compile(source.model, source.mask, source.inputs, threads=threads, precision=precision)
     fast = cast("Compiled", made)
@@ -127,7 +127,7 @@ FORMAT = 1
 
 
 def execute_compile(source: TicketModel, output: Path, *, precision: str = "fp32", command: str = "") -> dict[str, Any]:
-    """Compile the ticket, write the model file, compare it with the ticket's model, and return the record."""
+    """Compile the ticket's model, write the file `output`, check the file's outputs, and return a record as a dict."""
     fast, seconds = compile_source(source, precision=precision)
     written = fast.save(output)
     case = Case(source.model, at_batch(source.inputs, 3, seed=1), precision)
@@ -148,10 +148,10 @@ def execute_compile(source: TicketModel, output: Path, *, precision: str = "fp32
 
 
 def check_outputs(call: Call, case: Case) -> float:
-    """Return the relative error of a compiled model on a case.
+    """Return the relative error between the outputs of a compiled model and of its source model `case`.
 
     Raises:
-        EngineError: if it exceeds the tolerance of the precision.
+        EngineError: if the error exceeds the tolerance for the precision.
     """
     error = difference(case.outputs(call), case.reference())
     if not error <= TOLERANCE[case.precision]:
@@ -160,7 +160,7 @@ def check_outputs(call: Call, case: Case) -> float:
 
 
 def profile_layers(fast: Compiled, inputs: Tensor) -> list[dict[str, Any]]:
-    """Return a row for each layer, with its time."""
+    """Time the layers of a compiled model on `inputs`, and return a dict for each layer."""
     return [structs.asdict(layer) for layer in fast.profile(inputs)]
 
 
@@ -173,7 +173,7 @@ def execute_export(
     batch: int | None = None,
     command: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Export the ticket's model and return the record."""
+    """Export the ticket's model to the file `output`, and return a record as a dict."""
     facts: Mapping[str, str] = {
         "task": source.task.name,
         "model": model_name(source.task, source.model),

@@ -1,4 +1,4 @@
-"""Verify a saved ticket, or the procedure that found it; choose the ticket of a run, and repeat its search."""
+"""Verify a saved ticket, or the search procedure that found it; choose a ticket of a run; repeat a search."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ from ticketry.tasks.recipe import recipe_from
 from ticketry.tasks.task import Task
 
 CLOSE = 0.1
-"""Relative tolerance between the density of tickets and a requested one."""
+"""Largest relative difference between a requested density and the density of tickets."""
 
 
 def verify(
@@ -74,25 +74,25 @@ def verify(
     trust: bool = False,
     **options: Any,
 ) -> VerifyRecord:
-    """Verify that a ticket wins, or the procedure that found it, as ``ticketry verify`` does.
+    """Verify that a ticket wins, or that the procedure that found it wins, as ``ticketry verify`` does.
 
-    A ticket is trained again from its start with fresh seeds, beside dense and controls. The procedure is verified by
-    repeating the whole search from fresh seeds: for tickets that keep weights of their search, or with
-    ``about="procedure"``.
+    To verify a ticket, train it again from its start with fresh seeds, beside the dense network and controls. To verify
+    the procedure, repeat the whole search from fresh seeds; this is done for tickets that keep weights of their search,
+    and with ``about="procedure"``.
 
     Args:
-        ticket: its folder, one of a run's tickets, or what was read from a folder (which is read again); or a run: its
+        ticket: a ticket: its folder, a ticket of a run, or a loaded `Ticket` (its folder is read again); or a run: its
             folder, or its name in the store.
         density: density of a run's ticket; by default the sparsest level that looks like a winner, or the only one.
-        task: task of a ticket that does not name one.
+        task: the task, for a ticket that does not name its task.
         trust: import and run the task, method and network that the ticket names.
         options: the fields of `VerifySettings` (``about``, ``margin``, ``interim``, ``controls`` …) and of `LabOptions`
             (``store``, ``workers`` …).
 
     Raises:
         UsageError: for a wrong argument, or a run without a level that looks like a winner.
-        TicketError: for a ticket that cannot be trained again, or lacks its search.
-        TrustError: if it names a task, method or network that is not built in, or a place of this machine.
+        TicketError: for a ticket that cannot be trained again, or that does not describe its search where it is needed.
+        TrustError: if the ticket names a task, method or network that is not built in, or a path on this machine.
 
     Examples:
         >>> run = tk.run("iterative", levels=2, replicates=1, controls=(), recipe={"length": "20it"}, workers=0)
@@ -114,7 +114,7 @@ def find_ticket(named: str | PathLike[str], store: Path, density: float | str | 
         density: density of a run's ticket, see `choose_ticket`.
 
     Raises:
-        UsageError: if a run has no such ticket, or a density is given for a single ticket.
+        UsageError: if the run has no ticket of this density, or `named` is a ticket and a density is given.
         TicketError: for a name that is neither a path nor a run.
     """
     path = Path(named)
@@ -155,7 +155,7 @@ def verify_ticket(
     on_event: OnEvent | None = None,
     on_interim: Callable[[Verdict], None] | None = None,
 ) -> VerifyRecord:
-    """Verify a ticket, or its procedure, in a lab with these options: see `execute_verify`."""
+    """Open a lab with the given `options`, and call `execute_verify` in the lab."""
     if trust and task is None:
         task = build_task(Ticket.load(Path(ticket), trained=False), trust=True)
     with open_lab(options, task or (search.task if search else None), on_event) as lab:
@@ -175,16 +175,16 @@ def execute_verify(
     command: str = "",
     on_interim: Callable[[Verdict], None] | None = None,
 ) -> VerifyRecord:
-    """Verify the ticket at `path`, or its procedure; write the record into the store's folder `evidence`.
+    """Verify the ticket at `path`, or the procedure that found it; write a record into the store's folder `evidence`.
 
     Args:
         lab: where to train.
         path: folder of the ticket.
         settings: settings of the verification.
-        task: task of a ticket that does not name one.
-        search: the search that found it; by default it is read from the ticket.
+        task: the task, for a ticket that does not name its task.
+        search: the search that found the ticket; by default it is read from the ticket.
         trust: whether to import the search and the variants of training that the ticket names.
-        command: the command line that repeats it, for the record.
+        command: the command line that repeats the verification, for the record.
         on_interim: called with the verdict of each interim analysis.
     """
     began, ledger = time.monotonic(), lab.ledger.copy()
@@ -232,7 +232,7 @@ def execute_verify(
 
 
 def default_subject(ticket: Ticket) -> About:
-    """Return the default subject of a verdict: the ticket if its whole training uses the mask, else the procedure."""
+    """Return what to verify by default: the ticket if its whole training uses the mask, otherwise the procedure."""
     return (
         "ticket"
         if trains_after_pruning_only(read_ticket_info(RetrainingInfo, ticket.info, name_in_errors(ticket)))
@@ -248,7 +248,7 @@ def _ticket_name(info: Mapping[str, Any], settings: VerifySettings, arithmetic: 
 
 
 def _describe_ticket(rivals: Rivals | ProcedureRivals) -> dict[str, Any]:
-    """Return the fields of a record that describe the ticket."""
+    """Return the fields of a verification record that describe the verified ticket."""
     assert isinstance(rivals, Rivals)
     about = rivals.subject
     return {
@@ -272,12 +272,12 @@ def _procedure_name(search: SearchRequest, level: int, settings: VerifySettings)
 
 
 def _named_settings(settings: VerifySettings) -> dict[str, Any]:
-    """Return settings by name; omit `after` if unset, so that older records keep their names."""
+    """Return the settings that the record's name depends on; omit an unset `after`, so that older names stay valid."""
     return {name: value for name, value in vars(settings).items() if name != "after" or value}
 
 
 def _describe_procedure(rivals: Rivals | ProcedureRivals, search: SearchRequest, level: int) -> dict[str, Any]:
-    """Return the fields of a record that describe the procedure, with the means of what it found."""
+    """Return the fields of a verification record that describe the verified procedure, with its mean kept weights."""
     assert isinstance(rivals, ProcedureRivals)
     return {
         "method": search.method.name,
@@ -300,11 +300,11 @@ def _digest_name(described: dict[str, Any]) -> str:
 
 
 def choose_ticket(record: RunRecord, density: float | str | None = None) -> Point | None:
-    """Return a run's ticket to verify, of the first replicate that has one; None if no level looks like a winner.
+    """Return the ticket of a run to verify, of the first replicate that has one; None if no level looks like a winner.
 
     Args:
         record: record of the run.
-        density: take the level with the nearest density; by default `sparsest_winner`, or the only level.
+        density: choose the level with the nearest density; by default the `sparsest_winner`, or the only level.
 
     Raises:
         UsageError: if the run has no tickets of about that density.
@@ -320,10 +320,10 @@ def choose_ticket(record: RunRecord, density: float | str | None = None) -> Poin
 
 
 def nearest_level(record: RunRecord, asked: float | str) -> int:
-    """Return the level whose tickets have the nearest density.
+    """Return the level whose tickets have the density nearest to `asked`.
 
     Raises:
-        UsageError: if none is within the tolerance `CLOSE`.
+        UsageError: if no ticket's density is within the relative tolerance `CLOSE`.
     """
     density = check_density(asked)
     tickets = [one for one in record.points if one.role == TICKET]
@@ -344,8 +344,8 @@ def _list_densities(record: RunRecord) -> str:
 def sparsest_winner(record: RunRecord) -> Point | None:
     """Return the ticket of the first replicate at the sparsest level that looks like a winner; None if no level does.
 
-    A level looks like a winner if its mean on the *validation* split is within the default margin of the dense network,
-    or better, and better than every control of the same budget. This is a choice, not a verdict.
+    A level looks like a winner if its mean on the *validation* split is better than every control of the same budget,
+    and at most the default margin worse than the dense network. This only chooses a ticket; it is not a verdict.
     """
     metric = record.task.metric
     rows: dict[tuple[int, str], list[Point]] = {}
@@ -375,18 +375,19 @@ _ENTRIES = ("task", "method", "settings", "recipe", "seeds", "level")
 def read_search(
     ticket: Ticket, task: Task | None = None, *, trust: bool = False, store: Path | None = None
 ) -> SearchRequest:
-    """Return the search that found a ticket, without its controls.
+    """Return the search that found a ticket, without the search's controls.
 
     Args:
         ticket: the ticket.
-        task: task of a ticket that does not name one.
-        trust: whether to use the method, settings and task that the ticket names.
-        store: store whose files of costs may be named without trust.
+        task: the task, for a ticket that does not name its task.
+        trust: whether to use a method, settings and task of user code that the ticket names.
+        store: a store; the ticket may name its files of layer costs also without `trust`.
 
     Raises:
-        TicketError: if the ticket lacks its search, is of another task, or was found by user code that has changed.
-        TrustError: if it names something that is not built in.
-        UsageError: if its mask was restructured later, which a repeated search would not do.
+        TicketError: if the ticket does not describe its search, is of another task, or was found by user code that has
+            changed.
+        TrustError: if the ticket names something that is not built in.
+        UsageError: if the ticket's mask was restructured after the search.
     """
     of = name_in_errors(ticket)
     if missing := [name for name in _ENTRIES if name not in ticket.info]:
@@ -423,7 +424,7 @@ def read_search(
 
 
 def _check_sources(search: SearchRequest, recorded: Mapping[str, str] | None, of: str) -> None:
-    """Raise `TicketError` if user code of a search has changed since the ticket was found, as far as digests exist."""
+    """Raise `TicketError` if user code of a search has changed since the ticket was found; skip code without digest."""
     now = search.source_digests
     changed = [name for name in sorted({*(recorded or {}), *now}) if recorded and recorded.get(name) != now.get(name)]
     if changed:
@@ -436,9 +437,9 @@ def _check_sources(search: SearchRequest, recorded: Mapping[str, str] | None, of
 
 
 def build_procedure(lab: Lab, search: SearchRequest, level: int) -> Procedure:
-    """Return a search as a procedure that is verified for its tickets of one level.
+    """Return the procedure that repeats `search` to verify its tickets of one `level`.
 
-    For data with several splits, the procedure uses splits that the run did not use.
+    For data with several splits, the procedure uses splits that the original search did not use.
     """
     settings, wanted = search.settings, level
     if hasattr(settings, "for_level"):  # a shorter search that finds the ticket too
