@@ -1,4 +1,4 @@
-"""The command line: a function `command(words) -> exit code` for each command, found by name.
+"""Run the command line: each command is a function of the words after its name that returns the exit code.
 
 Modules are imported only when a command needs them, so that `ticketry --help` does not wait for torch.
 """
@@ -24,7 +24,7 @@ from ticketry.lab.signals import handle_signals, print_error_line, signal_name
 from ticketry.version import __version__
 
 NAMING = frozenset(("verify", "stability", "structure", "compile", "export", "bench", "cost", "reproduce", "speedup"))
-"""Commands with a positional argument."""
+"""Commands that require a positional argument."""
 COMMANDS = {
     "demo": ("search:demo", "a whole search on 1,797 handwritten digits, with its verdict, in a minute or two"),
     "search": ("search", "find tickets by a published method, with controls, and report what was found"),
@@ -60,8 +60,8 @@ examples:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code.
 
-    0 done, 1 failed, 2 wrong usage, 141 if the reader of the output is gone (`| head`), and 128 + n after signal n: 130
-    for Ctrl-C, 143 for SIGTERM, 129 for SIGHUP, 131 for SIGQUIT.
+    Exit codes: 0 for success, 1 for failure, 2 for wrong usage, 141 if the reader of the output has exited (`| head`),
+    and 128 + n after signal n: 130 for Ctrl-C, 143 for SIGTERM, 129 for SIGHUP, 131 for SIGQUIT.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     for stream in (sys.stdout, sys.stderr):
@@ -79,7 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _report_exception(error: BaseException, words: Sequence[str]) -> int:
-    """Print why a command ended, and return its exit code."""
+    """Print the reason of an exception that ended a command, and return the exit code; raise unexpected exceptions."""
     match error:
         case InterruptedTrainingError() if error.number != signal.SIGINT:
             return _report_signal(f"ended, since a worker process got {signal_name(error.number)}", error.number, words)
@@ -113,7 +113,7 @@ _LONG_WORD = re.compile(r"\S{500,}")
 
 
 def _report_error(text: str, code: int) -> int:
-    """Print an error message without the control characters that a file may have brought in; return the exit code."""
+    """Print an error message, with control characters (of names from files) replaced; return the exit code `code`."""
     clean = "".join(letter if letter.isprintable() or letter == "\n" else "?" for letter in text)
     clean = _LONG_WORD.sub(lambda found: f"{found[0][:300]}…{found[0][-100:]}", clean)
     print(f"ticketry: {clean}", file=sys.stderr)
@@ -153,7 +153,7 @@ def _dispatch(words: list[str]) -> int:
 
 
 def _show_usage(command: Callable[[Sequence[str]], int]) -> int:
-    """Print a command's help and return the exit code for wrong usage, since its positional argument is missing."""
+    """Print the help of a command whose positional argument is missing; return 2, the exit code for wrong usage."""
     with contextlib.suppress(SystemExit):
         command(["--help"])
     return 2
@@ -190,7 +190,7 @@ def _is_output_closed() -> bool:
 
 
 def _is_pipe_closed(stream: TextIO) -> bool:
-    """Return whether the other end of a pipe is closed, even if nothing is left to flush."""
+    """Return whether the reader of a pipe has closed it; this works also if nothing is left to flush."""
     try:
         watched = select.poll()
         watched.register(stream.fileno(), 0)

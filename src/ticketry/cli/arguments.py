@@ -1,4 +1,4 @@
-"""Parse command-line words into a dataclass of arguments and print help: tyro splits, `decoding` converts values."""
+"""Parse command-line words into a dataclass with tyro, convert values with `decoding`, and print help."""
 
 from __future__ import annotations
 
@@ -34,15 +34,15 @@ def parse(kind: type[T] | Any, words: Sequence[str], *, prog: str, description: 
     """Parse words into an instance of `kind`: a dataclass, or a union of dataclasses that are sub-commands.
 
     A list may be written with commas (``--densities 0.5,0.2``), with spaces, or by giving the option several times.
-    ``--help`` shows the everyday options, ``--help-all`` every option; both end the process, as do unknown options
-    (code 2).
+    ``--help`` prints the everyday options, ``--help-all`` all options; both then end the process with code 0. Unknown
+    options end the process with code 2.
 
     Args:
         kind: dataclass of the arguments.
-        words: the command line after the command.
+        words: the words of the command line after the command.
         prog: the command, for help.
         description: text of help above the options.
-        default: instance of `kind` with the defaults; by default those of its fields.
+        default: instance of `kind` with the defaults; by default, the defaults of its fields.
 
     Raises:
         UsageError: for a value that `decode_value` refuses.
@@ -74,7 +74,7 @@ def option_names(words: Sequence[str]) -> set[str]:
 
 
 def _merge_repeated_options(words: Sequence[str], flags: set[str]) -> list[str]:
-    """Return the words with each repeated option of `flags` merged into one, which has all values and is last."""
+    """Return the words, with each option in `flags` given once, at the end, with the values of all its occurrences."""
     others: list[str] = []
     values: dict[str, list[str]] = {}
     flag = ""
@@ -90,7 +90,7 @@ def _merge_repeated_options(words: Sequence[str], flags: set[str]) -> list[str]:
 
 
 def _iterate_flags(kind: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield each option of a dataclass with its annotation; options of a nested one with and without its prefix."""
+    """Yield each option of a dataclass with its annotation; options of nested dataclasses with and without prefix."""
     hints = typing.get_type_hints(kind, include_extras=True)
     for field in dataclasses.fields(kind):
         (inner, *_) = inner_types(hints[field.name])
@@ -102,7 +102,7 @@ def _iterate_flags(kind: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _subcommand_name(hint: Any) -> str | None:
-    """Return the name of a sub-command from the annotation of its dataclass."""
+    """Return the name of a sub-command, given in the annotation of its dataclass; None without a name."""
     return next((name for one in typing.get_args(hint)[1:] if (name := getattr(one, "name", None))), None)
 
 
@@ -110,10 +110,11 @@ def _subcommand_name(hint: Any) -> str | None:
 
 
 def make_registry(shown: frozenset[str] | None = None) -> ConstructorRegistry:
-    """Return tyro's rule for dataclasses: `decode_value` converts values, and help omits the defaults None and ''.
+    """Return a registry that makes tyro convert values with `decode_value`, and omit the defaults None and '' in help.
 
     Args:
-        shown: names of the options in help, each with the first sentence of its text; by default all, with all text.
+        shown: names of the options that help shows, each with the first sentence of its text; by default all options,
+            with their whole texts.
     """
     rules = ConstructorRegistry()
     active: list[Any] = []
@@ -142,7 +143,7 @@ def make_registry(shown: frozenset[str] | None = None) -> ConstructorRegistry:
 
 
 def _prepare_field(field: StructFieldSpec, prefix: str, shown: frozenset[str] | None) -> StructFieldSpec:
-    """Return a tyro field with its help in one line, and with our conversion unless it is a flag or a dataclass."""
+    """Return a tyro field with one-line help; a field that is no flag or dataclass is converted by `decode_value`."""
 
     def helptext() -> str | None:
         text = field.helptext() if callable(field.helptext) else field.helptext
@@ -160,7 +161,7 @@ def _prepare_field(field: StructFieldSpec, prefix: str, shown: frozenset[str] | 
 
 
 def _make_primitive_spec(name: str, prefix: str, hint: Any) -> PrimitiveConstructorSpec[Any]:
-    """Return the specification by which tyro converts the words of an option."""
+    """Return the specification that makes tyro convert the words of an option with `decode_value`."""
     several = takes_several(hint)
 
     def convert(words: list[str]) -> Any:
@@ -179,12 +180,12 @@ def _make_primitive_spec(name: str, prefix: str, hint: Any) -> PrimitiveConstruc
 
 
 def split_list(word: str) -> list[str]:
-    """Split a list at commas; name=value pairs only before the next name, since values may contain commas."""
+    """Split a list at commas; split name=value pairs only at commas before a name, since values may contain commas."""
     return [part for part in re.split(r",(?=\w+=)" if "=" in word else ",", word) if part]
 
 
 def _local_path(word: str) -> str:
-    """Fetch a folder of a shared store and return its local path; return any other word unchanged."""
+    """Fetch the folder that a URL of a shared store names, and return its local path; return other words unchanged."""
     if "://" not in word:
         return word
     from ticketry.lab.store.address import SCHEMES, split_address
@@ -202,7 +203,7 @@ def _local_path(word: str) -> str:
 # -- help --------------------------------------------------------------------------------------------------------------
 
 _MOST_SHOWN = 25
-"""Largest number of options that ``--help`` shows, so that they fit on a screen."""
+"""Commands with more options show only everyday options in ``--help``, so that these fit on a screen."""
 _LONGEST_HELP = 72
 """Largest number of characters of an option's text in ``--help``."""
 _RARE = frozenset(
@@ -219,11 +220,11 @@ _EVERYDAY = frozenset(
         *("rewinds", "masks", "at"),
     }
 )
-"""Options that ``--help`` shows for a command with more than `_MOST_SHOWN` options."""
+"""Options that ``--help`` shows if a command has more than `_MOST_SHOWN` options."""
 
 
 def _everyday_options(kind: Any) -> frozenset[str] | None:
-    """Return the names of the options that ``--help`` shows; None for all."""
+    """Return the names of the options that ``--help`` shows; None if it shows all options."""
     names = frozenset(flag.rpartition(".")[2].lstrip("-").replace("-", "_") for flag, _ in _iterate_flags(kind))
     usual = names - _RARE
     if usual == names:
@@ -235,7 +236,7 @@ def _everyday_options(kind: Any) -> frozenset[str] | None:
 
 
 def _plugin_options(kind: Any) -> tuple[str, ...]:
-    """Return the options that a class defined outside ticketry adds to the inherited ones."""
+    """Return the options that a class defines itself if it is from outside ticketry; empty for ticketry's classes."""
     return () if kind.__module__.partition(".")[0] == "ticketry" else tuple(vars(kind).get("__annotations__", ()))
 
 
@@ -246,7 +247,7 @@ def _first_sentence(text: str) -> str:
 
 
 def _default_hint(default: str) -> str:
-    """Return a default as help shows it: nothing for an option that was not given."""
+    """Return the note about an option's default in help; empty for the defaults None, '' and False."""
     if default == "True":
         return "(done unless this is given)"
     return "" if default in ("None", "", "''", "False") else f"(default: {default})"
@@ -270,14 +271,14 @@ def _placeholder(hint: Any) -> str:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OutputOptions:
-    """Output options of a command."""
+    """Options of a command that say how results are printed."""
 
     json: bool = False
     """Print the result as one JSON object."""
 
 
 def output_file(given: Path | None, ticket: Path, ending: str) -> Path:
-    """Return the output file: `given`, or the ticket's name with an ending, in the current folder."""
+    """Return the output file: `given`, or by default the ticket's name with `ending`, in the current folder."""
     output = given or Path(f"{ticket.resolve().name}.{ending}")
     if output.is_dir():
         raise UsageError(f"output must be a file, got the folder {output}")
@@ -285,7 +286,7 @@ def output_file(given: Path | None, ticket: Path, ending: str) -> Path:
 
 
 def write_output(file: Path, text: str) -> None:
-    """Write a text file that the user named; `UsageError` if it cannot be written."""
+    """Write a text file that the user named; raise `UsageError` if the file cannot be written."""
     try:
         file.write_text(text, encoding="utf-8")
     except OSError as error:
@@ -294,7 +295,7 @@ def write_output(file: Path, text: str) -> None:
 
 @contextlib.contextmanager
 def show_status(title: str) -> Iterator[Callable[[str], None]]:
-    """Show the current activity on standard error in one changing line; outside a terminal, show nothing."""
+    """Yield a function that shows an activity in one changing line on standard error; it does so only on a terminal."""
     from rich.console import Console
 
     console = Console(stderr=True)

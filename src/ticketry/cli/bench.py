@@ -1,4 +1,4 @@
-"""ticketry bench TICKET: time it against dense engines, side by side."""
+"""ticketry bench TICKET: time a ticket side by side with dense engines."""
 
 from __future__ import annotations
 
@@ -37,24 +37,24 @@ examples:
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Arguments(OutputOptions, ModelOptions, BenchOptions):
     what: Annotated[Path, tyro.conf.Positional]
-    """The folder of a ticket, or a model file that `ticketry compile` made of one; or a run, by its folder or its name
-    in the store."""
+    """The folder of a ticket; or a model file that `ticketry compile` made of a ticket; or a run, by its folder or its
+    name in the store."""
     replicates: int = 1
-    """Number of replicates of a run whose tickets are timed, the first ones."""
+    """Number of replicates to time of a run, counted from the first."""
     ticket: Path | None = None
-    """The ticket of a model file, whose model the dense engines run."""
+    """The ticket that a model file was compiled from; the dense engines run its model."""
     figure: Path | None = None
-    """With --densities: an SVG file of time against density."""
+    """With --densities: SVG file for a figure of time against density."""
     brief: bool = False
     """Omit the table of layers."""
     output: Annotated[Path | None, tyro.conf.arg(aliases=["-o"])] = None
     """File for the JSON object, with all samples."""
     store: Path = Path(".ticketry")
-    """Store that keeps the measurements for its reports, if the ticket is of one of its runs."""
+    """A store; if the ticket is of one of its runs, it keeps the measurements for its reports."""
 
 
 def main(words: Sequence[str]) -> int:
-    """Time a ticket."""
+    """Run `ticketry bench` and return its exit code."""
     arguments: Any = parse(_Arguments, words, prog="ticketry bench", description=_DESCRIPTION)
     from ticketry.experiments.record_files import find_run_folder
 
@@ -79,7 +79,7 @@ def main(words: Sequence[str]) -> int:
 
 
 def _bench_run(arguments: _Arguments, command: str) -> int:
-    """Time all tickets of a run, the densest first."""
+    """Time the tickets of a run's first replicates, the densest first, and print the results; return 0."""
     if arguments.densities or arguments.ticket:
         raise UsageError(f"{arguments.what} is a run, whose own tickets are timed: leave --densities and --ticket away")
     from ticketry.experiments.bench import list_run_tickets

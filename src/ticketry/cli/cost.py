@@ -1,4 +1,4 @@
-"""ticketry cost: measure the cost of a task's network under masks, for searches with a budget."""
+"""ticketry cost: measure what a task's network costs under masks, for searches with a budget."""
 
 from __future__ import annotations
 
@@ -32,19 +32,19 @@ examples:
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Arguments(OutputOptions, CostOptions):
     task: str
-    """A name of `ticketry list tasks`, or package.module:object."""
+    """Task: a name of `ticketry list tasks`, or package.module:object."""
     model: str = ""
-    """A name of `ticketry list models`, or package.module:object; by default the task's own."""
+    """Network: a name of `ticketry list models`, or package.module:object; by default the task's own."""
     option: tuple[str, ...] = ()
     """Options of the task, as name=value."""
     data: Path | None = None
-    """Folder in which data sets are looked for first."""
+    """Folder of data sets, searched first."""
     output: Annotated[Path, tyro.conf.arg(aliases=["-o"])] = Path("costs.json")
     """The file to write."""
 
 
 def main(words: Sequence[str]) -> int:
-    """Measure costs and write them."""
+    """Run `ticketry cost` and return its exit code."""
     arguments: Any = parse(_Arguments, words, prog="ticketry cost", description=_DESCRIPTION)
     from ticketry.cli.search import build_task
     from ticketry.lab.task_costs import measure_costs

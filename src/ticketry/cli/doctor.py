@@ -1,4 +1,4 @@
-"""ticketry doctor: what this machine and this environment have, and what each means for speed."""
+"""ticketry doctor: check what this machine and environment have, and say what each finding means for speed."""
 
 from __future__ import annotations
 
@@ -48,29 +48,29 @@ EXTRAS = {
     "tensorboard": (("tensorboard",), "logging to TensorBoard"),
     "hub": (("huggingface_hub",), "tickets on the Hugging Face hub"),
 }
-"""Name of an extra -> its packages, and their purpose; as in pyproject.toml."""
+"""Packages and purpose of each extra, by name; the names and packages are those in pyproject.toml."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Arguments:
     data: Path | None = None
-    """Folder in which data sets are looked for first."""
+    """Folder of data sets, searched first."""
     json: bool = False
     """Print the result as one JSON object."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Finding:
-    """Result of one check."""
+    """Result of one check of the machine or environment."""
 
     part: str
     found: str
     means: str
-    """Consequence for speed, or what is impossible without it."""
+    """What the finding means for speed, or what is impossible without a missing part."""
 
 
 def main(words: Sequence[str]) -> int:
-    """Run all checks and print their results."""
+    """Run `ticketry doctor`: run all checks, print their results, and return 0."""
     arguments: _Arguments = parse(_Arguments, words, prog="ticketry doctor", description=_DESCRIPTION)
     sections = {
         "machine": list(_check_machine()),

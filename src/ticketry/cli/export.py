@@ -30,17 +30,17 @@ class _Arguments(OutputOptions, ModelOptions):
     ticket: Annotated[Path, tyro.conf.Positional]
     """The folder of a ticket."""
     format: Literal["onnx", "pt2"] | None = None
-    """onnx, or pt2: an archive of torch.export. By default what the ending of --output says, else onnx."""
+    """onnx, or pt2 (an archive of torch.export). By default the ending of --output decides; without it, onnx."""
     output: Annotated[Path | None, tyro.conf.arg(aliases=["-o"])] = None
-    """The file; else the ticket's name with the format's ending, in this folder."""
+    """The file; by default the ticket's name with the format's ending, in this folder."""
     shrink: Literal["auto", "yes", "no"] = "auto"
-    """Remove pruned channels: if there are any (auto), or fail without them (yes), or never (no)."""
+    """Remove pruned channels: if there are any (auto), or fail if there are none (yes), or never (no)."""
     batch: int | None = None
-    """The only batch size of the file; by default it takes any."""
+    """The only batch size that the model takes; by default it takes any batch size."""
 
 
 def main(words: Sequence[str]) -> int:
-    """Export a ticket."""
+    """Run `ticketry export` and return its exit code."""
     arguments: Any = parse(_Arguments, words, prog="ticketry export", description=_DESCRIPTION)
     from ticketry.engine.export import FORMATS, format_of
     from ticketry.experiments.ticket_model import execute_export, load_source
@@ -61,7 +61,7 @@ def main(words: Sequence[str]) -> int:
 
 
 def summarise_export(record: dict[str, Any]) -> list[str]:
-    """Return an export as lines of text."""
+    """Return lines of text that describe an export record."""
     made = record["export"]
     parameters, dense = made["parameters"], made["dense_parameters"]
     if made["shrunk"]:
@@ -101,7 +101,7 @@ class _Compile(OutputOptions, ModelOptions):
     ticket: Annotated[Path, tyro.conf.Positional]
     """The folder of a ticket."""
     output: Annotated[Path | None, tyro.conf.arg(aliases=["-o"])] = None
-    """The model file; else the ticket's name with .tk, in this folder."""
+    """The model file; by default the ticket's name with .tk, in this folder."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Precision of the arithmetic: fp32 or bf16."""
     layers: bool = False
@@ -109,7 +109,7 @@ class _Compile(OutputOptions, ModelOptions):
 
 
 def compile(words: Sequence[str]) -> int:
-    """Compile a ticket."""
+    """Run `ticketry compile` and return its exit code."""
     arguments: Any = parse(_Compile, words, prog="ticketry compile", description=_COMPILE)
     from ticketry.experiments.ticket_model import execute_compile, load_source
 

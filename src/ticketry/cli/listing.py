@@ -1,4 +1,4 @@
-"""ticketry list: tasks, methods, networks, scores, runs, tickets."""
+"""ticketry list: print the tasks, methods, networks, scores, runs or tickets that there are."""
 
 from __future__ import annotations
 
@@ -54,15 +54,15 @@ class _Arguments:
         ],
         tyro.conf.Positional,
     ]
-    """Which list."""
+    """Which list to print."""
     store: Path = Path(".ticketry")
-    """The store's folder (for runs and tickets)."""
+    """The store's folder, for lists of runs and tickets."""
     json: bool = False
     """Print the list as one JSON array of objects."""
 
 
 def main(words: Sequence[str]) -> int:
-    """Print one of the lists."""
+    """Run `ticketry list` and return its exit code."""
     arguments: _Arguments = parse(_Arguments, words, prog="ticketry list", description=_DESCRIPTION)
     rows = _LISTS[arguments.what](arguments.store)
     if arguments.json:
@@ -81,7 +81,7 @@ def _print_table(rows: list[dict[str, Any]]) -> None:
 
 
 def _print_tickets(rows: list[dict[str, Any]]) -> None:
-    """Print tickets with a column for each metric of any task."""
+    """Print tickets with a column for every metric that any of them has."""
     from ticketry.report.wording import NONE, align_columns
 
     heads = {"path": "ticket", "weights_remaining": "weights left"}
@@ -91,7 +91,7 @@ def _print_tickets(rows: list[dict[str, Any]]) -> None:
 
 
 def _format_cell(value: object) -> str:
-    """Format a value for a table: numbers with four decimals, those below 1 with six digits."""
+    """Format a value for a table: floats from 1 with four decimals, smaller floats with six digits, others as text."""
     if isinstance(value, float):
         return str(round(value, 4)) if abs(value) >= 1 else f"{value:.6g}"
     return printable_text(value)
@@ -136,7 +136,7 @@ def _print_scores(rows: list[dict[str, Any]]) -> None:
 
 
 def _origin_note(row: Mapping[str, Any]) -> str:
-    """Return the package of a row in brackets; empty for ticketry's own."""
+    """Return a note that names the package that defines a row; empty for a row that ticketry itself defines."""
     return "" if row["from"] == BUILT_IN else f" (of {row['from']})"
 
 
@@ -217,7 +217,7 @@ def _list_scores(_: Path) -> list[dict[str, Any]]:
 
 
 def _list_registry(module: str, name: str) -> Callable[[Path], list[dict[str, Any]]]:
-    """Return a function that lists a registry and imports its module only when called."""
+    """Return a function that lists the registry `name` of `module`; the function imports the module when called."""
 
     def rows(_: Path) -> list[dict[str, Any]]:
         registry: Registry[Any] = getattr(import_module(module), name)
@@ -250,7 +250,7 @@ def _list_presets(_: Path) -> list[dict[str, Any]]:
 
 
 def _store_exists(store: Path) -> bool:
-    """Return whether there is a store; fetch the records of a shared store."""
+    """Return whether there is a store in a folder; for a shared store, fetch its records first."""
     if not shared_url(store):
         from ticketry.lab.store.files import path_exists
 
@@ -325,12 +325,12 @@ def _find_ticket_folder(store: Path, record: RunRecord, point: Point) -> str | N
 
 
 def read_run_records(store: Path) -> list[RunRecord]:
-    """Return the records of all finished runs of a store, the oldest first; raises as `read_record`."""
+    """Return the records of all finished runs of a store, the oldest first; errors are those of `read_record`."""
     return [read_record(path) for path in run_record_files(store)]
 
 
 def run_record_files(store: Path) -> list[Path]:
-    """Return the ``run.json`` files of a store's finished runs, the oldest first; each folder has the run's name.
+    """Return the ``run.json`` files of a store's finished runs, the oldest first; the run's name is the folder's name.
 
     Raises:
         StoreError: if a file is not JSON.
@@ -347,10 +347,10 @@ def run_record_files(store: Path) -> list[Path]:
 
 
 def read_record(path: Path) -> RunRecord:
-    """Return the record in a ``run.json``.
+    """Return the record in a ``run.json`` file.
 
     Raises:
-        StoreError: if it is damaged, or its run is not that of its folder.
+        StoreError: if the record is damaged, or names another run than its folder.
     """
     from ticketry.lab.store.files import read_sealed
     from ticketry.records.run import read_run
@@ -403,11 +403,11 @@ def describe_run(record: RunRecord | None) -> dict[str, Any]:
 
 
 def format_runs(rows: Sequence[Mapping[str, Any]], *, sizes: bool) -> list[str]:
-    """Return a table of runs as lines.
+    """Return a table of runs as lines of text.
 
     Args:
-        rows: with the keys of `run_row`, and with `sizes` also state, bytes and own_bytes.
-        sizes: with the columns that a list of the whole store has.
+        rows: dicts with the keys of `run_row`, and with `sizes` also state, bytes and own_bytes.
+        sizes: whether to add columns for state, size and own size.
     """
     from ticketry.core.tables import one_line
     from ticketry.report.wording import align_columns
@@ -428,7 +428,7 @@ _MOST_DENSITIES = 3
 
 
 def _format_densities(densities: Sequence[float]) -> str:
-    """Return densities as text, ``20, 10``; for many levels only the first and the last."""
+    """Return densities in % as text, such as ``20, 10``; for many levels only the first and the last density."""
     words = [f"{100 * one:.3g}" for one in densities]
     if len(words) > _MOST_DENSITIES:
         return f"{words[0]} … {words[-1]} ({len(words)} levels)"
@@ -436,12 +436,12 @@ def _format_densities(densities: Sequence[float]) -> str:
 
 
 def run_row(record: RunRecord, age_seconds: float) -> dict[str, Any]:
-    """Return a row for `format_runs`."""
+    """Return the row of a run for `format_runs`."""
     return {"run": record.name, **describe_run(record), "age_seconds": age_seconds}
 
 
 def format_age(seconds: float) -> str:
-    """Return an elapsed time as text in its largest unit."""
+    """Return an elapsed time as text, such as ``3 hours ago``, in the largest unit that fits."""
     for unit, length in (("day", 86_400), ("hour", 3_600), ("minute", 60)):
         if seconds >= length:
             count = int(seconds // length)

@@ -1,4 +1,4 @@
-"""ticketry report: the report of a run, or of several in comparison."""
+"""ticketry report: write the report of a run, or a report that compares several runs."""
 
 from __future__ import annotations
 
@@ -22,35 +22,35 @@ if TYPE_CHECKING:
     from ticketry.lab.store.paths import Paths
 
 _LISTED = 30
-"""Largest number of runs listed to choose from."""
+"""Largest number of runs that an error message lists to choose from."""
 _NAMED = 8
-"""Largest number of run names in a message."""
+"""Largest number of run names that an error message names in a sentence."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Arguments:
     runs: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
-    """Names of runs, or the beginnings of them (see `ticketry list runs`); the newest if left out. Several are
+    """Names of runs, or beginnings of names (see `ticketry list runs`); by default the newest run. Several runs are
     compared on one page."""
     all: bool = False
     """All finished runs of the store."""
     store: Path = Path(".ticketry")
     """The store's folder."""
     output: Path | None = None
-    """The HTML file; else report.html in the run's folder, or in the store's where there are several runs."""
+    """The HTML file; by default report.html in the run's folder, or in the store's folder for several runs."""
     export: Path | None = None
-    """A folder into which every figure (SVG and PNG) and the data (CSV) are written as well."""
+    """A folder; also write every figure (SVG and PNG) and the data (CSV) into it."""
     figures: bool = False
-    """Write the figures of each run as SVG files into its folder as well."""
+    """Also write the figures of each run as SVG files into the run's folder."""
     watch: bool = False
-    """Write a page of what the store's searches and campaigns are doing, and renew it every two seconds until Ctrl-C;
-    open it in a browser."""
+    """Write a page that shows what the store's searches and campaigns are doing, and renew it every two seconds until
+    Ctrl-C; open it in a browser."""
     json: bool = False
     """Print the paths as one JSON object."""
 
 
 def main(words: Sequence[str]) -> int:
-    """Write a report and print a summary of each of its runs."""
+    """Run `ticketry report`: write a report, print a summary of each run in it, and return 0."""
     description = (
         "Write one HTML file that works offline: the report of a finished run, or of several in comparison, with the "
         "verifications and studies of stability in the store that name one of them.\n\n"
@@ -75,10 +75,10 @@ def main(words: Sequence[str]) -> int:
 
 
 def _watch(store: Path, page: Path | None) -> int:
-    """Write the page, then its data every two seconds until Ctrl-C; return 0.
+    """Write the page of `--watch`, renew its data every two seconds until Ctrl-C, and return 0.
 
     Raises:
-        StoreError: if it cannot be written.
+        StoreError: if a file cannot be written.
     """
     from ticketry.files import write_atomically
     from ticketry.lab.store.files import read_sealed
@@ -105,7 +105,7 @@ def _watch(store: Path, page: Path | None) -> int:
 
 
 def _choose_runs(known: Sequence[Path], names: Sequence[str]) -> list[Path]:
-    """Return the record files of the named runs, in that order and without repeats; by default the newest."""
+    """Return the record files of the runs in `names`, in this order without repeats; by default of the newest run."""
     if not known:
         raise StoreError("there is no finished run in this store: run `ticketry search` first")
     return list(dict.fromkeys(_find_run(known, name) for name in names)) or [known[-1]]
@@ -177,7 +177,7 @@ def _write_report(arguments: _Arguments, runs: list[RunRecord]) -> dict[str, Any
 
 
 def _verdict_lines(run: RunRecord, paths: Paths) -> list[str]:
-    """Return the verdicts of a run as lines, with the verification that would decide an undecided level."""
+    """Return the verdicts of a run as lines; if a level is undecided, with a command for a deciding verification."""
     from ticketry.cli.screen.results import suggestion_lines
     from ticketry.evidence.level_verdicts import recompute_verdicts
     from ticketry.report import verdict_lines
@@ -187,7 +187,7 @@ def _verdict_lines(run: RunRecord, paths: Paths) -> list[str]:
 
 
 def _write_figures(run: RunRecord, folder: Path) -> list[Path]:
-    """Write a run's figures into its folder."""
+    """Write a run's figures as SVG files into `folder`, and return their paths."""
     from ticketry.files import join_inside
     from ticketry.lab.store.files import write_atomically
     from ticketry.report import figure_svgs

@@ -1,4 +1,4 @@
-"""ticketry reproduce NAME: decide the claims of a campaign."""
+"""ticketry reproduce NAME: train what decides the claims of a campaign."""
 
 from __future__ import annotations
 
@@ -55,16 +55,17 @@ class _Reproduce(OutputOptions, LabOptions):
     only: tuple[str, ...] = ()
     """Names of claims; by default all."""
     budget: str = ""
-    """Time budget: 30min, 8h, 2d. No search begins that would likely end later."""
+    """Time budget: 30min, 8h, 2d. A search that is likely to end later is not begun."""
     plan: Annotated[bool, tyro.conf.arg(name="plan")] = False
     """Only check the file, and print what is missing and how long it takes."""
     check: int = 0
-    """Number of finished rows to check: they are drawn at random, trained again in an empty store, and compared, bit by
-    bit on the same kind of machine, else with the interval of one more replicate. Nothing else is trained."""
+    """Number of finished rows to check: they are drawn at random, trained again in an empty store, and compared: bit by
+    bit on the same kind of machine, otherwise with the prediction interval of one more replicate. Nothing else is
+    trained."""
     draw: int = 0
-    """Seed of the draw."""
+    """Seed of the random draw of --check."""
     precision: Literal["", "fp32", "bf16"] = ""  # type: ignore[assignment]
-    """fp32 or bf16, one on all machines; by default what the file says."""
+    """fp32 or bf16, the same on all machines; by default what the file says."""
     kernels: Literal["", "auto", "dense", "sparse"] = ""  # type: ignore[assignment]
     """dense, sparse or auto: whether networks train in kernels that compute only what a mask keeps; by default what the
     file says."""
@@ -73,7 +74,7 @@ class _Reproduce(OutputOptions, LabOptions):
 
 
 def main(words: Sequence[str]) -> int:
-    """Run one campaign or all; return 1 if a run failed that claims depend on."""
+    """Run `ticketry reproduce` for one campaign or all; return 1 if a run failed that claims depend on."""
     arguments: Any = parse(_Reproduce, words, prog="ticketry reproduce", description=_DESCRIPTION)
     _check_toml(Path(arguments.campaign))
     chosen: dict[str, Any] = {name: said for name in ("precision", "kernels") if (said := getattr(arguments, name))}
@@ -91,7 +92,7 @@ def main(words: Sequence[str]) -> int:
 
 
 def _check_toml(campaign: Path) -> None:
-    """Raise `UsageError` for an invalid TOML file before torch is imported, which takes seconds."""
+    """Raise `UsageError` if a campaign file is invalid TOML; called before the slow import of torch."""
     from ticketry.experiments.run_file import read_toml
 
     if campaign.suffix == ".toml":
@@ -104,7 +105,7 @@ def _as_json(outcome: Outcome) -> dict[str, Any]:
 
 
 def _check_rows(arguments: Any, chosen: Mapping[str, Any]) -> int:
-    """Train finished rows of campaigns again; return 1 if a result differs."""
+    """Train finished rows of campaigns again, and print the comparison; return 1 if a result differs too much."""
     from ticketry.cli.screen.progress import Progress
     from ticketry.experiments.reproduce.checking import ROWS, check
     from ticketry.report.wording import align_columns
@@ -128,7 +129,7 @@ def _check_rows(arguments: Any, chosen: Mapping[str, Any]) -> int:
 
 
 def _read_campaigns(arguments: Any) -> list[Campaign]:
-    """Read and check all named campaigns, before anything is trained."""
+    """Read and check all campaigns that the arguments name."""
     from ticketry.experiments.reproduce.campaign_file import campaigns_at_scale, read_campaign
 
     names = campaigns_at_scale(arguments.scale) if arguments.campaign == "all" else [arguments.campaign]
@@ -157,7 +158,7 @@ def _run_campaigns(arguments: Any, chosen: Mapping[str, Any], command: str) -> l
 
 
 def _with_arithmetic(campaign: Campaign, chosen: Mapping[str, Any]) -> Campaign:
-    """Return the campaign with the given precision and kernels."""
+    """Return the campaign with the precision and kernels in `chosen` for all its runs."""
     if "kernels" in chosen:
         campaign = dataclasses.replace(campaign, kernels=dict.fromkeys(campaign.runs, chosen["kernels"]))
     if "precision" in chosen:
@@ -180,11 +181,11 @@ def parse_budget_seconds(text: str) -> float:
 
 
 def summarise_campaign(outcome: Outcome, width: int | None = None) -> list[str]:
-    """Return a campaign as lines of text: the requested claims, and the files with the full report.
+    """Return lines of text about a campaign: a table of the requested claims, and the files with the full report.
 
     Args:
         outcome: result of the campaign.
-        width: width of the terminal, to which columns are omitted; None outside a terminal.
+        width: width of the terminal; columns that do not fit are omitted. None outside a terminal.
     """
     from ticketry.report.campaigns import campaign_sentences, claims_table
     from ticketry.report.wording import align_columns
@@ -206,7 +207,7 @@ def summarise_campaign(outcome: Outcome, width: int | None = None) -> list[str]:
 
 
 def _format_plan(outcome: Outcome) -> list[str]:
-    """Return the planned trainings as rows of text, one for each run."""
+    """Return a table of the planned blocks as lines of text, with a row for each block; empty without a plan."""
     from ticketry.report.wording import align_columns, duration
 
     if not outcome.planned:

@@ -1,4 +1,4 @@
-"""ticketry search METHOD: find tickets, train their controls, write a report. And ticketry demo."""
+"""ticketry search METHOD: find tickets, train their controls, write a report; ticketry demo: run a small search."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class SearchArguments(OutputOptions, SearchOptions):
     preset: str = ""
     """Published experiment, see `ticketry list presets`; other options override it."""
     config: Path | None = None
-    """Run file (TOML) with all of this; options on the command line override it."""
+    """Run file (TOML) with all options; options on the command line override it."""
     trust: bool = False
     """Trust the run file: import and run the code that it names, and open its files and folders."""
 
@@ -46,13 +46,14 @@ class SearchArguments(OutputOptions, SearchOptions):
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Arguments(SearchArguments):
     verify: bool = False
-    """Verify the sparsest ticket that looks like a winner (or the only one), or its procedure, from fresh seeds, as
+    """Verify the sparsest ticket that looks like a winner (or the only one), or its procedure, with fresh seeds, as
     `ticketry verify` does."""
     bench: bool = False
-    """Compile that ticket, and time it beside dense engines (as `ticketry bench` does)."""
+    """Compile the sparsest ticket that looks like a winner, and time it beside dense engines, as `ticketry bench`
+    does."""
     energy: Literal["meter", "estimate"] = "meter"
-    """Energy of the run: meter (measured by the machine, or not reported) or estimate (where it has no meter,
-    codecarbon's model of typical powers, reported as an estimate; extra energy)."""
+    """Energy of the run: meter (measured by the machine, or not reported), or estimate (on a machine without a meter,
+    estimated by codecarbon from typical powers; needs the extra energy)."""
 
 
 def main(words: Sequence[str]) -> int:
@@ -78,12 +79,12 @@ def read_arguments(
     extra: Sequence[Any] = (),
     description: str = "",
 ) -> tuple[Method, Any]:
-    """Parse a command that searches: return the method and all options, from the words and a run file.
+    """Parse the command line of a command that searches; return the method and all options.
 
     Args:
-        words: the command line after the command.
+        words: the words of the command line after the command; they may name a run file or a preset with more options.
         command: name of the command.
-        default: the method, if none is named.
+        default: name of the method, if neither the words nor a run file name a method.
         base: class of the arguments.
         extra: further fields of the arguments, as `dataclasses.make_dataclass` takes them.
         description: text of help, in place of the method's own.
@@ -117,11 +118,11 @@ def read_arguments(
 
 
 _HOW_FAR = frozenset(("levels", "density", "sparsity", "densities", "flops", "time", "bytes"))
-"""Settings that end a search: any of them on the command line replaces all of them from a run file."""
+"""Settings that say when a search ends: one of them on the command line replaces all of them in a run file."""
 
 
 def _read_early_options(words: Sequence[str]) -> argparse.Namespace:
-    """Parse the options that determine the defaults of all others: run file, preset, store and task."""
+    """Parse the options that determine the defaults of other options: run file, preset, store and task."""
     early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     for flag in ("--config", "--preset", "--store", "--task", "--model", "--target"):
         early.add_argument(flag, default="", nargs="?", const="")
@@ -141,7 +142,7 @@ def _parse_options(
     prog: str,
     about: str,
 ) -> Any:
-    """Parse all options. Defaults come from the run file and the task, so that help shows the values in effect."""
+    """Parse all options, with defaults from the run file and the task, so that help shows the values in effect."""
     what = "the run file" if source.config else "the preset"
     options = decode_search_options(tables, what)
     (settings,) = decode_settings(tables.get("settings", {}), chosen.Settings, what=f"{what}'s [settings]")
@@ -164,7 +165,7 @@ def _parse_options(
 
 
 def _default_recipe(options: SearchOptions, tables: Mapping[str, Any]) -> Recipe:
-    """Return the recipe of the run file, or that of the task."""
+    """Return the recipe of the run file; without one, the recipe of the task."""
     if "recipe" in tables:
         return recipe_from(tables["recipe"])
     if options.task in DATA_SETS.built_in:  # without torch, for --help
@@ -219,7 +220,7 @@ def _verify_run(run: Run) -> None:
 
 
 def request_from_arguments(chosen: Method, arguments: Any) -> SearchRequest:
-    """Return the search that the arguments describe."""
+    """Return the search request that the parsed arguments describe."""
     from ticketry.experiments.request import build_request
 
     return build_request(
@@ -294,7 +295,7 @@ class _Demo:
 
 
 def demo(words: Sequence[str]) -> int:
-    """Run the search of `DEMO_SEARCH`."""
+    """Run `ticketry demo`, which is the search of `DEMO_SEARCH`, and return its exit code."""
     arguments: _Demo = parse(_Demo, words, prog="ticketry demo", description=_DEMO)
     for package in _NEEDED:  # now, and not at the step that asks for it
         needs(package, "demo", "the demo")

@@ -1,4 +1,4 @@
-"""ticketry speedup: twice as fast in three steps, in one table."""
+"""ticketry speedup: print in one table how much faster a model runs compiled, and with channels or weights pruned."""
 
 from __future__ import annotations
 
@@ -38,21 +38,21 @@ class _Arguments(OutputOptions, SpeedupOptions):
     what: Annotated[str, tyro.conf.Positional] = ""
     """MODEL.py:build: a Python file, and a function in it that returns (model, example_inputs)."""
     task: str = ""
-    """In its place a name of `ticketry list tasks`, or package.module:object, whose network is trained."""
+    """Task instead of MODEL.py: a name of `ticketry list tasks`, or package.module:object; its network is trained."""
     model: str = ""
-    """Another network than the task's own."""
+    """Network, if it is not the task's own."""
     option: tuple[str, ...] = ()
     """Options of the task, as name=value."""
     data: Path | None = None
-    """Folder in which data sets are looked for first."""
+    """Folder of data sets, searched first."""
     store: Path = Path(".ticketry")
     """Folder of all trainings."""
     workers: int = 0
-    """Processes that train; 0 trains in this one."""
+    """Number of processes that train; 0 trains in this process."""
 
 
 def main(words: Sequence[str]) -> int:
-    """Print the table of each batch."""
+    """Run `ticketry speedup`: print a table for each batch size, and return 0."""
     arguments: Any = parse(_Arguments, words, prog="ticketry speedup", description=_DESCRIPTION)
     if bool(arguments.what) == bool(arguments.task):
         raise UsageError("name either a model (MODEL.py:build) or a task (--task)")
@@ -95,10 +95,10 @@ def _compute_tables(arguments: Any, say: Any) -> Iterator[Speedup]:
 
 
 def speedup_table(found: Speedup) -> Table:
-    """Return a row for each way to run the model.
+    """Return a table with a row for each way to run the model.
 
     Args:
-        found: at one batch.
+        found: the timings at one batch size.
     """
     from rich.table import Table
 

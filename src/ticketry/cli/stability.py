@@ -1,4 +1,4 @@
-"""ticketry stability: stability to pruning and to data order along rewind steps."""
+"""ticketry stability: measure how pruning and data order change tickets of several rewind steps."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ examples:
 
 
 def main(words: Sequence[str]) -> int:
-    """Carry out a stability analysis."""
+    """Run `ticketry stability` and return its exit code."""
     from ticketry.evidence.settings import StabilitySettings
 
     flat: Any = tyro.conf.OmitArgPrefixes
@@ -56,7 +56,7 @@ def _run_analysis(chosen: Any, arguments: Any, command: str) -> int:
 
 
 def summarise_stability(record: StabilityRecord) -> list[str]:
-    """Return an analysis as lines: means over replicates, by density, role and rewind step."""
+    """Return the means over replicates of a stability analysis as lines of text, by density, role and rewind step."""
     from ticketry.report.wording import role_name
 
     header = f"{'rewind':>14}  {'mask':<22} {'test':>7}  {'pruning':>15}  {'data order':>15}  barriers"

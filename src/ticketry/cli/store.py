@@ -1,4 +1,4 @@
-"""ticketry store check|gc|du|mv|copy|pack|unpack: look for damage, free space, move a store or its results."""
+"""ticketry store check|gc|du|mv|copy|pack|unpack: look for damage, free space, move or copy a store or its results."""
 
 from __future__ import annotations
 
@@ -33,16 +33,16 @@ class _Collect(_StoreOptions):
     dry_run: bool = False
     """Only print what would be freed."""
     grace_seconds: float = 3600.0
-    """Age in seconds below which files stay, since a running search may need them."""
+    """Files younger than this many seconds are kept, since a running search may need them."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Pack(_StoreOptions):
     runs: tyro.conf.Positional[tuple[str, ...]] = ()
     """Names of runs (`ticketry list runs`), or of a campaign with its scale (stabilizing-cpu) for all of its runs; by
-    default all that is in the store."""
+    default everything in the store is packed."""
     output: Annotated[Path, tyro.conf.arg(aliases=["-o"])] = Path("results.tkz")
-    """The bundle."""
+    """File of the bundle to write."""
     weights: bool = False
     """Pack the weights too, so that nothing has to be trained again."""
     masks: bool = True
@@ -55,13 +55,13 @@ class _Unpack(OutputOptions):
     bundle: tyro.conf.Positional[Path]
     """A file that `ticketry store pack` wrote."""
     store: Path = Path(".ticketry")
-    """The store's folder, created if absent. Its contents are not changed, except that the record of a campaign with
-    more replicates replaces the other."""
+    """The store's folder, created if absent. Its contents are not changed, with one exception: a campaign's record is
+    replaced if the bundle's record has more replicates."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Usage(_StoreOptions):
-    """Arguments of `ticketry store du`."""
+    """Arguments of `ticketry store du`, which prints the disk usage."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -73,9 +73,9 @@ class _Move(_StoreOptions):
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Copy(OutputOptions):
     origin: tyro.conf.Positional[str]
-    """A store: its folder, or the URL of a shared one."""
+    """The store to copy: its folder, or the URL of a shared store."""
     target: tyro.conf.Positional[str]
-    """The other store, created if absent; its contents are not changed."""
+    """The other store, created if absent; the files that it has are not changed."""
 
 
 _DESCRIPTION = """\
@@ -118,7 +118,7 @@ def main(words: Sequence[str]) -> int:
 
 
 def require_store(folder: Path) -> Path:
-    """Return the folder if it has a store; raise `StoreError` if not. Records of a shared store are fetched."""
+    """Return the folder if it has a store, otherwise raise `StoreError`; for a shared store, fetch its records."""
     if shared_url(folder):
         from ticketry.lab.store.store import existing_store
 
@@ -278,7 +278,7 @@ def _unpack_bundle(arguments: _Unpack) -> int:
 
 
 def _describe_differences(paths: Sequence[Path]) -> str:
-    """Return a warning that names stored records which differ from those in the bundle and were not replaced."""
+    """Return a warning that names stored records that differ from the bundle's records, and were not replaced."""
     records = sorted({path.parent.name if path.name == "run.json" else path.stem for path in paths if _is_record(path)})
     others = len(paths) - sum(map(_is_record, paths))
     parts = [", ".join(records)] if records else []
@@ -302,17 +302,17 @@ examples:
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Remove(OutputOptions):
     run: tyro.conf.Positional[str]
-    """Its name (`ticketry list runs`)."""
+    """Name of the run (`ticketry list runs`)."""
     store: Path = Path(".ticketry")
     """The store's folder."""
     yes: bool = False
-    """Do not ask."""
+    """Delete without asking."""
     dry_run: bool = False
     """Only print what would be freed."""
 
 
 def remove(words: Sequence[str]) -> int:
-    """Delete a run, after asking."""
+    """Run `ticketry rm`: ask, delete a run, and return the exit code."""
     arguments: _Remove = parse(_Remove, words, prog="ticketry rm", description=_REMOVE)
     from ticketry.experiments.stored_runs import remove_run
 

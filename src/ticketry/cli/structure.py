@@ -1,4 +1,4 @@
-"""ticketry structure TICKET: a ticket whose mask hardware can use, made of one that has none."""
+"""ticketry structure TICKET: give a ticket's mask a structure that hardware can use, and save a new ticket."""
 
 from __future__ import annotations
 
@@ -44,13 +44,13 @@ class _Arguments(OutputOptions, ModelOptions, StructureOptions):
     ticket: Annotated[Path, tyro.conf.Positional]
     """The folder of a ticket."""
     to: str
-    """refill, refill+, regroup, channels, 2:4 (or another N:M)."""
+    """Structure: refill, refill+, regroup, channels, 2:4 (or another N:M)."""
     output: Annotated[Path | None, tyro.conf.arg(aliases=["-o"])] = None
-    """The new ticket's folder; else the ticket's name with the structure behind it, in this folder."""
+    """The new ticket's folder; by default in this folder, named after the ticket and the structure."""
 
 
 def main(words: Sequence[str]) -> int:
-    """Restructure the mask of a ticket and save the new ticket."""
+    """Run `ticketry structure` and return its exit code."""
     arguments: Any = parse(_Arguments, words, prog="ticketry structure", description=_DESCRIPTION)
     from ticketry.experiments.structure import restructure_ticket
 

@@ -1,4 +1,4 @@
-"""ticketry verify TICKET|RUN: verify that it wins."""
+"""ticketry verify TICKET|RUN: verify that a ticket wins, or that the procedure that found it wins."""
 
 from __future__ import annotations
 
@@ -39,16 +39,16 @@ class _Arguments(OutputOptions, LabOptions):
     ticket: tyro.conf.Positional[Path]
     """The folder of a ticket; or a run, by its folder or its name in the store."""
     density: float | None = None
-    """Density of a run's ticket; by default that of the sparsest level that looks like a winner."""
+    """Density of the run's ticket to verify; by default the sparsest level that looks like a winner."""
     settings: tyro.conf.OmitArgPrefixes[VerifySettings] = dataclasses.field(default_factory=VerifySettings)
     task: str = ""
-    """Task of a ticket that does not name one."""
+    """Task, for a ticket that does not name its task."""
     trust: bool = False
     """Trust the ticket: import and run the task, network and method that it names."""
 
 
 def main(words: Sequence[str]) -> int:
-    """Verify a ticket, or the procedure that found it."""
+    """Run `ticketry verify` and return its exit code."""
     arguments: Any = parse(_Arguments, words, prog="ticketry verify", description=_DESCRIPTION)
     command = shlex.join(["ticketry", "verify", *words])
     record = _run_verification(arguments, command)

@@ -1,4 +1,4 @@
-"""Time a ticket against dense engines, or its network under synthetic masks of several densities."""
+"""Time a ticket against dense engines, or time its network under synthetic masks of several densities."""
 
 from __future__ import annotations
 
@@ -50,20 +50,19 @@ def bench(
     store: str | PathLike[str] = ".ticketry",
     **options: Any,
 ) -> BenchRecord | CurveRecord:
-    """Time a ticket against dense engines side by side, as ``ticketry bench`` does.
+    """Time a ticket side by side with dense engines, as ``ticketry bench`` does.
 
     Args:
-        what: the folder of a ticket, one of a run's tickets, or what was read from a folder (which is read again); or a
-            model file.
-        ticket: ticket that a model file was compiled from; the dense engines run its model.
-        store: store that keeps the record for its reports, if the ticket is of one of its runs.
+        what: folder of a ticket, a ticket of a run, or a loaded `Ticket` (its folder is read again); or a model file.
+        ticket: the ticket that a model file was compiled from; the dense engines run the ticket's model.
+        store: a store; if the ticket belongs to one of its runs, the store keeps the record for its reports.
         options: the fields of `BenchOptions` (``batch``, ``against``, ``densities`` …) and of `ModelOptions`.
 
     Raises:
         UsageError: for a wrong argument.
         EngineError: if a requested dense engine is not available, or outputs are not equal.
         TicketError: if there is no such ticket, or it is damaged.
-        TrustError: if it names a task or network that is not built in, or a place of this machine.
+        TrustError: if the ticket names a task or network that is not built in, or a path on this machine.
 
     Examples:
         >>> run = tk.run("iterative", levels=2, replicates=1, controls=(), recipe={"length": "20it"}, workers=0)
@@ -87,7 +86,7 @@ def bench_ticket(
     say: Say = lambda _: None,
     command: str = "",
 ) -> BenchRecord | CurveRecord:
-    """Time a ticket, a model file, or the ticket's network under synthetic masks: see `bench`."""
+    """Time a ticket, a model file, or a ticket's network under synthetic masks, with decoded options: see `bench`."""
     file = what if what.is_file() else None
     if file and ticket is None:
         raise UsageError(f"dense engines need the model of {file}: name its ticket with --ticket")
@@ -106,10 +105,10 @@ def bench_ticket(
 
 
 def list_run_tickets(run: Path, replicates: int) -> list[Path]:
-    """Return the tickets of a run's first replicates, the densest first.
+    """Return the ticket folders of the first `replicates` replicates in a run's folder, the densest first.
 
     Raises:
-        UsageError: if there are no tickets, or a folder is not a ticket.
+        UsageError: if there are no such tickets, or a folder is not named like a ticket.
     """
     with explain_os_errors(run, "read"):
         found = sorted(list_matching(run / "tickets", "*"), key=_parse_ticket_name)
@@ -120,7 +119,7 @@ def list_run_tickets(run: Path, replicates: int) -> list[Path]:
 
 
 def _parse_ticket_name(ticket: Path) -> tuple[int, int]:
-    """Return level and replicate from the name of a run's ticket."""
+    """Return (level, replicate) from the folder name of a run's ticket."""
     found = re.fullmatch(r"replicate-(\d+)-level-(\d+)", ticket.name)
     if found is None:
         raise UsageError(f"{ticket} is not a ticket of a run")
@@ -136,17 +135,17 @@ def execute_bench(
     say: Say = lambda _: None,
     command: str = "",
 ) -> BenchRecord:
-    """Time the ticket in its engine against dense ones, at each batch size, and return the record.
+    """Time the compiled ticket against dense engines at each batch size, and return the record.
 
-    For a mask of whole channels, the physically smaller model is timed in the dense engines too.
+    If the mask removes whole channels, the physically smaller model is timed in the dense engines too.
 
     Args:
         source: the ticket with its model.
         options: what to time.
         file: a model file to time, instead of compiling the ticket.
-        store: store that keeps the record in its folder `evidence`, if the ticket is of one of its runs.
-        say: called with a line of progress.
-        command: the command line that repeats it.
+        store: a store; if the ticket belongs to one of its runs, the record is kept in the store's folder `evidence`.
+        say: called with each line of progress.
+        command: the command line that repeats the timing, for the record.
     """
     dense = rivals(options.against or None)
     say(f"compiling {source.path.name}")
@@ -183,7 +182,7 @@ def execute_density_sweep(
     say: Say = lambda _: None,
     command: str = "",
 ) -> CurveRecord:
-    """Time the ticket's network under synthetic masks of other densities, and return the record."""
+    """Time the ticket's network under synthetic masks of the densities in `options`, and return the record."""
     found = []
     for batch in options.batch:
         case = Case(source.model, at_batch(source.inputs, batch), options.precision, options.threads)
@@ -225,12 +224,12 @@ def _prefix_with_batch(batch: int, say: Say) -> Say:
 
 
 def _tune_if_requested(fast: Compiled, case: Case, options: BenchOptions) -> Compiled:
-    """Choose the engine's fastest plan for the batch, if tuning was requested; return the engine."""
+    """Choose the compiled model's fastest plan for the batch if tuning was requested; return the compiled model."""
     return fast.tune(*case.args, **case.kwargs) if options.tune else fast
 
 
 def _compile_or_load(source: TicketModel, file: Path | None, options: BenchOptions) -> tuple[Compiled, float]:
-    """Compile the ticket, or load a model file; return the engine and the elapsed seconds."""
+    """Compile the ticket, or load a model file; return the compiled model and the elapsed seconds."""
     if file is None:
         return compile_source(source, precision=options.precision, threads=options.threads)
     began = time.perf_counter()
@@ -265,7 +264,7 @@ def _common_fields(source: TicketModel, options: BenchOptions, store: Path | Non
 
 
 def _store_record(record: S, store: Path | None, options: BenchOptions, file: Path | None = None) -> S:
-    """Name a record by a digest of its request, store it if the ticket belongs to a stored run, and return it."""
+    """Return the record with a name made from a digest of its request; store it if its ticket is of a stored run."""
     values = as_json(record)
     request = {name: values.get(name) for name in ("kind", "ticket", "weights")}
     request |= {one.name: getattr(options, one.name) for one in fields(BenchOptions)}
@@ -282,7 +281,7 @@ DENSITIES = (0.02, 0.05, 0.1, 0.15, 0.2, 0.26, 0.33, 0.42, 0.5, 0.65, 0.8, 1.0)
 
 @dataclass(frozen=True)
 class DensitySweep:
-    """Synthetic masks of several densities."""
+    """Pattern, densities and seed of synthetic masks to time."""
 
     pattern: Pattern | str = "unstructured"
     densities: Sequence[float] = DENSITIES
@@ -300,21 +299,21 @@ def time_densities(
     on_cores: Sequence[int] | None = None,
     say: Callable[[str], None] = lambda _: None,
 ) -> TimeCurve:
-    """Time the model under masks of all densities, and the dense engines on the whole model, in the same rounds.
+    """Time the model under masks of all densities, and the unpruned model in dense engines, in the same rounds.
 
     Args:
-        case: the whole model; zeros do not make dense engines faster.
+        case: the unpruned model with its inputs; dense engines run only this one, since zeros do not speed them up.
         dense: the dense engines.
-        compile_case: compiles a case whose model has zeros for pruned weights.
+        compile_case: function that compiles a case whose model has zeros for pruned weights.
         sweep: pattern and densities of the masks.
         timing: number of rounds and clock.
-        required: engines that must be available.
-        on_cores: cores to use.
-        say: called with a line of progress.
+        required: names of dense engines that must be available.
+        on_cores: numbers of the cores to use.
+        say: called with each line of progress.
 
     Raises:
         UsageError: for an unknown pattern, or a density outside (0, 1].
-        EngineError: as `compare`.
+        EngineError: if no dense engine was timed, and as in `compare`.
     """
     sweep = sweep or DensitySweep()
     pattern = Pattern.parse(sweep.pattern) if isinstance(sweep.pattern, str) else sweep.pattern
@@ -352,13 +351,13 @@ def time_densities(
 
 
 def break_even(points: Sequence[CurvePoint]) -> float | None:
-    """Return the largest density at and below which every point is as fast as the fastest dense engine.
+    """Return the break-even density: all points up to it are at least as fast as the fastest dense engine.
 
     Args:
         points: points of the curve, the densest first.
 
     Returns:
-        The density; None if the sparsest point is slower.
+        The density; None if even the sparsest point is slower than the dense engine.
     """
     found = None
     for point in reversed(points):

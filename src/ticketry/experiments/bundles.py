@@ -1,4 +1,4 @@
-"""Pack the results of a store into one file, and unpack it into another store."""
+"""Pack the results of a store into one file (a bundle), and unpack a bundle into another store."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ticketry.records.run import read_run
 
 @dataclass(frozen=True)
 class Packed:
-    """A written bundle.
+    """Describes a written bundle.
 
     Examples:
         >>> run = tk.run("iterative", levels=2, replicates=1, controls=(), recipe={"length": "20it"}, workers=0)
@@ -37,9 +37,9 @@ class Packed:
     results: int
     """Number of packed training results."""
     weights: bool
-    """Whether it contains weights."""
+    """Whether the bundle contains weights."""
     masks: bool = True
-    """Whether it contains masks and the results of networks trained with them."""
+    """Whether the bundle contains masks and the results of networks trained with masks."""
 
     def as_json(self) -> dict[str, Any]:
         """Return the description of the bundle as JSON values."""
@@ -54,18 +54,18 @@ def pack(
     weights: bool = False,
     masks: bool = True,
 ) -> Packed:
-    """Write the results of runs (masks, records, metrics) as one file: what ``ticketry store pack`` does.
+    """Write the results of runs (masks, records, metrics) into one file, as ``ticketry store pack`` does.
 
     Args:
-        runs: their names; that of a campaign with its scale (``stabilizing-cpu``) stands for all of its runs; none for
-            all that is in the store.
+        runs: names of runs; the name of a campaign with its scale (``stabilizing-cpu``) stands for all of its runs; by
+            default, everything in the store is packed.
         path: the file.
         store: the store.
         weights: whether to pack the weights. Without them, a mask takes one bit per weight, and dense weights are
             trained again when a search needs them.
-        masks: whether to pack the masks. Without them, verdicts, tables, reports and campaigns are the same elsewhere,
-            but tickets must be trained again. Useful for methods with dozens of pruning steps (RigL, gradual pruning),
-            whose masks take the most space.
+        masks: whether to pack the masks. Without them, the other store still has all verdicts, tables, reports and
+            campaigns, but tickets must be trained again. This saves most space for methods with dozens of pruning
+            steps (RigL, gradual pruning).
 
     Raises:
         StoreError: for an unknown run or campaign, weights without masks, or damaged files.
@@ -86,16 +86,16 @@ def pack(
 
 
 def unpack(path: str | Path, *, store: str | Path = ".ticketry") -> Unpacked:
-    """Add the contents of a bundle to a store, as ``ticketry store unpack`` does; the store is created if absent.
+    """Add the contents of a bundle to a store, as ``ticketry store unpack`` does; a missing store is created.
 
     The whole bundle is checked before anything is written. Existing files of the store stay unchanged.
 
     Args:
-        path: the file.
-        store: its folder.
+        path: file of the bundle.
+        store: folder of the store.
 
     Raises:
-        StoreError: if the bundle is damaged, forged, of other numerics, or of another format.
+        StoreError: if the bundle is damaged, forged, or has another format or another version of the arithmetic.
 
     Examples:
         >>> run = tk.run("iterative", levels=2, replicates=1, controls=(), recipe={"length": "20it"}, workers=0)

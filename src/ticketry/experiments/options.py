@@ -1,4 +1,4 @@
-"""Options of commands and functions: where to train, what to time, which structure to give. Needs no torch."""
+"""Options of commands and functions: where to train, what to time, which structure to use; imports no torch."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ if TYPE_CHECKING:
     from ticketry.tasks.task import Task
 
 USUAL_CONTROLS = ("random_reinit", "shuffled", "random_prune")
-"""Controls of a search by default."""
+"""Default controls of a search."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LabOptions:
-    """Options of a lab.
+    """Options of a lab: where trainings are stored, and how they are computed.
 
     Examples:
         >>> run = tk.run("iterative", levels=2, replicates=1, controls=(), recipe={"length": "20it"}, workers=0)
@@ -66,7 +66,7 @@ class LabOptions:
 
     @property
     def together(self) -> dict[str, Any]:
-        """Threads and devices of each training, and how several devices share it."""
+        """Options of `Lab` for threads and devices of each training, and how devices share a training."""
         return {name: getattr(self, name) for name in ("threads", "devices", "parallel", "norms")}
 
     def __post_init__(self) -> None:
@@ -79,7 +79,7 @@ class LabOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class SearchOptions(LabOptions):
-    """Options of a search beside the settings of its method and its recipe: on the command line and in run files."""
+    """Options of a search on the command line and in run files, besides settings of the method and the recipe."""
 
     task: str = "digits"
     """Task: a name of `ticketry list tasks`; or your own as package.module:object."""
@@ -92,9 +92,9 @@ class SearchOptions(LabOptions):
     name: str = ""
     """Name of the run, for lists and figures; by default it is built from method, score and task."""
     replicates: int = 5
-    """How many times, each with other seeds."""
+    """How many times to search, each time with other seeds."""
     seed: int = 0
-    """Seed of the first replicate; the next ones count up."""
+    """Seed of the first replicate; each further replicate has the next seed."""
     initialisation_seed: int | None = None
     """Seed of the weights, if it is to differ from seed."""
     order_seed: int | None = None
@@ -102,12 +102,12 @@ class SearchOptions(LabOptions):
     mask_seed: int | None = None
     """Seed of random choices in masks, if it is to differ from seed."""
     controls: tuple[str, ...] = USUAL_CONTROLS
-    """Networks that should lose; trained beside each ticket: random_reinit, shuffled, random_prune, others of
-    `ticketry list controls`, or none. cyclic and cyclic_random train one mask for as long as the whole search, and are
-    no part of the verdict."""
+    """Networks that should lose, trained beside each ticket: random_reinit, shuffled, random_prune, others of
+    `ticketry list controls`, or none. cyclic and cyclic_random train one mask for as long as the whole search, and do
+    not affect the verdict."""
     control_densities: tuple[float, ...] = ()
-    """Train controls beside tickets of these densities alone; the others are judged beside the dense network only.
-    By default beside all."""
+    """Train controls only beside tickets of these densities; other tickets are only compared with the dense network.
+    By default, all tickets have controls."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -131,21 +131,21 @@ class SearchOptions(LabOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class ModelOptions:
-    """Which model of a ticket to use."""
+    """Options that say which weights and which task a ticket's model has."""
 
     weights: Literal["trained", "start"] = "trained"
     """trained, or start: the weights at the start of the ticket's training."""
     task: str = ""
-    """Task of a ticket that does not name one."""
+    """Task, for a ticket that does not name its task."""
     trust: bool = False
     """Trust the ticket: import and run the task and network that it names, and open its files."""
     data: Path | None = None
-    """Folder of data sets, for a task of your own that takes its example inputs from them."""
+    """Folder of data sets, for a task of your own that takes its example inputs from a data set."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class BenchOptions:
-    """Which engines to time, and how."""
+    """Options of timing: which engines to time, on which batches and cores, and how."""
 
     batch: tuple[int, ...] = (1, 8, 64)
     """Batch sizes."""
@@ -158,13 +158,13 @@ class BenchOptions:
     rounds: int = 15
     """Number of timings of each engine, in turns."""
     cold: bool = False
-    """Empty the caches before every call; otherwise calls follow each other."""
+    """Empty the caches before every call; otherwise calls follow each other immediately."""
     clock: Literal["wall", "cpu"] = "wall"
     """wall, or cpu: processor time of this process, for a machine with other load."""
     cores: tuple[int, ...] = ()
     """Cores to use, one for each thread; by default the idlest."""
     tune: bool = False
-    """Time several plans of the engine at each batch, and use the fastest."""
+    """Time several plans of the engine at each batch size, and use the fastest plan."""
     densities: tuple[float, ...] = ()
     """Time the network under synthetic masks of these densities instead of the ticket's own mask."""
     pattern: str = "unstructured"
@@ -182,7 +182,7 @@ class BenchOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class StructureOptions:
-    """Options for restructuring a mask."""
+    """Options for giving a mask a structure that hardware can use."""
 
     rows: int = 16
     """Rows of a group, for regroup."""
@@ -197,9 +197,11 @@ class StructureOptions:
     score: str = "l1"
     """Score of channels for refill, refill+ and channels, see `ticketry list scores`; for refill also remaining."""
     coupled: str = "agree"
-    """For refill and refill+: channels coupled across layers agree, or only inner channels are removed."""
+    """For refill and refill+: agree (channels coupled across layers are removed together) or inner (only channels of a
+    single layer are removed)."""
     spare: tuple[str, ...] = ()
-    """Names or patterns of layers that are not changed (fc3, layer1.*); refill and channels keep all their channels."""
+    """Names or patterns of layers that are not changed (fc3, layer1.*); refill and channels keep all channels of
+    these layers."""
     seed: int = 0
     """Seed of random choices."""
     null: bool = True
@@ -209,18 +211,20 @@ class StructureOptions:
         check_storable_numbers(self)
 
     def to_structuring(self, kind: str) -> Structuring:
-        """Return the structure of a kind with these options; `UsageError` for an option of another kind."""
+        """Return the structure of this `kind` with these options; raise `UsageError` for an option of another kind."""
         own = {field.name for field in fields(Structuring)}
         return Structuring(kind=kind, **{name: value for name, value in vars(self).items() if name in own})
 
 
 @contextlib.contextmanager
 def open_lab(options: LabOptions, task: Task | None, on_event: OnEvent | None = None) -> Iterator[Lab]:
-    """Open a lab with these options. A task given as an object, without a name, is trained in this process.
+    """Open a lab with these options during a `with` block.
+
+    A task that was given as an object, not by name, is trained in this process.
 
     Raises:
-        MissingExtraError: without the packages for verdicts and figures, which are needed at the end.
-        TaskError: for a task object if ``on`` names another place of training.
+        MissingExtraError: if scipy or matplotlib is missing; verdicts and figures need them after training.
+        TaskError: for a task given as an object, if ``on`` says to train outside of this process.
     """
     for package in ("scipy", "matplotlib"):
         needs(package, "lab", "a command that trains and judges")
@@ -268,7 +272,7 @@ def open_lab(options: LabOptions, task: Task | None, on_event: OnEvent | None = 
 
 
 def ticket_path(named: str | PathLike[str] | Ticket) -> Path:
-    """Return the folder of a ticket, given by its path or as a loaded ticket.
+    """Return the folder of a ticket that is given by its path or as a loaded ticket.
 
     Raises:
         UsageError: for a ticket without a folder, or an object of another type.

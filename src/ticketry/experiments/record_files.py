@@ -1,4 +1,4 @@
-"""Write records into a store and find them again; describe task and environment in them."""
+"""Write records into a store and find them again; describe task and environment for records."""
 
 from __future__ import annotations
 
@@ -35,16 +35,16 @@ _log = logging.getLogger(__name__)
 
 
 def normalise_record(record: R) -> R:
-    """Return a record as it will be read back from its file: validated, with lists instead of tuples."""
+    """Return a record as reading its file would give it: validated, with values that went through JSON."""
     values = json.loads(json.dumps(as_json(record)))
     return read(type(record), values, what="record", advice="What was trained is in the store")
 
 
 def read_earlier_record(file: Path, kind: type[R]) -> R | None:
-    """Return the stored record; None if it is missing, damaged, or of another version.
+    """Return the record stored in `file`; None if the record is missing, damaged, or of another version.
 
     Raises:
-        InaccessibleError: if the file cannot be read, so that it must not be overwritten.
+        InaccessibleError: if the file exists and cannot be read; callers must not overwrite it.
     """
     try:
         found = read_sealed(file)
@@ -58,14 +58,15 @@ def read_earlier_record(file: Path, kind: type[R]) -> R | None:
 
 
 def write_record(file: Path, record: R, done: Ledger, *, unless_same: str) -> R:
-    """Write a record and return it; if nothing was trained and one field did not change, keep the earlier record.
+    """Write a record and return it; or keep and return the earlier record, if it is still right.
 
-    The earlier record has the cost and date of the training.
+    The earlier record is kept if nothing was trained and its field `unless_same` equals that of the new record: the
+    earlier record alone has the cost and date of the training.
 
     Args:
         file: file of the record.
-        record: the record.
-        done: trainings of this time.
+        record: the new record.
+        done: counts of the trainings of this call.
         unless_same: name of the field to compare.
     """
     record = normalise_record(record)
@@ -83,18 +84,18 @@ def write_record(file: Path, record: R, done: Ledger, *, unless_same: str) -> R:
 
 
 def describe_task(task: Task, lab: Lab | None, *, parameters: int, prunable: int) -> TaskTold:
-    """Return the description of a task for records; without a lab, a network that has no name stays unnamed."""
+    """Return the description of a task for records; with a `lab`, a network without a name is named by its class."""
     name = task.key().get("model") or (type(lab.model(task)).__name__ if lab else "")
     return TaskTold(task.name, str(name), task.metric, parameters, prunable)
 
 
 def describe_environment(lab: Lab, arithmetic: Arithmetic, trained: Iterable[Result] = ()) -> dict[str, Any]:
-    """Return what affects the numbers of a record apart from its settings, and the date.
+    """Return the environment of a record: the date, and everything apart from settings that affects its numbers.
 
     Args:
-        lab: where its networks were trained.
+        lab: where the record's networks were trained.
         arithmetic: device, precision and threads.
-        trained: its networks, which name the kernels they were trained in.
+        trained: training results of the record's networks; their kernels are listed.
     """
     used = sorted({each.segment.arithmetic.kernels for each in trained})
     return {
@@ -122,9 +123,10 @@ _DECIDING = ("device", "precision", "threads_per_segment", "devices", "norms", "
 
 
 def warn_of_other_arithmetic(file: Path, lab: Lab, task: Task) -> None:
-    """Warn if a stored run of the same name was trained in another arithmetic, since its results will be replaced.
+    """Warn if the run recorded in `file` was trained in another arithmetic, since its results will be replaced.
 
-    Names of runs do not depend on device and kernels; names from older versions depend on no arithmetic at all.
+    This can happen because names of runs do not depend on device and kernels, and names from older versions do not
+    depend on the arithmetic at all.
     """
     earlier = read_earlier_record(file, RunRecord)
     if earlier is None or not earlier.environment:
@@ -143,7 +145,7 @@ def warn_of_other_arithmetic(file: Path, lab: Lab, task: Task) -> None:
 
 
 def is_trained_in(file: Path, unusual_words: Mapping[str, Any]) -> bool:
-    """Return whether a run was recorded with this arithmetic, see `precision.unusual`."""
+    """Return whether the run recorded in `file` was trained with these non-default arithmetic choices."""
     earlier = read_earlier_record(file, RunRecord)
     found = earlier.environment if earlier else {}
     if found.get("norms") == "none":  # of a network without norms, for which the option has no effect
@@ -158,10 +160,10 @@ def current_time() -> str:
 
 
 def find_run_folder(named: Path, store: Path) -> Path | None:
-    """Return the folder of a run, given by its path or its name in the store; None for any other path.
+    """Return the folder of a run, given by its path or by its name in the store; None for any other path.
 
     Raises:
-        TicketError: for a name that is neither a path nor a run, with the nearest names.
+        TicketError: for a name that is neither a path nor a run; the message suggests the nearest names.
     """
     if _is_record(named / "run.json"):
         return named
@@ -186,7 +188,7 @@ def _is_record(path: Path) -> bool:
 
 
 def run_name_of(store: Path, ticket: Path) -> str:
-    """Return the name of the run that saved a ticket, from its path; empty outside the store."""
+    """Return the name of the run whose folder contains a ticket; empty if the ticket is outside the store."""
     try:
         return ticket.resolve().relative_to(Paths(store).runs.resolve()).parts[0]
     except (ValueError, IndexError):
@@ -194,7 +196,7 @@ def run_name_of(store: Path, ticket: Path) -> str:
 
 
 def to_frame(rows: Sequence[Mapping[str, Any]]) -> pandas.DataFrame:
-    """Return rows as a pandas table; `MissingExtraError` without pandas."""
+    """Return rows as a pandas table; raise `MissingExtraError` if pandas is missing."""
     try:
         import pandas
     except ModuleNotFoundError:

@@ -1,4 +1,4 @@
-"""The request of a search: method, task, settings, recipe, replicates, seeds and controls; and the run's name."""
+"""Describe a requested search (method, task, settings, recipe, replicates, seeds, controls), and name its run."""
 
 from __future__ import annotations
 
@@ -57,16 +57,16 @@ LATER = {
     "structure": "none",
     **FORMAT_1_DEFAULTS,
 }
-"""Settings of format 1 that are younger than the first runs, with the default that is left out of a run's name."""
+"""Later settings of format 1, with their defaults; a setting with this default does not change a run's name."""
 
 
 TOLERANCE = 0.02
-"""Relative tolerance between a ticket's density and a requested one."""
+"""Largest relative difference between a requested density and the density of a ticket."""
 
 
 @dataclass(frozen=True)
 class SearchRequest:
-    """A search: everything in a run file."""
+    """A requested search, with everything that a run file describes."""
 
     method: Method
     task: Task
@@ -76,9 +76,9 @@ class SearchRequest:
     seeds: Seeds = field(default_factory=Seeds)
     controls: tuple[str, ...] = ()
     control_densities: tuple[float, ...] = ()
-    """Densities of the tickets with controls; empty if all have controls."""
+    """Densities of the tickets that have controls; empty if all tickets have controls."""
     arithmetic: Mapping[str, Any] = field(default_factory=dict)
-    """Unusual arithmetic of the lab, see `for_lab`: a run with other bits has another name."""
+    """Non-default arithmetic of the lab, see `for_lab`; it changes results bit for bit, and so affects the name."""
     label: str = ""
     """Name given by the user, instead of the default name."""
     stored_name: str = ""
@@ -107,14 +107,14 @@ class SearchRequest:
                 level_for_density(density, planned, "the search")
 
     def for_lab(self, lab: Lab) -> SearchRequest:
-        """Return the request with the lab's arithmetic, and with its name in the lab's store."""
+        """Return the request with the lab's arithmetic, and with the name that its run has in the lab's store."""
         chosen = lab.unusual(self.task)
         return (self if chosen == self.arithmetic else replace(self, arithmetic=chosen)).with_stored_name(
             lab.store.paths
         )
 
     def with_stored_name(self, paths: Paths) -> SearchRequest:
-        """Return the request with its name in a store; names of older versions do not depend on the arithmetic."""
+        """Return the request with its name in a store; runs of older versions have names without the arithmetic."""
         if not self.arithmetic or self.label or self.stored_name:
             return self
         plain = replace(self, arithmetic={})
@@ -124,8 +124,8 @@ class SearchRequest:
         """Return the controls of a ticket.
 
         Args:
-            level: level of the ticket; decides if densities are planned, since a structure may change the density.
-            density: density of the ticket; decides if densities are known only after the search.
+            level: level of the ticket; used if densities are planned, since a structure may change the actual density.
+            density: density of the ticket; used if densities are known only after the search.
         """
         asked, planned = self.control_densities, self.planned_densities
         if not asked:
@@ -144,7 +144,7 @@ class SearchRequest:
     def count_controls(self, ticket: Training) -> int:
         """Return the number of controls of a planned ticket.
 
-        If densities are known only after the search, the first tickets are assumed to have the controls.
+        If densities are known only after the search, assume that the first tickets have the controls.
         """
         if self.control_densities and not self.planned_densities:
             return len(self.controls) if ticket.level <= len(self.control_densities) else 0
@@ -152,7 +152,7 @@ class SearchRequest:
 
     @cached_property
     def plan(self) -> list[Training]:
-        """Trainings of a replicate apart from the dense network and controls; empty if the method has no plan."""
+        """Planned trainings of a replicate, without dense network and controls; empty if the method has no plan."""
         return self.method.plan(self.settings) if self.method.plan else []
 
     @cached_property
@@ -167,7 +167,7 @@ class SearchRequest:
 
     @property
     def expected(self) -> int:
-        """Number of networks that all replicates train: dense ones, tickets, controls; 0 without a plan."""
+        """Number of dense networks, tickets and controls of all replicates; 0 if the method has no plan."""
         if not self.plan:
             return 0
         beside = sum(1 + self.count_controls(one) for one in self.tickets)
@@ -175,15 +175,15 @@ class SearchRequest:
 
     @cached_property
     def source_digests(self) -> dict[str, str]:
-        """Digests of user code in the search, without controls.
+        """Digests of the user code that the search uses, without controls.
 
-        They are computed once, since a file may change after it was imported.
+        The digests are computed once, since a file may change after it was imported.
         """
         return source_digests(self.method, self.settings)
 
     @cached_property
     def sources(self) -> dict[str, str]:
-        """Digests of all user code, controls included."""
+        """Digests of all user code that the search uses, including controls."""
         controls = [name for name in self.controls if not is_matched_dense(name)]  # its colon precedes a network
         outside = {f"control {name}": CONTROLS.digest_source(name) for name in controls if CONTROLS.is_outside(name)}
         return {**self.source_digests, **outside}
@@ -200,19 +200,19 @@ class SearchRequest:
 
     @property
     def title(self) -> str:
-        """Title of the method, or of its alias if the settings are those of the alias."""
+        """Title of the alias if the settings are those of the alias; otherwise title of the method."""
         holds = not self.method.alias or self.known_as == self.method.alias
         return self.method.title if holds else search.method(self.method.name).title
 
     @property
     def known_as(self) -> str:
-        """Name of the method, or the alias by which it was requested."""
+        """Alias of the method if the settings are those of the alias; otherwise name of the method."""
         return listed_name(self.method.name, self.method.alias, self.settings)
 
     def with_new_name(self, paths: Paths) -> SearchRequest:
-        """Return the request with the name for a new run, built from the method's alias or a non-default score.
+        """Return the request with the name for a new run; the name contains the method's alias or a non-default score.
 
-        A run that is stored under its default name keeps it. Campaigns always use `default_name`.
+        A run that is stored under its default name keeps this name. Campaigns always use `default_name`.
 
         Raises:
             UsageError: if another run has the name that the user gave.
@@ -231,14 +231,14 @@ class SearchRequest:
 
     @property
     def non_default_score(self) -> str:
-        """Score in the settings; empty if the method has no score, or for its default score."""
+        """Score in the settings; empty if the method has no score, or if it is the default score."""
         score = getattr(self.settings, "score", None)
         kind = search.method(self.method.name).Settings if self.method.alias else self.settings
         usual = {each.name: each.default for each in fields(kind)}.get("score")
         return score if isinstance(score, str) and score != usual else ""
 
     def _check_same_search(self, file: Path) -> None:
-        """Raise `UsageError` if the record in a file belongs to another search."""
+        """Raise `UsageError` if the record in `file` belongs to another search."""
         from ticketry.experiments.run_file import format_run_file
 
         earlier = read_earlier_record(file, RunRecord)
@@ -257,9 +257,9 @@ class SearchRequest:
             )
 
     def identity(self) -> dict[str, Any]:
-        """Return the values whose digest is part of the name: the description, with settings in format 1.
+        """Return the values whose digest is part of the run's name: the description, with settings in format 1.
 
-        Settings that were added later are omitted at their defaults, so that stored runs keep their names.
+        Settings that were added later are omitted if they have their defaults, so that stored runs keep their names.
         """
         values = (
             self.settings.values_for_run_name()
@@ -295,14 +295,14 @@ def _chosen_settings(settings: Any) -> dict[str, Any]:
 def with_measured_costs(
     request: SearchRequest, options: LabOptions, say: Callable[[str], None] = lambda _: None
 ) -> SearchRequest:
-    """Return the request with measured costs of this machine, if its budget of latency or bytes has no profile.
+    """Return the request with a file of measured layer costs, if its budget of latency or bytes needs one and has none.
 
-    The file of costs is stored by network and processor, so that a repeated search uses it again.
+    The store keeps the file for this network and processor, so that later searches use it again.
 
     Args:
         request: the search.
-        options: store and data.
-        say: called with a line of progress.
+        options: store and folder of data sets.
+        say: called with each line of progress.
     """
     settings = request.settings
     if not (budget := budget_of(settings)) or not budget.needs_measurement:
@@ -320,12 +320,12 @@ def with_measured_costs(
 
 
 def level_for_density(density: float, planned: Mapping[float, int], what: str) -> int:
-    """Return the level of a requested density.
+    """Return the level whose planned density is near a requested density.
 
     Args:
-        density: the request.
+        density: the requested density.
         planned: level of each planned density.
-        what: subject of the error message.
+        what: what the error message complains about.
 
     Raises:
         UsageError: if no planned density is within the tolerance.
@@ -347,7 +347,7 @@ def _is_close(density: float, asked: float) -> bool:
 
 
 def check_label(label: str) -> None:
-    """Raise `UsageError` for a name that cannot be a run's folder."""
+    """Raise `UsageError` for a run name that is no valid folder name."""
     if label and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,79}", label):
         raise UsageError(
             f"the name {label!r:.100} cannot be a folder's name on every system: use up to 80 letters, digits and"
@@ -380,8 +380,8 @@ def build_request(
         settings: settings of the method.
         model: network to use instead of the task's own; the task must be given by name.
         replicates: number of replicates.
-        controls: one or several controls; ``none`` or nothing for no controls.
-        control_densities: densities of the tickets with controls; by default all have them.
+        controls: one or several controls; ``none`` or an empty sequence for no controls.
+        control_densities: densities of the tickets that have controls; by default all tickets have controls.
         seeds: seeds of the first replicate; one number sets all three.
         recipe: a recipe, or changes of the task's recipe by name.
         name: name of the run; by default built from method, score and task.
@@ -406,12 +406,12 @@ def build_request(
 
 
 def resolve_method(method: str | Method) -> Method:
-    """Return the method for a name or a method; `UsageError` for an unknown name."""
+    """Return the method with a name; return a method unchanged; raise `UsageError` for an unknown name."""
     return search.method(method) if isinstance(method, str) else method
 
 
 def resolve_task(task: str | Task, model: str | None = None) -> Task:
-    """Return the task for a name or a task, with another network if `model` is given.
+    """Return the task with a name, with the network `model` if it is given; return a task unchanged.
 
     Raises:
         TaskError: for an unknown name, see `catalogue.resolve_task`.

@@ -1,4 +1,4 @@
-"""Run a search from Python, and use its result: tickets, verdicts, report, verification, timing."""
+"""Run a search from Python, and use its results: tickets, verdicts, report, verification, timing."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 
 @dataclass(repr=False)
 class Run:
-    """A finished search. A notebook shows it as a table.
+    """Holds the results of a finished search; a notebook shows them as a table.
 
     Examples:
         >>> from ticketry.experiments.options import BenchOptions
@@ -72,19 +72,20 @@ class Run:
     request: SearchRequest
     """The requested search."""
     record: RunRecord
-    """Record of the run, as in ``run.json``."""
+    """Record of the run, equal to ``run.json``."""
     options: LabOptions
-    """Options of the lab that trained it."""
+    """Options of the lab that trained the run."""
     now: Mapping[str, int]
-    """Segments requested and trained, and steps trained, by this call; zero if everything was in the store."""
+    """Numbers of requested segments, trained segments and trained steps of this call; segments in the store are not
+    trained again."""
     command: str = ""
     """Command line that repeats the run; empty if it was started from Python."""
     logs: tuple[str, ...] = ()
     """One line for each logger: how to view its logs."""
     verification: VerifyRecord | None = None
-    """Verification of the ticket that `verify` chose, or of its procedure."""
+    """Result of `verify`: the verification of a ticket or of the procedure; None before the call."""
     timing: BenchRecord | None = None
-    """Timing of the ticket that `bench` chose."""
+    """Result of `bench`: the timing of a ticket; None before the call."""
 
     @property
     def name(self) -> str:
@@ -100,7 +101,7 @@ class Run:
 
     @cached_property
     def tickets(self) -> tuple[RunTicket, ...]:
-        """All tickets, by replicate and level (the densest first)."""
+        """All tickets, sorted by replicate and then by level (the densest first)."""
         metric = self.record.task.metric.name
         dense = {point.replicate: point for point in self.record.points if point.role == DENSE}
         return tuple(
@@ -121,12 +122,12 @@ class Run:
 
     @property
     def verdicts(self) -> tuple[LevelVerdict, ...]:
-        """Verdict of each level: tickets against dense and controls, paired by replicate, with Holm correction."""
+        """Verdict of each level: tickets against dense network and controls, paired by replicate, Holm-corrected."""
         return self.record.verdicts
 
     @property
     def costs(self) -> list[dict[str, Any]]:
-        """Cost of each ticket with its search, relative to dense: see `report.relative_costs`."""
+        """Cost of each ticket including its search, relative to the dense network: see `report.relative_costs`."""
         return relative_costs(self.record)
 
     def best(
@@ -136,17 +137,19 @@ class Run:
         time: float | str | None = None,
         flops: float | str | None = None,
     ) -> RunTicket:
-        """Return the best ticket by the validation split, so that its test value is unbiased.
+        """Return the ticket that is best on the validation split, so that its test value is unbiased.
+
+        Give at most one of `density`, `time` and `flops`. By default, choose from the sparsest level that looks like a
+        winner; if no level does, from all tickets.
 
         Args:
-            density: take the level with the nearest density; by default the sparsest level that looks like a winner,
-                or the best ticket of all if none does.
-            time: instead, the largest measured latency, as a fraction (0.3 or 30%) of the base of the run's budget, by
-                default the compiled network without pruning.
-            flops: instead, the largest fraction of the MACs.
+            density: choose from the level with the nearest density.
+            time: choose from tickets with at most this measured latency, as a fraction (0.3 or 30%) of the base of the
+                run's budget, which is the compiled network without pruning by default.
+            flops: choose from tickets with at most this fraction of the dense network's MACs.
 
         Raises:
-            UsageError: if there are no tickets, none of about that density, or none that is known to take no more.
+            UsageError: if there are no tickets, none of about this density, or none within this latency or MACs.
         """
         if sum(one is not None for one in (density, time, flops)) > 1:
             raise UsageError("density, time and flops exclude each other: give one of them")
@@ -167,7 +170,7 @@ class Run:
         return max(found, key=lambda one: self.record.task.metric.sign * one.validation_value)
 
     def frame(self) -> pandas.DataFrame:
-        """Return a pandas table with one row for each trained network; `MissingExtraError` without pandas."""
+        """Return a pandas table with a row for each trained network; raise `MissingExtraError` if pandas is missing."""
         from ticketry.report.tables.results import Results
         from ticketry.report.tables.rows import point_rows
 
@@ -194,18 +197,19 @@ class Run:
         on_event: OnEvent | None = None,
         on_interim: Callable[[Verdict], None] | None = None,
     ) -> VerifyRecord | None:
-        """Verify the sparsest ticket that looks like a winner, or its procedure, from fresh seeds; None if none does.
+        """Verify the sparsest ticket that looks like a winner, or its procedure, with fresh seeds; None if none does.
 
-        A run with one level is always verified.
+        A run with a single level is always verified.
 
         Args:
-            settings: by default, of a ticket, with the run's own controls and a small dense network.
-            density: instead, take the level with the nearest density.
+            settings: settings of the verification; by default with the run's own controls for a ticket, and a small
+                dense network.
+            density: choose the level with the nearest density instead of the sparsest winner.
             on_event: called with each event of training.
             on_interim: called with the verdict of each interim analysis.
 
         Raises:
-            UsageError: if there are no tickets of about that density.
+            UsageError: if there are no tickets of about this density.
         """
         from ticketry.core.ticket.ticket import Ticket
         from ticketry.experiments.verify import choose_ticket, default_subject, verify_ticket
@@ -234,8 +238,8 @@ class Run:
         """Compile the sparsest ticket that looks like a winner, and time it beside dense engines; None if none does.
 
         Args:
-            options: by default those of `BenchOptions`.
-            say: called with a line of progress.
+            options: what to time; by default the defaults of `BenchOptions`.
+            say: called with each line of progress.
         """
         from ticketry.experiments.bench import execute_bench
         from ticketry.experiments.ticket_model import load_ticket_model
@@ -250,16 +254,16 @@ class Run:
         return self.timing
 
     def push(self, repo_id: str, *, density: float | str | None = None, **options: Any) -> str:
-        """Push the best ticket to the Hugging Face hub, with the run's verdict and figure on its card; returns the URL.
+        """Push the best ticket to the Hugging Face hub, with the run's verdict and figure on its card; return the URL.
 
         Args:
-            repo_id: ``user/name``.
-            density: take the level with the nearest density, as in `best`.
-            options: those of `Ticket.push`: private, endpoint, token, message, model.
+            repo_id: repository on the hub, as ``user/name``.
+            density: choose the level with the nearest density, as in `best`.
+            options: further arguments of `Ticket.push`: private, endpoint, token, message, model.
 
         Raises:
-            UsageError: as `best`.
-            MissingExtraError, TicketError: as `Ticket.push`.
+            UsageError: see `best`.
+            MissingExtraError, TicketError: see `Ticket.push`.
         """
         from ticketry.report.figures import METRIC_BY_DENSITY, figure_png
 
@@ -284,7 +288,7 @@ class Run:
         return [point for point in self.record.points if point.role == TICKET]
 
     def winner(self) -> Point | None:
-        """Return the sparsest ticket that looks like a winner: see `verify.sparsest_winner`."""
+        """Return the record's row of the sparsest ticket that looks like a winner: see `verify.sparsest_winner`."""
         from ticketry.experiments.verify import sparsest_winner
 
         return sparsest_winner(self.record)
@@ -323,30 +327,32 @@ def run(
 ) -> Run:
     """Search for tickets, train their controls and judge them, as ``ticketry search`` does.
 
-    All trainings are stored: a repeated run takes them from the store, and a killed one continues where it stopped.
+    All trainings are stored: a repeated run takes them from the store, and an interrupted run continues where it
+    stopped.
 
     Args:
-        method: a name of ``ticketry list methods``, or your own: ``mine`` for mine.py in the current folder,
+        method: a name from ``ticketry list methods``, or your own method: ``mine`` for mine.py in the current folder,
             package.module or package.module:object.
-        task: a name of ``ticketry list tasks``, package.module:object, or a task.
-        model: another network than that of the task, which is a name then: see ``ticketry list models``.
-        replicates: how many times, each with other seeds.
-        controls: networks that should lose, trained beside each ticket; none for an empty list.
-        control_densities: train them beside tickets of these densities alone; the others are judged beside the dense
-            network only.
-        seeds: of the first replicate; the next ones count up.
-        recipe: how to train; or what differs from the task's own recipe, by name.
-        name: of the run, for lists, figures and its folder; by default one made of method, score and task.
-        verify: verify the sparsest ticket that looks like a winner, or its procedure, from fresh seeds: see
+        task: a name from ``ticketry list tasks``, package.module:object, or a task.
+        model: name of another network, from ``ticketry list models``, for a task given by name; by default the task's
+            own network.
+        replicates: how many times to search, each time with other seeds.
+        controls: networks that should lose, trained beside each ticket; an empty list for no controls.
+        control_densities: train controls only beside tickets of these densities; other tickets are only compared with
+            the dense network.
+        seeds: seeds of the first replicate; each further replicate has the next seeds.
+        recipe: how to train: a recipe, or the entries that differ from the task's own recipe.
+        name: name of the run, for lists, figures and its folder; by default it is built from method, score and task.
+        verify: whether to verify the sparsest ticket that looks like a winner, or its procedure, with fresh seeds: see
             `Run.verification`.
-        options: the fields of the method's `Settings` (``density=0.05``, ``rewind="3%"``), those of `LabOptions`
+        options: the fields of the method's `Settings` (``density=0.05``, ``rewind="3%"``) and of `LabOptions`
             (``store``, ``data``, ``workers``, ``device`` …), ``energy`` (meter or estimate), and ``bench=True`` to
-            time that ticket.
+            time the sparsest ticket that looks like a winner.
 
     Raises:
-        UsageError: for an argument that is not known, or cannot be.
-        LayerCollapseError, TrainingError: if a replicate fails; after the others have finished and the record was
-            written.
+        UsageError: for an unknown argument, or an invalid value.
+        LayerCollapseError, TrainingError: if a replicate failed; other replicates are finished, and the record is
+            written, before the error is raised.
         TicketryError: if training is impossible.
 
     Examples:
@@ -382,7 +388,7 @@ def run(
 
 @dataclass(frozen=True, kw_only=True)
 class _ExtraOptions:
-    """Further options of `run`."""
+    """Options of `run` that are neither settings of the method nor options of the lab."""
 
     energy: Literal["meter", "estimate"] = "meter"
     bench: bool = False
@@ -398,7 +404,7 @@ def run_search(
     on_event: OnEvent | None = None,
     on_ended: Callable[[TicketryError], None] | None = None,
 ) -> Run:
-    """Execute a search in a lab with these options: see `search.execute`."""
+    """Open a lab with the given `options`, and execute a search in the lab: see `search.execute`."""
     from ticketry.experiments.search import execute
 
     with open_lab(options, request.task, on_event) as lab:
@@ -409,12 +415,12 @@ def run_search(
 
 
 SHARES = ("time", "multiplications")
-"""Fields of a ticket with its cost relative to the dense network."""
+"""Fields of `RunTicket` that are costs relative to the dense network."""
 
 
 @dataclass(frozen=True)
 class RunTicket:
-    """A ticket saved by a run.
+    """Describes a ticket that a run saved: its folder, level, density and values.
 
     Examples:
         >>> run = tk.run("iterative", levels=2, replicates=1, controls=(), recipe={"length": "20it"}, workers=0)
@@ -424,28 +430,28 @@ class RunTicket:
     """
 
     path: Path
-    """Folder of the ticket; empty if a bundle without weights omitted it."""
+    """Folder of the ticket; the empty path if the run comes from a bundle without weights."""
     density: float
-    """Fraction of the prunable weights that is retained."""
+    """Fraction of the prunable weights that the ticket keeps."""
     level: int
     """Pruning round of the search; 1 is the densest."""
     replicate: int
     """Number of the replicate, from 0."""
     metric: str
-    """Name of the metric of the values."""
+    """Name of the metric that the values below belong to."""
     value: float
     """Value on the test split."""
     validation_value: float
-    """Value on the validation split, by which tickets are chosen."""
+    """Value on the validation split, which is used to choose tickets."""
     dense_value: float
     """Value of the dense network on the test split."""
     time: float | None = None
-    """Measured latency relative to dense; None if the search measured none."""
+    """Measured latency relative to the dense network; None if the search measured no latency."""
     multiplications: float | None = None
-    """MACs relative to dense; None if the search had no budget."""
+    """MACs relative to the dense network; None if the search counted no MACs."""
 
     def __fspath__(self) -> str:
-        """Return the path of its folder; `UsageError` if it has none."""
+        """Return the path of the ticket's folder; raise `UsageError` if the ticket has no folder."""
         if self.path == Path():
             raise UsageError(
                 f"the ticket of replicate {self.replicate} at level {self.level} has no folder: a bundle left its"
@@ -457,7 +463,7 @@ class RunTicket:
         """Read the ticket from its folder.
 
         Raises:
-            UsageError: if it has no folder.
+            UsageError: if the ticket has no folder.
             TicketError: see `Ticket.load`.
         """
         from ticketry.core.ticket.ticket import Ticket
@@ -466,20 +472,20 @@ class RunTicket:
 
 
 MET = 1.02
-"""A ticket meets a budget if it costs at most this multiple of it."""
+"""A ticket meets a budget if its cost is at most this multiple of the budget."""
 
 
 def tickets_within(
     tickets: Sequence[RunTicket], what: str, asked: float | str, run: str, *, base: float = 1.0
 ) -> tuple[RunTicket, ...]:
-    """Return the tickets whose cost is at most a fraction of the base.
+    """Return the tickets whose cost is at most the fraction `asked` of a base cost.
 
     Args:
         tickets: tickets of the run.
-        what: one of `SHARES`, which are relative to the dense network.
-        asked: fraction of the base.
-        run: name of the run, for the error.
-        base: cost of the base relative to the dense network.
+        what: which cost: one of `SHARES`.
+        asked: largest fraction of the base cost.
+        run: name of the run, for the error message.
+        base: the base cost, relative to the dense network.
 
     Raises:
         UsageError: if there is no such ticket.
@@ -494,7 +500,7 @@ def tickets_within(
 
 
 def relative_base_latency(settings: Mapping[str, Any]) -> float:
-    """Return the latency of a run's base over that of the compiled network without pruning.
+    """Return the latency of a run's base relative to the latency of the compiled network without pruning.
 
     Args:
         settings: settings in the run's record.
@@ -521,9 +527,9 @@ def tickets_to_json(
     """Return the tickets of a run, as ``ticketry search --json`` prints them.
 
     Args:
-        points: rows of the tickets in the record.
-        tickets: the same tickets.
-        costs: cost of each ticket relative to dense, with its replicate and level.
+        points: the record's rows of the tickets.
+        tickets: the same tickets, in the same order.
+        costs: cost of each ticket relative to the dense network, with its replicate and level.
         settings: settings of the method.
     """
     keys = ("replicate", "level")
@@ -573,7 +579,7 @@ def controls_to_json(record: RunRecord) -> list[dict[str, Any]]:
 
 
 def _structure_to_json(structure: Structure) -> dict[str, Any]:
-    """Return the structure of a ticket's mask and its fit as JSON values, without the layers."""
+    """Return the structure of a ticket's mask, and its fit for the whole network, as JSON values."""
     values = as_json(replace(structure, layers=(), pictures=()))
     whole = structure.layers[-1]
     return values | {name: getattr(whole, name) for name in ("coverage", "null_coverage", "random_coverage", "fill")}

@@ -1,4 +1,4 @@
-"""Collect the results of a search: rows of its record, rounds, costs, and saved tickets."""
+"""Collect the results of a search for its record: a row for each network, rounds, costs, and saved tickets."""
 
 from __future__ import annotations
 
@@ -44,10 +44,10 @@ OnPoint = Callable[[Point], None]
 
 
 class PointCollector:
-    """Collects the rows of a run's record, from several threads."""
+    """Collects the rows of a run's record; several threads may add rows."""
 
     def __init__(self, lab: Lab, run: SearchRequest, folder: Path, listeners: Sequence[OnPoint] = ()) -> None:
-        """Start without rows.
+        """Create a collector without rows.
 
         Args:
             lab: where the networks are trained.
@@ -61,39 +61,39 @@ class PointCollector:
         self._dense: dict[int, Result] = {}
         self._found: dict[int, list[Found]] = {}
         self.phases: list[Phases] = []
-        """Training phases of each of `rows`."""
+        """Training phases of the network of each row in `rows`."""
         self._shape: tuple[int, ...] | None = getattr(run.task, "shape", None)
         self.rows: list[Point] = []
         self.segments: dict[str, Result] = {}
         self.rounds: dict[tuple[int, str], Round] = {}
-        """Rounds of training with gates, by replicate and key, including rounds without a ticket."""
+        """Rounds of training with gates, by replicate and training key, including rounds that gave no ticket."""
         self.left_out: dict[tuple[int, str], str] = {}
         """Reason for each omitted control, by level and name."""
         self.searched: dict[str, Result] = {}
-        """Trainings that produced masks, by replicate and key."""
+        """Trainings that produced masks, by replicate and training key."""
         self.gradients = 0
-        """Batches used for gradients only, over all tickets, see `Found.gradients`."""
+        """Number of batches used only to compute gradients, over all tickets, see `Found.gradients`."""
         self.rewind_step = 0
         self.retrain = ""
         self._counted = bool(budget_of(run.settings)) or any(map(is_matched_dense, run.controls))
-        """Whether MACs are recorded: for budgets and controls matched by them."""
+        """Whether to record MACs: if the search has a budget, or a control is matched by MACs."""
         budget = budget_of(run.settings)
         terms = budget.terms if budget else ""
         beside = any(one.startswith(LATENCY_MATCHED) for one in run.controls)
         self._timed = terms if is_met_by_timing(terms) or (terms and beside) else ""
-        """Cost terms for recorded latencies; empty if none are recorded."""
+        """Cost terms for the latencies to record; empty if no latencies are recorded."""
         if self._timed:
             assert budget is not None
             check_new_costs(lab, budget.costs())
         self.parameters = sum(p.numel() for p in named_parameters(lab.model(run.task)).values())
         self.total = 0
-        """Elements in scope; 0 until the first ticket."""
+        """Number of prunable weights; 0 until the first ticket."""
 
     def add_found(self, replicate: int, found: Found) -> dict[str, Any]:
-        """Add the dense network, or a ticket, and save the ticket's folder.
+        """Add the row of the dense network or of a ticket; save a ticket's folder.
 
         Returns:
-            Density, number of weights and budget of a ticket.
+            Density, number of weights and budget of a ticket; empty for the dense network.
         """
         self.rewind_step = found.rewound.segment.last
         self.retrain = found.retrain
@@ -137,7 +137,7 @@ class PointCollector:
         return counts
 
     def phases_of(self, replicate: int, found: Found) -> Phases:
-        """Return all training phases of a found network, including its search."""
+        """Return all training phases that a found network needed, including its search."""
         before = [each for each in self._found.get(replicate, []) if each.level < found.level]
         return phases_of(found, before)
 
@@ -146,10 +146,10 @@ class PointCollector:
 
         Args:
             replicate: number of the replicate.
-            level: level of the ticket that it belongs to; 0 for the dense network.
+            level: level of the ticket that the network belongs to; 0 for the dense network.
             role: ticket, dense, or the name of a control.
-            result: its training.
-            phases: all training phases that it needed.
+            result: result of the network's training.
+            phases: all training phases that the network needed.
             more: further fields of the row, such as the density of a sparse network.
         """
         values: dict[str, Any] = {
@@ -175,7 +175,7 @@ class PointCollector:
             listener(row)
 
     def _relative_latency(self, result: Result) -> RelativeLatency:
-        """Return the latency of a network relative to dense: stored, or measured now."""
+        """Return the latency of a network relative to the dense network, from the store or measured now."""
         lab, task, segment = self._lab, self._run.task, result.segment
         costs = load_prices(lab, task, (), self._timed)
         assert isinstance(costs, CostModel)
@@ -186,12 +186,12 @@ class PointCollector:
         return measure_dense_latency(lab, segment.task, task, costs)
 
     def add_trainings(self, results: Iterable[Result]) -> None:
-        """Add trainings without a row of their own to the cost of the run."""
+        """Add trainings that have no row of their own to the cost of the run."""
         with self._lock:
             self.segments.update({each.segment.key: each for each in results})
 
     def _add_rounds(self, replicate: int, found: Found) -> None:
-        """Add the rounds that a ticket's mask comes from; calls of one replicate come one after another."""
+        """Add the rounds of gates that produced a ticket's mask; called in sequence for the tickets of a replicate."""
         for result in found.searched:
             key = (replicate, result.segment.key)
             if key not in self.rounds and (row := _round_record(replicate, found.level, result)):
@@ -200,17 +200,17 @@ class PointCollector:
                 self.rounds[key] = replace(self.rounds[key], used=True, cut_to=found.cut_to)
 
     def rows_with_costs(self) -> list[Point]:
-        """Return the rows with their costs by phase, see `Costs.row`."""
+        """Return the rows, each with its costs by training phase, see `Costs.cost_entry`."""
         costs = Costs(self._lab)
         by_phase = [convert(costs.cost_entry(own), PhaseCosts) for own in self.phases]
         return [replace(row, phases=one) for row, one in zip(self.rows, by_phase, strict=True)]
 
     def cost(self, ledger: Ledger, seconds: float) -> Cost:
-        """Return the cost of the whole run, and separately what was trained this time.
+        """Return the cost of the whole run, and separately the cost of the trainings of this call.
 
         Args:
-            ledger: trainings of this time.
-            seconds: elapsed time.
+            ledger: counts of the trainings of this call.
+            seconds: elapsed seconds of this call.
         """
         trained, searched = list(self.segments.values()), list(self.searched.values())
         replicates = self._run.replicates
@@ -233,7 +233,7 @@ class PointCollector:
         return convert(values, Cost)
 
     def _describe_structure(self, found: Found, before: Mask) -> Structure:
-        """Return how a mask was restructured, and how well it fits the mask `before`."""
+        """Return the record of a ticket's structure, with its fit to the mask `before` restructuring."""
         how = found.structured
         assert how is not None
         assert found.mask is not None
@@ -281,7 +281,7 @@ class PointCollector:
 
 
 def _describe_search(run: SearchRequest, replicate: int, recipe: Recipe) -> dict[str, Any]:
-    """Return the parts of a search that a ticket's other entries lack, see `records.ticket.Searched`."""
+    """Return what a ticket must know about its search besides its other entries, see `records.ticket.SearchInfo`."""
     values: dict[str, Any] = {"replicates": run.replicates}
     if run.source_digests:
         values["sources"] = run.source_digests
@@ -293,17 +293,17 @@ def _describe_search(run: SearchRequest, replicate: int, recipe: Recipe) -> dict
 
 
 def _task_spec(task: Task) -> dict[str, Any] | None:
-    """Return the request that builds the task, or None for a task object."""
+    """Return the name and options from which the task can be built; None for a task given as an object."""
     return {**asdict(task.spec), "options": dict(task.spec.options)} if task.spec else None
 
 
 def structure_record(by: Structuring, before: float, layers: Sequence[Mapping[str, Any]]) -> Structure:
-    """Return the record of a structure: kind and options, the density `before`, and the fit to each layer."""
+    """Return the record of a structure: kind and options, the density `before`, and the fit of each of `layers`."""
     return convert({**by.describe(), "name": str(by), "density_before": before, "layers": layers}, Structure)
 
 
 def _round_record(replicate: int, level: int, result: Result) -> Round | None:
-    """Return the record of a round of gates; None for other trainings."""
+    """Return the record of a training round with gates; None for a training without gates."""
     rows = [row for variant in result.segment.variants if (row := variant.round_fields(result.record))]
     common = {"replicate": replicate, "level": level, "used": False, "key": result.segment.key}
     common |= {"steps": result.segment.steps, "seconds": result.train_seconds}
@@ -311,7 +311,7 @@ def _round_record(replicate: int, level: int, result: Result) -> Round | None:
 
 
 def update_record(earlier: RunRecord, record: RunRecord) -> RunRecord | None:
-    """Return the earlier record with missing costs added; None if its networks differ from those of `record`."""
+    """Return `earlier` with the missing costs and new paths of `record`; None if the networks of both differ."""
     if earlier.name != record.name:
         return None
     if list(map(_without_cost_and_path, earlier.points)) != list(map(_without_cost_and_path, record.points)):
@@ -322,5 +322,5 @@ def update_record(earlier: RunRecord, record: RunRecord) -> RunRecord | None:
 
 
 def _without_cost_and_path(row: Point) -> Point:
-    """Return a row without cost and path, to compare networks."""
+    """Return a row without cost and ticket path, to compare networks."""
     return replace(row, phases=None, ticket="")

@@ -187,7 +187,7 @@ class _ControlTrainer:
         self._points.add(replicate, found.level, control, trained[-1], phases, **more)
 
     def _count_dense_weights(self, task: Task, ticket: str) -> dict[str, Any]:
-        """Return name and weight count of a dense control, and the count as a share of the ticket's prunable weights."""
+        """Return name and weight count of a dense control, and this count as a share of the prunable weights."""
         weights = sum(size for _, size in macs_by_layer(self._lab, task).values())
         share = weights / self._lab.store.get_mask(ticket).total
         return {"model": str(task.key()["model"]), "density": min(share, 1.0), "kept": weights}

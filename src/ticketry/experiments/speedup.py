@@ -1,4 +1,4 @@
-"""Measure the speed of a model in three steps: compiled, with channels pruned, and with weights pruned."""
+"""Measure the speed of a model in three forms: compiled, compiled with channels pruned, and with weights pruned."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ Say = Callable[[str], None]
 
 UNPRUNED, CHANNELS_STEP, WEIGHTS_STEP = "1 compiled, unpruned", "2 whole channels", "3 weights and rows"
 STEPS = {CHANNELS_STEP: CHANNELS, WEIGHTS_STEP: AUTO}
-"""Pruning step -> structure that its budget prunes."""
+"""Structure that each pruning step prunes, by name of the step."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SpeedupOptions:
-    """Options of the comparison."""
+    """Options of the speed comparison."""
 
     batch: tuple[int, ...] = (1, 16)
-    """Batch sizes; one table for each."""
+    """Batch sizes; each has its own table."""
     time: str = "50%"
     """Latency budget of steps 2 and 3: a share of the latency of --base, or an amount such as 5ms."""
     base: Base = "engine"
@@ -57,15 +57,15 @@ class SpeedupOptions:
 
 @dataclass(frozen=True)
 class SpeedupRow:
-    """Timing of one way to run the model."""
+    """A row of the table: latency, speed, density and metric of one way to run the model."""
 
     name: str
     seconds: float | None
     """Median latency in seconds; None if it could not be measured."""
     speed: float | None
-    """Speed over eager PyTorch."""
+    """Speed relative to eager PyTorch (2 is twice as fast); None if it is not known."""
     density: float | None = None
-    """Share of the weights that is retained; None of dense engines."""
+    """Share of the weights that is retained; None for dense engines."""
     value: float | None = None
     """Metric of the task after training; None without a task."""
     note: str = ""
@@ -73,7 +73,7 @@ class SpeedupRow:
 
 @dataclass(frozen=True)
 class Speedup:
-    """Timings at one batch size, taken in turns."""
+    """A table of timings at one batch size; the ways to run the model were timed in turns."""
 
     batch: int
     rows: tuple[SpeedupRow, ...]
@@ -92,7 +92,7 @@ def load_model(named: str) -> tuple[nn.Module, Any]:
         named: a Python file and a function in it, such as ``MODEL.py:build``.
 
     Raises:
-        UsageError: if there is no such file or function, or it returns something else.
+        UsageError: if there is no such file or function, or the function does not return a model and inputs.
     """
     from torch import nn
 
@@ -121,13 +121,13 @@ def load_model(named: str) -> tuple[nn.Module, Any]:
 def speedups(
     model: nn.Module, example_inputs: Any, options: SpeedupOptions, *, say: Say = lambda _: None
 ) -> Iterator[Speedup]:
-    """Yield the table of each batch size for a model, without training.
+    """Compare the speed of a model without training it; yield a table for each batch size.
 
     Args:
         model: model in evaluation mode; its weights are not changed.
         example_inputs: inputs of one call, from which batches are built.
-        options: what is compared.
-        say: called with a line of progress.
+        options: what to compare.
+        say: called with each line of progress.
 
     Raises:
         EngineError: if the model cannot be captured.
@@ -152,16 +152,16 @@ def task_speedups(
     data: Path | None = None,
     say: Say = lambda _: None,
 ) -> Iterator[Speedup]:
-    """Yield the table of each batch for a task's network: trained, pruned, and trained on with each mask.
+    """Train a task's network, prune it, and train it again with each mask; yield a table for each batch size.
 
     Args:
-        task: task; each mask is trained by the same schedule again, from the weights of the trained network.
-        options: what is compared.
+        task: the task; with each mask, training starts from the trained weights and repeats the whole schedule.
+        options: what to compare.
         store: store of the trainings.
         recipe: recipe of all trainings; by default the task's own.
-        workers: processes that train; 0 trains in this one.
+        workers: number of processes that train; 0 trains in this process.
         data: folder of data sets, searched first.
-        say: called with a line of progress.
+        say: called with each line of progress.
     """
     from ticketry.lab.lab import Lab
     from ticketry.lab.retrain import retraining
@@ -194,7 +194,7 @@ def task_speedups(
 def _choose_masks(
     model: nn.Module, inputs: Any, options: SpeedupOptions, say: Say
 ) -> tuple[dict[str, Mask], dict[str, str]]:
-    """Return the mask of each pruning step, and for steps without a mask the reason."""
+    """Return the mask of each pruning step, and the reason for each step without a mask."""
     from ticketry.budgets.latency import meet
 
     masks: dict[str, Mask] = {}
@@ -216,7 +216,7 @@ def _choose_masks(
 
 
 def _time_steps(model: nn.Module, inputs: Any, masks: Mapping[str, Mask], options: SpeedupOptions, say: Say) -> Timed:
-    """Compare the outputs of the dense engines and all steps, then time them in turns."""
+    """Check that dense engines and all steps give equal outputs, then time them in turns."""
     import copy
 
     import torch
@@ -250,7 +250,7 @@ def _build_table(
     values: Mapping[str, float | None],
     said: tuple[str, ...],
 ) -> Speedup:
-    """Build the table of one batch size, with the dense engines first."""
+    """Build the table of one batch size; the dense engines come first."""
     seconds = {one.engine: one.seconds for one in timed.times}
     why = {one.engine: one.why for one in timed.times} | dict(notes)
     eager = seconds.get("eager")
@@ -273,7 +273,7 @@ def _build_table(
 
 @contextmanager
 def _collect_budget_warnings() -> Iterator[list[str]]:
-    """Collect warnings about budgets during a block, to show them below the table."""
+    """Yield a list that contains, after the `with` block, the block's warnings about budgets."""
     from ticketry.errors import BudgetWarning
 
     found: list[str] = []

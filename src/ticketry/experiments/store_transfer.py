@@ -1,4 +1,4 @@
-"""Copy a store to another store, a folder or a URL; or move it to another folder."""
+"""Copy a store to another folder or URL, or move a store to another folder."""
 
 from __future__ import annotations
 
@@ -35,30 +35,30 @@ from ticketry.lab.store.records import replace_folder_in_paths
 from ticketry.lab.store.store import FORMAT, Store, open_remote, open_store
 
 _ORDER = ("blobs", "memo", "results", "runs", "evidence", "campaigns")
-"""Folders to copy, each before the folders that refer to it; leases, partial states and damaged files stay behind."""
+"""Folders to copy, each before the folders that refer to it; leases, partial states and damaged files are omitted."""
 _SEALED = ("memo", "results")
 
 
 @dataclass(frozen=True)
 class Copied:
-    """Result of a copy."""
+    """Number and size of the files that `copy_store` copied, and number of the files that it skipped."""
 
     files: int
     bytes: int
-    """Size of the copied files."""
+    """Size of the copied files in bytes."""
     known: int
-    """Number of files that the target had already, or that belong to a run with a name that it uses otherwise."""
+    """Number of skipped files: the target had them already, or has another run or record of the same name."""
 
 
 def copy_store(origin: str, target: str) -> Copied:
-    """Copy the files that another store lacks; a repeated call continues after an interruption.
+    """Copy the files of a store that another store lacks; after an interruption, a repeated call continues.
 
     Args:
-        origin: a folder or a URL, see `open_store`.
-        target: the other store, created if absent.
+        origin: folder or URL of the store to copy, see `open_store`.
+        target: folder or URL of the other store, which is created if missing.
 
     Raises:
-        StoreError: if there is no store, a file does not match its digest, or it cannot be read or written.
+        StoreError: if there is no store at `origin`, a file does not match its digest, or cannot be read or written.
     """
     here, there = _open_objects(origin), _open_objects(target)
     if (described := here.get("store.json")) is None:
@@ -106,12 +106,12 @@ def _is_stored(there: Objects, name: str, data: bytes) -> bool:
 
 
 def _is_record_part(name: str) -> bool:
-    """Return whether a file is a record or part of a run, apart from texts that can be written again."""
+    """Return whether a file belongs to a record of a run, a campaign or evidence, and is no Markdown page."""
     return name.partition("/")[0] not in ("blobs", *_SEALED) and not name.endswith(".md")
 
 
 def _record_name(name: str) -> str:
-    """Return the name of the record that a file belongs to: of its run, its campaign or its evidence."""
+    """Return the file name of the record (of a run, a campaign or evidence) that a file belongs to."""
     parts = name.split("/")
     return f"runs/{parts[1]}/run.json" if parts[0] == "runs" else str(PurePosixPath(name).with_suffix(".json"))
 
@@ -155,7 +155,7 @@ def _read_checked(here: Objects, one: Listed) -> bytes:
 
 
 def _digest_by_record(here: Objects, name: str) -> str | None:
-    """Return the recorded digest of a ticket's file or a run file; None for other files."""
+    """Return the SHA-256 of a ticket's file or a run file according to its record; None for other files."""
     if name.startswith("runs/") and name.endswith("/run.toml") and name.count("/") == 2:
         record = here.get(name.removesuffix("toml") + "json")
         config = _parse_object(record or b"").get("config")
@@ -171,7 +171,7 @@ def _digest_by_record(here: Objects, name: str) -> str | None:
 
 
 def _parse_object(value: object) -> dict[str, Any]:
-    """Return a value, or parsed bytes, if it is a JSON object; otherwise an empty one."""
+    """Return `value`, parsed from JSON if it is bytes; return an empty dict if the result is not a dict."""
     try:
         found = parse_json(value) if isinstance(value, bytes) else value
     except (ValueError, RecursionError):
@@ -180,7 +180,7 @@ def _parse_object(value: object) -> dict[str, Any]:
 
 
 def _with_new_address(data: bytes, name: str, origin: str, target: str) -> bytes:
-    """Return the bytes of a record with the new address of its store; return other files unchanged."""
+    """Return the bytes of a record with its store's address changed to `target`; return other files unchanged."""
     if not _is_record(name):
         return data
     values, new = parse_canonical_record(data, name), canonical_url(target) if is_url(target) else target
@@ -188,7 +188,7 @@ def _with_new_address(data: bytes, name: str, origin: str, target: str) -> bytes
 
 
 def replace_store_path(values: dict[str, Any], places: Iterable[str], new: str) -> dict[str, Any]:
-    """Return a record with the path of its store, and the paths in `places`, replaced by `new`."""
+    """Return a record in which the path of its store, and the paths in `places`, are replaced by `new`."""
     path = values.get("store")
     own = [path] if path and isinstance(path, str) else []
     moved = values
@@ -198,12 +198,12 @@ def replace_store_path(values: dict[str, Any], places: Iterable[str], new: str) 
 
 
 def move_store(root: Path, target: Path) -> Path:
-    """Move a store to a new folder, and update the paths in its records.
+    """Move a store to a new folder, and update the paths in its records; return the new folder.
 
-    A repeated call continues after an interruption.
+    After an interruption, a repeated call continues.
 
     Raises:
-        StoreError: if there is no store, it is a link, the target exists, a run of the store is active, or it cannot be
+        StoreError: if `root` is no store or a link, `target` exists, a run of the store is active, or a file cannot be
             moved.
     """
     if url := shared_url(root):
@@ -230,7 +230,7 @@ def move_store(root: Path, target: Path) -> Path:
 
 
 def _check_movable(root: Path) -> None:
-    """Raise `StoreError` if there is no store, a run is active, or a record is not readable."""
+    """Raise `StoreError` if `root` is no store, a run of the store is active, or a record cannot be read."""
     if not path_exists(Paths(root).format):
         raise StoreError(f"there is no store in {display_address(root)}: name another with --store")
     store = Store(root)
@@ -247,7 +247,7 @@ def _record_files(paths: Paths) -> Iterator[Path]:
 
 
 def _try_rename(root: Path, target: Path) -> bool:
-    """Rename the folder; return False if the target is on another file system."""
+    """Rename `root` to `target`; return False if `target` is on another file system, where renaming is impossible."""
     mark = Paths(root).moving
     write_json(mark, {"from": str(root.resolve())})  # moves with the folder, whose records are not updated yet
     with explain_os_errors(target, "write"):
@@ -263,11 +263,11 @@ def _try_rename(root: Path, target: Path) -> bool:
 
 
 _Files = dict[Path, tuple[int, int]]
-"""Files of a store, with size and modification time."""
+"""Files of a store, each with its size in bytes and its modification time."""
 
 
 def _copy_files(root: Path, target: Path) -> _Files:
-    """Copy all missing files except ``store.json``, which marks a complete store."""
+    """Copy all missing files except ``store.json``, whose presence marks a complete store; return all files."""
     files = _list_files(root)
     settled = path_exists(Paths(target).format)  # complete, and perhaps used since
     for path in files:
@@ -316,7 +316,7 @@ def _rename_records(paths: Paths, origins: tuple[str, ...], new: str) -> None:
 
 
 def _delete_original(root: Path, target: Path, copied: _Files) -> None:
-    """Flush the copied files to the disk, complete the copy with ``store.json``, and delete the original."""
+    """Flush the copied files to the disk, copy ``store.json`` last, and delete the original."""
     own = Paths(root).format
     if path_exists(own) and (what := describe_activity(Store(root))):
         raise StoreError(f"{what}: move the store when it has ended, with the same command")

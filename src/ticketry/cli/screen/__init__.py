@@ -1,1 +1,1 @@
-"""Terminal output of commands: progress while they work, then tables of results."""
+"""Print the progress of commands while they work, and tables of their results, on a terminal."""

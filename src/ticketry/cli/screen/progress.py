@@ -1,4 +1,4 @@
-"""Show progress on standard error during training: bars on a terminal, else one line for each network."""
+"""Show the progress of training on standard error: bars on a terminal, otherwise a line for each network."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _REFRESHES_PER_SECOND = 4
 
 
 class Progress:
-    """Display of running trainings; pass `on_event` to the lab."""
+    """Shows the progress of running trainings; pass the method `on_event` to the lab."""
 
     def __init__(self, title: str) -> None:
         self._title = title
@@ -39,7 +39,7 @@ class Progress:
         self._rich: Live | None = None
 
     def on_event(self, event: Event) -> None:
-        """Update the progress of a segment."""
+        """Update the progress of a training segment."""
         self._activity.on_event(event)
         if event.kind == "finished":
             self._on_finished(event)
@@ -52,11 +52,11 @@ class Progress:
 
     @property
     def has_terminal(self) -> bool:
-        """Whether bars are drawn."""
+        """Whether standard error is a terminal, so that bars are drawn."""
         return self._rich is not None
 
     def say(self, line: str) -> None:
-        """Print a permanent line above the bars."""
+        """Print a permanent line, above the bars if there are bars."""
         if self._rich is None:
             # One write, so that lines of several threads do not mix.
             sys.stderr.write(f"{line}\n")
@@ -88,7 +88,7 @@ class Progress:
 
 
 def progress_bars(active: list[Event]) -> Table:
-    """Return a progress bar for each segment in training."""
+    """Return a table with a progress bar for each training segment in `active`."""
     table = Table.grid(padding=(0, 1))
     for event in active:
         steps = max(event.last - event.first, 1)
@@ -99,7 +99,7 @@ def progress_bars(active: list[Event]) -> Table:
 
 
 class SearchProgress(Progress):
-    """Display of a running search; pass `on_event` to the lab and `on_point` to the run."""
+    """Shows the progress of a search; pass the method `on_event` to the lab, and `on_point` to the run."""
 
     def __init__(self, run: SearchRequest) -> None:
         super().__init__(run.method.title)
@@ -109,7 +109,7 @@ class SearchProgress(Progress):
         self._began = time.time()
 
     def on_point(self, point: Point) -> None:
-        """Add a trained network."""
+        """Count a trained network; outside a terminal, print a line about it."""
         with self._lock:
             self._points.append(point)
             line = self._format_point(point)
@@ -117,7 +117,7 @@ class SearchProgress(Progress):
             self.say(line)
 
     def _on_finished(self, event: Event) -> None:
-        """Print nothing, since a search prints finished networks instead of segments."""
+        """Print nothing about a finished segment, since `on_point` prints finished networks."""
 
     # -- plain lines -------------------------------------------------------------------------------------------------
 

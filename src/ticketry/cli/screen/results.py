@@ -1,4 +1,4 @@
-"""Results as lines of text: a search, a verification, and the verification to run next."""
+"""Print the results of a search or a verification as lines of text, and suggest the next verification."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def make_interim_printer(progress: Progress) -> Callable[[Verdict], None]:
 
 
 def summarise_verification(record: VerifyRecord) -> list[str]:
-    """Return a verification as lines, with as many decimals as the spread of its seeds justifies."""
+    """Return the result of a verification as lines, with as many decimals as the spread over seeds justifies."""
     from ticketry.report.tables.evidence import seed_style
     from ticketry.report.wording import role_name
 
@@ -92,28 +92,29 @@ def _mean(values: Sequence[float]) -> float:
 
 
 _PASSED_ON = ("data", "workers", "on", "precision", "devices", "parallel", "norms")
-"""Options that a verification takes from the search's command line, beside those in its record."""
+"""Options that a verification takes from the command line in a search's record, as the record lacks them."""
 
 
 @dataclass(frozen=True)
 class NextVerification:
-    """A verification that would decide a level."""
+    """A suggested verification: the level to decide, the likely number of seeds, and the command."""
 
     level: LevelVerdict
     seeds: int | None
-    """Seeds that a verification is likely to need; None if there are too many."""
+    """Number of seeds that the verification is likely to need; None if it would need too many."""
     command: str
     """Command line; empty if `seeds` is None."""
 
 
 def suggest_verification(record: RunRecord, run_file: Path) -> NextVerification | None:
-    """Choose the undecided level that is most worth verifying; None if every level is decided.
+    """Suggest a verification of the undecided level that is most worth it; None if every level is decided.
 
-    This is the sparsest level whose mean is within the margin of dense, or the one whose mean is nearest to dense.
+    Choose the sparsest level whose mean is at most the margin worse than the dense network; if there is none, the level
+    whose mean is best relative to the dense network.
 
     Args:
-        record: record of the run, with verdicts by the current rule.
-        run_file: run file, to find out whether ``--trust`` is needed.
+        record: record of the run, with verdicts that were computed by the current rule.
+        run_file: run file of the run, read to find out whether the command needs ``--trust``.
     """
     undecided = [one for one in record.verdicts if not one.decided]
     if not undecided:
@@ -155,7 +156,7 @@ def _verify_command(record: RunRecord, level: LevelVerdict, seeds: int, run_file
 
 
 def lab_options(record: RunRecord) -> list[str]:
-    """Return the lab options that train a run's networks again with the same bits, without ``--store``."""
+    """Return the lab options, except ``--store``, that train a run's networks again with the same bits."""
     environment = record.environment
     usual = {"device": ("cpu", None), "kernels": ("dense", None), "threads": (1, None)}
     found = {name: environment.get("threads_per_segment" if name == "threads" else name) for name in usual}
@@ -175,7 +176,7 @@ def lab_options(record: RunRecord) -> list[str]:
 
 
 def needs_trust(run_file: Path, store: str) -> bool:
-    """Return whether repeating the run needs ``--trust``, since it names user code or files."""
+    """Return whether a run file names user code or files, so that repeating the run needs ``--trust``."""
     try:
         check_trust(read_run_file(run_file), (), of=str(run_file), store=store)
     except TrustError:
@@ -188,7 +189,7 @@ _NAME_ONE = "; ticketry verify {} --density D{} does it for one that you name"
 
 
 def print_run(run: Run, report: Path) -> None:
-    """Print levels, verdict and costs of a run, and the commands that come next."""
+    """Print levels, verdict and costs of a run, and suggest the next commands."""
     from rich.console import Console
 
     from ticketry.report import (
@@ -229,7 +230,7 @@ def print_run(run: Run, report: Path) -> None:
 
 
 def print_evidence(run: Run, *, verified: bool, timed: bool) -> None:
-    """Print the requested verification and timing."""
+    """Print a run's verification if `verified`, and its timing if `timed`; say so if no ticket looked like a winner."""
     if verified:
         none = _NO_WINNER.format("verdict", "verified") + _NAME_ONE.format(run.name, _store_option(run.record.store))
         print("\n".join(summarise_verification(run.verification) if run.verification else [none]))
@@ -241,7 +242,7 @@ def print_evidence(run: Run, *, verified: bool, timed: bool) -> None:
 
 
 def _pruned_gate_lines(record: RunRecord) -> list[str]:
-    """Return a line for each ticket of gates whose mask was pruned to the requested density."""
+    """Return a line for each ticket of a search with gates whose mask was pruned further to the requested density."""
     return [
         f"replicate {one.replicate} level {one.level}: no s0 leaves {100 * one.cut_to:.3g} %; the nearest leaves"
         f" {100 * one.density:.3g} %, and the gates with the largest values were kept"
@@ -251,7 +252,7 @@ def _pruned_gate_lines(record: RunRecord) -> list[str]:
 
 
 def _describe_ticket_folders(run: Run) -> tuple[list[str], str]:
-    """Return the folders of a run's tickets and a description of them; bundles without weights omit folders."""
+    """Return the folders of a run's tickets, and a text that describes them; bundles without weights omit folders."""
     found = sorted(str(point.ticket) for point in run.record.points if point.role == TICKET and point.ticket)
     folders = f"{len(found)} folder{'' if len(found) == 1 else 's'}"
     missing = len(run.tickets) - len(found)
@@ -262,12 +263,12 @@ def _describe_ticket_folders(run: Run) -> tuple[list[str], str]:
 
 
 def _store_option(store: str) -> str:
-    """Return the option that names a store, unless it is the default."""
+    """Return the option ``--store`` for a store; empty for the default store."""
     return "" if store == str(LabOptions.store) else f" --store {shlex.quote(store)}"
 
 
 def _repeat_command(file: Path, record: RunRecord) -> str:
-    """Return the command that repeats the run from the store."""
+    """Return the command that repeats a run from its run file, with the run's store and arithmetic."""
     arithmetic = {name: record.environment.get(name) for name in ("kernels", "precision", "device")}
     arithmetic["threads"] = record.environment.get("threads_per_segment")
     left_out = {"device": "cpu", "threads": 1}  # also omitted in a run file

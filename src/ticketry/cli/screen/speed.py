@@ -1,4 +1,4 @@
-"""Tables of engines, of layers and of how well structure fits them, for a terminal."""
+"""Tables for a terminal: times of engines, times of layers, and how well a structure fits each layer's mask."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ if TYPE_CHECKING:
 
 
 _MINIMUM_WIDTH = 100
-"""Minimum width of a table that is written to a file or a pipe."""
+"""Minimum width, in characters, of a table that is written to a file or a pipe."""
 
 
 def make_console() -> Console:
-    """Return a console for standard output, as wide as the terminal or wide enough for the tables."""
+    """Return a console for standard output, as wide as the terminal; for a file or pipe, wide enough for the tables."""
     from rich.console import Console
 
     made = Console()
@@ -38,7 +38,7 @@ def engines_table(comparisons: Sequence[Mapping[str, Any]]) -> Group:
 
 
 def time_saved_table(comparisons: Sequence[Mapping[str, Any]]) -> Group:
-    """Return a table of the time that each sparse engine saves, with its interval."""
+    """Return a table of the time in % that each sparse engine saves, with intervals; one column for each batch size."""
     from rich.text import Text
 
     table = _make_batch_table(comparisons)
@@ -52,7 +52,7 @@ def time_saved_table(comparisons: Sequence[Mapping[str, Any]]) -> Group:
 
 
 def layers_table(layers: Sequence[Mapping[str, Any]]) -> Table:
-    """Return a table of layers: kernel, density and time."""
+    """Return a table with a row for each layer: its kernel, density and time."""
     from rich.text import Text
 
     table = _make_table("layer kind kernel", "density rows ms share saved", "why")
@@ -73,13 +73,13 @@ def layers_table(layers: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def _format_layer_saving(layer: Mapping[str, Any]) -> str:
-    """Return the time that a layer saves over the same engine without pruning; empty if not measured."""
+    """Return the time in % that pruning a layer saves in the same engine; empty if it was not measured."""
     dense = layer.get("dense_seconds")
     return f"{100 * (1 - layer['seconds'] / dense):.0f} %" if dense and layer["seconds"] is not None else ""
 
 
 def structure_fit_table(layers: Sequence[Mapping[str, Any]]) -> Group:
-    """Return a table of how well a structured mask fits the original: one row for each layer, the last for all."""
+    """Return a table of how well a structured mask fits the original mask, by layer, and for all layers in the end."""
     from rich.text import Text
 
     table = _make_table("layer", "rows_×_columns groups_×_rows before after coverage null random fill")
@@ -100,7 +100,7 @@ def structure_fit_table(layers: Sequence[Mapping[str, Any]]) -> Group:
 
 
 def density_curve_table(curve: Mapping[str, Any]) -> Group:
-    """Return a table of latency against density: measured, ideal, and time saved."""
+    """Return a table with a row for each density: measured latency, ideal latency, and time saved."""
     table = _make_table("", "density ms ideal_ms saved,_% interval")
     for point in curve["points"]:
         table.add_row(
@@ -139,7 +139,7 @@ def _format_time_saved(one: Mapping[str, Any], name: str) -> Any:
 
 
 def _make_table(words: str, numbers: str = "", more: str = "") -> Table:
-    """Return an empty table from column names: text, right-aligned numbers, more text; ``_`` stands for a space."""
+    """Return an empty table with the columns `words`, `numbers` (right-aligned), `more`; ``_`` in a name is a space."""
     from rich import box
     from rich.table import Table
 
@@ -151,7 +151,7 @@ def _make_table(words: str, numbers: str = "", more: str = "") -> Table:
 
 
 def _make_batch_table(comparisons: Sequence[Mapping[str, Any]]) -> Table:
-    """Return an empty table with a column of engines and one for each batch size."""
+    """Return an empty table with a column for the engines' names and a column for each batch size."""
     table = _make_table("engine", " ".join(f"batch_{one['batch']}" for one in comparisons))
     table.columns[0].no_wrap = True
     return table
@@ -165,7 +165,7 @@ def _with_title(title: str, table: Table) -> Group:
 
 
 def print_timing(record: Mapping[str, Any], *, layers: bool = True) -> None:
-    """Print the tables of a timing record."""
+    """Print the tables of a timing record; with `layers`, also the table of layers."""
     out = make_console()
     curves = record.get("curves", [])
     comparisons = record.get("comparisons") or [curve["comparison"] for curve in curves]

@@ -1,5 +1,5 @@
-"""Campaigns: what papers claim, as files of runs and hypotheses, decided by replicates that are planned beforehand.
+"""Campaigns test claims of papers: a file lists runs and hypotheses, and replicates planned beforehand decide these.
 
-`campaign_file` reads and checks one, `deciding` judges its claims, `planning` says what is missing and how long it
-takes, `campaign` carries it out. The files that come with the library are in ``campaigns/``.
+`campaign_file` reads and checks a campaign file, `claims` judges its claims, `blocks` lists the missing replicates,
+`forecast` estimates their time, and `campaign` trains them. The library's campaign files are in ``campaigns/``.
 """

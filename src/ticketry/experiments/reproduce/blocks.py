@@ -1,4 +1,4 @@
-"""Blocks of replicates of a campaign: which are finished, which are missing, and in which order to run them."""
+"""Blocks of replicates of a campaign: find the finished and the missing blocks, and choose the order of training."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ from ticketry.records.run import RunRecord
 
 @dataclass(frozen=True)
 class Block:
-    """Replicates of a run that are searched together, from one interim analysis to the next."""
+    """The replicates of a run between one interim analysis and the next, which are searched together."""
 
     run: str
     index: int
     first: int
     last: int
-    """End of the replicates, exclusive."""
+    """Number after the last replicate of the block."""
 
     def request(self, campaign: Campaign) -> SearchRequest:
-        """Return the search of these replicates, each with its own seeds."""
+        """Return the search request for the block's replicates, each with its own seeds."""
         one, chosen = (
             campaign.runs[self.run],
             non_default_choices(precision=campaign.precisions[self.run], **campaign.together),
@@ -42,7 +42,7 @@ class Block:
         return replace(one, replicates=count, seeds=seeds, arithmetic=chosen)
 
     def stored_request(self, campaign: Campaign, paths: Paths) -> SearchRequest:
-        """Return the search of these replicates, with its name in a store."""
+        """Return the search request for the block's replicates, with the name that this search has in the store."""
         return self.request(campaign).with_stored_name(paths)
 
 
@@ -53,7 +53,7 @@ def blocks_of(run: str, plan: InterimAnalyses) -> list[Block]:
 
 
 def finished_blocks(campaign: Campaign, run: str, paths: Paths) -> Iterator[tuple[Block, RunRecord]]:
-    """Yield the finished blocks of a run in a store, up to the first missing one, with their records."""
+    """Yield the finished blocks of a run in a store with their records; stop before the first missing block."""
     for block in blocks_of(run, campaign.plans[run]):
         file = paths.run(block.stored_request(campaign, paths).name) / "run.json"
         found = read_earlier_record(file, RunRecord)
@@ -65,7 +65,7 @@ def finished_blocks(campaign: Campaign, run: str, paths: Paths) -> Iterator[tupl
 
 
 def _find_defect(found: RunRecord, block: Block, metric: str) -> str:
-    """Return why an imported record of a block cannot be judged; empty if it can."""
+    """Return the reason why a stored record of a block cannot be judged; the empty string if it can be judged."""
     count = block.last - block.first
     if found.replicates != count:
         return f"replicates must be {count}, got {found.replicates}"
@@ -81,9 +81,9 @@ def _find_defect(found: RunRecord, block: Block, metric: str) -> str:
 
 
 def next_blocks(decisions: Sequence[Decision], done: Mapping[str, int]) -> dict[Block, tuple[str, ...]]:
-    """Return the next block of each run that undecided claims need, with these claims; the most needed block first.
+    """Return the next block of each run that undecided claims need, with their names; the most needed block first.
 
-    A claim that no replicate can decide (`Decision.unknown`) needs none.
+    A claim that more replicates cannot decide (`Decision.unknown`) needs no block.
 
     Args:
         decisions: decisions of all claims so far.
@@ -106,14 +106,14 @@ def next_blocks(decisions: Sequence[Decision], done: Mapping[str, int]) -> dict[
 def order_by_decisions(
     waiting: Mapping[Block, tuple[str, ...]], seconds: Callable[[tuple[Block, ...]], float]
 ) -> dict[Block, tuple[str, ...]]:
-    """Return the blocks in the order that decides most claims per second.
+    """Return the blocks in an order that decides many claims per second.
 
-    A claim is judged when all its blocks are done. Each step takes the blocks of one claim, and counts all claims that
-    need no other block.
+    A claim can be judged when all its blocks are done. Each step chooses the blocks of one claim: those that complete
+    the most claims per second.
 
     Args:
-        waiting: blocks, and the claims that need each; see `next_blocks`.
-        seconds: function that returns the time of several blocks, one after the other.
+        waiting: blocks, with the claims that need each block; see `next_blocks`.
+        seconds: function that returns the seconds of several blocks, trained one after the other.
     """
     needed: dict[str, tuple[Block, ...]] = {}
     for block, claims in waiting.items():
@@ -134,7 +134,7 @@ def order_by_decisions(
 
 
 class FinishedBlocks:
-    """Finished blocks of each run in a store, with the stability analyses of runs that have some."""
+    """Holds the records of a campaign's finished blocks in a store, by run, and their stability analyses."""
 
     def __init__(self, campaign: Campaign, paths: Paths) -> None:
         self._campaign, self._paths = campaign, paths
@@ -149,13 +149,13 @@ class FinishedBlocks:
         return {name: len(done) for name, done in self.runs.items()}
 
     def add(self, block: Block, record: RunRecord, analysed: StabilityRecord | None = None) -> None:
-        """Add a finished block."""
+        """Add the record of a finished block, and its stability analysis if the run has one."""
         self.runs[block.run].append(record)
         if analysed is not None:
             self.stable[block.run].append(analysed)
 
     def refresh(self) -> list[str]:
-        """Add blocks that other processes have finished in the store; return the runs with new ones."""
+        """Add blocks that other processes have finished in the store; return the names of runs with new blocks."""
         grown = []
         for name, count in self.counts.items():
             blocks = blocks_of(name, self._campaign.plans[name])
@@ -187,7 +187,7 @@ class FinishedBlocks:
 
 
 def block_provenance(done: Iterable[RunRecord]) -> Iterator[BlockProvenance]:
-    """Yield how each block of replicates was trained."""
+    """Yield, for each finished block, the precision, kernels, processor and date of its training."""
     first = 0
     for one in done:
         yield BlockProvenance(
@@ -202,7 +202,7 @@ def block_provenance(done: Iterable[RunRecord]) -> Iterator[BlockProvenance]:
 
 
 def file_versions(campaign: Campaign, earlier: CampaignRecord | None) -> tuple[FileVersion, ...]:
-    """Return the digests of the campaign file with the dates when they were first seen, to reveal later changes."""
+    """Return all digests that the campaign file has had, with the dates when they were first seen."""
     known = earlier.files if earlier else ()
     if known and known[-1].sha256 == campaign.sha256:
         return known

@@ -53,7 +53,7 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Outcome:
-    """Result of a campaign."""
+    """Result of `reproduce`: the campaign's record and pages, and why training stopped."""
 
     record: CampaignRecord
     page: Path
@@ -61,29 +61,29 @@ class Outcome:
     text: Path
     """Path of the Markdown page."""
     stopped: str = ""
-    """Reason for stopping before all claims were decided or had reached their limit; otherwise empty."""
+    """Reason why training stopped early; empty if all claims were decided or have all planned replicates."""
     wanted: frozenset[str] = frozenset()
     """Names of the requested claims."""
     planned: tuple[PlannedBlock, ...] = ()
-    """Next blocks in order, if the campaign was only planned."""
+    """The next blocks to train, in order, if the campaign was only planned; otherwise empty."""
 
     @property
     def failed(self) -> dict[str, str]:
-        """Reason of failure of each failed run that a requested claim depends on."""
+        """Error message of each failed run that a requested claim depends on, by run."""
         rested_on = {side.run for one in self.record.claims if one.name in self.wanted for side in (one.a, one.b)}
         return {run.name: run.failed for run in self.record.runs if run.failed and run.name in rested_on}
 
 
 @dataclass(frozen=True)
 class PlannedBlock:
-    """A planned block of replicates."""
+    """A block of replicates to train next, with its estimated time and the claims that need it."""
 
     run: str
     first: int
     last: int
-    """End of the replicates, exclusive."""
+    """Number after the last replicate of the block."""
     seconds: float
-    """Estimated time; shared trainings count for the first block."""
+    """Estimated time in seconds; a training that several blocks share counts for the first of them."""
     claims: tuple[str, ...]
     """Names of the claims that need the block."""
 
@@ -99,22 +99,22 @@ def reproduce(
     say: Say = lambda _: None,
     on_event: OnEvent | None = None,
 ) -> Outcome:
-    """Decide the claims of a campaign. Stored trainings are used again.
+    """Decide the claims of a campaign by training; trainings in the store are used again.
 
-    Finished blocks count if they have the run's precision, threads and devices, in any kernels; the record names these.
-    New blocks use the kernels of this machine.
+    A finished block of the store counts if it was trained with the run's precision, threads and devices. Its kernels
+    may differ, and are named in the record. New blocks use the kernels of this machine.
 
-    A run that fails (an empty layer, a loss that is not finite) does not stop the others: claims that depend on it stay
-    undecided, and the record has the reason.
+    If a run fails (an empty layer, a loss that is not finite), other runs continue. Claims that depend on the failed
+    run stay undecided, and the record has the reason.
 
     Args:
         campaign: the campaign.
-        options: where to train; precision and kernels are those of the campaign.
-        only: names of claims to decide; by default all. The record has the others too.
-        budget: seconds; no block begins that would likely end later.
-        dry: only plan, after a quick timing.
-        command: the command line that repeats it, for the record.
-        say: called with a line of progress.
+        options: where to train; precision and kernels are taken from the campaign instead.
+        only: names of claims to decide; by default all. The record contains all claims anyway.
+        budget: time limit in seconds; a block that is estimated to end later is not begun.
+        dry: whether to only plan, after a quick timing of training steps.
+        command: the command line that repeats the call, for the record.
+        say: called with each line of progress.
         on_event: called with each event of training.
 
     Raises:
@@ -139,7 +139,7 @@ def _choose_claims(campaign: Campaign, only: tuple[str, ...]) -> set[str]:
 
 
 class _CampaignState:
-    """State of a campaign: finished blocks, decisions, and the record."""
+    """Carries out a campaign: holds finished blocks and decisions, trains missing blocks, and writes the record."""
 
     def __init__(self, lab: Lab, campaign: Campaign, command: str, say: Say) -> None:
         self._lab, self._campaign, self._command, self._say = lab, campaign, command, say
@@ -164,7 +164,7 @@ class _CampaignState:
     # -- deciding ----------------------------------------------------------------------------------------------------
 
     def train_until_decided(self, wanted: set[str], end: float, *, dry: bool) -> str:
-        """Train block after block until all claims are decided; return why it stopped early, or an empty text."""
+        """Train block after block until all claims are decided; return the reason for an early stop, otherwise ""."""
         while True:
             decisions = [one for one in self.decisions() if one.claim.name in wanted]
             open_ones = [one for one in decisions if not self._failed.keys() & set(one.claim.runs)]
@@ -196,18 +196,18 @@ class _CampaignState:
                 self._add_failure(block, error)
 
     def _refresh(self) -> None:
-        """Add blocks that other processes have finished in this store."""
+        """Read blocks that other processes have finished in the store since the last call."""
         for name in self._done.refresh():
             self._twins.find_stored(name, self._done.runs[name])
             self._decided = []
 
     def _add_failure(self, block: Block, error: TicketryError) -> None:
-        """Record that a run failed; other runs continue."""
+        """Remember and print that the run of `block` failed with `error`."""
         self._failed[block.run] = str(error)
         self._say(f"{block.run} failed, and claims that depend on it stay undecided: {error}")
 
     def _estimate_block(self, block: Block, counted: set[str] | None = None) -> float:
-        """Return the estimated seconds of a block; 0 if the run fails when its first masks are computed."""
+        """Return the estimated seconds of a block; 0 if its run has failed, or fails while masks are computed."""
         if block.run in self._failed:
             return 0.0
         try:
@@ -217,12 +217,12 @@ class _CampaignState:
             return 0.0
 
     def _estimate_blocks(self, blocks: Sequence[Block]) -> float:
-        """Return the estimated seconds of blocks, one after the other; shared trainings count once."""
+        """Return the estimated seconds of training blocks one after the other; shared trainings count once."""
         counted = set[str]()
         return sum(self._estimate_block(block, counted) for block in blocks)
 
     def _plan_blocks(self, waiting: Mapping[Block, tuple[str, ...]]) -> tuple[PlannedBlock, ...]:
-        """Return the next blocks with their estimates; shared trainings count once."""
+        """Return the blocks in `waiting` with their estimated seconds; shared trainings count once."""
         counted = set[str]()
         return tuple(
             PlannedBlock(block.run, block.first, block.last, self._estimate_block(block, counted), claims)
@@ -230,7 +230,7 @@ class _CampaignState:
         )
 
     def decisions(self) -> list[Decision]:
-        """Return the decision of every claim from the finished blocks."""
+        """Return the decision of every claim, judged by the finished blocks."""
         if not self._decided:
             self._decided = self._decide()
         return self._decided
@@ -243,7 +243,7 @@ class _CampaignState:
         return decide(self._campaign.claims, self._done.runs, self._resolution, self._done.stable)
 
     def _estimate_remaining(self, decisions: list[Decision]) -> float:
-        """Return the estimated seconds of all blocks that undecided claims may still need."""
+        """Return the estimated seconds of all blocks that the undecided claims among `decisions` may still need."""
         runs = {run for one in decisions if one.needs_replicates for run in one.claim.runs}
         left = [block for run in runs for block in self._blocks_of_run(run)[self._done.counts[run] :]]
         return self._estimate_blocks(left)
@@ -279,7 +279,7 @@ class _CampaignState:
     # -- the record --------------------------------------------------------------------------------------------------
 
     def write(self) -> CampaignRecord:
-        """Write the current record and return it."""
+        """Write the campaign record with all blocks finished so far, and return the record."""
         self._refresh()
         with self._lock():
             self._merge_record(read_earlier_record(self._file, CampaignRecord))
@@ -289,7 +289,7 @@ class _CampaignState:
 
     @contextmanager
     def _lock(self) -> Iterator[None]:
-        """Lock the record against other processes."""
+        """Hold a lock file during a `with` block, so that no other process writes the campaign record."""
         lock = filelock.FileLock(self._file.with_name(f".{self._file.name}.lock"))
         with explain_os_errors(self._file, "write"):
             self._file.parent.mkdir(parents=True, exist_ok=True)
@@ -300,7 +300,7 @@ class _CampaignState:
             lock.release()
 
     def _merge_record(self, there: CampaignRecord | None) -> None:
-        """Add planned times and A/A trainings that other processes have written."""
+        """Add the planned times and the second-order trainings that other processes have written into the record."""
         planned = dict(there.planned if there else self._planned)
         for run, times in self._unwritten.items():
             planned[run] = planned.get(run, PlannedTime()).plus(times)

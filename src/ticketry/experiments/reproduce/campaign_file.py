@@ -1,4 +1,4 @@
-"""Campaign files: runs and claims as TOML, checked as a whole before anything is trained."""
+"""Read campaign files, which list runs and claims as TOML; check the whole file before anything is trained."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ T = TypeVar("T")
 _STABILITY = {"masks": ["none"], "splits": ["test"], "dense": False, "layers": False}
 """Default settings of a run's stability analysis."""
 _SEED = 20_000
-"""Seed of the first replicate, far from the seeds with which settings are tuned."""
+"""Seed of the first replicate; far from the small seeds that users tune settings with."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Campaign:
-    """A campaign file at one scale."""
+    """The contents of a campaign file at one scale: its runs, and the claims about them."""
 
     name: str
     title: str
@@ -44,9 +44,9 @@ class Campaign:
     text: str
     """Contents of the file."""
     precisions: Mapping[str, Precision]
-    """Precision of each run; explicit, so that all machines use the same one."""
+    """Precision of each run, never ``auto``, so that all machines use the same precision."""
     kernels: Mapping[str, str]
-    """Option `kernels` of each run; the machine decides which kernels that means."""
+    """Option `kernels` of each run; which kernels ``auto`` means depends on the machine."""
     runs: Mapping[str, SearchRequest]
     """Search of the first replicate of each run."""
     plans: Mapping[str, InterimAnalyses]
@@ -68,7 +68,7 @@ class Campaign:
 
 
 def built_in_campaigns() -> dict[str, Path]:
-    """Return the files of the library's campaigns, by name."""
+    """Return the paths of the library's campaign files, by name."""
     folder = Path(str(files("ticketry.experiments.reproduce"))) / "campaigns"
     return {path.stem: path for path in sorted(folder.glob("*.toml"))}
 
@@ -80,12 +80,12 @@ def campaigns_at_scale(scale: Scale) -> list[str]:
 
 
 def read_campaign(path: Path, scale: Scale, *, trust: bool = False) -> Campaign:
-    """Read a campaign at a scale, and check that every claim can be judged once its runs are finished.
+    """Read a campaign file at a scale, and check that every claim can be judged once its runs are finished.
 
     Args:
         path: the file, or the name of one of the library's campaigns.
-        scale: the scale.
-        trust: whether a user's file may name code, see docs/reproducibility.md.
+        scale: the scale: which runs and claims of the file to use.
+        trust: whether a user's file may name user code, see docs/reproducibility.md.
 
     Raises:
         UsageError: for a wrong entry, with the file and the key.
@@ -113,7 +113,7 @@ def read_campaign(path: Path, scale: Scale, *, trust: bool = False) -> Campaign:
 
 
 class _CampaignReader:
-    """Reads a campaign file at one scale, and checks its parts."""
+    """Builds the runs and claims of a campaign file at one scale, and checks them."""
 
     def __init__(self, path: Path, file: FileTable, scale: Scale, trust: bool) -> None:
         self.path, self.file, self._trust = path, file, trust
@@ -220,7 +220,7 @@ class _CampaignReader:
     # -- claims ------------------------------------------------------------------------------------------------------
 
     def claims(self) -> tuple[Hypothesis, ...]:
-        """Return the claims of the scale, one for each density; a replication names the claim that it repeats."""
+        """Return the claims of the scale, one for each density; link each replication to the claim that it repeats."""
         named = list(self._named_claims())
         made = [
             replace(one, again=self._find_original_claim(name, one, named)) if one.again else one for name, one in named
@@ -230,7 +230,7 @@ class _CampaignReader:
         return tuple(made)
 
     def _named_claims(self) -> Iterator[tuple[str, Hypothesis]]:
-        """Yield the claims of the scale with the names of their tables in the file."""
+        """Yield (name of the claim's table in the file, claim) for each claim of the scale and each density."""
         wanted = {name: claim for name, claim in self.file.claims.items() if self._scale_name in claim.scales}
         if not wanted:
             raise self._error_at("claims", f"none is made at the scale {self._scale_name}")
@@ -247,7 +247,7 @@ class _CampaignReader:
                 yield name, self._with_place_in_errors(place, partial(self._read_claim, told, claim, found))
 
     def _find_original_claim(self, name: str, claim: Hypothesis, claims: Sequence[tuple[str, Hypothesis]]) -> str:
-        """Return the name of the claim that a replication repeats: at the same density, or the only one."""
+        """Return the name of the claim that a replication repeats: the claim of the same density, or the only claim."""
         place = f"claims.{name}"
         named = [one for table, one in claims if table == claim.again]
         found = [one for one in named if one.density == claim.density] or (named if len(named) == 1 else [])
@@ -348,7 +348,7 @@ class _CampaignReader:
         return Side(side.run, side.role, level)
 
     def _check_role(self, side: SideTable, density: float | None, metric: str) -> None:
-        """Raise `UsageError` if a run has no network of this role, or a stability analysis does not measure it."""
+        """Raise `UsageError` if the side's run has no network of the side's role, or no `metric` of this network."""
         if metric not in STABILITY:
             roles = (TICKET, DENSE, *self.runs[side.run].controls)
             if side.role not in roles:
@@ -383,7 +383,7 @@ class _CampaignReader:
 
 
 def _planned_density(level: int, planned: Mapping[float, int]) -> float:
-    """Return the planned density of the tickets of a level; 1 if it is not known."""
+    """Return the planned density of the tickets of a level; 1 if the density is not known beforehand."""
     return next((density for density, one in planned.items() if one == level), 1.0)
 
 
@@ -398,7 +398,7 @@ class SideTable(Struct, forbid_unknown_fields=True):
     role: str = TICKET
     value: Number | None = None
     density: Density | str | None = None
-    """Density, if it is not that of the claim."""
+    """Density of the tickets, if it differs from the claim's density."""
     level: int | None = None
     """Level of tickets whose density is not known before the search; -1 for the last."""
 
@@ -419,7 +419,7 @@ class ClaimTable(Struct, forbid_unknown_fields=True):
     confidence: float = 0.95
     family: str = ""
     again: str = ""
-    """Claim that this one repeats on fresh replicates, at the same density."""
+    """Name of an earlier claim that this claim repeats on fresh replicates, at the same density."""
     scales: tuple[Scale, ...] = SCALES
 
 
@@ -463,9 +463,9 @@ class OtherBaseTable(SearchTable):
 class ScaleTable(Struct, forbid_unknown_fields=True):
     runs: dict[str, RunTable]
     base: BaseTable = msgspec.field(default_factory=BaseTable)
-    """Defaults of the runs."""
+    """Default entries of the runs."""
     bases: dict[str, OtherBaseTable] = {}
-    """Alternative defaults, such as another network or data set, which a run names as ``base``."""
+    """Alternative defaults by name, such as another network or data set; a run chooses one with its entry ``base``."""
     interim: tuple[int, ...] = INTERIM
     densities: dict[str, Density] = {}
 
@@ -483,11 +483,11 @@ _NAMED: dict[str, type[Struct]] = {
     "runs": RunTable,
     "bases": OtherBaseTable,
 }
-"""Types of the tables whose entries have names chosen by the user."""
+"""Tables whose keys are names chosen by the user, with the type of their values."""
 
 
 def decode_file(tables: Mapping[str, Any], path: Path) -> FileTable:
-    """Decode the tables of a campaign file; `UsageError` with the file and key for a wrong type."""
+    """Decode the tables of a campaign file; raise `UsageError` with the file and key for a wrong type."""
     try:
         return convert(tables, FileTable)
     except ValidationError as error:
@@ -496,7 +496,7 @@ def decode_file(tables: Mapping[str, Any], path: Path) -> FileTable:
 
 
 def _locate_error(tables: Mapping[str, Any], error: ValidationError) -> tuple[str, str]:
-    """Return the key and the text of an error; msgspec omits table names, so each table is decoded alone."""
+    """Return the key and the message of an error; decode named tables alone to find the name that msgspec omits."""
     why, _, path = str(error).partition(" - at `")
     place = path.rstrip("`").removeprefix("key in ").removeprefix("$").removeprefix(".")
     named, _, _ = place.partition("[...]")
@@ -510,15 +510,16 @@ def _locate_error(tables: Mapping[str, Any], error: ValidationError) -> tuple[st
 
 
 COSTS = {"steps": "steps", "flops": "FLOPs", "seconds": "s", "memory": "B"}
-"""Costs of a network that a claim may compare instead of the metric, with their units. Lower is better; memory is the
+"""Costs of a network that a claim may compare instead of the metric, with their units. Lower is better. Memory is the
 peak over all phases of training."""
 DENSITY = "density"
-"""Name of the metric that compares densities, for methods that find the density; lower is better."""
+"""Name of the metric for claims that compare densities, for methods that choose the density; lower is better."""
 STABILITY = ("barrier", "order-distance", "pruning-distance")
-"""Quantities of runs with ``stability`` that a claim may compare, lower is better: the error barrier between two
-trainings with different data orders, their L2 distance, and the distance to the dense network pruned after training."""
+"""Quantities that a claim may compare for runs with ``stability``: the error barrier between two trainings with
+different data orders, their L2 distance, and the L2 distance to the dense network pruned after training. Lower is
+better."""
 VALUE = "number"
-"""Role of a side that is a number."""
+"""Role of a side that is a fixed number."""
 
 
 @dataclass(frozen=True)
@@ -528,9 +529,9 @@ class Side:
     run: str
     role: str
     level: int | None
-    """Level of the run's tickets; 0 for the dense network, None for the last level."""
+    """Level of the compared tickets; 0 for the dense network, None for the last level."""
     value: float | None = None
-    """Number to compare with, instead of a run."""
+    """Fixed number to compare with, instead of a run."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -554,18 +555,18 @@ class Hypothesis:
     plan: InterimAnalyses
     """Numbers of replicates at which the hypothesis is judged."""
     again: str = ""
-    """Name of the claim that it repeats."""
+    """Name of the claim that this claim repeats; empty if it is no replication."""
 
     @property
     def runs(self) -> tuple[str, ...]:
-        """Names of the runs that it depends on."""
+        """Names of the runs that the claim compares."""
         return tuple(dict.fromkeys(side.run for side in (self.a, self.b) if side.value is None))
 
 
 def check_replication(claim: Hypothesis, claims: Sequence[Hypothesis], replicates: Mapping[str, range]) -> None:
-    """Raise `UsageError` if a replication shares replicates with the claim that it repeats, or repeats itself.
+    """Raise `UsageError` if a replication shares replicates with a claim that it repeats, or repeats itself.
 
-    Continuing a claim beyond its limit after its results were seen would not be a fair test.
+    Judging the same replicates again, after their results were seen, would not be a fair test.
 
     Args:
         claim: the replication.

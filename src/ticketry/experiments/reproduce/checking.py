@@ -1,7 +1,7 @@
 """Check a campaign: train randomly drawn networks again in an empty store, and compare the results.
 
-A row is one network of one replicate. The weights at its start (the dense network at the rewind step, or those of a
-control) are trained again too; its mask comes from the campaign.
+A row is one network of one replicate. Its weights before training (the dense network at the rewind step, or a control's
+own weights) are trained again too. Its mask is taken from the campaign's store.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ from ticketry.tasks.task import Task, json_key
 
 Found = Literal["same bits", "inside", "outside"]
 _MACHINE = ("ticketry", "torch", "platform", "processor", "processor_kind")
-"""Entries of the environment that must agree for equal bits, apart from the kernels. The name of a processor alone is
-not enough, since several generations share it."""
+"""Entries of the environment, apart from the kernels, that must agree if equal bits are expected. The name of the
+processor alone is not enough, since several processor generations share a name."""
 VARIANTS = (
     "ticketry.lab.training.variants",
     "ticketry.search.gating.gating",
@@ -52,7 +52,7 @@ ROWS = ("run", "network", "replicate", "weights kept, %", "told", "now", "interv
 
 @dataclass(frozen=True)
 class Row:
-    """One network of a campaign."""
+    """A trained network of one replicate of a campaign, with its recorded value."""
 
     run: str
     replicate: int
@@ -63,9 +63,9 @@ class Row:
     key: str
     """Key of the network's training segment."""
     value: float
-    """Value on the test split."""
+    """Recorded metric on the test split."""
     others: tuple[float, ...]
-    """Values of all replicates of the same network."""
+    """Recorded metrics of all replicates with the same run, level and role."""
 
 
 @dataclass(frozen=True)
@@ -74,17 +74,17 @@ class CheckedRow:
 
     row: Row
     value: float
-    """Value on the test split after training again."""
+    """Metric on the test split after training again."""
     interval: tuple[float, float] | None
-    """95 % prediction interval of one more replicate (Student's t); None for fewer than two replicates."""
+    """95 % prediction interval for the metric of one more replicate (Student's t); None below two replicates."""
     same_bits: bool
-    """Whether weights and value agree with the campaign."""
+    """Whether weights and metric equal the campaign's, bit for bit."""
     same_machine: bool
-    """Whether versions, processor and kernels agree, so that the bits must agree too."""
+    """Whether versions, processor and kernels equal the campaign's, so that equal bits are expected."""
 
     @property
     def found(self) -> Found:
-        """Result of the comparison: equal bits, or on another kind of machine inside or outside the interval."""
+        """Result of the comparison: same bits; inside the interval, on another kind of machine; or else outside."""
         if self.same_bits:
             return "same bits"
         if self.same_machine or self.interval is None:
@@ -113,14 +113,14 @@ def check(
     say: Callable[[str], None] = lambda _: None,
     on_event: OnEvent | None = None,
 ) -> list[CheckedRow]:
-    """Draw finished networks of a campaign at random, train each again in an empty store, and compare.
+    """Draw finished networks of a campaign at random, train each again in an empty store, and compare the results.
 
     Args:
         campaign: the campaign.
-        options: store of the campaign, to which only a text file is added, and place of training.
-        count: number of networks; all if there are fewer.
-        draw: seed of the draw.
-        say: called with a line of progress.
+        options: the campaign's store, to which only a text file is added, and where to train.
+        count: number of networks to draw; if fewer are finished, all of them are checked.
+        draw: seed of the random draw.
+        say: called with each line of progress.
         on_event: called with each event of training.
 
     Raises:
@@ -159,13 +159,13 @@ def check(
 
 
 def _user_modules(campaign: Campaign) -> set[str]:
-    """Return the modules of user-defined methods, the only user code that may be imported."""
+    """Return the modules that the campaign's user-defined methods reach; no other user code may be imported."""
     own = {request.method.name for request in campaign.runs.values() if METHODS.is_outside(request.method.name)}
     return set().union(*(find_reached_modules(METHODS.find_target(name)) for name in own))
 
 
 def finished_rows(campaign: Campaign, store: Store) -> Iterator[Row]:
-    """Yield a row for every network of the finished blocks."""
+    """Yield a row for every network in the finished blocks of a campaign."""
     for name, request in campaign.runs.items():
         metric = request.task.metric.name
         found = [
@@ -183,13 +183,13 @@ def finished_rows(campaign: Campaign, store: Store) -> Iterator[Row]:
 
 
 def _has_training(store: Store, row: Row) -> bool:
-    """Return whether the store has the training of a row; a bundle without masks omits it."""
+    """Return whether the store has the training result of a row; bundles without masks omit such results."""
     trajectory, _, step = row.key.partition("@")
     return store.load_valid_result(trajectory, int(step)) is not None
 
 
 def retrain_row(lab: Lab, task: Task, row: Row, sources: StoredTrainings) -> CheckedRow:
-    """Train a row's network again in the lab's empty store, after the trainings that produced its initial weights."""
+    """Train a row's network again in the lab's empty store; first train whatever produced its initial weights."""
     trajectory, _, step = row.key.partition("@")
     recorded = sources.record(trajectory, int(step))
     result = _retrain(lab, task, trajectory, int(step), sources, measure=True)
@@ -206,7 +206,7 @@ def retrain_row(lab: Lab, task: Task, row: Row, sources: StoredTrainings) -> Che
 
 
 def prediction_interval(values: Sequence[float]) -> tuple[float, float] | None:
-    """Return the 95 % prediction interval of one more normal value; None for fewer than two values."""
+    """Return the 95 % prediction interval for one more value of a normal sample; None for fewer than two values."""
     n = len(values)
     if n < 2:
         return None
@@ -217,7 +217,7 @@ def prediction_interval(values: Sequence[float]) -> tuple[float, float] | None:
 
 
 class StoredTrainings:
-    """Reads trainings from the store of a campaign."""
+    """Reads trainings and files from the store of a campaign."""
 
     def __init__(self, store: Store, modules: Container[str] = ()) -> None:
         """Create a reader.
@@ -229,14 +229,14 @@ class StoredTrainings:
         self._store, self._modules = store, modules
 
     def record(self, trajectory: str, step: int) -> dict[str, Any]:
-        """Return the result of a training; `StoreError` if the store lacks it."""
+        """Return the stored result of a training up to `step`; raise `StoreError` if the store lacks this result."""
         found = self._store.load_valid_result(trajectory, step)
         if found is None:
             raise StoreError(f"the training {trajectory[:12]}… is not in {self._store.paths.root}: unpack the bundle")
         return found
 
     def segment(self, trajectory: str, step: int) -> dict[str, Any]:
-        """Return the description of a segment, after importing the variants of training that it needs."""
+        """Return the description of a training segment; first import the variants of training that it needs."""
         described = dict(self.record(trajectory, step)["segment"])
         for each in described["variants"]:
             place = str(each.get("place", ""))
@@ -245,13 +245,13 @@ class StoredTrainings:
         return described
 
     def blob(self, digest: str) -> bytes | None:
-        """Return a file of the store; None if a bundle omitted it."""
+        """Return the contents of the file with this digest; None if the store lacks the file."""
         return self._store.get_bytes(digest) if self._store.has(digest) else None
 
     def find_producer(self, digest: str, task: Task) -> tuple[str, int] | None:
-        """Return trajectory and step of the training that produced weights or an optimiser's state; None if unknown.
+        """Return (trajectory, step) of the training that produced the weights or state with a digest; None if unknown.
 
-        Several trainings may have produced the same weights, such as initial ones; the simplest is returned.
+        If several trainings produced the same file, such as initial weights, return the simplest training.
         """
         key = json_key(task)
         made = [one for one in self._producers.get(digest, ()) if one.task == key]
@@ -273,12 +273,12 @@ class StoredTrainings:
 
 @dataclass(frozen=True)
 class _Producer:
-    """A training that produced some weights."""
+    """A training that produced stored weights or an optimiser's state."""
 
     trajectory: str
     step: int
     variants: int
-    """Number of its variants of training."""
+    """Number of variants of training that it used."""
     task: dict[str, Any]
 
 

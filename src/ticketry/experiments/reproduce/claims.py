@@ -1,9 +1,9 @@
 """Judge claims by the finished replicates, with the tests and interim analyses of `ticketry.evidence`.
 
-"A minus B is above x" is the question of `evidence.verdict` whether a network is as good as another but for a margin m,
-asked of A and of B + x + m: answered yes where A - B is shown to be above x (confirmed), and no where it is shown to be
-below (refuted). Every claim is judged at the planned numbers of replicates alone; claims of a family are corrected
-together by Holm; a replication keeps the family size of the claim that it repeats.
+`evidence.verdict` tests whether one network is as good as another up to a margin m. For the claim "A - B is above x",
+A is tested against B + x + m: the claim is confirmed if A - B is shown to be above x, and refuted if A - B is shown to
+be below x. A claim is judged only at the planned numbers of replicates. Holm's method corrects the claims of a family
+together. A replication keeps at least the family size of the claim that it repeats.
 """
 
 from __future__ import annotations
@@ -28,22 +28,22 @@ from ticketry.report.tables.results import summarise
 
 Found = Literal["confirmed", "refuted", "undecided"]
 _OF_COSTS = {"steps": 1.0, "flops": 1.0, "memory": 1.0}
-"""Resolution of counted costs, so that equal differences in all replicates decide a claim."""
+"""Resolution of costs that are counted: with it, a difference that is equal in all replicates can decide a claim."""
 _DENSITY_STEP = 1e-6
 _WORDS: dict[str, Found] = {"yes": "confirmed", "no": "refuted", "undecided": "undecided"}
 
 
 @dataclass(frozen=True)
 class Decision:
-    """A claim with its values and its verdict."""
+    """A claim with the values of both sides, and its verdict."""
 
     claim: Hypothesis
     a: tuple[float, ...]
     b: tuple[float, ...]
     verdict: Verdict | None
-    """Verdict; None before the first planned analysis."""
+    """Verdict of the claim; None before the first planned analysis."""
     unknown: str = ""
-    """Reason why more training cannot decide it: a replicate lacks the metric; otherwise empty."""
+    """Reason why more training cannot decide the claim (a replicate lacks the metric); otherwise empty."""
 
     @property
     def found(self) -> Found:
@@ -56,15 +56,15 @@ class Decision:
 
     @property
     def needs_replicates(self) -> bool:
-        """Whether more replicates may decide it."""
+        """Whether the claim is undecided, and more replicates may decide it."""
         return self.found == "undecided" and not self.unknown
 
     def to_record(self, seconds: float, noise: Sequence[float] = (), noise_missing: int = 0) -> campaign_record.Claim:
         """Return the claim's entry in the campaign record.
 
         Args:
-            seconds: time of training.
-            noise: differences of the dense networks between two data orders.
+            seconds: time of training for the claim.
+            noise: differences of the metric between two data orders of each dense network.
             noise_missing: number of replicates without such a difference.
         """
         claim, made = self.claim, self.verdict
@@ -95,13 +95,13 @@ class Decision:
 
 
 def _side_record(claim: Hypothesis, side: Side, values: tuple[float, ...]) -> campaign_record.Side:
-    """Return the entry of one side in the record; with its level if the claim has no density."""
+    """Return the record's entry for one side of a claim; it names the level if the claim has no density."""
     by_level = claim.density is None and side.role != DENSE
     return campaign_record.Side(side.run, side.role, values, side.level if by_level else None)
 
 
 _SAME = [one.name for one in dataclasses.fields(Hypothesis) if one.name not in ("a", "b", "plan")]
-"""Fields that a hypothesis and its record share."""
+"""Fields that a hypothesis and its entry in the record share."""
 
 
 def decide(
@@ -113,10 +113,10 @@ def decide(
     """Return the decision of each claim from the finished blocks of replicates.
 
     Args:
-        claims: all claims, so that families are corrected together.
-        records: finished blocks of each run, in order.
-        resolution: smallest step of the metric of each run.
-        stable: stability analyses of the same blocks, for runs that have them.
+        claims: all claims, since the claims of a family are corrected together.
+        records: records of the finished blocks of each run, in order.
+        resolution: smallest possible difference of each run's metric; None if there is no such step.
+        stable: stability analyses of the same blocks, for runs with such analyses.
     """
     made = [_judge(claim, records, resolution, stable or {}) for claim in claims]
     sizes = family_sizes(claims)
@@ -133,10 +133,10 @@ def decide(
 
 
 def family_sizes(claims: Sequence[Hypothesis]) -> list[int]:
-    """Return for each claim the number of hypotheses in its multiple-testing correction.
+    """Return, for each claim, the number of hypotheses in its multiple-testing correction.
 
-    This is the size of its family. A replication keeps at least the family size of the claim that it repeats: which
-    claims are repeated is chosen by their results, and a small family of them would be easier to pass.
+    This is the size of the claim's family. A replication keeps at least the family size of the claim that it repeats:
+    claims to repeat are chosen by their results, and a smaller family would make their test easier.
     """
     members = Counter(claim.family for claim in claims)
     named = {claim.name: claim for claim in claims}
@@ -179,7 +179,7 @@ def _judge(
 
 
 def _count_known(claim: Hypothesis, a: Sequence[float], b: Sequence[float]) -> tuple[int, str]:
-    """Return the number of replicates with both values, and which value the next trained replicate lacks."""
+    """Return how many replicates in sequence have finite values of both sides, and the reason why the next has not."""
     for n, values in enumerate(zip(a, b, strict=False)):
         for side, value in zip((claim.a, claim.b), values, strict=True):
             if not isfinite(value):
@@ -188,7 +188,7 @@ def _count_known(claim: Hypothesis, a: Sequence[float], b: Sequence[float]) -> t
 
 
 def _metric_resolution(claim: Hypothesis, resolution: Mapping[str, float | None]) -> float | None:
-    """Return the resolution of a claim's metric; None for seconds and distances."""
+    """Return the smallest possible difference of a claim's metric; None for seconds and distances."""
     if claim.metric in STABILITY and claim.metric != "barrier":
         return None
     if claim.metric in COSTS:
@@ -213,12 +213,12 @@ def _compute_verdict(claim: Hypothesis, a: Sequence[float], b: Sequence[float], 
 
 
 def _empty_verdict(claim: Hypothesis) -> Verdict:
-    """Return the verdict of a claim without replicates: p-values of 1, which count in its family's correction."""
+    """Return the verdict of a claim without replicates; with p-values of 1, it counts in its family's correction."""
     return _compute_verdict(claim, [100.0], [100.0], 1.0)
 
 
 def _stability_values(claim: Hypothesis, side: Side, blocks: Sequence[StabilityRecord]) -> tuple[float, ...]:
-    """Return a quantity of stability of each replicate, block by block."""
+    """Return a claim's stability metric for one side, for each replicate of the blocks in order."""
     found = []
     for record in blocks:
         rows = {(row.replicate, row.level): row for row in record.rows if row.role == side.role}
@@ -237,7 +237,7 @@ def _stability_value(metric: str, row: StabilityRow) -> float:
 
 
 def _side_values(claim: Hypothesis, side: Side, blocks: Sequence[RunRecord]) -> tuple[float, ...]:
-    """Return the metric of each replicate, block by block."""
+    """Return a claim's metric for one side, for each replicate of the blocks in order."""
     found = []
     for record in blocks:
         level = side.level
@@ -259,13 +259,13 @@ def _network_value(claim: Hypothesis, role: str, level: int, replicate: int, rec
 
 
 def network_cost(point: Point, what: str) -> float:
-    """Return steps, FLOPs, seconds or bytes of memory that a network needed; NaN if not measured."""
+    """Return the cost `what` (steps, FLOPs, seconds or bytes of memory) of a network; NaN if it was not measured."""
     value = getattr(point.phases.total, what) if point.phases else None
     return float("nan") if value is None else float(value)
 
 
 def method_table(campaign: Campaign, done: Mapping[str, Sequence[RunRecord]]) -> Iterator[MethodRow]:
-    """Yield a row for each dense network (once for each task and recipe) and for each level's tickets and controls."""
+    """Yield a table row for each level's tickets and controls, and once for each dense network that runs share."""
     seen = set[str]()
     for name, request in campaign.runs.items():
         points: dict[tuple[int, str], list[Point]] = {}

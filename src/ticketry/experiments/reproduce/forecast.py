@@ -1,4 +1,4 @@
-"""Forecast how long blocks of a campaign take: from their plan, finished blocks, and a short timing of steps."""
+"""Estimate how long blocks of a campaign take, from their plan, finished blocks, and a short timing of steps."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ class Work:
     trainings: int = 0
 
     def minus(self, other: Work) -> Work:
-        """Return the difference of both numbers, at least 0."""
+        """Return the steps and trainings that remain after subtracting `other`, at least 0."""
         return Work(max(self.steps - other.steps, 0), max(self.trainings - other.trainings, 0))
 
     def times(self, count: int) -> Work:
-        """Return both numbers multiplied by `count`."""
+        """Return the steps and trainings multiplied by `count`."""
         return Work(count * self.steps, count * self.trainings)
 
     def __add__(self, other: Work) -> Work:
@@ -47,29 +47,30 @@ class Work:
 
 @dataclass(frozen=True)
 class Pace:
-    """Speed of training with all workers busy."""
+    """Speed of training while all workers are busy."""
 
     step: float
     """Seconds per step."""
     training: float = 0.0
-    """Seconds of a training apart from its steps: evaluation, reading, writing."""
+    """Seconds of a training that are not steps: evaluation, reading, writing."""
 
     def seconds(self, work: Work) -> float:
-        """Return the seconds of work in sequence."""
+        """Return the seconds that `work` takes if it is done in sequence."""
         return work.steps * self.step + work.trainings * self.training
 
 
 class TimeEstimator:
-    """Estimates the time of blocks.
+    """Estimates the seconds of blocks.
 
-    A run with a finished block continues at the pace of that block. Before that, every step takes as long as the first
-    steps of its dense networks, so that runs in sparse kernels or with gates are estimated roughly. Trainings that runs
-    share, other than dense networks, count for each of them.
+    A run with a finished block is assumed to continue at the pace of this block. Before its first block is finished, a
+    step is assumed to take as long as a step of its dense networks; this is rough for runs in sparse kernels or with
+    gates. Dense networks that several runs share count once; other shared trainings count for each run.
 
     Args:
         lab: where to train.
         campaign: the campaign.
-        twins: returns the replicates up to a block's last that need a dense network in the second order.
+        twins: function that returns the replicates up to the end of a block that lack a dense network in the second
+            data order.
     """
 
     def __init__(self, lab: Lab, campaign: Campaign, twins: Callable[[Block], Sequence[int]]) -> None:
@@ -81,12 +82,12 @@ class TimeEstimator:
         self._there: dict[Block, Work] = {}
 
     def add(self, block: Block, seconds: float, trained: Work, shared: Work) -> None:
-        """Add the timing of a finished block.
+        """Learn a run's pace from a finished block.
 
         Args:
             block: the block.
-            seconds: elapsed time.
-            trained: trainings that were not in the store.
+            seconds: elapsed seconds.
+            trained: work of the trainings that were not in the store.
             shared: result of `dense_work` before the block began.
         """
         own, seconds = trained.minus(shared), seconds - self._estimate_work(block, shared, dense=True)
@@ -94,11 +95,11 @@ class TimeEstimator:
             self._seen[block.run] = Pace(seconds / own.steps)
 
     def estimate(self, block: Block, counted: set[str] | None = None) -> float:
-        """Return the estimated seconds of the trainings of a block that the store lacks.
+        """Return the estimated seconds of the block's trainings that the store lacks.
 
         Args:
             block: the block.
-            counted: keys of dense networks counted for other blocks; those of this block are added.
+            counted: keys of dense networks that other blocks have counted; the keys of this block are added to it.
         """
         known = set[str]() if counted is None else counted
         every = planned_work(self._lab, block.request(self._campaign), self._campaign.stability.get(block.run))
@@ -106,7 +107,7 @@ class TimeEstimator:
         return self._estimate_work(block, left) + self._estimate_work(block, self.dense_work(block, known), dense=True)
 
     def _stored_work(self, block: Block) -> Work:
-        """Return the stored work of a block without dense networks, as found at the first call."""
+        """Return the work of a block that is in the store, apart from dense networks; computed at the first call."""
         whole = self._dense_of_block(block)
         if len(self._missing_segments(whole)) == len(whole):
             return Work()  # without dense networks there is nothing else
@@ -116,7 +117,7 @@ class TimeEstimator:
         return self._there[block]
 
     def _dense_of_block(self, block: Block) -> list[Segment]:
-        """Return the dense trainings of a block, in the first data order."""
+        """Return the training segments of a block's dense networks, in the first data order."""
         return self._dense_segments(block.run, range(block.first, block.last))
 
     def _dense_segments(self, run: str, replicates: Sequence[int]) -> list[Segment]:
@@ -128,9 +129,9 @@ class TimeEstimator:
         return [one for one in segments if self._lab.store.load_valid_result(one.trajectory, one.last) is None]
 
     def dense_work(self, block: Block, counted: set[str] | None = None) -> Work:
-        """Return the work of a block's missing dense networks, in both data orders.
+        """Return the work of the block's dense networks, in both data orders, that the store lacks.
 
-        In the second order, earlier replicates count too, since a bundle may lack them.
+        In the second data order, replicates of earlier blocks count too, since a bundle may lack them.
         """
         whole, known = self._dense_of_block(block), set[str]() if counted is None else counted
         twins = [
@@ -149,11 +150,11 @@ class TimeEstimator:
         return self._dense_pace(block.run).seconds(work) / self._side_by_side(block.last - block.first)
 
     def _side_by_side(self, replicates: int) -> int:
-        """Return the number of networks that are trained at once."""
+        """Return how many of `replicates` networks the lab trains at the same time."""
         return min(max(self._lab.workers, 1), replicates)
 
     def _dense_pace(self, run: str) -> Pace:
-        """Return the pace of a run's dense networks, from a timing of their first steps."""
+        """Return the pace of a run's dense networks; at the first call, time their first steps."""
         whole = self._dense_segments(run, range(self._side_by_side(self._campaign.plans[run].at[0])))
         if (key := whole[0].key) not in self._pace:
             self._pace[key] = measure_pace(self._lab, whole)
@@ -161,19 +162,19 @@ class TimeEstimator:
 
 
 _WARM, _FIRST, _MOST = 3, 100, 1000
-"""Steps before the timing; timed steps on other machines; and the most timed steps."""
+"""Number of steps before the timing; of timed steps on other machines; and largest number of timed steps."""
 _LONG_ENOUGH = 1.0
-"""Seconds of steps after which the timing ends."""
+"""Seconds of timed steps after which the timing ends."""
 _FORWARD = 1 / 3
 """Fraction of a step's time in the forward pass."""
 
 
 def measure_pace(lab: Lab, whole: Sequence[Segment]) -> Pace:
-    """Time the first steps of dense trainings, side by side.
+    """Time the first steps of dense trainings that run at the same time, and return their pace.
 
-    Stored times may come from another machine or another load. Local workers train in a temporary store, for twice as
-    many steps each time, until a second is timed. Workers on other machines cannot reach such a store: they train the
-    first steps in the lab's store, where the search continues them.
+    Times in the store are not used, since they may come from another machine or another load. Local workers train in a
+    temporary store, and double the steps until a second is timed. Workers on other machines cannot reach a temporary
+    store: they train the first steps in the lab's store, and the search continues from there.
     """
     if lab.on not in (PROCESSES, IN_PROCESS):
         first = [one.until(min(_FIRST, one.last)) for one in whole]
@@ -199,9 +200,9 @@ def measure_pace(lab: Lab, whole: Sequence[Segment]) -> Pace:
 
 
 def planned_work(lab: Lab, request: SearchRequest, stability: StabilitySettings | None = None) -> Work:
-    """Return the work of one replicate apart from its dense network.
+    """Return the planned work of one replicate, apart from its dense network.
 
-    This is the search, its controls, and the networks that a stability analysis trains in a second data order.
+    The work consists of the search, its controls, and the networks of a stability analysis.
     """
     whole = dense_segment(lab, request)
     planned, tickets = request.plan or [Training(level=1)], request.tickets or [Training(level=1)]
@@ -223,9 +224,10 @@ def dense_segment(lab: Lab, request: SearchRequest, replicate: int = 0) -> Segme
 
 
 def stored_work(lab: Lab, request: SearchRequest) -> Work:
-    """Return the stored work of a search, by running it until a training is missing.
+    """Return the work of a search that is in the store: run the search until a training is missing.
 
-    Masks are computed and stored on the way. Dense networks do not count. Trainings whose weights a bundle omitted do.
+    On the way, masks are computed and stored. Dense networks do not count. Stored results count also without weights,
+    which a bundle omits.
     """
     there: dict[str, int] = {}
 
@@ -243,7 +245,7 @@ def stored_work(lab: Lab, request: SearchRequest) -> Work:
 
 
 def _replay_search(lab: Lab, request: SearchRequest) -> None:
-    """Run a search of one replicate and its controls from stored trainings alone."""
+    """Run a search of one replicate and its controls, as far as stored trainings suffice."""
 
     def add(_: int, found: Found) -> None:
         if found.mask is None:

@@ -1,7 +1,8 @@
 """A/A comparison: train the dense network of each replicate again in a second data order.
 
-The difference between the two is shown beside every claim, as the effect of chance alone. The second network has its
-replicate's initialisation and the second order of `evidence.stability`, whose training it shares.
+The difference between both trainings is shown beside every claim, as the effect of chance alone. The second training
+starts from the replicate's own initialisation, and uses the second data order of `evidence.stability`; a stability
+analysis and the A/A comparison share this training.
 """
 
 from __future__ import annotations
@@ -25,12 +26,12 @@ from ticketry.records.run import RunRecord
 
 
 class SecondOrders:
-    """Dense networks of a campaign in the second data order.
+    """Finds and trains the dense networks of a campaign in the second data order.
 
     Args:
         lab: where to train.
         campaign: the campaign.
-        known: trainings in the campaign's earlier record.
+        known: second-order trainings in the campaign's earlier record.
     """
 
     def __init__(self, lab: Lab, campaign: Campaign, known: Iterable[SecondOrderRun]) -> None:
@@ -40,18 +41,18 @@ class SecondOrders:
 
     @property
     def rows(self) -> tuple[SecondOrderRun, ...]:
-        """All known trainings, as rows of the record."""
+        """All known second-order trainings, as rows of the campaign record."""
         return tuple(self._found[key] for key in sorted(self._found))
 
     def merge(self, others: Iterable[SecondOrderRun]) -> None:
-        """Add trainings that another process has found or made."""
+        """Add second-order trainings that another process has found or trained."""
         for one in others:
             mine = self._found.get((one.of, one.replicate))
             if one.of in self._of.values() and (mine is None or (one.trained and not mine.trained)):
                 self._found[one.of, one.replicate] = one
 
     def find_stored(self, run: str, blocks: Sequence[RunRecord]) -> None:
-        """Add stored trainings of finished blocks, from a bundle or another command."""
+        """Add second-order trainings for finished blocks that are already in the store."""
         metric = self._campaign.runs[run].task.metric.name
         for replicate, dense_one in enumerate(_dense_points(blocks)):
             if (self._of[run], replicate) in self._found or not dense_one.key:
@@ -69,11 +70,11 @@ class SecondOrders:
                 )
 
     def missing(self, block: Block) -> list[int]:
-        """Return the replicates up to the end of a block that lack a second training; equal runs share them."""
+        """Return the replicates up to the block's end that lack a second-order training; equal runs share trainings."""
         return [one for one in range(block.last) if (self._of[block.run], one) not in self._found]
 
     def train(self, block: Block) -> None:
-        """Train the missing dense networks of a block and of earlier blocks."""
+        """Train the missing second-order networks of `block` and of earlier blocks of its run."""
         unknown, run = self.missing(block), self._campaign.runs[block.run]
         began, of, metric = time.monotonic(), self._of[block.run], run.task.metric.name
         segments = [self._segment(block.run, replicate) for replicate in unknown]
@@ -94,7 +95,7 @@ class SecondOrders:
             )
 
     def differences(self, decision: Decision, done: Mapping[str, Sequence[RunRecord]]) -> tuple[float, ...]:
-        """Return second minus first order for each trained replicate, for a claim about the task's metric."""
+        """Return each replicate's metric in the second minus the first order; empty for a claim on another quantity."""
         claim = decision.claim
         if not has_order_comparison(claim):
             return ()
@@ -114,12 +115,12 @@ def has_order_comparison(claim: Hypothesis) -> bool:
 
 
 def dense_values(blocks: Sequence[RunRecord], metric: str) -> list[float]:
-    """Return the dense networks' values on the test split, by replicate."""
+    """Return the test metric of each replicate's dense network, in order of replicates."""
     return [one.metric(metric) for one in _dense_points(blocks)]
 
 
 def _dense_points(blocks: Sequence[RunRecord]) -> list[Point]:
-    """Return the rows of the dense networks, by replicate."""
+    """Return the record's row of each replicate's dense network, in order of replicates."""
     return [
         next(one for one in record.points if (one.replicate, one.role) == (replicate, DENSE))
         for record in blocks
@@ -128,7 +129,7 @@ def _dense_points(blocks: Sequence[RunRecord]) -> list[Point]:
 
 
 def _dense_digest(campaign: Campaign, run: str) -> str:
-    """Return a digest of task, recipe, seeds and arithmetic, which determine a run's dense networks."""
+    """Return a digest of everything that determines a run's dense networks: task, recipe, seeds and arithmetic."""
     request = campaign.runs[run]
     precision, together = campaign.precisions[run], non_default_choices(precision="fp32", **campaign.together)
     parts = [dict(request.task.key()), asdict(request.recipe), asdict(request.seeds), precision]
