@@ -29,7 +29,7 @@ import torch
 from torch import nn
 
 import ticketry as tk
-from flips import FILES, flip, made, nothing_is_wrong, trials
+from flips import FILES, flip, make_store, nothing_is_wrong, trials
 from ticketry.cli import main
 from ticketry.core.structure.plans import ShrinkPlan
 from ticketry.errors import TicketryError
@@ -55,7 +55,7 @@ def is_found(store: Path) -> bool:
 
 def of_a_store(folder: Path, flips: int, repairs: int, seed: int) -> dict[str, Counter[str]]:
     """Flips by kind of file."""
-    store = made(folder / "store")
+    store = make_store(folder / "store")
     counts = {}
     for pattern in FILES:
         counts[pattern] = found = Counter[str]()
@@ -117,7 +117,7 @@ def run(flips: int, repairs: int, seed: int) -> dict[str, dict[str, int]]:
         file = fast.save(folder / "model.tk")
         wanted = fast(inputs)
         found["model.tk"] = of_a_file(file, lambda: torch.equal(tk.engine.load(file)(inputs), wanted), flips, seed)
-        bundle = tk.store.pack((), folder / "results.tkz", store=made(folder / "packed")).path
+        bundle = tk.store.pack((), folder / "results.tkz", store=make_store(folder / "packed")).path
         whole = unpacked(bundle)
         found["results.tkz"] = of_a_file(bundle, lambda: unpacked(bundle) == whole, flips, seed)
         plan = ShrinkPlan({"w": (6, 2)}, {"w": {0: (0, 2, 5)}}, {"layer": {"out_features": 3}})

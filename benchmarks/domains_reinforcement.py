@@ -92,7 +92,7 @@ def steps_rows(arguments: argparse.Namespace) -> list[Row]:
 def _ours(count: int, copies: int) -> float:
     """Process seconds of so many environment steps with their updates, by the lab's loop."""
 
-    from lab_loop import begun
+    from lab_loop import start_loop
 
     from ticketry.lab.training.precision import Arithmetic
     from ticketry.lab.training.segment import Segment, Start
@@ -122,7 +122,7 @@ def _ours(count: int, copies: int) -> float:
         order_seed=1,
         arithmetic=Arithmetic(),
     )
-    loop = begun(segment, task.course())
+    loop = start_loop(segment, task.course())
     loop.train_until(1, lambda: None)  # the warm-up is not counted
     began = time.process_time()
     loop.train_until(updates + 1, lambda: None)

@@ -15,7 +15,7 @@ from collections.abc import Callable
 
 import torch
 from common import Row, alternating, main, one_thread, parser, ratio_row, timed
-from lab_loop import begun
+from lab_loop import start_loop
 from torch import Tensor, nn
 
 import ticketry as tk
@@ -68,7 +68,7 @@ def lab_case(task: tk.Task, examples: tk.Split, recipe: tk.Recipe, epochs: int) 
         arithmetic=choose_arithmetic(task.build(), device="cpu"),
     )
     course = Supervised(task, tk.Splits(examples, examples, examples))
-    loop = begun(segment, course)
+    loop = start_loop(segment, course)
 
     def tick() -> None:
         time.monotonic()  # as the lab does after each step, for progress and checkpoints

@@ -76,11 +76,11 @@ def trial(search: Search, bucket: str, draw: random.Random) -> Counter[str]:
         child.wait()
         counts["kills"] += 1
         attempt += 1
-    wrong = [] if child.code == 0 else [f"code {child.code}: {child.told()[1][-800:]}"]
+    wrong = [] if child.code == 0 else [f"code {child.code}: {child.read_output()[1][-800:]}"]
     if not wrong:
         copying = _child(["store", "copy", f"s3://{bucket}/of/us", "store", "--json"], work, place / "cache-0")
         copying.wait()
-        wrong = [] if copying.code == 0 else [f"copy: {copying.told()[1][-800:]}"]
+        wrong = [] if copying.code == 0 else [f"copy: {copying.read_output()[1][-800:]}"]
     if not wrong:
         wrong = difference(left_behind(work), without_pages(wanted))
         finished(["store", "check", "--store", "store"], work)

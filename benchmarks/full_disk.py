@@ -101,7 +101,7 @@ def one(case: Case, place: Path, position: int, wanted: Mapping[str, str]) -> Co
     if not told.exists():
         return Counter()
     counts = Counter({"positions": 1, f"full at {kind_of(told.read_text())}": 1})
-    out, err = child.told()
+    out, err = child.read_output()
     wrong = [f"left over: {path}" for path in work.rglob(".*.tmp")]
     ballast.unlink(missing_ok=True)
     if child.code == 0:
@@ -110,7 +110,7 @@ def one(case: Case, place: Path, position: int, wanted: Mapping[str, str]) -> Co
         wrong.append(f"code {child.code}: {err[-600:]}")
     child = Child(case.words, work)
     child.wait()
-    wrong += [child.told()[1][-500:]] if child.code else difference(left_behind(work), wanted)
+    wrong += [child.read_output()[1][-500:]] if child.code else difference(left_behind(work), wanted)
     if (work / "store").exists():
         finished(["store", "check", "--store", "store"], work)
     if wrong:

@@ -36,7 +36,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from fuzz_changes import RUN_FILE, changed, changed_header, damaged_bytes, sealed_values, toml
 
 import ticketry as tk
-from flips import KEY, RUN, made
+from flips import KEY, RUN, make_store
 from ticketry.cli.listing import read_record
 from ticketry.cli.search import read_arguments
 from ticketry.core.structure.plans import ShrinkPlan
@@ -125,7 +125,7 @@ def results(store: Path, draw: random.Random) -> Callable[[], object]:
                 opened.memo(kind, file.stem)
         check(opened, more=list(find_damaged_files(opened)))
         collect_garbage(opened, dry_run=True, grace_seconds=0)
-        opened.trained(KEY, 5)
+        opened.load_valid_result(KEY, 5)
 
     return read
 
@@ -200,7 +200,7 @@ def fuzz(name: str, inputs: int, seed: int) -> tuple[Counter[str], list[str]]:
     """Counts of what happened, and the failures: each with the number of its input."""
     counts, failures = Counter[str](), []
     with tempfile.TemporaryDirectory() as folder:
-        store = made(Path(folder) / "store")
+        store = make_store(Path(folder) / "store")
         good = {path: path.read_bytes() for path in store.rglob("*") if path.is_file()}
         for number in range(inputs):
             draw = random.Random(f"{seed} {name} {number}")

@@ -141,7 +141,7 @@ class Registers:
             multiply = bfloat.multiply_pairs if self.pairs else Emitter.fma
             turn.next = [multiply(e, a, b, value) for value in turn.carried]
         for index, value in enumerate(turn.results):
-            e.store(value, e.arena(size * index))
+            e.store(value, e.arena_pointer(size * index))
         return e.text()
 
 

@@ -75,14 +75,16 @@ def trial(
         counts["kills"] += 1
         if number != signal.SIGKILL:
             counts[LONGEST] = max(counts[LONGEST], round(1000 * (time.monotonic() - asked)))
-            counts["told what is stored"] += "stored as it is" in child.told()[1]
+            counts["told what is stored"] += "stored as it is" in child.read_output()[1]
             counts["before it could heed"] += child.code == -number
             if child.code not in (128 + number, 0, -number) and (real or child.began_its_work()):
-                wrong.append(f"code {child.code}: {child.told()[1][-500:]}")
+                wrong.append(f"code {child.code}: {child.read_output()[1][-500:]}")
         if not real and _training(child):
             counts["kills while it trained"] += 1
     counts["trials"] += 1
-    wrong += [f"code {child.code}: {child.told()[1][-500:]}"] if child.code else difference(left_behind(work), wanted)
+    wrong += (
+        [f"code {child.code}: {child.read_output()[1][-500:]}"] if child.code else difference(left_behind(work), wanted)
+    )
     if (work / "store").exists():
         try:
             finished(["store", "check", "--store", "store"], work)

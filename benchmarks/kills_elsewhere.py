@@ -83,7 +83,7 @@ class Settings(NamedTuple):
 
 
 SEARCHES = {
-    "digits": ["--task", "counted_task:counted", "--levels", "2", "--rewind", "3it", "--replicates", "2"],
+    "digits": ["--task", "counted_task:counted_digits", "--levels", "2", "--rewind", "3it", "--replicates", "2"],
     "resnet-20": ["--task", "counted_task:counted_resnet", "--levels", "14", "--rewind", "20it", "--replicates", "1"],
 }
 
@@ -170,7 +170,7 @@ class Trial:
         if child.code == 0:
             return True
         self.counts["begun again"] += 1
-        told = child.told()[1]
+        told = child.read_output()[1]
         if "Traceback" in told and "\nticketry: " not in told.rpartition("Traceback")[2]:
             self.wrong.append(told[-1500:])
         return False

@@ -29,7 +29,7 @@ from typing import Any
 import numpy as np
 import torch
 from common import Row, alternating, main, one_thread, parser, quartiles, timed
-from lab_loop import begun
+from lab_loop import start_loop
 from PIL import Image, ImageOps
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
@@ -111,7 +111,7 @@ def our_loop(data: Path | None, steps: int, precision: str, rounds: int) -> Call
         order_seed=0,
         arithmetic=choose_arithmetic(task.build(), device="cpu", precision=precision),
     )
-    loop = begun(segment, course_of(task, data))
+    loop = start_loop(segment, course_of(task, data))
     return lambda: loop.train_until(loop.step + steps, lambda: None)
 
 

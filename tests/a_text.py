@@ -16,7 +16,7 @@ def text(sentences: int, seed: int = 0) -> str:
     return "".join(f"{draw.choice(_WHO)} {draw.choice(_DOES)} {draw.choice(_WHAT)} .\n" for _ in range(sentences))
 
 
-def written(folder: Path, sentences: int = 300) -> Path:
+def write_text_file(folder: Path, sentences: int = 300) -> Path:
     """A file with such a text."""
     file = folder / "a_text.txt"
     file.write_text(text(sentences))

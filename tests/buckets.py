@@ -171,7 +171,7 @@ class Faults:
                     self.send_header("Content-Length", "0")
                     self.end_headers()
                     return
-                status, headers, data = self.asked(body)
+                status, headers, data = self.forward(body)
                 if kind == "unanswered":
                     time.sleep(proxy._silence)
                     self.close_connection = True
@@ -193,7 +193,7 @@ class Faults:
                 self.end_headers()
                 self.wfile.write(data)
 
-            def asked(self, body: bytes) -> tuple[int, list[tuple[str, str]], bytes]:
+            def forward(self, body: bytes) -> tuple[int, list[tuple[str, str]], bytes]:
                 port = int(proxy._endpoint.rpartition(":")[2])
                 server = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
                 try:
@@ -234,7 +234,7 @@ with Faults(sys.argv[1], json.loads(sys.argv[2]), seed=int(sys.argv[3]), silence
 
 
 class FaultsApart(NamedTuple):
-    """The address of such a proxy, and how it is asked."""
+    """The address of such a proxy, and how to send requests to it."""
 
     endpoint: str
     ask: IO[str]

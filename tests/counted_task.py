@@ -56,7 +56,7 @@ for _part in ("prepare", "augment", "measure", "summary"):
     setattr(CountedTask, _part, _as_of_the_other(_part))
 
 
-def counted() -> CountedTask:
+def counted_digits() -> CountedTask:
     """digits and a network with one layer of 16, for a command line."""
 
     def network() -> nn.Module:

@@ -42,7 +42,7 @@ FILES = (
 """Every kind of file in a store that a command reads, and the report."""
 
 
-def made(folder: Path, *, page: bool = True) -> Path:
+def make_store(folder: Path, *, page: bool = True) -> Path:
     """Create a store with one file of every kind, optionally without an HTML page."""
     store = Store(folder)
     run = {**search_record(levels=1, replicates=2), "run": RUN}

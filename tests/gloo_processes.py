@@ -16,7 +16,7 @@ import torch.multiprocessing as mp
 from ticketry.errors import TicketryError
 
 
-def together(worker: Callable[..., Any], folder: Path, *arguments: Any, ranks: int = 2) -> list[Any]:
+def run_ranks(worker: Callable[..., Any], folder: Path, *arguments: Any, ranks: int = 2) -> list[Any]:
     """Run ``worker(rank, folder, *arguments)`` in `ranks` processes of one group; return the results.
 
     An exception in one is raised here, with its traceback as text.

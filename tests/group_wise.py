@@ -25,7 +25,7 @@ def linear(weight: Tensor) -> Bank:
     return Bank(nn.Linear(weight.shape[1], weight.shape[0], bias=False), weight)
 
 
-def drawn(*shape: int, seed: int = 0) -> Tensor:
+def random_tensor(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 

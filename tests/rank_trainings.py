@@ -53,7 +53,7 @@ def deciding(record: dict[str, Any]) -> dict[str, Any]:
     return {name: record[name] for name in ("model", "training", "metrics", "loss", "step")}
 
 
-def apart(store: Store, one: str, other: str) -> float:
+def largest_difference(store: Store, one: str, other: str) -> float:
     """The largest difference of two stored states."""
     first, second = store.get_tensors(one), store.get_tensors(other)
     assert first.keys() == second.keys()

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from flips import FILES, flip, made, nothing_is_wrong, trials
+from flips import FILES, flip, make_store, nothing_is_wrong, trials
 from ticketry.cli import main
 
 
 def test_flipped_bits_are_found_and_repaired(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    store = made(tmp_path / "store")
+    store = make_store(tmp_path / "store")
     assert main(["store", "check", "--store", str(store)]) == 0
     for pattern in FILES:
         for path, position, bit in trials(store, pattern, count=3, seed=0):
@@ -28,7 +28,7 @@ def test_flipped_bits_are_found_and_repaired(tmp_path: Path, capsys: pytest.Capt
             assert str(path if "tickets" not in path.parts else path.parent) in printed.out + printed.err
             path.write_bytes(before)
     for number, pattern in enumerate(FILES):
-        store = made(tmp_path / str(number))
+        store = make_store(tmp_path / str(number))
         flip(*next(trials(store, pattern, count=1, seed=1)))
         assert main(["store", "check", "--repair", "--store", str(store)]) == 0
         assert "damaged" in capsys.readouterr().out

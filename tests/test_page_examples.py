@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 import ticketry as tk
-from gloo_processes import together
+from gloo_processes import run_ranks
 from samples import sample
 from ticketry.tasks import catalogue
 
@@ -281,7 +281,7 @@ def run_in_two_processes(rank: int, folder: Path) -> None:
 @pytest.mark.slow
 def test_cluster(tmp_path: Path) -> None:
     assert len(CLUSTER) == 2
-    together(run_in_two_processes, tmp_path)
+    run_ranks(run_in_two_processes, tmp_path)
     tickets = {name: tk.Ticket.load(tmp_path / name) for name in ("ddp", "fsdp")}
     given = two_ranks(0)
     start = {name: value.clone() for name, value in given["model"].state_dict().items()}

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from cli.calling import call, printed
-from flips import KEY, RUN, made
+from flips import KEY, RUN, make_store
 from other_users import as_user, close, contents, hand_over, make_read_only, place_of_users
 from samples import sample
 from strangers import Attack, Watch, changed_json, watch
@@ -53,7 +53,7 @@ REPORTS = ("report --store {0} --figures", "report --all --store {0} --export {1
 def sound_store() -> None:
     """Every command succeeds on a sound store; this imports what another user may not be allowed to read."""
     with place_of_users() as folder:
-        made(folder / "store")
+        make_store(folder / "store")
         for number, command in enumerate((*READING.values(), *ACTING.values())):
             place = folder / str(number)
             place.mkdir()
@@ -187,7 +187,7 @@ def test_a_hostile_store_harms_nothing(watch: Watch, capsys: pytest.CaptureFixtu
         (outside / file).parent.mkdir(exist_ok=True, parents=True)
         (outside / file).write_text('{"secret": 1}')
     allowed.mkdir()
-    store = made(watch.folder / "stranger")
+    store = make_store(watch.folder / "stranger")
     STORES[name](store)
     before = contents(outside)
     of_records = not any(place in name for place in ("results", "memo", "blobs", "partial", "damaged", "ticket"))
@@ -225,7 +225,7 @@ def place() -> Iterator[Path]:
 @pytest.fixture
 def store(place: Path) -> Path:
     """A store with a driver that is running, and a partial state beyond its last result."""
-    found = made(place / "store")
+    found = make_store(place / "store")
     (found / "live" / "a-driver").mkdir(parents=True)
     Store(found).put_checkpoint(KEY, 7, {"w": torch.ones(3)})
     return found

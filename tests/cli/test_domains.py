@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from a_text import written
+from a_text import write_text_file
 from ticketry.cli import main
 from ticketry.tasks.language import task as language
 
@@ -72,7 +72,7 @@ def test_a_vocabulary_that_is_no_longer_a_tickets(tmp_path: Path, capsys: pytest
         made.save(str(file))
 
     save("ticket", "wins", "mask")
-    task = ["--task", f"text:{written(tmp_path)}", "--model", "lstm@0.05"]
+    task = ["--task", f"text:{write_text_file(tmp_path)}", "--model", "lstm@0.05"]
     quick = ["--option", f"vocabulary={file}", "time=5", "--recipe.length", "4it", "--recipe.batch", "4"]
     store = ["--store", str(tmp_path / "store"), "--workers", "0"]
     more = ["--densities", "0.5", "--keep-at-least", "1", "--replicates", "1", "--controls", "none", "--json"]

@@ -40,5 +40,5 @@ def blocks_of(pattern: str, shape: tuple[int, ...], layout: Layout) -> dict[tupl
     return dict(sorted(found.items()))
 
 
-def at(tensor: Tensor, place: Place) -> float:
+def value_at(tensor: Tensor, place: Place) -> float:
     return tensor[place].item()

@@ -18,7 +18,7 @@ from ticketry.core.structure.pattern import Pattern
 from ticketry.errors import MaskError, ScopeError, UsageError
 
 sys.path.insert(0, str(Path(__file__).parent))
-from slow_blocks import at, blocks_of, places, row_and_column
+from slow_blocks import blocks_of, places, row_and_column, value_at
 
 quick = settings(deadline=None, max_examples=40)
 PATTERNS = ("2x1", "3x1", "4x1", "16x1", "channel")
@@ -88,7 +88,7 @@ def test_blocks_are_those_of_plain_loops(weight: tuple[Tensor, Layout], text: st
     slow = list(blocks_of(text, tuple(scores.shape), layout).values())
     assert blocks.count == len(slow)
     assert blocks.sizes.flatten().tolist() == [len(members) for members in slow]
-    sums = [sum(at(scores, place) for place in members) for members in slow]
+    sums = [sum(value_at(scores, place) for place in members) for members in slow]
     assert blocks.sum_by_block(scores).flatten().tolist() == sums
     means = [total / len(members) for total, members in zip(sums, slow, strict=True)]
     assert blocks.mean_by_block(scores).flatten().tolist() == means
@@ -96,7 +96,7 @@ def test_blocks_are_those_of_plain_loops(weight: tuple[Tensor, Layout], text: st
     spread = blocks.expand_to_weights(numbers)
     assert spread.shape == scores.shape
     for number, members in enumerate(slow):
-        assert all(at(spread, place) == number for place in members)
+        assert all(value_at(spread, place) == number for place in members)
     kept = torch.rand(blocks.shape) < 0.5
     assert torch.equal(blocks.retained_blocks(blocks.expand_to_weights(kept), "w"), kept)
 
@@ -144,7 +144,7 @@ def test_n_of_m_are_those_of_plain_loops(weight: tuple[Tensor, Layout], ratio: t
     expected = torch.zeros(shape, dtype=torch.bool)
     for members in groups.values():
         candidates = sorted((p for p in members if among[p]), key=lambda p: row_and_column(p, shape, layout)[2])
-        for place in sorted(candidates, key=lambda p: -at(scores, p))[:n]:  # sorted is stable
+        for place in sorted(candidates, key=lambda p: -value_at(scores, p))[:n]:  # sorted is stable
             expected[place] = True
     assert torch.equal(mark_best_n_of_m(scores, n, m, layout, among if some else None), expected)
 

@@ -53,7 +53,7 @@ class UNet(nn.Module):
 
 
 def shake(model: nn.Module, seed: int = 0) -> nn.Module:
-    """Give norms statistics and factors of their own, so that folding them shows."""
+    """Give norms statistics and individual factors, so that folding errors show."""
     generator = torch.Generator().manual_seed(seed)
     for module in model.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
@@ -106,7 +106,7 @@ def _gpt2(transformers: Any) -> nn.Module:
 
 
 def _decoder(kind: str, head: str = "ForCausalLM", **settings: Any) -> Callable[[], Made]:
-    """Of two layers; the settings of Llama's family unless others are given."""
+    """A model of two layers, by default with the settings of Llama's family."""
     size = settings or {
         "hidden_size": 32,
         "num_hidden_layers": 2,

@@ -35,7 +35,7 @@ class Images(nn.Module):
 
 
 class Mixed(Images):
-    """Torch before, between and after regions, with views of which one is read negated."""
+    """Torch before, between and after regions, with views one of them negated."""
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.first(nn.functional.softshrink(x, 0.1)).relu()
@@ -93,7 +93,7 @@ def _wide(x: Tensor) -> Tensor:
     return made[..., 1::2]
 
 
-def _at(x: Tensor, byte: int) -> Tensor:
+def _view_at_byte(x: Tensor, byte: int) -> Tensor:
     data = bytearray(byte) + bytearray(x.numpy().tobytes())
     return torch.frombuffer(data, dtype=torch.float32, offset=byte).view(x.shape)
 
@@ -141,8 +141,8 @@ READ: dict[str, Callable[[Tensor], Tensor]] = {
     "inference tensor": _inference,
     "of numpy": lambda x: torch.from_numpy(np.array(x)),
     "of numpy, backwards": lambda x: torch.from_numpy(np.array(x)[::-1].copy()),
-    "beside whole numbers": lambda x: _at(x, 1),
-    "beside whole numbers, strided": lambda x: _at(x, 3).transpose(2, 3),
+    "beside whole numbers": lambda x: _view_at_byte(x, 1),
+    "beside whole numbers, strided": lambda x: _view_at_byte(x, 3).transpose(2, 3),
     "shared": lambda x: x.clone().share_memory_(),
     "storage larger than needed": lambda x: torch.cat([x, x])[:3],
 }
@@ -194,7 +194,7 @@ REFUSED: dict[str, Callable[[Tensor], Any]] = {
     "none": lambda x: None,
     "text": lambda x: "x",
 }
-"""What the engine does not read, and says so."""
+"""Tensors that the engine refuses."""
 
 
 def compiled(name: str, layout: str, precision: str, threads: int) -> tuple[nn.Module, Any]:
@@ -211,7 +211,7 @@ def compiled(name: str, layout: str, precision: str, threads: int) -> tuple[nn.M
 
 
 def judged(model: nn.Module, fast: Any, kind: str, make: Callable[[Tensor], Any], bound: float) -> str:
-    """What came of a kind of tensor: "equal", "refused: ...", or what is wrong."""
+    """Return the outcome for a kind of tensor: "equal", "refused: ...", or what is wrong."""
     x = make(torch.randn(SHAPE, generator=torch.Generator().manual_seed(3)))
     try:
         found = fast(x)

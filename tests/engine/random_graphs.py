@@ -19,7 +19,7 @@ from ticketry_engine.ir.native_shapes import ACTS
 ACTIVATIONS = (None, *ACTS, {"leaky_relu": 0.1})
 PATTERNS = ("unstructured", "rows of 4", "rows of 16", "some empty rows", "all but one row empty", "empty")
 _MOST_ELEMENTS = 12_000
-"""Of one value for one example: what runs in torch beside has to take no time."""
+"""Elements of a value for one example: operations left to torch must take no time."""
 
 
 class Growing:
@@ -52,7 +52,7 @@ class Growing:
         self.nodes.append(one)
         return output
 
-    # What is drawn
+    # Random choices
 
     def pick(self, axes: int, like: tuple[int, ...] | None = None) -> str:
         """A value of so many axes, or of a shape: late ones first; `GraphError` if there is none."""
@@ -85,7 +85,7 @@ class Growing:
             empty = torch.rand(shape[0], generator=self.generator) < (0.5 if pattern == "some empty rows" else 2)
             empty[0] = False
             kept[empty] = False
-        if self.draw(st.booleans()):  # rows of one group lie apart
+        if self.draw(st.booleans()):  # rows of one group are not adjacent
             kept = kept[torch.randperm(shape[0], generator=self.generator)]
         scale = max(1.0, density * prod(shape[1:])) ** -0.5
         return self.numbers(*shape) * kept * (0.0 if pattern == "empty" else scale)
@@ -133,7 +133,7 @@ class Growing:
         return self.add("act", (self.pick(self.one_of(2, 3, 4)),), act=self.one_of(*ACTIVATIONS[1:]))
 
     def in_torch(self) -> str:
-        """What the engine does not know: a region ends before it and another begins after it."""
+        """An operation that the engine does not know, so that it separates two regions."""
         x, output = self.pick(self.one_of(2, 3, 4, 4)), f"v{len(self.nodes)}"
         op, more = self.one_of(("aten.flip.default", [1]), ("aten.mul.Scalar", 0.5))
         self.values[output] = Value(output, self.values[x].shape)
@@ -209,7 +209,7 @@ class Growing:
         return self.add("softmax", (x,), axis=len(self.shape(x)))
 
     def attention(self) -> str:
-        """Of one input to itself, with a residual around it."""
+        """Attention of one input to itself, inside a residual connection."""
         x = self.pick(3)
         tokens, size = self.shape(x)
         heads = gcd(size, self.one_of(1, 2, 4))

@@ -157,7 +157,7 @@ class Child:
         """Whether it heeds signals by now: a fork begins without handlers."""
         return (self.logs / "began").exists()
 
-    def told(self) -> tuple[str, str]:
+    def read_output(self) -> tuple[str, str]:
         """Standard output and standard error."""
         return (self.logs / "out").read_text(), (self.logs / "err").read_text()
 
@@ -169,7 +169,7 @@ def finished(words: Sequence[str], folder: Path) -> float:
         child.signal_all(signal.SIGKILL)
         raise AssertionError(f"{words} did not end")
     if child.code != 0:
-        raise AssertionError(f"{' '.join(words)}: code {child.code}\n{child.told()[1]}")
+        raise AssertionError(f"{' '.join(words)}: code {child.code}\n{child.read_output()[1]}")
     return time.monotonic() - child.began
 
 
@@ -238,8 +238,8 @@ def _digest(path: Path) -> str:
     elif path.suffix == ".json":
         text = json.dumps(without_times(json.loads(data)), sort_keys=True)
         text = re.sub(r"--store [^ \"]+", "--store S", text)
-        data = re.sub(r"--workers \d+", "--workers N", text).encode()  # records tell their command
-    elif path.suffix in (".html", ".svg"):  # they tell timings too, and are made of the record
+        data = re.sub(r"--workers \d+", "--workers N", text).encode()  # records contain their command
+    elif path.suffix in (".html", ".svg"):  # pages contain timings too, and are rendered from the record
         data = b""
     elif path.suffix in (".tk", ".pt2"):
         data = b""  # of these it is compared only that they are there

@@ -13,7 +13,7 @@ from typing import Any
 from ticketry.lab.store.store import open_remote
 
 
-def begun(folder: Path, machine: str, *words: str) -> subprocess.Popen[str]:
+def start_command(folder: Path, machine: str, *words: str) -> subprocess.Popen[str]:
     """Start a command in the folder ``work``."""
     known = {**os.environ, "TICKETRY_LEASE_SECONDS": "4", "TICKETRY_CACHE": str(folder / machine)}
     (folder / "work").mkdir(exist_ok=True)

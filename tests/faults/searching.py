@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from a_text import written
+from a_text import write_text_file
 from cli.calling import printed
 
 ITERATIVE, HOW_FAR = ("search", "iterative", "--task", "digits"), ("--rate", "0.5", "--levels", "2")
@@ -38,7 +38,8 @@ def language(folder: Path, *, updates: int, replicates: int) -> list[str]:
     Its text is written to `folder`.
     """
     return [
-        *("search", "gradual", "--task", f"text:{written(folder)}", "--model", "lstm-tied@0.1", "--option", "time=8"),
+        *("search", "gradual", "--task", f"text:{write_text_file(folder)}", "--model", "lstm-tied@0.1"),
+        *("--option", "time=8"),
         *("--recipe.batch", "4", "--recipe.optimizer", "adam", "--recipe.lr", "0.003", "--recipe.clip", "1"),
         *_cut_gradually(updates, replicates),
     ]

@@ -15,7 +15,7 @@ import pytest
 import azurite
 import buckets
 from faults.disturbed import difference, left_behind, without_pages, without_times
-from faults.machines import begun, result, wait_for_state
+from faults.machines import result, start_command, wait_for_state
 
 pytestmark = pytest.mark.slow
 
@@ -47,7 +47,7 @@ def shared(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.M
 @pytest.fixture
 def ticketry(tmp_path: Path) -> Ticketry:
     """Begins a command on the machine of that name, in the test's folder."""
-    return lambda machine, *words: begun(tmp_path, machine, *words)
+    return lambda machine, *words: start_command(tmp_path, machine, *words)
 
 
 def undisturbed(ticketry: Ticketry, folder: Path) -> tuple[Any, dict[str, str]]:

@@ -15,7 +15,7 @@ def task() -> tk.Task:
 
 
 def costs(unit: Any = "seconds", each: float = 1e-5) -> CostModel:
-    """Of curves that lie above their hulls: half of the weights take most of the time."""
+    """Costs whose curves are above their convex hulls: half of the weights take most of the time."""
     sizes = {name: value.numel() for name, value in task().build().named_parameters() if name.endswith("weight")}
     return CostModel(
         unit,

@@ -62,6 +62,6 @@ def rows(count: int, seed: int = 0) -> list[dict[str, str]]:
     return found
 
 
-def written(path: Path, lines: list[dict[str, str]]) -> Path:
+def write_rows(path: Path, lines: list[dict[str, str]]) -> Path:
     path.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
     return path

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 import ticketry as tk
 from samples import sample
-from tasks.small_classifier import GOOD, rows, saved, transformers, written
+from tasks.small_classifier import GOOD, rows, saved, transformers, write_rows
 from ticketry.errors import DataError, TaskError
 from ticketry.evidence.controls import train_control
 from ticketry.experiments.ticket_model import load_ticket_model
@@ -36,7 +36,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return written(tmp_path_factory.mktemp("texts") / "said.jsonl", rows(120))
+    return write_rows(tmp_path_factory.mktemp("texts") / "said.jsonl", rows(120))
 
 
 def task_of(folder: Path, texts: Path, **options: str) -> FineTuning:
@@ -81,9 +81,9 @@ def test_splits_cover_the_texts_and_share_the_classes(folder: Path, texts: Path)
 
 def test_three_files_are_three_splits(folder: Path, tmp_path: Path) -> None:
     for seed, name in enumerate(("train", "dev", "test")):
-        written(tmp_path / f"{name}.jsonl", rows(10 + seed, seed))
+        write_rows(tmp_path / f"{name}.jsonl", rows(10 + seed, seed))
     assert [len(part) for part in task_of(folder, tmp_path)._parts] == [10, 11, 12]
-    written(tmp_path / "test.jsonl", [{"text": "my net wins", "label": "great"}])
+    write_rows(tmp_path / "test.jsonl", [{"text": "my net wins", "label": "great"}])
     with pytest.raises(TaskError, match="no training text has the label 'great'"):
         task_of(folder, tmp_path).load()
 
@@ -92,13 +92,13 @@ def test_classes_are_in_the_order_of_the_network(tmp_path: Path, texts: Path) ->
     folder = saved(tmp_path / "own", id2label={0: "good", 1: "bad"}, label2id={"good": 0, "bad": 1})
     assert task_of(folder, texts).classes == ["good", "bad"]
     lines = [{"text": GOOD[0], "label": str(label)} for label in (10, 9, 2) for _ in range(3)]
-    assert task_of(folder, written(tmp_path / "n.jsonl", lines)).classes == ["2", "9", "10"]
+    assert task_of(folder, write_rows(tmp_path / "n.jsonl", lines)).classes == ["2", "9", "10"]
 
 
 def test_the_seed_draws_new_layers(folder: Path, tmp_path: Path) -> None:
     """A last layer for three classes; the other weights are stored in the folder."""
     lines = [{"text": word, "label": label} for word in GOOD for label in "abc"]
-    task, stored = task_of(folder, written(tmp_path / "t.jsonl", lines)), load_file(folder / "model.safetensors")
+    task, stored = task_of(folder, write_rows(tmp_path / "t.jsonl", lines)), load_file(folder / "model.safetensors")
     one, again, other = (initial_state(task, seed) for seed in (0, 0, 1))
     assert one.keys() == stored.keys()
     for name, value in one.items():
@@ -278,10 +278,10 @@ def test_wrong_requests(folder: Path, texts: Path, tmp_path: Path) -> None:
         catalogue.get(f"hf:{folder}").load()
     with pytest.raises(DataError, match="has no column 'label2'"):
         task_of(folder, texts, target="label2").load()
-    few = written(tmp_path / "few.jsonl", [*rows(20), {"text": "a mask", "label": "so-so"}])
+    few = write_rows(tmp_path / "few.jsonl", [*rows(20), {"text": "a mask", "label": "so-so"}])
     with pytest.raises(TaskError, match="the label 'so-so' has too few texts for three splits: at least 3"):
         task_of(folder, few).load()
-    same = written(tmp_path / "same.jsonl", [{**row, "label": "good"} for row in rows(20)])
+    same = write_rows(tmp_path / "same.jsonl", [{**row, "label": "good"} for row in rows(20)])
     with pytest.raises(TaskError, match="all texts have the label 'good'"):
         task_of(folder, same).build()
 

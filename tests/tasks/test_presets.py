@@ -169,7 +169,11 @@ def test_continuous_sparsification_is_that_of_the_official_code() -> None:
     assert (recipe.optimizer, recipe.momentum, recipe.nesterov, recipe.weight_decay) == ("sgd", 0.9, True, 1e-4)
     assert recipe.batch == 128
     settings = gated_settings("cs-resnet-20")
-    assert (settings.inits_and_penalties, settings.final_temperature, settings.temperature) == (((0.0, 1e-8),), 200, "epoch")
+    assert (settings.inits_and_penalties, settings.final_temperature, settings.temperature) == (
+        ((0.0, 1e-8),),
+        200,
+        "epoch",
+    )
     assert (settings.gate_optimizer, settings.gate_lr, settings.gate_lr_schedule) == ("sgd", 0.1, "recipe")
     assert (settings.gate_momentum, settings.gate_nesterov, settings.gate_weight_decay) == (0.9, True, 0)
     assert (settings.rounds, Step.parse(settings.rewind), settings.retrain) == (3, Step.parse("2ep"), "restart")

@@ -15,7 +15,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 import ticketry as tk
-from gloo_processes import assert_told, errors_of, together
+from gloo_processes import assert_told, errors_of, run_ranks
 from ticketry.core.devices.norms import SynchronisedBatchNorm, synchronise_norms
 from ticketry.core.sparse_training.gradual import Gradual
 from ticketry.errors import HoldError, MaskError, TicketError, UsageError
@@ -101,7 +101,7 @@ def in_two(rank: int, folder: Path, kind: str) -> dict[str, Any]:
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["ddp", "fsdp"])
 def test_as_one_process_at_the_same_global_batch(tmp_path: Path, kind: str):
-    everybody = together(in_two, tmp_path, kind)
+    everybody = run_ranks(in_two, tmp_path, kind)
     for name, optimizer in OPTIMIZERS.items():
         model = network()
         early = {key: value.clone() for key, value in model.state_dict().items()}
@@ -141,7 +141,7 @@ def test_gradients_are_masked_as_they_are_accumulated(tmp_path: Path):
         for images, targets in batches():
             nn.functional.cross_entropy(model(images), targets).backward()
             alone.append(model.conv.weight.grad.clone())
-    for seen in together(accumulated, tmp_path):
+    for seen in run_ranks(accumulated, tmp_path):
         assert len(seen) == len(alone)
         for mine, theirs in zip(alone, seen, strict=True):
             assert not theirs[~mask["conv.weight"]].any()
@@ -169,7 +169,7 @@ def pruned_gradually(model: nn.Module, optimizer: torch.optim.Optimizer, rank: i
 def test_gradual_pruning(tmp_path: Path):
     model = network()
     pruning = pruned_gradually(model, torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9))
-    for mask, state in together(gradually, tmp_path):
+    for mask, state in run_ranks(gradually, tmp_path):
         assert mask == pruning.mask
         for key, value in model.state_dict().items():
             torch.testing.assert_close(state[key], value, rtol=0, atol=1e-9)
@@ -195,7 +195,7 @@ def with_evaluations(rank: int, folder: Path) -> int:
 
 @pytest.mark.slow
 def test_evaluations_between(tmp_path: Path):
-    assert together(with_evaluations, tmp_path) == [tk.prune(network(), 0.4).kept] * 2
+    assert run_ranks(with_evaluations, tmp_path) == [tk.prune(network(), 0.4).kept] * 2
 
 
 def applied(rank: int, folder: Path) -> dict[str, Tensor]:
@@ -212,7 +212,7 @@ def test_a_ticket_of_one_process_is_applied_to_a_model_in_parts(tmp_path: Path):
     mask = tk.prune(model, 0.4)
     tk.Ticket(mask, model.state_dict(), {}).save(tmp_path / "ticket")
     mask.apply_(model)
-    for state in together(applied, tmp_path):
+    for state in run_ranks(applied, tmp_path):
         assert all(torch.equal(state[key], value) for key, value in model.state_dict().items())
 
 
@@ -247,7 +247,7 @@ def saved(rank: int, folder: Path) -> tuple[str, bool]:
 
 @pytest.mark.slow
 def test_the_bytes_are_those_of_one_process(tmp_path: Path):
-    together(saved, tmp_path)
+    run_ranks(saved, tmp_path)
     torch.manual_seed(0)
     model = Tied()
     ticket = tk.Ticket(tk.prune(model, 0.5), model.state_dict(), {"seeds": [1]}, trained=model.state_dict())
@@ -307,7 +307,7 @@ def test_what_is_refused(tmp_path: Path):
         "hollow": (UsageError, "'0.weight' is on the meta device"),
         "gates": (UsageError, "'conv.weight' is sharded over several devices, and gates need whole weights"),
     }
-    for found in together(refused, tmp_path):
+    for found in run_ranks(refused, tmp_path):
         assert_told(found, expected)
 
 

@@ -13,7 +13,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import Shard
 
 import ticketry as tk
-from gloo_processes import assert_told, errors_of, together
+from gloo_processes import assert_told, errors_of, run_ranks
 from ticketry.errors import LayerCollapseError, MaskError, UsageError
 
 
@@ -99,7 +99,7 @@ def pruned_in_parts(rank: int, folder: Path, ranks: int) -> dict[str, dict[str, 
 @pytest.mark.parametrize("ranks", [2, 3, 4])
 @pytest.mark.slow
 def test_the_mask_of_one_process(tmp_path: Path, ranks: int):
-    everybody = together(pruned_in_parts, tmp_path, ranks, ranks=ranks)
+    everybody = run_ranks(pruned_in_parts, tmp_path, ranks, ranks=ranks)
     for name, options in MODELS.items():
         alone = masks(network(**options))
         assert len(alone) == 16
@@ -124,7 +124,7 @@ def after_an_evaluation(rank: int, folder: Path) -> tk.Mask:
 
 @pytest.mark.slow
 def test_after_an_evaluation(tmp_path: Path):
-    assert together(after_an_evaluation, tmp_path) == [tk.prune(network(), 0.2)] * 2
+    assert run_ranks(after_an_evaluation, tmp_path) == [tk.prune(network(), 0.2)] * 2
 
 
 def refused(rank: int, folder: Path) -> dict[str, tuple[type, str]]:
@@ -154,7 +154,7 @@ def refused(rank: int, folder: Path) -> dict[str, tuple[type, str]]:
 
 @pytest.mark.slow
 def test_what_is_refused(tmp_path: Path):
-    first, second = together(refused, tmp_path)
+    first, second = run_ranks(refused, tmp_path)
     assert first == second  # one process alone would wait for the other
     expected = {
         "score": (UsageError, "scores other than magnitude are not supported"),

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 import ticketry as tk
-from gloo_processes import together
+from gloo_processes import run_ranks
 from ticketry.core.devices.norms import synchronise_norms
 
 FIRST_ORDER = ("snip", "taylor", "fisher", "kfac")
@@ -60,7 +60,7 @@ def apart(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:
 
 @pytest.mark.slow
 def test_scores_are_those_of_all_batches(tmp_path):
-    found = together(in_two, tmp_path)
+    found = run_ranks(in_two, tmp_path)
     halves = [half for pair in zip(batches(0), batches(1), strict=True) for half in pair]
     plain, normed = network(), network(norms=True)
     for rank in found:

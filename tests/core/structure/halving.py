@@ -1,4 +1,4 @@
-"""For tests: masks made from the groups as they are told, and the smaller model against the masked one."""
+"""Masks made from channel groups, and a comparison of the smaller model with the masked one."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def without(model: nn.Module, groups: Any, step: int = 2) -> tk.Mask:
 
 
 def difference(model: nn.Module, small: nn.Module, mask: tk.Mask, inputs: Any, *, training: bool = False) -> float:
-    """Of the outputs of the masked and the smaller model in float64, relative to the largest."""
+    """Return the largest difference of the two models' outputs in float64, relative to the largest output."""
 
     def double(value: Any) -> Any:
         return value.double() if isinstance(value, Tensor) and value.is_floating_point() else value

@@ -130,7 +130,7 @@ def settled(model: nn.Module) -> nn.Module:
     """Nothing is 0 or 1 that hides a mistake: shifts, statistics and last norms of a residual; no dropout."""
     draw = torch.Generator().manual_seed(6)
 
-    def drawn(tensor: Tensor, low: float, high: float) -> None:
+    def fill_uniform(tensor: Tensor, low: float, high: float) -> None:
         tensor.data.uniform_(low, high, generator=draw)
 
     for module in model.modules():
@@ -139,10 +139,10 @@ def settled(model: nn.Module) -> nn.Module:
                 setattr(module, rate, 0.0)
         for local, parameter in module.named_parameters(recurse=False):
             if parameter.dim() < 2 and local == "weight":
-                drawn(parameter, 0.5, 1.5)
+                fill_uniform(parameter, 0.5, 1.5)
             elif float(parameter.detach().std() if parameter.numel() > 1 else 0) < 0.02:
                 parameter.data += 0.05 * torch.randn(parameter.shape, generator=draw)
         if isinstance(module, nn.modules.batchnorm._NormBase) and module.running_mean is not None:
-            drawn(module.running_mean, -0.2, 0.2)
-            drawn(module.running_var, 0.5, 1.5)
+            fill_uniform(module.running_mean, -0.2, 0.2)
+            fill_uniform(module.running_var, 0.5, 1.5)
     return model.eval()

@@ -19,7 +19,7 @@ refill = tk.structure.refill
 
 
 class Residual(nn.Module):
-    """A stream that three convolutions add to, and one channel of its own for each block inside."""
+    """A stream that three convolutions add to, and one separate channel inside each block."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -35,14 +35,14 @@ class Residual(nn.Module):
         return self.fc(x.mean((2, 3)))
 
 
-def made(kind: type[nn.Module], *shape: int) -> tuple[nn.Module, Tensor]:
+def make_model(kind: type[nn.Module], *shape: int) -> tuple[nn.Module, Tensor]:
     torch.manual_seed(3)
     return settled(kind().double()), torch.randn(*shape, dtype=torch.float64)
 
 
-CHAIN, CHAIN_INPUTS = made(Chain, 5, 1, 6, 6)
+CHAIN, CHAIN_INPUTS = make_model(Chain, 5, 1, 6, 6)
 CHAIN_STRUCTURE = tk.structure.tried_structure(CHAIN, CHAIN_INPUTS)
-RESIDUAL, RESIDUAL_INPUTS = made(Residual, 3, 3, 6, 6)
+RESIDUAL, RESIDUAL_INPUTS = make_model(Residual, 3, 3, 6, 6)
 RESIDUAL_STRUCTURE = tk.structure.tried_structure(RESIDUAL, RESIDUAL_INPUTS)
 
 
@@ -70,7 +70,7 @@ def paid(layers: list[tuple[Tensor, Tensor]], plus: float = 0.0) -> int:
 
 
 def kept_channels(mask: tk.Mask, name: str) -> list[int]:
-    """The rows that are there; of a residual network, those with any weight."""
+    """Return the retained rows; in a residual network, the rows with any weight."""
     return [row for row, weights in enumerate(mask[name]) if bool(weights.any())]
 
 

@@ -1,4 +1,4 @@
-"""Damages valid files in every way and loads them. Runs in a process of its own:
+"""Damages valid files in every way and loads them. Runs in a separate process:
 PYTHONPATH=src:tests python tests/engine/ir/fuzz_model_file.py COUNT SEED.
 
 Whatever a file says, loading it gives a graph or `ModelFileError`; a graph that is given can be run, where it is small,
@@ -55,7 +55,7 @@ def places(document: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...
             yield from places(part, (*path, index))
 
 
-def at(document: Any, path: tuple[Any, ...]) -> Any:
+def get_at(document: Any, path: tuple[Any, ...]) -> Any:
     for step in path:
         document = document[step]
     return document
@@ -68,7 +68,7 @@ def edit(document: Any, where: int, what: int, value: Any, other: int) -> Any:
     path = known[where % len(known)]
     if not path:
         return value if what == 0 else document
-    holder, key = at(document, path[:-1]), path[-1]
+    holder, key = get_at(document, path[:-1]), path[-1]
     if what == 0:
         holder[key] = value
     elif what == 1:
@@ -80,7 +80,7 @@ def edit(document: Any, where: int, what: int, value: Any, other: int) -> Any:
     elif what == 3 and isinstance(holder, dict):
         holder[str(value)[:20]] = holder.pop(key)
     else:
-        holder[key] = json.loads(json.dumps(at(document, known[other % len(known)])))
+        holder[key] = json.loads(json.dumps(get_at(document, known[other % len(known)])))
     return document
 
 

@@ -61,7 +61,7 @@ class Block:
         whole = channels + 2 * beside
         if self.planar:
             geometry = Geometry.of(height, width, halo, self.images, width + halo + gap)
-            order = np.random.default_rng(whole).permutation(whole)  # planes may lie in any order
+            order = np.random.default_rng(whole).permutation(whole)  # planes may be in any order
             value, size = Planes(geometry, self.size + geometry.bytes * order), geometry.bytes * whole
         else:
             pixels = ChannelsLastGeometry.build(height, width, whole, halo, item)
@@ -71,7 +71,7 @@ class Block:
             self.data.append((value, np.full((self.images, whole, height, width), 1e6, np.float32)))
         found = value.part(beside, channels)
         if data is not None:
-            self.put(found, data)
+            self.set_input(found, data)
         return found
 
     def _reserve(self, size: int) -> int:
@@ -79,7 +79,7 @@ class Block:
         self.size = sum(self.scratch) + 64
         return self.scratch[0]
 
-    def put(self, value: Value, data: Array) -> None:
+    def set_input(self, value: Value, data: Array) -> None:
         self.data.append((value, np.asarray(data)))
 
     def run(
@@ -101,15 +101,15 @@ class Block:
         program._return_workspace(workspace)
         memory = workspace.arenas[0].bytes
         touched = self.images if self.planar else min(images, self.images)
-        _write(memory, output, np.full_like(_read(memory, output), np.nan), self.images)
+        _write(memory, output, np.full_like(_read_values(memory, output), np.nan), self.images)
         for value, data in self.data:
             _write(memory, value, data, len(data))
         first, size = self.scratch
         memory[first : first + size] = 255  # NaN
         before = memory.copy()
         program.run(images, [tensor.data_ptr() for tensor in external], threads)
-        result = _read(memory, output, touched)
-        _write(memory, output, _read(before, output, touched), touched)
+        result = _read_values(memory, output, touched)
+        _write(memory, output, _read_values(before, output, touched), touched)
         free = [(first, first + size)]
         if self.planar:  # behind a plane, kernels may write zeros
             g = output.geometry
@@ -133,7 +133,7 @@ def _pixels(memory: Array, value: Value, images: int) -> list[Array]:
     return [np.ndarray(shape, kind, memory, value.start + g.pixel_offset(0, 0), strides)]
 
 
-def _read(memory: Array, value: Value, images: int = 1) -> Array:
+def _read_values(memory: Array, value: Value, images: int = 1) -> Array:
     found = np.concatenate(_pixels(memory, value, images), axis=1)
     return found if found.dtype == np.float32 else (found.astype(np.uint32) << 16).view(np.float32)
 
@@ -163,7 +163,7 @@ def assert_close(result: Array, expected: Any, tolerance: float = 1e-5, item: in
 
 @dataclass(frozen=True)
 class Setting:
-    """Where values of an operation lie, and on what it runs."""
+    """Memory of an operation's values, and the target that it runs on."""
 
     layout: str
     where: str

@@ -152,7 +152,7 @@ class Case:
             geometry = ChannelsLastGeometry.build_channel_planes(*layer.size, layer.inputs, around)
             self.x = ChannelsLastValue(geometry, block.size)
             block.size += -(-geometry.bytes(layer.images) // 64) * 64
-            block.put(self.x, x)
+            block.set_input(self.x, x)
         else:
             self.x = block.place(x.shape[1:], around, gaps[0], layer.beside, item, x)
         self.y = block.place(out, halo, gaps[1], layer.beside, y_item)
@@ -219,7 +219,7 @@ def test_many_inputs_go_block_by_block(images: int) -> None:
 def test_the_residual_may_be_what_is_written() -> None:
     case = Case(Layer(inputs=70))
     [(_, added)] = [(value, data) for value, data in case.block.data if value is case.residual]
-    case.block.put(case.y, added)
+    case.block.set_input(case.y, added)
     case.residual = case.y
     case.check()
 

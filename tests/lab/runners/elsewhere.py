@@ -1,4 +1,4 @@
-"""What has to hold wherever segments are trained: the same bits, also when workers are killed or told to end."""
+"""Checks for every runner: equal bits, also when workers are killed or stopped."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from ticketry.search import method
 from ticketry.tasks import catalogue
 
 LONG = "4000it"
-"""Of a training that is disturbed: seconds."""
+"""Seconds that a disturbed training takes."""
 
 
 def searched(lab: Lab) -> list[tuple[Any, ...]]:
@@ -65,7 +65,7 @@ class Disturbed:
 
 
 def disturbed(store: Path, number: signal.Signals, **options: Any) -> tuple[tuple[Any, ...], Disturbed, Lab]:
-    """What a training gives whose worker was killed or told to end in the middle."""
+    """Return the result of a training whose worker was killed or stopped in the middle."""
     watching = Disturbed(number)
     with Lab(store, device="cpu", checkpoint_seconds=0.2, on_event=watching.on_event, **options) as lab:
         watching.lab = lab
@@ -75,7 +75,7 @@ def disturbed(store: Path, number: signal.Signals, **options: Any) -> tuple[tupl
 
 
 def stopped_and_gone_on(store: Path, make: Callable[..., Lab]) -> tuple[Any, ...]:
-    """What a training gives that is stopped in the middle by its driver, and gone on with by another."""
+    """Return the result of a training that its driver stopped in the middle and another driver continued."""
     events: list[Event] = []
     with make(store, on_event=events.append) as lab:
 
@@ -120,7 +120,7 @@ def interrupted_command(folder: Path, on: str, environment: Mapping[str, str] | 
 
 
 def _trains(file: Path) -> bool:
-    """Whether this is what a worker tells of a step; a search, and its driver, are told of before one has begun."""
+    """Whether the file reports a training step; reports of a search or its driver have none."""
     try:
         return bool(json.loads(file.read_text()).get("step"))
     except (OSError, ValueError):

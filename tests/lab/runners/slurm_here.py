@@ -1,4 +1,4 @@
-"""Slurm on this machine: munged, slurmctld and slurmd with a configuration of their own, which end with the test."""
+"""Slurm on this machine: munged, slurmctld and slurmd with a separate configuration, which end with the test."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class Daemons:
         self.running: dict[str, subprocess.Popen[bytes]] = {}
 
     def begin(self) -> None:
-        """Those that do not run; after the first time they go on from the state that was saved."""
+        """Start the daemons that do not run; later starts continue from the saved state."""
         for name, command in self._commands.items():
             before = self.running.get(name)
             if before is None or before.poll() is not None:

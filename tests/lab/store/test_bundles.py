@@ -18,7 +18,7 @@ import pytest
 
 import ticketry as tk
 from cli.calling import call
-from flips import flip, made, repacked
+from flips import flip, make_store, repacked
 from ticketry.cli import main
 from ticketry.errors import StoreError, TicketryError
 from ticketry.experiments.search import execute
@@ -135,9 +135,9 @@ def test_weights_that_were_left_out_are_trained_by_workers(
     assert len(digests) > 2
     with tk.Lab(tmp_path / "elsewhere", workers=2, on_event=told.append) as lab:
         lab.segment(tk.task("digits"), start=0)  # of this task they are
-        made = lab.gather([partial(lab.store.get_bytes, digest) for digest in digests])
+        make_store = lab.gather([partial(lab.store.get_bytes, digest) for digest in digests])
         assert lab.ledger.segments_trained == 0
-    assert made == [before.get_bytes(digest) for digest in digests]
+    assert make_store == [before.get_bytes(digest) for digest in digests]
     assert {event.kind for event in told} >= {"progress", "aside"}
     assert "finished" not in {event.kind for event in told}
 
@@ -206,7 +206,7 @@ def test_a_run_that_has_not_ended_goes_on_elsewhere_from_a_bundle_of_all(tmp_pat
 @pytest.fixture
 def bundle(tmp_path: Path) -> Path:
     """Of a store with one of everything."""
-    return tk.store.pack((), tmp_path / "results.tkz", store=made(tmp_path / "store", page=False)).path
+    return tk.store.pack((), tmp_path / "results.tkz", store=make_store(tmp_path / "store", page=False)).path
 
 
 def _refused(bundle: Path, tmp_path: Path, match: str) -> None:

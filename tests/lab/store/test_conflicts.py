@@ -11,7 +11,7 @@ import pytest
 
 import ticketry as tk
 from cli.calling import call
-from flips import KEY, RUN, campaign_values, made
+from flips import KEY, RUN, campaign_values, make_store
 from ticketry.lab.store.files import read_sealed, write_sealed
 from ticketry.lab.store.store import Store
 
@@ -45,7 +45,7 @@ def test_the_record_of_a_campaign_that_tells_more_stays(
     apart: bool,
 ) -> None:
     for name, values in (("here", here), ("there", bundled)):
-        write_sealed(Store(made(tmp_path / name, page=False)).paths.campaign("small-demo"), values)
+        write_sealed(Store(make_store(tmp_path / name, page=False)).paths.campaign("small-demo"), values)
     bundle = tk.store.pack((), tmp_path / "all.tkz", weights=True, store=tmp_path / "there").path
     record = tmp_path / "here" / "campaigns" / "small-demo.json"
     code, out, _ = call(capsys, "store", "unpack", str(bundle), "--store", str(tmp_path / "here"))
@@ -77,7 +77,7 @@ def _changed(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
 def test_other_numbers_are_told_and_other_times_are_not(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, change: Callable[[dict[str, Any]], object], said: str
 ) -> None:
-    store = made(tmp_path / "store", page=False)
+    store = make_store(tmp_path / "store", page=False)
     bundle = tk.store.pack((), tmp_path / "all.tkz", weights=True, store=store).path
     _changed(store / name, change)
     before = (store / name).read_bytes()
@@ -91,7 +91,7 @@ def test_other_numbers_are_told_and_other_times_are_not(
 
 def test_a_store_that_was_moved_tells_the_same_numbers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Paths alone differ, and the weights that the bundle left out are there: there is nothing to say."""
-    store = made(tmp_path / "store", page=False)
+    store = make_store(tmp_path / "store", page=False)
     ticket = str(store / "runs" / RUN / "tickets" / "level-01")
     _changed(store / "runs" / RUN / "run.json", lambda run: run.update(store=str(store)))
     _changed(store / "runs" / RUN / "run.json", lambda run: run["points"][0].update(ticket=ticket))
@@ -102,7 +102,7 @@ def test_a_store_that_was_moved_tells_the_same_numbers(tmp_path: Path, capsys: p
 
 
 def test_metrics_that_the_store_lacks_are_taken(tmp_path: Path) -> None:
-    store = made(tmp_path / "store", page=False)
+    store = make_store(tmp_path / "store", page=False)
     bundle = tk.store.pack((), tmp_path / "all.tkz", weights=True, store=store).path
     result = Store(store).paths.result(KEY, 5)
     whole = result.read_bytes()
@@ -117,7 +117,7 @@ def test_metrics_that_the_store_lacks_are_taken(tmp_path: Path) -> None:
 
 
 def test_what_is_damaged_is_left_to_the_check(tmp_path: Path) -> None:
-    store = made(tmp_path / "store", page=False)
+    store = make_store(tmp_path / "store", page=False)
     bundle = tk.store.pack((), tmp_path / "all.tkz", weights=True, store=store).path
     record = store / "campaigns" / "small-demo.json"
     record.write_text("{}")

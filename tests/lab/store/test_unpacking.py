@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 import ticketry as tk
-from flips import made, repacked
+from flips import make_store, repacked
 from ticketry.errors import StoreError
 from ticketry.lab.store import bundle as bundle_module
 from ticketry.lab.store import unpacking
@@ -25,7 +25,7 @@ from ticketry.lab.store.store import Store
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """With one of everything."""
-    return made(tmp_path_factory.mktemp("unpacking") / "store", page=False)
+    return make_store(tmp_path_factory.mktemp("unpacking") / "store", page=False)
 
 
 def record_of(store: Path) -> dict[str, Any]:

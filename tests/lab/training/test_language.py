@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from a_text import written
+from a_text import write_text_file
 from samples import sample
 from ticketry.core.prune import prune
 from ticketry.core.structure.channel_masks import channels
@@ -40,7 +40,7 @@ MODELS = (*CARRYING, GPT)
 
 @pytest.fixture(scope="session")
 def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return written(tmp_path_factory.mktemp("text"))
+    return write_text_file(tmp_path_factory.mktemp("text"))
 
 
 def task_of(file: Path, model: str, **options: str) -> Task:

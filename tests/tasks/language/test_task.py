@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from a_text import written
+from a_text import write_text_file
 from samples import sample
 from ticketry.core.prune import prune
 from ticketry.core.ticket.ticket import Ticket
@@ -38,7 +38,7 @@ def text(file: Path, **options: str) -> Language:
 
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
-    return written(tmp_path)
+    return write_text_file(tmp_path)
 
 
 @pytest.mark.parametrize("name", sample(PUBLISHED, ["ptb"]))

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 import ticketry as tk
-from group_wise import Bank, drawn, in_groups, linear
+from group_wise import Bank, in_groups, linear, random_tensor
 
 NAME = "layer.weight"
 shuffled_structure = tk.structure.shuffled_structure
@@ -17,7 +17,7 @@ def shape(kept: torch.Tensor) -> list[tuple[int, int]]:
 
 
 def test_sizes_and_widths_of_groups_stay_and_nothing_else() -> None:
-    model = linear(drawn(80, 200) * drawn(80, 1, seed=1).exp())
+    model = linear(random_tensor(80, 200) * random_tensor(80, 1, seed=1).exp())
     mask = tk.prune(model, 0.2)
     made = tk.structure.regroup(model, mask, rows=8)
     other = shuffled_structure(made, 0)

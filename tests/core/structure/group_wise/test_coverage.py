@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import ticketry as tk
-from group_wise import Bank, drawn, linear, planted, share_inside
+from group_wise import Bank, linear, planted, random_tensor, share_inside
 from ticketry.core.structure.layout import Layout, MatrixView
 from ticketry.core.structure.mask_fit import shuffle_columns
 from ticketry.errors import MaskError, UsageError
@@ -19,7 +19,7 @@ coverage, regroup = tk.structure.coverage, tk.structure.regroup
 
 
 def test_one_layer_counted_slowly() -> None:
-    weight = drawn(40, 6, 3, 3)
+    weight = random_tensor(40, 6, 3, 3)
     model = Bank(nn.Conv2d(6, 40, 3), weight)
     mask = tk.prune(model, 0.3)
     made = regroup(model, mask, rows=8)
@@ -34,7 +34,7 @@ def test_one_layer_counted_slowly() -> None:
 
 
 def test_structure_shows_against_null_and_random() -> None:
-    weight = planted(64, 120, 8, 30) + 0.3 * drawn(64, 120).abs()
+    weight = planted(64, 120, 8, 30) + 0.3 * random_tensor(64, 120).abs()
     mask = tk.prune(linear(weight), 0.25)
     fit = coverage(linear(weight), mask, regroup(linear(weight), mask, rows=8))[NAME]
     assert fit.null_coverage is not None
@@ -46,7 +46,7 @@ def test_structure_shows_against_null_and_random() -> None:
 
 def test_without_structure_coverage_is_that_of_the_null() -> None:
     """The probe: of a mask whose rows have nothing in common, clustering covers a little more than random groups."""
-    weight = drawn(128, 400)
+    weight = random_tensor(128, 400)
     mask = tk.prune(linear(weight), 0.2)
     fit = coverage(linear(weight), mask, regroup(linear(weight), mask, rows=8))[NAME]
     assert fit.null_coverage == pytest.approx(fit.coverage, abs=0.005)
@@ -55,7 +55,7 @@ def test_without_structure_coverage_is_that_of_the_null() -> None:
 
 
 def test_random_coverage_is_that_of_the_random_method() -> None:
-    weight = drawn(64, 200) * drawn(200, seed=1).exp()
+    weight = random_tensor(64, 200) * random_tensor(200, seed=1).exp()
     model, mask = linear(weight), tk.prune(linear(weight), 0.2)
     drawn_groups = coverage(model, mask, regroup(model, mask, rows=8))[NAME].random_coverage
     others = [coverage(model, mask, regroup(model, mask, method="random", rows=8, seed=s)) for s in range(20)]
@@ -65,7 +65,7 @@ def test_random_coverage_is_that_of_the_random_method() -> None:
 
 
 def test_a_procedure_is_run_on_shuffled_weights() -> None:
-    weight = planted(32, 60, 4, 20) + 0.2 * drawn(32, 60).abs()
+    weight = planted(32, 60, 4, 20) + 0.2 * random_tensor(32, 60).abs()
     model, mask = linear(weight), tk.prune(linear(weight), 0.3)
     made = regroup(model, mask, rows=4)
     seen: list[tuple[torch.Tensor, tk.Mask]] = []
@@ -87,7 +87,7 @@ def test_a_procedure_is_run_on_shuffled_weights() -> None:
 
 def test_whole_rows() -> None:
     """As refill makes them: the null and random groups are then rows, as many."""
-    weight = drawn(20, 30) * (1 + torch.arange(20))[:, None]
+    weight = random_tensor(20, 30) * (1 + torch.arange(20))[:, None]
     model, mask = linear(weight), tk.prune(linear(weight), 0.3)
     kept = torch.zeros(20, 30, dtype=torch.bool)
     kept[-6:] = True
@@ -103,7 +103,7 @@ def test_whole_rows() -> None:
 
 def test_rows_that_share_nothing_have_no_null() -> None:
     """As of N:M masks."""
-    weight = drawn(32, 64)
+    weight = random_tensor(32, 64)
     kept = weight.abs().reshape(32, 16, 4).argsort(2).argsort(2).reshape(32, 64) >= 2
     fit = coverage(linear(weight), tk.prune(linear(weight), 0.5), tk.Mask({NAME: kept}))[NAME]
     assert (fit.groups, fit.rows_per_group, fit.density_after) == (32, 1, 0.5)
@@ -141,7 +141,7 @@ def test_layers_together() -> None:
 
 
 def test_as_json() -> None:
-    model = linear(drawn(16, 20))
+    model = linear(random_tensor(16, 20))
     mask = tk.prune(model, 0.3)
     fit = coverage(model, mask, regroup(model, mask, rows=4))[NAME]
     assert tk.structure.LayerFit(**json.loads(json.dumps(fit.as_json()))) == fit
@@ -149,22 +149,22 @@ def test_as_json() -> None:
 
 def test_a_layer_of_zeros_and_an_empty_one() -> None:
     model = linear(torch.zeros(8, 10))
-    kept = tk.Mask({NAME: drawn(8, 10) > 0})
+    kept = tk.Mask({NAME: random_tensor(8, 10) > 0})
     fit = coverage(model, kept, regroup(model, kept, rows=4))[NAME]
     assert (fit.coverage, fit.magnitude) == (1, 0)
-    empty = coverage(linear(drawn(8, 10)), kept, tk.Mask({NAME: torch.zeros(8, 10)}))[NAME]
+    empty = coverage(linear(random_tensor(8, 10)), kept, tk.Mask({NAME: torch.zeros(8, 10)}))[NAME]
     assert (empty.coverage, empty.fill, empty.groups, empty.rows_per_group) == (0, 0, 0, 0)
 
 
 def test_what_is_refused() -> None:
-    model = linear(drawn(8, 10))
+    model = linear(random_tensor(8, 10))
     mask = tk.prune(model, 0.5)
     with pytest.raises(MaskError, match=NAME):
         coverage(model, mask, tk.Mask({"other": mask[NAME]}))
     with pytest.raises(MaskError, match=NAME):
         coverage(model, mask, tk.Mask({NAME: torch.ones(8, 9)}))
     with pytest.raises(MaskError, match="fit"):
-        coverage(linear(drawn(8, 9)), mask, mask)
+        coverage(linear(random_tensor(8, 9)), mask, mask)
     with pytest.raises(UsageError, match="null="):
         coverage(model, mask, mask, null="yes")  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="no layers"):
@@ -172,7 +172,7 @@ def test_what_is_refused() -> None:
 
 
 def test_shuffled_columns_keep_their_entries_and_lose_their_rows() -> None:
-    matrix = drawn(60, 500)
+    matrix = random_tensor(60, 500)
     view = MatrixView((60, 500), Layout(groups=2))
     shuffled = shuffle_columns(matrix, view, "a", 0)
     for run in (slice(0, 30), slice(30, 60)):

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import ticketry as tk
-from group_wise import Bank, drawn, in_groups, linear, planted, share_inside
+from group_wise import Bank, in_groups, linear, planted, random_tensor, share_inside
 from ticketry.core.structure import group_masks as similarity
 from ticketry.core.structure.group_masks import group_similar_rows
 from ticketry.errors import LayerCollapseError, MaskError, MissingExtraError, ScopeError, UsageError
@@ -33,7 +33,7 @@ regroup = tk.structure.regroup
 def test_masks_have_groups_and_the_number_of_weights_of_each_layer(
     shape: tuple[int, int], rows: int, density: float, method: str, seed: int
 ) -> None:
-    weight = drawn(*shape, seed=seed)
+    weight = random_tensor(*shape, seed=seed)
     mask = tk.allocate({NAME: weight.abs()}, max(density, 1 / weight.numel()))
     made = regroup(linear(weight), mask, rows=rows, method=method, seed=seed)
     assert in_groups(made[NAME], rows)
@@ -53,7 +53,7 @@ def test_a_planted_structure_is_found(method: str, rows: int) -> None:
 
 def test_a_planted_structure_is_found_in_noise() -> None:
     weight = planted(128, 300, 16, 60)
-    noisy = weight + 0.6 * drawn(128, 300, seed=1).abs()
+    noisy = weight + 0.6 * random_tensor(128, 300, seed=1).abs()
     mask = tk.prune(linear(noisy), 0.2)
     assert mask.overlap(tk.Mask({NAME: weight != 0})) < 0.95
     found = regroup(linear(noisy), mask, rows=16)
@@ -63,9 +63,9 @@ def test_a_planted_structure_is_found_in_noise() -> None:
 
 @pytest.mark.parametrize("budget", ["layer", "global"])
 def test_order_of_rows_and_columns_does_not_matter(budget: str) -> None:
-    weight = drawn(48, 90).double()
+    weight = random_tensor(48, 90).double()
     mask = tk.prune(linear(weight), 0.2)
-    rows, columns = drawn(48, seed=1).argsort(), drawn(90, seed=2).argsort()
+    rows, columns = random_tensor(48, seed=1).argsort(), random_tensor(90, seed=2).argsort()
     moved = tk.Mask({NAME: mask[NAME][rows][:, columns]})
     made = regroup(linear(weight), mask, rows=8, budget=budget)
     assert torch.equal(
@@ -78,7 +78,7 @@ def test_order_of_rows_and_columns_does_not_matter(budget: str) -> None:
 
 
 def test_columns_have_the_greatest_mean_magnitude() -> None:
-    weight = drawn(30, 40)
+    weight = random_tensor(30, 40)
     mask = tk.prune(linear(weight), 0.3)
     made = regroup(linear(weight), mask, rows=4)[NAME]
     inside, outside = [], []
@@ -93,7 +93,7 @@ def test_columns_have_the_greatest_mean_magnitude() -> None:
 
 
 def test_the_default_retains_most_magnitude() -> None:
-    weight, generator = drawn(64, 100), torch.Generator().manual_seed(3)
+    weight, generator = random_tensor(64, 100), torch.Generator().manual_seed(3)
     mask = tk.Mask({NAME: torch.rand(64, 100, generator=generator) < 0.3})
     covered = {
         by: share_inside(weight, mask[NAME], regroup(linear(weight), mask, rows=8, method="random", by=by)[NAME])
@@ -113,7 +113,7 @@ def test_similar_rows_cover_nearly_as_much_as_the_best_groups() -> None:
     """Against all 105 ways to make four pairs of eight rows."""
     places = []
     for seed in range(4):
-        weight = drawn(8, 40, seed=seed)
+        weight = random_tensor(8, 40, seed=seed)
         mask = tk.prune(linear(weight), 0.3)
         worth = torch.where(mask[NAME], weight.abs(), 0.0)
         covered = [covered_by(worth, pairs, mask.kept) for pairs in all_pairs(tuple(range(8)))]
@@ -142,7 +142,7 @@ def covered_by(worth: Tensor, groups: list[tuple[int, ...]], weights: int) -> fl
 def test_exchanges_raise_likeness_and_coverage(monkeypatch: pytest.MonkeyPatch) -> None:
     gained = []
     for seed in range(2):
-        weight = drawn(48, 100, seed=seed) * drawn(100, seed=seed + 50).exp()
+        weight = random_tensor(48, 100, seed=seed) * random_tensor(100, seed=seed + 50).exp()
         model, mask = linear(weight), tk.prune(linear(weight), 0.25)
         worth = torch.where(mask[NAME], weight.abs(), 0.0).double()
         after = group_similar_rows(worth, [8] * 6), share_inside(weight, mask[NAME], regroup(model, mask, rows=8)[NAME])
@@ -164,7 +164,7 @@ def likeness(worth: Tensor, groups: list[np.ndarray]) -> float:
 def test_no_exchange_gains_more(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(similarity, "SMALLEST_GAIN", 0.0)
     monkeypatch.setattr(similarity, "ROUNDS", 1000)
-    worth = drawn(24, 50).double().abs()
+    worth = random_tensor(24, 50).double().abs()
     groups = group_similar_rows(worth, [5, 5, 5, 5, 4])
     best = likeness(worth, groups)
     for one, two in itertools.combinations(range(5), 2):
@@ -180,8 +180,8 @@ def test_no_exchange_gains_more(monkeypatch: pytest.MonkeyPatch) -> None:
 def two_layers() -> nn.Sequential:
     model = nn.Sequential(nn.Linear(40, 32), nn.ReLU(), nn.Linear(32, 64))
     with torch.no_grad():
-        model[0].weight.copy_(3 * drawn(32, 40))
-        model[2].weight.copy_(drawn(64, 32, seed=1))
+        model[0].weight.copy_(3 * random_tensor(32, 40))
+        model[2].weight.copy_(random_tensor(64, 32, seed=1))
     return model
 
 
@@ -239,7 +239,7 @@ def test_vectors_are_not_changed() -> None:
 
 
 def test_outputs_of_a_grouped_convolution_are_grouped_within_its_groups() -> None:
-    model = Bank(nn.Conv2d(8, 24, 3, groups=2), drawn(24, 4, 3, 3))
+    model = Bank(nn.Conv2d(8, 24, 3, groups=2), random_tensor(24, 4, 3, 3))
     mask = tk.prune(model, 0.3)
     made = regroup(model, mask, rows=5)[NAME]
     assert in_groups(made[:12], 5)
@@ -265,7 +265,7 @@ def test_transposed_convolutions_have_outputs_in_dimension_1(groups: int) -> Non
 
 
 def test_a_convolution_is_a_matrix() -> None:
-    weight = drawn(20, 5, 3, 2)
+    weight = random_tensor(20, 5, 3, 2)
     model = Bank(nn.Conv2d(5, 20, (3, 2)), weight)
     mask = tk.prune(model, 0.3)
     flat = regroup(linear(weight.flatten(1)), tk.Mask({NAME: mask[NAME].flatten(1)}), rows=4)
@@ -330,7 +330,7 @@ def test_partitions_are_reproducible(method: str) -> None:
 
 def test_blocks_of_the_paper_against_plain_loops() -> None:
     """Given the partition: in each part the columns that most rows retain, by one threshold for all parts."""
-    weight = drawn(24, 30)
+    weight = random_tensor(24, 30)
     mask = tk.prune(linear(weight), 0.3)
     made = regroup(linear(weight), mask, rows=8, method="paper")[NAME]
     counts = []
@@ -345,7 +345,7 @@ def test_blocks_of_the_paper_against_plain_loops() -> None:
 
 
 def test_too_small_blocks_of_the_paper_are_dropped() -> None:
-    weight = drawn(20, 30)
+    weight = random_tensor(20, 30)
     mask = tk.prune(linear(weight), 0.3)
     made = regroup(linear(weight), mask, rows=8, method="paper", block_rows=8)[NAME]
     assert int(made.any(1).sum()) == 16  # the other four rows make no block

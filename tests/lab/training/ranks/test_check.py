@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils.parametrizations import spectral_norm
 
-from rank_trainings import apart, described, task_of, trained
+from rank_trainings import described, largest_difference, task_of, trained
 from ticketry.errors import TaskError
 from ticketry.lab.lab import Lab
 from ticketry.lab.store.store import Store
@@ -209,7 +209,7 @@ def test_what_is_accepted_is_equal_to_one_process(tmp_path: Path, monkeypatch, k
     """Two real processes, whether or not they are refused."""
     store, task = Store(tmp_path / "store"), task_of("Sequence", kind=kind, length="6it")
     one, two = (trained(store, described(store, task, ranks, masked=False)) for ranks in (1, 2))
-    equal = apart(store, one["model"], two["model"]) <= 1e-9
+    equal = largest_difference(store, one["model"], two["model"]) <= 1e-9
     assert equal == (kind == "examples first")
     monkeypatch.setattr("os.cpu_count", lambda: 2)
     with Lab(tmp_path / "store", device="cpu", devices=2) as lab, contextlib.ExitStack() as stack:

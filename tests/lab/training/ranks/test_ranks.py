@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from rank_trainings import apart, deciding, described, task_of, trained
+from rank_trainings import deciding, described, largest_difference, task_of, trained
 from ticketry.core.sparse_training.hold import hold
 from ticketry.errors import InterruptedTrainingError, RunnerError, TaskError, TrainingError
 from ticketry.lab.store.store import Store
@@ -41,9 +41,9 @@ def test_two_ranks_are_equal_to_one_process(store):
     alone, two = (described(store, task, ranks, variants=(penalty,)) for ranks in (1, 2))
     one, both = trained(store, alone, (10,)), trained(store, two, (10,))
     assert two.trajectory != alone.trajectory
-    assert apart(store, one["model"], both["model"]) <= 1e-9
+    assert largest_difference(store, one["model"], both["model"]) <= 1e-9
     at_ten = [store.result(each.trajectory, 10) for each in (alone, two)]
-    assert apart(store, at_ten[0]["training"], at_ten[1]["training"]) <= 1e-9
+    assert largest_difference(store, at_ten[0]["training"], at_ten[1]["training"]) <= 1e-9
     assert both["metrics"] == one["metrics"]
     assert [loss for _, loss in both["loss"]] == pytest.approx([loss for _, loss in one["loss"]], abs=1e-6)
     mask = store.get_mask(two.mask)
@@ -86,8 +86,8 @@ def test_gates_are_those_of_one_process(store):
     gates = Gating(scope=("0.weight", "6.weight"), lr=0.5, init=0.02, penalty=1e-4, final=50.0)
     segments = [described(store, task_of(examples=211), ranks, masked=False, variants=(gates,)) for ranks in (1, 2)]
     one, two = (trained(store, each) for each in segments)
-    assert apart(store, one["model"], two["model"]) <= 1e-9
-    assert apart(store, one["variants"]["gates"], two["variants"]["gates"]) <= 1e-9
+    assert largest_difference(store, one["model"], two["model"]) <= 1e-9
+    assert largest_difference(store, one["variants"]["gates"], two["variants"]["gates"]) <= 1e-9
     begun = {f"s/{name}": torch.full((), 0.02) for name in gates.scope}
     moved = store.get_tensors(two["variants"]["gates"])
     assert all((moved[name] - value).abs().max() > 0.01 for name, value in begun.items())
@@ -157,7 +157,7 @@ def test_parameters_that_nothing_depends_on_keep_no_gradient(store):
     task = task_of("Unused")
     segments = [described(store, task, ranks, masked=False) for ranks in (1, 2)]
     one, two = (trained(store, each) for each in segments)
-    assert apart(store, one["model"], two["model"]) <= 1e-9
+    assert largest_difference(store, one["model"], two["model"]) <= 1e-9
     assert torch.equal(store.get_tensors(two["model"])["unused.weight"], initial_state(task, 3)["unused.weight"])
 
 

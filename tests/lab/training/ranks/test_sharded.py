@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from rank_trainings import apart, deciding, described, task_of, trained
+from rank_trainings import deciding, described, largest_difference, task_of, trained
 from ticketry.errors import InterruptedTrainingError, UsageError
 from ticketry.lab.lab import Lab
 from ticketry.lab.store import parts
@@ -38,9 +38,9 @@ def test_parts_are_equal_to_one_process(store, optimizer):
     alone, two = (described(store, task, ranks, recipe=recipe, parallel=FSDP * (ranks > 1)) for ranks in (1, 2))
     one, both = trained(store, alone, (10,)), trained(store, two, (10,))
     assert two.trajectory not in (alone.trajectory, described(store, task, 2, recipe=recipe).trajectory)
-    assert apart(store, one["model"], both["model"]) <= 1e-9
+    assert largest_difference(store, one["model"], both["model"]) <= 1e-9
     at_ten = [store.result(each.trajectory, 10) for each in (alone, two)]
-    assert apart(store, at_ten[0]["training"], at_ten[1]["training"]) <= 1e-9
+    assert largest_difference(store, at_ten[0]["training"], at_ten[1]["training"]) <= 1e-9
     assert both["metrics"] == one["metrics"]
     assert [loss for _, loss in both["loss"]] == pytest.approx([loss for _, loss in one["loss"]], abs=1e-6)
     state = store.get_tensors(both["model"])
@@ -58,10 +58,10 @@ def test_parameters_without_a_gradient_and_norms_of_each_rank(store):
     task = task_of("Unused", length="9it")
     one = trained(store, described(store, task, 1, masked=False))
     two = trained(store, described(store, task, 2, masked=False, parallel=FSDP))
-    assert apart(store, one["model"], two["model"]) <= 1e-9
+    assert largest_difference(store, one["model"], two["model"]) <= 1e-9
     assert torch.equal(store.get_tensors(two["model"])["unused.weight"], initial_state(task, 3)["unused.weight"])
     own = [trained(store, described(store, task, 2, norms=OWN, parallel=parallel)) for parallel in ("", FSDP)]
-    assert apart(store, own[0]["model"], own[1]["model"]) <= 1e-9
+    assert largest_difference(store, own[0]["model"], own[1]["model"]) <= 1e-9
 
 
 @pytest.mark.slow

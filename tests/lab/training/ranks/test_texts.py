@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from rank_trainings import apart, deciding, described, trained
+from rank_trainings import deciding, described, largest_difference, trained
 from ticketry.errors import InterruptedTrainingError, TaskError
 from ticketry.lab.lab import Lab
 from ticketry.lab.store.store import Store
@@ -42,9 +42,9 @@ def test_ranks_are_equal_to_one_process(store, model, parallel, ranks):
     alone, several = (described(store, task, each, parallel=parallel * (each > 1)) for each in (1, ranks))
     assert alone.last > 2 * alone.per_epoch
     one, all_ = trained(store, alone, (10,)), trained(store, several, (10,))
-    assert apart(store, one["model"], all_["model"]) <= 1e-9
+    assert largest_difference(store, one["model"], all_["model"]) <= 1e-9
     at_ten = [store.result(each.trajectory, 10) for each in (alone, several)]
-    assert apart(store, at_ten[0]["training"], at_ten[1]["training"]) <= 1e-9
+    assert largest_difference(store, at_ten[0]["training"], at_ten[1]["training"]) <= 1e-9
     carried = [name for name in store.get_tensors(at_ten[1]["training"]) if name.startswith("session/")]
     assert bool(carried) == (model != "gpt")
     assert all_["metrics"] == one["metrics"]
