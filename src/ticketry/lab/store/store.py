@@ -200,7 +200,7 @@ class Store:
         """Train the missing weights with this digest again, and return their file.
 
         Raises:
-            DamagedBlobError: if no bundle left these weights out, so that they are simply missing.
+            DamagedBlobError: if no bundle left these weights out: they are lost.
             StoreError: if they cannot be trained again here.
         """
         path, source = self.paths.blob(digest), self.memo("left-out", digest)

@@ -60,11 +60,11 @@ ONE_DIFFERS = "the model does something else for one example than for more"
 
 
 def fixed_batch_note(reason: str) -> tuple[str, ...]:
-    """Return the note that tells the user why the number of examples is fixed; no note if `reason` is empty."""
+    """Return a user's note with the reason why the number of examples is fixed; no note if `reason` is empty."""
     return (f"the number of examples is fixed: {reason}",) if reason else ()
 
 
-# -- a number of examples that is traced as one number and stands for all: it refuses questions with several ans -------
+# -- numbers of examples -----------------------------------------------------------------------------------------------
 
 
 FEWEST = 2
