@@ -1,1 +1,1 @@
-"""Costs of trainings, masks and whole searches: steps, FLOPs, time, memory and energy."""
+"""Count and measure the costs of trainings, masks and whole searches: steps, FLOPs, time, memory and energy."""

@@ -1,6 +1,6 @@
-"""Energy, measured by the meters of processors (RAPL) and GPUs (NVML).
+"""Measure energy with the meters of processors (RAPL) and GPUs (NVML).
 
-If a machine has no meter, its energy is "not measured". On request codecarbon estimates it there from a table of
+On a machine without a meter, energy is "not measured". On request, codecarbon then estimates the energy from a table of
 typical powers; the result is labelled as an estimate.
 """
 
@@ -19,29 +19,30 @@ _JOULES_PER_KWH = 3.6e6
 
 @dataclass(frozen=True)
 class Energy:
-    """Energy used between two readings."""
+    """Holds the energy that was used between two readings of the meters."""
 
     kwh: float
+    """Energy in kWh."""
     by: str
-    """The meters, with what they count, or the source of the estimate."""
+    """Names of the meters and what they count, or the source of the estimate."""
 
 
 class Energies(Protocol):
-    """Measures energy from its creation on."""
+    """Measures or estimates the energy that is used after the creation of this object."""
 
     def used(self) -> Energy | None:
-        """Return the energy used since creation; None if it is unknown."""
+        """Return the energy used since this object was created; None if it is unknown."""
 
 
 class EnergyMeter:
-    """Reads the meters at its creation and at each call of `used`."""
+    """Measures energy with the machine's meters, which are read at creation and at each call of `used`."""
 
     def __init__(self, powercap: Path = POWERCAP) -> None:
-        """Read the meters.
+        """Read the meters for the first time.
 
         Args:
-            powercap: the kernel's folder of RAPL domains; only whole packages (``intel-rapl:0``) are read, which
-                include their parts (``intel-rapl:0:0``).
+            powercap: folder in which the kernel shows the RAPL meters of processors. Only the meters of whole
+                processors (``intel-rapl:0``) are read, since they include those of their parts (``intel-rapl:0:0``).
         """
         self._domains = sorted(
             path for path in _list_folder(powercap) if path.name.count(":") == 1 and path.name.startswith("intel-rapl")
@@ -51,11 +52,11 @@ class EnergyMeter:
 
     @property
     def readable(self) -> bool:
-        """Whether there is a meter at all."""
+        """Whether the machine has at least one meter that this process may read."""
         return self._processors is not None or self._gpus is not None
 
     def used(self) -> Energy | None:
-        """Return the energy used since creation, other work on the machine included; None if no meter can be read."""
+        """Return the energy that the whole machine used since creation; None if no meter can be read."""
         joules, meters = 0.0, []
         now = self._read_processors()
         if self._processors is not None and now is not None:
@@ -72,7 +73,7 @@ class EnergyMeter:
         return Energy(joules / _JOULES_PER_KWH, f"{' and '.join(meters)}, other work on the machine included")
 
     def _read_processors(self) -> dict[Path, float] | None:
-        """Return the microjoules of each package; None without meters, or if only root may read them."""
+        """Return the microjoules of each processor; None if there are no meters, or if only root may read them."""
         try:
             found = {domain: float((domain / "energy_uj").read_text()) for domain in self._domains}
         except (OSError, ValueError):
@@ -81,13 +82,13 @@ class EnergyMeter:
 
 
 class EnergyEstimate:
-    """Estimates the energy of the whole machine by codecarbon's model, from its creation to the first call of `used`.
+    """Estimates the energy of the whole machine with codecarbon, from creation to the first call of `used`.
 
-    For machines without a meter, on request; needs the extra ``energy``. Nothing is written or sent. The country only
-    affects emissions, which are not reported here.
+    The estimate is for machines without a meter, and needs the extra ``energy``. codecarbon writes no files and sends
+    nothing. It must be given a country, but this affects only emissions, which are not reported.
 
     Raises:
-        MissingExtraError: without codecarbon.
+        MissingExtraError: if codecarbon is not installed.
     """
 
     def __init__(self) -> None:
@@ -101,7 +102,7 @@ class EnergyEstimate:
         self._tracker.start()
 
     def used(self) -> Energy | None:
-        """Return the estimate; None if the model gives no number."""
+        """Return the estimated energy; None if codecarbon gives no number."""
         self._tracker.stop()
         data = getattr(self._tracker, "final_emissions_data", None)
         kwh = getattr(data, "energy_consumed", None)
@@ -111,11 +112,15 @@ class EnergyEstimate:
 
 
 def open_energy_meter(kind: str = "meter", powercap: Path = POWERCAP) -> Energies:
-    """Return the machine's energy meters; with ``estimate``, codecarbon's estimate if there are no meters.
+    """Return an object that measures energy from now on.
+
+    Args:
+        kind: ``meter``; or ``estimate``, to use codecarbon's estimate if the machine has no meter.
+        powercap: folder in which the kernel shows the meters of processors.
 
     Raises:
         UsageError: for another `kind`.
-        MissingExtraError: for an estimate without codecarbon.
+        MissingExtraError: if an estimate is needed and codecarbon is not installed.
     """
     if kind not in ("meter", "estimate"):
         raise UsageError(f"energy must be meter or estimate, got {kind!r}")
@@ -136,7 +141,7 @@ def _read_number(path: Path, otherwise: float) -> float:
 
 
 def _read_gpus() -> float | None:
-    """Return the millijoules of all GPUs since their drivers were loaded; None without NVML (nvidia-ml-py)."""
+    """Return the millijoules of all GPUs since their drivers were loaded; None if NVML (nvidia-ml-py) is missing."""
     try:
         import pynvml
     except ImportError:

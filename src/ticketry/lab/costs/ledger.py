@@ -1,4 +1,4 @@
-"""Counts of a lab's work: requested and trained segments, and the costs of masks."""
+"""Count a lab's work: requested and trained segments, and the costs of masks."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class Ledger:
-    """Segments and steps that were requested and trained, over the life of a lab."""
+    """Counts the segments and steps that were requested from a lab, and those that were trained."""
 
     segments_asked: int = 0
     segments_trained: int = 0
@@ -21,29 +21,29 @@ class Ledger:
     steps_trained: int = 0
     train_seconds: float = 0.0
     other_seconds: float = 0.0
-    """Time of workers outside training steps: evaluation, reading and writing, waiting for locks."""
+    """Seconds of workers outside training steps: evaluation, reading and writing, waiting for locks."""
     processor_seconds: float = 0.0
-    """Processor time of the workers during both; for work on a GPU, the processor's share of it."""
+    """CPU time of the workers in `train_seconds` and `other_seconds`; the time of GPUs is not included."""
 
     keys: list[str] = field(default_factory=list, repr=False)
-    """The key of every requested segment, once for each request."""
+    """The keys of all requested segments; a segment that was requested twice is listed twice."""
 
     @property
     def segments_distinct(self) -> int:
-        """Number of different requested segments: an empty store would train this many."""
+        """Number of different segments that were requested; with an empty store, all of them would be trained."""
         return len(set(self.keys))
 
     def copy(self) -> Ledger:
-        """Return a copy."""
+        """Return a copy, which does not change when the lab works on."""
         return replace(self, keys=list(self.keys))
 
     def since(self, before: Ledger) -> Ledger:
-        """Return the counts since an earlier copy."""
+        """Return a ledger with the work since `before`, an earlier copy of this ledger."""
         counts = {name: value - getattr(before, name) for name, value in vars(self).items() if name != "keys"}
         return Ledger(**counts, keys=self.keys[len(before.keys) :])
 
     def counts(self) -> dict[str, int]:
-        """Return the numbers of segments and steps, for a record."""
+        """Return the numbers of segments and steps by name, for a stored record."""
         names = ("segments_asked", "segments_distinct", "segments_trained", "steps_asked", "steps_trained")
         return {name: getattr(self, name) for name in names}
 
@@ -53,20 +53,26 @@ class Ledger:
 
 @dataclass(frozen=True)
 class SeenExamples:
-    """Numbers of training examples that a score uses."""
+    """Holds the numbers of training examples that a pruning score uses."""
 
     score: str
-    """Name of the score; empty if it has none."""
+    """Name of the score; empty for a function without a name."""
     first: int
-    """Examples in the first batch; some scores look at no others."""
+    """Number of examples in the first batch, which is the only batch that some scores use."""
     others: int
-    """Examples in the other batches."""
+    """Number of examples in all other batches."""
     cuts: int
-    """Pruning steps; each looks at the examples again."""
+    """Number of pruning steps; each step uses the examples again."""
 
     @classmethod
     def from_settings(cls, sample: Sample, available: int, settings: Mapping[str, Any]) -> SeenExamples:
-        """Return the examples that `Lab.prune` looks at, of `available` training examples."""
+        """Return the numbers of examples that `Lab.prune` uses.
+
+        Args:
+            sample: number and size of the batches.
+            available: number of training examples.
+            settings: arguments of `core.prune`, of which ``score`` and ``iterations`` matter.
+        """
         score = settings.get("score", "magnitude")
         first, examples = min(sample.size, available), min(sample.count * sample.size, available)
         name = score if isinstance(score, str) else ""
@@ -75,28 +81,28 @@ class SeenExamples:
 
 @dataclass(frozen=True)
 class MaskCost:
-    """Cost of computing one mask."""
+    """Holds the cost of computing one mask."""
 
     seconds: float = 0.0
-    """Time of scoring and choosing weights; 0 for masks in old stores that did not record it."""
+    """Seconds for scoring and choosing weights; 0 if an old store did not record them."""
     seen: SeenExamples | None = None
-    """None if no examples were used, or if the search itself counts them (`Found.gradients`)."""
+    """Examples that the score used; None if it used none, or if the search counts them in `Found.gradients`."""
 
 
 class MaskCosts:
-    """Costs of all masks that a lab was asked for, computed or loaded. Safe for several threads."""
+    """Collects the costs of all masks that a lab has computed or loaded; several threads may call it."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._made: dict[str, MaskCost] = {}
 
     def add(self, mask: str, making: MaskCost) -> None:
-        """Record a cost; if a mask is computed in two ways, the higher cost counts."""
+        """Record the cost `making` of the mask with the digest `mask`; of several costs, the highest counts."""
         with self._lock:
             self._made[mask] = max(self._made.get(mask, making), making, key=_cost_order)
 
     def get(self, mask: str) -> MaskCost:
-        """Return the cost of the mask with this digest; zero for unknown masks."""
+        """Return the cost of the mask with the digest `mask`; an unknown mask has no cost."""
         return self._made.get(mask, MaskCost())
 
 

@@ -1,4 +1,4 @@
-"""Trainings behind a network, in three phases: dense training, search for the mask, and training with the mask."""
+"""Divide the trainings that led to a network into dense training, search for the mask, and training with the mask."""
 
 from __future__ import annotations
 
@@ -14,39 +14,39 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Phases:
-    """All work behind a network. Each training counts once and in full, even if several networks share it."""
+    """Lists all work that led to a network; a training that several networks share counts in full for each of them."""
 
     dense: tuple[Result, ...] = ()
-    """Trainings without variants, that is without pruning."""
+    """Trainings of the unchanged dense network."""
     search: tuple[Result, ...] = ()
-    """Other trainings until the network's mask was found: with earlier masks or with soft masks."""
+    """Further trainings before the network's mask was found, with earlier masks or with soft masks."""
     sparse: tuple[Result, ...] = ()
-    """Trainings with the network's own mask; more than one in cyclic schedules."""
+    """Trainings with the network's own mask; in cyclic schedules there are several."""
     gradients: int = 0
-    """Batches whose gradient was computed for the mask without a training step, see `Found.gradients`."""
+    """Number of batches whose gradient was computed for the mask without a training step, see `Found.gradients`."""
     masks: tuple[str, ...] = ()
-    """Digests of all masks computed until the network's own mask, included."""
+    """Digests of all masks that were computed, up to and including the network's own mask."""
     looking: float = 0.0
-    """Seconds that the detector of the pruning step took, see `Moment.seconds`."""
+    """Seconds that a detector took to choose the pruning step, see `Moment.seconds`."""
 
     @property
     def trainings(self) -> tuple[Result, ...]:
-        """Trainings of all three phases."""
+        """All trainings of the three phases."""
         return (*self.dense, *self.search, *self.sparse)
 
     @property
     def steps(self) -> int:
-        """Steps of all three phases, including gradients that were computed without a training step."""
+        """Number of training steps of the three phases; a gradient without a training step counts as a step."""
         return sum(each.segment.steps for each in self.trainings) + self.gradients
 
 
 def phases_of(found: Found, before: Iterable[Found] = ()) -> Phases:
-    """Return the phases of a network that a search found.
+    """Return the phases of the network `found`.
 
     Args:
-        found: the dense network, or a ticket.
-        before: networks that the same replicate found earlier. They are the search phase of a network without
-            `Found.searched`: in iterative pruning, each mask comes from the network of the level before.
+        found: the dense network or a ticket of a search.
+        before: networks that the same search with the same seeds found earlier. If `found.searched` is empty, as in
+            iterative pruning, their trainings are the search phase.
     """
     if found.mask is None:
         return Phases(dense=(found.result,))
@@ -55,7 +55,12 @@ def phases_of(found: Found, before: Iterable[Found] = ()) -> Phases:
 
 
 def phases_before(trainings: Sequence[Result], mask: str) -> Phases:
-    """Return the phases of finding a mask by `trainings` (in order), without training the masked network itself."""
+    """Return the phases of a search that ends with the mask `mask`, before the masked network is trained.
+
+    Args:
+        trainings: all trainings of the search, in order.
+        mask: digest of the mask.
+    """
     before = _split_phases(trainings, None)
     return replace(before, masks=tuple(dict.fromkeys([*before.masks, mask])))
 
@@ -63,17 +68,17 @@ def phases_before(trainings: Sequence[Result], mask: str) -> Phases:
 def control_phases(
     searched: bool, found: Found, ticket: Phases, trained: Sequence[Result], fresh: Result | None
 ) -> Phases:
-    """Return the phases of a control of a ticket.
+    """Return the phases of a control, which is a network that is trained to be compared with a ticket.
 
-    A control with the ticket's mask, shuffled or not, needs all the work behind the ticket. Another control needs only
-    the trainings that gave its initial weights.
+    A control with the ticket's mask, shuffled or not, needs all the work that led to the ticket. Any other control
+    needs only the trainings that gave its initial weights.
 
     Args:
-        searched: whether the control uses any result of the search.
+        searched: whether the control uses the result of the search, such as the ticket's mask.
         found: the ticket.
         ticket: phases of the ticket.
-        trained: the control's own trainings.
-        fresh: the dense training that gave its initial weights, if the search does not include it.
+        trained: trainings of the control itself.
+        fresh: the dense training that gave the control's initial weights; None if it is one of the search's trainings.
     """
     from_final = found.retrain not in FROM_REWOUND
     start = found.dense if from_final else found.rewound
@@ -105,7 +110,7 @@ def _split_phases(needed: Sequence[Result], found: Found | None) -> Phases:
 
 
 def _longest_parts(trainings: Iterable[Result]) -> tuple[Result, ...]:
-    """Return the longest segment of each trajectory, in the given order."""
+    """Return, for each trajectory, the result of the longest segment; shorter segments are parts of it."""
     longest: dict[str, Result] = {}
     for each in trainings:
         known = longest.get(each.segment.trajectory)

@@ -1,4 +1,4 @@
-"""FLOPs and memory of a training step of a network, measured once per store."""
+"""Measure FLOPs and memory of a training step of a network, once per store."""
 
 from __future__ import annotations
 
@@ -29,20 +29,19 @@ from ticketry_engine.support.process_state import ONE_AT_A_TIME
 
 _LOG = logging.getLogger(__name__)
 _FEW = 2
-"""Number of examples on which FLOPs are counted: FLOPs are proportional to examples, and batch norm needs at least
-two."""
+"""Number of examples on which FLOPs are counted, which is the least that batch norm accepts; FLOPs are proportional to
+the number of examples."""
 _VERSION = 2
-"""Version of the code that computes the stored values."""
+"""Version of this code; keys of stored values contain it."""
 _PACE = ("length", "schedule", "milestones", "gamma", "warmup", "lr")
 """Settings of a recipe that do not affect the memory of a step."""
 
 
 def step_flops(lab: Lab, segment: Segment) -> tuple[float, float]:
-    """Return the FLOPs of a training step (forward and backward): those of the dense network, and those of the masked
-    one.
+    """Return the FLOPs of a training step (forward and backward) of the dense network, and of the masked network.
 
-    FLOPs are counted on two examples and scaled to the batch, once for all masks of a network; for a user-defined
-    course they are counted on a whole batch.
+    FLOPs are counted on two examples and scaled to the batch, once for all masks of a network. For a task with a
+    user-defined way of training they are counted on a whole batch.
 
     Raises:
         TicketryError: if the task's data cannot be loaded.
@@ -73,11 +72,11 @@ def step_flops(lab: Lab, segment: Segment) -> tuple[float, float]:
 def step_memory(lab: Lab, segment: Segment) -> int:
     """Return the peak bytes of tensors in a training step with a whole batch, see `Loop.peak_bytes`.
 
-    The memory of two steps is measured once for dense networks of the same task and recipe, once for all masks, once
-    for each other variant of training, and once for each mask of a network that trains without its removed channels.
+    Measurements are stored and reused: one for the dense network of a task and recipe, one for all masks, one for each
+    other change to the training, and one for each mask if the removed channels are taken out of the network.
 
     Raises:
-        TicketryError: as `step_flops`.
+        TicketryError: if the task's data cannot be loaded.
     """
     recipe = {name: value for name, value in asdict(segment.recipe).items() if name not in _PACE}
     described = {
@@ -94,14 +93,16 @@ def step_memory(lab: Lab, segment: Segment) -> int:
 
 
 def scoring_flops(lab: Lab, task: Task, score: str, first: int, others: int = 0) -> float:
-    """Return the FLOPs of scoring a task's network once, including those of removed weights.
+    """Return the FLOPs of computing a pruning score of a task's network once; removed weights count too.
 
-    FLOPs are counted on a few examples, separately for the first batch and for the others, because some scores
-    (SynFlow) use only the first. A score of channels costs as much as the weight score behind it.
+    FLOPs are counted on a few examples and scaled. The first batch is counted separately, because some scores (SynFlow)
+    use only the first batch. A score of channels costs as much as the score of weights on which it is based.
 
     Args:
-        first: examples in the first batch.
-        others: examples in all others.
+        lab, task: the store and the network.
+        score: name of the score.
+        first: number of examples in the first batch.
+        others: number of examples in all other batches.
     """
     plain = split_control(score)[1]
     if plain not in SCORES:
@@ -128,19 +129,19 @@ def scoring_flops(lab: Lab, task: Task, score: str, first: int, others: int = 0)
 
 
 class Costs:
-    """Costs of the networks of a run. A cost that cannot be measured is None."""
+    """Measures the costs of the networks of a run; a cost that cannot be measured is None."""
 
     def __init__(self, lab: Lab) -> None:
         self._lab = lab
         self._known: dict[tuple[str, str], Any] = {}
         self._guard = threading.RLock()
         self.failures: list[str] = []
-        """Costs that could not be measured, with the reason."""
+        """Texts that name the costs that could not be measured, and the reasons."""
 
     def cost_entry(self, phases: Phases) -> dict[str, dict[str, Any]]:
-        """Return the ``cost`` entry of a network's row: steps, FLOPs, seconds and memory of its three phases.
+        """Return the entry ``cost`` of a network's record: steps, FLOPs, seconds and memory bytes of each phase.
 
-        Memory is None for a search that only scores, since it has no training step.
+        Memory is None for a search without training steps, which only computes scores.
         """
         parts = {"dense": phases.dense, "search": phases.search, "sparse": phases.sparse}
         found = {name: self._sum_trainings(part) for name, part in parts.items()}
@@ -153,7 +154,7 @@ class Costs:
         return found
 
     def flops(self, phases: Phases) -> float | None:
-        """Return the FLOPs of all three phases."""
+        """Return the total FLOPs of the three phases; None if a part could not be measured."""
         return _sum_unless_unknown([*map(self._training_flops, phases.trainings), self._other_flops(phases)])
 
     def _sum_trainings(self, trainings: Iterable[Result]) -> dict[str, Any]:
@@ -173,12 +174,7 @@ class Costs:
         return None if flops is None else trained.segment.steps * flops
 
     def _other_flops(self, phases: Phases) -> float | None:
-        """Return the FLOPs of a search outside its trainings: scores that use examples, and gradients without a
-        training step.
-
-        A gradient of all weights of a sparse network costs (2 sparse + dense) / 3 of a step's FLOPs: the forward pass
-        and the gradients of the inputs are sparse, the gradients of the weights dense (Evci et al. 2020, appendix H).
-        """
+        """Return the FLOPs of a search outside training steps: for scores on examples, and for gradients for a mask."""
         parts = [self._scoring_flops(phases, making.seen) for making in map(self._lab.mask_costs.get, phases.masks)]
         if phases.gradients:
             dense, flops = self._step_flops(phases.sparse[-1].segment)
@@ -210,7 +206,12 @@ class Costs:
             return self._known[key]
 
     def _try_to_measure(self, what: str, measure: Callable[[], Any]) -> Any:
-        """Return a measurement; None if it fails, which is logged once and listed in `failures`."""
+        """Return the result of `measure`; if that raises an error, log it once, add it to `failures`, and return None.
+
+        Args:
+            what: what is measured, for the log.
+            measure: the measurement.
+        """
         try:
             return measure()
         except Exception as error:  # also of a user's own model, which may not take two examples
@@ -222,8 +223,14 @@ class Costs:
 
 
 def dense_gradient_flops(dense: float, flops: float) -> float:
-    """Return the FLOPs of a step of a sparse network that computes the gradients of all weights, including removed
-    ones.
+    """Return the FLOPs of a step of a sparse network in which removed weights get gradients too.
+
+    The forward pass and the gradients of the inputs are sparse, and the gradients of the weights are dense: (2 sparse +
+    dense) / 3 (Evci et al. 2020, appendix H).
+
+    Args:
+        dense: FLOPs of a step of the dense network.
+        flops: FLOPs of a step of the sparse network.
     """
     return (2 * flops + dense) / 3
 
@@ -238,9 +245,10 @@ def _sum_unless_unknown(parts: Iterable[float | None]) -> float | None:
 
 
 def _is_proportional(task: Task) -> bool:
-    """Return whether the work of a step is proportional to the recipe's batch.
+    """Return whether the FLOPs of a step are proportional to the batch size.
 
-    A user-defined course may differ: it may play episodes, or pad texts to the longest one in a batch.
+    This is assumed of every task whose way of training is not user-defined. User code may, for example, play episodes,
+    or pad texts to the longest text in a batch.
     """
     own = type(task.inner if isinstance(task, OwnTask) else task)
     return own.course is Task.course or own.__module__.partition(".")[0] == "ticketry"
@@ -250,9 +258,7 @@ def _is_proportional(task: Task) -> bool:
 
 
 def _build_loop(lab: Lab, segment: Segment, examples: int) -> Loop:
-    """Build a training of the segment's network on the first examples, with fresh weights, whose values do not affect
-    costs.
-    """
+    """Build a training loop like that of `segment`, for measurements: on the first `examples`, with new weights."""
     course = lab.course(segment.task).few(examples)
     plain = replace(
         segment,
@@ -270,8 +276,9 @@ def _build_loop(lab: Lab, segment: Segment, examples: int) -> Loop:
 
 
 def _dense_arithmetic(segment: Segment) -> Arithmetic:
-    """Return a segment's arithmetic without sparse kernels, whose FLOPs torch cannot count, and for one process, which
-    does the work of all ranks.
+    """Return the arithmetic of `segment` with dense kernels and in one process, for measurements.
+
+    torch cannot count the FLOPs of sparse kernels. One process does the work of all processes of the segment.
     """
     return replace(segment.arithmetic, kernels=DENSE, ranks=1, norms="", parallel="")
 
@@ -287,7 +294,7 @@ def _load_or_measure(
 
 
 def _removed_shares(lab: Lab, mask: str) -> dict[str, float]:
-    """Return the share of each parameter that a stored mask removes; computed once per store."""
+    """Return, for each parameter, the share of weights that a stored mask removes; the store keeps the result."""
     known = lab.store.load_or_compute("removed", mask, lambda: {"shares": removed_shares(lab.store.get_mask(mask))})
     return dict(known["shares"])
 

@@ -1,1 +1,1 @@
-"""Loggers report trainings to dashboards; there is one file for each library."""
+"""Report trainings to dashboards, such as Weights & Biases, through objects called loggers."""

@@ -1,4 +1,4 @@
-"""All loggers of a lab. One thread sends the reports from a queue, so that no training waits for a dashboard."""
+"""Send reports to all loggers of a lab, by a thread with a queue, so that no training waits for a dashboard."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from ticketry.lab.loggers.logger import LOGGERS, Logged, Logger
 from ticketry.lab.training.segment import Result
 
 NONE = "none"
-"""Value of ``--log`` for no logger."""
+"""Value of ``--log`` that means no logger."""
 _TRAININGS = "trainings"
-"""Group of trainings that belong to no search or verification."""
+"""Name of the group of trainings that belong neither to a search nor to a verification."""
 _log = logging.getLogger(__name__)
 
 
@@ -27,24 +27,24 @@ _Call = Callable[[Logger], Any]
 
 @dataclass
 class _Listener:
-    """One logger, the runs that it already has, and whether it has failed."""
+    """Holds a logger, the runs that its dashboard already has, and whether the logger has failed."""
 
     name: str
     logger: Logger
     finished_before: set[str] = field(default_factory=set)
-    """Ids of runs that earlier processes reported completely."""
+    """Ids of the runs that earlier processes have reported completely."""
     failed: bool = False
 
 
 class Dashboards:
-    """Reports trainings to every logger. Without loggers it does nothing.
+    """Reports trainings to every logger of a lab; without loggers it does nothing.
 
     Args:
-        loggers: names of `LOGGERS`, module:object, or loggers; ``none`` stands for no logger.
+        loggers: loggers, names in `LOGGERS`, or texts module:object; the name ``none`` is ignored.
         store: the store's folder.
 
     Raises:
-        MissingExtraError: for a logger whose library is not installed.
+        MissingExtraError: if the library of a logger is not installed.
         UsageError: for an unknown name, or an object that is not a logger.
     """
 
@@ -52,12 +52,12 @@ class Dashboards:
         created = [_create_listener(one, store) for one in dict.fromkeys(loggers) if one != NONE]
         self._loggers = [one for one in created if one is not None]
         self.group = _TRAININGS
-        """Group under which trainings are reported by their labels; empty while they are reported otherwise or not."""
+        """Group in which the lab reports trainings under their labels; empty if the lab itself reports no trainings."""
         self._waiting: queue.SimpleQueue[tuple[Logged, _Call | None] | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
         self._guard = threading.RLock()
         self._reported: dict[tuple[str, str], str] = {}
-        """Group and name of each reported training -> its key."""
+        """Key of each reported training, by group and name."""
 
     def __bool__(self) -> bool:
         return bool(self._loggers)
@@ -75,15 +75,16 @@ class Dashboards:
         values: Mapping[str, float] | None = None,
         artifacts: Sequence[tuple[Path, str]] = (),
     ) -> None:
-        """Report a finished training: its loss by step, and its final metrics. It is reported once per group.
+        """Report the losses and the final metrics of a finished training; do nothing if the group has it already.
 
         Args:
-            result: the training.
-            name: unique in its group.
-            kind: see `Logged`.
-            group: by default the group that is set.
-            config, values: entries beside the segment's own description, and beside its metrics.
-            artifacts: (file or folder, kind).
+            result: the result of the training.
+            name: name of the training; the key is added if another training of the group has this name.
+            kind: what is trained, see `Logged.kind`.
+            group: name of the group; by default the attribute `group`.
+            config: settings to report in addition to the description of the training.
+            values: numbers to report in addition to the metrics.
+            artifacts: files or folders to report, each with its kind.
         """
         group = group or self.group
         if not self or not group or not (name := self._unique_name(group, name, result.segment.key)):
@@ -107,11 +108,12 @@ class Dashboards:
 
     @contextlib.contextmanager
     def reporting(self, name: str, kind: str, config: Mapping[str, Any], *, by_label: bool) -> Iterator[Logged]:
-        """In a block, report a search or verification; trainings in the block belong to its group.
+        """Within a ``with`` block, report a search or verification; trainings in the block belong to its group.
 
         Args:
             name, kind, config: see `Logged`.
-            by_label: whether the lab reports trainings by their labels; otherwise the block calls `report_training`.
+            by_label: whether the lab reports each training under its label. If False, the block must report trainings
+                by `report_training`.
         """
         run, before = Logged(name, name, kind, config), self.group
         self.group = name if by_label else ""
@@ -127,20 +129,20 @@ class Dashboards:
             self.group = before
 
     def report_metrics(self, run: Logged, values: Mapping[str, float], step: int) -> None:
-        """Report numbers at a step."""
+        """Report the numbers `values`, by name, for a step of a run."""
         numbers = {name: float(value) for name, value in values.items()}
         self._enqueue(run, lambda logger: logger.metrics(run, numbers, step))
 
     def report_artifact(self, run: Logged, path: Path, kind: str) -> None:
-        """Report a file or folder, with its content at the time of delivery."""
+        """Report the file or folder `path` as part of a run; its content is read later, when the thread sends it."""
         self._enqueue(run, lambda logger: logger.artifact(run, path, kind))
 
     def describe_locations(self) -> list[str]:
-        """Return one line for each logger that has not failed: how to view its logs."""
+        """Return, for each logger that has not failed, a line of text that says how to view its logs."""
         return [line for one in self._loggers if (line := self._call_logger(one, lambda logger: logger.where()))]
 
     def close(self, seconds: float = 120.0) -> None:
-        """Wait until all reports are sent, at most for this many seconds."""
+        """Wait until all reports are sent, but at most `seconds`."""
         if self._thread is None:
             return
         self._waiting.put(None)
@@ -153,10 +155,10 @@ class Dashboards:
     # -- inside ------------------------------------------------------------------------------------------------------
 
     def _unique_name(self, group: str, name: str, key: str) -> str:
-        """Return the name of a training, with its key if another training has the name; empty if it was reported
-        before.
+        """Return a name for a training that is unique in its group; an empty text if the training was reported before.
 
-        Outside of a search the key is always added, since the names used by earlier processes are unknown.
+        The key is added to the name if another training has the name. Outside of a search it is always added, since
+        names that earlier processes have used are not known.
         """
         known = f"{name} {key[:8]}"
         with self._guard:
@@ -175,7 +177,7 @@ class Dashboards:
         self._enqueue(run, lambda logger: logger.finish(run, failed=failed))
 
     def _enqueue(self, run: Logged, call: _Call | None) -> None:
-        """Put a call of the loggers into the queue; None starts the run."""
+        """Put a call into the queue, which the thread makes for every logger; None means the start of the run."""
         if not self:
             return
         with self._guard:
@@ -202,7 +204,7 @@ class Dashboards:
 
     @staticmethod
     def _call_logger(one: _Listener, call: _Call) -> Any:
-        """Call a logger and return its answer; return None if it fails now, which is reported, or failed before."""
+        """Call a logger and return its answer; return None if it has failed before, or fails now, which is logged."""
         if one.failed:
             return None
         try:
@@ -217,14 +219,12 @@ class Dashboards:
 
 
 def _refuse_missing_answer(logger: Logger) -> None:
-    """Raise `UsageError`: `start` returned None, which would count as False and end the logging of the run
-    unnoticed.
-    """
+    """Raise `UsageError`, because the method `start` of a logger returned None instead of True or False."""
     raise UsageError("start gave None: it returns True, or False for a run that is there already and finished")
 
 
 def _create_listener(logger: str | Logger, store: Path) -> _Listener | None:
-    """Create a logger; if that fails, report the error and return None."""
+    """Create a logger; return None if its library raises an error, which is logged."""
     if isinstance(logger, str):
         make = LOGGERS.get(logger)
         try:
@@ -244,7 +244,7 @@ def _create_listener(logger: str | Logger, store: Path) -> _Listener | None:
 
 
 def _describe(result: Result) -> dict[str, Any]:
-    """Return the description of a training as JSON values, without digests of its initial state."""
+    """Return the description of a training as JSON values, for dashboards; digests of tensors are left out."""
     segment = result.segment
     described = {name: value for name, value in segment.describe().items() if name not in ("start", "variants")}
     return {**described, "variants": [one.name for one in segment.variants], "key": segment.key}

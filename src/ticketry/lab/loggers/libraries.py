@@ -1,6 +1,6 @@
-"""Loggers for Trackio, Weights & Biases, MLflow and TensorBoard: each training is a run of the library.
+"""Define loggers for Trackio, Weights & Biases, MLflow and TensorBoard; each training is a run of the library.
 
-The runs of a search or verification belong together: as a group, or nested in the run of the search.
+The trainings of a search or verification form a group, or are nested in the run of the search.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from ticketry.lab.loggers.logger import Logged, flatten_names
 
 _MLFLOW_ID = "ticketry.id"
 _MLFLOW_BATCH = 100
-"""Number of parameters that MLflow accepts at once; it accepts 10 times as many metrics."""
+"""Number of parameters that MLflow accepts in one request; a request may have 10 times as many metrics."""
 _MLFLOW_LONGEST = 500
-"""Characters of a parameter's value."""
+"""Maximum characters of a parameter's value in MLflow."""
 _TENSORBOARD_DONE = "finished"
-"""File that marks the folder of a finished run."""
+"""Name of an empty file that marks the folder of a finished run."""
 
 
 class Trackio:
-    """Runs of the Trackio project TRACKIO_PROJECT (by default ticketry), in a Space if TRACKIO_SPACE_ID is set.
+    """Logs to the Trackio project TRACKIO_PROJECT (by default ticketry), in a Space if TRACKIO_SPACE_ID is set.
 
-    A run's configuration contains its kind, and its name contains its group, since Trackio has no kinds of runs.
+    The name of a run in Trackio begins with the run's group, and its configuration contains the run's kind.
     """
 
     def __init__(self, store: Path) -> None:
@@ -38,7 +38,7 @@ class Trackio:
         self._project = os.environ.get("TRACKIO_PROJECT", "ticketry")
         self._runs: dict[str, Any] = {}
         self._existing: dict[str, Any] | None = None
-        """Runs of the project on this machine, by name."""
+        """Runs of earlier processes in the project on this machine, by name; None before the first `start`."""
 
     def start(self, run: Logged) -> bool:
         import trackio
@@ -94,16 +94,16 @@ class Trackio:
 
 
 def _silence_prints() -> None:
-    """Keep trackio from printing, since the standard output of a command is its result."""
+    """Stop trackio from printing, because the standard output of a ticketry command is its result."""
     for name, module in list(sys.modules.items()):
         if name.partition(".")[0] == "trackio":
             vars(module)["print"] = lambda *_, **__: None
 
 
 class Wandb:
-    """Runs of the Weights & Biases project WANDB_PROJECT (by default ticketry); offline with WANDB_MODE=offline.
+    """Logs to the Weights & Biases project WANDB_PROJECT (by default ticketry), offline with WANDB_MODE=offline.
 
-    A training's group is its search or verification, and its job type is its kind.
+    In Weights & Biases, the group of a run is its search or verification, and the job type is the run's kind.
     """
 
     def __init__(self, store: Path) -> None:
@@ -148,9 +148,9 @@ class Wandb:
 
 
 class MLflow:
-    """Runs of the MLflow experiment MLFLOW_EXPERIMENT_NAME (by default ticketry), at the address MLFLOW_TRACKING_URI.
+    """Logs to the MLflow experiment MLFLOW_EXPERIMENT_NAME (by default ticketry) at the address MLFLOW_TRACKING_URI.
 
-    Metrics are sent when a run ends.
+    Metrics of a run are sent when the run ends.
     """
 
     def __init__(self, store: Path) -> None:
@@ -158,7 +158,7 @@ class MLflow:
         self._client: Any = None
         self._experiment = ""
         self._runs: dict[str, str] = {}
-        """MLflow's id of each run, by our id; finished searches stay in it."""
+        """MLflow's id of each run, by `Logged.id`."""
         self._metrics: dict[str, list[Any]] = {}
 
     def start(self, run: Logged) -> bool:
@@ -203,7 +203,10 @@ class MLflow:
         self._experiment = known.experiment_id if known else self._client.create_experiment(name)
 
     def _create(self, run: Logged) -> str:
-        """Create a run, nested in the run of its search if that exists, with its settings."""
+        """Create a run in MLflow, log the run's settings, and return MLflow's id of the run.
+
+        A training is nested in the run of its search, if MLflow has that run.
+        """
         from mlflow.entities import Param
 
         tags = {_MLFLOW_ID: run.id, "ticketry.group": run.group, "ticketry.kind": run.kind}
@@ -220,9 +223,9 @@ class MLflow:
 
 
 class TensorBoard:
-    """Event files in the store's folder ``tensorboard``: scalars by step, settings as hyper-parameters.
+    """Writes TensorBoard event files into the store's folder ``tensorboard``, with settings as hyper-parameters.
 
-    TensorBoard stores no files: for an artifact it shows the path, and for a JSON file also the content.
+    TensorBoard cannot store files. So for an artifact the path is logged, and for a JSON file also the content.
     """
 
     def __init__(self, store: Path) -> None:
@@ -230,7 +233,7 @@ class TensorBoard:
         self._folder = store / "tensorboard"
         self._writers: dict[str, Any] = {}
         self._last: dict[str, dict[str, float]] = {}
-        """The last value of each metric of a run."""
+        """The last value of each metric, by run and metric."""
 
     def start(self, run: Logged) -> bool:
         from torch.utils.tensorboard.writer import SummaryWriter
@@ -280,5 +283,5 @@ class TensorBoard:
 
 
 def _to_file_name(name: str) -> str:
-    """Return a run's name as a valid file name."""
+    """Return a valid file name for a run or group with this name."""
     return re.sub(r"[^\w.=+-]+", "-", name)[:200].lstrip(".") or "-"

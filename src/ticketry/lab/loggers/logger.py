@@ -1,4 +1,4 @@
-"""The protocol of loggers, the runs that they receive, and the registry of loggers."""
+"""Define the interface of loggers, the description of runs that they get, and the registry of loggers."""
 
 from __future__ import annotations
 
@@ -14,55 +14,55 @@ from ticketry_engine.support.seeds import mix
 
 @dataclass(frozen=True)
 class Logged:
-    """One run on a dashboard: a training, or a whole search or verification, see `kind`."""
+    """Describes a run on a dashboard, which is a training, or a whole search or verification."""
 
     group: str
-    """Name of the search or verification that it belongs to."""
+    """Name of the search or verification to which the run belongs."""
     name: str
-    """Unique in its group; a whole search or verification has the name of the group."""
+    """Name of the run, unique in its group; the run of a whole search or verification has the name of the group."""
     kind: str
-    """dense, ticket, a control's name, mask (a training that only finds a mask), search or verification."""
+    """dense, ticket, the name of a control, mask (a training that only finds a mask), search or verification."""
     config: Mapping[str, Any] = field(default_factory=dict, compare=False)
-    """JSON values: settings, recipe, seeds, level, replicate, density."""
+    """Settings, recipe, seeds, level, replicate and density, as JSON values."""
 
     @property
     def whole(self) -> bool:
-        """Whether this is a search or verification, not a training."""
+        """Whether this run is a whole search or verification, not a training."""
         return self.name == self.group
 
     @property
     def parent(self) -> str:
-        """The id of the search or verification to which the training belongs."""
+        """Id of the run of the search or verification to which this run belongs."""
         return Logged(self.group, self.group, "").id
 
     @property
     def id(self) -> str:
-        """16 hexadecimal digits, derived from group and name."""
+        """Id of the run: 16 hexadecimal digits that are derived from group and name."""
         return f"{mix(0, self.group, self.name) % 2**64:016x}"
 
 
 class Logger(Protocol):
-    """A dashboard, created from the store's folder by the class or function in `LOGGERS`.
+    """Sends reports to a dashboard; a class or function in `LOGGERS` creates a logger from the store's folder.
 
-    All calls come from one thread. For each run they are `start`, then any number of `metrics` and `artifact`, then
-    `finish`. A search is started before its trainings and finished after them. If a method raises, that is reported
-    once, and the logger is not called again: it never stops a training.
+    One thread makes all calls. For each run it calls `start`, then `metrics` and `artifact` any number of times, then
+    `finish`. The run of a search starts before the runs of its trainings and ends after them. If a method raises an
+    error, a warning is logged and the logger is not called again; trainings go on.
     """
 
     def start(self, run: Logged) -> bool:
-        """Start a run; return False if it exists and is finished, so that nothing more is reported about it."""
+        """Start a run and return True; return False, to get no more reports, if the dashboard has the finished run."""
 
     def metrics(self, run: Logged, values: Mapping[str, float], step: int) -> None:
-        """Log numbers at a step, in the order of steps: the iteration of a training, the level of a search."""
+        """Log numbers for a step, which is the iteration of a training or the level of a search; steps increase."""
 
     def artifact(self, run: Logged, path: Path, kind: str) -> None:
-        """Log a file or folder: a ticket, or a record with verdicts."""
+        """Log a file or folder of some kind, such as a ticket or a record with verdicts."""
 
     def finish(self, run: Logged, *, failed: bool = False) -> None:
-        """End a run; `failed` if it was stopped or raised an error."""
+        """End a run; `failed` says whether the run was stopped or raised an error."""
 
     def where(self) -> str:
-        """Return how to look at the logs: a command, or an address."""
+        """Return a command or an address with which a user can look at the logs."""
 
 
 MakeLogger = Callable[[Path], Logger]
@@ -89,7 +89,7 @@ LOGGERS: Registry[MakeLogger] = Registry(
 
 
 def flatten_names(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return nested settings as one level with names such as ``recipe.lr``."""
+    """Return nested settings as a flat dict, with names such as ``recipe.lr``."""
     found: dict[str, Any] = {}
     for name, value in values.items():
         if isinstance(value, Mapping):

@@ -1,4 +1,4 @@
-"""Meters of the costs of training: time, memory, FLOPs and energy, of one step or of a whole training, in any loop.
+"""Measure time, memory, FLOPs and energy of one training step or of a whole training, in any training loop.
 
 >>> from ticketry.lab.costs.meters import Meter, measure_step
 >>> step = measure_step(model, loss, batch, optimizer, mask=mask)  # doctest: +SKIP

@@ -1,4 +1,4 @@
-"""FLOPs of a training step: all of them, and those that remain under a mask."""
+"""Count the FLOPs of a training step, with and without the products with removed weights."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from ticketry.errors import UsageError
 from ticketry_engine.support.entry_points import Need, callers_defaults, entry_point
 
 _COPIES = (torch.ops.aten._to_copy.default, torch.ops.aten.clone.default)
-"""Operations that copy a weight with its zeros: dtype conversion by autocast, changes of the memory layout."""
+"""Operations whose result is a copy of a weight: dtype conversion by autocast, changes of the memory layout."""
 
 
 @dataclass(frozen=True)
 class StepFlops:
-    """Floating-point operations of a forward and a backward pass; a multiplication and an addition are two.
+    """Holds the FLOPs of a forward and a backward pass; a multiplication and an addition are two FLOPs.
 
     Examples:
         >>> model, x = nn.Linear(4, 2, bias=False), torch.ones(3, 4)
@@ -39,7 +39,7 @@ class StepFlops:
 
 @dataclass(frozen=True)
 class FlopsByWeight:
-    """Floating-point operations of a forward and a backward pass, with the share of each weight.
+    """Holds the FLOPs of a forward and a backward pass, in total and for the products with each parameter.
 
     Examples:
         >>> layer, x = nn.Linear(4, 2, bias=False), torch.ones(3, 4)
@@ -53,27 +53,31 @@ class FlopsByWeight:
     dense: int
     """All FLOPs, including products with removed weights."""
     products: Mapping[tuple[str, ...], float]
-    """FLOPs of the products with these parameters, forward and backward; mostly one parameter."""
+    """FLOPs of products, forward and backward, by the names of the parameters in the product; mostly one name."""
 
     def left(self, removed: Mapping[str, float]) -> float:
-        """Return the FLOPs without products with removed weights; `removed` has the removed share of each parameter."""
+        """Return the FLOPs that remain without the products with removed weights.
+
+        Args:
+            removed: for each parameter, the share of its weights that is removed.
+        """
         gone = (flops * max(removed.get(name, 0.0) for name in names) for names, flops in self.products.items())
         return self.dense - sum(gone)
 
 
 @entry_point(Need(values=False, python=False, training=True), autocast=True)
 def step_flops(model: nn.Module, forward: Callable[[], Tensor], mask: Mask | None = None) -> StepFlops:
-    """Return the FLOPs of ``forward().backward()``.
+    """Return the FLOPs of ``forward().backward()``, for the dense network and for the network with a mask.
 
-    Counted by `torch.utils.flop_counter`: matrix products, convolutions and attention; here also recurrent layers.
-    Elementwise operations and the optimiser's step are not counted. Of the products with a masked weight (forward, for
-    the input's gradient and for the weight's gradient) the share counts that the mask retains: Evci et al. (2020,
-    RigL), appendix H, where a backward pass counts as two forward passes. Gradients are left in the parameters.
+    `torch.utils.flop_counter` counts matrix products, convolutions and attention; recurrent layers are counted too.
+    Elementwise operations and the optimiser's step are not counted. Products with a masked parameter count in
+    proportion to the weights that the mask retains, in the forward pass, for the input's gradient and for the weight's
+    gradient (Evci et al. 2020, RigL, appendix H). The call leaves gradients in the parameters.
 
     Args:
-        model: has the parameters of the mask.
-        forward: computes the loss of a batch, a scalar.
-        mask: by default none: the network is dense.
+        model: the model, which has the parameters of the mask.
+        forward: function that returns the loss of a batch, a scalar.
+        mask: the mask; by default the network is dense.
 
     Raises:
         UsageError: if `mask` is not a mask.
@@ -91,16 +95,18 @@ def step_flops(model: nn.Module, forward: Callable[[], Tensor], mask: Mask | Non
 
 
 def removed_shares(mask: Mask) -> dict[str, float]:
-    """Return the share of each parameter that a mask removes."""
+    """Return, for each parameter of a mask, the share of weights that the mask removes."""
     return {name: 1 - int(kept.sum()) / max(kept.numel(), 1) for name, kept in mask.items()}
 
 
 def flops_by_weight(parameters: Mapping[str, nn.Parameter], forward: Callable[[], Tensor]) -> FlopsByWeight:
-    """Return the FLOPs of a step for any mask of these parameters, see `FlopsByWeight.left`.
+    """Count the FLOPs of a forward and a backward pass once, so that they are known for every mask.
+
+    `FlopsByWeight.left` returns the FLOPs for a mask.
 
     Args:
-        parameters: name -> parameter that may be masked.
-        forward: computes the loss of a batch, a scalar.
+        parameters: parameters that may be masked, by name.
+        forward: function that returns the loss of a batch, a scalar.
 
     Raises:
         UsageError: if no gradient reaches a parameter.
@@ -128,7 +134,7 @@ def flops_by_weight(parameters: Mapping[str, nn.Parameter], forward: Callable[[]
 
 @torch.no_grad()
 def forward_flops(parameters: Mapping[str, nn.Parameter], forward: Callable[[], object]) -> FlopsByWeight:
-    """Return the FLOPs of a forward pass only; otherwise as `flops_by_weight`."""
+    """Return the FLOPs of a forward pass only; the arguments are those of `flops_by_weight`."""
     with (
         _make_counter() as counter,
         _Products(_WeightNames.from_parameters(parameters), counter.flop_registry) as products,
@@ -138,7 +144,7 @@ def forward_flops(parameters: Mapping[str, nn.Parameter], forward: Callable[[], 
 
 
 def count_flops(work: Callable[[], object]) -> int:
-    """Return all FLOPs of a call of `work`, counted as in `step_flops`."""
+    """Return the FLOPs of all operations in a call of `work`; see `step_flops` for what is counted."""
     with _make_counter() as counter:
         work()
     return int(counter.get_total_flops())
@@ -150,9 +156,9 @@ def _make_counter() -> FlopCounterMode:
 
 
 def _convolution_backward_flops(*shapes: Any, **_: Any) -> int:
-    """Return the FLOPs of the gradients of input and weight, each as many as those of the forward pass.
+    """Return the FLOPs of the gradients of a convolution: as many as the forward pass for each requested gradient.
 
-    Torch's own formula counts the weight's gradient once for every group (seen with torch 2.13).
+    This replaces torch's formula, which counts the weight's gradient once for every group (seen with torch 2.13).
     """
     gradient, inputs, weight, *_rest = shapes
     transposed, asked = shapes[7], shapes[10]
@@ -160,17 +166,17 @@ def _convolution_backward_flops(*shapes: Any, **_: Any) -> int:
 
 
 def _recurrent_flops(inputs: Any, *shapes: Any, **_: Any) -> int:
-    """Return the FLOPs of recurrent layers: at every step of the sequence a product with each matrix."""
+    """Return the FLOPs of a recurrent layer: a product with each weight matrix at every step of the sequence."""
     return int(2 * prod(inputs[:-1]) * sum(prod(shape) for shape in _weight_shapes(shapes)))
 
 
 def _recurrent_backward_flops(*shapes: Any, **_: Any) -> int:
-    """Return the FLOPs of the gradients of inputs and matrices."""
+    """Return the FLOPs of the gradients of a recurrent layer's inputs and weight matrices."""
     return 2 * _recurrent_flops(*shapes)
 
 
 def _weight_shapes(shapes: Sequence[Any]) -> Sequence[Any]:
-    """Return the shapes of a recurrent operation's weights, from its arguments after the input."""
+    """Return the shapes of the weight matrices, given the arguments of a recurrent operation after its input."""
     weights = shapes[0] if shapes and isinstance(shapes[0], list) else shapes[:4]
     return [shape for shape in weights if len(shape) == 2]
 
@@ -181,13 +187,11 @@ _RECURRENT = {
     torch.ops.aten._cudnn_rnn: _recurrent_flops,
     torch.ops.aten._cudnn_rnn_backward: _recurrent_backward_flops,
 }
-"""Recurrent layers as one operation; elsewhere torch decomposes them into products."""
+"""Formulas for operations that compute a whole recurrent layer; on other devices torch uses single products."""
 
 
 class _WeightNames:
-    """Finds the name of a weight by the memory of a tensor, which may be the weight, a view or a registered
-    copy of it.
-    """
+    """Finds the name of a weight from the memory address of a tensor: the weight, a view, or a registered copy."""
 
     def __init__(self) -> None:
         self._ranges: dict[int, list[tuple[int, int, str, bool]]] = {}
@@ -204,9 +208,7 @@ class _WeightNames:
         self._ranges.setdefault(_memory_address(tensor), []).append((start, start + tensor.numel(), name, trained))
 
     def find(self, tensor: Tensor) -> tuple[str, bool] | None:
-        """Return a weight's name and whether it is trained. Recurrent layers may store several weights in one block of
-        memory.
-        """
+        """Return the name of the weight in whose memory `tensor` begins, and whether it is trained; else None."""
         at = int(tensor.storage_offset())
         for start, stop, name, trained in self._ranges.get(_memory_address(tensor), []):
             if start <= at < stop:
@@ -215,13 +217,13 @@ class _WeightNames:
 
 
 class _Products(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Sums the FLOPs of products with weights, which are recognised by their memory."""
+    """Adds up, while active, the FLOPs of products with weights; weights are recognised by their memory addresses."""
 
     def __init__(self, named: _WeightNames, formulas: Any) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._named, self._formulas = named, formulas
         self._alive: list[Tensor] = []
-        """Copies of weights; if they were freed, another tensor could take their memory."""
+        """Copies of weights, which must not be freed, since another tensor could then get their memory address."""
         self.forward = True
         self.flops: dict[tuple[str, ...], float] = {}
 

@@ -1,4 +1,4 @@
-"""Peak memory of a process or of a piece of work."""
+"""Measure the peak memory of this process or of a function call."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import Tensor
 
 
 def resident_at_peak() -> int | None:
-    """Return the peak resident bytes of this process since its start; None if the system does not report them.
+    """Return the maximum bytes of memory that this process has used since its start; None if not reported.
 
     Examples:
         >>> peak = tk.meters.resident_at_peak()
@@ -30,11 +30,11 @@ def resident_at_peak() -> int | None:
 
 
 def allocated_at_peak(work: Callable[[], object], held: Iterable[object]) -> int:
-    """Return the peak bytes of CPU tensors during `work`: the bytes of `held` plus what the profiler sees allocated.
+    """Return the peak bytes of CPU tensors during a call of `work`: the tensors `held`, plus newly allocated tensors.
 
     Args:
-        work: such as a training step.
-        held: tensors that exist before, in lists, tuples and mappings of any depth; shared memory counts once.
+        work: function that is measured, such as a training step.
+        held: tensors that exist before the call, in nested lists, tuples and mappings; shared memory counts once.
 
     Examples:
         >>> held = torch.zeros(1000)  # 4,000 bytes
@@ -56,7 +56,7 @@ def allocated_at_peak(work: Callable[[], object], held: Iterable[object]) -> int
 
 @contextlib.contextmanager
 def _no_collection() -> Iterator[None]:
-    """In a block, disable garbage collection: freeing older tensors would be counted without their allocation."""
+    """Within a ``with`` block, disable garbage collection, so that no older tensors are freed during a measurement."""
     enabled = gc.isenabled()
     gc.disable()
     try:
@@ -67,7 +67,7 @@ def _no_collection() -> Iterator[None]:
 
 
 def peak_bytes(work: Callable[[], object], held: Iterable[object], device: str) -> int:
-    """Return the peak bytes of tensors during `work`, as `allocated_at_peak`; on a GPU from its allocator."""
+    """Return the peak bytes of tensors on `device` during a call of `work`; see `allocated_at_peak` for `held`."""
     if not device.startswith("cuda"):
         return allocated_at_peak(work, held)
     torch.cuda.synchronize()
@@ -80,13 +80,13 @@ def peak_bytes(work: Callable[[], object], held: Iterable[object], device: str) 
 
 
 def tensor_bytes(values: object) -> int:
-    """Return the bytes of the memory of the tensors in `values`; shared memory counts once."""
+    """Return the bytes of memory of all tensors in nested `values`; memory that tensors share counts once."""
     storages = (tensor.untyped_storage() for tensor in tensors_in(values))
     return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
 
 
 def tensors_in(values: object) -> Iterator[Tensor]:
-    """Yield the tensors in lists, tuples, mappings and other iterables."""
+    """Yield all tensors in nested lists, tuples, mappings and other iterables."""
     if isinstance(values, Tensor):
         yield values
     elif isinstance(values, Mapping):

@@ -1,4 +1,4 @@
-"""Cost of one training step."""
+"""Measure the time, FLOPs and memory of one training step."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _Step = Callable[[], None]
 
 @dataclass(frozen=True)
 class StepCost:
-    """Cost of one step: forward, backward, and the optimiser's step.
+    """Holds the cost of one training step: forward pass, backward pass, and the optimiser's step.
 
     Examples:
         >>> model = nn.Linear(4, 2)
@@ -40,18 +40,17 @@ class StepCost:
     """
 
     seconds: float
-    """Median of the steps timed."""
+    """Seconds of a step; the median of the timed steps."""
     flops: float
-    """FLOPs of the forward and the backward pass without those of removed weights, see `meters.step_flops`."""
+    """FLOPs of the forward and the backward pass without products with removed weights, see `meters.step_flops`."""
     dense_flops: int
-    """FLOPs of the forward and the backward pass, including those of removed weights."""
+    """FLOPs of the forward and the backward pass, including products with removed weights."""
     allocated: int
-    """Peak bytes of tensors in torch's allocator on the device: weights, gradients, optimiser's state, batch and
-    intermediate results."""
+    """Peak bytes of tensors on the device: weights, gradients, optimiser's state, batch and intermediate results."""
     reserved: int | None
-    """Bytes of GPU memory that the allocator reserved; None on a CPU."""
+    """Peak bytes of GPU memory that torch's allocator has reserved; None on a CPU."""
     resident: int | None
-    """Peak resident bytes of the process since its start; None if the system does not report them."""
+    """Maximum bytes of memory that the process has used since its start; None if the system does not report them."""
     device: str
 
 
@@ -59,18 +58,18 @@ class StepCost:
 def measure_step(
     model: nn.Module, loss: Loss, batch: object, optimizer: Optimizer, *, mask: Mask | None = None, repeats: int = 10
 ) -> StepCost:
-    """Measure a training step of a model, and restore model, optimiser, gradients and random state.
+    """Measure a training step of a model; afterwards restore model, optimiser, gradients and random state.
 
     Args:
-        model: on its device and in its mode.
-        loss: ``loss(model, batch) -> scalar``.
+        model: the model, on the device and in the mode (training or evaluation) in which it is measured.
+        loss: function ``loss(model, batch)`` that returns a scalar.
         batch: second argument of `loss`, on the model's device.
         optimizer: optimiser of the model's parameters.
-        mask: its removed weights do not count in `StepCost.flops`; the step itself is dense, see `hold`.
-        repeats: number of timed steps, after one that is not timed.
+        mask: mask whose removed weights do not count in `StepCost.flops`. The measured step is dense.
+        repeats: number of timed steps; a further step before them is not timed.
 
     Raises:
-        UsageError: for less than one repeat, something else as a mask, or a model without parameters.
+        UsageError: if `repeats` is less than 1, if `mask` is not a mask, or if the model has no parameters.
         MaskError: if the mask does not fit the model.
 
     Examples:
@@ -119,7 +118,13 @@ def _synchronize(device: torch.device) -> None:
 
 
 def _measure_peak(step: _Step, device: torch.device, held: list[object]) -> tuple[int, int | None]:
-    """Return the peak bytes allocated and, on a GPU, reserved in a step."""
+    """Return the peak bytes of tensors in a step and, on a GPU, the peak bytes that the allocator reserved.
+
+    Args:
+        step: the step.
+        device: the model's device.
+        held: tensors that exist before the step; they are only needed for a CPU.
+    """
     if device.type != "cuda":
         return allocated_at_peak(step, held), None
     torch.cuda.reset_peak_memory_stats(device)
@@ -130,7 +135,7 @@ def _measure_peak(step: _Step, device: torch.device, held: list[object]) -> tupl
 
 @contextlib.contextmanager
 def _restore_afterwards(model: nn.Module, optimizer: Optimizer, device: torch.device) -> Iterator[None]:
-    """Restore weights, buffers, gradients, optimiser's state and random state after a block, from copies on the CPU."""
+    """After a ``with`` block, restore weights, buffers, gradients, the optimiser's state and the random state."""
     state = {name: _copy_to_cpu(value) for name, value in model.state_dict().items()}
     gradients = [(parameter, parameter.grad) for parameter in model.parameters()]
     before = _copy_to_cpu(optimizer.state_dict())

@@ -1,4 +1,4 @@
-"""Cost of a whole training."""
+"""Measure the cost of a whole training."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ NOT_MEASURED = "not measured"
 
 @dataclass(frozen=True)
 class Cost:
-    """Cost of a whole training.
+    """Holds the cost of a whole training.
 
     Examples:
         >>> with tk.meters.Meter() as meter:
@@ -33,19 +33,19 @@ class Cost:
 
     steps: int
     flops: float | None
-    """FLOPs of all steps without those of removed weights; None if the step was not measured."""
+    """FLOPs of all steps, without products with removed weights; None if the FLOPs of a step are unknown."""
     seconds: float
-    """Wall time of the block."""
+    """Wall time of the training."""
     peak_memory: int | None
-    """Peak bytes: of torch's allocator on a GPU, otherwise of the process since its start; None if unknown."""
+    """Peak bytes of tensors on the GPU; on a CPU, of the process since its start; None if unknown."""
     energy: float | None
-    """kWh of the whole machine; None if it is not measured."""
+    """Energy that the whole machine used, in kWh; None if it was not measured."""
     energy_source: str
-    """The meters, or the source of the estimate, or "not measured"."""
+    """Names of the meters, or the source of the estimate, or "not measured"."""
 
 
 class Meter:
-    """Measures the training in a block; `cost` is available when the block has ended.
+    """Measures the cost of the training in a ``with`` block; `cost` is available when the block has ended.
 
     Examples:
         >>> model = nn.Linear(4, 2)
@@ -70,14 +70,14 @@ class Meter:
         estimate: bool = False,
         powercap: Path = POWERCAP,
     ) -> None:
-        """Prepare a meter; it measures from the start of the block.
+        """Prepare a meter, which measures from the beginning of the ``with`` block.
 
         Args:
-            optimizer: its steps are counted; without one call `Meter.step`.
-            step: result of `measure_step`, for `Cost.flops`. If the mask changes during training, pass the FLOPs of
-                each step to `Meter.step`.
-            estimate: if the machine has no energy meter, use codecarbon's model (extra ``energy``).
-            powercap: folder of the kernel with the processors' meters.
+            optimizer: optimiser whose steps are counted. Without an optimiser, call `Meter.step` for each step.
+            step: result of `measure_step`, from which `Cost.flops` is computed. If the mask changes during training,
+                pass the FLOPs of each step to `Meter.step` instead.
+            estimate: whether to estimate energy with codecarbon (extra ``energy``) if the machine has no meter.
+            powercap: folder in which the kernel shows the meters of processors.
         """
         self._optimizer, self._flops = optimizer, step.flops if step else None
         self._estimate, self._powercap = estimate, powercap
@@ -90,7 +90,7 @@ class Meter:
         self._cost: Cost | None = None
 
     def step(self, flops: float | None = None) -> None:
-        """Count a step, with these FLOPs or those of the measured step."""
+        """Count a training step; `flops` are its FLOPs, by default those of the step given to the meter."""
         flops = self._flops if flops is None else flops
         self._steps += 1
         self._unknown += flops is None
@@ -98,7 +98,7 @@ class Meter:
 
     @property
     def cost(self) -> Cost:
-        """The cost of the block; `UsageError` before it has ended."""
+        """Cost of the training in the block; raises `UsageError` before the block has ended."""
         if self._cost is None:
             raise UsageError(
                 "the cost of a meter is known when its block has ended: `with Meter(optimizer) as meter: …`"
