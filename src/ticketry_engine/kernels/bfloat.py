@@ -171,8 +171,8 @@ def store_rounded(e: Emitter, vectors: Sequence[ir.Value], pointer: ir.Value, by
 #     sums [16, 16] float32  +=  left [16, 32] bfloat16  @  right [32, 16] bfloat16
 #
 # A tile has up to 16 rows of 64 bytes in registers of its own. The right matrix is stored in pairs: its row ``k`` holds
-# elements ``2k`` and ``2k + 1`` of each column side by side. One `multiply_tiles` is 16 times as fast as AVX-512. A
-# kernel configures the tiles when it begins and releases them when it ends.
+# elements ``2k`` and ``2k + 1`` of each column side by side. `multiply_tiles` is 16 times as fast as AVX-512
+# instructions. A kernel configures the tiles when it begins and releases them when it ends.
 
 TILE_ROWS = 16
 """Greatest number of rows of a tile."""

@@ -9,9 +9,9 @@
 
 A block is a few images of the batch; PARTS is the number of threads that share each operation.
 
-Inference flushes denormal numbers (below 1.2e-38) to zero (`Driver.denormals`). SiLU, GELU and softmax produce such
-numbers for very negative inputs, and multiplying by a denormal number costs more than a hundred cycles on Intel. The
-processor's flush flag is set during the call only.
+Unless `Driver.denormals` is set, denormal numbers (below 1.2e-38) are flushed to zero. SiLU, GELU and softmax produce
+such numbers for very negative inputs, and multiplying by a denormal number costs more than a hundred cycles on Intel.
+The processor's flush flag is set during the call only.
 """
 
 from __future__ import annotations
@@ -235,8 +235,8 @@ class Workers:
     def __init__(self, count: int) -> None:
         self._queues: list[_Queue] = [SimpleQueue() for _ in range(count)]
         for queue in self._queues:
-            # The weakref callback is a C function, so no signal handler can raise inside it. It is set
-            # before the thread starts, so that an interrupted caller leaves no waiting thread.
+            # The weak reference's callback is a C function, so no signal handler can raise inside it. The reference
+            # is created before the thread starts, so that an interrupted caller leaves no waiting thread behind.
             gone = weakref.ref(self, queue.put)
             threading.Thread(target=_run_queued_jobs, args=(queue, gone), daemon=True, name="ticketry-engine").start()
 
@@ -268,7 +268,7 @@ class Workers:
                 call.signal.get()
         except BaseException as error:
             errors.append(error)
-            while begun and len(call.ended) < len(queues):  # even if interrupted again
+            while begun and len(call.ended) < len(queues):  # wait even if interrupted again
                 with suppress(KeyboardInterrupt):
                     time.sleep(0.001)
         errors += [error for error in call.ended if error is not None]

@@ -106,7 +106,7 @@ class Emitter:
 
     def arg(self, index: int) -> ir.Value:
         """Load ``Op.args[index]`` of the operation: an integer, or the address of a table as an integer."""
-        return self.load_i64(self._op, 8 * (index + 1))  # the first is the kernel itself
+        return self.load_i64(self._op, 8 * (index + 1))  # word 0 is the kernel's address
 
     def table(self, index: int) -> ir.Value:
         """Return a pointer to the table ``Op.args[index]`` of the operation."""
@@ -206,7 +206,7 @@ class Emitter:
     def scratch(self, vectors: int) -> ir.Value:
         """Allocate memory for `vectors` float32 vectors on the stack, and return a pointer to it."""
         with self.b.goto_entry_block():
-            # llvmlite types a fresh pointer as one to an array; a round trip through an integer removes that.
+            # llvmlite gives a new pointer the type of an array pointer; conversion to an integer and back removes it.
             place = self.b.alloca(ir.ArrayType(self.vector, vectors))
             return self.b.inttoptr(self.b.ptrtoint(place, I64), PTR)
 

@@ -225,7 +225,7 @@ class Program:
                 jobs.append((self._drive, (start, self._first_entry, count, first, last, images, batch)))
             used = (self._memory, self.library, workspace.states, workspace.arenas, workspace.barrier, holding)
             workspace.workers.run(jobs, used)
-        self._return_workspace(workspace)  # not after an error: the state is unknown
+        self._return_workspace(workspace)  # not after an error, which leaves the state unknown
 
     def profile(
         self, batch: int, external: Sequence[int], clock: Callable[[], float] = time.perf_counter

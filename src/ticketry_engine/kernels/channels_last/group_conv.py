@@ -14,7 +14,8 @@ that retain the same columns; `ConvArg` calls it a group. Tables (dtype and shap
     TILES     where each tile begins in input, output and residual, and the tile's class (which taps it computes)
     runs      for each block and class: ranges of columns whose taps touch the image; border tiles skip other columns
 
-The generated code depends only on the layer's shape. The mask is in the tables, so that one kernel serves many layers.
+The generated code depends only on the layer's shape. The pruning mask is in the tables, so that one kernel serves many
+layers.
 
 The kernel is fast because all accumulators of a tile stay in registers. A loaded weight vector is used for every pixel
 of the tile, and a loaded input for every vector of rows. Pruned columns take no time, and a single weight needs no

@@ -134,7 +134,7 @@ class _AttentionWriter:
 
     def __init__(self, kernel: Attention, e: Emitter) -> None:
         self.kernel, self.e, target = kernel, e, e.target
-        # With several images per vector each key is loaded for few queries: more query vectors make up for it.
+        # If a vector holds several images, a loaded key serves few queries, so a tile has more vectors of queries.
         many = target.registers >= 32
         self.across = 2 if kernel.images <= (2 if many else target.lanes) else 4 if many else 3
         self.block = min(kernel.keys, (24 if many else 12) // self.across)

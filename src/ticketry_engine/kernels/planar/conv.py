@@ -692,7 +692,7 @@ def _estimate_cycles(kind: RowKind, kept: Array, columns: Array, target: Target)
         begins = columns[:8].reshape(-1, 1) + np.array(tiles.shape.x) + int(tiles.places[0, 0])
         across = float((begins % LINE + target.lanes * FLOAT > LINE).mean()) if begins.size else 0.0
         sets = count_partial_sums(kind.rows, vectors)
-        several = kind.rows == 1 and sets > 1  # one load reads several columns' weights, another their offsets
+        several = kind.rows == 1 and sets > 1  # a load reads several weights or offsets
         loads = (vectors * (1 + across) + (0.4 if several else kind.rows + 1)) / 2
         sums = max(kind.rows * vectors / 2, 4 / sets)
         each = max(loads, sums) + (0.8 if sets == 1 else 0.4)

@@ -173,7 +173,7 @@ class Elementwise(EmittedKernel):
 # -- Norms over the channels of each position: see `kernels.norms` -----------------------------------------------------
 
 # Vectors run over positions and images, so no lanes are added together. 256 bytes of positions are processed at a time,
-# channel by channel. They stay in the L1 cache between passes.
+# channel by channel, so that they stay in the L1 cache between passes.
 
 
 _BYTES = 256

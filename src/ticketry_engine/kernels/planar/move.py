@@ -147,7 +147,7 @@ def _move_transposed(
         return
     vectors = [_load_vector(e, plane, byte, floats, item) for plane, byte, floats in near]
     vectors += [ir.Constant(e.vector, None)] * (len(far) - len(vectors))
-    # Missing images write to the last existing image's row, before that image itself does.
+    # Lanes of missing images are written to the last image's row first, and the last image then overwrites them.
     for value, row in reversed(list(zip(turned(e, vectors), far, strict=True))):
         lanes.store(e, value, row, 0, mask)
 

@@ -270,7 +270,7 @@ class Spans(EmittedKernel):
                         most = e.load(e.at(e.table(11), b.add(byte, along)), further)
                         value = e.select(
                             b.fcmp_ordered(">", most, e.splat(0.0)), value, most
-                        )  # also replaces NaN outside
+                        )  # NaN outside of the input is replaced too
                     row.next[part] = _accumulate(e, self.kind, row.next[part], value)
         return row.results
 

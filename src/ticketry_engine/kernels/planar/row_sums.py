@@ -11,7 +11,7 @@ Tables:
     segments (int32): the number of columns, shifted left by `FLAG_BITS`, and flags; the least byte at which a column
         begins (base); if several rows share columns, the index of the first column; then for each row the bytes of its
         plane of y and of its residual plane, and its bias
-    columns: offset of each column from the base, in units of `unit` bytes; in the order of the segments
+    columns: offset of each column from the base, in units of `unit` bytes; several segments may share their columns
     weights (float32): the weight of each row, for each column of each segment
     chunks (int64): parts of the rows that threads share: the byte of the first segment, the number of segments, the
         index of the first weight
@@ -242,7 +242,7 @@ class _SumsBody:
             part = number * size % 8
             if part == 0:
                 at = e.at(columns, b.add(b.mul(index, e.i64(size)), e.i64(number * size)))
-                word = e.hide_from_optimiser(b.load(at, typ=I64, align=size))  # opaque: the load must not be delayed
+                word = e.hide_from_optimiser(b.load(at, typ=I64, align=size))  # the load must not be delayed
             value = b.ashr(b.shl(word, e.i64(64 - bits - 8 * part)), e.i64(64 - bits)) if self.spec.wide else word
             if not self.spec.wide:
                 value = b.and_(b.lshr(word, e.i64(8 * part)), e.i64((1 << bits) - 1))
@@ -260,7 +260,7 @@ class _SumsBody:
         found = []
         width = min(count, e.target.lanes)
         for start in range(0, count, width):
-            # Opaque, or the optimiser loads each weight separately.
+            # Hidden from the optimiser, which would load each weight separately.
             several = e.hide_from_optimiser(b.load(e.at(at, 4 * start), typ=lanes.vector(width), align=4))
             found += [[lanes.shuffle(e, several, several, [number] * e.target.lanes)] for number in range(width)]
         return found
@@ -271,7 +271,7 @@ class _SumsBody:
         size = self._column_bytes
         at = e.at(columns, b.mul(b.add(index, e.i64(further)), e.i64(size)))
         kind, widen = (I32, b.sext) if self.spec.wide else (I16, b.zext)
-        # Atomic (free here), or the optimiser delays the load until the column is read.
+        # An atomic load takes no more time here, and the optimiser cannot delay it until the column is read.
         value = b.load_atomic(at, "monotonic", size, typ=kind) if further else b.load(at, typ=kind, align=size)
         return b.mul(widen(value, I64), e.i64(self.spec.unit))
 
