@@ -577,7 +577,7 @@ def _count_blocks_for_targets(layers: Mapping[str, _LayerBlocks], aims: Mapping[
 def _enforce_layer_minimum_in_blocks(
     layers: Mapping[str, _LayerBlocks], counts: Mapping[str, int], wanted: int, least: int
 ) -> dict[str, int]:
-    """Raise each layer's number of blocks to at least `least` weights; the layers that retain most lose as much."""
+    """Raise each layer's number of blocks to at least `least` weights; remove as many from the largest layers."""
     empty = [name for name in layers if counts[name] == 0]
     if empty and not least:
         raise LayerCollapseError(

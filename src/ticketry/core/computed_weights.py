@@ -93,7 +93,7 @@ class ComputedWeight:
 
     @torch.no_grad()
     def non_finite_rows(self, replaced: Mapping[int, Tensor]) -> list[int]:
-        """Return the rows (first dimension) with infinite or NaN elements of the weight `value(replaced)`."""
+        """Return the indices of the rows (first dimension) of `value(replaced)` with infinite or NaN elements."""
         weight = self.value(replaced)
         return (~weight.isfinite().reshape(len(weight), -1).all(1)).nonzero().flatten().tolist()
 
@@ -111,7 +111,7 @@ class ComputedWeight:
         return not any(weight[each].any() for each in removed.values())
 
     def zero_originals(self, removed: Mapping[int, Tensor]) -> dict[int, Tensor]:
-        """Return index in `originals` -> copy of this parameter with the `removed` elements set to 0."""
+        """Return copies of parameters in which the `removed` elements are 0, by index in `originals`."""
         return {position: self.originals[position].detach().masked_fill(one, 0) for position, one in removed.items()}
 
     def _compute(self, replaced: Mapping[int, Tensor], draw: torch.Generator | None) -> Tensor:

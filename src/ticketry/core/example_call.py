@@ -48,7 +48,7 @@ def call_in_evaluation(model: nn.Module, example_inputs: Any, *, gradients: bool
     Args:
         model: any module.
         example_inputs: a tensor, a tuple of tensors or a dict of keyword arguments.
-        gradients: whether gradients of the output can be computed.
+        gradients: whether the output must be differentiable.
 
     Raises:
         UsageError: if the model fails on these inputs.

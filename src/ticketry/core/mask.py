@@ -107,7 +107,7 @@ class Mask(Mapping[str, Tensor]):
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Parameter name -> shape."""
+        """Shape of each tensor, by parameter name."""
         return {name: tuple(tensor.shape) for name, tensor in self._tensors.items()}
 
     # -- counts --------------------------------------------------------------------------------------------------

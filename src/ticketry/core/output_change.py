@@ -191,10 +191,10 @@ class _ProductRecorder(TorchFunctionMode):
         return output + call.output_shift
 
     def _find_rows(self, weight: Tensor) -> tuple[str, int, bool]:
-        """Return of which parameter a tensor is a range of rows, or the whole transpose.
+        """Find the parameter of which a tensor is a range of rows, or the whole transpose.
 
-        The result is (name of the parameter, index of the first row, whether the tensor is the transpose), or
-        ("", 0, False) for any other tensor.
+        The result is (name of the parameter, index of the first row, whether the tensor is the transpose), or ("", 0,
+        False) for any other tensor.
         """
         whole = weight if weight._base is None else weight._base
         name = self._names.get(id(whole), "")
@@ -285,7 +285,7 @@ def add_output_gradients(
 def squared_output_change(weight: Tensor, calls: list[LayerCall]) -> Tensor:
     """Return, for each weight, the squared change of the outputs if the weight is removed, as float64.
 
-    It is the squared weight times the sum of the factors of all `calls`.
+    The change is the squared weight times the sum of the factors of all `calls`.
     """
     factors = torch.zeros(weight.shape[:2], dtype=torch.float64)
     for call in calls:
@@ -314,11 +314,11 @@ def _sum_squares_by_channel(values: Tensor, channel: int, *, mean: bool) -> Tens
 
 @entry_point(CHANGES)
 def output_change(model: nn.Module, scope: Scope, example_inputs: Any) -> dict[str, Tensor]:
-    """Return parameter name -> for each weight, the relative squared change of the model's outputs without it.
+    """Return, for each weight, the relative squared change of the model's outputs if the weight is removed.
 
-    The changes are float64. They need a call in evaluation mode and one or two backward passes; `model` is unchanged
-    afterwards. All float tensors that the model returns count equally. Memory is needed for gradients of activations,
-    not of weights.
+    The result maps parameter names to float64 tensors. It takes a call in evaluation mode and one or two backward
+    passes; `model` is unchanged afterwards. All float tensors that the model returns count equally. Memory is needed
+    for gradients of activations, not of weights.
 
     Weights that are not a factor of a product (in recurrent layers, embeddings, scales, computed weights, an einsum)
     are estimated in a separate call from their own gradients: the same quantity, with more variance.
@@ -385,7 +385,7 @@ def _random_combination(outputs: Sequence[Tensor], draw: int) -> Tensor:
 
 
 def _require_gradients(names: Sequence[str]) -> None:
-    """Raise `UsageError` if `names`, the parameters that no output has a gradient of, is not empty."""
+    """Raise `UsageError` if `names`, which lists parameters without a gradient from any output, is not empty."""
     if names:
         raise UsageError(
             f"what {', '.join(names)} does to the model's outputs is not known: no gradient reaches any from there;"

@@ -70,7 +70,7 @@ class Scope:
     """
 
     shapes: Mapping[str, tuple[int, ...]]
-    """Parameter name -> shape."""
+    """Shape of each parameter in scope, by name."""
     parameters_total: int
     """Number of elements of all parameters of the model, whether in scope or not."""
 
@@ -85,7 +85,7 @@ class Scope:
 
     @property
     def sizes(self) -> dict[str, int]:
-        """Parameter name -> number of elements."""
+        """Number of elements of each parameter in scope, by name."""
         return {name: prod(shape) for name, shape in self.shapes.items()}
 
     def __iter__(self) -> Iterator[str]:
@@ -241,7 +241,7 @@ def filter_default_scope(model: nn.Module, names: Iterable[str]) -> set[str]:
 
 
 def scope_of_shapes(model: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> Scope:
-    """Return the scope that contains exactly these parameters of `model`, such as those of a mask."""
+    """Return the scope that contains exactly the parameters named in `shapes`, such as those of a mask."""
     return Scope(shapes, sum(parameter.numel() for parameter in named_parameters(model).values()))
 
 
@@ -275,7 +275,7 @@ def _check_patterns(value: object, argument: str, model: nn.Module | None) -> tu
 
 
 def _find_module_name(model: nn.Module, module: nn.Module, argument: str) -> str:
-    """Return the name of a module in `model`, as a pattern that matches only this module."""
+    """Return the name of `module` in `model`, escaped so that, as a pattern, it matches only this module."""
     for name, one in unwrapped(model).named_modules():
         if one is module:
             return escape(normal_name(name)) or "*"
@@ -431,7 +431,7 @@ class _LayerKinds:
 
 
 def _find_parameters(model: nn.Module) -> dict[str, _FoundParameter]:
-    """Return all parameters of a model, by normalised first name."""
+    """Return all parameters of a model, with the modules that use each, by normalised first name."""
     names: dict[int, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         if isinstance(parameter, UninitializedParameter):

@@ -19,13 +19,13 @@ class Pattern:
     """States which weights a synthetic mask retains: single weights, or random columns of groups of rows."""
 
     kind: str
-    """unstructured, groups or channels."""
+    """Kind of pattern: unstructured, groups or channels."""
     rows: int = 1
     """Smallest number of rows of a group; a layer with fewer rows has a single group."""
     any_order: bool = False
     """Whether the rows of a group may be anywhere in the layer; otherwise the rows are adjacent."""
     pairs: bool = False
-    """Whether the inputs 2c and 2c + 1 at a kernel position are retained or removed together, as bf16 kernels need."""
+    """Whether inputs 2c and 2c + 1 at a kernel position are retained or removed together, as in bf16 kernels."""
 
     @classmethod
     def parse(cls, text: str) -> Pattern:

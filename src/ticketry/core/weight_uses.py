@@ -1,4 +1,4 @@
-"""Find how a call of a model multiplies by its weights: how often by each, and over which dimensions products sum."""
+"""Find how a call of a model uses its weights in products: numbers of multiplications, and dimensions summed over."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ COUNTED_LAYERS = (
     *(nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d),
     *(nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d),
 )
-"""Layers whose multiplications are counted from the size of their outputs."""
+"""Layer classes whose number of multiplications is computed from the size of their outputs."""
 
 _TRANSPOSED = COUNTED_LAYERS[4:]
 
@@ -70,7 +70,7 @@ def find_factor_uses(
 def multiplications_per_weight(
     model: nn.Module, parameters: Mapping[str, Tensor], example_inputs: Any
 ) -> dict[str, int]:
-    """Return parameter name -> how often each of its weights is multiplied by in a call, in evaluation mode.
+    """Return, for each parameter, the number of multiplications by each of its weights in a call in evaluation mode.
 
     For layers in `COUNTED_LAYERS`, the number is computed from the size of their outputs, which works even if the model
     is sharded over several devices. Other uses, such as `linear(x, self.encoder.weight.t())`, are counted from the
@@ -99,10 +99,10 @@ def multiplications_per_weight(
 
 
 def count_multiplications(model: nn.Module, scope: Scope, example_inputs: Any) -> dict[str, int]:
-    """Return parameter name -> how often each of its weights is multiplied by in a call of `model`.
+    """Return, for each parameter in scope, the number of multiplications by each of its weights in a call of `model`.
 
     The model is called in evaluation mode. All calls of a layer and all other uses of its weight are counted. Padding
-    counts like any other input. A parameter that is never multiplied by is an error.
+    counts like any other input. A parameter without any multiplication is an error.
 
     Args:
         model: the model with the parameters.

@@ -42,7 +42,7 @@ def check_channel_limits(keep_at_least: int, multiple: int) -> None:
 class RemainingWeights:
     """Counts the remaining weights, and their cost, while channels are removed and restored one by one.
 
-    The number of remaining weights of a tensor is the product, over its dimensions, of the remaining indices.
+    The number of remaining weights of a tensor is the product of the numbers of remaining indices of its dimensions.
     """
 
     def __init__(

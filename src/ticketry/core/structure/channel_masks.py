@@ -309,7 +309,7 @@ def check_channel_density(
     keep_at_least: int = 1,
     multiple: int = 1,
 ) -> None:
-    """Raise the errors of `channels` if no scores could make it reach the density."""
+    """Raise the error of `channels` if the density cannot be reached by removing channels, whatever the scores."""
     order = ChannelOrder("global", keep_at_least, multiple)
     ChannelChoice(model, structure, scope).check_reachable(None, check_density(density), order)
 

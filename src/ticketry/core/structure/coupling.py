@@ -338,13 +338,13 @@ class ChannelGroup:
 class ChannelCount:
     """A module attribute, such as `out_features`, that counts units: channels or groups of channels.
 
-    After pruning, the attribute counts the units of which a channel is left.
+    After pruning, the attribute is the number of units whose channel is not removed.
     """
 
     module: str
     attribute: str
     units: tuple[tuple[int, int] | None, ...]
-    """(index of the group, index of the channel) of each unit; None for a unit that cannot be removed."""
+    """(index of the group, index of a channel) that each unit goes with; None for a unit that cannot be removed."""
     guessed: bool = False
     """Whether the attribute is only assumed to count these units, because the two numbers are equal."""
 
@@ -358,7 +358,7 @@ class DimensionSplit:
     options: int
     """Number of resulting dimensions."""
     groups: frozenset[int]
-    """Indices of the groups whose dimension is split."""
+    """Indices of the channel groups whose channels lie along the split dimension."""
 
 
 @dataclass(frozen=True)
@@ -383,7 +383,7 @@ class Structure:
     written: Mapping[str, frozenset[int]] = field(default_factory=dict)
     """Name of a module -> indices of the groups whose width the module's code may contain as a number."""
     roles: Roles = field(default_factory=Roles)
-    """The (name, dimension) pairs in which layers produce and read channels."""
+    """The dimensions, as (parameter name, dimension), along which layers produce and read channels."""
 
     @property
     def free(self) -> int:

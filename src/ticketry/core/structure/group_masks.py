@@ -111,7 +111,7 @@ def _sum_rows_by_group(worth: Tensor, groups: Sequence[Indices]) -> Tensor:
 
 
 def _mark_best_columns(layer: GroupWorth, every_group: bool) -> Tensor:
-    """Return bool [groups, columns] that marks the best column of each group; without `every_group`, of the layer."""
+    """Mark the best column of each group, or without `every_group` only that of the layer: bool [groups, columns]."""
     best = torch.zeros(layer.worth.shape, dtype=torch.bool)
     if every_group:
         return best.scatter_(1, layer.worth.argmax(1, keepdim=True), True)
@@ -247,7 +247,7 @@ def _apply_exchanges(
 
 
 def partition_rows(kept: Tensor, sizes: Sequence[int], seed: int) -> list[Indices]:
-    """Divide the rows of `kept`, a mask [rows, columns], into parts of these `sizes` so that few columns span parts.
+    """Divide the rows of `kept`, a mask [rows, columns], into parts of these `sizes` so that rows of a part share columns.
 
     Mt-KaHyPar (Gottesbüren et al. 2021), in its deterministic preset with one thread, minimises the sum over columns of
     (number of parts that retain weights of the column - 1). No size may be 0.

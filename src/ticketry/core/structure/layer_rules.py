@@ -70,7 +70,10 @@ def trace_pointwise(t: Trace, call: Call) -> Any:
 
 
 def record_sum(t: Trace, parts: Iterable[tuple[Tensor, Ids | None]]) -> None:
-    """Record the labels of different channels that an addition adds up, as in a residual stream."""
+    """Record the labels of different channels that an addition adds up, as in a residual stream.
+
+    `parts` contains each summand with the labels of a dimension.
+    """
     met = [ids for tensor, ids in parts if ids is not None and tensor.untyped_storage().data_ptr() not in t.weights]
     t.sums += [
         other[t.labels.find_roots(other) != t.labels.find_roots(one)]
@@ -179,7 +182,7 @@ def reduced_dimensions(dim: object, dimensions: int) -> list[int]:
 def trace_softmax(t: Trace, call: Call, axes: Axes, shape: tuple[int, ...], result: Tensor) -> Axes:
     """Trace a softmax, and mark the channels of its dimension as not removable.
 
-    Removed channels could not be zeroed: zeros would still count in the normalisation.
+    The zeros of a removed channel would still count in the normalisation.
     """
     dimension = int(call.argument("dim")) % max(len(shape), 1)
     t.freeze(axes.labels[dimension], f"{call.func} normalises over it")
@@ -281,10 +284,10 @@ def trace_convolution(t: Trace, call: Call) -> Any:
 def _unite_grouped_channels(
     t: Trace, x: Axes, w: Axes, weight: Tensor, groups: int, transposed: bool
 ) -> tuple[Ids | None, bool]:
-    """Unite the labels of a grouped convolution, so that every group loses the same channels, or groups go as a whole.
+    """Unite labels of a grouped convolution, so that whole groups are removed, or the same channels of every group.
 
-    Groups can only be removed as a whole if there are at least as many groups as inputs of a group. The `groups`
-    attribute of the module then changes.
+    Whole groups are removed if there are at least as many groups as inputs of a group. The module's `groups` then
+    changes.
 
     Returns:
         The labels of the outputs, and whether a removed channel's outputs are 0.
@@ -329,7 +332,7 @@ def _unite_grouped_channels(
 
 
 def trace_batch_norm(t: Trace, call: Call) -> Any:
-    """Trace a batch or instance norm, which has separate statistics for each channel (dimension 1)."""
+    """Trace a batch or instance norm: unite each channel (dimension 1) with its scale, shift and statistics."""
     tensor = call.tensors[0]
     axes = t.book.get(tensor)
     t.freeze_axes(axes, [d for d in range(tensor.dim()) if d != 1], "a norm runs over it")

@@ -82,10 +82,11 @@ def coverage(
 
 @entry_point()
 def together(fits: Mapping[str, LayerFit] | Iterable[LayerFit], name: str = "all layers") -> LayerFit:
-    """Combine the fits of several layers into one.
+    """Combine the fits of several layers into a single fit.
 
-    Numbers of rows, columns and groups are added up. Densities, fill and coverage are averaged, weighted by what they
-    are fractions of. If a layer has no measured reference, its coverage is used instead.
+    Numbers of rows, columns and groups are added up. Averages are weighted: densities by the size of the layers, fill
+    by the number of retained weights, coverage by magnitude. If a layer has no measured reference, its coverage is used
+    instead.
 
     Args:
         fits: fits of layers, from `coverage`.
@@ -176,9 +177,10 @@ class _LayerComparison:
         )
 
     def null_coverage(self, seed: int) -> float:
-        """Return the coverage by groups of similar rows, of the same sizes, after the entries of columns are mixed.
+        """Return the coverage by groups of similar rows, after the entries of each column are shuffled.
 
-        The entries of each column are shuffled among the rows that read the same inputs.
+        The groups have the same sizes as in the structured mask. Entries are shuffled among rows that read the same
+        inputs.
         """
         worth = shuffle_columns(self._worth, self._view, self._name, seed)
         grouped: list[Indices] = []
@@ -190,7 +192,10 @@ class _LayerComparison:
         return self._coverage_of_groups(worth, grouped)
 
     def random_coverage(self, seed: int) -> float:
-        """Return the coverage by random groups of the same sizes; empty rows are used only if others do not suffice."""
+        """Return the coverage by random groups, of the same sizes as in the structured mask.
+
+        Empty rows are used only if there are too few others.
+        """
         grouped: list[Indices] = []
         for number, (run, sizes) in enumerate(zip(self._view.runs, self._sizes, strict=True)):
             rows = self._worth[run.start : run.stop].any(1).nonzero().flatten().numpy() + run.start
@@ -219,7 +224,7 @@ def _check_same_shapes(mask: Mask, structured: Mask, views: Mapping[str, MatrixV
 
 
 def shuffle_columns(matrix: Tensor, view: MatrixView, name: str, seed: int) -> Tensor:
-    """Return a copy of a matrix [rows, columns] with the entries of each column shuffled among rows that read the same.
+    """Return a matrix [rows, columns] in which each column is shuffled among rows that read the same inputs.
 
     Each column is shuffled independently. The order depends only on the layer's `name` and the `seed`.
     """

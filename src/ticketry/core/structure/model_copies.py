@@ -62,7 +62,10 @@ def copy_in_dtype(model: nn.Module, dtype: torch.dtype) -> nn.Module:
 
 
 def _converted_dtype(tensor: Tensor, dtype: torch.dtype) -> torch.dtype | None:
-    """Return the type to which a tensor is converted if floats become `dtype`; None if the type does not change."""
+    """Return the type of a tensor after floats are converted to `dtype`; None for tensors that are no floats.
+
+    Complex tensors become the complex type of the same precision.
+    """
     if tensor.is_complex():
         return dtype.to_complex()
     return dtype if tensor.is_floating_point() else None
@@ -127,7 +130,7 @@ class EagerMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 class _FloatTypeMode(EagerMode):
-    """A dispatch mode that replaces float types named in a model's code, such as `dtype=torch.float32`, by its type."""
+    """A dispatch mode that replaces float types in a model's code, such as `dtype=torch.float32`, by a given type."""
 
     def __init__(self, dtype: torch.dtype) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -266,7 +269,7 @@ def _stores_nothing_in_run(model: nn.Module, arguments: Arguments) -> bool:
 
 
 def _iterate_stored_values(model: nn.Module) -> Iterator[tuple[Any, int]]:
-    """Yield (value, version) for all values stored in modules; the version is that of tensors, and 0 for others."""
+    """Yield (value, version) for all values stored in modules; the version counts a tensor's in-place changes, else 0."""
     for module in model.modules():
         for name, value in vars(module).items():
             for part in (name, *_iterate_nested(value)):

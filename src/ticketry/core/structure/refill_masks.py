@@ -1,4 +1,4 @@
-"""Refill: derive a mask of whole channels from an unstructured mask, as many as its retained weights would fill.
+"""Refill: derive a mask of whole channels from an unstructured mask whose retained weights would fill as many.
 
 Chen, Chen, Ma, Wang, Wang, "Coarsening the Granularity: Towards Structurally Sparse Lottery Tickets", ICML 2022,
 section 3.2. The paper only sets the filters that are not filled to zero. This implementation removes everything that
@@ -355,7 +355,7 @@ def _match_spared_parameters(model: nn.Module, spare: Sequence[str], unseen: Seq
 
 @dataclass(frozen=True)
 class _GroupBudget:
-    """Numbers of a channel group: its channels (`size`), and the retained and all weights that produce them."""
+    """Contains the number of channels of a group, and the numbers of retained and of all weights that produce them."""
 
     size: int
     kept: int
@@ -400,7 +400,7 @@ def _fill_to_density(choice: ChannelChoice, channels: Callable[[float], list[int
 
 
 def _density_if_filled(choice: ChannelChoice, filled: Sequence[int]) -> float:
-    """Return the density of a mask in which the number of retained channels of each group is that in `filled`."""
+    """Return the density of a mask that retains `filled[i]` channels of group i, for each i."""
     left = {name: list(choice.shapes[name]) for name in choice.masked_names}
     for group, count in zip(choice.groups, filled, strict=True):
         for member in group.parameters:

@@ -49,8 +49,8 @@ def tried_structure(model: nn.Module, example_inputs: Inputs, spare: Patterns = 
     """Return the channel structure of `model`, after testing which channel groups can be removed.
 
     A group is marked as not prunable if its removal breaks the model or changes its outputs. If the model splits a
-    dimension into several, the last one (the width of attention heads) is first assumed to become narrower. If channels
-    cannot be removed so, another one (the number of heads) is tried.
+    dimension into several, such as attention heads and their width, the last of these is first assumed to become
+    narrower. If its channels cannot be removed, another of these dimensions is tried.
 
     Args:
         model: any module; it is not changed.
@@ -104,7 +104,7 @@ def _try_in_double(structure: Structure, scrambled: nn.Module, arguments: Argume
 def find_structure_sparing_untraceable(
     model: nn.Module, example_inputs: Inputs, spare: Sequence[str]
 ) -> tuple[Structure, tuple[str, ...]]:
-    """Return the result of `tried_structure` without tracing the modules that cannot be traced, if `spare` names them.
+    """Return the result of `tried_structure`; modules in `spare` that cannot be traced are left out of the trace.
 
     Args:
         model: any module; it is not changed.
@@ -147,7 +147,7 @@ def _match_modules(model: nn.Module, spare: Patterns) -> frozenset[str]:
 
 
 _MOST_GUESSES = 4
-"""For a group that fails: largest number of tests in which different guessed attributes are left unchanged."""
+"""When a group fails, the test is repeated with some guessed attributes left unchanged, at most this often."""
 
 _MOST_CHOICES = 2
 """Number of times that another dimension of a split is tried; splits into more than three dimensions are rare."""

@@ -99,7 +99,7 @@ def shrink_plan(model: nn.Module, mask: Mask, example_inputs: Inputs, *, spare: 
 
 
 def plan_for_structure(model: nn.Module, mask: Mask, example_inputs: Inputs, structure: Structure) -> ShrinkPlan:
-    """Return the plan of `shrink_plan`, which removes the channels that `mask` removes, for a known structure."""
+    """Return the plan to remove the channels that `mask` removes, given the model's channel structure."""
     removed_indices = flag_removed_indices(mask)
     removed = {
         position: flag_removed_channels(group, removed_indices) for position, group in enumerate(structure.groups)

@@ -1,4 +1,4 @@
-"""Kinds of structured masks derived from an unstructured mask, and how well they fit it, as plain data without torch.
+"""Kinds of structured masks derived from an unstructured mask, and measures of fit, as plain data without torch.
 
 `structure.apply` builds the structured mask, and `structure.coverage` measures the fit.
 """
@@ -106,7 +106,7 @@ class Structuring:
 
     @property
     def has_null(self) -> bool:
-        """Whether coverage can be compared with that of random groups of rows, as groups share columns in a layer."""
+        """Whether rows share columns within each layer, so that coverage can be compared with random groups of rows."""
         return self.kind == "regroup"
 
     @property
@@ -160,7 +160,7 @@ class LayerFit:
     coverage: float
     """Fraction of `magnitude` that the structured mask retains; 1 if `magnitude` is 0."""
     fill: float
-    """Fraction of the structured mask's weights that the unstructured mask removes."""
+    """Fraction of the weights retained by the structured mask that the unstructured mask removes."""
     magnitude: float
     """Sum of |w| over the weights that the unstructured mask retains."""
     null_coverage: float | None = None

@@ -42,7 +42,7 @@ class Labels:
         self._reasons: dict[int, str] = {FIXED: "it is fixed"}
 
     def create(self, count: int) -> Ids:
-        """Return `count` new labels, each in a class of its own."""
+        """Return `count` new labels, none of which is united with any other label."""
         if self._used + count > len(self._parent):
             grown = np.arange(2 * (self._used + count), dtype=np.int64)
             grown[: self._used] = self._parent[: self._used]
@@ -52,7 +52,7 @@ class Labels:
         return ids
 
     def mark_as_model_labels(self) -> None:
-        """Record that all labels created so far belong to the model; later labels belong to tensors of the run."""
+        """Record that all labels created so far belong to the model's tensors; later labels belong to other tensors."""
         self._named = self._used
 
     def are_outside_model(self, ids: Ids) -> bool:
@@ -60,7 +60,7 @@ class Labels:
         return bool((self.find_roots(ids) >= self._named).all())
 
     def find_roots(self, ids: Ids) -> Ids:
-        """Return, for each label, the smallest label of its class; this label identifies the class."""
+        """Return, for each label, the smallest label that it is united with, which identifies the class of labels."""
         roots = self._parent[ids]
         while True:
             above = self._parent[roots]
@@ -70,9 +70,9 @@ class Labels:
             roots = above
 
     def unite(self, one: Ids, other: Ids, reason: str) -> None:
-        """Unite the classes of `one[i]` and `other[i]` for each i.
+        """Unite the labels `one[i]` and `other[i]`, so that they are only removed together, for each i.
 
-        A class that is united with `FIXED` is frozen, for the given `reason`.
+        Labels that are united with `FIXED` cannot be removed, for the given `reason`.
         """
         one, other = self.find_roots(one), self.find_roots(other)
         different = one != other
@@ -96,7 +96,7 @@ class Labels:
                 self._reasons.setdefault(above, self._reasons.pop(root))
 
     def freeze(self, ids: Ids, reason: str) -> None:
-        """Mark the classes of these labels as not removable; a class that already has a reason keeps it."""
+        """Mark these labels, and all labels united with them, as not removable; an earlier reason is kept."""
         for root in np.unique(self.find_roots(ids)):
             self._reasons.setdefault(int(root), reason)
 
@@ -105,7 +105,7 @@ class Labels:
         return np.asarray([root in self._reasons for root in self.find_roots(ids).tolist()], dtype=bool)
 
     def reason(self, root: int) -> str | None:
-        """Return why the class with the smallest label `root` cannot be removed; None if it can."""
+        """Return why the labels whose smallest is `root` cannot be removed; None if they can."""
         return self._reasons.get(root)
 
 
