@@ -318,7 +318,7 @@ _MOST_DIMENSIONS = 32
 
 
 def unpack_bits(bits: Tensor, layout: str) -> Mask:
-    """Return the mask that `pack_bits` packed, given the two values that it returned: bits and JSON of shapes.
+    """Return the mask that `pack_bits` packed, from its results: the bits, and the JSON text of the shapes (`layout`).
 
     Raises:
         MaskError: if the layout is not a JSON object of shapes, or does not match the number of bits.

@@ -12,7 +12,7 @@ from ticketry.core.mask import Mask
 from ticketry.core.structure.layout import row_groups
 
 _LARGEST_DRAWN_LAYER = 200_000
-"""A first layer with more weights is not drawn; the bits of this many weights add 25 kB to a record."""
+"""Largest number of weights of a first layer that is drawn; the bits of such a layer add 25 kB to a record."""
 
 
 def draw_first_layer(mask: Mask, shape: tuple[int, ...] | None) -> dict[str, Any] | None:

@@ -375,7 +375,10 @@ def _select_differentiable(outputs: Any) -> list[Tensor]:
 
 
 def _random_combination(outputs: Sequence[Tensor], draw: int) -> Tensor:
-    """Return a random linear combination of all outputs, each output tensor scaled to unit norm."""
+    """Return a linear combination of all outputs with random coefficients, after scaling each output tensor to unit norm.
+
+    `draw` is the number that selects the random coefficients.
+    """
     combined = torch.zeros(())
     for index, output in enumerate(outputs):
         drawn = torch.randn(output.shape, generator=generator(0, "output change", draw, index)).to(output)
@@ -404,9 +407,9 @@ def _add_combined_output_gradients(outputs: Any, calls: Mapping[str, list[LayerC
 
 
 _MAGNITUDE_SHARE = 1e-6
-"""Sum of the small multiples of squared weights that are added to a layer's scores, as a share of the layer's scores.
+"""What `add_small_magnitudes` adds to a layer's scores in total, as a share of the sum of these scores.
 
-A layer's total score counts as at least this share of the largest layer's total.
+The sum counts as at least this share of the largest layer's sum.
 """
 
 

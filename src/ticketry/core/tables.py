@@ -1,4 +1,4 @@
-"""Tables of masks and other objects, as text and as HTML for notebooks. Does not import torch."""
+"""Tables of masks and other objects, as text and as HTML for notebooks; this module does not import torch."""
 
 from __future__ import annotations
 

@@ -270,7 +270,7 @@ class ChannelChoice:
             density: the target density.
             order: how many channels each group retains.
         """
-        # With the largest channels removed first, those that must stay are as small as possible.
+        # If the largest channels are removed first, the channels that must stay are as small as possible.
         sizes = [
             -torch.tensor([sum(len(member.indices[c]) for member in group.parameters) for c in range(group.size)])
             for group in self.groups

@@ -247,7 +247,7 @@ def _apply_exchanges(
 
 
 def partition_rows(kept: Tensor, sizes: Sequence[int], seed: int) -> list[Indices]:
-    """Divide the rows of `kept`, a mask [rows, columns], into parts of these `sizes` so that rows of a part share columns.
+    """Divide the rows of `kept`, a mask [rows, columns], into parts of these `sizes`; rows of a part share columns.
 
     Mt-KaHyPar (Gottesbüren et al. 2021), in its deterministic preset with one thread, minimises the sum over columns of
     (number of parts that retain weights of the column - 1). No size may be 0.

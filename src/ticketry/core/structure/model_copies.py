@@ -269,7 +269,7 @@ def _stores_nothing_in_run(model: nn.Module, arguments: Arguments) -> bool:
 
 
 def _iterate_stored_values(model: nn.Module) -> Iterator[tuple[Any, int]]:
-    """Yield (value, version) for all values stored in modules; the version counts a tensor's in-place changes, else 0."""
+    """Yield (value, version) for all values stored in modules; in-place changes of a tensor raise its version."""
     for module in model.modules():
         for name, value in vars(module).items():
             for part in (name, *_iterate_nested(value)):

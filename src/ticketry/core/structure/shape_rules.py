@@ -82,8 +82,8 @@ def _trace_view_run(
     grid = t.labels.find_roots(grid.reshape([result.shape[d] for d in after]))
     position = _find_varying_dimension(grid)
     if position is None:
-        # Split into several dimensions, such as groups or heads: one of them can be narrower, and everything along the
-        # others must lose the same.
+        # The dimension is split into several, such as groups or heads. One of these can be narrower; along the others,
+        # all indices must lose the same channels.
         site = t.running_name, shape, tuple(result.shape)
         if not t.labels.are_frozen(grid.reshape(-1)).all():
             t.cuts[site] = grid.reshape(-1), len(after)
