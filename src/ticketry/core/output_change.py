@@ -375,7 +375,7 @@ def _select_differentiable(outputs: Any) -> list[Tensor]:
 
 
 def _random_combination(outputs: Sequence[Tensor], draw: int) -> Tensor:
-    """Return a linear combination of all outputs with random coefficients, after scaling each output tensor to unit norm.
+    """Return a linear combination of all outputs with random coefficients; each output tensor is scaled to unit norm.
 
     `draw` is the number that selects the random coefficients.
     """
