@@ -156,7 +156,6 @@ def _window_offset(e: Emitter, number: ir.Value, windows: int, steps: Steps) -> 
     """Return the bytes from a value's first pixel to the first token of window `number`.
 
     Args:
-        e: the emitter.
         number: number of the window, where the windows of all images are numbered consecutively.
         windows: windows per image.
         steps: bytes between tokens, windows and images of the value.

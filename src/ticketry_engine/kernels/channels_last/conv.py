@@ -281,7 +281,6 @@ def _run_tables(
     consecutively.
 
     Args:
-        blocks: the blocks.
         spans: for each tile class, the runs of taps that touch the image (`Tiling.spans`).
         channels: columns per tap.
     """

@@ -225,7 +225,6 @@ def loop_rows(
     """Loop over this thread's share of all rows; yield the image, the row, and a pointer to the row in each value.
 
     Args:
-        e: the emitter.
         height: rows of an image.
         strides: for each value, the number of the kernel argument that holds its `first_pixel`, and its strides.
     """
@@ -246,7 +245,6 @@ def loop_pixels(
     """Loop over all pixels of this thread's share of rows; yield row, column, and a pointer to the pixel in each value.
 
     Args:
-        e: the emitter.
         height: rows of an image.
         width: pixels of a row.
         strides: as for `loop_rows`.
@@ -261,7 +259,6 @@ def loop_vectors(e: Emitter, channels: int, most: int, body: Callable[[ir.Value,
     """Emit a loop over the channels of a pixel, `most` vectors at a time.
 
     Args:
-        e: the emitter.
         channels: number of channels.
         most: vectors per iteration; after the loop, `body` is called once more for the remaining vectors, if any.
         body: function (byte, counts) that emits an iteration. `byte` is the place of its first vector in a pixel,

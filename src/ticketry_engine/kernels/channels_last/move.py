@@ -234,8 +234,6 @@ def gather(sources: Sequence[ChannelsLastValue], y: ChannelsLastValue, where: tu
     """Return the operations that fill y with elements of `sources` and with zeros.
 
     Args:
-        sources: the values to read.
-        y: the result.
         where: two arrays [channels of y, positions of y], positions row by row. The first has the index of the source,
             or -1 for a zero. The second has the element of that source: channel * positions + position.
     """

@@ -45,9 +45,6 @@ def avg_pool(x: ChannelsLastValue, y: ChannelsLastValue, window: Window, count_i
     """Return the operations of average pooling; there are as many windows as pixels of y.
 
     Args:
-        x: the input.
-        y: the result.
-        window: the pooling window.
         count_include_pad: whether padding counts as zeros (True) or is left out of the mean.
     """
     tables = _window_ranges(x, y, window)

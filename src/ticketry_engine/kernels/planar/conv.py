@@ -32,8 +32,6 @@ def conv(x: Planes, y: Planes, layer: Convolution, residual: Planes | None, spec
     """Return the operations that compute ``y = act(conv(x) + bias + residual)``; pruned weights take no time.
 
     Args:
-        x: the input.
-        y: the output.
         layer: weights, bias, window and activation.
         residual: a value with the channels of y that is added, if any; it may be y itself.
         spec: without scratch memory (`BlockSpec.reserve`), x is read in place even where copying it would be faster.
@@ -224,7 +222,6 @@ def pack_single_rows(matrix: Matrix, rows: Array, *, block: int, chunks: int) ->
     """Return the tables for rows that are computed one by one, where each row has its own columns.
 
     Args:
-        matrix: the layer.
         rows: numbers of the rows, ascending.
         block: input channels per segment of a row.
         chunks: number of parts into which the rows are divided for threads.
@@ -290,7 +287,6 @@ def pack_shared_rows(matrix: Matrix, groups: Sequence[Sequence[Array]], *, chunk
     """Return the tables for rows that share their columns.
 
     Args:
-        matrix: the layer.
         groups: for each group of rows with equal columns, the sets of rows that are summed together. All sets have the
             same number of rows.
         chunks: number of parts into which the sets are divided for threads.
@@ -329,7 +325,6 @@ def check_reads(tables: ReadBounds, x: Planes, places: Array, reach: tuple[int, 
     """Check that a kernel reads nothing before the first or after the last plane of x.
 
     Args:
-        tables: the kernel's tables.
         x: the value that the kernel reads.
         places: [tiles, 3], bytes where the tiles begin (`Tiles.places`).
         reach: first byte that a tile reads and the byte after the last, relative to where the tile begins.
@@ -364,7 +359,6 @@ def build_segment_table(matrix: Matrix, head: Sequence[Array], rows: Array) -> A
     """Return the table of segments.
 
     Args:
-        matrix: the layer.
         head: the first words of each segment, an array per word.
         rows: [segments, rows per segment], numbers of the rows.
     """
@@ -529,13 +523,9 @@ def choose_way(
     """Return the plan for a layer with the least estimated time.
 
     Args:
-        x: planes of the input.
-        y: planes of the output.
         residual: planes of a value that is added, if any.
         weight: [O, I / groups, taps].
-        window: the window.
         groups: number of conv groups.
-        target: the processor.
         unfold: whether x may be copied to scratch memory (`unfold`).
 
     Raises:
@@ -651,10 +641,8 @@ def _build_row_kinds(
         kept: bool [O, I / groups, taps], which weights are retained.
         columns: [I / groups, taps], the byte of each column.
         x: planes that are read: those of the input or of its copies.
-        y: planes of the output.
         residual: planes of a value that is added, if any.
         window: the window on the planes that are read.
-        target: the processor.
     """
     found = []
     near = target.near_of_few if kept.mean() < FEW else target.near

@@ -50,7 +50,6 @@ def estimate_cycles(columns: int, kinds: dict[int, list[list[Array]]], kept: Arr
         columns: number of columns.
         kinds: rows with equal columns, as returned by `conv.row_kinds`.
         kept: bool [rows, columns], which weights are retained.
-        target: the processor.
     """
     total = 2.0 * columns
     for rows, groups in kinds.items():
@@ -155,7 +154,6 @@ def build_ops(
         rows: for each row the bytes of its planes of y and of the residual, and its bias.
         scratch: arena byte of the scratch memory for packed inputs.
         act: activation of the result.
-        target: the processor.
     """
     weight, columns = matrix
     used = (weight.reshape(*columns.shape[:1], -1, columns.shape[1]) != 0).any(axis=1)

@@ -152,8 +152,6 @@ def cut_tiles(
     """Return tiles of at most four shapes that cover each pixel of y once.
 
     Args:
-        x: planes of the input.
-        y: planes of the output.
         residual: planes of a value that is added to the output, if there is one.
         stride: rows and columns of x between two pixels of y.
         lanes: float32 values per vector.

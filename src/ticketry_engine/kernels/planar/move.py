@@ -132,7 +132,6 @@ def _move_transposed(
     """Emit the copy of vectors between planes and rows of the tensor, with a transpose in between.
 
     Args:
-        e: the emitter.
         near: for each vector in a plane, (pointer, bytes to add, mask).
         far: pointers to rows of the tensor.
         mask: lanes of these rows to copy; None for all lanes.
@@ -302,8 +301,6 @@ def gather(sources: Sequence[Planes], y: Planes, where: tuple[Array, Array]) -> 
     """Return the operations that fill y with elements of `sources` and zeros.
 
     Args:
-        sources: the values to read.
-        y: the result.
         where: two arrays [channels of y, pixels of y]. The first has the index of the source, or -1 for a zero. The
             second has the element of that source: channel * pixels + pixel.
     """

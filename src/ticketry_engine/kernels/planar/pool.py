@@ -42,9 +42,6 @@ def avg_pool(x: Planes, y: Planes, window: Window, count_include_pad: bool = Tru
     """Return the operations of average pooling; there are as many windows as pixels of y.
 
     Args:
-        x: the input.
-        y: the result.
-        window: the pooling window.
         count_include_pad: whether padding counts as zeros; False to leave it out of the mean.
     """
     pool = _Pool("mean", x, y, window)

@@ -263,7 +263,6 @@ def _vector_runs(y: Geometry, follow: bool, each: int, most: int) -> Iterator[li
     """Yield the vectors of each tile.
 
     Args:
-        y: planes of the output.
         follow: whether a vector may continue into the next row.
         each: positions per vector.
         most: greatest number of vectors per tile.
@@ -368,7 +367,6 @@ def build_op(
         columns: four arrays with an entry for each retained weight, row by row: row, byte of the plane plus shift of
             the tap, tap, weight.
         rows: for each row the bytes of its planes of y and of the residual, and its bias.
-        window: the window.
         images: images per position.
         act: activation of the result.
         target: the processor.

@@ -247,11 +247,7 @@ def plan_unfolding(x: Geometry, y: Geometry, window: Window, used: Array, target
     """Return the copies that a layer needs.
 
     Args:
-        x: planes of the input.
-        y: planes of the output.
-        window: the window.
         used: bool [channels, taps], whether any weight reads the channel at the tap.
-        target: the processor.
     """
     each = target.lanes // y.images
     whole = y.width % each == 0
@@ -280,9 +276,6 @@ def _copy_key(window: Window, tap: Pair, y: Geometry, each: int, whole: bool) ->
     """Return a key that is equal for taps that can share a copy, because their reads in the copy stay aligned.
 
     Args:
-        window: the window.
-        tap: the tap.
-        y: planes of the output.
         each: positions per vector.
         whole: whether a row of y consists of whole vectors.
     """
