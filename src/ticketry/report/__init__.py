@@ -1,4 +1,4 @@
-"""The report: run records and evidence as one self-contained HTML page, as figures, tables and CSV files."""
+"""Show run records and evidence: as a self-contained HTML page, figures, tables and CSV files."""
 
 from __future__ import annotations
 
@@ -42,11 +42,11 @@ _DRAWING = {
     "figure_svgs": "ticketry.report.figures",
     "time_by_density_svg": "ticketry.report.figures.evidence",
 }
-"""Functions that need matplotlib, which imports slowly, and their modules."""
+"""Modules of the functions that need matplotlib; they are imported late, since matplotlib imports slowly."""
 
 
 def __getattr__(name: str) -> Any:
-    """Import a drawing function when it is first used."""
+    """Return the drawing function `name`; import its module at the first use."""
     if name not in _DRAWING:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(_DRAWING[name]), name)

@@ -1,4 +1,4 @@
-"""A campaign as tables of text, as Markdown and as a page: its claims, its runs, and all methods side by side."""
+"""Show a campaign as text tables, Markdown and figure data: its claims, its runs, and all methods side by side."""
 
 from __future__ import annotations
 
@@ -27,30 +27,30 @@ CLAIMS = (
 )
 SIGN_NOTE = "The sign of differences is such that A is better above 0, for instance where its perplexity is lower"
 OMITTED_FIRST = ("sd of A, of B", "sd", "training", "A/A", "bound", "p", "more needed", "interval")
-"""Columns that a table that is too wide omits, in this order."""
+"""Columns that are omitted, in this order, until a table fits into the given width."""
 METHODS = ("run", "network", "weights retained, %", "test", "95 % interval", "n", "steps", "FLOPs", "seconds")
 RUNS = ("run", "method", "task", "network", "replicates", "planned here", "took here", "searches took", "trained in")
 
 FIGURE = "claims"
 _VERDICTS = ("confirmed", "refuted", "undecided")
 _FEWEST_VALUES = 2
-"""Fewest values with a spread."""
+"""Smallest number of values that have a standard deviation."""
 
 
 def side_name(side: Side) -> str:
-    """Name one side of a claim: a number, or a role of a run and its level."""
+    """Return the name of one side of a claim: its fixed number, or its role, run and level."""
     if not side.run:
         return f"the number {side.values[0]:g}" if side.values else role_name(side.role)
     return f"{role_name(side.role)} of {side.run}" + (f", level {side.level}" if side.level else "")
 
 
 def style_of(claim: Claim) -> Style:
-    """Return the format of a claim's numbers."""
+    """Return the number format of a claim, whose decimals suit the spread of its differences."""
     return Style.for_summaries([Summary(claim.difference or 0.0, claim.sd, claim.n)], claim.unit)
 
 
 def claim_cells(claim: Claim) -> list[str]:
-    """Return the cells of a claim, in the columns of `CLAIMS`."""
+    """Return the table cells of a claim, one for each column in `CLAIMS`."""
     style = style_of(claim)
     p = claim.p_refuted if claim.found == "refuted" else claim.p_confirmed
     return [
@@ -70,7 +70,7 @@ def claim_cells(claim: Claim) -> list[str]:
 
 
 def claims_table(claims: Sequence[Claim], width: int | None = None) -> tuple[list[list[str]], list[str]]:
-    """Return the claims with a head as rows of cells, and the columns omitted to keep lines within `width`."""
+    """Return a table of claims with its head, and the names of columns omitted to keep lines within `width` letters."""
     rows, omitted = [list(CLAIMS), *map(claim_cells, claims)], list[str]()
     for name in OMITTED_FIRST:
         if width is None or max(map(len, align_columns(rows))) <= width:
@@ -82,9 +82,9 @@ def claims_table(claims: Sequence[Claim], width: int | None = None) -> tuple[lis
 
 
 def replicates_needed_text(claim: Claim) -> str:
-    """Say how many more replicates would likely decide a claim; a dash if none were judged or no more can be trained.
+    """Return how many more replicates would likely decide a claim; a dash if that is unknown, or more cannot decide it.
 
-    If the claim has reached its largest number, say instead how many new ones would decide a replication.
+    If the claim has all its planned replicates, return how many fresh replicates would likely decide a replication.
     """
     if claim.found != "undecided":
         return "none"
@@ -96,28 +96,28 @@ def replicates_needed_text(claim: Claim) -> str:
 
 
 def seed_deviations_text(claim: Claim, style: Style) -> str:
-    """Return the standard deviation of each side's values."""
+    """Return the standard deviations of the values of side A and of side B, as text."""
     if claim.n < _FEWEST_VALUES:
         return NONE
     return ", ".join(style.number(stdev(side.values)) if side.run else NONE for side in (claim.a, claim.b))
 
 
 def noise_text(claim: Claim, style: Style) -> str:
-    """Return mean ± sd of the A/A differences: dense networks in a second data order minus themselves."""
+    """Return mean ± standard deviation of the A/A differences: dense networks in the second minus the first order."""
     if len(claim.noise) < _FEWEST_VALUES:
         return "not trained yet" if claim.noise_missing else NONE
     return f"{style.number(fmean(claim.noise), sign=True)} ± {style.number(stdev(claim.noise))}"
 
 
 def method_rows(record: CampaignRecord) -> list[list[str]]:
-    """Return rows of `METHODS`: dense networks first, then by density."""
+    """Return the table rows of all methods, with the columns `METHODS`: dense networks first, then by density."""
     rows = sorted(record.table, key=lambda row: (row.role != DENSE, -row.density))
     style = Style.for_summaries([Summary(row.mean, row.sd, row.n) for row in rows], "")
     return [_method_cells(row, style) for row in rows]
 
 
 def run_rows(record: CampaignRecord) -> list[list[str]]:
-    """Return rows of `RUNS`."""
+    """Return the table rows of a campaign's runs, with the columns `RUNS`."""
     return [
         [
             run.name,
@@ -135,7 +135,7 @@ def run_rows(record: CampaignRecord) -> list[list[str]]:
 
 
 def precision_and_kernels(run: CampaignRun) -> str:
-    """Return precision and kernels of a run's networks, with the replicates where they differ."""
+    """Return precision and kernels of a run's networks as text; if they differ, with the numbers of the replicates."""
     blocks: dict[str, list[BlockProvenance]] = {}
     for one in run.blocks:
         blocks.setdefault(" + ".join(filter(None, (one.precision, *one.kernels))), []).append(one)
@@ -149,7 +149,7 @@ def precision_and_kernels(run: CampaignRun) -> str:
 
 
 def campaign_sentences(record: CampaignRecord) -> list[str]:
-    """Summarise a campaign in a few sentences."""
+    """Return sentences that summarise a campaign: decided claims, trainings, times, and changes of its file."""
     found = {word: sum(claim.found == word for claim in record.claims) for word in _VERDICTS}
     counts = ", ".join(f"{count} {word}" for word, count in found.items() if count)
     share = record.segments_trained / max(record.segments_asked, 1)
@@ -177,9 +177,9 @@ def campaign_sentences(record: CampaignRecord) -> list[str]:
 
 
 def _replication_sentence(record: CampaignRecord) -> str:
-    """Return how many hypotheses are decided and how often they err; empty without replications.
+    """Return a sentence on how many hypotheses are decided, and how often they may err; empty without replications.
 
-    A claim and its replications are one hypothesis.
+    A claim and its replications count as one hypothesis.
     """
     decided, hypotheses = record.hypotheses
     count = len(record.claims) - hypotheses
@@ -215,7 +215,7 @@ def _cost_text(value: float | None, what: str) -> str:
 
 
 def run_settings(record: CampaignRecord) -> list[tuple[str, dict[str, object]]]:
-    """Return settings and recipe of each run by name."""
+    """Return (name, settings and recipe) of each run of a campaign."""
     return [(run.name, {**run.settings, **run.recipe}) for run in record.runs]
 
 
@@ -224,7 +224,7 @@ def file_versions(record: CampaignRecord) -> list[str]:
 
 
 def claim_figure_rows(record: CampaignRecord) -> list[dict[str, str | float | None]]:
-    """Return the differences that the figure of claims shows."""
+    """Return the data of the figure of claims: a row for each claim that has a difference."""
     return [
         {"claim": claim.name, "difference": claim.difference, "above": claim.above, "margin": claim.margin}
         for claim in record.claims
@@ -233,7 +233,7 @@ def claim_figure_rows(record: CampaignRecord) -> list[dict[str, str | float | No
 
 
 def claim_notes(record: CampaignRecord) -> list[tuple[str, str, str]]:
-    """Return (name, description with source and replications, verdict) of each claim."""
+    """Return (name, description, verdict) of each claim; the description names its source and its replication."""
     replications = {claim.again: claim for claim in record.claims if claim.again}
     return [(claim.name, _describe_claim(claim, replications.get(claim.name)), claim.found) for claim in record.claims]
 
@@ -281,6 +281,6 @@ def markdown(record: CampaignRecord) -> str:
 
 
 def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """Return the lines of a Markdown table; characters that would end a cell are escaped."""
+    """Return the lines of a Markdown table; characters that would break a cell are escaped."""
     lines = [head, ["---"] * len(head), *rows]
     return ["| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in line) + " |" for line in lines]

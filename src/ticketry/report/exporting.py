@@ -1,4 +1,4 @@
-"""The content of a page as files: figures as SVG, PNG and PDF, data as CSV, tables for a paper as LaTeX."""
+"""Write the content of a page as files: figures as SVG, PNG and PDF, data as CSV, tables for a paper as LaTeX."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ from ticketry.report.tables.speed import compare_panels, latency_panels
 def export(
     records: RunValues | Sequence[RunValues], folder: Path, evidence: Iterable[EvidenceValues] = ()
 ) -> list[Path]:
-    """Write every figure as .svg, .png and .pdf and the data as .csv into `folder`, creating it; return the files.
+    """Write all figures (.svg, .png, .pdf), data (.csv) and LaTeX tables (.tex) into `folder`; return their paths.
 
-    CSV files: `points`, `summary` (means and intervals), and if there are data for them `rounds` (of gates), `looks`
-    (of detectors), `structure` (how well it fits), `times` (metric and measured time), `costs` (of whole trainings),
-    `methods` (several runs at one density), `verdicts`, `verify` (differences), `seeds`, `stability`, `barriers`,
-    `engines` and `time-by-density`. LaTeX files (.tex, for the package booktabs): `results`, the mean and standard
-    deviation of each run at each density, and `verdicts`. The same records give the same bytes.
+    CSV files: `points` (all networks) and `summary` (means and intervals); and if there are data: `rounds` (of gates),
+    `looks` (measurements of detectors), `structure` (fit of structures), `times` (metric and measured time), `costs`
+    (of whole trainings), `methods` (several runs at one density), `verdicts`, `verify` (differences), `seeds`,
+    `stability`, `barriers`, `engines` and `time-by-density`. LaTeX files, for the package booktabs: `results` (mean and
+    standard deviation of each run at each density) and `verdicts`. The same records give the same bytes.
 
     Args:
-        records: a run record, or a list of them.
-        folder: files of the same names are replaced, others stay.
+        records: a run record, or a list of run records.
+        folder: the folder, which is created if missing; files of the same names are replaced, other files stay.
         evidence: records of verifications, stability and timings.
 
     Raises:
@@ -65,7 +65,7 @@ def _figure_files(subject: Subject) -> Iterator[tuple[str, bytes]]:
 
 
 def _figure_makers(subject: Subject) -> Iterator[tuple[str, Maker]]:
-    """Yield every figure of the page, with a prefix where several would have the same name."""
+    """Yield (name, drawing function) for every figure of the page; a number in the name keeps names distinct."""
     several = len(subject.runs) > 1
     for number, makers in enumerate(comparison_figures(subject) if several else [], start=1):
         middle = f"-{number}" if len(subject.by_task) > 1 else ""

@@ -1,4 +1,4 @@
-"""The subject of a page: runs and the evidence that belongs to them."""
+"""Read the subject of a page, which is one or several runs with their evidence, and label the runs."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _LONGEST = 28
 
 @dataclass(frozen=True)
 class Subject:
-    """One run or several, and the evidence that belongs to them."""
+    """What a page is about: one or several runs, and the evidence about them."""
 
     runs: tuple[Results, ...]
     verifications: tuple[VerifyRecord, ...] = ()
@@ -37,7 +37,7 @@ class Subject:
 
     @cached_property
     def by_task(self) -> Mapping[Task, tuple[int, ...]]:
-        """The numbers of the runs that can share axes (same data, model and metric), by the first one's task."""
+        """Indices of runs that can share axes (same data, model and metric), by the task of the first of these runs."""
         found: dict[Task, list[int]] = {}
         for index, results in enumerate(self.runs):
             own = results.run.task
@@ -49,34 +49,34 @@ class Subject:
         return [self.runs[index] for index in indices]
 
     def labels_among(self, indices: Sequence[int]) -> tuple[str, ...]:
-        """Return labels that distinguish the given runs from each other, not from all runs."""
+        """Return labels for the runs with these indices that distinguish them from each other, not from all runs."""
         return labels_of(self.runs_at(indices))
 
     @property
     def networks(self) -> int:
-        """Number of trained networks of all runs."""
+        """Total number of trained networks in all runs."""
         return sum(len(results.run.points) for results in self.runs)
 
     @property
     def roles(self) -> list[str]:
-        """The roles of all runs."""
+        """The roles that occur in any of the runs, without repeats."""
         return list(dict.fromkeys(role for results in self.runs for role in results.roles))
 
     @property
     def retrain_modes(self) -> list[str]:
-        """How the tickets of the runs were retrained."""
+        """The settings `retrain` (how tickets are trained again) of the runs, without repeats."""
         modes = [results.run.settings.get("retrain") for results in self.runs]
         return list(dict.fromkeys(mode for mode in modes if isinstance(mode, str) and mode))
 
     @property
     def summary_kinds(self) -> set[str]:
-        """How metrics are summarised over replicates: ``mean`` or ``iqm``."""
+        """How the runs' metrics are summarised over replicates: ``mean``, ``iqm`` (interquartile mean) or both."""
         return {results.run.task.metric.summary for results in self.runs}
 
 
 _ALIKE = 0.02
-"""Relative difference of prunable weights up to which densities share an axis: channel masks also cover norms and
-biases, other masks do not."""
+"""Largest relative difference in the number of prunable weights between runs that share a density axis. The number
+differs since channel masks also cover norms and biases."""
 
 
 def _share_axes(one: Task, other: Task) -> bool:
@@ -110,7 +110,7 @@ def subject_of(records: RunValues | Sequence[RunValues], evidence: Iterable[Evid
 
 @dataclass(frozen=True)
 class Series:
-    """A run among others: its label, and its number, which sets its colour and marker on the whole page."""
+    """A run in a figure: its label, its results, and its index, which sets its colour and marker on the whole page."""
 
     label: str
     index: int
@@ -118,7 +118,7 @@ class Series:
 
 
 def series_of(subject: Subject, indices: Sequence[int]) -> list[Series]:
-    """Return the given runs with labels that distinguish them; colours and markers are those of the whole page."""
+    """Return the runs with these indices, with labels that distinguish them from each other."""
     labels = labels_of([subject.runs[index] for index in indices])
     return [Series(label, index, subject.runs[index]) for label, index in zip(labels, indices, strict=True)]
 
@@ -126,8 +126,8 @@ def series_of(subject: Subject, indices: Sequence[int]) -> list[Series]:
 def labels_of(runs: Sequence[Results]) -> tuple[str, ...]:
     """Return a short, unique label for each run.
 
-    A run that the user has named has that name. The others have their method and the fewest facts that distinguish
-    them, else their default names.
+    A run that the user has named has this name as its label. The label of any other run is its method and the fewest
+    facts that distinguish the runs; if no facts distinguish them, its default name.
     """
     own = [shorten_middle(results.run.label, 2 * _LONGEST) for results in runs]
     for facts in _label_candidates(runs):
@@ -140,9 +140,10 @@ def labels_of(runs: Sequence[Results]) -> tuple[str, ...]:
 
 
 def _label_candidates(runs: Sequence[Results]) -> Iterator[Sequence[Sequence[str]]]:
-    """Yield combinations of facts that may distinguish the runs, each fact a text for every run.
+    """Yield combinations of facts that may distinguish the runs; a fact is a list with a text for every run.
 
-    The method is always one of them. Task, rewind step and settings come before the number of replicates.
+    Each combination contains the method. Combinations with task, rewind step and settings come before combinations with
+    the number of replicates.
     """
     tasks = [results.run.task.title for results in runs]
     methods = [results.run.known_as for results in runs]
@@ -159,19 +160,19 @@ def _label_candidates(runs: Sequence[Results]) -> Iterator[Sequence[Sequence[str
 
 
 def _have_rewind_setting(runs: Sequence[Results]) -> bool:
-    """Whether all have a requested rewind step; other methods choose their own, which identifies nothing."""
+    """Return whether all runs have the setting `rewind`; only then can rewind steps distinguish the runs."""
     return all("rewind" in results.run.settings for results in runs)
 
 
 _PLACES = {"profile"}
-"""Settings that are paths of files: two paths may have the same content."""
+"""Settings that are paths of files; labels omit them, since files at two paths may have the same content."""
 
 
 def _method_labels(runs: Sequence[Results]) -> Iterator[str]:
-    """Yield each run's method with the settings that differ among runs of that method, the score first.
+    """Yield each run's method, with the settings that distinguish the run from other runs of the method, score first.
 
-    A setting that most of these runs share is not repeated for each; the score is, because it identifies a run best. A
-    setting that a record lacks is newer than the record, and no difference.
+    The most common value of a setting is omitted, except for the score, which identifies a run best. A setting that a
+    record lacks is newer than the record, and does not count as a difference.
     """
     for results in runs:
         settings = results.run.effective_settings
@@ -182,7 +183,7 @@ def _method_labels(runs: Sequence[Results]) -> Iterator[str]:
 
 
 def _distinguishes_run(name: str, value: object, alike: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether the value distinguishes a run from others of its method: not all have it, nor is it the most common."""
+    """Return whether a setting's value distinguishes a run from other runs of its method: it is not the usual value."""
     values = [settings[name] for settings in alike if name in settings]
     counts = [values.count(one) for one in values]
     if min(counts) == len(values):
@@ -193,7 +194,7 @@ def _distinguishes_run(name: str, value: object, alike: Sequence[Mapping[str, An
 
 
 def _setting_text(name: str, value: object) -> str:
-    """Describe a setting: `score` by its value alone, a switch by its name."""
+    """Return a setting as text: `score` as its value alone, a switch as its name, others as name and value."""
     words = name.replace("_", " ")
     if isinstance(value, bool):
         return words if value else _negated_words(words)
@@ -201,7 +202,7 @@ def _setting_text(name: str, value: object) -> str:
 
 
 def _negated_words(words: str) -> str:
-    """Return the words for a switch that is off: "weighed" for `unweighed`, "no structured" for `structured`."""
+    """Return the text for a switch that is off: "weighed" for `unweighed`, "no structured" for `structured`."""
     return words.removeprefix("un") if words.startswith("un") else f"no {words}"
 
 
@@ -210,7 +211,7 @@ def _plain_text(value: object) -> str:
 
 
 def rewind_text(results: Results) -> str:
-    """Return the requested rewind step, or else its number; empty if the record has neither."""
+    """Return the rewind step as it was requested, or as ``step N``; empty if the record has neither."""
     requested, step = results.run.settings.get("rewind"), results.run.steps.rewind
     if isinstance(requested, str) and requested:
         return printable(requested)
@@ -218,10 +219,10 @@ def rewind_text(results: Results) -> str:
 
 
 def evidence_of(store_root: Path, run_names: Collection[str]) -> list[dict[str, Any]]:
-    """Return the records in `<store>/evidence` that name one of the runs, by file name.
+    """Return the evidence records in a store that name one of the runs, sorted by file name.
 
     Raises:
-        StoreError: if a file there cannot be read or is damaged.
+        StoreError: if an evidence file cannot be read or is damaged.
     """
     from ticketry.lab.store.files import read_sealed
     from ticketry.lab.store.paths import Paths

@@ -1,7 +1,7 @@
-"""Progress of a store's searches for a page that renews itself: `ticketry report --watch`.
+"""Collect the progress of a store's searches for a page that renews itself: `ticketry report --watch`.
 
-The page's script draws the values of a small file beside it, which is rewritten every two seconds. Only files of the
-store that have changed are read again.
+The page's script draws values that it loads from a small file beside the page; this file is rewritten every two
+seconds. Only files of the store that have changed are read again.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from ticketry.records.run import read_run
 from ticketry.report.tables.results import summarise
 
 MOST_DONE = 12
-"""Number of finished runs that are shown, the newest."""
+"""Number of finished runs that the page shows: the newest runs."""
 _DEAD = 5 * EVERY
-"""Seconds without an update after which a process counts as killed; live ones write every two seconds."""
+"""Seconds without an update after which a process counts as killed; a running process writes every two seconds."""
 _LARGEST = 1 << 24
 
 T = TypeVar("T")
@@ -35,10 +35,10 @@ class Watch:
     """Reads the state of a store repeatedly.
 
     Args:
-        running: lists the progress files.
-        done: lists the records of finished runs.
-        campaigns: lists the records of campaigns.
-        read: returns the values of a record; None or an error if its digest is wrong.
+        running: function that lists the progress files.
+        done: function that lists the record files of finished runs.
+        campaigns: function that lists the record files of campaigns.
+        read: function that returns the values of a record; for a wrong digest, it returns None or raises an error.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class Watch:
     def _read_valid(
         self, paths: Iterable[Path], read: Callable[[Path], T], made: Callable[[T], dict[str, Any]]
     ) -> Iterator[dict[str, Any]]:
-        """Yield the values of files; a damaged file is skipped until it changes."""
+        """Yield `made(read(path))` for each file; read only changed files again, and skip damaged files."""
         for path in paths:
             with contextlib.suppress(OSError):
                 status = path.stat()
@@ -84,7 +84,7 @@ class Watch:
 
 
 def write_state(path: Path, looked: Mapping[str, Any]) -> None:
-    """Write the file that the page loads: a call of its script's function with these values."""
+    """Write the script file that the page loads again and again; it passes the values to the page's function `show`."""
     write_atomically(path, f"show({json.dumps(looked)});\n".encode())
 
 
@@ -142,7 +142,7 @@ def _common_values(name: str, title: str, task: str, metric: str, unit: str, hig
 
 
 def _level_summaries(points: Iterable[ProgressPoint]) -> list[dict[str, Any]]:
-    """Return mean, standard deviation and number of replicates of each level and role."""
+    """Return, for each level and role, mean, standard deviation and number of replicates of the metric."""
     found: dict[tuple[int, str], list[ProgressPoint]] = {}
     for point in points:
         found.setdefault((point.level, point.role), []).append(point)

@@ -1,4 +1,4 @@
-"""Formatting of numbers and names, the same in figures, tables, sentences and on the terminal."""
+"""Format numbers and names in the same way for figures, tables, sentences and the terminal."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ticketry.report.tables.results import Results, Split, Summary
 
 MINUS, NONE = "−", "–"
 _UNPRINTABLE = frozenset(("Cc", "Cf", "Cs", "Cn", "Zl", "Zp"))
-"""Unicode categories: controls, invisible formatting, surrogates, unassigned, separators of lines and paragraphs."""
+"""Unicode categories of characters that `printable` replaces: control characters, invisible formatting etc."""
 _ROLES = {
     "dense": "dense",
     "ticket": "tickets",
@@ -39,20 +39,20 @@ _ROLES = {
 
 @dataclass(frozen=True)
 class Style:
-    """Format of a run's metric: the same decimals everywhere, so that columns can be compared."""
+    """Number format of a metric: a unit, and a fixed number of decimals, so that numbers in a column compare easily."""
 
     decimals: int
     unit: str
 
     @classmethod
     def for_results(cls, results: Results, split: Split = "test") -> Style:
-        """Return a style that shows the typical standard deviation with two digits; without one, four digits."""
+        """Return a style for a run's metric: two digits of the typical standard deviation; without it, four digits."""
         summaries = [group.metric(split) for role in results.roles for group in results.groups_of_role(role)]
         return cls.for_summaries(summaries, results.run.task.metric.unit)
 
     @classmethod
     def for_summaries(cls, summaries: Sequence[Summary], unit: str) -> Style:
-        """Return a format with enough decimals for the spread: at most seven digits, or six decimals above 1."""
+        """Return a style with as many decimals as the typical spread of `summaries` needs, at most seven digits."""
         spreads = [summary.sd for summary in summaries if summary.sd]
         largest = max((abs(summary.mean) for summary in summaries), default=1.0)
         digits, size = (2, statistics.median(spreads)) if spreads else (4, largest)
@@ -61,18 +61,18 @@ class Style:
         return cls(min(max(decimals, 0), most), unit)
 
     def number(self, value: float, sign: bool = False) -> str:
-        """Format a number with a true minus, small ones as `format_number`; `sign` adds a plus."""
+        """Format a number with the style's decimals and a true minus sign; `sign` adds a plus to positive numbers."""
         text = format_number(value, self.decimals, sign=sign)
         if float(text) == 0:
             text = text.lstrip("+-")
         return text.replace("-", MINUS)
 
     def summary(self, summary: Summary, sign: bool = False) -> str:
-        """Format ``96.23 ± 0.41``, ``483 [451, 498]`` for an interquartile mean, or the mean alone if n is 1."""
+        """Format a mean, and its spread if n > 1: ``96.23 ± 0.41``; ``483 [451, 498]`` for an interquartile mean."""
         return self.number(summary.mean, sign) + self.spread_text(summary)
 
     def spread_text(self, summary: Summary) -> str:
-        """Format what follows a mean: `` ± 0.41``, `` [451, 498]``, or nothing."""
+        """Format the spread that follows a mean: `` ± 0.41``, `` [451, 498]``, or the empty string if n is 1."""
         if summary.sd is None:
             return ""
         if summary.bounds is None:
@@ -81,17 +81,17 @@ class Style:
         return f" [{low}, {high}]"
 
     def interval(self, ends: tuple[float, float] | None) -> str:
-        """Format ``+0.05 to +0.57``; a dash for None."""
+        """Format an interval: ``+0.05 to +0.57``; a dash for None."""
         return NONE if ends is None else f"{self.number(ends[0], sign=True)} to {self.number(ends[1], sign=True)}"
 
     def with_count(self, summary: Summary) -> str:
-        """Format ``96.23 ± 0.41 % (n = 3)``."""
+        """Format a summary with unit and number of replicates: ``96.23 ± 0.41 % (n = 3)``."""
         unit = f" {printable(self.unit)}" if self.unit else ""
         return f"{self.summary(summary)}{unit} (n = {summary.n})"
 
 
 def role_name(role: str) -> str:
-    """Return a role in plain words, or an unknown role unchanged."""
+    """Return the name of a role in plain words; for an unknown role, replace underscores by spaces."""
     kind, _, network = role.partition(":")
     if network and kind in _ROLES:  # a kind of dense networks, and its name
         return f"{_ROLES[kind]}: {network}"
@@ -99,51 +99,51 @@ def role_name(role: str) -> str:
 
 
 def metric_label(metric: Metric) -> str:
-    """Return ``accuracy (%)``, or the name alone without a unit."""
+    """Return the name of a metric with its unit, such as ``accuracy (%)``."""
     return printable(f"{metric.words} ({metric.unit})" if metric.unit else metric.words)
 
 
 def short_metric(metric: Metric) -> str:
-    """Return `metric_label` for the axes of figures, shortened to 40 letters."""
+    """Return the `metric_label` shortened to 40 letters, for the axes of figures."""
     return shorten_middle(metric_label(metric), 40)
 
 
 def shorten_middle(name: str, most: int = 28) -> str:
-    """Return the text on one line, without its middle if it is too long."""
+    """Return a text on one line; replace its middle by … if it is longer than `most` letters."""
     name = printable(name).replace("\n", " ")
     return name if len(name) <= most else f"{name[: most // 2 - 4]}…{name[-most // 2 - 3 :]}"
 
 
 def direction_text(metric: Metric) -> str:
-    """Return the direction in which a metric improves."""
+    """Return a text that says in which direction a metric improves."""
     return "more is better" if metric.higher_is_better else "less is better"
 
 
 def difference_unit(metric: Metric) -> str:
-    """Return the unit of a difference in the metric: points for per cent, or nothing."""
+    """Return the unit of a difference in a metric: `` points`` if the metric is in per cent, otherwise empty."""
     return " points" if metric.unit == "%" else ""
 
 
 def summary_label(metric: Metric) -> str:
-    """Return the name of the statistic over replicates."""
+    """Return the name of the statistic that summarises a metric over replicates."""
     if metric.summary == "iqm":
         return "interquartile mean [95 % interval]"
     return "mean ± standard deviation"
 
 
 def percent(density: float, decimals: int | None = None) -> str:
-    """Format a density in per cent without the sign: 100.0, 51.2, 6.9, 0.92, 0.018."""
+    """Format a density in per cent, without the per cent sign: 100.0, 51.2, 6.9, 0.92, 0.018."""
     return f"{100 * density:.{density_decimals(density) if decimals is None else decimals}f}"
 
 
 def removed_percent(density: float) -> str:
-    """Format the removed share in per cent with the decimals of `percent`, so that both add up to 100."""
+    """Format the removed share of weights in per cent, with decimals such that it and `percent` add up to 100."""
     decimals = density_decimals(density)
     return f"{max(0.0, 100 - float(percent(density, decimals))):.{decimals}f}"
 
 
 def density_decimals(density: float) -> int:
-    """Return the decimals of a density: one from 1 % up and for 0; below, enough for two digits."""
+    """Return the number of decimals of a density in per cent: one from 1 % up and for 0; below 1 %, for two digits."""
     return 1 if density >= 0.01 or density == 0 else 1 - math.floor(math.log10(100 * density))
 
 
@@ -153,13 +153,13 @@ def factor_text(ratio: float) -> str:
 
 
 def p_value(p: float) -> str:
-    """Format ``p = 0.031``, ``p < 0.0001``."""
+    """Format a p-value with its name: ``p = 0.031``, ``p < 0.0001``."""
     text = short_p(p)
     return f"p {text}" if text.startswith("<") else f"p = {text}"
 
 
 def short_p(p: float | None) -> str:
-    """Format ``0.031``, ``< 0.0001``."""
+    """Format a p-value without its name: ``0.031``, ``< 0.0001``; a dash for None."""
     if p is None:
         return NONE
     if p < 0.0001:
@@ -168,7 +168,7 @@ def short_p(p: float | None) -> str:
 
 
 def probability_text(probability: float | None) -> str:
-    """Format ``0.93``, ``> 0.999``, ``< 0.001``; a dash for None."""
+    """Format a probability: ``0.93``, ``> 0.999``, ``< 0.001``; a dash for None."""
     if probability is None:
         return NONE
     if probability > 0.999:
@@ -187,7 +187,7 @@ def short_count(number: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Format ``42 s``, ``11 min 30 s``, ``3 h 05 min``."""
+    """Format a time in seconds: ``42 s``, ``11 min 30 s``, ``3 h 05 min``."""
     whole = round(seconds)
     if seconds < 10:
         return f"{seconds:.1f} s"
@@ -199,7 +199,7 @@ def duration(seconds: float) -> str:
 
 
 def json_text(item: Any) -> str:
-    """Format any JSON value on one line: text unchanged, lists with commas, objects as JSON."""
+    """Format a JSON value on one line: a text as it is, a list with commas, an object as JSON."""
     if isinstance(item, str):
         return printable(item) or NONE
     if isinstance(item, bool) or item is None:
@@ -212,7 +212,7 @@ def json_text(item: Any) -> str:
 
 
 def readable_text(item: Any) -> str:
-    """Format a value of a record for readers: ``torch 2.13.0, openvino 2026.4.1`` instead of JSON."""
+    """Format a value of a record; a flat object becomes ``torch 2.13.0, openvino 2026.4.1`` instead of JSON."""
     if isinstance(item, Mapping) and not any(isinstance(part, Mapping | list | tuple) for part in item.values()):
         return ", ".join(f"{name} {json_text(part)}" for name, part in item.items()) or NONE
     return json_text(item)
@@ -229,7 +229,7 @@ def share_percent(share: float | None) -> str:
 
 
 def share_of_all_parameters(task: Task, density: float) -> str:
-    """Format the remaining share of all parameters, including those that are never pruned."""
+    """Format the share in per cent of all parameters that remains, including parameters that are never pruned."""
     if task.parameters == 0:
         return NONE
     return percent((density * task.prunable + task.parameters - task.prunable) / task.parameters)
@@ -241,7 +241,7 @@ def thousands(number: float | None) -> str:
 
 
 def printable(text: str) -> str:
-    """Replace characters that could control a terminal or break XML; line ends and tabs stay."""
+    """Return a text in which characters that could control a terminal or break XML are replaced."""
     if text.isprintable():
         return text
     return "".join(
@@ -250,13 +250,13 @@ def printable(text: str) -> str:
 
 
 def align_columns(rows: Sequence[Sequence[str]], justify: Callable[[str, int], str] = str.ljust) -> list[str]:
-    """Return the rows of a plain table as lines, each column as wide as its longest cell."""
+    """Return the rows of a plain table as lines of text; each column is as wide as its longest cell."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return ["  ".join(map(justify, row, widths)).rstrip() for row in rows]
 
 
 def cost_text(number: float, measure: str) -> str:
-    """Format a cost with its unit: ``1.24 TFLOP``, ``0.42 s``, ``3.1 MiB``, ``1.2 Wh``."""
+    """Format a cost of the kind `measure` with its unit: ``1.24 TFLOP``, ``0.42 s``, ``3.1 MiB``, ``1.2 Wh``."""
     if measure == "seconds":
         return f"{number:,.2f} s" if number < 100 else f"{number:,.0f} s"
     if measure == "memory":
@@ -267,12 +267,12 @@ def cost_text(number: float, measure: str) -> str:
 
 
 def ratio_text(number: float) -> str:
-    """Format a cost as a multiple of the dense network's: ``0.48``, ``1.00``, ``12.3``."""
+    """Format a cost relative to the dense network: ``0.48``, ``1.00``, ``12.3``."""
     return f"{number:.2f}" if number < 9.995 else f"{number:,.1f}"
 
 
 def _with_largest_unit(number: float, step: float, units: Sequence[str]) -> str:
-    """Format a number with three digits and the largest unit that fits."""
+    """Format a number with three digits in the largest of `units` that fits; a unit is `step` times the previous."""
     power = 0
     while number >= 0.9995 * step and power < len(units) - 1:
         number, power = number / step, power + 1

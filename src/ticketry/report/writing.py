@@ -1,6 +1,6 @@
-"""A page as a file: written atomically, with a digest that reveals damage.
+"""Write pages as files: atomically, and with a digest that reveals damage.
 
-An existing page is never trusted: the author of a store may have put any page into it, with a valid digest.
+The digest does not make a page trustworthy: anybody who writes into a store can write a page with a valid digest.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ def write_report(
     *,
     evidence: Iterable[EvidenceValues] = (),
 ) -> Path:
-    """Write the page of one or several run records to `path` atomically and return it.
+    """Write the page of one or several run records to the file `path` atomically, and return the path.
 
-    Creates the folder if it is missing. The same records give the same bytes.
+    Create the folder if it is missing. The same records give the same bytes.
 
     Args:
-        records: a run record (or the JSON values of a `run.json`), or a list of them, which are then compared.
+        records: a run record (or the JSON values of a `run.json`), or a list of run records to compare.
         path: the HTML file.
         evidence: records of verifications, stability and timings, which are shown with the runs.
 
@@ -44,10 +44,10 @@ def write_report(
 
 
 def write_campaign_page(record: CampaignRecord, path: Path) -> Path:
-    """Write the page of a campaign; the same record gives the same bytes.
+    """Write the page of a campaign and return its path; the same record gives the same bytes.
 
     Raises:
-        StoreError: if it cannot be written.
+        StoreError: if the page cannot be written.
     """
     from ticketry.report.html.page import render_campaign  # imports matplotlib, which is slow
 
@@ -55,7 +55,7 @@ def write_campaign_page(record: CampaignRecord, path: Path) -> Path:
 
 
 def write_page(path: Path, page: str) -> Path:
-    """Write a page, replacing an existing file; `StoreError` if that fails."""
+    """Write a page with its digest, replace an existing file, and return the path; raise `StoreError` if that fails."""
     try:
         write_atomically(path, _with_digest(page.encode()))
     except OSError as error:
@@ -68,7 +68,7 @@ _COMMENT = len("<!--  -->") + 64
 
 
 def is_undamaged(page: Path) -> bool:
-    """Return whether a page is undamaged; `InaccessibleError` if it cannot be read."""
+    """Return whether a page matches its digest; raise `InaccessibleError` if the page cannot be read."""
     try:
         with explain_os_errors(page, "read"):
             data = content_of(page)
@@ -81,6 +81,6 @@ def is_undamaged(page: Path) -> bool:
 
 
 def _with_digest(page: bytes) -> bytes:
-    """Return a page with its digest as a comment before its end."""
+    """Return a page with its SHA-256 as an HTML comment before its end."""
     body = page.removesuffix(_END)
     return body + b"<!-- " + hashlib.sha256(body).hexdigest().encode() + b" -->" + _END

@@ -1,4 +1,4 @@
-"""The figures by name: as standalone SVG and PNG files, and as elements of a page in two widths."""
+"""Choose the figures of runs and evidence, by name, and draw them: as SVG or PNG files, or in two widths for a page."""
 
 from __future__ import annotations
 
@@ -59,47 +59,47 @@ FOREST, SEEDS = "differences", "seeds"
 TIME_BY_ENGINE, TIME_BY_DENSITY = "time-by-engine", "time-by-density"
 STRUCTURE, METRIC_BY_TIME = "structure", "metric-by-time"
 METRIC_BY = {TIME: "metric-by-share-of-time", MULTIPLICATIONS: "metric-by-multiplications"}
-"""Name of the figure of the metric against each measure of inference cost."""
+"""Name of the figure that shows the metric against a measure of inference cost, for each measure."""
 STABILITY, BARRIERS = "stability-by-rewind-step", "error-barriers"
 
 Maker = Callable[[bool], Figure]
-"""Draws a figure; the argument says whether it is the narrow one, for phones."""
+"""Function that draws a figure; its argument says whether to draw the narrow figure, for phones."""
 
 
 def measures_with_figures(drawings: Mapping[str, Drawing]) -> list[CostMeasure]:
-    """Return the measures (latency, MACs of a call) for which a figure was drawn."""
+    """Return the measures of inference cost (latency, MACs of a call) for which `drawings` has a figure."""
     return [measure for measure, name in METRIC_BY.items() if name in drawings]
 
 
 @dataclass(frozen=True)
 class Drawing:
-    """One figure as SVG documents."""
+    """A figure as two SVG documents: wide, and narrow for phones."""
 
     wide: str
     narrow: str
-    """For a phone: fewer labels, letters of the same size."""
+    """The figure for a phone: with fewer labels, and letters of the same size."""
 
 
 def draw_figures(makers: Mapping[str, Maker]) -> dict[str, Drawing]:
-    """Draw figures as SVG in both widths."""
+    """Draw figures as SVG documents in both widths; return the drawings by name."""
     with figure_style():
         return {name: Drawing(*(svg.to_svg(make(narrow)) for narrow in (False, True))) for name, make in makers.items()}
 
 
 def _makers_with_data(*figures: tuple[str, object, Callable[..., Figure]]) -> dict[str, Maker]:
-    """Return makers of the figures that have data; each argument is (name, data, drawing function)."""
+    """Return, by name, functions that draw the figures that have data; each argument is (name, data, function)."""
     return {name: partial(draw, shown) for name, shown, draw in figures if shown}
 
 
 def _cost_of_call_figures(series: Sequence[Series]) -> Iterator[tuple[str, object, Callable[..., Figure]]]:
-    """Yield (name, runs with data, drawing function) for the latency and for the MACs of a call."""
+    """Yield (name, runs with data, drawing function) for the metric against latency, and against MACs of a call."""
     for measure, name in METRIC_BY.items():
         told = [one for one in series if measure in recorded_measures(one.results)]
         yield name, told, partial(metric_by_call_cost, measure)
 
 
 def run_figures(results: Results) -> dict[str, Maker]:
-    """Return the figures that a run has data for, by name."""
+    """Return, by name, functions that draw the figures that a run has data for."""
     alone = [Series("", 0, results)]
     return _makers_with_data(
         *_cost_of_call_figures(alone),
@@ -116,7 +116,7 @@ def run_figures(results: Results) -> dict[str, Maker]:
 
 
 def comparison_figures(subject: Subject) -> list[dict[str, Maker]]:
-    """Return the figures that overlay the runs of each task."""
+    """Return, for each task, functions that draw the figures that overlay the task's runs."""
     return [_overlay_figures(series_of(subject, indices)) for indices in subject.by_task.values()]
 
 
@@ -134,17 +134,17 @@ def _overlay_figures(series: list[Series]) -> dict[str, Maker]:
 
 
 def latency_figures(panels: Sequence[LatencyPanel]) -> dict[str, Maker]:
-    """Return the figure of the metric against measured latency, if any ticket was timed."""
+    """Return a function that draws the metric against measured latency; empty if there are no panels."""
     return _makers_with_data((METRIC_BY_TIME, panels, metric_by_latency))
 
 
 def verify_figures(verify: VerifyRecord) -> dict[str, Maker]:
-    """Return the figures of a verification: mean differences, and single seeds if they are recorded."""
+    """Return functions that draw a verification: mean differences, and the values of single seeds if recorded."""
     return _makers_with_data((FOREST, verify, difference_figure), (SEEDS, verify.networks and verify, seed_figure))
 
 
 def stability_figures(study: StabilityRecord) -> dict[str, Maker]:
-    """Return the figures of a stability study: panels over rewind steps, and error barriers if recorded."""
+    """Return functions that draw a stability analysis: panels over rewind steps, and error barriers if recorded."""
     curves = [row for row in study.rows if row.barrier]
     return _makers_with_data(
         (STABILITY, stability_quantities(study) and study, stability_panels),
@@ -153,7 +153,7 @@ def stability_figures(study: StabilityRecord) -> dict[str, Maker]:
 
 
 def speed_figures(speed: SpeedRecord) -> dict[str, Maker]:
-    """Return the figures of a timing: engines side by side, and latency against density if recorded."""
+    """Return functions that draw a timing: engines side by side, and latency against density if recorded."""
     timed = [row for compared in speed.comparisons for row in compared.times if row.timed]
     curves = speed.curves if any(curve.points for curve in speed.curves) else ()
     return _makers_with_data(
@@ -162,9 +162,9 @@ def speed_figures(speed: SpeedRecord) -> dict[str, Maker]:
 
 
 def figure_svgs(record: RunValues) -> dict[str, str]:
-    """Return the figures of a run as standalone SVG documents by name, if it has data for them.
+    """Return the figures that a run has data for, as separate SVG documents, by name.
 
-    ``metric-by-share-of-time``, ``metric-by-multiplications``, ``metric-by-density``, ``density-by-layer``,
+    Names: ``metric-by-share-of-time``, ``metric-by-multiplications``, ``metric-by-density``, ``density-by-layer``,
     ``first-layer``, ``structure``, ``density-over-training``, ``gate-histograms``, ``moment``,
     ``metric-by-whole-cost`` and ``metric-by-cost``. The same record gives the same bytes.
 
@@ -177,7 +177,7 @@ def figure_svgs(record: RunValues) -> dict[str, str]:
 
 
 def figure_png(record: RunValues, name: str) -> bytes | None:
-    """Return one of `figure_svgs` as the bytes of a PNG; None if the run has no data for it."""
+    """Return the figure `name` (see `figure_svgs`) as the bytes of a PNG; None if the run has no data for it."""
     make = run_figures(results_of(record)).get(name)
     if make is None:
         return None

@@ -1,4 +1,4 @@
-"""The metric against costs: of the whole training, of the search up to a ticket, of a call; and steps until a mask."""
+"""Draw the metric against costs of whole trainings, searches or single calls; and the steps until masks are known."""
 
 from __future__ import annotations
 
@@ -54,22 +54,22 @@ Range = tuple[float, float]
 
 @dataclass(frozen=True)
 class PlottedNetwork:
-    """Position of a network (or a mean over replicates) in a panel: cost and metric."""
+    """A mark in a panel: cost and metric of a network, or means over replicates."""
 
     cost: float
     metric: float
     name: str = ""
-    """Label, written beside the mark if there is room."""
+    """Label to write beside the mark, if there is room."""
     costs: Range | None = None
-    """Lowest and highest cost, drawn as a thin bar."""
+    """Lowest and highest cost, which are drawn as a thin bar."""
     metrics: Range | None = None
     size: float = 5.5
-    """Size of its mark in pixels."""
+    """Size of the mark in pixels."""
 
 
 @dataclass(frozen=True)
 class Curve:
-    """Networks of one run in a panel, grouped into lines, and its dense network."""
+    """The networks of one run in a panel, grouped into lines, and the run's dense network."""
 
     look: dict[str, Any]
     lines: Sequence[Sequence[PlottedNetwork]]
@@ -84,20 +84,20 @@ class Curve:
 
 @dataclass(frozen=True)
 class CostPanel:
-    """Curves over one cost."""
+    """A panel with the curves of one or several runs over one kind of cost."""
 
     name: str
     """Name of the x axis."""
     curves: Sequence[Curve]
     title: str = ""
     unit: float | None = None
-    """Cost of the dense network that all curves share, marked by a line."""
+    """Cost of the dense network, to be marked by a vertical line; None if curves do not share this cost."""
 
 
 def _panel_figure(
     shown: Sequence[CostPanel], metric: Metric, scale: Scale, limits: Range, narrow: bool, height: float
 ) -> tuple[Figure, list[Axes]]:
-    """Draw panels that share the metric's axis."""
+    """Draw panels side by side that share the metric's axis; return the figure and its axes."""
     figure, axes = figure_with_panels(len(shown), narrow, height, sharey=not narrow)
     for number, (each, panel) in enumerate(zip(axes, shown, strict=True)):
         scale.set_limits(each, limits, 6)
@@ -110,7 +110,7 @@ def _panel_figure(
 
 
 def _draw_panel(axes: Axes, panel: CostPanel) -> None:
-    """Draw lines with marks and thin bars; grey lines at the dense networks' metrics and at the unit of cost."""
+    """Draw a panel's curves with marks and thin bars, and grey lines at the dense networks' metric and cost."""
     for level in sorted({curve.dense[1] for curve in panel.curves if curve.dense is not None}):
         axes.axhline(level, color=COLOURS["muted"], lw=0.8, zorder=1)
     if panel.unit is not None and panel.curves:
@@ -134,7 +134,7 @@ def _draw_panel(axes: Axes, panel: CostPanel) -> None:
 def _add_legend_or_names(
     figure: Figure, axes: Sequence[Axes], shown: Sequence[CostPanel], series: Sequence[Series]
 ) -> Figure:
-    """Add a legend of several runs, or for one run names beside its points and its dense network."""
+    """Add a legend for several runs; for a single run, write names beside its points and its dense network."""
     if len(series) > 1:
         add_legend(figure, run_handles(series))
         return figure
@@ -148,7 +148,7 @@ def _add_legend_or_names(
 
 
 def _points_share_column(axes: Axes, panel: CostPanel) -> bool:
-    """Whether all points have nearly the same cost, so that a name beside one could be read as its neighbour's."""
+    """Return whether all points have nearly the same cost, so that a name beside a point would be ambiguous."""
     spots = [spot for curve in panel.curves for spot in curve.networks]
     across = axes.transData.transform([(spot.cost, spot.metric) for spot in spots])[:, 0] if spots else [0.0]
     return len(spots) > 1 and max(across) - min(across) < max(spot.size for spot in spots)
@@ -168,7 +168,7 @@ _TITLES = {
 }
 _UNITS = {"mWh": 1e3, "Wh": 1.0, "kWh": 1e-3}
 _MOST_LINEAR = 4
-"""Multiple of the dense network's cost beyond which the axis is logarithmic; otherwise it begins at 0."""
+"""If a cost exceeds this multiple of the dense network's cost, the axis is logarithmic; otherwise it begins at 0."""
 
 TrainingCosts = Sequence[tuple[Series, Sequence[TrainingCostPoint]]]
 
@@ -176,7 +176,7 @@ TrainingCosts = Sequence[tuple[Series, Sequence[TrainingCostPoint]]]
 def metric_by_training_cost(series: Sequence[Series], narrow: bool = False) -> Figure:
     """Draw the metric against FLOPs, time, memory and energy of whole trainings.
 
-    Points are means over replicates, bars go from the lowest to the highest, squares are dense networks.
+    Points are means over replicates, bars reach from the lowest to the highest replicate, squares are dense networks.
     """
     found = [(one, points) for one in series if (points := training_cost_points(one.results))]
     shown = [_training_cost_panel(found, measure) for measure in MEASURES]
@@ -196,7 +196,7 @@ def metric_by_training_cost(series: Sequence[Series], narrow: bool = False) -> F
 
 
 def _training_cost_panel(found: TrainingCosts, measure: str) -> CostPanel:
-    """Build the panel of a measure from the runs that have it."""
+    """Build the panel of a cost measure from the runs that have recorded this measure."""
     known = [(one, [point for point in points if point.on_axis(measure) is not None]) for one, points in found]
     known = [(one, points) for one, points in known if points]
     name, factor = _TITLES[measure], 1.0
@@ -215,7 +215,7 @@ def _training_cost_panel(found: TrainingCosts, measure: str) -> CostPanel:
 def _training_cost_curve(
     one: Series, points: Sequence[TrainingCostPoint], measure: str, factor: float, several: bool
 ) -> Curve:
-    """Build a run's curve from the densest to the sparsest level, which has the smallest mark."""
+    """Build a run's curve from the densest level, with the largest mark, to the sparsest level, with the smallest."""
     spots = [
         PlottedNetwork(
             factor * (point.on_axis(measure) or 0.0),
@@ -233,7 +233,7 @@ def _training_cost_curve(
 
 
 def _write_placeholder(axes: Axes, words: str) -> None:
-    """Write words into a panel without data."""
+    """Write `words` into an empty panel, without axes, to say that there are no data."""
     axes.set_facecolor(COLOURS["shade"])
     axes.tick_params(labelleft=False, labelbottom=False, length=0)
     axes.grid(visible=False)
@@ -242,10 +242,10 @@ def _write_placeholder(axes: Axes, words: str) -> None:
 
 
 def _set_up_cost_axis(axes: Axes, curves: Sequence[Curve]) -> str:
-    """Start the axis at 0 if all costs are similar to the dense network's, else make it logarithmic.
+    """Start the cost axis at 0 if all costs are similar to the dense network's; otherwise make the axis logarithmic.
 
     Returns:
-        A suffix for the axis' name.
+        A suffix for the name of the axis.
     """
     dense = [curve.dense[0] for curve in curves if curve.dense]
     costs = [*dense, *(spot.cost for curve in curves for spot in curve.networks)]
@@ -264,14 +264,14 @@ def _set_up_cost_axis(axes: Axes, curves: Sequence[Curve]) -> str:
 
 
 def increasing_lines(points: Sequence[P], steps: Callable[[P], float]) -> list[list[P]]:
-    """Split points into lines that do not zigzag.
+    """Split the points of a run into lines that do not zigzag.
 
-    A search that continues from ticket to ticket is one line. A run of several parallel searches, such as gates with
-    several s0, has a line for every number of steps: the tickets after one round, after two rounds.
+    A search that continues from ticket to ticket gives one line. A run of several parallel searches, such as gates with
+    several values s0, gives a line for every number of steps: tickets after one round, tickets after two rounds.
 
     Args:
         points: points of one run, densest first.
-        steps: returns the training steps of a point.
+        steps: function that returns the training steps of a point.
     """
     if all(steps(one) <= steps(other) for one, other in pairwise(points)):
         return [list(points)]
@@ -282,7 +282,7 @@ def increasing_lines(points: Sequence[P], steps: Callable[[P], float]) -> list[l
 
 
 def metric_by_search_cost(series: Sequence[Series], narrow: bool = False) -> Figure:
-    """Draw the metric against training steps of the search, and against seconds if every run has them."""
+    """Draw the metric against training steps of the search, and against seconds if every run has recorded seconds."""
     found = [(one, points) for one in series if (points := search_cost_points(one.results))]
     names = {"steps": "training steps of the search"}
     if all(point.seconds is not None for _, points in found for point in points):
@@ -306,7 +306,7 @@ def metric_by_search_cost(series: Sequence[Series], narrow: bool = False) -> Fig
 
 
 def _search_cost_curve(one: Series, points: Sequence[SearchCostPoint], name: str, several: bool) -> Curve:
-    """Build a run's curve over steps or seconds; `points` begin with the dense network, if it exists."""
+    """Build a run's curve over `name`: steps or seconds; `points` begin with the dense network, if it exists."""
 
     def spot(point: SearchCostPoint) -> PlottedNetwork:
         cost = max((point.steps if name == "steps" else point.seconds) or 0.0, 1e-3)
@@ -336,15 +336,15 @@ def steps_to_ticket(series: Sequence[Series], narrow: bool = False) -> Figure:
 # -- of a call ---------------------------------------------------------------------------------------------------------
 
 _TIME_ROOM = 0.05
-"""Share of time by which the axis extends beyond the fastest and the slowest call."""
+"""Room on the time axis beyond the fastest and the slowest call, as a share of the fastest dense engine's time."""
 _ROOM_SD = 2.5
-"""Standard deviations that fit on the metric's axis: whole intervals from three replicates on."""
+"""Standard deviations that fit on the metric's axis; this shows whole intervals of three or more replicates."""
 
 
 def metric_by_latency(timed: Sequence[LatencyPanel], narrow: bool = False) -> Figure:
-    """Draw means with intervals of metric and measured time, one panel per batch, to compare granularities.
+    """Draw the metric against measured time, both with intervals: a panel per batch size, a curve per kind of masks.
 
-    The square is the dense network in the fastest dense engine, at 1.
+    A square at time 1 is the dense network in the fastest dense engine.
     """
     series = list({one.index: one for panel in timed for one, _ in panel.curves}.values())
     mixed = len({panel.setup.conditions for panel in timed}) > 1
@@ -374,7 +374,7 @@ def metric_by_latency(timed: Sequence[LatencyPanel], narrow: bool = False) -> Fi
 
 
 def _latency_curve(one: Series, points: Sequence[LatencyPoint]) -> Curve:
-    """Build a run's curve; both ends are named by their density."""
+    """Build a run's curve over time; only its first and last point are labelled, with their density."""
     spots = [
         PlottedNetwork(
             point.time,
@@ -397,7 +397,7 @@ _AXES = {
 
 
 def metric_by_call_cost(measure: CostMeasure, series: Sequence[Series], narrow: bool = False) -> Figure:
-    """Draw the metric against latency or MACs of a call: tickets, dense networks, controls of a single run."""
+    """Draw the metric against latency or MACs of a call: tickets, dense networks, and for a single run its controls."""
     runs = {one.index: one.results for one in series}
     shown = frontier_lines(runs, sorted(runs), measure)
     figure = empty_figure(narrow, 340 if narrow else 390)
@@ -420,7 +420,7 @@ def metric_by_call_cost(measure: CostMeasure, series: Sequence[Series], narrow: 
 
 
 def _draw_line(axes: Any, line: FrontierLine, shown: Sequence[FrontierLine], several: bool, scale: Any) -> Any:
-    """Draw a line with markers over the band of its intervals and return its legend handle."""
+    """Draw a line with markers and the band of its intervals, and return the handle for the legend."""
     ordered, front = sorted(line.points, key=lambda point: point.cost), line.role == TICKET
     if is_matched_dense(line.role):
         kinds = [one.role for one in shown if is_matched_dense(one.role)]

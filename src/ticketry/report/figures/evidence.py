@@ -1,4 +1,4 @@
-"""Figures of evidence: verifications, claims of campaigns, stability over the rewind step, and times by engine."""
+"""Draw evidence: verifications, claims of campaigns, stability over rewind steps, and times of engines."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ from ticketry.report.wording import (
 
 
 def difference_figure(verify: VerifyRecord, narrow: bool = False) -> Figure:
-    """Draw mean differences with intervals, the line of no difference and the margin below which a ticket loses."""
+    """Draw a verification's mean differences with intervals, a line at 0, and the margin below which a ticket loses."""
     found, margin, style = verify_differences(verify), verify.margin, seed_style(verify)
     names = [
         "ticket, other seeds (A/A)" if row.role == NOISE else shorten_middle(role_name(row.role), 40) for row in found
@@ -99,7 +99,7 @@ def _draw_difference(axes: Axes, middle: float, row: Difference) -> None:
 
 
 def seed_figure(verify: VerifyRecord, narrow: bool = False) -> Figure:
-    """Draw the test metric of every seed of every network, with the mean of each as a tick."""
+    """Draw a dot for the test metric of every seed of every network, and a tick for each network's mean."""
     groups = [(one.role, one.values) for one in verify.networks]
     groups += [(one.role, one.values) for one in verify.references if one.values]
     style = seed_style(verify)
@@ -127,9 +127,9 @@ def _difference_text(style: Style, row: Difference) -> str:
 
 
 def row_figure(labels: Sequence[tuple[str, str]], narrow: bool, x_name: str) -> tuple[Figure, Axes, list[float]]:
-    """Return a figure, axes with horizontal rows, and the vertical position of each row's marks.
+    """Return a figure with a horizontal row for each label, its axes, and the vertical position of each row's marks.
 
-    Names are on the left and numbers on the right; on a narrow figure both are above the marks.
+    A label is (name, numbers), written left and right of the marks; on a narrow figure, both are above the marks.
     """
     figure, (axes,) = figure_with_panels(1, narrow, (46 if narrow else 32) * len(labels) + 80)
     axes.set_ylim(len(labels) - 0.5, -0.5)
@@ -153,16 +153,16 @@ def row_figure(labels: Sequence[tuple[str, str]], narrow: bool, x_name: str) -> 
 
 _LABEL = "difference beyond the bound, in margins"
 _FAR, _NEAR = 20.0, 3.0
-"""Margins. If a claim is farther than the first from its bound, as costs can be, the axis is linear up to the second
-and logarithmic beyond."""
+"""Distances from a claim's bound, in margins. If some claim is farther than the first, as costs can be, the axis is
+linear up to the second distance and logarithmic beyond."""
 _TICKS = (-10_000, -1000, -100, -10, -3, -1, 0, 1, 3, 10, 100, 1000, 10_000)
 _COLOURS = {"confirmed": "good", "refuted": "bad", "undecided": "muted"}
 
 
 def claims_figure(claims: Sequence[Claim], narrow: bool = False) -> Figure:
-    """Draw a row for each claim, in units of its margin: its difference with the interval, and a line at its bound.
+    """Draw each claim's difference with its interval as a row, in units of the claim's margin; 0 is the claim's bound.
 
-    Claims of different metrics thus share an axis: 0 is the bound, and to the right the claim holds.
+    In these units, claims of different metrics can share an axis. To the right of the line at 0, a claim holds.
     """
     labels = [(shorten_middle(claim.name, 40), _claim_text(claim)) for claim in claims]
     figure, axes, middles = row_figure(labels, narrow, _LABEL)
@@ -192,7 +192,7 @@ def claims_figure(claims: Sequence[Claim], narrow: bool = False) -> Figure:
 
 
 def _axis_end(distance: float) -> float:
-    """Return the axis limit for a distance from 0; beyond `_NEAR`, where the axis is logarithmic, with more room."""
+    """Return an axis limit beyond a distance from 0, with more room in the logarithmic part (beyond `_NEAR`)."""
     return 1.8 * distance if distance > _NEAR else distance + 1
 
 
@@ -207,7 +207,7 @@ def _claim_text(claim: Claim) -> str:
 
 
 def stability_panels(study: StabilityRecord, narrow: bool = False) -> Figure:
-    """Draw a column for each quantity and a row for each density, with rewind steps at equal distances."""
+    """Draw a panel for each quantity (column) and density (row), over rewind steps at equal distances."""
     shown, levels = stability_quantities(study), study_densities(study) or [1.0]
     columns = min(2, len(shown)) if narrow else len(shown)
     bands = -(-len(shown) // columns)
@@ -229,7 +229,7 @@ def stability_panels(study: StabilityRecord, narrow: bool = False) -> Figure:
 
 
 def barrier_curves(study: StabilityRecord, narrow: bool = False) -> Figure:
-    """Draw the error along the line between two trained networks at the sparsest level, a panel per rewind step."""
+    """Draw the error on the line between two trained networks at the sparsest level, with a panel per rewind step."""
     rows = [row for row in sparsest_level_study(study).rows if row.barriers]
     steps = sorted({row.step for row in rows})
     columns = 2 if narrow else len(steps) if len(steps) <= 5 else min(5, -(-len(steps) // 2))
@@ -261,7 +261,7 @@ def _draw_quantity(
 def _draw_line(
     axes: Axes, rows: Sequence[StabilityRow], role: str, reader: Reader, line: object, steps: Sequence[int]
 ) -> None:
-    """Draw means over replicates, with a thin bar from the lowest to the highest."""
+    """Draw a quantity's means over replicates as a line, with thin bars from the lowest to the highest replicate."""
     solid = line == "-"
     options = role_look(role, size=0.75 if solid else 0.55) | {"linestyle": line, "lw": 1.7 if solid else 1.2}
     found = {
@@ -280,7 +280,7 @@ def _draw_line(
 
 
 def _draw_barrier(axes: Axes, rows: Sequence[StabilityRow], role: str) -> None:
-    """Draw the mean over replicates, and each of them as a thin line."""
+    """Draw the mean error over replicates as a thick line, and each replicate as a thin line."""
     look = {name: role_look(role)[name] for name in ("color", "linestyle")}
     curves = [curve for row in rows if (curve := row.barrier) is not None]
     if not curves:
@@ -300,7 +300,7 @@ def _set_up_step_axis(axes: Axes, steps: Sequence[int], study: StabilityRecord) 
 
 
 def _rewind_share_text(step: int, study: StabilityRecord) -> str:
-    """Return the share of training: the requested text, otherwise at most two digits."""
+    """Return a rewind step as a share of training in per cent: as it was requested, otherwise with two digits."""
     asked = next((rewind.asked for rewind in study.rewinds if rewind.step == step), "")
     if re.fullmatch(r"\d{1,3}(\.\d{1,3})?%", asked):
         return asked
@@ -315,13 +315,13 @@ def _legend_entries(study: StabilityRecord) -> dict[str, Line2D]:
 
 
 _BAR = 26
-"""Height of a bar and the gap to the next in pixels."""
+"""Height in pixels of a bar including the gap to the next bar."""
 _LONGEST = 24
-"""Most letters of an engine's name."""
+"""Largest number of letters of an engine's name."""
 
 
 def time_by_engine(speed: SpeedRecord, narrow: bool = False) -> Figure:
-    """Draw a panel per batch size with a bar per engine and its milliseconds beside it."""
+    """Draw a panel for each batch size, with a bar for each engine and its milliseconds beside the bar."""
     shown = [
         (timed, {row.engine: row for row in timed.times if row.seconds is not None}) for timed in speed.comparisons
     ]
@@ -356,7 +356,7 @@ def _bar_colour(timed: Timed, row: EngineTime) -> str:
 
 
 def time_by_density(curves: Sequence[TimeCurve], narrow: bool = False) -> Figure:
-    """Draw a panel per batch size: milliseconds against density on log scales; dense engines are horizontal lines."""
+    """Draw milliseconds against density on log scales, a panel per batch size; dense engines are horizontal lines."""
     figure, axes = figure_with_panels(len(curves), narrow, 290 if narrow else 330)
     for each, curve in zip(axes, curves, strict=True):
         _draw_times(each, curve)
@@ -372,7 +372,7 @@ def time_by_density(curves: Sequence[TimeCurve], narrow: bool = False) -> Figure
 
 
 def time_by_density_svg(record: EvidenceValues) -> str:
-    """Return the figure of a record of time against density as a standalone SVG document.
+    """Draw the record of a timing at several densities: return time against density as an SVG document.
 
     Raises:
         StoreError: if the record is malformed.
@@ -399,7 +399,7 @@ def _draw_times(axes: Axes, curve: TimeCurve) -> None:
 
 
 def _dense_milliseconds(curve: TimeCurve) -> list[tuple[str, float]]:
-    """Return name and milliseconds of each timed dense engine."""
+    """Return (name, milliseconds) of each timed dense engine."""
     rows = curve.comparison.times
     return [(row.engine, 1e3 * row.seconds) for row in rows if not row.sparse and row.seconds is not None]
 

@@ -1,6 +1,6 @@
-"""Panels, legends, axes and labels of figures, in the page's two widths.
+"""Lay out figures in the page's two widths: panels, legends, axes and labels.
 
-matplotlib's constrained layout places the panels. `finish_layout` then places labels that must not touch."""
+matplotlib's constrained layout places the panels. After `finish_layout`, labels that must not touch can be placed."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ from ticketry.report.tables.results import Summary
 from ticketry.report.wording import percent, short_count
 
 INCH = 72
-"""Pixels of a figure's viewBox per matplotlib inch; a font of size 12 is then 12 pixels high."""
+"""Pixels of an SVG figure per matplotlib inch, chosen so that a font of size 12 is 12 pixels high."""
 WIDE, NARROW = 860, 360
-"""Width in pixels on the page and on a phone."""
+"""Width in pixels of a figure on the page, and of a narrow figure, on a phone."""
 
 
 def empty_figure(narrow: bool, height: float) -> Figure:
-    """Return an empty figure, `height` pixels high."""
+    """Return an empty figure of the wide or the narrow width that is `height` pixels high."""
     size = ((NARROW if narrow else WIDE) / INCH, height / INCH)
     figure = Figure(figsize=size, dpi=INCH, layout="constrained")
     FigureCanvasAgg(figure)  # measures texts
@@ -42,9 +42,9 @@ def empty_figure(narrow: bool, height: float) -> Figure:
 def figure_with_panels(
     count: int, narrow: bool, height: float, across: tuple[int, int] = (2, 1), **options: Any
 ) -> tuple[Figure, list[Axes]]:
-    """Return a figure of `count` panels, each `height` pixels high with its labels, and the panels, row by row.
+    """Return a figure with `count` panels, each `height` pixels high with its labels, and these panels row by row.
 
-    `across` is the most panels side by side on the wide and on the narrow figure; `options` are those of
+    `across` gives the largest number of panels side by side on a wide and on a narrow figure. `options` are passed to
     `Figure.subplots`, such as ``sharey``.
     """
     columns = min(count, across[narrow])
@@ -57,12 +57,12 @@ def figure_with_panels(
 
 
 def set_shared_x_label(figure: Figure, text: str) -> None:
-    """Write the name of the x axis that all panels share."""
+    """Write `text` below all panels as the name of the x axis that they share."""
     figure.supxlabel(text, x=0.99, ha="right", size=SMALL, color=COLOURS["muted"])
 
 
 def add_legend(figure: Figure, entries: Mapping[str, Any], title: str = "", **options: Any) -> None:
-    """Add names with their marks above all panels, in as many columns as fit; the figure grows by their height."""
+    """Add a legend above all panels, in as many columns as fit; the figure grows by the legend's height."""
     for columns in range(len(entries), 0, -1):
         made = figure.legend(
             list(entries.values()), list(entries), loc="outside upper left", ncols=columns, title=title, **options
@@ -76,12 +76,12 @@ def add_legend(figure: Figure, entries: Mapping[str, Any], title: str = "", **op
 
 
 def run_handles(series: Sequence[Series]) -> dict[str, Any]:
-    """Return the legend handles of runs by their names."""
+    """Return, by label, the legend handles of runs."""
     return {one.label: Line2D([], [], lw=2, **run_look(one.index)) for one in series}
 
 
 def finish_layout(figure: Figure) -> None:
-    """Run the constrained layout once and switch it off: pixel positions are then final."""
+    """Run the constrained layout once and switch it off, so that pixel positions are final."""
     engine = figure.get_layout_engine()
     if isinstance(engine, ConstrainedLayoutEngine):
         engine.execute(figure)
@@ -99,7 +99,7 @@ def write_note(
     frame: Any = ("data", "data"),
     **options: Any,
 ) -> Annotation:
-    """Write text at an offset in pixels from a point in data coordinates or axes fractions."""
+    """Write text at the offset `shift` in pixels from the point `spot`, in the coordinates `frame`."""
     options = {"size": SMALL, "color": COLOURS["muted"], **options}
     return axes.annotate(
         text, spot, shift, xycoords=frame, textcoords="offset points", annotation_clip=False, **options
@@ -107,16 +107,16 @@ def write_note(
 
 
 Ends = Sequence[tuple[float, str, str]]
-"""Ends of lines: y in data coordinates, text, name of a colour."""
+"""Ends of lines to label: (y in data coordinates, text, name of a colour)."""
 
 
 def label_line_ends(figure: Figure, named: Sequence[tuple[Axes, Ends]], least: float = 14) -> None:
-    """Write names to the right of lines' ends, moved apart so that none touch, in the order of the ends.
+    """Write names to the right of the ends of lines, moved apart vertically so that names do not touch.
 
     Args:
-        figure: the figure, which this lays out.
-        named: the ends of lines in each panel.
-        least: pixels between the middles of two names.
+        figure: the figure; its layout is finished by this function.
+        named: the ends of lines to label in each panel.
+        least: smallest distance in pixels between the middles of two names.
     """
     notes = []
     for axes, ends in named:
@@ -138,7 +138,7 @@ def label_line_ends(figure: Figure, named: Sequence[tuple[Axes, Ends]], least: f
 
 
 def move_apart(places: Sequence[float], least: float, low: float, high: float) -> list[float]:
-    """Move ascending places as little as needed to be `least` apart, within the limits if there is room."""
+    """Return ascending places moved apart to distances of at least `least`, between `low` and `high` if they fit."""
     spots: list[float] = []
     for place in places:
         spots.append(max(place, spots[-1] + least) if spots else max(place, low))
@@ -151,13 +151,14 @@ def move_apart(places: Sequence[float], least: float, low: float, high: float) -
 
 
 _SIDES = ((0, 13), (0, -13), (1, 0), (-1, 0), (1, 11), (-1, 11), (1, -11), (-1, -11))
-"""Positions of a name beside its point: right (1) or left (-1), and pixels above."""
+"""Positions to try for a name beside its point: right (1), centred (0) or left (-1), and pixels above the point."""
 
 
 def label_points(axes: Axes, named: Sequence[tuple[float, float, str, str]]) -> None:
-    """Write names beside as many points as have room, touching neither each other nor a line.
+    """Write names beside points; omit names that would touch another name, a point or a line.
 
-    The figure must be laid out. `named` are x and y in data coordinates, text and colour, the more important first.
+    The layout of the figure must be finished. `named` are (x, y, text, colour), with x and y in data coordinates; the
+    more important names come first.
     """
     frame = Bbox.from_extents(axes.bbox.x0, axes.bbox.y0, axes.bbox.x1 + 3, axes.bbox.y1 + 8)
     taken = [Bbox.from_bounds(x - 5, y - 5, 10, 10) for x, y in axes.transData.transform([one[:2] for one in named])]
@@ -182,9 +183,9 @@ _DIGIT = 7.4
 
 
 def fitting_labels(positions: Sequence[float], labels: Sequence[str]) -> list[int]:
-    """Return the indices of centred labels that do not touch: the first, the last and as many as fit between.
+    """Return the indices of labels that can be shown without touching: the first, the last and as many as fit between.
 
-    `positions` are ascending pixels; a label of two lines is as wide as the longer one.
+    Labels are centred at `positions`, in ascending pixels. A label of two lines is as wide as its longer line.
     """
     last = len(positions) - 1
     letters = [max(map(len, label.split("\n"))) for label in labels]
@@ -200,7 +201,7 @@ def fitting_labels(positions: Sequence[float], labels: Sequence[str]) -> list[in
 
 
 class _FittingTicks(FixedLocator):
-    """Ticks of an x axis at given places, without those whose labels would overlap the label to their left."""
+    """Places ticks on an x axis, and omits ticks whose labels would overlap another label."""
 
     def __init__(self, axes: Axes, places: Sequence[float], labels: Sequence[str]) -> None:
         super().__init__(places)
@@ -213,7 +214,7 @@ class _FittingTicks(FixedLocator):
 
 
 def label_places(axis: Axis, places: Sequence[float], labels: Sequence[str], fit: bool = False) -> None:
-    """Set labelled ticks on an axis: all, or with `fit` (x axes) as many as do not overlap."""
+    """Set labelled ticks on an axis: all ticks, or with `fit` (for x axes) as many as have room for their labels."""
     names = dict(zip(places, labels, strict=True))
     axis.set_major_locator(_FittingTicks(axis.axes, places, labels) if fit else FixedLocator(places))
     axis.set_major_formatter(lambda value, _: names.get(value, ""))
@@ -222,7 +223,7 @@ def label_places(axis: Axis, places: Sequence[float], labels: Sequence[str], fit
 
 
 def density_axis(axes: Axes, densities: Iterable[float], name: str = "weights remaining, % (log scale)") -> None:
-    """Set up a logarithmic x axis in per cent, sparser to the right, with a mark at each density."""
+    """Set up a logarithmic x axis of densities in per cent, sparser to the right, with a tick at each density."""
     shares = [100 * density for density in sorted(set(densities), reverse=True)]
     high, low = shares[0], shares[-1]
     room = (high / low) ** 0.025 if high > low else 1.5
@@ -240,9 +241,9 @@ def tick_label(density: float) -> str:
 def log_axis(
     axes: Axes, axis: Literal["x", "y"], low: float, high: float, text: Callable[[float], str] = short_count
 ) -> list[float]:
-    """Set up a logarithmic axis with ticks at 1, 2, 5, 10, …; over many decades only at 1, 10, 100 ….
+    """Set up a logarithmic axis with ticks at 1, 2, 5, 10, …; for many decades only at 1, 10, 100 ….
 
-    If fewer than two of them are within the limits, other ticks are used: one tick alone cannot be read.
+    If fewer than two of these ticks are within the limits, use other ticks, since a single tick shows no scale.
 
     Returns:
         The places of the ticks.
@@ -269,48 +270,48 @@ def number_label(value: float) -> str:
 # -- metrics -----------------------------------------------------------------------------------------------------------
 
 _DIGITS = ((1.0,), (1.0, 2.0, 5.0), (1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 7.0))
-"""First digits of ticks; longer axes have fewer."""
+"""First digits of ticks, to be tried in this order: axes over fewer decades need more digits."""
 _FEWEST = 3
 _LOWEST = 0.5
-"""Lowest end of a band on a logarithmic axis, as a share of the mean, in place of values of 0 or less."""
+"""Smallest lower end of an interval on a logarithmic axis, as a share of the mean, since ends may be 0 or less."""
 
 
 @dataclass(frozen=True)
 class Scale:
-    """Scale of a metric's axis."""
+    """Scale of a metric's axis: linear or logarithmic."""
 
     log: bool = False
 
     @classmethod
     def of(cls, metric: Metric, values: Iterable[float]) -> Scale:
-        """Return a metric's scale; linear if it has values without a logarithm."""
+        """Return the scale of a metric's axis; it is linear if some values are not positive."""
         return cls(metric.scale == "log" and all(value > 0 for value in values))
 
     @property
     def name_suffix(self) -> str:
-        """Suffix of the axis' name."""
+        """Suffix for the name of the axis: empty, or that the scale is logarithmic."""
         return " (log scale)" if self.log else ""
 
     def position(self, value: float) -> float:
-        """Return the position of a value on the axis: its logarithm on a log scale."""
+        """Return the position of a value on the axis: the value, or on a log scale its logarithm."""
         return math.log10(value) if self.log else value
 
     def value_at(self, position: float) -> float:
-        """Return the value at a position, the inverse of `place`."""
+        """Return the value at a position; this is the inverse of `position`."""
         return 10.0**position if self.log else position
 
     def sd_on_axis(self, summary: Summary) -> float:
-        """Return the length of a standard deviation on the axis; 0 for a single value."""
+        """Return the length of one standard deviation on the axis; 0 for a single value."""
         if not summary.sd:
             return 0.0
         return self.position(summary.mean + summary.sd) - self.position(summary.mean) if self.log else summary.sd
 
     def clip_low_end(self, low: float, summary: Summary) -> float:
-        """Return the lower end of an interval; on a log scale, where it may be negative, at least half the mean."""
+        """Return the lower end of an interval; on a log scale, at least half the mean, since ends may be negative."""
         return max(low, _LOWEST * summary.mean) if self.log else low
 
     def limits_with_room(self, low: float, high: float, share: float) -> tuple[float, float]:
-        """Return limits that leave a share of the range free at both ends."""
+        """Return axis limits around `low` and `high` with free room at both ends, as a share of the range."""
         if not self.log:
             room = share * (high - low) or 0.01 * abs(high) or 1.0
             return low - room, high + room
@@ -318,7 +319,7 @@ class Scale:
         return low / room, high * room
 
     def set_limits(self, axes: Axes, limits: tuple[float, float], most: int | None = None) -> None:
-        """Set scale, limits and at most `most` ticks of a y axis."""
+        """Set the scale and the limits of a y axis, with at most `most` ticks."""
         if not self.log:
             axes.set_ylim(*limits)
             if most:

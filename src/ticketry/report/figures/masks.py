@@ -1,4 +1,4 @@
-"""Figures of masks and of how they were found: layers, pictures, gates, and detectors that decide when to prune."""
+"""Draw masks and how they were found: density of layers, pictures, gates, and detectors that decide when to prune."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ from ticketry.report.wording import percent, printable, short_count
 
 
 def density_by_layer(profiles: Sequence[LayerProfile], narrow: bool = False) -> Figure:
-    """Draw the retained share of each layer, mean over replicates, at up to six levels spread over the run."""
+    """Draw the mean density of each layer over replicates, at up to six levels that are spread over the run."""
     shown = pick_evenly(profiles, 4 if narrow else SHADES)
     names = list(dict.fromkeys(name for profile in shown for name in profile.layers))
     row = 30 if len(names) <= 8 else 20 if len(names) <= 24 else 15
@@ -71,7 +71,7 @@ def density_by_layer(profiles: Sequence[LayerProfile], narrow: bool = False) -> 
 
 
 def short_names(names: Sequence[str], most: int) -> list[str]:
-    """Shorten layer names: remove a common ``.weight``, and the beginning of long ones."""
+    """Shorten layer names: remove ``.weight`` if all names end so, and cut the beginning of names that are too long."""
     if all(name.endswith(".weight") for name in names):
         names = [name.removesuffix(".weight") for name in names]
     return [printable(name if len(name) <= most else "…" + name[1 - most :]).replace("\n", " ") for name in names]
@@ -81,7 +81,7 @@ def short_names(names: Sequence[str], most: int) -> list[str]:
 
 
 def mask_pictures(shown: Sequence[Picture], narrow: bool = False) -> Figure:
-    """Draw masks: white is retained (in colour: the retained channels), black is removed."""
+    """Draw masks of first layers: white weights are retained, black weights are removed; colours are input channels."""
     images = [mask_pixels(picture.layer) for picture in shown]
     lines = [_captions(picture, narrow) for picture in shown]
     tall = (170 if narrow else 270) * max(pixels.shape[0] / pixels.shape[1] for pixels in images)
@@ -97,7 +97,7 @@ def mask_pictures(shown: Sequence[Picture], narrow: bool = False) -> Figure:
 
 
 def _captions(picture: Picture, narrow: bool) -> list[str]:
-    """Return the retained shares; for inputs, also the share that white stands for."""
+    """Return the caption of a picture: retained shares; for a mask of inputs, also the share that is drawn white."""
     layer = picture.layer
     lines = [
         f"{percent(picture.density)} % of all weights",
@@ -116,11 +116,11 @@ def _percent_text(share: float) -> str:
 # -- before and after a structure --------------------------------------------------------------------------------------
 
 _MOST_EDGES = 48
-"""Most groups with marked edges: more marks would touch."""
+"""Largest number of groups whose edges are marked; more marks would touch."""
 
 
 def structure_pictures(shown: StructuredLevel, narrow: bool = False) -> Figure:
-    """Draw two pictures of each layer, before and after; white is retained, marks at the left are starts of groups."""
+    """Draw each layer's mask before and after structuring; white is retained, marks at the left begin a group."""
     found, copies = shown.structures[0].pictures, 2 if narrow else 1
     heights = [
         _picture_height(picture, 340 if narrow else 400) + 16 * len(_picture_title(picture, narrow)) + 36
@@ -140,13 +140,13 @@ def structure_pictures(shown: StructuredLevel, narrow: bool = False) -> Figure:
 
 
 def _picture_height(picture: LayerPicture, wide: float) -> float:
-    """Return a picture's height: square weights within limits."""
+    """Return the height in pixels of a picture that is `wide` pixels wide: weights are square, within limits."""
     rows, columns = picture.shape
     return min(max(wide * rows / columns, 60.0), 260.0)
 
 
 def _picture_title(picture: LayerPicture, narrow: bool) -> list[str]:
-    """Return the lines of a picture's title: one, or two on a narrow figure."""
+    """Return the lines of a picture's title: one line, or up to two on a narrow figure."""
     width = picture.shape[1]
     parts = [f"{picture.name}: {picture.rows} rows, {picture.columns} columns"]
     if picture.every > 1:
@@ -168,7 +168,7 @@ def _draw_mask_picture(axes: Axes, pixels: numpy.ndarray, groups: Sequence[int])
 
 
 def density_over_training(shown: Sequence[RoundChain], narrow: bool = False) -> Figure:
-    """Draw the share of gates that are on against the steps of the search, a line per search."""
+    """Draw the share of gates that are on against the steps of the search, with a line for each search."""
     figure, (axes,) = figure_with_panels(1, narrow, 290 if narrow else 350)
     paths = [chain.path for chain in shown]
     low = 100 * min((share for _, each in paths for share in each if share > 0), default=1.0)
@@ -191,7 +191,7 @@ def density_over_training(shown: Sequence[RoundChain], narrow: bool = False) -> 
 
 
 def gate_histograms(shown: Sequence[RoundChain], narrow: bool = False) -> Figure:
-    """Draw histograms of how far gates are open after the last round, a panel per search."""
+    """Draw histograms of the values of gates after the last round, with a panel for each search."""
     figure, axes = figure_with_panels(len(shown), narrow, 140 if narrow else 180, (3, 1), sharey=True)
     most = max(1.0, *(max(chain.rounds[-1].histogram) for chain in shown))
     powers = [10.0**power for power in range(0, math.ceil(math.log10(most)) + 1, 2)]
@@ -211,18 +211,19 @@ def gate_histograms(shown: Sequence[RoundChain], narrow: bool = False) -> Figure
 # -- when detectors pruned ---------------------------------------------------------------------------------------------
 
 _MOST_NAMED = 4
-"""Most replicates whose lines are named."""
+"""Largest number of replicates whose lines are named in the legend."""
 _LOW = 1e-4
-"""Smaller values are drawn at this one."""
+"""Smallest value that is drawn; smaller values are drawn at this value."""
 _LINES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1.5, 1.5)), (0, (6, 2, 1.5, 2)))
 _FULL: Mapping[str, Any] = {"marker": "o", "markersize": 8, "markeredgewidth": 0.9, "linestyle": "none"}
 _HOLLOW: Mapping[str, Any] = {"marker": "D", "markersize": 7, "markeredgewidth": 1.6, "linestyle": "none"}
 
 
 def moment_figure(results: Results, shown: Sequence[DetectorMoments], narrow: bool = False) -> Figure:
-    """Draw what the detector of the pruning moment measured, and when each replicate was pruned.
+    """Draw what detectors of the pruning moment measured during training, and when each replicate was pruned.
 
-    The distance detector has a panel of changes and one of distances, the mask detector a panel per density.
+    For the distance detector, draw a panel of changes and a panel of distances; for the mask detector, a panel for each
+    density.
     """
     per_epoch = results.run.steps.per_epoch
     epoch = per_epoch if isinstance(per_epoch, int) and per_epoch > 0 else 0
@@ -248,7 +249,7 @@ def moment_figure(results: Results, shown: Sequence[DetectorMoments], narrow: bo
 
 
 def _draw_compared_values(axes: Axes, group: Sequence[DetectorMoments], colours: Sequence[str]) -> None:
-    """Draw lines on a log scale, thresholds, and a mark where each replicate was pruned."""
+    """Draw each replicate's measurements on a log scale, the thresholds, and marks where replicates were pruned."""
     values = [one.threshold for one in group]
     for replicate, moment in _longest_measurements(group).items():
         points = [(step, max(value, _LOW)) for step, value in moment.compared_measurements if not math.isnan(value)]
@@ -277,7 +278,7 @@ def _draw_distances(axes: Axes, shown: Sequence[DetectorMoments], colours: Seque
 
 
 def _longest_measurements(group: Sequence[DetectorMoments]) -> dict[int, Moment]:
-    """Return each replicate's longest series of measurements; those of other densities are its first part."""
+    """Return each replicate's longest series of measurements, which begins with the series of all other densities."""
     found: dict[int, Moment] = {}
     for one in group:
         for replicate, moment in one.moments.items():
@@ -296,14 +297,14 @@ def _mark_moment(axes: Axes, spot: tuple[float, float], moment: Moment, colour: 
 
 
 def _moment_marker(detected: bool, colour: str) -> dict[str, Any]:
-    """Return the marker of a pruning moment: full if it was detected, hollow if it is the latest allowed step."""
+    """Return the marker of a pruning moment: full if it was detected, hollow if it is the last allowed step."""
     if detected:
         return {**_FULL, "markerfacecolor": colour, "markeredgecolor": COLOURS["paper"]}
     return {**_HOLLOW, "markerfacecolor": COLOURS["paper"], "markeredgecolor": colour}
 
 
 def _legend_entries(shown: Sequence[DetectorMoments], colours: Sequence[str]) -> dict[str, Line2D]:
-    """Return legend handles of densities with thresholds, the two marks, and the lines of a few replicates."""
+    """Return legend handles for densities with their thresholds, for both kinds of marks, and for a few replicates."""
     entries = {
         f"{tick_label(one.density)} %: threshold {one.threshold:.3g}": Line2D([], [], color=colour, lw=2.4)
         for one, colour in zip(shown, colours, strict=True)
@@ -321,7 +322,7 @@ def _legend_entries(shown: Sequence[DetectorMoments], colours: Sequence[str]) ->
 
 
 def _set_up_training_axis(axes: Axes, last: float, epoch: int) -> None:
-    """Set up the axis up to a little beyond the last moment, with ticks at whole epochs if known."""
+    """Set up the x axis of training steps, from 0 to a little beyond `last`, with ticks at whole epochs if known."""
     axes.set_xlim(0, 1.04 * max(last, 1))
     unit = epoch if epoch and last >= 2 * epoch else 1
     steps = MaxNLocator(6, steps=[1, 2, 5, 10], integer=True).tick_values(0, max(last, 1) / unit)

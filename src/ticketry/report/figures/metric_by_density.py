@@ -1,4 +1,4 @@
-"""The metric against the weights remaining, of one run, or of several on shared axes."""
+"""Draw the metric against the share of remaining weights, for one run, or for several runs on shared axes."""
 
 from __future__ import annotations
 
@@ -27,18 +27,19 @@ from ticketry.report.tables.results import CONTROLS, Group, Results, Summary
 from ticketry.report.wording import role_name, short_metric
 
 _WORTH_A_PANEL = 0.5
-"""Share of the whole range below which the better networks get a separate panel."""
+"""If the better networks span less than this share of the whole range, they get a panel of their own."""
 _MOST_SD = 1.5
-"""Standard deviations of an interval that fit on axes: that of two replicates would leave no room for lines."""
+"""Standard deviations of an interval that must fit on an axis; whole intervals of two replicates would be too long."""
 _ROOM = 0.04
 X_NAME = "weights remaining, % of the prunable ones (log scale)"
 
 
 def metric_by_density(results: Results, narrow: bool = False) -> Figure:
-    """Draw the test metric against density: means with bands of their 95 % t intervals.
+    """Draw the test metric against density: means over replicates, with bands of their 95 % t intervals.
 
-    The run must have a level other than the dense one. If some networks fall far below the rest, as controls at high
-    sparsity do, the main panel shows the range near the dense network and a strip beneath it the whole range.
+    The run must have a level besides the dense network. If some networks are far worse than the rest, as controls at
+    high sparsity are, the main panel shows the range near the dense network, and a low panel beneath shows the whole
+    range.
     """
     whole, near, scale = full_limits(results), limits_near_dense(results), scale_of(results)
     tall, strip = (340, 130) if narrow else (390, 150)
@@ -59,13 +60,13 @@ def metric_by_density(results: Results, narrow: bool = False) -> Figure:
 
 
 def full_limits(results: Results) -> tuple[float, float]:
-    """Return limits of the y axis that show every mean with its band, up to `_MOST_SD`."""
+    """Return limits of the y axis that show every mean, with its band up to `_MOST_SD` standard deviations."""
     groups = [group for role in results.roles for group in results.groups_of_role(role)]
     return limits_of(groups, scale_of(results), _ROOM)
 
 
 def scale_of(*runs: Results) -> Scale:
-    """Return the scale of the metric's axis."""
+    """Return the scale of the metric's axis for figures of these runs."""
     means = [
         group.metric().mean for results in runs for role in results.roles for group in results.groups_of_role(role)
     ]
@@ -73,10 +74,10 @@ def scale_of(*runs: Results) -> Scale:
 
 
 def limits_near_dense(results: Results) -> tuple[float, float] | None:
-    """Return limits of the y axis that show the better networks well, or None if the whole range does.
+    """Return limits of the y axis that show the better networks well; None if the limits of all networks do so.
 
-    They extend below dense (above, if less is better) by 2.5 times the median shortfall of all other networks, or of
-    the median role if that is less, so that one collapsed control does not set the scale of the tickets.
+    The limits extend from the dense network, in the direction of worse values, by 2.5 times the median shortfall of all
+    other networks, or of the median role if that is smaller. So one collapsed control does not set the scale.
     """
     if results.dense is None:
         return None
@@ -107,7 +108,7 @@ def _interval_on_axis(group: Group, scale: Scale, most_sd: float = _MOST_SD) -> 
 
 
 def _cropped_interval(summary: Summary, most_sd: float) -> tuple[float, float]:
-    """Return the part of a mean's interval that fits on axes; the whole is drawn."""
+    """Return a mean's interval cropped to `most_sd` standard deviations, to choose axis limits."""
     low, high = summary.interval or (summary.mean, summary.mean)
     most = most_sd * (summary.sd or 0)
     return max(low, summary.mean - most), min(high, summary.mean + most)
@@ -116,13 +117,13 @@ def _cropped_interval(summary: Summary, most_sd: float) -> tuple[float, float]:
 def limits_of(
     groups: Iterable[Group], scale: Scale, room: float = 0.05, most_sd: float = _MOST_SD
 ) -> tuple[float, float]:
-    """Return limits that show every mean with its interval, up to `most_sd` standard deviations."""
+    """Return axis limits that show every mean, with its interval up to `most_sd` standard deviations, and free room."""
     edges = [_interval_on_axis(group, scale, most_sd) for group in groups]
     return scale.limits_with_room(min(low for low, _ in edges), max(high for _, high in edges), room)
 
 
 def draw_means(axes: Axes, groups: Sequence[Group], scale: Scale, alpha: float, front: bool, **options: Any) -> Any:
-    """Draw means over density with the band of their intervals and return the legend handle."""
+    """Draw a line of means over density with the band of their intervals; return the handle for the legend."""
     ordered = sorted(groups, key=lambda group: -group.density)
     x, summaries = [100 * group.density for group in ordered], [group.metric() for group in ordered]
     lows = [scale.clip_low_end((summary.interval or (summary.mean,))[0], summary) for summary in summaries]
@@ -132,7 +133,7 @@ def draw_means(axes: Axes, groups: Sequence[Group], scale: Scale, alpha: float, 
 
 
 def _draw_roles(figure: Figure, panels: Sequence[Axes], results: Results) -> None:
-    """Draw controls first, tickets last and so on top; in the legend tickets come first."""
+    """Draw all roles and add a legend; tickets are drawn last, on top of controls, but come first in the legend."""
     roles, scale = [TICKET, *results.controls], scale_of(results)
     entries: dict[str, Any] = {}
     for role in (role for role in reversed(roles) if results.groups_of_role(role)):
@@ -151,7 +152,7 @@ def _draw_roles(figure: Figure, panels: Sequence[Axes], results: Results) -> Non
 
 
 def _draw_dense(panels: Sequence[Axes], dense: Group, scale: Scale) -> Any:
-    """Draw the dense network's mean and spread along the axis and return the legend handle."""
+    """Draw the dense network's mean and interval across the panels; return the handle for the legend."""
     muted, summary = COLOURS["muted"], dense.metric()
     low, high = summary.interval or (summary.mean, summary.mean)
     for panel in panels:
@@ -167,11 +168,11 @@ def _draw_dense(panels: Sequence[Axes], dense: Group, scale: Scale) -> Any:
 # -- of several runs ---------------------------------------------------------------------------------------------------
 
 _MOST_LETTERS = 28
-"""Longest label beside a line; longer ones are in a legend."""
+"""Largest number of letters of a label beside a line; if a label is longer, a legend is used."""
 
 
 def overlay_runs(series: Sequence[Series], narrow: bool = False) -> Figure:
-    """Draw tickets of several runs in a large panel, and each control in a small one beneath."""
+    """Draw the tickets of several runs in a large panel, and each control in a small panel beneath."""
     shown = [one for one in series if one.results.levels]
     controls = _all_controls(shown)
     beside = not narrow and max(len(one.label) for one in shown) <= _MOST_LETTERS
@@ -207,7 +208,7 @@ def _all_controls(series: Sequence[Series]) -> list[str]:
 
 
 def _groups_and_dense(one: Series, roles: Sequence[str]) -> list[Group]:
-    """Return the groups of the roles and the dense network."""
+    """Return a run's groups of the given roles, and the dense network's group if it exists."""
     groups = [group for role in roles for group in one.results.groups_of_role(role)]
     return groups if one.results.dense is None else [*groups, one.results.dense]
 
@@ -225,7 +226,7 @@ def _draw_role(axes: Axes, series: Sequence[Series], role: str, scale: Scale) ->
 
 
 def _line_ends(series: Sequence[Series]) -> list[tuple[float, str, str]]:
-    """Return the ends of the tickets' lines and of the dense network's."""
+    """Return the ends of the lines of all runs' tickets, and of the line of the dense network."""
     ends = []
     for one in series:
         if tickets := one.results.groups_of_role(TICKET):

@@ -1,4 +1,4 @@
-"""Look of all figures: colours, settings of matplotlib, marks of roles and of runs."""
+"""Define the look of all figures: colours, settings of matplotlib, lines and markers of roles and of runs."""
 
 from __future__ import annotations
 
@@ -39,12 +39,12 @@ COLOURS = {
     "good": "#1a7f4b",
     "bad": "#b83227",
 }
-"""Colours of the light theme, each for one purpose. The roles' colours are Okabe and Ito's (one darkened for white
-paper), which colour-blind readers can distinguish."""
+"""Colours of the light theme, each for one purpose. The colours of roles are those of Okabe and Ito, which
+colour-blind readers can distinguish; one of them is darkened for white paper."""
 SHADES = 6
-"""Number of shades from the palest to the darkest: ``step-1`` to ``step-6``."""
+"""Number of shades of a sequence, from the palest, ``step-1``, to the darkest, ``step-6``."""
 SMALL = 11.0
-"""Size of most letters in pixels; those beside points have size `TINY`."""
+"""Size in pixels of most letters; letters beside points have the size `TINY`."""
 TINY = 10.0
 
 _QUIET_AXES = {
@@ -97,7 +97,7 @@ _SETTINGS: dict[Any, Any] = {
 
 @contextmanager
 def figure_style() -> Iterator[None]:
-    """Apply the settings of figures within the block, then restore the user's."""
+    """Apply the settings of figures during a `with` block, then restore the user's settings of matplotlib."""
     import warnings
 
     import matplotlib
@@ -126,13 +126,13 @@ _LOOKS: dict[str, tuple[str, str, float, Any]] = {
     "dense_at_cost": ("muted", "P", 6.4, "-"),
     "dense_at_flops": ("muted", "X", 6.4, "-"),
 }
-"""Colour, marker, its size and line of each role. Unusual controls alternate between two."""
+"""Colour, marker, marker size and line style of each role; controls without an entry alternate between two looks."""
 
 
 def role_look(role: str, controls: Sequence[str] = (), size: float = 1.0) -> dict[str, Any]:
     """Return the options of `Axes.plot` for a role, the same in every figure, with markers scaled by `size`.
 
-    An unusual control is drawn by its position among the unusual ones in `controls`.
+    The look of a control that has no look of its own depends on its position among such controls in `controls`.
     """
     if role not in _LOOKS:
         unusual = [control for control in controls if control not in CONTROLS]
@@ -142,7 +142,7 @@ def role_look(role: str, controls: Sequence[str] = (), size: float = 1.0) -> dic
 
 
 def role_colour(role: str) -> str:
-    """Return the colour of a role."""
+    """Return the colour of a role as hexadecimal text."""
     return str(role_look(role)["color"])
 
 
@@ -150,14 +150,14 @@ _RUN_MARKERS = "osD^vPX*"
 
 
 def run_colour(index: int) -> str:
-    """Return the name of the colour of run number `index`; eight colours repeat."""
+    """Return the name of the colour of run number `index`; there are eight colours, which repeat."""
     return f"run-{1 + index % 8}"
 
 
 def run_look(index: int, several: bool = True) -> dict[str, Any]:
-    """Return colour and marker of a run, the same on the whole page; a single run has those of tickets.
+    """Return colour and marker of a run, the same on the whole page; a single run has the look of tickets.
 
-    Markers shift each time the colours repeat, so that both together distinguish 64 runs.
+    Markers shift each time the colours repeat, so that colour and marker together distinguish 64 runs.
     """
     if not several:
         return {"color": COLOURS["ticket"], "marker": "o"}
@@ -165,6 +165,6 @@ def run_look(index: int, several: bool = True) -> dict[str, Any]:
 
 
 def sequence_colour(index: int, count: int, palest: int = 1) -> str:
-    """Return the colour of item `index` of `count` in order: later ones are darker."""
+    """Return the colour of item `index` in a sequence of `count` items; later items are darker."""
     step = palest + index * (SHADES - palest) // (count - 1) if count > 1 else SHADES
     return COLOURS[f"step-{step}"]

@@ -1,7 +1,7 @@
-"""A matplotlib figure as a file: reproducible to the byte, and as an SVG element that follows the page's theme.
+"""Convert a matplotlib figure to a file, the same to the byte each time, or to an SVG element for a page.
 
-Figures are drawn in the light theme's colours. A standalone file keeps them; on the page each becomes the CSS variable
-of its purpose, which the style sheet sets for both themes.
+Figures are drawn in the colours of the light theme. Files keep these colours. On a page, each colour becomes a CSS
+variable, which the style sheet sets for the light and the dark theme.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ _VARIABLES = {colour: f"var(--{name})" for name, colour in COLOURS.items()}
 
 
 def to_png(figure: Figure) -> bytes:
-    """Return the figure as a PNG of twice its size in pixels, without date and version."""
+    """Return the figure as the bytes of a PNG of twice its size in pixels, without date and version."""
     return _save_figure(figure, "png", ("Software",), dpi=2 * figure.dpi)
 
 
 def to_pdf(figure: Figure) -> bytes:
-    """Return the figure as a PDF with text as text, without date and version."""
+    """Return the figure as the bytes of a PDF whose text can be selected, without date and version."""
     with rc_context({"pdf.fonttype": 42}):
         return _save_figure(figure, "pdf", ("Creator", "Producer", "CreationDate"))
 
 
 def to_svg(figure: Figure, title: str = "") -> str:
-    """Return the figure as a standalone SVG document with a title for screen readers, without date and version."""
+    """Return the figure as an SVG document with a title for screen readers, without date and version."""
     document = _save_figure(figure, "svg", ("Creator", "Date", "Format", "Type")).decode()
     document = re.sub(r"<!DOCTYPE[^>]*>\s*", "", document)
     document = re.sub(r' style="[^"]*font[^"]*"', _remove_font_family, document)
@@ -54,12 +54,12 @@ def _save_figure(figure: Figure, kind: str, metadata: tuple[str, ...], **options
 
 
 def to_inline_element(svg: str, prefix: str, caption: str = "") -> str:
-    """Return a document of `to_svg` as an element of a page: themed, scalable, with its own ids.
+    """Convert a document of `to_svg` to an element of a page: it follows the theme, scales, and has unique ids.
 
     Args:
         svg: the document.
-        prefix: start of its ids.
-        caption: id of the element that describes the drawing; without one, screen readers skip it.
+        prefix: start of all ids in the element.
+        caption: id of the page's element that describes the drawing; without it, screen readers skip the drawing.
     """
     view = re.search(r'viewBox="[^"]*"', svg)
     seen = f'role="img" aria-labelledby="{caption}"' if caption else 'aria-hidden="true"'
@@ -78,7 +78,7 @@ _NUMBER, _COLOUR = re.compile(r"\d+\.\d+"), re.compile(r"#[0-9a-f]{6}")
 
 
 def _round_number(number: re.Match[str]) -> str:
-    """Round to a hundredth of a pixel."""
+    """Return a number rounded to a hundredth of a pixel, without trailing zeros."""
     return f"{float(number[0]):.2f}".rstrip("0").rstrip(".")
 
 
@@ -87,7 +87,7 @@ def _theme_colour(colour: re.Match[str]) -> str:
 
 
 def _remove_font_family(style: re.Match[str]) -> str:
-    """Remove the font's family: text has that of its surroundings. Older matplotlib writes one ``font`` for all."""
+    """Remove the font family from a style, so that text has the font of the page; keep size and weight."""
     text = re.sub(r"font-family: [^;\"]*;? ?", "", style[0])
     return re.sub(
         r"font: (?:(?:normal|italic) )*(?:(\w+) )?([\d.]+px) [^;\"]*",

@@ -1,1 +1,1 @@
-"""The page: sections as data, templates that make HTML of them, one style sheet and one script."""
+"""Render HTML pages: templates make HTML of a report's data, with one style sheet and one script."""

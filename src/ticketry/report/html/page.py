@@ -1,6 +1,6 @@
-"""HTML pages from templates: one file with everything in it, one small script and nothing to load.
+"""Render HTML pages from templates: a page is one file with a small script, and loads nothing.
 
-Every text is cleaned and escaped by the templates' environment, so nothing in a record can become markup.
+The templates' environment cleans and escapes every text, so that nothing in a record can become markup.
 """
 
 from __future__ import annotations
@@ -45,36 +45,36 @@ from ticketry.report.tables import (
 from ticketry.report.wording import printable
 
 _MOST_RUNS = 20
-"""Runs up to which their parts of the page are not compressed."""
+"""Largest number of runs whose parts of the page are not compressed."""
 _MOST_SAVED = 3
-"""Timed tickets up to which each has its own section."""
+"""Largest number of timed tickets that have sections of their own."""
 _MOST_NETWORKS = 5_000
-"""Networks up to which one table lists all."""
+"""Largest number of networks that one table lists; if there are more, means are listed."""
 
 
 @dataclass(frozen=True)
 class PagePart:
-    """A part of the page: the prefix of its ids, the next figure's number and the table of contents."""
+    """State of a part of the page while it is rendered: prefix of ids, number of the next figure, table of contents."""
 
     prefix: str = ""
     contents: list[tuple[str, str]] = field(default_factory=list)
-    """(id, title) of each section."""
+    """(id, title) of each section, for the table of contents."""
     _numbers: Iterator[int] = field(default_factory=lambda: itertools.count(1))
 
     def nested_part(self, prefix: str, listed: bool = True) -> PagePart:
-        """Return a nested part with its own ids and continued figure numbers; `listed`: in the contents."""
+        """Return a nested part with ids of its own and continued figure numbers; if `listed`, the contents list it."""
         return PagePart(f"{self.prefix}{prefix}-", self.contents if listed else [], self._numbers)
 
     def id(self, name: str) -> str:
         return f"{self.prefix}{name}"
 
     def section(self, name: str, title: str) -> str:
-        """Enter a section into the contents and return its id."""
+        """Add a section to the table of contents, and return the section's id."""
         self.contents.append((self.id(name), title))
         return self.id(name)
 
     def figure(self, drawings: Mapping[str, Drawing], name: str, data: rows.Rows = ()) -> dict[str, object]:
-        """Return a figure's id, number, SVG in both widths, and a link to its data as CSV."""
+        """Return a figure for the templates: its id, number, SVG in both widths, and a link to its data as CSV."""
         one, drawing = self.id(name), drawings[name]
         wide, narrow = (
             Markup(figures.svg.to_inline_element(svg, f"{one}-{width}", f"{one}-caption"))
@@ -89,7 +89,7 @@ class PagePart:
 
 
 def render(subject: Subject) -> str:
-    """Return the page of one run or several. The same records give the same bytes."""
+    """Return the HTML page of one run or several runs; the same records give the same bytes."""
     place, several = PagePart(), len(subject.runs) > 1
     body = template_macro("report.html", "several" if several else "single")(subject, place)
     head = _comparison_head(subject) if several else _run_head(subject)
@@ -97,7 +97,7 @@ def render(subject: Subject) -> str:
 
 
 def render_campaign(record: CampaignRecord) -> str:
-    """Return the page of a campaign. The same record gives the same bytes."""
+    """Return the HTML page of a campaign; the same record gives the same bytes."""
     place = PagePart()
     judged = [claim for claim in record.claims if claim.difference is not None]
     drawings = draw_figures({campaigns.FIGURE: partial(claims_figure, judged)} if judged else {})
@@ -114,10 +114,10 @@ def render_campaign(record: CampaignRecord) -> str:
 
 
 def render_watch(title: str, source: str) -> str:
-    """Return the page that renews itself, which holds no results: its script loads them from a file beside it.
+    """Return the HTML page of `--watch`, whose script loads the results repeatedly from a file beside the page.
 
     Args:
-        source: name of the file beside it that `report.watching` writes.
+        source: name of the file beside the page; `report.watching` writes this file.
     """
     script = _read_asset("watch.js")
     # 'self' matches nothing where a page is opened from a disk, so that scheme is named.
@@ -175,14 +175,14 @@ def _read_asset(name: str) -> str:
 
 
 def _style_sheet() -> str:
-    """Return the style sheet, with the figures' colours as the variables of the light theme."""
+    """Return the style sheet, with the colours of figures as CSS variables of the light theme."""
     light = "".join(f"--{name}: {colour}; " for name, colour in COLOURS.items())
     runs = "".join(f".swatch.run-{number} {{ background: var(--run-{number}); }}\n" for number in range(1, 9))
     return f":root {{ {light}}}\n{_read_asset('style.css')}\n{runs}"
 
 
 def _page_script(unpacks: bool) -> str:
-    """Return the page's script, with the code that unpacks compressed parts if there are any."""
+    """Return the page's script; with `unpacks`, include the code that unpacks compressed parts."""
     end, source = "})();\n", _read_asset("report.js")
     if unpacks:
         source = source.removesuffix(end) + _read_asset("packed.js") + end
@@ -190,7 +190,7 @@ def _page_script(unpacks: bool) -> str:
 
 
 def _security_policy(script: str) -> str:
-    """Return a content security policy: the browser runs this script only and loads nothing."""
+    """Return a content security policy with which the browser runs only this script, and loads nothing."""
     return (
         f"default-src 'none'; base-uri 'none'; form-action 'none'; img-src data:; style-src 'unsafe-inline'; "
         f"script-src {_script_hash(script)}"
@@ -207,7 +207,7 @@ def _script_hash(script: str) -> str:
 
 @cache
 def _environment() -> Environment:
-    """Return the Jinja environment: templates, functions that compute tables, filters that format."""
+    """Return the Jinja environment of the templates, with functions that compute tables, and filters that format."""
     made = Environment(
         loader=PackageLoader("ticketry.report.html"),
         extensions=["jinja2.ext.do"],
@@ -245,19 +245,19 @@ def _environment() -> Environment:
 
 
 def template_macro(template: str, name: str) -> Callable[..., Markup]:
-    """Return a macro of a template as a function."""
+    """Return the macro `name` of a template as a function."""
     function: Callable[..., Markup] = getattr(_environment().get_template(template).module, name)
     return function
 
 
 def _comparison_drawings(subject: Subject) -> Iterable[tuple[tuple[Task, Sequence[int]], dict[str, Drawing]]]:
-    """Yield (task and numbers of its runs, figures that compare these runs) for each task."""
+    """Yield ((task, indices of its runs), figures that compare these runs) for each task."""
     for one, makers in zip(subject.by_task.items(), figures.comparison_figures(subject), strict=True):
         yield one, draw_figures(makers)
 
 
 def to_prose(text: Any) -> Markup:
-    """Put a sentence on one line and join numbers to their signs and units with no-break spaces."""
+    """Return a sentence on one line, with no-break spaces between numbers and their signs and units."""
     if not isinstance(text, Markup):
         text = escape(printable(str(text)))
     text = re.sub(r"[ \n]+", " ", text).strip(" ")
@@ -266,6 +266,6 @@ def to_prose(text: Any) -> Markup:
 
 
 def compress_text(text: str) -> str:
-    """Compress (raw deflate) and encode in base64, as a browser's DecompressionStream reads it."""
+    """Compress a text (raw deflate) and encode it in base64, so that a browser's DecompressionStream can read it."""
     deflate = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS)
     return base64.b64encode(deflate.compress(text.encode()) + deflate.flush()).decode()

@@ -1,1 +1,1 @@
-"""The numbers that a report shows: means and spreads, costs, measured times, and all of them as flat rows."""
+"""Compute the numbers that a report shows: means and spreads, costs, measured times, and flat rows of all data."""

@@ -1,4 +1,4 @@
-"""Costs of networks and searches: sums and means for figures, tables and files."""
+"""Compute costs of networks and searches for figures, tables and files: totals, means, and ratios to dense."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ NOT_MEASURED = "not measured"
 
 
 def watt_hours_per_second(run: RunRecord) -> float | None:
-    """Return watt-hours per second of training while energy was measured; None if it was not."""
+    """Return the watt-hours that a run took per second of training; None if its energy was not measured."""
     cost = numeric_costs(run)
     kwh, seconds = cost.get("energy_kwh"), cost.get("train_seconds_now")
     return 1000 * kwh / seconds if kwh is not None and seconds else None
 
 
 def phase_cost(run: RunRecord, phase: Phase, measure: str) -> float | None:
-    """Return a phase's operations, seconds, bytes or watt-hours (a share of the run's, by seconds)."""
+    """Return a phase's cost by `measure`: FLOPs, seconds, bytes, or watt-hours (the run's energy by seconds)."""
     if measure == ENERGY:
         hourly = watt_hours_per_second(run)
         return hourly * phase.seconds if hourly is not None and phase.seconds is not None else None
@@ -33,12 +33,12 @@ def phase_cost(run: RunRecord, phase: Phase, measure: str) -> float | None:
 
 
 def total_cost(run: RunRecord, point: Point, measure: str) -> float | None:
-    """Return the cost of a network's whole training; None if it was not measured."""
+    """Return the cost by `measure` of a network's whole training; None if it was not measured."""
     return None if point.phases is None else phase_cost(run, point.phases.total, measure)
 
 
 def cost_relative_to_dense(results: Results, group: Group, measure: str) -> Summary | None:
-    """Return the cost as a multiple of the dense network's, replicate by replicate; None if either is not measured."""
+    """Summarise, over replicates, the ratio of a group's cost to the dense network's; None if a cost is missing."""
     dense = results.dense
     ratios = []
     for replicate, point in group.points.items():
@@ -51,7 +51,7 @@ def cost_relative_to_dense(results: Results, group: Group, measure: str) -> Summ
 
 
 def mean_total_cost(results: Results, group: Group, measure: str) -> float | None:
-    """Return the mean cost over replicates; None if some were not measured."""
+    """Return a group's mean cost over replicates; None if some replicate's cost was not measured."""
     found = [total_cost(results.run, point, measure) for point in group.points.values()]
     return mean_or_none(found)
 
@@ -62,12 +62,12 @@ def mean_or_none(found: list[float | None]) -> float | None:
 
 
 def has_measured_energy(runs: Sequence[Results]) -> bool:
-    """Whether the energy of any run was measured."""
+    """Return whether the energy of any of the runs was measured."""
     return any(watt_hours_per_second(results.run) is not None for results in runs)
 
 
 def cost_facts(results: Results) -> list[tuple[str, str, str]]:
-    """Return search, controls, store, time and energy as (name, number, remark), as far as they are recorded."""
+    """Return (name, number, remark) for each recorded cost: search, controls, stored segments, time and energy."""
     cost, found = numeric_costs(results.run), []
     if "search_steps_per_replicate" in cost:
         steps, dense = cost["search_steps_per_replicate"], cost.get("dense_steps", 0)
@@ -95,14 +95,14 @@ def cost_facts(results: Results) -> list[tuple[str, str, str]]:
 
 @dataclass(frozen=True)
 class TrainingCostPoint:
-    """The tickets of one level: their metric and their cost."""
+    """Metric and training cost of the tickets of one level."""
 
     level: int
     density: float
     values: tuple[float, ...]
     """The test metric of each replicate."""
     times_dense: dict[str, float] = field(default_factory=dict)
-    """Mean over replicates, by measure; unmeasured ones are missing."""
+    """Mean cost relative to the dense network, by measure; measures without values are missing."""
     watt_hours: float | None = None
 
     @property
@@ -110,12 +110,12 @@ class TrainingCostPoint:
         return statistics.fmean(self.values)
 
     def on_axis(self, measure: str) -> float | None:
-        """Return the value that a figure shows: watt-hours for energy, otherwise multiples of dense."""
+        """Return the cost that a figure shows: watt-hours for energy, otherwise the ratio to the dense network."""
         return self.watt_hours if measure == ENERGY else self.times_dense.get(measure)
 
 
 def training_cost_points(results: Results) -> list[TrainingCostPoint]:
-    """Return a point for each level of tickets, densest first; empty if the record has no cost by phase."""
+    """Return a point for each level of tickets, densest first; empty if the record has no costs by phase."""
     found = []
     for group in sorted(results.groups_of_role(TICKET), key=lambda group: -group.density):
         ratios = {measure: cost_relative_to_dense(results, group, measure) for measure in MEASURES}
@@ -133,18 +133,18 @@ def training_cost_points(results: Results) -> list[TrainingCostPoint]:
 
 @dataclass(frozen=True)
 class MeanPhase:
-    """A phase of one level, mean over replicates; None where some replicates were not measured."""
+    """Costs of a training phase at one level, as means over replicates."""
 
     steps: float
     amounts: dict[str, float | None]
-    """By measure."""
+    """Mean cost by measure; None if some replicate was not measured."""
 
     @property
     def empty(self) -> bool:
         return not (self.steps or self.amounts[FLOPS] or self.amounts[SECONDS])
 
     def text(self, measure: str) -> str:
-        """Return the amount with its unit. A phase without steps takes no memory."""
+        """Return the cost by `measure` with its unit, a dash for an empty phase, or a note that it was not measured."""
         found = self.amounts[measure]
         if not found and (found is None or measure == MEMORY):
             return NONE if self.empty else NOT_MEASURED
@@ -152,7 +152,7 @@ class MeanPhase:
 
 
 def phase_costs(results: Results, group: Group) -> dict[str, MeanPhase]:
-    """Return the phases ``dense``, ``search``, ``sparse`` and ``whole`` of a level; empty if the record lacks them."""
+    """Return a level's mean phases by name (``dense``, ``search``, ``sparse``, ``whole``); empty if not recorded."""
     recorded = [point.phases for point in group.points.values() if point.phases is not None]
     if len(recorded) < len(group.points):
         return {}
@@ -162,7 +162,7 @@ def phase_costs(results: Results, group: Group) -> dict[str, MeanPhase]:
 
 
 def phase_costs_by_level(results: Results) -> list[tuple[Group, dict[str, MeanPhase]]]:
-    """Return (level, its non-empty phases by name) for dense and each level; ``whole`` if there are several phases."""
+    """Return (group, its non-empty phases) for dense and each level; ``whole`` only if there are several phases."""
     found = []
     for group in (
         *results.groups_of_role(DENSE),
@@ -182,28 +182,28 @@ def _mean_phase(run: RunRecord, phases: list[Phase]) -> MeanPhase:
 
 
 def numeric_costs(run: RunRecord) -> dict[str, float]:
-    """Return the numeric costs of a run by name."""
+    """Return the costs of a run that are numbers, by name."""
     return {name: float(item) for name, item in as_json(run.cost).items() if not isinstance(item, str)}
 
 
 @dataclass(frozen=True)
 class SearchCostPoint:
-    """The search up to one level, mean over the replicates that got there."""
+    """Cost of the search up to one level, and the metric there; means over the replicates that reached the level."""
 
     level: int
     density: float
     metric: float
     steps: float
-    """Steps of the dense training and every ticket up to this one; if masks come from separate trainings, of those
-    that this one needed, and of the ticket."""
+    """Training steps of the dense network and of all tickets up to this level; if masks come from separate trainings,
+    the steps of the trainings behind this ticket's mask, and of the ticket."""
     known: float
-    """Steps until the mask was known: without the ticket's own."""
+    """Training steps until the mask was known, which excludes the ticket's own training."""
     seconds: float | None
     n: int
 
 
 def search_cost_points(results: Results) -> list[SearchCostPoint]:
-    """Return a point for the dense network and each level of tickets, densest first; empty if no steps are recorded."""
+    """Return a point for the dense network and each level of tickets, densest first; empty without recorded steps."""
     paths: dict[int, list[tuple[Point, float, float | None]]] = {}
     for replicate in sorted({point.replicate for point in results.run.points}):
         steps, seconds = 0.0, 0.0
@@ -235,5 +235,5 @@ def search_cost_points(results: Results) -> list[SearchCostPoint]:
 
 
 def ticket_cost_points(results: Results) -> list[SearchCostPoint]:
-    """Return the tickets among `search_cost_points`, densest first."""
+    """Return the `search_cost_points` of tickets, densest first."""
     return sorted((point for point in search_cost_points(results) if point.level), key=lambda point: -point.density)

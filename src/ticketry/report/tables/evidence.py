@@ -1,4 +1,4 @@
-"""Verdicts, verifications and studies of stability: differences, sentences, facts, levels and barriers."""
+"""Prepare verdicts, verifications and stability analyses for display: differences, sentences, levels, barriers."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from ticketry.report.tables.results import CONTROLS, Summary, summarise
 from ticketry.report.wording import NONE, Style, difference_unit, p_value, percent, role_name, short_metric
 
 NOISE = "noise"
-"""Stands for the ticket itself under other seeds."""
+"""Role in differences that stands for the ticket itself, trained with other seeds."""
 MOST_LEVELS = 4
-"""Levels of a study that are drawn."""
+"""Largest number of levels of a stability analysis that are drawn."""
 
 
 def verify_differences(verify: VerifyRecord) -> list[Difference]:
-    """Return ticket minus dense, minus each control, and last the ticket minus itself under other seeds."""
+    """Return the differences of the ticket to dense, to each control, and (last) to itself trained with other seeds."""
     found = {one.role: one for one in verify.comparisons}
     if DENSE not in found:
         low, high = verify.interval or (None, None)
@@ -36,25 +36,25 @@ def verify_differences(verify: VerifyRecord) -> list[Difference]:
 
 
 def seed_style(verify: VerifyRecord) -> Style:
-    """Return a style with as many decimals as the spread of the seeds supports."""
+    """Return a number format for a verification, with as many decimals as the spread over seeds justifies."""
     summaries: list[Summary] = [summarise(one.values) for one in verify.networks]
     return Style.for_summaries(summaries, verify.task.metric.unit)
 
 
 def singular_role_name(role: str) -> str:
-    """Return `role_name` for a single network: ``ticket`` instead of ``tickets``."""
+    """Return the name of a role for a single network: ``ticket`` instead of ``tickets``."""
     return "ticket" if role == TICKET else role_name(role)
 
 
 def seeds_text(judged: Judgement) -> str:
-    """Say how many more seeds would likely decide: none if it is decided."""
+    """Return how many more seeds would likely decide a verdict; ``none`` if it is decided."""
     if judged.decided:
         return "none"
     return "too many" if judged.more_seeds is None else f"about {judged.more_seeds:,}"
 
 
 def missing_controls(record: RunRecord | VerifyRecord) -> list[tuple[str, str, str]]:
-    """Return (control, reason, "") for each missing control."""
+    """Return (control, reason why it was not trained, "") for each control that a record lacks."""
     levels = [f", level {one.level}" if isinstance(one, OmittedControlAtLevel) else "" for one in record.left_out]
     return [(f"{role_name(one.role)}{at}", one.why, "") for one, at in zip(record.left_out, levels, strict=True)]
 
@@ -63,7 +63,7 @@ def missing_controls(record: RunRecord | VerifyRecord) -> list[tuple[str, str, s
 
 
 def verdict_with_most_comparisons(run: RunRecord) -> LevelVerdict:
-    """Return the verdict with the most comparisons."""
+    """Return the run's level verdict that compares tickets with the most networks."""
     return max(run.verdicts, key=lambda one: len(one.comparisons) + len(one.beside))
 
 
@@ -77,12 +77,12 @@ def verdict_reasons(run: RunRecord) -> list[tuple[str, str, str]]:
 
 
 def means_by_role(one: LevelVerdict) -> dict[str, float]:
-    """Return the mean difference to each network."""
+    """Return the tickets' mean difference to each network they are compared with, by role."""
     return {each.role: each.mean for each in (*one.comparisons, *one.beside)}
 
 
 def answer_about_controls(judged: Judgement) -> str:
-    """Say whether it is better than every control, and which controls are not beaten."""
+    """Return whether tickets are better than every control, and which are not beaten; a dash without controls."""
     if judged.better_than_controls is None or len(judged.comparisons) < 2:
         return NONE
     names = ", ".join(role_name(role) for role in judged.not_beaten)
@@ -93,7 +93,7 @@ def answer_about_controls(judged: Judgement) -> str:
 
 
 def verify_sentence(verify: VerifyRecord, style: Style) -> str:
-    """State the mean difference to the dense network."""
+    """Return a sentence that states a verification's mean difference to the dense network."""
     metric = verify.task.metric
     interval = f" ({style.interval(verify.interval)})" if verify.interval else ""
     side = "better" if verify.difference >= 0 else "worse"
@@ -105,7 +105,7 @@ def verify_sentence(verify: VerifyRecord, style: Style) -> str:
 
 
 def verify_facts(verify: VerifyRecord, style: Style) -> list[tuple[str, str, str]]:
-    """Return answers, claim, seeds and noise floor as (name, number, remark)."""
+    """Return (name, number, remark) for a verification's answers, claim, seeds and noise floor."""
     noise = verify.noise
     number, remark = NONE, "not measured"
     if noise is not None and noise.sd is None:
@@ -140,7 +140,7 @@ Budget = tuple[str, tuple[float, ...], "int | None", "int | None", str]
 
 
 def verify_budgets(verify: VerifyRecord) -> list[Budget]:
-    """Return role, values, steps, parameters and a remark for each network and reference."""
+    """Return (role, values, steps, parameters, remark) for each network and reference of a verification."""
     budgets = [(one.role, one.values, one.budget, one.parameters, one.model) for one in verify.networks]
     return [*budgets, *((one.role, one.values, one.steps, None, one.note) for one in verify.references)]
 
@@ -153,13 +153,13 @@ def has_equal_budgets(verify: VerifyRecord) -> bool:
 
 
 def barrier_height(row: StabilityRow) -> float | None:
-    """Return the barrier's height on the test split."""
+    """Return the height of a network's error barrier on the test split; None if it was not measured."""
     curve = row.barrier
     return None if curve is None or math.isnan(curve.height) else curve.height
 
 
 def study_densities(study: StabilityRecord) -> list[float]:
-    """Return the mean densities of at most four levels spread over the study, densest first."""
+    """Return the mean densities of at most four levels that are spread over the analysis, densest first."""
     levels = sorted({row.level for row in study.rows if row.role != DENSE})
     return [_density(study, level) for level in pick_evenly(levels, MOST_LEVELS)]
 
@@ -169,20 +169,20 @@ def _density(study: StabilityRecord, level: int) -> float:
 
 
 def study_roles(study: StabilityRecord) -> list[str]:
-    """Return every role: tickets, the usual controls, dense, then others by name."""
+    """Return all roles of an analysis in order: tickets, usual controls, dense network, then other roles by name."""
     found = {row.role for row in study.rows}
     return [role for role in (TICKET, *CONTROLS, DENSE) if role in found] + sorted(found - {TICKET, DENSE, *CONTROLS})
 
 
 def rows_at_density(study: StabilityRecord, density: float) -> list[StabilityRow]:
-    """Return the rows of the level with that mean density, and the dense network's."""
+    """Return the rows of the level whose mean density is nearest to `density`, and the rows of dense networks."""
     levels = {row.level for row in study.rows if row.role != DENSE}
     level = min(levels, key=lambda level: abs(_density(study, level) - density), default=0)
     return [row for row in study.rows if row.level == level or row.role == DENSE]
 
 
 def sparsest_level_study(study: StabilityRecord) -> StabilityRecord:
-    """Return a study reduced to its sparsest level and the dense network, with one barrier each."""
+    """Return an analysis reduced to its sparsest level and the dense networks, with at most one barrier per row."""
     levels = study_densities(study)
     rows = rows_at_density(study, levels[-1]) if levels else study.rows
     kept = [structs.replace(row, barriers=(curve,) if (curve := row.barrier) else ()) for row in rows]
@@ -190,7 +190,7 @@ def sparsest_level_study(study: StabilityRecord) -> StabilityRecord:
 
 
 def first_barrier(study: StabilityRecord) -> Curve | None:
-    """Return the first barrier of a study: its split and recalibration hold for all."""
+    """Return the first barrier of an analysis; all drawn barriers have the same split and recalibration."""
     return next((found for row in study.rows if (found := row.barrier) is not None), None)
 
 
@@ -199,7 +199,7 @@ _SHADES = 6
 
 @dataclass(frozen=True)
 class Heat:
-    """A distance and its shade in a table."""
+    """A cell of a table: a distance, and the shade that shows how large it is."""
 
     value: float
     shade: int
@@ -207,7 +207,7 @@ class Heat:
 
 @dataclass(frozen=True)
 class HeatTable:
-    """Mean distances by layer and rewind step."""
+    """A table of mean distances, with a row for each layer and a column for each rewind step."""
 
     id: str
     title: str
@@ -216,7 +216,7 @@ class HeatTable:
 
 
 def layer_distances(study: StabilityRecord) -> list[HeatTable]:
-    """Return L2 distances of the tickets at the sparsest level, mean over replicates, under pruning and data order."""
+    """Return tables of mean L2 distances of the sparsest tickets by layer: under pruning, and under data order."""
     levels = study_densities(study)
     rows = [row for row in rows_at_density(study, levels[-1]) if row.role == TICKET and row.layers] if levels else []
     steps, tables = sorted({row.step for row in rows}), []
@@ -247,7 +247,7 @@ Reader = Callable[[StabilityRow], "float | None"]
 
 @dataclass(frozen=True)
 class Quantity:
-    """A measured quantity, drawn as a column of panels with a solid and perhaps a dashed line."""
+    """A measured quantity to draw as a column of panels, with a solid line and possibly a dashed line."""
 
     name: str
     solid: Reader
@@ -258,7 +258,7 @@ class Quantity:
 
 
 def stability_quantities(study: StabilityRecord) -> list[Quantity]:
-    """Return the columns that the record has data for."""
+    """Return the quantities that a stability record has data for."""
     name = study.task.metric.name
     unit = f" ({study.task.metric.unit})" if study.task.metric.unit else ""
     every = (

@@ -1,4 +1,4 @@
-"""The metric against the cost of a call: tickets, controls and dense networks, by measured latency or by MACs."""
+"""Compare tickets, controls and dense networks by metric and cost of a call: measured latency, or MACs."""
 
 from __future__ import annotations
 
@@ -14,38 +14,38 @@ from ticketry.report.tables.rows import Cell, Rows
 from ticketry.report.wording import NONE, Style, percent
 
 EQUAL_COST = 0.03
-"""Relative difference up to which two networks have the same cost."""
+"""Largest relative difference between the costs of two networks that count as equally costly."""
 
 
 @dataclass(frozen=True)
 class CostMeasure:
-    """A measure of inference cost (of one forward call), relative to the dense network."""
+    """A measure of inference cost: latency or MACs of one forward call, relative to the dense network."""
 
     name: str
-    """Word for the measure in names of columns and figures."""
+    """Name of the measure in columns and figures."""
     rival: str
-    """The control that is a dense network of the ticket's cost."""
+    """Name of the control that is a dense network with the ticket's cost."""
     setting: str
     """The search setting that limits this cost."""
     of: Callable[[Point], float | None]
-    """Returns the cost of a recorded network, or None if the record lacks it."""
+    """Function that returns the recorded cost of a network; None if the record lacks this cost."""
 
 
 MULTIPLICATIONS = CostMeasure("multiplications", "dense_of_flops", "flops", lambda point: point.multiplications)
 TIME = CostMeasure("time", LATENCY_MATCHED, "time", lambda point: None if point.timed is None else point.timed.share)
 COSTS_OF_CALL = (TIME, MULTIPLICATIONS)
-"""All measures, in the order in which a page shows them."""
+"""All measures of inference cost, in the order in which a page shows them."""
 
 
 @dataclass(frozen=True)
 class CallCostPoint:
-    """Metric and inference cost of the networks of one role at one level."""
+    """Metric and inference cost of the networks that have the same role and level."""
 
     group: Group
     cost: float
-    """Share of the dense network's cost, mean over replicates."""
+    """Cost relative to the dense network, mean over replicates."""
     costs: Mapping[int, float]
-    """This share for each replicate."""
+    """Cost relative to the dense network, by replicate."""
 
     @property
     def metric(self) -> Summary:
@@ -53,12 +53,12 @@ class CallCostPoint:
 
     @property
     def networks(self) -> tuple[str, ...]:
-        """Names of networks that differ from the task's."""
+        """Names of the networks, if they are not the task's network."""
         return tuple(dict.fromkeys(point.model for point in self.group.points.values() if point.model))
 
 
 def call_cost_points(results: Results, role: str, measure: CostMeasure) -> list[CallCostPoint]:
-    """Return a point for each level whose networks all have a recorded cost, the most expensive first."""
+    """Return a point for each level of a role whose networks all have a recorded cost, the most expensive first."""
     dense = results.dense
     full = statistics.fmean([_point_cost(one, measure) or 0 for one in dense.points.values()]) if dense else 0.0
     found = []
@@ -71,18 +71,18 @@ def call_cost_points(results: Results, role: str, measure: CostMeasure) -> list[
 
 
 def _point_cost(point: Point, measure: CostMeasure) -> float | None:
-    """Return a point's cost; a latency is recorded as a share of the dense network's, which is 1 itself."""
+    """Return the recorded cost of a network; for an untimed dense network, latency is 1, since it is the unit."""
     return 1.0 if measure is TIME and point.role == DENSE and point.timed is None else measure.of(point)
 
 
 def relative_call_cost(results: Results, group: Group, measure: CostMeasure) -> float | None:
-    """Return the cost of a level's networks as a share of dense; None if it is not recorded."""
+    """Return the mean cost of a group's networks relative to the dense network; None if it is not recorded."""
     found = (point.cost for point in call_cost_points(results, group.role, measure) if point.group.level == group.level)
     return next(found, None)
 
 
 def recorded_measures(results: Results) -> list[CostMeasure]:
-    """Return the measures that a run has for its tickets and its dense network."""
+    """Return the cost measures that a run has recorded for both its tickets and its dense network."""
     return [
         measure
         for measure in COSTS_OF_CALL
@@ -91,17 +91,17 @@ def recorded_measures(results: Results) -> list[CostMeasure]:
 
 
 def budget_measure(results: Results) -> CostMeasure | None:
-    """Return the cost that the run's budgets limit, if it is recorded; None for a search by density."""
+    """Return the cost measure that the run's budgets limit; None if it is not recorded, or the search has no budget."""
     found = (measure for measure in recorded_measures(results) if results.run.settings.get(measure.setting))
     return next(found, None)
 
 
 @dataclass(frozen=True)
 class FrontierLine:
-    """A curve: networks of one role of one run, or dense networks of one kind."""
+    """A curve of a figure: networks of one role of one run, or dense networks of one kind."""
 
     run: int | None
-    """Number of the run; None for dense networks, which all runs share."""
+    """Index of the run; None for dense networks of matched cost, which all runs share."""
     role: str
     points: tuple[CallCostPoint, ...]
 
@@ -109,9 +109,10 @@ class FrontierLine:
 def frontier_lines(
     runs: Sequence[Results] | Mapping[int, Results], indices: Sequence[int], measure: CostMeasure
 ) -> list[FrontierLine]:
-    """Return the curves of some runs of one task; a single run also shows its controls.
+    """Return the curves of the runs with these indices, which have one task; for a single run, also of its controls.
 
-    Dense networks of one kind are one curve, whichever run trained them; it ends at the dense network itself.
+    Dense networks of one kind form one curve, no matter which run trained them. The task's own dense network is part
+    of the curve of its narrower versions.
     """
     shown = [(index, runs[index]) for index in indices if measure in recorded_measures(runs[index])]
     lines = [FrontierLine(index, TICKET, tuple(call_cost_points(results, TICKET, measure))) for index, results in shown]
@@ -130,7 +131,7 @@ def frontier_lines(
 
 
 def _matched_dense_points(role: str, runs: Iterable[Results], measure: CostMeasure) -> list[CallCostPoint]:
-    """Return the points of a kind of dense networks, without duplicates."""
+    """Return the points of the dense networks of the kind `role` in all runs, without duplicates."""
     found: dict[tuple[str, ...], CallCostPoint] = {}
     for results in runs:
         for point in call_cost_points(results, role, measure):
@@ -140,20 +141,20 @@ def _matched_dense_points(role: str, runs: Iterable[Results], measure: CostMeasu
 
 @dataclass(frozen=True)
 class EqualCostComparison:
-    """Tickets minus dense networks of the same cost."""
+    """A comparison of tickets with dense networks of the same cost."""
 
     rival: CallCostPoint
     difference: Summary
-    """Above 0 the tickets are better."""
+    """Difference of the metric; above 0, the tickets are better."""
 
 
 def compare_at_equal_cost(
     results: Results, point: CallCostPoint, runs: Sequence[Results], measure: CostMeasure
 ) -> EqualCostComparison | None:
-    """Compare tickets with the best dense network of the same cost, replicate by replicate.
+    """Compare tickets with the best dense network of the same cost, replicate by replicate; None if there is none.
 
-    Candidates are the matched dense networks of the same run and level, and those of runs from the same seeds by the
-    same recipe whose cost differs by at most `EQUAL_COST`.
+    Candidates are the matched dense networks of the same run and level; and of other runs with the same seeds and
+    recipe, the matched dense networks whose cost differs by at most `EQUAL_COST`.
     """
     metric, found = results.run.task.metric, list[CallCostPoint]()
     for other in runs:
@@ -177,7 +178,7 @@ def compare_at_equal_cost(
 
 
 def frontier_rows(runs: Sequence[Results], lines: Sequence[FrontierLine], measure: CostMeasure) -> Rows:
-    """Return metric and cost of every point of the frontier."""
+    """Return a row with metric and cost for every point of the curves."""
     rows: list[dict[str, Cell]] = []
     for line in lines:
         for point in line.points:
@@ -206,41 +207,41 @@ def frontier_rows(runs: Sequence[Results], lines: Sequence[FrontierLine], measur
 
 @dataclass(frozen=True)
 class LowestCost:
-    """The lowest cost (a share of the dense network's) at which tickets match it, or the ratio of two such costs."""
+    """The lowest relative cost at which tickets are as good as the dense network, or the ratio of two such costs."""
 
     value: float
     interval: tuple[float, float] | None
-    """95 % interval: jackknife over replicates, Student's t on the logarithm. None for fewer than three replicates, and
+    """95 % interval (jackknife over replicates, Student's t on the logarithm); None for fewer than three replicates, or
     if `value` is only a bound."""
     reached: bool
-    """Whether some level is worse than the margin allows; if none is, `value` is the cost of the cheapest: a bound."""
+    """Whether some level is worse than the margin allows; otherwise `value` is a bound: the cheapest level's cost."""
     at_least: bool = False
-    """Whether a ratio that is not reached is a lower bound."""
+    """For a ratio that is only a bound: whether it is a lower bound; otherwise it is an upper bound."""
 
     @property
     def bound_prefix(self) -> str:
-        """Words before a value that is only a bound; empty for others."""
+        """Words to write before a value that is only a bound; empty for other values."""
         return "" if self.reached else "at least " if self.at_least else "at most "
 
     @property
     def text(self) -> str:
-        """``18.1 [15.0, 21.9]``: the share in per cent."""
+        """The value in per cent with its interval: ``18.1 [15.0, 21.9]``."""
         ends = "" if self.interval is None else f" [{percent(self.interval[0])}, {percent(self.interval[1])}]"
         return f"{percent(self.value)}{ends}"
 
 
 @dataclass(frozen=True)
 class _DifferenceCurve:
-    """Tickets minus dense network (positive: better) by level and replicate, the most expensive level first."""
+    """Differences of tickets to the dense network (positive: better) by level and replicate, most expensive first."""
 
     costs: Sequence[CallCostPoint]
     differences: Sequence[dict[int, float]]
     replicates: frozenset[int]
 
     def lowest_log_cost(self, replicates: Sequence[int], margin: float) -> tuple[float, bool]:
-        """Return the log cost at which the mean difference first falls below -`margin`, and whether it does at all.
+        """Return (log cost, True) where the mean difference first falls below -`margin`, or (lowest log cost, False).
 
-        Interpolates linearly between neighbouring levels.
+        Between neighbouring levels, interpolate linearly.
         """
         above = (0.0, 0.0)  # the dense network
         for point, differences in zip(self.costs, self.differences, strict=True):
@@ -254,13 +255,13 @@ class _DifferenceCurve:
 
 
 def lowest_matching_cost(results: Results, measure: CostMeasure, margin: float) -> LowestCost | None:
-    """Return the lowest cost at which the mean of the tickets is at most a margin below the dense network's.
+    """Return the lowest cost at which the mean of the tickets is at most `margin` worse than the dense network.
 
-    The curve of mean differences runs from the dense network (cost 1, difference 0) through all levels; its first
-    crossing of the margin counts, so that one lucky level below does not.
+    The curve of mean differences runs from the dense network (cost 1, difference 0) through all levels. Its first
+    crossing of the margin counts, so that a lucky level after the crossing does not.
 
     Returns:
-        None if no level has a recorded cost, or no replicate has all of them.
+        None if no level has a recorded cost, or no replicate has all levels.
     """
     curve = _difference_curve(results, measure)
     if curve is None:
@@ -273,12 +274,12 @@ def lowest_matching_cost(results: Results, measure: CostMeasure, margin: float) 
 
 
 def lowest_cost_ratio(one: Results, other: Results, measure: CostMeasure, margin: float) -> LowestCost | None:
-    """Return the lowest cost of one run divided by that of another, over the replicates that both have.
+    """Return the lowest matching cost of `one` run divided by the lowest matching cost of the `other`.
 
-    If only one of them falls below the margin, the ratio is a bound.
+    Only replicates that both runs have are used. If only one run falls below the margin, the ratio is a bound.
 
     Returns:
-        None if one of them has no cost, neither falls below the margin, or they have different seeds or recipes.
+        None if a run has no recorded cost, no run falls below the margin, or seeds or recipes of the runs differ.
     """
     first, second = _difference_curve(one, measure), _difference_curve(other, measure)
     if first is None or second is None or not one.pairs_with(other):
@@ -318,7 +319,7 @@ def _difference_curve(results: Results, measure: CostMeasure) -> _DifferenceCurv
 def _jackknife(
     replicates: Sequence[int], statistic: Callable[[Sequence[int]], tuple[float, bool]]
 ) -> tuple[tuple[float, bool], tuple[float, float] | None]:
-    """Return a statistic (a log cost) of all replicates, and the jackknife interval of the cost."""
+    """Return `statistic` (log cost, whether it was reached) of all replicates, and a jackknife interval of the cost."""
     whole, n = statistic(replicates), len(replicates)
     if n < 3:
         return whole, None
@@ -332,7 +333,7 @@ def _jackknife(
 
 
 def frontier_sentences(results: Results, measure: CostMeasure, name: str, alone: bool) -> str:
-    """Say down to which cost a single run's tickets are as good as dense, and how they compare with dense rivals."""
+    """Return sentences: down to which cost tickets are as good as dense, and how they compare with dense rivals."""
     sentences, style = [], Style.for_results(results)
     if alone and results.dense is not None:
         margin, margin_text = margin_and_text(results, results.dense)
@@ -357,7 +358,7 @@ def frontier_sentences(results: Results, measure: CostMeasure, name: str, alone:
 
 
 def requested_budgets(runs: Sequence[Results], measure: CostMeasure) -> list[str]:
-    """Return the budgets that the runs were given, each once: ``flops 0.25, 0.125``."""
+    """Return the budgets that the runs requested as text, without repeats: ``flops 0.25, 0.125``."""
     found = []
     for results in runs:
         shares = results.run.settings.get(measure.setting)
@@ -368,7 +369,7 @@ def requested_budgets(runs: Sequence[Results], measure: CostMeasure) -> list[str
 
 
 def lowest_cost_table(subject: Subject, numbers: Sequence[int], measure: CostMeasure) -> tuple[str, list[list[str]]]:
-    """Return the margin as text, and for each run its lowest cost and its ratio to the best run, the best first."""
+    """Return the margin as text, and a row for each run, best first: its lowest cost, and the ratio to the best run."""
     runs = {index: subject.runs[index] for index in numbers}
     margins = {
         index: margin_and_text(results, results.dense) for index, results in runs.items() if results.dense is not None

@@ -1,4 +1,4 @@
-"""Tables for a paper as LaTeX, for the package booktabs."""
+"""Format tables for a paper as LaTeX, for the package booktabs."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ _SPECIAL = {
 
 
 def latex_tables(subject: Subject) -> dict[str, str]:
-    """Return the tables of a page by name: `results` and, where there are any, `verdicts`."""
+    """Return the LaTeX text of a page's tables by name: `results`, and `verdicts` if there are verdicts."""
     found = {"results": _results_tables(subject), "verdicts": _verdict_table(subject)}
     return {name: text for name, text in found.items() if text}
 
@@ -50,7 +50,7 @@ def escape_latex(text: str) -> str:
 
 
 def _tabular(columns: str, head: Sequence[str], groups: Sequence[Sequence[Sequence[str]]], note: str) -> str:
-    """Return a tabular with a rule between groups of rows; escapes the cells."""
+    """Return a LaTeX tabular with escaped cells and a rule between groups of rows; `note` becomes a comment."""
 
     def line(cells: Sequence[str]) -> str:
         return " & ".join(map(escape_latex, cells)) + r" \\"
@@ -71,7 +71,7 @@ def _tabular(columns: str, head: Sequence[str], groups: Sequence[Sequence[Sequen
 
 
 def _results_tables(subject: Subject) -> str:
-    """Return a table for each task: a column per density that its runs share, or a row per level of a single run."""
+    """Return a table for each task: of a single run by level, or of several runs by the densities that they share."""
     texts = []
     for task, indices in subject.by_task.items():
         runs = [subject.runs[index] for index in indices]
@@ -86,7 +86,7 @@ def _results_tables(subject: Subject) -> str:
 
 
 def _table_of_levels(results: Results, style: Style, note: str) -> str:
-    """Return a row for each level of a single run, a column for each role."""
+    """Return the table of a single run, with a row for each level and a column for each role."""
     roles = [role for role in results.roles if role != DENSE]
     head = ["weights (%)", *("ticket" if role == TICKET else role_name(role) for role in roles)]
     dense = results.dense
@@ -102,7 +102,7 @@ def _table_of_levels(results: Results, style: Style, note: str) -> str:
 
 
 def _table_of_runs(runs: Sequence[Results], labels: Sequence[str], style: Style, note: str) -> str:
-    """Return a row for each of several runs, a column for each density that at least two have."""
+    """Return the table of several runs, with a row for each run and a column for each density that two or more have."""
     shared = density_matches(runs)
     head = ["method", "dense", *(f"{percent(one.density)} %" for one in shared)]
     rows = []
@@ -117,7 +117,7 @@ def _cell(style: Style, group: Group | None) -> str:
 
 
 def _verdict_table(subject: Subject) -> str:
-    """Return a row for each level of each run, grouped by run."""
+    """Return the table of verdicts, with a row for each level, grouped by run; empty without verdicts."""
     judged = [
         (label, results) for label, results in zip(subject.labels, subject.runs, strict=True) if results.run.verdicts
     ]

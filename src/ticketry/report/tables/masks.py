@@ -1,4 +1,4 @@
-"""Masks and how they were found: pictures, fit of a structure, rounds of gates, and detectors of the pruning moment."""
+"""Prepare masks for display: pictures, fit of structures, rounds of gates, and detectors of the pruning moment."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ T = TypeVar("T")
 
 
 def pick_evenly(found: Sequence[T], most: int = 6) -> list[T]:
-    """Return at most `most` evenly spread items, the first and last among them."""
+    """Return at most `most` items, evenly spread, including the first and the last item."""
     if len(found) <= most:
         return list(found)
     return [found[round(index * (len(found) - 1) / (most - 1))] for index in range(most)]
@@ -38,7 +38,7 @@ MOST_FILTERS = 128
 
 @dataclass(frozen=True)
 class Picture:
-    """The first layer at one level."""
+    """Picture of the first layer's mask at one level."""
 
     level: int
     density: float
@@ -46,7 +46,7 @@ class Picture:
 
 
 def pictures(results: Results) -> list[Picture]:
-    """Return the densest, the middle and the sparsest recorded picture, each of the first replicate that has one."""
+    """Return the pictures of the densest, the middle and the sparsest level that have a picture."""
     found: dict[int, Picture] = {}
     for group in results.groups_of_role(TICKET):
         for point in group.points.values():
@@ -58,25 +58,25 @@ def pictures(results: Results) -> list[Picture]:
 
 
 def mean_retained_share(layer: FirstLayer) -> float:
-    """Return the retained share of the layer's weights (for inputs: the mean of their shares)."""
+    """Return the retained share of a layer's weights; for a mask of inputs, the mean share over all inputs."""
     return float(retained_shares(layer).mean())
 
 
 def retained_shares(layer: FirstLayer) -> numpy.ndarray:
-    """Return what the mask retains: 0 or 1 per weight for filters, a share per (channel, row, column) for inputs."""
+    """Return what a mask retains: 0 or 1 per weight of filters; for inputs, a share per (channel, row, column)."""
     if layer.kind == "filters":
         return unpack_bits(layer.data, layer.shape).astype(float)
     return numpy.frombuffer(layer.data, dtype=numpy.uint8).reshape(layer.shape) / 255.0
 
 
 def unpack_bits(data: bytes, shape: Sequence[int]) -> numpy.ndarray:
-    """Unpack bits, the highest of each byte first, into an array of a shape."""
+    """Unpack bits, the highest bit of each byte first, into an array of 0 and 1 of the given shape."""
     raw = numpy.frombuffer(data, dtype=numpy.uint8)
     return numpy.unpackbits(raw, count=math.prod(shape)).reshape(shape)
 
 
 def mask_pixels(layer: FirstLayer) -> numpy.ndarray:
-    """Return RGBA pixels: tiles of filters with transparent gaps, or the inputs scaled to their largest."""
+    """Return a mask as RGBA pixels: filters as tiles with transparent gaps; inputs in grey, the largest share white."""
     values = retained_shares(layer)
     if layer.kind == "inputs":
         mean = values.mean(axis=0)
@@ -109,7 +109,7 @@ def to_opaque_pixels(colours: numpy.ndarray) -> numpy.ndarray:
 
 @dataclass(frozen=True)
 class StructuredLevel:
-    """A level whose masks were given a structure, with the structure of each replicate."""
+    """A level whose masks were given a structure; it has the structure of each replicate."""
 
     group: Group
     structures: tuple[Structure, ...]
@@ -124,7 +124,7 @@ class StructuredLevel:
         return all(one.layers for one in self.structures)
 
     def mean_share(self, share: str) -> float | None:
-        """Return one of the fit's shares over all layers, mean over replicates; None if a replicate lacks it."""
+        """Return the fit `share` for all layers together, mean over replicates; None if a replicate lacks it."""
         values = [getattr(one.layers[-1], share) for one in self.structures if one.layers]
         return None if not values or None in values else statistics.fmean(values)
 
@@ -147,7 +147,7 @@ _SHARES = {
 
 
 def structure_shares(results: Results) -> dict[str, tuple[str, str]]:
-    """Return title and meaning of the shares that some layer's fit has."""
+    """Return, by name, (title, meaning) of each share that the fit of some layer has."""
     fits: list[LayerFit] = [
         fit for level in structured_levels(results) for one in level.structures for fit in one.layers
     ]
@@ -155,7 +155,7 @@ def structure_shares(results: Results) -> dict[str, tuple[str, str]]:
 
 
 def level_to_draw(results: Results) -> StructuredLevel | None:
-    """Return the middle level with pictures; its first structure is the one to draw."""
+    """Return the middle one of the levels with pictures; its first structure is to be drawn."""
     found = [
         StructuredLevel(level.group, with_pictures)
         for level in structured_levels(results)
@@ -169,7 +169,7 @@ def level_to_draw(results: Results) -> StructuredLevel | None:
 
 @dataclass(frozen=True)
 class RoundChain:
-    """The rounds that led to the last ticket of one of several parallel searches, in one replicate."""
+    """The rounds of gates of one search, in one replicate; a run may have several parallel searches."""
 
     name: str
     rounds: tuple[Round, ...]
@@ -180,7 +180,7 @@ class RoundChain:
 
     @property
     def path(self) -> tuple[list[float], list[float]]:
-        """Steps since the search began, and the shares of gates that are on, from the first recorded one on."""
+        """Steps since the search began, and the share of gates that are on at each of these steps."""
         steps: list[float] = []
         open_shares: list[float] = []
         before = 0
@@ -194,7 +194,7 @@ class RoundChain:
 
 
 def round_chains(results: Results) -> list[RoundChain]:
-    """Return the chains of the first replicate, the densest first; at most six, evenly spread."""
+    """Return the rounds of each search of the first replicate, densest first; at most six searches, evenly spread."""
     first = min((one.replicate for one in results.run.rounds), default=0)
     used = sorted((one for one in results.run.rounds if one.used and one.replicate == first), key=lambda one: one.level)
     groups: list[list[Round]] = []
@@ -219,12 +219,12 @@ def _chain_name(rounds: Sequence[Round], penalties: bool) -> str:
 
 @dataclass(frozen=True)
 class DetectorMoments:
-    """The pruning moment of each replicate at one density."""
+    """The pruning moments of all replicates at one density, with the measurements of the detector."""
 
     level: int
     density: float
     moments: dict[int, Moment]
-    """By replicate."""
+    """Pruning moments by replicate."""
 
     @property
     def threshold(self) -> float:
@@ -236,7 +236,7 @@ class DetectorMoments:
 
 
 def detector_moments(results: Results) -> list[DetectorMoments]:
-    """Return the densities with detector measurements, densest first; at most six, evenly spread."""
+    """Return the pruning moments of levels with detector measurements, densest first; at most six, evenly spread."""
     found = []
     for group in groups_with_moment(results):
         moments = {r: point.moment for r, point in group.points.items() if point.moment and point.moment.measurements}
@@ -252,7 +252,7 @@ def groups_with_moment(results: Results) -> list[Group]:
 
 
 def detector_names(groups: Sequence[Group], only_measured: bool = False) -> list[str]:
-    """Return the names of the detectors of these levels, or only of those that took measurements."""
+    """Return the names of the levels' detectors; if `only_measured`, only of detectors that took measurements."""
     points = [point for group in groups for point in group.points.values()]
     return sorted({p.moment.detector for p in points if p.moment and (p.moment.measurements or not only_measured)})
 
@@ -262,13 +262,13 @@ def replicates_of(groups: Sequence[Group]) -> list[int]:
 
 
 def threshold_text(group: Group) -> str:
-    """Return a level's detector threshold; a dash if replicates differ or have none."""
+    """Return the threshold of a level's detector; a dash if thresholds of replicates differ or are missing."""
     found = {p.moment.threshold for p in group.points.values() if p.moment and p.moment.measurements}
     return f"{found.pop():.3g}" if len(found) == 1 else NONE
 
 
 def moment_text(results: Results, point: Point | None) -> str:
-    """Format when a network was pruned and why: ``step 57 (3 ep), detected: 0.22``."""
+    """Format when and why a network was pruned: ``step 57 (3 ep), detected: 0.22``; a dash if that is unknown."""
     moment = point.moment if point else None
     if moment is None:
         return NONE

@@ -1,4 +1,4 @@
-"""Every trained network of all runs: cells of the table, or where there are very many, means by method and level."""
+"""Prepare the table of all trained networks; for very many networks, means by method, role and level."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ NETWORK_COLUMNS = {
     "seconds": "number",
     "segment": "text",
 }
-"""Name of each column, and whether it sorts as text or as numbers."""
+"""Name of each column, and whether the column sorts as text or as numbers."""
 _KEY = 10
-"""Number of leading letters of a segment's key that are shown."""
+"""Number of letters shown of the key that identifies a training."""
 
 
 def network_cells(results: Results, point: Point, test: Style, validation: Style) -> list[str]:
-    """Return the cells of a network's row."""
+    """Return the cells of a network's row, for the columns `NETWORK_COLUMNS`."""
     metric = results.run.task.metric.name
     return [
         str(point.replicate),
@@ -45,7 +45,7 @@ def network_cells(results: Results, point: Point, test: Style, validation: Style
 
 
 def columns_of(results: Results) -> dict[str, object]:
-    """Return a run's table as the page's script reads it: column by column, which compresses better than rows."""
+    """Return a run's table of networks column by column, for the page's script; columns compress better than rows."""
     styles = Style.for_results(results), Style.for_results(results, "validation")
     rows = [network_cells(results, point, *styles) for point in results.run.points]
     cleaned = ([printable(cell).replace("\n", " ") for cell in row] for row in rows)
@@ -58,7 +58,7 @@ def columns_of(results: Results) -> dict[str, object]:
 
 @dataclass(frozen=True)
 class MethodSummary:
-    """All networks of a method, role and level."""
+    """Summary of all networks with the same method, role and level."""
 
     task: Task
     method: str
@@ -68,11 +68,11 @@ class MethodSummary:
     runs: int
     networks: int
     summaries: tuple[tuple[Style, Summary], ...]
-    """Summaries of the validation and the test split."""
+    """Summaries of the metric on the validation and on the test split."""
 
 
 def summarised_networks(subject: Subject) -> Iterator[MethodSummary]:
-    """Yield a summary for each method, role and level of a task, over all its runs."""
+    """Yield a summary over all runs of a task, for each task, method, role and level."""
     for task, indices in subject.by_task.items():
         groups: dict[tuple[str, str, int], list[tuple[Results, list[Point]]]] = {}
         for results in subject.runs_at(indices):

@@ -1,4 +1,4 @@
-"""The observation: one or two sentences that describe means, without a verdict."""
+"""Describe the means of a run in one or two sentences (the observation), without a verdict."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ ALONE = "There is one replicate only, which shows no spread: this is not yet evi
 
 @dataclass(frozen=True)
 class Observation:
-    """The level that the report highlights, and its description."""
+    """A description of the level that the report highlights."""
 
     finding: str
-    """The numbers at that level, one sentence."""
+    """A sentence with the numbers at this level."""
     remark: str = ""
-    """Their interpretation and its limits."""
+    """Sentences that interpret the numbers, and name the limits of this interpretation."""
     level: int | None = None
     """The sparsest level whose tickets match the dense network and beat every control; None if no level does."""
 
@@ -33,11 +33,12 @@ class Observation:
 
 
 def observe(results: Results) -> Observation:
-    """Describe the sparsest level at which the tickets match, or else the tickets' best level.
+    """Describe the sparsest level at which tickets match the dense network; if there is none, the tickets' best level.
 
-    A level matches if the mean difference to dense, replicate by replicate, is no worse than the margin, and the mean
-    difference to each finished control is above 0; a run with controls needs at least one. The margin is 0.5 points for
-    a metric in %, otherwise 1 % of the dense network's mean. Only controls with the tickets' budget count.
+    Tickets match if their mean paired difference to the dense network is not worse than the margin, and their mean
+    paired difference to each finished control is above 0; in a run with controls, at least one must be finished. The
+    margin is 0.5 points for a metric in %, otherwise 1 % of the dense network's mean. Only controls with the tickets'
+    budget count.
     """
     style = Style.for_results(results)
     dense, tickets = results.dense, results.groups_of_role(TICKET)
@@ -69,7 +70,7 @@ def best_tickets(results: Results) -> Group | None:
 
 
 def verdict_sentence(run: RunRecord) -> str:
-    """Count the levels by verdict and name the sparsest that supports the claim; empty without verdicts."""
+    """Return a sentence that counts levels by verdict, and names the sparsest level that supports the claim."""
     if not run.verdicts:
         return ""
     total = len(run.verdicts)
@@ -87,7 +88,7 @@ def verdict_sentence(run: RunRecord) -> str:
 
 
 def controls_at(results: Results, level: int) -> list[Group]:
-    """Return the controls of a level that were trained for as many steps as the tickets."""
+    """Return the groups of the controls of a level that were trained for as many steps as the tickets."""
     return [group for role in results.equal_budget_controls if (group := results.group(level, role))]
 
 
@@ -109,7 +110,7 @@ def _metric_sort_key(results: Results) -> Callable[[Group], float]:
 
 
 def _level_sentence(results: Results, style: Style, shown: Group, dense: Group) -> str:
-    """``At 5.5 % of the prunable weights (1 in 18) the tickets reach ...; the dense network reaches ...``"""
+    """Return a sentence about a level: ``At 5.5 % of the prunable weights (1 in 18) the tickets reach …``."""
     share = f" (1 in {factor_text(1 / shown.density)})" if shown.density <= 0.5 else ""
     place = f"{percent(shown.density)} % of the prunable weights{share}"
     measure = budget_measure(results)

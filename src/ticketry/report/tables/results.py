@@ -1,4 +1,4 @@
-"""Means and spreads over replicates: the numbers behind every table, figure and sentence of a report."""
+"""Compute means and spreads over replicates, which every table, figure and sentence of a report uses."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from ticketry.records.run import RunRecord, RunValues, read_run
 Split = Literal["test", "validation"]
 CONTROLS = ("random_reinit", "shuffled", "random_prune")
 CONTROLS_WITH_MORE_STEPS = ("cyclic", "cyclic_random")
-"""Controls with more training steps than the tickets: shown, but tickets need not beat them."""
+"""Controls with more training steps than the tickets; they are shown, but tickets need not beat them."""
 
 
 @dataclass(frozen=True)
 class Summary:
-    """Mean and sample standard deviation (ddof = 1) of n numbers."""
+    """Mean, sample standard deviation (ddof = 1) and count of n numbers."""
 
     mean: float
     """The mean, or the interquartile mean if there are `bounds`."""
     sd: float | None
-    """None if n is 1."""
+    """The standard deviation; None if n is 1."""
     n: int
     bounds: tuple[float, float] | None = None
     """The 95 % interval of an interquartile mean, see `interquartile`."""
@@ -45,7 +45,7 @@ CONFIDENCE = 0.95
 
 @cache
 def _t_quantile(freedom: int) -> float:
-    """Return Student's t quantile: half the width of a confidence interval in standard errors."""
+    """Return the quantile of Student's t that is half the width of a confidence interval in standard errors."""
     from scipy.special import stdtrit  # imports much faster than scipy.stats
 
     return float(stdtrit(freedom, (1 + CONFIDENCE) / 2))
@@ -53,18 +53,18 @@ def _t_quantile(freedom: int) -> float:
 
 @dataclass(frozen=True)
 class Group:
-    """All replicates of one role at one level."""
+    """The networks of all replicates that have the same role and level."""
 
     level: int
     role: str
     points: Mapping[int, Point] = field(repr=False)
-    """By replicate; never empty."""
+    """The record's row of each network, by replicate; never empty."""
     compared: Metric
-    """The metric that compares networks."""
+    """The metric by which networks are compared."""
 
     @property
     def density(self) -> float:
-        """Mean fraction of the prunable parameters over replicates."""
+        """Mean density over replicates: the retained share of the prunable weights."""
         return statistics.fmean(point.density for point in self.points.values())
 
     def metric(self, split: Split = "test") -> Summary:
@@ -72,11 +72,11 @@ class Group:
         return interquartile(values) if self.compared.summary == "iqm" else cached_summary(values)
 
     def values(self, split: Split = "test") -> dict[int, float]:
-        """Return the metric by replicate."""
+        """Return each replicate's metric on a split."""
         return {replicate: point.metric(self.compared.name, split) for replicate, point in self.points.items()}
 
     def paired_difference(self, other: Group, split: Split = "test") -> Summary | None:
-        """Summarise this group's metric minus another's, replicate by replicate; None if they share no replicates."""
+        """Summarise the paired differences of the metric, this group minus `other`; None without shared replicates."""
         shared = sorted(self.points.keys() & other.points.keys())
         if not shared:
             return None
@@ -85,7 +85,7 @@ class Group:
 
 
 class Results:
-    """The points of a run, grouped by level and role."""
+    """The networks of a run, grouped by level and role."""
 
     def __init__(self, run: RunRecord) -> None:
         self.run = run
@@ -95,7 +95,7 @@ class Results:
         self._groups = {key: Group(*key, points, run.task.metric) for key, points in sorted(members.items())}
 
     def pairs_with(self, other: Results) -> bool:
-        """Whether both runs trained their replicates from the same seeds by the same recipe."""
+        """Return whether both runs used the same seeds and the same recipe, so that replicates can be paired."""
         return (self.run.seeds, self.run.recipe) == (other.run.seeds, other.run.recipe)
 
     @property
@@ -104,23 +104,23 @@ class Results:
 
     @property
     def levels(self) -> list[int]:
-        """All levels with networks other than the dense one, densest first."""
+        """All levels except the dense network's, densest first."""
         return sorted({level for level, role in self._groups if role != DENSE})
 
     @property
     def controls(self) -> list[str]:
-        """The controls: the usual ones in their usual order, then others by name."""
+        """Roles of the run's controls: usual controls in their usual order, then other controls by name."""
         found = {role for _, role in self._groups} - {DENSE, TICKET}
         return [role for role in CONTROLS if role in found] + sorted(found - set(CONTROLS))
 
     @property
     def equal_budget_controls(self) -> list[str]:
-        """The controls trained for as many steps as the tickets, which tickets should beat."""
+        """Controls that were trained for as many steps as the tickets; tickets should beat these controls."""
         return [role for role in self.controls if role not in CONTROLS_WITH_MORE_STEPS]
 
     @property
     def roles(self) -> list[str]:
-        """Every role in the order of columns: dense, tickets, controls."""
+        """All roles of the run in the order of columns: dense network, tickets, controls."""
         found = {role for _, role in self._groups}
         return [role for role in (DENSE, TICKET, *self.controls) if role in found]
 
@@ -132,31 +132,31 @@ class Results:
         return self._groups.get((level, role))
 
     def groups_of_role(self, role: str) -> list[Group]:
-        """Return one group for each level, in the order of levels."""
+        """Return the groups of a role, one for each level, in the order of levels."""
         return [group for group in self._groups.values() if group.role == role]
 
     def tickets_or_control_at(self, level: int) -> Group:
-        """Return the tickets of a level, or the first control if there are none yet: both have the level's density."""
+        """Return the tickets of a level; if there are none yet, the first control, which has the same density."""
         return next(group for role in (TICKET, *self.controls) if (group := self.group(level, role)))
 
     def common_count(self, role: str) -> int | None:
-        """Return the number of replicates of a role if it is the same at all levels."""
+        """Return the number of replicates of a role if it is the same at all levels; otherwise None."""
         counts = {len(group.points) for group in self.groups_of_role(role)}
         return counts.pop() if len(counts) == 1 else None
 
     @property
     def has_gaps(self) -> bool:
-        """Whether some replicates lack a network."""
+        """Whether some replicate lacks a network of some level and role."""
         return any(len(group.points) < self.replicates for group in self._groups.values())
 
     @property
     def has_estimated_energy(self) -> bool:
-        """Whether the run's energy comes from a model instead of a meter."""
+        """Whether the run's energy was estimated instead of measured."""
         return "estimate" in self.run.cost.energy_by
 
 
 def results_of(record: RunValues) -> Results:
-    """Read a run record for display, with verdicts by the rule of this version (`recompute_verdicts`).
+    """Read a run record for display, and recompute its verdicts by the rule of this version.
 
     Raises:
         StoreError: if the record is malformed.
@@ -178,14 +178,14 @@ MARGIN_SHARE = 0.01
 
 
 def margin_and_text(results: Results, dense: Group) -> tuple[float, str]:
-    """Return how much worse than the dense network still counts as good, in the metric's unit, and as text."""
+    """Return how much worse than the dense network counts as good: as a number in the metric's unit, and as text."""
     if results.run.task.metric.unit == "%":
         return MARGIN_POINTS, f"{MARGIN_POINTS:g} points"
     return MARGIN_SHARE * abs(dense.metric().mean), f"{100 * MARGIN_SHARE:g} %"
 
 
 def band_caption(runs: Sequence[Results]) -> str:
-    """Describe points and bands of a figure of these runs."""
+    """Return a caption that explains points and bands in a figure of these runs."""
     if all(results.replicates <= 1 for results in runs):
         return "one replicate, so there is no band"
     counts = sorted(
@@ -199,16 +199,16 @@ def band_caption(runs: Sequence[Results]) -> str:
 
 @lru_cache(maxsize=4096)  # a page needs the same groups many times
 def cached_summary(values: tuple[float, ...]) -> Summary:
-    """`summarise`, cached."""
+    """Return `summarise(values)` from a cache."""
     return summarise(values)
 
 
 @lru_cache(maxsize=4096)
 def interquartile(values: tuple[float, ...]) -> Summary:
-    """Return interquartile mean with its bootstrap interval, standard deviation and count.
+    """Return the interquartile mean with its bootstrap interval, standard deviation and count.
 
-    The interquartile mean of two or three values is their mean, so the interval is Student's: a bootstrap interval
-    would stay between the smallest and the largest value and cover the true mean too rarely.
+    For two or three values, the interquartile mean is the mean, and the interval is Student's t interval: a bootstrap
+    interval would stay between the smallest and the largest value, and would cover the true mean too rarely.
     """
     found = summarise(values)
     few = len(values) < _FEWEST_TRIMMED
@@ -222,13 +222,13 @@ class LayerProfile:
 
     level: int
     density: float
-    """Density of the whole scope."""
+    """Mean density of all prunable weights together."""
     layers: Mapping[str, float]
-    """By layer, in the order of the model."""
+    """Mean density by name of the layer, in the order of the model."""
 
 
 def layer_profiles(results: Results) -> list[LayerProfile]:
-    """Return the density by layer of every level whose tickets record it, averaged over replicates."""
+    """Return the mean density of each layer over replicates, for every level whose tickets have recorded it."""
     profiles = []
     for group in results.groups_of_role(TICKET):
         by_layer: dict[str, list[LayerDensity]] = {}
@@ -242,25 +242,25 @@ def layer_profiles(results: Results) -> list[LayerProfile]:
 
 
 RESAMPLED = 10_000
-"""Bootstrap draws: the ends of an interval then vary by about a hundredth of its width between sets of draws."""
+"""Number of bootstrap draws; with so many, another seed changes interval ends by about 1 % of the width."""
 _SEED = 0
 _FEWEST_TRIMMED = 4
-"""Fewer values are not trimmed: a quarter of them is less than one value."""
+"""Smallest number of values that are trimmed: a quarter of fewer values is less than one value."""
 
 
 def interquartile_mean(values: Sequence[float]) -> float:
     """Return the mean without the lowest and the highest quarter of the values (rounded down to whole values).
 
-    For values that differ widely between seeds, as returns do: less affected by a lucky or a failed seed than the mean,
-    and more precise than the median. Agarwal et al., "Deep Reinforcement Learning at the Edge of the Statistical
-    Precipice" (2021), section 4.
+    It suits values that differ widely between seeds, as returns do: a lucky or a failed seed affects it less than the
+    mean, and it is more precise than the median. See Agarwal et al., "Deep Reinforcement Learning at the Edge of the
+    Statistical Precipice" (2021), section 4.
     """
     kept = sorted(values)[len(values) // 4 : len(values) - len(values) // 4]
     return sum(kept) / len(kept)
 
 
 def bootstrap_interval(values: Sequence[float], confidence: float) -> tuple[float, float]:
-    """Return the percentile bootstrap interval of the interquartile mean; the draws have a fixed seed."""
+    """Return the percentile bootstrap interval of the interquartile mean, with draws from a fixed seed."""
     import numpy as np
 
     drawn = np.random.Generator(np.random.PCG64(_SEED)).choice(np.asarray(values), (RESAMPLED, len(values)))

@@ -1,4 +1,4 @@
-"""The data behind a page as flat rows with plain column names: CSV files and the links beside figures."""
+"""Return the data of a page as flat rows with plain column names, for CSV files and for links beside figures."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ Rows = Sequence[Mapping[str, Cell]]
 
 
 _FORMULAS = ("=", "+", "-", "@", "\t", "\r", "\n")
-"""First letters of a cell that a spreadsheet evaluates."""
+"""First characters of a cell that a spreadsheet would evaluate as a formula."""
 
 
 def csv_text(rows: Sequence[Mapping[str, Cell]]) -> str:
-    """Return the rows as CSV with a header; floats in full, None empty.
+    """Return rows as CSV text with a header; floats have all digits, None becomes an empty cell.
 
-    A text that a spreadsheet would evaluate as a formula gets a leading '.
+    Put a ' before texts that a spreadsheet would evaluate as a formula.
     """
     if not rows:
         return ""
@@ -52,9 +52,9 @@ def _escape_formula(cell: Cell) -> Cell:
 
 
 def _columns_of(item: object, names: str) -> dict[str, Cell]:
-    """Return fields of an object as columns; ``low=first`` names the field `first` ``low``.
+    """Return the fields `names` of an object as columns; ``low=first`` gives the field `first` the column name ``low``.
 
-    The fields of None are None; a truth value becomes 1 or 0.
+    If the object is None, all cells are None. A truth value becomes 1 or 0.
     """
     cells: dict[str, Cell] = {}
     for name in names.split():
@@ -65,7 +65,7 @@ def _columns_of(item: object, names: str) -> dict[str, Cell]:
 
 
 def _interval_columns(names: str, interval: tuple[float, float] | None) -> dict[str, Cell]:
-    """Return both ends of an interval as two columns."""
+    """Return both ends of an interval as two columns with the given names."""
     return dict(zip(names.split(), interval or (None, None), strict=True))
 
 
@@ -73,7 +73,7 @@ def _interval_columns(names: str, interval: tuple[float, float] | None) -> dict[
 
 
 def point_rows(runs: Sequence[Results]) -> Rows:
-    """Return every trained network with the cost of each phase and its share of the run's energy."""
+    """Return a row for every trained network, with the cost of each phase and the network's share of the energy."""
     rows = []
     for results in runs:
         run, metric = results.run, results.run.task.metric
@@ -106,7 +106,7 @@ def point_rows(runs: Sequence[Results]) -> Rows:
 
 
 def detector_rows(runs: Sequence[Results]) -> Rows:
-    """Return every measurement of every detector, and the value that it compared with the threshold."""
+    """Return a row for every measurement of a detector, with the value that was compared with the threshold."""
     return [
         {
             "run": results.run.name,
@@ -128,7 +128,7 @@ def detector_rows(runs: Sequence[Results]) -> Rows:
 
 
 def summary_rows(runs: Sequence[Results]) -> Rows:
-    """Return mean, spread and 95 % interval of the test metric of every role at every level."""
+    """Return a row for every role and level, with mean, spread and 95 % interval of the test metric."""
     return [
         {
             "run": results.run.name,
@@ -146,7 +146,7 @@ def summary_rows(runs: Sequence[Results]) -> Rows:
 
 
 def layer_rows(results: Results) -> Rows:
-    """Return the density of each layer at each level, mean over replicates."""
+    """Return a row for each layer at each level, with the layer's mean density over replicates."""
     return [
         {"run": results.run.name, **_columns_of(profile, "level density"), "layer": name, "kept_share": share}
         for profile in layer_profiles(results)
@@ -155,7 +155,7 @@ def layer_rows(results: Results) -> Rows:
 
 
 def structure_fit_rows(runs: Sequence[Results]) -> Rows:
-    """Return how much magnitude each structured mask retains, by layer and over all layers."""
+    """Return a row for each layer of each structured mask, and for all layers, with how well the structure fits."""
     names = (
         "layer=name rows columns groups rows_per_group density_before density_after coverage null_coverage "
         "random_coverage fill"
@@ -175,7 +175,7 @@ def structure_fit_rows(runs: Sequence[Results]) -> Rows:
 
 
 def gate_round_rows(runs: Sequence[Results]) -> Rows:
-    """Return every round of training gates, with the final histogram of gate values."""
+    """Return a row for every round of training gates, with the final histogram of gate values."""
     return [
         {
             "run": results.run.name,
@@ -190,7 +190,7 @@ def gate_round_rows(runs: Sequence[Results]) -> Rows:
 
 
 def gate_density_rows(results: Results) -> Rows:
-    """Return the density of the gates during every round."""
+    """Return a row for each recorded step of every round of gates, with the share of gates that are on."""
     return [
         {
             "run": results.run.name,
@@ -204,7 +204,7 @@ def gate_density_rows(results: Results) -> Rows:
 
 
 def steps_to_mask_rows(runs: Sequence[Results]) -> Rows:
-    """Return the training steps until the mask of each level was known, mean over replicates."""
+    """Return a row for each level, with the mean training steps until its mask was known."""
     return [
         {"run": results.run.name, **_columns_of(point, "level density steps=known n")}
         for results in runs
@@ -213,7 +213,7 @@ def steps_to_mask_rows(runs: Sequence[Results]) -> Rows:
 
 
 def search_cost_rows(runs: Sequence[Results]) -> Rows:
-    """Return steps and seconds of the search up to each level, mean over replicates."""
+    """Return a row for each level, with mean steps and seconds of the search up to this level."""
     names = "level density test=metric search_steps=steps search_seconds=seconds n"
     return [
         {"run": results.run.name, **_columns_of(point, names)}
@@ -223,7 +223,7 @@ def search_cost_rows(runs: Sequence[Results]) -> Rows:
 
 
 def training_cost_rows(runs: Sequence[Results]) -> Rows:
-    """Return the cost of each level's whole training relative to dense, mean over replicates."""
+    """Return a row for each level, with the mean cost of its tickets' whole training relative to the dense network."""
     return [
         {
             "run": results.run.name,
@@ -241,7 +241,7 @@ def training_cost_rows(runs: Sequence[Results]) -> Rows:
 
 
 def method_rows(subject: Subject) -> Rows:
-    """Return runs that reached the same density, with metric and relative costs (see `same_density`)."""
+    """Return a row for each run at each density that several runs reached, with metric and relative costs."""
     rows = []
     for task, indices in subject.by_task.items():
         for match in density_matches([subject.runs[index] for index in indices]):
@@ -267,7 +267,7 @@ def method_rows(subject: Subject) -> Rows:
 
 
 def verdict_rows(runs: Sequence[Results]) -> Rows:
-    """Return the verdict of every level of every run."""
+    """Return a row for each level of each run, with its verdict."""
     return [
         {
             "run": results.run.name,
@@ -287,7 +287,7 @@ def verdict_rows(runs: Sequence[Results]) -> Rows:
 
 
 def verify_rows(verifications: Sequence[VerifyRecord]) -> Rows:
-    """Return every difference of every verification: ticket minus the network named in `role`."""
+    """Return a row for every difference in every verification: ticket minus the network in the column `role`."""
     return [
         {
             **_columns_of(verify, "verify=name run about replicate level density verdict as_good_as_dense"),
@@ -300,7 +300,7 @@ def verify_rows(verifications: Sequence[VerifyRecord]) -> Rows:
 
 
 def seed_rows(verifications: Sequence[VerifyRecord]) -> Rows:
-    """Return the test metric of every seed of every network of every verification."""
+    """Return a row for every seed of every network in every verification, with the test metric."""
     return [
         {"verify": verify.name, "role": role, "seed": seed, "steps": steps, "test": value}
         for verify in verifications
@@ -313,7 +313,7 @@ def seed_rows(verifications: Sequence[VerifyRecord]) -> Rows:
 
 
 def stability_rows(studies: Sequence[StabilityRecord]) -> Rows:
-    """Return every network of every stability study with its distances under pruning and data order."""
+    """Return a row for every network in every stability analysis, with its distances under pruning and data order."""
     return [
         {
             "stability": study.name,
@@ -327,7 +327,7 @@ def stability_rows(studies: Sequence[StabilityRecord]) -> Rows:
 
 
 def barrier_rows(studies: Sequence[StabilityRecord]) -> Rows:
-    """Return the error at each point on the line between two trained networks."""
+    """Return a row for each measured point on a line between two trained networks, with the error there."""
     return [
         {
             "stability": study.name,
@@ -344,7 +344,7 @@ def barrier_rows(studies: Sequence[StabilityRecord]) -> Rows:
 
 
 def speed_rows(speeds: Sequence[SpeedRecord]) -> Rows:
-    """Return every engine at every batch size, with the saving of sparse ones."""
+    """Return a row for every engine at every batch size, with its time, and for sparse engines the time saved."""
     rows = []
     for speed in speeds:
         for timed in speed.comparisons:
@@ -366,7 +366,7 @@ def speed_rows(speeds: Sequence[SpeedRecord]) -> Rows:
 
 
 def time_by_density_rows(speeds: Sequence[SpeedRecord]) -> Rows:
-    """Return the latency of synthetic masks at each density, and the ideal one."""
+    """Return a row for each timed density of synthetic masks, with measured and ideal latency."""
     return [
         {
             "record": speed.name,
@@ -382,7 +382,7 @@ def time_by_density_rows(speeds: Sequence[SpeedRecord]) -> Rows:
 
 
 def latency_rows(panels: Sequence[LatencyPanel], compared: ComparisonsBySetup) -> Rows:
-    """Return metric and time of every timed level, and its gain over unstructured tickets of the same time."""
+    """Return a row for every timed level, with metric, time, and gain over unstructured tickets that are as fast."""
     rows = []
     for panel in panels:
         for one, points in panel.curves:

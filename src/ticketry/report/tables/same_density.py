@@ -1,4 +1,4 @@
-"""Networks of nearly the same density of several runs, and the conditions in which they differ."""
+"""Match tickets of nearly the same density from several runs, and describe how their conditions differ."""
 
 from __future__ import annotations
 
@@ -13,31 +13,31 @@ from ticketry.report.tables.results import Group, Results
 from ticketry.report.wording import Style, json_text
 
 TOLERANCE = 0.05
-"""Relative deviation from the requested density."""
+"""Largest relative deviation of a ticket's density from the requested density."""
 _MEASURED_BY = ("device", "processor", "precision", "threads_per_segment", "devices", "workers", "kernels")
-"""Keys of the environment on which seconds, memory and energy depend."""
+"""Keys of a record's environment that influence seconds, memory and energy."""
 _DEFAULTS = {"kernels": "dense", "devices": 1}
-"""Values for records without these keys."""
+"""Values of these keys for older records, which lack them."""
 
 
 @dataclass(frozen=True)
 class DensityMatch:
-    """One density, and the tickets of the runs that reached it."""
+    """A requested density, and the tickets of the runs that reached this density."""
 
     density: float
-    """The density that some run requested, a share of the prunable weights."""
+    """The density that some run requested, as a share of the prunable weights."""
     members: tuple[tuple[int, Group], ...]
-    """(position among the runs, its tickets)."""
+    """(index of the run, its tickets) for each run that reached the density."""
     nearest: tuple[tuple[int, float], ...]
-    """(position, density) of the other runs that have tickets."""
+    """(index of the run, its nearest density) for each other run that has tickets."""
 
     def style(self, metric: Metric) -> Style:
-        """Return a format for the metric of all members."""
+        """Return the number format for the metric of all matched runs."""
         return Style.for_summaries([group.metric() for _, group in self.members], metric.unit)
 
 
 def density_matches(runs: Sequence[Results]) -> list[DensityMatch]:
-    """Return a match for each requested density that at least two runs reached, the densest first."""
+    """Return a match for each requested density that two or more runs reached, the densest first."""
     return [
         match for density in _all_requested_densities(runs) if len((match := _match_density(runs, density)).members) > 1
     ]
@@ -62,7 +62,7 @@ def _match_density(runs: Sequence[Results], density: float) -> DensityMatch:
 
 
 def _all_requested_densities(runs: Sequence[Results]) -> list[float]:
-    """Return the requested densities in descending order, without near duplicates."""
+    """Return the densities that any run requested, in descending order, without near duplicates."""
     distinct: list[float] = []
     for density in sorted({one for results in runs for one in requested_densities(results)}, reverse=True):
         if not distinct or abs(density - distinct[-1]) > TOLERANCE * distinct[-1]:
@@ -71,7 +71,7 @@ def _all_requested_densities(runs: Sequence[Results]) -> list[float]:
 
 
 def requested_densities(results: Results) -> list[float]:
-    """Return the densities that a run requested; if its method chose them, those that it reached; else none."""
+    """Return the densities that a run requested; if its method chose densities, the densities that it reached."""
     settings = results.run.settings
     given, removed = (
         _shares_among_values(settings.get("density")),
@@ -89,7 +89,7 @@ def has_energy(found: Sequence[DensityMatch], runs: Sequence[Results]) -> bool:
 
 
 def schedule_differences(match: DensityMatch, labels: Sequence[str], runs: Sequence[Results]) -> list[str]:
-    """Describe differences in the training of the members, ``lr: 0.1 (one), 0.05 (other)``; empty without any."""
+    """Return texts on differences in the training of matched runs, such as ``lr: 0.1 (one), 0.05 (other)``."""
     members = [runs[i].run for i, _ in match.members]
     recipes = [run.recipe for run in members]
     keys = [key for key in recipes[0] if all(key in recipe for recipe in recipes)]
@@ -100,7 +100,7 @@ def schedule_differences(match: DensityMatch, labels: Sequence[str], runs: Seque
 
 
 def condition_differences(match: DensityMatch, labels: Sequence[str], runs: Sequence[Results]) -> list[str]:
-    """Describe differences in machines and their use; empty without any."""
+    """Return texts on differences in machine, processor, precision, threads etc. of matched runs."""
     environments = [runs[i].run.environment for i, _ in match.members]
     values = [
         (key.replace("_", " "), [one.get(key, _DEFAULTS.get(key)) for one in environments]) for key in _MEASURED_BY

@@ -1,4 +1,4 @@
-"""Measured times: savings of compiled tickets, and the metric of a run's tickets against their latency."""
+"""Prepare measured times for display: time saved by compiled tickets, and metric against latency of tickets."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ticketry.report.wording import MINUS, NONE, Style, percent, printable
 
 @dataclass(frozen=True, order=True)
 class TimingSetup:
-    """The conditions under which times are comparable."""
+    """The conditions of a timing: times are comparable if these are equal."""
 
     batch: int
     precision: str
@@ -37,18 +37,18 @@ class TimingSetup:
 
 @dataclass(frozen=True)
 class LatencyPoint:
-    """The tickets of a level: their metric, and their latency relative to the fastest dense engine."""
+    """Metric of the tickets of a level, and their latency relative to the fastest dense engine."""
 
     group: Group
     time: float
-    """Share of the fastest dense engine's time, mean over the timed replicates."""
+    """Time relative to the fastest dense engine, mean over the timed replicates."""
     low: float
-    """The lowest end of those replicates' intervals."""
+    """The lowest end of the timed replicates' intervals."""
     high: float
     timed: int
     """Number of timed replicates."""
     engines: tuple[str, ...]
-    """The fastest engines."""
+    """Names of the engines that run the tickets fastest."""
 
     @property
     def metric(self) -> Summary:
@@ -56,17 +56,17 @@ class LatencyPoint:
 
 
 def timing_setups(runs: Iterable[Results], speeds: Sequence[SpeedRecord]) -> list[TimingSetup]:
-    """Return all setups in which a ticket of the runs was timed, smaller batches first."""
+    """Return all setups in which a ticket of the runs was timed, with smaller batches first."""
     names = {results.run.name for results in runs}
     return sorted({TimingSetup.of(timed) for speed in speeds if speed.run in names for timed in speed.comparisons})
 
 
 def latency_points(results: Results, speeds: Sequence[SpeedRecord], setup: TimingSetup) -> list[LatencyPoint]:
-    """Return a point for each level with a ticket timed in that setup, the slowest first.
+    """Return a point for each level of which a ticket was timed in the setup, the slowest first.
 
-    Each ticket has the time of its fastest form: in sparse kernels, or, for whole channels, as a smaller network in a
-    dense engine. If it was timed several times, the comparisons with the most dense engines count, and of them the
-    fastest.
+    The time of a ticket is that of its fastest form: in sparse kernels, or, if whole channels are pruned, as a smaller
+    network in a dense engine. If a ticket was timed several times, use the fastest of the comparisons with the most
+    dense engines.
     """
     found = []
     for group in results.groups_of_role(TICKET):
@@ -86,9 +86,9 @@ def latency_points(results: Results, speeds: Sequence[SpeedRecord], setup: Timin
 
 
 def _best_saving(results: Results, point: Point, speeds: Sequence[SpeedRecord], setup: TimingSetup) -> Saved | None:
-    """Return the largest saving among the comparisons with the most dense engines.
+    """Return a ticket's largest saving among the comparisons with the most dense engines; None if it was not timed.
 
-    A ticket that was also timed against a single slow engine is not faster for that.
+    Comparisons with fewer dense engines do not count, since their fastest dense engine may be slow.
     """
     timings = [
         timed
@@ -107,7 +107,7 @@ def _dense_engine_count(timed: Timed) -> int:
 
 
 def _last_folder(path: str) -> str:
-    """Return the last part of a path: it identifies a run's ticket, wherever the store was when it was timed."""
+    """Return the last part of a path, which identifies a run's ticket even if the store has been moved."""
     return path.replace("\\", "/").rstrip("/").rpartition("/")[2]
 
 
@@ -116,33 +116,33 @@ def _last_folder(path: str) -> str:
 
 @dataclass(frozen=True)
 class EqualTimeComparison:
-    """A timed level against unstructured tickets that take no longer."""
+    """A comparison of a timed level with unstructured tickets that take no longer."""
 
     point: LatencyPoint
     difference: Summary
-    """Metric minus theirs, replicate by replicate; above 0 this level is better."""
+    """Paired differences of the metric; above 0, the timed level is better."""
 
 
 ComparisonsBySetup = Mapping[tuple[TimingSetup, str], Mapping[int, EqualTimeComparison]]
-"""By setup and name of a run, for each of its levels."""
+"""Comparisons by (setup, name of the run), and then by level."""
 MetricByReplicate = Mapping[int, float]
-"""The test metric by replicate."""
+"""The test metric of each replicate."""
 UNSTRUCTURED = "unstructured"
 
 
 def paired_unstructured_run(results: Results, runs: Sequence[Results]) -> Results | None:
-    """Return the first run of unstructured masks with the same seeds and recipe as a run."""
+    """Return the first run with unstructured masks that has the same seeds and recipe as `results`; otherwise None."""
     return next((one for one in runs if results.pairs_with(one) and structure_name(one) == UNSTRUCTURED), None)
 
 
 def compare_at_equal_time(
     results: Results, base: Results, speeds: Sequence[SpeedRecord], setup: TimingSetup
 ) -> Mapping[int, EqualTimeComparison]:
-    """Compare each level of a run with unstructured tickets that take no longer.
+    """Compare each level of a run with unstructured tickets (of the run `base`) that take no longer.
 
-    Unstructured tickets of a given time are those of a level that is as fast, or an interpolation between two levels.
-    The comparison is with the best (by mean) of all that take no longer, so that a denser ticket that is worse by
-    chance does not count. Levels faster than any unstructured one are left out.
+    Candidates are all unstructured levels that take no longer, and the interpolation between two levels to the same
+    time. The best candidate (by mean) is used, so that a slower candidate that is worse by chance does not count.
+    Levels that are faster than all unstructured levels are omitted.
     """
     curve = _latency_curve(base, latency_points(base, speeds, setup))
     found = {}
@@ -162,7 +162,7 @@ def compare_at_equal_time(
 
 
 def _latency_curve(base: Results, points: Sequence[LatencyPoint]) -> list[tuple[float, MetricByReplicate]]:
-    """Return time and metric of a run's levels and its dense network, the fastest first."""
+    """Return (time, metric by replicate) of a run's levels and of its dense network, the fastest first."""
     found = [(point.time, point.group.values()) for point in points]
     if base.dense is not None:
         found.append((1.0, base.dense.values()))
@@ -170,7 +170,7 @@ def _latency_curve(base: Results, points: Sequence[LatencyPoint]) -> list[tuple[
 
 
 def _interpolate_metric(curve: Sequence[tuple[float, MetricByReplicate]], time: float) -> MetricByReplicate | None:
-    """Return the metric at a time, interpolated between the nearest points of the curve; None outside the curve."""
+    """Return the metric interpolated to a time between the nearest points of the curve; None outside the curve."""
     slower = next((one for one in curve if one[0] >= time), None)
     faster = next((one for one in reversed(curve) if one[0] < time), None)
     if slower is None or faster is None:
@@ -194,7 +194,7 @@ def structure_name(results: Results) -> str:
 
 
 def structure_labels(runs: Sequence[Results]) -> tuple[str, ...]:
-    """Return the structure of each run's masks as its label, with the run's label where several have the same."""
+    """Return the structure of each run's masks as a label; add the run's label if several runs have this structure."""
     kinds = [structure_name(results) for results in runs]
     return tuple(
         kind if kinds.count(kind) == 1 else f"{kind} ({label})"
@@ -204,7 +204,7 @@ def structure_labels(runs: Sequence[Results]) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class LatencyPanel:
-    """One setup with the runs that have tickets timed in it."""
+    """A panel of a figure: a timing setup, and the runs with tickets that were timed in this setup."""
 
     setup: TimingSetup
     curves: tuple[tuple[Series, tuple[LatencyPoint, ...]], ...]
@@ -215,7 +215,7 @@ class LatencyPanel:
 
 
 def latency_panels(subject: Subject, indices: Sequence[int]) -> list[LatencyPanel]:
-    """Return a panel for each setup in which a ticket of these runs (of one task) was timed."""
+    """Return a panel for each setup in which a ticket of the runs with these indices (of one task) was timed."""
     runs = subject.runs_at(indices)
     series = [Series(*one) for one in zip(structure_labels(runs), indices, runs, strict=True)]
     found = []
@@ -227,7 +227,7 @@ def latency_panels(subject: Subject, indices: Sequence[int]) -> list[LatencyPane
 
 
 def compare_panels(panels: Sequence[LatencyPanel], speeds: Sequence[SpeedRecord]) -> ComparisonsBySetup:
-    """Compare tickets with structure to those without, in each panel that has both."""
+    """Compare structured tickets with unstructured tickets, in each panel that has both."""
     found: dict[tuple[TimingSetup, str], Mapping[int, EqualTimeComparison]] = {}
     for panel in panels:
         runs = [one.results for one, _ in panel.curves]
@@ -271,13 +271,13 @@ def best_equal_time_sentence(panel: LatencyPanel, compared: ComparisonsBySetup) 
 # -- of one compiled ticket --------------------------------------------------------------------------------------------
 
 _CLOSE = 0.01
-"""Share of a time: a ratio of medians that leaves the interval by less does not visibly contradict it."""
+"""Share of time by which a saving computed from medians may leave the interval without contradicting it visibly."""
 _STEADY = 2
-"""Largest ratio of the third to the first quartile of a steady engine's times."""
+"""Largest ratio of the third to the first quartile of an engine's times that counts as steady."""
 
 
 def savings_sentence(speed: SpeedRecord) -> str:
-    """Say how much less time a call takes at each batch, and where no difference was shown (the interval has 0)."""
+    """Return a sentence: how much less time a call takes at each batch size, or that no difference was shown there."""
     takes, unknown = [], []
     for timed in speed.comparisons:
         if (best := _first_saving(timed)) is None:
@@ -302,12 +302,12 @@ def _saving_range(best: Saved) -> str:
 
 
 def _first_saving(timed: Timed) -> Saved | None:
-    """Return the saving of the sparse engine, which comes first; a smaller dense model may follow."""
+    """Return the time saved by the sparse engine, which is recorded first; None if nothing was compared."""
     return next(iter(timed.saved), None)
 
 
 def unsteady_sentence(speed: SpeedRecord) -> str:
-    """Explain numbers that disagree because other work ran on the machine; empty if none do."""
+    """Return sentences that explain numbers that disagree since other work ran on the machine; empty if none do."""
     apart = {
         timed.batch: _less_or_more(saved)
         for timed in speed.comparisons
@@ -325,7 +325,7 @@ def unsteady_sentence(speed: SpeedRecord) -> str:
 
 
 def _contradicting_saving(timed: Timed) -> float | None:
-    """Return the saving computed from two median times if it contradicts the recorded interval, else None."""
+    """Return the saving computed from two median times if it contradicts the recorded interval; otherwise None."""
     best, seconds = _first_saving(timed), [row.seconds for row in _compared_times(timed) if row.seconds is not None]
     if best is None or len(seconds) < 2:
         return None
@@ -338,13 +338,13 @@ def _is_unsteady(timed: Timed) -> bool:
 
 
 def _compared_times(timed: Timed) -> list[EngineTime]:
-    """Return the times of the sparse engine and of the dense one that it is compared with."""
+    """Return the times of the sparse engine, and of the dense engine that it is compared with."""
     best, rows = _first_saving(timed), {row.engine: row for row in timed.times}
     return [rows[name] for name in (best.engine, best.against) if name in rows] if best else []
 
 
 def savings_facts(speed: SpeedRecord) -> list[tuple[str, str, str]]:
-    """Return the saving at each batch and the compile time as (name, number, remark)."""
+    """Return (name, number, remark) for the time saved at each batch size, and for the compile time."""
     found = []
     for timed in speed.comparisons:
         best = _first_saving(timed)
@@ -361,7 +361,7 @@ def savings_facts(speed: SpeedRecord) -> list[tuple[str, str, str]]:
 
 
 def engine_time_rows(speed: SpeedRecord) -> list[list[str]]:
-    """Return a line for each engine: its median milliseconds and quartiles at each batch, or why it has none."""
+    """Return a table row for each engine: median milliseconds and quartiles at each batch size, or why it has none."""
     names = dict.fromkeys(row.engine for timed in speed.comparisons for row in timed.times)
     return [[name, *(_engine_time_text(timed, name) for timed in speed.comparisons)] for name in names]
 
@@ -375,5 +375,5 @@ def _engine_time_text(timed: Timed, name: str) -> str:
 
 
 def lowest_confidence(speed: SpeedRecord) -> float:
-    """Return the lowest confidence of the savings' intervals."""
+    """Return the lowest confidence level among the intervals of the time saved."""
     return min((saved.confidence for timed in speed.comparisons for saved in timed.saved), default=0.0)

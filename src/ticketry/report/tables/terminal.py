@@ -1,4 +1,4 @@
-"""The results of a run for the terminal: plain lines, or a rich table."""
+"""Format the results of a run for the terminal, as plain lines or as a rich table."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 def verdict_line(record: RunValues) -> str:
-    """Return the observation in plain sentences on one line.
+    """Return the observation about a run, one or two plain sentences, on one line.
 
     Raises:
         StoreError: if the record is malformed.
@@ -37,7 +37,7 @@ def verdict_line(record: RunValues) -> str:
 
 
 def summary_lines(record: RunValues) -> list[str]:
-    """Return a plain-text table of the test results: a title, the header, then a line for each level.
+    """Return a plain-text table of the test results as lines: a title, the header, and a line for each level.
 
     Raises:
         StoreError: if the record is malformed.
@@ -47,7 +47,7 @@ def summary_lines(record: RunValues) -> list[str]:
 
 
 def summary_cells(record: RunValues) -> tuple[str, list[str], list[list[str]]]:
-    """Return title, header and the cells of each level of `summary_lines`.
+    """Return the table of `summary_lines` as title, header, and the cells of each level.
 
     Raises:
         StoreError: if the record is malformed.
@@ -60,7 +60,7 @@ def summary_table(record: RunValues, width: int | None = None) -> Table:
     """Return the table of `summary_lines` for a rich console.
 
     Args:
-        width: width of the console. Columns that do not fit are left out and named below: no number is cut.
+        width: width of the console; columns that do not fit are omitted, and named below the table.
 
     Raises:
         StoreError: if the record is malformed.
@@ -92,7 +92,7 @@ def summary_table(record: RunValues, width: int | None = None) -> Table:
 def _drop_wide_columns(
     header: list[str], rows: list[list[str]], width: int | None
 ) -> tuple[list[str], list[list[str]], list[str]]:
-    """Return header, rows, and the omitted columns: the last controls, then the dense network."""
+    """Omit columns until the table fits: the last controls first, then dense; return header, rows and omitted names."""
     every = header
     for name in (*reversed(header[header.index("tickets") + 1 : -1]), header[-1]):
         cells = zip(*rows, strict=True)
@@ -105,7 +105,7 @@ def _drop_wide_columns(
 
 
 def verdict_lines(record: RunValues) -> list[str]:
-    """Return a plain-text table of the verdicts, one line for each level; empty without verdicts.
+    """Return a plain-text table of the verdicts, with a line for each level; empty without verdicts.
 
     Raises:
         StoreError: if the record is malformed.
@@ -132,14 +132,14 @@ def verdict_lines(record: RunValues) -> list[str]:
 
 
 def _replicates_needed(one: LevelVerdict) -> str:
-    """Return how many replicates in total would decide the level; a dash if it is decided."""
+    """Return how many replicates in total would likely decide a level; a dash if it is decided."""
     if one.decided:
         return NONE
     return "too many" if one.more_seeds is None else f"about {one.n + one.more_seeds}"
 
 
 def moment_lines(record: RunValues) -> list[str]:
-    """Return when each network was pruned, a line per level: ``level 1 at step 118 (detected), 236 (latest)``."""
+    """Return a line for each level that says when each replicate was pruned: ``level 1 at step 118 (detected)``."""
     levels: dict[int, list[str]] = {}
     for point in sorted(read_run(record).points, key=lambda point: point.replicate):
         if point.moment:
@@ -171,7 +171,7 @@ def _table_cells(results: Results) -> tuple[list[str], list[list[str]]]:
 
 _WEIGHTS = "weights remaining"
 _HEADERS = {"time": "time", "multiplications": "FLOPs"}
-"""Headers of the cost of a call, as a share of the dense network's."""
+"""Table headers of the cost of a call relative to the dense network, by measure."""
 
 
 def _share_text(cost: float | None) -> str:
@@ -179,7 +179,7 @@ def _share_text(cost: float | None) -> str:
 
 
 def _summary_text(style: Style, group: Group | None, usual: int) -> str:
-    """Format ``96.23 ± 0.41``, with ``(2)`` if the number of replicates is unusual."""
+    """Format a group's mean and spread, ``96.23 ± 0.41``; add ``(2)`` if 2 replicates are not the `usual` number."""
     if group is None:
         return NONE
     summary = group.metric()
@@ -187,11 +187,11 @@ def _summary_text(style: Style, group: Group | None, usual: int) -> str:
 
 
 def relative_costs(record: RunValues) -> list[dict[str, Any]]:
-    """Return the costs of each ticket with recorded phases, including its search and dense steps.
+    """Return the costs of each ticket whose training phases are recorded, including its search and dense training.
 
-    ``steps``, ``flops``, ``memory`` (the highest of all training steps; scoring is not measured) and ``own_memory`` (of
-    the training with its own mask) relative to the dense training of its replicate, and ``seconds``; None if unknown.
-    ``replicate`` and ``level`` identify the ticket.
+    A ticket's dict has ``steps``, ``flops``, ``memory`` (the peak of all training steps; scoring is not measured) and
+    ``own_memory`` (of the training with the ticket's own mask), all relative to the dense training of its replicate;
+    and ``seconds``. A cost is None if it is unknown. ``replicate`` and ``level`` identify the ticket.
     """
     points = read_run(record).points
     dense = {point.replicate: point.phases.dense for point in points if point.role == DENSE and point.phases}
@@ -203,7 +203,7 @@ def relative_costs(record: RunValues) -> list[dict[str, Any]]:
 
 
 def cost_lines(record: RunValues) -> list[str]:
-    """Return a plain table of `relative_costs`, a line per level, means over the replicates; empty without costs."""
+    """Return a plain-text table of mean `relative_costs`, with a line for each level; empty without costs."""
     found = relative_costs(record)
     if not found:
         return []
