@@ -254,8 +254,7 @@ def meet_share(meter: Meter, costs: CostModel, time: float | str, allocate: Call
         allocate: function that maps a budget in seconds to a mask.
 
     Raises:
-        UsageError: if the budget is below the floor, the latency with all layers empty; the message lists the parts of
-        the floor.
+        UsageError: if the budget is below the latency with all layers empty; the message lists the parts of that floor.
     """
     if costs.unit != "seconds":
         raise UsageError(

@@ -1,4 +1,4 @@
-"""Cost of a network under any mask: cost curves of its layers plus a fixed part. A value with a file format."""
+"""Cost of a network under any mask: cost curves of its layers plus a fixed part. Has a file format."""
 
 from __future__ import annotations
 
@@ -31,16 +31,16 @@ Value = TypeVar("Value", bound=Struct)
 
 
 class Curve(Struct, frozen=True):
-    """Cost of a layer by density: a piecewise linear function.
+    """Cost of a layer as a piecewise linear function of its density.
 
     Raises:
-        ValueError: unless densities rise from 0 to 1, and costs are finite, at least 0 and never fall.
+        ValueError: unless densities rise from 0 to 1, and costs are finite, at least 0, and never fall.
     """
 
     densities: tuple[float, ...]
-    """Share of the layer's weights that is retained, rising from 0 to 1."""
+    """Densities (retained shares of the layer's weights) at which costs are known, rising from 0 to 1."""
     costs: tuple[float, ...]
-    """Cost of all calls of the layer, in the unit of the cost model."""
+    """Cost at each density, of all calls of the layer together, in the unit of the cost model."""
 
     def __post_init__(self) -> None:
         if len(self.densities) != len(self.costs) or len(self.costs) < 2:
@@ -54,10 +54,10 @@ class Curve(Struct, frozen=True):
 
     @classmethod
     def through(cls, points: Iterable[tuple[float, float]]) -> Curve:
-        """Return the curve through measured (density, cost) points.
+        """Fit a curve to measured (density, cost) points.
 
-        Neighbours whose costs fall get their mean (isotonic regression: Ayer et al. 1955). Densities 0 and 1 are
-        extrapolated from the nearest two points.
+        Where costs fall from a point to the next, both get their mean (isotonic regression: Ayer et al. 1955). Costs at
+        densities 0 and 1 are extrapolated from the nearest two points.
 
             >>> Curve.through([(0.1, 2.0), (0.5, 6.0), (1.0, 5.0)]).costs
             (1.125, 2.0, 5.5, 5.5)
@@ -76,17 +76,17 @@ class Curve(Struct, frozen=True):
 
     @classmethod
     def constant(cls, cost: float) -> Curve:
-        """Return the curve of a layer that no mask makes cheaper."""
+        """Return the curve of a layer that costs the same at every density."""
         return cls((0.0, 1.0), (cost, cost))
 
     def at(self, density: float) -> float:
-        """Return the cost at a density."""
+        """Return the cost at `density`, interpolated linearly."""
         index = min(max(bisect_right(self.densities, density), 1), len(self.densities) - 1)
         points = list(zip(self.densities, self.costs, strict=True))
         return _extrapolate(points[index - 1], points[index], density)
 
     def convex(self) -> Curve:
-        """Return the lower convex hull: the largest convex function that is nowhere above this one."""
+        """Return the lower convex hull of the curve: the largest convex curve that is nowhere above this curve."""
         hull: list[tuple[float, float]] = []
         for point in zip(self.densities, self.costs, strict=True):
             while len(hull) > 1 and _slope_between(hull[-2], hull[-1]) >= _slope_between(hull[-1], point):
@@ -95,12 +95,12 @@ class Curve(Struct, frozen=True):
         return Curve(tuple(density for density, _ in hull), tuple(cost for _, cost in hull))
 
     def times(self, factor: float) -> Curve:
-        """Return the curve of a layer that costs `factor` times as much."""
+        """Return the curve with all costs multiplied by `factor`."""
         return Curve(self.densities, tuple(factor * cost for cost in self.costs))
 
 
 def _fit_non_falling(costs: list[float]) -> list[float]:
-    """Return the non-falling sequence with the least squared distance to these costs (pool adjacent violators)."""
+    """Return the non-falling sequence with the least squared distance to `costs` (pool adjacent violators)."""
     pools: list[tuple[float, int]] = []
     for cost in costs:
         pools.append((cost, 1))
@@ -122,20 +122,21 @@ class LayerCost(Struct, frozen=True):
     """Cost of a layer's prunable weight, by density and granularity."""
 
     weights: int
-    """Number of its elements."""
+    """Number of elements of the layer's weight."""
     dense: float
-    """Cost in the unpruned network, in the unit of the cost model."""
+    """Cost of the layer in the unpruned network, in the unit of the cost model."""
     curves: dict[str, Curve]
     """Granularity (``weights``, ``rows:16``) -> cost by density; empty if no mask makes the layer cheaper."""
     all_rows: dict[str, Curve] = {}
-    """Curves of a network that runs channels-last in all layers, the layout for rows that share columns."""
+    """Granularity -> cost by density, if the whole network runs channels-last, the memory layout that suits groups of
+    rows."""
 
     def at(self, density: float, granularity: str = FINEST) -> float:
-        """Return the cost at a density; a granularity that was not measured costs what the next finer one does."""
+        """Return the cost at a density and granularity; if it was not measured, that of the next finer granularity."""
         return self._interpolate(self.curves, density, granularity)
 
     def at_channels_last(self, density: float, granularity: str = FINEST) -> float:
-        """Return the cost in a network that runs channels-last in all layers."""
+        """Return the cost at a density and granularity if the whole network runs channels-last."""
         return self._interpolate(self.all_rows, density, granularity) if density < 1 else self.dense
 
     def _interpolate(self, curves: Mapping[str, Curve], density: float, granularity: str) -> float:
@@ -144,7 +145,7 @@ class LayerCost(Struct, frozen=True):
         return curves[str(finer[-1])].at(density) if finer else self.dense
 
     def curve(self, granularity: str = FINEST) -> Curve:
-        """Return the curve of one granularity. Raises `UsageError` if it was not measured."""
+        """Return the curve of one granularity; raise `UsageError` if this granularity was not measured."""
         if granularity not in self.curves:
             raise UsageError(
                 f"granularity {granularity!r} has no costs here, but {', '.join(self.curves)} have: measure it, by"
@@ -154,11 +155,11 @@ class LayerCost(Struct, frozen=True):
 
     @property
     def floor(self) -> float:
-        """Cost of the empty layer, in the granularity where it is least."""
+        """Cost of the layer without weights, in the granularity in which this is cheapest."""
         return min([self.dense, *(curve.costs[0] for curve in (*self.curves.values(), *self.all_rows.values()))])
 
     def scaled(self, factor: float) -> LayerCost:
-        """Return the cost multiplied by `factor`."""
+        """Return the layer's costs, all multiplied by `factor`."""
         curves, all_rows = (
             {name: curve.times(factor) for name, curve in each.items()} for each in (self.curves, self.all_rows)
         )
@@ -166,7 +167,7 @@ class LayerCost(Struct, frozen=True):
 
 
 class Estimate(Struct, frozen=True):
-    """A cost with its 95 % interval.
+    """An estimated cost with its 95 % interval.
 
     Examples:
         >>> model = nn.Sequential(nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 16))
@@ -186,7 +187,7 @@ class Estimate(Struct, frozen=True):
 
 
 class CostModel(Struct, frozen=True):
-    """Costs of a network's layers by density and granularity. `ticketry.cost.model` creates it; files have a digest.
+    """Costs of a network's layers by density and granularity, as `ticketry.cost.model` returns them.
 
     Examples:
         >>> model = nn.Sequential(nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 16))
@@ -212,15 +213,15 @@ class CostModel(Struct, frozen=True):
 
     unit: Unit
     layers: dict[str, LayerCost]
-    """Parameter name -> its costs."""
+    """Parameter name -> costs of its layer."""
     fixed: float
-    """Cost that no mask lowers: layers without prunable weights, loading, storing."""
+    """Cost that no mask lowers: layers without prunable weights, loading and storing."""
     spread: float = 0.0
-    """Half the 95 % interval of an estimate, as a share of it."""
+    """Half the width of the 95 % interval of an estimate, as a share of the estimate."""
     about: dict[str, Any] = {}
-    """Target, processor, threads, precision, batch, versions, and how it was measured; JSON values."""
+    """JSON values that describe the measurement: target, processor, threads, precision, batch, versions, method."""
     fixed_parts: dict[str, float] = {}
-    """Operation -> its share of `fixed`, in the unit."""
+    """Operation -> the part of `fixed` that it costs, in the unit."""
 
     @property
     def dense(self) -> float:
@@ -229,14 +230,14 @@ class CostModel(Struct, frozen=True):
 
     @property
     def floor(self) -> float:
-        """Cost of the network with all layers empty."""
+        """Cost of the network if all its layers are empty, which no mask can go below."""
         return self.fixed + sum(layer.floor for layer in self.layers.values())
 
     def estimate(self, mask: Mask) -> Estimate:
-        """Return the network's cost under a mask, with a 95 % interval. Rows that share columns are recognised.
+        """Return the network's estimated cost under a mask, with a 95 % interval.
 
         Raises:
-            UsageError: if it is not a mask.
+            UsageError: if `mask` is not a mask.
             CostError: if the mask belongs to another model.
         """
         require_mask(mask)
@@ -254,22 +255,22 @@ class CostModel(Struct, frozen=True):
         return Estimate(total, total * (1 - self.spread), total * (1 + self.spread), self.unit)
 
     def granularity(self, name: str, mask: Mask) -> str:
-        """Return the granularity by which a layer's mask is charged.
+        """Return the granularity whose cost curve applies to a layer's mask, recognised from groups of equal rows.
 
         Args:
-            name: of the layer's weight.
-            mask: of the network.
+            name: name of the layer's weight.
+            mask: mask of the network.
         """
         return FINEST if list(self.layers[name].curves) == [FINEST] else mask_granularity(mask[name])
 
     def budget(self, asked: float | str) -> float:
-        """Return a budget in the model's unit.
+        """Parse a budget and return it in the unit of the costs.
 
         Args:
             asked: a share of the dense cost (0.3, "30%") or an amount ("5 ms", "2MB", "50M").
 
         Raises:
-            UsageError: if it is invalid, or below the floor; the message lists what the floor consists of.
+            UsageError: if the budget is invalid, or below `floor`; the message lists the parts of the floor.
         """
         amount = parse_amount(asked, self.unit, self.dense)
         if amount < self.floor:
@@ -280,10 +281,10 @@ class CostModel(Struct, frozen=True):
         return amount
 
     def base_seconds(self, base: str) -> float:
-        """Return the latency of a budget's base. Raises `CostError` if it was not measured with these costs.
+        """Return the latency in seconds of a base; raise `CostError` if it was not measured with these costs.
 
         Args:
-            base: one of `units.BASES`; "engine" is the unpruned network of these costs.
+            base: how the unpruned network runs, one of `units.BASES`; "engine" is the network of these costs.
         """
         if base == ENGINE:
             return self.dense
@@ -297,13 +298,15 @@ class CostModel(Struct, frozen=True):
         return float(known[base])
 
     def left_for(self, names: Iterable[str], amount: float) -> float:
-        """Return the part of `amount` that remains for the layers `names`, after fixed costs and the dense costs of all
-        other layers."""
+        """Return what remains of `amount` for the layers `names`.
+
+        Fixed costs and the unpruned costs of all other layers are subtracted.
+        """
         pruned = set(names)
         return amount - self.fixed - sum(layer.at(1.0) for name, layer in self.layers.items() if name not in pruned)
 
     def floor_in_words(self) -> str:
-        """Return the floor and its largest parts as text."""
+        """Return a text for messages with the floor, its share of the dense cost, and its largest parts."""
         parts = dict(self.fixed_parts) or {"what is not pruned": self.fixed}
         for name, layer in self.layers.items():
             parts[f"{name.removesuffix('.weight')}, {'empty' if layer.curves else 'in torch'}"] = layer.floor
@@ -319,11 +322,11 @@ class CostModel(Struct, frozen=True):
 
     @property
     def in_torch(self) -> float:
-        """Cost of the layers that run in torch, which no mask makes faster."""
+        """Cost of the layers that run in torch instead of a sparse kernel, so that no mask makes them faster."""
         return sum(layer.dense for layer in self.layers.values() if not layer.curves)
 
     def in_torch_in_words(self) -> str:
-        """Return the most expensive layers that run in torch, and their cost, as text; empty if all run in kernels."""
+        """Return a text with the most expensive layers that run in torch and their cost; empty if none does."""
         found = {name: layer.dense for name, layer in self.layers.items() if not layer.curves}
         if not found:
             return ""
@@ -336,21 +339,21 @@ class CostModel(Struct, frozen=True):
         )
 
     def curves(self, granularity: str = FINEST) -> dict[str, Curve]:
-        """Return parameter name -> its cost curve, constant for layers without this granularity."""
+        """Return parameter name -> cost curve; constant for layers that were not measured in `granularity`."""
         return {
             name: layer.curve(granularity) if granularity in layer.curves else Curve.constant(layer.dense)
             for name, layer in self.layers.items()
         }
 
     def check_granularity(self, granularity: str) -> None:
-        """Raise `UsageError` if a layer that masks make cheaper has no costs in this granularity; "" accepts any."""
+        """Raise `UsageError` if a layer that masks make cheaper has no costs in `granularity`; accept "" always."""
         if granularity:
             for layer in self.layers.values():
                 if layer.curves:
                     layer.curve(granularity)
 
     def scaled(self, factor: float, **about: Any) -> CostModel:
-        """Return the same costs multiplied by `factor`, with more facts in `about`."""
+        """Return the costs multiplied by `factor`; keywords are added to `about`."""
         facts = {**self.about, **about}
         if bases := self.about.get("bases"):
             facts["bases"] = {name: factor * seconds for name, seconds in bases.items()} | about.get("bases", {})
@@ -364,16 +367,16 @@ class CostModel(Struct, frozen=True):
 
     @property
     def digest(self) -> str:
-        """SHA-256 (hex) of the contents: equal models have equal digests."""
+        """SHA-256 (hex) of the costs; equal costs have equal digests."""
         return digest_of(self)
 
     def save(self, path: str | Path) -> Path:
-        """Write the costs to a JSON file and return its path. Raises `CostError` if that fails."""
+        """Write the costs to a JSON file and return its path; raise `CostError` if the file cannot be written."""
         return save_value(path, KIND, "model", self, "costs")
 
     @classmethod
     def load(cls, path: str | Path) -> CostModel:
-        """Return the costs in the file at `path`. Raises `CostError` if it is missing, damaged or of another kind."""
+        """Read costs from the file `path`; raise `CostError` if it is missing, damaged or contains no costs."""
         try:
             data = content_of(Path(path), most=_LARGEST_FILE)
         except (OSError, ValueError) as error:
@@ -404,24 +407,32 @@ class CostModel(Struct, frozen=True):
 
 
 Prices = Mapping[str, int] | CostModel
-"""Parameter name -> cost of each of its weights, above 0; or costs of layers by density."""
+"""Costs of weights: parameter name -> cost of one of its weights, above 0; or a cost model."""
 
 
 def mask_cost(mask: Mask, prices: Prices) -> float:
-    """Return the cost of the weights that a mask retains; with a cost model, the cost of the whole network."""
+    """Return the cost of all weights that a mask retains; if `prices` is a cost model, that of the whole network."""
     if isinstance(prices, CostModel):
         return prices.estimate(mask).value
     return sum(prices[name] * int(kept.sum()) for name, kept in mask.items())
 
 
 def digest_of(value: Struct) -> str:
-    """Return the SHA-256 (hex) of a value as canonical JSON."""
+    """Return the SHA-256 (hex) of `value` as canonical JSON."""
     text = json.dumps(msgspec.to_builtins(value), sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def save_value(path: str | Path, kind: str, field: str, value: Struct, what: str) -> Path:
-    """Write a value and its digest to a JSON file atomically. Raises `CostError` if that fails."""
+    """Write a value and its digest to a JSON file atomically; raise `CostError` if the file cannot be written.
+
+    Args:
+        path: path of the file.
+        kind: kind of file, which `parse_value` checks.
+        field: JSON key of the value.
+        value: the value to write.
+        what: name of the contents in errors.
+    """
     document = {"kind": kind, "format": 1, "digest": digest_of(value), field: msgspec.to_builtins(value)}
     try:
         write_atomically(Path(path), json.dumps(document, indent=1, allow_nan=False).encode())
@@ -431,7 +442,17 @@ def save_value(path: str | Path, kind: str, field: str, value: Struct, what: str
 
 
 def parse_value(data: bytes, cls: type[Value], path: object, kind: str, field: str, what: str, hint: str) -> Value:
-    """Return a value that `save_value` wrote. Raises `CostError` if the file is damaged or of another kind."""
+    """Parse a file that `save_value` wrote; raise `CostError` if it is damaged or of another kind.
+
+    Args:
+        data: contents of the file.
+        cls: class of the value.
+        path: path of the file, for errors.
+        kind: kind of file.
+        field: JSON key of the value.
+        what: name of the contents in errors.
+        hint: error message for a file of another kind.
+    """
     try:
         document = parse_json(data)
         if not isinstance(document, dict) or document.get("kind") != kind or document.get("format") != 1:
@@ -454,11 +475,11 @@ _ADVICE = (
     (("embedding", "gather"), "shorter sequences"),
     ((", empty",), "fewer layers"),
 )
-"""Words in the names of operations -> what makes these operations cheaper."""
+"""Pairs of words in the names of operations and advice on what makes these operations cheaper."""
 
 
 def advice_to_lower(parts: Iterable[str]) -> str:
-    """Return advice on what lowers the minimum cost of a network, for its largest part first; empty if there is none.
+    """Return advice on what makes the given parts of a network cheaper; empty if no advice applies.
 
     Args:
         parts: names of operations and of empty layers, the most expensive first.
@@ -478,20 +499,22 @@ def advice_to_lower(parts: Iterable[str]) -> str:
 
 
 def half_error_interval(residuals: Iterable[float]) -> float:
-    """Return half the width of a 95 % interval of relative errors: the 95 % quantile of their magnitudes."""
+    """Return half the width of the 95 % interval of relative errors: the 95 % quantile of their magnitudes."""
     sizes = sorted(abs(each) for each in residuals)
     return sizes[min(len(sizes) - 1, int(0.95 * len(sizes)))] if sizes else 0.0
 
 
 def required_budget(costs: CostModel, mask: Mask) -> str:
-    """Return a text with the budget that pays for a mask: its cost, rounded up, and its share of the dense cost."""
+    """Return a text with the budget that suffices for a mask: its cost, rounded up, and its share of the dense cost."""
     cost = 1.0005 * costs.estimate(mask).value
     return f"{format_cost_above(cost, costs.unit)} ({100 * cost / costs.dense:.3g} % of the dense network's)"
 
 
 def mask_granularity(kept: Tensor) -> str:
-    """Return the granularity of one layer's mask: the median size of the groups of equal rows, each retained weight
-    counted once."""
+    """Return the granularity of one layer's mask, recognised from groups of rows with equal masks.
+
+    The median group size counts, where each group has the weight of its retained elements.
+    """
     if kept.dim() < 2 or not bool(kept.any()):
         return FINEST
     matrix = kept.detach().cpu().flatten(1).numpy()

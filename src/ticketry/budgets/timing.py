@@ -1,4 +1,4 @@
-"""Latency of a network under masks, and its cost model: from timings on this machine or from any other `Timer`."""
+"""Measure the latency of a network under masks, and build its cost model from timings or any other `Timer`."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from ticketry_engine.support.process_state import torch_threads
 from ticketry_engine.support.seeds import generator
 
 _LEAST_SECONDS = 0.002
-"""Minimum duration of the calls that are timed together."""
+"""Minimum duration, in seconds, of the calls that are timed together."""
 
 
 # -- timing ------------------------------------------------------------------------------------------------------------
@@ -44,33 +44,36 @@ _LEAST_SECONDS = 0.002
 
 @dataclass(frozen=True)
 class Effort:
-    """How thoroughly latencies are sampled. A sample is the minimum of several calls, because other load only slows
-    them."""
+    """How thoroughly latencies are sampled: numbers of calls and seconds.
+
+    A sample is the minimum over several calls, because other load on the machine only slows calls.
+    """
 
     fewest: int
     """Minimum number of calls in a sample."""
     most: int
-    """Maximum number of calls in a sample; no call starts after `seconds`."""
+    """Maximum number of calls in a sample; no call starts later than after `seconds`."""
     seconds: float
     settling: float
-    """Seconds of calls before a sample, which fill the caches."""
+    """Seconds for which calls run before a sample, to fill the caches."""
     warming: float
-    """Seconds after which warm-up ends even if calls still differ by more than a tenth."""
+    """Seconds after which warm-up ends, even if the times of calls still differ by more than a tenth."""
     rounds: int
-    """Number of alternating timings of a mask and the unpruned network for a profile."""
+    """Number of rounds, for a profile, in which a mask and the unpruned network are timed alternately."""
     profiles: int
-    """Number of calls that are timed layer by layer."""
+    """Number of calls for which each layer is timed separately."""
 
 
 THOROUGH = Effort(3, 12, 0.1, 0.25, 3.0, rounds=3, profiles=5)
 QUICK = Effort(2, 5, 0.03, 0.05, 0.3, rounds=2, profiles=3)
-"""An effort that suffices to choose between masks; the chosen one is timed again."""
+"""Effort that suffices to choose between masks; the chosen mask is then timed again."""
 
 
 class Meter:
-    """Times a model under masks on this machine, in turns with the unpruned model.
+    """Time a model under masks on this machine, in turns with the unpruned model.
 
-    With one thread the clock is processor time, to which other processes do not add; with several it is wall time.
+    With one thread the clock is processor time, to which other processes do not add; with several threads it is wall
+    time.
     """
 
     def __init__(
@@ -82,18 +85,18 @@ class Meter:
         scope: Scope | None = None,
         effort: Effort = THOROUGH,
     ) -> None:
-        """Capture a model.
+        """Capture a model for a batch of example inputs.
 
         Args:
-            model: on the CPU.
-            example_inputs: of a call.
-            threads: of a call.
+            model: model on the CPU.
+            example_inputs: inputs of a call.
+            threads: number of threads of a call.
             precision: fp32 or bf16.
-            scope: weights to which time is booked; by default `ticketry.scope(model)`.
-            effort: of timings; it may be changed later.
+            scope: weights to whose layers time is attributed; by default `ticketry.scope(model)`.
+            effort: how thoroughly to time; may be changed later.
 
         Raises:
-            EngineError: if the model cannot be captured or is not on the CPU, or for fewer than one thread.
+            EngineError: if the model cannot be captured or is not on the CPU, or `threads` is below 1.
         """
         if threads < 1:
             raise EngineError(f"a call uses at least 1 thread, not {threads}")
@@ -115,16 +118,16 @@ class Meter:
 
     @property
     def batch(self) -> int:
-        """Number of examples in the inputs."""
+        """Number of examples in the example inputs."""
         return self.network.batch
 
     def compiled(self, mask: Mask | None = None, layout: str | None = None) -> Compiled:
-        """Return the network compiled under a mask, by default in the layout that the engine chooses."""
+        """Compile the network under a mask, by default in the memory layout that the engine chooses."""
         return self.network.compile(mask, threads=self.threads, precision=self.precision, layout=layout)
 
     @cached_property
     def dense(self) -> Compiled:
-        """The network compiled without a mask."""
+        """The unpruned network, compiled by ticketry."""
         return self.compiled()
 
     @cached_property
@@ -139,24 +142,35 @@ class Meter:
         return self.network.profile(self.dense, self.effort.profiles, self.dense_seconds)
 
     def profile(self, mask: Mask, layout: str | None) -> CallSeconds:
-        """Return the latency under a mask, divided into layers and other operations. Raises `UnsupportedError` if a
-        layout cannot run it."""
+        """Return the latency under a mask, divided into its layers and all other operations.
+
+        Args:
+            mask: mask of the network.
+            layout: memory layout of the engine; None for the layout that the engine chooses.
+
+        Raises:
+            UnsupportedError: if the network cannot run in the layout under this mask.
+        """
         compiled = self.compiled(mask, layout)
         whole = self.share(compiled, self.effort.rounds).median * self.dense_seconds
         return self.network.profile(compiled, self.effort.profiles, whole)
 
     def share(self, compiled: Compiled, rounds: int = 5) -> Interval:
-        """Return the latency relative to the unpruned network's, both timed alternately: the median with a 95 %
-        interval."""
+        """Time a compiled network and the unpruned one alternately; return the ratio of latencies.
+
+        The ratio is the median over `rounds`, with a 95 % interval.
+        """
         return self.ratio_to_dense(self.network.call(compiled), rounds)
 
     def share_anew(self, mask: Mask, rounds: int) -> Interval:
-        """Return `share` with both networks compiled anew, so that the timings are independent of those used for
-        choices."""
+        """Compile both networks anew, and return the result of `share`.
+
+        The timings are then independent of those by which the mask was chosen.
+        """
         return self._time_ratios(self.network.call(self.compiled(mask)), self.network.call(self.compiled()), rounds)
 
     def ratio_to_dense(self, call: Callable[[], object], rounds: int) -> Interval:
-        """Return the latency of any call relative to the unpruned compiled network's, both timed alternately."""
+        """Time `call` and the unpruned compiled network alternately; return the ratio of their latencies."""
         return self._time_ratios(call, self.network.call(self.dense), rounds)
 
     def _time_ratios(self, ours: Callable[[], object], theirs: Callable[[], object], rounds: int) -> Interval:
@@ -171,7 +185,7 @@ class Meter:
         return median_interval(ratios)
 
     def _seconds_per_call(self, run: Callable[[], object], usual: float) -> float:
-        """Return the seconds of a call: the minimum over samples that are long enough for the clock."""
+        """Return the seconds of one call: the minimum over samples, each long enough for the clock's resolution."""
         several, effort = max(1, ceil(_LEAST_SECONDS / usual)), self.effort
         found: list[float] = []
         with torch.no_grad():
@@ -187,21 +201,21 @@ class Meter:
 # -- the base of a budget ----------------------------------------------------------------------------------------------
 
 _ENGINE_NAMES = {"torch.compile": "compile"}
-"""Base -> its name among the dense engines, where the two differ."""
+"""Name of a base -> name of the same dense engine in benchmarks, if the two names differ."""
 
 _BASE_ROUNDS = 5
 
 
 def time_base(meter: Meter, budget: float | str, base: str) -> Latencies:
-    """Time the base and the unpruned compiled model, and return both with the requested latency.
+    """Time the base and the unpruned compiled model; return both latencies and the requested one.
 
     Args:
-        meter: of the model.
-        budget: a share of the base's latency (0.5, "50%") or an amount ("5ms").
-        base: one of `units.BASES`.
+        meter: meter that times the model.
+        budget: requested latency: a share of the base's (0.5, "50%") or an amount ("5ms").
+        base: how the unpruned model runs, one of `units.BASES`.
 
     Raises:
-        UsageError: for an unknown base, or an invalid budget.
+        UsageError: if the base is unknown or the budget is invalid.
         EngineError: if the base is not installed or cannot run the model.
     """
     check_base(base)
@@ -212,9 +226,9 @@ def time_base(meter: Meter, budget: float | str, base: str) -> Latencies:
 
 
 def base_seconds(meter: Meter, base: str) -> float:
-    """Time a base other than the engine, and return the median of this and all earlier latencies in seconds.
+    """Time a base other than ``engine``; return the median of this and all earlier latencies in seconds.
 
-    A shared machine may be slower for a minute: times that lie apart show it, times in a row do not.
+    A shared machine may be slower for a minute, which only timings at different moments reveal.
 
     Raises:
         EngineError: if the base is not installed or cannot run the model.
@@ -228,7 +242,7 @@ def base_seconds(meter: Meter, base: str) -> float:
 
 
 def prepare_base(meter: Meter, base: str) -> Callable[[], Any]:
-    """Return a call of the model in a base. Raises `EngineError` if the base is not installed or cannot run it."""
+    """Return a function that calls the model in a base; raise `EngineError` if the base cannot run the model."""
     model = copied(meter.model, {}).eval().requires_grad_(False)
     args, kwargs = meter.network.args, meter.network.kwargs
     (contender,) = rivals([_ENGINE_NAMES.get(base, base)])
@@ -246,29 +260,29 @@ def prepare_base(meter: Meter, base: str) -> Callable[[], Any]:
 # -- masks to time -----------------------------------------------------------------------------------------------------
 
 DENSITIES = (1e-9, 0.003, 0.02, 0.08, 0.25, 0.6, 1.0)
-"""Densities of random masks; the lowest one retains one weight (or group) in each layer."""
+"""Densities of random masks; with the lowest density, each layer retains one weight or group."""
 
 SHARES = (1e-9, 0.01, 0.04, 0.1, 0.2, 0.4, 0.7, 1.0)
-"""Shares of the dense cost of scored masks; the lowest retains the best weight of each layer."""
+"""Costs of masks by scores, as shares of the dense cost; with the lowest share, each layer retains its best weight."""
 
 
 class MaskFamily(Protocol):
-    """Masks by which a network's costs are measured, from one weight in each layer to all weights."""
+    """Masks under which a network is timed for its cost model, from one weight in each layer to all weights."""
 
     about: str
-    """Description for the cost model."""
+    """Description of the masks, stored in the cost model."""
     amounts: tuple[float, ...]
-    """Rising numbers from almost 0 to 1, one for each mask."""
+    """For each mask, how much it retains, from almost 0 to 1; see `mask` of the family for the unit."""
 
     def mask(self, granularity: str, amount: float) -> Mask:
-        """Return one of the masks."""
+        """Return the mask of the family with a granularity, such as ``weights``, that retains `amount`."""
 
     def held_out(self, amount: float, seed: int) -> Mask:
-        """Return a mask of single weights with different densities per layer, by which estimates are checked."""
+        """Return a mask of single weights with other densities per layer, under which estimates are checked."""
 
 
 class RandomMasks:
-    """Random masks with the same density in every layer."""
+    """Random masks, which have the same density in every layer; amounts are densities."""
 
     about = "random"
 
@@ -279,14 +293,14 @@ class RandomMasks:
         self._model, self._shapes = model, shapes
 
     def mask(self, granularity: str, amount: float) -> Mask:
-        """Return a mask of density `amount`."""
+        """Return a random mask of density `amount` in every layer, of single weights or groups of rows."""
         rows = Granularity.parse(granularity).rows
         pattern = Synthetic("unstructured") if rows == 1 else Synthetic("groups", rows)
         found = synthetic(self._model, pattern, amount)
         return Mask({name: found[name] for name in self._shapes})
 
     def held_out(self, amount: float, seed: int) -> Mask:
-        """Return random single weights, with a random density around `amount` in each layer."""
+        """Return a random mask of single weights, with a random density around `amount` in each layer."""
         made = {}
         for index, (name, shape) in enumerate(self._shapes.items()):
             source = generator(seed, "cost", index)
@@ -297,9 +311,10 @@ class RandomMasks:
 
 
 class ScoredMasks:
-    """Masks that retain the most score for a share of the dense time; like those of pruning, they have empty channels.
+    """Masks that retain the highest scores for a share of the dense time; amounts are these shares.
 
-    They cost less than random masks of the same density, and the more so the sparser they are.
+    Like the masks of pruning methods, they leave whole channels empty. So they cost less than random masks of the same
+    density, in particular at low densities.
     """
 
     about = "of the scores"
@@ -316,18 +331,18 @@ class ScoredMasks:
         Args:
             scores: parameter name -> score of each weight.
             seconds: parameter name -> seconds of the layer in the unpruned network.
-            layouts: of the weights, see `core.structure.layout.layouts`.
-            amounts: shares of the dense time.
+            layouts: parameter name -> which rows may form a group, see `core.structure.layout.layouts`.
+            amounts: shares of the dense time, one for each mask.
         """
         self.amounts = amounts
         self._scores, self._seconds, self._layouts = scores, seconds, layouts
 
     def mask(self, granularity: str, amount: float) -> Mask:
-        """Return the best blocks for a share of the dense time."""
+        """Return the mask of the best blocks that take at most the share `amount` of the dense time."""
         return self._best_blocks(granularity, amount, self._seconds)
 
     def held_out(self, amount: float, seed: int) -> Mask:
-        """Return the best weights for other prices: each layer's is multiplied by a random factor up to 1.6."""
+        """Return the mask of the best weights after multiplying each layer's time by a random factor, 0.6 to 1.6."""
         prices = {
             name: seconds * float(torch.empty(1).uniform_(-0.5, 0.5, generator=generator(seed, "cost", index)).exp())
             for index, (name, seconds) in enumerate(self._seconds.items())
@@ -352,17 +367,17 @@ class ScoredMasks:
 # -- cost models -------------------------------------------------------------------------------------------------------
 
 _HELD_OUT = (0.08, 0.3)
-"""Amounts of the masks by which the error of estimates is measured."""
+"""Amounts of the masks under which the error of estimates is measured."""
 
 _LEAST_SPREAD = 0.03
-"""Minimum error of estimates that is reported, because two masks cannot show a smaller one."""
+"""Smallest relative error of estimates that is reported, because two masks cannot show a smaller one."""
 
 _CHANNELS_LAST_ROWS = 8
-"""Number of rows per group from which the channels-last layout may be the faster one."""
+"""Number of rows per group from which a network may be faster in the channels-last layout."""
 
 
 class Timer(Protocol):
-    """Interface for a network's latency under masks: `Meter` measures it, `Estimator` computes it from a profile."""
+    """Source of a network's latency under masks: `Meter` measures it, `Estimator` computes it from a GPU profile."""
 
     model: nn.Module
     names: tuple[str, ...]
@@ -379,8 +394,15 @@ class Timer(Protocol):
         """Return the shape of a weight in scope."""
 
     def profile(self, mask: Mask, layout: str | None) -> CallSeconds:
-        """Return the latency under a mask, divided into layers and other operations. Raises `UnsupportedError` if a
-        layout cannot run it."""
+        """Return the latency under a mask, divided into its layers and all other operations.
+
+        Args:
+            mask: mask of the network.
+            layout: memory layout of the engine; None for the layout that the engine chooses.
+
+        Raises:
+            UnsupportedError: if the network cannot run in the layout under this mask.
+        """
 
 
 def measure_costs(
@@ -391,14 +413,14 @@ def measure_costs(
     *,
     check: bool = True,
 ) -> CostModel:
-    """Return the costs of every weight in the meter's scope, in seconds on this machine.
+    """Time the network under masks, and return the costs of all layers in scope in seconds on this machine.
 
     Args:
-        meter: of the network.
-        granularities: what masks remove together.
+        meter: meter that times the network.
+        granularities: granularities of the masks, such as ``weights``.
         family: masks under which the network is timed.
         say: called with the name of each step.
-        check: whether estimates are compared with timings of further masks, for the spread.
+        check: whether to compare estimates with timings of further masks, which gives the spread of estimates.
     """
     here = machine()
     about = {
@@ -432,7 +454,7 @@ def measure_costs(
 
 
 class _MaskProfile(NamedTuple):
-    """Times of the network under one mask in one layout."""
+    """Times of the network's layers under one mask in one memory layout."""
 
     granularity: str
     layout: str
@@ -447,7 +469,15 @@ def build_costs(
     about: dict[str, object],
     say: Callable[[str], None] = lambda _: None,
 ) -> CostModel:
-    """Return the costs of every weight in scope, from a timer's latencies under the masks of a family."""
+    """Return the costs of all layers in scope, from a timer's latencies under the masks of `family`.
+
+    Args:
+        timer: source of latencies.
+        granularities: granularities of the masks.
+        family: masks whose latencies are used.
+        about: description of the measurement, stored in the costs.
+        say: called with the name of each step.
+    """
     say("timing the network without a mask")
     whole, dense = timer.dense_seconds, timer.dense_profile
     samples = _time_family(timer, granularities, family, say)
@@ -485,10 +515,10 @@ def _time_family(
 
 
 def _layer_curves(name: str, samples: Sequence[_MaskProfile], layout: str, fixed: float) -> Iterator[tuple[str, Curve]]:
-    """Yield a layer's cost curve in each granularity.
+    """Yield (granularity, cost curve) of a layer for each granularity, from its times in one memory layout.
 
-    Unpruned parts take less time if channels before them are empty. What they take beyond their minimum is booked to
-    the layers, in proportion to their own time.
+    Operations without prunable weights take less time if channels before them are empty. Their time beyond the minimum
+    `fixed` is attributed to the layers, in proportion to each layer's own time.
     """
     points: dict[str, list[tuple[float, float]]] = {}
     for sample in samples:
