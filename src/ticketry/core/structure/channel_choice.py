@@ -158,12 +158,7 @@ class ChannelOrder:
         return f"{least}{f' (the least multiple of {self.multiple})' if self.multiple > 1 else ''}"
 
     def rank_blocks(self, count: RemainingWeights, scores: Sequence[Tensor]) -> list[list[Channel]]:
-        """Return the blocks of channels that may be removed, in the order of removal.
-
-        Args:
-            count: the channels that remain.
-            scores: scores of the channels of each group.
-        """
+        """Return the blocks of remaining channels (in `count`) that may be removed, in the order of removal."""
         steps = DISTRIBUTIONS[self.distribution](count, scores, self.keep_at_least)
         return split_into_blocks(count, steps, self.multiple)
 
@@ -263,13 +258,7 @@ class ChannelChoice:
                 raise MaskError(f"the scores of the channels of {group.name} are not all numbers (NaN)")
 
     def check_reachable(self, within: Mask | None, density: float, order: ChannelOrder) -> None:
-        """Raise `LayerCollapseError` if `density` cannot be reached, whatever the scores of channels.
-
-        Args:
-            within: mask to continue from, or None.
-            density: the target density.
-            order: how many channels each group retains.
-        """
+        """Raise `LayerCollapseError` if `density` cannot be reached from the mask `within`, whatever the scores."""
         # If the largest channels are removed first, the channels that must stay are as small as possible.
         sizes = [
             -torch.tensor([sum(len(member.indices[c]) for member in group.parameters) for c in range(group.size)])

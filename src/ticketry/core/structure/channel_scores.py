@@ -191,14 +191,7 @@ def channel_scores(
 ) -> list[Tensor]:
     """Return, for each group, the scores of its channels: float64 [channels]; the higher, the more important.
 
-    Args:
-        model: the model.
-        groups: the channel groups.
-        scope: the weights that may be pruned.
-        roles: the dimensions along which layers produce and read channels.
-        inputs: batches, loss and seed, which some scores need.
-        score: name or function of the score, see `channels`.
-        reduce: whether to take the ``mean`` or the ``sum`` over the weights of a channel.
+    `score` and `reduce` are those of the function `channels`; `inputs` contains the batches and the loss.
     """
     if reduce not in REDUCTIONS:
         raise UsageError(f"reduce is {' or '.join(REDUCTIONS)}, not {reduce!r}")

@@ -533,13 +533,9 @@ def choose_layer_masks(
     budget: str,
     collapse: str,
 ) -> dict[str, Tensor]:
-    """Choose the columns of each row group, and return the mask of each layer: bool [rows, columns].
+    """Choose the columns of each row group in `grouped`, and return the mask of each layer: bool [rows, columns].
 
-    Args:
-        layers: weights and mask of each layer.
-        grouped: the row groups of each layer.
-        budgets: the number of weights of each layer.
-        by, budget, collapse: see `regroup`.
+    `budgets` contains each layer's number of weights; `by`, `budget` and `collapse` are options of `regroup`.
     """
     made = {
         name: sum_group_worth(compute_weight_worth(layer.size, layer.kept, by), layer.size, grouped[name])

@@ -292,14 +292,7 @@ def _rename_to_first_names(model: nn.Module, mask: Mask) -> Mask:
 
 
 def _scope_with_ends(model: nn.Module, mask: Mask, first: bool | None, output: bool | None) -> Scope:
-    """Return the scope of the mask's tensors, plus the weights of the first or last layer if requested.
-
-    Args:
-        model: the model.
-        mask: the mask.
-        first: whether to add the weights of the first convolution.
-        output: whether to add the weights of the last linear or convolution layer.
-    """
+    """Return the scope of the tensors in a mask; also of the first layer with `first`, of the last with `output`."""
     asked = [names for names, want in zip(first_and_last_layer_parameters(model), (first, output), strict=True) if want]
     parameters = named_parameters(model)
     shapes = mask.shapes
