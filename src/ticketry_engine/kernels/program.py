@@ -50,7 +50,7 @@ class Bias:
 
     name: str
     values: np.ndarray[Any, Any]
-    """float32 [tables, queries, keys]: one table for all heads, per head, or per window and head; -inf hides a key."""
+    """float32 [tables, queries, keys]; a table may serve several heads and windows, and -inf hides a key."""
     by_head: int
     """Distance between the tables of two consecutive heads: 1 table, or 0 if all heads share a table."""
     by_window: int = 0

@@ -12,7 +12,7 @@ Two kernels run one after the other:
 
 Both products multiply a broadcast number by whole vectors of keys or channels, with all sums of a tile in registers.
 The scores of a tile, at most `MOST_KEYS` per query, stay in the L1 cache and are never written to the arena. The bias
-is float32 [tables, queries, padded keys]: one table for all heads, per head, or per window and head.
+is float32 [tables, queries, padded keys], where a table may serve several heads and windows.
 """
 
 from __future__ import annotations
