@@ -1,4 +1,4 @@
-"""Sparse kernels for masked PyTorch models: compile a model under a mask for inference, or train it under one.
+"""Compiles PyTorch models under a mask to sparse kernels for inference, and trains models under a mask with kernels.
 
 A mask is a mapping of parameter names to bool tensors, True = retained.
 """
@@ -48,7 +48,7 @@ _MODULES = {
 
 
 def __getattr__(name: str) -> Any:
-    """Import a public name when it is first used: importing the package does not load torch or llvmlite."""
+    """Import a public name when it is first used, so that importing the package does not load torch or llvmlite."""
     if name in _MODULES:
         return getattr(import_module(f"ticketry_engine.{_MODULES[name]}"), name)
     raise AttributeError(f"module 'ticketry_engine' has no attribute {name!r}")

@@ -1,7 +1,7 @@
-"""A model compiled for its mask: an `nn.Module` with the call of the original model, for inference.
+"""Compiles a model under a mask to an `nn.Module` for inference, which is called like the original model.
 
-Its weights are in its kernels' tables. It has no parameters, so its `state_dict` is empty. A copy shares the graph,
-and it is pickled and saved as a model file. Autocast does not change it.
+The tables of the kernels contain the weights. The compiled model has no parameters, so its `state_dict` is empty. A
+deep copy shares the graph. Pickling stores the bytes of a model file. Autocast does not affect the compiled model.
 """
 
 from __future__ import annotations
@@ -46,19 +46,19 @@ from ticketry_engine.training.lstm import FEWEST
 from ticketry_engine.training.sparse_training import ALL_WEIGHTS, VERSION, SparseTraining
 
 Step = tuple["Native | Callable[..., Any]", tuple[str, ...], tuple[str, ...], tuple[str, ...]]
-"""The callable of a step, the values that it reads and computes, and those that are not read after it."""
+"""(function of a step, names of values it reads, names of values it computes, names of values to free afterwards)."""
 
 _ROUNDS = 5
-"""Calls that are timed in turns with eager torch."""
+"""Number of calls that are timed alternately with calls of eager torch after tuning."""
 
 _GLANCE = 2
-"""Timing rounds without tuning, for calls of less than `_LONG` seconds; longer calls are timed once."""
+"""Number of timing rounds without tuning; calls of more than `_LONG` seconds are timed once."""
 
 _LONG = 0.05
 
 _OfNative = Callable[[Native, list[Tensor]], list[Tensor]]
 _OfOther = Callable[[Callable[..., Any], list[Tensor], str], Any]
-"""Runs a torch step, given its inputs and the name of its output."""
+"""Function that runs a torch step, given the step, its inputs and the name of its output."""
 
 
 @entry_point()
@@ -74,25 +74,27 @@ def compile(
 ) -> Compiled | CompiledGpu:
     """Return a compiled model whose sparse layers run in kernels made for the mask.
 
-    A model on a GPU is compiled for the GPU, in the precision of its own weights ("tf32" for float32); for another
-    precision call `engine.gpu.compile_gpu`.
+    A model on a GPU is compiled for the GPU, in the precision of its weights ("tf32" for float32). For another
+    precision, call `engine.gpu.compile_gpu`.
 
     Args:
-        model: any module that `torch.export` can trace. It is not changed; it is compiled as in eval mode.
-        keep: parameter name -> bool tensor, True = retained; applied to a copy of the model. None if the pruned weights
-            are zero already.
-        example_inputs: a tensor, a tuple of tensors or a dict of keyword arguments, with the batch first. Calls may
-            have other numbers of examples.
-        threads: number of threads of a call, at most the cores available to the calling thread; None for
+        model: any module that `torch.export` can trace. The module is not changed, and compiled as in evaluation mode.
+        keep: parameter name -> bool tensor, True = retained; the mask is applied to a copy of the model. None if the
+            pruned weights are zero already.
+        example_inputs: a tensor, a tuple of tensors, or a dict of keyword arguments, with the batch on axis 0. Calls
+            may have other numbers of examples.
+        threads: number of threads of a call, at most the number of cores available to the calling thread; None for
             `torch.get_num_threads()` at each call.
-        target: "host"; or "avx2" or "generic" for kernels that use at most AVX2 or SSE4.2.
-        precision: on a CPU "fp32", or "bf16": weights and values between layers are rounded to bfloat16, sums are
-            float32. Inputs and outputs stay float32. Layers that gain nothing stay in fp32: see `Compiled.layers`.
-        tune: time both layouts and several block sizes on the example inputs, and use the fastest for their batch
-            size, instead of estimates. Takes seconds.
+        target: "host" for kernels that use all instructions of this processor; "avx2" or "generic" for kernels that use
+            at most AVX2 or SSE4.2.
+        precision: "fp32", or "bf16" to round weights and values between layers to bfloat16 and add in float32. Inputs
+            and outputs are always float32. Layers that are not faster in bf16 stay in fp32, see `Compiled.layers`.
+        tune: whether to time both memory layouts and several block sizes on the example inputs, and to use the fastest
+            for this batch size; this takes seconds. False: choose them by estimates.
 
     Raises:
-        EngineError: if the model cannot be captured, or the processor does not multiply bfloat16.
+        EngineError: if the model cannot be captured, or if "bf16" is requested and the processor cannot multiply
+            bfloat16.
         MaskError: if the mask does not fit the model.
         MissingExtraError: if llvmlite is not installed.
 
@@ -125,9 +127,13 @@ def compile(
 
 
 def _beside_eager(made: Compiled, model: nn.Module, call: Arguments, *, glance: bool) -> str:
-    """Return a sentence that compares a call's time with eager torch: medians of alternating rounds after a warm-up.
+    """Return a sentence that compares the time of a compiled model's call with that of eager torch.
 
-    A quick timing uses the faster of two rounds, or a single round for long calls.
+    Args:
+        made: the compiled model.
+        model: the model that it was compiled from.
+        call: the arguments of the calls.
+        glance: whether to use the faster of two rounds (one round for long calls); False: the median of five rounds.
     """
     eager = copied(model, {}).to("cpu").eval()
     seconds: tuple[list[float], list[float]] = ([], [])
@@ -156,15 +162,16 @@ def _beside_eager(made: Compiled, model: nn.Module, call: Arguments, *, glance: 
 def load(
     path: str | os.PathLike[str], *, threads: int | None = None, target: str = "host", precision: str | None = None
 ) -> Compiled:
-    """Load a compiled model from a file. The model's source code is not needed.
+    """Load a compiled model from a file; the model's source code is not needed.
 
     Args:
-        path: a file that `Compiled.save` wrote.
-        threads, target: see `compile`.
-        precision: "fp32" or "bf16"; None: as in the saved model. A file's weights are never rounded.
+        path: path of a file that `Compiled.save` wrote.
+        threads, target: number of threads and kind of kernels, as in `compile`.
+        precision: "fp32" or "bf16"; None: the precision of the saved model. Weights in a file are never rounded.
 
     Raises:
-        EngineError: the file is damaged, of a later version or hostile, or the processor multiplies no bfloat16.
+        EngineError: if the file is damaged, malicious or of a later version, or if the precision is "bf16" and the
+            processor cannot multiply bfloat16.
 
     Examples:
         >>> model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 8))
@@ -180,7 +187,7 @@ def load(
 
 
 class Compiled(ForInference):
-    """A compiled model: regions of its graph run in kernels, the rest in torch.
+    """A compiled model: regions of its graph run in kernels, and torch runs all other operations.
 
     Examples:
         >>> model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 8)).eval()
@@ -212,7 +219,7 @@ class Compiled(ForInference):
         digest: str | None = None,
         layout: str | None = None,
     ) -> None:
-        """`layout`: "planes" or "pixels" for all regions, to time one of them; by default chosen by estimates."""
+        """Compile a graph; `layout` is "planes" or "pixels" for all regions, or None for a choice by estimates."""
         super().__init__()
         self.graph = graph
         self.threads = threads
@@ -232,9 +239,9 @@ class Compiled(ForInference):
         self._whole = self._only_region()
         self._seconds: dict[str, float] = {}
         self.clock: Callable[[], float] = time.perf_counter
-        """Clock of `profile`; `time.thread_time` excludes other processes."""
+        """Clock that `profile` uses; with `time.thread_time`, times exclude other processes."""
         self._made_of: tuple[weakref.ref[nn.Module], Arguments] | None = None
-        """The model and the example inputs that `beside_eager` compares with."""
+        """The original model and the example inputs, with which `beside_eager` compares times."""
         self._beside_eager = ""
         nn.Module.train(self, False)
 
@@ -250,7 +257,10 @@ class Compiled(ForInference):
         return build(self.graph.outputs, values)
 
     def _run_steps(self, values: dict[str, Any], native: _OfNative, other: _OfOther) -> None:
-        """Run all steps; `values` holds each result until its last reader is done."""
+        """Run all steps, and store results in `values`; delete a result after the last step that reads it.
+
+        `native` runs a region, and `other` a torch step.
+        """
         with torch.no_grad(), torch.autocast("cpu", enabled=False):
             for run, reads, makes, done in self._steps:
                 tensors = [values[name] for name in reads]
@@ -260,13 +270,13 @@ class Compiled(ForInference):
                     del values[name]
 
     def tune(self, *args: Any, **kwargs: Any) -> Compiled:
-        """Time all plans of the regions on these inputs, and use the fastest for this batch size.
+        """Time all plans (layouts and block sizes) of the regions on these inputs; use the fastest for this batch size.
 
         Args:
-            args, kwargs: what the model is called with, or one tuple or dict of example inputs, as for `compile`.
+            args, kwargs: arguments of a call, or one tuple or dict of example inputs as in `compile`.
 
         Returns:
-            The module itself.
+            The compiled model itself.
         """
         values: dict[str, Any] = dict(zip(self.graph.inputs, self._call.bind_examples(args, kwargs), strict=True))
         threads = self._threads()
@@ -279,16 +289,16 @@ class Compiled(ForInference):
         return self
 
     def forget(self) -> None:
-        """Free the programs of all batch sizes; the next call creates its own again."""
+        """Free the programs of all batch sizes; the next call creates the program that it needs again."""
         for native in self._natives:
             native.forget()
 
     def profile(self, *args: Any, rounds: int = 5, **kwargs: Any) -> list[Layer]:
-        """Return `layers` with the seconds of each, of a call on one thread: the median of some rounds.
+        """Return the rows of `layers` with the time of each layer: the median over calls on one thread, in seconds.
 
         Args:
-            args, kwargs: what the model is called with, or one tuple or dict of example inputs, as for `compile`.
-            rounds: how many calls are timed.
+            args, kwargs: arguments of a call, or one tuple or dict of example inputs as in `compile`.
+            rounds: number of calls that are timed.
         """
         inputs = self._call.bind_examples(args, kwargs)
         self._median_seconds(inputs)
@@ -309,17 +319,17 @@ class Compiled(ForInference):
         return seconds
 
     def layers(self) -> list[Layer]:
-        """Return a row for each layer, in order of execution: where it runs, by which kernel, and why not otherwise."""
+        """Return a row for each layer, in order of execution, with its place (engine or torch), kernel and reason."""
         return describe(self.graph, self.reasons, self._natives, self._seconds)
 
     def save(self, path: str | os.PathLike[str]) -> Path:
-        """Write a model file: it loads without the model's source. Returns its path."""
+        """Write the compiled model to the file `path`, which `load` reads without the model's code; return the path."""
 
         return model_file.save(self.graph, Path(path), {"precision": self.precision})
 
     @property
     def weight_bytes(self) -> int:
-        """Bytes of the tables of all kernels created so far: weights and their positions."""
+        """Return the bytes of weights and their positions in the tables of all programs created so far."""
         return sum(program.table_bytes for native in self._natives for program in native.programs.values())
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Compiled:
@@ -330,7 +340,7 @@ class Compiled(ForInference):
 
     @property
     def beside_eager(self) -> str:
-        """A sentence that compares it with eager torch on the example inputs; measured at the first access."""
+        """Return a sentence that compares times with eager torch on the example inputs; the first access measures."""
         model = self._made_of[0]() if self._made_of else None
         if not self._beside_eager and self._made_of and model is not None:
             self._beside_eager = _beside_eager(self, model, self._made_of[1], glance=True)
@@ -342,7 +352,7 @@ class Compiled(ForInference):
         return f"{table(self.layers(), f'Compiled for {self.target.name}', self.graph.notes)}\n{self.beside_eager}"
 
     def _threads(self) -> int:
-        """Return the number of threads of a call: at most the number of cores."""
+        """Return the number of threads of a call, which is at most the number of available cores."""
         threads = self.threads or torch.get_num_threads()
         return threads if threads == 1 else min(threads, cores())
 
@@ -354,8 +364,7 @@ class Compiled(ForInference):
         return torch_step(self.graph, step), step.inputs, (step.output,)
 
     def _only_region(self) -> Native | None:
-        """Return the region that is the whole network, from the call's inputs to its only output; None if there is no
-        such region."""
+        """Return the region that computes the only output of the network from its inputs; None if no region does."""
         if len(self._steps) != 1 or not self._natives or not isinstance(self.graph.outputs, str):
             return None
         _, reads, makes, _ = self._steps[0]
@@ -363,15 +372,14 @@ class Compiled(ForInference):
         return self._natives[0] if same else None
 
     def _digest_of_graph(self) -> str:
-        """Return the digest that identifies cached plans; computed when first needed, unless the file's digest is
-        known."""
+        """Return the digest that identifies cached programs: that of the model file, or a digest of the graph."""
         if self._digest is None:
             self._digest = digest_of(self.graph)
         return self._digest
 
 
 def _check_precision(precision: str, target: Target) -> str:
-    """Return the precision, if the target has kernels for it."""
+    """Return the precision; raise `EngineError` if `target` has no kernels for this precision."""
     if precision not in ITEM:
         raise EngineError(f"the engine computes in {' or '.join(ITEM)}, not in {precision!r}")
     if precision == "bf16" and not target.bf16:
@@ -391,39 +399,39 @@ def _unpickle(data: bytes, threads: int | None, target: str, precision: str = "f
 
 @dataclass(frozen=True)
 class Machine:
-    """The processor and its kernels."""
+    """A description of this machine's processor and of the kernels that are made for it."""
 
     processor: str
     """Name and model of the processor."""
     kernels: str
-    """Kind of vectors: avx512, avx2, generic or aarch64."""
+    """Kind of vector instructions: "avx512", "avx2", "generic" or "aarch64"."""
     bf16: bool
-    """Whether the processor multiplies bfloat16."""
+    """Whether the processor has instructions that multiply bfloat16."""
     tiles: bool
-    """Whether the processor multiplies bfloat16 tiles (AMX), and this process may use them."""
+    """Whether the processor multiplies tiles of bfloat16 (AMX), and this process may use these instructions."""
     numerics: int
-    """Version of the training kernels' numerics: steps with equal versions and kernels compute equal bits."""
+    """Version of the arithmetic of training kernels; with equal versions and `kernels`, steps give equal bits."""
 
 
 @dataclass(frozen=True)
 class InspectedLayer:
-    """A layer trained under a mask, and how much of its work kernels save."""
+    """A layer that is trained under a mask, and the share of its work that kernels save."""
 
     parameter: str
-    """Name of its weight, as in `Module.named_parameters`."""
+    """Name of the layer's weight, as in `Module.named_parameters`."""
     where: Place
-    """"engine" or "torch"."""
+    """Place in which the layer is computed: "engine" (kernels) or "torch"."""
     saved: float
-    """Share of the layer's multiply-accumulates that kernels skip: 0 in torch, or if zeros are computed too."""
+    """Share of the layer's multiply-accumulates that kernels skip; 0 in torch, or if kernels also multiply zeros."""
     in_sixteens: bool
-    """Whether every row shares its columns with fifteen others, as kernels with AMX tiles require."""
+    """Whether each row retains the same columns as fifteen other rows, which kernels with AMX tiles require."""
 
 
 def machine() -> Machine:
-    """Return this machine's processor and what kernels are made for it.
+    """Return a description of this machine's processor and of the kernels that are made for it.
 
     Raises:
-        EngineError: if no kernels run on this system or processor.
+        EngineError: if kernels do not run on this system or processor.
         MissingExtraError: if llvmlite is not installed.
     """
     here = target()
@@ -436,14 +444,14 @@ def inspect(
     """Return, for each layer with a weight, where a training step runs it and what share of its work is saved.
 
     Args:
-        model: float32, on the CPU; nothing about it changes but its weights, which are masked.
+        model: the model, in float32 on the CPU. Its pruned weights are set to 0; nothing else is changed.
         keep: parameter name -> bool tensor, True = retained.
-        example_inputs: a tensor, a tuple of arguments or a mapping of named ones, the batch first. The number of
-            examples matters: see `examples_to_inspect`.
-        precision: fp32 or bf16.
+        example_inputs: a tensor, a tuple of arguments, or a mapping of arguments by name, with the batch on axis 0. The
+            number of examples affects the result, see `examples_to_inspect`.
+        precision: "fp32" or "bf16".
 
     Raises:
-        CaptureError: if the example does not run through the model.
+        CaptureError: if the model cannot be called with the example inputs.
         EngineError: if the model is not in float32 on the CPU.
     """
     fast = SparseTraining(model.train(), keep, example_inputs, precision=precision, enforce=None)
@@ -462,11 +470,11 @@ def inspect(
 
 
 def examples_to_inspect(batch: int, precision: str = "fp32") -> int:
-    """Return the number of examples by which `inspect` represents a batch of this size."""
+    """Return the number of examples with which `inspect` gives the result for the batch size `batch`, but faster."""
     half = precision == "bf16"
     return images_of(HALF if half else FLOAT) if fills_blocks(batch, half=half) else min(batch, FEWEST)
 
 
 def rows_in_sixteens(kept: Tensor) -> bool:
-    """Return whether every row of a weight retains the same columns as fifteen others, as AMX kernels require."""
+    """Return whether each row of a weight retains the same columns as fifteen other rows, as AMX kernels require."""
     return all(len(group.rows) % TILE_ROWS == 0 for group in row_groups(kept))

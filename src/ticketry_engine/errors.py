@@ -1,6 +1,6 @@
-"""Errors of the engine. `ticketry.errors` contains them together with its own, under one base class.
+"""Defines the errors of the engine; `ticketry.errors` contains them and further errors, all with one base class.
 
-Each message says what is wrong, where, and what to do about it.
+Each message says what is wrong, where, and what to do.
 """
 
 from __future__ import annotations
@@ -9,8 +9,9 @@ from importlib.util import find_spec
 
 
 class TicketryError(Exception):
-    """Base class of all errors that ticketry raises itself. The command line prints the message and exits with
-    `exit_code`.
+    """Base class of all errors that ticketry raises itself.
+
+    The command line prints the message and exits with the status `exit_code`.
 
     Examples:
         >>> try:
@@ -24,7 +25,7 @@ class TicketryError(Exception):
 
 
 class UsageError(TicketryError):
-    """Raised for an invalid argument or option: an unknown name, a density of 1.5, a malformed step.
+    """Error for an invalid argument or option, such as an unknown name or a density of 1.5.
 
     Examples:
         >>> tk.prune(nn.Linear(4, 2), density=1.5)
@@ -37,7 +38,7 @@ class UsageError(TicketryError):
 
 
 class ScopeError(UsageError):
-    """Raised if a scope selects no parameter, or names one that the model lacks.
+    """Error for a scope that selects no parameter, or that names a parameter which the model does not have.
 
     Examples:
         >>> tk.scope(nn.ReLU())
@@ -48,7 +49,7 @@ class ScopeError(UsageError):
 
 
 class MaskError(TicketryError):
-    """Raised for a mask with values other than 0 and 1, or one that does not fit the model.
+    """Error for a mask that has values other than 0 and 1, or that does not fit the model.
 
     Examples:
         >>> tk.Mask({"weight": torch.tensor([0.0, 0.5])})
@@ -59,7 +60,7 @@ class MaskError(TicketryError):
 
 
 class StructureError(TicketryError):
-    """Raised if channels cannot be traced or removed exactly, or if a plan is damaged or belongs to another model.
+    """Error if channels cannot be removed exactly, or if a plan for removing them is damaged or for another model.
 
     Examples:
         >>> tk.structure.channels(nn.Linear(4, 2), torch.randn(2, 4), density=0.5)
@@ -70,7 +71,7 @@ class StructureError(TicketryError):
 
 
 class EngineError(TicketryError):
-    """Raised if the engine (capture, compile, export) cannot do something, such as run kernels on this processor.
+    """Error if the engine (capture, compile, export) cannot do something, such as run kernels on this processor.
 
     Examples:
         >>> tk.compile(nn.Linear(4, 2))
@@ -81,7 +82,7 @@ class EngineError(TicketryError):
 
 
 class CaptureError(EngineError):
-    """Raised if a model cannot be turned into a graph, or does not accept the example inputs.
+    """Error for a model that cannot be captured as a graph, or that does not accept the example inputs.
 
     Examples:
         >>> tk.compile(nn.Linear(4, 2), None, torch.randn(8, 3))
@@ -92,7 +93,7 @@ class CaptureError(EngineError):
 
 
 class GraphError(EngineError):
-    """Raised for an inconsistent graph: an unknown operation, an impossible shape, a value used before it is computed.
+    """Error for an inconsistent graph: an unknown operation, an impossible shape, or a value read before it exists.
 
     Examples:
         >>> issubclass(tk.errors.GraphError, tk.errors.EngineError)
@@ -101,7 +102,7 @@ class GraphError(EngineError):
 
 
 class ModelFileError(EngineError):
-    """Raised if a compiled model's file is missing, damaged, too new or malicious, or cannot be written.
+    """Error for a model file that is missing, damaged, malicious or of a later version, or that cannot be written.
 
     Examples:
         >>> tk.engine.load("nowhere.tkm")
@@ -112,7 +113,7 @@ class ModelFileError(EngineError):
 
 
 class MissingExtraError(TicketryError):
-    """Raised if an optional dependency is not installed.
+    """Error for an optional dependency that is not installed.
 
     Examples:
         >>> tk.errors.needs("no_such_package", "engine", "tk.compile")
@@ -130,15 +131,15 @@ class MissingExtraError(TicketryError):
 
 
 def needs(package: str, extra: str, purpose: str) -> None:
-    """Check that a package can be imported, without importing it.
+    """Raise an error unless a package is installed; do not import the package.
 
     Args:
         package: the package's import name.
-        extra: the extra of ticketry that installs it.
-        purpose: what needs it; begins the message.
+        extra: the extra of ticketry that installs the package.
+        purpose: what needs the package; the message begins with this text.
 
     Raises:
-        MissingExtraError: if it is not installed, which names the extra.
+        MissingExtraError: if the package is not installed; the message names the extra.
 
     Examples:
         >>> tk.errors.needs("torch", "engine", "tk.compile")

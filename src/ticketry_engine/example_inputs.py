@@ -1,4 +1,4 @@
-"""Make batches from example inputs, and compare outputs of models."""
+"""Makes batches of other sizes from example inputs, and compares outputs of models."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 from ticketry_engine.errors import EngineError, UsageError
 
 Inputs = Tensor | tuple[Any, ...] | Mapping[str, Any]
-"""A tensor, a tuple of a model's arguments, or a dict of them by name."""
+"""A tensor, a tuple of a model's arguments, or a dict of a model's arguments by name."""
 
 
 def as_arguments(inputs: Tensor | Sequence[Any]) -> tuple[Any, ...]:
-    """Return a tensor, or a tuple or list of arguments, as a tuple of arguments."""
+    """Return a single tensor, or a tuple or list of arguments, as a tuple of arguments."""
     return tuple(inputs) if isinstance(inputs, (tuple, list)) else (inputs,)
 
 
 def batch_of(inputs: Inputs) -> int:
-    """Return the number of examples: the first size of the inputs' first tensor.
+    """Return the number of examples: size 0 of the first input tensor that has an axis.
 
     Raises:
-        UsageError: if no tensor has a dimension.
+        UsageError: if no input tensor has an axis.
     """
     for leaf in tree_flatten(dict(inputs) if isinstance(inputs, Mapping) else inputs)[0]:
         if isinstance(leaf, Tensor) and leaf.dim():
@@ -41,10 +41,11 @@ def at_batch(inputs: Mapping[str, Any], batch: int, seed: int = 0) -> dict[str, 
 
 
 def at_batch(inputs: Inputs, batch: int, seed: int = 0) -> tuple[Any, ...] | dict[str, Any]:
-    """Return inputs with `batch` examples: the given ones repeated, with noise added to real numbers.
+    """Return inputs with `batch` examples: the given examples, repeated, with noise added to floating-point tensors.
 
-    The noise, half the standard deviation of the inputs, makes all examples different, to detect engines that mix them
-    up. Only tensors whose first size is the batch are changed.
+    Only tensors whose size 0 is the number of examples are changed. The noise has half the standard deviation of the
+    tensor, and makes all examples different, so that a comparison of outputs detects engines that confuse examples.
+    `seed` determines the noise.
     """
     arguments = dict(inputs) if isinstance(inputs, Mapping) else as_arguments(inputs)
     examples = batch_of(arguments)
@@ -68,18 +69,18 @@ def at_batch(inputs: Inputs, batch: int, seed: int = 0) -> tuple[Any, ...] | dic
 
 
 def outputs_of(to_batch: Any) -> list[Tensor]:
-    """Yield the tensors in a model's output, in order."""
+    """Return the tensors in a model's output, which may be a container of tensors, in order."""
     return [leaf for leaf in tree_flatten(to_batch)[0] if isinstance(leaf, Tensor)]
 
 
 def difference(found: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
     """Return the relative error of outputs: the maximum over tensors of norm(found - expected) / norm(expected).
 
-    The error is infinite if infinities differ or NaN was found. A tensor that should be 0 everywhere is compared with
-    1.
+    The error is infinite if infinities differ, or if `found` contains NaN. If an expected tensor is 0 everywhere, the
+    divisor is 1.
 
     Raises:
-        EngineError: if the number of tensors or their shapes differ, or NaN is expected.
+        EngineError: if the number of tensors or their shapes differ, or if `expected` contains NaN.
     """
     shapes = [tuple(tensor.shape) for tensor in found], [tuple(tensor.shape) for tensor in expected]
     if shapes[0] != shapes[1]:
@@ -100,5 +101,8 @@ def difference(found: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
 
 
 def _as_real_numbers(tensor: Tensor) -> Tensor:
-    """Convert complex numbers to real and imaginary parts; `double` would drop the imaginary parts."""
+    """Return a complex tensor as real and imaginary parts, and any other tensor unchanged.
+
+    Without this, `double` would drop the imaginary parts.
+    """
     return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor

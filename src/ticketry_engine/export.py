@@ -1,4 +1,4 @@
-"""Export models as ONNX or torch.export archives; read them back and compare them with the source on random inputs."""
+"""Exports models as ONNX files or torch.export archives, and compares the files with the models on random inputs."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ T = TypeVar("T")
 FORMATS = ("onnx", "pt2")
 
 TOLERANCE = 1e-4
-"""Largest relative error of an exported model that is accepted."""
+"""Maximum relative error of an exported model that is accepted."""
 
 _FIXED = "if the model needs one batch size, export it for that alone (batch=N, --batch N)"
 _BATCHES = (1, 2, 5)
@@ -42,25 +42,25 @@ class ExportCheck:
 
     batch: int
     error: float
-    """norm(exported - source) / norm(source), the largest over the outputs."""
+    """Relative error: the maximum over all outputs of norm(exported - source) / norm(source)."""
 
 
 @dataclass(frozen=True)
 class ExportedFile:
-    """An exported file, with the checks that it passed."""
+    """A description of an exported file, with the checks that the file passed."""
 
     path: str
     format: str
     batch: int | None
-    """The only batch size that the file accepts; None: any."""
+    """The only batch size that the file accepts; None: the file accepts any batch size."""
     bytes: int
-    """Size of the file, including the second file that stores weights from 2 GB on."""
+    """Size of the file in bytes, including the second file that stores the weights if they have more than 1.9 GB."""
     parameters: int
     """Number of parameters in the file."""
     nonzero: int
     """Number of nonzero parameters in the file."""
     runtime: str
-    """Runtime that was used to check it."""
+    """Name and version of the runtime that was used to check the file."""
     checks: tuple[ExportCheck, ...]
 
 
@@ -74,20 +74,22 @@ def export(
     batch: int | None = None,
     facts: Mapping[str, str] | None = None,
 ) -> ExportedFile:
-    """Write a model to a file, read it back and compare its outputs; leave no file behind where that fails.
+    """Write a model to a file, read the file, and compare its outputs with the model's; leave no file if that fails.
 
     Args:
-        model: is exported in evaluation mode, from a copy.
-        example_inputs: a tensor, a tuple of the model's arguments, or a dict of keyword arguments, the batch first.
-        format: ``onnx`` (by torch's exporter; read back by ONNX Runtime) or ``pt2`` (by torch.export); None for that
-            of the path's ending, or ONNX.
-        batch: the only batch size that the file is to take; None lets it take any.
+        model: the model; a copy of it is exported in evaluation mode.
+        example_inputs: a tensor, a tuple of the model's arguments, or a dict of keyword arguments, with the batch on
+            axis 0.
+        path: path of the file.
+        format: ``onnx`` (written by torch's exporter, read by ONNX Runtime) or ``pt2`` (torch.export); None: the format
+            of the path's suffix, or ONNX if the suffix is neither.
+        batch: the only batch size that the file accepts; None: the file accepts any batch size.
         facts: metadata for the file.
 
     Raises:
-        UsageError: for an unknown format, or one that differs from the path's suffix.
-        MissingExtraError: without the libraries of the format.
-        EngineError: if the exporter cannot follow the model, or what it wrote is not equal to its source.
+        UsageError: if the format is unknown, or differs from the path's suffix.
+        MissingExtraError: if the libraries for the format are not installed.
+        EngineError: if the model cannot be exported, or if the file gives other outputs than the model.
     """
     if not isinstance(example_inputs, Tensor | tuple | Mapping):
         raise UsageError(
@@ -131,10 +133,10 @@ def export(
 
 
 def format_of(path: Path, format: str | None) -> str:
-    """Return the format of a file: the given one, or else that of its suffix, or else ONNX.
+    """Return the format of a file: `format` if it is given, else the format of the path's suffix, else "onnx".
 
     Raises:
-        UsageError: for an unknown format, or one that differs from the suffix.
+        UsageError: if the format is unknown, or differs from the suffix.
     """
     if format is not None and format not in FORMATS:
         raise UsageError(f"the format of an export is one of {', '.join(FORMATS)}, not {format!r}")
@@ -148,7 +150,10 @@ def format_of(path: Path, format: str | None) -> str:
 
 
 def _write_and_move(target: Path, draft: Callable[[Path], T]) -> tuple[T, int]:
-    """Run `draft` on a temporary path, move the file to the target, and return the result and the file's bytes."""
+    """Call `draft` with a temporary path, move the file that it wrote to `target`, and return (its result, file size).
+
+    The size is in bytes.
+    """
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         # The names inside are the final ones, for an ONNX file names the one beside it.
@@ -208,7 +213,7 @@ def _write_pt2(
 def _export_program(
     model: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any], dynamic_shapes: Any
 ) -> torch.export.ExportedProgram:
-    """Return a strictly traced program; strict tracing is slower but supports `len(x)`."""
+    """Return the program of torch.export; if tracing fails, try strict tracing, which supports `len(x)`."""
     try:
         return torch.export.export(model, inputs, named, dynamic_shapes=dynamic_shapes)
     except Exception:  # as above
@@ -231,7 +236,18 @@ def _read_pt2(file: Path) -> tuple[str, Run]:
 def _check_outputs(
     source: nn.Module, run: Run, given: Arguments, batches: Sequence[int], runtime: str
 ) -> tuple[ExportCheck, ...]:
-    """Compare the exported model with its source."""
+    """Compare the outputs of the exported model and its source for each batch size; return the errors.
+
+    Args:
+        source: the model.
+        run: function that calls the exported model.
+        given: the example inputs.
+        batches: batch sizes to compare.
+        runtime: name of the runtime, for messages.
+
+    Raises:
+        EngineError: if the model or the exported model fails, or if their outputs differ.
+    """
     found = []
     for number, batch in enumerate(batches):
         call = given.at_batch(batch, seed=_SEED + 1 + number)
@@ -260,13 +276,16 @@ def _check_outputs(
 
 
 def _tolerance(outputs: Sequence[Tensor]) -> float:
-    """Return the maximum error: that of float32, or a few roundings of outputs in a narrower format."""
+    """Return the maximum relative error that is accepted; it is larger for outputs in formats narrower than float32."""
     return max([TOLERANCE, *(_ROUNDINGS * torch.finfo(one.dtype).eps for one in outputs if one.is_floating_point())])
 
 
 _ROUNDINGS = 8
 _ONE_FILE_BYTES = 1_900_000_000
-"""Protocol buffers are limited to 2 GB: larger weights are stored in a second file."""
+"""Maximum bytes of weights in a single ONNX file, because the format of the file is limited to 2 GB.
+
+Larger weights are stored in a second file.
+"""
 
 
 def write_onnx(
@@ -278,16 +297,19 @@ def write_onnx(
     dynamic_shapes: Any = None,
     facts: dict[str, str] | None = None,
 ) -> None:
-    """Write `model`, in evaluation mode, as ONNX: a single file, with a second one (.data) only from 2 GB on.
+    """Write a model as an ONNX file; weights of more than 1.9 GB are written to a second file (.data).
 
     Args:
-        named: keyword arguments, beside the inputs.
-        dynamic_shapes: as in torch.export; None for inputs of just these shapes.
-        facts: metadata of the file.
+        model: the model, in evaluation mode.
+        inputs: positional arguments of an example call.
+        file: path of the file.
+        named: keyword arguments of the example call.
+        dynamic_shapes: argument of torch.export; None: the file accepts only inputs of the given shapes.
+        facts: metadata for the file.
 
     Raises:
-        MissingExtraError: without onnx or onnxscript.
-        EngineError: if the exporter cannot follow the model.
+        MissingExtraError: if onnx or onnxscript is not installed.
+        EngineError: if the model cannot be exported.
     """
     for package in ("onnx", "onnxscript"):
         if find_spec(package) is None:
@@ -304,7 +326,7 @@ def write_onnx(
 
 
 def _onnx_program(model: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any], dynamic_shapes: Any) -> Any:
-    """Export with options that succeed where torch's default exporter fixes the batch size or fails."""
+    """Return torch's ONNX program of a model; if the batch size gets fixed or tracing fails, try strict tracing."""
     options: dict[str, Any] = {"dynamo": True, "verbose": False, "optimize": True}
     failed: Exception | None = None
     try:
@@ -323,12 +345,12 @@ def _onnx_program(model: nn.Module, inputs: tuple[Any, ...], named: dict[str, An
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Suppress the output, logs and warnings of exporters within the block; standard output is restored."""
+    """Suppress output, log messages and warnings of exporters inside a `with` block."""
     with contextlib.redirect_stdout(io.StringIO()), silent("torch.onnx", "onnxscript", level=logging.ERROR):
         yield
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first informative line of an error's message, at most 300 characters."""
+    """Return the first non-empty line of an error's message, at most 300 characters."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[0][:300] if lines else "no message"

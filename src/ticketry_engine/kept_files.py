@@ -1,6 +1,7 @@
-"""The engine's cache: kernels, plans and profiles of this machine, each file with a digest before its content.
+"""Keeps the engine's cache of kernels, plans and profiles for this machine; each file begins with a digest.
 
-The digest finds damage and not forgery. Files are trusted because only the user can write in their folder.
+The digest detects damaged files, but not forged files. Files are trusted because only the user can write in their
+folder.
 """
 
 from __future__ import annotations
@@ -17,15 +18,15 @@ _log = logging.getLogger(__name__)
 
 
 def digest_of_files(files: Iterable[Path]) -> str:
-    """Return a digest of the content of some files, in the order of their names."""
+    """Return a digest of the contents of `files`, sorted by path."""
     return hashlib.blake2b(b"".join(file.read_bytes() for file in sorted(files)), digest_size=16).hexdigest()
 
 
 def folder(name: str) -> Path:
-    """Return the folder of cached files of a kind, in `ticketry.files.cache_folder`.
+    """Return the folder for cached files of the kind `name`, in `support.files.cache_folder`.
 
-    Cached files are executed, so that only the user may write there: if the plain name belongs to another user, the
-    folder's name contains the user's number. The folder may be missing or not private: `kept` and `keep` check it.
+    Cached files are executed, so only the user may write in the folder. If others can write in the folder called
+    `name`, the name of the returned folder also contains the user's number. `kept` and `keep` check the folder again.
     """
     found = cache_folder() / name
     return found if not why_not_private(found) else cache_folder() / f"{name}-{getattr(os, 'geteuid', int)()}"
@@ -36,8 +37,10 @@ def _file_digest(name: str, code: bytes) -> bytes:
 
 
 def kept(path: Path) -> bytes | None:
-    """Return what `keep` wrote to a file; None if the file is missing, damaged or renamed, or if others could have
-    written it."""
+    """Return the data that `keep` wrote to a file.
+
+    Return None if the file is missing, damaged or renamed, or if other users could have written it.
+    """
     if not _is_usable(path.parent):
         return None
     try:
@@ -54,9 +57,9 @@ def kept(path: Path) -> bytes | None:
 
 
 def keep(path: Path, data: bytes) -> None:
-    """Write a file with its digest before it, under a temporary name, and rename it.
+    """Write `data` to a file, after a digest, atomically.
 
-    Nothing is written if the cache cannot be written, or others could write there.
+    Do nothing if the folder cannot be written, or if other users can write in it.
     """
     if not _is_usable(path.parent):
         return
@@ -67,7 +70,7 @@ def keep(path: Path, data: bytes) -> None:
 
 
 def _is_usable(cache: Path) -> bool:
-    """Return whether only the user can write in a folder of the cache; warn once if others can."""
+    """Return whether only the user can write in the folder `cache`; log a warning once if other users can."""
     why = why_not_private(cache)
     if why and why not in _warned:
         _warned.add(why)

@@ -1,4 +1,4 @@
-"""The table of a compiled model's layers, and the base class of compiled models."""
+"""Makes the table of a compiled model's layers, and defines the base class of compiled models."""
 
 from __future__ import annotations
 
@@ -18,13 +18,20 @@ from ticketry_engine.results import Layer, Place
 from ticketry_engine.support.row_groups import row_groups
 
 FP32 = "fp32: rows that differ gain nothing by bf16"
-"""Why a layer computes in float32 all the same: its region runs over planes."""
+"""Reason in the table for a layer in float32 of a model compiled in bf16: its region uses the planar layout."""
 
 
 def describe(
     graph: Graph, reasons: Mapping[str, str], natives: Iterable[Native], seconds: Mapping[str, float]
 ) -> list[Layer]:
-    """Return a row for each node, and for loads and stores of the engine's layout."""
+    """Return a row for each node of a graph, and a row each for loading and storing values of regions.
+
+    Args:
+        graph: the graph of the compiled model.
+        reasons: output of a torch node -> the reason why the node runs in torch.
+        natives: the compiled regions.
+        seconds: layer label -> seconds; {} if layers were not timed.
+    """
     kernels: dict[str, dict[str, None]] = {}
     why = dict(reasons)
     for native in natives:
@@ -48,7 +55,16 @@ def describe(
 
 
 def layer_of(graph: Graph, node: Node, where: Place, kernel: str, seconds: Mapping[str, float], why: str = "") -> Layer:
-    """Return the row of a node."""
+    """Return the row of a node.
+
+    Args:
+        graph: the graph of the compiled model.
+        node: the node.
+        where: "engine" or "torch".
+        kernel: names of the kernels that run the node.
+        seconds: layer label -> seconds; {} if layers were not timed.
+        why: the reason why the node runs in torch, or in float32.
+    """
     name, facts = _weights_of(graph, node)
     density, kept, rows = facts or (None, None, "")
     spent, share = _seconds_and_share(node.output, seconds)
@@ -56,13 +72,16 @@ def layer_of(graph: Graph, node: Node, where: Place, kernel: str, seconds: Mappi
 
 
 def _seconds_and_share(name: str, seconds: Mapping[str, float]) -> tuple[float | None, float | None]:
-    """Return the seconds of a layer, and their share of the total."""
+    """Return (seconds of a layer, share of the total seconds); None for what was not timed."""
     spent, total = seconds.get(name), sum(seconds.values())
     return spent, spent / total if spent is not None and total else None
 
 
 def _weights_of(graph: Graph, node: Node) -> tuple[str, tuple[float, int, str] | None]:
-    """Return the layer's name, and density, number of retained weights, and rows per group of its weight."""
+    """Return (layer name, (density, number of retained weights, rows per group)) of a convolution or linear layer.
+
+    Return ("", None) for any other node.
+    """
     name = node.weights.get("weight")
     if name is None or node.op not in ("conv2d", "linear"):
         return "", None
@@ -75,13 +94,13 @@ def _weights_of(graph: Graph, node: Node) -> tuple[str, tuple[float, int, str] |
 
 
 class ForInference(nn.Module):
-    """Base class of compiled models: they cannot be trained, moved or converted."""
+    """Base class of compiled models, which cannot be trained, moved to another device or converted to another dtype."""
 
     stays: str
-    """Number format and device of the compiled model, for messages."""
+    """Text that names the number format and device of the compiled model in messages."""
 
     def train(self, mode: bool = True) -> Self:
-        """Raise EngineError for training mode: a compiled model is for inference."""
+        """Raise `EngineError` if `mode` is True, because a compiled model is for inference only."""
         if mode:
             raise EngineError("a compiled model is for inference: train the model that it was compiled from")
         return self
@@ -91,7 +110,7 @@ class ForInference(nn.Module):
 
 
 def median_seconds(sample: Callable[[], Mapping[str, float]], rounds: int) -> dict[str, float]:
-    """Return the median of each layer's seconds over some rounds, at least one."""
+    """Return the median seconds of each layer over `rounds` calls of `sample`, at least one call."""
     found: dict[str, list[float]] = {}
     for _ in range(max(1, rounds)):
         for name, spent in sample().items():
@@ -100,13 +119,13 @@ def median_seconds(sample: Callable[[], Mapping[str, float]], rounds: int) -> di
 
 
 def warn_of_notes(graph: Graph, *, stacklevel: int) -> None:
-    """Warn of everything that a user should know about how a graph differs from its model."""
+    """Issue a warning for each note of a graph, such as a fixed number of examples."""
     for note in graph.notes:
         warnings.warn(f"compiled with a limit: {note}", stacklevel=stacklevel + 1)
 
 
 def table(layers: Sequence[Layer], title: str, notes: Sequence[str] = ()) -> str:
-    """Format the rows as text, the notes of their graph below."""
+    """Return the rows as a text table with a title, and the notes of the graph below the table."""
     head = ("layer", "kind", "kernel", "density", "rows", "ms", "share", "why")
     cells = [head]
     for layer in layers:

@@ -1,4 +1,4 @@
-"""The processor: its name, features and caches, and which platforms kernels run on."""
+"""Describes the processor (name, features and caches), and tells on which platforms kernels run."""
 
 from __future__ import annotations
 
@@ -11,42 +11,42 @@ from pathlib import Path
 
 _CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
 _USUAL_CACHE = 32 * 2**20
-"""Bytes of the last-level cache if the system does not report them."""
+"""Bytes assumed for the last-level cache if the system does not report them."""
 _USUAL_FIRST = (32 * 2**10, 2**20)
 BF16 = ("avx512_bf16", "amx_bf16", "bf16")
-"""Features that multiply in bfloat16."""
+"""Processor features, as Linux names them, that multiply bfloat16."""
 _NAMED = (
     ("vendor_id", "cpu family", "model", "stepping"),  # x86
     ("CPU implementer", "CPU architecture", "CPU variant", "CPU part", "CPU revision"),  # Arm
 )
-"""Keys that identify a processor model, as Linux names them."""
+"""Keys in /proc/cpuinfo that identify a processor model, on x86 and on Arm."""
 _TELLING = ("avx2", "avx512f", "avx512_vnni", "avx512_fp16", *BF16, "amx_tile", "asimd", "sve")
-"""Features by which libraries choose kernels; a virtual machine may hide some."""
+"""Processor features by which libraries choose kernels; a virtual machine may hide some of them."""
 
 
 def processor() -> tuple[str, set[str]]:
-    """Return the processor's name, and its features as Linux names them."""
+    """Return (name of the processor, set of its features as Linux names them)."""
     facts = _first_processor_facts()
     return facts.get("model name") or platform.processor() or platform.machine(), _kernel_features(facts)
 
 
 def kind() -> str:
-    """Return vendor, family, model, stepping and the features that kernels depend on.
+    """Return a text that identifies the kind of processor: vendor, family, model, stepping and relevant features.
 
-    Names do not identify processors: cloud machines call all generations "AMD EPYC" or "Intel Xeon Processor".
+    A processor's name does not identify it, because cloud machines give names such as "AMD EPYC" to all generations.
     """
     return kind_of(_first_processor_facts())
 
 
 def kind_of(facts: Mapping[str, str]) -> str:
-    """Return `kind` for a processor whose entries in /proc/cpuinfo are given."""
+    """Return the text that `kind` returns on a processor whose entries in /proc/cpuinfo are `facts`."""
     numbers = next((found for names in _NAMED if (found := [facts[name] for name in names if name in facts])), [])
     features = _kernel_features(facts)
     return " ".join([*(numbers or [platform.machine()]), *(one for one in _TELLING if one in features)])
 
 
 def facts_of(cpuinfo: str) -> dict[str, str]:
-    """Return the entries of the first processor in the text of /proc/cpuinfo."""
+    """Return the entries of the first processor in `cpuinfo`, the text of /proc/cpuinfo."""
     first, _, _ = cpuinfo.strip().partition("\n\n")
     return {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in first.splitlines())}
 
@@ -57,7 +57,7 @@ def _kernel_features(facts: Mapping[str, str]) -> set[str]:
 
 @functools.cache  # it is asked for with every result
 def _first_processor_facts() -> Mapping[str, str]:
-    """Return Linux's description of the processor; empty on other systems."""
+    """Return the entries of the first processor in /proc/cpuinfo; {} on systems other than Linux."""
     try:
         return facts_of(Path("/proc/cpuinfo").read_text(encoding="utf-8"))
     except OSError:
@@ -70,14 +70,16 @@ def computes_in_bf16() -> bool:
 
 
 def last_cache() -> int:
-    """Return the bytes of core 0's last-level cache; 32 MB if the system does not report them."""
+    """Return the size of core 0's last-level cache in bytes; 32 MB if the system does not report the size."""
     sizes = [_read_bytes(file) for file in _CACHES.glob("index*/size")] if _CACHES.is_dir() else []
     return max(sizes, default=0) or _USUAL_CACHE
 
 
 def cache_sizes() -> tuple[int, int, int]:
-    """Return the bytes of core 0's L1 data cache, L2 cache and last-level cache; common sizes if the system reports
-    none."""
+    """Return the sizes of core 0's L1 data cache, L2 cache and last-level cache, in bytes.
+
+    A common size replaces a size that the system does not report.
+    """
     found = dict(zip((1, 2), _USUAL_FIRST, strict=True))
     for one in _CACHES.glob("index*") if _CACHES.is_dir() else ():
         try:
@@ -101,14 +103,14 @@ def _read_bytes(file: Path) -> int:
 
 
 KERNEL_PROCESSORS = ("x86_64", "amd64", "aarch64", "arm64")
-"""Processors that the engine has kernels for, with the names that systems give them, in lower case."""
+"""Names, in lower case, that systems give to the processors for which the engine has kernels."""
 
 
 def no_kernels(system: str | None = None, processor: str | None = None) -> str:
-    """Return why no kernels run on this system's processor; empty if they do.
+    """Return the reason why kernels do not run on a system; "" if they run.
 
     Args:
-        system, processor: as `platform.system` and `platform.machine` say; by default those of this machine.
+        system, processor: results of `platform.system` and `platform.machine` on the system; by default, this machine.
     """
     system, processor = system or platform.system(), processor or platform.machine()
     if system == "Windows":
@@ -119,11 +121,11 @@ def no_kernels(system: str | None = None, processor: str | None = None) -> str:
 
 
 _PERMISSION, _TILE_DATA = 0x1023, 18
-"""Linux: number of the request for permission to use a part of the processor's state, and number of AMX's tile data."""
+"""Linux numbers: the request for permission to use a part of the processor's state, and the part for AMX tiles."""
 
 
 def may_use_tiles() -> bool:
-    """Return whether this process may use AMX tiles; requests permission from Linux, once for all its threads."""
+    """Request permission from Linux to use AMX tiles in all threads of this process; return whether it is granted."""
     if platform.system() != "Linux" or platform.machine().lower() not in ("x86_64", "amd64"):
         return False
     arch_prctl = 158
@@ -131,11 +133,10 @@ def may_use_tiles() -> bool:
 
 
 def missing(system: str | None = None, processor: str | None = None) -> list[str]:
-    """Return sentences that say what does not run on this system; empty on Linux and macOS with an x86-64 or Arm
-    processor.
+    """Return texts that say what does not run on a system; [] for Linux and macOS with an x86-64 or Arm processor.
 
     Args:
-        system, processor: see `no_kernels`.
+        system, processor: results of `platform.system` and `platform.machine` on the system; by default, this machine.
     """
     found = []
     if why := no_kernels(system, processor):
@@ -146,7 +147,7 @@ def missing(system: str | None = None, processor: str | None = None) -> list[str
 
 
 def warn() -> None:
-    """Warn once of everything that does not run on this system."""
+    """Issue one warning that lists everything that does not run on this machine."""
     if found := missing():
         warnings.warn(
             f"what of ticketry does not run on this machine: {'; '.join(found)}", RuntimeWarning, stacklevel=3

@@ -1,4 +1,4 @@
-"""Results of the engine: layers of a compiled model, timings of several engines, latency against density."""
+"""Defines results of the engine: layers of a compiled model, times of several engines, and times by density."""
 
 from __future__ import annotations
 
@@ -9,56 +9,56 @@ from msgspec import Meta, field
 from msgspec.structs import force_setattr
 
 Place = Literal["engine", "torch"]
-"""Location in which a layer is computed."""
+"""Place in which a layer is computed: "engine" (kernels) or "torch"."""
 
 
 # -- Kinds of numbers that results are declared with, and the base of their parts --------------------------------------
 
 
 LARGEST = 1e30
-"""Beyond it, a number is a mistake; below it, no sum or square overflows."""
+"""Largest number that a result may have; sums and squares of smaller numbers do not overflow."""
 LARGEST_COUNT = 10**18
 
 Number = Annotated[float, Meta(ge=-LARGEST, le=LARGEST)]
-"""Finite."""
+"""A finite number."""
 Positive = Annotated[float, Meta(gt=0, le=LARGEST, extra={"problem": "not more than 0"})]
 NotNegative = Annotated[float, Meta(ge=0, le=LARGEST, extra={"problem": "is less than 0"})]
 Density = Annotated[float, Meta(gt=0, le=1, extra={"problem": "which does not lie in (0, 1]"})]
-"""Fraction kept."""
+"""Share of the weights that are retained."""
 Share = Annotated[float, Meta(ge=0, le=1, extra={"problem": "which does not lie in [0, 1]"})]
 NearShare = Annotated[float, Meta(ge=-1e-9, le=1 + 1e-9, extra={"problem": "which is no share"})]
-"""A share up to rounding: `share` puts it into [0, 1]."""
+"""A share that rounding may have moved slightly out of [0, 1]."""
 Count = Annotated[int, Meta(ge=0, le=LARGEST_COUNT)]
 AtLeastOne = Annotated[int, Meta(ge=1, le=LARGEST_COUNT)]
 
 
 class RecordPart(msgspec.Struct, frozen=True):
-    """A part of a record. Fields that are not known are ignored when it is read."""
+    """Base class of parts of a stored record; unknown fields are ignored when a record is read."""
 
 
 class EngineTime(RecordPart, frozen=True):
-    """One engine at one batch size."""
+    """Times of one engine at one batch size."""
 
     engine: str
     sparse: bool
     seconds: Positive | None = None
-    """Median of a call; None where it was not timed."""
+    """Median time of a call in seconds; None if the engine was not timed."""
     low: Number | None = None
-    """First quartile."""
+    """First quartile of the times of a call, in seconds."""
     high: Number | None = None
-    """Third quartile."""
+    """Third quartile of the times of a call, in seconds."""
     wall: tuple[Number, ...] = ()
-    """Seconds of a call, of each round."""
+    """Elapsed seconds per call in each round."""
     cpu: tuple[Number, ...] = ()
-    """Likewise, summed over threads."""
+    """Processor seconds per call in each round, summed over threads."""
     calls: Count = 0
-    """In each sample."""
+    """Number of calls in the sample of a round."""
     error: Number | None = None
-    """Error of the outputs relative to eager torch in float32."""
+    """Relative error of the outputs, compared with eager torch in float32."""
     prepare_seconds: Number | None = None
-    """Seconds to compile or load."""
+    """Seconds to compile or load the model."""
     why: str = ""
-    """Why it was not timed."""
+    """Reason why the engine was not timed; "" if it was."""
     versions: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -67,26 +67,26 @@ class EngineTime(RecordPart, frozen=True):
 
 
 class Saved(RecordPart, frozen=True):
-    """Time saved by a sparse engine against the fastest dense one: 1 - ratio of times in the same round."""
+    """Share of time that a sparse engine saves compared with another engine: 1 - ratio of times in the same round."""
 
     engine: str
     against: str
     saved: Number
-    """Median over rounds; negative where it is slower."""
+    """Median over rounds; negative if the sparse engine is slower."""
     low: Number
     high: Number
     confidence: Number
-    """Confidence level of the interval."""
+    """Confidence of the interval from `low` to `high` for the median."""
 
 
 class Timed(RecordPart, frozen=True, kw_only=True):
-    """All engines at one batch size, timed side by side."""
+    """Times of all engines at one batch size, measured alternately."""
 
     batch: AtLeastOne
     precision: str
     threads: AtLeastOne
     cores: tuple[Count, ...] | None = None
-    """The threads were kept there; None where the system cannot."""
+    """Numbers of the cores to which the threads were pinned; None if the system cannot pin threads."""
     rounds: AtLeastOne
     cold: bool
     clock: str
@@ -94,23 +94,23 @@ class Timed(RecordPart, frozen=True, kw_only=True):
     saved: tuple[Saved, ...]
     machine: dict[str, Any] = field(default_factory=dict)
     fastest_dense: str | None = None
-    """The engine; None if no dense one was timed."""
+    """Name of the fastest dense engine; None if no dense engine was timed."""
 
     @property
     def fastest(self) -> EngineTime | None:
-        """The fastest dense engine."""
+        """Return the times of the fastest dense engine; None if no dense engine was timed."""
         return next((row for row in self.times if row.engine == self.fastest_dense), None)
 
     @property
     def how(self) -> str:
-        """Number format, threads, caches, rounds."""
+        """Return a text with the number format, threads, caches, rounds and clock of the measurement."""
         threads = f"{self.threads} thread{'' if self.threads == 1 else 's'}"
         caches = "cold" if self.cold else "hot"
         return f"{self.precision}, {threads}, {caches} caches, {self.rounds} rounds, {self.clock} time"
 
 
 class Layer(RecordPart, frozen=True):
-    """One operation of a compiled model.
+    """One operation of a compiled model, as a row of `Compiled.layers`.
 
     Examples:
         >>> model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 8))
@@ -121,40 +121,40 @@ class Layer(RecordPart, frozen=True):
     """
 
     name: str
-    """The module whose weights it has, else the name of the value it makes."""
+    """Name of the module whose weights the operation uses, or else the name of the value that it computes."""
     kind: str
-    """The operation."""
+    """Name of the operation, such as "linear"."""
     where: Place
     kernel: str = ""
-    """The kernels it runs in, empty before the first call."""
+    """Names of the kernels that run the operation; "" before the first call."""
     density: Share | None = None
-    """Weights kept / all weights of the layer; None for what has no weights."""
+    """Share of the layer's weights that are retained; None for an operation without weights."""
     kept: Count | None = None
-    """Weights kept."""
+    """Number of retained weights; None for an operation without weights."""
     rows: str = ""
-    """Output rows that share their columns: "1" where all differ, "2-16" for a spread; empty without weights."""
+    """Number of rows in groups with equal columns: "1" if all rows differ, "2-16" for a range; "" without weights."""
     seconds: Number | None = None
-    """Seconds of one call, after profiling."""
+    """Seconds of the operation in one call; None before profiling."""
     share: Number | None = None
-    """Share of the whole call's time."""
+    """Share of the operation in the time of the whole call; None before profiling."""
     why: str = ""
-    """Why it is in torch; "fp32: ..." for why it computes in float32 though the model is compiled for bf16."""
+    """Reason why the operation runs in torch, or "fp32: ..." if it runs in float32 in a model compiled for bf16."""
 
 
 class SpeedLayer(Layer, frozen=True):
-    """Times of a layer of a compiled model, and of the same layer without a mask."""
+    """A layer of a compiled model with its time, and with the time of the same layer without a mask."""
 
     dense_seconds: Number | None = None
-    """In the same engine where nothing is pruned; None where that was not measured."""
+    """Seconds of the layer in the same engine without a mask; None if they were not measured."""
 
     @property
     def saved(self) -> float | None:
-        """Share of that time which is saved."""
+        """Return the share of the layer's dense time that sparsity saves; None if the layer was not timed."""
         return 1 - self.seconds / self.dense_seconds if self.seconds is not None and self.dense_seconds else None
 
 
 class CurvePoint(RecordPart, frozen=True):
-    """One density."""
+    """Times of a compiled model at one density."""
 
     density: Density
     """Density of the mask, which may differ from the requested one by rounding."""
@@ -162,20 +162,20 @@ class CurvePoint(RecordPart, frozen=True):
     low: Positive
     high: Positive
     ideal: Positive
-    """density times the fastest dense engine's seconds."""
+    """Density times the seconds of the fastest dense engine."""
     saved: Number
-    """Median over rounds of the share of time saved against the fastest dense engine."""
+    """Median over rounds of the share of time that is saved compared with the fastest dense engine."""
     saved_low: Number | None = None
     saved_high: Number | None = None
 
 
 class TimeCurve(RecordPart, frozen=True, kw_only=True):
-    """Time against density at one batch size, the densest first."""
+    """Times at several densities for one batch size, in descending order of density."""
 
     pattern: str = ""
     points: tuple[CurvePoint, ...]
     break_even: Number | None = None
-    """The largest density measured from which down every one is at least as fast as the fastest dense engine."""
+    """Largest measured density at which, and at all smaller ones, the model is as fast as the fastest dense engine."""
     comparison: Timed
 
     def __post_init__(self) -> None:

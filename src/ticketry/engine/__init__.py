@@ -1,4 +1,4 @@
-"""The sparse engine, as ticketry offers it: `compile`, `load`, `Compiled` and `Layer`; see `ticketry_engine`."""
+"""Provides the sparse engine of the package `ticketry_engine`: `compile`, `load`, `Compiled` and `Layer`."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _MODULES = {
 
 
 def __getattr__(name: str) -> Any:
-    """Import a public name when it is first used: importing the package does not load torch or llvmlite."""
+    """Import a public name when it is first used, so that importing the package does not load torch or llvmlite."""
     if name not in _MODULES:
         raise AttributeError(f"module 'ticketry.engine' has no attribute {name!r}")
     return getattr(import_module(_MODULES[name]), name)

@@ -1,4 +1,4 @@
-"""The engine's functions with ticketry's masks: checked against the model, and enforced in training."""
+"""Adapts functions of the engine to `Mask` objects, which are checked against the model and enforced in training."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ def compile(
     """Return a compiled model whose sparse layers run in kernels made for the mask.
 
     Args:
-        model: the model; it is not changed, and compiled as in eval mode.
-        mask: applied to a copy of the model; None if its pruned weights are zero already.
+        model: the model, which is not changed, and compiled as in evaluation mode.
+        mask: the mask, which is applied to a copy of the model; None if the pruned weights are zero already.
         example_inputs, threads, target, precision, tune: see `ticketry_engine.compile`, which also lists the errors.
 
     Examples:
@@ -57,12 +57,12 @@ def compile(
 def sparse_training(
     model: nn.Module, mask: Mask | None, example_inputs: Any, *, target: str = "host", precision: str = "fp32"
 ) -> SparseTraining:
-    """Return a module that trains like the model under the mask, with kernels that compute only what is retained.
+    """Return a module that trains like the model under the mask, with kernels that skip pruned weights.
 
-    `ticketry_engine.train` with the mask enforced as by `tk.hold`: see there for what runs in kernels, and for errors.
+    The mask is enforced as by `tk.hold`. `ticketry_engine.train` describes which layers run in kernels, and the errors.
 
     Args:
-        model: float32, on the CPU.
+        model: the model, in float32 on the CPU.
         mask: the mask; None: nothing is pruned.
         example_inputs, target, precision: see `ticketry_engine.train`.
 
@@ -78,5 +78,5 @@ def sparse_training(
 
 
 def enforce_mask(model: nn.Module, mask: Mapping[str, Tensor]) -> Hold:
-    """Keep pruned weights at 0 in any loop, as `tk.hold` does."""
+    """Return a `Hold`, which keeps the pruned weights of a model at 0 in any training loop, as `tk.hold` does."""
     return Hold(model, mask if isinstance(mask, Mask) else Mask(mask))

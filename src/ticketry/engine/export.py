@@ -1,4 +1,4 @@
-"""Export a ticket's model, masked or physically shrunk, as ONNX or a torch.export archive, checked."""
+"""Exports a masked model, or the model without its pruned channels, as an ONNX file or a torch.export archive."""
 
 from __future__ import annotations
 
@@ -27,30 +27,30 @@ _SEED = 7
 
 @dataclass(frozen=True)
 class Exported:
-    """An exported file, with the checks that it passed."""
+    """A description of an exported file, with the checks that the file passed."""
 
     path: str
     format: str
     shrunk: bool
-    """Whether masked channels were removed; otherwise pruned weights are zeros in the file."""
+    """Whether pruned channels were removed; otherwise pruned weights are zeros in the file."""
     why_not_shrunk: str
-    """Why the model was not shrunk; empty if it was, or if that was not requested."""
+    """Reason why pruned channels were not removed; "" if they were, or if that was not requested."""
     batch: int | None
-    """The only batch size that the file accepts; None: any."""
+    """The only batch size that the file accepts; None: the file accepts any batch size."""
     bytes: int
-    """Size of the file, including the second file that stores weights from 2 GB on."""
+    """Size of the file in bytes, including the second file that stores the weights if they have more than 1.9 GB."""
     parameters: int
-    """Parameters in the file."""
+    """Number of parameters in the file."""
     dense_parameters: int
-    """Parameters of the given model."""
+    """Number of parameters of the given model."""
     nonzero: int
-    """Parameters in the file that are not 0."""
+    """Number of parameters in the file that are not 0."""
     runtime: str
-    """Runtime that was used to check it."""
+    """Name and version of the runtime that was used to check the file."""
     checks: tuple[ExportCheck, ...]
 
     def describe(self) -> dict[str, Any]:
-        """Return the export's facts as JSON values."""
+        """Return all fields as JSON values by name."""
         return asdict(self)
 
 
@@ -66,25 +66,28 @@ def export(
     batch: int | None = None,
     facts: Mapping[str, str] | None = None,
 ) -> Exported:
-    """Write `model` under `mask` to a file, read it back and compare; nothing is left behind where that fails.
+    """Write `model` under `mask` to a file, read the file and compare outputs; leave no file if that fails.
 
     Args:
-        model: dense; it is exported in evaluation mode, from a copy.
-        mask: its pruned weights become zeros, or are gone where the model is shrunk; None for the unchanged model.
-        example_inputs: a tensor, a tuple of the model's arguments, or a dict of keyword arguments, the batch first.
-        format: ``onnx`` (by torch's exporter; read back by ONNX Runtime) or ``pt2`` (by torch.export); None for that
-            of the path's ending, or ONNX.
-        shrink: take out the channels that the mask removes (see `ticketry.shrink`); None does so if the mask is
-            channel-wise and removes any.
-        batch: the only batch size that the file is to take; None lets it take any.
+        model: the dense model; a copy of it is exported in evaluation mode.
+        mask: the mask, whose pruned weights are zeros in the file, or are absent if channels are removed; None: export
+            the unchanged model.
+        example_inputs: a tensor, a tuple of the model's arguments, or a dict of keyword arguments, with the batch on
+            axis 0.
+        path: path of the file.
+        format: ``onnx`` (written by torch's exporter, read by ONNX Runtime) or ``pt2`` (torch.export); None: the format
+            of the path's suffix, or ONNX if the suffix is neither.
+        shrink: whether to remove the channels that the mask prunes, as `ticketry.shrink` does; None: remove them if
+            that is possible.
+        batch: the only batch size that the file accepts; None: the file accepts any batch size.
         facts: metadata for the file, in addition to ticketry's version.
 
     Raises:
-        UsageError: for an unknown format, or one that differs from the path's suffix.
-        MissingExtraError: without the libraries of the format.
-        MaskError: if the mask does not fit, or is not channel-wise though `shrink` was asked for.
-        StructureError: if the model cannot be shrunk though that was asked for.
-        EngineError: if the exporter cannot follow the model, or what it wrote is not equal to its source.
+        UsageError: if the format is unknown, or differs from the path's suffix.
+        MissingExtraError: if the libraries for the format are not installed.
+        MaskError: if the mask does not fit the model, or is not channel-wise although `shrink` is True.
+        StructureError: if channels cannot be removed although `shrink` is True.
+        EngineError: if the model cannot be exported, or if the file gives other outputs than the model.
     """
     if mask is None and shrink:
         raise UsageError("there is no mask that says what to shrink")
@@ -112,7 +115,14 @@ def export(
 
 
 def _shrink(model: nn.Module, mask: Mask, inputs: Any, shrink: bool | None) -> tuple[nn.Module, str]:
-    """Return the smaller model, or the unchanged model with the reason why it is not smaller."""
+    """Return (model without pruned channels, ""), or (unchanged model, reason why no channels were removed).
+
+    Args:
+        model: the masked model.
+        mask: the mask.
+        inputs: example inputs.
+        shrink: whether to remove channels; True: raise an error if that is impossible; None: try it.
+    """
     if shrink is False:
         return model, ""
     try:

@@ -1,8 +1,8 @@
-"""Dense engines to compare with: torch eager, channels_last, torch.compile with freezing, ONNX Runtime and OpenVINO.
+"""Defines the dense engines to compare with: eager torch (also channels_last), torch.compile, ONNX Runtime, OpenVINO.
 
-An engine is prepared for one case and then called with the case's inputs, with a fixed number of threads that do not
-spin between calls. In bf16 torch's three engines have bfloat16 weights. Inputs and outputs are always float32; their
-conversions and changes of layout count as part of the time.
+An engine is prepared for one case and then called with the inputs of the case. Its number of threads is fixed, and the
+threads do not spin between calls. In bf16, the three torch engines have bfloat16 weights. Inputs and outputs are always
+float32; the measured time includes conversions of their number format and memory format.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ from ticketry_engine.export import first_line, quiet
 from ticketry_engine.processor import computes_in_bf16
 
 Call = Callable[..., Any]
-"""A function from the case's inputs to outputs."""
+"""Function from the inputs of a case to its outputs."""
 
 Infer = Callable[[dict[str, Any]], Sequence[Any]]
-"""A function from arrays by input name to the output arrays, in order."""
+"""Function from input arrays by name to the output arrays, in order."""
 
 
 class UnavailableError(EngineError):
-    """Raised if an engine is not available on this machine or in this number format; the message says why."""
+    """Error for an engine that is not available on this machine or in this number format; the message says why."""
 
 
 class Contender(Protocol):
@@ -42,31 +42,32 @@ class Contender(Protocol):
 
     @property
     def name(self) -> str:
-        """Name in tables."""
+        """Return the name of the engine in tables."""
 
     @property
     def sparse(self) -> bool:
-        """Whether the engine exploits zeros; time saved is reported against the fastest engine that does not."""
+        """Return whether the engine exploits zeros; the time that it saves is relative to the fastest dense engine."""
 
     @property
     def model(self) -> nn.Module | None:
-        """The model that the engine runs, if it is not the case's; its outputs are the expected ones."""
+        """Return the model that replaces the case's model and gives the expected outputs; None: the case's model."""
 
     def prepare(self, case: Case) -> Call:
-        """Compile, pack, and do everything else that is done once; the case has the contender's `model`, if that is
-        set.
+        """Compile the case's model, do all other work that is needed only once, and return the function to time.
+
+        If the contender has a `model`, it is the model of the case.
 
         Raises:
-            UnavailableError: if the engine is not available here.
-            EngineError: if it cannot run the model.
+            UnavailableError: if the engine is not available on this machine or for this case.
+            EngineError: if the engine cannot run the model.
         """
 
     def versions(self) -> dict[str, str]:
-        """Return library name -> version, for the libraries that the engine uses."""
+        """Return the versions of the libraries that the engine uses, by library name."""
 
 
 class Eager:
-    """Eager torch in the default layout."""
+    """Eager torch in the default memory format."""
 
     name: ClassVar[str] = "eager"
     sparse: ClassVar[bool] = False
@@ -81,7 +82,7 @@ class Eager:
 
 
 class ChannelsLast(Eager):
-    """torch with weights and inputs in channels_last."""
+    """Eager torch with weights and inputs in the memory format channels_last."""
 
     name, layout = "channels_last", torch.channels_last
 
@@ -92,9 +93,9 @@ class ChannelsLast(Eager):
 
 
 class TorchCompile(Eager):
-    """torch.compile: Inductor with freezing, which folds norms and packs weights; images in channels_last.
+    """torch.compile with Inductor and freezing, which folds norms and packs weights; images are in channels_last.
 
-    This was the fastest of the settings tried; `max_autotune` and the C++ wrapper made no difference.
+    These settings were the fastest of those tried; `max_autotune` and the C++ wrapper made no difference.
     """
 
     name = "compile"
@@ -125,7 +126,7 @@ def _has_image_inputs(case: Case) -> bool:
 
 
 def _copy_in_precision(case: Case, layout: torch.memory_format) -> nn.Module:
-    """Return a copy of the model with weights in the case's number format and this layout."""
+    """Return a copy of the case's model with weights in the case's number format and in the memory format `layout`."""
     model = copy.deepcopy(case.model).requires_grad_(False)
     if case.precision == "bf16":
         model = model.to(torch.bfloat16)
@@ -137,7 +138,14 @@ def _copy_in_precision(case: Case, layout: torch.memory_format) -> nn.Module:
 
 
 def _with_conversions(function: Call, case: Case, layout: torch.memory_format, mode: Callable[[], Any]) -> Call:
-    """Wrap a call: convert inputs to number format and layout, and outputs to float32."""
+    """Return a function that converts the inputs, calls `function`, and converts the outputs to float32.
+
+    Args:
+        function: the function to call.
+        case: its precision is the number format of the converted inputs.
+        layout: memory format of converted image inputs.
+        mode: torch context in which `function` is called, such as `torch.no_grad`.
+    """
     half = case.precision == "bf16"
 
     def convert(leaf: Any) -> Any:
@@ -161,12 +169,18 @@ def _with_conversions(function: Call, case: Case, layout: torch.memory_format, m
 
 
 class ShrunkModel:
-    """A dense engine that runs the physically smaller model of a channel-wise mask; it counts as sparse."""
+    """A dense engine that runs a model without the pruned channels; in comparisons, it counts as sparse.
+
+    Args:
+        engine: the dense engine.
+        small: the model without the pruned channels.
+        model: the masked model whose outputs are expected; None: the model of the case.
+    """
 
     sparse: ClassVar[bool] = True
 
     def __init__(self, engine: Contender, small: nn.Module, model: nn.Module | None = None) -> None:
-        """`model` is the masked model whose outputs are expected, if it is not the case's."""
+        """Store the engine and the models."""
         self.name, self.model = f"{engine.name}, shrunk", model
         self._engine, self._small = engine, small
 
@@ -178,7 +192,13 @@ class ShrunkModel:
 
 
 class Sparse:
-    """An engine that exploits zeros, given by a function that compiles a case's model."""
+    """An engine that exploits zeros.
+
+    Args:
+        compile_case: function that compiles the model of a case and returns the function to time.
+        name: name of the engine in tables.
+        model: the masked model that the engine runs; None: the model of the case.
+    """
 
     sparse: ClassVar[bool] = True
 
@@ -188,7 +208,7 @@ class Sparse:
         self.name, self.model = name, model
         self._compile = compile_case
         self.compiled: Call | None = None
-        """Result of the last `prepare`."""
+        """Result of the last call of `prepare`."""
 
     def prepare(self, case: Case) -> Call:
         self.compiled = self._compile(case)
@@ -199,7 +219,7 @@ class Sparse:
 
 
 class _OnnxContender:
-    """An engine that reads the model as an ONNX file."""
+    """Base class of engines that read the model from an ONNX file."""
 
     name: ClassVar[str]
     title: ClassVar[str]
@@ -235,15 +255,15 @@ class _OnnxContender:
         return {package: version(package) for package in (self.name, "onnx")}
 
     def _check_supported(self, case: Case) -> None:
-        """Raise UnavailableError if the engine does not support the case."""
+        """Raise `UnavailableError` if the engine does not support the case."""
 
     def _load_file(self, file: Path, case: Case) -> tuple[list[str], Infer]:
-        """Load the file; return the names of its inputs, and a function from inputs by name to outputs."""
+        """Load the ONNX file; return the names of its inputs, and a function from input arrays by name to outputs."""
         raise NotImplementedError
 
 
 class OnnxRuntime(_OnnxContender):
-    """ONNX Runtime's CPU provider with all graph optimisations, operators run sequentially."""
+    """ONNX Runtime's CPU provider with all graph optimisations; operators run one after the other."""
 
     name, title = "onnxruntime", "ONNX Runtime"
 
@@ -267,7 +287,7 @@ class OnnxRuntime(_OnnxContender):
 
 
 class OpenVino(_OnnxContender):
-    """OpenVINO's CPU plug-in with one stream; the precision hint keeps it from computing in bf16."""
+    """OpenVINO's CPU plug-in with one stream; in fp32, a precision hint keeps OpenVINO from computing in bf16."""
 
     name, title = "openvino", "OpenVINO"
 
@@ -302,7 +322,7 @@ class OpenVino(_OnnxContender):
 
 
 def _check_settings(compiled: Any, hint: str, threads: int) -> None:
-    """Raise EngineError if OpenVINO ignored the hints on precision and threads."""
+    """Raise `EngineError` if OpenVINO ignores the requested precision or number of threads."""
     actual = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
     if actual != hint:
         raise EngineError(f"OpenVINO computes in {actual} although {hint} was requested")
@@ -322,10 +342,10 @@ def names() -> tuple[str, ...]:
 
 
 def rivals(chosen: Sequence[str] | None = None) -> list[Contender]:
-    """Return the engines with these names, each once; all engines for None.
+    """Return the dense engines with the names `chosen`, without repetition; None: all dense engines.
 
     Raises:
-        UsageError: for a name that is not in `names()`, or an empty list.
+        UsageError: if a name is not in `names()`, or if `chosen` is empty.
     """
     requested = list(dict.fromkeys(names() if chosen is None else chosen))
     unknown = [name for name in requested if name not in _RIVALS]

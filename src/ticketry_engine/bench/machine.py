@@ -1,4 +1,4 @@
-"""Describes the machine of a measurement, chooses idle cores, and pins threads to them."""
+"""Describes the machine of a measurement, chooses idle cores, and pins threads to these cores."""
 
 from __future__ import annotations
 
@@ -15,12 +15,15 @@ from ticketry_engine.errors import UsageError
 from ticketry_engine.processor import BF16, kind, last_cache, processor
 
 PROCESSOR = ("processor", "processor_kind")
-"""Entries of `machine` that identify a processor."""
+"""Keys in the result of `machine` that identify the processor."""
 _FEATURES = ("avx2", "avx512f", *BF16, "asimd", "sve")
 
 
 def machine(packages: Iterable[str] = ("torch", "ticketry")) -> dict[str, Any]:
-    """Return processor, relevant features, caches, system, load and versions, as JSON values."""
+    """Return a description of this machine as JSON values: processor, features, cache, system, load and versions.
+
+    `packages` are the names of the packages whose versions are included.
+    """
     name, flags = processor()
     return {
         "processor": name,
@@ -36,10 +39,10 @@ def machine(packages: Iterable[str] = ("torch", "ticketry")) -> dict[str, Any]:
 
 
 def another_machine(about: Mapping[str, Any]) -> str:
-    """Return a text that names both processors if `about` describes another processor than this machine's; else "".
+    """Return a text that names both processors if `about` describes another processor than this machine has; else "".
 
     Args:
-        about: the result of `machine` on that machine; older files have only the processor's name.
+        about: the result of `machine` on the other machine; older files have only the name of the processor.
     """
     here = machine(())
     facts = [fact for fact in PROCESSOR if fact == "processor" or fact in about]
@@ -62,14 +65,14 @@ _LOAD_SECONDS = 0.2
 
 
 def available_cores() -> tuple[int, ...]:
-    """Return the cores that this process may use."""
+    """Return the numbers of the cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return tuple(sorted(os.sched_getaffinity(0)))
     return tuple(range(os.cpu_count() or 1))
 
 
 def check_cores(cores: Sequence[int]) -> None:
-    """Raise `UsageError` for cores that this process may not use, or that are named twice."""
+    """Raise `UsageError` if this process may not use one of the cores, or if a core is listed twice."""
     known = available_cores()
     if wrong := [core for core in cores if core not in known]:
         raise UsageError(
@@ -80,13 +83,14 @@ def check_cores(cores: Sequence[int]) -> None:
 
 
 def choose_cores(threads: int, load: Mapping[int, float] | None = None) -> tuple[int, ...]:
-    """Return the idlest cores, one for each thread, on different physical cores as far as possible.
+    """Return the numbers of the idlest cores, one per thread, on different physical cores if possible.
 
     Args:
-        load: core -> share of time that it was busy; measured for a moment by default.
+        threads: number of threads.
+        load: core number -> share of time in which the core was busy; by default, it is measured for 0.2 seconds.
 
     Raises:
-        UsageError: if there are fewer cores than threads.
+        UsageError: if this process may use fewer cores than `threads`.
     """
     cores = available_cores()
     if threads > len(cores):
@@ -108,9 +112,9 @@ def choose_cores(threads: int, load: Mapping[int, float] | None = None) -> tuple
 
 @contextlib.contextmanager
 def pin_for_block(cores: Sequence[int]) -> Iterator[None]:
-    """Pin every thread of this process, and threads started meanwhile, to these cores for the duration of a block.
+    """Pin all threads of this process, and threads started meanwhile, to `cores` inside a `with` block.
 
-    Does nothing where the system cannot pin threads: see `can_pin`.
+    Do nothing if the system cannot pin threads (`can_pin`).
     """
     before = _current_affinities()
     pin(cores)
@@ -125,7 +129,7 @@ def pin_for_block(cores: Sequence[int]) -> Iterator[None]:
 
 
 def pin(cores: Sequence[int]) -> None:
-    """Pin every current thread of this process to these cores."""
+    """Pin all current threads of this process to the cores `cores`."""
     for thread in _thread_ids():
         _pin_thread(thread, set(cores))
 
@@ -158,7 +162,7 @@ def _pin_thread(thread: int, cores: set[int]) -> None:
 
 
 def _measure_load() -> dict[int, float]:
-    """Return core -> share of a short interval in which it was busy; empty where the system does not report it."""
+    """Return, for each core, the share of 0.2 seconds in which the core was busy; {} if the system does not tell."""
     before = _read_ticks()
     if not before:
         return {}
@@ -173,7 +177,7 @@ def _busy_share(before: tuple[int, int], after: tuple[int, int]) -> float:
 
 
 def _read_ticks() -> dict[int, tuple[int, int]]:
-    """Return core -> (idle ticks, all ticks) since the machine was started."""
+    """Return, for each core, (idle ticks, all ticks) since the start of the machine."""
     found = {}
     try:
         lines = Path("/proc/stat").read_text(encoding="ascii").splitlines()
@@ -188,7 +192,7 @@ def _read_ticks() -> dict[int, tuple[int, int]]:
 
 
 def _read_siblings(core: int) -> str:
-    """Return an identifier that all hardware threads of the core's physical core share."""
+    """Return a text that is the same for all hardware threads of one physical core."""
     file = Path(f"/sys/devices/system/cpu/cpu{core}/topology/thread_siblings_list")
     try:
         return file.read_text(encoding="ascii").strip()

@@ -1,8 +1,8 @@
-"""Takes timing samples of several contenders alternately, and computes intervals of medians.
+"""Takes timing samples of several contenders alternately, and computes confidence intervals of medians.
 
-A round times every contender once, in random order. A sample is the mean of several consecutive calls after one that is
-not counted; with cold caches it is the mean of single calls, each after a buffer larger than all caches was read and
-written. Ratios compare times of the same round, so that a temporary slowdown of the machine affects both sides.
+A round takes one sample of every contender, in random order. A sample is the mean time of several consecutive calls,
+after a call that is not counted. With cold caches, a buffer larger than all caches is read and written before each
+call. Ratios compare times of the same round, so that a temporary slowdown of the machine affects both times.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ ROUNDS = 15
 CLOCKS = ("wall", "cpu")
 
 _LEAST_SECONDS = 0.02
-"""Minimum duration of a sample, long enough that the clock's resolution does not matter."""
+"""Minimum duration of a sample in seconds; the resolution of the clock does not matter for it."""
 _SETTLING_CALLS, _SETTLING_SECONDS = 15, 0.25
 _COLD_CALLS = 3
 _WARM_SECONDS = 3.0
 _STEADY = 0.1
-"""Calls count as steady when three consecutive ones differ by at most this share."""
+"""Share by which the times of three consecutive calls may differ at most, so that warming up ends."""
 
 
 @dataclass(frozen=True)
@@ -51,11 +51,11 @@ class Timing:
     cold: bool = False
     """Whether caches are emptied before every timed call."""
     clock: str = "wall"
-    """wall, or cpu: the time computed by this process's threads, which other processes do not add to."""
+    """"wall", or "cpu" for the processor time of this process's threads, which excludes other processes."""
     confidence: float = 0.95
     """Confidence of the intervals of medians."""
     seed: int = 0
-    """Seed of the order in each round."""
+    """Seed of the random order of contenders in each round."""
 
     def __post_init__(self) -> None:
         if self.rounds < 1:
@@ -68,7 +68,7 @@ class Timing:
 
 @dataclass
 class Samples:
-    """Seconds per call of one contender, one sample for each round."""
+    """Timing samples of one contender: seconds per call, one sample for each round."""
 
     calls: int = 1
     """Number of calls in a sample."""
@@ -76,12 +76,12 @@ class Samples:
     cpu: list[float] = field(default_factory=list)
 
     def by(self, clock: str) -> list[float]:
-        """Return the samples of one clock, "wall" or "cpu"."""
+        """Return the samples of the clock `clock`, "wall" or "cpu"."""
         return self.wall if clock == "wall" else self.cpu
 
 
 class CacheFlush:
-    """Empties the caches by reading and writing a buffer four times their size."""
+    """Function that empties the caches, by reading and writing a buffer of four times `cache_bytes`."""
 
     def __init__(self, cache_bytes: int) -> None:
         self._buffer = np.zeros(4 * cache_bytes // 8, dtype=np.int64)
@@ -91,7 +91,13 @@ class CacheFlush:
 
 
 def take(contenders: Mapping[str, Callable[[], object]], timing: Timing, cache_bytes: int) -> dict[str, Samples]:
-    """Take `timing.rounds` samples of every contender alternately, after each has become steady."""
+    """Return `timing.rounds` samples of every contender, taken alternately after all contenders are warmed up.
+
+    Args:
+        contenders: name -> function to time.
+        timing: settings of the measurement.
+        cache_bytes: size of the largest cache, which is emptied before each call if `timing.cold`.
+    """
     flush = CacheFlush(cache_bytes) if timing.cold else None
     found = {}
     for name, call in contenders.items():
@@ -111,7 +117,7 @@ def take(contenders: Mapping[str, Callable[[], object]], timing: Timing, cache_b
 
 
 def warm_up(call: Callable[[], object], seconds: float = _WARM_SECONDS) -> float:
-    """Call until three consecutive calls differ by at most a tenth, or time is up; return their median seconds."""
+    """Call until three consecutive calls differ by at most a tenth, or `seconds` are over; return their median time."""
     began = time.perf_counter()
     last: list[float] = []
     while True:
@@ -123,10 +129,10 @@ def warm_up(call: Callable[[], object], seconds: float = _WARM_SECONDS) -> float
 
 
 def settle(call: Callable[[], object], seconds: float = _SETTLING_SECONDS) -> None:
-    """Call up to fifteen times, fewer where a call is long, so that caches are as in a steady run.
+    """Call up to fifteen times, but not after `seconds` are over, to fill the caches.
 
-    After another contender's turn calls are slower until the caches contain their data again, which takes about a dozen
-    calls for data in the last-level cache.
+    After calls of another contender, calls are slower until the caches contain the data again. For data in the
+    last-level cache, this takes about a dozen calls.
     """
     began = time.perf_counter()
     for _ in range(_SETTLING_CALLS):
@@ -166,15 +172,15 @@ class Interval:
     low: float
     high: float
     confidence: float
-    """Actual confidence of the interval: at least the requested one, if there are enough values."""
+    """Actual confidence of the interval; it is lower than requested only if there are too few values."""
 
 
 def median_interval(values: Sequence[float], confidence: float = 0.95) -> Interval:
-    """Return the median, with the narrowest interval between two order statistics that contains it with at least
-    `confidence`.
+    """Return the median of the values, and a confidence interval between two of the sorted values.
 
-    Exact for independent samples of any distribution: the number of values below the median is binomial (n, 1/2). With
-    too few values the interval is from the least to the largest, and its `confidence` is lower than requested.
+    The interval is the narrowest one with at least the given confidence. The confidence is exact for independent
+    samples of any distribution, because the number of values below the median is binomial (n, 1/2). With too few
+    values, the interval goes from the smallest to the largest value, and its `confidence` is lower than requested.
     """
     ordered, count = sorted(values), len(values)
     if not count:
@@ -188,7 +194,7 @@ def median_interval(values: Sequence[float], confidence: float = 0.95) -> Interv
 
 
 def quartiles(values: Sequence[float]) -> tuple[float, float, float]:
-    """Return first quartile, median and third quartile; all the same for a single value."""
+    """Return (first quartile, median, third quartile); for a single value, all three are this value."""
     if len(values) == 1:
         return values[0], values[0], values[0]
     first, median, third = statistics.quantiles(values, n=4, method="inclusive")
@@ -203,14 +209,14 @@ PRECISIONS = ("fp32", "bf16")
 
 @dataclass(frozen=True)
 class Case:
-    """A workload that is the same for every engine of a comparison."""
+    """A model, the inputs of its calls, the precision and the number of threads, equal for all engines compared."""
 
     model: nn.Module
-    """Dense model in evaluation mode, float32 on the CPU; pruned weights are zeros."""
+    """Model in evaluation mode, float32 on the CPU; pruned weights are zeros in dense tensors."""
     inputs: tuple[Any, ...] | Mapping[str, Any]
-    """Arguments of one call, positional or by name; tensors are contiguous."""
+    """Arguments of a call, a tuple or a mapping by name; tensors are contiguous."""
     precision: str = "fp32"
-    """Precision of the arithmetic, fp32 or bf16. Inputs and outputs are float32 in both."""
+    """Precision of the arithmetic, "fp32" or "bf16"; inputs and outputs are always float32."""
     threads: int = 1
 
     def __post_init__(self) -> None:
@@ -224,41 +230,41 @@ class Case:
 
     @property
     def args(self) -> tuple[Any, ...]:
-        """Positional arguments of a call."""
+        """Return the positional arguments of a call."""
         return () if isinstance(self.inputs, Mapping) else self.inputs
 
     @property
     def kwargs(self) -> dict[str, Any]:
-        """Keyword arguments of a call."""
+        """Return the keyword arguments of a call."""
         return dict(self.inputs) if isinstance(self.inputs, Mapping) else {}
 
     def outputs(self, function: Callable[..., Any]) -> list[Tensor]:
-        """Call a function with the inputs and return its output tensors."""
+        """Call `function` with the inputs, and return its output tensors."""
         return outputs_of(function(*self.args, **self.kwargs))
 
     @property
     def tensors(self) -> list[Tensor]:
-        """Tensors among the inputs, in order."""
+        """Return the tensors among the inputs, in order."""
         return outputs_of((self.args, self.kwargs))
 
     @property
     def batch(self) -> int:
-        """Batch size of the inputs."""
+        """Return the batch size of the inputs."""
         return batch_of(self.inputs)
 
     def of(self, model: nn.Module) -> Case:
-        """Return the case with another model and the same inputs."""
+        """Return the same case with the model `model`."""
         return replace(self, model=model)
 
     @entry_point()
     def reference(self) -> list[Tensor]:
-        """Return the outputs of eager torch in float32."""
+        """Return the model's outputs in eager torch with float32, which are the expected outputs."""
         with torch.inference_mode():
             return self.outputs(self.model)
 
     @entry_point()
     def rounding(self) -> float:
-        """Return the relative error of `reference` against float64; 0 if the model does not run in float64."""
+        """Return the relative error of `reference` compared with float64; 0 if the model does not run in float64."""
 
         def double(leaf: Any) -> Any:
             return leaf.double() if isinstance(leaf, Tensor) and leaf.is_floating_point() else leaf
@@ -273,7 +279,7 @@ class Case:
 
     @cached_property
     def onnx(self) -> Path:
-        """ONNX file of the model for inputs of exactly these shapes; deleted with the case.
+        """Return an ONNX file of the model, which accepts only inputs of these shapes; it is deleted with the case.
 
         Raises:
             EngineError: if the model cannot be exported.

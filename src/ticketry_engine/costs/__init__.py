@@ -1,5 +1,5 @@
-"""Costs of a model's layers under masks: timed on this machine, or estimated for a GPU.
+"""Determines what a model's layers cost under masks: times on this machine, estimated times on a GPU, and file sizes.
 
-`masked_model` compiles one captured model under many masks, and books a call's time and a file's bytes to its
-parameters. `gpu_latency` estimates a call on a GPU.
+`masked_model` compiles one captured model under many masks, and assigns the time of a call and the bytes of a file to
+the model's parameters. `gpu_latency` estimates the time of a call on a GPU.
 """

@@ -1,11 +1,14 @@
-"""Estimate a model's latency on a GPU from rates measured on one; no GPU is needed.
+"""Estimates a model's latency on a GPU, from rates that were measured on such a GPU; no GPU is needed.
 
-Which kernel runs a layer is planned with the same rates as in `gpu.compile_gpu`. A layer then takes
+The kernel of a layer is chosen with the same rates as in `gpu.compile_gpu`. The estimated time of a layer is
 
     group kernel    layer + max(product + programs, bytes)
-    dense           layer + product x (whole waves of tiles / tiles) + bytes, its extra passes included
+    dense           layer + product x (whole waves of tiles / tiles) + bytes
 
-with coefficients fitted to whole networks that were timed. Calls are replayed from CUDA graphs.
+where "layer" is a constant, "product" the time of the multiplications, "programs" the time to start the kernel's
+programs, and "bytes" the time to read and write memory, for dense layers including separate passes for residual and
+activation. The coefficients were fitted to measured times of whole networks, whose calls were replayed from CUDA
+graphs.
 """
 
 from __future__ import annotations
@@ -34,33 +37,34 @@ from ticketry_engine.ir.shape_claims import origins, parameters_of
 from ticketry_engine.plan.value_axes import UnsupportedError
 
 _VIEWS = frozenset({"reshape", "transpose", "slice", "flatten"})
-"""Operations for which torch mostly changes strides without copying."""
+"""Operations that torch mostly performs by changing strides, without a copy."""
 
 _TILE_SIDE = 128
-"""Rows and columns of a tile of a dense matrix product."""
+"""Number of rows, and of columns, of a tile of a dense matrix product."""
 
 _MOST_SPLIT = 4.0
-"""Maximum number of parts into which libraries split the sums of a product that would leave most multiprocessors idle.
+"""Maximum factor by which idle multiprocessors slow down a small matrix product.
+
+Libraries split the sums of such a product, so that more multiprocessors work.
 """
 
 
 @dataclass(frozen=True)
 class GpuRates:
-    """Rates of a GPU in one number format."""
+    """Rates and fitted constants of a GPU in one number format."""
 
     dtype: torch.dtype
     """Number format of compiled networks."""
     kernels: Rates
-    """Rates by which the planner chooses kernels."""
+    """Rates that the planner uses to choose kernels."""
     multiprocessors: int
     group: Mapping[str, float]
-    """Constants of group kernels: "layer": seconds per layer; "product": factor of the time at the kernel's rate."""
+    """Constants of group kernels: "layer", in seconds, and "product", a factor of the multiplication time."""
     dense: Mapping[str, float]
-    """Constants of dense layers: "layer": seconds per layer; "product" and "bytes": factors of the times at their
-    rates."""
+    """Constants of dense layers: "layer", in seconds, and "product" and "bytes", factors of these two times."""
 
     def layer_seconds(self, work: LayerWork, choice: LayerChoice) -> float:
-        """Return the seconds of a layer in the kernel that the plan chose."""
+        """Return the estimated seconds of the layer `work` in the kernel of `choice`."""
         rates = self.kernels
         if choice.kernel == "group":
             product = self.group["product"] * group_product_seconds(work, choice.tile, rates)
@@ -77,11 +81,17 @@ class GpuRates:
     def call_seconds(
         self, network: MaskedModel, keep: Mapping[str, Tensor] | None, layout: str | None = None
     ) -> CallSeconds:
-        """Return the estimated seconds of a call; operations that are no layers take as long as reading their inputs
-        and writing their outputs.
+        """Return the estimated seconds of a call of the model under a mask.
+
+        An operation other than a convolution or linear layer takes the time to read its inputs and write its output.
+
+        Args:
+            network: the captured model.
+            keep: mask by parameter name; None: nothing is pruned.
+            layout: None or `PLANAR`, which have no effect on a GPU.
 
         Raises:
-            UnsupportedError: for a given layout, because the planner of GPUs chooses layouts itself.
+            UnsupportedError: if `layout` is `CHANNELS_LAST`, because the planner for GPUs chooses layouts itself.
         """
         if layout == CHANNELS_LAST:
             raise UnsupportedError("a GPU's plan chooses its layouts by itself")
@@ -108,14 +118,14 @@ class GpuRates:
         return spent
 
     def _move_seconds(self, graph: Graph, node: Node, batch: int) -> float:
-        """Return the seconds of an operation in torch, by the bytes that it reads and writes."""
+        """Return the estimated seconds of an operation in torch, from the bytes that the operation reads and writes."""
         if node.op in _VIEWS:
             return 0.0
         numbers = sum(graph.values[name].numel(batch) for name in (*node.inputs, node.output))
         return self.kernels.launch + self.kernels.bytes * numbers / self.kernels.bandwidth
 
     def _conversion_seconds(self, graph: Graph, batch: int) -> float:
-        """Return the seconds to convert inputs and outputs between the model's number format and the compiled one."""
+        """Return the estimated seconds to convert the number formats of inputs and outputs of the network."""
         seconds = 0.0
         for name in (*graph.inputs, *graph.results):
             dtype = getattr(torch, graph.values[name].dtype, None)
@@ -133,4 +143,7 @@ H100_BF16 = GpuRates(
     group={"layer": 5.5e-6, "product": 0.71},
     dense={"layer": 18.8e-6, "product": 0.58, "bytes": 0.68},
 )
-"""Fitted to 21 timings of four networks and of 40 layers (docs/engine-gpu.md), torch 2.11, CUDA 13.0, Triton 3.6."""
+"""Rates of an H100 with bfloat16, fitted to 21 timings of four networks and to timings of 40 layers.
+
+The timings are in docs/engine-gpu.md (torch 2.11, CUDA 13.0, Triton 3.6).
+"""

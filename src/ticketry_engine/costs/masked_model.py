@@ -1,4 +1,4 @@
-"""A model that is captured once and compiled under many masks; the time of a call is assigned to its parameters."""
+"""Captures a model once, compiles it under many masks, and assigns the time of a call to the model's parameters."""
 
 from __future__ import annotations
 
@@ -22,28 +22,28 @@ from ticketry_engine.ir.shape_claims import layer_name, origins, parameters_of
 from ticketry_engine.plan.value_axes import UnsupportedError as UnsupportedError
 
 PLANAR, CHANNELS_LAST = "planes", "pixels"
-"""Layouts that a whole network can be compiled in."""
+"""Memory layouts in which a whole network can be compiled."""
 
 
 @dataclass
 class CallSeconds:
-    """Seconds of one call, divided into layers and other operations."""
+    """Seconds of one call of a model, divided into layers and other operations."""
 
     layers: dict[str, float]
-    """Parameter name -> seconds of the layers with this weight."""
+    """Parameter name -> seconds of the layers that use this parameter."""
     others: dict[str, float]
-    """Operation -> seconds of all its uses without a weight that can be pruned."""
+    """Name of an operation -> seconds of all such operations that use no parameter in `layers`."""
     torch: set[str]
-    """Parameters whose layers run in torch."""
+    """Names of the parameters whose layers run in torch."""
 
     @property
     def total(self) -> float:
-        """Seconds of the whole call."""
+        """Return the seconds of the whole call."""
         return sum(self.layers.values()) + sum(self.others.values())
 
 
 class MaskedModel:
-    """A captured model, compiled under any number of masks."""
+    """A captured model that can be compiled under any number of masks."""
 
     def __init__(
         self, model: nn.Module, example_inputs: Any, parameters: Iterable[str], *, upsampling: bool = True
@@ -51,10 +51,10 @@ class MaskedModel:
         """Capture a model.
 
         Args:
-            model: on the CPU.
-            example_inputs: a tensor, a tuple of arguments or a dict of them by name.
-            parameters: names of the weights to which time is booked.
-            upsampling: see `capture`.
+            model: the model, on the CPU.
+            example_inputs: a tensor, a tuple of arguments, or a dict of arguments by name.
+            parameters: names of the parameters to which time is assigned.
+            upsampling: whether transposed convolutions and interpolations run in sparse kernels, as in `capture`.
 
         Raises:
             EngineError: if the model cannot be captured.
@@ -67,8 +67,10 @@ class MaskedModel:
         self.batch = batch_of(tuple(tree_flatten((self.args, self.kwargs))[0]))
 
     def masked_graph(self, keep: Mapping[str, Tensor] | None) -> Graph:
-        """Return the graph under a mask. The model is captured anew only if the mask makes weights be stored in another
-        form."""
+        """Return the graph with the weights under the mask `keep` (None: no mask).
+
+        The model is captured again only if a masked parameter is not in the graph with its own name and shape.
+        """
         if keep is None:
             return self.graph
         tensors = self.graph.tensors
@@ -81,24 +83,28 @@ class MaskedModel:
     def compile(
         self, keep: Mapping[str, Tensor] | None, *, threads: int, precision: str, layout: str | None = None
     ) -> Compiled:
-        """Return the model compiled under a mask, in the layout that the engine estimates to be faster by default."""
+        """Return the model compiled under the mask `keep`; `layout` None is the layout that is estimated to be faster.
+
+        `threads` and `precision` are those of `ticketry_engine.compile`.
+        """
         made = Compiled(self.masked_graph(keep), threads=threads, precision=precision, layout=layout)
         made.clock = time.thread_time  # profiles run on one thread
         return made
 
     def call(self, compiled: Callable[..., Any]) -> Callable[[], Any]:
-        """Return a function that calls a module with the example inputs."""
+        """Return a function that calls `compiled` with the example inputs."""
         return lambda: compiled(*self.args, **self.kwargs)
 
     def profile(self, compiled: Compiled, rounds: int, whole: float) -> CallSeconds:
-        """Return the seconds of each layer: medians on one thread, scaled so that they sum up to the whole call.
+        """Return the seconds of each layer, as medians on one thread, scaled so that their sum is `whole`.
 
-        Layers timed one by one take longer than in a call, which reads no clock and keeps more in its caches.
+        Without scaling, the times would be too long, because a call that is not timed layer by layer reads no clock and
+        uses caches better.
 
         Args:
-            compiled: by `compile`.
-            rounds: calls that are timed layer by layer.
-            whole: seconds of a call.
+            compiled: the result of `compile`.
+            rounds: number of calls that are timed layer by layer.
+            whole: seconds of a call that is not timed layer by layer.
         """
         samples: dict[str, list[float]] = {}
         rows: dict[str, tuple[str, str]] = {}
@@ -125,12 +131,12 @@ class MaskedModel:
         return found
 
     def parameter_of(self, layer: str) -> str | None:
-        """Return the parameter of a layer, named as in `Compiled.layers`; None if it has none of `names`."""
+        """Return the parameter name of a layer of `Compiled.layers`; None if the layer uses no parameter in `names`."""
         return self._parameters.get(layer)
 
     @cached_property
     def origins(self) -> dict[str, str]:
-        """Tensor of the graph -> the parameter that it was computed from."""
+        """Return, for tensors of the graph, the name of the parameter that the tensor was computed from."""
         return origins(self.graph, self.names)
 
     @cached_property
@@ -146,34 +152,41 @@ class MaskedModel:
 
 
 _SEAL_BYTES = 80
-"""Bytes of the digest in a model file."""
+"""Number of bytes of the digest in a model file."""
 
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """A tensor of a model file that stores a parameter's weights, and zeros if a layer is stored in a larger form."""
+    """A tensor of a model file that stores a parameter's weights; some layers are stored with additional zeros.
+
+    `numbers` is the number of elements, and `number_bytes` the bytes of an element.
+    """
 
     numbers: int
     number_bytes: int
     head_bytes: int
-    """Bytes of its entry in the head of the file."""
+    """Number of bytes of the tensor's entry in the header of the file."""
 
     @property
     def dense_bytes(self) -> int:
-        """Bytes of the tensor if all values are stored."""
+        """Return the bytes of the tensor if all elements are stored."""
         return self.numbers * self.number_bytes
 
     def packed_bytes(self, kept: int) -> float:
-        """Return the bytes of head, positions and values if `kept` weights are retained."""
+        """Return the bytes of header entry, positions and values if only the `kept` retained weights are stored."""
         return self.head_bytes + model_file.position_bytes(kept, self.numbers) + self.number_bytes * kept
 
 
 def stored_tensors(
     network: MaskedModel, parameters: Mapping[str, Tensor]
 ) -> tuple[float, dict[str, list[StoredTensor]]]:
-    """Return the bytes that no mask saves, and parameter -> the tensors that hold it in the model file.
+    """Return (bytes of a model file that no mask saves, tensors of the file that store each parameter, by name).
 
-    A parameter has several tensors if several norms are folded into it, and none if its values are not stored as such.
+    A parameter has several tensors if several norms are folded into it, and none if the file does not store its values.
+
+    Args:
+        network: the captured model.
+        parameters: the model's parameters by name.
     """
     graph = network.graph
     forms: dict[str, list[str]] = {name: [] for name in parameters}
@@ -195,5 +208,5 @@ def stored_tensors(
 
 
 def _has_all(tensor: Tensor, parameter: Tensor) -> bool:
-    """Return whether a stored tensor contains each weight once, possibly with additional zeros."""
+    """Return whether a stored tensor contains each weight of `parameter` once, and otherwise only zeros."""
     return tensor.numel() == parameter.numel() or 0 < int(tensor.count_nonzero()) == int(parameter.count_nonzero())

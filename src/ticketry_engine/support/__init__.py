@@ -1,1 +1,1 @@
-"""Helpers of both packages: files, process-wide state, seeds, optimiser hooks, masks as groups of rows."""
+"""Provides helpers for both packages: files, process-wide state, seeds, optimiser hooks, groups of rows."""

@@ -1,4 +1,4 @@
-"""Autograd helpers: backward passes without a second derivative, and marks on masked gradients."""
+"""Provides autograd helpers: an error for second derivatives of kernels, and marks on masked gradients."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from torch.autograd.function import once_differentiable
 def first_derivative_only(
     backward: Callable[..., tuple[Tensor | None, ...]],
 ) -> Callable[..., tuple[Tensor | None, ...]]:
-    """Like `torch.autograd.function.once_differentiable`, but also refuse a second derivative of plain sums.
+    """Return `backward` with an error for every second derivative, also where `once_differentiable` raises none.
 
-    Torch raises an error only if the incoming gradients require gradients. Those of a plain sum do not, so that a
-    penalty on gradients would silently count as a constant.
+    `torch.autograd.function.once_differentiable` raises an error only if the incoming gradients require gradients. The
+    gradients of a plain sum do not require gradients, so a penalty on gradients would silently count as a constant.
     """
     marked = once_differentiable(backward)
 
@@ -56,11 +56,11 @@ _MARK = "_ticketry_masked"
 
 
 def mark_masked(gradient: Tensor, mask: Tensor) -> None:
-    """Mark a gradient as 0 where `mask` prunes."""
+    """Mark a gradient as a tensor that is 0 wherever `mask` is False."""
     setattr(gradient, _MARK, (mask, gradient._version))
 
 
 def is_masked(gradient: Tensor, mask: Tensor) -> bool:
-    """Return whether a gradient was marked with this mask, and not changed in place since then."""
+    """Return whether `mark_masked` marked the gradient with this mask, and it was not changed in place afterwards."""
     marked = getattr(gradient, _MARK, None)
     return marked is not None and marked[0] is mask and marked[1] == gradient._version

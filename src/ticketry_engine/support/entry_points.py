@@ -1,7 +1,8 @@
-"""Decorator of public functions: it checks shared arguments, and normalises the state of torch.
+"""Defines the decorator of public functions, which checks common arguments and normalises the state of torch.
 
-`entry_point` checks the arguments that public functions share, each in one place, and runs the function in
-`plain_torch_state`: a caller's inference mode, autocast, `no_grad` or default type and device change no result.
+`entry_point` checks arguments that several public functions have, such as `model`. It runs the function in
+`plain_torch_state`, so that a caller's inference mode, autocast, `no_grad`, default dtype or default device change no
+result.
 """
 
 from __future__ import annotations
@@ -26,37 +27,40 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 Check = Callable[[Any, str, Any], Any]
-"""(value, name of the argument, model or None) -> the value to pass on; raises `UsageError` if the value is wrong."""
+"""Function from (value, name of the argument, model or None) to the value that the public function receives.
+
+It raises `UsageError` if the value is wrong.
+"""
 
 ARGUMENT_CHECKS: dict[str, Check] = {}
-"""Argument name -> its check; other modules add checks of their types."""
+"""Argument name -> the check of the argument; other modules add checks."""
 
 
 class Need(NamedTuple):
-    """What a function requires of its model, in addition to parameters with shapes."""
+    """The requirements of a function on its model, besides parameters with known shapes."""
 
     values: bool = True
-    """Weights must have values: they are not on the meta device."""
+    """Whether weights must have values, that is, must not be on the meta device."""
     python: bool = True
-    """Layers must be Python modules: no TorchScript."""
+    """Whether layers must be Python modules, not TorchScript."""
     floats: bool = True
-    """Layers must not be quantised: their weights are no parameters, and they have no gradient."""
+    """Whether layers must not be quantised; the weights of a quantised layer are no parameters and have no gradient."""
     training: bool = False
-    """Parameters are changed or differentiated: they must not be created in inference mode."""
+    """Whether parameters are changed or differentiated, and so must not have been created in inference mode."""
 
 
 READS = Need()
 CHANGES = Need(training=True)
 BY_NAME = Need(values=False, python=False, floats=False)
-"""Parameters are looked up by name."""
+"""Requirements of a function that only looks up parameters by name."""
 
 
 def entry_point(need: Need = READS, *, autocast: bool = False) -> Callable[[Callable[P, R]], Callable[P, R]]:
-    """Return a decorator for public functions, which checks shared arguments and normalises torch's state.
+    """Return a decorator for public functions that checks common arguments and normalises torch's state.
 
     Args:
-        need: what the function needs of its arguments `model` and `small`.
-        autocast: whether the caller's autocast stays on, for functions that measure the caller's own step.
+        need: requirements on the function's arguments `model` and `small`, which are models.
+        autocast: whether the caller's autocast stays on; True for functions that time the caller's training step.
     """
 
     def decorate(function: Callable[P, R]) -> Callable[P, R]:
@@ -90,12 +94,12 @@ def entry_point(need: Need = READS, *, autocast: bool = False) -> Callable[[Call
 
 
 def check_model(model: object, need: Need = READS, name: str = "model") -> None:
-    """Raise an error that says what to do if `model` is no model, or does not meet the requirements.
+    """Raise an error if `model` is no module, or does not meet the requirements `need`; the message says what to do.
 
     Raises:
-        UsageError: for a value that is no module, and for a module in TorchScript, quantised, on the meta device or
-            created in inference mode, if the function does not support it.
-        ScopeError: for a module with lazy layers.
+        UsageError: if `model` is no module; or if it is in TorchScript, quantised, on the meta device or created in
+            inference mode, and `need` excludes that.
+        ScopeError: if the module has lazy layers, whose parameters have no shapes.
     """
     require_model(model)
     assert isinstance(model, nn.Module)
@@ -127,7 +131,7 @@ def check_model(model: object, need: Need = READS, name: str = "model") -> None:
 
 
 def is_quantised(module: nn.Module) -> bool:
-    """Return whether a module is a layer of torch's with a quantised weight, which is no parameter."""
+    """Return whether a module is a quantised torch layer, whose weight is no parameter."""
     return type(module).__module__.startswith(_QUANTISED)
 
 
@@ -151,12 +155,11 @@ _callers = threading.local()
 
 @contextmanager
 def plain_torch_state(*, autocast: bool = False) -> Iterator[None]:
-    """Run a block in torch's initial state: with gradients, without inference mode and autocast, new tensors float32 on
-    the CPU.
+    """Run a `with` block in the initial state of torch.
 
-    With `autocast` the caller's autocast stays on.
-
-    Deterministic mode stays as the caller set it: no result depends on it, and the model's own code has to obey it.
+    In this state, gradients are enabled, inference mode and autocast are off, and new tensors are float32 on the CPU.
+    If `autocast`, the caller's autocast stays on. Deterministic mode stays as the caller set it, because no result
+    depends on it, and the model's code must obey it.
     """
     with ExitStack() as stack:
         if torch.is_inference_mode_enabled():
@@ -179,7 +182,7 @@ _AUTOCASTS = ("cpu", "cuda", "mps", "xpu")
 
 @contextmanager
 def callers_defaults() -> Iterator[None]:
-    """Run a block of the user's code, such as a loss, with the default dtype and device that the user has set."""
+    """Run a `with` block of the user's code, such as a loss, with the default dtype and device that the user set."""
     theirs: _Defaults | None = getattr(_callers, "defaults", None)
     now = _Defaults(torch.get_default_dtype(), torch.get_default_device())
     if theirs is None or theirs == now:
@@ -210,9 +213,9 @@ def _set_defaults(wanted: _Defaults, now: _Defaults) -> Iterator[None]:
 
 
 def as_normal_tensors(values: Any) -> Any:
-    """Return the value, or a copy in which tensors created in inference mode are replaced by ordinary ones.
+    """Return the containers `values` with a copy in place of each tensor that was created in inference mode.
 
-    Gradients cannot use tensors of inference mode.
+    Gradients cannot use tensors that were created in inference mode.
     """
     leaves = tree_leaves(list(values.values()) if isinstance(values, Mapping) else values)
     if not any(isinstance(leaf, Tensor) and leaf.is_inference() for leaf in leaves):
@@ -224,7 +227,7 @@ def as_normal_tensors(values: Any) -> Any:
 
 @contextmanager
 def writing_to(tensor: Tensor) -> Iterator[None]:
-    """Run a block that changes a tensor in place: in inference mode if the tensor was created in it."""
+    """Run a `with` block that changes `tensor` in place: without gradients, or in the inference mode that it needs."""
     with torch.inference_mode() if tensor.is_inference() else torch.no_grad():
         yield
 

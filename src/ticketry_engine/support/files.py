@@ -1,4 +1,4 @@
-"""Read regular files only, write files atomically, and compute digests."""
+"""Reads regular files, writes files atomically, parses JSON, and computes digests."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _ROOT = 0
 
 
 def cache_folder() -> Path:
-    """Return the folder of ticketry's cache: $TICKETRY_CACHE, $XDG_CACHE_HOME/ticketry or ~/.cache/ticketry."""
+    """Return ticketry's cache folder: $TICKETRY_CACHE if set, else $XDG_CACHE_HOME/ticketry, else ~/.cache/ticketry."""
     if own := os.environ.get("TICKETRY_CACHE"):
         return Path(own).expanduser().absolute()
     shared = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
@@ -30,10 +30,11 @@ def content_of(path: Path, *, most: int | None = None) -> bytes:
     """Return the content of a regular file; reject pipes and devices, which might never end.
 
     Args:
-        most: bytes that it may have.
+        path: path of the file.
+        most: maximum size of the file in bytes; None: any size.
 
     Raises:
-        OSError: if it is not there, is no regular file or too large, or cannot be read.
+        OSError: if the file does not exist, is no regular file, is too large, or cannot be read.
     """
     with regular(path) as file:
         if most is not None and os.fstat(file.fileno()).st_size > most:
@@ -42,13 +43,13 @@ def content_of(path: Path, *, most: int | None = None) -> bytes:
 
 
 def private_content_of(path: Path) -> bytes:
-    """Return the content of a file of executable code: a regular file that only the user can write.
+    """Return the content of a regular file that only the user can write, such as executable code.
 
-    The open file itself is checked, so that it cannot be replaced in between; links are not followed. The caller checks
-    the folder with `why_not_private`.
+    The check applies to the open file, so that nobody can replace the file between check and reading. The caller must
+    check the folder with `why_not_private`.
 
     Raises:
-        OSError: as in `content_of`, and for a link or another user's file.
+        OSError: for the reasons of `content_of`; if the file is a link; or if another user owns or can write the file.
     """
     with regular(path, follow_links=False) as file:
         if not _is_private(os.fstat(file.fileno())):
@@ -57,10 +58,11 @@ def private_content_of(path: Path) -> bytes:
 
 
 def why_not_private(folder: Path) -> str:
-    """Return how others could put files into a folder, or an empty text if only the user can.
+    """Return the reason why other users could put files into a folder; "" if only the user can.
 
-    The folder must be the user's own. Each folder above it, up to the home folder, must be the user's or the system's,
-    and others may write in it only if it is sticky, as /tmp is. A missing folder is fine: the user will make it.
+    The folder must belong to the user. Each parent folder, up to the home folder, must belong to the user or to root,
+    and others may write in a parent only if its sticky bit is set, as for /tmp. A missing folder is accepted, because
+    the user will create it.
     """
     if not hasattr(os, "geteuid"):  # Windows: a user's folders are their own
         return ""
@@ -109,10 +111,11 @@ def _is_private(about: os.stat_result) -> bool:
 
 
 def regular(path: Path, *, follow_links: bool = True) -> BinaryIO:
-    """Open a regular file for reading; reject pipes and devices, which might never end.
+    """Open a regular file for reading, and return it; reject pipes and devices, which might never end.
 
     Raises:
-        OSError: if it is not there, is no regular file, or cannot be read; and for a link, unless links are followed.
+        OSError: if the file does not exist, is no regular file, or cannot be read; or if it is a link, unless
+            `follow_links`.
     """
     flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
     descriptor = os.open(path, flags | (0 if follow_links else getattr(os, "O_NOFOLLOW", 0)))
@@ -126,7 +129,7 @@ def regular(path: Path, *, follow_links: bool = True) -> BinaryIO:
 
 
 def reason_of(error: OSError) -> str:
-    """Return the cause of an OSError as text, with advice if there is some that does not depend on the path."""
+    """Return the cause of an `OSError` as text, for some causes with advice."""
     if error.errno in (errno.EMFILE, errno.ENFILE):
         return "too many files are open at once: allow more (ulimit -n), or use fewer workers"
     if error.errno == errno.ENAMETOOLONG:
@@ -138,18 +141,21 @@ def reason_of(error: OSError) -> str:
 
 @contextlib.contextmanager
 def replacing(target: Path, *, durable: bool = False, parents: bool = True, private: bool = False) -> Iterator[Path]:
-    """Yield the name of an empty temporary file in the folder of `target`; it replaces `target` when the block ends.
+    """Yield the path of an empty temporary file, which replaces `target` at the end of the `with` block.
 
-    Readers see the old or the new file, never a part. If the block raises, the old file stays and the temporary one is
-    deleted. Files named ``.*.tmp`` remain after a kill. Permissions follow the process's umask.
+    The temporary file is in the folder of `target`. Readers see the whole old file or the whole new file. If the block
+    raises an error, the old file stays and the temporary file is deleted. If the process is killed, a file named
+    ``.*.tmp`` may remain. Permissions follow the umask of the process.
 
     Args:
-        durable: whether to flush the new content to disk before the replacement, so that a power cut leaves one of the
-        two. parents: whether to create missing parent folders.
+        target: the file to replace.
+        durable: whether to flush the new content to disk before the replacement, so that the old or the new file exists
+            after a power cut.
+        parents: whether to create missing parent folders.
         private: whether only the user may read the file and enter the created folders.
 
     Raises:
-        OSError: if it cannot be written.
+        OSError: if the file cannot be written.
     """
     if parents:
         make_folder(target.parent, private=private)
@@ -168,7 +174,7 @@ def replacing(target: Path, *, durable: bool = False, parents: bool = True, priv
 
 
 def make_folder(folder: Path, *, private: bool = False) -> None:
-    """Create a folder and its missing parents; if `private`, only the user may enter those that are created."""
+    """Create a folder and its missing parents; if `private`, only the user may enter the created folders."""
     missing = [folder]
     while not missing[-1].parent.exists():  # pathlib recurses: a stranger may nest folders deeper than Python calls
         missing.append(missing[-1].parent)
@@ -177,7 +183,7 @@ def make_folder(folder: Path, *, private: bool = False) -> None:
 
 
 def beside(target: Path, *, private: bool = False) -> Path:
-    """Create an empty temporary file in the target's folder, named ``.*.tmp``, and return its path: see `replacing`."""
+    """Create an empty file named ``.*.tmp`` in the folder of `target`, as `replacing` uses it, and return its path."""
     place = target.with_name(f".{target.name[:80]}.{secrets.token_hex(8)}.tmp")
     os.close(os.open(place, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600 if private else 0o666))
     return place
@@ -186,13 +192,13 @@ def beside(target: Path, *, private: bool = False) -> Path:
 def write_atomically(
     path: Path, data: bytes, *, durable: bool = False, parents: bool = True, private: bool = False
 ) -> None:
-    """Write a file completely or not at all, see `replacing`."""
+    """Write a file completely or not at all; `durable`, `parents` and `private` are those of `replacing`."""
     with replacing(path, durable=durable, parents=parents, private=private) as temporary:
         temporary.write_bytes(data)
 
 
 def flush(path: Path) -> None:
-    """Wait until the content of a file, or the list of names in a folder, is written to the disk."""
+    """Wait until the content of a file, or the list of names in a folder, is on the disk."""
     if path.is_dir() and not hasattr(os, "O_DIRECTORY"):  # Windows: a folder cannot be opened, and needs no flush
         return
     descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
@@ -203,7 +209,7 @@ def flush(path: Path) -> None:
 
 
 def file_digest(path: Path) -> str:
-    """Return the SHA-256 (hex) of a file's content, read in small parts; raise OSError if it cannot be read."""
+    """Return the SHA-256 digest (hexadecimal) of a file's content; raise `OSError` if the file cannot be read."""
     found = hashlib.sha256()
     with regular(path) as file:
         while chunk := file.read(_CHUNK):
@@ -214,9 +220,9 @@ def file_digest(path: Path) -> str:
 # -- JSON --------------------------------------------------------------------------------------------------------------
 
 _DEEPEST = 100
-"""Maximum nesting depth: recursive functions read these values."""
+"""Maximum nesting depth of JSON, because recursive functions read the values."""
 _MOST_DIGITS = 300
-"""Maximum digits of an integer: longer ones cannot be converted to a float, and from 4,300 on not even printed."""
+"""Maximum number of digits of an integer; Python cannot convert much longer integers to a float, or print them."""
 _GIANT = re.compile(rf"\d{{{_MOST_DIGITS + 1}}}")
 
 
@@ -224,11 +230,11 @@ def parse_json(text: str | bytes | bytearray, **hooks: Any) -> Any:
     """Return the value that a JSON text describes.
 
     Args:
-        text: in UTF-8 if it is bytes.
-        hooks: arguments of `json.loads`, such as ``parse_constant``.
+        text: the JSON text, or its bytes in UTF-8.
+        hooks: further arguments of `json.loads`, such as ``parse_constant``.
 
     Raises:
-        ValueError: if it is no JSON, nested deeper than 100 values, or has a whole number of more than 300 digits.
+        ValueError: if the text is no JSON, is nested deeper than 100 values, or has an integer of over 300 digits.
 
     Examples:
         >>> from ticketry_engine.support.files import parse_json
@@ -269,5 +275,5 @@ def _is_deep(value: object, text: str) -> bool:
 
 
 def one_line(text: str) -> str:
-    """Return `text` with line breaks and control characters replaced, to print names from untrusted files."""
+    """Return `text` with "?" for line breaks and control characters, to print names from untrusted files."""
     return "".join(letter if letter.isprintable() else "?" for letter in text)

@@ -1,7 +1,7 @@
-"""Lists of listeners for torch's global hooks, which are registered once and never removed.
+"""Keeps lists of listeners for torch's global hooks; a hook itself is registered once and never removed.
 
-Torch iterates over the hooks of all modules or all optimisers whenever a thread builds a module or takes a step, and
-fails if a hook is added or removed meanwhile.
+Torch iterates over its global hooks whenever a thread builds a module or takes an optimiser step, and fails if another
+thread adds or removes a hook meanwhile.
 """
 
 from __future__ import annotations
@@ -20,12 +20,13 @@ class Listeners(Generic[Listener]):
     """The current listeners of a torch hook; threads may iterate over them while listeners are added or removed.
 
     Args:
-        hook: registers torch's hooks, which iterate over `present`; called with the first listener.
+        hook: function that registers torch's hooks, which iterate over `present`; called when the first listener is
+            added.
     """
 
     def __init__(self, hook: Callable[[], object]) -> None:
         self.present: tuple[Listener, ...] = ()
-        """Replaced and never changed, so that iterating needs no lock."""
+        """Current listeners; a change replaces the tuple, so that iterating over it needs no lock."""
         self._hook, self._hooked, self._guard = hook, False, threading.Lock()
 
     def add(self, one: Listener) -> None:
@@ -36,7 +37,7 @@ class Listeners(Generic[Listener]):
             self.present = (*self.present, one)
 
     def remove(self, gone: Listener) -> None:
-        """Remove a listener; removing it again is no error."""
+        """Remove a listener; do nothing if it is not in the list."""
         with self._guard:
             self.present = tuple(one for one in self.present if one is not gone)
 
@@ -48,14 +49,14 @@ Told = Callable[[Optimizer, object, object], None]
 
 
 class Stepping:
-    """Calls functions before and after each step of any torch optimiser, until `remove` is called."""
+    """Calls functions before and after each step of every torch optimiser, until `remove` is called."""
 
     def __init__(self, *, before: Told | None = None, after: Told | None = None) -> None:
         self.before, self.after = before, after
         _listening.add(self)
 
     def remove(self) -> None:
-        """Stop calling the functions; calling it again is no error."""
+        """Stop calling the functions; do nothing if that was done before."""
         _listening.remove(self)
 
 

@@ -1,4 +1,4 @@
-"""Models: unwrapping, the parameters that a mask covers, and deep copies with replaced tensors."""
+"""Removes wrappers of models, finds the parameters that a mask covers, and copies models with replaced tensors."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def require_model(model: object) -> None:
     """Raise `UsageError` unless the argument `model` is a module.
 
     Raises:
-        UsageError: for anything else, such as the state dict that a checkpoint holds; it says what to do.
+        UsageError: if `model` is anything else, such as a state dict from a checkpoint; the message says what to do.
     """
     if isinstance(model, nn.Module):
         return
@@ -32,7 +32,7 @@ def require_model(model: object) -> None:
 
 
 def normal_name(name: str) -> str:
-    """Return a parameter's name without prefixes of wrappers: ``module.`` (DataParallel), ``_orig_mod.`` (compile)."""
+    """Return a parameter's name without prefixes that wrappers add, such as ``module.`` or ``_orig_mod.``."""
     parts = [part for part in name.split(".") if part not in ("_orig_mod", "_fsdp_wrapped_module")]
     while len(parts) > 1 and parts[0] == "module":
         parts = parts[1:]
@@ -55,10 +55,11 @@ def masked_parameters(model: nn.Module, keep: Mapping[str, Tensor]) -> dict[str,
     """Return the parameters that a mask covers, by the mask's names.
 
     Args:
-        keep: parameter name -> bool tensor, True = retained. Names may lack what wrappers add to them.
+        model: the model.
+        keep: parameter name -> bool tensor, True = retained. The names may omit prefixes that wrappers add.
 
     Raises:
-        MaskError: if the model lacks a parameter, or has it with another shape.
+        MaskError: if the model does not have a parameter of the mask, or has it with another shape.
     """
     own = {normal_name(name): parameter for name, parameter in model.named_parameters(remove_duplicate=False)}
     for name, kept in keep.items():
@@ -78,7 +79,7 @@ def apply_mask(model: nn.Module, keep: Mapping[str, Tensor]) -> None:
     """Set the pruned weights of a model to exactly 0, in place.
 
     Raises:
-        MaskError: see `masked_parameters`.
+        MaskError: if the model does not have a parameter of the mask, or has it with another shape.
     """
     for name, parameter in masked_parameters(model, keep).items():
         parameter.masked_fill_(~keep[name].to(parameter.device), 0)
@@ -88,9 +89,12 @@ def apply_mask(model: nn.Module, keep: Mapping[str, Tensor]) -> None:
 
 
 def copied(model: nn.Module, tensors: Mapping[int, Tensor], shared: Mapping[int, nn.Module] | None = None) -> nn.Module:
-    """Return a deep copy of a model; parameters and buffers whose `id` is in `tensors` are replaced by these tensors.
+    """Return a deep copy of a model in which some tensors are replaced.
 
-    Modules in `shared` (by `id`) are not copied.
+    Args:
+        model: the model.
+        tensors: `id` of a parameter or buffer of the model -> the tensor that replaces it in the copy.
+        shared: `id` of a submodule -> the module that the copy uses in its place, without copying it.
     """
     memo: dict[int, Any] = dict(shared or {})
     for tensor in parameters_and_buffers(model):
@@ -107,7 +111,10 @@ def copied(model: nn.Module, tensors: Mapping[int, Tensor], shared: Mapping[int,
 
 
 def _copy_module(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
-    """Return a module's deep copy, several times as fast as `copy.deepcopy` for plain modules."""
+    """Return a deep copy of a module, for plain modules several times as fast as `copy.deepcopy`.
+
+    `memo` is the memo of `copy.deepcopy`: `id` of an object -> its copy.
+    """
     if id(module) in memo:
         return memo[id(module)]  # type: ignore[no-any-return]
     if not _copies_by_dict(type(module)):
@@ -133,7 +140,7 @@ _PLAIN = (type(None), bool, int, float, str)
 
 
 def _copies_by_dict(kind: type[nn.Module]) -> bool:
-    """Return whether instances of a class are copied by copying `__dict__`."""
+    """Return whether instances of a class can be copied by copying their `__dict__`."""
     same = all(getattr(kind, name, None) is getattr(nn.Module, name, None) for name in _COPYING)
     return same and kind.__setstate__.__module__.startswith("torch.nn.modules.") and not hasattr(kind, "__slots__")
 

@@ -1,9 +1,9 @@
-"""State of the whole process: torch's generators, thread count, `nn.Module`, and default dtype.
+"""Protects state of the whole process: torch's random generators, thread count, `nn.Module`, and default dtype.
 
-If a thread seeds a generator, another one that draws meanwhile changes its numbers; if one restores the thread
-count, it changes it for all. torch.fx and torch.export modify `nn.Module` and mark the process as tracing. Code that
-needs one of these to stay unchanged holds one common lock, so that drawing and tracing threads cannot wait for each
-other.
+If a thread seeds a generator, and another thread draws from it meanwhile, the first thread gets other numbers. A change
+of torch's thread count affects all threads. torch.fx and torch.export modify `nn.Module` and mark the process as
+tracing. Code that needs one of these to stay unchanged holds one common lock; with several locks, threads could wait
+for each other forever.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Turns:
 
     @property
     def waited(self) -> float:
-        """Total seconds that the current thread has waited."""
+        """Return the total seconds that the current thread has waited for the lock."""
         seconds: float = getattr(self._mine, "waited", 0.0)
         return seconds
 
@@ -48,15 +48,18 @@ class Turns:
 
 
 ONE_AT_A_TIME = Turns()
-"""Lock of code that draws random numbers, trains, measures or traces. Its holder never waits for the lock of a lab."""
+"""Lock for code that draws random numbers, trains, measures or traces.
+
+A thread that holds the lock must not wait for the lock of a lab.
+"""
 
 
 @contextlib.contextmanager
 def private_random_state(devices: Iterable[torch.device | int] | None = None) -> Iterator[None]:
-    """Run a block with torch's generators reserved for this thread, and restore them afterwards.
+    """Run a `with` block in which only this thread uses torch's generators, and restore their states afterwards.
 
     Args:
-        devices: GPUs whose generators are restored; all by default.
+        devices: GPUs whose generators are restored, besides that of the CPU; None: all GPUs.
     """
     with ONE_AT_A_TIME, torch.random.fork_rng(devices):
         yield
@@ -64,7 +67,7 @@ def private_random_state(devices: Iterable[torch.device | int] | None = None) ->
 
 @contextlib.contextmanager
 def default_dtype(dtype: torch.dtype) -> Iterator[None]:
-    """Run a block with another default dtype of new tensors, while no other thread computes."""
+    """Run a `with` block in which new tensors have the default dtype `dtype`, and hold the common lock."""
     with ONE_AT_A_TIME:
         before = torch.get_default_dtype()
         torch.set_default_dtype(dtype)
@@ -76,7 +79,7 @@ def default_dtype(dtype: torch.dtype) -> Iterator[None]:
 
 @contextlib.contextmanager
 def torch_threads(count: int) -> Iterator[None]:
-    """Run a block with `count` torch threads, and restore the previous number afterwards."""
+    """Run a `with` block with `count` torch threads, and restore the previous number afterwards."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:

@@ -1,4 +1,4 @@
-"""Rows of a weight matrix that retain the same columns: what a kernel can compute together."""
+"""Finds groups of rows of a weight matrix that retain the same columns; a kernel can compute such a group together."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Indices = np.ndarray[Any, np.dtype[np.int64]]
 
 
 class RowGroup:
-    """Rows of a weight matrix that retain the same columns.
+    """A group of rows of a weight matrix that retain the same columns.
 
     Examples:
         >>> mask = tk.Mask({"weight": torch.tensor([[True, False, True], [True, False, True]])})
@@ -26,17 +26,17 @@ class RowGroup:
 
     def __init__(self, rows: Indices, support: np.ndarray[Any, np.dtype[np.bool_]]) -> None:
         self.rows = rows
-        """The outputs (filters), ascending."""
+        """Numbers of the rows (output features or filters), ascending."""
         self._support = support
 
     @cached_property
     def columns(self) -> Indices:
-        """The columns that the rows retain, flattened over inputs and kernel positions, ascending."""
+        """Return the columns that the rows retain, ascending; columns count input channels and kernel positions."""
         return np.flatnonzero(self._support)
 
     @cached_property
     def width(self) -> int:
-        """The number of columns."""
+        """Return the number of columns that the rows retain."""
         return int(np.count_nonzero(self._support))
 
     def __repr__(self) -> str:
@@ -44,17 +44,18 @@ class RowGroup:
 
 
 def row_groups(kept: np.ndarray[Any, Any] | torch.Tensor) -> list[RowGroup]:
-    """Return the rows of a matrix, or of a filter bank with its last dimensions flattened, grouped by equal columns.
+    """Return the groups of rows of a weight that retain the same columns.
 
     Args:
-        kept: O x …; anything that is not zero is kept.
+        kept: weight or mask [rows, ...], whose dimensions after the first are flattened to columns; every nonzero entry
+            counts as retained.
 
     Returns:
-        Groups in the order of their first rows. Every row is in one group: rows that keep nothing form one without
-        columns.
+        Groups in the order of their first rows. Every row is in one group. All rows that retain nothing form a group
+        without columns.
 
     Raises:
-        UsageError: if `kept` is no tensor and no array.
+        UsageError: if `kept` is neither a tensor nor an array.
 
     Examples:
         >>> rows = torch.tensor([[1, 0, 1], [0, 1, 0], [1, 0, 1]])

@@ -1,7 +1,7 @@
-"""Protect safetensors files by a digest, so that any damaged bit is noticed when a file is read.
+"""Protects safetensors files by a digest, so that a damaged bit is noticed when the file is read.
 
-It is the first entry of the metadata: the SHA-256 of the file without that entry. The entry must be present exactly
-as written. Other loaders see one more text in the metadata.
+The digest is the first entry of the file's metadata: the SHA-256 of the file without this entry. Other loaders ignore
+the entry.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _ENTRY = len(_BEGIN) + _DIGITS + len(_END)
 
 
 def sealed(data: bytes) -> bytes:
-    """Return the bytes of a safetensors file that has metadata, with a digest of all bytes added to the metadata."""
+    """Return the bytes of a safetensors file with a digest of `data` added to the metadata; the file has metadata."""
     length, rest = int.from_bytes(data[:8], "little"), data[8:]
     if not rest.startswith(_HEAD):
         raise ValueError("only a file with metadata can be sealed")
@@ -30,13 +30,14 @@ def sealed(data: bytes) -> bytes:
 
 
 def unsealed(data: bytes, *, required: bool = True) -> bytes:
-    """Return the original bytes of a sealed file.
+    """Return the bytes that were given to `sealed`.
 
     Args:
-        required: whether to reject a file without a digest; else it is returned unchanged.
+        data: the bytes of a sealed file.
+        required: whether to reject a file without a digest; False: return its bytes unchanged.
 
     Raises:
-        ValueError: if the content does not match the digest.
+        ValueError: if the content does not match the digest, or a required digest is missing.
     """
     start = 8 + len(_HEAD)
     if not data[8:].startswith(_HEAD + _BEGIN):
@@ -54,7 +55,7 @@ def unsealed(data: bytes, *, required: bool = True) -> bytes:
 
 
 def read_metadata(data: bytes) -> Mapping[str, str]:
-    """Return the string metadata in the header of a valid safetensors file."""
+    """Return the metadata (texts by name) in the header of a safetensors file; the header must be valid."""
     length = int.from_bytes(data[:8], "little")
     header: dict[str, Any] = parse_json(data[8 : 8 + length])
     metadata = header.get("__metadata__", {})

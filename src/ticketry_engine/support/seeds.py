@@ -1,4 +1,4 @@
-"""Seeds and random generators that depend only on the parts that name their purpose."""
+"""Computes seeds and random generators from numbers and texts that name their purpose."""
 
 from __future__ import annotations
 
@@ -8,14 +8,16 @@ import torch
 
 
 def mix(*parts: int | str) -> int:
-    """Return a 63-bit seed computed from any parts: equal parts give equal seeds on every machine."""
+    """Return a 63-bit seed, a hash of `parts`; equal parts give equal seeds on every machine."""
     text = "\x1f".join(f"{type(part).__name__}:{part}" for part in parts)
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
 
 
 def seed_torch(seed: int) -> None:
-    """Seed torch like `torch.manual_seed`, without the stack trace that it stores for unused devices on CPU-only
-    machines."""
+    """Seed torch's generators; on machines without an accelerator, this is faster than `torch.manual_seed`.
+
+    There, `torch.manual_seed` stores a stack trace for devices that do not exist.
+    """
     if torch.accelerator.is_available():
         torch.manual_seed(seed)
     else:
@@ -23,5 +25,5 @@ def seed_torch(seed: int) -> None:
 
 
 def generator(*parts: int | str) -> torch.Generator:
-    """Return a new CPU generator, seeded by `mix`."""
+    """Return a new CPU generator, seeded with a hash of `parts`."""
     return torch.Generator().manual_seed(mix(*parts))
