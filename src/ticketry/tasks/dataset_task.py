@@ -1,4 +1,4 @@
-"""Tasks from map-style data sets or data loaders of PyTorch, with any transforms."""
+"""Create tasks from map-style data sets or data loaders of PyTorch, with any transforms."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ from ticketry_engine.support.process_state import private_random_state
 from ticketry_engine.support.seeds import generator, mix
 
 TRANSFORMS: Augmentation = "transforms"
-"""Augmentation of a recipe: the random transforms of the data set draw new values at every step."""
+"""Name of the augmentation with which random transforms of the data set draw new values at every step."""
 _ACCURACY = Metric("accuracy", "%", higher_is_better=True)
 _READ_AT_ONCE = 250
 _SAMPLED = 16
-"""Number of examples of each split in the key of the task."""
+"""Number of examples of each split whose digest is part of the key of the task."""
 
 Data = Dataset[Any] | DataLoader[Any]
 Values = Callable[[Tensor, Tensor], Tensor]
@@ -63,24 +63,28 @@ def dataset_task(
 ) -> DatasetTask:
     """Create a task from data sets (or loaders) whose examples are pairs (inputs, target).
 
-    Batches are read by index in an order that depends only on the seed. Random transforms of the training set draw new
-    values at every step, which depend on the seed, the step and the position in the batch: a resumed run has the same
-    bits, and so has a run with another number of reading processes. In evaluation each example has one fixed draw.
+    Examples are read by index, in an order that depends only on the seed. Random transforms of the training set draw
+    new values at every step, which depend on the seed, the step and the position in the batch. So a resumed run, or a
+    run with another number of reading processes, has bit for bit the same results. In evaluation, the random values of
+    an example are always the same.
 
     Args:
         name: name of the task in lists and reports.
         model: function that returns a new network, with weights drawn from torch's global random state.
-        train: map-style data set, or a loader over one. A loader gives its data set, ``collate_fn``, ``num_workers``
-            and, without a `recipe`, ``batch_size``; custom samplers are refused.
-        test: data of the final results, like `train`.
-        validation: data for choices during a search, like `train`. By default a random tenth of `train`.
-        recipe: how to train; by default `Recipe` with the batch size of the loader.
+        train: training data: a map-style data set, or a loader of such a data set. Of a loader, the data set,
+            ``collate_fn``, ``num_workers`` and, without a `recipe`, ``batch_size`` are used; custom samplers are
+            refused.
+        test: data for the final results, a data set or loader as for `train`.
+        validation: data for choices during a search, a data set or loader as for `train`; by default a random tenth of
+            `train`.
+        recipe: training settings; by default `Recipe()` with the batch size of the loader.
         loss: function of outputs and targets that returns the mean loss of a batch.
         metric: metric by which networks are compared. Accuracy needs classes as targets.
-        measure: function of outputs and targets that returns a value for each example [n]; the metric is their mean.
-            Needed for any metric except accuracy.
-        workers: number of reading processes, by default that of the loader, or 0. They need picklable data sets.
-        version: part of the key of the task: change it when the data or the network change.
+        measure: function of outputs and targets that returns a value for each example, [n]; the metric is the mean of
+            these values. It is required for any metric except accuracy.
+        workers: number of reading processes, by default that of the loader, or 0. Reading processes need picklable data
+            sets.
+        version: part of the key of the task; change this number when the data or the network change.
 
     Raises:
         TaskError: for data sets without a length, loaders with a sampler, or a metric without `measure`.
@@ -110,13 +114,16 @@ def dataset_task(
 
 @dataclass(frozen=True)
 class Source:
-    """A data set, with the function that collates its examples."""
+    """A data set, and the function that collates its examples to batches."""
 
     data: Any
     collate: Callable[[list[Any]], Any] = default_collate
 
     def read(self, rows: list[int], seeds: list[int]) -> tuple[Tensor, Tensor]:
-        """Read the examples `rows`, each with its seed of `seeds` for random transforms; return inputs and targets."""
+        """Read the examples with the indices `rows`; return inputs and targets.
+
+        For each example, `seeds` has the seed of its random transforms.
+        """
         examples = []
         for row, seed in zip(rows, seeds, strict=True):
             with _seeded(seed):
@@ -151,7 +158,7 @@ class DatasetTask(Task):
         self._measure, self._workers, self._version = measure, workers, version
 
     def key(self) -> Mapping[str, object]:
-        """Return name, version, and digests of first examples, all targets, and shapes of the network."""
+        """Return name and version of the task, and digests of its first examples, its targets and its network."""
         return self._key
 
     @functools.cached_property
@@ -231,7 +238,10 @@ class DatasetReader:
         return functools.partial(_read_inputs_of_file, self._pickle_source(), numbers, seeds)
 
     def _pickle_source(self) -> str:
-        """Write the data set for the reading processes, once; return the path. The file is deleted with this reader."""
+        """Write the pickled data set to a file for the reading processes, unless done before; return its path.
+
+        The file is deleted together with this reader.
+        """
         if self._file is None or not os.path.exists(self._file):
             try:
                 data = pickle.dumps(self._source)
@@ -257,7 +267,7 @@ def _read_inputs_of_file(file: str, rows: list[int], seeds: list[int]) -> Tensor
 
 @functools.lru_cache(maxsize=6)
 def _load_source(file: str) -> Source:
-    """Load the data set that the parent process has written."""
+    """Load the pickled data set that the parent process has written to `file`."""
     source = pickle.loads(Path(file).read_bytes())
     assert isinstance(source, Source)
     return source
@@ -265,7 +275,7 @@ def _load_source(file: str) -> Source:
 
 @contextmanager
 def _seeded(seed: int) -> Iterator[None]:
-    """Seed torch's, Python's and NumPy's global generators in a block, and restore them afterwards."""
+    """Within the block, seed the global generators of torch, Python and NumPy; restore them afterwards."""
     import numpy as np
 
     with private_random_state([]):
@@ -282,7 +292,7 @@ def _seeded(seed: int) -> Iterator[None]:
 
 
 def _check_data_set(data: Data, part: str) -> Source:
-    """Return the data set of a split (of a loader, its data set and collate function).
+    """Return the data set `data`, with its collate function if `data` is a loader; `part` names the split.
 
     Raises:
         TaskError: for a data set that cannot be read by index, or a loader with a custom sampler.
@@ -307,7 +317,7 @@ def _check_data_set(data: Data, part: str) -> Source:
 
 
 def _split_off_validation(source: Source) -> tuple[Source, Source]:
-    """Split a random tenth of a data set off for validation; return the rest and that tenth."""
+    """Split a random tenth of a data set off for validation; return the rest and the tenth."""
     count = len(source.data)
     order = torch.randperm(count, generator=generator(0, "validation")).tolist()
     held = max(1, round(count / 10))
@@ -319,7 +329,7 @@ def _split_off_validation(source: Source) -> tuple[Source, Source]:
 
 
 def _read_targets(source: Source) -> Tensor:
-    """Return the targets of all examples in order, from the attribute `targets` of the data set if that is correct."""
+    """Return the targets of all examples; use the attribute `targets` of the data set if it is consistent."""
     named = _targets_attribute(source.data)
     rows = sorted({row * len(source.data) // _SAMPLED for row in range(_SAMPLED)})
     if named is not None and torch.equal(source.read(rows, rows)[1], named[rows]):
@@ -332,7 +342,10 @@ def _read_targets(source: Source) -> Tensor:
 
 
 def _targets_attribute(data: Any) -> Tensor | None:
-    """Return the attribute `targets` of a data set if it holds classes, as in torchvision; of a subset, its rows."""
+    """Return the attribute `targets` of a data set if it has classes, as in torchvision; else None.
+
+    For a subset of a data set, return the targets of the subset.
+    """
     if isinstance(data, Subset):
         whole = _targets_attribute(data.dataset)
         return None if whole is None else whole[torch.tensor(list(data.indices), dtype=torch.int64)]

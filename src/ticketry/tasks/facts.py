@@ -1,4 +1,4 @@
-"""Facts about the built-in tasks: data sets, environments, sizes and default recipes. Does not import torch."""
+"""Facts about the built-in tasks: data sets, environments, sizes and default recipes; no torch needed."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ LENET = Recipe(length="10ep", batch=128, optimizer="adam", lr=1.2e-3)
 """Optimiser and learning rate of Frankle et al. 2019 (arXiv 1903.01611, figure 2; 50,000 steps of 60 examples)."""
 
 DIGITS = LENET.changed(length="20ep", batch=64)
-"""Our own choice: 98.2 % of the test set, standard deviation 0.2 over 8 seeds, in 0.3 s on one core."""
+"""Our own choice: test accuracy 98.2 %, with standard deviation 0.2 over 8 seeds, in 0.3 s on one core."""
 
 CONV = Recipe(length="25000it", batch=60, optimizer="adam", lr=3e-4)
-"""Conv-4 in Frankle and Carbin 2019, Figure 2."""
+"""Recipe of Conv-4 in Frankle and Carbin 2019, Figure 2."""
 
 CONV2 = CONV.changed(length="20000it", lr=2e-4)
-"""Conv-2, from the same table."""
+"""Recipe of Conv-2 in Frankle and Carbin 2019, Figure 2."""
 
 CONV6 = CONV.changed(length="30000it")
-"""Conv-6, from the same table."""
+"""Recipe of Conv-6 in Frankle and Carbin 2019, Figure 2."""
 
 RESIDUAL = Recipe(
     length="160ep",
@@ -36,24 +36,24 @@ RESIDUAL = Recipe(
     milestones=("50%", "75%"),
     augment=("flip", "crop"),
 )
-"""ResNet-20 and VGG-16 on CIFAR-10 in open_lth: learning rate divided by 10 at epochs 80 and 120.
+"""Recipe of ResNet-20 and VGG-16 on CIFAR-10 in open_lth: the learning rate is divided by 10 at epochs 80 and 120.
 
-Our choice for the other ResNets and VGGs too; Chen et al. 2022 (Table 1) train ResNet-18 on CIFAR-10 with it.
+We also use this recipe for the other ResNets and VGGs; Chen et al. 2022 (Table 1) use it for ResNet-18 on CIFAR-10.
 """
 
 VGG19 = RESIDUAL.changed(batch=64, warmup="10000it")
-"""VGG-19 of Frankle et al. 2019 (arXiv 1903.01611, Figure 2) in the variant whose tickets win without rewinding.
+"""Recipe of VGG-19 in Frankle et al. 2019 (arXiv 1903.01611, Figure 2), in the variant that needs no rewinding.
 
-For a training shorter than the paper's 112,000 iterations shorten the warm-up as well.
+If training is shorter than the paper's 112,000 iterations, shorten the warm-up too.
 """
 
 WIDE = RESIDUAL.changed(length="200ep", nesterov=True, weight_decay=5e-4, milestones=("30%", "60%", "80%"), gamma=0.2)
-"""CIFAR in Zagoruyko and Komodakis 2016, section 3: learning rate divided by 5 at epochs 60, 120 and 160."""
+"""Recipe for CIFAR of Zagoruyko and Komodakis 2016, section 3: learning rate / 5 at epochs 60, 120 and 160."""
 
 IMAGENET = RESIDUAL.changed(length="90ep", batch=1024, lr=0.4, warmup="5ep", milestones=("30ep", "60ep", "80ep"))
-"""ResNet-50 on ImageNet in Frankle et al. 2019 (arXiv 1903.01611, Figure 2), except for the augmentation.
+"""Recipe of ResNet-50 on ImageNet in Frankle et al. 2019 (arXiv 1903.01611, Figure 2), with another augmentation.
 
-The paper crops images at random and resizes them to 224x224; this recipe shifts them by up to 4 pixels.
+The paper crops images at random and resizes them to 224x224; this recipe shifts images by up to 4 pixels.
 """
 
 _IMAGE_RECIPES = {
@@ -78,7 +78,7 @@ class ImageData:
 
     title: str
     shape: tuple[int, int, int]
-    """Channels, height, width."""
+    """Channels, height and width of an image."""
     classes: int
     examples: tuple[int, int, int]
     """Number of training, validation and test examples."""
@@ -86,19 +86,19 @@ class ImageData:
     std: tuple[float, ...]
     largest: float = 255.0
     model: str
-    """The default network."""
+    """Name of the default network."""
     recipe: Recipe
     """Recipe of the default network."""
     read: str
-    """module:function that reads `Splits` from the folders it is given (`data.locate.Place`); imported when needed."""
+    """module:function that reads `Splits`, given a tuple of `data.locate.Place`; the module is imported when needed."""
     augmented: bool = False
-    """Whether recipes mirror and shift the images."""
+    """Whether the recipes of this data set mirror and shift images."""
 
     def recipe_of(self, model: str) -> Recipe:
-        """Return the default recipe of a network of any width on this data set.
+        """Return the default recipe on this data set for the network named `model`, of any width.
 
-        Networks of other libraries and packages, and custom networks, get the recipe of ResNets, or for large images
-        that of ResNet-50 on ImageNet.
+        Networks of other libraries and packages, and custom networks, get the recipe of ResNets; for large images, they
+        get the recipe of ResNet-50 on ImageNet.
 
         Raises:
             TaskError: for an unknown network.
@@ -223,18 +223,18 @@ DATA_SETS: Registry[ImageData] = Registry(
     error=TaskError,
     unknown="there is no {kind} {name!r}: choose one of {names}",
 )
-"""Image data sets that fit into memory; each is a task with the same name."""
+"""Image data sets that fit into memory, by name; a task with the same name exists for each data set."""
 
 
 @dataclass(frozen=True)
 class Published:
-    """A published text of words."""
+    """Facts about a published text whose tokens are words."""
 
     title: str
     words: int
     """Number of different words."""
     tokens: tuple[int, int, int]
-    """Number of tokens in the training, validation and test text."""
+    """Number of tokens of the training text, the validation text and the test text."""
 
 
 PUBLISHED = {
@@ -244,28 +244,28 @@ PUBLISHED = {
 TEXT = "text"
 """Prefix of the names of tasks on custom texts, text:PATH."""
 MODELS = {"ptb": "lstm-tied", "wikitext-2": "gpt", TEXT: "lstm-tied"}
-"""Task -> default model."""
+"""Name of the default model of each language modelling task."""
 
 TIME, LONG_TIME = 35, 50
-"""Tokens of a sequence for recurrent models: words as in PyTorch's example word_language_model, and bytes."""
+"""Number of tokens of a training sequence for recurrent models: of words, as in PyTorch's example, and of bytes."""
 CONTEXT, LONG_CONTEXT = 64, 128
-"""Tokens of a sequence for the GPT: words and bytes."""
+"""Number of tokens of a training sequence for the GPT: of words, and of bytes."""
 
 LSTM = Recipe(length="40ep", batch=20, optimizer="sgd", lr=20.0, momentum=0.0, clip=0.25, schedule="cosine")
-"""Batch, optimiser, learning rate, clipping and length of PyTorch's word_language_model.
+"""Recipe of LSTMs: batch, optimiser, learning rate, clipping and length of PyTorch's example word_language_model.
 
-PyTorch's example divides the learning rate by 4 whenever the validation loss does not fall; here it follows a cosine,
-so that it does not depend on the validation loss.
+PyTorch's example divides the learning rate by 4 whenever the validation loss does not fall. In this recipe, it follows
+a cosine, so that it does not depend on the validation loss.
 """
 
 POINTER = Recipe(length="40ep", batch=20, optimizer="adam", lr=1e-3, clip=0.25, schedule="cosine")
-"""Our own choice; Adam and its learning rate as in the public code of EarlyCroP's experiment on Penn Treebank."""
+"""Recipe of the pointer LSTM: our own choice, with the optimiser of EarlyCroP's public code for Penn Treebank."""
 
 OWN = Recipe(length="10ep", batch=20, optimizer="adam", lr=4e-3, clip=1.0, schedule="cosine")
 """Recipe of recurrent models on a custom text: our own choice, with sequences of `LONG_TIME` bytes.
 
-Measured on 78 KB of WikiText-2 (one seed): 45 s, 2.72 bits per character. As many steps of 100 bytes, 20 epochs at
-2e-3, took 83 s and reached 2.96. Larger texts were not tried.
+On 78 KB of WikiText-2 (one seed), it took 45 s and reached 2.72 bits per character. The same number of steps with
+sequences of 100 bytes (20 epochs, learning rate 2e-3) took 83 s and reached 2.96. Larger texts were not tried.
 """
 
 GPT = Recipe(
@@ -286,7 +286,7 @@ _DROPOUT = {"gpt": 0.1}
 
 
 def describe(name: str) -> str:
-    """Describe a language modelling task in one line."""
+    """Return a one-line description of a language modelling task."""
     if name == TEXT:
         return (
             "Your own text, --task text:PATH, a file or a folder: bytes, or --option vocabulary=tokenizer.json;"
@@ -298,7 +298,7 @@ def describe(name: str) -> str:
 
 
 def recipe_of(task: str, model: str) -> Recipe:
-    """Return the recipe of a model of any width on a task of `MODELS`; custom models get that of the GPT."""
+    """Return the recipe of a model, of any width, on a task of `MODELS`; custom models get the recipe of the GPT."""
     base = model.partition("@")[0]
     return OWN if task == TEXT and base != "gpt" else _TEXT_RECIPES.get(base, GPT)
 
@@ -311,18 +311,18 @@ def time_of(task: str, model: str) -> int:
 
 
 def dropout_of(model: str) -> float:
-    """Return the dropout rate of a model: 0.1 for the GPT, else 0.2 as in word_language_model."""
+    """Return the dropout rate of a model: 0.1 for the GPT, else 0.2 as in PyTorch's example word_language_model."""
     return _DROPOUT.get(model.partition("@")[0], 0.2)
 
 
 MODEL = "mlp-50"
-"""Default network of regression, that of Hernández-Lobato & Adams (2015) and of the papers that compare with it."""
+"""Default network of regression: the one of Hernández-Lobato & Adams (2015) and of papers that compare with them."""
 
 RECIPE = Recipe(length="2000it", batch=64, optimizer="adam", lr=1e-2, schedule="cosine")
-"""Recipe of regression: our own choice, by the validation error on ten splits of five tables, see docs/domains.md."""
+"""Recipe of regression, chosen by us for a low validation error on ten splits of five tables, see docs/domains.md."""
 
 EACH = "each"
-"""Value of the option split with which replicate r of a search uses split r."""
+"""Value of the option ``split`` that makes replicate r of a search use split number r."""
 
 OPTIONS = ("split", "validation")
 
@@ -363,27 +363,27 @@ class Learning:
     copies: int = 8
     """Number of environments that are stepped together."""
     moves: int = 1
-    """Actions in each environment before an update."""
+    """Number of actions in each environment before an update of the network."""
     repeat: int = 1
-    """Environment steps for which an action is repeated (frame skip), also in evaluation."""
+    """Number of environment steps for which an action is repeated (frame skip), also in evaluation."""
     memory: int = 10_000
-    """Size of the replay memory in transitions, a multiple of copies; new transitions replace the oldest."""
+    """Number of transitions in the replay memory, a multiple of `copies`; new transitions replace the oldest."""
     warmup: int = 1_000
-    """Transitions with random actions before the first update, a multiple of copies."""
+    """Number of transitions with random actions before the first update, a multiple of `copies`."""
     gamma: float = 0.99
     """Discount factor of future rewards."""
     explore: float = 0.05
-    """Final share of random actions; it falls linearly from 1."""
+    """Final share of random actions; the share falls linearly from 1 to this."""
     explore_for: float = 0.5
     """Share of the training during which the share of random actions falls."""
     period: int = 100
-    """Updates between two updates of the target network."""
+    """Number of updates of the network from one update of the target network to the next."""
     blend: float = 1.0
-    """How far the target network moves towards the network at each of its updates: 1 copies the network."""
+    """How far an update moves the target network towards the network, from 0 to 1; 1 copies the network."""
     double: bool = False
     """Whether the network chooses the next action and the target network evaluates it (van Hasselt et al. 2016)."""
     loss: str = "huber"
-    """Loss of the difference to the target value: huber (squared up to 1, then linear) or squared."""
+    """Loss of the difference d between value and target: ``huber`` (square for |d| < 1, else linear) or ``squared``."""
 
     def __post_init__(self) -> None:
         for name, low, high in _BOUNDS:
@@ -401,10 +401,10 @@ class Learning:
             raise TaskError(f"the option loss is huber or squared, not {self.loss!r}")
 
     def changed(self, options: Mapping[str, str]) -> Learning:
-        """Return a copy with these options, whose values are text.
+        """Return a copy in which the fields named in `options` have these values, given as text.
 
         Raises:
-            TaskError: for an unknown name or an invalid value.
+            TaskError: for an unknown field or an invalid value.
         """
         known = {field.name: field.type for field in fields(self)}
         values = {field.name: getattr(self, field.name) for field in fields(self)}
@@ -444,7 +444,7 @@ def _parse_option(name: str, text: str, kind: str) -> Any:
 
 @dataclass(frozen=True)
 class EnvironmentFacts:
-    """Facts about an environment, with the default network and its settings."""
+    """Facts about an environment: its name, and the default network with its settings."""
 
     title: str
     environment: str
@@ -504,6 +504,6 @@ GYM = "gym:"
 """Prefix of the names of tasks on other environments, gym:ENVIRONMENT."""
 OTHER = EnvironmentFacts("", "", "mlp-120-84", _RECIPE)
 EXTRA = "control"
-"""Extra of ticketry that these tasks need."""
+"""Name of the extra of the package ticketry that reinforcement learning needs."""
 EPISODES = 100
-"""Episodes over which the return of a network is averaged."""
+"""Number of episodes over which the return of a network is averaged."""

@@ -1,8 +1,8 @@
-"""Checks of requests for tasks in files, such as tickets of other people.
+"""Check requests for tasks that come from files, such as tickets of other people.
 
-Names in a file are data. Allowed are built-in tasks and networks, with numbers and words as options: they import no
-module, open no path, and download only published data sets with a known digest. Any other request must come from the
-user: on the command line, in Python, or by trusting the file.
+A file may request built-in tasks and networks, with numbers and words as options. These import no module of the user,
+open no path, and download only published data sets with a known digest. Any other request must come from the user: on
+the command line, in Python, or by trusting the file.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ ALLOWED_OPTIONS = {
     **dict.fromkeys(tables.UCI, tables.OPTIONS),
     **dict.fromkeys(ENVIRONMENTS, tuple(field.name for field in fields(Learning))),
 }
-"""Task -> options that a file may set. None of them is a path."""
+"""The options that a file may set, by task; none of them is a path."""
 
 LARGEST = {"time": 1 << 16}
-"""Option -> largest value that a file may set, because memory is allocated for it before other checks."""
+"""The largest value that a file may set, by option; without it, a file could ask for all memory."""
 
 ADVICE = "if you know what it is and trust who made the file, say so: --trust (in Python trust=True)"
 
@@ -37,7 +37,7 @@ _VALUE = re.compile(r"[A-Za-z0-9.+-]{0,32}")
 
 
 def check_request(task: str, model: str | None, options: Iterable[tuple[str, str]], *, of: str) -> None:
-    """Raise an error unless a request in a file is allowed.
+    """Raise an error unless a file may make this request.
 
     Args:
         task: name of the task, see `tasks.task.Spec`.
@@ -59,7 +59,7 @@ def check_request(task: str, model: str | None, options: Iterable[tuple[str, str
 
 
 def check_network(name: str, *, of: str) -> None:
-    """Raise an error unless a network in a file is built in, at any width.
+    """Raise an error unless the network that a file names is built in (at any width); `of` is the file's name.
 
     Raises:
         TrustError: as `check_request`.
@@ -71,19 +71,22 @@ def check_network(name: str, *, of: str) -> None:
 
 
 def is_widened(network: str | None) -> bool:
-    """Return whether an allowed network is wider than in its paper, and so may not fit into memory."""
+    """Return whether the name widens a built-in network beyond its paper, so that it may not fit into memory."""
     _, at, width = (network or "").partition("@")
     return bool(at) and not width.startswith(("0.", "."))
 
 
 def _is_perceptron(base: str) -> bool:
-    """Return whether a name is that of a perceptron that fits into memory."""
+    """Return whether `base` names a perceptron, and one that fits into memory."""
     widths = [int(width) for width in base.split("-")[1:]] if _PERCEPTRON.fullmatch(base) else []
     return bool(widths) and sum(one * other for one, other in pairwise(widths)) <= _MOST_WEIGHTS
 
 
 def refusal(what: str, name: object, of: str, instead: str = "") -> TrustError:
-    """Build the error for a name in a file that is not allowed."""
+    """Return the error for a name in a file that is not allowed.
+
+    `what` says what is named, `of` is the name of the file, and `instead` says what the user can do.
+    """
     return TrustError(
         f"{of} names the {what} {quote(name)}, which is not one of the built-in ones that a file may ask for. What a"
         f" file names is never imported, opened or downloaded by itself: {instead}{ADVICE}"
@@ -91,5 +94,5 @@ def refusal(what: str, name: object, of: str, instead: str = "") -> TrustError:
 
 
 def quote(value: object) -> str:
-    """Return a value of a file as short text on one line, without control characters."""
+    """Return a value from a file as short text on one line, without control characters."""
     return repr(value) if len(repr(value)) <= 100 else f"{value!r:.97}..."

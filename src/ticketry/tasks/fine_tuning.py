@@ -1,4 +1,4 @@
-"""Fine-tuning of a pre-trained transformers network from a folder on labelled texts."""
+"""Fine-tune a pre-trained network of transformers, stored in a folder, on labelled texts."""
 
 from __future__ import annotations
 
@@ -31,24 +31,24 @@ from ticketry.tasks.recipe import Recipe
 from ticketry.tasks.task import Classification, Spec, Split, Splits
 
 SUFFIXES = (".csv", ".tsv", ".jsonl")
-"""Text files with labels: values separated by commas or tabs under a row of names, or one JSON object per line."""
+"""Suffixes of files with labelled texts: tables with a row of column names, or files with a JSON object per line."""
 
 
 @dataclass(frozen=True)
 class Labelled:
-    """Texts and their labels."""
+    """Texts, or pairs of texts, and their labels."""
 
     texts: tuple[tuple[str, ...], ...]
-    """[n]: one text, or a pair of texts, for each label."""
+    """[n] tuples of one text or of two texts."""
     labels: tuple[str, ...]
-    """[n]"""
+    """[n] the label of each tuple of texts."""
 
     def __len__(self) -> int:
         return len(self.labels)
 
 
 def find_text_files(path: Path) -> dict[str, Path]:
-    """Return the files of ``train``, ``validation`` and ``test`` in a folder, or a single file as ``all``.
+    """Return the files of the splits ``train``, ``validation`` and ``test`` in a folder, or a single file as ``all``.
 
     Raises:
         DataError: if a file is missing or has an unknown suffix.
@@ -76,11 +76,12 @@ def read_texts(path: Path, columns: Sequence[str], target: str) -> Labelled:
     """Read the labelled texts of a file.
 
     Args:
-        columns: name of the column with the text, or names of the two columns of a pair.
-        target: name of the column with the label; numbers and truth values become text.
+        path: path of the file.
+        columns: name of the column with the texts, or names of the two columns with pairs of texts.
+        target: name of the column with the labels; numbers and truth values become text.
 
     Raises:
-        DataError: if the file cannot be read, or a row lacks a value; names file, line and column.
+        DataError: if the file cannot be read, or a row lacks a value; the message names file, line and column.
     """
     texts, labels = [], []
     for line, row in _read_rows(path):
@@ -98,7 +99,7 @@ def read_texts(path: Path, columns: Sequence[str], target: str) -> Labelled:
 
 
 def digest_texts(path: Path) -> str:
-    """Return the SHA-256 of the contents of the text files at a path."""
+    """Return the SHA-256 of the contents of the text files that `path`, a file or a folder, has."""
     each = [f"{split} {hashlib.sha256(read_text(file)).hexdigest()}" for split, file in find_text_files(path).items()]
     return hashlib.sha256("\n".join(each).encode()).hexdigest()
 
@@ -142,20 +143,20 @@ def _parse_jsonl(path: Path, text: str) -> Iterator[tuple[int, Mapping[str, str]
 
 
 EXTRA = "transformers"
-"""Extra of ticketry that fine-tuning needs."""
+"""Name of the extra of the package ticketry that fine-tuning needs."""
 
 _CONFIG, _WEIGHTS = "config.json", "*.safetensors"
 _LOCAL: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
-"""Arguments of transformers: nothing is downloaded, and no code in the folder is run."""
+"""Arguments for transformers with which nothing is downloaded, and no code in the folder is run."""
 _VOCABULARY = ("tokenizer.json", "vocab*", "*.model")
 _TOKENIZER = ("tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json", "*.model")
 
 
 class Classifier(nn.Module):
-    """A sequence classifier of transformers as a module from a tensor of tokens to logits [b, classes].
+    """Wraps a sequence classifier of transformers as a module that maps a tensor of tokens to logits [b, classes].
 
-    Masks and tickets fit the network of transformers too: ticketry leaves the prefix `module.` of a wrapper out of
-    parameter names.
+    Masks and tickets of this module also fit the wrapped network, because ticketry leaves the prefix `module.` of a
+    wrapper out of parameter names.
     """
 
     def __init__(self, module: nn.Module, padding: int) -> None:
@@ -166,8 +167,8 @@ class Classifier(nn.Module):
         """Return the logits [b, classes].
 
         Args:
-            tokens: int64 [b, t]; or [b, 2, t] for pairs of texts, tokens and the number of each token's text. Padding
-                is masked out of the attention.
+            tokens: int64 [b, t]; for pairs of texts, [b, 2, t] with tokens, and for each token the number of its text.
+                The attention ignores padding.
         """
         more, ids = {}, tokens
         if tokens.dim() == 3:
@@ -184,7 +185,7 @@ class Pretrained:
     path: Path
 
     def key(self) -> dict[str, object]:
-        """Identify the files in the folder and the version of the library that defines the network."""
+        """Return values that identify the files in the folder, and the version of the library with the network."""
         names = [_CONFIG, _WEIGHTS, *_TOKENIZER]
         found = sorted({file for name in names for file in self._find_files(name) if is_file(file)})
         each = [f"{file.name} {_digest_file(file, *_stamp(file))}" for file in found]
@@ -197,10 +198,11 @@ class Pretrained:
     def build_network(self, classes: int, *, pretrained: bool) -> Classifier:
         """Build the network in float32 with this number of classes.
 
-        Weights that the folder lacks, such as a last layer for other classes, are drawn from torch's global random
-        state.
+        Weights that the folder lacks, such as those of a last layer for other classes, are drawn from torch's global
+        random state.
 
         Args:
+            classes: number of classes.
             pretrained: whether to load the stored weights; if not, all weights are drawn.
 
         Raises:
@@ -234,7 +236,7 @@ class Pretrained:
         """The number of the padding token.
 
         Raises:
-            TaskError: if the tokenizer has none.
+            TaskError: if the tokenizer has no padding token.
         """
         padding = self._tokenizer.pad_token_id
         if padding is None:
@@ -249,9 +251,10 @@ class Pretrained:
         return int(self._config.get("vocab_size") or len(self._tokenizer))
 
     def tokenize(self, texts: Sequence[tuple[str, ...]], length: int) -> Tensor:
-        """Return the first tokens of each text, at most `length`, padded to the longest: int32 [n, t].
+        """Return the first tokens of each text, at most `length`, padded to the longest text: int32 [n, t].
 
-        For pairs of texts whose tokenizer marks the two texts: [n, 2, t], tokens and the number of each token's text.
+        If the texts are pairs and the tokenizer marks the two texts, the shape is [n, 2, t], with tokens, and for each
+        token the number of its text.
 
         Raises:
             DataError: if the network does not know a token.
@@ -278,12 +281,12 @@ class Pretrained:
 
     @property
     def max_length(self) -> int | None:
-        """Largest number of tokens of a text for the network; None if its configuration has none."""
+        """Largest number of tokens of a text that the network takes; None if its configuration has no limit."""
         positions = self._config.get("max_position_embeddings", self._config.get("n_positions"))
         return int(positions) if positions else None
 
     def order_classes(self, labels: set[str]) -> list[str]:
-        """Return the labels in the order of the network's outputs: that of its configuration, else sorted."""
+        """Return the labels in the order of the network's outputs, if its configuration names them; else sorted."""
         own = self._config.get("label2id") or {}
         if set(own) == labels:
             return sorted(labels, key=lambda label: int(own[label]))
@@ -324,7 +327,7 @@ class Pretrained:
 
     @contextlib.contextmanager
     def _report_errors(self, what: str) -> Iterator[None]:
-        """Turn errors of transformers in the block into `TaskError`, and silence its other messages."""
+        """Within the block, turn errors of transformers into `TaskError`, and silence its other messages."""
         logging = _import_transformers(self.path).utils.logging
         level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
         logging.set_verbosity_error()
@@ -361,7 +364,7 @@ def _load_tokenizer(path: Path) -> Any:
 
 
 def _stamp(file: Path) -> tuple[int, int]:
-    """Return size and modification time of a file."""
+    """Return the size and the modification time of a file."""
     about = file.stat()
     return about.st_size, about.st_mtime_ns
 
@@ -388,37 +391,37 @@ HF = "hf:"
 RECIPE = Recipe(
     length="3ep", batch=32, optimizer="adamw", lr=3e-5, weight_decay=0.01, clip=1.0, schedule="linear", warmup="10%"
 )
-"""Our own choice, within the usual range for BERT."""
+"""Recipe of fine-tuning: our own choice, within the usual range for BERT."""
 LENGTH = 128
 """Default number of tokens after which texts are truncated."""
 OPTIONS = ("texts", "text", "target", "length", "train", "validation", "test", "pretrained")
 
 VERSION = 1
-"""Version of reading, splitting and tokenising texts; part of the key, raised when results change."""
+"""Version of how texts are read, split and tokenised, as part of keys; increased when results change."""
 
 _FEWEST = 3
-"""Smallest number of examples of a class, one for each split."""
+"""Smallest number of examples of a class: one for each split."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class FineTuning(Classification):
-    """Fine-tuning of a pre-trained network on labelled texts."""
+    """A task that fine-tunes a pre-trained network on labelled texts."""
 
     folder: Pretrained
     texts: Path | None
     """A file or a folder of text files; None if only the recipe is needed."""
     columns: tuple[str, ...] = ("text",)
-    """Column of the text, or the two columns of a pair."""
+    """Name of the column of texts, or names of the two columns of pairs of texts."""
     target: str = "label"
-    """Column of the label."""
+    """Name of the column of labels."""
     length: int = LENGTH
     """Number of tokens after which texts are truncated."""
     train: int = 0
-    """Number of training examples, the same of each class; 0 takes all."""
+    """Number of training examples, equally many of each class; 0 takes all."""
     validation: Fraction = Fraction(1, 10)
-    """Share of each class for validation, if a single file is split."""
+    """Share of each class that is for validation, if `texts` is a single file."""
     test: Fraction = Fraction(1, 10)
-    """Share of each class for testing, if a single file is split."""
+    """Share of each class that is for testing, if `texts` is a single file."""
     pretrained: bool = True
     """Whether training starts from the stored weights instead of random weights."""
     recipe: Recipe = RECIPE
@@ -429,7 +432,7 @@ class FineTuning(Classification):
         return f"{HF}{self.folder.path.name}"
 
     def key(self) -> Mapping[str, object]:
-        """Identify the content of the folder and of the texts, independent of their location."""
+        """Return values that identify the content of the folder and of the texts, but not their location."""
         return {
             "name": HF,
             "data_version": VERSION,
@@ -450,21 +453,21 @@ class FineTuning(Classification):
         return self.folder.build_network(len(self.classes), pretrained=self.pretrained)
 
     def scored(self, size: int) -> int:
-        """Return the size of a batch for scores: at most that of a training batch."""
+        """Return the size of a batch for scores: `size`, but at most the size of a training batch."""
         return min(size, self.recipe.batch)
 
     def load(self, data: Path | None = None) -> Splits:
-        """Return the splits; inputs are int32 [n, t] or [n, 2, t], see `Pretrained.tokenize`."""
+        """Return the splits, with inputs int32 [n, t] or [n, 2, t], see `Pretrained.tokenize`."""
         return self._splits
 
     def prepare(self, inputs: Tensor) -> Tensor:
-        """Remove the padding that all texts of a batch share."""
+        """Return a batch without the columns at its end that are padding in all texts."""
         ids = inputs if inputs.dim() == 2 else inputs[:, 0]
         used = (ids != self.folder.padding).any(0).nonzero()
         return inputs[..., : 1 + int(used[-1]) if len(used) else 1].long()
 
     def example(self, count: int, data: Path | None = None) -> Tensor:
-        """Return random tokens [count, length] without padding; no texts are read."""
+        """Return random tokens [count, length] without padding; this reads no texts."""
         draw = torch.Generator().manual_seed(0)
         found = torch.randint(self.folder.vocabulary_size - 1, (count, self.length), generator=draw)
         return found + (found >= self.folder.padding)
@@ -528,7 +531,7 @@ def _split_texts(
 
 
 def create_task(spec: Spec) -> FineTuning:
-    """Create the task for a request hf:FOLDER with its options. No texts are read.
+    """Create the task for the request `spec`, hf:FOLDER with options; this reads no texts.
 
     Raises:
         TaskError: for a folder without a network, an unknown option, or an invalid value.

@@ -1,8 +1,8 @@
-"""Names of networks: resnet-20, resnet-20@0.5 (half as wide), timm:resnet18. Does not import torch.
+"""Parse names of networks: resnet-20, resnet-20@0.5 (half as wide), timm:resnet18; no torch needed.
 
 NAME               a network of this package, see `ticketry.tasks.models`
 mlp-50-50          a perceptron with hidden layers of these widths
-NAME@W             the network with W times its width: each hidden layer has max(1, round(W * width)) units or filters
+NAME@W             the network NAME with other widths: each hidden layer has max(1, round(W * width)) units or filters
 timm:NAME          an untrained network of timm
 torchvision:NAME   an untrained classifier of torchvision
 MODULE:OBJECT      a custom class or function of shape and classes (and of `scale`, to allow other widths)
@@ -33,7 +33,7 @@ _FAMILIES = {
     ),
     "vgg": ("vgg-11", "vgg-13", "vgg-16", "vgg-19"),
 }
-"""Family -> names of its networks."""
+"""Names of the networks of each family."""
 
 
 def _to_network(name: str, found: object) -> Network:
@@ -62,26 +62,26 @@ LANGUAGE_MODELS: Registry[Any] = Registry(
     needs=("carries", "follows", "begin"),
     error=TaskError,
 )
-"""Language models by name: subclasses of `models.language.LanguageModel`."""
+"""Language models by name: each is a subclass of `models.language.LanguageModel`."""
 
 LIBRARIES = ("timm", "torchvision")
-"""Libraries whose networks can be named."""
+"""Libraries whose networks can be named LIBRARY:NAME."""
 
 WIDEST = 4
 """Largest width factor W in NAME@W."""
 
 _DECIMALS = 6
-"""Largest number of decimals of a width: enough for 1/64, the step of `models.narrower`."""
+"""Largest number of decimals of W in NAME@W; enough for multiples of 1/64, which `models.narrower` tries."""
 
 
 @dataclass(frozen=True)
 class NetworkName:
-    """A parsed name of a network. Its `str` is the canonical name, under which results are stored."""
+    """A parsed name of a network; `str` of this object is the canonical name, under which results are stored."""
 
     base: str
     """The name without width and library."""
     width: Fraction = Fraction(1)
-    """Factor of all hidden widths; exact, so that rounding is the same on every machine."""
+    """Factor of all hidden widths, as an exact fraction, so that rounding is the same on every machine."""
     library: str = ""
     """One of `LIBRARIES`, or empty for networks of this package and custom networks."""
 
@@ -90,7 +90,8 @@ class NetworkName:
         """Parse a name in any of its forms, without checking that the network exists.
 
         Raises:
-            TaskError: for a library that is neither one of `LIBRARIES` nor a module, or a width that is not in (0, 4].
+            TaskError: if the word before the colon is neither in `LIBRARIES` nor a module, or if the width is not in
+                (0, 4].
         """
         library, colon, rest = text.partition(":")
         if not colon or (library not in LIBRARIES and _is_module(library)):
@@ -113,7 +114,7 @@ class NetworkName:
         return ":" in self.base or (self.base not in NETWORKS.built_in and self.base in NETWORKS)
 
     def scaled(self, width: int) -> int:
-        """Scale a hidden width: max(1, round(W * width)), with halves rounded to even."""
+        """Return the scaled hidden width max(1, round(W * width)), with halves rounded to even numbers."""
         return max(1, round(self.width * width))
 
     def __str__(self) -> str:
@@ -126,7 +127,7 @@ class NetworkName:
 
 
 def unknown_network_error(name: str, known: Iterable[str] | None = None) -> TaskError:
-    """Build the error for a name that is not a network, or not one of `known`."""
+    """Return the error for a name that is not the name of a network, or not in `known`."""
     names = list(NETWORKS.names() if known is None else known)
     base = name.partition("@")[0]
     return TaskError(
@@ -137,7 +138,7 @@ def unknown_network_error(name: str, known: Iterable[str] | None = None) -> Task
 
 
 def _is_module(name: str) -> bool:
-    """Return whether a module of this name can be found, without importing it."""
+    """Return whether a Python module of this name can be found, without importing it."""
     import_from_here()
     top = name.partition(".")[0]
     return top.isidentifier() and find_spec(top) is not None

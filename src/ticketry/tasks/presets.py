@@ -1,4 +1,4 @@
-"""Published experiments by the names for --preset. Does not import torch."""
+"""Published experiments by the names that the option --preset takes; no torch needed."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from ticketry.tasks.recipe import Recipe
 
 @dataclass(frozen=True, kw_only=True)
 class Experiment:
-    """A search with its task, network, recipe and settings."""
+    """A published experiment: a search with its task, network, recipe and settings."""
 
     title: str
     source: str
-    """Source of the numbers."""
+    """The paper or code that the settings are from."""
     method: str
     """Name of the search method, see `ticketry list methods`."""
     task: str
@@ -30,7 +30,7 @@ class Experiment:
     """Options of the task."""
 
     def tables(self) -> dict[str, Any]:
-        """Return the search as the tables of a run file, in new dictionaries."""
+        """Return the search in the form of a run file: its tables, as new dictionaries."""
         return {
             "method": self.method,
             "task": self.task,
@@ -47,14 +47,14 @@ def _tuples_to_lists(values: Mapping[str, Any]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class _Network:
-    """A network of Frankle et al. 2019, figure 2, with its recipe."""
+    """A network of Frankle et al. 2019, figure 2, with the recipe of the paper."""
 
     title: str
     task: str
     model: str
     recipe: Recipe
     until: dict[str, float]
-    """Number of levels or final density of the search, by figure 3."""
+    """When the search ends: the number of levels or the final density, from figure 3 of the paper."""
 
 
 _LENET = _Network(
@@ -98,7 +98,7 @@ def _paper_search(
 
 
 def _search_at_saturation(network: _Network, step: int) -> Experiment:
-    """Return the search with the rewind step after which later rewinding gains nothing."""
+    """Return the search that rewinds to `step`; in the paper, rewinding to later steps gains nothing."""
     figures = f"figures 2 and 3, sections 3 and 4 (saturates at iteration {step})"
     return _paper_search(network, f"learning rate 0.1, rewound to iteration {step}", f"{step}it", figures=figures)
 

@@ -1,4 +1,4 @@
-"""Recipes: training settings besides the task, the model and the order of the data."""
+"""Recipes: all training settings except the task, the model and the seed."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ TO_ZERO = ("cosine", "onecycle", "linear")
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """How a network is trained, as plain values.
+    """The settings with which a network is trained, as plain values.
 
     Examples:
         >>> recipe = tk.Recipe(length="2ep", batch=64, lr=0.05, schedule="cosine")
@@ -32,9 +32,9 @@ class Recipe:
     """
 
     length: str = "10ep"
-    """Length of the training, in epochs or iterations: 10ep, 4000it."""
+    """Length of the training, in epochs or iterations: ``10ep`` or ``4000it``."""
     batch: int = 128
-    """Examples per step; the last batch of an epoch may be smaller."""
+    """Number of examples per step; the last batch of an epoch may be smaller."""
     optimizer: Optimizer = "sgd"
     """sgd, adam or adamw."""
     lr: float = 0.1
@@ -46,23 +46,23 @@ class Recipe:
     nesterov: bool = False
     """Nesterov's form of SGD's momentum."""
     weight_decay: float = 0.0
-    """L2 penalty of SGD and Adam, decoupled decay of AdamW; applied to all parameters, as in the code of the papers."""
+    """Weight decay of all parameters: an L2 penalty for SGD and Adam, decoupled from the gradient for AdamW."""
     schedule: Schedule = "constant"
-    """Learning rate over the steps: constant, multistep, cosine, onecycle or linear (to 0)."""
+    """How the learning rate changes over the steps: constant, multistep, cosine, onecycle or linear (down to 0)."""
     milestones: tuple[str, ...] = ()
-    """Steps at which multistep multiplies the learning rate by gamma: 80ep,120ep or 50%,75%."""
+    """Positions at which multistep multiplies the learning rate by `gamma`, such as 80ep,120ep or 50%,75%."""
     gamma: float = 0.1
-    """Factor of multistep at each milestone."""
+    """Factor by which multistep multiplies the learning rate at each milestone."""
     warmup: str = "0it"
-    """Length of the linear rise of the learning rate from 0, for any schedule; without it onecycle rises for 30%."""
+    """Length of the linear rise of the learning rate from 0, for any schedule; if 0, onecycle rises for 30%."""
     label_smoothing: float = 0.0
-    """Share of the target spread over all classes."""
+    """Share of the target's probability that is spread evenly over all classes."""
     clip: float = 0.0
     """Upper bound of the gradient's L2 norm; 0 disables clipping."""
     augment: tuple[Augmentation, ...] = ()
-    """Random augmentations: flip (left-right), crop (after padding by 4), resized_crop (a random part of the image,
-    resized while it is read from disk, before the others), transforms (those of a PyTorch data set, see
-    `dataset_task`)."""
+    """Random augmentations: flip (left-right), crop (after padding by 4 pixels), resized_crop (a random part of the
+    image, resized while the image is read from disk, before other augmentations), transforms (the random transforms of
+    a PyTorch data set, see `dataset_task`)."""
 
     def __post_init__(self) -> None:
         for name, bounds in _BOUNDS.items():
@@ -90,7 +90,7 @@ class Recipe:
         return replace(self, **{name: value for name, value in changes.items() if value is not None})
 
     def steps(self, per_epoch: int) -> int:
-        """Length in iterations.
+        """Return the length of the training in iterations.
 
         Args:
             per_epoch: iterations of an epoch.
@@ -98,7 +98,7 @@ class Recipe:
         return Step.parse(self.length).iterations(per_epoch=per_epoch)
 
     def scaled(self, length: int, *, per_epoch: int) -> Recipe:
-        """Return a copy with `length` iterations whose milestones and warm-up are at the same shares of the training.
+        """Return a copy with `length` iterations, in which milestones and warm-up have the same shares of training.
 
         Milestones in iterations or epochs are rounded to iterations. The peak learning rate does not change.
 
@@ -135,7 +135,7 @@ _BOUNDS = {
 
 
 def recipe_from(values: dict[str, Any]) -> Recipe:
-    """Return the recipe for values from JSON or TOML, with lists instead of tuples.
+    """Return the recipe with these values from JSON or TOML, where tuples are lists.
 
     Raises:
         UsageError: for an unknown setting, or a value of a wrong type or out of range.

@@ -1,4 +1,4 @@
-"""Regression on tables: predict one column from the others."""
+"""Regression on tables: predict a column from the other columns."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ from ticketry.tasks.task import Spec, Split, Splits, Task
 
 
 class Regression(Task):
-    """A task whose network predicts one standardised number; outputs are [n, 1].
+    """Base class of tasks whose network predicts a standardised number; outputs are [n, 1].
 
-    Targets are float32 [n, 2]: the standardised number, and the standard deviation of the original target, the same in
-    every row, so that errors can be reported on the original scale. `standardised` creates such splits.
+    Targets are float32 [n, 2]: the standardised number, and the standard deviation of the original targets. The latter
+    is the same in every row, and serves to report errors on the original scale. `standardised` creates such splits.
 
     A subclass adds `name`, `recipe`, `build` and `load`.
     """
@@ -53,7 +53,7 @@ class Regression(Task):
         return F.mse_loss(outputs, targets[:, :1])
 
     def measure(self, outputs: Tensor, targets: Tensor) -> dict[str, Tensor]:
-        """Return the sums over a batch that RMSE and R2 are computed from, in float64."""
+        """Return the sums over a batch from which `summary` computes RMSE and R2, in float64."""
         wanted, unit = targets.double().unbind(1)
         squares = (outputs.double().squeeze(1) - wanted).square()
         return {
@@ -66,7 +66,7 @@ class Regression(Task):
     def summary(self, sums: Mapping[str, float], count: int) -> dict[str, float]:
         """Return RMSE in the unit of the target, R2 (coefficient of determination) and the mean loss.
 
-        If all targets are equal, R2 is 1 for exact predictions and else 0, as in scikit-learn.
+        If all targets are equal, R2 is 1 for exact predictions and 0 for others, as in scikit-learn.
         """
         spread = sums["targets_squared"] - sums["targets"] ** 2 / count
         if spread > 1e-12 * sums["targets_squared"]:  # equal targets give less, by rounding
@@ -89,13 +89,13 @@ def standardised(
     test: NDArray[np.int64],
     what: str,
 ) -> Splits:
-    """Split a table and standardise its columns by mean and standard deviation of the training rows.
+    """Split a table, and standardise each column by its mean and standard deviation over the training rows.
 
-    Columns that are constant in the training rows are only centred.
+    From columns that are constant over the training rows, only the mean is subtracted.
 
     Args:
-        inputs: [rows, features]
-        target: [rows]
+        inputs: [rows, features] the columns to predict from.
+        target: [rows] the column to predict.
         train: indices of the training rows.
         validation: indices of the validation rows.
         test: indices of the test rows.
@@ -128,24 +128,24 @@ def _to_float32(values: NDArray[Any]) -> Tensor:
 
 
 VERSION = 1
-"""Version of reading, splitting and standardising tables; part of the key, raised when results change."""
+"""Version of how tables are read, split and standardised, as part of keys; increased when results change."""
 
 _TEST = Fraction(1, 10)
 _FEWEST = 10
-"""Smallest number of rows of a table."""
+"""Smallest number of rows that a table must have."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TableRegression(Regression):
-    """Base of regression on published and custom tables."""
+    """Base class of regression on published and custom tables."""
 
     name: str
     model: str
     """Name of the network, see `ticketry.tasks.models.build`."""
     split: int | None
-    """Number of the split. None gives each replicate another split; without replicates it is the first."""
+    """Number of the split. None gives each replicate another split, and the first split without replicates."""
     validation: Fraction
-    """Share of the training rows that is held out for validation."""
+    """Share of the training rows that is for validation."""
     recipe: Recipe = RECIPE
     spec: Spec | None = None
 
@@ -169,7 +169,7 @@ class TableRegression(Regression):
 
     @property
     def _shape(self) -> tuple[int, int, int]:
-        """Shape of a row as input of image networks, (features, 1, 1)."""
+        """Shape of a row as input of a network, (features, 1, 1): an image of 1x1 pixels."""
         return self.features, 1, 1
 
     def build(self) -> nn.Module:
@@ -179,13 +179,13 @@ class TableRegression(Regression):
         return models.rival(self.model, shape=self._shape, classes=1, parameters=parameters)
 
     def example(self, count: int, data: Path | None = None) -> Tensor:
-        """Return standard normal noise [count, features]; no data are read."""
+        """Return standard normal noise [count, features]; this reads no data."""
         return torch.randn(count, self.features, generator=torch.Generator().manual_seed(0))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Published(TableRegression):
-    """Regression on a published table of `facts.UCI`."""
+    """A regression task on a published table of `facts.UCI`."""
 
     replayable = True
 
@@ -206,27 +206,27 @@ def _load_published(name: str, split: int, validation: Fraction, data: Path | No
 
 @dataclass(frozen=True, kw_only=True)
 class Own(TableRegression):
-    """Regression on a custom table. Its file is read once, when it is needed."""
+    """A regression task on a custom table; the file is read once, when it is needed."""
 
     replayable = True
 
     path: Path
     target: str
     test: Fraction = _TEST
-    """Share of the test rows."""
+    """Share of the rows that is for testing."""
     drop: tuple[str, ...] = ()
-    """Columns that are left out."""
+    """Names of columns that are left out."""
     categories: tuple[str, ...] = ()
-    """Columns of words whose words look like numbers or are numerous."""
+    """Names of columns to treat as words, although the words look like numbers or are many; see `read_table`."""
     missing: Missing = "median"
-    """Treatment of missing values."""
+    """What to do if a value is missing, see `read_table`."""
 
     @property
     def features(self) -> int:
         return len(self._table.columns) - 1
 
     def key(self) -> Mapping[str, object]:
-        """Identify the content of the file, independent of its location."""
+        """Return values that identify the content of the file and how it is split, but not its location."""
         return {
             **super().key(),
             "file": self._table.digest,
@@ -238,7 +238,7 @@ class Own(TableRegression):
 
     @property
     def _encoding(self) -> Mapping[str, object]:
-        """Describe how words and missing values were encoded; empty for a table with neither."""
+        """Return values that say how words and missing values were encoded; empty if the table has neither."""
         table = self._table
         found: dict[str, object] = {}
         if table.categories:
@@ -283,7 +283,7 @@ class Own(TableRegression):
 def _fill_missing(
     inputs: NDArray[np.float64], train: NDArray[np.int64], columns: NDArray[np.str_], what: str
 ) -> NDArray[np.float64]:
-    """Replace missing numbers by the median of their column over the training rows."""
+    """Return the inputs with each missing number replaced by the median of its column over the training rows."""
     without = np.isnan(inputs[train]).all(0)
     if without.any():
         name = columns[without][0]
@@ -295,7 +295,7 @@ def _fill_missing(
 
 
 def create_task(spec: Spec) -> TableRegression:
-    """Create the task for a request, a name of `facts.UCI` or table:FILE. No table is read.
+    """Create the task for the request `spec`, a name of `facts.UCI` or table:FILE; this reads no table.
 
     Raises:
         TaskError: for an unknown option or network, an invalid value, or a custom table without a target.
@@ -331,7 +331,7 @@ def create_task(spec: Spec) -> TableRegression:
 def _split_off_validation(
     train: NDArray[np.int64], validation: Fraction, what: str
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Split a share of the training rows off for validation, by `splits.hold_out`; return the rest and that share."""
+    """Split a share of the training rows off for validation, by `splits.hold_out`; return the rest and the share."""
     held = _count_share(validation, len(train))
     if held >= len(train):
         raise TaskError(f"{what}: {len(train)} training rows are too few to hold out {float(validation):g} of them")
@@ -340,7 +340,7 @@ def _split_off_validation(
 
 
 def _count_share(share: Fraction, of: int) -> int:
-    """Return a share of a number, rounded half up and at least 1."""
+    """Return `share` times the number `of`, with halves rounded up, and at least 1."""
     return max(1, int(share * of + Fraction(1, 2)))
 
 

@@ -1,4 +1,4 @@
-"""Tasks on images that are read from disk on demand: folders of image files, and shards."""
+"""Tasks on images that are read from disk when a batch needs them: folders of image files, and shards."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ from ticketry.tasks.recipe import Recipe
 from ticketry.tasks.task import Spec, Split, Splits
 
 VERSION = 1
-"""Version of the result of `load`; part of the key, raised when an example or a pixel changes."""
+"""Version of the result of `load`, as part of keys of stored results; increased when an example or a pixel changes."""
 
 MODEL = "resnet-18-imagenet"
-"""The default network."""
+"""Name of the default network."""
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-"""Mean and standard deviation of the ImageNet training images, as in torchvision."""
+"""Mean and standard deviation of each channel of the ImageNet training images, as in torchvision."""
 
 OPTIONS = ("path", "size", "resize", "validation", "train", "workers", "mean", "std")
 _SHARE_OF_SIDE = Fraction(7, 8)
-"""Share of the shorter side that the central crop retains: 224 of 256, as in ImageNet evaluation (He et al. 2016)."""
+"""Side of the central crop / shorter side of the resized image: 224 / 256, as for ImageNet in He et al. 2016."""
 _EVALUATED_PIXELS = 500 * 64 * 64
 
 
@@ -63,7 +63,7 @@ class FolderReader:
 
 @dataclass(frozen=True, kw_only=True)
 class FolderClassification(Images):
-    """Classification of a folder of images. The folder is scanned once, when it is needed."""
+    """A task that classifies the images in a folder; the folder is scanned once, when it is needed."""
 
     replayable = True
 
@@ -72,7 +72,7 @@ class FolderClassification(Images):
     size: int
     """Height and width of the network's inputs, in pixels."""
     resize: int
-    """Shorter side of an image before the central square is cropped."""
+    """Number of pixels to which the shorter side of an image is resized before the central square is cropped."""
     validation: Fraction
     """Share of the training images of each class that is held out for validation."""
     model: str
@@ -95,7 +95,7 @@ class FolderClassification(Images):
         return len(self._files.train.classes)
 
     def key(self) -> Mapping[str, object]:
-        """Return the identity of the images and of their reading and splitting, independent of the location."""
+        """Return values that identify the images and how they are read and split, but not their location."""
         return {
             **({"train": self.train} if self.train else {}),
             "name": self.name,
@@ -110,7 +110,7 @@ class FolderClassification(Images):
         }
 
     def load(self, data: Path | None = None) -> Splits:
-        """Return the splits, whose images are read on demand; val (or test) is the test set."""
+        """Return the splits, whose images are read when needed; the folder val (or test) is the test set."""
         return self._splits
 
     @cached_property
@@ -135,12 +135,12 @@ class FolderClassification(Images):
         return Splits(take_fewer(train, self.train) if self.train else train, validation, test)
 
     def _build_reader(self) -> FolderReader:
-        """Return the reader of the training images; readers of other splits differ in their listing."""
+        """Return the reader of the training images; the readers of other splits differ only in their listing."""
         return FolderReader(self._files.train, self.size, self.resize, self.workers)
 
 
 def create_folder_task(spec: Spec) -> FolderClassification:
-    """Create the task imagefolder with the options of a request.
+    """Create the task imagefolder with the options in the request `spec`.
 
     Raises:
         TaskError: for an unknown option or network, an invalid value, or images that are too small for the network.
@@ -150,7 +150,7 @@ def create_folder_task(spec: Spec) -> FolderClassification:
 
 
 def parse_folder_options(spec: Spec, options: Options) -> dict[str, Any]:
-    """Parse the options of a request into arguments of `FolderClassification`; errors as `create_folder_task`."""
+    """Return the arguments of `FolderClassification` for a request; raise the errors of `create_folder_task`."""
     size = options.whole("size", 224, least=1)
     resize = options.whole("resize", round(size / _SHARE_OF_SIDE), least=size)
     network = spec.model or MODEL
@@ -170,13 +170,13 @@ def parse_folder_options(spec: Spec, options: Options) -> dict[str, Any]:
 
 
 def recipe_of(network: str, size: int) -> Recipe:
-    """Return the recipe of a network for images of this size; the ImageNet recipe gets random resized crops."""
+    """Return the recipe of a network for images of this size; the ImageNet recipe crops and resizes at random."""
     recipe = replace(TINY_IMAGENET, shape=(3, size, size)).recipe_of(network)
     return recipe.changed(augment=("resized_crop", "flip")) if recipe == IMAGENET else recipe
 
 
 def _parse_channels(options: Options, name: str, default: tuple[float, ...]) -> tuple[float, ...]:
-    """Parse three numbers that are separated by spaces or commas."""
+    """Return the value of an option: three numbers that are separated by spaces or commas."""
     if name not in options.given:
         return default
     try:
@@ -189,7 +189,7 @@ def _parse_channels(options: Options, name: str, default: tuple[float, ...]) -> 
 
 
 WINDOW = 16
-"""Default number of shards that are mixed: 2 GB in shards of 128 MB, 20,000 images of ImageNet."""
+"""Default number of shards whose images are mixed: 2 GB in shards of 128 MB, or 20,000 images of ImageNet."""
 
 
 @dataclass(frozen=True)
@@ -216,7 +216,7 @@ class ShardReader(FolderReader):
 
 @dataclass(frozen=True, kw_only=True)
 class ShardClassification(FolderClassification):
-    """Classification of images in shards."""
+    """A task that classifies images in shards."""
 
     replayable = True
 
@@ -227,7 +227,7 @@ class ShardClassification(FolderClassification):
     name: str = "imageshards"
 
     def key(self) -> Mapping[str, object]:
-        """Return the identity of the images and of their reading, splitting and mixing, independent of the location."""
+        """Return values that identify the images and how they are read, split and mixed, but not their location."""
         return {**super().key(), "window": self.window}
 
     @cached_property
@@ -248,7 +248,7 @@ class ShardClassification(FolderClassification):
 
 
 def create_shards_task(spec: Spec) -> ShardClassification:
-    """Create the task imageshards with the options of a request.
+    """Create the task imageshards with the options in the request `spec`.
 
     Raises:
         TaskError: see `create_folder_task`; also for an invalid URL.

@@ -1,4 +1,4 @@
-"""Image classification: the base of all its tasks, and data sets that are kept in memory as bytes."""
+"""Image classification: the base class of its tasks, and tasks on data sets that are kept in memory as bytes."""
 
 from __future__ import annotations
 
@@ -20,11 +20,14 @@ from ticketry.tasks.recipe import Recipe
 from ticketry.tasks.task import Classification, Spec, Splits
 
 PADDING = 4
-"""Padding on each side before a random crop back to the original size (He et al. 2016, section 4.2)."""
+"""Number of pixels of padding on each side before a random crop to the original size (He et al. 2016, section 4.2)."""
 
 
 def flip(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Mirror each image of [n, c, h, w] with probability 1/2. Draws once: [n] of {0, 1}."""
+    """Mirror each image of [n, c, h, w] with probability 1/2.
+
+    The only random numbers drawn are [n] integers in {0, 1}.
+    """
     count, channels, height, width = images.shape
     mirrored = torch.randint(0, 2, (count, 1), generator=generator)
     columns = torch.arange(width)
@@ -33,9 +36,10 @@ def flip(images: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def crop(images: Tensor, generator: torch.Generator, padding: int = PADDING) -> Tensor:
-    """Shift each image of [n, c, h, w] by up to `padding` pixels along both axes, filled with zeros.
+    """Shift each image of [n, c, h, w] by up to `padding` pixels along both axes, and fill the rest with zeros.
 
-    Draws once: [n, 2] of {0, ..., 2 padding}, top and left edge of the crop in the padded image.
+    The only random numbers drawn are [n, 2] integers in {0, ..., 2 padding}: the top and the left edge of a crop of the
+    padded image.
     """
     count, channels, height, width = images.shape
     corner = torch.randint(0, 2 * padding + 1, (count, 2), generator=generator)
@@ -52,23 +56,23 @@ _AUGMENTATIONS = {"flip": flip, "crop": crop}
 
 
 class Images(Classification):
-    """Base of image classification; images are stored as bytes [n, channels, height, width]."""
+    """Base class of image classification; images are stored as bytes [n, channels, height, width]."""
 
     model: str
     """Name of the network, see `ticketry.tasks.models.build`."""
     largest: float
-    """Stored value of the brightest pixel, which is scaled to 1."""
+    """Stored value of the brightest pixel; it is scaled to 1."""
     mean: tuple[float, ...]
     """Mean of each channel over the training set, with pixels in [0, 1]."""
     std: tuple[float, ...]
     """Standard deviation of each channel over the training set, with pixels in [0, 1]."""
     train: int
-    """Number of training examples, the same of each class; 0 takes all."""
+    """Number of training examples, equally many of each class; 0 takes all."""
     shape: tuple[int, int, int]
-    """Channels, height, width."""
+    """Channels, height and width of an image."""
     classes: int
     padding: int = PADDING
-    """Largest shift by the augmentation ``crop``, in pixels."""
+    """Largest shift, in pixels, by the augmentation ``crop``."""
 
     def build(self) -> nn.Module:
         return models.build(self.model, shape=self.shape, classes=self.classes)
@@ -83,11 +87,11 @@ class Images(Classification):
         return inputs.to(torch.float32, copy=True).mul_(factor).add_(offset)
 
     def example(self, count: int, data: Path | None = None) -> Tensor:
-        """Return standard normal noise [count, channels, height, width]; no data are read."""
+        """Return standard normal noise [count, channels, height, width]; this reads no data."""
         return torch.randn(count, *self.shape, generator=torch.Generator().manual_seed(0))
 
     def augment(self, inputs: Tensor, names: tuple[str, ...], generator: torch.Generator) -> Tensor:
-        """Apply the augmentations flip and crop in the order of `names`."""
+        """Apply the augmentations in `names` (``flip``, ``crop``) in this order."""
         for name in names:
             if name not in _AUGMENTATIONS:
                 raise TaskError(
@@ -99,7 +103,7 @@ class Images(Classification):
 
 @dataclass(frozen=True, kw_only=True)
 class ImageClassification(Images):
-    """Classification of an image data set in memory."""
+    """A task that classifies the images of a data set in memory."""
 
     replayable = True
 
@@ -119,7 +123,7 @@ class ImageClassification(Images):
 
     @property
     def padding(self) -> int:  # type: ignore[override]
-        """Largest shift by ``crop``: the same share of an image at every resolution."""
+        """Largest shift by ``crop`` in pixels: always the same share of the image, also for reduced images."""
         return max(1, PADDING // self.factor)
 
     def key(self) -> Mapping[str, object]:
@@ -145,7 +149,10 @@ class ImageClassification(Images):
 def _scale_and_offset(
     largest: float, mean: tuple[float, ...], std: tuple[float, ...], device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    """Return factor and offset [c, 1, 1] of (x / largest - mean) / std; cached, because copies to a device stall it."""
+    """Return factor and offset [c, 1, 1] with which x * factor + offset = (x / largest - mean) / std.
+
+    The result is cached, because a copy to a device stalls the device.
+    """
     with torch.inference_mode(False):
         means = torch.tensor(mean, dtype=torch.float64).view(-1, 1, 1)
         stds = torch.tensor(std, dtype=torch.float64).view(-1, 1, 1)
@@ -154,7 +161,7 @@ def _scale_and_offset(
 
 
 def create_task(spec: Spec) -> ImageClassification:
-    """Create the task for a request with the name of a data set of `facts.DATA_SETS`.
+    """Create the task for the request `spec`, whose name is a data set of `facts.DATA_SETS`.
 
     Raises:
         TaskError: for an unknown option or network, an invalid value, or images that are too small for the network.
@@ -181,7 +188,7 @@ def create_task(spec: Spec) -> ImageClassification:
 
 
 def _parse_factor(data: ImageData, options: Options) -> int:
-    """Return the factor by which the option ``size`` reduces height and width."""
+    """Return the factor by which height and width are reduced to the value of the option ``size``."""
     _, height, width = data.shape
     sizes = {height // factor: factor for factor in range(1, height + 1) if not height % factor and not width % factor}
     size = options.whole("size", height, least=1)

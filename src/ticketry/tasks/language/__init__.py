@@ -1,5 +1,5 @@
-"""Language modelling: each next token of a text is predicted from those before it.
+"""Language modelling: predict each token of a text from the tokens before it.
 
-`corpus` reads and tokenises texts, and `task` combines them with a model and a recipe. `facts` lists the texts and
-needs no torch.
+`corpus` reads and tokenises texts, and `task` combines a text with a model and a recipe. The texts are listed in
+`ticketry.tasks.facts`, which needs no torch.
 """

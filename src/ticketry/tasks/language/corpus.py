@@ -1,4 +1,4 @@
-"""Texts as tokens: custom and published files in three splits, and their vocabularies."""
+"""Read custom and published texts in three splits, and encode them as tokens of a vocabulary."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from ticketry.tasks.data.locate import Collection, Layout, Place, obtain, places
 from ticketry.tasks.facts import PUBLISHED
 
 PARTS = {"train": ("train",), "validation": ("validation", "valid", "val", "dev"), "test": ("test",)}
-"""Split -> possible names of its file, without suffixes."""
+"""The names, without suffixes, that the file of each split may have."""
 SUFFIXES = (".txt", ".txt.gz", ".txt.xz", ".md", ".text", "")
 
 
 @dataclass(frozen=True)
 class Content:
-    """The splits of a text as bytes of valid UTF-8."""
+    """The three splits of a text, each as bytes of valid UTF-8."""
 
     train: bytes
     validation: bytes
@@ -37,13 +37,14 @@ class Content:
 def read(path: Path, *, validation: Fraction, test: Fraction) -> Content:
     """Read a text from a file or a folder, in three splits.
 
-    A folder with a file for each split (train.txt, valid.txt, test.txt, also as .gz or .xz) gives these splits. Other
-    folders give the text of all files *.txt, *.md, *.text (also as .gz or .xz) in the order of their paths. It is split
-    like a single file, with validation and test text at the end.
+    If a folder has a file for each split (train.txt, valid.txt, test.txt, also as .gz or .xz), these are the splits. In
+    any other folder, the files *.txt, *.md and *.text (also as .gz or .xz) are concatenated in the order of their
+    paths. The text of such a folder or of a single file is split here, with validation and test text at the end.
 
     Args:
-        validation: share of the text for validation, if it is split here.
-        test: share of the text for testing, if it is split here.
+        path: the file or folder.
+        validation: share of the text that is for validation, if the text is split here.
+        test: share of the text that is for testing, if the text is split here.
 
     Raises:
         DataError: if there is no text, or a file cannot be read or is not text.
@@ -59,7 +60,7 @@ def read(path: Path, *, validation: Fraction, test: Fraction) -> Content:
 
 
 def _find_parts(folder: Path) -> dict[str, Path]:
-    """Return the files of the three splits; empty if one is missing."""
+    """Return the files of the three splits in a folder; an empty result if a file is missing."""
     found = {}
     for split, names in PARTS.items():
         choices = [folder / f"{name}{suffix}" for name in names for suffix in SUFFIXES]
@@ -80,7 +81,7 @@ def _list_files(folder: Path) -> list[Path]:
 
 
 def _split_text(content: bytes, validation: Fraction, test: Fraction, path: Path) -> Content:
-    """Split a text into training, validation and test text, between characters."""
+    """Split a text, between two characters, into training, validation and test text (in this order)."""
     first, second = (int(len(content) * share) for share in (1 - validation - test, 1 - test))
     while first < len(content) and content[first] & 0xC0 == 0x80:  # inside a character
         first += 1
@@ -99,7 +100,7 @@ END_OF_LINE = "<eos>"
 
 
 class Vocabulary(Protocol):
-    """A vocabulary, which encodes texts as numbers of tokens."""
+    """A vocabulary: it encodes a text as a sequence of token numbers."""
 
     @property
     def size(self) -> int:
@@ -109,6 +110,7 @@ class Vocabulary(Protocol):
         """Return the token numbers of a text, [n], in a small integer type.
 
         Args:
+            content: the text, as bytes of UTF-8.
             where: name of the text in error messages.
 
         Raises:
@@ -116,12 +118,12 @@ class Vocabulary(Protocol):
         """
 
     def describe(self) -> dict[str, object]:
-        """Return the identity of the vocabulary, for keys."""
+        """Return values that identify the vocabulary in keys of stored results."""
 
 
 @dataclass(frozen=True)
 class Bytes:
-    """Each byte is a token, so that all texts have the same vocabulary."""
+    """The vocabulary in which each byte is a token; it is the same for all texts."""
 
     size: int = 256
 
@@ -134,13 +136,13 @@ class Bytes:
 
 @dataclass(frozen=True)
 class Words:
-    """Words between blanks and ends of lines, numbered in the order of a training text."""
+    """A vocabulary of words, separated by blanks and line ends, numbered in the order of a training text."""
 
     numbers: dict[str, int]
 
     @classmethod
     def from_text(cls, content: bytes) -> Words:
-        """Collect the words of a training text."""
+        """Return the vocabulary of all words of a training text."""
         numbers: dict[str, int] = {}
         for word in _split_words(content):
             numbers.setdefault(word, len(numbers))
@@ -216,14 +218,15 @@ def _load_tokenizer(path: Path) -> Any:
 
 @lru_cache(maxsize=4)
 def _count_numbers(path: Path) -> int:
-    """Return the largest token number of a tokenizer plus 1; vocabularies may leave numbers out."""
+    """Return 1 + the largest token number of the tokenizer in the file `path`; some numbers may be unused."""
     return max(_load_tokenizer(path).get_vocab().values(), default=-1) + 1
 
 
 def _find_dropped_text(tokenizer: Any, text: str) -> str | None:
-    """Return a part of the text that a byte-pair tokenizer would silently drop, or None.
+    """Return a part of `text` that the tokenizer would silently leave out; None if it encodes all of the text.
 
-    Byte pairs drop text without a token if there is no token for unknown text; other tokenizers refuse it.
+    A byte-pair tokenizer leaves out text for which it has no token, if it also lacks a token for unknown text. Other
+    kinds of tokenizers raise an error.
     """
     model = tokenizer.model
     if type(model).__name__ != "BPE" or model.unk_token is not None or model.byte_fallback:
@@ -252,12 +255,12 @@ def _read_bytes(path: Path) -> bytes:
 
 
 VERSION = 1
-"""Version of the tokens of published texts; part of the key, raised when a token changes."""
+"""Version of the tokens of published texts, as part of keys of stored results; increased when a token changes."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """The tokens of a split, [n], and their number of characters (0 if unknown)."""
+    """The tokens of a split, [n], and the number of characters of its text (0 if unknown)."""
 
     tokens: Tensor
     characters: int = 0
@@ -265,7 +268,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Corpus:
-    """A text as tokens, in three splits."""
+    """The three splits of a text as tokens, and the size of its vocabulary."""
 
     train: Part
     validation: Part
@@ -276,7 +279,7 @@ class Corpus:
 
 @dataclass(frozen=True)
 class _Files:
-    """Possible locations of a published text, and the digests of its decompressed files."""
+    """Where the files of a published text may be, and the digests of the decompressed files."""
 
     layouts: tuple[Layout, ...]
     md5: tuple[str, str, str]
@@ -304,15 +307,17 @@ _FILES = {
 
 
 def collection(name: str) -> Collection:
-    """Return the layouts of a published corpus, which has no download."""
+    """Return where the files of the published text `name` may be; it cannot be downloaded."""
     return Collection(PUBLISHED[name].title, _FILES[name].layouts, origins=())
 
 
 def load_published(name: str, data: Path | None) -> Corpus:
-    """Load a published corpus from the folder `data`, $TICKETRY_DATA or the cache folder; once a process.
+    """Load the published text `name` from the folder `data`, $TICKETRY_DATA or the cache folder.
+
+    Each process loads a text once.
 
     Raises:
-        DataError: if its files are missing or differ from their published digest.
+        DataError: if the files of the text are missing or differ from their published digest.
     """
     return _load_published(name, places(data))
 
@@ -330,7 +335,7 @@ def _load_published(name: str, where: tuple[Place, ...]) -> Corpus:
 
 
 def encode_corpus(text: Content, vocabulary: Vocabulary) -> Corpus:
-    """Encode a custom text with a vocabulary."""
+    """Return a custom text as tokens of `vocabulary`."""
     parts = {
         split: Part(vocabulary.encode(content, f"the {split} text"), len(content.decode("utf-8")))
         for split, content in vars(text).items()
@@ -339,7 +344,7 @@ def encode_corpus(text: Content, vocabulary: Vocabulary) -> Corpus:
 
 
 def digest(text: Content) -> str:
-    """Return the SHA-256 of the three splits of a text."""
+    """Return the SHA-256 (hex) of the three splits of a text."""
     each = [hashlib.sha256(content).hexdigest() for content in vars(text).values()]
     return hashlib.sha256("".join(each).encode()).hexdigest()
 
@@ -348,7 +353,7 @@ def take_fewer(corpus: Corpus, tokens: int) -> Corpus:
     """Return the corpus with only the first `tokens` tokens of its training text.
 
     Raises:
-        TaskError: if the training text has fewer.
+        TaskError: if the training text has fewer tokens.
     """
     available = len(corpus.train.tokens)
     if tokens > available:

@@ -1,4 +1,4 @@
-"""Language modelling tasks: training and evaluation on a text, with a model and a recipe."""
+"""Language modelling tasks: train and evaluate a model on a text."""
 
 from __future__ import annotations
 
@@ -26,29 +26,31 @@ from ticketry.tasks.task import Arithmetic, Course, PartOfBatch, Ranks, Session,
 from ticketry_engine.support.seeds import generator
 
 _ROWS, _ROW = 10, 1000
-"""Largest number of rows in which a split is evaluated at the same time, and their smallest number of tokens."""
+"""An evaluation reads a split in at most 10 rows at the same time, each of at least 1000 tokens."""
 _FEWEST = 2
-"""Smallest number of tokens of a split: the first one is not predicted."""
+"""Smallest number of tokens of a split, because the first token is not predicted."""
 _LARGEST = 69.0
-"""Largest loss, in nats, whose perplexity is computed; records cannot store that of larger losses."""
+"""Largest loss, in nats, for which the perplexity is computed; records cannot store larger perplexities."""
 
 
 class Piece(NamedTuple):
-    """The batch of a training step: a piece of the text in each row."""
+    """The batch of a training step: each row is a piece of the text."""
 
     tokens: Tensor
-    """int64 [b, t]"""
+    """int64 [b, t] tokens of the pieces."""
     targets: Tensor
-    """int64 [b, t], the next token of each token."""
+    """int64 [b, t] the next token after each token."""
     begins: bool
-    """Whether the model starts from its initial state."""
+    """Whether the model reads the pieces from its initial state, instead of continuing from earlier pieces."""
 
 
 class Text(Course):
     """Training and evaluation on a corpus, in pieces of `time` tokens.
 
     Args:
-        carries: whether the model is recurrent: it carries a state from piece to piece.
+        corpus: the text as tokens.
+        time: number of tokens of a piece.
+        carries: whether the model is recurrent, so that it carries a state from piece to piece.
     """
 
     def __init__(self, corpus: Corpus, time: int, *, carries: bool) -> None:
@@ -58,7 +60,7 @@ class Text(Course):
         return {split: len(self._part(split).tokens) for split in ("train", "validation", "test")}
 
     def session(self, recipe: Recipe, seed: int, arithmetic: Arithmetic) -> Session:
-        """Return a new training run; raises `TaskError` for augmentations and label smoothing."""
+        """Return a new training run; raise `TaskError` for a recipe with augmentations or label smoothing."""
         if recipe.augment:
             raise TaskError(f"a text has no augmentation {recipe.augment[0]!r}: choose a recipe without it")
         if recipe.label_smoothing:
@@ -74,10 +76,10 @@ class Text(Course):
         return kind(self.corpus.train.tokens, recipe.batch, self.time, seed, arithmetic)
 
     def evaluate(self, model: nn.Module, split: str, arithmetic: Arithmetic) -> dict[str, float]:
-        """Return the mean loss of a token in nats, the perplexity, and the bits per character if characters are known.
+        """Return the mean loss per token in nats, the perplexity and, if possible, the bits per character.
 
-        Each token of the split except the first is predicted once. The split is read in at most 10 rows; recurrent
-        models carry their state along each row.
+        Bits per character need the number of characters of the split. Each token of the split except the first is
+        predicted once. The split is read in at most 10 rows; recurrent models carry their state along each row.
         """
         part = self._part(split)
         count = len(part.tokens) - 1
@@ -96,7 +98,7 @@ class Text(Course):
     def _sum_costs(
         self, model: nn.Module, tokens: Tensor, targets: Tensor, known: Tensor, arithmetic: Arithmetic
     ) -> float:
-        """Return the summed loss of the targets [rows, length] that `known` selects."""
+        """Return the summed loss over those targets, of [rows, length], for which `known` is True."""
         tokens, targets, known = (each.to(arithmetic.device) for each in (tokens, targets, known))
         total = torch.zeros((), dtype=torch.float64, device=arithmetic.device)
         assert isinstance(model, LanguageModel)
@@ -109,7 +111,10 @@ class Text(Course):
         return float(total)
 
     def sample(self, model: nn.Module, count: int, size: int, seed: int) -> list[Any]:
-        """Return batches of random pieces, read from the initial state; a batch has at most as many as the text."""
+        """Return `count` batches of random pieces, read from the initial state.
+
+        A batch has `size` pieces, or as many as fit into the text if these are fewer.
+        """
         tokens, draw = self.corpus.train.tokens, generator(seed, "pieces")
         last = len(tokens) - self.time - 1
         device, found = next(model.parameters()).device, []
@@ -126,7 +131,7 @@ class Text(Course):
         return len(batch.tokens)
 
     def inputs(self, count: int) -> Tensor:
-        """Return the first pieces of the training text, [count, time]."""
+        """Return the first `count` pieces of the training text, [count, time]."""
         tokens = self.corpus.train.tokens
         time = max(min(self.time, len(tokens) // count), 1)
         return tokens[: count * time].view(-1, time).long()
@@ -135,7 +140,7 @@ class Text(Course):
         return TextPart(self.corpus, self.time, ranks, carries=self._carries)
 
     def check_cut(self, model: nn.Module, recipe: Recipe, world: int) -> None:
-        """Check that each process has at least one row or piece of a batch."""
+        """Raise `TaskError` unless each of `world` processes gets at least one row or piece of every batch."""
         pieces = len(self.corpus.train.tokens) // self.time
         last = recipe.batch if self._carries else min(pieces % recipe.batch or recipe.batch, pieces)
         for batch, which in ((recipe.batch, "a batch"), (last, "the last batch of an epoch")):
@@ -177,7 +182,10 @@ class Reading(Session):
         return scores.flatten(0, 1).float(), batch.targets.flatten()
 
     def _call_model(self, model: nn.Module, piece: Piece, of: str, targets: Tensor | None = None) -> Tensor:
-        """Call the model on a piece and update its state; return costs if there are targets, else scores."""
+        """Call the model on a piece and store its new state; return losses if there are targets, else scores.
+
+        The state is stored under the name `of` of the network.
+        """
         plain = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
         assert isinstance(plain, LanguageModel)
         fresh = piece.begins or of not in self._carried
@@ -189,7 +197,7 @@ class Reading(Session):
         return found
 
     def state(self) -> dict[str, Tensor]:
-        """Return the state of each network that reads the text, as ``network:entry``."""
+        """Return the states of all networks that read the text, with names ``network:entry``."""
         return {
             f"{of}:{name}": value.to("cpu", copy=True).contiguous()
             for of, entries in self._carried.items()
@@ -208,26 +216,26 @@ class Reading(Session):
 
     @staticmethod
     def per_epoch(tokens: int, batch: int, time: int) -> int:
-        """Return the number of steps that read the text once; 0 if the text is too short for a step."""
+        """Return the number of steps that read the text once; 0 if the text is too short for a single step."""
         raise NotImplementedError
 
     def _start_epoch(self, epoch: int) -> None:
-        """Prepare the tokens of an epoch."""
+        """Prepare the tokens for the steps of epoch number `epoch`."""
         raise NotImplementedError
 
     def piece(self, number: int) -> Piece:
-        """Return the batch of a step, by its number in the epoch."""
+        """Return the batch of step `number` of the epoch."""
         raise NotImplementedError
 
     def _rotate_text(self, epoch: int, count: int) -> tuple[Tensor, Tensor]:
-        """Rotate the text by a random number of tokens; return its first `count` tokens and their next tokens."""
+        """Rotate the text by a random number of tokens; return its first `count` tokens and the tokens after them."""
         shift = int(torch.randint(0, len(self._text), (), generator=generator(self._seed, "turn", epoch)))
         rotated = torch.cat([self._text[shift:], self._text[: shift + 1]])
         return rotated[:count], rotated[1 : count + 1]
 
 
 class Rows(Reading):
-    """A training run of a recurrent model: each row continues where its last piece ended."""
+    """A training run of a recurrent model: each row of a batch continues where this row ended in the last batch."""
 
     @staticmethod
     def per_epoch(tokens: int, batch: int, time: int) -> int:
@@ -265,7 +273,7 @@ class Pieces(Reading):
 
 
 class PartOfPiece(NamedTuple):
-    """The part of a batch in one process, see `Piece`."""
+    """The rows of a batch (see `Piece`) that one of several processes reads."""
 
     tokens: Tensor
     targets: Tensor
@@ -291,10 +299,10 @@ class TextPart(Text):
     def _sum_costs(
         self, model: nn.Module, tokens: Tensor, targets: Tensor, known: Tensor, arithmetic: Arithmetic
     ) -> float:
-        """Add up the losses of all processes in the order of ranks.
+        """Return the summed loss of all processes, added up in the order of ranks.
 
-        A process without rows reads the first row without counting it: with sharded parameters, all processes must call
-        the network equally often.
+        A process without rows reads the first row, and does not count its loss: with sharded parameters, all processes
+        must call the network equally often.
         """
         place = place_of_part(len(tokens), self._ranks.rank, self._ranks.world)
         rows = slice(place.first, place.first + place.own) if place.own else slice(1)
@@ -315,7 +323,7 @@ class _Part(Reading):
         return PartOfPiece(whole.tokens[rows], whole.targets[rows], whole.begins, place)
 
     def loss(self, model: nn.Module, batch: Any) -> Tensor:
-        """Return the loss of the part, scaled so that the mean over processes is the loss of the whole batch."""
+        """Return the loss of this process's part, scaled so that the mean over processes is the whole batch's loss."""
         with self.ranks.drawing(batch.place):
             found = super().loss(model, batch)
         weighted: Tensor = found * (batch.place.own * self.ranks.world / batch.place.whole)
@@ -330,7 +338,7 @@ class _Part(Reading):
 
 
 class RowsPart(_Part, Rows):
-    """`Rows` in several processes: each process has the same rows of all batches, with their states."""
+    """`Rows` in several processes: a process reads the same rows of every batch, and holds the states of these rows."""
 
     gathers = True
 
@@ -345,14 +353,14 @@ class RowsPart(_Part, Rows):
 
 
 class PiecesPart(_Part, Pieces):
-    """`Pieces` in several processes."""
+    """`Pieces` in several processes: each process reads a part of the pieces of every batch."""
 
 
 def steps_per_epoch(tokens: int, batch: int, time: int, *, carries: bool) -> int:
-    """Return the number of steps that read a text once.
+    """Return the number of training steps that read a text of `tokens` tokens once.
 
     Raises:
-        TaskError: if the text is too short for a step.
+        TaskError: if the text is too short for a single step.
     """
     steps = (Rows if carries else Pieces).per_epoch(tokens, batch, time)
     if not steps:
@@ -375,13 +383,13 @@ class CustomText:
     """A custom text, with its vocabulary and splits."""
 
     path: Path
-    """A file or a folder."""
+    """The file or folder with the text."""
     tokenizer: Path | None
-    """File of the library tokenizers; None for bytes as tokens."""
+    """A file of the library tokenizers; None means that each byte is a token."""
     validation: Fraction
-    """Share of the text for validation, if it is not in three files."""
+    """Share of the text that is for validation, unless each split has a file."""
     test: Fraction
-    """Share of the text for testing, if it is not in three files."""
+    """Share of the text that is for testing, unless each split has a file."""
 
     @property
     def vocabulary(self) -> Vocabulary:
@@ -390,10 +398,10 @@ class CustomText:
 
 @dataclass(frozen=True, kw_only=True)
 class Language(Task):
-    """Language modelling: predict the next token of a text."""
+    """A language modelling task: predict the next token of a text."""
 
     name: str
-    """ptb, wikitext-2, or text."""
+    """Name of the text: ``ptb``, ``wikitext-2``, or ``text`` for a custom text."""
     own: CustomText | None
     """The custom text; None for a published text."""
     model: str
@@ -408,11 +416,11 @@ class Language(Task):
 
     @property
     def metric(self) -> Metric:  # type: ignore[override]
-        """Perplexity; bits per character for bytes as tokens."""
+        """The metric of the task: bits per character if each byte is a token, else perplexity."""
         return BITS if self.own and self.own.tokenizer is None else PERPLEXITY
 
     def key(self) -> Mapping[str, object]:
-        """Return the identity of the text and of the model, independent of the location of the text."""
+        """Return values that identify the text and the model, but not where the text is."""
         return {
             **({"train": self.train} if self.train else {}),
             "name": self.name,
@@ -438,11 +446,11 @@ class Language(Task):
         return Text(self._load_corpus(data), self.time, carries=models.carries(self.model))
 
     def steps_per_epoch(self, examples: int, recipe: Recipe) -> int:
-        """Return the number of steps that read `examples` tokens once; raises `TaskError` for too few."""
+        """Return the number of steps that read `examples` tokens once; raise `TaskError` if there are too few."""
         return steps_per_epoch(examples, recipe.batch, self.time, carries=models.carries(self.model))
 
     def unfit(self, key: Mapping[str, object]) -> str:
-        """Return how the vocabulary of the task with this key differs; empty if it is the same."""
+        """Return a text that says how the vocabulary of the task with this key differs; empty if it is the same."""
         # Published texts are compared by name, without reading them.
         own: object = self.own.vocabulary.describe() if self.own else f"the words of {self.name}"
         theirs = key.get("vocabulary") or f"the words of {key.get('name')}"
@@ -451,11 +459,11 @@ class Language(Task):
         return f"its vocabulary is {_format_vocabulary(theirs)}, and that of {self.name} {_format_vocabulary(own)}"
 
     def scored(self, size: int) -> int:
-        """Return the batch size for scores: at most that of training, because logits need much memory."""
+        """Return the batch size for scores: `size`, but at most that of training, as logits need much memory."""
         return min(size, self.recipe.batch)
 
     def example(self, count: int, data: Path | None = None) -> Tensor:
-        """Return random tokens [count, time]; no data are read."""
+        """Return random tokens [count, time]; this reads no data."""
         return torch.randint(self.vocabulary, (count, self.time), generator=torch.Generator().manual_seed(0))
 
     def _load_corpus(self, data: Path | None) -> Corpus:
@@ -486,7 +494,7 @@ def _load_custom_corpus(own: CustomText) -> Corpus:
 
 
 def create_task(spec: Spec) -> Language:
-    """Create the task for a request: ptb, wikitext-2 or text:PATH, with its options.
+    """Create the task for the request `spec`: ptb, wikitext-2 or text:PATH, with options.
 
     Raises:
         TaskError: for an unknown option or network, or an invalid value.

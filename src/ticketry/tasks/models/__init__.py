@@ -1,7 +1,7 @@
-"""Networks by name: the papers' own ones, at any width, and those of timm and torchvision.
+"""Networks by name: those of pruning papers, at any width, and those of timm and torchvision.
 
-`image_models` and `language` define the architectures, with their sources and initialisations; `other_libraries` builds
-those of timm and torchvision. `ticketry.tasks.network_name` parses names.
+`image_models` and `language` define the networks of papers; `other_libraries` builds the networks of timm and
+torchvision. `ticketry.tasks.network_name` parses names.
 """
 
 from __future__ import annotations

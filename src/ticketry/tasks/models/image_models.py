@@ -18,21 +18,21 @@ from ticketry.errors import UsageError
 
 @dataclass(frozen=True)
 class Network:
-    """An entry of the network registry: the constructor behind a name, and its limits."""
+    """An entry of the network registry: the constructor of a named network, and what the constructor accepts."""
 
     make: Callable[..., nn.Module]
-    """Constructor taking shape, classes and the keyword `scale`, which maps each hidden width to the one to use."""
+    """Constructor of (shape, classes, scale=…); the function `scale` maps each hidden width to the width to use."""
     smallest: int = 1
-    """Smallest height and width of images, in pixels, that leave at least one pixel after all poolings and strides."""
+    """Smallest height and width of images, in pixels; smaller images have no pixel left after all poolings."""
     scales: bool = True
     """Whether `make` takes `scale`, so that the network can be built at any width."""
 
     @classmethod
     def from_entry(cls, name: str, found: object) -> Network:
-        """Return a registry entry as a `Network`: one already, or a class or function taking shape and classes.
+        """Return a registry entry as a `Network`; the entry `found` may also be a function of shape and classes.
 
         Raises:
-            UsageError: if the entry is neither.
+            UsageError: if the entry is neither a `Network` nor a class or function with these arguments.
         """
         if isinstance(found, Network):
             return found
@@ -72,7 +72,7 @@ _MLP_NAME = re.compile(r"mlp((?:-[1-9][0-9]{0,5})+)")
 
 
 class MLP(nn.Module):
-    """Linear layers with ReLU between them; flattens inputs [n, ...] and returns logits [n, classes].
+    """A perceptron: linear layers with ReLU between them, from flattened inputs [n, ...] to logits [n, classes].
 
     Weights and biases have PyTorch's default initialisation.
     """
@@ -101,7 +101,7 @@ def hidden_widths(base: str) -> tuple[int, ...] | None:
 
 
 class LeNet300100(nn.Module):
-    """Two hidden ReLU layers of 300 and 100 units: 266,610 parameters for 28x28x1 inputs and 10 classes.
+    """A perceptron with two hidden layers, of 300 and 100 units: 266,610 parameters for MNIST.
 
     Architecture and initialisation (Glorot normal weights, zero biases) are those of Frankle and Carbin 2019.
     """
@@ -123,11 +123,12 @@ class LeNet300100(nn.Module):
 
 
 class LeNet5(nn.Module):
-    """Caffe's LeNet-5: 5x5 convolutions of 20 and 50 channels, 500 units; 431,080 parameters for 28x28x1, 10 classes.
+    """Caffe's LeNet-5: 5x5 convolutions of 20 and 50 channels, a hidden layer of 500 units; 431,080 parameters.
 
-    This is the variant of the pruning literature (Han et al. 2015; "LeNet-5-Caffe" in SNIP, Lee et al. 2019), not the
-    60,000 parameters of 1998. As in Caffe's definition only max pooling follows each convolution, the only ReLU
-    follows the hidden layer, and weights are drawn by `caffe_xavier`.
+    The number of parameters is for 28x28x1 inputs and 10 classes. This is the variant of the pruning literature (Han et
+    al. 2015; "LeNet-5-Caffe" in SNIP, Lee et al. 2019), not the network of 1998 with 60,000 parameters. As in Caffe's
+    definition, each convolution is followed by max pooling without a ReLU, the hidden layer by a ReLU, and weights are
+    drawn by `caffe_xavier`.
     """
 
     def __init__(self, shape: tuple[int, int, int], classes: int, *, scale: Callable[[int], int]) -> None:
@@ -158,12 +159,12 @@ LENET_5 = Network(LeNet5, smallest=16)
 
 
 class Conv(nn.Module):
-    """For each width two padded 3x3 convolutions and a 2x2 max pooling; then two hidden layers of 256 units.
+    """Conv-2, Conv-4, Conv-6: per width two padded 3x3 convolutions and a 2x2 max pooling; two hidden layers of 256.
 
-    Conv-2, Conv-4 and Conv-6 of Frankle and Carbin 2019 have the widths (64), (64, 128) and (64, 128, 256): for
-    32x32x3 inputs and 10 classes 4,301,642, 2,425,930 and 2,262,602 parameters. The first two counts agree with the
-    paper's table; for Conv-6 it has 1.7M, although the 1.1M weights of the convolutions agree. There is no batch norm.
-    Weights are Glorot normal, biases zero, as in the paper.
+    Conv-2, Conv-4 and Conv-6 of Frankle and Carbin 2019 have the widths (64), (64, 128) and (64, 128, 256). For 32x32x3
+    inputs and 10 classes they have 4,301,642, 2,425,930 and 2,262,602 parameters. The first two numbers agree with the
+    paper's table. For Conv-6 the table says 1.7M, although its number of weights in convolutions, 1.1M, agrees. There
+    is no batch norm. As in the paper, weights are Glorot normal and biases zero.
     """
 
     def __init__(
@@ -197,23 +198,23 @@ class Conv(nn.Module):
 CONV_2 = Network(partial(Conv, widths=(64,)), smallest=2)
 CONV_4 = Network(partial(Conv, widths=(64, 128)), smallest=4)
 CONV_4_16 = Network(partial(Conv, widths=(16, 32)), smallest=4)
-"""A narrower variant for small experiments; the last number of its name is the first layer's width."""
+"""A narrower Conv-4 for small experiments; the last number of its name is the first layer's width."""
 CONV_6 = Network(partial(Conv, widths=(64, 128, 256)), smallest=8)
 
 
 _VGG_WIDTHS = (64, 128, 256, 512, 512)
 _VGG_CONVOLUTIONS = {11: (1, 1, 2, 2, 2), 13: (2, 2, 2, 2, 2), 16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}
-"""Convolutions in each of the five stages, by depth: configurations A, B, D and E of the VGG paper's Table 1."""
+"""Number of convolutions in each of the five stages, by depth: configurations A, B, D, E of the VGG paper's Table 1."""
 
 
 class VGG(nn.Module):
-    """`depth` - 3 padded 3x3 convolutions with batch norm, a pooling after each stage, a linear classifier.
+    """VGG: `depth` - 3 padded 3x3 convolutions with batch norm, a pooling after each stage, and a linear classifier.
 
-    For 32x32x3 inputs and 10 classes VGG-11 has 9,228,362 parameters, VGG-13 9,413,066, VGG-16 14,724,042 and VGG-19
-    20,035,018: the "20.0M" of Frankle and Carbin 2019, Figure 2. This is the variant of open_lth and of most
-    pruning papers, but without biases in the convolutions, which the batch norm that follows would cancel. The last
-    pooling averages over what remains of the image (2x2 of 32x32). Weights are Kaiming normal (fan in), biases zero,
-    batch norm scales 1. The depth in the name counts three linear layers, as in the paper; this network has one.
+    For 32x32x3 inputs and 10 classes, VGG-11 has 9,228,362 parameters, VGG-13 9,413,066, VGG-16 14,724,042 and VGG-19
+    20,035,018 (20.0M in Frankle and Carbin 2019, Figure 2). This is the variant of open_lth and of most pruning papers,
+    but without biases in the convolutions, since batch norm would cancel them. The last pooling averages over the
+    remaining image (2x2 pixels for 32x32 inputs). Weights are Kaiming normal (fan in), biases zero and batch norm
+    scales 1. The depth in the name counts three linear layers, as in the paper; this network has a single one.
     """
 
     def __init__(self, shape: tuple[int, int, int], classes: int, *, depth: int, scale: Callable[[int], int]) -> None:
@@ -246,7 +247,7 @@ VGG_11, VGG_13, VGG_16, VGG_19 = (Network(partial(VGG, depth=depth), smallest=16
 
 
 class Block(nn.Module):
-    """Residual block of two 3x3 convolutions, each with batch norm; its input is added to their output."""
+    """Residual block: the input of the block is added to the output of two 3x3 convolutions with batch norm."""
 
     expansion: ClassVar[int] = 1
     """Output channels per filter of the first convolution, in a network of width 1."""
@@ -268,7 +269,7 @@ class Block(nn.Module):
 class Bottleneck(nn.Module):
     """Residual block of 1x1, 3x3 and 1x1 convolutions, the last four times as wide (He et al. 2016, Figure 5, right).
 
-    The 3x3 convolution has the stride, as in torchvision; in the paper the first one has it.
+    The stride of the block is in the 3x3 convolution, as in torchvision; in the paper it is in the first convolution.
     """
 
     expansion: ClassVar[int] = 4
@@ -292,19 +293,19 @@ class Bottleneck(nn.Module):
 
 
 def _make_shortcut(inputs: int, outputs: int, stride: int) -> nn.Module:
-    """Return the identity, or a 1x1 convolution with batch norm if the block changes the shape."""
+    """Return the shortcut of a block: the identity, or a 1x1 convolution with batch norm if the shape changes."""
     if stride == 1 and inputs == outputs:
         return nn.Identity()
     return nn.Sequential(nn.Conv2d(inputs, outputs, kernel_size=1, stride=stride, bias=False), nn.BatchNorm2d(outputs))
 
 
 class ResNet(nn.Module):
-    """A first convolution, stages of `repeats` blocks with `width`, 2 `width`, 4 `width`, ... filters, a linear layer.
+    """ResNet: a convolution, stages of `repeats` blocks with `width`, 2 `width`, … filters, and a linear layer.
 
     The first convolution is 3x3; with `imagenet` it is 7x7 with stride 2, followed by a 3x3 max pooling with stride 2.
-    Each stage but the first halves height and width. Where the shape changes, the shortcut is a 1x1 convolution with
-    batch norm: option B of He et al., as in open_lth, not option A (padding with zeros; 269,722 parameters in
-    ResNet-20). Weights are Kaiming normal (fan in), biases zero and batch norm scales 1, where open_lth draws the
+    Each stage except the first halves height and width. Where the shape changes, the shortcut is a 1x1 convolution with
+    batch norm: this is option B of He et al., as in open_lth. Option A pads with zeros; with it, ResNet-20 would have
+    269,722 parameters. Weights are Kaiming normal (fan in), biases zero and batch norm scales 1; open_lth draws the
     scales from U(0, 1) by default.
 
     Parameters for 32x32x3 inputs and 10 classes:
@@ -376,11 +377,11 @@ class PreactivationBlock(nn.Module):
 
 
 class WideResNet(nn.Module):
-    """WRN-`depth`-`factor`: three stages of (depth - 4) / 6 blocks with 16, 32 and 64 times `factor` filters.
+    """Wide ResNet WRN-`depth`-`factor`: three stages of (depth - 4) / 6 blocks with `factor` times 16, 32, 64 filters.
 
-    The networks of Zagoruyko and Komodakis 2016, without dropout. For 32x32x3 inputs and 10 classes WRN-28-10 has
-    36,479,194 parameters, WRN-16-8 10,961,370 and WRN-40-2 2,243,546: the paper's 36.5M, 11.0M and 2.2M. Weights are
-    Kaiming normal (fan in), biases zero and batch norm scales 1.
+    These are the networks of Zagoruyko and Komodakis 2016, without dropout. For 32x32x3 inputs and 10 classes,
+    WRN-28-10 has 36,479,194 parameters, WRN-16-8 10,961,370 and WRN-40-2 2,243,546, as in the paper (36.5M, 11.0M and
+    2.2M). Weights are Kaiming normal (fan in), biases zero and batch norm scales 1.
     """
 
     def __init__(
@@ -412,7 +413,7 @@ _RESNET_50 = partial(ResNet, repeats=(3, 4, 6, 3), width=64, block=Bottleneck)
 
 RESNET_20 = Network(partial(ResNet, repeats=(3, 3, 3), width=16), smallest=4)
 RESNET_20_8 = Network(partial(ResNet, repeats=(3, 3, 3), width=8), smallest=4)
-"""A narrower variant for small experiments; the last number of its name is the first layer's width."""
+"""A narrower ResNet-20 for small experiments; the last number of its name is the first layer's width."""
 RESNET_32 = Network(partial(ResNet, repeats=(5, 5, 5), width=16), smallest=4)
 RESNET_56 = Network(partial(ResNet, repeats=(9, 9, 9), width=16), smallest=4)
 RESNET_18, RESNET_50 = Network(_RESNET_18, smallest=8), Network(_RESNET_50, smallest=8)

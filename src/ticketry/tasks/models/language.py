@@ -1,4 +1,4 @@
-"""Language models by name, at any width: LSTM (tied or not), pointer sentinel LSTM, and a small GPT."""
+"""Build language models by name, at any width: LSTM (tied or not), pointer sentinel LSTM, and a small GPT."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from ticketry.tasks.models.networks import widest
 from ticketry.tasks.network_name import LANGUAGE_MODELS, NetworkName, unknown_network_error
 
 State = dict[str, Tensor]
-"""State that a recurrent model passes from one segment of a text to the next, [batch, ...] each; empty for others."""
+"""Tensors [batch, ...] that a recurrent model passes from one segment of a text to the next; empty if not recurrent."""
 
 
 class LanguageModel(nn.Module):
     """A model that predicts each next token of a text.
 
-    Called with tokens only, int64 [b, t], it returns scores [b, t, vocabulary] of the token after each: log
-    probabilities up to a constant, with nothing before the first token. Given a `State`, it continues from there and
-    also returns the new state. Given targets, int64 [b, t], it returns the loss of each token [b, t] instead of the
-    scores: -log p(target) in evaluation mode; in training mode it adds the further terms of the model's paper, if any.
+    Called with tokens only, int64 [b, t], which begin a text, the model returns scores [b, t, vocabulary]: log
+    probabilities, up to a constant, of the next token after each token. Given a `State` too, the model continues from
+    this state and also returns the new state. Given targets too, int64 [b, t], it returns the loss of each token,
+    [b, t], instead of the scores. The loss is -log p(target); in training mode, the paper of the model may add terms.
     """
 
     carries: ClassVar[bool] = True
@@ -44,7 +44,10 @@ class LanguageModel(nn.Module):
         return made if state is None else (made, after)
 
     def read(self, tokens: Tensor, state: State, *, first: bool) -> tuple[Any, State]:
-        """Return features of each token and the state after the last; with `first`, `state` is the initial one."""
+        """Return the features of each token, and the state after the last token.
+
+        `first` says that `state` is the initial state.
+        """
         raise NotImplementedError
 
     def scores(self, features: Any) -> Tensor:
@@ -63,7 +66,7 @@ def cross_entropy(scores: Tensor, targets: Tensor) -> Tensor:
 
 
 def to_float32(tensor: Tensor) -> Tensor:
-    """Return the tensor converted to float32 if it is less precise."""
+    """Return the tensor, converted to float32 if its type is less precise."""
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
@@ -71,12 +74,12 @@ _LSTM_INIT_LIMIT = 0.1
 
 
 class LSTM(LanguageModel):
-    """Two LSTM layers of 200 units over an embedding of that width, and a linear layer over the vocabulary.
+    """An LSTM language model: an embedding of width 200, two LSTM layers of 200 units, and a linear layer.
 
     As in Zaremba, Sutskever & Vinyals (2014, arXiv 1409.2329), dropout acts between layers, not between time steps.
-    Sizes, dropout and the initialisation of embedding and last layer, U(-0.1, 0.1), are those of PyTorch's example
-    word_language_model. With `tied` the last layer's weight is the embedding's (Press & Wolf 2017; Inan et al. 2017):
-    with Penn Treebank's 10,000 words 2,653,200 parameters instead of 4,653,200.
+    Sizes, dropout and the initialisation U(-0.1, 0.1) of embedding and last layer are those of PyTorch's example
+    word_language_model. With `tied`, embedding and last layer share a weight (Press & Wolf 2017; Inan et al. 2017): for
+    the 10,000 words of Penn Treebank, this reduces 4,653,200 parameters to 2,653,200.
 
     Each layer is a separate module, so that pruning can leave the layers different numbers of hidden units.
     """
@@ -109,7 +112,7 @@ class LSTM(LanguageModel):
 
     @property
     def recurrent(self) -> list[nn.LSTM]:
-        """The LSTM layers, from input to output."""
+        """The LSTM layers, in order from input to output."""
         return [cast(nn.LSTM, layer) for layer in self.layers]
 
     def begin(self, batch: int) -> State:
@@ -143,32 +146,34 @@ class TiedLSTM(LSTM):
 
 
 _NO_WORD = -1
-"""Stands for the missing words before the first one of a text."""
+"""Token number that stands for the missing words before the beginning of a text."""
 
 
 @dataclass(frozen=True)
 class _PointerFeatures:
-    """The quantities computed from the outputs of an LSTM for each token [b, t]."""
+    """The features of tokens [b, t] in `PointerLSTM`, where `past` words precede the segment."""
 
     outputs: Tensor
-    """[b, t, units]"""
+    """[b, t, units] outputs of the LSTM."""
     attention: Tensor
-    """[b, t, past + t + 1]: log probabilities of pointing at each word, the last entry of the sentinel, log g."""
+    """[b, t, past + t + 1] log probabilities of pointing at each word; the last entry is log g, of the sentinel."""
     words: Tensor
-    """[b, past + t]: tokens of the words in the window."""
+    """[b, past + t] token numbers of the words that may be pointed at."""
 
 
 class PointerLSTM(LSTM):
-    """Merity, Xiong, Bradbury & Socher, "Pointer Sentinel Mixture Models" (2016, arXiv 1609.07843), section 2.
+    """Pointer sentinel LSTM: an `LSTM` that can also point at one of the last 100 words.
 
-    With h the outputs of the LSTM, a query q = tanh(W h_t + b) is compared with the outputs h_i at the last L = 100
-    words x_i, and with a trained sentinel s: a = softmax(q·h_i, …, q·s). The sentinel's share g weighs the usual
-    softmax over the vocabulary: p(w) = g p_vocab(w) + the sum of a_i over all i with x_i = w. In training the loss
-    -log(g + the sum of a_i where x_i is the target) of the attention is added to -log p, as in the paper.
+    Merity, Xiong, Bradbury & Socher, "Pointer Sentinel Mixture Models" (2016, arXiv 1609.07843), section 2. Let h_t be
+    the output of the LSTM at token t. A query q = tanh(W h_t + b) is compared with the outputs h_i at the last L = 100
+    words x_i, and with a trained vector s, the sentinel: a = softmax(q·h_i, …, q·s). The last entry of a, called g, is
+    the weight of the usual softmax over the vocabulary: p(w) = g p_vocab(w) + the sum of a_i over all i with x_i = w.
+    In training, the loss of the attention, -log(g + the sum of a_i where x_i is the target), is added to -log p.
 
-    The state holds outputs and words of the last L tokens, so that the window reaches into earlier segments of the
-    text. Different from the paper: layers and sizes are those of `LSTM`, and gradients stop at the start of a segment
-    (in the paper they reach back over the window). With Penn Treebank's words 4,693,600 parameters.
+    The state contains outputs and words of the last L tokens, so that the model can point into earlier segments of the
+    text. Two things differ from the paper: layers and sizes are those of `LSTM`, and gradients stop at the start of a
+    segment (in the paper, they reach back over L words). With the words of Penn Treebank, the model has 4,693,600
+    parameters.
     """
 
     def __init__(
@@ -192,7 +197,7 @@ class PointerLSTM(LSTM):
         self.follows = {**self.follows, "outputs": (2, f"layers.{last}.weight_hh_l0", 1)}
 
     def begin(self, batch: int) -> State:
-        """Return the initial state of `LSTM`, and ``outputs`` [b, L, units] and ``words`` [b, L] of an empty window."""
+        """Return the initial state: that of `LSTM`, and ``outputs`` [b, L, units] and ``words`` [b, L], all empty."""
         size = self.recurrent[-1].hidden_size
         return {
             **super().begin(batch),
@@ -214,7 +219,7 @@ class PointerLSTM(LSTM):
         return _PointerFeatures(outputs, attention, words), after
 
     def scores(self, features: Any) -> Tensor:
-        """Return log probabilities [b, t, vocabulary] of the mixture of pointer and vocabulary."""
+        """Return the log probabilities [b, t, vocabulary] of the mixture of pointing and vocabulary."""
         read: _PointerFeatures = features
         pointed, log_g = read.attention[..., :-1].exp(), read.attention[..., -1:]
         vocabulary = to_float32(super().scores(read.outputs)).log_softmax(-1)
@@ -235,7 +240,7 @@ class PointerLSTM(LSTM):
     def _masked_words(self, words: Tensor, length: int) -> Tensor:
         """Return a mask [b, length, past + length], True where a token must not point at a word.
 
-        Such words come after the token, come before its window, or are missing.
+        These words come after the token, are more than L words before it, or are missing.
         """
         past = words.shape[1] - length
         now = torch.arange(past, words.shape[1], device=words.device)[:, None]
@@ -244,7 +249,7 @@ class PointerLSTM(LSTM):
 
 
 def _safe_log(mass: Tensor) -> Tensor:
-    """Return the logarithm; below the smallest normal number it is constant, so that gradients there are 0, not NaN."""
+    """Return the logarithm, constant below the smallest normal number, so that gradients there are 0 instead of NaN."""
     return mass.clamp(min=torch.finfo(mass.dtype).tiny).log()
 
 
@@ -252,12 +257,13 @@ _GPT_INIT_SD = 0.02
 
 
 class GPT(LanguageModel):
-    """Four blocks of width 128 with 4 heads, norms before attention and feed-forward layers, and tied embeddings.
+    """A small GPT-2 (Radford et al. 2019): four blocks of width 128 with 4 heads, and tied embeddings.
 
-    A small GPT-2 (Radford et al. 2019): learned positions, GELU, and weights drawn from N(0, 0.02²), with a standard
-    deviation smaller by sqrt(2 * blocks) in the last layer of each residual branch. Queries, keys and values are
-    separate layers. With a context of 64 and WikiText-2's 33,278 words it has 5,061,120 parameters, 0.8 million of
-    them in blocks. It has no state: each segment of a text is read alone.
+    Norms precede attention and feed-forward layers, positions are learned, and the nonlinearity is GELU. Weights are
+    drawn from N(0, 0.02²); in the last layer of each residual branch, the standard deviation is divided by
+    sqrt(2 * blocks). Queries, keys and values are separate layers. With a context of 64 and the 33,278 words of
+    WikiText-2, the model has 5,061,120 parameters, of which 0.8 million are in blocks. It has no state: each segment of
+    a text is read alone.
     """
 
     carries = False
@@ -313,7 +319,7 @@ class _TransformerBlock(nn.Module):
 
 
 class _Attention(nn.Module):
-    """Causal multi-head self-attention; the width of a head stays the same when heads are pruned."""
+    """Causal multi-head self-attention; if heads are pruned, the width of the remaining heads stays the same."""
 
     def __init__(self, size: int, heads: int) -> None:
         super().__init__()
@@ -352,9 +358,10 @@ def build(name: str, *, vocabulary: int, context: int, dropout: float) -> Langua
     """Return a new language model, with weights drawn from torch's global random state.
 
     Args:
-        vocabulary: how many different tokens there are.
-        context: longest segment, in tokens, that a model without a state reads.
-        dropout: share of the activations dropped in training.
+        name: name of the model.
+        vocabulary: number of different tokens.
+        context: largest number of tokens of a segment that a model without a state reads.
+        dropout: share of the activations that are set to 0 in training.
 
     Raises:
         TaskError: for an unknown network, or a width that is not in (0, 4].
@@ -365,7 +372,7 @@ def build(name: str, *, vocabulary: int, context: int, dropout: float) -> Langua
 
 
 def check(name: str) -> NetworkName:
-    """Return the parsed name; raise what `build` would raise."""
+    """Return the parsed name of a model; raise the errors that `build` would raise."""
     parsed = NetworkName.parse(name)
     if parsed.library:
         raise TaskError(f"{name}: {parsed.library} has no language models: choose one of {', '.join(names())}")
@@ -380,7 +387,7 @@ def carries(name: str) -> bool:
 
 
 def identity(name: str) -> dict[str, str]:
-    """Return the part of a task's key that identifies its model: its canonical name, and a custom one's source."""
+    """Return the part of a task's key that identifies the model: its name; for a custom model, also its source."""
     parsed = check(name)
     target = LANGUAGE_MODELS.find_target(parsed.base)
     source = {} if parsed.base in LANGUAGE_MODELS.built_in else {"source": digest_source(target)}
@@ -392,7 +399,10 @@ def _model_class(name: NetworkName) -> Any:
 
 
 def narrower(name: str, *, vocabulary: int, context: int, parameters: int) -> str | None:
-    """Return the name of the widest model, `name` or narrower, with at most so many parameters, or None."""
+    """Return the name of the widest model with at most `parameters` parameters: `name` or a narrower variant.
+
+    The result is None if even the narrowest variant is too large.
+    """
 
     def count(candidate: NetworkName) -> int:
         with torch.device("meta"):

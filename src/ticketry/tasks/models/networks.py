@@ -1,7 +1,8 @@
 """Build networks by name, and count their parameters.
 
-mlp-WIDTH[-WIDTH …] is a perceptron of any widths (`MLP`), for images and for rows of numbers, which count as images of
-1x1 pixels. `narrower` finds a dense network with as many parameters as a ticket: a baseline to compare the ticket with.
+The name mlp-WIDTH[-WIDTH …] means a perceptron (`MLP`) of any widths, for images and for rows of numbers, which count
+as images of 1x1 pixels. `narrower` finds a dense network with as many parameters as a ticket, a baseline for the
+ticket.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from ticketry.tasks.network_name import NETWORKS, NetworkName, unknown_network_e
 
 
 def names() -> tuple[str, ...]:
-    """Return the names of all registered networks: this package's and those of installed plugins.
+    """Return the names of all registered networks: those of this package and of installed plugins.
 
     `build` also accepts NAME@W, mlp-WIDTH…, timm:NAME, torchvision:NAME and package.module:object.
     """
@@ -32,11 +33,11 @@ def names() -> tuple[str, ...]:
 def build(name: str, *, shape: tuple[int, int, int], classes: int) -> nn.Module:
     """Return a new network for inputs of `shape`, with weights drawn from torch's global random state.
 
-    It maps float32 [n, *shape], where `shape` is (channels, height, width), to logits [n, classes].
+    The network maps float32 [n, *shape], where `shape` is (channels, height, width), to logits [n, classes].
 
     Raises:
         TaskError: for an unknown network, a width that is not in (0, 4], or a shape that the network does not take.
-        MissingExtraError: if the library that has the network is not installed.
+        MissingExtraError: if the library that defines the network is not installed.
     """
     check(name, shape=shape)
     parsed = NetworkName.parse(name)
@@ -57,7 +58,7 @@ def build(name: str, *, shape: tuple[int, int, int], classes: int) -> nn.Module:
 
 
 def check(name: str, *, shape: tuple[int, int, int]) -> None:
-    """Raise what `build` would raise, without building anything.
+    """Raise the errors that `build` would raise, without building the network.
 
     A network of timm or torchvision is built on the meta device, where it takes no memory."""
     parsed = NetworkName.parse(name)
@@ -86,8 +87,8 @@ def _find_network(parsed: NetworkName, name: str) -> Network:
 def identity(name: str) -> dict[str, str]:
     """Return the part of a task's key that identifies its network.
 
-    That is `model`, the canonical name; for a network of timm or torchvision also `library`, such as "timm 1.0.31",
-    whose version decides what the name means; for a custom one also `source`, the digest of its source.
+    The entry `model` is the canonical name. A network of timm or torchvision also has `library`, such as "timm 1.0.31",
+    because the version decides what the name means. A custom network also has `source`, the digest of its source code.
 
     Raises:
         TaskError: for a name of unknown form, or a library that cannot be imported.
@@ -101,7 +102,7 @@ def identity(name: str) -> dict[str, str]:
 
 
 WIDTH_STEPS = 64
-"""`widest` tries multiples of 1/64, which include every possible width of a layer of 64 filters or fewer."""
+"""`widest` tries widths in steps of 1/64: these include every width of a layer of at most 64 filters."""
 
 
 def parameters(name: str, *, shape: tuple[int, int, int], classes: int) -> int:
@@ -114,16 +115,17 @@ def parameters(name: str, *, shape: tuple[int, int, int], classes: int) -> int:
 
 
 def narrower(name: str, *, shape: tuple[int, int, int], classes: int, parameters: int) -> str | None:
-    """Return the name of the widest network, `name` or narrower, with at most so many parameters.
+    """Return the name of the widest network with at most `parameters` parameters: `name` or a narrower variant.
 
     Args:
-        name: one of the papers' networks, at any width.
-        shape: channels, height and width of its inputs.
+        name: name of a network of this package, at any width.
+        shape: channels, height and width of the inputs.
+        classes: number of classes.
         parameters: the largest number of parameters allowed.
 
     Returns:
-        `name` itself if it is small enough; or NAME@W with a W that is a multiple of 1/64; or None if even the
-        narrowest of these is too large.
+        `name` itself if the network is small enough; otherwise NAME@W, where W is a multiple of 1/64; or None if even
+        the narrowest variant is too large.
 
     Raises:
         TaskError: as `models.build`; and for another library's network, whose width cannot be chosen.
@@ -138,7 +140,7 @@ def narrower(name: str, *, shape: tuple[int, int, int], classes: int, parameters
 
 
 def rival(name: str, *, shape: tuple[int, int, int], classes: int, parameters: int) -> str | None:
-    """Return `narrower(name, …)`, or None for a network whose width cannot be chosen."""
+    """Return the result of `narrower`, or None for a network whose width cannot be chosen."""
     parsed = NetworkName.parse(name)
     if parsed.library or not _find_network(parsed, name).scales:
         return None
@@ -146,10 +148,12 @@ def rival(name: str, *, shape: tuple[int, int, int], classes: int, parameters: i
 
 
 def widest(name: NetworkName, count: Callable[[NetworkName], int], parameters: int) -> str | None:
-    """Return the name of the widest network, `name` or narrower, with at most so many parameters, as `narrower` does.
+    """Return the name of the widest network with at most `parameters` parameters, as `narrower` does.
 
     Args:
-        count: returns the number of parameters of a named network.
+        name: parsed name of the network.
+        count: function that returns the number of parameters of a named network.
+        parameters: the largest number of parameters allowed.
     """
 
     def fits(width: Fraction) -> bool:

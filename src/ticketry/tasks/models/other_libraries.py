@@ -22,7 +22,7 @@ from ticketry_engine.support.process_state import private_random_state
 
 _NO_AUXILIARY_OUTPUTS: dict[str, Any] = {"aux_logits": False, "init_weights": True}
 _TORCHVISION_ARGUMENTS = {"googlenet": _NO_AUXILIARY_OUTPUTS, "inception_v3": _NO_AUXILIARY_OUTPUTS}
-"""Additional arguments of the networks that need them."""
+"""Additional constructor arguments, by name, of the networks that need some."""
 
 _TRIAL_CLASSES = 3
 
@@ -33,7 +33,7 @@ def build(name: NetworkName, *, shape: Shape, classes: int) -> nn.Module:
     """Return the network with new weights, drawn from torch's global random state.
 
     Raises:
-        TaskError: if there is no such network, or it does not take inputs of `shape` = (channels, height, width).
+        TaskError: for an unknown network, or if it does not take inputs of `shape` = (channels, height, width).
         MissingExtraError: if the library is not installed.
     """
     check(name, shape=shape)
@@ -41,7 +41,7 @@ def build(name: NetworkName, *, shape: Shape, classes: int) -> nn.Module:
 
 
 def check(name: NetworkName, *, shape: Shape) -> None:
-    """Raise what `build` would raise. Each network is tried once per process, on the meta device."""
+    """Raise the errors that `build` would raise; each process tries a network once, on the meta device."""
     known = _classifier_names(name.library)
     if name.base not in known:
         raise TaskError(
@@ -56,7 +56,7 @@ def check(name: NetworkName, *, shape: Shape) -> None:
 
 
 def parameters(name: NetworkName, *, shape: Shape, classes: int) -> int:
-    """Return the number of parameters, counted on the meta device if possible. Raise what `build` would raise."""
+    """Return the number of parameters, counted on the meta device if possible; raise the errors of `build`."""
     check(name, shape=shape)
     with private_random_state([]):
         model = _create_without_memory(name, shape, classes)
@@ -64,7 +64,7 @@ def parameters(name: NetworkName, *, shape: Shape, classes: int) -> int:
 
 
 def version(name: NetworkName) -> str:
-    """Return the library's name and version, without a local suffix such as +cpu."""
+    """Return the name and version of the network's library, without a local suffix such as +cpu."""
     return f"{name.library} {str(_import_library(name.library).__version__).partition('+')[0]}"
 
 
@@ -93,10 +93,10 @@ def _create_without_memory(name: NetworkName, shape: Shape, classes: int) -> nn.
 
 @lru_cache(maxsize=256)
 def _try_without_data(name: NetworkName, shape: Shape) -> None:
-    """Apply the network to two images on the meta device.
+    """Build the network on the meta device and apply it to two images.
 
     Raises:
-        TaskError: if either fails, or the outputs are not logits.
+        TaskError: if the network cannot be built or applied, or if its outputs are not logits.
     """
     try:
         with private_random_state([]):

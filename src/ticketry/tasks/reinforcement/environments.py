@@ -1,8 +1,8 @@
-"""Copies of an environment that are stepped together, with a state that can be saved and restored bit for bit.
+"""Step several copies of an environment together, and save and restore their state bit for bit.
 
-Most environments, such as Box2D behind LunarLander, cannot save their state. But the seed of an episode and its actions
-so far determine it. So the state of a copy is the number of its episode, which gives the seed, and the actions;
-restoring it repeats these actions.
+Most environments, such as LunarLander with its simulator Box2D, cannot save their state. But the seed of an episode and
+the actions so far determine the state. So the saved state of a copy has the number of the episode, which gives the
+seed, and the actions; to restore the copy, these actions are repeated.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ if TYPE_CHECKING:
 
 Numbers = NDArray[np.float32]
 _IN_EXTRA = ("box2d", "pygame")
-"""Packages that the extra installs besides Gymnasium; errors of Gymnasium name other missing packages."""
+"""Packages that ticketry's extra installs besides Gymnasium; for other packages, Gymnasium's error says what to do."""
 LONGEST = 10_000
-"""Largest number of steps of an episode in environments without a limit."""
+"""Largest number of steps of an episode in environments that set no limit."""
 
 
 class Environments:
@@ -43,7 +43,7 @@ class Environments:
             name: name of the environment in Gymnasium.
             copies: number of copies.
             seed: seed of all episodes.
-            repeat: environment steps for which an action is repeated; their rewards are summed.
+            repeat: number of environment steps for which an action is repeated; the rewards of these steps are summed.
 
         Raises:
             MissingExtraError, TaskError: see `create_environment`.
@@ -61,7 +61,7 @@ class Environments:
         self._episodes = [0] * copies
         self._actions: list[list[int]] = [[] for _ in range(copies)]
         self.seen = np.stack([self._start_episode(copy) for copy in range(copies)])
-        """float32 [copies, numbers] current observations."""
+        """The current observations, float32 [copies, numbers]."""
 
     def step(self, actions: Sequence[int]) -> tuple[Numbers, Numbers, NDArray[np.bool_]]:
         """Take one action in every copy.
@@ -70,9 +70,9 @@ class Environments:
             actions: number of the action of each copy, from 0.
 
         Returns:
-            Rewards [copies]; next observations [copies, numbers] (of copies whose episode ended, `seen` has the first
-            observation of the next episode instead); and whether a terminal state, not the time limit, ended the
-            episode [copies].
+            Rewards [copies]; the observations after the action [copies, numbers]; and whether a terminal state, not the
+            time limit, ended the episode [copies]. If an episode ended, `seen` has the first observation of the next
+            episode, not the last observation returned here.
 
         Raises:
             TrainingError: if a reward or an observation is not finite.
@@ -100,10 +100,10 @@ class Environments:
         return rewards, after, ended
 
     def play(self, choose: Callable[[Numbers], list[int]]) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-        """Play an episode in each copy; return the returns [copies] and the lengths in environment steps [copies].
+        """Play an episode in each copy; return summed rewards [copies] and lengths in environment steps [copies].
 
         Args:
-            choose: actions for the observations [n, numbers] of the copies with unfinished episodes.
+            choose: function that returns n actions for the observations [n, numbers] of unfinished episodes.
         """
         returns, lengths = np.zeros(len(self.seen)), np.zeros(len(self.seen), np.int64)
         unfinished = list(range(len(self.seen)))
@@ -118,7 +118,7 @@ class Environments:
         return returns, np.array([world.steps for world in self._environments]) if self.repeat > 1 else lengths
 
     def state(self) -> dict[str, Tensor]:
-        """Return for each copy the number of the episode, its actions so far, and the current observation."""
+        """Return, for each copy, the number of the episode, the actions so far, and the current observation."""
         longest = max(map(len, self._actions))
         padded = [taken + [-1] * (longest - len(taken)) for taken in self._actions]
         return {
@@ -128,7 +128,7 @@ class Environments:
         }
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
-        """Restore a result of `state` by repeating the actions.
+        """Restore the copies from `state`, as the method `state` returned it, by repeating the actions.
 
         Raises:
             TrainingError: if the environment is not deterministic.
@@ -164,7 +164,7 @@ class _Repeated:
         return self._world.reset(seed=seed)
 
     def step(self, action: int) -> tuple[Any, float, bool, bool, None]:
-        """Repeat an action until the episode ends, at most up to its limit."""
+        """Repeat an action several times, or until the episode or its limit of steps ends."""
         total, terminated, truncated = 0.0, False, False
         for _ in range(min(self._repeat, self._limit - self.steps)):
             seen, reward, terminated, truncated, _ = self._world.step(action)
@@ -179,7 +179,8 @@ def create_environment(name: str) -> gymnasium.Env[Any, Any]:
 
     Raises:
         MissingExtraError: if Gymnasium or another package of the extra is not installed.
-        TaskError: if the environment does not exist, needs another package, or has other observations or actions.
+        TaskError: if the environment does not exist, needs another package, or has other kinds of observations or
+            actions.
     """
     try:
         import gymnasium
@@ -206,7 +207,7 @@ def create_environment(name: str) -> gymnasium.Env[Any, Any]:
 
 
 def _unwrap(world: gymnasium.Env[Any, Any]) -> gymnasium.Env[Any, Any]:
-    """Remove the wrappers that Gymnasium adds to every environment, which take longer than a step of CartPole.
+    """Return the environment without the wrappers that Gymnasium adds to all; they take longer than a CartPole step.
 
     Wrappers that the environment was registered with (`additional_wrappers`) stay.
     """
@@ -218,18 +219,18 @@ def _unwrap(world: gymnasium.Env[Any, Any]) -> gymnasium.Env[Any, Any]:
 
 
 def limit_of(world: gymnasium.Env[Any, Any]) -> int:
-    """Return the largest number of steps of an episode: that of the environment, or `LONGEST`."""
+    """Return the largest number of steps of an episode: the limit of the environment, or `LONGEST` without one."""
     return (world.spec and world.spec.max_episode_steps) or LONGEST
 
 
 def sizes_of(name: str) -> tuple[int, int]:
-    """Return the number of observed numbers and of actions; errors as `create_environment`."""
+    """Return how many numbers an observation has, and how many actions there are; errors as `create_environment`."""
     world = create_environment(name)
     return int(np.prod(world.observation_space.shape or (1,))), int(world.action_space.n)
 
 
 def source_of(name: str) -> str:
-    """Return a digest of the source code of a custom environment and its wrappers; empty for those of Gymnasium.
+    """Return a digest of the source code of a custom environment and its wrappers; empty for one of Gymnasium.
 
     For ``module:NAME`` the digest includes the module, which creates the environment. Errors as `create_environment`.
     """

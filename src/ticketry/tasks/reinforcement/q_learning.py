@@ -1,11 +1,11 @@
-"""Deep Q-learning: the network acts, and learns from transitions in a replay memory.
+"""Deep Q-learning: the network chooses actions, and learns from the transitions in a replay memory.
 
 Mnih et al., "Human-level control through deep reinforcement learning" (2015), algorithm 1, with several copies of the
 environment; optionally with the targets of van Hasselt, Guez & Silver, "Deep Reinforcement Learning with Double
 Q-learning" (2016).
 
-The target network is not a module but a copy of the weights, with which the network itself is called. So masks, removed
-units and gates of the network apply to the target network too.
+The target network is not a module but a copy of the weights: the network itself is called with these weights. So masks,
+removed units and gates of the network apply to the target network too.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Transitions:
 
 
 class Memory:
-    """Replay memory of the last `capacity` transitions."""
+    """The replay memory: the last `capacity` transitions."""
 
     def __init__(self, capacity: int, numbers: int) -> None:
         self.capacity = capacity
@@ -71,7 +71,7 @@ class Memory:
         after: NDArray[np.float32],
         ended: NDArray[np.bool_],
     ) -> None:
-        """Store transitions, always the same number, of which `capacity` is a multiple."""
+        """Store transitions: always the same number per call, a divisor of `capacity`."""
         first, last = self._next, self._next + len(actions)
         arrays = self._arrays
         arrays["seen"][first:last] = seen
@@ -102,10 +102,10 @@ TARGET = "target/"
 
 
 class Learner(Session):
-    """A training run by deep Q-learning, which starts with transitions by random actions.
+    """A training run by deep Q-learning, which first fills the replay memory by random actions.
 
-    Its state has the entries ``target/NAME`` (weights), ``memory/…`` and ``worlds/…``; before the first step it is
-    empty.
+    The state of a run has the entries ``target/NAME`` (weights), ``memory/…`` and ``worlds/…``; before the first step,
+    the state is empty.
     """
 
     copies = TARGET
@@ -126,11 +126,11 @@ class Learner(Session):
 
         Args:
             environment: name of the environment in Gymnasium.
-            sizes: number of observed numbers, and of actions.
-            batch: transitions of an update.
-            total: updates of the whole schedule, for the decay of exploration.
+            sizes: how many numbers an observation has, and how many actions there are.
+            batch: number of transitions of an update.
+            total: number of updates of the whole training, over which the share of random actions falls.
             seed: seed of all episodes.
-            acts: whether the network acts; if not, it learns from the initial random transitions.
+            acts: whether the network acts; if not, it learns only from the initial random transitions.
         """
         self._environment, self._seed, self._arithmetic = environment, seed, arithmetic
         self._learning, self._batch, self._acts = learning, batch, acts
@@ -203,7 +203,7 @@ class Learner(Session):
             step_and_store(self._memory, environments, actions)
 
     def _target_values(self, model: nn.Module, parameters: Mapping[str, Tensor], seen: Transitions) -> Tensor:
-        """Return the target values [b]: reward plus discounted value of the target network for the next observation."""
+        """Return the targets [b]: reward + discounted value that the target network gives the next observation."""
         best = self._action_values(model, seen.after).argmax(1, keepdim=True) if self._learning.double else None
         with _replaced_weights(parameters, self._target):
             values = self._action_values(model, seen.after)
@@ -224,14 +224,14 @@ def q_loss(values: Tensor, actions: Tensor, wanted: Tensor, kind: str) -> Tensor
 
 
 def fill_randomly(memory: Memory, environments: Environments, choices: int, count: int) -> None:
-    """Store `count` transitions with random actions from torch's global generator; `choices` is their number."""
+    """Store `count` transitions; each action is one of `choices` actions, drawn from torch's global generator."""
     copies = len(environments.seen)
     for actions in torch.randint(choices, (count // copies, copies)).tolist():
         step_and_store(memory, environments, actions)
 
 
 def step_and_store(memory: Memory, environments: Environments, actions: list[int]) -> None:
-    """Take one action in each environment and store the transitions."""
+    """Take an action in each environment, and store the transitions in `memory`."""
     before = environments.seen.copy()
     rewards, after, ended = environments.step(actions)
     memory.add(before, actions, rewards, after, ended)
@@ -239,7 +239,7 @@ def step_and_store(memory: Memory, environments: Environments, actions: list[int
 
 @contextlib.contextmanager
 def _replaced_weights(parameters: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> Iterator[None]:
-    """Replace the weights of a network in a block, without copying."""
+    """Within the block, replace the data of `parameters` by `weights`, without copying."""
     own = {name: parameter.data for name, parameter in parameters.items()}
     try:
         for name, parameter in parameters.items():
@@ -251,5 +251,5 @@ def _replaced_weights(parameters: Mapping[str, Tensor], weights: Mapping[str, Te
 
 
 def _select_prefix(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """Return the tensors whose names start with a prefix, without the prefix."""
+    """Return the tensors whose names start with `prefix`, under their names without the prefix."""
     return {name[len(prefix) :]: value for name, value in tensors.items() if name.startswith(prefix)}

@@ -24,19 +24,19 @@ from ticketry.tasks.task import Arithmetic, Course, Spec, Task
 from ticketry_engine.support.seeds import generator, mix
 
 VERSION = 1
-"""Version of training and evaluation; part of the key, raised when results change."""
+"""Version of training and evaluation, as part of keys of stored results; increased when results change."""
 
 RETURN = Metric("return", unit="", higher_is_better=True, summary="iqm")
 
 _COPIES = 8
-"""Number of environments for the batches of scores."""
+"""Number of environments that give the batches for scores."""
 _EXPLORED = 0.5
-"""Share of random actions in the batches of scores."""
+"""Share of random actions in the batches for scores."""
 
 
 @dataclass(frozen=True)
 class ScoreBatch:
-    """The batch of a score: observations [n, numbers], the taken actions [n] and their target values [n]."""
+    """A batch for scores: observations [n, numbers], the actions taken [n] and the target values of these [n]."""
 
     seen: Tensor
     actions: Tensor
@@ -44,14 +44,14 @@ class ScoreBatch:
 
 
 class Acting(Course):
-    """Training and evaluation in an environment; an epoch is as many transitions as the replay memory holds."""
+    """Training and evaluation in an environment; an epoch has as many transitions as fit into the replay memory."""
 
     def __init__(self, environment: str, sizes: tuple[int, int], learning: Learning, acts: bool = True) -> None:
         """Create the course.
 
         Args:
             environment: name of the environment in Gymnasium.
-            sizes: number of observed numbers, and of actions.
+            sizes: how many numbers an observation has, and how many actions there are.
             acts: see `Learner`.
         """
         self.environment, self.numbers_and_choices, self.learning, self._acts = environment, sizes, learning, acts
@@ -60,7 +60,7 @@ class Acting(Course):
         return {"train": self.learning.memory, "validation": EPISODES, "test": EPISODES}
 
     def session(self, recipe: Recipe, seed: int, arithmetic: Arithmetic) -> Learner:
-        """Return a new training run; raises `TaskError` for augmentations and label smoothing."""
+        """Return a new training run; raise `TaskError` for a recipe with augmentations or label smoothing."""
         if recipe.augment:
             raise TaskError(f"{self.environment} has no augmentation {recipe.augment[0]!r}: choose a recipe without it")
         if recipe.label_smoothing:
@@ -78,9 +78,9 @@ class Acting(Course):
         )
 
     def evaluate(self, model: nn.Module, split: str, arithmetic: Arithmetic) -> dict[str, float]:
-        """Return the mean undiscounted return and length of `EPISODES` episodes with the best action at each step.
+        """Return the mean summed reward and the mean length of `EPISODES` episodes; every action is the best-rated.
 
-        Each split has separate episodes with fixed seeds.
+        Each split has its own episodes, with fixed seeds.
 
         Raises:
             TrainingError: if a return or an action value is not finite.
@@ -105,9 +105,9 @@ class Acting(Course):
 
     @torch.no_grad()
     def sample(self, model: nn.Module, count: int, size: int, seed: int) -> list[ScoreBatch]:
-        """Return batches of transitions, half of whose actions are random and half those of the network.
+        """Return `count` batches of transitions; half of the actions are random, the others are the network's.
 
-        Targets are reward plus discounted value of the network for the next observation.
+        The target of a transition is the reward + the discounted value that the network gives the next observation.
         """
         device = next(model.parameters()).device
         numbers, choices = self.numbers_and_choices
@@ -135,11 +135,11 @@ class Acting(Course):
         return len(batch.actions)
 
     def inputs(self, count: int) -> Tensor:
-        """Return standard normal noise; no environment is created."""
+        """Return standard normal noise for `count` observations; this creates no environment."""
         return torch.randn(count, self.numbers_and_choices[0], generator=torch.Generator().manual_seed(0))
 
     def few(self, count: int) -> Acting:
-        """Return a course with a short warm-up and without acting, whose cost is not measured."""
+        """Return the course with few random transitions and no further actions, to measure the cost of an update."""
         copies = self.learning.copies
         warmup = min(copies * -(-count // copies), self.learning.memory)
         return Acting(self.environment, self.numbers_and_choices, replace(self.learning, warmup=warmup), acts=False)
@@ -147,7 +147,7 @@ class Acting(Course):
 
 @dataclass(frozen=True, kw_only=True)
 class Reinforcement(Task):
-    """Reinforcement learning in an environment of Gymnasium."""
+    """A task of reinforcement learning in an environment of Gymnasium."""
 
     name: str
     environment: str
@@ -160,7 +160,7 @@ class Reinforcement(Task):
     spec: Spec | None = None
 
     def key(self) -> Mapping[str, object]:
-        """Return the identity of the task, with the version of Gymnasium and the source of custom environments."""
+        """Return values that identify the task, also by the version of Gymnasium and a custom environment's source."""
         return {
             "name": self.name,
             "version": VERSION,
@@ -192,7 +192,7 @@ class Reinforcement(Task):
 
     @property
     def _input_shape_and_action_count(self) -> tuple[tuple[int, int, int], int]:
-        """Return the shape of observations as input of image networks, and the number of actions."""
+        """Return the shape of an observation as an image of 1x1 pixels, (numbers, 1, 1), and the number of actions."""
         numbers, choices = _sizes(self.environment)
         return (numbers, 1, 1), choices
 
@@ -208,7 +208,9 @@ def _gymnasium_version(environment: str) -> str:
 
 
 def create_task(spec: Spec) -> Reinforcement:
-    """Create the task for a request, a name of `facts.ENVIRONMENTS` or gym:ENVIRONMENT. No environment is created.
+    """Create the task for the request `spec`: a name of `facts.ENVIRONMENTS` or gym:ENVIRONMENT.
+
+    This creates no environment.
 
     Raises:
         TaskError: for an unknown option or network, or an invalid value.
