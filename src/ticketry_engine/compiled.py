@@ -394,7 +394,7 @@ def _unpickle(data: bytes, threads: int | None, target: str, precision: str = "f
     return Compiled(model_file.loads(data)[0], threads=threads, target=target, precision=precision)
 
 
-# -- reports what the engine does with a model on this machine, for callers that decide whether to use it --------------
+# -- reports for callers that decide whether to use the engine ---------------------------------------------------------
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,7 @@ _SEED = 7
 
 @dataclass(frozen=True)
 class ExportCheck:
-    """Comparison of the exported model's outputs with the source model's, on random inputs of one batch size."""
+    """Result of comparing the outputs of an exported model and its source, on random inputs of one batch size."""
 
     batch: int
     error: float

@@ -12,7 +12,7 @@ Place = Literal["engine", "torch"]
 """Place in which a layer is computed: "engine" (kernels) or "torch"."""
 
 
-# -- Kinds of numbers that results are declared with, and the base of their parts --------------------------------------
+# -- types of the numbers in results, and the base class of records ----------------------------------------------------
 
 
 LARGEST = 1e30

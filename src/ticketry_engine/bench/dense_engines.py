@@ -38,7 +38,7 @@ class UnavailableError(EngineError):
 
 
 class Contender(Protocol):
-    """An engine that can be timed."""
+    """Interface of an engine that can be compared and timed."""
 
     @property
     def name(self) -> str:

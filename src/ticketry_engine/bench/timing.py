@@ -53,7 +53,7 @@ class Timing:
     clock: str = "wall"
     """"wall", or "cpu" for the processor time of this process's threads, which excludes other processes."""
     confidence: float = 0.95
-    """Confidence of the intervals of medians."""
+    """Confidence of the intervals for medians, between 0 and 1."""
     seed: int = 0
     """Seed of the random order of contenders in each round."""
 
@@ -166,7 +166,7 @@ def _sample_cold(call: Callable[[], object], calls: int, flush: Callable[[], obj
 
 @dataclass(frozen=True)
 class Interval:
-    """A median with a confidence interval."""
+    """A median, and a confidence interval from `low` to `high`."""
 
     median: float
     low: float

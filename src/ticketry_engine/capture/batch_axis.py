@@ -155,7 +155,7 @@ def _pairwise_batch_first(editor: Editor, one: Node, found: Found) -> list[Node]
 
 
 def _softmax_batch_first(editor: Editor, one: Node, found: Found) -> list[Node]:
-    """Lower a softmax over the last axis."""
+    """Lower a softmax over the last axis of a value whose batch is not at axis 0."""
     x = value_of(found["self"])
     last = len(editor.sizes.get(x or "", ())) - 1
     require_match(found["dim"] in (-1, last) and found.get("dtype") is None)
@@ -300,7 +300,7 @@ def _apply_torch_ops(editor: Editor, x: str, steps: Sequence[Step], like: str, o
     return nodes
 
 
-# -- chains of views from a value with the batch at axis 0, followed element by element, and written natively ----------
+# -- chains of views, followed element by element and replaced by native nodes -----------------------------------------
 
 
 _VIEWS = """

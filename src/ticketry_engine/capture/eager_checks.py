@@ -35,7 +35,7 @@ from ticketry_engine.support.process_state import private_random_state
 from ticketry_engine.support.seeds import seed_torch
 
 _TOLERANCE = 1e-3
-"""Relative error up to which outputs count as equal: far above rounding, far below a different path in the model."""
+"""Maximum relative error of equal outputs; rounding errors are far smaller, and other computations differ far more."""
 
 
 def own_copy(model: nn.Module) -> nn.Module:
@@ -190,7 +190,7 @@ def _run_graph(graph: Graph, args: Any, kwargs: Any) -> list[Any]:
     return [values[name] for name in leaves(graph.outputs)]
 
 
-# -- own results -------------------------------------------------------------------------------------------------------
+# -- results that share no memory --------------------------------------------------------------------------------------
 
 
 _Root: TypeAlias = "tuple[str, str]"
@@ -256,7 +256,7 @@ def _view_source(one: Node) -> tuple[str, str]:
     return "value", ""
 
 
-# -- What the arguments of a model are when a call leaves them out -----------------------------------------------------
+# -- defaults of the model's arguments ---------------------------------------------------------------------------------
 
 
 def with_defaults(graph: Graph, model: nn.Module) -> Graph:

@@ -57,11 +57,11 @@ class Editor:
     sizes: Mapping[str, Sizes]
     """Name of a captured value -> its sizes; includes values whose batch is not at axis 0."""
     makers: dict[str, Node]
-    """Value -> the node that computes it, among the nodes rewritten so far."""
+    """Name of a value -> the node that computes the value, among the nodes rewritten so far."""
     uses: Mapping[str, int]
-    """Value -> number of nodes that read it before the pass."""
+    """Name of a value -> how often nodes and the graph's outputs read the value before the pass."""
     holders: Mapping[str, int]
-    """Weight -> number of nodes that use it before the pass."""
+    """Name of a weight -> number of nodes that use the weight before the pass."""
 
     _constants: dict[tuple[Any, ...], str] = field(default_factory=dict)
 

@@ -317,7 +317,7 @@ def getitem_of(editor: Editor, one: Node, maker: Node) -> list[Node]:
     return rule(editor, replace(maker, output=one.output), arguments(maker))
 
 
-# -- lower resizes -----------------------------------------------------------------------------------------------------
+# -- resizes -----------------------------------------------------------------------------------------------------------
 
 # A resize by an integer factor f is a convolution with f x f output channels per channel, over an image with repeated
 # edges: each of the f positions inside a pixel has fixed weights for the neighbouring pixels. The channels are then
@@ -459,7 +459,7 @@ def as_image_operation(
 
 
 def lower_mean(editor: Editor, one: Node, found: Found) -> list[Node]:
-    """Lower a mean over height and width, over tokens, or over the positions of a signal."""
+    """Lower a mean over height and width of images, over tokens, or over the length of signals."""
     (x,) = editor.floats(one, found["self"])
     shape, made = editor.shape(x) or (), editor.shape(one.output) or ()
     require_match(isinstance(found.get("dim"), list) and found.get("dtype") is None and all(shape[1:]))
@@ -477,17 +477,18 @@ def lower_mean(editor: Editor, one: Node, found: Found) -> list[Node]:
     return [*nodes, pooled, node("reshape", (pooled.output,), one.output, shape=list(made))]
 
 
-# -- lower transposed --------------------------------------------------------------------------------------------------
+# -- transposed convolutions -------------------------------------------------------------------------------------------
 
-# Along one axis, pixel i times weight t is added at place s i + d t - p (s: stride, d: dilation, p: padding). To places
-# s m + r, phase r, come weights with d t - p = r + s j alone, of pixels m - j: a convolution with stride 1 that has a
-# tap for each j. The phases of both axes are channels of one convolution, and lie interleaved afterwards (Shi et al.,
-# "Real-time single image and video super-resolution using an efficient sub-pixel convolutional neural network", CVPR
-# 2016, section 3). Not every phase has a weight on every tap: there are zeros, as those that a mask makes.
+# Along one axis, input pixel i times weight t is added to output pixel s i + d t - p (s: stride, d: dilation, p:
+# padding). Output pixels s m + r, which form phase r, receive only weights with d t - p = r + s j, from input pixels
+# m - j. So each phase is a convolution with stride 1 that has a tap for each j. The phases of both axes are channels of
+# one convolution, and are interleaved afterwards (Shi et al., "Real-time single image and video super-resolution using
+# an efficient sub-pixel convolutional neural network", CVPR 2016, section 3). A phase without a weight for a tap has a
+# zero there, as if a mask had pruned the weight.
 
 
 _FOLDED = ("affine", "act")
-"""Nodes that are folded into a transposed convolution."""
+"""Operations of following nodes that are folded into a transposed convolution."""
 
 
 def lower_transposed(graph: Graph) -> Graph:
@@ -507,13 +508,13 @@ class _Axis:
     """
 
     size: int
-    """Input size."""
+    """Input size in pixels."""
     kernel: int
     stride: int
     dilation: int
     padding: int
     made: int
-    """Output size."""
+    """Output size in pixels."""
 
     def place(self, weight: int) -> tuple[int, int]:
         """Return, for kernel position `weight`, the output phase and the distance in pixels to the input pixel."""
@@ -623,7 +624,7 @@ def _lower_transposed(
     found = _fold_following(known, editor, one) if one.native else _parse_transposed(editor, one)
     if found.act is None and editor.uses[one.output] == 1 and readers.get(one.output) in _FOLDED:
         known[one.output] = found
-        raise NoMatchError  # it waits for that
+        raise NoMatchError  # the next node is folded first
     return rename_last_output(found.nodes(editor, one.output), found.x, one.output)
 
 

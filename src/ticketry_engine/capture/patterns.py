@@ -334,11 +334,9 @@ def _fold_pad(editor: Editor, one: Node) -> list[Node]:
 
 # -- token patterns ----------------------------------------------------------------------------------------------------
 
-# heads of queries.
-
 
 def recognise_tokens(graph: Graph) -> Graph:
-    """Return the graph with formulas of RMS norms, rotary embeddings and shared heads replaced by single nodes."""
+    """Return the graph with formulas of RMS norms, rotary embeddings and repeated attention heads as single nodes."""
     for rule in (_recognise_rms_norm, _recognise_rotary, _recognise_partial_rotary, _recognise_shared_heads):
         graph = rewrite(graph, rule)
     return graph
@@ -516,7 +514,7 @@ def _match_repeated_heads(editor: Editor, name: str) -> str:
     return x
 
 
-# -- written attention -------------------------------------------------------------------------------------------------
+# -- formulas of L2 normalisation and attention with constants ---------------------------------------------------------
 
 
 _TOKEN_PRODUCTS = ("matmul", "bmm")

@@ -110,7 +110,7 @@ def _capture_torch_graph(model: nn.Module, given: Arguments, dynamic_batch: bool
 
 
 _Found = tuple[Graph, dict[str, Sizes], bool]
-"""A graph, the sizes of its values, and whether it holds for one example."""
+"""(graph, sizes of its values by name, whether the graph is also valid for one example)."""
 
 
 def _capture_by_recording(model: nn.Module, given: Arguments, dynamic_batch: bool) -> _Found:
@@ -165,7 +165,7 @@ def _copy_model(model: nn.Module) -> nn.Module:
 
 
 def simplify(graph: Graph, sizes: Mapping[str, Sizes], *, upsampling: bool = True) -> Graph:
-    """Return the graph lowered to native nodes, with norms folded and activations fused."""
+    """Return the captured graph lowered to native nodes, with norms folded and activations fused into layers."""
     captured = graph
     graph = compute_rows(compute_constants(without_unused(graph)))
     graph = lower(recognise_normalize(graph, sizes), sizes)

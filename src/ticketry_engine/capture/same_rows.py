@@ -28,7 +28,7 @@ from ticketry_engine.ir import DTYPES, Graph, Node, aten
 from ticketry_engine.ir.native import dtype_name
 
 _SIZED = frozenset({"ones", "zeros", "full", "arange", "expand", "repeat", "view", "reshape"})
-"""Operations that may take the number of examples as a size."""
+"""Operations that may have the number of examples as an argument, as a size."""
 
 _FOLLOWED_NAMES = """
 __and__ __or__ __xor__ where masked_fill expand slice select

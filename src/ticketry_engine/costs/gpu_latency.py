@@ -54,7 +54,7 @@ class GpuRates:
     """Rates and fitted constants of a GPU in one number format."""
 
     dtype: torch.dtype
-    """Number format of compiled networks."""
+    """Number format of weights and values in compiled networks."""
     kernels: Rates
     """Rates that the planner uses to choose kernels."""
     multiprocessors: int

@@ -410,7 +410,7 @@ def require(condition: bool, otherwise: str) -> None:
         raise ModelFileError(f"the file is damaged: {otherwise}")
 
 
-# -- places ------------------------------------------------------------------------------------------------------------
+# -- positions as bits or as an Elias-Fano code ------------------------------------------------------------------------
 
 # The Elias-Fano code of n increasing positions among t elements stores the k lower bits of each position one after
 # another, and the higher parts as one bit vector whose i-th one is at index i + (higher part of position i):

@@ -65,7 +65,7 @@ _FLOATS = ("float64", "float32", "float16", "bfloat16")
 
 @dataclass(frozen=True)
 class TensorFacts:
-    """Shape and dtype of an input or a weight."""
+    """The shape and dtype of an input or a weight."""
 
     shape: Shape
     dtype: str
@@ -114,7 +114,7 @@ def takes(op: str, attrs: Attrs) -> bool:
 def infer(
     op: str, attrs: Attrs, inputs: Sequence[TensorFacts], weights: Mapping[str, TensorFacts]
 ) -> tuple[Shape, str]:
-    """Return the shape and dtype of an operation's output; raise GraphError for invalid inputs or attributes."""
+    """Return (shape, dtype) of an operation's output; raise `GraphError` for invalid inputs, weights or attributes."""
     if op not in NATIVE:
         raise GraphError(f"there is no native operation {op[:80]!r}")
     rule = NATIVE[op]
@@ -141,7 +141,7 @@ def infer(
 
 
 def shortened(value: object) -> str:
-    """Return a short representation of a value for messages, limited in length and depth."""
+    """Return a representation of a Python value for messages, limited in length and nesting depth."""
     return _SHORT.repr(value)
 
 

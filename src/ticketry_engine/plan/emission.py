@@ -287,9 +287,9 @@ def _emit_operations(emission: Emission, task: RegionTask, inputs: list[Any]) ->
 
 # -- chunks ------------------------------------------------------------------------------------------------------------
 
-# The expansion before a depthwise convolution has several times the channels of what it is made of, and of large
-# pictures no near cache holds it: it was written to the last one, or to memory, and read again. Some channels at a time
-# stay in the second cache, and in memory take the place of all.
+# The input of a depthwise convolution often has several times the channels of the value that it is computed from. For
+# large images, the L2 cache does not hold this input, so it would be written to the last-level cache or to memory and
+# read again. A chunk of its channels stays in the L2 cache, and all chunks use the same memory.
 
 
 BYTES = 384 << 10

@@ -146,7 +146,7 @@ def cost(sketch: Sketch, layout: str, target: Target, images: int, item: int = F
     return spent if layout == "pixels" else spent / images  # planes' costs are of a block
 
 
-# -- how many images go through a region together ----------------------------------------------------------------------
+# -- number of images of a block ---------------------------------------------------------------------------------------
 
 MOST_IMAGES = 16
 """Maximum number of images of a block: the number that fills a vector of the widest registers."""

@@ -356,7 +356,7 @@ def _delete_oldest(folder: Path) -> None:
         _log.info("old plans are left: %s", error)
 
 
-# -- divides a graph into regions that the engine runs as a whole, and the torch nodes between them --------------------
+# -- partition of a graph into regions and torch nodes -----------------------------------------------------------------
 
 
 _WORTH = {"conv2d", "linear"}

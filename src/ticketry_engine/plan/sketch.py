@@ -182,7 +182,7 @@ class Sketch:
         self.storages.read(form, len(self.tasks), halo, halo_of_few)
 
 
-# -- adds nodes to a sketch: one rule for each native operation, applied to its inputs or to copies in a suitabl -------
+# -- rules that add a node of each native operation to a sketch --------------------------------------------------------
 
 
 _SMALL_WINDOW = 7
@@ -469,7 +469,7 @@ RULES: Mapping[str, Rule] = {
 }
 
 
-# -- placing -----------------------------------------------------------------------------------------------------------
+# -- rules applied to inputs, or to copies of inputs -------------------------------------------------------------------
 
 
 Value = ValueForm | Rearranged
@@ -546,7 +546,7 @@ _VIEWS: Mapping[str, _View] = {
 VIEWS = frozenset(_VIEWS)
 """Names of the operations that only move elements or insert zeros."""
 
-# -- what computes -----------------------------------------------------------------------------------------------------
+# -- operations that compute, on copies of their inputs ----------------------------------------------------------------
 
 _ROW_BY_ROW = frozenset({"linear", "layer_norm", "rms_norm", "softmax"})
 _ON_IMAGES = frozenset({"conv2d", "max_pool2d", "avg_pool2d", "global_avg_pool"})

@@ -94,7 +94,7 @@ class Storages:
                 self.pin(form)
 
     def pin(self, form: ValueForm) -> None:
-        """Keep the value's channels in their original order."""
+        """Require that the channels of a value keep their original order."""
         self.pinned.update(form.storages)
 
     def same_rows(self, one: ValueForm, other: ValueForm) -> None:

@@ -271,7 +271,7 @@ def _is_deep(value: object, text: str) -> bool:
     return bool(level)
 
 
-# -- Text from elsewhere made fit for a terminal -----------------------------------------------------------------------
+# -- text for a terminal -----------------------------------------------------------------------------------------------
 
 
 def one_line(text: str) -> str:

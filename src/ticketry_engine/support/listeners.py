@@ -42,7 +42,7 @@ class Listeners(Generic[Listener]):
             self.present = tuple(one for one in self.present if one is not gone)
 
 
-# -- Who wants to know of the steps of any optimiser -------------------------------------------------------------------
+# -- listeners for steps of optimisers ---------------------------------------------------------------------------------
 
 
 Told = Callable[[Optimizer, object, object], None]

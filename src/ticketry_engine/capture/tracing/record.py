@@ -298,7 +298,7 @@ def _merge_shapes(calls: Sequence[_RecordedCall], index: int) -> list[int | Line
 
 
 class _GraphWriter:
-    """Writes merged operations as a torch.fx graph."""
+    """Writes operations, merged from several recorded calls, as a torch.fx graph."""
 
     def __init__(
         self,
@@ -411,9 +411,9 @@ def _size_for_batch(size: int | LinearSize | None) -> int | Multiple | None:
 
 # -- tape --------------------------------------------------------------------------------------------------------------
 
-# Operations are those that torch.export sees: before torch takes composed ones apart. They are caught where torch's own
-# tracer catches them, but nothing is symbolic and no compiler is loaded, which takes most of an export's time. What
-# cannot be written down this way raises, and the model is exported.
+# The recorded operations are those that torch.export sees, before torch decomposes composite operations. They are
+# intercepted at the same place as by torch's tracer, but no size is symbolic and torch's compiler is not loaded, which
+# takes most of the time of an export. If something cannot be recorded, an error is raised and torch.export is used.
 
 
 _META = torch.device("meta")
@@ -523,7 +523,7 @@ _UPDATES_STATISTICS = frozenset(
 
 @cache
 def _written_arguments(op: torch._ops.OpOverload) -> tuple[tuple[int, str], ...]:
-    """Return position and name of each argument that an operation writes to."""
+    """Return (position, name) of each argument that an operation writes to."""
     arguments = enumerate(op._schema.arguments)
     return tuple(
         (index, one.name) for index, one in arguments if one.alias_info is not None and one.alias_info.is_write
@@ -594,7 +594,7 @@ class Recorder(ProxyTorchDispatchMode):
 
 
 def _run_on_meta(op: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Run an operation with the meta device in place of all devices."""
+    """Return the result of an operation on the meta device, which also replaces device arguments."""
     with torch._C._DisablePythonDispatcher():
         rule = None if kwargs else SHAPES.get(op)
         made = None if rule is None else rule(*args)
@@ -666,7 +666,7 @@ _READS: Mapping[Any, Callable[..., Any]] = {
 """Attribute or method of a tensor -> function that returns the answer for the model's code."""
 
 
-# -- lines -------------------------------------------------------------------------------------------------------------
+# -- sizes as linear functions of the number of examples ---------------------------------------------------------------
 
 
 class LinearSize(NamedTuple):

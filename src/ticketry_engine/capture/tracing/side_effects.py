@@ -151,7 +151,7 @@ def _children(value: Any) -> Iterator[tuple[object, Any]]:
                 yield name, getattr(value, name)
 
 
-# -- A graph of torch's operations without those that write to their arguments -----------------------------------------
+# -- in-place operations replaced by functional ones -------------------------------------------------------------------
 
 # Most writing operations, such as ``relu_``, change a tensor that is not read later under another name. Then the
 # changed tensor replaces the old one in all later operations. Otherwise torch functionalises the whole program, which
@@ -270,7 +270,7 @@ def _replace_in_place(graph: fx.Graph, one: fx.Node) -> None:
     graph.erase_node(one)
 
 
-# -- converts a program of torch.export to a `TracedProgram`: without writes to arguments and without nested gra -------
+# -- programs of torch.export as `TracedProgram` -----------------------------------------------------------------------
 
 
 def functional(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
