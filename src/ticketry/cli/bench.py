@@ -37,7 +37,7 @@ examples:
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Arguments(OutputOptions, ModelOptions, BenchOptions):
     what: Annotated[Path, tyro.conf.Positional]
-    """The folder of a ticket; or a model file that `ticketry compile` made of a ticket; or a run, by its folder or its
+    """The folder of a ticket, or a model file that `ticketry compile` made of a ticket; or a run, by its folder or its
     name in the store."""
     replicates: int = 1
     """Number of replicates to time of a run, counted from the first."""
@@ -50,7 +50,7 @@ class _Arguments(OutputOptions, ModelOptions, BenchOptions):
     output: Annotated[Path | None, tyro.conf.arg(aliases=["-o"])] = None
     """File for the JSON object, with all samples."""
     store: Path = Path(".ticketry")
-    """A store; if the ticket is of one of its runs, it keeps the measurements for its reports."""
+    """Store that keeps the measurements for its reports, if the ticket is of one of its runs."""
 
 
 def main(words: Sequence[str]) -> int:

@@ -238,7 +238,7 @@ def _list_controls(store: Path) -> list[dict[str, Any]]:
 
 
 def first_paragraph(found: object) -> str:
-    """Return the first paragraph of an object's own docstring, not of an inherited one."""
+    """Return the first paragraph of an object's own docstring; inherited docstrings do not count."""
     text = inspect.cleandoc(getattr(found, "__doc__", None) or "")
     return " ".join(text.split("\n\n")[0].split()).rstrip(".")
 

@@ -39,7 +39,7 @@ class _Arguments:
     output: Path | None = None
     """The HTML file; by default report.html in the run's folder, or in the store's folder for several runs."""
     export: Path | None = None
-    """A folder; also write every figure (SVG and PNG) and the data (CSV) into it."""
+    """Folder into which every figure (SVG and PNG) and the data (CSV) are written too."""
     figures: bool = False
     """Also write the figures of each run as SVG files into the run's folder."""
     watch: bool = False

@@ -129,7 +129,7 @@ def _check_rows(arguments: Any, chosen: Mapping[str, Any]) -> int:
 
 
 def _read_campaigns(arguments: Any) -> list[Campaign]:
-    """Read and check all campaigns that the arguments name."""
+    """Read, check and return all campaigns that the arguments name."""
     from ticketry.experiments.reproduce.campaign_file import campaigns_at_scale, read_campaign
 
     names = campaigns_at_scale(arguments.scale) if arguments.campaign == "all" else [arguments.campaign]

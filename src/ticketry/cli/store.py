@@ -25,7 +25,7 @@ class _StoreOptions(OutputOptions):
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Check(_StoreOptions):
     repair: bool = False
-    """Move damaged files, and the results that need them, into the folder `damaged`; the next run makes them again."""
+    """Move damaged files, and results that need them, into the folder `damaged`; the next run makes them again."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -46,8 +46,8 @@ class _Pack(_StoreOptions):
     weights: bool = False
     """Pack the weights too, so that nothing has to be trained again."""
     masks: bool = True
-    """Pack the masks. Without them, verdicts and pages are the same, but tickets must be trained again. Useful for
-    methods with dozens of pruning steps, whose masks take the most space."""
+    """Pack the masks. Without masks, verdicts and pages are the same, but tickets must be trained again. This saves
+    most space for methods with dozens of pruning steps."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -86,7 +86,7 @@ def bench_ticket(
     say: Say = lambda _: None,
     command: str = "",
 ) -> BenchRecord | CurveRecord:
-    """Time a ticket, a model file, or a ticket's network under synthetic masks, with decoded options: see `bench`."""
+    """Time a ticket, a model file, or a ticket's network under synthetic masks, and return the record: see `bench`."""
     file = what if what.is_file() else None
     if file and ticket is None:
         raise UsageError(f"dense engines need the model of {file}: name its ticket with --ticket")

@@ -46,14 +46,14 @@ class LabOptions:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """cpu, cuda or auto."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """fp32, bf16 or auto: bf16 for convolutional networks on processors that have it."""
+    """fp32, bf16 or auto: bf16 for convolutional networks on processors that have bf16."""
     threads: int = 1
-    """CPU threads of one training, or of each of its devices; they affect the bits of the result."""
+    """CPU threads of each training, or of each device of a training; their number affects the bits of the result."""
     devices: int = 1
-    """Devices that train each network together: processes with so many threads, or GPUs."""
+    """Devices that train each network together: GPUs, or on CPUs processes with --threads threads each."""
     parallel: Literal["ddp", "fsdp"] = "ddp"
-    """With several devices: each has the whole network (ddp), or a part of every parameter (fsdp), for a network that
-    does not fit into one."""
+    """With several devices: each device has the whole network (ddp), or a part of every parameter (fsdp), for networks
+    that do not fit into one device."""
     norms: Literal["synchronised", "own"] = "synchronised"
     """With several devices: batch norms see the whole batch (synchronised), or only the part of their device (own)."""
     kernels: Literal["auto", "dense", "sparse"] = "dense"
@@ -96,11 +96,11 @@ class SearchOptions(LabOptions):
     seed: int = 0
     """Seed of the first replicate; each further replicate has the next seed."""
     initialisation_seed: int | None = None
-    """Seed of the weights, if it is to differ from seed."""
+    """Seed of the initial weights; by default the value of --seed."""
     order_seed: int | None = None
-    """Seed of data order and augmentation, if it is to differ from seed."""
+    """Seed of data order and augmentation; by default the value of --seed."""
     mask_seed: int | None = None
-    """Seed of random choices in masks, if it is to differ from seed."""
+    """Seed of random choices in masks; by default the value of --seed."""
     controls: tuple[str, ...] = USUAL_CONTROLS
     """Networks that should lose, trained beside each ticket: random_reinit, shuffled, random_prune, others of
     `ticketry list controls`, or none. cyclic and cyclic_random train one mask for as long as the whole search, and do
@@ -156,7 +156,7 @@ class BenchOptions:
     threads: int = 1
     """Threads of each engine, each on its own core."""
     rounds: int = 15
-    """Number of timings of each engine, in turns."""
+    """Number of timings of each engine; engines are timed in turns."""
     cold: bool = False
     """Empty the caches before every call; otherwise calls follow each other immediately."""
     clock: Literal["wall", "cpu"] = "wall"

@@ -162,7 +162,7 @@ class SearchRequest:
 
     @property
     def planned_densities(self) -> dict[float, int]:
-        """Level of each ticket whose density is known before the search."""
+        """Level of each planned density, for tickets whose density is known before the search."""
         return {one.density: one.level for one in self.tickets if one.density is not None}
 
     @property

@@ -81,7 +81,7 @@ class Run:
     command: str = ""
     """Command line that repeats the run; empty if it was started from Python."""
     logs: tuple[str, ...] = ()
-    """One line for each logger: how to view its logs."""
+    """A line for each logger that says where to view its logs."""
     verification: VerifyRecord | None = None
     """Result of `verify`: the verification of a ticket or of the procedure; None before the call."""
     timing: BenchRecord | None = None

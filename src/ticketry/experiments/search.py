@@ -112,7 +112,7 @@ def execute(
 
 
 def _write_run(lab: Lab, run: SearchRequest, record: RunRecord, done: Ledger, meter: Energies) -> RunRecord:
-    """Write a run's record and return it; if nothing was trained, keep the earlier record of the same networks."""
+    """Write a run's record and return it; if nothing was trained, keep and return the earlier record instead."""
     folder = lab.store.paths.run(run.name)
     earlier = read_earlier_record(folder / "run.json", RunRecord)
     if earlier and done.segments_trained == 0 and (updated := update_record(earlier, record)):

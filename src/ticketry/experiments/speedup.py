@@ -43,7 +43,7 @@ class SpeedupOptions:
     threads: int = 1
     """Threads of every engine."""
     rounds: int = 7
-    """Number of timings of each engine, in turns."""
+    """Number of timings of each engine; engines are timed in turns."""
     clock: Literal["wall", "cpu"] = "wall"
     """wall, or cpu: processor time of this process, for a machine with other load."""
 
@@ -250,7 +250,7 @@ def _build_table(
     values: Mapping[str, float | None],
     said: tuple[str, ...],
 ) -> Speedup:
-    """Build the table of one batch size; the dense engines come first."""
+    """Return the table of one batch size; the dense engines come first."""
     seconds = {one.engine: one.seconds for one in timed.times}
     why = {one.engine: one.why for one in timed.times} | dict(notes)
     eager = seconds.get("eager")

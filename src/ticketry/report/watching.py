@@ -50,7 +50,7 @@ class Watch:
     ) -> None:
         self._places, self._read = (running, done, campaigns), read
         self._known: dict[Path, tuple[tuple[int, int], Any]] = {}
-        """Modification time and size of each file, and the values derived from it."""
+        """For each file that was read: its modification time and size, and the values made of its contents."""
 
     def current_state(self) -> dict[str, Any]:
         """Return everything that the page shows as JSON values."""

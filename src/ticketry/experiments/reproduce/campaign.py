@@ -158,7 +158,7 @@ class _CampaignState:
         self._resolution: dict[str, float | None] = {}
         self._decided: list[Decision] = []
         self._failed: dict[str, str] = {}
-        """Reason of failure of each failed run."""
+        """Error message of each failed run, by run."""
         self.planned: tuple[PlannedBlock, ...] = ()
 
     # -- deciding ----------------------------------------------------------------------------------------------------

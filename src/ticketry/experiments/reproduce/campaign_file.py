@@ -30,7 +30,7 @@ T = TypeVar("T")
 _STABILITY = {"masks": ["none"], "splits": ["test"], "dense": False, "layers": False}
 """Default settings of a run's stability analysis."""
 _SEED = 20_000
-"""Seed of the first replicate; far from the small seeds that users tune settings with."""
+"""Seed of the first replicate, far from seeds that are used to tune settings."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,12 +48,12 @@ class Campaign:
     kernels: Mapping[str, str]
     """Option `kernels` of each run; which kernels ``auto`` means depends on the machine."""
     runs: Mapping[str, SearchRequest]
-    """Search of the first replicate of each run."""
+    """Search request of each run, for its first replicate."""
     plans: Mapping[str, InterimAnalyses]
     """Numbers of replicates at which the claims of each run are judged."""
     claims: tuple[Hypothesis, ...]
     stability: Mapping[str, StabilitySettings] = field(default_factory=dict)
-    """Settings of the stability analysis, for runs that have one."""
+    """Settings of the stability analysis of each run that has a stability analysis."""
     together: Mapping[str, Any] = field(default_factory=dict)
     """Threads and devices of the lab, see `LabOptions.together`."""
 

@@ -265,7 +265,7 @@ def network_cost(point: Point, what: str) -> float:
 
 
 def method_table(campaign: Campaign, done: Mapping[str, Sequence[RunRecord]]) -> Iterator[MethodRow]:
-    """Yield a table row for each level's tickets and controls, and once for each dense network that runs share."""
+    """Yield a table row for each level's tickets and controls, and for each distinct dense network."""
     seen = set[str]()
     for name, request in campaign.runs.items():
         points: dict[tuple[int, str], list[Point]] = {}

@@ -369,7 +369,7 @@ def requested_budgets(runs: Sequence[Results], measure: CostMeasure) -> list[str
 
 
 def lowest_cost_table(subject: Subject, numbers: Sequence[int], measure: CostMeasure) -> tuple[str, list[list[str]]]:
-    """Return the margin as text, and a row for each run, best first: its lowest cost, and the ratio to the best run."""
+    """Return the margin as text, and a row for each run, best first: its lowest cost, and the best cost as a ratio."""
     runs = {index: subject.runs[index] for index in numbers}
     margins = {
         index: margin_and_text(results, results.dense) for index, results in runs.items() if results.dense is not None
