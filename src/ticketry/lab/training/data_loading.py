@@ -1,6 +1,6 @@
-"""Batches for training and evaluation: their order, and reading them from memory or ahead of time from disk.
+"""Order the training data, and read batches from memory, or ahead of time from disk.
 
-The order of the data is a function of (seed, epoch), so that the batch of any step is known without earlier steps.
+The order depends only on a seed and the epoch, so that the batch of any step is known without earlier steps.
 """
 
 from __future__ import annotations
@@ -25,21 +25,23 @@ from ticketry_engine.support.seeds import generator, mix
 
 
 def steps_per_epoch(examples: int, batch: int) -> int:
-    """Return the number of batches in an epoch; the last one may be smaller."""
+    """Return the number of batches in an epoch; the last batch may be smaller than the others."""
     return -(-examples // batch)
 
 
 class DataOrder:
-    """The example indices of the batch of any step. The order in an epoch is a random permutation, a function of (seed,
-    epoch).
+    """Determines the examples in the batch of any step, by a random permutation that depends on seed and epoch.
 
-    If the examples are stored in shards (`tasks.task.Sharded`), the shards are permuted, and the examples of every
-    `window` shards are mixed. An epoch reads each shard once, and needs at most `window` shards at a time.
+    If the examples are stored in shards (`tasks.task.Sharded`), the order of the shards is random, and the examples of
+    `window` successive shards are mixed. So an epoch reads each shard once, and needs `window` shards at a time.
 
     Args:
-        shards: int64 [examples], the shard of each example; None if all examples are read equally fast.
+        seed: seed of the order.
+        examples: number of examples.
+        batch: number of examples in a batch.
+        shards: int64 [examples], the number of the shard that contains each example; None without shards.
         window: number of shards whose examples are mixed.
-        rank, world: which part of each batch this process trains, see `part_of_batch`.
+        rank, world: number of this process, and number of processes among which each batch is divided.
     """
 
     def __init__(
@@ -79,9 +81,12 @@ class DataOrder:
 
 
 def part_of_batch(batch: Tensor, rank: int, world: int) -> Tensor:
-    """Return the part of the example indices `batch` [n] that process `rank` of `world` trains.
+    """Return the part of a batch that process number `rank` of `world` processes trains.
 
-    The parts are consecutive; the first n % world parts have one more example than the others.
+    Args:
+        batch: example indices of the whole batch [n]. The parts are consecutive, and their sizes differ by at most 1.
+        rank: number of the process, from 0.
+        world: number of processes.
     """
     if not 0 <= rank < world:
         raise ValueError(f"rank {rank} of {world}")
@@ -90,7 +95,7 @@ def part_of_batch(batch: Tensor, rank: int, world: int) -> Tensor:
 
 
 def build_data_order(split: Split, seed: int, batch: int, *, rank: int = 0, world: int = 1) -> DataOrder:
-    """Return the order in which a split's examples are trained; by shards if the split has shards."""
+    """Return the order in which the examples of a split are trained; the arguments are those of `DataOrder`."""
     reader: object = split.reader
     shards = reader.shards(split.inputs) if isinstance(reader, Sharded) else None
     window = reader.window if isinstance(reader, Sharded) else 1
@@ -100,12 +105,12 @@ def build_data_order(split: Split, seed: int, batch: int, *, rank: int = 0, worl
 _log = logging.getLogger(__name__)
 
 Batch = tuple[Tensor, Tensor]
-"""Inputs as the data set stores them, and targets; on the training device."""
+"""Inputs as the data set stores them, and targets, both on the training device."""
 Batches = Generator[Batch, None, None]
 Request = Callable[[], Tensor]
 
 EVALUATED = 500
-"""Batch size for evaluating examples in memory."""
+"""Number of examples in a batch for evaluation, if the examples are in memory."""
 _AHEAD = 2
 """Number of batches that each data-loading process reads ahead."""
 
@@ -120,18 +125,22 @@ def batches(
     seed: int = 0,
     first: Callable[[int], int] | None = None,
 ) -> Batches:
-    """Yield the batch of each step. Batches of a split on disk are read ahead by processes until the iterator is
-    closed.
+    """Yield the batches of `steps`; if the split is on disk, processes read batches ahead of time.
+
+    The processes end when the iterator is closed.
 
     Args:
-        examples: function of a step that returns int64 [b], the indices of its examples in the split.
-        augment: augmentations that are applied while reading, see `split_augmentations`.
-        seed: augmentations are functions of (seed, step, position in the batch).
-        first: function of a step that returns the position of its first example in the batch, if `examples` returns
-            only a part of each batch.
+        split: inputs and targets.
+        examples: returns, for a step, the indices of its examples in the split: int64 [b].
+        steps: the steps.
+        device: device of the batches.
+        augment: names of augmentations that are applied while reading, see `split_augmentations`.
+        seed: seed of the augmentations, which also depend on the step and on an example's position in the batch.
+        first: needed if `examples` returns only a part of each batch; returns, for a step, the position in the batch
+            of the first example of the part.
 
     Raises:
-        TicketryError: an error of the split's reader, usually DataError.
+        TicketryError: if the split's reader raises such an error, usually a DataError.
         RunnerError: if the reader raises another error, or a data-loading process ends unexpectedly.
     """
     if split.reader is None:
@@ -151,13 +160,13 @@ def batches_in_order(split: Split, device: str) -> Batches:
 
 
 def split_augmentations(split: Split, augment: tuple[str, ...]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Return the augmentations that are applied while reading, and those that are applied to whole batches."""
+    """Divide the names `augment` into augmentations that the reader applies and those applied to whole batches."""
     own = split.reader.augmentations if split.reader else ()
     return tuple(name for name in augment if name in own), tuple(name for name in augment if name not in own)
 
 
 def move_to_device(split: Split, device: str) -> Split:
-    """Return the split on the device; a split that is read from disk is returned unchanged."""
+    """Return the split with its tensors on `device`; if the split is read from disk, return it unchanged."""
     return split if split.reader else Split(split.inputs.to(device), split.targets.to(device))
 
 
@@ -204,7 +213,13 @@ def _batches_read_ahead(
 
 
 def _read_ahead(requests: Iterator[Request], workers: int, *, pin: bool) -> Generator[Any, None, None]:
-    """Yield the result of each request in order; raise its error as a TicketryError."""
+    """Yield the result of each request in order; if a request raised an error, yield a `TicketryError` instead.
+
+    Args:
+        requests: functions that read a batch.
+        workers: number of processes; with 0, this process reads.
+        pin: whether batches are put into pinned memory, for faster copies to a GPU.
+    """
     if workers and multiprocessing.current_process().daemon:
         _log.warning(
             "this process may start none of its own, so that it reads examples itself, beside its training: the bits"
@@ -241,7 +256,7 @@ def _read_ahead(requests: Iterator[Request], workers: int, *, pin: bool) -> Gene
 
 
 class _Requests(Dataset[Any]):
-    """Answers read requests in a data-loading process."""
+    """Data set whose items are the results of read requests, computed in a data-loading process."""
 
     def __getitem__(self, request: Request) -> Any:
         try:
@@ -253,9 +268,9 @@ class _Requests(Dataset[Any]):
 
 
 def _choose_start_method() -> Any:
-    """Return how data-loading processes start: if supported, forked from a clean process that has imported torch.
+    """Return how data-loading processes start: if possible, they are forked from a server process that has torch.
 
-    A fork of this process would inherit threads in an unknown state; a new interpreter takes seconds to start.
+    A fork of this process would inherit threads in an unknown state, and a new interpreter takes seconds to start.
     """
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")

@@ -1,4 +1,4 @@
-"""Trains a segment and stores its results, for every runner; also trains weights again that a bundle left out."""
+"""Train a segment and store its results; train weights again that are missing because a bundle left them out."""
 
 from __future__ import annotations
 
@@ -31,11 +31,20 @@ def execute(
     measure: bool = True,
     weights: bool = False,
 ) -> Work:
-    """Store the results of `segment` and the states of its trajectory at the steps `keep`; train what is missing.
+    """Train a segment from the latest stored state, store its result, and return the amount of work done.
 
-    Only one process at a time trains a trajectory. Training resumes from the latest stored state, and uses results that
-    another process stores meanwhile. If `measure` is False, the result needs no metrics. If `weights` is True, the
-    result is known, and its weights are trained again if a bundle left them out, which does not count as work.
+    Nothing is trained if the store has everything. While another process trains the same, this call waits, and then
+    uses the results of that process.
+
+    Args:
+        store: the store.
+        data: folder in which data sets are looked for first.
+        segment: what to train.
+        keep: steps whose states are also stored.
+        watch: receives progress, and says whether to stop.
+        measure: whether metrics of the trained network are needed.
+        weights: whether to train missing weights again if the result is known, but a bundle left the weights out. This
+            does not count as work.
     """
     started, busy = time.perf_counter(), time.process_time()
     watch.report_waiting(segment)
@@ -65,9 +74,11 @@ def is_done(store: Store, segment: Segment, keep: Sequence[int] = (), *, measure
 
 
 class WeightRetrainer:
-    """Trains weights again that a bundle left out; used as `Store.retrain`.
+    """Trains weights again that a bundle left out; an object of this class is used as `Store.retrain`.
 
     Args:
+        store: the store.
+        data: folder in which data sets are looked for first.
         tasks: the known tasks, by the digests of their keys.
     """
 
@@ -75,11 +86,11 @@ class WeightRetrainer:
         self._store, self._data, self._tasks = store, data, tasks
 
     def __call__(self, digest: str, trajectory: str, step: int) -> None:
-        """Train the trajectory up to a step and store the weights there. Raises as `segment`."""
+        """Train the trajectory up to `step` and store the weights; raise the errors of the method `segment`."""
         retrain_left_out_weights(self._store, self._data, self.segment(digest, trajectory, step), _SignalWatch())
 
     def segment(self, digest: str, trajectory: str, step: int) -> Segment:
-        """Return the segment that gives the weights; `StoreError` if it is unknown or cannot be trained here."""
+        """Return the segment that ends with the weights; `StoreError` if it is unknown or cannot be trained here."""
         record = self._store.load_valid_result(trajectory, step)
         described = dict(record["segment"]) if record else {}
         described.pop("blobs", None)
@@ -96,14 +107,14 @@ class WeightRetrainer:
 
 
 def open_training_store(address: str, data: Path | None, segment: Segment) -> Store:
-    """Open the store in which a segment is trained; it can train weights again that a bundle left out."""
+    """Open the store at `address` for training a segment, with a `WeightRetrainer` that knows the segment's task."""
     store = open_store(address)
     store.retrain = WeightRetrainer(store, data, {digest_of(dict(segment.task.key())): segment.task})
     return store
 
 
 def lacks_weights(store: Store, segment: Segment) -> bool:
-    """Return whether a bundle left out tensors of a known result, and they were not trained again since."""
+    """Return whether tensors of the segment's stored result are missing because a bundle left them out."""
     record = store.load_valid_result(segment.trajectory, segment.last)
     if record is None:
         return False
@@ -112,9 +123,10 @@ def lacks_weights(store: Store, segment: Segment) -> bool:
 
 
 def retrain_left_out_weights(store: Store, data: Path | None, segment: Segment, watch: Watch) -> None:
-    """Train a segment again for the weights of its known result, and store them under their previous digest too.
+    """Train a segment whose result is stored again, to get its missing weights, and store the weights.
 
-    On another kind of processor the last bits may differ; then the new weights replace the old ones, with a warning.
+    On another kind of processor the weights may differ in the last bits. Then a warning is logged, and the new weights
+    are used wherever the old digest is asked for.
     """
     record = store.load_valid_result(segment.trajectory, segment.last)
     assert record is not None
@@ -130,7 +142,7 @@ def retrain_left_out_weights(store: Store, data: Path | None, segment: Segment, 
 
 
 class _WeightsJob(Job):
-    """The training of a segment whose result is known except for its tensors."""
+    """Trains a segment whose result is stored except for its tensors."""
 
     def __init__(self, store: Store, data: Path | None, segment: Segment, known: Mapping[str, Any]) -> None:
         super().__init__(store, segment.course(data), segment, (), measure=False)

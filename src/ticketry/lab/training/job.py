@@ -1,4 +1,4 @@
-"""The training of one locked segment: where it resumes, its checkpoints, and its results."""
+"""Train one segment whose lock this process holds: resume, store checkpoints, and store results."""
 
 from __future__ import annotations
 
@@ -32,28 +32,27 @@ from ticketry.lab.training.state import (
 from ticketry.tasks.task import Course
 
 STANDSTILL = 30.0
-"""A step that takes more seconds than this may include time in which the process was suspended."""
+"""Seconds; if a step takes longer, the process may have been suspended during the step."""
 _WORKING = 0.02
-"""Minimum processor time of a training, as a share of wall time on one core; waiting for a GPU keeps a core busy
-too."""
+"""Least CPU time of a training process as a share of wall time; a lower share means that the process was suspended."""
 _CURVE_POINTS = 100
 _TICK_SECONDS = 0.2
 
 
 @dataclass
 class Watch:
-    """Connects a training to its runner: receives progress, and tells whether to stop."""
+    """Connects a training to its runner: receives reports of progress, and says whether to stop."""
 
     checkpoint_seconds: float = 60.0
 
     def report_progress(self, segment: Segment, step: int) -> None:
-        """Receive progress, a few times a second."""
+        """Receive a report that training has reached `step`; called a few times a second."""
 
     def report_waiting(self, segment: Segment) -> None:
-        """Receive the news that the training waits for another process that trains the same trajectory."""
+        """Receive a report that this process waits for another process, which trains the same trajectory."""
 
     def report_stored(self, segment: Segment, step: int) -> None:
-        """Receive the news that a state was stored because of a request to stop."""
+        """Receive a report that the state at `step` was stored because of a request to stop."""
 
     def is_stop_requested(self) -> bool:
         """Return whether the training should store its state and stop."""
@@ -62,20 +61,26 @@ class Watch:
 
 @dataclass(frozen=True)
 class Work:
-    """Amount of training that was done; zero if the store already had the results."""
+    """Holds the amount of work that was done for a segment; zero if the store already had the results."""
 
     steps: int = 0
     train_seconds: float = 0.0
     other_seconds: float = 0.0
     processor_seconds: float = 0.0
-    """Processor time of all threads for training and everything else; with several ranks, that of the first rank."""
+    """CPU time of all threads, for training and everything else; with several processes, that of the first."""
 
 
 class Job:
-    """The training of one segment whose lock this process holds.
+    """Trains one segment whose lock this process holds.
 
     Args:
-        group: the processes that train the segment together, if there are several; `course` is divided among them.
+        store: the store.
+        course: the task with its data.
+        segment: what to train.
+        keep: steps whose states are also stored.
+        measure: whether metrics of the trained network are needed.
+        group: the processes that train the segment together; None if there is only one. `course` then yields this
+            process's part of each batch.
     """
 
     def __init__(
@@ -93,18 +98,19 @@ class Job:
         self.trajectory = segment.trajectory
         stops = sorted({*keep, segment.last})
         self.missing = [stop for stop in stops if store.load_valid_result(self.trajectory, stop) is None]
-        """Steps whose results are not stored yet, in order."""
+        """Steps whose results are not stored yet, in increasing order."""
         self.steps_trained = 0
         self.train_seconds = 0.0
-        """Time of these steps."""
+        """Seconds that training `steps_trained` steps took."""
         self._earlier_seconds = 0.0
 
     def train(self, watch: Watch) -> None:
         """Train the segment from the latest stored state, and store the missing results.
 
         Raises:
-            InterruptedTrainingError: if the watch or a signal asked for a stop; the state is stored.
-            TrainingError, HoldError: see `Loop.train_until`.
+            InterruptedTrainingError: if the watch or a signal asked for a stop; the state was stored.
+            TrainingError: if the loss is not finite.
+            HoldError: if a removed weight is not 0.
         """
         if self.missing:
             loop = self.build_loop()
@@ -122,16 +128,21 @@ class Job:
         self.drop_checkpoints()
 
     def work(self, seconds: float, processor_seconds: float) -> Work:
-        """Return the work of this job as a record, given its wall and processor time."""
+        """Return the work that this job has done.
+
+        Args:
+            seconds: wall time of the whole job.
+            processor_seconds: CPU time of the whole job.
+        """
         return Work(self.steps_trained, self.train_seconds, seconds - self.train_seconds, processor_seconds)
 
     @property
     def sharded(self) -> bool:
-        """Whether each process has only a part of each parameter."""
+        """Whether several processes train together, and each has only a part of each parameter."""
         return self.group is not None and self.group.in_parts
 
     def _unmeasured(self) -> dict[str, Any] | None:
-        """Return the stored result if it lacks metrics that are needed, as the state inside a longer segment does."""
+        """Return the stored result if it lacks metrics although they are needed, else None."""
         record = self.store.load_valid_result(self.trajectory, self.segment.last)
         found = record if self.measure and record and not record["metrics"] else None
         if self.group is not None:
@@ -141,7 +152,7 @@ class Job:
     # -- where to start ----------------------------------------------------------------------------------------------
 
     def build_loop(self) -> Loop:
-        """Return the training loop of this segment at the latest stored state."""
+        """Return a training loop for this segment that continues from the latest stored state."""
         state = self.resumable_state()
         if self.group is None:
             return Loop(self.store, self.course, self.segment, state)
@@ -158,7 +169,7 @@ class Job:
         return loop
 
     def resumable_state(self) -> TrainingState:
-        """Return the last stored state of this trajectory before the first missing result."""
+        """Return the latest stored state before the first missing result, or the segment's initial state."""
         bound = self.missing[0]
         partial = self.store.newest_checkpoint(self.trajectory, bound)
         record = find_last_resumable(self.store, self.trajectory, bound)
@@ -175,7 +186,7 @@ class Job:
         return state
 
     def _stored_state(self, record: Mapping[str, Any]) -> TrainingState:
-        """Return the state in a result; a result at the end of a schedule contains only weights."""
+        """Return the training state in a stored result; at the end of a schedule it has only weights."""
         training: dict[str, Tensor] = {"losses": torch.zeros(0)}
         if record["training"]:
             training = self.store.get_tensors(record["training"])
@@ -186,7 +197,7 @@ class Job:
     # -- storing -----------------------------------------------------------------------------------------------------
 
     def store_partial(self, state: TrainingState) -> None:
-        """Store a checkpoint inside the segment."""
+        """Store `state` as a checkpoint of the unfinished segment."""
         tensors = add_prefix("model/", state.model) | pack_state(state, state.variants)
         tensors["seconds"] = torch.tensor(self._earlier_seconds + self.train_seconds, dtype=torch.float64)
         if self.group is None or not self.group.in_parts:
@@ -197,7 +208,7 @@ class Job:
         sharded.save_state(self.group, self.store, self.trajectory, state.step, tensors)
 
     def store_result(self, loop: Loop) -> None:
-        """Store the loop's state as the first missing result; after a signal, store a checkpoint instead."""
+        """Store the loop's state as the first missing result; if a signal asks to stop, store a checkpoint instead."""
         state = loop.state()
         assert state.step == self.missing[0]
         try:
@@ -227,7 +238,7 @@ class Job:
         self.store.put_result(self.trajectory, stop, record)
 
     def store_tensors(self, loop: Loop, state: TrainingState) -> dict[str, Any]:
-        """Store the tensors of a state; return their digests as entries of the record."""
+        """Store the tensors of a state, and return their digests as entries of the result's record."""
         lasting: dict[str, dict[str, Tensor]] = {}
         transient: dict[str, dict[str, Tensor]] = {}
         for name, own in state.variants.items():
@@ -245,15 +256,15 @@ class Job:
         return self.put_gathered(tensors) if self.sharded else self.store.put_tensors(tensors)
 
     def put_gathered(self, tensors: Mapping[str, Tensor]) -> str:
-        """Store sharded tensors, gathering one at a time. All ranks must call this together."""
+        """Gather sharded tensors one at a time and store them; all processes must call this together."""
         return self.store.put_pieces(iterate_file_bytes(tensors, tensors_to_bytes))
 
     def drop_checkpoints(self) -> None:
-        """Delete checkpoints inside the segment."""
+        """Delete the checkpoints of the segment, which is finished."""
         self.store.drop_checkpoints(self.trajectory, self.segment.last)
 
     def add_metrics(self, record: Mapping[str, Any]) -> None:
-        """Measure a stored result, and store it again with its metrics."""
+        """Compute the metrics for a stored result, and store the result again with them."""
         self.store.put_result(self.trajectory, self.segment.last, {**record, **self.measure_again(record)})
 
     def measure_again(self, record: Mapping[str, Any]) -> dict[str, Any]:
@@ -264,7 +275,7 @@ class Job:
 
 
 class Checkpoints:
-    """Runs after each training step: reports progress, stores checkpoints at intervals, and stops on request."""
+    """Is called after each training step to report progress, store checkpoints at intervals, and stop on request."""
 
     def __init__(self, job: Job, loop: Loop, watch: Watch) -> None:
         self._job, self._loop, self._watch = job, loop, watch
@@ -274,7 +285,7 @@ class Checkpoints:
 
     @contextlib.contextmanager
     def time_training(self) -> Iterator[None]:
-        """In a block, measure the training time and count steps; signals do not interrupt the block."""
+        """Within a ``with`` block, measure time and count steps of the training; signals do not interrupt the block."""
         before = self._loop.step
         self._next_tick = now = time.monotonic()
         self._stopwatch.start(now)
@@ -288,7 +299,7 @@ class Checkpoints:
             self._job.steps_trained += self._loop.step - before
 
     def interruption(self) -> InterruptedTrainingError:
-        """Report that the state is stored, and return the error that ends the training."""
+        """Report to the watch that the state is stored, and return the error that then ends the training."""
         self._watch.report_stored(self._job.segment, self._loop.step)
         return InterruptedTrainingError(
             f"stopped at step {self._loop.step}; its state is stored", stop_signal() or signal.SIGINT
@@ -318,34 +329,38 @@ class Checkpoints:
 
 
 def _time_of_next_checkpoint(taken: float, stored: float, interval: float) -> float:
-    """Return when to take the next checkpoint so that it is on disk before `interval` seconds have passed.
+    """Return the time at which to take the next checkpoint, so that a killed process loses at most `interval` seconds.
 
-    A killed process then loses at most `interval` seconds. Storing is assumed to take at most 1.5 times as long as last
-    time. If that is most of the interval, the next training phase lasts as long as storing did, or half the interval.
+    Storing a checkpoint is assumed to take at most 1.5 times as long as the last time. If that is most of the interval,
+    training goes on for as long as storing took, but at most for half the interval.
+
+    Args:
+        taken, stored: times at which storing the last checkpoint began and ended.
+        interval: seconds between two checkpoints.
     """
     storing = stored - taken
     return max(taken + interval - 1.5 * storing, stored + min(storing, interval / 2))
 
 
 class Stopwatch:
-    """Measures the wall time of training steps. While the process is suspended, its processor time counts instead."""
+    """Measures the wall time of training steps; if the process was suspended, its CPU time is used instead."""
 
     def __init__(self) -> None:
         self.then = self._worked = 0.0
 
     def start(self, now: float) -> None:
-        """Start at this value of ``time.monotonic``."""
+        """Start the measurement; `now` is the value of ``time.monotonic()``."""
         self.then, self._worked = now, time.process_time()
 
     def lap(self, now: float) -> float:
-        """Return the training time since the last lap or the start."""
+        """Return the seconds since the last call of `lap` or `start`; `now` is the value of ``time.monotonic()``."""
         passed, worked = now - self.then, time.process_time() - self._worked
         self.start(now)
         return worked if passed > STANDSTILL and worked < _WORKING * passed else passed
 
 
 def find_last_resumable(store: Store, trajectory: str, bound: int) -> dict[str, Any] | None:
-    """Return the last stored result up to step `bound` from which training can resume."""
+    """Return the latest stored result up to step `bound` from which training can resume; None if there is none."""
     for step in reversed(store.stored_steps(trajectory)):
         record = store.load_valid_result(trajectory, step)
         if step > bound or not (record and record["training"]):
@@ -356,9 +371,9 @@ def find_last_resumable(store: Store, trajectory: str, bound: int) -> dict[str, 
 
 
 def start_state(store: Store, segment: Segment) -> TrainingState:
-    """Return the state at a segment's first step, without the states of its variants.
+    """Return the training state at a segment's first step, without the states of its variants.
 
-    If the segment continues with a stored optimiser, it also continues the session, see `Session.state`.
+    If the segment starts with a stored optimiser state, the session's state (`Session.state`) is loaded with it.
     """
     start = segment.start
     if start.state is not None:
@@ -374,7 +389,12 @@ def start_state(store: Store, segment: Segment) -> TrainingState:
 
 
 def _loss_curve(losses: Tensor, first: int) -> list[tuple[int, float]]:
-    """Return at most 100 points (step, mean loss since the previous point)."""
+    """Return at most 100 points of the loss curve: a step, and the mean loss since the previous point.
+
+    Args:
+        losses: the loss of each step.
+        first: step at which the losses begin.
+    """
     if not len(losses):
         return []
     size = -(-len(losses) // _CURVE_POINTS)

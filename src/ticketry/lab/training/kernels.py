@@ -1,8 +1,8 @@
-"""Chooses between dense training in torch and the engine's sparse kernels, which skip removed weights.
+"""Choose between dense training in torch and training with sparse kernels, which skip removed weights.
 
-The choice is part of a segment's arithmetic and of its key: ``dense`` adds nothing to the key; ``sparse`` adds the
-version of the kernels' numerics and the processor's vector width, which affect bits, and ``bf16`` if the kernels
-compute as autocast does. The choice never depends on a timing.
+The choice is part of a segment's key: ``dense`` adds nothing to the key; ``sparse`` adds what affects the bits of
+results, namely the version of the kernels, the processor's vector width, and ``bf16`` if the kernels compute in it. The
+choice never depends on a timing.
 """
 
 from __future__ import annotations
@@ -29,53 +29,53 @@ from ticketry_engine.support.process_state import ONE_AT_A_TIME
 KERNELS = ("auto", DENSE, "sparse")
 
 LEAST = {"fp32": 0.4, "bf16": 0.5}
-"""With ``auto``, kernels are used if they skip at least this share of all MACs.
+"""Share of all MACs (multiply-accumulates) that sparse kernels must skip to be used with ``auto``.
 
 Measured in bfloat16 with half of the weights (AMD EPYC, Zen 4): ResNet-18 took 0.89 of torch's time, ResNet-20 0.61."""
 
 LEAST_BESIDE_TILES = 0.85
-"""The same share for bfloat16 on a processor with AMX, which torch uses for dense steps. Kernels use AMX only for
-weights that are retained in groups of sixteen rows.
+"""Share as in `LEAST`, for bfloat16 on a processor with AMX. Torch uses AMX for dense steps, and sparse kernels use it
+only if weights are retained in groups of sixteen rows.
 
 Measured on Intel Granite Rapids with 20, 10 and 5 % of single weights, relative to torch: ResNet-18 1.14, 0.68 and
 0.44, ResNet-20 0.76, 0.53 and 0.41. In groups of sixteen rows both took half with 50 %."""
 
 NEARLY_ALL = 0.9
-"""With ``auto``, kernels that skip less are used if they compute at least this share of all MACs, on
-`DENSE_PROCESSORS`.
+"""Share of all MACs that must be in layers for which there are kernels. With ``auto`` on `DENSE_PROCESSORS`, kernels
+are then used even if they skip less than `LEAST`.
 """
 
 PROCESSORS = ("avx512", "avx2")
-"""Vector instructions with which ``auto`` may use kernels, because steps were measured to be faster there."""
+"""Vector instructions of the processors on which ``auto`` may use sparse kernels."""
 
 DENSE_PROCESSORS = ("avx512",)
-"""Vector instructions with which ``auto`` may use kernels for dense networks.
+"""Vector instructions of the processors on which ``auto`` may use the kernels even for dense networks.
 
-Measured without a mask, relative to torch: ResNet-20 0.78, ResNet-18 0.84, VGG-16 0.90."""
+Measured time of a step without a mask, relative to torch: ResNet-20 0.78, ResNet-18 0.84, VGG-16 0.90."""
 
 
 @dataclass(frozen=True)
 class Share:
-    """Shares of the MACs of a forward pass that concern sparse kernels."""
+    """Holds shares of the MACs (multiply-accumulates) of a forward pass, to judge whether sparse kernels pay off."""
 
     left_out: float
-    """Share that kernels skip."""
+    """Share of all MACs that kernels skip."""
     inside: float
-    """Share of the layers that run in kernels, including skipped MACs."""
+    """Share of all MACs in layers for which there are kernels, skipped or not."""
     by_sixteen: float = 0.0
-    """Share of the layers in kernels whose weights are retained in groups of sixteen rows."""
+    """Share of all MACs in layers with kernels whose weights are retained in groups of sixteen rows."""
 
 
 class Kernels:
-    """Chooses the kernels of a lab's trainings.
+    """Chooses between dense and sparse kernels for the trainings of a lab.
 
     Args:
         asked: auto, dense or sparse.
-        store: stores the `Share` of each mask.
-        course: returns the course of a task, with its data.
+        store: store in which the `Share` of each mask is kept.
+        course: returns a task with its data loaded.
 
     Raises:
-        UsageError: for another choice.
+        UsageError: for another value of `asked`.
     """
 
     def __init__(self, asked: str, store: Store, course: Callable[[Task], Course]) -> None:
@@ -84,19 +84,22 @@ class Kernels:
         self._store, self._course = store, course
 
     def arithmetic(self, task: Task, plain: Arithmetic, variants: Sequence[Variant], batch: int) -> Arithmetic:
-        """Choose the arithmetic of a segment with these variants; `plain` is the one in torch.
+        """Return the arithmetic for a training: `plain`, or `plain` with sparse kernels.
 
-        Variants that compute with removed weights (gates), and physically smaller networks, train in torch. Otherwise
-        ``sparse`` chooses kernels if they skip anything; ``auto`` if they skip `LEAST` of the MACs, or, on
-        `DENSE_PROCESSORS` in float32, compute `NEARLY_ALL` of them.
+        If a variant needs removed weights (gates) or takes channels out of the network, the training is dense.
+        Otherwise ``sparse`` chooses kernels if they skip anything, and ``auto`` if they skip at least the share `LEAST`
+        of the MACs, or if in float32 on `DENSE_PROCESSORS` at least `NEARLY_ALL` MACs are in layers with kernels.
 
         Args:
-            batch: number of examples of a step.
+            task: what is trained.
+            plain: the arithmetic of dense training in torch.
+            variants: changes to the training, such as an enforced mask.
+            batch: number of examples in a step.
 
         Raises:
-            UsageError: for ``sparse`` on a GPU, on several devices, or in bfloat16 on a processor without it.
-            CaptureError: for ``sparse`` and a network that cannot be captured or is not in float32.
-            MissingExtraError: for ``sparse`` without llvmlite.
+            UsageError: for ``sparse`` on a GPU, on several devices, or in bfloat16 on a processor without bfloat16.
+            CaptureError: for ``sparse``, if the network cannot be captured as a graph or is not in float32.
+            MissingExtraError: for ``sparse``, if llvmlite is not installed.
         """
         if self.asked == DENSE:
             return plain
@@ -153,8 +156,14 @@ class Kernels:
             return False
 
     def _load_or_compute_share(self, task: Task, mask: str | None, batch: int, precision: str) -> dict[str, Any]:
-        """Return the `Share` of a task's network under a stored mask (None: all weights), or why it has none;
-        remembered in the store."""
+        """Return the fields of `Share` for a network with a mask, or ``why`` kernels are impossible; use the store.
+
+        Args:
+            task: the task.
+            mask: digest of the mask; None for the dense network.
+            batch: number of examples in a step.
+            precision: fp32 or bf16.
+        """
         examples = examples_to_inspect(batch, precision)
         described = {
             "kernels": machine().numerics,
@@ -178,17 +187,23 @@ class Kernels:
 
 
 def name_local_kernels(precision: str = "fp32") -> str:
-    """Return the name of this machine's sparse kernels for keys; it has the features that affect bits, such as AMX."""
+    """Return the name of this machine's sparse kernels for keys; it lists all that affects the bits of results."""
     here = machine()
     half = "" if precision == "fp32" else f" {precision}" + (" amx" if here.tiles else "")
     return f"sparse {here.numerics} {here.kernels}{half}"
 
 
 def compute_share(model: nn.Module, mask: Mask, inputs: Any, precision: str = "fp32") -> Share:
-    """Return the share of a forward pass that sparse kernels skip and compute. The model's weights must be masked.
+    """Return the shares of a forward pass that sparse kernels skip and compute.
+
+    Args:
+        model: a model.
+        mask: the mask.
+        inputs: example inputs of the model.
+        precision: fp32 or bf16.
 
     Raises:
-        CaptureError, EngineError: see `tk.sparse_training`.
+        CaptureError, EngineError: if the network cannot be trained in sparse kernels, see `tk.sparse_training`.
     """
     layers = inspect(model, mask, inputs, precision=precision)
     inside = dict.fromkeys((layer.parameter for layer in layers if layer.where == "engine"), 1.0)
@@ -203,11 +218,16 @@ def compute_share(model: nn.Module, mask: Mask, inputs: Any, precision: str = "f
 
 
 def prepare_sparse_kernels(model: nn.Module, mask: Mask | None, inputs: Any, arithmetic: Arithmetic) -> SparseTraining:
-    """Prepare a model for training steps in sparse kernels. It has the same parameters; the caller enforces the mask,
-    if any.
+    """Prepare a model for training steps in sparse kernels; the model keeps its parameters.
+
+    Args:
+        model: the model.
+        mask: the mask, which the caller must enforce; None for a dense network.
+        inputs: example inputs of the model.
+        arithmetic: arithmetic of the training, which names the kernels.
 
     Raises:
-        EngineError: if the arithmetic names the kernels of another kind of machine.
+        EngineError: if the arithmetic names kernels of another kind of machine.
     """
     if arithmetic.kernels != (here := name_local_kernels(arithmetic.precision)):
         raise EngineError(

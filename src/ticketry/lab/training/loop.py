@@ -1,4 +1,4 @@
-"""The training loop: plain PyTorch, plus calls of the variants of training."""
+"""Train a network step by step in plain PyTorch, and call the changes to the training (variants) at fixed places."""
 
 from __future__ import annotations
 
@@ -39,11 +39,15 @@ _LOOK_EVERY = 100
 
 
 class Loop:
-    """The training of one segment: `train_until` advances it, `state` copies its state.
+    """Trains one segment: `train_until` trains steps, and `state` returns a copy of the training state.
 
     Args:
-        group: the processes that train it together, if there are several; `course` is divided among them. All train the
-            same steps, and the states of the first one are stored.
+        store: the store.
+        course: the task with its data.
+        segment: what to train.
+        state: the state from which training continues.
+        group: the processes that train the segment together; None if there is only one. `course` then yields this
+            process's part of each batch. The states of the first process are stored.
     """
 
     def __init__(
@@ -96,7 +100,7 @@ class Loop:
     # -- training ------------------------------------------------------------------------------------------------------
 
     def train_until(self, last: int, tick: Callable[[], None]) -> None:
-        """Train up to step `last`, and call `tick` after each step."""
+        """Train up to step `last`, and call `tick` after each step; raise the errors of `check_losses` and `check`."""
         with private_random_state(), self._open_batches() as batches:
             while self.step < last:
                 self._train_step(next(batches))
@@ -131,7 +135,7 @@ class Loop:
 
     @cached_property
     def _kernel_context(self) -> Callable[[], contextlib.AbstractContextManager[None]]:
-        """Context manager for the forward pass of a step, in which the model runs in the segment's kernels."""
+        """Function that returns a context manager, in which the model's forward pass uses the segment's kernels."""
         arithmetic = self.segment.arithmetic
         if arithmetic.kernels == DENSE:
             return contextlib.nullcontext
@@ -140,7 +144,7 @@ class Loop:
 
     @cached_property
     def _loss_function(self) -> Callable[[Any], Tensor]:
-        """Function of a batch that computes the loss and the gradients of the parameters."""
+        """Function that computes, for a batch, the loss and the gradients of the parameters, and returns the loss."""
         segment = self.segment
         plainly = self._device == "cuda" and self._group is None and segment.arithmetic.kernels == DENSE
         if plainly and can_replay_steps(self.task, self.session, self.model, segment.variants):
@@ -150,7 +154,7 @@ class Loop:
     def _compute_loss_and_gradients(
         self, batch: Any, kernels: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext
     ) -> Tensor:
-        """Return the loss of a batch, and store new gradient tensors in all parameters, including removed weights."""
+        """Return the loss of a batch, and store new gradients in all parameters; removed weights get gradients too."""
         with kernels():
             loss = task_checks.check_loss(self.task, self._compute_loss(batch))
         self.optimizer.zero_grad(set_to_none=True)
@@ -158,7 +162,7 @@ class Loop:
         return loss
 
     def _seed_step(self) -> None:
-        """Seed dropout and other random operations with the step."""
+        """Seed torch's random numbers, such as for dropout, by a function of the segment's seed and the step."""
         seed = mix(self.segment.order_seed, "step", self.step)
         # Not torch.manual_seed: its stack trace for unused devices costs as much as a small step.
         torch.default_generator.manual_seed(seed)
@@ -177,7 +181,10 @@ class Loop:
 
     @contextlib.contextmanager
     def _open_batches(self) -> Iterator[Batches]:
-        """Yield the batches from the current step on. They stay open when training pauses, until the segment's end."""
+        """Within a ``with`` block, yield the iterator of batches from the current step on.
+
+        The iterator stays open between two blocks; it is closed at the segment's end or after an error.
+        """
         if self._batches is None:
             self._batches = self.session.batches(range(self.step, self.segment.last))
         go_on = False
@@ -191,13 +198,13 @@ class Loop:
 
     @contextlib.contextmanager
     def _next_batch(self) -> Iterator[Any]:
-        """Yield the batch of the next step without training it."""
+        """Within a ``with`` block, yield the batch of the next step, without training the step."""
         batches = self.session.batches(range(self.step, self.step + 1))
         with private_random_state(), contextlib.closing(batches):
             yield next(batches)
 
     def resume(self, session: dict[str, Tensor], losses: Tensor) -> None:
-        """Set the session's state and the earlier losses, for a state that was read after this loop was built."""
+        """Load the session's state and the losses of earlier steps, if they were unknown when the loop was built."""
         self._resume_session(session)
         self._losses[: len(losses)] = losses
 
@@ -208,7 +215,7 @@ class Loop:
             self.session.load_state(carried)
 
     def average_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
-        """Average gradients over the processes, see `InTraining`; do nothing if there is only one."""
+        """Average the gradients of `parameters` over all processes; do nothing if there is only one process."""
         if self._group is not None:
             for parameter in parameters:
                 if parameter.grad is not None:
@@ -217,7 +224,7 @@ class Loop:
     # -- checks --------------------------------------------------------------------------------------------------------
 
     def check(self) -> None:
-        """Raise an error if a variant's invariant is violated, such as that removed weights are 0."""
+        """Raise an error if a variant's condition is violated, such as that removed weights are 0."""
         for effect in self.effects.values():
             effect.check()
         self._check_unsaved()
@@ -230,7 +237,7 @@ class Loop:
             effect.stopped()
 
     def check_losses(self) -> None:
-        """Raise `TrainingError` if a loss since the last check is not finite."""
+        """Raise `TrainingError` if the loss of a step since the last check is not finite."""
         first = self.segment.first
         recent = self._losses[self._looked_at - first : self.step - first]
         finite = torch.isfinite(recent)
@@ -245,9 +252,9 @@ class Loop:
         self._looked_at = self.step
 
     def compute_next_gradient(self) -> dict[str, Tensor]:
-        """Return the gradients of the next step's loss by normalised name, on the CPU, without training the step.
+        """Return the gradients of the next step's loss on the CPU, by parameter name, without training the step.
 
-        Removed weights have gradients too.
+        Removed weights get gradients too.
 
         Raises:
             TrainingError: if a gradient is not finite.
@@ -268,18 +275,17 @@ class Loop:
         return found
 
     def count_next_flops(self) -> FlopsByWeight:
-        """Return the FLOPs of a forward and a backward pass on the next batch, without training it."""
+        """Return the FLOPs of a forward and a backward pass on the next batch, without training the step."""
         with self._next_batch() as batch:
             for before in self._before_step:
                 before()
             return flops_by_weight(named_parameters(self.model), lambda: self._compute_loss(batch))
 
     def peak_bytes(self) -> int:
-        """Return the peak bytes of tensors in the second training step, since the first one allocates the optimiser's
-        state.
+        """Return the peak bytes of tensors in a training step, by training two steps.
 
-        Includes weights, buffers, gradients, optimiser's state, mask, batch and intermediate tensors, but not the data
-        set.
+        This includes weights, buffers, gradients, the optimiser's state (which the first step allocates), mask, batch
+        and intermediate tensors, but not the data set.
         """
         with self._next_batch() as batch:
             # Start at the first step, so that allocations which the second one frees are recorded.
@@ -294,7 +300,7 @@ class Loop:
     # -- state and record ----------------------------------------------------------------------------------------------
 
     def state(self) -> TrainingState:
-        """Return a copy of the training state with the shapes of the task's network; sharded tensors are not copied."""
+        """Return a copy of the training state, in the shapes of the task's network; sharded tensors are not copied."""
         self.check_losses()
         session = self.session.state()
         in_parts = self._group is not None and self._group.in_parts
@@ -314,9 +320,7 @@ class Loop:
         return state
 
     def _check_unsaved(self) -> None:
-        """Raise `TaskError` if training changes a buffer that is not in the state dict, since checkpoints would lack
-        it.
-        """
+        """Raise `TaskError` if training has changed a buffer that the state dict, and so a checkpoint, lacks."""
         for name, buffer in self.model.named_buffers() if self._unsaved else ():
             before = self._unsaved.get(normal_name(name))
             if before is not None and before.shape == buffer.shape and not torch.equal(before.to(buffer), buffer):
@@ -326,11 +330,11 @@ class Loop:
                 )
 
     def facts(self) -> dict[str, Any]:
-        """Return the variants' entries for the result's record, as JSON values."""
+        """Return entries that the variants add to the result's record, as JSON values."""
         return {name: fact for effect in self.effects.values() for name, fact in effect.facts().items()}
 
     def measured(self) -> dict[str, Metrics]:
-        """Return the network's metrics as entries of a record, see `round_metric`."""
+        """Return the metrics of the network, rounded by `round_metric`, as entries of the result's record."""
         measure = self._measure_metrics
         for effect in self.effects.values():
             if _overrides(effect, "measured"):
@@ -354,7 +358,7 @@ class Loop:
 
 
 def _overrides(effect: Effect, method: str) -> bool:
-    """Return whether an effect's class overrides a method."""
+    """Return whether the class of `effect` overrides this method of `Effect`."""
     return getattr(type(effect), method) is not getattr(Effect, method)
 
 
@@ -365,5 +369,5 @@ def set_learning_rate(optimizer: Optimizer, lr: float) -> None:
 
 
 def round_metric(value: float) -> float:
-    """Round a metric to 6 decimals; if it is below 1, to 6 significant digits."""
+    """Return a metric rounded to 6 decimals, or to 6 significant digits if its absolute value is below 1."""
     return float(f"{value:.6g}") if abs(value) < 1 else round(value, 6)

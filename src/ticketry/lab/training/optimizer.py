@@ -1,4 +1,4 @@
-"""The optimiser of a recipe, its state as named tensors, and its learning rate as a function of the step."""
+"""Build a recipe's optimiser, convert its state to and from named tensors, and compute the learning rate of a step."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ticketry.tasks.recipe import Recipe
 
 
 class Trainable(Protocol):
-    """A module or another object with named parameters."""
+    """A module, or another object that has named parameters."""
 
     def parameters(self) -> Iterable[nn.Parameter]: ...
 
@@ -24,7 +24,7 @@ class Trainable(Protocol):
 
 
 def make_optimizer(recipe: Recipe, model: Trainable) -> Optimizer:
-    """Return the recipe's optimiser of all parameters, fused if torch supports that (one kernel for all parameters)."""
+    """Return the recipe's optimiser for all parameters; use torch's fused form, which is faster, where possible."""
     parameters = list(model.parameters())
     unfused = any(map(torch.is_complex, parameters)) or (recipe.optimizer == "sgd" and any(map(is_sharded, parameters)))
     # torch has no fused form for complex parameters, nor fused SGD for sharded ones.
@@ -44,7 +44,7 @@ def make_optimizer(recipe: Recipe, model: Trainable) -> Optimizer:
 
 
 def optimizer_tensors(optimizer: Optimizer, model: Trainable) -> dict[str, Tensor]:
-    """Return the optimiser's state as a dict from ``parameter/entry`` to tensors (momentum, moments, counts)."""
+    """Return the tensors in the optimiser's state (momentum, moments, counts), named ``parameter/entry``."""
     return {
         f"{name}/{entry}": value
         for name, parameter in model.named_parameters()
@@ -54,7 +54,7 @@ def optimizer_tensors(optimizer: Optimizer, model: Trainable) -> dict[str, Tenso
 
 
 def load_optimizer(optimizer: Optimizer, model: Trainable, tensors: dict[str, Tensor]) -> None:
-    """Load the tensors of `optimizer_tensors`, in the memory layout of the parameters, which fused optimisers need."""
+    """Load tensors that `optimizer_tensors` returned into an optimiser; give them the parameters' memory layout."""
     position = {name: index for index, (name, _) in enumerate(model.named_parameters())}
     parameters = dict(model.named_parameters())
     state: dict[int, dict[str, Any]] = {}
@@ -76,9 +76,13 @@ _ONECYCLE_END = 1e4
 
 
 def learning_rate(recipe: Recipe, step: int, *, total: int, per_epoch: int) -> float:
-    """Return the learning rate of step `step` (from 0) in a training of `total` steps.
+    """Return the learning rate of a step.
 
-    Later steps have the last value, as fine-tuning needs.
+    Args:
+        recipe: has the schedule.
+        step: number of the step, from 0. From step `total` on, the learning rate is that of the last step.
+        total: number of steps of the training.
+        per_epoch: number of steps in an epoch.
     """
     step = min(step, max(total - 1, 0))
     warmup = Step.parse(recipe.warmup).iterations(per_epoch=per_epoch, total=total)
@@ -90,7 +94,7 @@ def learning_rate(recipe: Recipe, step: int, *, total: int, per_epoch: int) -> f
 
 
 def _after_warmup(recipe: Recipe, step: int, warmup: int, total: int, per_epoch: int) -> float:
-    """Return the learning rate after warm-up as a factor of the peak learning rate."""
+    """Return the learning rate of a step after warm-up, divided by the recipe's learning rate."""
     if recipe.schedule == "multistep":
         drops = [Step.parse(point).iterations(per_epoch=per_epoch, total=total) for point in recipe.milestones]
         factor: float = recipe.gamma ** sum(drop <= step for drop in drops)

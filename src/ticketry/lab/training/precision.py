@@ -1,4 +1,4 @@
-"""The arithmetic of a training: device, number format, memory layout and threads."""
+"""Choose the arithmetic of a training: device, number format, memory layout and threads."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ PARALLEL = (DDP, FSDP)
 
 @dataclass(frozen=True)
 class Arithmetic:
-    """Device type, number format, memory layout and CPU threads. They affect bits, so a segment's key includes them."""
+    """Holds settings that affect the bits of results: device, number format, memory layout, threads; part of keys."""
 
     device: str = "cpu"
     """cpu or cuda."""
@@ -35,29 +35,28 @@ class Arithmetic:
     """fp32, or bf16 (autocast; weights and optimiser stay in fp32)."""
     channels_last: bool = False
     threads: int = 1
-    """CPU threads of one segment; they do not depend on the runner or on other segments."""
+    """Number of CPU threads of each training process."""
     kernels: str = DENSE
-    """dense, or the name of sparse kernels for masked steps, see `lab.training.kernels`."""
+    """dense, or the name of the sparse kernels in which steps are computed, see `lab.training.kernels`."""
 
     ranks: int = 1
-    """Processes that train one network together (`--devices`), each with `threads` threads or its own GPU."""
+    """Number of processes (ranks) that train a network together, each with `threads` threads or its own GPU."""
     norms: str = ""
     """With several ranks, batch norms use statistics of the whole batch (synchronised) or of the rank's part (own)."""
     parallel: str = ""
-    """fsdp if every parameter is sharded among the ranks (`fully_shard`); otherwise each rank has all of it."""
+    """fsdp if every rank has a part of each parameter (`fully_shard`); empty if every rank has all parameters."""
 
     def describe(self) -> dict[str, Any]:
-        """Return the arithmetic as JSON values for keys. Newer fields are omitted at their defaults, so that old keys
-        stay valid.
-        """
+        """Return the fields as JSON values for keys; leave out newer fields with default values, to keep old keys."""
         described = asdict(self)
         usual = {"kernels": DENSE, "ranks": 1, "norms": "", "parallel": ""}
         return {name: value for name, value in described.items() if name not in usual or value != usual[name]}
 
     @contextlib.contextmanager
     def active(self) -> Iterator[None]:
-        """In a block, set the thread count, deterministic algorithms and denormal flushing. Only one block runs at a
-        time.
+        """Within a ``with`` block, set the thread count, deterministic algorithms, and flushing of denormal numbers.
+
+        Only one block runs at a time; other threads wait.
         """
         with ONE_AT_A_TIME, denormals_as_zero():
             threads, benchmark = torch.get_num_threads(), torch.backends.cudnn.benchmark
@@ -81,15 +80,13 @@ class Arithmetic:
                     memory.fill_uninitialized_memory = filled
 
     def autocast(self) -> contextlib.AbstractContextManager[object]:
-        """Return the autocast context of one forward pass; each step needs a new one, since it caches converted
-        weights.
-        """
+        """Return an autocast context for one forward pass; use it once only, because it caches converted weights."""
         if self.precision == "fp32":
             return contextlib.nullcontext()
         return torch.autocast(self.device, dtype=torch.bfloat16)
 
     def place(self, model: nn.Module) -> nn.Module:
-        """Move the model to the device and the memory layout; sparse kernels need contiguous weights."""
+        """Return the model on the device and in the memory layout of this arithmetic."""
         model = model.to(self.device)
         if not self.channels_last or self.kernels != DENSE:
             return model
@@ -99,9 +96,9 @@ class Arithmetic:
 def non_default_choices(
     *, precision: str, threads: int = 1, devices: int = 1, norms: str = SYNCHRONISED, parallel: str = DDP
 ) -> dict[str, Any]:
-    """Return the settings that differ from the defaults (fp32, one thread, one device), for a run's name.
+    """Return those of the given settings that differ from the defaults; they become part of a run's name.
 
-    Device and kernels are never included, since ``auto`` depends on the machine.
+    The defaults are fp32, one thread, one device, synchronised norms and ddp.
     """
     usual = {"precision": "fp32", "threads": 1, "devices": 1, "norms": SYNCHRONISED, "parallel": DDP}
     told = {"precision": precision, "threads": threads, "devices": devices}
@@ -111,11 +108,10 @@ def non_default_choices(
 
 @contextlib.contextmanager
 def denormals_as_zero() -> Iterator[None]:
-    """In a block, treat numbers below 1.2e-38 as zero in this thread, if the processor supports it.
+    """Within a ``with`` block, treat numbers below 1.2e-38 (denormal numbers) as zero in this thread, if possible.
 
-    Closed gates, their products, and the moments of weights without gradient become that small, and each such number
-    costs Intel processors a hundred cycles. Ordinary weights have the same bits with and without, so keys do not
-    mention it.
+    Gates near 0, and the moments of weights without gradients, become that small; a denormal number costs Intel
+    processors a hundred cycles. Ordinary weights do not change by this, so keys do not mention it.
     """
     tiny = torch.tensor(torch.finfo(torch.float32).tiny, device="cpu")
     before = not bool(tiny / 2)
@@ -136,11 +132,20 @@ def choose_arithmetic(
     norms: str = SYNCHRONISED,
     parallel: str = DDP,
 ) -> Arithmetic:
-    """Choose the arithmetic of a model by a fixed rule on the processor's features, never by a timing.
+    """Choose the arithmetic of a model by a fixed rule, never by a timing.
 
-    A GPU is used if there is one. Convolutional networks train in bfloat16 with channels_last if the processor has
-    instructions for it (AVX-512 BF16, AMX, or a GPU of compute capability 8), which halves the time of a step. Other
-    networks train in fp32, since conversions would cost more time than they save.
+    With ``auto``, a GPU is used if there is one. Convolutional networks train in bfloat16 if the processor has
+    instructions for it (AVX-512 BF16, AMX, or a GPU of compute capability 8), which halves the time of a step; other
+    networks train in fp32. Two-dimensional convolutions use the memory layout channels_last.
+
+    Args:
+        model: the model.
+        device: auto, cpu or cuda.
+        precision: auto, fp32 or bf16.
+        threads: number of CPU threads of each process.
+        ranks: number of processes that train the model together.
+        norms: synchronised or own, see `Arithmetic.norms`.
+        parallel: ddp or fsdp, see `Arithmetic.parallel`.
 
     Raises:
         UsageError: for an unknown choice or a missing device.
@@ -175,10 +180,10 @@ def choose_arithmetic(
 
 
 def _may_crash_in_channels_last(module: nn.Module) -> bool:
-    """Return whether torch may crash in this layer's backward pass with channels_last in fp32 on a CPU.
+    """Return whether torch may crash in this layer's backward pass in fp32 on a CPU with channels_last.
 
-    With torch 2.13 and AVX-512, a 1x1 convolution with stride 2 and 8 input channels over at least 48x48 pixels causes
-    a segmentation fault. Layers with fewer than 16 channels gain little by the layout.
+    The crash was seen with torch 2.13 and AVX-512, for a 1x1 convolution with stride 2 and 8 input channels on at least
+    48x48 pixels. Layers with fewer than 16 channels gain little by channels_last.
     """
     return (
         isinstance(module, nn.Conv2d)

@@ -1,9 +1,8 @@
-"""Replays GPU training steps from CUDA graphs, since launching the kernels of a small network takes longer than running
-them.
+"""Replay GPU training steps from CUDA graphs; for a small network, launching kernels takes longer than running them.
 
-Only the forward and the backward pass are recorded. Values that change from step to step in Python (learning rate,
-random seed) stay outside. The same kernels run in the same order, so weights are bit-identical with and without graphs,
-and keys do not mention graphs.
+Only the forward and the backward pass are recorded, not values that change in Python from step to step, such as the
+learning rate. The same kernels run in the same order, so results have the same bits with and without graphs, and keys
+do not mention graphs.
 """
 
 from __future__ import annotations
@@ -24,22 +23,21 @@ from ticketry.tasks.task import Session, Task
 from ticketry.tasks.user_task import OwnTask
 
 WARM_UP = 3
-"""Number of steps before a batch shape is recorded, in which libraries choose algorithms and allocate constants."""
+"""Number of steps with a batch shape before a step is recorded; in these, libraries choose algorithms."""
 
 MOST = 8
-"""Maximum number of recorded batch shapes, each with its own memory. Usually there are two: whole and last batches."""
+"""Maximum number of batch shapes that are recorded; usually there are two, of whole batches and of last batches."""
 
 Shape = tuple[tuple[torch.Size, torch.dtype], ...]
 Replay = Callable[[], object]
 Recorder = Callable[[Callable[[], Tensor]], tuple[Tensor, Replay]]
-"""Records a call; returns its result and a function that repeats the computation."""
+"""Calls a function and records the computation; returns the result, and a function that repeats the computation."""
 
 
 def can_replay_steps(task: Task, session: Session, model: nn.Module, variants: Sequence[Variant]) -> bool:
-    """Return whether all steps with the same batch shape run the same operations, so that one recording can replace
-    them.
+    """Return whether all steps with the same batch shape run the same operations, so that they can be replayed.
 
-    That is true of tasks and layers of ticketry and torch; a user's task declares it by `Task.replayable`.
+    This holds if task and layers are those of ticketry and torch; a user's task declares it by `Task.replayable`.
     """
     if type(session) is not SupervisedSession or not all(one.replayable for one in variants):
         return False
@@ -61,7 +59,7 @@ def _has_no_user_code(module: nn.Module) -> bool:
 
 @dataclass(frozen=True)
 class _Recorded:
-    """A recorded step: its input batch, and the loss and gradients that it writes."""
+    """Holds a recorded step: the batch that it reads, the loss and gradients that it writes, and its replay."""
 
     batch: Sequence[Tensor]
     loss: Tensor
@@ -70,12 +68,12 @@ class _Recorded:
 
 
 class Replays:
-    """Computes the loss of a batch and the gradients of the parameters, from a recording for each batch shape.
+    """Computes the loss of a batch and the gradients of the parameters, by replaying a recording for the batch shape.
 
     Args:
         parameters: the network's parameters, which must stay in the same memory.
-        differentiated: function of a batch that returns the loss and stores new gradient tensors.
-        record: see `Recorder`.
+        differentiated: function that computes, for a batch, the loss and new gradients, and returns the loss.
+        record: records a computation, see `Recorder`; by default as a CUDA graph.
     """
 
     def __init__(
@@ -103,9 +101,7 @@ class Replays:
         return found.loss
 
     def _recording(self, shape: Shape, batch: Sequence[Tensor]) -> bool:
-        """Record the step of a batch shape that occurred often enough, without training; return whether that
-        succeeded.
-        """
+        """Record a step with this batch shape if the shape has occurred often enough; return whether it is recorded."""
         if self._seen[shape] < WARM_UP or len(self._recorded) == MOST:
             return False
         held = [tensor.clone() for tensor in batch]
@@ -132,13 +128,13 @@ class Replays:
 
 
 class CudaGraphs:
-    """Records calls as CUDA graphs, which share memory for intermediate tensors."""
+    """Records function calls as CUDA graphs; all graphs share the memory for intermediate tensors."""
 
     def __init__(self) -> None:
         self._pool: Any = None
 
     def __call__(self, call: Callable[[], Tensor]) -> tuple[Tensor, Replay]:
-        """Record a call; RuntimeError if that is impossible, for example because it reads a value back from the GPU."""
+        """Record a call; raise `RuntimeError` if that is impossible, such as if `call` copies a value from the GPU."""
         graph = torch.cuda.CUDAGraph()
         recording = torch.cuda.graph(
             graph, pool=self._pool, capture_error_mode="thread_local"

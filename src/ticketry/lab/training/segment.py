@@ -1,4 +1,4 @@
-"""A segment: a part of a training that its key identifies, so that equal keys mean equal results. Also its result."""
+"""Define segments (ranges of steps of a training), the keys that identify them, and their results."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ Kind = TypeVar("Kind", bound=Variant)
 
 @dataclass(frozen=True)
 class Start:
-    """Where the weights of a segment come from: a new initialisation or a stored state."""
+    """Says where the weights at the start of a segment come from: a new initialisation or a stored state."""
 
     seed: int | None = None
-    """Initialisation seed."""
+    """Seed of a new initialisation; None with a stored state."""
     state: str | None = None
-    """Digest of stored weights and buffers."""
+    """Digest of stored weights and buffers; None with a new initialisation."""
     optimizer: str | None = None
     """Digest of a stored optimiser state; None for a new optimiser."""
 
@@ -40,9 +40,9 @@ class Start:
 
 @dataclass(frozen=True, kw_only=True)
 class Segment:
-    """Training of a task by a recipe from step `first` to step `last`, with variants such as a mask.
+    """Describes a training of a task from step `first` to step `last`, with changes (variants) such as a mask.
 
-    Segments that differ only in `last` belong to the same trajectory: a longer one resumes from a shorter one's state.
+    Segments that differ only in `last` belong to the same trajectory: the longer segment continues the shorter.
     """
 
     task: Task
@@ -50,11 +50,11 @@ class Segment:
     recipe: Recipe
     start: Start
     variants: tuple[Variant, ...] = ()
-    """Changes to the training: an enforced mask, soft masks, a penalty …; empty for a dense network."""
+    """Changes to the training, such as an enforced mask, soft masks or a penalty; empty for a dense network."""
     first: int
-    """Step of the schedule, and of the data order, at which the segment starts."""
+    """Step of the schedule, and of the order of the data, at which the segment starts."""
     last: int
-    """Step before which the segment ends: it trains last - first steps."""
+    """Step before which the segment ends; so `last` - `first` steps are trained."""
     total: int
     """Number of steps of the whole schedule."""
     per_epoch: int
@@ -93,7 +93,7 @@ class Segment:
 
     @property
     def whole_channels(self) -> bool:
-        """Whether the trained network lacks the channels that its mask removes."""
+        """Whether the removed channels are taken out of the network for training."""
         return any(one.whole_channels for one in self.variants)
 
     def variant(self, kind: type[Kind]) -> Kind | None:
@@ -109,7 +109,8 @@ class Segment:
         """Return the step number of a point in the schedule such as 2ep, 500it or 3%.
 
         Args:
-            of: name of the setting, for the error.
+            step: the point in the schedule.
+            of: name of the setting with this value, for the error message.
 
         Raises:
             UsageError: if the text is not a point in the schedule.
@@ -118,7 +119,7 @@ class Segment:
 
     @cached_property
     def trajectory(self) -> str:
-        """SHA-256 (hex) of everything except `last`."""
+        """Key of the training without its length: the SHA-256 (hex) of all fields except `last`."""
         described = self.describe()
         del described["last"]
         return digest_of({"numerics": NUMERICS, **described})
@@ -129,11 +130,11 @@ class Segment:
         return f"{self.trajectory}@{self.last}"
 
     def until(self, last: int) -> Segment:
-        """Return the segment of the same trajectory that ends at `last`."""
+        """Return the segment of the same trajectory that ends at step `last`."""
         return replace(self, last=last)
 
     def blobs(self) -> list[str]:
-        """Return the digests of all stored tensors that the segment needs."""
+        """Return the digests of all stored tensors that are needed to train the segment."""
         needed = [self.start.state, self.start.optimizer, *(blob for one in self.variants for blob in one.blobs())]
         return [blob for blob in needed if blob is not None]
 
@@ -156,7 +157,11 @@ class Segment:
 
     @classmethod
     def from_description(cls, described: Mapping[str, Any], task: Task) -> Segment:
-        """Build a segment from its description. The classes of its variants must be imported already.
+        """Build a segment from the result of `describe`; the classes of its variants must have been imported.
+
+        Args:
+            described: the description.
+            task: the task of the segment.
 
         Raises:
             TaskError: if `task` is another task, or its source has changed.
@@ -172,17 +177,21 @@ class Segment:
         return cls(task=task, **values)
 
     def surroundings(self, store: Store, course: Course) -> Surroundings:
-        """Return the context in which the segment's variants act."""
+        """Return the information about this training that its variants may use."""
         return Surroundings(
             store, course, self.task, self.recipe, self.first, self.last, self.total, self.per_epoch, self.mask
         )
 
     def modules(self) -> list[str]:
-        """Return the modules that define the segment's variants, which another process must import."""
+        """Return the names of the modules that define the segment's variants; another process must import them."""
         return [type(variant).__module__ for variant in self.variants]
 
     def course(self, folder: Path | None) -> Course:
-        """Return the task with its data; `TaskError` if the number of training examples has changed."""
+        """Load the task's data from `folder` and return the task with them.
+
+        Raises:
+            TaskError: if the number of training examples has changed since this segment was described.
+        """
         course = course_of(self.task, folder)
         count = course.sizes()["train"]
         if self.task.steps_per_epoch(count, self.recipe) != self.per_epoch:
@@ -194,7 +203,7 @@ class Segment:
 
 
 def check_task(name: str, spec: Spec | None) -> None:
-    """Raise `TaskError` for a task that other processes cannot build."""
+    """Raise `TaskError` if other processes cannot build the task, because `spec` is None."""
     if spec is None:
         raise TaskError(
             f"the task {name!r} was made in this process and another cannot make it: name it as"
@@ -204,7 +213,7 @@ def check_task(name: str, spec: Spec | None) -> None:
 
 @dataclass(frozen=True)
 class Result:
-    """Result of a segment: stored weights and their metrics."""
+    """Holds the result of a segment: the digest of the trained weights, and their metrics."""
 
     segment: Segment
     model: str
@@ -212,16 +221,16 @@ class Result:
     training: str | None
     """Digest of the optimiser's state, if it is stored."""
     metrics: dict[str, dict[str, Any]]
-    """Metrics by split (validation and test) and name; searches use validation only. None stands for a value that is
-    not finite, except for the task's own metric."""
+    """Metrics by split (validation or test) and name; searches use validation only. A value that is not finite is
+    replaced by None."""
     train_seconds: float
     variants: Mapping[str, str]
-    """Digest of each variant's lasting state, by the variant's name; see `Effect.lasting`."""
+    """Digest of the state of each variant that is part of the result, by the variant's name; see `Effect.lasting`."""
     record: dict[str, Any] = field(repr=False, compare=False)
 
 
 def replace_non_finite(metrics: Mapping[str, Mapping[str, float | None]]) -> dict[str, dict[str, Any]]:
-    """Return the metrics with None for values that are not finite, since JSON has no infinity."""
+    """Return the metrics with None in place of values that are not finite, which JSON does not have."""
     return {
         split: {name: None if value is None or not math.isfinite(value) else value for name, value in found.items()}
         for split, found in metrics.items()
