@@ -1,4 +1,4 @@
-"""The task protocol: data, loss, metric and recipe of networks; readers from disk; batches split over processes."""
+"""What a task is: data, network, loss, metric and recipe; readers from disk; batches split over processes."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ from ticketry.tasks.recipe import Recipe
 
 @dataclass(frozen=True)
 class Spec:
-    """The request for a task; `catalogue.create_task(spec)` creates the same task in any process."""
+    """A request for a task, from which `catalogue.create_task` creates the same task in any process."""
 
     name: str
     """Name of a built-in task, or module:object."""
     model: str | None = None
-    """Name of the network; None is the default of the task."""
+    """Name of the network; None means the task's default network."""
     options: tuple[tuple[str, str], ...] = ()
-    """Pairs of name and value, as text."""
+    """Options of the task, as pairs of name and value, both text."""
 
 
 @dataclass(frozen=True)
 class Split:
-    """Examples as they are stored: images are uint8 [n, channels, height, width], which `task.prepare` scales.
+    """Examples as they are stored; for example, images are uint8, and `Task.prepare` scales them.
 
     Examples:
         >>> digits = tk.task("digits").load()
@@ -42,11 +42,11 @@ class Split:
     """
 
     inputs: Tensor
-    """[n, ...] stored inputs; with a `reader`, the row numbers to request from it."""
+    """[n, ...] stored inputs; if the split has a `reader`, the row numbers to request from the reader."""
     targets: Tensor
-    """[n, ...]"""
+    """[n, ...] targets of the examples."""
     reader: Reader | None = None
-    """Reads the inputs of a split that is streamed from disk."""
+    """Reads the inputs from disk; None if they are in memory."""
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -54,7 +54,7 @@ class Split:
 
 @dataclass(frozen=True)
 class Splits:
-    """Three disjoint sets of examples: for training, for choices during a search, and for results.
+    """Three disjoint sets of examples: for training, for choices during a search, and for final results.
 
     Examples:
         >>> digits = tk.task("digits").load()
@@ -68,12 +68,12 @@ class Splits:
 
 
 class Task:
-    """Base of all tasks. A subclass sets the attributes and overrides the methods.
+    """Base class of all tasks. A subclass sets the attributes and overrides the methods.
 
     Every task overrides `build`. Tasks with independent examples also override `load`, `loss`, `measure` and `summary`
     (`Classification` defines the last three). Other tasks, such as language modelling, override `course` instead.
-    A task holds settings only; its data is loaded once a process, when it is used. Data, and models under the same
-    seed of torch, must be the same every time, because results are stored under the `key` of the task.
+    A task contains settings only; each process loads the data once, when the data is used. Data must be the same every
+    time, and models too if torch has the same seed, because results are stored under the `key` of the task.
 
     Examples:
         >>> class Circles(tk.Task):
@@ -118,19 +118,19 @@ class Task:
     metric: Metric
     recipe: Recipe
     spec: Spec | None = None
-    """Set by `catalogue.get`; a task without it cannot be created in another process."""
+    """The request for this task, set by `catalogue.get`; without a request, other processes cannot create the task."""
     replayable: ClassVar[bool] = False
     """Whether training steps can be captured in CUDA graphs: `prepare`, the model and `loss` run the same operations at
     every step, without branches on values of tensors or state in Python. Not inherited: each subclass sets it."""
 
     def key(self) -> Mapping[str, object]:
-        """Return JSON values that identify the results of this task: name, version, options, model.
+        """Return JSON values that identify the task in stored results: name, version, options, model.
 
-        Tasks that are named module:object, and objects for `tk.run` or a search, need no key: `catalogue.get` and
-        `resolve_task` add one from source code and options.
+        Tasks that are named module:object, and task objects for `tk.run` or a search, need not override this method:
+        `catalogue.get` and `resolve_task` make a key from source code and options.
 
         Raises:
-            TaskError: if the class does not override it.
+            TaskError: if the class does not override this method.
         """
         kind = type(self)
         raise TaskError(
@@ -139,27 +139,27 @@ class Task:
         )
 
     def of_replicate(self, number: int) -> Mapping[str, str]:
-        """Return options of the task for replicate `number` (from 0), if replicates differ, as in their data split.
+        """Return options of the task for replicate `number` (from 0); empty if replicates have the same options.
 
-        See `catalogue.of_replicate`.
+        For example, each replicate may have another split of the data. See `catalogue.of_replicate`.
         """
         return {}
 
     def untrained(self) -> Mapping[str, str]:
-        """Return options of the task with random instead of pre-trained weights; empty if weights are random anyway.
+        """Return options that give the task random instead of pre-trained weights; empty if weights are random anyway.
 
-        The control `random_reinit` needs a network without the pre-trained weights, see `catalogue.untrained`.
+        The control `random_reinit` needs a network without pre-trained weights, see `catalogue.untrained`.
         """
         return {}
 
     def build(self) -> nn.Module:
-        """Return a new model, pre-trained or with weights from torch's global random state, which the lab seeds."""
+        """Return a new model, pre-trained or with weights from torch's global random state, which the caller seeds."""
         raise NotImplementedError
 
     def narrower(self, parameters: int) -> str | None:
         """Return the name of the widest network of this kind with at most `parameters` parameters, or None.
 
-        `evidence.verify` trains it as a control: a dense network of the size of the ticket.
+        `evidence.verify` trains this network as a control: a dense network with as many parameters as the ticket.
         """
         return None
 
@@ -178,12 +178,12 @@ class Task:
     def unfit(self, key: Mapping[str, object]) -> str:
         """Return why networks trained on the task with this key cannot be used for this task; empty if they can.
 
-        For example, a language model with another vocabulary of the same size.
+        For example, a language model cannot be used with another vocabulary, even if it has the same size.
         """
         return ""
 
     def scored(self, size: int) -> int:
-        """Return the batch size for scores, at most `size`; smaller if such batches do not fit into memory."""
+        """Return the batch size for scores: `size`, or less if batches of `size` do not fit into memory."""
         return size
 
     def load(self, data: Path | None = None) -> Splits:
@@ -191,20 +191,21 @@ class Task:
         raise NotImplementedError
 
     def prepare(self, inputs: Tensor) -> Tensor:
-        """Return the inputs of the model for stored inputs [n, ...], on the same device and without randomness."""
+        """Return the model's inputs for stored inputs [n, ...], on the same device and without random numbers."""
         return inputs
 
     def example(self, count: int, data: Path | None = None) -> Tensor:
         """Return `count` inputs of the model, for compiling, exporting and timing.
 
-        By default the first of the validation split. Tasks that know the shape of inputs need not read data.
+        By default, these are the first inputs of the validation split. Tasks that know the shape of inputs override
+        this method, so that no data are read.
         """
         split = self.load(data).validation
         first = split.inputs[:count]
         return self.prepare(first if split.reader is None else split.reader.request(first)())
 
     def augment(self, inputs: Tensor, names: tuple[str, ...], generator: torch.Generator) -> Tensor:
-        """Return stored inputs [n, ...] after the random augmentations `names`, drawn from `generator` (on the CPU).
+        """Return stored inputs [n, ...] after the augmentations `names`; `generator` (on the CPU) is their randomness.
 
         Raises:
             TaskError: for an unknown augmentation.
@@ -214,67 +215,67 @@ class Task:
         return inputs
 
     def loss(self, outputs: Tensor, targets: Tensor, *, label_smoothing: float = 0.0) -> Tensor:
-        """Return the mean loss of a batch, a scalar; `label_smoothing` is that of the recipe."""
+        """Return the mean loss of a batch, a scalar; `label_smoothing` is the recipe's."""
         raise NotImplementedError
 
     def measure(self, outputs: Tensor, targets: Tensor) -> dict[str, Tensor]:
-        """Return sums over a batch, which are added up over batches for `summary`."""
+        """Return sums over the examples of a batch, by name; `summary` gets their sums over all batches."""
         raise NotImplementedError
 
     def summary(self, sums: Mapping[str, float], count: int) -> dict[str, float]:
-        """Return the metrics of a split with `count` examples from the sums of `measure`; one is `metric.name`."""
+        """Return the metrics of a split of `count` examples, from the sums of `measure`; include `metric.name`."""
         raise NotImplementedError
 
 
 def json_key(task: Task) -> dict[str, Any]:
-    """Return the key of a task as records store it: converted to JSON, with lists instead of tuples."""
+    """Return the key of a task in the form in which records store it: JSON values, with lists instead of tuples."""
     key: dict[str, Any] = json.loads(json.dumps(dict(task.key())))
     return key
 
 
 Inputs = Tensor | tuple[Any, ...]
-"""Inputs of a model: a tensor, or a tuple of arguments."""
+"""The inputs of a model: a tensor, or a tuple of arguments."""
 
 
 class Arithmetic(Protocol):
-    """Device and number format of networks; the part of `lab.training.precision.Arithmetic` that a course needs."""
+    """The device and number format of networks, as far as a course needs to know them."""
 
     @property
     def device(self) -> str:
-        """Device type, cpu or cuda."""
+        """The type of the device: ``cpu`` or ``cuda``."""
 
     def autocast(self) -> contextlib.AbstractContextManager[object]:
-        """Return a context for a forward pass; convert outputs to float32 before computing a loss."""
+        """Return the context for a forward pass; outputs must be converted to float32 before a loss is computed."""
 
 
 class Session:
-    """One training run: a batch for each step, its loss, and state between steps.
+    """A training run: it gives a batch for each step and the loss of the batch, and may have state between steps.
 
-    A subclass overrides `loss`, and `batches` unless the data of a step depend on the network (as in reinforcement
-    learning). Results must depend only on the arguments of the session, the step, the model and the state. Before each
-    `loss` the lab seeds torch's global generators by (seed, step), also for dropout.
+    A subclass overrides `loss`; it also overrides `batches`, unless the data of a step depend on the network (as in
+    reinforcement learning). Results must depend only on the arguments of `Course.session`, the step, the model and the
+    state. Before each call of `loss`, torch's global generators are seeded by (seed, step), also for dropout.
     """
 
     copies: str = ""
-    """Prefix of state entries that are copies of parameters; the rest of the name is that of the parameter. Masks and
-    removed units apply to the copies too."""
+    """Prefix of the names of state entries that are copies of parameters; the parameter's name follows the prefix.
+    Masks and removed units apply to these copies too."""
 
     gathers: bool = False
     """Whether each process has only a part of the state, so that all processes must call `state` together."""
 
     def batches(self, steps: range) -> Generator[Any, None, None]:
-        """Yield the batch of each step, by default the number of the step; the caller closes the generator."""
+        """Yield the batch of each step, by default only the step's number; the caller closes the generator."""
         yield from steps
 
     def loss(self, model: nn.Module, batch: Any) -> Tensor:
-        """Return the loss of a batch, a scalar to differentiate; state for the next step is detached."""
+        """Return the loss of a batch, a scalar to differentiate; detach the state that is kept for the next step."""
         raise NotImplementedError
 
     def outputs(self, model: nn.Module, batch: Any, of: str = "") -> tuple[Tensor, Tensor]:
         """Return the logits [n, classes, ...] of a model for a batch, and the targets [n, ...].
 
         Args:
-            of: name of the network, if several networks see the same batches; each has a separate state.
+            of: name of the network, if several networks see the same batches; each network has a separate state.
 
         Raises:
             TaskError: if the task has no classes.
@@ -282,17 +283,18 @@ class Session:
         raise TaskError("this task has no classes, whose scores could be compared: train gates for its own loss")
 
     def state(self) -> dict[str, Tensor]:
-        """Return a copy of the state for the next step, on the CPU; empty if there is none."""
+        """Return a copy, on the CPU, of the state that the next step needs; empty if steps have no state."""
         return {}
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
-        """Restore a result of `state`, so that the next step gives the same bits as without interruption."""
+        """Restore a result of the method `state`; the next step then gives the same bits as without interruption."""
 
     def follows(self, model: nn.Module) -> Mapping[str, tuple[int, str, int]]:
-        """Return state entry -> (its dimension, parameter, dimension of the parameter) that hold the same units.
+        """Return which state entries have a dimension of units of the network, such as the state of an LSTM.
 
-        If units of the network are removed, the entry is reduced like the parameter; in a masked network it is 0 at
-        the removed units.
+        The result maps the name of an entry to a tuple: the dimension of the entry, the name of a parameter, and the
+        dimension of the parameter with the same units. If units of the network are removed, the entry loses the same
+        units; in a masked network, the entry is 0 at removed units.
         """
         return {}
 
@@ -304,24 +306,26 @@ _NOT_SPLITTABLE = (
 
 
 class Course:
-    """Data, training and evaluation of a task without independent examples. `few` need not be overridden."""
+    """Data, training and evaluation of a task whose examples are not independent; overriding `few` is optional."""
 
     def sizes(self) -> dict[str, int]:
-        """Return the number of examples of ``train``, ``validation`` and ``test``, all positive."""
+        """Return the numbers of examples, all positive, of the splits ``train``, ``validation`` and ``test``."""
         raise NotImplementedError
 
     def session(self, recipe: Recipe, seed: int, arithmetic: Arithmetic) -> Session:
-        """Return a new training run; `load_state` resumes an earlier one at any step.
+        """Return a new training run; to resume an earlier run at any step, call `load_state` of the result.
 
         Args:
+            recipe: training settings.
             seed: seed of the order of the data and of everything else that is random.
+            arithmetic: device and number format.
         """
         raise NotImplementedError
 
     def evaluate(self, model: nn.Module, split: str, arithmetic: Arithmetic) -> dict[str, float]:
-        """Return the metrics on ``train``, ``validation`` or ``test``, including that of the task.
+        """Return the metrics on a split (``train``, ``validation`` or ``test``), including the metric of the task.
 
-        A pure function of its arguments. The caller sets evaluation mode and disables gradients.
+        The result must depend only on the arguments. The caller sets evaluation mode and disables gradients.
         """
         raise NotImplementedError
 
@@ -329,19 +333,19 @@ class Course:
         """Return training batches for a score, on the device of the model.
 
         Args:
-            model: the network to score; in reinforcement learning its actions decide the data.
-            count: number of batches; fewer if there are not enough examples.
-            size: examples of a batch.
+            model: the network to score; in reinforcement learning, the data depend on its actions.
+            count: number of batches; the result has fewer if there are not enough examples.
+            size: number of examples in a batch.
             seed: seed of the random choice.
         """
         raise NotImplementedError
 
     def loss(self, model: nn.Module, batch: Any) -> Tensor:
-        """Return the mean loss of a batch of `sample`, in the number format of the model and without state."""
+        """Return the mean loss of a batch from `sample`, in the number format of the model, without state."""
         raise NotImplementedError
 
     def count(self, batch: Any) -> int:
-        """Return the number of examples in a batch of `sample`."""
+        """Return the number of examples in a batch from `sample`."""
         raise NotImplementedError
 
     def inputs(self, count: int) -> Inputs:
@@ -349,11 +353,11 @@ class Course:
         raise NotImplementedError
 
     def cut(self, ranks: Ranks) -> Course:
-        """Return the course for one of several processes that train one network together.
+        """Return the course for one of several processes that train a network together.
 
-        Each batch is split over the processes. The mean of their losses is the loss of the whole batch, and random
-        draws depend on the step and on the position of an example in the whole batch. `evaluate` returns the metrics of
-        the whole split in every process.
+        `ranks` is this process among the others. Each batch is split over the processes. The mean of the processes'
+        losses must be the loss of the whole batch, and random numbers must depend on the step and on the position of an
+        example in the whole batch. In every process, `evaluate` returns the metrics of the whole split.
 
         Raises:
             TaskError: if the task can only be trained in one process.
@@ -361,10 +365,12 @@ class Course:
         raise TaskError(_NOT_SPLITTABLE)
 
     def check_cut(self, model: nn.Module, recipe: Recipe, world: int) -> None:
-        """Check that training by `world` processes equals training by one.
+        """Check that training by `world` processes together gives the same results as training by a single process.
 
         Args:
             model: a new model on the CPU.
+            recipe: training settings.
+            world: number of processes.
 
         Raises:
             TaskError: if the loss is not a mean over examples, or a batch has fewer examples than processes.
@@ -372,12 +378,12 @@ class Course:
         raise TaskError(_NOT_SPLITTABLE)
 
     def few(self, count: int) -> Course:
-        """Return the course with few training examples, to measure the cost of a step; by default unchanged."""
+        """Return the course with about `count` training examples, to measure the cost of a step; by default itself."""
         return self
 
 
 class Classification(Task):
-    """A task whose targets are classes int64 [n] and whose outputs are logits [n, classes].
+    """Base class of tasks whose targets are classes int64 [n] and whose outputs are logits [n, classes].
 
     A subclass adds `name`, `recipe`, `build` and `load`.
     """
@@ -389,7 +395,7 @@ class Classification(Task):
         return F.cross_entropy(outputs, targets, label_smoothing=label_smoothing)
 
     def measure(self, outputs: Tensor, targets: Tensor) -> dict[str, Tensor]:
-        """Return the number of correct examples and the summed cross entropy, in float32 or higher precision."""
+        """Return the number of correct examples and the summed cross entropy, in float32 or more precise."""
         precise = outputs.to(torch.promote_types(outputs.dtype, torch.float32))
         return {
             "correct": (outputs.argmax(1) == targets).sum(),
@@ -406,7 +412,7 @@ class Reader(Protocol):
 
     @property
     def workers(self) -> int:
-        """Number of reading processes; 0 reads in the training process."""
+        """Number of reading processes; if 0, the training process reads."""
 
     @property
     def batch(self) -> int:
@@ -414,38 +420,39 @@ class Reader(Protocol):
 
     @property
     def augmentations(self) -> tuple[str, ...]:
-        """Augmentations that the reader applies; `Task.augment` applies the others."""
+        """Names of the augmentations that the reader applies; `Task.augment` applies all others."""
 
     def request(
         self, rows: Tensor, augment: tuple[str, ...] = (), seed: int = 0, first: int = 0
     ) -> Callable[[], Tensor]:
         """Return a function that reads the stored inputs [b, ...] of `rows` [b], in this process or another.
 
-        The function is sent to reading processes with every batch, so it must be small and picklable. Its result must
-        depend only on these arguments; a `TicketryError` reaches the user.
+        A function is sent to reading processes for every batch, so it must be small and picklable. The inputs that it
+        returns must depend only on the arguments of this method. If it raises a `TicketryError`, the user sees it.
 
         Args:
-            augment: augmentations to apply, of `augmentations`. Their draws depend on `seed` and on the position of an
-                example in the batch.
-            first: position of the first of `rows` in the batch; passed only if several devices split a batch.
+            rows: numbers of the examples to read.
+            augment: names of the augmentations to apply, from `augmentations`.
+            seed: seed of the augmentations; they depend on `seed` and on the position of an example in the batch.
+            first: position in the batch of the first example in `rows`; passed only if several devices split a batch.
         """
 
 
 @runtime_checkable
 class Sharded(Protocol):
-    """Further members of a `Reader` whose examples are stored in shards, which are read fastest one after the other."""
+    """Further members of a `Reader` of shards: files with many examples, which are read fastest one after another."""
 
     @property
     def window(self) -> int:
-        """Number of shards that are mixed; an epoch reads from no more shards at a time."""
+        """Number of shards whose examples are mixed; an epoch reads from at most this many shards at a time."""
 
     def shards(self, rows: Tensor) -> Tensor:
-        """Return the shard number of each of `rows` [b], from 0: int64 [b]."""
+        """Return, for each example in `rows` [b], the number of its shard, counted from 0: int64 [b]."""
 
 
 @dataclass(frozen=True)
 class PartOfBatch:
-    """The examples of a batch in one process: `own` examples from position `first` on, of `whole` examples in all."""
+    """The part of a batch that one process gets: `own` of the `whole` examples, from position `first` on."""
 
     first: int
     own: int
@@ -453,16 +460,16 @@ class PartOfBatch:
 
 
 def place_of_part(examples: int, rank: int, world: int) -> PartOfBatch:
-    """Return the consecutive examples of a batch for process `rank` of `world`.
+    """Return the part of a batch of `examples` examples that process `rank` of `world` processes gets.
 
-    All processes get the same number; if `examples` is not a multiple of `world`, the first ones get one more.
+    All parts have the same size; if `examples` is not a multiple of `world`, the first parts have one example more.
     """
     each, more = divmod(examples, world)
     return PartOfBatch(rank * each + min(rank, more), each + (rank < more), examples)
 
 
 class Ranks(Protocol):
-    """One of several processes that train one network together, and its connection to the others."""
+    """One of several processes that train a network together, and its connection to the other processes."""
 
     rank: int
     """Number of this process, from 0."""
@@ -472,7 +479,7 @@ class Ranks(Protocol):
     """Whether parameters are sharded, so that all processes must call the network equally often."""
 
     def gather(self, value: Any) -> list[Any]:
-        """Return the values of all processes in their order; all processes must call it."""
+        """Return the values that all processes pass, in the order of the processes; all of them must call this."""
 
     def drawing(self, place: PartOfBatch) -> AbstractContextManager[object]:
-        """Return a context in which random draws for the examples of a part are those of the whole batch."""
+        """Return a context in which the examples of a part get the random numbers that they get in the whole batch."""

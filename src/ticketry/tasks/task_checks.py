@@ -1,4 +1,4 @@
-"""Calls of a task's methods that check the returned values, with error messages for the author of the task."""
+"""Call methods of a task and check the returned values, with error messages for the author of the task."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ def build_model(task: Task) -> nn.Module:
     """Return a new model of the task.
 
     Raises:
-        TaskError: if `Task.build` returns no module, or one without parameters, with uninitialised lazy parameters,
-            or with a state dict that holds anything except tensors.
+        TaskError: if `Task.build` does not return a module, or if the module has no parameters, has uninitialised lazy
+            parameters, or has a state dict with anything except tensors.
     """
     model = task.build()
     if not isinstance(model, nn.Module):
@@ -36,7 +36,7 @@ def build_model(task: Task) -> nn.Module:
 
 
 def _explain_untrainable(model: nn.Module) -> str:
-    """Return why a lab cannot train and store a model; empty if it can."""
+    """Return a text that says why a model cannot be trained and stored; empty if it can."""
     if not any(True for _ in model.parameters()):
         return "without a parameter: there is nothing to train"
     if unshaped := [name for name, one in model.named_parameters() if is_lazy(one)]:
@@ -51,8 +51,8 @@ def load_splits(task: Task, data: Path | None) -> Splits:
     """Return the splits of the task.
 
     Raises:
-        TaskError: if `Task.load` returns anything except `Splits` of tensors, or a split whose inputs and targets
-            differ in number.
+        TaskError: if `Task.load` does not return `Splits` of tensors, or if inputs and targets of a split differ in
+            number.
     """
     splits = task.load(data)
     if not isinstance(splits, Splits):
@@ -82,7 +82,7 @@ def load_splits(task: Task, data: Path | None) -> Splits:
 
 
 def check_sizes(task: Task, sizes: Mapping[str, int]) -> dict[str, int]:
-    """Check the number of examples in each split of the task and return them.
+    """Return `sizes`, the number of examples in each split of the task, after a check.
 
     Raises:
         TaskError: if a split is missing or empty.
@@ -94,7 +94,7 @@ def check_sizes(task: Task, sizes: Mapping[str, int]) -> dict[str, int]:
 
 
 def prepare_inputs(task: Task, inputs: Tensor) -> Tensor:
-    """Return the inputs of the model for stored inputs.
+    """Return the result of `Task.prepare`: the inputs of the model for the stored `inputs`.
 
     Raises:
         TaskError: if `Task.prepare` fails or returns no tensor.
@@ -130,7 +130,7 @@ def compute_loss(task: Task, outputs: Tensor, targets: Tensor, **options: float)
 
 
 def _call_method(task: Task, method: str, call: Callable[..., T], *tensors: Tensor, **options: float) -> T:
-    """Call a method of the task; an error names the method and its arguments."""
+    """Return the result of `call`, which calls the method named `method`; an error names method and arguments."""
     try:
         return call(*tensors, **options)
     except (TicketryError, torch.OutOfMemoryError):  # their messages suffice
@@ -151,7 +151,7 @@ def check_loss(task: Task, loss: Any) -> Tensor:
     """Return the loss of a training step after checking that it can be differentiated.
 
     Raises:
-        TaskError: if it is not a tensor with one number, or has no gradient.
+        TaskError: if the loss is not a tensor with a single number, or has no gradient.
     """
     if isinstance(loss, Tensor) and loss.numel() == 1 and loss.requires_grad:
         return loss
@@ -173,7 +173,7 @@ def measure_sums(task: Task, outputs: Tensor, targets: Tensor) -> dict[str, Tens
     """Return the result of `Task.measure` for a batch.
 
     Raises:
-        TaskError: if it fails, or returns anything except a mapping from names to tensors with one number.
+        TaskError: if the method fails, or does not return a mapping from names to tensors with a single number.
     """
     sums = _call_method(task, "measure", task.measure, outputs, targets)
     if not isinstance(sums, Mapping):
@@ -193,7 +193,7 @@ def check_metrics(task: Task, metrics: Any) -> dict[str, float]:
     """Return the metrics of a split as floats.
 
     Raises:
-        TaskError: if they are not a mapping from names to numbers, or lack the metric of the task.
+        TaskError: if `metrics` is not a mapping from names to numbers, or lacks the metric of the task.
     """
     subject = f"the metrics of the task {task.name!r} (summary, or its course's evaluate)"
     if not isinstance(metrics, Mapping):
@@ -215,7 +215,8 @@ def check_comparable(task: Task, metrics: Mapping[str, float], split: str) -> No
     """Raise an error unless a trained network can be compared with others by the metric of the task.
 
     Raises:
-        TaskError: if that metric is not finite, or too large for records. Other metrics may be, and are stored as null.
+        TaskError: if the metric of the task is not finite, or is too large for records. Other metrics may be so; they
+            are stored as null.
     """
     value = metrics[task.metric.name]
     if math.isfinite(value) and abs(value) > LARGEST:
@@ -232,12 +233,12 @@ def check_comparable(task: Task, metrics: Mapping[str, float], split: str) -> No
 
 
 def _method_name(task: Task, name: str) -> str:
-    """Return the name of a method of a task for an error message."""
+    """Return the name of the method `name` of a task, with the class, for an error message."""
     return f"{name}() of the task {task.name!r}"
 
 
 def _describe(value: object) -> str:
-    """Describe a value by its type, or by its text if that is more informative."""
+    """Return a description of a value for an error message: its type, or its text if that says more."""
     if isinstance(value, Tensor):
         return f"a tensor of shape {list(value.shape)}"
     if value is None or isinstance(value, bool | int | float | str):

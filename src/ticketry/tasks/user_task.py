@@ -1,4 +1,4 @@
-"""User-defined tasks: named as module:object, or objects that are named by their class and options."""
+"""Create user-defined tasks in any process: by a name module:object, or by the class and options of a task object."""
 
 from __future__ import annotations
 
@@ -29,17 +29,20 @@ _METHODS_OF_COURSES = ("build", "course")
 def load(spec: Spec, registry: Registry[Any], *, annotated: bool = False) -> Task:
     """Create the task of an installed package, or the task that `spec.name` = module:object names.
 
-    The object is a task, a subclass of `Task`, or a function that returns a task; this is checked before it is called.
-    Classes and functions are called with the options (and the model, if requested) as keyword arguments; texts that
+    The object is a task, a subclass of `Task`, or a function that returns a task; this is checked before a call.
+    Classes and functions are called with the options (and the model, if requested) as keyword arguments. Texts that
     look like numbers, true or false are converted. A function with an argument `spec` gets the whole request instead.
-    The key of the task has the digest of the source code that defines it, see `registry.digest_source`.
+    The key of the task contains a digest of the source code of the object, see `registry.digest_source`.
 
     Args:
-        annotated: whether to call a function only if its annotation says that it returns a task; for names from files.
+        spec: the request for the task.
+        registry: the tasks of installed packages.
+        annotated: whether to call a function only if its annotation says that it returns a task; True for names that
+            come from files.
 
     Raises:
         PluginError: if the module of the package cannot be imported or lacks the object.
-        TaskError: if a module of the user cannot be imported, or the object does not give a task.
+        TaskError: if a module of the user cannot be imported, or if the object is not a task and does not return one.
     """
     found = registry.get(spec.name)
     _check_makes_tasks(found, spec.name, annotated=annotated)
@@ -53,7 +56,7 @@ def load(spec: Spec, registry: Registry[Any], *, annotated: bool = False) -> Tas
 
 
 class OwnTask(Task):
-    """A user-defined task under its requested name: delegates to it, and adds a key."""
+    """Wraps a user-defined task: it has the requested name and a key, and is otherwise the same task."""
 
     def __init__(self, inner: Task, spec: Spec, source: str) -> None:
         self.inner = inner
@@ -65,7 +68,7 @@ class OwnTask(Task):
         """SHA-256 of the source code."""
 
     def key(self) -> Mapping[str, object]:
-        """Return name, digest of the source, options, and the key of the inner task if it defines one."""
+        """Return the name, the digest of the source, the options, and the wrapped task's key if it defines one."""
         return {
             "name": self.spec.name,
             "source": self.source,
@@ -117,7 +120,7 @@ def _check_makes_tasks(found: object, name: str, *, annotated: bool) -> None:
 
 
 def _names_a_task(function: Any, annotation: str) -> bool:
-    """Return whether an annotation as text is a subclass of `Task`, or an unresolvable name that ends in Task."""
+    """Return whether a textual annotation means a subclass of `Task`, or else is a name that ends in Task."""
     first, *rest = annotation.strip("'\" ").split(".")
     found = function.__globals__.get(first)
     for part in rest:
@@ -147,7 +150,7 @@ def _create(found: Any, spec: Spec) -> Task:
 
 
 def _check_arguments(function: Callable[..., object], arguments: Mapping[str, object], name: str) -> Container[str]:
-    """Return the parameters of a function; raise `TaskError` if it does not take the arguments."""
+    """Return the parameters of `function`; raise `TaskError` if it cannot be called with `arguments`."""
     try:
         signature = inspect.signature(function)
     except ValueError as error:  # of a function written in C
@@ -186,7 +189,7 @@ def _check_task(task: Task, name: str) -> None:
 
 
 def _check_signature(task: Task, method: str, name: str) -> None:
-    """Raise an error unless a method of a task takes the arguments of the same method of `Task`."""
+    """Raise an error unless a method of a task takes the arguments that the same method of `Task` takes."""
     _, *wanted = inspect.signature(getattr(Task, method)).parameters.values()
     named = {one.name: one.default for one in wanted if one.kind is one.KEYWORD_ONLY}
     given = [one.name for one in wanted if one.kind is not one.KEYWORD_ONLY]
@@ -205,18 +208,19 @@ def _overrides(task: Task, method: str) -> bool:
 
 
 _WORDS = (bool, int, float, str, PurePath)
-"""Types of values that an option can have."""
+"""Types that the value of an option can have."""
 _PLAIN = (*_WORDS, bytes, type(None))
 
 
 def recreate(task: object, get: Callable[..., Task]) -> Task:
     """Return a task that any process can create again: `task` if it has a key, else a copy created by name.
 
-    The copy is created by the name of the class, with the constructor arguments as options. All its attributes must
-    equal those of `task`.
+    The copy is created by the name of the class, with the constructor arguments as options. All attributes of the copy
+    must equal the attributes of `task`.
 
     Args:
-        get: `catalogue.get`.
+        task: the task object.
+        get: the function `catalogue.get`.
 
     Raises:
         TaskError: if `task` is not a task, or no name and options create an equal one.
@@ -259,7 +263,7 @@ def _explain_not_a_task(given: object) -> str:
 
 
 def _explain_unnamed(kind: type[Task], name: str) -> str:
-    """Return why other processes cannot find a class by its name; empty if they can."""
+    """Return a text that says why other processes cannot find a class by its name; empty if they can."""
     if kind.__module__ == "__main__":
         return "is of a script or a notebook, in which other processes cannot find it"
     if "<locals>" in kind.__qualname__:
@@ -292,7 +296,7 @@ def _find_options(task: Task, name: str) -> dict[str, Any]:
 
 
 def _are_equal(one: object, other: object) -> bool:
-    """Return whether two values have the same type and are equal; False for types that cannot be compared."""
+    """Return whether two values have the same type and are equal; return False if they cannot be compared."""
     if one is other:
         return True
     if type(one) is not type(other):
