@@ -138,8 +138,8 @@ def stability(
 
     Let W_k be the rewound weights, m the mask, and A(W, u) the weights after training W to the end with data order u:
 
-    - stability to pruning is |m∘A(W_k, u) - m∘A(m∘W_k, u)|;
-    - stability to data order is |m∘A(m∘W_k, u) - m∘A(m∘W_k, u')|.
+    - the distance for stability to pruning is |m∘A(W_k, u) - m∘A(m∘W_k, u)|;
+    - the distance for stability to data order is |m∘A(m∘W_k, u) - m∘A(m∘W_k, u')|.
 
     A(W_k, u) is the dense network of the search. Its optimiser state continues at step k; the ticket's optimiser is
     new. Trainings that the lab's store lacks are executed. `evidence.instability` uses the same trainings.

@@ -1,4 +1,4 @@
-"""The record of a campaign: its claims and their outcomes, the runs behind them, and a table of all methods."""
+"""The record of a campaign: claims with their outcomes, the runs that they compare, and a table of all methods."""
 
 from __future__ import annotations
 
@@ -20,33 +20,33 @@ _Outcome = Annotated[
 
 
 class FileVersion(Part, frozen=True):
-    """A version of the campaign's file, by digest; the first one dates from before any training."""
+    """A version of the campaign's file, which its digest identifies; the first version predates all training."""
 
     sha256: str
     since: str
-    """Date and time from which this version was used."""
+    """Date and time from which this version of the file was used."""
 
 
 class Side(Part, frozen=True):
-    """One of the two networks that a claim compares."""
+    """One of the two kinds of networks that a claim compares, with its metric in each replicate."""
 
     run: str
     role: Role
     values: tuple[Number, ...] = ()
-    """Metric of each replicate, in the order of replicates."""
+    """Metric of the network of each replicate, in the order of replicates."""
     level: Count | None = None
-    """Level of tickets and their controls; None where the claim's density identifies it."""
+    """Level of the ticket or control; None if the claim's density identifies the level."""
 
 
 class Claim(Part, frozen=True, kw_only=True):
-    """A hypothesis that A minus B exceeds a bound, with its outcome. Positive differences mean that A is better."""
+    """The hypothesis that network A is better than network B by more than a bound, with its outcome."""
 
     name: str
     statement: str
     source: str = ""
     """Paper and section that the claim comes from."""
     figure: str = ""
-    """Result that the source itself reports."""
+    """Result that the paper itself reports."""
     a: Side
     b: Side
     density: Density | None = None
@@ -54,18 +54,18 @@ class Claim(Part, frozen=True, kw_only=True):
     unit: str = ""
     higher_is_better: bool = True
     above: Number
-    """Bound that the difference must exceed, in the metric's unit."""
+    """Bound that the difference A minus B must exceed, in the metric's unit; positive means that A is better."""
     margin: Number
     confidence: Number
     family: str
-    """Name of the family of claims that share one multiplicity correction."""
+    """Name of the family of claims that are corrected together for multiple testing."""
     again: str = ""
-    """Name of the claim that this one replicates on fresh replicates; empty if it is not a replication."""
+    """Name of the claim that this claim tests again on fresh replicates; empty if it is not a replication."""
     found: _Outcome
     n: Count
-    """Number of replicates in the test."""
+    """Number of replicates that were tested."""
     limit: Count
-    """Largest number of replicates allowed."""
+    """Largest number of replicates that the plan allows."""
     difference: Number | None = None
     """Mean of A minus B over replicates, in the metric's unit."""
     interval: tuple[Number, Number] | None = None
@@ -73,36 +73,37 @@ class Claim(Part, frozen=True, kw_only=True):
     p_confirmed: Number = 1.0
     """p-value for confirming the claim, corrected for interim analyses and for the family."""
     p_refuted: Number = 1.0
-    """p-value for refuting the claim, corrected likewise."""
+    """p-value for refuting the claim, corrected for interim analyses and for the family."""
     more: Count | None = None
-    """Estimated number of further replicates needed for a decision: 0 if the claim is decided, None if there would be
-    too many or no replicate has been tested yet (`n` is 0)."""
+    """Estimated number of further replicates until a decision: 0 if the claim is decided, None if too many would be
+    needed or no replicate has been tested yet (`n` is 0)."""
     unknown: str = ""
     """Name of a missing measurement without which no replicate can decide the claim; empty if nothing is missing."""
     seconds: NotNegative = 0.0
     """Training time of both sides' runs in seconds, including runs that other claims share."""
     noise: tuple[Number, ...] = ()
-    """A/A differences in the task's metric: the dense network trained in a second data order, minus itself."""
+    """For each replicate, the metric of the dense network trained in a second data order, minus its metric in the first
+    order (A/A differences)."""
     noise_missing: Count = 0
     """Number of tested replicates whose dense network has not been trained in a second data order."""
 
 
 class BlockProvenance(Part, frozen=True, kw_only=True):
-    """Provenance of a block of replicates: what determines its bits besides the settings."""
+    """What determines the exact results of a block of replicates besides the settings."""
 
     first: Count
     last: Count
     """Replicates `first` to `last - 1` form the block."""
     precision: str = ""
     kernels: tuple[str, ...] = ()
-    """Kernels in which its networks were trained; empty if the record lacks them."""
+    """Kernels with which the block's networks were trained; empty if the record lacks them."""
     processor: str = ""
     date: str = ""
-    """Date on which its record was written; empty if unknown."""
+    """Date on which the block's record was written; empty if unknown."""
 
 
 class PlannedTime(NamedTuple):
-    """Planned and measured training time in seconds of the blocks that one store planned and trained."""
+    """Planned and measured training time, in seconds, of blocks that were planned and trained by the same store."""
 
     planned: float = 0.0
     """Planned wall-clock time."""
@@ -110,7 +111,7 @@ class PlannedTime(NamedTuple):
     """Measured wall-clock time."""
 
     def plus(self, other: PlannedTime) -> PlannedTime:
-        """Return the sum of both."""
+        """Return the sum of both times with those of `other`."""
         return PlannedTime(*(mine + theirs for mine, theirs in zip(self, other, strict=True)))
 
 
@@ -128,24 +129,26 @@ class CampaignRun(Part, frozen=True, kw_only=True):
     replicates: Count = 0
     """Number of finished replicates."""
     runs: tuple[str, ...] = ()
-    """Names of the searches in the store, one for each block."""
+    """Names of the searches in the store, one for each block of replicates."""
     blocks: tuple[BlockProvenance, ...] = ()
     """Provenance of each block of replicates."""
     planned_seconds: NotNegative | None = None
-    """Planned wall-clock time in seconds of the blocks that this store planned and trained."""
+    """Planned wall-clock time, in seconds, of the blocks that this store planned and trained; None without such
+    blocks."""
     planned_took: NotNegative | None = None
     """Measured wall-clock time of the same blocks in seconds."""
     seconds: NotNegative = 0.0
-    """Time of the searches of all blocks in seconds, including imported and earlier ones; without A/A trainings."""
+    """Time of the searches of all blocks in seconds, including imported and earlier blocks, without A/A trainings."""
     failed: str = ""
-    """Reason why the run stopped when the campaign was last executed; empty if it did not stop or was not needed."""
+    """Error with which the run stopped when the campaign was last executed; empty if it did not stop or was not
+    needed."""
 
 
 class SecondOrderRun(Part, frozen=True, kw_only=True):
-    """A replicate's dense network, trained a second time in another data order (A/A)."""
+    """A replicate's dense network, trained a second time in another data order, for A/A differences."""
 
     of: str
-    """Digest of task, recipe, seeds and precision, which identifies the network."""
+    """Digest of task, recipe, seeds and precision, which identifies the dense network."""
     replicate: Count
     value: Number
     """Metric on the test split."""
@@ -154,11 +157,11 @@ class SecondOrderRun(Part, frozen=True, kw_only=True):
     steps: Count = 0
     seconds: NotNegative = 0.0
     trained: bool = True
-    """Whether it was trained for this campaign; if not, it was already in the store."""
+    """Whether the network was trained for this campaign; if False, it was already in the store."""
 
 
 class MethodRow(Part, frozen=True, kw_only=True):
-    """One row of the table of all methods: means over replicates."""
+    """One row of the table of all methods, with means over replicates."""
 
     run: str
     method: str
@@ -170,17 +173,17 @@ class MethodRow(Part, frozen=True, kw_only=True):
     interval: tuple[Number, Number] | None = None
     unit: str = ""
     steps: NotNegative | None = None
-    """Training steps of everything that the network needed, including the search."""
+    """Number of steps of all trainings that the network needed, including the search."""
     flops: NotNegative | None = None
     seconds: NotNegative | None = None
 
 
 class CampaignRecord(Part, frozen=True, kw_only=True, tag_field="kind", tag="campaign"):
-    """A campaign at one scale, with all results so far."""
+    """The record of a campaign at one scale, with all results so far."""
 
     format: Literal[1] = FORMAT
     name: str
-    """Name of the campaign and its scale."""
+    """Name of the campaign, followed by the name of the scale."""
     title: str
     paper: str = ""
     scale: str
@@ -199,16 +202,16 @@ class CampaignRecord(Part, frozen=True, kw_only=True, tag_field="kind", tag="cam
     segments_asked: Count = 0
     segments_trained: Count = 0
     steps_trained: Count = 0
-    """Steps trained for all claims together."""
+    """Number of steps that were trained for all claims together."""
     environment: dict[str, Any] = field(default_factory=dict)
     command: str = ""
     config: str = ""
-    """Text of the campaign file, in its present version."""
+    """Text of the present version of the campaign file."""
     store: str = ""
 
     @property
     def planned(self) -> dict[str, PlannedTime]:
-        """Planned and measured time of each run with blocks of this store, by run name."""
+        """Name of a run -> planned and measured time of its blocks that this store planned and trained."""
         return {
             run.name: PlannedTime(run.planned_seconds or 0.0, run.planned_took)
             for run in self.runs
@@ -222,10 +225,11 @@ class CampaignRecord(Part, frozen=True, kw_only=True, tag_field="kind", tag="cam
 
     @property
     def hypotheses(self) -> tuple[int, int]:
-        """Number of decided hypotheses, and of all: a claim and its replications are one, decided by any of them.
+        """The pair (number of decided hypotheses, number of all hypotheses).
 
-        Each replication is a separate test at its family's alpha: by the union bound, a hypothesis that is tested k
-        times is falsely confirmed with a probability of at most k * alpha, and falsely refuted likewise.
+        A claim and its replications are one hypothesis, which is decided if any of them is. Each is a separate test at
+        its family's alpha. By the union bound, a hypothesis that is tested k times is falsely confirmed with a
+        probability of at most k * alpha, and falsely refuted with at most the same probability.
         """
         replicated = {claim.name: claim.again for claim in self.claims}
         decided = {_find_original_claim(claim.name, replicated) for claim in self.claims if claim.found != "undecided"}
@@ -233,13 +237,13 @@ class CampaignRecord(Part, frozen=True, kw_only=True, tag_field="kind", tag="cam
 
     @property
     def max_tests_per_hypothesis(self) -> int:
-        """Largest number of tests of one hypothesis (a claim and its replications); 0 without claims."""
+        """Largest number of tests (a claim and its replications) of any hypothesis; 0 if there are no claims."""
         replicated = {claim.name: claim.again for claim in self.claims}
         return max(Counter(_find_original_claim(claim.name, replicated) for claim in self.claims).values(), default=0)
 
 
 def _find_original_claim(name: str, again: Mapping[str, str]) -> str:
-    """Return the claim that a chain of replications starts from."""
+    """Return the name of the original claim, at the start of the chain of replications that leads to `name`."""
     seen = set[str]()
     while again.get(name) and name not in seen:  # a damaged record may have a cycle
         seen.add(name)
@@ -255,7 +259,7 @@ def read_campaign_record(record: object, what: str = "campaign record") -> Campa
         what: name of the record in errors, such as its file.
 
     Raises:
-        StoreError: if the format or kind is another, a value is missing, or a value is invalid.
+        StoreError: if the record has another format or kind, or a value is missing or invalid.
     """
     check_format(record, FORMAT, what=what, advice=_ADVICE)
     if isinstance(record, Mapping) and (kind := record.get("kind")) != "campaign":

@@ -9,11 +9,11 @@ from math import floor, log10
 Cell = str | int | float | None
 
 _MOST_DECIMALS, _SMALL = 6, 1e-4
-"""With more than `_MOST_DECIMALS` decimals, numbers closer to 0 than `_SMALL` are written with an exponent."""
+"""If more than `_MOST_DECIMALS` decimals are asked for, numbers closer to 0 than `_SMALL` get an exponent."""
 
 
 def format_number(value: float, decimals: int, *, sign: bool = False) -> str:
-    """Format a number with `decimals` decimals; very small ones with an exponent and at least two digits: 8.3e-8.
+    """Format a number with `decimals` decimals; very small numbers get an exponent and at least two digits: 8.3e-8.
 
     Args:
         value: number to format.
@@ -31,9 +31,9 @@ def format_number(value: float, decimals: int, *, sign: bool = False) -> str:
 def build_html_table(
     caption: str, header: Sequence[str], rows: Iterable[Sequence[Cell]], lines: Iterable[str] = ()
 ) -> str:
-    """Build an HTML table with a caption above and lines of text below; all texts are escaped.
+    """Return an HTML table with a caption above and lines of text below; all texts are escaped.
 
-    Numbers are written with four digits, None as a dash.
+    Numbers are written with four digits, and None as a dash.
     """
     head = "".join(f"<th>{escape(name)}</th>" for name in header)
     body = "".join(f"<tr>{''.join(f'<td>{escape(_format_cell(cell))}</td>' for cell in row)}</tr>" for row in rows)
@@ -43,13 +43,13 @@ def build_html_table(
 
 
 def describe_answers(as_good: str | None, better: str | None, not_beaten: Sequence[str], controls: bool = True) -> str:
-    """Write both answers of a verdict as a sentence; empty for a record without answers.
+    """Return a sentence with both answers of a verdict; empty if the record has no answers.
 
     Args:
         as_good: answer to "as good as dense": yes, no or undecided.
         better: answer to "better than every control".
-        not_beaten: names of the controls that the ticket was not shown to beat, as displayed.
-        controls: whether the comparison has controls.
+        not_beaten: names, for display, of the controls that the ticket was not shown to beat.
+        controls: whether the verdict has controls.
     """
     if as_good is None:
         return ""

@@ -1,4 +1,4 @@
-"""Records of evidence: verifications, and stability at several rewind steps. Timings are in `speed`."""
+"""Records of verifications and of stability analyses; `speed` has the records of timings."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _ADVICE = "Repeat the command that wrote it; trainings in the store are reused"
 
 
 class Network(Part, frozen=True):
-    """Networks of one role in a verification, one for each seed. Counts that differ between seeds are means."""
+    """The networks of one role in a verification, one for each seed; counts are means over seeds."""
 
     role: Role
     values: tuple[Number, ...]
@@ -37,7 +37,7 @@ class Network(Part, frozen=True):
     budget: Count | None = None
     """Training steps of each network since its initialisation."""
     parameters: Count | None = None
-    """Number of nonzero weights."""
+    """Number of unpruned parameters."""
     model: str = ""
 
     def __post_init__(self) -> None:
@@ -46,7 +46,7 @@ class Network(Part, frozen=True):
 
 
 class Reference(Part, frozen=True):
-    """A dense network, trained for as many steps or operations as the whole search."""
+    """A dense network with another number of steps, shown for comparison, such as that of the whole search."""
 
     role: Role
     steps: Count | None = None
@@ -55,7 +55,7 @@ class Reference(Part, frozen=True):
 
 
 class Noise(MeanDifference, frozen=True, kw_only=True):
-    """A/A test: the same ticket trained under other seeds, minus itself. It shows the size of chance differences."""
+    """A/A test: the ticket minus the same ticket under other seeds, which shows how large chance differences are."""
 
     n: Count
     values: tuple[Number, ...] = ()
@@ -63,7 +63,7 @@ class Noise(MeanDifference, frozen=True, kw_only=True):
 
 
 class VerifyRecord(Judgement, frozen=True, kw_only=True, tag_field="kind", tag="verify"):
-    """A verification: a ticket, or a repeated search, compared with the dense network and controls over paired seeds.
+    """The record of a verification, in which a ticket or a repeated search is compared over paired seeds.
 
     Examples:
         >>> run = tk.run("iterative", levels=2, replicates=1, controls=(), recipe={"length": "20it"}, workers=0)
@@ -77,7 +77,7 @@ class VerifyRecord(Judgement, frozen=True, kw_only=True, tag_field="kind", tag="
     run: str = ""
     """Run that saved the ticket; empty for a ticket from elsewhere."""
     ticket: str = ""
-    """Folder of the ticket. For a procedure: a ticket that names the procedure; no value here comes from it."""
+    """Folder of the ticket. For a procedure, the ticket only names the procedure, and no value here comes from it."""
     method: str = ""
     settings: dict[str, Any] = field(default_factory=dict)
     """Settings of the method, for a procedure."""
@@ -87,11 +87,11 @@ class VerifyRecord(Judgement, frozen=True, kw_only=True, tag_field="kind", tag="
     """Replicate that found the ticket; None for a procedure."""
     level: Count
     density: Density
-    """Fraction of weights retained; for a procedure the mean over its masks, as for `kept`."""
+    """Fraction of weights retained; for a procedure, `density` and `kept` are means over its masks."""
     kept: Count | None = None
     task: Task
     resolution: Number | None = None
-    """Smallest possible step of the metric; None if unknown."""
+    """Smallest possible change of the metric; None if unknown."""
     interim: tuple[Count, ...] = ()
     """Numbers of seeds of the planned interim analyses."""
     after: Count = 0
@@ -111,11 +111,11 @@ class Distances(Part, frozen=True):
 
     l2: Number
     angle: Number | None
-    """Angle between the two updates in degrees; None if one network did not move."""
+    """Angle between the two weight vectors in degrees; None if a vector is 0."""
 
 
 class LayerDistances(Part, frozen=True):
-    """L2 distances between networks in one layer."""
+    """L2 distances between the weights of networks in one layer; None if not measured."""
 
     name: str
     pruning: Number | None = None
@@ -123,12 +123,12 @@ class LayerDistances(Part, frozen=True):
 
 
 class Curve(Part, frozen=True):
-    """Error along the straight line between the weights of two networks."""
+    """Errors along the straight line between the weights of two networks."""
 
     split: str
-    """Data split that the errors come from."""
+    """Data split on which errors were measured."""
     recalibrated: Count
-    """Number of batches used to recompute batch-norm statistics; 0 if they were not recomputed."""
+    """Number of batches with which batch-norm statistics were recomputed; 0 if they were interpolated."""
     recorded_height: float | None = field(name="height")
     alphas: tuple[Number, ...]
     """Positions on the line: 0 is the first network, 1 the second."""
@@ -140,17 +140,17 @@ class Curve(Part, frozen=True):
 
     @property
     def height(self) -> float:
-        """Height of the error barrier; NaN where it was not finite."""
+        """Height of the error barrier; NaN if it is not finite."""
         return nan_if_invalid(self.recorded_height)
 
     @property
     def errors(self) -> tuple[float, ...]:
-        """Error at each of `alphas`, in that order; NaN where it was not finite."""
+        """Error at each position in `alphas`; NaN if an error is not finite."""
         return tuple(map(nan_if_invalid, self.recorded_errors))
 
 
 class StabilityRow(Part, frozen=True, omit_defaults=True):
-    """Stability of one network trained from one rewind step."""
+    """Stability of one network that was trained from one rewind step."""
 
     replicate: Count
     step: Count
@@ -160,7 +160,7 @@ class StabilityRow(Part, frozen=True, omit_defaults=True):
     value: Number | None
     """Metric on the test split."""
     pruning: Distances | None
-    """Distances between ticket and dense network; None for the dense network."""
+    """Distances between the ticket and the masked dense network; None for the dense network."""
     data_order: Distances | None
     """Distances between two trainings with different data orders."""
     barriers: tuple[Curve, ...]
@@ -168,12 +168,12 @@ class StabilityRow(Part, frozen=True, omit_defaults=True):
 
     @property
     def barrier(self) -> Curve | None:
-        """Main curve for figures and tests: on the test split, with recomputed statistics if available."""
+        """The curve to show: on the test split and with recomputed statistics if available; None without curves."""
         return max(self.barriers, key=lambda curve: (curve.split == "test", curve.recalibrated), default=None)
 
 
 class Rewind(Part, frozen=True):
-    """A rewind step, and the run that used it."""
+    """A rewind step of a stability analysis, and the run that used this step."""
 
     step: Count
     asked: str = ""
@@ -182,7 +182,7 @@ class Rewind(Part, frozen=True):
 
 
 class StabilityRecord(Experiment, frozen=True, kw_only=True, tag_field="kind", tag="stability"):
-    """A stability analysis over several rewind steps."""
+    """The record of a stability analysis over several rewind steps."""
 
     format: Literal[1] = FORMAT
     name: str
@@ -204,7 +204,7 @@ class StabilityRecord(Experiment, frozen=True, kw_only=True, tag_field="kind", t
 
 Evidence = VerifyRecord | StabilityRecord | SpeedRecord
 EvidenceValues = Evidence | Mapping[str, Any]
-"""Record of evidence, or its JSON values."""
+"""A record of evidence, or the JSON values of one."""
 KINDS: dict[str, type[Evidence]] = {
     "verify": VerifyRecord,
     "stability": StabilityRecord,
@@ -214,14 +214,14 @@ KINDS: dict[str, type[Evidence]] = {
 
 
 def read_evidence(record: object, what: str = "evidence record") -> Evidence:
-    """Read the record of a verification, a stability analysis or a timing from its JSON values.
+    """Convert JSON values to the record of a verification, a stability analysis or a timing.
 
     Args:
         record: JSON values, or a record, which is returned unchanged.
         what: name of the record in errors, such as its file.
 
     Raises:
-        StoreError: if the format or kind is another, a value is missing, or a value is invalid.
+        StoreError: if the record has another format or kind, or a value is missing or invalid.
     """
     if isinstance(record, Evidence):
         return record

@@ -1,4 +1,4 @@
-"""The metric by which networks are compared, as tasks define it and records store it. Imports no torch."""
+"""The metric by which networks are compared, as tasks define it and records store it. Needs no torch."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Summary = Annotated[Literal["mean", "iqm"], Meta(extra={"problem": "neither mean
 
 @dataclass(frozen=True, init=False)
 class Metric:
-    """The metric by which networks are compared; by default accuracy in %. Records must state it.
+    """The metric by which networks are compared; by default accuracy in %.
 
     Raises:
         UsageError: if `scale` or `summary` is unknown.
@@ -33,7 +33,7 @@ class Metric:
     unit: str
     """Unit written after the value in tables: % or empty."""
     higher_is_better: bool
-    """False for a loss or an error."""
+    """Whether higher values are better; False for a loss or an error."""
     scale: str = "linear"
     """Scale of the axis in figures: linear, or log for metrics that are compared by ratios."""
     summary: Summary = "mean"
@@ -55,7 +55,7 @@ class Metric:
 
     @property
     def words(self) -> str:
-        """Name as written in text: bits per character."""
+        """Name as written in text, with spaces instead of underscores: bits per character."""
         return self.name.replace("_", " ")
 
     @property

@@ -1,4 +1,4 @@
-"""Record of one trained network: its metrics, its mask, its training cost and the moment of pruning."""
+"""The record of one trained network: its metrics, mask, training cost and moment of pruning."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ DENSE, TICKET = "dense", "ticket"
 """Roles of networks; every other role is the name of a control."""
 LATENCY_MATCHED = "dense_of_time"
 MATCHED_DENSE = ("dense_of_flops", LATENCY_MATCHED)
-"""Controls that are dense networks of the ticket's cost: matched in MACs (the first) or in measured latency.
+"""Controls that are dense networks as expensive as the ticket, in MACs (the first) or measured latency.
 
 The network is the task's own at another width, or the one named after a colon (``dense_of_flops:vgg-11``).
 """
@@ -40,12 +40,12 @@ DISTANCE, MASKS = "distance", "masks"
 
 
 def is_matched_dense(role: str) -> bool:
-    """Return whether a role is a dense control with the cost of the ticket."""
+    """Return whether `role` is a control that is a dense network as expensive as the ticket."""
     return role.partition(":")[0] in MATCHED_DENSE
 
 
 def share_of(part: float | None, whole: float | None) -> float | None:
-    """Return `part / whole`, a cost relative to the dense network's; None if either is unknown."""
+    """Return `part / whole`, a cost relative to the dense network's; None if `part` or `whole` is unknown."""
     return None if part is None or not whole else part / whole
 
 
@@ -56,14 +56,15 @@ _StepValue = Annotated[tuple[Number, float | None], Meta(extra={"problem": "is n
 
 
 class FirstLayer(Part, frozen=True):
-    """The mask of the first layer: bits of a convolution's filters, or the retained share of each input's weights."""
+    """The mask of the first layer: for a convolution all bits, else the retained share of each input's weights."""
 
     name: str
     kind: Literal["filters", "inputs"]
     shape: tuple[int, ...]
-    """Filters: (out, in, height, width). Inputs: (channels, height, width)."""
+    """Shape of the data: (out, in, height, width) for kind filters, (channels, height, width) for kind inputs."""
     data: bytes
-    """Filters: bits packed in C order, highest bit first, 1 = retained. Inputs: one byte each, 255 = all retained."""
+    """For filters, mask bits packed in C order, highest bit first, 1 = retained. For inputs, one byte per input, 255 =
+    all of its weights are retained."""
 
     def __post_init__(self) -> None:
         sides = 4 if self.kind == "filters" else 3
@@ -75,7 +76,7 @@ class FirstLayer(Part, frozen=True):
 
 
 class RelativeLatency(Part, frozen=True):
-    """Latency relative to the task's dense network, timed alternately on one machine: median and interval."""
+    """Latency as a share of the task's dense network's, timed alternately on one machine: median and interval."""
 
     share: NotNegative
     low: NotNegative
@@ -86,7 +87,7 @@ class RelativeLatency(Part, frozen=True):
 
 
 class Phase(Part, frozen=True):
-    """One phase of the training that a network needed; None marks values that were not measured."""
+    """Costs of one phase of the training that a network needed; values that were not measured are None."""
 
     steps: Count
     flops: NotNegative | None = None
@@ -101,23 +102,23 @@ class Phase(Part, frozen=True):
 
 
 class Phases(Part, frozen=True):
-    """All training that a network needed, including training shared with other networks."""
+    """Costs of all training that a network needed, including training shared with other networks, by phase."""
 
     dense: Phase
     """Training without a mask."""
     search: Phase
-    """All further training until the mask was known."""
+    """All other training until the mask was known."""
     sparse: Phase
     """Training of the network with its mask."""
 
     @property
     def by_name(self) -> dict[str, Phase]:
-        """The phases by name, in order."""
+        """Name of a phase -> phase, in the order of training."""
         return {name: getattr(self, name) for name in PHASES}
 
     @property
     def total(self) -> Phase:
-        """Sum of all phases, with the highest memory of any. A value is None if a phase lacks that measurement."""
+        """Sum of all phases, and the highest memory of any phase; a value is None if a phase lacks it."""
         parts = [part for part in self.by_name.values() if not part.is_empty]
         memories = [part.memory for part in parts if part.steps]
         known = [memory for memory in memories if memory is not None]
@@ -130,13 +131,13 @@ class Phases(Part, frozen=True):
 
 
 def _sum(numbers: Sequence[float | None]) -> float | None:
-    """Return the sum of numbers, or None if any is None or none is given."""
+    """Return the sum of numbers; None if a number is None or there are no numbers."""
     known = [number for number in numbers if number is not None]
     return sum(known) if known and len(known) == len(numbers) else None
 
 
 class Cost(Part, frozen=True, kw_only=True, omit_defaults=True):
-    """Cost of a command, summed over all networks. Values that were not measured are None and are not stored."""
+    """Cost of a command, summed over all networks; values that were not measured are None and are not stored."""
 
     segments_asked: Count | None = None
     segments_distinct: Count | None = None
@@ -149,9 +150,9 @@ class Cost(Part, frozen=True, kw_only=True, omit_defaults=True):
     search_steps_per_replicate: Count | None = None
     control_steps: Count | None = None
     train_seconds: NotNegative | None = None
-    """Training time of all networks in seconds, whenever they were trained."""
+    """Training time in seconds of all networks, including those that earlier commands trained."""
     train_seconds_now: NotNegative | None = None
-    """Training time in seconds of the networks that this command trained."""
+    """Training time in seconds of only the networks that this command trained."""
     wall_seconds: NotNegative | None = None
     energy_kwh: NotNegative | None = None
     energy_by: str = ""
@@ -159,7 +160,7 @@ class Cost(Part, frozen=True, kw_only=True, omit_defaults=True):
 
     @classmethod
     def from_values(cls, values: Mapping[str, Any]) -> Cost:
-        """Read the costs that are valid, and ignore the others: an invalid cost must not make a record unreadable."""
+        """Read the costs that are valid, and ignore invalid ones, which must not make a whole record unreadable."""
         usable: dict[str, Any] = {}
         for name, value in values.items():
             with contextlib.suppress(ValidationError):
@@ -173,10 +174,10 @@ class Moment(Part, frozen=True):
 
     step: Count
     detected: bool
-    """Whether the detector chose the step; if not, it is the latest step allowed or a preset one."""
+    """Whether the detector chose the step; if False, the step was the latest allowed one or fixed in advance."""
     detector: str
     threshold: Number
-    """The network is pruned when the value in `compared` falls below this threshold."""
+    """The network is pruned when a value in `compared_measurements` falls below this threshold."""
     recorded_looks: tuple[_StepValue, ...] = field(default=(), name="looks")
     seconds: NotNegative = 0.0
     """Time of the detector's measurements in seconds."""
@@ -191,19 +192,19 @@ class Moment(Part, frozen=True):
 
     @property
     def measurements(self) -> tuple[tuple[int, float], ...]:
-        """Measurements of the detector as (step, value), in the order of steps.
+        """The detector's measurements as (step, value), in the order of steps.
 
-        Detector distance: ||w - w0|| / ||w0||. Detector masks: share of elements in which the mask differs from the
-        mask of the previous measurement; NaN for the first.
+        For detector distance, a value is ||w - w0|| / ||w0||. For detector masks, it is the share of elements in which
+        the mask differs from the mask of the previous measurement; NaN for the first measurement.
         """
         return tuple((int(step), nan_if_invalid(value)) for step, value in self.recorded_looks)
 
     @property
     def compared_measurements(self) -> tuple[tuple[int, float], ...]:
-        """Values that the detector compares with the threshold, as (step, value); NaN where undefined.
+        """The values that the detector compares with the threshold, as (step, value); NaN if undefined.
 
-        Detector distance: |d_t - d_(t-1)| / d_1 with d_0 = 0, so that the first value is 1. Detector masks: the
-        measurements themselves.
+        For detector distance, with measurements d_t, a value is |d_t - d_(t-1)| / d_1 with d_0 = 0, so that the first
+        value is 1. For detector masks, the values are the measurements themselves.
         """
         looks = self.measurements
         if self.detector != DISTANCE or not looks:
@@ -215,12 +216,12 @@ class Moment(Part, frozen=True):
 
     @property
     def value_at_pruning(self) -> float:
-        """Compared value of the last measurement up to the pruning step; NaN without measurements."""
+        """The last compared value up to the pruning step; NaN without measurements."""
         return next((value for step, value in reversed(self.compared_measurements) if step <= self.step), math.nan)
 
 
 class Point(Part, frozen=True, kw_only=True, omit_defaults=True):
-    """A trained network of a run, with its metrics and costs."""
+    """The record of one trained network of a run: its role, density, metrics and costs."""
 
     replicate: Count
     level: Count
@@ -228,9 +229,9 @@ class Point(Part, frozen=True, kw_only=True, omit_defaults=True):
     density: Density
     """Fraction of the prunable parameters that is retained."""
     validation: dict[str, Any]
-    """Metrics on the validation split by name, including the task's metric."""
+    """Name -> metric on the validation split; the task's metric is included."""
     test: dict[str, Any]
-    """Metrics on the test split, likewise."""
+    """Name -> metric on the test split; the task's metric is included."""
     kept: Count | None = None
     """Number of prunable parameters retained."""
     steps: Count | None = None
@@ -240,11 +241,12 @@ class Point(Part, frozen=True, kw_only=True, omit_defaults=True):
     seconds: NotNegative | None = None
     """Training time of the network's own segment in seconds."""
     search_steps: Count | None = None
-    """Steps of the trainings that produced its mask; None if those networks are in the record themselves."""
+    """Steps of the trainings that produced the network's mask; None if the record contains these trainings as
+    networks."""
     search_seconds: Number | None = None
-    """Time of the same trainings in seconds."""
+    """Time in seconds of the trainings that produced the network's mask."""
     init: Number | None = None
-    """Initial value of the gates that produced its mask."""
+    """Initial value of the gates that produced the network's mask; None without gates."""
     penalty: Number | None = None
     """Weight of the gates' penalty in the loss."""
     cycles: Count | None = None
@@ -252,13 +254,13 @@ class Point(Part, frozen=True, kw_only=True, omit_defaults=True):
     key: str = ""
     """Key of the segment in the store."""
     multiplications: Count | None = None
-    """MACs of linear and convolution layers for one example, without pruned weights. Present in runs with a budget or
-    with dense controls of equal cost."""
+    """MACs of linear and convolution layers for one example, without those of pruned weights. Recorded in runs with a
+    budget or with dense controls of equal cost."""
     timed: RelativeLatency | None = None
-    """Latency relative to the dense network. Present in runs with a latency budget or with dense controls of equal
+    """Latency relative to the dense network. Recorded in runs with a latency budget or with dense controls of equal
     latency."""
     model: str = ""
-    """Name of its network; empty if it is the task's own."""
+    """Name of the network; empty if it is the task's network."""
     first_layer: FirstLayer | None = None
     """Mask of the first layer."""
     phases: Phases | None = field(default=None, name="cost")
@@ -266,9 +268,9 @@ class Point(Part, frozen=True, kw_only=True, omit_defaults=True):
     moment: Moment | None = None
     """When the network was pruned; None if unknown."""
     structure: Structure | None = None
-    """Structure that was applied to its mask after the search."""
+    """Structure that was applied to the mask after the search; None if none was applied."""
     ticket: str = ""
-    """Folder of the saved ticket."""
+    """Folder in which the ticket was saved; empty if it was not saved."""
     recorded_layers: tuple[LayerDensity, ...] | None = field(default=None, name="layers")
 
     @property
@@ -277,20 +279,20 @@ class Point(Part, frozen=True, kw_only=True, omit_defaults=True):
         return self.recorded_layers or ()
 
     def metric(self, name: str, split: str = "test") -> float:
-        """Return a metric by name on one split."""
+        """Return the metric `name` on the split "test" or "validation"."""
         return float((self.test if split == "test" else self.validation)[name])
 
 
 def check_metric(values: dict[str, Any], name: str, place: str) -> None:
-    """Check that metrics contain a finite number for the metric `name`.
+    """Check that `values` contain a finite number for the metric `name`.
 
     Args:
-        values: metrics by name.
+        values: name -> metric.
         name: metric by which networks are compared.
-        place: place of the metrics in the record, for the error.
+        place: place of `values` in the record, for the error.
 
     Raises:
-        ValueError: if the value is missing, is not a number or is not finite, see `reject`.
+        ValueError: if the metric is missing, is not a number or is not finite, see `reject`.
     """
     value = values.get(name)
     if isinstance(value, bool) or not isinstance(value, int | float):

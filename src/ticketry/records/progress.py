@@ -1,4 +1,4 @@
-"""Live progress of a search: a small file, rewritten every two seconds, that progress displays read."""
+"""Live progress of a search, in a small file that is rewritten every two seconds and read by progress displays."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from ticketry.records.schema import Count, Density, NotNegative, Number, Part, R
 FORMAT: Final = 1
 FILE: Final = "progress.json"
 EVERY: Final = 2.0
-"""Seconds between two writes."""
+"""Seconds between two writes of the file."""
 
 
 class ProgressPoint(Part, frozen=True):
-    """A trained network and its test metric."""
+    """A network that was trained in the run, with its test metric."""
 
     replicate: Count
     level: Count
@@ -24,7 +24,7 @@ class ProgressPoint(Part, frozen=True):
 
 
 class ActiveSegment(Part, frozen=True):
-    """A training segment in progress."""
+    """A training segment that is being executed."""
 
     label: str
     done: Count
@@ -32,7 +32,7 @@ class ActiveSegment(Part, frozen=True):
     of: Count
     """Steps of the whole segment."""
     waiting: bool = False
-    """Whether it waits for another process that is training the same segment."""
+    """Whether the run waits for another process that is training the same segment."""
 
 
 class Progress(Part, frozen=True, kw_only=True):
@@ -46,23 +46,23 @@ class Progress(Part, frozen=True, kw_only=True):
     unit: str
     higher_is_better: bool
     expected: Count = 0
-    """Number of networks the run will have; 0 if the method cannot predict it."""
+    """Number of networks that the run will have; 0 if the method cannot predict this number."""
     trained: Count = 0
-    """Number of networks trained by this process; the others were in the store."""
+    """Number of networks that this process trained; all other networks were already in the store."""
     began: NotNegative
     """Start of the run, in seconds since 1970."""
     at: NotNegative
-    """Time of this file, in seconds since 1970."""
+    """Time at which this file was written, in seconds since 1970."""
     since: NotNegative = 0.0
-    """Time of the first training step in seconds since 1970; 0 if not reached or unknown."""
+    """Time of the first training step, in seconds since 1970; 0 if there was none yet or the time is unknown."""
     at_once: Count = 0
-    """Largest number of networks trained simultaneously so far."""
+    """Largest number of networks that were trained simultaneously so far."""
     points: tuple[ProgressPoint, ...] = ()
     active: tuple[ActiveSegment, ...] = ()
 
     @property
     def seconds_left(self) -> float | None:
-        """Estimated remaining seconds; None if not yet known."""
+        """Estimated remaining time in seconds; None if it cannot be estimated yet."""
         return estimate_time_left(
             self.at - (self.since or self.began),
             self.trained,
@@ -73,15 +73,15 @@ class Progress(Part, frozen=True, kw_only=True):
 
 
 def estimate_time_left(seconds: float, trained: int, finished: int, expected: int, *, at_once: int = 1) -> float | None:
-    """Estimate the remaining seconds of a run; None if that is not yet possible.
+    """Estimate the remaining time of a run in seconds; return None if this is not possible yet.
 
     Args:
-        seconds: training time so far, without the start of workers, which happens once.
+        seconds: training time so far, without the time in which workers started.
         trained: number of networks trained in that time.
-        finished: number of networks the run has, including those found in the store.
-        expected: number of networks the run will have; 0 if unknown.
-        at_once: number of networks trained simultaneously. The estimate starts when as many are trained, because
-            the first one ends only shortly before the others.
+        finished: number of networks that the run has, including networks found in the store.
+        expected: number of networks that the run will have; 0 if unknown.
+        at_once: number of networks that are trained simultaneously. There is no estimate before this many networks are
+            trained, because networks of one batch end at nearly the same time.
     """
     if not expected or trained < max(at_once, 1):
         return None

@@ -1,4 +1,4 @@
-"""The record of a run: a search over replicates, with all networks that it trained."""
+"""The record of a run, which is a search over replicates, with all networks that the run trained."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ _Gates = Annotated[int, Meta(ge=0, extra={"problem": "below 0"})]
 
 
 class Round(Part, frozen=True, kw_only=True):
-    """One training with gates that produced a mask, or was a trial in the search for one."""
+    """One training with gates, which either produced a ticket's mask or was only a trial."""
 
     replicate: Count
     level: Count
-    """Level of the ticket that it was trained for."""
+    """Level of the ticket for which gates were trained."""
     used: bool
-    """Whether the ticket uses its mask; if not, it was a trial."""
+    """Whether the ticket uses the resulting mask; if False, the training was only a trial."""
     number: AtLeastOne = field(name="round")
     """Number of the pruning round, from 1."""
     kind: str = ""
@@ -40,50 +40,51 @@ class Round(Part, frozen=True, kw_only=True):
     steps: Count
     seconds: Number | None = None
     density: Share
-    """Share of gates that are on at the end."""
+    """Share of gates that are on at the end of the training."""
     soft_density: Number | None = None
-    """Mean gate value at the end."""
+    """Mean gate value at the end of the training."""
     ties: Count | None = None
     validation: dict[str, Any]
     """Metrics on the validation split with gates rounded to on or off."""
     soft_validation: dict[str, Any]
     """Metrics on the validation split with soft gates."""
     path: tuple[_Place, ...] = ()
-    """Share of gates that are on during training, as (step, share)."""
+    """Course of the share of gates that are on during the training, as (step, share)."""
     histogram: tuple[_Gates, ...]
-    """Histogram of gate values at the end, with equal bins from 0 to 1."""
+    """Histogram of gate values at the end of the training, with equal bins from 0 to 1."""
     key: str = ""
     """Key of the segment in the store."""
     cut_to: Share | None = None
-    """Density to which the mask was pruned by gate values because no initial value s0 reached it; None if the mask
-    retains exactly the gates that are on."""
+    """Density to which the mask was pruned by gate values, because no initial value s0 of gates led to this density;
+    None if the mask retains exactly the weights whose gates are on."""
 
     def __post_init__(self) -> None:
         if not self.histogram:
             reject("histogram", "is empty")
 
     def metric(self, name: str, *, soft: bool) -> float:
-        """Return a metric on the validation split, with soft gates or with gates rounded to on or off."""
+        """Return the metric `name` on the validation split, with gates as they are if `soft`, else rounded to 0 or
+        1."""
         return float((self.soft_validation if soft else self.validation)[name])
 
 
 class OmittedControlAtLevel(OmittedControl, frozen=True):
-    """A control that was omitted because it is not defined for the tickets of a level."""
+    """A control that was omitted because it is not defined for the tickets of one level."""
 
     level: Count
 
 
 class ScheduleSteps(Part, frozen=True, omit_defaults=True):
-    """Lengths and the rewind step of the training schedule, in steps."""
+    """Length of the training schedule and of an epoch, and the rewind step, all in steps."""
 
     total: Count | None = None
     per_epoch: Count | None = None
     rewind: Count | None = None
-    """Step from which tickets start."""
+    """Step whose weights tickets start from."""
 
 
 class RunRecord(Experiment, frozen=True, kw_only=True, omit_defaults=True, tag_field="kind", tag="search"):
-    """A run: a search method on a task over replicates, with all trained networks."""
+    """The record of a run: a search method on a task, repeated over replicates, with all trained networks."""
 
     format: Literal[1]
     name: str = field(name="run")
@@ -93,45 +94,45 @@ class RunRecord(Experiment, frozen=True, kw_only=True, omit_defaults=True, tag_f
     title: str = ""
     """Title of the method."""
     alias: str = ""
-    """The paper's name by which the method was requested, such as snip; empty if that was the method's own."""
+    """The paper's name by which the method was requested, such as snip; empty if the method's own name was used."""
     points: tuple[Point, ...]
-    """All trained networks; replicate, level and role identify each."""
+    """All trained networks; each is identified by replicate, level and role."""
     recipe: dict[str, Any] = field(default_factory=dict)
     replicates: Count = 0
     seeds: dict[str, Any] = field(default_factory=dict)
     """Seeds of the first replicate."""
     controls: tuple[str, ...] = ()
     sources: dict[str, str] = field(default_factory=dict)
-    """Source digests of user-defined parts (method, score, kind of gates, controls) by name."""
+    """Name of a user-defined part (method, score, kind of gates, control) -> digest of its source file."""
     steps: ScheduleSteps = ScheduleSteps()
     recorded_cost: dict[str, Any] = field(default_factory=dict, name="cost")
     config: str = ""
     """Text of the run file."""
     verdicts: tuple[LevelVerdict, ...] = ()
     verdict_error: str = ""
-    """Why the run has no verdicts; empty if no reason is known."""
+    """Reason why the run has no verdicts; empty if no reason is known."""
     left_out: tuple[OmittedControlAtLevel, ...] = ()
-    """Requested controls that could not be trained for as long as the tickets."""
+    """Requested controls that were omitted, because they could not be trained for as long as the tickets."""
     rounds: tuple[Round, ...] = ()
-    """Trainings with gates, for methods that derive masks from gates."""
+    """All trainings with gates, if the method derives masks from gates."""
     ended: str = ""
-    """Why a replicate has fewer tickets than requested; empty if all are complete."""
+    """Reason why a replicate has fewer tickets than requested; empty if all replicates are complete."""
     scored: str = ""
-    """Pruning score that was used, if it differs from the one in the settings."""
+    """Pruning score that was used, if it is not the score in the settings; else empty."""
 
     @property
     def known_as(self) -> str:
-        """The method's name in lists, labels and tables: the paper's name, if it was requested by that."""
+        """Name of the method in lists, labels and tables: the name by which the user requested the method."""
         return self.alias or self.method
 
     @property
     def effective_settings(self) -> dict[str, Any]:
-        """Settings with the pruning score that was actually used."""
+        """The settings, with the pruning score that was actually used."""
         return {**self.settings, "score": self.scored} if self.scored else self.settings
 
     @property
     def cost(self) -> Cost:
-        """Cost of the whole run."""
+        """Cost of the whole run; invalid recorded values are ignored."""
         return Cost.from_values(self.recorded_cost)
 
     def __post_init__(self) -> None:
@@ -157,18 +158,18 @@ class RunRecord(Experiment, frozen=True, kw_only=True, omit_defaults=True, tag_f
 
 
 RunValues = RunRecord | Mapping[str, Any]
-"""Record of a run, or its JSON values."""
+"""A record of a run, or the JSON values of one."""
 
 
 def read_run(record: object, what: str = "run record") -> RunRecord:
-    """Read the record of a run from its JSON values.
+    """Convert JSON values to the record of a run.
 
     Args:
         record: JSON values, or a record, which is returned unchanged.
         what: name of the record in errors, such as its file.
 
     Raises:
-        StoreError: if the format or kind is another, a value is missing, or a value is invalid.
+        StoreError: if the record has another format or kind, or a value is missing or invalid.
     """
     if isinstance(record, RunRecord):
         return record

@@ -1,4 +1,4 @@
-"""Declare, read and write records: types for their numbers, and errors that name the invalid field."""
+"""Types of numbers in records, and functions that read and write records; errors name the invalid field."""
 
 from __future__ import annotations
 
@@ -37,11 +37,13 @@ T = TypeVar("T")
 
 
 def reject(key: str, problem: str) -> NoReturn:
-    """Raise an error for an invalid field, from a part's ``__post_init__``; `read` adds the part's place in the record.
+    """Raise the error for an invalid field; call this in the ``__post_init__`` of a part of a record.
+
+    `read` adds the place of the part in the record to the message.
 
     Args:
         key: JSON key of the field.
-        problem: what is wrong with it, after its name: "is empty".
+        problem: what is wrong with the field, as the message continues after its name: "is empty".
 
     Raises:
         ValueError: always.
@@ -50,33 +52,33 @@ def reject(key: str, problem: str) -> NoReturn:
 
 
 def as_json(record: msgspec.Struct) -> dict[str, Any]:
-    """Return a record as JSON values, which `read` can read again."""
+    """Convert a record to JSON values, which `read` converts back."""
     values: dict[str, Any] = _tuples_to_lists(msgspec.to_builtins(record, enc_hook=_encode_string))
     return values
 
 
 def _encode_string(value: object) -> str:
-    """Convert a subclass of `str`, such as torch's version, to `str`."""
+    """Convert an instance of a subclass of `str`, such as torch's version, to `str`."""
     if isinstance(value, str):
         return str(value)
     raise TypeError(f"a record cannot contain a {type(value).__name__}: convert it to JSON values")
 
 
 def _tuples_to_lists(value: Any) -> Any:
-    """Replace tuples by lists, at any depth."""
+    """Return the value with all tuples replaced by lists, at any depth."""
     if isinstance(value, dict):
         return {key: _tuples_to_lists(one) for key, one in value.items()}
     return [_tuples_to_lists(one) for one in value] if isinstance(value, list | tuple) else value
 
 
 def read(kind: type[T], value: object, *, what: str, advice: str) -> T:
-    """Read JSON values as a record of class `kind`.
+    """Convert JSON values to a record of class `kind`.
 
     Args:
         kind: class of the record.
         value: JSON values.
         what: name of the record in errors, such as its file.
-        advice: what to do about an invalid record; ends the error message.
+        advice: end of the error message, which says what to do about an invalid record.
 
     Raises:
         StoreError: if a value is missing or invalid.
@@ -89,13 +91,19 @@ def read(kind: type[T], value: object, *, what: str, advice: str) -> T:
 
 
 class _FormatHeader(Part, frozen=True):
-    """The part of a record that all formats share."""
+    """The only field that records of all formats have: the format version."""
 
     format: AtLeastOne
 
 
 def check_format(value: object, version: int, *, what: str, advice: str) -> None:
-    """Check the format version of a record.
+    """Check that a record has the format version `version`.
+
+    Args:
+        value: JSON values of the record.
+        version: the only accepted version.
+        what: name of the record in errors.
+        advice: end of the error message for an invalid record.
 
     Raises:
         StoreError: if the version is missing or is not `version`.
@@ -109,12 +117,12 @@ def check_format(value: object, version: int, *, what: str, advice: str) -> None
 
 
 def clip_to_unit(value: float) -> float:
-    """Clip a number to [0, 1], to remove rounding errors."""
+    """Return the number, limited to 0 … 1, which removes rounding errors beyond the ends."""
     return min(max(value, 0.0), 1.0)
 
 
 def nan_if_invalid(value: float | None) -> float:
-    """Return a measured number, or NaN if it is missing, infinite or too large to be valid."""
+    """Return a measured number unchanged; return NaN if it is None, NaN, infinite or too large to be valid."""
     return value if value is not None and abs(value) <= LARGEST else float("nan")
 
 
@@ -122,7 +130,7 @@ def nan_if_invalid(value: float | None) -> float:
 
 
 def describe_json_type(value: object) -> str:
-    """Describe the JSON type of a value for a message, such as "a list"."""
+    """Return a description, such as "a list", of the JSON type of a value for messages."""
     if value is None:
         return "missing"
     names = {bool: "a truth value", str: "text", int: "a number", float: "a number", list: "a list", dict: "an object"}
@@ -130,7 +138,7 @@ def describe_json_type(value: object) -> str:
 
 
 def _locate_fault(kind: Any, value: object, error: msgspec.ValidationError) -> tuple[str, str]:
-    """Return the place of an invalid value in a record, and what is wrong with it."""
+    """Return (place of an invalid value in a record, what is wrong with the value)."""
     text, _, path = str(error).partition(" - at `$")
     path = path.rstrip("`").removeprefix(".")
     if isinstance(error.__cause__, ValueError):  # raised by `reject`
@@ -146,19 +154,19 @@ def _locate_fault(kind: Any, value: object, error: msgspec.ValidationError) -> t
 
 @functools.cache
 def _inspect_type(kind: Any) -> inspect.Type:
-    """Return msgspec's description of a type; cached because it takes tens of milliseconds for a large record."""
+    """Return msgspec's description of a type, cached because a large record takes tens of milliseconds."""
     return inspect.type_info(kind)
 
 
 def _value_at(value: Any, parts: list[str | int]) -> Any:
-    """Return the value at a place in a record, given as keys and indices; None if missing."""
+    """Return the value at a place in JSON values, given as keys and indices; None if a key is missing."""
     for part in parts:
         value = value.get(part) if isinstance(part, str) else value[part]
     return value
 
 
 def _declared_type_at(kind: inspect.Type, parts: list[str | int]) -> inspect.Type:
-    """Return the declared type of a place in a record."""
+    """Return the type that a record's class declares for a place, given as keys and indices."""
     for part in parts:
         kind = _strip_metadata(kind)[0]
         if isinstance(kind, inspect.StructType | inspect.DataclassType):
@@ -171,7 +179,7 @@ def _declared_type_at(kind: inspect.Type, parts: list[str | int]) -> inspect.Typ
 
 
 def _strip_metadata(kind: inspect.Type) -> tuple[inspect.Type, Mapping[str, Any]]:
-    """Return a type without its metadata and without None, and the metadata."""
+    """Return (type without its metadata and without None, metadata)."""
     extra: Mapping[str, Any] = {}
     while isinstance(kind, inspect.Metadata | inspect.UnionType):
         if isinstance(kind, inspect.Metadata):
@@ -191,11 +199,11 @@ _TYPE_WORDS: dict[type[inspect.Type], tuple[str, tuple[type, ...]]] = {
     inspect.VarTupleType: ("a list", (list, tuple)),
     inspect.TupleType: ("a list", (list, tuple)),
 }
-"""Description of each declared type and the Python classes of its values; other types are objects."""
+"""Declared type -> (description for messages, Python classes of valid values); all other types are objects."""
 
 
 def _format_number(value: float) -> str:
-    """Format a number briefly, even one too large for a float."""
+    """Format a number briefly; this also works for integers too large for a float."""
     try:
         return f"{value:g}"
     except OverflowError:
@@ -203,7 +211,7 @@ def _format_number(value: float) -> str:
 
 
 def _describe_problem(declared: inspect.Type, value: Any) -> str:
-    """Describe why a value does not match its declared type."""
+    """Return a text for messages that says why a value does not match its declared type."""
     kind, extra = _strip_metadata(declared)
     words, classes = _TYPE_WORDS.get(type(kind), ("an object", (dict,)))
     if type(value) not in classes:

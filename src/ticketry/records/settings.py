@@ -1,4 +1,4 @@
-"""Settings of a search as older formats of run files, campaigns, records and tickets have them."""
+"""Convert settings of a search from older formats of run files, campaigns, records and tickets."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ FORMAT_1_DEFAULTS: dict[str, Any] = {
     "refill_score": "l1",
     "refill_coupled": "agree",
 }
-"""Settings of format 1 that `structure` has replaced, with their defaults."""
+"""Setting of format 1 -> its default; the setting `structure` has replaced all of these."""
 FORMAT_1 = frozenset((*FORMAT_1_DEFAULTS, "budget"))
-"""Settings that no built-in method has any more."""
+"""Names of settings of format 1 that no built-in method has any more."""
 _OPTIONS = {
     "refill": {"refill_score": "score", "refill_coupled": "coupled"},
     "refill+": {"refill_score": "score", "refill_coupled": "coupled"},
@@ -29,17 +29,18 @@ _OPTIONS = {
 
 
 def upgrade_settings(stored: Mapping[str, Any], known: Container[str] = ()) -> dict[str, Any]:
-    """Return stored settings in today's terms.
+    """Return stored settings, converted to the present names and values.
 
-    - Format 1 had `structured`, `multiple`, `pattern` and options such as `rows`, which `structure` holds now.
-    - It had `budget` for `equal_cost`.
-    - Before bases could be named, a share of a latency was one of the network compiled by ticketry without pruning.
+    - In format 1, `structured`, `multiple`, `pattern` and options such as `rows` stood for what `structure` stores now.
+    - In format 1, `equal_cost` was called `budget`.
+    - Settings without `base` are older: shares of latency then referred to the network compiled by ticketry without
+      pruning, which is now base ``engine``.
 
-    Everything else is returned unchanged, wrong settings too: the reader reports them.
+    All other settings are returned unchanged, even wrong ones, which the reader reports.
 
     Args:
-        stored: settings by name.
-        known: names of the method's settings, which are not upgraded even if format 1 had the same names.
+        stored: name -> value of each setting.
+        known: names of the method's own settings, which are not converted even if format 1 had the same names.
     """
     settings = dict(stored)
     if settings.get("time") and "base" not in settings:
@@ -83,7 +84,7 @@ def _pattern_to_structure(pattern: str) -> str:
 
 
 def pattern_of_structure(structure: str) -> str:
-    """Return the pattern of masks that a structure has, see `core.pattern`; empty without one."""
+    """Return the mask pattern (see `core.structure.pattern`) that a structure stands for; empty if it has none."""
     if structure == "filters":
         return "channel"
     if rows := re.fullmatch(r"rows:(\d+)", structure):

@@ -1,4 +1,4 @@
-"""Records of timings: a ticket compared with dense engines, or its network under synthetic masks."""
+"""Records of timings, of a ticket compared with dense engines or of its network under synthetic masks."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from ticketry_engine.results import (
 
 
 class SpeedRecord(TicketRecord, frozen=True, kw_only=True):
-    """Base of timing records: the ticket, and how it was timed."""
+    """Base of timing records, which names the ticket and how it was timed."""
 
     name: str
     run: str = ""
@@ -36,37 +36,37 @@ class SpeedRecord(TicketRecord, frozen=True, kw_only=True):
     precision: str = ""
     threads: Count | None = None
     tuned: bool = False
-    """Whether the engine timed several plans for each batch size and used the fastest."""
+    """Whether the engine timed several execution plans for each batch size and used the fastest."""
     date: str = ""
 
     @property
     def comparisons(self) -> tuple[Timed, ...]:
-        """Latencies of ticket and dense engines, one entry for each batch size."""
+        """Latencies of the ticket and of dense engines, with one entry for each batch size; empty if not timed."""
         return ()
 
     @property
     def layers(self) -> tuple[SpeedLayer, ...]:
-        """Layers of the compiled model."""
+        """Layers of the compiled model with their times; empty if not timed."""
         return ()
 
     @property
     def curves(self) -> tuple[TimeCurve, ...]:
-        """Latency against density, one curve for each batch size."""
+        """Curves of latency against density, one for each batch size; empty if not timed."""
         return ()
 
 
 class BenchRecord(SpeedRecord, frozen=True, kw_only=True, tag_field="kind", tag="bench"):
-    """Latency and size of a ticket compared with dense engines."""
+    """The record of the latency and size of a ticket, compared with dense engines."""
 
     structure: str = ""
     """Structure of the mask: channel-wise, unstructured or group-wise."""
     compile_seconds: Number | None = None
     weight_bytes: Count | None = None
-    """Bytes of packed weights and index tables of the sparse kernels."""
+    """Size in bytes of the packed weights and index tables of the sparse kernels."""
     table_batches: tuple[Count, ...] = ()
-    """Batch sizes that the tables were built for."""
+    """Batch sizes for which index tables were built."""
     dense_bytes: AtLeastOne | None = None
-    """Bytes of the dense model's parameters."""
+    """Size in bytes of the dense model's parameters."""
     comparisons: tuple[Timed, ...]
     layers_batch: AtLeastOne | None = None
     """Batch size at which `layers` were timed."""
@@ -78,7 +78,7 @@ class BenchRecord(SpeedRecord, frozen=True, kw_only=True, tag_field="kind", tag=
 
 
 class CurveRecord(SpeedRecord, frozen=True, kw_only=True, tag_field="kind", tag="bench-curve"):
-    """Latency of a ticket's network under synthetic masks of several densities."""
+    """The record of the latency of a ticket's network under synthetic masks of several densities."""
 
     pattern: str = ""
     """Pattern of the synthetic masks."""

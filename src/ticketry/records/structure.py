@@ -1,4 +1,4 @@
-"""Records of a structure that was applied to a mask after the search: how well it fits, and pictures of it."""
+"""Records of a structure that was applied to a mask after the search, with its fit and pictures of the masks."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ _MOST_PIXELS = 1 << 20
 
 
 class LayerPicture(Part, frozen=True):
-    """Picture of a layer's mask before and after structuring, with rows sorted by their group afterwards."""
+    """Picture of a layer's mask before and after structuring; rows are sorted by their group after structuring."""
 
     name: str
     rows: AtLeastOne
-    """Rows of the layer's weight; the picture may show fewer."""
+    """Number of rows of the layer's weight; the picture may show fewer."""
     columns: AtLeastOne
-    """Columns of the layer's weight; the picture may show fewer."""
+    """Number of columns of the layer's weight; the picture may show fewer."""
     every: AtLeastOne
-    """The picture shows one of every `every` rows."""
+    """Step between the rows that the picture shows: one of every `every` rows."""
     shape: tuple[int, int]
     """Height and width of the picture in pixels."""
     groups: tuple[int, ...]
@@ -32,7 +32,7 @@ class LayerPicture(Part, frozen=True):
     before: bytes
     """Mask before structuring: bits packed in C order, highest bit first, 1 = retained."""
     after: bytes
-    """Mask after structuring, packed likewise."""
+    """Mask after structuring, in the same format as `before`."""
 
     def __post_init__(self) -> None:
         height, width = self.shape
@@ -63,11 +63,11 @@ else:  # the options of `core.structure.structuring.Structuring`; options that d
 
 
 class Structure(_Options, frozen=True, kw_only=True, omit_defaults=True):
-    """The structure of one ticket: its kind and options, and how well the new mask fits the original one."""
+    """The structure of one ticket's mask: kind, options, and how well the new mask fits the original mask."""
 
     kind: str
     name: str = ""
-    """Kind with its distinguishing options, such as ``regroup, 16 rows``."""
+    """Kind with its main options for display, such as ``regroup, 16 rows``."""
     before: NearShare = field(name="density_before")
     """Density of the mask before structuring."""
     layers: tuple[LayerFit, ...] = ()
@@ -80,7 +80,7 @@ class Structure(_Options, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class StructureRecord(TicketRecord, frozen=True, kw_only=True, tag_field="kind", tag="structure"):
-    """The result of structuring a ticket; `ticket` is the original ticket."""
+    """The record of structuring a ticket; `ticket` is the folder of the original ticket."""
 
     path: str
     """Folder of the structured ticket."""

@@ -1,4 +1,4 @@
-"""The entries of a ticket that are read again: how it was found and trained. Also the base of records of one ticket."""
+"""The entries of a ticket about how it was found and trained, and the base of records about one ticket."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ class TaskRequest(Part, frozen=True):
 
 
 class TicketTask(Part, frozen=True):
-    """The task that a ticket was found on."""
+    """The task on which a ticket was found."""
 
     name: str = ""
     key: dict[str, Any] = field(default_factory=dict)
-    """Everything in the task that determines its numbers; part of the keys of trainings."""
+    """All properties of the task that affect results; they are part of the keys of trainings."""
     spec: TaskRequest | None = None
-    """Request that creates the task; None for a task built in code, and in old tickets."""
+    """Request that creates the task; None for a task that was built in code, and in old tickets."""
 
 
 class Seeds(Part, frozen=True):
-    """The seeds of a training, see `lab.search_result.Seeds`."""
+    """The seeds of a training, as in `lab.search_result.Seeds`."""
 
     initialisation: _Seed
     order: _Seed
@@ -43,14 +43,14 @@ class Seeds(Part, frozen=True):
 
 
 class TrainedSegment(Part, frozen=True):
-    """The training segment of a ticket: steps `first` to `last`."""
+    """The training of a ticket, over the steps from `first` to `last` of the schedule."""
 
     first: Count
     last: Count
     shrunk: bool = False
-    """Whether the network was trained with its pruned channels removed."""
+    """Whether pruned channels were physically removed before training."""
     variants: tuple[dict[str, Any], ...] = ()
-    """Variants of training, see `lab.training.variant`; some old tickets lack them."""
+    """Descriptions of the variants of training, see `lab.training.variant`; some old tickets lack these."""
 
     def __post_init__(self) -> None:
         if self.last < self.first:
@@ -61,13 +61,13 @@ class ControlSettings(Part, frozen=True):
     """The search settings that determine how controls are built."""
 
     pattern: str = "unstructured"
-    """Pattern of the search's masks in format 1."""
+    """Pattern of the search's masks, in tickets of format 1."""
     structure: Any = "none"
-    """Weights that are removed together, in today's format; a user's method may store any value."""
+    """The setting `structure`: weights that are removed together. A user's method may store any value here."""
 
 
 class TicketStructure(Part, frozen=True):
-    """The structure that was applied to a ticket's mask."""
+    """The structure that was applied to a ticket's mask after the search."""
 
     kind: str = ""
     of: str = ""
@@ -75,7 +75,7 @@ class TicketStructure(Part, frozen=True):
 
 
 class TrainingInfo(Part, frozen=True, kw_only=True):
-    """The entries of a ticket that every further training needs."""
+    """The entries of a ticket that are needed for any further training."""
 
     task: TicketTask
     recipe: dict[str, Any]
@@ -83,7 +83,7 @@ class TrainingInfo(Part, frozen=True, kw_only=True):
 
 
 class RetrainingInfo(TrainingInfo, frozen=True, kw_only=True):
-    """The entries of a ticket that retraining it needs."""
+    """The entries of a ticket that are needed to train the ticket again."""
 
     segment: TrainedSegment
     retrain: str
@@ -91,7 +91,7 @@ class RetrainingInfo(TrainingInfo, frozen=True, kw_only=True):
     settings: ControlSettings = ControlSettings()
     structure: TicketStructure = TicketStructure()
     aim: str = ""
-    """Quantity and costs of the mask's budget; empty if it was pruned to a density."""
+    """Text that identifies the cost budget of the mask; empty if the mask was pruned to a density."""
     method: str = ""
     replicate: Count = 0
     level: Count = 0
@@ -99,26 +99,26 @@ class RetrainingInfo(TrainingInfo, frozen=True, kw_only=True):
 
     @property
     def mask_pattern(self) -> str:
-        """Pattern in which the search chose the mask; unstructured if the structure came later, or under a budget."""
+        """Pattern in which the search chose the mask; unstructured under a budget, or if a structure came later."""
         if self.aim or self.structure.kind or not isinstance(self.settings.structure, str):
             return self.settings.pattern
         return pattern_of_structure(self.settings.structure) or self.settings.pattern
 
 
 class SearchRequest(Part, frozen=True):
-    """The search as requested, where it differs from the ticket's own entries; missing in old tickets."""
+    """The requested search, as far as it differs from the ticket's own entries; old tickets lack this entry."""
 
     replicates: AtLeastOne
     recipe: dict[str, Any] | None = None
-    """Requested recipe, if the ticket's differs, as under a budget."""
+    """Requested recipe, if the ticket's recipe differs, as under a budget; else None."""
     task: TaskRequest | None = None
-    """Requested task, if each replicate had its own, such as a split."""
+    """Requested task, if each replicate had its own task, such as another split; else None."""
     sources: dict[str, str] | None = None
-    """Source digests of user-defined parts (method, score, kind of gates) by name."""
+    """Name of a user-defined part (method, score, kind of gates) -> digest of its source file."""
 
 
 class SearchInfo(TrainingInfo, frozen=True, kw_only=True):
-    """The entries of a ticket that repeating its search needs."""
+    """The entries of a ticket that are needed to repeat its search."""
 
     method: str
     settings: dict[str, Any]
@@ -129,13 +129,13 @@ class SearchInfo(TrainingInfo, frozen=True, kw_only=True):
 
 
 class TaskInfo(Part, frozen=True):
-    """The entry of a ticket that names its task."""
+    """The entry of a ticket that describes its task."""
 
     task: TicketTask | None = None
 
 
 class TicketRecord(Part, frozen=True, kw_only=True):
-    """Base of records about one saved ticket."""
+    """Base of records about one saved ticket, with the ticket's folder, task and size."""
 
     format: Literal[1] = 1
     ticket: str = ""
@@ -143,7 +143,7 @@ class TicketRecord(Part, frozen=True, kw_only=True):
     task: str = ""
     model: str = ""
     weights: str = ""
-    """Weights that were used: trained or start."""
+    """Which weights of the ticket were used: trained or start."""
     density: Density
     """Fraction of the prunable parameters that is retained."""
     kept: Count | None = None
@@ -156,15 +156,16 @@ class TicketRecord(Part, frozen=True, kw_only=True):
 
 
 def read_ticket_info(kind: type[T], info: Mapping[str, Any], of: str) -> T:
-    """Read a ticket's info from its ticket.json, as an instance of one of the classes of this module.
+    """Convert the info of a ticket's ticket.json to an instance of one of the classes of this module.
 
     Args:
-        kind: the class.
+        kind: class of the result.
         info: the ticket's info.
         of: name of the ticket in errors.
 
     Raises:
-        TicketError: if a value is missing or invalid, with its place in ticket.json; or if the ticket has no task.
+        TicketError: if the ticket has no task, or a value is missing or invalid; the message names its place in
+            ticket.json.
     """
     try:
         return read(kind, {"info": dict(info)}["info"], what=of, advice="")

@@ -1,4 +1,4 @@
-"""The task of a record, and verdicts with the numbers behind them."""
+"""Records of tasks, and of verdicts with the numbers that they are based on."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from ticketry.records.metric import Metric
 from ticketry.records.schema import Count, Density, Number, Part, Role, reject
 
 About = Literal["ticket", "procedure"]
-"""Subject of a verdict: a ticket (one mask with its start), or a procedure (a method with its settings, searched again
-for each replicate)."""
+"""Subject of a verdict: a ticket (one mask with its initial weights), or a procedure (a method with its settings, whose
+search is repeated for each replicate)."""
 _About = Annotated[About, Meta(extra={"problem": "neither ticket nor procedure"})]
 Claim = Literal["wins", "matches"]
 Answer = Literal["yes", "no", "undecided"]
@@ -30,7 +30,7 @@ class Task(Part, frozen=True):
 
     name: str
     model: str
-    """Name of the network, or its class; empty if the task did not name it or the run has not started."""
+    """Name of the network or of its class; empty if the task did not name the network or the run has not started."""
     metric: Metric
     parameters: Count
     """Number of all parameters of the model; 0 if not yet known."""
@@ -43,12 +43,12 @@ class Task(Part, frozen=True):
 
     @property
     def title(self) -> str:
-        """Network and task: ``lenet-300-100 on digits``; the task alone if the network has no name."""
+        """Name of network and task, such as ``lenet-300-100 on digits``; only the task's if the network has no name."""
         return f"{self.model} on {self.name}" if self.model else self.name
 
 
 class Experiment(Part, frozen=True, kw_only=True):
-    """Base of records of whole experiments. Its mappings are shown unchanged and may be empty."""
+    """Base of records of whole experiments; its mappings are displayed unchanged and may be empty."""
 
     task: Task
     settings: dict[str, Any] = field(default_factory=dict)
@@ -62,53 +62,53 @@ class OmittedControl(Part, frozen=True):
 
     role: str
     why: str
-    """Reason for omitting it."""
+    """Reason why the control was omitted."""
 
 
 class Diagnosis(Part, frozen=True, kw_only=True):
-    """Checks of paired differences, in the order of seeds, against the assumptions of their test."""
+    """Checks whether paired differences, in the order of seeds, meet the assumptions of their test."""
 
     skewness: Number
     """Skewness of the differences; below 0 if a few seeds are far worse than the others."""
     correlation: Number
-    """Lag-1 autocorrelation of the differences."""
+    """Correlation between the differences of successive seeds (lag 1)."""
     low: tuple[Count, ...] = ()
-    """Seeds (from 1) whose differences are far below the others: collapses."""
+    """Numbers, from 1, of the seeds whose differences are far below the others, which count as collapsed."""
     high: tuple[Count, ...] = ()
-    """Seeds (from 1) whose differences are far above the others."""
+    """Numbers, from 1, of the seeds whose differences are far above the others."""
     collapse_rate: Number
     """Upper 95 % confidence bound of the share of seeds that collapse; 1 - 0.05^(1/n) if none of n did."""
 
 
 class MeanDifference(Part, frozen=True, kw_only=True):
-    """Mean difference to another network over paired seeds, in the metric's unit; positive if the ticket is better."""
+    """Mean difference of ticket and another network over paired seeds, in the metric's unit; positive is better."""
 
     mean: Number
     low: Number | None = None
-    """Lower end of the two-sided t interval of the mean; None without variance."""
+    """Lower end of the two-sided t interval of the mean; None if the differences have no variance."""
     high: Number | None = None
-    """Upper end of the same interval."""
+    """Upper end of the two-sided t interval of the mean."""
     sd: Number | None = None
-    """Standard deviation of the differences (n - 1); None for one seed."""
+    """Standard deviation of the differences, with denominator n - 1; None for one seed."""
 
     def numbers(self) -> dict[str, Any]:
-        """Return mean, low, high and sd by name, to build another kind of difference."""
+        """Return mean, low, high and sd by name, from which another record of a difference can be built."""
         return {name: getattr(self, name) for name in MeanDifference.__struct_fields__}
 
 
 class Difference(MeanDifference, frozen=True, kw_only=True):
-    """Metric of the ticket minus that of the network `role`."""
+    """Mean difference between the ticket and the network with a role, with the test of this difference."""
 
     role: Role
     """Role of the other network."""
     p: Number | None = None
-    """p-value of the test that uses this difference; None without a test."""
+    """p-value of the test of this difference; None if no test uses the difference."""
     diagnosis: Diagnosis | None = None
-    """Checks of the assumptions; None for too few seeds, and if no verdict uses the difference."""
+    """Checks of the test's assumptions; None if there are too few seeds or no verdict uses the difference."""
 
 
 class LongerDifference(Difference, frozen=True, kw_only=True):
-    """Metric of the ticket minus that of a network with more training steps."""
+    """Mean difference between the ticket and a network with more training steps."""
 
     steps: Count | None = None
     """Training steps of the other network."""
@@ -118,7 +118,7 @@ Missing = TypeVar("Missing")
 
 
 class VerdictAnswers(Part, Generic[Missing], frozen=True, kw_only=True):
-    """The two answers of a verdict and their statistics. p-values are corrected for interim analyses.
+    """The two answers of a verdict, with statistics; p-values are corrected for interim analyses.
 
     The type parameter `Missing` is None in records, because records from before 2026-11-22 lack the two answers.
     """
@@ -128,17 +128,17 @@ class VerdictAnswers(Part, Generic[Missing], frozen=True, kw_only=True):
     better_than_controls: _Answer | Missing = None  # type: ignore[assignment]
     """Whether the ticket is better than every control; "undecided" without controls."""
     not_beaten: tuple[Role, ...] = ()
-    """Controls that the ticket was not shown to beat."""
+    """Roles of the controls that the ticket was not shown to beat."""
     claim: str
     """Claim that was tested: wins or matches."""
     margin: Number
-    """Largest loss that still counts as good as dense, in the metric's unit."""
+    """How much worse than dense still counts as equally good, in the metric's unit."""
     confidence: Number
     """Confidence level, as a fraction."""
     n: Count
     """Number of seeds or replicates."""
     groups: Count | Missing = None  # type: ignore[assignment]
-    """Number of independent groups of seeds: the number of seeds, or of shared parents."""
+    """Number of independent groups of seeds; seeds that share a dense network form one group."""
     p: Number
     """p-value of the claim; small if the data support it."""
     p_as_good: Number | Missing = None  # type: ignore[assignment]
@@ -150,8 +150,8 @@ class VerdictAnswers(Part, Generic[Missing], frozen=True, kw_only=True):
     p_not_better: Number | Missing = None  # type: ignore[assignment]
     """p-value for "not better than every control"."""
     more_seeds: Count | None = None
-    """Estimated number of further seeds for a decision with 80 % power at present means and variances; 0 if decided,
-    None if more than `evidence.comparison.MOST_SEEDS` seeds would be needed in total."""
+    """Estimated number of further seeds until a decision, with 80 % power, if means and variances stay as they are. 0
+    if decided; None if more than `evidence.comparison.MOST_SEEDS` seeds would be needed in total."""
     reasons: tuple[str, ...] = ()
     """Sentences that explain the verdict, including violated assumptions."""
     assumptions: tuple[str, ...] = ()
@@ -159,7 +159,11 @@ class VerdictAnswers(Part, Generic[Missing], frozen=True, kw_only=True):
 
     @property
     def decided(self) -> bool:
-        """Whether no more seeds are needed. The claim "wins" needs both answers, unless dense was better."""
+        """Whether no more seeds are needed to judge the claim.
+
+        The claim "matches" needs only the answer whether the ticket is as good as dense; "wins" needs both answers,
+        unless the first one is "no".
+        """
         answered = self.claim == "matches" or self.better_than_controls != "undecided"
         return self.as_good_as_dense == "no" or (self.as_good_as_dense == "yes" and answered)
 
@@ -171,15 +175,15 @@ class VerdictAnswers(Part, Generic[Missing], frozen=True, kw_only=True):
 
 
 class Judgement(VerdictAnswers[None], frozen=True, kw_only=True):
-    """A verdict from paired differences: of one level, one ticket or a repeated search."""
+    """A verdict from paired differences on one level of a run, one ticket or a repeated search."""
 
     about: _About = "ticket"
-    """Subject of the verdict; in records from before 2026-11-22, which lack it, it is a ticket."""
+    """Subject of the verdict; records from before 2026-11-22 lack this field, and their subject is a ticket."""
     verdict: Annotated[Outcome, Meta(extra={"problem": f"not one of {', '.join(VERDICTS)}"})]
     difference: Number
-    """Mean difference of ticket and dense network, in the metric's unit."""
+    """Mean of ticket minus dense network, in the metric's unit."""
     interval: _Interval | None = None
-    """Confidence interval of the difference."""
+    """Confidence interval of `difference`; None if there is none."""
     comparisons: tuple[Difference, ...] = ()
 
     def __post_init__(self) -> None:
@@ -188,19 +192,19 @@ class Judgement(VerdictAnswers[None], frozen=True, kw_only=True):
 
     @property
     def claims_of(self) -> str:
-        """What the verdict is about, as text: this ticket or this procedure."""
+        """Subject of the verdict as text: "this ticket" or "this procedure"."""
         return f"this {self.about}"
 
     @property
     def answers(self) -> str:
-        """Both answers as text; empty in records without them."""
+        """Both answers of the verdict as a sentence; empty in old records, which lack the answers."""
         return describe_answers(
             self.as_good_as_dense, self.better_than_controls, self.not_beaten, len(self.comparisons) > 1
         )
 
     @property
     def decided(self) -> bool:
-        """Whether no more seeds are needed; in records without answers, whether the verdict is not undecided."""
+        """Whether no more seeds are needed; in old records without answers, whether the verdict is decided."""
         return self.verdict != "undecided" if self.as_good_as_dense is None else super().decided
 
     def _repr_html_(self) -> str:
@@ -209,7 +213,7 @@ class Judgement(VerdictAnswers[None], frozen=True, kw_only=True):
 
 
 class LevelVerdict(Judgement, frozen=True, kw_only=True):
-    """The verdict on one level of a run over its replicates, which is about the procedure."""
+    """The verdict on one level of a run, over its replicates; its subject is the procedure."""
 
     about: _About = "procedure"
     level: Count
@@ -220,7 +224,7 @@ class LevelVerdict(Judgement, frozen=True, kw_only=True):
     """Name of the tests: "pooled" (`evidence.significance`). It is empty in records from before 2026-12, whose
     levels were tested separately; their verdicts are recomputed from the record's points for display."""
     probability: Number | None = None
-    """P(difference to dense > -margin), as 1 minus the p-value without correction for the number of levels; None for
-    fewer than three replicates."""
+    """1 - p, with the p-value of "as good as dense" before correction for the number of levels; None for fewer than
+    three replicates."""
     beside: tuple[LongerDifference, ...] = ()
-    """Differences to networks with more training steps, which the verdict does not use."""
+    """Differences between the ticket and networks with more training steps, which the verdict does not use."""
