@@ -319,7 +319,7 @@ class Compiled(ForInference):
         return seconds
 
     def layers(self) -> list[Layer]:
-        """Return a row for each layer, in order of execution, with its place (engine or torch), kernel and reason."""
+        """Return a row for each layer, in order of execution, with its kernel, or the reason why it runs in torch."""
         return describe(self.graph, self.reasons, self._natives, self._seconds)
 
     def save(self, path: str | os.PathLike[str]) -> Path:

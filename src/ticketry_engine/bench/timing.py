@@ -35,7 +35,7 @@ ROUNDS = 15
 CLOCKS = ("wall", "cpu")
 
 _LEAST_SECONDS = 0.02
-"""Minimum duration of a sample in seconds; the resolution of the clock does not matter for it."""
+"""Minimum duration of a sample in seconds, so long that the resolution of the clock does not matter."""
 _SETTLING_CALLS, _SETTLING_SECONDS = 15, 0.25
 _COLD_CALLS = 3
 _WARM_SECONDS = 3.0

@@ -176,7 +176,7 @@ class _GraphBuilder:
         return encode
 
     def outputs(self, nodes: list[Node]) -> Json:
-        """Return the containers of a call's outputs with value names; add a node to `nodes` for a weight among them."""
+        """Return the containers of a call's outputs with value names; for an output that is a weight, add a node."""
         found: list[Json] = []
         for one in self.program.outputs:
             if isinstance(one, Constant):

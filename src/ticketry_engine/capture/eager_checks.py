@@ -260,7 +260,7 @@ def _view_source(one: Node) -> tuple[str, str]:
 
 
 def with_defaults(graph: Graph, model: nn.Module) -> Graph:
-    """Return the graph with those argument defaults in its signature that differ from the captured arguments."""
+    """Return the graph with argument defaults in its signature, for arguments captured with another value."""
     signature = graph.signature
     captured = {**dict(zip(signature["names"], signature["args"], strict=False)), **signature["kwargs"]}
     found: dict[str, Json] = {}

@@ -36,7 +36,7 @@ class NoMatchError(Exception):
 
 
 def finite_number(arg: Json) -> float:
-    """Return an argument as a float; raise `NoMatchError` if it is not finite or not a number."""
+    """Return an argument as a float; raise `NoMatchError` if the argument is not a finite number."""
     require_match(isinstance(arg, (int, float)))
     return float(arg)
 
@@ -149,7 +149,9 @@ class Editor:
         return infer(one.op, one.attrs, inputs, weights)[0]
 
     def made_by(self, name: str | None, *ops: str, act: Json = None) -> Node:
-        """Return the node that computes a value; raise `NoMatchError` unless its operation is in `ops` and `act` fits.
+        """Return the node that computes the value `name`, with an operation in `ops` and the activation `act`.
+
+        Raise `NoMatchError` if the node has another operation or activation.
 
         The operation of a torch node is the name that `base` returns.
         """

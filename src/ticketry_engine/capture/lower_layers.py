@@ -82,7 +82,7 @@ def linear_input(found: Found) -> Json:
 
 
 def linear_weights(editor: Editor, one: Node, found: Found) -> dict[str, str]:
-    """Return the names of a matrix product's weight and bias as those of a linear layer: {"weight": ..., "bias": ...}.
+    """Return the names of weight and bias of an equivalent linear layer: {"weight": ..., "bias": ...}.
 
     Raises:
         NoMatchError: if these arguments are no weights of the model, or do not have the shapes of a linear layer.
@@ -213,7 +213,7 @@ def _attention_bias(editor: Editor, mask: Json, inputs: Sequence[str]) -> torch.
 
 
 def act_of(name: str, found: Mapping[str, Any]) -> Json:
-    """Return the activation that the ATen operation `name` with the arguments `found` computes; None if it is none."""
+    """Return the activation that the ATen operation `name` with the arguments `found` computes, or None."""
     if name == "gelu":
         return "gelu_tanh" if found["approximate"] == "tanh" else "gelu"
     if name in ACTS:

@@ -495,7 +495,10 @@ _NAMES = ("add", "sub", "mul", "div", "neg", "rsub", "addcmul")
 
 
 def lower_constants(graph: Graph) -> Graph:
-    """Return the graph with sums and products with constants lowered; recognise longer formulas before this pass."""
+    """Return the graph with sums and products with constants lowered to native nodes.
+
+    Passes that recognise formulas of several torch nodes must run before this pass.
+    """
     return rewrite(graph, _lower_constant)
 
 

@@ -129,7 +129,7 @@ def _recognise_gelu(editor: Editor, one: Node) -> list[Node]:
 
 
 def _is_gelu_cubic(editor: Editor, name: str, x: str) -> bool:
-    """Return whether the value `name` is sqrt(2 / pi) (x + 0.044715 x^3); it may raise `NoMatchError` if not."""
+    """Return whether the value `name` is sqrt(2 / pi) (x + 0.044715 x^3); else return False or raise `NoMatchError`."""
     total = editor.made_by(_match_scaled_by(editor, name, "mul", sqrt(2 / pi)), "add")
     require_match(total.native and x in total.inputs)
     cubic = _match_scaled_by(editor, total.inputs[1 - total.inputs.index(x)], "mul", 0.044715)

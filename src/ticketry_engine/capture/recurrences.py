@@ -51,7 +51,7 @@ class _Entry:
 
 
 def _match_entry(makers: Mapping[str, Node], name: str) -> _Entry:
-    """Return the slice that the value `name` is, possibly reshaped; raise `NoMatchError` if it is not such a slice."""
+    """Return the `_Entry` for the value `name`; raise `NoMatchError` if the value is no slice of a single position."""
     maker = makers.get(name)
     while maker is not None and maker.op in _VIEWS:
         maker = makers.get(maker.inputs[0])
@@ -65,7 +65,7 @@ def _drop_axis(shape: Shape, axis: int) -> Shape:
 
 
 def _select_like(editor: Editor, source: str, like: _Entry, output: str) -> list[Node]:
-    """Return nodes that select from `source` the position of `like` along its axis; the last computes `output`."""
+    """Return nodes that select the axis and position of `like` from `source`; the last node computes `output`."""
     part = editor.make("slice", (source,), output, axis=like.axis, start=like.index, stop=like.index + 1)
     return [part, reshaped(editor, part.output, output)]
 
@@ -81,7 +81,7 @@ class _Step:
     decay: _Entry
     added: _Entry
     before: str
-    """Name of the previous state's value; if the step `begins` a recurrence, name of the weight it starts from."""
+    """Name of the previous state's value; if `begins`, name of a weight, the state before the first step."""
     begins: bool = False
 
     @property

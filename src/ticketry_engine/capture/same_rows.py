@@ -55,14 +55,14 @@ class _EqualRows:
 
     graph: Graph
     numbers: dict[str, str] = field(default_factory=dict)
-    """Name of a value that is the number of examples -> name of the tensor value whose size 0 it reads."""
+    """Name of a value that is the number of examples -> name of the tensor value with that size of axis 0."""
     orders: dict[str, list[Any]] = field(default_factory=dict)
     """Name of an ``arange`` over the examples, used as an index -> the tensors for each number in `_EXAMPLES`."""
     rows: dict[str, Tensor] = field(default_factory=dict)
     """Name of a value -> the row [1, ...] that is the same for every example."""
 
     def look(self, one: Node) -> None:
-        """Evaluate a torch node and store its output; raise `NoMatchError` unless it is the same for every example."""
+        """Evaluate a torch node and store its output; raise `NoMatchError` if the output differs between examples."""
         name = op_packet(one)
         if one.op == "aten.sym_size.int":
             x, axis = one.attrs["args"][:2]

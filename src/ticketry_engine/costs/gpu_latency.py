@@ -61,7 +61,8 @@ class GpuRates:
     group: Mapping[str, float]
     """Constants of group kernels: "layer", in seconds, and "product", a factor of the multiplication time."""
     dense: Mapping[str, float]
-    """Constants of dense layers: "layer", in seconds, and "product" and "bytes", factors of these two times."""
+    """Constants of dense layers: "layer", in seconds; "product" and "bytes", factors of multiplication and memory time.
+    """
 
     def layer_seconds(self, work: LayerWork, choice: LayerChoice) -> float:
         """Return the estimated seconds of the layer `work` in the kernel of `choice`."""

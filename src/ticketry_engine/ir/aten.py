@@ -94,7 +94,7 @@ OPERATORS: Mapping[str, tuple[int, Callable[..., Any]]] = {
 
 
 def find(op: str, *, trusted: bool = False) -> Any:
-    """Return the function of a torch node's operation; raise GraphError if it is not allowed.
+    """Return the torch function of the operation `op`; raise `GraphError` if the operation is not allowed.
 
     Args:
         trusted: whether the graph was captured in this process; then any operation is allowed that does not write to
@@ -228,7 +228,7 @@ _CONTENTS: Mapping[str, Any] = {
 
 
 def prepare(node: Node, tensors: Mapping[str, Tensor], device: str | torch.device) -> Callable[..., Any]:
-    """Return a function from the node's inputs, in order, to its output; call `check` on the node before.
+    """Return a function from the node's inputs, in order, to its output; `check` must have accepted the node.
 
     Args:
         node: a torch node.

@@ -264,7 +264,7 @@ _ON_CPU = keys_of_dense_tensors("cpu")
 
 
 def readable_tensor(value: object, name: str, keys: frozenset[int] = _ON_CPU) -> Tensor:
-    """Return `value` if kernels can read this tensor by its address; copy it if it is a negated or conjugated view.
+    """Return `value`, or a copy if `value` is a negated or conjugated view, as a tensor that kernels can read.
 
     For a subclass of Tensor, the memory of the tensor is read, and methods that the subclass overrides are ignored.
 

@@ -101,7 +101,7 @@ class Graph:
         )
 
     def validate(self, *, trusted: bool = False) -> Graph:
-        """Return the graph itself if it is consistent.
+        """Return the graph itself if the graph is consistent, else raise an error.
 
         The output shapes of torch nodes are not checked here. They are checked when the node runs, before a native node
         reads the output.

@@ -70,7 +70,10 @@ class Cast:
 
 
 def check_output(function: Function, value: Value, node: Node) -> Function:
-    """Return `function` with a check: it raises `GraphError` if its output has another dtype or shape than `value`."""
+    """Return a function that calls `function`; it raises `GraphError` if the output does not fit `value`.
+
+    The output must have the dtype and shape of `value`. `node` is named in the message.
+    """
     if value.dtype in OTHERS:
         return function
     dtype = getattr(torch, value.dtype)

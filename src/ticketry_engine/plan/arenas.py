@@ -23,7 +23,7 @@ from ticketry_engine.plan.value_axes import UnsupportedError, ValueForm
 from ticketry_engine.support.row_groups import row_groups
 
 _WORTH_APART = 2
-"""If channels-last needs this many times the memory of separate channels for an input, its channels are separate."""
+"""The channels of an input are stored separately if channels-last would need this many times the memory."""
 
 Order = np.ndarray[Any, np.dtype[np.int64]]
 

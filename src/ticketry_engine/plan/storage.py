@@ -22,7 +22,7 @@ class Storage:
     """Largest number of zeros around each plane that a reader uses if images do not fill a vector."""
     born: int = 0
     dies: int = 0
-    """`born` and `dies` are the numbers of the first operation that writes the storage and the last that reads it."""
+    """Number of the last operation that reads the storage; `born` is the number of the operation that writes it."""
 
 
 class Union:
@@ -118,7 +118,7 @@ class Storages:
                 self.once.add(y.storages[0])
 
     def places(self, *, once: bool = False) -> list[int]:
-        """Return, for each storage, the number of the storage whose memory it uses: its own, or that it overwrites.
+        """Return, for each storage, the number of the storage in whose memory it lies: itself, or one it overwrites.
 
         If `once`, only storages in `Storages.once` overwrite another storage.
         """
@@ -224,7 +224,7 @@ class BufferAllocator:
         )
 
     def _start_of_free_tail(self) -> int:
-        """Return the begin of a buffer that extends the memory; it starts in the free range at the end, if any."""
+        """Return where a buffer begins that extends the memory: at the free range at the end, or else at the end."""
         return self._free[-1][0] if self._free and self._free[-1][1] == self.size else self.size
 
     def _mark_occupied(self, buffer: Buffer) -> None:

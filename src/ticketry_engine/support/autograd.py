@@ -61,6 +61,6 @@ def mark_masked(gradient: Tensor, mask: Tensor) -> None:
 
 
 def is_masked(gradient: Tensor, mask: Tensor) -> bool:
-    """Return whether `mark_masked` marked the gradient with this mask, and it was not changed in place afterwards."""
+    """Return whether `mark_masked` marked the gradient with this mask, and no in-place operation changed it since."""
     marked = getattr(gradient, _MARK, None)
     return marked is not None and marked[0] is mask and marked[1] == gradient._version

@@ -227,7 +227,10 @@ def as_normal_tensors(values: Any) -> Any:
 
 @contextmanager
 def writing_to(tensor: Tensor) -> Iterator[None]:
-    """Run a `with` block that changes `tensor` in place: without gradients, or in the inference mode that it needs."""
+    """Run a `with` block that changes `tensor` in place, without gradients.
+
+    If `tensor` was created in inference mode, the block runs in inference mode, which is necessary to change it.
+    """
     with torch.inference_mode() if tensor.is_inference() else torch.no_grad():
         yield
 

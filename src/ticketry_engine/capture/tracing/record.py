@@ -137,11 +137,11 @@ def _size_for_call(size: int | LinearSize | None, examples: int) -> int:
 
 
 class FixedSizeError(NotRecordedError):
-    """Error for a model whose operations depend on the size of axis 0; it can be captured for one size only."""
+    """Error for a model whose operations depend on the size of axis 0, so that it can be captured for one size only."""
 
 
 class _MetaCopy:
-    """A copy of a model with weights on the meta device; after each call, `check` raises if the call changed it."""
+    """A copy of a model with weights on the meta device, and a check that no call changes the copy."""
 
     def __init__(self, model: nn.Module) -> None:
         self.weights: list[tuple[str, Tensor, Tensor]] = []
@@ -474,7 +474,7 @@ class Tape:
             self.written.add(index)
 
     def adopt(self, tensor: Tensor) -> None:
-        """Give `tensor` the `Ref` of the last operation's result, if this operation had no inputs.
+        """Give `tensor` the `Ref` of the last operation's result, if the last operation had no inputs.
 
         For such operations, Python receives another tensor object than the one recorded.
         """

@@ -73,7 +73,7 @@ def _on_cpu(tensor: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class TorchExport:
-    """The program of a model from torch.export, and the reason why its number of examples is fixed, if it is."""
+    """The program that torch.export returned for a model, and the reason if the number of examples is fixed."""
 
     program: torch.export.ExportedProgram
     fixed: str
