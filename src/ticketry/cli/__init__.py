@@ -79,7 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _report_exception(error: BaseException, words: Sequence[str]) -> int:
-    """Print the reason of an exception that ended a command, and return the exit code; raise unexpected exceptions."""
+    """Print why an exception ended a command, and return the exit code; raise unexpected exceptions."""
     match error:
         case InterruptedTrainingError() if error.number != signal.SIGINT:
             return _report_signal(f"ended, since a worker process got {signal_name(error.number)}", error.number, words)

@@ -79,7 +79,7 @@ def main(words: Sequence[str]) -> int:
 
 
 def _bench_run(arguments: _Arguments, command: str) -> int:
-    """Time the tickets of a run's first replicates, the densest first, and print the results; return 0."""
+    """Time the tickets of a run's first replicates, print the results, and return 0."""
     if arguments.densities or arguments.ticket:
         raise UsageError(f"{arguments.what} is a run, whose own tickets are timed: leave --densities and --ticket away")
     from ticketry.experiments.bench import list_run_tickets

@@ -295,7 +295,7 @@ class _Demo:
 
 
 def demo(words: Sequence[str]) -> int:
-    """Run `ticketry demo`, which is the search of `DEMO_SEARCH`, and return its exit code."""
+    """Run `ticketry demo` and return its exit code."""
     arguments: _Demo = parse(_Demo, words, prog="ticketry demo", description=_DEMO)
     for package in _NEEDED:  # now, and not at the step that asks for it
         needs(package, "demo", "the demo")

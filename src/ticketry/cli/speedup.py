@@ -1,4 +1,4 @@
-"""ticketry speedup: print in one table how much faster a model runs compiled, and with channels or weights pruned."""
+"""ticketry speedup: print how much faster a model runs compiled, and with channels or weights pruned."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class _Arguments(OutputOptions, SpeedupOptions):
 
 
 def main(words: Sequence[str]) -> int:
-    """Run `ticketry speedup`: print a table for each batch size, and return 0."""
+    """Run `ticketry speedup` and return its exit code."""
     arguments: Any = parse(_Arguments, words, prog="ticketry speedup", description=_DESCRIPTION)
     if bool(arguments.what) == bool(arguments.task):
         raise UsageError("name either a model (MODEL.py:build) or a task (--task)")

@@ -26,7 +26,7 @@ USUAL_CONTROLS = ("random_reinit", "shuffled", "random_prune")
 
 @dataclass(frozen=True, kw_only=True)
 class LabOptions:
-    """Options of a lab: where trainings are stored, and how they are computed.
+    """Options of a lab: where and how it trains.
 
     Examples:
         >>> run = tk.run("iterative", levels=2, replicates=1, controls=(), recipe={"length": "20it"}, workers=0)
@@ -145,7 +145,7 @@ class ModelOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class BenchOptions:
-    """Options of timing: which engines to time, on which batches and cores, and how."""
+    """Options of timing: which engines to time, and how."""
 
     batch: tuple[int, ...] = (1, 8, 64)
     """Batch sizes."""

@@ -58,10 +58,9 @@ def read_earlier_record(file: Path, kind: type[R]) -> R | None:
 
 
 def write_record(file: Path, record: R, done: Ledger, *, unless_same: str) -> R:
-    """Write a record and return it; or keep and return the earlier record, if it is still right.
+    """Write and return a record; but keep and return the earlier record if nothing new was trained.
 
-    The earlier record is kept if nothing was trained and its field `unless_same` equals that of the new record: the
-    earlier record alone has the cost and date of the training.
+    The earlier record is kept if also its field `unless_same` is equal, since it has the cost and date of the training.
 
     Args:
         file: file of the record.

@@ -139,8 +139,7 @@ class Run:
     ) -> RunTicket:
         """Return the ticket that is best on the validation split, so that its test value is unbiased.
 
-        Give at most one of `density`, `time` and `flops`. By default, choose from the sparsest level that looks like a
-        winner; if no level does, from all tickets.
+        By default, choose from the sparsest level that looks like a winner; if no level does, from all tickets.
 
         Args:
             density: choose from the level with the nearest density.
@@ -202,8 +201,7 @@ class Run:
         A run with a single level is always verified.
 
         Args:
-            settings: settings of the verification; by default with the run's own controls for a ticket, and a small
-                dense network.
+            settings: settings; by default, to verify a ticket, with the run's controls and a small dense network.
             density: choose the level with the nearest density instead of the sparsest winner.
             on_event: called with each event of training.
             on_interim: called with the verdict of each interim analysis.
@@ -388,7 +386,7 @@ def run(
 
 @dataclass(frozen=True, kw_only=True)
 class _ExtraOptions:
-    """Options of `run` that are neither settings of the method nor options of the lab."""
+    """Options of `run` besides method settings and lab options."""
 
     energy: Literal["meter", "estimate"] = "meter"
     bench: bool = False
@@ -420,7 +418,7 @@ SHARES = ("time", "multiplications")
 
 @dataclass(frozen=True)
 class RunTicket:
-    """Describes a ticket that a run saved: its folder, level, density and values.
+    """Describes a ticket that a run saved.
 
     Examples:
         >>> run = tk.run("iterative", levels=2, replicates=1, controls=(), recipe={"length": "20it"}, workers=0)

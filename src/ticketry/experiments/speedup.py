@@ -57,13 +57,13 @@ class SpeedupOptions:
 
 @dataclass(frozen=True)
 class SpeedupRow:
-    """A row of the table: latency, speed, density and metric of one way to run the model."""
+    """A row of the table: one way to run the model."""
 
     name: str
     seconds: float | None
     """Median latency in seconds; None if it could not be measured."""
     speed: float | None
-    """Speed relative to eager PyTorch (2 is twice as fast); None if it is not known."""
+    """Speed relative to eager PyTorch; 2 is twice as fast."""
     density: float | None = None
     """Share of the weights that is retained; None for dense engines."""
     value: float | None = None
@@ -73,7 +73,7 @@ class SpeedupRow:
 
 @dataclass(frozen=True)
 class Speedup:
-    """A table of timings at one batch size; the ways to run the model were timed in turns."""
+    """A table of timings at one batch size."""
 
     batch: int
     rows: tuple[SpeedupRow, ...]

@@ -41,7 +41,7 @@ _SEALED = ("memo", "results")
 
 @dataclass(frozen=True)
 class Copied:
-    """Number and size of the files that `copy_store` copied, and number of the files that it skipped."""
+    """Numbers of files that `copy_store` copied and skipped."""
 
     files: int
     bytes: int

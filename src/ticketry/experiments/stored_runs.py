@@ -101,7 +101,7 @@ def _records_by_run(store: Store) -> dict[str, list[Mapping[str, Any]]]:
 
 @dataclass(frozen=True)
 class Removed:
-    """The name of a removed run, and the number and bytes of the deleted files."""
+    """A removed run, with number and bytes of the deleted files."""
 
     run: str
     files: int

@@ -45,7 +45,7 @@ def side_name(side: Side) -> str:
 
 
 def style_of(claim: Claim) -> Style:
-    """Return the number format of a claim, whose decimals suit the spread of its differences."""
+    """Return the number format of a claim."""
     return Style.for_summaries([Summary(claim.difference or 0.0, claim.sd, claim.n)], claim.unit)
 
 
@@ -149,7 +149,7 @@ def precision_and_kernels(run: CampaignRun) -> str:
 
 
 def campaign_sentences(record: CampaignRecord) -> list[str]:
-    """Return sentences that summarise a campaign: decided claims, trainings, times, and changes of its file."""
+    """Return sentences that summarise a campaign."""
     found = {word: sum(claim.found == word for claim in record.claims) for word in _VERDICTS}
     counts = ", ".join(f"{count} {word}" for word, count in found.items() if count)
     share = record.segments_trained / max(record.segments_asked, 1)

@@ -85,7 +85,7 @@ def _share_axes(one: Task, other: Task) -> bool:
 
 
 def subject_of(records: RunValues | Sequence[RunValues], evidence: Iterable[EvidenceValues] = ()) -> Subject:
-    """Read one or several run records, and evidence records, and return them as the subject of a page.
+    """Read run records and evidence records as the subject of a page.
 
     Raises:
         UsageError: if there is no run record, or the same run twice.

@@ -35,9 +35,9 @@ class Watch:
     """Reads the state of a store repeatedly.
 
     Args:
-        running: function that lists the progress files.
-        done: function that lists the record files of finished runs.
-        campaigns: function that lists the record files of campaigns.
+        running: lists the progress files.
+        done: lists the record files of finished runs.
+        campaigns: lists the record files of campaigns.
         read: function that returns the values of a record; for a wrong digest, it returns None or raises an error.
     """
 

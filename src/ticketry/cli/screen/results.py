@@ -97,7 +97,7 @@ _PASSED_ON = ("data", "workers", "on", "precision", "devices", "parallel", "norm
 
 @dataclass(frozen=True)
 class NextVerification:
-    """A suggested verification: the level to decide, the likely number of seeds, and the command."""
+    """A suggested verification of an undecided level."""
 
     level: LevelVerdict
     seeds: int | None
@@ -109,8 +109,8 @@ class NextVerification:
 def suggest_verification(record: RunRecord, run_file: Path) -> NextVerification | None:
     """Suggest a verification of the undecided level that is most worth it; None if every level is decided.
 
-    Choose the sparsest level whose mean is at most the margin worse than the dense network; if there is none, the level
-    whose mean is best relative to the dense network.
+    This is the sparsest level whose mean is at most the margin worse than dense; if there is none, the level whose mean
+    is least worse than dense.
 
     Args:
         record: record of the run, with verdicts that were computed by the current rule.
@@ -230,7 +230,7 @@ def print_run(run: Run, report: Path) -> None:
 
 
 def print_evidence(run: Run, *, verified: bool, timed: bool) -> None:
-    """Print a run's verification if `verified`, and its timing if `timed`; say so if no ticket looked like a winner."""
+    """Print a run's verification if `verified`, and its timing if `timed`."""
     if verified:
         none = _NO_WINNER.format("verdict", "verified") + _NAME_ONE.format(run.name, _store_option(run.record.store))
         print("\n".join(summarise_verification(run.verification) if run.verification else [none]))
@@ -268,7 +268,7 @@ def _store_option(store: str) -> str:
 
 
 def _repeat_command(file: Path, record: RunRecord) -> str:
-    """Return the command that repeats a run from its run file, with the run's store and arithmetic."""
+    """Return the command that repeats a run from its run file."""
     arithmetic = {name: record.environment.get(name) for name in ("kernels", "precision", "device")}
     arithmetic["threads"] = record.environment.get("threads_per_segment")
     left_out = {"device": "cpu", "threads": 1}  # also omitted in a run file

@@ -42,7 +42,7 @@ class Block:
         return replace(one, replicates=count, seeds=seeds, arithmetic=chosen)
 
     def stored_request(self, campaign: Campaign, paths: Paths) -> SearchRequest:
-        """Return the search request for the block's replicates, with the name that this search has in the store."""
+        """Return the search request for the block's replicates, with its name in the store."""
         return self.request(campaign).with_stored_name(paths)
 
 
@@ -149,7 +149,7 @@ class FinishedBlocks:
         return {name: len(done) for name, done in self.runs.items()}
 
     def add(self, block: Block, record: RunRecord, analysed: StabilityRecord | None = None) -> None:
-        """Add the record of a finished block, and its stability analysis if the run has one."""
+        """Add a finished block: its record, and its stability analysis."""
         self.runs[block.run].append(record)
         if analysed is not None:
             self.stable[block.run].append(analysed)

@@ -53,7 +53,7 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Outcome:
-    """Result of `reproduce`: the campaign's record and pages, and why training stopped."""
+    """Result of `reproduce`: record, pages, and why training stopped."""
 
     record: CampaignRecord
     page: Path
@@ -76,7 +76,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class PlannedBlock:
-    """A block of replicates to train next, with its estimated time and the claims that need it."""
+    """A block of replicates to train next, and its estimated time."""
 
     run: str
     first: int
@@ -139,7 +139,7 @@ def _choose_claims(campaign: Campaign, only: tuple[str, ...]) -> set[str]:
 
 
 class _CampaignState:
-    """Carries out a campaign: holds finished blocks and decisions, trains missing blocks, and writes the record."""
+    """Carries out a campaign: trains missing blocks, decides claims, and writes the record."""
 
     def __init__(self, lab: Lab, campaign: Campaign, command: str, say: Say) -> None:
         self._lab, self._campaign, self._command, self._say = lab, campaign, command, say
@@ -289,7 +289,7 @@ class _CampaignState:
 
     @contextmanager
     def _lock(self) -> Iterator[None]:
-        """Hold a lock file during a `with` block, so that no other process writes the campaign record."""
+        """Lock the record against other processes during a `with` block."""
         lock = filelock.FileLock(self._file.with_name(f".{self._file.name}.lock"))
         with explain_os_errors(self._file, "write"):
             self._file.parent.mkdir(parents=True, exist_ok=True)

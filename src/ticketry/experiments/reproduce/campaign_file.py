@@ -35,7 +35,7 @@ _SEED = 20_000
 
 @dataclass(frozen=True, kw_only=True)
 class Campaign:
-    """The contents of a campaign file at one scale: its runs, and the claims about them."""
+    """Runs and claims of a campaign file at one scale."""
 
     name: str
     title: str
@@ -84,7 +84,7 @@ def read_campaign(path: Path, scale: Scale, *, trust: bool = False) -> Campaign:
 
     Args:
         path: the file, or the name of one of the library's campaigns.
-        scale: the scale: which runs and claims of the file to use.
+        scale: which runs and claims of the file to use.
         trust: whether a user's file may name user code, see docs/reproducibility.md.
 
     Raises:

@@ -118,7 +118,7 @@ def check(
     Args:
         campaign: the campaign.
         options: the campaign's store, to which only a text file is added, and where to train.
-        count: number of networks to draw; if fewer are finished, all of them are checked.
+        count: number of networks to draw; all if fewer are finished.
         draw: seed of the random draw.
         say: called with each line of progress.
         on_event: called with each event of training.

@@ -81,7 +81,7 @@ class Drawing:
 
 
 def draw_figures(makers: Mapping[str, Maker]) -> dict[str, Drawing]:
-    """Draw figures as SVG documents in both widths; return the drawings by name."""
+    """Draw figures as SVG documents in both widths."""
     with figure_style():
         return {name: Drawing(*(svg.to_svg(make(narrow)) for narrow in (False, True))) for name, make in makers.items()}
 

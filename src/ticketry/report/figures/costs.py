@@ -84,7 +84,7 @@ class Curve:
 
 @dataclass(frozen=True)
 class CostPanel:
-    """A panel with the curves of one or several runs over one kind of cost."""
+    """A panel with the curves of runs over one kind of cost."""
 
     name: str
     """Name of the x axis."""
@@ -233,7 +233,7 @@ def _training_cost_curve(
 
 
 def _write_placeholder(axes: Axes, words: str) -> None:
-    """Write `words` into an empty panel, without axes, to say that there are no data."""
+    """Write `words` into a panel that has no data."""
     axes.set_facecolor(COLOURS["shade"])
     axes.tick_params(labelleft=False, labelbottom=False, length=0)
     axes.grid(visible=False)

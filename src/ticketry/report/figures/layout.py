@@ -270,7 +270,7 @@ def number_label(value: float) -> str:
 # -- metrics -----------------------------------------------------------------------------------------------------------
 
 _DIGITS = ((1.0,), (1.0, 2.0, 5.0), (1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 7.0))
-"""First digits of ticks, to be tried in this order: axes over fewer decades need more digits."""
+"""First digits of ticks; axes over fewer decades need more digits."""
 _FEWEST = 3
 _LOWEST = 0.5
 """Smallest lower end of an interval on a logarithmic axis, as a share of the mean, since ends may be 0 or less."""
@@ -289,7 +289,7 @@ class Scale:
 
     @property
     def name_suffix(self) -> str:
-        """Suffix for the name of the axis: empty, or that the scale is logarithmic."""
+        """Suffix for the name of a logarithmic axis; otherwise empty."""
         return " (log scale)" if self.log else ""
 
     def position(self, value: float) -> float:

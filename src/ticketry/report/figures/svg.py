@@ -78,7 +78,7 @@ _NUMBER, _COLOUR = re.compile(r"\d+\.\d+"), re.compile(r"#[0-9a-f]{6}")
 
 
 def _round_number(number: re.Match[str]) -> str:
-    """Return a number rounded to a hundredth of a pixel, without trailing zeros."""
+    """Return a number rounded to a hundredth of a pixel."""
     return f"{float(number[0]):.2f}".rstrip("0").rstrip(".")
 
 

@@ -49,7 +49,7 @@ _MOST_RUNS = 20
 _MOST_SAVED = 3
 """Largest number of timed tickets that have sections of their own."""
 _MOST_NETWORKS = 5_000
-"""Largest number of networks that one table lists; if there are more, means are listed."""
+"""Largest number of networks that one table lists."""
 
 
 @dataclass(frozen=True)

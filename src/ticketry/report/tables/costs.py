@@ -188,7 +188,7 @@ def numeric_costs(run: RunRecord) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class SearchCostPoint:
-    """Cost of the search up to one level, and the metric there; means over the replicates that reached the level."""
+    """Cost of the search up to one level; mean over the replicates that reached the level."""
 
     level: int
     density: float

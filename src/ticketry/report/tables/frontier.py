@@ -111,8 +111,8 @@ def frontier_lines(
 ) -> list[FrontierLine]:
     """Return the curves of the runs with these indices, which have one task; for a single run, also of its controls.
 
-    Dense networks of one kind form one curve, no matter which run trained them. The task's own dense network is part
-    of the curve of its narrower versions.
+    Dense networks of one kind form one curve, whichever run trained them. The task's own network belongs to the curve
+    of its narrower versions.
     """
     shown = [(index, runs[index]) for index in indices if measure in recorded_measures(runs[index])]
     lines = [FrontierLine(index, TICKET, tuple(call_cost_points(results, TICKET, measure))) for index, results in shown]
@@ -216,7 +216,7 @@ class LowestCost:
     reached: bool
     """Whether some level is worse than the margin allows; otherwise `value` is a bound: the cheapest level's cost."""
     at_least: bool = False
-    """For a ratio that is only a bound: whether it is a lower bound; otherwise it is an upper bound."""
+    """Whether a ratio that is only a bound is a lower bound."""
 
     @property
     def bound_prefix(self) -> str:
@@ -369,7 +369,7 @@ def requested_budgets(runs: Sequence[Results], measure: CostMeasure) -> list[str
 
 
 def lowest_cost_table(subject: Subject, numbers: Sequence[int], measure: CostMeasure) -> tuple[str, list[list[str]]]:
-    """Return the margin as text, and a row for each run, best first: its lowest cost, and the best cost as a ratio."""
+    """Return the margin as text, and a row for each run: its lowest cost, and the lowest cost of all divided by it."""
     runs = {index: subject.runs[index] for index in numbers}
     margins = {
         index: margin_and_text(results, results.dense) for index, results in runs.items() if results.dense is not None

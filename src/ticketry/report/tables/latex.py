@@ -117,7 +117,7 @@ def _cell(style: Style, group: Group | None) -> str:
 
 
 def _verdict_table(subject: Subject) -> str:
-    """Return the table of verdicts, with a row for each level, grouped by run; empty without verdicts."""
+    """Return the table of verdicts, with a row for each level of each run; empty without verdicts."""
     judged = [
         (label, results) for label, results in zip(subject.labels, subject.runs, strict=True) if results.run.verdicts
     ]

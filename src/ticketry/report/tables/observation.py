@@ -23,7 +23,7 @@ class Observation:
     finding: str
     """A sentence with the numbers at this level."""
     remark: str = ""
-    """Sentences that interpret the numbers, and name the limits of this interpretation."""
+    """Sentences that interpret the numbers, with caveats."""
     level: int | None = None
     """The sparsest level whose tickets match the dense network and beat every control; None if no level does."""
 
