@@ -187,7 +187,7 @@ def _check_storable(name: str, value: Any) -> None:
 
 
 def format_value(value: object) -> str:
-    """Return a value as text for an error message, abbreviated if it is long."""
+    """Return a value as text for an error message; long texts are abbreviated."""
     try:
         text = str(value) if isinstance(value, int | float) else repr(value)
     except ValueError:  # more digits than Python converts

@@ -514,7 +514,7 @@ class FineTuning(Classification):
 def _split_texts(
     found: Labelled, validation: Fraction, test: Fraction, path: Path
 ) -> tuple[Labelled, Labelled, Labelled]:
-    """Split labelled texts at random into training, validation and test texts, by `splits.hold_out`."""
+    """Split labelled texts at random into training, validation and test texts, as `splits.hold_out` does."""
     names, labels = np.unique(np.array(found.labels), return_inverse=True)
     sizes = np.bincount(labels)
     shares = [count_share_of_each(labels, share) for share in (validation, test)]

@@ -79,7 +79,7 @@ class NetworkName:
     """A parsed name of a network; `str` of this object is the canonical name, under which results are stored."""
 
     base: str
-    """The name without width and library."""
+    """The name without its width and without the library before the colon."""
     width: Fraction = Fraction(1)
     """Factor of all hidden widths, as an exact fraction, so that rounding is the same on every machine."""
     library: str = ""

@@ -36,15 +36,15 @@ class Recipe:
     batch: int = 128
     """Number of examples per step; the last batch of an epoch may be smaller."""
     optimizer: Optimizer = "sgd"
-    """sgd, adam or adamw."""
+    """The optimiser: sgd, adam or adamw."""
     lr: float = 0.1
     """Peak learning rate."""
     momentum: float = 0.9
     """Momentum of SGD; beta1 of Adam and AdamW."""
     beta2: float = 0.999
-    """Second-moment decay of Adam and AdamW."""
+    """beta2, the decay of second moments, of Adam and AdamW."""
     nesterov: bool = False
-    """Nesterov's form of SGD's momentum."""
+    """Whether SGD uses Nesterov's form of momentum."""
     weight_decay: float = 0.0
     """Weight decay of all parameters: an L2 penalty for SGD and Adam, decoupled from the gradient for AdamW."""
     schedule: Schedule = "constant"
@@ -85,7 +85,7 @@ class Recipe:
         """Return a copy with these fields changed; None leaves a field unchanged.
 
         Args:
-            changes: fields by name.
+            changes: new values of fields, by field name.
         """
         return replace(self, **{name: value for name, value in changes.items() if value is not None})
 

@@ -249,7 +249,7 @@ class Own(TableRegression):
         return found
 
     def load(self, data: Path | None = None) -> Splits:
-        """Return random splits, by `splits.hold_out` with the number of the split as seed."""
+        """Return the random splits that `splits.hold_out` gives with the number of the split as seed."""
         return self._splits
 
     @cached_property

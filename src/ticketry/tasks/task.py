@@ -120,8 +120,9 @@ class Task:
     spec: Spec | None = None
     """The request for this task, set by `catalogue.get`; without a request, other processes cannot create the task."""
     replayable: ClassVar[bool] = False
-    """Whether training steps can be captured in CUDA graphs: `prepare`, the model and `loss` run the same operations at
-    every step, without branches on values of tensors or state in Python. Not inherited: each subclass sets it."""
+    """Whether training steps can be captured in CUDA graphs. If True, `prepare`, the model and `loss` must run the same
+    operations at every step, without branches on values of tensors and without state in Python. Subclasses do not
+    inherit the value."""
 
     def key(self) -> Mapping[str, object]:
         """Return JSON values that identify the task in stored results: name, version, options, model.

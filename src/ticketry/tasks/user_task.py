@@ -277,7 +277,10 @@ def _explain_unnamed(kind: type[Task], name: str) -> str:
 
 
 def _find_options(task: Task, name: str) -> dict[str, Any]:
-    """Return the constructor arguments that differ from their defaults, read from attributes of the same names."""
+    """Return the constructor arguments of a task that differ from their defaults.
+
+    The values are read from the attributes with the names of the arguments.
+    """
     options = {}
     for one in inspect.signature(type(task)).parameters.values():
         if one.kind not in (Parameter.POSITIONAL_OR_KEYWORD, Parameter.KEYWORD_ONLY):

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
 _DIGIT = 16
-"""Number of bits decided in one round."""
+"""Number of bits of the threshold that a round finds."""
 _BINS = 1 << _DIGIT
 _CHUNK = 1 << 20
 """Number of weights processed at a time, which bounds the additional memory."""

@@ -1,4 +1,4 @@
-"""Access to parameters that are sharded over several devices (DTensors, as created by `fully_shard`).
+"""Read and write parameters that are sharded over several devices (DTensors, as `fully_shard` creates them).
 
 torch.distributed is imported only for sharded tensors, so that single-device users do not wait for the import.
 """

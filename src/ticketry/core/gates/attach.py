@@ -147,7 +147,7 @@ def check_init(init: float) -> None:
 
 
 def check_attachable(model: nn.Module, parameters: dict[str, nn.Parameter]) -> None:
-    """Check that these parameters of `model` can get gates; raises as `attach`."""
+    """Check that these parameters of `model` can get gates; raise the errors of `attach`."""
     release_leftovers(model)
     taken = find_gated_parameters(model)
     for name, parameter in parameters.items():

@@ -60,7 +60,7 @@ class Balance:
         self._gates, self._smoothing = gates, smoothing
         self._wanted = headroom * density * gates.weights
         self.multiplier: Tensor | None = None
-        """lambda, a float64 scalar; None before the first step. It is the only state to save in checkpoints."""
+        """The number lambda, a float64 scalar; None before the first step. A checkpoint needs no other state."""
 
     def add_gradients(self) -> None:
         """Add the gradient that closes gates; call this between `backward` and the step of the gates' optimiser."""

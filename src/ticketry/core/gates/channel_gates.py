@@ -79,7 +79,7 @@ class _ChannelIndices:
     group: int
     dim: int
     index: Tensor
-    """int64 [channels, indices per channel], along dimension `dim`"""
+    """int64 [channels, indices per channel]: the indices of each channel along dimension `dim`."""
 
 
 class ChannelGates(Gates):
@@ -130,7 +130,7 @@ class ChannelGates(Gates):
         return self.allocate(1.0)
 
     def by_weight(self) -> dict[str, Tensor]:
-        """Raise `UsageError`, because some weights are multiplied by several gates."""
+        """Raise `UsageError`: a weight may be multiplied by the gates of several channels."""
         raise UsageError("gates on channels multiply what layers read: a weight has that of its input, and of no other")
 
     def allocate(self, density: float, *, collapse: str = "raise") -> Mask:

@@ -192,7 +192,7 @@ def count_gates(opened: Mapping[str, Tensor], bins: int) -> Histogram:
 
 
 class OptimizerStepListener(Protocol):
-    """An object that is informed of the steps of all optimisers."""
+    """An object whose method `_count_optimizer_step` is called after each step of any optimiser."""
 
     def _count_optimizer_step(self, optimizer: Optimizer) -> None:
         """Handle a step that an optimiser has just made."""
@@ -423,7 +423,7 @@ class Gates:
 
     @torch.no_grad()
     def histogram(self, bins: int = 50) -> Histogram:
-        """Return a histogram, with `bins` equal bins, of how far the gates within the initial mask are open.
+        """Return a histogram, with `bins` equal bins, of how far gates are open; gates outside `within` are left out.
 
         Raises:
             UsageError: for less than one bin.
@@ -531,7 +531,7 @@ class Gates:
         return {name: create_logits(parameter, self.init) for name, parameter in parameters.items()}
 
     def _count_optimizer_step(self, optimizer: Optimizer) -> None:
-        """Count the step if `optimizer` trains any of the logits."""
+        """Count an optimiser step if `optimizer` trains any of the logits."""
         mine = {id(logits) for logits in self._logits}
         if any(id(parameter) in mine for group in optimizer.param_groups for parameter in group["params"]):
             self._updates += 1

@@ -401,7 +401,7 @@ def _check_required_methods(kind: type[Kind]) -> None:
 
 
 def _check_gate_shapes(kind: Kind) -> Kind:
-    """Return the kind; raise `UsageError` if one of its methods does not return one gate per logit."""
+    """Return `kind`; raise `UsageError` if a method of it does not return a tensor in the shape of the logits."""
     logits, moment = torch.zeros(3, 2), Moment(0.0, kind.inverse_temperature(0.0))
     given = {
         "gate": kind.gate(logits, moment, torch.full_like(logits, 0.5) if kind.draws else None),
@@ -428,7 +428,7 @@ KINDS: Registry[type[Kind]] = Registry(
     make=_check_gate_class,
     unknown="gates of kind {name!r} are not known: {names}",
 )
-"""Name of a kind of gates -> its class. Other packages add kinds by entry points of the group ``ticketry.gates``."""
+"""The classes of gates by name. Other packages add classes by entry points of the group ``ticketry.gates``."""
 
 
 def make_kind(kind: object, **settings: object) -> Kind:

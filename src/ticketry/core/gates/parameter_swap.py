@@ -1,4 +1,4 @@
-"""Substitute other tensors for the parameters of a model during its calls."""
+"""Substitute other tensors for parameters of a model while the model runs."""
 
 from __future__ import annotations
 

@@ -96,7 +96,7 @@ def cache_batches(inputs: ScoreInputs, model: nn.Module) -> ScoreInputs:
 
 @contextmanager
 def temporarily_pruned(mask: Mask | None, parameters: Mapping[str, nn.Parameter]) -> Iterator[None]:
-    """Within the block, set weights outside the mask to 0; restore them exactly afterwards."""
+    """Within the block, set the weights that `mask` removes to 0; restore them exactly afterwards."""
     if mask is None:
         yield
         return
@@ -188,7 +188,7 @@ def call_loss(loss: Loss, model: nn.Module, batch: object) -> Tensor:
 
 
 def no_batch_error() -> UsageError:
-    """Build the error for an empty iterable of batches."""
+    """Return the error for an empty iterable of batches."""
     return UsageError("there is no batch in batches=: an iterator can be read only once; give a list or a loader")
 
 

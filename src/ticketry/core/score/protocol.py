@@ -32,7 +32,7 @@ class Loss(Protocol):
 
 @dataclass(frozen=True)
 class ScoreInputs:
-    """Inputs of scores that need data; ``score(model, scope, **vars(inputs))`` passes them on.
+    """Inputs of scores that need data, to be passed as ``score(model, scope, **vars(inputs))``.
 
     Examples:
         >>> inputs = tk.score.ScoreInputs(seed=1)
@@ -65,8 +65,8 @@ class About:
     order: int | None = None
     """Highest order of derivatives of the loss that the score needs; None if not said."""
     channels: str = "summed"
-    """Corresponding score of `structure.channels` for whole channels; ``summed``: the sum over each channel's
-    weights.
+    """Name of the score of `structure.channels` that does the same for whole channels; ``summed`` means the sum over
+    the weights of each channel.
     """
     signed: bool = False
     """Whether values may be negative; then they cannot be divided by the cost of the weights."""

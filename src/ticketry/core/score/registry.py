@@ -108,7 +108,7 @@ def get(score: str | Score) -> Score:
 
 
 def split_control(score: str) -> tuple[str, str]:
-    """Split a name into (control, score), such as ("inverted", "snip"); the control is "" for a score itself.
+    """Split a name into control and score, such as ("inverted", "snip"); without a prefix, the control is "".
 
     Examples:
         >>> tk.score.split_control("inverted:snip"), tk.score.split_control("snip")
@@ -119,7 +119,7 @@ def split_control(score: str) -> tuple[str, str]:
 
 
 def source_of(score: str) -> str:
-    """Return a digest of a custom score's source code, as part of the key of stored results; "" for a built-in score.
+    """Return a digest of a custom score's source code, for the keys of stored results; "" for a built-in score.
 
     Examples:
         >>> tk.score.source_of("snip")
@@ -148,10 +148,9 @@ def about(name: str) -> About:
 
 
 def inverted(score: str | Score) -> Score:
-    """Return the score with its sign inverted, as a control that retains the least important weights:
-    ``inverted:snip``.
+    """Return a control that negates a score, and so retains the least important weights: ``inverted:snip``.
 
-    If a score is informative, its inverse gives a worse network than a random choice.
+    If a score is informative, the control gives a worse network than a random choice of weights.
 
     Args:
         score: a name, or a function.
@@ -175,7 +174,7 @@ def inverted(score: str | Score) -> Score:
 
 
 def shuffled(score: str | Score) -> Score:
-    """Return the score with its values permuted within each layer, as a control: ``shuffled:snip``.
+    """Return a control that permutes the values of a score at random within each layer: ``shuffled:snip``.
 
     In a single pruning step, each layer retains as many weights as with the score itself, whatever the distribution of
     the density over layers. So a comparison shows how much of the score's success is due to the densities of layers

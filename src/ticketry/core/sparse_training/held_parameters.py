@@ -19,7 +19,7 @@ _SCALES = ("exp_inf", "step_size")
 
 
 class HeldParameter:
-    """A parameter whose mask is enforced, with the hook that masks its gradient."""
+    """A parameter whose removed weights are kept at 0, with the hook that masks its gradient."""
 
     masks_gradients = True
     """Tells the engine that this hook does not change gradients that are masked already."""

@@ -69,7 +69,7 @@ def read_images(
     """Read `count` images as uint8 [count, 3, size, size]; `ImageRequest` describes the other arguments.
 
     Args:
-        files: path or content of each image, with a name for error messages.
+        files: for each image, the path or content of its file, and a name for error messages.
 
     Raises:
         DataError: for the first file that is not a complete image.
@@ -181,7 +181,7 @@ class Listing:
     names: NDArray[np.bytes_]
     """[n] paths relative to the folder of the class, as bytes, which take a third of the memory of strings."""
     labels: NDArray[np.int64]
-    """[n] class numbers."""
+    """[n] class number of each file."""
 
     def path(self, row: int) -> str:
         """Return the path of the file at index `row`."""

@@ -163,7 +163,7 @@ class Shard(msgspec.Struct, frozen=True):
 
 
 class Manifest(msgspec.Struct, frozen=True):
-    """The content of ``shards.json``."""
+    """The content of the manifest ``shards.json``: the shards of a data set, and the names of its classes."""
 
     format: int
     shards: tuple[Shard, ...]
@@ -183,7 +183,7 @@ class Index:
     size: NDArray[np.int64]
     """[n] size of the image file in bytes."""
     label: NDArray[np.int64]
-    """[n] class number."""
+    """[n] class number of the image."""
 
     def digest(self, shards: tuple[Shard, ...]) -> str:
         """Return the SHA-256 (hex) of the names and splits of the shards, and the locations and labels of images."""
@@ -195,7 +195,7 @@ class Index:
 
 @dataclass(frozen=True, eq=False)
 class ShardListing:
-    """The images of one split in shards; the counterpart of `image_files.Listing`."""
+    """The images of a split, stored in shards; `image_files.Listing` is the same for image files."""
 
     source: Source
     shards: tuple[Shard, ...]
@@ -255,7 +255,7 @@ class ShardImageRequest:
 
 @dataclass(frozen=True, eq=False)
 class ShardSet:
-    """A data set in shards; the counterpart of `image_files.ImageFolder`."""
+    """A data set stored in shards; `image_files.ImageFolder` is the same for image files."""
 
     train: ShardListing
     test: ShardListing

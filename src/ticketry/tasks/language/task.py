@@ -343,7 +343,7 @@ class RowsPart(_Part, Rows):
     gathers = True
 
     def state(self) -> dict[str, Tensor]:
-        """Return the state of all rows of all processes, as in a single process."""
+        """Return the state of the rows of all processes, which equals the state in a single process."""
         found = self.ranks.gather(super().state())
         return {name: torch.cat([each[name] for each in found]) for name in found[0]}
 

@@ -417,7 +417,7 @@ RESNET_20_8 = Network(partial(ResNet, repeats=(3, 3, 3), width=8), smallest=4)
 RESNET_32 = Network(partial(ResNet, repeats=(5, 5, 5), width=16), smallest=4)
 RESNET_56 = Network(partial(ResNet, repeats=(9, 9, 9), width=16), smallest=4)
 RESNET_18, RESNET_50 = Network(_RESNET_18, smallest=8), Network(_RESNET_50, smallest=8)
-"""ResNets for images of CIFAR's size."""
+"""ResNet-18 and ResNet-50 for images of CIFAR's size, 32x32."""
 RESNET_18_IMAGENET = Network(partial(_RESNET_18, imagenet=True), smallest=32)
 RESNET_50_IMAGENET = Network(partial(_RESNET_50, imagenet=True), smallest=32)
 """ResNets for images of ImageNet's size, 224x224."""

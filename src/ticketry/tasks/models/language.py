@@ -31,7 +31,7 @@ class LanguageModel(nn.Module):
     carries: ClassVar[bool] = True
     """Whether the model passes a state from one segment of the text to the next."""
     follows: Mapping[str, tuple[int, str, int]] = {}
-    """See `tasks.task.Session.follows`."""
+    """State entries with a dimension of units of the network, see `tasks.task.Session.follows`."""
 
     def begin(self, batch: int) -> State:
         """Return the state before the first token of `batch` texts."""

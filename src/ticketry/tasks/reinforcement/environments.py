@@ -52,7 +52,7 @@ class Environments:
         self.name, self.seed, self.repeat = name, seed, repeat
         steps = limit_of(worlds[0])
         self.limit = -(-steps // repeat)
-        """Largest number of actions of an episode."""
+        """Largest number of actions in an episode."""
         unwrapped = [_unwrap(world) for world in worlds]
         self._environments: list[Any] = (
             unwrapped if repeat == 1 else [_Repeated(world, repeat, steps) for world in unwrapped]
@@ -157,7 +157,7 @@ class _Repeated:
         self._world, self._repeat, self._limit = world, repeat, limit
         self.action_space = world.action_space
         self.steps = 0
-        """Environment steps of the current episode."""
+        """Number of environment steps in the current episode so far."""
 
     def reset(self, *, seed: int) -> Any:
         self.steps = 0

@@ -31,8 +31,11 @@ _ENTRIES = ("seen", "after", "actions", "rewards", "ended")
 
 @dataclass(frozen=True)
 class Transitions:
-    """Observations [n, numbers], actions taken int64 [n], rewards [n], next observations [n, numbers], and 1
-    where a terminal state ended the episode, else 0 [n]."""
+    """Transitions of an environment: observations, actions, rewards and next observations.
+
+    Shapes are [n, numbers] for observations and [n] for actions (int64) and rewards. The last field [n] is 1 where a
+    terminal state ended the episode, else 0.
+    """
 
     seen: Tensor
     actions: Tensor
@@ -141,7 +144,7 @@ class Learner(Session):
         self._target: dict[str, Tensor] = {}
 
     def loss(self, model: nn.Module, batch: int) -> Tensor:
-        """Act in the environments, then return the loss of a random batch of the replay memory.
+        """Act in the environments, and then return the loss of a random batch from the replay memory.
 
         Args:
             batch: number of the training step.
