@@ -1,4 +1,4 @@
-"""The state of a training, its form in the store, and the initial states of models."""
+"""Define the state of a training, convert it for the store, and build models with initial or given weights."""
 
 from __future__ import annotations
 
@@ -17,22 +17,23 @@ from ticketry_engine.support.seeds import mix, seed_torch
 
 @dataclass
 class TrainingState:
-    """Everything that resuming a training needs. Data order, augmentation and dropout are functions of the step."""
+    """Holds all that is needed to resume a training, except for data order and random numbers, which the step sets."""
 
     step: int
     model: dict[str, Tensor]
-    """Weights and buffers, by normalised name."""
+    """Weights and buffers of the network, by name."""
     optimizer: dict[str, Tensor]
+    """State of the optimiser, see `optimizer_tensors`."""
     losses: Tensor
-    """float32 [step - first]: the loss of each step so far."""
+    """float32 [number of steps so far]: the loss of each step since the segment's start."""
     variants: dict[str, dict[str, Tensor]] = field(default_factory=dict)
-    """State of each variant of training, by its name; see `Effect.state`."""
+    """State of each change to the training (variant), by the variant's name; see `Effect.state`."""
     session: dict[str, Tensor] = field(default_factory=dict)
     """State of the session, see `Session.state`; empty for most tasks."""
 
 
 def pack_state(state: TrainingState, variants: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """Return all tensors of a state except the model's in one dict, with the given states of variants."""
+    """Return the tensors of optimiser, session, losses and `variants` in one dict; the model's are left out."""
     parts = {"optimizer/": state.optimizer, "session/": state.session}
     parts |= {f"variants/{name}/": dict(own) for name, own in variants.items()}
     packed = {name: value for prefix, tensors in parts.items() for name, value in add_prefix(prefix, tensors).items()}
@@ -40,7 +41,7 @@ def pack_state(state: TrainingState, variants: Mapping[str, Mapping[str, Tensor]
 
 
 def unpack_state(step: int, model: dict[str, Tensor], packed: Mapping[str, Tensor]) -> TrainingState:
-    """Return the state from the model's tensors and the result of `pack_state`."""
+    """Return the training state, given its step, the model's tensors, and the result of `pack_state`."""
     variants: dict[str, dict[str, Tensor]] = {}
     for key, value in select_prefix(packed, "variants/").items():
         name, _, entry = key.partition("/")
@@ -56,12 +57,12 @@ def add_prefix(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def select_prefix(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """Return the tensors whose names begin with `prefix`, which is removed from the names."""
+    """Return the tensors whose names begin with `prefix`, and remove the prefix from the names."""
     return {name[len(prefix) :]: value for name, value in tensors.items() if name.startswith(prefix)}
 
 
 def initial_state(task: Task, seed: int) -> dict[str, Tensor]:
-    """Return weights and buffers of a new model; they depend only on the task and the seed."""
+    """Return weights and buffers of a new model of `task`, initialised with `seed`."""
     with private_random_state():
         seed_torch(mix(seed, "initialisation"))
         return copy_state(build_model(task))
@@ -70,7 +71,8 @@ def initial_state(task: Task, seed: int) -> dict[str, Tensor]:
 def rebuild_model(task: Task, state: Mapping[str, Tensor]) -> nn.Module:
     """Build a model of the task with the given weights and buffers.
 
-    Random values that are not in the state dict, such as features in a non-persistent buffer, are the same every time.
+    If the model has random values that are not in its state dict, such as in a non-persistent buffer, they are the same
+    in each model.
     """
     with private_random_state():
         seed_torch(mix(0, "rebuilt"))
@@ -80,7 +82,7 @@ def rebuild_model(task: Task, state: Mapping[str, Tensor]) -> nn.Module:
 
 
 def copy_state(model: nn.Module) -> dict[str, Tensor]:
-    """Return a copy of weights and buffers on the CPU, by normalised name."""
+    """Return a copy of the model's weights and buffers on the CPU, by name."""
     return {
         normal_name(name): value.detach().to("cpu", copy=True).contiguous()
         for name, value in model.state_dict().items()
@@ -88,6 +90,6 @@ def copy_state(model: nn.Module) -> dict[str, Tensor]:
 
 
 def unsaved_buffers(model: nn.Module) -> dict[str, Tensor]:
-    """Return the buffers that the state dict leaves out, by normalised name; not copied."""
+    """Return the buffers that the model's state dict leaves out, by name, without copying them."""
     saved = model.state_dict()
     return {normal_name(name): buffer for name, buffer in model.named_buffers() if name not in saved}

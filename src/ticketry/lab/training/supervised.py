@@ -1,4 +1,4 @@
-"""The course of supervised tasks (most tasks): training on independent batches of examples, evaluation, scoring.
+"""Define the course (training, evaluation and scoring) of supervised tasks, which train on batches of examples.
 
 >>> course = course_of(task, data)                                     # doctest: +SKIP
 >>> session = course.session(task.recipe, 0, arithmetic)               # doctest: +SKIP
@@ -32,13 +32,18 @@ _MEAN_OF, _EQUAL = 16, 1e-4
 
 
 def course_of(task: Task, data: Path | None = None) -> Course:
-    """Return the course that the task defines, or the supervised course of its examples."""
+    """Return the course that the task defines, or by default the supervised course on its examples.
+
+    Args:
+        task: the task.
+        data: folder in which data sets are looked for first.
+    """
     found = task.course(data)
     return Supervised(task, task_checks.load_splits(task, data)) if found is None else found
 
 
 class Supervised(Course):
-    """The course (training, evaluation and scoring) of a task whose data are `Splits`."""
+    """Trains on, evaluates and scores a task whose data are splits with examples."""
 
     def __init__(self, task: Task, splits: Splits) -> None:
         self.task, self.splits = task, splits
@@ -50,7 +55,7 @@ class Supervised(Course):
         return SupervisedSession(self.task, self.splits.train, recipe, seed, arithmetic)
 
     def evaluate(self, model: nn.Module, split: str, arithmetic: Any) -> dict[str, float]:
-        """Return the metrics of a split: the sums of `Task.measure` over all batches, summarised by the task."""
+        """Return the metrics of a split, which `Task.summary` computes from the sums of `Task.measure` over batches."""
         examples: Split = getattr(self.splits, split)
         return self.task.summary(self._sum_measures(model, examples, arithmetic), len(examples))
 
@@ -65,7 +70,7 @@ class Supervised(Course):
         return {name: float(value) for name, value in sums.items()}
 
     def sample(self, model: nn.Module, count: int, size: int, seed: int) -> list[Any]:
-        """Return the first batches in a separate order, prepared but without augmentation."""
+        """Return batches for scoring: `count` random batches of `size` training examples, without augmentation."""
         split, device = self.splits.train, next(model.parameters()).device.type
         steps = range(min(count, steps_per_epoch(len(split), size)))
         drawn = data_loading.batches(split, build_data_order(split, seed, size).batch, steps, device)
@@ -79,7 +84,7 @@ class Supervised(Course):
         return len(batch[1])
 
     def inputs(self, count: int = _FEW) -> Tensor:
-        """Return the inputs of the first training examples, prepared."""
+        """Return the inputs of the first `count` training examples, as the network gets them."""
         train = self.splits.train
         rows = torch.arange(min(count, len(train)))
         with contextlib.closing(data_loading.batches(train, lambda step: rows, range(1), "cpu")) as batches:
@@ -114,7 +119,7 @@ class Supervised(Course):
 
     @torch.no_grad()
     def _check_mean(self, model: nn.Module, recipe: Recipe) -> None:
-        """Check on a few examples that the loss of a batch is the weighted mean of the losses of its parts."""
+        """Raise `TaskError` if the loss of a few examples is not the weighted mean of the losses of parts of them."""
         rows = _pick_different_targets(self.splits.train.targets, _MEAN_OF)
         with contextlib.closing(data_loading.batches(self.splits.train, lambda step: rows, range(1), "cpu")) as read:
             inputs, targets = next(read)
@@ -141,7 +146,7 @@ class Supervised(Course):
 
 
 def _pick_different_targets(targets: Tensor, count: int) -> Tensor:
-    """Return `count` rows (or all) with as many different targets as possible, sorted by target."""
+    """Return the indices of `count` examples with as many different targets as possible, sorted by target."""
     values = targets.flatten(1).sum(1, dtype=torch.float64) if targets.dim() > 1 else targets
     order = values.argsort(stable=True)
     alike = torch.unique_consecutive(values[order], return_counts=True)[1]
@@ -153,8 +158,9 @@ def _pick_different_targets(targets: Tensor, count: int) -> Tensor:
 
 
 class SupervisedSession(Session):
-    """Training batches, in an order drawn from (seed, epoch) and augmented by (seed, step); stateless between
-    batches.
+    """Yields training batches and computes their losses.
+
+    The order of the examples depends on seed and epoch, augmentation on seed and step; so there is no state to store.
     """
 
     def __init__(self, task: Task, train: Split, recipe: Recipe, seed: int, arithmetic: Arithmetic) -> None:
@@ -165,7 +171,7 @@ class SupervisedSession(Session):
         self._generator = torch.Generator()
 
     def batches(self, steps: range) -> Generator[Any, None, None]:
-        """Yield the batches of some steps on the device, with inputs as they are stored."""
+        """Yield the batches of `steps` on the device, augmented, with inputs in the format of the data set."""
         device = self.arithmetic.device
         found = data_loading.batches(
             self._examples, self._order, steps, device, augment=self._read_with, seed=self.seed
@@ -195,7 +201,7 @@ class SupervisedSession(Session):
 
 
 class Part(NamedTuple):
-    """A rank's part of a batch and its place in the batch."""
+    """Holds the part of a batch that one of several processes trains, and the position of the part in the batch."""
 
     inputs: Tensor
     targets: Tensor
@@ -203,7 +209,7 @@ class Part(NamedTuple):
 
 
 class SupervisedPart(Supervised):
-    """The supervised course in one of several ranks."""
+    """Does the work of `Supervised` in one of several processes (ranks), each with a part of every batch."""
 
     def __init__(self, task: Task, splits: Splits, ranks: Ranks) -> None:
         super().__init__(task, splits)
@@ -213,7 +219,7 @@ class SupervisedPart(Supervised):
         return PartSession(self.task, self.splits.train, recipe, seed, arithmetic, self._ranks)
 
     def evaluate(self, model: nn.Module, split: str, arithmetic: Any) -> dict[str, float]:
-        """Return the metrics of a split: each rank measures a part; the sums are added in the order of ranks."""
+        """Return the metrics of a split; each rank measures a part, and the sums are added in the order of ranks."""
         examples: Split = getattr(self.splits, split)
         place = place_of_part(len(examples), self._ranks.rank, self._ranks.world)
         rows = slice(place.first, place.first + place.own)
@@ -228,7 +234,15 @@ class SupervisedPart(Supervised):
         return self.task.summary(sums, len(examples))
 
     def _call_as_often(self, model: nn.Module, examples: Split, own: int, arithmetic: Any) -> None:
-        """Call the network as often as the first rank does, which has most examples, and ignore the outputs."""
+        """Call the network until this rank has called it as often as the first rank; ignore the outputs.
+
+        The first rank has the most examples. With sharded parameters all ranks must call the network together.
+
+        Args:
+            model, arithmetic: the network, and how it computes.
+            examples: the whole split.
+            own: number of examples that this rank has measured.
+        """
         size = examples.reader.batch if examples.reader else data_loading.EVALUATED
         most = place_of_part(len(examples), 0, self._ranks.world).own
         one = replace(examples, inputs=examples.inputs[:1], targets=examples.targets[:1])
@@ -237,7 +251,7 @@ class SupervisedPart(Supervised):
 
 
 class PartSession(SupervisedSession):
-    """A rank's parts of the batches of a `SupervisedSession`."""
+    """Yields, for one of several processes (ranks), the rank's parts of the batches of a `SupervisedSession`."""
 
     def __init__(
         self, task: Task, train: Split, recipe: Recipe, seed: int, arithmetic: Arithmetic, ranks: Ranks
@@ -282,7 +296,7 @@ class PartSession(SupervisedSession):
 
 @torch.no_grad()
 def evaluate(task: Task, course: Course, model: nn.Module, split: str, arithmetic: Arithmetic) -> dict[str, float]:
-    """Return the metrics of a whole split in evaluation mode; the model's mode is restored."""
+    """Return the metrics of the model on a split, in evaluation mode; afterwards restore the model's mode."""
     training = model.training
     model.eval()
     found = task_checks.check_metrics(task, course.evaluate(model, split, arithmetic))
@@ -291,7 +305,7 @@ def evaluate(task: Task, course: Course, model: nn.Module, split: str, arithmeti
 
 
 def forward(task: Task, model: Callable[[Tensor], Tensor], inputs: Tensor, arithmetic: Arithmetic) -> Tensor:
-    """Return the model's outputs for stored inputs on the device, as float32 or float64."""
+    """Return the model's outputs as float32 or float64, for inputs in the format of the data set."""
     prepared = task_checks.prepare_inputs(task, inputs)
     if arithmetic.channels_last and prepared.dim() == 4:
         prepared = prepared.contiguous(memory_format=torch.channels_last)

@@ -1,8 +1,8 @@
-"""Variants of training: one interface for masks, soft masks, penalties and others that act on a network in training.
+"""Define the interface of variants: changes to a training, such as an enforced mask, soft masks or a penalty.
 
-A `Variant` consists of plain values: it is part of a segment's key, and declares conflicts and costs. Its `effect` acts
-in one training: the loop calls the methods of an `Effect` at fixed places. A user-defined variant subclasses both, in
-any package:
+A `Variant` consists of plain values, which are part of a segment's key; it also says with which variants it conflicts.
+Its method `effect` returns an `Effect`, whose methods the training loop calls at fixed places. A user-defined variant
+subclasses both classes, in any package:
 
 >>> @dataclass(frozen=True, kw_only=True)                              # doctest: +SKIP
 ... class Noise(Variant):
@@ -36,13 +36,13 @@ from ticketry.tasks.recipe import Recipe
 from ticketry.tasks.task import Course, Session, Task
 
 Metrics = dict[str, dict[str, Any]]
-"""Split -> metric -> value."""
+"""Value of each metric, by split and metric."""
 Own = TypeVar("Own", bound="Variant")
 
 
 @dataclass(frozen=True)
 class Surroundings:
-    """Context in which a variant acts: the task with its data, the place in the schedule, and the store of masks."""
+    """Holds what a variant may know about its training: the task with its data, the steps, and the store with masks."""
 
     store: Store
     course: Course
@@ -53,16 +53,16 @@ class Surroundings:
     total: int
     per_epoch: int
     mask_digest: str | None
-    """Digest of the mask by which a variant removes weights."""
+    """Digest of the mask that removes weights; None for a dense network."""
 
     @cached_property
     def mask(self) -> Mask | None:
-        """Return the mask by which a variant removes weights, or None."""
+        """The mask that removes weights; None for a dense network."""
         return None if self.mask_digest is None else self.store.get_mask(self.mask_digest)
 
 
 class InTraining(Protocol):
-    """The members of the training loop that an effect may use."""
+    """Lists the attributes and methods of the training loop that an effect may use."""
 
     step: int
     model: nn.Module
@@ -70,23 +70,23 @@ class InTraining(Protocol):
     optimizer: Optimizer
 
     def check_losses(self) -> None:
-        """Raise `TrainingError` if a loss since the last check is not finite."""
+        """Raise `TrainingError` if the loss of a step since the last check is not finite."""
 
     def average_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
-        """Average the gradients of parameters outside of the network over all ranks."""
+        """Average the gradients of `parameters`, which do not belong to the network, over all training processes."""
 
 
 _KNOWN: dict[str, type[Variant]] = {}
-"""Imported variant classes, by name and defining module."""
+"""Variant classes that have been imported, by their names and, for user-defined classes, their modules."""
 
 
 class Variant:
-    """A change to a training. Subclasses are frozen, keyword-only dataclasses whose fields are plain values."""
+    """Describes a change to a training; subclasses are frozen, keyword-only dataclasses with plain values as fields."""
 
     name: ClassVar[str]
-    """Name in keys and stored states, unique within the library; keys of other classes add the module."""
+    """Name of the variant in keys and stored states; for user-defined classes, keys also contain the module."""
     outermost: ClassVar[bool] = False
-    """Whether it starts before all other variants and acts on gradients after them, as masks do."""
+    """Whether the variant starts before all other variants and changes gradients after them, as masks do."""
     computes_removed: ClassVar[bool] = False
     """Whether every step computes with the weights that a mask removes."""
     sparse_kernels: ClassVar[bool] = False
@@ -94,17 +94,20 @@ class Variant:
 
     @property
     def several_ranks(self) -> bool:
-        """Whether several ranks may train with it: its effect on weights and gradients is equal in all of them, and it
-        uses neither batches nor random numbers."""
+        """Whether several processes may train a network together with this variant.
+
+        Its effect on weights and gradients must be equal in all processes, and independent of batches and random
+        numbers.
+        """
         return False
 
     replayable: ClassVar[bool] = False
-    """Whether all steps run the same operations and parameters keep their memory, so that a CUDA graph can replay a
-    step, see `replays`."""
+    """Whether steps can be replayed from a CUDA graph: all steps run the same operations, and parameters stay in the
+    same memory, see `replays`."""
     in_parts: ClassVar[bool] = False
-    """Whether it supports sharded parameters (`fully_shard`)."""
+    """Whether the variant supports sharded parameters (`fully_shard`)."""
     whole_channels: ClassVar[bool] = False
-    """Whether the trained network lacks the channels that its mask removes."""
+    """Whether the channels that the mask removes are taken out of the network for training."""
 
     def __init_subclass__(cls, **others: Any) -> None:
         super().__init_subclass__(**others)
@@ -115,21 +118,19 @@ class Variant:
     # -- as values -----------------------------------------------------------------------------------------------------
 
     def describe(self) -> dict[str, Any]:
-        """Return its fields as JSON values for keys. Defaults are omitted, so that keys stay valid when fields are
-        added.
-        """
+        """Return the fields as JSON values for keys, without default values; so new fields do not change old keys."""
         defaults = {field.name: field.default for field in fields(self)}  # type: ignore[arg-type]
         values: dict[str, Any] = asdict(self)  # type: ignore[call-overload]
         return {name: value for name, value in values.items() if value != defaults[name]}
 
     @classmethod
     def from_description(cls: type[Own], values: Mapping[str, Any]) -> Own:
-        """Return the variant for a JSON value of `describe`."""
+        """Return the variant for JSON values that `describe` returned."""
         return cls(**values)
 
     @classmethod
     def identity(cls) -> dict[str, str]:
-        """Return its name for keys; for a class outside of the library also its module and the digest of its source."""
+        """Return the variant's name for keys; for a user-defined class also its module and a digest of its source."""
         found = {"variant": cls.name}
         for place in _place(cls):
             whole = add_reached_modules(hashlib.sha256(_source(cast(Hashable, cls))), [cls.__module__])
@@ -137,24 +138,27 @@ class Variant:
         return found
 
     def masked_by(self) -> str | None:
-        """Return the digest of the stored mask by which it removes weights, if any."""
+        """Return the digest of the stored mask with which the variant removes weights; None if it removes none."""
         return None
 
     def blobs(self) -> tuple[str, ...]:
-        """Return the digests of all stored tensors that it needs."""
+        """Return the digests of all stored tensors that the variant needs."""
         mask = self.masked_by()
         return () if mask is None else (mask,)
 
     def conflict(self, other: Variant) -> str | None:
-        """Return why it cannot be combined with another variant, or None. The other variant's method is called too."""
+        """Return why this variant cannot be combined with `other`, or None; `other.conflict(self)` is called too."""
         return None
 
     def under(self: Own, mask: str, *, instead_of: str) -> Own:
-        """Return the variant for another stored mask, as a ticket's control needs it; the digest is replaced in all
-        fields.
+        """Return a copy of the variant for another mask, as it is needed for a control with a shuffled mask.
+
+        Args:
+            mask: digest of the new mask.
+            instead_of: digest of the old mask; it is replaced in all fields.
 
         Raises:
-            UsageError: if the variant depends on the mask in another way. Such a subclass overrides this method.
+            UsageError: if the variant depends on the old mask in another way. A subclass can then override this method.
         """
         names = [each.name for each in fields(self)]  # type: ignore[arg-type]
         held = {name: mask for name in names if getattr(self, name) == instead_of}
@@ -169,49 +173,47 @@ class Variant:
     # -- in a training -------------------------------------------------------------------------------------------------
 
     def effect(self, around: Surroundings) -> Effect:
-        """Return its effect in one training."""
+        """Return the object that carries out the change in one training."""
         raise NotImplementedError
 
     def first_state(self, around: Surroundings, model: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return its state at the start of a segment that begins with the weights and buffers `model`, see
-        `Effect.state`.
-        """
+        """Return the variant's state (`Effect.state`) at the start of a segment with these weights and buffers."""
         return {}
 
     # -- fields of records ---------------------------------------------------------------------------------------------
 
     def ticket_fields(self) -> dict[str, Any]:
-        """Return fields of `records.network.Point` for a ticket whose mask was found by a training with this
-        variant.
-        """
+        """Return fields of `records.network.Point` for a ticket whose mask a training with this variant has found."""
         return {}
 
     def round_fields(self, record: Mapping[str, Any]) -> dict[str, Any]:
-        """Return fields of `records.run.Round` for a training with this variant, from its result's record
-        (`Effect.facts`, `Effect.measured`); empty if its trainings are not rounds of a search.
+        """Return fields of `records.run.Round` for a training with this variant; empty if it is no round of a search.
+
+        Args:
+            record: the record of the training's result, with the entries of `Effect.facts` and `Effect.measured`.
         """
         return {}
 
     # -- costs ---------------------------------------------------------------------------------------------------------
 
     def without_history(self: Own) -> Own:
-        """Return the variant without references to earlier trainings, for measuring the cost of a step."""
+        """Return a copy without references to earlier trainings, with which the cost of a step can be measured."""
         return self
 
     def flops_key(self) -> object:
-        """Return a JSON value on which the FLOPs of a step depend; None if they do not depend on the variant."""
+        """Return a JSON value that determines how the variant changes the FLOPs of a step; None if it does not."""
         return None
 
     def memory_key(self) -> object:
-        """Return a JSON value on which the memory of a step depends; None if it does not depend on the variant."""
+        """Return a JSON value that determines how the variant changes the memory of a step; None if it does not."""
         return self.name
 
 
 class Effect:
-    """The action of a variant in one training. The loop calls the methods that a subclass overrides, in the order
-    below.
+    """Carries out a variant in one training; the training loop calls the methods in the order in which they follow.
 
-    Effects start in the order of `Segment.variants`, and act on gradients in the reverse order.
+    A segment may have several effects. They start in the order of `Segment.variants`, and change gradients in the
+    reverse order.
     """
 
     def __init__(self, around: Surroundings) -> None:
@@ -220,39 +222,39 @@ class Effect:
     # -- once, before the first step -----------------------------------------------------------------------------------
 
     def convert_loaded_state(self, state: TrainingState) -> TrainingState:
-        """Convert a stored state from which training resumes to the network that is trained."""
+        """Convert a stored state to the shapes of the network that is trained, which may be smaller."""
         return state
 
     def recipe(self, recipe: Recipe) -> Recipe:
-        """Return the recipe for the optimiser of the weights, possibly changed."""
+        """Return the recipe with which the weights are trained, which is `recipe` or a changed copy."""
         return recipe
 
     def build(self, model: nn.Module) -> nn.Module:
-        """Return the network to train instead of the task's."""
+        """Return the network to train: the task's network `model`, changed or replaced."""
         return model
 
     def trained(self, model: nn.Module) -> Trainable | None:
-        """Return the parameters that the optimiser updates; None for all."""
+        """Return an object with the parameters that the optimiser updates; None for all parameters of `model`."""
         return None
 
     def begin(self, training: InTraining, carried: Mapping[str, Tensor]) -> None:
-        """Start the effect; `carried` is its stored `state`, or `Variant.first_state`."""
+        """Start the effect; `carried` is its stored state or, in a new training, that of `Variant.first_state`."""
 
     def convert_loaded_session(self, entries: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """Convert the stored entries of a session to the network that is trained."""
+        """Convert a session's stored state to the shapes of the network that is trained."""
         return entries
 
     # -- each step -----------------------------------------------------------------------------------------------------
 
     def before_step(self) -> None:
-        """Act before the forward pass."""
+        """Act before the forward pass of each step."""
 
     def loss(self, batch: Any, inner: Callable[[], Tensor]) -> Tensor:
         """Return the loss of a batch; `inner` computes it without this effect."""
         return inner()
 
     def after_backward(self) -> None:
-        """Act on the gradients of the loss before they are clipped."""
+        """Change the gradients of the loss, before they are clipped."""
 
     def after_step(self) -> None:
         """Act after the optimiser has updated the parameters."""
@@ -263,22 +265,22 @@ class Effect:
         """Act when training pauses, for example because a state is stored."""
 
     def check(self) -> None:
-        """Raise an error of `ticketry.errors` if the effect's invariant is violated."""
+        """Raise an error of `ticketry.errors` if a condition that the effect guarantees does not hold."""
 
     def state(self) -> dict[str, Tensor]:
         """Return a copy of the effect's state on the CPU."""
         return {}
 
     def lasting(self, name: str) -> bool:
-        """Return whether an entry of `state` is part of the result; other entries are only for resuming."""
+        """Return whether the entry `name` of `state` belongs to the final result; others are needed to resume only."""
         return False
 
     def convert_state_for_store(self, state: TrainingState) -> TrainingState:
-        """Convert the state of the trained network to the shapes of the task's network, for the store."""
+        """Convert the state of the network that is trained to the shapes of the task's network, for the store."""
         return state
 
     def convert_session_for_store(self, entries: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Convert a session's entries for the store; the inverse of `convert_loaded_session`."""
+        """Convert a session's state to the shapes of the task's network; the inverse of `convert_loaded_session`."""
         return entries
 
     def facts(self) -> dict[str, Any]:
@@ -286,7 +288,11 @@ class Effect:
         return {}
 
     def measured(self, measure: Callable[[], Metrics]) -> dict[str, Metrics]:
-        """Return the network's metrics as entries of the record; the entry ``metrics`` is the one that searches use."""
+        """Return metrics as entries of the result's record; searches use the entry ``metrics``.
+
+        Args:
+            measure: returns the metrics of the network that is trained.
+        """
         return {"metrics": measure()}
 
     def tensors(self) -> object:
@@ -311,10 +317,14 @@ def order_variants(variants: tuple[Variant, ...]) -> tuple[Variant, ...]:
 
 
 def with_other_mask(variants: Iterable[Variant], mask: str) -> tuple[Variant, ...]:
-    """Return the variants for another stored mask in place of the one by which they remove weights.
+    """Return the variants with another mask in place of the mask that removes weights.
+
+    Args:
+        variants: the variants.
+        mask: digest of the new mask.
 
     Raises:
-        UsageError: see `Variant.under`.
+        UsageError: if a variant cannot be used with another mask, see `Variant.under`.
     """
     known = tuple(variants)
     before = next((digest for one in known if (digest := one.masked_by()) is not None), None)
@@ -331,14 +341,14 @@ def explain_mask_dependence(variants: Iterable[Variant]) -> str:
 
 
 _NO_MASK = "0" * 64
-"""Digest that stands for no mask."""
+"""Digest of a mask that does not exist."""
 
 
 def variant_from(described: Mapping[str, Any]) -> Variant:
-    """Build a variant from the JSON values of `Variant.identity` and `describe`. Its class must be imported.
+    """Build a variant from the JSON values of `Variant.identity` and `Variant.describe`.
 
     Raises:
-        UsageError: if the class is unknown, or its source has changed.
+        UsageError: if the variant's class has not been imported, or its source has changed.
     """
     values = dict(described)
     source = values.get("source")
@@ -360,15 +370,13 @@ def variant_from(described: Mapping[str, Any]) -> Variant:
 
 
 def is_known(described: Mapping[str, Any]) -> bool:
-    """Return whether the class of a described variant is imported."""
+    """Return whether the class of the variant with this description has been imported."""
     return _registry_key(described) in _KNOWN
 
 
 @cache
 def _source(cls: Hashable) -> bytes:
-    """Return the source of the module of a class; it is read once, since later edits do not change an imported
-    class.
-    """
+    """Return the source of the module that defines a class; read it once, so that later edits do not matter."""
     assert isinstance(cls, type)
     try:
         return inspect.getsource(inspect.getmodule(cls) or cls).encode()
@@ -384,6 +392,6 @@ def _registry_key(described: Mapping[str, Any]) -> str:
 
 
 def _place(cls: type) -> list[str]:
-    """Return the module and name of a class outside of the library."""
+    """Return a list with ``module:name`` of a class; an empty list for a class of ticketry."""
     inside = cls.__module__.partition(".")[0] == "ticketry"
     return [] if inside else [f"{cls.__module__}:{cls.__qualname__}"]

@@ -1,4 +1,4 @@
-"""Variants of training for several searches: an enforced mask, a network without removed channels, a penalty."""
+"""Define changes to a training: an enforced mask, a network without its removed channels, and a penalty."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ FOLLOWED = 2
 
 @dataclass(frozen=True, kw_only=True)
 class HeldMask(Variant):
-    """Enforce a stored mask: removed weights, their gradients and their optimiser states are exactly 0."""
+    """Enforces a stored mask: removed weights, their gradients and their optimiser states stay exactly 0."""
 
     name = "held_mask"
     several_ranks = True
@@ -61,7 +61,7 @@ class HoldingEffect(Effect):
         self._hold.mask_state(training.optimizer)
 
     def convert_loaded_session(self, entries: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """Mask the session's copies of parameters, see `Session.copies`."""
+        """Set removed weights to 0 in the session's copies of parameters, see `Session.copies`."""
         prefix, mask = self._training.session.copies, self.around.mask
         assert mask is not None
         kept = {f"{prefix}{name}": kept for name, kept in mask.items()} if prefix else {}
@@ -83,7 +83,7 @@ class HoldingEffect(Effect):
 
 @dataclass(frozen=True, kw_only=True)
 class Penalty(Variant):
-    """Add a penalty on weights, blocks, filters or norm scales, times ``strength``, to the loss of each step."""
+    """Adds a penalty on weights, blocks, filters or norm scales, times ``strength``, to the loss of each step."""
 
     name = "penalty"
     several_ranks = True
@@ -96,7 +96,7 @@ class Penalty(Variant):
     names: tuple[str, ...]
     """Names of the penalised parameters."""
     pattern: str = UNSTRUCTURED
-    """Pattern whose blocks are penalised, see `core.structure.pattern`; by default the kind decides."""
+    """Pattern whose blocks of weights are penalised, see `core.structure.pattern`; by default `kind` decides."""
 
     def __post_init__(self) -> None:
         pattern = Pattern.parse(self.pattern).check_blocks("groups of a penalty")
@@ -133,7 +133,7 @@ class Penalty(Variant):
 
 @dataclass(frozen=True)
 class Penalised:
-    """The parameters of one model that a penalty acts on."""
+    """Holds the parameters of a model on which a penalty acts."""
 
     by: Penalty
     parameters: list[nn.Parameter]
@@ -141,12 +141,12 @@ class Penalised:
     """Blocks of each parameter, if the penalty has a pattern."""
 
     def add_gradients(self) -> None:
-        """Add the penalty's gradients to those of the loss."""
+        """Add the penalty's gradients to the gradients of the loss in the parameters."""
         add_penalty_gradients_(self.by.kind, self.by.strength, self.parameters, self.blocks)
 
 
 class PenaltyEffect(Effect):
-    """Adds a penalty's gradients. Reported losses and metrics do not include the penalty."""
+    """Adds a penalty's gradients to those of the loss; reported losses and metrics do not include the penalty."""
 
     def __init__(self, around: Surroundings, penalty: Penalty) -> None:
         super().__init__(around)
@@ -164,11 +164,11 @@ class PenaltyEffect(Effect):
 
 @dataclass(frozen=True, kw_only=True)
 class Shrunk(Variant):
-    """Train a smaller network, without the channels that a stored mask removes.
+    """Trains a smaller network, without the channels that a stored mask removes.
 
-    It equals training with the mask within float error, except for dropout, whose random numbers depend on shapes.
-    Stored states have the shapes of the whole network: removed weights and their optimiser states are 0; buffers of
-    removed channels have their values from the segment's start.
+    The result is that of training with the mask, within float error, except for dropout, whose random numbers depend on
+    shapes. Stored states have the shapes of the whole network: removed weights and their optimiser states are 0, and
+    buffers of removed channels keep their values from the segment's start.
     """
 
     name = "shrunk"
@@ -200,9 +200,9 @@ class Shrunk(Variant):
 
 
 class ShrinkingEffect(Effect):
-    """Replaces the network by a smaller one in training, and converts its states to the whole network's shapes.
+    """Replaces the network by a smaller network for training, and converts states to the whole network's shapes.
 
-    No mask is enforced: the plan removes exactly what the mask removes, see `structure.shrink_plan`.
+    No mask is enforced, because the smaller network has no removed weights, see `structure.shrink_plan`.
     """
 
     def convert_loaded_state(self, state: TrainingState) -> TrainingState:
@@ -226,7 +226,7 @@ class ShrinkingEffect(Effect):
             name: tensor.masked_fill(~mask[self._names[name]], 0) if self._names[name] in mask else tensor
             for name, tensor in self._full.items()
         }
-        """A full state's values where the small network has none."""
+        """The whole network's tensors, from which values are taken that the smaller network lacks."""
         return rebuild(model, self._plan)
 
     def begin(self, training: InTraining, carried: Mapping[str, Tensor]) -> None:
@@ -258,14 +258,18 @@ class ShrinkingEffect(Effect):
         return found
 
     def _copies(self, entries: Mapping[str, Tensor]) -> Iterator[tuple[str, str]]:
-        """Yield the entries that are copies of a parameter: the entry's name and the parameter's name."""
+        """Yield, for each entry that is a copy of a parameter, the name of the entry and that of the parameter."""
         prefix = self._training.session.copies
         for name in entries if prefix else ():
             if name.startswith(prefix):
                 yield name, self._names[name[len(prefix) :]]
 
     def _smaller_entries(self, entries: Mapping[str, Tensor]) -> Iterator[tuple[str, int, Tensor, int]]:
-        """Yield the entries that are smaller here: name, dimension, indices of retained units, number of all units."""
+        """Yield the entries of a session that have fewer channels in the smaller network.
+
+        Each item is the entry's name, the dimension of the channels, the indices of the retained channels, and the
+        number of channels in the whole network.
+        """
         for name, (dim, parameter, of) in self._training.session.follows(self._training.model).items():
             if name not in entries:
                 continue
@@ -292,14 +296,16 @@ class ShrinkingEffect(Effect):
 
 
 def load_or_compute_plan(store: Store, task: Task, mask: str, course: Course) -> ShrinkPlan:
-    """Return the plan that removes a stored mask's channels from a task's network; computed once per store.
+    """Return the plan that takes the channels that a mask removes out of a task's network; the store keeps the plan.
 
     Args:
-        mask: digest of a mask of whole channels.
-        course: the task's course; the network is traced on two of its examples.
+        store: the store.
+        task: the task.
+        mask: digest of a mask that removes whole channels.
+        course: the task with its data; the network is traced on two examples.
 
     Raises:
-        MaskError, LayerCollapseError, StructureError: see `structure.shrink`.
+        MaskError, LayerCollapseError, StructureError: if the channels cannot be removed, see `structure.shrink`.
     """
     key = digest_of({"numerics": NUMERICS, "task": dict(task.key()), "mask": mask})
 
@@ -315,9 +321,9 @@ def load_or_compute_plan(store: Store, task: Task, mask: str, course: Course) ->
 
 
 def trace_task_structure(task: Task, course: Course) -> Structure:
-    """Return the coupled channels of a task's network, by tracing it, which takes seconds.
+    """Trace a task's network, which takes seconds, and return which channels can only be removed together.
 
-    Modules that branch on their activations are not traced, and none of their channels can be removed.
+    Modules whose control flow depends on activations are not traced, and none of their channels can be removed.
     """
     return find_structure_sparing_untraceable(
         rebuild_model(task, initial_state(task, 0)), course.inputs(FOLLOWED), ("*",)

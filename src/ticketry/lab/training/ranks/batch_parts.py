@@ -1,8 +1,8 @@
-"""Divides a batch among processes so that their training equals that of the whole batch, and checks that it does.
+"""Divide a batch among processes so that together they train like one process, and check that they do.
 
 Dropout, stochastic depth, noise and augmentation draw random numbers for examples. In each process `Draws` draws the
-numbers for the whole batch, from the same generator state, and uses those of its own examples. Shapes do not tell for
-certain which numbers belong to examples (a weight with 32 rows looks like a batch of 32), so `check_parts` compares
+numbers for the whole batch, and uses those of the process's own examples. Whether random numbers belong to examples is
+guessed from shapes, which may fail (a weight with 32 rows looks like a batch of 32 examples). So `check_parts` compares
 some steps before a training.
 """
 
@@ -29,7 +29,7 @@ from ticketry_engine.support.seeds import mix, seed_torch
 _LIKE = {"rand_like", "randn_like", "randint_like"}
 _OF_SIZE = {"rand", "randn", "randint"}
 _DRAWN_FROM = {"bernoulli", "normal", "poisson"}
-"""Operations that draw from a tensor of probabilities, means or rates."""
+"""Names of operations that draw random numbers for a tensor of probabilities, means or rates."""
 _IN_PLACE = {
     "bernoulli_",
     "uniform_",
@@ -41,20 +41,23 @@ _IN_PLACE = {
     "log_normal_",
 }
 _TOLERANCE = 1e-2
-"""Maximum difference between outputs of the parts and of the whole batch, relative to their norm. Rounding errors are
-smaller; other dropout masks give more."""
+"""Maximum difference between the outputs of the parts and of the whole batch, relative to the norm of the outputs.
+Rounding errors are smaller, and the effect of different dropout masks is larger."""
 _NOISE = 0.1
-"""Maximum of the noise that is added to constant parameters."""
+"""Maximum of the random numbers that are added to constant parameters."""
 
 Drawn = tuple[str, list[int]]
 """Name of a random operation of torch and the shape of its result."""
 
 
 class Draws(EagerMode):  # type: ignore[no-untyped-call]
-    """In this block, each process draws for its examples the random numbers that they would have in the whole batch.
+    """While active, gives the examples of a part of a batch the random numbers that they have in the whole batch.
 
-    A tensor belongs to examples if its first dimension is a multiple of the number of examples (such as patches or
-    tokens). Other random numbers are equal in all processes.
+    A tensor is assumed to belong to examples if its first dimension is a multiple of the number of examples, as for
+    patches or tokens. All other random numbers are the same in all processes.
+
+    Args:
+        part: position of this process's part in the batch.
 
     Raises:
         TrainingError: for random numbers that cannot be divided, such as a random order of the batch.
@@ -115,7 +118,7 @@ class Draws(EagerMode):  # type: ignore[no-untyped-call]
     # -- positions -----------------------------------------------------------------------------------------------------
 
     def _whole_shape(self, shape: Sequence[int]) -> list[int] | None:
-        """Return a tensor's shape for the whole batch; None if it does not belong to examples."""
+        """Return the shape that a tensor with this shape has for the whole batch; None if it has no examples."""
         if not shape or not shape[0] or shape[0] % self._part.own:
             return None
         return [shape[0] // self._part.own * self._part.whole, *shape[1:]]
@@ -125,7 +128,7 @@ class Draws(EagerMode):  # type: ignore[no-untyped-call]
         return slice(self._part.first * each, (self._part.first + self._part.own) * each)
 
     def _embed(self, value: Any) -> Any:
-        """Return a tensor of examples at its position in zeros for the whole batch; return anything else unchanged."""
+        """Embed a tensor of examples in a tensor of zeros for the whole batch; return any other value unchanged."""
         if not isinstance(value, Tensor) or (whole := self._whole_shape(value.shape)) is None:
             return value
         found = _empty_like(value, whole).zero_()
@@ -134,7 +137,7 @@ class Draws(EagerMode):  # type: ignore[no-untyped-call]
 
 
 def is_drawn(func: Any, args: tuple[Any, ...], given: Mapping[str, Any]) -> bool:
-    """Return whether an operation of torch draws random numbers if it is called with these arguments."""
+    """Return whether the torch operation `func` draws random numbers when it is called with these arguments."""
     return _is_random(func) and ("attention" not in func.overloadpacket.__name__ or _dropout_of(func, args, given) > 0)
 
 
@@ -144,7 +147,7 @@ def _is_random(func: Any) -> bool:
 
 
 def _empty_like(tensor: Tensor, shape: Sequence[int]) -> Tensor:
-    """Return an empty tensor with another tensor's memory layout, on which the order of random numbers depends."""
+    """Return an uninitialised tensor of a shape, with the memory layout of `tensor`; random numbers depend on it."""
     found = tensor.new_empty(shape)
     if tensor.dim() == 4 and not tensor.is_contiguous() and tensor.is_contiguous(memory_format=torch.channels_last):
         return found.to(memory_format=torch.channels_last)
@@ -158,7 +161,7 @@ def _empty_like(tensor: Tensor, shape: Sequence[int]) -> Tensor:
 
 
 def _dropout_of(func: Any, args: tuple[Any, ...], given: Mapping[str, Any]) -> float:
-    """Return the dropout probability of fused attention."""
+    """Return the dropout probability in a call of fused attention."""
     names = [argument.name for argument in func._schema.arguments]
     defaults = {argument.name: argument.default_value for argument in func._schema.arguments}
     called = {**defaults, **dict(zip(names, args)), **given}  # noqa: B905 - later arguments have their defaults
@@ -169,9 +172,9 @@ def _dropout_of(func: Any, args: tuple[Any, ...], given: Mapping[str, Any]) -> f
 
 
 def add_noise_to_constants(model: nn.Module) -> nn.Module:
-    """Add small random numbers to each constant parameter (such as all 0 or all 1), and return the model.
+    """Add small random numbers to each parameter whose values are all equal, and return the model.
 
-    Otherwise a branch or last layer that is initialised to zero would hide differences in its inputs.
+    A layer that is initialised to zero would hide differences in its inputs from `check_parts`.
     """
     draw = torch.Generator().manual_seed(0)
     with torch.no_grad():
@@ -182,14 +185,17 @@ def add_noise_to_constants(model: nn.Module) -> nn.Module:
 
 
 def check_parts(name: str, course: Course, model: nn.Module, recipe: Recipe, steps: Iterable[int], world: int) -> None:
-    """Check that parts of a batch use the same random numbers as the whole batch, and give the same outputs.
+    """Check that the parts of a batch use the same random numbers as the whole batch, and give the same outputs.
 
-    Batch norms run in evaluation mode, since `--norms` determines their statistics in training.
+    Batch norms run in evaluation mode; in training, `--norms` determines their statistics.
 
     Args:
         name: name of the task.
+        course: the task with its data.
         model: a new model on the CPU, which is modified.
-        steps: steps to compare, at least one for each batch size.
+        recipe: has the batch size.
+        steps: steps whose batches are compared, at least one for each batch size that occurs.
+        world: number of processes among which a batch is divided.
 
     Raises:
         TaskError: if random numbers or outputs differ.
@@ -222,9 +228,7 @@ def _return_input(inputs: Tensor) -> Tensor:
 def _run_step(
     course: Course, model: nn.Module, before: Mapping[str, Tensor], recipe: Recipe, step: int
 ) -> tuple[list[Drawn], Tensor]:
-    """Compute the loss of a step, starting with the buffers `before`; return the random draws and the model's
-    outputs.
-    """
+    """Compute the loss of a step after setting buffers to `before`; return the random draws and the model's outputs."""
     for name, buffer in model.named_buffers():
         if name in before:
             buffer.data = before[name].clone()
@@ -265,7 +269,7 @@ def _check_outputs(name: str, whole: Tensor, parts: Tensor) -> None:
 
 
 class _DrawRecorder(EagerMode):  # type: ignore[no-untyped-call]
-    """Records random operations and the shapes of their results."""
+    """While active, records the names of random operations and the shapes of their results."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -281,7 +285,7 @@ class _DrawRecorder(EagerMode):  # type: ignore[no-untyped-call]
 
 
 class _Rank:
-    """Simulates a rank in this process."""
+    """Stands in for one of several processes (ranks), to compute its part of a batch in this process."""
 
     in_parts = False
 

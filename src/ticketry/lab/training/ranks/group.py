@@ -1,4 +1,4 @@
-"""Communication among the processes (ranks) that train one network together."""
+"""Let the processes (ranks) that train one network together communicate."""
 
 from __future__ import annotations
 
@@ -22,33 +22,40 @@ from ticketry.lab.training.state import copy_state
 from ticketry.tasks.task import PartOfBatch
 
 _PATIENCE = datetime.timedelta(minutes=30)
-"""Timeout of ranks that wait for one another. The parent ends all of them as soon as one is gone."""
+"""Maximum time that a rank waits for another rank; if a rank is lost, the parent process ends all ranks earlier."""
 _GPU_LOOKS = 16
-"""Number of GPU steps between two checks whether to store a state, since a check makes the GPU wait."""
+"""Number of steps on a GPU between two checks whether to store a state, because a check makes the GPU wait."""
 
 
 class Group:
-    """One rank, which has the whole network. All ranks call the same methods in the same order.
+    """Connects one rank, which has the whole network, with the other ranks that train the network.
+
+    All ranks must call the same methods in the same order.
 
     Args:
-        arithmetic: the segment's arithmetic, which includes the number of ranks, their device and their norms.
+        rank: number of this rank, from 0.
+        arithmetic: arithmetic of the segment; it has the number of ranks, their device, and the kind of batch norms.
     """
 
     in_parts = False
-    """Whether parameters are sharded among the ranks."""
+    """Whether each rank has only a part of each parameter."""
 
     def __init__(self, rank: int, arithmetic: Arithmetic) -> None:
         self.rank, self.world = rank, arithmetic.ranks
         self._norms, self._device = arithmetic.norms, arithmetic.device
         self.together = self.in_parts
-        """Whether all ranks take part in copying a state, so that they must agree when."""
+        """Whether all ranks must copy their state at the same step."""
         self._wish = self._heard = False
         self._steps = 0
 
     @classmethod
     def join(cls, rank: int, arithmetic: Arithmetic, meet: Path) -> Group:
-        """Connect to the other ranks on this machine through the file `meet`: with NCCL if each has a GPU, otherwise
-        with gloo.
+        """Connect to the other ranks on this machine and return the group; use NCCL on GPUs, otherwise gloo.
+
+        Args:
+            rank: number of this rank, from 0.
+            arithmetic: arithmetic of the segment.
+            meet: file through which the ranks find one another.
         """
         if arithmetic.device == "cuda":
             torch.cuda.set_device(rank)
@@ -64,22 +71,22 @@ class Group:
         return cls(rank, arithmetic)
 
     def disconnect(self) -> None:
-        """Disconnect when all ranks have finished."""
+        """Wait until all ranks have finished, then disconnect."""
         dist.barrier()
         dist.destroy_process_group()
 
     # -- the network -------------------------------------------------------------------------------------------------
 
     def convert_norms(self, model: nn.Module) -> nn.Module:
-        """Return the network with synchronised or own batch norms, as the arithmetic says."""
+        """Return the network with batch norms that use the statistics of the whole batch, if the arithmetic asks so."""
         return synchronise_norms(model) if self._norms == SYNCHRONISED else model
 
     def wrap(self, model: nn.Module) -> nn.Module:
-        """Return a module to call instead of `model`; it averages gradients over all ranks.
+        """Return a module to call instead of `model`, which averages gradients over all ranks.
 
-        As in one process, unused parameters get no gradients. Finding them costs a traversal of the graph, and makes
-        every step add gradients in the order of parameters, so that a resumed training has the bits of an uninterrupted
-        one. Buffers are not broadcast in each step, since only those of the first rank are stored and measured.
+        Parameters that are not used get no gradients, as in one process. Buffers are not synchronised at each step,
+        since only those of the first rank are stored. Gradients are always added in the order of parameters, so that a
+        resumed training has the same bits as an uninterrupted training.
         """
         return DistributedDataParallel(
             model, find_unused_parameters=True, gradient_as_bucket_view=True, broadcast_buffers=False
@@ -91,14 +98,17 @@ class Group:
             dist.broadcast(buffer, 0)
 
     def state_of(self, model: nn.Module) -> dict[str, Tensor]:
-        """Return a copy of weights and buffers for the store, by normalised name."""
+        """Return a copy of the model's weights and buffers for the store, by name."""
         return copy_state(model)
 
     def agree_to_store(self, wish: bool) -> bool:
-        """Return, after each step, whether to store a state now; `wish` says whether the first rank wants to.
+        """Return whether this rank stores a state now; all ranks call this after each step.
 
-        If the first rank stores alone, it does so at once. If all ranks take part, they do so when all have received
-        the wish by the end of the previous step, and all get the same answer.
+        If the first rank stores the state alone, the answer is `wish`. If all ranks must store together, the answer is
+        the same in all ranks, and becomes True a step or more after a rank's `wish`.
+
+        Args:
+            wish: whether this rank wants to store a state.
         """
         if not self.together:
             return wish
@@ -114,7 +124,7 @@ class Group:
         return total
 
     def loss_of_step(self, value: Tensor) -> Tensor:
-        """Return the mean loss over all ranks, once per step; the same message carries the ranks' wishes to store."""
+        """Return the mean of the loss over all ranks; call this once per step, since wishes to store travel with it."""
         if not self.together:
             return self.mean(value)
         both = torch.stack([value.detach() / self.world, value.new_tensor(float(self._wish))])
@@ -125,21 +135,21 @@ class Group:
         return both[0]
 
     def drawing(self, place: PartOfBatch) -> Draws:
-        """Return a context manager in which examples have the random numbers that they have in the whole batch."""
+        """Return a context manager in which this rank's examples get the random numbers of the whole batch."""
         return Draws(place)
 
     def gather(self, value: Any) -> list[Any]:
-        """Return the values of all ranks in the order of ranks."""
+        """Return a list with the `value` of each rank, in the order of ranks."""
         found: list[Any] = [None] * self.world
         dist.all_gather_object(found, value)
         return found
 
     def first(self, value: Any) -> Any:
-        """Return the first rank's value in all ranks."""
+        """Return, in all ranks, the `value` of the first rank."""
         return self.gather(value)[0]
 
     def require_same(self, what: str, value: Any) -> None:
-        """Raise `TrainingError` in all ranks if their values differ."""
+        """Raise `TrainingError` in all ranks if `value` is not the same in all; `what` describes it in the message."""
         found = self.gather(value)
         others = [rank for rank, each in enumerate(found) if each != found[0]]
         if others:
@@ -148,7 +158,7 @@ class Group:
             )
 
     def require_same_weights(self, model: nn.Module) -> None:
-        """Raise `TrainingError` in all ranks if any bit of their parameters differs."""
+        """Raise `TrainingError` in all ranks if the model's parameters are not bit-identical in all."""
         found = hashlib.sha256()
         for parameter in model.parameters():
             raw = parameter.detach().to("cpu").contiguous().flatten()

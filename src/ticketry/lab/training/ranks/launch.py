@@ -1,9 +1,8 @@
-"""Starts the processes (ranks) that train one network together, and serves their requests.
+"""Start the processes (ranks) that train one network together, and serve their requests.
 
-The worker of a segment holds its lock or lease, and starts a process for each rank with torch's launcher. It does not
-train itself: if a rank fails or is killed, it ends the others and restarts all from the newest state. The first rank
-writes states and results, since all ranks have the same weights and optimiser state. In a shared store, the worker
-uploads them, since it holds the lease.
+This process, the parent, holds the segment's lock or lease and does not train. If a rank is killed, the parent ends the
+other ranks and starts all again from the newest stored state. The first rank writes states and results, since all ranks
+have the same weights and optimiser state. For a shared store, the parent uploads them.
 """
 
 from __future__ import annotations
@@ -35,13 +34,12 @@ from ticketry.lab.training.ranks.member import RankRequest, main
 from ticketry.lab.training.segment import Segment, check_task
 
 LOSSES = 3
-"""Number of lost ranks in a row, without a newer state in between, after which the training fails."""
+"""Number of restarts, without a newer stored state in between, after which the training fails."""
 _POLL_SECONDS = 0.2
 _STOP_SECONDS = 30.0
-"""Seconds that the first rank has to store its state after a request to stop; then it is killed."""
+"""Seconds that the first rank has to store its state after a request to stop; after that, the ranks are killed."""
 _OTHERS_SECONDS = 2.0
-"""Seconds that other ranks have to report their errors after one has failed: the loss of a rank makes all others
-fail."""
+"""Seconds for which errors of further ranks are awaited after one rank has failed, to find the first cause."""
 
 _LEVEL = "TORCH_CPP_LOG_LEVEL"
 
@@ -49,16 +47,16 @@ _log = logging.getLogger(__name__)
 
 
 class _LostRankError(Exception):
-    """A rank ended without an answer."""
+    """Raised if a rank ended without an answer."""
 
 
 def check_machine(devices: int, threads: int, workers: int, device: str) -> None:
     """Raise `UsageError` if this machine has too few cores or GPUs.
 
     Args:
-        devices: number of devices that train one network together.
-        threads: threads of each device, on a CPU.
-        workers: number of networks that train at once.
+        devices: number of devices (processes, or GPUs) that train one network together.
+        threads: number of threads of each process, if it has no GPU.
+        workers: number of networks that train at the same time.
         device: cpu, cuda or auto.
     """
     gpus = torch.cuda.device_count() if device != "cpu" and torch.cuda.is_available() else 0
@@ -86,13 +84,21 @@ def check_machine(devices: int, threads: int, workers: int, device: str) -> None
 def train_in_ranks(
     store: Store, data: Path | None, segment: Segment, keep: Sequence[int], watch: Watch, *, measure: bool
 ) -> Work:
-    """Train a segment whose lock this process holds in several processes; return the work done.
+    """Train a segment in several processes and return the amount of work; this process must hold the segment's lock.
+
+    Args:
+        store: the store.
+        data: folder in which data sets are looked for first.
+        segment: what to train.
+        keep: steps whose states are also stored.
+        watch: receives progress, and says whether to stop.
+        measure: whether metrics of the trained network are needed.
 
     Raises:
-        TaskError: for a task that other processes cannot build.
-        InterruptedTrainingError: if the watch asked for a stop; the state is stored.
+        TaskError: if other processes cannot build the task.
+        InterruptedTrainingError: if the watch asked for a stop; the state was stored.
         RunnerError: if ranks are lost repeatedly.
-        TicketryError: an error of the training.
+        TicketryError: if the training raises such an error.
     """
     task = segment.task
     check_task(task.name, task.spec)
@@ -132,14 +138,14 @@ def train_in_ranks(
 
 @dataclass
 class _Rank:
-    """A rank's process, as its parent sees it."""
+    """Holds the process of a rank, the connection to it, and its answer, in the parent process."""
 
     number: int
     process: Any
     pipe: Connection
     answer: tuple[str, Any] | None = None
     silent: bool = False
-    """Whether its pipe is closed."""
+    """Whether the rank has closed the connection."""
 
     @property
     def is_lost(self) -> bool:
@@ -148,7 +154,7 @@ class _Rank:
 
 
 class _Launched:
-    """The processes of all ranks, which end with the block."""
+    """Starts the processes of all ranks; at the end of a ``with`` block, kills those that still run."""
 
     def __init__(self, count: int, request: RankRequest) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="ticketry-ranks-")
@@ -194,7 +200,10 @@ class _Launched:
     # -- serving -------------------------------------------------------------------------------------------------------
 
     def serve(self, store: Store, segment: Segment, watch: Watch) -> Work:
-        """Report progress and forward requests to stop until the first rank has finished; return its work."""
+        """Serve the ranks until the first rank has finished, and return the amount of work that it has done.
+
+        Report progress to `watch`, pass on requests to stop, and call methods of the store for ranks.
+        """
         first = self.ranks[0]
         with defer_signals():
             while first.answer is None:
@@ -215,7 +224,7 @@ class _Launched:
         return found
 
     def _receive_messages(self, store: Store, segment: Segment, watch: Watch) -> None:
-        """Handle messages of ranks; wait a moment if there are none."""
+        """Handle messages of the ranks; if there are none, wait a fraction of a second."""
         pipes = {rank.pipe: rank for rank in self.ranks if rank.answer is None and not rank.silent}
         ends = [rank.process.sentinel for rank in self.ranks if rank.answer is None and not rank.is_lost]
         for ready in wait([*pipes, *ends], timeout=_POLL_SECONDS):
@@ -251,7 +260,7 @@ class _Launched:
             self._receive_messages(store, segment, watch)
 
     def _choose_error(self) -> Exception:
-        """Return the error to raise: first a lost rank, because it makes others fail; then errors of ticketry."""
+        """Return the error to raise: that of a lost rank, which makes others fail; else preferably a ticketry error."""
         for rank in self.ranks:
             if rank.is_lost:
                 return _LostRankError(
@@ -264,9 +273,9 @@ class _Launched:
 
 
 def _choose_start_method() -> str:
-    """Return how ranks start: if supported, forked from a clean process that has imported torch.
+    """Return how ranks start: if possible, they are forked from a server process that has imported torch.
 
-    A new interpreter takes seconds to start, for every segment of a search.
+    A new interpreter would take seconds to start, for every segment of a search.
     """
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return "spawn"
@@ -276,9 +285,10 @@ def _choose_start_method() -> str:
 
 @contextlib.contextmanager
 def _hide_torch_warnings() -> Iterator[None]:
-    """In a block, hide torch's C++ warnings in processes that start, unless the user has set their level.
+    """Within a ``with`` block, start processes in which torch's C++ warnings are hidden.
 
-    The first step would print one about `find_unused_parameters`.
+    The first step would otherwise print a warning about `find_unused_parameters`. If the user has set the level of
+    these warnings, the block has no effect.
     """
     if _LEVEL in os.environ:
         yield
@@ -295,7 +305,7 @@ def _has_failed(rank: _Rank) -> bool:
 
 
 def _call_objects(objects: Objects, name: str, arguments: tuple[Any, ...], named: dict[str, Any]) -> tuple[str, Any]:
-    """Call a method of the store's objects for a rank; return its result or its error."""
+    """Call the method `name` of `objects` for a rank; return "done" and the result, or "failed" and the error."""
     try:
         value = getattr(objects, name)(*arguments, **named)
         return "done", list(value) if isinstance(value, Iterator) else value

@@ -1,4 +1,4 @@
-"""A rank: one of the processes that train a network together."""
+"""Run a rank, which is one of the processes that train a network together."""
 
 from __future__ import annotations
 
@@ -39,10 +39,10 @@ from ticketry.tasks.task import Spec
 
 @dataclass(frozen=True, kw_only=True)
 class RankRequest:
-    """What all ranks are asked to train."""
+    """Describes the training that all ranks carry out together."""
 
     store: Path
-    """Folder of the store or of its mirror."""
+    """Folder of the store, or of the mirror of a shared store."""
     mirrored: bool
     """Whether the folder is the mirror of a shared store."""
     data: Path | None
@@ -60,7 +60,15 @@ class RankRequest:
 
 
 def main(rank: int, request: RankRequest, pipes: Sequence[Connection], stop: Connection, meet: Path) -> None:
-    """Run a rank's process, which finally sends one answer: ``done``, ``stopped`` or ``failed``."""
+    """Run the process of a rank, which at the end sends one answer: ``done``, ``stopped`` or ``failed``.
+
+    Args:
+        rank: number of the rank, from 0.
+        request: what to train.
+        pipes: connections of all ranks to the parent process.
+        stop: connection through which the parent asks to stop.
+        meet: file through which the ranks find one another.
+    """
     ignore_signals_as_rank()
     end_with_parent()
     # A sharded training has no memory to spare.
@@ -115,11 +123,11 @@ def _group_class(arithmetic: Arithmetic) -> type[Group]:
 
 
 class _StoppedAt(Exception):
-    """Raised if the training was stopped and its state is stored; arguments: step and message."""
+    """Raised if the training was stopped and its state is stored; the arguments are the step and a message."""
 
 
 class _OtherWatch(Watch):
-    """Watch of ranks other than the first: they report nothing, and the parent ends them."""
+    """Watch for all ranks except the first; it reports nothing and never stops the training."""
 
     stored_at = 0
 
@@ -128,7 +136,7 @@ class _OtherWatch(Watch):
 
 
 class _FirstWatch(_OtherWatch):
-    """Watch of the first rank: it reports to the parent."""
+    """Watch for the first rank; it reports progress to the parent process, and stops the training on request."""
 
     def __init__(self, checkpoint_seconds: float, pipe: Connection, stop: Connection) -> None:
         super().__init__()
@@ -146,14 +154,10 @@ class _FirstWatch(_OtherWatch):
 
 
 class _OtherJob(Job):
-    """The training in a rank other than the first. It stores no results, but takes part in measuring and in gathering
-    tensors.
-    """
+    """Trains in a rank other than the first, which helps to measure and to gather tensors, but stores no results."""
 
     def store_partial(self, state: TrainingState) -> None:
-        """Store this rank's part of sharded parameters; if parameters are not sharded, the first rank stores
-        everything.
-        """
+        """Store this rank's part of a sharded state; otherwise do nothing, because the first rank stores the state."""
         if self.sharded:
             super().store_partial(state)
 
@@ -175,19 +179,17 @@ class _OtherJob(Job):
         self.measure_again(record)
 
     def drop_checkpoints(self) -> None:
-        """Do nothing: the first rank deletes them."""
+        """Do nothing, because the first rank deletes the checkpoints."""
 
 
 class _ParentMirror:
-    """The mirror of a shared store in a rank. It reads files of the mirror's folder; the parent process does everything
-    else.
-    """
+    """Gives a rank access to a shared store: it reads files in the mirror, and asks the parent for all other work."""
 
     def __init__(self, pipe: Connection, root: Path) -> None:
         self._pipe, self._folder = pipe, Folder(root)
 
     def open(self) -> None:
-        """Do nothing, since the parent has opened the mirror."""
+        """Do nothing, because the parent process has opened the mirror."""
 
     def get(self, name: str, *, fresh: bool = False) -> bytes | None:
         data = None if fresh else self._folder.get(name)

@@ -1,7 +1,8 @@
-"""Ranks with sharded parameters, gradients and optimiser states: FSDP2 (`fully_shard`).
+"""Train with parameters, gradients and optimiser states sharded among the ranks: FSDP2 (`fully_shard`).
 
-While it computes, a rank holds at most one whole block of the network. Checkpoints inside a segment are written by
-`torch.distributed.checkpoint` as safetensors, one part per rank; final results are gathered one tensor at a time.
+While a rank computes, it holds at most one whole block of the network. Checkpoints of unfinished segments are written
+by `torch.distributed.checkpoint` as safetensors files, one part per rank. Final results are gathered one tensor at a
+time.
 """
 
 from __future__ import annotations
@@ -29,18 +30,18 @@ if TYPE_CHECKING:
     from ticketry.lab.training.loop import Loop
 
 _SMALLEST = 1 / 1024
-"""Minimum share of the network's parameters in a block that is gathered on its own."""
+"""Least share of the network's parameters that a block must have to be gathered on its own."""
 _FILE = 64 << 20
-"""Maximum bytes of all ranks together in one set of files."""
+"""Approximate bytes of tensors, in all ranks together, that are written into files with the same number."""
 
 
 class ShardedGroup(Group):
-    """One rank, which has a part of every parameter."""
+    """Connects one rank, which has a part of every parameter, with the other ranks that train the network."""
 
     in_parts = True
 
     def wrap(self, model: nn.Module) -> nn.Module:
-        """Shard the model's parameters, and return the model itself."""
+        """Shard the model's parameters among the ranks, and return the model."""
         mesh = init_device_mesh(self._device, (self.world,))
         for block in find_blocks(model):
             fully_shard(block, mesh=mesh)
@@ -48,20 +49,20 @@ class ShardedGroup(Group):
         return model
 
     def state_of(self, model: nn.Module) -> dict[str, Tensor]:
-        """Return shards without copying them, since they are stored before training continues."""
+        """Return this rank's shards of weights and buffers, by name, without copying them."""
         reshard(model)
         return {normal_name(name): value.detach() for name, value in model.state_dict().items()}
 
     def require_same_weights(self, model: nn.Module) -> None:
-        """Do nothing, since no two ranks hold the same weights."""
+        """Do nothing, because ranks hold different parts of the weights."""
 
 
 def find_blocks(model: nn.Module) -> Iterator[nn.Module]:
-    """Yield the blocks of a network to gather one at a time, inner blocks first: the items of `Sequential` and
-    `ModuleList`.
+    """Yield the blocks of a network whose parameters are gathered one block at a time, inner blocks first.
 
-    Other submodules are not used, since a model may read their weights without calling them. Small blocks, and blocks
-    that share parameters with others, are skipped.
+    Blocks are the items of each `Sequential` and `ModuleList`. Other submodules are not used as blocks, since a model
+    may read their weights without calling them. Small blocks, and blocks that share parameters with others, are left
+    out.
     """
     uses: dict[Tensor, int] = {}
     for _, parameter in model.named_parameters(remove_duplicate=False):
@@ -88,7 +89,17 @@ def _is_separate(block: nn.Module, uses: Mapping[Tensor, int], least: float) -> 
 
 
 def save_state(group: Group, store: Store, trajectory: str, step: int, tensors: Mapping[str, Tensor]) -> None:
-    """Store a state. All ranks call this together, and all raise `StoreError` if one cannot write its part."""
+    """Store a checkpoint; all ranks call this together.
+
+    Args:
+        group: the ranks.
+        store: the store.
+        trajectory, step: the training and its step.
+        tensors: tensors of the state by name, of which this rank writes its shards.
+
+    Raises:
+        StoreError: in all ranks, if a rank cannot write its part.
+    """
     from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
 
     folder = Path(group.first(str(parts.create_folder(store.paths, trajectory, step)) if group.rank == 0 else None))
@@ -112,7 +123,11 @@ def save_state(group: Group, store: Store, trajectory: str, step: int, tensors: 
 
 
 def load_state(folder: Path, loop: Loop) -> float:
-    """Load a stored state into a loop, each rank its own part; return the seconds of training before it."""
+    """Load this rank's part of the checkpoint in `folder` into a training loop.
+
+    Returns:
+        The seconds that training up to the checkpoint took.
+    """
     from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
     from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
@@ -138,7 +153,7 @@ def load_state(folder: Path, loop: Loop) -> float:
 
 
 def _restore_scalar(name: str, value: Tensor) -> Tensor:
-    """Remove the dimension that `save_state` adds to step counts."""
+    """Return a step count without the dimension that `save_state` has added; return other tensors unchanged."""
     return value.reshape(()) if name.endswith("/step") else value
 
 
