@@ -193,7 +193,10 @@ def _append_runs(sequences: dict[int, list[int]], storages: Storages, runs: Sequ
 
 
 def _inputs_with_separate_channels(sketch: Sketch) -> set[int]:
-    """Return the storages of inputs whose channels may be stored separately: only ungrouped layers read them."""
+    """Return the inputs of a region, as storages, that only ungrouped layers read.
+
+    The channels of such an input may be stored separately.
+    """
     found = {int(task.output.flat[0, 0]) for task in sketch.tasks if task.kind == "load"}
     for task in sketch.tasks:
         whole = task.kind == "conv2d" and task.node.attrs.get("groups", 1) == 1
@@ -205,7 +208,7 @@ def _inputs_with_separate_channels(sketch: Sketch) -> set[int]:
 
 
 def _channel_orders(sketch: Sketch) -> dict[int, Order]:
-    """Return root storage of a residual stream -> order of its channels, for streams whose channels are reordered."""
+    """Return the order of channels for each residual stream that is reordered, by the root storage of the stream."""
     storages = sketch.storages
     pinned = {storages.orders.find(one) for one in storages.pinned}
     best: dict[int, tuple[int, Order]] = {}
@@ -361,7 +364,10 @@ def _row_groups_of(sketch: Sketch, task: RegionTask) -> Array:
 
 
 def _pair_within_groups(kept: Array, labels: list[Array]) -> Array:
-    """Return an order of the rows of `kept` that pairs similar rows and moves none out of its run of equal labels."""
+    """Return an order of the rows of `kept` that puts similar rows next to each other, in pairs.
+
+    `labels` are arrays with a label for each row. A row stays within its run of rows with equal labels.
+    """
     count = len(kept)
     new = np.zeros(count, bool)
     for each in labels:

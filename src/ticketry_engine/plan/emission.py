@@ -82,7 +82,7 @@ class Emission:
         return self.arena.value(task.output)
 
     def ordered(self, task: RegionTask, *roles: str) -> list[Array | None]:
-        """Return the task's weights with these roles in the stored order of output channels; None for an absent one."""
+        """Return the task's weights `roles`, in the stored order of output channels; None for a missing weight."""
         return [_weight_in_storage_order(self.sketch, task, role, self.arena) for role in roles]
 
 
@@ -349,7 +349,10 @@ def chunks(sketch: Sketch, layout: str, images: int, lanes: int, item: int) -> d
 
 
 def with_chunks(sketch: Sketch, found: Mapping[int, Chunk]) -> Sketch:
-    """Return the region with memory for one chunk of each value in `found`; inputs are kept until the last chunk."""
+    """Return the region with memory for a single chunk of the output of each task in `found`.
+
+    The inputs of these tasks keep their memory until the last chunk is computed.
+    """
     if not found:
         return sketch
     storages = sketch.storages

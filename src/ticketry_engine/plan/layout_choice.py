@@ -117,7 +117,9 @@ def _retained_share(sketch: Sketch) -> float:
 
 
 def arena_of(sketch: Sketch, layout: str, target: Target, images: int, item: int = FLOAT) -> Arena:
-    """Return the memory of a region's values; planes have halos unless convolutions run faster by unfolding.
+    """Return the memory of a region's values in the given layout.
+
+    In the planar layout, zeros (halos) surround the planes unless convolutions run faster by copying their input.
 
     Args:
         sketch: the region.

@@ -33,7 +33,7 @@ from ticketry_engine.plan.sketch import VIEWS, Sketch, add
 from ticketry_engine.plan.value_axes import UnsupportedError
 
 _MOST_READY = 256
-"""Maximum number of calls with different batch sizes or threads whose programs are remembered."""
+"""Maximum number of combinations of batch size, threads and memory formats whose programs are remembered."""
 
 ITEM = {"fp32": FLOAT, "bf16": HALF}
 """Precision -> bytes of an element of a channels-last value."""
@@ -363,7 +363,7 @@ _WORTH = {"conv2d", "linear"}
 """Operations of which a region must contain at least one; else loading and storing take more time than is saved."""
 
 _LARGE_HEAD = 1 << 16
-"""Number of retained weights after the last global pooling from which a separate region begins after the pooling.
+"""Number of retained weights after the last global pooling from which these layers form a separate region.
 
 Values after the pooling are small, so a separate region can have larger blocks, and reads its weights less often."""
 

@@ -356,9 +356,11 @@ def _add_rotary(sketch: Sketch, node: Node, inputs: list[ValueForm]) -> ValueFor
 
 
 def _over_channels_rule(axis: Callable[[Node], int], otherwise: str) -> Rule:
-    """Return a rule for an operation whose axis, the result of `axis`, must be the only channel axis.
+    """Return a rule for an operation over one axis, which must be the only channel axis.
 
-    `otherwise` is the reason in the error if it is not.
+    Args:
+        axis: function from a node to the index of the axis, without the batch.
+        otherwise: the reason in the error if the axis is not the only channel axis.
     """
 
     def rule(sketch: Sketch, node: Node, inputs: list[ValueForm]) -> ValueForm:
@@ -433,7 +435,7 @@ def _add_concat(sketch: Sketch, node: Node, inputs: list[ValueForm]) -> ValueFor
 
 
 def _view_rule(made: Callable[[Node, ValueForm], ValueForm]) -> Rule:
-    """Return a rule for an operation that moves no data; `made` returns the output from the node and its input."""
+    """Return a rule for an operation that moves no data; `made` is a function from (node, input) to the output."""
 
     def rule(sketch: Sketch, node: Node, inputs: list[ValueForm]) -> ValueForm:
         y = made(node, inputs[0])
@@ -576,7 +578,7 @@ def _apply_on_copies(sketch: Sketch, node: Node, values: Sequence[Value], error:
 
 
 def _with_two_position_axes(sketch: Sketch, value: Value) -> Rearranged:
-    """Return a value of several pixel axes and one channel axis with the pixels reshaped to two axes."""
+    """Return a value, which has several pixel axes and one channel axis, with its pixels reshaped to two axes."""
     table = rearranged(value, sketch.storages)
     first, *rest, channels = table.axes
     return replace(table, where=table.where.reshape(first, prod(rest), channels))

@@ -59,9 +59,11 @@ class Storages:
     pinned: set[int] = field(default_factory=set)
     """Storages whose channels must keep their original order."""
     over: dict[int, int] = field(default_factory=dict)
-    """Storage -> another storage of the same geometry, whose memory it may overwrite after the last read."""
+    """Number of a storage -> number of another storage, whose memory the first may overwrite after the last read.
+
+    Both storages have the same geometry."""
     once: set[int] = field(default_factory=set)
-    """Storages in `over` of which each element is written only once in every layout."""
+    """Numbers of storages in `over` of which every layout writes each element only once."""
 
     def add(self, channels: int, pixels: tuple[int, int], born: int) -> int:
         self.all.append(Storage(channels, pixels, born=born, dies=born))

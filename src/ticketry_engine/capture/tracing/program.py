@@ -56,7 +56,7 @@ ASKED_FOR = "it was asked for"
 """Reason in a note for the user: the user requested a fixed number of examples."""
 
 ONE_DIFFERS = "the model does something else for one example than for more"
-"""Reason in a note for the user: the number of examples is fixed to one, because a second would change the model."""
+"""Reason in a note for the user: the number of examples is fixed to one, because the model treats one differently."""
 
 
 def fixed_batch_note(reason: str) -> tuple[str, ...]:
