@@ -130,7 +130,7 @@ def compute_loss(task: Task, outputs: Tensor, targets: Tensor, **options: float)
 
 
 def _call_method(task: Task, method: str, call: Callable[..., T], *tensors: Tensor, **options: float) -> T:
-    """Return the result of `call`, which calls the method named `method`; an error names method and arguments."""
+    """Return the result of `call`, which calls a method of `task`; an error names the `method` and its arguments."""
     try:
         return call(*tensors, **options)
     except (TicketryError, torch.OutOfMemoryError):  # their messages suffice

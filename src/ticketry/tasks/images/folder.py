@@ -150,7 +150,10 @@ def create_folder_task(spec: Spec) -> FolderClassification:
 
 
 def parse_folder_options(spec: Spec, options: Options) -> dict[str, Any]:
-    """Return the arguments of `FolderClassification` for a request; raise the errors of `create_folder_task`."""
+    """Return the arguments of `FolderClassification` that a request and its `options` give.
+
+    Raises the same errors as `create_folder_task`.
+    """
     size = options.whole("size", 224, least=1)
     resize = options.whole("resize", round(size / _SHARE_OF_SIDE), least=size)
     network = spec.model or MODEL

@@ -140,7 +140,7 @@ def narrower(name: str, *, shape: tuple[int, int, int], classes: int, parameters
 
 
 def rival(name: str, *, shape: tuple[int, int, int], classes: int, parameters: int) -> str | None:
-    """Return the result of `narrower`, or None for a network whose width cannot be chosen."""
+    """Return the result of `narrower` for the network `name`, or None if the width of the network cannot be chosen."""
     parsed = NetworkName.parse(name)
     if parsed.library or not _find_network(parsed, name).scales:
         return None
