@@ -146,7 +146,7 @@ IMP_PRESETS = {
     "resnet-20-short": _short_search(_RESNET, 0.5, length="9ep", milestones=("6ep", "7.5ep")),
     "vgg-19-short": _short_search(_VGG, 0.25, length="8ep", milestones=("4ep", "6ep")),
 }
-"""Preset -> experiment."""
+"""Experiments of iterative magnitude pruning, by preset name."""
 
 
 _CODE = RESIDUAL.changed(length="85ep", batch=128, nesterov=True, milestones=("56ep", "71ep"))
@@ -219,7 +219,7 @@ CS_PRESETS = {
         **{**_GATES, "rewind": "50it", "temperature": "step"},
     ),
 }
-"""Preset -> experiment."""
+"""Experiments of Continuous Sparsification, by preset name."""
 
 
 _DENSITIES = [0.5, 0.3, 0.1, 0.05]
@@ -265,7 +265,7 @@ LANGUAGE_PRESETS = {
         "GPT on WikiText-2", "wikitext-2", "gpt@0.5", GPT.changed(length="4ep", batch=16, lr=2e-3), 200_000
     ),
 }
-"""Preset -> experiment."""
+"""Experiments on language models, by preset name."""
 
 
 EXPERIMENTS = IMP_PRESETS | CS_PRESETS | LANGUAGE_PRESETS
