@@ -119,7 +119,7 @@ def _extrapolate(one: tuple[float, float], other: tuple[float, float], density: 
 
 
 class LayerCost(Struct, frozen=True):
-    """Cost of a layer's prunable weight, by density and granularity."""
+    """Cost of one layer by density and granularity of its prunable weight."""
 
     weights: int
     """Number of elements of the layer's weight."""

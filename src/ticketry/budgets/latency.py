@@ -443,7 +443,7 @@ class Progress:
         self._bar: Bar | None = None
 
     def add(self, steps: int) -> None:
-        """Announce further steps."""
+        """Add a number of steps to those that the bar expects."""
         self.planned += steps
 
     def step(self, what: str) -> None:

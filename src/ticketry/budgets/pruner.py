@@ -262,13 +262,13 @@ def _count_affordable(
 
 
 def _candidate_scores(scores: Mapping[str, Tensor], name: str, within: Mask | None) -> Tensor:
-    """Return the scores of a layer as float64 [n], with -inf for weights that are not candidates."""
+    """Return a layer's scores as float64 [n], with -inf for weights that `within` removes."""
     values = scores[name].detach().cpu().flatten().double()
     return values if within is None else values.masked_fill(~within[name].cpu().flatten(), -torch.inf)
 
 
 def _largest_that_holds(holds: Callable[[int], bool], most: int) -> int:
-    """Return the largest number up to `most` for which a monotonic condition, true for 0, is true."""
+    """Return the largest number up to `most` for which `holds` is true; it must be true for 0 and change only once."""
     low, high = 0, most + 1
     while high - low > 1:
         middle = (low + high) // 2

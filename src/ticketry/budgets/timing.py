@@ -113,7 +113,7 @@ class Meter:
         self._clock: Callable[[], float] = time.process_time if threads == 1 else time.perf_counter
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """Return the shape of a weight in scope."""
+        """Return the shape of the weight `name`, which must be in scope."""
         return self._shapes[name]
 
     @property
@@ -132,13 +132,13 @@ class Meter:
 
     @cached_property
     def dense_seconds(self) -> float:
-        """Latency of the unpruned network."""
+        """Latency of one call of the unpruned network, in seconds."""
         run = self.network.call(self.dense)
         return self._seconds_per_call(run, warm_up(run, self.effort.warming))
 
     @cached_property
     def dense_profile(self) -> CallSeconds:
-        """`dense_seconds`, divided into layers and other operations."""
+        """Latency of the unpruned network, divided into its layers and all other operations."""
         return self.network.profile(self.dense, self.effort.profiles, self.dense_seconds)
 
     def profile(self, mask: Mask, layout: str | None) -> CallSeconds:
@@ -384,14 +384,14 @@ class Timer(Protocol):
 
     @property
     def dense_seconds(self) -> float:
-        """Latency of the unpruned network."""
+        """Latency of one call of the unpruned network, in seconds."""
 
     @property
     def dense_profile(self) -> CallSeconds:
-        """`dense_seconds`, divided into layers and other operations."""
+        """Latency of the unpruned network, divided into its layers and all other operations."""
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """Return the shape of a weight in scope."""
+        """Return the shape of the weight `name`, which must be in scope."""
 
     def profile(self, mask: Mask, layout: str | None) -> CallSeconds:
         """Return the latency under a mask, divided into its layers and all other operations.

@@ -1,4 +1,4 @@
-"""Units of costs, amounts as users write them, and the base of a latency budget. Needs no torch."""
+"""Parse and format costs with units, and name the bases of latency budgets. Needs no torch."""
 
 from __future__ import annotations
 

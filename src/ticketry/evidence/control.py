@@ -157,7 +157,7 @@ _FORMS = ("weights", "channels", "rows", "n:m", "pattern")
 
 
 class RandomReinit(Control):
-    """The ticket's mask on a fresh initialisation (trained densely up to the step of the ticket's start)."""
+    """The ticket's mask on a fresh initialisation, trained densely up to the step from which the ticket starts."""
 
     fresh = True
 
@@ -242,7 +242,7 @@ class RandomPrune(Control):
 
 
 class Cyclic(Control):
-    """The ticket itself, trained again and again from its last weights, for as many steps as its whole search."""
+    """The ticket itself, trained repeatedly from its last weights for as many steps as its whole search."""
 
 
 class CyclicRandom(Shuffled):

@@ -385,12 +385,12 @@ class ProcedureRivals:
 
     @property
     def kept_weights(self) -> int:
-        """Number of weights that the ticket's mask retains, as the mean over seeds."""
+        """Mean over seeds of the number of weights that the ticket's mask retains."""
         return round(fmean(one.mask.kept for one in self.replicates.values()))
 
     @property
     def scope_size(self) -> int:
-        """Number of weights in the scope of masks, retained or not."""
+        """Number of weights that masks cover, whether retained or removed."""
         return self.replicates[0].mask.total
 
     def references(self, count: int) -> list[tuple[Reference, Sequence[float]]]:

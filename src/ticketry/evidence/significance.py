@@ -121,7 +121,7 @@ def is_significantly_above(sample: DifferenceStatistics, least_spread: float, al
 def _test_statistics(
     sample: DifferenceStatistics, null: float, least_spread: float
 ) -> tuple[Any, tuple[Any, Any], Any]:
-    """Return (mean - null, (t, skewness-corrected t), SD for the test of an unseen collapse)."""
+    """Return (mean - null, (t, t corrected for skewness), SD for the test of an undetected collapse)."""
     import numpy as np
 
     distance = sample.mean - null
@@ -227,7 +227,7 @@ def _centre_and_scale(values: Any) -> Any:
 
 
 def _divide_or_zero(one: Any, two: Any) -> Any:
-    """Divide elementwise; 0 where the divisor is 0."""
+    """Return `one` / `two`, elementwise; 0 where `two` is 0."""
     import numpy as np
 
     return np.where(two == 0, 0.0, one / np.where(two == 0, 1.0, two))
@@ -259,7 +259,7 @@ class PooledSD(NamedTuple):
 
     @property
     def collapse_depth(self) -> float:
-        """How far a collapsed seed is assumed to fall below the others."""
+        """How far a collapsed seed is assumed to fall below the others, in the metric's unit."""
         return UNSEEN_FALL * self.margin
 
     def degrees_of_freedom(self, n: int) -> int:

@@ -298,7 +298,7 @@ def holm_verdicts(
 
 @dataclass(frozen=True, kw_only=True)
 class _Rules:
-    """The arguments of `verdict` that are not values of networks."""
+    """The arguments of `verdict` that say how to judge: all but the values of networks, steps and parents."""
 
     claim: Claim = "wins"
     margin: float = 0.5

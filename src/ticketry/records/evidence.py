@@ -107,7 +107,7 @@ class VerifyRecord(Judgement, frozen=True, kw_only=True, tag_field="kind", tag="
 
 
 class Distances(Part, frozen=True):
-    """Distances between two networks trained from the same start."""
+    """Distances between the weights of two networks that were trained from the same initial weights."""
 
     l2: Number
     angle: Number | None

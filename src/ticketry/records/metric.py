@@ -60,5 +60,5 @@ class Metric:
 
     @property
     def sign(self) -> int:
-        """1 if higher is better, else -1."""
+        """Factor that makes higher values better: 1 if higher is better, else -1."""
         return 1 if self.higher_is_better else -1

@@ -275,7 +275,7 @@ class Point(Part, frozen=True, kw_only=True, omit_defaults=True):
 
     @property
     def layers(self) -> tuple[LayerDensity, ...]:
-        """Density of each layer; empty if the record has none."""
+        """Density of each layer; empty if the record has no densities of layers."""
         return self.recorded_layers or ()
 
     def metric(self, name: str, split: str = "test") -> float:

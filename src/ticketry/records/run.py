@@ -63,8 +63,7 @@ class Round(Part, frozen=True, kw_only=True):
             reject("histogram", "is empty")
 
     def metric(self, name: str, *, soft: bool) -> float:
-        """Return the metric `name` on the validation split, with gates as they are if `soft`, else rounded to 0 or
-        1."""
+        """Return the metric `name` on the validation split, with soft gates if `soft`, else with rounded ones."""
         return float((self.soft_validation if soft else self.validation)[name])
 
 

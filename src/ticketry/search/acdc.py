@@ -53,7 +53,7 @@ class Settings(ScoreSettings):
 
 
 def _phase_starts(settings: Settings, schedule: Schedule) -> list[tuple[int, bool]]:
-    """Return each phase as (first step, whether it trains the pruned network)."""
+    """Return (first step, whether the phase trains the pruned network) of each phase, in order."""
     return phases_within(
         warmup=settings.warmup,
         phase=settings.phase,

@@ -7,16 +7,16 @@ weights, those of the highest probabilities; it is then trained as after rewindi
 own. Arora & Teuscher, "Winning the Lottery by Preserving Network Training Dynamics with Concrete Ticket Search" (2025,
 arXiv 2512.07142).
 
-From the paper: the relaxation, the balance of gradients that steers the expected density (GradBalance), the reverse KL
-divergence as objective (CTS-KL), the task's loss as an alternative. From the authors' public code, where the text that
-we could read leaves it open: both networks in eval mode, but with batch norms that use the statistics of the batch
-(here they leave the running statistics of step k alone; in the code they keep none); no augmentation; logits that all
-begin at that of the density; Adam at 0.1, a tenth of it after 88 % of the steps; temperature 2/3; a target of 1.1 times
-the density in the balance, the mask taking the best; one draw a step for the whole batch; rewinding to epoch 9 of 160
-(ResNet-20); masks trained for 12.5, 50 or 100 % of a training. Ours: of these the longest; a separate data order; ties
-by position; which layers have gates, and that none may come out empty; none of the paper's other objectives but the KL
-divergence of the other direction. The dense network is trained to the end to compare with: the search needs its first k
-steps only, and these are counted.
+These parts are from the paper: the relaxation, the balance of gradients that steers the expected density (GradBalance),
+the reverse KL divergence as objective (CTS-KL), and the task's loss as an alternative. Where the paper leaves it open,
+these follow the authors' public code: both networks are in eval mode, but batch norms use batch statistics (here the
+running statistics of step k stay unchanged; the code keeps none); no augmentation; all logits begin at that of the
+density; Adam at 0.1, and a tenth of this after 88 % of the steps; temperature 2/3; the balance aims at 1.1 times the
+density, and the mask takes the best gates; one draw per step for the whole batch; rewinding to epoch 9 of 160
+(ResNet-20). These are our choices: masks are trained for 100 % of a training (the code has 12.5, 50 or 100 %), in a
+separate data order; ties go by position; which layers have gates, and that none may become empty; of the other
+objectives, only the KL divergence in the other direction. The dense network is trained to the end only for comparison:
+the search needs, and counts, its first k steps.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ class Settings(PruningSettings):
 
     @property
     def effective_retrain(self) -> str:
-        """How tickets are trained: the setting `retrain`, or its default; see `lab.retrain`."""
+        """How tickets are trained: the setting `retrain`, or its default if it is empty; see `lab.retrain`."""
         return retrain_after(self.rewind, self.retrain)
 
 

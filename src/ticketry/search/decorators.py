@@ -8,14 +8,14 @@ and the rest is trained in a physically smaller network. You, Yan, Ye, Ma & Wang
 Method for Accelerating Deep Convolutional Neural Networks" (2019, arXiv 1909.08174), sections 3 and 4. Costs one
 training per density; the part before the first tick is shared with the dense network.
 
-A gate begins as its norm's scale and replaces it, as in the authors' code (see `search.gating.tick`): no gate is left
-in the network. From the code: lambda 1e-3 and ticks at a learning rate of 1e-3. Ours: all
-of it in one schedule, ticks and tocks from --begin to --end, where the paper begins with a trained network and fine-
-tunes another one for long, with separate learning rates; tocks at the learning rates of the recipe and with its
-optimiser; one tock after each tick (the paper: after some); a tick of 1 % of the steps (the code: an epoch); the same
-share of the remaining weights at each pruning step; at least one channel left everywhere (the code: a tenth of each
-layer); FLOPs have no influence (in the code an option). Controls begin with the dense network at the last pruning
-step.
+As in the authors' code, the scale of a norm serves as its gate (see `search.gating.tick`), so that no gate is left in
+the network. Lambda 1e-3 and ticks at a learning rate of 1e-3 are also from the code. This implementation departs from
+the paper as follows. Everything happens in one schedule, with ticks and tocks from --begin to --end; the paper begins
+with a trained network and fine-tunes for long, with separate learning rates. Tocks use the recipe's learning rates and
+optimiser. A tock follows each tick (the paper: some ticks). A tick takes 1 % of the steps (the code: an epoch). Each
+pruning step removes the same share of the remaining weights. At least one channel is left everywhere (the code: a tenth
+of each layer). FLOPs have no influence (in the code an option). Controls begin with the dense network at the last
+pruning step.
 """
 
 from __future__ import annotations
@@ -146,7 +146,7 @@ def _densities_by_round(settings: Settings, density: float) -> list[float]:
 
 
 def plan(settings: Settings) -> list[Training]:
-    """Plan one training for each density, split into ticks and tocks."""
+    """Plan one training for each density, which is split into ticks and tocks."""
 
     def densities_by_step(density: float, schedule: Schedule) -> dict[int, float | None]:
         length, shares = _steps_per_tick(settings, schedule), [1.0, *_densities_by_round(settings, density)]

@@ -1,18 +1,19 @@
 """Dynamic sparse training (RigL, SET): sparse from the first step, with a mask that moves.
 
-Training begins with a random mask. Every so many steps each layer drops a share of its weights, those of smallest
-magnitude, and grows as many that it did not have: those with the largest gradient (RigL; Evci et al., "Rigging the
-Lottery", 2020, arXiv 1911.11134, section 3) or any (SET; Mocanu et al. 2018, arXiv 1707.04780). Grown weights begin at
-0, without momentum. The share falls along a cosine, and the mask stays for the last quarter. No layer's density ever
-changes; by default they are those of ERK. Costs one training per density, sparse throughout; the dense network is
-trained to compare with.
+Training begins with a random mask, which is changed at regular intervals (a move of the mask). In a move, each layer
+drops a share of its weights, those of smallest magnitude, and grows as many removed weights: those with the largest
+gradient (RigL; Evci et al., "Rigging the Lottery", 2020, arXiv 1911.11134, section 3) or random ones (SET; Mocanu et
+al. 2018, arXiv 1707.04780). Grown weights begin at 0, without momentum. The share falls along a cosine, and the mask is
+fixed in the last quarter of training. No layer's density ever changes; by default densities are those of ERK. Costs one
+training per density, sparse throughout; the dense network is trained only for comparison.
 
-As in the paper's algorithm, the batch whose gradient decides trains nothing: with growth by gradient a move replaces a
-step, and is counted as one. Ours: weights that were just dropped are not grown back at the same move (in the paper they
-may be: --regrow); the mask first moves after one interval, in the authors' code before the first step; ties by
-position, where the code adds noise; SET with RigL's schedule, as the paper compares it (its own moves a fixed share
-every epoch). Tickets are reported with what they trained after the last move; controls hold one mask, on the weights of
-step 0, for the whole schedule: the paper's static training.
+As in the paper's algorithm, the batch whose gradient decides what grows is not trained on: with growth by gradient, a
+move replaces a training step, and is counted as one. This implementation departs from the paper as follows. Weights
+that were just dropped are not grown back in the same move (in the paper they may be: --regrow). The mask first moves
+after one interval (in the authors' code before the first step). Ties go by position (the code adds noise). SET has
+RigL's schedule, as in the paper's comparison (the original SET replaces a fixed share every epoch). Tickets report the
+training after the last move. Controls keep one mask, from the weights of step 0, for the whole schedule, which is the
+paper's static training.
 """
 
 from __future__ import annotations

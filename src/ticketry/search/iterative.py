@@ -125,7 +125,7 @@ class Settings(ScoreSettings):
 
     @property
     def effective_retrain(self) -> str:
-        """How tickets are trained: the setting `retrain`, or its default; see `lab.retrain`."""
+        """How tickets are trained: the setting `retrain`, or its default if it is empty; see `lab.retrain`."""
         return retrain_after(self.rewind, self.retrain)
 
     @property

@@ -1,8 +1,8 @@
 """One-shot pruning: train, prune once, train what is left.
 
-The dense network is trained, all weights but the best by a score are removed at once, and the remaining weights are
-trained further: at the last learning rate (fine-tuning; Han et al. 2015), from the trained weights with the learning
-rates from a step k on (learning-rate rewinding; Renda, Frankle & Carbin 2020), or from the weights of step k
+The dense network is trained, all weights but those of the highest score are removed at once, and the remaining weights
+are trained further: at the last learning rate (fine-tuning; Han et al. 2015), from the trained weights with the
+learning rates from a step k on (learning-rate rewinding; Renda, Frankle & Carbin 2020), or from the weights of step k
 (rewinding; Frankle & Carbin 2019). Several densities are pruned from one dense network, each alone; with a single
 density this is iterative pruning (`iterative`) with a single level.
 
@@ -71,10 +71,10 @@ class Settings(ScoreSettings):
     rewind: str = "0"
     """The step k to rewind to: after pruning, steps k … T of the schedule are trained (end: as many as all steps)."""
     retrain: Retrain = ""
-    """How the remaining weights are trained: finetune (final weights, last learning rate), rewind_lr (final weights,
-    learning rates of steps k..T), continue (weights of step k, steps k..T) or restart (weights of step k, the whole
-    schedule again). By default finetune; rewind_lr if the schedule's last learning rate is 0, with which nothing would
-    change."""
+    """How the remaining weights are trained after pruning: finetune (final weights, last learning rate), rewind_lr
+    (final weights, learning rates of steps k..T), continue (weights of step k, steps k..T) or restart (weights of step
+    k, the whole schedule again). By default finetune; rewind_lr if the schedule's last learning rate is 0, with which
+    nothing would change."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -94,7 +94,7 @@ class Settings(ScoreSettings):
         return Step.parse(self.when) == Step.parse("end")
 
     def effective_retrain(self, recipe: Recipe) -> str:
-        """Return how tickets are trained: the setting `retrain`, or its default; see `lab.retrain`."""
+        """Return how tickets are trained: the setting `retrain`, or its default for `recipe` if it is empty."""
         falls = recipe.schedule in TO_ZERO and Step.parse(self.rewind) != Step.parse("end")
         return retrain_after(self.rewind, self.retrain or ("rewind_lr" if falls else "finetune"))
 

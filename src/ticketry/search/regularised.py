@@ -7,13 +7,14 @@ Convolutional Networks through Network Slimming", 2017, arXiv 1708.06519) and of
 group_hoyer_square on filters and input channels; Yang, Wen & Li 2020, arXiv 1908.09979). Costs one training with the
 penalty up to the pruning step, which all densities share, and the rest of one for each density.
 
-hoyer_square removes single weights by magnitude. The others remove whole coupled channels, by the scale of their norms
-(l1_scales) or the L2 norm of their weights, and train on in a physically smaller network. Ours: all of it in one
-schedule, where the papers train twice or more (with the penalty, from a trained network or from scratch, then after
-pruning); a density where DeepHoyer has a threshold on weights (1e-4 or a share of their spread), as densities are what
-methods are compared at; group_hoyer_square is the authors', of the rows and columns of each weight, while channels are
-removed with all that is coupled to them. The penalty is on weights in scope, or on all norms. The dense network is
-trained without a penalty, to compare with. Controls begin with the weights that the penalty has left.
+hoyer_square removes single weights by magnitude. The two other penalties remove whole coupled channels, by the scale of
+their norms (l1_scales) or the L2 norm of their weights (group_hoyer_square), and training continues in a physically
+smaller network. This implementation departs from the papers as follows. Everything happens in one schedule; the papers
+train twice or more. Weights are removed down to a density, at which methods are compared; DeepHoyer has a threshold on
+weights (1e-4 or a share of their spread). As in the authors' code, group_hoyer_square is a penalty on the rows and
+columns of each weight, although channels are removed with everything that is coupled to them. The penalty is on weights
+in scope, or on the scales of all norms. The dense network is trained without a penalty, only for comparison. Controls
+begin with the weights at the pruning step.
 
 With --structure rows:4 (or rows:16, filters) the penalty is on these blocks of each weight: group_hoyer_square of their
 L2 norms, or group_lasso (the sum of the norms, each times the square root of the block's size; Yuan & Lin 2006). Whole

@@ -1,10 +1,10 @@
 """Iterative Stochastic Sparsification: masks drawn from trained probabilities.
 
 Every weight is retained with probability sigmoid(s), drawn anew at each step; the gradient passes straight through the
-draw. After a round the mask is s > 0, and the ticket has the weights of an early step of the first round. The
+draw. After a round the mask is s > 0, and the ticket has the weights of an early step of the first round. This is the
 baseline "ISS" of Savarese, Silva & Maire, "Winning the Lottery with Continuous Sparsification" (NeurIPS 2020, arXiv
-1912.04427), with the rounds of Continuous Sparsification and no temperature. The dense network is trained to compare
-with, and is no part of the search.
+1912.04427), with the rounds of Continuous Sparsification and without a temperature. The dense network is trained only
+for comparison.
 """
 
 from __future__ import annotations

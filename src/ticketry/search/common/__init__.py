@@ -1,1 +1,1 @@
-"""Shared by several searches: settings, steps, budgets, and the class of methods."""
+"""Code that several search methods share: settings, steps, budgets, and the class of methods."""

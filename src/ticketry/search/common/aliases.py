@@ -1,4 +1,4 @@
-"""Aliases: names of methods in papers, such as ``imp``. An alias is a method with some settings fixed."""
+"""Aliases: names of methods in papers, such as ``imp``, that stand for a method with certain settings."""
 
 from __future__ import annotations
 

@@ -61,7 +61,7 @@ class Budget:
 
     @cached_property
     def shares(self) -> tuple[float, ...]:
-        """The budgets as shares of the dense network's cost, in falling order."""
+        """The amounts, converted to shares of the dense network's cost, in falling order."""
         amounts: Sequence[Any] = self.amounts
         if self.needs_measurement:
             amounts = _placeholder_shares(self.kind, amounts)
@@ -188,7 +188,7 @@ class PruningSettings:
 
     @property
     def budget_terms(self) -> str:
-        """`Budget.terms` of the budget; empty without one."""
+        """`Budget.terms` of the cost budget; empty if there is no budget."""
         return self.budget.terms if self.budget else ""
 
     @cached_property

@@ -1,17 +1,18 @@
 """Ticket search by gates: rounds of training with a soft mask, and a ticket after each.
 
-Density rises with s0 (Savarese et al. 2020), but how fast depends on task, recipe and round. For a requested density D
-after R rounds, round r aims at the density that leads from that of the round before to D in equal ratios; the first
-round begins with the given s0. How far each s moved in a round shows which s0 would have left the wanted share. That is
-the first guess for the next round, whose gates start at that s0. The last round is repeated until it is within 10 % of
-D: the second try is a guess of the same kind; further ones are extrapolated in log density from two tries, or
-interpolated between the nearest s0 on either side, or in the middle after two tries on one side. An earlier round is
-repeated only if it leaves less than D: a large s0 retains nearly all that it left.
+A gate's parameter is s, and s0 is the initial value of all s. Density rises with s0 (Savarese et al. 2020), but how
+fast depends on task, recipe and round. If a density D is requested after R rounds, each round aims at a density such
+that the remaining rounds reach D in equal ratios; the first round begins with the given s0. How far each s moved in a
+round shows which s0 would have left the wanted share, and the gates of the next round start at that s0. The last round
+is repeated until its density is within 10 % of D. The second try is a guess of the same kind. Further tries are
+extrapolated in log density from two tries, interpolated between the nearest s0 on either side of D, or placed in the
+middle after two tries on one side. An earlier round is repeated only if it leaves less than D, because a later round
+can only remove weights.
 
-Gates without a gradient from the loss (of inputs that are always 0) are all switched together at an s0 of about their
-kind's threshold (0 of most). Density jumps there, and no s0 leads to a density inside the jump. After 10 tries of a
-round the nearest one is used. If this is the last round, the ticket's mask is pruned to D by the values of its gates,
-which the record says.
+Gates without a gradient from the loss (of inputs that are always 0) all switch at the same s0, about the threshold of
+their kind (0 for most). Density jumps there, and no s0 leads to a density inside the jump. After 10 tries of a round
+the nearest try is used. If this is the last round, the ticket's mask is pruned to D by the values of its gates, and the
+record says so.
 
 Under a budget (`--flops`, `--time`, `--bytes`) the share of its costs that hard gates leave replaces the density; the
 last ticket then spends the budget, see `search.gating.masks`.
