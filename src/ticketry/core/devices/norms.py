@@ -1,8 +1,8 @@
 """Batch norms that are synchronised over all processes, also on a CPU (torch's SyncBatchNorm requires a GPU).
 
-Per forward pass, each process sends its number of values and, per channel, their mean and sum of squared deviations.
-The mean and variance over all processes follow from these numbers (Chan, Golub and LeVeque 1979). The batches of the
-processes may differ in size.
+In a forward pass, each process sends the number of values per channel, and the mean and the sum of squared deviations
+of each channel. The mean and variance over all processes follow from these numbers (Chan, Golub and LeVeque 1979). The
+batches of the processes may differ in size.
 """
 
 from __future__ import annotations

@@ -110,7 +110,7 @@ def check_shards(parameters: Mapping[str, Tensor]) -> None:
 
 
 def reshard(model: nn.Module) -> None:
-    """Shard the parameters of all `fully_shard` modules again; after an evaluation they may still be gathered.
+    """Shard the parameters of all `fully_shard` modules again, since an evaluation may have left them gathered.
 
     Do not call this during a forward or backward pass.
 

@@ -191,7 +191,7 @@ class ChannelGates(Gates):
 
 
 def _broadcast_gates(weight: Tensor, part: _ChannelIndices, gate: Tensor) -> Tensor:
-    """Return the factor, to be broadcast, of a weight: the group's gates where it reads their channels, else 1."""
+    """Return a factor for `weight`, to be broadcast: the gates of a group at the channels of the group, 1 elsewhere."""
     # Indices are unique, so that neither this nor its gradient depends on an order of summation.
     spread = gate.new_ones(weight.shape[part.dim]).index_put((part.index,), gate[:, None].expand(part.index.shape))
     return spread.view([-1 if dim == part.dim else 1 for dim in range(weight.dim())])

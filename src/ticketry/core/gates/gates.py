@@ -30,7 +30,7 @@ from ticketry_engine.support.seeds import generator
 
 @dataclass(frozen=True)
 class OpenSums:
-    """Per parameter, the cached sum of how far its gates are open, and the state of the gates that it belongs to."""
+    """Cached sums, one per parameter, of how far gates are open, and the state of the gates when they were computed."""
 
     totals: list[Tensor]
     moment: Moment
@@ -129,7 +129,7 @@ def harden_logits(
     """Return the mask that retains the weights in `kept` whose logit s is above `threshold`.
 
     Args:
-        logits: parameter name -> s.
+        logits: the logits s of each parameter, by name.
         kept: for each parameter its initial mask as 0 and 1, or None if all weights may be retained.
         threshold: gates whose s is above this are on.
         collapse: see `Gates.harden`.

@@ -278,7 +278,7 @@ def grasp(
     at: Mask | None = None,
     temperature: float = 1.0,
 ) -> dict[str, Tensor]:
-    """Score each weight by w * Hg, by how much the gradient flow would fall without it (GraSP); needs data.
+    """Score each weight by w * Hg: how much the gradient flow would fall without the weight (GraSP); needs data.
 
     Wang, Zhang & Grosse, "Picking winning tickets before training by preserving gradient flow" (2020, arXiv
     2002.07376). For g and H see `crop`. The paper removes the weights with the largest -w * Hg, and so retains the

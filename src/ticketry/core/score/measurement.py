@@ -256,7 +256,7 @@ def hessian_gradient_product(
         score: name of the score, for error messages.
         model, weights, batches, loss: see `average_gradients`.
         at: a mask; for weights that it removes, g is set to 0.
-        gradient: g if it is already known, or another vector to multiply H by.
+        gradient: the vector to multiply H by: g if it is already known, or another vector; by default, g is computed.
 
     Raises:
         ScoreError: if an operation, which the message names, has no second derivative; see also `average_gradients`.
