@@ -61,7 +61,7 @@ class Job:
 
     @property
     def mask(self) -> Mask:
-        """The current mask."""
+        """The mask at this step of the training."""
         raise NotImplementedError
 
     def start(

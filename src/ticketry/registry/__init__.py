@@ -173,7 +173,7 @@ class Registry(Generic[T]):
         return ":" in name or (self._modules and is_module(name))
 
     def digest_source(self, name: str) -> str:
-        """Return a digest of the source code of an object, or "" for a built-in object; keys of results contain it."""
+        """Return a digest of the source code of the object `name`, for keys of results; "" for a built-in object."""
         return "" if self.find_origin(name) == BUILT_IN else digest_source(self.find_target(name), self.get(name))
 
     def load_usable(self) -> dict[str, T]:
@@ -197,7 +197,12 @@ class Registry(Generic[T]):
         return error
 
     def _check_kind_and_build(self, name: str, found: Any) -> T:
-        """Return what `make` returns for an object; raise `UsageError` if the object lacks a needed attribute."""
+        """Return what `make` returns for the object `found`; raise `UsageError` if it lacks a needed attribute.
+
+        Args:
+            name: name of the object.
+            found: the object.
+        """
         missing = [part for part in self._needs if not hasattr(found, part)]
         if missing:
             raise UsageError(f"it has no {missing[0]}, and a {self.kind} has {' and '.join(self._needs)}")

@@ -139,7 +139,7 @@ class Costs:
         """Texts that name the costs that could not be measured, and the reasons."""
 
     def cost_entry(self, phases: Phases) -> dict[str, dict[str, Any]]:
-        """Return the entry ``cost`` of a network's record: steps, FLOPs, seconds and memory bytes of each phase.
+        """Return the entry ``cost`` of a network's record: steps, FLOPs, seconds and memory bytes of its `phases`.
 
         Memory is None for a search without training steps, which only computes scores.
         """

@@ -190,7 +190,7 @@ def build_answer(kind: str, **more: Any) -> str:
 
 
 def answer_done(work: Work) -> str:
-    """Return the answer for a finished training."""
+    """Return the answer for a finished training, with the amount of `work` that was done."""
     return build_answer("done", work=asdict(work))
 
 

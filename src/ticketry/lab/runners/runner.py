@@ -103,7 +103,7 @@ class InProcess:
         self._stop.set()
 
     def close(self) -> None:
-        """Do nothing: there are no workers."""
+        """Do nothing, because there are no workers."""
 
 
 class NoTraining:

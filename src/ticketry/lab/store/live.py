@@ -116,8 +116,11 @@ class Messages:
                 self._objects.put(name, data)
 
     def _exists(self, name: str) -> bool:
-        """Return whether an object exists. In a shared store only the first call waits for an answer; later calls
-        return the last known answer, which a thread renews."""
+        """Return whether an object exists.
+
+        In a shared store only the first call waits for the answer; later calls return the last known answer, which a
+        thread renews.
+        """
         if self._thread is None:
             return self._objects.get(f"{self._folder}/{name}") is not None
         asked, there = self._known.get(name, (0.0, False))

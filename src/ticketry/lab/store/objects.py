@@ -47,10 +47,10 @@ class Objects(Protocol):
         """Create an object and return True; if the name exists, mark the old object as used and return False."""
 
     def list(self, prefix: str = "") -> Iterator[Listed]:
-        """Yield all objects whose names begin with a prefix."""
+        """Yield the descriptions of all objects whose names begin with `prefix`."""
 
     def delete(self, names: Iterable[str]) -> None:
-        """Delete objects; missing ones are ignored."""
+        """Delete the objects with these `names`; names of missing objects are ignored."""
 
     def now(self) -> float:
         """Return the time by the backend's own clock, in seconds since 1970."""

@@ -309,7 +309,7 @@ class Store:
     # -- remembered values -------------------------------------------------------------------------------------------
 
     def memo(self, kind: str, key: str) -> dict[str, Any] | None:
-        """Return the value that `put_memo` stored; None if it is missing or damaged (damage is logged)."""
+        """Return the value that `put_memo` stored under `kind` and `key`; None if it is missing or damaged."""
         path, why = self.paths.memo_file(kind, key), ""
         for fresh in (False, True):
             try:

@@ -47,7 +47,7 @@ class Arithmetic:
     """fsdp if every rank has a part of each parameter (`fully_shard`); empty if every rank has all parameters."""
 
     def describe(self) -> dict[str, Any]:
-        """Return the fields as JSON values for keys; leave out newer fields with default values, to keep old keys."""
+        """Return the fields as JSON values for keys, without newer fields that have default values."""
         described = asdict(self)
         usual = {"kernels": DENSE, "ranks": 1, "norms": "", "parallel": ""}
         return {name: value for name, value in described.items() if name not in usual or value != usual[name]}

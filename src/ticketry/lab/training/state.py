@@ -33,7 +33,7 @@ class TrainingState:
 
 
 def pack_state(state: TrainingState, variants: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """Return the tensors of optimiser, session, losses and `variants` in one dict; the model's are left out."""
+    """Return one dict with the tensors of optimiser, session and losses of `state`, and with those of `variants`."""
     parts = {"optimizer/": state.optimizer, "session/": state.session}
     parts |= {f"variants/{name}/": dict(own) for name, own in variants.items()}
     packed = {name: value for prefix, tensors in parts.items() for name, value in add_prefix(prefix, tensors).items()}

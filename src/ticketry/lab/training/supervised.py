@@ -239,7 +239,8 @@ class SupervisedPart(Supervised):
         The first rank has the most examples. With sharded parameters all ranks must call the network together.
 
         Args:
-            model, arithmetic: the network, and how it computes.
+            model: the network.
+            arithmetic: device and precision of the network.
             examples: the whole split.
             own: number of examples that this rank has measured.
         """

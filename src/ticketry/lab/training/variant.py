@@ -177,7 +177,7 @@ class Variant:
         raise NotImplementedError
 
     def first_state(self, around: Surroundings, model: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return the variant's state (`Effect.state`) at the start of a segment with these weights and buffers."""
+        """Return the variant's state (`Effect.state`) at the start of a segment; `model` has the initial weights."""
         return {}
 
     # -- fields of records ---------------------------------------------------------------------------------------------
@@ -241,7 +241,7 @@ class Effect:
         """Start the effect; `carried` is its stored state or, in a new training, that of `Variant.first_state`."""
 
     def convert_loaded_session(self, entries: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """Convert a session's stored state to the shapes of the network that is trained."""
+        """Convert `entries`, the stored state of a session, to the shapes of the network that is trained."""
         return entries
 
     # -- each step -----------------------------------------------------------------------------------------------------
@@ -280,7 +280,7 @@ class Effect:
         return state
 
     def convert_session_for_store(self, entries: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Convert a session's state to the shapes of the task's network; the inverse of `convert_loaded_session`."""
+        """Convert `entries`, the state of a session, to the shapes of the task's network, for the store."""
         return entries
 
     def facts(self) -> dict[str, Any]:
@@ -370,7 +370,7 @@ def variant_from(described: Mapping[str, Any]) -> Variant:
 
 
 def is_known(described: Mapping[str, Any]) -> bool:
-    """Return whether the class of the variant with this description has been imported."""
+    """Return whether the class of the variant that `described` describes has been imported."""
     return _registry_key(described) in _KNOWN
 
 
