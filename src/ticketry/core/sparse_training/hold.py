@@ -176,7 +176,7 @@ class Hold:
             self.check()
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return the state for a copy of this object; a copy enforces no mask, so that copies of the model are free."""
+        """Return the state for a copy of this object; a copy does not enforce the mask on any model."""
         return {"_is_copy": True, "_held": {}, "_listener": None}
 
     def _refuse_copy(self) -> None:
@@ -304,7 +304,7 @@ class _FirstNonFiniteStep:
         self._sums.append(total)
 
     def find_first(self) -> int | None:
-        """Return the number of the first step, counted from 1, that was not finite; None if there was none."""
+        """Return the number, from 1, of the first step after which a weight is not finite; None if all are finite."""
         self._read_sums()
         finite = int(self._finite)
         return finite + 1 if finite < self.count else None

@@ -34,7 +34,7 @@ class Origin:
     path: str
     """Path of the file, relative to a folder of data sets."""
     md5: str
-    """MD5 digest of the file as it is downloaded, that is, compressed."""
+    """MD5 digest of the file as it is downloaded, before any decompression."""
 
 
 def fetch(origin: Origin, folder: Path) -> None:
