@@ -213,7 +213,7 @@ class Judgement(VerdictAnswers[None], frozen=True, kw_only=True):
 
 
 class LevelVerdict(Judgement, frozen=True, kw_only=True):
-    """The verdict on one level of a run, over its replicates; its subject is the procedure."""
+    """The verdict on one level of a run, judged over all replicates, which is about the procedure."""
 
     about: _About = "procedure"
     level: Count

@@ -2,9 +2,9 @@
 
 The dense network is trained until its weights change slowly, then pruned at once to the final density. The remaining
 weights are trained to the end of the same schedule, momentum included. Rachwan, Zügner, Charpentier, Geisler, Ayle &
-Günnemann, "Winning the Lottery Ahead of Time: Efficient Early Network Pruning" (ICML 2022): EarlyCroP. With --when 0 it
-is pruning at initialisation: CroP (--iterations 1) and CroPit, or SNIP, GraSP, SynFlow by their scores. Costs one
-training per density; the part before pruning is shared with the dense network.
+Günnemann, "Winning the Lottery Ahead of Time: Efficient Early Network Pruning" (ICML 2022): EarlyCroP. With --when 0
+the network is pruned at initialisation: by CroP (--iterations 1) and CroPit, or, with their scores, by SNIP, GraSP and
+SynFlow. Costs one training per density; the part before pruning is shared with the dense network.
 
 With --structure channels whole channels are removed, and training continues in a physically smaller network with the
 matching part of the optimiser's state: EarlyCroP-S; with --when 0 CroP-S, or SNAP with --score snip (Verdenius, Stol &

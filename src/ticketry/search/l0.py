@@ -4,18 +4,19 @@ Every weight is multiplied by a hard-concrete gate, drawn at random in each step
 expected number of gates that are not 0. At the pruning step the weights whose gates are most probably open are
 retained, multiplied by their gates without noise, and trained to the end of the same schedule, with momentum. Louizos,
 Welling & Kingma, "Learning Sparse Neural Networks through L0 Regularization" (ICLR 2018, arXiv 1712.01312). Costs one
-training with gates up to the pruning step, which all densities share, and the rest of one for each density.
+training with gates up to the pruning step, which all densities share, and for each density the rest of the schedule.
 
-With --structure channels there is one gate for each channel, which multiplies what all layers behind it read (section
-4: an input neuron, a filter), and counts in the penalty as many times as it multiplies weights. Whole coupled channels
-are removed, and the rest trains on in a physically smaller network.
+With --structure channels each coupled channel has one gate, which multiplies what all later layers read from the
+channel (section 4: an input neuron, a filter). In the penalty, the gate counts once for each weight that it multiplies.
+Whole coupled channels are removed, and training continues in a physically smaller network.
 
-From the paper: the gates (temperature 2/3, stretched to -0.1 ... 1.1), the penalty, the gate without noise that weights
-keep, and lambda as a number over the examples, 0.1 for its LeNet-300-100. Ours: gates on single weights by
-default; one draw for the whole batch; pruning to a density at half of the schedule, where in the paper lambda
-decides and gates are trained to the end; Adam at 0.1 for gates with any weight optimiser (the paper: 0.001, for 200
-epochs). The dense network is trained without gates, to compare with. Controls begin with the weights that the gates
-have left.
+These parts are from the paper: the gates (temperature 2/3, stretched to -0.1 ... 1.1), the penalty, the multiplication
+of retained weights by gates without noise, and lambda as a number divided by the number of examples, 0.1 for the
+paper's LeNet-300-100. This implementation departs from the paper as follows. By default single weights have gates.
+Gates are drawn once for the whole batch. The network is pruned to a density at half of the schedule; in the paper
+lambda decides the density, and gates are trained to the end. Gates are trained by Adam at 0.1 with any weight optimiser
+(the paper: 0.001, for 200 epochs). The dense network is trained without gates, only for comparison. Controls begin with
+the weights after multiplication by the gates.
 """
 
 from __future__ import annotations
