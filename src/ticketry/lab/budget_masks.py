@@ -71,7 +71,7 @@ def store_costs(lab: Lab, task: Task, costs: CostModel, names: Iterable[str]) ->
 
 
 def load_prices(lab: Lab, task: Task, names: Iterable[str], terms: str) -> Prices:
-    """Return the price of each weight: MACs, or a stored cost model if `terms` contain a digest of one.
+    """Return the MACs of each weight or, if `terms` contain the digest of a cost model, that model from the store.
 
     Args:
         lab, task: the store and the network.

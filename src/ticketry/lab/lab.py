@@ -223,7 +223,7 @@ class Lab:
         Args:
             segment: what to train, see the method `segment`.
             keep: steps inside the segment whose states are also stored; `at` returns these states.
-            label: name of the training in progress events.
+            label: name that progress events give this training.
             measure: whether metrics of the trained network are needed.
 
         Raises:
@@ -245,7 +245,7 @@ class Lab:
         Args:
             segments: what to train.
             keep: steps whose states are also stored, for every segment.
-            labels: for every segment the name of its training in progress events.
+            labels: for every segment, the name that progress events give its training.
             measure: whether metrics of the trained networks are needed.
 
         Raises:

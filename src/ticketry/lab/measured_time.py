@@ -36,7 +36,7 @@ _ROUNDS = 11
 
 
 def check_measurable_here(costs: CostModel) -> None:
-    """Raise `CostError` if `costs` are not in seconds, are of another machine, or need more threads than this has."""
+    """Raise `CostError` if `costs` are not in seconds, are of another machine, or of more threads than cores here."""
     from ticketry_engine.bench.machine import another_machine
 
     if costs.unit != "seconds":

@@ -29,7 +29,7 @@ _LAST_SECONDS = 10
 
 
 class Stopped(KeyboardInterrupt):
-    """Raised when a signal asks this process to end; ``except Exception`` does not catch a `KeyboardInterrupt`."""
+    """Raised when a signal asks this process to end; like `KeyboardInterrupt`, no ``except Exception`` catches it."""
 
     def __init__(self, number: int) -> None:
         super().__init__(number)

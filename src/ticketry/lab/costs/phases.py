@@ -110,7 +110,7 @@ def _split_phases(needed: Sequence[Result], found: Found | None) -> Phases:
 
 
 def _longest_parts(trainings: Iterable[Result]) -> tuple[Result, ...]:
-    """Return, for each trajectory, the result of the longest segment; shorter segments are parts of it."""
+    """Return the results without those of segments that are the beginning of a longer segment among them."""
     longest: dict[str, Result] = {}
     for each in trainings:
         known = longest.get(each.segment.trajectory)

@@ -64,7 +64,7 @@ def parse_checkpoint_name(name: str) -> Checkpoint | None:
 
 
 def list_checkpoints(remote: Objects, trajectory: str) -> Iterator[tuple[Checkpoint, str]]:
-    """Yield, for each object of a checkpoint of `trajectory`, the checkpoint and the name of the object."""
+    """Yield the names of all objects with checkpoints of the training `trajectory`, each with its checkpoint."""
     for one in remote.list(f"partial/{trajectory}-"):
         if (found := parse_checkpoint_name(one.name)) and found.trajectory == trajectory:
             yield found, one.name
@@ -93,7 +93,7 @@ def upload(remote: Objects, trajectory: str, step: int, path: Path) -> None:
 
 
 def fetch_newest(remote: Objects, paths: Paths, trajectory: str, last: int) -> None:
-    """Download the newest undamaged checkpoint of `trajectory` up to step `last` into the store's folder."""
+    """Download the newest undamaged checkpoint, up to step `last`, of the training with the key `trajectory`."""
     found = {checkpoint for checkpoint, _ in list_checkpoints(remote, trajectory) if checkpoint.step <= last}
     for checkpoint in sorted(found, key=lambda one: one.step, reverse=True):
         if (_fetch_parts if checkpoint.in_parts else _fetch_file)(remote, paths, checkpoint):

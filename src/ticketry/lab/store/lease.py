@@ -68,7 +68,7 @@ class LeaseSettings:
 
 
 def lease_name(trajectory: str) -> str:
-    """Return the name of the lease objects of `trajectory`, without ``@`` and the number."""
+    """Return the name, without ``@`` and number, of the lease objects for the training with the key `trajectory`."""
     return f"trajectories/{trajectory[:2]}/{trajectory}.json"
 
 
@@ -90,7 +90,7 @@ def read_holder(data: bytes) -> Holder | None:
 
 
 def busy_trajectory(remote: Objects, terms: LeaseSettings) -> str:
-    """Return a trajectory that another machine trains now, by its recently renewed lease; else an empty string."""
+    """Return the key of a training whose lease another machine has renewed recently, or an empty string."""
     now = remote.now()
     names = {
         one.name.rpartition("@")[0]
@@ -110,7 +110,7 @@ def _list_numbers(remote: Objects, name: str) -> dict[int, Listed]:
 
 
 class Lease:
-    """Gives this machine the right to train one trajectory; a thread renews the lease until `release`."""
+    """Gives this machine the exclusive right to one training; a thread renews the lease until `release`."""
 
     def __init__(self, remote: Objects, trajectory: str, terms: LeaseSettings) -> None:
         self._remote, self._terms = remote, terms

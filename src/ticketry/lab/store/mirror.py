@@ -217,9 +217,9 @@ class Mirror:
 
     @contextlib.contextmanager
     def hold_lease(self, trajectory: str) -> Iterator[None]:
-        """Within a ``with`` block, hold the lease of a trajectory, and upload its checkpoints in a thread.
+        """Within a ``with`` block, keep other machines from the training with the key `trajectory`, by a lease.
 
-        Meanwhile no other machine trains the trajectory.
+        Meanwhile a thread uploads checkpoints of this training.
         """
         held = lease.Lease(self.remote, trajectory, self._terms)
         held.take()
@@ -233,15 +233,15 @@ class Mirror:
             uploads.delete_cancelled()
 
     def busy_trajectory(self) -> str:
-        """Return a trajectory that another machine trains now, or an empty string if there is none."""
+        """Return the key of a training that another machine carries out now; an empty string if there is none."""
         return lease.busy_trajectory(self.remote, self._terms)
 
     def fetch_checkpoint(self, trajectory: str, last: int) -> None:
-        """Download the newest checkpoint of a trajectory up to step `last` into the local folder."""
+        """Download the newest checkpoint, up to step `last`, of the training with the key `trajectory`."""
         fetch_newest(self.remote, self.paths, trajectory, last)
 
     def upload_checkpoint(self, trajectory: str, step: int, path: Path) -> None:
-        """Queue the upload of the checkpoint at `path`; do nothing if this process lacks the trajectory's lease."""
+        """Queue the upload of the checkpoint at `path`; do nothing if this process lacks the training's lease."""
         if uploads := self._uploads.get(trajectory):
             uploads.enqueue(step, path)
 

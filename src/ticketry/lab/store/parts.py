@@ -116,7 +116,7 @@ def stored_steps(paths: Paths, trajectory: str) -> list[int]:
 
 
 def delete_folders(paths: Paths, trajectory: str, last: int) -> None:
-    """Delete the folders of the sharded checkpoints of `trajectory` up to step `last`."""
+    """Delete the sharded checkpoints, up to step `last`, of the training with the key `trajectory`."""
     for step, folder in list(_folders(paths, trajectory)):
         if step <= last:
             with contextlib.suppress(OSError):

@@ -24,12 +24,12 @@ def blob_name(digest: str) -> str:
 
 
 def results_name(trajectory: str) -> str:
-    """Return the prefix with which the object names of all results of a trajectory begin."""
+    """Return the common prefix of the object names of all results of the training with the key `trajectory`."""
     return f"results/{trajectory[:2]}/{trajectory}/"
 
 
 def result_name(trajectory: str, step: int) -> str:
-    """Return the object name of a trajectory's result at a step."""
+    """Return the object name of the result at a step of the training with the key `trajectory`."""
     return f"{results_name(trajectory)}{step}.json"
 
 
@@ -80,7 +80,7 @@ class Paths:
         return self._inside(memo_name(kind, key))
 
     def lock(self, trajectory: str) -> Path:
-        """Return the lock file of a trajectory; the process that trains the trajectory holds it."""
+        """Return the path of the file that a process locks during the training with the key `trajectory`."""
         return self._inside(f"{results_name(trajectory)}lock")
 
     def partial_file(self, trajectory: str, step: int, digest: str) -> Path:
@@ -170,11 +170,11 @@ class Paths:
         return self._matching(self.results, "*/*/lock")
 
     def partial_files(self, trajectory: str = "*") -> Iterator[Path]:
-        """Yield the files of checkpoints of unfinished segments, by default of all trajectories."""
+        """Yield the files of checkpoints of the training with the key `trajectory`, by default of all trainings."""
         return self._matching(self.partial, f"{trajectory}-*.safetensors")
 
     def partial_folders(self, trajectory: str = "*") -> Iterator[Path]:
-        """Yield the folders of sharded checkpoints, by default of all trajectories."""
+        """Yield the folders of sharded checkpoints of the training `trajectory`, by default of all trainings."""
         return self._matching(self.partial, f"{trajectory}-*.parts")
 
     def live_files(self, name: str) -> Iterator[Path]:

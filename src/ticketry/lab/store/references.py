@@ -17,7 +17,7 @@ from ticketry_engine.support.seeds import mix
 
 _KEY = re.compile(r"\b([0-9a-f]{64})@([0-9]{1,18})\b")
 Key = tuple[str, int]
-"""Trajectory and step of a result."""
+"""Key of a training (its trajectory), and a step; together they identify a result."""
 
 
 def result_keys_in(values: Mapping[str, Any]) -> set[Key]:
@@ -100,7 +100,7 @@ def second_order_seed(seed: int) -> int:
 
 
 def second_order_trajectory(result: Mapping[str, Any]) -> str | None:
-    """Return the trajectory of the same training with the second data order; None if `result` lacks a description."""
+    """Return the key of the same training with the second data order; None if `result` lacks a description."""
     segment = result["segment"]
     if not isinstance(segment, dict) or not isinstance(segment.get("order_seed"), int):
         return None

@@ -221,7 +221,7 @@ class Store:
     # -- results -----------------------------------------------------------------------------------------------------
 
     def result(self, trajectory: str, step: int) -> dict[str, Any] | None:
-        """Return the result of a trajectory at a step; None if it is not stored."""
+        """Return the result at a step of the training with the key `trajectory`; None if it is not stored."""
         record = self._read_result(trajectory, step)
         if record is not None and record.get("metrics") is None and self.mirror:
             record = self._read_result(trajectory, step, fresh=True)  # they may have been measured elsewhere since
@@ -240,7 +240,7 @@ class Store:
             self.objects.create_if_absent(name, data)
 
     def load_valid_result(self, trajectory: str, step: int) -> dict[str, Any] | None:
-        """Return the result of a trajectory at a step, after checking its entries; None if it is not stored.
+        """Return what `result` returns, after checking the result's entries.
 
         Raises:
             StoreError: if the file is damaged or not a result.
@@ -251,7 +251,7 @@ class Store:
         return record
 
     def stored_steps(self, trajectory: str) -> list[int]:
-        """Return the sorted steps at which a trajectory has results."""
+        """Return the sorted steps at which the training with the key `trajectory` has stored results."""
         prefix = results_name(trajectory)
         names = (one.name.removeprefix(prefix) for one in self.objects.list(prefix))
         return sorted(int(name[:-5]) for name in names if name.endswith(".json") and name[:-5].isdecimal())
@@ -344,7 +344,7 @@ class Store:
 
     @contextlib.contextmanager
     def lock(self, trajectory: str) -> Iterator[None]:
-        """Within a ``with`` block, hold the lock of a trajectory, so that no other process trains it.
+        """Within a ``with`` block, lock the training with the key `trajectory`, so that no other process does it.
 
         If another process holds the lock, wait until that process releases it or ends.
         """

@@ -86,7 +86,7 @@ class WeightRetrainer:
         self._store, self._data, self._tasks = store, data, tasks
 
     def __call__(self, digest: str, trajectory: str, step: int) -> None:
-        """Train the trajectory up to `step` and store the weights; raise the errors of the method `segment`."""
+        """Repeat the training with the key `trajectory` up to `step`, and store the weights."""
         retrain_left_out_weights(self._store, self._data, self.segment(digest, trajectory, step), _SignalWatch())
 
     def segment(self, digest: str, trajectory: str, step: int) -> Segment:
