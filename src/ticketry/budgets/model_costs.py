@@ -181,7 +181,7 @@ def _resolve_target(target: str | Path | CostModel | GpuProfile) -> CostModel | 
 
 
 def why_elsewhere(costs: CostModel) -> str:
-    """Return a message if costs were measured on another machine; empty if they are of this machine."""
+    """Return a message that says on which other machine `costs` were measured; empty if it was this machine."""
     other = another_machine(costs.about)
     return other and f"the costs are of another machine ({other})"
 

@@ -191,7 +191,7 @@ def _first_cycle(lab: Lab, task: Task, recipe: Recipe, mask: str, found: Found, 
 
 
 def store_control_mask(lab: Lab, task: Task, control: str, ticket: str, seeds: Seeds, form: MaskForm = WEIGHTS) -> str:
-    """Draw a control's mask for a ticket's stored mask, store it, and return its digest. Cached.
+    """Draw and store a control's mask for a ticket's stored mask, and return the new mask's digest (cached).
 
     Args:
         ticket: digest of the ticket's mask.

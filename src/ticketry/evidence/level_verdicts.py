@@ -194,7 +194,7 @@ def judge_levels(
         )
 
     def longer_difference(level: int, role: str) -> LongerDifference:
-        """Return the difference ticket minus a network that was trained for more steps."""
+        """Return the record of the difference between the ticket and a control that was trained for more steps."""
         compared = compare(
             values_of(points_of(level, "ticket")),
             values_of(points_of(level, role)),

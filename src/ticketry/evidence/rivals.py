@@ -82,7 +82,7 @@ def list_references(subject: TestedTicket) -> list[Reference]:
 
 
 def flops_share(lab: Lab, task: Task, mask: Mask) -> float:
-    """Return the FLOPs of a masked network, as a share of the dense network's FLOPs. Cached.
+    """Return the FLOPs of a masked network, as a share of the dense network's FLOPs, cached in the store.
 
     FLOPs are counted in a forward pass of one example, see `lab.costs.meters.flops`. Products with masked weights count
     in proportion to the weights' density, products with other weights in full, biases and norms not at all.

@@ -89,7 +89,7 @@ class Claim(Part, frozen=True, kw_only=True):
 
 
 class BlockProvenance(Part, frozen=True, kw_only=True):
-    """What determines the exact results of a block of replicates besides the settings."""
+    """Hardware, precision and kernels of a block of replicates, which affect its exact results besides the settings."""
 
     first: Count
     last: Count

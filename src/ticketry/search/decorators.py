@@ -243,7 +243,7 @@ def channel_importance(lab: Lab, result: Result) -> dict[str, Tensor]:
 def prune_least_important(
     lab: Lab, result: Result, scope: Scope, density: float, *, within: str | None, keep_at_least: int
 ) -> str:
-    """Store the mask that removes the channels of least importance, and return the mask's digest. Cached.
+    """Store the mask that removes the channels of least importance, and return the mask's digest (cached).
 
     A channel that passes several norms, such as one on a residual shortcut, has the sum of the importances.
 

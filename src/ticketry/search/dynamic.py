@@ -202,7 +202,7 @@ def _recipe_of_equal_flops(lab: Lab, segment: Segment, settings: Settings) -> Re
 def update_dynamic_mask(
     lab: Lab, segment: Segment, share: float, *, grow: Growth, seed: int = 0, regrow: bool = False
 ) -> str:
-    """Drop and grow weights of a segment's mask before its first step; return the new mask's digest. Cached.
+    """Drop and grow weights of a segment's mask before its first step; return the new mask's digest (cached).
 
     Args:
         segment: the training as it would continue, from a stored state, with the present mask.

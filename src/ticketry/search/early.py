@@ -151,7 +151,7 @@ class _PruningStepDetector:
         self._steps, self._latest = range(every, latest + 1, every), latest
 
     def find_step(self, density: float) -> Moment:
-        """Return the step at which to prune to a density, with the measurements that led to it."""
+        """Return the step at which to prune to `density`, with the measurements by which this step was detected."""
         return (
             self._find_by_mask_changes(density)
             if self._settings.detector == "masks"

@@ -86,7 +86,7 @@ class Replicate:
         return self.lab.segment(self.task, start=start, order_seed=self.seeds.order, recipe=self.recipe, **more)
 
     def with_other_data_order(self, *parts: str | int) -> Replicate:
-        """Return a copy with another data order, whose seed is derived from `parts`."""
+        """Return a copy of this replicate with another data order, whose seed is a hash of the old one and `parts`."""
         from ticketry_engine.support.seeds import mix
 
         return replace(self, seeds=replace(self.seeds, order=mix(self.seeds.order, *parts)))
@@ -191,7 +191,7 @@ class Search(Protocol):
 
 @dataclass(frozen=True)
 class Method(Generic[S]):
-    """A search method: name, description, settings, plan and search.
+    """A search method with its name, description, settings, plan and search function.
 
     Examples:
         >>> iterative = tk.search.method("iterative")

@@ -14,7 +14,7 @@ class Schedule(Protocol):
 
     @property
     def total(self) -> int:
-        """Number of iterations of the whole training."""
+        """Number of iterations of a whole training by the recipe."""
 
     @property
     def per_epoch(self) -> int:

@@ -188,7 +188,7 @@ def prune(
     within: str | None = None,
     **more: Any,
 ) -> str:
-    """Choose a mask by the score of the settings, store the mask, and return its digest. Cached.
+    """Choose a mask by the score of the settings, store the mask, and return the mask's digest (cached).
 
     Args:
         trained: network whose weights are ranked.
@@ -231,7 +231,7 @@ def prune(
 def choose_mask(
     replicate: Replicate, weights: Result, scope: Scope, share: float, terms: str = "", **chosen: Any
 ) -> str:
-    """Choose a mask of a given density or cost, store the mask, and return its digest. Cached.
+    """Choose a mask of a given density or cost, store the mask, and return the mask's digest (cached).
 
     Args:
         weights: network whose weights are ranked.

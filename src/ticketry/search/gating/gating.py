@@ -442,7 +442,7 @@ def require_class_scores(task: Task, outputs: Tensor, targets: Tensor) -> None:
 
 
 def require_classification(lab: Lab, task: Task) -> None:
-    """Run a new network of `task` on a few examples; raise `TaskError` unless it has class scores. Cached."""
+    """Run a new network of `task` on a few examples; raise `TaskError` unless it has class scores (cached)."""
     key = digest_of({"scores": 1, "task": dict(task.key())})
     if lab.store.memo("objectives", key) is not None:
         return

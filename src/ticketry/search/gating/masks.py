@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 
 def mask_of_open_gates(lab: Lab, result: Result) -> str:
-    """Store the mask that retains the weights whose gates have s > 0, and return its digest. Cached.
+    """Store the mask that retains the weights whose gates have s > 0, and return the mask's digest (cached).
 
     Raises:
         LayerCollapseError: if a parameter has no open gate; the message says since which step.
@@ -46,7 +46,7 @@ def mask_of_open_gates(lab: Lab, result: Result) -> str:
 
 
 def mask_of_largest_gates(lab: Lab, result: Result, density: float, collapse: str = "raise") -> str:
-    """Store the mask of the given density that retains the weights with the largest s; return its digest. Cached.
+    """Store the mask of a density that retains the weights with the largest s; return the mask's digest (cached).
 
     Weights with equal s are retained in the order of their positions.
 
@@ -56,7 +56,8 @@ def mask_of_largest_gates(lab: Lab, result: Result, density: float, collapse: st
         collapse: what happens if a parameter would lose all weights: ``raise`` an error, or ``keep`` one weight.
 
     Raises:
-        LayerCollapseError: if a parameter would lose all weights; the message names each.
+        LayerCollapseError: if a parameter would lose all weights and `collapse` is ``raise``; the message names these
+            parameters.
     """
 
     def compute_mask() -> Mask:
@@ -77,7 +78,7 @@ def mask_of_largest_gates(lab: Lab, result: Result, density: float, collapse: st
 def mask_of_largest_channel_gates(
     lab: Lab, result: Result, density: float, *, keep_at_least: int = 1, multiple: int = 1
 ) -> str:
-    """Store the mask of the channels with the largest s, as near as possible to a density; return its digest. Cached.
+    """Store the mask of the channels with the largest s, nearest to a density; return the mask's digest (cached).
 
     Args:
         keep_at_least, multiple: minimum number of channels of each group, and the number that each group which loses
@@ -201,11 +202,11 @@ def budget_share_left(lab: Lab, result: Result, terms: str) -> float:
 def mask_within_budget(
     lab: Lab, result: Result, settings: PruningSettings, share: float, collapse: str = "raise"
 ) -> str:
-    """Store the mask of the weights with the largest s that meets a cost budget; return its digest. Cached.
+    """Store the mask of the weights with the largest s that meets a cost budget; return the mask's digest (cached).
 
     Raises:
-        LayerCollapseError: if a parameter would lose all weights and `collapse` is not ``keep``; the message names
-            each.
+        LayerCollapseError: if a parameter would lose all weights and `collapse` is ``raise``; the message names these
+            parameters.
     """
     from ticketry.budgets.pruner import allocate_budget
     from ticketry.lab.budget_masks import load_prices, prune_to_share

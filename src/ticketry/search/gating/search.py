@@ -264,7 +264,7 @@ def _train_ticket(rounds: Rounds, level: int, chain: list[Result], searched: lis
 
 
 def _steps_since_initialisation(chain: list[Result], rewound: Result) -> int:
-    """Return for how many steps the weights at the end of the rounds in `chain` were trained since initialisation."""
+    """Return the number of steps since initialisation of the weights after the last round in `chain`."""
     last = chain[-1].segment
     if last.start.state == rewound.model:  # weights were rewound between rounds
         return rewound.segment.last + last.steps
