@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Event:
-    """Reports progress in training the segment with the key `key`, from step `first` to step `last`.
+    """Reports progress in training a segment, which has the key `key` and the steps from `first` to `last`.
 
     Kinds: started (submitted), waiting (for another process that trains the segment), progress, stored (the training
     was stopped, and its state is stored), lost (the worker is gone, and another worker resumes at the step), finished,

@@ -35,7 +35,10 @@ class Order:
 
 
 class Runner(Protocol):
-    """Trains segments; `RUNNERS` has classes or functions that build a runner from ``(workers, on_event)``."""
+    """Trains segments (ranges of steps of a training) in this process or elsewhere.
+
+    `RUNNERS` has classes or functions that build a runner from ``(workers, on_event)``.
+    """
 
     def submit(self, order: Order, segment: Segment, keep: tuple[int, ...]) -> concurrent.futures.Future[Work]:
         """Start or queue the training of a segment, and return a future for the amount of work done.

@@ -44,7 +44,7 @@ def finish_folder(folder: Path, paths: Paths, trajectory: str, step: int, digest
     Args:
         folder: the folder with its temporary name, which contains all other files.
         paths: the store.
-        trajectory, step: the training and its step.
+        trajectory, step: key of the training, and the step of the checkpoint.
         digests: SHA-256 of each file, by name.
     """
     write_sealed(folder / LIST, {"files": dict(digests)})

@@ -69,12 +69,12 @@ class Results:
         starts: Callable[[Mapping[str, Any]], Iterable[str]],
         more: Callable[[Mapping[str, Any]], str | None] = lambda _: None,
     ) -> list[Path]:
-        """Return the files of all results of these trajectories, and of the trajectories to which these lead.
+        """Return the files of all results of the given trainings, and of the trainings to which these lead.
 
         Args:
-            trajectories: the trajectories to begin with.
-            starts: returns digests of tensors for a result; the trajectories that produced these tensors are followed.
-            more: returns a further trajectory to follow for a result, or None.
+            trajectories: keys of the trainings to begin with.
+            starts: returns digests of tensors for a result; the trainings that produced these tensors are followed.
+            more: returns the key of a further training to follow for a result, or None.
         """
         waiting, seen = sorted(set(trajectories)), set[str]()
         found: list[Path] = []

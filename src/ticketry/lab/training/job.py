@@ -71,7 +71,7 @@ class Work:
 
 
 class Job:
-    """Trains one segment whose lock this process holds.
+    """Trains one segment (a range of steps of a training) whose lock this process holds.
 
     Args:
         store: the store.

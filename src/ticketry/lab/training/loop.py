@@ -39,7 +39,7 @@ _LOOK_EVERY = 100
 
 
 class Loop:
-    """Trains one segment: `train_until` trains steps, and `state` returns a copy of the training state.
+    """Trains a segment, a range of steps: `train_until` trains steps, and `state` returns a copy of the training state.
 
     Args:
         store: the store.

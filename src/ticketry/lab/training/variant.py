@@ -247,7 +247,7 @@ class Effect:
     # -- each step -----------------------------------------------------------------------------------------------------
 
     def before_step(self) -> None:
-        """Act before the forward pass of each step."""
+        """Do what the variant requires before the forward pass of a step, such as to set gates."""
 
     def loss(self, batch: Any, inner: Callable[[], Tensor]) -> Tensor:
         """Return the loss of a batch; `inner` computes it without this effect."""
@@ -257,12 +257,12 @@ class Effect:
         """Change the gradients of the loss, before they are clipped."""
 
     def after_step(self) -> None:
-        """Act after the optimiser has updated the parameters."""
+        """Do what the variant requires after the optimiser's step, such as to change the mask."""
 
     # -- between steps -------------------------------------------------------------------------------------------------
 
     def stopped(self) -> None:
-        """Act when training pauses, for example because a state is stored."""
+        """Do what the variant requires when training pauses, for example because a state is stored."""
 
     def check(self) -> None:
         """Raise an error of `ticketry.errors` if a condition that the effect guarantees does not hold."""

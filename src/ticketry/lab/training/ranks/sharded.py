@@ -94,7 +94,7 @@ def save_state(group: Group, store: Store, trajectory: str, step: int, tensors: 
     Args:
         group: the ranks.
         store: the store.
-        trajectory, step: the training and its step.
+        trajectory, step: key of the training, and the step of the checkpoint.
         tensors: tensors of the state by name, of which this rank writes its shards.
 
     Raises:
