@@ -261,6 +261,6 @@ def test_live_table_on_a_terminal(tmp_path: Path) -> None:
     assert process.returncode == 0
     assert len(json.loads(out)["tickets"]) == 4
     text = shown.decode()
-    assert "Iterative magnitude pruning with rewinding on digits" in text
+    assert "IMP: iterative magnitude pruning with rewinding" in text
     assert "of 6 networks" in text
     assert "tickets" in text

@@ -136,7 +136,7 @@ def _print_scores(rows: list[dict[str, Any]]) -> None:
 
 
 def _origin_note(row: Mapping[str, Any]) -> str:
-    """Return a note that names the package that defines a row; empty for a row that ticketry itself defines."""
+    """Return the name of the package that defines a row, in brackets; empty for a row of ticketry itself."""
     return "" if row["from"] == BUILT_IN else f" (of {row['from']})"
 
 

@@ -50,7 +50,7 @@ class LabOptions:
     threads: int = 1
     """CPU threads of each training, or of each device of a training; their number affects the bits of the result."""
     devices: int = 1
-    """Devices that train each network together: GPUs, or on CPUs processes with --threads threads each."""
+    """Devices that train each network together: GPUs, or processes of a CPU, see --threads."""
     parallel: Literal["ddp", "fsdp"] = "ddp"
     """With several devices: each device has the whole network (ddp), or a part of every parameter (fsdp), for networks
     that do not fit into one device."""
@@ -92,7 +92,7 @@ class SearchOptions(LabOptions):
     name: str = ""
     """Name of the run, for lists and figures; by default it is built from method, score and task."""
     replicates: int = 5
-    """How many times to search, each time with other seeds."""
+    """Number of searches, each with other seeds."""
     seed: int = 0
     """Seed of the first replicate; each further replicate has the next seed."""
     initialisation_seed: int | None = None

@@ -17,7 +17,7 @@ from ticketry.report.tables.results import Results, Split, Summary
 
 MINUS, NONE = "−", "–"
 _UNPRINTABLE = frozenset(("Cc", "Cf", "Cs", "Cn", "Zl", "Zp"))
-"""Unicode categories of characters that `printable` replaces: control characters, invisible formatting etc."""
+"""Unicode categories of characters that `printable` replaces: control characters, invisible formatting and the like."""
 _ROLES = {
     "dense": "dense",
     "ticket": "tickets",

@@ -32,7 +32,7 @@ class Recipe:
     """
 
     length: str = "10ep"
-    """Length of the training, in epochs or iterations: ``10ep`` or ``4000it``."""
+    """Length in epochs or iterations: ``10ep`` or ``4000it``."""
     batch: int = 128
     """Number of examples per step; the last batch of an epoch may be smaller."""
     optimizer: Optimizer = "sgd"

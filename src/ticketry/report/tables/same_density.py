@@ -100,7 +100,7 @@ def schedule_differences(match: DensityMatch, labels: Sequence[str], runs: Seque
 
 
 def condition_differences(match: DensityMatch, labels: Sequence[str], runs: Sequence[Results]) -> list[str]:
-    """Return texts on differences in machine, processor, precision, threads etc. of matched runs."""
+    """Return texts on differences in machine, processor, precision, threads and other settings of matched runs."""
     environments = [runs[i].run.environment for i, _ in match.members]
     values = [
         (key.replace("_", " "), [one.get(key, _DEFAULTS.get(key)) for one in environments]) for key in _MEASURED_BY
