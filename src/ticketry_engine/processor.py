@@ -1,4 +1,4 @@
-"""Describes the processor (name, features and caches), and tells on which platforms kernels run."""
+"""Describes the processor (name, features and caches), and lists the platforms on which kernels run."""
 
 from __future__ import annotations
 

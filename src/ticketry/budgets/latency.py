@@ -253,10 +253,10 @@ class _BudgetSearch:
         self._values = add_small_magnitudes(self._request.scores(), parameters)
         if needs_costs:
             self._costs = self._request.cost or self._measure_costs()
-            self._time_base()
+            self._update_request()
             _warn_of_torch(self._costs)
         found = [one for name in self._names if (one := self._time_granularity(name)) is not None]
-        self._time_base()
+        self._update_request()
         best = max(found, key=self._rank_of)
         if abs(nearest(best.tried, self._asked).found.median / self._asked - 1) > _NEAR / 2:
             best.tried = approach(
@@ -273,7 +273,7 @@ class _BudgetSearch:
         considered = (*(self._describe(one) for one in found), *self._failed)
         return replace(result, costs=self._costs, structure=best.structure, considered=considered)
 
-    def _time_base(self) -> None:
+    def _update_request(self) -> None:
         """Time the base again, and update the requested latency if it is a share of the base's."""
         self._known = _time_base(self._request, self._meter)
         self._asked = self._known.requested / self._known.unpruned

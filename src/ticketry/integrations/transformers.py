@@ -224,7 +224,7 @@ class GatesCallback(_JobCallback):
 
 
 def _make_is_running(state: TrainerState) -> Callable[[], bool]:
-    """Return a function that tells whether the call of `Trainer.train` with this state is still running.
+    """Return a function that returns whether the call of `Trainer.train` with this state is still running.
 
     The Trainer calls no callback when an exception ends a training. So the function searches the stacks of all threads
     for the call of `train` whose trainer has this state. If there is no such call now, other code than `train` calls

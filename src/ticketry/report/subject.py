@@ -211,7 +211,7 @@ def _plain_text(value: object) -> str:
 
 
 def rewind_text(results: Results) -> str:
-    """Return the rewind step as it was requested, or as ``step N``; empty if the record has neither."""
+    """Return the requested rewind step, or as ``step N``; empty if the record has neither."""
     requested, step = results.run.settings.get("rewind"), results.run.steps.rewind
     if isinstance(requested, str) and requested:
         return printable(requested)

@@ -199,7 +199,7 @@ def duration(seconds: float) -> str:
 
 
 def json_text(item: Any) -> str:
-    """Format a JSON value on one line: a text as it is, a list with commas, an object as JSON."""
+    """Format a JSON value on one line: a text unchanged, a list with commas, an object as JSON."""
     if isinstance(item, str):
         return printable(item) or NONE
     if isinstance(item, bool) or item is None:

@@ -162,7 +162,7 @@ def _pin_thread(thread: int, cores: set[int]) -> None:
 
 
 def _measure_load() -> dict[int, float]:
-    """Return, for each core, the share of 0.2 seconds in which the core was busy; {} if the system does not tell."""
+    """Return, for each core, the share of 0.2 seconds in which the core was busy; {} if unknown."""
     before = _read_ticks()
     if not before:
         return {}

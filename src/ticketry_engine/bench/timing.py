@@ -180,7 +180,7 @@ def median_interval(values: Sequence[float], confidence: float = 0.95) -> Interv
 
     The interval is the narrowest one with at least the given confidence. The confidence is exact for independent
     samples of any distribution, because the number of values below the median is binomial (n, 1/2). With too few
-    values, the interval goes from the smallest to the largest value, and its `confidence` is lower than requested.
+    values, the interval extends from the smallest to the largest value, and its `confidence` is lower than requested.
     """
     ordered, count = sorted(values), len(values)
     if not count:

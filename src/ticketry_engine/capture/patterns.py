@@ -205,7 +205,7 @@ def _fusable_layer(editor: Editor, name: str | None) -> Node:
 def fuse(graph: Graph) -> Graph:
     """Return the graph with residual sums and activations fused into the preceding layers.
 
-    A layer stays as it is if several nodes read its output.
+    A layer stays unchanged if several nodes read its output.
     """
     return rewrite(rewrite(graph, _fuse_residual), _fuse_activation)
 
@@ -237,7 +237,7 @@ def _fuse_activation(editor: Editor, one: Node) -> list[Node]:
 def fold_norms(graph: Graph) -> Graph:
     """Return the graph with `affine` nodes, which scale and shift channels, folded into the preceding layers.
 
-    A layer stays as it is if several nodes read its output.
+    A layer stays unchanged if several nodes read its output.
     """
     return rewrite(graph, _fold_norm)
 

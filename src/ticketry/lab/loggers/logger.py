@@ -46,7 +46,7 @@ class Logger(Protocol):
 
     One thread makes all calls. For each run it calls `start`, then `metrics` and `artifact` any number of times, then
     `finish`. The run of a search starts before the runs of its trainings and ends after them. If a method raises an
-    error, a warning is logged and the logger is not called again; trainings go on.
+    error, a warning is logged and the logger is not called again; trainings continue.
     """
 
     def start(self, run: Logged) -> bool:
